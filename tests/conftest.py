@@ -1,0 +1,30 @@
+"""Options and fixtures that all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(os.environ.get('SIMMIM_SHARED', Path(__file__).resolve().parents[2] / 'shared'))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption('--all', action='store_true', help='run the tests marked slow too')
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if 'slow' in item.keywords and not config.getoption('--all'):
+            item.add_marker(pytest.mark.skip(reason='slow: run with --all'))
+        if 'gpu' in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
+
+
+@pytest.fixture(scope='session')
+def nih1000() -> Path:
+    """The 1,000 real X-rays in CheXpert's layout, where they are at hand."""
+    folder = SHARED / 'nih1000' / 'NIH-v1.0-256'
+    if not folder.is_dir():
+        pytest.skip(f'real X-rays not found at {folder} (set SIMMIM_SHARED)')
+    return folder
