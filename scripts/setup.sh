@@ -1,0 +1,24 @@
+# Sourced by the other scripts: makes .venv and installs a requirements file, once.
+# setup REQUIREMENTS_FILE; PYTHON names the interpreter (default python3, 3.10 to 3.13).
+
+setup() {
+    local requirements=$1 python=${PYTHON:-python3} stamp sum
+    "$python" - <<'PY' || return 1
+import sys
+if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+    sys.exit(f'error: Python 3.10 to 3.13 is needed, {sys.executable} is '
+             f'{sys.version.split()[0]}; name another with PYTHON=...')
+PY
+    stamp=.venv/.installed-${requirements%.txt}
+    sum=$(cat requirements*.txt | cksum)
+    if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ]; then
+        echo "set-up: .venv is up to date"
+        return 0
+    fi
+    local start=$SECONDS
+    echo "set-up: installing $requirements into .venv (2 to 10 minutes, once; PyTorch is large)"
+    [ -x .venv/bin/python ] || "$python" -m venv .venv || return 1
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements" || return 1
+    echo "$sum" >"$stamp"
+    echo "set-up: done in $((SECONDS - start)) s"
+}

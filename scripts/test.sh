@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# All tests on a fresh machine: makes .venv, installs the requirements, runs pytest.
+#   bash scripts/test.sh            the fast suite (under 6 minutes on 2 cores)
+#   bash scripts/test.sh --all      also what is marked slow (under 30 minutes)
+# Further arguments go to pytest. PYTHON=python3.12 chooses the interpreter of a new .venv.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/setup.sh
+setup requirements-dev.txt
+start=$SECONDS
+echo "tests: running (a few minutes on 2 cores)"
+.venv/bin/python -m pytest "$@"
+echo "tests: done in $((SECONDS - start)) s"
