@@ -1,0 +1,46 @@
+"""Model from config, and the one mapping from config to encoder arguments."""
+
+from typing import Any
+
+from torch import nn
+
+from config import encoder_node
+from models.simmim import SimMIM, SwinTransformerForSimMIM, VisionTransformerForSimMIM
+from models.swin_transformer import SwinTransformer
+from models.vision_transformer import VisionTransformer
+
+# MODEL.TYPE -> (classifier, the same encoder with hidden patches)
+ENCODERS = {
+    'swin': (SwinTransformer, SwinTransformerForSimMIM),
+    'vit': (VisionTransformer, VisionTransformerForSimMIM),
+}
+
+
+def build_model(config: Any, is_pretrain: bool = True) -> nn.Module:
+    """SimMIM around the encoder (pre-training), or the encoder with a classification head.
+
+    Raises:
+        ValueError: if MODEL.TYPE, a SimMIM option or the encoder's geometry is not possible.
+    """
+    if config.MODEL.TYPE not in ENCODERS:
+        raise ValueError(f'MODEL.TYPE must be one of {sorted(ENCODERS)}, got {config.MODEL.TYPE!r}')
+    classifier, masked_encoder = ENCODERS[config.MODEL.TYPE]
+    if not is_pretrain:
+        return classifier(**encoder_kwargs(config), num_classes=config.MODEL.NUM_CLASSES)
+    return SimMIM(
+        masked_encoder(**encoder_kwargs(config)),
+        head=config.MODEL.SIMMIM.HEAD,
+        loss=config.MODEL.SIMMIM.LOSS,
+        loss_pixels=config.MODEL.SIMMIM.LOSS_PIXELS,
+    )
+
+
+def encoder_kwargs(config: Any) -> dict[str, Any]:
+    """Keyword arguments of the encoder: its own config keys in lower case, and the common ones."""
+    return {
+        'img_size': config.DATA.IMG_SIZE,
+        'drop_rate': config.MODEL.DROP_RATE,
+        'drop_path_rate': config.MODEL.DROP_PATH_RATE,
+        'use_checkpoint': config.TRAIN.USE_CHECKPOINT,
+        **{key.lower(): value for key, value in encoder_node(config).items()},
+    }

@@ -1,0 +1,113 @@
+"""Relative position: index of a window's or grid's bias table, and tables for another size."""
+
+import math
+
+import numpy as np
+import torch
+from scipy.interpolate import RectBivariateSpline
+
+CLASS_TOKEN_ROWS = 3  # class token as query, as key, as both: the last rows of a ViT's table
+
+
+def window_index(side: int) -> torch.Tensor:
+    """Row of the bias table for every pair of tokens in a window.
+
+    Query (r, c) and key (r', c') share row (r - r' + side-1) * (2 side-1) + (c - c' + side-1).
+
+    Returns:
+        [side^2, side^2] int64, query by key.
+    """
+    row, column = (axis.flatten() for axis in np.indices((side, side)))
+    rows_apart = row[:, None] - row[None, :] + side - 1
+    columns_apart = column[:, None] - column[None, :] + side - 1
+    return torch.from_numpy(rows_apart * (2 * side - 1) + columns_apart)
+
+
+def grid_index(side: int) -> torch.Tensor:
+    """`window_index` of the whole grid, with the class token in front.
+
+    Returns:
+        [side^2 + 1, side^2 + 1] int64, query by key.
+    """
+    length = (2 * side - 1) ** 2 + CLASS_TOKEN_ROWS
+    index = torch.full((side**2 + 1, side**2 + 1), length - 1)
+    index[0, 1:] = length - 3
+    index[1:, 0] = length - 2
+    index[1:, 1:] = window_index(side)
+    return index
+
+
+def gather_bias(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Bias of the attention logits: table [T, heads] and index [N, N] give [heads, N, N]."""
+    return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
+
+
+def resize_table(table: torch.Tensor, new_len: int) -> torch.Tensor:
+    """Bias table for another window or grid, by a cubic surface over geometric spacing.
+
+    The old positions are stretched, the farther out the more, until the outermost lies at the new
+    edge; the new ones are whole numbers, clamped to the old edge. A window of 2 tokens has too few
+    positions for a cubic: a quadratic takes its place. Rows of a class token are kept as they are.
+
+    Args:
+        table: [T, heads], T = (2 side-1)^2, and 3 more with a class token.
+        new_len: the new T.
+
+    Returns:
+        [new_len, heads], of the table's type and device.
+
+    Raises:
+        ValueError: if a length is that of no square grid, or only one has class-token rows.
+    """
+    (old_side, old_extra), (new_side, new_extra) = _layout(len(table)), _layout(new_len)
+    if old_extra != new_extra:
+        raise ValueError(
+            f'a relative position table of {len(table)} rows cannot become one of {new_len}: '
+            'only one of them has class-token rows'
+        )
+    if old_side == new_side:
+        return table.clone()
+    offsets, extra = table[: old_side**2], table[old_side**2 :]
+    surfaces = offsets.T.reshape(-1, old_side, old_side).double().cpu().numpy()
+    resized = np.stack([_resize_surface(surface, new_side) for surface in surfaces], axis=-1)
+    resized = torch.from_numpy(resized.reshape(new_side**2, -1))
+    return torch.cat([resized.to(extra), extra])
+
+
+def _layout(length: int) -> tuple[int, int]:
+    """Side of the table's square of offsets, and the number of rows after it."""
+    for extra in (0, CLASS_TOKEN_ROWS):
+        side = math.isqrt(max(length - extra, 0))
+        if side**2 == length - extra and side % 2:
+            return side, extra
+    raise ValueError(
+        f'a relative position table has (2 side-1)^2 rows, or 3 more with a class token; '
+        f'got {length}: non-square grids are not supported'
+    )
+
+
+def _resize_surface(surface: np.ndarray, new_side: int) -> np.ndarray:
+    """One head's [side, side] table of offsets at the new offsets, clamped to the old edge."""
+    side = len(surface)
+    if side == 1:
+        return np.full((new_side, new_side), surface.item())
+    old = _old_positions(side // 2, new_side // 2)
+    new = np.arange(new_side) - new_side // 2
+    degree = min(3, side - 1)
+    return RectBivariateSpline(old, old, surface, kx=degree, ky=degree)(new, new)
+
+
+def _old_positions(steps: int, new_steps: int) -> np.ndarray:
+    """0 and +-(1 + q + ... + q^k) for k < steps, with q such that the last is about new_steps.
+
+    The bisection gives the q last tried, not the final middle: SimMIM's resized tables have it so.
+    """
+    left, right = 1.01, 1.5
+    while right - left > 1e-6:
+        q = (left + right) / 2
+        if (1 - q**steps) / (1 - q) > new_steps:
+            right = q
+        else:
+            left = q
+    outward = np.cumsum(q ** np.arange(steps))
+    return np.concatenate([-outward[::-1], [0.0], outward])

@@ -1,0 +1,151 @@
+"""SimMIM: mask token, reconstruction heads, reconstruction loss.
+
+Xie et al. 2022, arXiv:2111.09886.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.swin_transformer import SwinTransformer
+from models.vision_transformer import VisionTransformer
+
+
+class MaskedEncoder(nn.Module):
+    """Mixin for an encoder: hidden patches are replaced by a mask token, all tokens come out."""
+
+    def __init__(self, **encoder_kwargs: object) -> None:
+        super().__init__(num_classes=0, **encoder_kwargs)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
+        self.init_normal_(self.mask_token)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Images [B, C, S, S] and mask [B, h, w] (1 hidden) to features [B, D, S/stride, S/stride].
+
+        Raises:
+            ValueError: if image or mask is not of the size that the encoder was built for.
+        """
+        expected = (len(x), self.grid_size, self.grid_size)
+        if tuple(mask.shape) != expected:
+            raise ValueError(
+                f'mask must be [images, token rows, token columns] = {list(expected)} '
+                f'(patch size {self.patch_size}), got {list(mask.shape)}'
+            )
+        tokens = self.patch_embed(x)  # [B, L, D]
+        hidden = mask.flatten(1).unsqueeze(-1).bool()
+        tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
+        side = self.grid_size * self.patch_size // self.stride
+        tokens = self.encode(tokens)[:, -(side**2) :]  # a class token, if any, comes first
+        return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+
+class SwinTransformerForSimMIM(MaskedEncoder, SwinTransformer):
+    """Swin with hidden patches."""
+
+    def no_weight_decay(self) -> set[str]:
+        return super().no_weight_decay() | {'mask_token'}
+
+
+class VisionTransformerForSimMIM(MaskedEncoder, VisionTransformer):
+    """ViT with hidden patches; initial weights are cut at one standard deviation."""
+
+    init_bound = 0.02
+
+    def __init__(self, **encoder_kwargs: object) -> None:
+        super().__init__(**encoder_kwargs)
+        self.fc_norm = None  # nothing is pooled, and DDP refuses parameters without gradient
+
+
+def linear_head(width: int, stride: int, in_chans: int) -> nn.Sequential:
+    """Features [B, width, h, w] to pixels [B, in_chans, h * stride, w * stride]."""
+    return nn.Sequential(nn.Conv2d(width, stride**2 * in_chans, 1), nn.PixelShuffle(stride))
+
+
+def mlp_head(width: int, stride: int, in_chans: int) -> nn.Sequential:
+    """The linear head after a hidden layer of the same width."""
+    hidden = (nn.Conv2d(width, width, 1), nn.GELU())
+    return nn.Sequential(*hidden, *linear_head(width, stride, in_chans))
+
+
+HEADS = {'linear': linear_head, 'mlp': mlp_head}
+LOSSES = {'l1': F.l1_loss, 'l2': F.mse_loss, 'smooth_l1': F.smooth_l1_loss}
+LOSS_PIXELS = ('masked', 'all')
+
+
+def reconstruction_loss(
+    reconstruction: torch.Tensor,
+    image: torch.Tensor,
+    weight: torch.Tensor,
+    error: Callable[..., torch.Tensor] = F.l1_loss,
+) -> torch.Tensor:
+    """Mean error of the weighted pixels, over channels too, in float32.
+
+    Args:
+        reconstruction: [B, C, S, S].
+        image: [B, C, S, S].
+        weight: [B, 1, S, S], 1 for pixels that count, else 0.
+        error: one of LOSSES.
+
+    Returns:
+        Scalar; 0 where no pixel counts.
+    """
+    weight = weight.float()
+    errors = error(reconstruction.float(), image.float(), reduction='none')
+    return (errors * weight).sum() / (weight.sum() + 1e-5) / image.shape[1]
+
+
+class SimMIM(nn.Module):
+    """Predicts hidden pixels from visible ones; the head follows the encoder's channels and stride.
+
+    Args:
+        encoder: takes (images [B, C, S, S], mask [B, h, w]), gives features [B, D, S/stride, ...].
+        head: 'linear' or 'mlp'.
+        loss: 'l1', 'l2' or 'smooth_l1' (quadratic below an error of 1).
+        loss_pixels: 'masked' or 'all'.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: str = 'linear',
+        *,
+        loss: str = 'l1',
+        loss_pixels: str = 'masked',
+    ) -> None:
+        super().__init__()
+        _check('HEAD', head, HEADS)
+        _check('LOSS', loss, LOSSES)
+        _check('LOSS_PIXELS', loss_pixels, LOSS_PIXELS)
+        self.in_chans = encoder.in_chans
+        self.patch_size = encoder.patch_size
+        self.encoder_stride = encoder.stride
+        self.loss = loss
+        self.loss_pixels = loss_pixels
+        self.encoder = encoder
+        self.decoder = HEADS[head](encoder.num_features, encoder.stride, encoder.in_chans)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Loss of reconstructing images [B, C, S, S] whose patches in mask [B, h, w] are hidden."""
+        reconstruction = self.reconstruct(x, mask)
+        counted = mask if self.loss_pixels == 'masked' else torch.ones_like(mask)
+        for axis in (1, 2):
+            counted = counted.repeat_interleave(self.patch_size, dim=axis)
+        return reconstruction_loss(reconstruction, x, counted.unsqueeze(1), LOSSES[self.loss])
+
+    def reconstruct(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """All pixels as predicted from the visible ones, normalised as x is: [B, C, S, S]."""
+        return self.decoder(self.encoder(x, mask))
+
+    def no_weight_decay(self) -> set[str]:
+        return {f'encoder.{name}' for name in self.encoder.no_weight_decay()}
+
+    def no_weight_decay_keywords(self) -> set[str]:
+        """None: Swin's position tables decay in pre-training, as they did for published weights."""
+        return set()
+
+
+def _check(key: str, value: str, allowed: dict | tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f'MODEL.SIMMIM.{key} must be one of {sorted(allowed)}, got {value!r}')

@@ -1,0 +1,309 @@
+"""Relative positions, windows and patch merging against tables, loops and timm's twins."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from scipy.interpolate import RectBivariateSpline
+
+from models.relative_position import (
+    _old_positions,
+    gather_bias,
+    grid_index,
+    resize_table,
+    window_index,
+)
+from models.swin_transformer import (
+    PatchMerging,
+    SwinTransformer,
+    SwinTransformerBlock,
+    shifted_window_mask,
+    window_partition,
+    window_reverse,
+)
+from models.vision_transformer import VisionTransformer
+
+
+def randomised(model: torch.nn.Module) -> torch.nn.Module:
+    """Unlike fresh weights, these let every part show in the output."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model.eval()
+
+
+def nested_loop_index(side: int) -> np.ndarray:
+    """Numbers (row difference, column difference) pairs in rising order."""
+    span = range(-(side - 1), side)
+    number = {pair: i for i, pair in enumerate((dr, dc) for dr in span for dc in span)}
+    tokens = [(r, c) for r in range(side) for c in range(side)]
+    return np.array([[number[r - s, c - d] for s, d in tokens] for r, c in tokens])
+
+
+def test_window_of_two_has_the_published_index() -> None:
+    want = [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
+    assert window_index(2).tolist() == want
+    assert window_index(2).dtype == torch.int64
+
+
+def test_grid_of_two_has_the_published_index() -> None:
+    want = [
+        [11, 9, 9, 9, 9],
+        [10, 4, 3, 1, 0],
+        [10, 5, 4, 2, 1],
+        [10, 7, 6, 4, 3],
+        [10, 8, 7, 5, 4],
+    ]
+    assert grid_index(2).tolist() == want
+    assert grid_index(2).dtype == torch.int64
+
+
+@pytest.mark.parametrize('side', [1, 3, 4, 7])
+def test_index_equals_nested_loops(side: int) -> None:
+    want = nested_loop_index(side)
+    assert np.array_equal(window_index(side), want)
+    grid = grid_index(side).numpy()
+    assert np.array_equal(grid[1:, 1:], want)
+    rows = (2 * side - 1) ** 2 + 3
+    assert set(grid[0, 1:]) == {rows - 3}
+    assert set(grid[1:, 0]) == {rows - 2}
+    assert grid[0, 0] == rows - 1
+
+
+def test_bias_of_a_pair_is_its_row_of_the_table() -> None:
+    table = torch.arange(27.0).view(9, 3)
+    bias = gather_bias(table, window_index(2))
+    assert bias.shape == (3, 4, 4)
+    assert bias[1, 3, 0] == table[8, 1]  # 8: lower right token looking at the upper left
+    assert bias[2, 0, 1] == table[3, 2]
+
+
+@pytest.mark.parametrize(
+    'old, new, q, outermost',
+    [
+        (11, 13, 1.0912812996, 6.0000080840),
+        (23, 27, 1.0328930473, 12.9999430942),
+        (11, 27, 1.4922213173, 13.0000133035),
+        (11, 23, 1.4026286125, 11.0000139270),
+        (13, 11, 1.0100009346, 6.1520294572),
+        (27, 23, 1.0100009346, 13.8094064937),
+        (11, 63, 1.4999990654, 13.1874773359),
+    ],
+)
+def test_old_positions_are_spaced_by_the_specified_ratio(
+    old: int, new: int, q: float, outermost: float
+) -> None:
+    positions = _old_positions(old // 2, new // 2)
+    assert len(positions) == old
+    np.testing.assert_allclose(positions, -positions[::-1])
+    centre = old // 2
+    assert positions[centre : centre + 2].tolist() == [0, 1]
+    ratios = np.diff(positions[centre + 1 :])[1:] / np.diff(positions[centre + 1 :])[:-1]
+    np.testing.assert_allclose(ratios, q, rtol=1e-10)
+    assert positions[-1] == pytest.approx(outermost, abs=1e-9)
+
+
+def ramp() -> torch.Tensor:
+    return (torch.arange(121.0) / 121)[:, None]
+
+
+def test_resized_ramp_has_the_specified_values() -> None:
+    got = resize_table(ramp(), 169)
+    assert got.shape == (169, 1)
+    assert got.dtype == torch.float32
+    values = got[:, 0].double().numpy()
+    assert values[0] == pytest.approx(5.42318e-7, rel=1e-4)
+    np.testing.assert_allclose(values[1:3], [5.75358e-3, 1.18741e-2], rtol=1e-5)
+    assert values[84] == pytest.approx(0.49586776, abs=1e-7)
+    assert values[168] == pytest.approx(0.99173498, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    'old, new, q',
+    [(11, 13, 1.0912812996), (23, 27, 1.0328930473), (13, 11, 1.0100009346)],
+)
+def test_resized_table_equals_scipys_surface_head_by_head(old: int, new: int, q: float) -> None:
+    table = torch.randn(old**2, 2, generator=torch.Generator().manual_seed(1))
+    got = resize_table(table, new**2)
+    steps = [sum(q**j for j in range(k + 1)) for k in range(old // 2)]
+    x = np.array([-step for step in reversed(steps)] + [0.0] + steps)
+    asked = np.clip(np.arange(new) - new // 2, x[0], x[-1])
+    for head in range(2):
+        z = table[:, head].view(old, old).double().numpy()
+        want = RectBivariateSpline(x, x, z.T)(asked, asked).T
+        np.testing.assert_allclose(got[:, head].view(new, new), want, rtol=0, atol=2e-6)
+
+
+def test_rows_and_columns_are_not_confused() -> None:
+    by_row = torch.arange(5.0).repeat_interleave(5)[:, None]  # rises from row to row only
+    got = resize_table(by_row, 49)[:, 0].view(7, 7)
+    np.testing.assert_allclose(got, got[:, :1].expand(7, 7), atol=1e-6)
+    assert (got[1:, 0] > got[:-1, 0]).all()
+
+
+def test_class_token_rows_are_kept() -> None:
+    extra = torch.tensor([[7.0], [8.0], [9.0]])
+    got = resize_table(torch.cat([ramp(), extra]), 169 + 3)
+    assert torch.equal(got[:-3], resize_table(ramp(), 169))
+    assert torch.equal(got[-3:], extra)
+
+
+def test_same_size_is_the_same_table_but_not_the_same_memory() -> None:
+    table = ramp()
+    got = resize_table(table, 121)
+    assert torch.equal(got, table)
+    assert got.data_ptr() != table.data_ptr()
+
+
+def test_small_windows_repeat_their_edge() -> None:
+    assert torch.equal(resize_table(torch.tensor([[2.5]]), 9), torch.full((9, 1), 2.5))
+    assert torch.equal(resize_table(ramp(), 1), ramp()[60:61])  # the centre is cut out
+    grown = resize_table(torch.arange(9.0)[:, None], 25)[:, 0].view(5, 5)  # window 2 to 3
+    want = np.pad(np.arange(9.0).reshape(3, 3), 1, mode='edge')
+    np.testing.assert_allclose(grown, want, atol=1e-6)
+
+
+@pytest.mark.parametrize('rows, new', [(120, 169), (121, 170), (121, 169 + 3), (16, 25), (4, 9)])
+def test_lengths_of_no_square_grid_are_refused(rows: int, new: int) -> None:
+    with pytest.raises(ValueError, match='relative position table'):
+        resize_table(torch.zeros(rows, 2), new)
+
+
+def test_partition_goes_window_by_window_and_back() -> None:
+    grid = torch.arange(16.0).view(1, 4, 4, 1)
+    windows = window_partition(grid, 2)
+    assert windows.squeeze(-1).tolist() == [
+        [0, 1, 4, 5],
+        [2, 3, 6, 7],
+        [8, 9, 12, 13],
+        [10, 11, 14, 15],
+    ]
+    x = torch.randn(3, 6, 6, 2)
+    assert torch.equal(window_reverse(window_partition(x, 3), 3, 6), x)
+
+
+@pytest.mark.parametrize('side, window, shift', [(4, 2, 1), (6, 3, 1), (8, 4, 2), (14, 7, 3)])
+def test_shift_mask_separates_what_was_not_near_before_the_roll(
+    side: int, window: int, shift: int
+) -> None:
+    mask = shifted_window_mask(side, window, shift)
+    across = side // window
+    assert mask.shape == (across**2, window**2, window**2)
+    for number in range(across**2):
+        tokens = []  # where each token of the window stood before the roll
+        for i in range(window**2):
+            row = number // across * window + i // window
+            column = number % across * window + i % window
+            tokens.append(((row + shift) % side, (column + shift) % side))
+        for i, (r, c) in enumerate(tokens):
+            for j, (s, d) in enumerate(tokens):
+                near = abs(r - s) < window and abs(c - d) < window
+                assert mask[number, i, j] == (0 if near else -100)
+
+
+def brute_force_attention(block: SwinTransformerBlock, x: torch.Tensor, head: int) -> torch.Tensor:
+    """One head's output before the projection, token by token on the unrolled grid."""
+    side, window, attn = block.side, block.window_size, block.attn
+    width = x.shape[-1] // attn.num_heads
+    qkv = (x @ attn.qkv.weight.T + attn.qkv.bias).view(-1, 3, attn.num_heads, width)[:, :, head]
+    places = [(r, c) for r in range(side) for c in range(side)]
+
+    def window_of(r: int, c: int) -> tuple[int, int]:
+        return (r - block.shift) % side // window, (c - block.shift) % side // window
+
+    out = []
+    for i, (r, c) in enumerate(places):
+        keys, logits = [], []
+        for j, (s, d) in enumerate(places):
+            near = abs(r - s) < window and abs(c - d) < window
+            if near and window_of(r, c) == window_of(s, d):
+                row = (r - s + window - 1) * (2 * window - 1) + c - d + window - 1
+                bias = attn.relative_position_bias_table[row, head]
+                logits.append(qkv[i, 0] @ qkv[j, 1] / width**0.5 + bias)
+                keys.append(j)
+        out.append(torch.stack(logits).softmax(0) @ qkv[keys, 2])
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize('shift', [0, 1])
+def test_window_attention_equals_brute_force(shift: int) -> None:
+    block = randomised(SwinTransformerBlock(6, 6, num_heads=2, window_size=3, shift=shift))
+    x = torch.randn(2, 36, 6)
+    with torch.no_grad():
+        got = block._attend(x)
+        for image in range(2):
+            heads = [brute_force_attention(block, x[image], head) for head in range(2)]
+            want = block.attn.proj(torch.cat(heads, dim=-1))
+            torch.testing.assert_close(got[image], want, rtol=1e-5, atol=1e-5)
+
+
+def test_patch_merging_takes_neighbours_column_by_column() -> None:
+    merge = PatchMerging(2, 1)
+    merge.norm = torch.nn.Identity()
+    merge.reduction = torch.nn.Identity()
+    tokens = torch.tensor([0.0, 1.0, 2.0, 3.0]).view(1, 4, 1)  # rows: 0 1 / 2 3
+    assert merge(tokens).tolist() == [[[0, 2, 1, 3]]]
+
+
+def test_patch_merging_keeps_tokens_row_by_row() -> None:
+    merge = PatchMerging(4, 1)
+    merge.norm = torch.nn.Identity()
+    merge.reduction = torch.nn.Identity()
+    merged = merge(torch.arange(16.0).view(1, 16, 1))
+    assert merged[0].tolist() == [[0, 4, 1, 5], [2, 6, 3, 7], [8, 12, 9, 13], [10, 14, 11, 15]]
+
+
+def test_swin_equals_timms_swin() -> None:
+    sizes = {'embed_dim': 12, 'depths': (2, 2, 1), 'num_heads': (2, 3, 4), 'window_size': 4}
+    ours = randomised(SwinTransformer(img_size=64, in_chans=1, num_classes=5, **sizes))
+    twin = timm.create_model(
+        'swin_tiny_patch4_window7_224',
+        pretrained=False,
+        img_size=64,
+        in_chans=1,
+        num_classes=5,
+        **sizes,
+    ).eval()
+    state = {}
+    for key, value in ours.state_dict().items():
+        parts = key.split('.')
+        if 'downsample' in parts:  # timm merges at the start of the next stage
+            parts[1] = str(int(parts[1]) + 1)
+        if parts[0] == 'head':
+            parts.insert(1, 'fc')
+        if parts[-1] not in ('relative_position_index', 'attn_mask'):
+            state['.'.join(parts)] = value
+    missing, unexpected = twin.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(key.endswith(('relative_position_index', 'attn_mask')) for key in missing)
+    x = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), twin(x), rtol=1e-4, atol=1e-4)
+
+
+def test_vit_equals_timms_beit() -> None:
+    sizes = {'embed_dim': 24, 'depth': 3, 'num_heads': 4}
+    ours = VisionTransformer(
+        64, in_chans=1, num_classes=5, init_values=0.1, use_ape=False, use_rpb=True, **sizes
+    )
+    ours = randomised(ours)
+    twin = timm.create_model(
+        'beit_base_patch16_224',
+        pretrained=False,
+        img_size=64,
+        in_chans=1,
+        num_classes=5,
+        **sizes,
+    ).eval()
+    state = {
+        key: value
+        for key, value in ours.state_dict().items()
+        if not key.endswith('relative_position_index')
+    }
+    missing, unexpected = twin.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(key.endswith(('relative_position_index', 'k_bias')) for key in missing)
+    x = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), twin(x), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,387 @@
+"""Masked encoders, reconstruction heads and losses, and what the optimizer asks of them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from config import default_config
+from models import build_model
+from models.build import encoder_kwargs
+from models.simmim import SimMIM, linear_head, reconstruction_loss
+
+TINY = {
+    'swin': {
+        'MODEL.TYPE': 'swin',
+        'DATA.IMG_SIZE': 32,
+        'MODEL.DROP_PATH_RATE': 0.0,
+        'MODEL.SWIN.EMBED_DIM': 8,
+        'MODEL.SWIN.DEPTHS': [2, 2],
+        'MODEL.SWIN.NUM_HEADS': [2, 4],
+        'MODEL.SWIN.WINDOW_SIZE': 4,
+        'MODEL.SWIN.IN_CHANS': 1,
+    },
+    'vit': {
+        'MODEL.TYPE': 'vit',
+        'DATA.IMG_SIZE': 32,
+        'MODEL.DROP_PATH_RATE': 0.0,
+        'MODEL.VIT.PATCH_SIZE': 8,
+        'MODEL.VIT.EMBED_DIM': 16,
+        'MODEL.VIT.DEPTH': 3,
+        'MODEL.VIT.NUM_HEADS': 4,
+        'MODEL.VIT.IN_CHANS': 1,
+    },
+}
+both_encoders = pytest.mark.parametrize('kind', ['swin', 'vit'])
+
+
+def tiny_model(kind: str, is_pretrain: bool = True, **overrides: object) -> nn.Module:
+    """A small seeded model; in names of overrides `__` stands for a dot."""
+    config = default_config()
+    options = TINY[kind] | {key.replace('__', '.'): value for key, value in overrides.items()}
+    for key, value in options.items():
+        config.merge_from_list([key, value])
+    torch.manual_seed(0)
+    return build_model(config, is_pretrain=is_pretrain)
+
+
+def livelier(model: nn.Module) -> nn.Module:
+    """Larger weights than fresh ones, so that every part shows in the output."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
+def half_hidden(model: nn.Module, images: int = 2) -> torch.Tensor:
+    side = model.encoder.grid_size
+    mask = torch.zeros(images, side, side, dtype=torch.int64)
+    mask[:, ::2, 1:] = 1
+    return mask
+
+
+def hidden_pixels(model: nn.Module, mask: torch.Tensor) -> torch.Tensor:
+    """[B, 1, S, S] bool, by a Kronecker product."""
+    patch = np.ones((1, model.patch_size, model.patch_size), dtype=np.int64)
+    return torch.from_numpy(np.kron(mask.numpy(), patch)).bool().unsqueeze(1)
+
+
+class ZeroFeatures(nn.Module):
+    """An encoder whose features are 0, so that the head's bias is the reconstruction."""
+
+    num_features, patch_size, stride = 3, 2, 4
+
+    def __init__(self, in_chans: int) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(len(x), 3, x.shape[-2] // 4, x.shape[-1] // 4)
+
+
+def test_one_channel_loss_is_the_written_out_mean_not_three_times_it() -> None:
+    model = SimMIM(ZeroFeatures(in_chans=1))
+    nn.init.zeros_(model.decoder[0].bias)
+    x = torch.zeros(1, 1, 4, 4)
+    x[0, 0, 0:2, 2:4] = torch.tensor([[1.0, -2.0], [3.0, 6.0]])  # hidden
+    x[0, 0, 2:4, 0:2] = 100.0  # visible: must not count
+    mask = torch.tensor([[[0, 1], [0, 0]]])
+    assert model(x, mask).item() == pytest.approx((1 + 2 + 3 + 6) / (4 + 1e-5) / 1, rel=1e-6)
+
+
+def test_three_channel_loss_averages_over_channels() -> None:
+    model = SimMIM(ZeroFeatures(in_chans=3))
+    nn.init.zeros_(model.decoder[0].bias)
+    x = torch.ones(2, 3, 4, 4) * torch.tensor([1.0, 2.0, 6.0]).view(3, 1, 1)
+    mask = torch.ones(2, 2, 2, dtype=torch.int64)
+    assert model(x, mask).item() == pytest.approx(3, rel=1e-5)
+
+
+ERRORS = {
+    'l1': abs,
+    'l2': lambda d: d * d,
+    'smooth_l1': lambda d: 0.5 * d * d if abs(d) < 1 else abs(d) - 0.5,
+}
+
+
+@pytest.mark.parametrize('pixels', ['masked', 'all'])
+@pytest.mark.parametrize('loss', ['l1', 'l2', 'smooth_l1'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_loss_equals_a_loop_over_pixels(loss: str, pixels: str, channels: int) -> None:
+    options = {'MODEL__SIMMIM__LOSS': loss, 'MODEL__SIMMIM__LOSS_PIXELS': pixels}
+    model = livelier(tiny_model('vit', MODEL__VIT__IN_CHANS=channels, **options))
+    x, mask = torch.randn(2, channels, 32, 32), half_hidden(model)
+    mask[0, 3, 3] = 1  # the images differ in how much is hidden
+    with torch.no_grad():
+        got = model(x, mask).item()
+        reconstruction = model.reconstruct(x, mask).double().numpy()
+    total, count = 0.0, 0
+    for b, c, row, column in np.ndindex(*x.shape):
+        if pixels == 'all' or mask[b, row // 8, column // 8] == 1:
+            difference = x[b, c, row, column].item() - reconstruction[b, c, row, column]
+            total += ERRORS[loss](difference)
+            count += c == 0
+    assert got == pytest.approx(total / (count + 1e-5) / channels, rel=1e-5)
+
+
+def test_options_of_the_loss_differ() -> None:
+    """Guards the loop test: were an option ignored, two of these would agree."""
+    x, target = torch.tensor([[[[0.5, 3.0]]]]), torch.zeros(1, 1, 1, 2)
+    errors = (nn.functional.l1_loss, nn.functional.mse_loss, nn.functional.smooth_l1_loss)
+    got = [reconstruction_loss(x, target, torch.ones(1, 1, 1, 2), e).item() for e in errors]
+    assert got == pytest.approx([1.75, 4.625, 1.3125], rel=1e-4)
+
+
+def test_low_precision_pixels_are_compared_in_float32() -> None:
+    torch.manual_seed(2)
+    x, y = torch.randn(2, 1, 64, 64).bfloat16(), torch.randn(2, 1, 64, 64).bfloat16()
+    loss = reconstruction_loss(x, y, torch.ones(2, 1, 64, 64, dtype=torch.int64))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx((x.double() - y.double()).abs().mean().item(), rel=1e-6)
+
+
+@both_encoders
+def test_nothing_hidden_gives_zero_and_zero_gradients(kind: str) -> None:
+    model = tiny_model(kind)
+    mask = torch.zeros_like(half_hidden(model))
+    loss = model(torch.randn(2, 1, 32, 32), mask)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_head_puts_channels_where_the_shuffle_expects_them() -> None:
+    """Channel c s^2 + a s + b of token (y, x) is pixel (y s + a, x s + b), with s the stride."""
+    head = linear_head(width=5, stride=4, in_chans=2)
+    features = torch.randn(1, 5, 2, 3)
+    with torch.no_grad():
+        got = head(features)
+        flat = head[0](features)
+    assert got.shape == (1, 2, 8, 12)
+    for c, row, column in np.ndindex(2, 8, 12):
+        channel = c * 16 + row % 4 * 4 + column % 4
+        assert got[0, c, row, column] == flat[0, channel, row // 4, column // 4]
+
+
+@pytest.mark.parametrize('kind, stride', [('swin', 8), ('vit', 8)])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_decoder_follows_the_encoders_channels_and_stride(
+    kind: str, stride: int, channels: int
+) -> None:
+    model = tiny_model(kind, **{f'MODEL.{kind.upper()}.IN_CHANS': channels})
+    assert (model.in_chans, model.encoder_stride) == (channels, stride)
+    assert model.decoder[0].out_channels == stride**2 * channels
+    x, mask = torch.randn(2, channels, 32, 32), half_hidden(model)
+    assert model.reconstruct(x, mask).shape == x.shape
+    assert model.encoder(x, mask).shape == (2, model.encoder.num_features, 4, 4)
+
+
+@both_encoders
+def test_mlp_head_is_two_convolutions_with_gelu_between(kind: str) -> None:
+    model = livelier(tiny_model(kind, MODEL__SIMMIM__HEAD='mlp'))
+    width = model.encoder.num_features
+    state = model.state_dict()
+    shapes = {key: list(state[key].shape) for key in state if key.startswith('decoder.')}
+    assert shapes == {
+        'decoder.0.weight': [width, width, 1, 1],
+        'decoder.0.bias': [width],
+        'decoder.2.weight': [64, width, 1, 1],
+        'decoder.2.bias': [64],
+    }
+    x, mask = torch.randn(1, 1, 32, 32), half_hidden(model, 1)
+    with torch.no_grad():
+        token = model.encoder(x, mask)[0, :, 1, 2].double()
+        hidden = state['decoder.0.weight'][..., 0, 0].double() @ token + state['decoder.0.bias']
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+        want = state['decoder.2.weight'][..., 0, 0].double() @ hidden + state['decoder.2.bias']
+        got = model.reconstruct(x, mask)[0, 0, 8:16, 16:24]
+    torch.testing.assert_close(got.flatten().double(), want, rtol=1e-4, atol=1e-5)
+
+
+@both_encoders
+def test_hidden_pixels_do_not_reach_the_features(kind: str) -> None:
+    model = livelier(tiny_model(kind)).eval()
+    mask = half_hidden(model)
+    hidden = hidden_pixels(model, mask)
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        features = model.encoder(x, mask)
+        assert torch.equal(model.encoder(x.masked_fill(hidden, 1e6), mask), features)
+        changed = model.encoder(x.masked_fill(~hidden, 3.0), mask)
+        assert not torch.allclose(changed, features, atol=1e-3)
+        model.encoder.mask_token.normal_()  # no constant shift: the norms remove one
+        assert not torch.allclose(model.encoder(x, mask), features, atol=1e-3)
+
+
+@both_encoders
+def test_every_pretraining_parameter_gets_a_gradient(kind: str) -> None:
+    """DDP stops at the second step otherwise."""
+    overrides = {'MODEL__VIT__USE_MEAN_POOLING': True, 'MODEL__SWIN__APE': True}
+    model = tiny_model(kind, **overrides)
+    model(torch.randn(2, 1, 32, 32), half_hidden(model)).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert not any('fc_norm' in name for name in model.state_dict())
+
+
+@both_encoders
+def test_loss_is_float32_under_autocast(kind: str) -> None:
+    model = livelier(tiny_model(kind))
+    x, mask = torch.randn(2, 1, 32, 32), half_hidden(model)
+    full = model(x, mask)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        reconstruction = model.reconstruct(x, mask)
+        loss = model(x, mask)
+    assert reconstruction.dtype == torch.bfloat16
+    assert loss.dtype == torch.float32
+    hidden = hidden_pixels(model, mask).float()
+    want = ((reconstruction.double() - x).abs() * hidden).sum() / (hidden.sum() + 1e-5)
+    assert loss.item() == pytest.approx(want.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(full.item(), rel=0.02)
+    assert loss.item() != full.item()  # autocast was on
+
+
+@both_encoders
+def test_checkpointing_changes_no_gradient(kind: str) -> None:
+    """Dropout and stochastic depth are on: the second pass must draw the same."""
+    gradients = []
+    for use_checkpoint in (False, True):
+        model = livelier(
+            tiny_model(
+                kind,
+                TRAIN__USE_CHECKPOINT=use_checkpoint,
+                MODEL__DROP_RATE=0.2,
+                MODEL__DROP_PATH_RATE=0.5,
+            )
+        ).train()
+        calls = []
+        blocks = [m for name, m in model.named_modules() if name.split('.')[-2:-1] == ['blocks']]
+        for block in blocks:
+            block.norm1.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(5)
+        model(torch.randn(4, 1, 32, 32), half_hidden(model, 4)).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        recomputed = len(calls) - len(blocks)
+        assert recomputed == (len(blocks) if use_checkpoint else 0)
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    'kind, block, places',
+    [
+        ('swin', 'layers.0.blocks.0.', ('attn.proj_drop', 'mlp.drop1', 'mlp.drop2')),
+        ('vit', 'blocks.0.', ('attn.proj_drop', 'mlp.drop2')),  # not between fc1 and fc2
+    ],
+)
+def test_dropout_acts_where_specified(kind: str, block: str, places: tuple[str, ...]) -> None:
+    model = tiny_model(kind, is_pretrain=False, MODEL__DROP_RATE=0.3).train()
+    active = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and module.p == 0.3:
+            module.register_forward_hook(lambda *_, name=name: active.append(name))
+    model(torch.randn(1, 1, 32, 32))
+    in_first_block = [name for name in active if name.startswith(block)]
+    assert in_first_block == [block + place for place in places]
+    assert active[0] == 'pos_drop'
+    assert len(active) == 1 + len(places) * model.get_num_layers()
+
+
+@both_encoders
+def test_wrong_sizes_are_named(kind: str) -> None:
+    model, classifier = tiny_model(kind), tiny_model(kind, is_pretrain=False)
+    mask = half_hidden(model)
+    with pytest.raises(ValueError, match='got 32x40.*32x32'):
+        model(torch.zeros(2, 1, 32, 40), mask)
+    with pytest.raises(ValueError, match='got 64x64.*32x32'):
+        classifier(torch.zeros(1, 1, 64, 64))
+    side = model.encoder.grid_size
+    for wrong in (mask[:1], mask[:, :-1], mask.unsqueeze(1), mask.repeat(1, 2, 2)):
+        with pytest.raises(ValueError, match=rf'mask must be .*\[2, {side}, {side}\]'):
+            model(torch.zeros(2, 1, 32, 32), wrong)
+
+
+@pytest.mark.parametrize(
+    'overrides, message',
+    [
+        ({'MODEL__SIMMIM__HEAD': 'conv'}, "HEAD must be one of .*'linear', 'mlp'.*'conv'"),
+        ({'MODEL__SIMMIM__LOSS': 'huber'}, "LOSS must be one of .*'smooth_l1'.*'huber'"),
+        ({'MODEL__SIMMIM__LOSS_PIXELS': 'hidden'}, "LOSS_PIXELS .*'masked'.*'hidden'"),
+        ({'MODEL__TYPE': 'resnet'}, "MODEL.TYPE must be one of .*'swin', 'vit'.*'resnet'"),
+        ({'MODEL__SWIN__WINDOW_SIZE': 3}, 'WINDOW_SIZE 3 does not divide .*8x8'),
+        ({'DATA__IMG_SIZE': 30}, 'IMG_SIZE 30 is no multiple of .* 4'),
+        ({'DATA__IMG_SIZE': 36, 'MODEL__SWIN__WINDOW_SIZE': 3}, '9x9 tokens cannot be halved'),
+    ],
+)
+def test_impossible_models_are_refused_in_words(overrides: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_model('swin', **overrides)
+
+
+def test_encoder_arguments_come_from_the_encoders_own_keys() -> None:
+    config = default_config()
+    config.merge_from_list(['MODEL.TYPE', 'vit', 'MODEL.VIT.IN_CHANS', 1, 'DATA.IMG_SIZE', 96])
+    kwargs = encoder_kwargs(config)
+    assert (kwargs['img_size'], kwargs['patch_size'], kwargs['in_chans']) == (96, 16, 1)
+    assert kwargs['use_shared_rpb'] is True
+    assert 'window_size' not in kwargs
+
+
+def test_skip_lists_carry_the_encoders_prefix() -> None:
+    swin, vit = tiny_model('swin'), tiny_model('vit')
+    assert swin.no_weight_decay() == {'encoder.absolute_pos_embed', 'encoder.mask_token'}
+    assert vit.no_weight_decay() == {'encoder.pos_embed', 'encoder.cls_token'}
+    assert swin.no_weight_decay_keywords() == vit.no_weight_decay_keywords() == set()
+    swin, vit = tiny_model('swin', is_pretrain=False), tiny_model('vit', is_pretrain=False)
+    assert swin.no_weight_decay() == {'absolute_pos_embed'}
+    assert swin.no_weight_decay_keywords() == {'relative_position_bias_table'}
+    assert vit.no_weight_decay() == {'pos_embed', 'cls_token'}
+    assert vit.no_weight_decay_keywords() == set()
+
+
+def test_layer_ids_follow_the_depth_of_swin() -> None:
+    model = tiny_model('swin', is_pretrain=False, MODEL__SWIN__APE=True)
+    assert model.get_num_layers() == 4
+    want = {
+        'patch_embed.norm.weight': 0,
+        'mask_token': 0,
+        'layers.0.blocks.0.attn.qkv.weight': 1,
+        'layers.0.blocks.1.norm1.bias': 2,
+        'layers.0.downsample.reduction.weight': 2,
+        'layers.1.blocks.0.mlp.fc1.weight': 3,
+        'layers.1.blocks.1.attn.relative_position_bias_table': 4,
+        'norm.weight': 5,
+        'head.weight': 5,
+        'absolute_pos_embed': 5,
+        'token': 5,  # a part of the name mask_token is not mask_token
+        't': 5,
+    }
+    assert {name: model.get_layer_id(name) for name in want} == want
+
+
+def test_layer_ids_follow_the_depth_of_vit() -> None:
+    model = tiny_model('vit', is_pretrain=False)
+    assert model.get_num_layers() == 3
+    want = {
+        'cls_token': 0,
+        'pos_embed': 0,
+        'mask_token': 0,
+        'patch_embed.proj.bias': 0,
+        'blocks.0.gamma_1': 1,
+        'blocks.2.attn.q_bias': 3,
+        'rel_pos_bias.relative_position_bias_table': 4,
+        'norm.weight': 4,
+        'fc_norm.weight': 4,
+        'head.bias': 4,
+    }
+    assert {name: model.get_layer_id(name) for name in want} == want
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = 'import sys, models; sys.exit("torch" in sys.modules)'
+    root = Path(__file__).resolve().parents[1]
+    assert subprocess.run([sys.executable, '-c', code], cwd=root, check=False).returncode == 0
