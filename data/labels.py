@@ -1,0 +1,204 @@
+"""Label names, their order, and what an uncertain or blank mention becomes."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+NO_FINDING = 'No Finding'
+LABELS = (
+    NO_FINDING,
+    'Enlarged Cardiomediastinum',
+    'Cardiomegaly',
+    'Lung Opacity',
+    'Lung Lesion',
+    'Edema',
+    'Consolidation',
+    'Pneumonia',
+    'Atelectasis',
+    'Pneumothorax',
+    'Pleural Effusion',
+    'Pleural Other',
+    'Fracture',
+    'Support Devices',
+)
+COMPETITION_LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Pleural Effusion')
+
+POSITIVE, NEGATIVE, UNCERTAIN, BLANK = 1.0, 0.0, -1.0, np.nan
+CELLS = {
+    '1.0': POSITIVE,
+    '1': POSITIVE,
+    '0.0': NEGATIVE,
+    '0': NEGATIVE,
+    '-1.0': UNCERTAIN,
+    '-1': UNCERTAIN,
+    '': BLANK,
+}
+
+# Policy -> training target of an uncertain label; NaN is left out of the loss.
+# Source: Irvin et al. 2019, arXiv:1901.07031 (U-Zeros, U-Ones, U-Ignore).
+POLICIES = {'zeros': NEGATIVE, 'ones': POSITIVE, 'ignore': np.nan}
+# DATA.BLANK -> what a label that is not mentioned becomes.
+BLANKS = {'negative': NEGATIVE, 'ignore': np.nan}
+
+
+def read_labels(table: pd.DataFrame, source: str) -> np.ndarray:
+    """Turn the label columns of a CSV, read as text, into numbers.
+
+    Args:
+        table: text cells; the index is the 0-based row of the file, its header not counted.
+        source: the file, for messages.
+
+    Returns:
+        [N, K] float32 in the order of `LABELS`: 1, 0, -1 uncertain, NaN not mentioned.
+
+    Raises:
+        ValueError: if a cell holds anything else, naming file, row, column and value.
+    """
+    labels = np.empty((len(table), len(LABELS)), np.float32)
+    for k, label in enumerate(LABELS):
+        labels[:, k] = map_cells(table[label], CELLS, source)
+    return labels
+
+
+def map_cells(
+    column: pd.Series,
+    meanings: Mapping[str, float | str],
+    source: str,
+    *,
+    dtype: type = float,
+    allowed: str = '',
+) -> np.ndarray:
+    """Replace each text cell by its meaning; a cell without one is a ValueError that names it."""
+    codes, values = pd.factorize(column.to_numpy())
+    for code, value in enumerate(values):
+        if value not in meanings:
+            allowed = allowed or ', '.join(name or 'empty' for name in meanings)
+            problem = f'is not allowed (allowed: {allowed})'
+            raise cell_error(source, column, int(np.argmax(codes == code)), problem)
+    return np.array([meanings[value] for value in values], dtype)[codes]
+
+
+def cell_error(source: str, column: pd.Series, position: int, problem: str) -> ValueError:
+    """The error for the cell at a position of a column, whose index counts the file's rows."""
+    value, row = column.iloc[position], column.index[position] + 2
+    shown = value if len(value) <= 200 else f'{value[:200]}...'
+    return ValueError(
+        f'{source}, row {row} (the header is row 1), column {column.name!r}: {shown!r} {problem}'
+    )
+
+
+def training_targets(
+    labels: np.ndarray, *, uncertain: str, by_label: Mapping[str, str], blank: str
+) -> np.ndarray:
+    """Make the targets of the training loss.
+
+    Args:
+        labels: [N, K], 1 present, 0 absent, -1 uncertain, NaN not mentioned.
+        uncertain: the policy of every label that `by_label` does not name.
+        by_label: label -> policy.
+        blank: 'negative' or 'ignore'; No Finding, never 0 in CheXpert, is negative either way.
+
+    Returns:
+        [N, K] float32 without -1; NaN where the label is not to be used.
+
+    Raises:
+        ValueError: if a policy, a label or the blank rule is unknown.
+    """
+    # [K], one value for all images; a policy with a value for each image makes it [N, K].
+    values = np.array([POLICIES[name] for name in label_policies(uncertain, by_label)], np.float32)
+    return np.where(labels == UNCERTAIN, values, _fill_blank(labels, blank))  # [N, K]
+
+
+def evaluation_targets(labels: np.ndarray, *, blank: str) -> np.ndarray:
+    """Make the targets of the metrics, [N, K] float32: NaN where uncertain, whatever the policy."""
+    return np.where(labels == UNCERTAIN, np.float32(np.nan), _fill_blank(labels, blank))
+
+
+def count_uncertain(labels: np.ndarray) -> dict[str, int]:
+    """Count the uncertain entries that evaluation leaves out, for the labels that have any."""
+    counts = (labels == UNCERTAIN).sum(axis=0)
+    return {label: int(count) for label, count in zip(LABELS, counts, strict=True) if count}
+
+
+def label_policies(uncertain: str, by_label: Mapping[str, str]) -> list[str]:
+    """The policy of each label, in the order of `LABELS`."""
+    _check_name('DATA.UNCERTAIN', uncertain, POLICIES)
+    for label, policy in by_label.items():
+        _check_name('DATA.UNCERTAIN_BY_LABEL', label, LABELS)
+        _check_name(f'DATA.UNCERTAIN_BY_LABEL[{label!r}]', policy, POLICIES)
+    return [by_label.get(label, uncertain) for label in LABELS]
+
+
+def check_two_classes(labels: np.ndarray, targets: np.ndarray) -> list[str]:
+    """Refuse targets that the label policies, not the data, leave with one class.
+
+    Args:
+        labels: [N, K] as read.
+        targets: [N, K] as `training_targets` made them; from 0.5 on they count as positive.
+
+    Returns:
+        The labels with one class or none for want of data: no policy could give them two.
+
+    Raises:
+        ValueError: naming each label that another policy or blank rule would give two classes,
+            what is left of it, and the keys to change.
+    """
+    for_want_of_data, refused = [], []
+    for k, label in enumerate(LABELS):
+        left = _count_classes(targets[:, k])
+        if min(left) > 0:
+            continue
+        kinds = _count_kinds(labels[:, k])
+        if _could_have_two_classes(kinds):
+            refused.append(_describe_refusal(label, left, kinds))
+        else:
+            for_want_of_data.append(label)
+    if refused:
+        raise ValueError(f'the label policies leave one class only of {"; ".join(refused)}')
+    return for_want_of_data
+
+
+def _fill_blank(labels: np.ndarray, blank: str) -> np.ndarray:
+    _check_name('DATA.BLANK', blank, BLANKS)
+    values = np.full(len(LABELS), BLANKS[blank], np.float32)
+    values[LABELS.index(NO_FINDING)] = NEGATIVE
+    return np.where(np.isnan(labels), values, labels)
+
+
+def _check_name(key: str, name: str, allowed: Iterable[str]) -> None:
+    if name not in allowed:
+        raise ValueError(f'{key} must be one of {", ".join(allowed)}, got {name!r}')
+
+
+def _count_classes(targets: np.ndarray) -> tuple[int, int]:
+    """Positive and negative targets of one label."""
+    return int((targets >= 0.5).sum()), int((targets < 0.5).sum())
+
+
+def _count_kinds(labels: np.ndarray) -> dict[str, int]:
+    return {
+        'positive': int((labels == POSITIVE).sum()),
+        'negative': int((labels == NEGATIVE).sum()),
+        'uncertain': int((labels == UNCERTAIN).sum()),
+        'blank': int(np.isnan(labels).sum()),
+    }
+
+
+def _could_have_two_classes(kinds: Mapping[str, int]) -> bool:
+    """Blank can become negative, uncertain either class: all pairs do but negative with blank."""
+    has_positive = kinds['positive'] > 0 or kinds['uncertain'] > 0
+    return has_positive and sum(count > 0 for count in kinds.values()) >= 2
+
+
+def _describe_refusal(label: str, left: tuple[int, int], kinds: Mapping[str, int]) -> str:
+    keys = []
+    if kinds['uncertain']:
+        keys += ['DATA.UNCERTAIN', 'DATA.UNCERTAIN_BY_LABEL']
+    if kinds['blank'] and label != NO_FINDING:
+        keys += ['DATA.BLANK']
+    found = ', '.join(f'{count} {kind}' for kind, count in kinds.items())
+    return (
+        f'{label}: {left[0]} positive, {left[1]} negative targets left of {found} in the CSV; '
+        f'change {" or ".join(keys)}'
+    )
