@@ -1,0 +1,185 @@
+import logging
+
+import pytest
+import torch
+
+from config import default_config
+from models import build_model
+from optimizer import build_optimizer, param_groups
+
+LOGGER = logging.getLogger('test')
+
+
+def make_config(*pairs):
+    config = default_config()
+    config.merge_from_list(['DATA.BATCH_SIZE', 512, *pairs])
+    return config
+
+
+def make_model(config, is_pretrain):
+    """The model without values: full sizes cost nothing."""
+    with torch.device('meta'):
+        return build_model(config, is_pretrain=is_pretrain)
+
+
+def swin(embed_dim, window, *, size=192, heads=(4, 8, 16, 32)):
+    node = 'MODEL.SWIN.'
+    return make_config(
+        *('DATA.IMG_SIZE', size),
+        *(f'{node}EMBED_DIM', embed_dim, f'{node}WINDOW_SIZE', window),
+        *(f'{node}DEPTHS', [2, 2, 18, 2], f'{node}NUM_HEADS', list(heads)),
+    )
+
+
+def vit(stage):
+    finetune = stage == 'finetune'
+    return make_config(
+        *('MODEL.TYPE', 'vit', 'MODEL.VIT.USE_MEAN_POOLING', finetune),
+        *('MODEL.VIT.USE_RPB', finetune, 'MODEL.VIT.USE_SHARED_RPB', not finetune),
+    )
+
+
+def names_without_decay(model, groups):
+    exempt = {id(p) for group in groups if group['weight_decay'] == 0 for p in group['params']}
+    return {name for name, p in model.named_parameters() if id(p) in exempt}
+
+
+def groups_of(model, layer_decay=None):
+    return param_groups(model, weight_decay=0.05, base_lr=1e-3, layer_decay=layer_decay)
+
+
+@pytest.mark.parametrize(
+    'config, tensors',
+    [
+        (swin(128, 6), (125, 205)),
+        (swin(192, 12, heads=(6, 12, 24, 48)), (125, 205)),
+        (vit('pretrain'), (52, 137)),
+    ],
+    ids=['swin_base', 'swin_large', 'vit_base'],
+)
+def test_pretraining_has_two_groups_decay_first(config, tensors):
+    groups = groups_of(make_model(config, is_pretrain=True))
+    assert tuple(len(group['params']) for group in groups) == tensors
+    assert [group['weight_decay'] for group in groups] == [0.05, 0]
+    assert [group['lr'] for group in groups] == [1e-3, 1e-3]
+    assert all('group_name' not in group for group in groups)
+
+
+@pytest.mark.parametrize(
+    'config, decay, count, first, last, scale',
+    [
+        (swin(128, 6), 0.9, 52, ['layer_0_decay', 'layer_0_no_decay'], 25, 0.0717898),
+        (swin(128, 7, size=224), 0.8, 52, ['layer_0_decay', 'layer_0_no_decay'], 25, 0.00377789),
+        (vit('finetune'), 0.65, 28, ['layer_0_no_decay', 'layer_0_decay'], 13, 0.00369721),
+    ],
+    ids=['swin_base_100ep', 'swin_base_800ep', 'vit_base'],
+)
+def test_finetuning_groups_by_layer(config, decay, count, first, last, scale):  # noqa: PLR0913
+    groups = groups_of(make_model(config, is_pretrain=False), decay)
+    names = [group['group_name'] for group in groups]
+    assert len(set(names)) == len(names) == count
+    assert names[:2] == first
+    assert names[2:4] == ['layer_1_no_decay', 'layer_1_decay']
+    assert names[-1] == f'layer_{last}_decay'
+    assert groups[0]['lr_scale'] == pytest.approx(scale, rel=1e-5)
+    assert groups[-1]['lr_scale'] == 1
+    for group in groups:
+        assert group['lr'] == pytest.approx(1e-3 * group['lr_scale'], rel=1e-12)
+        assert group['weight_decay'] == (0 if group['group_name'].endswith('_no_decay') else 0.05)
+
+
+def test_layers_learn_at_the_scale_of_their_depth():
+    model = make_model(swin(128, 6), is_pretrain=False)
+    scales = {
+        id(parameter): group['lr_scale']
+        for group in groups_of(model, 0.5)
+        for parameter in group['params']
+    }
+    expected = {
+        'patch_embed.proj.weight': 25,
+        'layers.0.blocks.0.norm1.weight': 24,
+        'layers.0.downsample.reduction.weight': 23,  # with the last block of its stage
+        'layers.1.blocks.0.attn.qkv.weight': 22,
+        'layers.2.blocks.17.mlp.fc2.bias': 3,
+        'layers.3.blocks.1.attn.proj.weight': 1,
+        'norm.weight': 0,
+        'head.bias': 0,
+    }
+    named = dict(model.named_parameters())
+    for name, depth in expected.items():
+        assert scales[id(named[name])] == 0.5**depth, name
+
+
+def test_swin_tables_decay_in_pretraining_and_not_in_finetuning():
+    config = swin(128, 6)
+    pretraining = make_model(config, is_pretrain=True)
+    exempt = names_without_decay(pretraining, groups_of(pretraining))
+    assert not any('relative_position_bias_table' in name for name in exempt)
+    assert 'encoder.mask_token' in exempt
+
+    classifier = make_model(config, is_pretrain=False)
+    exempt = names_without_decay(classifier, groups_of(classifier, 0.9))
+    tables = {n for n, _ in classifier.named_parameters() if 'relative_position_bias_table' in n}
+    assert len(tables) == 24 and tables <= exempt
+
+
+def test_vit_tables_and_mask_token_decay():
+    model = make_model(vit('pretrain'), is_pretrain=True)
+    exempt = names_without_decay(model, groups_of(model))
+    assert 'encoder.cls_token' in exempt
+    assert 'encoder.mask_token' not in exempt
+    assert 'encoder.rel_pos_bias.relative_position_bias_table' not in exempt
+
+
+class Named(torch.nn.Module):
+    """Parameters whose names contain an exempt name without being it."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = torch.nn.Parameter(torch.zeros(1, 2))
+        self.my_token = torch.nn.Parameter(torch.zeros(1, 2))
+        self.table = torch.nn.ParameterDict({'x': torch.zeros(1, 2)})
+        self.tables = torch.nn.Parameter(torch.zeros(1, 2))
+        self.frozen = torch.nn.Parameter(torch.zeros(1, 2), requires_grad=False)
+        self.vector = torch.nn.Parameter(torch.zeros(2))
+
+    def no_weight_decay(self):
+        return {'token'}
+
+    def no_weight_decay_keywords(self):
+        return {'table'}
+
+
+def test_exemption_is_by_whole_names_and_parts():
+    model = Named()
+    groups = groups_of(model)
+    assert names_without_decay(model, groups) == {'token', 'table.x', 'vector'}
+    held = sum(len(group['params']) for group in groups)
+    assert held == 5  # all but the frozen one
+
+
+def test_adamw_takes_its_options_and_the_scaled_rate():
+    config = make_config(
+        'DATA.BATCH_SIZE', 64, 'TRAIN.BASE_LR', 1e-3, 'TRAIN.ACCUMULATION_STEPS', 2
+    )
+    config.merge_from_list(['TRAIN.OPTIMIZER.EPS', 1e-6, 'TRAIN.OPTIMIZER.BETAS', (0.8, 0.95)])
+    optimizer = build_optimizer(config, make_model(config, True), LOGGER, True)
+    assert type(optimizer) is torch.optim.AdamW
+    for group, decay in zip(optimizer.param_groups, (0.05, 0), strict=True):
+        assert (group['lr'], group['eps'], group['betas']) == (2.5e-4, 1e-6, (0.8, 0.95))
+        assert group['weight_decay'] == decay
+
+
+def test_sgd_is_nesterov_without_dampening():
+    config = make_config('TRAIN.OPTIMIZER.NAME', 'SGD', 'TRAIN.OPTIMIZER.MOMENTUM', 0.8)
+    optimizer = build_optimizer(config, make_model(config, False), LOGGER, False)
+    assert type(optimizer) is torch.optim.SGD
+    group = optimizer.param_groups[0]
+    assert (group['momentum'], group['nesterov'], group['dampening']) == (0.8, True, 0)
+
+
+def test_unknown_optimizer_is_refused():
+    config = make_config('TRAIN.OPTIMIZER.NAME', 'lamb')
+    message = r"TRAIN.OPTIMIZER.NAME must be one of \['adamw', 'sgd'\], got 'lamb'"
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(config, Named(), LOGGER, True)
