@@ -1,0 +1,51 @@
+"""Chest X-rays: from CSV rows or folders to batches.
+
+Importing this package, `data.labels` or `data.chexpert` does not import torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from config import Config
+
+
+class Loaders(NamedTuple):
+    """The batches of a stage; None where a stage has no such split.
+
+    Each loader's `dataset.records` says where an image comes from, and `dataset.targets` what its
+    targets are.  B images, C channels, side S, h x w tokens, K labels.
+
+    Pre-training:
+        train: (images [B, C, S, S], masks [B, h, w]), augmented, another mask in each epoch.
+        holdout: (images, masks, scale [B, C], offset [B, C]) of held-out patients, with the run's
+            kind of masks, always the same ones; images * scale + offset are grey levels 0..255.
+        reference: the same images with masks that do not depend on the run (random, 32 px, 0.6);
+            None where these do not fit the image or the model's patches.
+
+    Fine-tuning:
+        train: (images, targets [B, K], index [B]), augmented; NaN targets are not learned from.
+        holdout, valid, test: the same without augmentation; each image once over all ranks, NaN
+            targets are not scored.  index is the position in dataset.records.
+    """
+
+    train: DataLoader | None = None
+    holdout: DataLoader | None = None
+    reference: DataLoader | None = None
+    valid: DataLoader | None = None
+    test: DataLoader | None = None
+
+
+def build_loader(config: Config, logger: logging.Logger, is_pretrain: bool) -> Loaders:
+    """The loaders of pre-training or of fine-tuning."""
+    if is_pretrain:
+        from data.data_simmim import build_loader_simmim
+
+        return build_loader_simmim(config, logger)
+    from data.data_finetune import build_loader_finetune
+
+    return build_loader_finetune(config, logger)

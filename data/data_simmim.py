@@ -1,0 +1,97 @@
+"""Data of pre-training: images with masks, and held-out patients with fixed masks."""
+
+import logging
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from config import Config, encoder_node
+from data import Loaders
+from data.chexpert import (
+    Records,
+    read_csv,
+    read_folder,
+    select_views,
+    split_holdout,
+    take_subset,
+)
+from data.loader import XrayDataset, loader_options, make_loader
+from data.masking import MaskGenerator
+from data.transforms import HoldoutTransform, PretrainTransform
+
+# The masks that every run is scored on, too, whatever it trains with.
+REFERENCE_MASK_PATCH = 32
+REFERENCE_MASK_RATIO = 0.6
+HOLDOUT_SEED = 0  # not SEED: all runs are scored on the same masks
+
+
+def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
+    """Loaders of pre-training (see data.Loaders): train, holdout, reference."""
+    train, holdout = pretrain_records(config, logger)
+    logger.info(
+        f'pre-training on {len(train)} images of {len(set(train.patient))} patients; '
+        f'{len(holdout)} images of {len(set(holdout.patient))} patients held out'
+    )
+    dataset = XrayDataset(
+        train, PretrainTransform(config, mask_generator(config)), seed=config.SEED
+    )
+    holdout = evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES)
+    return Loaders(
+        train=make_loader(dataset, shuffle=True, **loader_options(config)),
+        holdout=_holdout_loader(config, holdout, mask_generator(config)),
+        reference=_holdout_loader(config, holdout, reference_mask_generator(config)),
+    )
+
+
+def pretrain_records(config: Config, logger: logging.Logger) -> tuple[Records, Records]:
+    """The images to train on, and those of the held-out patients."""
+    data = config.DATA
+    if data.DATASET == 'chexpert':
+        records = read_csv(
+            data.DATA_PATH, data.TRAIN_CSV, image_suffix=data.IMAGE_SUFFIX, logger=logger
+        )
+    else:
+        records = read_folder(data.DATA_PATH, allow_all_images=data.ALLOW_ALL_IMAGES)
+    train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
+    if data.DATASET == 'chexpert':
+        train = select_views(train, data.VIEWS)
+        holdout = select_views(holdout, data.VIEWS) if len(holdout) else holdout
+    train = take_subset(
+        train, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
+    )
+    return train, holdout
+
+
+def mask_generator(config: Config) -> MaskGenerator:
+    """The masks that the run trains with."""
+    return MaskGenerator(
+        config.DATA.IMG_SIZE,
+        config.DATA.MASK_PATCH_SIZE,
+        encoder_node(config).PATCH_SIZE,
+        config.DATA.MASK_RATIO,
+        config.DATA.MASK_TYPE,
+    )
+
+
+def reference_mask_generator(config: Config) -> MaskGenerator | None:
+    """The masks that runs are compared on, or None where they do not fit image or patches."""
+    size, patch = config.DATA.IMG_SIZE, encoder_node(config).PATCH_SIZE
+    if size == REFERENCE_MASK_PATCH or size % REFERENCE_MASK_PATCH or REFERENCE_MASK_PATCH % patch:
+        return None
+    return MaskGenerator(size, REFERENCE_MASK_PATCH, patch, REFERENCE_MASK_RATIO)
+
+
+def evenly_spread(records: Records, count: int) -> Records:
+    """This many of the records, evenly spread over their order; 0: all."""
+    if count == 0 or count >= len(records):
+        return records
+    return records.select(np.arange(count) * len(records) // count)
+
+
+def _holdout_loader(
+    config: Config, records: Records, masks: MaskGenerator | None
+) -> DataLoader | None:
+    if masks is None or not len(records):
+        return None
+    dataset = XrayDataset(records, HoldoutTransform(config, masks), seed=HOLDOUT_SEED)
+    return make_loader(dataset, shuffle=False, **loader_options(config))

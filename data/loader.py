@@ -1,0 +1,166 @@
+"""Records to batches: one Dataset, one batch sampler and one DataLoader for both stages.
+
+The batch sampler hands (epoch, index) to the workers, and a sample is a function of (seed, epoch,
+row of the CSV) alone: the number of workers and of ranks, and a restart, change no sample.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+import distributed
+from config import Config
+from data.chexpert import Records
+from data.sampling import epoch_order, sample_rng
+from data.transforms import load_image
+
+
+class XrayDataset(Dataset):
+    """Images of the records, each transformed with its own generator.
+
+    An item is what the transform returns; with targets it is (that, targets of the image, index).
+
+    Args:
+        records: what to read.
+        transform: called with (image of load_image, generator of the sample).
+        seed: with epoch and row the key of a sample's generator.
+        targets: [N, K] float32, or None.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        transform: Callable[[Image.Image, np.random.Generator], Any],
+        *,
+        seed: int,
+        targets: np.ndarray | None = None,
+    ) -> None:
+        self.records = records
+        self.transform = transform
+        self.seed = seed
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, index = key
+        row = int(self.records.row[index])
+        try:
+            image = load_image(self.records.root / self.records.file[index])
+        except ValueError as error:
+            raise ValueError(f'{self._place(index)}: {error}') from error
+        sample = self.transform(image, sample_rng(self.seed, epoch, row))
+        return sample if self.targets is None else (sample, self.targets[index], index)
+
+    def _place(self, index: int) -> str:
+        records = self.records
+        if not records.csv:
+            return str(records.root)
+        return f'{records.root / records.csv}, row {records.row[index] + 2} (the header is row 1)'
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) of one rank.
+
+    Training (shuffle): the epoch's order is cut into global batches of batch_size x world_size,
+    the incomplete last one dropped; rank r takes the r-th part of each, so that the global batches
+    are those of one process with the larger batch.  Else: rank r takes images r, r + world_size,
+    ... in order, nothing is padded or dropped, and the epoch is always 0.
+
+    Raises:
+        ValueError: if training images do not fill one global batch.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if shuffle and num_images < batch_size * world_size:
+            raise ValueError(
+                f'{num_images} training images do not fill one batch of DATA.BATCH_SIZE '
+                f'{batch_size} x {world_size} processes; take a smaller batch or more images'
+            )
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.first_batch = 0
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch that the next pass goes through, from this batch on."""
+        self.epoch = epoch
+        self.first_batch = first_batch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, wherever the next pass begins."""
+        if self.shuffle:
+            return self.num_images // (self.batch_size * self.world_size)
+        return -(-len(range(self.rank, self.num_images, self.world_size)) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = self._epoch_and_order()
+        for batch in range(self.first_batch, len(self)):
+            first = batch * self.batch_size
+            yield [(epoch, index) for index in order[first : first + self.batch_size].tolist()]
+
+    def _epoch_and_order(self) -> tuple[int, np.ndarray]:
+        """The epoch, and this rank's images in the order of its batches."""
+        if not self.shuffle:
+            return 0, np.arange(self.rank, self.num_images, self.world_size)
+        order = epoch_order(self.seed, self.epoch, self.num_images)
+        order = order[: len(self) * self.world_size * self.batch_size]
+        return self.epoch, order.reshape(-1, self.world_size, self.batch_size)[:, self.rank].ravel()
+
+
+def loader_options(config: Config) -> dict[str, int | bool]:
+    """The arguments of make_loader that all loaders of a run share."""
+    return {
+        'batch_size': config.DATA.BATCH_SIZE,
+        'num_workers': config.DATA.NUM_WORKERS,
+        'pin_memory': config.DATA.PIN_MEMORY,
+    }
+
+
+def make_loader(
+    dataset: XrayDataset, *, batch_size: int, shuffle: bool, num_workers: int, pin_memory: bool
+) -> DataLoader:
+    """The batches of this rank; `loader.batch_sampler.set_epoch` chooses the epoch.
+
+    Args:
+        dataset: what to load; its seed orders the epochs, too.
+        batch_size: images per batch of this rank.
+        shuffle: True for training (see EpochSampler), False for evaluation.
+        num_workers: processes that load; 0 loads in this one.
+        pin_memory: whether batches lie in page-locked memory; only where there is CUDA.
+    """
+    sampler = EpochSampler(
+        len(dataset),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=dataset.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        persistent_workers=shuffle and num_workers > 0,  # evaluation is short: no idle processes
+        # The loader draws a base seed for each pass; not from the model's random stream.
+        generator=torch.Generator().manual_seed(dataset.seed),
+    )

@@ -1,0 +1,89 @@
+"""Draw one X-ray under every type of mask, at several unit sizes and ratios.
+
+python scripts/show_masks.py --image FILE --output FILE.png [--size 192 --patch 4]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.masking import MASK_TYPES, MaskGenerator
+from data.sampling import sample_rng
+from data.transforms import FILTERS, centre_crop, load_image
+
+HIDDEN_COLOUR = np.array([38, 70, 108])
+CELL_INCHES = 1.75
+DPI = 160
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add('--image', required=True, help='an X-ray')
+    add('--output', required=True, help='the picture to write, .png')
+    add('--size', type=int, default=192, help='side of the model input in pixels')
+    add('--patch', type=int, default=4, help='side of a token in pixels')
+    add('--units', type=int, nargs='+', default=[16, 32], help='sides of a masking unit in pixels')
+    add('--ratios', type=float, nargs='+', default=[0.3, 0.6, 0.8], help='shares of units hidden')
+    add('--seed', type=int, default=0, help='another seed, other masks')
+    return parser.parse_args()
+
+
+def cover(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:  # [S, S, 3] uint8
+    """The image with its hidden tokens in one flat colour."""
+    scale = len(pixels) // len(mask)
+    hidden = mask.repeat(scale, axis=0).repeat(scale, axis=1)[..., None]
+    return np.where(hidden, HIDDEN_COLOUR, pixels[..., None]).round().astype(np.uint8)
+
+
+def draw_grid(pixels: np.ndarray, args: argparse.Namespace) -> Figure:
+    """Types downwards, unit sizes and ratios across, the image itself on the left."""
+    columns = [(unit, ratio) for unit in args.units for ratio in args.ratios]
+    width, height = (len(columns) + 1.1) * CELL_INCHES, len(MASK_TYPES) * CELL_INCHES * 1.12 + 0.3
+    figure = Figure((width, height), layout='constrained', dpi=DPI)
+    grid = figure.add_gridspec(len(MASK_TYPES), len(columns) + 1)
+    original = _add_image(figure, grid[:, 0], np.repeat(pixels[..., None], 3, axis=2) / 255)
+    original.set_title(f'X-ray, {args.size} x {args.size} px', fontsize=9)
+    for row, mask_type in enumerate(MASK_TYPES):
+        for column, (unit, ratio) in enumerate(columns, start=1):
+            generator = MaskGenerator(args.size, unit, args.patch, ratio, mask_type)
+            mask = generator(sample_rng(args.seed, 0, column))
+            ax = _add_image(figure, grid[row, column], cover(pixels, mask))
+            total = (args.size // unit) ** 2
+            ax.set_xlabel(f'{generator.count} of {total}: {mask.mean():.1%} hidden', fontsize=8)
+            if row == 0:
+                ax.set_title(f'{unit} px, ratio {ratio:g}', fontsize=9)
+            if column == 1:
+                ax.set_ylabel(mask_type, fontsize=11, fontweight='bold')
+    return figure
+
+
+def _add_image(figure: Figure, place: SubplotSpec, image: np.ndarray) -> Axes:
+    ax = figure.add_subplot(place, xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    ax.imshow(image, interpolation='nearest')
+    return ax
+
+
+def main(args: argparse.Namespace) -> int:
+    try:
+        pixels = centre_crop(load_image(args.image), args.size, FILTERS['bilinear'][0])
+        figure = draw_grid(pixels, args)
+    except ValueError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    FigureCanvasAgg(figure).print_png(args.output)
+    print(f'{args.output}: {", ".join(MASK_TYPES)}; units {args.units} px, ratios {args.ratios}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(parse_args()))

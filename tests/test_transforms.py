@@ -1,0 +1,485 @@
+"""Image operations: values of every kind of file, torchvision's and timm's results, statistics."""
+
+import math
+import random
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from timm.data.random_erasing import RandomErasing
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import functional as F
+
+from config import default_config
+from data.masking import MaskGenerator
+from data.sampling import epoch_order, sample_rng
+from data.transforms import (
+    FILTERS,
+    Box,
+    EvalTransform,
+    HoldoutTransform,
+    PretrainTransform,
+    TrainTransform,
+    centre_crop,
+    draw_crop,
+    erase,
+    jitter,
+    load_image,
+    resized_crop,
+    statistics,
+)
+
+BILINEAR = FILTERS['bilinear'][0]
+
+
+def make_config(channels: int = 1, **keys):
+    config = default_config()
+    config.merge_from_list(['DATA.IMG_SIZE', 64, 'MODEL.SWIN.IN_CHANS', channels])
+    config.merge_from_list(['AUG.COLOR_JITTER', 0.0, 'AUG.REPROB', 0.0])
+    for key, value in keys.items():
+        config.merge_from_list([key.replace('__', '.'), value])
+    return config
+
+
+def xray(height: int = 90, width: int = 110, seed: int = 0) -> Image.Image:
+    """A smooth grey picture with noise."""
+    noise = np.random.RandomState(seed).randint(0, 40, (height, width))
+    slope = np.linspace(0, 200, width)[None] * np.linspace(0.3, 1, height)[:, None]
+    return Image.fromarray((slope + noise).astype(np.uint8))
+
+
+def save(image: Image.Image, path, **options) -> np.ndarray:
+    """Write the image, read it by load_image, give its pixels."""
+    image.save(path, **options)
+    return np.asarray(load_image(path))
+
+
+# Files ---------------------------------------------------------------------------------------
+
+
+def test_grey_png_is_unchanged(tmp_path):
+    pixels = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    got = save(Image.fromarray(pixels), tmp_path / 'x.png')
+    assert got.dtype == np.uint8
+    assert np.array_equal(got, pixels)
+
+
+def test_grey_jpeg_is_what_pillow_decodes(tmp_path):
+    path = tmp_path / 'x.jpg'
+    assert np.array_equal(save(xray(), path), np.asarray(Image.open(path)))
+
+
+def test_colour_becomes_luma(tmp_path):
+    colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 20, 30]]], np.uint8)
+    luma = [round(0.299 * r + 0.587 * g + 0.114 * b) for r, g, b in colours[0].tolist()]
+    assert luma == [76, 150, 29, 18]
+    assert save(Image.fromarray(colours), tmp_path / 'x.png').tolist() == [luma]
+
+
+def test_colour_jpeg_of_a_grey_picture_keeps_its_greys(tmp_path):
+    got = save(xray().convert('RGB'), tmp_path / 'x.jpg', quality=100, subsampling=0)
+    assert got.ndim == 2
+    assert np.abs(got.astype(int) - np.asarray(xray())).max() <= 2
+
+
+def test_palette_is_looked_up(tmp_path):
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), 'L').convert('P')
+    image.putpalette([0, 0, 0, 255, 0, 0, 200, 200, 200])
+    assert save(image, tmp_path / 'x.png').tolist() == [[0, 76, 200]]
+    assert Image.open(tmp_path / 'x.png').mode == 'P'
+    got = save(image, tmp_path / 'y.png', transparency=2)
+    assert got.tolist() == [[0, 76, 0]]  # a transparent entry lies on black
+
+
+@pytest.mark.parametrize('mode', ['LA', 'RGBA'])
+def test_alpha_lies_on_black(tmp_path, mode):
+    grey, alpha = np.array([[200, 200, 200, 90]]), np.array([[255, 128, 0, 51]])
+    channels = [grey] * (len(mode) - 1) + [alpha]
+    image = Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8), mode)
+    # 200 * 128 / 255 = 100.4, 90 * 51 / 255 = 18
+    assert save(image, tmp_path / 'x.png').tolist() == [[200, 100, 0, 18]]
+
+
+def test_one_bit_becomes_black_and_white(tmp_path):
+    bits = np.array([[True, False, True]])
+    assert save(Image.fromarray(bits), tmp_path / 'x.png').tolist() == [[255, 0, 255]]
+
+
+@pytest.mark.parametrize('bits', [8, 10, 12, 14, 16])
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_16_bit_is_scaled_by_its_true_range(tmp_path, bits, suffix):
+    full = 2**bits - 1
+    pixels = np.array([[0, 1, full // 3, full]], np.uint16)
+    got = save(Image.fromarray(pixels), tmp_path / f'x.{suffix}')
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, pixels * 255.0 / full, rtol=1e-6)
+
+
+@pytest.mark.parametrize('highest, full', [(255, 255), (256, 1023), (1024, 4095), (40000, 65535)])
+def test_true_range_is_the_smallest_that_holds_the_maximum(tmp_path, highest, full):
+    got = save(Image.fromarray(np.array([[7, highest]], np.uint16)), tmp_path / 'x.png')
+    np.testing.assert_allclose(got, [[7 * 255 / full, highest * 255 / full]], rtol=1e-6)
+
+
+def test_big_endian_and_32_bit_integers_are_read_alike(tmp_path):
+    pixels = np.array([[0, 300, 4000]], np.uint16)
+    wanted = pixels * (255 / 4095)
+    big = Image.frombytes('I;16B', (3, 1), pixels.astype('>u2').tobytes())
+    np.testing.assert_allclose(save(big, tmp_path / 'x.tif'), wanted, rtol=1e-6)
+    assert Image.open(tmp_path / 'x.tif').mode == 'I;16B'
+    whole = Image.fromarray(pixels.astype(np.int32))
+    np.testing.assert_allclose(save(whole, tmp_path / 'y.tif'), wanted, rtol=1e-6)
+    assert Image.open(tmp_path / 'y.tif').mode == 'I'
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('orientation, turn', [(3, 2), (6, -1), (8, 1)])
+def test_exif_rotation_is_undone(tmp_path, dtype, orientation, turn):
+    pixels = (np.arange(12).reshape(3, 4) * 23).astype(dtype)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    got = save(Image.fromarray(pixels), tmp_path / 'x.png', exif=exif)
+    np.testing.assert_allclose(got, np.rot90(pixels, turn), rtol=1e-6)
+
+
+def test_missing_image_names_the_path(tmp_path):
+    with pytest.raises(ValueError, match=re.escape(f'there is no image {tmp_path / "no.png"}')):
+        load_image(tmp_path / 'no.png')
+
+
+@pytest.mark.parametrize(
+    'content, reason',
+    [
+        (b'', 'cannot identify'),
+        (b'no picture at all', 'cannot identify'),
+        (None, 'truncated'),
+    ],
+)
+def test_unreadable_image_names_path_and_reason(tmp_path, content, reason):
+    path = tmp_path / 'bad.png'
+    xray().save(path)
+    path.write_bytes(path.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(
+        ValueError, match=f'image {re.escape(str(path))} cannot be read: .*{reason}'
+    ):
+        load_image(path)
+
+
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF data')
+def test_every_cut_of_a_file_is_a_value_error(tmp_path):
+    for suffix in ('png', 'jpg', 'tif'):
+        path = tmp_path / f'x.{suffix}'
+        xray(20, 20).save(path)
+        whole = path.read_bytes()
+        for length in range(0, len(whole) // 2, 7):
+            path.write_bytes(whole[:length])
+            with pytest.raises(ValueError, match='cannot be read'):
+                load_image(path)
+
+
+def test_other_pixels_are_refused(tmp_path):
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / 'x.tif')
+    with pytest.raises(ValueError, match=r"x\.tif cannot be read: pixels of mode 'F' are neither"):
+        load_image(tmp_path / 'x.tif')
+    Image.fromarray(np.array([[-5, 9]], np.int32)).save(tmp_path / 'y.tif')
+    with pytest.raises(ValueError, match='pixels from -5 to 9 are outside the 16-bit range'):
+        load_image(tmp_path / 'y.tif')
+
+
+def _png_chunk(name: bytes, content: bytes) -> bytes:
+    checksum = struct.pack('>I', zlib.crc32(name + content))
+    return struct.pack('>I', len(content)) + name + content + checksum
+
+
+@pytest.mark.parametrize('colour_type, channels', [(2, 3), (4, 2), (6, 4)])
+def test_16_bit_colour_or_alpha_is_refused_rather_than_truncated(tmp_path, colour_type, channels):
+    header = struct.pack('>IIBBBBB', 2, 1, 16, colour_type, 0, 0, 0)
+    pixels = b'\0' + np.full((2, channels), 4000, '>u2').tobytes()
+    chunks = [(b'IHDR', header), (b'IDAT', zlib.compress(pixels)), (b'IEND', b'')]
+    path = tmp_path / 'x.png'
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + b''.join(_png_chunk(*chunk) for chunk in chunks))
+    assert Image.open(path).getpixel((0, 0))[0] == 4000 // 256  # what Pillow alone makes of it
+    with pytest.raises(ValueError, match='16-bit colour or alpha would be cut to 8 bits'):
+        load_image(path)
+
+
+# Crops ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('area', [(0.67, 1.0), (0.08, 1.0)])
+@pytest.mark.parametrize('height, width', [(320, 390), (390, 320), (100, 1000), (1000, 100)])
+def test_crop_is_distributed_as_torchvisions(area, height, width):
+    torch.manual_seed(0)
+    image = torch.zeros(1, height, width)
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, list(area), [3 / 4, 4 / 3]) for _ in range(3000)]
+    )
+    ours = np.array([draw_crop(sample_rng(0, 0, i), height, width, area=area) for i in range(3000)])
+    for values in (theirs, ours):
+        assert (values[:, 0] + values[:, 2] <= height).all()
+        assert (values[:, 1] + values[:, 3] <= width).all()
+    error = np.hypot(theirs.std(axis=0), ours.std(axis=0)) / math.sqrt(3000)
+    assert (np.abs(theirs.mean(axis=0) - ours.mean(axis=0)) <= 4.5 * error + 1e-9).all()
+    assert (np.abs(theirs.std(axis=0) - ours.std(axis=0)) <= 4.5 * error + 1e-9).all()
+
+
+def test_crop_falls_back_to_the_centre():
+    # Far from square: no candidate of 2/3 of the area fits.
+    assert draw_crop(sample_rng(0, 0, 0), 100, 1000, area=(0.67, 1)) == Box(0, 433, 100, 133)
+    assert draw_crop(sample_rng(0, 0, 0), 1000, 100, area=(0.67, 1)) == Box(433, 0, 133, 100)
+    assert draw_crop(sample_rng(0, 0, 0), 100, 110, area=(1.1, 1.2)) == Box(0, 0, 100, 110)
+
+
+def test_crop_uses_up_the_same_draws_whatever_it_finds():
+    states = set()
+    for height, width in ((320, 390), (100, 1000)):
+        rng = sample_rng(3, 1, 7)
+        draw_crop(rng, height, width, area=(0.67, 1))
+        states.add(rng.random())
+    untouched = sample_rng(3, 1, 7)
+    untouched.random(22)
+    assert states == {untouched.random()}
+
+
+@pytest.mark.parametrize('name', ['bilinear', 'bicubic', 'lanczos', 'hamming'])
+def test_resized_crop_equals_torchvisions(name):
+    image, rng = xray(320, 390), np.random.default_rng(0)
+    for _ in range(10):
+        box = draw_crop(rng, 320, 390, area=(0.08, 1))
+        wanted = F.resized_crop(image, *box, [96, 96], FILTERS[name][0])
+        assert np.array_equal(resized_crop(image, box, 96, FILTERS[name][0]), np.asarray(wanted))
+
+
+def test_crop_of_a_16_bit_image_keeps_fractions_and_stays_in_range():
+    steps = np.kron(np.random.RandomState(0).randint(0, 2, (8, 8)), np.ones((12, 12)))
+    image = Image.fromarray((steps * 255).astype(np.float32))
+    for name in ('bilinear', 'bicubic'):
+        fine = resized_crop(image, Box(3, 5, 80, 70), 64, FILTERS[name][0])
+        assert fine.min() == 0 and fine.max() == 255  # bicubic overshoots
+        assert (fine % 1 != 0).any()
+    coarse = resized_crop(image.convert('L'), Box(3, 5, 80, 70), 64, BILINEAR)
+    fine = resized_crop(image, Box(3, 5, 80, 70), 64, BILINEAR)
+    assert np.abs(fine - coarse).max() <= 1.01
+
+
+@pytest.mark.parametrize('size, short', [(224, 256), (192, 219), (512, 585)])
+@pytest.mark.parametrize('shape', [(320, 390), (390, 320), (300, 300)])
+def test_centre_crop_equals_torchvisions(size, short, shape):
+    image = xray(*shape)
+    wanted = F.center_crop(F.resize(image, short, F.InterpolationMode.BICUBIC), size)
+    assert np.array_equal(centre_crop(image, size, FILTERS['bicubic'][0]), np.asarray(wanted))
+
+
+# Normalisation -------------------------------------------------------------------------------
+
+
+def test_statistics_follow_the_channels():
+    assert statistics(make_config(1)) == ((0.503,), (0.292,))
+    assert statistics(make_config(3)) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert statistics(make_config(1, DATA__MEAN=[0.4], DATA__STD=[0.2])) == ((0.4,), (0.2,))
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_each_channel_has_its_own_statistics(channels):
+    config = make_config(channels, TEST__CROP=False)
+    image = Image.fromarray(np.full((50, 70), 100, np.uint8))
+    got = EvalTransform(config)(image, sample_rng(0, 0, 0))
+    mean, std = statistics(config)
+    assert got.shape == (channels, 64, 64)
+    assert got.dtype == torch.float32
+    for c in range(channels):
+        np.testing.assert_allclose(got[c], (100 / 255 - mean[c]) / std[c], rtol=1e-5)
+
+
+def test_normalising_by_the_image_gives_mean_0_and_deviation_1():
+    config = make_config(3, DATA__NORMALIZE='image')
+    got = EvalTransform(config)(xray(), sample_rng(0, 0, 0))
+    np.testing.assert_allclose(got.mean(dim=(1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(got.std(dim=(1, 2), correction=0), 1, atol=1e-5)
+    flat = Image.fromarray(np.full((90, 90), 77, np.uint8))
+    assert (EvalTransform(config)(flat, sample_rng(0, 0, 0)) == 0).all()
+
+
+@pytest.mark.parametrize('normalize', ['dataset', 'image'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_held_out_values_turn_back_into_grey_levels(normalize, channels):
+    config = make_config(channels, DATA__NORMALIZE=normalize)
+    transform = HoldoutTransform(config, MaskGenerator(64, 16, 4, 0.6))
+    image, mask, scale, offset = transform(xray(), sample_rng(0, 0, 3))
+    assert scale.shape == offset.shape == (channels,)
+    levels = image * scale[:, None, None] + offset[:, None, None]
+    wanted = centre_crop(xray(), 64, BILINEAR)
+    for c in range(channels):
+        np.testing.assert_allclose(levels[c], wanted, atol=1e-3)
+    assert np.array_equal(mask, MaskGenerator(64, 16, 4, 0.6)(sample_rng(0, 0, 3)))
+
+
+# Whole transforms ----------------------------------------------------------------------------
+
+
+def test_pretraining_draws_crop_then_flip_then_mask():
+    generator = MaskGenerator(64, 16, 4, 0.6)
+    transform = PretrainTransform(make_config(), generator)
+    flips = 0
+    for index in range(60):
+        image, mask = transform(xray(), sample_rng(5, 2, index))
+        rng = sample_rng(5, 2, index)
+        box = draw_crop(rng, 90, 110, area=(0.67, 1))
+        flipped = rng.random() < 0.5
+        wanted = F.resized_crop(xray(), *box, [64, 64], BILINEAR)
+        wanted = F.to_tensor(ImageOps.mirror(wanted) if flipped else wanted)
+        np.testing.assert_allclose(image, F.normalize(wanted, [0.503], [0.292]), atol=1e-5)
+        assert np.array_equal(mask, generator(rng))
+        flips += flipped
+    assert 18 <= flips <= 42
+
+
+def test_finetuning_without_augmentation_draws_the_same_crop_and_flip():
+    config = make_config(AUG__CROP_AREA=[0.67, 1.0], DATA__INTERPOLATION='bilinear')
+    pretrain = PretrainTransform(config, MaskGenerator(64, 16, 4, 0.6))
+    for index in range(10):
+        image, _ = pretrain(xray(), sample_rng(5, 2, index))
+        assert torch.equal(TrainTransform(config)(xray(), sample_rng(5, 2, index)), image)
+
+
+@pytest.mark.parametrize('probability', [0.0, 1.0])
+def test_flip_probability_is_kept(probability):
+    config = make_config(AUG__HFLIP=probability, AUG__CROP_AREA=[1.0, 1.0], TEST__CROP=False)
+    square = xray(64, 64)
+    got = TrainTransform(config)(square, sample_rng(0, 0, 0))
+    plain = EvalTransform(config)(square, sample_rng(0, 0, 0))
+    assert torch.equal(got, plain.flip(-1) if probability else plain)
+
+
+def test_random_interpolation_chooses_bilinear_or_bicubic_by_the_sample():
+    results = {}
+    for name in ('random', 'bilinear', 'bicubic'):
+        transform = TrainTransform(make_config(DATA__INTERPOLATION=name))
+        results[name] = [transform(xray(), sample_rng(0, 0, i)) for i in range(40)]
+    bilinear, bicubic = (
+        [torch.equal(a, b) for a, b in zip(results['random'], results[name], strict=True)]
+        for name in ('bilinear', 'bicubic')
+    )
+    assert [a + b for a, b in zip(bilinear, bicubic, strict=True)] == [1] * 40
+    assert 10 <= sum(bicubic) <= 30
+
+
+def test_samples_do_not_depend_on_global_random_states():
+    config = make_config(AUG__COLOR_JITTER=0.4, AUG__REPROB=1.0, DATA__INTERPOLATION='random')
+    transforms = [TrainTransform(config), PretrainTransform(config, MaskGenerator(64, 16, 4, 0.6))]
+    for transform in transforms:
+        samples = []
+        for seed in (0, 1):
+            random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+            sample = transform(xray(), sample_rng(1, 2, 3))
+            samples.append(sample if isinstance(sample, tuple) else (sample,))
+            assert random.random() == random.Random(seed).random()
+            assert np.random.random() == np.random.RandomState(seed).random()
+            assert torch.equal(
+                torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(seed))
+            )
+        assert all(torch.equal(a, b) for a, b in zip(*samples, strict=True))
+
+
+# Jitter and erasing --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('brightness, contrast', [(1.3, 0.7), (0.6, 1.4), (1.0, 1.0), (0.0, 1.2)])
+def test_jitter_equals_torchvisions_on_tensors(brightness, contrast):
+    pixels = np.asarray(xray(), np.float32)
+    tensor = F.adjust_brightness(torch.from_numpy(pixels)[None] / 255, brightness)
+    wanted = F.adjust_contrast(tensor, contrast)[0] * 255
+    got = jitter(pixels, brightness=brightness, contrast=contrast)
+    np.testing.assert_allclose(got, wanted, atol=1e-3)
+
+
+def test_jitter_factors_are_uniform_in_their_range():
+    # A flat image shows the brightness alone: contrast moves nothing.
+    config = make_config(AUG__COLOR_JITTER=0.4, DATA__MEAN=[0.0], DATA__STD=[1.0])
+    flat = Image.fromarray(np.full((64, 64), 100, np.uint8))
+    transform = TrainTransform(config)
+    levels = [float(transform(flat, sample_rng(0, 0, i)).mean()) * 2.55 for i in range(500)]
+    assert 0.6 <= min(levels) < 0.62 and 1.38 < max(levels) <= 1.4001
+    assert abs(np.mean(levels) - 1) < 4 * 0.8 / math.sqrt(12 * 500)
+    assert abs(np.std(levels) - 0.8 / math.sqrt(12)) < 0.02
+
+
+def _erased(mode: str, count: int, probability: float, ours: bool) -> np.ndarray:
+    """[500, 2, 40, 48] images of sevens after erasing, by ours or by timm's."""
+    random.seed(0), torch.manual_seed(0)
+    timm = RandomErasing(probability, mode=mode, max_count=count, device='cpu')
+    images = np.full((500, 2, 40, 48), 7, np.float32)
+    for i, image in enumerate(images):
+        if ours:
+            rng = sample_rng(0, 0, i)
+            erase(image, rng, probability=probability, mode=mode, max_count=count)
+        else:
+            timm(torch.from_numpy(image))
+    return images
+
+
+@pytest.mark.parametrize('mode', ['const', 'rand', 'pixel'])
+@pytest.mark.parametrize('count, probability', [(1, 1.0), (3, 0.5)])
+def test_erasing_is_distributed_as_timms(mode, count, probability):
+    results = []
+    for ours in (True, False):
+        images = _erased(mode, count, probability, ours)
+        gone = (images != 7).all(axis=1)  # [500, 40, 48]
+        touched = gone.any(axis=(1, 2))
+        share = gone[touched].mean(axis=(1, 2))
+        height, width = gone[touched].any(axis=2).sum(axis=1), gone[touched].any(axis=1).sum(axis=1)
+        row = (gone.sum(axis=2) * np.arange(40)).sum(axis=1)[touched] / gone[touched].sum((1, 2))
+        results.append([share, share**2, height, width, row, touched.astype(float)])
+        values = images.transpose(0, 2, 3, 1)[gone]
+        if mode == 'const':
+            assert (values == 0).all()
+        else:
+            spread = 0.02 if mode == 'pixel' else 0.15
+            assert abs(values.mean()) < spread and abs(values.std() - 1) < spread
+            assert abs(np.corrcoef(values.T)[0, 1]) < 0.2  # channels are independent
+    for ours, timm in zip(*results, strict=True):
+        error = math.hypot(ours.std() / math.sqrt(len(ours)), timm.std() / math.sqrt(len(timm)))
+        assert abs(ours.mean() - timm.mean()) <= 4 * error
+
+
+def test_erasing_a_colour_fills_a_rectangle_with_one_value_a_channel():
+    images = _erased('rand', 1, 1.0, ours=True)
+    for image in images[:20]:
+        values = image[:, (image != 7).all(axis=0)]
+        assert (values == values[:, :1]).all()
+        assert values[0, 0] != values[1, 0]
+
+
+def test_erasing_follows_everything_else():
+    config = make_config(AUG__REPROB=1.0, AUG__REMODE='const', AUG__COLOR_JITTER=0.3)
+    plain = make_config(AUG__REPROB=0.0, AUG__COLOR_JITTER=0.3)
+    for index in range(10):
+        erased = TrainTransform(config)(xray(), sample_rng(0, 0, index))
+        kept = TrainTransform(plain)(xray(), sample_rng(0, 0, index))
+        assert 0.01 < (erased == 0).float().mean() < 0.4
+        assert torch.equal(erased[erased != 0], kept[erased != 0])
+
+
+# Streams -------------------------------------------------------------------------------------
+
+
+def test_streams_of_samples_and_orders_are_distinct():
+    draws = {
+        sample_rng(seed, epoch, index).random()
+        for seed in range(5)
+        for epoch in range(5)
+        for index in range(40)
+    }
+    assert len(draws) == 1000
+    assert abs(np.mean(list(draws)) - 0.5) < 4 / math.sqrt(12 * 1000)
+    orders = {tuple(epoch_order(seed, epoch, 20)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+    assert all(sorted(order) == list(range(20)) for order in orders)
+
+
+def test_the_stream_of_a_sample_is_frozen():
+    assert sample_rng(3, 4, 5).random(2).tolist() == [0.5191493916058771, 0.38280174378527]
