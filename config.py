@@ -1,0 +1,373 @@
+"""Every option with its default and meaning; the flags; the config that a run gets."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from yacs.config import CfgNode
+
+import config_merge
+from config_checks import check_config as check_config
+
+CN = CfgNode
+
+
+class Config(CfgNode):
+    """The root node: whichever way it is merged, keys and types are checked, BASE is followed."""
+
+    def merge_from_file(self, cfg_filename: str | Path) -> None:
+        config_merge.merge_file(self, Path(cfg_filename))
+
+    def merge_from_list(self, cfg_list: list) -> None:
+        config_merge.merge_pairs(self, cfg_list, '--opts')
+
+    def merge_from_other_cfg(self, cfg_other: dict) -> None:
+        config_merge.merge_mapping(self, cfg_other, 'the other config')
+
+
+_C = Config()
+
+# YAML files merged before this one, in order, as paths relative to its folder.
+_C.BASE = ['']
+
+_C.DATA = CN()
+# Images per process and micro-batch.
+_C.DATA.BATCH_SIZE = 128
+# Root folder: of the CSV files and images ('chexpert'), or of a tree of images ('folder').
+_C.DATA.DATA_PATH = ''
+# What DATA_PATH holds: 'imagenet' (counts as 'folder'), 'folder' [CheXpert], 'chexpert' [CheXpert].
+_C.DATA.DATASET = 'imagenet'
+# Side of the model's square input, in pixels.
+_C.DATA.IMG_SIZE = 224
+# Resizing in fine-tuning: 'random', 'bilinear', 'bicubic', 'lanczos', 'hamming'.
+_C.DATA.INTERPOLATION = 'bicubic'
+# Whether batches lie in page-locked memory, for faster copies to a GPU.
+_C.DATA.PIN_MEMORY = True
+# Loader processes per training process; 0 loads in the process itself.
+_C.DATA.NUM_WORKERS = 8
+# Side of a masking unit, in pixels: divides IMG_SIZE, is a multiple of the model's patch.
+_C.DATA.MASK_PATCH_SIZE = 32
+# Share of the masking units that is hidden, in (0, 1).
+_C.DATA.MASK_RATIO = 0.6
+# [CheXpert] Names of the label files inside DATA_PATH; the test file may be absent.
+_C.DATA.TRAIN_CSV = 'train.csv'
+# [CheXpert] Validation labels.
+_C.DATA.VALID_CSV = 'valid.csv'
+# [CheXpert] Test labels.
+_C.DATA.TEST_CSV = 'test.csv'
+# [CheXpert] Suffix of the images on disk where it is not the CSV's, such as '.png'; '': the CSV's.
+_C.DATA.IMAGE_SUFFIX = ''
+# [CheXpert] Views that are trained on: 'frontal', 'lateral', 'all'.
+_C.DATA.VIEWS = 'frontal'
+# [CheXpert] What an uncertain mention (-1) becomes in training: 'zeros', 'ones', 'ignore'.
+_C.DATA.UNCERTAIN = 'ones'
+# [CheXpert] Exceptions, label: policy, such as {'Edema': 'zeros'}; replaces what BASE gave.
+_C.DATA.UNCERTAIN_BY_LABEL = CN(new_allowed=True)
+# [CheXpert] What a blank (no mention) counts as: 'negative', 'ignore'.
+_C.DATA.BLANK = 'negative'
+# [CheXpert] Share of the training patients that is used, in (0, 1]; seeded, smaller inside larger.
+_C.DATA.TRAIN_FRACTION = 1.0
+# [CheXpert] This many training images, of the first patients; 0: as TRAIN_FRACTION says.
+_C.DATA.TRAIN_IMAGES = 0
+# [CheXpert] Share of the training patients held out in both stages, the same ones, in [0, 1).
+_C.DATA.HOLDOUT_FRACTION = 0.02
+# [CheXpert] Mean per channel of pixels in [0, 1]; []: 0.503 for 1 channel, ImageNet's for 3.
+_C.DATA.MEAN = []
+# [CheXpert] Standard deviation per channel of pixels in [0, 1]; []: 0.292, or ImageNet's for 3.
+_C.DATA.STD = []
+# [CheXpert] Statistics that normalise an image: 'dataset' (MEAN, STD) or 'image' (its own).
+_C.DATA.NORMALIZE = 'dataset'
+# [CheXpert] Which units are hidden together: 'random', 'square', 'block'.
+_C.DATA.MASK_TYPE = 'random'
+# [CheXpert] Whether 'folder' may pre-train on a root with train.csv or valid.csv: on scored images.
+_C.DATA.ALLOW_ALL_IMAGES = False
+# [CheXpert] Resizing in pre-training: 'bilinear', 'bicubic', 'lanczos', 'hamming'.
+_C.DATA.PRETRAIN_INTERPOLATION = 'bilinear'
+
+_C.MODEL = CN()
+# Encoder: 'swin' (reads MODEL.SWIN), 'vit' (reads MODEL.VIT).
+_C.MODEL.TYPE = 'swin'
+# Folder below OUTPUT, and the logger's name; selects nothing.
+_C.MODEL.NAME = 'swin_tiny_patch4_window7_224'
+# Checkpoint to go on from, a path or an https address; '': the newest in the run's folder.
+_C.MODEL.RESUME = ''
+# Outputs of the classifier; CheXpert's labels: 14.
+_C.MODEL.NUM_CLASSES = 1000
+# Dropout after embedding, attention and MLP, in [0, 1).
+_C.MODEL.DROP_RATE = 0.0
+# Stochastic depth of the last block, growing from 0 at the first, in [0, 1).
+_C.MODEL.DROP_PATH_RATE = 0.1
+# Label smoothing, in [0, 1); CheXpert's labels: 0.
+_C.MODEL.LABEL_SMOOTHING = 0.1
+
+_C.MODEL.SWIN = CN()
+# Side of a token, in pixels.
+_C.MODEL.SWIN.PATCH_SIZE = 4
+# Input channels: 1 (grey) or 3 (grey X-rays are repeated).
+_C.MODEL.SWIN.IN_CHANS = 3
+# Width of the first stage; each stage doubles it.
+_C.MODEL.SWIN.EMBED_DIM = 96
+# Blocks per stage.
+_C.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+# Attention heads per stage; each divides its stage's width.
+_C.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+# Side of an attention window, in tokens; divides each stage's side that is larger.
+_C.MODEL.SWIN.WINDOW_SIZE = 7
+# Width of the MLP over width of the block.
+_C.MODEL.SWIN.MLP_RATIO = 4.0
+# Whether queries, keys and values have a bias.
+_C.MODEL.SWIN.QKV_BIAS = True
+# Scale of the queries; None: 1 / sqrt(width of a head).
+_C.MODEL.SWIN.QK_SCALE = None
+# Whether an absolute position embedding is added.
+_C.MODEL.SWIN.APE = False
+# Whether a LayerNorm follows the patch embedding.
+_C.MODEL.SWIN.PATCH_NORM = True
+
+_C.MODEL.VIT = CN()
+# Side of a token, in pixels.
+_C.MODEL.VIT.PATCH_SIZE = 16
+# Input channels: 1 (grey) or 3 (grey X-rays are repeated).
+_C.MODEL.VIT.IN_CHANS = 3
+# Width.
+_C.MODEL.VIT.EMBED_DIM = 768
+# Blocks.
+_C.MODEL.VIT.DEPTH = 12
+# Attention heads; they divide the width.
+_C.MODEL.VIT.NUM_HEADS = 12
+# Width of the MLP over width of the block (SimMIM's 4, which fractions may replace).
+_C.MODEL.VIT.MLP_RATIO = 4.0
+# Whether queries and values have a bias (keys never have).
+_C.MODEL.VIT.QKV_BIAS = True
+# Start of the layer scales; None: no layer scales.
+_C.MODEL.VIT.INIT_VALUES = 0.1
+# Whether an absolute position embedding is added.
+_C.MODEL.VIT.USE_APE = False
+# Whether the classifier reads the mean of the patch tokens, not the class token.
+_C.MODEL.VIT.USE_MEAN_POOLING = False
+# Whether each block has a relative position bias of its own.
+_C.MODEL.VIT.USE_RPB = False
+# Whether all blocks share one relative position bias (with USE_RPB: added to it).
+_C.MODEL.VIT.USE_SHARED_RPB = True
+
+_C.MODEL.SIMMIM = CN()
+# [CheXpert] Reconstruction head: 'linear' (1x1 convolution), 'mlp' (2 layers).
+_C.MODEL.SIMMIM.HEAD = 'linear'
+# [CheXpert] Distance of reconstruction and image: 'l1', 'l2', 'smooth_l1'.
+_C.MODEL.SIMMIM.LOSS = 'l1'
+# [CheXpert] Pixels that the loss counts: 'masked', 'all'.
+_C.MODEL.SIMMIM.LOSS_PIXELS = 'masked'
+
+_C.TRAIN = CN()
+# Always 0: a resumed run begins where its checkpoint ended.
+_C.TRAIN.START_EPOCH = 0
+# Epochs in all.
+_C.TRAIN.EPOCHS = 300
+# Epochs of linear warm-up, inside EPOCHS.
+_C.TRAIN.WARMUP_EPOCHS = 20
+# Weight decay; free of it: biases, norms, position tables and tokens as the model says.
+_C.TRAIN.WEIGHT_DECAY = 0.05
+# Peak learning rate per 512 images of the global batch.
+_C.TRAIN.BASE_LR = 5e-4
+# Rate at the start of the warm-up, per 512 images.
+_C.TRAIN.WARMUP_LR = 5e-7
+# Rate at the end of the cosine, per 512 images; other schedules ignore it.
+_C.TRAIN.MIN_LR = 5e-6
+# Greatest 2-norm of the gradient; 0: not clipped.
+_C.TRAIN.CLIP_GRAD = 5.0
+# Whether to go on from the newest checkpoint in the run's folder.
+_C.TRAIN.AUTO_RESUME = True
+# Micro-batches per optimizer step; 0 and 1: no accumulation.
+_C.TRAIN.ACCUMULATION_STEPS = 0
+# Whether blocks are computed again in the backward pass, to save memory.
+_C.TRAIN.USE_CHECKPOINT = False
+# Fine-tuning: rate of a layer over that of the next one, in (0, 1].
+_C.TRAIN.LAYER_DECAY = 1.0
+# [CheXpert] Checkpoints inside an epoch, every this many optimizer steps; 0: none.
+_C.TRAIN.SAVE_EVERY_STEPS = 0
+
+_C.TRAIN.LR_SCHEDULER = CN()
+# 'cosine', 'linear', 'step', 'multistep'.
+_C.TRAIN.LR_SCHEDULER.NAME = 'cosine'
+# 'step': epochs between two drops.
+_C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = 30
+# 'step': factor of a drop.
+_C.TRAIN.LR_SCHEDULER.DECAY_RATE = 0.1
+# 'multistep': factor of a drop.
+_C.TRAIN.LR_SCHEDULER.GAMMA = 0.1
+# 'multistep': epochs of the drops, ascending, the first not before the warm-up's end.
+_C.TRAIN.LR_SCHEDULER.MULTISTEPS = []
+
+_C.TRAIN.OPTIMIZER = CN()
+# 'adamw', 'sgd', in any case.
+_C.TRAIN.OPTIMIZER.NAME = 'adamw'
+# AdamW: added to the denominator.
+_C.TRAIN.OPTIMIZER.EPS = 1e-8
+# AdamW: decay of the first and second moments, each in [0, 1).
+_C.TRAIN.OPTIMIZER.BETAS = (0.9, 0.999)
+# SGD: Nesterov momentum, in (0, 1).
+_C.TRAIN.OPTIMIZER.MOMENTUM = 0.9
+
+_C.AUG = CN()
+# Strength of brightness and contrast jitter in fine-tuning, when AUTO_AUGMENT is 'none'; 0: off.
+_C.AUG.COLOR_JITTER = 0.4
+# timm policy of ImageNet fine-tuning, such as SimMIM's here; CheXpert's labels: 'none'.
+_C.AUG.AUTO_AUGMENT = 'rand-m9-mstd0.5-inc1'
+# Fine-tuning: probability of random erasing.
+_C.AUG.REPROB = 0.25
+# What an erased area is filled with: 'const', 'rand' (a value per area), 'pixel' (a value each).
+_C.AUG.REMODE = 'pixel'
+# Erased areas per image, at least 1.
+_C.AUG.RECOUNT = 1
+# Beta parameter of Mixup; CheXpert's labels: 0 (off).
+_C.AUG.MIXUP = 0.8
+# Beta parameter of CutMix; CheXpert's labels: 0 (off).
+_C.AUG.CUTMIX = 1.0
+# Range of CutMix's ratio [low, high] in place of CUTMIX; CheXpert's labels: None.
+_C.AUG.CUTMIX_MINMAX = None
+# Probability that a batch is mixed.
+_C.AUG.MIXUP_PROB = 1.0
+# Probability of CutMix where both are on.
+_C.AUG.MIXUP_SWITCH_PROB = 0.5
+# What shares a mixing ratio: 'batch', 'pair', 'elem'.
+_C.AUG.MIXUP_MODE = 'batch'
+# [CheXpert] Area of the random crop [low, high]; []: [0.67, 1] pre-training, [0.08, 1] fine-tuning.
+_C.AUG.CROP_AREA = []
+# [CheXpert] Probability of a horizontal flip, both stages.
+_C.AUG.HFLIP = 0.5
+
+_C.TEST = CN()
+# Evaluation: enlarge by 256/224 and crop the centre; False: resize the whole image to the square.
+_C.TEST.CROP = True
+
+_C.EVAL = CN()
+# [CheXpert] Views that are scored: 'frontal', 'lateral', 'all'; '': as DATA.VIEWS.
+_C.EVAL.VIEWS = ''
+# [CheXpert] What a score counts: 'study' (the maximum over its images) or 'image'.
+_C.EVAL.LEVEL = 'study'
+# [CheXpert] Where the best checkpoint is chosen: 'holdout', 'valid' (the report warns of it).
+_C.EVAL.SELECT_ON = 'holdout'
+# [CheXpert] By which mean AUROC: 'five' (tasks), 'all' (labels), 'auto' (five where defined).
+_C.EVAL.SELECT = 'auto'
+# [CheXpert] Held-out images whose reconstruction is scored after each epoch; 0: all.
+_C.EVAL.HOLDOUT_IMAGES = 256
+
+_C.LOSS = CN()
+# [CheXpert] Loss of the labels: 'bce' (over known entries, divided by images x labels).
+_C.LOSS.NAME = 'bce'
+
+# Mixed precision: 'O0' float32; 'O1', 'O2' autocast. (SimMIM's '' was its flag's O1 in effect.)
+_C.AMP_OPT_LEVEL = 'O1'
+# Root of all runs' folders; this run's is OUTPUT/MODEL.NAME/TAG. (SimMIM: its flag's `output`.)
+_C.OUTPUT = 'output'
+# Last part of the run's folder.
+_C.TAG = 'default'
+# Epochs between two checkpoints, at least 1.
+_C.SAVE_FREQ = 1
+# Micro-batches between two lines of the log, at least 1.
+_C.PRINT_FREQ = 10
+# Seed of everything that is random, at least 0.
+_C.SEED = 0
+# Whether to evaluate only.
+_C.EVAL_MODE = False
+# Whether to measure images per second only.
+_C.THROUGHPUT_MODE = False
+# SimMIM's rank on the machine; not used, torchrun's environment decides.
+_C.LOCAL_RANK = 0
+# Checkpoint whose weights the run starts from, a path or an https address; '': none.
+_C.PRETRAINED = ''
+
+# The classes that SimMIM's own checkpoints hold besides tensors, for the safe loader.
+CHECKPOINT_GLOBALS = [CfgNode]
+
+# Attribute of the parsed flags -> key.
+FLAG_KEYS = {
+    'batch_size': 'DATA.BATCH_SIZE',
+    'data_path': 'DATA.DATA_PATH',
+    'pretrained': 'PRETRAINED',
+    'resume': 'MODEL.RESUME',
+    'accumulation_steps': 'TRAIN.ACCUMULATION_STEPS',
+    'use_checkpoint': 'TRAIN.USE_CHECKPOINT',
+    'amp_opt_level': 'AMP_OPT_LEVEL',
+    'output': 'OUTPUT',
+    'tag': 'TAG',
+    'eval': 'EVAL_MODE',
+    'throughput': 'THROUGHPUT_MODE',
+}
+
+
+def default_config() -> Config:
+    """All options at their defaults: a copy, not frozen."""
+    return _C.clone()
+
+
+def encoder_node(config: CfgNode) -> CfgNode:
+    """The options of the encoder that MODEL.TYPE names."""
+    nodes = {'swin': config.MODEL.SWIN, 'vit': config.MODEL.VIT}
+    if config.MODEL.TYPE not in nodes:
+        raise ValueError(f'MODEL.TYPE must be one of {list(nodes)}, got {config.MODEL.TYPE!r}')
+    return nodes[config.MODEL.TYPE]
+
+
+def build_parser(stage: str) -> argparse.ArgumentParser:
+    """The flags of a main; stage is 'simmim' or 'finetune'. A flag not given is None."""
+    what = {'simmim': 'SimMIM pre-training', 'finetune': 'Fine-tuning and evaluation'}[stage]
+    parser = argparse.ArgumentParser(
+        description=f'{what}. Start it with python, or with torchrun for several processes.',
+        allow_abbrev=False,
+    )
+    parser.set_defaults(stage=stage)
+    add = parser.add_argument
+    add('--cfg', required=True, metavar='FILE', help='YAML file of options')
+    add('--opts', nargs='+', action='extend', metavar='KEY VALUE', help='options by key, in pairs')
+    add('--batch-size', type=int, help='images per process and micro-batch')
+    add('--data-path', help='root folder of the data')
+    add('--pretrained', help='checkpoint whose encoder the run starts from')
+    add('--resume', help='checkpoint to go on from')
+    add('--accumulation-steps', type=int, help='micro-batches per optimizer step')
+    add('--use-checkpoint', action='store_const', const=True, help='recompute blocks, save memory')
+    add('--amp-opt-level', choices=['O0', 'O1', 'O2'], help='O0: float32; O1, O2: autocast')
+    add('--output', help='root of all runs; this one is in OUTPUT/MODEL.NAME/TAG')
+    add('--tag', help="last part of the run's folder")
+    add('--eval', action='store_const', const=True, help='evaluate only')
+    add('--throughput', action='store_const', const=True, help='measure images per second only')
+    add('--local_rank', '--local-rank', type=int, help='accepted and ignored')
+    return parser
+
+
+def get_config(args: argparse.Namespace) -> Config:
+    """The run's options: defaults < BASE < --cfg < --opts < flags; checked, then frozen."""
+    config = default_config()
+    config.merge_from_file(args.cfg)
+    config.merge_from_list(getattr(args, 'opts', None) or [])
+    for flag, key in FLAG_KEYS.items():
+        value = getattr(args, flag, None)
+        if value is not None:
+            config_merge.put(config, key, value, '--' + flag.replace('_', '-'))
+    check_config(config, getattr(args, 'stage', None))
+    config.freeze()
+    return config
+
+
+def config_text(config: Config) -> str:
+    """The options as YAML that repeats the run as --cfg; BASE is empty, being merged already."""
+    plain = config.clone()
+    plain.defrost()
+    plain.BASE = ['']
+    return plain.dump(sort_keys=False)
+
+
+def config_changes(before: str, after: str) -> list[str]:
+    """The options that differ between two texts of config_text, a line each: 'KEY: old -> new'."""
+    old, new = (dict(_flatten(yaml.safe_load(text))) for text in (before, after))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [f'{key}: {old.get(key)} -> {new.get(key)}' for key in keys]
+
+
+def _flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value

@@ -1,0 +1,252 @@
+"""Which values an option takes and which options go together, checked before anything is built."""
+
+import math
+from functools import reduce
+from typing import Any
+
+VIEWS = ('frontal', 'lateral', 'all')
+INTERPOLATIONS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
+
+CHOICES = {
+    'DATA.DATASET': ('imagenet', 'folder', 'chexpert'),
+    'DATA.INTERPOLATION': ('random', *INTERPOLATIONS),
+    'DATA.PRETRAIN_INTERPOLATION': INTERPOLATIONS,
+    'DATA.VIEWS': VIEWS,
+    'DATA.BLANK': ('negative', 'ignore'),
+    'DATA.NORMALIZE': ('dataset', 'image'),
+    'DATA.MASK_TYPE': ('random', 'square', 'block'),
+    'MODEL.TYPE': ('swin', 'vit'),
+    'MODEL.SWIN.IN_CHANS': (1, 3),
+    'MODEL.VIT.IN_CHANS': (1, 3),
+    'MODEL.SIMMIM.HEAD': ('linear', 'mlp'),
+    'MODEL.SIMMIM.LOSS': ('l1', 'l2', 'smooth_l1'),
+    'MODEL.SIMMIM.LOSS_PIXELS': ('masked', 'all'),
+    'TRAIN.LR_SCHEDULER.NAME': ('cosine', 'linear', 'step', 'multistep'),
+    'AUG.REMODE': ('const', 'rand', 'pixel'),
+    'AUG.MIXUP_MODE': ('batch', 'pair', 'elem'),
+    'EVAL.VIEWS': ('', *VIEWS),
+    'EVAL.LEVEL': ('study', 'image'),
+    'EVAL.SELECT_ON': ('holdout', 'valid'),
+    'EVAL.SELECT': ('auto', 'five', 'all'),
+    'LOSS.NAME': ('bce',),
+    'AMP_OPT_LEVEL': ('O0', 'O1', 'O2'),
+}
+RANGES = {
+    '[1, inf)': (
+        'DATA.BATCH_SIZE DATA.IMG_SIZE DATA.MASK_PATCH_SIZE MODEL.SWIN.PATCH_SIZE '
+        'MODEL.SWIN.EMBED_DIM MODEL.SWIN.WINDOW_SIZE MODEL.VIT.PATCH_SIZE MODEL.VIT.EMBED_DIM '
+        'MODEL.VIT.DEPTH MODEL.VIT.NUM_HEADS TRAIN.EPOCHS TRAIN.LR_SCHEDULER.DECAY_EPOCHS '
+        'AUG.RECOUNT SAVE_FREQ PRINT_FREQ'
+    ),
+    '[0, inf)': (
+        'DATA.NUM_WORKERS DATA.TRAIN_IMAGES MODEL.NUM_CLASSES MODEL.VIT.INIT_VALUES '
+        'TRAIN.WARMUP_EPOCHS TRAIN.WEIGHT_DECAY TRAIN.WARMUP_LR TRAIN.MIN_LR '
+        'TRAIN.CLIP_GRAD TRAIN.ACCUMULATION_STEPS TRAIN.SAVE_EVERY_STEPS AUG.COLOR_JITTER '
+        'AUG.MIXUP AUG.CUTMIX EVAL.HOLDOUT_IMAGES SEED'
+    ),
+    '(0, inf)': (
+        'MODEL.SWIN.MLP_RATIO MODEL.SWIN.QK_SCALE MODEL.VIT.MLP_RATIO TRAIN.BASE_LR '
+        'TRAIN.OPTIMIZER.EPS TRAIN.LR_SCHEDULER.DECAY_RATE TRAIN.LR_SCHEDULER.GAMMA'
+    ),
+    '(0, 1]': 'DATA.TRAIN_FRACTION TRAIN.LAYER_DECAY',
+    '(0, 1)': 'DATA.MASK_RATIO TRAIN.OPTIMIZER.MOMENTUM',
+    '[0, 1)': (
+        'DATA.HOLDOUT_FRACTION MODEL.DROP_RATE MODEL.DROP_PATH_RATE MODEL.LABEL_SMOOTHING '
+        'TRAIN.OPTIMIZER.BETAS'
+    ),
+    '[0, 1]': (
+        'DATA.MEAN AUG.REPROB AUG.MIXUP_PROB AUG.MIXUP_SWITCH_PROB AUG.HFLIP AUG.CROP_AREA '
+        'AUG.CUTMIX_MINMAX'
+    ),
+}
+NAN_TARGETS = 'it mixes targets, and a label that is not known has none'
+# What fine-tuning on CheXpert's labels needs: key -> (the one value that works, why).
+CHEXPERT_LABELS = {
+    'MODEL.NUM_CLASSES': (14, 'CheXpert has 14 observations'),
+    'MODEL.LABEL_SMOOTHING': (0.0, 'it needs one class per image'),
+    'AUG.AUTO_AUGMENT': ('none', 'the policies change colours of 3-channel photographs'),
+    'AUG.MIXUP': (0.0, NAN_TARGETS),
+    'AUG.CUTMIX': (0.0, NAN_TARGETS),
+    'AUG.CUTMIX_MINMAX': (None, NAN_TARGETS),
+}
+
+
+def check_config(config: Any, stage: str | None = None) -> None:
+    """Refuse what cannot work, naming key, value and what is allowed.
+
+    Args:
+        config: all options.
+        stage: 'simmim' or 'finetune' add what only that stage needs; fine-tuning reads no masks.
+
+    Raises:
+        ValueError: at the first option that is out of range or does not go with the others.
+    """
+    for key, allowed in CHOICES.items():
+        _require(_get(config, key) in allowed, config, key, f'one of {list(allowed)}')
+    for interval, keys in RANGES.items():
+        for key in keys.split():
+            _check_range(config, key, interval)
+    _check_uncertain(config)
+    _check_statistics(config)
+    _check_ordered_pair(config, 'AUG.CROP_AREA', [])
+    _check_ordered_pair(config, 'AUG.CUTMIX_MINMAX', None)
+    _check_training(config)
+    (_check_swin if config.MODEL.TYPE == 'swin' else _check_vit)(config)
+    if stage == 'finetune':
+        _check_finetune(config)
+    else:
+        _check_masks(config)
+
+
+def _get(config: Any, key: str) -> Any:
+    return reduce(getattr, key.split('.'), config)
+
+
+def _require(holds: bool, config: Any, key: str, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f'{key} must be {allowed}, got {_get(config, key)!r}')
+
+
+def _check_range(config: Any, key: str, interval: str) -> None:
+    """A number (each number of a list, None left out) must lie in '[low, high)' or the like."""
+    value = _get(config, key)
+    values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+    low, high = map(float, interval[1:-1].split(','))
+    for number in values:
+        inside = (
+            type(number) in (int, float)
+            and low <= number <= high
+            and (number != low or interval[0] == '[')
+            and (number != high or interval[-1] == ']')
+        )
+        each = 'numbers' if values is value else 'a number'
+        _require(inside, config, key, f'{each} in {interval}')
+
+
+def _check_ordered_pair(config: Any, key: str, off: Any) -> None:
+    pair = _get(config, key)
+    holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
+    _require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
+
+
+def _check_uncertain(config: Any) -> None:
+    from data.labels import LABELS, POLICIES
+
+    policies = f'one of {list(POLICIES)}'
+    _require(config.DATA.UNCERTAIN in POLICIES, config, 'DATA.UNCERTAIN', policies)
+    for label, policy in config.DATA.UNCERTAIN_BY_LABEL.items():
+        if label not in LABELS:
+            raise ValueError(
+                f'DATA.UNCERTAIN_BY_LABEL names {label!r}, labels are {", ".join(LABELS)}'
+            )
+        if policy not in POLICIES:
+            raise ValueError(
+                f'DATA.UNCERTAIN_BY_LABEL[{label!r}] must be {policies}, got {policy!r}'
+            )
+
+
+def _check_statistics(config: Any) -> None:
+    data = config.DATA
+    channels = config.MODEL[config.MODEL.TYPE.upper()].IN_CHANS
+    for key, other in (('MEAN', 'STD'), ('STD', 'MEAN')):
+        holds = len(data[key]) == (channels if data[key] or data[other] else 0)
+        allowed = f'as long as there are channels, {channels}, or empty together with DATA.{other}'
+        _require(holds, config, f'DATA.{key}', allowed)
+    _require(all(0 < std <= 1 for std in data.STD), config, 'DATA.STD', 'numbers in (0, 1]')
+    holds = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
+    _require(holds, config, 'DATA.TRAIN_IMAGES', '0 where DATA.TRAIN_FRACTION is below 1')
+    holds = data.IMAGE_SUFFIX == '' or data.IMAGE_SUFFIX.startswith('.')
+    _require(holds, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix like '.png'")
+
+
+def _check_training(config: Any) -> None:
+    train, schedule = config.TRAIN, config.TRAIN.LR_SCHEDULER
+    warmup = 'TRAIN.WARMUP_EPOCHS'
+    _require(
+        train.OPTIMIZER.NAME.lower() in ('adamw', 'sgd'),
+        config,
+        'TRAIN.OPTIMIZER.NAME',
+        "one of ['adamw', 'sgd']",
+    )
+    _require(len(train.OPTIMIZER.BETAS) == 2, config, 'TRAIN.OPTIMIZER.BETAS', 'two numbers')
+    epochs = f'TRAIN.EPOCHS, {train.EPOCHS}'
+    _require(train.WARMUP_EPOCHS <= train.EPOCHS, config, warmup, f'at most {epochs}')
+    allowed = '0: a resumed run begins where its checkpoint ended'
+    _require(train.START_EPOCH == 0, config, 'TRAIN.START_EPOCH', allowed)
+    if schedule.NAME != 'multistep':
+        return
+    steps = schedule.MULTISTEPS
+    holds = bool(steps) and all(type(step) is int and step > 0 for step in steps)
+    allowed = "ascending epochs like [700] where TRAIN.LR_SCHEDULER.NAME is 'multistep'"
+    _require(holds and steps == sorted(steps), config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', allowed)
+    allowed = f'at most the first of TRAIN.LR_SCHEDULER.MULTISTEPS, {steps[0]}'
+    _require(train.WARMUP_EPOCHS <= steps[0], config, warmup, allowed)
+
+
+def _check_swin(config: Any) -> None:
+    swin, size = config.MODEL.SWIN, config.DATA.IMG_SIZE
+    stages = len(swin.DEPTHS)
+    for key in ('DEPTHS', 'NUM_HEADS'):
+        holds = bool(swin[key]) and all(type(n) is int and n > 0 for n in swin[key])
+        _require(holds, config, f'MODEL.SWIN.{key}', 'whole numbers from 1, one per stage')
+    holds = len(swin.NUM_HEADS) == stages
+    allowed = f'as long as MODEL.SWIN.DEPTHS, {stages}'
+    _require(holds, config, 'MODEL.SWIN.NUM_HEADS', allowed)
+    for stage, heads in enumerate(swin.NUM_HEADS):
+        width = swin.EMBED_DIM * 2**stage
+        allowed = f"divisors of the stages' widths ({width} in stage {stage})"
+        _require(width % heads == 0, config, 'MODEL.SWIN.NUM_HEADS', allowed)
+    stride = swin.PATCH_SIZE * 2 ** (stages - 1)
+    allowed = (
+        f'a multiple of {stride} (MODEL.SWIN.PATCH_SIZE {swin.PATCH_SIZE}, halved {stages - 1} '
+        'times: the side of a stage must be even before it is merged)'
+    )
+    _require(size % stride == 0, config, 'DATA.IMG_SIZE', allowed)
+    sides = [size // swin.PATCH_SIZE // 2**stage for stage in range(stages)]
+
+    def fits(window: int) -> bool:
+        return all(side <= window or side % window == 0 for side in sides)
+
+    windows = [window for window in range(1, sides[0]) if fits(window)]
+    allowed = (
+        f'one of {windows} or at least {sides[0]}: the window must divide each stage that is '
+        f'larger, and at DATA.IMG_SIZE {size} the stages are {sides} tokens wide'
+    )
+    _require(fits(swin.WINDOW_SIZE), config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
+
+
+def _check_vit(config: Any) -> None:
+    vit = config.MODEL.VIT
+    allowed = f'a multiple of MODEL.VIT.PATCH_SIZE, {vit.PATCH_SIZE}'
+    _require(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
+    allowed = f'a divisor of MODEL.VIT.EMBED_DIM, {vit.EMBED_DIM}'
+    _require(vit.EMBED_DIM % vit.NUM_HEADS == 0, config, 'MODEL.VIT.NUM_HEADS', allowed)
+
+
+def _check_masks(config: Any) -> None:
+    data, encoder = config.DATA, config.MODEL.TYPE.upper()
+    patch = config.MODEL[encoder].PATCH_SIZE
+    allowed = (
+        f'a divisor of DATA.IMG_SIZE, {data.IMG_SIZE}, '
+        f'and a multiple of MODEL.{encoder}.PATCH_SIZE, {patch}'
+    )
+    holds = data.IMG_SIZE % data.MASK_PATCH_SIZE == 0 and data.MASK_PATCH_SIZE % patch == 0
+    _require(holds, config, 'DATA.MASK_PATCH_SIZE', allowed)
+    units = (data.IMG_SIZE // data.MASK_PATCH_SIZE) ** 2
+    hidden = math.ceil(units * data.MASK_RATIO)
+    allowed = f'such that 1 to {units - 1} of the {units} units are hidden, not {hidden}'
+    _require(hidden < units, config, 'DATA.MASK_RATIO', allowed)
+
+
+def _check_finetune(config: Any) -> None:
+    allowed = (
+        "'chexpert' for fine-tuning: 'folder' and 'imagenet' have no labels here "
+        '(single-label ImageNet classification is not part of this project)'
+    )
+    _require(config.DATA.DATASET == 'chexpert', config, 'DATA.DATASET', allowed)
+    for key, (works, why) in CHEXPERT_LABELS.items():
+        allowed = f"{works!r} with DATA.DATASET 'chexpert' ({why})"
+        _require(_get(config, key) == works, config, key, allowed)
+    holds = config.DATA.HOLDOUT_FRACTION > 0 or config.EVAL.SELECT_ON != 'holdout'
+    allowed = "above 0 where EVAL.SELECT_ON is 'holdout'"
+    _require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)

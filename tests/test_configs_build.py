@@ -1,0 +1,208 @@
+"""Every YAML under configs/ loads, says how it is run, and builds its model; CheXpert's step."""
+
+import argparse
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from golden_cases import fill
+
+from config import build_parser, check_config, default_config, encoder_node, get_config
+from models import build_model
+from models.losses import masked_bce
+from optimizer import build_optimizer
+
+ROOT = Path(__file__).parents[1]
+YAMLS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / 'configs').rglob('*.yaml')
+    if path.parent.name != 'base'
+)
+CHEXPERT = [path for path in YAMLS if '__chexpert_' in path]
+NINE = [path for path in YAMLS if re.fullmatch(r'.*__\d+ep\.yaml', path)]
+NAMED = CHEXPERT + NINE
+
+# Trainable parameters. SimMIM's own: as recorded for its 3 channels and 1000 classes.
+# Swin-B, 1 channel: pre-training loses 2 channels of 128 x 4 x 4 weights in the patch embedding and
+# of 1024 x (1024 + 1) in the decoder; fine-tuning the former, and 986 x (1024 + 1) of the head.
+PARAMETERS = {
+    'pretrain__swin_base__img192_window6__100ep': 89_874_104,
+    'pretrain__swin_base__img192_window6__800ep': 89_874_104,
+    'pretrain__swin_large__img192_window12__800ep': 199_881_204,
+    'pretrain__vit_base__img224__800ep': 86_256_720,
+    'finetune__swin_base__img192_window6__100ep': 87_750_176,
+    'finetune__swin_base__img224_window7__100ep': 87_768_224,
+    'finetune__swin_base__img224_window7__800ep': 87_768_224,
+    'finetune__swin_large__img224_window14__800ep': 196_794_556,
+    'finetune__vit_base__img224__800ep': 86_530_984,
+    'pretrain__swin_base__img192_window6__chexpert_800ep': 87_770_808,
+    'pretrain__swin_base__img224_window7__chexpert_800ep': 87_788_856,
+    'pretrain__vit_base__img224__chexpert_800ep': 85_469_776,
+    'pretrain__swin_tiny__img192_window6__chexpert_100ep': 28_297_210,
+    'pretrain__vit_small__img224__chexpert_100ep': 21_501_352,
+    'pretrain__vit_tiny__img224__chexpert_20ep': 5_442_388,
+    'finetune__swin_base__img192_window6__chexpert_800ep': 86_735_430,
+    'finetune__swin_base__img224_window7__chexpert_800ep': 86_753_478,
+    'finetune__vit_base__img224__chexpert_800ep': 85_379_534,
+    'finetune__swin_tiny__img192_window6__chexpert_100ep': 27_520_424,
+    'finetune__vit_small__img224__chexpert_100ep': 21_456_110,
+    'finetune__vit_tiny__img224__chexpert_20ep': 5_419_646,
+}
+# Images of the training CSV that are frontal, less the 2 % of patients held out.
+TRAINED_ON = 191_027 * 0.98
+
+
+def stem(path: str) -> str:
+    return Path(path).stem
+
+
+def is_pretrain(path: str) -> bool:
+    return 'pretrain' in stem(path)
+
+
+def load(path: str, stage: str | None):
+    return get_config(argparse.Namespace(cfg=str(ROOT / path), stage=stage))
+
+
+def opening(path: str) -> str:
+    """The comment that a YAML opens with, continued lines joined."""
+    lines = (ROOT / path).read_text().splitlines()
+    comment = []
+    for line in lines:
+        if not line.startswith('#'):
+            break
+        comment.append(line.lstrip('# '))
+    return '\n'.join(comment).replace('\\\n', '')
+
+
+def test_there_are_the_nine_of_simmim_and_twelve_for_chexpert() -> None:
+    assert (len(NINE), len(CHEXPERT)) == (9, 12)
+    assert {stem(path).removeprefix('simmim_') for path in NAMED} == set(PARAMETERS)
+
+
+@pytest.mark.parametrize('path', YAMLS, ids=stem)
+def test_it_loads_for_its_stage_and_builds_its_model(path) -> None:
+    stage = 'simmim' if is_pretrain(path) else 'finetune'
+    config = load(path, None if path in NINE else stage)
+    with torch.device('meta'):
+        model = build_model(config, is_pretrain=is_pretrain(path))
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    expected = PARAMETERS.get(stem(path).removeprefix('simmim_'))
+    assert expected is None if path not in NAMED else count == expected
+
+
+@pytest.mark.parametrize('path', NINE, ids=stem)
+def test_simmims_own_pretrain_but_are_refused_in_words_for_finetuning(path) -> None:
+    config = load(path, None)
+    if is_pretrain(path):
+        check_config(config, 'simmim')
+    with pytest.raises(ValueError, match='single-label ImageNet classification is not part of'):
+        check_config(config, 'finetune')
+
+
+@pytest.mark.parametrize('path', NAMED, ids=stem)
+def test_names_follow_simmim(path) -> None:
+    config = load(path, None)
+    stage, model, size, schedule = stem(path).split('__')
+    assert config.TAG == stem(path)
+    assert config.MODEL.NAME == stage
+    assert Path(path).parent.name == f'{model}__{schedule}'
+    window = f'_window{config.MODEL.SWIN.WINDOW_SIZE}' if config.MODEL.TYPE == 'swin' else ''
+    assert size == f'img{config.DATA.IMG_SIZE}{window}'
+    if is_pretrain(path):
+        assert schedule.endswith(f'{config.TRAIN.EPOCHS}ep')
+
+
+@pytest.mark.parametrize('path', NAMED, ids=stem)
+def test_the_opening_gives_a_command_that_parses_or_says_that_there_is_none(path) -> None:
+    text = opening(path)
+    assert 'Hardware: ' in text and 'Time: ' in text and 'Result: ' in text
+    command = re.search(r'^(?:torchrun|python) .*?(main_\w+\.py) (.*)$', text, re.MULTILINE)
+    if path in NINE and not is_pretrain(path):
+        assert command is None and 'No command' in text
+        return
+    stage = 'simmim' if is_pretrain(path) else 'finetune'
+    assert command[1] == f'main_{stage}.py'
+    args = build_parser(stage).parse_args(command[2].split())
+    assert args.cfg == path and args.data_path == 'DIR'
+    assert args.pretrained == (None if is_pretrain(path) else 'CKPT')
+
+
+@pytest.mark.parametrize('path', CHEXPERT, ids=stem)
+def test_the_steps_that_the_opening_states_follow_from_its_options(path) -> None:
+    config, text = load(path, None), opening(path).replace(',', '').replace('\n', ' ')
+    match = re.search(r'(\d+) x (\d+) x (\d+) = (\d+): about (\d+) .*? (\d+) in (\d+) epochs', text)
+    processes, batch, accumulation, effective, per_epoch, steps, epochs = map(int, match.groups())
+    launched = re.search(r'--nproc_per_node (\d+)', text)
+    assert processes == (int(launched[1]) if launched else 1)
+    train = config.TRAIN
+    assert (batch, accumulation) == (config.DATA.BATCH_SIZE, train.ACCUMULATION_STEPS)
+    assert effective == processes * batch * accumulation
+    assert per_epoch == pytest.approx(TRAINED_ON // effective, abs=1)
+    assert epochs == train.EPOCHS and steps == pytest.approx(per_epoch * epochs, rel=0.01)
+
+
+@pytest.mark.parametrize('path', CHEXPERT, ids=stem)
+def test_chexpert_options_suit_grey_images_and_14_labels(path) -> None:
+    config = load(path, None)
+    assert config.DATA.DATASET == 'chexpert'
+    assert encoder_node(config).IN_CHANS == 1
+    if is_pretrain(path):
+        assert config.AUG.HFLIP == 0.5 and config.AUG.CROP_AREA == []
+        return
+    assert config.MODEL.NUM_CLASSES == 14
+    aug = config.AUG
+    assert (aug.AUTO_AUGMENT, aug.REPROB, aug.MIXUP, aug.CUTMIX, aug.HFLIP) == ('none', 0, 0, 0, 0)
+    assert aug.CROP_AREA == [0.5, 1.0] and 0 < aug.COLOR_JITTER < default_config().AUG.COLOR_JITTER
+    assert config.TEST.CROP is False
+
+
+@pytest.mark.parametrize('path', [path for path in CHEXPERT if '_base__' in path], ids=stem)
+def test_large_pretraining_runs_are_as_long_as_100_epochs_of_imagenet(path) -> None:
+    if not is_pretrain(path):
+        return
+    config = load(path, None)
+    images = 8 * config.DATA.BATCH_SIZE * config.TRAIN.ACCUMULATION_STEPS
+    steps = int(TRAINED_ON // images) * config.TRAIN.EPOCHS
+    assert images == 2048 and 62_600 <= steps <= 80_000
+
+
+def one_step(path: str) -> None:
+    """Forward, backward and an optimizer step with batch 2: every parameter with a use moves."""
+    config, pretrain = load(path, None), is_pretrain(path)
+    torch.manual_seed(0)
+    model = build_model(config, is_pretrain=pretrain).train()
+    optimizer = build_optimizer(config, model, logging.getLogger('test'), pretrain)
+    size, patch = config.DATA.IMG_SIZE, encoder_node(config).PATCH_SIZE
+    images = torch.from_numpy(fill.images(0, 2, 1, size))
+    if pretrain:
+        unit, ratio = config.DATA.MASK_PATCH_SIZE, config.DATA.MASK_RATIO
+        masks = torch.from_numpy(fill.masks(1, 2, size, unit, patch, ratio))
+        loss = model(images, masks)
+    else:
+        targets = torch.zeros(2, 14)
+        targets[:, :5] = 1
+        targets[1, 7] = torch.nan
+        loss = masked_bce(model(images), targets)
+    loss.backward()
+    assert torch.isfinite(loss) and loss > 0
+    unused = [name for name, p in model.named_parameters() if p.grad is None]
+    assert unused == []
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.dim() > 1}
+    optimizer.step()
+    still = [name for name, p in model.named_parameters() if p.dim() > 1 and p.equal(before[name])]
+    assert still == []
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+TINY = [path for path in CHEXPERT if '_tiny__' in path]
+
+
+@pytest.mark.parametrize(
+    'path',
+    [pytest.param(p, marks=[] if p in TINY else [pytest.mark.slow], id=stem(p)) for p in CHEXPERT],
+)
+def test_it_takes_one_step_on_cpu(path) -> None:
+    one_step(path)
