@@ -1,0 +1,66 @@
+"""Where a run computes and in what precision."""
+
+import contextlib
+import os
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def local_device() -> torch.device:
+    """The CUDA device of this process (torchrun's LOCAL_RANK), or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device('cpu')
+    device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+def autocast_dtype(config: Any, device: torch.device) -> torch.dtype | None:
+    """Type that matrix products run in under O1 and O2; None for float32 (O0, and on the CPU)."""
+    if config.AMP_OPT_LEVEL == 'O0' or device.type == 'cpu':
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def autocast(config: Any, device: torch.device) -> contextlib.AbstractContextManager:
+    """Context of the forward pass."""
+    dtype = autocast_dtype(config, device)
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+def describe_precision(config: Any, device: torch.device) -> str:
+    """One line for the log; it says so where a level is accepted but means another."""
+    dtype = autocast_dtype(config, device)
+    line = f'precision {config.AMP_OPT_LEVEL}: {f"autocast to {dtype}" if dtype else "float32"}'
+    if config.AMP_OPT_LEVEL == 'O2':
+        line += ' (O2 means O1: apex.amp no longer exists, and PyTorch has one level)'
+    return line
+
+
+def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    return tuple(item.to(device, non_blocking=True) for item in batch)
+
+
+@torch.no_grad()
+def throughput(
+    config: Any, model: nn.Module, inputs: tuple[torch.Tensor, ...], device: torch.device
+) -> float:
+    """Images per second of the forward pass on one batch: 50 passes to warm up, 30 timed."""
+    model.to(device).eval()
+    inputs = to_device(inputs, device)
+    for num_passes in (50, 30):
+        start = _synchronized_time(device)
+        for _ in range(num_passes):
+            with autocast(config, device):
+                model(*inputs)
+        seconds = _synchronized_time(device) - start
+    return num_passes * len(inputs[0]) / seconds
+
+
+def _synchronized_time(device: torch.device) -> float:
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,75 @@
+"""What a masked reconstruction is worth: trivial predictors and errors on the hidden pixels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.interpolate import griddata
+
+
+def pixel_mask(mask: np.ndarray, patch_size: int) -> np.ndarray:
+    """Token mask [h, w] (1 hidden) -> pixel mask [h * patch_size, w * patch_size], bool."""
+    return mask.astype(bool).repeat(patch_size, axis=0).repeat(patch_size, axis=1)
+
+
+def visible_mean(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Every hidden pixel is the mean of the image's visible pixels, channel by channel.
+
+    Args:
+        image: [C, H, W].
+        hidden: [H, W] bool.
+
+    Returns:
+        [C, H, W], visible pixels as they were.
+    """
+    means = image[:, ~hidden].mean(axis=1)
+    return np.where(hidden, means[:, None, None], image)
+
+
+def linear_interpolation(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Every hidden pixel is interpolated linearly over visible ones, nearest outside their hull.
+
+    Args and result as `visible_mean`. Delaunay triangulation of the visible pixels' centres
+    (scipy.interpolate.griddata).
+    """
+    visible, wanted = np.argwhere(~hidden), np.argwhere(hidden)
+    values = image[:, ~hidden].T  # [V, C]
+    filled = griddata(visible, values, wanted, method='linear')
+    outside = np.isnan(filled[:, 0])
+    if outside.any():
+        filled[outside] = griddata(visible, values, wanted[outside], method='nearest')
+    result = image.copy()
+    result[:, hidden] = filled.T
+    return result
+
+
+TRIVIAL_PREDICTORS = {'mean': visible_mean, 'linear': linear_interpolation}
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One image, what was hidden of it, and what the model made of that.
+
+    image, prediction: [C, H, W] normalised; hidden: [H, W] bool; grey_scale, grey_offset: [C],
+    such that value * grey_scale + grey_offset is in grey levels (0 to 255).
+    """
+
+    image: np.ndarray
+    hidden: np.ndarray
+    prediction: np.ndarray
+    grey_scale: np.ndarray
+    grey_offset: np.ndarray
+
+    def grey(self, values: np.ndarray) -> np.ndarray:
+        """Normalised values [C, H, W] as one picture [H, W] in grey levels."""
+        levels = values * self.grey_scale[:, None, None] + self.grey_offset[:, None, None]
+        return levels.mean(axis=0)
+
+
+def hidden_error(item: Reconstruction, prediction: np.ndarray) -> np.ndarray:
+    """Absolute error of a prediction [C, H, W], summed over the hidden pixels, mean over channels.
+
+    Returns:
+        [3]: in normalised units, in grey levels, and the number of hidden pixels.
+    """
+    error = np.abs(prediction - item.image)[:, item.hidden].sum(axis=1, dtype=np.float64)
+    return np.array([error.mean(), (error * item.grey_scale).mean(), item.hidden.sum()])

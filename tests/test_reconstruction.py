@@ -1,0 +1,73 @@
+"""Trivial predictors and errors against closed forms; the picture against its pixels."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.plots import plot_reconstructions
+from evaluation.reconstruction import (
+    Reconstruction,
+    hidden_error,
+    linear_interpolation,
+    pixel_mask,
+    visible_mean,
+)
+
+
+@pytest.fixture
+def hidden() -> np.ndarray:
+    return pixel_mask(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]]), 4)
+
+
+def test_pixel_mask_repeats_each_token():
+    mask = pixel_mask(np.array([[0, 1], [1, 0]]), 2)
+    assert mask.dtype == bool
+    assert mask.astype(int).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+
+
+def test_linear_interpolation_restores_a_plane(hidden):
+    y, x = np.mgrid[:12, :12].astype(np.float64)
+    image = np.stack([2 * x - 3 * y + 1, y])
+    damaged = np.where(hidden, 99.0, image)
+    np.testing.assert_allclose(linear_interpolation(damaged, hidden), image, atol=1e-9)
+
+
+def test_outside_the_hull_the_nearest_visible_pixel_counts():
+    hidden = pixel_mask(np.array([[1, 0, 0]]), 2)
+    image = np.tile(np.arange(6.0), (1, 2, 1))
+    filled = linear_interpolation(image, hidden)
+    assert filled[0].tolist() == [[2, 2, 2, 3, 4, 5], [2, 2, 2, 3, 4, 5]]
+
+
+def test_visible_mean_uses_visible_pixels_only(hidden):
+    image = np.where(hidden, 1000.0, np.arange(144.0).reshape(12, 12))[None]
+    filled = visible_mean(image, hidden)
+    assert filled[0][hidden].tolist() == [image[0][~hidden].mean()] * 16
+    np.testing.assert_array_equal(filled[0][~hidden], image[0][~hidden])
+
+
+def test_error_is_summed_over_hidden_pixels_in_both_units(hidden):
+    image = np.zeros((2, 12, 12))
+    prediction = np.stack([np.full((12, 12), 0.5), np.full((12, 12), -1.5)])
+    item = Reconstruction(image, hidden, prediction, np.array([10.0, 100.0]), np.zeros(2))
+    normalised, grey, pixels = hidden_error(item, prediction)
+    assert (normalised, grey, pixels) == (16 * 1.0, 16 * (5 + 150) / 2, 16)
+
+
+def test_grey_levels_undo_the_normalisation():
+    item = Reconstruction(*[np.ones((1, 2, 2))] * 3, np.array([64.0]), np.array([128.0]))
+    assert item.grey(np.full((1, 2, 2), -0.5)).tolist() == [[96.0, 96.0], [96.0, 96.0]]
+
+
+def test_the_picture_shows_input_mask_prediction_and_both_joined(hidden, tmp_path):
+    image, prediction = np.full((1, 12, 12), 200.0), np.full((1, 12, 12), 40.0)
+    item = Reconstruction(image, hidden, prediction, np.ones(1), np.zeros(1))
+    plot_reconstructions(tmp_path / 'new' / 'epoch_0.png', [item, item], 'a title')
+    picture = np.asarray(Image.open(tmp_path / 'new' / 'epoch_0.png').convert('RGB')).astype(int)
+    counts = {
+        name: (np.abs(picture - colour).max(axis=2) <= 2).sum()
+        for name, colour in {'image': 200, 'prediction': 40, 'mask': (86, 135, 190)}.items()
+    }
+    area = 144 / (144 + 128 + 128) * counts['image']  # one whole panel of 144 pixels
+    assert counts['mask'] == pytest.approx(area / 9, rel=0.1)
+    assert counts['prediction'] == pytest.approx(area * (1 + 1 / 9), rel=0.1)

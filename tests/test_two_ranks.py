@@ -1,0 +1,48 @@
+"""Two processes with half the batch each are one process with the whole batch."""
+
+import numpy as np
+import pytest
+from tiny import SWIN, VIT, arguments, run_folder, run_main, tiny_config, torchrun
+
+from logger import read_metrics
+from utils import read_checkpoint
+
+
+@pytest.mark.parametrize(('stage', 'model'), [('simmim', SWIN), ('finetune', VIT)])
+def test_two_ranks_equal_one(stage, model, phantom, tmp_path):
+    """Uncertain labels ignored, accumulation on, drop path 0."""
+    model = model | {'DROP_PATH_RATE': 0.0}
+    cfg = tiny_config(tmp_path / 'run.yaml', stage, model, TRAIN={'SAVE_EVERY_STEPS': 1})
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    assert run_main(stage, arguments(cfg, phantom, one)) == 0
+    done = torchrun(stage, arguments(cfg, phantom, two, '--batch-size', '2'), processes=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = run_folder(one, stage), run_folder(two, stage)
+
+    first = [read_checkpoint(f / 'ckpt_epoch_0_step_1.pth')['optimizer'] for f in (one, two)]
+    for index, moments in first[0]['state'].items():  # after one step: 0.1 times the gradient
+        gradient, other = moments['exp_avg'], first[1]['state'][index]['exp_avg']
+        np.testing.assert_allclose(other, gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max())
+    last = [read_checkpoint(f / 'ckpt_epoch_1.pth')['model'] for f in (one, two)]
+    for key, value in last[0].items():
+        np.testing.assert_allclose(last[1][key], value, atol=1e-5, err_msg=key)
+
+    for got, want in zip(*(read_metrics(f / 'metrics.jsonl') for f in (two, one)), strict=True):
+        for key in set(want) - {'seconds', 'data_seconds', 'images_per_second'}:
+            assert_same_figures(got[key], want[key], key)
+    if stage == 'finetune':
+        got, want = (
+            np.genfromtxt(f / 'predictions_valid.csv', delimiter=',', skip_header=1)[:, 1:]
+            for f in (two, one)
+        )
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def assert_same_figures(got, want, key):
+    if isinstance(want, dict):
+        for name, value in want.items():
+            assert_same_figures(got[name], value, f'{key} {name}')
+    elif want is None:
+        assert got is None, key
+    else:
+        assert got == pytest.approx(want, abs=1e-5, rel=1e-4), key

@@ -1,0 +1,79 @@
+"""The smallest runs of both mains: configs, and starting them in this process or in several."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+import main_finetune
+import main_simmim
+from engine import launch
+
+ROOT = Path(__file__).resolve().parents[1]
+MAINS = {'simmim': main_simmim.main, 'finetune': main_finetune.main}
+SCRIPTS = {'simmim': 'main_simmim.py', 'finetune': 'main_finetune.py'}
+
+SWIN = {
+    'TYPE': 'swin',
+    'DROP_PATH_RATE': 0.2,
+    'SWIN': {'PATCH_SIZE': 2, 'IN_CHANS': 1, 'EMBED_DIM': 8, 'DEPTHS': [2, 2], 'NUM_HEADS': [1, 2],
+             'WINDOW_SIZE': 4},
+}  # fmt: skip
+VIT = {
+    'TYPE': 'vit',
+    'DROP_PATH_RATE': 0.2,
+    'VIT': {'PATCH_SIZE': 8, 'IN_CHANS': 1, 'EMBED_DIM': 16, 'DEPTH': 2, 'NUM_HEADS': 2},
+}  # fmt: skip
+FINETUNE_AUG = {'AUTO_AUGMENT': 'none', 'MIXUP': 0.0, 'CUTMIX': 0.0, 'HFLIP': 0.0}
+
+
+def tiny_config(path: Path, stage: str, model: dict = SWIN, **sections: dict) -> Path:
+    """Write the YAML of a tiny run to `path`; `sections` are merged over it."""
+    model = model | {'NAME': f'tiny_{stage}'}
+    if stage == 'finetune':
+        model |= {'NUM_CLASSES': 14, 'LABEL_SMOOTHING': 0.0}
+    config = {
+        'MODEL': model,
+        'DATA': {'DATASET': 'chexpert', 'IMG_SIZE': 32, 'BATCH_SIZE': 4, 'NUM_WORKERS': 0,
+                 'MASK_PATCH_SIZE': 8, 'HOLDOUT_FRACTION': 0.2, 'UNCERTAIN': 'ignore',
+                 'TRAIN_IMAGES': 28},
+        'TRAIN': {'EPOCHS': 2, 'WARMUP_EPOCHS': 1, 'BASE_LR': 0.05, 'WARMUP_LR': 1e-4,
+                  'ACCUMULATION_STEPS': 2},
+        'PRINT_FREQ': 3,
+    }  # fmt: skip
+    if stage == 'finetune':
+        config['AUG'] = dict(FINETUNE_AUG)
+        config['TEST'] = {'CROP': False}
+    for section, values in sections.items():
+        config.setdefault(section, {})
+        config[section] = config[section] | values if isinstance(values, dict) else values
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def arguments(cfg: Path, data: Path, output: Path, *more: str) -> list[str]:
+    return ['--cfg', str(cfg), '--data-path', str(data), '--output', str(output), *more]
+
+
+def run_main(stage: str, argv: list[str]) -> int:
+    """One run in this process; returns the exit code."""
+    return launch(stage, MAINS[stage], argv)
+
+
+def run_folder(output: Path, stage: str) -> Path:
+    return output / f'tiny_{stage}' / 'default'
+
+
+def torchrun(stage: str, argv: list[str], processes: int) -> subprocess.CompletedProcess:
+    """The same over several processes (gloo on the CPU)."""
+    command = [
+        sys.executable, '-m', 'torch.distributed.run', '--standalone',
+        '--nproc_per_node', str(processes), SCRIPTS[stage], *argv,
+    ]  # fmt: skip
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
