@@ -95,7 +95,8 @@ def setup_run(args: Namespace) -> Run:
     folder = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if distributed.is_main():
+        trains = not (config.EVAL_MODE or config.THROUGHPUT_MODE)
+        if distributed.is_main() and trains:
             (folder / 'config.yaml').write_text(config_text(config), encoding='utf-8')
         logger = create_logger(folder, distributed.rank(), name=config.MODEL.NAME)
         scalars = ScalarLog(folder, enabled=distributed.is_main())
@@ -171,10 +172,10 @@ def fit(
         run.scalars.write_epoch({'epoch': epoch, **figures})
         is_best = figures.get('score', -math.inf) > state.best_score
         state.best_score = figures['score'] if is_best else state.best_score
+        if is_best:  # first, so that no later checkpoint lacks it
+            _save(run, state, BEST_CHECKPOINT, finished=True)
         if epoch % config.SAVE_FREQ == 0 or epoch + 1 == config.TRAIN.EPOCHS:
             _save(run, state, checkpoint_name(epoch), finished=True)
-        if is_best:
-            _save(run, state, BEST_CHECKPOINT, finished=True)
         state.epoch, state.batch, state.progress = epoch + 1, 0, state.progress.next_epoch()
     logger.info(f'Training time {timedelta(seconds=int(time.time() - start))}')
     return state.module
@@ -335,13 +336,16 @@ def _optimizer_step(config: Any, state: TrainState) -> torch.Tensor:
 
 def _settle(run: Run, state: TrainState) -> None:
     """Bring the waiting figures in; stop if one is not finite."""
-    waiting = len(state.progress.waiting_losses)
+    first_waiting = state.batch - len(state.progress.waiting_losses)
     bad = state.progress.settle(overflow_is_handled=state.scaler.is_enabled())
     if bad is not None:
+        batch = first_waiting + bad
+        group_start = batch - batch % max(1, run.config.TRAIN.ACCUMULATION_STEPS)
+        state.scheduler.step_update(max(0, state.epoch * state.num_batches + group_start - 1))
         raise FloatingPointError(
-            f'the loss or its gradient is not finite in epoch {state.epoch}, micro-batch '
-            f'{state.batch - waiting + bad}, learning rate {_shown_rate(run, state):.4e}; nothing '
-            'of this was saved. Lower TRAIN.BASE_LR, lengthen the warm-up, or use O0 for precision'
+            f'the loss or its gradient is not finite in epoch {state.epoch}, micro-batch {batch}, '
+            f'learning rate {_shown_rate(run, state):.4e}; nothing of this was saved. Lower '
+            'TRAIN.BASE_LR, lengthen the warm-up, or take --amp-opt-level O0'
         )
 
 

@@ -111,10 +111,10 @@ def final_scores(run: Run, model: nn.Module, loaders: Any, checkpoints: dict[str
                         'rows': len(records),
                     },
                 )
+    file = run.folder / ('scores_eval.json' if run.config.EVAL_MODE else 'scores.json')
     if distributed.is_main():
-        text = json.dumps(json_safe(table), indent=1)
-        (run.folder / 'scores.json').write_text(text + '\n', encoding='utf-8')
-    run.logger.info(f'scores in {run.folder / "scores.json"}. Not for clinical use.')
+        file.write_text(json.dumps(json_safe(table), indent=1) + '\n', encoding='utf-8')
+    run.logger.info(f'scores in {file}. Not for clinical use.')
 
 
 def main(run: Run) -> None:
@@ -138,7 +138,10 @@ def main(run: Run) -> None:
         'last': run.folder / checkpoint_name(config.TRAIN.EPOCHS - 1),
     }
     if not checkpoints['selected'].exists():
-        logger.warning(f'no label has both classes on {split}: the last checkpoint is scored only')
+        logger.warning(
+            f'no selected checkpoint in {run.folder} (no score on {split}, or none better than '
+            'that of the run it goes on from): the last checkpoint alone is scored'
+        )
         del checkpoints['selected']
     final_scores(run, model, loaders, checkpoints)
 

@@ -109,6 +109,10 @@ def main(run: Run) -> None:
         batch = next(iter(loaders.train))
         logger.info(f'throughput {throughput(config, model, batch, run.device):.1f} images/s')
     elif config.EVAL_MODE:
+        if loaders.holdout is None:
+            raise ValueError(
+                '--eval: no images are held out; DATA.HOLDOUT_FRACTION must be above 0'
+            )
         load_weights(checkpoint_to_evaluate(run), model.to(run.device), logger)
         after_epoch(run, model, -1)
     else:

@@ -25,7 +25,7 @@ def pixel_floor(
     Returns:
         [M, K] probabilities; 0.5 for a label that has not both classes in `targets`.
     """
-    components = PCA(min(num_components, len(train)), whiten=True, random_state=0).fit(train)
+    components = PCA(min(num_components, len(train)), whiten=True, svd_solver='full').fit(train)
     train, test = components.transform(train), components.transform(test)
     probabilities = np.full((len(test), targets.shape[1]), 0.5)
     for k in range(targets.shape[1]):

@@ -1,0 +1,385 @@
+"""Where this project differs from SimMIM, and no test of a single module says so."""
+
+import ast
+import contextlib
+import importlib
+import json
+import logging
+import math
+import random
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny import ROOT, arguments, run_folder, run_main, tiny_config
+from torch import nn
+
+import distributed
+import engine
+import main_finetune
+import main_simmim
+from config import build_parser, default_config
+from data.loader import loader_options
+from engine import Run, TrainState, train_one_epoch
+from logger import ScalarLog, read_metrics
+from meters import Progress
+from utils import read_checkpoint
+
+MODULES = sorted(
+    path for part in ('.', 'data', 'models', 'evaluation') for path in (ROOT / part).glob('*.py')
+)
+
+
+@pytest.fixture(scope='module')
+def trained(phantom, tmp_path_factory) -> dict[str, Path]:
+    """A finished run of 2 epochs per stage: its output root. Tests work on copies."""
+    roots = {}
+    for stage in ('simmim', 'finetune'):
+        roots[stage] = tmp_path_factory.mktemp(stage)
+        cfg = tiny_config(roots[stage] / 'run.yaml', stage)
+        assert run_main(stage, arguments(cfg, phantom, roots[stage])) == 0
+    return roots
+
+
+@pytest.fixture
+def copied(trained, tmp_path) -> dict[str, Path]:
+    return {
+        stage: Path(shutil.copytree(root, tmp_path / 'copies' / stage))
+        for stage, root in trained.items()
+    }
+
+
+# One epoch of the engine, against sums by hand -------------------------------------------------
+
+
+class Batches(list):
+    batch_sampler = SimpleNamespace(set_epoch=lambda epoch, first_batch: None)
+
+
+def squares(model: nn.Module, batch: tuple[torch.Tensor]) -> torch.Tensor:
+    return (model(batch[0]) ** 2).mean()
+
+
+def one_epoch(tmp_path, batches, loss_fn=squares, *, rate=0.1, wrap=lambda model: model, **keys):
+    """Train a linear layer (weights 1, 2, 3; SGD) for epoch 7; returns (figures, state, steps)."""
+    config = default_config()
+    config.merge_from_list([x for k, v in keys.items() for x in (k.replace('__', '.'), v)])
+    model = nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
+    optimizer, updates = torch.optim.SGD(model.parameters(), lr=rate), []
+    scheduler = SimpleNamespace(step_update=updates.append)
+    scaler = torch.amp.GradScaler('cpu', enabled=False)
+    state = TrainState(wrap(model), optimizer, scheduler, scaler, len(batches), epoch=7)
+    logger = logging.getLogger('one_epoch')
+    scalars = ScalarLog(tmp_path, enabled=False)
+    run = Run(config, 'simmim', tmp_path, torch.device('cpu'), logger, scalars)
+    figures = train_one_epoch(run, state, Batches(batches), loss_fn)
+    return figures, state, [step - 7 * len(batches) for step in updates]
+
+
+def five_batches() -> list[tuple[torch.Tensor]]:
+    torch.manual_seed(0)
+    return [(torch.randn(4, 3),) for _ in range(5)]
+
+
+def test_accumulation_clips_once_logs_the_mean_and_uses_the_rest(tmp_path):
+    """Five micro-batches two by two: three updates, the last from one micro-batch alone."""
+    batches, weight, losses, norms = five_batches(), np.array([1.0, 2.0, 3.0]), [], []
+    for group in ((0, 1), (2, 3), (4,)):
+        gradient = np.zeros(3)
+        for i in group:
+            x = batches[i][0].double().numpy()
+            losses.append(np.mean((x @ weight) ** 2))
+            gradient += 2 * x.T @ (x @ weight) / len(x) / len(group)
+        norms.append(np.linalg.norm(gradient))
+        weight = weight - 0.1 * gradient * min(1, 5.0 / norms[-1])
+    assert max(norms) > 5 > min(norms), 'clipping must matter'
+    keys = {'TRAIN__ACCUMULATION_STEPS': 2, 'TRAIN__CLIP_GRAD': 5.0}
+    figures, state, updates = one_epoch(tmp_path, batches, **keys)
+    np.testing.assert_allclose(state.model.weight[0].detach(), weight, rtol=1e-5)
+    assert figures['loss'] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert figures['grad_norm'] == pytest.approx(np.mean(norms), rel=1e-5)
+    assert updates == [1, 3, 4]
+
+
+class Wrapped(nn.Module):
+    """Stands for DistributedDataParallel; notes at each forward pass if ranks will exchange."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.exchanging, self.exchanges = module, True, []
+
+    @contextlib.contextmanager
+    def no_sync(self):
+        self.exchanging = False
+        yield
+        self.exchanging = True
+
+    def forward(self, x):
+        self.exchanges.append(self.exchanging)
+        return self.module(x)
+
+
+def test_ranks_exchange_gradients_once_per_update(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, 'DistributedDataParallel', Wrapped)
+    keys = {'TRAIN__ACCUMULATION_STEPS': 2}
+    _, state, _ = one_epoch(tmp_path, five_batches(), wrap=Wrapped, **keys)
+    assert state.model.exchanges == [False, True, False, True, True]
+
+
+def test_log_has_reduced_figures_and_enough_digits_and_waits_when_it_prints(
+    tmp_path, monkeypatch, caplog
+):
+    """Two ranks, of which the other's loss is 1 larger; a rate that six decimals would hide."""
+    calls = []
+
+    def with_other_rank(values):
+        calls.append(len(values))
+        return 2 * values + 1
+
+    monkeypatch.setattr(distributed, 'all_reduce_sum', with_other_rank)
+    monkeypatch.setattr(distributed, 'world_size', lambda: 2)
+    batches, own = five_batches(), torch.tensor([[1.0, 2.0, 3.0]])
+    with caplog.at_level(logging.INFO, 'one_epoch'):
+        figures, _, _ = one_epoch(tmp_path, batches, rate=1.2345e-9, PRINT_FREQ=3)
+    losses = [((x @ own.T) ** 2).mean().item() + 0.5 for (x,) in batches]
+    assert figures['loss'] == pytest.approx(np.mean(losses), rel=1e-5)
+    lines = [m for m in caplog.messages if m.startswith('Train: ')]
+    assert [re.search(r'\[(\d)/5\]', line)[1] for line in lines] == ['0', '3', '4']
+    assert all(' lr 1.2345e-09\t' in line for line in lines)
+    assert f'loss {losses[3]:.4f} ({np.mean(losses[:4]):.4f})' in lines[1]
+    assert calls == [1, 3, 1]
+
+
+# Figures that are not finite ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_with_epoch_batch_and_rate(tmp_path, bad):
+    batches = five_batches()
+    batches[3] = (torch.full((4, 3), bad),)
+    message = r'not finite in epoch 7, micro-batch 3, learning rate 2\.5000e-05'
+    with pytest.raises(FloatingPointError, match=message):
+        one_epoch(tmp_path, batches, rate=2.5e-5, PRINT_FREQ=2)
+
+
+def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
+    def root(model, batch):  # its value is 0, its gradient 0 * inf
+        return (model(batch[0]) * 0).abs().sqrt().mean()
+
+    with pytest.raises(FloatingPointError, match='not finite in epoch 7, micro-batch 0'):
+        one_epoch(tmp_path, five_batches(), root)
+
+
+def test_a_step_that_the_scaler_skips_is_left_out_of_the_mean_norm():
+    def progress() -> Progress:
+        values = [torch.tensor([1.0, math.inf, 3.0]), torch.ones(3)]
+        norms, losses = (list(value) for value in values)
+        return Progress(waiting_losses=losses, waiting_norms=norms)
+
+    with_scaler = progress()
+    assert with_scaler.settle(overflow_is_handled=True) is None
+    assert with_scaler.mean_norm() == 2
+    assert progress().settle(overflow_is_handled=False) == 1
+
+
+def test_weights_after_a_loss_that_is_not_finite_are_not_saved(
+    phantom, tmp_path, monkeypatch, capsys
+):
+    loss, calls = main_simmim.reconstruction_loss, []
+
+    def breaks_in_the_second_epoch(model, batch):
+        calls.append(0)
+        return loss(model, batch) * (math.nan if len(calls) > 7 else 1)
+
+    monkeypatch.setattr(main_simmim, 'reconstruction_loss', breaks_in_the_second_epoch)
+    cfg = tiny_config(
+        tmp_path / 'run.yaml', 'simmim', TRAIN={'SAVE_EVERY_STEPS': 1}, PRINT_FREQ=1000
+    )
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 2
+    assert 'not finite in epoch 1, micro-batch 0' in capsys.readouterr().out
+    saved = {path.name for path in run_folder(tmp_path, 'simmim').glob('ckpt_*')}
+    assert 'ckpt_epoch_0.pth' in saved
+    assert not any(name.startswith('ckpt_epoch_1') for name in saved)
+
+
+# Config, checkpoints, resuming ----------------------------------------------------------------
+
+
+def test_dump_and_checkpoint_hold_what_was_asked_for_and_the_dump_repeats_the_run(
+    trained, tmp_path
+):
+    output = trained['simmim']
+    folder = run_folder(output, 'simmim')
+    dump = (folder / 'config.yaml').read_text()
+    asked = yaml.safe_load(dump)
+    assert (asked['OUTPUT'], asked['TAG']) == (str(output), 'default')
+    assert (asked['TRAIN']['BASE_LR'], asked['TRAIN']['WARMUP_LR']) == (0.05, 1e-4)
+    assert (asked['MODEL']['RESUME'], asked['TRAIN']['START_EPOCH']) == ('', 0)
+    last = read_checkpoint(folder / 'ckpt_epoch_1.pth')
+    assert last['config'] == dump
+    cfg = str(folder / 'config.yaml')
+    assert run_main('simmim', ['--cfg', cfg, '--output', str(tmp_path)]) == 0
+    again = read_checkpoint(run_folder(tmp_path, 'simmim') / 'ckpt_epoch_1.pth')
+    assert all(torch.equal(value, last['model'][key]) for key, value in again['model'].items())
+
+
+def test_a_resumed_run_learns_at_the_rate_of_its_config(phantom, copied):
+    output = copied['simmim']
+    opts = ('--opts', 'TRAIN.EPOCHS', '3', 'TRAIN.BASE_LR', '0.02', 'TRAIN.MIN_LR', '0.001')
+    assert run_main('simmim', arguments(output / 'run.yaml', phantom, output, *opts)) == 0
+    folder = run_folder(output, 'simmim')
+    num_batches = read_checkpoint(folder / 'ckpt_epoch_2.pth')['num_batches']
+    base, floor, total = 0.02 * 8 / 512, 0.001 * 8 / 512, 3 * num_batches
+    want = floor + (base - floor) / 2 * (1 + math.cos(math.pi * (total - 1) / total))
+    record = read_metrics(folder / 'metrics.jsonl')[-1]
+    assert record['epoch'] == 2
+    assert record['lr'] == pytest.approx(want, rel=1e-9)
+
+
+def test_a_checkpoint_has_its_own_score_and_the_best_is_kept_over_a_restart(
+    phantom, tmp_path, monkeypatch
+):
+    scores = {-1: 0.99, 0: 0.6, 1: 0.7, 2: 0.5}  # before training nothing is selected
+    monkeypatch.setattr(
+        main_finetune.Selection, '__call__', lambda self, run, model, e: {'score': scores[e]}
+    )
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', TRAIN={'EPOCHS': 3})
+    folder = run_folder(tmp_path, 'finetune')
+
+    def best_scores() -> list[tuple[int, float]]:
+        names = ('ckpt_epoch_0', 'ckpt_epoch_1', 'ckpt_epoch_2', 'ckpt_best')
+        saved = [read_checkpoint(folder / f'{name}.pth') for name in names]
+        return [(state['epoch'], state['best_score']) for state in saved]
+
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path)) == 0
+    assert best_scores() == [(0, 0.6), (1, 0.7), (2, 0.7), (1, 0.7)]
+    (folder / 'ckpt_epoch_2.pth').unlink()
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path)) == 0
+    assert best_scores() == [(0, 0.6), (1, 0.7), (2, 0.7), (1, 0.7)]
+
+
+# Evaluation only ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('stage', ['simmim', 'finetune'])
+def test_eval_of_nothing_is_refused_and_does_not_train(stage, phantom, tmp_path, capsys):
+    cfg = tiny_config(tmp_path / 'run.yaml', stage)
+    assert run_main(stage, arguments(cfg, phantom, tmp_path, '--eval')) == 2
+    assert '--eval: nothing to evaluate: give --resume or --pretrained' in capsys.readouterr().out
+    assert list(tmp_path.rglob('*.pth')) == []
+
+
+@pytest.mark.parametrize('flag', ['--resume', '--pretrained'])
+def test_eval_takes_the_given_checkpoint_without_training_data(flag, phantom, copied, tmp_path):
+    """Also where the run's folder has a newer and a best one."""
+    data = Path(shutil.copytree(phantom, tmp_path / phantom.name))
+    (data / 'train.csv').unlink()
+    output = copied['finetune']
+    folder = run_folder(output, 'finetune')
+    first, before = folder / 'ckpt_epoch_0.pth', sorted(folder.glob('*.pth'))
+    assert folder / 'ckpt_epoch_1.pth' in before
+    words = ('--eval', flag, str(first))
+    assert run_main('finetune', arguments(output / 'run.yaml', data, output, *words)) == 0
+    source = json.loads((folder / 'predictions_valid.json').read_text())
+    assert source['checkpoint'] == str(first)
+    assert list(json.loads((folder / 'scores.json').read_text())['valid']) == ['given']
+    assert sorted(folder.glob('*.pth')) == before
+
+
+def test_eval_refuses_weights_without_the_classifier(phantom, copied, tmp_path, capsys):
+    cfg, encoder = copied['finetune'] / 'run.yaml', run_folder(copied['simmim'], 'simmim')
+    words = ('--eval', '--pretrained', str(encoder / 'ckpt_epoch_1.pth'))
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'new', *words)) == 2
+    assert 'ckpt_epoch_1.pth: checkpoint of another model' in capsys.readouterr().out
+
+
+# Set-up of a run ------------------------------------------------------------------------------
+
+
+def log_of_setup(tmp_path: Path, *opts: str) -> str:
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim')
+    words = ['--cfg', str(cfg), '--output', str(tmp_path), *(('--opts', *opts) if opts else ())]
+    run = engine.setup_run(build_parser('simmim').parse_args(words))
+    run.scalars.close()
+    return (run.folder / 'log_rank0.txt').read_text()
+
+
+@pytest.mark.parametrize('name, lines', [('cosine', 0), ('linear', 1), ('step', 1)])
+def test_a_floor_without_effect_is_one_line_of_the_log(tmp_path, name, lines):
+    log = log_of_setup(tmp_path, 'TRAIN.LR_SCHEDULER.NAME', name, 'TRAIN.MIN_LR', '1e-3')
+    assert log.count(f'TRAIN.MIN_LR has no effect with the {name} schedule') == lines
+
+
+def test_level_o2_is_accepted_and_said_to_mean_o1(tmp_path):
+    assert log_of_setup(tmp_path, 'AMP_OPT_LEVEL', 'O2').count('O2 means O1') == 1
+
+
+def test_the_seed_sets_all_three_global_generators(tmp_path):
+    def draws(seed: str) -> tuple[float, ...]:
+        log_of_setup(tmp_path, 'SEED', seed)
+        return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+    first = draws('3')
+    assert draws('3') == first
+    assert all(a != b for a, b in zip(draws('4'), first, strict=True))
+
+
+@pytest.mark.parametrize('pin', [True, False])
+def test_pinning_follows_the_config(pin):
+    config = default_config()
+    config.DATA.PIN_MEMORY = pin
+    assert loader_options(config)['pin_memory'] is pin
+
+
+# The source -----------------------------------------------------------------------------------
+
+
+def private_names(source: str) -> list[str]:
+    """Underscore names that are imported from libraries, or reached through what is imported."""
+    local, found = {path.stem for path in MODULES} | {'data', 'models', 'evaluation'}, []
+    roots = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            parts = [(alias.name, alias.asname or alias.name.split('.')[0]) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parts = [(f'{node.module}.{a.name}', a.asname or a.name) for a in node.names]
+        else:
+            continue
+        parts = [p for p in parts if p[0].split('.')[0] not in {*local, '__future__'}]
+        roots |= {name for _, name in parts}
+        found += [path for path, _ in parts if re.search(r'(^|\.)_', path)]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and re.match('_(?!_)', node.attr):
+            inner = node.value
+            while isinstance(inner, ast.Attribute):
+                inner = inner.value
+            if isinstance(inner, ast.Name) and inner.id in roots:
+                found.append(ast.unparse(node))
+    return found
+
+
+def test_private_names_are_found():
+    source = 'from timm.data.transforms import _pil_interp\nimport torch._six\nimport torch as t\n'
+    got = private_names(source + 't.nn._reduction.x\nt.nn.functional.relu\n')
+    assert got == ['timm.data.transforms._pil_interp', 'torch._six', 't.nn._reduction']
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_public_names_of_libraries_are_used(path):
+    source = path.read_text()
+    assert private_names(source) == []
+    assert re.findall(r'\binterp2d\b|\bt_mul\b|\bapex import\b|\bimport apex\b', source) == []
+
+
+def test_modules_hold_no_logger_and_no_device():
+    for path in MODULES:
+        name = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+        held = vars(importlib.import_module(name.removesuffix('.__init__'))).values()
+        assert not any(isinstance(v, logging.Logger | torch.device) for v in held), name
