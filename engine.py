@@ -126,12 +126,14 @@ def launch(stage: str, main: Callable[[Run], None], argv: list[str] | None = Non
         run = setup_run(args)
         main(run)
         return 0
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
+        # A loader's worker puts its traceback into the message.
+        message = str(error).rsplit('\nValueError: ', 1)[-1].strip()
         if run is None:
-            print(f'error: {error}', file=sys.stderr)  # noqa: T201 (there is no logger yet)
+            print(f'error: {message}', file=sys.stderr)  # noqa: T201 (there is no logger yet)
         else:
             run.logger.debug('traceback', exc_info=True)
-            run.logger.error(str(error))
+            run.logger.error(message)
         return 2
     finally:
         if run is not None:

@@ -58,6 +58,9 @@ class ScalarLog:
     def forget_from(self, epoch: int) -> None:
         """Drop the records of `epoch` and later: a resumed run writes them again."""
         if self.enabled and self.path.exists():
+            lines = self.path.read_text(encoding='utf-8').splitlines(keepends=True)
+            if lines and not lines[-1].endswith('\n'):  # cut off: of an epoch that is run again
+                self.path.write_text(''.join(lines[:-1]), encoding='utf-8')
             kept = [r for r in read_metrics(self.path) if r['epoch'] < epoch]
             self.path.write_text(''.join(json.dumps(r) + '\n' for r in kept))
 

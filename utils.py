@@ -140,6 +140,12 @@ def resume(
             '--pretrained'
         )
     load_model_state(model, saved['model'], str(path), logger)
+    name = yaml.safe_load(saved['config'])['TRAIN']['OPTIMIZER']['NAME'].lower()
+    if name != type(optimizer).__name__.lower():
+        raise ValueError(
+            f'{path}: it was trained with TRAIN.OPTIMIZER.NAME {name}, its moments do not fit '
+            f'{type(optimizer).__name__}; start from its weights with --pretrained'
+        )
     groups = optimizer.state_dict()['param_groups']
     optimizer.load_state_dict({'state': saved['optimizer']['state'], 'param_groups': groups})
     if saved['scaler']:

@@ -42,6 +42,8 @@ class Loaders(NamedTuple):
 
 def build_loader(config: Config, logger: logging.Logger, is_pretrain: bool) -> Loaders:
     """The loaders of pre-training or of fine-tuning."""
+    if not config.DATA.DATA_PATH:
+        raise ValueError('DATA.DATA_PATH is empty: name the folder of the data with --data-path')
     if is_pretrain:
         from data.data_simmim import build_loader_simmim
 

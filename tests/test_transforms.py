@@ -227,6 +227,18 @@ def test_crop_is_distributed_as_torchvisions(area, height, width):
     assert (np.abs(theirs.std(axis=0) - ours.std(axis=0)) <= 4.5 * error + 1e-9).all()
 
 
+def test_crop_takes_the_first_candidate_that_fits():
+    class Scripted:
+        def random(self, size: int) -> np.ndarray:
+            uniforms = np.zeros(size)
+            uniforms[:6] = 1, 1, 0.5, 1, 0, 0  # too wide; 4:3; not looked at
+            uniforms[-2:] = 0.99, 0.5
+            return uniforms
+
+    # Half of area 0.5 to 1 of 14,400 pixels: 10,800 = 120 wide x 90 high; top int(0.99 * 31).
+    assert draw_crop(Scripted(), 120, 120, area=(0.5, 1.0)) == Box(30, 0, 90, 120)
+
+
 def test_crop_falls_back_to_the_centre():
     # Far from square: no candidate of 2/3 of the area fits.
     assert draw_crop(sample_rng(0, 0, 0), 100, 1000, area=(0.67, 1)) == Box(0, 433, 100, 133)
