@@ -22,7 +22,9 @@ def autocast_dtype(config: Any, device: torch.device) -> torch.dtype | None:
     """Type that matrix products run in under O1 and O2; None for float32 (O0, and on the CPU)."""
     if config.AMP_OPT_LEVEL == 'O0' or device.type == 'cpu':
         return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return (
+        torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    )
 
 
 def autocast(config: Any, device: torch.device) -> contextlib.AbstractContextManager:

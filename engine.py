@@ -37,6 +37,7 @@ from utils import (
     set_rng_state,
 )
 
+SMALLEST_SCALE = 2.0**-10  # of a gradient scaler: below it every step has overflowed for long
 LossFunction = Callable[[nn.Module, Any], torch.Tensor]
 
 
@@ -125,20 +126,20 @@ def launch(stage: str, main: Callable[[Run], None], argv: list[str] | None = Non
     try:
         run = setup_run(args)
         main(run)
+        distributed.destroy_process_group()
         return 0
     except (ValueError, FloatingPointError, OSError) as error:
         # A loader's worker puts its traceback into the message.
         message = str(error).rsplit('\nValueError: ', 1)[-1].strip()
-        if run is None:
-            print(f'error: {message}', file=sys.stderr)  # noqa: T201 (there is no logger yet)
-        else:
+        if run is not None:
             run.logger.debug('traceback', exc_info=True)
             run.logger.error(message)
+        if run is None or not distributed.is_main():  # no logger, or none that shows it
+            print(f'error: {message}', file=sys.stderr)  # noqa: T201
         return 2
     finally:
         if run is not None:
             run.scalars.close()
-        distributed.destroy_process_group()
 
 
 def fit(
@@ -164,6 +165,8 @@ def fit(
     """
     config, logger = run.config, run.logger
     state = _begin(run, model, loader)
+    if state.epoch == config.TRAIN.EPOCHS:
+        logger.warning(f'all {state.epoch} epochs are done already: nothing is trained')
     start = time.time()
     if state.epoch == state.batch == 0:
         run.scalars.write_epoch({'epoch': -1, **after_epoch(run, state.module, -1)})
@@ -193,7 +196,9 @@ def _begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
         run.device.type, enabled=autocast_dtype(config, run.device) == torch.float16
     )
     state = TrainState(model, optimizer, scheduler, scaler, len(loader))
-    checkpoint = checkpoint_to_resume(run)
+    checkpoint = config.MODEL.RESUME
+    if not checkpoint and config.TRAIN.AUTO_RESUME:
+        checkpoint = distributed.broadcast(find_newest_checkpoint(run.folder))
     if checkpoint:
         _continue(run, state, checkpoint)
     elif config.PRETRAINED:
@@ -205,35 +210,11 @@ def _begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
         f'an epoch and process, {math.ceil(len(loader) / accumulation)} steps of '
         f'{config.DATA.BATCH_SIZE * accumulation * distributed.world_size()} images'
     )
-    run.scalars.forget_from(state.epoch)
+    run.scalars.forget_from(state.epoch if state.epoch or state.batch else -1)
     if distributed.world_size() > 1:
         devices = [run.device.index] if run.device.type == 'cuda' else None
         state.model = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
     return state
-
-
-def checkpoint_to_resume(run: Run) -> str | Path | None:
-    """The checkpoint that is asked for, else with AUTO_RESUME the newest of the run's folder."""
-    if run.config.MODEL.RESUME:
-        return run.config.MODEL.RESUME
-    return find_newest_checkpoint(run.folder) if run.config.TRAIN.AUTO_RESUME else None
-
-
-def checkpoint_to_evaluate(run: Run) -> str | Path:
-    """The checkpoint that --resume or --pretrained names, else the run folder's best or newest.
-
-    Raises:
-        ValueError: if there is none: an untrained model is not evaluated.
-    """
-    best = run.folder / BEST_CHECKPOINT
-    candidates = (run.config.MODEL.RESUME, run.config.PRETRAINED, best if best.exists() else None)
-    checkpoint = next(filter(None, candidates), None) or find_newest_checkpoint(run.folder)
-    if not checkpoint:
-        raise ValueError(
-            f'--eval: nothing to evaluate: give --resume or --pretrained, or a run folder with '
-            f'checkpoints (none in {run.folder})'
-        )
-    return checkpoint
 
 
 def _continue(run: Run, state: TrainState, checkpoint: str | Path) -> None:
@@ -252,7 +233,7 @@ def _continue(run: Run, state: TrainState, checkpoint: str | Path) -> None:
     if state.epoch or state.batch:
         state.scheduler.step_update(state.epoch * state.num_batches + state.batch - 1)
     for line in config_changes(saved['config'], config_text(run.config)):
-        run.logger.info(f'changed since the checkpoint: {line}')
+        run.logger.warning(f'changed since the checkpoint: {line}')
     rng = saved['rng']
     if len(rng) == distributed.world_size():
         set_rng_state(rng[distributed.rank()])
@@ -280,6 +261,7 @@ def train_one_epoch(
     """
     config, epoch, num_batches = run.config, state.epoch, state.num_batches
     accumulation = max(1, config.TRAIN.ACCUMULATION_STEPS)
+    steps_per_epoch = math.ceil(num_batches / accumulation)
     state.model.train()
     loader.batch_sampler.set_epoch(epoch, first_batch=state.batch)
     clock = Clock()
@@ -293,13 +275,17 @@ def train_one_epoch(
         if ends_group:
             state.progress.waiting_norms.append(_optimizer_step(config, state))
             state.scheduler.step_update(epoch * num_batches + i)
-        state.batch = i + 1
-        clock.batch_done()
-        if i % config.PRINT_FREQ == 0 or i + 1 == num_batches:
-            _log_line(run, state, clock, i)
-        if ends_group and _step_save_due(config, i // accumulation + 1):
+        state.batch, step = i + 1, i // accumulation + 1
+        prints = i % config.PRINT_FREQ == 0 or i + 1 == num_batches
+        saves = ends_group and _step_save_due(config, epoch * steps_per_epoch + step)
+        if prints or saves:
             _settle(run, state)
-            _save(run, state, checkpoint_name(epoch, i // accumulation + 1))
+        clock.batch_done()
+        if prints:
+            _log_line(run, state, clock, i)
+        if saves:
+            _save(run, state, checkpoint_name(epoch, step))
+            clock.skip()
     seconds = time.perf_counter() - clock.start
     run.logger.info(f'EPOCH {epoch} training takes {timedelta(seconds=int(seconds))}')
     images = clock.batches * config.DATA.BATCH_SIZE * distributed.world_size()
@@ -340,6 +326,8 @@ def _settle(run: Run, state: TrainState) -> None:
     """Bring the waiting figures in; stop if one is not finite."""
     first_waiting = state.batch - len(state.progress.waiting_losses)
     bad = state.progress.settle(overflow_is_handled=state.scaler.is_enabled())
+    if state.scaler.is_enabled() and state.scaler.get_scale() < SMALLEST_SCALE:
+        bad = 0
     if bad is not None:
         batch = first_waiting + bad
         group_start = batch - batch % max(1, run.config.TRAIN.ACCUMULATION_STEPS)
@@ -357,7 +345,6 @@ def _shown_rate(run: Run, state: TrainState) -> float:
 
 
 def _log_line(run: Run, state: TrainState, clock: Clock, i: int) -> None:
-    _settle(run, state)
     progress, config = state.progress, run.config
     images_per_second = config.DATA.BATCH_SIZE * distributed.world_size() / clock.mean_batch()
     left = timedelta(seconds=int(clock.mean_batch() * (state.num_batches - i)))

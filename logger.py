@@ -75,7 +75,7 @@ class ScalarLog:
                 self.board.add_scalar(f'epoch/{key}', value, record['epoch'])
 
     def write_step(self, values: dict[str, float], step: int) -> None:
-        """Curves within epochs, by the number of optimizer steps done (TensorBoard only)."""
+        """Curves within epochs, by the number of micro-batches done (TensorBoard only)."""
         if self.enabled:
             for key, value in values.items():
                 self.board.add_scalar(f'step/{key}', value, step)

@@ -18,13 +18,13 @@ import distributed
 from data import build_loader
 from data.labels import COMPETITION_LABELS, LABELS
 from device import autocast, throughput
-from engine import Run, checkpoint_to_evaluate, fit, launch
+from engine import Run, fit, launch
 from evaluation.metrics import describe_scores, score_table, selection_score
 from evaluation.predictions import write_predictions
 from logger import json_safe
 from models import build_model
 from models.losses import masked_bce
-from utils import BEST_CHECKPOINT, checkpoint_name, load_weights
+from utils import BEST_CHECKPOINT, checkpoint_to_evaluate, load_weights
 
 
 def label_loss(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -83,35 +83,40 @@ class Selection:
         return figures | {'score': chosen}
 
 
-def final_scores(run: Run, model: nn.Module, loaders: Any, checkpoints: dict[str, Path]) -> None:
-    """Score valid and test with each checkpoint; the first one's predictions are written."""
-    table = {}
-    selected = next(iter(checkpoints))
+def final_scores(
+    run: Run, model: nn.Module, loaders: Any, checkpoints: dict[str, str | Path | None]
+) -> None:
+    """Score valid and test with each checkpoint (None: the model as it is).
+
+    The last one's predictions are written; what --eval gives has names of its own.
+    """
+    table, suffix = {}, '_eval' if run.config.EVAL_MODE else ''
+    splits = {name: getattr(loaders, name) for name in ('valid', 'test')}
     for name, checkpoint in checkpoints.items():
-        load_weights(checkpoint, model, run.logger)
-        for split in ('valid', 'test'):
-            loader = getattr(loaders, split)
+        if checkpoint is not None:
+            load_weights(checkpoint, model, run.logger)
+        for split, loader in splits.items():
             if loader is None:
                 continue
             scores, probabilities = score(run, model, loader)
             run.logger.info(f'{split}, {name} checkpoint: {describe_scores(scores)}')
             table.setdefault(split, {})[name] = scores
-            if name == selected and distributed.is_main():
+            if distributed.is_main():
                 records = loader.dataset.records
                 write_predictions(
-                    run.folder / f'predictions_{split}.csv',
+                    run.folder / f'predictions_{split}{suffix}.csv',
                     probabilities,
                     paths=records.path,
                     labels=LABELS,
                     source={
-                        'checkpoint': str(checkpoint),
+                        'checkpoint': name if checkpoint is None else str(checkpoint),
                         'run': run.config.TAG,
                         'csv': records.csv,
                         'views': scores['views'],
                         'rows': len(records),
                     },
                 )
-    file = run.folder / ('scores_eval.json' if run.config.EVAL_MODE else 'scores.json')
+    file = run.folder / f'scores{suffix}.json'
     if distributed.is_main():
         file.write_text(json.dumps(json_safe(table), indent=1) + '\n', encoding='utf-8')
     run.logger.info(f'scores in {file}. Not for clinical use.')
@@ -126,23 +131,21 @@ def main(run: Run) -> None:
         logger.info(f'throughput {throughput(config, model, (images,), run.device):.1f} images/s')
         return
     if config.EVAL_MODE:
-        final_scores(run, model, loaders, {'given': checkpoint_to_evaluate(run)})
+        final_scores(run, model, loaders, {'given': checkpoint_to_evaluate(config, run.folder)})
         return
     split = config.EVAL.SELECT_ON
     if split == 'valid':
         logger.warning('EVAL.SELECT_ON valid: scores on valid are of a checkpoint chosen there')
     selection = Selection(getattr(loaders, split), split)
-    fit(run, model, loaders.train, label_loss, after_epoch=selection)
-    checkpoints = {
-        'selected': run.folder / BEST_CHECKPOINT,
-        'last': run.folder / checkpoint_name(config.TRAIN.EPOCHS - 1),
-    }
-    if not checkpoints['selected'].exists():
+    model = fit(run, model, loaders.train, label_loss, after_epoch=selection)
+    checkpoints, best = {'last': None}, run.folder / BEST_CHECKPOINT
+    if best.exists():
+        checkpoints['selected'] = best
+    else:
         logger.warning(
             f'no selected checkpoint in {run.folder} (no score on {split}, or none better than '
-            'that of the run it goes on from): the last checkpoint alone is scored'
+            'that of the run it goes on from): the last one alone is scored'
         )
-        del checkpoints['selected']
     final_scores(run, model, loaders, checkpoints)
 
 

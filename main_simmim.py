@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import distributed
 from data import build_loader
 from device import autocast, throughput, to_device
-from engine import Run, checkpoint_to_evaluate, fit, launch
+from engine import Run, fit, launch
 from evaluation.plots import plot_reconstructions
 from evaluation.reconstruction import (
     TRIVIAL_PREDICTORS,
@@ -24,7 +24,7 @@ from evaluation.reconstruction import (
     pixel_mask,
 )
 from models import build_model
-from utils import load_weights
+from utils import checkpoint_to_evaluate, load_weights
 
 NUM_PICTURES = 6  # rows of reconstructions/epoch_N.png
 
@@ -110,10 +110,9 @@ def main(run: Run) -> None:
         logger.info(f'throughput {throughput(config, model, batch, run.device):.1f} images/s')
     elif config.EVAL_MODE:
         if loaders.holdout is None:
-            raise ValueError(
-                '--eval: no images are held out; DATA.HOLDOUT_FRACTION must be above 0'
-            )
-        load_weights(checkpoint_to_evaluate(run), model.to(run.device), logger)
+            share = config.DATA.HOLDOUT_FRACTION
+            raise ValueError(f'--eval: DATA.HOLDOUT_FRACTION must be above 0, got {share}')
+        load_weights(checkpoint_to_evaluate(config, run.folder), model.to(run.device), logger)
         after_epoch(run, model, -1)
     else:
         fit(run, model, loaders.train, reconstruction_loss, after_epoch=after_epoch)

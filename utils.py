@@ -50,6 +50,23 @@ def find_newest_checkpoint(folder: str | Path) -> Path | None:
     return max(found)[2] if found else None
 
 
+def checkpoint_to_evaluate(config, folder: Path) -> str | Path:
+    """The checkpoint that --resume or --pretrained names, else the run folder's best or newest.
+
+    Raises:
+        ValueError: if there is none: an untrained model is not evaluated.
+    """
+    best = folder / BEST_CHECKPOINT
+    candidates = (config.MODEL.RESUME, config.PRETRAINED, best if best.exists() else None)
+    checkpoint = next(filter(None, candidates), None) or find_newest_checkpoint(folder)
+    if not checkpoint:
+        raise ValueError(
+            '--eval: nothing to evaluate: give --resume or --pretrained, or a run folder with '
+            f'checkpoints (none in {folder})'
+        )
+    return checkpoint
+
+
 def save_checkpoint(path: str | Path, state: dict) -> None:
     """Write all of a checkpoint or nothing: a file that was there before stays until then."""
     path = Path(path)

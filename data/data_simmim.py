@@ -36,10 +36,13 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
         train, PretrainTransform(config, mask_generator(config)), seed=config.SEED
     )
     holdout = evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES)
+    reference = reference_mask_generator(config)
+    if reference is None:
+        logger.info('no reference score: masks of 32 px do not fit the image or its patches')
     return Loaders(
         train=make_loader(dataset, shuffle=True, **loader_options(config)),
         holdout=_holdout_loader(config, holdout, mask_generator(config)),
-        reference=_holdout_loader(config, holdout, reference_mask_generator(config)),
+        reference=_holdout_loader(config, holdout, reference),
     )
 
 

@@ -74,7 +74,7 @@ LOSSES = {'l1': F.l1_loss, 'l2': F.mse_loss, 'smooth_l1': F.smooth_l1_loss}
 LOSS_PIXELS = ('masked', 'all')
 
 
-def reconstruction_loss(
+def pixel_loss(
     reconstruction: torch.Tensor,
     image: torch.Tensor,
     weight: torch.Tensor,
@@ -132,7 +132,7 @@ class SimMIM(nn.Module):
         counted = mask if self.loss_pixels == 'masked' else torch.ones_like(mask)
         for axis in (1, 2):
             counted = counted.repeat_interleave(self.patch_size, dim=axis)
-        return reconstruction_loss(reconstruction, x, counted.unsqueeze(1), LOSSES[self.loss])
+        return pixel_loss(reconstruction, x, counted.unsqueeze(1), LOSSES[self.loss])
 
     def reconstruct(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """All pixels as predicted from the visible ones, normalised as x is: [B, C, S, S]."""

@@ -4,8 +4,13 @@
 #   bash scripts/demo.sh [DIR]           results go to DIR (default demo_output); run again, it goes on
 #   SEED=7 bash scripts/demo.sh DIR      another seed: other X-rays, weights, splits
 set -euo pipefail
+dir=${1:-}
+case $dir in
+    '') dir=demo_output ;; # in the repository
+    /*) ;;
+    *) dir=$PWD/$dir ;;
+esac
 cd "$(dirname "$0")/.."
-dir=${1:-demo_output}
 seed=${SEED:-0}
 . scripts/setup.sh
 setup requirements.txt

@@ -38,7 +38,9 @@ def test_scores(folder: Path) -> dict[str, dict]:
     """Scores on the test split: the selected checkpoints' and the pixel floor's."""
     files = {name: f'runs/simmim_finetune/{tag}/scores.json' for name, tag in RUNS.items()}
     tables = {name: json.loads((folder / file).read_text()) for name, file in files.items()}
-    scores = {name: next(iter(table['test'].values())) for name, table in tables.items()}
+    scores = {
+        name: table['test'].get('selected', table['test']['last']) for name, table in tables.items()
+    }
     floor = json.loads((folder / 'pixel_floor.json').read_text())['test']
     return scores | {'pixel floor': floor}
 
@@ -48,10 +50,10 @@ def main(args: argparse.Namespace) -> int:
     print('\nHeld-out masked L1 on the hidden pixels (0 to 255 grey levels, lower is better)')
     for name, value in losses.items():
         print(f'  {name:<24}{value:8.2f}')
-    any_scores = scores['pre-trained']
+    first = scores['pre-trained']
     print(
-        f'\nAUROC on the synthetic test split (n = {any_scores["rows"]}, {any_scores["level"]} '
-        f'level, {any_scores["views"]} views, higher is better)'
+        f'\nAUROC on the synthetic test split (n = {first["rows"]}, {first["level"]} '
+        f'level, {first["views"]} views, higher is better)'
     )
     print(f'  {"":<24}' + ''.join(f'{name:>14}' for name in scores))
     for label in COMPETITION_LABELS:

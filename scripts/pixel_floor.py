@@ -1,6 +1,6 @@
 """Score the pixel floor (64 x 64 pixels, PCA, logistic regression) on a config's own splits.
 
-python scripts/pixel_floor.py --cfg configs/... --data-path DIR [--opts ...] --output FLOOR.json
+python scripts/pixel_floor.py --cfg configs/... --data-path DIR [--opts ...] --output FOLDER
 """
 
 import argparse

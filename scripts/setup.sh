@@ -11,13 +11,14 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 13):
 PY
     stamp=.venv/.installed-${requirements%.txt}
     sum=$(cat requirements*.txt | cksum)
-    if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ]; then
+    # requirements-dev.txt installs requirements.txt too.
+    if grep -qx "$sum" "$stamp" .venv/.installed-requirements-dev 2>/dev/null; then
         echo "set-up: .venv is up to date"
         return 0
     fi
     local start=$SECONDS
     echo "set-up: installing $requirements into .venv (2 to 10 minutes, once; PyTorch is large)"
-    [ -x .venv/bin/python ] || "$python" -m venv .venv || return 1
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv || return 1
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements" || return 1
     echo "$sum" >"$stamp"
     echo "set-up: done in $((SECONDS - start)) s"

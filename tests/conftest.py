@@ -1,6 +1,8 @@
 """Options and fixtures that all tests share."""
 
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,43 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('data') / 'CheXpert-phantom'
     make_phantom(folder, num_train=60, num_valid=10, num_test=10, size=48, seed=0)
     return folder
+
+
+@pytest.fixture(scope='session')
+def eight(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight frontal training images, a row each."""
+    from mistakes import edit, linked
+
+    def keep_eight(rows: list[list[str]]) -> None:
+        rows[1:] = [row for row in rows if row[3] == 'Frontal'][:8]
+
+    folder = linked(phantom, tmp_path_factory.mktemp('eight') / 'CheXpert-phantom')
+    edit(folder / 'train.csv', keep_eight)
+    return folder
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture) -> Callable[..., None]:
+    """Runs a main and checks that it ends in one error line that has all these parts."""
+    from mistakes import ERROR, exit_code
+
+    def check(stage: str, argv: list[str], *parts: object) -> None:
+        capfd.readouterr()
+        code = exit_code(stage, argv)
+        captured = capfd.readouterr()
+        lines = (captured.out + captured.err).splitlines()
+        assert code == 2, lines
+        errors = [line for line in lines if ERROR.search(line)]
+        assert len(errors) == 1, lines
+        assert 'Traceback' not in captured.out + captured.err, lines
+        for part in map(str, parts):
+            assert part in errors[0], f'{part!r} is not in {errors[0]!r}'
+
+    return check
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What is logged, information included."""
+    caplog.set_level(logging.INFO)
+    return caplog

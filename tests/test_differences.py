@@ -289,7 +289,7 @@ def test_eval_takes_the_given_checkpoint_without_training_data(flag, phantom, co
     assert run_main('finetune', arguments(output / 'run.yaml', data, output, *words)) == 0
     source = json.loads((folder / 'predictions_valid.json').read_text())
     assert source['checkpoint'] == str(first)
-    assert list(json.loads((folder / 'scores.json').read_text())['valid']) == ['given']
+    assert list(json.loads((folder / 'scores_eval.json').read_text())['valid']) == ['given']
     assert sorted(folder.glob('*.pth')) == before
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from config import default_config
 from models import build_model
 from models.build import encoder_kwargs
-from models.simmim import SimMIM, linear_head, reconstruction_loss
+from models.simmim import SimMIM, linear_head, pixel_loss
 
 TINY = {
     'swin': {
@@ -133,14 +133,14 @@ def test_options_of_the_loss_differ() -> None:
     """Guards the loop test: were an option ignored, two of these would agree."""
     x, target = torch.tensor([[[[0.5, 3.0]]]]), torch.zeros(1, 1, 1, 2)
     errors = (nn.functional.l1_loss, nn.functional.mse_loss, nn.functional.smooth_l1_loss)
-    got = [reconstruction_loss(x, target, torch.ones(1, 1, 1, 2), e).item() for e in errors]
+    got = [pixel_loss(x, target, torch.ones(1, 1, 1, 2), e).item() for e in errors]
     assert got == pytest.approx([1.75, 4.625, 1.3125], rel=1e-4)
 
 
 def test_low_precision_pixels_are_compared_in_float32() -> None:
     torch.manual_seed(2)
     x, y = torch.randn(2, 1, 64, 64).bfloat16(), torch.randn(2, 1, 64, 64).bfloat16()
-    loss = reconstruction_loss(x, y, torch.ones(2, 1, 64, 64, dtype=torch.int64))
+    loss = pixel_loss(x, y, torch.ones(2, 1, 64, 64, dtype=torch.int64))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx((x.double() - y.double()).abs().mean().item(), rel=1e-6)
 

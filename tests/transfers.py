@@ -1,0 +1,54 @@
+"""Small models, and weights taken from one to another as --pretrained does."""
+
+import logging
+
+import torch
+from golden_cases import fill
+
+from config import config_text, default_config, encoder_node
+from models import build_model
+from utils import load_pretrained
+
+LOGGER = logging.getLogger('pretrained')
+TABLE = 'relative_position_bias_table'
+
+
+def make_config(kind, channels, **options):
+    """A small Swin (stride 8) or ViT (patch 8); options by key, __ for a dot."""
+    config = default_config()
+    config.MODEL.TYPE, config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES = kind, 32, 14
+    config.MODEL.DROP_PATH_RATE = 0.0
+    swin, vit = config.MODEL.SWIN, config.MODEL.VIT
+    swin.EMBED_DIM, swin.DEPTHS, swin.NUM_HEADS, swin.WINDOW_SIZE = 16, [2, 1], [2, 4], 4
+    vit.EMBED_DIM, vit.DEPTH, vit.NUM_HEADS, vit.PATCH_SIZE = 32, 2, 4, 8
+    encoder_node(config).IN_CHANS = channels
+    for key, value in options.items():
+        config.merge_from_list([key.replace('__', '.'), value])
+    return config
+
+
+def make_model(config, seed=1, *, is_pretrain=True):
+    model = build_model(config, is_pretrain=is_pretrain).eval()
+    fill.fill_model(model, seed)
+    return model
+
+
+def load(state, target_config, model, tmp_path, **extra):
+    """Load a state dict (or a checkpoint of which it is the model) as --pretrained does."""
+    path = tmp_path / 'source.pth'
+    torch.save({'model': state, **extra}, path)
+    target_config.PRETRAINED = str(path)
+    load_pretrained(target_config, model, LOGGER)
+    return model
+
+
+def transfer(source_config, target_config, tmp_path, *, stages=(True, True), own=False):
+    """A filled model of the first config, and one of the second started from it."""
+    source = make_model(source_config, is_pretrain=stages[0])
+    target = make_model(target_config, seed=2, is_pretrain=stages[1])
+    extra = {'config': config_text(source_config)} if own else {}
+    return source, load(source.state_dict(), target_config, target, tmp_path, **extra)
+
+
+def assert_same(got, want):
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
