@@ -1,12 +1,16 @@
 """Print the demo's results from the files that its steps wrote, and save them as demo.json.
 
-python scripts/demo_table.py DIR
+python scripts/demo_table.py DIR            one demo
+python scripts/demo_table.py DIR DIR ...    several seeds: every one, mean difference, 95 % interval
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+
+import numpy as np
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -18,65 +22,90 @@ RUNS = {'pre-trained': 'pretrained', 'from scratch': 'scratch'}
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('folder', type=Path, help="the demo's folder")
+    parser.add_argument('folders', nargs='+', type=Path, metavar='DIR', help="a demo's folder")
     return parser.parse_args()
 
 
 def pretraining(folder: Path) -> dict[str, float]:
     """Held-out masked L1 in grey levels before and after pre-training, and the trivial ones."""
     records = read_metrics(folder / 'runs/simmim_pretrain/demo/metrics.jsonl')
-    first, last = records[0], records[-1]
     return {
-        'before training': first['holdout_l1_grey'],
-        'after training': last['holdout_l1_grey'],
-        'mean of visible pixels': last['holdout_l1_grey_mean'],
-        'linear interpolation': last['holdout_l1_grey_linear'],
+        'before training': records[0]['holdout_l1_grey'],
+        'after training': records[-1]['holdout_l1_grey'],
+        'mean of visible pixels': records[-1]['holdout_l1_grey_mean'],
+        'linear interpolation': records[-1]['holdout_l1_grey_linear'],
     }
 
 
-def test_scores(folder: Path) -> dict[str, dict]:
+def scores_on_test(folder: Path) -> dict[str, dict]:
     """Scores on the test split: the selected checkpoints' and the pixel floor's."""
-    files = {name: f'runs/simmim_finetune/{tag}/scores.json' for name, tag in RUNS.items()}
-    tables = {name: json.loads((folder / file).read_text()) for name, file in files.items()}
-    scores = {
-        name: table['test'].get('selected', table['test']['last']) for name, table in tables.items()
-    }
-    floor = json.loads((folder / 'pixel_floor.json').read_text())['test']
-    return scores | {'pixel floor': floor}
+    tables = {}
+    for name, tag in RUNS.items():
+        table = json.loads((folder / f'runs/simmim_finetune/{tag}/scores.json').read_text())['test']
+        tables[name] = table.get('selected', table['last'])
+    tables['pixel floor'] = json.loads((folder / 'pixel_floor.json').read_text())['test']
+    return tables
 
 
-def main(args: argparse.Namespace) -> int:
-    losses, scores = pretraining(args.folder), test_scores(args.folder)
+def print_one(folder: Path) -> None:
+    losses, scores = pretraining(folder), scores_on_test(folder)
     print('\nHeld-out masked L1 on the hidden pixels (0 to 255 grey levels, lower is better)')
     for name, value in losses.items():
         print(f'  {name:<24}{value:8.2f}')
     first = scores['pre-trained']
     print(
-        f'\nAUROC on the synthetic test split (n = {first["rows"]}, {first["level"]} '
-        f'level, {first["views"]} views, higher is better)'
+        f'\nAUROC on the synthetic test split (n = {first["rows"]}, {first["level"]} level, '
+        f'{first["views"]} views, higher is better)'
     )
     print(f'  {"":<24}' + ''.join(f'{name:>14}' for name in scores))
-    for label in COMPETITION_LABELS:
-        values = [table['auroc'][label] for table in scores.values()]
-        print(f'  {label:<24}' + ''.join(f'{_show(value):>14}' for value in values))
-    for key, name in (
-        ('mean_of_five', 'mean of these five'),
-        ('mean_of_defined', 'mean of all 14'),
-    ):
-        values = [table[key] for table in scores.values()]
+    rows = {label: [t['auroc'][label] for t in scores.values()] for label in COMPETITION_LABELS}
+    rows['mean of these five'] = [t['mean_of_five'] for t in scores.values()]
+    defined = 14 - len(first['undefined'])
+    rows[f'mean of {defined} labels'] = [t['mean_of_defined'] for t in scores.values()]
+    for name, values in rows.items():
         print(f'  {name:<24}' + ''.join(f'{_show(value):>14}' for value in values))
     print('  Synthetic pictures: these scores say nothing about patients. Not for clinical use.')
-    pictures = sorted(args.folder.glob('runs/simmim_pretrain/demo/reconstructions/*.png'))
+    pictures = sorted(
+        folder.glob('runs/simmim_pretrain/demo/reconstructions/*.png'),
+        key=lambda path: path.stat().st_mtime,
+    )
     print('\nPictures')
-    for path in (*pictures[:1], *pictures[-1:], args.folder / 'contact_sheet.png'):
+    for path in (*pictures[:1], *pictures[-1:], folder / 'contact_sheet.png'):
         print(f'  {path}')
     result = {'held_out_l1_grey': losses, 'test': scores}
-    (args.folder / 'demo.json').write_text(json.dumps(result, indent=1) + '\n')
-    return 0
+    (folder / 'demo.json').write_text(json.dumps(result, indent=1) + '\n')
+
+
+def print_several(folders: list[Path]) -> None:
+    """Mean-of-five AUROC of each demo, and the paired difference over all of them."""
+    print('| seed | held-out L1: after, mean, linear | pre-trained | from scratch | pixel floor |')
+    print('| --- | --- | --- | --- | --- |')
+    differences = []
+    for folder in folders:
+        _, after, mean, linear = pretraining(folder).values()
+        five = [table['mean_of_five'] for table in scores_on_test(folder).values()]
+        differences.append(five[0] - five[1])
+        seed = (folder / 'seed').read_text().strip()
+        shown = ' | '.join(_show(value) for value in five)
+        print(f'| {seed} | {after:.1f}, {mean:.1f}, {linear:.1f} | {shown} |')
+    spread = stats.sem(differences) * stats.t.ppf(0.975, len(differences) - 1)
+    print(
+        f'\npre-trained minus from scratch: {np.mean(differences):+.4f}, 95 % interval '
+        f'{np.mean(differences) - spread:+.4f} to {np.mean(differences) + spread:+.4f} '
+        f"(Student's t over {len(differences)} seeds)"
+    )
 
 
 def _show(value: float | None) -> str:
     return 'n/a' if value is None else f'{value:.4f}'
+
+
+def main(args: argparse.Namespace) -> int:
+    if len(args.folders) == 1:
+        print_one(args.folders[0])
+    else:
+        print_several(args.folders)
+    return 0
 
 
 if __name__ == '__main__':
