@@ -287,7 +287,7 @@ def test_eval_takes_the_given_checkpoint_without_training_data(flag, phantom, co
     assert folder / 'ckpt_epoch_1.pth' in before
     words = ('--eval', flag, str(first))
     assert run_main('finetune', arguments(output / 'run.yaml', data, output, *words)) == 0
-    source = json.loads((folder / 'predictions_valid.json').read_text())
+    source = json.loads((folder / 'predictions_valid_eval.json').read_text())
     assert source['checkpoint'] == str(first)
     assert list(json.loads((folder / 'scores_eval.json').read_text())['valid']) == ['given']
     assert sorted(folder.glob('*.pth')) == before
