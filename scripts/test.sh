@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 . scripts/setup.sh
 setup requirements-dev.txt
 start=$SECONDS
+export OMP_NUM_THREADS=1 # tiny models: more threads only wait for each other
 echo "tests: running (a few minutes on 2 cores)"
 .venv/bin/python -m pytest "$@"
 echo "tests: done in $((SECONDS - start)) s"
