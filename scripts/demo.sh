@@ -35,7 +35,7 @@ step "1/4 drawing synthetic chest X-rays (about 20 s)"
 $python scripts/make_phantom.py --output "$data" --train 1200 --valid 60 --test 500 --size 128 \
     --seed "$seed" --workers 2 --contact-sheet "$dir/contact_sheet.png"
 
-step "2/4 pre-training on hidden patches, without labels, in 2 processes (about 4 minutes)"
+step "2/4 pre-training on hidden patches, without labels, in 2 processes (about 3.5 minutes)"
 $python -m torch.distributed.run --standalone --nproc_per_node 2 \
     main_simmim.py --cfg $configs/simmim_pretrain__swin_nano__img64_window4__demo.yaml \
     --data-path "$data" --output "$runs" --tag demo --opts SEED "$seed"
@@ -52,7 +52,7 @@ finetune() {
 }
 finetune_cfg="$configs/simmim_finetune__swin_nano__img64_window4__demo.yaml"
 weights=$(ls "$runs"/simmim_pretrain/demo/ckpt_epoch_*.pth | sort -V | tail -n 1)
-step "3/4 fine-tuning on an eighth of the labels: pre-trained and from scratch, side by side (a minute)"
+step "3/4 fine-tuning on an eighth of the labels: pre-trained and from scratch, side by side (90 s)"
 finetune pretrained --pretrained "$weights" &
 finetune scratch
 wait $!
