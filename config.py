@@ -1,4 +1,4 @@
-"""Every option with its default and meaning; the flags; the config that a run gets."""
+"""Every option with its default and meaning; the config that a run gets."""
 
 import argparse
 from collections.abc import Iterator
@@ -9,6 +9,8 @@ from yacs.config import CfgNode
 
 import config_merge
 from config_checks import check_config as check_config
+from config_flags import FLAG_KEYS
+from config_flags import build_parser as build_parser
 
 CN = CfgNode
 
@@ -36,7 +38,7 @@ _C.DATA = CN()
 _C.DATA.BATCH_SIZE = 128
 # Root folder: of the CSV files and images ('chexpert'), or of a tree of images ('folder').
 _C.DATA.DATA_PATH = ''
-# What DATA_PATH holds: 'imagenet' (counts as 'folder'), 'folder' [CheXpert], 'chexpert' [CheXpert].
+# What DATA_PATH holds: 'imagenet' (as 'folder'), [CheXpert] 'folder', 'chexpert', 'mimic-cxr'.
 _C.DATA.DATASET = 'imagenet'
 # Side of the model's square input, in pixels.
 _C.DATA.IMG_SIZE = 224
@@ -60,16 +62,28 @@ _C.DATA.TEST_CSV = 'test.csv'
 _C.DATA.IMAGE_SUFFIX = ''
 # [CheXpert] Views that are trained on: 'frontal', 'lateral', 'all'.
 _C.DATA.VIEWS = 'frontal'
-# [CheXpert] What an uncertain mention (-1) becomes in training: 'zeros', 'ones', 'ignore'.
+# [CheXpert] What is learned: 'observations' (14), 'any_finding', 'effusion' (against No Finding).
+_C.DATA.TASK = 'observations'
+# [CheXpert] What an uncertain mention (-1) becomes in training: a name of data.labels.POLICIES.
 _C.DATA.UNCERTAIN = 'ones'
 # [CheXpert] Exceptions, label: policy, such as {'Edema': 'zeros'}; replaces what BASE gave.
 _C.DATA.UNCERTAIN_BY_LABEL = CN(new_allowed=True)
+# [CheXpert] For 'self_train': predictions over the training images of a run with 'ignore'.
+_C.DATA.SELF_TRAIN_PREDICTIONS = ''
 # [CheXpert] What a blank (no mention) counts as: 'negative', 'ignore'.
 _C.DATA.BLANK = 'negative'
 # [CheXpert] Share of the training patients that is used, in (0, 1]; seeded, smaller inside larger.
 _C.DATA.TRAIN_FRACTION = 1.0
 # [CheXpert] This many training images, of the first patients; 0: as TRAIN_FRACTION says.
 _C.DATA.TRAIN_IMAGES = 0
+# [CheXpert] Order of fine-tuning's epochs: 'uniform', 'weighted' (by inverse label frequency).
+_C.DATA.SAMPLER = 'uniform'
+# [CheXpert] What an image goes through first: 'none', 'equalize', 'clahe', 'denoise'.
+_C.DATA.PREPROCESS = 'none'
+# [CheXpert] CSV in DATA_PATH with more columns of each patient, such as race; '': none.
+_C.DATA.DEMOGRAPHICS = ''
+# [CheXpert] MIMIC-CXR: whose labels are read, 'chexpert', 'negbio'.
+_C.DATA.LABELLER = 'chexpert'
 # [CheXpert] Share of the training patients held out in both stages, the same ones, in [0, 1).
 _C.DATA.HOLDOUT_FRACTION = 0.02
 # [CheXpert] Mean per channel of pixels in [0, 1]; []: 0.503 for 1 channel, ImageNet's for 3.
@@ -188,7 +202,7 @@ _C.TRAIN.LAYER_DECAY = 1.0
 _C.TRAIN.SAVE_EVERY_STEPS = 0
 
 _C.TRAIN.LR_SCHEDULER = CN()
-# 'cosine', 'linear', 'step', 'multistep'.
+# 'cosine', 'linear', 'step', 'multistep', and (not in SimMIM) 'onecycle'.
 _C.TRAIN.LR_SCHEDULER.NAME = 'cosine'
 # 'step': epochs between two drops.
 _C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = 30
@@ -236,6 +250,16 @@ _C.AUG.MIXUP_MODE = 'batch'
 _C.AUG.CROP_AREA = []
 # [CheXpert] Probability of a horizontal flip, both stages.
 _C.AUG.HFLIP = 0.5
+# [CheXpert] Fine-tuning: greatest rotation, in degrees; 0: none.
+_C.AUG.ROTATION = 0.0
+# [CheXpert] Fine-tuning: greatest shift, as a share of the side; 0: none.
+_C.AUG.TRANSLATE = 0.0
+# [CheXpert] Fine-tuning: range of enlargement [low, high]; []: none.
+_C.AUG.SCALE = []
+# [CheXpert] Fine-tuning: greatest shear, in degrees; 0: none.
+_C.AUG.SHEAR = 0.0
+# [CheXpert] Fine-tuning: how far corners move in a perspective, as a share of the side; 0: none.
+_C.AUG.DISTORTION = 0.0
 
 _C.TEST = CN()
 # Evaluation: enlarge by 256/224 and crop the centre; False: resize the whole image to the square.
@@ -244,18 +268,56 @@ _C.TEST.CROP = True
 _C.EVAL = CN()
 # [CheXpert] Views that are scored: 'frontal', 'lateral', 'all'; '': as DATA.VIEWS.
 _C.EVAL.VIEWS = ''
-# [CheXpert] What a score counts: 'study' (the maximum over its images) or 'image'.
+# [CheXpert] What a score counts: 'study' or 'image'.
 _C.EVAL.LEVEL = 'study'
+# [CheXpert] A study's probability over its images: 'max', 'mean'.
+_C.EVAL.AGGREGATE = 'max'
 # [CheXpert] Where the best checkpoint is chosen: 'holdout', 'valid' (the report warns of it).
 _C.EVAL.SELECT_ON = 'holdout'
 # [CheXpert] By which mean AUROC: 'five' (tasks), 'all' (labels), 'auto' (five where defined).
 _C.EVAL.SELECT = 'auto'
 # [CheXpert] Held-out images whose reconstruction is scored after each epoch; 0: all.
 _C.EVAL.HOLDOUT_IMAGES = 256
+# [CheXpert] Views of an image that are averaged: 'none', 'crops' (centre and four corners).
+_C.EVAL.TTA = 'none'
+# [CheXpert] Whether each is averaged with its mirror image, too.
+_C.EVAL.TTA_FLIP = False
+# [CheXpert] Checkpoints whose probabilities --eval averages, paths; []: one checkpoint.
+_C.EVAL.ENSEMBLE = []
+# [CheXpert] Whether predictions over the training images are written, too.
+_C.EVAL.PREDICT_TRAIN = False
+# [CheXpert] Rule of the thresholds, on held-out patients: 'youden', 'f1', 'sensitivity'.
+_C.EVAL.THRESHOLD = 'youden'
+# [CheXpert] The sensitivity wanted by 'sensitivity'.
+_C.EVAL.SENSITIVITY = 0.9
+# [CheXpert] Bootstrap resamples of the patients behind each interval; 0: no intervals.
+_C.EVAL.RESAMPLES = 1000
+# [CheXpert] Further columns to score by, of the CSVs or of DATA.DEMOGRAPHICS, such as ['RACE'].
+_C.EVAL.GROUPS = []
+# [CheXpert] Where age bands begin, in years.
+_C.EVAL.AGE_BANDS = [0, 40, 60, 80]
 
 _C.LOSS = CN()
-# [CheXpert] Loss of the labels: 'bce' (over known entries, divided by images x labels).
+# [CheXpert] Loss of the labels: 'bce', 'weighted_bce', 'focal', 'asymmetric' (models/losses.py).
 _C.LOSS.NAME = 'bce'
+# [CheXpert] 'focal': exponent.
+_C.LOSS.GAMMA = 2.0
+# [CheXpert] 'focal': weight of positives, 1 - ALPHA of negatives, in [0, 1]; None: both 1.
+_C.LOSS.ALPHA = None
+# [CheXpert] 'asymmetric': exponent of positives.
+_C.LOSS.GAMMA_POS = 0.0
+# [CheXpert] 'asymmetric': exponent of negatives.
+_C.LOSS.GAMMA_NEG = 4.0
+# [CheXpert] 'asymmetric': negatives of probability below this count nothing, in [0, 1).
+_C.LOSS.CLIP = 0.05
+
+_C.FINETUNE = CN()
+# [CheXpert] What is fitted: 'full', 'last_layer' (trained); 'linear_probe', 'knn' (on features).
+_C.FINETUNE.MODE = 'full'
+
+_C.REPORT = CN()
+# [CheXpert] Saliency maps by label and kind (true or false, positive or negative); 0: none.
+_C.REPORT.MAPS = 2
 
 # Mixed precision: 'O0' float32; 'O1', 'O2' autocast. (SimMIM's '' was its flag's O1 in effect.)
 _C.AMP_OPT_LEVEL = 'O1'
@@ -281,21 +343,6 @@ _C.PRETRAINED = ''
 # The classes that SimMIM's own checkpoints hold besides tensors, for the safe loader.
 CHECKPOINT_GLOBALS = [CfgNode]
 
-# Attribute of the parsed flags -> key.
-FLAG_KEYS = {
-    'batch_size': 'DATA.BATCH_SIZE',
-    'data_path': 'DATA.DATA_PATH',
-    'pretrained': 'PRETRAINED',
-    'resume': 'MODEL.RESUME',
-    'accumulation_steps': 'TRAIN.ACCUMULATION_STEPS',
-    'use_checkpoint': 'TRAIN.USE_CHECKPOINT',
-    'amp_opt_level': 'AMP_OPT_LEVEL',
-    'output': 'OUTPUT',
-    'tag': 'TAG',
-    'eval': 'EVAL_MODE',
-    'throughput': 'THROUGHPUT_MODE',
-}
-
 
 def default_config() -> Config:
     """All options at their defaults: a copy, not frozen."""
@@ -308,32 +355,6 @@ def encoder_node(config: CfgNode) -> CfgNode:
     if config.MODEL.TYPE not in nodes:
         raise ValueError(f'MODEL.TYPE must be one of {list(nodes)}, got {config.MODEL.TYPE!r}')
     return nodes[config.MODEL.TYPE]
-
-
-def build_parser(stage: str) -> argparse.ArgumentParser:
-    """The flags of a main; stage is 'simmim' or 'finetune'. A flag not given is None."""
-    what = {'simmim': 'SimMIM pre-training', 'finetune': 'Fine-tuning and evaluation'}[stage]
-    parser = argparse.ArgumentParser(
-        description=f'{what}. Start it with python, or with torchrun for several processes.',
-        allow_abbrev=False,
-    )
-    parser.set_defaults(stage=stage)
-    add = parser.add_argument
-    add('--cfg', required=True, metavar='FILE', help='YAML file of options')
-    add('--opts', nargs='+', action='extend', metavar='KEY VALUE', help='options by key, in pairs')
-    add('--batch-size', type=int, help='images per process and micro-batch')
-    add('--data-path', help='root folder of the data')
-    add('--pretrained', help='checkpoint whose encoder the run starts from')
-    add('--resume', help='checkpoint to go on from')
-    add('--accumulation-steps', type=int, help='micro-batches per optimizer step')
-    add('--use-checkpoint', action='store_const', const=True, help='recompute blocks, save memory')
-    add('--amp-opt-level', choices=['O0', 'O1', 'O2'], help='O0: float32; O1, O2: autocast')
-    add('--output', help='root of all runs; this one is in OUTPUT/MODEL.NAME/TAG')
-    add('--tag', help="last part of the run's folder")
-    add('--eval', action='store_const', const=True, help='evaluate only')
-    add('--throughput', action='store_const', const=True, help='measure images per second only')
-    add('--local_rank', '--local-rank', type=int, help='accepted and ignored')
-    return parser
 
 
 def get_config(args: argparse.Namespace) -> Config:

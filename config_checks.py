@@ -8,7 +8,11 @@ VIEWS = ('frontal', 'lateral', 'all')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
 
 CHOICES = {
-    'DATA.DATASET': ('imagenet', 'folder', 'chexpert'),
+    'DATA.DATASET': ('imagenet', 'folder', 'chexpert', 'mimic-cxr'),
+    'DATA.TASK': ('observations', 'any_finding', 'effusion'),
+    'DATA.SAMPLER': ('uniform', 'weighted'),
+    'DATA.PREPROCESS': ('none', 'equalize', 'clahe', 'denoise'),
+    'DATA.LABELLER': ('chexpert', 'negbio'),
     'DATA.INTERPOLATION': ('random', *INTERPOLATIONS),
     'DATA.PRETRAIN_INTERPOLATION': INTERPOLATIONS,
     'DATA.VIEWS': VIEWS,
@@ -21,14 +25,18 @@ CHOICES = {
     'MODEL.SIMMIM.HEAD': ('linear', 'mlp'),
     'MODEL.SIMMIM.LOSS': ('l1', 'l2', 'smooth_l1'),
     'MODEL.SIMMIM.LOSS_PIXELS': ('masked', 'all'),
-    'TRAIN.LR_SCHEDULER.NAME': ('cosine', 'linear', 'step', 'multistep'),
+    'TRAIN.LR_SCHEDULER.NAME': ('cosine', 'linear', 'step', 'multistep', 'onecycle'),
     'AUG.REMODE': ('const', 'rand', 'pixel'),
     'AUG.MIXUP_MODE': ('batch', 'pair', 'elem'),
     'EVAL.VIEWS': ('', *VIEWS),
     'EVAL.LEVEL': ('study', 'image'),
+    'EVAL.AGGREGATE': ('max', 'mean'),
+    'EVAL.TTA': ('none', 'crops'),
+    'EVAL.THRESHOLD': ('youden', 'f1', 'sensitivity'),
     'EVAL.SELECT_ON': ('holdout', 'valid'),
     'EVAL.SELECT': ('auto', 'five', 'all'),
-    'LOSS.NAME': ('bce',),
+    'LOSS.NAME': ('bce', 'weighted_bce', 'focal', 'asymmetric'),
+    'FINETUNE.MODE': ('full', 'last_layer', 'linear_probe', 'knn'),
     'AMP_OPT_LEVEL': ('O0', 'O1', 'O2'),
 }
 RANGES = {
@@ -42,27 +50,29 @@ RANGES = {
         'DATA.NUM_WORKERS DATA.TRAIN_IMAGES MODEL.NUM_CLASSES MODEL.VIT.INIT_VALUES '
         'TRAIN.WARMUP_EPOCHS TRAIN.WEIGHT_DECAY TRAIN.WARMUP_LR TRAIN.MIN_LR '
         'TRAIN.CLIP_GRAD TRAIN.ACCUMULATION_STEPS TRAIN.SAVE_EVERY_STEPS AUG.COLOR_JITTER '
-        'AUG.MIXUP AUG.CUTMIX EVAL.HOLDOUT_IMAGES SEED'
+        'AUG.MIXUP AUG.CUTMIX EVAL.HOLDOUT_IMAGES EVAL.RESAMPLES EVAL.AGE_BANDS LOSS.GAMMA '
+        'LOSS.GAMMA_POS LOSS.GAMMA_NEG REPORT.MAPS SEED'
     ),
     '(0, inf)': (
         'MODEL.SWIN.MLP_RATIO MODEL.SWIN.QK_SCALE MODEL.VIT.MLP_RATIO TRAIN.BASE_LR '
-        'TRAIN.OPTIMIZER.EPS TRAIN.LR_SCHEDULER.DECAY_RATE TRAIN.LR_SCHEDULER.GAMMA'
+        'TRAIN.OPTIMIZER.EPS TRAIN.LR_SCHEDULER.DECAY_RATE TRAIN.LR_SCHEDULER.GAMMA AUG.SCALE'
     ),
     '(0, 1]': 'DATA.TRAIN_FRACTION TRAIN.LAYER_DECAY',
-    '(0, 1)': 'DATA.MASK_RATIO TRAIN.OPTIMIZER.MOMENTUM',
+    '(0, 1)': 'DATA.MASK_RATIO TRAIN.OPTIMIZER.MOMENTUM EVAL.SENSITIVITY',
     '[0, 1)': (
         'DATA.HOLDOUT_FRACTION MODEL.DROP_RATE MODEL.DROP_PATH_RATE MODEL.LABEL_SMOOTHING '
-        'TRAIN.OPTIMIZER.BETAS'
+        'TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE AUG.DISTORTION LOSS.CLIP'
     ),
     '[0, 1]': (
         'DATA.MEAN AUG.REPROB AUG.MIXUP_PROB AUG.MIXUP_SWITCH_PROB AUG.HFLIP AUG.CROP_AREA '
-        'AUG.CUTMIX_MINMAX'
+        'AUG.CUTMIX_MINMAX LOSS.ALPHA'
     ),
+    '[0, 180]': 'AUG.ROTATION',
+    '[0, 90)': 'AUG.SHEAR',
 }
 NAN_TARGETS = 'it mixes targets, and a label that is not known has none'
 # What fine-tuning on CheXpert's labels needs: key -> (the one value that works, why).
 CHEXPERT_LABELS = {
-    'MODEL.NUM_CLASSES': (14, 'CheXpert has 14 observations'),
     'MODEL.LABEL_SMOOTHING': (0.0, 'it needs one class per image'),
     'AUG.AUTO_AUGMENT': ('none', 'the policies change colours of 3-channel photographs'),
     'AUG.MIXUP': (0.0, NAN_TARGETS),
@@ -90,6 +100,8 @@ def check_config(config: Any, stage: str | None = None) -> None:
     _check_statistics(config)
     _check_ordered_pair(config, 'AUG.CROP_AREA', [])
     _check_ordered_pair(config, 'AUG.CUTMIX_MINMAX', None)
+    _check_ordered_pair(config, 'AUG.SCALE', [])
+    _check_evaluation(config)
     _check_training(config)
     (_check_swin if config.MODEL.TYPE == 'swin' else _check_vit)(config)
     if stage == 'finetune':
@@ -157,6 +169,15 @@ def _check_statistics(config: Any) -> None:
     _require(holds, config, 'DATA.TRAIN_IMAGES', '0 where DATA.TRAIN_FRACTION is below 1')
     holds = data.IMAGE_SUFFIX == '' or data.IMAGE_SUFFIX.startswith('.')
     _require(holds, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix like '.png'")
+
+
+def _check_evaluation(config: Any) -> None:
+    bands = config.EVAL.AGE_BANDS
+    holds = bool(bands) and bands == sorted(set(bands))
+    _require(holds, config, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]')
+    for key in ('ENSEMBLE', 'GROUPS'):
+        holds = all(isinstance(name, str) and name for name in config.EVAL[key])
+        _require(holds, config, f'EVAL.{key}', 'a list of names')
 
 
 def _check_training(config: Any) -> None:
@@ -240,13 +261,36 @@ def _check_masks(config: Any) -> None:
 
 def _check_finetune(config: Any) -> None:
     allowed = (
-        "'chexpert' for fine-tuning: 'folder' and 'imagenet' have no labels here "
+        "'chexpert' or 'mimic-cxr' for fine-tuning: 'folder' and 'imagenet' have no labels here "
         '(single-label ImageNet classification is not part of this project)'
     )
-    _require(config.DATA.DATASET == 'chexpert', config, 'DATA.DATASET', allowed)
+    _require(config.DATA.DATASET in ('chexpert', 'mimic-cxr'), config, 'DATA.DATASET', allowed)
     for key, (works, why) in CHEXPERT_LABELS.items():
-        allowed = f"{works!r} with DATA.DATASET 'chexpert' ({why})"
+        allowed = f'{works!r} with CheXpert labels ({why})'
         _require(_get(config, key) == works, config, key, allowed)
+    labels = 14 if config.DATA.TASK == 'observations' else 1
+    allowed = f'{labels}, the number of labels of DATA.TASK {config.DATA.TASK!r}'
+    _require(config.MODEL.NUM_CLASSES == labels, config, 'MODEL.NUM_CLASSES', allowed)
     holds = config.DATA.HOLDOUT_FRACTION > 0 or config.EVAL.SELECT_ON != 'holdout'
     allowed = "above 0 where EVAL.SELECT_ON is 'holdout'"
     _require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
+    _check_policies(config)
+
+
+def _check_policies(config: Any) -> None:
+    """Policies and what they need: a file, a loss over three classes, a head that is trained."""
+    data, mode = config.DATA, config.FINETUNE.MODE
+    used = {data.UNCERTAIN, *data.UNCERTAIN_BY_LABEL.values()}
+    needs_file = 'self_train' in used and not config.EVAL_MODE
+    holds = bool(data.SELF_TRAIN_PREDICTIONS) or not needs_file
+    allowed = (
+        "a predictions file over the training images where a policy is 'self_train': train with "
+        "'ignore' and EVAL.PREDICT_TRAIN True first, it writes predictions_train.csv"
+    )
+    _require(holds, config, 'DATA.SELF_TRAIN_PREDICTIONS', allowed)
+    if 'multiclass' not in used:
+        return
+    _require(data.TASK == 'observations', config, 'DATA.TASK', "'observations' with 'multiclass'")
+    _require(config.LOSS.NAME == 'bce', config, 'LOSS.NAME', "'bce' with the policy 'multiclass'")
+    allowed = "'full' or 'last_layer' with the policy 'multiclass'"
+    _require(mode in ('full', 'last_layer'), config, 'FINETUNE.MODE', allowed)

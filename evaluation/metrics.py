@@ -26,14 +26,15 @@ def auroc_per_label(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarra
 
 
 def study_level(
-    probabilities: np.ndarray, targets: np.ndarray, studies: Sequence[str]
+    probabilities: np.ndarray, targets: np.ndarray, studies: Sequence[str], how: str = 'max'
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One row a study: the greatest probability and the target over its images.
+    """One row a study: the greatest or mean probability and the target over its images.
 
     Args:
         probabilities: [N, K].
         targets: [N, K], 1, 0, or NaN.
         studies: [N] names; images with the same name belong together.
+        how: 'max' (CheXpert's) or 'mean' of the probabilities.
 
     Returns:
         probabilities [S, K], targets [S, K] (NaN where no image has one), names [S], sorted.
@@ -41,11 +42,16 @@ def study_level(
     Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (maximum over the views of a study).
     """
     names, study = np.unique(np.asarray(studies), return_inverse=True)
-    best = np.full((names.size, probabilities.shape[1]), -np.inf)
-    np.maximum.at(best, study, probabilities)
+    if how == 'mean':
+        joined = np.zeros((names.size, probabilities.shape[1]))
+        np.add.at(joined, study, probabilities)
+        joined /= np.bincount(study)[:, None]
+    else:
+        joined = np.full((names.size, probabilities.shape[1]), -np.inf)
+        np.maximum.at(joined, study, probabilities)
     known = np.full((names.size, targets.shape[1]), -np.inf)
     np.maximum.at(known, study, np.where(np.isnan(targets), -np.inf, targets))
-    return best, np.where(np.isinf(known), np.nan, known), names
+    return joined, np.where(np.isinf(known), np.nan, known), names
 
 
 def mean_defined(values: np.ndarray) -> float:

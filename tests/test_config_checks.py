@@ -249,7 +249,7 @@ def test_finetuning_refuses_data_without_labels_in_words(dataset) -> None:
         (
             'MODEL.NUM_CLASSES',
             5,
-            "must be 14 with DATA.DATASET 'chexpert' .*14 observations.*got 5",
+            "must be 14, the number of labels of DATA.TASK 'observations', got 5",
         ),
         ('MODEL.LABEL_SMOOTHING', 0.1, r'must be 0.0 with .*one class per image.*got 0.1'),
         ('AUG.AUTO_AUGMENT', 'rand-m9-mstd0.5-inc1', "must be 'none' .*3-channel.*got 'rand-m9"),
