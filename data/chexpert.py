@@ -1,8 +1,6 @@
 """CheXpert's CSV files and image folders as checked records; views, splits, subsets."""
 
-import csv
 import hashlib
-import io
 import logging
 import math
 import os
@@ -15,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from data.labels import LABELS, cell_error, map_cells, read_labels
+from data.tables import read_table, refuse_duplicates, require_columns
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
 
@@ -66,19 +65,20 @@ def read_csv(
     *,
     image_suffix: str = '',
     logger: logging.Logger | None = None,
+    check_files: bool = True,
 ) -> Records:
     """Read and check a CSV in CheXpert's layout.
 
-    A row is an image (`Path`) or a study (`Study`: its images are those below that folder). The
-    columns of `DESCRIPTION` may be absent together; then, and in a `Study` file always, the view
-    comes from the file's name and the rest is unknown. Of the images only the first of each
-    prefix (what stands before the patient's folder) is looked up on disk.
+    A row is an image (`Path`) or a study (`Study`: its images are those below that folder). In a
+    `Study` file, or without the columns of `DESCRIPTION`, views come from file names and the rest
+    is unknown. Of each prefix (what precedes a patient's folder) the first image is looked up.
 
     Args:
         data_path: the folder that holds the CSV and the images.
         csv_name: the CSV's name inside `data_path`.
         image_suffix: what replaces the suffix of the paths, such as '.png'; '' keeps it.
         logger: told, in one line, how paths become files.
+        check_files: False looks up none; `file` is then the path as the CSV has it.
 
     Raises:
         ValueError: if anything is not as it should be, naming file, row and column.
@@ -86,16 +86,23 @@ def read_csv(
     root, source = Path(data_path), str(Path(data_path) / csv_name)
     if image_suffix and not re.fullmatch(r'\.\w+', image_suffix):
         raise ValueError(f"DATA.IMAGE_SUFFIX must be like '.png', or empty, got {image_suffix!r}")
-    table = _read_table(Path(source))
+    if not Path(source).is_file():
+        raise ValueError(f'no such CSV file: {source} (see DATA.DATA_PATH and DATA.*_CSV)')
+    table = read_table(Path(source))
+    described = any(name in table for name in DESCRIPTION) and 'Path' in table
+    wanted = [*(DESCRIPTION if described else ()), *LABELS]
+    require_columns(table, wanted, Path(source), one_of=('Path', 'Study'))
     by_study = 'Path' not in table
     if by_study:
         table = _expand_studies(table, root, source, image_suffix)
     paths = table['Path']
     parts = _match_paths(paths, IMAGE_PATH, source)
     suffix = '' if by_study else image_suffix  # a study's images are listed as they are
-    rule = _PathRule.decide(paths, parts['prefix'], root, source, suffix)
+    rule = _PathRule(False, suffix)
+    if check_files:
+        rule = _PathRule.decide(paths, parts['prefix'], root, source, suffix)
     files = np.array([rule.file(path) for path in paths], object)
-    _refuse_duplicates(paths, files, source)
+    refuse_duplicates(paths, source, files)
     if logger is not None:
         logger.info(f'{csv_name}: {len(table)} images; {rule.describe()}')
     return Records(
@@ -199,56 +206,6 @@ def take_subset(records: Records, *, fraction: float, images: int, seed: int) ->
     return records.select(rank < _share(fraction, num_patients))
 
 
-def _read_table(file: Path) -> pd.DataFrame:
-    """Read the CSV as text; the index is the 0-based row below the header."""
-    if not file.is_file():
-        raise ValueError(f'no such CSV file: {file} (see DATA.DATA_PATH and DATA.*_CSV)')
-    data = file.read_bytes()
-    try:
-        table = pd.read_csv(
-            io.BytesIO(data), dtype=object, keep_default_na=False, skip_blank_lines=False
-        )
-    except ValueError as error:
-        raise ValueError(f'{file} is not a readable CSV file: {error}') from error
-    if not isinstance(table.index, pd.RangeIndex):
-        raise ValueError(f'{file}: the rows have more fields than the header')
-    _check_columns(table, file)
-    blank = (table == '').all(axis=1)
-    table = table[~blank] if blank.any() else table
-    if table.empty:
-        raise ValueError(f'{file} has no rows')
-    # pandas fills a short row with blanks, so a file cut off would pass for unlabelled images.
-    if data.count(b',') != (len(table) + 1) * (table.shape[1] - 1):
-        _refuse_short_rows(data, file)
-    return table
-
-
-def _check_columns(table: pd.DataFrame, file: Path) -> None:
-    described = any(name in table for name in DESCRIPTION) and 'Path' in table
-    wanted = [*(DESCRIPTION if described else ()), *LABELS]
-    missing = [name for name in wanted if name not in table]
-    if 'Path' not in table and 'Study' not in table:
-        missing = ['Path (or Study)', *missing]
-    if missing:
-        raise ValueError(
-            f'{file}: missing column: {", ".join(missing)}; found: {", ".join(table.columns)}'
-        )
-    twice = [name for name in ('Path', 'Study', *wanted) if f'{name}.1' in table]
-    if twice:
-        raise ValueError(f'{file}: column given twice: {", ".join(twice)}')
-
-
-def _refuse_short_rows(data: bytes, file: Path) -> None:
-    rows = csv.reader(io.StringIO(data.decode('utf-8-sig'), newline=''))
-    width = len(next(rows))
-    for line, row in enumerate(rows, start=2):
-        if row and len(row) != width:
-            raise ValueError(
-                f'{file}, row {line} (the header is row 1): {len(row)} fields, the header has '
-                f'{width}; is the file cut off?'
-            )
-
-
 def _match_paths(paths: pd.Series, form: re.Pattern, source: str) -> pd.DataFrame:
     """Patient, study and prefix of each path; refuses paths that are not of the form."""
     matches = [form.fullmatch(path) for path in paths]
@@ -300,14 +257,6 @@ class _PathRule:
         return f'file = DATA_PATH / Path {kept}{suffix}'
 
 
-def _refuse_duplicates(paths: pd.Series, files: np.ndarray, source: str) -> None:
-    again = pd.Series(files).duplicated().to_numpy()
-    if again.any():
-        first = np.argmax(files == files[again][0])
-        problem = f'is given in row {paths.index[first] + 2} already'
-        raise cell_error(source, paths, int(np.argmax(again)), problem)
-
-
 def _expand_studies(
     table: pd.DataFrame, root: Path, source: str, image_suffix: str
 ) -> pd.DataFrame:
@@ -315,7 +264,7 @@ def _expand_studies(
     studies = table['Study']
     prefixes = _match_paths(studies, STUDY_PATH, source)['prefix']
     rule = _PathRule.decide(studies, prefixes, root, source, suffix='')
-    _refuse_duplicates(studies, studies.to_numpy(), source)
+    refuse_duplicates(studies, source)
     suffixes = (image_suffix.lower(),) if image_suffix else IMAGE_SUFFIXES
     images = []
     for position, study in enumerate(studies):

@@ -5,6 +5,15 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
+from data.policies import (
+    FIXED,
+    POLICIES,
+    SMOOTH,
+    UNCERTAIN_CLASS,
+    predicted_targets,
+    smooth_targets,
+)
+
 NO_FINDING = 'No Finding'
 LABELS = (
     NO_FINDING,
@@ -35,11 +44,14 @@ CELLS = {
     '': BLANK,
 }
 
-# Policy -> training target of an uncertain label; NaN is left out of the loss.
-# Source: Irvin et al. 2019, arXiv:1901.07031 (U-Zeros, U-Ones, U-Ignore).
-POLICIES = {'zeros': NEGATIVE, 'ones': POSITIVE, 'ignore': np.nan}
 # DATA.BLANK -> what a label that is not mentioned becomes.
 BLANKS = {'negative': NEGATIVE, 'ignore': np.nan}
+# DATA.TASK -> what is learned.
+TASKS = {
+    'observations': LABELS,
+    'any_finding': ('Any Finding',),
+    'effusion': ('Pleural Effusion',),
+}
 
 
 def read_labels(table: pd.DataFrame, source: str) -> np.ndarray:
@@ -89,7 +101,14 @@ def cell_error(source: str, column: pd.Series, position: int, problem: str) -> V
 
 
 def training_targets(
-    labels: np.ndarray, *, uncertain: str, by_label: Mapping[str, str], blank: str
+    labels: np.ndarray,
+    *,
+    uncertain: str,
+    by_label: Mapping[str, str],
+    blank: str,
+    rows: np.ndarray | None = None,
+    seed: int = 0,
+    predictions: np.ndarray | None = None,
 ) -> np.ndarray:
     """Make the targets of the training loss.
 
@@ -98,16 +117,34 @@ def training_targets(
         uncertain: the policy of every label that `by_label` does not name.
         by_label: label -> policy.
         blank: 'negative' or 'ignore'; No Finding, never 0 in CheXpert, is negative either way.
+        rows: [N] sample ids (Records.row); the smooth policies and 'self_train' need them.
+        seed: with row and label the key of what the smooth policies draw.
+        predictions: [N, K] probabilities for 'self_train', read where a label is uncertain.
 
     Returns:
-        [N, K] float32 without -1; NaN where the label is not to be used.
+        [N, K] float32 without -1; NaN where the label is not to be used, UNCERTAIN_CLASS where it
+        is uncertain under 'multiclass'.
 
     Raises:
-        ValueError: if a policy, a label or the blank rule is unknown.
+        ValueError: if a policy, a label or the blank rule is unknown, or if what a policy needs is
+            missing.
     """
-    # [K], one value for all images; a policy with a value for each image makes it [N, K].
-    values = np.array([POLICIES[name] for name in label_policies(uncertain, by_label)], np.float32)
-    return np.where(labels == UNCERTAIN, values, _fill_blank(labels, blank))  # [N, K]
+    targets = _fill_blank(labels, blank)
+    for k, policy in enumerate(label_policies(uncertain, by_label)):
+        which = labels[:, k] == UNCERTAIN
+        if policy in FIXED:
+            targets[which, k] = FIXED[policy]
+        elif rows is None:
+            raise ValueError(f'{LABELS[k]}: the policy {policy!r} needs the rows of the images')
+        elif policy in SMOOTH:
+            targets[which, k] = smooth_targets(policy, rows[which], seed=seed, label=k)
+        elif predictions is None:
+            raise ValueError(f"{LABELS[k]}: 'self_train' needs DATA.SELF_TRAIN_PREDICTIONS")
+        else:
+            targets[which, k] = predicted_targets(
+                predictions[which, k], rows[which], name=LABELS[k]
+            )
+    return targets
 
 
 def evaluation_targets(labels: np.ndarray, *, blank: str) -> np.ndarray:
@@ -130,12 +167,51 @@ def label_policies(uncertain: str, by_label: Mapping[str, str]) -> list[str]:
     return [by_label.get(label, uncertain) for label in LABELS]
 
 
+def multiclass_labels(uncertain: str, by_label: Mapping[str, str]) -> np.ndarray:
+    """[K] bool: the labels for which uncertain is a class of its own."""
+    return np.array([name == 'multiclass' for name in label_policies(uncertain, by_label)])
+
+
+def task_labels(task: str) -> tuple[str, ...]:
+    """The names of what DATA.TASK learns."""
+    _check_name('DATA.TASK', task, TASKS)
+    return TASKS[task]
+
+
+def task_targets(labels: np.ndarray, task: str) -> np.ndarray:
+    """Make the targets of a binary task, in training and in evaluation alike.
+
+    An observation goes before No Finding: an image with both is positive (CheXpert's No Finding
+    may stand beside Support Devices).
+
+    Args:
+        labels: [N, K] as read; only what is marked present counts, so that no policy has a say.
+        task: 'any_finding', one of the 13 observations (Support Devices included) against No
+            Finding, or 'effusion', Pleural Effusion against No Finding.
+
+    Returns:
+        [N, 1] float32: 1, 0, NaN where the image says neither.
+
+    Source of any_finding: Fradkin and Boxer 2023.
+    """
+    _check_name('DATA.TASK', task, [name for name in TASKS if name != 'observations'])
+    present = labels == POSITIVE
+    negative = present[:, LABELS.index(NO_FINDING)]
+    if task == 'effusion':
+        positive = present[:, LABELS.index('Pleural Effusion')]
+    else:
+        positive = np.delete(present, LABELS.index(NO_FINDING), axis=1).any(axis=1)
+    targets = np.where(positive, POSITIVE, np.where(negative, NEGATIVE, np.nan))
+    return targets.astype(np.float32)[:, None]
+
+
 def check_two_classes(labels: np.ndarray, targets: np.ndarray) -> list[str]:
     """Refuse targets that the label policies, not the data, leave with one class.
 
     Args:
         labels: [N, K] as read.
-        targets: [N, K] as `training_targets` made them; from 0.5 on they count as positive.
+        targets: [N, K] as `training_targets` made them; from 0.5 on they count as positive,
+            UNCERTAIN_CLASS as neither.
 
     Returns:
         The labels with one class or none for want of data: no policy could give them two.
@@ -173,7 +249,8 @@ def _check_name(key: str, name: str, allowed: Iterable[str]) -> None:
 
 def _count_classes(targets: np.ndarray) -> tuple[int, int]:
     """Positive and negative targets of one label."""
-    return int((targets >= 0.5).sum()), int((targets < 0.5).sum())
+    positive = (targets >= 0.5) & (targets != UNCERTAIN_CLASS)
+    return int(positive.sum()), int((targets < 0.5).sum())
 
 
 def _count_kinds(labels: np.ndarray) -> dict[str, int]:

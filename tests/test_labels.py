@@ -1,6 +1,7 @@
 """Labels: the published order, what cells mean, targets under every policy, refused policies."""
 
 import csv
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,14 @@ from data.labels import (
     COMPETITION_LABELS,
     LABELS,
     POLICIES,
+    UNCERTAIN_CLASS,
     check_two_classes,
     count_uncertain,
     evaluation_targets,
+    multiclass_labels,
     read_labels,
+    task_labels,
+    task_targets,
     training_targets,
 )
 
@@ -35,7 +40,15 @@ def columns(*values: list[float]) -> np.ndarray:
 
 
 def targets_of(labels: np.ndarray, uncertain: str, blank: str, **by_label: str) -> np.ndarray:
-    return training_targets(labels, uncertain=uncertain, by_label=by_label, blank=blank)
+    """Targets under any policy; rows 0, 1, ..., seed 0, every prediction 0.9."""
+    return training_targets(
+        labels,
+        uncertain=uncertain,
+        by_label=by_label,
+        blank=blank,
+        rows=np.arange(len(labels)),
+        predictions=np.full(labels.shape, 0.9, np.float32),
+    )
 
 
 def test_labels_are_in_the_order_of_the_real_csv(nih1000: Path) -> None:
@@ -58,6 +71,10 @@ def test_competition_labels_are_the_five_of_the_protocol() -> None:
         ('zeros', 'ignore', [1, 0, 0, NAN]),
         ('ones', 'ignore', [1, 0, 1, NAN]),
         ('ignore', 'ignore', [1, 0, NAN, NAN]),
+        ('multiclass', 'negative', [1, 0, 2, 0]),
+        ('multiclass', 'ignore', [1, 0, 2, NAN]),
+        ('self_train', 'negative', [1, 0, np.float32(0.9), 0]),
+        ('self_train', 'ignore', [1, 0, np.float32(0.9), NAN]),
     ],
 )
 def test_training_targets_by_policy_and_blank(
@@ -82,12 +99,71 @@ def test_exceptions_by_label_touch_these_labels_alone() -> None:
 
 
 def test_every_label_can_have_every_policy() -> None:
-    for label in LABELS:
-        for policy, value in POLICIES.items():
+    expected = {policy: targets_of(FOUR, policy, 'negative')[2] for policy in POLICIES}
+    for k, label in enumerate(LABELS):
+        for policy in POLICIES:
             other = 'zeros' if policy == 'ones' else 'ones'
             targets = targets_of(FOUR, other, 'negative', **{label: policy})
-            np.testing.assert_array_equal(targets[2, LABELS.index(label)], value)
-            assert (np.delete(targets[2], LABELS.index(label)) == POLICIES[other]).all()
+            wanted = expected[other].copy()
+            wanted[k] = expected[policy][k]
+            np.testing.assert_array_equal(targets[2], wanted)
+            np.testing.assert_array_equal(targets[[0, 1, 3]], np.nan_to_num(FOUR[[0, 1, 3]]))
+
+
+def test_multiclass_labels_are_those_of_that_policy() -> None:
+    assert UNCERTAIN_CLASS == 2
+    assert multiclass_labels('multiclass', {}).all()
+    some = multiclass_labels('ones', {'Edema': 'multiclass', 'Fracture': 'zeros'})
+    assert np.flatnonzero(some).tolist() == [5]
+    others = multiclass_labels('multiclass', {'Edema': 'ones'})
+    assert np.flatnonzero(~others).tolist() == [5]
+
+
+# ---- binary tasks
+
+
+def test_task_labels_name_what_is_learned() -> None:
+    assert task_labels('observations') == LABELS
+    assert task_labels('any_finding') == ('Any Finding',)
+    assert task_labels('effusion') == ('Pleural Effusion',)
+    with pytest.raises(ValueError, match="DATA.TASK must be one of observations, .* got 'edema'"):
+        task_labels('edema')
+    with pytest.raises(ValueError, match="DATA.TASK must be one of any_finding, .*'observations'"):
+        task_targets(FOUR, 'observations')
+
+
+def test_task_targets_of_every_pair_of_values() -> None:
+    """No Finding and one other observation, all values; effusion reads Pleural Effusion alone."""
+    for k in range(1, K):
+        for no_finding in (1, 0, -1, NAN):
+            for value in (1, 0, -1, NAN):
+                labels = np.full((1, K), NAN, np.float32)
+                labels[0, 0], labels[0, k] = no_finding, value
+                negative = 0 if no_finding == 1 else NAN
+                any_finding = 1 if value == 1 else negative
+                effusion = any_finding if LABELS[k] == 'Pleural Effusion' else negative
+                for task, expected in (('any_finding', any_finding), ('effusion', effusion)):
+                    targets = task_targets(labels, task)
+                    assert targets.shape == (1, 1) and targets.dtype == np.float32
+                    np.testing.assert_array_equal(targets[0, 0], expected, err_msg=LABELS[k])
+
+
+def test_task_targets_of_real_labels(nih1000: Path) -> None:
+    table = pd.read_csv(nih1000 / 'train.csv', dtype=str, na_filter=False)
+    labels = read_labels(table, 'x')
+    with open(nih1000 / 'train.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    found = [any(cells[label] == '1.0' for label in LABELS[1:]) for cells in rows]
+    healthy = [cells['No Finding'] == '1.0' for cells in rows]
+    targets = task_targets(labels, 'any_finding')[:, 0]
+    assert (targets == 1).sum() == sum(found) > 0
+    pairs = zip(found, healthy, strict=True)
+    assert (targets == 0).sum() == sum(h and not f for f, h in pairs) > 0
+    effusion = task_targets(labels, 'effusion')[:, 0]
+    assert (effusion == 1).sum() == sum(cells['Pleural Effusion'] == '1.0' for cells in rows)
+
+
+# ---- what stays as it is, is refused, or is checked
 
 
 def test_targets_do_not_change_the_labels() -> None:
@@ -112,7 +188,7 @@ def test_evaluation_leaves_uncertain_out_and_counts_it() -> None:
     [
         (
             {'uncertain': 'u_ones'},
-            "DATA.UNCERTAIN must be one of zeros, ones, ignore, got 'u_ones'",
+            f"DATA.UNCERTAIN must be one of {', '.join(POLICIES)}, got 'u_ones'",
         ),
         ({'by_label': {'Edemas': 'ones'}}, "DATA.UNCERTAIN_BY_LABEL must be .*, got 'Edemas'"),
         ({'by_label': {'Edema': 'one'}}, r"DATA.UNCERTAIN_BY_LABEL\['Edema'\] .* got 'one'"),
@@ -135,6 +211,20 @@ def test_unknown_blank_rule_is_refused_in_evaluation() -> None:
     'values, uncertain, blank, left, keys',
     [
         ([1, 1, NAN], 'ones', 'ignore', '2 positive, 0 negative', 'DATA.BLANK'),
+        *(
+            ([1, 1, -1], policy, 'negative', left, 'DATA.UNCERTAIN or DATA.UNCERTAIN_BY_LABEL')
+            for policy, left in (
+                ('multiclass', '2 positive, 0 negative'),
+                ('ones_smooth', '3 positive, 0 negative'),
+            )
+        ),
+        (
+            [-1, 0, 0],
+            'multiclass',
+            'negative',
+            '0 positive, 2 negative',
+            'DATA.UNCERTAIN or DATA.UNCERTAIN_BY_LABEL',
+        ),
         (
             [1, 1, -1],
             'ones',
@@ -195,6 +285,12 @@ def test_label_with_one_class_for_want_of_data_is_only_named(uncertain: str, bla
     assert check_two_classes(labels, targets) == list(LABELS[1:6])
 
 
+def classes(targets: np.ndarray) -> set[int]:
+    """The classes that there are, one entry at a time."""
+    known = [value for value in targets.tolist() if value != 2 and not math.isnan(value)]
+    return {int(value >= 0.5) for value in known}
+
+
 def test_refused_are_just_the_labels_that_another_choice_would_save() -> None:
     """Against trying every choice, for every set of values that a label can have."""
     kinds = [1, 0, -1, NAN]
@@ -203,7 +299,7 @@ def test_refused_are_just_the_labels_that_another_choice_would_save() -> None:
         labels = columns([1, *[0] * (len(values))], [*values, values[0]])
         choices = [(policy, blank) for policy in POLICIES for blank in ('negative', 'ignore')]
         made = {choice: targets_of(labels, *choice) for choice in choices}
-        two = {choice: {0, 1} <= set(targets[:, 1]) for choice, targets in made.items()}
+        two = {choice: classes(targets[:, 1]) == {0, 1} for choice, targets in made.items()}
         for choice, targets in made.items():
             if two[choice]:
                 assert check_two_classes(labels, targets) == []

@@ -1,0 +1,203 @@
+"""Published figures that a report shows beside its own, with their sources and conditions.
+
+A published figure may be compared with a score only where split, level, views, label policy and
+ensembling are known to be the same. Of each of those here at least one is unknown or an ensemble's,
+so that all of them are context.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.labels import COMPETITION_LABELS
+
+IRVIN = 'Irvin et al. 2019, arXiv:1901.07031'
+
+# Table 1: positive, uncertain, negative of 187,641 training studies; blank counted as negative.
+IRVIN_STUDIES = 187641
+IRVIN_COUNTS = {
+    'No Finding': (16627, 0, 171014),
+    'Enlarged Cardiomediastinum': (9020, 10148, 168473),
+    'Cardiomegaly': (23002, 6597, 158042),
+    'Lung Opacity': (92669, 4341, 90631),
+    'Lung Lesion': (6856, 1071, 179714),
+    'Edema': (48905, 11571, 127165),
+    'Consolidation': (12730, 23976, 150935),
+    'Pneumonia': (4576, 15658, 167407),
+    'Atelectasis': (29333, 29377, 128931),
+    'Pneumothorax': (17313, 2663, 167665),
+    'Pleural Effusion': (75696, 9419, 102526),
+    'Pleural Other': (2441, 1771, 183429),
+    'Fracture': (7270, 484, 179887),
+    'Support Devices': (105831, 898, 80912),
+}
+
+# Table 3: AUROC by policy of uncertain labels; 200 validation studies, an ensemble of checkpoints.
+# Which views were scored is not stated.
+IRVIN_CONDITIONS = 'an ensemble of checkpoints, 200 validation studies'
+_BY_POLICY = {  # in the order of COMPETITION_LABELS
+    'ignore': (0.818, 0.828, 0.938, 0.934, 0.928),
+    'zeros': (0.811, 0.840, 0.932, 0.929, 0.931),
+    'ones': (0.858, 0.832, 0.899, 0.941, 0.934),
+    'self_train': (0.833, 0.831, 0.939, 0.935, 0.932),
+    'multiclass': (0.821, 0.854, 0.937, 0.928, 0.936),
+}
+IRVIN_VALIDATION_AUROC = {
+    policy: dict(zip(COMPETITION_LABELS, areas, strict=True))
+    for policy, areas in _BY_POLICY.items()
+}
+# The names that the policies have in the paper.
+IRVIN_POLICIES = {
+    'ignore': 'U-Ignore',
+    'zeros': 'U-Zeros',
+    'ones': 'U-Ones',
+    'self_train': 'U-SelfTrained',
+    'multiclass': 'U-MultiClass',
+}
+
+# (specificity, sensitivity) of three radiologists each on CheXpert's 500 test studies.
+RADIOLOGISTS = {
+    'Atelectasis': ((0.787, 0.804), (0.824, 0.712), (0.686, 0.922)),
+    'Cardiomegaly': ((0.954, 0.477), (0.768, 0.854), (0.894, 0.702)),
+    'Consolidation': ((0.890, 0.655), (0.911, 0.483), (0.966, 0.448)),
+    'Edema': ((0.915, 0.628), (0.813, 0.795), (0.927, 0.577)),
+    'Pleural Effusion': ((0.947, 0.817), (0.826, 0.827), (0.864, 0.894)),
+}
+TEST_PATIENTS = frozenset(f'patient{number}' for number in range(64741, 65241))
+
+
+class Pretraining(NamedTuple):
+    """Mean AUROC in per cent after fine-tuning; the deviations over runs, None if not stated."""
+
+    name: str  # model, initialisation
+    chexpert: float  # mean of the five tasks
+    chexpert_deviation: float | None
+    nih14: float  # mean of 14 labels
+    nih14_deviation: float | None
+    source: str
+
+
+MA = 'Ma et al. 2022, BenchmarkTransformers'
+XIAO = 'Xiao et al. 2023, medical_mae'
+MEAN_OF_FIVE = 'Mean of the five'
+# Split, level, views, label policy and ensembling are not stated.
+PRETRAINING = (
+    Pretraining('Swin-B, random', 83.39, 0.84, 77.04, 0.34, MA),
+    Pretraining('Swin-B, supervised ImageNet', 87.80, 0.42, 81.73, 0.14, MA),
+    Pretraining('Swin-B, SimMIM ImageNet', 88.16, 0.31, 81.95, 0.15, MA),
+    Pretraining('Swin-B, SimMIM NIH14 from random', 86.75, 0.96, 78.87, 0.69, MA),
+    Pretraining('Swin-B, SimMIM 926K X-rays from random', 87.83, 0.23, 82.72, 0.17, MA),
+    Pretraining('Swin-B, SimMIM ImageNet then 926K X-rays', 88.37, 0.40, 83.04, 0.15, MA),
+    Pretraining('ViT-S, MAE 0.3M X-rays', 89.2, None, 82.3, None, XIAO),
+    Pretraining('ViT-B, MAE 0.5M X-rays', 89.3, None, 83.0, None, XIAO),
+)
+
+
+class MAEStudy(NamedTuple):
+    """A row of the MAE study: finding or no finding on MIMIC-CXR, frontal views."""
+
+    images: int  # labelled ones, to train on
+    model: str
+    augmented: bool
+    masked: float | None  # share hidden in pre-training; None where that is not given
+    accuracy: float
+    precision: float
+    f1: float
+    recall: float
+    auroc: float
+
+
+# Any of the 13 observations but No Finding, Support Devices included, against No Finding; 1,959
+# validation images; AdamW, learning rate 1e-6, batch 32, 20 epochs.
+FRADKIN = 'Fradkin and Boxer 2023'
+MAE_STUDY = (
+    MAEStudy(1000, 'MAE ViT-B', True, 0.25, 0.645, 0.612, 0.717, 0.865, 0.675),
+    MAEStudy(1000, 'MAE ViT-B', True, 0.50, 0.660, 0.670, 0.676, 0.683, 0.715),
+    MAEStudy(1000, 'MAE ViT-B', True, 0.75, 0.710, 0.695, 0.739, 0.788, 0.729),
+    MAEStudy(1000, 'MAE ViT-B', False, None, 0.700, 0.686, 0.730, 0.779, 0.752),
+    MAEStudy(1000, 'ResNet-18', True, None, 0.660, 0.638, 0.709, 0.798, 0.726),
+    MAEStudy(1000, 'ResNet-18', False, None, 0.685, 0.667, 0.722, 0.788, 0.734),
+    MAEStudy(10000, 'MAE ViT-B', True, 0.25, 0.749, 0.738, 0.803, 0.882, 0.809),
+    MAEStudy(10000, 'MAE ViT-B', True, 0.50, 0.747, 0.729, 0.805, 0.899, 0.796),
+    MAEStudy(10000, 'MAE ViT-B', True, 0.75, 0.750, 0.737, 0.805, 0.888, 0.799),
+    MAEStudy(10000, 'MAE ViT-B', False, None, 0.755, 0.775, 0.795, 0.817, 0.802),
+    MAEStudy(10000, 'ResNet-18', True, None, 0.750, 0.755, 0.797, 0.844, 0.807),
+    MAEStudy(10000, 'ResNet-18', False, None, 0.743, 0.759, 0.788, 0.819, 0.780),
+)
+
+
+def radiologist_points(label: str) -> list[tuple[float, float]]:
+    """(specificity, sensitivity) of the three radiologists; none for labels beside the five."""
+    return list(RADIOLOGISTS.get(label, ()))
+
+
+def points_below(
+    fpr: np.ndarray, tpr: np.ndarray, points: Sequence[tuple[float, float]]
+) -> list[bool]:
+    """Whether each operating point lies below a ROC curve.
+
+    It does where the curve's sensitivity, linear between its corners and the upper end where it
+    rises straight up, is greater at the point's 1 - specificity.
+
+    Args:
+        fpr: [C] 1 - specificity of the curve's corners, never falling.
+        tpr: [C] sensitivity of the corners.
+        points: (specificity, sensitivity) of each.
+    """
+    specificity, sensitivity = np.array(points, float).reshape(-1, 2).T
+    # Rounded, so that 1 - 0.9 is 0.1, and equal is not greater by an error in the last digit.
+    curve = np.interp(np.round(1 - specificity, 9), np.round(fpr, 9), tpr)
+    return (np.round(curve - sensitivity, 9) > 0).tolist()
+
+
+def is_chexpert_test(studies: Sequence[str]) -> bool:
+    """Whether these are the 500 studies of CheXpert's test set, by the names of their patients.
+
+    Args:
+        studies: paths that end in patient and study, in any order, with repetitions.
+    """
+    names = set(studies)
+    if any('phantom' in name.lower() for name in names):
+        return False
+    patients = {name.split('/')[-2] for name in names if '/' in name}
+    return len(names) == len(TEST_PATIENTS) and patients == TEST_PATIENTS
+
+
+def context_rows(policy: str, split: str, level: str, views: str) -> list[dict[str, Any]]:
+    """The report's `published` part: what to see the scores beside, never to rank them by.
+
+    Args:
+        policy: of uncertain labels in the run, '' where unknown.
+        split: name of the set that is scored.
+        level: 'study' or 'image'.
+        views: 'frontal', 'lateral' or 'all'.
+
+    Returns:
+        `name`, `values` {label or MEAN_OF_FIVE: AUROC}, `note`: in what a row differs from the
+        run, and what is not known of it.
+    """
+    here = f'here {split}, {level} level, {views} views, policy {policy or "unknown"}'
+    by_policy = [
+        {
+            'name': f'{IRVIN_POLICIES[name]}, ensemble ({IRVIN}, Table 3)',
+            'values': dict(areas),
+            'note': f'context only: {IRVIN_CONDITIONS}, policy {name}; views not stated; {here}',
+        }
+        for name, areas in IRVIN_VALIDATION_AUROC.items()
+    ]
+    unknown = 'split, level, views, label policy and ensembling not stated'
+    by_pretraining = [
+        {
+            'name': f'{row.name} ({row.source})',
+            'values': {MEAN_OF_FIVE: round(row.chexpert / 100, 4)},
+            'note': f'context only: {unknown}; {_deviation(row)}{here}',
+        }
+        for row in PRETRAINING
+    ]
+    return by_policy + by_pretraining
+
+
+def _deviation(row: Pretraining) -> str:
+    deviation = row.chexpert_deviation
+    return '' if deviation is None else f'published as +- {deviation / 100:.4f}; '

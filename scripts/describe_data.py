@@ -1,0 +1,70 @@
+r"""Count the labels of a data set in CheXpert's layout; only its CSV files are read.
+
+python scripts/describe_data.py --data-path DIR --output FOLDER \
+    [--cfg configs/... --opts KEY VALUE] [--uncertain ones --blank negative] \
+    [--groups RACE --demographics FILE.csv]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import config_merge
+from config import Config, default_config
+from config_checks import check_config
+from data.describe import build_description, format_description, save_description
+
+KEYS = {
+    'data_path': 'DATA.DATA_PATH',
+    'uncertain': 'DATA.UNCERTAIN',
+    'blank': 'DATA.BLANK',
+    'groups': 'EVAL.GROUPS',
+    'demographics': 'DATA.DEMOGRAPHICS',
+}
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('--data-path', required=True, metavar='DIR', help='folder of train.csv, valid.csv, ...')
+    add('--output', required=True, metavar='FOLDER', help='where tables and figure are written')
+    add('--cfg', default=argparse.SUPPRESS, metavar='FILE', help='YAML file; else the defaults')
+    add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options by key, in pairs')
+    add('--uncertain', metavar='POLICY', help='what an uncertain label becomes in training')
+    add('--blank', metavar='RULE', help='what a blank becomes: negative, ignore')
+    add('--groups', nargs='+', metavar='COLUMN', help='further columns to count by')
+    add('--demographics', metavar='FILE', help="CSV of patients, inside the data's folder")
+    return parser.parse_args(arguments)
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    config = default_config()
+    if 'cfg' in args:
+        config.merge_from_file(args.cfg)
+    config.merge_from_list(args.opts)
+    for flag, key in KEYS.items():
+        value = getattr(args, flag)
+        if value is not None:
+            config_merge.put(config, key, value, '--' + flag.replace('_', '-'))
+    check_config(config)
+    return config
+
+
+def main(args: argparse.Namespace) -> int:
+    try:
+        description = build_description(read_config(args))
+    except ValueError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    print(format_description(description))
+    save_description(description, args.output)
+    print(f'\nsaved in {args.output}: splits, counts, targets (CSV), description.json, labels.png')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(parse_args()))

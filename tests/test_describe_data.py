@@ -1,0 +1,378 @@
+"""Describing a data set: against a loop over its rows; what is printed, saved and drawn."""
+
+import csv
+import json
+import runpy
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from csv_files import HEADER, image_path, row, touch, write
+from PIL import Image
+
+from config import Config, default_config
+from data.chexpert import read_csv
+from data.describe import (
+    KINDS,
+    TARGETS,
+    build_description,
+    count_targets,
+    format_description,
+    plot_labels,
+    save_description,
+    study_labels,
+)
+from data.labels import LABELS
+
+NAN = np.nan
+K = len(LABELS)
+KIND_OF_CELL = {'1.0': 'positive', '-1.0': 'uncertain', '0.0': 'negative', '': 'blank'}
+
+
+def options(root: Path, **changes: object) -> Config:
+    config = default_config()
+    pairs = {'DATA.DATA_PATH': str(root)} | {
+        key.replace('__', '.'): value for key, value in changes.items()
+    }
+    config.merge_from_list([item for pair in pairs.items() for item in pair])
+    return config
+
+
+def cells_of(rng: np.random.Generator, share: tuple[float, ...] = (0.2, 0.2, 0.3, 0.3)) -> dict:
+    return dict(zip(LABELS, rng.choice(list(KIND_OF_CELL), K, p=share), strict=True))
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """All three files: studies of one to three images whose labels may differ; no images."""
+    rng = np.random.default_rng(0)
+    number = 0
+    for name, num_patients in (('train', 60), ('valid', 12), ('test', 15)):
+        rows = []
+        for patient in range(num_patients):
+            for study in range(1, rng.integers(2, 4)):
+                same = cells_of(rng)
+                for view in range(1, rng.integers(2, 5)):
+                    kind = rng.choice(['frontal', 'lateral'])
+                    path = image_path(number + patient, study, f'view{view}_{kind}', f'X/{name}')
+                    cells = same if rng.random() < 0.7 else cells_of(rng)
+                    sex = rng.choice(['Female', 'Male', 'Unknown'])
+                    age = str(rng.choice([0, 25, 45, 65, 85]))
+                    site = rng.choice(['north', 'south', ''])
+                    rows.append({**row(path, Sex=sex, Age=age, Site=site), **cells})
+        number += num_patients
+        write(tmp_path / f'{name}.csv', rows, ['Site', *HEADER])
+    return tmp_path
+
+
+# ---- counts
+
+
+def test_counts_agree_with_a_loop_over_the_rows(mixed: Path) -> None:
+    description = build_description(
+        options(mixed, DATA__HOLDOUT_FRACTION=0.0, EVAL__GROUPS=['Site'])
+    )
+    bands = {'0': 'unknown', '25': '0-39', '45': '40-59', '65': '60-79', '85': '80 and over'}
+    expected, differing = Counter(), Counter()
+    rank = {'blank': 0, 'negative': 1, 'uncertain': 2, 'positive': 3}
+    for split in ('train', 'valid', 'test'):
+        studies = {}
+        with open(mixed / f'{split}.csv', newline='') as file:
+            for cells in csv.DictReader(file):
+                frontal = cells['Frontal/Lateral'] == 'Frontal'
+                places = {
+                    'All': 'All',
+                    'Sex': cells['Sex'].replace('Unknown', 'unknown'),
+                    'Age': bands[cells['Age']],
+                    'View': 'Frontal AP' if frontal else 'Lateral',
+                    'Site': cells['Site'] or 'unknown',
+                }
+                for place in places.items():
+                    study = (place, cells['Path'].rpartition('/')[0])
+                    for label in LABELS:
+                        kind = KIND_OF_CELL[cells[label]]
+                        expected[(split, 'image', *place, label, kind)] += 1
+                        studies.setdefault((study, label), []).append(kind)
+        for ((place, _), label), kinds in studies.items():
+            expected[(split, 'study', *place, label, max(kinds, key=rank.get))] += 1
+            differing[split] += place[0] == 'All' and len(set(kinds)) > 1
+    found = {
+        (*index, kind): count
+        for kind in KINDS
+        for index, count in description.counts.set_index(
+            ['split', 'level', 'column', 'group', 'label']
+        )[kind].items()
+        if count
+    }
+    assert found == dict(expected)
+    assert min(differing.values()) > 0
+    for split, count in differing.items():
+        note = f'{split}: labels that differ between the images of a study: {count};'
+        assert any(line.startswith(note) for line in description.notes)
+
+
+def test_shares_of_the_splits(mixed: Path) -> None:
+    description = build_description(options(mixed, DATA__HOLDOUT_FRACTION=0.1))
+    table = description.splits.set_index('split')
+    assert list(table.index) == ['train', 'holdout', 'valid', 'test']
+    assert table['patients'].tolist() == [54, 6, 12, 15]
+    np.testing.assert_allclose(table['of all patients'], np.array([54, 6, 12, 15]) / 87)
+    for split in ('valid', 'test'):
+        with open(mixed / f'{split}.csv', newline='') as file:
+            paths = [cells['Path'] for cells in csv.DictReader(file)]
+        assert table.loc[split, 'images'] == len(paths)
+        assert table.loc[split, 'studies'] == len({path.rpartition('/')[0] for path in paths})
+        assert table.loc[split, 'lateral'] == sum('lateral' in path for path in paths)
+    for unit in ('images', 'studies'):
+        np.testing.assert_allclose(table[f'of all {unit}'], table[unit] / table[unit].sum())
+    assert (table['frontal'] + table['lateral'] == table['images']).all()
+    images = description.counts.query('level == "image" and column == "All" and label == "Edema"')
+    sizes = images.set_index('split')[list(KINDS)].sum(axis=1)
+    assert sizes['train + holdout'] == table['images'][['train', 'holdout']].sum()
+    assert sizes['train'] == table.loc['train', 'images']
+
+
+def test_patients_in_two_splits_are_counted(mixed: Path) -> None:
+    none = build_description(options(mixed, DATA__HOLDOUT_FRACTION=0.0)).notes[0]
+    assert none == 'patients in two splits: train and valid 0, train and test 0, valid and test 0'
+    lines = (mixed / 'train.csv').read_text().splitlines()
+    with open(mixed / 'valid.csv', 'a') as file:
+        file.writelines(f'{line}\n' for line in lines[1:] if 'patient00003/' in line)
+    some = build_description(options(mixed, DATA__HOLDOUT_FRACTION=0.0)).notes[0]
+    assert 'train and valid 1, train and test 0' in some
+
+
+def test_study_takes_the_first_of_positive_uncertain_negative_blank() -> None:
+    kinds = [1, -1, 0, NAN]
+    pairs = [(one, other) for one in kinds for other in kinds]
+    labels = np.full((2 * len(pairs), K), NAN, np.float32)
+    labels[:, 3] = np.array(pairs).ravel()
+    studies = np.repeat(np.arange(len(pairs)), 2)
+    order = np.random.default_rng(0).permutation(len(studies))
+    found, differing = study_labels(labels[order], studies[order])
+    first = [next(kind for kind in kinds if kind in pair or kind is NAN) for pair in pairs]
+    np.testing.assert_array_equal(found[:, 3], first)
+    assert np.isnan(np.delete(found, 3, axis=1)).all() and differing == 12
+
+
+# ---- training targets
+
+
+def test_targets_are_counted_by_what_they_are() -> None:
+    columns = [[1, 0, 2, NAN, 0.3], [1, 1, 0.999, 0.001, 0.5], [0, 0, 0, 0, 2], [NAN] * 5]
+    table = count_targets(np.array(columns, np.float32).T)
+    assert list(table.columns) == list(TARGETS)
+    assert table.to_numpy().tolist() == [
+        [1, 1, 1, 1, 1],
+        [2, 0, 3, 0, 0],
+        [0, 4, 0, 1, 0],
+        [0, 0, 0, 0, 5],
+    ]
+
+
+@pytest.mark.parametrize(
+    'policy, becomes',
+    [
+        ('zeros', 'negative'),
+        ('ones', 'positive'),
+        ('ignore', 'left out'),
+        ('zeros_smooth', 'soft'),
+        ('ones_smooth', 'soft'),
+        ('multiclass', 'third class'),
+        ('self_train', 'soft'),
+    ],
+)
+@pytest.mark.parametrize('blank', ['negative', 'ignore'])
+def test_targets_of_the_images_that_are_trained_on(
+    mixed: Path, policy: str, becomes: str, blank: str
+) -> None:
+    by_label = {'Edema': 'ignore'}
+    config = options(
+        mixed,
+        DATA__HOLDOUT_FRACTION=0.0,
+        DATA__UNCERTAIN=policy,
+        DATA__UNCERTAIN_BY_LABEL=by_label,
+        DATA__BLANK=blank,
+    )
+    description = build_description(config)
+    table = description.targets.set_index('label')
+    with open(mixed / 'train.csv', newline='') as file:
+        rows = [cells for cells in csv.DictReader(file) if cells['Frontal/Lateral'] == 'Frontal']
+    for label in LABELS:
+        counts = Counter(KIND_OF_CELL[cells[label]] for cells in rows)
+        expected = dict.fromkeys(TARGETS, 0) | {k: counts[k] for k in ('positive', 'negative')}
+        expected['left out' if label == 'Edema' else becomes] += counts['uncertain']
+        counted = blank == 'negative' or label == 'No Finding'
+        expected['negative' if counted else 'left out'] += counts['blank']
+        assert table.loc[label, 'policy'] == by_label.get(label, policy)
+        assert {name: table.loc[label, name] for name in TARGETS} == expected, label
+    assert f'training targets: {len(rows)} images of train' in description.notes[-1]
+
+
+def test_targets_follow_view_subset_and_task(mixed: Path) -> None:
+    config = options(
+        mixed,
+        DATA__VIEWS='all',
+        DATA__TRAIN_IMAGES=30,
+        DATA__TASK='effusion',
+        DATA__HOLDOUT_FRACTION=0.0,
+    )
+    targets = build_description(config).targets
+    assert targets[['label', 'policy']].to_numpy().tolist() == [['Pleural Effusion', 'none']]
+    assert targets[list(TARGETS)].to_numpy().sum() == 30
+    config.DATA.TRAIN_IMAGES = 0
+    [found] = build_description(config).targets[list(TARGETS)].to_dict('records')
+    with open(mixed / 'train.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    positive = sum(cells['Pleural Effusion'] == '1.0' for cells in rows)
+    negative = sum(
+        cells['Pleural Effusion'] != '1.0' and cells['No Finding'] == '1.0' for cells in rows
+    )
+    assert (found['positive'], found['negative']) == (positive, negative)
+    assert found['left out'] == len(rows) - positive - negative and found['soft'] == 0
+
+
+def test_without_a_training_csv_there_are_no_training_targets(mixed: Path) -> None:
+    (mixed / 'train.csv').unlink()
+    description = build_description(options(mixed))
+    assert description.splits['split'].tolist() == ['valid', 'test']
+    assert len(description.targets) == 0
+    assert 'training targets' not in format_description(description)
+    for name in ('valid.csv', 'test.csv'):
+        (mixed / name).unlink()
+    with pytest.raises(ValueError, match=f'no train.csv, valid.csv, test.csv in {mixed}'):
+        build_description(options(mixed))
+
+
+# ---- only the CSV files are read
+
+
+def test_read_csv_looks_up_no_file_where_told(tmp_path: Path) -> None:
+    rows = [row(image_path(1, folder='A/train')), row(image_path(1, folder='B/train'))]
+    write(tmp_path / 'train.csv', rows)
+    with pytest.raises(ValueError, match='images not found'):
+        read_csv(tmp_path, 'train.csv')
+    records = read_csv(tmp_path, 'train.csv', check_files=False)
+    assert records.file.tolist() == records.path.tolist() == [cells['Path'] for cells in rows]
+    other = read_csv(tmp_path, 'train.csv', image_suffix='.png', check_files=False)
+    assert other.file.tolist() == [cells['Path'].replace('.jpg', '.png') for cells in rows]
+    write(tmp_path / 'train.csv', [*rows, rows[0]])
+    with pytest.raises(ValueError, match='is given in row 2 already'):
+        read_csv(tmp_path, 'train.csv', check_files=False)
+
+
+def test_file_of_studies_counts_the_images_on_disk(tmp_path: Path) -> None:
+    touch(tmp_path, image_path(1, folder='test'), image_path(1, 1, 'view2_lateral', 'test'))
+    cells = dict.fromkeys(LABELS, '0.0') | {'Study': 'X/test/patient00001/study1', 'Edema': '1.0'}
+    write(tmp_path / 'test.csv', [cells], ['Study', *LABELS])
+    description = build_description(options(tmp_path))
+    assert description.splits[['images', 'studies']].to_numpy().tolist() == [[2, 1]]
+    edema = description.counts.query('label == "Edema" and column == "All"')
+    assert edema.set_index('level')['positive'].to_dict() == {'image': 2, 'study': 1}
+
+
+# ---- what is printed, saved and drawn
+
+
+def test_saved_tables_are_those_described(mixed: Path, tmp_path: Path) -> None:
+    description = build_description(options(mixed, EVAL__GROUPS=['Site']))
+    save_description(description, tmp_path / 'new/out')
+    saved = json.loads((tmp_path / 'new/out/description.json').read_text())
+    for name in ('splits', 'counts', 'targets'):
+        table = getattr(description, name)
+        assert saved[name] == table.to_dict('records')
+        with open(tmp_path / f'new/out/{name}.csv', newline='') as file:
+            rows = list(csv.DictReader(file))
+        assert rows == [{k: str(v) for k, v in record.items()} for record in saved[name]]
+    assert saved['notes'] == description.notes
+
+
+def test_printed_table_shows_counts_and_shares(mixed: Path) -> None:
+    description = build_description(options(mixed, EVAL__GROUPS=['Site']))
+    text = format_description(description)
+    counts = description.counts.query('split == "valid" and column == "All" and label == "Edema"')
+    numbers = counts.sort_values('level')[list(KINDS)].to_numpy().ravel().tolist()
+    section = text.partition('\nvalid\n')[2]
+    line = next(line for line in section.splitlines() if line.split()[:1] == ['Edema'])
+    assert list(map(int, line.split()[1:])) == numbers
+    section = text.partition('train + holdout, Site: images that are positive\n')[2]
+    sites = description.counts.query(
+        'split == "train + holdout" and column == "Site" and label == "Edema" and level == "image"'
+    )
+    sizes = sites[list(KINDS)].sum(axis=1)
+    head = [f'{g} (n = {n})' for g, n in zip(sites['group'], sizes, strict=True)]
+    assert [name for name in head if name in section.splitlines()[0]] == head
+    line = next(line for line in section.splitlines() if line.split()[:1] == ['Edema'])
+    assert line.split()[1:] == [
+        f'{p / n:.1%}' for p, n in zip(sites['positive'], sizes, strict=True)
+    ]
+
+
+def test_areas_of_the_figure_are_the_shares(tmp_path: Path) -> None:
+    """Every label 40 % positive, 30 % uncertain, 20 % negative, 10 % blank: so are the pixels."""
+    kinds = ['1.0'] * 40 + ['-1.0'] * 30 + ['0.0'] * 20 + [''] * 10
+    rows = [row(image_path(i), **dict.fromkeys(LABELS, kind)) for i, kind in enumerate(kinds)]
+    write(tmp_path / 'valid.csv', rows)
+    plot_labels(tmp_path / 'labels.png', build_description(options(tmp_path)))
+    with Image.open(tmp_path / 'labels.png') as image:
+        pixels = np.asarray(image.convert('RGB'))
+    pixels = pixels[pixels.shape[0] // 8 :]  # below the legend
+    colours = [tuple(bytes.fromhex(colour[1:])) for colour in KINDS.values()]
+    areas = np.array([(pixels == colour).all(axis=-1).sum() for colour in colours])
+    np.testing.assert_allclose(areas / areas.sum(), [0.4, 0.3, 0.2, 0.1], atol=0.01)
+
+
+@pytest.fixture
+def script() -> Callable[..., int]:
+    names = runpy.run_path(str(Path(__file__).parents[1] / 'scripts/describe_data.py'))
+    return lambda *arguments: names['main'](names['parse_args'](list(arguments)))
+
+
+def test_script_describes_real_labels(
+    nih1000: Path, tmp_path: Path, script: Callable[..., int], capsys: pytest.CaptureFixture
+) -> None:
+    assert script('--data-path', str(nih1000), '--output', str(tmp_path)) == 0
+    printed = capsys.readouterr().out
+    saved = json.loads((tmp_path / 'description.json').read_text())
+    assert {r['split']: r['images'] for r in saved['splits']} == {
+        'train': 785,
+        'holdout': 15,
+        'valid': 200,
+    }
+    with open(nih1000 / 'valid.csv', newline='') as file:
+        edema = sum(cells['Edema'] == '1.0' for cells in csv.DictReader(file))
+    key = {'split': 'valid', 'level': 'image', 'column': 'All', 'group': 'All', 'label': 'Edema'}
+    assert {**key, 'positive': edema, 'uncertain': 0, 'negative': 200 - edema, 'blank': 0} in saved[
+        'counts'
+    ]
+    assert printed.count('Enlarged Cardiomediastinum') == 6 and 'saved in' in printed
+
+
+def test_script_takes_config_flags_and_demographics(
+    mixed: Path, script: Callable[..., int], capsys: pytest.CaptureFixture
+) -> None:
+    (mixed / 'some.yaml').write_text('DATA:\n  UNCERTAIN: zeros\n  VIEWS: lateral\n')
+    (mixed / 'demo.csv').write_text('PATIENT,RACE\npatient00001,White\n')
+    where = ['--data-path', str(mixed), '--output', str(mixed / 'out')]
+    given = ['--cfg', str(mixed / 'some.yaml'), '--opts', 'DATA.HOLDOUT_FRACTION', '0.5']
+    groups = ['--groups', 'RACE', 'Site', '--demographics', 'demo.csv']
+    assert script(*where, *given, '--uncertain', 'ones_smooth', '--blank', 'ignore', *groups) == 0
+    saved = json.loads((mixed / 'out/description.json').read_text())
+    assert {record['policy'] for record in saved['targets']} == {'ones_smooth'}
+    assert 'DATA.VIEWS lateral' in saved['notes'][-1]
+    assert 'DATA.BLANK ignore' in saved['notes'][-1]
+    assert saved['splits'][1]['patients'] == 30
+    assert {r['group'] for r in saved['counts'] if r['column'] == 'RACE'} == {'White', 'unknown'}
+    assert script(*where) == 0
+    saved = json.loads((mixed / 'out/description.json').read_text())
+    assert {record['policy'] for record in saved['targets']} == {'ones'}
+    capsys.readouterr()
+    for wrong, message in (
+        (['--uncertain', 'maybe'], 'DATA.UNCERTAIN must be one of'),
+        (['--groups', 'Race'], "EVAL.GROUPS: no column 'Race'"),
+        (['--data-path', str(mixed / 'absent')], 'DATA.DATA_PATH: no train.csv'),
+    ):
+        assert script(*where, *wrong) == 1
+        assert capsys.readouterr().err.startswith(f'error: {message}')
