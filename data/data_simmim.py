@@ -9,7 +9,6 @@ from config import Config, encoder_node
 from data import Loaders
 from data.chexpert import (
     Records,
-    read_csv,
     read_folder,
     select_views,
     split_holdout,
@@ -17,6 +16,7 @@ from data.chexpert import (
 )
 from data.loader import XrayDataset, loader_options, make_loader
 from data.masking import MaskGenerator
+from data.splits import LABELLED, read_split
 from data.transforms import HoldoutTransform, PretrainTransform
 
 # The masks that every run is scored on, too, whatever it trains with.
@@ -49,14 +49,12 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
 def pretrain_records(config: Config, logger: logging.Logger) -> tuple[Records, Records]:
     """The images to train on, and those of the held-out patients."""
     data = config.DATA
-    if data.DATASET == 'chexpert':
-        records = read_csv(
-            data.DATA_PATH, data.TRAIN_CSV, image_suffix=data.IMAGE_SUFFIX, logger=logger
-        )
+    if data.DATASET in LABELLED:
+        records = read_split(config, 'train', logger)
     else:
         records = read_folder(data.DATA_PATH, allow_all_images=data.ALLOW_ALL_IMAGES)
     train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
-    if data.DATASET == 'chexpert':
+    if data.DATASET in LABELLED:
         train = select_views(train, data.VIEWS)
         holdout = select_views(holdout, data.VIEWS) if len(holdout) else holdout
     train = take_subset(

@@ -108,7 +108,7 @@ def make_phantom(
     start, output = time.perf_counter(), Path(output).resolve()
     patients = {'train': None if rows else num_train, 'valid': num_valid, 'test': num_test}
     settings = {'patients': patients, 'rows': rows, 'seed': seed, 'size': size}
-    if (found := _finished(output, settings)) is not None:
+    if (found := finished(output, settings)) is not None:
         return found | {'drawn': 0, 'seconds': time.perf_counter() - start}
     output.mkdir(parents=True, exist_ok=True)
     counts, images = {}, 0
@@ -119,7 +119,7 @@ def make_phantom(
         csv.to_csv(output / f'{split}.csv', index=False)
         counts[split] = len(table)
         if size:
-            images += _draw_all(table, output, (SPLITS.index(split), seed, size), workers)
+            images += draw_all(table, output, (SPLITS.index(split), seed, size), workers)
     done = settings | {'images': counts}
     temporary = output / (SETTINGS_FILE + '.tmp')
     temporary.write_text(json.dumps(done, indent=1) + '\n')
@@ -144,7 +144,7 @@ def contact_sheet(output: str | Path, file: str | Path, *, split: str = 'train')
     sheet.save(file)
 
 
-def _finished(output: Path, settings: dict) -> dict | None:
+def finished(output: Path, settings: dict) -> dict | None:
     """Return phantom.json of a finished phantom with these settings, None for an empty folder."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
@@ -160,7 +160,7 @@ def _finished(output: Path, settings: dict) -> dict | None:
     return found
 
 
-def _draw_all(table: pd.DataFrame, output: Path, key: tuple[int, int, int], workers: int) -> int:
+def draw_all(table: pd.DataFrame, output: Path, key: tuple[int, int, int], workers: int) -> int:
     """Draw and write the images of a split; return their number."""
     folders = sorted({os.path.dirname(path) for path in table['Path']})
     for folder in folders:

@@ -1,4 +1,4 @@
-r"""Make synthetic chest X-rays in CheXpert's layout.
+r"""Make synthetic chest X-rays in CheXpert's or MIMIC-CXR-JPG's layout.
 
 python scripts/make_phantom.py --output demo_output/CheXpert-phantom --train 700 --valid 100 \
     --test 300 --seed 0 --workers 2 --contact-sheet demo_output/phantom.png
@@ -12,6 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.phantom import contact_sheet, make_phantom
+from data.phantom_mimic import make_phantom_mimic
+
+LAYOUTS = {'chexpert': make_phantom, 'mimic-cxr': make_phantom_mimic}
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -20,6 +23,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     number = {'type': int, 'metavar': 'N'}
     parser.add_argument('--output', required=True, metavar='DIR', help='empty or absent folder')
+    parser.add_argument('--layout', default='chexpert', choices=LAYOUTS, help='whose files')
     parser.add_argument('--train', default=700, **number, help='patients (3.4 images each)')
     parser.add_argument('--valid', default=100, **number, help='patients (1.2 images each)')
     parser.add_argument('--test', default=300, **number, help='patients (1.2 images each)')
@@ -32,12 +36,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.no_images and args.contact_sheet:
         parser.error('--contact-sheet needs images: leave out --no-images')
+    if args.layout != 'chexpert' and args.contact_sheet:
+        parser.error('--contact-sheet needs --layout chexpert')
     return args
 
 
 def main(args: argparse.Namespace) -> int:
     try:
-        made = make_phantom(
+        made = LAYOUTS[args.layout](
             args.output,
             num_train=args.train,
             num_valid=args.valid,
