@@ -186,7 +186,7 @@ _C.TRAIN.WEIGHT_DECAY = 0.05
 _C.TRAIN.BASE_LR = 5e-4
 # Rate at the start of the warm-up, per 512 images.
 _C.TRAIN.WARMUP_LR = 5e-7
-# Rate at the end of the cosine, per 512 images; other schedules ignore it.
+# Rate at the end of 'cosine' and 'onecycle', per 512 images; other schedules ignore it.
 _C.TRAIN.MIN_LR = 5e-6
 # Greatest 2-norm of the gradient; 0: not clipped.
 _C.TRAIN.CLIP_GRAD = 5.0
@@ -258,7 +258,7 @@ _C.AUG.TRANSLATE = 0.0
 _C.AUG.SCALE = []
 # [CheXpert] Fine-tuning: greatest shear, in degrees; 0: none.
 _C.AUG.SHEAR = 0.0
-# [CheXpert] Fine-tuning: how far corners move in a perspective, as a share of the side; 0: none.
+# [CheXpert] Fine-tuning: how far corners move (perspective), as a share of half the side; 0: none.
 _C.AUG.DISTORTION = 0.0
 
 _C.TEST = CN()
@@ -316,8 +316,12 @@ _C.FINETUNE = CN()
 _C.FINETUNE.MODE = 'full'
 
 _C.REPORT = CN()
+# [CheXpert] Whether fine-tuning and --eval end with report.html and what belongs to it.
+_C.REPORT.WRITE = True
 # [CheXpert] Saliency maps by label and kind (true or false, positive or negative); 0: none.
 _C.REPORT.MAPS = 2
+# [CheXpert] How they are made: 'grad_cam', or (ViT, the same for all labels) 'rollout'.
+_C.REPORT.METHOD = 'grad_cam'
 
 # Mixed precision: 'O0' float32; 'O1', 'O2' autocast. (SimMIM's '' was its flag's O1 in effect.)
 _C.AMP_OPT_LEVEL = 'O1'

@@ -37,6 +37,7 @@ CHOICES = {
     'EVAL.SELECT': ('auto', 'five', 'all'),
     'LOSS.NAME': ('bce', 'weighted_bce', 'focal', 'asymmetric'),
     'FINETUNE.MODE': ('full', 'last_layer', 'linear_probe', 'knn'),
+    'REPORT.METHOD': ('grad_cam', 'rollout'),
     'AMP_OPT_LEVEL': ('O0', 'O1', 'O2'),
 }
 RANGES = {
@@ -61,12 +62,13 @@ RANGES = {
     '(0, 1)': 'DATA.MASK_RATIO TRAIN.OPTIMIZER.MOMENTUM EVAL.SENSITIVITY',
     '[0, 1)': (
         'DATA.HOLDOUT_FRACTION MODEL.DROP_RATE MODEL.DROP_PATH_RATE MODEL.LABEL_SMOOTHING '
-        'TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE AUG.DISTORTION LOSS.CLIP'
+        'TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE LOSS.CLIP'
     ),
     '[0, 1]': (
         'DATA.MEAN AUG.REPROB AUG.MIXUP_PROB AUG.MIXUP_SWITCH_PROB AUG.HFLIP AUG.CROP_AREA '
         'AUG.CUTMIX_MINMAX LOSS.ALPHA'
     ),
+    '[0, 0.66]': 'AUG.DISTORTION',
     '[0, 180]': 'AUG.ROTATION',
     '[0, 90)': 'AUG.SHEAR',
 }
@@ -274,6 +276,10 @@ def _check_finetune(config: Any) -> None:
     holds = config.DATA.HOLDOUT_FRACTION > 0 or config.EVAL.SELECT_ON != 'holdout'
     allowed = "above 0 where EVAL.SELECT_ON is 'holdout'"
     _require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
+    holds = labels == 14 or config.EVAL.SELECT != 'five'
+    _require(holds, config, 'EVAL.SELECT', "'auto' or 'all' where the task has one label")
+    holds = config.REPORT.METHOD == 'grad_cam' or config.MODEL.TYPE == 'vit'
+    _require(holds, config, 'REPORT.METHOD', "'grad_cam' but for MODEL.TYPE 'vit'")
     _check_policies(config)
 
 

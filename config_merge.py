@@ -14,6 +14,7 @@ OR_NONE = {
     'MODEL.SWIN.QK_SCALE': float,
     'MODEL.VIT.INIT_VALUES': float,
     'AUG.CUTMIX_MINMAX': list,
+    'LOSS.ALPHA': float,
 }
 TYPE_NAMES = {
     bool: 'True or False',

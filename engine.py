@@ -114,7 +114,7 @@ def setup_run(args: Namespace) -> Run:
     run = Run(config, args.stage, folder, device, logger, scalars)
     logger.info(describe_precision(config, device))
     schedule = config.TRAIN.LR_SCHEDULER.NAME
-    if schedule != 'cosine':
+    if schedule not in ('cosine', 'onecycle'):
         logger.info(f'TRAIN.MIN_LR has no effect with the {schedule} schedule')
     return run
 

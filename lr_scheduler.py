@@ -43,11 +43,13 @@ class Scheduler:
         *,
         warmup_steps: int,
         warmup_lr: float,
+        warmup: Callable[[float, float, int, int], float],
     ) -> None:
         self.optimizer = optimizer
         self.decay = decay
         self.warmup_steps = warmup_steps
         self.warmup_lr = warmup_lr
+        self.warmup = warmup
         self.base_rates = [group['lr'] for group in optimizer.param_groups]
         for group, base in zip(optimizer.param_groups, self.base_rates, strict=True):
             group['initial_lr'] = base
@@ -56,7 +58,7 @@ class Scheduler:
     def rate(self, step: int, base: float) -> float:
         """The rate after micro-batch `step` (counted from 0 over the run) of a group."""
         if step < self.warmup_steps:
-            return self.warmup_lr + step * (base - self.warmup_lr) / self.warmup_steps
+            return self.warmup(self.warmup_lr, base, step, self.warmup_steps)
         return self.decay(step, base)
 
     def step_update(self, step: int) -> None:
@@ -82,7 +84,16 @@ def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int)
         _SCHEDULES[name](config, n_iter_per_epoch, rates.min),
         warmup_steps=int(config.TRAIN.WARMUP_EPOCHS * n_iter_per_epoch),
         warmup_lr=rates.warmup,
+        warmup=_half_cosine if name == 'onecycle' else _line,
     )
+
+
+def _line(start: float, end: float, step: int, length: int) -> float:
+    return start + step * (end - start) / length
+
+
+def _half_cosine(start: float, end: float, step: int, length: int) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * step / length))
 
 
 def _cosine(config: Config, n_iter_per_epoch: int, floor: float) -> Callable[[int, float], float]:
@@ -90,9 +101,21 @@ def _cosine(config: Config, n_iter_per_epoch: int, floor: float) -> Callable[[in
 
     # The warm-up is not taken off the step, so the rate drops a little where the warm-up ends.
     def decay(step: int, base: float) -> float:
-        if step >= total:
-            return floor
-        return floor + (base - floor) / 2 * (1 + math.cos(math.pi * step / total))
+        return floor if step >= total else _half_cosine(base, floor, step, total)
+
+    return decay
+
+
+def _onecycle(config: Config, n_iter_per_epoch: int, floor: float) -> Callable[[int, float], float]:
+    """Half a cosine down from the warm-up's end to the end of training; the warm-up is one, too.
+
+    Source: Smith & Topin 2018, arXiv:1708.07120.
+    """
+    total = int(config.TRAIN.EPOCHS * n_iter_per_epoch)
+    warmup = int(config.TRAIN.WARMUP_EPOCHS * n_iter_per_epoch)
+
+    def decay(step: int, base: float) -> float:
+        return floor if step >= total else _half_cosine(base, floor, step - warmup, total - warmup)
 
     return decay
 
@@ -117,4 +140,10 @@ def _multistep(
     return lambda step, base: base * gamma ** sum(milestone <= step for milestone in milestones)
 
 
-_SCHEDULES = {'cosine': _cosine, 'linear': _linear, 'step': _step, 'multistep': _multistep}
+_SCHEDULES = {
+    'cosine': _cosine,
+    'linear': _linear,
+    'step': _step,
+    'multistep': _multistep,
+    'onecycle': _onecycle,
+}

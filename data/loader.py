@@ -1,7 +1,9 @@
 """Records to batches: one Dataset, one batch sampler and one DataLoader for both stages.
 
 The batch sampler hands (epoch, index) to the workers, and a sample is a function of (seed, epoch,
-row of the CSV) alone: the number of workers and of ranks, and a restart, change no sample.
+row of the CSV) alone: the number of workers and of ranks, and a restart, change no sample.  Where
+an epoch may have an image several times, how often it came before is handed over, too, so that it
+is drawn anew each time.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 import distributed
 from config import Config
 from data.chexpert import Records
-from data.sampling import epoch_order, sample_rng
+from data.sampling import epoch_order, occurrences, sample_rng, weighted_order
 from data.transforms import load_image
 
 
@@ -47,14 +49,14 @@ class XrayDataset(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, ...]) -> Any:
+        epoch, index, *occurrence = key
         row = int(self.records.row[index])
         try:
             image = load_image(self.records.root / self.records.file[index])
         except ValueError as error:
             raise ValueError(f'{self._place(index)}: {error}') from error
-        sample = self.transform(image, sample_rng(self.seed, epoch, row))
+        sample = self.transform(image, sample_rng(self.seed, epoch, row, *occurrence))
         return sample if self.targets is None else (sample, self.targets[index], index)
 
     def _place(self, index: int) -> str:
@@ -64,13 +66,14 @@ class XrayDataset(Dataset):
         return f'{records.root / records.csv}, row {records.row[index] + 2} (the header is row 1)'
 
 
-class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) of one rank.
+class EpochSampler(Sampler[list[tuple[int, ...]]]):
+    """Batches of (epoch, index) of one rank; weighted: of (epoch, index, occurrence).
 
     Training (shuffle): the epoch's order is cut into global batches of batch_size x world_size,
     the incomplete last one dropped; rank r takes the r-th part of each, so that the global batches
-    are those of one process with the larger batch.  Else: rank r takes images r, r + world_size,
-    ... in order, nothing is padded or dropped, and the epoch is always 0.
+    are those of one process with the larger batch.  With weights [N] the order is N draws with
+    replacement in proportion to them.  Else: rank r takes images r, r + world_size, ... in order,
+    nothing is padded or dropped, and the epoch is always 0.
 
     Raises:
         ValueError: if training images do not fill one global batch.
@@ -85,18 +88,21 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        weights: np.ndarray | None = None,
     ) -> None:
         if shuffle and num_images < batch_size * world_size:
             raise ValueError(
                 f'{num_images} training images do not fill one batch of DATA.BATCH_SIZE '
                 f'{batch_size} x {world_size} processes; take a smaller batch or more images'
             )
+        assert weights is None or (shuffle and len(weights) == num_images)
         self.num_images = num_images
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.weights = weights
         self.epoch = 0
         self.first_batch = 0
 
@@ -111,19 +117,27 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             return self.num_images // (self.batch_size * self.world_size)
         return -(-len(range(self.rank, self.num_images, self.world_size)) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = self._epoch_and_order()
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        epoch, columns = self._epoch_and_columns()
         for batch in range(self.first_batch, len(self)):
-            first = batch * self.batch_size
-            yield [(epoch, index) for index in order[first : first + self.batch_size].tolist()]
+            part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            rows = zip(*(column[part].tolist() for column in columns), strict=True)
+            yield [(epoch, *row) for row in rows]
 
-    def _epoch_and_order(self) -> tuple[int, np.ndarray]:
-        """The epoch, and this rank's images in the order of its batches."""
+    def _epoch_and_columns(self) -> tuple[int, list[np.ndarray]]:
+        """The epoch, and this rank's images (with occurrences) in the order of its batches."""
         if not self.shuffle:
-            return 0, np.arange(self.rank, self.num_images, self.world_size)
-        order = epoch_order(self.seed, self.epoch, self.num_images)
-        order = order[: len(self) * self.world_size * self.batch_size]
-        return self.epoch, order.reshape(-1, self.world_size, self.batch_size)[:, self.rank].ravel()
+            return 0, [np.arange(self.rank, self.num_images, self.world_size)]
+        if self.weights is None:
+            columns = [epoch_order(self.seed, self.epoch, self.num_images)]
+        else:
+            order = weighted_order(self.seed, self.epoch, self.weights)
+            columns = [order, occurrences(order)]  # counted over all ranks
+        return self.epoch, [self._part_of_rank(column) for column in columns]
+
+    def _part_of_rank(self, column: np.ndarray) -> np.ndarray:
+        column = column[: len(self) * self.world_size * self.batch_size]
+        return column.reshape(-1, self.world_size, self.batch_size)[:, self.rank].ravel()
 
 
 def loader_options(config: Config) -> dict[str, int | bool]:
@@ -136,7 +150,13 @@ def loader_options(config: Config) -> dict[str, int | bool]:
 
 
 def make_loader(
-    dataset: XrayDataset, *, batch_size: int, shuffle: bool, num_workers: int, pin_memory: bool
+    dataset: XrayDataset,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    num_workers: int,
+    pin_memory: bool,
+    weights: np.ndarray | None = None,
 ) -> DataLoader:
     """The batches of this rank; `loader.batch_sampler.set_epoch` chooses the epoch.
 
@@ -146,6 +166,7 @@ def make_loader(
         shuffle: True for training (see EpochSampler), False for evaluation.
         num_workers: processes that load; 0 loads in this one.
         pin_memory: whether batches lie in page-locked memory; only where there is CUDA.
+        weights: [N]; training epochs are drawn with replacement in proportion to them.
     """
     sampler = EpochSampler(
         len(dataset),
@@ -154,6 +175,7 @@ def make_loader(
         seed=dataset.seed,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        weights=weights,
     )
     return DataLoader(
         dataset,

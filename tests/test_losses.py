@@ -1,14 +1,56 @@
-"""The masked binary cross-entropy against written-out sums and torch's own."""
+"""The label losses against written-out sums, torch's and torchvision's own, and their slopes."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
-from models.losses import masked_bce
+from config import default_config
+from data.labels import LABELS
+from models.losses import build_label_loss, masked_bce, positive_logits, positive_weights
 
 NAN = float('nan')
+FOCAL = ('LOSS.NAME', 'focal', 'LOSS.GAMMA')
+ASYMMETRIC = ('LOSS.NAME', 'asymmetric', 'LOSS.CLIP')
+OPTIONS = {
+    'bce': (),
+    'weighted': ('LOSS.NAME', 'weighted_bce'),
+    'focal': (*FOCAL, 2.0, 'LOSS.ALPHA', 0.25),
+    'focal-root': (*FOCAL, 0.5),
+    'asymmetric': (*ASYMMETRIC, 0.05, 'LOSS.GAMMA_POS', 1.0),
+    'asymmetric-root': (*ASYMMETRIC, 0.2, 'LOSS.GAMMA_POS', 0.5, 'LOSS.GAMMA_NEG', 0.25),
+    'multiclass': ('DATA.UNCERTAIN_BY_LABEL', {'Edema': 'multiclass', 'Fracture': 'multiclass'}),
+}
+every_loss = pytest.mark.parametrize('name', OPTIONS)
+
+
+def build(*options, targets=None):
+    config = default_config()
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        section, name = key.split('.')
+        config[section][name] = value
+    targets = make_targets(100) if targets is None else targets
+    return build_label_loss(config, targets.numpy())
+
+
+def make_targets(num_images: int, seed: int = 9) -> torch.Tensor:
+    """[N, 14]: a third negative, a third positive, a sixth soft, a sixth unknown."""
+    generator = torch.Generator().manual_seed(seed)
+    kinds = torch.randint(6, (num_images, 14), generator=generator)
+    targets = torch.rand(num_images, 14, generator=generator)
+    targets[kinds < 2] = 0
+    targets[(kinds == 2) | (kinds == 3)] = 1
+    targets[kinds == 4] = NAN
+    return targets
+
+
+def make_outputs(name: str, num_images: int) -> torch.Tensor:
+    torch.manual_seed(num_images)
+    return 3 * torch.randn(num_images, 42 if name == 'multiclass' else 14)
 
 
 def test_hand_made_entries_sum_over_known_and_divide_by_all() -> None:
@@ -71,3 +113,247 @@ def test_low_precision_logits_are_handled_in_float32() -> None:
     want = nn.BCEWithLogitsLoss()(logits.double(), targets.bfloat16().double())
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(want.item(), rel=1e-6)
+
+
+# All losses ----------------------------------------------------------------------------------
+
+
+@every_loss
+def test_micro_batches_of_every_loss_average_to_the_whole_batch(name):
+    loss, outputs, targets = build(*OPTIONS[name]), make_outputs(name, 8), make_targets(8)
+    targets[:4, :9] = NAN  # the first half knows far less
+    halves = [loss(outputs[i : i + 4], targets[i : i + 4]) for i in (0, 4)]
+    torch.testing.assert_close(sum(halves) / 2, loss(outputs, targets))
+    assert loss(outputs, targets) > 0.01
+
+
+@every_loss
+def test_what_the_model_says_of_unknown_entries_does_not_matter(name):
+    loss, outputs, targets = build(*OPTIONS[name]), make_outputs(name, 8), make_targets(8)
+    other, unknown = outputs.clone(), targets.isnan()
+    other.reshape(8, 14, -1)[unknown] = 1e4
+    other.requires_grad_()
+    value = loss(other, targets)
+    value.backward()
+    assert torch.equal(value.detach(), loss(outputs, targets))
+    slopes = other.grad.reshape(8, 14, -1)
+    assert (slopes[unknown] == 0).all()
+    assert (slopes[~unknown] != 0).any(dim=1).float().mean() > 0.8  # clipped negatives: 0
+
+
+@every_loss
+@pytest.mark.parametrize('size', [50, 200])
+def test_far_logits_have_finite_losses_and_slopes(name, size):
+    loss, targets = build(*OPTIONS[name]), make_targets(40)
+    outputs = (make_outputs(name, 40).sign() * size).requires_grad_()
+    value = loss(outputs, targets)
+    value.backward()
+    assert value.isfinite() and value > 1
+    assert outputs.grad.isfinite().all()
+    assert (outputs.grad != 0).any()
+
+
+@every_loss
+def test_low_precision_outputs_of_every_loss_are_taken_in_float32(name):
+    loss, outputs = build(*OPTIONS[name]), make_outputs(name, 200).bfloat16()
+    targets = make_targets(200)
+    want = loss(outputs.float(), targets)
+    with torch.autocast('cpu', torch.bfloat16):
+        got = loss(outputs.requires_grad_(), targets)
+    got.backward()
+    assert got.dtype == torch.float32
+    assert torch.equal(got, want)
+    assert outputs.grad.isfinite().all()
+
+
+def test_unknown_loss_is_refused():
+    names = "'bce', 'weighted_bce', 'focal', 'asymmetric'"
+    with pytest.raises(ValueError, match=f"LOSS.NAME must be one of {names}, got 'hinge'"):
+        build('LOSS.NAME', 'hinge')
+
+
+# Weighted ------------------------------------------------------------------------------------
+
+
+def test_positive_weight_is_negatives_over_positives_soft_ones_by_their_value():
+    columns = [
+        [1, 0, 0, 0],  # 3 to 1
+        [0.75, 0.25, NAN, 1],  # 1 to 2
+        [0, 0, NAN, 0],  # no positives
+        [1, 1, 1, NAN],  # no negatives
+        [NAN, NAN, NAN, NAN],
+    ]
+    got = positive_weights(np.array(columns, np.float32).T)
+    assert got.tolist() == [3.0, 0.5, 1.0, 1.0, 1.0]
+    assert got.dtype == np.float32
+
+
+def test_weighted_bce_is_torchs_with_weights_of_the_training_targets():
+    torch.manual_seed(5)
+    training = (torch.rand(50, 14) < 0.2).float()
+    logits, targets = make_outputs('weighted', 20), make_targets(20)
+    got = build('LOSS.NAME', 'weighted_bce', targets=training)(logits, targets)
+    pos_weight = (50 - training.sum(0)) / training.sum(0)
+    entries = nn.BCEWithLogitsLoss(pos_weight=pos_weight, reduction='none')(logits, targets)
+    torch.testing.assert_close(got, entries.nansum() / 280)
+    assert not torch.isclose(got, masked_bce(logits, targets), rtol=0.1)
+
+
+# Focal and asymmetric ------------------------------------------------------------------------
+
+
+def asymmetric(logits, targets, *, gammas, clip=0.0, alpha=None):
+    """The formula as written in the papers, entry by entry, in float64."""
+    p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    shifted = np.maximum(p - clip, 0)
+    positive = -((1 - p) ** gammas[0]) * np.log(p)
+    negative = -(shifted ** gammas[1]) * np.log(1 - shifted)
+    weights = (1, 1) if alpha is None else (alpha, 1 - alpha)
+    targets = np.asarray(targets, np.float64)
+    return targets * weights[0] * positive + (1 - targets) * weights[1] * negative
+
+
+@pytest.mark.parametrize('gamma', [0.0, 0.5, 2.0, 5.0])
+@pytest.mark.parametrize('alpha', [None, 0.0, 0.25])
+def test_focal_loss_is_torchvisions(gamma, alpha):
+    logits, targets = make_outputs('focal', 30), make_targets(30)
+    targets = targets.where(targets.isnan(), targets.round())
+    got = build(*FOCAL, gamma, 'LOSS.ALPHA', alpha)(logits, targets)
+    theirs = -1 if alpha is None else alpha
+    entries = sigmoid_focal_loss(logits, targets, alpha=theirs, gamma=gamma)
+    torch.testing.assert_close(got, entries.nansum() / targets.numel())
+
+
+@pytest.mark.parametrize('alpha', [None, 0.3])
+def test_focal_loss_of_soft_targets_is_the_mean_of_hard_ones(alpha):
+    logits, targets = make_outputs('focal', 30), make_targets(30)
+    got = build(*FOCAL, 1.5, 'LOSS.ALPHA', alpha)(logits, targets)
+    entries = asymmetric(logits, targets, gammas=(1.5, 1.5), alpha=alpha)
+    assert got.item() == pytest.approx(np.nansum(entries) / 420, rel=1e-5)
+
+
+@pytest.mark.parametrize('gammas', [(0.0, 4.0), (1.0, 2.0), (0.5, 0.5), (0.0, 0.0)])
+@pytest.mark.parametrize('clip', [0.0, 0.05, 0.3])
+def test_asymmetric_loss_and_slopes_are_those_of_the_formula(gammas, clip):
+    logits, targets = make_outputs('asymmetric', 30), make_targets(30)
+    options = ('LOSS.GAMMA_POS', gammas[0], 'LOSS.GAMMA_NEG', gammas[1])
+    loss = build(*ASYMMETRIC, clip, *options)(logits.requires_grad_(), targets)
+    loss.backward()
+    options = {'gammas': gammas, 'clip': clip}
+    points = logits.detach().double().numpy()
+    entries = asymmetric(points, targets, **options)
+    assert loss.item() == pytest.approx(np.nansum(entries) / 420, rel=1e-5)
+    step = 1e-5
+    rise = asymmetric(points + step, targets, **options)
+    rise -= asymmetric(points - step, targets, **options)
+    want = np.nan_to_num(rise / (2 * step * 420))
+    np.testing.assert_allclose(logits.grad.numpy(), want, rtol=2e-3, atol=1e-8)
+
+
+def test_slope_of_negatives_is_the_asymmetric_papers():
+    """Equation 9 of arXiv:2009.14119: the slope through log and power, and 0 below the shift."""
+    logits = torch.linspace(-6, 6, 14).repeat(3, 1).requires_grad_()
+    options = ('LOSS.GAMMA_NEG', 3.0)
+    build(*ASYMMETRIC, 0.1, *options)(logits, torch.zeros(3, 14)).backward()
+    p = logits.detach().double().sigmoid().numpy()
+    q = np.maximum(p - 0.1, 1e-30)
+    want = q**3 * (1 / (1 - q) - 3 * np.log1p(-q) / q) * p * (1 - p) / 42
+    np.testing.assert_allclose(logits.grad.numpy(), want, rtol=1e-4, atol=1e-12)
+    assert (logits.grad[p < 0.1] == 0).all() and (p < 0.1).any()
+
+
+@pytest.mark.parametrize('target, logit', [(0.0, -15.0), (1.0, 15.0)])
+def test_easy_entries_have_exact_losses_and_slopes(target, logit):
+    logits, options = torch.full((1, 1), logit, requires_grad=True), (*FOCAL, 1.0)
+    loss = build(*options)(logits, torch.full((1, 1), target))
+    loss.backward()
+    p = 1 / (1 + math.exp(15))
+    assert loss.item() == pytest.approx(-p * math.log1p(-p), rel=1e-5, abs=0)
+    slope = p * (1 - p) * (p / (1 - p) - math.log1p(-p))
+    assert abs(logits.grad.item()) == pytest.approx(slope, rel=1e-5, abs=0)
+
+
+def test_easy_negatives_below_the_clip_cost_nothing():
+    logits = torch.full((2, 14), -3.0)  # probability 0.047
+    assert build(*ASYMMETRIC, 0.05)(logits, torch.zeros(2, 14)) == 0
+    assert build(*ASYMMETRIC, 0.04)(logits, torch.zeros(2, 14)) > 0
+    assert build(*ASYMMETRIC, 0.05)(logits, torch.ones(2, 14)) > 3
+
+
+NEUTRAL = {
+    'focal': (*FOCAL, 0.0),
+    'asymmetric': (*ASYMMETRIC, 0.0, 'LOSS.GAMMA_POS', 0.0, 'LOSS.GAMMA_NEG', 0.0),
+}
+
+
+@pytest.mark.parametrize('name', NEUTRAL)
+def test_without_powers_and_clip_it_is_the_cross_entropy_to_the_last_bit(name):
+    got, want = (3 * make_outputs('bce', 64).requires_grad_() for _ in range(2))
+    got.retain_grad(), want.retain_grad()
+    targets = make_targets(64)
+    losses = build(*NEUTRAL[name])(got, targets), masked_bce(want, targets)
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    assert torch.equal(got.grad, want.grad)
+
+
+@pytest.mark.parametrize('key', ['LOSS.GAMMA_POS', 'LOSS.GAMMA_NEG', 'LOSS.CLIP'])
+def test_the_last_of_power_and_clip_fade_into_the_cross_entropy(key):
+    logits, targets = make_outputs('bce', 64), make_targets(64)
+    got = build(*NEUTRAL['asymmetric'], key, 1e-9)(logits, targets)
+    torch.testing.assert_close(got, masked_bce(logits, targets))
+
+
+# Three classes -------------------------------------------------------------------------------
+
+
+def test_three_classes_take_cross_entropy_and_other_labels_two_outputs():
+    outputs, targets = make_outputs('multiclass', 60).requires_grad_(), make_targets(60)
+    three = [LABELS.index('Edema'), LABELS.index('Fracture')]
+    targets[:, three] = torch.tensor([0.0, 1.0, 2.0, NAN]).repeat(15)[:, None]
+    loss = build(*OPTIONS['multiclass'])(outputs, targets)
+    loss.backward()
+    classes, want = outputs.detach().reshape(60, 14, 3), 0.0
+    for k in range(14):
+        known = ~targets[:, k].isnan()
+        scores, truth = classes[known, k], targets[known, k]
+        if k in three:
+            want += F.cross_entropy(scores, truth.long(), reduction='sum')
+        else:
+            logits = scores[:, 1] - scores[:, 0]
+            want += F.binary_cross_entropy_with_logits(logits, truth, reduction='sum')
+    torch.testing.assert_close(loss.detach(), want / (60 * 14))
+    slopes = outputs.grad.reshape(60, 14, 3)
+    others = [k for k in range(14) if k not in three]
+    assert (slopes[:, others, 2] == 0).all()
+    assert ((slopes[:, three, 2] != 0) == ~targets[:, three].isnan()).all()
+
+
+def test_positive_logits_are_the_softmax_over_positive_and_negative():
+    outputs = make_outputs('multiclass', 20)
+    got = positive_logits(outputs, 14)
+    want = outputs.reshape(20, 14, 3)[..., :2].softmax(dim=-1)[..., 1]
+    torch.testing.assert_close(got.sigmoid(), want)
+    assert got[3, 5] == outputs[3, 16] - outputs[3, 15]
+    assert positive_logits(outputs, 42) is outputs
+
+
+def test_policies_choose_between_one_and_three_outputs():
+    one = make_outputs('bce', 5)
+    assert build('DATA.UNCERTAIN', 'ones') is masked_bce
+    assert build('DATA.UNCERTAIN', 'multiclass', 'DATA.TASK', 'any_finding') is masked_bce
+    loss = build('DATA.UNCERTAIN', 'multiclass', 'DATA.UNCERTAIN_BY_LABEL', {'Edema': 'zeros'})
+    uncertain = torch.full((5, 14), 2.0)
+    uncertain[:, LABELS.index('Edema')] = NAN
+    outputs = torch.stack([one, one, one], dim=-1).flatten(1)
+    assert loss(outputs, uncertain).item() == pytest.approx(math.log(3) * 13 / 14, rel=1e-6)
+
+
+def test_a_task_of_one_label_has_one_column():
+    targets = torch.tensor([[1.0], [0.0], [0.0], [NAN]])
+    options = ('DATA.TASK', 'effusion', 'LOSS.NAME', 'weighted_bce')
+    logits = torch.tensor([[0.5], [-1.0], [2.0], [9.0]])
+    want = 2 * np.log1p(np.exp(-0.5)) + np.log1p(np.exp(-1.0)) + np.log1p(np.exp(2.0))
+    got = build(*options, targets=targets)(logits, targets)
+    assert got.item() == pytest.approx(want / 4, rel=1e-6)

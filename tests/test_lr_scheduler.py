@@ -1,5 +1,8 @@
+import math
+
 import pytest
 import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from config import default_config
 from lr_scheduler import build_scheduler, scaled_lr
@@ -131,6 +134,81 @@ def test_layer_scale_is_applied_once():
         assert bottom / top == pytest.approx(scale, rel=1e-12)
 
 
+ONECYCLE = {
+    'BASE_LR': 5e-3,
+    'WARMUP_LR': 1e-6,
+    'MIN_LR': 3e-7,
+    'EPOCHS': 8,
+    'WARMUP_EPOCHS': 3,
+    'LR_SCHEDULER__NAME': 'onecycle',
+}
+
+
+def rates_of_torch(scheduler, num_steps):
+    """The first group's rate at every step."""
+    rates = []
+    for _ in range(num_steps):
+        rates.append(scheduler.optimizer.param_groups[0]['lr'])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize('scale', [1.0, 0.65**13])
+@pytest.mark.parametrize('warmup_epochs', [1, 3, 8])
+def test_one_cycle_is_that_of_torch(scale, warmup_epochs):
+    """Torch's cycle of T steps peaks at step pct_start x T - 1 and ends at step T - 1."""
+    total, warmup, base = 8 * BATCHES, warmup_epochs * BATCHES, 5e-3 * scale
+    config = make_config(**ONECYCLE | {'WARMUP_EPOCHS': warmup_epochs})
+    theirs = OneCycleLR(
+        make_optimizer(base),
+        max_lr=base,
+        total_steps=total + 1,
+        pct_start=(warmup + 1) / (total + 1),
+        anneal_strategy='cos',
+        cycle_momentum=False,
+        div_factor=base / 1e-6,
+        final_div_factor=1e-6 / 3e-7,
+    )
+    steps = range(total)
+    got = rate_at(config, steps, base)
+    assert got == pytest.approx(rates_of_torch(theirs, total), rel=1e-12)
+    assert rate_at(config, [total, 2 * total], base) == [3e-7, 3e-7]
+
+
+def test_one_cycle_without_warmup_is_half_a_cosine_from_the_base_rate():
+    total = 8 * BATCHES
+    config = make_config(**ONECYCLE | {'WARMUP_EPOCHS': 0})
+    theirs = CosineAnnealingLR(make_optimizer(5e-3), T_max=total, eta_min=3e-7)
+    assert rate_at(config, range(total), 5e-3) == pytest.approx(
+        rates_of_torch(theirs, total), rel=1e-8
+    )
+    assert rate_at(config, [0, total], 5e-3) == pytest.approx([5e-3, 3e-7], rel=1e-12)
+
+
+def test_one_cycle_starts_peaks_and_ends_where_the_rates_say():
+    config = make_config(**ONECYCLE)
+    config.DATA.BATCH_SIZE = 1024
+    peak, end = 3 * BATCHES, 8 * BATCHES
+    steps = [0, peak // 2, peak, (peak + end) // 2, end]
+    share = 0.5 + 0.5 * math.cos(math.pi * (peak // 2) / peak)
+    rising = 1e-2 + (2e-6 - 1e-2) * share
+    share = 0.5 + 0.5 * math.cos(math.pi * ((peak + end) // 2 - peak) / (end - peak))
+    falling = 6e-7 + (1e-2 - 6e-7) * share
+    want = [2e-6, rising, 1e-2, falling, 6e-7]
+    assert rate_at(config, steps, 1e-2) == pytest.approx(want, rel=1e-12)
+
+
+def test_one_cycle_of_a_scaled_layer_begins_and_ends_with_the_others():
+    optimizer = make_optimizer(5e-3, 5e-3 * 0.65**13)
+    scheduler = build_scheduler(make_config(**ONECYCLE), optimizer, BATCHES)
+    ends = {0: [1e-6, 1e-6], 3 * BATCHES: [5e-3, 5e-3 * 0.65**13], 8 * BATCHES: [3e-7, 3e-7]}
+    for step, want in ends.items():
+        scheduler.step_update(step)
+        rates = [group['lr'] for group in optimizer.param_groups]
+        assert rates == pytest.approx(want, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     'batch, accumulation, processes, factor',
     [(128, 0, 16, 4), (128, 1, 16, 4), (64, 4, 4, 2), (8, 0, 1, 1 / 64)],
@@ -153,8 +231,8 @@ def test_schedule_scales_start_and_floor_with_the_global_batch():
 
 def test_unknown_schedule_is_refused():
     message = (
-        r"TRAIN.LR_SCHEDULER.NAME must be one of \['cosine', 'linear', 'multistep', 'step'\], "
-        r"got 'plateau'"
+        r'TRAIN.LR_SCHEDULER.NAME must be one of '
+        r"\['cosine', 'linear', 'multistep', 'onecycle', 'step'\], got 'plateau'"
     )
     config = make_config(LR_SCHEDULER__NAME='plateau')
     with pytest.raises(ValueError, match=message):
