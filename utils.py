@@ -214,6 +214,8 @@ def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) ->
         report.remarks.append("DATA.NORMALIZE 'image': plain sums over channels, no statistics")
     elif source_stats != target_stats and not report.folded:
         report.remarks.append(f'pixels are normalised with {target_stats}, were {source_stats}')
+    if (before := asked.get('PREPROCESS', 'none')) != config.DATA.PREPROCESS:
+        report.remarks.append(f'DATA.PREPROCESS is {config.DATA.PREPROCESS!r}, was {before!r}')
     logger.info(f'weights from {path}:\n{report.table()}')
 
 
@@ -248,7 +250,8 @@ def _asked_data_options(checkpoint: dict) -> dict:
         return {}
     try:
         data = yaml.safe_load(text)['DATA']
-        return {key: data[key] for key in ('MEAN', 'STD', 'NORMALIZE') if key in data}
+        keys = ('MEAN', 'STD', 'NORMALIZE', 'PREPROCESS')
+        return {key: data[key] for key in keys if key in data}
     except (yaml.YAMLError, TypeError, KeyError) as error:
         raise ValueError("its text under 'config' is no config of a run") from error
 

@@ -1,14 +1,18 @@
-"""Image operations: torchvision's and timm's results, statistics, streams of random numbers."""
+"""Image operations: torchvision's and OpenCV's results, statistics, streams of random numbers."""
 
 import math
 import random
+import sys
+from functools import partial
+from itertools import product
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from pictures import xray
 from PIL import Image, ImageOps
-from timm.data.random_erasing import RandomErasing
+from scipy import ndimage
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
 
@@ -24,8 +28,7 @@ from data.transforms import (
     TrainTransform,
     centre_crop,
     draw_crop,
-    erase,
-    jitter,
+    preprocess,
     resized_crop,
     statistics,
 )
@@ -40,6 +43,93 @@ def make_config(channels: int = 1, **keys):
     for key, value in keys.items():
         config.merge_from_list([key.replace('__', '.'), value])
     return config
+
+
+# Grey levels ---------------------------------------------------------------------------------
+
+
+def test_equalizing_equals_torchvisions_on_tensors():
+    image = xray(320, 390)
+    wanted = F.equalize(torch.from_numpy(np.array(image))[None])[0]
+    assert np.array_equal(preprocess(image, 'equalize'), wanted)
+
+
+def _clahe(pixels: np.ndarray) -> np.ndarray:  # sides that 8 divides
+    """Zuiderveld 1994: equalised by tile with clipped histograms, bilinear between tile centres."""
+    height, width = pixels.shape[0] // 8, pixels.shape[1] // 8
+    tables = np.zeros((8, 8, 256))
+    for i, j in np.ndindex(8, 8):
+        tile = pixels[i * height : (i + 1) * height, j * width : (j + 1) * width]
+        counts = np.bincount(tile.ravel(), minlength=256)
+        limit = int(2.0 * tile.size / 256)
+        excess = (counts - limit).clip(0).sum()
+        counts = counts.clip(max=limit) + excess // 256
+        if excess % 256:
+            step = max(256 // (excess % 256), 1)
+            counts[np.arange(0, 256, step)[: excess % 256]] += 1
+        tables[i, j] = np.rint(counts.cumsum() * 255 / tile.size)
+    rows = (np.arange(pixels.shape[0]) / height - 0.5).clip(0, 7)
+    columns = (np.arange(pixels.shape[1]) / width - 0.5).clip(0, 7)
+    result = np.zeros(pixels.shape)
+    for i, j in np.ndindex(8, 8):
+        near = np.outer((1 - abs(rows - i)).clip(0), (1 - abs(columns - j)).clip(0))
+        result += near * tables[i, j][pixels]
+    return result
+
+
+def test_clahe_clips_the_histograms_of_8_x_8_tiles():
+    image = xray(320, 400)
+    got = np.asarray(preprocess(image, 'clahe'), float)
+    np.testing.assert_allclose(got, _clahe(np.asarray(image)), atol=0.51)
+
+
+def test_denoising_takes_the_median_of_3_x_3_pixels():
+    for pixels in (np.asarray(xray()), np.asarray(xray(), np.float32) / np.float32(1.7)):
+        got = np.asarray(preprocess(Image.fromarray(pixels), 'denoise'))
+        assert got.dtype == pixels.dtype
+        assert np.array_equal(got, ndimage.median_filter(pixels, 3, mode='nearest'))
+
+
+@pytest.mark.parametrize('name', ['equalize', 'clahe'])
+def test_a_16_bit_image_is_rounded_to_the_256_levels_of_a_histogram(name):
+    levels = np.asarray(xray(), np.float32)
+    offsets = np.random.RandomState(1).uniform(-0.49, 0.49, levels.shape).astype(np.float32)
+    fine = Image.fromarray((levels + offsets).clip(0, 255))
+    assert fine.mode == 'F'
+    assert np.array_equal(preprocess(fine, name), preprocess(xray(), name))
+
+
+@pytest.mark.parametrize('name', ['equalize', 'clahe', 'denoise'])
+def test_every_transform_begins_with_the_grey_levels_of_the_whole_image(name):
+    def first(sample) -> torch.Tensor:
+        return sample[0] if isinstance(sample, tuple) else sample
+
+    masks, rng = [MaskGenerator(64, 16, 4, 0.6)], partial(sample_rng, 0, 0, 1)
+    kinds = (PretrainTransform, masks), (TrainTransform, []), (EvalTransform, [])
+    for (kind, rest), tta in product((*kinds, (HoldoutTransform, masks)), ('none', 'crops')):
+        plain = kind(make_config(EVAL__TTA=tta), *rest)
+        got = kind(make_config(EVAL__TTA=tta, DATA__PREPROCESS=name), *rest)(xray(), rng())
+        assert torch.equal(first(got), first(plain(preprocess(xray(), name), rng())))
+        assert not torch.allclose(first(got), first(plain(xray(), rng())), atol=0.05)
+
+
+@pytest.mark.parametrize('name', ['clahe', 'denoise'])
+def test_opencv_works_on_the_calling_thread_alone(name):
+    cv2.setNumThreads(2)
+    preprocess(xray(), name)
+    assert cv2.getNumThreads() == 1
+
+
+def test_a_missing_opencv_is_named_where_it_is_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'cv2', None)
+    for name in ('clahe', 'denoise'):
+        with pytest.raises(ValueError, match=f"PREPROCESS '{name}'.*pip install opencv-python-hea"):
+            preprocess(xray(), name)
+    assert not np.array_equal(preprocess(xray(), 'equalize'), xray())
+    image = xray()
+    assert preprocess(image, 'none') is image
+    with pytest.raises(ValueError, match="DATA.PREPROCESS must be.*got 'sharpen'"):
+        preprocess(image, 'sharpen')
 
 
 # Crops ---------------------------------------------------------------------------------------
@@ -232,83 +322,55 @@ def test_samples_do_not_depend_on_global_random_states():
         assert all(torch.equal(a, b) for a, b in zip(*samples, strict=True))
 
 
-# Jitter and erasing --------------------------------------------------------------------------
+# Scored views --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('brightness, contrast', [(1.3, 0.7), (0.6, 1.4), (1.0, 1.0), (0.0, 1.2)])
-def test_jitter_equals_torchvisions_on_tensors(brightness, contrast):
-    pixels = np.asarray(xray(), np.float32)
-    tensor = F.adjust_brightness(torch.from_numpy(pixels)[None] / 255, brightness)
-    wanted = F.adjust_contrast(tensor, contrast)[0] * 255
-    got = jitter(pixels, brightness=brightness, contrast=contrast)
-    np.testing.assert_allclose(got, wanted, atol=1e-3)
+@pytest.mark.parametrize('flip', [False, True])
+@pytest.mark.parametrize('keep_aspect', [False, True])
+@pytest.mark.parametrize('shape', [(320, 390), (390, 320)])
+def test_scored_views_equal_torchvisions_crops(shape, keep_aspect, flip):
+    config = make_config(TEST__CROP=keep_aspect, EVAL__TTA='crops', EVAL__TTA_FLIP=flip)
+    config.merge_from_list(['DATA.IMG_SIZE', 96, 'DATA.MEAN', [0.0], 'DATA.STD', [1.0]])
+    side = 109 if keep_aspect else [109, 109]  # 256 / 224 x 96 = 109.7
+    resized = F.resize(xray(*shape), side, F.InterpolationMode.BICUBIC)
+    *corners, centre = (np.asarray(view, np.float32) for view in F.five_crop(resized, 96))
+    wanted = [centre, *corners]
+    wanted += [view[:, ::-1] for view in wanted] if flip else []
+    got = EvalTransform(config)(xray(*shape), sample_rng(0, 0, 0))
+    np.testing.assert_allclose(got[:, 0] * 255, wanted, atol=1e-3)
 
 
-def test_jitter_factors_are_uniform_in_their_range():
-    # A flat image shows the brightness alone: contrast moves nothing.
-    config = make_config(AUG__COLOR_JITTER=0.4, DATA__MEAN=[0.0], DATA__STD=[1.0])
-    flat = Image.fromarray(np.full((64, 64), 100, np.uint8))
-    transform = TrainTransform(config)
-    levels = [float(transform(flat, sample_rng(0, 0, i)).mean()) * 2.55 for i in range(500)]
-    assert 0.6 <= min(levels) < 0.62 and 1.38 < max(levels) <= 1.4001
-    assert abs(np.mean(levels) - 1) < 4 * 0.8 / math.sqrt(12 * 500)
-    assert abs(np.std(levels) - 0.8 / math.sqrt(12)) < 0.02
+def test_the_first_view_that_keeps_the_aspect_is_the_one_without_others():
+    views = EvalTransform(make_config(EVAL__TTA='crops'))(xray(), sample_rng(0, 0, 0))
+    plain = EvalTransform(make_config())(xray(), sample_rng(0, 0, 0))
+    assert views.shape == (5, *plain.shape)
+    assert torch.equal(views[0], plain)
+    assert not any(torch.equal(view, plain) for view in views[1:])
 
 
-def _erased(mode: str, count: int, probability: float, ours: bool) -> np.ndarray:
-    """[500, 2, 40, 48] images of sevens after erasing, by ours or by timm's."""
-    random.seed(0), torch.manual_seed(0)
-    timm = RandomErasing(probability, mode=mode, max_count=count, device='cpu')
-    images = np.full((500, 2, 40, 48), 7, np.float32)
-    for i, image in enumerate(images):
-        if ours:
-            rng = sample_rng(0, 0, i)
-            erase(image, rng, probability=probability, mode=mode, max_count=count)
-        else:
-            timm(torch.from_numpy(image))
-    return images
+@pytest.mark.parametrize('keep_aspect', [False, True])
+def test_mirror_image_alone_follows_the_plain_view(keep_aspect):
+    plain = make_config(3, TEST__CROP=keep_aspect)
+    mirrored = make_config(3, TEST__CROP=keep_aspect, EVAL__TTA_FLIP=True)
+    image = EvalTransform(plain)(xray(), sample_rng(0, 0, 0))
+    assert image.shape == (3, 64, 64)
+    views = EvalTransform(mirrored)(xray(), sample_rng(0, 0, 0))
+    assert torch.equal(views, torch.stack([image, image.flip(-1)]))
 
 
-@pytest.mark.parametrize('mode', ['const', 'rand', 'pixel'])
-@pytest.mark.parametrize('count, probability', [(1, 1.0), (3, 0.5)])
-def test_erasing_is_distributed_as_timms(mode, count, probability):
-    results = []
-    for ours in (True, False):
-        images = _erased(mode, count, probability, ours)
-        gone = (images != 7).all(axis=1)  # [500, 40, 48]
-        touched = gone.any(axis=(1, 2))
-        share = gone[touched].mean(axis=(1, 2))
-        height, width = gone[touched].any(axis=2).sum(axis=1), gone[touched].any(axis=1).sum(axis=1)
-        row = (gone.sum(axis=2) * np.arange(40)).sum(axis=1)[touched] / gone[touched].sum((1, 2))
-        results.append([share, share**2, height, width, row, touched.astype(float)])
-        values = images.transpose(0, 2, 3, 1)[gone]
-        if mode == 'const':
-            assert (values == 0).all()
-        else:
-            spread = 0.02 if mode == 'pixel' else 0.15
-            assert abs(values.mean()) < spread and abs(values.std() - 1) < spread
-            assert abs(np.corrcoef(values.T)[0, 1]) < 0.2  # channels are independent
-    for ours, timm in zip(*results, strict=True):
-        error = math.hypot(ours.std() / math.sqrt(len(ours)), timm.std() / math.sqrt(len(timm)))
-        assert abs(ours.mean() - timm.mean()) <= 4 * error
+def test_each_view_is_normalised_by_itself():
+    config = make_config(DATA__NORMALIZE='image', EVAL__TTA='crops')
+    views = EvalTransform(config)(xray(), sample_rng(0, 0, 0))
+    np.testing.assert_allclose(views.mean(dim=(1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(views.std(dim=(1, 2, 3), correction=0), 1, atol=1e-5)
 
 
-def test_erasing_a_colour_fills_a_rectangle_with_one_value_a_channel():
-    images = _erased('rand', 1, 1.0, ours=True)
-    for image in images[:20]:
-        values = image[:, (image != 7).all(axis=0)]
-        assert (values == values[:, :1]).all()
-        assert values[0, 0] != values[1, 0]
-
-
-def test_erasing_follows_everything_else():
-    config = make_config(AUG__REPROB=1.0, AUG__REMODE='const', AUG__COLOR_JITTER=0.3)
-    plain = make_config(AUG__REPROB=0.0, AUG__COLOR_JITTER=0.3)
-    for index in range(10):
-        erased = TrainTransform(config)(xray(), sample_rng(0, 0, index))
-        kept = TrainTransform(plain)(xray(), sample_rng(0, 0, index))
-        assert 0.01 < (erased == 0).float().mean() < 0.4
-        assert torch.equal(erased[erased != 0], kept[erased != 0])
+def test_held_out_reconstruction_sees_one_view():
+    masks = MaskGenerator(64, 16, 4, 0.6)
+    config = make_config(EVAL__TTA='crops', EVAL__TTA_FLIP=True)
+    got = HoldoutTransform(config, masks)(xray(), sample_rng(0, 0, 3))
+    wanted = HoldoutTransform(make_config(), masks)(xray(), sample_rng(0, 0, 3))
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
 # Streams -------------------------------------------------------------------------------------
