@@ -1,0 +1,168 @@
+"""Two predictions of the same cases: differences of AUROC, their intervals and p-values."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluation.cases import Cases
+from evaluation.delong import delong_test
+from evaluation.intervals import Resamples, interval
+from evaluation.metrics import label_scores
+
+SHOWN = 3  # rows that an error gives as examples
+
+
+def compare(
+    a: Cases, b: Cases, *, resamples: int, seed: int, five: Sequence[str], set_name: str = ''
+) -> dict[str, Any]:
+    """One entry of the report's `comparisons`: AUROC of a minus AUROC of b.
+
+    Args:
+        a: at the level that is to be compared; its order of rows and labels is kept.
+        b: the same rows, by path, in any order, with the same targets.
+        resamples: draws of patients; each serves a, b and all labels. 0: no interval, no p-value.
+        seed: of the draws.
+        five: the labels whose mean is compared, too.
+        set_name: what the report calls the set.
+
+    Returns:
+        `set`, `a`, `b` (names); `labels`: for each label that both have, `difference` (`value`,
+        `low`, `high`), `p_bootstrap` (see `bootstrap_p`), `p_delong` (NaN unless each patient has
+        one row with the label known), `p_holm` (over the labels: of `p_delong`, or `p_bootstrap`
+        where that is NaN); `means`: `five` with `difference` and `p_bootstrap`, None where one of
+        the five is missing or undefined. NaN stands for what is undefined.
+
+    Raises:
+        ValueError: if the rows or targets differ, or no label is in both.
+    """
+    labels = [label for label in a.labels if label in b.labels]
+    if not labels:
+        raise ValueError(
+            f'{a.name} and {b.name} must share a label, got {", ".join(a.labels)} and '
+            f'{", ".join(b.labels)}'
+        )
+    b = b.select(_matching_rows(a, b))
+    _check_targets(a, b, labels)
+    weights = Resamples(a.patient, resamples=resamples, seed=seed).weights(a.patient)
+    entries, values, samples = {}, {}, {}
+    for label in labels:
+        predictions = [cases.probabilities[:, cases.labels.index(label)] for cases in (a, b)]
+        targets = a.targets[:, a.labels.index(label)]
+        values[label] = _difference(*predictions, targets)
+        samples[label] = _difference(*predictions, targets, weights)
+        entries[label] = _summary(values[label], samples[label])
+        entries[label]['p_delong'] = _p_delong(*predictions, targets, a.patient)
+    adjusted = holm([_p_for_holm(entry) for entry in entries.values()])
+    for entry, p_value in zip(entries.values(), adjusted, strict=True):
+        entry['p_holm'] = float(p_value)
+    return {
+        'set': set_name,
+        'a': a.name,
+        'b': b.name,
+        'labels': entries,
+        'means': {'five': _mean_summary(values, samples, five)},
+    }
+
+
+def bootstrap_p(samples: np.ndarray) -> float:
+    """Two-sided p-value that a difference is 0, from its resamples.
+
+    Twice the smaller of the shares of resamples at or below 0 and at or above 0, at most 1: the
+    level at which a percentile interval would first touch 0. One is added to each count and to the
+    number of resamples, so that R resamples give no less than 2 / (R + 1).
+
+    Args:
+        samples: [R], NaN where a resample leaves the difference undefined.
+
+    Returns:
+        The p-value; NaN where `interval` has none, for want of defined resamples.
+
+    Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 4.2.
+    """
+    if np.isnan(interval(samples)[0]):
+        return float('nan')
+    defined = samples[~np.isnan(samples)]
+    fewer = min(np.sum(defined <= 0), np.sum(defined >= 0))
+    return min(1.0, float(2 * (1 + fewer) / (1 + defined.size)))
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Adjust p-values for their number by Holm's step-down method; NaN stays and does not count.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6(2), 65-70.
+    """
+    adjusted = np.array(p_values, dtype=float)
+    order = np.argsort(adjusted)[: np.sum(~np.isnan(adjusted))]  # NaN sorts last
+    steps = np.arange(order.size, 0, -1) * adjusted[order]
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return adjusted
+
+
+def _matching_rows(a: Cases, b: Cases) -> np.ndarray:
+    """The position in b of each row of a."""
+    places = {path: row for row, path in enumerate(b.path)}
+    only_a = [path for path in a.path if path not in places]
+    only_b = sorted(places.keys() - set(a.path))
+    if only_a or only_b:
+        raise ValueError(
+            f'{a.name} and {b.name} must have the same rows: {_examples(only_a)} only in '
+            f'{a.name}, {_examples(only_b)} only in {b.name}'
+        )
+    for cases in (a, b):
+        if len(cases) != len(places):
+            raise ValueError(
+                f'{cases.name}: each row must be there once, got {len(cases)} rows of '
+                f'{len(places)} paths'
+            )
+    return np.array([places[path] for path in a.path], dtype=int)
+
+
+def _examples(paths: Sequence[str]) -> str:
+    shown = ', '.join(paths[:SHOWN]) + (', ...' if len(paths) > SHOWN else '')
+    return f'{len(paths)} ({shown})' if len(paths) else '0'
+
+
+def _check_targets(a: Cases, b: Cases, labels: Sequence[str]) -> None:
+    """Refuse other targets; the rows are in the same order."""
+    for label in labels:
+        wanted, found = (cases.targets[:, cases.labels.index(label)] for cases in (a, b))
+        differ = np.flatnonzero((wanted != found) & ~(np.isnan(wanted) & np.isnan(found)))
+        if differ.size:
+            row = differ[0]
+            raise ValueError(
+                f'{a.name} and {b.name} must have the same targets; {label} of {a.path[row]}: '
+                f'{wanted[row]:g} and {found[row]:g} (rows that differ: {differ.size})'
+            )
+
+
+def _difference(
+    a: np.ndarray, b: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """[R] AUROC of a minus AUROC of b, for each row of weights."""
+    of_a, of_b = (label_scores(p, targets, threshold=None, weights=weights) for p in (a, b))
+    return of_a['auroc'] - of_b['auroc']
+
+
+def _summary(value: np.ndarray, samples: np.ndarray) -> dict[str, Any]:
+    low, high = interval(samples)
+    difference = {'value': float(value[0]), 'low': low, 'high': high}
+    return {'difference': difference, 'p_bootstrap': bootstrap_p(samples)}
+
+
+def _mean_summary(
+    values: dict[str, np.ndarray], samples: dict[str, np.ndarray], labels: Sequence[str]
+) -> dict[str, Any] | None:
+    """Of the mean over these labels; None where one is missing or undefined."""
+    if not set(labels) <= set(values) or any(np.isnan(values[label][0]) for label in labels):
+        return None
+    return _summary(*(np.mean([of[label] for label in labels], axis=0) for of in (values, samples)))
+
+
+def _p_delong(a: np.ndarray, b: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> float:
+    of_known = patients[~np.isnan(targets)]
+    return delong_test(a, b, targets) if len(set(of_known)) == len(of_known) else float('nan')
+
+
+def _p_for_holm(entry: dict[str, Any]) -> float:
+    return entry['p_bootstrap'] if np.isnan(entry['p_delong']) else entry['p_delong']

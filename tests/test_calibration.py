@@ -1,0 +1,119 @@
+"""Temperatures against a known one and a grid, reliability curves against the calibration error."""
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+from sklearn.metrics import log_loss, roc_auc_score
+
+from evaluation.calibration import (
+    CLIP,
+    TEMPERATURES,
+    apply_temperature,
+    fit_temperature,
+    reliability_curve,
+)
+from evaluation.metrics import label_scores
+
+NAN = np.nan
+
+
+def overconfident(temperature, *, size, seed=0, spread=2.0):
+    """Probabilities whose logits are `temperature` times those the targets are drawn by."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(-1, spread, size)
+    targets = (rng.random(size) < expit(logits)).astype(float)
+    return expit(logits * temperature), targets
+
+
+@pytest.mark.parametrize('temperature', [0.4, 1.0, 2.5])
+def test_recovers_the_temperature_that_made_the_probabilities(temperature):
+    probabilities, targets = overconfident(temperature, size=200_000)
+    assert fit_temperature(probabilities, targets) == pytest.approx(temperature, rel=0.02)
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_equals_a_grid_search_over_the_known_entries(seed):
+    probabilities, targets = overconfident(1.7, size=150, seed=seed)
+    known = np.random.default_rng(seed).random(150) < 0.8
+    grid = np.exp(np.linspace(np.log(0.3), np.log(10), 4001))  # steps of 0.09 %
+    tried = expit(logit(probabilities[known]) / grid[:, None])
+    losses = -np.log(np.where(targets[known] == 1, tried, 1 - tried)).mean(axis=1)
+    found = fit_temperature(probabilities, np.where(known, targets, NAN))
+    assert found == pytest.approx(grid[np.argmin(losses)], rel=1e-3)
+    scaled = apply_temperature(probabilities[known], found)
+    assert log_loss(targets[known], scaled) <= losses.min() + 1e-12
+
+
+def test_scaling_by_the_temperature_mends_calibration_and_keeps_the_order():
+    probabilities, targets = overconfident(3.0, size=4000)
+    scaled = apply_temperature(probabilities, fit_temperature(probabilities, targets))
+    before = label_scores(probabilities, targets, threshold=None)
+    after = label_scores(scaled, targets, threshold=None)
+    assert after['ece'][0] < before['ece'][0] / 3
+    assert after['brier'][0] < before['brier'][0]
+    assert roc_auc_score(targets, scaled) == roc_auc_score(targets, probabilities)
+
+
+def test_apply_divides_the_logits():
+    # odds 9, 1, 1/4: their square roots are odds 3, 1, 1/2; their squares 81, 1, 1/16.
+    probabilities = np.array([0.9, 0.5, 0.2])
+    np.testing.assert_allclose(apply_temperature(probabilities, 2), [3 / 4, 1 / 2, 1 / 3])
+    np.testing.assert_allclose(apply_temperature(probabilities, 0.5), [81 / 82, 1 / 2, 1 / 17])
+    np.testing.assert_allclose(apply_temperature(probabilities, 1), probabilities, rtol=1e-12)
+
+
+def test_zero_and_one_count_as_the_clip():
+    ends = np.array([0.0, 1.0], np.float32)
+    np.testing.assert_allclose(apply_temperature(ends, 1), [CLIP, 1 - CLIP], rtol=1e-6)
+    probabilities, targets = overconfident(2.0, size=500)
+    probabilities[:3], targets[:3] = [0, 1, 1], [0, 1, 0]
+    clipped = np.clip(probabilities, CLIP, 1 - CLIP)
+    assert fit_temperature(probabilities, targets) == fit_temperature(clipped, targets)
+
+
+def test_degenerate_labels_give_a_bound_or_one():
+    targets = np.array([1.0, 1.0, 0.0, 0.0, NAN])
+    separable = np.array([1.0, 0.6, 0.4, 0.0, 0.5])
+    assert fit_temperature(separable, targets) == TEMPERATURES[0]
+    assert fit_temperature(1 - separable, targets) == TEMPERATURES[1]
+    assert fit_temperature(np.full(5, 0.5), targets) == 1.0  # every temperature does the same
+    sharp = apply_temperature(separable, TEMPERATURES[0])
+    np.testing.assert_allclose(sharp, [1, 1, 0, 0, 0.5], atol=1e-12)
+
+
+@pytest.mark.parametrize('targets', [[1, 1, NAN], [0, 0, 0], [NAN, NAN, NAN], []])
+def test_without_both_classes_there_is_no_temperature(targets):
+    probabilities = np.linspace(0.2, 0.9, len(targets))
+    temperature = fit_temperature(probabilities, np.array(targets, float))
+    assert np.isnan(temperature)
+    np.testing.assert_array_equal(apply_temperature(probabilities, temperature), probabilities)
+
+
+@pytest.mark.parametrize(('size', 'levels'), [(2000, 10**9), (2000, 40), (40, 6), (7, 100), (1, 2)])
+def test_the_calibration_error_follows_from_the_curve(size, levels):
+    probabilities, targets = overconfident(2.0, size=size, seed=size)
+    probabilities = np.round(probabilities * levels) / levels
+    targets[np.random.default_rng(1).random(size) < 0.2] = NAN
+    curve = reliability_curve(probabilities, targets)
+    known = ~np.isnan(targets)
+    assert curve['count'].sum() == known.sum()
+    gaps = np.abs(curve['mean_probability'] - curve['share_positive'])
+    error = (gaps * curve['count']).sum() / curve['count'].sum()
+    assert error == pytest.approx(label_scores(probabilities, targets, threshold=None)['ece'][0])
+    assert (np.diff(curve['mean_probability']) > 0).all()
+
+
+def test_curve_of_equal_bins_worked_by_hand():
+    # 30 cases without ties in 15 bins: two neighbours each.
+    probabilities = np.arange(1, 31) / 32
+    targets = np.tile([0.0, 1.0, 1.0, 1.0, 0.0, 0.0], 5)
+    shuffled = np.random.default_rng(0).permutation(30)
+    curve = reliability_curve(probabilities[shuffled], targets[shuffled])
+    np.testing.assert_array_equal(curve['count'], np.full(15, 2))
+    np.testing.assert_array_equal(curve['mean_probability'], (np.arange(15) * 2 + 1.5) / 32)
+    np.testing.assert_array_equal(curve['share_positive'], np.tile([0.5, 1.0, 0.0], 5))
+
+
+def test_curve_of_nothing_known_is_empty():
+    curve = reliability_curve(np.array([0.1, 0.9]), np.array([NAN, NAN]))
+    assert [values.size for values in curve.values()] == [0, 0, 0]

@@ -1,0 +1,232 @@
+"""Paired comparisons against scikit-learn on written-out resamples, and Holm against its rule."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
+
+from evaluation.cases import Cases
+from evaluation.compare import bootstrap_p, compare, holm
+from evaluation.delong import delong_test
+from evaluation.intervals import Resamples
+
+NAN = np.nan
+LABELS = ('Edema', 'Fracture', 'Cardiomegaly')
+
+
+def make_pair(*, size=80, rows_each=1, unknown=0.1, seed=0, noise=(0.5, 1.5)):
+    """Two sets of cases with the same rows: the second's predictions are the noisier ones."""
+    rng = np.random.default_rng(seed)
+    patients = np.array([f'patient{i // rows_each:05d}' for i in range(size)], object)
+    paths = np.array([f'test/{name}/study{i}' for i, name in enumerate(patients)], object)
+    targets = (rng.random((size, len(LABELS))) < 0.4).astype(float)
+    shared = 1.5 * targets + rng.normal(0, 0.7, targets.shape)
+    targets[rng.random(targets.shape) < unknown] = NAN
+    made = [expit(shared + rng.normal(0, spread, targets.shape)) for spread in noise]
+    return [
+        Cases(
+            name=name,
+            labels=LABELS,
+            path=paths,
+            study=paths,
+            patient=patients,
+            probabilities=probabilities,
+            targets=targets,
+        )
+        for name, probabilities in zip(('first', 'second'), made, strict=True)
+    ]
+
+
+def areas_of_resample(cases, counts, k):
+    """AUROC by scikit-learn with each row written out as often as it was drawn."""
+    rows = np.repeat(np.arange(len(cases)), counts)
+    rows = rows[~np.isnan(cases.targets[rows, k])]
+    return roc_auc_score(cases.targets[rows, k], cases.probabilities[rows, k])
+
+
+@pytest.mark.parametrize('rows_each', [1, 2])
+def test_equals_scikit_learn_on_resamples_written_out(rows_each):
+    a, b = make_pair(rows_each=rows_each)
+    found = compare(a, b, resamples=60, seed=3, five=('Edema', 'Cardiomegaly'))
+    weights = Resamples(a.patient, resamples=60, seed=3).weights(a.patient)
+    ones, per_label, values = np.ones(len(a), int), {}, {}
+    for k, label in enumerate(LABELS):
+        values[label] = areas_of_resample(a, ones, k) - areas_of_resample(b, ones, k)
+        per_label[label] = np.array(
+            [areas_of_resample(a, w, k) - areas_of_resample(b, w, k) for w in weights]
+        )
+    five = [name for name in LABELS if name != 'Fracture']
+    values['five'] = np.mean([values[name] for name in five])
+    per_label['five'] = np.mean([per_label[name] for name in five], axis=0)
+    entries = found['labels'] | {'five': found['means']['five']}
+    assert list(entries) == [*LABELS, 'five']
+    for name, entry in entries.items():
+        low, high = np.percentile(per_label[name], [2.5, 97.5])
+        wanted = {'value': values[name], 'low': low, 'high': high}
+        assert entry['difference'] == pytest.approx(wanted), name
+        below, above = (per_label[name] <= 0).sum(), (per_label[name] >= 0).sum()
+        assert entry['p_bootstrap'] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 61))
+
+
+def test_delong_only_where_each_patient_has_one_row_and_holm_of_what_there_is():
+    a, b = make_pair()
+    entries = compare(a, b, resamples=50, seed=0, five=LABELS)['labels']
+    p_values = [delong_test(a.probabilities[:, k], b.probabilities[:, k], a.targets[:, k])
+                for k in range(3)]  # fmt: skip
+    assert [entry['p_delong'] for entry in entries.values()] == p_values
+    assert [entry['p_holm'] for entry in entries.values()] == holm(p_values).tolist()
+
+    a, b = make_pair(rows_each=2)
+    entries = compare(a, b, resamples=50, seed=0, five=LABELS)['labels']
+    assert np.isnan([entry['p_delong'] for entry in entries.values()]).all()
+    p_values = [entry['p_bootstrap'] for entry in entries.values()]
+    assert [entry['p_holm'] for entry in entries.values()] == holm(p_values).tolist()
+
+    # Where the second row of every patient is unknown for a label, its known rows are independent.
+    a.targets[1::2, 1] = NAN
+    entries = compare(a, b, resamples=50, seed=0, five=LABELS)['labels']
+    assert [np.isnan(entry['p_delong']) for entry in entries.values()] == [True, False, True]
+
+
+def test_bootstrap_and_delong_agree_on_many_independent_cases():
+    for seed, noise in enumerate([(1.0, 1.0), (1.0, 1.3)]):
+        a, b = make_pair(size=600, seed=seed, noise=noise)
+        for entry in compare(a, b, resamples=4000, seed=seed, five=LABELS)['labels'].values():
+            assert entry['p_bootstrap'] == pytest.approx(entry['p_delong'], abs=0.05)
+
+
+def test_rows_are_matched_by_path_and_labels_by_name():
+    a, b = make_pair()
+    wanted = compare(a, b, resamples=40, seed=1, five=('Edema',))
+    shuffled = b.select(np.random.default_rng(0).permutation(len(b)))
+    columns = [2, 0]
+    fewer = replace(
+        shuffled,
+        labels=('Cardiomegaly', 'Edema'),
+        probabilities=shuffled.probabilities[:, columns],
+        targets=shuffled.targets[:, columns],
+    )
+    assert compare(a, shuffled, resamples=40, seed=1, five=('Edema',)) == wanted
+    found = compare(a, fewer, resamples=40, seed=1, five=('Edema', 'Fracture'))
+    assert list(found['labels']) == ['Edema', 'Cardiomegaly']
+    for label, entry in found['labels'].items():
+        unadjusted = {**entry, 'p_holm': wanted['labels'][label]['p_holm']}
+        assert unadjusted == wanted['labels'][label]
+    assert found['means']['five'] is None  # Fracture is missing
+    assert (found['a'], found['b']) == ('first', 'second')
+
+
+def test_changing_sides_changes_the_sign_alone():
+    a, b = make_pair()
+    one = compare(a, b, resamples=100, seed=5, five=('Edema',))
+    other = compare(b, a, resamples=100, seed=5, five=('Edema',))
+    for label, entry in one['labels'].items():
+        mirrored = other['labels'][label]
+        difference, swapped = entry['difference'], mirrored['difference']
+        assert difference['value'] == -swapped['value']
+        assert difference['low'] == pytest.approx(-swapped['high'])
+        assert [entry[name] for name in ('p_bootstrap', 'p_delong', 'p_holm')] == [
+            mirrored[name] for name in ('p_bootstrap', 'p_delong', 'p_holm')
+        ]
+
+
+def test_a_set_compared_with_itself_shows_no_difference():
+    a, _ = make_pair()
+    found = compare(a, a, resamples=30, seed=0, five=LABELS)
+    nothing = {'value': 0.0, 'low': 0.0, 'high': 0.0}
+    for entry in found['labels'].values():
+        assert entry == {'difference': nothing, 'p_bootstrap': 1, 'p_delong': 1, 'p_holm': 1}
+    assert found['means']['five'] == {'difference': nothing, 'p_bootstrap': 1.0}
+
+
+def test_an_undefined_label_is_nan_and_leaves_no_mean():
+    a, b = make_pair(unknown=0)
+    a.targets[:, 1] = 0.0  # the array that both share
+    a.targets[1:, 2] = 0.0
+    a.targets[0, 2] = 1.0
+    found = compare(a, b, resamples=200, seed=0, five=('Edema', 'Fracture'))
+    fracture, single = found['labels']['Fracture'], found['labels']['Cardiomegaly']
+    assert np.isnan([*fracture['difference'].values(), fracture['p_bootstrap']]).all()
+    assert np.isnan([fracture['p_delong'], fracture['p_holm']]).all()
+    # One positive: there is a difference, but a third of the resamples have none.
+    assert not np.isnan(single['difference']['value'])
+    assert np.isnan([single['difference']['low'], single['p_bootstrap'], single['p_delong']]).all()
+    assert found['means']['five'] is None
+    edema = found['labels']['Edema']
+    assert edema['p_holm'] == edema['p_delong']  # the others do not count
+
+
+def test_without_resamples_there_are_differences_and_no_intervals():
+    a, b = make_pair()
+    entry = compare(a, b, resamples=0, seed=0, five=LABELS)['labels']['Edema']
+    known = ~np.isnan(a.targets[:, 0])
+    areas = [roc_auc_score(c.targets[known, 0], c.probabilities[known, 0]) for c in (a, b)]
+    assert entry['difference']['value'] == pytest.approx(areas[0] - areas[1])
+    assert np.isnan([entry['difference']['low'], entry['p_bootstrap']]).all()
+    assert entry['p_holm'] >= entry['p_delong'] > 0
+
+
+def test_bootstrap_p_worked_by_hand():
+    assert bootstrap_p(np.array([0.1] * 17 + [-0.1] * 2)) == pytest.approx(2 * 3 / 20)
+    assert bootstrap_p(np.array([-0.1] * 19)) == pytest.approx(2 * 1 / 20)
+    assert bootstrap_p(np.array([0.0] * 3 + [0.1] * 16)) == pytest.approx(2 * 4 / 20)
+    assert bootstrap_p(np.array([0.1, -0.1])) == 1.0
+    assert bootstrap_p(np.array([0.1] * 19 + [NAN])) == pytest.approx(2 * 1 / 20)
+    assert np.isnan(bootstrap_p(np.array([0.1] * 18 + [NAN] * 2)))
+
+
+def test_holm_worked_by_hand():
+    # Sorted: .005 x 4, .01 x 3, .03 x 2, .04 x 1; the last is raised to the one before it.
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.01, NAN, 0.04]), [0.02, NAN, 0.04])
+    np.testing.assert_allclose(holm([0.5, 0.6, 0.2]), [1.0, 1.0, 0.6])
+    assert holm([]).tolist() == []
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_holm_rejects_what_its_step_down_procedure_rejects(seed):
+    """Holm 1979: from the smallest on, reject while p <= alpha / (number not yet rejected)."""
+    rng = np.random.default_rng(seed)
+    p_values = np.round(rng.random(8) ** 3, 2)  # with ties
+    adjusted = holm(p_values)
+    for alpha in (0.0113, 0.0512, 0.2013, 0.7017):
+        rejected = np.zeros(8, bool)
+        for step, index in enumerate(np.argsort(p_values)):
+            if p_values[index] > alpha / (8 - step):
+                break
+            rejected[index] = True
+        np.testing.assert_array_equal(adjusted <= alpha, rejected)
+
+
+def test_other_rows_are_refused_with_counts_and_examples():
+    a, b = make_pair()
+    other = replace(b, path=np.array([f'valid/{path}' for path in b.path], object))
+    with pytest.raises(ValueError) as error:
+        compare(a, other.select(np.arange(10)), resamples=5, seed=0, five=LABELS)
+    wanted = ('first', 'second', '80 (test/patient00000/study0, ', '10 (valid/test/patient00000/')
+    assert all(part in str(error.value) for part in wanted), error.value
+    with pytest.raises(ValueError, match=r'1 \(test/patient00079/study79\) only in first, 0 only'):
+        compare(a, b.select(np.arange(79)), resamples=5, seed=0, five=LABELS)
+    twice = b.select(np.r_[np.arange(80), 7])
+    with pytest.raises(ValueError, match='second: each row must be there once, got 81 rows of 80'):
+        compare(a, twice, resamples=5, seed=0, five=LABELS)
+
+
+@pytest.mark.parametrize('value', [0.0, 1.0, NAN])
+def test_other_targets_are_refused_naming_the_row(value):
+    a, b = make_pair()
+    targets = a.targets.copy()
+    a.targets[17, 2], targets[17, 2] = (1.0 if value == 0 else 0.0), value
+    order = np.arange(80)[::-1]
+    with pytest.raises(ValueError) as error:
+        compare(a, replace(b, targets=targets).select(order), resamples=5, seed=0, five=LABELS)
+    wanted = ('Cardiomegaly of test/patient00017/study17', f'and {value:g} (rows that differ: 1)')
+    assert all(part in str(error.value) for part in wanted), error.value
+
+
+def test_sets_without_a_common_label_are_refused():
+    a, b = make_pair()
+    with pytest.raises(ValueError, match='first and second must share a label, got Edema, '):
+        compare(a, replace(b, labels=('x', 'y', 'z')), resamples=5, seed=0, five=LABELS)
