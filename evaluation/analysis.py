@@ -1,0 +1,212 @@
+"""From cases to what a report says of one set: scores, intervals, curves, calibration, errors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from data.labels import COMPETITION_LABELS
+from evaluation.calibration import apply_temperature, fit_temperature, reliability_curve
+from evaluation.cases import Cases
+from evaluation.delong import delong_interval
+from evaluation.intervals import Resamples
+from evaluation.metrics import METRICS, label_scores, mean_scores
+from evaluation.protocol import Protocol, as_score
+from evaluation.published import is_chexpert_test, points_below, radiologist_points
+from evaluation.subgroups import score_groups
+from evaluation.thresholds import choose_threshold
+
+CURVE_POINTS = 200  # of a drawn curve, at most
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is fitted on held-out training patients, a value a label; NaN where it cannot be."""
+
+    thresholds: np.ndarray  # [K]
+    temperatures: np.ndarray  # [K]
+
+
+def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protocol) -> HeldOut:
+    """Thresholds and temperatures of these labels; all NaN without held-out patients."""
+    thresholds, temperatures = np.full((2, len(labels)), np.nan)
+    if holdout is not None:
+        rows = holdout.at_level(protocol.level, protocol.aggregate)
+        for k, label in enumerate(labels):
+            if label in rows.labels:
+                column = rows.labels.index(label)
+                pair = rows.probabilities[:, column], rows.targets[:, column]
+                thresholds[k] = choose_threshold(
+                    *pair, rule=protocol.threshold, sensitivity=protocol.sensitivity
+                )
+                temperatures[k] = fit_temperature(*pair)
+    return HeldOut(thresholds, temperatures)
+
+
+def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, Any]:
+    """One entry of the report's `sets`: every score of the cases, with intervals.
+
+    Args:
+        cases: a row an image (or a study, if that is all there is).
+        held_out: thresholds and temperatures, in the order of the cases' labels.
+        protocol: level, resamples and so on.
+    """
+    rows = cases.at_level(protocol.level, protocol.aggregate)
+    resamples = None
+    if protocol.resamples:
+        resamples = Resamples(rows.patient, resamples=protocol.resamples, seed=protocol.seed)
+    weights = resamples.weights(rows.patient) if resamples else None
+    points, samples, entries = {}, {}, []
+    for k, label in enumerate(cases.labels):
+        pair, threshold = (rows.probabilities[:, k], rows.targets[:, k]), held_out.thresholds[k]
+        points[label] = label_scores(*pair, threshold=_optional(threshold))
+        if weights is not None:
+            samples[label] = label_scores(*pair, threshold=_optional(threshold), weights=weights)
+        scores = {name: as_score(points[label], samples.get(label), name) for name in METRICS}
+        entry = _label_entry(*pair, threshold, held_out.temperatures[k], weights)
+        entries.append({'label': label, 'scores': scores, **entry})
+        entries[-1] |= _per_patient(*pair, rows.patient) | _radiologists(*pair, label, rows.study)
+    return {
+        'name': cases.name,
+        'rows': len(rows),
+        'images': len(cases),
+        'patients': len(set(rows.patient)),
+        'level': protocol.level,
+        'aggregate': protocol.aggregate,
+        'views': protocol.views,
+        'uncertain': dict(cases.uncertain),
+        'labels': entries,
+        'means': _means(points, samples),
+        'groups': score_groups(cases, held_out.thresholds, protocol, resamples),
+        'worst_errors': worst_errors(rows, held_out.thresholds),
+    }
+
+
+def worst_errors(rows: Cases, thresholds: np.ndarray) -> list[dict[str, Any]]:
+    """The most confident false positive and false negative of each label with a threshold."""
+    found = []
+    for k, label in enumerate(rows.labels):
+        values, targets = rows.probabilities[:, k], rows.targets[:, k]
+        wrong = {
+            'false positive': ((targets == 0) & (values >= thresholds[k]), np.argmax),
+            'false negative': ((targets == 1) & (values < thresholds[k]), np.argmin),
+        }
+        for kind, (mask, choose) in wrong.items():
+            if mask.any():
+                row = np.flatnonzero(mask)[choose(values[mask])]
+                found.append(
+                    {
+                        'label': label,
+                        'kind': kind,
+                        'path': rows.path[row],
+                        'probability': float(values[row]),
+                        'target': float(targets[row]),
+                    }
+                )
+    return found
+
+
+def _label_entry(
+    probabilities: np.ndarray,
+    targets: np.ndarray,
+    threshold: float,
+    temperature: float,
+    weights: np.ndarray | None,
+) -> dict[str, Any]:
+    known = ~np.isnan(targets)
+    scaled = apply_temperature(probabilities, temperature)
+    point = label_scores(scaled, targets, threshold=None)
+    samples = None
+    if weights is not None:
+        samples = label_scores(scaled, targets, threshold=None, weights=weights)
+    has_temperature = not np.isnan(temperature)
+    return {
+        'n': int(known.sum()),
+        'positives': int((targets == 1).sum()),
+        'threshold': float(threshold),
+        'temperature': float(temperature),
+        'scaled': {
+            name: as_score(point, samples, name) for name in ('brier', 'ece') if has_temperature
+        },
+        'calibration': {
+            'raw': _calibration(probabilities, targets),
+            'scaled': _calibration(scaled, targets) if has_temperature else None,
+        },
+        **_curves(probabilities[known], targets[known]),
+    }
+
+
+def _calibration(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, list]:
+    curve = reliability_curve(probabilities, targets)
+    names = {'x': 'mean_probability', 'y': 'share_positive', 'count': 'count'}
+    return {short: np.asarray(curve[name]).tolist() for short, name in names.items()}
+
+
+def _curves(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """ROC and precision-recall curves, thinned; None for a label without both classes."""
+    if np.unique(targets).size < 2:
+        return {'roc': None, 'precision_recall': None}
+    fpr, tpr, _ = roc_curve(targets, probabilities)
+    precision, recall, _ = precision_recall_curve(targets, probabilities, drop_intermediate=True)
+    return {'roc': _thin(fpr, tpr), 'precision_recall': _thin(recall[::-1], precision[::-1])}
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> dict[str, list[float]]:
+    """At most CURVE_POINTS points, first and last among them."""
+    keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), CURVE_POINTS)).round().astype(int))
+    return {'x': x[keep].tolist(), 'y': y[keep].tolist()}
+
+
+def _per_patient(
+    probabilities: np.ndarray, targets: np.ndarray, patients: np.ndarray
+) -> dict[str, Any]:
+    """DeLong's interval, which holds where each patient appears once."""
+    known = ~np.isnan(targets)
+    if len(set(patients[known])) < known.sum() or np.unique(targets[known]).size < 2:
+        return {'delong': None}
+    value, low, high = delong_interval(probabilities[known], targets[known])
+    return {'delong': {'value': value, 'low': low, 'high': high}}
+
+
+def _radiologists(
+    probabilities: np.ndarray, targets: np.ndarray, label: str, studies: np.ndarray
+) -> dict[str, Any]:
+    """On CheXpert's test studies: the radiologists' points, and how many lie below the curve."""
+    points = radiologist_points(label) if is_chexpert_test(studies) else []
+    if not points or np.unique(targets[~np.isnan(targets)]).size < 2:
+        return {'radiologists': [], 'radiologists_below': None}
+    known = ~np.isnan(targets)
+    fpr, tpr, _ = roc_curve(targets[known], probabilities[known])
+    below = points_below(fpr, tpr, points)
+    shown = [
+        {'specificity': point[0], 'sensitivity': point[1], 'below': bool(is_below)}
+        for point, is_below in zip(points, below, strict=True)
+    ]
+    return {'radiologists': shown, 'radiologists_below': int(sum(below))}
+
+
+def _means(points: dict[str, dict], samples: dict[str, dict]) -> dict[str, Any]:
+    """Means over the five tasks and all labels (None where one is undefined), over the defined."""
+    labels = list(points)
+    defined = [label for label in labels if not np.isnan(points[label]['auroc'][0])]
+
+    def mean(chosen: list[str]) -> dict[str, dict[str, float]] | None:
+        if not chosen or not set(chosen) <= set(defined):
+            return None
+        point = mean_scores(points, chosen)
+        sample = mean_scores(samples, chosen) if samples else None
+        return {name: as_score(point, sample, name) for name in METRICS}
+
+    five = list(COMPETITION_LABELS) if set(COMPETITION_LABELS) <= set(labels) else []
+    return {
+        'five': mean(five),
+        'all': mean(labels),
+        'labels_with_both_classes': mean(defined),
+        'undefined': [label for label in labels if label not in defined],
+    }
+
+
+def _optional(threshold: float) -> float | None:
+    return None if np.isnan(threshold) else float(threshold)

@@ -1,0 +1,177 @@
+"""Scores by sex, age band, view and other columns: each group's, and the gaps between groups."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data.labels import COMPETITION_LABELS, NO_FINDING
+from evaluation.cases import Cases
+from evaluation.intervals import Resamples, interval
+from evaluation.metrics import METRICS, label_scores, mean_scores
+from evaluation.protocol import FEW_POSITIVES, Protocol, as_score
+
+STANDARD_COLUMNS = ('Age', 'Sex')  # what standardised figures are standardised for
+
+
+def score_groups(
+    cases: Cases, thresholds: np.ndarray, protocol: Protocol, resamples: Resamples | None
+) -> list[dict[str, Any]]:
+    """The report's `groups`: for each column every group's scores, and the gaps by label.
+
+    A group is chosen among the images, then brought to the protocol's level: with views as groups
+    a study counts with the images of that view. The thresholds are the same for all groups.
+
+    Args:
+        cases: a row an image (or a study).
+        thresholds: [K], NaN for none.
+        protocol: how cases are scored.
+        resamples: of the patients of all cases; None for no intervals.
+    """
+    columns = []
+    for column, values in cases.groups.items():
+        names = sorted(set(values) - {''}, key=_natural_order)
+        scored = {
+            name: _GroupScores(cases, column, name, thresholds, protocol, resamples)
+            for name in names
+        }
+        if scored:
+            groups = [group.entry() for group in scored.values()]
+            columns.append(
+                {'column': column, 'groups': groups, 'gaps': _gaps(scored, cases.labels)}
+            )
+    return columns
+
+
+class _GroupScores:
+    """Every score of one group, with its resamples (kept for the gaps)."""
+
+    def __init__(
+        self,
+        cases: Cases,
+        column: str,
+        name: str,
+        thresholds: np.ndarray,
+        protocol: Protocol,
+        resamples: Resamples | None,
+    ) -> None:
+        self.name = name
+        everyone = cases.at_level(protocol.level, protocol.aggregate)
+        chosen = cases.select(cases.groups[column] == name)
+        self.rows = rows = chosen.at_level(protocol.level, protocol.aggregate)
+        self.thresholds = thresholds
+        shares = standard_weights(everyone, rows, [c for c in STANDARD_COLUMNS if c != column])
+        weights = resamples.weights(rows.patient) if resamples else None
+        self.points, self.samples, self.standard = {}, {}, {}
+        for k, label in enumerate(cases.labels):
+            pair = rows.probabilities[:, k], rows.targets[:, k]
+            self.points[label] = label_scores(*pair, threshold=thresholds[k])
+            standard = label_scores(*pair, threshold=None, weights=shares[None])
+            standard_samples = None
+            if weights is not None:
+                self.samples[label] = label_scores(*pair, threshold=thresholds[k], weights=weights)
+                standard_samples = label_scores(*pair, threshold=None, weights=weights * shares)
+            self.standard[label] = as_score(standard, standard_samples, 'auroc')
+
+    def positives(self, label: str) -> int:
+        return int((self.rows.targets[:, self.rows.labels.index(label)] == 1).sum())
+
+    def entry(self) -> dict[str, Any]:
+        targets = self.rows.targets
+        labels = {}
+        for k, (label, point) in enumerate(self.points.items()):
+            samples = self.samples.get(label)
+            labels[label] = {
+                'n': int((~np.isnan(targets[:, k])).sum()),
+                'positives': self.positives(label),
+                'few': self.positives(label) < FEW_POSITIVES,
+                'scores': {metric: as_score(point, samples, metric) for metric in METRICS},
+                'standardised_auroc': self.standard[label],
+            }
+        return {
+            'group': self.name,
+            'rows': len(self.rows),
+            'patients': len(set(self.rows.patient)),
+            'labels': labels,
+            'means': {
+                'five': self._mean(COMPETITION_LABELS),
+                'all_defined': self._mean(self._defined()),
+            },
+            'underdiagnosis': self._underdiagnosis(),
+        }
+
+    def _defined(self) -> list[str]:
+        return [label for label, point in self.points.items() if not np.isnan(point['auroc'][0])]
+
+    def _mean(self, labels: Sequence[str]) -> dict[str, float] | None:
+        """Mean AUROC; None where one of the labels is undefined."""
+        if not labels or not set(labels) <= set(self._defined()):
+            return None
+        samples = mean_scores(self.samples, labels) if self.samples else None
+        return as_score(mean_scores(self.points, labels), samples, 'auroc')
+
+    def _underdiagnosis(self) -> dict[str, float] | None:
+        """False-positive rate of No Finding: the share of the ill who are called healthy.
+
+        Source: Seyyed-Kalantari et al. 2021, Nature Medicine 27.
+        """
+        if NO_FINDING not in self.points or np.isnan(self.points[NO_FINDING]['specificity'][0]):
+            return None
+        score = as_score(self.points[NO_FINDING], self.samples.get(NO_FINDING), 'specificity')
+        return {'value': 1 - score['value'], 'low': 1 - score['high'], 'high': 1 - score['low']}
+
+
+def standard_weights(everyone: Cases, rows: Cases, columns: Sequence[str]) -> np.ndarray:
+    """Weights that give a group the make-up of everyone, by direct standardisation.
+
+    A row weighs the share of its stratum (the columns' values together) among everyone over its
+    share in the group. Strata that the group does not have cannot be made up for.
+
+    Args:
+        everyone: all rows.
+        rows: the group's.
+        columns: names in `groups`; those that are not there are passed over.
+
+    Returns:
+        [N] weights of the group's rows, with a mean of 1 if the group has all strata.
+    """
+    columns = [column for column in columns if column in everyone.groups]
+    if not columns:
+        return np.ones(len(rows))
+    of_all = list(zip(*(everyone.groups[column] for column in columns), strict=True))
+    of_group = list(zip(*(rows.groups[column] for column in columns), strict=True))
+    strata = {stratum: i for i, stratum in enumerate(dict.fromkeys(of_all))}
+    codes = np.array([strata[stratum] for stratum in of_group])
+    share_of_all = np.bincount([strata[stratum] for stratum in of_all]) / len(of_all)
+    share_of_group = np.bincount(codes, minlength=len(strata)) / len(of_group)
+    return share_of_all[codes] / share_of_group[codes]
+
+
+def _gaps(scored: dict[str, _GroupScores], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By label: the groups of the greatest and least AUROC, and their difference.
+
+    The interval is that of the difference of these two groups over the same resamples of patients.
+    They were chosen as extremes, so a gap above 0 is expected even where all groups are equal.
+    """
+    gaps = {}
+    for label in labels:
+        areas = {name: group.points[label]['auroc'][0] for name, group in scored.items()}
+        areas = {name: area for name, area in areas.items() if not np.isnan(area)}
+        if len(areas) < 2:
+            continue
+        best, worst = max(areas, key=areas.__getitem__), min(areas, key=areas.__getitem__)
+        low = high = np.nan
+        if scored[best].samples:
+            samples = [scored[name].samples[label]['auroc'] for name in (best, worst)]
+            low, high = interval(samples[0] - samples[1])
+        few = any(scored[name].positives(label) < FEW_POSITIVES for name in (best, worst))
+        gap = {'value': float(areas[best] - areas[worst]), 'low': low, 'high': high}
+        gaps[label] = {'best': best, 'worst': worst, 'few': few, 'gap': gap}
+    return gaps
+
+
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """Numbers in a name by their size: '5-9' before '10-14'."""
+    parts = re.findall(r'\d+|\D+', name)
+    return [(int(part), '') if part.isdecimal() else (-1, part) for part in parts]
