@@ -30,7 +30,11 @@ class Loaders(NamedTuple):
     Fine-tuning:
         train: (images, targets [B, K], index [B]), augmented; NaN targets are not learned from.
         holdout, valid, test: the same without augmentation; each image once over all ranks, NaN
-            targets are not scored.  index is the position in dataset.records.
+            targets are not scored.  index is the position in dataset.records.  With test-time
+            views the images are [B, T, C, S, S].
+        plain: training images without augmentation, in order: those of train (which is None) for
+            FINETUNE.MODE 'linear_probe' and 'knn'.
+        whole: every training image likewise, before a subset is taken; with EVAL.PREDICT_TRAIN.
     """
 
     train: DataLoader | None = None
@@ -38,6 +42,8 @@ class Loaders(NamedTuple):
     reference: DataLoader | None = None
     valid: DataLoader | None = None
     test: DataLoader | None = None
+    plain: DataLoader | None = None
+    whole: DataLoader | None = None
 
 
 def build_loader(config: Config, logger: logging.Logger, is_pretrain: bool) -> Loaders:

@@ -1,74 +1,101 @@
 """Data of fine-tuning: labelled images; policies for training targets, none for scored ones."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 from torch.utils.data import DataLoader
 
 from config import Config
 from data import Loaders
-from data.chexpert import Records, read_csv, select_views, split_holdout, take_subset
+from data.chexpert import Records, select_views, split_holdout, take_subset
 from data.labels import (
-    LABELS,
     check_two_classes,
     count_uncertain,
     evaluation_targets,
+    task_labels,
+    task_targets,
     training_targets,
 )
 from data.loader import XrayDataset, loader_options, make_loader
+from data.sampling import inverse_frequency_weights
+from data.splits import read_split
 from data.transforms import EvalTransform, TrainTransform
 
 
 def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
-    """Loaders of fine-tuning (see data.Loaders): train, holdout, valid, test.
+    """Loaders of fine-tuning (see data.Loaders).
 
-    With EVAL_MODE there is no train, and no holdout where the training CSV is absent.
+    With EVAL_MODE there is no train, and no holdout where the training labels are absent.
     """
-    data, root = config.DATA, Path(config.DATA.DATA_PATH)
-    train = holdout = test = None
-    if not config.EVAL_MODE or (root / data.TRAIN_CSV).is_file():
-        train_records, holdout_records = split_holdout(
-            _read(config, data.TRAIN_CSV, logger), data.HOLDOUT_FRACTION
-        )
+    holdout, parts = None, {}
+    everything = read_split(config, 'train', logger, optional=config.EVAL_MODE)
+    if everything is not None:
+        train_records, holdout_records = split_holdout(everything, config.DATA.HOLDOUT_FRACTION)
         if not config.EVAL_MODE:
-            train = _train_loader(config, train_records, logger)
+            parts = _training_loaders(config, train_records, logger)
+        if config.EVAL.PREDICT_TRAIN:
+            parts['whole'] = _eval_loader(config, 'all training', train_records, logger)
         if len(holdout_records):
             holdout = _eval_loader(config, 'holdout', holdout_records, logger)
-    valid = _eval_loader(config, 'valid', _read(config, data.VALID_CSV, logger), logger)
-    if (root / data.TEST_CSV).is_file():
-        test = _eval_loader(config, 'test', _read(config, data.TEST_CSV, logger), logger)
-    return Loaders(train=train, holdout=holdout, valid=valid, test=test)
+    valid = _eval_loader(config, 'valid', read_split(config, 'valid', logger), logger)
+    test = read_split(config, 'test', logger, optional=True)
+    test = None if test is None else _eval_loader(config, 'test', test, logger)
+    return Loaders(holdout=holdout, valid=valid, test=test, **parts)
 
 
-def _read(config: Config, csv_name: str, logger: logging.Logger) -> Records:
-    return read_csv(
-        config.DATA.DATA_PATH, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, logger=logger
-    )
-
-
-def _train_loader(config: Config, records: Records, logger: logging.Logger) -> DataLoader:
-    """Training batches; the policies are checked on all images, before a subset is taken."""
+def _training_loaders(
+    config: Config, records: Records, logger: logging.Logger
+) -> dict[str, DataLoader]:
+    """`train` or, for probes, `plain`; policies are checked before a subset is taken."""
     data = config.DATA
     records = select_views(records, data.VIEWS)
-    check_two_classes(records.labels, _training_targets(config, records))
+    if data.TASK != 'observations':
+        labelled = ~np.isnan(task_targets(records.labels, data.TASK)[:, 0])
+        logger.info(f'{(~labelled).sum()} images say nothing of {data.TASK} and are left out')
+        records = records.select(labelled)
+    else:
+        unread = data.UNCERTAIN == 'self_train' or 'self_train' in data.UNCERTAIN_BY_LABEL.values()
+        policy = 'ignore' if unread else None  # predictions may be of the subset alone
+        check_two_classes(records.labels, _training_targets(config, records, policy))
     records = take_subset(
         records, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
     )
     targets = _training_targets(config, records)
     _log_split(logger, 'train', records, f'{np.isnan(targets).sum()} labels not learned from')
-    _warn_of_one_class(logger, 'train', targets, 'nothing to learn')
+    _warn_of_one_class(logger, 'train', targets, task_labels(data.TASK), 'nothing to learn')
+    if config.FINETUNE.MODE in ('linear_probe', 'knn'):
+        dataset = XrayDataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
+        return {'plain': make_loader(dataset, shuffle=False, **loader_options(config))}
     dataset = XrayDataset(records, TrainTransform(config), seed=config.SEED, targets=targets)
-    return make_loader(dataset, shuffle=True, **loader_options(config))
+    weights = inverse_frequency_weights(targets) if data.SAMPLER == 'weighted' else None
+    options = loader_options(config)
+    return {'train': make_loader(dataset, shuffle=True, weights=weights, **options)}
 
 
-def _training_targets(config: Config, records: Records) -> np.ndarray:
+def _training_targets(
+    config: Config, records: Records, self_train: str | None = None
+) -> np.ndarray:  # [N, K]
+    """Targets by the policies; `self_train` names a policy to put in its place."""
     data = config.DATA
+    if data.TASK != 'observations':
+        return task_targets(records.labels, data.TASK)
+    policies = {**data.UNCERTAIN_BY_LABEL}
+    uncertain, predictions = data.UNCERTAIN, None
+    if self_train:
+        uncertain = self_train if uncertain == 'self_train' else uncertain
+        policies = {k: self_train if v == 'self_train' else v for k, v in policies.items()}
+    elif 'self_train' in (uncertain, *policies.values()):
+        from evaluation.predictions import predictions_for
+
+        predictions = predictions_for(data.SELF_TRAIN_PREDICTIONS, records.path)
     return training_targets(
         records.labels,
-        uncertain=data.UNCERTAIN,
-        by_label=data.UNCERTAIN_BY_LABEL,
+        uncertain=uncertain,
+        by_label=policies,
         blank=data.BLANK,
+        rows=records.row,
+        seed=config.SEED,
+        predictions=predictions,
     )
 
 
@@ -76,21 +103,29 @@ def _eval_loader(
     config: Config, split: str, records: Records, logger: logging.Logger
 ) -> DataLoader:
     records = select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
-    targets = evaluation_targets(records.labels, blank=config.DATA.BLANK)
-    uncertain = count_uncertain(records.labels)
+    task, uncertain = config.DATA.TASK, {}
+    if task == 'observations':
+        targets = evaluation_targets(records.labels, blank=config.DATA.BLANK)
+        uncertain = count_uncertain(records.labels)
+    else:
+        targets = task_targets(records.labels, task)
     named = ', '.join(f'{label} {count}' for label, count in uncertain.items()) or 'none'
     _log_split(logger, split, records, f'uncertain and left out: {named}')
-    _warn_of_one_class(logger, split, targets, 'not scored')
+    _warn_of_one_class(logger, split, targets, task_labels(task), 'not scored')
     dataset = XrayDataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
     return make_loader(dataset, shuffle=False, **loader_options(config))
 
 
 def _warn_of_one_class(
-    logger: logging.Logger, split: str, targets: np.ndarray, consequence: str
+    logger: logging.Logger,
+    split: str,
+    targets: np.ndarray,
+    labels: tuple[str, ...],
+    consequence: str,
 ) -> None:
-    both = (targets == 1).any(axis=0) & (targets == 0).any(axis=0)
+    both = ((targets >= 0.5) & (targets <= 1)).any(axis=0) & (targets < 0.5).any(axis=0)
     if not both.all():
-        names = ', '.join(np.array(LABELS)[~both])
+        names = ', '.join(np.array(labels)[~both])
         logger.warning(f'{split}: without both classes, {consequence}: {names}')
 
 

@@ -69,7 +69,7 @@ def build_document(
             *warnings,
             *_warn_of_leaks(patients or {}),
             *_warn_of_thresholds(holdout),
-            *(line for entry in scored for line in _warn_of_labels(entry)),
+            *_warn_of_sets(scored),
         ],
         'sets': scored,
         'comparisons': _comparisons(sets, protocol),
@@ -137,9 +137,22 @@ def _warn_of_thresholds(holdout: Cases | Sequence[HeldOut] | None) -> list[str]:
     ]
 
 
+def _warn_of_sets(scored: Sequence[dict[str, Any]]) -> list[str]:
+    """What the sets are warned of; a line that holds for several is said once."""
+    names: dict[str, list[str]] = {}
+    for entry in scored:
+        for line in _warn_of_labels(entry):
+            names.setdefault(line, []).append(entry['name'])
+    several = 1 < len(scored)
+    return [
+        f'{"all sets" if several and len(sets) == len(scored) else ", ".join(sets)}: {line}'
+        for line, sets in names.items()
+    ]
+
+
 def _warn_of_labels(entry: dict[str, Any]) -> list[str]:
     """Labels without both classes, with few positives, without a threshold; groups with few."""
-    name, lines, labels = entry['name'], [], entry['labels']
+    lines, labels = [], entry['labels']
     undefined = entry['means']['undefined']
     few = [
         f'{part["label"]} ({part["positives"]})'
@@ -148,11 +161,11 @@ def _warn_of_labels(entry: dict[str, Any]) -> list[str]:
     ]
     unset = [p['label'] for p in labels if np.isnan(p['threshold'])]
     if undefined:
-        lines.append(f'{name}: without both classes, not scored: {", ".join(undefined)}')
+        lines.append(f'without both classes, not scored: {", ".join(undefined)}')
     if few:
-        lines.append(f'{name}: fewer than {FEW_POSITIVES} positives: {", ".join(few)}')
+        lines.append(f'fewer than {FEW_POSITIVES} positives: {", ".join(few)}')
     if 0 < len(unset) < len(labels):
-        lines.append(f'{name}: no threshold for want of held-out cases: {", ".join(unset)}')
+        lines.append(f'no threshold for want of held-out cases: {", ".join(unset)}')
     small = [
         f'{group["group"]} ({column["column"]})'
         for column in entry['groups']
@@ -161,7 +174,6 @@ def _warn_of_labels(entry: dict[str, Any]) -> list[str]:
     ]
     if small:
         lines.append(
-            f'{name}: groups with fewer than {FEW_POSITIVES} positives of every label: '
-            f'{", ".join(small)}'
+            f'groups with fewer than {FEW_POSITIVES} positives of every label: {", ".join(small)}'
         )
     return lines

@@ -17,6 +17,7 @@ UNDEFINED = 'not defined: one class only'
 LONGEST_TITLE = 32  # letters beside an axis
 STRIP = 38  # height of a row of a forest plot
 MARKERS = ('circle', 'square', 'triangle')
+SMALLEST_RANGE = 1e-6  # of probabilities that a calibration plot shows apart
 FEW_POINTS = 30  # up to here each point of a training curve gets a marker
 Series = tuple[Sequence[float | None], Sequence[float | None]]
 
@@ -62,7 +63,7 @@ def nice_axis(values: Iterable[float], title: str = '', *, exact: bool = False) 
     first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
     if exact:
         first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
-    ticks = tuple(round(i * step, 12) for i in range(first, last + 1))
+    ticks = tuple(float(f'{i * step:.12g}') for i in range(first, last + 1))
     return Axis(low, high, ticks, title) if exact else Axis(ticks[0], ticks[-1], ticks, title)
 
 
@@ -190,7 +191,8 @@ def calibration(label: Node) -> Markup:
     curves = [_series(values['calibration'][name]) for name in ('raw', 'scaled')]
     known = [v for curve in curves for series in curve for v in series if v is not None]
     # Rare labels would lie in the corner of a plot up to 1.
-    x = nice_axis([0.0, *known] if any(known) else [0.0, 1.0], 'Mean predicted probability')
+    top = max(known, default=0.0)
+    x = nice_axis([0.0, top if top > SMALLEST_RANGE else 1.0], 'Mean predicted probability')
     panel = Panel(x, replace(x, title='Share of positives'))
     panel.line((0, x.high), (0, x.high), 'chance')
     for i, (xs, ys) in enumerate(curves):

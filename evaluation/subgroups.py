@@ -160,7 +160,7 @@ def _gaps(scored: dict[str, _GroupScores], labels: Sequence[str]) -> dict[str, d
         areas = {name: area for name, area in areas.items() if not np.isnan(area)}
         if len(areas) < 2:
             continue
-        best, worst = max(areas, key=areas.__getitem__), min(areas, key=areas.__getitem__)
+        worst, *_, best = sorted(areas, key=areas.__getitem__)
         low = high = np.nan
         if scored[best].samples:
             samples = [scored[name].samples[label]['auroc'] for name in (best, worst)]

@@ -7,8 +7,10 @@ if TYPE_CHECKING:
     from yacs.config import CfgNode
 
 
-def build_model(config: 'CfgNode', is_pretrain: bool = True) -> 'nn.Module':
+def build_model(
+    config: 'CfgNode', is_pretrain: bool = True, *, num_outputs: int | None = None
+) -> 'nn.Module':
     """The model of `models.build.build_model`."""
     from models.build import build_model as build
 
-    return build(config, is_pretrain)
+    return build(config, is_pretrain, num_outputs=num_outputs)

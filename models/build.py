@@ -16,8 +16,15 @@ ENCODERS = {
 }
 
 
-def build_model(config: Any, is_pretrain: bool = True) -> nn.Module:
+def build_model(
+    config: Any, is_pretrain: bool = True, *, num_outputs: int | None = None
+) -> nn.Module:
     """SimMIM around the encoder (pre-training), or the encoder with a classification head.
+
+    Args:
+        config: all options.
+        is_pretrain: the stage.
+        num_outputs: of the classification head; None: as many as the options need.
 
     Raises:
         ValueError: if MODEL.TYPE, a SimMIM option or the encoder's geometry is not possible.
@@ -26,13 +33,20 @@ def build_model(config: Any, is_pretrain: bool = True) -> nn.Module:
         raise ValueError(f'MODEL.TYPE must be one of {sorted(ENCODERS)}, got {config.MODEL.TYPE!r}')
     classifier, masked_encoder = ENCODERS[config.MODEL.TYPE]
     if not is_pretrain:
-        return classifier(**encoder_kwargs(config), num_classes=config.MODEL.NUM_CLASSES)
+        num_outputs = count_outputs(config) if num_outputs is None else num_outputs
+        return classifier(**encoder_kwargs(config), num_classes=num_outputs)
     return SimMIM(
         masked_encoder(**encoder_kwargs(config)),
         head=config.MODEL.SIMMIM.HEAD,
         loss=config.MODEL.SIMMIM.LOSS,
         loss_pixels=config.MODEL.SIMMIM.LOSS_PIXELS,
     )
+
+
+def count_outputs(config: Any) -> int:
+    """Outputs of the head: one per label, three where any label has the policy 'multiclass'."""
+    policies = {config.DATA.UNCERTAIN, *config.DATA.UNCERTAIN_BY_LABEL.values()}
+    return config.MODEL.NUM_CLASSES * (3 if 'multiclass' in policies else 1)
 
 
 def encoder_kwargs(config: Any) -> dict[str, Any]:

@@ -36,6 +36,7 @@ PARAMETERS = {
     'finetune__swin_base__img224_window7__100ep': 87_768_224,
     'finetune__swin_base__img224_window7__800ep': 87_768_224,
     'finetune__swin_large__img224_window14__800ep': 196_794_556,
+    'mae_study_finetune__vit_small__img224__chexpert_100ep': 21_451_105,
     'finetune__vit_base__img224__800ep': 86_530_984,
     'pretrain__swin_base__img192_window6__chexpert_800ep': 87_770_808,
     'pretrain__swin_base__img224_window7__chexpert_800ep': 87_788_856,
@@ -77,8 +78,8 @@ def opening(path: str) -> str:
     return '\n'.join(comment).replace('\\\n', '')
 
 
-def test_there_are_the_nine_of_simmim_and_twelve_for_chexpert() -> None:
-    assert (len(NINE), len(CHEXPERT)) == (9, 12)
+def test_there_are_the_nine_of_simmim_and_thirteen_for_chexpert() -> None:
+    assert (len(NINE), len(CHEXPERT)) == (9, 13)
     assert {stem(path).removeprefix('simmim_') for path in NAMED} == set(PARAMETERS)
 
 
@@ -145,16 +146,17 @@ def test_the_steps_that_the_opening_states_follow_from_its_options(path) -> None
 
 
 @pytest.mark.parametrize('path', CHEXPERT, ids=stem)
-def test_chexpert_options_suit_grey_images_and_14_labels(path) -> None:
+def test_chexpert_options_suit_grey_images_and_their_labels(path) -> None:
     config = load(path, None)
     assert config.DATA.DATASET == 'chexpert'
     assert encoder_node(config).IN_CHANS == 1
     if is_pretrain(path):
         assert config.AUG.HFLIP == 0.5 and config.AUG.CROP_AREA == []
         return
-    assert config.MODEL.NUM_CLASSES == 14
-    aug = config.AUG
-    assert (aug.AUTO_AUGMENT, aug.REPROB, aug.MIXUP, aug.CUTMIX, aug.HFLIP) == ('none', 0, 0, 0, 0)
+    aug, is_binary = config.AUG, config.DATA.TASK != 'observations'
+    assert config.MODEL.NUM_CLASSES == (1 if is_binary else 14)
+    assert (aug.AUTO_AUGMENT, aug.REPROB, aug.MIXUP, aug.CUTMIX) == ('none', 0, 0, 0)
+    assert aug.HFLIP == (0.5 if is_binary else 0.0)
     assert aug.CROP_AREA == [0.5, 1.0] and 0 < aug.COLOR_JITTER < default_config().AUG.COLOR_JITTER
     assert config.TEST.CROP is False
 
@@ -182,9 +184,9 @@ def one_step(path: str) -> None:
         masks = torch.from_numpy(fill.masks(1, 2, size, unit, patch, ratio))
         loss = model(images, masks)
     else:
-        targets = torch.zeros(2, 14)
+        targets = torch.zeros(2, config.MODEL.NUM_CLASSES)
         targets[:, :5] = 1
-        targets[1, 7] = torch.nan
+        targets[1, 7:8] = torch.nan
         loss = masked_bce(model(images), targets)
     loss.backward()
     assert torch.isfinite(loss) and loss > 0

@@ -8,7 +8,7 @@ import pytest
 from report_example import example_report
 from sklearn.metrics import auc
 
-from evaluation.report_charts import nice_axis, precision_recall, roc, strip
+from evaluation.report_charts import calibration, nice_axis, precision_recall, roc, strip
 from evaluation.report_view import Node
 
 
@@ -76,3 +76,11 @@ def test_axes_end_at_round_ticks(values: list, low: float, high: float, names: l
     axis = nice_axis(values)
     assert (axis.low, axis.high) == pytest.approx((low, high))
     assert [name for _, name in axis.names()] == names
+
+
+def test_axes_hold_the_smallest_probabilities() -> None:
+    ticks = nice_axis([0.0, 1e-12]).ticks
+    assert ticks == pytest.approx([0, 2e-13, 4e-13, 6e-13, 8e-13, 1e-12], abs=1e-15)
+    points = {'x': [1e-12], 'y': [0.0], 'count': [5]}
+    label = {'label': 'Edema', 'calibration': {'raw': points, 'scaled': None}}
+    assert '>1.0</text>' in str(calibration(Node(label)))

@@ -46,6 +46,7 @@ def tiny_config(path: Path, stage: str, model: dict = SWIN, **sections: dict) ->
     if stage == 'finetune':
         config['AUG'] = dict(FINETUNE_AUG)
         config['TEST'] = {'CROP': False}
+        config['REPORT'] = {'WRITE': False}
     for section, values in sections.items():
         config.setdefault(section, {})
         config[section] = config[section] | values if isinstance(values, dict) else values

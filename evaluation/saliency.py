@@ -1,0 +1,299 @@
+"""Saliency maps: Grad-CAM, attention rollout, the check of a method, which cases, the picture.
+
+The one module of the package that imports torch; none of the others imports it.
+"""
+
+import math
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from models.swin_transformer import SwinTransformer
+from models.vision_transformer import VisionTransformer
+
+COLOUR_MAP = 'plasma'  # perceptually uniform, safe for the colour-blind, no shade of grey
+OPACITY = 0.75  # of the greatest importance; of none: 0
+
+MakeMaps = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+
+
+def grad_cam(
+    model: nn.Module,
+    images: torch.Tensor,
+    output: int | Callable[[torch.Tensor], torch.Tensor],
+    *,
+    target: nn.Module | None = None,
+) -> torch.Tensor:
+    """Where the features lie that raise a score.
+
+    Each feature is weighted by its gradient's mean over the places; what is positive of the
+    weighted sum is drawn out to the image's size and divided by its maximum. Mode, parameters and
+    gradients of the model stay as they were.
+
+    Args:
+        model: any that maps images to outputs [B, *].
+        images: [B, C, S, S].
+        output: number of a column of outputs [B, K], or what makes scores [B] of the outputs.
+        target: the module whose output is weighted, [B, F, h, w] or tokens [B, L, F] (a class
+            token may come first); None: `target_layer`.
+
+    Returns:
+        [B, S, S] in [0, 1]; all 0 where no feature raises the score.
+
+    Source: Selvaraju et al. 2017, arXiv:1610.02391.
+    """
+    kept: list[torch.Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: tuple, features: torch.Tensor) -> torch.Tensor:
+        # A leaf of its own: frozen parameters do no harm, and nothing before it is differentiated.
+        kept.append(features.detach().requires_grad_())
+        return kept[-1].clone()  # the model may change it in place
+
+    with _evaluating(model), torch.enable_grad():
+        handle = (target or target_layer(model, images)).register_forward_hook(keep)
+        try:
+            outputs = model(images)
+            scores = output(outputs) if callable(output) else outputs[:, output]
+            # The first call is the model's own: gradient checkpointing calls the hook again.
+            (gradient,) = torch.autograd.grad(scores.sum(), kept[:1])
+        finally:
+            handle.remove()
+    weights = _as_grid(gradient).mean(dim=(2, 3), keepdim=True)  # [B, F, 1, 1]
+    maps = (weights * _as_grid(kept[0].detach())).sum(dim=1).relu()  # [B, h, w]
+    maps = _draw_out(maps, images)
+    return _divide(maps, maps.amax(dim=(1, 2), keepdim=True))
+
+
+def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """How much of each patch attention carries to what the head sees, whatever the label.
+
+    Per block, the mean over heads and, for the residual path, the identity count half each; the
+    product over the blocks gives the share of each patch in the class token, or in the mean of the
+    patch tokens for a model that pools them.
+
+    Args:
+        model: a ViT; only its forward is run.
+        images: [B, C, S, S].
+
+    Returns:
+        [B, S, S] in [0, 1]: 0 and 1 are the least and the greatest share of the image.
+
+    Raises:
+        ValueError: if the model is no ViT.
+
+    Source: Abnar and Zuidema 2020, arXiv:2005.00928.
+    """
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(
+            'attention rollout needs a model whose tokens all see each other (MODEL.TYPE vit), '
+            f'got {type(model).__name__}'
+        )
+    with _evaluating(model), torch.no_grad(), _KeepSoftmax() as probabilities:
+        model(images)
+    identity = torch.eye(probabilities.kept[0].shape[-1], device=images.device)
+    rollout = identity
+    for attention in probabilities.kept:  # [B, heads, 1 + L, 1 + L]
+        rollout = (0.5 * attention.float().mean(dim=1) + 0.5 * identity) @ rollout
+    pools = model.fc_norm is not None
+    shares = rollout[:, 1:, 1:].mean(dim=1) if pools else rollout[:, 0, 1:]  # [B, L]
+    maps = _draw_out(_as_grid(shares[:, :, None])[:, 0], images)
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    return _divide(maps - low, high - low)
+
+
+def target_layer(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """The layer whose places Grad-CAM weights.
+
+    In Swin and ViT it gives the tokens that enter the last block: the last that both the head and
+    attention read. What leaves that block's attention is less tied to its place (each token of a
+    window, in ViT of the image, may tell of all), and there no gradient reaches the patch tokens of
+    a model that reads its class token. In any other model it is the last module that gives a
+    feature map [B, F, h, w] of more than one place.
+
+    Raises:
+        ValueError: if there is no such layer.
+    """
+    if isinstance(model, VisionTransformer):
+        return [model.pos_drop, *model.blocks][-2]
+    if isinstance(model, SwinTransformer):
+        return [model.pos_drop, *model.layers[:-1], *model.layers[-1].blocks][-2]
+    found: list[nn.Module] = []
+
+    def look(module: nn.Module, _inputs: tuple, result: object) -> None:
+        if isinstance(result, torch.Tensor) and result.ndim == 4 and result.shape[2:].numel() > 1:
+            found.append(module)
+
+    handles = [module.register_forward_hook(look) for module in model.modules()]
+    try:
+        with _evaluating(model), torch.no_grad():
+            model(images[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise ValueError(
+            f'{type(model).__name__} has no module that gives a feature map [B, F, h, w] of more '
+            'than one place: name the target of Grad-CAM'
+        )
+    return found[-1]
+
+
+def randomised_check(
+    model: nn.Module,
+    make_model: Callable[[], nn.Module],
+    images: torch.Tensor,
+    make_maps: MakeMaps,
+    *,
+    copies: int = 5,
+    seed: int = 0,
+) -> float:
+    """Similarity of a model's maps to those of the same architecture with random weights.
+
+    Maps that explain the model are lost with its weights: near 0. Near 1 they show the image alone,
+    as an edge detector does.
+
+    Args:
+        model: trained.
+        make_model: makes a new one with random weights.
+        images: [B, C, S, S].
+        make_maps: model and images to maps [B, S, S].
+        copies: how many random models are drawn.
+        seed: of their weights; the global random state stays as it was.
+
+    Returns:
+        Mean over copies and images of Spearman's rank correlation, -1 to 1. A constant map is like
+        a constant map (1) and unlike any other (0).
+
+    Source: Adebayo et al. 2018, arXiv:1810.03292 (all layers randomised).
+    """
+    maps = make_maps(model, images)
+    similarities = []
+    for copy in range(copies):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + copy)
+            random_model = make_model().to(images.device)
+        for pair in zip(maps, make_maps(random_model, images), strict=True):
+            similarities.append(_spearman(*(one.flatten().cpu().numpy() for one in pair)))
+    return float(np.mean(similarities))
+
+
+def choose_cases(
+    probabilities: np.ndarray, targets: np.ndarray, threshold: float, count: int
+) -> dict[str, list[int]]:
+    """The most confident right and wrong predictions of one label.
+
+    Args:
+        probabilities: [N]; NaN is never chosen.
+        targets: [N], 1 or 0; NaN is never chosen.
+        threshold: positive at this probability or above; NaN chooses nothing.
+        count: how many of each kind at most.
+
+    Returns:
+        Kind -> positions, the most confident first; of equal ones the earlier first.
+    """
+    probabilities, targets = np.asarray(probabilities, float), np.asarray(targets, float)
+    positive, negative = probabilities >= threshold, probabilities < threshold
+    kinds = {
+        'true positive': (positive & (targets == 1), -probabilities),
+        'false positive': (positive & (targets == 0), -probabilities),
+        'true negative': (negative & (targets == 0), probabilities),
+        'false negative': (negative & (targets == 1), probabilities),
+    }
+    chosen = {}
+    for kind, (fits, order) in kinds.items():
+        rows = np.flatnonzero(fits)
+        chosen[kind] = rows[np.argsort(order[rows], kind='stable')][:count].tolist()
+    return chosen
+
+
+def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray, *, title: str = '') -> None:
+    """An X-ray beside itself under its map; the same input gives the same bytes.
+
+    Args:
+        path: PNG to write; its folder is made.
+        image: [S, S] uint8.
+        saliency: [S, S] in [0, 1]; the less, the more transparent.
+        title: the line above.
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    colours = colormaps[COLOUR_MAP](np.linspace(0, 1, 256))
+    colours[:, 3] = np.linspace(0, OPACITY, 256)
+    figure = Figure(figsize=(4.5, 2.35 if title else 2.05), layout='constrained')
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for axis in (left, right):
+        axis.imshow(image, cmap='gray', vmin=0, vmax=255)
+        axis.set_axis_off()
+    shown = right.imshow(saliency, cmap=ListedColormap(colours), vmin=0, vmax=1)
+    bar = figure.colorbar(shown, ax=right, ticks=(0, 0.5, 1), fraction=0.05, pad=0.03)
+    bar.ax.set_facecolor('0.5')  # the grey of an X-ray shines through here too
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label('relative importance (0 to 1)', fontsize=7)
+    figure.suptitle(textwrap.fill(title, 80), fontsize=8, parse_math=False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={'Software': None})
+
+
+class _KeepSoftmax(TorchFunctionMode):
+    """Keeps the result of every softmax of a tensor while it is entered: here, the attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[torch.Tensor] = []
+
+    def __torch_function__(
+        self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        result = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.softmax:
+            self.kept.append(result)
+        return result
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; then every module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _as_grid(features: torch.Tensor) -> torch.Tensor:
+    """[B, F, h, w] as it is; tokens [B, L, F] row by row to [B, F, h, h], less a class token."""
+    if features.ndim == 4:
+        return features
+    side = math.isqrt(features.shape[1])
+    return features[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side))
+
+
+def _draw_out(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """[B, h, w] to the images' size."""
+    size = images.shape[-2:]
+    return F.interpolate(maps[:, None].float(), size, mode='bilinear', align_corners=False)[:, 0]
+
+
+def _divide(maps: torch.Tensor, greatest: torch.Tensor) -> torch.Tensor:
+    return maps / greatest.where(greatest > 0, 1.0)
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = (rankdata(one) - (one.size + 1) / 2 for one in (a, b))
+    if not a.any() or not b.any():
+        return float(not a.any() and not b.any())
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))

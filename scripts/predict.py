@@ -1,0 +1,149 @@
+"""Predict the labels of new images with a fine-tuned checkpoint; not for clinical use.
+
+python scripts/predict.py --checkpoint C.pth --output F.csv IMAGE_OR_FOLDER [IMAGE_OR_FOLDER ...]
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from scipy.special import expit
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from config import Config, default_config
+from data.chexpert import read_folder
+from data.labels import task_labels
+from data.transforms import EvalTransform, load_image
+from device import local_device
+from evaluation.predictions import write_predictions
+from inference import load_classifier, predict
+from utils import read_checkpoint
+
+LOGGER = 'predict'
+
+
+class ImageFiles(Dataset):
+    """(image as the model gets it, 0 for a target, index) of each file."""
+
+    def __init__(self, paths: list[str], config: Config) -> None:
+        self.paths = paths
+        self.transform = EvalTransform(config)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+        return self.transform(load_image(self.paths[index]), None), 0, index
+
+
+class LoaderWithBar(DataLoader):
+    """Shows how many batches are done."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from tqdm(super().__iter__(), total=len(self), unit='batch', disable=None)
+
+
+def to_device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f'no such device: {text}') from error
+    if device.type not in ('cpu', 'cuda'):
+        raise argparse.ArgumentTypeError(f'must be cpu, cuda or cuda:N, got {text}')
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f'{text}: there are {torch.cuda.device_count()} GPUs')
+    return device
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='folders with all that is below them')
+    add('--checkpoint', required=True, metavar='C.pth', help='of main_finetune.py')
+    add('--output', required=True, type=Path, metavar='F.csv', help='F.json is written, too')
+    add('--batch-size', type=int, help='images per batch (as the run had)')
+    add('--num-workers', type=int, help='processes that load images (as the run had)')
+    add('--device', type=to_device, help='such as cpu, cuda, cuda:1 (a GPU where there is one)')
+    args = parser.parse_args(arguments)
+    if args.output.suffix.lower() != '.csv':
+        parser.error(f'--output must end in .csv, got {args.output}')
+    if args.batch_size is not None and args.batch_size < 1:
+        parser.error(f'--batch-size must be 1 or greater, got {args.batch_size}')
+    if args.num_workers is not None and args.num_workers < 0:
+        parser.error(f'--num-workers must be 0 or greater, got {args.num_workers}')
+    return args
+
+
+def list_images(places: list[str]) -> list[str]:
+    """Files as they are given, and those below folders, sorted; each once."""
+    found = []
+    for place in places:
+        if os.path.isdir(place):
+            below = read_folder(place, allow_all_images=True).file
+            found += [os.path.join(place, file) for file in below]
+        else:
+            found.append(place)
+    return list(dict.fromkeys(found))
+
+
+def read_config(path: str) -> Config:
+    """The options of the run that a checkpoint is of."""
+    checkpoint = read_checkpoint(path)
+    text = checkpoint.get('config')
+    if not isinstance(text, str) or 'head.weight' not in checkpoint['model']:
+        raise ValueError(f'{path} is no fine-tuned checkpoint of main_finetune.py')
+    config = default_config()
+    config.merge_from_other_cfg(yaml.safe_load(text))
+    return config
+
+
+def predict_images(args: argparse.Namespace) -> int:
+    """Write the predictions; returns the number of images."""
+    config, paths = read_config(args.checkpoint), list_images(args.images)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    device = args.device or local_device()
+    model = load_classifier(config, args.checkpoint, device, logging.getLogger(LOGGER))
+    data, given = config.DATA, (args.batch_size, args.num_workers)
+    batch_size, num_workers = (
+        default if value is None else value
+        for value, default in zip(given, (data.BATCH_SIZE, data.NUM_WORKERS), strict=True)
+    )
+    loader = LoaderWithBar(
+        ImageFiles(paths, config), batch_size=batch_size, num_workers=num_workers
+    )
+    logits = predict(config, device, model, loader)
+    write_predictions(
+        args.output,
+        expit(logits.astype('float64')),
+        paths=paths,
+        labels=task_labels(data.TASK),
+        source={'checkpoint': args.checkpoint, 'run': config.TAG, 'rows': len(paths)},
+    )
+    return len(paths)
+
+
+def main(args: argparse.Namespace) -> int:
+    try:
+        count = predict_images(args)
+    except (ValueError, OSError) as error:
+        # A loader's worker puts its traceback into the message.
+        message = str(error).rsplit('\nValueError: ', 1)[-1].strip()
+        print(f'error: {message}', file=sys.stderr)
+        return 1
+    print(f'probabilities for {count} images in {args.output}. Not for clinical use.')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(parse_args()))

@@ -1,0 +1,166 @@
+"""scripts/predict.py: a checkpoint and pictures give what the run itself predicts."""
+
+import json
+import os
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import VIT, arguments, run_folder, run_main, tiny_config
+
+from data.labels import LABELS
+from evaluation.predictions import predictions_for, read_predictions
+
+SCRIPT = Path(__file__).resolve().parents[1] / 'scripts/predict.py'
+
+
+@pytest.fixture(scope='module')
+def run(phantom, tmp_path_factory) -> Path:
+    """The folder of a tiny run with the policy 'multiclass': three outputs a label."""
+    output = tmp_path_factory.mktemp('run')
+    data = {'UNCERTAIN': 'multiclass', 'PREPROCESS': 'equalize'}
+    cfg = tiny_config(output / 'run.yaml', 'finetune', DATA=data, EVAL={'TTA_FLIP': True})
+    assert run_main('finetune', arguments(cfg, phantom, output)) == 0
+    return run_folder(output, 'finetune')
+
+
+@pytest.fixture(scope='module')
+def predict():
+    names = runpy.run_path(str(SCRIPT), run_name='predict')
+
+    def run(*arguments: object) -> int:
+        return names['main'](names['parse_args']([*map(str, arguments)]))
+
+    return run
+
+
+def checkpoint_of(folder: Path) -> str:
+    """The one that its predictions are of."""
+    source = json.loads((folder / 'predictions_valid.json').read_text())['checkpoint']
+    return source if source != 'last' else str(folder / 'ckpt_epoch_1.pth')
+
+
+def values_of(file: Path) -> np.ndarray:
+    return pd.read_csv(file)[list(LABELS)].to_numpy()
+
+
+def test_predicts_what_the_run_predicted(run, phantom, predict, tmp_path, capsys):
+    """In an order and in batches of its own, with views and preprocessing as in the run."""
+    expected = pd.read_csv(run / 'predictions_valid.csv')
+    assert values_of(run / 'predictions_valid.csv').std(axis=0).min() > 1e-5
+    images = [str(phantom.parent / path) for path in reversed(expected.Path)]
+    output = tmp_path / 'new' / 'p.csv'
+    words = ['--checkpoint', checkpoint_of(run), '--output', output, '--batch-size', 3]
+    assert predict(*words, *images) == 0
+    table = pd.read_csv(output)
+    assert table.columns.tolist() == ['Path', *LABELS]
+    assert table.Path.tolist() == images
+    found = values_of(output)[::-1]
+    np.testing.assert_allclose(found, expected[list(LABELS)], rtol=0, atol=1e-6)
+    found = predictions_for(output, expected.Path.tolist())
+    np.testing.assert_allclose(found, expected[list(LABELS)], rtol=0, atol=1e-6)
+    source = json.loads(output.with_suffix('.json').read_text())
+    assert source == {'checkpoint': checkpoint_of(run), 'run': 'default', 'rows': len(images)}
+    assert f'{len(images)} images in {output}. Not for clinical use.' in capsys.readouterr().out
+
+
+def test_the_binary_tasks_have_their_own_name(phantom, predict, tmp_path):
+    options = {'DATA': {'TASK': 'any_finding'}, 'MODEL': {'NUM_CLASSES': 1}}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, **options)
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path)) == 0
+    folder = run_folder(tmp_path, 'finetune')
+    words = ['--checkpoint', checkpoint_of(folder), '--output', tmp_path / 'p.csv']
+    assert predict(*words, phantom / 'valid') == 0
+    expected = read_predictions(folder / 'predictions_valid.csv')
+    assert expected.labels == ('Any Finding',)
+    found = predictions_for(tmp_path / 'p.csv', expected.names, labels=expected.labels)
+    np.testing.assert_allclose(found, expected.probabilities, rtol=0, atol=1e-6)
+
+
+def test_folders_are_searched_sorted_and_names_stay_as_given(
+    run, phantom, predict, tmp_path, monkeypatch
+):
+    images = sorted((phantom / 'valid').rglob('view1_frontal.jpg'))[:3]
+    monkeypatch.chdir(tmp_path)
+    for name, source in zip(('b/z.jpg', 'b/a/Y.JPG', 'c.jpg'), images, strict=True):
+        target = tmp_path / 'pictures' / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    (tmp_path / 'pictures/b/notes.txt').write_text('no image')
+    (tmp_path / 'pictures/.hidden.jpg').write_text('no image')
+    words = ['--checkpoint', checkpoint_of(run), '--output', 'p.csv', '--num-workers', 1]
+    assert predict(*words, 'pictures/c.jpg', './pictures', 'pictures/c.jpg') == 0
+    assert pd.read_csv('p.csv').Path.tolist() == [
+        'pictures/c.jpg', './pictures/b/a/Y.JPG', './pictures/b/z.jpg', './pictures/c.jpg',
+    ]  # fmt: skip
+    values = values_of(tmp_path / 'p.csv')
+    np.testing.assert_array_equal(values[0], values[3])
+    assert np.abs(values[1] - values[2]).max() > 1e-6
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_bad_image_is_named_and_nothing_is_written(
+    workers, run, phantom, predict, tmp_path, capsys
+):
+    """What was there before stays."""
+    bad, output = tmp_path / 'bad.jpg', tmp_path / 'out' / 'p.csv'
+    bad.write_bytes(b'no image')
+    output.parent.mkdir()
+    output.write_text('before')
+    words = ['--checkpoint', checkpoint_of(run), '--output', output, '--num-workers', workers]
+    assert predict(*words, phantom / 'valid', bad) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f'error: image {bad} cannot be read')
+    assert 'Traceback' not in error
+    assert os.listdir(output.parent) == ['p.csv']
+    assert output.read_text() == 'before'
+
+
+@pytest.mark.parametrize(
+    'checkpoint, image, part',
+    [
+        ('nowhere.pth', 'valid', 'nowhere.pth: there is no such checkpoint file'),
+        ('{run}/config.yaml', 'valid', 'config.yaml: not a checkpoint'),
+        ('{best}', 'nowhere.png', 'there is no image'),
+        ('{best}', 'train.csv', 'train.csv cannot be read'),
+        ('{best}', 'empty', 'no image below'),
+    ],
+)
+def test_mistakes_are_named(checkpoint, image, part, run, phantom, predict, tmp_path, capsys):
+    (tmp_path / 'empty').mkdir()
+    place = tmp_path / 'empty' if image == 'empty' else phantom / image
+    checkpoint = checkpoint.format(run=run, best=checkpoint_of(run))
+    assert predict('--checkpoint', checkpoint, '--output', tmp_path / 'p.csv', place) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith('error: ')
+    assert part in captured.err
+    assert not (tmp_path / 'p.csv').exists()
+
+
+def test_a_checkpoint_without_a_classifier_is_refused(phantom, predict, tmp_path, capsys):
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', TRAIN={'EPOCHS': 1, 'WARMUP_EPOCHS': 0})
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
+    checkpoint = run_folder(tmp_path, 'simmim') / 'ckpt_epoch_0.pth'
+    words = ['--checkpoint', checkpoint, '--output', tmp_path / 'p.csv', phantom / 'valid']
+    assert predict(*words) == 1
+    assert f'{checkpoint} is no fine-tuned checkpoint' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'words, part',
+    [
+        (['--output', 'p.json'], 'must end in .csv'),
+        (['--output', 'p.csv', '--batch-size', '0'], '--batch-size must be 1 or greater'),
+        (['--output', 'p.csv', '--num-workers', '-1'], '--num-workers must be 0 or greater'),
+        (['--output', 'p.csv', '--device', 'gpu'], 'no such device: gpu'),
+        (['--output', 'p.csv', '--device', 'mps'], 'must be cpu, cuda or cuda:N, got mps'),
+        (['--output', 'p.csv', '--device', 'cuda:99'], 'cuda:99: there are '),
+    ],
+)
+def test_flags_are_checked(words, part, predict, capsys):
+    with pytest.raises(SystemExit):
+        predict('--checkpoint', 'c.pth', *words, 'images')
+    assert part in capsys.readouterr().err

@@ -1,0 +1,413 @@
+"""Maps against closed forms, captum and brute force; the check of a method; cases; the picture."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from evaluation.saliency import (
+    attention_rollout,
+    choose_cases,
+    grad_cam,
+    plot_map,
+    randomised_check,
+    target_layer,
+)
+from models.swin_transformer import SwinTransformer
+from models.vision_transformer import VisionTransformer
+
+SIZE = 32
+SWIN = {'img_size': SIZE, 'patch_size': 2, 'in_chans': 1, 'num_classes': 3, 'embed_dim': 8,
+        'depths': [2, 2], 'num_heads': [1, 2], 'window_size': 4}  # fmt: skip
+VIT = {'img_size': SIZE, 'patch_size': 8, 'in_chans': 1, 'num_classes': 3, 'embed_dim': 16,
+       'depth': 3, 'num_heads': 2}  # fmt: skip
+
+
+def build(kind: str, **options: object) -> nn.Module:
+    """A small encoder with weights large enough to matter."""
+    torch.manual_seed(0)
+    if kind == 'swin':
+        model = SwinTransformer(**SWIN | options)
+    else:
+        pools = {'vit': True, 'vit_class_token': False}[kind]
+        model = VisionTransformer(**VIT | {'use_mean_pooling': pools} | options)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter) * (1 if parameter.ndim > 1 else 0.1)
+    return model
+
+
+def small_cnn() -> nn.Module:
+    """Convolutions, and a head that treats the places differently."""
+    torch.manual_seed(1)
+    features = [nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.AvgPool2d(2)]
+    features += [nn.Conv2d(6, 10, 3, padding=1), nn.ReLU(inplace=True)]
+    head = [nn.Flatten(), nn.Linear(10 * 64, 12), nn.Tanh(), nn.Linear(12, 3)]
+    return nn.Sequential(*features, *head)
+
+
+def pictures(count: int, size: int = SIZE) -> torch.Tensor:
+    return torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(2))
+
+
+KINDS = ('swin', 'vit', 'vit_class_token')
+
+
+def test_linear_model_on_pooled_features_gives_its_own_weights():
+    """A score w . mean(A): the weights are w / places, so the map is max(w . A, 0) over its max."""
+    conv, head = nn.Conv2d(1, 5, 3, padding=1), nn.Linear(5, 2)
+    model = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    images = pictures(4, 6)
+    features = conv(images).detach().numpy()
+    expected = np.einsum('f,bfhw->bhw', head.weight[1].detach().numpy(), features).clip(0)
+    expected /= expected.max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(grad_cam(model, images, 1).numpy(), expected, atol=1e-6)
+
+
+def test_map_is_captums():
+    captum = pytest.importorskip('captum.attr', reason='captum is not installed')
+    model, images = small_cnn().eval(), pictures(5, 16)
+    model[5].inplace = False  # captum keeps what is changed in place
+    for output in range(3):
+        theirs = captum.LayerGradCam(model, model[4]).attribute(
+            images, target=output, relu_attributions=True
+        )
+        theirs = captum.LayerAttribution.interpolate(theirs, (16, 16), 'bilinear')[:, 0].detach()
+        theirs = theirs / theirs.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+        ours = grad_cam(model, images, output, target=model[4])
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('class_token', [0, 1])
+def test_tokens_lie_row_by_row_after_the_class_token(class_token):
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.pad(x.flatten(2).transpose(1, 2), (0, 0, class_token, 0), value=9.0)
+            return self.tokens(x).sum(dim=1)  # [B, L, C] to [B, C]
+
+    images, model = pictures(3, 4), Tokens()
+    expected = images[:, 0].relu() / images[:, 0].amax(dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(grad_cam(model, images, 0, target=model.tokens), expected)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_encoder_map_is_brute_force(kind):
+    """A feature's weight is how the score answers when it rises at all places at once."""
+    model, images = build(kind).double().eval(), pictures(1).double()
+    target, kept = target_layer(model, images), []
+
+    @torch.no_grad()
+    def score(hook: Callable[..., torch.Tensor | None]) -> float:
+        handle = target.register_forward_hook(hook)
+        outputs = model(images)
+        handle.remove()
+        return float(outputs[0, 2])
+
+    score(lambda *call: kept.append(call[-1].clone()))
+    tokens, first = kept[0], int(kind != 'swin')
+    weights = torch.zeros(tokens.shape[2], dtype=torch.float64)
+    for feature in range(len(weights)):
+        change = torch.zeros_like(tokens)
+        change[:, first:, feature] = 1e-6
+        rise = score(lambda *_call, x=tokens + change: x) - score(
+            lambda *_call, x=tokens - change: x
+        )
+        weights[feature] = rise / 2e-6
+    assert weights.abs().max() > 1e-2
+    side = math.isqrt(tokens.shape[1])
+    expected = (tokens[0, first:] @ weights).relu().view(1, 1, side, side).float()
+    expected = F.interpolate(expected, (SIZE, SIZE), mode='bilinear')[:, 0]
+    expected /= expected.max()
+    torch.testing.assert_close(grad_cam(model, images, 2), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_class_token_gets_no_gradient_from_what_leaves_the_last_block():
+    model, images = build('vit_class_token'), pictures(2)
+    assert grad_cam(model, images, 0, target=model.norm).eq(0).all()
+    assert grad_cam(model, images, 1).amax(dim=(1, 2)).tolist() == [1, 1]
+
+
+def test_last_feature_map_of_more_than_one_place_is_found():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1)
+    )
+    assert target_layer(nn.Sequential(model, nn.Flatten()), pictures(2, 8)) is model[2]
+    with pytest.raises(ValueError, match='Sequential has no module .* name the target'):
+        grad_cam(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), pictures(2, 8), 0)
+
+
+def test_later_change_in_place_does_no_harm():
+    model, images = small_cnn(), pictures(3, 16)
+    before = grad_cam(model, images, 0, target=model[4])
+    model[5].inplace = False
+    assert torch.equal(grad_cam(model, images, 0, target=model[4]), before)
+
+
+def test_output_may_be_any_score():
+    model, images = build('swin'), pictures(3)
+    assert torch.equal(grad_cam(model, images, lambda y: y[:, 1]), grad_cam(model, images, 1))
+    head = model.head.weight.data
+    head[0] = head[2] - head[1]
+    difference = grad_cam(model, images, lambda y: y[:, 2] - y[:, 1])
+    torch.testing.assert_close(difference, grad_cam(model, images, 0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_each_image_has_its_own_map_between_0_and_1(kind):
+    model, images = build(kind), pictures(4)
+    maps = grad_cam(model, images, 1)
+    assert maps.shape == (4, SIZE, SIZE)
+    assert maps.amin() >= 0
+    assert maps.amax(dim=(1, 2)).tolist() == [1, 1, 1, 1]
+    alone = torch.cat([grad_cam(model, image[None], 1) for image in images])
+    torch.testing.assert_close(maps, alone, atol=1e-5, rtol=1e-4)
+    assert (maps[0] - maps[1]).abs().max() > 0.1
+
+
+def test_nothing_that_raises_the_score_gives_an_empty_map():
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert grad_cam(model, pictures(2, 4), lambda y: 0 * y[:, 0]).eq(0).all()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_gradient_checkpointing_changes_nothing(kind):
+    images = pictures(2)
+    maps = [grad_cam(build(kind, use_checkpoint=on), images, 0) for on in (False, True)]
+    assert torch.equal(*maps)
+
+
+@pytest.mark.parametrize('method', ['grad_cam', 'rollout', 'failing score'])
+def test_model_stays_as_it_was(method):
+    model, images = build('vit', drop_rate=0.5, drop_path_rate=0.5), pictures(2)
+    model.train()
+    model.blocks[0].eval()
+    model.head.weight.requires_grad_(False)
+    model(images).sum().backward()
+    modes = [module.training for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients = [p.grad if p.grad is None else p.grad.clone() for p in model.parameters()]
+    with torch.no_grad():  # as a caller that only predicts may have it
+        if method == 'grad_cam':
+            first, second = (grad_cam(model, images, 0) for _ in range(2))
+            assert torch.equal(first, second)
+            assert not first.requires_grad
+        elif method == 'rollout':
+            assert torch.equal(*(attention_rollout(model, images) for _ in range(2)))
+        else:
+            with pytest.raises(ZeroDivisionError):
+                grad_cam(model, images, lambda outputs: 1 / 0)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        same = gradient is None if parameter.grad is None else torch.equal(parameter.grad, gradient)
+        assert same
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_frozen_model_has_a_map():
+    model, images = build('swin'), pictures(2)
+    before = grad_cam(model, images, 0)
+    model.requires_grad_(False)
+    assert torch.equal(grad_cam(model, images, 0), before)
+
+
+def attend_to(model: VisionTransformer, patch: int) -> None:
+    """Every token sees this patch alone, whatever the image."""
+    for block in model.blocks:
+        block.attn.relative_position_bias_table.data.zero_()
+        block.attn.qkv.weight.data.zero_()
+        index = torch.arange(block.attn.relative_position_index.numel())
+        block.attn.relative_position_index = index.view_as(block.attn.relative_position_index)
+        bias = torch.zeros(len(index), block.attn.num_heads)
+        bias[block.attn.relative_position_index[:, 1 + patch]] = 50.0
+        block.attn.relative_position_bias_table = nn.Parameter(bias)
+
+
+@pytest.mark.parametrize('kind', KINDS[1:])
+def test_rollout_finds_the_patch_that_all_attend_to(kind):
+    """The class token keeps 1/8 of itself over 3 blocks; the rest is the patch's."""
+    model = build(kind, use_rpb=True)
+    attend_to(model, patch=6)  # row 1, column 2 of 4 x 4
+    saliency = attention_rollout(model, pictures(2))
+    expected = torch.zeros(1, 1, 4, 4)
+    expected[0, 0, 1, 2] = 1
+    expected = F.interpolate(expected, (SIZE, SIZE), mode='bilinear')[:, 0]
+    expected = (expected / expected.max()).expand(2, -1, -1)
+    torch.testing.assert_close(saliency, expected)
+
+
+@pytest.mark.parametrize('kind', KINDS[1:])
+def test_rollout_is_brute_force(kind):
+    """Probabilities from each block's own weights, the product taken from the last block down."""
+    model, images = build(kind, use_rpb=True).eval(), pictures(2)
+    inputs = []
+    for block in model.blocks:
+        block.attn.register_forward_pre_hook(lambda module, x: inputs.append((module, x[0])))
+    with torch.no_grad():
+        model(images)
+    for block in model.blocks:
+        block.attn._forward_pre_hooks.clear()
+    product = np.eye(17)
+    for attn, x in reversed(inputs):
+        q, k = (
+            (x @ weight.T + bias).unflatten(2, (2, 8)).transpose(1, 2).detach()
+            for weight, bias in zip(attn.qkv.weight.chunk(3)[:2], (attn.q_bias, 0), strict=True)
+        )
+        bias = attn.relative_position_bias_table[attn.relative_position_index].permute(2, 0, 1)
+        logits = (q @ k.transpose(2, 3) / math.sqrt(8) + bias).detach().double().numpy()
+        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        attention = (weights / weights.sum(axis=-1, keepdims=True)).mean(axis=1)
+        product = product @ (attention + np.eye(17)) / 2
+    np.testing.assert_allclose(product.sum(axis=-1), 1)
+    shares = product[:, 1:, 1:].mean(axis=1) if kind == 'vit' else product[:, 0, 1:]
+    expected = F.interpolate(
+        torch.tensor(shares).view(2, 1, 4, 4), (SIZE, SIZE), mode='bilinear'
+    ).numpy()[:, 0]
+    expected -= expected.min(axis=(1, 2), keepdims=True)
+    expected /= expected.max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(attention_rollout(model, images), expected, atol=2e-5)
+
+
+def test_rollout_refuses_what_attends_in_windows():
+    with pytest.raises(ValueError, match='MODEL.TYPE vit.*SwinTransformer'):
+        attention_rollout(build('swin'), pictures(1))
+
+
+def edge_detector(_model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return (images[:, 0] - F.avg_pool2d(images, 3, stride=1, padding=1)[:, 0]).abs()
+
+
+def bright_quarter(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise, with a bright square in every second picture."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(0, 1, (count, 1, 16, 16)).astype(np.float32)
+    for image in images[1::2]:
+        row, column = rng.integers(0, 11, 2)
+        image[0, row : row + 6, column : column + 6] += 1.5
+    return torch.from_numpy(images), torch.arange(count) % 2.0
+
+
+def make_detector() -> nn.Module:
+    layers = [nn.Conv2d(1, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 5, padding=2), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))
+
+
+@pytest.fixture(scope='module')
+def detector() -> nn.Module:
+    torch.manual_seed(0)
+    model = make_detector()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for step in range(150):
+        images, targets = bright_quarter(32, seed=step)
+        loss = F.binary_cross_entropy_with_logits(model(images)[:, 0], targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    images, targets = bright_quarter(200, seed=1000)
+    assert ((model(images)[:, 0] > 0) == targets.bool()).float().mean() > 0.95
+    return model
+
+
+def test_check_catches_maps_that_ignore_the_weights(detector):
+    images = bright_quarter(20, seed=2000)[0]
+    similarity = randomised_check(detector, make_detector, images, edge_detector)
+    assert similarity == pytest.approx(1, abs=1e-12)
+
+
+def test_check_passes_grad_cam_of_a_trained_model(detector):
+    images = bright_quarter(20, seed=2000)[0]
+    state = torch.get_rng_state()
+
+    def maps(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return grad_cam(model, images, 0)
+
+    similarity = randomised_check(detector, make_detector, images, maps)
+    assert abs(similarity) < 0.4
+    assert torch.equal(torch.get_rng_state(), state)
+    assert randomised_check(detector, make_detector, images, maps) == similarity
+    assert randomised_check(detector, make_detector, images, maps, seed=9) != similarity
+
+
+def test_similarity_is_spearmans_with_ties():
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    first, second = torch.from_numpy(rng.integers(0, 4, (2, 3, 5, 5)).astype(np.float32))
+    trained, images = nn.Identity(), pictures(3, 5)
+    expected = [spearmanr(*pair).statistic for pair in zip(first.flatten(1), second.flatten(1))]  # noqa: B905
+    found = randomised_check(
+        trained,
+        nn.Identity,
+        images,
+        lambda model, _images: first if model is trained else second,
+    )
+    assert found == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize('other, similarity', [(0.0, 1.0), (1.0, 0.0)])
+def test_constant_maps_are_alike_and_unlike_others(other, similarity):
+    trained, images = nn.Identity(), pictures(2, 5)
+    found = randomised_check(
+        trained,
+        nn.Identity,
+        images,
+        lambda model, x: 0 * x[:, 0] if model is trained else other * x[:, 0],
+    )
+    assert found == similarity
+
+
+def test_most_confident_of_each_kind_are_chosen():
+    rng = np.random.default_rng(0)
+    probabilities, targets = rng.random(60).round(1), rng.integers(0, 2, 60).astype(float)
+    probabilities[3], targets[[5, 6]] = np.nan, np.nan
+    found = choose_cases(probabilities, targets, 0.4, 5)
+    for kind, indices in found.items():
+        right, called = kind.split()
+        sign = -1 if called == 'positive' else 1
+        truth = float((called == 'positive') == (right == 'true'))
+        rows = [
+            (sign * p, i)
+            for i, (p, t) in enumerate(zip(probabilities, targets, strict=True))
+            if t == truth and (p >= 0.4 if called == 'positive' else p < 0.4)
+        ]
+        assert indices == [i for _, i in sorted(rows)[:5]], kind
+        assert len(indices) == 5
+    assert list(found) == ['true positive', 'false positive', 'true negative', 'false negative']
+
+
+def test_threshold_itself_is_positive_and_no_threshold_chooses_nothing():
+    assert choose_cases([0.5], [1], 0.5, 3)['true positive'] == [0]
+    assert not any(choose_cases([0.5, 0.1], [1, 0], np.nan, 3).values())
+
+
+def test_picture_shows_the_xray_and_the_map_over_it(tmp_path: Path):
+    saliency = np.zeros((64, 64))
+    saliency[:32, :32] = 1
+    plot_map(tmp_path / 'maps/a.png', np.full((64, 64), 100, np.uint8), saliency)
+    pixels = np.asarray(Image.open(tmp_path / 'maps/a.png').convert('RGB')).astype(int)
+    assert 400 <= pixels.shape[1] <= 500
+    shown = np.flatnonzero((pixels == 100).all(axis=2).sum(axis=0) > 50)
+    left, right = np.split(shown, np.flatnonzero(np.diff(shown) > 1)[:1] + 1)
+    plain = (pixels == 100).all(axis=2)
+    rows = np.flatnonzero(plain[:, left[0]])
+    assert plain[rows[0] : rows[-1] + 1, left].all()  # the X-ray, grey throughout
+    assert plain[:, right].sum() == pytest.approx(0.75 * plain[:, left].sum(), rel=0.05)
+    hot = np.array([240, 249, 33]) * 0.75 + 100 * 0.25  # plasma's last colour, 75 % opaque
+    inside = pixels[rows[0] + 10 : rows[0] + 90, right[0] + 10 : right[0] + 90]
+    np.testing.assert_allclose(inside, np.broadcast_to(hot, inside.shape), atol=2)
+
+
+def test_same_picture_has_the_same_bytes(tmp_path: Path):
+    files = tmp_path / 'a.png', tmp_path / 'b.png'
+    for file in files:
+        plot_map(file, np.eye(32, dtype=np.uint8), np.eye(32), title='Edema: $true$ $ positive')
+    assert files[0].read_bytes() == files[1].read_bytes()
