@@ -58,7 +58,8 @@ def grad_cam(
         return kept[-1].clone()  # the model may change it in place
 
     with _evaluating(model), torch.enable_grad():
-        handle = (target or target_layer(model, images)).register_forward_hook(keep)
+        layer = target_layer(model, images) if target is None else target
+        handle = layer.register_forward_hook(keep)
         try:
             outputs = model(images)
             scores = output(outputs) if callable(output) else outputs[:, output]
@@ -98,6 +99,7 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         )
     with _evaluating(model), torch.no_grad(), _KeepSoftmax() as probabilities:
         model(images)
+    assert len(probabilities.kept) == len(model.blocks), 'attention without Tensor.softmax'
     identity = torch.eye(probabilities.kept[0].shape[-1], device=images.device)
     rollout = identity
     for attention in probabilities.kept:  # [B, heads, 1 + L, 1 + L]

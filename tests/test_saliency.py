@@ -157,6 +157,7 @@ def test_output_may_be_any_score():
     assert torch.equal(grad_cam(model, images, lambda y: y[:, 1]), grad_cam(model, images, 1))
     head = model.head.weight.data
     head[0] = head[2] - head[1]
+    model.requires_grad_(False)  # as a probe has it
     difference = grad_cam(model, images, lambda y: y[:, 2] - y[:, 1])
     torch.testing.assert_close(difference, grad_cam(model, images, 0), atol=1e-5, rtol=1e-4)
 
@@ -170,12 +171,6 @@ def test_each_image_has_its_own_map_between_0_and_1(kind):
     assert maps.amax(dim=(1, 2)).tolist() == [1, 1, 1, 1]
     alone = torch.cat([grad_cam(model, image[None], 1) for image in images])
     torch.testing.assert_close(maps, alone, atol=1e-5, rtol=1e-4)
-    assert (maps[0] - maps[1]).abs().max() > 0.1
-
-
-def test_nothing_that_raises_the_score_gives_an_empty_map():
-    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert grad_cam(model, pictures(2, 4), lambda y: 0 * y[:, 0]).eq(0).all()
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -211,13 +206,6 @@ def test_model_stays_as_it_was(method):
         same = gradient is None if parameter.grad is None else torch.equal(parameter.grad, gradient)
         assert same
     assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_frozen_model_has_a_map():
-    model, images = build('swin'), pictures(2)
-    before = grad_cam(model, images, 0)
-    model.requires_grad_(False)
-    assert torch.equal(grad_cam(model, images, 0), before)
 
 
 def attend_to(model: VisionTransformer, patch: int) -> None:
@@ -331,7 +319,7 @@ def test_check_passes_grad_cam_of_a_trained_model(detector):
         return grad_cam(model, images, 0)
 
     similarity = randomised_check(detector, make_detector, images, maps)
-    assert abs(similarity) < 0.4
+    assert abs(similarity) < 0.3
     assert torch.equal(torch.get_rng_state(), state)
     assert randomised_check(detector, make_detector, images, maps) == similarity
     assert randomised_check(detector, make_detector, images, maps, seed=9) != similarity
@@ -343,26 +331,25 @@ def test_similarity_is_spearmans_with_ties():
     rng = np.random.default_rng(0)
     first, second = torch.from_numpy(rng.integers(0, 4, (2, 3, 5, 5)).astype(np.float32))
     trained, images = nn.Identity(), pictures(3, 5)
-    expected = [spearmanr(*pair).statistic for pair in zip(first.flatten(1), second.flatten(1))]  # noqa: B905
-    found = randomised_check(
-        trained,
-        nn.Identity,
-        images,
-        lambda model, _images: first if model is trained else second,
-    )
+    expected = [
+        spearmanr(a.flatten(), b.flatten()).statistic for a, b in torch.stack((first, second), 1)
+    ]
+
+    def maps(model: nn.Module, _images: torch.Tensor) -> torch.Tensor:
+        return first if model is trained else second
+
+    found = randomised_check(trained, nn.Identity, images, maps)
     assert found == pytest.approx(np.mean(expected), abs=1e-12)
 
 
 @pytest.mark.parametrize('other, similarity', [(0.0, 1.0), (1.0, 0.0)])
 def test_constant_maps_are_alike_and_unlike_others(other, similarity):
     trained, images = nn.Identity(), pictures(2, 5)
-    found = randomised_check(
-        trained,
-        nn.Identity,
-        images,
-        lambda model, x: 0 * x[:, 0] if model is trained else other * x[:, 0],
-    )
-    assert found == similarity
+
+    def maps(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return (0.0 if model is trained else other) * x[:, 0]
+
+    assert randomised_check(trained, nn.Identity, images, maps) == similarity
 
 
 def test_most_confident_of_each_kind_are_chosen():
