@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 
 from data.labels import LABELS, cell_error, map_cells, read_labels
+from data.packed import Store, is_store, open_store, packed_records
 from data.tables import read_table, refuse_duplicates, require_columns
 
+SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of them holds images to be scored
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
 
 # Columns that describe an image. A label file may lack them, all together.
@@ -67,14 +69,15 @@ def read_csv(
     logger: logging.Logger | None = None,
     check_files: bool = True,
 ) -> Records:
-    """Read and check a CSV in CheXpert's layout.
+    """Read and check a CSV in CheXpert's layout, beside its images or in a packed store.
 
     A row is an image (`Path`) or a study (`Study`: its images are those below that folder). In a
     `Study` file, or without the columns of `DESCRIPTION`, views come from file names and the rest
-    is unknown. Of each prefix (what precedes a patient's folder) the first image is looked up.
+    is unknown. Of each prefix (what precedes a patient's folder) the first image is looked up;
+    in a store every image is, and those that it was packed without are left out.
 
     Args:
-        data_path: the folder that holds the CSV and the images.
+        data_path: the folder that holds the CSV and the images, or a store of it.
         csv_name: the CSV's name inside `data_path`.
         image_suffix: what replaces the suffix of the paths, such as '.png'; '' keeps it.
         logger: told, in one line, how paths become files.
@@ -92,20 +95,21 @@ def read_csv(
     described = any(name in table for name in DESCRIPTION) and 'Path' in table
     wanted = [*(DESCRIPTION if described else ()), *LABELS]
     require_columns(table, wanted, Path(source), one_of=('Path', 'Study'))
+    store = open_store(root) if is_store(root) else None
     by_study = 'Path' not in table
     if by_study:
-        table = _expand_studies(table, root, source, image_suffix)
+        table = _expand_studies(table, store or root, source, image_suffix)
     paths = table['Path']
     parts = _match_paths(paths, IMAGE_PATH, source)
     suffix = '' if by_study else image_suffix  # a study's images are listed as they are
     rule = _PathRule(False, suffix)
     if check_files:
-        rule = _PathRule.decide(paths, parts['prefix'], root, source, suffix)
+        rule = _PathRule.decide(paths, parts['prefix'], store or root, source, suffix)
     files = np.array([rule.file(path) for path in paths], object)
     refuse_duplicates(paths, source, files)
     if logger is not None:
         logger.info(f'{csv_name}: {len(table)} images; {rule.describe()}')
-    return Records(
+    records = Records(
         root=root,
         csv=csv_name,
         row=np.arange(len(table)) if by_study else table.index.to_numpy(),
@@ -116,12 +120,16 @@ def read_csv(
         **_read_description(table, source),
         labels=read_labels(table, source),
     )
+    return packed_records(records, store, logger) if store and check_files else records
 
 
-def read_folder(data_path: str | Path, *, allow_all_images: bool) -> Records:
-    """List every image below a folder, sorted, as records without labels.
+def read_folder(
+    data_path: str | Path, *, allow_all_images: bool, logger: logging.Logger | None = None
+) -> Records:
+    """List every image below a folder or in a packed store, sorted, as records without labels.
 
-    Hidden files and folders are passed over; so are links to what the folder holds itself.
+    Hidden files and folders are passed over; so are links to what the folder holds itself.  What
+    a store was packed without is left out.
 
     Raises:
         ValueError: if there is no image, if a link leaves the folder, or if it holds train.csv or
@@ -130,12 +138,18 @@ def read_folder(data_path: str | Path, *, allow_all_images: bool) -> Records:
     root = Path(data_path)
     if not root.is_dir():
         raise ValueError(f'DATA.DATA_PATH is no folder: {root}')
-    scored = () if allow_all_images else ('train.csv', 'valid.csv')
-    files = sorted(_images_below(root, '', IMAGE_SUFFIXES, refused=scored))
+    store = open_store(root) if is_store(root) else None
+    refused = () if allow_all_images else SCORED_FILES
+    if store is None:
+        files = sorted(_images_below(root, '', IMAGE_SUFFIXES, refused=refused))
+    elif refused and store.about['scored']:
+        raise _refuse_scored(f'{root} was packed from a folder with {" or ".join(refused)}')
+    else:
+        files = sorted([*store.files, *store.left_out])
     if not files:
         raise ValueError(f'no image below {root} (looked for {", ".join(IMAGE_SUFFIXES)})')
     paths, size = np.array(files, object), len(files)
-    return Records(
+    records = Records(
         root=root,
         csv='',
         row=np.arange(size),
@@ -147,6 +161,7 @@ def read_folder(data_path: str | Path, *, allow_all_images: bool) -> Records:
         **_unknown(size),
         labels=None,
     )
+    return records if store is None else packed_records(records, store, logger)
 
 
 def select_views(records: Records, views: str) -> Records:
@@ -231,17 +246,17 @@ class _PathRule:
 
     @classmethod
     def decide(
-        cls, paths: pd.Series, prefixes: pd.Series, root: Path, source: str, suffix: str
+        cls, paths: pd.Series, prefixes: pd.Series, root: Path | Store, source: str, suffix: str
     ) -> '_PathRule':
         """Take the rule under which the first path of each prefix is there."""
         first = paths[~prefixes.duplicated().to_numpy()]
         tried = []
         for rule in (cls(True, suffix), cls(False, suffix)):
-            files = [root / rule.file(path) for path in first]
-            missing = [file for file in files if not os.path.exists(file)]
+            files = [rule.file(path) for path in first]
+            missing = [file for file in files if not exists(root, file)]
             if not missing:
                 return rule
-            tried.append(str(missing[0]))
+            tried.append(os.path.join(root, missing[0]))
         raise ValueError(
             f'{source}: images not found; tried {" and ".join(tried)} '
             '(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted)'
@@ -258,7 +273,7 @@ class _PathRule:
 
 
 def _expand_studies(
-    table: pd.DataFrame, root: Path, source: str, image_suffix: str
+    table: pd.DataFrame, root: Path | Store, source: str, image_suffix: str
 ) -> pd.DataFrame:
     """Turn rows of studies into rows of their images; the index stays the study's row."""
     studies = table['Study']
@@ -269,13 +284,23 @@ def _expand_studies(
     images = []
     for position, study in enumerate(studies):
         place = rule.file(study)
-        is_folder = os.path.isdir(root / place)
-        found = sorted(_images_below(root, place, suffixes)) if is_folder else []
+        found = _images_of_study(root, place, suffixes)
         if not found:
-            problem = f'has no image ({", ".join(suffixes)}) below {root / place}'
+            problem = f'has no image ({", ".join(suffixes)}) below {os.path.join(root, place)}'
             raise cell_error(source, studies, position, problem)
         images.append([study + file[len(place) :] for file in found])
     return table[list(LABELS)].assign(Path=images).explode('Path')
+
+
+def exists(root: Path | Store, file: str) -> bool:
+    """Whether a folder, or a store, holds this file."""
+    return root.exists(file) if isinstance(root, Store) else os.path.exists(root / file)
+
+
+def _images_of_study(root: Path | Store, place: str, suffixes: tuple[str, ...]) -> list[str]:
+    if isinstance(root, Store):
+        return [file for file in root.below(place) if file.lower().endswith(suffixes)]
+    return sorted(_images_below(root, place, suffixes)) if os.path.isdir(root / place) else []
 
 
 def _images_below(
@@ -287,10 +312,7 @@ def _images_below(
     for entry in visible:
         file = f'{place}/{entry.name}' if place else entry.name
         if entry.name in refused:
-            raise ValueError(
-                f'{root / file} is there: this folder holds images that are scored later; use '
-                'DATA.DATASET chexpert, or set DATA.ALLOW_ALL_IMAGES True'
-            )
+            raise _refuse_scored(f'{root / file} is there')
         is_image = entry.name.lower().endswith(suffixes)
         if entry.is_symlink():
             inside = (root / file).resolve().is_relative_to(root.resolve())
@@ -300,6 +322,13 @@ def _images_below(
             yield from _images_below(root, file, suffixes, refused)
         elif is_image:
             yield file
+
+
+def _refuse_scored(reason: str) -> ValueError:
+    return ValueError(
+        f'{reason}: this folder holds images that are scored later; use DATA.DATASET chexpert, '
+        'or set DATA.ALLOW_ALL_IMAGES True'
+    )
 
 
 def _read_description(table: pd.DataFrame, source: str) -> dict[str, np.ndarray]:

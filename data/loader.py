@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 import distributed
 from config import Config
 from data.chexpert import Records
+from data.images import image_reader
 from data.sampling import epoch_order, occurrences, sample_rng, weighted_order
-from data.transforms import load_image
 
 
 class XrayDataset(Dataset):
@@ -42,6 +42,7 @@ class XrayDataset(Dataset):
         targets: np.ndarray | None = None,
     ) -> None:
         self.records = records
+        self.image = image_reader(records)
         self.transform = transform
         self.seed = seed
         self.targets = targets
@@ -53,7 +54,7 @@ class XrayDataset(Dataset):
         epoch, index, *occurrence = key
         row = int(self.records.row[index])
         try:
-            image = load_image(self.records.root / self.records.file[index])
+            image = self.image(index)
         except ValueError as error:
             raise ValueError(f'{self._place(index)}: {error}') from error
         sample = self.transform(image, sample_rng(self.seed, epoch, row, *occurrence))

@@ -1,7 +1,6 @@
 """MIMIC-CXR-JPG's CSV files and images as the records of data/chexpert.py."""
 
 import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.chexpert import Records
+from data.chexpert import Records, exists
 from data.labels import LABELS, cell_error, map_cells, read_labels
+from data.packed import is_store, open_store, packed_records
 from data.tables import read_table, refuse_duplicates, require_columns
 
 SPLITS = {name: name for name in ('train', 'validate', 'test')}
@@ -49,7 +49,7 @@ def read_mimic(
     file lacks are left out. Of the images only the first is looked up on disk.
 
     Args:
-        data_path: the folder.
+        data_path: the folder, or a packed store of it.
         split: 'train', 'validate' or 'test'.
         labeller: whose labels, 'chexpert' or 'negbio'.
         image_suffix: what replaces '.jpg', such as '.png'; '' keeps it.
@@ -75,7 +75,8 @@ def read_mimic(
     studies += '/s' + images['study_id']
     paths = studies + '/' + images['dicom_id']
     files = (paths + (image_suffix or '.jpg')).to_numpy(object)
-    if not os.path.exists(root / files[0]):
+    store = open_store(root) if is_store(root) else None
+    if not exists(store or root, files[0]):
         raise ValueError(
             f'{split_file}: image not found: {root / files[0]} '
             '(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted)'
@@ -88,7 +89,7 @@ def read_mimic(
             f'{left_out}; '
             f'{_describe_other_views(images["ViewPosition"][view == ""])}'
         )
-    return Records(
+    records = Records(
         root=root,
         csv=split_file.name,
         row=images.index.to_numpy(),
@@ -102,6 +103,20 @@ def read_mimic(
         ap_pa=np.where(view == 'frontal', images['ViewPosition'], '').astype(object),
         labels=labels,
     )
+    return records if store is None else packed_records(records, store, logger)
+
+
+def named_images(data_path: str | Path, *, image_suffix: str = '') -> set[str]:
+    """The files that `read_mimic` gives for all splits, by the labels of all labellers there."""
+    root = Path(data_path)
+    splits = read_table(_find(root, 'split'))['split'].unique()
+    labellers = [name for name in LABELLERS if list(root.glob(f'mimic-cxr-*-{name}.csv*'))]
+    named = set()
+    for labeller in labellers or LABELLERS:
+        for split in splits:
+            options = {'labeller': labeller, 'image_suffix': image_suffix}
+            named.update(read_mimic(root, split, **options).file)
+    return named
 
 
 def _check_names(split: str, labeller: str, image_suffix: str) -> None:

@@ -1,4 +1,4 @@
-"""Image operations: reading, contrast, crop, resize, flip, mean and deviation, scored views.
+"""Image operations: contrast, crop, resize, flip, mean and deviation, scored views.
 
 A transform takes an image of `load_image` and the sample's generator.  It draws in a fixed order
 (crop, flip, mask, then what `data.augment` adds in fine-tuning); no global random state is read.
@@ -6,8 +6,6 @@ Pixels are float32 arrays [H, W] in grey levels 0..255 until they are normalised
 """
 
 import math
-import re
-from os import PathLike
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -24,14 +22,16 @@ from data.augment import (  # noqa: F401 (the constants stay importable from her
     erase,
     jitter,
 )
+from data.images import (  # noqa: F401 (these stay importable from here)
+    FULL_RANGES,
+    MODES_8_BIT,
+    MODES_16_BIT,
+    load_image,
+)
 from data.masking import MaskGenerator
 
 GREY_STATISTICS = (0.503,), (0.292,)  # 870 images of CheXpert-v1.0-small
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-MODES_8_BIT = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
-MODES_16_BIT = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')
-FULL_RANGES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))
 
 PRETRAIN_AREA = (0.67, 1.0)
 FINETUNE_AREA = (0.08, 1.0)
@@ -65,30 +65,6 @@ def statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, of pixels in [0, 1]."""
     mean, std = GREY_STATISTICS if encoder_node(config).IN_CHANS == 1 else IMAGENET_STATISTICS
     return tuple(config.DATA.MEAN) or mean, tuple(config.DATA.STD) or std
-
-
-def load_image(path: str | PathLike[str]) -> Image.Image:
-    """Read an image as one channel of grey levels.
-
-    Colour becomes ITU-R 601 luma, transparency lies on black, EXIF rotation is undone.  16-bit
-    images are scaled by their true range: the smallest of 8, 10, 12, 14, 16 bits that holds them.
-
-    Returns:
-        Mode 'L' for 8 bits; mode 'F' in grey levels 0..255, not rounded, for 16 bits.
-
-    Raises:
-        ValueError: naming the path, if there is no such file or it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode in MODES_8_BIT and re.search(r';16[BLN]', str(image.tile)):
-                raise ValueError('16-bit colour or alpha would be cut to 8 bits; store 16-bit grey')
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_grey(image)
-    except FileNotFoundError:
-        raise ValueError(f'there is no image {path}') from None
-    except Exception as error:  # a damaged file makes Pillow raise almost anything
-        raise ValueError(f'image {path} cannot be read: {error}') from error
 
 
 def preprocess(image: Image.Image, name: str) -> Image.Image:
@@ -283,14 +259,22 @@ class EvalTransform:
     The centre crop of an enlarged image (TEST.CROP), or the whole image squashed to the square.
     With EVAL.TTA 'crops', the centre and the four corners of the enlarged image (T = 5), of which
     TEST.CROP keeps the aspect, too; with EVAL.TTA_FLIP, the mirror images follow (T = 2 or 10).
+
+    Args:
+        config: all options.
+        interpolation: a name of FILTERS; None: DATA.INTERPOLATION.
+        test_time_views: False: one view, whatever EVAL.TTA and EVAL.TTA_FLIP say.
     """
 
-    def __init__(self, config: Config, interpolation: str | None = None) -> None:
+    def __init__(
+        self, config: Config, interpolation: str | None = None, *, test_time_views: bool = True
+    ) -> None:
         self.size = config.DATA.IMG_SIZE
         self.preprocess = config.DATA.PREPROCESS
         self.crop = config.TEST.CROP
-        self.five_crops = config.EVAL.TTA == 'crops'
-        self.mirror = config.EVAL.TTA_FLIP
+        self.five_crops = test_time_views and config.EVAL.TTA == 'crops'
+        self.mirror = test_time_views and config.EVAL.TTA_FLIP
+        self.num_views = (5 if self.five_crops else 1) * (2 if self.mirror else 1)
         self.filter = FILTERS[interpolation or config.DATA.INTERPOLATION][0]
         self.normalize = Normalize(config)
 
@@ -313,7 +297,7 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
         views = np.stack([self.normalize(view)[0] for view in self.views(image)])
-        return torch.from_numpy(views if self.five_crops or self.mirror else views[0])
+        return torch.from_numpy(views if self.num_views > 1 else views[0])
 
 
 class HoldoutTransform:
@@ -331,25 +315,6 @@ class HoldoutTransform:
         normalized = self.view.normalize(self.view.pixels(image))
         image, scale, offset = map(torch.from_numpy, normalized)
         return image, torch.from_numpy(self.mask_generator(rng)), scale, offset
-
-
-def _to_grey(image: Image.Image) -> Image.Image:
-    if image.mode in MODES_16_BIT:
-        return _from_16_bit(np.asarray(image))
-    if image.mode not in MODES_8_BIT:
-        raise ValueError(f'pixels of mode {image.mode!r} are neither 8-bit nor 16-bit grey')
-    if image.has_transparency_data:
-        black = Image.new('RGBA', image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image.convert('RGBA'))
-    return image.convert('L')
-
-
-def _from_16_bit(pixels: np.ndarray) -> Image.Image:
-    low, high = int(pixels.min()), int(pixels.max())
-    if low < 0 or high > FULL_RANGES[-1]:
-        raise ValueError(f'pixels from {low} to {high} are outside the 16-bit range')
-    full = next(full for full in FULL_RANGES if high <= full)
-    return Image.fromarray(pixels.astype(np.float32) * np.float32(255 / full))
 
 
 def _whole_levels(image: Image.Image) -> Image.Image:  # mode 'L'

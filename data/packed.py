@@ -1,0 +1,309 @@
+"""The packed image store: all pictures of a data set in a few memory-mapped files.
+
+A store is a folder that stands for the data's own: its CSV files lie in it as they were, and the
+readers of `data.chexpert` and `data.mimic` look up its pictures where they else look up files.
+
+    store.json            version, settings, and size and CRC-32 of every other file
+    names_*.npy           [N] names of the pictures' files, sorted; *: how often it was added to
+    pictures_*.npy        [N] PICTURE: where each one's pixels are, their form, their CRC-32
+    pixels_*.bin          the pixels, one picture after another
+    bad_images.csv        what could not be read and was left out, to be looked at
+
+The files of the index and the CSV files are checked when a store is opened, a picture on its first
+read in each process (for 256 x 256 pixels: 15 us, where every read takes 8).
+"""
+
+import json
+import logging
+import mmap
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from data.chexpert import Records
+
+VERSION = 1
+STORE_FILE = 'store.json'
+UNFINISHED_FILE = 'packing.json'
+BAD_FILE = 'bad_images.csv'
+BLOCK_BYTES = 2**22  # of a file that is read in parts
+
+PICTURE = np.dtype(
+    [
+        ('shard', '<u4'),
+        ('offset', '<u8'),  # in bytes
+        ('height', '<u4'),
+        ('width', '<u4'),
+        ('form', 'u1'),
+        ('crc32', '<u4'),
+    ]
+)
+# Forms of pixels.  Mode 'L': as they were, or rounded from more bits.  Mode 'F': 8, 10, 12, 14 or
+# 16 for levels 0..2**form - 1 that stand for grey levels 0..255, or grey levels as they are.
+BYTES, ROUNDED, FLOATS = 0, 1, 32
+LEVEL_FORMS = (8, 10, 12, 14, 16)
+DTYPES = {
+    BYTES: np.dtype('u1'),
+    ROUNDED: np.dtype('u1'),
+    FLOATS: np.dtype('<f4'),
+    **dict.fromkeys(LEVEL_FORMS, np.dtype('<u2')),
+}
+
+
+def is_store(path: str | os.PathLike[str]) -> bool:
+    """Whether this folder is a store.
+
+    Raises:
+        ValueError: if it will be one, once it is finished.
+    """
+    if (Path(path) / STORE_FILE).is_file():
+        return True
+    if (Path(path) / UNFINISHED_FILE).is_file():
+        raise ValueError(f'the store {path} is not finished: run scripts/pack.py on it again')
+    return False
+
+
+def open_store(path: str | os.PathLike[str]) -> 'Store':
+    """Open a store; no pixel is read yet.
+
+    Raises:
+        ValueError: naming the file, if one is missing, or is not what was written.
+    """
+    return Store(path)
+
+
+def verify(path: str | os.PathLike[str]) -> list[str]:
+    """Read all of a store and say what is wrong with it; [] if nothing is."""
+    try:
+        about = read_about(path)
+    except ValueError as error:
+        return [str(error)]
+    problems = file_problems(Path(path), about)
+    if problems:
+        return problems
+    store, problems = Store(path), []
+    places = store.pictures
+    order = np.lexsort([places['offset'], places['shard']])
+    for position in tqdm(order.tolist(), unit='image', desc='verify', disable=None):
+        try:
+            store.pixels(position)
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
+
+
+class Store:
+    """An open store, see `open_store`; it is pickled as its path."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.about = read_about(path)
+        problems = file_problems(self.path, self.about)
+        if problems:
+            raise ValueError(problems[0])
+        self.names, self.pictures = read_index(self.path, self.about)
+        self._maps = [_map(self.path / name) for name in self.about['shards']]
+        self._shards = [np.frombuffer(pixels, np.uint8) for pixels in self._maps]
+        self._checked = np.zeros(len(self.names), bool)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (str(self.path),)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, file: str) -> bool:
+        return bool(self.position([file])[0] >= 0)
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the pictures' files, sorted; position i is the i-th."""
+        return [os.fsdecode(name) for name in self.names.tolist()]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The files that could not be read when they were packed, and why."""
+        return self.about['left_out']
+
+    @property
+    def side(self) -> int | None:
+        """The side of the pictures, if all are squares of it in 8 bits."""
+        settings = self.about['settings']
+        return settings['size'] if settings['square'] and not settings['keep_16bit'] else None
+
+    def position(self, files: Sequence[str]) -> np.ndarray:  # [N] int64
+        """Where these files' pictures are; -1 for those that are not here."""
+        wanted = np.array([os.fsencode(file) for file in files], bytes)
+        # In the names' own type, or the search would copy them all; too long a name is cut here.
+        place = np.searchsorted(self.names, wanted.astype(self.names.dtype))
+        place = np.minimum(place, len(self.names) - 1)
+        return np.where(self.names[place] == wanted, place, -1).astype(np.int64)
+
+    def exists(self, file: str) -> bool:
+        """Whether this is a picture, packed or left out, or a folder of some."""
+        return file in self or file in self.left_out or bool(self.below(file))
+
+    def below(self, folder: str) -> list[str]:
+        """The files of the pictures in a folder, those left out too, sorted."""
+        ends = [os.fsencode(folder) + end for end in (b'/', b'0')]  # 0 is what follows /
+        start, stop = np.searchsorted(self.names, np.array(ends, self.names.dtype))
+        packed = [os.fsdecode(name) for name in self.names[start:stop].tolist()]
+        return sorted([*packed, *(f for f in self.left_out if f.startswith(f'{folder}/'))])
+
+    def image(self, position: int) -> Image.Image:
+        """A picture as `load_image` gives its file, but for the size that it was packed at."""
+        pixels = self.pixels(position)
+        form = int(self.pictures['form'][position])
+        if form in LEVEL_FORMS:
+            pixels = pixels.astype(np.float32) * np.float32(255 / (2**form - 1))
+        elif form == FLOATS:
+            pixels = pixels.astype(np.float32)  # this machine's byte order, aligned
+        return Image.fromarray(pixels)
+
+    def gather(self, positions: np.ndarray) -> np.ndarray:  # [B, S, S] uint8
+        """The pixels of these pictures; only of squares (see `side`)."""
+        assert self.side is not None
+        batch = np.empty((len(positions), self.side, self.side), np.uint8)
+        rows = self.pictures[positions].tolist()
+        for row in rows:  # all at once, before the first is waited for
+            self._fetch(row)
+        for target, position, row in zip(batch, positions.tolist(), rows, strict=True):
+            target[...] = self._read(position, row)
+        return batch
+
+    def pixels(self, position: int) -> np.ndarray:  # [H, W]
+        """A picture's pixels as they are stored, not copied.
+
+        Raises:
+            ValueError: if they are not what was written.
+        """
+        row = self.pictures[position].item()
+        self._fetch(row)
+        return self._read(position, row)
+
+    def _fetch(self, row: tuple[int, ...]) -> None:
+        """Let the system read a picture: exactly its pages, not what it takes to be near them."""
+        shard, offset, height, width, form, _ = row
+        start = offset - offset % mmap.PAGESIZE
+        end = offset + height * width * DTYPES[form].itemsize
+        self._maps[shard].madvise(mmap.MADV_WILLNEED, start, end - start)
+
+    def _read(self, position: int, row: tuple[int, ...]) -> np.ndarray:  # [H, W]
+        if position < 0:
+            raise IndexError(f'{self.path} has no picture at position {position}')
+        shard, offset, height, width, form, crc = row
+        dtype = DTYPES[form]
+        data = self._shards[shard][offset : offset + height * width * dtype.itemsize]
+        if not self._checked[position]:
+            if zlib.crc32(data) != crc:
+                raise ValueError(
+                    f'{self.path / self.about["shards"][shard]}: the picture of '
+                    f'{os.fsdecode(self.names[position])} (at byte {offset}) is not what was '
+                    'packed: its checksum differs; remove the store, and copy or pack it again'
+                )
+            self._checked[position] = True
+        return data.view(dtype).reshape(height, width)
+
+
+def packed_records(
+    records: 'Records', store: Store, logger: logging.Logger | None = None
+) -> 'Records':
+    """The records whose pictures are in the store, without those left out when it was packed.
+
+    Raises:
+        ValueError: if a picture is neither.
+    """
+    place = store.position(records.file)
+    left_out = np.array([file in store.left_out for file in records.file[place < 0]], bool)
+    if not left_out.all():
+        file = records.file[place < 0][~left_out][0]
+        row = int(records.row[records.file == file][0])
+        raise ValueError(
+            f'{records.root / records.csv}, row {row + 2} (the header is row 1): {file} is not '
+            'in the store; add what this CSV names with scripts/pack.py --append'
+        )
+    if len(left_out) and logger is not None:
+        logger.warning(
+            f'{records.csv or records.root}: {len(left_out)} images could not be read when the '
+            f'store was packed and are left out ({store.path / BAD_FILE})'
+        )
+    return records.select(place >= 0) if len(left_out) else records
+
+
+def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What store.json says.
+
+    Raises:
+        ValueError: if it cannot be read, was changed, or is of another version.
+    """
+    file = Path(path) / STORE_FILE
+    try:
+        about = json.loads(file.read_bytes())
+        version, crc = about['version'], about.pop('crc32')
+    except FileNotFoundError:
+        raise ValueError(f'{path} is no packed store: it has no {STORE_FILE}') from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f'{file} cannot be read: {error!r}') from error
+    if version != VERSION:
+        raise ValueError(f'{file} is of version {version!r}; this program reads {VERSION}')
+    if crc != _checksum(about):
+        raise ValueError(f'{file} is not what was written: its checksum differs')
+    return about
+
+
+def encode_about(about: dict[str, Any]) -> bytes:
+    """The bytes of store.json."""
+    return json.dumps({**about, 'crc32': _checksum(about)}, indent=1).encode() + b'\n'
+
+
+def read_index(path: Path, about: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The names [N] and the PICTURE [N] of a store, memory-mapped."""
+    names, pictures = (
+        np.asarray(np.load(path / f'{kind}_{about["generation"]:05d}.npy', mmap_mode='r'))
+        for kind in ('names', 'pictures')
+    )
+    return names, pictures
+
+
+def file_problems(path: Path, about: dict[str, Any]) -> list[str]:
+    """Files of a store that are missing or not what was written; of the pixels only the sizes."""
+    problems = []
+    for name, (size, crc) in about['files'].items():
+        try:
+            found = os.stat(path / name).st_size
+        except OSError as error:
+            problems.append(f'{path / name} cannot be read: {error.strerror}')
+            continue
+        if found != size:
+            problems.append(f'{path / name} has {found} bytes, not the {size} that were written')
+        elif name not in about['shards'] and file_crc32(path / name) != crc:
+            problems.append(f'{path / name} is not what was written: its checksum differs')
+    return problems
+
+
+def file_crc32(path: Path) -> int:
+    """The CRC-32 of a file, read in blocks."""
+    crc = 0
+    with open(path, 'rb') as file:
+        while block := file.read(BLOCK_BYTES):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _map(path: Path) -> mmap.mmap:
+    with open(path, 'rb') as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _checksum(about: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())

@@ -1,0 +1,144 @@
+"""The files of a packed store: written whole or not at all, locked, and copied to a node."""
+
+import csv
+import errno
+import fcntl
+import io
+import logging
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data.packed import BAD_FILE, BLOCK_BYTES, STORE_FILE, file_crc32, file_problems, read_about
+
+LOCK_FILE = 'store.lock'
+COPY_THREADS = 4  # a network drive gives more to several readers
+BUSY = (errno.EACCES, errno.EAGAIN)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that the old one, or none, is there until all of the new one is."""
+    temporary = path.with_name(f'{path.name}.tmp')
+    with open(temporary, 'wb') as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Keep other processes out of a folder; the lock ends with the process, however that ends.
+
+    Where the file system has no locks, such as some network drives, nobody is kept out.
+
+    Raises:
+        ValueError: if another process holds the lock and `wait` is False.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, 'a') as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno in BUSY:
+                raise ValueError(f'another process is writing to {folder}') from None
+            if error.errno not in NO_LOCKS:
+                raise
+        yield
+
+
+def copy_store(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    logger: logging.Logger | None = None,
+) -> Path:
+    """Copy a store, such as from a network drive to a node's own disk; returns the target.
+
+    Any number of processes may call it at once: one copies, the others wait.  Every file is
+    checked while it is copied, and gets its name when it is whole, `store.json` last.  A copy that
+    was broken off goes on, after a check of what is there; one that is complete is left as it is.
+
+    Raises:
+        ValueError: if a file of the source is not what was packed, or the disk is too small.
+    """
+    source, target = Path(source), Path(target)
+    if source.resolve() == target.resolve():
+        return target
+    about = read_about(source)
+    contents = (source / STORE_FILE).read_bytes()
+    with locked(target, wait=True):
+        store_file = target / STORE_FILE
+        if store_file.is_file() and store_file.read_bytes() == contents:
+            if not file_problems(target, about):
+                return target
+        store_file.unlink(missing_ok=True)
+        start = time.perf_counter()
+        sizes = {
+            name: size
+            for name, (size, crc) in about['files'].items()
+            if not _is_whole(target / name, size, crc)
+        }
+        check_space(target, sum(sizes.values()))
+        with ThreadPoolExecutor(COPY_THREADS) as pool:
+            copies = [
+                pool.submit(copy_file, source / name, target / name, *about['files'][name])
+                for name in sizes
+            ]
+        for copy in copies:
+            copy.result()
+        write_bad(target, about)
+        replace_file(store_file, contents)
+        if logger is not None:
+            seconds = time.perf_counter() - start
+            logger.info(
+                f'copied {sum(sizes.values()) / 1e9:.2f} GB of {source} to {target} '
+                f'in {seconds:.1f} s'
+            )
+    return target
+
+
+def copy_file(source: Path, target: Path, size: int, crc32: int) -> None:
+    """Copy a file that must have this size and checksum; the target is whole or not there."""
+    found_size, found_crc = 0, 0
+    temporary = target.with_name(f'{target.name}.tmp')
+    try:
+        with open(source, 'rb') as reader, open(temporary, 'wb') as writer:
+            while block := reader.read(BLOCK_BYTES):
+                found_size, found_crc = found_size + len(block), zlib.crc32(block, found_crc)
+                writer.write(block)
+            writer.flush()
+            os.fsync(writer.fileno())
+    except OSError as error:
+        raise ValueError(f'{source} cannot be copied to {target.parent}: {error}') from error
+    if (found_size, found_crc) != (size, crc32):
+        temporary.unlink()
+        raise ValueError(f'{source} is not what it was: its checksum differs')
+    os.replace(temporary, target)
+
+
+def write_bad(folder: Path, about: dict[str, Any]) -> None:
+    """Write what store.json says was left out as a table, if anything was."""
+    if about['left_out']:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator='\n')
+        writer.writerows([('file', 'problem'), *about['left_out'].items()])
+        replace_file(folder / BAD_FILE, text.getvalue().encode('utf-8', 'backslashreplace'))
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise ValueError(
+            f'{needed_bytes / 1e9:.2f} GB do not fit: {folder} has {free / 1e9:.2f} GB free'
+        )
+
+
+def _is_whole(path: Path, size: int, crc: int) -> bool:
+    return path.is_file() and path.stat().st_size == size and file_crc32(path) == crc
