@@ -273,6 +273,7 @@ def _check_finetune(config: Any) -> None:
     labels = 14 if config.DATA.TASK == 'observations' else 1
     allowed = f'{labels}, the number of labels of DATA.TASK {config.DATA.TASK!r}'
     _require(config.MODEL.NUM_CLASSES == labels, config, 'MODEL.NUM_CLASSES', allowed)
+    _check_probe(config)
     holds = config.DATA.HOLDOUT_FRACTION > 0 or config.EVAL.SELECT_ON != 'holdout'
     allowed = "above 0 where EVAL.SELECT_ON is 'holdout'"
     _require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
@@ -281,6 +282,16 @@ def _check_finetune(config: Any) -> None:
     holds = config.REPORT.METHOD == 'grad_cam' or config.MODEL.TYPE == 'vit'
     _require(holds, config, 'REPORT.METHOD', "'grad_cam' but for MODEL.TYPE 'vit'")
     _check_policies(config)
+
+
+def _check_probe(config: Any) -> None:
+    mode = config.FINETUNE.MODE
+    if mode not in ('linear_probe', 'knn') or config.EVAL_MODE:
+        return
+    allowed = f'above 0 where FINETUNE.MODE is {mode!r}'
+    _require(config.DATA.HOLDOUT_FRACTION > 0, config, 'DATA.HOLDOUT_FRACTION', allowed)
+    allowed = 'empty with a probe: name the encoder with --pretrained'
+    _require(not config.MODEL.RESUME, config, 'MODEL.RESUME', allowed)
 
 
 def _check_policies(config: Any) -> None:

@@ -1,7 +1,7 @@
 """What a classifier says about images: logits over a loader, from one checkpoint or several."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.special import expit, logit
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 import distributed
 from device import autocast
@@ -43,28 +43,44 @@ def load_classifier(
 
 @torch.no_grad()
 def predict(
-    config: Any, device: torch.device, model: nn.Module, loader: DataLoader
+    config: Any, device: torch.device, models: nn.Module | Sequence[nn.Module], loader: DataLoader
 ) -> np.ndarray:  # [N, K]
-    """Logits of a split in the order of its records, on every rank.
+    """Logits of a split in the order of its records, on every rank; each image is read once.
 
-    Of a label with three outputs it is that of the softmax over positive and negative; of an image
-    in several views that of the mean probability.
+    Of a label with three outputs it is that of the softmax over positive and negative; of several
+    models, or an image in several views, that of the mean probability.
+
+    Raises:
+        ValueError: naming the first image for which it is not finite.
     """
-    model.eval()
+    models = [models] if isinstance(models, nn.Module) else models
+    for model in models:
+        model.eval()
     num_labels, parts = config.MODEL.NUM_CLASSES, []
     for images, _, index in loader:
-        views = images.to(device, non_blocking=True)
-        views = views if views.ndim == 5 else views[:, None]  # [B, T, C, S, S]
-        with autocast(config, device):
-            outputs = model(views.flatten(0, 1))
-        logits = positive_logits(outputs.float(), num_labels)
-        logits = logits.reshape(*views.shape[:2], num_labels).cpu().numpy()
-        parts.append((index.numpy(), mean_logits(logits.swapaxes(0, 1))))
+        outputs = []
+        for view in views_of(images, device):
+            with autocast(config, device):
+                outputs += [model(view) for model in models]
+        logits = [positive_logits(output.float(), num_labels).cpu().numpy() for output in outputs]
+        parts.append((index.cpu().numpy(), mean_logits(logits)))
     logits = np.full((len(loader.dataset), num_labels), np.nan, np.float32)
     for rank_parts in distributed.gather(parts):
         for index, values in rank_parts:
             logits[index] = values
+    refuse_undefined(logits, loader.dataset)
     return logits
+
+
+def views_of(images: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
+    """The views [B, C, S, S] of a batch, one after the other: the device need not hold them all.
+
+    Args:
+        images: [B, C, S, S], one view, or [B, T, C, S, S].
+        device: where they are wanted.
+    """
+    for view in images.unbind(1) if images.ndim == 5 else [images]:
+        yield view.to(device, non_blocking=True)
 
 
 def mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
@@ -73,3 +89,25 @@ def mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
         return logits[0]
     mean = np.mean([expit(values.astype(np.float64)) for values in logits], axis=0)
     return logit(np.clip(mean, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
+
+
+def refuse_undefined(values: np.ndarray, dataset: Dataset) -> None:
+    """Refuse what a model gives if it is not finite.
+
+    Args:
+        values: [N, ...], a row an image.
+        dataset: the images, with `records`, or with `paths` alone.
+
+    Raises:
+        ValueError: naming the split's file and the first such image.
+    """
+    bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    if not bad.size:
+        return
+    records = getattr(dataset, 'records', None)
+    path = dataset.paths[bad[0]] if records is None else records.path[bad[0]]
+    source = '' if records is None else f'{records.root / records.csv}: '
+    raise ValueError(
+        f'{source}the model gives NaN or infinity for {bad.size} of {len(values)} images, first '
+        f'for {path}: its weights are damaged, or half precision overflows (--amp-opt-level O0)'
+    )

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from data import Loaders, build_loader
-from data.labels import COMPETITION_LABELS
+from data.labels import COMPETITION_LABELS, multiclass_labels
 from device import throughput
 from engine import LossFunction, Run, fit, launch
 from evaluation.metrics import describe_scores, selection_score
@@ -20,13 +20,17 @@ from inference import load_classifier, predict
 from models import build_model
 from models.losses import build_label_loss
 from probing import build_probe, freeze_encoder
-from reporting import FinalScores, score
-from utils import BEST_CHECKPOINT, checkpoint_to_evaluate, load_weights
+from reporting import FinalScores, check_scoring, score
+from utils import BEST_CHECKPOINT, checkpoint_name, checkpoint_to_evaluate, load_weights
 
 
 def label_loss(run: Run, loader: DataLoader) -> LossFunction:
     """The loss of a batch; with 'last_layer' the encoder stays as in evaluation: no drop path."""
-    loss_fn = build_label_loss(run.config, loader.dataset.targets)
+    data, targets = run.config.DATA, loader.dataset.targets
+    multiclass = None
+    if data.TASK == 'observations':
+        multiclass = multiclass_labels(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL)
+    loss_fn = build_label_loss(run.config, targets, multiclass=multiclass)
     is_frozen = run.config.FINETUNE.MODE == 'last_layer'
 
     def batch_loss(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -62,9 +66,11 @@ def evaluate(run: Run, loaders: Loaders) -> None:
     config = run.config
     paths = config.EVAL.ENSEMBLE or [checkpoint_to_evaluate(config, run.folder)]
     models = [load_classifier(config, path, run.device, run.logger) for path in paths]
+    for path in paths:
+        check_scoring(run, path)
     final = FinalScores(run, loaders)
-    logits = final.add('given', models)
-    final.write(models, logits, ', '.join(map(str, paths)))
+    final.score('given', models)
+    final.write(models, [str(path) for path in paths])
 
 
 def main(run: Run) -> None:
@@ -76,12 +82,14 @@ def main(run: Run) -> None:
     model = build_model(config, is_pretrain=False).to(run.device)
     if config.THROUGHPUT_MODE:
         images, *_ = next(iter(loaders.valid))
+        images = images[:, 0] if images.ndim == 5 else images  # one of the test-time views
         logger.info(f'throughput {throughput(config, model, (images,), run.device):.1f} images/s')
         return
     final = FinalScores(run, loaders)
     if loaders.plain is not None:
         model, source = build_probe(run, model, loaders), config.FINETUNE.MODE
-        final.write([model], final.add('selected', [model]), source)
+        final.score('selected', [model])
+        final.write([model], [source])
         return
     if config.FINETUNE.MODE == 'last_layer':
         freeze_encoder(model)
@@ -91,16 +99,18 @@ def main(run: Run) -> None:
     selection = Selection(getattr(loaders, split), split)
     loss_fn = label_loss(run, loaders.train)
     model = fit(run, model, loaders.train, loss_fn, after_epoch=selection)
-    logits, source, best = final.add('last', [model]), 'last', run.folder / BEST_CHECKPOINT
+    final.score('last', [model])
+    source, best = checkpoint_name(config.TRAIN.EPOCHS - 1), run.folder / BEST_CHECKPOINT
     if best.exists():
         load_weights(best, model, logger)
-        logits, source = final.add('selected', [model]), str(best)
+        final.score('selected', [model])
+        source = best.name
     else:
         logger.warning(
             f'no selected checkpoint in {run.folder} (no score on {split}, or none better than '
             'that of the run it goes on from): the last one alone is scored'
         )
-    final.write([model], logits, source)
+    final.write([model], [str(run.folder / source)])
 
 
 if __name__ == '__main__':

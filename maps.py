@@ -40,7 +40,8 @@ def write_maps(
         model: the classifier that made the predictions.
         dataset: the images, in the order of the cases.
         cases: a row an image.
-        thresholds: label -> the threshold that splits positives from negatives; NaN for none.
+        thresholds: label -> the threshold that splits positives from negatives; NaN for none. A
+            study is what its probability makes it, and is shown by its strongest image.
         folder: the report's.
 
     Returns:
@@ -50,14 +51,15 @@ def write_maps(
     count = run.config.REPORT.MAPS
     if not count or not hasattr(model, 'head'):
         return {'maps': [], 'maps_check': None}
-    view = EvalTransform(run.config)
-    entries = []
+    view, entries = EvalTransform(run.config), []
+    rows = cases.at_level(run.config.EVAL.LEVEL, run.config.EVAL.AGGREGATE)
     for k, label in enumerate(cases.labels):
         chosen = choose_cases(
-            cases.probabilities[:, k], cases.targets[:, k], thresholds[label], count
+            rows.probabilities[:, k], rows.targets[:, k], thresholds[label], count
         )
-        for kind, indices in chosen.items():
-            for number, index in enumerate(indices, start=1):
+        for kind, positions in chosen.items():
+            for number, row in enumerate(positions, start=1):
+                index = _strongest_image(cases, rows.path[row], k)
                 grey, image = _read(view, dataset, index)
                 map_ = _maps(run, model, image.to(run.device), k)[0].cpu().numpy()
                 name = f'{label}_{kind}_{number}'.lower().replace(' ', '_')
@@ -68,12 +70,18 @@ def write_maps(
                         'label': label,
                         'kind': kind,
                         'path': cases.path[index],
-                        'probability': float(cases.probabilities[index, k]),
+                        'probability': float(rows.probabilities[row, k]),
                         'threshold': thresholds[label],
                         'file': file,
                     }
                 )
     return {'maps': entries, 'maps_check': _check(run, model, view, dataset) if entries else None}
+
+
+def _strongest_image(cases: Cases, name: str, k: int) -> int:
+    """Position of the image of this path, or of this study's image of the greatest probability."""
+    images = np.flatnonzero((cases.path == name) | (cases.study == name))
+    return int(images[np.argmax(cases.probabilities[images, k])])
 
 
 def _maps(run: Run, model: nn.Module, images: torch.Tensor, k: int) -> torch.Tensor:

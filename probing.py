@@ -1,12 +1,15 @@
 """Probes: what an encoder's frozen features tell, by a linear layer or by nearest neighbours.
 
 Features are computed once.  The grid of a probe is small, and its best point is chosen on held-out
-training patients, never on what is scored.
+training patients, scored as the run is, never on what is scored in the end.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
+from scipy.optimize import minimize
+from scipy.special import expit
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -16,13 +19,15 @@ from data import Loaders
 from data.labels import COMPETITION_LABELS, task_labels
 from device import autocast
 from engine import Run
-from evaluation.metrics import auroc_per_label, selection_score
-from inference import SMALLEST_PROBABILITY
+from evaluation.metrics import score_table, selection_score
+from inference import SMALLEST_PROBABILITY, mean_logits, refuse_undefined, views_of
 from utils import load_pretrained
 
 INVERSE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn, features standardised
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018, arXiv:1805.01978
+QUERIES = 256  # images compared with all others at a time
+ROWS = 2**15  # of features, sent between processes at a time
 
 
 class KnnClassifier(nn.Module):
@@ -39,7 +44,7 @@ class KnnClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.num_neighbours = min(num_neighbours, len(features))
+        self.num_neighbours = num_neighbours
         self.register_buffer('bank', F.normalize(torch.from_numpy(features), dim=1))  # [N, F]
         self.register_buffer('targets', torch.from_numpy(targets))  # [N, K]
 
@@ -48,15 +53,25 @@ class KnnClassifier(nn.Module):
 
     def vote(self, features: torch.Tensor) -> torch.Tensor:  # [B, K]
         """Logits for features [B, F]."""
-        similarity = F.normalize(features.float(), dim=1) @ self.bank.T
-        nearest = similarity.topk(self.num_neighbours, dim=1)
+        return self.votes(features, [self.num_neighbours])[0]
+
+    def votes(self, features: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:  # [G, B, K]
+        """Logits for features [B, F] by each of these numbers of neighbours, in float32."""
+        counts = [min(count, len(self.bank)) for count in counts]
+        with torch.autocast(features.device.type, enabled=False):
+            chunks = features.float().split(QUERIES)
+            return torch.cat([self._votes(chunk, counts) for chunk in chunks], dim=1)
+
+    def _votes(self, features: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        similarity = F.normalize(features, dim=1) @ self.bank.T
+        nearest = similarity.topk(max(counts), dim=1)  # the nearest first
         weights = ((nearest.values - 1) / KNN_TEMPERATURE).exp()[..., None]  # [B, k, 1]
         targets = self.targets[nearest.indices]  # [B, k, K]
-        known = ~targets.isnan()
-        votes = (weights * targets.nan_to_num()).sum(dim=1)
-        total = (weights * known).sum(dim=1)
+        last = [count - 1 for count in counts]
+        votes = (weights * targets.nan_to_num()).cumsum(dim=1)[:, last]  # [B, G, K]
+        total = (weights * ~targets.isnan()).cumsum(dim=1)[:, last]
         share = torch.where(total > 0, votes / total, 0.5).double()
-        return torch.logit(share, eps=SMALLEST_PROBABILITY)
+        return torch.logit(share, eps=SMALLEST_PROBABILITY).swapaxes(0, 1)
 
 
 def freeze_encoder(model: nn.Module) -> None:
@@ -66,19 +81,29 @@ def freeze_encoder(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def extract_features(run: Run, model: nn.Module, loader: DataLoader) -> np.ndarray:  # [N, F]
-    """What the head would see of each image, in the order of the records, on every rank."""
+def extract_features(run: Run, model: nn.Module, loader: DataLoader) -> np.ndarray:  # [T, N, F]
+    """What the head would see of each view of each image, in their order, on every rank.
+
+    Raises:
+        ValueError: naming the first image for which it is not finite.
+    """
     model.eval()
-    parts = []
+    dataset = loader.dataset
+    shape = dataset.transform.num_views, len(dataset), model.num_features
+    features = np.zeros(shape, np.float32)
     for images, _, index in loader:
-        images = images[:, 0] if images.ndim == 5 else images  # the first of the test-time views
-        with autocast(run.config, run.device):
-            features = model.forward_features(images.to(run.device, non_blocking=True))
-        parts.append((index.numpy(), features.float().cpu().numpy()))
-    features = np.empty((len(loader.dataset), model.num_features), np.float32)
-    for rank_parts in distributed.gather(parts):
-        for index, values in rank_parts:
-            features[index] = values
+        for t, view in enumerate(views_of(images, run.device)):
+            with autocast(run.config, run.device):
+                values = model.forward_features(view)
+            features[t, index.cpu().numpy()] = values.float().cpu().numpy()
+    if distributed.world_size() > 1:
+        rows = features.reshape(-1, shape[-1])
+        for start in range(0, len(rows), ROWS):  # a row is one rank's: the others add zeros
+            part = rows[start : start + ROWS]
+            total = distributed.all_reduce_sum(torch.from_numpy(part).to(run.device))
+            part[:] = total.cpu().numpy()
+    for values in features:
+        refuse_undefined(values, dataset)
     return features
 
 
@@ -89,76 +114,185 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> nn.Module:
         The model with a fitted head ('linear_probe'), or a `KnnClassifier`.
 
     Raises:
-        ValueError: if there are no held-out patients to choose the grid's point on.
+        ValueError: if the grid's point cannot be chosen on held-out patients, a checkpoint is
+            given to resume from, or features are not finite.
     """
-    config, logger = run.config, run.logger
-    if loaders.holdout is None:
-        raise ValueError(
-            f'FINETUNE.MODE {config.FINETUNE.MODE!r} chooses its grid on held-out patients: '
-            'DATA.HOLDOUT_FRACTION must be above 0'
-        )
+    config, logger, mode = run.config, run.logger, run.config.FINETUNE.MODE
+    _check_options(run, loaders)
     if config.PRETRAINED:
         load_pretrained(config, model, logger)
     else:
         logger.warning('no --pretrained: the probe is of an encoder with random weights')
-    features = extract_features(run, model, loaders.plain)
+    _share_weights(model)
+    features = extract_features(run, model, loaders.plain)[0]
     held_out = extract_features(run, model, loaders.holdout)
-    targets, labels = loaders.plain.dataset.targets, task_labels(config.DATA.TASK)
-    best, best_score, options = None, -np.inf, _grid(config.FINETUNE.MODE)
-    for option in options:
-        if config.FINETUNE.MODE == 'knn':
-            probe = KnnClassifier(model, features, targets, option).to(run.device)
-            logits = probe.vote(torch.from_numpy(held_out).to(run.device)).cpu().numpy()
-        else:
-            probe = fit_linear_heads(features, targets, inverse_penalty=option)
-            logits = held_out @ probe[0].T + probe[1]
-        areas = auroc_per_label(logits, loaders.holdout.dataset.targets)
-        score = selection_score(areas, labels, COMPETITION_LABELS, config.EVAL.SELECT)
-        logger.info(f'{config.FINETUNE.MODE}, {option}: mean AUROC on held-out images {score:.4f}')
-        if best is None or score > best_score:
-            best, best_score = (option, probe), score
-    logger.info(f'{config.FINETUNE.MODE}: chosen {best[0]} of {list(options)}')
-    if config.FINETUNE.MODE == 'knn':
-        return best[1]
+    targets, is_main = loaders.plain.dataset.targets, distributed.is_main()
+    if mode == 'knn':
+        probe = KnnClassifier(model, features, targets, max(NUM_NEIGHBOURS)).to(run.device)
+        logits = _vote_for_views(probe, held_out, run.device) if is_main else []
+        probe.num_neighbours = NUM_NEIGHBOURS[_choose(run, loaders, NUM_NEIGHBOURS, logits)]
+        return probe
+    penalties = INVERSE_PENALTIES
+    heads = fit_linear_heads(features, targets, inverse_penalties=penalties) if is_main else []
+    logits = [mean_logits(held_out @ weight.T + bias) for weight, bias in heads]
+    chosen = _choose(run, loaders, penalties, logits)
+    weight, bias = distributed.broadcast(heads[chosen] if is_main else None)
     with torch.no_grad():
-        model.head.weight.copy_(torch.from_numpy(best[1][0]))
-        model.head.bias.copy_(torch.from_numpy(best[1][1]))
+        model.head.weight.copy_(torch.from_numpy(weight))
+        model.head.bias.copy_(torch.from_numpy(bias))
     return model
 
 
 def fit_linear_heads(
-    features: np.ndarray, targets: np.ndarray, *, inverse_penalty: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logistic regression a label on standardised features, as weights of a linear layer.
+    features: np.ndarray, targets: np.ndarray, *, inverse_penalties: Sequence[float]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Logistic regressions on standardised features, as weights of a linear layer.
+
+    What scikit-learn's LogisticRegression minimises, for all labels at once: a product with the
+    features serves them all.  Steps are taken in the features' principal axes, each as long as
+    the curvature along it is small, so that few are needed whatever the penalty.
 
     Args:
-        features: [N, F].
+        features: [N, F] float32.
         targets: [N, K] in [0, 1]; NaN where unknown. A soft target counts as both classes, each
             with its share.
-        inverse_penalty: C of scikit-learn's LogisticRegression.
+        inverse_penalties: C of LogisticRegression, one for each result.
 
     Returns:
         weight [K, F] and bias [K] for the features as they are; zeros for a label without both
         classes.
     """
-    mean, std = features.mean(axis=0), features.std(axis=0)
-    std = np.where(std > 0, std, 1)
-    standard = ((features - mean) / std).astype(np.float64)
-    weight = np.zeros((targets.shape[1], features.shape[1]), np.float32)
-    bias = np.zeros(targets.shape[1], np.float32)
-    for k, target in enumerate(targets.T.astype(np.float64)):
-        shares = {1: np.flatnonzero(target > 0), 0: np.flatnonzero(target < 1)}
-        rows = np.concatenate([shares[1], shares[0]])
-        classes = np.repeat([1, 0], [len(shares[1]), len(shares[0])])
-        if np.unique(classes).size < 2:
-            continue
-        counts = np.where(classes == 1, target[rows], 1 - target[rows])
-        model = LogisticRegression(C=inverse_penalty, max_iter=1000)
-        model.fit(standard[rows], classes, sample_weight=counts)
-        weight[k] = model.coef_[0] / std
-        bias[k] = model.intercept_[0] - (model.coef_[0] / std) @ mean
-    return weight, bias
+    mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    standard = features - mean
+    std = np.sqrt(np.einsum('nf,nf->f', standard, standard, dtype=np.float64) / len(standard))
+    std = np.where(std > 0, std, 1).astype(np.float32)
+    standard /= std
+    known = ~np.isnan(targets)
+    counts = known.sum(axis=0)
+    share = np.nansum(targets, axis=0, dtype=np.float64) / np.maximum(counts, 1)
+    fitted = (share > 0) & (share < 1)
+    problem = _Logistic(standard, targets[:, fitted], (counts * share * (1 - share))[fitted])
+    heads = []
+    for penalty in inverse_penalties:
+        weight = np.zeros((targets.shape[1], features.shape[1]), np.float32)
+        bias = np.zeros(targets.shape[1], np.float32)
+        if fitted.any():
+            slopes, bias[fitted] = problem.minimum(penalty)
+            weight[fitted] = slopes.T / std
+            bias -= weight @ mean
+        heads.append((weight, bias))
+    return heads
 
 
-def _grid(mode: str) -> tuple[float, ...]:
-    return NUM_NEIGHBOURS if mode == 'knn' else INVERSE_PENALTIES
+class _Logistic:
+    """Penalised logistic regressions of several labels on the same standardised features.
+
+    Args:
+        features: [N, F] float32.
+        targets: [N, K] in [0, 1]; NaN where unknown.
+        mass: [K], about the sum of p (1 - p), the curvature of a label's loss.
+    """
+
+    def __init__(self, features: np.ndarray, targets: np.ndarray, mass: np.ndarray) -> None:
+        self.features = features
+        self.known = ~np.isnan(targets)
+        self.targets = np.nan_to_num(targets).astype(np.float64)
+        self.mass = mass
+        second_moment = (features.T @ features).astype(np.float64) / len(features)
+        variance, self.axes = np.linalg.eigh(second_moment)
+        self.variance = np.maximum(variance, 0)
+
+    def minimum(self, inverse_penalty: float) -> tuple[np.ndarray, np.ndarray]:
+        """Weights [F, K] and biases [K]."""
+        curvature = self.variance[:, None] * self.mass + 1 / inverse_penalty
+        steps = np.vstack([curvature, self.mass]) ** -0.5  # [F + 1, K], the last of the biases
+
+        def unfold(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            scaled = point.reshape(steps.shape) * steps
+            return self.axes @ scaled[:-1], scaled[-1]
+
+        def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
+            weight, bias = unfold(point)
+            logits = (self.features @ weight.astype(np.float32)).astype(np.float64) + bias
+            losses = np.logaddexp(0, logits) - self.targets * logits
+            error = (expit(logits) - self.targets) * self.known
+            slope = self.features.T @ error.astype(np.float32) + weight / inverse_penalty
+            gradient = np.vstack([self.axes.T @ slope, error.sum(axis=0)]) * steps
+            penalty = (weight**2).sum() / (2 * inverse_penalty)
+            return losses[self.known].sum() + penalty, gradient.ravel()
+
+        # In these coordinates the curvature is about 1: a gradient is a distance to the minimum.
+        options = {'gtol': 1e-3, 'ftol': 1e-10}
+        found = minimize(loss, np.zeros(steps.size), jac=True, method='L-BFGS-B', options=options)
+        return unfold(found.x)
+
+
+def _check_options(run: Run, loaders: Loaders) -> None:
+    """Refuse what a probe cannot do, and say what has no effect on it."""
+    config, mode = run.config, run.config.FINETUNE.MODE
+    if loaders.holdout is None:
+        raise ValueError(
+            f'FINETUNE.MODE {mode!r} chooses its grid on held-out patients: '
+            'DATA.HOLDOUT_FRACTION must be above 0'
+        )
+    if config.MODEL.RESUME:
+        raise ValueError(
+            f'MODEL.RESUME {config.MODEL.RESUME}: there is nothing to resume with FINETUNE.MODE '
+            f'{mode!r}; name the encoder to probe with --pretrained'
+        )
+    if config.EVAL.SELECT_ON == 'valid':
+        run.logger.warning(
+            f'EVAL.SELECT_ON valid has no effect with FINETUNE.MODE {mode}: its grid is chosen on '
+            'held-out patients'
+        )
+
+
+def _share_weights(model: nn.Module) -> None:
+    """Rank 0's weights on every rank: random ones differ, for each rank has its own seed."""
+    if distributed.world_size() > 1:
+        for parameter in model.parameters():
+            torch.distributed.broadcast(parameter.data, src=0)
+
+
+def _vote_for_views(
+    probe: KnnClassifier, features: np.ndarray, device: torch.device
+) -> list[np.ndarray]:
+    """Logits [N, K] by each of NUM_NEIGHBOURS, of the mean over the views of features [T, N, F]."""
+    views = [probe.votes(torch.from_numpy(view).to(device), NUM_NEIGHBOURS) for view in features]
+    return list(mean_logits([view.cpu().numpy() for view in views]))
+
+
+def _choose(
+    run: Run, loaders: Loaders, options: Sequence[float], logits: Sequence[np.ndarray]
+) -> int:
+    """Position of the option whose logits [N, K] of the held-out images, on rank 0, are best."""
+    config, held_out = run.config, loaders.holdout.dataset
+    mode, labels = config.FINETUNE.MODE, task_labels(config.DATA.TASK)
+    scores, undefined = [], []
+    for values in logits:
+        table = score_table(
+            expit(values.astype(np.float64)),
+            held_out.targets,
+            held_out.records.study,
+            labels=labels,
+            five=COMPETITION_LABELS,
+            level=config.EVAL.LEVEL,
+            aggregate=config.EVAL.AGGREGATE,
+        )
+        areas, undefined = np.array(list(table['auroc'].values())), table['undefined']
+        scores.append(selection_score(areas, labels, COMPETITION_LABELS, config.EVAL.SELECT))
+    scores, undefined = distributed.broadcast((scores, undefined))
+    if np.isnan(scores).any():
+        raise ValueError(
+            f'FINETUNE.MODE {mode!r} cannot choose its grid by EVAL.SELECT {config.EVAL.SELECT!r}: '
+            f'the {len(held_out)} held-out images have not both classes of '
+            f'{", ".join(undefined)}; raise DATA.HOLDOUT_FRACTION'
+        )
+    for option, score in zip(options, scores, strict=True):
+        run.logger.info(
+            f'{mode}, {option}: mean AUROC at {config.EVAL.LEVEL} level on held-out patients '
+            f'{score:.4f}'
+        )
+    chosen = int(np.argmax(scores))
+    run.logger.info(f'{mode}: chosen {options[chosen]} of {list(options)}')
+    return chosen

@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from scipy.special import expit
 from torch import nn
 from torch.utils.data import DataLoader
 
 import distributed
-from config import Config, default_config
+from config import Config
 from data import Loaders
 from data.groups import group_columns, standard_groups
-from data.labels import COMPETITION_LABELS, count_uncertain, task_labels
+from data.labels import COMPETITION_LABELS, UNCERTAIN, task_labels
 from data.loader import XrayDataset
 from engine import Run
 from evaluation.cases import Cases
@@ -24,12 +23,15 @@ from evaluation.metrics import describe_scores, score_table
 from evaluation.predictions import write_predictions
 from evaluation.protocol import Protocol
 from evaluation.report import write_report
-from inference import mean_logits, predict
+from inference import predict
 from logger import json_safe, read_metrics
 from maps import write_maps
 from models.losses import masked_bce
 from provenance import code_version
-from utils import read_checkpoint
+from utils import trained_config
+
+SCORED = ('valid', 'test')
+PROBES = ('linear_probe', 'knn')
 
 
 def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]:
@@ -55,60 +57,94 @@ class FinalScores:
     def __init__(self, run: Run, loaders: Loaders) -> None:
         self.run = run
         self.suffix = '_eval' if run.config.EVAL_MODE else ''
-        splits = ('holdout', 'valid', 'test')
-        self.loaders = {name: getattr(loaders, name) for name in splits if getattr(loaders, name)}
-        self.trained_on = loaders.train or loaders.plain
-        self.whole = loaders.whole
+        self.loaders = loaders
+        self.scored = {name: getattr(loaders, name) for name in SCORED if getattr(loaders, name)}
         self.table: dict[str, dict[str, Any]] = {}
+        self.logits: dict[str, np.ndarray] = {}
 
-    def add(self, name: str, models: list[nn.Module]) -> dict[str, np.ndarray]:
-        """Score the mean of the models on valid and test; logits of every split."""
-        logits = {split: self._predict(models, loader) for split, loader in self.loaders.items()}
-        for split in logits.keys() - {'holdout'}:
-            scores = score(self.run.config, logits[split], self.loaders[split])
+    def score(self, name: str, models: list[nn.Module]) -> None:
+        """Score the mean of the models on valid and test, under this name."""
+        for split, loader in self.scored.items():
+            self._predict(split, models, loader)
+            scores = score(self.run.config, self.logits[split], loader)
             self.run.logger.info(f'{split}, {name} checkpoint: {describe_scores(scores)}')
             self.table.setdefault(split, {})[name] = scores
-        return logits
 
-    def write(self, models: list[nn.Module], logits: dict[str, np.ndarray], source: str) -> None:
-        """Write the scores, and predictions and report of the models that were added last."""
-        run, loaders = self.run, dict(self.loaders)
-        if self.whole is not None:
-            loaders['train'], logits['train'] = self.whole, self._predict(models, self.whole)
+    def write(self, models: list[nn.Module], sources: list[str]) -> None:
+        """Write all scores, and predictions and report of the models that were scored last.
+
+        Args:
+            models: those models.
+            sources: their checkpoints, or the kind of probe.
+        """
+        run, others = self.run, {'holdout': self.loaders.holdout, 'train': self.loaders.whole}
+        if run.config.EVAL.PREDICT_TRAIN and self.loaders.whole is None:
+            run.logger.warning('EVAL.PREDICT_TRAIN: there are no training labels, nothing written')
+        loaders = self.scored | {name: loader for name, loader in others.items() if loader}
+        for split in [name for name in others if name in loaders]:  # in one order on all ranks
+            self._predict(split, models, loaders[split])
         if not distributed.is_main():
             return
         for split, loader in loaders.items():
             records = loader.dataset.records
             write_predictions(
                 run.folder / f'predictions_{split}{self.suffix}.csv',
-                expit(logits[split].astype(np.float64)),
+                expit(self.logits[split].astype(np.float64)),
                 paths=records.path,
                 labels=task_labels(run.config.DATA.TASK),
-                source={
-                    'checkpoint': source,
-                    'run': run.config.TAG,
-                    'csv': records.csv,
-                    'views': run.config.EVAL.VIEWS or run.config.DATA.VIEWS,
-                    'rows': len(records),
-                },
+                source=self._source(sources) | {'csv': records.csv, 'rows': len(records)},
             )
         file = run.folder / f'scores{self.suffix}.json'
         file.write_text(json.dumps(json_safe(self.table), indent=1) + '\n', encoding='utf-8')
         run.logger.info(f'scores in {file}. Not for clinical use.')
         if run.config.REPORT.WRITE:
-            about = {'source': source, 'suffix': self.suffix, 'patients': self._patients()}
-            page = write_run_report(run, models, self.loaders, logits, about)
+            trained_on = self.loaders.train or self.loaders.plain
+            shown = {'train': trained_on, 'holdout': self.loaders.holdout, **self.scored}
+            shown = {split: loader.dataset for split, loader in shown.items() if loader}
+            page = write_run_report(run, models, shown, self.logits, sources)
             run.logger.info(f'report in {page}')
 
-    def _patients(self) -> dict[str, np.ndarray]:
-        """Patients of each split, those trained on first."""
-        loaders = {'train': self.trained_on} if self.trained_on else {}
-        loaders |= self.loaders
-        return {name: loader.dataset.records.patient for name, loader in loaders.items()}
+    def _predict(self, split: str, models: list[nn.Module], loader: DataLoader) -> None:
+        self.logits[split] = predict(self.run.config, self.run.device, models, loader)
 
-    def _predict(self, models: list[nn.Module], loader: DataLoader) -> np.ndarray:
-        config, device = self.run.config, self.run.device
-        return mean_logits([predict(config, device, model, loader) for model in models])
+    def _source(self, sources: list[str]) -> dict[str, Any]:
+        """Where predictions come from, for the file beside them."""
+        config = self.run.config
+        return {
+            'checkpoint': ', '.join(sources),
+            'run': f'{config.MODEL.NAME}/{config.TAG}',
+            'task': config.DATA.TASK,
+            'views': config.EVAL.VIEWS or config.DATA.VIEWS,
+            'preprocess': config.DATA.PREPROCESS,
+            'test_time_views': describe_views(config),
+            'code': code_version(),
+        }
+
+
+def check_scoring(run: Run, path: str | Path) -> None:
+    """Compare the options of --eval with those a checkpoint was trained with.
+
+    Raises:
+        ValueError: if it learned another task, or from patients that are held out now.
+    """
+    config, trained = run.config, trained_config(path)
+    if trained is None:
+        return
+    if config.DATA.TASK != trained.DATA.TASK:
+        raise ValueError(
+            f'{path} learned DATA.TASK {trained.DATA.TASK!r}, it cannot be scored as '
+            f'{config.DATA.TASK!r}'
+        )
+    if config.DATA.HOLDOUT_FRACTION > trained.DATA.HOLDOUT_FRACTION:
+        raise ValueError(
+            f'{path} was trained with DATA.HOLDOUT_FRACTION {trained.DATA.HOLDOUT_FRACTION}: with '
+            f'{config.DATA.HOLDOUT_FRACTION} it has learned from patients that are now held out'
+        )
+    for key in ('MEAN', 'STD', 'NORMALIZE', 'PREPROCESS', 'IMG_SIZE', 'INTERPOLATION'):
+        if config.DATA[key] != trained.DATA[key]:
+            run.logger.warning(
+                f'{path} was trained with DATA.{key} {trained.DATA[key]}, now {config.DATA[key]}'
+            )
 
 
 def protocol_of(config: Any) -> Protocol:
@@ -128,8 +164,10 @@ def protocol_of(config: Any) -> Protocol:
 def cases_of(config: Any, name: str, dataset: XrayDataset, logits: np.ndarray) -> Cases:
     """The cases of a split: what was predicted, what is true, and the groups asked for."""
     records, is_task = dataset.records, config.DATA.TASK != 'observations'
-    groups = standard_groups(records, config.EVAL.AGE_BANDS)
-    groups |= group_columns(records, config.EVAL.GROUPS, demographics=config.DATA.DEMOGRAPHICS)
+    groups = {}
+    if name in SCORED:
+        groups = standard_groups(records, config.EVAL.AGE_BANDS)
+        groups |= group_columns(records, config.EVAL.GROUPS, demographics=config.DATA.DEMOGRAPHICS)
     return Cases(
         name=name,
         labels=task_labels(config.DATA.TASK),
@@ -139,109 +177,118 @@ def cases_of(config: Any, name: str, dataset: XrayDataset, logits: np.ndarray) -
         probabilities=expit(logits.astype(np.float64)),
         targets=dataset.targets,
         groups=groups,
-        uncertain={} if is_task else count_uncertain(records.labels),
+        uncertain=None if is_task else records.labels == UNCERTAIN,
     )
 
 
 def write_run_report(
     run: Run,
     models: list[nn.Module],
-    loaders: dict[str, DataLoader],
+    datasets: dict[str, XrayDataset],
     logits: dict[str, np.ndarray],
-    about: dict[str, Any],
+    sources: list[str],
 ) -> Path:
     """Write report.html, report.json, its tables and maps; returns the page.
 
     Args:
         run: the run.
         models: those scored; the maps are of the first.
-        loaders: `holdout` where there is one, `valid`, `test` where there is one.
-        logits: of each of them.
-        about: `source` (the checkpoint), `suffix` ('' or '_eval'), `patients` of each split.
+        datasets: of `train` and `holdout` where there are some, of `valid` and `test`.
+        logits: of all but train.
+        sources: the models' checkpoints, or the kind of probe.
     """
     config = run.config
-    folder = run.folder / f'report{about["suffix"]}' if about['suffix'] else run.folder
-    splits = {
-        name: cases_of(config, name, loader.dataset, logits[name])
-        for name, loader in loaders.items()
+    folder = run.folder / 'report_eval' if config.EVAL_MODE else run.folder
+    cases = {
+        name: cases_of(config, name, datasets[name], logits[name])
+        for name in ('holdout', *SCORED)
+        if name in datasets
     }
-    holdout = splits.pop('holdout', None)
-    shown, trained = list(splits)[-1], training_config(config, about['source'])
+    holdout, trained = cases.pop('holdout', None), training_config(run, sources)
     document = build_document(
-        list(splits.values()),
+        list(cases.values()),
         holdout,
         protocol_of(config),
-        run=describe_run(run, about['source'], len(models)),
+        run=describe_run(run, sources, trained),
         policy=trained.DATA.UNCERTAIN if trained else '',
-        patients=about['patients'],
-        warnings=_warn_of_selection(config),
-        extras={'training': training_curves(run.folder, config.EVAL.SELECT_ON)},
+        patients={name: dataset.records.patient for name, dataset in datasets.items()},
+        warnings=_warn_of_selection(trained),
+        extras={'training': training_curves(run.folder, config, sources)},
     )
     thresholds = {part['label']: part['threshold'] for part in document['sets'][-1]['labels']}
-    dataset = loaders[shown].dataset
-    document |= write_maps(run, models[0], dataset, splits[shown], thresholds, folder)
+    shown = list(cases)[-1]
+    document |= write_maps(run, models[0], datasets[shown], cases[shown], thresholds, folder)
     return write_report(folder, document)
 
 
-def describe_run(run: Run, source: str, num_models: int) -> dict[str, str]:
+def describe_run(run: Run, sources: list[str], trained: Config | None) -> dict[str, str]:
     """What was run, name -> value, for the report's first screen."""
-    config = run.config
-    views = ['one view' if config.EVAL.TTA == 'none' else config.EVAL.TTA]
+    config, data = run.config, run.config.DATA
+    checkpoint = f'mean of {", ".join(sources)}' if len(sources) > 1 else sources[0]
+    labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
     return {
-        'Task': config.DATA.TASK,
-        'Model': f'{config.MODEL.TYPE}, {config.DATA.IMG_SIZE} px',
+        'Task': data.TASK,
+        'Model': f'{config.MODEL.TYPE}, {data.IMG_SIZE} px',
         'Run': f'{config.MODEL.NAME}/{config.TAG}',
-        'Checkpoint': f'{source} (mean of {num_models})' if num_models > 1 else source,
-        **_describe_training(training_config(config, source)),
-        'Data': f'{config.DATA.DATA_PATH} ({config.DATA.DATASET})',
-        'Blank labels': config.DATA.BLANK,
-        'Thresholds': f'{config.EVAL.THRESHOLD}, on held-out training patients',
-        'Test-time views': ', '.join(views + ['mirrored'] * config.EVAL.TTA_FLIP),
+        'Checkpoint': checkpoint,
+        **_describe_training(trained),
+        'Data': f'{data.DATA_PATH} ({data.DATASET}{labeller})',
+        'Blank labels': data.BLANK,
+        'Pixels': f'preprocessing {data.PREPROCESS}, normalised by {data.NORMALIZE}',
+        'Threshold rule': config.EVAL.THRESHOLD,
+        'Test-time views': describe_views(config),
         'Seed': str(config.SEED),
         'Code': code_version(),
     }
 
 
-def training_config(config: Config, source: str) -> Config | None:
+def describe_views(config: Config) -> str:
+    """Which views of an image are averaged."""
+    views = 'one view' if config.EVAL.TTA == 'none' else config.EVAL.TTA
+    return f'{views}, each also mirrored' if config.EVAL.TTA_FLIP else views
+
+
+def training_config(run: Run, sources: list[str]) -> Config | None:
     """The options that the scored model was trained with: with --eval, those in its checkpoint.
 
     None where they are not known: several checkpoints, or one that holds no options.
     """
-    if not config.EVAL_MODE:
-        return config
-    text = read_checkpoint(source).get('config') if Path(source).is_file() else None
-    if not isinstance(text, str):
-        return None
-    trained = default_config()
-    trained.merge_from_other_cfg(yaml.safe_load(text))
-    return trained
+    if not run.config.EVAL_MODE:
+        return run.config
+    return trained_config(sources[0]) if len(sources) == 1 else None
 
 
 def _describe_training(trained: Config | None) -> dict[str, str]:
     if trained is None:
         return {'Training': 'not known'}
-    data = trained.DATA
+    data, is_probe = trained.DATA, trained.FINETUNE.MODE in PROBES
     exceptions = ', '.join(f'{k}: {v}' for k, v in data.UNCERTAIN_BY_LABEL.items())
+    policy = data.UNCERTAIN + (f' ({exceptions})' if exceptions else '')
     by_share = f'{data.TRAIN_FRACTION:.3g} of the patients'
-    return {
+    rows = {
         'Fitted': trained.FINETUNE.MODE,
-        'Started from': trained.PRETRAINED or 'random weights',
+        'Started from': trained.MODEL.RESUME or trained.PRETRAINED or 'random weights',
         'Trained on': f'{data.TRAIN_IMAGES} images' if data.TRAIN_IMAGES else by_share,
-        'Uncertain labels in training': data.UNCERTAIN + (f' ({exceptions})' if exceptions else ''),
-        'Loss': trained.LOSS.NAME,
-        'Selected on': trained.EVAL.SELECT_ON,
+        'Uncertain labels in training': policy if data.TASK == 'observations' else 'left out',
     }
+    if is_probe:
+        return rows | {'Grid chosen on': 'holdout'}
+    return rows | {'Loss': trained.LOSS.NAME, 'Selected on': trained.EVAL.SELECT_ON}
 
 
-def training_curves(folder: Path, split: str) -> dict[str, Any] | None:
-    """Losses and the selecting score by epoch, from metrics.jsonl; None where nothing trained."""
-    file = folder / 'metrics.jsonl'
-    records = [r for r in read_metrics(file) if 'loss' in r] if file.is_file() else []
+def training_curves(folder: Path, config: Config, sources: list[str]) -> dict[str, Any] | None:
+    """Losses and the selecting score by epoch, from metrics.jsonl.
+
+    None where the scored model was not trained in this folder.
+    """
+    file, split = folder / 'metrics.jsonl', config.EVAL.SELECT_ON
+    own = len(sources) == 1 and Path(sources[0]).parent == folder
+    records = [r for r in read_metrics(file) if 'loss' in r] if own and file.is_file() else []
     if not records:
         return None
     names = {
         'Training loss': 'loss',
-        f'Loss on {split}': f'{split}_loss',
+        f'Loss on {split} (binary cross-entropy)': f'{split}_loss',
         f'Mean AUROC on {split}': 'score',
     }
     curves = [
@@ -251,7 +298,7 @@ def training_curves(folder: Path, split: str) -> dict[str, Any] | None:
     return {'epochs': [record['epoch'] for record in records], 'curves': curves}
 
 
-def _warn_of_selection(config: Any) -> list[str]:
-    if config.EVAL.SELECT_ON == 'valid':
+def _warn_of_selection(trained: Config | None) -> list[str]:
+    if trained and trained.EVAL.SELECT_ON == 'valid' and trained.FINETUNE.MODE not in PROBES:
         return ['the checkpoint was selected on valid: the scores on valid are too good']
     return []

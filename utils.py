@@ -53,18 +53,48 @@ def find_newest_checkpoint(folder: str | Path) -> Path | None:
 def checkpoint_to_evaluate(config, folder: Path) -> str | Path:
     """The checkpoint that --resume or --pretrained names, else the run folder's best or newest.
 
+    The run's config.yaml, given as --cfg, names in PRETRAINED what the run began with: its own
+    checkpoints go before that.
+
     Raises:
         ValueError: if there is none: an untrained model is not evaluated.
     """
     best = folder / BEST_CHECKPOINT
-    candidates = (config.MODEL.RESUME, config.PRETRAINED, best if best.exists() else None)
-    checkpoint = next(filter(None, candidates), None) or find_newest_checkpoint(folder)
+    own = best if best.exists() else find_newest_checkpoint(folder)
+    given = config.PRETRAINED
+    if given and own and (trained := trained_config(own)) and trained.PRETRAINED == given:
+        given = None
+    checkpoint = config.MODEL.RESUME or given or own
     if not checkpoint:
         raise ValueError(
             '--eval: nothing to evaluate: give --resume or --pretrained, or a run folder with '
             f'checkpoints (none in {folder})'
         )
     return checkpoint
+
+
+def trained_config(path: str | Path) -> Config | None:
+    """The options of the run that a checkpoint is of, those of other versions left out.
+
+    None for a checkpoint that holds no options, such as SimMIM's own.
+    """
+    text = read_checkpoint(path).get('config')
+    if not isinstance(text, str):
+        return None
+    config = default_config()
+    config.merge_from_other_cfg(_known_options(yaml.safe_load(text), config))
+    return config
+
+
+def _known_options(given: dict, known: Config) -> dict:
+    """The entries whose keys there are; any below nodes that take new ones."""
+    if known.is_new_allowed():
+        return given
+    return {
+        key: _known_options(value, known[key]) if isinstance(known[key], Config.__base__) else value
+        for key, value in given.items()
+        if key in known
+    }
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
@@ -164,6 +194,15 @@ def resume(
             f'{type(optimizer).__name__}; start from its weights with --pretrained'
         )
     groups = optimizer.state_dict()['param_groups']
+    counts = [
+        sum(len(group['params']) for group in part)
+        for part in (saved['optimizer']['param_groups'], groups)
+    ]
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f'{path}: it trained {counts[0]} tensors, this run trains {counts[1]} (another '
+            'FINETUNE.MODE?); start from its weights with --pretrained, under another --tag'
+        )
     optimizer.load_state_dict({'state': saved['optimizer']['state'], 'param_groups': groups})
     if saved['scaler']:
         scaler.load_state_dict(saved['scaler'])

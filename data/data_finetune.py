@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader
 
 from config import Config
 from data import Loaders
-from data.chexpert import Records, select_views, split_holdout, take_subset
+from data.chexpert import Records, select_views, split_holdout
+from data.groups import group_columns
 from data.labels import (
     check_two_classes,
     count_uncertain,
@@ -18,7 +19,7 @@ from data.labels import (
 )
 from data.loader import XrayDataset, loader_options, make_loader
 from data.sampling import inverse_frequency_weights
-from data.splits import read_split
+from data.splits import read_split, training_records
 from data.transforms import EvalTransform, TrainTransform
 
 
@@ -37,9 +38,7 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
             parts['whole'] = _eval_loader(config, 'all training', train_records, logger)
         if len(holdout_records):
             holdout = _eval_loader(config, 'holdout', holdout_records, logger)
-    valid = _eval_loader(config, 'valid', read_split(config, 'valid', logger), logger)
-    test = read_split(config, 'test', logger, optional=True)
-    test = None if test is None else _eval_loader(config, 'test', test, logger)
+    valid, test = (_scored_loader(config, split, logger) for split in ('valid', 'test'))
     return Loaders(holdout=holdout, valid=valid, test=test, **parts)
 
 
@@ -48,23 +47,18 @@ def _training_loaders(
 ) -> dict[str, DataLoader]:
     """`train` or, for probes, `plain`; policies are checked before a subset is taken."""
     data = config.DATA
-    records = select_views(records, data.VIEWS)
-    if data.TASK != 'observations':
-        labelled = ~np.isnan(task_targets(records.labels, data.TASK)[:, 0])
-        logger.info(f'{(~labelled).sum()} images say nothing of {data.TASK} and are left out')
-        records = records.select(labelled)
-    else:
+    if data.TASK == 'observations':
+        viewed = select_views(records, data.VIEWS)
         unread = data.UNCERTAIN == 'self_train' or 'self_train' in data.UNCERTAIN_BY_LABEL.values()
         policy = 'ignore' if unread else None  # predictions may be of the subset alone
-        check_two_classes(records.labels, _training_targets(config, records, policy))
-    records = take_subset(
-        records, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
-    )
+        check_two_classes(viewed.labels, _training_targets(config, viewed, policy))
+    records = training_records(config, records)
     targets = _training_targets(config, records)
     _log_split(logger, 'train', records, f'{np.isnan(targets).sum()} labels not learned from')
     _warn_of_one_class(logger, 'train', targets, task_labels(data.TASK), 'nothing to learn')
     if config.FINETUNE.MODE in ('linear_probe', 'knn'):
-        dataset = XrayDataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
+        transform = EvalTransform(config, test_time_views=False)
+        dataset = XrayDataset(records, transform, seed=config.SEED, targets=targets)
         return {'plain': make_loader(dataset, shuffle=False, **loader_options(config))}
     dataset = XrayDataset(records, TrainTransform(config), seed=config.SEED, targets=targets)
     weights = inverse_frequency_weights(targets) if data.SAMPLER == 'weighted' else None
@@ -97,6 +91,15 @@ def _training_targets(
         seed=config.SEED,
         predictions=predictions,
     )
+
+
+def _scored_loader(config: Config, split: str, logger: logging.Logger) -> DataLoader | None:
+    """Loader of valid, or of test if there is one; columns to group by are looked up at once."""
+    records = read_split(config, split, logger, optional=split == 'test')
+    if records is None:
+        return None
+    group_columns(records, config.EVAL.GROUPS, demographics=config.DATA.DEMOGRAPHICS)
+    return _eval_loader(config, split, records, logger)
 
 
 def _eval_loader(

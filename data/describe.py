@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from config import Config
-from data.chexpert import Records, read_csv, select_views, split_holdout, take_subset
+from data.chexpert import Records, read_csv, split_holdout
 from data.groups import group_columns, standard_groups
 from data.labels import (
     BLANK,
@@ -24,6 +24,7 @@ from data.labels import (
     task_targets,
     training_targets,
 )
+from data.splits import training_records
 
 # What a cell of the CSV says. Colours by Okabe and Ito, told apart without red or green.
 KINDS = {'positive': '#D55E00', 'uncertain': '#F0E442', 'negative': '#0072B2', 'blank': '#DDDDDD'}
@@ -244,12 +245,7 @@ def _describe_shared(splits: Mapping[str, Records]) -> str:
 def _training_table(config: Config, records: Records) -> tuple[pd.DataFrame, str]:
     """Counts of the targets of the images that a run with this config trains on."""
     data = config.DATA
-    records = take_subset(
-        select_views(records, data.VIEWS),
-        fraction=data.TRAIN_FRACTION,
-        images=data.TRAIN_IMAGES,
-        seed=config.SEED,
-    )
+    records = training_records(config, records)
     if data.TASK == 'observations':
         policies = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL)
         targets = training_targets(

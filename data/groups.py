@@ -12,8 +12,10 @@ from data.tables import read_table
 
 PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id')
 DIGITS = '0123456789'
-# Columns that an error does not offer.
+STANDARD_GROUPS = ('Sex', 'Age', 'View')
 NO_GROUPS = ('Path', 'Study', *LABELS)
+MOST_GROUPS = 50  # of one column
+OPTIONS = ('EVAL.GROUPS', 'DATA.DEMOGRAPHICS')
 
 
 def standard_groups(records: Records, age_bands: Sequence[int]) -> dict[str, np.ndarray]:
@@ -39,7 +41,11 @@ def standard_groups(records: Records, age_bands: Sequence[int]) -> dict[str, np.
 
 
 def group_columns(
-    records: Records, columns: Sequence[str], *, demographics: str = ''
+    records: Records,
+    columns: Sequence[str],
+    *,
+    demographics: str = '',
+    options: tuple[str, str] = OPTIONS,
 ) -> dict[str, np.ndarray]:
     """Each image's text in further columns, '' where there is none.
 
@@ -51,13 +57,16 @@ def group_columns(
         columns: names of columns.
         demographics: a CSV inside the data's folder with one row a patient, such as CheXpert's
             (PATIENT, GENDER, AGE_AT_CXR, PRIMARY_RACE, ETHNICITY) saved as CSV; '' for none.
+        options: what errors call the two options that name columns and demographics.
 
     Returns:
         Column -> [N] text, in the order asked for.
 
     Raises:
-        ValueError: if a column is in neither file, or if the demographics do not fit.
+        ValueError: if a column is in neither file or holds no groups, or if the demographics do not
+            fit.
     """
+    _refuse_names(columns, options[0])
     if not columns or not len(records):
         return {name: np.array([], object) for name in columns}
     own, more = _own_table(records), None
@@ -65,13 +74,14 @@ def group_columns(
     for name in columns:
         if name in own:
             found[name] = own[name].to_numpy(object)
-            continue
-        if demographics and more is None:
-            more = _read_demographics(records, demographics)
-        if more is None or name not in more:
-            raise ValueError(_describe_missing(name, records, own, demographics, more))
-        values = _one_value_each(more[name], str(records.root / demographics))
-        found[name] = values.reindex(records.patient, fill_value='').to_numpy(object)
+        else:
+            if demographics and more is None:
+                more = _read_demographics(records, demographics, options[1])
+            if more is None or name not in more:
+                raise ValueError(_describe_missing(name, records, own, demographics, more, options))
+            values = _one_value_each(more[name], str(records.root / demographics))
+            found[name] = values.reindex(records.patient, fill_value='').to_numpy(object)
+        _refuse_many(name, found[name], options[0])
     return found
 
 
@@ -80,6 +90,25 @@ def _bands(ages: np.ndarray, age_bands: Sequence[int]) -> np.ndarray:
     names = np.array([f'under {age_bands[0]}', *ends, f'{age_bands[-1]} and over'], object)
     band = names[np.searchsorted(age_bands, np.nan_to_num(ages), side='right')]
     return np.where(np.isnan(ages) | (ages == 0), '', band)
+
+
+def _refuse_names(columns: Sequence[str], option: str) -> None:
+    for name in columns:
+        if name in STANDARD_GROUPS:
+            raise ValueError(
+                f'{option}: {name!r} is always a group; name none of {", ".join(STANDARD_GROUPS)}'
+            )
+        if name in NO_GROUPS:
+            raise ValueError(f'{option}: {name!r} names images or a label, no groups')
+
+
+def _refuse_many(name: str, values: np.ndarray, option: str) -> None:
+    groups = sorted(set(values) - {''})
+    if len(groups) > MOST_GROUPS:
+        raise ValueError(
+            f'{option}: {name!r} has {len(groups)} different values, such as '
+            f'{", ".join(groups[:3])}; allowed are columns of at most {MOST_GROUPS}'
+        )
 
 
 def _own_table(records: Records) -> pd.DataFrame:
@@ -92,11 +121,11 @@ def _own_table(records: Records) -> pd.DataFrame:
     return table.loc[records.row]
 
 
-def _read_demographics(records: Records, name: str) -> pd.DataFrame:
+def _read_demographics(records: Records, name: str, option: str) -> pd.DataFrame:
     """The demographics, indexed by (row of the file, patient)."""
     file = records.root / name
     if file.suffix.lower() in ('.xlsx', '.xls'):
-        raise ValueError(f'DATA.DEMOGRAPHICS: {file} is a spreadsheet: export it as CSV')
+        raise ValueError(f'{option}: {file} is a spreadsheet: export it as CSV')
     table = read_table(file)
     keys = [column for column in PATIENT_COLUMNS if column in table]
     if not keys:
@@ -130,14 +159,19 @@ def _one_value_each(column: pd.Series, source: str) -> pd.Series:
 
 
 def _describe_missing(
-    name: str, records: Records, own: pd.DataFrame, demographics: str, more: pd.DataFrame | None
+    name: str,
+    records: Records,
+    own: pd.DataFrame,
+    demographics: str,
+    more: pd.DataFrame | None,
+    options: tuple[str, str],
 ) -> str:
     tables = {records.csv or 'a folder of images': own}
     if more is not None:
         tables[demographics] = more
     there = []
     for source, table in tables.items():
-        columns = [column for column in table if column not in NO_GROUPS]
+        columns = [column for column in table if column not in (*STANDARD_GROUPS, *NO_GROUPS)]
         there.append(f'{source} has {", ".join(columns) or "none"}')
-    hint = '' if demographics else '; DATA.DEMOGRAPHICS may name a CSV with more'
-    return f'EVAL.GROUPS: no column {name!r}; {"; ".join(there)}{hint}'
+    hint = '' if demographics else f'; {options[1]} may name a CSV with more'
+    return f'{options[0]}: no column {name!r}; {"; ".join(there)}{hint}'

@@ -58,6 +58,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     if protocol.resamples:
         resamples = Resamples(rows.patient, resamples=protocol.resamples, seed=protocol.seed)
     weights = resamples.weights(rows.patient) if resamples else None
+    are_read = _are_read_by_radiologists(rows, protocol)
     points, samples, entries = {}, {}, []
     for k, label in enumerate(cases.labels):
         pair, threshold = (rows.probabilities[:, k], rows.targets[:, k]), held_out.thresholds[k]
@@ -67,7 +68,8 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         scores = {name: as_score(points[label], samples.get(label), name) for name in METRICS}
         entry = _label_entry(*pair, threshold, held_out.temperatures[k], weights)
         entries.append({'label': label, 'scores': scores, **entry})
-        entries[-1] |= _per_patient(*pair, rows.patient) | _radiologists(*pair, label, rows.study)
+        readers = radiologist_points(label) if are_read else []
+        entries[-1] |= _per_patient(*pair, rows.patient) | _radiologists(*pair, readers)
     return {
         'name': cases.name,
         'rows': len(rows),
@@ -76,7 +78,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         'level': protocol.level,
         'aggregate': protocol.aggregate,
         'views': protocol.views,
-        'uncertain': dict(cases.uncertain),
+        'uncertain': rows.count_uncertain(),
         'labels': entries,
         'means': _means(points, samples),
         'groups': score_groups(cases, held_out.thresholds, protocol, resamples),
@@ -170,15 +172,21 @@ def _per_patient(
     return {'delong': {'value': value, 'low': low, 'high': high}}
 
 
+def _are_read_by_radiologists(rows: Cases, protocol: Protocol) -> bool:
+    """Whether these are the studies that the radiologists read, with the labels they gave.
+
+    A single label is a binary task's: its negatives are others.
+    """
+    return protocol.level == 'study' and len(rows.labels) > 1 and is_chexpert_test(rows.study)
+
+
 def _radiologists(
-    probabilities: np.ndarray, targets: np.ndarray, label: str, studies: np.ndarray
+    probabilities: np.ndarray, targets: np.ndarray, points: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
-    """On CheXpert's test studies: the radiologists' points, and how many lie below the curve."""
-    points = radiologist_points(label) if is_chexpert_test(studies) else []
-    if not points or np.unique(targets[~np.isnan(targets)]).size < 2:
+    """The radiologists' points, and how many lie below the curve: of all the studies, or none."""
+    if not points or np.isnan(targets).any() or np.unique(targets).size < 2:
         return {'radiologists': [], 'radiologists_below': None}
-    known = ~np.isnan(targets)
-    fpr, tpr, _ = roc_curve(targets[known], probabilities[known])
+    fpr, tpr, _ = roc_curve(targets, probabilities)
     below = points_below(fpr, tpr, points)
     shown = [
         {'specificity': point[0], 'sensitivity': point[1], 'below': bool(is_below)}

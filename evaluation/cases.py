@@ -21,7 +21,7 @@ class Cases:
     targets: np.ndarray  # [N, K] 1, 0, or NaN where the label is not to be scored
     # Column -> [N] text, '' where unknown: 'Sex', 'Age' (bands), 'View', and what was asked for.
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
-    uncertain: Mapping[str, int] = field(default_factory=dict)  # label -> entries left out
+    uncertain: np.ndarray | None = None  # [N, K] True where left out as uncertain; None: nowhere
 
     def __len__(self) -> int:
         return len(self.path)
@@ -39,7 +39,8 @@ class Cases:
         Args:
             level: 'study', or 'image' (the cases as they are).
             how: 'max' or 'mean' of the probabilities over a study's images; a target is the
-                greatest that is known. Text comes from the study's first image.
+                greatest that is known, and uncertain where one is and none is known. Text comes
+                from the study's first image.
         """
         if level == 'image':
             return self
@@ -47,6 +48,21 @@ class Cases:
             self.probabilities, self.targets, self.study, how
         )
         first = self.select(np.unique(self.study.astype(str), return_index=True)[1])
+        uncertain = self.uncertain
+        if uncertain is not None:
+            highest, *_ = study_level(uncertain, self.targets, self.study)
+            uncertain = (highest > 0) & np.isnan(targets)
         return replace(
-            first, path=names.astype(object), probabilities=probabilities, targets=targets
+            first,
+            path=names.astype(object),
+            probabilities=probabilities,
+            targets=targets,
+            uncertain=uncertain,
         )
+
+    def count_uncertain(self) -> dict[str, int]:
+        """The rows left out as uncertain, for the labels that have any."""
+        if self.uncertain is None:
+            return {}
+        counts = self.uncertain.sum(axis=0).tolist()
+        return {label: count for label, count in zip(self.labels, counts, strict=True) if count}

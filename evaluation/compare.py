@@ -14,9 +14,9 @@ SHOWN = 3  # rows that an error gives as examples
 
 
 def compare(
-    a: Cases, b: Cases, *, resamples: int, seed: int, five: Sequence[str], set_name: str = ''
+    a: Cases, b: Cases, *, resamples: int, seed: int, five: Sequence[str]
 ) -> dict[str, Any]:
-    """One entry of the report's `comparisons`: AUROC of a minus AUROC of b.
+    """AUROC of a minus AUROC of b: an entry of the report's `comparisons`, but for its `set`.
 
     Args:
         a: at the level that is to be compared; its order of rows and labels is kept.
@@ -24,10 +24,9 @@ def compare(
         resamples: draws of patients; each serves a, b and all labels. 0: no interval, no p-value.
         seed: of the draws.
         five: the labels whose mean is compared, too.
-        set_name: what the report calls the set.
 
     Returns:
-        `set`, `a`, `b` (names); `labels`: for each label that both have, `difference` (`value`,
+        `a`, `b` (names); `labels`: for each label that both have, `difference` (`value`,
         `low`, `high`), `p_bootstrap` (see `bootstrap_p`), `p_delong` (NaN unless each patient has
         one row with the label known), `p_holm` (over the labels: of `p_delong`, or `p_bootstrap`
         where that is NaN); `means`: `five` with `difference` and `p_bootstrap`, None where one of
@@ -57,7 +56,6 @@ def compare(
     for entry, p_value in zip(entries.values(), adjusted, strict=True):
         entry['p_holm'] = float(p_value)
     return {
-        'set': set_name,
         'a': a.name,
         'b': b.name,
         'labels': entries,

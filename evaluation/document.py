@@ -47,7 +47,7 @@ def build_document(
         policy: of uncertain labels, for the published figures beside it; '' where unknown.
         patients: split -> patients, to look for some that are in two splits.
         warnings: what the caller warns of.
-        extras: further parts of the report: `training`, `maps`, `maps_check`.
+        extras: further parts of the report: `comparisons`, `training`, `maps`, `maps_check`.
     """
     if holdout is None or isinstance(holdout, Cases):
         fitted = [fit_held_out(holdout, cases.labels, protocol) for cases in sets]
@@ -69,12 +69,25 @@ def build_document(
             *warnings,
             *_warn_of_leaks(patients or {}),
             *_warn_of_thresholds(holdout),
-            *_warn_of_sets(scored),
+            *_warn_of_sets(scored, holdout is not None),
         ],
         'sets': scored,
-        'comparisons': _comparisons(sets, protocol),
-        **{'training': None, 'maps': [], 'maps_check': None, **(extras or {})},
+        **{'comparisons': [], 'training': None, 'maps': [], 'maps_check': None, **(extras or {})},
     }
+
+
+def compare_sets(sets: Sequence[Cases], protocol: Protocol, *, name: str) -> list[dict[str, Any]]:
+    """The report's `comparisons`: every pair of models that predict the same rows.
+
+    Args:
+        sets: each another model's predictions.
+        protocol: how cases are scored.
+        name: of what they are predictions of.
+    """
+    rows = [cases.at_level(protocol.level, protocol.aggregate) for cases in sets]
+    pairs = [(a, b) for a, b in combinations(rows, 2) if set(a.path) == set(b.path)]
+    options = {'resamples': protocol.resamples, 'seed': protocol.seed, 'five': COMPETITION_LABELS}
+    return [{'set': name, **compare(a, b, **options)} for a, b in pairs]
 
 
 def _has_five(labels: Sequence[str]) -> bool:
@@ -109,14 +122,6 @@ def _headline(scored: Sequence[dict[str, Any]], has_intervals: bool) -> dict[str
     }
 
 
-def _comparisons(sets: Sequence[Cases], protocol: Protocol) -> list[dict[str, Any]]:
-    """Pairs of sets that hold the same rows (several prediction files over one label file)."""
-    rows = [cases.at_level(protocol.level, protocol.aggregate) for cases in sets]
-    pairs = [(a, b) for a, b in combinations(rows, 2) if set(a.path) == set(b.path)]
-    options = {'resamples': protocol.resamples, 'seed': protocol.seed, 'five': COMPETITION_LABELS}
-    return [compare(a, b, **options) for a, b in pairs]
-
-
 def _warn_of_leaks(patients: Mapping[str, Sequence[str]]) -> list[str]:
     lines = []
     for (one, names), (other, others) in combinations(patients.items(), 2):
@@ -137,11 +142,11 @@ def _warn_of_thresholds(holdout: Cases | Sequence[HeldOut] | None) -> list[str]:
     ]
 
 
-def _warn_of_sets(scored: Sequence[dict[str, Any]]) -> list[str]:
+def _warn_of_sets(scored: Sequence[dict[str, Any]], has_holdout: bool) -> list[str]:
     """What the sets are warned of; a line that holds for several is said once."""
     names: dict[str, list[str]] = {}
     for entry in scored:
-        for line in _warn_of_labels(entry):
+        for line in _warn_of_labels(entry, has_holdout):
             names.setdefault(line, []).append(entry['name'])
     several = 1 < len(scored)
     return [
@@ -150,7 +155,7 @@ def _warn_of_sets(scored: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _warn_of_labels(entry: dict[str, Any]) -> list[str]:
+def _warn_of_labels(entry: dict[str, Any], has_holdout: bool) -> list[str]:
     """Labels without both classes, with few positives, without a threshold; groups with few."""
     lines, labels = [], entry['labels']
     undefined = entry['means']['undefined']
@@ -164,7 +169,7 @@ def _warn_of_labels(entry: dict[str, Any]) -> list[str]:
         lines.append(f'without both classes, not scored: {", ".join(undefined)}')
     if few:
         lines.append(f'fewer than {FEW_POSITIVES} positives: {", ".join(few)}')
-    if 0 < len(unset) < len(labels):
+    if has_holdout and unset:
         lines.append(f'no threshold for want of held-out cases: {", ".join(unset)}')
     small = [
         f'{group["group"]} ({column["column"]})'

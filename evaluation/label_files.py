@@ -12,8 +12,8 @@ from data.chexpert import AGE, DESCRIPTION, PROJECTIONS, SEXES, VIEW_CELLS, VIEW
 from data.labels import (
     CELLS,
     LABELS,
+    UNCERTAIN,
     cell_error,
-    count_uncertain,
     evaluation_targets,
     map_cells,
     task_labels,
@@ -146,8 +146,9 @@ def match(
         records = replace(records, path=names, view=_views(names))
     columns = [predictions.labels.index(label) for label in labels]
     kept = [table.labels.index(label) for label in labels]
-    scored = table.records.labels[np.unique(of_table)]
-    counts = count_uncertain(scored) if table.task == 'observations' else {}
+    uncertain = None
+    if table.task == 'observations':
+        uncertain = records.labels[:, [LABELS.index(label) for label in labels]] == UNCERTAIN
     cases = Cases(
         name=name,
         labels=labels,
@@ -157,7 +158,7 @@ def match(
         probabilities=predictions.probabilities[of_predictions][:, columns],
         targets=table.targets[of_table][:, kept],
         groups=groups(records) if groups else {},
-        uncertain={label: count for label, count in counts.items() if label in labels},
+        uncertain=uncertain,
     )
     notes += _describe_columns(predictions, table)
     if level == 'study':

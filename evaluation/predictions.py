@@ -105,9 +105,14 @@ def predictions_for(
         [N, K] float32, NaN where the file has no such row or column.
 
     Raises:
-        ValueError: for a bad file, or if two of the paths are the same to `normalise_name`.
+        ValueError: for a bad file, one of another task (by the JSON beside it), or if two of the
+            paths are the same to `normalise_name`.
     """
     predictions = read_predictions(file)
+    beside = Path(file).with_suffix('.json')
+    task = json.loads(beside.read_text()).get('task') if beside.is_file() else None
+    if task not in (None, 'observations'):
+        raise ValueError(f"{file}: predictions of DATA.TASK {task!r}, needed are 'observations'")
     names = unique_names(pd.Series(paths, dtype=object, name='Path'), 'the images to look up')
     if predictions.key == 'Study':
         names = [study_name(name) for name in names]

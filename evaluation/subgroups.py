@@ -30,12 +30,14 @@ def score_groups(
         resamples: of the patients of all cases; None for no intervals.
     """
     columns = []
+    everyone = cases.at_level(protocol.level, protocol.aggregate)
     for column, values in cases.groups.items():
-        names = sorted(set(values) - {''}, key=_natural_order)
-        scored = {
-            name: _GroupScores(cases, column, name, thresholds, protocol, resamples)
-            for name in names
-        }
+        strata = [name for name in STANDARD_COLUMNS if name != column]
+        scored = {}
+        for name in sorted(set(values) - {''}, key=_natural_order):
+            rows = cases.select(values == name).at_level(protocol.level, protocol.aggregate)
+            shares = standard_weights(everyone, rows, strata)
+            scored[name] = _GroupScores(name, rows, shares, thresholds, resamples)
         if scored:
             groups = [group.entry() for group in scored.values()]
             columns.append(
@@ -49,29 +51,25 @@ class _GroupScores:
 
     def __init__(
         self,
-        cases: Cases,
-        column: str,
         name: str,
+        rows: Cases,
+        shares: np.ndarray,
         thresholds: np.ndarray,
-        protocol: Protocol,
         resamples: Resamples | None,
     ) -> None:
-        self.name = name
-        everyone = cases.at_level(protocol.level, protocol.aggregate)
-        chosen = cases.select(cases.groups[column] == name)
-        self.rows = rows = chosen.at_level(protocol.level, protocol.aggregate)
-        self.thresholds = thresholds
-        shares = standard_weights(everyone, rows, [c for c in STANDARD_COLUMNS if c != column])
+        self.name, self.rows = name, rows
         weights = resamples.weights(rows.patient) if resamples else None
         self.points, self.samples, self.standard = {}, {}, {}
-        for k, label in enumerate(cases.labels):
+        for k, label in enumerate(rows.labels):
             pair = rows.probabilities[:, k], rows.targets[:, k]
             self.points[label] = label_scores(*pair, threshold=thresholds[k])
-            standard = label_scores(*pair, threshold=None, weights=shares[None])
+            standard = label_scores(*pair, threshold=None, weights=shares[None, :, k])
             standard_samples = None
             if weights is not None:
                 self.samples[label] = label_scores(*pair, threshold=thresholds[k], weights=weights)
-                standard_samples = label_scores(*pair, threshold=None, weights=weights * shares)
+                standard_samples = label_scores(
+                    *pair, threshold=None, weights=weights * shares[:, k]
+                )
             self.standard[label] = as_score(standard, standard_samples, 'auroc')
 
     def positives(self, label: str) -> int:
@@ -125,8 +123,9 @@ class _GroupScores:
 def standard_weights(everyone: Cases, rows: Cases, columns: Sequence[str]) -> np.ndarray:
     """Weights that give a group the make-up of everyone, by direct standardisation.
 
-    A row weighs the share of its stratum (the columns' values together) among everyone over its
-    share in the group. Strata that the group does not have cannot be made up for.
+    Of each label, over the rows where it is known: a row weighs the share of its stratum (the
+    columns' values together) among everyone over its share in the group. Strata that the group does
+    not have cannot be made up for.
 
     Args:
         everyone: all rows.
@@ -134,18 +133,26 @@ def standard_weights(everyone: Cases, rows: Cases, columns: Sequence[str]) -> np
         columns: names in `groups`; those that are not there are passed over.
 
     Returns:
-        [N] weights of the group's rows, with a mean of 1 if the group has all strata.
+        [N, K] weights of the group's rows, 0 where a label is unknown, with a mean of 1 over its
+        known rows if these have all strata.
     """
     columns = [column for column in columns if column in everyone.groups]
-    if not columns:
-        return np.ones(len(rows))
-    of_all = list(zip(*(everyone.groups[column] for column in columns), strict=True))
-    of_group = list(zip(*(rows.groups[column] for column in columns), strict=True))
-    strata = {stratum: i for i, stratum in enumerate(dict.fromkeys(of_all))}
-    codes = np.array([strata[stratum] for stratum in of_group])
-    share_of_all = np.bincount([strata[stratum] for stratum in of_all]) / len(of_all)
-    share_of_group = np.bincount(codes, minlength=len(strata)) / len(of_group)
-    return share_of_all[codes] / share_of_group[codes]
+    of_all, of_group = (_strata(cases, columns) for cases in (everyone, rows))
+    codes = {stratum: i for i, stratum in enumerate(dict.fromkeys([*of_all, *of_group]))}
+    of_all, of_group = (np.array([codes[s] for s in strata]) for strata in (of_all, of_group))
+    weights = np.zeros(rows.targets.shape)
+    for k, target in enumerate(rows.targets.T):
+        known = ~np.isnan(target)
+        found = of_group[known]
+        if found.size:
+            wanted = np.bincount(of_all[~np.isnan(everyone.targets[:, k])], minlength=len(codes))
+            present = np.bincount(found, minlength=len(codes))
+            weights[known, k] = wanted[found] / wanted.sum() / (present[found] / found.size)
+    return weights
+
+
+def _strata(cases: Cases, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(zip(*(cases.groups[name] for name in columns), strict=True)) or [()] * len(cases)
 
 
 def _gaps(scored: dict[str, _GroupScores], labels: Sequence[str]) -> dict[str, dict[str, Any]]:

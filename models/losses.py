@@ -18,12 +18,15 @@ LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 TINY = torch.finfo(torch.float32).tiny
 
 
-def build_label_loss(config: Any, targets: np.ndarray) -> LabelLoss:
+def build_label_loss(
+    config: Any, targets: np.ndarray, *, multiclass: np.ndarray | None = None
+) -> LabelLoss:
     """The loss that LOSS.NAME and the label policies choose.
 
     Args:
         config: the config.
         targets: [N, K] of the training images, NaN where unknown; they give the positive weights.
+        multiclass: [K] bool, which labels have the policy 'multiclass'; None: none has.
 
     Returns:
         (outputs of the model, targets [B, K]) -> scalar.  Outputs are [B, K], or [B, 3K] where a
@@ -32,13 +35,9 @@ def build_label_loss(config: Any, targets: np.ndarray) -> LabelLoss:
     Raises:
         ValueError: if LOSS.NAME is unknown.
     """
-    loss, data = config.LOSS, config.DATA
-    if data.TASK == 'observations':
-        from data.labels import multiclass_labels
-
-        multiclass = multiclass_labels(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL)
-        if multiclass.any():
-            return partial(masked_multiclass, multiclass=torch.from_numpy(multiclass))
+    loss = config.LOSS
+    if multiclass is not None and multiclass.any():
+        return partial(masked_multiclass, multiclass=torch.from_numpy(multiclass))
     if loss.NAME == 'bce':
         return masked_bce
     if loss.NAME == 'weighted_bce':

@@ -25,7 +25,7 @@ from data.chexpert import Records
 from data.groups import group_columns, standard_groups
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.cases import Cases
-from evaluation.document import build_document
+from evaluation.document import build_document, compare_sets
 from evaluation.label_files import LabelTable, match, read_label_file
 from evaluation.predictions import read_predictions
 from evaluation.protocol import Protocol
@@ -111,7 +111,9 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
     demographics = str(args.demographics.absolute()) if args.demographics else ''
 
     def groups(records: Records) -> dict[str, np.ndarray]:
-        further = group_columns(records, args.groups, demographics=demographics)
+        further = group_columns(
+            records, args.groups, demographics=demographics, options=('--groups', '--demographics')
+        )
         return standard_groups(records, default_config().EVAL.AGE_BANDS) | further
 
     sets, warnings = [], []
@@ -121,16 +123,14 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         sets.append(cases)
         warnings += notes
     fitted, about, notes = fit_thresholds(args, sets, protocol)
-    document = build_document(
+    return build_document(
         sets,
         fitted,
         protocol,
         run=describe_run(args, sets) | about | {'Code': code_version()},
         warnings=list(dict.fromkeys([*warnings, *notes, *warn_of_rows(sets, protocol)])),
+        extras={'comparisons': compare_sets(sets, protocol, name=args.labels.stem)},
     )
-    for entry in document['comparisons']:
-        entry['set'] = args.labels.stem
-    return document
 
 
 def read_labels(args: argparse.Namespace, file: Path) -> LabelTable:

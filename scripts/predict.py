@@ -12,21 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from scipy.special import expit
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import Config, default_config
+from config import Config
 from data.chexpert import read_folder
 from data.labels import task_labels
 from data.transforms import EvalTransform, load_image
 from device import local_device
 from evaluation.predictions import write_predictions
 from inference import load_classifier, predict
-from utils import read_checkpoint
+from utils import read_checkpoint, trained_config
 
 LOGGER = 'predict'
 
@@ -99,12 +98,9 @@ def list_images(places: list[str]) -> list[str]:
 
 def read_config(path: str) -> Config:
     """The options of the run that a checkpoint is of."""
-    checkpoint = read_checkpoint(path)
-    text = checkpoint.get('config')
-    if not isinstance(text, str) or 'head.weight' not in checkpoint['model']:
+    config = trained_config(path)
+    if config is None or 'head.weight' not in read_checkpoint(path)['model']:
         raise ValueError(f'{path} is no fine-tuned checkpoint of main_finetune.py')
-    config = default_config()
-    config.merge_from_other_cfg(yaml.safe_load(text))
     return config
 
 

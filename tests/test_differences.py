@@ -311,7 +311,9 @@ def log_of_setup(tmp_path: Path, *opts: str) -> str:
     return (run.folder / 'log_rank0.txt').read_text()
 
 
-@pytest.mark.parametrize('name, lines', [('cosine', 0), ('onecycle', 0), ('linear', 1), ('step', 1)])
+@pytest.mark.parametrize(
+    'name, lines', [('cosine', 0), ('onecycle', 0), ('linear', 1), ('step', 1)]
+)
 def test_a_floor_without_effect_is_one_line_of_the_log(tmp_path, name, lines):
     log = log_of_setup(tmp_path, 'TRAIN.LR_SCHEDULER.NAME', name, 'TRAIN.MIN_LR', '1e-3')
     assert log.count(f'TRAIN.MIN_LR has no effect with the {name} schedule') == lines

@@ -316,7 +316,9 @@ def test_images_of_a_label_file_are_scored_at_both_levels(evaluate, tmp_path):
         ({'--level': 'image'}, 'level image needs rows of images'),
         ({'--views': 'frontal'}, 'has studies'),
         ({'--thresholds-from': 'nowhere.json'}, 'nowhere.json is no report.json'),
-        ({'--groups': 'RACE'}, "no column 'RACE'"),
+        ({'--groups': 'RACE'}, "error: --groups: no column 'RACE'"),
+        ({'--groups': 'RACE'}, '; --demographics may name a CSV with more'),
+        ({'--groups': 'Age'}, "error: --groups: 'Age' is always a group"),
         ({'--task': 'any_finding'}, 'no column of No Finding'),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from csv_files import HEADER, PREFIX, image_path, read, row, touch, write
 
 from data.chexpert import Records, read_csv, read_folder
-from data.groups import group_columns, standard_groups
+from data.groups import MOST_GROUPS, group_columns, standard_groups
 from data.labels import LABELS
 
 BANDS = [0, 40, 60, 80]
@@ -103,8 +103,9 @@ def test_own_column_follows_rows_through_selections_and_empty_lines(records: Rec
 
 
 def test_columns_come_in_the_order_asked_for_and_none_is_none(records: Records) -> None:
-    found = group_columns(records, ['AP/PA', 'Site', 'Age'])
-    assert list(found) == ['AP/PA', 'Site', 'Age'] and found['Age'].tolist() == ['50'] * 5
+    found = group_columns(records, ['AP/PA', 'Site', 'Frontal/Lateral'])
+    assert list(found) == ['AP/PA', 'Site', 'Frontal/Lateral']
+    assert found['AP/PA'].tolist() == ['AP'] * 5
     assert group_columns(records, []) == {}
     none = group_columns(records.select(records.row < 0), ['Site'], demographics='absent.csv')
     assert none['Site'].tolist() == []
@@ -197,7 +198,7 @@ def test_patient_given_twice_is_refused_only_where_the_wanted_value_differs(
 
 def test_column_that_is_nowhere_is_named_with_those_that_are_there(records: Records) -> None:
     name = demographics(records, 'PATIENT,RACE,AGE', 'patient00002,Asian,30')
-    own = 'train.csv has Site, Sex, Age, Frontal/Lateral, AP/PA'
+    own = 'train.csv has Site, Frontal/Lateral, AP/PA'
     with pytest.raises(ValueError) as error:
         group_columns(records, ['Site', 'Race'], demographics=name)
     message = str(error.value)
@@ -206,6 +207,55 @@ def test_column_that_is_nowhere_is_named_with_those_that_are_there(records: Reco
         group_columns(records, ['RACE'])
     hint = 'DATA.DEMOGRAPHICS may name a CSV with more'
     assert str(error.value) == f"EVAL.GROUPS: no column 'RACE'; {own}; {hint}"
+
+
+def test_groups_that_every_report_has_and_columns_that_are_none_are_refused(
+    records: Records,
+) -> None:
+    def message(*columns: str, **options) -> str:
+        with pytest.raises(ValueError) as error:
+            group_columns(records, columns, **options)
+        return str(error.value)
+
+    for name in ('Sex', 'Age', 'View'):
+        wanted = f'EVAL.GROUPS: {name!r} is always a group; name none of Sex, Age, View'
+        assert message('Site', name) == wanted
+    for name in ('Path', 'Study', 'Edema', 'No Finding'):
+        assert message(name) == f'EVAL.GROUPS: {name!r} names images or a label, no groups'
+    none = records.select(records.row < 0)
+    with pytest.raises(ValueError, match="EVAL.GROUPS: 'Age' is always a group"):
+        group_columns(none, ['Age'])
+
+
+def test_a_column_of_too_many_values_is_refused(tmp_path: Path) -> None:
+    rows = [row(image_path(i), Site=f's{i:03d}') for i in range(MOST_GROUPS + 1)]
+    records = read(tmp_path, [*rows, row(image_path(99), Site='')], ['Site', *HEADER])
+    with pytest.raises(ValueError) as error:
+        group_columns(records, ['Site'])
+    assert str(error.value) == (
+        "EVAL.GROUPS: 'Site' has 51 different values, such as s000, s001, s002; allowed are "
+        'columns of at most 50'
+    )
+    fewer = records.select(records.row != 7)  # 50, and one that is empty
+    assert len(set(group_columns(fewer, ['Site'])['Site'])) == 51
+    table = [f'patient{i:05d},{i}' for i in range(MOST_GROUPS + 1)]
+    name = demographics(records, 'PATIENT,Weight', *table)
+    with pytest.raises(ValueError, match="'Weight' has 51 different values"):
+        group_columns(records, ['Weight'], demographics=name)
+
+
+def test_errors_name_the_options_of_the_caller(records: Records) -> None:
+    (records.root / 'demo.xlsx').write_bytes(b'PK')
+    messages = []
+    for column, name in (('RACE', ''), ('Age', ''), ('RACE', 'demo.xlsx')):
+        with pytest.raises(ValueError) as error:
+            group_columns(records, [column], demographics=name, options=('--groups', '--extra'))
+        messages.append(str(error.value))
+    assert messages[0].startswith("--groups: no column 'RACE'; ")
+    assert messages[0].endswith('; --extra may name a CSV with more')
+    assert messages[1].startswith("--groups: 'Age' is always a group")
+    assert messages[2].startswith('--extra: ')
+    assert not any('EVAL.' in line or 'DATA.' in line for line in messages)
 
 
 def test_demographics_that_do_not_fit_are_refused(records: Records) -> None:

@@ -165,14 +165,20 @@ def test_uncertain_labels_are_left_out_and_counted_blank_follows_the_rule(tmp_pa
         assert cases.labels == ('No Finding', 'Edema', 'Fracture')
         expected = [[1, NAN, 1], [0, NAN, NAN], [0, value, value], [NAN, 1, 0]]
         np.testing.assert_array_equal(cases.targets, np.array(expected))
-        assert cases.uncertain == {'No Finding': 1, 'Edema': 2, 'Fracture': 1}
+        assert cases.count_uncertain() == {'No Finding': 1, 'Edema': 2, 'Fracture': 1}
 
 
-def test_uncertain_labels_of_a_study_count_once(tmp_path):
+@pytest.mark.parametrize('key', ['Path', 'Study'])
+def test_uncertain_labels_of_a_study_count_once(key, tmp_path):
     paths = [image(1), image(1, 'view2_lateral'), image(2)]
     predictions = csv_of(tmp_path / 'p.csv', {'Path': paths, 'Edema': [0.5] * 3})
-    labels = csv_of(tmp_path / 'l.csv', {'Study': [study(1), study(2)], 'Edema': [-1, 1]})
-    assert cases_of(predictions, labels).uncertain == {'Edema': 1}
+    columns = {
+        'Path': {'Path': paths, 'Edema': [-1, -1, 1]},
+        'Study': {'Study': [study(1), study(2)], 'Edema': [-1, 1]},
+    }
+    cases = cases_of(predictions, csv_of(tmp_path / 'l.csv', columns[key]))
+    assert cases.at_level('study').count_uncertain() == {'Edema': 1}
+    assert cases.at_level('image').count_uncertain() == {'Edema': 2}
 
 
 def test_columns_that_one_of_the_files_lacks_are_named(tmp_path):
@@ -208,7 +214,7 @@ def test_a_binary_task_is_scored_by_its_own_targets(tmp_path):
     )
     files = csv_of(tmp_path / 'p.csv', {'Path': paths, 'Any Finding': [0.1] * 5}), labels
     cases = cases_of(*files, task='any_finding')
-    assert (cases.labels, cases.uncertain) == (('Any Finding',), {})
+    assert (cases.labels, cases.count_uncertain()) == (('Any Finding',), {})
     np.testing.assert_array_equal(cases.targets[:, 0], [1, 0, NAN, 1, NAN])
     assert 'labelled for the task observations' in refusal(*files)
     error = refusal(files[0], write_pair(tmp_path)[1], task='any_finding')
@@ -222,7 +228,7 @@ def test_effusion_against_no_finding_counts_no_uncertain_labels(tmp_path):
     labels = csv_of(tmp_path / 'l.csv', {'Path': paths} | blank | columns)
     file = csv_of(tmp_path / 'p.csv', {'Path': paths, 'Pleural Effusion': [0.1] * 4})
     cases = cases_of(file, labels, task='effusion')
-    assert (cases.labels, cases.uncertain) == (('Pleural Effusion',), {})
+    assert (cases.labels, cases.count_uncertain()) == (('Pleural Effusion',), {})
     np.testing.assert_array_equal(cases.targets[:, 0], [1, NAN, 0, 0])
 
 

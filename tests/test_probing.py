@@ -1,6 +1,9 @@
 """Probes: votes by brute force, heads against scikit-learn, and what a probe leaves alone."""
 
 import json
+import logging
+import re
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +11,20 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tiny import arguments, run_folder, run_main, tiny_config
+from tiny import arguments, run_folder, run_main, tiny_config, torchrun
 from torch import nn
 
 import main_finetune
 import probing
+from config import get_config
+from data import build_loader
 from data.labels import LABELS
+from data.loader import XrayDataset
+from data.transforms import EvalTransform
+from models import build_model
 from probing import KnnClassifier, fit_linear_heads
 from utils import read_checkpoint
 
@@ -48,6 +57,70 @@ def test_a_label_that_no_neighbour_knows_gets_one_half() -> None:
     assert probe.vote(torch.from_numpy(features)).sigmoid().tolist() == [[0.5]] * 3
 
 
+class Features(nn.Module):
+    """An encoder whose features are the images themselves."""
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+def random_probe(size: int, num_neighbours: int) -> tuple[KnnClassifier, torch.Tensor]:
+    """On unknown and known targets; and 20 features to vote on."""
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(size, 16)).astype(np.float32)
+    targets = rng.choice([0.0, 1.0, NAN], size=(size, 3), p=[0.5, 0.3, 0.2]).astype(np.float32)
+    queries = torch.from_numpy(rng.normal(size=(20, 16)).astype(np.float32))
+    return KnnClassifier(Features(), features, targets, num_neighbours), queries
+
+
+def test_the_vote_is_in_float32_whatever_precision_the_encoder_runs_in() -> None:
+    probe, queries = random_probe(200, 20)
+    wanted = probe.vote(queries)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(probe(queries), wanted)
+
+
+def test_one_search_in_chunks_serves_every_number_of_neighbours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probe, queries = random_probe(60, 1)
+    counts = (5, 1, 30, 200)  # more than there are: all
+    sizes, search = [], KnnClassifier._votes
+    monkeypatch.setattr(probing, 'QUERIES', 6)
+    monkeypatch.setattr(
+        KnnClassifier, '_votes', lambda self, x, k: sizes.append(len(x)) or search(self, x, k)
+    )
+    together = probe.votes(queries, counts)
+    assert sizes == [6, 6, 6, 2]
+    for count, logits in zip(counts, together, strict=True):
+        probe.num_neighbours = count
+        torch.testing.assert_close(logits, probe.vote(queries), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(together[0], together[2])
+
+
+def test_a_grid_of_linear_heads_is_at_scikit_learns_minima() -> None:
+    """Features whose variances span four decades; soft and unknown targets are tested below."""
+    rng = np.random.default_rng(4)
+    mixing = np.linalg.qr(rng.normal(size=(40, 40)))[0]
+    features = rng.normal(size=(600, 40)) * np.arange(1, 41) ** -1.25 @ mixing + 0.5
+    features = features.astype(np.float32)
+    before = features.copy()
+    z = features @ rng.normal(size=(40, 3))
+    targets = ((z - z.mean(axis=0)) / z.std(axis=0) + rng.normal(size=z.shape) > [0, 1, 2]) * 1.0
+    targets[rng.random(targets.shape) < 0.1] = NAN
+    penalties = (1e-6, 1e-3, 0.1, 10.0)
+    heads = fit_linear_heads(features, targets.astype(np.float32), inverse_penalties=penalties)
+    np.testing.assert_array_equal(features, before)
+    standard = StandardScaler().fit_transform(features.astype(np.float64))
+    for penalty, (weight, bias) in zip(penalties, heads, strict=True):
+        for k, target in enumerate(targets.T):
+            known = ~np.isnan(target)
+            want = LogisticRegression(C=penalty, tol=1e-10, max_iter=10_000)
+            want.fit(standard[known], target[known])
+            got = features @ weight[k] + bias[k]
+            np.testing.assert_allclose(got, want.decision_function(standard), rtol=0, atol=1e-3)
+
+
 def test_linear_heads_equal_scikit_learns_pipeline() -> None:
     rng = np.random.default_rng(1)
     features = (rng.normal(size=(200, 6)) * [1, 5, 0.1, 2, 1, 1] + 3).astype(np.float32)
@@ -55,7 +128,7 @@ def test_linear_heads_equal_scikit_learns_pipeline() -> None:
     targets = (features[:, :2] @ [0.5, 0.2] + rng.normal(size=200) > 2.3).astype(np.float32)
     targets = np.stack([targets, np.zeros(200, np.float32), targets], axis=1)
     targets[:50, 2] = NAN
-    weight, bias = fit_linear_heads(features, targets, inverse_penalty=0.1)
+    [(weight, bias)] = fit_linear_heads(features, targets, inverse_penalties=[0.1])
     want = make_pipeline(StandardScaler(), LogisticRegression(C=0.1)).fit(features, targets[:, 0])
     np.testing.assert_allclose(
         features @ weight[0] + bias[0], want.decision_function(features), atol=1e-3
@@ -69,7 +142,7 @@ def test_a_soft_target_counts_as_both_classes() -> None:
     rng = np.random.default_rng(2)
     features = rng.normal(size=(60, 3)).astype(np.float32)
     soft = np.where(features[:, 0] > 0, 0.75, 0.0).astype(np.float32)
-    weight, bias = fit_linear_heads(features, soft[:, None], inverse_penalty=1.0)
+    [(weight, bias)] = fit_linear_heads(features, soft[:, None], inverse_penalties=[1.0])
     standard = StandardScaler().fit_transform(features)
     rows = np.repeat(np.arange(60), 4)  # three in four positive
     classes = np.array([1, 1, 1, 0] * 60) * (soft[rows] > 0)
@@ -115,9 +188,118 @@ def test_last_layer_trains_the_head_alone(phantom: Path, tmp_path: Path) -> None
     assert changed == {'head.weight', 'head.bias'}
 
 
+def probe_run(phantom: Path, folder: Path, mode: str, **sections: dict) -> Path:
+    cfg = tiny_config(folder / 'c.yaml', 'finetune', FINETUNE={'MODE': mode}, **sections)
+    assert run_main('finetune', arguments(cfg, phantom, folder / 'o')) == 0
+    return run_folder(folder / 'o', 'finetune')
+
+
+def log_of(folder: Path) -> str:
+    return (folder / 'log_rank0.txt').read_text()
+
+
+@pytest.mark.parametrize('level', ['study', 'image'])
+def test_the_grid_is_scored_as_the_run_is(level: str, phantom: Path, tmp_path: Path) -> None:
+    """The best score in the log is that of the predictions, by level, aggregate and views."""
+    options = {'LEVEL': level, 'AGGREGATE': 'mean', 'TTA_FLIP': True, 'SELECT': 'all'}
+    data = {'VIEWS': 'all', 'HOLDOUT_FRACTION': 0.4, 'TRAIN_IMAGES': 0, 'UNCERTAIN': 'ones'}
+    folder = probe_run(phantom, tmp_path, 'knn', EVAL=options, DATA=data)
+    scores = re.findall(rf'knn, \d+: mean AUROC at {level} level .* ([\d.]+)\n', log_of(folder))
+    assert len(scores) == len(probing.NUM_NEIGHBOURS)
+    predicted = pd.read_csv(folder / 'predictions_holdout.csv').set_index('Path')
+    truth = pd.read_csv(phantom / 'train.csv').set_index('Path').loc[predicted.index, list(LABELS)]
+    truth = truth.fillna(0).where(lambda cells: cells != -1)
+    means = {}
+    studies = predicted.index.str.rsplit('/', n=1).str[0]
+    for name, parts in (('image', predicted.index), ('study', studies)):
+        p, y = predicted.groupby(parts).mean(), truth.groupby(parts).max()
+        known = {label: y[label].notna() for label in LABELS}
+        areas = [
+            roc_auc_score(y.loc[known[label], label], p.loc[known[label], label])
+            for label in LABELS
+            if y[label].nunique() == 2
+        ]
+        means[name] = np.mean(areas)
+    assert abs(means['image'] - means['study']) > 2e-4
+    assert max(map(float, scores)) == pytest.approx(means[level], abs=6e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['linear_probe', 'knn'])
+def test_two_processes_probe_the_same_random_weights_as_one(
+    mode: str, phantom: Path, tmp_path: Path
+) -> None:
+    one = probe_run(phantom, tmp_path, mode)
+    argv = arguments(tmp_path / 'c.yaml', phantom, tmp_path / 'two')
+    done = torchrun('finetune', argv, processes=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    two = run_folder(tmp_path / 'two', 'finetune')
+    for split in ('holdout', 'valid', 'test'):
+        want, got = (
+            pd.read_csv(folder / f'predictions_{split}.csv')[list(LABELS)].to_numpy()
+            for folder in (one, two)
+        )
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    scores = [re.findall(rf'{mode}, .*: mean AUROC .* (.*)\n', log_of(run)) for run in (one, two)]
+    assert len(set(scores[0])) > 1
+    assert scores[1] == scores[0]
+
+
+def test_training_images_have_one_view_whatever_is_scored(phantom: Path, tmp_path: Path) -> None:
+    cfg = tiny_config(
+        tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'knn'},
+        EVAL={'TTA': 'crops', 'TTA_FLIP': True},
+    )  # fmt: skip
+    opts = ['DATA.DATA_PATH', str(phantom)]
+    config = get_config(Namespace(cfg=str(cfg), opts=opts, stage='finetune'))
+    loaders = build_loader(config, logging.getLogger('test'), is_pretrain=False)
+    images, _, index = next(iter(loaders.plain))
+    cfg = tiny_config(tmp_path / 'd.yaml', 'finetune')
+    config = get_config(Namespace(cfg=str(cfg), opts=opts, stage='finetune'))
+    one = XrayDataset(loaders.plain.dataset.records, EvalTransform(config), seed=0)
+    assert torch.equal(images, torch.stack([one[0, i] for i in index.tolist()]))
+    views = next(iter(loaders.holdout))[0]
+    assert views.shape[1:] == (loaders.holdout.dataset.transform.num_views, *images.shape[1:])
+    assert views.shape[1] == 10
+
+
+def test_features_that_are_not_finite_are_refused(phantom: Path, tmp_path: Path, refused) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'linear_probe'})
+    model = build_model(get_config(Namespace(cfg=str(cfg), opts=[], stage='finetune')), False)
+    torch.nn.init.constant_(model.norm.weight, NAN)
+    torch.save({'model': model.state_dict()}, tmp_path / 'bad.pth')
+    more = ['--pretrained', str(tmp_path / 'bad.pth')]
+    argv = arguments(cfg, phantom, tmp_path / 'o', *more)
+    refused('finetune', argv, 'train.csv: the model gives NaN', 'of 28 images', 'first for CheXp')
+
+
+def test_a_checkpoint_to_resume_from_is_refused(phantom: Path, tmp_path: Path, refused) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'knn'})
+    argv = arguments(cfg, phantom, tmp_path / 'o', '--resume', str(tmp_path / 'any.pth'))
+    refused('finetune', argv, 'MODEL.RESUME', '--pretrained')
+
+
+@pytest.mark.parametrize('mode', ['linear_probe', 'knn'])
+def test_a_grid_without_a_score_is_refused(
+    mode: str, phantom: Path, tmp_path: Path, refused
+) -> None:
+    """The one patient that is held out has not both classes of each of the five."""
+    cfg = tiny_config(
+        tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': mode},
+        DATA={'HOLDOUT_FRACTION': 0.001}, EVAL={'SELECT': 'five'},
+    )  # fmt: skip
+    argv = arguments(cfg, phantom, tmp_path / 'o')
+    refused('finetune', argv, mode, "EVAL.SELECT 'five'", 'Edema', 'raise DATA.HOLDOUT_FRACTION')
+
+
+def test_selecting_on_valid_is_said_to_have_no_effect(phantom: Path, tmp_path: Path) -> None:
+    folder = probe_run(phantom, tmp_path, 'knn', EVAL={'SELECT_ON': 'valid'})
+    assert 'EVAL.SELECT_ON valid has no effect with FINETUNE.MODE knn' in log_of(folder)
+
+
 def test_a_probe_without_held_out_patients_is_refused(phantom: Path, tmp_path: Path, refused):
     cfg = tiny_config(
         tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'knn'}, EVAL={'SELECT_ON': 'valid'}
     )
     argv = arguments(cfg, phantom, tmp_path / 'o', '--opts', 'DATA.HOLDOUT_FRACTION', '0.0')
-    refused('finetune', argv, "FINETUNE.MODE 'knn'", 'DATA.HOLDOUT_FRACTION must be above 0')
+    refused('finetune', argv, "FINETUNE.MODE is 'knn'", 'DATA.HOLDOUT_FRACTION must be above 0')

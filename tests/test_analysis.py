@@ -1,0 +1,133 @@
+"""What the report says of one set: readers only where they read the same, what is left out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cases import NAN, make_cases
+from sklearn.metrics import roc_curve
+
+from data.labels import COMPETITION_LABELS
+from evaluation.analysis import HeldOut, fit_held_out, score_set, worst_errors
+from evaluation.protocol import Protocol
+from evaluation.published import RADIOLOGISTS
+
+FIVE = list(COMPETITION_LABELS)
+TEST_STUDIES = [f'CheXpert-v1.0/test/patient{n}/study1' for n in range(64741, 65241)]
+
+
+def of_test_set(labels=(*FIVE, 'Fracture'), images=1):
+    """All of CheXpert's test studies, of so many images each, with a model that knows something."""
+    rng = np.random.default_rng(0)
+    targets = (rng.random((500, len(labels))) < 0.3).astype(float).repeat(images, axis=0)
+    probabilities = 1 / (1 + np.exp(-rng.normal(2 * targets - 1)))
+    study = np.array(TEST_STUDIES, object).repeat(images)
+    return make_cases(probabilities, targets, labels=labels, study=study)
+
+
+def entries(cases, **protocol):
+    nothing = np.full(len(cases.labels), np.nan)
+    protocol = Protocol(**{'resamples': 0, **protocol})
+    return {p['label']: p for p in score_set(cases, HeldOut(nothing, nothing), protocol)['labels']}
+
+
+def shown(found):
+    """Labels with radiologists' points; without points there is no count of them either."""
+    assert all(
+        bool(p['radiologists']) == (p['radiologists_below'] is not None) for p in found.values()
+    )
+    return [label for label, part in found.items() if part['radiologists']]
+
+
+def test_radiologists_are_shown_on_the_studies_that_they_read():
+    cases = of_test_set()
+    found = entries(cases)
+    assert shown(found) == FIVE
+    for k, label in enumerate(FIVE):
+        fpr, tpr, _ = roc_curve(cases.targets[:, k], cases.probabilities[:, k])
+        below = [np.interp(1 - spec, fpr, tpr) > sens for spec, sens in RADIOLOGISTS[label]]
+        part = found[label]
+        assert [p['below'] for p in part['radiologists']] == below
+        assert part['radiologists_below'] == sum(below)
+        points = tuple((p['specificity'], p['sensitivity']) for p in part['radiologists'])
+        assert points == RADIOLOGISTS[label]
+    assert shown(entries(of_test_set(images=2))) == FIVE
+
+
+@pytest.mark.parametrize('images', [1, 2])
+def test_radiologists_read_studies_not_images(images):
+    assert shown(entries(of_test_set(images=images), level='image')) == []
+
+
+def test_radiologists_did_not_tell_effusion_from_no_finding():
+    assert shown(entries(of_test_set(labels=('Pleural Effusion',)))) == []
+
+
+def test_a_label_that_is_unknown_of_one_study_has_no_radiologists():
+    cases = of_test_set()
+    cases.targets[17, FIVE.index('Edema')] = NAN
+    assert shown(entries(cases)) == [label for label in FIVE if label != 'Edema']
+
+
+@pytest.mark.parametrize('change', ['fewer', 'another', 'phantom'])
+def test_other_studies_have_no_radiologists(change):
+    cases = of_test_set()
+    if change == 'fewer':
+        cases = cases.select(np.arange(499))
+    else:
+        old, new = {'another': ('65240', '65241'), 'phantom': ('v1.0', 'phantom')}[change]
+        study = np.array([name.replace(old, new) for name in cases.study], object)
+        cases = replace(cases, study=study)
+    assert shown(entries(cases)) == []
+
+
+def test_uncertain_labels_are_counted_at_the_level_that_is_scored():
+    """A study is left out where one of its images is uncertain and none is known."""
+    study = np.array([f'test/patient{i}/study1' for i in (2, 2, 2, 1, 1, 1, 3, 3)], object)
+    cells = np.array([[-1, -1], [-1, 1], [-1, 0], [-1, 0], [NAN, 0], [-1, 0], [NAN, -1], [NAN, -1]])
+    uncertain = cells == -1
+    targets = np.where(uncertain, NAN, cells)
+    cases = make_cases(np.full(cells.shape, 0.5), targets, study=study, uncertain=uncertain)
+    nothing = HeldOut(np.full(2, NAN), np.full(2, NAN))
+    for level, wanted in (
+        ('image', {'label 0': 5, 'label 1': 3}),
+        ('study', {'label 0': 2, 'label 1': 1}),
+    ):
+        scored = score_set(cases, nothing, Protocol(level=level, resamples=0))
+        assert scored['uncertain'] == wanted
+    rows = cases.at_level('study')
+    assert rows.uncertain.tolist() == [[True, False], [True, False], [False, True]]
+    assert (rows.uncertain <= np.isnan(rows.targets)).all()
+    assert cases.select(np.array([3, 0])).uncertain.tolist() == [[True, False], [True, True]]
+    assert replace(cases, uncertain=None).at_level('study').count_uncertain() == {}
+
+
+def test_what_is_fitted_stands_beside_its_label():
+    """Held-out cases with other labels, in another order; a label that they lack has nothing."""
+    rng = np.random.default_rng(1)
+    targets = (rng.random((80, 2)) < 0.5).astype(float)
+    holdout = make_cases(rng.random((80, 2)), targets, labels=('b', 'a'))
+    fitted = fit_held_out(holdout, ('a', 'missing', 'b'), Protocol(level='image'))
+    wanted = {}
+    for k, label in enumerate(holdout.labels):
+        fpr, tpr, thresholds = roc_curve(
+            targets[:, k], holdout.probabilities[:, k], drop_intermediate=False
+        )
+        wanted[label] = thresholds[np.argmax(tpr - fpr)]
+    expected = [wanted['a'], NAN, wanted['b']]
+    np.testing.assert_array_equal(fitted.thresholds, expected)
+    assert np.isnan(fitted.temperatures).tolist() == [False, True, False]
+    assert np.isnan(fit_held_out(None, ('a',), Protocol()).thresholds).all()
+
+
+def test_worst_errors_are_the_most_confident_ones():
+    probabilities = np.array([[0.9], [0.7], [0.2], [0.1], [0.5], [0.95]])
+    targets = np.array([[0], [0], [1], [1], [1], [NAN]])
+    cases = make_cases(probabilities, targets, labels=('Edema',))
+    found = worst_errors(cases, np.array([0.5]))
+    assert [(e['kind'], e['probability'], e['target']) for e in found] == [
+        ('false positive', 0.9, 0.0),
+        ('false negative', 0.1, 1.0),
+    ]
+    assert [e['path'] for e in found] == [cases.path[0], cases.path[3]]
+    assert worst_errors(cases, np.array([NAN])) == []

@@ -1,0 +1,116 @@
+"""Predictions: views and models are averaged, images read once, what is not finite is named."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import arguments, run_folder, run_main, tiny_config
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from config import default_config
+from inference import predict
+from utils import read_checkpoint
+
+CPU = torch.device('cpu')
+
+
+class Images(Dataset):
+    """(image, 0, index); how often each was read is counted."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
+        self.paths = [f'{i}.png' for i in range(len(images))]
+        self.records = Namespace(root=Path('root'), csv='valid.csv', path=self.paths)
+        self.reads = [0] * len(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+        self.reads[index] += 1
+        return self.images[index], 0, index
+
+
+class Classifier(nn.Module):
+    """Two linear outputs; remembers how many images it got at a time."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(2, 48, generator=generator))
+        self.batches = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(images))
+        return images.flatten(1) @ self.weight.T
+
+
+def config_of_two_labels():
+    config = default_config()
+    config.MODEL.NUM_CLASSES = 2
+    return config
+
+
+def random_images(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def mean_probability(models: list[Classifier], views: torch.Tensor) -> np.ndarray:
+    """Of images [N, T, ...], all at once."""
+    outputs = [model(views.flatten(0, 1)).detach().double() for model in models]
+    return torch.stack(outputs).sigmoid().unflatten(1, views.shape[:2]).mean(dim=(0, 2)).numpy()
+
+
+def test_views_are_averaged_and_no_more_than_a_batch_of_images_is_run_at_once() -> None:
+    views, model = random_images(7, 5, 3, 4, 4), Classifier(0)
+    got = predict(config_of_two_labels(), CPU, model, DataLoader(Images(views), batch_size=3))
+    assert max(model.batches) == 3
+    assert sum(model.batches) == 7 * 5
+    wanted = mean_probability([model], views)
+    np.testing.assert_allclose(1 / (1 + np.exp(-got)), wanted, rtol=0, atol=1e-6)
+
+
+def test_several_models_are_averaged_over_one_reading_of_the_images() -> None:
+    views, models = random_images(7, 2, 3, 4, 4), [Classifier(0), Classifier(1), Classifier(2)]
+    dataset = Images(views)
+    got = predict(config_of_two_labels(), CPU, models, DataLoader(dataset, batch_size=3))
+    assert dataset.reads == [1] * 7
+    wanted = mean_probability(models, views)
+    np.testing.assert_allclose(1 / (1 + np.exp(-got)), wanted, rtol=0, atol=1e-6)
+
+
+def test_one_view_of_one_model_is_its_logit() -> None:
+    images, model = random_images(5, 3, 4, 4), Classifier(0)
+    loader = DataLoader(Images(images), batch_size=2)
+    got = predict(config_of_two_labels(), CPU, model, loader)
+    np.testing.assert_allclose(got, model(images).detach(), rtol=1e-6)
+    np.testing.assert_array_equal(predict(config_of_two_labels(), CPU, [model], loader), got)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_a_logit_that_is_not_finite_is_refused_with_the_first_image(value: float) -> None:
+    images = random_images(7, 3, 4, 4)
+    images[[4, 6], 0, 0, 0] = value
+    dataset, config = Images(images), config_of_two_labels()
+    loader = DataLoader(dataset, batch_size=3)
+    message = r'root.valid\.csv: .* NaN or infinity for 2 of 7 images, first for 4\.png'
+    with pytest.raises(ValueError, match=message):
+        predict(config, CPU, Classifier(0), loader)
+    del dataset.records
+    with pytest.raises(ValueError, match=r'^the model gives NaN .* first for 4\.png'):
+        predict(config, CPU, Classifier(0), loader)
+
+
+def test_weights_of_nan_are_refused_before_they_are_scored(
+    phantom: Path, tmp_path: Path, refused
+) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', TRAIN={'EPOCHS': 1, 'WARMUP_EPOCHS': 0})
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'o')) == 0
+    checkpoint = read_checkpoint(run_folder(tmp_path / 'o', 'finetune') / 'ckpt_epoch_0.pth')
+    checkpoint['model']['head.weight'][0] = float('nan')
+    torch.save(checkpoint, tmp_path / 'bad.pth')
+    argv = arguments(cfg, phantom, tmp_path / 'e', '--eval', '--resume', str(tmp_path / 'bad.pth'))
+    refused('finetune', argv, '.csv: the model gives NaN', 'first for CheXpert', 'damaged')

@@ -1,0 +1,118 @@
+"""Scores by group, standardised ones against scikit-learn's weighted AUROC and by hand."""
+
+import numpy as np
+import pytest
+from cases import NAN, make_cases
+from sklearn.metrics import roc_auc_score
+
+from evaluation.intervals import Resamples
+from evaluation.protocol import Protocol
+from evaluation.subgroups import score_groups, standard_weights
+
+
+def by_group(cases, *, resamples=None, level='image', column='Sex'):
+    nothing = np.full(len(cases.labels), np.nan)
+    columns = score_groups(cases, nothing, Protocol(level=level), resamples)
+    (found,) = (part for part in columns if part['column'] == column)
+    return {group['group']: group['labels'] for group in found['groups']}, found['gaps']
+
+
+def two_sexes(known):
+    """2,000 of either sex, half of them old; `known` {(sex, age): rows} have a target.
+
+    The old are harder: the score tells little of them.
+    """
+    rng = np.random.default_rng(0)
+    sex = np.repeat(np.array(['Female', 'Male'], object), 2000)
+    age = np.tile(np.repeat(np.array(['40-59', '60-79'], object), 1000), 2)
+    targets = (rng.random((4000, 1)) < 0.5).astype(float)
+    skill = np.where(age == '60-79', 0.2, 2.0)[:, None]
+    scores = 1 / (1 + np.exp(-rng.normal(skill * targets)))
+    for (one, other), count in known.items():
+        targets[np.flatnonzero((sex == one) & (age == other))[count:]] = NAN
+    return make_cases(scores, targets, groups={'Sex': sex, 'Age': age})
+
+
+def test_standardised_is_weighed_over_the_known_rows():
+    """Both sexes are made up alike; of the one the young are labelled, of the other the old."""
+    counts = {('Female', '40-59'): 900, ('Female', '60-79'): 100,
+              ('Male', '40-59'): 100, ('Male', '60-79'): 900}  # fmt: skip
+    cases = two_sexes(counts)
+    found, _ = by_group(cases)
+    areas = {}
+    for sex in ('Female', 'Male'):
+        rows = (cases.groups['Sex'] == sex) & ~np.isnan(cases.targets[:, 0])
+        pair = cases.targets[rows, 0], cases.probabilities[rows, 0]
+        # Among everyone known the ages are equal: 1,000 each of 2,000.
+        weights = [0.5 / (counts[sex, age] / 1000) for age in cases.groups['Age'][rows]]
+        areas[sex] = [roc_auc_score(*pair), roc_auc_score(*pair, sample_weight=weights)]
+        part = found[sex]['label 0']
+        assert part['scores']['auroc']['value'] == pytest.approx(areas[sex][0], abs=1e-12)
+        assert part['standardised_auroc']['value'] == pytest.approx(areas[sex][1], abs=1e-12)
+    crude, standardised = np.abs(np.diff(list(areas.values()), axis=0))[0]
+    assert crude > 0.15, 'the ages alone make a difference'
+    assert standardised < crude / 2
+
+
+def test_each_label_has_weights_of_its_own():
+    """Four rows of a group and four others; strata a and b by hand."""
+    age = np.array(['a', 'a', 'a', 'b', 'a', 'b', 'b', 'b'], object)
+    targets = np.array(
+        [[1, 1], [0, NAN], [1, NAN], [0, 0], [1, 1], [0, NAN], [0, 0], [NAN, NAN]], float
+    )
+    everyone = make_cases(np.full((8, 2), 0.5), targets, groups={'Age': age})
+    weights = standard_weights(everyone, everyone.select(np.arange(4)), ['Age', 'Sex'])
+    # Label 0: a is 4 of 7 among everyone, 3 of 4 in the group. Label 1: 2 of 4, 1 of 2.
+    a, b = (4 / 7) / (3 / 4), (3 / 7) / (1 / 4)
+    np.testing.assert_allclose(weights, [[a, 1], [a, 0], [a, 0], [b, 1]])
+    assert weights[:, 0].mean() == pytest.approx(1)
+    none = standard_weights(everyone, everyone.select(np.arange(4)), [])
+    np.testing.assert_array_equal(none, [[1, 1], [1, 0], [1, 0], [1, 1]])
+    unknown = standard_weights(everyone, everyone.select(np.array([7])), ['Age'])
+    np.testing.assert_array_equal(unknown, [[0, 0]])
+
+
+def test_intervals_of_the_standardised_are_of_the_same_resamples():
+    rng = np.random.default_rng(2)
+    cases = two_sexes({('Female', '60-79'): 40, ('Male', '40-59'): 60})
+    cases = cases.select(rng.permutation(4000)[:300])
+    resamples = Resamples(cases.patient, resamples=40, seed=1)
+    found, _ = by_group(cases, resamples=resamples)
+    chosen = cases.select(cases.groups['Sex'] == 'Male')
+    shares = standard_weights(cases, chosen, ['Age'])[:, 0]
+    known = ~np.isnan(chosen.targets[:, 0])
+    pair = chosen.targets[known, 0], chosen.probabilities[known, 0]
+    areas = [
+        roc_auc_score(*pair, sample_weight=(counts * shares)[known])
+        for counts in resamples.weights(chosen.patient)
+    ]
+    part = found['Male']['label 0']['standardised_auroc']
+    assert [part['low'], part['high']] == pytest.approx(np.percentile(areas, [2.5, 97.5]))
+
+
+def test_a_stratum_of_a_view_that_no_whole_study_begins_with_weighs_nothing():
+    """A study's text is its first image's: here the lateral image alone has an age."""
+    study = np.array(['test/patient1/study1'] * 2 + ['test/patient2/study1'] * 2, object)
+    groups = {
+        'View': np.array(['Frontal', 'Lateral'] * 2, object),
+        'Age': np.array(['', '40-59', '60-79', '60-79'], object),
+    }
+    targets = np.array([[1.0], [1.0], [0.0], [0.0]])
+    cases = make_cases(np.full((4, 1), 0.5), targets, study=study, groups=groups)
+    found, _ = by_group(cases, level='study', column='View')
+    assert found['Frontal']['label 0']['standardised_auroc']['value'] == 0.5
+    assert np.isnan(found['Lateral']['label 0']['standardised_auroc']['value'])
+
+
+def test_the_gap_is_between_the_best_and_the_worst_group():
+    cases = two_sexes({})
+    cases.groups['Site'] = np.array([f'{i % 3}' for i in range(4000)], object)
+    found, gaps = by_group(cases, column='Site')
+    areas = {}
+    for site in '012':
+        rows = cases.groups['Site'] == site
+        areas[site] = roc_auc_score(cases.targets[rows, 0], cases.probabilities[rows, 0])
+        assert found[site]['label 0']['scores']['auroc']['value'] == pytest.approx(areas[site])
+    gap = gaps['label 0']
+    assert [gap['best'], gap['worst']] == [max(areas, key=areas.get), min(areas, key=areas.get)]
+    assert gap['gap']['value'] == pytest.approx(max(areas.values()) - min(areas.values()))
