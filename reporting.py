@@ -16,11 +16,11 @@ from data import Loaders
 from data.groups import group_columns, standard_groups
 from data.labels import COMPETITION_LABELS, UNCERTAIN, task_labels
 from data.loader import XrayDataset
+from data.predictions import write_predictions
 from engine import Run
 from evaluation.cases import Cases
 from evaluation.document import build_document
 from evaluation.metrics import describe_scores, score_table
-from evaluation.predictions import write_predictions
 from evaluation.protocol import Protocol
 from evaluation.report import write_report
 from inference import predict

@@ -18,6 +18,7 @@ from data.labels import (
     training_targets,
 )
 from data.loader import XrayDataset, loader_options, make_loader
+from data.predictions import predictions_for
 from data.sampling import inverse_frequency_weights
 from data.splits import read_split, training_records
 from data.transforms import EvalTransform, TrainTransform
@@ -79,8 +80,6 @@ def _training_targets(
         uncertain = self_train if uncertain == 'self_train' else uncertain
         policies = {k: self_train if v == 'self_train' else v for k, v in policies.items()}
     elif 'self_train' in (uncertain, *policies.values()):
-        from evaluation.predictions import predictions_for
-
         predictions = predictions_for(data.SELF_TRAIN_PREDICTIONS, records.path)
     return training_targets(
         records.labels,

@@ -19,10 +19,7 @@ from data.labels import (
     task_labels,
     task_targets,
 )
-from data.tables import read_table, require_columns
-from evaluation.cases import Cases
-from evaluation.metrics import study_level
-from evaluation.predictions import (
+from data.predictions import (
     KEYS,
     STUDY,
     Predictions,
@@ -30,6 +27,9 @@ from evaluation.predictions import (
     study_name,
     unique_names,
 )
+from data.tables import read_table, require_columns
+from evaluation.cases import Cases
+from evaluation.metrics import study_level
 
 SHOWN = 3  # names that a message gives as examples
 FORMS = {

@@ -23,11 +23,11 @@ from config import default_config
 from config_checks import CHOICES
 from data.chexpert import Records
 from data.groups import group_columns, standard_groups
+from data.predictions import read_predictions
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.cases import Cases
 from evaluation.document import build_document, compare_sets
 from evaluation.label_files import LabelTable, match, read_label_file
-from evaluation.predictions import read_predictions
 from evaluation.protocol import Protocol
 from evaluation.report import write_report
 from provenance import code_version

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from data.chexpert import read_folder
 from data.labels import task_labels
+from data.predictions import write_predictions
 from data.transforms import EvalTransform, load_image
 from device import local_device
-from evaluation.predictions import write_predictions
 from inference import load_classifier, predict
 from utils import read_checkpoint, trained_config
 

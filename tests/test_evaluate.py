@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, recall_score, roc_auc_score
 
 from data.labels import COMPETITION_LABELS, LABELS
-from evaluation.predictions import read_predictions
+from data.predictions import read_predictions
 
 SCRIPT = Path(__file__).resolve().parents[1] / 'scripts/evaluate.py'
 FIVE = list(COMPETITION_LABELS)
@@ -355,7 +355,7 @@ def test_flags_are_checked(words, part, evaluate, capsys):
 
 def test_a_run_scores_its_own_file_the_same(evaluate, tmp_path):
     """What `write_predictions` writes goes in as it is."""
-    from evaluation.predictions import write_predictions as write
+    from data.predictions import write_predictions as write
 
     rng = np.random.default_rng(3)
     names = [f'{name}/view1_frontal.jpg' for name in studies()]

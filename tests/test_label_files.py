@@ -8,10 +8,10 @@ from test_predictions import PREFIX, area, cases_of, csv_of, image, matched, ref
 
 from data.groups import standard_groups
 from data.labels import LABELS
-from evaluation.label_files import match, read_label_file
-from evaluation.predictions import (
+from data.predictions import (
     read_predictions,
 )
+from evaluation.label_files import match, read_label_file
 
 NAN = float('nan')
 

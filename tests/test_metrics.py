@@ -17,6 +17,7 @@ from sklearn.metrics import (
 )
 
 import evaluation.metrics
+from data.predictions import write_predictions
 from evaluation.metrics import (
     METRICS,
     auroc_per_label,
@@ -28,7 +29,6 @@ from evaluation.metrics import (
     selection_score,
     study_level,
 )
-from evaluation.predictions import write_predictions
 
 NAN = np.nan
 NEEDS_THRESHOLD = {'f1', 'kappa', 'accuracy', 'precision', 'recall', 'specificity'}

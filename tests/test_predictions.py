@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 
 from data.labels import LABELS
-from evaluation.label_files import match, read_label_file
-from evaluation.predictions import (
+from data.predictions import (
     normalise_name,
     predictions_for,
     read_predictions,
     study_name,
     write_predictions,
 )
+from evaluation.label_files import match, read_label_file
 
 NAN = float('nan')
 PREFIX = 'CheXpert-v1.0-small/valid'
