@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from data import Loaders, build_loader
+from data.device_loader import on_device
 from data.labels import COMPETITION_LABELS, multiclass_labels
 from device import throughput
 from engine import LossFunction, Run, fit, launch
@@ -75,7 +76,7 @@ def evaluate(run: Run, loaders: Loaders) -> None:
 
 def main(run: Run) -> None:
     config, logger = run.config, run.logger
-    loaders = build_loader(config, logger, is_pretrain=False)
+    loaders = on_device(build_loader(config, logger, is_pretrain=False), run.device)
     if config.EVAL_MODE:
         evaluate(run, loaders)
         return

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 import distributed
 from data import build_loader
+from data.device_loader import on_device
 from device import autocast, throughput, to_device
 from engine import Run, fit, launch
 from evaluation.plots import plot_reconstructions
@@ -39,7 +40,7 @@ def reconstruct(run: Run, model: nn.Module, loader: DataLoader) -> Iterator[Reco
     """The held-out images of this rank, one by one, reconstructed under their fixed masks."""
     model.eval()
     for batch in loader:
-        images, masks, scales, offsets = (item.numpy() for item in batch)
+        images, masks, scales, offsets = (item.cpu().numpy() for item in batch)
         with autocast(run.config, run.device):
             predictions = model.reconstruct(*to_device(batch[:2], run.device)).float().cpu().numpy()
         hidden = (pixel_mask(mask, model.patch_size) for mask in masks)
@@ -101,7 +102,7 @@ def describe(name: str, figures: dict[str, float]) -> str:
 
 def main(run: Run) -> None:
     config, logger = run.config, run.logger
-    loaders = build_loader(config, logger, is_pretrain=True)
+    loaders = on_device(build_loader(config, logger, is_pretrain=True), run.device)
     model = build_model(config, is_pretrain=True)
     held_out = {'holdout': loaders.holdout, 'reference': loaders.reference}
     after_epoch = HeldOutReconstruction({k: v for k, v in held_out.items() if v is not None})

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from data.loader import XrayDataset
-from data.transforms import EvalTransform, load_image
+from data.transforms import EvalTransform
 from engine import Run
 from evaluation.cases import Cases
 from evaluation.saliency import (
@@ -94,9 +94,7 @@ def _maps(run: Run, model: nn.Module, images: torch.Tensor, k: int) -> torch.Ten
 
 def _read(view: EvalTransform, dataset: XrayDataset, index: int) -> tuple[np.ndarray, torch.Tensor]:
     """What the model sees of an image: grey levels [S, S], and its input [1, C, S, S]."""
-    records = dataset.records
-    image = load_image(records.root / records.file[index])
-    pixels = view.pixels(image)
+    pixels = view.pixels(dataset.image(index))
     normalized = torch.from_numpy(view.normalize(pixels)[0])
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), normalized[None]
 

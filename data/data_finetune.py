@@ -17,7 +17,7 @@ from data.labels import (
     task_targets,
     training_targets,
 )
-from data.loader import XrayDataset, loader_options, make_loader
+from data.loader import build_dataset, loader_options, make_loader
 from data.predictions import predictions_for
 from data.sampling import inverse_frequency_weights
 from data.splits import read_split, training_records
@@ -59,9 +59,9 @@ def _training_loaders(
     _warn_of_one_class(logger, 'train', targets, task_labels(data.TASK), 'nothing to learn')
     if config.FINETUNE.MODE in ('linear_probe', 'knn'):
         transform = EvalTransform(config, test_time_views=False)
-        dataset = XrayDataset(records, transform, seed=config.SEED, targets=targets)
+        dataset = build_dataset(records, transform, seed=config.SEED, targets=targets)
         return {'plain': make_loader(dataset, shuffle=False, **loader_options(config))}
-    dataset = XrayDataset(records, TrainTransform(config), seed=config.SEED, targets=targets)
+    dataset = build_dataset(records, TrainTransform(config), seed=config.SEED, targets=targets)
     weights = inverse_frequency_weights(targets) if data.SAMPLER == 'weighted' else None
     options = loader_options(config)
     return {'train': make_loader(dataset, shuffle=True, weights=weights, **options)}
@@ -114,7 +114,7 @@ def _eval_loader(
     named = ', '.join(f'{label} {count}' for label, count in uncertain.items()) or 'none'
     _log_split(logger, split, records, f'uncertain and left out: {named}')
     _warn_of_one_class(logger, split, targets, task_labels(task), 'not scored')
-    dataset = XrayDataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
+    dataset = build_dataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
     return make_loader(dataset, shuffle=False, **loader_options(config))
 
 

@@ -14,7 +14,7 @@ from data.chexpert import (
     split_holdout,
     take_subset,
 )
-from data.loader import XrayDataset, loader_options, make_loader
+from data.loader import build_dataset, loader_options, make_loader
 from data.masking import MaskGenerator
 from data.splits import LABELLED, read_split
 from data.transforms import HoldoutTransform, PretrainTransform
@@ -32,7 +32,7 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
         f'pre-training on {len(train)} images of {len(set(train.patient))} patients; '
         f'{len(holdout)} images of {len(set(holdout.patient))} patients held out'
     )
-    dataset = XrayDataset(
+    dataset = build_dataset(
         train, PretrainTransform(config, mask_generator(config)), seed=config.SEED
     )
     holdout = evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES)
@@ -94,5 +94,5 @@ def _holdout_loader(
 ) -> DataLoader | None:
     if masks is None or not len(records):
         return None
-    dataset = XrayDataset(records, HoldoutTransform(config, masks), seed=HOLDOUT_SEED)
+    dataset = build_dataset(records, HoldoutTransform(config, masks), seed=HOLDOUT_SEED)
     return make_loader(dataset, shuffle=False, **loader_options(config))

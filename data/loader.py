@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import distributed
 from config import Config
+from data.batches import batch_transform
 from data.chexpert import Records
 from data.images import image_reader
+from data.packed import Store, is_store, open_store
 from data.sampling import epoch_order, occurrences, sample_rng, weighted_order
 
 
@@ -65,6 +67,73 @@ class XrayDataset(Dataset):
         if not records.csv:
             return str(records.root)
         return f'{records.root / records.csv}, row {records.row[index] + 2} (the header is row 1)'
+
+
+class SquareDataset(XrayDataset):
+    """Images of a packed store of squares, a batch at a time.
+
+    A batch comes as (uint8 [B, S, S], its parameters), with targets (these, targets [B, K], index
+    [B]); `finish` makes of it, where the model runs, what an XrayDataset's batch is.
+
+    Args:
+        records: what to read.
+        transform: of `data.transforms`; its twin of `data.batches` takes its place.
+        seed: as for an XrayDataset.
+        store: where the records' pictures are.
+        targets: [N, K] float32, or None.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        transform: Callable[[Image.Image, np.random.Generator], Any],
+        *,
+        seed: int,
+        store: Store,
+        targets: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(records, transform, seed=seed, targets=targets)
+        self.store = store
+        self.positions = store.position(records.file)
+        self.batch_transform = batch_transform(transform)
+
+    def __getitems__(self, keys: list[tuple[int, ...]]) -> tuple[Any, ...]:
+        epochs, index, *occurrence = np.array(keys).T
+        images = self.batch_transform.prepare(self.store.gather(self.positions[index]))
+        sides = np.full(len(index), self.store.side)
+        parameters = self.batch_transform.draw(
+            self.seed,
+            int(epochs[0]),
+            self.records.row[index],
+            *occurrence,
+            heights=sides,
+            widths=sides,
+        )
+        batch = torch.from_numpy(images), parameters
+        if self.targets is None:
+            return batch
+        return batch, torch.from_numpy(self.targets[index]), torch.from_numpy(index)
+
+    def finish(self, batch: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
+        """What the model is given, of a batch that is where it runs."""
+        (images, parameters), *labels = (batch,) if self.targets is None else batch
+        sample = self.batch_transform.apply(images, parameters)
+        return (sample, *labels) if labels else sample
+
+
+def build_dataset(
+    records: Records,
+    transform: Callable[[Image.Image, np.random.Generator], Any],
+    *,
+    seed: int,
+    targets: np.ndarray | None = None,
+) -> XrayDataset:
+    """The records' images: by batches from a packed store of squares, else one by one."""
+    if is_store(records.root):
+        store = open_store(records.root)
+        if store.side is not None:
+            return SquareDataset(records, transform, seed=seed, store=store, targets=targets)
+    return XrayDataset(records, transform, seed=seed, targets=targets)
 
 
 class EpochSampler(Sampler[list[tuple[int, ...]]]):
@@ -181,9 +250,14 @@ def make_loader(
     return DataLoader(
         dataset,
         batch_sampler=sampler,
+        collate_fn=_as_it_is if isinstance(dataset, SquareDataset) else None,
         num_workers=num_workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=shuffle and num_workers > 0,  # evaluation is short: no idle processes
         # The loader draws a base seed for each pass; not from the model's random stream.
         generator=torch.Generator().manual_seed(dataset.seed),
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

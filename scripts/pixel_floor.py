@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import build_parser, get_config
 from data import build_loader
+from data.images import image_reader
 from data.labels import COMPETITION_LABELS, LABELS
-from data.transforms import load_image
 from evaluation.metrics import describe_scores, score_table
 from evaluation.pixel_floor import pixel_floor
 from logger import create_logger, json_safe
@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
 
 def pixels(records) -> np.ndarray:
     """All pictures of a split, [N, SIDE_PX * SIDE_PX] in [0, 1]."""
-    images = (load_image(records.root / file) for file in records.file)
+    images = map(image_reader(records), range(len(records)))
     small = [np.asarray(image.resize((SIDE_PX, SIDE_PX)), np.float32) for image in images]
     return np.stack(small).reshape(len(small), -1) / 255
 
