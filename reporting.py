@@ -264,7 +264,7 @@ def _describe_training(trained: Config | None) -> dict[str, str]:
     data, is_probe = trained.DATA, trained.FINETUNE.MODE in PROBES
     exceptions = ', '.join(f'{k}: {v}' for k, v in data.UNCERTAIN_BY_LABEL.items())
     policy = data.UNCERTAIN + (f' ({exceptions})' if exceptions else '')
-    by_share = f'{data.TRAIN_FRACTION:.3g} of the patients'
+    by_share = f'{100 * data.TRAIN_FRACTION:g} % of the patients'
     rows = {
         'Fitted': trained.FINETUNE.MODE,
         'Started from': trained.MODEL.RESUME or trained.PRETRAINED or 'random weights',
