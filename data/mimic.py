@@ -39,8 +39,9 @@ def read_mimic(
     *,
     labeller: str,
     image_suffix: str = '',
+    optional: bool = False,
     logger: logging.Logger | None = None,
-) -> Records:
+) -> Records | None:
     """Read and check a split of MIMIC-CXR-JPG.
 
     The folder holds mimic-cxr-*-split.csv, -metadata.csv and -<labeller>.csv, each as it is or as
@@ -53,10 +54,12 @@ def read_mimic(
         split: 'train', 'validate' or 'test'.
         labeller: whose labels, 'chexpert' or 'negbio'.
         image_suffix: what replaces '.jpg', such as '.png'; '' keeps it.
+        optional: whether the split's images may be absent.
         logger: told, in one line, where images and labels come from and what is left out.
 
     Returns:
-        Records in the order of the split file; `row` is its 0-based row.
+        Records in the order of the split file; `row` is its 0-based row. None for an optional split
+        whose first image is not there.
 
     Raises:
         ValueError: if anything is not as it should be, naming file, row and column.
@@ -77,6 +80,8 @@ def read_mimic(
     files = (paths + (image_suffix or '.jpg')).to_numpy(object)
     store = open_store(root) if is_store(root) else None
     if not exists(store or root, files[0]):
+        if optional:
+            return None
         raise ValueError(
             f'{split_file}: image not found: {root / files[0]} '
             '(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted)'

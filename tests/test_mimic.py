@@ -275,6 +275,7 @@ def test_a_missing_image_and_a_missing_folder_are_named(tmp_path: Path) -> None:
     root = write(tmp_path, tables())
     first = root / 'files/p10/p10000032/s50414267/aa-1.jpg'
     first.unlink()
+    assert read_mimic(root, 'train', labeller='chexpert', optional=True) is None
     with pytest.raises(ValueError, match=f'split.csv: image not found: {first} .*IMAGE_SUFFIX'):
         read_mimic(root, 'train', labeller='chexpert')
     with pytest.raises(ValueError, match=f'DATA.DATA_PATH is no folder: {root}/nowhere'):
