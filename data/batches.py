@@ -169,7 +169,8 @@ class EvalBatch(_Batch):
         twin, (height, width) = self.transform, images.shape[1:]
         assert height == width, images.shape
         side = int(256 / 224 * twin.size) if twin.crop or twin.five_crops else twin.size
-        boxes = torch.tensor([0, 0, height, width]).expand(len(images), 4)
+        boxes = images.new_zeros((len(images), 4), dtype=torch.int64)
+        boxes[:, 2], boxes[:, 3] = height, width
         pixels = resize_crops(images, boxes, side, (twin.filter,))
         far = side - twin.size
         places = (round(far / 2),) * 2, (0, 0), (0, far), (far, 0), (far, far)
@@ -228,11 +229,16 @@ def normalize_batch(
         scale = deviation.clamp_(min=1)
         images = pixels.div_(scale[:, None, None])[:, None].repeat(1, num_channels, 1, 1)
         return images, *(item[:, None].repeat(1, num_channels) for item in (scale, mean))
-    offset = torch.from_numpy(normalize.offset).to(pixels.device)
-    scale = torch.from_numpy(normalize.scale).to(pixels.device)
-    out = pixels[:, None] if num_channels == 1 else None
-    images = torch.sub(pixels[:, None], offset[:, None, None], out=out).div_(scale[:, None, None])
-    return images, scale.repeat(num_images, 1), offset.repeat(num_images, 1)
+    # Numbers, not tensors: a copy to the GPU from here would wait for all that runs there.
+    offsets, scales = normalize.offset.tolist(), normalize.scale.tolist()
+    channels = [pixels] if num_channels == 1 else pixels[None].repeat(num_channels, 1, 1, 1)
+    for channel, offset, scale in zip(channels, offsets, scales, strict=True):
+        channel.sub_(offset).div_(scale)
+    each = [
+        torch.stack([pixels.new_full((num_images,), value) for value in values], dim=1)
+        for values in (scales, offsets)
+    ]
+    return torch.stack(tuple(channels), dim=1), *each
 
 
 def _draw_crop_and_flip(

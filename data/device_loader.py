@@ -53,7 +53,7 @@ class DeviceLoader:
     def _copy(self, batch: Any, stream: torch.cuda.Stream) -> tuple[Any, torch.cuda.Event]:
         """A batch on the GPU, and when it is there."""
         with torch.cuda.stream(stream):
-            copy = _each(lambda item: item.pin_memory().to(self.device, non_blocking=True), batch)
+            copy = _each(lambda item: item.to(self.device, non_blocking=item.is_pinned()), batch)
             return copy, stream.record_event()
 
 

@@ -98,7 +98,7 @@ class SquareDataset(XrayDataset):
         self.batch_transform = batch_transform(transform)
 
     def __getitems__(self, keys: list[tuple[int, ...]]) -> tuple[Any, ...]:
-        epochs, index, *occurrence = np.array(keys).T
+        epochs, index, *occurrence = np.ascontiguousarray(np.array(keys).T)
         images = self.batch_transform.prepare(self.store.gather(self.positions[index]))
         sides = np.full(len(index), self.store.side)
         parameters = self.batch_transform.draw(
