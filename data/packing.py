@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from data.packed import (
     STORE_FILE,
     UNFINISHED_FILE,
     VERSION,
+    Store,
     encode_about,
     file_crc32,
     is_store,
@@ -41,6 +42,8 @@ from data.packing_source import Source, read_addition, read_source
 from data.store_files import LOCK_FILE, check_space, copy_file, locked, replace_file, write_bad
 
 SAMPLED_IMAGES = 16  # tell the size of a store before it is built
+# More damaged pictures than both of these are a damaged copy of the data.
+MOST_DAMAGED, MOST_DAMAGED_SHARE = 10, 0.01
 INDEX_FILE = re.compile(r'(names|pictures)_\d{5}\.npy')
 OWN_FILE = re.compile(rf'{INDEX_FILE.pattern}|{SHARD_FILE.pattern}|.*\.tmp')
 
@@ -63,7 +66,7 @@ def pack(
         output: the store; a new folder, or one with a store begun with the same settings.
         settings: what is stored.
         workers: processes that read and resize.
-        skip_bad: leave out what cannot be read, and list it in bad_images.csv.
+        skip_bad: leave out damaged pictures, if they are few, and list them in bad_images.csv.
         csv_names: whose pictures, see `read_source`.
         all_images: all pictures below the folder.
         report: told, line by line, what is done.
@@ -79,6 +82,7 @@ def pack(
     suffix = settings.image_suffix
     source = read_source(data_path, csv_names=csv_names, image_suffix=suffix, all_images=all_images)
     job = _describe_job(settings, source)
+    _refuse_place(Path(data_path), output)
     with locked(output, wait=False):
         if (output / STORE_FILE).is_file():
             about = read_about(output)
@@ -86,7 +90,7 @@ def pack(
             _clean(output, about)
             report(f'{output} is complete: {about["images"]} pictures')
             return about
-        _begin(output, job, [])
+        _begin(output, job)
         options = {'workers': workers, 'skip_bad': skip_bad, 'report': report}
         return _build(source, output, settings, job, **options)
 
@@ -102,21 +106,23 @@ def append(
 ) -> dict[str, Any]:
     """Add a CSV file in CheXpert's layout, and those of its pictures that the store lacks.
 
-    Pictures that were left out stay so.  Until all is done, the store is as it was.
+    Pictures that were left out stay so.  Until all is done, the store is as it was.  What another
+    call began and did not end is dropped.
 
     Args:
-        data_path: the folder that holds the pictures.
+        data_path: the folder that holds the pictures; those that the store has must be the same.
+            Or the store itself, for a CSV file of its pictures.
         output: the store; its settings hold.
         csv_file: inside the folder, or elsewhere.
         workers: processes that read and resize.
-        skip_bad: leave out what cannot be read.
+        skip_bad: leave out damaged pictures, if they are few.
         report: told, line by line, what is done.
 
     Returns:
         What store.json says.
 
     Raises:
-        ValueError: as `pack`, and if the store has another CSV file of this name.
+        ValueError: as `pack`, and if the store has another CSV file, or another picture, of a name.
     """
     output = Path(output)
     if not is_store(output):
@@ -130,27 +136,52 @@ def append(
         here = about['files'].get(name)
         if here and here[1] != file_crc32(path):
             raise ValueError(f'{output} has another {name} already: give {path} another name')
-        places = store.position(source.files)
-        new = [source.files[i] for i in np.flatnonzero(places < 0)]
-        new = [file for file in new if file not in store.left_out]
-        if _is_behind(output, about) or (here and not new):
-            _clean(output, about)
+        if Path(data_path).resolve() != output.resolve():
+            _refuse_other_pictures(store, source, settings, workers)
+        absent = [source.files[i] for i in np.flatnonzero(store.position(source.files) < 0)]
+        new = [file for file in absent if file not in store.left_out]
+        source = replace(source, files=new, scored=source.scored or about['scored'])
+        job = _describe_job(settings, source, generation=about['generation'] + 1)
+        _drop_other(output, about, job, report)
         if here and not new:
             report(f'{output} has {name} and its pictures already')
             return about
-        source = replace(source, files=new, scored=source.scored or about['scored'])
-        job = _describe_job(settings, source, generation=about['generation'] + 1)
-        _begin(output, job, list(about['files']))
+        _begin(output, job)
         options = {'workers': workers, 'skip_bad': skip_bad, 'report': report}
         return _build(source, output, settings, job, old=about, **options)
 
 
-def _is_behind(output: Path, about: dict[str, Any]) -> bool:
-    """Whether what was begun here is in the store already."""
+def _refuse_other_pictures(store: Store, source: Source, settings: Settings, workers: int) -> None:
+    """Refuse files that have the name of a picture in the store and are not what was packed."""
+    places = store.position(source.files)
+    files = [source.files[i] for i in np.flatnonzero(places >= 0)]
+    each = _bytes_each(replace(source, files=files), settings, 0)
+    encoded = encode_all(source.root, files, settings, workers=workers, each=each)
+    pictures = (picture for some in encoded for picture in some)
+    pairs = zip(files, places[places >= 0], pictures, strict=True)
+    for file, place, found in _progress(pairs, len(files), desc='compare'):
+        if isinstance(found, str):
+            raise ValueError(f'{found}; {store.path} has a picture of this name')
+        packed = store.pictures[place]
+        if found[:4] != tuple(packed[['form', 'height', 'width', 'crc32']].tolist()):
+            raise ValueError(
+                f'{source.root / file} is not the picture that {store.path} has under this name: '
+                'it is of another data set, or was changed; pack it into a store of its own'
+            )
+
+
+def _drop_other(
+    output: Path, about: dict[str, Any], job: dict[str, Any], report: Callable[[str], None]
+) -> None:
+    """Remove what an unfinished `append` of something else, or one done but for this, has left."""
     unfinished = output / UNFINISHED_FILE
-    if not unfinished.is_file():
-        return False
-    return json.loads(unfinished.read_bytes())['generation'] <= about['generation']
+    begun = json.loads(unfinished.read_bytes()) if unfinished.is_file() else job
+    if begun == job:
+        return
+    _clean(output, about)
+    if begun['generation'] > about['generation']:
+        tables = ', '.join(begun['source']['tables_crc32'])
+        report(f'dropped what an unfinished --append of {tables} left; the store is as it was')
 
 
 def _describe_job(settings: Settings, source: Source, generation: int = 0) -> dict[str, Any]:
@@ -176,16 +207,22 @@ def _refuse_other(output: Path, found: dict[str, Any], job: dict[str, Any]) -> N
             )
 
 
-def _begin(output: Path, job: dict[str, Any], expected: list[str]) -> None:
+def _refuse_place(root: Path, output: Path) -> None:
+    """Refuse a folder that is of the data, or of something else, before anything is written."""
+    if output.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f'--output {output} must not lie in --data-path {root}')
+    found = set(os.listdir(output)) if output.is_dir() else set()
+    strangers = found - {LOCK_FILE, JOURNAL_FILE, f'{UNFINISHED_FILE}.tmp'}
+    if strangers and not found & {STORE_FILE, UNFINISHED_FILE}:
+        raise ValueError(f'{output} is no store and not empty: it holds {min(strangers)}')
+
+
+def _begin(output: Path, job: dict[str, Any]) -> None:
     """Note what is built, or check that it is what was begun."""
     unfinished = output / UNFINISHED_FILE
     if unfinished.is_file():
         _refuse_other(output, json.loads(unfinished.read_bytes()), job)
         return
-    allowed = {*expected, LOCK_FILE, STORE_FILE, JOURNAL_FILE, f'{UNFINISHED_FILE}.tmp'}
-    strangers = sorted(set(os.listdir(output)) - allowed)
-    if strangers and not expected:
-        raise ValueError(f'{output} is no store and not empty: it holds {strangers[0]}')
     (output / JOURNAL_FILE).unlink(missing_ok=True)
     replace_file(unfinished, json.dumps(job, indent=1).encode())
 
@@ -232,7 +269,7 @@ def _build(
 
 
 def _stop(problem: str) -> ValueError:
-    return ValueError(f'{problem} (--skip-bad leaves out what cannot be read)')
+    return ValueError(f'{problem} (--skip-bad leaves out damaged pictures)')
 
 
 def _bytes_each(source: Source, settings: Settings, done: int) -> float:
@@ -257,21 +294,36 @@ def _write_all(
     skip_bad: bool,
     each: float,
 ) -> None:
-    with tqdm(
-        total=len(source.files),
-        initial=writer.done,
-        unit='image',
-        desc='pack',
-        mininterval=0.5 if sys.stderr.isatty() else 30,  # a log gets a line now and then
-    ) as progress:
-        files = source.files[writer.done :]
-        for pictures in encode_all(source.root, files, settings, workers=workers, each=each):
+    count, done = len(source.files), writer.done
+    encoded = encode_all(source.root, source.files[done:], settings, workers=workers, each=each)
+    _refuse_many_damaged(writer, count)  # a run was killed before it did
+    with closing(_progress(None, count, desc='pack', initial=done)) as progress:
+        for pictures in encoded:
             for picture in pictures:
                 if isinstance(picture, str) and not skip_bad:
                     raise _stop(picture)
                 writer.add(picture)
             writer.flush()
+            _refuse_many_damaged(writer, count)
             progress.update(len(pictures))
+
+
+def _refuse_many_damaged(writer: ShardWriter, count: int) -> None:
+    damaged = len(writer.problems)
+    if damaged > max(MOST_DAMAGED, MOST_DAMAGED_SHARE * count):
+        first = next(iter(writer.problems.values()))
+        writer.forget_problems()
+        raise ValueError(
+            f'{damaged} of {count} pictures are damaged, more than {MOST_DAMAGED} and '
+            f'{MOST_DAMAGED_SHARE:.0%}; the first: {first} (copy the data again, or take their '
+            'rows out of the CSV files, and give the same command again)'
+        )
+
+
+def _progress(steps: Iterable | None, total: int, *, desc: str, initial: int = 0) -> tqdm:
+    interval = 0.5 if sys.stderr.isatty() else 30  # a log gets a line now and then
+    options = {'total': total, 'initial': initial, 'unit': 'image', 'mininterval': interval}
+    return tqdm(steps, desc=desc, **options)
 
 
 def _finish(

@@ -23,6 +23,10 @@ RESAMPLE = Image.Resampling.BICUBIC
 CHUNK_BYTES = 2**22  # of pixels that a worker hands over at once
 CHUNK_IMAGES = 64
 WAITING_BYTES = 2**27  # of pixels that may wait to be written
+SEE_TO_IT = (
+    '(--skip-bad leaves out only damaged pictures: see to it that all files can be read, and give '
+    'the same command again)'
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class Settings:
         return f'of {self.size} x {self.size} px' if self.square else f'of short side {self.size}'
 
 
+class DamagedPicture(ValueError):
+    """A file that is no whole picture, and would not be one another time."""
+
+
 class Encoded(NamedTuple):
     """A picture as it is stored."""
 
@@ -66,8 +74,42 @@ class Encoded(NamedTuple):
 
 
 def encode(path: str | os.PathLike[str], settings: Settings) -> Encoded:
-    """Read a picture and make of it what is stored."""
-    image = _resized(load_image(path), settings)
+    """Read a picture and make of it what is stored.
+
+    Raises:
+        DamagedPicture: if the file is there, was read, and is no whole picture.
+        ValueError: if it could not be read now; another time it may be.
+    """
+    try:
+        image = load_image(path)
+    except ValueError as error:
+        if _is_passing(error, path):
+            raise ValueError(f'{error} {SEE_TO_IT}') from error
+        raise DamagedPicture(str(error)) from error
+    try:
+        return _encode_image(image, settings)
+    except MemoryError as error:
+        raise ValueError(f'{path}: not enough memory {SEE_TO_IT}') from error
+
+
+def _is_passing(error: ValueError, path: str | os.PathLike[str]) -> bool:
+    """Whether `load_image` refused a picture for no fault of its own."""
+    cause = error.__cause__ or error.__context__
+    # Pillow has OSErrors of its own, without a number, for what is in the file.
+    is_system = isinstance(cause, OSError) and cause.errno is not None
+    if is_system or isinstance(cause, (MemoryError, ImportError)):
+        return True
+    if str(error).endswith('(MemoryError)'):  # of DICOM files only the text tells
+        return True
+    try:
+        Path(path).read_bytes()
+    except (OSError, MemoryError):
+        return True
+    return False
+
+
+def _encode_image(image: Image.Image, settings: Settings) -> Encoded:
+    image = _resized(image, settings)
     pixels = np.asarray(image)
     if image.mode == 'L':
         form = BYTES
@@ -84,7 +126,7 @@ def encode(path: str | os.PathLike[str], settings: Settings) -> Encoded:
 def encode_all(
     root: Path, files: Sequence[str], settings: Settings, *, workers: int, each: float
 ) -> Iterator[list[Encoded | str]]:
-    """What becomes of the files, some at a time, in order; text says why one cannot be read.
+    """What becomes of the files, some at a time, in order; text says how one is damaged.
 
     Args:
         root: the folder of the files.
@@ -94,7 +136,7 @@ def encode_all(
         each: mean size of an encoded picture, in bytes.
 
     Raises:
-        ValueError: if a worker was killed.
+        ValueError: if a worker was killed, or a file could not be read now, see `encode`.
     """
     length = int(np.clip(CHUNK_BYTES // max(each, 1), 1, CHUNK_IMAGES))
     chunks = (files[i : i + length] for i in range(0, len(files), length))
@@ -123,7 +165,7 @@ def _encode_chunk(root: Path, files: Sequence[str], settings: Settings) -> list[
     for file in files:
         try:
             pictures.append(encode(root / file, settings))
-        except ValueError as error:
+        except DamagedPicture as error:
             pictures.append(str(error))
     return pictures
 

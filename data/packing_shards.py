@@ -63,6 +63,13 @@ class ShardWriter:
         self._close_pixels()
         self._journal.close()
 
+    def forget_problems(self) -> None:
+        """Close, and have the next run go on with the first picture that could not be read."""
+        self.close()
+        journal = self.folder / JOURNAL_FILE
+        lines = journal.read_bytes().splitlines(keepends=True)
+        os.truncate(journal, sum(map(len, lines[: min(self.problems)])))
+
     def _place(self, size: int) -> tuple[int, int]:
         """Shard (counted from this writer's first) and offset of the next picture."""
         if not self.shards:

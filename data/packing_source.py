@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from data.chexpert import SCORED_FILES, read_csv, read_folder
 from data.mimic import named_images
 from data.packed import BAD_FILE, file_crc32, is_store
@@ -58,6 +60,12 @@ def read_source(
         raise ValueError(f'--data-path is no folder: {root}')
     if is_store(root):
         raise ValueError(f'--data-path is a packed store: {root} (pack what it was packed from)')
+    tables = _tables(sorted([*root.glob('*.csv'), *root.glob('*.csv.gz')]))
+    for name in csv_names:
+        if name not in tables:
+            raise ValueError(
+                f'--csv must name CSV files (.csv, .csv.gz) directly in {root}, got {name!r}'
+            )
     names = csv_names or [name for name in TABLES if (root / name).is_file()]
     named = set()
     is_mimic = not csv_names and any(root.glob('mimic-cxr-*-split.csv*'))
@@ -70,18 +78,30 @@ def read_source(
     if all_images or not named:
         named.update(read_folder(root, allow_all_images=all_images).file)
         scored = scored or _holds(root, SCORED_FILES)
-    tables = sorted([*root.glob('*.csv'), *root.glob('*.csv.gz')])
-    if any(path.name == BAD_FILE for path in tables):
-        raise ValueError(f'{root / BAD_FILE}: a store keeps another file under this name')
-    return Source(root, sorted(named), {path.name: path for path in tables}, scored)
+    return Source(root, sorted(named), tables, scored)
 
 
 def read_addition(data_path: str | Path, csv_file: str | Path, *, image_suffix: str) -> Source:
-    """One more CSV file in CheXpert's layout, inside the folder or elsewhere, and its pictures."""
+    """One more CSV file in CheXpert's layout, inside the folder or elsewhere, and its pictures.
+
+    Pictures that it has a label of are to be scored, whatever the name of the file.
+    """
     root = Path(data_path)
     path = root / csv_file if (root / csv_file).is_file() else Path(csv_file).absolute()
-    files = read_csv(root, str(path), image_suffix=image_suffix).file
-    return Source(root, sorted(files), {path.name: path}, path.name in SCORED_FILES)
+    tables = _tables([path])
+    records = read_csv(root, str(path), image_suffix=image_suffix)
+    scored = path.name in SCORED_FILES or not np.isnan(records.labels).all()
+    return Source(root, sorted(records.file), tables, scored)
+
+
+def _tables(paths: Sequence[Path]) -> dict[str, Path]:
+    """CSV files by their names in the store, where they must not stand for the store's own."""
+    for path in paths:
+        if path.name.lower() == BAD_FILE:
+            raise ValueError(f'{path}: a store keeps another file under this name')
+        if not path.name.endswith(('.csv', '.csv.gz')):
+            raise ValueError(f'the name of a CSV file must end in .csv or .csv.gz, got {path}')
+    return {path.name: path for path in paths}
 
 
 def _holds(root: Path, names: Sequence[str]) -> bool:

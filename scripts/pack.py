@@ -9,6 +9,7 @@ where it was when the same command is given again.
 """
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ from data.packed import verify
 from data.packing import append, pack
 from data.packing_images import Settings
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
 
@@ -41,7 +43,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--image-suffix', default='', metavar='.png', help='as DATA.IMAGE_SUFFIX')
     add('--csv', nargs='+', default=[], metavar='FILE', help='not train.csv, valid.csv, test.csv')
     add('--all-images', action='store_true', help='also pictures that no CSV file names')
-    add('--skip-bad', action='store_true', help='leave out and list pictures that cannot be read')
+    add('--skip-bad', action='store_true', help='leave out and list damaged pictures, if few')
     add('--workers', default=os.cpu_count(), type=_positive, metavar='N', help='processes')
     add('--append', metavar='CSV', help='add a CSV file and its pictures to a store')
     add('--verify', action='store_true', help='check every byte of a store')
@@ -71,6 +73,12 @@ def main(args: argparse.Namespace) -> int:
             pack(args.data_path, args.output, settings(args), **chosen, **options)
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
+        return 1
+    except OSError as error:
+        problem, advice = error, 'mend this'
+        if error.errno in FULL:
+            problem, advice = f'cannot write {args.output}: {error.strerror}', 'free space'
+        print(f'error: {problem}: {advice} and give the same command again', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('stopped; the same command goes on from here', file=sys.stderr)

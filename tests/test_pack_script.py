@@ -68,8 +68,17 @@ def test_refuses_to_mix(tmp_path: Path, settings: Settings, part: str, finished:
 
 def test_refuses_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, store = make_data(tmp_path / 'data'), packed(tmp_path / 'data', tmp_path / 'store')
-    with pytest.raises(ValueError, match='not empty: it holds'):
-        pack(root, root, SMALL)
+    before = sorted(root.rglob('*'))
+    for inside in (root, root / 'store', root / 'train' / '..'):
+        with pytest.raises(ValueError, match='must not lie in --data-path'):
+            pack(root, inside, SMALL)
+    assert sorted(root.rglob('*')) == before
+    other = tmp_path / 'other'
+    other.mkdir()
+    (other / 'thesis.txt').touch()
+    with pytest.raises(ValueError, match='not empty: it holds thesis.txt'):
+        pack(root, other, SMALL)
+    assert os.listdir(other) == ['thesis.txt']
     with pytest.raises(ValueError, match='is a packed store'):
         pack(store, tmp_path / 'new', SMALL)
     with pytest.raises(ValueError, match='is no folder'):

@@ -72,23 +72,26 @@ def test_grey_levels_of_no_whole_range_are_kept_too(monkeypatch: pytest.MonkeyPa
 )
 def test_sizes(tmp_path: Path, size: int, square: bool, sides: tuple, wanted: tuple) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, sides[::-1]).astype('u1'))
-    image.save(tmp_path / 'x.png')
-    store = open_store(packed(tmp_path, tmp_path / 'store', Settings(size, square)))
+    (tmp_path / 'data').mkdir()
+    image.save(tmp_path / 'data' / 'x.png')
+    store = open_store(packed(tmp_path / 'data', tmp_path / 'store', Settings(size, square)))
     assert store.side == (size if square else None)
     resized = image if sides == wanted else image.resize(wanted, Image.Resampling.BICUBIC)
     assert_same_image(store.image(0), resized)
 
 
 def test_resized_16_bit_pictures_are_kept_to_half_a_level_of_65536(tmp_path: Path) -> None:
-    Image.fromarray(picture(1, 65535)).save(tmp_path / 'x.png')
-    image = load_image(tmp_path / 'x.png').resize((9, 9), Image.Resampling.BICUBIC)
+    root = tmp_path / 'data'
+    root.mkdir()
+    Image.fromarray(picture(1, 65535)).save(root / 'x.png')
+    image = load_image(root / 'x.png').resize((9, 9), Image.Resampling.BICUBIC)
     wanted = np.clip(np.asarray(image), 0, 255)
     settings = Settings(9, keep_16bit=True)
-    store = open_store(packed(tmp_path, tmp_path / 'store', settings))
+    store = open_store(packed(root, tmp_path / 'store', settings))
     found = store.image(0)
     assert store.side is None and found.mode == 'F'
     assert 0 < np.abs(np.asarray(found) - wanted).max() <= 0.5 / 257 + 1e-5
-    low = open_store(packed(tmp_path, tmp_path / 'low', Settings(9))).image(0)
+    low = open_store(packed(root, tmp_path / 'low', Settings(9))).image(0)
     np.testing.assert_array_equal(np.asarray(low), np.rint(wanted))
 
 
