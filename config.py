@@ -38,6 +38,8 @@ _C.DATA = CN()
 _C.DATA.BATCH_SIZE = 128
 # Root folder: of the CSV files and images ('chexpert'), or of a tree of images ('folder').
 _C.DATA.DATA_PATH = ''
+# [CheXpert] Folder on each node's own disk that a packed store is copied into first; '': none.
+_C.DATA.CACHE_DIR = ''
 # What DATA_PATH holds: 'imagenet' (as 'folder'), [CheXpert] 'folder', 'chexpert', 'mimic-cxr'.
 _C.DATA.DATASET = 'imagenet'
 # Side of the model's square input, in pixels.

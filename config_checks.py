@@ -98,6 +98,7 @@ def check_config(config: Any, stage: str | None = None) -> None:
     for interval, keys in RANGES.items():
         for key in keys.split():
             _check_range(config, key, interval)
+    _require(config.SEED < 2**63, config, 'SEED', 'at most 2**63 - 1')  # beyond, NumPy rounds keys
     _check_uncertain(config)
     _check_statistics(config)
     _check_ordered_pair(config, 'AUG.CROP_AREA', [])

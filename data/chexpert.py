@@ -17,7 +17,7 @@ from data.packed import Store, is_store, open_store, packed_records
 from data.tables import read_table, refuse_duplicates, require_columns
 
 SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of them holds images to be scored
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.dcm')
 
 # Columns that describe an image. A label file may lack them, all together.
 DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')
@@ -143,7 +143,8 @@ def read_folder(
     if store is None:
         files = sorted(_images_below(root, '', IMAGE_SUFFIXES, refused=refused))
     elif refused and store.about['scored']:
-        raise _refuse_scored(f'{root} was packed from a folder with {" or ".join(refused)}')
+        names = ' or '.join(refused)
+        raise _refuse_scored(f'{root} was packed from a folder with {names}, or got labels since')
     else:
         files = sorted([*store.files, *store.left_out])
     if not files:

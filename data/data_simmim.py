@@ -16,7 +16,7 @@ from data.chexpert import (
 )
 from data.loader import build_dataset, loader_options, make_loader
 from data.masking import MaskGenerator
-from data.splits import LABELLED, read_split
+from data.splits import LABELLED, data_root, read_split
 from data.transforms import HoldoutTransform, PretrainTransform
 
 # The masks that every run is scored on, too, whatever it trains with.
@@ -52,7 +52,8 @@ def pretrain_records(config: Config, logger: logging.Logger) -> tuple[Records, R
     if data.DATASET in LABELLED:
         records = read_split(config, 'train', logger)
     else:
-        records = read_folder(data.DATA_PATH, allow_all_images=data.ALLOW_ALL_IMAGES)
+        root = data_root(config, logger)
+        records = read_folder(root, allow_all_images=data.ALLOW_ALL_IMAGES, logger=logger)
     train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
     if data.DATASET in LABELLED:
         train = select_views(train, data.VIEWS)

@@ -114,7 +114,7 @@ class Store:
         self._checked = np.zeros(len(self.names), bool)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (str(self.path),)
+        return _open_again, (str(self.path), _checksum(self.about))
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -298,6 +298,14 @@ def file_crc32(path: Path) -> int:
         while block := file.read(BLOCK_BYTES):
             crc = zlib.crc32(block, crc)
     return crc
+
+
+def _open_again(path: str, checksum: int) -> Store:
+    """The store that another process has open: positions would mean other pictures in a new one."""
+    store = open_store(path)
+    if _checksum(store.about) != checksum:
+        raise ValueError(f'{path} was changed while it was in use: start the run again')
+    return store
 
 
 def _map(path: Path) -> mmap.mmap:

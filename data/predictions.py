@@ -19,7 +19,7 @@ KEYS = ('Path', 'Study')  # columns of names: of images, or of studies
 KNOWN_LABELS = tuple(dict.fromkeys(label for names in TASKS.values() for label in names))
 # A patient's folder and a study's in it: CheXpert's patient00001/study1, MIMIC-CXR's p1.../s5...
 STUDY = re.compile(r'(?:\A|(?<=/))(?P<patient>patient\d+|p\d+)/(?:study|s)\d+(?=/|\Z)', re.ASCII)
-SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, (*IMAGE_SUFFIXES, ".dcm")))})\Z', re.IGNORECASE)
+SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
 NUMBER = re.compile(r'(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
 
 

@@ -1,4 +1,4 @@
-"""The records of a split, whichever labelled data set DATA.DATASET names."""
+"""Where the data lies, and the records of a split of whichever labelled data set it is."""
 
 import logging
 from pathlib import Path
@@ -8,26 +8,55 @@ import numpy as np
 from config import Config
 from data.chexpert import Records, read_csv, select_views, take_subset
 from data.labels import task_targets
+from data.packed import STORE_FILE, file_crc32, is_store
 
 LABELLED = ('chexpert', 'mimic-cxr')  # values of DATA.DATASET whose images have labels
 MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
+
+
+def data_root(config: Config, logger: logging.Logger) -> str:
+    """The folder to read: DATA.DATA_PATH, or the copy of that store in DATA.CACHE_DIR.
+
+    Copies are told apart by what they hold: stores may share the folder, and one that was added to
+    is copied anew, while a run that reads the older copy goes on.
+
+    Raises:
+        ValueError: if DATA.CACHE_DIR is for no store, or cannot hold it.
+    """
+    data = config.DATA
+    if not data.CACHE_DIR:
+        return data.DATA_PATH
+    from data.store_files import copy_store  # it needs the locks of Unix
+
+    source = Path(data.DATA_PATH)
+    if not is_store(source):
+        raise ValueError(
+            f'DATA.CACHE_DIR is for packed stores, and DATA.DATA_PATH {source} is none: pack it '
+            'with scripts/pack.py and name the store, or leave DATA.CACHE_DIR empty'
+        )
+    target = Path(data.CACHE_DIR) / f'{source.resolve().name}-{file_crc32(source / STORE_FILE):08x}'
+    try:
+        return str(copy_store(source, target, logger))
+    except OSError as error:
+        raise ValueError(f'DATA.CACHE_DIR: cannot copy {source} to {target}: {error}') from error
 
 
 def read_split(
     config: Config, split: str, logger: logging.Logger, *, optional: bool = False
 ) -> Records | None:
     """All records of 'train', 'valid' or 'test'; None for an optional split that is not there."""
-    data = config.DATA
+    data, root = config.DATA, data_root(config, logger)
     options = {'image_suffix': data.IMAGE_SUFFIX, 'logger': logger}
     if data.DATASET == 'mimic-cxr':
         from data.mimic import read_mimic
 
         name = MIMIC_SPLITS[split]
-        return read_mimic(data.DATA_PATH, name, labeller=data.LABELLER, **options)
+        options |= {'labeller': data.LABELLER, 'optional': optional}
+        return read_mimic(root, name, **options)
     csv_name = {'train': data.TRAIN_CSV, 'valid': data.VALID_CSV, 'test': data.TEST_CSV}[split]
-    if optional and not (Path(data.DATA_PATH) / csv_name).is_file():
+    if optional and not (Path(root) / csv_name).is_file():
         return None
-    return read_csv(data.DATA_PATH, csv_name, **options)
+    return read_csv(root, csv_name, **options)
 
 
 def training_records(config: Config, records: Records) -> Records:

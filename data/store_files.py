@@ -73,12 +73,17 @@ def copy_store(
         return target
     about = read_about(source)
     contents = (source / STORE_FILE).read_bytes()
+    if _is_copied(target, about, contents):
+        return target
+    if logger is not None:
+        logger.info(f'copying {source} to {target}, or waiting for another process that does')
     with locked(target, wait=True):
+        if _is_copied(target, about, contents):
+            return target
         store_file = target / STORE_FILE
-        if store_file.is_file() and store_file.read_bytes() == contents:
-            if not file_problems(target, about):
-                return target
         store_file.unlink(missing_ok=True)
+        for path in target.glob('*.tmp'):  # of a copy that was broken off
+            path.unlink()
         start = time.perf_counter()
         sizes = {
             name: size
@@ -91,8 +96,11 @@ def copy_store(
                 pool.submit(copy_file, source / name, target / name, *about['files'][name])
                 for name in sizes
             ]
-        for copy in copies:
-            copy.result()
+            try:
+                for copy in copies:
+                    copy.result()
+            finally:
+                pool.shutdown(cancel_futures=True)  # after a failure the rest is of no use
         write_bad(target, about)
         replace_file(store_file, contents)
         if logger is not None:
@@ -138,6 +146,13 @@ def check_space(folder: Path, needed_bytes: int) -> None:
         raise ValueError(
             f'{needed_bytes / 1e9:.2f} GB do not fit: {folder} has {free / 1e9:.2f} GB free'
         )
+
+
+def _is_copied(target: Path, about: dict[str, Any], contents: bytes) -> bool:
+    store_file = target / STORE_FILE
+    if not store_file.is_file() or store_file.read_bytes() != contents:
+        return False
+    return not file_problems(target, about)
 
 
 def _is_whole(path: Path, size: int, crc: int) -> bool:

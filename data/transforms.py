@@ -308,7 +308,8 @@ class HoldoutTransform:
     """
 
     def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
-        self.view = EvalTransform(config, config.DATA.PRETRAIN_INTERPOLATION)
+        interpolation = config.DATA.PRETRAIN_INTERPOLATION
+        self.view = EvalTransform(config, interpolation, test_time_views=False)
         self.mask_generator = mask_generator
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from config import check_config, default_config
+from data.sampling import sample_rng
 
 
 def changed(*pairs):
@@ -59,6 +60,13 @@ def test_an_unknown_name_is_refused_with_those_allowed(key, allowed) -> None:
         check_config(config)
 
 
+def test_seeds_are_told_apart_up_to_the_greatest_allowed() -> None:
+    seeds = [2**63 - 1, 2**63 - 2, 2**63 - 1025]
+    for seed in seeds:
+        check_config(changed('SEED', seed))
+    assert len({sample_rng(seed, 3, 5).random() for seed in seeds}) == 3
+
+
 def test_optimizer_names_come_in_any_case() -> None:
     check_config(changed('TRAIN.OPTIMIZER.NAME', 'AdamW'))
     check_config(changed('TRAIN.OPTIMIZER.NAME', 'SGD'))
@@ -84,6 +92,7 @@ def test_optimizer_names_come_in_any_case() -> None:
         (['SAVE_FREQ', 0], r'SAVE_FREQ must be a number in \[1, inf\), got 0'),
         (['PRINT_FREQ', 0], r'PRINT_FREQ must be a number in \[1, inf\), got 0'),
         (['SEED', -1], r'SEED must be a number in \[0, inf\), got -1'),
+        (['SEED', 2**63], r'SEED must be at most 2\*\*63 - 1, got 9223372036854775808'),
         (['AUG.HFLIP', 1.1], r'AUG.HFLIP must be a number in \[0, 1\], got 1.1'),
         (['TRAIN.OPTIMIZER.BETAS', (0.9, 1)], r'BETAS must be numbers in \[0, 1\), got \(0.9, 1\)'),
         (['TRAIN.OPTIMIZER.BETAS', (0.9,)], r'TRAIN.OPTIMIZER.BETAS must be two numbers'),
