@@ -24,12 +24,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import transforms
 
 from config import Config, default_config, encoder_node
-from data.batches import Parameters, batch_transform
 from data.chexpert import Records
 from data.data_simmim import mask_generator
 from data.device_loader import DeviceLoader
 from data.images import decode
-from data.loader import EpochSampler, XrayDataset, make_loader
+from data.loader import XrayDataset, build_dataset, make_loader
 from data.masking import MaskGenerator
 from data.packed import is_store, open_store
 from data.sampling import sample_rng
@@ -173,15 +172,28 @@ class PublishedSource(Source):
 
 
 class OwnSource(Source):
-    """This project's loader, on files or on a store."""
+    """This project's loader on files or on a store.
 
-    def __init__(self, name: str, records: Records, setting: Setting) -> None:
+    Args:
+        name: of the source.
+        records: what to read.
+        setting: shared by all sources.
+        build: the data set, from records, transform and seed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        records: Records,
+        setting: Setting,
+        *,
+        build: Callable[..., XrayDataset] = XrayDataset,
+    ) -> None:
         super().__init__(name, setting)
         config = setting.config
         self.masks = mask_generator(config)
-        self.dataset = XrayDataset(
-            _repeated(records), PretrainTransform(config, self.masks), seed=config.SEED
-        )
+        transform = PretrainTransform(config, self.masks)
+        self.dataset = build(_repeated(records), transform, seed=config.SEED)
         still = np.zeros((1, 1), np.int64)  # the mask is drawn apart, to be timed apart
         self.without_mask = PretrainTransform(config, lambda rng: still)
 
@@ -193,7 +205,8 @@ class OwnSource(Source):
             num_workers=num_workers,
             pin_memory=True,
         )
-        return DeviceLoader(loader, self.setting.device)
+        finish = getattr(self.dataset, 'finish', None)
+        return DeviceLoader(loader, self.setting.device, finish)
 
     def sample(self, position: int, watch: Stopwatch) -> tuple[torch.Tensor, torch.Tensor]:
         watch.start()
@@ -220,72 +233,27 @@ class OwnSource(Source):
         return image
 
 
-class PackedBatches(Dataset):
-    """Batches of a store of squares: gathered and drawn in a worker, finished where the model runs.
-
-    Args:
-        records: of the store.
-        transform: whose twin for batches is used.
-        seed: with epoch and row the key of a sample's generator.
-    """
-
-    def __init__(self, records: Records, transform: PretrainTransform, *, seed: int) -> None:
-        self.store = open_store(records.root)
-        self.places = self.store.position(records.file)
-        self.rows = records.row
-        self.twin = batch_transform(transform)
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[torch.Tensor, Parameters]:
-        epochs, indices = zip(*keys, strict=True)
-        return self.batch(epochs[0], np.array(indices), Stopwatch())
-
-    def batch(
-        self, epoch: int, indices: np.ndarray, watch: Stopwatch
-    ) -> tuple[torch.Tensor, Parameters]:
-        watch.start()
-        images = self.twin.prepare(self.store.gather(self.places[indices]))
-        watch.lap('gather')
-        sides = np.full(len(indices), self.store.side)
-        rows = self.rows[indices]
-        parameters = self.twin.draw(self.seed, epoch, rows, heights=sides, widths=sides)
-        watch.lap('mask')
-        return torch.from_numpy(images), parameters
-
-    def finish(self, batch: tuple[torch.Tensor, Parameters]) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.twin.apply(*batch)
-
-
-class BatchedSource(Source):
+class SquareSource(OwnSource):
     """A store of squares, a batch at a time."""
 
     def __init__(self, name: str, records: Records, setting: Setting) -> None:
-        super().__init__(name, setting)
-        config = setting.config
-        transform = PretrainTransform(config, mask_generator(config))
-        self.dataset = PackedBatches(_repeated(records), transform, seed=config.SEED)
-
-    def batches(self, num_workers: int) -> Iterable[Any]:
-        size, seed = self.setting.batch_size, self.dataset.seed
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=EpochSampler(len(self.dataset), batch_size=size, shuffle=True, seed=seed),
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
-        )
-        return DeviceLoader(loader, self.setting.device, self.dataset.finish)
+        super().__init__(name, records, setting, build=build_dataset)
 
     def trace(self, positions: np.ndarray, watch: Stopwatch) -> Any:
-        device = self.setting.device
-        images, parameters = self.dataset.batch(0, positions, watch)
+        """What SquareDataset does in a worker, with a lap after each stage, then the rest."""
+        dataset, device = self.dataset, self.setting.device
+        sides = np.full(len(positions), dataset.store.side)
+        watch.start()
+        images = torch.from_numpy(dataset.store.gather(dataset.positions[positions]))
+        watch.lap('gather')
+        parameters = dataset.batch_transform.draw(
+            dataset.seed, 0, dataset.records.row[positions], heights=sides, widths=sides
+        )
+        watch.lap('mask')
         images = images.to(device)
         parameters = {name: item.to(device) for name, item in parameters.items()}
         watch.lap('copy')
-        batch = self.dataset.finish((images, parameters))
+        batch = dataset.finish((images, parameters))
         if device.type == 'cuda':
             torch.cuda.synchronize()
         watch.lap('augment')
@@ -305,12 +273,8 @@ def store_sources(records: Records, setting: Setting) -> list[Source]:
     """This project's ways on the records of a store: by picture and, if they are squares, batch."""
     sources: list[Source] = [OwnSource('store', records, setting)]
     if open_store(records.root).side is not None:
-        sources.append(BatchedSource('store, batched', records, setting))
+        sources.append(SquareSource('store, batched', records, setting))
     return sources
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _repeated(records: Records) -> Records:

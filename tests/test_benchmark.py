@@ -33,6 +33,8 @@ from data.input_sources import (
     store_sources,
 )
 from data.masking import MaskGenerator
+from data.packing import pack
+from data.packing_images import Settings
 from data.sampling import sample_rng
 from data.transforms import GREY_STATISTICS, IMAGENET_STATISTICS, draw_crop, resized_crop
 
@@ -223,9 +225,6 @@ def test_the_command_prints_both_tables_and_saves_every_case(folder, tmp_path, c
 @pytest.fixture
 def store(folder, tmp_path) -> Path:
     """The folder packed at the pictures' own size."""
-    from data.packing import pack
-    from data.packing_images import Settings
-
     pack(folder, tmp_path / 'store', Settings(size=None, square=False), all_images=True)
     return tmp_path / 'store'
 
@@ -233,9 +232,6 @@ def store(folder, tmp_path) -> Path:
 @pytest.fixture
 def squares(folder, tmp_path) -> Path:
     """The folder packed in squares."""
-    from data.packing import pack
-    from data.packing_images import Settings
-
     pack(folder, tmp_path / 'squares', Settings(size=72), all_images=True)
     return tmp_path / 'squares'
 
@@ -263,6 +259,10 @@ def test_batches_of_a_store_are_its_pictures_but_for_rounding(squares):
     images, masks = by_picture.trace(positions, Stopwatch())
     batch_images, batch_masks = by_batch.trace(positions, Stopwatch())
     assert torch.equal(masks, batch_masks)
+    dataset = by_batch.dataset
+    of_loader = dataset.finish(dataset.__getitems__([(0, index) for index in positions]))
+    assert torch.equal(batch_images, of_loader[0])  # what is timed is what training gets
+    assert torch.equal(batch_masks, of_loader[1])
     level = 1 / (255 * GREY_STATISTICS[1][0])
     assert 0 < (images - batch_images).abs().max() <= 1.1 * level
 
