@@ -1,14 +1,14 @@
 """Every option with its default and meaning; the config that a run gets."""
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
 from yacs.config import CfgNode
 
 import config_merge
 from config_checks import check_config as check_config
+from config_dump import config_changes as config_changes
+from config_dump import config_text as config_text
 from config_flags import FLAG_KEYS
 from config_flags import build_parser as build_parser
 
@@ -100,6 +100,10 @@ _C.DATA.MASK_TYPE = 'random'
 _C.DATA.ALLOW_ALL_IMAGES = False
 # [CheXpert] Resizing in pre-training: 'bilinear', 'bicubic', 'lanczos', 'hamming'.
 _C.DATA.PRETRAIN_INTERPOLATION = 'bilinear'
+# [CheXpert] What an image that cannot be used does in training: 'error' (stop), 'skip' (another).
+_C.DATA.BAD_IMAGE = 'error'
+# [CheXpert] 'skip': so many different images may be bad; one more stops the run.
+_C.DATA.BAD_IMAGE_LIMIT = 100
 
 _C.MODEL = CN()
 # Encoder: 'swin' (reads MODEL.SWIN), 'vit' (reads MODEL.VIT).
@@ -202,6 +206,16 @@ _C.TRAIN.USE_CHECKPOINT = False
 _C.TRAIN.LAYER_DECAY = 1.0
 # [CheXpert] Checkpoints inside an epoch, every this many optimizer steps; 0: none.
 _C.TRAIN.SAVE_EVERY_STEPS = 0
+# [CheXpert] Checkpoints inside an epoch, every this many minutes; 0: none.
+_C.TRAIN.SAVE_EVERY_MINUTES = 0.0
+# [CheXpert] What a loss or gradient that is not finite does: 'stop', 'skip' (that step).
+_C.TRAIN.ON_NAN = 'stop'
+# [CheXpert] 'skip': so many steps of the run may be skipped; one more stops it.
+_C.TRAIN.NAN_LIMIT = 10
+# [CheXpert] Whether only deterministic algorithms run: bit for bit the same on one machine, slower.
+_C.TRAIN.DETERMINISTIC = False
+# [CheXpert] Minutes that a process waits for the others before it ends with an error.
+_C.TRAIN.RANK_TIMEOUT_MINUTES = 30.0
 
 _C.TRAIN.LR_SCHEDULER = CN()
 # 'cosine', 'linear', 'step', 'multistep', and (not in SimMIM) 'onecycle'.
@@ -324,6 +338,8 @@ _C.REPORT.WRITE = True
 _C.REPORT.MAPS = 2
 # [CheXpert] How they are made: 'grad_cam', or (ViT, the same for all labels) 'rollout'.
 _C.REPORT.METHOD = 'grad_cam'
+# [CheXpert] Whether the report and what belongs to it name images by salted hashes, not by paths.
+_C.REPORT.ANONYMISE = False
 
 # Mixed precision: 'O0' float32; 'O1', 'O2' autocast. (SimMIM's '' was its flag's O1 in effect.)
 _C.AMP_OPT_LEVEL = 'O1'
@@ -333,6 +349,8 @@ _C.OUTPUT = 'output'
 _C.TAG = 'default'
 # Epochs between two checkpoints, at least 1.
 _C.SAVE_FREQ = 1
+# [CheXpert] Newest checkpoints that are kept, beside the best one; 0: all.
+_C.SAVE_KEEP = 0
 # Micro-batches between two lines of the log, at least 1.
 _C.PRINT_FREQ = 10
 # Seed of everything that is random, at least 0.
@@ -341,6 +359,8 @@ _C.SEED = 0
 _C.EVAL_MODE = False
 # Whether to measure images per second only.
 _C.THROUGHPUT_MODE = False
+# [CheXpert] Whether to check all that the run needs, and then stop.
+_C.CHECK_MODE = False
 # SimMIM's rank on the machine; not used, torchrun's environment decides.
 _C.LOCAL_RANK = 0
 # Checkpoint whose weights the run starts from, a path or an https address; '': none.
@@ -375,26 +395,3 @@ def get_config(args: argparse.Namespace) -> Config:
     check_config(config, getattr(args, 'stage', None))
     config.freeze()
     return config
-
-
-def config_text(config: Config) -> str:
-    """The options as YAML that repeats the run as --cfg; BASE is empty, being merged already."""
-    plain = config.clone()
-    plain.defrost()
-    plain.BASE = ['']
-    return plain.dump(sort_keys=False)
-
-
-def config_changes(before: str, after: str) -> list[str]:
-    """The options that differ between two texts of config_text, a line each: 'KEY: old -> new'."""
-    old, new = (dict(_flatten(yaml.safe_load(text))) for text in (before, after))
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [f'{key}: {old.get(key)} -> {new.get(key)}' for key in keys]
-
-
-def _flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f'{prefix}{key}.')
-        else:
-            yield f'{prefix}{key}', value

@@ -15,6 +15,7 @@ FLAG_KEYS = {
     'tag': 'TAG',
     'eval': 'EVAL_MODE',
     'throughput': 'THROUGHPUT_MODE',
+    'check': 'CHECK_MODE',
 }
 
 
@@ -40,5 +41,6 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     add('--tag', help="last part of the run's folder")
     add('--eval', action='store_const', const=True, help='evaluate only')
     add('--throughput', action='store_const', const=True, help='measure images per second only')
+    add('--check', action='store_const', const=True, help='check all that the run needs, then stop')
     add('--local_rank', '--local-rank', type=int, help='accepted and ignored')
     return parser

@@ -286,6 +286,7 @@ FLAGS = [
     ('--tag', 't', 'TAG', 't'),
     ('--eval', None, 'EVAL_MODE', True),
     ('--throughput', None, 'THROUGHPUT_MODE', True),
+    ('--check', None, 'CHECK_MODE', True),
 ]
 
 
