@@ -50,6 +50,9 @@ def build_loader(config: Config, logger: logging.Logger, is_pretrain: bool) -> L
     """The loaders of pre-training or of fine-tuning."""
     if not config.DATA.DATA_PATH:
         raise ValueError('DATA.DATA_PATH is empty: name the folder of the data with --data-path')
+    from data.splits import log_store
+
+    log_store(config, logger)
     if is_pretrain:
         from data.data_simmim import build_loader_simmim
 

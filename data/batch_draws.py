@@ -96,17 +96,6 @@ class BatchRng:
         return np.stack([even[0], odd[0], even[1], odd[1]], axis=-1).reshape(shape[0], -1)
 
 
-def batch_uniforms(
-    seed: int,
-    epoch: int,
-    indices: Sequence[int] | np.ndarray,
-    count: int,
-    occurrences: Sequence[int] | np.ndarray | None = None,
-) -> np.ndarray:  # [B, count]
-    """The first uniforms of each sample: `sample_rng(seed, epoch, index, occurrence).random`."""
-    return BatchRng(seed, epoch, indices, occurrences).random(count)
-
-
 def draw_crops(
     uniforms: np.ndarray,
     heights: np.ndarray,

@@ -1,9 +1,10 @@
-"""Transforms of whole batches: twins of `data.transforms` for square pictures of one size.
+"""Transforms of whole batches: twins of `data.transforms` for pictures squeezed to one square.
 
-`draw` makes the random parameters, with those of each image as the file path draws them, in the
+`draw` makes the parameters, with the random ones of each image as the file path draws them, in the
 loader's workers; `apply` turns uint8 pictures into the model's input where these lie, on the CPU or
-a GPU.  Pixels differ from the file path by its rounding: it resizes pictures of 8 bits to whole
-grey levels, this does not.
+a GPU.  Boxes are of the pictures before they were squeezed, so that crops and views have the aspect
+and the content that they have from files.  Pixels differ from the file path by its rounding: it
+resizes pictures of 8 bits to whole grey levels, this does not.
 """
 
 import math
@@ -14,13 +15,7 @@ import torch
 from PIL import Image
 
 from data.augment import RandomWarp, erase, warp_matrix
-from data.batch_draws import (  # noqa: F401 (batch_uniforms stays importable from here)
-    CROP_UNIFORMS,
-    BatchRng,
-    batch_uniforms,
-    draw_crops,
-    draw_masks,
-)
+from data.batch_draws import CROP_UNIFORMS, BatchRng, draw_crops, draw_masks
 from data.resampling import resize_crops, warp_batch
 from data.transforms import (
     EvalTransform,
@@ -28,7 +23,10 @@ from data.transforms import (
     Normalize,
     PretrainTransform,
     TrainTransform,
+    enlarged_sides,
+    five_places,
     preprocess,
+    scale_boxes,
 )
 
 Parameters = dict[str, torch.Tensor]
@@ -59,34 +57,34 @@ class _Batch:
         rows: np.ndarray,
         occurrences: np.ndarray | None = None,
         *,
-        heights: np.ndarray,
-        widths: np.ndarray,
+        sizes: np.ndarray,
+        side: int,
     ) -> Parameters:
-        """The random parameters of a batch.
+        """The parameters of a batch.
 
         Args:
             seed: SEED of the config.
             epoch: epoch, from 0.
             rows: [B], the numbers that key the images' generators (Records.row).
             occurrences: [B], how often the epoch has had each image before; None: never.
-            heights: [B], of the images in pixels.
-            widths: [B], of the images in pixels.
+            sizes: [B, 2], heights and widths of the pictures before they were squeezed.
+            side: of the squares, in pixels.
 
         Returns:
             Tensors for `apply`, a row an image where not said otherwise.
         """
-        return self._draw(BatchRng(seed, epoch, rows, occurrences), heights, widths)
+        return self._draw(BatchRng(seed, epoch, rows, occurrences), np.asarray(sizes), side)
 
-    def _draw(self, rng: BatchRng, heights: np.ndarray, widths: np.ndarray) -> Parameters:
-        return {}
+    def _draw(self, rng: BatchRng, sizes: np.ndarray, side: int) -> Parameters:
+        raise NotImplementedError
 
 
 class PretrainBatch(_Batch):
     """uint8 [B, H, W] -> (normalised images [B, C, S, S], masks int64 [B, h, w])."""
 
-    def _draw(self, rng: BatchRng, heights: np.ndarray, widths: np.ndarray) -> Parameters:
+    def _draw(self, rng: BatchRng, sizes: np.ndarray, side: int) -> Parameters:
         twin = self.transform
-        parameters = _draw_crop_and_flip(twin, rng, heights, widths)
+        parameters = _draw_crop_and_flip(twin, rng, sizes, side)
         units = draw_masks(twin.mask_generator, rng)
         parameters['hidden_units'] = torch.from_numpy(units)
         parameters['filters'] = torch.from_numpy(rng.choose(len(twin.filters)))
@@ -103,9 +101,9 @@ class PretrainBatch(_Batch):
 class FinetuneBatch(_Batch):
     """uint8 [B, H, W] -> normalised images [B, C, S, S], augmented."""
 
-    def _draw(self, rng: BatchRng, heights: np.ndarray, widths: np.ndarray) -> Parameters:
+    def _draw(self, rng: BatchRng, sizes: np.ndarray, side: int) -> Parameters:
         twin = self.transform
-        parameters = _draw_crop_and_flip(twin, rng, heights, widths)
+        parameters = _draw_crop_and_flip(twin, rng, sizes, side)
         parameters['filters'] = torch.from_numpy(rng.choose(len(twin.filters)))
         if twin.warp.is_on:
             inverses = _inverse_warps(twin.warp, rng.random(WARP_UNIFORMS), twin.size)
@@ -156,26 +154,35 @@ class FinetuneBatch(_Batch):
 class EvalBatch(_Batch):
     """uint8 [B, H, W] -> normalised images [B, C, S, S], or views of them [B, T, C, S, S]."""
 
+    def _draw(self, rng: BatchRng, sizes: np.ndarray, side: int) -> Parameters:
+        return self.boxes(sizes, side)
+
+    def boxes(self, sizes: np.ndarray, side: int) -> Parameters:
+        """Where in the squares the views are, [B, T, 4]: centre (TEST.CROP) or whole, corners."""
+        twin = self.transform
+        enlarged = np.full_like(sizes, twin.size)
+        if twin.crop or twin.five_crops:
+            enlarged = enlarged_sides(sizes if twin.crop else np.ones_like(sizes), twin.size)
+        places = five_places(enlarged, twin.size)[:, : 5 if twin.five_crops else 1]
+        boxes = np.concatenate([places, np.full_like(places, twin.size)], axis=-1)
+        boxes = scale_boxes(boxes, enlarged[:, None], np.array([side, side]))
+        return {'boxes': torch.from_numpy(boxes.astype(np.float32))}
+
     def apply(self, images: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         twin = self.transform
-        views = self.pixels(images)  # [B, T, S, S]
+        views = self.pixels(images, parameters['boxes'])  # [B, T, S, S]
         normalised, *_ = normalize_batch(twin.normalize, views.flatten(0, 1))
         views = normalised.unflatten(0, views.shape[:2])  # [B, T, C, S, S]
         views = torch.cat([views, views.flip(-1)], dim=1) if twin.mirror else views
         return views if twin.five_crops or twin.mirror else views[:, 0]
 
-    def pixels(self, images: torch.Tensor) -> torch.Tensor:  # [B, T, S, S]
-        """The centre (TEST.CROP) or the whole image, and with five crops the corners, in grey."""
-        twin, (height, width) = self.transform, images.shape[1:]
-        assert height == width, images.shape
-        side = int(256 / 224 * twin.size) if twin.crop or twin.five_crops else twin.size
-        boxes = images.new_zeros((len(images), 4), dtype=torch.int64)
-        boxes[:, 2], boxes[:, 3] = height, width
-        pixels = resize_crops(images, boxes, side, (twin.filter,))
-        far = side - twin.size
-        places = (round(far / 2),) * 2, (0, 0), (0, far), (far, 0), (far, far)
-        places = places if twin.five_crops else places[:1]
-        views = [pixels[:, y : y + twin.size, x : x + twin.size] for y, x in places]
+    def pixels(self, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:  # [B, T, S, S]
+        """The views in these boxes [B, T, 4], in grey levels."""
+        twin = self.transform
+        views = [
+            resize_crops(images, view, twin.size, (twin.filter,), around=True)
+            for view in boxes.unbind(1)
+        ]
         return torch.stack(views, dim=1)
 
 
@@ -189,11 +196,12 @@ class HoldoutBatch(_Batch):
     def prepare(self, images: np.ndarray) -> np.ndarray:
         return self.view.prepare(images)
 
-    def _draw(self, rng: BatchRng, heights: np.ndarray, widths: np.ndarray) -> Parameters:
-        return {'hidden_units': torch.from_numpy(draw_masks(self.transform.mask_generator, rng))}
+    def _draw(self, rng: BatchRng, sizes: np.ndarray, side: int) -> Parameters:
+        units = torch.from_numpy(draw_masks(self.transform.mask_generator, rng))
+        return {'hidden_units': units, **self.view.boxes(sizes, side)}
 
     def apply(self, images: torch.Tensor, parameters: Parameters) -> tuple[torch.Tensor, ...]:
-        pixels = self.view.pixels(images)[:, 0]
+        pixels = self.view.pixels(images, parameters['boxes'])[:, 0]
         images, scale, offset = normalize_batch(self.transform.view.normalize, pixels)
         return images, _tokens(self.transform, parameters), scale, offset
 
@@ -241,12 +249,11 @@ def normalize_batch(
     return torch.stack(tuple(channels), dim=1), *each
 
 
-def _draw_crop_and_flip(
-    twin: Any, rng: BatchRng, heights: np.ndarray, widths: np.ndarray
-) -> Parameters:
-    boxes = draw_crops(rng.random(CROP_UNIFORMS), heights, widths, area=twin.area)
+def _draw_crop_and_flip(twin: Any, rng: BatchRng, sizes: np.ndarray, side: int) -> Parameters:
+    boxes = draw_crops(rng.random(CROP_UNIFORMS), *sizes.T, area=twin.area)
+    boxes = scale_boxes(boxes, sizes, np.array([side, side]))
     return {
-        'boxes': torch.from_numpy(boxes),
+        'boxes': torch.from_numpy(boxes.astype(np.float32)),
         'flipped': torch.from_numpy(rng.random(1)[:, 0] < twin.hflip),
     }
 

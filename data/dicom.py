@@ -72,9 +72,8 @@ def read_dicom(path: str | PathLike[str]) -> Image.Image:
     - Without table or window the range is that of the stored bits.  16 stored bits are no more than
       the container, so there it is, as for a 16-bit PNG, the smallest of 8, 10, 12, 14, 16 bits
       that holds the image's values (signed if one of them is negative).
-    - Padding pixels are black, and no part of that range.
+    - Padding pixels are black, and no part of that range.  All pixels count as square.
     - 8-bit colour becomes ITU-R 601 luma.  Palettes and several frames are refused.
-    - Pixels count as square, as those of other image files do.
 
     Returns:
         Mode 'L' where each stored value's grey level is a whole number, as for 8 stored bits
@@ -94,10 +93,10 @@ def read_dicom(path: str | PathLike[str]) -> Image.Image:
     except FileNotFoundError:
         raise ValueError(f'there is no image {path}') from None
     except _RefusedError as reason:
-        message = f'DICOM file {path} cannot be read: {reason}'
+        message, cause = str(reason), reason.__cause__
     except Exception as error:  # a damaged file makes pydicom raise almost anything
-        message = f'DICOM file {path} cannot be read: it is damaged ({type(error).__name__})'
-    raise ValueError(message)  # out here, so that it drags along no error that quotes the file
+        message, cause = f'it is damaged ({type(error).__name__})', None
+    raise ValueError(f'DICOM file {path} cannot be read: {message}') from cause  # others quote it
 
 
 def _silence_pydicom() -> None:
@@ -118,7 +117,7 @@ def _content(path: str | PathLike[str]) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise _RefusedError(error.strerror) from None
+        raise _RefusedError(error.strerror) from error
 
 
 def _dataset(content: bytes) -> 'Dataset':
@@ -215,7 +214,8 @@ def _decoded(dataset: 'Dataset', layout: _Layout) -> np.ndarray:  # [H, W], or [
             available = {'pylibjpeg'}.intersection(available)
         plugin = next((name for name in PLUGINS if name in available), '')
         if not plugin:
-            raise _RefusedError(f'no decoder of {syntax.name} ({syntax}) is installed: {DECODERS}')
+            problem = f'no decoder of {syntax.name} ({syntax}) is installed: {DECODERS}'
+            raise _RefusedError(problem) from ImportError()
         _check_frame(dataset, layout)
     options = {'decoding_plugin': plugin, 'view_only': True, 'correct_unused_bits': False}
     try:

@@ -242,12 +242,16 @@ class SquareSource(OwnSource):
     def trace(self, positions: np.ndarray, watch: Stopwatch) -> Any:
         """What SquareDataset does in a worker, with a lap after each stage, then the rest."""
         dataset, device = self.dataset, self.setting.device
-        sides = np.full(len(positions), dataset.store.side)
+        store, places = dataset.store, dataset.positions[positions]
         watch.start()
-        images = torch.from_numpy(dataset.store.gather(dataset.positions[positions]))
+        images = torch.from_numpy(store.gather(places))
         watch.lap('gather')
         parameters = dataset.batch_transform.draw(
-            dataset.seed, 0, dataset.records.row[positions], heights=sides, widths=sides
+            dataset.seed,
+            0,
+            dataset.records.row[positions],
+            sizes=store.full_sizes(places),
+            side=store.side,
         )
         watch.lap('mask')
         images = images.to(device)

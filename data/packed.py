@@ -1,24 +1,28 @@
-"""The packed image store: all pictures of a data set in a few memory-mapped files.
+"""The packed image store: all pictures of a data set in a few files.
 
 A store is a folder that stands for the data's own: its CSV files lie in it as they were, and the
 readers of `data.chexpert` and `data.mimic` look up its pictures where they else look up files.
 
     store.json            version, settings, and size and CRC-32 of every other file
     names_*.npy           [N] names of the pictures' files, sorted; *: how often it was added to
-    pictures_*.npy        [N] PICTURE: where each one's pixels are, their form, their CRC-32
+    pictures_*.npy        [N] PICTURE: where each one's pixels are, their form, their CRC-32, and
+                          the size of the picture before it was packed
     pixels_*.bin          the pixels, one picture after another
     bad_images.csv        what could not be read and was left out, to be looked at
 
-The files of the index and the CSV files are checked when a store is opened, a picture on its first
-read in each process (for 256 x 256 pixels: 15 us, where every read takes 8).
+The files of the index and the CSV files are checked when a store is opened, once in a process, a
+picture on its first read there (for 256 x 256 pixels: 15 us, where every read takes 8).  Pixels are
+read, not memory-mapped: a file that is cut short while it is in use is a ValueError so, and no
+signal that ends the process.
 """
 
 import json
 import logging
-import mmap
 import os
+import weakref
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +30,18 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data.images import FULL_SIZE
+from data.store_checks import about_problem, index_problem
+
 if TYPE_CHECKING:
     from data.chexpert import Records
 
-VERSION = 1
+VERSION = 2
 STORE_FILE = 'store.json'
 UNFINISHED_FILE = 'packing.json'
 BAD_FILE = 'bad_images.csv'
 BLOCK_BYTES = 2**22  # of a file that is read in parts
+OPEN_STORES = 2  # that a process keeps open though nobody reads them
 
 PICTURE = np.dtype(
     [
@@ -41,6 +49,8 @@ PICTURE = np.dtype(
         ('offset', '<u8'),  # in bytes
         ('height', '<u4'),
         ('width', '<u4'),
+        ('full_height', '<u4'),  # before it was packed
+        ('full_width', '<u4'),
         ('form', 'u1'),
         ('crc32', '<u4'),
     ]
@@ -71,12 +81,13 @@ def is_store(path: str | os.PathLike[str]) -> bool:
 
 
 def open_store(path: str | os.PathLike[str]) -> 'Store':
-    """Open a store; no pixel is read yet.
+    """Open a store, or take the one that is open, if it was not changed since; no pixel is read.
 
     Raises:
         ValueError: naming the file, if one is missing, or is not what was written.
     """
-    return Store(path)
+    folder = Path(path).resolve()
+    return _open_once(folder, _checksum(read_about(folder)))
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
@@ -109,8 +120,7 @@ class Store:
         if problems:
             raise ValueError(problems[0])
         self.names, self.pictures = read_index(self.path, self.about)
-        self._maps = [_map(self.path / name) for name in self.about['shards']]
-        self._shards = [np.frombuffer(pixels, np.uint8) for pixels in self._maps]
+        self._shards: dict[int, int] = {}  # descriptors of those that were read from
         self._checked = np.zeros(len(self.names), bool)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -141,6 +151,11 @@ class Store:
         settings = self.about['settings']
         return settings['size'] if settings['square'] and not settings['keep_16bit'] else None
 
+    def full_sizes(self, positions: np.ndarray) -> np.ndarray:  # [N, 2] int64
+        """Height and width of these pictures before they were packed."""
+        fields = self.pictures['full_height'], self.pictures['full_width']
+        return np.stack([field[positions] for field in fields], axis=-1).astype(np.int64)
+
     def position(self, files: Sequence[str]) -> np.ndarray:  # [N] int64
         """Where these files' pictures are; -1 for those that are not here."""
         wanted = np.array([os.fsencode(file) for file in files], bytes)
@@ -161,58 +176,90 @@ class Store:
         return sorted([*packed, *(f for f in self.left_out if f.startswith(f'{folder}/'))])
 
     def image(self, position: int) -> Image.Image:
-        """A picture as `load_image` gives its file, but for the size that it was packed at."""
+        """A picture as `load_image` gives its file, but for the size that it was packed at.
+
+        What it had before, and with it the aspect, is `data.images.full_size` of it.
+        """
         pixels = self.pixels(position)
         form = int(self.pictures['form'][position])
         if form in LEVEL_FORMS:
             pixels = pixels.astype(np.float32) * np.float32(255 / (2**form - 1))
         elif form == FLOATS:
             pixels = pixels.astype(np.float32)  # this machine's byte order, aligned
-        return Image.fromarray(pixels)
+        image = Image.fromarray(pixels)
+        image.info[FULL_SIZE] = tuple(self.full_sizes(position).tolist())
+        return image
 
     def gather(self, positions: np.ndarray) -> np.ndarray:  # [B, S, S] uint8
         """The pixels of these pictures; only of squares (see `side`)."""
         assert self.side is not None
         batch = np.empty((len(positions), self.side, self.side), np.uint8)
         rows = self.pictures[positions].tolist()
-        for row in rows:  # all at once, before the first is waited for
-            self._fetch(row)
+        for shard, offset, *_ in rows:  # all at once, before the first is waited for
+            _advise(self._descriptor(shard), offset, self.side**2, 'WILLNEED')
         for target, position, row in zip(batch, positions.tolist(), rows, strict=True):
-            target[...] = self._read(position, row)
+            self._read(position, row, target.reshape(-1))
         return batch
 
     def pixels(self, position: int) -> np.ndarray:  # [H, W]
-        """A picture's pixels as they are stored, not copied.
+        """A picture's pixels as they are stored.
 
         Raises:
             ValueError: if they are not what was written.
         """
         row = self.pictures[position].item()
-        self._fetch(row)
-        return self._read(position, row)
+        height, width, form = row[2], row[3], row[6]
+        pixels = np.empty(height * width, DTYPES[form])
+        self._read(position, row, pixels.view(np.uint8))
+        return pixels.reshape(height, width)
 
-    def _fetch(self, row: tuple[int, ...]) -> None:
-        """Let the system read a picture: exactly its pages, not what it takes to be near them."""
-        shard, offset, height, width, form, _ = row
-        start = offset - offset % mmap.PAGESIZE
-        end = offset + height * width * DTYPES[form].itemsize
-        self._maps[shard].madvise(mmap.MADV_WILLNEED, start, end - start)
-
-    def _read(self, position: int, row: tuple[int, ...]) -> np.ndarray:  # [H, W]
+    def _read(self, position: int, row: tuple[int, ...], pixels: np.ndarray) -> None:
+        """Fill these bytes with a picture's."""
         if position < 0:
             raise IndexError(f'{self.path} has no picture at position {position}')
-        shard, offset, height, width, form, crc = row
-        dtype = DTYPES[form]
-        data = self._shards[shard][offset : offset + height * width * dtype.itemsize]
-        if not self._checked[position]:
-            if zlib.crc32(data) != crc:
+        shard, offset, *_, crc = row
+        done = 0
+        while done < len(pixels):
+            count = self._fill(shard, offset + done, pixels[done:])
+            if not count:
                 raise ValueError(
-                    f'{self.path / self.about["shards"][shard]}: the picture of '
+                    f'{self._place(shard)} ends at byte {offset + done}, within a picture: it was '
+                    'changed while it was in use; copy or pack the store again'
+                )
+            done += count
+        if not self._checked[position]:
+            if zlib.crc32(pixels) != crc:
+                raise ValueError(
+                    f'{self._place(shard)}: the picture of '
                     f'{os.fsdecode(self.names[position])} (at byte {offset}) is not what was '
                     'packed: its checksum differs; remove the store, and copy or pack it again'
                 )
             self._checked[position] = True
-        return data.view(dtype).reshape(height, width)
+
+    def _fill(self, shard: int, offset: int, pixels: np.ndarray) -> int:
+        """Read on from there; returns how many bytes came."""
+        try:
+            return os.preadv(self._descriptor(shard), [pixels], offset)
+        except OSError as error:
+            raise self._unreadable(shard, error) from error
+
+    def _descriptor(self, shard: int) -> int:
+        """Of a file of pixels, opened when the first of them are wanted."""
+        if shard not in self._shards:
+            try:
+                descriptor = os.open(self._place(shard), os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise self._unreadable(shard, error) from error
+            weakref.finalize(self, os.close, descriptor)
+            _advise(descriptor, 0, 0, 'RANDOM')  # or more is read than what is asked for
+            self._shards[shard] = descriptor
+        return self._shards[shard]
+
+    def _unreadable(self, shard: int, error: OSError) -> ValueError:
+        return ValueError(f'{self._place(shard)} cannot be read: {error.strerror}')
+
+    def _place(self, shard: int) -> Path:
+        return self.path / self.about['shards'][shard]
 
 
 def packed_records(
@@ -252,13 +299,28 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
         version, crc = about['version'], about.pop('crc32')
     except FileNotFoundError:
         raise ValueError(f'{path} is no packed store: it has no {STORE_FILE}') from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise ValueError(f'{file} cannot be read: {error!r}') from error
     if version != VERSION:
-        raise ValueError(f'{file} is of version {version!r}; this program reads {VERSION}')
+        raise ValueError(
+            f'{file} is of version {version!r}; this program reads {VERSION}: pack the pictures '
+            'again, into a new folder'
+        )
     if crc != _checksum(about):
         raise ValueError(f'{file} is not what was written: its checksum differs')
+    if problem := about_problem(about):
+        raise ValueError(f'{file} cannot be used: {problem}')
     return about
+
+
+def describe_form(settings: dict[str, Any]) -> str:
+    """What pictures that are packed with these settings are, in words."""
+    size, bits = settings['size'], 'more than 8 bits kept' if settings['keep_16bit'] else '8 bits'
+    if size is None:
+        return f'at their own sizes, {bits}'
+    if settings['square']:
+        return f'squeezed to {size} x {size} px, {bits}'
+    return f'of short side {size} px or less, aspect kept, {bits}'
 
 
 def encode_about(about: dict[str, Any]) -> bytes:
@@ -268,10 +330,16 @@ def encode_about(about: dict[str, Any]) -> bytes:
 
 def read_index(path: Path, about: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """The names [N] and the PICTURE [N] of a store, memory-mapped."""
-    names, pictures = (
-        np.asarray(np.load(path / f'{kind}_{about["generation"]:05d}.npy', mmap_mode='r'))
-        for kind in ('names', 'pictures')
-    )
+    files = [path / f'{kind}_{about["generation"]:05d}.npy' for kind in ('names', 'pictures')]
+    try:  # this reads no pickled objects and no zip files, as np.load may
+        names, pictures = (np.asarray(np.lib.format.open_memmap(file, 'r')) for file in files)
+    except Exception as error:  # a damaged header makes NumPy raise almost anything
+        reason = ' '.join(str(error).split())
+        raise ValueError(f'{files[0]} or {files[1].name} cannot be read: {reason}') from error
+    sizes = {form: dtype.itemsize for form, dtype in DTYPES.items()}
+    types = {'picture_type': PICTURE, 'item_bytes': sizes}
+    if problem := index_problem(names, pictures, about, **types):
+        raise ValueError(f'{files[0]} and {files[1].name} cannot be used: {problem}')
     return names, pictures
 
 
@@ -308,9 +376,15 @@ def _open_again(path: str, checksum: int) -> Store:
     return store
 
 
-def _map(path: Path) -> mmap.mmap:
-    with open(path, 'rb') as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+@lru_cache(maxsize=OPEN_STORES)
+def _open_once(folder: Path, checksum: int) -> Store:
+    return Store(folder)
+
+
+def _advise(descriptor: int, offset: int, size: int, advice: str) -> None:
+    """Tell the system how bytes will be read, where it can be told."""
+    if hasattr(os, 'posix_fadvise'):  # not on macOS
+        os.posix_fadvise(descriptor, offset, size, getattr(os, f'POSIX_FADV_{advice}'))
 
 
 def _checksum(about: dict[str, Any]) -> int:

@@ -29,6 +29,7 @@ from data.packed import (
     UNFINISHED_FILE,
     VERSION,
     Store,
+    describe_form,
     encode_about,
     file_crc32,
     is_store,
@@ -36,7 +37,7 @@ from data.packed import (
     read_about,
     read_index,
 )
-from data.packing_images import Settings, encode, encode_all
+from data.packing_images import Encoded, Settings, encode, encode_all
 from data.packing_shards import JOURNAL_FILE, SHARD_FILE, ShardWriter
 from data.packing_source import Source, read_addition, read_source
 from data.store_files import LOCK_FILE, check_space, copy_file, locked, replace_file, write_bad
@@ -163,7 +164,7 @@ def _refuse_other_pictures(store: Store, source: Source, settings: Settings, wor
         if isinstance(found, str):
             raise ValueError(f'{found}; {store.path} has a picture of this name')
         packed = store.pictures[place]
-        if found[:4] != tuple(packed[['form', 'height', 'width', 'crc32']].tolist()):
+        if found[:-1] != tuple(packed[list(Encoded._fields[:-1])].tolist()):
             raise ValueError(
                 f'{source.root / file} is not the picture that {store.path} has under this name: '
                 'it is of another data set, or was changed; pack it into a store of its own'
@@ -246,8 +247,9 @@ def _build(
             raise _stop(next(iter(writer.problems.values())))
         each = _bytes_each(source, settings, before)
         left = each * (len(source.files) - before)
+        form = describe_form(asdict(settings))
         report(
-            f'{len(source.files)} pictures {settings.describe()}, {before} of them packed already: '
+            f'{len(source.files)} pictures {form}, {before} of them packed already: '
             f'about {(writer.num_bytes + left) / 1e9:.2f} GB in {output}, '
             f'{shutil.disk_usage(output).free / 1e9:.2f} GB free'
         )

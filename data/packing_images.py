@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.images import load_image
+from data.images import is_passing, load_image, refuse_link_out
 from data.packed import BYTES, FLOATS, LEVEL_FORMS, ROUNDED
 
 RESAMPLE = Image.Resampling.BICUBIC
@@ -35,8 +35,7 @@ class Settings:
 
     `size` is the side of square pictures; with the aspect kept, their short side, and no picture
     is enlarged.  Squares are the default: a batch of them is copied at once and finished where the
-    model runs, and the random crops change the aspect by up to a third anyway.  Evaluation sees
-    the squeezed picture, so train and score from stores of one kind.
+    model runs.  Their own heights and widths are stored, too, and undo the squeeze.
     """
 
     size: int | None  # in pixels; None: the pictures' own sizes
@@ -53,11 +52,6 @@ class Settings:
         if self.shard_bytes < 1:
             raise ValueError(f'--shard-size must be above 0, got {self.shard_bytes}')
 
-    def describe(self) -> str:
-        if self.size is None:
-            return 'of their own sizes'
-        return f'of {self.size} x {self.size} px' if self.square else f'of short side {self.size}'
-
 
 class DamagedPicture(ValueError):
     """A file that is no whole picture, and would not be one another time."""
@@ -69,6 +63,8 @@ class Encoded(NamedTuple):
     form: int
     height: int
     width: int
+    full_height: int  # of the picture before it was resized
+    full_width: int
     crc32: int
     data: bytes
 
@@ -83,7 +79,7 @@ def encode(path: str | os.PathLike[str], settings: Settings) -> Encoded:
     try:
         image = load_image(path)
     except ValueError as error:
-        if _is_passing(error, path):
+        if is_passing(error, path):
             raise ValueError(f'{error} {SEE_TO_IT}') from error
         raise DamagedPicture(str(error)) from error
     try:
@@ -92,23 +88,8 @@ def encode(path: str | os.PathLike[str], settings: Settings) -> Encoded:
         raise ValueError(f'{path}: not enough memory {SEE_TO_IT}') from error
 
 
-def _is_passing(error: ValueError, path: str | os.PathLike[str]) -> bool:
-    """Whether `load_image` refused a picture for no fault of its own."""
-    cause = error.__cause__ or error.__context__
-    # Pillow has OSErrors of its own, without a number, for what is in the file.
-    is_system = isinstance(cause, OSError) and cause.errno is not None
-    if is_system or isinstance(cause, (MemoryError, ImportError)):
-        return True
-    if str(error).endswith('(MemoryError)'):  # of DICOM files only the text tells
-        return True
-    try:
-        Path(path).read_bytes()
-    except (OSError, MemoryError):
-        return True
-    return False
-
-
 def _encode_image(image: Image.Image, settings: Settings) -> Encoded:
+    full_width, full_height = image.size
     image = _resized(image, settings)
     pixels = np.asarray(image)
     if image.mode == 'L':
@@ -120,7 +101,7 @@ def _encode_image(image: Image.Image, settings: Settings) -> Encoded:
     else:
         form, pixels = 16, np.rint(np.clip(pixels, 0, 255) * np.float32(257)).astype('<u2')
     data = pixels.tobytes()
-    return Encoded(form, *pixels.shape, zlib.crc32(data), data)
+    return Encoded(form, *pixels.shape, full_height, full_width, zlib.crc32(data), data)
 
 
 def encode_all(
@@ -145,7 +126,7 @@ def encode_all(
         return
     room = WAITING_BYTES // max(length * each, 1)
     most = int(np.clip(room, workers + 1, 2 * workers))
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, initializer=start_worker)
     waiting = deque()
     try:
         for chunk in chunks:
@@ -163,6 +144,7 @@ def encode_all(
 def _encode_chunk(root: Path, files: Sequence[str], settings: Settings) -> list[Encoded | str]:
     pictures = []
     for file in files:
+        refuse_link_out(root, root / file)
         try:
             pictures.append(encode(root / file, settings))
         except DamagedPicture as error:
@@ -170,7 +152,7 @@ def _encode_chunk(root: Path, files: Sequence[str], settings: Settings) -> list[
     return pictures
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """Leave Ctrl-C to the parent, and end when it ends, however that is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

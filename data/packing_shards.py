@@ -50,7 +50,7 @@ class ShardWriter:
         if not isinstance(picture, str):
             self._seek(len(picture.data)).write(picture.data)
         self._note(picture)
-        entry = picture if isinstance(picture, str) else picture[:4]
+        entry = picture if isinstance(picture, str) else picture[:-1]
         self._journal.write(json.dumps(entry).encode() + b'\n')
 
     def flush(self) -> None:
@@ -93,14 +93,14 @@ class ShardWriter:
         if isinstance(picture, str):
             self.problems[self.done] = picture
         else:
-            form, height, width, crc, data = picture
+            form, *sizes, crc, data = picture
             shard, offset = self._place(len(data))
             name, size, running = self._name(shard), 0, 0
             if shard < len(self.shards):
                 _, size, running = self.shards.pop()
             self.shards.append((name, size + len(data), zlib.crc32(data, running)))
             place = self.first_shard + shard, offset
-            self.pictures[self.done] = (*place, height, width, form, crc)
+            self.pictures[self.done] = (*place, *sizes, form, crc)
         self.done += 1
 
     def _name(self, shard: int) -> str:
@@ -142,10 +142,10 @@ class ShardWriter:
             return True
         if entry is None:
             return False
-        form, height, width, crc = entry
+        form, height, width, *_, crc = entry
         size = height * width * DTYPES[form].itemsize
         data = self._seek(size).read(size)
         if len(data) != size or zlib.crc32(data) != crc:
             return False
-        self._note(Encoded(form, height, width, crc, data))
+        self._note(Encoded(*entry, data))
         return True

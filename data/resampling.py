@@ -57,31 +57,35 @@ def resize_crops(
     *,
     chosen: torch.Tensor | None = None,
     mirrored: torch.Tensor | None = None,
+    around: bool = False,
 ) -> torch.Tensor:
     """Cut a box out of each image and resize it to a square, antialiased.
 
     Equal to torchvision's `resized_crop` of float pixels, and to Pillow's but for its rounding to
-    whole grey levels.  No pixel outside a box counts.
+    whole grey levels.  Pixels that no part of a box covers do not count, unless asked for.
 
     Args:
         images: [B, H, W], uint8 or float32, in grey levels.
-        boxes: [B, 4] integers, on any device: top, left, height, width.
+        boxes: [B, 4] in pixels and fractions, on any device: top, left, height, width.
         size: side of the squares in pixels.
         filters: one filter of KERNELS, or several to choose from.
         chosen: [B], which of several filters.
         mirrored: [B], True where the result is turned left to right.
+        around: whether the pixels around a box count, as where a whole image is resized and the
+            square then cut out of it.
 
     Returns:
         float32 [B, size, size] in grey levels, within 0..255, where the images are.
     """
     boxes = boxes.to(images.device)
     kernels = [KERNELS[resample] for resample in filters]
-    top, left, height, width = boxes.to(torch.int32)[..., None].unbind(1)  # [B, 1]
+    top, left, height, width = boxes.to(torch.float32)[..., None].unbind(1)  # [B, 1]
     order = torch.arange(size, device=images.device).expand(len(images), size)
-    rows = _taps(order, top, height, images.shape[1], kernels, chosen)
+    options = {'kernels': kernels, 'chosen': chosen, 'around': around}
+    rows = _taps(order, top, height, images.shape[1], **options)
     if mirrored is not None:
         order = torch.where(mirrored.to(images.device)[:, None], size - 1 - order, order)
-    columns = _taps(order, left, width, images.shape[2], kernels, chosen)
+    columns = _taps(order, left, width, images.shape[2], **options)
     resized = images.new_empty((len(images), size, size), dtype=torch.float32)
     for part in _parts(images, RESIZED_AT_ONCE):
         tall = images[part].to(torch.float32)
@@ -116,37 +120,44 @@ def _taps(
     start: torch.Tensor,
     length: torch.Tensor,
     limit: int,
+    *,
     kernels: list[tuple[int, Kernel]],
     chosen: torch.Tensor | None,
+    around: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Which pixels along one axis make each pixel of the result, and their weights.
 
     Args:
         order: [B, S], which of the result's pixels.
-        start: int32 [B, 1], where the boxes begin.
-        length: int32 [B, 1], how long they are.
-        limit: how long a box may be at most: it bounds the taps without looking at the boxes.
+        start: float32 [B, 1], where the boxes begin.
+        length: float32 [B, 1], how long they are.
+        limit: how long the images are: it bounds the taps without looking at the boxes.
         kernels: (reach, weights) of the filters.
         chosen: [B], which of several.
+        around: whether the pixels around a box count.
 
     Returns:
         positions int32 [B, S, K], weights float32 [B, S, K].
     """
     size, reach = order.shape[1], max(reach for reach, _ in kernels)
+    origin = start.floor()  # positions count from here, so that whole boxes lose no digit
+    within = start - origin
+    low, high = (-origin, limit - origin) if around else (0 * origin, (within + length).ceil())
     scale = length / size
     stretch = scale.clamp(min=1)  # a filter is widened where the picture gets smaller
-    centre = scale * (order + 0.5)
+    centre = within + scale * (order + 0.5)
     num_taps = math.ceil(2 * reach * max(limit / size, 1))
-    first = (centre - reach * stretch + 0.5).int().clamp_(min=0)
+    first = torch.maximum((centre - reach * stretch + 0.5).floor(), low).int()
     taps = first[..., None] + torch.arange(num_taps, dtype=torch.int32, device=order.device)
     distance = (taps + (0.5 - centre)[..., None]).div_(stretch[..., None]).abs_()
     weights = kernels[0][1](distance)
     for number, (_, kernel) in enumerate(kernels[1:], start=1):
         takes_it = (chosen.to(order.device) == number)[:, None, None]
         weights = torch.where(takes_it, kernel(distance), weights)
-    weights = weights.mul_(taps < length[..., None])
+    end = high.int()[..., None]
+    weights = weights.mul_(taps < end)
     weights /= weights.sum(dim=-1, keepdim=True)
-    return torch.minimum(taps, length[..., None] - 1).add_(start[..., None]), weights
+    return torch.minimum(taps, end - 1).add_(origin.int()[..., None]), weights
 
 
 def _weighted_rows(

@@ -8,7 +8,7 @@ import numpy as np
 from config import Config
 from data.chexpert import Records, read_csv, select_views, take_subset
 from data.labels import task_targets
-from data.packed import STORE_FILE, file_crc32, is_store
+from data.packed import STORE_FILE, describe_form, file_crc32, is_store, read_about
 
 LABELLED = ('chexpert', 'mimic-cxr')  # values of DATA.DATASET whose images have labels
 MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
@@ -39,6 +39,31 @@ def data_root(config: Config, logger: logging.Logger) -> str:
         return str(copy_store(source, target, logger))
     except OSError as error:
         raise ValueError(f'DATA.CACHE_DIR: cannot copy {source} to {target}: {error}') from error
+
+
+def describe_pictures(data_path: str | Path) -> str:
+    """In what form the pictures are read."""
+    return (
+        f'packed {describe_form(read_about(data_path)["settings"])}'
+        if is_store(data_path)
+        else 'files'
+    )
+
+
+def log_store(config: Config, logger: logging.Logger) -> None:
+    """Say what form the pictures of a store have, and warn where views enlarge them."""
+    path = config.DATA.DATA_PATH
+    if not is_store(path):
+        return
+    about = read_about(path)
+    logger.info(f'{path}: {about["images"]} pictures, {describe_pictures(path)}')
+    size, side = config.DATA.IMG_SIZE, about['settings']['size']
+    needed = int(256 / 224 * size) if config.TEST.CROP else size
+    if side is not None and side < needed:
+        logger.warning(
+            f'{path}: pictures of {side} px are enlarged, for views of {size} px need {needed} px '
+            f'(DATA.IMG_SIZE, TEST.CROP): pack them with scripts/pack.py --size {needed} or more'
+        )
 
 
 def read_split(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data.packed import BAD_FILE, BLOCK_BYTES, STORE_FILE, file_crc32, file_problems, read_about
+from data.tables import safe_cell
 
 LOCK_FILE = 'store.lock'
 COPY_THREADS = 4  # a network drive gives more to several readers
@@ -136,7 +137,8 @@ def write_bad(folder: Path, about: dict[str, Any]) -> None:
     if about['left_out']:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator='\n')
-        writer.writerows([('file', 'problem'), *about['left_out'].items()])
+        writer.writerow(('file', 'problem'))
+        writer.writerows(map(safe_cell, row) for row in about['left_out'].items())
         replace_file(folder / BAD_FILE, text.getvalue().encode('utf-8', 'backslashreplace'))
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 
 from config import Config, encoder_node
@@ -26,6 +27,7 @@ from data.images import (  # noqa: F401 (these stay importable from here)
     FULL_RANGES,
     MODES_8_BIT,
     MODES_16_BIT,
+    full_size,
     load_image,
 )
 from data.masking import MaskGenerator
@@ -37,6 +39,7 @@ PRETRAIN_AREA = (0.67, 1.0)
 FINETUNE_AREA = (0.08, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
+BOX_STEPS = 1024  # to a pixel: float32 has them exactly
 
 CLAHE_CLIP_LIMIT = 2.0  # a level's share of a tile, over that in a flat histogram: limits the slope
 CLAHE_TILES = (8, 8)
@@ -53,7 +56,7 @@ FILTERS = {
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels."""
+    """A part of an image, in pixels of its full size."""
 
     top: int
     left: int
@@ -83,15 +86,18 @@ def preprocess(image: Image.Image, name: str) -> Image.Image:
     if name == 'none':
         return image
     if name == 'equalize':
-        return ImageOps.equalize(_whole_levels(image))
-    if name == 'clahe':
+        changed = ImageOps.equalize(_whole_levels(image))
+    elif name == 'clahe':
         clahe = _opencv(name).createCLAHE(clipLimit=CLAHE_CLIP_LIMIT, tileGridSize=CLAHE_TILES)
-        return Image.fromarray(clahe.apply(np.asarray(_whole_levels(image))))
-    if name == 'denoise':
-        return Image.fromarray(_opencv(name).medianBlur(np.asarray(image), MEDIAN_SIDE))
-    raise ValueError(
-        f"DATA.PREPROCESS must be 'none', 'equalize', 'clahe' or 'denoise', got {name!r}"
-    )
+        changed = Image.fromarray(clahe.apply(np.asarray(_whole_levels(image))))
+    elif name == 'denoise':
+        changed = Image.fromarray(_opencv(name).medianBlur(np.asarray(image), MEDIAN_SIDE))
+    else:
+        raise ValueError(
+            f"DATA.PREPROCESS must be 'none', 'equalize', 'clahe' or 'denoise', got {name!r}"
+        )
+    changed.info = image.info
+    return changed
 
 
 def draw_crop(
@@ -130,13 +136,34 @@ def draw_crop(
     return Box(top, left, crop_height, crop_width)
 
 
+def scale_boxes(boxes: ArrayLike, full: ArrayLike, found: ArrayLike) -> np.ndarray:
+    """Boxes of images of one size in the images that these were resized to.
+
+    Args:
+        boxes: [..., 4]: top, left, height, width.
+        full: [..., 2], height and width that the boxes are of.
+        found: [..., 2], height and width of what there is.
+
+    Returns:
+        float64 [..., 4], rounded to BOX_STEPS, so that all ways to cut a box out see the same one.
+    """
+    start, length = np.split(np.asarray(boxes, np.float64), 2, axis=-1)
+    corners = np.stack([start, start + length]) * found / np.asarray(full)
+    start, end = np.rint(corners * BOX_STEPS) / BOX_STEPS
+    return np.concatenate([start, end - start], axis=-1)
+
+
 def resized_crop(
     image: Image.Image, box: Box, size: int, resample: Image.Resampling
 ) -> np.ndarray:  # [size, size]
     """Cut the box out and resize it to a square, antialiased."""
-    right, bottom = box.left + box.width, box.top + box.height
-    # Not resize(box=...): that lets pixels outside the box into its edges.
-    return _resize(image.crop((box.left, box.top, right, bottom)), (size, size), resample)
+    full, found = full_size(image), (image.height, image.width)
+    top, left, height, width = box if full == found else scale_boxes(box, full, found).tolist()
+    outer = math.floor(left), math.floor(top), math.ceil(left + width), math.ceil(top + height)
+    left, top = left - outer[0], top - outer[1]
+    inner = left, top, left + width, top + height
+    # Not resize(box=...) alone: that lets pixels outside the box into its edges.
+    return _resize(image.crop(outer), (size, size), resample, box=inner)
 
 
 def centre_crop(
@@ -150,20 +177,29 @@ def enlarge(
     image: Image.Image, size: int, resample: Image.Resampling, *, keep_aspect: bool
 ) -> np.ndarray:  # [H, W]
     """Resize the short side to 256/224 of the size; without keep_aspect, both sides."""
-    height = width = short = int(256 / 224 * size)
-    if keep_aspect and image.width <= image.height:
-        height = int(short * image.height / image.width)
-    elif keep_aspect:
-        width = int(short * image.width / image.height)
+    sides = np.array(full_size(image)) if keep_aspect else np.ones(2, np.int64)
+    height, width = enlarged_sides(sides, size).tolist()
     return _resize(image, (width, height), resample)
+
+
+def enlarged_sides(sides: np.ndarray, size: int) -> np.ndarray:
+    """Height and width [..., 2] of `enlarge` for images of these."""
+    return int(256 / 224 * size) * sides // sides.min(axis=-1, keepdims=True)
 
 
 def five_crops(pixels: np.ndarray, size: int) -> np.ndarray:  # [H, W] -> [5, size, size]
     """Cut out the centre, then top left, top right, bottom left, bottom right."""
-    bottom, right = pixels.shape[0] - size, pixels.shape[1] - size
-    centre = round(bottom / 2), round(right / 2)
-    places = centre, (0, 0), (0, right), (bottom, 0), (bottom, right)
+    places = five_places(np.array(pixels.shape), size).tolist()
     return np.stack([pixels[top : top + size, left : left + size] for top, left in places])
+
+
+def five_places(sides: np.ndarray, size: int) -> np.ndarray:
+    """Top and left [..., 5, 2] of `five_crops` for pixels of these sides [..., 2]."""
+    far = np.asarray(sides) - size
+    centre = np.rint(far / 2).astype(np.int64)
+    zero, (bottom, right) = np.zeros_like(far[..., 0]), np.moveaxis(far, -1, 0)
+    corners = [(zero, zero), (zero, right), (bottom, zero), (bottom, right)]
+    return np.stack([centre, *(np.stack(corner, axis=-1) for corner in corners)], axis=-2)
 
 
 class Normalize:
@@ -212,7 +248,7 @@ class PretrainTransform:
         self, image: Image.Image, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         image = preprocess(image, self.preprocess)
-        box = draw_crop(rng, image.height, image.width, area=self.area)
+        box = draw_crop(rng, *full_size(image), area=self.area)
         flipped = rng.random() < self.hflip
         mask = self.mask_generator(rng)
         pixels = resized_crop(image, box, self.size, _choose(self.filters, rng))
@@ -241,7 +277,7 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
         image = preprocess(image, self.preprocess)
-        box = draw_crop(rng, image.height, image.width, area=self.area)
+        box = draw_crop(rng, *full_size(image), area=self.area)
         flipped = rng.random() < self.hflip
         pixels = resized_crop(image, box, self.size, _choose(self.filters, rng))
         pixels = self.warp(pixels[:, ::-1] if flipped else pixels, rng)
@@ -337,9 +373,12 @@ def _opencv(name: str) -> ModuleType:
 
 
 def _resize(
-    image: Image.Image, size: tuple[int, int], resample: Image.Resampling
+    image: Image.Image,
+    size: tuple[int, int],
+    resample: Image.Resampling,
+    box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:  # [H, W]
-    pixels = np.asarray(image.resize(size, resample), np.float32)
+    pixels = np.asarray(image.resize(size, resample, box), np.float32)
     return pixels if image.mode == 'L' else np.clip(pixels, 0, 255)  # 'F' may overshoot
 
 

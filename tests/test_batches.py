@@ -9,9 +9,10 @@ from test_transforms import make_config
 from torch.utils.data import DataLoader
 
 from data import Loaders, device_loader
-from data.batch_draws import BatchRng, batch_uniforms, draw_crops, draw_masks
+from data.batch_draws import BatchRng, draw_crops, draw_masks
 from data.batches import batch_transform
 from data.device_loader import DeviceLoader, on_device
+from data.images import FULL_SIZE
 from data.loader import EpochSampler
 from data.masking import MASK_TYPES, MaskGenerator
 from data.sampling import sample_rng
@@ -46,7 +47,7 @@ def rngs(seed: int, epoch: int, rows=ROWS, times=TIMES) -> list[np.random.Genera
 def test_uniforms_equal_those_of_each_generator(seed, epoch):
     for count in (1, 3, 4, 5, 22, 64, 65, 300):
         wanted = [rng.random(count) for rng in rngs(seed, epoch)]
-        assert np.array_equal(batch_uniforms(seed, epoch, ROWS, count, TIMES), wanted)
+        assert np.array_equal(BatchRng(seed, epoch, ROWS, TIMES).random(count), wanted)
 
 
 def test_draws_in_turn_equal_those_of_each_generator():
@@ -75,7 +76,7 @@ def test_crops_equal_those_of_each_image(area):
     sides = np.random.RandomState(0).randint(1, 400, (count, 2))
     sides[::3] = 256
     sides[1::30, 0], sides[2::30, 1] = 7, 5  # wide and tall: no candidate fits
-    uniforms = batch_uniforms(1, 2, range(count), 22)
+    uniforms = BatchRng(1, 2, range(count)).random(22)
     boxes = draw_crops(uniforms, *sides.T, area=area)
     wanted = [
         draw_crop(sample_rng(1, 2, i), *map(int, side), area=area) for i, side in enumerate(sides)
@@ -117,19 +118,24 @@ def joined(samples: list) -> tuple[torch.Tensor, ...]:
     return tuple(torch.stack(items) for items in zip(*samples, strict=True))
 
 
-def both_ways(transform, count: int = 40, mode: str = 'F') -> tuple[tuple, tuple]:
+def both_ways(
+    transform, count: int = 40, mode: str = 'F', squeezed: bool = False
+) -> tuple[tuple, tuple]:
     """What the twin gives for a batch, and the transform one by one (mode 'F': not rounded)."""
     images, rows = pictures(count), np.arange(100, 100 + count)
     times, twin = rows % 3, batch_transform(transform)
-    sides = {'heights': np.full(count, 90), 'widths': np.full(count, 90)}
-    parameters = twin.draw(2, 6, rows, times, **sides)
+    sizes = np.full((count, 2), 90)
+    if squeezed:
+        sizes = np.random.RandomState(3).randint(60, 400, (count, 2))
+    parameters = twin.draw(2, 6, rows, times, sizes=sizes, side=90)
     result = twin.apply(torch.from_numpy(twin.prepare(images)), parameters)
     result = result if isinstance(result, tuple) else (result,)
     images = images.astype(np.float32) if mode == 'F' else images
-    alone = [
-        transform(Image.fromarray(image), rng)
-        for image, rng in zip(images, rngs(2, 6, rows, times), strict=True)
-    ]
+    alone = []
+    for image, size, rng in zip(images, sizes.tolist(), rngs(2, 6, rows, times), strict=True):
+        picture = Image.fromarray(image)
+        picture.info[FULL_SIZE] = tuple(size)
+        alone.append(transform(picture, rng))
     return result, joined(alone)
 
 
@@ -151,6 +157,18 @@ def test_pretraining_equals_that_image_by_image(channels, normalize, interpolati
     keys = {'DATA__NORMALIZE': normalize, 'DATA__PRETRAIN_INTERPOLATION': interpolation}
     config = make_config(channels, **keys)
     assert_same(PretrainTransform(config, MaskGenerator(64, 16, 4)))
+
+
+@pytest.mark.parametrize('crop, tta', [(True, 'none'), (False, 'none'), (True, 'crops')])
+@pytest.mark.parametrize('interpolation', ['bilinear', 'random'])
+def test_squeezed_pictures_equal_those_image_by_image(interpolation, crop, tta):
+    keys = {'TEST__CROP': crop, 'EVAL__TTA': tta, 'DATA__INTERPOLATION': interpolation}
+    config = make_config(**keys, DATA__PRETRAIN_INTERPOLATION=interpolation)
+    masks = MaskGenerator(64, 16, 4)
+    for transform in (PretrainTransform(config, masks), HoldoutTransform(config, masks)):
+        assert_same(transform, squeezed=True)
+    for transform in (TrainTransform(config), EvalTransform(config)):
+        assert_same(transform, squeezed=True)
 
 
 @pytest.mark.parametrize('mask_type', MASK_TYPES)
@@ -204,7 +222,7 @@ def test_contrast_is_changed_before_the_crop(name):
 
 def test_flat_images_are_divided_by_one_grey_level():
     transform = PretrainTransform(make_config(DATA__NORMALIZE='image'), MaskGenerator(64, 16, 4))
-    twin, sides = batch_transform(transform), {'heights': [32, 32], 'widths': [32, 32]}
+    twin, sides = batch_transform(transform), {'sizes': np.full((2, 2), 32), 'side': 32}
     images = torch.full((2, 32, 32), 90, dtype=torch.uint8)
     images[0, ::2] = 91
     normalised, _ = twin.apply(images, twin.draw(0, 0, [0, 1], **sides))
@@ -219,7 +237,7 @@ def test_an_image_is_drawn_the_same_in_any_batch_and_order():
         twin, images, rows = batch_transform(transform), pictures(24), np.arange(24)
 
         def made(order, twin=twin, images=images, rows=rows):
-            sides = {'heights': np.full(len(order), 90), 'widths': np.full(len(order), 90)}
+            sides = {'sizes': np.full((len(order), 2), 90), 'side': 90}
             batch = torch.from_numpy(images[order])
             result = twin.apply(batch, twin.draw(1, 1, rows[order], rows[order] % 2, **sides))
             return result if isinstance(result, tuple) else (result,)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data import dicom
 from data.dicom import read_dicom
-from data.transforms import load_image
+from data.images import decode
 
 pydicom = pytest.importorskip('pydicom', minversion='3.0', reason='pydicom is not installed')
 
@@ -151,7 +151,9 @@ def test_16_stored_bits_are_scaled_as_those_of_a_png(tmp_path, highest):
     pixels = np.array([[0, 7, highest // 3, highest]], np.uint16)
     Image.fromarray(pixels).save(tmp_path / 'x.png')
     got = levels(write(tmp_path / 'x.dcm', pixels, 16))
-    np.testing.assert_allclose(got, np.asarray(load_image(tmp_path / 'x.png')), rtol=1e-6)
+    np.testing.assert_allclose(
+        got, np.asarray(decode((tmp_path / 'x.png').read_bytes())), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize('low, half', [(-1, 512), (-513, 2048), (-2048, 2048), (-2049, 8192)])

@@ -97,7 +97,7 @@ def test_refuses_a_full_disk_before_it_writes(tmp_path: Path, monkeypatch) -> No
     monkeypatch.setattr(data.packing.shutil, 'disk_usage', lambda path: usage._replace(free=2559))
     with pytest.raises(ValueError, match='do not fit'):
         pack(root, tmp_path / 'store', SMALL, report=lines.append)
-    assert '10 pictures of 16 x 16 px' in lines[0]
+    assert '10 pictures squeezed to 16 x 16 px, 8 bits' in lines[0]
     assert not list((tmp_path / 'store').glob('pixels_*'))
 
 
@@ -131,7 +131,8 @@ def test_script_packs_verifies_and_names_its_mistakes(tmp_path: Path) -> None:
 
     made = run('--data-path', root, '--output', store, '--size', 16, '--shard-size', '1KB')
     assert made.returncode == 0, made.stderr
-    assert '10 pictures of 16 x 16 px, 0 of them packed already: about 0.00 GB' in made.stdout
+    line = '10 pictures squeezed to 16 x 16 px, 8 bits, 0 of them packed already: about 0.00 GB'
+    assert line in made.stdout
     assert '1 pictures of more than 8 bits were rounded to 8 (--keep-16bit)' in made.stdout
     assert 'image/s' in made.stderr
     assert (
@@ -160,7 +161,7 @@ def test_killed_ten_times_by_a_signal_gives_the_same_bytes(tmp_path: Path) -> No
     journal = store / 'packing.jsonl'
     for kill in range(10):
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until = (kill + draw.random()) * 550 * 24  # bytes of the journal, 25 a picture
+        until = (kill + draw.random()) * 550 * 33  # bytes of the journal, 34 a picture
         while run.poll() is None and not (journal.exists() and journal.stat().st_size > until):
             time.sleep(0.001)
         time.sleep(draw.random() * 0.02)

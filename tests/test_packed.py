@@ -1,10 +1,14 @@
 """Reading a packed store: records as from the folder, the same runs, and no change unnoticed."""
 
+import gc
 import json
 import logging
+import os
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -23,18 +27,21 @@ from packed_data import (
     make_data,
     packed,
 )
+from test_loader import make_config
 from tiny import arguments, run_folder, run_main, tiny_config
 
 import data.packed
+from data import build_loader
 from data.chexpert import Records, read_csv, read_folder, split_holdout, take_subset
 from data.images import load_image
 from data.mimic import LABELLERS, SPLITS, read_mimic
-from data.packed import PICTURE, encode_about, is_store, open_store, verify
+from data.packed import PICTURE, Store, encode_about, is_store, open_store, verify
 from data.packing import append, pack
 from data.packing_images import Settings
 from data.phantom_mimic import make_phantom_mimic
 
 LOGGER = logging.getLogger('packed')
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope='module')
@@ -153,6 +160,93 @@ def test_gather_stacks_pictures_of_several_files(store: Path) -> None:
     np.testing.assert_array_equal(again.gather(order), stacked)
 
 
+CUT_OFF = """
+import os, sys
+import numpy as np
+from data.packed import open_store
+store = open_store(sys.argv[1])
+every = np.arange(len(store))
+before = store.gather(every)
+os.rename(store.path / 'pixels_00000.bin', store.path / 'away.bin')
+(store.path / 'pixels_00000.bin').write_bytes(bytes(768))
+assert (store.gather(every) == before).all()  # what was opened is read on
+os.truncate(store.path / 'pixels_00001.bin', int(sys.argv[2]))
+for read in (store.image, lambda position: store.gather(np.array([0, position]))):
+    try:
+        read(5)
+    except ValueError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize('size', [0, 600])
+def test_a_file_that_is_cut_short_while_in_use_is_named(
+    store: Path, tmp_path: Path, size: int
+) -> None:
+    store = copied(store, tmp_path / 'store')
+    command = [sys.executable, '-c', CUT_OFF, str(store), str(size)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run
+    line = (
+        f'{store}/pixels_00001.bin ends at byte {max(size, 512)}, within a picture: it was changed'
+    )
+    assert [found[: len(line)] for found in run.stdout.splitlines()] == [line] * 2
+
+
+def test_a_store_is_opened_once_and_again_only_when_it_was_added_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_data(tmp_path / 'data')
+    store = packed(root, tmp_path / 'store', csv_names=['train.csv'])
+    (tmp_path / 'link').symlink_to(store)
+    opened = open_store(store)
+    for place in (str(store), tmp_path / 'link', tmp_path / 'data' / '..' / 'store'):
+        assert open_store(place) is opened
+    monkeypatch.chdir(tmp_path)
+    assert open_store('store') is opened
+    append(root, store, 'valid.csv')
+    again = open_store(store)
+    assert again is not opened and len(again) == len(opened) + 2
+
+
+def test_a_run_opens_its_store_once(
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, read_index = [], data.packed.read_index
+    store = packed(phantom, tmp_path / 'store', Settings(32))
+    monkeypatch.setattr(
+        data.packed,
+        'read_index',
+        lambda path, about: opened.append(path) or read_index(path, about),
+    )
+    for is_pretrain in (True, False):
+        config = make_config(store, 'DATA.IMG_SIZE', 32, 'DATA.MASK_PATCH_SIZE', 8)
+        loaders = build_loader(config, LOGGER, is_pretrain)
+        assert all(next(iter(loader)) for loader in loaders if loader)
+    assert opened == [store]
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/fd'), reason='needs Linux')
+def test_files_of_pixels_are_opened_when_they_are_read_and_closed_in_the_end(
+    store: Path, tmp_path: Path
+) -> None:
+    store = copied(store, tmp_path / 'store')
+
+    def held() -> list[str]:
+        targets = (os.path.realpath(path) for path in Path('/proc/self/fd').iterdir())
+        return sorted(path for path in targets if path.startswith(f'{store}/pixels_'))
+
+    opened = Store(store)
+    assert held() == []
+    for _ in range(3):
+        opened.gather(np.array([0, 9, 1]))
+        opened.image(2)
+    assert held() == [f'{store}/pixels_00000.bin', f'{store}/pixels_00003.bin']
+    del opened
+    gc.collect()
+    assert held() == []
+
+
 def test_a_flipped_bit_anywhere_is_found(store: Path, tmp_path: Path) -> None:
     draw, whole = random.Random(0), contents(store)
     assert not verify(store)
@@ -244,9 +338,11 @@ def test_unfinished_stores_and_other_versions_are_refused(store: Path, tmp_path:
     with pytest.raises(ValueError, match='no packed store: it has no store.json'):
         open_store(root)
     newer = copied(store, tmp_path / 'newer')
-    (newer / 'store.json').write_bytes(encode_about(open_store(store).about | {'version': 2}))
-    with pytest.raises(ValueError, match='version 2; this program reads 1'):
-        open_store(newer)
+    for version in (1, 3):
+        about = open_store(store).about | {'version': version}
+        (newer / 'store.json').write_bytes(encode_about(about))
+        with pytest.raises(ValueError, match=f'version {version}; this program reads 2: pack the'):
+            open_store(newer)
 
 
 def test_a_csv_that_names_other_pictures_is_refused(store: Path, tmp_path: Path) -> None:
@@ -285,6 +381,7 @@ def sparse_store(store: Path, count: int) -> Path:
     pictures['shard'], pictures['offset'] = np.divmod(np.arange(count), shard)
     pictures['offset'] *= each
     pictures['height'] = pictures['width'] = 256
+    pictures['full_height'], pictures['full_width'] = 320, 390
     pictures['crc32'] = zlib.crc32(bytes(each))
     names = np.array([f'train/patient{i:06d}/study1/view1.jpg' for i in range(count)], bytes)
     files, shards = {}, [f'pixels_{i:05d}.bin' for i in range(-(-count // shard))]
@@ -297,7 +394,7 @@ def sparse_store(store: Path, count: int) -> Path:
         np.save(path, values)
         files[path.name] = [path.stat().st_size, zlib.crc32(path.read_bytes())]
     settings = {'size': 256, 'square': True, 'keep_16bit': False}
-    about = {'version': 1, 'settings': settings, 'generation': 0, 'images': count, 'left_out': {}}
+    about = {'version': 2, 'settings': settings, 'generation': 0, 'images': count, 'left_out': {}}
     about |= {'scored': False, 'shards': shards, 'files': files}
     (store / 'store.json').write_bytes(encode_about(about))
     return store

@@ -21,6 +21,7 @@ from packed_data import (
 )
 from PIL import Image
 
+import data.dicom
 import data.images
 from data.chexpert import read_csv, read_folder
 from data.packed import open_store, verify
@@ -126,6 +127,29 @@ def test_failures_of_the_machine_are_no_damaged_pictures(
             pack(root, tmp_path / 'store', SMALL, skip_bad=True)
     pack(root, tmp_path / 'store', SMALL, skip_bad=True)
     assert not open_store(tmp_path / 'store').left_out
+
+
+@pytest.mark.parametrize('fault', ['drive', 'decoder'])
+def test_what_no_dicom_file_is_at_fault_for_is_no_damaged_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    pytest.importorskip('pydicom', minversion='3.0', reason='pydicom is not installed')
+    from pydicom.pixels.decoders.base import Decoder
+    from test_dicom import jpeg, write
+
+    file = write(tmp_path / 'x.dcm', picture(1), syntax='JPEGLSLossless', data=[jpeg(picture(1))])
+
+    def fail(path: object, mode: str) -> None:
+        raise OSError(errno.EIO, 'Input/output error')
+
+    if fault == 'drive':  # for once: it can be read again at once
+        monkeypatch.setattr(data.dicom, 'open', fail, raising=False)
+    else:
+        monkeypatch.setattr(Decoder, 'available_plugins', ())
+    words = {'drive': 'Input/output error', 'decoder': 'no decoder of JPEG-LS'}[fault]
+    with pytest.raises(ValueError, match=f'x.dcm cannot be read: {words}.*only damaged') as caught:
+        encode(file, SMALL)
+    assert not isinstance(caught.value, DamagedPicture)
 
 
 def test_a_picture_that_is_cut_off_is_damaged_and_a_folder_in_its_place_is_not(

@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from data.augment import warp, warp_matrix
-from data.batch_draws import batch_uniforms, draw_crops
+from data.batch_draws import BatchRng, draw_crops
 from data.resampling import KERNELS, resize_crops, warp_batch
 from data.transforms import FILTERS, Box, resized_crop
 
@@ -25,7 +25,7 @@ def noise(*shape: int) -> torch.Tensor:
 
 def random_boxes(count: int, height: int, width: int, area=(0.08, 1.0)) -> torch.Tensor:
     sides = np.full(count, height), np.full(count, width)
-    return torch.from_numpy(draw_crops(batch_uniforms(0, 0, range(count), 22), *sides, area=area))
+    return torch.from_numpy(draw_crops(BatchRng(0, 0, range(count)).random(22), *sides, area=area))
 
 
 def reach_of(resample: Image.Resampling) -> int:
@@ -105,6 +105,27 @@ def test_resizing_equals_pillows_but_for_its_rounding(name):
         if name == 'bilinear':  # the others are cut to 0..255 between the axes, too
             rounded = resized_crop(Image.fromarray(image), Box(*box), 48, FILTERS[name][0])
             assert np.abs(result - rounded).max() < 1.02
+
+
+@pytest.mark.parametrize('name', ['bilinear', 'bicubic', 'lanczos', 'hamming'])
+def test_fractional_boxes_equal_pillows(name):
+    images, rng = noise(60, 64, 64), np.random.RandomState(1)
+    start = rng.randint(0, 30 * 1024, (60, 2)) / 1024
+    start[::5], start[1::5] = 0, np.rint(start[1::5])
+    boxes = np.hstack([start, np.minimum(rng.randint(1024, 60 * 1024, (60, 2)) / 1024, 64 - start)])
+    options = torch.from_numpy(boxes), 48, FILTERS[name]
+    within, around = resize_crops(images, *options), resize_crops(images, *options, around=True)
+    for image, box, inside, whole in zip(images.numpy(), boxes, within, around, strict=True):
+        unrounded, (top, left, height, width) = Image.fromarray(image.astype(np.float32)), box
+        place = left, top, left + width, top + height
+        wanted = np.clip(unrounded.resize((48, 48), FILTERS[name][0], place), 0, 255)
+        np.testing.assert_allclose(whole, wanted, atol=0.02)
+        rows = slice(math.floor(top), math.ceil(top + height))
+        columns = slice(math.floor(left), math.ceil(left + width))
+        part = unrounded.crop((columns.start, rows.start, columns.stop, rows.stop))
+        place = np.array(place) - [columns.start, rows.start] * 2
+        wanted = np.clip(part.resize((48, 48), FILTERS[name][0], place.tolist()), 0, 255)
+        np.testing.assert_allclose(inside, wanted, atol=0.02)
 
 
 def test_smallest_and_largest_boxes_at_the_borders():
