@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 
 from config import Config
 from data import Loaders
+from data.bad_images import bad_images
 from data.chexpert import Records, select_views, split_holdout
 from data.groups import group_columns
 from data.labels import (
@@ -61,7 +62,13 @@ def _training_loaders(
         transform = EvalTransform(config, test_time_views=False)
         dataset = build_dataset(records, transform, seed=config.SEED, targets=targets)
         return {'plain': make_loader(dataset, shuffle=False, **loader_options(config))}
-    dataset = build_dataset(records, TrainTransform(config), seed=config.SEED, targets=targets)
+    dataset = build_dataset(
+        records,
+        TrainTransform(config),
+        seed=config.SEED,
+        targets=targets,
+        bad_images=bad_images(config, logger),
+    )
     weights = inverse_frequency_weights(targets) if data.SAMPLER == 'weighted' else None
     options = loader_options(config)
     return {'train': make_loader(dataset, shuffle=True, weights=weights, **options)}

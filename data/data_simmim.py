@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 
 from config import Config, encoder_node
 from data import Loaders
+from data.bad_images import bad_images
 from data.chexpert import (
     Records,
     read_folder,
@@ -33,7 +34,10 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
         f'{len(holdout)} images of {len(set(holdout.patient))} patients held out'
     )
     dataset = build_dataset(
-        train, PretrainTransform(config, mask_generator(config)), seed=config.SEED
+        train,
+        PretrainTransform(config, mask_generator(config)),
+        seed=config.SEED,
+        bad_images=bad_images(config, logger),
     )
     holdout = evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES)
     reference = reference_mask_generator(config)

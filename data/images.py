@@ -22,14 +22,17 @@ one that it took.  JPEG decoded at an eighth of its size ('draft') is not used: 
 
 import os
 import re
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from io import BytesIO
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from data.dicom import MAX_PIXELS
 
 try:
     from kornia_rs.io import decode_image_jpegturbo, decode_image_png_u8, decode_image_png_u16
@@ -40,6 +43,13 @@ if TYPE_CHECKING:
     from data.chexpert import Records
     from data.packed import Store
 
+MIN_SIDE = 16  # in pixels
+MAX_ASPECT = 10  # long side by short side; a chest is about as wide as it is high
+PROBES = 16  # pixels that are looked at before all are
+
+# Formats that Pillow shall know by their contents; of the others some start programs (EPS).
+FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'GIF', 'PPM', 'WEBP', 'JPEG2000')
+TILE_SIZE_TAGS = 322, 323  # of a TIFF
 MODES_8_BIT = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
 MODES_16_BIT = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')
 FULL_RANGES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))
@@ -53,24 +63,111 @@ JPEG_SEGMENTS = {0xE0, 0xEE, 0xFE, 0xDB, 0xC4, 0xDD}
 JPEG_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive
 JPEG_SCAN = 0xDA
 
+FULL_SIZE = ('full size',)  # key of Image.info: no text, so that no file can have it
 
-def load_image(path: str | PathLike[str]) -> Image.Image:
+
+def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Image.Image:
     """Read an image as one channel of grey levels.
 
     Colour becomes ITU-R 601 luma, transparency lies on black, EXIF rotation is undone.  16-bit
     images are scaled by their true range: the smallest of 8, 10, 12, 14, 16 bits that holds them.
-    For `.dcm` files see `data.dicom.read_dicom`.
+    What a file is, its contents decide, but for `.dcm` files: see `data.dicom.read_dicom`.
+
+    Args:
+        path: of a file.
+        root: the folder that no link on the way may leave; '' is any.
 
     Returns:
         Mode 'L' for 8 bits; mode 'F' in grey levels 0..255, not rounded, for 16 bits.
 
     Raises:
-        ValueError: naming the path, if there is no such file or it cannot be read.
+        ValueError: naming the path, if there is no such file, if it cannot be read, or if it is no
+            picture to learn from: of one grey level, tiny, or a mere strip.
     """
+    if root:
+        refuse_link_out(root, path)
     if os.fspath(path).lower().endswith('.dcm'):
         from data.dicom import read_dicom
 
-        return read_dicom(path)
+        image = read_dicom(path)
+    else:
+        image = _read_image(path)
+    if fault := _fault(image):
+        raise ValueError(f'image {path} cannot be used: {fault}')
+    return image
+
+
+def refuse_link_out(root: str | PathLike[str], path: str | PathLike[str]) -> None:
+    """Refuse a path below a folder that a link takes out of it: its owner gave that folder only.
+
+    Raises:
+        ValueError: naming the path and the folder.
+    """
+    if not os.path.join(_real_path(path), '').startswith(_real_root(os.fspath(root))):
+        raise ValueError(f'{path} is a link that leaves the data root {root}')
+
+
+def is_passing(error: ValueError, path: str | PathLike[str]) -> bool:
+    """Whether `load_image` refused a file for no fault of its own, so that it may be read later."""
+    cause = error.__cause__ or error.__context__
+    # Pillow has OSErrors of its own, without a number, for what is in the file.
+    is_system = isinstance(cause, OSError) and cause.errno is not None
+    if is_system or isinstance(cause, (MemoryError, ImportError)):
+        return True
+    if str(error).endswith('(MemoryError)'):  # of DICOM files only the text tells
+        return True
+    try:
+        _read(path)
+    except (OSError, MemoryError):
+        return True
+    return False
+
+
+def image_reader(records: 'Records') -> Callable[[int], Image.Image]:
+    """What reads the picture of a record by its position: from its file, or from the store.
+
+    It can be pickled, without the records; a store then is as its path.  It raises ValueError
+    naming what it read.
+    """
+    from data.packed import is_store, open_store
+
+    if not is_store(records.root):
+        return partial(_read_file, records.root, Names(records.file))
+    store = open_store(records.root)
+    return partial(_read_packed, store, store.position(records.file))
+
+
+class Names:
+    """Names of files in one piece of memory; each worker would have a list's texts of its own."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self.ends = np.cumsum([0, *map(len, encoded)])
+        self.text = b''.join(encoded)
+
+    def __getitem__(self, position: int) -> str:
+        return os.fsdecode(self.text[self.ends[position] : self.ends[position + 1]])
+
+
+def full_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of a picture before it was packed, if it was: its aspect is theirs."""
+    return image.info.get(FULL_SIZE, (image.height, image.width))
+
+
+def decode(data: bytes) -> Image.Image:
+    """The image of a file's contents, see `load_image`; raises whatever comes."""
+    pixels = _decode_plain(data)
+    if pixels is not None:
+        return Image.fromarray(pixels) if pixels.dtype == np.uint8 else _from_16_bit(pixels)
+    with _opened(data) as image:
+        if image.mode in MODES_8_BIT and re.search(r';16[BLN]', str(image.tile)):
+            raise ValueError('16-bit colour or alpha would be cut to 8 bits; store 16-bit grey')
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_grey(image)
+
+
+def _read_image(path: str | PathLike[str]) -> Image.Image:
+    """A file that is no DICOM file; errors name the path."""
     try:
         return decode(_read(path))
     except FileNotFoundError:
@@ -81,29 +178,57 @@ def load_image(path: str | PathLike[str]) -> Image.Image:
         raise ValueError(f'image {path} cannot be read: {error}') from error
 
 
-def image_reader(records: 'Records') -> Callable[[int], Image.Image]:
-    """What reads the picture of a record by its position: from its file, or from the store.
+def _opened(data: bytes) -> Image.Image:
+    """What Pillow makes of a file's header; no memory is taken for its pixels before this."""
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError(f'its header claims more than {MAX_PIXELS:,} pixels') from None
+    # Of a tile libtiff takes the memory that is claimed for it, whatever the image's size.
+    tags = getattr(image, 'tag_v2', {})
+    tile_size = [tags.get(tag, 0) for tag in TILE_SIZE_TAGS]
+    for width, height in (image.size, tile_size):
+        if width * height > MAX_PIXELS:
+            raise ValueError(
+                f'its header claims {width} x {height} pixels; {MAX_PIXELS:,} are allowed'
+            )
+    if getattr(image, 'is_animated', False):
+        raise ValueError('it holds several pictures; write each to a file of its own')
+    return image
 
-    It can be pickled; a store then is as its path.  It raises ValueError naming what it read.
-    """
-    from data.packed import is_store, open_store
 
-    if not is_store(records.root):
-        return partial(_read_file, records)
-    store = open_store(records.root)
-    return partial(_read_packed, store, store.position(records.file))
+def _fault(image: Image.Image) -> str:
+    """Why nothing can be learned from a picture; '' for others."""
+    width, height = image.size
+    if min(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
+        return (
+            f'it has {width} x {height} pixels; no side may be under {MIN_SIDE}, nor more than '
+            f'{MAX_ASPECT} times the other'
+        )
+    first = image.getpixel((0, 0))
+    places = ((i * width // PROBES, i * height // PROBES) for i in range(1, PROBES))
+    if all(image.getpixel(place) == first for place in places):
+        low, high = image.getextrema()
+        if low == high:
+            return f'all pixels are {low:g}'
+    return ''
 
 
-def decode(data: bytes) -> Image.Image:
-    """The image of a file's contents, see `load_image`; raises whatever comes."""
-    pixels = _decode_plain(data)
-    if pixels is not None:
-        return Image.fromarray(pixels) if pixels.dtype == np.uint8 else _from_16_bit(pixels)
-    with Image.open(BytesIO(data)) as image:
-        if image.mode in MODES_8_BIT and re.search(r';16[BLN]', str(image.tile)):
-            raise ValueError('16-bit colour or alpha would be cut to 8 bits; store 16-bit grey')
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_grey(image)
+@lru_cache(maxsize=8)
+def _real_root(root: str) -> str:
+    return os.path.join(_real_path(root), '')
+
+
+def _real_path(path: str | PathLike[str]) -> str:
+    """As os.path.realpath, where the system can tell in a sixth of the time."""
+    try:
+        descriptor = os.open(path, os.O_PATH)
+        try:
+            return os.readlink(f'/proc/self/fd/{descriptor}')
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError, AttributeError):  # no such file, or not Linux
+        return os.path.realpath(path)
 
 
 def _read(path: str | PathLike[str]) -> bytes:
@@ -111,8 +236,8 @@ def _read(path: str | PathLike[str]) -> bytes:
         return file.read()
 
 
-def _read_file(records: 'Records', position: int) -> Image.Image:
-    return load_image(records.root / records.file[position])
+def _read_file(root: Path, files: Names, position: int) -> Image.Image:
+    return load_image(root / files[position], root)
 
 
 def _read_packed(store: 'Store', places: np.ndarray, position: int) -> Image.Image:
@@ -182,8 +307,8 @@ def _number(data: bytes, place: int, size: int) -> int:
 
 
 def _too_large(size: tuple[int, int]) -> bool:
-    """Whether Pillow would warn of so large an image, or refuse it."""
-    return size[0] * size[1] > (Image.MAX_IMAGE_PIXELS or 0)
+    """Whether Pillow shall refuse so large an image."""
+    return size[0] * size[1] > MAX_PIXELS
 
 
 def _to_grey(image: Image.Image) -> Image.Image:

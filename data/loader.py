@@ -6,7 +6,12 @@ an epoch may have an image several times, how often it came before is handed ove
 is drawn anew each time.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import distributed
 from config import Config
+from data.bad_images import HINT, BadImages, in_place_of
 from data.batches import batch_transform
 from data.chexpert import Records
-from data.images import image_reader
+from data.images import Names, image_reader, is_passing
 from data.packed import Store, is_store, open_store
 from data.sampling import epoch_order, occurrences, sample_rng, weighted_order
 
@@ -27,12 +33,15 @@ class XrayDataset(Dataset):
     """Images of the records, each transformed with its own generator.
 
     An item is what the transform returns; with targets it is (that, targets of the image, index).
+    With `bad_images` another image takes the place of one that cannot be used: it is transformed
+    with the generator of the place, and targets and index are its own.
 
     Args:
         records: what to read.
         transform: called with (image of load_image, generator of the sample).
         seed: with epoch and row the key of a sample's generator.
         targets: [N, K] float32, or None.
+        bad_images: where those that cannot be used are listed; None: they are errors.
     """
 
     def __init__(
@@ -42,12 +51,18 @@ class XrayDataset(Dataset):
         *,
         seed: int,
         targets: np.ndarray | None = None,
+        bad_images: BadImages | None = None,
     ) -> None:
         self.records = records
         self.image = image_reader(records)
         self.transform = transform
         self.seed = seed
         self.targets = targets
+        self.bad_images = bad_images
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is not forked: without the texts of the records that it never needs."""
+        return vars(self) | {'records': _without_texts(self.records)}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -55,12 +70,33 @@ class XrayDataset(Dataset):
     def __getitem__(self, key: tuple[int, ...]) -> Any:
         epoch, index, *occurrence = key
         row = int(self.records.row[index])
-        try:
-            image = self.image(index)
-        except ValueError as error:
-            raise ValueError(f'{self._place(index)}: {error}') from error
+        image, index = self._usable(self.image, epoch, index)
         sample = self.transform(image, sample_rng(self.seed, epoch, row, *occurrence))
         return sample if self.targets is None else (sample, self.targets[index], index)
+
+    def _usable(self, read: Callable[[int], Any], epoch: int, index: int) -> tuple[Any, int]:
+        """An image and its position: the one at `index`, or the first in its place that is good."""
+        row, length = int(self.records.row[index]), len(self)
+        for place in in_place_of(index, seed=self.seed, epoch=epoch, row=row, length=length):
+            try:
+                return read(place), place
+            except ValueError as error:
+                self._set_aside(place, error)
+        raise ValueError(f'{self.records.root}: none of {length} images can be used')
+
+    def _set_aside(self, index: int, error: ValueError) -> None:
+        """List an image that cannot be used; raise where none may be bad, or not so many."""
+        records, place = self.records, self._place(index)
+        if self.bad_images is None:
+            raise ValueError(f'{place}: {error} ({HINT})') from error
+        path = records.root / records.file[index]
+        if path.exists() and is_passing(error, path):  # of what is packed there is no such path
+            raise ValueError(f'{place}: {error}') from error
+        row = int(records.row[index]) + 2 if records.csv else None
+        try:
+            self.bad_images.add(records.file[index], row, str(error))
+        except ValueError as too_many:
+            raise ValueError(f'{place}: {too_many}') from error
 
     def _place(self, index: int) -> str:
         records = self.records
@@ -81,6 +117,7 @@ class SquareDataset(XrayDataset):
         seed: as for an XrayDataset.
         store: where the records' pictures are.
         targets: [N, K] float32, or None.
+        bad_images: as for an XrayDataset.
     """
 
     def __init__(
@@ -91,28 +128,42 @@ class SquareDataset(XrayDataset):
         seed: int,
         store: Store,
         targets: np.ndarray | None = None,
+        bad_images: BadImages | None = None,
     ) -> None:
-        super().__init__(records, transform, seed=seed, targets=targets)
+        super().__init__(records, transform, seed=seed, targets=targets, bad_images=bad_images)
         self.store = store
         self.positions = store.position(records.file)
         self.batch_transform = batch_transform(transform)
 
     def __getitems__(self, keys: list[tuple[int, ...]]) -> tuple[Any, ...]:
         epochs, index, *occurrence = np.ascontiguousarray(np.array(keys).T)
-        images = self.batch_transform.prepare(self.store.gather(self.positions[index]))
-        sides = np.full(len(index), self.store.side)
+        rows = self.records.row[index]
+        pixels, index = self._gather(int(epochs[0]), index)
+        images = self.batch_transform.prepare(pixels)
         parameters = self.batch_transform.draw(
             self.seed,
             int(epochs[0]),
-            self.records.row[index],
+            rows,
             *occurrence,
-            heights=sides,
-            widths=sides,
+            sizes=self.store.full_sizes(self.positions[index]),
+            side=self.store.side,
         )
         batch = torch.from_numpy(images), parameters
         if self.targets is None:
             return batch
         return batch, torch.from_numpy(self.targets[index]), torch.from_numpy(index)
+
+    def _gather(self, epoch: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels [B, S, S] and the positions of those that can be used, see `_usable`."""
+        try:
+            return self.store.gather(self.positions[index]), index
+        except ValueError:  # one by one: which one it is
+            usable = [self._usable(self._square, epoch, i) for i in index.tolist()]
+            squares, places = zip(*usable, strict=True)
+            return np.stack(squares), np.array(places)
+
+    def _square(self, index: int) -> np.ndarray:
+        return self.store.gather(self.positions[[index]])[0]
 
     def finish(self, batch: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
         """What the model is given, of a batch that is where it runs."""
@@ -127,13 +178,15 @@ def build_dataset(
     *,
     seed: int,
     targets: np.ndarray | None = None,
+    bad_images: BadImages | None = None,
 ) -> XrayDataset:
     """The records' images: by batches from a packed store of squares, else one by one."""
+    options = {'seed': seed, 'targets': targets, 'bad_images': bad_images}
     if is_store(records.root):
         store = open_store(records.root)
         if store.side is not None:
-            return SquareDataset(records, transform, seed=seed, store=store, targets=targets)
-    return XrayDataset(records, transform, seed=seed, targets=targets)
+            return SquareDataset(records, transform, store=store, **options)
+    return XrayDataset(records, transform, **options)
 
 
 class EpochSampler(Sampler[list[tuple[int, ...]]]):
@@ -247,11 +300,13 @@ def make_loader(
         world_size=distributed.world_size(),
         weights=weights,
     )
-    return DataLoader(
+    tells = getattr(dataset, 'bad_images', None) is not None
+    return (_TellingLoader if tells else DataLoader)(
         dataset,
         batch_sampler=sampler,
         collate_fn=_as_it_is if isinstance(dataset, SquareDataset) else None,
         num_workers=num_workers,
+        worker_init_fn=_leave_signals_to_the_run,
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=shuffle and num_workers > 0,  # evaluation is short: no idle processes
         # The loader draws a base seed for each pass; not from the model's random stream.
@@ -259,5 +314,36 @@ def make_loader(
     )
 
 
+class _TellingLoader(DataLoader):
+    """Says after each pass how many images could not be used."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+        self.dataset.bad_images.warn()
+
+
+def _without_texts(records: Records) -> Records:
+    """Records with the rows and files alone, these in one piece."""
+    texts = {field.name for field in fields(records)} - {'root', 'csv', 'row', 'file'}
+    return replace(records, file=Names(records.file), **dict.fromkeys(texts))
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A signal to all processes, as a cluster sends it, must not end what the last step needs."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_when_the_run_says, daemon=True).start()
+
+
+def _end_when_the_run_says() -> None:
+    """Take SIGTERM from the process that loads, and from no other."""
+    run = multiprocessing.parent_process().pid
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != run:
+        continue
+    os._exit(0)

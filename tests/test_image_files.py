@@ -9,13 +9,13 @@ import pytest
 from pictures import xray
 from PIL import Image
 
-from data.transforms import load_image
+from data.images import decode, load_image
 
 
 def save(image: Image.Image, path, **options) -> np.ndarray:
-    """Write the image, read it by load_image, give its pixels."""
+    """Write the image, decode the file, give its pixels."""
     image.save(path, **options)
-    return np.asarray(load_image(path))
+    return np.asarray(decode(path.read_bytes()))
 
 
 def test_grey_png_is_unchanged(tmp_path):

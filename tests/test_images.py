@@ -100,6 +100,12 @@ def interlaced() -> bytes:
     return png[:12] + header + struct.pack('>I', zlib.crc32(header)) + png[33:]
 
 
+def animation(pictures: int) -> bytes:
+    """A PNG that announces so many pictures, and has the first."""
+    first = with_chunk(PNG, b'fcTL', struct.pack('>5I2H2B', 0, *GREY.size, 0, 0, 0, 0, 0, 0))
+    return with_chunk(first, b'acTL', struct.pack('>II', pictures, 0))
+
+
 PNG = encode(GREY, 'PNG')
 OTHERS = {
     'colour JPEG': encode(GREY.convert('RGB'), 'JPEG'),
@@ -116,7 +122,7 @@ OTHERS = {
         PNG, b'tEXt', b'XML:com.adobe.xmp\0<x tiff:Orientation="6"/>'
     ),
     'interlaced': interlaced(),
-    'animation': with_chunk(PNG, b'acTL', struct.pack('>II', 1, 0)),
+    'animation of one picture': animation(1),
     'TIFF': encode(GREY, 'TIFF'),
     'BMP': encode(GREY, 'BMP'),
 }  # fmt: skip
@@ -139,12 +145,14 @@ def test_a_plain_text_does_not_slow_a_png_down(quick):
     assert np.array_equal(images._decode_plain(data), np.asarray(GREY))
 
 
-def test_images_that_pillow_warns_of_are_left_to_it(monkeypatch):
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', GREY.width * GREY.height - 1)
+def test_images_of_too_many_pixels_are_left_to_pillow(monkeypatch):
     for kind in ('JPEG', 'PNG'):
         data = encode(GREY, kind)
+        monkeypatch.setattr(images, 'MAX_PIXELS', GREY.width * GREY.height)
+        decode(data)
+        monkeypatch.setattr(images, 'MAX_PIXELS', GREY.width * GREY.height - 1)
         assert images._decode_plain(data) is None
-        with pytest.warns(Image.DecompressionBombWarning):
+        with pytest.raises(ValueError, match='claims 75 x 61 pixels; 4,574 are allowed'):
             decode(data)
 
 
@@ -185,9 +193,9 @@ def test_a_folder_is_no_image(tmp_path):
 
 @pytest.mark.parametrize('name', ['x.dcm', 'X.DCM'])
 def test_dicom_has_a_reader_of_its_own(name, tmp_path, monkeypatch):
-    reader = SimpleNamespace(read_dicom=lambda path: ('read', path))
-    monkeypatch.setitem(sys.modules, 'data.dicom', reader)
-    assert load_image(tmp_path / name) == ('read', tmp_path / name)
+    given = {tmp_path / name: GREY}
+    monkeypatch.setitem(sys.modules, 'data.dicom', SimpleNamespace(read_dicom=given.get))
+    assert load_image(tmp_path / name) is GREY
 
 
 # Records

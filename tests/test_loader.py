@@ -2,8 +2,10 @@
 
 import csv
 import logging
+import pickle
 import re
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,9 +247,9 @@ def test_no_hold_out_is_no_loader(data_path):
 def test_a_folder_of_images_is_split_and_loaded(tmp_path):
     for number in range(10):
         (tmp_path / f'{number % 3}').mkdir(exist_ok=True)
-        Image.fromarray(np.full((50, 60), 20 * number, np.uint8)).save(
-            tmp_path / f'{number % 3}' / f'{number}.png'
-        )
+        pixels = np.full((50, 60), 20 * number, np.uint8)
+        pixels[0, 0] += 1  # a picture of one level is no picture
+        Image.fromarray(pixels).save(tmp_path / f'{number % 3}' / f'{number}.png')
     config = make_config(tmp_path, 'DATA.DATASET', 'folder')
     loaders = build_loader(config, LOGGER, is_pretrain=True)
     assert len(loaders.train.dataset) == 8 and len(loaders.holdout.dataset) == 2
@@ -372,6 +374,20 @@ def test_a_missing_image_names_csv_row_and_path(tmp_path, workers):
     message = f'{tmp_path / "train.csv"}, row 5 (the header is row 1): there is no image {missing}'
     with pytest.raises(ValueError, match=re.escape(message)):
         next(iter(loader))
+
+
+def test_a_spawned_worker_has_the_files_names_and_rows_and_no_other_text(data_path, tmp_path):
+    records = read_csv(data_path, 'train.csv').select(np.array([5, 9, 30]))
+    transform = PretrainTransform(make_config(data_path), MaskGenerator(64, 16, 4, 0.6))
+    dataset = XrayDataset(records, transform, seed=3)
+    sent = pickle.loads(pickle.dumps(dataset))  # noqa: S301
+    assert_same([sent[2, 1]], [dataset[2, 1]])
+    assert [sent.records.file[i] for i in range(len(sent))] == records.file.tolist()
+    assert [name for name, v in vars(sent.records).items() if isinstance(v, np.ndarray)] == ['row']
+    broken = XrayDataset(replace(records, root=tmp_path), transform, seed=3)
+    wanted = rf'{tmp_path}/train.csv, row 11 .* no image {tmp_path}/{records.file[1]}'
+    with pytest.raises(ValueError, match=wanted):
+        pickle.loads(pickle.dumps(broken))[0, 1]  # noqa: S301
 
 
 def test_an_unreadable_image_names_csv_row_path_and_reason(tmp_path):

@@ -203,7 +203,7 @@ class FakeRecords(SimpleNamespace):
 def dataset(tmp_path_factory) -> XrayDataset:
     """23 times one image, from row 100 on; a sample is its first random number."""
     root = tmp_path_factory.mktemp('xrays')
-    Image.new('L', (8, 8)).save(root / 'image.png')
+    Image.linear_gradient('L').save(root / 'image.png')
     records = FakeRecords(root=root, file=['image.png'] * 23, row=np.arange(100, 123))
     return XrayDataset(
         records, lambda image, rng: rng.random(), seed=5, targets=np.zeros((23, 1), np.float32)
