@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from data.images import refuse_link_out
 from data.labels import LABELS, cell_error, map_cells, read_labels
 from data.packed import Store, is_store, open_store, packed_records
 from data.tables import read_table, refuse_duplicates, require_columns
@@ -24,9 +25,10 @@ DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')
 SEXES = {name: name for name in ('Male', 'Female', 'Unknown')}
 VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral'}
 PROJECTIONS = {name: name for name in ('AP', 'PA', 'LL', 'RL', '')}
+MAX_PATH = 4096  # characters; longer ones no system opens, and only take time
 AGE = re.compile(r'\d{1,3}(\.\d+)?', re.ASCII)
 
-_PART = r'(?!\.\.?(?:/|\Z))[^/]+'
+_PART = r'(?!\.\.?(?:/|\Z))[^/\0-\x1f\x7f]+'
 _STUDY_FORM = rf'(?P<study>(?P<prefix>(?:{_PART}/)*?)(?P<patient>patient\d+)/study\d+)'
 STUDY_PATH = re.compile(_STUDY_FORM)
 IMAGE_PATH = re.compile(rf'{_STUDY_FORM}(?:/{_PART})+')
@@ -100,11 +102,11 @@ def read_csv(
     if by_study:
         table = _expand_studies(table, store or root, source, image_suffix)
     paths = table['Path']
-    parts = _match_paths(paths, IMAGE_PATH, source)
+    parts = match_paths(paths, IMAGE_PATH, source)
     suffix = '' if by_study else image_suffix  # a study's images are listed as they are
-    rule = _PathRule(False, suffix)
+    rule = PathRule(False, suffix)
     if check_files:
-        rule = _PathRule.decide(paths, parts['prefix'], store or root, source, suffix)
+        rule = PathRule.decide(paths, parts['prefix'], store or root, source, suffix)
     files = np.array([rule.file(path) for path in paths], object)
     refuse_duplicates(paths, source, files)
     if logger is not None:
@@ -222,9 +224,9 @@ def take_subset(records: Records, *, fraction: float, images: int, seed: int) ->
     return records.select(rank < _share(fraction, num_patients))
 
 
-def _match_paths(paths: pd.Series, form: re.Pattern, source: str) -> pd.DataFrame:
+def match_paths(paths: pd.Series, form: re.Pattern, source: str) -> pd.DataFrame:
     """Patient, study and prefix of each path; refuses paths that are not of the form."""
-    matches = [form.fullmatch(path) for path in paths]
+    matches = [form.fullmatch(path) if len(path) <= MAX_PATH else None for path in paths]
     if None in matches:
         position = matches.index(None)
         path = paths.iloc[position]
@@ -239,7 +241,7 @@ def _match_paths(paths: pd.Series, form: re.Pattern, source: str) -> pd.DataFram
 
 
 @dataclass(frozen=True)
-class _PathRule:
+class PathRule:
     """How a path of the CSV becomes a file below the root."""
 
     drop_first_part: bool
@@ -248,7 +250,7 @@ class _PathRule:
     @classmethod
     def decide(
         cls, paths: pd.Series, prefixes: pd.Series, root: Path | Store, source: str, suffix: str
-    ) -> '_PathRule':
+    ) -> 'PathRule':
         """Take the rule under which the first path of each prefix is there."""
         first = paths[~prefixes.duplicated().to_numpy()]
         tried = []
@@ -256,6 +258,9 @@ class _PathRule:
             files = [rule.file(path) for path in first]
             missing = [file for file in files if not exists(root, file)]
             if not missing:
+                if not isinstance(root, Store):
+                    for file in files:
+                        refuse_link_out(root, root / file)
                 return rule
             tried.append(os.path.join(root, missing[0]))
         raise ValueError(
@@ -278,8 +283,8 @@ def _expand_studies(
 ) -> pd.DataFrame:
     """Turn rows of studies into rows of their images; the index stays the study's row."""
     studies = table['Study']
-    prefixes = _match_paths(studies, STUDY_PATH, source)['prefix']
-    rule = _PathRule.decide(studies, prefixes, root, source, suffix='')
+    prefixes = match_paths(studies, STUDY_PATH, source)['prefix']
+    rule = PathRule.decide(studies, prefixes, root, source, suffix='')
     refuse_duplicates(studies, source)
     suffixes = (image_suffix.lower(),) if image_suffix else IMAGE_SUFFIXES
     images = []
@@ -301,28 +306,33 @@ def exists(root: Path | Store, file: str) -> bool:
 def _images_of_study(root: Path | Store, place: str, suffixes: tuple[str, ...]) -> list[str]:
     if isinstance(root, Store):
         return [file for file in root.below(place) if file.lower().endswith(suffixes)]
-    return sorted(_images_below(root, place, suffixes)) if os.path.isdir(root / place) else []
+    if not os.path.isdir(root / place):
+        return []
+    refuse_link_out(root, root / place)
+    return sorted(_images_below(root, place, suffixes))
 
 
 def _images_below(
     root: Path, place: str, suffixes: tuple[str, ...], refused: tuple[str, ...] = ()
 ) -> Iterator[str]:
     """Yield the images below `root / place` as paths relative to the root."""
-    with os.scandir(root / place) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith('.')]
-    for entry in visible:
-        file = f'{place}/{entry.name}' if place else entry.name
-        if entry.name in refused:
-            raise _refuse_scored(f'{root / file} is there')
-        is_image = entry.name.lower().endswith(suffixes)
-        if entry.is_symlink():
-            inside = (root / file).resolve().is_relative_to(root.resolve())
-            if (is_image or entry.is_dir()) and not inside:
-                raise ValueError(f'{root / file} is a link that leaves the data root {root}')
-        elif entry.is_dir():
-            yield from _images_below(root, file, suffixes, refused)
-        elif is_image:
-            yield file
+    places = [place]
+    while places:
+        place = places.pop()
+        with os.scandir(root / place) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith('.')]
+        for entry in visible:
+            file = f'{place}/{entry.name}' if place else entry.name
+            if entry.name in refused:
+                raise _refuse_scored(f'{root / file} is there')
+            is_image = entry.name.lower().endswith(suffixes)
+            if entry.is_symlink():
+                if is_image or os.path.isdir(root / file):
+                    refuse_link_out(root, root / file)
+            elif entry.is_dir():
+                places.append(file)
+            elif is_image and entry.is_file():
+                yield file
 
 
 def _refuse_scored(reason: str) -> ValueError:
@@ -335,7 +345,7 @@ def _refuse_scored(reason: str) -> ValueError:
 def _read_description(table: pd.DataFrame, source: str) -> dict[str, np.ndarray]:
     """View, sex, age and projection; from the file's name and unknown where not described."""
     if DESCRIPTION[0] not in table:
-        return {'view': _views_from_names(table['Path'], source), **_unknown(len(table))}
+        return {'view': views_from_names(table['Path'], source), **_unknown(len(table))}
     ages = {text: float(text) for text in table['Age'].unique() if AGE.fullmatch(text)}
     return {
         'view': map_cells(table['Frontal/Lateral'], VIEW_CELLS, source, dtype=object),
@@ -353,7 +363,7 @@ def _unknown(size: int) -> dict[str, np.ndarray]:
     }
 
 
-def _views_from_names(paths: pd.Series, source: str) -> np.ndarray:
+def views_from_names(paths: pd.Series, source: str) -> np.ndarray:
     views = [VIEW_NAME.search(path) for path in paths]
     if None in views:
         problem = 'names no view: expected a name such as view1_frontal.jpg or view2_lateral.jpg'

@@ -25,6 +25,7 @@ from data.labels import (
     training_targets,
 )
 from data.splits import training_records
+from data.tables import safe_cell
 
 # What a cell of the CSV says. Colours by Okabe and Ito, told apart without red or green.
 KINDS = {'positive': '#D55E00', 'uncertain': '#F0E442', 'negative': '#0072B2', 'blank': '#DDDDDD'}
@@ -175,7 +176,7 @@ def save_description(description: Description, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tables = {name: getattr(description, name) for name in ('splits', 'counts', 'targets')}
     for name, table in tables.items():
-        table.to_csv(folder / f'{name}.csv', index=False)
+        table.map(safe_cell).to_csv(folder / f'{name}.csv', index=False)
     contents = {name: table.to_dict('records') for name, table in tables.items()}
     contents['notes'] = description.notes
     (folder / 'description.json').write_text(json.dumps(contents, indent=1) + '\n')

@@ -8,7 +8,7 @@ import pandas as pd
 
 from data.chexpert import Records
 from data.labels import LABELS, cell_error
-from data.tables import read_table
+from data.tables import describe_columns, read_table
 
 PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id')
 DIGITS = '0123456789'
@@ -107,7 +107,7 @@ def _refuse_many(name: str, values: np.ndarray, option: str) -> None:
     if len(groups) > MOST_GROUPS:
         raise ValueError(
             f'{option}: {name!r} has {len(groups)} different values, such as '
-            f'{", ".join(groups[:3])}; allowed are columns of at most {MOST_GROUPS}'
+            f'{describe_columns(groups[:3])}; allowed are columns of at most {MOST_GROUPS}'
         )
 
 
@@ -131,7 +131,7 @@ def _read_demographics(records: Records, name: str, option: str) -> pd.DataFrame
     if not keys:
         raise ValueError(
             f'{file}: no column of patients ({", ".join(PATIENT_COLUMNS)}); '
-            f'found: {", ".join(table.columns)}'
+            f'found: {describe_columns(table)}'
         )
     patients, example = table[keys[0]], records.patient[0]
     form = re.compile(re.escape(example.rstrip(DIGITS)) + f'[{DIGITS}]+')
@@ -172,6 +172,6 @@ def _describe_missing(
     there = []
     for source, table in tables.items():
         columns = [column for column in table if column not in (*STANDARD_GROUPS, *NO_GROUPS)]
-        there.append(f'{source} has {", ".join(columns) or "none"}')
+        there.append(f'{source} has {describe_columns(columns) or "none"}')
     hint = '' if demographics else f'; {options[1]} may name a CSV with more'
     return f'{options[0]}: no column {name!r}; {"; ".join(there)}{hint}'

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from data.chexpert import Records, exists
+from data.images import refuse_link_out
 from data.labels import LABELS, cell_error, map_cells, read_labels
 from data.packed import is_store, open_store, packed_records
 from data.tables import read_table, refuse_duplicates, require_columns
@@ -67,7 +68,7 @@ def read_mimic(
     _check_names(split, labeller, image_suffix)
     root = Path(data_path)
     split_file, metadata_file, label_file = (
-        _find(root, kind) for kind in ('split', 'metadata', labeller)
+        find_table(root, kind) for kind in ('split', 'metadata', labeller)
     )
     images = _read_split(split_file, split)
     images['ViewPosition'] = _read_positions(images, split_file, metadata_file)
@@ -86,6 +87,8 @@ def read_mimic(
             f'{split_file}: image not found: {root / files[0]} '
             '(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted)'
         )
+    if store is None:
+        refuse_link_out(root, root / files[0])
     view = np.array([VIEWS.get(name, '') for name in images['ViewPosition']], object)
     if logger is not None:
         logger.info(
@@ -114,7 +117,7 @@ def read_mimic(
 def named_images(data_path: str | Path, *, image_suffix: str = '') -> set[str]:
     """The files that `read_mimic` gives for all splits, by the labels of all labellers there."""
     root = Path(data_path)
-    splits = read_table(_find(root, 'split'))['split'].unique()
+    splits = read_table(find_table(root, 'split'))['split'].unique()
     labellers = [name for name in LABELLERS if list(root.glob(f'mimic-cxr-*-{name}.csv*'))]
     named = set()
     for labeller in labellers or LABELLERS:
@@ -133,7 +136,7 @@ def _check_names(split: str, labeller: str, image_suffix: str) -> None:
         raise ValueError(f"DATA.IMAGE_SUFFIX must be like '.png', or empty, got {image_suffix!r}")
 
 
-def _find(root: Path, kind: str) -> Path:
+def find_table(root: Path, kind: str) -> Path:
     """The one file of this kind, whatever its version."""
     if not root.is_dir():
         raise ValueError(f'DATA.DATA_PATH is no folder: {root}')

@@ -13,14 +13,21 @@ import pandas as pd
 
 from data.chexpert import IMAGE_SUFFIXES
 from data.labels import LABELS, TASKS, cell_error, map_cells
-from data.tables import read_table, refuse_duplicates, require_columns
+from data.tables import (
+    describe_columns,
+    plain_cell,
+    read_table,
+    refuse_duplicates,
+    require_columns,
+    safe_cell,
+)
 
 KEYS = ('Path', 'Study')  # columns of names: of images, or of studies
 KNOWN_LABELS = tuple(dict.fromkeys(label for names in TASKS.values() for label in names))
 # A patient's folder and a study's in it: CheXpert's patient00001/study1, MIMIC-CXR's p1.../s5...
 STUDY = re.compile(r'(?:\A|(?<=/))(?P<patient>patient\d+|p\d+)/(?:study|s)\d+(?=/|\Z)', re.ASCII)
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
-NUMBER = re.compile(r'(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
+NUMBER = re.compile(r'(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +36,7 @@ class Predictions:
 
     file: Path
     key: str  # 'Path' or 'Study': what a row is
+    row: np.ndarray  # [N] the file's 0-based row
     names: np.ndarray  # [N] as in the file
     labels: tuple[str, ...]  # in the order of KNOWN_LABELS
     probabilities: np.ndarray  # [N, K] in [0, 1]
@@ -55,7 +63,7 @@ def write_predictions(
         source: what made the file.
     """
     table = pd.DataFrame(probabilities, columns=list(labels))
-    table.insert(0, 'Path', list(paths))
+    table.insert(0, 'Path', [safe_cell(path) for path in paths])
     # A file's name need not be UTF-8: then its bytes are written as they are.
     rows = table.to_csv(index=False, float_format='%.9g').encode('utf-8', 'surrogateescape')
     _replace(Path(path).with_suffix('.json'), (json.dumps(source, indent=1) + '\n').encode())
@@ -76,14 +84,16 @@ def read_predictions(path: str | Path) -> Predictions:
     if not labels:
         raise ValueError(
             f'{source}: no column of a label ({", ".join(KNOWN_LABELS)}); '
-            f'found: {", ".join(table.columns)}'
+            f'found: {describe_columns(table)}'
         )
     key = next(key for key in KEYS if key in table)
+    table[key] = table[key].map(plain_cell)  # as write_predictions was given them
     unique_names(table[key], source)
     columns = [_read_probabilities(table[label], source) for label in labels]
     return Predictions(
         file=file,
         key=key,
+        row=table.index.to_numpy(),
         names=table[key].to_numpy(object),
         labels=labels,
         probabilities=np.stack(columns, axis=1),
@@ -110,7 +120,7 @@ def predictions_for(
     """
     predictions = read_predictions(file)
     beside = Path(file).with_suffix('.json')
-    task = json.loads(beside.read_text()).get('task') if beside.is_file() else None
+    task = _read_task(beside) if beside.is_file() else None
     if task not in (None, 'observations'):
         raise ValueError(f"{file}: predictions of DATA.TASK {task!r}, needed are 'observations'")
     names = unique_names(pd.Series(paths, dtype=object, name='Path'), 'the images to look up')
@@ -157,6 +167,15 @@ def _read_probabilities(column: pd.Series, source: str) -> np.ndarray:
     numbers = {text: float(text) for text in column.unique() if NUMBER.fullmatch(text)}
     allowed = {text: number for text, number in numbers.items() if number <= 1}
     return map_cells(column, allowed, source, allowed='numbers from 0 to 1')
+
+
+def _read_task(file: Path) -> object:
+    """DATA.TASK in the JSON beside predictions; None where it is not said."""
+    try:
+        source = json.loads(file.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(f'{file} is not readable JSON: {error}') from error
+    return source.get('task') if isinstance(source, dict) else None
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -1,10 +1,12 @@
-"""CSV files as tables of text: read whole or refused, and the errors that name a cell."""
+"""CSV files as tables of text: read whole or refused, the errors that name a cell, safe cells."""
 
 import csv
 import gzip
 import io
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +14,36 @@ import pandas as pd
 
 from data.labels import cell_error
 
+# What a file may hold, so that reading it takes 2 GB of memory at most.  CheXpert's train.csv has
+# 30 MB and 4 million cells, MIMIC-CXR's metadata have 57 MB and 5 million.
+MAX_BYTES = 2**28  # unpacked
+MAX_CELLS = 2**24
+MAX_LINE_BYTES = 2**20
+MAX_COLUMNS = 1000
+SHOWN_COLUMNS, SHOWN_CHARACTERS = 40, 60  # in a message
+# What a spreadsheet runs as a formula, in half and in full width, after any number of apostrophes.
+FORMULA = re.compile("'*[=+\\-@\t\n\uff1d\uff0b\uff0d\uff20]")
+
 
 def read_table(file: Path) -> pd.DataFrame:
     """Read a CSV (or .csv.gz) as text; the index is the 0-based row below the header.
 
-    Rows that are blank throughout are left out; a row cut short is refused.
+    Rows that are blank throughout are left out; a row cut short is refused, and so is a file that
+    is larger than MAX_... allow.
 
     Raises:
         ValueError: naming the file and, where there is one, the row.
     """
     try:
-        data = file.read_bytes()
-        data = gzip.decompress(data) if file.suffix == '.gz' else data
+        data = read_data(file)
         table = pd.read_csv(
             io.BytesIO(data), dtype=object, keep_default_na=False, skip_blank_lines=False
         )
     except FileNotFoundError:
         raise ValueError(f'no such CSV file: {file}') from None
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f'{file} is not a readable CSV file: {error}') from error
+    except (ValueError, OSError, EOFError, zlib.error, csv.Error) as error:
+        reason = ' '.join(str(error).split())
+        raise ValueError(f'{file} is not a readable CSV file: {reason}') from error
     if not isinstance(table.index, pd.RangeIndex):
         raise ValueError(f'{file}: the rows have more fields than the header')
     blank = (table == '').all(axis=1)
@@ -52,11 +65,23 @@ def require_columns(
         missing = [f'{one_of[0]} (or {", ".join(one_of[1:])})', *missing]
     if missing:
         raise ValueError(
-            f'{file}: missing column: {", ".join(missing)}; found: {", ".join(table.columns)}'
+            f'{file}: missing column: {", ".join(missing)}; found: {describe_columns(table)}'
         )
     twice = [name for name in (*one_of, *wanted) if f'{name}.1' in table]
     if twice:
         raise ValueError(f'{file}: column given twice: {", ".join(twice)}')
+
+
+def describe_columns(names: Sequence[str]) -> str:
+    """Names of columns in a line, whatever they are: cut where they are long or many."""
+    names = list(names)
+    shown = [
+        name
+        if name.isprintable() and len(name) <= SHOWN_CHARACTERS
+        else repr(name[:SHOWN_CHARACTERS]) + '...'
+        for name in names[:SHOWN_COLUMNS]
+    ]
+    return ', '.join(shown) + (', ...' if len(names) > SHOWN_COLUMNS else '')
 
 
 def refuse_duplicates(column: pd.Series, source: str, values: np.ndarray | None = None) -> None:
@@ -69,12 +94,57 @@ def refuse_duplicates(column: pd.Series, source: str, values: np.ndarray | None 
         raise cell_error(source, column, int(np.argmax(again)), problem)
 
 
+def safe_cell(value: object) -> object:
+    """The value as a cell of a CSV that we write: a spreadsheet runs no text of it as a formula.
+
+    An apostrophe goes before such text; `plain_cell` gives back exactly what there was.  Only a
+    carriage return, which csv and pandas do not always quote, is written as two characters.
+    """
+    if not isinstance(value, str):
+        return value
+    value = value.replace('\r', '\\r')
+    return f"'{value}" if FORMULA.match(value) else value
+
+
+def plain_cell(text: str) -> str:
+    """What `safe_cell` made this of."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text[1:]) else text
+
+
+def read_data(file: Path) -> bytes:
+    """The file unpacked, after a check that it is such as pandas reads with little memory."""
+    if file.exists() and not file.is_file():
+        raise ValueError('it is no file')  # but a folder, or a pipe that would never end
+    with gzip.open(file) if file.suffix == '.gz' else open(file, 'rb') as stream:
+        data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f'it has more than {MAX_BYTES:,} bytes')
+    if data.count(b',') + data.count(b'\n') > MAX_CELLS:
+        raise ValueError(f'it has more than {MAX_CELLS:,} cells')
+    if max(map(len, io.BytesIO(data)), default=0) > MAX_LINE_BYTES:
+        raise ValueError(f'it has a line of more than {MAX_LINE_BYTES:,} bytes')
+    if b'\0' in data:
+        raise ValueError('it has a NUL byte: it is no text in UTF-8')
+    # From the header and the first row pandas takes how many columns there are.
+    for row in islice(_rows(data), 2):
+        if len(row) > MAX_COLUMNS:
+            raise ValueError(f'it has more than {MAX_COLUMNS:,} columns')
+    return data
+
+
+def _rows(data: bytes) -> Iterator[list[str]]:
+    return csv.reader(io.TextIOWrapper(io.BytesIO(data), encoding='utf-8-sig', newline=''))
+
+
 def _refuse_short_rows(data: bytes, file: Path) -> None:
-    rows = csv.reader(io.StringIO(data.decode('utf-8-sig'), newline=''))
-    width = len(next(rows))
-    for line, row in enumerate(rows, start=2):
-        if row and len(row) != width:
-            raise ValueError(
-                f'{file}, row {line} (the header is row 1): {len(row)} fields, the header has '
-                f'{width}; is the file cut off?'
-            )
+    rows = _rows(data)
+    try:
+        width = len(next(rows))
+        for line, row in enumerate(rows, start=2):
+            if row and len(row) != width:
+                raise ValueError(
+                    f'{file}, row {line} (the header is row 1): {len(row)} fields, the header has '
+                    f'{width}; is the file cut off?'
+                )
+    except csv.Error as error:  # a cell longer than the csv module takes
+        raise ValueError(f'{file} is not a readable CSV file: {error}') from error

@@ -12,8 +12,8 @@ from typing import Any
 
 from config import Config, default_config, encoder_node
 from data.labels import NO_FINDING, task_labels
+from data.tables import safe_cell
 from evaluation.published import FRADKIN, MAE_STUDY
-from evaluation.report_tables import FORMULA
 
 # Metric in report.json -> title of the column.
 SCORES = {
@@ -194,12 +194,11 @@ def _escape(text: str) -> str:
 
 
 def _flat(row: Row) -> dict[str, object]:
-    """One value a column; a score has three, and text that a spreadsheet would run is quoted."""
+    """One value a column; a score has three."""
     flat = {key: row[key] for key in SETTINGS}
     for key in SCORES:
         score = row[key] if isinstance(row[key], Mapping) else {'value': row[key]}
         flat[key] = score['value']
         flat |= {f'{key}_{end}': score.get(end) for end in ('low', 'high')}
     flat |= {key: row.get(key) for key in SCORED}
-    quoted = {k: f"'{v}" for k, v in flat.items() if isinstance(v, str) and v.startswith(FORMULA)}
-    return flat | quoted
+    return {key: safe_cell(value) for key, value in flat.items()}

@@ -27,11 +27,12 @@ from data.predictions import (
     study_name,
     unique_names,
 )
-from data.tables import read_table, require_columns
+from data.tables import describe_columns, read_table, require_columns
 from evaluation.cases import Cases
 from evaluation.metrics import study_level
 
 SHOWN = 3  # names that a message gives as examples
+SUCH_AS = ', such as row '  # ends a note: rows of the file, which name no patient in a log
 FORMS = {
     'Path': 'FOLDER/patient00001/study1/view1_frontal.jpg or FOLDER/p10000032/s50414267/IMAGE.jpg',
     'Study': 'FOLDER/patient00001/study1 or FOLDER/p10000032/s50414267',
@@ -80,7 +81,7 @@ def read_label_file(
     if len(missing) == len(LABELS) or (missing and task != 'observations'):
         raise ValueError(
             f'{source}: no column of {", ".join(missing)} (task {task}); '
-            f'found: {", ".join(table.columns)}'
+            f'found: {describe_columns(table)}'
         )
     key = next(key for key in KEYS if key in table)
     records = _read_records(table, key, file)
@@ -169,6 +170,11 @@ def match(
 def describe_examples(names: Sequence[str]) -> str:
     """The first few of some names."""
     return ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
+
+
+def _such_as(rows: np.ndarray) -> str:
+    """The first few of these 0-based rows, as an editor of the file counts them."""
+    return SUCH_AS + describe_examples([str(row + 2) for row in rows])
 
 
 def _read_records(table: pd.DataFrame, key: str, file: Path) -> Records:
@@ -274,8 +280,8 @@ def _pair_rows(
     if other_views.any():
         notes.append(
             f'{table.file}: {other_views.sum()} of {len(wanted)} studies have no {table.views} '
-            'image among the predictions and are left out, such as '
-            f'{describe_examples(table.records.path[unpredicted[other_views]])}'
+            'image among the predictions and are left out'
+            f'{_such_as(table.records.row[unpredicted[other_views]])}'
         )
     if not other_views.all():
         problem = _describe_unpredicted(predictions, table, unpredicted[~other_views])
@@ -307,8 +313,7 @@ def _describe_unlabelled(predictions: Predictions, table: LabelTable, rows: np.n
     of_views = '' if table.views == 'all' else f' of {table.views} views'
     return (
         f'{predictions.file}: {len(rows)} of {len(predictions.names)} rows have no labelled row'
-        f'{of_views} in {table.file} and are ignored, such as '
-        f'{describe_examples(predictions.names[rows])}'
+        f'{of_views} in {table.file} and are ignored{_such_as(predictions.row[rows])}'
     )
 
 
@@ -348,7 +353,9 @@ def _describe_differing(cases: Cases, table: LabelTable) -> list[str]:
     if not differ.any():
         return []
     studies = names[differ.any(axis=1)]
+    records = table.records
+    rows = records.row[np.isin(records.study.astype(str), studies)]
     return [
         f'{table.file}: {len(studies)} studies have images with different labels, and count with '
-        f'the greatest: {describe_examples(studies)}'
+        f'the greatest{_such_as(rows)}'
     ]

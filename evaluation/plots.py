@@ -38,5 +38,5 @@ def plot_reconstructions(path: str | Path, items: Sequence[Reconstruction], titl
     for axis, name in zip(axes[0], COLUMNS, strict=True):
         axis.set_title(name, fontsize=11)
     figure.suptitle(textwrap.fill(title, 90), fontsize=10)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -4,7 +4,8 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-FORMULA = ('=', '+', '-', '@', '\t', '\r', '\n')
+from data.tables import safe_cell
+
 Row = dict[str, object]
 
 
@@ -103,9 +104,6 @@ def _write(path: Path, first: tuple[str, ...], rows: Iterator[Row]) -> None:
 
 
 def _cell(value: object) -> object:
-    """Text that a spreadsheet would run as a formula gets an apostrophe before it."""
     if value is None:
         return ''
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(FORMULA) else value
-    return repr(value)
+    return safe_cell(value) if isinstance(value, str) else repr(value)

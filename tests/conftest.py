@@ -1,18 +1,17 @@
 """Options and fixtures that all tests share."""
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-
-SHARED = Path(os.environ.get('SIMMIM_SHARED', Path(__file__).resolve().parents[2] / 'shared'))
+from shared_material import SHARED
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--all', action='store_true', help='run the tests marked slow too')
+    parser.addoption('--kills', type=int, default=10, help='times that tests/faults kills a run')
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

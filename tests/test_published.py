@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import SHARED
+from shared_material import SHARED
 from sklearn.metrics import roc_curve
 from test_published_counts import PUBLISHED
 
