@@ -17,12 +17,14 @@ from data.groups import group_columns, standard_groups
 from data.labels import COMPETITION_LABELS, UNCERTAIN, task_labels
 from data.loader import XrayDataset
 from data.predictions import write_predictions
+from data.splits import describe_pictures
 from engine import Run
 from evaluation.cases import Cases
 from evaluation.document import build_document
 from evaluation.metrics import describe_scores, score_table
 from evaluation.protocol import Protocol
 from evaluation.report import write_report
+from evaluation.report_names import Names, names_for, rename_images
 from inference import predict
 from logger import json_safe, read_metrics
 from maps import write_maps
@@ -205,35 +207,43 @@ def write_run_report(
         if name in datasets
     }
     holdout, trained = cases.pop('holdout', None), training_config(run, sources)
+    names = names_for(run.folder, anonymise=config.REPORT.ANONYMISE)
     document = build_document(
         list(cases.values()),
         holdout,
         protocol_of(config),
-        run=describe_run(run, sources, trained),
+        run=describe_run(run, sources, trained, names),
         policy=trained.DATA.UNCERTAIN if trained else '',
-        patients={name: dataset.records.patient for name, dataset in datasets.items()},
+        patients={
+            split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
+        },
         warnings=_warn_of_selection(trained),
         extras={'training': training_curves(run.folder, config, sources)},
     )
     thresholds = {part['label']: part['threshold'] for part in document['sets'][-1]['labels']}
     shown = list(cases)[-1]
     document |= write_maps(run, models[0], datasets[shown], cases[shown], thresholds, folder)
+    rename_images(document, names)
     return write_report(folder, document)
 
 
-def describe_run(run: Run, sources: list[str], trained: Config | None) -> dict[str, str]:
+def describe_run(
+    run: Run, sources: list[str], trained: Config | None, names: Names
+) -> dict[str, str]:
     """What was run, name -> value, for the report's first screen."""
     config, data = run.config, run.config.DATA
-    checkpoint = f'mean of {", ".join(sources)}' if len(sources) > 1 else sources[0]
+    checkpoint = ', '.join(names.file(source) for source in sources)
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
+    data_set = f'{data.DATASET}{labeller}'
     return {
         'Task': data.TASK,
         'Model': f'{config.MODEL.TYPE}, {data.IMG_SIZE} px',
         'Run': f'{config.MODEL.NAME}/{config.TAG}',
-        'Checkpoint': checkpoint,
-        **_describe_training(trained),
-        'Data': f'{data.DATA_PATH} ({data.DATASET}{labeller})',
+        'Checkpoint': f'mean of {checkpoint}' if len(sources) > 1 else checkpoint,
+        **_describe_training(trained, names),
+        'Data': data_set if config.REPORT.ANONYMISE else f'{data.DATA_PATH} ({data_set})',
         'Blank labels': data.BLANK,
+        'Pictures': describe_pictures(data.DATA_PATH),
         'Pixels': f'preprocessing {data.PREPROCESS}, normalised by {data.NORMALIZE}',
         'Threshold rule': config.EVAL.THRESHOLD,
         'Test-time views': describe_views(config),
@@ -258,16 +268,17 @@ def training_config(run: Run, sources: list[str]) -> Config | None:
     return trained_config(sources[0]) if len(sources) == 1 else None
 
 
-def _describe_training(trained: Config | None) -> dict[str, str]:
+def _describe_training(trained: Config | None, names: Names) -> dict[str, str]:
     if trained is None:
         return {'Training': 'not known'}
     data, is_probe = trained.DATA, trained.FINETUNE.MODE in PROBES
     exceptions = ', '.join(f'{k}: {v}' for k, v in data.UNCERTAIN_BY_LABEL.items())
     policy = data.UNCERTAIN + (f' ({exceptions})' if exceptions else '')
     by_share = f'{100 * data.TRAIN_FRACTION:g} % of the patients'
+    start = trained.MODEL.RESUME or trained.PRETRAINED
     rows = {
         'Fitted': trained.FINETUNE.MODE,
-        'Started from': trained.MODEL.RESUME or trained.PRETRAINED or 'random weights',
+        'Started from': names.file(start) if start else 'random weights',
         'Trained on': f'{data.TRAIN_IMAGES} images' if data.TRAIN_IMAGES else by_share,
         'Uncertain labels in training': policy if data.TASK == 'observations' else 'left out',
     }

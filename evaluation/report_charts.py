@@ -127,7 +127,7 @@ class Panel:
         middle = f'rotate(-90) translate({-(TOP + SIDE / 2):g} 12)'
         self.parts.append(
             Markup('<text class="axis-title" transform="{}" text-anchor="middle">{}</text>').format(
-                middle, self.y.title
+                middle, text(self.y.title)
             )
         )
 
@@ -139,7 +139,7 @@ class Panel:
     def _text(self, x: float, y: float, words: str, anchor: str, style: str = 'tick') -> None:
         self.parts.append(
             Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-                style, x, y, anchor, words
+                style, x, y, anchor, text(words)
             )
         )
 

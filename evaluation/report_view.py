@@ -1,17 +1,33 @@
 """Values of a report that remember their path: a number on the page names its place in it."""
 
 import math
+import re
+import unicodedata
 from collections.abc import Iterator
 
 import numpy as np
 from markupsafe import Markup, escape
 
-# What would turn the letters around it, or be invisible: shown by its code.
-CONTROLS = {
-    code: f'[U+{code:04X}]'
-    for code in (*range(9), *range(14, 32), 0x7F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-}
+# Categories of characters that turn the letters around them, break lines or cannot be seen.
+UNSEEN = ('Cc', 'Cf', 'Zl', 'Zp')
+# Letters that run from right to left: a word of them, and words beside each other.
+LEFTWARD_WORD = (
+    '[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefe\U00010800-\U00010fff\U0001e800-\U0001efff]+'
+)
+LEFTWARD = re.compile(f'{LEFTWARD_WORD}(?: {LEFTWARD_WORD})*')
 SCALARS = (str, int, float, bool, type(None))
+
+
+class Codes(dict):
+    """For `str.translate`: a character that is better not printed becomes its code."""
+
+    def __missing__(self, code: int) -> int | str:
+        is_unseen = unicodedata.category(chr(code)) in UNSEEN
+        self[code] = f'[U+{code:04X}]' if is_unseen else code
+        return self[code]
+
+
+CODES = Codes()
 
 
 def plain(value: object) -> object:
@@ -86,8 +102,12 @@ class Node:
 
 
 def words(node: Node | str) -> Markup:
-    """Text whose direction does not reach beyond it."""
-    return Markup('<bdi>{}</bdi>').format(text(node))
+    """Text whose direction does not reach beyond it; words from right to left stand by themselves.
+
+    So the digits and signs of a sentence or a path stay where they were written.
+    """
+    parts = LEFTWARD.sub(r'<bdi>\g<0></bdi>', str(text(node)))
+    return Markup('<bdi>{}</bdi>').format(Markup(parts))
 
 
 def dotted(path: tuple[str | int, ...]) -> str:
@@ -140,4 +160,4 @@ def is_known(node: Node) -> bool:
 
 def text(node: Node | str) -> Markup:
     """Text for an attribute of an element, where no other element can stand."""
-    return escape(raw(node).translate(CONTROLS))
+    return escape(raw(node).translate(CODES))

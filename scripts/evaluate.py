@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ from data.predictions import read_predictions
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.cases import Cases
 from evaluation.document import build_document, compare_sets
-from evaluation.label_files import LabelTable, match, read_label_file
+from evaluation.label_files import SUCH_AS, LabelTable, match, read_label_file
 from evaluation.protocol import Protocol
 from evaluation.report import write_report
+from evaluation.report_names import SALT_FILE, Names, names_for, rename_images
 from provenance import code_version
 
 SHOWN = {
@@ -76,6 +78,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--seed', type=int, default=default.SEED, help='of the resamples')
     add('--groups', nargs='+', default=[], metavar='COLUMN', help='further columns to score by')
     add('--demographics', type=Path, metavar='CSV', help='of patients, with these columns')
+    add(
+        '--anonymise',
+        action='store_true',
+        help=f'name images by hashes in the report, salted with DIR/{SALT_FILE} (REPORT.ANONYMISE)',
+    )
     args = parser.parse_args(arguments)
     if args.resamples < 0 or args.seed < 0:
         parser.error('--resamples and --seed must be 0 or greater')
@@ -107,7 +114,8 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         resamples=args.resamples,
         seed=args.seed,
     )
-    labels = read_labels(args, args.labels)
+    names = names_for(args.output, anonymise=args.anonymise)
+    labels = read_labels(args, args.labels, names)
     demographics = str(args.demographics.absolute()) if args.demographics else ''
 
     def groups(records: Records) -> dict[str, np.ndarray]:
@@ -117,41 +125,57 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         return standard_groups(records, default_config().EVAL.AGE_BANDS) | further
 
     sets, warnings = [], []
-    for file, name in zip(args.predictions, set_names(args.predictions), strict=True):
+    for file, name in zip(
+        args.predictions, set_names(args.predictions, anonymise=args.anonymise), strict=True
+    ):
         options = {'name': name, 'level': args.level, 'groups': groups}
-        cases, notes = match(read_predictions(file), labels, **options)
+        predictions = read_predictions(file)
+        predictions = replace(predictions, file=Path(names.file(file)))
+        cases, notes = match(predictions, labels, **options)
         sets.append(cases)
-        warnings += notes
-    fitted, about, notes = fit_thresholds(args, sets, protocol)
-    return build_document(
+        # A row of a file that others have names a patient, too.
+        warnings += [note.partition(SUCH_AS)[0] if args.anonymise else note for note in notes]
+    fitted, about, notes = fit_thresholds(args, sets, protocol, names=names)
+    document = build_document(
         sets,
         fitted,
         protocol,
-        run=describe_run(args, sets) | about | {'Code': code_version()},
+        run=describe_run(args, sets, names=names) | about | {'Code': code_version()},
         warnings=list(dict.fromkeys([*warnings, *notes, *warn_of_rows(sets, protocol)])),
         extras={'comparisons': compare_sets(sets, protocol, name=args.labels.stem)},
     )
+    rename_images(document, names)
+    return document
 
 
-def read_labels(args: argparse.Namespace, file: Path) -> LabelTable:
-    return read_label_file(file, task=args.task, blank=args.blank, views=args.views)
+def read_labels(args: argparse.Namespace, file: Path, names: Names) -> LabelTable:
+    """The labels; what is said of the file has the name that it goes by."""
+    table = read_label_file(file, task=args.task, blank=args.blank, views=args.views)
+    return replace(table, file=Path(names.file(file)))
 
 
-def set_names(files: Sequence[Path]) -> list[str]:
-    """A name for each file: its stem, after as many of its folders as tell them all apart."""
+def set_names(files: Sequence[Path], *, anonymise: bool = False) -> list[str]:
+    """A name for each file: its stem, after as many of its folders as tell them all apart.
+
+    With `anonymise` it is a number that tells them apart.
+    """
     parts = [file.absolute().with_suffix('').parts for file in files]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ['/'.join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
-            return names
+            numbered = anonymise and depth > 1
+            return [f'{f.stem} ({i})' for i, f in enumerate(files, 1)] if numbered else names
     raise ValueError(f'--predictions: a file is given twice: {", ".join(map(str, files))}')
 
 
-def describe_run(args: argparse.Namespace, sets: Sequence[Cases]) -> dict[str, str]:
-    files = [f'{cases.name}: {file}' for cases, file in zip(sets, args.predictions, strict=True)]
+def describe_run(
+    args: argparse.Namespace, sets: Sequence[Cases], *, names: Names
+) -> dict[str, str]:
+    pairs = zip(sets, args.predictions, strict=True)
+    files = [f'{cases.name}: {names.file(file)}' for cases, file in pairs]
     return {
         'Predictions': '; '.join(files),
-        'Labels': str(args.labels),
+        'Labels': names.file(args.labels),
         'Task': args.task,
         'Blank labels': args.blank,
         'Resamples': str(args.resamples),
@@ -160,7 +184,7 @@ def describe_run(args: argparse.Namespace, sets: Sequence[Cases]) -> dict[str, s
 
 
 def fit_thresholds(
-    args: argparse.Namespace, sets: Sequence[Cases], protocol: Protocol
+    args: argparse.Namespace, sets: Sequence[Cases], protocol: Protocol, *, names: Names
 ) -> tuple[list[HeldOut] | None, dict[str, str], list[str]]:
     """Thresholds and temperatures of each model; a row on where they are from; warnings."""
     files = args.thresholds_from
@@ -176,12 +200,12 @@ def fit_thresholds(
     fitted, rows, warnings = [], [], []
     if from_reports:
         for file, cases in zip(files, sets, strict=True):
-            held_out, notes = read_thresholds(file, cases.labels, protocol)
+            held_out, differs = read_thresholds(file, cases.labels, protocol)
             fitted.append(held_out)
-            rows.append(f'of {file}')
-            warnings += notes
+            rows.append(f'of {names.file(file)}')
+            warnings += [f'{names.file(file)}: {differs}'] if differs else []
         return fitted, {'Thresholds': '; '.join(rows)}, warnings
-    labels = read_labels(args, files[-1])
+    labels = read_labels(args, files[-1], names)
     for file, cases in zip(files[:-1], sets, strict=True):
         options = {'name': 'held-out', 'level': args.level, 'complete': False}
         held_out, _ = match(read_predictions(file), labels, **options)
@@ -189,21 +213,19 @@ def fit_thresholds(
         patients = set(held_out.patient)
         rows.append(
             f'{args.threshold}, on {len(held_out)} rows of {len(patients)} patients '
-            f'({file}, {files[-1]})'
+            f'({names.file(file)}, {labels.file})'
         )
-        if shared := sorted(patients & set(cases.patient)):
+        if shared := patients & set(cases.patient):
             warnings.append(
                 f'{cases.name}: thresholds chosen on what is scored: {len(shared)} of '
-                f'{len(set(cases.patient))} patients are in {files[-1]}, too, such as {shared[0]}; '
-                'what needs a threshold or a temperature is too good'
+                f'{len(set(cases.patient))} patients are in {labels.file}, too; what needs a '
+                'threshold or a temperature is too good'
             )
     return fitted, {'Thresholds': '; '.join(rows)}, warnings
 
 
-def read_thresholds(
-    file: Path, labels: Sequence[str], protocol: Protocol
-) -> tuple[HeldOut, list[str]]:
-    """Those of the set that a report.json puts first, and a warning if it was scored otherwise."""
+def read_thresholds(file: Path, labels: Sequence[str], protocol: Protocol) -> tuple[HeldOut, str]:
+    """Those of the set that a report.json puts first, and how else it was scored, if it was."""
     try:
         report = json.loads(file.read_text(encoding='utf-8'))
         (entry,) = (e for e in report['sets'] if e['name'] == report['headline']['set'])
@@ -217,8 +239,8 @@ def read_thresholds(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{file} is no report.json with thresholds: {error!r}') from error
     now = protocol.level, protocol.aggregate, protocol.views
-    warning = f'{file}: its thresholds are for {", ".join(then)}; scored here: {", ".join(now)}'
-    return HeldOut(thresholds, temperatures), [warning] if then != now else []
+    differs = f'its thresholds are for {", ".join(then)}; scored here: {", ".join(now)}'
+    return HeldOut(thresholds, temperatures), differs if then != now else ''
 
 
 def warn_of_rows(sets: Sequence[Cases], protocol: Protocol) -> list[str]:

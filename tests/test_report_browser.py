@@ -80,17 +80,22 @@ def take_pictures(browser: Browser, page: Path, folder: Path, *, part: int = 120
                 browser.picture(folder / f'{scheme}_{size[0]}_{i:02d}.png', top, part)
 
 
-@pytest.fixture(scope='module')
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A Chromium with an empty profile of its own."""
+def started(profile: Path) -> Iterator[Browser]:
+    """A Chromium until the tests that use it are done."""
     for path in (CHROMIUM, DRIVER):
         if not path.exists():
             pytest.skip(f"needs Debian's chromium and chromium-driver: {path} is not there")
     if importlib.util.find_spec('selenium') is None:
         pytest.skip('needs selenium (requirements-dev.txt)')
-    browser = Browser(tmp_path_factory.mktemp('profile'))
+    browser = Browser(profile)
     yield browser
     browser.driver.quit()
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A Chromium with an empty profile of its own."""
+    yield from started(tmp_path_factory.mktemp('profile'))
 
 
 @pytest.fixture(scope='module')
