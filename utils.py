@@ -1,53 +1,38 @@
-"""Checkpoints: save, read, resume, and start from pre-trained weights."""
+"""What runs take from checkpoints: weights, options, where to go on, and pre-trained weights."""
 
-import contextlib
-import errno
 import logging
-import os
-import pickle
-import re
-from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor, nn
 
-from config import CHECKPOINT_GLOBALS, Config, default_config, encoder_node
+from checkpoint_files import (
+    BEST_CHECKPOINT,
+    find_newest_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
+from checkpoint_files import CHECKPOINT_NAME as CHECKPOINT_NAME
+from checkpoint_files import checkpoint_name as checkpoint_name
+from config import Config, default_config, encoder_node
+from config_merge import load_yaml
 from models.convert import PATCH_WEIGHT, Statistics, check_fit, convert, drop_buffers
 
-BEST_CHECKPOINT = 'ckpt_best.pth'  # never resumed from by itself
-RESUME_KEYS = (
-    'optimizer',
-    'scaler',
-    'epoch',
-    'batch',
-    'num_batches',
-    'finished',
-    'best_score',
-    'progress',
-    'rng',
-    'config',
-)
-CHECKPOINT_NAME = re.compile(r'ckpt_epoch_(\d+)(?:_step_(\d+))?\.pth')
-
-
-def checkpoint_name(epoch: int, step: int | None = None) -> str:
-    """File name of the checkpoint at the end of an epoch, or after an optimizer step in it."""
-    return f'ckpt_epoch_{epoch}.pth' if step is None else f'ckpt_epoch_{epoch}_step_{step}.pth'
-
-
-def find_newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint farthest in training, whatever the files' dates; None where there is none.
-
-    The end of an epoch lies after every step in it.
-    """
-    found = []
-    for path in Path(folder).glob('ckpt_epoch_*.pth'):
-        if match := CHECKPOINT_NAME.fullmatch(path.name):
-            epoch, step = match.groups()
-            found.append((int(epoch), float('inf') if step is None else int(step), path))
-    return max(found)[2] if found else None
+LARGEST = 2**62  # of the numbers that say where training stands
+RESUME_KEYS = {
+    'optimizer': dict,
+    'scaler': dict,
+    'epoch': int,
+    'batch': int,
+    'num_batches': int,
+    'finished': bool,
+    'best_score': float,
+    'progress': dict,
+    'rng': list,
+    'config': str,
+}
 
 
 def checkpoint_to_evaluate(config, folder: Path) -> str | Path:
@@ -82,12 +67,19 @@ def trained_config(path: str | Path) -> Config | None:
     if not isinstance(text, str):
         return None
     config = default_config()
-    config.merge_from_other_cfg(_known_options(yaml.safe_load(text), config))
+    try:
+        config.merge_from_other_cfg(_known_options(load_yaml(text), config))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: its text under 'config' is no config of a run: {error}"
+        ) from error
     return config
 
 
 def _known_options(given: dict, known: Config) -> dict:
     """The entries whose keys there are; any below nodes that take new ones."""
+    if not isinstance(given, dict):
+        raise ValueError(f'a section of options is {given!r:.100}')
     if known.is_new_allowed():
         return given
     return {
@@ -98,43 +90,11 @@ def _known_options(given: dict, known: Config) -> dict:
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
-    """Write all of a checkpoint or nothing: a file that was there before stays until then."""
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.tmp')
+    """Write a checkpoint and wait for it (`saving.CheckpointWriter` does it in the background)."""
     try:
-        with open(temporary, 'wb') as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
+        write_checkpoint(path, state)
+    except OSError as error:
         raise ValueError(f'{path}: the checkpoint cannot be written ({error})') from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint, a file or an https address, by torch's safe loader.
-
-    The config node in SimMIM's own files is read as a plain dictionary; nothing in a file is run.
-
-    Raises:
-        ValueError: if there is no such file, it is damaged, holds other objects, or no weights.
-    """
-    if not _is_address(path) and not Path(path).is_file():
-        raise ValueError(f'{path}: there is no such checkpoint file')
-    # Under the class's name the loader gets a dictionary: it fills nothing else, and runs nothing.
-    allowed = [(OrderedDict, f'{kind.__module__}.{kind.__name__}') for kind in CHECKPOINT_GLOBALS]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            checkpoint = _load(path)
-    except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(f'{path}: {_reason(error)}') from error
-    model = checkpoint.get('model') if isinstance(checkpoint, dict) else None
-    if not isinstance(model, dict) or not all(isinstance(v, Tensor) for v in model.values()):
-        raise ValueError(f"{path}: not a checkpoint, it has no weights under the key 'model'")
-    return checkpoint
 
 
 def load_model_state(
@@ -156,28 +116,30 @@ def load_model_state(
     logger.info(f'loaded {len(given)} entries of the model from {source}')
 
 
+@contextmanager
+def refuse_damaged(source: str | Path) -> Iterator[None]:
+    """Make a ValueError that names the checkpoint of whatever goes wrong with its contents."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # contents can be wrong in any way
+        if isinstance(error, ValueError) and str(source) in str(error):
+            raise
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise ValueError(f'{source}: its contents are damaged ({reason:.300})') from error
+
+
 def load_weights(path: str | Path, model: nn.Module, logger: logging.Logger) -> None:
     """Load the model's weights alone from a checkpoint of the same model, to evaluate it."""
     load_model_state(model, read_checkpoint(path)['model'], str(path), logger)
 
 
-def resume(
-    path: str | Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    logger: logging.Logger,
-) -> dict:
-    """Load what training goes on with: weights, moments of the optimizer, scale of the gradients.
-
-    Rates, weight decay and other options of the optimizer's groups stay the config's.
-
-    Returns:
-        The rest of the checkpoint: `epoch`, `batch`, `num_batches`, `finished`, `best_score`,
-        `progress`, `rng` (a list over ranks), `config` (text).
+def read_resumable(path: str | Path) -> dict:
+    """Read a checkpoint that training can go on from: it has all of RESUME_KEYS.
 
     Raises:
-        ValueError: if it is a checkpoint of another model, or holds weights alone.
+        ValueError: if it cannot be read, or holds weights alone.
     """
     saved = read_checkpoint(path)
     missing = [key for key in RESUME_KEYS if key not in saved]
@@ -186,11 +148,37 @@ def resume(
             f'{path}: nothing to go on from, it lacks {missing}; start from its weights with '
             '--pretrained'
         )
-    load_model_state(model, saved['model'], str(path), logger)
-    name = yaml.safe_load(saved['config'])['TRAIN']['OPTIMIZER']['NAME'].lower()
+    with refuse_damaged(path):
+        options = load_yaml(saved['config'])
+        given = [(saved[key], kind) for key, kind in RESUME_KEYS.items()]
+        given += [(options['DATA']['BATCH_SIZE'], int), (options['TRAIN']['OPTIMIZER'], dict)]
+        given += [
+            (options['TRAIN']['ACCUMULATION_STEPS'], int),
+            (saved.get('accumulation', 1), int),
+        ]
+        for value, kind in given:
+            if type(value) is not kind or (kind is int and not 0 <= value <= LARGEST):
+                raise TypeError(f'{value!r:.100} in place of a {kind.__name__}')
+    return saved
+
+
+def load_moments(
+    saved: dict,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    source: str | Path,
+) -> None:
+    """Load the moments of the optimizer and the scale of the gradients from a read checkpoint.
+
+    Rates, weight decay and other options of the optimizer's groups stay the config's.
+
+    Raises:
+        ValueError: naming `source`, if they are of another optimizer or other parameters.
+    """
+    name = load_yaml(saved['config'])['TRAIN']['OPTIMIZER']['NAME'].lower()
     if name != type(optimizer).__name__.lower():
         raise ValueError(
-            f'{path}: it was trained with TRAIN.OPTIMIZER.NAME {name}, its moments do not fit '
+            f'{source}: it was trained with TRAIN.OPTIMIZER.NAME {name}, its moments do not fit '
             f'{type(optimizer).__name__}; start from its weights with --pretrained'
         )
     groups = optimizer.state_dict()['param_groups']
@@ -200,13 +188,16 @@ def resume(
     ]
     if counts[0] != counts[1]:
         raise ValueError(
-            f'{path}: it trained {counts[0]} tensors, this run trains {counts[1]} (another '
+            f'{source}: it trained {counts[0]} tensors, this run trains {counts[1]} (another '
             'FINETUNE.MODE?); start from its weights with --pretrained, under another --tag'
         )
     optimizer.load_state_dict({'state': saved['optimizer']['state'], 'param_groups': groups})
+    for parameter, moments in optimizer.state.items():
+        for moment in moments.values():
+            if isinstance(moment, Tensor) and moment.ndim and moment.shape != parameter.shape:
+                raise ValueError('moments are of another shape than their parameter')
     if saved['scaler']:
         scaler.load_state_dict(saved['scaler'])
-    return {key: saved[key] for key in RESUME_KEYS}
 
 
 def rng_state() -> dict[str, Tensor]:
@@ -258,40 +249,16 @@ def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) ->
     logger.info(f'weights from {path}:\n{report.table()}')
 
 
-def _is_address(path: str | Path) -> bool:
-    return str(path).startswith('https://')
-
-
-def _load(path: str | Path) -> object:
-    if _is_address(path):
-        return torch.hub.load_state_dict_from_url(
-            str(path), map_location='cpu', check_hash=True, weights_only=True
-        )
-    return torch.load(path, map_location='cpu', weights_only=True)
-
-
-def _reason(error: Exception) -> str:
-    """Why a checkpoint could not be read, in words."""
-    unsafe = re.search(r'GLOBAL (\S+)', str(error))
-    if unsafe:
-        return f'refused, it holds a pickled object of {unsafe[1]}: only tensors and plain values'
-    if isinstance(error, OSError) and error.errno != errno.EINVAL:
-        return f'cannot be read ({error})'
-    # The unpickler's own text advises to switch its checks off.
-    detail = '' if isinstance(error, pickle.UnpicklingError) else f' ({error})'
-    return f'not a checkpoint, or one that is cut short or damaged{detail}'
-
-
 def _asked_data_options(checkpoint: dict) -> dict:
     """The section DATA of the config text in this project's checkpoints; {} for other files."""
     text = checkpoint.get('config')
     if not isinstance(text, str):
         return {}
     try:
-        data = yaml.safe_load(text)['DATA']
+        data = load_yaml(text)['DATA']
         keys = ('MEAN', 'STD', 'NORMALIZE', 'PREPROCESS')
         return {key: data[key] for key in keys if key in data}
-    except (yaml.YAMLError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError("its text under 'config' is no config of a run") from error
 
 

@@ -68,7 +68,7 @@ def test_saved_state_comes_back(tmp_path):
     for key in ('config', 'best_score'):
         assert back[key] == state[key]
     assert back['rng']['python'] == (3, (1, 2), None)
-    assert os.listdir(tmp_path) == ['a.pth']
+    assert sorted(os.listdir(tmp_path)) == ['a.pth', 'a.pth.sha256']
 
 
 @pytest.mark.parametrize('interruption', [KeyboardInterrupt, OSError('no space left')])
@@ -83,7 +83,7 @@ def test_interrupted_save_leaves_the_old_file(saved, monkeypatch, interruption):
     with pytest.raises((KeyboardInterrupt, ValueError)):
         save_checkpoint(saved, {'model': {}})
     assert saved.read_bytes() == before
-    assert os.listdir(saved.parent) == [saved.name]
+    assert sorted(os.listdir(saved.parent)) == [saved.name, f'{saved.name}.sha256']
 
 
 def test_save_where_nothing_can_be_written_names_the_file(tmp_path):
