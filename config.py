@@ -338,7 +338,7 @@ _C.REPORT.WRITE = True
 _C.REPORT.MAPS = 2
 # [CheXpert] How they are made: 'grad_cam', or (ViT, the same for all labels) 'rollout'.
 _C.REPORT.METHOD = 'grad_cam'
-# [CheXpert] Whether the report and what belongs to it name images by salted hashes, not by paths.
+# [CheXpert] Whether reports name images by salted hashes; predictions_*.csv keep their paths.
 _C.REPORT.ANONYMISE = False
 
 # Mixed precision: 'O0' float32; 'O1', 'O2' autocast. (SimMIM's '' was its flag's O1 in effect.)

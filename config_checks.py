@@ -2,6 +2,7 @@
 
 import math
 from functools import reduce
+from pathlib import PurePath
 from typing import Any
 
 VIEWS = ('frontal', 'lateral', 'all')
@@ -44,7 +45,7 @@ CHOICES = {
 }
 RANGES = {
     '[1, inf)': (
-        'DATA.BATCH_SIZE DATA.IMG_SIZE DATA.MASK_PATCH_SIZE MODEL.SWIN.PATCH_SIZE '
+        'DATA.BATCH_SIZE DATA.MASK_PATCH_SIZE MODEL.SWIN.PATCH_SIZE '
         'MODEL.SWIN.EMBED_DIM MODEL.SWIN.WINDOW_SIZE MODEL.VIT.PATCH_SIZE MODEL.VIT.EMBED_DIM '
         'MODEL.VIT.DEPTH MODEL.VIT.NUM_HEADS TRAIN.EPOCHS TRAIN.LR_SCHEDULER.DECAY_EPOCHS '
         'AUG.RECOUNT SAVE_FREQ PRINT_FREQ'
@@ -74,6 +75,7 @@ RANGES = {
     ),
     '[0, 0.66]': 'AUG.DISTORTION',
     '[0, 180]': 'AUG.ROTATION',
+    '[1, 8192]': 'DATA.IMG_SIZE',
     '[0, 90)': 'AUG.SHEAR',
 }
 NAN_TARGETS = 'it mixes targets, and a label that is not known has none'
@@ -103,6 +105,13 @@ def check_config(config: Any, stage: str | None = None) -> None:
         for key in keys.split():
             _check_range(config, key, interval)
     _require(config.SEED < 2**63, config, 'SEED', 'at most 2**63 - 1')  # beyond, NumPy rounds keys
+    modes = [k for k in ('EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE') if config[k]]
+    if len(modes) > 1:
+        raise ValueError(f'only one of {modes} may be asked for')
+    for key in ('MODEL.NAME', 'TAG'):
+        path = PurePath(_get(config, key))
+        inside = not path.is_absolute() and '..' not in path.parts
+        _require(inside, config, key, 'the name of a folder inside OUTPUT')
     _check_uncertain(config)
     _check_statistics(config)
     _check_ordered_pair(config, 'AUG.CROP_AREA', [])

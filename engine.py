@@ -4,9 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,48 +13,99 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import distributed
-from config import config_changes, config_text
+from checkpoint_files import BEST_CHECKPOINT, checkpoint_name, newest_good
 from device import autocast, autocast_dtype, to_device
 from launcher import Run
 from launcher import launch as launch
 from launcher import setup_run as setup_run
 from lr_scheduler import build_scheduler
-from meters import Clock, Progress
+from meters import Clock
 from optimizer import build_optimizer
-from utils import (
-    BEST_CHECKPOINT,
-    checkpoint_name,
-    find_newest_checkpoint,
-    load_pretrained,
-    resume,
-    rng_state,
-    save_checkpoint,
-    set_rng_state,
-)
+from preemption import Interruptions, Preempted
+from saving import CheckpointWriter
+from step_record import write_step_record
+from train_state import TrainState, accumulation_steps
+from utils import load_pretrained, read_resumable, rng_state
 
 SMALLEST_SCALE = 2.0**-10  # of a gradient scaler: below it every step has overflowed for long
 LossFunction = Callable[[nn.Module, Any], torch.Tensor]
 
 
-@dataclass
-class TrainState:
-    """What changes while training, and goes into checkpoints."""
+class Saver:
+    """When a run's checkpoints are written, and when it stops: after a step, the same on all ranks.
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    scaler: torch.amp.GradScaler
-    num_batches: int  # micro-batches of an epoch
-    epoch: int = 0
-    batch: int = 0  # micro-batches of this epoch that are done
-    best_score: float = -math.inf
-    progress: Progress = field(default_factory=Progress)
+    `epoch` and `step` of a file's name count as in SimMIM, from 0 and within the epoch.
+    """
 
-    @property
-    def module(self) -> nn.Module:
-        """The model without DistributedDataParallel around it."""
-        wrapped = isinstance(self.model, DistributedDataParallel)
-        return self.model.module if wrapped else self.model
+    def __init__(self, run: Run, interruptions: Interruptions) -> None:
+        self.run = run
+        self.interruptions = interruptions
+        self.writer = None
+        if distributed.is_main():
+            self.writer = CheckpointWriter(run.folder, run.logger, keep=run.config.SAVE_KEEP)
+
+    def __enter__(self) -> 'Saver':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.writer:
+            self.writer.flush()  # the folder is this run's until its files are whole
+
+    def after_step(self, state: TrainState) -> bool:
+        """Save where it is due; whether that was so.
+
+        Raises:
+            Preempted: if the run was asked to stop; it has been saved then.
+        """
+        every = self.run.config.TRAIN.SAVE_EVERY_STEPS
+        steps_done = state.epoch * state.steps_per_epoch + state.step
+        stops, saves = self.interruptions.due(wait=state.batch == state.num_batches)
+        if self.writer:
+            self.writer.poll()
+        if not (stops or saves or (every and steps_done % every == 0)):
+            return False
+        settle(self.run, state)
+        self.save(state, checkpoint_name(state.epoch, state.step))
+        if stops:
+            self.stop(state)
+        return True
+
+    def after_epoch(self, state: TrainState, score: float) -> None:
+        """Save the best and the epoch's checkpoint where they are due; stop if that was asked."""
+        config, epoch = self.run.config, state.epoch
+        is_best = score > state.best_score
+        state.best_score = max(score, state.best_score)
+        stops, _ = self.interruptions.due(wait=True)
+        is_last = epoch + 1 == config.TRAIN.EPOCHS
+        if stops or is_last or epoch % config.SAVE_FREQ == 0:
+            self.save(state, checkpoint_name(epoch), finished=True, best=is_best)
+        elif is_best:
+            self.save(state, BEST_CHECKPOINT, finished=True)
+        if stops and not is_last:
+            self.stop(state)
+
+    def save(
+        self, state: TrainState, name: str, *, finished: bool = False, best: bool = False
+    ) -> None:
+        """Write a checkpoint on rank 0, in the background; every rank gives its random states."""
+        rng = distributed.gather(rng_state())
+        if self.writer:
+            contents = state.contents(self.run.config, rng, finished=finished)
+            self.writer.save(name, contents, best=best)
+        self.interruptions.saved()
+
+    def stop(self, state: TrainState) -> None:
+        self.close()
+        place = f'epoch {state.epoch}, step {state.step} of {state.steps_per_epoch}'
+        by = self.interruptions.signal or 'a signal to another process'
+        raise Preempted(
+            f'stopped by {by} and saved in {place}; the same command goes on from there'
+        )
+
+    def close(self) -> None:
+        """Wait until all is written; ValueError if the newest checkpoint could not be."""
+        if self.writer:
+            self.writer.close()
 
 
 def fit(
@@ -79,91 +128,78 @@ def fit(
 
     Returns:
         The model as it is after the last epoch.
+
+    Raises:
+        Preempted: if a signal asked the run to stop; it has been saved then.
     """
     config, logger = run.config, run.logger
-    state = _begin(run, model, loader)
+    state = begin(run, model, loader)
+    run.scalars.forget_from(state.epoch if state.epoch or state.batch else -1)
     if state.epoch == config.TRAIN.EPOCHS:
         logger.warning(f'all {state.epoch} epochs are done already: nothing is trained')
     start = time.time()
-    if state.epoch == state.batch == 0:
-        run.scalars.write_epoch({'epoch': -1, **after_epoch(run, state.module, -1)})
-    while state.epoch < config.TRAIN.EPOCHS:
-        epoch = state.epoch
-        figures = train_one_epoch(run, state, loader, loss_fn)
-        figures |= after_epoch(run, state.module, epoch)
-        run.scalars.write_epoch({'epoch': epoch, **figures})
-        is_best = figures.get('score', -math.inf) > state.best_score
-        state.best_score = figures['score'] if is_best else state.best_score
-        if is_best:  # first, so that no later checkpoint lacks it
-            _save(run, state, BEST_CHECKPOINT, finished=True)
-        if epoch % config.SAVE_FREQ == 0 or epoch + 1 == config.TRAIN.EPOCHS:
-            _save(run, state, checkpoint_name(epoch), finished=True)
-        state.epoch, state.batch, state.progress = epoch + 1, 0, state.progress.next_epoch()
+    with (
+        Interruptions(config.TRAIN.SAVE_EVERY_MINUTES) as interruptions,
+        Saver(run, interruptions) as saver,
+    ):
+        if state.epoch == state.batch == 0:
+            run.scalars.write_epoch({'epoch': -1, **after_epoch(run, state.module, -1)})
+        while state.epoch < config.TRAIN.EPOCHS:
+            figures = train_one_epoch(run, state, loader, loss_fn, saver)
+            figures |= after_epoch(run, state.module, state.epoch)
+            run.scalars.write_epoch({'epoch': state.epoch, **figures})
+            saver.after_epoch(state, figures.get('score', -math.inf))
+            state.next_epoch()
+        saver.close()
+    distributed.barrier()  # what rank 0 wrote is there for all
     logger.info(f'Training time {timedelta(seconds=int(time.time() - start))}')
     return state.module
 
 
-def _begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
+def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     """Model on its device, optimizer, schedule; weights and position from where there are any."""
     config, logger = run.config, run.logger
+    checkpoint, saved = config.MODEL.RESUME, None
+    if not checkpoint and config.TRAIN.AUTO_RESUME:
+        checkpoint = distributed.broadcast(
+            newest_good(run.folder, logger) if distributed.is_main() else None
+        )
+    if checkpoint:
+        saved = read_resumable(checkpoint)
+    accumulation = accumulation_steps(config, saved, logger)
+    as_trained = config.clone()  # rates go by the images of a step
+    as_trained.defrost()
+    as_trained.TRAIN.ACCUMULATION_STEPS = accumulation
+
     model.to(run.device)
-    optimizer = build_optimizer(config, model, logger, run.is_pretrain)
-    scheduler = build_scheduler(config, optimizer, len(loader))
+    optimizer = build_optimizer(as_trained, model, logger, run.is_pretrain)
+    scheduler = build_scheduler(as_trained, optimizer, len(loader))
     scaler = torch.amp.GradScaler(
         run.device.type, enabled=autocast_dtype(config, run.device) == torch.float16
     )
-    state = TrainState(model, optimizer, scheduler, scaler, len(loader))
-    checkpoint = config.MODEL.RESUME
-    if not checkpoint and config.TRAIN.AUTO_RESUME:
-        checkpoint = distributed.broadcast(find_newest_checkpoint(run.folder))
-    if checkpoint:
-        _continue(run, state, checkpoint)
+    state = TrainState(model, optimizer, scheduler, scaler, len(loader), accumulation)
+    if saved is not None:
+        state.restore(saved, config, source=str(checkpoint), logger=logger)
     elif config.PRETRAINED:
         load_pretrained(config, model, logger)
     num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    accumulation = max(1, config.TRAIN.ACCUMULATION_STEPS)
     logger.info(
         f'{num_parameters:,} parameters; {len(loader)} micro-batches of {config.DATA.BATCH_SIZE} '
-        f'an epoch and process, {math.ceil(len(loader) / accumulation)} steps of '
+        f'an epoch and process, {state.steps_per_epoch} steps of '
         f'{config.DATA.BATCH_SIZE * accumulation * distributed.world_size()} images'
     )
-    run.scalars.forget_from(state.epoch if state.epoch or state.batch else -1)
     if distributed.world_size() > 1:
         devices = [run.device.index] if run.device.type == 'cuda' else None
         state.model = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
     return state
 
 
-def _continue(run: Run, state: TrainState, checkpoint: str | Path) -> None:
-    """Go on from a checkpoint, with the rates, decay and lengths of the config at hand."""
-    saved = resume(checkpoint, state.module, state.optimizer, state.scaler, run.logger)
-    state.epoch, state.batch = saved['epoch'], saved['batch']
-    state.best_score, state.progress = saved['best_score'], Progress(**saved['progress'])
-    if saved['finished']:
-        state.epoch, state.batch, state.progress = state.epoch + 1, 0, state.progress.next_epoch()
-    if state.batch and saved['num_batches'] != state.num_batches:
-        raise ValueError(
-            f'{checkpoint}: stopped at micro-batch {state.batch} of {saved["num_batches"]} in '
-            f'epoch {state.epoch}, but an epoch now has {state.num_batches}: go on with the same '
-            'data, batch size and number of processes, or from the end of an epoch'
-        )
-    if state.epoch or state.batch:
-        state.scheduler.step_update(state.epoch * state.num_batches + state.batch - 1)
-    for line in config_changes(saved['config'], config_text(run.config)):
-        run.logger.warning(f'changed since the checkpoint: {line}')
-    rng = saved['rng']
-    if len(rng) == distributed.world_size():
-        set_rng_state(rng[distributed.rank()])
-    else:
-        run.logger.info(
-            f'the checkpoint has random states for {len(rng)} process(es), this run has '
-            f'{distributed.world_size()}: dropout and drop path are drawn anew'
-        )
-    run.logger.info(f'resumed from {checkpoint}: epoch {state.epoch}, micro-batch {state.batch}')
-
-
 def train_one_epoch(
-    run: Run, state: TrainState, loader: DataLoader, loss_fn: LossFunction
+    run: Run,
+    state: TrainState,
+    loader: DataLoader,
+    loss_fn: LossFunction,
+    saver: Saver | None = None,
 ) -> dict[str, Any]:
     """One pass over the data, from where `state` stands to the end of its epoch.
 
@@ -171,42 +207,44 @@ def train_one_epoch(
     shorter and is divided by its own length. The gradient is clipped once per step.
 
     Returns:
-        Figures of the epoch: loss, grad_norm, lr, images_per_second, data_seconds, seconds.
+        Figures of the epoch: loss, grad_norm, lr, images_per_second, data_seconds, seconds; and
+        skipped_steps, of the run so far, under TRAIN.ON_NAN 'skip'.
 
     Raises:
-        FloatingPointError: if a loss (or without gradient scaler a gradient norm) is not finite.
+        FloatingPointError: if a loss (or without gradient scaler a gradient norm) is not finite,
+            under 'skip' in more than TRAIN.NAN_LIMIT steps. A record of the step is written.
+        Preempted: see Saver.
     """
     config, epoch, num_batches = run.config, state.epoch, state.num_batches
-    accumulation = max(1, config.TRAIN.ACCUMULATION_STEPS)
-    steps_per_epoch = math.ceil(num_batches / accumulation)
     state.model.train()
     loader.batch_sampler.set_epoch(epoch, first_batch=state.batch)
     clock = Clock()
-    for i, batch in enumerate(loader, start=state.batch):
-        clock.data_ready()
-        group_start = i - i % accumulation
-        group_size = min(accumulation, num_batches - group_start)
-        ends_group = i + 1 == group_start + group_size
-        loss = _backward(run, state, batch, loss_fn, group_size, ends_group)
-        state.progress.waiting_losses.append(loss)
-        if ends_group:
-            state.progress.waiting_norms.append(_optimizer_step(config, state))
-            state.scheduler.step_update(epoch * num_batches + i)
-        state.batch, step = i + 1, i // accumulation + 1
-        prints = i % config.PRINT_FREQ == 0 or i + 1 == num_batches
-        saves = ends_group and _step_save_due(config, epoch * steps_per_epoch + step)
-        if prints or saves:
-            _settle(run, state)
-        clock.batch_done()
-        if prints:
-            _log_line(run, state, clock, i)
-        if saves:
-            _save(run, state, checkpoint_name(epoch, step))
-            clock.skip()
+    try:
+        for i, batch in enumerate(loader, start=state.batch):
+            clock.data_ready()
+            ends_step = True
+            try:
+                ends_step = train_one_batch(run, state, batch, loss_fn, i)
+            except NotFiniteError as error:
+                _skip_step(run, state, loader, error)
+            prints = i % config.PRINT_FREQ == 0 or i + 1 == num_batches
+            if prints := prints and state.progress.has_losses():
+                settle(run, state)
+            clock.batch_done()
+            if prints:
+                _log_line(run, state, clock, i)
+            if ends_step and saver and saver.after_step(state):
+                clock.skip()
+    except NotFiniteError as error:
+        path = write_step_record(run, state, loader, error.batch)
+        raise FloatingPointError(
+            f'{error}; nothing of this was saved. Lower TRAIN.BASE_LR, lengthen the warm-up, or '
+            f'take --amp-opt-level O0. Record for scripts/replay.py: {path}'
+        ) from error
     seconds = time.perf_counter() - clock.start
     run.logger.info(f'EPOCH {epoch} training takes {timedelta(seconds=int(seconds))}')
     images = clock.batches * config.DATA.BATCH_SIZE * distributed.world_size()
-    return {
+    figures = {
         'loss': state.progress.mean_loss(),
         'grad_norm': state.progress.mean_norm(),
         'lr': _shown_rate(run, state),
@@ -214,6 +252,31 @@ def train_one_epoch(
         'data_seconds': clock.data_seconds,
         'seconds': seconds,
     }
+    if config.TRAIN.ON_NAN == 'skip':
+        figures['skipped_steps'] = state.progress.num_skipped
+    return figures
+
+
+def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFunction, i: int) -> bool:
+    """Forward and backward of micro-batch `i`, and the step where it ends one: whether it does."""
+    start = i - i % state.accumulation
+    size = min(state.accumulation, state.num_batches - start)
+    if i == start:
+        state.rng_marks[i] = rng_state()
+    ends_step = i + 1 == start + size
+    loss = _backward(run, state, batch, loss_fn, size, ends_step)
+    state.step_losses.append(loss)
+    if run.config.TRAIN.ON_NAN == 'stop':  # else they count once the step is made
+        state.progress.waiting_losses.append(loss)
+    try:
+        if ends_step:
+            _optimizer_step(run, state)
+    finally:  # a step that is left out is over, too
+        state.batch = i + 1
+        if ends_step:
+            state.step_losses.clear()
+            state.scheduler.step_update(state.epoch * state.num_batches + i)
+    return ends_step
 
 
 def _backward(
@@ -228,32 +291,87 @@ def _backward(
     return loss.detach()
 
 
-def _optimizer_step(config: Any, state: TrainState) -> torch.Tensor:
-    """Clip, step, clear. Returns the gradient norm before clipping."""
+def _optimizer_step(run: Run, state: TrainState) -> None:
+    """Clip, step, clear.
+
+    Raises:
+        NotFiniteError: under TRAIN.ON_NAN 'skip', if no step could be made; it is left out.
+    """
     state.scaler.unscale_(state.optimizer)
-    limit = config.TRAIN.CLIP_GRAD or math.inf
+    limit = run.config.TRAIN.CLIP_GRAD or math.inf
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
-    state.scaler.step(state.optimizer)
+    stops = run.config.TRAIN.ON_NAN == 'stop'  # once the figures are looked at
+    steps = stops or _is_finite(state, norm)
+    if steps:
+        state.scaler.step(state.optimizer)
+        state.progress.waiting_norms.append(norm)
+        state.progress.waiting_losses += [] if stops else state.step_losses
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    return norm
+    if not steps:
+        raise NotFiniteError(run, state, state.batch + 1 - len(state.step_losses))
 
 
-def _settle(run: Run, state: TrainState) -> None:
-    """Bring the waiting figures in; stop if one is not finite."""
+def _is_finite(state: TrainState, norm: torch.Tensor) -> bool:
+    """Whether a step's losses and its gradient are finite on all ranks; waits for the device."""
+    figures = torch.stack(state.step_losses)
+    if not state.scaler.is_enabled():  # a scaler leaves a step out itself, and goes on smaller
+        figures = torch.cat([figures, norm.reshape(1).to(figures)])
+    return not distributed.all_reduce_sum((~figures.isfinite()).sum())
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss or gradient of the step that begins at micro-batch `batch` is not finite."""
+
+    def __init__(self, run: Run, state: TrainState, batch: int) -> None:
+        self.batch = batch - batch % state.accumulation
+        super().__init__(
+            f'the loss or its gradient is not finite in epoch {state.epoch}, micro-batch {batch}, '
+            f'learning rate {_shown_rate(run, state):.4e}'
+        )
+
+
+def _skip_step(run: Run, state: TrainState, loader: DataLoader, error: NotFiniteError) -> None:
+    """Record and count a step that was left out; too many of them stop the run."""
+    path = write_step_record(run, state, loader, error.batch)
+    state.progress.num_skipped += 1
+    limit = run.config.TRAIN.NAN_LIMIT
+    if state.progress.num_skipped > limit:
+        raise FloatingPointError(
+            f'{error}; more than TRAIN.NAN_LIMIT {limit} steps were not; the last: {path}'
+        )
+    run.logger.warning(
+        f'{error}: step skipped, {state.progress.num_skipped} of at most {limit}; record for '
+        f'scripts/replay.py: {path}'
+    )
+
+
+def settle(run: Run, state: TrainState) -> None:
+    """Bring the waiting figures in.
+
+    Raises:
+        NotFiniteError: if one is not finite.
+    """
     first_waiting = state.batch - len(state.progress.waiting_losses)
     bad = state.progress.settle(overflow_is_handled=state.scaler.is_enabled())
     if state.scaler.is_enabled() and state.scaler.get_scale() < SMALLEST_SCALE:
         bad = 0
     if bad is not None:
         batch = first_waiting + bad
-        group_start = batch - batch % max(1, run.config.TRAIN.ACCUMULATION_STEPS)
-        state.scheduler.step_update(max(0, state.epoch * state.num_batches + group_start - 1))
-        raise FloatingPointError(
-            f'the loss or its gradient is not finite in epoch {state.epoch}, micro-batch {batch}, '
-            f'learning rate {_shown_rate(run, state):.4e}; nothing of this was saved. Lower '
-            'TRAIN.BASE_LR, lengthen the warm-up, or take --amp-opt-level O0'
+        start = batch - batch % state.accumulation
+        state.scheduler.step_update(max(0, state.epoch * state.num_batches + start - 1))
+        raise NotFiniteError(run, state, batch)
+    for norm, median in state.progress.spikes:
+        run.logger.warning(
+            f'gradient norm {norm:.4g} in epoch {state.epoch} before step {state.step}: '
+            f'{norm / median:.0f} times the median of the last steps'
         )
+    state.progress.spikes.clear()
+    state.rng_marks = {
+        start: mark
+        for start, mark in state.rng_marks.items()
+        if start + state.accumulation > state.batch
+    }
 
 
 def _shown_rate(run: Run, state: TrainState) -> float:
@@ -279,34 +397,3 @@ def _log_line(run: Run, state: TrainState, clock: Clock, i: int) -> None:
         {'loss': progress.last_loss, 'loss_ema': progress.loss_ema, 'lr': _shown_rate(run, state)},
         state.epoch * state.num_batches + i,
     )
-
-
-def _step_save_due(config: Any, steps_done: int) -> bool:
-    every = config.TRAIN.SAVE_EVERY_STEPS
-    return every > 0 and steps_done % every == 0
-
-
-def _save(run: Run, state: TrainState, name: str, *, finished: bool = False) -> None:
-    """Write a checkpoint on rank 0; every rank gives its random states.
-
-    `epoch` is the epoch of the file's name, as in SimMIM; `finished` tells that it is over, else
-    `batch` of its `num_batches` micro-batches are done.
-    """
-    rng = distributed.gather(rng_state())
-    if distributed.is_main():
-        contents = {
-            'model': state.module.state_dict(),
-            'optimizer': state.optimizer.state_dict(),
-            'scaler': state.scaler.state_dict(),
-            'epoch': state.epoch,
-            'batch': state.batch,
-            'num_batches': state.num_batches,
-            'finished': finished,
-            'best_score': state.best_score,
-            'progress': state.progress.numbers(),
-            'rng': rng,
-            'config': config_text(run.config),
-        }
-        save_checkpoint(run.folder / name, contents)
-        run.logger.info(f'saved {run.folder / name}')
-    distributed.barrier()

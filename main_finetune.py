@@ -20,6 +20,7 @@ from evaluation.metrics import describe_scores, selection_score
 from inference import load_classifier, predict
 from models import build_model
 from models.losses import build_label_loss
+from preflight import preflight
 from probing import build_probe, freeze_encoder
 from reporting import FinalScores, check_scoring, score
 from utils import BEST_CHECKPOINT, checkpoint_name, checkpoint_to_evaluate, load_weights
@@ -74,31 +75,38 @@ def evaluate(run: Run, loaders: Loaders) -> None:
     final.write(models, [str(path) for path in paths])
 
 
-def main(run: Run) -> None:
+def build_training(run: Run, loaders: Loaders) -> tuple[nn.Module, LossFunction | None]:
+    """What is trained, and by which loss; None for a probe: no step is made."""
+    model = build_model(run.config, is_pretrain=False).to(run.device)
+    if run.config.FINETUNE.MODE == 'last_layer':
+        freeze_encoder(model)
+    return model, label_loss(run, loaders.train) if loaders.plain is None else None
+
+
+def main(run: Run) -> int | None:
     config, logger = run.config, run.logger
     loaders = on_device(build_loader(config, logger, is_pretrain=False), run.device)
     if config.EVAL_MODE:
         evaluate(run, loaders)
         return
-    model = build_model(config, is_pretrain=False).to(run.device)
+    model, loss_fn = build_training(run, loaders)
     if config.THROUGHPUT_MODE:
         images, *_ = next(iter(loaders.valid))
         images = images[:, 0] if images.ndim == 5 else images  # one of the test-time views
         logger.info(f'throughput {throughput(config, model, (images,), run.device):.1f} images/s')
         return
+    if config.CHECK_MODE:
+        return preflight(run, model, loaders, loss_fn)
     final = FinalScores(run, loaders)
     if loaders.plain is not None:
         model, source = build_probe(run, model, loaders), config.FINETUNE.MODE
         final.score('selected', [model])
         final.write([model], [source])
         return
-    if config.FINETUNE.MODE == 'last_layer':
-        freeze_encoder(model)
     split = config.EVAL.SELECT_ON
     if split == 'valid':
         logger.warning('EVAL.SELECT_ON valid: scores on valid are of a checkpoint chosen there')
     selection = Selection(getattr(loaders, split), split)
-    loss_fn = label_loss(run, loaders.train)
     model = fit(run, model, loaders.train, loss_fn, after_epoch=selection)
     final.score('last', [model])
     source, best = checkpoint_name(config.TRAIN.EPOCHS - 1), run.folder / BEST_CHECKPOINT

@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import distributed
-from data import build_loader
+from data import Loaders, build_loader
 from data.device_loader import on_device
 from device import autocast, throughput, to_device
-from engine import Run, fit, launch
+from engine import LossFunction, Run, fit, launch
 from evaluation.plots import plot_reconstructions
 from evaluation.reconstruction import (
     TRIVIAL_PREDICTORS,
@@ -25,6 +25,7 @@ from evaluation.reconstruction import (
     pixel_mask,
 )
 from models import build_model
+from preflight import preflight
 from utils import checkpoint_to_evaluate, load_weights
 
 NUM_PICTURES = 6  # rows of reconstructions/epoch_N.png
@@ -100,15 +101,22 @@ def describe(name: str, figures: dict[str, float]) -> str:
     )
 
 
-def main(run: Run) -> None:
+def build_training(run: Run, loaders: Loaders) -> tuple[nn.Module, LossFunction]:
+    """What is trained, and by which loss."""
+    return build_model(run.config, is_pretrain=True), reconstruction_loss
+
+
+def main(run: Run) -> int | None:
     config, logger = run.config, run.logger
     loaders = on_device(build_loader(config, logger, is_pretrain=True), run.device)
-    model = build_model(config, is_pretrain=True)
+    model, loss_fn = build_training(run, loaders)
     held_out = {'holdout': loaders.holdout, 'reference': loaders.reference}
     after_epoch = HeldOutReconstruction({k: v for k, v in held_out.items() if v is not None})
     if config.THROUGHPUT_MODE:
         batch = next(iter(loaders.train))
         logger.info(f'throughput {throughput(config, model, batch, run.device):.1f} images/s')
+    elif config.CHECK_MODE:
+        return preflight(run, model, loaders, loss_fn)
     elif config.EVAL_MODE:
         if loaders.holdout is None:
             share = config.DATA.HOLDOUT_FRACTION
@@ -116,7 +124,7 @@ def main(run: Run) -> None:
         load_weights(checkpoint_to_evaluate(config, run.folder), model.to(run.device), logger)
         after_epoch(run, model, -1)
     else:
-        fit(run, model, loaders.train, reconstruction_loss, after_epoch=after_epoch)
+        fit(run, model, loaders.train, loss_fn, after_epoch=after_epoch)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,9 @@
 """Figures of the current epoch: losses and gradient norms without waiting for the device; time."""
 
 import math
+import statistics
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +11,8 @@ import torch
 import distributed
 
 EMA_DECAY = 0.98  # of the loss in the log, per micro-batch
+SPIKE = 10  # a gradient norm is one from so many times the median on
+SPIKE_WINDOW = 100  # steps behind the median; before a fifth of them, nothing is one
 
 
 @dataclass
@@ -25,8 +29,11 @@ class Progress:
     loss_ema: float = math.nan
     last_loss: float = math.nan
     last_norm: float = math.nan
+    num_skipped: int = 0  # steps of the run, under TRAIN.ON_NAN 'skip'
     waiting_losses: list[torch.Tensor] = field(default_factory=list)
     waiting_norms: list[torch.Tensor] = field(default_factory=list)
+    recent_norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
+    spikes: list[tuple[float, float]] = field(default_factory=list)  # norm, median before it
 
     def settle(self, overflow_is_handled: bool) -> int | None:
         """Take in the waiting figures, losses as means over the ranks.
@@ -46,23 +53,31 @@ class Progress:
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
                 return i
-            self.loss_sum, self.num_losses, self.last_loss = (
-                self.loss_sum + loss,
-                self.num_losses + 1,
-                loss,
-            )
-            first = math.isnan(self.loss_ema)
-            self.loss_ema = loss if first else EMA_DECAY * self.loss_ema + (1 - EMA_DECAY) * loss
+            self._add_loss(loss)
         for j, norm in enumerate(norms):
             if math.isfinite(norm):
-                self.norm_sum, self.num_norms, self.last_norm = (
-                    self.norm_sum + norm,
-                    self.num_norms + 1,
-                    norm,
-                )
+                self._add_norm(norm)
             elif not overflow_is_handled:
                 return min(len(losses) - 1, (j + 1) * len(losses) // num_steps - 1)
         return None
+
+    def _add_loss(self, loss: float) -> None:
+        self.loss_sum, self.num_losses = self.loss_sum + loss, self.num_losses + 1
+        self.last_loss = loss
+        first = math.isnan(self.loss_ema)
+        self.loss_ema = loss if first else EMA_DECAY * self.loss_ema + (1 - EMA_DECAY) * loss
+
+    def _add_norm(self, norm: float) -> None:
+        self.norm_sum, self.num_norms = self.norm_sum + norm, self.num_norms + 1
+        self.last_norm = norm
+        if len(self.recent_norms) >= SPIKE_WINDOW // 5:
+            median = statistics.median(self.recent_norms)
+            if norm > SPIKE * median:
+                self.spikes.append((norm, median))
+        self.recent_norms.append(norm)
+
+    def has_losses(self) -> bool:
+        return bool(self.num_losses or self.waiting_losses)
 
     def mean_loss(self) -> float:
         return self.loss_sum / self.num_losses if self.num_losses else math.nan
@@ -71,12 +86,14 @@ class Progress:
         return self.norm_sum / self.num_norms if self.num_norms else math.nan
 
     def next_epoch(self) -> 'Progress':
-        """A fresh one; only the running mean of the loss goes on."""
-        return Progress(loss_ema=self.loss_ema)
+        """A fresh one, but for what runs on over epochs."""
+        return Progress(
+            loss_ema=self.loss_ema, num_skipped=self.num_skipped, recent_norms=self.recent_norms
+        )
 
     def numbers(self) -> dict[str, float]:
         """What a checkpoint keeps."""
-        return {k: v for k, v in vars(self).items() if not k.startswith('waiting')}
+        return {k: v for k, v in vars(self).items() if isinstance(v, int | float)}
 
 
 class Clock:

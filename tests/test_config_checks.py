@@ -285,3 +285,18 @@ def test_selecting_on_held_out_patients_needs_some() -> None:
 
 def test_a_floor_that_the_schedule_ignores_is_not_refused() -> None:
     check_config(changed('TRAIN.LR_SCHEDULER.NAME', 'linear', 'TRAIN.MIN_LR', 1e-3), 'simmim')
+
+
+def test_only_one_thing_is_done_in_place_of_training() -> None:
+    config = default_config()
+    config.EVAL_MODE = config.CHECK_MODE = True
+    with pytest.raises(ValueError, match=r"only one of \['EVAL_MODE', 'CHECK_MODE'\]"):
+        check_config(config)
+
+
+@pytest.mark.parametrize('key', ['MODEL.NAME', 'TAG'])
+@pytest.mark.parametrize('value', ['../../other', '/other', 'a/../../b'])
+def test_a_run_stays_below_the_output_folder(key, value) -> None:
+    with pytest.raises(ValueError, match=f'{key} must be the name of a folder inside OUTPUT'):
+        check_config(changed(key, value))
+    check_config(changed(key, 'study/one'))

@@ -10,24 +10,21 @@ import random
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from one_epoch import five_batches, one_epoch
 from tiny import ROOT, arguments, run_folder, run_main, tiny_config
 from torch import nn
 
 import distributed
 import engine
 import main_finetune
-import main_simmim
 from config import build_parser, default_config
 from data.loader import loader_options
-from engine import Run, TrainState, train_one_epoch
-from logger import ScalarLog, read_metrics
-from meters import Progress
+from logger import read_metrics
 from utils import read_checkpoint
 
 MODULES = sorted(
@@ -55,37 +52,6 @@ def copied(trained, tmp_path) -> dict[str, Path]:
 
 
 # One epoch of the engine, against sums by hand -------------------------------------------------
-
-
-class Batches(list):
-    batch_sampler = SimpleNamespace(set_epoch=lambda epoch, first_batch: None)
-
-
-def squares(model: nn.Module, batch: tuple[torch.Tensor]) -> torch.Tensor:
-    return (model(batch[0]) ** 2).mean()
-
-
-def one_epoch(tmp_path, batches, loss_fn=squares, *, rate=0.1, wrap=lambda model: model, **keys):
-    """Train a linear layer (weights 1, 2, 3; SGD) for epoch 7; returns (figures, state, steps)."""
-    config = default_config()
-    config.merge_from_list([x for k, v in keys.items() for x in (k.replace('__', '.'), v)])
-    model = nn.Linear(3, 1, bias=False)
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
-    optimizer, updates = torch.optim.SGD(model.parameters(), lr=rate), []
-    scheduler = SimpleNamespace(step_update=updates.append)
-    scaler = torch.amp.GradScaler('cpu', enabled=False)
-    state = TrainState(wrap(model), optimizer, scheduler, scaler, len(batches), epoch=7)
-    logger = logging.getLogger('one_epoch')
-    scalars = ScalarLog(tmp_path, enabled=False)
-    run = Run(config, 'simmim', tmp_path, torch.device('cpu'), logger, scalars)
-    figures = train_one_epoch(run, state, Batches(batches), loss_fn)
-    return figures, state, [step - 7 * len(batches) for step in updates]
-
-
-def five_batches() -> list[tuple[torch.Tensor]]:
-    torch.manual_seed(0)
-    return [(torch.randn(4, 3),) for _ in range(5)]
 
 
 def test_accumulation_clips_once_logs_the_mean_and_uses_the_rest(tmp_path):
@@ -158,55 +124,6 @@ def test_log_has_reduced_figures_and_enough_digits_and_waits_when_it_prints(
 
 
 # Figures that are not finite ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('bad', [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_with_epoch_batch_and_rate(tmp_path, bad):
-    batches = five_batches()
-    batches[3] = (torch.full((4, 3), bad),)
-    message = r'not finite in epoch 7, micro-batch 3, learning rate 2\.5000e-05'
-    with pytest.raises(FloatingPointError, match=message):
-        one_epoch(tmp_path, batches, rate=2.5e-5, PRINT_FREQ=2)
-
-
-def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
-    def root(model, batch):  # its value is 0, its gradient 0 * inf
-        return (model(batch[0]) * 0).abs().sqrt().mean()
-
-    with pytest.raises(FloatingPointError, match='not finite in epoch 7, micro-batch 0'):
-        one_epoch(tmp_path, five_batches(), root)
-
-
-def test_a_step_that_the_scaler_skips_is_left_out_of_the_mean_norm():
-    def progress() -> Progress:
-        values = [torch.tensor([1.0, math.inf, 3.0]), torch.ones(3)]
-        norms, losses = (list(value) for value in values)
-        return Progress(waiting_losses=losses, waiting_norms=norms)
-
-    with_scaler = progress()
-    assert with_scaler.settle(overflow_is_handled=True) is None
-    assert with_scaler.mean_norm() == 2
-    assert progress().settle(overflow_is_handled=False) == 1
-
-
-def test_weights_after_a_loss_that_is_not_finite_are_not_saved(
-    phantom, tmp_path, monkeypatch, capsys
-):
-    loss, calls = main_simmim.reconstruction_loss, []
-
-    def breaks_in_the_second_epoch(model, batch):
-        calls.append(0)
-        return loss(model, batch) * (math.nan if len(calls) > 7 else 1)
-
-    monkeypatch.setattr(main_simmim, 'reconstruction_loss', breaks_in_the_second_epoch)
-    cfg = tiny_config(
-        tmp_path / 'run.yaml', 'simmim', TRAIN={'SAVE_EVERY_STEPS': 1}, PRINT_FREQ=1000
-    )
-    assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 2
-    assert 'not finite in epoch 1, micro-batch 0' in capsys.readouterr().out
-    saved = {path.name for path in run_folder(tmp_path, 'simmim').glob('ckpt_*')}
-    assert 'ckpt_epoch_0.pth' in saved
-    assert not any(name.startswith('ckpt_epoch_1') for name in saved)
 
 
 # Config, checkpoints, resuming ----------------------------------------------------------------
@@ -376,7 +293,7 @@ def test_private_names_are_found():
 @pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_public_names_of_libraries_are_used(path):
     source = path.read_text()
-    assert private_names(source) == []
+    assert set(private_names(source)) <= {'os._exit'}, 'which is documented'
     assert re.findall(r'\binterp2d\b|\bt_mul\b|\bapex import\b|\bimport apex\b', source) == []
 
 

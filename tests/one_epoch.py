@@ -1,0 +1,58 @@
+"""One epoch of the engine over five batches of a linear layer, for sums by hand."""
+
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+
+from config import default_config
+from engine import train_one_epoch
+from launcher import Run
+from logger import ScalarLog
+from train_state import TrainState
+
+
+class Keys(list):
+    """A batch sampler whose batches are of one image each."""
+
+    def set_epoch(self, epoch: int, first_batch: int) -> None:
+        self[:] = [[(epoch, index)] for index in range(first_batch, 9)]
+
+
+class Batches(list):
+    """Batches of the CSV's rows 100, 101, ..."""
+
+    batch_sampler = Keys()
+    dataset = SimpleNamespace(records=SimpleNamespace(row=np.arange(100, 109)))
+
+
+def squares(model: nn.Module, batch: tuple[torch.Tensor]) -> torch.Tensor:
+    return (model(batch[0]) ** 2).mean()
+
+
+def one_epoch(tmp_path, batches, loss_fn=squares, *, rate=0.1, wrap=lambda model: model, **keys):
+    """Train a linear layer (weights 1, 2, 3; SGD) for epoch 7; returns (figures, state, steps)."""
+    config = default_config()
+    config.merge_from_list([x for k, v in keys.items() for x in (k.replace('__', '.'), v)])
+    model = nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
+    optimizer, updates = torch.optim.SGD(model.parameters(), lr=rate), []
+    scheduler = SimpleNamespace(step_update=updates.append)
+    scaler = torch.amp.GradScaler('cpu', enabled=False)
+    state = TrainState(
+        wrap(model), optimizer, scheduler, scaler, len(batches),
+        accumulation=max(1, config.TRAIN.ACCUMULATION_STEPS), epoch=7,
+    )  # fmt: skip
+    logger = logging.getLogger('one_epoch')
+    scalars = ScalarLog(tmp_path, enabled=False)
+    run = Run(config, 'simmim', tmp_path, torch.device('cpu'), logger, scalars)
+    figures = train_one_epoch(run, state, Batches(batches), loss_fn)
+    return figures, state, [step - 7 * len(batches) for step in updates]
+
+
+def five_batches() -> list[tuple[torch.Tensor]]:
+    torch.manual_seed(0)
+    return [(torch.randn(4, 3),) for _ in range(5)]

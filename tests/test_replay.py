@@ -1,0 +1,43 @@
+"""scripts/replay.py repeats a step that was not finite."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config
+
+from step_record import read_step_record
+
+
+@pytest.fixture(scope='module')
+def failed_run(phantom, tmp_path_factory):
+    """A run of which one picture of the second epoch is far too bright for its weights."""
+    root, model = tmp_path_factory.mktemp('failed'), VIT | {'DROP_RATE': 0.1}
+    cfg = tiny_config(
+        root / 'run.yaml', 'simmim', model,
+        TRAIN={'SAVE_EVERY_STEPS': 1, 'BASE_LR': 1e38, 'CLIP_GRAD': 0.0, 'WARMUP_EPOCHS': 0},
+        PRINT_FREQ=1000,
+    )  # fmt: skip
+    assert run_main('simmim', arguments(cfg, phantom, root)) == 2
+    return run_folder(root, 'simmim')
+
+
+def replay(*words):
+    command = [sys.executable, str(ROOT / 'scripts' / 'replay.py'), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_step_is_repeated_from_the_checkpoint_before_it(failed_run):
+    (path,) = failed_run.glob('nonfinite_*.json')
+    record = read_step_record(path)
+    before = {p.name: p.read_bytes() for p in failed_run.iterdir() if p.is_file()}
+    done = replay(failed_run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {p.name: p.read_bytes() for p in failed_run.iterdir() if p.is_file()} == before
+    assert 'random states at the start of the step: as in the run' in done.stdout
+    assert f'epoch {record["epoch"]}, step {record["step"]}: losses' in done.stdout
+    rows = [[row + 2 for row in rows] for rows in record['ranks'][0]['rows']]
+    assert str(rows) in done.stdout
+    count = int(re.search(r'not finite: (\d+) outputs of modules', done.stdout)[1])
+    assert count > 0
