@@ -132,19 +132,19 @@ def fit(
     Raises:
         Preempted: if a signal asked the run to stop; it has been saved then.
     """
-    config, logger = run.config, run.logger
+    train, logger = run.config.TRAIN, run.logger
     state = begin(run, model, loader)
     run.scalars.forget_from(state.epoch if state.epoch or state.batch else -1)
-    if state.epoch == config.TRAIN.EPOCHS:
+    if state.epoch == train.EPOCHS:
         logger.warning(f'all {state.epoch} epochs are done already: nothing is trained')
     start = time.time()
     with (
-        Interruptions(config.TRAIN.SAVE_EVERY_MINUTES) as interruptions,
+        Interruptions(train.SAVE_EVERY_MINUTES, train.RANK_TIMEOUT_MINUTES) as interruptions,
         Saver(run, interruptions) as saver,
     ):
         if state.epoch == state.batch == 0:
             run.scalars.write_epoch({'epoch': -1, **after_epoch(run, state.module, -1)})
-        while state.epoch < config.TRAIN.EPOCHS:
+        while state.epoch < train.EPOCHS:
             figures = train_one_epoch(run, state, loader, loss_fn, saver)
             figures |= after_epoch(run, state.module, state.epoch)
             run.scalars.write_epoch({'epoch': state.epoch, **figures})

@@ -1,12 +1,19 @@
 """From the command line to a run: its settings, process group, seeds, folder, logs, exit code."""
 
+import contextlib
+import faulthandler
 import logging
+import os
 import random
+import signal
 import sys
+import threading
+import traceback
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -15,7 +22,19 @@ import torch
 import distributed
 from config import build_parser, config_text, get_config
 from device import describe_precision, local_device
+from failures import (
+    EXIT_OTHER_PROCESS,
+    EXIT_SIGTERM,
+    EXIT_UNEXPECTED,
+    LOOK_SECONDS,
+    Failures,
+    Terminated,
+    explain,
+    tell_torchrun,
+)
 from logger import ScalarLog, create_logger
+from preemption import EXIT_PREEMPTED, Preempted
+from run_lock import RunLock
 
 
 @dataclass(frozen=True)
@@ -28,71 +47,164 @@ class Run:
     device: torch.device
     logger: logging.Logger
     scalars: ScalarLog
+    failures: Failures | None = None
+    lock: RunLock | None = None
 
     @property
     def is_pretrain(self) -> bool:
         return self.stage == 'simmim'
 
+    def close(self) -> None:
+        """Write what is left of the curves, and let another run into the folder."""
+        try:
+            self.scalars.close()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+
 
 def setup_run(args: Namespace) -> Run:
     """Config, process group, seeds, the run's folder with its config.yaml, and the logs.
 
+    Only a run that trains writes to its folder more than the log.
+
     Raises:
-        ValueError: for a bad config, or an output folder that cannot be written.
+        ValueError: on all ranks, for a bad config, or an output folder that cannot be written or
+            that another run is writing to.
     """
     config = get_config(args)
+    _set_determinism(config.TRAIN.DETERMINISTIC)
     device = local_device()
-    distributed.init_process_group(device)
+    distributed.init_process_group(device, config.TRAIN.RANK_TIMEOUT_MINUTES)
     seed = config.SEED + distributed.rank()
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
-    torch.backends.cudnn.benchmark = True
 
     folder = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG
+    trains = not (config.EVAL_MODE or config.THROUGHPUT_MODE or config.CHECK_MODE)
+    writes = trains and distributed.is_main()
+    problem, lock = '', None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        trains = not (config.EVAL_MODE or config.THROUGHPUT_MODE)
-        if distributed.is_main() and trains:
+        if writes:
+            lock = RunLock(folder).acquire()
             (folder / 'config.yaml').write_text(config_text(config), encoding='utf-8')
         logger = create_logger(folder, distributed.rank(), name=config.MODEL.NAME)
-        scalars = ScalarLog(folder, enabled=distributed.is_main())
+        scalars = ScalarLog(folder, enabled=writes, logger=logger)
     except OSError as error:
-        raise ValueError(
+        problem = (
             f'OUTPUT: cannot write to the folder {folder} ({error.strerror}); '
             'choose another with --output'
-        ) from error
-    logger.debug(config_text(config))
-    logger.info(
-        f'run folder {folder}; {distributed.world_size()} process(es) on {device.type}, '
-        f'{torch.get_num_threads()} threads each; torch {torch.__version__}; seed {config.SEED}'
-    )
-    run = Run(config, args.stage, folder, device, logger, scalars)
-    logger.info(describe_precision(config, device))
-    schedule = config.TRAIN.LR_SCHEDULER.NAME
-    if schedule not in ('cosine', 'onecycle'):
-        logger.info(f'TRAIN.MIN_LR has no effect with the {schedule} schedule')
+        )
+    except ValueError as error:
+        problem = str(error)
+    if problems := [text for text in distributed.gather(problem) if text]:
+        raise ValueError(problems[0])
+    failures = Failures(folder, clear=trains)
+    run = Run(config, args.stage, folder, device, logger, scalars, failures, lock)
+    _describe(run)
+    if distributed.world_size() > 1:
+        run.failures.watch(logger)
+        # A crash outside Python, such as NCCL's own end of a process, leaves its place in the log.
+        faulthandler.enable(open(folder / f'log_rank{distributed.rank()}.txt', 'ab'))  # noqa: SIM115
     return run
 
 
-def launch(stage: str, main: Callable[[Run], None], argv: list[str] | None = None) -> int:
-    """Parse the flags, set up, run `main`; a user's mistake ends in one line and exit code 2."""
+def _set_determinism(wanted: bool) -> None:
+    if wanted:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # read when CUDA starts
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.deterministic = wanted
+    torch.backends.cudnn.benchmark = not wanted
+
+
+def _describe(run: Run) -> None:
+    config, logger, processes = run.config, run.logger, distributed.world_size()
+    logger.debug(config_text(config))
+    logger.info(
+        f'run folder {run.folder}; {processes} process(es) on {run.device.type}, '
+        f'{torch.get_num_threads()} threads each; torch {torch.__version__}; seed {config.SEED}'
+    )
+    if processes > 1:
+        minutes = config.TRAIN.RANK_TIMEOUT_MINUTES
+        logger.info(
+            f'when one process ends, all end within {distributed.END_SECONDS} s; one that does not '
+            f'answer is waited for {minutes:g} minutes (TRAIN.RANK_TIMEOUT_MINUTES)'
+        )
+    logger.info(describe_precision(config, run.device))
+    if config.TRAIN.DETERMINISTIC:
+        logger.info('TRAIN.DETERMINISTIC: only deterministic algorithms')
+    schedule = config.TRAIN.LR_SCHEDULER.NAME
+    if schedule not in ('cosine', 'onecycle'):
+        logger.info(f'TRAIN.MIN_LR has no effect with the {schedule} schedule')
+
+
+def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None = None) -> int:
+    """Parse the flags, set up, run `main`; whatever ends it is the last line of the log.
+
+    Returns:
+        The exit code: main's, or 0; 2 for a user's mistake; 75 for a run that was stopped by a
+        signal and saved (`preemption`); 3 where another process of the run failed or does not
+        answer; 143 for SIGTERM where nothing is saved; 1 for the unexpected, with its traceback.
+    """
     args = build_parser(stage).parse_args(argv)
     run = None
+    with _on_sigterm(_terminate):
+        try:
+            run = setup_run(args)
+            return _finish(run, main)
+        except (Exception, Terminated) as error:
+            with _on_sigterm(signal.SIG_IGN):  # torchrun's, after the failure of another process
+                return _fail(run, error)
+
+
+def _finish(run: Run, main: Callable[[Run], int | None]) -> int:
+    """Run `main` to its end, or to where it was asked to stop."""
     try:
-        run = setup_run(args)
-        main(run)
-        distributed.destroy_process_group()
-        return 0
-    except (ValueError, FloatingPointError, OSError) as error:
-        # A loader's worker puts its traceback into the message.
-        message = str(error).rsplit('\nValueError: ', 1)[-1].strip()
-        if run is not None:
-            run.logger.debug('traceback', exc_info=True)
-            run.logger.error(message)
-        if run is None or not distributed.is_main():  # no logger, or none that shows it
-            print(f'error: {message}', file=sys.stderr)  # noqa: T201
-        return 2
+        code = main(run) or 0
+    except Preempted as stop:
+        with _on_sigterm(signal.SIG_IGN):  # it is saved
+            distributed.barrier()  # torchrun ends the others soon after the first that leaves
+        run.logger.warning(str(stop))
+        code = EXIT_PREEMPTED
+    run.close()
+    distributed.destroy_process_group()
+    return code
+
+
+def _fail(run: Run | None, error: BaseException) -> int:
+    """Say what ended the run, or what ended the process without which it cannot go on."""
+    code, message = explain(error)
+    if code in (EXIT_OTHER_PROCESS, EXIT_SIGTERM):
+        message = (run and run.failures.first_elsewhere(LOOK_SECONDS)) or message
+    elif run is not None:
+        run.failures.record(message)
+    tell_torchrun(message)
+    unexpected = code == EXIT_UNEXPECTED
+    if run is not None:
+        run.logger.log(logging.ERROR if unexpected else logging.DEBUG, 'traceback:', exc_info=error)
+        run.logger.error(message)
+        with contextlib.suppress(Exception):  # curves that cannot be written any more
+            run.close()
+    if run is None or not distributed.is_main():  # no logger, or none that shows it
+        if unexpected:
+            traceback.print_exception(error)
+        print(f'error: {message}', file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+@contextlib.contextmanager
+def _on_sigterm(handler: Callable | signal.Handlers) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # others cannot take signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
     finally:
-        if run is not None:
-            run.scalars.close()
+        signal.signal(signal.SIGTERM, before)

@@ -71,7 +71,10 @@ class HeldOutReconstruction:
             run.logger.info(line)
             if name == 'holdout' and distributed.is_main() and epoch >= 0:
                 path = run.folder / 'reconstructions' / f'epoch_{epoch}.png'
-                plot_reconstructions(path, pictures, f'epoch {epoch}, {line}')
+                try:
+                    plot_reconstructions(path, pictures, f'epoch {epoch}, {line}')
+                except OSError as error:  # a full disk: training goes on
+                    run.logger.warning(f'{path} cannot be written ({error.strerror})')
         return figures
 
     def _sums(

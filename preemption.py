@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from datetime import timedelta
 from types import FrameType, TracebackType
 
 import torch
@@ -26,9 +27,11 @@ class Interruptions:
 
     Args:
         save_minutes: a save is due when the last one was so long ago, by rank 0's clock; 0: never.
+        timeout_minutes: that a rank waits for the others.
     """
 
-    def __init__(self, save_minutes: float = 0.0) -> None:
+    def __init__(self, save_minutes: float = 0.0, timeout_minutes: float = 30.0) -> None:
+        self.timeout = timedelta(minutes=timeout_minutes)
         self.signal = ''  # the first that this process received
         self.save_seconds = save_minutes * 60
         self.last_save = time.monotonic()
@@ -38,7 +41,7 @@ class Interruptions:
     def __enter__(self) -> 'Interruptions':
         if dist.is_initialized():
             # Of its own, on the CPU: it neither waits for the device nor for the gradients.
-            self.group = dist.new_group(backend='gloo')
+            self.group = dist.new_group(backend='gloo', timeout=self.timeout)
         self.before = {}
         if threading.current_thread() is threading.main_thread():  # others cannot take signals
             self.before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
