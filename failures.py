@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 
 import distributed
+from preemption import EXIT_PREEMPTED
 
-EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS, EXIT_SIGTERM = 1, 2, 3, 143
+EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3
 POLL_SECONDS = 2  # between two looks for failures of other processes
 GRACE_SECONDS = 15  # for a process to end by itself after the failure of another
 LOOK_SECONDS = 5  # after a broken connection, for the other's record to appear
@@ -42,7 +43,7 @@ _SILENT = (
 
 
 class Terminated(BaseException):
-    """SIGTERM, where nothing is saved on it."""
+    """A signal to stop, named in the text, where nothing is trained."""
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -51,7 +52,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if text.startswith('Caught '):  # in a loader's worker
         text = _WORKER.split(text)[-1].strip()
     if isinstance(error, Terminated):
-        return EXIT_SIGTERM, 'ended by SIGTERM'
+        return EXIT_PREEMPTED, f'stopped by {text}, with nothing to save; the same command goes on'
     if isinstance(error, MISTAKES):
         return EXIT_MISTAKE, text
     if isinstance(error, RuntimeError) and 'have a deterministic implementation' in text:

@@ -13,6 +13,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM, SIGUSR1
 from types import FrameType
 from typing import Any
 
@@ -24,7 +25,6 @@ from config import build_parser, config_text, get_config
 from device import describe_precision, local_device
 from failures import (
     EXIT_OTHER_PROCESS,
-    EXIT_SIGTERM,
     EXIT_UNEXPECTED,
     LOOK_SECONDS,
     Failures,
@@ -145,17 +145,17 @@ def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None
 
     Returns:
         The exit code: main's, or 0; 2 for a user's mistake; 75 for a run that was stopped by a
-        signal and saved (`preemption`); 3 where another process of the run failed or does not
-        answer; 143 for SIGTERM where nothing is saved; 1 for the unexpected, with its traceback.
+        signal, and saved if there was something to save; 3 where another process of the run failed
+        or does not answer; 1 for the unexpected, with its traceback.
     """
     args = build_parser(stage).parse_args(argv)
     run = None
-    with _on_sigterm(_terminate):
+    with _on_stop(_terminate):
         try:
             run = setup_run(args)
             return _finish(run, main)
         except (Exception, Terminated) as error:
-            with _on_sigterm(signal.SIG_IGN):  # torchrun's, after the failure of another process
+            with _on_stop(signal.SIG_IGN):  # torchrun's, after the failure of another process
                 return _fail(run, error)
 
 
@@ -164,7 +164,7 @@ def _finish(run: Run, main: Callable[[Run], int | None]) -> int:
     try:
         code = main(run) or 0
     except Preempted as stop:
-        with _on_sigterm(signal.SIG_IGN):  # it is saved
+        with _on_stop(signal.SIG_IGN):  # it is saved
             distributed.barrier()  # torchrun ends the others soon after the first that leaves
         run.logger.warning(str(stop))
         code = EXIT_PREEMPTED
@@ -176,8 +176,9 @@ def _finish(run: Run, main: Callable[[Run], int | None]) -> int:
 def _fail(run: Run | None, error: BaseException) -> int:
     """Say what ended the run, or what ended the process without which it cannot go on."""
     code, message = explain(error)
-    if code in (EXIT_OTHER_PROCESS, EXIT_SIGTERM):
-        message = (run and run.failures.first_elsewhere(LOOK_SECONDS)) or message
+    if code in (EXIT_OTHER_PROCESS, EXIT_PREEMPTED):
+        if run is not None and (first := run.failures.first_elsewhere(LOOK_SECONDS)):
+            code, message = EXIT_OTHER_PROCESS, first
     elif run is not None:
         run.failures.record(message)
     tell_torchrun(message)
@@ -195,16 +196,17 @@ def _fail(run: Run | None, error: BaseException) -> int:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+    raise Terminated(signal.Signals(number).name)
 
 
 @contextlib.contextmanager
-def _on_sigterm(handler: Callable | signal.Handlers) -> Iterator[None]:
+def _on_stop(handler: Callable | signal.Handlers) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # others cannot take signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, handler)
+    before = {number: signal.signal(number, handler) for number in (SIGTERM, SIGUSR1)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)

@@ -65,7 +65,7 @@ GLOO = '[third_party/gloo/gloo/transport/tcp/pair.cc:545] '
         (dist.DistBackendError('Duplicate GPU detected'), 1, 'DistBackendError: Duplicate GPU'),
         (RuntimeError('Expected all tensors to be on one device\nmore'), 1, 'on one device'),
         (KeyError('x'), 1, "unexpected KeyError: 'x'"),
-        (Terminated(), 143, 'SIGTERM'),
+        (Terminated('SIGUSR1'), 75, 'SIGUSR1'),
     ],
 )
 def test_an_error_in_one_line_and_its_exit_code(error, code, part):
@@ -114,8 +114,12 @@ def test_a_mistake_shows_its_traceback_in_the_log_alone(argv, folder, capfd):
 
 def test_sigterm_outside_training_is_said_and_handled_no_longer_than_the_run(argv, folder):
     before = signal.getsignal(signal.SIGTERM)
-    assert launch('simmim', lambda run: os.kill(os.getpid(), signal.SIGTERM), argv) == 143
-    assert log_of(folder).splitlines()[-1].endswith('ERROR ended by SIGTERM')
+    assert launch('simmim', lambda run: os.kill(os.getpid(), signal.SIGTERM), argv) == 75
+    assert (
+        log_of(folder)
+        .splitlines()[-1]
+        .endswith('ERROR stopped by SIGTERM, with nothing to save; the same command goes on')
+    )
     assert signal.getsignal(signal.SIGTERM) is before
 
 
