@@ -120,7 +120,7 @@ def find_newest_checkpoint(folder: str | Path) -> Path | None:
 
     The end of an epoch lies after every step in it.
     """
-    return next(iter(_newest_first(folder)), None)
+    return next(iter(newest_first(folder)), None)
 
 
 def newest_good(folder: str | Path, logger: logging.Logger) -> Path | None:
@@ -132,7 +132,7 @@ def newest_good(folder: str | Path, logger: logging.Logger) -> Path | None:
         ValueError: if there are checkpoints and none can be read: to begin anew would lose them.
     """
     problems = []
-    for path in _newest_first(folder):
+    for path in newest_first(folder):
         try:
             read_checkpoint(path)
             return path
@@ -163,8 +163,8 @@ def prune(folder: str | Path, keep: int, *, newest: str | None = None) -> list[P
         path.unlink(missing_ok=True)
     if not keep:
         return []
-    limit = _place(newest) if newest else None
-    counted = [p for p in _newest_first(folder) if limit is None or _place(p.name) <= limit]
+    limit = place_of(newest) if newest else None
+    counted = [p for p in newest_first(folder) if limit is None or place_of(p.name) <= limit]
     for path in counted[keep:]:
         checksum_file(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
@@ -234,15 +234,15 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _place(name: str) -> tuple[float, float] | None:
+def place_of(name: str) -> tuple[float, float] | None:
     """(epoch, step) by a checkpoint's name; None for other files, and for the best one."""
     match = CHECKPOINT_NAME.fullmatch(name)
     return match and (int(match[1]), float('inf') if match[2] is None else int(match[2]))
 
 
-def _newest_first(folder: str | Path) -> list[Path]:
-    paths = [path for path in Path(folder).glob('ckpt_epoch_*.pth') if _place(path.name)]
-    return sorted(paths, key=lambda path: _place(path.name), reverse=True)
+def newest_first(folder: str | Path) -> list[Path]:
+    paths = [path for path in Path(folder).glob('ckpt_epoch_*.pth') if place_of(path.name)]
+    return sorted(paths, key=lambda path: place_of(path.name), reverse=True)
 
 
 def _is_address(path: str | Path) -> bool:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import distributed
-from checkpoint_files import BEST_CHECKPOINT, checkpoint_name, newest_good
+from checkpoint_files import BEST_CHECKPOINT, checkpoint_name
 from device import autocast, autocast_dtype, to_device
 from launcher import Run
 from launcher import launch as launch
@@ -25,7 +25,7 @@ from preemption import Interruptions, Preempted
 from saving import CheckpointWriter
 from step_record import write_step_record
 from train_state import TrainState, accumulation_steps
-from utils import load_pretrained, read_resumable, rng_state
+from utils import checkpoint_to_resume, load_pretrained, read_resumable, rng_state
 
 SMALLEST_SCALE = 2.0**-10  # of a gradient scaler: below it every step has overflowed for long
 LossFunction = Callable[[nn.Module, Any], torch.Tensor]
@@ -81,7 +81,7 @@ class Saver:
             self.save(state, checkpoint_name(epoch), finished=True, best=is_best)
         elif is_best:
             self.save(state, BEST_CHECKPOINT, finished=True)
-        if stops and not is_last:
+        if stops:
             self.stop(state)
 
     def save(
@@ -92,7 +92,8 @@ class Saver:
         if self.writer:
             contents = state.contents(self.run.config, rng, finished=finished)
             self.writer.save(name, contents, best=best)
-        self.interruptions.saved()
+        if name != BEST_CHECKPOINT:  # which no run goes on from by itself
+            self.interruptions.saved()
 
     def stop(self, state: TrainState) -> None:
         self.close()
@@ -159,13 +160,8 @@ def fit(
 def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     """Model on its device, optimizer, schedule; weights and position from where there are any."""
     config, logger = run.config, run.logger
-    checkpoint, saved = config.MODEL.RESUME, None
-    if not checkpoint and config.TRAIN.AUTO_RESUME:
-        checkpoint = distributed.broadcast(
-            newest_good(run.folder, logger) if distributed.is_main() else None
-        )
-    if checkpoint:
-        saved = read_resumable(checkpoint)
+    checkpoint = checkpoint_to_resume(config, run.folder, logger)
+    saved = read_resumable(checkpoint) if checkpoint else None
     accumulation = accumulation_steps(config, saved, logger)
     as_trained = config.clone()  # rates go by the images of a step
     as_trained.defrost()
@@ -304,8 +300,8 @@ def _optimizer_step(run: Run, state: TrainState) -> None:
     steps = stops or _is_finite(state, norm)
     if steps:
         state.scaler.step(state.optimizer)
-        state.progress.waiting_norms.append(norm)
         state.progress.waiting_losses += [] if stops else state.step_losses
+        state.progress.waiting_norms.append((len(state.progress.waiting_losses), norm))
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     if not steps:

@@ -22,6 +22,7 @@ import torch
 
 import distributed
 from config import build_parser, config_text, get_config
+from data.store_files import replace_file
 from device import describe_precision, local_device
 from failures import (
     EXIT_OTHER_PROCESS,
@@ -89,7 +90,7 @@ def setup_run(args: Namespace) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
         if writes:
             lock = RunLock(folder).acquire()
-            (folder / 'config.yaml').write_text(config_text(config), encoding='utf-8')
+            replace_file(folder / 'config.yaml', config_text(config).encode())
         logger = create_logger(folder, distributed.rank(), name=config.MODEL.NAME)
         scalars = ScalarLog(folder, enabled=writes, logger=logger)
     except OSError as error:

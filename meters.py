@@ -31,7 +31,8 @@ class Progress:
     last_norm: float = math.nan
     num_skipped: int = 0  # steps of the run, under TRAIN.ON_NAN 'skip'
     waiting_losses: list[torch.Tensor] = field(default_factory=list)
-    waiting_norms: list[torch.Tensor] = field(default_factory=list)
+    # With each norm: how many losses waited with it, the last one that of its step.
+    waiting_norms: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     recent_norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
     spikes: list[tuple[float, float]] = field(default_factory=list)  # norm, median before it
 
@@ -40,25 +41,26 @@ class Progress:
 
         Returns:
             None, or the position in the waiting losses of the first figure that is not finite
-            (of a norm: the last loss before it). A norm that overflows under a gradient scaler is
+            (of a norm: of its step's last loss). A norm that overflows under a gradient scaler is
             left out instead: the scaler has skipped that step.
         """
         if not self.waiting_losses:
             return None
-        num_steps = max(1, len(self.waiting_norms))
         losses = distributed.all_reduce_sum(torch.stack(self.waiting_losses).float())
         losses = (losses / distributed.world_size()).tolist()
-        norms = torch.stack(self.waiting_norms).tolist() if self.waiting_norms else []
+        ends = [waited - 1 for waited, _ in self.waiting_norms]
+        norms = torch.stack([norm for _, norm in self.waiting_norms]).tolist() if ends else []
         self.waiting_losses, self.waiting_norms = [], []
-        for i, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                return i
+        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+        if not overflow_is_handled:
+            bad += [i for i, norm in zip(ends, norms, strict=True) if not math.isfinite(norm)]
+        if bad:
+            return min(bad)
+        for loss in losses:
             self._add_loss(loss)
-        for j, norm in enumerate(norms):
+        for norm in norms:
             if math.isfinite(norm):
                 self._add_norm(norm)
-            elif not overflow_is_handled:
-                return min(len(losses) - 1, (j + 1) * len(losses) // num_steps - 1)
         return None
 
     def _add_loss(self, loss: float) -> None:

@@ -89,7 +89,7 @@ class Preflight:
         cores, workers = num_cores(), data.NUM_WORKERS * ranks
         advice = f'lower DATA.NUM_WORKERS to {max(1, cores // ranks)}' if workers > cores else ''
         add('workers', f'{workers} on {cores} cores, for {ranks} process(es)', advice)
-        if workers:
+        if workers and Path('/dev/shm').is_dir():
             free = shutil.disk_usage('/dev/shm').free
             pixels = data.BATCH_SIZE * encoder_node(self.config).IN_CHANS * data.IMG_SIZE**2
             needed = 2 * workers * pixels * 4  # each has two batches of float32 under way

@@ -112,7 +112,8 @@ class Bench:
             size //= 2
             alone.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
-        losses, norms = alone.progress.waiting_losses, alone.progress.waiting_norms
+        losses = alone.progress.waiting_losses
+        norms = [norm for _, norm in alone.progress.waiting_norms]
         loss, norm = (values[-1].item() if values else math.nan for values in (losses, norms))
         return Trial(images, peaks, loss, norm)
 

@@ -146,4 +146,5 @@ def checkpoint_bytes(state: TrainState) -> int:
 
 def num_cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    known = getattr(os, 'sched_getaffinity', None)  # not on macOS
+    return len(known(0)) if known else os.cpu_count() or 1

@@ -93,9 +93,8 @@ class CheckpointWriter:
     def flush(self) -> None:
         """Wait for the write under way."""
         if self._writing is not None:
-            outcomes = self._writing.result()
-            self._writing = None
-            for outcome in outcomes:
+            writing, self._writing = self._writing, None
+            for outcome in writing.result():
                 self._report(outcome)
 
     def close(self) -> None:
@@ -127,8 +126,9 @@ class CheckpointWriter:
     def _write(self, name: str, state: dict) -> Outcome:
         try:
             write_checkpoint(self.folder / name, state)
-        except OSError as error:
-            return Outcome(name, str(error))  # the text alone: its traceback holds the copy
+        except (OSError, RuntimeError, MemoryError) as error:
+            # The text alone: its traceback holds the copy.
+            return Outcome(name, str(error) or type(error).__name__)
         if name == BEST_CHECKPOINT:
             return Outcome(name)
         try:

@@ -17,8 +17,9 @@ def write_step_record(run: Run, state: TrainState, loader: DataLoader, batch: in
     """Write what the step that begins at micro-batch `batch` of this epoch is made of.
 
     Every rank must call it. The record is a JSON object: `epoch`, `batch`, `step`, `accumulation`,
-    `reason`'s rank lists `rows` (of the training CSV, as in Records.row; a list for each
-    micro-batch of the step) and `rng` (random states at its start, base64).
+    and for each of the `ranks` `rows` (of the training CSV, as in Records.row; a list for each
+    micro-batch of the step; of what was drawn, whatever took a bad image's place) and `rng` (random
+    states at its start, base64).
     """
     size = min(state.accumulation, state.num_batches - batch)
     mine = {
@@ -38,7 +39,10 @@ def write_step_record(run: Run, state: TrainState, loader: DataLoader, batch: in
         'ranks': ranks,
     }
     if distributed.is_main():
-        path.write_text(json.dumps(record, indent=1) + '\n')
+        try:
+            path.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
+        except OSError as error:  # what it would tell is worth no run
+            run.logger.warning(f'{path} cannot be written ({error.strerror})')
     return path
 
 

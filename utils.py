@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import distributed
 from checkpoint_files import (
     BEST_CHECKPOINT,
     find_newest_checkpoint,
+    newest_good,
     read_checkpoint,
     write_checkpoint,
 )
@@ -133,6 +135,26 @@ def refuse_damaged(source: str | Path) -> Iterator[None]:
 def load_weights(path: str | Path, model: nn.Module, logger: logging.Logger) -> None:
     """Load the model's weights alone from a checkpoint of the same model, to evaluate it."""
     load_model_state(model, read_checkpoint(path)['model'], str(path), logger)
+
+
+def checkpoint_to_resume(config: Config, folder: Path, logger: logging.Logger) -> str | Path | None:
+    """What the run goes on from, the same on all ranks: MODEL.RESUME, or its newest good one.
+
+    Raises:
+        ValueError: on all ranks, if there are checkpoints and none can be read.
+    """
+    if config.MODEL.RESUME or not config.TRAIN.AUTO_RESUME:
+        return config.MODEL.RESUME or None
+    newest, problem = None, ''
+    if distributed.is_main():
+        try:
+            newest = newest_good(folder, logger)
+        except ValueError as error:
+            problem = str(error)
+    newest, problem = distributed.broadcast((newest, problem))
+    if problem:
+        raise ValueError(problem)
+    return newest
 
 
 def read_resumable(path: str | Path) -> dict:

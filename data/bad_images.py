@@ -19,9 +19,9 @@ import numpy as np
 from config import Config
 from data.packed import BAD_FILE
 from data.store_files import NO_LOCKS
+from data.tables import safe_cell
 
 HEADER = ('file', 'row', 'reason')
-FORMULA = ('=', '+', '-', '@')  # what a spreadsheet would compute
 HINT = (
     'scripts/check_data.py finds all such images; DATA.BAD_IMAGE skip lets others take their '
     'places, in training alone: a score over fewer images is another score'
@@ -135,5 +135,4 @@ def _line(cells: tuple[str, ...] | list[str]) -> str:
 
 def _harmless(text: str) -> str:
     """Text on one line that no spreadsheet takes for a formula."""
-    text = re.sub(r'[\x00-\x1f\x7f]+', ' ', text)
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return safe_cell(re.sub(r'[\x00-\x1f\x7f]+', ' ', text))

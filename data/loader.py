@@ -90,7 +90,10 @@ class XrayDataset(Dataset):
         if self.bad_images is None:
             raise ValueError(f'{place}: {error} ({HINT})') from error
         path = records.root / records.file[index]
-        if path.exists() and is_passing(error, path):  # of what is packed there is no such path
+        cause = error.__cause__  # Pillow's own OSErrors have no number
+        drive = isinstance(cause, OSError) and cause.errno is not None
+        # Of what is packed there is no such path; of a drive that is gone there is no root.
+        if drive or not records.root.exists() or (path.exists() and is_passing(error, path)):
             raise ValueError(f'{place}: {error}') from error
         row = int(records.row[index]) + 2 if records.csv else None
         try:

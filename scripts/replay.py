@@ -10,7 +10,6 @@ is changed.
 
 import argparse
 import contextlib
-import math
 import sys
 import tempfile
 from functools import partial
@@ -26,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import distributed  # noqa: E402
 import main_finetune  # noqa: E402
 import main_simmim  # noqa: E402
-from checkpoint_files import CHECKPOINT_NAME, check_file  # noqa: E402
+from checkpoint_files import check_file, newest_first, place_of  # noqa: E402
 from data import build_loader  # noqa: E402
 from data.device_loader import on_device  # noqa: E402
 from engine import (  # noqa: E402
@@ -53,14 +52,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def checkpoint_before(folder: Path, record: dict[str, Any]) -> Path | None:
     """The newest good checkpoint of a run from which training comes to the step."""
-    found = []
-    for path in folder.glob('ckpt_epoch_*.pth'):
-        epoch, step = CHECKPOINT_NAME.fullmatch(path.name).groups()
-        place = int(epoch), math.inf if step is None else int(step)
-        if place < (record['epoch'], record['step']):
-            check_file(path)
-            found.append((place, path))
-    return max(found)[1] if found else None
+    for path in newest_first(folder):
+        if place_of(path.name) < (record['epoch'], record['step']):
+            with contextlib.suppress(ValueError):  # damaged: the one before it
+                check_file(path)
+                return path
+    return None
 
 
 def replay(run: Run, record: dict[str, Any]) -> None:
@@ -120,17 +117,21 @@ class Watch:
         return watched
 
     def report(self, run: Run, record: dict[str, Any]) -> None:
-        say = run.logger.info
         rows = [[row + 2 for row in rows] for rows in record['ranks'][distributed.rank()]['rows']]
-        say(f'epoch {record["epoch"]}, step {record["step"]}: losses {self.losses}')
-        say(f'rows of the training CSV (the header is row 1), by micro-batch: {rows}')
+        lines = [
+            f'epoch {record["epoch"]}, step {record["step"]}: losses {self.losses}',
+            f'rows of the training CSV (the header is row 1), by micro-batch: {rows}',
+        ]
         for what, names in (
             ('weights before the step', self.weights),
             ('outputs of modules, the first one first', self.outputs),
             ('gradients, the first one first', self.gradients),
         ):
             some = ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
-            say(f'not finite: {len(names)} {what}' + (f': {some}' if names else ''))
+            lines.append(f'not finite: {len(names)} {what}' + (f': {some}' if names else ''))
+        for rank, of_rank in enumerate(distributed.gather(lines)):
+            for line in of_rank:
+                run.logger.info(f'rank {rank}: {line}' if distributed.world_size() > 1 else line)
 
     def _see(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         tensors = output if isinstance(output, tuple | list) else (output,)

@@ -324,6 +324,18 @@ def test_what_may_be_read_another_time_is_not_bad(files, tmp_path, monkeypatch):
     assert not (tmp_path / 'bad_images.csv').exists()
 
 
+def test_a_drive_that_fails_under_a_store_stops_the_run(store, tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    data, _ = store
+    dataset = dataset_of(data, tmp_path)
+    monkeypatch.setattr(os, 'preadv', fails)
+    with pytest.raises(ValueError, match=r'Stale file handle'):
+        dataset.__getitems__([(0, 0), (0, 1)])
+    assert not (tmp_path / 'bad_images.csv').exists()
+
+
 # Runs
 
 

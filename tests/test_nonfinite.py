@@ -57,6 +57,20 @@ def test_a_gradient_norm_far_above_the_last_ones_is_warned_of(tmp_path, caplog):
     assert caplog.text.count('16 times the median') == 1
 
 
+def test_the_first_step_that_is_not_finite_is_named_though_the_next_losses_are_not_either(tmp_path):
+    def root(model, batch):  # the gradient of the third step alone is not finite, then the weights
+        loss = (model(batch[0]) ** 2).mean()
+        if batch[0][0, 0] == 7:
+            loss = loss + (model(batch[0]) * 0).abs().sqrt().mean()  # 0, of gradient 0 * inf
+        return loss
+
+    batches = [(torch.full((4, 3), float(i == 5) * 6 + 1),) for i in range(9)]
+    keys = {'TRAIN__ACCUMULATION_STEPS': 2, 'TRAIN__CLIP_GRAD': 5.0, 'PRINT_FREQ': 7}
+    with pytest.raises(FloatingPointError, match='not finite in epoch 7, micro-batch 5'):
+        one_epoch(tmp_path, batches, root, rate=0.001, **keys)
+    assert read_step_record(tmp_path / 'nonfinite_epoch_7_step_3.json')['batch'] == 4
+
+
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
     def root(model, batch):  # its value is 0, its gradient 0 * inf
         return (model(batch[0]) * 0).abs().sqrt().mean()
@@ -69,7 +83,7 @@ def test_a_step_that_the_scaler_skips_is_left_out_of_the_mean_norm():
     def progress() -> Progress:
         values = [torch.tensor([1.0, math.inf, 3.0]), torch.ones(3)]
         norms, losses = (list(value) for value in values)
-        return Progress(waiting_losses=losses, waiting_norms=norms)
+        return Progress(waiting_losses=losses, waiting_norms=list(enumerate(norms, start=1)))
 
     with_scaler = progress()
     assert with_scaler.settle(overflow_is_handled=True) is None

@@ -16,10 +16,10 @@ from test_bad_data import image_of, set_cell
 from test_bad_data import replace as overwrite
 from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config, torchrun
 
-import engine
 import preflight
 import preflight_bench
 import preflight_costs
+import utils
 from config import default_config
 from data.loader import XrayDataset
 from models import build_model
@@ -116,7 +116,7 @@ def test_a_run_that_is_ready(stage, phantom, tmp_path, check):
 @pytest.mark.parametrize('mode', ['linear_probe', 'knn', 'last_layer'])
 def test_probes(mode, phantom, tmp_path, check, monkeypatch):
     if mode != 'last_layer':  # a probe never goes on from a checkpoint
-        monkeypatch.setattr(engine, 'newest_good', pytest.fail)
+        monkeypatch.setattr(utils, 'newest_good', pytest.fail)
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', FINETUNE={'MODE': mode})
     code, verdict, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
     assert (code, statuses(rows, 'problem')) == (0, set()), rows
