@@ -2,7 +2,7 @@
 
 import pytest
 from mistakes import STAGES, config_of, results_in
-from tiny import arguments, run_folder, tiny_config
+from tiny import arguments, run_folder, run_main, tiny_config
 
 
 @pytest.mark.parametrize('stage', STAGES)
@@ -34,10 +34,17 @@ def test_a_checkpoint_that_cannot_be_written(eight, tmp_path, refused):
     assert results_in(tmp_path / 'out') == [path], 'no temporary file is left'
 
 
-@pytest.mark.parametrize('name', ['metrics.jsonl', 'reconstructions'])
-def test_a_record_that_cannot_be_written_while_training(name, phantom, tmp_path, refused):
+def test_figures_that_cannot_be_written_while_training(phantom, tmp_path, refused):
+    folder = run_folder(tmp_path / 'out', 'simmim')
+    (folder / 'metrics.jsonl').mkdir(parents=True)
+    argv = arguments(tiny_config(tmp_path / 'run.yaml', 'simmim'), phantom, tmp_path / 'out')
+    refused('simmim', argv, folder / 'metrics.jsonl')
+
+
+def test_a_picture_that_cannot_be_written_is_warned_of(phantom, tmp_path, capsys):
     folder = run_folder(tmp_path / 'out', 'simmim')
     folder.mkdir(parents=True)
-    (folder / name).mkdir() if name == 'metrics.jsonl' else (folder / name).write_text('')
+    (folder / 'reconstructions').write_text('')
     argv = arguments(tiny_config(tmp_path / 'run.yaml', 'simmim'), phantom, tmp_path / 'out')
-    refused('simmim', argv, folder / name)
+    assert run_main('simmim', argv) == 0
+    assert f'{folder}/reconstructions/epoch_1.png cannot be written' in capsys.readouterr().out

@@ -53,7 +53,7 @@ PARTS = {
     'long': 'W' * 200,
 }
 CLOSING = '</style></script></title></table></div><h1>Hello</h1>'  # where a '/' can be
-NOT_IN_A_PATH = {'long'}
+NOT_IN_A_PATH = {'long', 'tab', 'controls', 'lines'}  # such are refused
 UNSEEN = (
     '\0\x1b\x7f\x85\u00ad\u061c\u200b\u200d\u200e\u200f\u2028\u202e\u2060\u2066\ufeff\U000e0041'
 )
