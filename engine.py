@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -186,7 +187,11 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     )
     if distributed.world_size() > 1:
         devices = [run.device.index] if run.device.type == 'cuda' else None
-        state.model = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        with warnings.catch_warnings():  # of the argument's new name, which older PyTorch lacks
+            warnings.filterwarnings('ignore', message='`broadcast_buffers` is deprecated')
+            state.model = DistributedDataParallel(
+                model, device_ids=devices, broadcast_buffers=False
+            )
     return state
 
 
