@@ -113,7 +113,7 @@ def test_a_store_of_squares_gives_the_views_of_its_files(oblong, settings, limit
     ):
         pair = [loaders_of(path, is_pretrain, **options, **keys) for path in (oblong, store)]
         for name in ('train', 'holdout') if is_pretrain else ('train', 'valid'):
-            off[is_pretrain, name, *keys.values()] = grey_levels_off(*pair, name)
+            off[(is_pretrain, name, *keys.values())] = grey_levels_off(*pair, name)
     assert max(off.values()) < limit, off
 
 
