@@ -44,7 +44,9 @@ def test_nothing_grows(phantom, tmp_path, capsys):
         print('\nepoch, steps, MiB, open files, files in /dev/shm')
         for epoch, (memory, files, shared) in seen.items():
             print(epoch, epoch * steps, f'{memory:.0f}', files, shared, sep='\t')
-    first, *_, last = seen.values()
+    # A checkpoint that is being written, or a validation's worker, has files of the moment.
+    halves = list(seen.values())[:2], list(seen.values())[2:]
+    first, last = ([max(values) for values in zip(*half, strict=True)] for half in halves)
     assert last[0] - first[0] < GROWTH_MIB
-    assert last[1] <= first[1] + 2, 'a validation of the moment may have a file open'
-    assert last[2] <= first[2] + 4
+    assert last[1] <= first[1] + 3
+    assert last[2] <= first[2] + 3
