@@ -109,3 +109,18 @@ def test_a_checkpoint_is_written_every_so_many_minutes(phantom, whole, tmp_path,
     names = sorted(path.name for path in folder.glob('ckpt_epoch_*_step_*.pth'))
     assert names == [f'ckpt_epoch_{e}_step_{s}.pth' for e in (0, 1) for s in (2, 4)]
     assert_same_weights(final_state(folder), final_state(run_folder(whole, 'simmim')))
+
+
+def test_a_signal_in_the_last_validation_leaves_the_scores_to_the_next_start(
+    phantom, whole, tmp_path, monkeypatch
+):
+    predict, command = main_finetune.predict, arguments(whole / 'finetune.yaml', phantom, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(main_finetune, 'predict', at_call(3, send(signal.SIGTERM), predict))
+        assert run_main('finetune', command) == EXIT_PREEMPTED
+    folder = run_folder(tmp_path, 'finetune')
+    assert not (folder / 'scores.json').exists()
+    assert run_main('finetune', command) == 0
+    assert_same_weights(final_state(folder), final_state(run_folder(whole, 'finetune')))
+    want = run_folder(whole, 'finetune') / 'scores.json'
+    assert (folder / 'scores.json').read_text() == want.read_text()

@@ -1,12 +1,14 @@
 """scripts/replay.py repeats a step that was not finite."""
 
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config
 
+from checkpoint_files import find_newest_checkpoint
 from step_record import read_step_record
 
 
@@ -41,3 +43,14 @@ def test_a_step_is_repeated_from_the_checkpoint_before_it(failed_run):
     assert str(rows) in done.stdout
     count = int(re.search(r'not finite: (\d+) outputs of modules', done.stdout)[1])
     assert count > 0
+
+
+def test_a_damaged_checkpoint_is_passed_over(failed_run, tmp_path):
+    copy = shutil.copytree(failed_run, tmp_path / 'run')
+    (copy / 'ckpt_epoch_0_old.pth').write_bytes(b'of another program')
+    newest = find_newest_checkpoint(copy)
+    newest.write_bytes(newest.read_bytes()[:100])
+    done = replay(copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'random states at the start of the step: as in the run' in done.stdout
+    assert f'resumed from {newest}' not in done.stdout
