@@ -6,6 +6,7 @@ Importing this package, `data.labels` or `data.chexpert` does not import torch.
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ class Loaders(NamedTuple):
         train: (images [B, C, S, S], masks [B, h, w]), augmented, another mask in each epoch.
         holdout: (images, masks, scale [B, C], offset [B, C]) of held-out patients, with the run's
             kind of masks, always the same ones; images * scale + offset are grey levels 0..255.
-        reference: the same images with masks that do not depend on the run (random, 32 px, 0.6);
-            None where these do not fit the image or the model's patches.
+        reference: the same images with masks that do not depend on the run: random, 0.6 hidden,
+            units of 32 px, below 128 px of an eighth of the side (data_simmim.
+            reference_mask_patch). None where these do not fit the image or the model's patches.
 
     Fine-tuning:
         train: (images, targets [B, K], index [B]), augmented; NaN targets are not learned from.
@@ -52,6 +54,8 @@ def build_loader(config: Config, logger: logging.Logger, is_pretrain: bool) -> L
         raise ValueError('DATA.DATA_PATH is empty: name the folder of the data with --data-path')
     from data.splits import log_store
 
+    if config.CHECK_MODE:  # whose table has a line for the workers
+        warnings.filterwarnings('ignore', message='This DataLoader will create')
     log_store(config, logger)
     if is_pretrain:
         from data.data_simmim import build_loader_simmim

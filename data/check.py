@@ -32,6 +32,7 @@ class Layout:
     optional: tuple[str, ...] = ()  # of these files, those that may be absent
     image_suffix: str = ''
     labeller: str = 'chexpert'  # of 'mimic-cxr'
+    blank: str = 'negative'  # what a label is that is not mentioned
     allow_all_images: bool = False  # of 'folder'
 
 
@@ -118,10 +119,11 @@ def _open(root: Path, layout: Layout, findings: Findings) -> Folder | Store | No
 
 def _read_splits(pictures: Folder | Store, layout: Layout, findings: Findings) -> list[Split]:
     options = {'image_suffix': layout.image_suffix, 'findings': findings}
-    if layout.dataset == 'mimic-cxr':
-        return check_mimic(pictures, labeller=layout.labeller, **options)
     if layout.dataset == 'folder':
         return _all_images(pictures, findings)
+    options |= {'blank': layout.blank}
+    if layout.dataset == 'mimic-cxr':
+        return check_mimic(pictures, labeller=layout.labeller, **options)
     splits = []
     for split, name in layout.csv_names.items():
         if split in layout.optional and not (Path(pictures.path) / name).exists():

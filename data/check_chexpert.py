@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from data.check_findings import Findings
-from data.check_tables import Folder, Split, TableCheck, mark_missing, refused
+from data.check_tables import BAD_LABEL, Folder, Split, TableCheck, mark_missing, refused
 from data.chexpert import (
     AGE,
     DESCRIPTION,
@@ -28,11 +28,16 @@ from data.labels import LABELS
 from data.packed import Store
 
 MAX_AGE = 120  # in years
-BAD_LABEL = 9.0
 
 
 def check_csv(
-    split: str, name: str, pictures: Folder | Store, *, image_suffix: str, findings: Findings
+    split: str,
+    name: str,
+    pictures: Folder | Store,
+    *,
+    image_suffix: str,
+    blank: str,
+    findings: Findings,
 ) -> Split | None:
     """Find all that is wrong in a CSV file, but in the pictures themselves.
 
@@ -41,6 +46,7 @@ def check_csv(
         name: the file's.
         pictures: the folder of the file, or the store.
         image_suffix: as DATA.IMAGE_SUFFIX.
+        blank: as DATA.BLANK.
         findings: where all that is wrong goes.
 
     Returns:
@@ -55,6 +61,7 @@ def check_csv(
     if described:
         _check_description(check)
     labels = check.labels()
+    check.classes(split, labels, blank=blank)
     if 'Path' in table:
         return _check_images(check, split, pictures, labels=labels, suffix=image_suffix)
     if 'Study' in table:

@@ -55,6 +55,8 @@ SEVERITIES = {
         'view unlike the name',
         'labels of a study differ',
         'study without labels',
+        'label without a positive',
+        'label without a negative',
         'broken link',
         'left out of the store',
         'small picture',

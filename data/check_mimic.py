@@ -14,7 +14,7 @@ from data.packed import Store
 
 
 def check_mimic(
-    pictures: Folder | Store, *, labeller: str, image_suffix: str, findings: Findings
+    pictures: Folder | Store, *, labeller: str, image_suffix: str, blank: str, findings: Findings
 ) -> list[Split]:
     """Find all that is wrong in the three files, but in the pictures themselves.
 
@@ -22,6 +22,7 @@ def check_mimic(
         pictures: the folder of the files, or the store.
         labeller: whose labels, as DATA.LABELLER.
         image_suffix: as DATA.IMAGE_SUFFIX.
+        blank: as DATA.BLANK.
         findings: where all that is wrong goes.
 
     Returns:
@@ -31,8 +32,7 @@ def check_mimic(
     images = _open(root, 'split', ['split', *ID_FORMS], findings)
     metadata = _open(root, 'metadata', ['ViewPosition', *ID_FORMS], findings)
     labels = _open(root, labeller, ['subject_id', 'study_id', *LABELS], findings)
-    if labels is not None:
-        labels.labels()
+    values = None if labels is None else labels.labels()
     if images is None or not images.has('split', *ID_FORMS):
         return []
     good = _check_images(images)
@@ -45,6 +45,7 @@ def check_mimic(
         each = place[~rows['study_id'].duplicated().to_numpy()]
         same = ('subject_id',)
         _compare(images, each, labels, key='study_id', same=same, missing='study without labels')
+        _check_classes(labels, values, rows, blank=blank)
     return _splits(images.name, rows, pictures, suffix=image_suffix or '.jpg', findings=findings)
 
 
@@ -97,6 +98,19 @@ def _compare(
                 row = int(images.table.index[position]) + 2
                 detail = f'{name} is {text}, in row {row} of {images.name} {wanted}'
                 other.add('ids that differ', detail, found)
+
+
+def _check_classes(
+    labels: TableCheck, values: np.ndarray, rows: pd.DataFrame, *, blank: str
+) -> None:
+    """Look for labels of one class in each split of the rows, study by study."""
+    if not labels.has('study_id'):
+        return
+    for name in SPLITS:
+        studies = rows['study_id'][rows['split'] == name]
+        mine = labels.table['study_id'].isin(studies).to_numpy()
+        if mine.any():
+            labels.classes(name, values[mine], blank=blank)
 
 
 def _splits(

@@ -20,11 +20,12 @@ import pandas as pd
 from data.check_findings import Findings
 from data.chexpert import IMAGE_SUFFIXES, SCORED_FILES
 from data.images import refuse_link_out
-from data.labels import CELLS, LABELS, map_cells
+from data.labels import CELLS, LABELS, UNCERTAIN, evaluation_targets, map_cells
 from data.packed import Store
 from data.tables import read_data, read_table, refuse_duplicates, require_columns
 
 NAMES = ('Path', 'Study', 'dicom_id', 'study_id')  # what a row is of, by the first that is there
+BAD_LABEL = 9.0  # in place of a cell that is wrong
 NAMED_ROW = '(the header is row 1), '  # what precedes the problem in a message of the readers
 
 
@@ -152,13 +153,31 @@ class TableCheck:
         return good
 
     def labels(self) -> np.ndarray:  # [N, K] float32
-        """What the cells of the labels mean: 1, 0, -1, or NaN for a blank; 9 where wrong."""
-        labels = np.full((len(self.table), len(LABELS)), 9, np.float32)
+        """What the cells of the labels mean: 1, 0, -1, NaN for a blank; BAD_LABEL where wrong."""
+        labels = np.full((len(self.table), len(LABELS)), BAD_LABEL, np.float32)
         for k, label in enumerate(LABELS):
             good = self.cells(label, 'value of a label', CELLS)
             if label in self.table:
                 labels[good, k] = map_cells(self.table[label][good], CELLS, self.name)
         return labels
+
+    def classes(self, split: str, labels: np.ndarray, *, blank: str) -> None:
+        """Find the labels without a positive, or without a negative, in a split.
+
+        Args:
+            split: its name.
+            labels: [M, K] of its rows, as `labels` gives them.
+            blank: as DATA.BLANK: whether a label that is not mentioned is a negative.
+        """
+        good = labels != BAD_LABEL
+        targets = evaluation_targets(np.where(good, labels, UNCERTAIN), blank=blank)
+        for k, label in enumerate(LABELS):
+            if not good[:, k].any():
+                continue  # that has findings of its own
+            for name, value in (('positive', 1), ('negative', 0)):
+                if not (targets[:, k] == value).any():
+                    detail = f'{label}: no {name} in the {len(labels):,} rows of {split}'
+                    self.add(f'label without a {name}', detail)
 
     def firsts(
         self, name: str, kind: str, values: np.ndarray | None = None

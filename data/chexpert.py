@@ -324,7 +324,7 @@ def _images_below(
         for entry in visible:
             file = f'{place}/{entry.name}' if place else entry.name
             if entry.name in refused:
-                raise _refuse_scored(f'{root / file} is there')
+                raise _refuse_scored(f'{root / file} is there', root)
             is_image = entry.name.lower().endswith(suffixes)
             if entry.is_symlink():
                 if is_image or os.path.isdir(root / file):
@@ -335,10 +335,12 @@ def _images_below(
                 yield file
 
 
-def _refuse_scored(reason: str) -> ValueError:
+def _refuse_scored(reason: str, root: Path | None = None) -> ValueError:
+    part = f'--data-path {root / "train"}' if root and (root / 'train').is_dir() else ''
     return ValueError(
-        f'{reason}: this folder holds images that are scored later; use DATA.DATASET chexpert, '
-        'or set DATA.ALLOW_ALL_IMAGES True'
+        f'{reason}: this folder holds images that are scored later; '
+        f'{f"take those to train on alone with {part}, " if part else ""}'
+        'use DATA.DATASET chexpert, or set DATA.ALLOW_ALL_IMAGES True'
     )
 
 

@@ -21,7 +21,7 @@ from data.labels import (
 from data.loader import build_dataset, loader_options, make_loader
 from data.predictions import predictions_for
 from data.sampling import inverse_frequency_weights
-from data.splits import read_split, training_records
+from data.splits import describe_subset, read_split, training_records
 from data.transforms import EvalTransform, TrainTransform
 
 
@@ -56,7 +56,9 @@ def _training_loaders(
         check_two_classes(viewed.labels, _training_targets(config, viewed, policy))
     records = training_records(config, records)
     targets = _training_targets(config, records)
-    _log_split(logger, 'train', records, f'{np.isnan(targets).sum()} labels not learned from')
+    unused = np.isnan(targets).sum()
+    remark = f'{unused} labels not learned from' if unused else ''
+    _log_split(logger, 'train', records, remark, subset=describe_subset(config))
     _warn_of_one_class(logger, 'train', targets, task_labels(data.TASK), 'nothing to learn')
     if config.FINETUNE.MODE in ('linear_probe', 'knn'):
         transform = EvalTransform(config, test_time_views=False)
@@ -118,8 +120,8 @@ def _eval_loader(
         uncertain = count_uncertain(records.labels)
     else:
         targets = task_targets(records.labels, task)
-    named = ', '.join(f'{label} {count}' for label, count in uncertain.items()) or 'none'
-    _log_split(logger, split, records, f'uncertain and left out: {named}')
+    named = ', '.join(f'{label} {count}' for label, count in uncertain.items())
+    _log_split(logger, split, records, f'uncertain and left out: {named}' if named else '')
     _warn_of_one_class(logger, split, targets, task_labels(task), 'not scored')
     dataset = build_dataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
     return make_loader(dataset, shuffle=False, **loader_options(config))
@@ -138,10 +140,11 @@ def _warn_of_one_class(
         logger.warning(f'{split}: without both classes, {consequence}: {names}')
 
 
-def _log_split(logger: logging.Logger, split: str, records: Records, labels: str) -> None:
+def _log_split(
+    logger: logging.Logger, split: str, records: Records, remark: str, *, subset: str = ''
+) -> None:
     views, counts = np.unique(records.view, return_counts=True)
     by_view = ', '.join(f'{count} {view}' for view, count in zip(views, counts, strict=True))
-    logger.info(
-        f'{split}: {len(records)} images of {len(set(records.patient))} patients ({by_view}); '
-        f'{labels}'
-    )
+    about = f'{subset}; {by_view}' if subset else by_view
+    line = f'{split}: {len(records)} images of {len(set(records.patient))} patients ({about})'
+    logger.info(f'{line}; {remark}' if remark else line)

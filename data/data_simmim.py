@@ -17,11 +17,13 @@ from data.chexpert import (
 )
 from data.loader import build_dataset, loader_options, make_loader
 from data.masking import MaskGenerator
-from data.splits import LABELLED, data_root, read_split
+from data.splits import LABELLED, data_root, describe_subset, read_split
 from data.transforms import HoldoutTransform, PretrainTransform
 
-# The masks that every run is scored on, too, whatever it trains with.
+# The masks that every run is scored on, too, whatever it trains with. In small pictures units of
+# 32 px would leave one corner to see: there they are an eighth of the side.
 REFERENCE_MASK_PATCH = 32
+REFERENCE_SMALL = 128
 REFERENCE_MASK_RATIO = 0.6
 HOLDOUT_SEED = 0  # not SEED: all runs are scored on the same masks
 
@@ -29,8 +31,10 @@ HOLDOUT_SEED = 0  # not SEED: all runs are scored on the same masks
 def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     """Loaders of pre-training (see data.Loaders): train, holdout, reference."""
     train, holdout = pretrain_records(config, logger)
+    subset = describe_subset(config)
     logger.info(
-        f'pre-training on {len(train)} images of {len(set(train.patient))} patients; '
+        f'pre-training on {len(train)} images of {len(set(train.patient))} patients'
+        f'{f" ({subset})" if subset else ""}; '
         f'{len(holdout)} images of {len(set(holdout.patient))} patients held out'
     )
     dataset = build_dataset(
@@ -42,7 +46,8 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     holdout = evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES)
     reference = reference_mask_generator(config)
     if reference is None:
-        logger.info('no reference score: masks of 32 px do not fit the image or its patches')
+        unit = reference_mask_patch(config.DATA.IMG_SIZE)
+        logger.info(f'no reference score: masks of {unit} px do not fit the image or its patches')
     return Loaders(
         train=make_loader(dataset, shuffle=True, **loader_options(config)),
         holdout=_holdout_loader(config, holdout, mask_generator(config)),
@@ -82,9 +87,15 @@ def mask_generator(config: Config) -> MaskGenerator:
 def reference_mask_generator(config: Config) -> MaskGenerator | None:
     """The masks that runs are compared on, or None where they do not fit image or patches."""
     size, patch = config.DATA.IMG_SIZE, encoder_node(config).PATCH_SIZE
-    if size == REFERENCE_MASK_PATCH or size % REFERENCE_MASK_PATCH or REFERENCE_MASK_PATCH % patch:
+    unit = reference_mask_patch(size)
+    if not unit or size % unit or unit % patch:
         return None
-    return MaskGenerator(size, REFERENCE_MASK_PATCH, patch, REFERENCE_MASK_RATIO)
+    return MaskGenerator(size, unit, patch, REFERENCE_MASK_RATIO)
+
+
+def reference_mask_patch(size: int) -> int:
+    """Side of a unit of the masks that runs are compared on, in pixels of an image of this side."""
+    return REFERENCE_MASK_PATCH if size >= REFERENCE_SMALL else size // 8
 
 
 def evenly_spread(records: Records, count: int) -> Records:

@@ -104,7 +104,10 @@ def refuse_link_out(root: str | PathLike[str], path: str | PathLike[str]) -> Non
         ValueError: naming the path and the folder.
     """
     if not os.path.join(_real_path(path), '').startswith(_real_root(os.fspath(root))):
-        raise ValueError(f'{path} is a link that leaves the data root {root}')
+        raise ValueError(
+            f'{path} is a link that leaves the data root {root}; copy or hard-link the pictures, '
+            'or make the whole data folder the link'
+        )
 
 
 def is_passing(error: ValueError, path: str | PathLike[str]) -> bool:

@@ -112,3 +112,23 @@ class MaskGenerator:
                 new = new[::-1]
             hidden.flat[new[:missing]] = True
         return np.flatnonzero(hidden)
+
+
+def average_distance(masks: np.ndarray, patch_size: int) -> float:
+    """Mean Euclidean distance in pixels from a hidden pixel to the nearest visible one.
+
+    SimMIM's AvgDist (Xie et al. 2022, arXiv:2111.09886), by which masks of any type compare.
+
+    Args:
+        masks: [N, h, w], 1 where a token is hidden.
+        patch_size: side of a token in pixels.
+
+    Raises:
+        ValueError: if a mask leaves nothing visible, or nothing is hidden.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    hidden = np.asarray(masks, dtype=bool).repeat(patch_size, axis=1).repeat(patch_size, axis=2)
+    if not hidden.any() or hidden.all(axis=(1, 2)).any():
+        raise ValueError('masks must hide at least one pixel, and each leave one visible')
+    return float(np.concatenate([distance_transform_edt(mask)[mask] for mask in hidden]).mean())

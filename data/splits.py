@@ -84,6 +84,16 @@ def read_split(
     return read_csv(root, csv_name, **options)
 
 
+def describe_subset(config: Config) -> str:
+    """What part of the training images is taken, by which option; '' for all of them."""
+    data = config.DATA
+    if data.TRAIN_IMAGES:
+        return f'{data.TRAIN_IMAGES} of the images: DATA.TRAIN_IMAGES'
+    if data.TRAIN_FRACTION < 1:
+        return f'{100 * data.TRAIN_FRACTION:g} % of the patients: DATA.TRAIN_FRACTION'
+    return ''
+
+
 def training_records(config: Config, records: Records) -> Records:
     """The images that fine-tuning learns from, of those that are not held out.
 

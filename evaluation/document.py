@@ -24,6 +24,12 @@ NOT_COMPARABLE = (
     'over to another. Not for clinical use.'
 )
 
+NO_HELD_OUT = (
+    'no held-out training patients: without them no threshold or temperature is chosen, and what '
+    'needs one is n/a'
+)
+NO_INTERVAL = 'no interval: too many resamples lack a class of one label'
+
 
 def build_document(
     sets: Sequence[Cases],
@@ -111,7 +117,7 @@ def _headline(scored: Sequence[dict[str, Any]], has_intervals: bool) -> dict[str
     elif (fewest := min(entries[label]['positives'] for label in counted)) < FEW_POSITIVES:
         notes.append(f'as few as {fewest} positives of a label: a weak estimate')
     if has_intervals and np.isnan(score['low']) and not missing:
-        notes.append('no interval: too many resamples lack a class of one label')
+        notes.append(NO_INTERVAL)
     described = ('rows', 'patients', 'level', 'views')
     return {
         'set': last['name'],
@@ -136,10 +142,7 @@ def _warn_of_leaks(patients: Mapping[str, Sequence[str]]) -> list[str]:
 def _warn_of_thresholds(holdout: Cases | Sequence[HeldOut] | None) -> list[str]:
     if holdout is not None:
         return []
-    return [
-        'no held-out training patients: without them no threshold or temperature is chosen, and '
-        'what needs one is n/a'
-    ]
+    return [NO_HELD_OUT]
 
 
 def _warn_of_sets(scored: Sequence[dict[str, Any]], has_holdout: bool) -> list[str]:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from models.attention import written_out
 from models.swin_transformer import SwinTransformer
 from models.vision_transformer import VisionTransformer
 
@@ -97,7 +98,12 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
             'attention rollout needs a model whose tokens all see each other (MODEL.TYPE vit), '
             f'got {type(model).__name__}'
         )
-    with _evaluating(model), torch.no_grad(), _KeepSoftmax() as probabilities:
+    with (
+        _evaluating(model),
+        torch.no_grad(),
+        written_out(model),
+        _KeepSoftmax() as probabilities,
+    ):
         model(images)
     assert len(probabilities.kept) == len(model.blocks), 'attention without Tensor.softmax'
     identity = torch.eye(probabilities.kept[0].shape[-1], device=images.device)

@@ -84,6 +84,7 @@ def layout_of(config: Config) -> Layout:
         optional=('test',) if data.TEST_CSV == default_config().DATA.TEST_CSV else (),
         image_suffix=data.IMAGE_SUFFIX,
         labeller=data.LABELLER,
+        blank=data.BLANK,
         allow_all_images=data.ALLOW_ALL_IMAGES,
     )
 

@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
         description = build_description(read_config(args))
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return 2
     print(format_description(description))
     save_description(description, args.output)
     print(f'\nsaved in {args.output}: splits, counts, targets (CSV), description.json, labels.png')

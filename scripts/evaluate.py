@@ -27,7 +27,7 @@ from data.groups import group_columns, standard_groups
 from data.predictions import read_predictions
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.cases import Cases
-from evaluation.document import build_document, compare_sets
+from evaluation.document import NO_HELD_OUT, NO_INTERVAL, build_document, compare_sets
 from evaluation.label_files import SUCH_AS, LabelTable, match, read_label_file
 from evaluation.protocol import Protocol
 from evaluation.report import write_report
@@ -97,8 +97,8 @@ def main(args: argparse.Namespace) -> int:
         page = write_report(args.output, document)
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
-    print(format_scores(document))
+        return 2
+    print(format_scores(document, has_intervals=args.resamples > 0))
     print(f'report in {page}. Not for clinical use.')
     return 0
 
@@ -145,6 +145,10 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         extras={'comparisons': compare_sets(sets, protocol, name=args.labels.stem)},
     )
     rename_images(document, names)
+    document['warnings'] = [
+        f'{line}; give --thresholds-from' if line == NO_HELD_OUT else line
+        for line in document['warnings']
+    ]
     return document
 
 
@@ -253,7 +257,7 @@ def warn_of_rows(sets: Sequence[Cases], protocol: Protocol) -> list[str]:
     ]
 
 
-def format_scores(document: dict[str, Any]) -> str:
+def format_scores(document: dict[str, Any], *, has_intervals: bool) -> str:
     """Tables of every set's scores and of the comparisons, then what to beware of."""
     lines = []
     for entry in document['sets']:
@@ -269,6 +273,8 @@ def format_scores(document: dict[str, Any]) -> str:
             means = entry['means'][key] or dict.fromkeys(SHOWN)
             shown = ''.join(f'{_show(means[metric]):>23}' for metric in SHOWN)
             lines.append(f'  {name:<48}{shown}')
+        if has_intervals and (five := entry['means']['five']):
+            lines += _why_no_interval(five['auroc'])
         lines.append('')
     for entry in document['comparisons']:
         lines.append(f'AUROC of {entry["a"]} minus {entry["b"]} (p by Holm over the labels)')
@@ -278,9 +284,16 @@ def format_scores(document: dict[str, Any]) -> str:
         if five := entry['means']['five']:
             shown = f'{_show(five["difference"]):>23}{_number(five["p_bootstrap"], ".4f"):>9}'
             lines.append(f'  {MEANS["five"]:<48}{shown}')
+            lines += _why_no_interval(five['difference']) if has_intervals else []
         lines.append('')
     lines += [f'warning: {line}' for line in document['warnings']]
     return '\n'.join(lines)
+
+
+def _why_no_interval(mean: dict[str, float]) -> list[str]:
+    """A line on the mean of the five where it has a value and no interval."""
+    has_none = not np.isnan(mean['value']) and np.isnan(mean['low'])
+    return [f'  {MEANS["five"]}: {NO_INTERVAL}'] if has_none else []
 
 
 def _show(score: dict[str, float] | None) -> str:

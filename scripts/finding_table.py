@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
         rows = read_runs(args.runs, masked=args.masked, split=args.set)
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return 2
     published = published_rows(rows)
     print(markdown(rows, published), end='')
     if args.csv:

@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
         )
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return 2
     if args.contact_sheet:
         contact_sheet(args.output, args.contact_sheet)
     rows = ', '.join(f'{split} {count}' for split, count in made['images'].items())

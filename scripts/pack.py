@@ -73,13 +73,13 @@ def main(args: argparse.Namespace) -> int:
             pack(args.data_path, args.output, settings(args), **chosen, **options)
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return 2
     except OSError as error:
         problem, advice = error, 'mend this'
         if error.errno in FULL:
             problem, advice = f'cannot write {args.output}: {error.strerror}', 'free space'
         print(f'error: {problem}: {advice} and give the same command again', file=sys.stderr)
-        return 1
+        return 2
     except KeyboardInterrupt:
         print('stopped; the same command goes on from here', file=sys.stderr)
         return 130

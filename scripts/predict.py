@@ -136,7 +136,7 @@ def main(args: argparse.Namespace) -> int:
         # A loader's worker puts its traceback into the message.
         message = str(error).rsplit('\nValueError: ', 1)[-1].strip()
         print(f'error: {message}', file=sys.stderr)
-        return 1
+        return 2
     print(f'probabilities for {count} images in {args.output}. Not for clinical use.')
     return 0
 

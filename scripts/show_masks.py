@@ -15,7 +15,7 @@ from matplotlib.gridspec import SubplotSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.masking import MASK_TYPES, MaskGenerator
+from data.masking import MASK_TYPES, MaskGenerator, average_distance
 from data.sampling import sample_rng
 from data.transforms import FILTERS, centre_crop, load_image
 
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('--image', required=True, help='an X-ray')
-    add('--output', required=True, help='the picture to write, .png')
+    add('--output', required=True, type=Path, help='the picture to write, .png')
     add('--size', type=int, default=192, help='side of the model input in pixels')
     add('--patch', type=int, default=4, help='side of a token in pixels')
     add('--units', type=int, nargs='+', default=[16, 32], help='sides of a masking unit in pixels')
@@ -45,7 +45,10 @@ def cover(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:  # [S, S, 3] uint
 
 
 def draw_grid(pixels: np.ndarray, args: argparse.Namespace) -> Figure:
-    """Types downwards, unit sizes and ratios across, the image itself on the left."""
+    """Types downwards, unit sizes and ratios across, the image itself on the left.
+
+    A line for each mask tells how far its hidden pixels lie from visible ones.
+    """
     columns = [(unit, ratio) for unit in args.units for ratio in args.ratios]
     width, height = (len(columns) + 1.1) * CELL_INCHES, len(MASK_TYPES) * CELL_INCHES * 1.12 + 0.3
     figure = Figure((width, height), layout='constrained', dpi=DPI)
@@ -58,6 +61,8 @@ def draw_grid(pixels: np.ndarray, args: argparse.Namespace) -> Figure:
             mask = generator(sample_rng(args.seed, 0, column))
             ax = _add_image(figure, grid[row, column], cover(pixels, mask))
             total = (args.size // unit) ** 2
+            distance = average_distance(mask[None], args.patch)
+            print(f'{mask_type}, {unit} px, ratio {ratio:g}: AvgDist {distance:.2f} px')
             ax.set_xlabel(f'{generator.count} of {total}: {mask.mean():.1%} hidden', fontsize=8)
             if row == 0:
                 ax.set_title(f'{unit} px, ratio {ratio:g}', fontsize=9)
@@ -79,7 +84,8 @@ def main(args: argparse.Namespace) -> int:
         figure = draw_grid(pixels, args)
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return 2
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(args.output)
     print(f'{args.output}: {", ".join(MASK_TYPES)}; units {args.units} px, ratios {args.ratios}')
     return 0

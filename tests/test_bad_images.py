@@ -263,7 +263,7 @@ def write(path: Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(path)
         return
     pytest.importorskip('pydicom', minversion='3.0')
-    from test_dicom import write as write_dicom
+    from dicom_files import write as write_dicom
 
     write_dicom(path, pixels)
 

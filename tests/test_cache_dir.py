@@ -9,8 +9,8 @@ from threading import Event
 import pytest
 import yaml
 from packed_data import contents, copied, flip_bit, make_data, packed
-from test_loader import LOGGER, make_config
 from tiny import arguments, run_folder, run_main, tiny_config, torchrun
+from xray_splits import LOGGER, make_config
 
 import data.store_files
 from data import build_loader

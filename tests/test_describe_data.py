@@ -375,5 +375,5 @@ def test_script_takes_config_flags_and_demographics(
         (['--groups', 'Race'], "EVAL.GROUPS: no column 'Race'"),
         (['--data-path', str(mixed / 'absent')], 'DATA.DATA_PATH: no train.csv'),
     ):
-        assert script(*where, *wrong) == 1
+        assert script(*where, *wrong) == 2
         assert capsys.readouterr().err.startswith(f'error: {message}')

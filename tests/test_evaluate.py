@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, recall_sc
 
 from data.labels import COMPETITION_LABELS, LABELS
 from data.predictions import read_predictions
+from evaluation.document import NO_INTERVAL
 
 SCRIPT = Path(__file__).resolve().parents[1] / 'scripts/evaluate.py'
 FIVE = list(COMPETITION_LABELS)
@@ -110,7 +111,10 @@ def test_runs_without_torch_and_counts_what_it_leaves_out(tmp_path):
     assert headline['score']['value'] == pytest.approx(np.mean(areas), abs=1e-12)
     assert f'mean of the five tasks{"":>26}   {np.mean(areas):.3f}' in done.stdout
     assert any('14 of 74 rows have no labelled row' in line for line in report['warnings'])
-    assert any('without them no threshold' in line for line in report['warnings'])
+    (warning,) = (line for line in report['warnings'] if 'without them no threshold' in line)
+    assert warning.endswith('what needs one is n/a; give --thresholds-from')
+    assert f'warning: {warning}' in done.stdout
+    assert NO_INTERVAL not in done.stdout
     assert 'Not for clinical use' in done.stdout
     assert (tmp_path / 'out/report.html').is_file()
 
@@ -204,8 +208,26 @@ def test_several_files_are_compared_and_each_has_its_thresholds(evaluate, tmp_pa
     assert five['low'] > 0
     assert 'AUROC of good/test minus bad/test' in capsys.readouterr().out
     capsys.readouterr()
-    assert evaluate(*words, '--thresholds-from', held_out[0], other) == 1
+    assert evaluate(*words, '--thresholds-from', held_out[0], other) == 2
     assert 'takes 2 prediction file(s)' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('resamples', 'times'), [(50, 3), (0, 0)])
+def test_a_mean_without_an_interval_has_its_reason(resamples, times, evaluate, tmp_path, capsys):
+    """A single positive is in 63 % of the resamples; both models and their difference lack it."""
+    names, labels = studies(), draw_labels(0)
+    labels[:, 2] = 0
+    labels[5, 2] = 1
+    paths = [write_predictions(tmp_path / m, labels, names) for m in ('a.csv', 'bb.csv')]
+    file = write_labels(tmp_path / 'labels.csv', labels, names)
+    words = ['--predictions', *paths, '--labels', file, '--output', tmp_path / 'out']
+    assert evaluate(*words, '--resamples', resamples) == 0
+    report, entry, _ = scores_of(tmp_path / 'out')
+    five = entry['means']['five']['auroc']
+    assert five['value'] is not None and five['low'] is None
+    assert (report['headline']['note'].endswith(NO_INTERVAL)) == (resamples > 0)
+    line = f'  mean of the five tasks: {NO_INTERVAL}'
+    assert capsys.readouterr().out.splitlines().count(line) == times
 
 
 @pytest.mark.parametrize(
@@ -329,7 +351,7 @@ def test_mistakes_end_in_one_line_and_write_nothing(change, part, evaluate, tmp_
         '--labels': write_labels(tmp_path / 'l.csv', labels, names),
         '--output': tmp_path / 'out',
     } | change
-    assert evaluate(*(word for pair in words.items() for word in pair)) == 1
+    assert evaluate(*(word for pair in words.items() for word in pair)) == 2
     captured = capsys.readouterr()
     assert captured.out == ''
     assert len(captured.err.splitlines()) == 1

@@ -236,7 +236,7 @@ def test_the_script_prints_and_writes_the_table(
     effusion = run(tmp_path / 'e', DATA={'TASK': 'effusion'}, label='Pleural Effusion')
     assert script['main'](script['parse_args']([str(effusion), '--masked', 'none'])) == 0
     assert 'MAE ViT-B' not in capsys.readouterr().out
-    assert script['main'](script['parse_args']([*runs, '--masked', 'none'])) == 1
+    assert script['main'](script['parse_args']([*runs, '--masked', 'none'])) == 2
     assert 'error: masked: give one value a run' in capsys.readouterr().err
     with pytest.raises(SystemExit):
         script['parse_args']([*runs, '--masked', '75'])

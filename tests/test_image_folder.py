@@ -1,5 +1,6 @@
 """Folders of images without labels."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +45,18 @@ def test_folder_lists_visible_images_sorted(tmp_path: Path) -> None:
 @pytest.mark.parametrize('name', ['train.csv', 'valid.csv', 'below/valid.csv'])
 def test_folder_with_scored_images_is_refused_unless_allowed(tmp_path: Path, name: str) -> None:
     touch(tmp_path, 'a.png', name)
-    with pytest.raises(ValueError, match=f'{name} is there: .*DATA.ALLOW_ALL_IMAGES True'):
+    with pytest.raises(ValueError, match=f'{name} is there: .*DATA.ALLOW_ALL_IMAGES True') as error:
+        read_folder(tmp_path, allow_all_images=False)
+    assert '--data-path' not in str(error.value), 'there is no folder train'
+    (tmp_path / 'train').mkdir()
+    with pytest.raises(ValueError, match=f'alone with --data-path {tmp_path / "train"}, use'):
         read_folder(tmp_path, allow_all_images=False)
     assert read_folder(tmp_path, allow_all_images=True).file.tolist() == ['a.png']
 
 
 def test_real_folder_is_refused_unless_allowed(nih1000: Path) -> None:
-    with pytest.raises(ValueError, match='DATA.ALLOW_ALL_IMAGES'):
+    part = f'take those to train on alone with --data-path {nih1000 / "train"}, use DATA.DATASET'
+    with pytest.raises(ValueError, match=f'{part} chexpert, or set DATA.ALLOW_ALL_IMAGES'):
         read_folder(nih1000, allow_all_images=False)
     assert len(read_folder(nih1000, allow_all_images=True)) == 1000
     assert len(read_folder(nih1000 / 'train', allow_all_images=False)) == 800
@@ -61,7 +67,9 @@ def test_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
     root = tmp_path / 'root'
     for link, target in (('b.png', 'outside/x.png'), ('c', 'outside')):
         (root / link).symlink_to(tmp_path / target)
-        with pytest.raises(ValueError, match=f'{link} is a link that leaves the data root'):
+        hint = '; copy or hard-link the pictures, or make the whole data folder the link'
+        message = f'{link} is a link that leaves the data root {root}{hint}'
+        with pytest.raises(ValueError, match=re.escape(message)):
             read_folder(root, allow_all_images=False)
         (root / link).unlink()
     (tmp_path / 'alias').symlink_to(root)

@@ -188,7 +188,7 @@ GUARDED_DICOM = {
 @pytest.mark.parametrize('kind', GUARDED_DICOM)
 def test_dicom_files_have_the_same_guards(kind, tmp_path):
     pytest.importorskip('pydicom', minversion='3.0')
-    from test_dicom import write
+    from dicom_files import write
 
     tags, reason = GUARDED_DICOM[kind]
     pixels = np.asarray(GREY)[: tags.get('Rows') if kind == 'strip' else None]

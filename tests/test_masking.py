@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from data.masking import MASK_TYPES, MaskGenerator
+from data.masking import MASK_TYPES, MaskGenerator, average_distance
 
 SIZES = [(192, 32, 4), (224, 32, 16), (96, 16, 4), (64, 4, 4), (96, 32, 32), (512, 32, 32)]
 RATIOS = [0.05, 0.25, 0.4, 0.5, 0.55, 0.6, 0.75, 0.88]
@@ -171,3 +171,47 @@ def test_block_draws_rectangles_of_beits_area_and_aspect():
 def test_impossible_masks_are_refused_in_words(arguments, message):
     with pytest.raises(ValueError, match=message):
         MaskGenerator(*arguments)
+
+
+@pytest.mark.parametrize('patch', [1, 4])
+@pytest.mark.parametrize('mask_type', MASK_TYPES)
+def test_average_distance_equals_brute_force(mask_type, patch):
+    generator = MaskGenerator(8 * patch, 2 * patch, patch, 0.5, mask_type)
+    rng = np.random.default_rng(4)
+    masks = np.stack([generator(rng) for _ in range(3)])
+    masks[0, :, 0] = 1  # the masks differ in how much is hidden
+    distances = []
+    for mask in masks:
+        hidden = np.kron(mask, np.ones((patch, patch)))
+        visible = np.argwhere(hidden == 0)
+        for pixel in np.argwhere(hidden == 1):
+            distances.append(np.sqrt(((visible - pixel) ** 2).sum(axis=1)).min())
+    assert average_distance(masks, patch) == pytest.approx(np.mean(distances), rel=1e-12)
+
+
+def test_average_distance_of_one_token():
+    mask = np.zeros((1, 3, 3), dtype=np.int64)
+    mask[0, 1, 1] = 1
+    assert average_distance(mask, 1) == 1
+    assert average_distance(mask, 3) == pytest.approx((8 * 1 + 2) / 9)
+
+
+@pytest.mark.parametrize('hidden', [[0, 0], [1, 0], [1, 1]])
+def test_average_distance_needs_hidden_and_visible_pixels_in_every_mask(hidden):
+    masks = np.zeros((2, 4, 4), dtype=np.int64) + np.array(hidden)[:, None, None]
+    with pytest.raises(ValueError, match='hide at least one pixel, and each leave one visible'):
+        average_distance(masks, 4)
+
+
+def test_larger_units_hide_pixels_further_from_visible_ones():
+    def distance(unit: int) -> float:
+        return average_distance(units(MaskGenerator(192, unit, unit, 0.6), 20), unit)
+
+    assert distance(8) < distance(16) < distance(32) < distance(64)
+
+
+def test_units_of_reference_masks_are_32_px_or_an_eighth_of_a_small_side():
+    from data.data_simmim import reference_mask_patch
+
+    units = {size: reference_mask_patch(size) for size in (32, 64, 96, 128, 192, 224)}
+    assert units == {32: 4, 64: 8, 96: 12, 128: 32, 192: 32, 224: 32}

@@ -144,9 +144,9 @@ def test_script_packs_verifies_and_names_its_mistakes(tmp_path: Path) -> None:
     found = run('--output', store, '--verify')
     assert found.returncode == 1 and file_of(5) in found.stderr
     mixed = run('--data-path', root, '--output', store, '--size', 'native')
-    assert mixed.returncode == 1 and 'settings, size was 16, is now None' in mixed.stderr
+    assert mixed.returncode == 2 and 'settings, size was 16, is now None' in mixed.stderr
     wrong = run('--data-path', root, '--output', store, '--size', 'large')
-    assert wrong.returncode == 1 and "or 'native', got 'large'" in wrong.stderr
+    assert wrong.returncode == 2 and "or 'native', got 'large'" in wrong.stderr
     for mistake in (['--verify'], ['--size', 9, '--append', 'x'], ['--shard-size', '1TB'], []):
         assert run('--data-path', root, '--output', store, *mistake).returncode == 2
 

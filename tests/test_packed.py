@@ -27,8 +27,8 @@ from packed_data import (
     make_data,
     packed,
 )
-from test_loader import make_config
 from tiny import arguments, run_folder, run_main, tiny_config
+from xray_splits import make_config
 
 import data.packed
 from data import build_loader

@@ -134,8 +134,8 @@ def test_what_no_dicom_file_is_at_fault_for_is_no_damaged_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     pytest.importorskip('pydicom', minversion='3.0', reason='pydicom is not installed')
+    from dicom_files import jpeg, write
     from pydicom.pixels.decoders.base import Decoder
-    from test_dicom import jpeg, write
 
     file = write(tmp_path / 'x.dcm', picture(1), syntax='JPEGLSLossless', data=[jpeg(picture(1))])
 
@@ -253,7 +253,7 @@ def test_script_says_that_the_disk_is_full_and_goes_on_when_it_is_not(tmp_path: 
 
     arguments = ['--data-path', root, '--output', store, '--size', 16, '--workers', 1]
     full = run(*arguments, preexec_fn=limit)
-    assert full.returncode == 1 and 'Traceback' not in full.stderr, full.stderr
+    assert full.returncode == 2 and 'Traceback' not in full.stderr, full.stderr
     words = f'error: cannot write {store}: File too large: free space and give the same command'
     assert words in full.stderr
     again = run(*arguments)
@@ -266,5 +266,5 @@ def test_script_names_an_output_that_cannot_be(tmp_path: Path) -> None:
     file.touch()
     for output in (file, file / 'store'):
         made = run('--data-path', root, '--output', output, '--size', 16)
-        assert made.returncode == 1 and 'Traceback' not in made.stderr, made.stderr
+        assert made.returncode == 2 and 'Traceback' not in made.stderr, made.stderr
         assert 'error: ' in made.stderr and str(output) in made.stderr

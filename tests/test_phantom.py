@@ -332,7 +332,7 @@ def test_the_script_writes_a_phantom_and_its_contact_sheet(
     with Image.open(tmp_path / 'sheet.png') as sheet:
         assert 20 < np.asarray(sheet).std() < 127
     assert len((tmp_path / 'ph/train.csv').read_text().splitlines()) == 10
-    assert script['main'](script['parse_args']([*options, '--seed', '1'])) == 1
+    assert script['main'](script['parse_args']([*options, '--seed', '1'])) == 2
     assert 'another folder' in capsys.readouterr().err
 
 

@@ -111,7 +111,7 @@ def test_a_bad_image_is_named_and_nothing_is_written(
     output.parent.mkdir()
     output.write_text('before')
     words = ['--checkpoint', checkpoint_of(run), '--output', output, '--num-workers', workers]
-    assert predict(*words, phantom / 'valid', bad) == 1
+    assert predict(*words, phantom / 'valid', bad) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f'error: image {bad} cannot be read')
     assert 'Traceback' not in error
@@ -133,7 +133,7 @@ def test_mistakes_are_named(checkpoint, image, part, run, phantom, predict, tmp_
     (tmp_path / 'empty').mkdir()
     place = tmp_path / 'empty' if image == 'empty' else phantom / image
     checkpoint = checkpoint.format(run=run, best=checkpoint_of(run))
-    assert predict('--checkpoint', checkpoint, '--output', tmp_path / 'p.csv', place) == 1
+    assert predict('--checkpoint', checkpoint, '--output', tmp_path / 'p.csv', place) == 2
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith('error: ')
     assert part in captured.err
@@ -145,7 +145,7 @@ def test_a_checkpoint_without_a_classifier_is_refused(phantom, predict, tmp_path
     assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
     checkpoint = run_folder(tmp_path, 'simmim') / 'ckpt_epoch_0.pth'
     words = ['--checkpoint', checkpoint, '--output', tmp_path / 'p.csv', phantom / 'valid']
-    assert predict(*words) == 1
+    assert predict(*words) == 2
     assert f'{checkpoint} is no fine-tuned checkpoint' in capsys.readouterr().err
 
 

@@ -62,9 +62,9 @@ def can_trace() -> bool:
 
 def guarded(folder: Path, commands: list[list[str]]) -> tuple[int, str, str, str | None]:
     """Exit code, what was printed, and the uses of the network that Python and the kernel noted."""
-    log, trace, todo = (folder / name for name in ('network.log', 'strace.log', 'todo.json'))
-    todo.write_text(json.dumps(commands))
-    command = [sys.executable, str(GUARD), str(log), str(todo)]
+    log, trace, asked = (folder / name for name in ('network.log', 'strace.log', 'commands.json'))
+    asked.write_text(json.dumps(commands))
+    command = [sys.executable, str(GUARD), str(log), str(asked)]
     traced = can_trace()
     if traced:
         options = ['--seccomp-bpf', '-f', '-qq', '-e', f'trace={CALLS}', '-o', str(trace)]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_loader import make_config
 from tiny import arguments, run_folder, run_main, tiny_config
+from xray_splits import make_config
 
 from data import Loaders, build_loader
 from data.device_loader import on_device

@@ -11,10 +11,10 @@ import torch
 from mistakes import linked
 from packed_data import NATIVE, contents, copied, make_data, packed
 from PIL import Image
-from test_loader import LOGGER, make_config
 from test_packed import sparse_store
 from tiny import arguments, run_folder, run_main, tiny_config
 from torch.utils.data import DataLoader, Dataset
+from xray_splits import LOGGER, make_config
 
 from data import Loaders, build_loader
 from data.chexpert import read_csv, read_folder
@@ -112,7 +112,7 @@ def dicom(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def to_dicom(folder: Path, target: Path) -> Path:
-    from test_dicom import write
+    from dicom_files import write
 
     tags = dict.fromkeys(['PatientID', 'PatientName', 'AccessionNumber'], SECRET)
     for file in folder.rglob('*.jpg'):

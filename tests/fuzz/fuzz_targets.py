@@ -1,4 +1,4 @@
-"""What is fuzzed: for each target good files, once, and an attack with mutations of them.
+"""What is fuzzed: for each target an attack with mutations of good files.
 
 An attack writes its files below its folder and calls the public entry that reads them.  It returns
 if that took them, and then also asserts what must hold of whatever is taken.
@@ -6,18 +6,16 @@ if that took them, and then also asserts what must hold of whatever is taken.
 
 import io
 import json
-import logging
 import os
 import pathlib
 import shutil
-from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import fuzz_corpus
 import numpy as np
 import torch
 import yaml
+from fuzz_corpus import LOG, Corpus
 from fuzz_mutations import (
     CELLS,
     TEXTS,
@@ -31,7 +29,6 @@ from fuzz_mutations import (
     pick,
 )
 from PIL import Image
-from tiny import tiny_config
 
 from config import get_config
 from data.chexpert import Records, read_csv
@@ -40,44 +37,12 @@ from data.images import load_image
 from data.labels import LABELS
 from data.mimic import read_mimic
 from data.packed import encode_about, open_store, read_about, verify
-from data.phantom import make_phantom
-from data.phantom_mimic import make_phantom_mimic
-from data.predictions import predictions_for, read_predictions, write_predictions
+from data.predictions import predictions_for, read_predictions
 from data.splits import read_split
 from evaluation.label_files import match, read_label_file
 from logger import ScalarLog, read_metrics
 
-LOG = logging.getLogger('fuzz')
-LOG.addHandler(logging.NullHandler())
-LOG.propagate = False
 STAGES = ('simmim', 'finetune')
-
-
-class Corpus:
-    """Good files, made below a folder when they are first asked for."""
-
-    def __init__(self, base: Path) -> None:
-        self.base = base
-        self.made: dict[str, Any] = {}
-
-    def get(self, make: Callable[['Corpus'], Any]) -> Any:
-        if make.__name__ not in self.made:
-            self.made[make.__name__] = make(self)
-        return self.made[make.__name__]
-
-
-def _chexpert(corpus: Corpus) -> Path:
-    folder = corpus.base / 'CheXpert-phantom'
-    make_phantom(folder, num_train=12, num_valid=4, num_test=4, size=48, seed=0)
-    return folder
-
-
-def _config(corpus: Corpus) -> Path:
-    return tiny_config(corpus.base / 'run.yaml', 'finetune')
-
-
-def _arguments(cfg: Path, stage: str = 'finetune', **flags: Any) -> Namespace:
-    return Namespace(cfg=str(cfg), stage=stage, **flags)
 
 
 def _linked(source: Path, target: Path) -> Path:
@@ -97,7 +62,7 @@ def _check_inside(records: Records) -> None:
 
 def attack_tables(corpus: Corpus, rng: Rng, out: Path) -> None:
     """train.csv and the like, of images and of studies."""
-    source = corpus.get(_chexpert)
+    source = corpus.get(fuzz_corpus.chexpert)
     root = _linked(source, out / 'CheXpert-phantom')
     data = (source / 'train.csv').read_bytes()
     by_study = rng.random() < 0.3
@@ -108,18 +73,12 @@ def attack_tables(corpus: Corpus, rng: Rng, out: Path) -> None:
         data = b'\n'.join([header, *(b','.join([key, *row]) for key, row in studies.items())])
         (root / 'train.csv').unlink()
     _replace(root / 'train.csv', mutate_csv(data + b'\n' * by_study, rng))
-    config = get_config(_arguments(corpus.get(_config), data_path=str(root)))
+    config = get_config(fuzz_corpus.arguments(corpus.get(fuzz_corpus.config), data_path=str(root)))
     _check_inside(read_split(config, 'train', LOG))
 
 
-def _mimic(corpus: Corpus) -> Path:
-    folder = corpus.base / 'mimic'
-    make_phantom_mimic(folder, num_train=12, num_valid=4, num_test=4, size=48)
-    return folder
-
-
 def attack_mimic(corpus: Corpus, rng: Rng, out: Path) -> None:
-    root = _linked(corpus.get(_mimic), out / 'mimic')
+    root = _linked(corpus.get(fuzz_corpus.mimic), out / 'mimic')
     file = pick(rng, sorted(root.glob('mimic-cxr-*.csv*')))
     data = file.read_bytes()
     if file.suffix == '.gz':
@@ -133,16 +92,8 @@ def attack_mimic(corpus: Corpus, rng: Rng, out: Path) -> None:
     _check_inside(read_mimic(root, 'train', labeller='chexpert', logger=LOG))
 
 
-def _predictions(corpus: Corpus) -> Path:
-    records = read_csv(corpus.get(_chexpert), 'valid.csv')
-    values = np.random.default_rng(0).random((len(records), len(LABELS)))
-    file = corpus.base / 'predictions_valid.csv'
-    write_predictions(file, values, paths=records.path, labels=LABELS, source={'task': None})
-    return file
-
-
 def attack_predictions(corpus: Corpus, rng: Rng, out: Path) -> None:
-    source = corpus.get(_predictions)
+    source = corpus.get(fuzz_corpus.predictions)
     paths = read_predictions(source).names
     file = _replace(out / 'p.csv', mutate_csv(source.read_bytes(), rng))
     beside = source.with_suffix('.json').read_bytes()
@@ -155,22 +106,22 @@ def attack_predictions(corpus: Corpus, rng: Rng, out: Path) -> None:
 
 
 def attack_label_files(corpus: Corpus, rng: Rng, out: Path) -> None:
-    data = (corpus.get(_chexpert) / 'valid.csv').read_bytes()
+    data = (corpus.get(fuzz_corpus.chexpert) / 'valid.csv').read_bytes()
     file = _replace(out / 'labels.csv', mutate_csv(data, rng))
     task = pick(rng, ['observations', 'any_finding', 'effusion'])
     table = read_label_file(file, task=task, views=pick(rng, ['all', 'frontal']))
     level = pick(rng, ['study', 'image'])
-    predictions = read_predictions(corpus.get(_predictions))
+    predictions = read_predictions(corpus.get(fuzz_corpus.predictions))
     cases, notes = match(predictions, table, name='x', level=level, complete=False)
     assert all('\n' not in note for note in notes)
     assert len(cases.path) == len(cases.targets)
 
 
 def attack_demographics(corpus: Corpus, rng: Rng, out: Path) -> None:
-    records = read_csv(corpus.get(_chexpert), 'train.csv')
+    records = read_csv(corpus.get(fuzz_corpus.chexpert), 'train.csv')
     patients = dict.fromkeys(records.patient)
     rows = ['PATIENT,RACE,ETHNICITY', *(f'{name},A,B{i % 3}' for i, name in enumerate(patients))]
-    root = _linked(corpus.get(_chexpert), out / 'CheXpert-phantom')
+    root = _linked(corpus.get(fuzz_corpus.chexpert), out / 'CheXpert-phantom')
     _replace(root / 'demo.csv', mutate_csv('\n'.join([*rows, '']).encode(), rng))
     records = read_csv(root, 'train.csv')
     found = group_columns(records, ['RACE', 'ETHNICITY'], demographics='demo.csv')
@@ -179,7 +130,7 @@ def attack_demographics(corpus: Corpus, rng: Rng, out: Path) -> None:
 
 def attack_configs(corpus: Corpus, rng: Rng, out: Path) -> None:
     """YAML files, one of them the base of the other."""
-    text = corpus.get(_config).read_text()
+    text = corpus.get(fuzz_corpus.config).read_text()
     if rng.random() < 0.5:
         values = [lambda: pick(rng, [*TEXTS, 0, -1, 2**31, 2**70, 0.5, None, True, [], {}, [[1]]])]
         text = yaml.safe_dump(mutate_tree(yaml.safe_load(text), rng, values))
@@ -191,91 +142,31 @@ def attack_configs(corpus: Corpus, rng: Rng, out: Path) -> None:
         names = ['a.yaml', 'b.yaml', '/dev/zero', 'x' * 5000, 'a\0b', '.', '../a.yaml']
         bases = [pick(rng, names) for _ in range(3)]
         file = _replace(out / 'b.yaml', yaml.safe_dump({'BASE': bases}).encode())
-    get_config(_arguments(file, pick(rng, STAGES)))
-
-
-def _keys(corpus: Corpus) -> list[str]:
-    from config import default_config
-    from config_merge import _all_keys
-
-    return list(_all_keys(default_config()))
+    get_config(fuzz_corpus.arguments(file, pick(rng, STAGES)))
 
 
 def attack_opts(corpus: Corpus, rng: Rng, out: Path) -> None:
-    keys, opts = corpus.get(_keys), []
+    keys, opts = corpus.get(fuzz_corpus.keys), []
     values = [*TEXTS, *CELLS, '1', '2', '0.5', '[1]', '[1,2]', '[0.5]', 'True', "{'a': 'b'}"]
     values += ['1' * 30, '4294967296', '[[1]]', '(' * 300, '-' * 3000, '[1e400]', '"a"', 'None']
     for _ in range(rng.integers(1, 4)):
         key = pick(rng, keys)
         key = mutate_text(key, rng) if rng.random() < 0.1 else key
         opts += [key, pick(rng, values)]
-    file = corpus.get(_config)
+    file = corpus.get(fuzz_corpus.config)
     shutil.copy(file, out / 'run.yaml')
-    get_config(_arguments(out / 'run.yaml', pick(rng, STAGES), opts=opts))
-
-
-def _pictures(corpus: Corpus) -> dict[str, bytes]:
-    """Files by suffix; several forms of each."""
-    rng = np.random.default_rng(0)
-    grey = rng.integers(0, 256, (40, 48), dtype=np.uint8)
-    deep = rng.integers(0, 4096, (40, 48), dtype=np.uint16)
-    forms = {
-        'grey.png': (Image.fromarray(grey), {}),
-        'deep.png': (Image.fromarray(deep), {}),
-        'palette.png': (Image.fromarray(grey).convert('P'), {'transparency': 0}),
-        'rgba.png': (Image.fromarray(grey).convert('RGBA'), {}),
-        'grey.jpg': (Image.fromarray(grey), {'quality': 90}),
-        'rgb.jpg': (Image.fromarray(grey).convert('RGB'), {'progressive': True}),
-        'grey.tif': (Image.fromarray(grey), {}),
-        'deep.tif': (Image.fromarray(deep), {'compression': 'tiff_lzw'}),
-        'deflate.tif': (Image.fromarray(grey), {'compression': 'tiff_adobe_deflate'}),
-        'grey.bmp': (Image.fromarray(grey), {}),
-    }
-    kinds = {'png': 'PNG', 'jpg': 'JPEG', 'tif': 'TIFF', 'bmp': 'BMP'}
-    files = {}
-    for name, (image, options) in forms.items():
-        file = io.BytesIO()
-        image.save(file, kinds[name[-3:]], **options)
-        files[name] = file.getvalue()
-    return files
+    get_config(fuzz_corpus.arguments(out / 'run.yaml', pick(rng, STAGES), opts=opts))
 
 
 def attack_pictures(corpus: Corpus, rng: Rng, out: Path) -> None:
-    name, data = pick(rng, list(corpus.get(_pictures).items()))
+    name, data = pick(rng, list(corpus.get(fuzz_corpus.pictures).items()))
     by_chunks = name.endswith('.png') and rng.random() < 0.6
     data = mutate_png(data, rng) if by_chunks else mutate_bytes(data, rng)
     _check_image(load_image(_replace(out / name, data)))
 
 
-def _dicoms(corpus: Corpus) -> list[bytes]:
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
-
-    files = []
-    pixels = np.random.default_rng(0).integers(0, 4096, (40, 48), dtype=np.uint16)
-    for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless):
-        dataset = Dataset()
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.SOPClassUID, dataset.SOPInstanceUID = '1.2.840.10008.5.1.4.1.1.1.1', '1.2.3'
-        dataset.PatientName = 'Doe'
-        dataset.Rows, dataset.Columns = pixels.shape
-        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, 'MONOCHROME2'
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
-        dataset.PixelRepresentation = 0
-        dataset.WindowCenter, dataset.WindowWidth = 2048, 4096
-        dataset.PixelData = pixels.tobytes()
-        if syntax == RLELossless:
-            dataset.compress(RLELossless)
-        dataset.file_meta.TransferSyntaxUID = syntax
-        file = io.BytesIO()
-        dataset.save_as(file, enforce_file_format=True)
-        files.append(file.getvalue())
-    return files
-
-
 def attack_dicom(corpus: Corpus, rng: Rng, out: Path) -> None:
-    data = mutate_bytes(pick(rng, corpus.get(_dicoms)), rng)
+    data = mutate_bytes(pick(rng, corpus.get(fuzz_corpus.dicoms)), rng)
     _check_image(load_image(_replace(out / 'x.dcm', data)))
 
 
@@ -285,37 +176,7 @@ def _check_image(image: Image.Image) -> None:
     assert pixels.min() >= 0 and pixels.max() <= 255
 
 
-class _Model:
-    """A model in training, to be restored from checkpoints."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        from lr_scheduler import build_scheduler
-        from models.build import build_model
-        from optimizer import build_optimizer
-
-        cfg = tiny_config(corpus.base / 'pretrain.yaml', 'simmim')
-        self.config = get_config(_arguments(cfg, 'simmim'))
-        self.model = build_model(self.config, is_pretrain=True)
-        self.optimizer = build_optimizer(self.config, self.model, LOG, True)
-        for parameter in self.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.step()
-        self.scheduler = build_scheduler(self.config, self.optimizer, 7)
-        self.scaler = torch.amp.GradScaler('cpu', enabled=False)
-        self.rng = torch.get_rng_state()
-        contents = self.state().contents(self.config, [{'torch': self.rng}], finished=True)
-        file = io.BytesIO()
-        torch.save(contents, file)
-        self.file = file.getvalue()
-        self.contents = torch.load(io.BytesIO(self.file), weights_only=True)
-
-    def state(self) -> Any:
-        from train_state import TrainState
-
-        return TrainState(self.model, self.optimizer, self.scheduler, self.scaler, 7, 2)
-
-
-def _checkpoint(rng: Rng, model: _Model) -> bytes:
+def _checkpoint(rng: Rng, model: fuzz_corpus.Model) -> bytes:
     """A checkpoint with other contents, in another zip, of other bytes, or of the old format."""
     kind = rng.random()
     if kind < 0.15:
@@ -350,7 +211,7 @@ def attack_resume(corpus: Corpus, rng: Rng, out: Path) -> None:
     from train_state import accumulation_steps
     from utils import read_resumable
 
-    model = corpus.get(_Model)
+    model = corpus.get(fuzz_corpus.Model)
     file = _replace(out / 'ckpt_epoch_0.pth', _checkpoint(rng, model))
     saved = read_resumable(file)
     accumulation_steps(model.config, saved, LOG)
@@ -360,7 +221,7 @@ def attack_resume(corpus: Corpus, rng: Rng, out: Path) -> None:
 def attack_pretrained(corpus: Corpus, rng: Rng, out: Path) -> None:
     from utils import load_pretrained, trained_config
 
-    model = corpus.get(_Model)
+    model = corpus.get(fuzz_corpus.Model)
     file = _replace(out / 'given.pth', _checkpoint(rng, model))
     config = model.config.clone()
     config.defrost()
@@ -369,17 +230,9 @@ def attack_pretrained(corpus: Corpus, rng: Rng, out: Path) -> None:
     load_pretrained(config, model.model, LOG)
 
 
-def _store(corpus: Corpus) -> Path:
-    from data.packing import Settings, pack
-
-    folder = corpus.base / 'store'
-    pack(corpus.get(_chexpert), folder, Settings(32, True))
-    return folder
-
-
 def attack_stores(corpus: Corpus, rng: Rng, out: Path) -> None:
     """Files of a store; half of the time store.json then says that this is what was written."""
-    root = _linked(corpus.get(_store), out / 'store')
+    root = _linked(corpus.get(fuzz_corpus.store), out / 'store')
     about = read_about(root)
     if rng.random() < 0.4:
         values = [lambda: pick(rng, [*CELLS, 0, -1, 2**40, 2**70, 1.5, None, True, [], {}, [[]]])]

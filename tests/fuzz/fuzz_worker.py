@@ -56,7 +56,8 @@ class Attacked:
     """The attacked side."""
 
     def __init__(self, base: Path) -> None:
-        from fuzz_targets import TARGETS, Corpus
+        from fuzz_corpus import Corpus
+        from fuzz_targets import TARGETS
 
         self.targets, self.base, self.corpus = TARGETS, base, Corpus(base / 'corpus')
         self.watch = Watch(base)

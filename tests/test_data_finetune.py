@@ -1,0 +1,121 @@
+"""What fine-tuning loads: targets, views, subsets, the splits there are; what it logs of them."""
+
+import logging
+import re
+
+import numpy as np
+import pytest
+import torch
+from xray_splits import LOGGER, cells_of, make_config, write_split
+
+from data import build_loader
+
+
+def test_finetuning_batches_carry_targets_and_positions(data_path):
+    loaders = build_loader(make_config(data_path), LOGGER, is_pretrain=False)
+    for images, targets, index in loaders.valid:
+        assert images.shape[1:] == (1, 64, 64)
+        assert targets.dtype == torch.float32 and index.dtype == torch.int64
+        for target, i in zip(targets, index, strict=True):
+            meaning = {'1.0': 1, '0.0': 0, '-1.0': np.nan, '': 0}
+            wanted = [meaning[cell] for cell in cells_of(int(i))]
+            np.testing.assert_array_equal(target, wanted)
+
+
+@pytest.mark.parametrize('policy, value', [('ones', 1.0), ('zeros', 0.0), ('ignore', np.nan)])
+def test_policies_are_for_training_alone(data_path, policy, value):
+    config = make_config(data_path, 'DATA.UNCERTAIN', policy)
+    loaders = build_loader(config, LOGGER, is_pretrain=False)
+    for name in ('train', 'holdout', 'valid'):
+        dataset = getattr(loaders, name).dataset
+        uncertain = dataset.targets[dataset.records.labels == -1]
+        np.testing.assert_array_equal(uncertain, value if name == 'train' else np.nan)
+        assert len(uncertain) > 0
+
+
+def test_views_are_chosen_for_training_and_scoring_apart(data_path):
+    config = make_config(data_path, 'DATA.VIEWS', 'frontal', 'EVAL.VIEWS', 'all')
+    loaders = build_loader(config, LOGGER, is_pretrain=False)
+    assert set(loaders.train.dataset.records.view) == {'frontal'}
+    for loader in (loaders.holdout, loaders.valid):
+        assert set(loader.dataset.records.view) == {'frontal', 'lateral'}
+
+
+@pytest.mark.parametrize('is_pretrain', [True, False])
+def test_subsets_are_taken_after_the_hold_out(data_path, is_pretrain):
+    whole = build_loader(make_config(data_path), LOGGER, is_pretrain)
+    part = build_loader(make_config(data_path, 'DATA.TRAIN_FRACTION', 0.5), LOGGER, is_pretrain)
+    held_out = whole.holdout.dataset.records.row.tolist()
+    assert part.holdout.dataset.records.row.tolist() == held_out
+    assert len(part.train.dataset) == 16
+    assert set(part.train.dataset.records.row) < set(whole.train.dataset.records.row)
+
+
+def test_the_test_split_is_loaded_where_there_is_one(tmp_path):
+    for split, patients in (('train', 6), ('valid', 2), ('test', 3)):
+        write_split(tmp_path, split, patients)
+    loaders = build_loader(make_config(tmp_path), LOGGER, is_pretrain=False)
+    assert len(loaders.test.dataset) == 6
+    assert loaders.test.dataset.records.csv == 'test.csv'
+
+
+def test_evaluation_needs_no_training_data(tmp_path):
+    write_split(tmp_path, 'valid', 2)
+    loaders = build_loader(make_config(tmp_path, 'EVAL_MODE', True), LOGGER, is_pretrain=False)
+    assert loaders.train is None and loaders.holdout is None
+    assert len(loaders.valid.dataset) == 4
+    with pytest.raises(ValueError, match=r'train\.csv'):
+        build_loader(make_config(tmp_path), LOGGER, is_pretrain=False)
+
+
+def test_evaluation_uses_the_hold_out_where_it_is(data_path):
+    loaders = build_loader(make_config(data_path, 'EVAL_MODE', True), LOGGER, is_pretrain=False)
+    assert loaders.train is None
+    assert len(loaders.holdout.dataset) == 8
+
+
+def test_counts_and_one_class_labels_are_logged(data_path, caplog):
+    with caplog.at_level(logging.INFO):
+        build_loader(make_config(data_path, 'DATA.VIEWS', 'frontal'), LOGGER, is_pretrain=False)
+    text = caplog.text
+    assert 'train: 16 images of 16 patients (16 frontal)' in text
+    assert 'valid: 5 images of 5 patients (5 frontal); uncertain and left out: No Finding 1' in text
+    assert 'train: without both classes, nothing to learn: Fracture' in text
+    assert re.search('valid: without both classes, not scored: .*Fracture', text)
+
+
+@pytest.mark.parametrize(
+    ('options', 'trained', 'pretrained'),
+    [
+        (['DATA.UNCERTAIN', 'ones'], '(16 frontal, 16 lateral)', ''),
+        (
+            ['DATA.UNCERTAIN', 'ones', 'DATA.TRAIN_FRACTION', 0.12],
+            '(12 % of the patients: DATA.TRAIN_FRACTION; 2 frontal, 2 lateral)',
+            ' (12 % of the patients: DATA.TRAIN_FRACTION)',
+        ),
+        (
+            ['DATA.TRAIN_IMAGES', 5],
+            '(5 of the images: DATA.TRAIN_IMAGES; 3 frontal, 2 lateral); {} labels '
+            'not learned from',
+            ' (5 of the images: DATA.TRAIN_IMAGES)',
+        ),
+    ],
+)
+def test_what_part_is_trained_on_is_logged(options, trained, pretrained, data_path, caplog):
+    config = make_config(data_path, *options)
+    with caplog.at_level(logging.INFO):
+        train = build_loader(config, LOGGER, is_pretrain=False).train.dataset
+        build_loader(config, LOGGER, is_pretrain=True)
+    count, patients = len(train), len(set(train.records.patient))
+    line = f'train: {count} images of {patients} patients '
+    unused = int(np.isnan(train.targets).sum())
+    assert line + trained.format(unused) in caplog.messages
+    line = f'pre-training on {count} images of {patients} patients{pretrained}; 8 images of 4 '
+    assert any(message.startswith(line) for message in caplog.messages)
+
+
+def test_a_label_that_the_policy_leaves_with_one_class_is_refused(tmp_path):
+    write_split(tmp_path, 'train', 4, cycle=('1.0', '-1.0', '1.0', '-1.0'))
+    config = make_config(tmp_path, 'DATA.UNCERTAIN', 'ones', 'DATA.HOLDOUT_FRACTION', 0.0)
+    with pytest.raises(ValueError, match='No Finding: .* change DATA.UNCERTAIN'):
+        build_loader(config, LOGGER, is_pretrain=False)

@@ -1,0 +1,96 @@
+"""What pre-training loads: images and masks, held-out patients, folders."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from xray_splits import LOGGER, make_config, samples_of
+
+from data import build_loader
+from data.masking import MaskGenerator
+from data.sampling import sample_rng
+
+
+def test_pretraining_batches(data_path):
+    loaders = build_loader(make_config(data_path), LOGGER, is_pretrain=True)
+    images, masks = next(iter(loaders.train))
+    assert images.shape == (4, 1, 64, 64) and images.dtype == torch.float32
+    assert masks.shape == (4, 16, 16) and masks.dtype == torch.int64
+    assert (masks.sum(dim=(1, 2)) == 10 * 16).all()  # ceil(16 * 0.6) units of 4 x 4 tokens
+    assert len(loaders.train) == 32 // 4
+    assert loaders.valid is None and loaders.test is None
+
+
+def test_held_out_patients_are_not_trained_on(data_path):
+    loaders = build_loader(make_config(data_path), LOGGER, is_pretrain=True)
+    train, holdout = (set(loader.dataset.records.patient) for loader in loaders[:2])
+    assert len(train) == 16 and len(holdout) == 4
+    assert not train & holdout
+    finetune = build_loader(make_config(data_path), LOGGER, is_pretrain=False)
+    assert set(finetune.holdout.dataset.records.patient) == holdout
+
+
+@pytest.mark.parametrize('seed', [0, 7])
+def test_held_out_masks_are_fixed_whatever_the_seed(data_path, seed):
+    config = make_config(data_path, 'SEED', seed, 'DATA.MASK_TYPE', 'block')
+    loaders = build_loader(config, LOGGER, is_pretrain=True)
+    rows = loaders.holdout.dataset.records.row.tolist()
+    own, reference = MaskGenerator(64, 16, 4, 0.6, 'block'), MaskGenerator(64, 8, 4, 0.6)
+    for loader, generator in ((loaders.holdout, own), (loaders.reference, reference)):
+        samples = samples_of(loader, seed)
+        for row, (_, mask, _, _) in zip(rows, samples, strict=True):
+            assert np.array_equal(mask, generator(sample_rng(0, 0, row)))
+    for sample, same in zip(*(samples_of(loader, 0) for loader in loaders[1:3]), strict=True):
+        assert torch.equal(sample[0], same[0])
+
+
+FITTING = [(64, 4, True), (128, 32, True), (64, 32, False), (32, 4, True), (48, 4, False)]
+
+
+@pytest.mark.parametrize('size, patch, there', FITTING)
+def test_reference_masks_exist_where_their_units_fit(data_path, size, patch, there):
+    sizes = ['DATA.IMG_SIZE', size, 'DATA.MASK_PATCH_SIZE', size // 2, 'MODEL.TYPE', 'vit']
+    more = ['MODEL.VIT.PATCH_SIZE', patch, 'MODEL.VIT.IN_CHANS', 1]
+    config = make_config(data_path, *sizes, *more)
+    loaders = build_loader(config, LOGGER, is_pretrain=True)
+    assert (loaders.reference is not None) == there
+    assert loaders.holdout is not None
+
+
+@pytest.mark.parametrize('count, rows', [(0, 8), (3, 3), (100, 8)])
+def test_held_out_images_are_limited_and_evenly_spread(data_path, count, rows):
+    every = build_loader(make_config(data_path, 'EVAL.HOLDOUT_IMAGES', 0), LOGGER, True)
+    every = every.holdout.dataset.records.row.tolist()
+    config = make_config(data_path, 'EVAL.HOLDOUT_IMAGES', count)
+    loaders = build_loader(config, LOGGER, is_pretrain=True)
+    for loader in (loaders.holdout, loaders.reference):
+        got = loader.dataset.records.row.tolist()
+        assert len(got) == rows
+        assert got == ([every[0], every[2], every[5]] if count == 3 else every)
+
+
+def test_no_hold_out_is_no_loader(data_path):
+    config = make_config(data_path, 'DATA.HOLDOUT_FRACTION', 0.0, 'DATA.VIEWS', 'frontal')
+    for is_pretrain in (True, False):
+        loaders = build_loader(config, LOGGER, is_pretrain)
+        assert loaders.holdout is None and loaders.reference is None
+        assert set(loaders.train.dataset.records.view) == {'frontal'}
+        assert len(loaders.train.dataset) == 20
+
+
+def test_a_folder_of_images_is_split_and_loaded(tmp_path):
+    for number in range(10):
+        (tmp_path / f'{number % 3}').mkdir(exist_ok=True)
+        pixels = np.full((50, 60), 20 * number, np.uint8)
+        pixels[0, 0] += 1  # a picture of one level is no picture
+        Image.fromarray(pixels).save(tmp_path / f'{number % 3}' / f'{number}.png')
+    config = make_config(tmp_path, 'DATA.DATASET', 'folder')
+    loaders = build_loader(config, LOGGER, is_pretrain=True)
+    assert len(loaders.train.dataset) == 8 and len(loaders.holdout.dataset) == 2
+    levels = set()
+    for image, _, scale, offset in samples_of(loaders.holdout, 0):
+        levels.add(round(float(image.mean() * scale + offset), 2))
+    files = loaders.holdout.dataset.records.file
+    assert levels == {20 * int(Path(file).stem) for file in files}

@@ -1,0 +1,63 @@
+"""Splits of X-rays, two views a patient; a config that loads them, and the samples loaded."""
+
+import csv
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from config import default_config
+from data.labels import LABELS
+
+LOGGER = logging.getLogger('xray_splits')
+COLUMNS = ('Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *LABELS)
+CYCLE = ('1.0', '0.0', '-1.0', '')
+
+
+def cells_of(number: int, cycle: tuple[str, ...] = CYCLE) -> list[str]:
+    """The label cells of an image; Fracture is blank throughout."""
+    cells = [cycle[(3 * number // 2 + k) % 4] for k in range(14)]
+    cells[LABELS.index('Fracture')] = ''
+    return cells
+
+
+def write_split(root: Path, split: str, num_patients: int, cycle: tuple[str, ...] = CYCLE) -> None:
+    """A CSV of two images a patient, frontal and lateral, and the images, all different."""
+    with open(root / f'{split}.csv', 'w', newline='') as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for number in range(2 * num_patients):
+            patient, view = number // 2, ('frontal', 'lateral')[number % 2]
+            path = f'{split}/patient{patient:05d}/study1/view{number % 2 + 1}_{view}.png'
+            projection = 'AP' if view == 'frontal' else ''
+            writer.writerow(
+                [f'Set/{path}', 'Female', 50, view.title(), projection] + cells_of(number, cycle)
+            )
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.RandomState(number).randint(0, 256, (36 + number % 5, 40))
+            Image.fromarray(noise.astype(np.uint8)).save(root / path)
+
+
+def make_config(data_path: Path, *options):
+    config = default_config()
+    config.merge_from_list(
+        ['DATA.DATA_PATH', str(data_path), 'DATA.DATASET', 'chexpert', 'DATA.BATCH_SIZE', 4]
+        + ['DATA.IMG_SIZE', 64, 'DATA.MASK_PATCH_SIZE', 16, 'DATA.NUM_WORKERS', 0]
+        + ['DATA.HOLDOUT_FRACTION', 0.2, 'DATA.VIEWS', 'all', 'MODEL.SWIN.IN_CHANS', 1]
+        + ['DATA.UNCERTAIN', 'ignore', 'MODEL.NUM_CLASSES', 14, 'AUG.AUTO_AUGMENT', 'none']
+    )
+    config.merge_from_list(list(options))
+    config.freeze()
+    return config
+
+
+def samples_of(loader, *epochs: int, first_batch: int = 0) -> list[tuple[torch.Tensor, ...]]:
+    """The samples of these epochs one by one, in order."""
+    samples = []
+    for epoch in epochs:
+        loader.batch_sampler.set_epoch(epoch, first_batch)
+        for batch in loader:
+            samples += list(zip(*batch, strict=True))
+    return samples
