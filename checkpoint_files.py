@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from checksums import BLOCK_BYTES, sha256
 from config import CHECKPOINT_GLOBALS
 
 BEST_CHECKPOINT = 'ckpt_best.pth'  # never resumed from by itself
 CHECKPOINT_NAME = re.compile(r'ckpt_epoch_(\d+)(?:_step_(\d+))?\.pth')
-BLOCK_BYTES = 2**22
 # What some file systems, such as mounted drives, answer when a folder is to be synchronised.
 CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES)
 
@@ -64,15 +64,20 @@ def checksum_file(path: Path) -> Path:
     return path.with_name(f'{path.name}.sha256')
 
 
+def check_exists(path: str | Path) -> None:
+    """Refuse a file that is not there; what an https address has is seen once it is read."""
+    if not _is_address(path) and not Path(path).is_file():
+        raise ValueError(f'{path}: there is no such checkpoint file')
+
+
 def check_file(path: str | Path) -> None:
     """Check a file against its SHA-256; without one, as SimMIM's own, it is only not empty.
 
     Raises:
         ValueError: if there is no such file, it cannot be read, is empty, or not what was written.
     """
+    check_exists(path)
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f'{path}: there is no such checkpoint file')
     try:
         if not path.stat().st_size:
             raise ValueError(f'{path}: not a checkpoint, or one that is cut short: it is empty')
@@ -80,7 +85,7 @@ def check_file(path: str | Path) -> None:
         if not checksum.is_file():
             return
         expected = checksum.read_text(encoding='utf-8', errors='replace').split()
-        found = _sha256(path)
+        found = sha256(path)
     except OSError as error:
         raise ValueError(f'{path}: cannot be read ({error})') from error
     if expected[:1] != [found]:
@@ -224,14 +229,6 @@ def _sync_folder(folder: Path) -> None:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f'.{path.name}.tmp')
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def place_of(name: str) -> tuple[float, float] | None:

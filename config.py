@@ -1,7 +1,6 @@
 """Every option with its default and meaning; the config that a run gets."""
 
 import argparse
-from pathlib import Path
 
 from yacs.config import CfgNode
 
@@ -11,22 +10,10 @@ from config_dump import config_changes as config_changes
 from config_dump import config_text as config_text
 from config_flags import FLAG_KEYS
 from config_flags import build_parser as build_parser
+from config_node import Config as Config
+from config_node import encoder_node as encoder_node
 
 CN = CfgNode
-
-
-class Config(CfgNode):
-    """The root node: whichever way it is merged, keys and types are checked, BASE is followed."""
-
-    def merge_from_file(self, cfg_filename: str | Path) -> None:
-        config_merge.merge_file(self, Path(cfg_filename))
-
-    def merge_from_list(self, cfg_list: list) -> None:
-        config_merge.merge_pairs(self, cfg_list, '--opts')
-
-    def merge_from_other_cfg(self, cfg_other: dict) -> None:
-        config_merge.merge_mapping(self, cfg_other, 'the other config')
-
 
 _C = Config()
 
@@ -120,6 +107,8 @@ _C.MODEL.DROP_RATE = 0.0
 _C.MODEL.DROP_PATH_RATE = 0.1
 # Label smoothing, in [0, 1); CheXpert's labels: 0.
 _C.MODEL.LABEL_SMOOTHING = 0.1
+# [CheXpert] How attention is computed: 'auto', 'eager', 'sdpa', 'triton' (windows, on a GPU).
+_C.MODEL.ATTENTION = 'auto'
 
 _C.MODEL.SWIN = CN()
 # Side of a token, in pixels.
@@ -172,12 +161,16 @@ _C.MODEL.VIT.USE_RPB = False
 _C.MODEL.VIT.USE_SHARED_RPB = True
 
 _C.MODEL.SIMMIM = CN()
-# [CheXpert] Reconstruction head: 'linear' (1x1 convolution), 'mlp' (2 layers).
+# [CheXpert] Head: 'linear', 'mlp', 'inverse_swin_nano', 'inverse_swin_t', 'inverse_swin_b'.
 _C.MODEL.SIMMIM.HEAD = 'linear'
 # [CheXpert] Distance of reconstruction and image: 'l1', 'l2', 'smooth_l1'.
 _C.MODEL.SIMMIM.LOSS = 'l1'
 # [CheXpert] Pixels that the loss counts: 'masked', 'all'.
 _C.MODEL.SIMMIM.LOSS_PIXELS = 'masked'
+# [CheXpert] Side of what is predicted, in values, each an average of pixels; 0: DATA.IMG_SIZE.
+_C.MODEL.SIMMIM.TARGET_SIZE = 0
+# [CheXpert] What is predicted: 'pixels', 'patch_normalised' (each masking unit standardised).
+_C.MODEL.SIMMIM.TARGET = 'pixels'
 
 _C.TRAIN = CN()
 # Always 0: a resumed run begins where its checkpoint ended.
@@ -202,6 +195,12 @@ _C.TRAIN.AUTO_RESUME = True
 _C.TRAIN.ACCUMULATION_STEPS = 0
 # Whether blocks are computed again in the backward pass, to save memory.
 _C.TRAIN.USE_CHECKPOINT = False
+# [CheXpert] What USE_CHECKPOINT keeps beside a block's input: 'nothing', 'products' (of linears).
+_C.TRAIN.CHECKPOINT_KEEPS = 'nothing'
+# [CheXpert] Compiled steps: 'none', 'auto' (on a GPU, if the run is long enough), 'max' (always).
+_C.TRAIN.COMPILE = 'auto'
+# [CheXpert] How processes exchange gradients: 'float32', 'bfloat16' (half the bytes, rounded).
+_C.TRAIN.GRADIENT_EXCHANGE = 'float32'
 # Fine-tuning: rate of a layer over that of the next one, in (0, 1].
 _C.TRAIN.LAYER_DECAY = 1.0
 # [CheXpert] Checkpoints inside an epoch, every this many optimizer steps; 0: none.
@@ -343,6 +342,8 @@ _C.REPORT.ANONYMISE = False
 
 # Mixed precision: 'O0' float32; 'O1', 'O2' autocast. (SimMIM's '' was its flag's O1 in effect.)
 _C.AMP_OPT_LEVEL = 'O1'
+# [CheXpert] Whether that holds on a CPU, too, if it has instructions for bfloat16; else float32.
+_C.AMP_ON_CPU = False
 # Root of all runs' folders; this run's is OUTPUT/MODEL.NAME/TAG. (SimMIM: its flag's `output`.)
 _C.OUTPUT = 'output'
 # Last part of the run's folder.
@@ -373,14 +374,6 @@ CHECKPOINT_GLOBALS = [CfgNode]
 def default_config() -> Config:
     """All options at their defaults: a copy, not frozen."""
     return _C.clone()
-
-
-def encoder_node(config: CfgNode) -> CfgNode:
-    """The options of the encoder that MODEL.TYPE names."""
-    nodes = {'swin': config.MODEL.SWIN, 'vit': config.MODEL.VIT}
-    if config.MODEL.TYPE not in nodes:
-        raise ValueError(f'MODEL.TYPE must be one of {list(nodes)}, got {config.MODEL.TYPE!r}')
-    return nodes[config.MODEL.TYPE]
 
 
 def get_config(args: argparse.Namespace) -> Config:

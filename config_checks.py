@@ -1,9 +1,10 @@
 """Which values an option takes and which options go together, checked before anything is built."""
 
 import math
-from functools import reduce
 from pathlib import PurePath
 from typing import Any
+
+from config_merge import value_at
 
 VIEWS = ('frontal', 'lateral', 'all')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
@@ -22,13 +23,24 @@ CHOICES = {
     'DATA.NORMALIZE': ('dataset', 'image'),
     'DATA.MASK_TYPE': ('random', 'square', 'block'),
     'MODEL.TYPE': ('swin', 'vit'),
+    'MODEL.ATTENTION': ('auto', 'eager', 'sdpa', 'triton'),
     'MODEL.SWIN.IN_CHANS': (1, 3),
     'MODEL.VIT.IN_CHANS': (1, 3),
-    'MODEL.SIMMIM.HEAD': ('linear', 'mlp'),
+    'MODEL.SIMMIM.HEAD': (
+        'linear',
+        'mlp',
+        'inverse_swin_nano',
+        'inverse_swin_t',
+        'inverse_swin_b',
+    ),
     'MODEL.SIMMIM.LOSS': ('l1', 'l2', 'smooth_l1'),
     'MODEL.SIMMIM.LOSS_PIXELS': ('masked', 'all'),
+    'MODEL.SIMMIM.TARGET': ('pixels', 'patch_normalised'),
     'TRAIN.LR_SCHEDULER.NAME': ('cosine', 'linear', 'step', 'multistep', 'onecycle'),
     'TRAIN.ON_NAN': ('stop', 'skip'),
+    'TRAIN.CHECKPOINT_KEEPS': ('nothing', 'products'),
+    'TRAIN.COMPILE': ('none', 'auto', 'max'),
+    'TRAIN.GRADIENT_EXCHANGE': ('float32', 'bfloat16'),
     'AUG.REMODE': ('const', 'rand', 'pixel'),
     'AUG.MIXUP_MODE': ('batch', 'pair', 'elem'),
     'EVAL.VIEWS': ('', *VIEWS),
@@ -56,7 +68,7 @@ RANGES = {
         'TRAIN.CLIP_GRAD TRAIN.ACCUMULATION_STEPS TRAIN.SAVE_EVERY_STEPS '
         'TRAIN.SAVE_EVERY_MINUTES TRAIN.NAN_LIMIT DATA.BAD_IMAGE_LIMIT SAVE_KEEP AUG.COLOR_JITTER '
         'AUG.MIXUP AUG.CUTMIX EVAL.HOLDOUT_IMAGES EVAL.RESAMPLES EVAL.AGE_BANDS LOSS.GAMMA '
-        'LOSS.GAMMA_POS LOSS.GAMMA_NEG REPORT.MAPS SEED'
+        'LOSS.GAMMA_POS LOSS.GAMMA_NEG MODEL.SIMMIM.TARGET_SIZE REPORT.MAPS SEED'
     ),
     '(0, inf)': (
         'MODEL.SWIN.MLP_RATIO MODEL.SWIN.QK_SCALE MODEL.VIT.MLP_RATIO TRAIN.BASE_LR '
@@ -100,7 +112,7 @@ def check_config(config: Any, stage: str | None = None) -> None:
         ValueError: at the first option that is out of range or does not go with the others.
     """
     for key, allowed in CHOICES.items():
-        _require(_get(config, key) in allowed, config, key, f'one of {list(allowed)}')
+        _require(value_at(config, key) in allowed, config, key, f'one of {list(allowed)}')
     for interval, keys in RANGES.items():
         for key in keys.split():
             _check_range(config, key, interval)
@@ -109,7 +121,7 @@ def check_config(config: Any, stage: str | None = None) -> None:
     if len(modes) > 1:
         raise ValueError(f'only one of {modes} may be asked for')
     for key in ('MODEL.NAME', 'TAG'):
-        path = PurePath(_get(config, key))
+        path = PurePath(value_at(config, key))
         inside = not path.is_absolute() and '..' not in path.parts
         _require(inside, config, key, 'the name of a folder inside OUTPUT')
     _check_uncertain(config)
@@ -124,20 +136,17 @@ def check_config(config: Any, stage: str | None = None) -> None:
         _check_finetune(config)
     else:
         _check_masks(config)
-
-
-def _get(config: Any, key: str) -> Any:
-    return reduce(getattr, key.split('.'), config)
+        _check_target(config)
 
 
 def _require(holds: bool, config: Any, key: str, allowed: str) -> None:
     if not holds:
-        raise ValueError(f'{key} must be {allowed}, got {_get(config, key)!r}')
+        raise ValueError(f'{key} must be {allowed}, got {value_at(config, key)!r}')
 
 
 def _check_range(config: Any, key: str, interval: str) -> None:
     """A number (each number of a list, None left out) must lie in '[low, high)' or the like."""
-    value = _get(config, key)
+    value = value_at(config, key)
     values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
     low, high = map(float, interval[1:-1].split(','))
     for number in values:
@@ -152,7 +161,7 @@ def _check_range(config: Any, key: str, interval: str) -> None:
 
 
 def _check_ordered_pair(config: Any, key: str, off: Any) -> None:
-    pair = _get(config, key)
+    pair = value_at(config, key)
     holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
     _require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
 
@@ -233,7 +242,7 @@ def _check_swin(config: Any) -> None:
         width = swin.EMBED_DIM * 2**stage
         allowed = f"divisors of the stages' widths ({width} in stage {stage})"
         _require(width % heads == 0, config, 'MODEL.SWIN.NUM_HEADS', allowed)
-    stride = swin.PATCH_SIZE * 2 ** (stages - 1)
+    stride = _stride(config)
     allowed = (
         f'a multiple of {stride} (MODEL.SWIN.PATCH_SIZE {swin.PATCH_SIZE}, halved {stages - 1} '
         'times: the side of a stage must be even before it is merged)'
@@ -252,8 +261,18 @@ def _check_swin(config: Any) -> None:
     _require(fits(swin.WINDOW_SIZE), config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
 
 
+def _stride(config: Any) -> int:
+    """Pixels per token that the encoder puts out."""
+    swin = config.MODEL.SWIN
+    if config.MODEL.TYPE == 'swin':
+        return swin.PATCH_SIZE * 2 ** (len(swin.DEPTHS) - 1)
+    return config.MODEL.VIT.PATCH_SIZE
+
+
 def _check_vit(config: Any) -> None:
     vit = config.MODEL.VIT
+    allowed = "'auto', 'eager' or 'sdpa' for a ViT: the kernel is for windows"
+    _require(config.MODEL.ATTENTION != 'triton', config, 'MODEL.ATTENTION', allowed)
     allowed = f'a multiple of MODEL.VIT.PATCH_SIZE, {vit.PATCH_SIZE}'
     _require(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
     allowed = f'a divisor of MODEL.VIT.EMBED_DIM, {vit.EMBED_DIM}'
@@ -275,6 +294,27 @@ def _check_masks(config: Any) -> None:
     _require(hidden < units, config, 'DATA.MASK_RATIO', allowed)
 
 
+def _check_target(config: Any) -> None:
+    """Cells over which pixels are averaged: the head can give them, no masking unit cuts them."""
+    size, unit, options = config.DATA.IMG_SIZE, config.DATA.MASK_PATCH_SIZE, config.MODEL.SIMMIM
+    patch, whole = _stride(config), "of the encoder's stride"
+    if options.HEAD.startswith('inverse_swin'):
+        from models.heads import output_patch  # imports torch
+
+        patch, whole = output_patch(options.HEAD, patch), f'of the last patch of {options.HEAD}'
+    cells = [cell for cell in range(1, patch + 1) if patch % cell == 0 and unit % cell == 0]
+    allowed = (
+        f'0 or one of {[size // cell for cell in reversed(cells)]}: DATA.IMG_SIZE {size} over it, '
+        f'the cell that is averaged, must divide the side {whole}, {patch} pixels, and '
+        f'DATA.MASK_PATCH_SIZE, {unit}, so that each cell is wholly hidden or visible'
+    )
+    holds = options.TARGET_SIZE in (0, *(size // cell for cell in cells))
+    _require(holds, config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
+    cell = size // (options.TARGET_SIZE or size)
+    allowed = f"'pixels' where a masking unit is one value of {cell} px: it has no deviation"
+    _require(options.TARGET == 'pixels' or cell < unit, config, 'MODEL.SIMMIM.TARGET', allowed)
+
+
 def _check_finetune(config: Any) -> None:
     allowed = (
         "'chexpert' or 'mimic-cxr' for fine-tuning: 'folder' and 'imagenet' have no labels here "
@@ -283,7 +323,7 @@ def _check_finetune(config: Any) -> None:
     _require(config.DATA.DATASET in ('chexpert', 'mimic-cxr'), config, 'DATA.DATASET', allowed)
     for key, (works, why) in CHEXPERT_LABELS.items():
         allowed = f'{works!r} with CheXpert labels ({why})'
-        _require(_get(config, key) == works, config, key, allowed)
+        _require(value_at(config, key) == works, config, key, allowed)
     labels = 14 if config.DATA.TASK == 'observations' else 1
     allowed = f'{labels}, the number of labels of DATA.TASK {config.DATA.TASK!r}'
     _require(config.MODEL.NUM_CLASSES == labels, config, 'MODEL.NUM_CLASSES', allowed)

@@ -75,6 +75,11 @@ def put(config: dict, key: str, value: Any, source: str) -> None:
     setattr(_find(config, section, source) if section else config, name, value)
 
 
+def value_at(config: dict, key: str) -> Any:
+    """The value at a dotted key."""
+    return _find(config, key, 'the config')
+
+
 def load_yaml(text: str) -> Any:
     """Plain YAML as values; quick and small whatever the text is.
 

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import time
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +21,27 @@ def local_device() -> torch.device:
 
 
 def autocast_dtype(config: Any, device: torch.device) -> torch.dtype | None:
-    """Type that matrix products run in under O1 and O2; None for float32 (O0, and on the CPU)."""
-    if config.AMP_OPT_LEVEL == 'O0' or device.type == 'cpu':
+    """Type that matrix products run in under O1 and O2; None for float32.
+
+    On the CPU that is float32, but with AMP_ON_CPU where it has instructions for bfloat16.
+    """
+    if config.AMP_OPT_LEVEL == 'O0':
         return None
+    if device.type == 'cpu':
+        return torch.bfloat16 if config.AMP_ON_CPU and cpu_has_bf16() else None
     return (
         torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     )
+
+
+@cache
+def cpu_has_bf16(cpuinfo: Path = Path('/proc/cpuinfo')) -> bool:
+    """Whether the x86 CPU multiplies bfloat16 by instructions of its own (AVX-512 BF16, AMX)."""
+    try:
+        words = cpuinfo.read_text().split()
+    except OSError:
+        return False
+    return not {'avx512_bf16', 'amx_bf16'}.isdisjoint(words)
 
 
 def autocast(config: Any, device: torch.device) -> contextlib.AbstractContextManager:
@@ -37,6 +54,9 @@ def describe_precision(config: Any, device: torch.device) -> str:
     """One line for the log; it says so where a level is accepted but means another."""
     dtype = autocast_dtype(config, device)
     line = f'precision {config.AMP_OPT_LEVEL}: {f"autocast to {dtype}" if dtype else "float32"}'
+    wanted = config.AMP_ON_CPU and config.AMP_OPT_LEVEL != 'O0' and device.type == 'cpu'
+    if wanted and dtype is None:
+        line += ' (AMP_ON_CPU: this CPU has no instructions for bfloat16)'
     if config.AMP_OPT_LEVEL == 'O2':
         line += ' (O2 means O1: apex.amp no longer exists, and PyTorch has one level)'
     return line

@@ -3,25 +3,26 @@
 import contextlib
 import math
 import time
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import distributed
 from checkpoint_files import BEST_CHECKPOINT, checkpoint_name
+from compilation import wrap as wrap_compiled
 from device import autocast, autocast_dtype, to_device
 from launcher import Run
 from launcher import launch as launch
 from launcher import setup_run as setup_run
 from lr_scheduler import build_scheduler
 from meters import Clock
+from models.kernel_check import settle_attention
 from optimizer import build_optimizer
+from parallel import wrap as wrap_parallel
 from preemption import Interruptions, Preempted
 from saving import CheckpointWriter
 from step_record import write_step_record
@@ -168,7 +169,7 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     as_trained.defrost()
     as_trained.TRAIN.ACCUMULATION_STEPS = accumulation
 
-    model.to(run.device)
+    settle_attention(model.to(run.device), autocast_dtype(config, run.device), logger)
     optimizer = build_optimizer(as_trained, model, logger, run.is_pretrain)
     scheduler = build_scheduler(as_trained, optimizer, len(loader))
     scaler = torch.amp.GradScaler(
@@ -179,19 +180,18 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
         state.restore(saved, config, source=str(checkpoint), logger=logger)
     elif config.PRETRAINED:
         load_pretrained(config, model, logger)
+    run.record.begin(checkpoint, done=state.epoch >= config.TRAIN.EPOCHS)
     num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(
         f'{num_parameters:,} parameters; {len(loader)} micro-batches of {config.DATA.BATCH_SIZE} '
         f'an epoch and process, {state.steps_per_epoch} steps of '
         f'{config.DATA.BATCH_SIZE * accumulation * distributed.world_size()} images'
     )
-    if distributed.world_size() > 1:
-        devices = [run.device.index] if run.device.type == 'cuda' else None
-        with warnings.catch_warnings():  # of the argument's new name, which older PyTorch lacks
-            warnings.filterwarnings('ignore', message='`broadcast_buffers` is deprecated')
-            state.model = DistributedDataParallel(
-                model, device_ids=devices, broadcast_buffers=False
-            )
+    state.model = wrap_parallel(config, model, run.device)
+    num_images = config.TRAIN.EPOCHS * len(loader) * config.DATA.BATCH_SIZE
+    graphs = accumulation == distributed.world_size() == 1
+    options = {'num_images': num_images, 'graphs': graphs, 'logger': logger}
+    state.model = wrap_compiled(config, state.model, run.device, **options)
     return state
 
 
@@ -284,12 +284,12 @@ def _backward(
     run: Run, state: TrainState, batch: Any, loss_fn: LossFunction, group_size: int, sync: bool
 ) -> torch.Tensor:
     """Add the gradient of loss / group_size; only with `sync` the ranks exchange gradients."""
-    quiet = isinstance(state.model, DistributedDataParallel) and not sync
-    with state.model.no_sync() if quiet else contextlib.nullcontext():
+    quiet = state.parallel is not None and not sync
+    with state.parallel.no_sync() if quiet else contextlib.nullcontext():
         with autocast(run.config, run.device):
             loss = loss_fn(state.model, to_device(batch, run.device))
         state.scaler.scale(loss / group_size).backward()
-    return loss.detach()
+    return loss.detach().clone()  # CUDA graphs write the next one over it
 
 
 def _optimizer_step(run: Run, state: TrainState) -> None:
@@ -392,7 +392,7 @@ def _log_line(run: Run, state: TrainState, clock: Clock, i: int) -> None:
         f'data {clock.mean_data():.4f}\t'
         f'loss {progress.last_loss:.4f} ({progress.mean_loss():.4f}) ema {progress.loss_ema:.4f}\t'
         f'grad_norm {progress.last_norm:.4f} ({progress.mean_norm():.4f})\t'
-        f'{images_per_second:.0f} images/s\tmem {memory:.0f}MB'
+        f'{images_per_second:.0f} images/s' + (f'\tmem {memory:.0f}MB' if memory else '')
     )
     run.scalars.write_step(
         {'loss': progress.last_loss, 'loss_ema': progress.loss_ema, 'lr': _shown_rate(run, state)},

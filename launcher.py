@@ -11,7 +11,7 @@ import threading
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM, SIGUSR1
 from types import FrameType
@@ -22,7 +22,6 @@ import torch
 
 import distributed
 from config import build_parser, config_text, get_config
-from data.store_files import replace_file
 from device import describe_precision, local_device
 from failures import (
     EXIT_OTHER_PROCESS,
@@ -35,6 +34,13 @@ from failures import (
 )
 from logger import ScalarLog, create_logger
 from preemption import EXIT_PREEMPTED, Preempted
+from provenance import (
+    RunRecord,
+    code_version,
+    environment,
+    refuse_other_options,
+    without_home,
+)
 from run_lock import RunLock
 
 
@@ -50,28 +56,30 @@ class Run:
     scalars: ScalarLog
     failures: Failures | None = None
     lock: RunLock | None = None
+    record: RunRecord = field(default_factory=RunRecord)
 
     @property
     def is_pretrain(self) -> bool:
         return self.stage == 'simmim'
 
     def close(self) -> None:
-        """Write what is left of the curves, and let another run into the folder."""
+        """Write what is left of the curves and the record, and let another run into the folder."""
         try:
             self.scalars.close()
+            self.record.close()
         finally:
             if self.lock is not None:
                 self.lock.release()
 
 
 def setup_run(args: Namespace) -> Run:
-    """Config, process group, seeds, the run's folder with its config.yaml, and the logs.
+    """Config, process group, seeds, the run's folder, and the logs.
 
     Only a run that trains writes to its folder more than the log.
 
     Raises:
-        ValueError: on all ranks, for a bad config, or an output folder that cannot be written or
-            that another run is writing to.
+        ValueError: on all ranks, for a bad config, or an output folder that cannot be written, that
+            another run is writing to, or that holds a finished run of other options.
     """
     config = get_config(args)
     _set_determinism(config.TRAIN.DETERMINISTIC)
@@ -90,7 +98,8 @@ def setup_run(args: Namespace) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
         if writes:
             lock = RunLock(folder).acquire()
-            replace_file(folder / 'config.yaml', config_text(config).encode())
+        if distributed.is_main() and (trains or config.CHECK_MODE):
+            refuse_other_options(folder, config_text(config))
         logger = create_logger(folder, distributed.rank(), name=config.MODEL.NAME)
         scalars = ScalarLog(folder, enabled=writes, logger=logger)
     except OSError as error:
@@ -101,15 +110,33 @@ def setup_run(args: Namespace) -> Run:
     except ValueError as error:
         problem = str(error)
     if problems := [text for text in distributed.gather(problem) if text]:
+        if lock is not None:
+            lock.release()
         raise ValueError(problems[0])
     failures = Failures(folder, clear=trains)
-    run = Run(config, args.stage, folder, device, logger, scalars, failures, lock)
+    gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
+    gpus = [name for name in distributed.gather(gpu) if name]
+    record = RunRecord(folder, _facts(args, config.SEED, gpus), logger) if writes else RunRecord()
+    run = Run(config, args.stage, folder, device, logger, scalars, failures, lock, record)
     _describe(run)
     if distributed.world_size() > 1:
         run.failures.watch(logger)
         # A crash outside Python, such as NCCL's own end of a process, leaves its place in the log.
         faulthandler.enable(open(folder / f'log_rank{distributed.rank()}.txt', 'ab'))  # noqa: SIM115
     return run
+
+
+def _facts(args: Namespace, seed: int, gpus: list[str]) -> dict[str, Any]:
+    """What `run.json` says of the start of this process."""
+    program, *words = getattr(args, 'command', sys.argv)
+    return {
+        'stage': args.stage,
+        'command': [Path(program).name, *map(without_home, words)],
+        'code': code_version(),
+        'seed': seed,
+        'processes': distributed.world_size(),
+        'environment': environment(gpus=gpus, threads=torch.get_num_threads()),
+    }
 
 
 def _set_determinism(wanted: bool) -> None:
@@ -150,6 +177,7 @@ def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None
         or does not answer; 1 for the unexpected, with its traceback.
     """
     args = build_parser(stage).parse_args(argv)
+    args.command = sys.argv if argv is None else [f'main_{stage}.py', *argv]
     run = None
     with _on_stop(_terminate):
         try:
@@ -164,6 +192,7 @@ def _finish(run: Run, main: Callable[[Run], int | None]) -> int:
     """Run `main` to its end, or to where it was asked to stop."""
     try:
         code = main(run) or 0
+        run.record.finish()
     except Preempted as stop:
         with _on_stop(signal.SIG_IGN):  # it is saved
             distributed.barrier()  # torchrun ends the others soon after the first that leaves

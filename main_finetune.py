@@ -97,6 +97,7 @@ def main(run: Run) -> int | None:
         return
     if config.CHECK_MODE:
         return preflight(run, model, loaders, loss_fn)
+    run.record.describe(config, loaders)
     final = FinalScores(run, loaders)
     if loaders.plain is not None:
         model, source = build_probe(run, model, loaders), config.FINETUNE.MODE

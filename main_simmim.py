@@ -29,6 +29,7 @@ from preflight import preflight
 from utils import checkpoint_to_evaluate, load_weights
 
 NUM_PICTURES = 6  # rows of reconstructions/epoch_N.png
+TOLD = '_given_patch_statistics'  # ends the names of figures that no other run's compare with
 
 
 def reconstruction_loss(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -51,8 +52,9 @@ def reconstruct(run: Run, model: nn.Module, loader: DataLoader) -> Iterator[Reco
 class HeldOutReconstruction:
     """Masked L1 on the held-out patients after each epoch, beside that of the trivial predictors.
 
-    `holdout` hides what the run hides, `reference` always the same (random, 32 pixels, 60 %), by
-    which runs with other masks or losses can be compared.
+    `holdout` hides what the run hides, `reference` always the same (data.data_simmim), by
+    which runs with other masks or losses can be compared. A model of normalised patches is told
+    mean and deviation of what it cannot see: its figures have names of their own.
     """
 
     def __init__(self, loaders: dict[str, DataLoader]) -> None:
@@ -60,14 +62,14 @@ class HeldOutReconstruction:
         self.trivial_sums = {}  # they do not change from epoch to epoch
 
     def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
-        figures = {}
+        figures, own = {}, TOLD if run.config.MODEL.SIMMIM.TARGET == 'patch_normalised' else ''
         for name, loader in self.loaders.items():
             sums, pictures = self._sums(run, model, name, loader)
             for predictor, (normalised, grey, num_pixels) in sums.items():
-                suffix = '' if predictor == 'model' else f'_{predictor}'
+                suffix = own if predictor == 'model' else f'_{predictor}'
                 figures[f'{name}_l1{suffix}'] = float(normalised / num_pixels)
                 figures[f'{name}_l1_grey{suffix}'] = float(grey / num_pixels)
-            line = describe(name, figures)
+            line = describe(name, figures, own)
             run.logger.info(line)
             if name == 'holdout' and distributed.is_main() and epoch >= 0:
                 path = run.folder / 'reconstructions' / f'epoch_{epoch}.png'
@@ -95,12 +97,13 @@ class HeldOutReconstruction:
         return sums | self.trivial_sums[name], pictures
 
 
-def describe(name: str, figures: dict[str, float]) -> str:
+def describe(name: str, figures: dict[str, float], suffix: str = '') -> str:
     """One line: the model's error in both units beside the trivial predictors'."""
     trivial = ', '.join(f'{k} {figures[f"{name}_l1_grey_{k}"]:.2f}' for k in TRIVIAL_PREDICTORS)
     return (
-        f'{name} masked L1: {figures[f"{name}_l1"]:.4f} normalised, '
-        f'{figures[f"{name}_l1_grey"]:.2f} of 255 grey levels (trivial: {trivial})'
+        f'{name} masked L1{suffix.replace("_", " ")}: {figures[f"{name}_l1{suffix}"]:.4f} '
+        f'normalised, {figures[f"{name}_l1_grey{suffix}"]:.2f} of 255 grey levels '
+        f'(trivial: {trivial})'
     )
 
 
@@ -127,6 +130,7 @@ def main(run: Run) -> int | None:
         load_weights(checkpoint_to_evaluate(config, run.folder), model.to(run.device), logger)
         after_epoch(run, model, -1)
     else:
+        run.record.describe(config, loaders)
         fit(run, model, loaders.train, loss_fn, after_epoch=after_epoch)
 
 

@@ -12,14 +12,15 @@ from lr_scheduler import scaled_lr
 def build_optimizer(
     config: Config, model: nn.Module, logger: logging.Logger, is_pretrain: bool
 ) -> optim.Optimizer:
-    """AdamW or SGD (Nesterov) over the groups of the stage, at the rate scaled by the batch.
+    """AdamW (fused) or SGD (Nesterov) over the groups of the stage, at the rate by the batch size.
 
     Raises:
         ValueError: if TRAIN.OPTIMIZER.NAME is unknown.
     """
     options = config.TRAIN.OPTIMIZER
+    adamw = {'eps': options.EPS, 'betas': tuple(options.BETAS), 'fused': True}
     choices = {
-        'adamw': (optim.AdamW, {'eps': options.EPS, 'betas': tuple(options.BETAS)}),
+        'adamw': (optim.AdamW, adamw),
         'sgd': (optim.SGD, {'momentum': options.MOMENTUM, 'nesterov': True}),
     }
     name = options.NAME.lower()
@@ -35,10 +36,11 @@ def build_optimizer(
         layer_decay=None if is_pretrain else config.TRAIN.LAYER_DECAY,
     )
     for group in groups:
-        logger.info(
+        logger.debug(
             f'{group.get("group_name", "group")}: {len(group["params"])} tensors, '
             f'weight decay {group["weight_decay"]:g}, base rate {group["lr"]:.6g}'
         )
+    logger.info(_describe(name, groups))
     algorithm, settings = choices[name]
     return algorithm(groups, lr=base_lr, weight_decay=config.TRAIN.WEIGHT_DECAY, **settings)
 
@@ -82,6 +84,19 @@ def param_groups(
         }
         for (layer, decays), params in groups.items()
     ]
+
+
+def _describe(name: str, groups: list[dict]) -> str:
+    """One line on all groups; each has its own in the log at debug level."""
+    decays = [group['weight_decay'] for group in groups for _ in group['params']]
+    rates = [group['lr'] for group in groups]
+    low, high = min(rates), max(rates)
+    decayed = sum(decay > 0 for decay in decays)
+    shown = f'base rate {high:.6g}' if low == high else f'base rates {low:.6g} to {high:.6g}'
+    return (
+        f'{name}: {len(decays)} tensors in {len(groups)} groups, {decayed} of them with weight '
+        f'decay {max(decays):g}; {shown}'
+    )
 
 
 def _is_exempt(name: str, parameter: nn.Parameter, model: nn.Module) -> bool:

@@ -56,7 +56,9 @@ def preflight(
     state = check.weights()
     check.schedule(state)
     seconds = check.costs(state)
-    return min(1, check.findings.log(run.logger, seconds))
+    work = 'training' if loss_fn else 'features'
+    rest = '' if run.is_pretrain else f' of {work}, plus scoring and report'
+    return min(1, check.findings.log(run.logger, seconds, rest=rest))
 
 
 class Preflight:

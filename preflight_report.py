@@ -49,19 +49,20 @@ class Findings:
                 raise
             self.problem(check, message, advice)
 
-    def log(self, logger: logging.Logger, seconds: float) -> int:
+    def log(self, logger: logging.Logger, seconds: float, *, rest: str = '') -> int:
         """Log the table over all ranks and the verdict; returns the number of problems.
 
         Args:
             logger: of the run.
             seconds: that the run will take.
+            rest: what is not in these, in words.
         """
         findings = merge(distributed.gather(self.found))
         problems = sum(finding.status == 'problem' for finding in findings)
         plural = 's' if problems > 1 else ''
         verdict = f'not ready: {problems} problem{plural}' if problems else 'ready'
         if not problems and not math.isnan(seconds):
-            verdict += f', about {duration(seconds)}'
+            verdict += f', about {duration(seconds)}{rest}'
         logger.info(f'preflight\n\n{table(findings)}\n\nverdict: {verdict}')
         return problems
 

@@ -123,6 +123,7 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> nn.Module:
         load_pretrained(config, model, logger)
     else:
         logger.warning('no --pretrained: the probe is of an encoder with random weights')
+    run.record.begin(None)
     _share_weights(model)
     features = extract_features(run, model, loaders.plain)[0]
     held_out = extract_features(run, model, loaders.holdout)

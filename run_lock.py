@@ -13,6 +13,8 @@ from typing import TextIO
 from data.store_files import BUSY, NO_LOCKS
 
 LOCK_FILE = 'run.lock'
+WAIT_SECONDS = 2.0  # for a lock that no living run is known to have
+POLL_SECONDS = 0.01
 HOLDER = re.compile(r'host (\S+), process (\d{1,9}), since .+')
 
 
@@ -66,19 +68,29 @@ class RunLock:
         self.release()
 
     def _lock(self, file: TextIO) -> None:
+        """Take the lock, after `is_locked` of other processes, which has it for a moment."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not self._try_lock(file, fcntl.LOCK_EX):
+            holder = _read(file)
+            if _goes_on(holder) or time.monotonic() > deadline:
+                raise self._refusal(holder)
+            time.sleep(POLL_SECONDS)
+
+    def _try_lock(self, file: TextIO, kind: int) -> bool:
+        """Take a lock of this kind, which the end of the file's use gives back; False: busy."""
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, kind | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in BUSY:
-                raise self._refusal(_read(file)) from None
+                return False
             if error.errno not in NO_LOCKS:
                 raise
             self._judge(_read(file))
+        return True
 
     def _judge(self, holder: str) -> None:
         """Without locks: refuse if the run that the text names goes on, as far as can be seen."""
-        match = HOLDER.fullmatch(holder)
-        if match and match[1] == socket.gethostname() and _lives(int(match[2])):
+        if _goes_on(holder):
             raise self._refusal(holder)
         if holder:
             logging.getLogger(__name__).warning(
@@ -93,9 +105,29 @@ class RunLock:
         )
 
 
+def is_locked(folder: str | Path) -> bool:
+    """Whether a run of another process goes on in this folder, as far as can be seen."""
+    lock = RunLock(folder)
+    try:
+        file = open(lock.path, encoding='utf-8', errors='replace')  # noqa: SIM115
+    except (FileNotFoundError, PermissionError):
+        return False
+    with file:
+        try:
+            return not lock._try_lock(file, fcntl.LOCK_SH)  # who only reads cannot take the other
+        except ValueError:
+            return True
+
+
 def _read(file: TextIO) -> str:
     file.seek(0)
     return file.read(1000).strip()
+
+
+def _goes_on(holder: str) -> bool:
+    """Whether the text names a process that runs on this host."""
+    match = HOLDER.fullmatch(holder)
+    return bool(match) and match[1] == socket.gethostname() and _lives(int(match[2]))
 
 
 def _lives(process: int) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import distributed
+from compilation import Compiled
 from config import Config, config_changes, config_text
 from config_merge import load_yaml
 from meters import Progress
@@ -34,10 +35,18 @@ class TrainState:
     rng_marks: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # at the start of steps
 
     @property
+    def parallel(self) -> DistributedDataParallel | None:
+        """What exchanges gradients with other processes, if there are any."""
+        model = self.model.module if isinstance(self.model, Compiled) else self.model
+        return model if isinstance(model, DistributedDataParallel) else None
+
+    @property
     def module(self) -> nn.Module:
-        """The model without DistributedDataParallel around it."""
-        wrapped = isinstance(self.model, DistributedDataParallel)
-        return self.model.module if wrapped else self.model
+        """The model itself, not compiled, without DistributedDataParallel around it."""
+        model = self.model
+        while isinstance(model, Compiled | DistributedDataParallel):
+            model = model.module
+        return model
 
     @property
     def steps_per_epoch(self) -> int:

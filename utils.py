@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import distributed
 from checkpoint_files import (
     BEST_CHECKPOINT,
+    check_exists,
     find_newest_checkpoint,
     newest_good,
     read_checkpoint,
@@ -141,14 +142,17 @@ def checkpoint_to_resume(config: Config, folder: Path, logger: logging.Logger) -
     """What the run goes on from, the same on all ranks: MODEL.RESUME, or its newest good one.
 
     Raises:
-        ValueError: on all ranks, if there are checkpoints and none can be read.
+        ValueError: on all ranks, if there are checkpoints and none can be read; or if there is
+            none, and no file PRETRAINED, with which the run would start.
     """
-    if config.MODEL.RESUME or not config.TRAIN.AUTO_RESUME:
-        return config.MODEL.RESUME or None
+    if config.MODEL.RESUME:
+        return config.MODEL.RESUME
     newest, problem = None, ''
     if distributed.is_main():
         try:
-            newest = newest_good(folder, logger)
+            newest = newest_good(folder, logger) if config.TRAIN.AUTO_RESUME else None
+            if newest is None and config.PRETRAINED:
+                check_exists(config.PRETRAINED)
         except ValueError as error:
             problem = str(error)
     newest, problem = distributed.broadcast((newest, problem))

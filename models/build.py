@@ -35,11 +35,16 @@ def build_model(
     if not is_pretrain:
         num_outputs = count_outputs(config) if num_outputs is None else num_outputs
         return classifier(**encoder_kwargs(config), num_classes=num_outputs)
+    options, size = config.MODEL.SIMMIM, config.DATA.IMG_SIZE
     return SimMIM(
         masked_encoder(**encoder_kwargs(config)),
-        head=config.MODEL.SIMMIM.HEAD,
-        loss=config.MODEL.SIMMIM.LOSS,
-        loss_pixels=config.MODEL.SIMMIM.LOSS_PIXELS,
+        head=options.HEAD,
+        loss=options.LOSS,
+        loss_pixels=options.LOSS_PIXELS,
+        target=options.TARGET,
+        target_cell=size // (options.TARGET_SIZE or size),
+        mask_patch_size=config.DATA.MASK_PATCH_SIZE,
+        use_checkpoint=config.TRAIN.USE_CHECKPOINT,
     )
 
 
@@ -56,5 +61,7 @@ def encoder_kwargs(config: Any) -> dict[str, Any]:
         'drop_rate': config.MODEL.DROP_RATE,
         'drop_path_rate': config.MODEL.DROP_PATH_RATE,
         'use_checkpoint': config.TRAIN.USE_CHECKPOINT,
+        'checkpoint_keeps': config.TRAIN.CHECKPOINT_KEEPS,
+        'attention': config.MODEL.ATTENTION,
         **{key.lower(): value for key, value in encoder_node(config).items()},
     }

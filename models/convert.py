@@ -24,7 +24,7 @@ BUFFERS = ('relative_position_index', 'attn_mask')  # computed by the model, nev
 CLASS_ROWS = {'absolute_pos_embed': 0, 'pos_embed': 1}  # rows before the grid, by embedding
 PATCH_WEIGHT, PATCH_BIAS = 'patch_embed.proj.weight', 'patch_embed.proj.bias'
 MAY_BE_NEW = ('decoder.', 'head.', 'fc_norm.', 'mask_token')
-SHOWN = 6  # names that an error lists of each kind
+SHOWN = 6  # names that are listed of each kind
 
 
 class Statistics(NamedTuple):
@@ -128,6 +128,8 @@ def resize_tables(state: State, target: State, report: Report) -> State:
     """
     resized = {}
     for key, (length, heads), (new_length, new_heads) in _pairs(state, target, {TABLE}):
+        if heads != new_heads and key.startswith('decoder.'):
+            continue  # another head, which fold_channels drops
         if heads != new_heads:
             raise ValueError(f'{key} is for {heads} attention heads, the model has {new_heads}')
         if length != new_length:
@@ -254,8 +256,7 @@ def check_fit(
     texts = []
     for problem, names in problems.items():
         if names:
-            shown = ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
-            texts.append(f'{len(names)} {problem} ({shown})')
+            texts.append(f'{len(names)} {problem} ({_first(names)})')
     if texts:
         raise ValueError(f'checkpoint of another model: {"; ".join(texts)}')
 
@@ -275,7 +276,7 @@ def _fit_decoder(
     if not own:
         return {}, 'a classifier has none'
     if set(own) != set(decoder):
-        return {}, f'another head, with {", ".join(decoder)}'
+        return {}, f'another head, with {_first(list(decoder))}'
     last = max(int(key.split('.')[1]) for key in own)
     weight, bias = f'decoder.{last}.weight', f'decoder.{last}.bias'
     channels, new_channels = len(source_stats.std), len(target_stats.std)
@@ -288,7 +289,7 @@ def _fit_decoder(
         )
     wrong = [key for key in own if fitted[key].shape != target[key].shape]
     if wrong:
-        return {}, ', '.join(_shapes(key, decoder, target) for key in wrong)
+        return {}, _first([_shapes(key, decoder, target) for key in wrong])
     return fitted, ''
 
 
@@ -351,6 +352,10 @@ def _own_key(key: str, prefix: str) -> str:
 
 def _shapes(key: str, state: State, target: State) -> str:
     return f'{key} {list(state[key].shape)} for {list(target[key].shape)}'
+
+
+def _first(names: list[str]) -> str:
+    return ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
 
 
 def _summary(keys: list[str]) -> str:

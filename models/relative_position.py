@@ -39,7 +39,7 @@ def grid_index(side: int) -> torch.Tensor:
 
 def gather_bias(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Bias of the attention logits: table [T, heads] and index [N, N] give [heads, N, N]."""
-    return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
+    return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1).contiguous()
 
 
 def resize_table(table: torch.Tensor, new_len: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""SimMIM: mask token, reconstruction heads, reconstruction loss.
+"""SimMIM: mask token, reconstruction, reconstruction loss.
 
 Xie et al. 2022, arXiv:2111.09886.
 """
@@ -9,7 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.heads import HEADS, build_head
+from models.heads import linear_head as linear_head
+from models.heads import mlp_head as mlp_head
 from models.swin_transformer import SwinTransformer
+from models.targets import TARGETS, Target, average_cells, repeat
 from models.vision_transformer import VisionTransformer
 
 
@@ -58,18 +62,6 @@ class VisionTransformerForSimMIM(MaskedEncoder, VisionTransformer):
         self.fc_norm = None  # nothing is pooled, and DDP refuses parameters without gradient
 
 
-def linear_head(width: int, stride: int, in_chans: int) -> nn.Sequential:
-    """Features [B, width, h, w] to pixels [B, in_chans, h * stride, w * stride]."""
-    return nn.Sequential(nn.Conv2d(width, stride**2 * in_chans, 1), nn.PixelShuffle(stride))
-
-
-def mlp_head(width: int, stride: int, in_chans: int) -> nn.Sequential:
-    """The linear head after a hidden layer of the same width."""
-    hidden = (nn.Conv2d(width, width, 1), nn.GELU())
-    return nn.Sequential(*hidden, *linear_head(width, stride, in_chans))
-
-
-HEADS = {'linear': linear_head, 'mlp': mlp_head}
 LOSSES = {'l1': F.l1_loss, 'l2': F.mse_loss, 'smooth_l1': F.smooth_l1_loss}
 LOSS_PIXELS = ('masked', 'all')
 
@@ -101,9 +93,14 @@ class SimMIM(nn.Module):
 
     Args:
         encoder: takes (images [B, C, S, S], mask [B, h, w]), gives features [B, D, S/stride, ...].
-        head: 'linear' or 'mlp'.
+        head: one of models.heads.HEADS.
         loss: 'l1', 'l2' or 'smooth_l1' (quadratic below an error of 1).
         loss_pixels: 'masked' or 'all'.
+        target: 'pixels' or 'patch_normalised' (each masking unit by its own mean and deviation).
+        target_cell: side in pixels of the cells whose averages are predicted; it divides the
+            stride, an inverse Swin's last patch and the masking unit.
+        mask_patch_size: side of a masking unit in pixels; only 'patch_normalised' needs it.
+        use_checkpoint: whether an inverse Swin computes its blocks again in the backward pass.
     """
 
     def __init__(
@@ -113,30 +110,39 @@ class SimMIM(nn.Module):
         *,
         loss: str = 'l1',
         loss_pixels: str = 'masked',
+        target: str = 'pixels',
+        target_cell: int = 1,
+        mask_patch_size: int = 1,
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         _check('HEAD', head, HEADS)
         _check('LOSS', loss, LOSSES)
         _check('LOSS_PIXELS', loss_pixels, LOSS_PIXELS)
+        _check('TARGET', target, TARGETS)
         self.in_chans = encoder.in_chans
         self.patch_size = encoder.patch_size
         self.encoder_stride = encoder.stride
         self.loss = loss
         self.loss_pixels = loss_pixels
+        self.target = Target(target, cell=target_cell, unit=mask_patch_size)
         self.encoder = encoder
-        self.decoder = HEADS[head](encoder.num_features, encoder.stride, encoder.in_chans)
+        self.decoder = build_head(head, encoder, cell=target_cell, use_checkpoint=use_checkpoint)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Loss of reconstructing images [B, C, S, S] whose patches in mask [B, h, w] are hidden."""
-        reconstruction = self.reconstruct(x, mask)
+        predictions = self.decoder(self.encoder(x, mask))
         counted = mask if self.loss_pixels == 'masked' else torch.ones_like(mask)
-        for axis in (1, 2):
-            counted = counted.repeat_interleave(self.patch_size, dim=axis)
-        return pixel_loss(reconstruction, x, counted.unsqueeze(1), LOSSES[self.loss])
+        counted = repeat(counted.unsqueeze(1).float(), self.patch_size)  # [B, 1, S, S]
+        weight = average_cells(counted, self.target.cell)  # 0 or 1: units are whole cells
+        return pixel_loss(predictions, self.target.of(x), weight, LOSSES[self.loss])
 
     def reconstruct(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """All pixels as predicted from the visible ones, normalised as x is: [B, C, S, S]."""
-        return self.decoder(self.encoder(x, mask))
+        """All pixels as predicted from the visible ones, normalised as x is: [B, C, S, S].
+
+        With the target 'patch_normalised' mean and deviation of each unit are those of x.
+        """
+        return self.target.to_images(self.decoder(self.encoder(x, mask)), x)
 
     def no_weight_decay(self) -> set[str]:
         return {f'encoder.{name}' for name in self.encoder.no_weight_decay()}

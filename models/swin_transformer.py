@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from timm.layers import DropPath, Mlp
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
+from models.attention import attend, resolve
+from models.recompute import run_block
 from models.relative_position import gather_bias, window_index
 from models.vision_transformer import PatchEmbed
 
@@ -22,11 +23,40 @@ def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
     return x.transpose(2, 3).reshape(-1, window_size**2, C)
 
 
-def window_reverse(windows: torch.Tensor, window_size: int, side: int) -> torch.Tensor:
-    """The inverse: [B * windows, window_size^2, C] to [B, side, side, C]."""
-    across = side // window_size
-    x = windows.view(-1, across, across, window_size, window_size, windows.shape[-1])
-    return x.transpose(2, 3).reshape(-1, side, side, windows.shape[-1])
+def window_order(side: int, window_size: int, shift: int) -> torch.Tensor:
+    """Number of the token in each place, window after window, of a grid rolled by -shift.
+
+    Returns:
+        [side^2] int64.
+    """
+    grid = torch.arange(side**2).view(1, side, side, 1).roll((-shift, -shift), dims=(1, 2))
+    return window_partition(grid, window_size).flatten()
+
+
+class _Reorder(torch.autograd.Function):
+    """index_select whose gradient is one too, not a sum into zeros."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x: torch.Tensor,
+        order: torch.Tensor,
+        inverse: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(order, inverse)
+        return x.index_select(1, order)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return reorder(grad, inverse, order), None, None
+
+
+def reorder(x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """Put token order[i] of x [B, L, C] in place i; `inverse` undoes it."""
+    return _Reorder.apply(x, order, inverse)
 
 
 def shifted_window_mask(side: int, window_size: int, shift: int) -> torch.Tensor:
@@ -55,10 +85,12 @@ class WindowAttention(nn.Module):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         proj_drop: float = 0.0,
+        attention: str = 'auto',
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
+        self.attention = attention
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window_size - 1) ** 2, num_heads)
         )
@@ -67,25 +99,49 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Attend within windows.
+    def forward(
+        self,
+        x: torch.Tensor,
+        bias: torch.Tensor,
+        *,
+        order: torch.Tensor,
+        inverse: torch.Tensor,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attend within windows of N tokens.
 
         Args:
-            x: [B * windows, N, C].
+            x: [B, L, C], tokens row by row.
+            bias: [heads, N, N], of the relative positions.
+            order: [L], the token in each place of window after window.
+            inverse: [L], the place of each token.
             mask: [windows, N, N], added to the logits; None for unshifted windows.
+
+        Returns:
+            [B, L, C], row by row.
         """
-        B, N, C = x.shape
-        qkv = self.qkv(x).view(B, N, 3, self.num_heads, C // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, C/heads]
-        logits = (q * self.scale) @ k.transpose(-2, -1)  # [B, heads, N, N]
-        logits = logits + gather_bias(
-            self.relative_position_bias_table, self.relative_position_index
-        )
-        if mask is not None:
-            by_window = logits.view(-1, len(mask), self.num_heads, N, N)
-            logits = (by_window + mask[:, None]).view(B, self.num_heads, N, N)
-        x = (logits.softmax(dim=-1) @ v).transpose(1, 2).reshape(B, N, C)
+        kind = resolve(self.attention, x.device, in_windows=True)
+        if kind == 'triton' and self.training:  # scores are the same on every machine
+            from models.window_kernel import window_attention
+
+            x = window_attention(self.qkv(x), bias, order, mask, scale=self.scale)
+        else:
+            qkv = self.qkv(reorder(x, order, inverse))
+            x = reorder(self._attend(qkv, bias, mask, fused=kind == 'sdpa'), inverse, order)
         return self.proj_drop(self.proj(x))
+
+    def _attend(
+        self, qkv: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None, *, fused: bool
+    ) -> torch.Tensor:
+        """[B, L, 3C] to [B, L, C], both window after window."""
+        B, L, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+        N = bias.shape[-1]
+        qkv = qkv.view(B, L // N, N, 3, self.num_heads, C // self.num_heads)
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each [B, windows, heads, N, C/heads]
+        if mask is not None:
+            bias = bias + mask[:, None]  # [windows, heads, N, N]
+        x = attend(q, k, v, bias=bias, scale=self.scale, fused=fused)
+        return x.transpose(2, 3).reshape(B, L, C)
 
 
 class SwinTransformerBlock(nn.Module):
@@ -103,34 +159,31 @@ class SwinTransformerBlock(nn.Module):
         qk_scale: float | None = None,
         drop_rate: float = 0.0,
         drop_path: float = 0.0,
+        attention: str = 'auto',
     ) -> None:
         super().__init__()
         self.side = side
         self.window_size = window_size
         self.shift = shift
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window_size, num_heads, qkv_bias, qk_scale, drop_rate)
+        self.attn = WindowAttention(
+            dim, window_size, num_heads, qkv_bias, qk_scale, drop_rate, attention
+        )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop_rate)
         self.register_buffer(
             'attn_mask', shifted_window_mask(side, window_size, shift) if shift else None
         )
+        order = window_order(side, window_size, shift)
+        self.register_buffer('order', order, persistent=False)
+        self.register_buffer('inverse', order.argsort(), persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.drop_path(self._attend(self.norm1(x)))
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Tokens [B, L, C] and the bias of attention [heads, N, N] to tokens."""
+        places = {'order': self.order, 'inverse': self.inverse, 'mask': self.attn_mask}
+        x = x + self.drop_path(self.attn(self.norm1(x), bias, **places))
         return x + self.drop_path(self.mlp(self.norm2(x)))
-
-    def _attend(self, x: torch.Tensor) -> torch.Tensor:
-        B, L, C = x.shape
-        x = x.view(B, self.side, self.side, C)
-        if self.shift:
-            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
-        windows = self.attn(window_partition(x, self.window_size), self.attn_mask)
-        x = window_reverse(windows, self.window_size, self.side)
-        if self.shift:
-            x = x.roll((self.shift, self.shift), dims=(1, 2))
-        return x.view(B, L, C)
 
 
 class PatchMerging(nn.Module):
@@ -162,7 +215,8 @@ class BasicLayer(nn.Module):
         drop_path: list[float],
         is_last: bool,
         use_checkpoint: bool = False,
-        **block_kwargs: float | bool | None,
+        checkpoint_keeps: str = 'nothing',
+        **block_kwargs: float | bool | str | None,
     ) -> None:
         super().__init__()
         window_size = min(window_size, side)
@@ -177,7 +231,7 @@ class BasicLayer(nn.Module):
                 'multiple of PATCH_SIZE * 2^(stages - 1)'
             )
         odd_shift = window_size // 2 if window_size < side else 0
-        self.use_checkpoint = use_checkpoint
+        self.keeps = checkpoint_keeps if use_checkpoint else None
         self.blocks = nn.ModuleList(
             SwinTransformerBlock(
                 dim,
@@ -193,9 +247,15 @@ class BasicLayer(nn.Module):
         self.downsample = nn.Identity() if is_last else PatchMerging(side, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.use_checkpoint else block(x)
+        for block, bias in zip(self.blocks, self._biases(), strict=True):
+            x = run_block(block, x, bias, keeps=self.keeps)
         return self.downsample(x)
+
+    def _biases(self) -> tuple[torch.Tensor, ...]:
+        """[heads, N, N] of each block, gathered at once."""
+        attention = [block.attn for block in self.blocks]
+        tables = torch.cat([attn.relative_position_bias_table for attn in attention], dim=1)
+        return gather_bias(tables, attention[0].relative_position_index).chunk(len(attention))
 
 
 class SwinTransformer(nn.Module):
@@ -224,6 +284,8 @@ class SwinTransformer(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         use_checkpoint: bool = False,
+        checkpoint_keeps: str = 'nothing',
+        attention: str = 'auto',
     ) -> None:
         super().__init__()
         last = len(depths) - 1
@@ -251,10 +313,12 @@ class SwinTransformer(nn.Module):
                 drop_path=rates[sum(depths[:i]) : sum(depths[: i + 1])],
                 is_last=i == last,
                 use_checkpoint=use_checkpoint,
+                checkpoint_keeps=checkpoint_keeps,
                 mlp_ratio=mlp_ratio,
                 qkv_bias=qkv_bias,
                 qk_scale=qk_scale,
                 drop_rate=drop_rate,
+                attention=attention,
             )
             for i in range(len(depths))
         )

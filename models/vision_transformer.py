@@ -4,6 +4,7 @@ Dosovitskiy et al. 2021, arXiv:2010.11929; Bao et al. 2022, arXiv:2106.08254.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from models.attention import attend, resolve
+from models.recompute import run_block
 from models.relative_position import CLASS_TOKEN_ROWS, gather_bias, grid_index
 
 
@@ -69,9 +71,11 @@ class Attention(nn.Module):
         qkv_bias: bool = True,
         grid_size: int | None = None,
         proj_drop: float = 0.0,
+        attention: str = 'auto',
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.attention = attention
         self.scale = (dim // num_heads) ** -0.5
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
@@ -83,22 +87,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: torch.Tensor, shared_bias: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Tokens [B, N, D] and the bias of the logits, [heads, N, N], to tokens."""
         B, N, D = x.shape
         qkv_bias = None
         if self.q_bias is not None:
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, qkv_bias).view(B, N, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D/heads]
-        logits = (q * self.scale) @ k.transpose(-2, -1)  # [B, heads, N, N]
-        if self.relative_position_bias_table is not None:
-            logits = logits + gather_bias(
-                self.relative_position_bias_table, self.relative_position_index
-            )
-        if shared_bias is not None:
-            logits = logits + shared_bias
-        x = (logits.softmax(dim=-1) @ v).transpose(1, 2).reshape(B, N, D)
-        return self.proj_drop(self.proj(x))
+        fused = resolve(self.attention, x.device, in_windows=False) == 'sdpa'
+        x = attend(q, k, v, bias=bias, scale=self.scale, fused=fused)
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, N, D)))
 
 
 class Block(nn.Module):
@@ -114,19 +113,20 @@ class Block(nn.Module):
         init_values: float | None = None,
         drop_rate: float = 0.0,
         drop_path: float = 0.0,
+        attention: str = 'auto',
     ) -> None:
         super().__init__()
         has_scale = init_values is not None
         self.gamma_1 = nn.Parameter(torch.full((dim,), float(init_values))) if has_scale else None
         self.gamma_2 = nn.Parameter(torch.full((dim,), float(init_values))) if has_scale else None
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads, qkv_bias, grid_size, drop_rate)
+        self.attn = Attention(dim, num_heads, qkv_bias, grid_size, drop_rate, attention)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=(0.0, drop_rate))  # only after fc2
 
-    def forward(self, x: torch.Tensor, shared_bias: torch.Tensor | None = None) -> torch.Tensor:
-        x = x + self.drop_path(self._scaled(self.gamma_1, self.attn(self.norm1(x), shared_bias)))
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        x = x + self.drop_path(self._scaled(self.gamma_1, self.attn(self.norm1(x), bias)))
         return x + self.drop_path(self._scaled(self.gamma_2, self.mlp(self.norm2(x))))
 
     @staticmethod
@@ -164,12 +164,14 @@ class VisionTransformer(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         use_checkpoint: bool = False,
+        checkpoint_keeps: str = 'nothing',
+        attention: str = 'auto',
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
         self.patch_size = self.stride = patch_size
         self.embed_dim = self.num_features = embed_dim
-        self.use_checkpoint = use_checkpoint
+        self.keeps = checkpoint_keeps if use_checkpoint else None
 
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.grid_size = grid_size = self.patch_embed.grid_size
@@ -189,6 +191,7 @@ class VisionTransformer(nn.Module):
                 init_values=init_values,
                 drop_rate=drop_rate,
                 drop_path=rate,
+                attention=attention,
             )
             for rate in np.linspace(0, drop_path_rate, depth).tolist()
         )
@@ -226,13 +229,19 @@ class VisionTransformer(nn.Module):
         if self.pos_embed is not None:
             x = x + self.pos_embed
         x = self.pos_drop(x)
-        shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
-        for block in self.blocks:
-            if self.use_checkpoint:
-                x = checkpoint(block, x, shared_bias, use_reentrant=False)
-            else:
-                x = block(x, shared_bias)
+        for block, bias in zip(self.blocks, self._biases(), strict=True):
+            x = run_block(block, x, bias, keeps=self.keeps)
         return self.norm(x)
+
+    def _biases(self) -> Sequence[torch.Tensor | None]:
+        """[heads, N, N] of each block, gathered at once: shared, its own, or their sum."""
+        attention = [block.attn for block in self.blocks]
+        shared = self.rel_pos_bias() if self.rel_pos_bias is not None else None
+        if attention[0].relative_position_bias_table is None:
+            return [shared] * len(attention)
+        tables = torch.cat([attn.relative_position_bias_table for attn in attention], dim=1)
+        own = gather_bias(tables, attention[0].relative_position_index).chunk(len(attention))
+        return own if shared is None else [bias + shared for bias in own]
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images [B, C, S, S] to what the head sees, [B, D]."""

@@ -10,6 +10,7 @@ import torch
 from mistakes import STAGES, config_of, results_in
 from tiny import SWIN, VIT, arguments, run_folder, run_main
 
+from checkpoint_files import check_exists
 from logger import read_metrics
 from utils import read_checkpoint
 
@@ -96,6 +97,23 @@ def test_a_bad_checkpoint(kind, use, trained, eight, phantom, tmp_path, refused)
     refused(stage, argv, path, *parts)
     assert not (tmp_path / 'it_ran').exists(), 'the payload ran'
     assert not results_in(tmp_path / 'out')
+
+
+def test_weights_that_are_gone_are_missed_at_once_and_by_no_run_that_goes_on(
+    trained, eight, tmp_path
+):
+    weights = tmp_path / 'weights.pth'
+    argv = arguments(config_of(tmp_path, 'simmim'), eight, tmp_path / 'out')
+    argv += ['--pretrained', str(weights)]
+    assert run_main('simmim', argv) == 2
+    log = run_folder(tmp_path / 'out', 'simmim') / 'log_rank0.txt'
+    assert f'{weights}: there is no such checkpoint file' in log.read_text()
+    assert ' tensors in ' not in log.read_text(), 'no optimizer was made'
+    weights.write_bytes(trained.read_bytes())
+    assert run_main('simmim', argv) == 0
+    weights.unlink()
+    assert run_main('simmim', [*argv, '--opts', 'TRAIN.EPOCHS', '2']) == 0
+    check_exists('https://example.org/weights.pth')  # who knows
 
 
 def test_the_payload_would_run(trained, tmp_path):

@@ -254,7 +254,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch) -> None:
     def broken(path: Path) -> str:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(checkpoint_files, '_sha256', broken)
+    monkeypatch.setattr(checkpoint_files, 'sha256', broken)
     with pytest.raises(ValueError, match=rf'{NAME}: cannot be read \(.*Input/output error'):
         check_file(path)
 

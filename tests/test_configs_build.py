@@ -64,7 +64,9 @@ def is_pretrain(path: str) -> bool:
 
 
 def load(path: str, stage: str | None):
-    return get_config(argparse.Namespace(cfg=str(ROOT / path), stage=stage))
+    # What no file can hold: the predictions of another run.
+    opts = ['DATA.SELF_TRAIN_PREDICTIONS', 'x.csv'] if path.endswith('self_train.yaml') else []
+    return get_config(argparse.Namespace(cfg=str(ROOT / path), stage=stage, opts=opts))
 
 
 def opening(path: str) -> str:

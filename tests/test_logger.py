@@ -3,6 +3,11 @@
 import json
 import math
 
+import pytest
+import torch
+from mistakes import config_of
+from tiny import arguments, run_folder, run_main
+
 from logger import ScalarLog, create_logger, read_metrics
 
 
@@ -44,3 +49,11 @@ def test_a_resumed_run_does_not_repeat_records(tmp_path):
 def test_other_ranks_write_no_scalars(tmp_path):
     ScalarLog(tmp_path, enabled=False).write_epoch({'epoch': 0, 'loss': 1.0})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='a run on the CPU')
+def test_memory_is_told_of_gpus_alone(eight, tmp_path):
+    assert run_main('simmim', arguments(config_of(tmp_path, 'simmim'), eight, tmp_path)) == 0
+    lines = (run_folder(tmp_path, 'simmim') / 'log_rank0.txt').read_text().splitlines()
+    told = [line for line in lines if ' Train: [' in line]
+    assert told and all(line.endswith(' images/s') for line in told)

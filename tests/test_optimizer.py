@@ -183,3 +183,23 @@ def test_unknown_optimizer_is_refused():
     message = r"TRAIN.OPTIMIZER.NAME must be one of \['adamw', 'sgd'\], got 'lamb'"
     with pytest.raises(ValueError, match=message):
         build_optimizer(config, Named(), LOGGER, True)
+
+
+@pytest.mark.parametrize(
+    ('is_pretrain', 'shown'),
+    [
+        (True, '330 tensors in 2 groups, 125 of them with weight decay 0.05; base rate 0.0005'),
+        (False, '329 tensors in 52 groups, 101 of them with weight decay 0.05; '
+         'base rates 1.88895e-06 to 0.0005'),  # 0.0005 * 0.8 ** 25
+    ],
+)  # fmt: skip
+def test_all_groups_are_told_in_one_line(is_pretrain, shown, caplog):
+    """Each group's own line is for the file alone, whose level is lower."""
+    config = swin(128, 6)
+    config.TRAIN.LAYER_DECAY = 0.8
+    model = make_model(config, is_pretrain)
+    with caplog.at_level(logging.DEBUG):
+        optimizer = build_optimizer(config, model, LOGGER, is_pretrain)
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    assert told == [f'adamw: {shown}']
+    assert len(caplog.records) == 1 + len(optimizer.param_groups)

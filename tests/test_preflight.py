@@ -99,7 +99,8 @@ def test_a_run_that_is_ready(stage, phantom, tmp_path, check):
         stage, arguments(cfg, phantom, output, '--pretrained', str(weights))
     )
     assert code == 0
-    assert re.fullmatch(r'verdict: ready, about [\d.]+ (seconds|minutes|hours)', verdict)
+    rest = ' of training, plus scoring and report' if stage == 'finetune' else ''
+    assert re.fullmatch(rf'verdict: ready, about [\d.]+ (seconds|minutes|hours){rest}', verdict)
     assert not statuses(rows, 'problem')
     splits = ['train', 'holdout'] + (['valid', 'test'] if stage == 'finetune' else [])
     assert statuses(rows, 'ok') >= {
@@ -121,6 +122,8 @@ def test_probes(mode, phantom, tmp_path, check, monkeypatch):
     code, verdict, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
     assert (code, statuses(rows, 'problem')) == (0, set()), rows
     assert ('schedule' in rows) == ('data: train' in rows) == (mode == 'last_layer')
+    work = 'training' if mode == 'last_layer' else 'features'
+    assert verdict.endswith(f' of {work}, plus scoring and report')
     assert rows['weights'] == (
         'warning', 'starts from random weights -> name a pre-trained encoder with --pretrained',
     )  # fmt: skip

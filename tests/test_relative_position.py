@@ -17,9 +17,10 @@ from models.swin_transformer import (
     PatchMerging,
     SwinTransformer,
     SwinTransformerBlock,
+    reorder,
     shifted_window_mask,
+    window_order,
     window_partition,
-    window_reverse,
 )
 from models.vision_transformer import VisionTransformer
 
@@ -170,7 +171,7 @@ def test_lengths_of_no_square_grid_are_refused(rows: int, new: int) -> None:
         resize_table(torch.zeros(rows, 2), new)
 
 
-def test_partition_goes_window_by_window_and_back() -> None:
+def test_partition_goes_window_by_window() -> None:
     grid = torch.arange(16.0).view(1, 4, 4, 1)
     windows = window_partition(grid, 2)
     assert windows.squeeze(-1).tolist() == [
@@ -179,8 +180,23 @@ def test_partition_goes_window_by_window_and_back() -> None:
         [8, 9, 12, 13],
         [10, 11, 14, 15],
     ]
-    x = torch.randn(3, 6, 6, 2)
-    assert torch.equal(window_reverse(window_partition(x, 3), 3, 6), x)
+    assert window_order(4, 2, 0).tolist() == windows.flatten().tolist()
+
+
+@pytest.mark.parametrize('side, window, shift', [(4, 2, 1), (6, 3, 0), (14, 7, 3)])
+def test_order_is_that_of_a_rolled_and_parted_grid(side: int, window: int, shift: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, side**2, 3, dtype=torch.float64, requires_grad=True)
+    rolled = x.view(2, side, side, 3).roll((-shift, -shift), dims=(1, 2))
+    want = window_partition(rolled, window).view_as(x)
+    order = window_order(side, window, shift)
+    got = reorder(x, order, order.argsort())
+    assert torch.equal(got, want)
+    assert torch.equal(reorder(got, order.argsort(), order), x)
+    weights = torch.randn_like(x)
+    (want_gradient,) = torch.autograd.grad((want * weights).sum(), x)
+    (gradient,) = torch.autograd.grad((got * weights).sum(), x)
+    assert torch.equal(gradient, want_gradient)
 
 
 @pytest.mark.parametrize('side, window, shift', [(4, 2, 1), (6, 3, 1), (8, 4, 2), (14, 7, 3)])
@@ -226,12 +242,17 @@ def brute_force_attention(block: SwinTransformerBlock, x: torch.Tensor, head: in
     return torch.stack(out)
 
 
+@pytest.mark.parametrize('attention', ['eager', 'sdpa'])
 @pytest.mark.parametrize('shift', [0, 1])
-def test_window_attention_equals_brute_force(shift: int) -> None:
-    block = randomised(SwinTransformerBlock(6, 6, num_heads=2, window_size=3, shift=shift))
-    x = torch.randn(2, 36, 6)
+def test_window_attention_equals_brute_force(shift: int, attention: str) -> None:
+    block = randomised(
+        SwinTransformerBlock(6, 6, num_heads=2, window_size=3, shift=shift, attention=attention)
+    )
+    attn, x = block.attn, torch.randn(2, 36, 6)
+    bias = gather_bias(attn.relative_position_bias_table, attn.relative_position_index)
     with torch.no_grad():
-        got = block._attend(x)
+        places = {'order': block.order, 'inverse': block.inverse, 'mask': block.attn_mask}
+        got = attn(x, bias, **places)
         for image in range(2):
             heads = [brute_force_attention(block, x[image], head) for head in range(2)]
             want = block.attn.proj(torch.cat(heads, dim=-1))

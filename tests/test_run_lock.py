@@ -10,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
-from run_lock import RunLock
+import run_lock
+from run_lock import RunLock, is_locked
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = socket.gethostname()
@@ -138,3 +140,85 @@ def test_other_errors_pass_through(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(fcntl, 'lockf', broken)
     with pytest.raises(OSError, match='Input/output error'):
         RunLock(tmp_path).acquire()
+
+
+POLL = """
+import sys
+from run_lock import is_locked
+print('polling', flush=True)
+while True:
+    is_locked(sys.argv[1])
+"""
+
+
+@pytest.fixture
+def polled(tmp_path: Path) -> Iterator[None]:
+    """Another process asks all the time whether the folder is locked."""
+    RunLock(tmp_path).acquire().release()
+    command = [sys.executable, '-c', POLL, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == 'polling\n'
+        yield
+        assert process.poll() is None
+        process.kill()
+
+
+@pytest.mark.usefixtures('polled')
+def test_who_asks_for_the_lock_keeps_no_run_out(tmp_path) -> None:
+    for _ in range(200):
+        with RunLock(tmp_path):
+            assert f'process {os.getpid()}, ' in text(tmp_path)
+
+
+@pytest.mark.usefixtures('polled')
+def test_nor_a_run_that_goes_on_after_a_kill(tmp_path, start) -> None:
+    holder = start()
+    holder.kill()
+    holder.wait(30)
+    dead = text(tmp_path)
+    for _ in range(200):
+        (tmp_path / 'run.lock').write_text(dead)
+        with RunLock(tmp_path):
+            assert f'process {os.getpid()}, ' in text(tmp_path)
+
+
+def test_a_holder_that_is_not_named_is_waited_for_and_then_refused(
+    tmp_path, start, monkeypatch
+) -> None:
+    start()
+    (tmp_path / 'run.lock').write_text('')
+    monkeypatch.setattr(run_lock, 'WAIT_SECONDS', 0.05)
+    with pytest.raises(ValueError, match='its process is not named'):
+        RunLock(tmp_path).acquire()
+
+
+def test_a_lock_can_be_asked_for_without_the_right_to_write(tmp_path, start, monkeypatch) -> None:
+    assert not is_locked(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    start()
+    opened = []
+
+    def watched(path: Path, mode: str = 'r', **options: str) -> TextIO:
+        opened.append(mode)
+        return open(path, mode, **options)
+
+    monkeypatch.setattr(run_lock, 'open', watched, raising=False)
+    assert is_locked(tmp_path)
+    assert opened == ['r']
+
+    def forbidden(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(run_lock, 'open', forbidden)
+    assert not is_locked(tmp_path)
+
+
+@pytest.mark.parametrize('goes_on', [True, False])
+def test_without_locks_the_text_says_whether_it_is_locked(
+    goes_on, start, tmp_path, no_locks
+) -> None:
+    holder = start()
+    if not goes_on:
+        holder.kill()
+        holder.wait(30)
+    assert is_locked(tmp_path) == goes_on

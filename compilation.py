@@ -1,0 +1,137 @@
+"""Compiled training steps: whether they pay, and going on without them where compiling fails."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
+
+import distributed
+from config import Config
+
+# Training FLOPs of a process from which 'auto' compiles: 10 minutes at 63 TFLOP/s, which SimMIM's
+# own code reaches on an H200 (Swin-B, batch 128). About half of that is saved, and compiling took
+# 91 s there. By the config alone, so that a run computes the same way after a restart.
+PAYS_FROM = 4e16
+MODES = {'auto': 'default', 'max': 'max-autotune'}  # of torch.compile
+WITHOUT_GRAPHS = 'max-autotune-no-cudagraphs'
+
+
+class Compiled(nn.Module):
+    """Calls a model, which is compiled at the first call if that pays.
+
+    Evaluation goes by `TrainState.module`, which is never compiled.
+
+    Args:
+        module: what is called: the model, or DistributedDataParallel around it.
+        how: TRAIN.COMPILE, 'auto' or 'max'.
+        num_images: that this process trains on in the whole run.
+        graphs: whether CUDA graphs are possible: each gradient is of one backward pass alone.
+        logger: gets one line on what was done.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        how: str,
+        *,
+        num_images: int,
+        graphs: bool,
+        logger: logging.Logger,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.how = how
+        self.num_images = num_images
+        self.graphs = graphs
+        self.logger = logger
+        self.call: Callable[..., torch.Tensor] | None = None
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        if self.call is None:
+            self.call = self._compile(inputs) if self._pays(inputs) else self.module
+        return self.call(*inputs)
+
+    def _pays(self, inputs: tuple[torch.Tensor, ...]) -> bool:
+        if self.how == 'max':
+            return True
+        flops = training_flops(self.module, inputs) * self.num_images
+        if flops < PAYS_FROM:
+            self.logger.info(
+                f'TRAIN.COMPILE auto: not compiled, the run is too short to pay it back '
+                f'({flops:.1e} FLOPs, from {PAYS_FROM:.0e} on)'
+            )
+        return flops >= PAYS_FROM
+
+    def _compile(self, inputs: tuple[torch.Tensor, ...]) -> Callable[..., torch.Tensor]:
+        """The compiled module, tried forward and backward; itself where any process failed."""
+        start, problem, device = time.perf_counter(), '', inputs[0].device
+        try:
+            compiled = torch.compile(self.module, mode=self._mode(device), dynamic=False)
+            with _leaving_no_trace(self.module, device):
+                compiled(*inputs).sum().backward()
+        except Exception as error:  # whatever stops a compiler, the run needs none
+            problem = _in_one_line(error)
+        failed = torch.tensor(float(bool(problem)), device=device)
+        if distributed.all_reduce_sum(failed).item():
+            problem = problem or 'another process failed'
+            self.logger.warning(f'TRAIN.COMPILE {self.how}: not compiled, {problem}')
+            return self.module
+        seconds = time.perf_counter() - start
+        self.logger.info(f'TRAIN.COMPILE {self.how}: compiled in {seconds:.0f} s')
+        return compiled
+
+    def _mode(self, device: torch.device) -> str:
+        if device.type != 'cuda':
+            return 'default'
+        return MODES[self.how] if self.how == 'auto' or self.graphs else WITHOUT_GRAPHS
+
+
+def wrap(config: Config, module: nn.Module, device: torch.device, **kwargs: Any) -> nn.Module:
+    """What training calls: `module` itself, or Compiled around it, as TRAIN.COMPILE says."""
+    how = config.TRAIN.COMPILE
+    # On a CPU it gains little: docs/explanation/speed.md.
+    if how == 'none' or (how == 'auto' and device.type == 'cpu'):
+        return module
+    return Compiled(module, how, **kwargs)
+
+
+def training_flops(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
+    """FLOPs of a training step for one image: three times those of the forward pass.
+
+    More than are made where layers are frozen; those of a kernel of ours are not counted.
+    """
+    was_training = module.training
+    module.eval()  # nothing random is drawn
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*(each[:1] for each in inputs))
+    torch.clear_autocast_cache()  # of weights that were cast here, without gradient
+    module.train(was_training)
+    return 3.0 * counter.get_total_flops()
+
+
+def _in_one_line(error: Exception) -> str:
+    """Its first two lines: the compiler's own errors give the cause in the second."""
+    lines = [line.strip() for line in f'{type(error).__name__}: {error}'.splitlines()]
+    return ' '.join([line for line in lines if line][:2])
+
+
+@contextlib.contextmanager
+def _leaving_no_trace(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Random states and buffers are as before, then; no gradient and no cast weight is kept."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    quiet = isinstance(module, DistributedDataParallel)
+    devices = [device] if device.type == 'cuda' else []
+    with torch.random.fork_rng(devices), module.no_sync() if quiet else contextlib.nullcontext():
+        try:
+            yield
+        finally:
+            module.zero_grad(set_to_none=True)
+            torch.clear_autocast_cache()
+            for buffer, before in buffers:
+                buffer.copy_(before)

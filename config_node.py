@@ -1,0 +1,28 @@
+"""The node that holds the options of a run."""
+
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+import config_merge
+
+
+class Config(CfgNode):
+    """The root node: whichever way it is merged, keys and types are checked, BASE is followed."""
+
+    def merge_from_file(self, cfg_filename: str | Path) -> None:
+        config_merge.merge_file(self, Path(cfg_filename))
+
+    def merge_from_list(self, cfg_list: list) -> None:
+        config_merge.merge_pairs(self, cfg_list, '--opts')
+
+    def merge_from_other_cfg(self, cfg_other: dict) -> None:
+        config_merge.merge_mapping(self, cfg_other, 'the other config')
+
+
+def encoder_node(config: CfgNode) -> CfgNode:
+    """The options of the encoder that MODEL.TYPE names."""
+    nodes = {'swin': config.MODEL.SWIN, 'vit': config.MODEL.VIT}
+    if config.MODEL.TYPE not in nodes:
+        raise ValueError(f'MODEL.TYPE must be one of {list(nodes)}, got {config.MODEL.TYPE!r}')
+    return nodes[config.MODEL.TYPE]

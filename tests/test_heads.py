@@ -1,0 +1,221 @@
+"""Inverse Swin heads: stages, patch expansion, gradients, and decoders from other checkpoints."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from tiny import VIT, arguments, run_folder, run_main, tiny_config
+from torch import nn
+from transfers import TABLE, assert_same, make_config, make_model, transfer
+
+from config_checks import CHOICES
+from logger import read_metrics
+from models import build_model
+from models.heads import HEADS, InverseSwin, inverse_patches, patch_expanding, window_of
+from models.simmim import LOSS_PIXELS, LOSSES
+from models.targets import TARGETS
+from optimizer import param_groups
+
+NANO = {'MODEL__SIMMIM__HEAD': 'inverse_swin_nano'}
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+def seeded(kind: str, channels: int = 1, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(make_config(kind, channels, **NANO, **options))
+
+
+def batch(model: nn.Module, images: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    side = model.encoder.grid_size
+    mask = torch.zeros(images, side, side, dtype=torch.int64)
+    mask[:, : side // 2, side // 2 :] = 1
+    return torch.randn(images, model.in_chans, 32, 32), mask
+
+
+def test_the_config_allows_what_the_model_knows() -> None:
+    keys = {'HEAD': HEADS, 'LOSS': LOSSES, 'LOSS_PIXELS': LOSS_PIXELS, 'TARGET': TARGETS}
+    for key, names in keys.items():
+        assert set(CHOICES[f'MODEL.SIMMIM.{key}']) == set(names)
+
+
+@pytest.mark.parametrize(
+    'stride, patches',
+    [(32, [32, 16, 8, 4]), (16, [16, 8, 4]), (8, [8, 4]), (4, [4]), (64, [64, 32, 16, 8]),
+     (14, [14, 7]), (12, [12, 6]), (2, [2])],
+)  # fmt: skip
+def test_the_resolution_doubles_down_to_patches_of_four(stride: int, patches: list[int]) -> None:
+    assert inverse_patches(stride) == patches
+
+
+@pytest.mark.parametrize(
+    'name, stride, side, stages',
+    [
+        # width, tokens across, window, blocks, heads
+        ('inverse_swin_t', 32, 6,
+         [(768, 6, 6, 2, 24), (384, 12, 6, 6, 12), (192, 24, 6, 2, 6), (96, 48, 6, 2, 3)]),
+        ('inverse_swin_b', 32, 7,
+         [(1024, 7, 7, 2, 32), (512, 14, 7, 18, 16), (256, 28, 7, 2, 8), (128, 56, 7, 2, 4)]),
+        ('inverse_swin_nano', 16, 14, [(256, 14, 7, 2, 16), (128, 28, 7, 2, 8), (64, 56, 7, 2, 4)]),
+        ('inverse_swin_nano', 8, 8, [(256, 8, 4, 2, 16), (128, 16, 4, 2, 8)]),
+        ('inverse_swin_nano', 4, 11, [(256, 11, 11, 2, 16)]),
+    ],
+)  # fmt: skip
+def test_stages_are_swins_in_reverse(name: str, stride: int, side: int, stages: list) -> None:
+    with torch.device('meta'):
+        head = InverseSwin(name, 1024, stride, 1, side=side)
+        got = head(torch.empty(2, 1024, side, side))
+    assert got.shape == (2, 1, side * stride, side * stride)
+    shapes = []
+    for layer in head:
+        if hasattr(layer, 'stage'):
+            first, *_ = blocks = layer.stage.blocks
+            heads = first.attn.num_heads
+            width = first.norm1.normalized_shape[0]
+            shapes.append((width, first.side, first.window_size, len(blocks), heads))
+            shifts = [block.shift for block in blocks]
+            alone = first.side == first.window_size
+            assert shifts == [0, 0 if alone else first.window_size // 2] * (len(blocks) // 2)
+    assert shapes == stages
+
+
+def test_windows_hold_at_least_four_by_four_tokens_or_all() -> None:
+    windows = {side: window_of(side) for side in (2, 6, 7, 8, 12, 13, 14, 22)}
+    assert windows == {2: 2, 6: 6, 7: 7, 8: 4, 12: 6, 13: 13, 14: 7, 22: 22}
+
+
+def test_sizes_are_those_of_the_paper() -> None:
+    """Xie et al. 2022 (arXiv:2111.09886): 115.2 M and 174.8 M parameters, Swin-B included."""
+    millions = {}
+    for name in ('inverse_swin_t', 'inverse_swin_b'):
+        with torch.device('meta'):
+            head = InverseSwin(name, 1024, 32, 3, side=6)
+        millions[name] = sum(p.numel() for p in head.parameters()) / 1e6
+    assert millions == pytest.approx({'inverse_swin_t': 28.5, 'inverse_swin_b': 88.1}, abs=0.5)
+
+
+def test_a_token_becomes_four_of_half_the_width() -> None:
+    """Row 4 k + 2 a + b of the product is channel k of the token at (2 y + a, 2 x + b)."""
+    torch.manual_seed(2)
+    layer = patch_expanding(6)
+    nn.init.normal_(layer[2].weight)
+    nn.init.normal_(layer[2].bias)
+    x = torch.randn(1, 6, 2, 3)
+    with torch.no_grad():
+        got = layer(x)[0].double().numpy()
+    weight = layer[0].weight.detach().double().numpy()[..., 0, 0]
+    scale, shift = (p.detach().double().numpy() for p in (layer[2].weight, layer[2].bias))
+    assert layer[0].bias is None
+    assert got.shape == (3, 4, 6)
+    for row, column in np.ndindex(4, 6):
+        token = weight @ x[0, :, row // 2, column // 2].double().numpy()
+        values = np.array([token[4 * k + 2 * (row % 2) + column % 2] for k in range(3)])
+        values = (values - values.mean()) / np.sqrt(values.var() + 1e-5) * scale + shift
+        np.testing.assert_allclose(got[:, row, column], values, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'kind, channels, options, stages',
+    [('swin', 1, {}, 2), ('swin', 3, {'MODEL__SWIN__PATCH_SIZE': 2}, 1), ('vit', 3, {}, 2),
+     ('vit', 1, {'MODEL__VIT__PATCH_SIZE': 16}, 3)],
+)  # fmt: skip
+def test_every_parameter_gets_a_gradient_from_hidden_pixels_alone(
+    kind: str, channels: int, options: dict, stages: int
+) -> None:
+    model = seeded(kind, channels, **options)
+    assert sum(hasattr(layer, 'stage') for layer in model.decoder) == stages
+    x, mask = batch(model)
+    reconstruction = model.reconstruct(x, mask)
+    assert reconstruction.shape == x.shape
+    loss = model(x, mask)
+    loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert all(p.grad.any() for p in model.decoder.parameters() if p.ndim > 1)
+    error = (reconstruction - x).abs()[:, :, :16, 16:]  # what is hidden
+    assert loss.item() == pytest.approx(error.mean().item(), rel=1e-5)
+
+
+def test_checkpointing_changes_no_gradient_of_the_head() -> None:
+    gradients = []
+    for use_checkpoint in (False, True):
+        model, calls = seeded('swin', TRAIN__USE_CHECKPOINT=use_checkpoint), []
+        blocks = [block for layer in model.decoder if hasattr(layer, 'stage')
+                  for block in layer.stage.blocks]  # fmt: skip
+        for block in blocks:
+            block.norm1.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        model(*batch(model)).backward()
+        assert len(calls) == len(blocks) * (2 if use_checkpoint else 1)
+        gradients.append([parameter.grad for parameter in model.decoder.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-7)
+
+
+def test_weights_and_tables_of_the_head_decay_norms_and_biases_do_not() -> None:
+    model = seeded('swin')
+    decay, no_decay = param_groups(model, weight_decay=0.05, base_lr=1e-3, layer_decay=None)
+    assert (decay['weight_decay'], no_decay['weight_decay']) == (0.05, 0.0)
+    free = {id(parameter) for parameter in no_decay['params']}
+    for name, parameter in model.decoder.named_parameters():
+        is_matrix = parameter.ndim > 1  # a position table, too
+        assert (id(parameter) in free) != is_matrix, name
+    assert any(TABLE in name for name, _ in model.decoder.named_parameters())
+
+
+@torch.no_grad()
+def test_three_channels_of_the_head_fold_to_one_exactly(tmp_path, log) -> None:
+    rgb, grey = transfer(make_config('swin', 3, **NANO), make_config('swin', 1, **NANO), tmp_path)
+    pixels, mask = torch.rand(2, 1, 32, 32), batch(grey)[1]
+    mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
+    want = (rgb.reconstruct((pixels - mean) / std, mask) * std + mean).mean(1, keepdim=True)
+    assert_same(grey.reconstruct((pixels - 0.503) / 0.292, mask) * 0.292 + 0.503, want)
+    assert 'decoder dropped' not in log.text
+
+
+def test_pretraining_goes_on_with_the_head_at_another_window(tmp_path, log) -> None:
+    larger = make_config('swin', 1, DATA__IMG_SIZE=48, **NANO)  # 6 tokens across, not 4
+    larger.merge_from_list(['MODEL.SWIN.WINDOW_SIZE', 6])
+    source, target = transfer(make_config('swin', 1, **NANO), larger, tmp_path)
+    tables = [key for key in source.decoder.state_dict() if key.endswith(TABLE)]
+    for key, value in target.decoder.state_dict().items():
+        if key in tables:
+            assert len(value) == 11**2
+        elif not key.endswith(('index', 'attn_mask')):
+            assert torch.equal(value, source.decoder.state_dict()[key]), key
+    assert len(tables) == 4
+    assert f'{TABLE} 49 -> 121 rows' in log.text
+
+
+@pytest.mark.parametrize(
+    'heads',
+    [('linear', 'inverse_swin_nano'), ('inverse_swin_nano', 'mlp'),
+     ('inverse_swin_nano', 'inverse_swin_t')],  # the same layers, of other shapes
+)  # fmt: skip
+def test_a_decoder_of_another_head_is_dropped(heads, tmp_path, log) -> None:
+    four = {'MODEL__VIT__PATCH_SIZE': 4}  # a stage each
+    before, after = (make_config('vit', 1, MODEL__SIMMIM__HEAD=head, **four) for head in heads)
+    own = make_model(after, seed=2).decoder.state_dict()
+    source, target = transfer(before, after, tmp_path)
+    assert all(torch.equal(value, own[key]) for key, value in target.decoder.state_dict().items())
+    for key, value in source.encoder.state_dict().items():
+        assert torch.equal(value, target.encoder.state_dict()[key])
+    assert re.search(r'decoder dropped: (another head, with )?decoder\.0\.weight', log.text)
+
+
+def test_fine_tuning_takes_the_encoder_alone(tmp_path, log) -> None:
+    config = make_config('swin', 1, **NANO)
+    source, target = transfer(config, make_config('swin', 1), tmp_path, stages=(True, False))
+    weights = target.state_dict()
+    for key, value in source.encoder.state_dict().items():
+        assert key == 'mask_token' or torch.equal(value, weights[key])
+    assert 'decoder dropped: a classifier has none' in log.text
+
+
+def test_a_run_learns_through_the_head(phantom, tmp_path) -> None:
+    model = VIT | {'SIMMIM': {'HEAD': 'inverse_swin_nano'}}
+    train = {'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.1}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', model, TRAIN=train)
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
+    before, *epochs = read_metrics(run_folder(tmp_path, 'simmim') / 'metrics.jsonl')
+    assert epochs[-1]['holdout_l1'] < 0.9 * before['holdout_l1']
+    assert epochs[-1]['loss'] < epochs[0]['loss']

@@ -1,0 +1,215 @@
+"""Targets of reconstruction: averaged over cells, normalised by masking unit, and their figures."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import VIT, arguments, run_folder, run_main, tiny_config
+from torch import nn
+from transfers import make_config
+
+from config_checks import check_config
+from logger import read_metrics
+from models import build_model
+from models.targets import Target, average_cells
+
+TOLD = '_given_patch_statistics'
+
+
+def seeded(kind: str = 'vit', channels: int = 1, **options: object) -> nn.Module:
+    """A small model of stride 8 at 32 px."""
+    config = make_config(kind, channels, DATA__MASK_PATCH_SIZE=8, **options)
+    check_config(config, 'simmim')
+    torch.manual_seed(0)
+    return build_model(config)
+
+
+def batch(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two images and masks in units of 8 px; the images differ in how much is hidden."""
+    torch.manual_seed(1)
+    units = torch.tensor([[[1, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 0, 1]],
+                          [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]])  # fmt: skip
+    times = 8 // model.patch_size
+    mask = units.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
+    return torch.randn(2, model.in_chans, 32, 32) * 2 + 1, mask
+
+
+def predictions(model: nn.Module, x: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return model.decoder(model.encoder(x, mask)).double().numpy()
+
+
+def patches_as_mae(images: np.ndarray, p: int) -> np.ndarray:
+    """MAE's patchify and norm_pix_loss, patch by patch: [B, h, w, p * p * C]."""
+    side = images.shape[-1] // p
+    target = np.zeros((len(images), side, side, p * p * images.shape[1]))
+    for b, row, column in np.ndindex(len(images), side, side):
+        patch = images[b, :, row * p : (row + 1) * p, column * p : (column + 1) * p]
+        values = patch.transpose(1, 2, 0).flatten()  # pixel by pixel, its channels together
+        variance = ((values - values.mean()) ** 2).sum() / (len(values) - 1)
+        target[b, row, column] = (values - values.mean()) / (variance + 1e-6) ** 0.5
+    return target
+
+
+def test_a_cell_is_the_mean_of_its_pixels() -> None:
+    x = torch.arange(64.0).view(1, 1, 8, 8)
+    assert Target(cell=4).of(x).tolist() == [[[[13.5, 17.5], [45.5, 49.5]]]]
+    assert Target().of(x) is x
+
+
+@pytest.mark.parametrize('pixels', ['masked', 'all'])
+@pytest.mark.parametrize(
+    'kind, channels, head, size',
+    [('swin', 1, 'linear', 8), ('vit', 3, 'mlp', 16), ('swin', 3, 'linear', 4),
+     ('vit', 1, 'inverse_swin_nano', 8), ('vit', 1, 'linear', 32)],
+)  # fmt: skip
+def test_loss_equals_a_loop_over_cells(kind, channels, head, size, pixels) -> None:
+    options = {'HEAD': head, 'TARGET_SIZE': size, 'LOSS_PIXELS': pixels, 'LOSS': 'l2'}
+    model = seeded(kind, channels, **{f'MODEL__SIMMIM__{k}': v for k, v in options.items()})
+    x, mask = batch(model)
+    predicted, cell = predictions(model, x, mask), 32 // size
+    assert predicted.shape == (2, channels, size, size)
+    total, count = 0.0, 0
+    for b, c, row, column in np.ndindex(*predicted.shape):
+        place = slice(row * cell, (row + 1) * cell), slice(column * cell, (column + 1) * cell)
+        token = [index * cell // model.patch_size for index in (row, column)]
+        if pixels == 'all' or mask[b, token[0], token[1]] == 1:
+            wanted = x[b, c][place].double().mean().item()
+            total += (predicted[b, c, row, column] - wanted) ** 2
+            count += c == 0
+    assert count == (2 * size**2 if pixels == 'all' else 8 * (size // 4) ** 2)
+    assert model(x, mask).item() == pytest.approx(total / count / channels, rel=1e-4)
+
+
+def test_reconstruction_repeats_each_value_over_its_cell() -> None:
+    model = seeded('vit', 3, MODEL__SIMMIM__TARGET_SIZE=8)
+    x, mask = batch(model)
+    with torch.no_grad():
+        got = model.reconstruct(x, mask).double().numpy()
+    np.testing.assert_array_equal(got, np.kron(predictions(model, x, mask), np.ones((4, 4))))
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('unit', [4, 16])
+def test_normalised_patches_are_maes(channels: int, unit: int) -> None:
+    torch.manual_seed(3)
+    x = torch.randn(2, channels, 32, 32) * 5 + 2
+    x[0, :, :16, :16] = 0.25  # a border without structure
+    got = Target('patch_normalised', unit=unit).of(x).numpy()
+    want = patches_as_mae(x.double().numpy(), unit)
+    side = 32 // unit
+    for b, row, column in np.ndindex(2, side, side):
+        area = (slice(row * unit, (row + 1) * unit), slice(column * unit, (column + 1) * unit))
+        patch = got[b, :, *area].transpose(1, 2, 0).flatten()
+        np.testing.assert_allclose(patch, want[b, row, column], atol=1e-4)
+    assert not got[0, :, :16, :16].any()
+
+
+@pytest.mark.parametrize('size', [32, 16])
+def test_loss_of_normalised_patches_equals_a_loop(size: int) -> None:
+    """Statistics are those of the masking unit, 8 px, after averaging; the ViT's patch is 4 px."""
+    options = {'TARGET': 'patch_normalised', 'TARGET_SIZE': size % 32}
+    options = {f'MODEL__SIMMIM__{key}': value for key, value in options.items()}
+    model = seeded('vit', 3, MODEL__VIT__PATCH_SIZE=4, **options)
+    x, mask = batch(model)
+    cell, side = 32 // size, size // 4
+    cells = x.double().numpy().reshape(2, 3, size, cell, size, cell).mean(axis=(3, 5))
+    wanted = patches_as_mae(cells, side)
+    predicted, errors = predictions(model, x, mask), []
+    for b, row, column in np.ndindex(2, 4, 4):
+        if mask[b, 2 * row, 2 * column]:
+            area = slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side)
+            got = predicted[b][:, *area].transpose(1, 2, 0).flatten()
+            errors.append(np.abs(got - wanted[b, row, column]).mean())
+    assert len(errors) == 8
+    assert model(x, mask).item() == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+@pytest.mark.parametrize('cell', [1, 2])
+@pytest.mark.parametrize('kind', ['pixels', 'patch_normalised'])
+def test_a_perfect_prediction_becomes_the_image(kind: str, cell: int) -> None:
+    torch.manual_seed(4)
+    x = torch.randn(2, 3, 16, 16)
+    target = Target(kind, cell=cell, unit=8)
+    want = average_cells(x, cell).repeat_interleave(cell, dim=2).repeat_interleave(cell, dim=3)
+    torch.testing.assert_close(target.to_images(target.of(x), x), want, rtol=1e-5, atol=1e-5)
+
+
+def test_normalised_statistics_are_float32_in_low_precision() -> None:
+    torch.manual_seed(5)
+    x = (torch.randn(1, 1, 16, 16) * 0.01 + 3).bfloat16()
+    assert Target('patch_normalised', unit=8).of(x).dtype == torch.float32
+    got = Target('patch_normalised', unit=8).of(x)
+    np.testing.assert_allclose(
+        got[0, 0, :8, :8].flatten(), patches_as_mae(x.double().numpy(), 8)[0, 0, 0], atol=1e-3
+    )
+
+
+REFUSED = [
+    ({'TARGET_SIZE': 5}, r'TARGET_SIZE must be 0 or one of \[4, 8, 16, 32\].*, got 5'),
+    ({'TARGET_SIZE': 2}, r'TARGET_SIZE must be 0 .*DATA.IMG_SIZE 32 .*stride, 8 pixels.*got 2'),
+    ({'TARGET_SIZE': 64}, r'TARGET_SIZE must be 0 or one of .*, got 64'),
+    ({'TARGET_SIZE': -8}, r'TARGET_SIZE must be a number in \[0, inf\), got -8'),
+    (
+        {'TARGET_SIZE': 4, 'HEAD': 'inverse_swin_nano'},
+        r'TARGET_SIZE must be .* \[8, 16, 32\]: .*last patch of inverse_swin_nano, 4 pixels.*got 4',
+    ),
+    ({'TARGET': 'hog'}, r"TARGET must be one of \['pixels', 'patch_normalised'\], got 'hog'"),
+    (
+        {'TARGET': 'patch_normalised', 'TARGET_SIZE': 4},
+        "TARGET must be 'pixels' where .* one value of 8 px.*got 'patch_normalised'",
+    ),
+    ({'HEAD': 'inverse_swin'}, r"HEAD must be one of .*'inverse_swin_t'.*got 'inverse_swin'"),
+]
+
+
+@pytest.mark.parametrize('options, message', REFUSED)
+def test_impossible_targets_are_refused_in_words(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match='MODEL.SIMMIM.' + message):
+        seeded(**{f'MODEL__SIMMIM__{key}': value for key, value in options.items()})
+
+
+def test_a_cell_may_not_be_cut_by_a_masking_unit() -> None:
+    config = make_config('swin', 1, DATA__MASK_PATCH_SIZE=4, MODEL__SIMMIM__TARGET_SIZE=4)
+    with pytest.raises(ValueError, match=r'\[8, 16, 32\]: .*DATA.MASK_PATCH_SIZE, 4, so that'):
+        check_config(config, 'simmim')
+    check_config(make_config('swin', 1, DATA__MASK_PATCH_SIZE=4), 'simmim')
+
+
+def pretrain(phantom, tmp_path, **options: object) -> list[dict]:
+    """Metrics of a run at 64 px with units of 16 px, before training and after each epoch."""
+    data = {'IMG_SIZE': 64, 'MASK_PATCH_SIZE': 16, 'TRAIN_IMAGES': 40}
+    train = {'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.5, 'EPOCHS': 3}
+    model, few = VIT | {'SIMMIM': options, 'DROP_PATH_RATE': 0.0}, {'HOLDOUT_IMAGES': 6}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', model, DATA=data, TRAIN=train, EVAL=few)
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
+    return read_metrics(run_folder(tmp_path, 'simmim') / 'metrics.jsonl')
+
+
+def test_a_run_learns_averages_and_its_figures_are_of_whole_images(phantom, tmp_path) -> None:
+    before, *epochs = pretrain(phantom, tmp_path, TARGET_SIZE=16)
+    assert epochs[-1]['loss'] < 0.98 * epochs[0]['loss']
+    for name in ('holdout', 'reference'):
+        assert epochs[-1][f'{name}_l1'] < 0.85 * before[f'{name}_l1']
+    assert not any(TOLD in name for record in epochs for name in record)
+
+
+def test_figures_of_normalised_patches_stand_under_names_of_their_own(phantom, tmp_path) -> None:
+    before, *epochs = pretrain(phantom, tmp_path, TARGET='patch_normalised')
+    assert epochs[-1]['loss'] < 0.98 * epochs[0]['loss']
+    for name in ('holdout', 'reference'):
+        names = {key for key in before if key.startswith(name)}
+        model = {f'{name}_l1{TOLD}', f'{name}_l1_grey{TOLD}'}
+        trivial = {
+            f'{name}_l1{unit}_{kind}' for unit in ('', '_grey') for kind in ('mean', 'linear')
+        }
+        assert names == model | trivial
+        # Told each unit's mean, even an untrained model is far better than the visible mean.
+        assert before[f'{name}_l1{TOLD}'] < 0.8 * before[f'{name}_l1_mean']
+        assert epochs[-1][f'{name}_l1{TOLD}'] < before[f'{name}_l1{TOLD}']
+    folder = run_folder(tmp_path, 'simmim')
+    log = (folder / 'log_rank0.txt').read_text()
+    assert log.count('holdout masked L1 given patch statistics: ') == len(epochs) + 1
+    assert 'masked L1: ' not in log
+    with Image.open(folder / 'reconstructions' / 'epoch_2.png') as picture:
+        picture.verify()
