@@ -294,7 +294,7 @@ def test_samples_of_a_store_are_those_of_its_files(folder, store):
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys, threads):
-    assert run('--data-path', str(tmp_path / 'nowhere')) == 1
+    assert run('--data-path', str(tmp_path / 'nowhere')) == 2
     assert str(tmp_path / 'nowhere') in capsys.readouterr().err
 
 

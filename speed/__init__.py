@@ -1,0 +1,1 @@
+"""How fast training steps are, beside the same model written the published way."""
