@@ -1,0 +1,44 @@
+"""Write the YAML files and shell scripts of all ablations from the sweep files.
+
+python scripts/make_ablations.py
+
+The sweep files, scripts/ablations/*.yaml, are the list. Files that it wrote before and that no
+sweep file stands for any more are removed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sweeps.files import FOLDER, WRITTEN, all_files
+from sweeps.plan import ROOT
+
+
+def parse_args() -> argparse.Namespace:
+    return argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+
+
+def stale_files(wanted: set[Path]) -> list[Path]:
+    """Files that were written before and are not wanted any more."""
+    found = [*FOLDER.rglob('*.sh'), *(ROOT / 'configs').glob('*__ablations/*.yaml')]
+    return [path for path in found if path not in wanted and WRITTEN in path.read_text()]
+
+
+def main(args: argparse.Namespace) -> int:
+    try:
+        files = all_files()
+    except ValueError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    for path, text in files.items():
+        path.write_text(text)
+    for path in (stale := stale_files(set(files))):
+        path.unlink()
+    print(f'{len(files)} files written, {len(stale)} removed')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(parse_args()))

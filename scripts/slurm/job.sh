@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# What the .sbatch files do: run a command on every node of the job; where it was stopped by a
+# signal and saved (code 75), put the job into the queue again. Any other code ends the job.
+#   bash scripts/slurm/job.sh [--plain] SCRIPT.py ARGUMENTS...      (--plain: without torchrun)
+# Environment: PYTHON (default .venv's), PROCESSES per node (default: its GPUs), CACHE_DIR (default
+# $SLURM_TMPDIR), MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME, MAX_REQUEUES (default 50).
+set -uo pipefail
+
+script=${1-}
+[ "$script" != --plain ] || script=${2-}
+if [ ! -f scripts/slurm/launch.sh ] || [ ! -f "$script" ]; then
+    echo "error: no script '$script' here ($PWD): submit in the root of the repository, as" \
+        "sbatch scripts/slurm/node.sbatch main_simmim.py --cfg FILE --data-path DIR" >&2
+    exit 2
+fi
+if [ -z "${PYTHON-}" ]; then
+    PYTHON=python3
+    [ ! -x .venv/bin/python ] || PYTHON=$PWD/.venv/bin/python
+fi
+export PYTHON
+
+address() { # by which Slurm itself reaches a node
+    scontrol show node "$1" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p'
+}
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+if [ "${#nodes[@]}" -gt 1 ]; then
+    export MASTER_ADDR=${MASTER_ADDR:-$(address "${nodes[0]}")}
+    PEER_ADDR=$(address "${nodes[1]}") # the way to it is the first node's network
+    export PEER_ADDR
+else
+    export MASTER_ADDR=127.0.0.1
+fi
+export MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
+
+job=$SLURM_JOB_ID # of an array's task it may stand for the whole array
+[ -z "${SLURM_ARRAY_JOB_ID-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+requeued=${SLURM_RESTART_COUNT:-0}
+version=$("$PYTHON" -c 'import provenance; print(provenance.code_version())')
+cat <<END
+slurm: job $job, queued again $requeued times, $(date '+%F %T')
+slurm: ${#nodes[@]} node(s) $SLURM_JOB_NODELIST, master $MASTER_ADDR:$MASTER_PORT
+slurm: commit $version, python $PYTHON
+slurm: command $*
+END
+
+# scancel and the end of the time limit send SIGTERM to every process of this script, too: srun
+# would kill the nodes' processes at once, while they save.
+trap '' TERM
+# All CPUs of the job on each node, all variables; the other nodes end by themselves and tell why.
+setsid --wait srun --nodes="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none --export=ALL \
+    --kill-on-bad-exit=0 --wait=120 bash scripts/slurm/launch.sh "$@"
+code=$?
+[ "$code" -eq 75 ] || exit "$code"
+
+# A job that was cancelled, or that Slurm itself puts back, does not run any more.
+state=$(squeue --noheader --jobs "$job" --format %T)
+if [ "$state" != RUNNING ]; then
+    echo "slurm: stopped and not queued again: the job is ${state:-gone}"
+elif [ "$requeued" -ge "${MAX_REQUEUES:-50}" ]; then
+    echo "slurm: stopped and not queued again: it was $requeued times (MAX_REQUEUES)"
+else
+    echo "slurm: stopped and saved; queued again, to go on"
+    scontrol requeue "$job" || echo 'slurm: that failed; the same sbatch command goes on'
+fi
+exit "$code"

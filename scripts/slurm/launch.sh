@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# The part of a job on one node, started by job.sh through srun: torchrun, with a process per GPU.
+#   bash scripts/slurm/launch.sh [--plain] SCRIPT.py ARGUMENTS...
+# It ends with the processes' own code. SIGTERM is handed to the processes alone: torchrun would
+# kill them 30 s after its own SIGTERM, in the middle of a long step or of saving.
+set -uo pipefail
+trap 'exit 75' TERM USR1 # nothing is started yet
+
+name=${SLURMD_NODENAME:-$(hostname)} nodes=${SLURM_NNODES:-1} number=${SLURM_NODEID:-0}
+gpus=${SLURM_GPUS_ON_NODE:-$(nvidia-smi -L 2>/dev/null | grep -c ^GPU)}
+has="$(env -u OMP_NUM_THREADS nproc) CPUs, $gpus GPUs"
+if [ "$1" = --plain ]; then
+    echo "slurm: $name: $has"
+    exec "$PYTHON" "${@:2}"
+fi
+processes=${PROCESSES:-$gpus}
+[ "$processes" -gt 0 ] || processes=1 # on the CPU
+
+# A copy of a packed store on the node's own disk, unless the command says otherwise.
+cache=${CACHE_DIR-${SLURM_TMPDIR-}} data='' before=''
+for word in "$@"; do
+    [ "$before" != --data-path ] || data=$word
+    [[ $word != --data-path=* ]] || data=${word#*=}
+    [ "$word" != DATA.CACHE_DIR ] || cache=''
+    before=$word
+done
+if [ -n "$cache" ] && [ -f "$data/store.json" ]; then
+    set -- "$@" --opts DATA.CACHE_DIR "$cache"
+else
+    cache=none
+fi
+
+# gloo would take the network of the host's name, which often is the machine itself.
+if [ "$nodes" -gt 1 ] && [ -z "${GLOO_SOCKET_IFNAME-}" ]; then
+    other=$MASTER_ADDR
+    [ "$number" -gt 0 ] || other=$PEER_ADDR
+    other=$(getent ahostsv4 "$other" | awk 'NR == 1 { print $1 }')
+    GLOO_SOCKET_IFNAME=$(ip route get "$other" | sed -n 's/.* dev \([^ ]*\).*/\1/p')
+    [ -z "$GLOO_SOCKET_IFNAME" ] || export GLOO_SOCKET_IFNAME
+fi
+echo "slurm: $name: node $((number + 1)) of $nodes, $has, $processes process(es)," \
+    "gloo on ${GLOO_SOCKET_IFNAME:-the network of the host name}, cache $cache"
+
+asked='' again='' torchrun=''
+tell() {
+    until pkill -TERM -P "$torchrun" || ! kill -0 "$torchrun" 2>/dev/null; do
+        sleep 0.5 # none is started yet
+    done
+}
+# shellcheck disable=SC2317 # the trap calls it
+stop() {
+    asked=yes again=yes
+    echo "slurm: $name: asked to stop; the processes are told"
+    [ -z "$torchrun" ] || tell
+}
+trap stop TERM USR1
+setsid "$PYTHON" scripts/slurm/torchrun.py --nnodes "$nodes" --node_rank "$number" \
+    --nproc_per_node "$processes" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" "$@" &
+torchrun=$!
+[ -z "$asked" ] || tell
+while
+    again=''
+    wait "$torchrun"
+    code=$?
+    [ -n "$again" ] # it was the signal that ended the waiting
+do :; done
+# 128 + SIGTERM: told before they could take signals, with nothing to save.
+[ "$asked:$code" != yes:143 ] || code=75
+exit "$code"

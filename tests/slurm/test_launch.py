@@ -1,0 +1,224 @@
+"""What job.sh and launch.sh do, seen by programs that stand for Slurm, Python and torchrun."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import cluster
+import pytest
+from faults.runs import ENVIRONMENT, wait_until
+from test_readme import load_script
+from tiny import ROOT
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+# Ends with CODE; with WORKER it has a child as torchrun has, tells of it, and ends with its code.
+PROGRAM = """\
+#!/usr/bin/env bash
+printf '%s\\n' "$@" >"$0.words"
+[ -n "${WORKER-}" ] || exit "${CODE-0}"
+trap 'echo killed >"$0.killed"' TERM
+bash -c "$WORKER" &
+worker=$!
+wait "$worker"
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / 'python'
+    path.write_text(PROGRAM)
+    path.chmod(0o755)
+    return path
+
+
+def start(program: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+    env = {key: value for key, value in os.environ.items() if not key.startswith('SLURM')}
+    env |= {'PYTHON': str(program), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '29600'}
+    return subprocess.Popen(
+        ['bash', 'scripts/slurm/launch.sh', *arguments], cwd=ROOT, env=env | environment,
+        text=True, stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def words_of(program: Path, *arguments: str, **environment: str) -> list[str]:
+    """What torchrun is asked to run."""
+    assert start(program, 'main_simmim.py', *arguments, **environment).wait(20) == 0
+    words = Path(f'{program}.words').read_text().splitlines()
+    return words[words.index('main_simmim.py') :]
+
+
+@pytest.mark.parametrize('given', ['--data-path {}', '--data-path={}', '--opts A 1 --data-path {}'])
+def test_a_store_is_copied_to_the_node(given: str, program: Path, tmp_path: Path) -> None:
+    (tmp_path / 'store.json').touch()
+    arguments = given.format(tmp_path).split()
+    plain, cached = ['main_simmim.py', *arguments], ['--opts', 'DATA.CACHE_DIR', '/local']
+    assert words_of(program, *arguments) == plain
+    assert words_of(program, *arguments, CACHE_DIR='/local') == [*plain, *cached]
+    assert words_of(program, *arguments, SLURM_TMPDIR='/local') == [*plain, *cached]
+    assert words_of(program, *arguments, SLURM_TMPDIR='/local', CACHE_DIR='') == plain
+
+
+def test_files_and_a_named_copy_are_left_as_they_are(program: Path, tmp_path: Path) -> None:
+    files = ['--data-path', str(tmp_path)]
+    assert words_of(program, *files, CACHE_DIR='/local')[1:] == files
+    (tmp_path / 'store.json').touch()
+    own = [*files, '--opts', 'DATA.CACHE_DIR', '/own']
+    assert words_of(program, *own, CACHE_DIR='/local')[1:] == own
+
+
+@pytest.mark.parametrize(
+    ('environment', 'processes'),
+    [
+        ({}, '1'),
+        ({'SLURM_GPUS_ON_NODE': '0'}, '1'),
+        ({'SLURM_GPUS_ON_NODE': '4'}, '4'),
+        ({'SLURM_GPUS_ON_NODE': '4', 'PROCESSES': '2'}, '2'),
+    ],
+)
+def test_a_process_for_each_gpu(environment: dict, processes: str, program: Path) -> None:
+    nobody = {'PATH': f'{program.parent}:/usr/bin:/bin:/usr/sbin:/sbin'}
+    (program.parent / 'nvidia-smi').symlink_to('/bin/false')
+    assert start(program, 'main_simmim.py', **environment | nobody).wait(20) == 0
+    words = Path(f'{program}.words').read_text().splitlines()
+    assert words[words.index('--nproc_per_node') + 1] == processes
+
+
+def test_without_torchrun_the_words_go_to_python(program: Path) -> None:
+    run = start(program, '--plain', 'scripts/ablate.py', 'run', 'a b', CODE='4')
+    assert run.wait(20) == 4
+    assert Path(f'{program}.words').read_text() == 'scripts/ablate.py\nrun\na b\n'
+
+
+@pytest.mark.parametrize('code', [0, 2, 75, 143])
+def test_it_ends_with_the_code_of_the_processes(code: int, program: Path) -> None:
+    assert start(program, 'main_simmim.py', CODE=str(code)).wait(20) == code
+
+
+@pytest.mark.parametrize(
+    ('worker', 'code'),
+    [
+        ('trap "exit 75" TERM; touch {}; for _ in {{1..400}}; do sleep 0.05; done', 75),
+        ('trap "exit 2" TERM; touch {}; for _ in {{1..400}}; do sleep 0.05; done', 2),
+        ('touch {}; exec sleep 20', 75),  # it cannot take signals yet
+    ],
+)
+def test_a_signal_is_for_the_processes_alone(
+    worker: str, code: int, program: Path, tmp_path: Path
+) -> None:
+    ready = tmp_path / 'ready'
+    run = start(program, 'main_simmim.py', WORKER=worker.format(ready))
+    wait_until(ready.exists, 'the worker')
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.wait(20) == code
+    assert not Path(f'{program}.killed').exists()
+
+
+def test_a_signal_that_comes_before_the_processes_is_kept(program: Path, tmp_path: Path) -> None:
+    gate = tmp_path / 'gate'
+    wait = f'until [ -e {gate} ] || [ "$SECONDS" -gt 20 ]; do :; done'  # without a child
+    program.write_text(PROGRAM.replace('bash -c', f'{wait}\nbash -c'))
+    worker = 'trap "exit 75" TERM; for _ in {1..400}; do sleep 0.05; done'
+    run = start(program, 'main_simmim.py', WORKER=worker)
+    wait_until(Path(f'{program}.words').exists, 'torchrun')
+    os.kill(run.pid, signal.SIGTERM)
+    assert any('asked to stop' in line for line in run.stdout)
+    gate.touch()
+    assert run.wait(20) == 75
+
+
+@pytest.mark.parametrize(
+    ('exitcode', 'code', 'shown'), [(2, 2, True), (75, 75, False), (-15, 143, True)]
+)
+def test_torchrun_ends_with_the_code_of_the_first_failure(
+    exitcode: int, code: int, shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: object
+) -> None:
+    module = load_script(ROOT / 'scripts/slurm/torchrun.py')
+
+    def fail() -> None:
+        first = SimpleNamespace(exitcode=exitcode)
+        error = ChildFailedError.__new__(ChildFailedError)
+        error.get_first_failure = lambda: (0, first)
+        raise error
+
+    monkeypatch.setattr(module, 'main', fail)
+    assert module.exit_code() == code
+    assert bool(capsys.readouterr().err) == shown
+
+
+SLURM = """\
+#!/usr/bin/env bash
+case "${0##*/} $1" in
+    srun*) exit "$CODE" ;;
+    squeue*) echo "$STATE" ;;
+    'scontrol requeue') echo "$2" >"$0.requeued" ;;
+    'scontrol show') echo node0 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ('environment', 'requeued'),
+    [
+        ({'CODE': '75'}, '7'),
+        ({'CODE': '75', 'SLURM_ARRAY_JOB_ID': '5', 'SLURM_ARRAY_TASK_ID': '2'}, '5_2'),
+        ({'CODE': '75', 'SLURM_RESTART_COUNT': '50'}, None),
+        ({'CODE': '75', 'SLURM_RESTART_COUNT': '3', 'MAX_REQUEUES': '4'}, '7'),
+        ({'CODE': '75', 'STATE': 'COMPLETING'}, None),
+        ({'CODE': '75', 'STATE': ''}, None),
+        ({'CODE': '0'}, None),
+        ({'CODE': '1'}, None),
+        ({'CODE': '2'}, None),
+    ],
+)
+def test_a_job_is_queued_again_if_it_was_stopped_and_still_runs(
+    environment: dict[str, str], requeued: str | None, tmp_path: Path
+) -> None:
+    for name in ('srun', 'squeue', 'scontrol'):
+        (tmp_path / name).write_text(SLURM)
+        (tmp_path / name).chmod(0o755)
+    env = {key: value for key, value in os.environ.items() if not key.startswith('SLURM')}
+    env |= {'PATH': f'{tmp_path}:{env["PATH"]}', 'STATE': 'RUNNING', 'PYTHON': '/bin/true'}
+    env |= {'SLURM_JOB_ID': '7', 'SLURM_JOB_NODELIST': 'node0'}
+    command = ['bash', 'scripts/slurm/job.sh', 'main_simmim.py']
+    done = subprocess.run(
+        command, cwd=ROOT, env=env | environment, text=True, capture_output=True, timeout=20,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == int(environment['CODE']), done.stderr
+    asked = tmp_path / 'scontrol.requeued'
+    assert (asked.read_text().strip() if asked.exists() else None) == requeued
+    assert ('not queued again' in done.stdout) == (done.returncode == 75 and requeued is None)
+
+
+def test_a_cluster_that_does_not_start_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs that stand for those of Slurm; the first daemon ends."""
+    programs, folder = tmp_path / 'programs', tmp_path / 'cluster'
+    for place in (programs, folder):
+        place.mkdir()
+    for name in cluster.PROGRAMS:
+        (programs / name).write_text('#!/bin/sh\n')
+        (programs / name).chmod(0o755)
+    (programs / 'munged').write_text('#!/bin/sh\necho no seed\nexit 1\n')
+    monkeypatch.setenv('PATH', str(programs), prepend=':')
+    monkeypatch.setitem(ENVIRONMENT, 'PATH', os.environ['PATH'])
+    monkeypatch.setattr(os, 'getuid', lambda: 0)
+    for user, outcome, said in ((0, pytest.fail, r'log:\nno seed'), (1, pytest.skip, 'needs root')):
+        monkeypatch.setattr(os, 'getuid', lambda user=user: user)
+        with pytest.raises((pytest.fail.Exception, pytest.skip.Exception), match=said) as ended:
+            with cluster.running_cluster(folder):
+                pass
+        assert ended.type is outcome.Exception
+
+
+def test_no_script_is_a_mistake(tmp_path: Path) -> None:
+    job = ROOT / 'scripts' / 'slurm' / 'job.sh'
+    for command, folder in ((['--cfg', 'a.yaml'], ROOT), (['main_simmim.py'], tmp_path)):
+        done = subprocess.run(
+            ['bash', str(job), *command], cwd=folder, text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: no script '{command[0]}' here ({folder})")
