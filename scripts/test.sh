@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All tests on a fresh machine: makes .venv, installs the requirements, runs pytest.
 #   bash scripts/test.sh            the fast suite (under 6 minutes on 2 cores)
-#   bash scripts/test.sh --all      also what is marked slow (under 30 minutes)
+#   bash scripts/test.sh --all      also what is marked slow (under 40 minutes)
 # Further arguments go to pytest. PYTHON=python3.12 chooses the interpreter of a new .venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -54,6 +54,17 @@ def eight(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope='module')
+def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Splits to train on and to validate on, two views a patient."""
+    from xray_splits import write_split
+
+    root = tmp_path_factory.mktemp('xrays')
+    write_split(root, 'train', 20)
+    write_split(root, 'valid', 5)
+    return root
+
+
 @pytest.fixture
 def refused(capfd: pytest.CaptureFixture) -> Callable[..., None]:
     """Runs a main and checks that it ends in one error line that has all these parts."""

@@ -22,6 +22,7 @@ from torch import nn
 import distributed
 import engine
 import main_finetune
+import train_state
 from config import build_parser, default_config
 from data.loader import loader_options
 from logger import read_metrics
@@ -93,7 +94,7 @@ class Wrapped(nn.Module):
 
 
 def test_ranks_exchange_gradients_once_per_update(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, 'DistributedDataParallel', Wrapped)
+    monkeypatch.setattr(train_state, 'DistributedDataParallel', Wrapped)
     keys = {'TRAIN__ACCUMULATION_STEPS': 2}
     _, state, _ = one_epoch(tmp_path, five_batches(), wrap=Wrapped, **keys)
     assert state.model.exchanges == [False, True, False, True, True]

@@ -1,10 +1,11 @@
-"""What README, YAML files and scripts tell the reader to type or open is there, and parses."""
+"""What README, docs, YAML files and scripts tell the reader to type is there, and parses."""
 
 import argparse
 import ast
 import importlib.util
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,11 +16,18 @@ from torch.distributed.run import get_args_parser
 from config import build_parser, default_config, get_config
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / 'README.md').read_text()
-DIFFERENCES = re.search(r'^## Differences from SimMIM\n(.*?)^## ', README, re.M | re.S)[1]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding='utf-8')
+    for path in [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+}
+DIFFERENCES = PAGES['docs/explanation/differences.md']
 SCRIPTS = sorted((ROOT / 'scripts').glob('*.py'))
-COMMAND = re.compile(r'^(?:[A-Z]+=\S+ )*((?:bash|python|torchrun) .*\.(?:sh|py)\b.*)')
+BLOCK = re.compile(r'^```bash\n(.*?)^```', re.M | re.S)
+SETTINGS = r"(?:[A-Z_]+=(?:'[^']*'|\S+) )*"
+COMMAND = re.compile(rf'^{SETTINGS}((?:bash|python|torchrun|sbatch) .*\.(?:sh|py|sbatch)\b.*)')
 OPTIONAL = re.compile(r' \[((?:--|[A-Z])[^]]*)\]')
+# Programs that are not the project's, in ```bash blocks: their lines are parsed by the shell alone.
+OTHERS = ('source', 'unzip', 'mkdocs', 'pytest', 'python3', '.venv/bin/pip')
 
 
 def opening(path: Path) -> str:
@@ -40,20 +48,22 @@ def commands_in(text: str) -> list[str]:
     return [OPTIONAL.sub(lambda m: '' if '...' in m[1] else f' {m[1]}', line) for line in bare]
 
 
-def readme_commands() -> list[str]:
+def commands_on(page: str) -> list[str]:
     """Those of the blocks, and those inside sentences."""
-    blocks = re.findall(r'^```bash\n(.*?)^```', README, re.M | re.S)
-    sentences = re.sub(r'^```.*?^```', '', README, flags=re.M | re.S)
+    sentences = re.sub(r'^```.*?^```', '', page, flags=re.M | re.S)
     inline = [' '.join(code.split()) for code in re.findall(r'`([^`]+)`', sentences)]
-    return commands_in('\n'.join([*blocks, *inline]))
+    return commands_in('\n'.join([*BLOCK.findall(page), *inline]))
 
 
 def sources() -> dict[str, list[str]]:
     """Commands by the file that has them."""
-    patterns = ('main_*.py', 'scripts/*.py', 'scripts/*.sh', 'configs/*/*.yaml')
+    patterns = (
+        *('main_*.py', 'scripts/*.py', 'scripts/*.sh', 'configs/*/*.yaml'),
+        *('scripts/ablations/*.sh', 'scripts/ablations/nano/*.sh'),
+    )
     paths = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
     found = {str(path.relative_to(ROOT)): commands_in(opening(path)) for path in paths}
-    return {'README.md': readme_commands()} | found
+    return {name: commands_on(page) for name, page in PAGES.items()} | found
 
 
 CASES = [(name, command) for name, commands in sources().items() for command in commands]
@@ -78,6 +88,10 @@ def parse(path: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argpa
 def test_command_parses(source, command, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     launcher, path, *words = shlex.split(command)
+    while launcher == 'sbatch':  # its options, a script, and what that starts
+        launcher = 'sbatch' if path.startswith('--') else 'python'
+        assert launcher == 'sbatch' or (Path(path).is_file() and path.endswith('.sbatch'))
+        path, *words = words
     if launcher == 'torchrun':
         launched = get_args_parser().parse_args([path, *words])
         path, words = launched.training_script, launched.training_script_args
@@ -85,19 +99,24 @@ def test_command_parses(source, command, monkeypatch) -> None:
     if launcher == 'bash':
         text = Path(path).read_text()
         assert all(word in text for word in words if word.startswith('-'))
-        assert not words or '$@' in text or (len(words) == 1 and '${1:-' in text)
+        taken = [int(number) for number in re.findall(r'\$\{?([1-9])', text)]
+        assert '$@' in text or len(words) <= max(taken, default=0)
         return
     args = parse(path, words, monkeypatch)
     if 'cfg' in args and args.cfg != 'configs/...':
-        assert args.data_path is not None
-        get_config(args)
+        assert Path(args.cfg).is_file()
+        if 'data_path' in args:
+            assert args.data_path is not None
+            get_config(args)
 
 
 def test_commands_are_found_where_they_are_written() -> None:
     found = sources()
-    blocks = re.findall(r'^```bash\n(.*?)^```', README, re.M | re.S)
-    starts = re.findall(r'^(?:bash|python|torchrun) ', '\n'.join(blocks), re.M)
+    starts = re.findall(
+        r'^(?:bash|python|torchrun) ', '\n'.join(BLOCK.findall(PAGES['README.md'])), re.M
+    )
     assert len(found['README.md']) > len(starts) >= 6
+    found = {name: commands for name, commands in found.items() if not name.endswith('.md')}
     without = {name for name, commands in found.items() if not commands}
     assert all(
         name.startswith('configs/base/')
@@ -105,6 +124,17 @@ def test_commands_are_found_where_they_are_written() -> None:
         or 'No command' in opening(ROOT / name)
         for name in without
     ), without
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_every_line_of_a_block_is_a_command(name) -> None:
+    for block in BLOCK.findall(PAGES[name]):
+        subprocess.run(['bash', '-n'], input=block, text=True, check=True)
+        for line in re.sub(r'\s*\\\n\s*', ' ', block).splitlines():
+            words = line.split()
+            assert not words or COMMAND.match(line) or words[0] in OTHERS, line
+            own = [word for word in words if re.match(r'(?:scripts|tests|configs|docs)/', word)]
+            assert [word for word in own if not (ROOT / word).exists()] == [], line
 
 
 @pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.name)
@@ -116,35 +146,35 @@ def test_importing_a_script_runs_nothing(path, monkeypatch, capsys, tmp_path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_links_lead_to_files() -> None:
-    links = re.findall(r'\]\(([^)#\s]+)', README)
-    own = [link for link in links if not link.startswith('http')]
-    assert own and [link for link in own if not (ROOT / link).is_file()] == []
+def rows_of(table: str) -> dict[str, str]:
+    """First cell -> the others, of a Markdown table."""
+    rows = [line.strip('| ').split(' | ', 1) for line in table.splitlines() if '|' in line]
+    return dict(rows[2:])
 
 
 def test_every_difference_names_tests_that_exist() -> None:
-    rows = [line for line in DIFFERENCES.split('\n') if line.startswith('| ')][2:]
-    assert len(rows) > 20
-    for row in rows:
-        tests = re.findall(r'`(test_\w+\.py)::(test_\w+)`', row.split(' | ')[-1])
-        assert tests, row
-        for file, name in tests:
+    differences, tests = map(rows_of, DIFFERENCES.split('\n## Tests\n'))
+    assert list(differences) == list(tests) and len(tests) > 20
+    for row in tests.values():
+        named = re.findall(r'`(test_\w+\.py)::(test_\w+)`', row)
+        assert named, row
+        for file, name in named:
             text = (ROOT / 'tests' / file).read_text()
             assert re.search(rf'^def {name}\(', text, re.M), f'{file}::{name}'
 
 
 def test_config_folders_named_exist() -> None:
-    named = re.findall(r'\bconfigs/(\w+)', README) + re.findall(r'^\| `(\w+__\w+)`', README, re.M)
-    assert len(named) > 10
+    text = '\n'.join(PAGES.values())
+    named = re.findall(r'\bconfigs/(\w+)', text) + re.findall(r'^\| `(\w+__\w+)`', text, re.M)
+    assert len(named) > 20
     assert [name for name in named if not (ROOT / 'configs' / name).is_dir()] == []
 
 
-def test_options_named_exist() -> None:
-    config = default_config()
-    keys = set(re.findall(r'`((?:DATA|MODEL|TRAIN|AUG|TEST|EVAL|LOSS)\.[A-Z_.]+)', README))
-    assert len(keys) > 10
-    for key in keys:
-        node = config
+@pytest.mark.parametrize('name', PAGES)
+def test_options_named_exist(name) -> None:
+    sections = '|'.join(key for key, value in default_config().items() if isinstance(value, dict))
+    for key in set(re.findall(rf'`((?:{sections})\.[A-Z_.]+)\b', PAGES[name])):
+        node = default_config()
         for part in key.split('.'):
             assert part in node, key
             node = node[part]

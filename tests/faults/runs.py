@@ -133,9 +133,14 @@ def two_nodes(name: str) -> Iterator[Callable[[], None]]:
     try:
         try:
             for line in run:
-                subprocess.run(line.split(), check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
+                subprocess.run(line.split(), check=True, capture_output=True, text=True)
+        except FileNotFoundError as error:
             pytest.skip(f'no network namespaces here: {error}')
+        except subprocess.CalledProcessError as error:
+            reason = f'{" ".join(error.cmd)}: {error.stderr.strip()}'
+            if 'not permitted' in reason or 'denied' in reason:
+                pytest.skip(f'no right to network namespaces here: {reason}')
+            pytest.fail(f'no network namespaces: {reason}', pytrace=False)
         yield lambda: subprocess.run(f'ip -n {name}1 link set {name}1 down'.split(), check=True)
     finally:
         for i in (0, 1):
