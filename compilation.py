@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import distributed
 from config import Config
+from failures import in_one_line
 
 # Training FLOPs of a process from which 'auto' compiles: 10 minutes at 63 TFLOP/s, which SimMIM's
 # own code reaches on an H200 (Swin-B, batch 128). About half of that is saved, and compiling took
@@ -76,7 +77,7 @@ class Compiled(nn.Module):
             with _leaving_no_trace(self.module, device):
                 compiled(*inputs).sum().backward()
         except Exception as error:  # whatever stops a compiler, the run needs none
-            problem = _in_one_line(error)
+            problem = in_one_line(error)
         failed = torch.tensor(float(bool(problem)), device=device)
         if distributed.all_reduce_sum(failed).item():
             problem = problem or 'another process failed'
@@ -113,12 +114,6 @@ def training_flops(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float
     torch.clear_autocast_cache()  # of weights that were cast here, without gradient
     module.train(was_training)
     return 3.0 * counter.get_total_flops()
-
-
-def _in_one_line(error: Exception) -> str:
-    """Its first two lines: the compiler's own errors give the cause in the second."""
-    lines = [line.strip() for line in f'{type(error).__name__}: {error}'.splitlines()]
-    return ' '.join([line for line in lines if line][:2])
 
 
 @contextlib.contextmanager

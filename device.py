@@ -46,7 +46,13 @@ def cpu_has_bf16(cpuinfo: Path = Path('/proc/cpuinfo')) -> bool:
 
 def autocast(config: Any, device: torch.device) -> contextlib.AbstractContextManager:
     """Context of the forward pass."""
-    dtype = autocast_dtype(config, device)
+    return autocast_to(autocast_dtype(config, device), device)
+
+
+def autocast_to(
+    dtype: torch.dtype | None, device: torch.device
+) -> contextlib.AbstractContextManager:
+    """Context in which matrix products run in `dtype`; None: in float32."""
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
@@ -74,15 +80,16 @@ def throughput(
     model.to(device).eval()
     inputs = to_device(inputs, device)
     for num_passes in (50, 30):
-        start = _synchronized_time(device)
+        start = synchronized_time(device)
         for _ in range(num_passes):
             with autocast(config, device):
                 model(*inputs)
-        seconds = _synchronized_time(device) - start
+        seconds = synchronized_time(device) - start
     return num_passes * len(inputs[0]) / seconds
 
 
-def _synchronized_time(device: torch.device) -> float:
+def synchronized_time(device: torch.device) -> float:
+    """Seconds by a clock that is read once the device has done all its work."""
     if device.type == 'cuda':
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -6,7 +6,6 @@ The weights change as by training; they are to be thrown away.
 import itertools
 import math
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import torch
 
 import distributed
 from data.device_loader import DeviceLoader
-from device import autocast
+from device import autocast, synchronized_time
 from engine import LossFunction, Run, train_one_batch
 from inference import views_of
 from train_state import TrainState
@@ -137,10 +136,10 @@ class Bench:
 
     def _loader_seconds(self, loader: DeviceLoader, workers: int) -> float:
         """Seconds an image of loading alone, once each worker has given a batch."""
-        begin = start = self._now()
+        begin = start = synchronized_time(self.run.device)
         images = 0
         for number, batch in enumerate(_endless(loader)):
-            now = self._now()
+            now = synchronized_time(self.run.device)
             if number < max(1, workers) and now - begin < START_SECONDS:
                 start = now
                 continue
@@ -179,15 +178,10 @@ class Bench:
         return self._seconds(work, repeats) if repeats else first
 
     def _seconds(self, work: Callable[[], None], repeats: int = 1) -> float:
-        start = self._now()
+        start = synchronized_time(self.run.device)
         for _ in range(repeats):
             work()
-        return (self._now() - start) / repeats
-
-    def _now(self) -> float:
-        if not self.on_cpu:
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        return (synchronized_time(self.run.device) - start) / repeats
 
     def _peak(self, state: TrainState, batch: Batch) -> int:
         """Bytes in use at the peak of a step."""

@@ -3,7 +3,6 @@
 import gc
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 
 from compilation import training_flops
+from device import synchronized_time
+from failures import in_one_line
 from speed.cases import Case
 from speed.kernels import kernel_shares
 from speed.published import as_published
@@ -75,7 +76,7 @@ def measure(
             else:
                 _profile(setting, one, warmup)
         except Exception as error:  # of a compiler, a kernel, or for want of memory: others go on
-            one.error = _one_line(error)
+            one.error = in_one_line(error)
         _free(setting.device)
     return measured
 
@@ -105,16 +106,10 @@ def _profile(setting: Setting, one: Measured, warmup: int) -> None:
 
 
 def _seconds(step: Steps, repeats: int, device: torch.device) -> float:
-    start = _now(device)
+    start = synchronized_time(device)
     for _ in range(repeats):
         step()
-    return _now(device) - start
-
-
-def _now(device: torch.device) -> float:
-    if device.type == 'cuda':
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    return synchronized_time(device) - start
 
 
 def _free(device: torch.device) -> None:
@@ -123,11 +118,6 @@ def _free(device: torch.device) -> None:
     gc.collect()
     if device.type == 'cuda':
         torch.cuda.empty_cache()
-
-
-def _one_line(error: Exception) -> str:
-    lines = f'{type(error).__name__}: {error}'.splitlines()
-    return ' '.join(lines[0].split())[:200]
 
 
 def flops_per_image(setting: Setting) -> float:
@@ -148,7 +138,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype | None) -> float:
     a, b = torch.rand(2, side, side, generator=noise, device=device).to(dtype or torch.float32)
     out, best = torch.empty_like(a), math.inf
     for _ in range(MATRIX_REPEATS):
-        start = _now(device)
+        start = synchronized_time(device)
         torch.mm(a, b, out=out)
-        best = min(best, _now(device) - start)
+        best = min(best, synchronized_time(device) - start)
     return 2 * side**3 / best

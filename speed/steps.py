@@ -1,6 +1,5 @@
 """Training steps on one synthetic batch: the engine's own, and those of the published code."""
 
-import contextlib
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -20,7 +19,7 @@ import main_simmim
 from compilation import Compiled
 from config import encoder_node, get_config
 from data.data_simmim import mask_generator
-from device import autocast_dtype
+from device import autocast_dtype, autocast_to
 from engine import begin, settle, train_one_batch
 from launcher import Run
 from lr_scheduler import build_scheduler, scaled_lr
@@ -190,7 +189,7 @@ class PublishedSteps(Steps):
         self.limit = config.TRAIN.CLIP_GRAD or math.inf
 
     def __call__(self) -> None:
-        with self._autocast():
+        with autocast_to(self.dtype, self.device):
             loss = self._noted(self.model, self.batch)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
@@ -204,11 +203,6 @@ class PublishedSteps(Steps):
             if self.device.type == 'cuda':
                 torch.cuda.synchronize()
             loss.item(), norm.item()
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        if self.dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
 
     def describe(self) -> dict[str, str | bool]:
         return {

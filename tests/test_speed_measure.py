@@ -58,7 +58,7 @@ def bench(monkeypatch):
     def run(cases: list[Case], **counts: int):
         build = lambda setting, case: FakeSteps(log, clock, case)  # noqa: E731
         monkeypatch.setattr(measure_module, 'build_steps', build)
-        monkeypatch.setattr(measure_module.time, 'perf_counter', lambda: clock.now)
+        monkeypatch.setattr(measure_module, 'synchronized_time', lambda device: clock.now)
         shares = lambda step, device: profiled.append((step.name, step.made)) or {'GEMM': 1.0}  # noqa: E731
         monkeypatch.setattr(measure_module, 'kernel_shares', shares)
         counts = {'steps': 4, 'warmup': 3, 'rounds': 2} | counts
