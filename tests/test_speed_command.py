@@ -102,12 +102,12 @@ def test_levers_of_which_one_fails(tmp_path, capsys, monkeypatch):
     rows = lines_of(file)
     assert [(row['case'], row['error']) for row in rows] == [
         ('published', ''), ('fused AdamW', ''), ('our code, eager', ''),
-        ('attention sdpa', 'OutOfMemoryError: no room'), ('compile max', ''),
+        ('attention sdpa', 'OutOfMemoryError: no room at all'), ('compile max', ''),
     ]  # fmt: skip
     assert [row['options'].get('fused_adamw') for row in rows[:2]] == [False, True]
     out = capsys.readouterr().out
     assert 'attention triton: not applicable on the CPU\n' in out
-    assert '| attention sdpa | - | failed: OutOfMemoryError: no room |' in out
+    assert '| attention sdpa | - | failed: OutOfMemoryError: no room at all |' in out
     assert run('table', file, '--output', tmp_path) == 0
 
 

@@ -3,7 +3,8 @@
 # signal and saved (code 75), put the job into the queue again. Any other code ends the job.
 #   bash scripts/slurm/job.sh [--plain] SCRIPT.py ARGUMENTS...      (--plain: without torchrun)
 # Environment: PYTHON (default .venv's), PROCESSES per node (default: its GPUs), CACHE_DIR (default
-# $SLURM_TMPDIR), MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME, MAX_REQUEUES (default 50).
+# $SLURM_TMPDIR), MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME, MAX_REQUEUES (default 50),
+# TORCHINDUCTOR_CACHE_DIR (default in the home folder: a requeued job finds its compiled code again).
 set -uo pipefail
 
 script=${1-}
@@ -32,6 +33,8 @@ else
 fi
 export MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
 
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/torchinductor}
+
 job=$SLURM_JOB_ID # of an array's task it may stand for the whole array
 [ -z "${SLURM_ARRAY_JOB_ID-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 requeued=${SLURM_RESTART_COUNT:-0}
@@ -40,6 +43,7 @@ cat <<END
 slurm: job $job, queued again $requeued times, $(date '+%F %T')
 slurm: ${#nodes[@]} node(s) $SLURM_JOB_NODELIST, master $MASTER_ADDR:$MASTER_PORT
 slurm: commit $version, python $PYTHON
+slurm: compiled code in $TORCHINDUCTOR_CACHE_DIR
 slurm: command $*
 END
 
