@@ -118,8 +118,9 @@ def training_flops(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float
 
 @contextlib.contextmanager
 def _leaving_no_trace(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Random states and buffers are as before, then; no gradient and no cast weight is kept."""
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    """What a forward pass may change is as before, then; no gradient and no cast weight is kept."""
+    frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
+    changing = [(tensor, tensor.clone()) for tensor in [*module.buffers(), *frozen]]
     quiet = isinstance(module, DistributedDataParallel)
     devices = [device] if device.type == 'cuda' else []
     with torch.random.fork_rng(devices), module.no_sync() if quiet else contextlib.nullcontext():
@@ -128,5 +129,6 @@ def _leaving_no_trace(module: nn.Module, device: torch.device) -> Iterator[None]
         finally:
             module.zero_grad(set_to_none=True)
             torch.clear_autocast_cache()
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            with torch.no_grad():
+                for tensor, before in changing:
+                    tensor.copy_(before)

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import distributed
 from config import Config
+from models.batch_norm import share_batch_norm
 
 
 def wrap(config: Config, model: nn.Module, device: torch.device) -> nn.Module:
@@ -16,10 +17,11 @@ def wrap(config: Config, model: nn.Module, device: torch.device) -> nn.Module:
 
     Gradients are exchanged in buckets while the backward pass goes on, and are views of these
     buckets then: not kept twice. With TRAIN.GRADIENT_EXCHANGE 'bfloat16' they are rounded to it,
-    divided and summed in it.
+    divided and summed in it. Batch norms take their statistics over all processes.
     """
     if distributed.world_size() == 1:
         return model
+    share_batch_norm(model)
     with warnings.catch_warnings():  # of the argument's new name, which older PyTorch lacks
         warnings.filterwarnings('ignore', message='`broadcast_buffers` is deprecated')
         model = DistributedDataParallel(

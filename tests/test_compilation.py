@@ -190,12 +190,15 @@ def test_a_run_goes_on_where_compiling_fails(
 def test_trying_leaves_no_trace() -> None:
     """Random states, gradients and running statistics are as they were."""
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    model[0].bias.requires_grad_(False)  # as a momentum encoder's
     before = {key: value.clone() for key, value in model.state_dict().items()}
     torch.manual_seed(3)
     state = torch.get_rng_state()
     with compilation._leaving_no_trace(model, CPU):
         model(torch.randn(5, 3)).sum().backward()
         assert model[1].num_batches_tracked == 1 and model[0].weight.grad is not None
+        with torch.no_grad():
+            model[0].bias += 1
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,0 +1,155 @@
+"""Batch norm over processes: theirs together are PyTorch's over all values."""
+
+import copy
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from timm.layers import BatchNormAct2d
+from tiny import arguments, run_folder, run_main, tiny_config, torchrun
+from torch import Tensor, nn
+
+import distributed
+from models.batch_norm import share_batch_norm
+from models.timm_classifier import TimmClassifier
+from utils import read_checkpoint
+
+EXACT = {'rtol': 1e-10, 'atol': 1e-12}
+
+
+class Ranks:
+    """Threads in place of processes: each has a number, and sums are over all of them."""
+
+    def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = count
+        self.own = threading.local()
+        self.barrier = threading.Barrier(count, timeout=30)
+        self.values: list[Tensor | None] = [None] * count
+        monkeypatch.setattr(distributed, 'world_size', lambda: count)
+        monkeypatch.setattr(distributed, 'rank', lambda: self.own.rank)
+        monkeypatch.setattr(distributed, 'all_reduce_sum', self.sum)
+
+    def sum(self, values: Tensor) -> Tensor:
+        self.values[self.own.rank] = values
+        self.barrier.wait()
+        total = torch.stack(self.values).sum(0)
+        self.barrier.wait()
+        return total
+
+    def run(self, function: Callable) -> list:
+        """What the function gives for each rank."""
+
+        def one(rank: int) -> object:
+            self.own.rank = rank
+            return function(rank)
+
+        with ThreadPoolExecutor(self.count) as pool:
+            return list(pool.map(one, range(self.count)))
+
+
+def values(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 3 + 2 * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def step(norm: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """Output, gradients and running statistics after a step in training."""
+    x = x.clone().requires_grad_()
+    y = norm(x)
+    y.backward(grad)
+    parameters = {name: p.grad for name, p in norm.named_parameters()}
+    return {'y': y.detach(), 'x': x.grad, **parameters, **dict(norm.named_buffers())}
+
+
+NORMS = {
+    '1d': (lambda: nn.BatchNorm1d(3), (6, 3)),
+    '1d of rows': (lambda: nn.BatchNorm1d(3, momentum=0.3), (6, 3, 5)),
+    '2d': (lambda: nn.BatchNorm2d(3, eps=0.1), (6, 3, 4, 4)),
+    'not affine': (lambda: nn.BatchNorm2d(3, affine=False), (6, 3, 4, 4)),
+    'cumulative': (lambda: nn.BatchNorm2d(3, momentum=None), (6, 3, 4, 4)),
+    'no statistics kept': (lambda: nn.BatchNorm2d(3, track_running_stats=False), (6, 3, 4, 4)),
+    "timm's with activation": (lambda: BatchNormAct2d(3, act_layer=nn.SiLU), (6, 3, 4, 4)),
+}
+
+
+@pytest.mark.parametrize('split', [[3, 3], [1, 5], [2, 0, 4]], ids=str)
+@pytest.mark.parametrize('kind', NORMS)
+def test_ranks_together_are_one(kind: str, split: list[int], monkeypatch) -> None:
+    """Two steps, with as many images on each rank or not; gradients of weights add up."""
+    make, shape = NORMS[kind]
+    one = make().double()
+    for parameter in one.parameters():
+        nn.init.uniform_(parameter, 0.5, 2)
+    several = [copy.deepcopy(one) for _ in split]
+    ranks = Ranks(len(split), monkeypatch)
+    for norm in several:
+        share_batch_norm(norm)
+        assert [*norm.state_dict()] == [*one.state_dict()]
+    for seed in (0, 2):
+        x, grad = values(*shape, seed=seed), values(*shape, seed=seed + 1)
+        want = step(one, x, grad)
+        shares = [tensor.split(split) for tensor in (x, grad)]
+        got = ranks.run(lambda rank, shares=shares: step(several[rank], *(s[rank] for s in shares)))
+        for key, value in want.items():
+            parts = [part[key] for part in got]
+            if key in ('y', 'x'):
+                torch.testing.assert_close(torch.cat(parts), value, **EXACT)
+            elif key in ('weight', 'bias'):
+                torch.testing.assert_close(sum(parts), value, **EXACT)
+            else:
+                for part in parts:
+                    torch.testing.assert_close(part, value, **EXACT, msg=key)
+    fresh = values(*shape, seed=9)
+    torch.testing.assert_close(several[0].eval()(fresh), one.eval()(fresh), **EXACT)
+
+
+def test_half_precision_is_normalised_in_float32(monkeypatch) -> None:
+    """As PyTorch's own does: its weights stay float32, and the result has the input's type."""
+    one, x = nn.BatchNorm2d(3), (values(4, 3, 8, 8) + 50).to(torch.bfloat16)
+    shared = copy.deepcopy(one)
+    share_batch_norm(shared)
+    (got,) = Ranks(1, monkeypatch).run(lambda rank: shared(x))
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got, one(x), rtol=0.01, atol=0.01)
+    torch.testing.assert_close(shared.running_var, one.running_var, rtol=1e-4, atol=0)
+
+
+def test_a_whole_model_is_changed_in_place(monkeypatch) -> None:
+    """Features and running statistics of a whole network on two ranks are those on one."""
+    torch.manual_seed(0)
+    one = TimmClassifier('test_efficientnet', 64, 1, 3).double().train()
+    both = [copy.deepcopy(one) for _ in range(2)]
+    for model in both:
+        share_batch_norm(model)
+        share_batch_norm(model)  # as often as one likes
+    x = values(4, 1, 64, 64)
+    got = Ranks(2, monkeypatch).run(lambda rank: both[rank](x.chunk(2)[rank]))
+    torch.testing.assert_close(torch.cat(got), one(x), rtol=1e-8, atol=1e-10)
+    for key, value in one.state_dict().items():
+        torch.testing.assert_close(both[1].state_dict()[key], value, rtol=1e-8, atol=1e-10)
+
+
+def test_other_kinds_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match='0 is a BatchNorm3d, .* train in one'):
+        share_batch_norm(nn.Sequential(nn.BatchNorm3d(2)))
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_resnet_as_one(phantom, tmp_path) -> None:
+    """Weights and running statistics, after two epochs, with gradient accumulation."""
+    model = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'TIMM': {'NAME': 'test_resnet', 'IN_CHANS': 1}}
+    sections = {'DATA': {'IMG_SIZE': 64, 'BATCH_SIZE': 8}, 'TRAIN': {'BASE_LR': 0.005}}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', model, **sections)
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'one')) == 0
+    more = ['--batch-size', '4']
+    done = torchrun('finetune', arguments(cfg, phantom, tmp_path / 'two', *more), processes=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (
+        read_checkpoint(run_folder(tmp_path / name, 'finetune') / 'ckpt_epoch_1.pth')['model']
+        for name in ('one', 'two')
+    )
+    assert one['encoder.bn1.num_batches_tracked'] == 6  # of 8 images, twice
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=key)

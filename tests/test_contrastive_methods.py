@@ -1,0 +1,377 @@
+"""MoCo v2, SimCLR, BYOL and SwAV as models: what they keep, and who learns."""
+
+import copy
+import math
+from functools import partial
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.contrastive import BESIDE_ENCODER
+from models.contrastive.encoders import features
+from models.contrastive.key_queue import KeyQueue
+from models.contrastive.losses import byol_loss, info_nce, nt_xent, swav_loss
+from models.contrastive.methods import BYOL, METHODS, MoCo, SimCLR, SwAV
+from models.contrastive.momentum import cosine_momentum
+from models.swin_transformer import SwinTransformer
+from models.timm_classifier import TimmClassifier
+from models.vision_transformer import VisionTransformer
+from optimizer import param_groups
+
+BATCH = 8
+BUILD = {
+    'moco': partial(MoCo, dim=6, queue_size=3 * BATCH, momentum=0.9),
+    'simclr': partial(SimCLR, dim=6),
+    'byol': partial(BYOL, total_steps=10, dim=6, hidden=12, momentum=0.8),
+    'swav': partial(SwAV, num_prototypes=5, dim=6, hidden=12, freeze_steps=1),
+}
+
+
+class Convolution(nn.Module):
+    """An encoder without batch norm, for images of any size."""
+
+    num_features = 7
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 7, kernel_size=3)
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layer(images).tanh().mean(dim=(2, 3))
+
+
+def build(name: str, **keys: object) -> nn.Module:
+    """Of the same weights each time, float64; batch norm does not mix the images of a batch."""
+    model = build_mixing(name, **keys)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.eval()
+    return model
+
+
+def build_mixing(name: str, **keys: object) -> nn.Module:
+    torch.manual_seed(0)
+    return BUILD[name](Convolution(), **keys).double().train()
+
+
+def views(name: str, step: int, batch: int = BATCH) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(100 + step)
+    sizes = [12, 12, 8, 8, 8, 8, 8, 8] if name == 'swav' else [12, 12]
+    return [
+        torch.randn(batch, 1, size, size, generator=generator, dtype=torch.float64)
+        for size in sizes
+    ]
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    groups = param_groups(model, weight_decay=0.05, base_lr=0.1, layer_decay=None)
+    return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+
+
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[list[torch.Tensor]]
+) -> list[float]:
+    """A step for each batch, as the engine makes them; the losses."""
+    losses = []
+    for batch in batches:
+        loss = model(*batch)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return losses
+
+
+def assert_same_state(got: dict, want: dict, **tolerance: float) -> None:
+    assert got.keys() == want.keys()
+    for key, value in want.items():
+        tolerances = tolerance or {'rtol': 0, 'atol': 0}
+        torch.testing.assert_close(got[key], value, **tolerances, msg=lambda m, k=key: f'{k}: {m}')
+
+
+def test_losses_are_of_what_the_methods_describe():
+    """Each by hand from its parts, at the first step: copies are equal, the queue is of zeros."""
+    a, b = views('moco', 0)
+    moco, simclr, byol, swav = (build(name) for name in BUILD)
+    momentum_keys = moco.momentum_project(b)
+    want = info_nce(moco.project(a), momentum_keys, torch.zeros(24, 6).double(), 0.07)
+    torch.testing.assert_close(moco(a, b), want)
+    want = nt_xent(simclr.project(a), simclr.project(b), 0.1)
+    torch.testing.assert_close(simclr(a, b), want)
+    predicted = [byol.predictor(byol.project(view)) for view in (a, b)]
+    want = byol_loss(predicted[0], byol.project(b)) + byol_loss(predicted[1], byol.project(a))
+    torch.testing.assert_close(byol(a, b), want)
+    crops = views('swav', 0)
+    prototypes = F.normalize(swav.prototypes.weight, dim=1)
+    z = torch.stack([F.normalize(swav.project(crop), dim=1) for crop in crops])
+    want = swav_loss(z @ prototypes.T, num_global=2, temperature=0.1, epsilon=0.05)
+    torch.testing.assert_close(swav(*crops), want)
+
+
+def test_the_queue_holds_the_last_keys_oldest_first_from_its_pointer():
+    """Against a list, over four rounds."""
+    queue, twin = KeyQueue(12, 2), [[0.0, 0.0]] * 12
+    for step in range(16):
+        keys = torch.arange(6.0).view(3, 2) + 10 * step
+        queue.enqueue(keys)
+        twin = (twin + keys.tolist())[-12:]
+        assert queue.keys.roll(-int(queue.pointer), dims=0).tolist() == twin
+
+
+def test_batches_of_another_size_wrap_around():
+    queue, twin = KeyQueue(12, 1), [[0.0]] * 12
+    for step, size in enumerate([2, 2, 4, 6, 6, 12, 3]):
+        keys = 100.0 * step + torch.arange(float(size))[:, None]
+        queue.enqueue(keys)
+        twin = (twin + keys.tolist())[-12:]
+        assert queue.keys.roll(-int(queue.pointer), dims=0).tolist() == twin
+
+
+@pytest.mark.parametrize('size', [20, 4, 0])
+def test_a_queue_of_no_whole_batches_is_refused(size):
+    model = build('moco', queue_size=size)
+    with pytest.raises(ValueError, match=f'queue_size {size} .* multiple of the 8 images'):
+        model(*views('moco', 0))
+
+
+def test_mocos_queue_has_unit_keys_of_the_momentum_encoder():
+    """By hand: the copy follows first, then makes the keys; the loss sees the keys before."""
+    model, twin = build('moco'), []
+    optimizer = sgd(model)
+    for step in range(5):
+        a, b = views('moco', step)
+        online = [p.detach().clone() for m in (model.encoder, model.projector)
+                  for p in m.parameters()]  # fmt: skip
+        slow = [p.clone() for m in (model.momentum_encoder, model.momentum_projector)
+                for p in m.parameters()]  # fmt: skip
+        filled = torch.cat([torch.zeros(24, 6).double(), *twin])[-24:]
+        loss = model(a, b)
+        keys = F.normalize(model.momentum_project(b), dim=1)
+        torch.testing.assert_close(loss, info_nce(model.project(a), keys, filled, 0.07))
+        twin.append(keys)
+        now = [p for m in (model.momentum_encoder, model.momentum_projector)
+               for p in m.parameters()]  # fmt: skip
+        for got, before, fast in zip(now, slow, online, strict=True):
+            want = 0.9 * before + 0.1 * fast
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-14)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    state = model.queue.keys.roll(-int(model.queue.pointer), dims=0)
+    torch.testing.assert_close(state, torch.cat(twin[-3:]))
+
+
+def test_byols_momentum_rises_by_half_a_cosine():
+    for step in (0, 1, 37, 50, 99, 100, 130):
+        got = cosine_momentum(torch.tensor(step), total_steps=100, start=0.996)
+        cosine = math.cos(math.pi * min(step, 100) / 100)
+        assert got.item() == pytest.approx(1 - 0.004 * (cosine + 1) / 2, abs=1e-15)
+
+
+def test_byols_target_after_k_steps():
+    """Momentum k is that of the k-th update, which is made as step k + 1 begins."""
+    model = build('byol')
+    optimizer, online, num_steps = sgd(model), [], 6
+    for step in range(num_steps):
+        train(model, optimizer, [views('byol', step)])
+        online.append(model.encoder.layer.weight.detach().clone())
+    torch.manual_seed(0)
+    target = Convolution().double().layer.weight.detach()
+    for k in range(num_steps - 1):
+        momentum = 1 - 0.2 * (math.cos(math.pi * k / 10) + 1) / 2
+        target = momentum * target + (1 - momentum) * online[k]
+    got = model.momentum_encoder.layer.weight
+    torch.testing.assert_close(got, target, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize('name', ['moco', 'byol'])
+def test_copies_are_equal_at_the_first_step_whatever_was_loaded(name):
+    model = build(name)
+    with torch.no_grad():
+        model.encoder.layer.weight.fill_(0.3)
+    model(*views(name, 0))
+    assert torch.equal(model.momentum_encoder.layer.weight, model.encoder.layer.weight)
+
+
+@pytest.mark.parametrize('name', BUILD)
+def test_a_step_of_several_micro_batches_counts_once(name):
+    """Copies follow once, prototypes are normalised once, and BYOL's schedule counts steps."""
+    model = build(name)
+    optimizer = sgd(model)
+    train(model, optimizer, [views(name, 0)])
+    model(*views(name, 1)).backward()
+    before = copy.deepcopy(model.state_dict())
+    model(*views(name, 2)).backward()
+    same = {k for k, v in model.state_dict().items() if torch.equal(v, before[k])}
+    assert set(before) - same == ({'queue.keys', 'queue.pointer'} if name == 'moco' else set())
+    assert model.step == 2
+    optimizer.step()
+    optimizer.zero_grad()
+    model(*views(name, 3))
+    assert model.step == 3
+    if name in ('moco', 'byol'):
+        slow = model.momentum_encoder.layer.weight
+        assert not torch.equal(slow, before['momentum_encoder.layer.weight'])
+
+
+@pytest.mark.parametrize('name', BUILD)
+def test_evaluation_changes_nothing(name):
+    model = build(name)
+    optimizer = sgd(model)
+    train(model, optimizer, [views(name, 0)])
+    model.eval()
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        model(*views(name, 1, batch=3))
+    assert_same_state(model.state_dict(), before)
+
+
+@pytest.mark.parametrize('name', BUILD)
+def test_gradients_flow_to_all_that_learns_and_to_nothing_else(name):
+    """Where DistributedDataParallel would miss one, or the optimizer move a copy."""
+    model = build(name)
+    if name == 'swav':
+        model.freeze_steps = 0
+    train(model, sgd(model), [views(name, 0)])
+    model(*views(name, 1)).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.requires_grad != key.startswith('momentum_'), key
+        if parameter.requires_grad:
+            assert parameter.grad.abs().sum() > 0, key
+        else:
+            assert parameter.grad is None, key
+
+
+def test_prototypes_learn_after_the_first_steps_and_keep_length_1():
+    model = build('swav', freeze_steps=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    directions = [F.normalize(model.prototypes.weight.detach().clone(), dim=1)]
+    for step in range(4):
+        model(*views('swav', step)).backward()
+        lengths = model.prototypes.weight.norm(dim=1)
+        torch.testing.assert_close(lengths, torch.ones(5, dtype=torch.float64))
+        assert (model.prototypes.weight.grad.abs().sum() > 0) == (step >= 2)
+        optimizer.step()
+        optimizer.zero_grad()
+        directions.append(F.normalize(model.prototypes.weight.detach().clone(), dim=1))
+    moved = [(b - a).abs().max() > 1e-12 for a, b in zip(directions, directions[1:], strict=False)]
+    assert moved == [False, False, True, True]
+
+
+@pytest.mark.parametrize('name', BUILD)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(name, tmp_path):
+    """To the last bit, from a file, in a model of other weights; MoCo's queue has begun anew."""
+    batches = [views(name, step) for step in range(6)]
+    straight = build(name)
+    optimizer = sgd(straight)
+    want = train(straight, optimizer, batches)
+
+    stopped = build(name)
+    first = sgd(stopped)
+    losses = train(stopped, first, batches[:4])
+    torch.save([stopped.state_dict(), first.state_dict()], tmp_path / 'saved.pth')
+    resumed = build(name)
+    with torch.no_grad():
+        for tensor in resumed.state_dict().values():
+            tensor.fill_(1)
+    model_state, optimizer_state = torch.load(tmp_path / 'saved.pth', weights_only=True)
+    resumed.load_state_dict(model_state)
+    second = sgd(resumed)
+    second.load_state_dict(optimizer_state)
+    assert losses + train(resumed, second, batches[4:]) == want
+    assert_same_state(resumed.state_dict(), straight.state_dict())
+
+
+@pytest.mark.parametrize('name', BUILD)
+def test_under_autocast_the_loss_is_float32_and_near(name):
+    model = build(name).float()
+    batch = [view.float() for view in views(name, 0)]
+    want = copy.deepcopy(model)(*batch)
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = model(*batch)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    torch.testing.assert_close(loss, want, rtol=0.05, atol=0.02)
+
+
+SWIN = {
+    'img_size': 16, 'patch_size': 2, 'in_chans': 1, 'embed_dim': 4, 'depths': (1, 1),
+    'num_heads': (1, 2), 'window_size': 4, 'ape': True,
+}  # fmt: skip
+VIT = {'img_size': 16, 'patch_size': 8, 'in_chans': 1, 'embed_dim': 8, 'depth': 1, 'num_heads': 2}
+
+
+@pytest.mark.parametrize('encoder', [(SwinTransformer, SWIN), (VisionTransformer, VIT)])
+@pytest.mark.parametrize('name', BUILD)
+def test_transformers_are_found_under_encoder_and_all_of_them_learns(name, encoder):
+    """The entries under encoder.* are those of the backbone alone, for fine-tuning to take."""
+    kind, keys = encoder
+    model = BUILD[name](kind(**keys, num_classes=0, drop_path_rate=0.0)).train()
+    generator = torch.Generator().manual_seed(0)
+    model(*torch.randn(2, 8, 1, 16, 16, generator=generator)).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    own = {k.removeprefix('encoder.') for k in model.state_dict() if k.startswith('encoder.')}
+    assert own == set(kind(**keys, num_classes=0).state_dict())
+    rest = [key for key in model.state_dict() if not key.startswith('encoder.')]
+    assert all(key.startswith(BESIDE_ENCODER) for key in rest)
+
+
+@pytest.mark.parametrize('name', BUILD)
+def test_a_residual_network_of_timm_learns_under_the_classifiers_own_names(name):
+    """From crops of two sizes for SwAV, although the classifier takes but one."""
+    torch.manual_seed(0)
+    classifier = TimmClassifier('resnet10t', img_size=32, in_chans=1, num_classes=3)
+    model = BUILD[name](classifier).train()
+    sizes = (32, 32, 24) if name == 'swav' else (32, 32)
+    images = [torch.randn(8, 1, size, size) for size in sizes]
+    want = classifier.eval().forward_features(images[0])
+    torch.testing.assert_close(features(model.encoder, images[0]), want)
+    train(model.train(), sgd(model), [images])
+    model(*images).backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
+    own = {key for key in model.state_dict() if key.startswith('encoder.')}
+    assert own == {key for key in classifier.state_dict() if key.startswith('encoder.')}
+
+
+@pytest.mark.parametrize('name', BUILD)
+def test_vectors_and_positions_do_not_decay(name):
+    model = BUILD[name](SwinTransformer(**SWIN, num_classes=0))
+    decay, rest = param_groups(model, weight_decay=0.1, base_lr=1.0, layer_decay=None)
+    names = {id(p): key for key, p in model.named_parameters()}
+    free = {names[id(p)] for p in rest['params']}
+    assert {key for key in free if not key.endswith(('.bias', 'norm.weight'))} >= {
+        'encoder.absolute_pos_embed',
+        'encoder.layers.0.blocks.0.attn.relative_position_bias_table',
+    }
+    decayed = {names[id(p)] for p in decay['params']}
+    assert 'encoder.layers.0.blocks.0.attn.qkv.weight' in decayed
+    assert 'projector.0.weight' in decayed
+    assert not any(key.startswith('momentum_') for key in free | decayed)
+    plain = BUILD[name](Convolution())  # of an encoder that names nothing
+    assert plain.no_weight_decay() == plain.no_weight_decay_keywords() == set()
+
+
+@pytest.mark.parametrize('name', BUILD)
+def test_an_encoder_with_a_classification_head_is_refused(name):
+    with pytest.raises(ValueError, match=r'classification head \(Linear\).*num_classes=0'):
+        BUILD[name](VisionTransformer(**VIT, num_classes=3))
+
+
+def test_crops_of_a_size_that_the_encoder_does_not_take_are_refused():
+    model = BUILD['swav'](SwinTransformer(**SWIN, num_classes=0))
+    crops = [torch.zeros(2, 1, side, side) for side in (16, 16, 8)]
+    with pytest.raises(ValueError, match='got 8x8, the encoder was built for 16x16'):
+        model(*crops)
+    vit = timm.create_model('vit_tiny_patch16_224', depth=1, num_classes=0, img_size=16, in_chans=1)
+    with pytest.raises(ValueError, match='got 8x8, the encoder was built for 16x16'):
+        BUILD['swav'](vit)(*crops)
+    with pytest.raises(ValueError, match='at least 2 crops of each image, got 1'):
+        model(crops[0])
+
+
+def test_every_method_is_tested_here():
+    assert {name: METHODS[name] for name in BUILD} == METHODS
