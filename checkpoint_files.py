@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from checksums import BLOCK_BYTES, sha256
@@ -99,6 +100,7 @@ def read_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint, a file or an https address, by torch's safe loader.
 
     The config node in SimMIM's own files is read as a plain dictionary; nothing in a file is run.
+    A file of weights alone, .safetensors or a plain state dict, is read as {'model': weights}.
 
     Raises:
         ValueError: if there is no such file, it is damaged, holds other objects, or no weights.
@@ -112,10 +114,9 @@ def read_checkpoint(path: str | Path) -> dict:
             checkpoint = _load(path)
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f'{path}: {_reason(error)}') from error
-    model = checkpoint.get('model') if isinstance(checkpoint, dict) else None
-    if not isinstance(model, dict) or not all(
-        isinstance(name, str) and _is_whole(value) for name, value in model.items()
-    ):
+    if _are_weights(checkpoint) and checkpoint:
+        return {'model': checkpoint}
+    if not isinstance(checkpoint, dict) or not _are_weights(checkpoint.get('model')):
         raise ValueError(f"{path}: not a checkpoint, it has no weights under the key 'model'")
     return checkpoint
 
@@ -251,6 +252,8 @@ def _load(path: str | Path) -> object:
         return torch.hub.load_state_dict_from_url(
             str(path), map_location='cpu', check_hash=True, weights_only=True
         )
+    if Path(path).suffix == '.safetensors':
+        return load_file(path)
     _refuse_compressed(path)
     return torch.load(path, map_location='cpu', weights_only=True)
 
@@ -262,6 +265,12 @@ def _refuse_compressed(path: str | Path) -> None:
             unpacked = sum(entry.file_size for entry in file.infolist())
         if unpacked > Path(path).stat().st_size:
             raise ValueError(f'its entries are compressed and would unpack to {unpacked:,} bytes')
+
+
+def _are_weights(values: object) -> bool:
+    return isinstance(values, dict) and all(
+        isinstance(name, str) and _is_whole(value) for name, value in values.items()
+    )
 
 
 def _is_whole(value: object) -> bool:

@@ -11,6 +11,7 @@ from config_dump import config_text as config_text
 from config_flags import FLAG_KEYS
 from config_flags import build_parser as build_parser
 from config_node import Config as Config
+from config_node import encoder_name as encoder_name
 from config_node import encoder_node as encoder_node
 
 CN = CfgNode
@@ -93,8 +94,10 @@ _C.DATA.BAD_IMAGE = 'error'
 _C.DATA.BAD_IMAGE_LIMIT = 100
 
 _C.MODEL = CN()
-# Encoder: 'swin' (reads MODEL.SWIN), 'vit' (reads MODEL.VIT).
+# Encoder: 'swin' (reads MODEL.SWIN), 'vit' (MODEL.VIT), and (not in SimMIM) 'timm' (MODEL.TIMM).
 _C.MODEL.TYPE = 'swin'
+# [CheXpert] How 'swin' and 'vit' are pre-trained: 'simmim', 'mae' (ViT, visible patches alone).
+_C.MODEL.PRETRAIN = 'simmim'
 # Folder below OUTPUT, and the logger's name; selects nothing.
 _C.MODEL.NAME = 'swin_tiny_patch4_window7_224'
 # Checkpoint to go on from, a path or an https address; '': the newest in the run's folder.
@@ -159,6 +162,14 @@ _C.MODEL.VIT.USE_MEAN_POOLING = False
 _C.MODEL.VIT.USE_RPB = False
 # Whether all blocks share one relative position bias (with USE_RPB: added to it).
 _C.MODEL.VIT.USE_SHARED_RPB = True
+# [CheXpert] Whether fixed sine-cosine positions are added (MAE's); USE_APE learns them.
+_C.MODEL.VIT.USE_SINCOS = False
+
+_C.MODEL.TIMM = CN()
+# [CheXpert] A classifier of timm, such as 'resnet50', 'densenet121', 'vit_small_patch16_224'.
+_C.MODEL.TIMM.NAME = 'resnet50'
+# [CheXpert] Input channels: 1 (grey) or 3 (grey X-rays are repeated).
+_C.MODEL.TIMM.IN_CHANS = 3
 
 _C.MODEL.SIMMIM = CN()
 # [CheXpert] Head: 'linear', 'mlp', 'inverse_swin_nano', 'inverse_swin_t', 'inverse_swin_b'.
@@ -171,6 +182,16 @@ _C.MODEL.SIMMIM.LOSS_PIXELS = 'masked'
 _C.MODEL.SIMMIM.TARGET_SIZE = 0
 # [CheXpert] What is predicted: 'pixels', 'patch_normalised' (each masking unit standardised).
 _C.MODEL.SIMMIM.TARGET = 'pixels'
+
+_C.MODEL.MAE = CN()
+# [CheXpert] Width of the decoder.
+_C.MODEL.MAE.DECODER_EMBED_DIM = 512
+# [CheXpert] Blocks of the decoder.
+_C.MODEL.MAE.DECODER_DEPTH = 8
+# [CheXpert] Attention heads of the decoder; they divide its width.
+_C.MODEL.MAE.DECODER_NUM_HEADS = 16
+# [CheXpert] Whether each patch is predicted less its mean, over its standard deviation.
+_C.MODEL.MAE.NORM_PIX_LOSS = False
 
 _C.TRAIN = CN()
 # Always 0: a resumed run begins where its checkpoint ended.
@@ -367,8 +388,8 @@ _C.LOCAL_RANK = 0
 # Checkpoint whose weights the run starts from, a path or an https address; '': none.
 _C.PRETRAINED = ''
 
-# The classes that SimMIM's own checkpoints hold besides tensors, for the safe loader.
-CHECKPOINT_GLOBALS = [CfgNode]
+# The classes that SimMIM's and MAE's own checkpoints hold besides tensors, for the safe loader.
+CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
 
 
 def default_config() -> Config:

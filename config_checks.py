@@ -22,10 +22,12 @@ CHOICES = {
     'DATA.BLANK': ('negative', 'ignore'),
     'DATA.NORMALIZE': ('dataset', 'image'),
     'DATA.MASK_TYPE': ('random', 'square', 'block'),
-    'MODEL.TYPE': ('swin', 'vit'),
+    'MODEL.TYPE': ('swin', 'vit', 'timm'),
+    'MODEL.PRETRAIN': ('simmim', 'mae'),
     'MODEL.ATTENTION': ('auto', 'eager', 'sdpa', 'triton'),
     'MODEL.SWIN.IN_CHANS': (1, 3),
     'MODEL.VIT.IN_CHANS': (1, 3),
+    'MODEL.TIMM.IN_CHANS': (1, 3),
     'MODEL.SIMMIM.HEAD': (
         'linear',
         'mlp',
@@ -60,7 +62,8 @@ RANGES = {
         'DATA.BATCH_SIZE DATA.MASK_PATCH_SIZE MODEL.SWIN.PATCH_SIZE '
         'MODEL.SWIN.EMBED_DIM MODEL.SWIN.WINDOW_SIZE MODEL.VIT.PATCH_SIZE MODEL.VIT.EMBED_DIM '
         'MODEL.VIT.DEPTH MODEL.VIT.NUM_HEADS TRAIN.EPOCHS TRAIN.LR_SCHEDULER.DECAY_EPOCHS '
-        'AUG.RECOUNT SAVE_FREQ PRINT_FREQ'
+        'AUG.RECOUNT SAVE_FREQ PRINT_FREQ MODEL.MAE.DECODER_EMBED_DIM MODEL.MAE.DECODER_DEPTH '
+        'MODEL.MAE.DECODER_NUM_HEADS'
     ),
     '[0, inf)': (
         'DATA.NUM_WORKERS DATA.TRAIN_IMAGES MODEL.NUM_CLASSES MODEL.VIT.INIT_VALUES '
@@ -131,12 +134,15 @@ def check_config(config: Any, stage: str | None = None) -> None:
     _check_ordered_pair(config, 'AUG.SCALE', [])
     _check_evaluation(config)
     _check_training(config)
-    (_check_swin if config.MODEL.TYPE == 'swin' else _check_vit)(config)
+    {'swin': _check_swin, 'vit': _check_vit, 'timm': _check_timm}[config.MODEL.TYPE](config)
     if stage == 'finetune':
         _check_finetune(config)
+    elif config.MODEL.TYPE == 'timm':
+        allowed = "'swin' or 'vit' for pre-training: patches are hidden among tokens"
+        _require(stage != 'simmim', config, 'MODEL.TYPE', allowed)
     else:
         _check_masks(config)
-        _check_target(config)
+        (_check_mae if config.MODEL.PRETRAIN == 'mae' else _check_target)(config)
 
 
 def _require(holds: bool, config: Any, key: str, allowed: str) -> None:
@@ -277,6 +283,15 @@ def _check_vit(config: Any) -> None:
     _require(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
     allowed = f'a divisor of MODEL.VIT.EMBED_DIM, {vit.EMBED_DIM}'
     _require(vit.EMBED_DIM % vit.NUM_HEADS == 0, config, 'MODEL.VIT.NUM_HEADS', allowed)
+    allowed = 'False with USE_APE, which learns positions, or a width that is no multiple of 4'
+    holds = not vit.USE_SINCOS or not (vit.USE_APE or vit.EMBED_DIM % 4)
+    _require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
+
+
+def _check_timm(config: Any) -> None:
+    from models.timm_classifier import check_timm  # imports torch
+
+    check_timm(config)
 
 
 def _check_masks(config: Any) -> None:
@@ -313,6 +328,13 @@ def _check_target(config: Any) -> None:
     cell = size // (options.TARGET_SIZE or size)
     allowed = f"'pixels' where a masking unit is one value of {cell} px: it has no deviation"
     _require(options.TARGET == 'pixels' or cell < unit, config, 'MODEL.SIMMIM.TARGET', allowed)
+
+
+def _check_mae(config: Any) -> None:
+    from config_checks_mae import mae_demands
+
+    for key, holds, allowed in mae_demands(config):
+        _require(holds, config, key, allowed)
 
 
 def _check_finetune(config: Any) -> None:

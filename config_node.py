@@ -22,7 +22,12 @@ class Config(CfgNode):
 
 def encoder_node(config: CfgNode) -> CfgNode:
     """The options of the encoder that MODEL.TYPE names."""
-    nodes = {'swin': config.MODEL.SWIN, 'vit': config.MODEL.VIT}
+    nodes = {'swin': config.MODEL.SWIN, 'vit': config.MODEL.VIT, 'timm': config.MODEL.TIMM}
     if config.MODEL.TYPE not in nodes:
         raise ValueError(f'MODEL.TYPE must be one of {list(nodes)}, got {config.MODEL.TYPE!r}')
     return nodes[config.MODEL.TYPE]
+
+
+def encoder_name(config: CfgNode) -> str:
+    """MODEL.TYPE, or the name of timm's model."""
+    return config.MODEL.TIMM.NAME if config.MODEL.TYPE == 'timm' else config.MODEL.TYPE

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import distributed
-from config import Config
+from config import Config, encoder_name
 from data import Loaders
 from data.groups import group_columns, standard_groups
 from data.labels import COMPETITION_LABELS, UNCERTAIN, task_labels
@@ -237,7 +237,7 @@ def describe_run(
     data_set = f'{data.DATASET}{labeller}'
     return {
         'Task': data.TASK,
-        'Model': f'{config.MODEL.TYPE}, {data.IMG_SIZE} px',
+        'Model': f'{encoder_name(config)}, {data.IMG_SIZE} px',
         'Run': f'{config.MODEL.NAME}/{config.TAG}',
         'Checkpoint': f'mean of {checkpoint}' if len(sources) > 1 else checkpoint,
         **_describe_training(trained, names),

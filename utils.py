@@ -22,6 +22,8 @@ from checkpoint_files import checkpoint_name as checkpoint_name
 from config import Config, default_config, encoder_node
 from config_merge import load_yaml
 from models.convert import PATCH_WEIGHT, Statistics, check_fit, convert, drop_buffers
+from models.convert_timm import convert_timm, first_weight, published_statistics
+from models.timm_classifier import TimmClassifier
 
 LARGEST = 2**62  # of the numbers that say where training stands
 RESUME_KEYS = {
@@ -244,7 +246,7 @@ def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) ->
     """Start from the weights that PRETRAINED names, fitted to the model, and log what was done.
 
     Into either stage, from SimMIM's or this project's checkpoints of either stage, or from
-    supervised ones.
+    supervised ones; into a model of timm as models/convert_timm.py says.
 
     Raises:
         ValueError: naming the file, and the entries that fit nowhere or are missing.
@@ -254,15 +256,18 @@ def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) ->
     path = config.PRETRAINED
     checkpoint = read_checkpoint(path)
     state, target_stats = checkpoint['model'], Statistics(*statistics(config))
+    of_timm = isinstance(model, TimmClassifier)
     try:
         asked = _asked_data_options(checkpoint)
-        source_stats = _source_statistics(state, asked)
+        if of_timm and not asked:
+            asked = published_statistics(state, model)
+        weight = first_weight(model) if of_timm else PATCH_WEIGHT
+        source_stats = _source_statistics(state, asked, weight)
         by_image = 'image' in (config.DATA.NORMALIZE, asked.get('NORMALIZE'))
         if by_image:
             source_stats, target_stats = _neutral(source_stats), _neutral(target_stats)
-        converted, report = convert(
-            state, model.state_dict(), source_stats=source_stats, target_stats=target_stats
-        )
+        fit, target = (convert_timm, model) if of_timm else (convert, model.state_dict())
+        converted, report = fit(state, target, source_stats=source_stats, target_stats=target_stats)
     except ValueError as error:
         raise ValueError(f'PRETRAINED {path}: {error}') from error
     model.load_state_dict(converted, strict=False)
@@ -288,12 +293,18 @@ def _asked_data_options(checkpoint: dict) -> dict:
         raise ValueError("its text under 'config' is no config of a run") from error
 
 
-def _source_statistics(state: dict[str, Tensor], asked: dict) -> Statistics:
-    """What the pixels were normalised with that a checkpoint was trained on."""
+def _source_statistics(state: dict[str, Tensor], asked: dict, weight: str) -> Statistics:
+    """What the pixels were normalised with that a checkpoint was trained on.
+
+    Args:
+        state: its weights; key `weight` is of those that read the image.
+        asked: options of DATA that are known of it.
+        weight: see `state`; a prefix `encoder.` may come before it.
+    """
     from data.transforms import statistics
 
     config = default_config()
-    for key in (PATCH_WEIGHT, f'encoder.{PATCH_WEIGHT}'):
+    for key in (weight, f'encoder.{weight}'):
         if key in state and state[key].ndim == 4:
             encoder_node(config).IN_CHANS = state[key].shape[1]
     config.DATA.MEAN, config.DATA.STD = asked.get('MEAN', []), asked.get('STD', [])

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from config import Config, default_config, encoder_node
+from config import Config, default_config, encoder_name, encoder_node
 from data.labels import NO_FINDING, task_labels
 from data.tables import safe_cell
 from evaluation.published import FRADKIN, MAE_STUDY
@@ -115,7 +115,7 @@ def _read_run(folder: Path, masked: float | None, split: str) -> Row:
     mode = '' if config.FINETUNE.MODE == 'full' else f', {config.FINETUNE.MODE}'
     return {
         'images': data.TRAIN_IMAGES or _share(data.TRAIN_FRACTION),
-        'model': f'{config.MODEL.TYPE}, width {encoder_node(config).EMBED_DIM}{mode}',
+        'model': f'{_model(config)}{mode}',
         'augmented': is_augmented(config),
         'masked': masked,
         **{metric: entry['scores'][metric] for metric in SCORES},
@@ -125,6 +125,11 @@ def _read_run(folder: Path, masked: float | None, split: str) -> Row:
         **{key: scored[key] for key in ('level', 'views')},
         'run': str(folder),
     }
+
+
+def _model(config: Config) -> str:
+    width = encoder_node(config).get('EMBED_DIM')  # a model of timm has none of ours
+    return f'{encoder_name(config)}, width {width}' if width else encoder_name(config)
 
 
 def _find_scores(report: Path, split: str, label: str) -> tuple[Row, Row]:

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from models.attention import written_out
 from models.swin_transformer import SwinTransformer
+from models.timm_classifier import TimmClassifier
 from models.vision_transformer import VisionTransformer
 
 COLOUR_MAP = 'plasma'  # perceptually uniform, safe for the colour-blind, no shade of grey
@@ -124,7 +125,7 @@ def target_layer(model: nn.Module, images: torch.Tensor) -> nn.Module:
     attention read. What leaves that block's attention is less tied to its place (each token of a
     window, in ViT of the image, may tell of all), and there no gradient reaches the patch tokens of
     a model that reads its class token. In any other model it is the last module that gives a
-    feature map [B, F, h, w] of more than one place.
+    feature map [B, F, h, w] of more than one place (models of timm: see their `Layout`).
 
     Raises:
         ValueError: if there is no such layer.
@@ -133,6 +134,8 @@ def target_layer(model: nn.Module, images: torch.Tensor) -> nn.Module:
         return [model.pos_drop, *model.blocks][-2]
     if isinstance(model, SwinTransformer):
         return [model.pos_drop, *model.layers[:-1], *model.layers[-1].blocks][-2]
+    if isinstance(model, TimmClassifier) and model.layout.map_layer:
+        return model.encoder.get_submodule(model.layout.map_layer)
     found: list[nn.Module] = []
 
     def look(module: nn.Module, _inputs: tuple, result: object) -> None:

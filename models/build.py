@@ -5,21 +5,24 @@ from typing import Any
 from torch import nn
 
 from config import encoder_node
+from models.mae import MAE
 from models.simmim import SimMIM, SwinTransformerForSimMIM, VisionTransformerForSimMIM
 from models.swin_transformer import SwinTransformer
+from models.timm_classifier import TimmClassifier, timm_kwargs
 from models.vision_transformer import VisionTransformer
 
-# MODEL.TYPE -> (classifier, the same encoder with hidden patches)
+# MODEL.TYPE -> (classifier, the same encoder with hidden patches, if there is one)
 ENCODERS = {
     'swin': (SwinTransformer, SwinTransformerForSimMIM),
     'vit': (VisionTransformer, VisionTransformerForSimMIM),
+    'timm': (TimmClassifier, None),
 }
 
 
 def build_model(
     config: Any, is_pretrain: bool = True, *, num_outputs: int | None = None
 ) -> nn.Module:
-    """SimMIM around the encoder (pre-training), or the encoder with a classification head.
+    """SimMIM or MAE around the encoder (pre-training), or the encoder with a classification head.
 
     Args:
         config: all options.
@@ -35,6 +38,10 @@ def build_model(
     if not is_pretrain:
         num_outputs = count_outputs(config) if num_outputs is None else num_outputs
         return classifier(**encoder_kwargs(config), num_classes=num_outputs)
+    if masked_encoder is None:
+        raise ValueError("MODEL.TYPE must be 'swin' or 'vit' to hide patches, got 'timm'")
+    if config.MODEL.PRETRAIN == 'mae':
+        return _build_mae(config)
     options, size = config.MODEL.SIMMIM, config.DATA.IMG_SIZE
     return SimMIM(
         masked_encoder(**encoder_kwargs(config)),
@@ -48,6 +55,13 @@ def build_model(
     )
 
 
+def _build_mae(config: Any) -> MAE:
+    # Nothing is pooled here: the encoder ends in its norm, however the classifier reads it.
+    options = encoder_kwargs(config) | {'use_mean_pooling': False, 'num_classes': 0}
+    decoder = {key.lower(): value for key, value in config.MODEL.MAE.items()}
+    return MAE(VisionTransformer(**options), attention=config.MODEL.ATTENTION, **decoder)
+
+
 def count_outputs(config: Any) -> int:
     """Outputs of the head: one per label, three where any label has the policy 'multiclass'."""
     policies = {config.DATA.UNCERTAIN, *config.DATA.UNCERTAIN_BY_LABEL.values()}
@@ -56,6 +70,8 @@ def count_outputs(config: Any) -> int:
 
 def encoder_kwargs(config: Any) -> dict[str, Any]:
     """Keyword arguments of the encoder: its own config keys in lower case, and the common ones."""
+    if config.MODEL.TYPE == 'timm':
+        return timm_kwargs(config)
     return {
         'img_size': config.DATA.IMG_SIZE,
         'drop_rate': config.MODEL.DROP_RATE,

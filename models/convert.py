@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.contrastive import BESIDE_ENCODER
+from models.convert_mae import by_channel, by_pixel, translate
 from models.relative_position import resize_table
 
 State = dict[str, Tensor]
@@ -23,7 +25,9 @@ SHARED_TABLE = f'rel_pos_bias.{TABLE}'
 BUFFERS = ('relative_position_index', 'attn_mask')  # computed by the model, never loaded
 CLASS_ROWS = {'absolute_pos_embed': 0, 'pos_embed': 1}  # rows before the grid, by embedding
 PATCH_WEIGHT, PATCH_BIAS = 'patch_embed.proj.weight', 'patch_embed.proj.bias'
+NORM, POOLED_NORM = ('norm.weight', 'norm.bias'), ('fc_norm.weight', 'fc_norm.bias')
 MAY_BE_NEW = ('decoder.', 'head.', 'fc_norm.', 'mask_token')
+MAE_TOKEN, MAE_LAST = 'decoder.mask_token', 'decoder.pred'
 SHOWN = 6  # names that are listed of each kind
 
 
@@ -65,7 +69,7 @@ def convert(
     """Make a checkpoint's state dict one that the model can load.
 
     Args:
-        state: a pre-training model's (keys with `encoder.`) or a classifier's.
+        state: a pre-training model's (keys with `encoder.`), a classifier's, or of MAE's own code.
         target: the model's own state dict, of either kind.
         source_stats: normalisation of the pixels that the checkpoint was trained on.
         target_stats: normalisation of the pixels that the model will see.
@@ -78,9 +82,11 @@ def convert(
     """
     prefix = PREFIX if any(key.startswith(PREFIX) for key in target) else ''
     target = drop_buffers(strip_prefix(target))
+    state, remarks = translate(state)
     source = strip_prefix(state)
     kept = drop_buffers(source)
-    report = Report(left_over=[key for key in source if key not in kept])
+    left_over = [key for key in state if key.removeprefix(PREFIX) not in kept]
+    report = Report(left_over=left_over, remarks=remarks)
     for step in (spread_shared_table, resize_tables, resize_position_embeddings):
         kept = step(kept, target, report)
     kept = fold_channels(kept, target, source_stats, target_stats, report)
@@ -91,13 +97,16 @@ def convert(
 def strip_prefix(state: State) -> State:
     """Take `encoder.` off the front of keys; without such keys the dictionary is a classifier's.
 
+    What contrastive pre-training has beside the encoder is left out.
+
     Raises:
-        ValueError: if a pre-training checkpoint has keys outside encoder and decoder.
+        ValueError: if a pre-training checkpoint has keys of no method's parts.
     """
     if not any(key.startswith(PREFIX) for key in state):
         return dict(state)
-    inside = [key for key in state if key.startswith((PREFIX, 'decoder.'))]
-    check_fit(state, {key: state[key] for key in inside})
+    known = [key for key in state if key.startswith((PREFIX, 'decoder.', *BESIDE_ENCODER))]
+    check_fit(state, {key: state[key] for key in known})
+    inside = [key for key in known if not key.startswith(BESIDE_ENCODER)]
     return {key.removeprefix(PREFIX): state[key] for key in inside}
 
 
@@ -142,7 +151,7 @@ def resize_position_embeddings(state: State, target: State, report: Report) -> S
     resized = {}
     for key, (_, length, _), (_, new_length, _) in _pairs(state, target, CLASS_ROWS):
         if length != new_length:
-            rows = CLASS_ROWS[key]
+            rows = CLASS_ROWS[key.split('.')[-1]]
             resized[key] = resize_position_embedding(state[key], new_length, class_rows=rows)
     return _record(state, resized, report)
 
@@ -221,7 +230,7 @@ def fold_output(
     The average, as each new channel normalises it, is what that channel puts out.
 
     Args:
-        weight: [C * stride ** 2, D, 1, 1]; row c * stride ** 2 + a * stride + b is pixel (a, b)
+        weight: [C * stride ** 2, D, ...]; row c * stride ** 2 + a * stride + b is pixel (a, b)
             of channel c.
         bias: [C * stride ** 2].
         source: statistics of its C channels.
@@ -277,16 +286,19 @@ def _fit_decoder(
         return {}, 'a classifier has none'
     if set(own) != set(decoder):
         return {}, f'another head, with {_first(list(decoder))}'
-    last = max(int(key.split('.')[1]) for key in own)
-    weight, bias = f'decoder.{last}.weight', f'decoder.{last}.bias'
+    is_mae = MAE_TOKEN in own
+    last = MAE_LAST if is_mae else f'decoder.{max(int(key.split(".")[1]) for key in own)}'
+    weight, bias = f'{last}.weight', f'{last}.bias'
     channels, new_channels = len(source_stats.std), len(target_stats.std)
     pixels = len(target[bias]) // new_channels
     fitted = dict(decoder)
     expected = (pixels * channels, *target[weight].shape[1:])
     if channels != new_channels and decoder[weight].shape == expected:
-        fitted[weight], fitted[bias] = fold_output(
-            decoder[weight], decoder[bias], source_stats, target_stats
-        )
+        rows = [decoder[key] for key in (weight, bias)]
+        rows = [by_channel(each, channels) for each in rows] if is_mae else rows
+        rows = fold_output(*rows, source_stats, target_stats)
+        rows = [by_pixel(each, new_channels) for each in rows] if is_mae else rows
+        fitted[weight], fitted[bias] = rows
     wrong = [key for key in own if fitted[key].shape != target[key].shape]
     if wrong:
         return {}, _first([_shapes(key, decoder, target) for key in wrong])
@@ -327,11 +339,12 @@ def _settle(state: State, target: State, report: Report) -> State:
         state = {key: value for key, value in state.items() if key not in head}
     left = [key for key in state if key not in target]
     new = [key for key in target if key not in state]
+    pooled = MAE_TOKEN in target and POOLED_NORM[0] in state  # the classifier it was had no other
     check_fit(
         state,
         target,
         left=[key for key in left if _may_be_left(key, target)],
-        new=[key for key in new if key.startswith(MAY_BE_NEW)],
+        new=[key for key in new if key.startswith(MAY_BE_NEW) or (key in NORM and pooled)],
     )
     report.left_over += left
     report.new += new
@@ -342,8 +355,8 @@ def _settle(state: State, target: State, report: Report) -> State:
 
 def _may_be_left(key: str, target: State) -> bool:
     """Whether the model may lack it: a `norm` if it pools, a pooled norm if it pre-trains."""
-    pooled = ('fc_norm.weight', 'fc_norm.bias') if 'mask_token' in target else ()
-    return key in ('mask_token', 'norm.weight', 'norm.bias', *pooled)
+    pooled = POOLED_NORM if 'mask_token' in target or MAE_TOKEN in target else ()
+    return key in ('mask_token', *NORM, *pooled)
 
 
 def _own_key(key: str, prefix: str) -> str:

@@ -161,6 +161,7 @@ class VisionTransformer(nn.Module):
         use_mean_pooling: bool = True,
         use_rpb: bool = False,
         use_shared_rpb: bool = False,
+        use_sincos: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         use_checkpoint: bool = False,
@@ -176,9 +177,11 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.grid_size = grid_size = self.patch_embed.grid_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = (
-            nn.Parameter(torch.zeros(1, grid_size**2 + 1, embed_dim)) if use_ape else None
-        )
+        if use_sincos:
+            self.register_buffer('pos_embed', sincos_positions(grid_size, embed_dim))
+        else:
+            learned = torch.zeros(1, grid_size**2 + 1, embed_dim)
+            self.pos_embed = nn.Parameter(learned) if use_ape else None
         self.pos_drop = nn.Dropout(drop_rate)
         self.rel_pos_bias = RelativePositionBias(grid_size, num_heads) if use_shared_rpb else None
         self.blocks = nn.ModuleList(
@@ -208,7 +211,7 @@ class VisionTransformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         self.init_normal_(self.cls_token)
-        if self.pos_embed is not None:
+        if isinstance(self.pos_embed, nn.Parameter):
             self.init_normal_(self.pos_embed)
         with torch.no_grad():
             for k, block in enumerate(self.blocks):  # deeper blocks start smaller
@@ -228,6 +231,10 @@ class VisionTransformer(nn.Module):
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         if self.pos_embed is not None:
             x = x + self.pos_embed
+        return self.run_blocks(x)
+
+    def run_blocks(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens with their positions [B, N, D] to normalised tokens; with bias tables all N."""
         x = self.pos_drop(x)
         for block, bias in zip(self.blocks, self._biases(), strict=True):
             x = run_block(block, x, bias, keeps=self.keeps)
@@ -268,6 +275,30 @@ class VisionTransformer(nn.Module):
 
     def no_weight_decay_keywords(self) -> set[str]:
         return set()
+
+
+def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
+    """Fixed positions: the class token's row is 0, then a row per patch, row by row.
+
+    A quarter of the width each: sine and cosine of the patch's column, sine and cosine of its row,
+    at frequencies from 1 down to almost 1 / 10,000.
+
+    Returns:
+        [1, 1 + grid_size ** 2, width].
+
+    Raises:
+        ValueError: if 4 does not divide the width.
+
+    Source: He et al. 2022, arXiv:2111.06377.
+    """
+    if width % 4:
+        raise ValueError(f'sine-cosine positions need a width that 4 divides, got {width}')
+    places = torch.arange(grid_size, dtype=torch.float64)
+    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = places[:, None] * frequencies  # [grid_size, width / 4]
+    along = torch.cat([angles.sin(), angles.cos()], dim=1)  # [grid_size, width / 2]
+    rows, columns = along.repeat_interleave(grid_size, dim=0), along.repeat(grid_size, 1)
+    return F.pad(torch.cat([columns, rows], dim=1), (0, 0, 1, 0)).float()[None]
 
 
 def _new_table(grid_size: int, num_heads: int) -> nn.Parameter:

@@ -84,10 +84,11 @@ def _published_levers(on_gpu: bool, half: torch.dtype | None) -> list[tuple[str,
 def _own_levers(on_gpu: bool, model: str) -> list[tuple[str, bool, dict]]:
     """Name, whether it applies, and the options of the engine's own steps."""
     attention, compiled = 'MODEL.ATTENTION', 'TRAIN.COMPILE'
+    ours = model != 'timm'  # whose attention is its own
     has_triton = on_gpu and model == 'swin' and find_spec('triton') is not None
     return [
-        ('our code, eager', True, {attention: 'eager', compiled: 'none'}),
-        ('attention sdpa', True, {attention: 'sdpa', compiled: 'none'}),
+        ('our code, eager', True, {attention: 'eager' if ours else 'auto', compiled: 'none'}),
+        ('attention sdpa', ours, {attention: 'sdpa', compiled: 'none'}),
         ('attention triton', has_triton, {attention: 'triton', compiled: 'none'}),
         ('compile auto', on_gpu, {compiled: 'auto'}),
         ('compile max', True, {compiled: 'max'}),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from config import Config, encoder_node
+from config import Config, encoder_name, encoder_node
 from config_merge import value_at
 from data.data_simmim import mask_generator, reference_mask_generator
 from data.masking import average_distance
@@ -216,9 +216,9 @@ def _trained(folders: Sequence[Path]) -> dict[str, Any] | None:
     encoder = encoder_node(config)
     held_out = folders[0] / 'predictions_holdout.csv'
     return {
-        'encoder': config.MODEL.TYPE,
-        'width': encoder.EMBED_DIM,
-        'blocks': list(encoder.DEPTHS) if config.MODEL.TYPE == 'swin' else [encoder.DEPTH],
+        'encoder': encoder_name(config),
+        'width': encoder.get('EMBED_DIM'),  # None, and no blocks, for a model of timm
+        'blocks': encoder.get('DEPTHS') or [depth for depth in [encoder.get('DEPTH')] if depth],
         'image_px': config.DATA.IMG_SIZE,
         'channels': encoder.IN_CHANS,
         'mode': config.FINETUNE.MODE,
@@ -266,7 +266,7 @@ def _pretrain_figures(folder: Path, records: list[dict[str, Any]]) -> dict[str, 
     simmim, size = config.MODEL.SIMMIM, config.DATA.IMG_SIZE
     before = next((record for record in records if record['epoch'] == -1), {})
     figures: dict[str, Any] = {
-        'target': simmim.TARGET,
+        'target': 'patch_normalised' if config.MODEL.MAE.NORM_PIX_LOSS else simmim.TARGET,
         'target_px': size // (simmim.TARGET_SIZE or size),  # side of what one value stands for
     }
     for masks in ('holdout', 'reference'):

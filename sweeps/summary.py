@@ -182,9 +182,10 @@ def _training_notes(collected: Collected) -> Iterator[str]:
 
 
 def _model_words(trained: Mapping[str, Any]) -> str:
+    blocks = '-'.join(map(str, trained['blocks']))
+    size = f'width {trained["width"]}, blocks {blocks}, ' if trained['width'] else ''
     return (
-        f'{trained["encoder"]}, width {trained["width"]}, blocks '
-        f'{"-".join(map(str, trained["blocks"]))}, {trained["image_px"]} px, '
+        f'{trained["encoder"]}, {size}{trained["image_px"]} px, '
         f'{trained["channels"]} channel{_s(trained["channels"])}'
     )
 

@@ -50,6 +50,9 @@ PARAMETERS = {
     'finetune__swin_tiny__img192_window6__chexpert_100ep': 27_520_424,
     'finetune__vit_small__img224__chexpert_100ep': 21_456_110,
     'finetune__vit_tiny__img224__chexpert_20ep': 5_419_646,
+    # torchvision's 25,557,032 and 7,978,856, less 2 channels of 64 x 7 x 7 and 986 labels.
+    'finetune__resnet50__img224__chexpert_20ep': 23_530_446,
+    'finetune__densenet121__img320__chexpert_3ep': 6_961_934,
 }
 # Images of the training CSV that are frontal, less the 2 % of patients held out.
 TRAINED_ON = 191_027 * 0.98
@@ -80,8 +83,8 @@ def opening(path: str) -> str:
     return '\n'.join(comment).replace('\\\n', '')
 
 
-def test_there_are_the_nine_of_simmim_and_thirteen_for_chexpert() -> None:
-    assert (len(NINE), len(CHEXPERT)) == (9, 13)
+def test_there_are_the_nine_of_simmim_and_fifteen_for_chexpert() -> None:
+    assert (len(NINE), len(CHEXPERT)) == (9, 15)
     assert {stem(path).removeprefix('simmim_') for path in NAMED} == set(PARAMETERS)
 
 
@@ -179,10 +182,11 @@ def one_step(path: str) -> None:
     torch.manual_seed(0)
     model = build_model(config, is_pretrain=pretrain).train()
     optimizer = build_optimizer(config, model, logging.getLogger('test'), pretrain)
-    size, patch = config.DATA.IMG_SIZE, encoder_node(config).PATCH_SIZE
+    size = config.DATA.IMG_SIZE
     images = torch.from_numpy(fill.images(0, 2, 1, size))
     if pretrain:
-        unit, ratio = config.DATA.MASK_PATCH_SIZE, config.DATA.MASK_RATIO
+        patch, unit = encoder_node(config).PATCH_SIZE, config.DATA.MASK_PATCH_SIZE
+        ratio = config.DATA.MASK_RATIO
         masks = torch.from_numpy(fill.masks(1, 2, size, unit, patch, ratio))
         loss = model(images, masks)
     else:

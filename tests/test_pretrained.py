@@ -7,6 +7,8 @@ from golden_cases import fill
 from transfers import TABLE, assert_same, load, make_config, make_model, transfer
 from yacs.config import CfgNode
 
+from models import build_model
+from models.contrastive.methods import METHODS
 from models.convert import Statistics, fold_input
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -139,6 +141,24 @@ def test_classifier_starts_from_pretraining_but_for_its_head(tmp_path, log):
     assert 'left new     2  head.weight, head.bias' in log.text
     assert 'decoder dropped: a classifier has none' in log.text
     assert 'mask_token' in log.text
+
+
+@pytest.mark.parametrize('kind', ['swin', 'vit'])
+@pytest.mark.parametrize('method', ['simclr', 'moco', 'byol', 'swav'])
+def test_classifier_starts_from_contrastive_pretraining(method, kind, tmp_path, log):
+    config = make_config(kind, 1)
+    source = METHODS[method](
+        build_model(config, is_pretrain=False, num_outputs=0),
+        **({'total_steps': 1} if method == 'byol' else {}),
+    )
+    target = load(
+        source.state_dict(), config, make_model(config, seed=2, is_pretrain=False), tmp_path
+    )
+    for key, value in target.state_dict().items():
+        if not key.startswith('head.'):
+            assert torch.equal(value, source.state_dict()[f'encoder.{key}']), key
+    beside = [key for key in source.state_dict() if not key.startswith('encoder.')]
+    assert beside and all(key.split('.')[0] in log.text for key in beside)
 
 
 def test_official_files_with_a_pickled_config_load(tmp_path):

@@ -311,7 +311,7 @@ def test_wrong_sizes_are_named(kind: str) -> None:
         ({'MODEL__SIMMIM__HEAD': 'conv'}, "HEAD must be one of .*'linear', 'mlp'.*'conv'"),
         ({'MODEL__SIMMIM__LOSS': 'huber'}, "LOSS must be one of .*'smooth_l1'.*'huber'"),
         ({'MODEL__SIMMIM__LOSS_PIXELS': 'hidden'}, "LOSS_PIXELS .*'masked'.*'hidden'"),
-        ({'MODEL__TYPE': 'resnet'}, "MODEL.TYPE must be one of .*'swin', 'vit'.*'resnet'"),
+        ({'MODEL__TYPE': 'resnet'}, "MODEL.TYPE must be one of .*'swin', .*'vit'.*'resnet'"),
         ({'MODEL__SWIN__WINDOW_SIZE': 3}, 'WINDOW_SIZE 3 does not divide .*8x8'),
         ({'DATA__IMG_SIZE': 30}, 'IMG_SIZE 30 is no multiple of .* 4'),
         ({'DATA__IMG_SIZE': 36, 'MODEL__SWIN__WINDOW_SIZE': 3}, '9x9 tokens cannot be halved'),

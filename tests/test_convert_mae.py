@@ -1,0 +1,349 @@
+"""MAE's own checkpoints, and timm's ViT: the numbers are as before, in pre-training and after it.
+
+MAE is written here once more, by its paper and with the names of its code, in plain tensors.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_mae import mae_config
+from timm.models.vision_transformer import VisionTransformer
+from torch.nn import functional as F
+from transfers import assert_same, load, make_config, make_model, transfer
+
+from models.convert_mae import by_channel, by_pixel, translate
+from models.vision_transformer import sincos_positions
+
+HEADS, DECODER_HEADS, PATCH = 4, 4, 8
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+State = dict[str, torch.Tensor]
+
+
+def official_state(channels: int, *, seed: int = 0, decoder: bool = True) -> State:
+    """Random weights under MAE's names: width 32, 2 blocks; decoder of width 16, 1 block."""
+    shapes = {'cls_token': (1, 1, 32), 'patch_embed.proj.weight': (32, channels, PATCH, PATCH),
+              'patch_embed.proj.bias': (32,), 'norm.weight': (32,), 'norm.bias': (32,)}  # fmt: skip
+    for k in range(2):
+        shapes |= block_shapes(f'blocks.{k}', 32)
+    if decoder:
+        shapes |= {'mask_token': (1, 1, 16), 'decoder_embed.weight': (16, 32),
+                   'decoder_embed.bias': (16,), 'decoder_norm.weight': (16,),
+                   'decoder_norm.bias': (16,), 'decoder_pred.bias': (PATCH**2 * channels,),
+                   'decoder_pred.weight': (PATCH**2 * channels, 16)}  # fmt: skip
+        shapes |= block_shapes('decoder_blocks.0', 16)
+    torch.manual_seed(seed)
+    state = {key: torch.randn(shape) for key, shape in shapes.items()}
+    for key, value in state.items():
+        if value.ndim > 1 and key.endswith('weight'):
+            value /= math.prod(value.shape[1:]) ** 0.5
+    state['pos_embed'] = sincos_positions(4, 32)
+    return state | ({'decoder_pos_embed': sincos_positions(4, 16)} if decoder else {})
+
+
+def block_shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    linears = {'attn.qkv': (3, 1), 'attn.proj': (1, 1), 'mlp.fc1': (4, 1), 'mlp.fc2': (1, 4)}
+    shapes = {f'{name}.norm{k}.{kind}': (width,) for k in (1, 2) for kind in ('weight', 'bias')}
+    for key, (rows, columns) in linears.items():
+        shapes[f'{name}.{key}.weight'] = (rows * width, columns * width)
+        shapes[f'{name}.{key}.bias'] = (rows * width,)
+    return shapes
+
+
+def official_blocks(state: State, name: str, x: torch.Tensor, heads: int) -> torch.Tensor:
+    """The blocks of that name one after another."""
+
+    def linear(key: str, x: torch.Tensor) -> torch.Tensor:
+        return x @ state[f'{key}.weight'].T + state[f'{key}.bias']
+
+    for k in range(sum(key.startswith(name) and key.endswith('norm1.bias') for key in state)):
+        block = f'{name}.{k}'
+        qkv = linear(f'{block}.attn.qkv', official_norm(state, f'{block}.norm1', x))
+        q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=2))
+        weights = (q @ k.transpose(2, 3) / q.shape[3] ** 0.5).softmax(dim=3)
+        x = x + linear(f'{block}.attn.proj', (weights @ v).transpose(1, 2).flatten(2))
+        widened = linear(f'{block}.mlp.fc1', official_norm(state, f'{block}.norm2', x))
+        x = x + linear(f'{block}.mlp.fc2', F.gelu(widened))
+    return x
+
+
+def official_norm(state: State, name: str, x: torch.Tensor) -> torch.Tensor:
+    centred = x - x.mean(dim=-1, keepdim=True)
+    x = centred / ((centred**2).mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+    return x * state[f'{name}.weight'] + state[f'{name}.bias']
+
+
+def official_tokens(state: State, images: torch.Tensor) -> torch.Tensor:
+    """Patches with their positions, [B, L, 32]."""
+    patches = torch.einsum('nchpwq->nhwcpq', images.reshape(len(images), -1, 4, PATCH, 4, PATCH))
+    weight = state['patch_embed.proj.weight'].flatten(1)
+    tokens = patches.reshape(len(images), 16, -1) @ weight.T + state['patch_embed.proj.bias']
+    return tokens + state['pos_embed'][:, 1:]
+
+
+def official_mae(
+    state: State, images: torch.Tensor, mask: torch.Tensor, *, norm_pix: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss, and pixels of all patches [B, L, p * p * C]; visible patches in an order by chance."""
+    batch, length, mask = len(images), 16, mask.flatten(1)
+    shuffle = (torch.rand(batch, length) + mask).argsort(dim=1)
+    restore = shuffle.argsort(dim=1)
+    kept = shuffle[:, : int((mask[0] == 0).sum())]
+    rows = torch.arange(batch)[:, None]
+    x = official_tokens(state, images)[rows, kept]
+    first = (state['cls_token'] + state['pos_embed'][:, :1]).expand(batch, 1, -1)
+    x = official_blocks(state, 'blocks', torch.cat([first, x], dim=1), HEADS)
+    x = official_norm(state, 'norm', x)
+
+    x = x @ state['decoder_embed.weight'].T + state['decoder_embed.bias']
+    tokens = state['mask_token'].repeat(batch, length + 1 - x.shape[1], 1)
+    x = torch.cat([x[:, :1], torch.cat([x[:, 1:], tokens], dim=1)[rows, restore]], dim=1)
+    x = official_blocks(state, 'decoder_blocks', x + state['decoder_pos_embed'], DECODER_HEADS)
+    x = official_norm(state, 'decoder_norm', x)
+    pixels = (x @ state['decoder_pred.weight'].T + state['decoder_pred.bias'])[:, 1:]
+
+    target = patchify(images)
+    if norm_pix:
+        mean, var = target.mean(dim=2, keepdim=True), target.var(dim=2, keepdim=True)
+        target = (target - mean) / (var + 1e-6) ** 0.5
+    loss = ((pixels - target) ** 2).mean(dim=2)
+    return (loss * mask).sum() / mask.sum(), pixels
+
+
+def patchify(images: torch.Tensor) -> torch.Tensor:
+    patches = images.reshape(len(images), -1, 4, PATCH, 4, PATCH)
+    return torch.einsum('nchpwq->nhwpqc', patches).reshape(len(images), 16, -1)
+
+
+def masks(count: int = 3) -> torch.Tensor:
+    rng = np.random.default_rng(4)
+    hidden = np.stack([rng.permutation(16) < 12 for _ in range(count)])
+    return torch.from_numpy(hidden.reshape(count, 4, 4).astype(np.int64))
+
+
+def grey_images(statistics: tuple, count: int = 3) -> torch.Tensor:
+    """The same grey images in [0, 1], as channels normalised by the statistics see them."""
+    grey = torch.from_numpy(np.random.default_rng(5).random((count, 1, 32, 32)))
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in statistics)
+    return ((grey - mean) / std).float()
+
+
+# Into pre-training
+
+
+@pytest.mark.parametrize('norm_pix', [False, True])
+@pytest.mark.parametrize('channels', [1, 3])
+@torch.no_grad()
+def test_maes_weights_compute_what_they_did(channels, norm_pix, tmp_path, log) -> None:
+    state = official_state(channels)
+    assert all(state[f'blocks.{k}.attn.qkv.bias'][32:64].abs().min() > 0 for k in range(2))
+    config = mae_config(channels, MODEL__MAE__NORM_PIX_LOSS=norm_pix)
+    model = load(state, config, make_model(config, seed=2), tmp_path)
+    images, mask = torch.randn(3, channels, 32, 32), masks()
+    loss, pixels = official_mae(state, images, mask, norm_pix=norm_pix)
+    assert_same(patchify(model.predict(images, mask)), pixels)
+    assert_same(model(images, mask), loss)
+    for line in ('left new     0', 'left over    0', 'resized      0', 'folded       0'):
+        assert f'\n{line}\n' in log.text + '\n'
+    assert 'biases of keys left out of 3 blocks, as they change nothing' in log.text
+
+
+@torch.no_grad()
+def test_three_channels_fold_to_one_exactly(tmp_path, log) -> None:
+    state = official_state(3)
+    config = mae_config(1)
+    model = load(state, config, make_model(config, seed=2), tmp_path)
+    _, pixels = official_mae(state, grey_images(IMAGENET), masks())
+    mean, std = map(torch.tensor, IMAGENET)
+    want = (pixels.unflatten(2, (-1, 3)) * std + mean).mean(dim=3)
+    got = model.predict(grey_images(([0.503], [0.292])), masks())
+    assert_same(patchify(got) * 0.292 + 0.503, want)
+    assert 'folded       4  patch_embed.proj.weight, patch_embed.proj.bias, decoder.' in log.text
+    assert 'decoder dropped' not in log.text
+
+
+@torch.no_grad()
+def test_one_channel_spreads_to_three_exactly(tmp_path) -> None:
+    state = official_state(1)
+    config = mae_config(3)
+    model = load(state, config, make_model(config, seed=2), tmp_path)
+    _, pixels = official_mae(state, grey_images(([0.503], [0.292])), masks())
+    mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
+    got = patchify(model.predict(grey_images(IMAGENET), masks()) * std + mean).unflatten(2, (-1, 3))
+    assert_same(got, (pixels * 0.292 + 0.503).unsqueeze(3).expand(-1, -1, -1, 3))
+
+
+def test_the_encoder_alone_leaves_the_decoder_new(tmp_path, log) -> None:
+    config = mae_config(3)
+    model = make_model(config, seed=2)
+    own = {key: value.clone() for key, value in model.decoder.state_dict().items()}
+    state = official_state(3, decoder=False)
+    load(state, config, model, tmp_path)
+    assert all(torch.equal(value, own[key]) for key, value in model.decoder.state_dict().items())
+    assert torch.equal(model.encoder.norm.weight, state['norm.weight'])
+    assert 'left over    0' in log.text and f'left new    {len(own)}' in log.text
+
+
+def test_a_fine_tuned_encoder_goes_into_pretraining(tmp_path, log) -> None:
+    """Its pooled norm and head are left over; the norm over tokens, which it lacks, stays new."""
+    state = official_state(3, decoder=False)
+    for kind in ('weight', 'bias'):
+        state[f'fc_norm.{kind}'] = state.pop(f'norm.{kind}')
+    state |= {'head.weight': torch.ones(14, 32), 'head.bias': torch.ones(14)}
+    config = mae_config(3)
+    model = make_model(config, seed=2)
+    norm = model.encoder.norm.weight.clone()
+    load(state, config, model, tmp_path)
+    assert torch.equal(model.encoder.norm.weight, norm)
+    assert torch.equal(model.encoder.blocks[1].mlp.fc1.weight, state['blocks.1.mlp.fc1.weight'])
+    left = 'left over    4  head.weight, head.bias, fc_norm.weight, fc_norm.bias'
+    assert left in log.text
+
+
+@torch.no_grad()
+def test_pretraining_goes_on_at_another_size_with_resized_positions(tmp_path, log) -> None:
+    larger = mae_config(1, DATA__IMG_SIZE=48)
+    source, target = transfer(mae_config(1), larger, tmp_path)
+    for before, after in ((source.encoder, target.encoder), (source.decoder, target.decoder)):
+        width = before.pos_embed.shape[2]
+        grid = before.pos_embed[:, 1:].reshape(1, 4, 4, width).permute(0, 3, 1, 2)
+        want = F.interpolate(grid, size=(6, 6), mode='bicubic', align_corners=False)
+        assert_same(after.pos_embed[:, 1:], want.permute(0, 2, 3, 1).reshape(1, 36, width))
+        assert torch.equal(after.pos_embed[:, :1], before.pos_embed[:, :1])
+    assert 'pos_embed 17 -> 37 rows (2)' in log.text
+
+
+@pytest.mark.parametrize(
+    'options, reason',
+    [
+        ({'MODEL__MAE__DECODER_EMBED_DIM': 32}, 'decoder.mask_token [1, 1, 16] for [1, 1, 32], '),
+        ({'MODEL__MAE__DECODER_DEPTH': 2}, 'another head, with decoder.'),
+        ({'MODEL__PRETRAIN': 'simmim'}, 'another head, with decoder.'),
+    ],
+)
+def test_another_decoder_is_dropped_with_the_reason(options, reason, tmp_path, log) -> None:
+    config = mae_config(3, **options)
+    model = make_model(config, seed=2)
+    own = {key: value.clone() for key, value in model.decoder.state_dict().items()}
+    state = official_state(3)
+    load(state, config, model, tmp_path)
+    assert all(torch.equal(value, own[key]) for key, value in model.decoder.state_dict().items())
+    assert torch.equal(model.encoder.cls_token, state['cls_token'])
+    assert f'decoder dropped: {reason}' in log.text
+
+
+def test_simmims_encoder_goes_into_mae(tmp_path, log) -> None:
+    source, target = transfer(mae_config(1, MODEL__PRETRAIN='simmim'), mae_config(1), tmp_path)
+    for key, value in target.encoder.state_dict().items():
+        assert torch.equal(value, source.encoder.state_dict()[key]), key
+    assert 'decoder dropped: another head, with decoder.0.weight' in log.text
+
+
+# Into fine-tuning
+
+
+@pytest.mark.parametrize('pools', [False, True])
+@pytest.mark.parametrize('positions', ['USE_APE', 'USE_SINCOS'])
+@torch.no_grad()
+def test_features_of_a_classifier_are_those_of_mae(positions, pools, tmp_path, log) -> None:
+    """Over all patches: the class token after the norm, or the mean before it."""
+    state = official_state(3)
+    options = {'MODEL__VIT__USE_SINCOS': False, f'MODEL__VIT__{positions}': True}
+    config = mae_config(3, MODEL__VIT__USE_MEAN_POOLING=pools, **options)
+    model = load(state, config, make_model(config, seed=2, is_pretrain=False), tmp_path)
+    images = torch.randn(3, 3, 32, 32)
+    first = (state['cls_token'] + state['pos_embed'][:, :1]).expand(3, 1, -1)
+    x = torch.cat([first, official_tokens(state, images)], dim=1)
+    x = official_blocks(state, 'blocks', x, HEADS)
+    tokens = model.encode(model.patch_embed(images))
+    assert_same(tokens, x if pools else official_norm(state, 'norm', x))
+    assert 'decoder dropped: a classifier has none' in log.text
+
+
+@pytest.mark.parametrize('pool', ['token', 'avg'])
+@torch.no_grad()
+def test_timms_vit_gives_the_same_logits(pool: str, tmp_path, log) -> None:
+    """As fine-tuned by MAE's code: its keys have biases, which change nothing."""
+    torch.manual_seed(0)
+    vit = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=14,
+        global_pool=pool,
+    ).eval()  # fmt: skip
+    for name, parameter in vit.named_parameters():
+        if not name.endswith('weight'):
+            parameter.normal_(std=0.5)
+    options = {'USE_APE': True, 'USE_SINCOS': False, 'USE_MEAN_POOLING': pool == 'avg'}
+    config = mae_config(3, **{f'MODEL__VIT__{key}': value for key, value in options.items()})
+    model = make_model(config, seed=2, is_pretrain=False)
+    load(vit.state_dict(), config, model, tmp_path)
+    images = torch.randn(3, 3, 32, 32)
+    assert_same(model(images), vit(images))
+    assert 'left new     0' in log.text and 'left over    0' in log.text
+
+
+@torch.no_grad()
+def test_fine_tuning_takes_the_encoder_of_our_own_runs(tmp_path, log) -> None:
+    source, target = transfer(mae_config(1), mae_config(1), tmp_path, stages=(True, False))
+    images = torch.randn(3, 1, 32, 32)
+    everything = torch.arange(16).expand(3, 16)
+    assert_same(target.encode(target.patch_embed(images)), source.encode(images, everything))
+    assert 'left new     2  head.weight, head.bias' in log.text
+
+
+# Names and rows
+
+
+def test_names_by_hand() -> None:
+    names = ['cls_token', 'pos_embed', 'norm.bias', 'mask_token', 'decoder_embed.weight',
+             'decoder_pos_embed', 'decoder_blocks.3.norm1.bias', 'decoder_norm.weight',
+             'decoder_pred.bias']  # fmt: skip
+    state = {name: torch.full((2,), float(i)) for i, name in enumerate(names)}
+    state['decoder_blocks.3.attn.qkv.bias'] = torch.arange(6.0)
+    got, remarks = translate(state)
+    want = ['cls_token', 'pos_embed', 'norm.bias', 'decoder.mask_token', 'decoder.embed.weight',
+            'decoder.pos_embed', 'decoder.blocks.3.norm1.bias', 'decoder.norm.weight',
+            'decoder.pred.bias']  # fmt: skip
+    assert {key: value[0].item() for key, value in got.items() if key in want} == {
+        key: float(i) for i, key in enumerate(want)
+    }
+    assert got['decoder.blocks.3.attn.q_bias'].tolist() == [0, 1]
+    assert got['decoder.blocks.3.attn.v_bias'].tolist() == [4, 5]
+    assert len(got) == len(want) + 2 and len(remarks) == 1
+
+
+@pytest.mark.parametrize('kind', ['swin', 'vit'])
+@pytest.mark.parametrize('is_pretrain', [True, False])
+def test_our_own_names_stay(kind: str, is_pretrain: bool) -> None:
+    state = make_model(make_config(kind, 1), is_pretrain=is_pretrain).state_dict()
+    got, remarks = translate(state)
+    assert list(got) == list(state) and remarks == []
+    assert all(got[key] is value for key, value in state.items())
+
+
+def test_rows_of_the_last_layer_by_hand() -> None:
+    """Pixels 0 and 1, channels a, b, c."""
+    rows = torch.tensor([[0.0], [10], [20], [1], [11], [21]])  # 0a 0b 0c 1a 1b 1c
+    assert by_channel(rows, 3).flatten().tolist() == [0, 1, 10, 11, 20, 21]
+    assert torch.equal(by_pixel(by_channel(rows, 3), 3), rows)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    'options, is_pretrain, message',
+    [
+        ({'INIT_VALUES': 0.1}, True, r'4 missing \(blocks\.0\.gamma_1, blocks\.0\.gamma_2'),
+        ({'USE_SINCOS': False}, False, r'1 unexpected \(pos_embed\)'),
+        ({'USE_RPB': True}, False, r'2 missing \(blocks\.0\.attn\.relative_position_bias_table'),
+        ({'EMBED_DIM': 64}, True, r'\d+ of another shape \(cls_token \[1, 1, 32\] for'),
+    ],
+)
+def test_an_encoder_that_it_does_not_fit_is_refused(
+    options, is_pretrain, message, tmp_path
+) -> None:
+    config = mae_config(3, **{f'MODEL__VIT__{key}': value for key, value in options.items()})
+    model = make_model(config, seed=2, is_pretrain=is_pretrain)
+    with pytest.raises(ValueError, match=f'checkpoint of another model: {message}'):
+        load(official_state(3), config, model, tmp_path)

@@ -1,0 +1,242 @@
+"""Weights for models of timm: torchvision's, timm's own files, and checkpoints of this project."""
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
+from transfers import LOGGER, assert_same
+from yacs.config import CfgNode
+
+from checkpoint_files import read_checkpoint
+from config import config_text, default_config
+from models import build_model
+from models.timm_classifier import TimmClassifier
+from utils import load_pretrained
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+GREY = ((0.503,), (0.292,))
+
+
+def make_config(name: str, channels: int = 3, size: int = 32, labels: int = 14) -> CfgNode:
+    config = default_config()
+    config.MODEL.TYPE, config.MODEL.TIMM.NAME, config.MODEL.TIMM.IN_CHANS = 'timm', name, channels
+    config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES = size, labels
+    config.MODEL.DROP_PATH_RATE = 0.0
+    return config
+
+
+def started(config: CfgNode, path: Path) -> TimmClassifier:
+    """A model of the config that starts from a file, as with --pretrained."""
+    torch.manual_seed(9)
+    model = build_model(config, is_pretrain=False).eval()
+    config.PRETRAINED = str(path)
+    load_pretrained(config, model, LOGGER)
+    return model
+
+
+def lived_in(model: torch.nn.Module) -> torch.nn.Module:
+    """A model whose batch norms have seen something, in evaluation mode."""
+    generator = torch.Generator().manual_seed(4)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            torch.nn.init.normal_(module.bias, 0, 0.1, generator=generator)
+    return model.eval()
+
+
+def make_timm(name: str, **options: object) -> torch.nn.Module:
+    torch.manual_seed(1)
+    return lived_in(timm.create_model(name, **options))
+
+
+def images(channels: int = 3, size: int = 32) -> torch.Tensor:
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(5))
+
+
+def grey_images(statistics: tuple, size: int = 32) -> torch.Tensor:
+    """The same grey images in [0, 1] as channels normalised by these statistics."""
+    grey = torch.rand(2, 1, size, size, generator=torch.Generator().manual_seed(5))
+    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    return (grey - mean) / std
+
+
+# Files of others
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet50', 'densenet121', 'inception_v3'])
+@torch.no_grad()
+def test_torchvisions_weights_give_torchvisions_logits(name: str, tmp_path, log) -> None:
+    size = 75 if name == 'inception_v3' else 32
+    options = {'init_weights': False} if name == 'inception_v3' else {}
+    torch.manual_seed(1)
+    theirs = lived_in(getattr(torchvision.models, name)(weights=None, **options))
+    torch.save(theirs.state_dict(), tmp_path / 'file.pth')
+    ours = started(make_config(name, size=size, labels=1000), tmp_path / 'file.pth')
+    x = images(size=size)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+    assert re.search(r'left new +0$', log.text, re.MULTILINE)
+    beside = 'AuxLogits 14' if name == 'inception_v3' else ''
+    assert re.search(rf'left over +\d+ *{beside}$', log.text, re.MULTILINE)
+
+
+def test_torchvisions_published_names_of_densenets_are_read(tmp_path) -> None:
+    """They are denselayer1.norm.1.weight, and there are no counters of batches."""
+    theirs = make_timm('densenet121', num_classes=1000)
+    old = {
+        re.sub(r'(denselayer\d+\.(?:norm|conv))([12])', r'\1.\2', key): value
+        for key, value in theirs.state_dict().items()
+        if 'num_batches' not in key
+    }
+    assert 'features.denseblock1.denselayer1.norm.1.weight' in old
+    torch.save(old, tmp_path / 'file.pth')
+    ours = started(make_config('densenet121', labels=1000), tmp_path / 'file.pth')
+    with torch.no_grad():
+        assert_same(ours(images()), theirs(images()))
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_convnext', 'test_vit', 'test_efficientnet'])
+@torch.no_grad()
+def test_timms_own_file_gives_timms_features(name: str, tmp_path, log) -> None:
+    size = {'img_size': 32} if name == 'test_vit' else {}
+    theirs = make_timm(name, num_classes=1000, **size)
+    save_file(theirs.state_dict(), tmp_path / 'model.safetensors')
+    ours = started(make_config(name), tmp_path / 'model.safetensors')
+    features = theirs.forward_head(theirs.forward_features(images()), pre_logits=True)
+    assert_same(ours.forward_features(images()), features)
+    assert re.search(r'left new +2  head.weight, head.bias', log.text)
+    assert re.search(r'left over +2  head.bias, head.weight', log.text), 'its classifier'
+
+
+def test_positions_of_a_vit_are_resized_as_timm_does(tmp_path, log) -> None:
+    theirs = make_timm('test_vit', img_size=32)
+    save_file(theirs.state_dict(), tmp_path / 'model.safetensors')
+    ours = started(make_config('test_vit', size=64), tmp_path / 'model.safetensors')
+    expected = resample_abs_pos_embed(theirs.pos_embed, (4, 4), antialias=False)
+    assert_same(ours.encoder.pos_embed, expected)
+    assert 'pos_embed 5 -> 17 rows' in log.text
+
+
+# Checkpoints of this project
+
+
+def test_a_checkpoint_of_its_own_is_loaded_whole(tmp_path, log) -> None:
+    config = make_config('test_resnet', 1)
+    theirs = lived_in(build_model(config, is_pretrain=False))
+    saved = {'model': theirs.state_dict(), 'config': config_text(config)}
+    torch.save(saved, tmp_path / 'ckpt.pth')
+    ours = started(make_config('test_resnet', 1), tmp_path / 'ckpt.pth')
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], value), key
+    assert 'note' not in log.text
+
+
+def test_what_contrastive_pretraining_has_besides_is_left_over_and_listed(tmp_path, log) -> None:
+    encoder = make_timm('test_resnet', num_classes=0)
+    state = {f'encoder.{key}': value for key, value in encoder.state_dict().items()}
+    beside = ['head.0.weight', 'projector.weight', 'predictor.weight', 'queue', 'momentum.conv1']
+    state |= {key: torch.ones(3) for key in beside}
+    torch.save({'model': state}, tmp_path / 'ckpt.pth')
+    ours = started(make_config('test_resnet'), tmp_path / 'ckpt.pth')
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(ours.encoder.state_dict()[key], value), key
+    assert re.search(rf'left over +5  {", ".join(beside)}', log.text)
+
+
+# Channels
+
+
+@pytest.mark.parametrize(
+    ('name', 'layers', 'border'),
+    [
+        ('resnet18', ('conv1', 'bn1'), 2),
+        ('densenet121', ('features.conv0', 'features.norm0'), 2),
+        ('test_efficientnet', ('conv_stem', 'bn1'), 1),
+    ],
+)
+@torch.no_grad()
+def test_folded_channels_are_exact_away_from_the_padded_border(
+    name: str, layers: tuple[str, str], border: int, tmp_path, log
+) -> None:
+    theirs = make_timm(name)
+    torch.save(theirs.state_dict(), tmp_path / 'file.pth')
+    ours = started(make_config(name, 1), tmp_path / 'file.pth')
+    results = []
+    for model, x in ((theirs, grey_images(IMAGENET)), (ours.encoder, grey_images(GREY))):
+        first, norm = map(model.get_submodule, layers)
+        results.append(norm(first(x)))
+    inner = [result[..., border:-border, border:-border] for result in results]
+    assert_same(inner[1], inner[0])
+    assert (results[0] - results[1]).abs().max() > 0.01, 'as the log says of the border'
+    assert 'channels: 3 -> 1' in log.text and 'but at the border' in log.text
+    assert f'{layers[1]}.running_mean takes the offset' in log.text
+
+
+@pytest.mark.parametrize('channels', [(3, 1), (1, 3)])
+@torch.no_grad()
+def test_folding_patches_is_exact(channels: tuple[int, int], tmp_path, log) -> None:
+    """A patch convolution has a bias and no padding; the statistics are the checkpoint's own."""
+    statistics = {3: IMAGENET, 1: GREY}
+    config = make_config('test_vit', channels[0])
+    theirs = build_model(config, is_pretrain=False).eval()
+    saved = {'model': theirs.state_dict(), 'config': config_text(config)}
+    torch.save(saved, tmp_path / 'ckpt.pth')
+    ours = started(make_config('test_vit', channels[1]), tmp_path / 'ckpt.pth')
+    x, y = (grey_images(statistics[count]) for count in channels)
+    assert_same(ours(y), theirs(x))
+    assert 'border' not in log.text
+
+
+@torch.no_grad()
+def test_files_without_options_were_normalised_as_timm_says(tmp_path, log) -> None:
+    """By 0.5 and 0.5 for timm's ViT; ImageNet's would be wrong."""
+    theirs = make_timm('test_vit', img_size=32)
+    assert theirs.default_cfg['mean'] == (0.5, 0.5, 0.5)
+    torch.save(theirs.state_dict(), tmp_path / 'file.pth')
+    ours = started(make_config('test_vit', 1), tmp_path / 'file.pth')
+    features = theirs.forward_head(theirs.forward_features(grey_images(((0.5,) * 3,) * 2)), True)
+    assert_same(ours.forward_features(grey_images(GREY)), features)
+
+
+# What is refused
+
+
+def refused(state: dict, config: CfgNode, path: Path, message: str) -> None:
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=f'{re.escape(str(path))}: .*{message}'):
+        started(config, path)
+
+
+def test_weights_of_another_model_are_refused_by_name(tmp_path) -> None:
+    state, path = make_timm('test_resnet').state_dict(), tmp_path / 'file.pth'
+    refused(state, make_config('test_efficientnet'), path, 'unexpected .*encoder.conv1.*missing')
+    del state['layer1.0.conv1.weight']
+    message = r'1 missing \(encoder.layer1.0.conv1.weight\)'
+    refused(state, make_config('test_resnet'), path, message)
+    state['layer1.0.conv1.weight'] = torch.zeros(2)
+    refused(state, make_config('test_resnet'), path, r'1 of another shape \(encoder.layer1.0.conv1')
+
+
+def test_channels_that_cannot_be_folded_are_refused(tmp_path) -> None:
+    """Its weights are standardised before they are used."""
+    state = make_timm('test_nfnet').state_dict()
+    message = 'is for 3 channels and cannot be folded to 1 .*MODEL.TIMM.IN_CHANS 3'
+    refused(state, make_config('test_nfnet', 1), tmp_path / 'file.pth', message)
+
+
+@pytest.mark.parametrize(
+    'damage', [lambda file: file[: len(file) // 2], lambda file: b'hello', lambda file: b'']
+)
+def test_a_damaged_safetensors_file_is_refused(damage, tmp_path) -> None:
+    path = tmp_path / 'model.safetensors'
+    save_file({'a': torch.ones(100)}, path)
+    assert read_checkpoint(path)['model']['a'].sum() == 100
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match='model.safetensors: not a checkpoint, or one that is cut'):
+        read_checkpoint(path)

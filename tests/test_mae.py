@@ -1,0 +1,314 @@
+"""MAE: positions, which tokens are seen, places restored, loss and pixels, training."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from timm.layers import build_sincos2d_pos_embed
+from torch import nn
+from transfers import make_config
+
+from config_checks import check_config
+from data.masking import MASK_TYPES, MaskGenerator
+from models import build_model
+from models.attention import written_out
+from models.mae import MAE, take, visible_first
+from models.vision_transformer import sincos_positions
+from optimizer import param_groups
+
+MAE_OPTIONS = {
+    'MODEL__PRETRAIN': 'mae', 'MODEL__VIT__USE_SINCOS': True, 'MODEL__VIT__USE_SHARED_RPB': False,
+    'MODEL__VIT__INIT_VALUES': None, 'MODEL__MAE__DECODER_EMBED_DIM': 16,
+    'MODEL__MAE__DECODER_DEPTH': 1, 'MODEL__MAE__DECODER_NUM_HEADS': 4,
+    'DATA__MASK_PATCH_SIZE': 8, 'DATA__MASK_RATIO': 0.75,
+}  # fmt: skip
+
+
+def mae_config(channels: int = 1, **options: object):
+    """A ViT of 4 x 4 patches of 8 px, width 32, decoder of width 16."""
+    return make_config('vit', channels, **(MAE_OPTIONS | options))
+
+
+def seeded(channels: int = 1, **options: object) -> MAE:
+    config = mae_config(channels, **options)
+    check_config(config, 'simmim')
+    torch.manual_seed(0)
+    return build_model(config)
+
+
+def batch(model: nn.Module, unit: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three images of 4 x 4 patches and masks that hide three quarters, other ones in each."""
+    torch.manual_seed(1)
+    generator, rng = MaskGenerator(32, unit, 8, 0.75), np.random.default_rng(0)
+    masks = torch.from_numpy(np.stack([generator(rng) for _ in range(3)]))
+    return torch.randn(3, model.in_chans, 32, 32) * 2 + 1, masks
+
+
+# Positions
+
+
+@pytest.mark.parametrize('grid, width', [(4, 16), (3, 384), (14, 20)])
+def test_positions_are_maes_formula(grid: int, width: int) -> None:
+    """Written out as MAE has it: column first, omega = 10000 ** -(i / (width / 4))."""
+    got = sincos_positions(grid, width).numpy()
+    assert got.shape == (1, 1 + grid**2, width) and got.dtype == np.float32
+    assert not got[0, 0].any()
+    quarter = width // 4
+    for row, column, i in np.ndindex(grid, grid, quarter):
+        omega = 1.0 / 10000 ** (i / quarter)
+        place = got[0, 1 + row * grid + column]
+        angles = (column * omega, row * omega)
+        want = [f(angle) for angle in angles for f in (math.sin, math.cos)]
+        np.testing.assert_allclose(place[i::quarter], want, atol=1e-6)
+
+
+def test_positions_are_timms_in_another_order() -> None:
+    """Quarters of timm's: sine of row, sine of column, cosine of row, cosine of column."""
+    theirs = build_sincos2d_pos_embed([5, 5], dim=32, reverse_coord=False)
+    sin_row, sin_column, cos_row, cos_column = theirs.split(8, dim=1)
+    want = torch.cat([sin_column, cos_column, sin_row, cos_row], dim=1)
+    torch.testing.assert_close(sincos_positions(5, 32)[0, 1:], want)
+
+
+def test_a_width_that_4_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match='a width that 4 divides, got 18'):
+        sincos_positions(4, 18)
+
+
+@pytest.mark.parametrize('pretrain', ['simmim', 'mae'])
+@torch.no_grad()
+def test_fixed_positions_are_added_saved_and_never_trained(pretrain: str) -> None:
+    encoder = seeded(MODEL__PRETRAIN=pretrain).encoder.eval()
+    assert torch.equal(encoder.state_dict()['pos_embed'], sincos_positions(4, 32))
+    assert 'pos_embed' not in dict(encoder.named_parameters())
+    tokens = torch.randn(2, 16, 32)
+    got = encoder.encode(tokens)
+    x = torch.cat([encoder.cls_token.expand(2, -1, -1), tokens + sincos_positions(4, 32)[:, 1:]], 1)
+    for block in encoder.blocks:
+        x = block(x)
+    torch.testing.assert_close(got, encoder.norm(x))
+
+
+# What is seen, and where it goes
+
+
+@pytest.mark.parametrize('unit', [8, 16])
+def test_visible_patches_come_first_and_places_are_restored(unit: int) -> None:
+    _, masks = batch(seeded(), unit)
+    order, num_visible = visible_first(masks, 4)
+    assert num_visible == 4
+    for b, mask in enumerate(masks.flatten(1).tolist()):
+        visible = [place for place, hidden in enumerate(mask) if not hidden]
+        hidden = [place for place, hidden in enumerate(mask) if hidden]
+        assert order[b].tolist() == visible + hidden
+    named = torch.arange(16.0).expand(3, 16).unsqueeze(-1) + 100 * torch.arange(3.0)[:, None, None]
+    seen = take(named, order[:, :num_visible])
+    joined = torch.cat([seen, torch.full((3, 12, 1), -1.0)], dim=1)
+    restored = take(joined, order.argsort(dim=1))
+    want = torch.where(masks.flatten(1).unsqueeze(-1) == 1, -1.0, named)
+    assert torch.equal(restored, want)
+
+
+@torch.no_grad()
+def test_decoder_gets_each_token_in_its_place() -> None:
+    """Before the decoder's first block: embedded token or mask token, plus the place's position."""
+    model = seeded().eval()
+    x, masks = batch(model)
+    inputs, latents = [], []
+    model.decoder.blocks[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    model.decoder.embed.register_forward_hook(lambda _, args, out: latents.append(out))
+    model(x, masks)
+    positions = sincos_positions(4, 16)[0]
+    for b, mask in enumerate(masks.flatten(1).tolist()):
+        torch.testing.assert_close(inputs[0][b, 0], latents[0][b, 0])
+        visible = iter(latents[0][b, 1:])
+        for place, hidden in enumerate(mask):
+            token = model.decoder.mask_token[0, 0] if hidden else next(visible)
+            torch.testing.assert_close(inputs[0][b, 1 + place], token + positions[1 + place])
+        assert next(visible, None) is None
+
+
+@pytest.mark.parametrize('ratio, tokens', [(0.25, 1 + 12), (0.5, 1 + 8), (0.75, 1 + 4)])
+def test_the_encoder_sees_visible_patches_and_the_class_token(ratio: float, tokens: int) -> None:
+    model = seeded()
+    seen, decoded = [], []
+    for blocks, shapes in ((model.encoder.blocks, seen), (model.decoder.blocks, decoded)):
+        for block in blocks:
+            block.register_forward_hook(lambda _, args, out, s=shapes: s.append(out.shape))
+    for mask_type in MASK_TYPES:
+        masks = MaskGenerator(32, 8, 8, ratio, mask_type)
+        rng = np.random.default_rng(3)
+        masks = torch.from_numpy(np.stack([masks(rng) for _ in range(4)]))
+        model(torch.randn(4, 1, 32, 32), masks)
+    assert set(seen) == {(4, tokens, 32)} and len(seen) == 2 * len(MASK_TYPES)
+    assert set(decoded) == {(4, 17, 16)}
+
+
+@torch.no_grad()
+def test_what_is_hidden_changes_no_prediction_and_what_is_visible_does() -> None:
+    model = seeded(3).eval()
+    x, masks = batch(model)
+    hidden = masks.repeat_interleave(8, 1).repeat_interleave(8, 2).unsqueeze(1)
+    noise = 10 * torch.randn_like(x)
+    want = model.predict(x, masks)
+    assert torch.equal(model.predict(x + noise * hidden, masks), want)
+    other = model.predict(x + noise * (1 - hidden), masks)
+    assert (other - want).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+    one_image = noise * torch.tensor([0.0, 1.0, 0.0])[:, None, None, None]
+    alone = model.predict(x + one_image, masks)
+    assert torch.equal(alone[[0, 2]], want[[0, 2]]) and not torch.equal(alone[1], want[1])
+
+
+def test_masks_of_another_grid_or_of_different_counts_are_refused() -> None:
+    model = seeded()
+    x, masks = batch(model)
+    with pytest.raises(ValueError, match=r'mask must be .* = \[3, 4, 4\], got \[3, 2, 8\]'):
+        model(x, masks.view(3, 2, 8))
+    masks[0] = torch.ones(4, 4)
+    masks[0, 0, 0] = 0
+    with pytest.raises(ValueError, match='same number of patches visible, .*got 1 to 4'):
+        model(x, masks)
+    with pytest.raises(ValueError, match='at least one, got 0 to 0'):
+        model(x, torch.ones(3, 4, 4))
+    with pytest.raises(ValueError, match='got 40x40, the encoder was built for 32x32'):
+        model(torch.randn(3, 1, 40, 40), batch(model)[1])
+
+
+# Loss and pixels
+
+
+@pytest.mark.parametrize('unit', [8, 16])
+@pytest.mark.parametrize('normalised', [False, True])
+@pytest.mark.parametrize('channels', [1, 3])
+@torch.no_grad()
+def test_loss_and_pixels_equal_a_loop_over_patches(channels, normalised, unit) -> None:
+    """MAE's patchify: row by row, a pixel's channels together; the model's patch is 8 px."""
+    model = seeded(channels, MODEL__MAE__NORM_PIX_LOSS=normalised, DATA__MASK_PATCH_SIZE=unit)
+    x, masks = batch(model, unit)
+    outputs = []
+    model.decoder.register_forward_hook(lambda _, args, out: outputs.append(out))
+    loss, predicted, shown = model(x, masks), model.predict(x, masks), model.reconstruct(x, masks)
+    outputs = outputs[0].double().numpy()
+    assert outputs.shape == (3, 16, 64 * channels)
+    images, errors = x.double().numpy(), []
+    for b, row, column in np.ndindex(3, 4, 4):
+        area = slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8)
+        patch = images[b][:, *area].transpose(1, 2, 0).flatten()
+        mean = patch.mean() if normalised else 0.0
+        variance = ((patch - patch.mean()) ** 2).sum() / (len(patch) - 1)
+        deviation = (variance + 1e-6) ** 0.5 if normalised else 1.0
+        output = outputs[b, 4 * row + column]
+        if masks[b, row, column]:
+            errors.append(((output - (patch - mean) / deviation) ** 2).mean())
+        for got, want in ((predicted, output), (shown, output * deviation + mean)):
+            got = got[b][:, *area].permute(1, 2, 0).flatten()
+            np.testing.assert_allclose(got, want, atol=1e-4)
+    assert len(errors) == 3 * 12
+    assert loss.item() == pytest.approx(np.mean(errors), rel=1e-5)
+
+
+@pytest.mark.parametrize('normalised', [False, True])
+def test_the_loss_sees_hidden_patches_alone(normalised: bool, monkeypatch) -> None:
+    model = seeded(MODEL__MAE__NORM_PIX_LOSS=normalised)
+    x, masks = batch(model)
+    fixed = torch.randn_like(x)
+    monkeypatch.setattr(model, 'predict', lambda *_: fixed)
+    hidden = masks.repeat_interleave(8, 1).repeat_interleave(8, 2).unsqueeze(1)
+    noise, loss = torch.randn_like(x), model(x, masks)
+    assert torch.equal(model(x + noise * (1 - hidden), masks), loss)
+    assert not torch.equal(model(x + noise * hidden, masks), loss)
+
+
+# Training
+
+
+def test_every_parameter_gets_a_gradient_and_positions_have_none() -> None:
+    """As DDP asks; whichever way the classifier will pool."""
+    for pooling in (False, True):
+        model = seeded(MODEL__VIT__USE_MEAN_POOLING=pooling)
+        model(*batch(model)).backward()
+        assert [name for name, p in model.named_parameters() if p.grad is None] == []
+        assert all(p.grad.any() for p in model.parameters())
+        assert {name for name, _ in model.named_buffers()} == {
+            'encoder.pos_embed', 'decoder.pos_embed',
+        }  # fmt: skip
+
+
+def test_learned_positions_are_learned_from_visible_patches() -> None:
+    model = seeded(MODEL__VIT__USE_SINCOS=False, MODEL__VIT__USE_APE=True)
+    x, masks = batch(model)
+    model(x, masks).backward()
+    seen = model.encoder.pos_embed.grad[0].abs().sum(dim=1) > 0
+    assert seen.tolist() == [True, *(masks == 0).flatten(1).any(dim=0).tolist()]
+
+
+@pytest.mark.parametrize('keeps', ['nothing', 'products'])
+def test_checkpointing_changes_no_gradient(keeps: str) -> None:
+    gradients = []
+    for use_checkpoint in (False, True):
+        model, calls = (
+            seeded(TRAIN__USE_CHECKPOINT=use_checkpoint, TRAIN__CHECKPOINT_KEEPS=keeps),
+            [],
+        )
+        blocks = [*model.encoder.blocks, *model.decoder.blocks]
+        for block in blocks:
+            block.norm1.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        model(*batch(model)).backward()
+        assert len(calls) == len(blocks) * (2 if use_checkpoint else 1)
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-7)
+
+
+@torch.no_grad()
+def test_attention_is_the_same_fused_or_written_out() -> None:
+    model = seeded(MODEL__ATTENTION='sdpa').eval()
+    x, masks = batch(model)
+    fused = model(x, masks)
+
+    def kinds() -> list[str]:
+        return [module.attention for module in model.modules() if hasattr(module, 'attention')]
+
+    assert kinds() == ['sdpa'] * 3
+    with written_out(model):
+        assert kinds() == ['eager'] * 3
+        torch.testing.assert_close(model(x, masks), fused)
+
+
+@torch.no_grad()
+def test_low_precision_is_near() -> None:
+    model = seeded()
+    x, masks = batch(model)
+    with torch.autocast('cpu', torch.bfloat16):
+        low = model(x, masks)
+    assert low.dtype == torch.float32
+    assert low.item() == pytest.approx(model(x, masks).item(), rel=0.02)
+
+
+def test_initial_weights_are_maes() -> None:
+    """Xavier's uniform over each whole matrix; a patch's pixels count as one vector."""
+    model = seeded(MODEL__VIT__EMBED_DIM=128, MODEL__MAE__DECODER_EMBED_DIM=64)
+    matrices = 0
+    for name, parameter in model.named_parameters():
+        if name.endswith('.weight') and parameter.ndim > 1:
+            matrix = parameter.detach().flatten(1)
+            bound = (6 / sum(matrix.shape)) ** 0.5
+            assert matrix.abs().max() <= bound, name
+            assert matrix.std().item() == pytest.approx(bound / 3**0.5, rel=0.05), name
+            matrices += 1
+        elif name.endswith('_token'):
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.3), name
+        else:
+            expected = 1.0 if name.endswith('.weight') else 0.0
+            assert (parameter == expected).all(), name
+    assert matrices == 4 * 3 + 3  # of each block; patch embedding, decoder's embedding, pixels
+
+
+def test_what_decays() -> None:
+    model = seeded()
+    decay, free = param_groups(model, weight_decay=0.05, base_lr=1e-3, layer_decay=None)
+    ids = {id(parameter) for parameter in free['params']}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in ids) == (parameter.ndim == 1 or name.endswith('_token')), name
+    assert decay['weight_decay'] == 0.05

@@ -1,0 +1,314 @@
+"""Models of timm as classifiers: what timm computes, under this project's interface."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from sweep_runs import MadeRuns, make_sweep, with_rows
+from test_finding_table import run
+from timm.optim import param_groups_layer_decay
+from tiny import arguments, run_folder, run_main, tiny_config
+from torch.nn import functional as F
+
+from config import check_config, default_config
+from evaluation.finding_table import read_runs
+from evaluation.saliency import grad_cam, target_layer
+from logger import read_metrics
+from models import build_model
+from models.timm_classifier import TimmClassifier, find_layout
+from optimizer import build_optimizer
+from speed.cases import list_cases
+from sweeps.results import collect
+from sweeps.summary import notes
+from utils import read_checkpoint
+
+SIZES = {
+    'resnet18': 32,
+    'resnet50': 32,
+    'densenet121': 32,
+    'inception_v3': 75,
+    'convnext_atto': 32,
+    'vit_tiny_patch16_224': 32,
+}
+RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'TIMM': {'NAME': 'resnet18', 'IN_CHANS': 1}}
+
+
+def images(size: int, count: int = 2, channels: int = 1, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def timm_twin(model: TimmClassifier) -> torch.nn.Module:
+    """The classifier of timm with the same weights."""
+    options = dict(model.layout.options, num_classes=len(model.head.weight))
+    twin = timm.create_model(model.name, **options)
+    weight, bias = sorted(model.layout.classifier, reverse=True)
+    state = model.encoder.state_dict() | {weight: model.head.weight, bias: model.head.bias}
+    twin.load_state_dict(state)
+    return twin.train(model.training)
+
+
+def make_config(name: str = 'resnet18', size: int = 32, **options):
+    """Options of fine-tuning; others by key, __ for a dot."""
+    config = default_config()
+    config.MODEL.TYPE, config.MODEL.TIMM.NAME, config.MODEL.TIMM.IN_CHANS = 'timm', name, 1
+    config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES, config.DATA.DATASET = size, 14, 'chexpert'
+    config.MODEL.DROP_PATH_RATE = config.MODEL.LABEL_SMOOTHING = 0.0
+    config.AUG.AUTO_AUGMENT, config.AUG.MIXUP, config.AUG.CUTMIX = 'none', 0.0, 0.0
+    for key, value in options.items():
+        config.merge_from_list([key.replace('__', '.'), value])
+    return config
+
+
+# What it computes
+
+
+@pytest.mark.parametrize('name', SIZES)
+def test_it_is_timms_own_classifier(name: str) -> None:
+    torch.manual_seed(0)
+    model = TimmClassifier(name, SIZES[name], 1, 3).eval()
+    x = images(SIZES[name])
+    with torch.no_grad():
+        logits, features = model(x), model.forward_features(x)
+        torch.testing.assert_close(logits, timm_twin(model)(x), rtol=1e-5, atol=1e-5)
+    assert features.shape == (2, model.num_features)
+    assert all(key.startswith(('encoder.', 'head.')) for key in model.state_dict())
+
+
+def test_weights_are_drawn_as_timm_draws_them() -> None:
+    """Finding the layout draws nothing from the stream of random numbers."""
+    find_layout.cache_clear()
+    torch.manual_seed(3)
+    ours = TimmClassifier('resnet18', 32, 1, 0).state_dict()
+    torch.manual_seed(3)
+    for key, value in timm.create_model('resnet18', in_chans=1, num_classes=0).state_dict().items():
+        assert torch.equal(ours[f'encoder.{key}'], value), key
+    assert len([key for key in ours if key.startswith('head.')]) == 0
+
+
+def test_rates_reach_the_model() -> None:
+    torch.manual_seed(0)
+    model = TimmClassifier('resnet18', 32, 1, 3, drop_rate=0.5, drop_path_rate=0.25)
+    assert model.encoder.drop_rate == 0.5
+    rates = [m.drop_prob for m in model.modules() if type(m).__name__ == 'DropPath']
+    np.testing.assert_allclose(rates, np.linspace(0, 0.25, 8)[1:])  # timm gives the first none
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'vit_tiny_patch16_224'])
+def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
+    x, gradients = images(32), []
+    for use_checkpoint in (False, True):
+        torch.manual_seed(0)
+        model = TimmClassifier(name, 32, 1, 3, use_checkpoint=use_checkpoint).train()
+        assert model.encoder.grad_checkpointing is use_checkpoint
+        model(x).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5 * plain.abs().max().item())
+
+
+# Groups of the optimizer
+
+
+@pytest.mark.parametrize(
+    'name', ['resnet18', 'densenet121', 'convnext_atto', 'vit_tiny_patch16_224']
+)
+def test_rates_and_decay_of_layers_are_timms(name: str) -> None:
+    config = make_config(name, TRAIN__LAYER_DECAY=0.5, TRAIN__WEIGHT_DECAY=0.05)
+    model = build_model(config, is_pretrain=False)
+    groups = build_optimizer(config, model, logging.getLogger(), False).param_groups
+    ours = {
+        id(p): (group['lr_scale'], group['weight_decay'])
+        for group in groups
+        for p in group['params']
+    }
+    twin = timm_twin(model)
+    free = getattr(twin, 'no_weight_decay', set)()
+    timms = param_groups_layer_decay(twin, 0.05, no_weight_decay_list=free, layer_decay=0.5)
+    theirs = {
+        id(p): (group['lr_scale'], group['weight_decay'])
+        for group in timms
+        for p in group['params']
+    }
+    own = dict(model.named_parameters())
+    layers = set()
+    for key, parameter in twin.named_parameters():
+        is_head = key in model.layout.classifier
+        other = own[f'head.{key.split(".")[-1]}' if is_head else f'encoder.{key}']
+        assert ours[id(other)] == pytest.approx(theirs[id(parameter)]), key
+        layers.add(ours[id(other)][0])
+    assert len(ours) == len(theirs) and len(layers) > 8
+
+
+# Saliency
+
+
+def test_grad_cam_of_a_resnet_is_computed_by_hand() -> None:
+    """64 px: the last map has 2 x 2 places; its gradient is the head's weight over 4."""
+    torch.manual_seed(0)
+    model = TimmClassifier('resnet18', 64, 1, 3).eval()
+    x = images(64)
+    assert target_layer(model, x) is model.encoder.layer4
+    with torch.no_grad():
+        features = model.encoder.forward_features(x).numpy()  # [B, 512, 2, 2]
+    weights = model.head.weight.detach().numpy()[1] / 4
+    maps = np.maximum((weights[:, None, None] * features).sum(1), 0)
+    drawn = F.interpolate(torch.from_numpy(maps)[:, None], (64, 64), mode='bilinear')[:, 0]
+    expected = drawn / drawn.amax((1, 2), keepdim=True)
+    torch.testing.assert_close(grad_cam(model, x, 1), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('name', 'size', 'layer'),
+    [
+        ('resnet50', 224, 'layer4'),
+        ('densenet121', 224, 'features'),
+        ('inception_v3', 299, 'Mixed_7c'),
+        ('convnext_tiny', 224, 'norm_pre'),
+        ('vit_small_patch16_224', 224, 'blocks.10'),
+        ('swin_tiny_patch4_window7_224', 224, ''),
+    ],
+)
+def test_maps_are_of_the_last_features_before_pooling(name: str, size: int, layer: str) -> None:
+    layout = find_layout(name, img_size=size, in_chans=1)
+    assert layout.map_layer == layer
+    assert layout.width == timm.create_model(name).head_hidden_size
+
+
+# What is refused
+
+REFUSED = {
+    'name': (dict(MODEL__TIMM__NAME='resnet5O'), "TIMM.NAME must be .*'resnet50'.*'resnet5O'"),
+    'tag': (dict(MODEL__TIMM__NAME='resnet50.a1_in1k'), "MODEL.TIMM.NAME must be .*'resnet50"),
+    'hub': (dict(MODEL__TIMM__NAME='hf-hub:timm/resnet50'), 'MODEL.TIMM.NAME must be '),
+    'channels': (dict(MODEL__TIMM__IN_CHANS=2), r'TIMM.IN_CHANS must be one of \[1, 3\], got 2'),
+    'drop path': (
+        dict(MODEL__TIMM__NAME='densenet121', MODEL__DROP_PATH_RATE=0.1),
+        'MODEL.DROP_PATH_RATE must be 0 for densenet121 .*no stochastic depth, got 0.1',
+    ),
+    'size': (
+        dict(MODEL__TIMM__NAME='inception_v3'),
+        'DATA.IMG_SIZE must be .* inception_v3 of timm can take, got 32 .*greater than actual',
+    ),
+    'attention': (dict(MODEL__ATTENTION='sdpa'), "MODEL.ATTENTION must be 'auto'.*got 'sdpa'"),
+    'kept': (dict(TRAIN__CHECKPOINT_KEEPS='products'), 'TRAIN.CHECKPOINT_KEEPS must be '),
+    'checkpoint': (
+        dict(MODEL__TIMM__NAME='inception_v3', DATA__IMG_SIZE=96, TRAIN__USE_CHECKPOINT=True),
+        'TRAIN.USE_CHECKPOINT must be False for inception_v3',
+    ),
+    'maps': (
+        dict(MODEL__TIMM__NAME='swin_tiny_patch4_window7_224', DATA__IMG_SIZE=224),
+        'REPORT.MAPS must be 0 for swin_tiny_patch4_window7_224 .*got 2',
+    ),
+    'rollout': (dict(REPORT__METHOD='rollout'), "REPORT.METHOD must be 'grad_cam'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_what_cannot_work_is_refused_by_name(case: str) -> None:
+    options, message = REFUSED[case]
+    check_config(make_config(), 'finetune')
+    with pytest.raises(ValueError, match=message):
+        check_config(make_config(**options), 'finetune')
+
+
+def test_pretraining_by_hidden_patches_is_refused() -> None:
+    config = make_config()
+    with pytest.raises(ValueError, match="MODEL.TYPE must be 'swin' or 'vit' .* got 'timm'"):
+        check_config(config, 'simmim')
+    with pytest.raises(ValueError, match="MODEL.TYPE must be 'swin' or 'vit' .* got 'timm'"):
+        build_model(config)
+
+
+def test_layer_decay_is_refused_where_timm_has_no_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(timm.models.ResNet, 'group_matcher')
+    find_layout.cache_clear()
+    check_config(make_config(), 'finetune')
+    assert build_model(make_config(), is_pretrain=False).get_layer_id('encoder.conv1.weight') == 1
+    with pytest.raises(ValueError, match='TRAIN.LAYER_DECAY must be 1.0 for resnet18 .* got 0.5'):
+        check_config(make_config(TRAIN__LAYER_DECAY=0.5), 'finetune')
+    find_layout.cache_clear()
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 40, 40), (1, 3, 32, 32)])
+def test_images_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+    model = TimmClassifier('resnet18', 32, 1, 3).eval()
+    with pytest.raises(ValueError, match=r'got \[.*resnet18 was built for \[1, 32, 32\]'):
+        model(torch.zeros(shape))
+
+
+# What is said and measured of it
+
+
+def test_tables_name_it(tmp_path) -> None:
+    """In the table of a binary task, and in the notes on what a sweep's reference trains."""
+    model = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'TIMM': {'NAME': 'resnet18', 'IN_CHANS': 1}}
+    (row,) = read_runs([run(tmp_path / 'run', MODEL=model)], masked=[None])
+    assert row['model'] == 'resnet18'
+    options = {'MODEL.TYPE': 'timm', 'MODEL.TIMM.NAME': 'densenet121', 'MODEL.DROP_PATH_RATE': 0.0}
+    made, sweep = MadeRuns(tmp_path), make_sweep(['0.0', '0.1'])
+    sweep = with_rows(sweep, reference={'finetune': options})
+    made.add(sweep.reference, 0)
+    collected = collect(sweep, [0], made.output, resamples=2)
+    assert any(
+        'fine-tuning of densenet121, 224 px, 3 channels' in note for note in notes(collected)
+    )
+
+
+def test_levers_of_its_speed_are_options_that_it_takes() -> None:
+    """Its attention is its own: there is nothing to choose."""
+    cases, notes = list_cases(make_config(), torch.device('cpu'), baseline=False, levers=True)
+    for case in cases:
+        pairs = {key.replace('.', '__'): value for key, value in case.options.items()}
+        check_config(make_config(**pairs), 'finetune')
+    assert [case.name for case in cases][-2:] == ['our code, eager', 'compile max']
+    assert 'attention sdpa: not applicable on the CPU' in notes
+
+
+# Runs
+
+
+def fine_tune(name: str, folder: Path, phantom: Path, *options: str, **sections: dict) -> Path:
+    """The folder of a tiny run."""
+    model = RESNET | {'TIMM': {'NAME': name, 'IN_CHANS': 1}}
+    cfg = tiny_config(folder / 'run.yaml', 'finetune', model, **sections)
+    assert run_main('finetune', arguments(cfg, phantom, folder / 'out', *options)) == 0
+    return run_folder(folder / 'out', 'finetune')
+
+
+@pytest.mark.parametrize('name', ['test_resnet', pytest.param('resnet18', marks=pytest.mark.slow)])
+def test_a_resnet_learns_and_its_last_layer_alone(name: str, phantom, tmp_path) -> None:
+    """Loss falls on 28 images; 'last_layer' leaves the encoder, running statistics included."""
+    train = {'EPOCHS': 3, 'WARMUP_EPOCHS': 0, 'BASE_LR': 0.5, 'ACCUMULATION_STEPS': 1}
+    full = fine_tune(name, tmp_path / 'full', phantom, TRAIN=train)
+    losses = [line['loss'] for line in read_metrics(full / 'metrics.jsonl') if 'loss' in line]
+    assert losses[-1] < 0.8 * losses[0]
+    before = read_checkpoint(full / 'ckpt_epoch_2.pth')['model']
+    assert before['encoder.bn1.num_batches_tracked'] == 21
+
+    weights = ('--pretrained', str(full / 'ckpt_epoch_2.pth'))
+    mode = {'FINETUNE': {'MODE': 'last_layer'}, 'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}}
+    last = fine_tune(name, tmp_path / 'last', phantom, *weights, **mode)
+    after = read_checkpoint(last / 'ckpt_epoch_0.pth')['model']
+    for key, value in before.items():
+        assert torch.equal(after[key], value) != key.startswith('head.'), key
+
+
+@pytest.mark.slow
+def test_a_resnets_report_has_its_maps_and_their_check(phantom, tmp_path) -> None:
+    sections = {'REPORT': {'WRITE': True, 'MAPS': 1}, 'EVAL': {'RESAMPLES': 0}}
+    folder = fine_tune('resnet18', tmp_path, phantom, DATA={'IMG_SIZE': 64}, **sections)
+    document = json.loads((folder / 'report.json').read_text())
+    assert document['maps'] and all((folder / one['file']).is_file() for one in document['maps'])
+    assert -1 <= document['maps_check']['similarity'] < 0.9
+    assert {'name': 'Model', 'value': 'resnet18, 64 px'} in document['run']
+
+
+@pytest.mark.parametrize('mode', ['linear_probe', 'knn'])
+def test_a_resnet_is_probed(mode: str, phantom, tmp_path) -> None:
+    eval_ = {'SELECT': 'all', 'RESAMPLES': 0}
+    folder = fine_tune('resnet18', tmp_path, phantom, FINETUNE={'MODE': mode}, EVAL=eval_)
+    assert (folder / 'predictions_valid.csv').is_file()
