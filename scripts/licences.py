@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = {'requirements.txt': 'to run', 'requirements-dev.txt': 'to test'}
+FILES = {
+    'requirements.txt': 'to run',
+    'requirements-dev.txt': 'to test',
+    'requirements-export.txt': 'to export',
+}
 LINE = re.compile(r'(?P<name>[A-Za-z0-9._-]+)(?P<versions>[^#\s]*)\s*(?:#\s*(?P<what>.*))?')
 LONGEST = 40  # characters; beyond, a field holds the licence itself
 HEADER = """# Dependencies

@@ -12,7 +12,7 @@ def test_the_table_of_dependencies_names_every_requirement() -> None:
     names = {r.name for r in licences.read_requirements()}
     lines = [
         line.split('#')[0].strip()
-        for file in ('requirements.txt', 'requirements-dev.txt')
+        for file in licences.FILES
         for line in (ROOT / file).read_text().splitlines()
     ]
     wanted = {line.split('>=')[0] for line in lines if line and not line.startswith('-r')}
