@@ -74,7 +74,7 @@ _C.DATA.PREPROCESS = 'none'
 _C.DATA.DEMOGRAPHICS = ''
 # [CheXpert] MIMIC-CXR: whose labels are read, 'chexpert', 'negbio'.
 _C.DATA.LABELLER = 'chexpert'
-# [CheXpert] Share of the training patients held out in both stages, the same ones, in [0, 1).
+# [CheXpert] Share of the training patients held out in all stages, the same ones, in [0, 1).
 _C.DATA.HOLDOUT_FRACTION = 0.02
 # [CheXpert] Mean per channel of pixels in [0, 1]; []: 0.503 for 1 channel, ImageNet's for 3.
 _C.DATA.MEAN = []
@@ -260,7 +260,7 @@ _C.TRAIN.OPTIMIZER.BETAS = (0.9, 0.999)
 _C.TRAIN.OPTIMIZER.MOMENTUM = 0.9
 
 _C.AUG = CN()
-# Strength of brightness and contrast jitter in fine-tuning, when AUTO_AUGMENT is 'none'; 0: off.
+# Brightness and contrast jitter, contrastive and (AUTO_AUGMENT 'none') fine-tuning; 0: off.
 _C.AUG.COLOR_JITTER = 0.4
 # timm policy of ImageNet fine-tuning, such as SimMIM's here; CheXpert's labels: 'none'.
 _C.AUG.AUTO_AUGMENT = 'rand-m9-mstd0.5-inc1'
@@ -282,9 +282,9 @@ _C.AUG.MIXUP_PROB = 1.0
 _C.AUG.MIXUP_SWITCH_PROB = 0.5
 # What shares a mixing ratio: 'batch', 'pair', 'elem'.
 _C.AUG.MIXUP_MODE = 'batch'
-# [CheXpert] Area of the random crop [low, high]; []: [0.67, 1] pre-training, [0.08, 1] fine-tuning.
+# [CheXpert] Area of crops [low, high]; []: [0.67, 1], contrastive [0.3, 1], fine-tuning [0.08, 1].
 _C.AUG.CROP_AREA = []
-# [CheXpert] Probability of a horizontal flip, both stages.
+# [CheXpert] Probability of a horizontal flip, all stages.
 _C.AUG.HFLIP = 0.5
 # [CheXpert] Fine-tuning: greatest rotation, in degrees; 0: none.
 _C.AUG.ROTATION = 0.0
@@ -312,7 +312,7 @@ _C.EVAL.AGGREGATE = 'max'
 _C.EVAL.SELECT_ON = 'holdout'
 # [CheXpert] By which mean AUROC: 'five' (tasks), 'all' (labels), 'auto' (five where defined).
 _C.EVAL.SELECT = 'auto'
-# [CheXpert] Held-out images whose reconstruction is scored after each epoch; 0: all.
+# [CheXpert] Held-out images that pre-training scores after each epoch; 0: all.
 _C.EVAL.HOLDOUT_IMAGES = 256
 # [CheXpert] Views of an image that are averaged: 'none', 'crops' (centre and four corners).
 _C.EVAL.TTA = 'none'
@@ -346,6 +346,30 @@ _C.LOSS.GAMMA_POS = 0.0
 _C.LOSS.GAMMA_NEG = 4.0
 # [CheXpert] 'asymmetric': negatives of probability below this count nothing, in [0, 1).
 _C.LOSS.CLIP = 0.05
+
+_C.CONTRASTIVE = CN()
+# [CheXpert] Method of main_contrastive.py: 'moco', 'simclr', 'byol', 'swav'.
+_C.CONTRASTIVE.METHOD = 'moco'
+# [CheXpert] Width of what is compared; None: 128, of 'byol' 256.
+_C.CONTRASTIVE.DIM = None
+# [CheXpert] Divides cosines; None: 0.07 'moco', 0.1 'simclr' and 'swav'; 'byol' has none.
+_C.CONTRASTIVE.TEMPERATURE = None
+# [CheXpert] 'moco', 'byol': share of itself that the slow encoder keeps; None: 0.999, 0.996.
+_C.CONTRASTIVE.MOMENTUM = None
+# [CheXpert] 'moco': keys of earlier batches, a multiple of the images of one on all processes.
+_C.CONTRASTIVE.QUEUE_SIZE = 4096
+# [CheXpert] 'swav': prototypes; the images of a whole batch should not be much fewer.
+_C.CONTRASTIVE.NUM_PROTOTYPES = 3000
+# [CheXpert] 'swav': first optimizer steps in which the prototypes do not learn.
+_C.CONTRASTIVE.FREEZE_PROTOTYPES_STEPS = 0
+# [CheXpert] 'swav': small crops of an image beside its two views; 0: none.
+_C.CONTRASTIVE.LOCAL_CROPS = 6
+# [CheXpert] Area of a small crop [low, high].
+_C.CONTRASTIVE.LOCAL_CROP_AREA = [0.05, 0.14]
+# [CheXpert] Side of a small crop, in pixels; 0: DATA.IMG_SIZE, all that Swin and ViT take.
+_C.CONTRASTIVE.LOCAL_SIZE = 0
+# [CheXpert] Probability that a view is blurred.
+_C.CONTRASTIVE.BLUR = 0.5
 
 _C.FINETUNE = CN()
 # [CheXpert] What is fitted: 'full', 'last_layer' (trained); 'linear_probe', 'knn' (on features).

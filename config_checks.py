@@ -1,9 +1,12 @@
 """Which values an option takes and which options go together, checked before anything is built."""
 
 import math
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
+from config_checks_contrastive import contrastive_demands
+from config_checks_mae import mae_demands
 from config_merge import value_at
 
 VIEWS = ('frontal', 'lateral', 'all')
@@ -52,6 +55,7 @@ CHOICES = {
     'EVAL.THRESHOLD': ('youden', 'f1', 'sensitivity'),
     'EVAL.SELECT_ON': ('holdout', 'valid'),
     'EVAL.SELECT': ('auto', 'five', 'all'),
+    'CONTRASTIVE.METHOD': ('moco', 'simclr', 'byol', 'swav'),
     'LOSS.NAME': ('bce', 'weighted_bce', 'focal', 'asymmetric'),
     'FINETUNE.MODE': ('full', 'last_layer', 'linear_probe', 'knn'),
     'REPORT.METHOD': ('grad_cam', 'rollout'),
@@ -63,7 +67,8 @@ RANGES = {
         'MODEL.SWIN.EMBED_DIM MODEL.SWIN.WINDOW_SIZE MODEL.VIT.PATCH_SIZE MODEL.VIT.EMBED_DIM '
         'MODEL.VIT.DEPTH MODEL.VIT.NUM_HEADS TRAIN.EPOCHS TRAIN.LR_SCHEDULER.DECAY_EPOCHS '
         'AUG.RECOUNT SAVE_FREQ PRINT_FREQ MODEL.MAE.DECODER_EMBED_DIM MODEL.MAE.DECODER_DEPTH '
-        'MODEL.MAE.DECODER_NUM_HEADS'
+        'MODEL.MAE.DECODER_NUM_HEADS CONTRASTIVE.DIM CONTRASTIVE.QUEUE_SIZE '
+        'CONTRASTIVE.NUM_PROTOTYPES'
     ),
     '[0, inf)': (
         'DATA.NUM_WORKERS DATA.TRAIN_IMAGES MODEL.NUM_CLASSES MODEL.VIT.INIT_VALUES '
@@ -71,22 +76,23 @@ RANGES = {
         'TRAIN.CLIP_GRAD TRAIN.ACCUMULATION_STEPS TRAIN.SAVE_EVERY_STEPS '
         'TRAIN.SAVE_EVERY_MINUTES TRAIN.NAN_LIMIT DATA.BAD_IMAGE_LIMIT SAVE_KEEP AUG.COLOR_JITTER '
         'AUG.MIXUP AUG.CUTMIX EVAL.HOLDOUT_IMAGES EVAL.RESAMPLES EVAL.AGE_BANDS LOSS.GAMMA '
-        'LOSS.GAMMA_POS LOSS.GAMMA_NEG MODEL.SIMMIM.TARGET_SIZE REPORT.MAPS SEED'
+        'LOSS.GAMMA_POS LOSS.GAMMA_NEG MODEL.SIMMIM.TARGET_SIZE REPORT.MAPS SEED '
+        'CONTRASTIVE.FREEZE_PROTOTYPES_STEPS CONTRASTIVE.LOCAL_CROPS CONTRASTIVE.LOCAL_SIZE'
     ),
     '(0, inf)': (
         'MODEL.SWIN.MLP_RATIO MODEL.SWIN.QK_SCALE MODEL.VIT.MLP_RATIO TRAIN.BASE_LR '
         'TRAIN.RANK_TIMEOUT_MINUTES TRAIN.OPTIMIZER.EPS TRAIN.LR_SCHEDULER.DECAY_RATE '
-        'TRAIN.LR_SCHEDULER.GAMMA AUG.SCALE'
+        'TRAIN.LR_SCHEDULER.GAMMA AUG.SCALE CONTRASTIVE.TEMPERATURE'
     ),
     '(0, 1]': 'DATA.TRAIN_FRACTION TRAIN.LAYER_DECAY',
     '(0, 1)': 'DATA.MASK_RATIO TRAIN.OPTIMIZER.MOMENTUM EVAL.SENSITIVITY',
     '[0, 1)': (
         'DATA.HOLDOUT_FRACTION MODEL.DROP_RATE MODEL.DROP_PATH_RATE MODEL.LABEL_SMOOTHING '
-        'TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE LOSS.CLIP'
+        'TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE LOSS.CLIP CONTRASTIVE.MOMENTUM'
     ),
     '[0, 1]': (
         'DATA.MEAN AUG.REPROB AUG.MIXUP_PROB AUG.MIXUP_SWITCH_PROB AUG.HFLIP AUG.CROP_AREA '
-        'AUG.CUTMIX_MINMAX LOSS.ALPHA'
+        'AUG.CUTMIX_MINMAX LOSS.ALPHA CONTRASTIVE.BLUR CONTRASTIVE.LOCAL_CROP_AREA'
     ),
     '[0, 0.66]': 'AUG.DISTORTION',
     '[0, 180]': 'AUG.ROTATION',
@@ -109,7 +115,7 @@ def check_config(config: Any, stage: str | None = None) -> None:
 
     Args:
         config: all options.
-        stage: 'simmim' or 'finetune' add what only that stage needs; fine-tuning reads no masks.
+        stage: adds what only 'simmim', 'contrastive' or 'finetune' needs; only the first has masks.
 
     Raises:
         ValueError: at the first option that is out of range or does not go with the others.
@@ -137,6 +143,8 @@ def check_config(config: Any, stage: str | None = None) -> None:
     {'swin': _check_swin, 'vit': _check_vit, 'timm': _check_timm}[config.MODEL.TYPE](config)
     if stage == 'finetune':
         _check_finetune(config)
+    elif stage == 'contrastive':
+        _check_demands(config, contrastive_demands(config))
     elif config.MODEL.TYPE == 'timm':
         allowed = "'swin' or 'vit' for pre-training: patches are hidden among tokens"
         _require(stage != 'simmim', config, 'MODEL.TYPE', allowed)
@@ -331,9 +339,11 @@ def _check_target(config: Any) -> None:
 
 
 def _check_mae(config: Any) -> None:
-    from config_checks_mae import mae_demands
+    _check_demands(config, mae_demands(config))
 
-    for key, holds, allowed in mae_demands(config):
+
+def _check_demands(config: Any, demands: Iterable[tuple[str, bool, str]]) -> None:
+    for key, holds, allowed in demands:
         _require(holds, config, key, allowed)
 
 

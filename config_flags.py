@@ -20,8 +20,12 @@ FLAG_KEYS = {
 
 
 def build_parser(stage: str) -> argparse.ArgumentParser:
-    """The flags of a main; stage is 'simmim' or 'finetune'. A flag not given is None."""
-    what = {'simmim': 'SimMIM pre-training', 'finetune': 'Fine-tuning and evaluation'}[stage]
+    """The flags of a main; stage is 'simmim', 'contrastive' or 'finetune'; not given: None."""
+    what = {
+        'simmim': 'SimMIM pre-training',
+        'contrastive': 'Contrastive pre-training',
+        'finetune': 'Fine-tuning and evaluation',
+    }[stage]
     parser = argparse.ArgumentParser(
         description=f'{what}. Start it with python, or with torchrun for several processes.',
         allow_abbrev=False,

@@ -17,6 +17,9 @@ OR_NONE = {
     'MODEL.VIT.INIT_VALUES': float,
     'AUG.CUTMIX_MINMAX': list,
     'LOSS.ALPHA': float,
+    'CONTRASTIVE.DIM': int,
+    'CONTRASTIVE.TEMPERATURE': float,
+    'CONTRASTIVE.MOMENTUM': float,
 }
 MAX_FILES = 100  # that BASE leads to
 MAX_BYTES = 2**17  # of a file; one that names all keys has about 10,000

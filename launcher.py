@@ -60,7 +60,7 @@ class Run:
 
     @property
     def is_pretrain(self) -> bool:
-        return self.stage == 'simmim'
+        return self.stage in ('simmim', 'contrastive')
 
     def close(self) -> None:
         """Write what is left of the curves and the record, and let another run into the folder."""

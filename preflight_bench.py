@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import distributed
 from data.device_loader import DeviceLoader
@@ -94,11 +95,13 @@ class Bench:
         On the CPU over as many images as take STEP_SECONDS, else over as many as fit.
         """
         alone, size = replace(self.state, model=self.state.module), len(batch[0])
-        if self.on_cpu:
+        contrastive = self.run.stage == 'contrastive'  # it compares images: never one alone
+        if self.on_cpu and not contrastive:
             seconds = self._seconds(lambda: self._step(alone, part(batch, 1)))
             size = min(size, max(2, int(STEP_SECONDS / seconds)))
         while True:
-            images = max(1, size // 2), size
+            # A queue of keys takes half a batch where it takes a whole one.
+            images = (size if contrastive and (size % 2 or size < 4) else max(1, size // 2)), size
             try:
                 peaks = (
                     self._peak(alone, part(batch, images[0])),
@@ -160,9 +163,13 @@ class Bench:
         model = self.state.module.eval()
         for view in views_of(batch[0], self.run.device):
             with autocast(self.run.config, self.run.device):
-                is_pretrain = self.run.is_pretrain
-                output = model.reconstruct(view, batch[1]) if is_pretrain else model(view)
+                output = self._forward(model, view, batch)
             output.float().cpu()
+
+    def _forward(self, model: nn.Module, view: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if self.run.stage == 'contrastive':
+            return model(*batch[1:])  # the loss of the views beside the image
+        return model.reconstruct(view, batch[1]) if self.run.is_pretrain else model(view)
 
     def _steady_seconds(
         self, work: Callable[[], None], agree: Callable[[int], list[int]] = lambda count: [count]

@@ -29,6 +29,12 @@ class Loaders(NamedTuple):
             units of 32 px, below 128 px of an eighth of the side (data_simmim.
             reference_mask_patch). None where these do not fit the image or the model's patches.
 
+    Contrastive pre-training:
+        train: views of images, as many tensors [B, C, S, S] as there are views; other ones in each
+            epoch. SwAV's small crops come last and may be smaller.
+        holdout: (images [B, C, S, S] without augmentation, views ...) of held-out patients, always
+            the same views; as many batches on every rank.
+
     Fine-tuning:
         train: (images, targets [B, K], index [B]), augmented; NaN targets are not learned from.
         holdout, valid, test: the same without augmentation; each image once over all ranks, NaN
@@ -48,8 +54,10 @@ class Loaders(NamedTuple):
     whole: DataLoader | None = None
 
 
-def build_loader(config: Config, logger: logging.Logger, is_pretrain: bool) -> Loaders:
-    """The loaders of pre-training or of fine-tuning."""
+def build_loader(
+    config: Config, logger: logging.Logger, is_pretrain: bool, *, contrastive: bool = False
+) -> Loaders:
+    """The loaders of pre-training, of contrastive pre-training or of fine-tuning."""
     if not config.DATA.DATA_PATH:
         raise ValueError('DATA.DATA_PATH is empty: name the folder of the data with --data-path')
     from data.splits import log_store
@@ -57,6 +65,10 @@ def build_loader(config: Config, logger: logging.Logger, is_pretrain: bool) -> L
     if config.CHECK_MODE:  # whose table has a line for the workers
         warnings.filterwarnings('ignore', message='This DataLoader will create')
     log_store(config, logger)
+    if contrastive:
+        from data.data_contrastive import build_loader_contrastive
+
+        return build_loader_contrastive(config, logger)
     if is_pretrain:
         from data.data_simmim import build_loader_simmim
 

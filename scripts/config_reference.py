@@ -34,6 +34,7 @@ SECTIONS = {
     'TEST': 'Centre crop',
     'EVAL': 'Evaluation',
     'LOSS': 'Loss of the labels',
+    'CONTRASTIVE': 'Contrastive pre-training',
     'FINETUNE': 'What is fine-tuned',
     'REPORT': 'Report',
 }
@@ -49,7 +50,7 @@ does not go together is refused before anything is built.
 so, and were made for ImageNet: the YAML files in `configs/` set what X-rays need.
 """
 
-FLAGS = """## Flags of both mains
+FLAGS = """## Flags of the mains
 
 `--cfg FILE` is the run's YAML, `--opts KEY VALUE ...` sets options in pairs, and `--local_rank` is
 accepted and ignored. The others are short for options:

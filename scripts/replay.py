@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import distributed  # noqa: E402
+import main_contrastive  # noqa: E402
 import main_finetune  # noqa: E402
 import main_simmim  # noqa: E402
 from checkpoint_files import check_file, newest_first, place_of  # noqa: E402
@@ -40,7 +41,7 @@ from step_record import encode, read_step_record  # noqa: E402
 from utils import rng_state  # noqa: E402
 
 SHOWN = 5  # names of a list
-MAINS = {'simmim': main_simmim, 'finetune': main_finetune}
+MAINS = {'simmim': main_simmim, 'contrastive': main_contrastive, 'finetune': main_finetune}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -64,7 +65,8 @@ def replay(run: Run, record: dict[str, Any]) -> None:
     """Train up to the step of the record, then look into it."""
     if len(record['ranks']) != distributed.world_size():
         raise ValueError(f'the run had {len(record["ranks"])} processes: start as many (torchrun)')
-    loaders = build_loader(run.config, run.logger, is_pretrain=run.is_pretrain)
+    kind = {'is_pretrain': run.is_pretrain, 'contrastive': run.stage == 'contrastive'}
+    loaders = build_loader(run.config, run.logger, **kind)
     loaders = on_device(loaders, run.device)
     model, loss_fn = MAINS[run.stage].build_training(run, loaders)
     state = begin(run, model, loaders.train)

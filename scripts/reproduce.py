@@ -51,7 +51,7 @@ from provenance import (  # noqa: E402
     weights_checksum,
 )
 
-STAGES = ('simmim', 'finetune')
+STAGES = ('simmim', 'contrastive', 'finetune')
 TIMING = ('seconds', 'data_seconds', 'images_per_second')
 SHOWN = 5  # names in the verdict
 QUIET = logging.getLogger('reproduce')
@@ -145,7 +145,9 @@ def check_weights(config: Config, folder: Path) -> None:
 def input_changes(record: dict[str, Any], config: Config) -> list[str]:
     """How what the repeat starts from differs from what the run started from."""
     count = min(record['processes'], torch.cuda.device_count())
-    loaders = build_loader(config, QUIET, is_pretrain=record['stage'] == 'simmim')
+    stage = record['stage']
+    kind = {'is_pretrain': stage != 'finetune', 'contrastive': stage == 'contrastive'}
+    loaders = build_loader(config, QUIET, **kind)
     now = {
         'code': code_version(),
         'processes': record['processes'],

@@ -11,6 +11,7 @@ from golden_cases import fill
 
 from config import build_parser, check_config, default_config, encoder_node, get_config
 from models import build_model
+from models.contrastive.build import build_contrastive
 from models.losses import masked_bce
 from optimizer import build_optimizer
 
@@ -66,6 +67,12 @@ def is_pretrain(path: str) -> bool:
     return 'pretrain' in stem(path)
 
 
+def stage_of(path: str) -> str:
+    if not is_pretrain(path):
+        return 'finetune'
+    return 'contrastive' if stem(path).startswith('contrastive_') else 'simmim'
+
+
 def load(path: str, stage: str | None):
     # What no file can hold: the predictions of another run.
     opts = ['DATA.SELF_TRAIN_PREDICTIONS', 'x.csv'] if path.endswith('self_train.yaml') else []
@@ -90,10 +97,13 @@ def test_there_are_the_nine_of_simmim_and_fifteen_for_chexpert() -> None:
 
 @pytest.mark.parametrize('path', YAMLS, ids=stem)
 def test_it_loads_for_its_stage_and_builds_its_model(path) -> None:
-    stage = 'simmim' if is_pretrain(path) else 'finetune'
+    stage = stage_of(path)
     config = load(path, None if path in NINE else stage)
     with torch.device('meta'):
-        model = build_model(config, is_pretrain=is_pretrain(path))
+        if stage == 'contrastive':
+            model = build_contrastive(config, total_steps=1)
+        else:
+            model = build_model(config, is_pretrain=is_pretrain(path))
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     expected = PARAMETERS.get(stem(path).removeprefix('simmim_'))
     assert expected is None if path not in NAMED else count == expected

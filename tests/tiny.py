@@ -1,4 +1,4 @@
-"""The smallest runs of both mains: configs, and starting them in this process or in several."""
+"""The smallest runs of the mains: configs, and starting them in this process or in several."""
 
 import os
 import subprocess
@@ -7,13 +7,18 @@ from pathlib import Path
 
 import yaml
 
+import main_contrastive
 import main_finetune
 import main_simmim
 from engine import launch
 
 ROOT = Path(__file__).resolve().parents[1]
-MAINS = {'simmim': main_simmim.main, 'finetune': main_finetune.main}
-SCRIPTS = {'simmim': 'main_simmim.py', 'finetune': 'main_finetune.py'}
+MAINS = {
+    'simmim': main_simmim.main,
+    'contrastive': main_contrastive.main,
+    'finetune': main_finetune.main,
+}
+SCRIPTS = {stage: f'main_{stage}.py' for stage in MAINS}
 
 SWIN = {
     'TYPE': 'swin',

@@ -1,0 +1,111 @@
+"""Pre-train MoCo v2, SimCLR, BYOL or SwAV on unlabelled chest X-rays.
+
+torchrun --nproc_per_node N main_contrastive.py --cfg configs/... --data-path DIR [--opts KEY VALUE]
+"""
+
+import math
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import distributed
+from data import Loaders, build_loader
+from data.device_loader import on_device
+from device import autocast, throughput, to_device
+from engine import LossFunction, Run, fit, launch
+from models.contrastive.build import build_contrastive
+from models.contrastive.encoders import features
+from models.contrastive.monitor import effective_rank, feature_spread
+from preflight import preflight
+from utils import checkpoint_to_evaluate, load_weights
+
+# Below these all images look alike to the encoder: of directions all over, the spread is 1; along a
+# single line, the rank is 1.
+LEAST_SPREAD = 0.05
+LEAST_RANK = 2.0
+
+
+def views_loss(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return model(*batch)
+
+
+class HeldOutViews:
+    """After each epoch: the loss of held-out patients' views, and whether the features collapse.
+
+    Views are the same in all epochs. Spread and rank are of what the encoder makes of the images
+    without augmentation, over all processes; the rank is of how they differ from their mean.
+    """
+
+    def __init__(self, loader: DataLoader | None) -> None:
+        self.loader = loader
+
+    def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
+        if self.loader is None:
+            return {}
+        losses, z = self._score(run, model)
+        figures = {
+            'holdout_loss': sum(losses) / len(losses),
+            'holdout_feature_spread': float(feature_spread(z)),
+            'holdout_effective_rank': float(effective_rank(z - z.mean(dim=0))),
+        }
+        loss, spread, rank = figures.values()
+        most = min(len(z) - 1, z.shape[1])
+        line = f'loss {loss:.4f}, feature spread {spread:.3f}, effective rank {rank:.1f} of {most}'
+        run.logger.info(f'holdout {line}')
+        if epoch >= 0 and (spread < LEAST_SPREAD or rank < LEAST_RANK):  # -1: nothing is learned
+            run.logger.warning(
+                f'the features have collapsed (spread below {LEAST_SPREAD} or effective rank below '
+                f'{LEAST_RANK:g}): lower TRAIN.BASE_LR, or take larger batches'
+            )
+        return figures
+
+    @torch.no_grad()
+    def _score(self, run: Run, model: nn.Module) -> tuple[list[float], torch.Tensor]:
+        """Losses of the batches, and features [N, F] of the images, of all processes."""
+        model.eval()
+        losses, rows = [], []
+        for batch in self.loader:
+            image, *views = to_device(batch, run.device)
+            with autocast(run.config, run.device):
+                losses.append(float(model(*views)))
+                rows.append(features(model.encoder, image).float().cpu())
+        gathered = distributed.gather((losses, torch.cat(rows)))
+        return sum((each for each, _ in gathered), []), torch.cat([each for _, each in gathered])
+
+
+def build_training(run: Run, loaders: Loaders) -> tuple[nn.Module, LossFunction]:
+    """What is trained, and by which loss."""
+    train = run.config.TRAIN
+    steps = math.ceil(len(loaders.train) / max(1, train.ACCUMULATION_STEPS))
+    return build_contrastive(run.config, total_steps=train.EPOCHS * steps), views_loss
+
+
+def main(run: Run) -> int | None:
+    config, logger = run.config, run.logger
+    loaders = build_loader(config, logger, is_pretrain=True, contrastive=True)
+    loaders = on_device(loaders, run.device)
+    model, loss_fn = build_training(run, loaders)
+    after_epoch = HeldOutViews(loaders.holdout)
+    if config.THROUGHPUT_MODE:
+        batch = next(iter(loaders.train))
+        logger.info(f'throughput {throughput(config, model, batch, run.device):.1f} images/s')
+    elif config.CHECK_MODE:
+        if distributed.world_size() > 1:  # it tries steps of each process by itself
+            raise ValueError('--check: contrastive pre-training is checked in a single process')
+        return preflight(run, model, loaders, loss_fn)
+    elif config.EVAL_MODE:
+        if loaders.holdout is None:
+            share = config.DATA.HOLDOUT_FRACTION
+            raise ValueError(f'--eval: DATA.HOLDOUT_FRACTION {share} holds out too few images')
+        load_weights(checkpoint_to_evaluate(config, run.folder), model.to(run.device), logger)
+        after_epoch(run, model, 0)
+    else:
+        run.record.describe(config, loaders)
+        fit(run, model, loaders.train, loss_fn, after_epoch=after_epoch)
+
+
+if __name__ == '__main__':
+    sys.exit(launch('contrastive', main))

@@ -1,0 +1,133 @@
+"""Contrastive pre-training: options that cannot work, what the others build, and the configs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_contrastive_runs import config_of, write
+from tiny import ROOT, arguments
+
+from config import check_config, default_config
+from lr_scheduler import scaled_lr
+from models.contrastive.build import build_contrastive
+from models.contrastive.methods import METHODS
+
+TIMM = {'MODEL.TYPE': 'timm', 'MODEL.DROP_PATH_RATE': 0.0, 'MODEL.TIMM.NAME': 'resnet18'}
+VIT = TIMM | {'MODEL.TIMM.NAME': 'vit_tiny_patch16_224'}
+SWAV = {'CONTRASTIVE.METHOD': 'swav'}
+REFUSED = [
+    ({'CONTRASTIVE.METHOD': 'dino'}, r"METHOD must be one of \['moco', .*\], got 'dino'"),
+    (
+        {'CONTRASTIVE.METHOD': 'byol', 'CONTRASTIVE.TEMPERATURE': 0.1},
+        "CONTRASTIVE.TEMPERATURE must be None with CONTRASTIVE.METHOD 'byol', .*, got 0.1",
+    ),
+    ({'CONTRASTIVE.TEMPERATURE': 0.0}, r'TEMPERATURE must be a number in \(0, inf\), got 0.0'),
+    (
+        {'CONTRASTIVE.METHOD': 'simclr', 'CONTRASTIVE.MOMENTUM': 0.9},
+        "CONTRASTIVE.MOMENTUM must be None with CONTRASTIVE.METHOD 'simclr', .*, got 0.9",
+    ),
+    ({'CONTRASTIVE.MOMENTUM': 1.0}, r'CONTRASTIVE.MOMENTUM must be a number in \[0, 1\), got 1.0'),
+    ({'CONTRASTIVE.DIM': 12.5}, 'CONTRASTIVE.DIM in .* must be an integer or None, got 12.5'),
+    ({'CONTRASTIVE.DIM': 0}, r'CONTRASTIVE.DIM must be a number in \[1, inf\), got 0'),
+    ({'CONTRASTIVE.QUEUE_SIZE': 0}, r'QUEUE_SIZE must be a number in \[1, inf\), got 0'),
+    ({'CONTRASTIVE.NUM_PROTOTYPES': 0}, r'NUM_PROTOTYPES must be a number in \[1, inf\), got 0'),
+    ({'CONTRASTIVE.LOCAL_CROPS': -1}, r'LOCAL_CROPS must be a number in \[0, inf\), got -1'),
+    ({'CONTRASTIVE.LOCAL_SIZE': -1}, r'LOCAL_SIZE must be a number in \[0, inf\), got -1'),
+    (
+        {'CONTRASTIVE.FREEZE_PROTOTYPES_STEPS': -1},
+        r'FREEZE_PROTOTYPES_STEPS must be a number in \[0, inf\), got -1',
+    ),
+    ({'CONTRASTIVE.BLUR': 1.1}, r'CONTRASTIVE.BLUR must be a number in \[0, 1\], got 1.1'),
+    (
+        {'CONTRASTIVE.LOCAL_CROP_AREA': [0.2, 0.1]},
+        r'LOCAL_CROP_AREA must be \[low, high\] with 0 < low <= high, got \[0.2, 0.1\]',
+    ),
+    ({'CONTRASTIVE.LOCAL_CROP_AREA': []}, r'LOCAL_CROP_AREA must be .*, got \[\]'),
+    ({'DATA.BATCH_SIZE': 1}, 'DATA.BATCH_SIZE must be at least 2: images are compared .*, got 1'),
+    ({'PRETRAINED': 'x.pth'}, "PRETRAINED must be empty in contrastive .*, got 'x.pth'"),
+    (
+        SWAV | {'CONTRASTIVE.LOCAL_SIZE': 96},
+        r"LOCAL_SIZE must be 0 \(DATA.IMG_SIZE\) .* MODEL.TYPE 'swin', got 96",
+    ),
+    (SWAV | VIT | {'CONTRASTIVE.LOCAL_SIZE': 96}, r"LOCAL_SIZE must be 0 .* 'timm', got 96"),
+]  # fmt: skip
+TAKEN = [
+    SWAV | {'CONTRASTIVE.LOCAL_SIZE': 224},
+    SWAV | TIMM | {'CONTRASTIVE.LOCAL_SIZE': 96},
+    SWAV | VIT,
+    TIMM | {'CONTRASTIVE.LOCAL_SIZE': 96},
+    {'PRETRAINED': 'x.pth', 'EVAL_MODE': True},
+    {'DATA.MASK_PATCH_SIZE': 5},  # nothing is hidden
+]
+
+
+def options(changes: dict) -> object:
+    config = default_config()
+    config.merge_from_list([item for pair in changes.items() for item in pair])
+    return config
+
+
+@pytest.mark.parametrize('changes, message', REFUSED)
+def test_what_cannot_work_is_refused_in_words(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_config(options(changes), 'contrastive')
+
+
+@pytest.mark.parametrize('changes', TAKEN)
+def test_what_works_is_taken(changes: dict) -> None:
+    check_config(options(changes), 'contrastive')
+
+
+def test_a_queue_that_holds_no_whole_batches_is_refused(phantom, tmp_path, refused) -> None:
+    cfg = write(tmp_path / 'run.yaml', 'moco', CONTRASTIVE={'QUEUE_SIZE': 40})
+    parts = 'CONTRASTIVE.QUEUE_SIZE 40, DATA.BATCH_SIZE 16', 'a multiple of the 16 images'
+    refused('contrastive', arguments(cfg, phantom, tmp_path), *parts)
+
+
+def test_options_reach_the_methods(tmp_path) -> None:
+    """Those given, and each method's own where none is."""
+    for method in METHODS:
+        model = build_contrastive(config_of(write(tmp_path / 'a.yaml', method)), total_steps=7)
+        assert type(model) is METHODS[method]
+        assert model.projector[-1 if method != 'simclr' else -2].out_features == (
+            256 if method == 'byol' else 128
+        )
+    given = {'DIM': 6, 'TEMPERATURE': 0.3, 'FREEZE_PROTOTYPES_STEPS': 5}
+    config = config_of(write(tmp_path / 'b.yaml', 'swav', CONTRASTIVE=given))
+    swav = build_contrastive(config, total_steps=7)
+    assert swav.prototypes.weight.shape == (8, 6)
+    assert (swav.temperature, swav.freeze_steps) == (0.3, 5)
+    given = {'DIM': 6, 'TEMPERATURE': 0.3, 'MOMENTUM': 0.5}
+    config = config_of(write(tmp_path / 'c.yaml', 'moco', CONTRASTIVE=given))
+    moco = build_contrastive(config, total_steps=7)
+    assert moco.queue.keys.shape == (32, 6)
+    assert (moco.temperature, moco.key_momentum) == (0.3, 0.5)
+    config = config_of(write(tmp_path / 'd.yaml', 'byol', CONTRASTIVE={'MOMENTUM': 0.5}))
+    byol = build_contrastive(config, total_steps=7)
+    assert (byol.total_steps, byol.first_momentum) == (7, 0.5)
+
+
+# The configs
+
+FULL = sorted((ROOT / 'configs/resnet18__contrastive_100ep').glob('contrastive_*.yaml'))
+
+
+@pytest.mark.parametrize('path', FULL, ids=lambda path: path.stem)
+def test_configs_are_of_one_schedule_and_of_their_own_method(path: Path) -> None:
+    config = config_of(path)
+    method = config.CONTRASTIVE.METHOD
+    assert path.stem == config.TAG == f'contrastive_pretrain__resnet18__img224__{method}_100ep'
+    assert (config.DATA.BATCH_SIZE, config.TRAIN.EPOCHS, config.DATA.IMG_SIZE) == (256, 100, 224)
+    assert scaled_lr(config, 1).base == pytest.approx(1e-3 / 2)
+    assert config.MODEL.TIMM.IN_CHANS == 1 and config.AUG.COLOR_JITTER == 0.4
+    with torch.device('meta'):
+        model = build_contrastive(config, total_steps=1)
+    # torchvision's 11,689,512, less 2 channels of 64 x 7 x 7 and the classifier.
+    encoder = 11_689_512 - 2 * 64 * 49 - 513 * 1000
+    assert sum(p.numel() for p in model.encoder.parameters()) == encoder
+
+
+def test_there_is_a_config_for_each_method() -> None:
+    assert [path.stem.split('__')[3] for path in FULL] == [
+        f'{method}_100ep' for method in sorted(METHODS)
+    ]

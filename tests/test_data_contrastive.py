@@ -1,0 +1,206 @@
+"""Views for contrastive pre-training: what is drawn, from what, and of which images."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_square_batches import squares  # noqa: F401 (a fixture)
+from xray_splits import LOGGER, make_config, samples_of
+
+import distributed
+from data import build_loader
+from data.data_contrastive import ViewsTransform, whole_batches
+from data.sampling import sample_rng
+from data.transforms import EvalTransform, load_image
+
+SIZE = 32
+PER_VIEW = 27  # uniforms
+OFF = ['AUG.HFLIP', 0.0, 'AUG.COLOR_JITTER', 0.0, 'CONTRASTIVE.BLUR', 0.0]
+
+
+def config_of(data_path, *options):
+    return make_config(data_path, 'DATA.IMG_SIZE', SIZE, *options)
+
+
+def loaders_of(data_path, *options):
+    config = config_of(data_path, *options)
+    return build_loader(config, LOGGER, is_pretrain=True, contrastive=True)
+
+
+def box_by_hand(uniforms: np.ndarray, height: int, width: int, low: float, high: float) -> tuple:
+    """Left, top, right, bottom of the first of ten candidates that fits."""
+    for share, tilt in uniforms[:20].reshape(10, 2):
+        area = (low + share * (high - low)) * height * width
+        ratio = np.exp(np.log(3 / 4) + tilt * (np.log(4 / 3) - np.log(3 / 4)))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if w <= width and h <= height:
+            top, left = int(uniforms[20] * (height - h + 1)), int(uniforms[21] * (width - w + 1))
+            return left, top, left + w, top + h
+    raise AssertionError('choose another image: none of the candidates fits')
+
+
+def blurred_by_hand(pixels: np.ndarray, sigma: float) -> np.ndarray:
+    """The mean of the neighbours, each weighted by the normal density, in float64, edges mirrored.
+
+    Of all neighbours at most int(3 sigma + 0.5) rows and columns away.
+    """
+    reach = int(3 * sigma + 0.5)
+    padded = np.pad(pixels.astype(np.float64), reach, mode='symmetric')
+    total, weights = np.zeros(pixels.shape), 0.0
+    for dy, dx in itertools.product(range(-reach, reach + 1), repeat=2):
+        weight = np.exp(-(dy**2 + dx**2) / (2 * sigma**2))
+        weights += weight
+        window = padded[reach + dy :, reach + dx :][: pixels.shape[0], : pixels.shape[1]]
+        total += weight * window
+    return total / weights
+
+
+def view_by_hand(
+    image: Image.Image, uniforms: np.ndarray, size: int = SIZE, area: tuple = (0.3, 1.0)
+) -> np.ndarray:
+    """Flip 0.5, jitter 0.4, blur 0.5; normalised by the mean and deviation of grey X-rays."""
+    box = box_by_hand(uniforms, image.height, image.width, *area)
+    flip, brightness, contrast, blur, strength = uniforms[22:]
+    pixels = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(pixels, np.float64)
+    if flip < 0.5:
+        pixels = np.fliplr(pixels)
+    pixels = np.clip(pixels * (0.6 + 0.8 * brightness), 0, 255)
+    pixels = pixels.mean() + (pixels - pixels.mean()) * (0.6 + 0.8 * contrast)
+    pixels = np.clip(pixels, 0, 255)
+    if blur < 0.5:
+        pixels = blurred_by_hand(pixels, (0.1 + 1.9 * strength) * size / 224)
+    return (pixels / 255 - 0.503) / 0.292
+
+
+def noise(seed: int, height: int = 150, width: int = 120) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height // 10, width // 10))
+    return Image.fromarray(pixels.astype(np.uint8)).resize((width, height))
+
+
+@pytest.mark.parametrize('size', [32, 224])
+def test_views_are_those_drawn_by_hand(data_path, size) -> None:
+    """27 uniforms each; at 224 px blurs reach 6 pixels far."""
+    transform, kinds = ViewsTransform(config_of(data_path, 'DATA.IMG_SIZE', size)), set()
+    for row in range(8):
+        views = transform(noise(row), sample_rng(3, 5, row))
+        uniforms = sample_rng(3, 5, row).random(2 * PER_VIEW).reshape(2, PER_VIEW)
+        for view, own in zip(views, uniforms, strict=True):
+            assert view.dtype == torch.float32
+            want = view_by_hand(noise(row), own, size)
+            np.testing.assert_allclose(view[0].numpy(), want, atol=2e-5)
+            kinds.add((own[22] < 0.5, own[25] < 0.5))
+        assert not torch.allclose(*views, atol=0.1)
+    assert len(kinds) == 4, 'flipped or not, blurred or not'
+
+
+@pytest.mark.parametrize('local_size, size', [(20, 20), (0, SIZE)])
+def test_small_crops_follow_the_views_for_swav_alone(data_path, local_size, size) -> None:
+    small = ['CONTRASTIVE.LOCAL_CROPS', 3, 'CONTRASTIVE.LOCAL_SIZE', local_size]
+    views = {}
+    for method in ('swav', 'byol'):
+        config = config_of(data_path, 'CONTRASTIVE.METHOD', method, *small)
+        views[method] = ViewsTransform(config)(noise(0), sample_rng(3, 5, 0))
+    uniforms = sample_rng(3, 5, 0).random(5 * PER_VIEW).reshape(5, PER_VIEW)
+    assert [view.shape[-1] for view in views['swav']] == [SIZE, SIZE, size, size, size]
+    for view, own in zip(views['swav'][2:], uniforms[2:], strict=True):
+        want = view_by_hand(noise(0), own, size, (0.05, 0.14))
+        np.testing.assert_allclose(view[0].numpy(), want, atol=2e-5)
+    for view, same in zip(views['byol'], views['swav'][:2], strict=True):
+        assert torch.equal(view, same)
+
+
+def test_what_is_turned_off_moves_nothing_else(data_path) -> None:
+    """Plain crops: the second view's, too, is the one that its own uniforms say."""
+    views = ViewsTransform(config_of(data_path, *OFF))(noise(1), sample_rng(0, 0, 1))
+    uniforms = sample_rng(0, 0, 1).random(2 * PER_VIEW).reshape(2, PER_VIEW)
+    for view, own in zip(views, uniforms, strict=True):
+        box = box_by_hand(own, 150, 120, 0.3, 1.0)
+        crop = noise(1).crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        want = (np.asarray(crop, np.float64) / 255 - 0.503) / 0.292
+        np.testing.assert_allclose(view[0].numpy(), want, atol=1e-6)
+
+
+def test_the_crop_area_is_an_option(data_path) -> None:
+    transform = ViewsTransform(config_of(data_path, 'AUG.CROP_AREA', [0.6, 0.7], *OFF))
+    view, _ = transform(noise(2), sample_rng(0, 0, 2))
+    box = box_by_hand(sample_rng(0, 0, 2).random(22), 150, 120, 0.6, 0.7)
+    crop = noise(2).crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    want = (np.asarray(crop, np.float64) / 255 - 0.503) / 0.292
+    np.testing.assert_allclose(view[0].numpy(), want, atol=1e-6)
+
+
+def test_images_are_those_of_pre_training(data_path) -> None:
+    config = config_of(data_path, 'DATA.TRAIN_IMAGES', 20)
+    masked = build_loader(config, LOGGER, is_pretrain=True)
+    views = build_loader(config, LOGGER, is_pretrain=True, contrastive=True)
+    for name in ('train', 'holdout'):
+        masked_rows, rows = (getattr(each, name).dataset.records.row for each in (masked, views))
+        assert rows.tolist() == masked_rows.tolist()
+    assert len(views.train) == 20 // 4 and views.reference is None and views.valid is None
+
+
+def test_batches_do_not_depend_on_workers_and_an_epoch_repeats(data_path) -> None:
+    first = samples_of(loaders_of(data_path).train, 0, 1, 0)
+    workers = samples_of(loaders_of(data_path, 'DATA.NUM_WORKERS', 2).train, 0, 1)
+    assert len(first) == 3 * 32 and len(workers) == 2 * 32
+    for sample, elsewhere in zip(first[:64], workers, strict=True):
+        assert all(map(torch.equal, sample, elsewhere))
+    for sample, again in zip(first[:32], first[64:], strict=True):
+        assert all(map(torch.equal, sample, again))
+    shown = {view.numpy().tobytes() for sample in first[:64] for view in sample}
+    assert len(shown) == 2 * 64, 'no view comes twice, in either epoch'
+
+
+def test_a_row_gets_its_own_views_wherever_it_comes(data_path) -> None:
+    """From the middle of an epoch on, too."""
+    loader = loaders_of(data_path).train
+    transform, records = ViewsTransform(config_of(data_path)), loader.dataset.records
+    for first_batch in (0, 5):
+        loader.batch_sampler.set_epoch(2, first_batch)
+        order = [index for batch in loader.batch_sampler for _, index in batch]
+        samples = samples_of(loader, 2, first_batch=first_batch)
+        for index, sample in zip(order, samples, strict=True):
+            image = load_image(records.root / records.file[index])
+            want = transform(image, sample_rng(0, 2, int(records.row[index])))
+            assert all(map(torch.equal, sample, want))
+
+
+@pytest.mark.parametrize('seed', [0, 7])
+def test_held_out_views_are_fixed_whatever_the_seed(data_path, seed) -> None:
+    config = config_of(data_path, 'SEED', seed)
+    loader = loaders_of(data_path, 'SEED', seed).holdout
+    records, plain, views = loader.dataset.records, EvalTransform(config), ViewsTransform(config)
+    plain.filter = Image.Resampling.BILINEAR  # as in pre-training
+    for epoch in (0, 3):
+        for index, sample in enumerate(samples_of(loader, epoch)):
+            image, rng = load_image(records.root / records.file[index]), None
+            assert torch.equal(sample[0], plain(image, rng))
+            want = views(image, sample_rng(0, 0, int(records.row[index])))
+            assert all(map(torch.equal, sample[1:], want))
+
+
+@pytest.mark.parametrize(
+    'count, processes, kept',
+    [(8, 1, 8), (7, 1, 4), (3, 1, 3), (8, 2, 8), (7, 2, 6), (7, 3, 6), (2, 3, 0), (8, 9, 0)],
+)
+def test_all_processes_score_the_same_batches(
+    data_path, monkeypatch, count, processes, kept
+) -> None:
+    """Whole batches of 4 on each process; where these are too many, one smaller batch each."""
+    records = loaders_of(data_path).holdout.dataset.records.select(np.arange(count))
+    monkeypatch.setattr(distributed, 'world_size', lambda: processes)
+    assert len(whole_batches(records, config_of(data_path))) == kept
+
+
+def test_without_held_out_patients_there_is_no_loader(data_path) -> None:
+    assert loaders_of(data_path, 'DATA.HOLDOUT_FRACTION', 0.0).holdout is None
+
+
+def test_a_packed_store_gives_the_views_of_its_files(squares) -> None:  # noqa: F811
+    files, store = (samples_of(loaders_of(path).train, 1) for path in squares)
+    assert len(files) > 50
+    for sample, same in zip(files, store, strict=True):
+        assert all(map(torch.equal, sample, same))
