@@ -46,7 +46,7 @@ def huggingface_outputs(folder: Path, images: np.ndarray) -> np.ndarray:
 
 def main(args: argparse.Namespace) -> int:
     run = huggingface_outputs if args.export.is_dir() else onnx_outputs
-    np.save(args.outputs, run(args.export, np.load(args.images)))
+    np.save(args.outputs, run(args.export, np.load(args.images, allow_pickle=False)))
     return 0
 
 
