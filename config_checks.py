@@ -1,13 +1,14 @@
 """Which values an option takes and which options go together, checked before anything is built."""
 
-import math
 from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
 from config_checks_contrastive import contrastive_demands
+from config_checks_labels import label_demands
 from config_checks_mae import mae_demands
 from config_merge import value_at
+from config_node import mask_units
 
 VIEWS = ('frontal', 'lateral', 'all')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
@@ -311,8 +312,7 @@ def _check_masks(config: Any) -> None:
     )
     holds = data.IMG_SIZE % data.MASK_PATCH_SIZE == 0 and data.MASK_PATCH_SIZE % patch == 0
     _require(holds, config, 'DATA.MASK_PATCH_SIZE', allowed)
-    units = (data.IMG_SIZE // data.MASK_PATCH_SIZE) ** 2
-    hidden = math.ceil(units * data.MASK_RATIO)
+    units, hidden = mask_units(config)
     allowed = f'such that 1 to {units - 1} of the {units} units are hidden, not {hidden}'
     _require(hidden < units, config, 'DATA.MASK_RATIO', allowed)
 
@@ -367,7 +367,7 @@ def _check_finetune(config: Any) -> None:
     _require(holds, config, 'EVAL.SELECT', "'auto' or 'all' where the task has one label")
     holds = config.REPORT.METHOD == 'grad_cam' or config.MODEL.TYPE == 'vit'
     _require(holds, config, 'REPORT.METHOD', "'grad_cam' but for MODEL.TYPE 'vit'")
-    _check_policies(config)
+    _check_demands(config, label_demands(config))
 
 
 def _check_probe(config: Any) -> None:
@@ -378,22 +378,3 @@ def _check_probe(config: Any) -> None:
     _require(config.DATA.HOLDOUT_FRACTION > 0, config, 'DATA.HOLDOUT_FRACTION', allowed)
     allowed = 'empty with a probe: name the encoder with --pretrained'
     _require(not config.MODEL.RESUME, config, 'MODEL.RESUME', allowed)
-
-
-def _check_policies(config: Any) -> None:
-    """Policies and what they need: a file, a loss over three classes, a head that is trained."""
-    data, mode = config.DATA, config.FINETUNE.MODE
-    used = {data.UNCERTAIN, *data.UNCERTAIN_BY_LABEL.values()}
-    needs_file = 'self_train' in used and not config.EVAL_MODE
-    holds = bool(data.SELF_TRAIN_PREDICTIONS) or not needs_file
-    allowed = (
-        "a predictions file over the training images where a policy is 'self_train': train with "
-        "'ignore' and EVAL.PREDICT_TRAIN True first, it writes predictions_train.csv"
-    )
-    _require(holds, config, 'DATA.SELF_TRAIN_PREDICTIONS', allowed)
-    if 'multiclass' not in used:
-        return
-    _require(data.TASK == 'observations', config, 'DATA.TASK', "'observations' with 'multiclass'")
-    _require(config.LOSS.NAME == 'bce', config, 'LOSS.NAME', "'bce' with the policy 'multiclass'")
-    allowed = "'full' or 'last_layer' with the policy 'multiclass'"
-    _require(mode in ('full', 'last_layer'), config, 'FINETUNE.MODE', allowed)

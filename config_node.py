@@ -1,5 +1,6 @@
 """The node that holds the options of a run."""
 
+import math
 from pathlib import Path
 
 from yacs.config import CfgNode
@@ -31,3 +32,9 @@ def encoder_node(config: CfgNode) -> CfgNode:
 def encoder_name(config: CfgNode) -> str:
     """MODEL.TYPE, or the name of timm's model."""
     return config.MODEL.TIMM.NAME if config.MODEL.TYPE == 'timm' else config.MODEL.TYPE
+
+
+def mask_units(config: CfgNode) -> tuple[int, int]:
+    """Masking units of an image, and how many of them every mask of pre-training hides."""
+    units = (config.DATA.IMG_SIZE // config.DATA.MASK_PATCH_SIZE) ** 2
+    return units, math.ceil(units * config.DATA.MASK_RATIO)

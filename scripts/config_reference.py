@@ -1,11 +1,10 @@
-"""Write docs/reference/config.md: every option and flag, from config.py's comments and defaults.
+"""Write docs/reference/config.md: every option and flag, from their comments and defaults.
 
-python scripts/config_reference.py            # after a change of config.py or config_flags.py
+python scripts/config_reference.py            # after a change of an option or of config_flags.py
 """
 
 import argparse
 import ast
-import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from config_flags import FLAG_KEYS
 from config_merge import value_at
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ('config.py', 'config_data.py', 'config_model.py', 'config_training.py')
 NEW = '[CheXpert] '  # begins the comment of a key that SimMIM does not have
 SECTIONS = {
     '': 'The run',
@@ -40,7 +40,8 @@ SECTIONS = {
 }
 HEADER = """# Options
 
-Made by `python scripts/config_reference.py` from the comments and defaults of `config.py`.
+Made by `python scripts/config_reference.py` from the comments and defaults of `config.py`,
+`config_data.py`, `config_model.py` and `config_training.py`.
 
 A run's options come from these defaults, then the `BASE` files of its YAML, the YAML (`--cfg`),
 `--opts KEY VALUE ...`, and flags, each over the ones before. Keys and types are checked, and what
@@ -68,26 +69,33 @@ class Option(NamedTuple):
 
 
 def read_options(source: str) -> list[Option]:
-    """The leaves of the config, in the order of `source` (config.py).
+    """The options that `source` sets, text of one of SOURCES, in its order.
 
     Raises:
         ValueError: if a key has no comment above it.
     """
     lines, options, defaults = source.splitlines(), [], default_config()
     for node in ast.parse(source).body:
-        match = re.fullmatch(r'_C\.([A-Z_.]+) = (.*)', ast.unparse(node).split('\n')[0])
-        if not match or match[2] == 'CN()':
+        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)):
+            continue
+        key = ast.unparse(node.targets[0]).removeprefix('_C.')
+        if ast.unparse(node.value) in ('CN()', key):
             continue
         start = node.lineno - 1
         while start and lines[start - 1].startswith('# '):
             start -= 1
         comment = ' '.join(line[2:] for line in lines[start : node.lineno - 1])
         if not comment:
-            raise ValueError(f'config.py: {match[1]} has no comment above it')
-        default, is_new = value_at(defaults, match[1]), comment.startswith(NEW)
+            raise ValueError(f'{key} has no comment above it')
+        default, is_new = value_at(defaults, key), comment.startswith(NEW)
         default = dict(default) if isinstance(default, dict) else default
-        options.append(Option(match[1], default, comment.removeprefix(NEW), is_new))
+        options.append(Option(key, default, comment.removeprefix(NEW), is_new))
     return options
+
+
+def all_options() -> list[Option]:
+    """The options of all SOURCES."""
+    return [o for name in SOURCES for o in read_options((ROOT / name).read_text(encoding='utf-8'))]
 
 
 def cell(text: object) -> str:
@@ -114,11 +122,10 @@ def page() -> str:
     """The page.
 
     Raises:
-        ValueError: if config.py has a section that SECTIONS does not name.
+        ValueError: if there is a section that SECTIONS does not name.
     """
-    options = read_options((ROOT / 'config.py').read_text(encoding='utf-8'))
     by_section = {}
-    for option in options:
+    for option in all_options():
         by_section.setdefault(option.key.rpartition('.')[0], []).append(option)
     if unknown := set(by_section) - set(SECTIONS):
         raise ValueError(f'scripts/config_reference.py: SECTIONS lacks {sorted(unknown)}')

@@ -55,13 +55,13 @@ def test_only_two_defaults_of_simmim_are_others() -> None:
 
 
 def test_every_key_has_its_comment_and_keys_beyond_simmims_say_so() -> None:
-    lines = (Path(__file__).parents[1] / 'config.py').read_text().splitlines()
-    golden = Path(__file__).parent / 'golden' / 'configs' / 'configs_base_opts_flags.json'
+    root = Path(__file__).parents[1]
+    lines = [line for path in root.glob('config*.py') for line in path.read_text().splitlines()]
+    golden = root / 'tests' / 'golden' / 'configs' / 'configs_base_opts_flags.json'
     simmim = set(yaml.safe_load(golden.read_text()))
-    simmim |= {'BASE', 'AMP_OPT_LEVEL', 'OUTPUT', 'LOCAL_RANK'}
-    seen = set()
+    simmim, seen = simmim | {'BASE', 'AMP_OPT_LEVEL', 'OUTPUT', 'LOCAL_RANK'}, set()
     for above, line in zip(lines, lines[1:], strict=False):
-        match = re.match(r'_C\.(\S+) = (?!CN\(\)$)', line)
+        match = re.match(r'(?:_C\.|(?=\w+\.))([A-Z_.]+) = (?!CN\(\)$|[A-Z]+$)', line)
         if match:
             seen.add(match[1])
             assert above.startswith('# '), f'{match[1]} has no comment'
