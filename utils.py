@@ -1,5 +1,6 @@
 """What runs take from checkpoints: weights, options, where to go on, and pre-trained weights."""
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,12 @@ from checkpoint_files import checkpoint_name as checkpoint_name
 from config import Config, default_config, encoder_node
 from config_merge import load_yaml
 from models.convert import PATCH_WEIGHT, Statistics, check_fit, convert, drop_buffers
+from models.convert_huggingface import (
+    PROCESSOR,
+    from_huggingface,
+    is_huggingface,
+    processor_statistics,
+)
 from models.convert_timm import convert_timm, first_weight, published_statistics
 from models.timm_classifier import TimmClassifier
 
@@ -245,8 +252,8 @@ def set_rng_state(state: dict[str, Tensor]) -> None:
 def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) -> None:
     """Start from the weights that PRETRAINED names, fitted to the model, and log what was done.
 
-    Into either stage, from SimMIM's or this project's checkpoints of either stage, or from
-    supervised ones; into a model of timm as models/convert_timm.py says.
+    Into either stage, from SimMIM's or this project's checkpoints of either stage, from supervised
+    ones, or from transformers' Swin and ViT; into a model of timm as models/convert_timm.py says.
 
     Raises:
         ValueError: naming the file, and the entries that fit nowhere or are missing.
@@ -256,9 +263,12 @@ def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) ->
     path = config.PRETRAINED
     checkpoint = read_checkpoint(path)
     state, target_stats = checkpoint['model'], Statistics(*statistics(config))
-    of_timm = isinstance(model, TimmClassifier)
+    of_timm, no_place = isinstance(model, TimmClassifier), []
     try:
         asked = _asked_data_options(checkpoint)
+        if is_huggingface(state):
+            state, no_place = from_huggingface(state)
+            asked = _processor_options(path, state[PATCH_WEIGHT].shape[1])
         if of_timm and not asked:
             asked = published_statistics(state, model)
         weight = first_weight(model) if of_timm else PATCH_WEIGHT
@@ -271,6 +281,7 @@ def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) ->
     except ValueError as error:
         raise ValueError(f'PRETRAINED {path}: {error}') from error
     model.load_state_dict(converted, strict=False)
+    report.left_over += no_place
     if by_image and report.folded:
         report.remarks.append("DATA.NORMALIZE 'image': plain sums over channels, no statistics")
     elif source_stats != target_stats and not report.folded:
@@ -291,6 +302,17 @@ def _asked_data_options(checkpoint: dict) -> dict:
         return {key: data[key] for key in keys if key in data}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError("its text under 'config' is no config of a run") from error
+
+
+def _processor_options(path: str | Path, num_channels: int) -> dict:
+    """Options of DATA by transformers' file beside the weights; {} where there is none."""
+    file = Path(path).with_name(PROCESSOR)
+    if not file.is_file():
+        return {}
+    try:
+        return processor_statistics(json.loads(file.read_text('utf-8')), num_channels)
+    except (OSError, RecursionError, ValueError) as error:
+        raise ValueError(f'{file} beside it cannot be used ({error})') from error
 
 
 def _source_statistics(state: dict[str, Tensor], asked: dict, weight: str) -> Statistics:

@@ -8,6 +8,7 @@ resizes pictures of 8 bits to whole grey levels, this does not.
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ Parameters = dict[str, torch.Tensor]
 WARP_UNIFORMS = 13
 
 
-class _Batch:
+class _Batch(ABC):
     """What the batch transforms share.
 
     Args:
@@ -75,8 +76,13 @@ class _Batch:
         """
         return self._draw(BatchRng(seed, epoch, rows, occurrences), np.asarray(sizes), side)
 
+    @abstractmethod
     def _draw(self, rng: BatchRng, sizes: np.ndarray, side: int) -> Parameters:
-        raise NotImplementedError
+        """As `draw`, sizes as an array."""
+
+    @abstractmethod
+    def apply(self, images: torch.Tensor, parameters: Parameters) -> Any:
+        """What the model gets of pictures uint8 [B, side, side], as the class says."""
 
 
 class PretrainBatch(_Batch):

@@ -12,6 +12,7 @@ streams of torch and NumPy.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -124,20 +125,20 @@ class PublishedDataset(Dataset):
         return pixels, mask
 
 
-class Source:
+class Source(ABC):
     """One way to get batches of (images [B, C, S, S], masks [B, h, w])."""
 
     def __init__(self, name: str, setting: Setting) -> None:
         self.name = name
         self.setting = setting
 
+    @abstractmethod
     def batches(self, num_workers: int) -> Iterable[Any]:
         """An epoch's, on the device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, position: int, watch: Stopwatch) -> tuple[Any, Any]:
         """One image and its mask, made in this process, with a lap after each stage."""
-        raise NotImplementedError
 
     def trace(self, positions: np.ndarray, watch: Stopwatch) -> Any:
         """A batch, made in this process, with a lap after each stage."""

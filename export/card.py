@@ -15,13 +15,26 @@ SHARED = (
     'MODEL.NAME', 'TAG', 'DATA.DATASET', 'DATA.VIEWS', 'DATA.TRAIN_FRACTION', 'DATA.TRAIN_IMAGES',
     'TRAIN.EPOCHS', 'TRAIN.OPTIMIZER.NAME', 'TRAIN.BASE_LR', 'TRAIN.WEIGHT_DECAY', 'SEED',
 )  # fmt: skip
-PRETRAINING = (
-    'MODEL.PRETRAIN', 'DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO',
-    'MODEL.SIMMIM.HEAD', 'MODEL.SIMMIM.LOSS', 'MODEL.SIMMIM.TARGET', 'PRETRAINED',
-)  # fmt: skip
+MASKS = ('MODEL.PRETRAIN', 'DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO')
+MASKED = {  # by MODEL.PRETRAIN: how it is called, and what it reads
+    'simmim': ('SimMIM (hidden patches from visible ones)', (
+        'MODEL.SIMMIM.HEAD', 'MODEL.SIMMIM.LOSS', 'MODEL.SIMMIM.LOSS_PIXELS',
+        'MODEL.SIMMIM.TARGET', 'MODEL.SIMMIM.TARGET_SIZE',
+    )),
+    'mae': ('MAE (hidden patches from visible ones, squared error)', (
+        'MODEL.MAE.DECODER_EMBED_DIM', 'MODEL.MAE.DECODER_DEPTH', 'MODEL.MAE.DECODER_NUM_HEADS',
+        'MODEL.MAE.NORM_PIX_LOSS',
+    )),
+}  # fmt: skip
+CONTRASTIVE = {  # by CONTRASTIVE.METHOD
+    'moco': ('MoCo v2', ('TEMPERATURE', 'MOMENTUM', 'QUEUE_SIZE')),
+    'simclr': ('SimCLR', ('TEMPERATURE',)),
+    'byol': ('BYOL', ('MOMENTUM',)),
+    'swav': ('SwAV', ('TEMPERATURE', 'NUM_PROTOTYPES', 'LOCAL_CROPS', 'LOCAL_CROP_AREA')),
+}
 FINE_TUNING = (
     'DATA.TASK', 'DATA.UNCERTAIN', 'DATA.UNCERTAIN_BY_LABEL', 'DATA.BLANK', 'LOSS.NAME',
-    'FINETUNE.MODE', 'TRAIN.LAYER_DECAY', 'PRETRAINED',
+    'FINETUNE.MODE', 'TRAIN.LAYER_DECAY',
 )  # fmt: skip
 
 CARD = """---
@@ -62,6 +75,7 @@ The options of the run; nothing else is known of it here. Scores are in the run'
 PREPARE = """processor = AutoImageProcessor.from_pretrained('FOLDER', backend='pil')
 image = Image.open('xray.png').convert('L')
 pixels = processor(image, return_tensors='pt').pixel_values"""
+ENCODER = 'An encoder of chest X-rays, pre-trained by {method}; it has no classifier.'
 PREPARE_BY_HAND = 'pixels = ...  # see Images, below'
 
 
@@ -73,18 +87,26 @@ def model_card(source: Source, *, has_processor: bool) -> str:
         has_processor: whether there is a preprocessor_config.json.
     """
     config, labels = source.config, source.outputs
+    task, model_class = 'image-feature-extraction', 'AutoModel'
     if labels:
         task, model_class = 'image-classification', 'AutoModelForImageClassification'
         about = 'A classifier of chest X-rays.'
         run = 'probabilities = model(pixels).logits.sigmoid()'
         outputs = 'Logits, of each label on its own (sigmoid): ' + ', '.join(labels) + '.'
-        keys = SHARED + FINE_TUNING
+        keys = FINE_TUNING
+    elif source.gives == 'features':
+        method, options = CONTRASTIVE[config.CONTRASTIVE.METHOD]
+        about = ENCODER.format(method=method)
+        run = 'features = model(pixels).pooler_output'
+        outputs = 'Features, pooled: what the projector of pre-training read.'
+        keys = [f'CONTRASTIVE.{name}' for name in ('METHOD', 'DIM', *options, 'BLUR')]
     else:
-        task, model_class = 'image-feature-extraction', 'AutoModel'
-        about = 'An encoder of chest X-rays, pre-trained on masked images; it has no classifier.'
+        method, options = MASKED[config.MODEL.PRETRAIN]
+        about = ENCODER.format(method=method)
         run = 'tokens = model(pixels).last_hidden_state'
         outputs = 'Tokens, normalised. What is pooled of them was not trained.'
-        keys = SHARED + PRETRAINING
+        keys = [*MASKS, *options]
+    keys = [*SHARED, *keys, 'PRETRAINED']
     return CARD.format(
         task=task,
         name=config.MODEL.NAME,
@@ -138,4 +160,6 @@ def _shown(config: Config, key: str) -> object:
     value = value_at(config, key)
     if key == 'PRETRAINED':
         return PurePath(value).name or 'nothing'
+    if value is None and key.startswith('CONTRASTIVE.'):
+        return "the method's own"
     return dict(value) if isinstance(value, dict) else value

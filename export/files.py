@@ -50,6 +50,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside the path, which takes its place if no error comes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f'.{path.name}.{kind}') for kind in ('tmp', 'old'))
+    if old.exists() and not path.exists():
+        old.rename(path)  # a process was killed between the two renames below
     for left in (temporary, old):
         shutil.rmtree(left, ignore_errors=True)
     try:
@@ -59,7 +61,12 @@ def new_folder(path: Path) -> Iterator[Path]:
             _to_disk(file)
         if path.exists():
             path.rename(old)  # a folder with files is not replaced in one step
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

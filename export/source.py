@@ -14,6 +14,8 @@ from data.transforms import FILTERS, statistics
 from export.naming import State, learned_entries
 from inference import load_classifier
 from models import build_model
+from models.contrastive import BESIDE_ENCODER
+from models.convert import PREFIX
 from utils import load_model_state, read_checkpoint, trained_config
 
 CLASSES = ('negative', 'positive', 'uncertain')  # of a label with three outputs, in order
@@ -39,30 +41,46 @@ class Source(NamedTuple):
 
     config: Config
     encoder: nn.Module  # fine-tuned: with its head
-    network: nn.Module  # images [B, C, S, S] to logits [B, K]; pre-trained: to tokens [B, L, D]
+    network: nn.Module  # images [B, C, S, S] to what it gives
     outputs: tuple[str, ...]  # [K], what each logit is of; pre-trained: none
+    gives: str  # 'logits' [B, K]; masked pre-training: 'tokens' [B, L, D]; contrastive: 'features'
 
 
 def load_source(path: str | Path, logger: logging.Logger) -> Source:
-    """Read a checkpoint of main_simmim.py or of main_finetune.py.
+    """Read a checkpoint of main_simmim.py, main_contrastive.py or main_finetune.py.
 
     Raises:
         ValueError: if it cannot be read, has no options of a run, or is of another model.
     """
     config, state = trained_config(path), read_checkpoint(path)['model']
     if config is None:
-        raise ValueError(f'{path} is no checkpoint of main_simmim.py or main_finetune.py')
+        raise ValueError(
+            f'{path} is no checkpoint of main_simmim.py, main_contrastive.py or main_finetune.py'
+        )
     config.MODEL.ATTENTION = 'eager'  # plain operations, which every program has
     config.TRAIN.USE_CHECKPOINT = False
+    outputs: tuple[str, ...] = ()
     if 'head.weight' in state:
         network = encoder = load_classifier(config, path, torch.device('cpu'), logger)
         outputs = output_names(task_labels(config.DATA.TASK), len(state['head.weight']))
+        gives = 'logits'
+    elif any(key.startswith(BESIDE_ENCODER) for key in state):
+        network = encoder = build_model(config, is_pretrain=False, num_outputs=0)
+        load_model_state(encoder, _encoder_alone(config, state), str(path), logger)
+        gives = 'features'
     else:
         model = build_model(config, is_pretrain=True)
         load_model_state(model, state, str(path), logger)
-        encoder, outputs = model.encoder, ()
+        encoder, gives = model.encoder, 'tokens'
         network = Tokens(encoder)
-    return Source(config, encoder, network.eval(), outputs)
+    return Source(config, encoder, network.eval(), outputs, gives)
+
+
+def _encoder_alone(config: Config, state: State) -> State:
+    """The encoder's entries of a contrastive checkpoint, as the classifier's model has them."""
+    prefix = '' if config.MODEL.TYPE == 'timm' else PREFIX  # which is in that of a timm model, too
+    kept = {key: value for key, value in state.items() if not key.startswith(BESIDE_ENCODER)}
+    return {key.removeprefix(prefix): value for key, value in kept.items()}
 
 
 def output_names(labels: tuple[str, ...], num_outputs: int) -> tuple[str, ...]:
@@ -107,7 +125,7 @@ def facts(source: Source) -> dict[str, Any]:
         'preprocess': config.DATA.PREPROCESS,
         'interpolation': interpolation(source),
         'centre_crop': config.TEST.CROP,
-        'outputs': list(source.outputs) or 'tokens',
+        'outputs': list(source.outputs) or source.gives,
         'run': config.TAG,
         'use': 'research, not for clinical use',
     }

@@ -10,18 +10,17 @@ from safetensors.torch import save
 from data.transforms import FILTERS, statistics
 from export.card import enlarged_short_side, model_card
 from export.files import check_output, new_folder
-from export.naming import State, swin_to_huggingface, vit_to_huggingface, with_prefix
+from export.naming import State, vit_to_huggingface, with_prefix
 from export.packages import load_package
 from export.source import Source, entries, input_size, interpolation, largest_difference
+from models.convert_huggingface import PROCESSOR, to_huggingface
 
 TARGET = 'huggingface'
 INDEX = '.relative_position_index'
-CONFIG, WEIGHTS, PROCESSOR, CARD = FILES = (
-    'config.json',
-    'model.safetensors',
-    'preprocessor_config.json',
-    'README.md',
-)
+CONFIG, WEIGHTS, CARD = 'config.json', 'model.safetensors', 'README.md'
+FILES = (CONFIG, WEIGHTS, PROCESSOR, CARD)
+# What `Source.gives` is called there.
+OUTPUTS = {'logits': 'logits', 'tokens': 'last_hidden_state', 'features': 'pooler_output'}
 
 
 def write_huggingface(source: Source, path: Path, *, overwrite: bool) -> float:
@@ -42,17 +41,18 @@ def write_huggingface(source: Source, path: Path, *, overwrite: bool) -> float:
         if processor:
             _write_json(folder / PROCESSOR, processor)
         (folder / CARD).write_text(model_card(source, has_processor=bool(processor)), 'utf-8')
-        return largest_difference(source, HuggingFaceOutputs(folder), TARGET)
+        return largest_difference(source, HuggingFaceOutputs(folder, source.gives), TARGET)
 
 
 class HuggingFaceOutputs:
-    """Images [B, C, S, S] to logits, or to tokens, of the model in a folder.
+    """Images [B, C, S, S] to what `Source.gives` says, by the model in a folder.
 
     Raises:
         ValueError: if transformers finds entries that it lacks or does not know.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, gives: str) -> None:
+        self.output = OUTPUTS[gives]
         transformers = load_package('transformers', TARGET)
         transformers.utils.logging.disable_progress_bar()
         names = json.loads((folder / CONFIG).read_text('utf-8'))['architectures']
@@ -65,8 +65,7 @@ class HuggingFaceOutputs:
         self.model.eval()
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        outputs = self.model(pixel_values=images)
-        return outputs.logits if 'logits' in outputs else outputs.last_hidden_state
+        return self.model(pixel_values=images)[self.output]
 
 
 def swin(source: Source) -> tuple[dict[str, Any], State]:
@@ -77,7 +76,7 @@ def swin(source: Source) -> tuple[dict[str, Any], State]:
     """
     options, state = source.config.MODEL.SWIN, entries(source, TARGET)
     indices = {k: v for k, v in source.encoder.state_dict().items() if k.endswith(INDEX)}
-    state = swin_to_huggingface(state | indices)  # transformers before 5 reads them
+    state = to_huggingface(state | indices)  # transformers before 5 reads them
     smallest = source.encoder.grid_size // 2 ** (len(options.DEPTHS) - 1)
     if smallest < options.WINDOW_SIZE:
         raise ValueError(

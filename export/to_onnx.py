@@ -1,4 +1,4 @@
-"""An .onnx file: images of any number to logits, or to a pre-trained encoder's tokens."""
+"""An .onnx file: images of any number to logits, or to an encoder's tokens or features."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def write_onnx(source: Source, path: Path, *, overwrite: bool) -> float:
             program,
             dynamo=True,
             input_names=[INPUT],
-            output_names=['logits' if source.outputs else 'tokens'],
+            output_names=[source.gives],
             dynamic_shapes=({0: 'batch'},),  # the axis is so named
             verbose=False,
         )

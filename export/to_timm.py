@@ -1,6 +1,7 @@
 """A .safetensors file under timm's names; its header says how timm builds the model."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save
 from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from export.files import check_output, new_file
 from export.naming import State, swin_to_timm, vit_to_timm_beit, vit_to_timm_vit
@@ -36,7 +37,7 @@ def write_timm(source: Source, path: Path, *, overwrite: bool) -> float:
     with new_file(path) as file:
         file.write_bytes(save(state, {'format': 'pt', HEADER: json.dumps(about)}))
         model, _ = load_timm(file)
-        return largest_difference(source, timm_outputs(model), TARGET)
+        return largest_difference(source, timm_outputs(model, source.gives), TARGET)
 
 
 def load_timm(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -48,9 +49,9 @@ def load_timm(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     return model.eval(), about
 
 
-def timm_outputs(model: nn.Module) -> nn.Module:
-    """Logits, or without a head the tokens."""
-    return model if model.num_classes else model.forward_features
+def timm_outputs(model: nn.Module, gives: str) -> Callable[[Tensor], Tensor]:
+    """Images to what `Source.gives` says; without a head timm's call gives pooled features."""
+    return model.forward_features if gives == 'tokens' else model
 
 
 def swin_arguments(source: Source, state: State) -> tuple[str, dict[str, Any], State]:

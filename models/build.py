@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from config import encoder_node
+from config import encoder_node, mask_units
 from models.mae import MAE
 from models.simmim import SimMIM, SwinTransformerForSimMIM, VisionTransformerForSimMIM
 from models.swin_transformer import SwinTransformer
@@ -59,7 +59,14 @@ def _build_mae(config: Any) -> MAE:
     # Nothing is pooled here: the encoder ends in its norm, however the classifier reads it.
     options = encoder_kwargs(config) | {'use_mean_pooling': False, 'num_classes': 0}
     decoder = {key.lower(): value for key, value in config.MODEL.MAE.items()}
-    return MAE(VisionTransformer(**options), attention=config.MODEL.ATTENTION, **decoder)
+    units, hidden = mask_units(config)
+    encoder = VisionTransformer(**options)
+    return MAE(
+        encoder,
+        num_visible=encoder.grid_size**2 * (units - hidden) // units,
+        attention=config.MODEL.ATTENTION,
+        **decoder,
+    )
 
 
 def count_outputs(config: Any) -> int:

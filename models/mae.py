@@ -17,6 +17,8 @@ class MAE(nn.Module):
 
     Args:
         encoder: a ViT with positions of its own and without relative position biases.
+        num_visible: patches that each mask of training leaves visible. On a GPU masks are trusted
+            in that, for to count there is to wait for it.
         decoder_embed_dim: width of the decoder, a multiple of 4 and of its heads.
         decoder_depth: blocks of the decoder.
         decoder_num_heads: attention heads of the decoder.
@@ -28,6 +30,7 @@ class MAE(nn.Module):
         self,
         encoder: VisionTransformer,
         *,
+        num_visible: int,
         decoder_embed_dim: int = 512,
         decoder_depth: int = 8,
         decoder_num_heads: int = 16,
@@ -37,6 +40,7 @@ class MAE(nn.Module):
         super().__init__()
         self.in_chans = encoder.in_chans
         self.patch_size = encoder.patch_size
+        self.num_visible = num_visible
         kind = 'patch_normalised' if norm_pix_loss else 'pixels'
         self.target = Target(kind, unit=encoder.patch_size)
         self.encoder = encoder
@@ -56,25 +60,43 @@ class MAE(nn.Module):
         nn.init.normal_(self.decoder.mask_token, std=0.02)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Mean squared error over the hidden patches of images [B, C, S, S], mask [B, h, w]."""
+        """Mean squared error over the hidden patches of images [B, C, S, S], mask [B, h, w].
+
+        Raises:
+            ValueError: as `predict`; masks on the CPU that leave another number of patches visible
+                than `num_visible` are refused, too.
+        """
+        if mask.is_cpu and not torch.compiler.is_compiling():
+            check_visible(mask, self.num_visible)
         weight = repeat(mask.unsqueeze(1).float(), self.patch_size)  # [B, 1, S, S]
-        return pixel_loss(self.predict(x, mask), self.target.of(x), weight, LOSSES['l2'])
+        predictions = self.predict(x, mask, self.num_visible)
+        return pixel_loss(predictions, self.target.of(x), weight, LOSSES['l2'])
 
     def reconstruct(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """All pixels as predicted from the visible ones, normalised as x is: [B, C, S, S].
 
-        With `norm_pix_loss` mean and deviation of each patch are those of x.
+        With `norm_pix_loss` mean and deviation of each patch are those of x. Masks may hide another
+        share than those of training.
         """
         return self.target.to_images(self.predict(x, mask), x)
 
-    def predict(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def predict(
+        self, x: torch.Tensor, mask: torch.Tensor, num_visible: int | None = None
+    ) -> torch.Tensor:
         """What is predicted of the target of images [B, C, S, S], in its place: [B, C, S, S].
+
+        Args:
+            x: images.
+            mask: [B, h, w], 1 where hidden.
+            num_visible: patches that each mask leaves visible; None: they are counted, for which a
+                GPU is waited for.
 
         Raises:
             ValueError: if image or mask is not of the size that the encoder was built for, or the
                 masks do not all leave the same number of patches visible, at least one.
         """
-        order, num_visible = visible_first(mask, self.encoder.grid_size)
+        order = visible_first(mask, self.encoder.grid_size)
+        num_visible = count_visible(mask) if num_visible is None else num_visible
         patches = self.decoder(self.encode(x, order[:, :num_visible]), order)
         side, patch = self.encoder.grid_size, self.patch_size
         pixels = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (side, side))
@@ -141,7 +163,7 @@ class Decoder(nn.Module):
         return self.pred(self.norm(x[:, 1:]))
 
 
-def visible_first(mask: torch.Tensor, side: int) -> tuple[torch.Tensor, int]:
+def visible_first(mask: torch.Tensor, side: int) -> torch.Tensor:
     """Where the visible patches are, then the hidden ones, each in the order of the grid.
 
     Args:
@@ -149,24 +171,41 @@ def visible_first(mask: torch.Tensor, side: int) -> tuple[torch.Tensor, int]:
         side: of the grid, in patches.
 
     Returns:
-        Places [B, side ** 2], and how many of each image are visible.
+        Places [B, side ** 2].
 
     Raises:
-        ValueError: if the mask is of another grid, or its images differ in that number, or it is 0.
+        ValueError: if the mask is of another grid.
     """
     if tuple(mask.shape[1:]) != (side, side):
         raise ValueError(
             f'mask must be [images, patch rows, patch columns] = [{len(mask)}, {side}, {side}], '
             f'got {list(mask.shape)}'
         )
-    mask = mask.flatten(1)
-    fewest, most = torch.stack((mask == 0).sum(dim=1).aminmax()).tolist()
+    return mask.flatten(1).argsort(dim=1, stable=True)
+
+
+def count_visible(mask: torch.Tensor) -> int:
+    """How many patches each of the masks [B, h, w] (1 hidden) leaves visible.
+
+    Raises:
+        ValueError: if they differ in that number, or it is 0.
+    """
+    fewest, most = torch.stack((mask == 0).flatten(1).sum(dim=1).aminmax()).tolist()
     if fewest != most or not fewest:
         raise ValueError(
             'all masks must leave the same number of patches visible, at least one, '
             f'got {fewest} to {most}'
         )
-    return mask.argsort(dim=1, stable=True), fewest
+    return fewest
+
+
+def check_visible(mask: torch.Tensor, num_visible: int) -> None:
+    """Refuse masks [B, h, w] that do not each leave this many patches visible."""
+    if (found := count_visible(mask)) != num_visible:
+        raise ValueError(
+            f'masks of training must leave {num_visible} patches visible (DATA.IMG_SIZE, '
+            f'DATA.MASK_PATCH_SIZE, DATA.MASK_RATIO), got {found}'
+        )
 
 
 def take(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ python scripts/export.py CHECKPOINT --to timm --output PATH.safetensors
 
 --to timm           .safetensors: weights under timm's names; the header says how timm builds it
 --to huggingface    a folder that transformers loads without this project's code
---to onnx           .onnx: images [B, C, S, S] to logits, of a pre-trained encoder to tokens
+--to onnx           .onnx: images [B, C, S, S] to logits; of an encoder to tokens or features
 --to torch_export   .pt2: the same as a program of torch.export
 
 The outputs of what was written are compared with the checkpoint's before it takes its name.
@@ -37,7 +37,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('checkpoint', metavar='CHECKPOINT', help='of main_simmim.py or main_finetune.py')
+    add('checkpoint', metavar='CHECKPOINT', help='of any of the mains')
     add('--to', required=True, choices=FORMATS, help='what is written')
     add('--output', required=True, type=Path, metavar='PATH', help='file, or folder (huggingface)')
     add('--overwrite', action='store_true', help='replace an export that is there')
@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    what = f'{len(source.outputs)} logits' if source.outputs else 'tokens'
+    what = f'{len(source.outputs)} logits' if source.outputs else source.gives
     print(f'{args.output}: {what}, at most {worst:.1e} from those of the checkpoint.')
     print('Not for clinical use.')
     return 0

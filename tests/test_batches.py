@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from data import Loaders, device_loader
 from data.batch_draws import BatchRng, draw_crops, draw_masks
-from data.batches import batch_transform
+from data.batches import _Batch, batch_transform
 from data.device_loader import DeviceLoader, on_device
 from data.images import FULL_SIZE
 from data.loader import EpochSampler
@@ -328,3 +328,12 @@ def test_every_tensor_of_a_batch_is_moved():
     moved = device_loader._each(lambda item: 2 * item, batch)
     assert isinstance(moved, tuple) and moved[0].tolist() == [2, 2]
     assert moved[1]['a'].tolist() == [2] and moved[1]['b'][0].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize('missing', ['_draw', 'apply'])
+def test_a_twin_without_a_part_of_its_own_cannot_be_made(missing: str) -> None:
+    parts = {'_draw': lambda *_: {}, 'apply': lambda *_: None}
+    type('Whole', (_Batch,), dict(parts))(None)
+    del parts[missing]
+    with pytest.raises(TypeError, match=missing):
+        type('Part', (_Batch,), parts)(None)

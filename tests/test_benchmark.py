@@ -356,3 +356,12 @@ def test_epochs_are_long_and_have_all_images(folder):
     files = source.dataset.records.file.tolist()
     assert files[: len(records)] == records.file.tolist()
     assert set(files) == set(records.file)
+
+
+@pytest.mark.parametrize('missing', ['batches', 'sample'])
+def test_a_source_without_a_part_of_its_own_cannot_be_made(missing: str) -> None:
+    parts = {'batches': lambda *_: [], 'sample': lambda *_: (0, 0)}
+    type('Whole', (Source,), dict(parts))('whole', SETTING)
+    del parts[missing]
+    with pytest.raises(TypeError, match=missing):
+        type('Part', (Source,), parts)('part', SETTING)

@@ -112,7 +112,7 @@ def test_entries_that_transformers_lacks_are_refused(tmp_path) -> None:
     config = json.loads((folder / 'config.json').read_text())
     (folder / 'config.json').write_text(json.dumps(config | {'depths': [2, 3]}))
     with pytest.raises(ValueError, match='does not fit: .*missing_keys.*blocks.2'):
-        HuggingFaceOutputs(folder)
+        HuggingFaceOutputs(folder, 'logits')
 
 
 def test_the_folder_is_replaced_as_a_whole(tmp_path) -> None:

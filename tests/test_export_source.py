@@ -16,6 +16,7 @@ from export import naming
 from export.files import check_output, new_file, new_folder
 from export.source import Source, example_images, facts, largest_difference, load_source
 from models import build_model
+from models.convert_huggingface import to_huggingface
 from utils import save_checkpoint
 
 LOGGER = logging.getLogger('export')
@@ -118,7 +119,7 @@ def test_swin_s_names_in_other_libraries() -> None:
         'swin.encoder.layers.1.blocks.0.layernorm_before.bias', 'swin.layernorm.weight',
         'classifier.bias',
     ]  # fmt: skip
-    renamed = naming.with_prefix(naming.swin_to_huggingface(values), 'swin.')
+    renamed = naming.with_prefix(to_huggingface(values), 'swin.')
     assert renamed == dict(zip(hub_names, values.values(), strict=True))
 
 
@@ -218,6 +219,38 @@ def test_what_fails_on_the_way_leaves_what_was_there(tmp_path) -> None:
     assert (tmp_path / 'a.onnx').read_text() == 'new'
     names[2] = 'folder/README.md'
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*')) == names
+
+
+@pytest.mark.parametrize('failing', [1, 2])
+def test_a_rename_that_fails_loses_nothing(failing: int, tmp_path, monkeypatch) -> None:
+    path = tmp_path / 'folder'
+    path.mkdir()
+    (path / 'config.json').write_text('old')
+    calls, rename = [], Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        calls.append(self.name)
+        if len(calls) == failing:
+            raise OSError('the disk is gone')
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, 'rename', fail)
+    with pytest.raises(OSError, match='the disk is gone'), new_folder(path) as folder:
+        (folder / 'config.json').write_text('new')
+    assert calls[:failing] == ['folder', '.folder.tmp'][:failing]
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob('*'))] == [
+        'folder', 'folder/config.json',
+    ]  # fmt: skip
+    assert (path / 'config.json').read_text() == 'old'
+
+
+def test_what_a_killed_process_put_aside_comes_back(tmp_path) -> None:
+    path, old = tmp_path / 'folder', tmp_path / '.folder.old'
+    old.mkdir()
+    (old / 'config.json').write_text('old')
+    with pytest.raises(RuntimeError), new_folder(path):
+        raise RuntimeError
+    assert (path / 'config.json').read_text() == 'old' and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from test_speed_cases import GPU
-from tiny import SWIN, VIT, tiny_config
+from tiny import MAE, SWIN, VIT, tiny_config
 
 from device import autocast_dtype
-from engine import train_one_batch
 from models import build_model
 from models.kernel_check import settle_attention
 from models.swin_transformer import SwinTransformerBlock
 from speed.cases import Case, Published
 from speed.steps import OwnSteps, Setting, build_steps
+from training_step import train_one_batch
 
 pytestmark = pytest.mark.gpu
 # Heads of 16 channels, which the kernel needs, and windows with a shift.
@@ -48,7 +48,7 @@ def test_the_kernel_is_not_replaced(level: str, tmp_path, caplog) -> None:
     assert blocks and all(block.attn.attention == 'triton' for block in blocks)
 
 
-@pytest.mark.parametrize('model', [WIDE_SWIN, VIT], ids=['swin', 'vit'])
+@pytest.mark.parametrize('model', [WIDE_SWIN, VIT, MAE], ids=['swin', 'vit', 'mae'])
 @pytest.mark.parametrize('compiled', ['none', 'auto', 'max'])
 def test_no_step_waits_for_the_device(compiled: str, model: dict, tmp_path) -> None:
     steps = build_steps(setting(tmp_path, model), Case('x', options={'TRAIN.COMPILE': compiled}))
@@ -101,4 +101,4 @@ def test_a_step_of_each_precision(tmp_path) -> None:
         steps()
         assert steps.loss.isfinite() and steps.loss.is_cuda and steps.dtype == dtype
     own = build_steps(setting(tmp_path, VIT), Case('ours'))
-    assert train_one_batch(own.run, own.state, own.batch, own.loss_fn, 0) is True
+    assert train_one_batch(own.run, own.state, next(own.batches), own.loss_fn, 0) is True

@@ -13,7 +13,7 @@ from config_checks import check_config
 from data.masking import MASK_TYPES, MaskGenerator
 from models import build_model
 from models.attention import written_out
-from models.mae import MAE, take, visible_first
+from models.mae import MAE, count_visible, take, visible_first
 from models.vision_transformer import sincos_positions
 from optimizer import param_groups
 
@@ -96,7 +96,7 @@ def test_fixed_positions_are_added_saved_and_never_trained(pretrain: str) -> Non
 @pytest.mark.parametrize('unit', [8, 16])
 def test_visible_patches_come_first_and_places_are_restored(unit: int) -> None:
     _, masks = batch(seeded(), unit)
-    order, num_visible = visible_first(masks, 4)
+    order, num_visible = visible_first(masks, 4), count_visible(masks)
     assert num_visible == 4
     for b, mask in enumerate(masks.flatten(1).tolist()):
         visible = [place for place, hidden in enumerate(mask) if not hidden]
@@ -131,7 +131,7 @@ def test_decoder_gets_each_token_in_its_place() -> None:
 
 @pytest.mark.parametrize('ratio, tokens', [(0.25, 1 + 12), (0.5, 1 + 8), (0.75, 1 + 4)])
 def test_the_encoder_sees_visible_patches_and_the_class_token(ratio: float, tokens: int) -> None:
-    model = seeded()
+    model = seeded(DATA__MASK_RATIO=ratio)
     seen, decoded = [], []
     for blocks, shapes in ((model.encoder.blocks, seen), (model.decoder.blocks, decoded)):
         for block in blocks:
@@ -171,6 +171,11 @@ def test_masks_of_another_grid_or_of_different_counts_are_refused() -> None:
         model(x, masks)
     with pytest.raises(ValueError, match='at least one, got 0 to 0'):
         model(x, torch.ones(3, 4, 4))
+    half = torch.zeros(3, 4, 4)
+    half[:, :2] = 1
+    with pytest.raises(ValueError, match=r'must leave 4 patches .*DATA\.MASK_RATIO\), got 8'):
+        model(x, half)
+    assert model.reconstruct(x, half).shape == x.shape  # runs are compared under other masks, too
     with pytest.raises(ValueError, match='got 40x40, the encoder was built for 32x32'):
         model(torch.randn(3, 1, 40, 40), batch(model)[1])
 

@@ -7,8 +7,9 @@ import pytest
 import test_two_ranks
 import torch
 from PIL import Image
+from test_compilation import use_backend
 from test_mae import mae_config
-from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config
+from tiny import MAE, ROOT, arguments, run_folder, run_main, tiny_config
 
 from config import check_config, get_config
 from logger import read_metrics
@@ -97,12 +98,6 @@ def test_configs_have_maes_sizes_and_rates_and_their_stages_fit(pair: str) -> No
 
 # Runs
 
-MODEL = VIT | {
-    'PRETRAIN': 'mae',
-    'DROP_PATH_RATE': 0.0,
-    'VIT': VIT['VIT'] | {'USE_SINCOS': True, 'USE_SHARED_RPB': False, 'INIT_VALUES': None},
-    'MAE': {'DECODER_EMBED_DIM': 16, 'DECODER_DEPTH': 1, 'DECODER_NUM_HEADS': 2},
-}
 TRAIN = {'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.5, 'EPOCHS': 3}
 FEW = {'HOLDOUT_IMAGES': 6}
 
@@ -111,7 +106,7 @@ FEW = {'HOLDOUT_IMAGES': 6}
 def pretrained(phantom, tmp_path_factory) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp('mae')
-    cfg = tiny_config(folder / 'mae.yaml', 'simmim', MODEL, TRAIN=TRAIN, EVAL=FEW)
+    cfg = tiny_config(folder / 'mae.yaml', 'simmim', MAE, TRAIN=TRAIN, EVAL=FEW)
     assert run_main('simmim', arguments(cfg, phantom, folder)) == 0
     return run_folder(folder, 'simmim')
 
@@ -127,7 +122,7 @@ def test_a_run_learns(pretrained) -> None:
 def test_fine_tuning_starts_from_it(pretrained, phantom, tmp_path) -> None:
     """At a rate of almost 0 the encoder's weights, fixed positions too, are what they were."""
     train, few = {'EPOCHS': 1, 'BASE_LR': 1e-9, 'WARMUP_LR': 1e-9, 'MIN_LR': 1e-9}, {'RESAMPLES': 0}
-    model = MODEL | {'VIT': MODEL['VIT'] | {'USE_MEAN_POOLING': True}}
+    model = MAE | {'VIT': MAE['VIT'] | {'USE_MEAN_POOLING': True}}
     cfg = tiny_config(tmp_path / 'tune.yaml', 'finetune', model, TRAIN=train, EVAL=few)
     learned = pretrained / 'ckpt_epoch_2.pth'
     argv = arguments(cfg, phantom, tmp_path, '--pretrained', str(learned))
@@ -143,7 +138,7 @@ def test_fine_tuning_starts_from_it(pretrained, phantom, tmp_path) -> None:
 
 
 def test_figures_of_normalised_patches_have_names_of_their_own(phantom, tmp_path) -> None:
-    model = MODEL | {'MAE': MODEL['MAE'] | {'NORM_PIX_LOSS': True}}
+    model = MAE | {'MAE': MAE['MAE'] | {'NORM_PIX_LOSS': True}}
     train = TRAIN | {'EPOCHS': 1}
     cfg = tiny_config(tmp_path / 'mae.yaml', 'simmim', model, TRAIN=train, EVAL=FEW)
     assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
@@ -155,10 +150,32 @@ def test_figures_of_normalised_patches_have_names_of_their_own(phantom, tmp_path
         assert own < 0.8 * mean
 
 
+def test_a_compiled_run_is_one_graph_and_the_same_run(phantom, tmp_path, monkeypatch) -> None:
+    train = {'EPOCHS': 1, 'BASE_LR': 0.05}
+    cfg = tiny_config(tmp_path / 'mae.yaml', 'simmim', MAE, TRAIN=train, EVAL=FEW)
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'eager')) == 0
+    graphs = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list) -> object:
+        graphs.append(module)
+        return module.forward
+
+    use_backend(monkeypatch, backend)
+    options = ['--opts', 'TRAIN.COMPILE', 'max']
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'compiled', *options)) == 0
+    assert len(graphs) == 1, 'one graph of the whole model, compiled once'
+    weights = [
+        read_checkpoint(run_folder(tmp_path / name, 'simmim') / 'ckpt_epoch_0.pth')['model']
+        for name in ('eager', 'compiled')
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
 @pytest.mark.slow
 def test_a_run_that_stops_goes_on_to_the_same_weights(phantom, tmp_path) -> None:
     train = {'SAVE_EVERY_STEPS': 2, 'EPOCHS': 2, 'BASE_LR': 0.05}
-    cfg = tiny_config(tmp_path / 'mae.yaml', 'simmim', MODEL, TRAIN=train, EVAL=FEW)
+    cfg = tiny_config(tmp_path / 'mae.yaml', 'simmim', MAE, TRAIN=train, EVAL=FEW)
     assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'whole')) == 0
     whole = run_folder(tmp_path / 'whole', 'simmim')
     want = read_checkpoint(whole / 'ckpt_epoch_1.pth')
@@ -175,10 +192,10 @@ def test_a_run_that_stops_goes_on_to_the_same_weights(phantom, tmp_path) -> None
 
 @pytest.mark.slow
 def test_two_processes_learn_as_one(phantom, tmp_path) -> None:
-    test_two_ranks.test_two_ranks_equal_one('simmim', MODEL, phantom, tmp_path)
+    test_two_ranks.test_two_ranks_equal_one('simmim', MAE, phantom, tmp_path)
 
 
 @pytest.mark.slow
 def test_the_check_before_a_run_goes_through(phantom, tmp_path) -> None:
-    cfg = tiny_config(tmp_path / 'mae.yaml', 'simmim', MODEL, EVAL=FEW)
+    cfg = tiny_config(tmp_path / 'mae.yaml', 'simmim', MAE, EVAL=FEW)
     assert run_main('simmim', arguments(cfg, phantom, tmp_path, '--check')) == 0

@@ -31,6 +31,12 @@ VIT = {
     'DROP_PATH_RATE': 0.2,
     'VIT': {'PATCH_SIZE': 8, 'IN_CHANS': 1, 'EMBED_DIM': 16, 'DEPTH': 2, 'NUM_HEADS': 2},
 }  # fmt: skip
+MAE = VIT | {
+    'PRETRAIN': 'mae',
+    'DROP_PATH_RATE': 0.0,
+    'VIT': VIT['VIT'] | {'USE_SINCOS': True, 'USE_SHARED_RPB': False, 'INIT_VALUES': None},
+    'MAE': {'DECODER_EMBED_DIM': 16, 'DECODER_DEPTH': 1, 'DECODER_NUM_HEADS': 2},
+}
 FINETUNE_AUG = {'AUTO_AUGMENT': 'none', 'MIXUP': 0.0, 'CUTMIX': 0.0, 'HFLIP': 0.0}
 
 

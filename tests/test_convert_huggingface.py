@@ -1,0 +1,302 @@
+"""Weights from transformers' folders: its own Swin, ViT and BEiT, and what this project exports."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_export_source import load_run, randomise
+from test_export_timm import CASES
+from transfers import LOGGER, make_config, make_model
+from yacs.config import CfgNode
+
+from config import default_config
+from export.to_huggingface import write_huggingface
+from models import build_model
+from models.convert_huggingface import (
+    NAMES,
+    from_huggingface,
+    join_qkv,
+    processor_statistics,
+    split_qkv,
+    to_huggingface,
+)
+from utils import load_pretrained
+
+BUFFERS = ('relative_position_index', 'attn_mask')
+NAMES_OF_CASES = [name for name in CASES if name != 'swin, window over a stage']
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+GREY = ((0.503,), (0.292,))
+PLAIN = {'MODEL__VIT__USE_APE': True, 'MODEL__VIT__INIT_VALUES': None,
+         'MODEL__VIT__USE_SHARED_RPB': False}  # fmt: skip
+
+
+def started(config: CfgNode, file: Path, *, is_pretrain: bool = False) -> torch.nn.Module:
+    model = make_model(config, seed=7, is_pretrain=is_pretrain)
+    config.PRETRAINED = str(file)
+    load_pretrained(config, model, LOGGER)
+    return model
+
+
+def images(channels: int = 1, size: int = 32) -> torch.Tensor:
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(5))
+
+
+def grey_images(statistics: tuple) -> torch.Tensor:
+    """The same grey images in [0, 1] as channels normalised by these statistics."""
+    grey = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(5))
+    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    return (grey - mean) / std
+
+
+# Names
+
+
+def test_no_name_stands_twice_in_the_table() -> None:
+    for names in zip(*NAMES, strict=True):
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize('stage, model, _', CASES.values(), ids=CASES)
+def test_every_name_goes_there_and_back(stage: str, model: dict, _: str, tmp_path) -> None:
+    encoder = load_run(tmp_path, stage, model).encoder
+    state = {k: v for k, v in encoder.state_dict().items() if k.rpartition('.')[2] not in BUFFERS}
+    theirs = to_huggingface(state)
+    assert not {key for key in theirs if key.startswith(('blocks.', 'layers.', 'norm.', 'head.'))}
+    back, left_over = from_huggingface({f'any.{key}': value for key, value in theirs.items()})
+    assert back.keys() == state.keys() and left_over == []
+    assert all(torch.equal(back[key], value) for key, value in state.items())
+
+
+def test_parts_that_are_not_all_there_stay_as_they_are() -> None:
+    biases = {f'blocks.3.attn.{name}_bias': torch.ones(2) for name in 'qv'}
+    whole = {'blocks.3.attn.qkv.weight': torch.arange(6.0).view(6, 1), **biases}
+    parted = split_qkv(whole)
+    assert parted['blocks.3.attn.key.weight'].flatten().tolist() == [2.0, 3.0]
+    assert list(join_qkv(parted)) == list(whole)
+    for name in ('query.weight', 'key.weight', 'value.weight', 'value.bias'):
+        less = {k: v for k, v in parted.items() if not k.endswith(name)}
+        assert join_qkv(less).keys() & less.keys() == {
+            k for k in less if k.rpartition('.')[2] == name.rpartition('.')[2]
+        }
+    odd = parted | {'blocks.3.attn.value.weight': torch.zeros(3, 1)}
+    assert 'blocks.3.attn.qkv.weight' not in join_qkv(odd)
+
+
+# Folders of this project
+
+
+@pytest.mark.parametrize('name', NAMES_OF_CASES)
+def test_an_exported_folder_gives_the_checkpoint_s_weights_back(name: str, tmp_path, log) -> None:
+    pytest.importorskip('transformers', reason='needs requirements-export.txt')
+    stage, model, _ = CASES[name]
+    source = load_run(tmp_path, stage, model)
+    write_huggingface(source, tmp_path / 'hf', overwrite=False)
+    config = default_config()
+    config.merge_from_file(str(tmp_path / 'run.yaml'))
+    if not config.MODEL.VIT.QKV_BIAS:
+        config.MODEL.VIT.QKV_BIAS = True  # transformers' queries and values always have one
+    is_pretrain = stage == 'simmim'
+    torch.manual_seed(3)
+    config.PRETRAINED = str(tmp_path / 'hf' / 'model.safetensors')
+    found = build_model(config, is_pretrain=is_pretrain)
+    load_pretrained(config, found, LOGGER)
+    found = found.encoder if is_pretrain else found
+    expected = source.encoder.state_dict()
+    for key, value in found.state_dict().items():
+        if key in expected and key != 'mask_token':
+            assert torch.equal(value, expected[key]), key
+        else:
+            assert key == 'mask_token' or key.endswith(('q_bias', 'v_bias')), key
+            assert key == 'mask_token' or not value.any()
+    (left_over,) = re.findall(r'left over +\d+ *(.*)', log.text)
+    pooled = 'fc_norm.bias, fc_norm.weight' if is_pretrain and 'pooled' in name else ''
+    assert re.sub(r'relative_position_index \d+', '', left_over) in ('', pooled), left_over
+    assert 'channels' not in log.text and 'normalised with' not in log.text
+
+
+# Models of transformers
+
+
+@pytest.fixture
+def transformers():
+    return pytest.importorskip('transformers', reason='needs requirements-export.txt')
+
+
+def write_theirs(model: torch.nn.Module, folder: Path) -> Path:
+    randomise(model)
+    model.eval().save_pretrained(folder)
+    return folder / 'model.safetensors'
+
+
+def swin_config(transformers, channels: int = 1, **options: object):
+    return transformers.SwinConfig(
+        image_size=32, patch_size=4, num_channels=channels, embed_dim=16, depths=[2, 1],
+        num_heads=[2, 4], window_size=4, encoder_stride=8, **options,
+    )  # fmt: skip
+
+
+def vit_config(kind, channels: int = 1, **options: object):
+    sizes = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4}
+    sizes |= {'intermediate_size': 128, 'image_size': 32, 'patch_size': 8, 'encoder_stride': 8}
+    return kind(num_channels=channels, **(sizes | options))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('kind', ['SwinModel', 'SwinForImageClassification'])
+def test_swin_of_transformers_gives_its_features(kind: str, transformers, tmp_path, log) -> None:
+    theirs = getattr(transformers, kind)(swin_config(transformers))
+    file = write_theirs(theirs, tmp_path)
+    ours, bare = started(make_config('swin', 1), file), getattr(theirs, 'swin', theirs)
+    x, wanted = images(), bare(pixel_values=images())
+    tokens = ours.encode(ours.patch_embed(x))
+    assert wanted.last_hidden_state.std() > 0.5
+    torch.testing.assert_close(tokens, wanted.last_hidden_state, rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours.forward_features(x), wanted.pooler_output, rtol=0, atol=1e-4)
+    head = ' *head.bias, head.weight' if theirs is not bare else ''
+    assert re.search(rf'left over +\d+{head}$', log.text, re.MULTILINE)
+    assert re.search(r'left new +2  head.weight, head.bias$', log.text, re.MULTILINE)
+
+
+@torch.no_grad()
+def test_a_classifier_of_as_many_labels_is_taken_whole(transformers, tmp_path) -> None:
+    theirs = transformers.SwinForImageClassification(swin_config(transformers, num_labels=14))
+    ours = started(make_config('swin', 1), write_theirs(theirs, tmp_path))
+    wanted = theirs(pixel_values=images()).logits
+    torch.testing.assert_close(ours(images()), wanted, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_simmim_of_transformers_reconstructs_the_same(transformers, tmp_path, log) -> None:
+    """Encoder, mask token and decoder, for hidden patches alone."""
+    theirs = transformers.SwinForMaskedImageModeling(swin_config(transformers))
+    file = write_theirs(theirs, tmp_path)
+    ours = started(make_config('swin', 1), file, is_pretrain=True)
+    mask = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(2)) < 0.6
+    wanted = theirs(pixel_values=images(), bool_masked_pos=mask.flatten(1)).reconstruction
+    found = ours.reconstruct(images(), mask.long())
+    assert wanted.std() > 0.5
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    assert re.search(r'left new +0$', log.text, re.MULTILINE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('kind', ['ViTModel', 'ViTForImageClassification'])
+def test_vit_of_transformers_gives_its_features(kind: str, transformers, tmp_path, log) -> None:
+    """Into a ViT of timm with the biases of its keys, into ours without: they change nothing.
+
+    In float64: twelve blocks of large weights would amplify rounding to about 1e-4.
+    """
+    sizes = {'hidden_size': 192, 'num_hidden_layers': 12, 'num_attention_heads': 3}
+    sizes |= {'intermediate_size': 768, 'patch_size': 16, 'layer_norm_eps': 1e-6}
+    theirs = getattr(transformers, kind)(vit_config(transformers.ViTConfig, **sizes))
+    file = write_theirs(theirs, tmp_path)
+    bare, x = getattr(theirs, 'vit', theirs).double(), images().double()
+    wanted = bare(pixel_values=x).last_hidden_state
+    assert wanted.std() > 0.5
+    assert load_file(file)[next(k for k in load_file(file) if 'key.bias' in k)].std() > 0.1
+
+    config = make_config('timm', 1)
+    config.MODEL.TIMM.NAME = 'vit_tiny_patch16_224'
+    found = started(config, file).double().encoder.forward_features(x)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+
+    config = make_config('vit', 1, **PLAIN)
+    config.MODEL.VIT.update(EMBED_DIM=192, DEPTH=12, NUM_HEADS=3, PATCH_SIZE=16)
+    ours = started(config, file).double()
+    found = ours.encode(ours.patch_embed(x))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+    assert 'biases of keys left out of 12 blocks' in log.text
+    lines = re.findall(r'left over .*pooler.dense.bias, pooler.dense.weight', log.text)
+    assert len(lines) == 2 * (kind == 'ViTModel')
+
+
+@torch.no_grad()
+def test_the_norms_of_a_stock_vit_differ_by_their_epsilon_alone(transformers, tmp_path) -> None:
+    """1e-12 in transformers by default, 1e-6 here and in timm."""
+    theirs = transformers.ViTModel(vit_config(transformers.ViTConfig))
+    ours = started(make_config('vit', 1, **PLAIN), write_theirs(theirs, tmp_path)).double()
+    x = images().double()
+    wanted = theirs.double()(pixel_values=x).last_hidden_state
+    far = (ours.encode(ours.patch_embed(x)) - wanted).abs().max()
+    assert 1e-9 < far < 1e-4
+    for norm in [m for m in ours.modules() if isinstance(m, torch.nn.LayerNorm)]:
+        norm.eps = 1e-12
+    torch.testing.assert_close(ours.encode(ours.patch_embed(x)), wanted, rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('pooled', [True, False])
+def test_beit_of_transformers_gives_its_features(pooled: bool, transformers, tmp_path) -> None:
+    options = {'use_relative_position_bias': True, 'use_shared_relative_position_bias': True}
+    config = vit_config(transformers.BeitConfig, use_mean_pooling=pooled, **options)
+    theirs = transformers.BeitModel(config)
+    file = write_theirs(theirs, tmp_path)
+    ours = make_config('vit', 1, MODEL__VIT__USE_RPB=True, MODEL__VIT__USE_MEAN_POOLING=pooled)
+    wanted = theirs(pixel_values=images()).pooler_output
+    found = started(ours, file).forward_features(images())
+    assert wanted.std() > 0.3
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('says', [True, False])
+def test_channels_are_folded_by_the_processor_s_statistics(
+    says: bool, transformers, tmp_path
+) -> None:
+    """ViT's are 0.5 and 0.5; without the file they count as ImageNet's."""
+    theirs = transformers.ViTModel(vit_config(transformers.ViTConfig, 3))
+    file = write_theirs(theirs, tmp_path)
+    half = ((0.5,) * 3,) * 2
+    if says:
+        text = json.dumps({'do_normalize': True, 'image_mean': half[0], 'image_std': half[1]})
+        (tmp_path / 'preprocessor_config.json').write_text(text)
+    ours = started(make_config('vit', 1, **PLAIN), file)
+    found = ours.encode(ours.patch_embed(grey_images(GREY)))
+    wanted = theirs(pixel_values=grey_images(half if says else IMAGENET)).last_hidden_state
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+# What is refused
+
+
+def test_a_processor_that_says_something_else_is_refused(tmp_path) -> None:
+    state = to_huggingface(
+        make_model(make_config('vit', 3, **PLAIN), is_pretrain=False).state_dict()
+    )
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / 'model.safetensors')
+    good = {'image_mean': [0.5, 0.5, 0.5], 'image_std': [0.5, 0.5, 0.5]}
+    for bad, message in (
+        ([], 'no JSON object'),
+        (good | {'image_std': [0.5, 0.5, 0]}, 'image_std must be 3 finite numbers above 0'),
+        (good | {'image_mean': [0.5]}, r'image_mean must be 3 finite numbers, .*got \[0.5\]'),
+        (good | {'image_mean': ['a', 'b', 'c']}, 'image_mean must be 3 finite'),
+        (good | {'image_mean': 0.5}, 'image_mean must be 3 finite'),
+    ):
+        (tmp_path / 'preprocessor_config.json').write_text(json.dumps(bad))
+        with pytest.raises(ValueError, match=rf'PRETRAINED .*preprocessor_config.*{message}'):
+            started(make_config('vit', 3, **PLAIN), tmp_path / 'model.safetensors')
+    (tmp_path / 'preprocessor_config.json').write_text('{')
+    with pytest.raises(ValueError, match='preprocessor_config.json beside it cannot be used'):
+        started(make_config('vit', 3, **PLAIN), tmp_path / 'model.safetensors')
+
+
+def test_statistics_that_are_not_there_are_not_made_up() -> None:
+    assert processor_statistics({'image_mean': [0.5], 'do_normalize': False}, 1) == {}
+    assert processor_statistics({'image_mean': [0.5]}, 1) == {}
+    assert processor_statistics({'image_mean': [0], 'image_std': [2]}, 1) == {
+        'MEAN': [0.0], 'STD': [2.0],
+    }  # fmt: skip
+
+
+def test_another_encoder_is_refused_by_name(transformers, tmp_path) -> None:
+    file = write_theirs(transformers.SwinModel(swin_config(transformers)), tmp_path)
+    with pytest.raises(ValueError, match=r'unexpected \(.*layers\.0\.blocks\.0'):
+        started(make_config('vit', 1), file)
+    state = load_file(file)
+    del state['encoder.layers.1.blocks.0.attention.self.key.bias']
+    save_file(state, tmp_path / 'less.safetensors')
+    with pytest.raises(ValueError, match=r'1 missing \(layers\.1\.blocks\.0\.attn\.qkv\.bias'):
+        started(make_config('swin', 1), tmp_path / 'less.safetensors')

@@ -1,0 +1,54 @@
+"""A step of pre-training reads no value of a tensor: a GPU would have to be waited for."""
+
+import numpy as np
+import pytest
+import torch
+from test_mae import mae_config
+from transfers import make_config
+
+from config import mask_units
+from data.data_simmim import mask_generator
+from models import build_model
+
+CONFIGS = {
+    'swin': lambda **options: make_config('swin', 1, **options),
+    'vit': lambda **options: make_config('vit', 1, **options),
+    'mae': mae_config,
+}
+RATES = {'MODEL__DROP_RATE': 0.1, 'MODEL__DROP_PATH_RATE': 0.2, 'DATA__MASK_PATCH_SIZE': 8}
+
+
+@pytest.mark.parametrize('target', ['pixels', 'normalised'])
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_step_needs_no_value(name: str, target: str) -> None:
+    """Tensors of the meta device have shapes and no values: whatever asks for one raises."""
+    config = CONFIGS[name](**RATES)
+    config.MODEL.MAE.NORM_PIX_LOSS = target == 'normalised'
+    config.MODEL.SIMMIM.TARGET = 'patch_normalised' if target == 'normalised' else 'pixels'
+    with torch.device('meta'):
+        model = build_model(config).train()
+        side = model.encoder.grid_size
+        images, masks = torch.empty(3, 1, 32, 32), torch.empty(3, side, side, dtype=torch.int64)
+    loss = model(images, masks)
+    loss.backward()
+    assert loss.shape == () and loss.is_meta
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize('read', ['tolist', 'item', 'nonzero', 'cpu', 'unique'])
+def test_what_a_gpu_is_waited_for_raises_there(read: str) -> None:
+    value = torch.empty(1, device='meta')
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        getattr(value, read)()
+
+
+@pytest.mark.parametrize('ratio', [0.05, 0.25, 0.5, 0.6, 0.75, 0.9])
+@pytest.mark.parametrize('unit', [8, 16])
+def test_the_count_from_the_config_is_that_of_the_masks(ratio: float, unit: int) -> None:
+    config = mae_config(DATA__MASK_RATIO=ratio, DATA__MASK_PATCH_SIZE=unit, DATA__IMG_SIZE=80)
+    masks = mask_generator(config)
+    assert mask_units(config) == (masks.rand_size**2, masks.count)
+    with torch.device('meta'):
+        model = build_model(config)
+    rng = np.random.default_rng(0)
+    assert {int((masks(rng) == 0).sum()) for _ in range(5)} == {model.num_visible}
