@@ -116,11 +116,16 @@ def training_flops(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float
     return 3.0 * counter.get_total_flops()
 
 
+def changed_by_forward(module: nn.Module) -> list[torch.Tensor]:
+    """What a training step may change before the optimizer does: buffers, and slow copies."""
+    frozen = (parameter for parameter in module.parameters() if not parameter.requires_grad)
+    return [*module.buffers(), *frozen]
+
+
 @contextlib.contextmanager
 def _leaving_no_trace(module: nn.Module, device: torch.device) -> Iterator[None]:
     """What a forward pass may change is as before, then; no gradient and no cast weight is kept."""
-    frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
-    changing = [(tensor, tensor.clone()) for tensor in [*module.buffers(), *frozen]]
+    changing = [(tensor, tensor.clone()) for tensor in changed_by_forward(module)]
     quiet = isinstance(module, DistributedDataParallel)
     devices = [device] if device.type == 'cuda' else []
     with torch.random.fork_rng(devices), module.no_sync() if quiet else contextlib.nullcontext():

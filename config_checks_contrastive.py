@@ -15,8 +15,6 @@ def contrastive_demands(config: Any) -> Iterator[tuple[str, bool, str]]:
         yield f'CONTRASTIVE.{key}', options[key] is None or method in methods, allowed
     allowed = 'at least 2: images are compared with each other'
     yield 'DATA.BATCH_SIZE', config.DATA.BATCH_SIZE > 1, allowed
-    allowed = 'empty in contrastive pre-training, which starts from random weights'
-    yield 'PRETRAINED', config.EVAL_MODE or not config.PRETRAINED, allowed
     area = options.LOCAL_CROP_AREA
     ordered = len(area) == 2 and 0 < area[0] <= area[1]
     yield 'CONTRASTIVE.LOCAL_CROP_AREA', ordered, '[low, high] with 0 < low <= high'

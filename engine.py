@@ -1,6 +1,5 @@
-"""One optimizer step, one epoch, and the loop over epochs, for every stage."""
+"""One epoch, and the loop over epochs, for every stage."""
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader
 import distributed
 from checkpoint_files import BEST_CHECKPOINT, checkpoint_name
 from compilation import wrap as wrap_compiled
-from device import autocast, autocast_dtype, to_device
+from device import autocast_dtype
 from launcher import Run
 from launcher import launch as launch
 from launcher import setup_run as setup_run
@@ -27,10 +26,15 @@ from preemption import Interruptions, Preempted
 from saving import CheckpointWriter
 from step_record import write_step_record
 from train_state import TrainState, accumulation_steps
+from training_step import (
+    LossFunction,
+    NotFiniteError,
+    settle,
+    shown_rate,
+    skip_step,
+    train_one_batch,
+)
 from utils import checkpoint_to_resume, load_pretrained, read_resumable, rng_state
-
-SMALLEST_SCALE = 2.0**-10  # of a gradient scaler: below it every step has overflowed for long
-LossFunction = Callable[[nn.Module, Any], torch.Tensor]
 
 
 class Saver:
@@ -164,7 +168,8 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     config, logger = run.config, run.logger
     checkpoint = checkpoint_to_resume(config, run.folder, logger)
     saved = read_resumable(checkpoint) if checkpoint else None
-    accumulation = accumulation_steps(config, saved, logger)
+    compares_images = run.stage == 'contrastive'
+    accumulation = accumulation_steps(config, saved, logger, compares_images=compares_images)
     as_trained = config.clone()  # rates go by the images of a step
     as_trained.defrost()
     as_trained.TRAIN.ACCUMULATION_STEPS = accumulation
@@ -179,7 +184,7 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     if saved is not None:
         state.restore(saved, config, source=str(checkpoint), logger=logger)
     elif config.PRETRAINED:
-        load_pretrained(config, model, logger)
+        load_pretrained(config, getattr(model, 'whole_encoder', model), logger)
     run.record.begin(checkpoint, done=state.epoch >= config.TRAIN.EPOCHS)
     num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(
@@ -191,7 +196,10 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     num_images = config.TRAIN.EPOCHS * len(loader) * config.DATA.BATCH_SIZE
     graphs = accumulation == distributed.world_size() == 1
     options = {'num_images': num_images, 'graphs': graphs, 'logger': logger}
-    state.model = wrap_compiled(config, state.model, run.device, **options)
+    if compares_images and distributed.world_size() > 1:  # one that fails to compile keeps others
+        logger.info('TRAIN.COMPILE: not compiled, processes exchange features in the forward pass')
+    else:
+        state.model = wrap_compiled(config, state.model, run.device, **options)
     return state
 
 
@@ -227,7 +235,7 @@ def train_one_epoch(
             try:
                 ends_step = train_one_batch(run, state, batch, loss_fn, i)
             except NotFiniteError as error:
-                _skip_step(run, state, loader, error)
+                skip_step(run, state, loader, error)
             prints = i % config.PRINT_FREQ == 0 or i + 1 == num_batches
             if prints := prints and state.progress.has_losses():
                 settle(run, state)
@@ -248,7 +256,7 @@ def train_one_epoch(
     figures = {
         'loss': state.progress.mean_loss(),
         'grad_norm': state.progress.mean_norm(),
-        'lr': _shown_rate(run, state),
+        'lr': shown_rate(run, state),
         'images_per_second': images / seconds,
         'data_seconds': clock.data_seconds,
         'seconds': seconds,
@@ -258,128 +266,6 @@ def train_one_epoch(
     return figures
 
 
-def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFunction, i: int) -> bool:
-    """Forward and backward of micro-batch `i`, and the step where it ends one: whether it does."""
-    start = i - i % state.accumulation
-    size = min(state.accumulation, state.num_batches - start)
-    if i == start:
-        state.rng_marks[i] = rng_state()
-    ends_step = i + 1 == start + size
-    loss = _backward(run, state, batch, loss_fn, size, ends_step)
-    state.step_losses.append(loss)
-    if run.config.TRAIN.ON_NAN == 'stop':  # else they count once the step is made
-        state.progress.waiting_losses.append(loss)
-    try:
-        if ends_step:
-            _optimizer_step(run, state)
-    finally:  # a step that is left out is over, too
-        state.batch = i + 1
-        if ends_step:
-            state.step_losses.clear()
-            state.scheduler.step_update(state.epoch * state.num_batches + i)
-    return ends_step
-
-
-def _backward(
-    run: Run, state: TrainState, batch: Any, loss_fn: LossFunction, group_size: int, sync: bool
-) -> torch.Tensor:
-    """Add the gradient of loss / group_size; only with `sync` the ranks exchange gradients."""
-    quiet = state.parallel is not None and not sync
-    with state.parallel.no_sync() if quiet else contextlib.nullcontext():
-        with autocast(run.config, run.device):
-            loss = loss_fn(state.model, to_device(batch, run.device))
-        state.scaler.scale(loss / group_size).backward()
-    return loss.detach().clone()  # CUDA graphs write the next one over it
-
-
-def _optimizer_step(run: Run, state: TrainState) -> None:
-    """Clip, step, clear.
-
-    Raises:
-        NotFiniteError: under TRAIN.ON_NAN 'skip', if no step could be made; it is left out.
-    """
-    state.scaler.unscale_(state.optimizer)
-    limit = run.config.TRAIN.CLIP_GRAD or math.inf
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
-    stops = run.config.TRAIN.ON_NAN == 'stop'  # once the figures are looked at
-    steps = stops or _is_finite(state, norm)
-    if steps:
-        state.scaler.step(state.optimizer)
-        state.progress.waiting_losses += [] if stops else state.step_losses
-        state.progress.waiting_norms.append((len(state.progress.waiting_losses), norm))
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
-    if not steps:
-        raise NotFiniteError(run, state, state.batch + 1 - len(state.step_losses))
-
-
-def _is_finite(state: TrainState, norm: torch.Tensor) -> bool:
-    """Whether a step's losses and its gradient are finite on all ranks; waits for the device."""
-    figures = torch.stack(state.step_losses)
-    if not state.scaler.is_enabled():  # a scaler leaves a step out itself, and goes on smaller
-        figures = torch.cat([figures, norm.reshape(1).to(figures)])
-    return not distributed.all_reduce_sum((~figures.isfinite()).sum())
-
-
-class NotFiniteError(FloatingPointError):
-    """A loss or gradient of the step that begins at micro-batch `batch` is not finite."""
-
-    def __init__(self, run: Run, state: TrainState, batch: int) -> None:
-        self.batch = batch - batch % state.accumulation
-        super().__init__(
-            f'the loss or its gradient is not finite in epoch {state.epoch}, micro-batch {batch}, '
-            f'learning rate {_shown_rate(run, state):.4e}'
-        )
-
-
-def _skip_step(run: Run, state: TrainState, loader: DataLoader, error: NotFiniteError) -> None:
-    """Record and count a step that was left out; too many of them stop the run."""
-    path = write_step_record(run, state, loader, error.batch)
-    state.progress.num_skipped += 1
-    limit = run.config.TRAIN.NAN_LIMIT
-    if state.progress.num_skipped > limit:
-        raise FloatingPointError(
-            f'{error}; more than TRAIN.NAN_LIMIT {limit} steps were not; the last: {path}'
-        )
-    run.logger.warning(
-        f'{error}: step skipped, {state.progress.num_skipped} of at most {limit}; record for '
-        f'scripts/replay.py: {path}'
-    )
-
-
-def settle(run: Run, state: TrainState) -> None:
-    """Bring the waiting figures in.
-
-    Raises:
-        NotFiniteError: if one is not finite.
-    """
-    first_waiting = state.batch - len(state.progress.waiting_losses)
-    bad = state.progress.settle(overflow_is_handled=state.scaler.is_enabled())
-    if state.scaler.is_enabled() and state.scaler.get_scale() < SMALLEST_SCALE:
-        bad = 0
-    if bad is not None:
-        batch = first_waiting + bad
-        start = batch - batch % state.accumulation
-        state.scheduler.step_update(max(0, state.epoch * state.num_batches + start - 1))
-        raise NotFiniteError(run, state, batch)
-    for norm, median in state.progress.spikes:
-        run.logger.warning(
-            f'gradient norm {norm:.4g} in epoch {state.epoch} before step {state.step}: '
-            f'{norm / median:.0f} times the median of the last steps'
-        )
-    state.progress.spikes.clear()
-    state.rng_marks = {
-        start: mark
-        for start, mark in state.rng_marks.items()
-        if start + state.accumulation > state.batch
-    }
-
-
-def _shown_rate(run: Run, state: TrainState) -> float:
-    """The first group's rate in pre-training; the last group's (the head's) in fine-tuning."""
-    return state.optimizer.param_groups[0 if run.is_pretrain else -1]['lr']
-
-
 def _log_line(run: Run, state: TrainState, clock: Clock, i: int) -> None:
     progress, config = state.progress, run.config
     images_per_second = config.DATA.BATCH_SIZE * distributed.world_size() / clock.mean_batch()
@@ -387,7 +273,7 @@ def _log_line(run: Run, state: TrainState, clock: Clock, i: int) -> None:
     memory = torch.cuda.max_memory_allocated() / 2**20 if run.device.type == 'cuda' else 0.0
     run.logger.info(
         f'Train: [{state.epoch}/{config.TRAIN.EPOCHS}][{i}/{state.num_batches}]\t'
-        f'eta {left} lr {_shown_rate(run, state):.4e}\t'
+        f'eta {left} lr {shown_rate(run, state):.4e}\t'
         f'time {clock.batch_seconds:.4f} ({clock.mean_batch():.4f})\t'
         f'data {clock.mean_data():.4f}\t'
         f'loss {progress.last_loss:.4f} ({progress.mean_loss():.4f}) ema {progress.loss_ema:.4f}\t'
@@ -395,6 +281,6 @@ def _log_line(run: Run, state: TrainState, clock: Clock, i: int) -> None:
         f'{images_per_second:.0f} images/s' + (f'\tmem {memory:.0f}MB' if memory else '')
     )
     run.scalars.write_step(
-        {'loss': progress.last_loss, 'loss_ema': progress.loss_ema, 'lr': _shown_rate(run, state)},
+        {'loss': progress.last_loss, 'loss_ema': progress.loss_ema, 'lr': shown_rate(run, state)},
         state.epoch * state.num_batches + i,
     )

@@ -78,9 +78,10 @@ class HeldOutViews:
 
 def build_training(run: Run, loaders: Loaders) -> tuple[nn.Module, LossFunction]:
     """What is trained, and by which loss."""
-    train = run.config.TRAIN
-    steps = math.ceil(len(loaders.train) / max(1, train.ACCUMULATION_STEPS))
-    return build_contrastive(run.config, total_steps=train.EPOCHS * steps), views_loss
+    train, num_images = run.config.TRAIN, len(loaders.train.dataset)
+    steps = train.EPOCHS * math.ceil(len(loaders.train) / max(1, train.ACCUMULATION_STEPS))
+    sizes = {'total_steps': steps, 'num_images': num_images}
+    return build_contrastive(run.config, **sizes, logger=run.logger), views_loss
 
 
 def main(run: Run) -> int | None:

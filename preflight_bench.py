@@ -17,9 +17,10 @@ from torch import nn
 import distributed
 from data.device_loader import DeviceLoader
 from device import autocast, synchronized_time
-from engine import LossFunction, Run, train_one_batch
+from engine import LossFunction, Run
 from inference import views_of
 from train_state import TrainState
+from training_step import train_one_batch
 
 STEP_SECONDS = 1.5  # of a step on the CPU, where the whole micro-batch may take minutes
 MODEL_SECONDS = 6.0  # of all timed steps

@@ -144,19 +144,37 @@ class TrainState:
         return min(step * self.accumulation, self.num_batches)
 
 
-def accumulation_steps(config: Config, saved: dict | None, logger: logging.Logger) -> int:
+def accumulation_steps(
+    config: Config, saved: dict | None, logger: logging.Logger, *, compares_images: bool = False
+) -> int:
     """Micro-batches of a step: the config's, or what keeps the images of a checkpoint's step.
 
     Where only the number of processes has changed since the checkpoint, a step goes on with as
     many images as before.
 
+    Args:
+        config: of the run.
+        saved: of `utils.read_resumable`; None for a run that begins.
+        logger: told of other numbers than the config's.
+        compares_images: whether the loss is of how the images of a micro-batch on all processes
+            compare, so that their number cannot change.
+
     Raises:
-        ValueError: if no whole number of micro-batches does that.
+        ValueError: if no whole number of micro-batches does that, or more or fewer images would be
+            compared.
     """
     asked = max(1, config.TRAIN.ACCUMULATION_STEPS)
-    if saved is None or _batch_options(saved) != (config.DATA.BATCH_SIZE, asked):
+    if saved is None:
         return asked
     processes, now = len(saved['rng']), distributed.world_size()
+    if compares_images and _batch_options(saved)[0] * processes != config.DATA.BATCH_SIZE * now:
+        raise ValueError(
+            f'the run compares {_batch_options(saved)[0]} x {processes} images (DATA.BATCH_SIZE x '
+            f'processes), not {config.DATA.BATCH_SIZE} x {now}: go on with as many, or start '
+            'another run under another --tag'
+        )
+    if _batch_options(saved) != (config.DATA.BATCH_SIZE, asked):
+        return asked
     used = saved.get('accumulation', asked)
     if used * processes == asked * now:
         return asked

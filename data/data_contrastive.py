@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import distributed
 from config import Config
 from data import Loaders
-from data.augment import jitter
+from data.augment import RandomWarp, jitter
 from data.bad_images import bad_images
 from data.chexpert import Records
 from data.data_simmim import HOLDOUT_SEED, evenly_spread, pretrain_records
@@ -46,8 +46,9 @@ class ViewsTransform:
 
     - a crop of at least 0.3 of the area (AUG.CROP_AREA). SimCLR's 0.08 is less than a lung: two
       such views often have no anatomy in common, and what they show is not what is wrong;
-    - a horizontal flip (AUG.HFLIP). It makes the sides alike, so turn it off for what depends on
-      them, such as dextrocardia;
+    - a horizontal flip (AUG.HFLIP), as in the other stages: none of CheXpert's observations is of
+      one side. Turn it off for what depends on sides, such as dextrocardia;
+    - rotation, shift and the like, off by default (AUG.ROTATION, AUG.TRANSLATE, ...);
     - brightness and contrast by 1 +- AUG.COLOR_JITTER: exposure and windowing differ between
       machines. DATA.NORMALIZE 'image' undoes both, but for what is clipped;
     - Gaussian blur with probability CONTRASTIVE.BLUR, of SimCLR's strengths at 224 px and the same
@@ -55,11 +56,11 @@ class ViewsTransform:
 
     Hue, saturation and greyscale do nothing to a grey image; solarised, lungs are bright and bones
     dark, which no X-ray that is scored is. MoCo-CXR (Sowrirajan et al. 2021, arXiv:2010.05352)
-    leaves out crops and blur, too, lest they remove a finding: AUG.CROP_AREA [1.0, 1.0],
-    CONTRASTIVE.BLUR 0.
+    leaves out crops, blur and jitter, too, lest they remove a finding, and has flips and rotations
+    by up to 10 degrees.
 
     Each view takes 27 uniforms of the image's generator, whatever is turned off: crop (22), flip,
-    brightness, contrast, whether it is blurred, how much.
+    brightness, contrast, whether it is blurred, how much; then what RandomWarp takes.
     """
 
     def __init__(self, config: Config) -> None:
@@ -69,6 +70,7 @@ class ViewsTransform:
         self.filter = FILTERS[config.DATA.PRETRAIN_INTERPOLATION][0]
         self.jitter = config.AUG.COLOR_JITTER
         self.blur = options.BLUR
+        self.warp = RandomWarp(config)
         self.normalize = Normalize(config)
         num_local = options.LOCAL_CROPS if options.METHOD == 'swav' else 0
         self.views = NUM_GLOBAL * [(size, tuple(config.AUG.CROP_AREA) or GLOBAL_AREA)]
@@ -85,7 +87,7 @@ class ViewsTransform:
         box = draw_crop(rng, *full_size(image), area=area)
         flip, brightness, contrast, blur, strength = rng.random(5)
         pixels = resized_crop(image, box, size, self.filter)
-        pixels = pixels[:, ::-1] if flip < self.hflip else pixels
+        pixels = self.warp(pixels[:, ::-1] if flip < self.hflip else pixels, rng)
         if self.jitter:
             low, high = max(0.0, 1 - self.jitter), 1 + self.jitter
             brightness, contrast = (low + (high - low) * u for u in (brightness, contrast))

@@ -29,15 +29,9 @@ import main_simmim  # noqa: E402
 from checkpoint_files import check_file, newest_first, place_of  # noqa: E402
 from data import build_loader  # noqa: E402
 from data.device_loader import on_device  # noqa: E402
-from engine import (  # noqa: E402
-    LossFunction,
-    NotFiniteError,
-    Run,
-    begin,
-    launch,
-    train_one_batch,
-)
+from engine import Run, begin, launch  # noqa: E402
 from step_record import encode, read_step_record  # noqa: E402
+from training_step import LossFunction, NotFiniteError, train_one_batch  # noqa: E402
 from utils import rng_state  # noqa: E402
 
 SHOWN = 5  # names of a list

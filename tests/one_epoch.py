@@ -28,6 +28,29 @@ class Batches(list):
     dataset = SimpleNamespace(records=SimpleNamespace(row=np.arange(100, 109)))
 
 
+class Noting(nn.Linear):
+    """A linear layer 3 -> 1 that notes what it sees, as batch norm and MoCo's queue do.
+
+    Attributes:
+        seen: sum of all inputs; steps: begun; slow: a frozen weight that each step adds 1 to.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(3, 1, bias=False)
+        self.register_buffer('seen', torch.zeros(()))
+        self.register_buffer('steps', torch.zeros((), dtype=torch.int64))
+        self.slow = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def begin_step(self) -> None:
+        self.steps += 1
+        with torch.no_grad():
+            self.slow += 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += x.sum()
+        return super().forward(x)
+
+
 def squares(model: nn.Module, batch: tuple[torch.Tensor]) -> torch.Tensor:
     return (model(batch[0]) ** 2).mean()
 
@@ -36,7 +59,7 @@ def one_epoch(tmp_path, batches, loss_fn=squares, *, rate=0.1, wrap=lambda model
     """Train a linear layer (weights 1, 2, 3; SGD) for epoch 7; returns (figures, state, steps)."""
     config = default_config()
     config.merge_from_list([x for k, v in keys.items() for x in (k.replace('__', '.'), v)])
-    model = nn.Linear(3, 1, bias=False)
+    model = Noting()
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
     optimizer, updates = torch.optim.SGD(model.parameters(), lr=rate), []

@@ -4,6 +4,7 @@ import copy
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -77,6 +78,7 @@ def train(
     """A step for each batch, as the engine makes them; the losses."""
     losses = []
     for batch in batches:
+        model.begin_step()
         loss = model(*batch)
         loss.backward()
         losses.append(loss.item())
@@ -148,6 +150,7 @@ def test_mocos_queue_has_unit_keys_of_the_momentum_encoder():
         slow = [p.clone() for m in (model.momentum_encoder, model.momentum_projector)
                 for p in m.parameters()]  # fmt: skip
         filled = torch.cat([torch.zeros(24, 6).double(), *twin])[-24:]
+        model.begin_step()
         loss = model(a, b)
         keys = F.normalize(model.momentum_project(b), dim=1)
         torch.testing.assert_close(loss, info_nce(model.project(a), keys, filled, 0.07))
@@ -192,7 +195,7 @@ def test_copies_are_equal_at_the_first_step_whatever_was_loaded(name):
     model = build(name)
     with torch.no_grad():
         model.encoder.layer.weight.fill_(0.3)
-    model(*views(name, 0))
+    model.begin_step()
     assert torch.equal(model.momentum_encoder.layer.weight, model.encoder.layer.weight)
 
 
@@ -202,6 +205,7 @@ def test_a_step_of_several_micro_batches_counts_once(name):
     model = build(name)
     optimizer = sgd(model)
     train(model, optimizer, [views(name, 0)])
+    model.begin_step()
     model(*views(name, 1)).backward()
     before = copy.deepcopy(model.state_dict())
     model(*views(name, 2)).backward()
@@ -210,7 +214,7 @@ def test_a_step_of_several_micro_batches_counts_once(name):
     assert model.step == 2
     optimizer.step()
     optimizer.zero_grad()
-    model(*views(name, 3))
+    model.begin_step()
     assert model.step == 3
     if name in ('moco', 'byol'):
         slow = model.momentum_encoder.layer.weight
@@ -245,11 +249,27 @@ def test_gradients_flow_to_all_that_learns_and_to_nothing_else(name):
             assert parameter.grad is None, key
 
 
+def test_prototypes_are_of_length_1_from_the_start_and_in_evaluation_after_a_step():
+    """A step leaves them at other lengths: the held-out loss is of directions alone."""
+    model = build('swav')
+    torch.testing.assert_close(model.prototypes.weight.norm(dim=1), torch.ones(5).double())
+    with torch.no_grad():
+        model.prototypes.weight.mul_(torch.arange(1.0, 6.0)[:, None])
+    z = torch.randn(3, 6, dtype=torch.float64)
+    got = model.prototypes.eval()(z, learn=torch.tensor(True))
+    rows = model.prototypes.weight.detach().numpy()
+    want = (z.numpy() / np.linalg.norm(z, axis=1, keepdims=True)) @ (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    ).T
+    np.testing.assert_allclose(got.detach(), want, rtol=1e-12)
+
+
 def test_prototypes_learn_after_the_first_steps_and_keep_length_1():
     model = build('swav', freeze_steps=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     directions = [F.normalize(model.prototypes.weight.detach().clone(), dim=1)]
     for step in range(4):
+        model.begin_step()
         model(*views('swav', step)).backward()
         lengths = model.prototypes.weight.norm(dim=1)
         torch.testing.assert_close(lengths, torch.ones(5, dtype=torch.float64))
@@ -331,6 +351,7 @@ def test_a_residual_network_of_timm_learns_under_the_classifiers_own_names(name)
     want = classifier.eval().forward_features(images[0])
     torch.testing.assert_close(features(model.encoder, images[0]), want)
     train(model.train(), sgd(model), [images])
+    model.begin_step()
     model(*images).backward()
     assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
     own = {key for key in model.state_dict() if key.startswith('encoder.')}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_contrastive_runs import config_of, write
+from test_contrastive_runs import ANY, config_of, write
 from tiny import ROOT, arguments
 
 from config import check_config, default_config
@@ -14,7 +14,7 @@ from models.contrastive.methods import METHODS
 
 TIMM = {'MODEL.TYPE': 'timm', 'MODEL.DROP_PATH_RATE': 0.0, 'MODEL.TIMM.NAME': 'resnet18'}
 VIT = TIMM | {'MODEL.TIMM.NAME': 'vit_tiny_patch16_224'}
-SWAV = {'CONTRASTIVE.METHOD': 'swav'}
+SWAV = {'CONTRASTIVE.METHOD': 'swav', 'CONTRASTIVE.LOCAL_CROPS': 6}
 REFUSED = [
     ({'CONTRASTIVE.METHOD': 'dino'}, r"METHOD must be one of \['moco', .*\], got 'dino'"),
     (
@@ -44,7 +44,6 @@ REFUSED = [
     ),
     ({'CONTRASTIVE.LOCAL_CROP_AREA': []}, r'LOCAL_CROP_AREA must be .*, got \[\]'),
     ({'DATA.BATCH_SIZE': 1}, 'DATA.BATCH_SIZE must be at least 2: images are compared .*, got 1'),
-    ({'PRETRAINED': 'x.pth'}, "PRETRAINED must be empty in contrastive .*, got 'x.pth'"),
     (
         SWAV | {'CONTRASTIVE.LOCAL_SIZE': 96},
         r"LOCAL_SIZE must be 0 \(DATA.IMG_SIZE\) .* MODEL.TYPE 'swin', got 96",
@@ -56,7 +55,7 @@ TAKEN = [
     SWAV | TIMM | {'CONTRASTIVE.LOCAL_SIZE': 96},
     SWAV | VIT,
     TIMM | {'CONTRASTIVE.LOCAL_SIZE': 96},
-    {'PRETRAINED': 'x.pth', 'EVAL_MODE': True},
+    {'PRETRAINED': 'x.pth'},  # such as ImageNet's
     {'DATA.MASK_PATCH_SIZE': 5},  # nothing is hidden
 ]
 
@@ -84,26 +83,48 @@ def test_a_queue_that_holds_no_whole_batches_is_refused(phantom, tmp_path, refus
     refused('contrastive', arguments(cfg, phantom, tmp_path), *parts)
 
 
+def test_a_queue_in_which_images_meet_their_own_keys_is_refused(phantom, tmp_path, refused) -> None:
+    """96 images: batches of 16, and a queue of 80 and of 96."""
+    cfg = write(tmp_path / 'run.yaml', 'moco', CONTRASTIVE={'QUEUE_SIZE': 96})
+    parts = 'CONTRASTIVE.QUEUE_SIZE 96 and the 16 images', 'at most the 96 training images'
+    refused('contrastive', arguments(cfg, phantom, tmp_path), *parts)
+    config = config_of(write(tmp_path / 'run.yaml', 'moco', CONTRASTIVE={'QUEUE_SIZE': 80}))
+    build_contrastive(config, total_steps=1, num_images=96, logger=ANY['logger'])
+
+
+@pytest.mark.parametrize('prototypes, warned', [(32, 0), (33, 1)])
+def test_more_prototypes_than_a_batch_can_use_are_warned_of(
+    prototypes, warned, tmp_path, caplog
+) -> None:
+    given = {'NUM_PROTOTYPES': prototypes}
+    build_contrastive(
+        config_of(write(tmp_path / 'run.yaml', 'swav', CONTRASTIVE=given)), total_steps=1, **ANY
+    )
+    assert caplog.text.count('for batches of 16 images') == warned
+
+
 def test_options_reach_the_methods(tmp_path) -> None:
     """Those given, and each method's own where none is."""
     for method in METHODS:
-        model = build_contrastive(config_of(write(tmp_path / 'a.yaml', method)), total_steps=7)
+        model = build_contrastive(
+            config_of(write(tmp_path / 'a.yaml', method)), total_steps=7, **ANY
+        )
         assert type(model) is METHODS[method]
         assert model.projector[-1 if method != 'simclr' else -2].out_features == (
             256 if method == 'byol' else 128
         )
     given = {'DIM': 6, 'TEMPERATURE': 0.3, 'FREEZE_PROTOTYPES_STEPS': 5}
     config = config_of(write(tmp_path / 'b.yaml', 'swav', CONTRASTIVE=given))
-    swav = build_contrastive(config, total_steps=7)
+    swav = build_contrastive(config, total_steps=7, **ANY)
     assert swav.prototypes.weight.shape == (8, 6)
     assert (swav.temperature, swav.freeze_steps) == (0.3, 5)
     given = {'DIM': 6, 'TEMPERATURE': 0.3, 'MOMENTUM': 0.5}
     config = config_of(write(tmp_path / 'c.yaml', 'moco', CONTRASTIVE=given))
-    moco = build_contrastive(config, total_steps=7)
+    moco = build_contrastive(config, total_steps=7, **ANY)
     assert moco.queue.keys.shape == (32, 6)
     assert (moco.temperature, moco.key_momentum) == (0.3, 0.5)
     config = config_of(write(tmp_path / 'd.yaml', 'byol', CONTRASTIVE={'MOMENTUM': 0.5}))
-    byol = build_contrastive(config, total_steps=7)
+    byol = build_contrastive(config, total_steps=7, **ANY)
     assert (byol.total_steps, byol.first_momentum) == (7, 0.5)
 
 
@@ -121,7 +142,7 @@ def test_configs_are_of_one_schedule_and_of_their_own_method(path: Path) -> None
     assert scaled_lr(config, 1).base == pytest.approx(1e-3 / 2)
     assert config.MODEL.TIMM.IN_CHANS == 1 and config.AUG.COLOR_JITTER == 0.4
     with torch.device('meta'):
-        model = build_contrastive(config, total_steps=1)
+        model = build_contrastive(config, total_steps=1, **ANY)
     # torchvision's 11,689,512, less 2 channels of 64 x 7 x 7 and the classifier.
     encoder = 11_689_512 - 2 * 64 * 49 - 513 * 1000
     assert sum(p.numel() for p in model.encoder.parameters()) == encoder

@@ -40,6 +40,7 @@ def three_steps(name: str, model: nn.Module, share: Callable) -> dict:
     inner = getattr(model, 'module', model)
     optimizer, losses, gradients = sgd(inner), [], []
     for step in range(3):
+        inner.begin_step()
         loss = model(*map(share, views(name, step)))
         loss.backward()
         losses.append(loss.item())

@@ -18,8 +18,9 @@ from config import default_config, get_config
 from data import build_loader
 from logger import read_metrics
 from main_contrastive import HeldOutViews
+from models import build_model
 from models.contrastive.build import build_contrastive
-from models.contrastive.methods import BYOL, METHODS, SimCLR
+from models.contrastive.methods import BYOL, METHODS, MoCo, SimCLR
 from utils import read_checkpoint
 
 RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'TIMM': {'NAME': 'resnet18', 'IN_CHANS': 1}}
@@ -28,6 +29,7 @@ SMALL = {'QUEUE_SIZE': 32, 'NUM_PROTOTYPES': 8, 'LOCAL_CROPS': 2}
 DATA = {'BATCH_SIZE': 16, 'TRAIN_IMAGES': 96}
 TRAIN = {'EPOCHS': 2, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.3}
 FEW = {'HOLDOUT_IMAGES': 16}
+ANY = {'num_images': 10**6, 'logger': logging.getLogger('test')}  # of build_contrastive
 
 
 def write(path: Path, method: str, model: dict = SWIN, **sections: dict) -> Path:
@@ -71,7 +73,7 @@ def test_held_out_figures_are_those_of_the_saved_weights(simclr, phantom) -> Non
     """By NumPy, from the features and embeddings of the last checkpoint."""
     config = config_of(simclr / 'config.yaml', phantom)
     loaders = build_loader(config, logging.getLogger('test'), True, contrastive=True)
-    model = build_contrastive(config, total_steps=1).eval()
+    model = build_contrastive(config, total_steps=1, **ANY).eval()
     model.load_state_dict(weights(simclr, 'ckpt_epoch_3.pth'))
     (batch,) = loaders.holdout
     with torch.no_grad():
@@ -172,20 +174,62 @@ def test_byol_is_told_the_steps_of_the_run(phantom, tmp_path, monkeypatch) -> No
     assert told == [4] and state['step'] == 4
 
 
-SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method != 'moco']
+def test_a_run_that_compares_other_images_is_refused(simclr, phantom, tmp_path, capsys) -> None:
+    """As many on other processes would be the same loss; another batch is not."""
+    stop = simclr / 'ckpt_epoch_0.pth'
+    cfg = write(tmp_path / 'run.yaml', 'simclr', TRAIN={'EPOCHS': 4})
+    more = ('--resume', str(stop), '--batch-size', '8', '--accumulation-steps', '2')
+    assert run_main('contrastive', arguments(cfg, phantom, tmp_path, *more)) == 2
+    assert 'the run compares 16 x 1 images (DATA.BATCH_SIZE x processes), not 8 x 1' in (
+        capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize('method', ['moco', *SLOW])
+@pytest.mark.parametrize(
+    'model', [SWIN, pytest.param(RESNET, marks=pytest.mark.slow)], ids=['swin', 'resnet18']
+)
+def test_a_run_starts_from_weights_of_another(model, phantom, tmp_path, monkeypatch) -> None:
+    """The encoder's, before the first step; its slow copy is the same then."""
+    cfg = tiny_config(tmp_path / 'first.yaml', 'finetune', model)
+    config = get_config(argparse.Namespace(cfg=str(cfg), stage='finetune', opts=[]))
+    torch.manual_seed(1)
+    before = build_model(config, is_pretrain=False).state_dict()
+    torch.save({'model': before}, tmp_path / 'weights.pth')
+    seen = []
+    begin_step = MoCo.begin_step
+
+    def spy(self: MoCo) -> None:
+        begin_step(self)
+        seen.append({key: value.clone() for key, value in self.state_dict().items()})
+
+    monkeypatch.setattr(MoCo, 'begin_step', spy)
+    cfg = write(tmp_path / 'run.yaml', 'moco', model, TRAIN={'EPOCHS': 1})
+    argv = arguments(cfg, phantom, tmp_path, '--pretrained', str(tmp_path / 'weights.pth'))
+    assert run_main('contrastive', argv) == 0
+    prefix = '' if model is SWIN else 'encoder.'
+    wanted = {k.removeprefix(prefix): v for k, v in before.items() if not k.startswith('head.')}
+    for key, value in wanted.items():
+        assert torch.equal(seen[0][f'encoder.{key}'], value), key
+        if not key.endswith(('running_mean', 'running_var', 'num_batches_tracked')):
+            assert torch.equal(seen[0][f'momentum_encoder.{key}'], value), key
+
+
+def all_but_one_slow(fast: str) -> list:
+    return [
+        method if method == fast else pytest.param(method, marks=pytest.mark.slow)
+        for method in METHODS
+    ]
+
+
+@pytest.mark.parametrize('method', all_but_one_slow('byol'))
 def test_a_run_that_stops_goes_on_to_the_same_weights(method, phantom, tmp_path) -> None:
-    """In an epoch and between epochs, with accumulation."""
+    """In an epoch and between epochs, with accumulation: 6 micro-batches, 3 steps an epoch."""
     train = {'SAVE_EVERY_STEPS': 2, 'ACCUMULATION_STEPS': 2}
     cfg = write(tmp_path / 'run.yaml', method, TRAIN=train)
     assert run_main('contrastive', arguments(cfg, phantom, tmp_path / 'whole')) == 0
     whole = run_folder(tmp_path / 'whole', 'contrastive')
     want = weights(whole)
     for stop in ('ckpt_epoch_0_step_2.pth', 'ckpt_epoch_0.pth', 'ckpt_epoch_1_step_1.pth'):
-        if not (whole / stop).exists():
-            continue
         output = tmp_path / stop
         argv = arguments(cfg, phantom, output, '--resume', str(whole / stop))
         assert run_main('contrastive', argv) == 0
@@ -195,7 +239,7 @@ def test_a_run_that_stops_goes_on_to_the_same_weights(method, phantom, tmp_path)
             assert torch.equal(got[key], value), (stop, key)
 
 
-@pytest.mark.parametrize('method', ['swav', *[p for p in SLOW if p.values[0] != 'swav']])
+@pytest.mark.parametrize('method', all_but_one_slow('swav'))
 def test_compiled_steps_are_the_same_steps(method, phantom, tmp_path, monkeypatch) -> None:
     """By a backend that only records the graph."""
     compiler = torch.compile
@@ -210,7 +254,7 @@ def test_compiled_steps_are_the_same_steps(method, phantom, tmp_path, monkeypatc
         'compile',
         lambda module, mode, dynamic: compiler(module, backend=backend),
     )
-    train = {'EPOCHS': 1}
+    train = {'EPOCHS': 1, 'ACCUMULATION_STEPS': 2}
     cfg = write(tmp_path / 'run.yaml', method, TRAIN=train)
     for name, how in (('eager', 'none'), ('compiled', 'max')):
         argv = arguments(cfg, phantom, tmp_path / name, '--opts', 'TRAIN.COMPILE', how)
@@ -226,7 +270,7 @@ def test_compiled_steps_are_the_same_steps(method, phantom, tmp_path, monkeypatc
 @pytest.mark.slow
 def test_two_ranks_equal_one(phantom, tmp_path) -> None:
     """SimCLR with a ResNet: views of all processes are compared, batch norm is over all."""
-    train = {'SAVE_EVERY_STEPS': 1, 'BASE_LR': 0.01, 'EPOCHS': 1, 'OPTIMIZER': {'NAME': 'sgd'}}
+    train = {'EPOCHS': 1, 'BASE_LR': 1.0, 'OPTIMIZER': {'NAME': 'sgd'}}
     cfg = write(tmp_path / 'run.yaml', 'simclr', RESNET, TRAIN=train, DATA={'TRAIN_IMAGES': 48})
     one, two = tmp_path / 'one', tmp_path / 'two'
     assert run_main('contrastive', arguments(cfg, phantom, one)) == 0

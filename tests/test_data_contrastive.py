@@ -132,6 +132,22 @@ def test_the_crop_area_is_an_option(data_path) -> None:
     np.testing.assert_allclose(view[0].numpy(), want, atol=1e-6)
 
 
+def test_views_are_rotated_after_the_flip_each_by_its_own_angle(data_path) -> None:
+    """By Pillow's rotate, about the centre; counted clockwise here. 13 more uniforms a view."""
+    options = [*OFF, 'AUG.HFLIP', 1.0, 'AUG.ROTATION', 10.0]
+    views = ViewsTransform(config_of(data_path, *options))(noise(3), sample_rng(0, 0, 3))
+    uniforms = sample_rng(0, 0, 3).random(2 * (PER_VIEW + 13)).reshape(2, PER_VIEW + 13)
+    for view, own in zip(views, uniforms, strict=True):
+        crop = noise(3).convert('F').crop(box_by_hand(own, 150, 120, 0.3, 1.0))
+        crop = crop.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        mirrored = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        angle = 10 * (2 * own[PER_VIEW] - 1)
+        turned = mirrored.rotate(-angle, Image.Resampling.BICUBIC)
+        want = (np.clip(np.asarray(turned, np.float64), 0, 255) / 255 - 0.503) / 0.292
+        inner = slice(4, -4)  # at the edge the two differ in what is outside
+        np.testing.assert_allclose(view[0].numpy()[inner, inner], want[inner, inner], atol=0.02)
+
+
 def test_images_are_those_of_pre_training(data_path) -> None:
     config = config_of(data_path, 'DATA.TRAIN_IMAGES', 20)
     masked = build_loader(config, LOGGER, is_pretrain=True)

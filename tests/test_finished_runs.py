@@ -11,8 +11,8 @@ import yaml
 from tiny import SWIN, VIT, arguments, run_folder, run_main, tiny_config
 
 import data.store_files
-import engine
 import main_finetune
+import training_step
 from config import build_parser, config_text, default_config, get_config
 from config_dump import FREE_OPTIONS, REPORTED_SECTIONS, training_changes
 from logger import read_metrics
@@ -125,7 +125,7 @@ def test_more_epochs_are_not_finished_until_their_end(output, again, monkeypatch
     def dies(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, '_optimizer_step', dies)
+    monkeypatch.setattr(training_step, '_optimizer_step', dies)
     with pytest.raises(KeyboardInterrupt):
         run_main('simmim', again('simmim', 'TRAIN.EPOCHS', '3'))
     folder = run_folder(output, 'simmim')

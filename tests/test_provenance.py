@@ -18,6 +18,7 @@ from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config
 import data.store_files
 import engine
 import provenance
+import training_step
 from config import default_config
 from data import Loaders
 from data.chexpert import read_csv, read_folder
@@ -309,7 +310,11 @@ def test_a_killed_run_that_went_on(phantom, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))  # its name is the user's
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN={'SAVE_EVERY_STEPS': 2})
     argv = arguments(cfg, phantom, tmp_path / 'out')
-    folder, step, calls = run_folder(tmp_path / 'out', 'finetune'), engine._optimizer_step, []
+    folder, step, calls = (
+        run_folder(tmp_path / 'out', 'finetune'),
+        training_step._optimizer_step,
+        [],
+    )
 
     def dies_in_the_fifth_step(*args):
         calls.append(0)
@@ -317,12 +322,12 @@ def test_a_killed_run_that_went_on(phantom, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return step(*args)
 
-    monkeypatch.setattr(engine, '_optimizer_step', dies_in_the_fifth_step)
+    monkeypatch.setattr(training_step, '_optimizer_step', dies_in_the_fifth_step)
     with pytest.raises(KeyboardInterrupt):
         run_main('finetune', argv)
     killed = read_record(folder)
     assert (killed['finished'], len(killed['starts'])) == (None, 1)
-    monkeypatch.setattr(engine, '_optimizer_step', step)
+    monkeypatch.setattr(training_step, '_optimizer_step', step)
     assert run_main('finetune', argv) == 0
     record = read_record(folder)
     assert is_finished(folder)

@@ -12,7 +12,7 @@ import torch
 from mistakes import edit, linked
 from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config, torchrun
 
-import engine
+import training_step
 from checkpoint_files import read_checkpoint, write_checkpoint
 from config import build_parser, get_config
 from data import build_loader
@@ -120,7 +120,7 @@ def test_a_run_that_was_killed_and_went_on_is_repeated_without_a_break(
     data, tmp_path, in_process, capsys, monkeypatch
 ):
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN={'SAVE_EVERY_STEPS': 2})
-    step, calls = engine._optimizer_step, []
+    step, calls = training_step._optimizer_step, []
 
     def dies_in_the_fifth_step(*args):
         calls.append(0)
@@ -130,7 +130,7 @@ def test_a_run_that_was_killed_and_went_on_is_repeated_without_a_break(
 
     run = run_folder(tmp_path / 'out', 'finetune')
     with monkeypatch.context() as patch:
-        patch.setattr(engine, '_optimizer_step', dies_in_the_fifth_step)
+        patch.setattr(training_step, '_optimizer_step', dies_in_the_fifth_step)
         with pytest.raises(KeyboardInterrupt):
             run_main('finetune', arguments(cfg, data, tmp_path / 'out'))
     assert 'the run is not finished (1 start(s)' in refusal(capsys, run)

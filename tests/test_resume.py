@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import SWIN, VIT, arguments, run_folder, run_main, tiny_config
 
-import engine
+import training_step
 from logger import read_metrics
 from utils import read_checkpoint
 
@@ -54,7 +54,7 @@ def test_every_step_is_a_place_to_go_on_from(stage, model, phantom, tmp_path):
 def test_a_killed_run_goes_on_by_itself(stage, model, phantom, tmp_path, monkeypatch):
     cfg = tiny_config(tmp_path / 'run.yaml', stage, model, TRAIN={'SAVE_EVERY_STEPS': 2})
     assert run_main(stage, arguments(cfg, phantom, tmp_path / 'whole')) == 0
-    step, calls = engine._optimizer_step, []
+    step, calls = training_step._optimizer_step, []
 
     def dies_in_the_fifth_step(*args):
         calls.append(0)
@@ -62,10 +62,10 @@ def test_a_killed_run_goes_on_by_itself(stage, model, phantom, tmp_path, monkeyp
             raise KeyboardInterrupt
         return step(*args)
 
-    monkeypatch.setattr(engine, '_optimizer_step', dies_in_the_fifth_step)
+    monkeypatch.setattr(training_step, '_optimizer_step', dies_in_the_fifth_step)
     with pytest.raises(KeyboardInterrupt):
         run_main(stage, arguments(cfg, phantom, tmp_path / 'killed'))
-    monkeypatch.setattr(engine, '_optimizer_step', step)
+    monkeypatch.setattr(training_step, '_optimizer_step', step)
     assert run_main(stage, arguments(cfg, phantom, tmp_path / 'killed')) == 0
     killed, whole = (run_folder(tmp_path / name, stage) for name in ('killed', 'whole'))
     assert_same_weights(final_state(killed), final_state(whole))

@@ -34,10 +34,14 @@ def mlp_head(
 
 
 class Prototypes(nn.Linear):
-    """SwAV's prototypes [K, D]: a linear layer without bias whose rows are kept at length 1."""
+    """SwAV's prototypes [K, D]: a linear layer without bias whose rows are kept at length 1.
+
+    They are normalised before each training step, and, as the step changes them, for evaluation.
+    """
 
     def __init__(self, dim: int, num_prototypes: int) -> None:
         super().__init__(dim, num_prototypes, bias=False)
+        self.normalise_()
 
     @torch.no_grad()
     def normalise_(self) -> None:
@@ -48,6 +52,8 @@ class Prototypes(nn.Linear):
 
         The prototypes' gradient is 0 then, not absent, as DistributedDataParallel waits for it.
         """
+        if not self.training:
+            return _products(unit(z), unit(self.weight))
         fixed = self.weight.detach()
         return _products(unit(z), fixed + learn * (self.weight - fixed))
 

@@ -5,19 +5,18 @@ in training is in the state dict: with it a run that was stopped goes on as if i
 The encoder is any module with `forward_features` (images to [B, F]) and `num_features` (F), or a
 TimmClassifier, and is found under `encoder.*`.
 
-A training step begins where no parameter has a gradient: `engine` sets them to None after each.
-Momentum encoders follow and prototypes are normalised once a step, then, however many micro-batches
-it has; images are compared within a micro-batch.  Evaluation changes nothing.
+`begin_step`, which the engine calls once a training step, lets momentum encoders follow and
+normalises prototypes, however many micro-batches the step has; images are compared within a
+micro-batch.  Evaluation changes nothing.
 
 Batch norm: a query and its key come from the same images. Where statistics are of the few images
 of one process, they mark both, and a network can tell the key by that mark without looking at what
 is shown; He et al. (arXiv:1911.05722, section 3.3) shuffle the keys' images over processes against
-it. Here `parallel.wrap` is expected to synchronise batch norm over all processes, as SimCLR does
-(arXiv:2002.05709, section 2.2): all images of a step share their statistics then, which tell no
-image from another, and which differ the less from those of the keys in MoCo's queue the larger the
-whole batch is. This one mechanism serves all four methods, also on a single process, where there
-is nothing to shuffle with. What is left of the mark grows as the whole batch gets small; Swin, ViT
-and MoCo's projector have no batch norm.
+it. Here `parallel.wrap` synchronises batch norm over all processes, as SimCLR does
+(arXiv:2002.05709, section 2.2): the images of a batch share their statistics, which tell none from
+another, in all four methods. It leaves MoCo a part of the mark: the keys in its queue are of other
+batches. The larger the whole batch is, the less they differ; on a single process there is nothing
+to shuffle with. Swin, ViT and MoCo's projector have no batch norm.
 """
 
 from abc import ABC, abstractmethod
@@ -38,6 +37,8 @@ class ContrastiveMethod(nn.Module, ABC):
 
     Attributes:
         step: training steps begun.
+        whole_encoder: the encoder as it was given, which published weights are fitted to; what of
+            it is trained is the same module as `encoder`.
 
     Raises:
         ValueError: if the encoder has a classification head.
@@ -45,19 +46,22 @@ class ContrastiveMethod(nn.Module, ABC):
 
     def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
         super().__init__()
+        self._whole_encoder = (encoder,)  # no module of its own: its entries are there once
         self.encoder = bare_encoder(encoder)
         self.projector = projector
         self.register_buffer('step', torch.zeros((), dtype=torch.int64))
 
     def forward(self, *views: torch.Tensor) -> torch.Tensor:
         """Loss of the views [B, C, S, S] of B images."""
-        if self.training and all(parameter.grad is None for parameter in self.parameters()):
-            self.begin_step()
-            self.step += 1
         return self.loss(*views)
 
     def begin_step(self) -> None:
         """What is done once a training step, before its views are looked at."""
+        self.step += 1
+
+    @property
+    def whole_encoder(self) -> nn.Module:
+        return self._whole_encoder[0]
 
     @abstractmethod
     def loss(self, *views: torch.Tensor) -> torch.Tensor:
@@ -114,6 +118,7 @@ class MomentumMethod(ContrastiveMethod, ABC):
         momentum = torch.where(self.step > 0, self.momentum(), 0.0)
         follow_(self.momentum_encoder, self.encoder, momentum)
         follow_(self.momentum_projector, self.projector, momentum)
+        super().begin_step()
 
     @torch.no_grad()
     def momentum_project(self, images: torch.Tensor) -> torch.Tensor:
@@ -214,7 +219,8 @@ class SwAV(ContrastiveMethod):
         num_global: crops whose assignments are targets.
         temperature: of the predictions.
         epsilon: of the assignments.
-        freeze_steps: first steps in which the prototypes do not learn.
+        freeze_steps: first steps in which the prototypes do not learn: their gradient is 0, which
+            AdamW's second moments count, so that the steps after it are up to 3 times as large.
 
     Source: Caron et al. 2020, arXiv:2006.09882.
     """
@@ -240,6 +246,7 @@ class SwAV(ContrastiveMethod):
 
     def begin_step(self) -> None:
         self.prototypes.normalise_()
+        super().begin_step()
 
     def loss(self, *views: torch.Tensor) -> torch.Tensor:
         if len(views) < max(2, self.num_global):
