@@ -3,7 +3,8 @@ r"""Measure how fast pictures become batches, or training steps are, beside the 
 python scripts/benchmark.py input --data-path DIR [--store STORE] [--workers 0 1 2 4] \
     [--needs 3000] [--size 192] [--seconds 5] [--json FILE]
 python scripts/benchmark.py train --cfg configs/... [--stage finetune] --batch-size 128 256 \
-    [--baseline] [--levers] [--steps 20] [--warmup 5] [--rounds 3] [--json FILE] [--opts KEY VALUE]
+    [--baseline] [--levers] [--data-path DIR] [--steps 20] [--warmup 5] [--rounds 3] [--json FILE] \
+    [--opts KEY VALUE]
 python scripts/benchmark.py table FILE... --output DIR
 """
 
@@ -71,6 +72,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='also what leads from it to ours, one by one; compiled with MODEL.ATTENTION',
     )
+    add('--data-path', default='', metavar='DIR', help='also ours with this data, loader included')
     add('--json', metavar='FILE', help='also write a line of JSON for each case')
     add('--opts', default=[], nargs='+', action='extend', metavar='KEY VALUE', help='options')
 

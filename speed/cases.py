@@ -9,6 +9,7 @@ import torch
 from config import Config
 
 BASELINE = 'published'
+WITH_DATA = 'ours, with data'
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,11 @@ class Case:
     name: str
     published: Published | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    reads_data: bool = False  # in place of one synthetic batch again and again
 
 
 def list_cases(
-    config: Config, device: torch.device, *, baseline: bool, levers: bool
+    config: Config, device: torch.device, *, baseline: bool, levers: bool, data: bool = False
 ) -> tuple[list[Case], list[str]]:
     """The cases of a run, and a line for each that the device or the model does not have.
 
@@ -40,6 +42,7 @@ def list_cases(
         baseline: whether the published way is measured, too.
         levers: whether the steps between both are: each on top of those before, but one way to
             compute attention in place of another, and compiled with the config's own.
+        data: whether ours is measured with data, too.
 
     Raises:
         ValueError: if the published way has no such optimizer.
@@ -52,8 +55,9 @@ def list_cases(
     cases, notes = [Case(BASELINE, Published(half))] * (baseline or levers), []
     if cases and not on_gpu:
         notes.append(f'{BASELINE}: in float32, since the published code itself needs a GPU')
+    with_data = [Case(WITH_DATA, reads_data=True)] * data
     if not levers:
-        return [*cases, Case('ours')], notes
+        return [*cases, Case('ours'), *with_data], notes
     where = 'on the CPU'
     if on_gpu:
         where = f'on {torch.cuda.get_device_name(device)} with MODEL.TYPE {config.MODEL.TYPE}'
@@ -68,7 +72,7 @@ def list_cases(
             cases.append(Case(name, options=options))
         else:
             notes.append(f'{name}: not applicable {where}')
-    return cases, notes
+    return [*cases, *with_data], notes
 
 
 def _published_levers(on_gpu: bool, half: torch.dtype | None) -> list[tuple[str, bool, dict]]:

@@ -31,7 +31,8 @@ def benchmark_training(
     """Measure each batch size; with `args.json` the file has what is done so far.
 
     Args:
-        args: cfg, stage, opts, batch_size (several), steps, warmup, rounds, baseline, levers, json.
+        args: cfg, stage, opts, batch_size (several), steps, warmup, rounds, baseline, levers,
+            data_path, json.
         command: that was given.
         say: takes lines about what is measured.
         progress: wraps what is gone through, as tqdm does.
@@ -42,9 +43,13 @@ def benchmark_training(
     if args.json and not Path(args.json).resolve().parent.is_dir():
         raise ValueError(f'--json: there is no folder for {args.json}')
     device = local_device()
-    settings = [Setting(args.cfg, args.stage, args.opts, size, device) for size in args.batch_size]
+    settings = [
+        Setting(args.cfg, args.stage, args.opts, size, device, args.data_path)
+        for size in args.batch_size
+    ]
     config = settings[0].run().config
-    cases, notes = list_cases(config, device, baseline=args.baseline, levers=args.levers)
+    which = {'baseline': args.baseline, 'levers': args.levers, 'data': bool(args.data_path)}
+    cases, notes = list_cases(config, device, **which)
     flops = flops_per_image(settings[0])
     machine = describe_machine(device)
     for line in [_header(machine), *notes]:

@@ -1,11 +1,12 @@
-"""Training steps on one synthetic batch: the engine's own, and those of the published code."""
+"""Training steps on one synthetic batch or on data: the engine's own, and the published code's."""
 
 import logging
 import math
 from abc import ABC, abstractmethod
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +19,18 @@ import main_finetune
 import main_simmim
 from compilation import Compiled
 from config import encoder_node, get_config
+from data import build_loader
 from data.data_simmim import mask_generator
+from data.device_loader import on_device
 from device import autocast_dtype, autocast_to
-from engine import begin, settle, train_one_batch
+from engine import begin
 from launcher import Run
 from lr_scheduler import build_scheduler, scaled_lr
 from models.swin_transformer import WindowAttention
 from optimizer import param_groups
 from speed.cases import Case, Published
 from speed.published import as_published
+from training_step import settle, train_one_batch
 
 MAINS = {'simmim': main_simmim, 'finetune': main_finetune}
 STAGES = {'pretrain': 'simmim', 'finetune': 'finetune'}  # as asked for -> that of a run
@@ -52,6 +56,7 @@ class Setting:
     opts: Sequence[str]
     batch_size: int
     device: torch.device
+    data_path: str = ''  # for cases that read data
 
     def run(self, options: dict[str, str] | None = None) -> Run:
         """A run that writes nothing.
@@ -97,6 +102,18 @@ def synthetic_batch(run: Run) -> Batch:
     return tuple(item.to(run.device) for item in batch)
 
 
+def data_batches(run: Run) -> Iterator[Batch]:
+    """Batches of the run's own loader, epoch after epoch.
+
+    Raises:
+        ValueError: as the loader.
+    """
+    loader = on_device(build_loader(run.config, run.logger, run.is_pretrain), run.device).train
+    for epoch in count():
+        loader.batch_sampler.set_epoch(epoch, first_batch=0)
+        yield from loader
+
+
 def _targets(config: Any, rng: np.random.Generator) -> np.ndarray:
     """[images, labels], 0 or 1."""
     shape = config.DATA.BATCH_SIZE, config.MODEL.NUM_CLASSES
@@ -130,15 +147,15 @@ class Steps(ABC):
 class OwnSteps(Steps):
     """The engine's steps."""
 
-    def __init__(self, run: Run, batch: Batch) -> None:
+    def __init__(self, run: Run, batches: Iterator[Batch]) -> None:
         model, self.loss_fn = build(run)
-        self.run, self.batch, self.number = run, batch, 0
+        self.run, self.batches, self.number = run, batches, 0
         self.state = begin(run, model, range(NUM_BATCHES))
         self.state.model.train()
         self.dtype = autocast_dtype(run.config, run.device)
 
     def __call__(self) -> None:
-        train_one_batch(self.run, self.state, self.batch, self._noted, self.number)
+        train_one_batch(self.run, self.state, next(self.batches), self._noted, self.number)
         self.number += 1
         if self.number % self.run.config.PRINT_FREQ == 0:
             settle(self.run, self.state)  # as for a line of the log
@@ -217,6 +234,11 @@ class PublishedSteps(Steps):
 
 
 def build_steps(setting: Setting, case: Case) -> Steps:
+    if case.reads_data:
+        run = setting.run({**case.options, 'DATA.DATA_PATH': setting.data_path})
+        return OwnSteps(run, data_batches(run))
     run = setting.run(dict(case.options))
     batch = synthetic_batch(run)
-    return PublishedSteps(run, batch, case.published) if case.published else OwnSteps(run, batch)
+    if case.published:
+        return PublishedSteps(run, batch, case.published)
+    return OwnSteps(run, repeat(batch))

@@ -105,7 +105,7 @@ def test_command_parses(source, command, monkeypatch) -> None:
     args = parse(path, words, monkeypatch)
     if 'cfg' in args and args.cfg != 'configs/...':
         assert Path(args.cfg).is_file()
-        if 'data_path' in args:
+        if path.startswith('main_'):
             assert args.data_path is not None
             get_config(args)
 

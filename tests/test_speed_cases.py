@@ -1,16 +1,18 @@
 """The cases of a device and a model, and steps that are the engine's own or the published ones."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny import SWIN, VIT, tiny_config
 
 from config import default_config
-from engine import train_one_batch
+from data import build_loader
 from models.swin_transformer import SwinTransformerBlock
 from speed.cases import Case, Published, list_cases
 from speed.steps import Setting, build_steps, synthetic_batch
+from training_step import train_one_batch
 
 CPU, GPU = torch.device('cpu'), torch.device('cuda')
 
@@ -65,6 +67,31 @@ def test_levers_go_one_after_another_each_on_top_of_those_before(gpu):
         Case('compile max', options={'TRAIN.COMPILE': 'max'}),
     ]
     assert notes == []
+
+
+@pytest.mark.parametrize('levers', [False, True])
+def test_with_data_comes_last(levers):
+    cases, _ = list_cases(config_of('vit'), CPU, baseline=False, levers=levers, data=True)
+    assert cases[-1] == Case('ours, with data', reads_data=True)
+    assert names(cases)[:-1] == names(
+        list_cases(config_of('vit'), CPU, baseline=False, levers=levers)[0]
+    )
+
+
+def test_steps_with_data_take_the_loaders_batches_epoch_after_epoch(setting, phantom):
+    made = replace(setting(DATA={'TRAIN_IMAGES': 5}), data_path=str(phantom))
+    steps = build_steps(made, Case('ours, with data', reads_data=True))
+    loader = build_loader(steps.run.config, steps.run.logger, is_pretrain=True).train
+    wanted = []
+    for epoch in range(3):
+        loader.batch_sampler.set_epoch(epoch, first_batch=0)
+        wanted += list(loader)
+    assert len(wanted) == 3 * 2
+    for batch in wanted:
+        got = next(steps.batches)
+        assert all(map(torch.equal, got, batch))
+    steps()
+    assert steps.loss.isfinite()
 
 
 def test_what_a_device_lacks_is_said_and_left_out(gpu):

@@ -11,6 +11,7 @@ from tiny import ROOT, SWIN, tiny_config
 import scripts.benchmark as benchmark
 import speed.measure as measure_module
 from provenance import code_version
+from speed.cases import Case
 from speed.command import model_name
 from speed.steps import build_steps
 
@@ -74,12 +75,14 @@ def test_a_run_prints_its_table_and_saves_every_case(tmp_path, capsys, monkeypat
     assert '**tiny, pre-training, 32 px, batch 3; ' in table
 
 
-def test_fine_tuning_and_options(tmp_path):
+def test_fine_tuning_with_data_and_options(phantom, tmp_path):
     file = tmp_path / 'cases.jsonl'
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', SWIN)
     opts = ('--opts', 'MODEL.ATTENTION', 'sdpa', '--opts', 'SEED', '3')
-    assert train(cfg, '--stage', 'finetune', '--batch-size', 2, '--json', file, *opts) == 0
-    (row,) = lines_of(file)
+    more = ('--json', file, '--data-path', phantom)
+    assert train(cfg, '--stage', 'finetune', '--batch-size', 2, *more, *opts) == 0
+    row, with_data = lines_of(file)
+    assert (with_data['case'], with_data['error']) == ('ours, with data', '')
     assert row['options']['attention'] == 'sdpa' and row['seed'] == 3
     assert row['opts'] == ['MODEL.ATTENTION', 'sdpa', 'SEED', '3'] and row['ratio'] is None
     assert (row['model'], row['stage'], row['case']) == ('run', 'finetune', 'ours')
@@ -92,7 +95,7 @@ def test_levers_of_which_one_fails(tmp_path, capsys, monkeypatch):
         if case.name == 'attention sdpa':
             raise torch.OutOfMemoryError('no room\nat all')
         if case.name == 'compile max':  # takes a minute
-            case = SimpleNamespace(options={'TRAIN.COMPILE': 'none'}, published=None)
+            case = Case(case.name, options={'TRAIN.COMPILE': 'none'})
         return build_steps(setting, case)
 
     monkeypatch.setattr(measure_module, 'build_steps', build)
