@@ -354,6 +354,8 @@ def _tables(
     policies = (data.UNCERTAIN, *data.UNCERTAIN_BY_LABEL.values())
     if data.TASK == 'observations' and 'self_train' in policies:
         yield 'DATA.SELF_TRAIN_PREDICTIONS', Path(data.SELF_TRAIN_PREDICTIONS)
+    if data.PSEUDO_LABELS:
+        yield 'DATA.PSEUDO_LABELS', Path(data.PSEUDO_LABELS)
 
 
 def _packages() -> dict[str, str | None]:

@@ -282,6 +282,8 @@ def _describe_training(trained: Config | None, names: Names) -> dict[str, str]:
         'Trained on': f'{data.TRAIN_IMAGES} images' if data.TRAIN_IMAGES else by_share,
         'Uncertain labels in training': policy if data.TASK == 'observations' else 'left out',
     }
+    if data.PSEUDO_LABELS:
+        rows['Trained on'] += f', and pseudo-labels of {names.file(data.PSEUDO_LABELS)}'
     if is_probe:
         return rows | {'Grid chosen on': 'holdout'}
     return rows | {'Loss': trained.LOSS.NAME, 'Selected on': trained.EVAL.SELECT_ON}

@@ -13,13 +13,14 @@ from data.groups import group_columns
 from data.labels import (
     check_two_classes,
     count_uncertain,
-    evaluation_targets,
+    scored_targets,
     task_labels,
     task_targets,
     training_targets,
 )
 from data.loader import build_dataset, loader_options, make_loader
 from data.predictions import predictions_for
+from data.pseudo_labels import describe_values, joined, read_pseudo_labels
 from data.sampling import inverse_frequency_weights
 from data.splits import describe_subset, read_split, training_records
 from data.transforms import EvalTransform, TrainTransform
@@ -35,7 +36,7 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
     if everything is not None:
         train_records, holdout_records = split_holdout(everything, config.DATA.HOLDOUT_FRACTION)
         if not config.EVAL_MODE:
-            parts = _training_loaders(config, train_records, logger)
+            parts = _training_loaders(config, train_records, holdout_records, logger)
         if config.EVAL.PREDICT_TRAIN:
             parts['whole'] = _eval_loader(config, 'all training', train_records, logger)
         if len(holdout_records):
@@ -45,20 +46,27 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
 
 
 def _training_loaders(
-    config: Config, records: Records, logger: logging.Logger
+    config: Config, everything: Records, holdout: Records, logger: logging.Logger
 ) -> dict[str, DataLoader]:
     """`train` or, for probes, `plain`; policies are checked before a subset is taken."""
     data = config.DATA
     if data.TASK == 'observations':
-        viewed = select_views(records, data.VIEWS)
+        viewed = select_views(everything, data.VIEWS)
         unread = data.UNCERTAIN == 'self_train' or 'self_train' in data.UNCERTAIN_BY_LABEL.values()
         policy = 'ignore' if unread else None  # predictions may be of the subset alone
         check_two_classes(viewed.labels, _training_targets(config, viewed, policy))
-    records = training_records(config, records)
+    records = training_records(config, everything)
     targets = _training_targets(config, records)
     unused = np.isnan(targets).sum()
     remark = f'{unused} labels not learned from' if unused else ''
     _log_split(logger, 'train', records, remark, subset=describe_subset(config))
+    if data.PSEUDO_LABELS:
+        pseudo_labelled, values = read_pseudo_labels(config, everything, holdout)
+        counts = describe_values(values, task_labels(data.TASK))
+        remark = f'{data.PSEUDO_LABELS}: positive + negative values: {counts}'
+        _log_split(logger, 'pseudo-labelled', pseudo_labelled, remark)
+        records = joined(records, pseudo_labelled)
+        targets = np.concatenate([targets, values])
     _warn_of_one_class(logger, 'train', targets, task_labels(data.TASK), 'nothing to learn')
     if config.FINETUNE.MODE in ('linear_probe', 'knn'):
         transform = EvalTransform(config, test_time_views=False)
@@ -114,12 +122,9 @@ def _eval_loader(
     config: Config, split: str, records: Records, logger: logging.Logger
 ) -> DataLoader:
     records = select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
-    task, uncertain = config.DATA.TASK, {}
-    if task == 'observations':
-        targets = evaluation_targets(records.labels, blank=config.DATA.BLANK)
-        uncertain = count_uncertain(records.labels)
-    else:
-        targets = task_targets(records.labels, task)
+    task = config.DATA.TASK
+    targets = scored_targets(records.labels, task=task, blank=config.DATA.BLANK)
+    uncertain = count_uncertain(records.labels) if task == 'observations' else {}
     named = ', '.join(f'{label} {count}' for label, count in uncertain.items())
     _log_split(logger, split, records, f'uncertain and left out: {named}' if named else '')
     _warn_of_one_class(logger, split, targets, task_labels(task), 'not scored')

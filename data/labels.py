@@ -172,6 +172,13 @@ def multiclass_labels(uncertain: str, by_label: Mapping[str, str]) -> np.ndarray
     return np.array([name == 'multiclass' for name in label_policies(uncertain, by_label)])
 
 
+def scored_targets(labels: np.ndarray, *, task: str, blank: str) -> np.ndarray:
+    """Targets of the metrics of any DATA.TASK: `evaluation_targets`, or `task_targets`."""
+    if task == 'observations':
+        return evaluation_targets(labels, blank=blank)
+    return task_targets(labels, task)
+
+
 def task_labels(task: str) -> tuple[str, ...]:
     """The names of what DATA.TASK learns."""
     _check_name('DATA.TASK', task, TASKS)

@@ -39,7 +39,7 @@ class Predictions:
     row: np.ndarray  # [N] the file's 0-based row
     names: np.ndarray  # [N] as in the file
     labels: tuple[str, ...]  # in the order of KNOWN_LABELS
-    probabilities: np.ndarray  # [N, K] in [0, 1]
+    probabilities: np.ndarray  # [N, K] in [0, 1]; NaN where empty, if that is allowed
     ignored: tuple[str, ...]  # the file's other columns
 
 
@@ -57,7 +57,7 @@ def write_predictions(
 
     Args:
         path: the CSV; the JSON has the same name with `.json`.
-        probabilities: [N, K] in [0, 1], written with 9 significant digits.
+        probabilities: [N, K] in [0, 1], written with 9 significant digits; NaN as an empty cell.
         paths: [N] as in the data set's CSV.
         labels: [K] names of the columns, in order.
         source: what made the file.
@@ -70,8 +70,12 @@ def write_predictions(
     _replace(Path(path), rows)
 
 
-def read_predictions(path: str | Path) -> Predictions:
+def read_predictions(path: str | Path, *, allow_empty: bool = False) -> Predictions:
     """Read and check a CSV of `Path` or `Study` and labels by name, columns in any order.
+
+    Args:
+        path: the CSV.
+        allow_empty: whether cells may be empty.
 
     Raises:
         ValueError: naming file, row and column, if a name comes twice (as `normalise_name` sees
@@ -89,7 +93,7 @@ def read_predictions(path: str | Path) -> Predictions:
     key = next(key for key in KEYS if key in table)
     table[key] = table[key].map(plain_cell)  # as write_predictions was given them
     unique_names(table[key], source)
-    columns = [_read_probabilities(table[label], source) for label in labels]
+    columns = [_read_probabilities(table[label], source, allow_empty) for label in labels]
     return Predictions(
         file=file,
         key=key,
@@ -119,16 +123,29 @@ def predictions_for(
             paths are the same to `normalise_name`.
     """
     predictions = read_predictions(file)
+    check_task(file, 'observations')
+    return look_up(predictions, row_names(predictions, paths), labels).astype(np.float32)
+
+
+def check_task(file: str | Path, task: str) -> None:
+    """Refuse predictions that are of another DATA.TASK, by the JSON beside them."""
     beside = Path(file).with_suffix('.json')
-    task = _read_task(beside) if beside.is_file() else None
-    if task not in (None, 'observations'):
-        raise ValueError(f"{file}: predictions of DATA.TASK {task!r}, needed are 'observations'")
+    found = _read_task(beside) if beside.is_file() else None
+    if found not in (None, task):
+        raise ValueError(f'{file}: predictions of DATA.TASK {found!r}, needed are {task!r}')
+
+
+def row_names(predictions: Predictions, paths: Sequence[str]) -> list[str]:
+    """The normalised name that each image's row has in the predictions: its own or its study's."""
     names = unique_names(pd.Series(paths, dtype=object, name='Path'), 'the images to look up')
-    if predictions.key == 'Study':
-        names = [study_name(name) for name in names]
+    return [study_name(name) for name in names] if predictions.key == 'Study' else list(names)
+
+
+def look_up(predictions: Predictions, names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """Probabilities [N, K] of the rows of these normalised names, NaN where there is none."""
     own = pd.Index([normalise_name(name) for name in predictions.names])
     rows = own.get_indexer(pd.Index(names, dtype=object))
-    found = np.full((len(paths), len(labels)), np.nan, np.float32)
+    found = np.full((len(names), len(labels)), np.nan)
     for k, label in enumerate(labels):
         if label in predictions.labels:
             column = predictions.probabilities[:, predictions.labels.index(label)]
@@ -163,10 +180,13 @@ def unique_names(names: pd.Series, source: str) -> np.ndarray:
     return normalised
 
 
-def _read_probabilities(column: pd.Series, source: str) -> np.ndarray:
+def _read_probabilities(column: pd.Series, source: str, allow_empty: bool) -> np.ndarray:
     numbers = {text: float(text) for text in column.unique() if NUMBER.fullmatch(text)}
     allowed = {text: number for text, number in numbers.items() if number <= 1}
-    return map_cells(column, allowed, source, allowed='numbers from 0 to 1')
+    described = 'numbers from 0 to 1'
+    if allow_empty:
+        allowed[''], described = np.nan, f'{described}, or empty'
+    return map_cells(column, allowed, source, allowed=described)
 
 
 def _read_task(file: Path) -> object:
