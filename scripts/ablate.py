@@ -1,4 +1,4 @@
-"""Run an ablation sweep, follow it, and make its table and its figure.
+"""Run a sweep of ablations or methods, follow it, and make its table and its figure.
 
 python scripts/ablate.py run --sweep scripts/ablations/mask_ratio.yaml --output D --data-path DIR
 python scripts/ablate.py status --sweep scripts/ablations/mask_ratio.yaml --output D
@@ -54,6 +54,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands.choices['status'].add_argument(
         '--watch', type=float, metavar='SECONDS', help='show it again and again'
     )
+    commands.choices['plot'].add_argument('--subset', metavar='S', help='of methods: share or '
+        'number of labelled images of the figure by label (default: the greatest)')  # fmt: skip
     table = commands.choices['table']
     table.add_argument('--save', type=Path, metavar='FOLDER', help='write a JSON file a row, too')
     args, others = parser.parse_known_args(argv)
@@ -94,7 +96,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         data=os.path.abspath(data) if data else '',
         output=str(args.output.absolute()),
         gpus=getattr(args, 'processes', 1),
-        options={'simmim': args.pretrain_opts, 'finetune': args.finetune_opts},
+        options={stage: getattr(args, f'{section}_opts') for stage, section in SECTIONS.items()},
         environment=dict(os.environ),
     )
 
@@ -315,14 +317,22 @@ def table(args: argparse.Namespace) -> int:
 
 
 def plot(args: argparse.Namespace) -> int:
+    from sweeps.method_plots import plot_labels, plot_subsets
     from sweeps.plots import plot_sweep
 
     results = collected(args)
-    args.output.mkdir(parents=True, exist_ok=True)
-    for suffix in ('png', 'pdf'):
-        path = args.output / f'{args.sweep.stem}.{suffix}'
-        plot_sweep(path, results, args.scores[0] if args.scores else None)
-        print(path)
+    score = args.scores[0] if args.scores else None
+    figures = {'': (plot_sweep, score)}
+    if 'methods' in results:
+        by_subset = results['methods']['subsets']
+        figures = {'_labels': (plot_labels, args.subset), f'_{by_subset}': (plot_subsets, score)}
+    elif args.subset:
+        raise ValueError(f'--subset goes with a sweep of methods, which {args.sweep} is not')
+    for name, (draw, choice) in figures.items():
+        for suffix in ('png', 'pdf'):
+            path = args.output / f'{args.sweep.stem}{name}.{suffix}'
+            draw(path, results, choice)
+            print(path)
     return 0
 
 
@@ -330,7 +340,7 @@ COMMANDS = {
     'run': (run, 'Run what is not finished yet.'),
     'status': (status, 'Show how far each run is.'),
     'table': (table, 'Write the table as Markdown, CSV and LaTeX into the output folder.'),
-    'plot': (plot, 'Write the figure into the output folder.'),
+    'plot': (plot, 'Write the figure, of methods two, into the output folder.'),
 }
 
 

@@ -1,6 +1,7 @@
 """Print the table of a study of one binary task (DATA.TASK any_finding or effusion).
 
 python scripts/finding_table.py RUN RUN --masked 0.75 none [--csv table.csv]
+python scripts/finding_table.py --sweep scripts/comparison/mae_resnet.yaml --output D --seeds 3
 """
 
 import argparse
@@ -29,24 +30,42 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        'runs', nargs='+', type=Path, metavar='RUN', help='folder with config.yaml and report.json'
+        'runs', nargs='*', type=Path, metavar='RUN', help='folder with config.yaml and report.json'
     )
     parser.add_argument(
         '--masked',
         nargs='+',
-        required=True,
+        default=[],
         type=mask_ratio,
         metavar='RATIO',
         help="for each run, the mask ratio of its pre-training, or 'none'",
     )
+    sweep = parser.add_argument_group('in place of RUN: the finished runs of a sweep')
+    sweep.add_argument('--sweep', type=Path, metavar='F', help='sweep file')
+    sweep.add_argument('--output', type=Path, metavar='D', help='root of all run folders')
+    sweep.add_argument('--seeds', type=int, default=3, metavar='N', help='seeds 0 to N - 1 (3)')
     parser.add_argument('--set', default='test', metavar='NAME', help='of the reports (test)')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='where the table goes as CSV, too')
     return parser.parse_args(arguments)
 
 
+def runs_of(args: argparse.Namespace) -> tuple[list[Path], list[float | None]]:
+    """The runs' folders, and what share each pre-training hid."""
+    if bool(args.runs) == bool(args.sweep) or bool(args.sweep) != bool(args.output):
+        raise ValueError('give folders of runs with --masked, or --sweep with --output')
+    if args.runs:
+        return args.runs, args.masked
+    from sweeps.plan import load_sweep
+    from sweeps.run_options import finetuned_runs
+
+    found = finetuned_runs(load_sweep(args.sweep), range(args.seeds), args.output)
+    return [folder for folder, _ in found], [masked for _, masked in found]
+
+
 def main(args: argparse.Namespace) -> int:
     try:
-        rows = read_runs(args.runs, masked=args.masked, split=args.set)
+        folders, masked = runs_of(args)
+        rows = read_runs(folders, masked=masked, split=args.set)
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

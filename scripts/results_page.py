@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sweeps.plan import SECTIONS, STAGE_NAMES  # noqa: E402
+from sweeps.plan import SECTION_NAMES  # noqa: E402
 from sweeps.plots import plot_sweep  # noqa: E402
 from sweeps.results import read_rows  # noqa: E402
 from sweeps.summary import Collected  # noqa: E402
@@ -64,8 +64,7 @@ def times(sweeps: Iterable[Collected]) -> str:
     """How long the finished runs took, each counted once."""
     entries = [entry for found in sweeps for row in found['rows'] for entry in row['seeds']]
     shown = []
-    for stage, name in STAGE_NAMES.items():
-        section = SECTIONS[stage]
+    for section, name in SECTION_NAMES.items():
         runs = [entry[section] for entry in entries if entry[section]]
         records = [run['provenance'] for run in runs if run['state'] == 'finished']
         ended = {(record['finished'], record['seconds']) for record in records}

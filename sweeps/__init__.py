@@ -1,1 +1,1 @@
-"""Ablation sweeps: what is run, how it is run, and tables and figures of what came out."""
+"""Sweeps of runs and rounds of them: what is run, how, and tables and figures of what came out."""

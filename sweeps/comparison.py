@@ -1,8 +1,9 @@
 """Rows of a sweep against another row, over seeds and patients; its runs against its files."""
 
+import contextlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +78,18 @@ class ScoredPatients:
             self._samples[run.folder] = self._resample(run)
         return self._samples[run.folder]
 
+    def intervals(self, runs: Iterable[Scored]) -> dict[str, dict[str, float]]:
+        """Score -> `low` and `high` of its mean over the runs.
+
+        Raises:
+            ValueError: see `samples`.
+        """
+        samples = [self.samples(run) for run in runs]
+        shared = [score for score in samples[0] if all(score in each for each in samples)]
+        means = {score: np.mean([each[score] for each in samples], axis=0) for score in shared}
+        bounds = {score: interval(mean) for score, mean in means.items()}
+        return {score: {'low': low, 'high': high} for score, (low, high) in bounds.items()}
+
     def _resample(self, run: Scored) -> dict[str, np.ndarray]:
         cases = self._cases(run.folder / f'predictions_{run.figures["split"]}.csv')
         weights, samples = self.resamples.weights(cases.patient), {}
@@ -146,11 +159,11 @@ def differences_from_files(
     """
     found: dict[tuple[str, ...], list[str]] = {}
     names: dict[str, set[str]] = {stage: set() for stage in STAGES}
-    for stage, row in [(stage, row) for stage in STAGES for row in sweep.rows]:
+    for stage, row in [(stage, row) for stage in STAGES for row in sweep.rows if row.run_of(stage)]:
         folders = [run_folder(output, stage, row, seed) for seed in seeds]
         expected = expected_config(sweep, row, stage)
         for folder in folders:
-            if folder and folder.name not in names[stage] and is_finished(folder):
+            if folder.name not in names[stage] and is_finished(folder):
                 names[stage].add(folder.name)
                 changes = _differences(folder, expected, sweep)
                 for key, (old, new) in changes.items():
@@ -193,7 +206,9 @@ def compare_rows(
 
     Returns:
         By name: `problem` (why it is not compared, or not over patients; ''), `patients` (how many
-        were resampled, 0 for none), and `compared`: score -> `difference`; `seeds`, how many;
+        were resampled, 0 for none), `over_patients`: score -> `low` and `high` of the percentile
+        interval of the scores averaged over the seeds, {} where patients are not known, and
+        `compared`: score -> `difference`; `seeds`, how many;
         `over_seeds`: `low` and `high` of Student's t interval of the seed-by-seed differences, NaN
         for one seed; `over_patients`: `low` and `high` of the percentile interval of the
         difference of the scores averaged over the seeds, `p` (`bootstrap_p`) and `p_holm` (over
@@ -207,6 +222,11 @@ def compare_rows(
         for part, p_value in zip(parts, adjusted, strict=True):
             part['over_patients']['p_holm'] = float(p_value)
             part['verdict'] = verdict(part)
+    for name, runs in rows.items():
+        patients = sources.get(against[name] or name)
+        if isinstance(patients, ScoredPatients) and (found[name]['patients'] or not against[name]):
+            with contextlib.suppress(ValueError):  # of a seed that is in no pair: not looked at
+                found[name]['over_patients'] = patients.intervals(runs.values())
     return found
 
 
@@ -241,7 +261,7 @@ def _compare(
     sources: dict[str, ScoredPatients | str],
     draws: tuple[int, int],
 ) -> dict[str, Any]:
-    entry = {'problem': '', 'patients': 0, 'compared': {}}
+    entry = {'problem': '', 'patients': 0, 'over_patients': {}, 'compared': {}}
     if not against[name]:
         return entry
     other = rows[against[name]]

@@ -12,11 +12,11 @@ from sweeps.plan import (
     ROOT,
     SECTIONS,
     SOFT_TARGETS,
-    STAGE_NAMES,
     Row,
     Sweep,
     load_sweep,
     micro_batches,
+    stage_title,
 )
 from sweeps.run_options import expected_config
 
@@ -154,12 +154,12 @@ def _purpose(sweep: Sweep, row: Row) -> str:
     """The first lines of a script: what it runs, what is changed."""
     if row is sweep.reference:
         return '# The reference of the ablations: pre-training, then fine-tuning.'
-    stages = ', then '.join(STAGE_NAMES[stage] for stage in row.stages).capitalize()
+    stages = ', then '.join(stage_title(stage) for stage in row.stages).capitalize()
     lines = [f'# {sweep.title}: {row.name}. {stages}.']
     for stage in row.stages:
         if changes := row.changes(stage):
             pairs = ', '.join(f'{key} {value}' for key, value in changes.items())
-            lines.append(f'# Changed in {STAGE_NAMES[stage]}: {pairs}.')
+            lines.append(f'# Changed in {stage_title(stage)}: {pairs}.')
     return '\n'.join(lines)
 
 

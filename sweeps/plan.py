@@ -5,15 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from config import Config, build_parser, get_config
-from sweeps.sweep_file import MODEL_NAMES as MODEL_NAMES
-from sweeps.sweep_file import ROOT as ROOT
-from sweeps.sweep_file import SECTIONS, STAGES, Row, Sweep, run_folder
-from sweeps.sweep_file import STAGE_NAMES as STAGE_NAMES
-from sweeps.sweep_file import Published as Published
-from sweeps.sweep_file import changed_config as changed_config
+from sweeps.rows import MODEL_NAMES as MODEL_NAMES
+from sweeps.rows import ROOT as ROOT
+from sweeps.rows import SECTION_NAMES as SECTION_NAMES
+from sweeps.rows import SECTIONS, STAGES, Row, Sweep, run_folder
+from sweeps.rows import Published as Published
+from sweeps.rows import changed_config as changed_config
+from sweeps.rows import stage_title as stage_title
 from sweeps.sweep_file import load_sweep as load_sweep
 
-MAINS = {'simmim': 'main_simmim.py', 'finetune': 'main_finetune.py'}
+MAINS = {stage: f'main_{stage}.py' for stage in STAGES}
 SOFT_TARGETS = 'DATA.SELF_TRAIN_PREDICTIONS'
 
 
@@ -22,7 +23,7 @@ class Job:
     """One run of a sweep: the stage of a row under a seed.
 
     Attributes:
-        stage: 'simmim' or 'finetune'.
+        stage: 'simmim', 'contrastive' or 'finetune'.
         run: name of its folder, without the seed.
         seed: SEED.
         folder: of the run.
@@ -99,7 +100,7 @@ class _Places:
 def _job(sweep: Sweep, row: Row, stage: str, places: _Places) -> Job:
     folder = run_folder(places.output, stage, row, places.seed)
     arguments = [
-        '--cfg', str(sweep.reference.configs[stage]), '--data-path', places.data,
+        '--cfg', str(sweep.base(row, stage)), '--data-path', places.data,
         '--output', places.output, '--tag', folder.name,
     ]  # fmt: skip
     changes = row.changes(stage).items()
@@ -107,7 +108,7 @@ def _job(sweep: Sweep, row: Row, stage: str, places: _Places) -> Job:
     options = ['SEED', str(places.seed), *(str(x) for pair in changes for x in pair)]
     needs = []
     if stage == 'finetune' and row.pretrain is not None:
-        source = _job(sweep, row, 'simmim', places)
+        source = _job(sweep, row, row.pretraining, places)
         needs.append(source.folder)
         arguments += ['--pretrained', str(last_checkpoint(source))]
     elif row.weights:

@@ -1,8 +1,9 @@
 """The figure of a sweep: reconstruction error and AUROC of its rows, every seed shown."""
 
+import contextlib
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,13 +62,6 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
     Raises:
         ValueError: for another format, or if there is no such score.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    path = Path(path)
-    if path.suffix not in METADATA:
-        raise ValueError(f'{path}: a figure must end in {", ".join(METADATA)}')
     (score,) = choose_scores(collected, [score] if score else None)
     spreads = [
         [l1_spread(row) for row in collected['rows']],
@@ -76,9 +70,7 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
     is_list = numbers_of(collected) is None
     lines = sum(_name(collected, row).count('\n') + 1.6 for row in collected['rows'])
     height = FRAME_HEIGHT + ROW_HEIGHT * lines if is_list else NUMBERS_HEIGHT
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout='constrained')
-        FigureCanvasAgg(figure)
+    with drawing(path, height) as figure:
         panels = figure.subplots(1, 2, sharey=is_list)
         for axis, values in zip(panels, spreads, strict=True):
             (_draw_list if is_list else _draw_numbers)(axis, collected, values)
@@ -86,6 +78,26 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         _draw_trivial(panels[0], collected)
         _label_axes(panels, collected, ('held-out L1 (grey levels)', score_title(collected, score)))
         _add_legend(figure, panels, collected)
+
+
+@contextlib.contextmanager
+def drawing(path: str | Path, height: float) -> Iterator['Figure']:
+    """A figure as wide as a page and so many inches high, which is written at the end.
+
+    Raises:
+        ValueError: for another format than .png, .pdf or .svg.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    path = Path(path)
+    if path.suffix not in METADATA:
+        raise ValueError(f'{path}: a figure must end in {", ".join(METADATA)}')
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout='constrained')
+        FigureCanvasAgg(figure)
+        yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=200, metadata=METADATA[path.suffix])
 

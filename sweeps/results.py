@@ -25,7 +25,8 @@ from sweeps.comparison import (
     differences_from_files,
     row_changes,
 )
-from sweeps.plan import SECTIONS, Row, Sweep, images_per_step, run_folder
+from sweeps.costs import training_cost
+from sweeps.plan import SECTION_NAMES, Row, Sweep, images_per_step, run_folder
 from sweeps.run_options import expected_config, load_config
 
 MASK_KEYS = {'DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO'}
@@ -67,10 +68,12 @@ def collect(
         units are `hidden`, of how many `units`; None where they do not fit),
         `differences_from_files` (see there), and `rows`, each with `name`, `run`, `against` (the
         row it is compared with, '' for none), `changes` (options that differ from the
-        reference's), `also_changed` (those that the sweep does not declare), `other_pictures`
+        reference's), `also_changed` (those that an ablation does not declare), `other_pictures`
         (options by which its held-out pictures are not the reference's), `average_distance_px` and
         `hidden_percent` (of its own masks; None but in sweeps over masks), `seeds` (state, figures,
-        log and provenance by stage), and what `compare_rows` finds.
+        log and provenance by stage, and the `cost` of pre-training), and what `compare_rows` finds.
+        Of a sweep of methods also `methods` (`reference`, and `subsets`: 'shares' or 'images'), and
+        of its rows `method`, `subset` and `pretraining` (the stage, '' for none).
 
     Raises:
         ValueError: naming the file of a finished run that cannot be read, or the folder of one
@@ -100,13 +103,17 @@ def collect(
         'published': asdict(sweep.published) if sweep.published else None,
         'resamples': {'count': resamples, 'seed': bootstrap_seed},
         'trained': {
-            section: _trained(_finished(sweep.reference, stage, seeds, output))
-            for stage, section in SECTIONS.items()
+            section: _trained(
+                _finished(sweep.reference, sweep.reference.stage_of(section), seeds, output)
+            )
+            for section in SECTION_NAMES
         },
         'reference_masks': _reference_masks(pretraining),
         'differences_from_files': differences,
         'rows': [row | compared[name] for name, row in rows.items()],
     }
+    if sweep.subsets:
+        collected['methods'] = {'reference': sweep.reference.method, 'subsets': sweep.subsets}
     return json.loads(json.dumps(_rounded(json_safe(collected)), allow_nan=False))
 
 
@@ -158,13 +165,19 @@ def _collect_row(
 ) -> dict[str, Any]:
     """A row; `reference` is the reference's options of pre-training."""
     changes, others = {}, set()
-    for stage, section in SECTIONS.items():
+    for section in SECTION_NAMES:
+        stage = row.stage_of(section)
         folders = [
             [run_folder(output, stage, of, seed) for of in (sweep.reference, row)] for seed in seeds
         ]
         lines = _changes(folders)
         changes[section] = [v for k, v in lines.items() if k in sweep.keys.get(section, [])]
-        others |= lines.keys() - set(sweep.keys.get(section, []))
+        if not row.method:  # whose YAML files are its own
+            others |= lines.keys() - set(sweep.keys.get(section, []))
+    own = {}
+    if row.method:
+        stage = '' if row.pretrain is None else row.pretraining
+        own = {'method': row.method, 'subset': row.subset, 'pretraining': stage}
     pretrained = [run_folder(output, 'simmim', row, seed) for seed in seeds]
     pictures = {
         key
@@ -176,6 +189,7 @@ def _collect_row(
         'name': row.name,
         'run': row.run,
         'against': _other_row(sweep, row),
+        **own,
         'changes': changes,
         'also_changed': sorted(others),
         'other_pictures': sorted(pictures),
@@ -183,7 +197,7 @@ def _collect_row(
         'seeds': [
             {
                 'seed': seed,
-                'pretrain': _stage(run_folder(output, 'simmim', row, seed), 'pretrain'),
+                'pretrain': _stage(run_folder(output, row.pretraining, row, seed), 'pretrain'),
                 'finetune': _stage(run_folder(output, 'finetune', row, seed), 'finetune'),
             }
             for seed in seeds
@@ -252,11 +266,13 @@ def _stage(folder: Path | None, section: str) -> dict[str, Any] | None:
     records = _read(folder / 'metrics.jsonl', read_metrics)
     log = {key: [record.get(key) for record in records] for key in LOGGED[section]}
     log = {key: values for key, values in log.items() if any(v is not None for v in values)}
+    cost = {'cost': training_cost(records)} if section == 'pretrain' else {}
     return {
         'state': 'finished',
         'figures': figures(folder, records),
         'log': log,
         'provenance': _provenance(read_record(folder)),
+        **cost,
     }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from sweeps.comparison import MEANS, SIGNIFICANT
-from sweeps.plan import SECTIONS, STAGE_NAMES
+from sweeps.plan import SECTION_NAMES, stage_title
 from sweeps.results import MASK_KEYS, NUM_MASKS
 
 Collected = Mapping[str, Any]  # see sweeps.results.collect
@@ -16,6 +16,7 @@ MISSING = 'n/a'
 PUBLISHED = 'published, context only'
 NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
 FEW_SEEDS = 10  # with fewer, a note says how little they show
+RUNS_SHOWN = 6  # of those that differ from the files
 SHARE_KEYS = {'DATA.TRAIN_FRACTION', 'DATA.TRAIN_IMAGES'}
 L1_MARKS = {'other target': '*', 'other pictures': '†', 'coarse target': '‡'}
 
@@ -61,7 +62,7 @@ def count_finished(row: Mapping[str, Any]) -> int:
 
 def unfinished_stages(entry: Mapping[str, Any]) -> list[str]:
     """What a seed lacks, such as 'fine-tuning missing'."""
-    runs = {STAGE_NAMES[stage]: entry[section] for stage, section in SECTIONS.items()}
+    runs = {name: entry[section] for section, name in SECTION_NAMES.items()}
     return [f'{name} {run["state"]}' for name, run in runs.items()
             if run and run['state'] != 'finished']  # fmt: skip
 
@@ -98,11 +99,29 @@ def score_title(collected: Collected, score: str) -> str:
 
 
 def row_title(collected: Collected, row: Mapping[str, Any]) -> str:
-    """A row's name; the reference is marked, and what is compared with another row."""
+    """A row's name; the reference is marked, and what is compared with another row.
+
+    Of a sweep of methods the method, of which the reference is marked.
+    """
+    if methods := collected.get('methods'):
+        mark = ' (reference)' if row['method'] == methods['reference'] else ''
+        return row['method'] + mark
     marks = ['reference'] if row['name'] == collected['reference'] else []
     if row['against'] not in ('', collected['reference']):
         marks.append(f'against {row["against"]}')
     return f'{row["name"]} ({", ".join(marks)})' if marks else row['name']
+
+
+def subset_title(collected: Collected, subset: str) -> str:
+    """A subset of the labels for readers, such as '10 %'."""
+    is_share = collected['methods']['subsets'] == 'shares'
+    return f'{100 * float(subset):g} %' if is_share else f'{int(subset):,} images'
+
+
+def cost_spread(row: Mapping[str, Any], name: str) -> Spread:
+    """`images` or `seconds` of pre-training over the seeds; see `sweeps.costs.training_cost`."""
+    runs = [entry['pretrain'] for entry in row['seeds']]
+    return Spread([run['cost'][name] for run in runs if run and run.get('cost')])
 
 
 def has_distances(collected: Collected) -> bool:
@@ -130,6 +149,7 @@ def notes(collected: Collected) -> list[str]:
     """What a reader must know of the table, a paragraph each."""
     found = [
         *_training_notes(collected),
+        *(_method_notes(collected) if 'methods' in collected else ()),
         *_scored_notes(collected),
         *_l1_notes(collected),
         *_caveat_notes(collected),
@@ -214,6 +234,24 @@ def _label_notes(trained: Mapping[str, Any]) -> Iterator[str]:
         f'{chosen} chosen on held-out patients with labels ({who}), which are beside the labelled '
         'share: a row of few labels has used more of them than its share.'
     )
+
+
+def _method_notes(collected: Collected) -> Iterator[str]:
+    """What methods have alike, and what their pre-training took."""
+    yield (
+        f'Each method is compared with {collected["methods"]["reference"]} on the same labels, '
+        'fine-tuned for as many epochs. One pre-training a seed serves all rows of a method.'
+    )
+    runs = [entry['pretrain'] for row in collected['rows'] for entry in row['seeds']]
+    machines = {
+        ', '.join(run['provenance']['gpus'] or ['a CPU']) for run in runs if run and run['figures']
+    }
+    if machines:
+        yield (
+            'Images seen in pre-training: epochs x images. Minutes: epochs x the median epoch, '
+            f'without evaluation, on {" or ".join(sorted(machines))}; means over the seeds. They '
+            'compare only where runs had the machine to themselves.'
+        )
 
 
 def _scored_notes(collected: Collected) -> Iterator[str]:
@@ -352,8 +390,10 @@ def _file_notes(collected: Collected) -> Iterator[str]:
     """Where runs are not what the files of the sweep say."""
     stages = defaultdict(list)
     for part in collected['differences_from_files']:
-        where = f' in {", ".join(part["runs"])}' if part['runs'] else ''
+        runs = part['runs']
+        others = f' and {len(runs) - RUNS_SHOWN} more' if len(runs) > RUNS_SHOWN else ''
+        where = f' in {", ".join(runs[:RUNS_SHOWN])}{others}' if runs else ''
         stages[part['stage']].append(f'{part["key"]} {part["found"]} for {part["expected"]}{where}')
     if stages:
-        listed = [f'{", ".join(parts)} ({STAGE_NAMES[s]})' for s, parts in stages.items()]
+        listed = [f'{", ".join(parts)} ({stage_title(s)})' for s, parts in stages.items()]
         yield f"The runs differ from the sweep's files in: {'; '.join(listed)}."

@@ -14,6 +14,7 @@ from sweeps.summary import (
     Collected,
     Spread,
     choose_scores,
+    cost_spread,
     count_finished,
     has_distances,
     l1_caveat,
@@ -23,6 +24,7 @@ from sweeps.summary import (
     row_title,
     score_spread,
     score_title,
+    subset_title,
 )
 
 LATEX_BREAK = r' \\ '
@@ -94,6 +96,12 @@ def _row_cells(
     collected: Collected, row: Mapping[str, Any], scores: Sequence[str]
 ) -> Iterator[tuple[str, str]]:
     yield ' '.join(collected['title'].split()), ' '.join(row_title(collected, row).split())
+    if 'methods' in collected:
+        yield 'labels', subset_title(collected, row['subset'])
+        for head, name, unit in (('images\nseen', 'images', 1), ('minutes', 'seconds', 60)):
+            mean = cost_spread(row, name).mean
+            known = number(mean and mean / unit, ',.0f' if unit == 1 else ',.1f')
+            yield f'pre-training\n{head}', known if row['pretraining'] else 'none'
     if has_distances(collected):
         yield 'AvgDist\n(px)', number(row['average_distance_px'], '.2f')
         yield 'hidden\n(%)', number(row['hidden_percent'], '.1f')
@@ -118,7 +126,8 @@ def _row_cells(
 
 
 def _l1_cell(row: Mapping[str, Any]) -> str:
-    if all(entry['pretrain'] is None for entry in row['seeds']):
+    contrastive = row.get('pretraining') == 'contrastive'  # which hides nothing
+    if contrastive or all(entry['pretrain'] is None for entry in row['seeds']):
         return 'none'
     mark = L1_MARKS.get(l1_caveat(row), '')
     return f'{_spread(l1_spread(row), ".2f")} {mark}'.rstrip()
@@ -144,6 +153,7 @@ def _csv_rows(collected: Collected, scores: Sequence[str]) -> Iterator[dict[str,
             'row': row['name'],
             'run': row['run'],
             'against': row['against'],
+            **_csv_method(row),
             'finished_seeds': count_finished(row),
             'seeds': len(row['seeds']),
             'average_distance_px': row['average_distance_px'],
@@ -157,6 +167,15 @@ def _csv_rows(collected: Collected, scores: Sequence[str]) -> Iterator[dict[str,
         if published:
             line[PUBLISHED] = published['values'].get(row['name'])
         yield line
+
+
+def _csv_method(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a sweep of methods: which, with what labels, and what its pre-training took."""
+    if 'method' not in row:
+        return {}
+    images, seconds = (cost_spread(row, name).mean for name in ('images', 'seconds'))
+    own = {key: row[key] for key in ('method', 'subset', 'pretraining')}
+    return own | {'pretrain_images': images, 'pretrain_seconds': seconds}
 
 
 def _csv_score(row: Mapping[str, Any], score: str) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
+from matplotlib.figure import Figure
 from scipy.special import expit
 
 from config_dump import config_text
@@ -24,9 +26,11 @@ from sweeps.results import collect
 RARE = 'Fracture'  # has no positive: not scored
 SEEDS = [0, 1, 2]
 SCORES = {}  # computed already
+EPOCH_IMAGES = 80  # of a made pre-training
 FOLDER = tempfile.TemporaryDirectory()  # of the reference's files; goes with the process
 OPTIONS = {
     'simmim': {'BASE': [f'{ROOT}/configs/base/chexpert_pretrain.yaml']},
+    'contrastive': {'BASE': [f'{ROOT}/configs/base/chexpert_contrastive.yaml']},
     'finetune': {'BASE': [f'{ROOT}/configs/base/chexpert_finetune.yaml']},
 }
 
@@ -58,6 +62,40 @@ def make_sweep(names: list[str], *, key: str = 'MODEL.DROP_RATE', reference: int
         reference=rows[reference],
         published=Published('A and B 2020', 'top-1 on ImageNet', {names[0]: 82.8}, 'Other data.'),
     )
+
+
+def methods_file(folder: Path, **changes: Any) -> Path:
+    """A sweep of three methods with a tenth and all of the labels."""
+    files = {stage: str(file) for stage, file in reference_files().items()}
+    content = {
+        'title': 'Method',
+        'reference': 'simmim',
+        'methods': {
+            'simmim': {'pretrain': files['simmim'], 'finetune': files['finetune']},
+            'moco': {'pretrain': files['contrastive'], 'finetune': files['finetune']},
+            'scratch': {
+                'finetune': files['finetune'],
+                'finetune_options': {'TRAIN.LAYER_DECAY': 0.9},
+            },
+        },
+        'shares': {0.1: {'TRAIN.EPOCHS': 60}, 1: {'TRAIN.EPOCHS': 20}},
+    } | changes
+    content = {key: value for key, value in content.items() if value is not None}
+    path = folder / 'mine.yaml'
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def saved_figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved from now on."""
+    saved, save = [], Figure.savefig
+
+    def keep(figure: Figure, *args: Any, **options: Any) -> None:
+        save(figure, *args, **options)
+        saved.append(figure)
+
+    monkeypatch.setattr(Figure, 'savefig', keep)
+    return saved
 
 
 def with_rows(sweep: Sweep, **changes: dict[str, Any]) -> Sweep:
@@ -126,8 +164,9 @@ class MadeRuns:
         return json_safe(SCORES[key] | {'views': 'frontal', 'loss': 0.3})
 
     def add(self, row: Row, seed: int, *, l1: float = 20.0, **finetuning: Any) -> np.ndarray:
-        """Write both stages of a row; returns its probabilities."""
-        if row.pretrain is not None:
+        """Write both stages of a row, one of pre-training once; returns its probabilities."""
+        pretraining = run_folder(self.output, row.pretraining, row, seed)
+        if row.pretrain is not None and not pretraining.is_dir():
             self.add_pretraining(row, seed, l1=l1)
         return self.add_finetuning(row, seed, **finetuning)
 
@@ -150,14 +189,20 @@ class MadeRuns:
         write_predictions(file, probabilities[::-1], **options)
         return probabilities
 
-    def add_pretraining(self, row: Row, seed: int, *, l1: float) -> None:
-        folder = run_folder(self.output, 'simmim', row, seed)
-        self._write_run(folder, 'simmim', row.pretrain, seed, True)
+    def add_pretraining(
+        self, row: Row, seed: int, *, l1: float = 20.0, epoch_seconds: float = 10.0
+    ) -> None:
+        folder = run_folder(self.output, row.pretraining, row, seed)
+        self._write_run(folder, row.pretraining, row.pretrain, seed, True)
+        speed = {'seconds': epoch_seconds, 'images_per_second': EPOCH_IMAGES / epoch_seconds}
+        if row.pretraining == 'contrastive':
+            _write_records(folder, [{'epoch': epoch, 'loss': 1.0} | speed for epoch in (0, 1)])
+            return
         told = row.pretrain.get('MODEL.SIMMIM.TARGET') == 'patch_normalised'
         own = '_given_patch_statistics' if told else ''
         records = []
         for epoch, value in ((-1, 60.0), (0, l1 + 10), (1, l1 + seed)):
-            records.append({'epoch': epoch, 'loss': value / 100})
+            records.append({'epoch': epoch, 'loss': value / 100} | (speed if epoch >= 0 else {}))
             for masks, off in (('holdout', -5), ('reference', 0)):
                 key = f'{masks}_l1_grey'
                 records[-1] |= {f'{key}{own}': value + off, f'{key}_mean': 43.5 + off}

@@ -223,6 +223,10 @@ def sweep_file(folder: Path, **changes: object) -> Path:
     [
         ({'rows': {'a': {}, 'b': {}}}, 'exactly one row must change nothing, 2 do'),
         ({'rows': {'a': {'pretrain': {'SEED': 1}}}}, "'SEED' is not one of"),
+        (
+            {'keys': {}, 'rows': {'a': {'pretrain': {'DATA.MASK_RATIO': 0.3}}}},
+            "'DATA.MASK_RATIO' is not one of",
+        ),
         ({'rows': {'a': {'pretrian': {}}}}, "'pretrian' is not one of"),
         ({'rows': {'a': {'pretrain': {'MODEL.SIMMIM.LOSS': 3}}}}, 'MODEL.SIMMIM.LOSS'),
         ({'rows': {'a': {}, 'b': {'against': 'c', 'pretrain': 'none'}}}, 'against must be one of'),

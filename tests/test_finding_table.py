@@ -12,6 +12,7 @@ import yaml
 
 from config import default_config
 from evaluation.finding_table import is_augmented, markdown, read_runs, write_csv
+from sweeps.plan import load_sweep, run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = {'AUTO_AUGMENT': 'none', 'COLOR_JITTER': 0.0, 'REPROB': 0.0, 'HFLIP': 0.0}
@@ -241,6 +242,39 @@ def test_the_script_prints_and_writes_the_table(
     with pytest.raises(SystemExit):
         script['parse_args']([*runs, '--masked', '75'])
     assert "must be 'none' or between 0 and 1, got '75'" in capsys.readouterr().err
+
+
+def test_the_runs_of_a_sweep_are_found_by_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    script = runpy.run_path(str(ROOT / 'scripts/finding_table.py'))
+    sweep = load_sweep(ROOT / 'scripts/comparison/mae_resnet.yaml')
+    rows = {row.name: row for row in sweep.rows}
+
+    def finish(stage: str, name: str, seed: int = 1, **sections: dict) -> None:
+        folder = run_folder(tmp_path, stage, rows[name], seed)
+        run(folder, **sections)
+        (folder / 'run.json').write_text(json.dumps({'finished': 'now'}))
+
+    finish('simmim', 'mae_0.25_1000', DATA={'MASK_RATIO': 0.25})
+    finish('finetune', 'mae_0.25_1000', AUG={'HFLIP': 0.5})
+    finish('finetune', 'resnet18_plain_10000', MODEL={'TYPE': 'timm'}, DATA={'TRAIN_IMAGES': 9999})
+    run(run_folder(tmp_path, 'finetune', rows['resnet18_10000'], 0))  # is not finished
+    words = ['--sweep', str(sweep.path), '--output', str(tmp_path), '--seeds', '2']
+    assert script['main'](script['parse_args'](words)) == 0
+    printed = capsys.readouterr().out.splitlines()
+    own = [line for line in printed if str(tmp_path) in line]
+    assert [line.split(' | ')[:4] for line in own] == [
+        ['| 1,000', 'vit, width 768', 'yes', '0.25'],
+        ['| 9,999', 'resnet50', 'no', '-'],
+    ]
+    assert own[0].endswith('simmim_finetune/mae_resnet_mae_0.25_1000_seed1 |')
+    assert '| 1,000 | ResNet-18 | no | - | 0.685 | 0.667 | 0.722 | 0.788 | 0.734 |' in printed
+    assert script['main'](script['parse_args']([*words[:-1], '1'])) == 2
+    assert f'no fine-tuning of {sweep.path} is finished' in capsys.readouterr().err
+    for wrong in ([], words[:2], [str(tmp_path), *words]):
+        assert script['main'](script['parse_args'](wrong)) == 2
+        assert 'with --masked, or --sweep with --output' in capsys.readouterr().err
 
 
 def test_the_table_needs_no_torch() -> None:

@@ -8,8 +8,7 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
-from sweep_runs import collect_five, make_sweep, with_rows
+from sweep_runs import collect_five, make_sweep, saved_figures, with_rows
 
 from data.tables import plain_cell
 from sweeps import tables
@@ -205,16 +204,7 @@ def test_names_that_are_numbers(names, wanted):
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that are saved."""
-    saved = []
-    save = Figure.savefig
-
-    def keep(figure, *args, **options):
-        save(figure, *args, **options)
-        saved.append(figure)
-
-    monkeypatch.setattr(Figure, 'savefig', keep)
-    return saved
+    return saved_figures(monkeypatch)
 
 
 def errorbars(axis):

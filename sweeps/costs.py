@@ -1,0 +1,48 @@
+"""What a pre-training took: images and seconds of its epochs, and the machine that it ran on."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from provenance import read_record
+
+
+def epoch_seconds(records: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Seconds of training of each epoch, without evaluation, from the lines of metrics.jsonl.
+
+    An epoch that a stop cut in two is logged from where it went on; at its own rate it counts as a
+    whole one.
+    """
+    images = _epoch_images(records)
+    return [images / record['images_per_second'] for record in _trained(records)]
+
+
+def training_cost(records: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """`epochs`, `images` seen and `seconds` (epochs x the median one); None where none is timed."""
+    epochs = epoch_seconds(records)
+    if not epochs:
+        return None
+    images = len(epochs) * _epoch_images(records)
+    return {'epochs': len(epochs), 'images': images, 'seconds': len(epochs) * median(epochs)}
+
+
+def machine(folder: Path) -> tuple[str, ...]:
+    """What a run's seconds go by: processes and their GPUs, or CPU and threads; from run.json."""
+    record = read_record(folder) or {}
+    environment = record.get('environment') or {}
+    devices = environment.get('gpus') or [
+        str(environment.get('cpu')),
+        f'{environment.get("threads")} threads each',
+    ]
+    return (f'{record.get("processes", 1)} process(es)', *devices)
+
+
+def _trained(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [r for r in records if r['epoch'] >= 0 and r.get('seconds') and r['images_per_second']]
+
+
+def _epoch_images(records: Sequence[Mapping[str, Any]]) -> int:
+    """Of a whole epoch, on all processes."""
+    found = (round(r['images_per_second'] * r['seconds']) for r in _trained(records))
+    return max(found, default=0)

@@ -1,0 +1,53 @@
+"""Checks of what a sweep file says: names, keys, options, and the YAML files that it names."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from config import default_config
+from config_merge import put
+from sweeps.rows import MODEL_NAMES, changed_config
+
+NAME = re.compile(r'[\w.-]+', re.ASCII)
+
+
+def names_in(path: Path, section: str) -> list[str]:
+    """Names in a section as they are written: YAML reads 1000_0.25 as a number, 10000.25."""
+    root = yaml.compose(path.read_text(encoding='utf-8'), Loader=yaml.SafeLoader)
+    rows = next(value for key, value in root.value if key.value == section)
+    names = [key.value for key, _ in rows.value]
+    for name in names:
+        if not NAME.fullmatch(name):
+            what = section.removesuffix('s')
+            raise ValueError(
+                f'{path}: a {what} must have a name of letters, digits, . _ -: {name!r}'
+            )
+    return names
+
+
+def check_file(file: Path, stage: str, where: str) -> None:
+    if not file.is_file():
+        raise ValueError(f'{where} there is no {file}')
+    name = changed_config(file, stage).MODEL.NAME
+    if name != MODEL_NAMES[stage]:
+        raise ValueError(f'{file}: MODEL.NAME must be {MODEL_NAMES[stage]!r}, got {name!r}')
+
+
+def check_options(options: Any, where: str) -> dict[str, Any]:
+    """Options by key, of which each is there and can have its value."""
+    refuse_others(options, None, f'{where}:')
+    config = default_config()
+    for key, value in options.items():
+        put(config, key, value, where)
+    return options
+
+
+def refuse_others(entry: Any, allowed: set[str] | None, where: str) -> None:
+    """Refuse what is no mapping, or has other keys than those that are allowed; None: any."""
+    if not isinstance(entry, dict):
+        raise ValueError(f'{where} must be keys and values, got {json.dumps(entry)}')
+    if allowed is not None and (others := [key for key in entry if key not in allowed]):
+        raise ValueError(f'{where} {others[0]!r} is not one of {sorted(allowed)}')
