@@ -33,6 +33,7 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
     step_losses: list[Tensor] = field(default_factory=list)  # of the step under way
     rng_marks: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # at the start of steps
+    before_step: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # what undoes a step
 
     @property
     def parallel(self) -> DistributedDataParallel | None:

@@ -46,8 +46,8 @@ class ViewsTransform:
 
     - a crop of at least 0.3 of the area (AUG.CROP_AREA). SimCLR's 0.08 is less than a lung: two
       such views often have no anatomy in common, and what they show is not what is wrong;
-    - a horizontal flip (AUG.HFLIP), as in the other stages: none of CheXpert's observations is of
-      one side. Turn it off for what depends on sides, such as dextrocardia;
+    - a horizontal flip (AUG.HFLIP; 0 in the configs): it makes sides alike, though a heart on the
+      right is a disease of its own (dextrocardia);
     - rotation, shift and the like, off by default (AUG.ROTATION, AUG.TRANSLATE, ...);
     - brightness and contrast by 1 +- AUG.COLOR_JITTER: exposure and windowing differ between
       machines. DATA.NORMALIZE 'image' undoes both, but for what is clipped;
