@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
-from config_checks_contrastive import contrastive_demands
+from config_checks_contrastive import READS, contrastive_demands
 from config_checks_labels import label_demands
 from config_checks_mae import mae_demands
 from config_merge import value_at
@@ -56,7 +56,7 @@ CHOICES = {
     'EVAL.THRESHOLD': ('youden', 'f1', 'sensitivity'),
     'EVAL.SELECT_ON': ('holdout', 'valid'),
     'EVAL.SELECT': ('auto', 'five', 'all'),
-    'CONTRASTIVE.METHOD': ('moco', 'simclr', 'byol', 'swav'),
+    'CONTRASTIVE.METHOD': tuple(READS),
     'LOSS.NAME': ('bce', 'weighted_bce', 'focal', 'asymmetric'),
     'FINETUNE.MODE': ('full', 'last_layer', 'linear_probe', 'knn'),
     'REPORT.METHOD': ('grad_cam', 'rollout'),

@@ -3,16 +3,25 @@
 from collections.abc import Iterator
 from typing import Any
 
-# Keys that only some methods read; the others refuse a value.
-READ_BY = {'TEMPERATURE': ('moco', 'simclr', 'swav'), 'MOMENTUM': ('moco', 'byol')}
+# CONTRASTIVE.METHOD -> the keys of CONTRASTIVE that it reads beside METHOD, DIM and BLUR.
+READS = {
+    'moco': ('TEMPERATURE', 'MOMENTUM', 'QUEUE_SIZE'),
+    'simclr': ('TEMPERATURE',),
+    'byol': ('MOMENTUM',),
+    'swav': (
+        *('TEMPERATURE', 'NUM_PROTOTYPES', 'FREEZE_PROTOTYPES_STEPS'),
+        *('LOCAL_CROPS', 'LOCAL_CROP_AREA', 'LOCAL_SIZE'),
+    ),
+}
+OWN = ('TEMPERATURE', 'MOMENTUM')  # without a value that of the method; it must read one's value
 
 
 def contrastive_demands(config: Any) -> Iterator[tuple[str, bool, str]]:
     """Key, whether its value will do, and what is allowed: one after another."""
     options, method = config.CONTRASTIVE, config.CONTRASTIVE.METHOD
-    for key, methods in READ_BY.items():
+    for key in OWN:
         allowed = f'None with CONTRASTIVE.METHOD {method!r}, which does not read it'
-        yield f'CONTRASTIVE.{key}', options[key] is None or method in methods, allowed
+        yield f'CONTRASTIVE.{key}', options[key] is None or key in READS[method], allowed
     allowed = 'at least 2: images are compared with each other'
     yield 'DATA.BATCH_SIZE', config.DATA.BATCH_SIZE > 1, allowed
     area = options.LOCAL_CROP_AREA

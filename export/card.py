@@ -6,6 +6,7 @@ from pathlib import PurePath
 import numpy as np
 
 from config import Config
+from config_checks_contrastive import READS
 from config_merge import value_at
 from data.transforms import enlarged_sides, statistics
 from export.source import Source, input_size, interpolation
@@ -26,12 +27,7 @@ MASKED = {  # by MODEL.PRETRAIN: how it is called, and what it reads
         'MODEL.MAE.NORM_PIX_LOSS',
     )),
 }  # fmt: skip
-CONTRASTIVE = {  # by CONTRASTIVE.METHOD
-    'moco': ('MoCo v2', ('TEMPERATURE', 'MOMENTUM', 'QUEUE_SIZE')),
-    'simclr': ('SimCLR', ('TEMPERATURE',)),
-    'byol': ('BYOL', ('MOMENTUM',)),
-    'swav': ('SwAV', ('TEMPERATURE', 'NUM_PROTOTYPES', 'LOCAL_CROPS', 'LOCAL_CROP_AREA')),
-}
+CONTRASTIVE = {'moco': 'MoCo v2', 'simclr': 'SimCLR', 'byol': 'BYOL', 'swav': 'SwAV'}
 FINE_TUNING = (
     'DATA.TASK', 'DATA.UNCERTAIN', 'DATA.UNCERTAIN_BY_LABEL', 'DATA.BLANK', 'LOSS.NAME',
     'FINETUNE.MODE', 'TRAIN.LAYER_DECAY',
@@ -95,11 +91,11 @@ def model_card(source: Source, *, has_processor: bool) -> str:
         outputs = 'Logits, of each label on its own (sigmoid): ' + ', '.join(labels) + '.'
         keys = FINE_TUNING
     elif source.gives == 'features':
-        method, options = CONTRASTIVE[config.CONTRASTIVE.METHOD]
-        about = ENCODER.format(method=method)
+        method = config.CONTRASTIVE.METHOD
+        about = ENCODER.format(method=CONTRASTIVE[method])
         run = 'features = model(pixels).pooler_output'
         outputs = 'Features, pooled: what the projector of pre-training read.'
-        keys = [f'CONTRASTIVE.{name}' for name in ('METHOD', 'DIM', *options, 'BLUR')]
+        keys = [f'CONTRASTIVE.{name}' for name in ('METHOD', 'DIM', *READS[method], 'BLUR')]
     else:
         method, options = MASKED[config.MODEL.PRETRAIN]
         about = ENCODER.format(method=method)

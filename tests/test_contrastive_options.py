@@ -83,7 +83,9 @@ def test_a_queue_that_holds_no_whole_batches_is_refused(phantom, tmp_path, refus
     refused('contrastive', arguments(cfg, phantom, tmp_path), *parts)
 
 
-def test_a_queue_in_which_images_meet_their_own_keys_is_refused(phantom, tmp_path, refused) -> None:
+def test_a_queue_in_which_every_image_meets_its_own_key_is_refused(
+    phantom, tmp_path, refused
+) -> None:
     """96 images: batches of 16, and a queue of 80 and of 96."""
     cfg = write(tmp_path / 'run.yaml', 'moco', CONTRASTIVE={'QUEUE_SIZE': 96})
     parts = 'CONTRASTIVE.QUEUE_SIZE 96 and the 16 images', 'at most the 96 training images'

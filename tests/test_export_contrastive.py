@@ -201,7 +201,11 @@ ROWS = {
     'moco': ('MoCo v2', {'TEMPERATURE', 'MOMENTUM', 'QUEUE_SIZE'}),
     'simclr': ('SimCLR', {'TEMPERATURE'}),
     'byol': ('BYOL', {'MOMENTUM'}),
-    'swav': ('SwAV', {'TEMPERATURE', 'NUM_PROTOTYPES', 'LOCAL_CROPS', 'LOCAL_CROP_AREA'}),
+    'swav': (
+        'SwAV',
+        {'TEMPERATURE', 'NUM_PROTOTYPES', 'FREEZE_PROTOTYPES_STEPS'}
+        | {'LOCAL_CROPS', 'LOCAL_CROP_AREA', 'LOCAL_SIZE'},
+    ),
 }
 
 

@@ -24,7 +24,7 @@ def build_contrastive(
 
     Raises:
         ValueError: if CONTRASTIVE.QUEUE_SIZE is no multiple of the images of a batch, or so large
-            that images meet their own keys in the queue.
+            that every image meets its own key of the last epoch.
     """
     options = config.CONTRASTIVE
     batch = config.DATA.BATCH_SIZE * distributed.world_size()
@@ -62,6 +62,7 @@ def _check_queue(config: Any, batch: int, num_images: int) -> None:
     if size + batch > num_images:
         raise ValueError(
             f'CONTRASTIVE.QUEUE_SIZE {size} and the {batch} images of a batch must be at most the '
-            f'{num_images} training images: an image would have its own key of the last epoch '
-            'among those it is to be told from'
+            f'{num_images} training images: every image would have its own key of the last epoch '
+            'among those it is to be told from (take far fewer: of K keys and N images, one in '
+            '2 N^2 / K^2 images meets its own)'
         )
