@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from compilers import record_graphs, use_backend
 from tiny import SWIN, VIT, arguments, run_folder, run_main, tiny_config, torchrun
 from torch import nn
 
@@ -15,19 +16,11 @@ from models import build_model
 from utils import read_checkpoint
 
 CPU = torch.device('cpu')
-COMPILE = torch.compile
 LOGGER = logging.getLogger('compilation')
 CONFIGS = {
     'swin_base': 'simmim_pretrain__swin_base__img192_window6__chexpert_800ep',
     'vit_base': 'simmim_pretrain__vit_base__img224__chexpert_800ep',
 }
-
-
-def use_backend(monkeypatch, backend) -> None:
-    """Compile by another backend than Inductor, which takes minutes."""
-    monkeypatch.setattr(
-        torch, 'compile', lambda module, mode, dynamic: COMPILE(module, backend=backend)
-    )
 
 
 def weights(output, stage, epoch=1) -> dict[str, torch.Tensor]:
@@ -83,13 +76,7 @@ def test_a_compiled_run_is_the_same_run_and_compiles_once(
     """Two epochs with drop path, accumulation and scoring after each."""
     cfg = tiny_config(tmp_path / 'run.yaml', stage, model)
     assert run_main(stage, arguments(cfg, phantom, tmp_path / 'eager')) == 0
-    graphs = []
-
-    def backend(module: torch.fx.GraphModule, inputs: list) -> object:
-        graphs.append(module)
-        return module.forward
-
-    use_backend(monkeypatch, backend)
+    graphs = record_graphs(monkeypatch)
     options = ['--opts', 'TRAIN.COMPILE', 'max']
     assert run_main(stage, arguments(cfg, phantom, tmp_path / 'compiled', *options)) == 0
     assert len(graphs) == 1, 'one graph of the whole model, compiled once'

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from compilers import record_graphs
 from tiny import SWIN, arguments, run_folder, run_main, tiny_config, torchrun
 from torch import nn
 
-import compilation
 import preflight_bench
 from config import default_config, get_config
 from data import build_loader
@@ -242,18 +242,7 @@ def test_a_run_that_stops_goes_on_to_the_same_weights(method, phantom, tmp_path)
 @pytest.mark.parametrize('method', all_but_one_slow('swav'))
 def test_compiled_steps_are_the_same_steps(method, phantom, tmp_path, monkeypatch) -> None:
     """By a backend that only records the graph."""
-    compiler = torch.compile
-    graphs = []
-
-    def backend(module: torch.fx.GraphModule, inputs: list) -> object:
-        graphs.append(module)
-        return module.forward
-
-    monkeypatch.setattr(
-        compilation.torch,
-        'compile',
-        lambda module, mode, dynamic: compiler(module, backend=backend),
-    )
+    graphs = record_graphs(monkeypatch)
     train = {'EPOCHS': 1, 'ACCUMULATION_STEPS': 2}
     cfg = write(tmp_path / 'run.yaml', method, TRAIN=train)
     for name, how in (('eager', 'none'), ('compiled', 'max')):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import test_two_ranks
 import torch
+from compilers import record_graphs
 from PIL import Image
-from test_compilation import use_backend
 from test_mae import mae_config
 from tiny import MAE, ROOT, arguments, run_folder, run_main, tiny_config
 
@@ -154,13 +154,7 @@ def test_a_compiled_run_is_one_graph_and_the_same_run(phantom, tmp_path, monkeyp
     train = {'EPOCHS': 1, 'BASE_LR': 0.05}
     cfg = tiny_config(tmp_path / 'mae.yaml', 'simmim', MAE, TRAIN=train, EVAL=FEW)
     assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'eager')) == 0
-    graphs = []
-
-    def backend(module: torch.fx.GraphModule, inputs: list) -> object:
-        graphs.append(module)
-        return module.forward
-
-    use_backend(monkeypatch, backend)
+    graphs = record_graphs(monkeypatch)
     options = ['--opts', 'TRAIN.COMPILE', 'max']
     assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'compiled', *options)) == 0
     assert len(graphs) == 1, 'one graph of the whole model, compiled once'

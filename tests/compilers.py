@@ -1,0 +1,26 @@
+"""Compilers in place of Inductor, which takes minutes."""
+
+import pytest
+import torch
+from torch import fx
+
+COMPILE = torch.compile
+
+
+def use_backend(monkeypatch: pytest.MonkeyPatch, backend: object) -> None:
+    """Make torch.compile compile by `backend`."""
+    monkeypatch.setattr(
+        torch, 'compile', lambda module, mode, dynamic: COMPILE(module, backend=backend)
+    )
+
+
+def record_graphs(monkeypatch: pytest.MonkeyPatch) -> list[fx.GraphModule]:
+    """Make torch.compile run graphs as they are; the list gets each graph it compiles."""
+    graphs = []
+
+    def backend(module: fx.GraphModule, inputs: list) -> object:
+        graphs.append(module)
+        return module.forward
+
+    use_backend(monkeypatch, backend)
+    return graphs
