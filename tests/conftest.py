@@ -14,8 +14,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--kills', type=int, default=10, help='times that tests/faults kills a run')
 
 
+# Their tests measure memory, wait for deadlines or take the machine's network.
+ALONE = {'faults', 'slurm'}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if item.path.parent.name in ALONE:
+            item.add_marker(pytest.mark.alone)
         if 'slow' in item.keywords and not config.getoption('--all'):
             item.add_marker(pytest.mark.skip(reason='slow: run with --all'))
         if 'gpu' in item.keywords and not torch.cuda.is_available():
