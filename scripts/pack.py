@@ -4,7 +4,7 @@ python scripts/pack.py --data-path CheXpert-v1.0-small --output CheXpert-256 --s
 python scripts/pack.py --data-path CheXpert-v1.0-small --output CheXpert-256 --append test.csv
 python scripts/pack.py --output CheXpert-256 --verify
 
-The store takes the folder's place as --data-path of both mains.  A run that was stopped goes on
+The store takes the folder's place as --data-path of all mains.  A run that was stopped goes on
 where it was when the same command is given again.
 """
 
