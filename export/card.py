@@ -10,6 +10,7 @@ from config_checks_contrastive import READS
 from config_merge import value_at
 from data.transforms import enlarged_sides, statistics
 from export.source import Source, input_size, interpolation
+from models.contrastive.methods import METHODS
 
 # Options that say how a model was trained, by stage.
 SHARED = (
@@ -27,7 +28,6 @@ MASKED = {  # by MODEL.PRETRAIN: how it is called, and what it reads
         'MODEL.MAE.NORM_PIX_LOSS',
     )),
 }  # fmt: skip
-CONTRASTIVE = {'moco': 'MoCo v2', 'simclr': 'SimCLR', 'byol': 'BYOL', 'swav': 'SwAV'}
 FINE_TUNING = (
     'DATA.TASK', 'DATA.UNCERTAIN', 'DATA.UNCERTAIN_BY_LABEL', 'DATA.BLANK', 'LOSS.NAME',
     'FINETUNE.MODE', 'TRAIN.LAYER_DECAY',
@@ -92,7 +92,7 @@ def model_card(source: Source, *, has_processor: bool) -> str:
         keys = FINE_TUNING
     elif source.gives == 'features':
         method = config.CONTRASTIVE.METHOD
-        about = ENCODER.format(method=CONTRASTIVE[method])
+        about = ENCODER.format(method=METHODS[method].title)
         run = 'features = model(pixels).pooler_output'
         outputs = 'Features, pooled: what the projector of pre-training read.'
         keys = [f'CONTRASTIVE.{name}' for name in ('METHOD', 'DIM', *READS[method], 'BLUR')]

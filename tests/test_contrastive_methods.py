@@ -27,7 +27,7 @@ BUILD = {
     'moco': partial(MoCo, dim=6, queue_size=3 * BATCH, momentum=0.9),
     'simclr': partial(SimCLR, dim=6),
     'byol': partial(BYOL, total_steps=10, dim=6, hidden=12, momentum=0.8),
-    'swav': partial(SwAV, num_prototypes=5, dim=6, hidden=12, freeze_steps=1),
+    'swav': partial(SwAV, num_prototypes=5, dim=6, hidden=12, freeze_prototypes_steps=1),
 }
 
 
@@ -238,7 +238,7 @@ def test_gradients_flow_to_all_that_learns_and_to_nothing_else(name):
     """Where DistributedDataParallel would miss one, or the optimizer move a copy."""
     model = build(name)
     if name == 'swav':
-        model.freeze_steps = 0
+        model.freeze_prototypes_steps = 0
     train(model, sgd(model), [views(name, 0)])
     model(*views(name, 1)).backward()
     for key, parameter in model.named_parameters():
@@ -265,7 +265,7 @@ def test_prototypes_are_of_length_1_from_the_start_and_in_evaluation_after_a_ste
 
 
 def test_prototypes_learn_after_the_first_steps_and_keep_length_1():
-    model = build('swav', freeze_steps=2)
+    model = build('swav', freeze_prototypes_steps=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     directions = [F.normalize(model.prototypes.weight.detach().clone(), dim=1)]
     for step in range(4):

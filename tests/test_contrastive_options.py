@@ -119,7 +119,7 @@ def test_options_reach_the_methods(tmp_path) -> None:
     config = config_of(write(tmp_path / 'b.yaml', 'swav', CONTRASTIVE=given))
     swav = build_contrastive(config, total_steps=7, **ANY)
     assert swav.prototypes.weight.shape == (8, 6)
-    assert (swav.temperature, swav.freeze_steps) == (0.3, 5)
+    assert (swav.temperature, swav.freeze_prototypes_steps) == (0.3, 5)
     given = {'DIM': 6, 'TEMPERATURE': 0.3, 'MOMENTUM': 0.5}
     config = config_of(write(tmp_path / 'c.yaml', 'moco', CONTRASTIVE=given))
     moco = build_contrastive(config, total_steps=7, **ANY)

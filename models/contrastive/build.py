@@ -1,6 +1,7 @@
 """Contrastive methods from the config."""
 
 import logging
+from inspect import signature
 from typing import Any
 
 import distributed
@@ -15,6 +16,8 @@ def build_contrastive(
     config: Any, *, total_steps: int, num_images: int, logger: logging.Logger
 ) -> ContrastiveMethod:
     """The method of CONTRASTIVE.METHOD around the encoder of the config.
+
+    Its arguments are the options of the same names, where these have values.
 
     Args:
         config: all options.
@@ -36,19 +39,11 @@ def build_contrastive(
             f'few are met in each, and what they are assigned is noise; take at most '
             f'{MOST_PROTOTYPES * batch}, or larger batches'
         )
-    own = {
-        'moco': {'queue_size': options.QUEUE_SIZE},
-        'simclr': {},
-        'byol': {'total_steps': total_steps},
-        'swav': {
-            'num_prototypes': options.NUM_PROTOTYPES,
-            'freeze_steps': options.FREEZE_PROTOTYPES_STEPS,
-        },
-    }
-    common = {key: options[key.upper()] for key in ('dim', 'temperature', 'momentum')}
-    given = {key: value for key, value in common.items() if value is not None}
-    encoder = build_model(config, is_pretrain=False, num_outputs=0)
-    return METHODS[options.METHOD](encoder, **given, **own[options.METHOD])
+    method = METHODS[options.METHOD]
+    values = {key.lower(): value for key, value in options.items() if value is not None}
+    values['total_steps'] = total_steps
+    taken = {name: values[name] for name in signature(method).parameters if name in values}
+    return method(build_model(config, is_pretrain=False, num_outputs=0), **taken)
 
 
 def _check_queue(config: Any, batch: int, num_images: int) -> None:

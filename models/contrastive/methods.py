@@ -21,6 +21,7 @@ to shuffle with. Swin, ViT and MoCo's projector have no batch norm.
 
 from abc import ABC, abstractmethod
 from itertools import groupby
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -36,6 +37,7 @@ class ContrastiveMethod(nn.Module, ABC):
     """Encoder and projector, and the count of training steps.
 
     Attributes:
+        title: what the method is called.
         step: training steps begun.
         whole_encoder: the encoder as it was given, which published weights are fitted to; what of
             it is trained is the same module as `encoder`.
@@ -43,6 +45,8 @@ class ContrastiveMethod(nn.Module, ABC):
     Raises:
         ValueError: if the encoder has a classification head.
     """
+
+    title: ClassVar[str]
 
     def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
         super().__init__()
@@ -90,6 +94,8 @@ class SimCLR(ContrastiveMethod):
 
     Source: Chen et al. 2020, arXiv:2002.05709.
     """
+
+    title = 'SimCLR'
 
     def __init__(self, encoder: nn.Module, *, dim: int = 128, temperature: float = 0.1) -> None:
         width = encoder.num_features
@@ -139,6 +145,8 @@ class MoCo(MomentumMethod):
     Source: He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297.
     """
 
+    title = 'MoCo v2'
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -178,6 +186,8 @@ class BYOL(MomentumMethod):
 
     Source: Grill et al. 2020, arXiv:2006.07733.
     """
+
+    title = 'BYOL'
 
     def __init__(
         self,
@@ -219,11 +229,14 @@ class SwAV(ContrastiveMethod):
         num_global: crops whose assignments are targets.
         temperature: of the predictions.
         epsilon: of the assignments.
-        freeze_steps: first steps in which the prototypes do not learn: their gradient is 0, which
-            AdamW's second moments count, so that the steps after it are up to 3 times as large.
+        freeze_prototypes_steps: first steps in which the prototypes do not learn: their gradient is
+            0, which AdamW's second moments count, so that the steps after it are up to 3 times as
+            large.
 
     Source: Caron et al. 2020, arXiv:2006.09882.
     """
+
+    title = 'SwAV'
 
     def __init__(
         self,
@@ -235,14 +248,14 @@ class SwAV(ContrastiveMethod):
         num_global: int = 2,
         temperature: float = 0.1,
         epsilon: float = 0.05,
-        freeze_steps: int = 0,
+        freeze_prototypes_steps: int = 0,
     ) -> None:
         super().__init__(encoder, mlp_head(encoder.num_features, dim, hidden=hidden))
         self.prototypes = Prototypes(dim, num_prototypes)
         self.num_global = num_global
         self.temperature = temperature
         self.epsilon = epsilon
-        self.freeze_steps = freeze_steps
+        self.freeze_prototypes_steps = freeze_prototypes_steps
 
     def begin_step(self) -> None:
         self.prototypes.normalise_()
@@ -257,7 +270,7 @@ class SwAV(ContrastiveMethod):
         same_size = [list(group) for _, group in groupby(views, key=lambda view: view.shape[-1])]
         pooled = [features(self.encoder, torch.cat(group)) for group in same_size]
         z = self.projector(torch.cat(pooled))  # [V * B, D]
-        scores = self.prototypes(z, learn=self.step > self.freeze_steps)
+        scores = self.prototypes(z, learn=self.step > self.freeze_prototypes_steps)
         return swav_loss(
             scores.unflatten(0, (len(views), -1)),
             num_global=self.num_global,
