@@ -8,7 +8,7 @@ import pandas as pd
 
 from config import Config
 from data.chexpert import Records, select_views
-from data.labels import task_labels
+from data.labels import LABELS, multiclass_labels, task_labels
 from data.predictions import (
     Predictions,
     check_task,
@@ -50,11 +50,14 @@ def read_pseudo_labels(
     Raises:
         ValueError: naming the file, and the row where there is one: if it is no predictions file
             (cells may be empty), if an image is of a held-out patient, of one of the subset, of
-            another view or not in the training CSV, or if there is no value at all.
+            another view or not in the training CSV, if a label with the policy 'multiclass' has a
+            value between 0 and 1, or if there is no value at all.
     """
     file, labels = config.DATA.PSEUDO_LABELS, task_labels(config.DATA.TASK)
     predictions = read_predictions(file, allow_empty=True)
     check_task(file, config.DATA.TASK)
+    classes = multiclass_labels(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
+    _refuse_soft(predictions, np.array(LABELS)[classes])
     unlabelled, of_subset = unlabelled_records(config, records), _of_subset(config, records)
     names = row_names(predictions, unlabelled.path)
     others = {
@@ -93,6 +96,19 @@ def describe_values(values: np.ndarray, labels: Sequence[str]) -> str:
 def _of_subset(config: Config, records: Records) -> np.ndarray:
     """[N] whether an image is of a patient of whom real labels are learned from."""
     return pd.Index(records.patient).isin(set(training_records(config, records).patient))
+
+
+def _refuse_soft(predictions: Predictions, labels: Sequence[str]) -> None:
+    """Refuse values between 0 and 1 of these labels, whose loss knows classes alone."""
+    values = predictions.probabilities
+    soft = np.isin(predictions.labels, labels) & (values > 0) & (values < 1)  # [N, K]
+    if soft.any():
+        row, k = np.argwhere(soft)[0]
+        raise ValueError(
+            f'DATA.PSEUDO_LABELS {predictions.file}, row {predictions.row[row] + 2} (the header is '
+            f'row 1), column {predictions.labels[k]!r}: {values[row, k]:g} is not allowed with the '
+            "policy 'multiclass' (allowed: 0, 1, or empty)"
+        )
 
 
 def _refuse_others(

@@ -63,7 +63,7 @@ def choose_values(
     N is its whole part, and less where equal probabilities go over it.
 
     Args:
-        held_out: [N, K] probabilities of held-out images.
+        held_out: [N, K] probabilities of held-out images, NaN where there is none.
         targets: [N, K] their real labels, 1, 0, or NaN where unknown.
         unlabelled: [M, K] probabilities, NaN where there is none.
         keep: 'threshold' or 'top_share'.
@@ -80,7 +80,7 @@ def choose_values(
     values = np.full(unlabelled.shape, np.nan, np.float32)
     cuts = []
     for k in range(unlabelled.shape[1]):
-        known = ~np.isnan(targets[:, k])
+        known = ~np.isnan(targets[:, k]) & ~np.isnan(held_out[:, k])
         truth, given = targets[known, k] == 1, held_out[known, k]
         column = unlabelled[~np.isnan(unlabelled[:, k]), k]
         options = {'keep': keep, 'confidence': confidence}

@@ -16,10 +16,12 @@ from tiny import ROOT, VIT, tiny_config
 from warm_python import warm_python
 
 from checksums import sha256
+from config_dump import config_text
 from data.labels import LABELS
 from logger import read_metrics
 from preemption import EXIT_PREEMPTED
-from provenance import RECORD_FILE, read_record
+from provenance import RECORD_FILE, read_record, weights_checksum
+from sweeps.plan import Job
 from sweeps.pseudo_rounds import Patients, Rounds, Setup
 from sweeps.runner import Runner
 
@@ -236,6 +238,76 @@ def test_more_pictures_have_fewer_epochs_where_steps_are_to_be_equal(cfg: Path, 
             assert job.config.DATA.TRAIN_IMAGES == (9 if job.run == 'round1' else 0)
 
 
+def test_equal_steps_are_of_the_pictures_that_are_learned_from(
+    cfg: Path, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two rounds and all labels, without a run: what is predicted is made up."""
+    ran: list[Job] = []
+    with_scores(monkeypatch, 0.5, 0.6, 0.7)
+
+    def run(self: Runner) -> int:
+        ran.extend(self.jobs)
+        ran[-1].folder.mkdir(parents=True)
+        (ran[-1].folder / 'predictions_train.csv').touch()
+        return 0
+
+    def predicted(self: Patients, folder: Path, split: str, records) -> np.ndarray:
+        # Right of ever more pictures, so that the rounds learn from different numbers.
+        real = np.nan_to_num(self.real(records), nan=0.5)
+        sure = np.arange(len(records)) < len(records) * {'round0': 0.3, 'round1': 0.9}[folder.name]
+        return np.where(sure[:, None] | (split == 'holdout'), real, 0.5)
+
+    monkeypatch.setattr(Runner, 'run', run)
+    monkeypatch.setattr(Patients, 'predicted', predicted)
+    options = [*OPTIONS, 'TRAIN.EPOCHS', '40', 'TRAIN.WARMUP_EPOCHS', '4']
+    setup = Setup(
+        str(cfg), str(phantom), tmp_path, options=options, confidence=0.1, equal_steps=True
+    )
+    rounds = Rounds(setup, print)
+    assert rounds.run(2, after_round=lambda _: None) == rounds.run_reference() == 0
+    files = [tmp_path / f'pseudo_labels_round{number}.csv' for number in (1, 2)]
+    pseudo = [len(pd.read_csv(file)) for file in files]
+    table = pd.read_csv(phantom / 'train.csv')
+    frontal = table['Frontal/Lateral'] == 'Frontal'
+    patients = table['Path'].str.extract(r'(patient\d+)')[0]
+    real = rounds.real_pictures
+    everyone = int((frontal & ~patients.isin(rounds.patients.held_out.patient)).sum())
+    assert 0 < pseudo[0] < pseudo[1] and 0 < real < everyone
+    growth = [1, 1 + pseudo[0] / real, 1 + pseudo[1] / real, everyone / real]
+    found = [(job.run, job.config.TRAIN.EPOCHS, job.config.TRAIN.WARMUP_EPOCHS) for job in ran]
+    assert found == [
+        (run, round(40 / times), round(4 / times))
+        for run, times in zip([*ROUNDS, 'all_labels'], growth, strict=True)
+    ]
+    assert len({epochs for _, epochs, _ in found}) == 4
+
+
+@pytest.mark.parametrize('began_with', ['', 'a.pth'])
+def test_rounds_of_another_start_are_not_gone_on_with(
+    began_with: str, cfg: Path, phantom: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv('PYTHON', '/bin/false')
+    weights = {'': '', 'a.pth': str(tmp_path / 'a.pth')}
+    (tmp_path / 'a.pth').write_bytes(b'weights')
+    pretrained = weights.pop(began_with)
+    output = tmp_path / 'o'
+    job = Setup(str(cfg), str(phantom), output, pretrained, options=OPTIONS).round(0)
+    job.folder.mkdir(parents=True)
+    (job.folder / 'config.yaml').write_text(config_text(job.config))
+    record = {'pretrained': weights_checksum(pretrained), 'finished': 'now'}
+    (job.folder / RECORD_FILE).write_text(json.dumps(record))
+    (other,) = weights.values()
+    assert main(cfg, phantom, output, *(['--pretrained', other] if other else [])) == 2
+    names = [pretrained or 'random weights', other or 'random weights']
+    assert capsys.readouterr().err == (
+        f'error: {job.folder} holds another run (weights: {" -> ".join(names)}): choose another '
+        '--output, or give the options that it was run with\n'
+    )
+    # With its own start it is finished: the first that is missed are its predictions.
+    assert main(cfg, phantom, output, *(['--pretrained', pretrained] if pretrained else [])) == 2
+    assert 'predictions_holdout.csv' in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_stop_is_passed_on(
     cfg: Path, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -243,6 +315,15 @@ def test_a_stop_is_passed_on(
     monkeypatch.setattr(Runner, 'run', lambda self: EXIT_PREEMPTED)
     assert main(cfg, phantom, tmp_path / 'o', '--rounds', '2') == EXIT_PREEMPTED
     assert not os.path.exists(tmp_path / 'o' / 'rounds.md')
+
+
+@pytest.mark.parametrize('views', [('all', ''), ('all', 'all'), ('frontal', 'all')])
+def test_views_that_are_scored_may_be_more_than_are_learned_from(
+    views: tuple[str, str], cfg: Path, phantom: Path, tmp_path: Path
+) -> None:
+    options = [*OPTIONS, 'DATA.VIEWS', views[0], 'EVAL.VIEWS', views[1]]
+    rounds = Rounds(Setup(str(cfg), str(phantom), tmp_path, options=options), print)
+    assert rounds.real_pictures > 0
 
 
 @pytest.mark.parametrize(
@@ -256,6 +337,16 @@ def test_a_stop_is_passed_on(
             [],
             ['DATA.HOLDOUT_FRACTION', '0.0', 'EVAL.SELECT_ON', 'valid'],
             'DATA.HOLDOUT_FRACTION must be above 0, got 0.0',
+        ),
+        (
+            [],
+            ['DATA.VIEWS', 'all', 'EVAL.VIEWS', 'frontal'],
+            "EVAL.VIEWS must be '', 'all' or as DATA.VIEWS ('all'), got 'frontal'",
+        ),
+        (
+            [],
+            ['DATA.VIEWS', 'frontal', 'EVAL.VIEWS', 'lateral'],
+            "EVAL.VIEWS must be '', 'all' or as DATA.VIEWS ('frontal'), got 'lateral'",
         ),
     ],
 )
