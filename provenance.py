@@ -26,6 +26,7 @@ RECORD_FILE = 'run.json'
 OPTIONS_FILE = 'config.yaml'
 REQUIREMENTS = Path(__file__).with_name('requirements.txt')
 SHOWN = 3  # options in a message
+MACHINE = ('gpus', 'cpu', 'threads')  # of the environment: with the processes they set the speed
 FORM = {
     'stage': str,
     'command': list,
@@ -97,6 +98,10 @@ class RunRecord:
         }
         if done:
             self.options = self._options_as_trained()
+        else:  # it trains: on what
+            machine = self.facts.get('environment', {})
+            start['processes'] = self.facts.get('processes', 1)
+            start |= {key: machine.get(key) for key in MACHINE}
         self.seconds_before, self.began = earlier.get('seconds', 0), time.monotonic()
         self.contents = {key: first[key] for key in FORM if key in first} | {
             'starts': [*earlier.get('starts', []), start],

@@ -1,4 +1,4 @@
-"""What a pre-training took: images and seconds of its epochs, and the machine that it ran on."""
+"""What a pre-training took: images and seconds of its epochs, and the machines that it ran on."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,15 +27,21 @@ def training_cost(records: Sequence[Mapping[str, Any]]) -> dict[str, float] | No
     return {'epochs': len(epochs), 'images': images, 'seconds': len(epochs) * median(epochs)}
 
 
-def machine(folder: Path) -> tuple[str, ...]:
-    """What a run's seconds go by: processes and their GPUs, or CPU and threads; from run.json."""
+def machines(folder: Path) -> list[tuple[str, ...]]:
+    """What a run's seconds go by, each once: processes and their GPUs, or CPU and threads.
+
+    By run.json: what the run began on, then what each start that trained was on. Starts that older
+    versions wrote down do not say it.
+    """
     record = read_record(folder) or {}
-    environment = record.get('environment') or {}
-    devices = environment.get('gpus') or [
-        str(environment.get('cpu')),
-        f'{environment.get("threads")} threads each',
-    ]
-    return (f'{record.get("processes", 1)} process(es)', *devices)
+    begin = (record.get('environment') or {}) | {'processes': record.get('processes', 1)}
+    starts = [start for start in record.get('starts', []) if 'processes' in start]
+    return list(dict.fromkeys(map(_machine, [begin, *starts])))
+
+
+def _machine(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    devices = facts.get('gpus') or [str(facts.get('cpu')), f'{facts.get("threads")} threads each']
+    return (f'{facts["processes"]} process(es)', *devices)
 
 
 def _trained(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -11,7 +11,7 @@ from config_merge import load_yaml
 from data.store_files import replace_file
 from logger import read_metrics
 from provenance import is_finished
-from sweeps.costs import epoch_seconds, machine
+from sweeps.costs import epoch_seconds, machines
 from sweeps.rows import Sweep, run_folder
 from sweeps.run_options import load_config
 
@@ -25,7 +25,7 @@ class Pace(NamedTuple):
         seconds: of an epoch, the median over epochs and seeds.
         epochs: of the run.
         warmup: epochs of it.
-        machine: see `sweeps.costs.machine`.
+        machine: see `sweeps.costs.machines`.
     """
 
     seconds: float
@@ -39,7 +39,8 @@ def measure(sweep: Sweep, seeds: list[int], output: str | Path) -> dict[str, Pac
 
     Raises:
         ValueError: if the sweep is none of methods, or if a pre-training is not finished, has no
-            measured seconds, or ran on another machine or for other epochs than another.
+            measured seconds, ran on several machines, or on another machine or for other epochs
+            than another.
     """
     if not sweep.subsets:
         raise ValueError(f'{sweep.path} is no sweep of methods')
@@ -122,8 +123,12 @@ def _pace(folders: list[Path]) -> Pace:
         if not measured:
             raise ValueError(f'{folder}/metrics.jsonl: no epoch has its seconds')
         seconds += measured
+        first, *later = machines(folder)
+        if later:
+            every = '; then on '.join(', '.join(machine) for machine in (first, *later))
+            raise ValueError(f'{folder} ran on {every}: its times do not compare')
         train = load_config(folder).TRAIN
-        others.add((train.EPOCHS, train.WARMUP_EPOCHS, machine(folder)))
+        others.add((train.EPOCHS, train.WARMUP_EPOCHS, first))
     if len(others) > 1:
         raise ValueError(
             f'{folders[0].parent}: runs of {folders[0].name} and its other seeds differ in epochs '

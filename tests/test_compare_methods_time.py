@@ -1,13 +1,15 @@
 """The sweep of equal time: epochs from measured seconds, and which runs are made anew."""
 
 import json
+import logging
 
 import pytest
 from sweep_runs import MadeRuns, methods_file, reference_files
 from test_readme import load_script
 
 from logger import read_metrics
-from sweeps.costs import epoch_seconds, training_cost
+from provenance import RunRecord, environment
+from sweeps.costs import epoch_seconds, machines, training_cost
 from sweeps.equal_time import Pace, equal_epochs, write_equal_time
 from sweeps.plan import ROOT, load_sweep, plan, run_folder
 
@@ -33,6 +35,26 @@ def made_runs(folder, *, seeds=(0, 1), moco=4.0, **changes):
 def edit_record(folder, **changes):
     content = json.loads((folder / 'run.json').read_text())
     (folder / 'run.json').write_text(json.dumps(content | changes))
+
+
+def begun(folder, checkpoint=None, *, done=False, **machine):
+    """A start of a run as its main writes it down, on one GPU or as said."""
+    facts = {'processes': 1, 'gpus': ['H200'], 'threads': 2} | machine
+    here = environment(gpus=facts['gpus'], threads=facts['threads'])
+    known = {'code': 'c0ffee', 'data': {'fingerprint': 'f00'}, 'processes': facts['processes']}
+    record = RunRecord(folder, known | {'environment': here}, logging.getLogger('test'))
+    record.begin(checkpoint, done=done)
+    record.finish()
+    record.close()
+
+
+def begun_runs(folder):
+    """Pre-trainings that began on the same machine; and the folder of one of them."""
+    sweep, made = made_runs(folder)
+    for row in (sweep.methods['simmim'], sweep.methods['moco']):
+        for seed in (0, 1):
+            begun(run_folder(made.output, row.pretraining, row, seed))
+    return sweep, made, run_folder(made.output, 'contrastive', sweep.methods['moco'], 1)
 
 
 def test_an_epoch_that_was_cut_in_two_counts_as_a_whole_one():
@@ -158,6 +180,55 @@ def test_runs_of_other_machines_do_not_compare(tmp_path, changes, said):
     if 'finished' not in changes:  # all seeds of one method, but not of the other
         with pytest.raises(ValueError, match='moco_seed0 ran on .* their times do not compare'):
             write_equal_time(sweep, [0, 1], made.output)
+
+
+@pytest.mark.parametrize(
+    ('machine', 'said'),
+    [
+        ({'gpus': ['A100']}, '1 process(es), H200; then on 1 process(es), A100'),
+        ({'processes': 2}, '1 process(es), H200; then on 2 process(es), H200'),
+        ({'gpus': []}, '2 threads each'),
+    ],
+)  # fmt: skip
+def test_a_run_that_went_on_elsewhere_has_no_time_of_its_own(tmp_path, machine, said):
+    sweep, made, folder = begun_runs(tmp_path)
+    begun(folder, 'ckpt_epoch_0.pth')
+    path = write_equal_time(sweep, [0, 1], made.output)
+    assert '# 1 process(es), H200:' in path.read_text()
+    begun(folder, 'ckpt_epoch_0.pth', **machine)
+    begun(folder, 'ckpt_epoch_1.pth')
+    with pytest.raises(ValueError) as error:
+        write_equal_time(sweep, [0, 1], made.output)
+    assert str(error.value).startswith(f'{folder} ran on 1 process(es), H200; then on ')
+    assert said in str(error.value) and str(error.value).count('H200') < 3
+    assert str(error.value).endswith(': its times do not compare')
+
+
+def test_threads_count_where_there_is_no_gpu(tmp_path):
+    begun(tmp_path, gpus=[])
+    begun(tmp_path, 'ckpt_epoch_0.pth', gpus=[], threads=4)
+    first, second = machines(tmp_path)
+    assert first[0] == second[0] == '1 process(es)' and first[1] == second[1]
+    assert (first[2], second[2]) == ('2 threads each', '4 threads each')
+
+
+def test_a_start_that_had_nothing_left_to_train_does_not_count(tmp_path):
+    sweep, made, folder = begun_runs(tmp_path)
+    begun(folder, 'ckpt_epoch_1.pth', done=True, gpus=['A100'])
+    assert machines(folder) == [('1 process(es)', 'H200')]
+    assert write_equal_time(sweep, [0, 1], made.output).is_file()
+
+
+def test_starts_of_an_older_version_say_nothing_of_the_machine(tmp_path):
+    begun(tmp_path)
+    record = json.loads((tmp_path / 'run.json').read_text())
+    old = {key: record['starts'][0][key] for key in ('time', 'code', 'data', 'resumed_from')}
+    edit_record(tmp_path, starts=[old, old | {'resumed_from': 'ckpt_epoch_0.pth'}])
+    assert machines(tmp_path) == [('1 process(es)', 'H200')]
+    begun(tmp_path, 'ckpt_epoch_1.pth', gpus=['A100'])
+    assert machines(tmp_path) == [('1 process(es)', 'H200'), ('1 process(es)', 'A100')]
+    (tmp_path / 'run.json').unlink()
+    assert machines(tmp_path) == [('1 process(es)', 'None', 'None threads each')]
 
 
 def test_the_script_writes_it_or_says_why_not(tmp_path, capsys):

@@ -44,7 +44,7 @@ FACTS = {
     'code': 'c0ffee',
     'seed': 3,
     'processes': 2,
-    'environment': {'packages': {}},
+    'environment': {'gpus': ['H200', 'H200'], 'packages': {}},
 }
 
 
@@ -189,9 +189,13 @@ def test_a_run_in_three_starts(tmp_path, monkeypatch, log):
     ]  # fmt: skip
     assert record['starts'][0] == first['starts'][0]
     assert (record['processes'], record['seconds']) == (2, 17.5), 'what it began with stays'
+    assert [start['processes'] for start in record['starts']] == [2, 1, 2]
+    assert all(start['gpus'] == ['H200', 'H200'] for start in record['starts'])
     assert is_finished(tmp_path)
     Process(tmp_path, monkeypatch).record.begin('ckpt_epoch_9.pth', done=True)
-    assert read_record(tmp_path)['finished'] == record['finished'], 'nothing is left to train'
+    again = read_record(tmp_path)
+    assert again['finished'] == record['finished'], 'nothing is left to train'
+    assert 'processes' not in again['starts'][3]
     Process(tmp_path, monkeypatch).record.begin('ckpt_epoch_9.pth')
     assert not is_finished(tmp_path), 'it is trained for longer'
 
@@ -310,11 +314,8 @@ def test_a_killed_run_that_went_on(phantom, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))  # its name is the user's
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, TRAIN={'SAVE_EVERY_STEPS': 2})
     argv = arguments(cfg, phantom, tmp_path / 'out')
-    folder, step, calls = (
-        run_folder(tmp_path / 'out', 'finetune'),
-        training_step._optimizer_step,
-        [],
-    )
+    folder, calls = run_folder(tmp_path / 'out', 'finetune'), []
+    step = training_step._optimizer_step
 
     def dies_in_the_fifth_step(*args):
         calls.append(0)
@@ -380,10 +381,8 @@ def test_a_probe_writes_a_record_and_the_weights_it_is_of(mode, phantom, tmp_pat
     torch.manual_seed(0)
     torch.save({'model': build_model(config, False).state_dict()}, tmp_path / 'w.pth')
     weights = str(tmp_path / 'w.pth')
-    assert (
-        run_main('finetune', arguments(cfg, phantom, tmp_path / 'out', '--pretrained', weights))
-        == 0
-    )
+    argv = arguments(cfg, phantom, tmp_path / 'out', '--pretrained', weights)
+    assert run_main('finetune', argv) == 0
     folder = run_folder(tmp_path / 'out', 'finetune')
     record = read_record(folder)
     assert is_finished(folder)
