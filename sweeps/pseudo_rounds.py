@@ -126,7 +126,8 @@ class Patients:
         config: of round 0.
 
     Raises:
-        ValueError: if the CSV cannot be read, or no patient is held out.
+        ValueError: if the CSV cannot be read, no patient is held out, or held-out pictures of the
+            views that are learned from are not predicted.
     """
 
     def __init__(self, config: Config) -> None:
@@ -137,6 +138,13 @@ class Patients:
             raise ValueError(
                 'DATA.HOLDOUT_FRACTION must be above 0, got 0.0: on held-out patients is chosen '
                 'which predictions are kept, and which round'
+            )
+        learned, scored = config.DATA.VIEWS, config.EVAL.VIEWS or config.DATA.VIEWS
+        if scored not in (learned, 'all'):
+            raise ValueError(
+                f"EVAL.VIEWS must be '', 'all' or as DATA.VIEWS ({learned!r}), got {scored!r}: on "
+                'held-out pictures of all views that are learned from is chosen which predictions '
+                'are kept'
             )
         self.config, self.labels = config, task_labels(config.DATA.TASK)
         everything = read_split(config, 'train', logging.getLogger(__name__))

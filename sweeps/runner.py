@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from checkpoint_files import newest_first
+from checkpoint_files import checksum_file, newest_first
 from checksums import sha256
+from config import Config
 from preemption import EXIT_PREEMPTED
 from provenance import OPTIONS_FILE, is_finished, read_record
 from run_lock import is_locked
@@ -23,7 +25,9 @@ from sweeps.run_options import changed_options, load_config
 
 LOOK_SECONDS = 0.5
 SHOWN = 3  # differences that an error names
+RANDOM = 'random weights'
 LOGS = 'ablate_logs'  # folder below the output
+PROCESSES = Path('/proc')
 
 
 def state_of(job: Job) -> str:
@@ -63,9 +67,41 @@ def differences(job: Job) -> Iterator[str]:
         known = record.get('data', {}).get('files', {}).get(name)
         if known and known != _checksum(Path(data.DATA_PATH) / name, 'of --data-path'):
             yield f'data: {name} of {data.DATA_PATH} is another file'
-    known = record.get('pretrained')
-    if job.weights and known and known != _checksum(Path(job.weights), 'the weights'):
-        yield f'weights: {job.weights} is another file'
+    yield from _weights_differences(job, config, record)
+
+
+def _weights_differences(job: Job, before: Config, record: Mapping[str, Any]) -> Iterator[str]:
+    """How what the run began with is other than what the job begins with, in words.
+
+    Not known is what a run began with that was continued by hand, or whose record was lost or is of
+    an older version; nor what it would begin with now, if that was another run's and was removed.
+    """
+    old, new = before.PRETRAINED, job.config.PRETRAINED
+    begin = next(iter(record.get('starts', [])), {})
+    if 'pretrained' not in record or begin.get('resumed_from'):
+        return
+    if '://' in old + new:  # an address has no checksum
+        if old != new:
+            yield f'weights: {old or RANDOM} -> {new or RANDOM}'
+        return
+    known, now = record['pretrained'], None
+    if job.weights:
+        now = _checksum(Path(job.weights), 'the weights')
+    elif Path(new).is_file():
+        now = _checkpoint_checksum(Path(new))
+    elif new:
+        return
+    if known and now and known != now:
+        yield f'weights: {new} is another file'
+    elif known != now:
+        yield f'weights: {old if known else RANDOM} -> {new or RANDOM}'
+
+
+def _checkpoint_checksum(path: Path) -> str:
+    """What a run wrote down with its checkpoint; to read those of a whole sweep takes long."""
+    beside = checksum_file(path)
+    written = beside.read_text('utf-8', 'replace').split() if beside.is_file() else []
+    return written[0] if written else _checksum(path, 'the weights')
 
 
 def _checksum(path: Path, named_by: str) -> str:
@@ -118,7 +154,8 @@ class Runner:
     def run(self) -> int:
         """Run all; returns 0, 1 if jobs failed, or 75 if it was stopped."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        self.waiting = [job for job in self.jobs if state_of(job) != 'finished']
+        states = [(job, state_of(job)) for job in self.jobs]
+        self.waiting = [job for job, state in states if state != 'finished']
         self.total, self.done = len(self.waiting), 0
         self.say(f'{len(self.jobs)} runs: {len(self.jobs) - self.total} finished before')
         with self._on_signals():
@@ -126,6 +163,7 @@ class Runner:
                 self._run_waiting()
             finally:
                 self._end_all()
+        self._check([job for job, state in states if state == 'finished' and job.needs])
         for line in self.failed:
             self.say(line)
         if self.signal:
@@ -149,6 +187,14 @@ class Runner:
         while any(process.poll() is None for _, process, _ in self.running.values()):
             self._pass_on()
             time.sleep(LOOK_SECONDS)
+
+    def _check(self, finished: Sequence[Job]) -> None:
+        """Name those whose pre-training was made anew meanwhile, with another end."""
+        for job in finished:
+            try:
+                state_of(job)
+            except ValueError as error:
+                self._fail(job, str(error))
 
     def _start(self, job: Job) -> bool:
         """Start a job if it can be started; returns whether it need not be looked at again."""
@@ -232,7 +278,30 @@ class Runner:
 
     def _pass_on(self) -> None:
         for _, process, _ in self.running.values():
-            if self.processes > 1:  # torchrun itself would kill its workers after half a minute
-                subprocess.run(['pkill', '-TERM', '-P', str(process.pid)], check=False)
-            else:
+            if self.processes == 1:
                 process.terminate()
+            elif process.poll() is None:
+                # torchrun itself would kill its workers after half a minute.
+                for child in _children(process.pid):
+                    with contextlib.suppress(ProcessLookupError):  # it has ended
+                        os.kill(child, signal.SIGTERM)
+
+
+def _children(process: int) -> list[int]:
+    """The processes that a process has started; without other programs where there is /proc."""
+    if PROCESSES.is_dir():
+        pairs = filter(None, map(_with_parent, PROCESSES.glob('[0-9]*/stat')))
+    else:
+        words = ['ps', '-A', '-o', 'pid=,ppid=']
+        lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        pairs = (map(int, line.split()) for line in lines.splitlines())
+    return [child for child, parent in pairs if parent == process]
+
+
+def _with_parent(file: Path) -> tuple[int, int] | None:
+    """A process and its parent by its `stat`; None if it has ended."""
+    try:
+        _, _, rest = file.read_bytes().rpartition(b')')  # its name may hold anything
+    except OSError:
+        return None
+    return int(file.parent.name), int(rest.split()[1])
