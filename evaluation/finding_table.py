@@ -1,7 +1,8 @@
 """The table of a study of one binary task: a row a run, beside published rows as context.
 
-A row is a dict: images, model, augmented, masked, and accuracy, precision, f1, recall, auroc. Those
-of runs also say what was scored, and each of their scores has 'value', 'low' and 'high'.
+A row is a dict: images, model, augmented, pretraining, masked, and accuracy, precision, f1,
+recall, auroc. Those of runs also say what was scored, and each of their scores has 'value', 'low'
+and 'high'.
 """
 
 import csv
@@ -14,6 +15,7 @@ from config import Config, default_config, encoder_name, encoder_node
 from data.labels import NO_FINDING, task_labels
 from data.tables import safe_cell
 from evaluation.published import FRADKIN, MAE_STUDY
+from provenance import OPTIONS_FILE, read_record
 
 # Metric in report.json -> title of the column.
 SCORES = {
@@ -23,8 +25,10 @@ SCORES = {
     'recall': 'recall',
     'auroc': 'AUC',
 }
-SETTINGS = ['images', 'model', 'augmented', 'masked']
-TITLES = [*SETTINGS, *SCORES.values()]
+SETTINGS = ['images', 'model', 'augmented', 'pretraining', 'masked']
+TITLES = [*SETTINGS[:3], 'pre-training', *SETTINGS[4:], *SCORES.values()]
+MASKED = {'simmim': 'SimMIM', 'mae': 'MAE'}  # by MODEL.PRETRAIN
+UNKNOWN = 'n/a'
 SCORED = ['label', 'set', 'n', 'positives', 'level', 'views', 'run']
 CONTEXT = (
     f'{FRADKIN}, as context only: other data, splits and training, thresholds unknown, so that no '
@@ -35,13 +39,18 @@ Row = Mapping[str, Any]
 
 
 def read_runs(
-    folders: Sequence[str | Path], *, masked: Sequence[float | None], split: str = 'test'
+    folders: Sequence[str | Path],
+    *,
+    masked: Sequence[float | None],
+    pretraining: Sequence[Path | None] | None = None,
+    split: str = 'test',
 ) -> list[Row]:
     """A row for each run's folder (config.yaml, report.json), in their order.
 
     Args:
         folders: of the runs.
-        masked: of each, the share that its pre-training hid; None without pre-training.
+        masked: of each, the share that its pre-training hid; None where nothing was hidden.
+        pretraining: of each, the folder of its pre-training; None: that of the file PRETRAINED.
         split: the set of the report that is shown.
 
     Raises:
@@ -49,8 +58,8 @@ def read_runs(
     """
     if len(masked) != len(folders):
         raise ValueError(f'masked: give one value a run, got {len(masked)} for {len(folders)} runs')
-    pairs = zip(folders, masked, strict=True)
-    rows = [_read_run(Path(folder), share, split) for folder, share in pairs]
+    runs = zip(folders, masked, pretraining or [None] * len(folders), strict=True)
+    rows = [_read_run(Path(folder), share, before, split) for folder, share, before in runs]
     for row in rows:
         if row['label'] != rows[0]['label']:
             raise ValueError(
@@ -62,8 +71,12 @@ def read_runs(
 
 def published_rows(rows: Sequence[Row]) -> list[Row]:
     """The published rows of the task of these runs; none for another task than any_finding."""
-    is_any_finding = (rows[0]['label'],) == task_labels('any_finding')
-    return [row._asdict() for row in MAE_STUDY] if is_any_finding else []
+    if (rows[0]['label'],) != task_labels('any_finding'):
+        return []
+    return [
+        row._asdict() | {'pretraining': 'MAE' if row.model.startswith('MAE') else UNKNOWN}
+        for row in MAE_STUDY
+    ]
 
 
 def is_augmented(config: Config) -> bool:
@@ -101,9 +114,9 @@ def write_csv(path: str | Path, rows: Sequence[Row], published: Sequence[Row] = 
         writer.writerows(table)
 
 
-def _read_run(folder: Path, masked: float | None, split: str) -> Row:
+def _read_run(folder: Path, masked: float | None, pretraining: Path | None, split: str) -> Row:
     config, report = default_config(), folder / 'report.json'
-    config.merge_from_file(folder / 'config.yaml')
+    config.merge_from_file(folder / OPTIONS_FILE)
     data = config.DATA
     if data.TASK == 'observations':
         raise ValueError(
@@ -117,6 +130,7 @@ def _read_run(folder: Path, masked: float | None, split: str) -> Row:
         'images': data.TRAIN_IMAGES or _share(data.TRAIN_FRACTION),
         'model': f'{_model(config)}{mode}',
         'augmented': is_augmented(config),
+        'pretraining': _pretraining(pretraining, config.PRETRAINED),
         'masked': masked,
         **{metric: entry['scores'][metric] for metric in SCORES},
         'label': label,
@@ -130,6 +144,23 @@ def _read_run(folder: Path, masked: float | None, split: str) -> Row:
 def _model(config: Config) -> str:
     width = encoder_node(config).get('EMBED_DIM')  # a model of timm has none of ours
     return f'{encoder_name(config)}, width {width}' if width else encoder_name(config)
+
+
+def _pretraining(folder: Path | None, checkpoint: str) -> str | None:
+    """The method, by the folder of the run or of its checkpoint; None without pre-training."""
+    if folder is None and not checkpoint:
+        return None
+    folder = folder or Path(checkpoint).parent
+    record = read_record(folder) or {}
+    if record.get('stage') not in ('simmim', 'contrastive'):
+        return UNKNOWN
+    config = default_config()
+    config.merge_from_file(folder / OPTIONS_FILE)
+    if record['stage'] == 'simmim':
+        return MASKED[config.MODEL.PRETRAIN]
+    from models.contrastive.methods import METHODS  # it takes torch, which the others do not
+
+    return METHODS[config.CONTRASTIVE.METHOD].title
 
 
 def _find_scores(report: Path, split: str, label: str) -> tuple[Row, Row]:
@@ -165,6 +196,7 @@ def _cells(row: Row) -> list[str]:
         f'{images:,}' if isinstance(images, int) else images,
         row['model'],
         'yes' if row['augmented'] else 'no',
+        row.get('pretraining') or '-',
         '-' if masked is None else f'{masked:.2f}',
         *(_score(row[key]) for key in SCORES),
     ]
@@ -200,7 +232,7 @@ def _escape(text: str) -> str:
 
 def _flat(row: Row) -> dict[str, object]:
     """One value a column; a score has three."""
-    flat = {key: row[key] for key in SETTINGS}
+    flat = {key: row.get(key) for key in SETTINGS}
     for key in SCORES:
         score = row[key] if isinstance(row[key], Mapping) else {'value': row[key]}
         flat[key] = score['value']

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sweeps.plan import ROOT, SECTIONS, Job, Sweep, load_sweep, plan
+from sweeps.plan import ROOT, SECTIONS, Job, Sweep, check_encoders, load_sweep, plan
 
 DEFAULT_SEEDS = 3
 REASONS_SHOWN = 3  # of refused runs
@@ -47,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                 'fine-tuning')  # fmt: skip
         if name in ('table', 'plot'):
             add('--scores', nargs='+', metavar='SCORE',
-                help='mean_of_five, mean_of_defined, or names of labels')  # fmt: skip
+                help='mean_of_five, mean_of_defined, or names of labels; plot: one')  # fmt: skip
             add('--from', dest='source', type=Path, metavar='FOLDER',
                 help='read the JSON files of table --save in place of run folders')  # fmt: skip
     _add_run(commands.choices['run'])
@@ -107,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.data_path:
         raise ValueError('run needs --data-path, the root folder of the data')
     jobs = jobs_of(args)
+    check_encoders(load_sweep(args.sweep), jobs)
     if args.list:
         for number, job in enumerate(jobs):
             print(f'{number:4d}  {job.name:<50} {": ".join(filter(None, _state(job)))}')
@@ -320,6 +321,8 @@ def plot(args: argparse.Namespace) -> int:
     from sweeps.method_plots import plot_labels, plot_subsets
     from sweeps.plots import plot_sweep
 
+    if len(args.scores or ()) > 1:
+        raise ValueError(f'--scores: a figure shows one score, got {", ".join(args.scores)}')
     results = collected(args)
     score = args.scores[0] if args.scores else None
     figures = {'': (plot_sweep, score)}

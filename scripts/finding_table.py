@@ -49,23 +49,30 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def runs_of(args: argparse.Namespace) -> tuple[list[Path], list[float | None]]:
-    """The runs' folders, and what share each pre-training hid."""
+def runs_of(args: argparse.Namespace) -> dict[str, list]:
+    """The runs as `read_runs` takes them; says which of a sweep are left out."""
     if bool(args.runs) == bool(args.sweep) or bool(args.sweep) != bool(args.output):
         raise ValueError('give folders of runs with --masked, or --sweep with --output')
     if args.runs:
-        return args.runs, args.masked
+        return {'folders': args.runs, 'masked': args.masked}
     from sweeps.plan import load_sweep
-    from sweeps.run_options import finetuned_runs
+    from sweeps.run_options import finetuned_runs, unfinished_seeds
 
-    found = finetuned_runs(load_sweep(args.sweep), range(args.seeds), args.output)
-    return [folder for folder, _ in found], [masked for _, masked in found]
+    of_sweep = load_sweep(args.sweep), range(args.seeds), args.output
+    found = finetuned_runs(*of_sweep)
+    for name, seeds in unfinished_seeds(*of_sweep).items():
+        left_out = f'{name} seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}'
+        print(f'left out: {left_out}, not finished', file=sys.stderr)
+    return {
+        'folders': [run.folder for run in found],
+        'masked': [run.masked for run in found],
+        'pretraining': [run.pretraining for run in found],
+    }
 
 
 def main(args: argparse.Namespace) -> int:
     try:
-        folders, masked = runs_of(args)
-        rows = read_runs(folders, masked=masked, split=args.set)
+        rows = read_runs(**runs_of(args), split=args.set)
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ from scipy import stats
 
 from config import Config
 from data.chexpert import select_views
-from data.labels import COMPETITION_LABELS, evaluation_targets, task_labels, task_targets
+from data.labels import COMPETITION_LABELS, scored_targets, task_labels
 from data.predictions import normalise_name, read_predictions, unique_names
 from data.splits import read_split
 from evaluation.cases import Cases
@@ -22,10 +22,12 @@ from evaluation.intervals import Resamples, interval
 from evaluation.metrics import label_scores
 from provenance import is_finished, read_record
 from sweeps.plan import STAGES, Sweep, images_per_step, run_folder
-from sweeps.run_options import changed_options, expected_config, load_config
+from sweeps.run_options import changed_options, check_encoder, expected_config, load_config
 
 MEANS = ('mean_of_five', 'mean_of_defined')
 SIGNIFICANT = 0.05
+LEAST_RESAMPLES = 1000
+REACH = 5  # how many times below SIGNIFICANT the smallest corrected p-value can be
 # What must be the same, or scores are of other cases.
 PROTOCOL = ('split', 'level', 'views', 'rows', 'undefined', 'positives')
 FOLDERS = re.compile(r'(?<![\w.])/(?:[^/\s:]+/)+')  # of this machine: not for a table
@@ -59,11 +61,9 @@ class ScoredPatients:
         config.DATA.CACHE_DIR = ''  # the CSV files are where the data are
         records = read_split(config, split, logging.getLogger(__name__))
         self.records = select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
-        labels = self.records.labels
-        if config.DATA.TASK == 'observations':
-            self.targets = evaluation_targets(labels, blank=config.DATA.BLANK)
-        else:
-            self.targets = task_targets(labels, config.DATA.TASK)
+        self.targets = scored_targets(
+            self.records.labels, task=config.DATA.TASK, blank=config.DATA.BLANK
+        )
         self.resamples = Resamples(self.records.patient, resamples=resamples, seed=seed)
         self.count = len(set(self.records.patient))
         self._samples: dict[Path, dict[str, np.ndarray]] = {}
@@ -178,15 +178,18 @@ def differences_from_files(
 def _differences(folder: Path, expected: Config, sweep: Sweep) -> dict[str, tuple[str, str]]:
     config, processes = load_config(folder), (read_record(folder) or {}).get('processes', 1)
     changes = row_changes(expected, config)
-    for key, (old, new) in changes.items():
-        section = f'MODEL.{expected.MODEL.TYPE.upper()}.'
-        if key in ('DATA.IMG_SIZE', 'MODEL.TYPE') or key.startswith(section):
-            raise ValueError(
-                f'{folder} is no run of {sweep.path}: {key} is {new} in its config.yaml, {old} in '
-                'the files of the sweep'
-            )
+    check_encoder(folder, changes, expected, sweep)
     steps = images_per_step(expected, 1), images_per_step(config, processes)
     return changes | ({STEP: (str(steps[0]), str(steps[1]))} if steps[0] != steps[1] else {})
+
+
+def enough_resamples(num_rows: int) -> int:
+    """Draws with which each of so many compared rows can be told from the noise.
+
+    R draws give no p-value below 2 / (R + 1) (`bootstrap_p`), Holm's correction none below that
+    times the rows.
+    """
+    return max(LEAST_RESAMPLES, round(2 * REACH * num_rows / SIGNIFICANT))
 
 
 def compare_rows(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import SafeConstructor
 
 from config import default_config
 from config_merge import put
@@ -15,16 +16,27 @@ NAME = re.compile(r'[\w.-]+', re.ASCII)
 
 
 def names_in(path: Path, section: str) -> list[str]:
-    """Names in a section as they are written: YAML reads 1000_0.25 as a number, 10000.25."""
+    """Names in a section as they are written: YAML reads 1000_0.25 as a number, 10000.25.
+
+    Raises:
+        ValueError: if one is no name, or is there twice, be it as a number written in two ways.
+    """
     root = yaml.compose(path.read_text(encoding='utf-8'), Loader=yaml.SafeLoader)
-    rows = next(value for key, value in root.value if key.value == section)
-    names = [key.value for key, _ in rows.value]
-    for name in names:
-        if not NAME.fullmatch(name):
+    found = [value for key, value in root.value if key.value == section]
+    if len(found) > 1:
+        raise ValueError(f'{path}: {section}: is there twice')
+    names, values = [], []
+    for key, _ in found[0].value:
+        if not NAME.fullmatch(key.value):
             what = section.removesuffix('s')
             raise ValueError(
-                f'{path}: a {what} must have a name of letters, digits, . _ -: {name!r}'
+                f'{path}: a {what} must have a name of letters, digits, . _ -: {key.value!r}'
             )
+        value = SafeConstructor().construct_object(key)
+        if key.value in names or value in values:
+            raise ValueError(f'{path}: {section} {key.value}: is there twice')
+        names.append(key.value)
+        values.append(value)
     return names
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from config import default_config
 from sweeps.entries import NAME, check_file, check_options, names_in, refuse_others
 from sweeps.rows import MODEL_NAMES, ROOT, SECTION_NAMES, Row, Sweep
+from sweeps.run_options import expected_config, images_per_step
 
 KEYS = {'title', 'reference', 'methods'}  # beside one of SUBSETS
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'run'}
@@ -36,6 +37,11 @@ def read_methods(path: Path, content: dict) -> Sweep:
                 f'{path}: method {name}: finetune_options: {both[0]} is set in {kinds[0]}, the '
                 'same for all methods'
             )
+        if same := [other for other, row in methods.items() if row.run == method.run]:
+            raise ValueError(
+                f'{path}: method {name}: run: {method.run} is that of method {same[0]}: they would '
+                'share their folders'
+            )
         methods[name] = method
     reference = str(content['reference'])
     masked = [m for m, row in methods.items() if row.run_of('simmim')]
@@ -57,7 +63,7 @@ def read_methods(path: Path, content: dict) -> Sweep:
         for method, row in methods.items()
     )
     most = max(subsets, key=float)
-    return Sweep(
+    sweep = Sweep(
         name=path.stem,
         path=path,
         title=str(content['title']),
@@ -66,6 +72,8 @@ def read_methods(path: Path, content: dict) -> Sweep:
         reference=next(row for row in rows if row.name == f'{reference}_{most}'),
         subsets=kinds[0],
     )
+    _check_alike(sweep)
+    return sweep
 
 
 def _read_subsets(path: Path, kind: str, content: Any) -> dict[str, dict[str, Any]]:
@@ -116,6 +124,24 @@ def _read_method(path: Path, name: str, entry: Any, before: list[Row]) -> Row:
         pretrain_run=same[0].pretrain_run if same else run,
         pretraining=stage,
     )
+
+
+def _check_alike(sweep: Sweep) -> None:
+    """Refuse methods that are fine-tuned for other epochs, or in other steps, on one subset."""
+    first: dict[str, tuple[str, dict[str, int]]] = {}
+    for row in sweep.rows:
+        config = expected_config(sweep, row, 'finetune')
+        own = {
+            'TRAIN.EPOCHS': config.TRAIN.EPOCHS,
+            'DATA.BATCH_SIZE x TRAIN.ACCUMULATION_STEPS': images_per_step(config, 1),
+        }
+        method, others = first.setdefault(row.subset, (row.method, own))
+        for key, value in own.items():
+            if value != others[key]:
+                raise ValueError(
+                    f'{sweep.path}: {sweep.subsets} {row.subset}: {key} must be the same for all '
+                    f'methods, got {others[key]} for {method} and {value} for {row.method}'
+                )
 
 
 def _pretraining(file: Path, where: str) -> str:

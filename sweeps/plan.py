@@ -1,6 +1,7 @@
 """The runs of a sweep: the command, the folder and the options of each, and what it needs."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from sweeps.rows import SECTIONS, STAGES, Row, Sweep, run_folder
 from sweeps.rows import Published as Published
 from sweeps.rows import changed_config as changed_config
 from sweeps.rows import stage_title as stage_title
+from sweeps.run_options import changed_options, check_encoder, expected_config, micro_batches
+from sweeps.run_options import images_per_step as images_per_step
 from sweeps.sweep_file import load_sweep as load_sweep
 
 MAINS = {stage: f'main_{stage}.py' for stage in STAGES}
@@ -85,6 +88,25 @@ def plan(
     return _in_order(list(jobs.values()))
 
 
+def check_encoders(sweep: Sweep, jobs: Sequence[Job]) -> None:
+    """Refuse options with which a sweep's runs could be trained, and fit no table of it.
+
+    Args:
+        sweep: the sweep.
+        jobs: its plan, of which seeds are alike.
+
+    Raises:
+        ValueError: see `sweeps.run_options.check_encoder`.
+    """
+    by_run = {(job.stage, job.run): job for job in reversed(jobs)}
+    for row in sweep.rows:
+        for stage in row.stages:
+            if job := by_run.pop((stage, row.run_of(stage)), None):
+                expected = expected_config(sweep, row, stage)
+                changes = changed_options(expected, job.config, but=('SEED',))
+                check_encoder(job.folder, changes, expected, sweep)
+
+
 @dataclass(frozen=True)
 class _Places:
     """What all runs of a plan share."""
@@ -147,16 +169,6 @@ def last_checkpoint(job: Job) -> Path:
     from checkpoint_files import checkpoint_name  # it takes torch, which writing files does not
 
     return job.folder / checkpoint_name(job.config.TRAIN.EPOCHS - 1)
-
-
-def images_per_step(config: Config, processes: int) -> int:
-    """Images of an optimizer step."""
-    return config.DATA.BATCH_SIZE * micro_batches(config) * processes
-
-
-def micro_batches(config: Config) -> int:
-    """Of an optimizer step, in one process."""
-    return max(config.TRAIN.ACCUMULATION_STEPS, 1)
 
 
 def share_of_steps(config: Config, gpus: int) -> int:

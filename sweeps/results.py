@@ -23,6 +23,7 @@ from sweeps.comparison import (
     Scored,
     compare_rows,
     differences_from_files,
+    enough_resamples,
     row_changes,
 )
 from sweeps.costs import training_cost
@@ -50,7 +51,7 @@ def collect(
     seeds: Sequence[int],
     output: str | Path,
     *,
-    resamples: int = 1000,
+    resamples: int | None = None,
     bootstrap_seed: int = 0,
 ) -> dict[str, Any]:
     """All that a table or a figure of a sweep shows, as plain JSON.
@@ -59,7 +60,8 @@ def collect(
         sweep: the sweep.
         seeds: of the runs; those that are missing or unfinished are listed as such.
         output: folder of the runs.
-        resamples: draws of patients for the intervals over patients.
+        resamples: draws of patients for the intervals over patients; None: as many as the number
+            of compared rows asks for (`enough_resamples`).
         bootstrap_seed: of the draws.
 
     Returns:
@@ -93,6 +95,8 @@ def collect(
         for row in sweep.rows
     }
     against = {name: row['against'] for name, row in rows.items()}
+    if resamples is None:
+        resamples = enough_resamples(sum(map(bool, against.values())))
     compared = compare_rows(scored, against, resamples=resamples, seed=bootstrap_seed)
     collected = {
         'sweep': sweep.name,

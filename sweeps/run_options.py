@@ -1,8 +1,9 @@
 """The options of a sweep's runs: as their folders have them, as its files do, what differs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from config import Config, config_changes, config_text, default_config
 from config_dump import FREE_OPTIONS
@@ -38,10 +39,49 @@ def expected_config(sweep: Sweep, row: Row, stage: str) -> Config:
     return config
 
 
-def finetuned_runs(
-    sweep: Sweep, seeds: Sequence[int], output: str | Path
-) -> list[tuple[Path, float | None]]:
-    """Folders of the finished fine-tunings, and what share their pre-training hid (None: none).
+def images_per_step(config: Config, processes: int) -> int:
+    """Images of an optimizer step."""
+    return config.DATA.BATCH_SIZE * micro_batches(config) * processes
+
+
+def micro_batches(config: Config) -> int:
+    """Of an optimizer step, in one process."""
+    return max(config.TRAIN.ACCUMULATION_STEPS, 1)
+
+
+def check_encoder(
+    folder: Path, changes: Mapping[str, tuple[str, str]], expected: Config, sweep: Sweep
+) -> None:
+    """Refuse a run with another encoder or size of image than the files of the sweep have.
+
+    Args:
+        folder: of the run.
+        changes: what differs from the expected options, see `changed_options`.
+        expected: the options as the files have them.
+        sweep: the sweep.
+
+    Raises:
+        ValueError: naming folder, sweep and option.
+    """
+    section = f'MODEL.{expected.MODEL.TYPE.upper()}.'
+    for key, (old, new) in changes.items():
+        if key in ('DATA.IMG_SIZE', 'MODEL.TYPE') or key.startswith(section):
+            raise ValueError(
+                f'{folder} is no run of {sweep.path}: {key} is {new} in its options, {old} in the '
+                'files of the sweep'
+            )
+
+
+class Finetuned(NamedTuple):
+    """A finished fine-tuning: its folder, that of its pre-training, and what share that hid."""
+
+    folder: Path
+    pretraining: Path | None
+    masked: float | None
+
+
+def finetuned_runs(sweep: Sweep, seeds: Sequence[int], output: str | Path) -> list[Finetuned]:
+    """The finished fine-tunings of a sweep, row by row.
 
     Raises:
         ValueError: if there is none.
@@ -50,13 +90,25 @@ def finetuned_runs(
     for row in sweep.rows:
         for seed in seeds:
             folder = run_folder(output, 'finetune', row, seed)
-            pretraining = run_folder(output, 'simmim', row, seed)
             if is_finished(folder):
-                masked = load_config(pretraining).DATA.MASK_RATIO if pretraining else None
-                found.append((folder, masked))
+                hiding = run_folder(output, 'simmim', row, seed)
+                masked = load_config(hiding).DATA.MASK_RATIO if hiding else None
+                pretraining = run_folder(output, row.pretraining, row, seed)
+                found.append(Finetuned(folder, pretraining, masked))
     if not found:
         raise ValueError(f'{output}: no fine-tuning of {sweep.path} is finished')
     return found
+
+
+def unfinished_seeds(
+    sweep: Sweep, seeds: Sequence[int], output: str | Path
+) -> dict[str, list[int]]:
+    """Row -> seeds whose fine-tuning is not finished, for the rows that have any."""
+    unfinished = {
+        row.name: [s for s in seeds if not is_finished(run_folder(output, 'finetune', row, s))]
+        for row in sweep.rows
+    }
+    return {name: left for name, left in unfinished.items() if left}
 
 
 def changed_options(

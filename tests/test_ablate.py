@@ -130,17 +130,33 @@ def test_a_run_of_an_array_is_found_by_its_name(tmp_path, capsys) -> None:
         (['--seeds', '0'], '--seeds must be at least 1'),
         (['--job', '99'], '--job must be 0 to'),
         (['--job', '23'], 'is not finished'),
+        (['--pretrain-opts', 'DATA.IMG_SIZE', '128'],
+         'runs/simmim_pretrain/nano_mask_size_4_seed0 is no run of'),
+        (['--pretrain-opts', 'DATA.IMG_SIZE', '128'],
+         'mask_size.yaml: DATA.IMG_SIZE is 128 in its options, 64 in the files of the sweep'),
+        (['--finetune-opts', 'MODEL.DROP_RATE', '0.1', 'MODEL.SWIN.MLP_RATIO', '2'],
+         'MODEL.SWIN.MLP_RATIO is 2.0 in its options, 4.0 in the files of the sweep'),
         (['--pretrain-opts', 'NO.KEY', '1'], 'NO.KEY'),
         (['--parallel', '-1'], '--parallel must be at least 1, got -1'),
         (['--processes', '0'], '--processes must be at least 1, got 0'),
         (['--plan', 'no.json', '--job', '0'], "No such file or directory: 'no.json'"),
         (['--slurm'], 'there is no sbatch here: is this a login node of the cluster?'),
     ],
-)
-def test_mistakes_are_named(more, said, tmp_path, capsys, monkeypatch) -> None:
+)  # fmt: skip
+def test_mistakes_are_named_before_anything_runs(more, said, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv('PATH', str(tmp_path))
     assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, *more) == 2
     assert said in capsys.readouterr().err
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_a_figure_of_two_scores_is_refused(tmp_path, capsys) -> None:
+    more = ['--scores', 'Edema', 'mean_of_five']
+    assert in_process('plot', SWEEP, tmp_path, tmp_path, *more) == 2
+    assert 'error: --scores: a figure shows one score, got Edema, mean_of_five' in (
+        capsys.readouterr().err
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_that_cannot_be_made_is_named(tmp_path, capsys) -> None:

@@ -14,7 +14,7 @@ import yaml
 from config import build_parser, get_config
 from config_dump import config_changes, config_text
 from sweeps.files import all_files, script_path, script_text, sweep_files
-from sweeps.plan import MAINS, ROOT, Sweep, load_sweep, plan, run_folder
+from sweeps.plan import MAINS, ROOT, Sweep, check_encoders, load_sweep, plan, run_folder
 
 SWEEPS = {
     path.relative_to(ROOT / 'scripts/ablations').with_suffix('').as_posix(): load_sweep(path)
@@ -258,6 +258,33 @@ def test_a_row_is_named_as_it_is_written(tmp_path) -> None:
     assert [row.name for row in load_sweep(path).rows] == ['1_0.25', '1.0e1']
 
 
+@pytest.mark.parametrize(
+    ('names', 'twice'),
+    [
+        (['l1', 'l2', 'l1'], 'l1'),
+        (['l1', '"l1"'], 'l1'),
+        (['1', '"1"'], '1'),
+        (['0.5', '0.50'], '0.50'),
+        (['1000', 'a', '1_000'], '1_000'),
+        (['1', 'true'], 'true'),
+    ],
+)
+def test_a_row_that_is_there_twice_is_refused_by_its_name(names, twice, tmp_path) -> None:
+    path = sweep_file(tmp_path, rows={})
+    lines = [f'  {name}: {{pretrain: {{MODEL.SIMMIM.LOSS: l2}}}}' for name in names]
+    path.write_text(path.read_text().replace('rows: {}', '\n'.join(['rows:', *lines])))
+    with pytest.raises(ValueError) as caught:
+        load_sweep(path)
+    assert str(caught.value) == f'{path}: rows {twice}: is there twice'
+
+
+def test_rows_that_are_there_twice_are_refused(tmp_path) -> None:
+    path = sweep_file(tmp_path, rows={'l1': {}})
+    path.write_text(f'{path.read_text()}rows:\n  l2: {{}}\n')
+    with pytest.raises(ValueError, match=r'mine\.yaml: rows: is there twice'):
+        load_sweep(path)
+
+
 def test_from_scratch_every_layer_learns_at_the_same_rate() -> None:
     scratch = [row for sweep in SWEEPS.values() for row in sweep.rows
                if row.pretrain is None and not row.weights]  # fmt: skip
@@ -294,6 +321,13 @@ def test_a_plan_has_each_run_once_after_what_it_needs() -> None:
     assert learner.config.DATA.SELF_TRAIN_PREDICTIONS == str(teacher / 'predictions_train.csv')
     assert learner.config.SEED == 1
     assert learner.config.PRETRAINED == '/runs/simmim_pretrain/reference_seed1/ckpt_epoch_99.pth'
+
+
+@pytest.mark.parametrize('name', ['channels', 'init', 'uncertain'])
+def test_what_a_sweep_varies_is_not_taken_for_another_encoder(name) -> None:
+    environment = {'IMAGENET_WEIGHTS': 'imagenet.pth'}
+    jobs = plan(SWEEPS[name], seeds=[1], data='/data', output='/runs', environment=environment)
+    check_encoders(SWEEPS[name], jobs)
 
 
 def test_weights_that_are_not_named_stop_the_plan() -> None:

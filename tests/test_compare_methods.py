@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from sweep_commands import in_process
-from sweep_runs import methods_file, reference_files
+from sweep_runs import MadeRuns, methods_file, reference_files
 from warm_python import warm_python
 
 from config import encoder_node, get_config
@@ -21,12 +21,15 @@ from models.convert import Statistics, convert
 from models.convert_timm import convert_timm
 from provenance import is_finished
 from sweeps.files import sweep_files
-from sweeps.plan import ROOT, load_sweep, plan
-from sweeps.run_options import finetuned_runs
+from sweeps.plan import ROOT, check_encoders, load_sweep, plan
+from sweeps.run_options import finetuned_runs, unfinished_seeds
 
 SHIPPED = {path.stem: load_sweep(path) for path in sorted(ROOT.glob('scripts/comparison/*.yaml'))}
 FINETUNE = str(reference_files()['finetune'])
 ANY = {'num_images': 10**6, 'logger': logging.getLogger('test')}  # of build_contrastive
+
+
+OTHER = 'configs/vit_nano__demo/simmim_finetune__vit_nano__img64__demo.yaml'
 
 
 def methods(**entries: dict) -> dict:
@@ -137,6 +140,21 @@ def test_a_plan_has_a_pretraining_a_method_and_seed_by_its_main(tmp_path) -> Non
          'method b: pretrain_options: there is no pretrain'),
         ({'methods': methods(b={'finetune': FINETUNE, 'run': '../b'})}, "method b: run: must be"),
         ({'methods': methods(**{'b c': {'finetune': FINETUNE}})}, 'a method must have a name of'),
+        ({'methods': methods(b={'finetune': FINETUNE, 'run': 'mine_simmim'})},
+         'method b: run: mine_simmim is that of method simmim: they would share their folders'),
+        ({'methods': methods(b={'finetune': FINETUNE, 'run': 'x'},
+                             c={'finetune': FINETUNE, 'run': 'x'})},
+         'method c: run: x is that of method b'),
+        ({'shares': {1: {}}, 'methods': methods(b={'finetune': FINETUNE,
+                                                   'finetune_options': {'TRAIN.EPOCHS': 5}})},
+         'shares 1: TRAIN.EPOCHS must be the same for all methods, got 300 for simmim and 5 for b'),
+        ({'methods': methods(b={'finetune': FINETUNE,
+                                'finetune_options': {'TRAIN.ACCUMULATION_STEPS': 2}})},
+         'shares 0.1: DATA.BATCH_SIZE x TRAIN.ACCUMULATION_STEPS must be the same for all methods, '
+         'got 128 for simmim and 256 for b'),
+        ({'shares': None, 'images': {9: {'DATA.BATCH_SIZE': 8}},
+          'methods': methods(b={'finetune': OTHER})},
+         'images 9: TRAIN.EPOCHS must be the same for all methods, got 300 for simmim and 20 for '),
         ({'shares': {'2': {}}}, 'shares 2: must be a share in (0, 1]'),
         ({'shares': {'half': {}}}, 'shares half: must be a share in (0, 1]'),
         ({'shares': {'0.5': {}, '0.50': {}}}, 'shares 0.50: is there twice'),
@@ -150,8 +168,67 @@ def test_a_bad_file_is_refused_by_file_method_and_key(changes, said, tmp_path) -
     assert said in str(caught.value) and 'mine.yaml' in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ('before', 'after', 'twice'),
+    [
+        ('  0.1:', '  0.50: {}\n  0.5:', 'shares 0.5'),
+        ('  0.1:', '  1:', 'shares 1'),
+        ('  0.1:', '  1.0:', 'shares 1'),
+        ("  0.1:", "  '1':", 'shares 1'),
+        ('  scratch:', '  moco:', 'methods moco'),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_there_twice_is_refused(before, after, twice, tmp_path) -> None:
+    path = methods_file(tmp_path)
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after))
+    with pytest.raises(ValueError) as caught:
+        load_sweep(path)
+    assert str(caught.value) == f'{path}: {twice}: is there twice'
+
+
+def test_steps_of_as_many_images_may_be_shared_out_in_any_way(tmp_path) -> None:
+    options = {'DATA.BATCH_SIZE': 32, 'TRAIN.ACCUMULATION_STEPS': 4}
+    method = {'finetune': FINETUNE, 'finetune_options': options}
+    path = methods_file(tmp_path, methods=methods(b=method))
+    assert load_sweep(path).rows[1].finetune.items() >= options.items()
+
+
+def test_options_of_another_encoder_are_refused(tmp_path) -> None:
+    path = methods_file(tmp_path)
+    check_encoders(load_sweep(path), jobs_of(path, options={'contrastive': ['DATA.VIEWS', 'all']}))
+    jobs = jobs_of(path, options={'contrastive': ['DATA.IMG_SIZE', '448']})
+    with pytest.raises(ValueError) as caught:
+        check_encoders(load_sweep(path), jobs)
+    assert str(caught.value) == (
+        f'/runs/contrastive_pretrain/mine_moco_seed0 is no run of {path}: DATA.IMG_SIZE is 448 in '
+        'its options, 224 in the files of the sweep'
+    )
+
+
+def test_fine_tunings_that_are_finished_have_their_pretraining(tmp_path) -> None:
+    made, sweep = MadeRuns(tmp_path), load_sweep(methods_file(tmp_path))
+    rows = {row.name: row for row in sweep.rows}
+    for name, seed in (('simmim_1', 0), ('moco_0.1', 1), ('scratch_1', 0), ('scratch_1', 1)):
+        made.add(rows[name], seed)
+    made.add(rows['moco_1'], 0, finished=False)
+    found = finetuned_runs(sweep, [0, 1], made.output)
+    assert [(run.folder.name, run.pretraining and run.pretraining.parent.name, run.masked)
+            for run in found] == [
+        ('mine_moco_0.1_seed1', 'contrastive_pretrain', None),
+        ('mine_simmim_1_seed0', 'simmim_pretrain', 0.6),
+        ('mine_scratch_1_seed0', None, None),
+        ('mine_scratch_1_seed1', None, None),
+    ]  # fmt: skip
+    assert unfinished_seeds(sweep, [0, 1], made.output) == {
+        'simmim_0.1': [0, 1], 'moco_0.1': [0], 'scratch_0.1': [0, 1], 'simmim_1': [1],
+        'moco_1': [0, 1],
+    }  # fmt: skip
+
+
 def test_they_are_no_ablations() -> None:
-    assert set(SHIPPED) == {'methods', 'methods_small', 'mae_resnet'}
+    assert set(SHIPPED) == {'methods', 'methods_small', 'mae_resnet', 'probe_small'}
     assert not {sweep.path for sweep in SHIPPED.values()} & {*sweep_files()}
 
 
@@ -178,8 +255,9 @@ def test_methods_are_fine_tuned_alike_but_for_their_encoder(name) -> None:
         alike = (config.TRAIN.EPOCHS, config.TRAIN.WARMUP_EPOCHS, steps, config.DATA.VIEWS)
         by_subset.setdefault(job.run.rpartition('_')[2], set()).add(alike)
         if config.MODEL.TYPE == 'vit':
-            assert config.TRAIN.LAYER_DECAY == (0.75 if config.PRETRAINED else 1.0)
             assert config.MODEL.VIT.USE_MEAN_POOLING
+            if config.FINETUNE.MODE == 'full':  # layers of a probe do not learn
+                assert config.TRAIN.LAYER_DECAY == (0.75 if config.PRETRAINED else 1.0)
     assert [len(kinds) for kinds in by_subset.values()] == [1] * len(by_subset)
 
 
@@ -316,5 +394,7 @@ def test_equal_images_then_equal_time_from_end_to_end(phantom, tmp_path) -> None
               for record in read_metrics(out / f'{m}_seed0/metrics.jsonl')[1:]}  # fmt: skip
     assert len({round(count) for count in images}) == 1
     runs = finetuned_runs(equal, [0], out)
-    assert [masked for _, masked in runs] == [0.6, None] * 2
+    assert [(run.pretraining.parent.name, run.masked) for run in runs] == [
+        ('simmim_pretrain', 0.6), ('contrastive_pretrain', None)
+    ] * 2  # fmt: skip
     assert in_process('plot', path, out, phantom, '--subset', '0.3') == 2

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from config import default_config
-from evaluation.finding_table import is_augmented, markdown, read_runs, write_csv
+from config_checks import CHOICES
+from evaluation.finding_table import MASKED, is_augmented, markdown, read_runs, write_csv
 from sweeps.plan import load_sweep, run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +23,7 @@ PUBLISHED = [
         'images': 1000,
         'model': 'MAE ViT-B',
         'augmented': True,
+        'pretraining': 'MAE',
         'masked': 0.75,
         'accuracy': 0.71,
         'precision': 0.695,
@@ -77,6 +79,7 @@ def test_a_run_becomes_a_row_of_its_files(tmp_path: Path) -> None:
         'images': 1000,
         'model': 'vit, width 768',
         'augmented': False,
+        'pretraining': None,
         'masked': 0.75,
         'accuracy': score(0.7, 0.4, 1.0),
         'precision': score(0.8),
@@ -94,6 +97,43 @@ def test_a_run_becomes_a_row_of_its_files(tmp_path: Path) -> None:
     (row,) = read_runs([folder], masked=[None], split='valid')
     assert (row['auroc'], row['n'], row['level']) == (score(0.999), 5, 'study')
     assert row['masked'] is None
+
+
+def pretraining(folder: Path, stage: str = 'simmim', **sections: dict) -> Path:
+    """Write what a run of pre-training says of itself."""
+    folder.mkdir(parents=True)
+    (folder / 'config.yaml').write_text(yaml.safe_dump({'TAG': 'a'} | sections))
+    (folder / 'run.json').write_text(json.dumps({'stage': stage, 'finished': 'now'}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    'stage, sections, name',
+    [
+        ('simmim', {}, 'SimMIM'),
+        ('simmim', {'MODEL': {'PRETRAIN': 'mae'}}, 'MAE'),
+        ('contrastive', {}, 'MoCo v2'),
+        ('contrastive', {'CONTRASTIVE': {'METHOD': 'swav'}}, 'SwAV'),
+        ('contrastive', {'CONTRASTIVE': {'METHOD': 'byol'}, 'MODEL': {'PRETRAIN': 'mae'}}, 'BYOL'),
+        ('finetune', {}, 'n/a'),
+        (None, {}, 'n/a'),
+    ],
+)
+def test_the_method_of_pretraining_is_that_of_its_run(
+    tmp_path: Path, stage: str | None, sections: dict, name: str
+) -> None:
+    if stage:
+        pretraining(tmp_path / 'before', stage, **sections)
+    folder = run(tmp_path / 'r', PRETRAINED=str(tmp_path / 'before/ckpt_epoch_9.pth'))
+    (row,) = read_runs([folder], masked=[None])
+    assert row['pretraining'] == name
+    other = pretraining(tmp_path / 'elsewhere', 'contrastive', CONTRASTIVE={'METHOD': 'simclr'})
+    (row,) = read_runs([folder], masked=[None], pretraining=[other])
+    assert row['pretraining'] == 'SimCLR'
+
+
+def test_every_masked_pretraining_has_its_name() -> None:
+    assert set(MASKED) == set(CHOICES['MODEL.PRETRAIN'])
 
 
 def test_images_model_and_mode_come_from_the_config(tmp_path: Path) -> None:
@@ -145,24 +185,28 @@ def test_the_markdown_has_runs_and_published_rows(tmp_path: Path) -> None:
     report['sets'][1]['labels'][0] |= {'n': 1200, 'positives': 1000}
     report['sets'][1]['level'] = 'study'
     (second / 'report.json').write_text(json.dumps(report))
-    rows = read_runs([first, second], masked=[0.25, None])
+    before = [pretraining(tmp_path / 'before'), None]
+    rows = read_runs([first, second], masked=[0.25, None], pretraining=before)
     text = markdown(rows, PUBLISHED).replace(str(tmp_path), 'T').splitlines()
     assert text[0].startswith('Any Finding against No Finding.')
-    header = '| images | model | augmented | masked | accuracy | precision | F1 | recall | AUC |'
+    header = (
+        '| images | model | augmented | pre-training | masked | accuracy | precision | F1 | recall '
+        '| AUC |'
+    )
     assert text[2:6] == [
         header + ' n | run |',
-        '|' + ' --- |' * 11,
-        '| 1,000 | vit, width 768 | no | 0.25 | 0.700 (0.400 to 1.000) | 0.800 | '
+        '|' + ' --- |' * 12,
+        '| 1,000 | vit, width 768 | no | SimMIM | 0.25 | 0.700 (0.400 to 1.000) | 0.800 | '
         '0.727 (0.500 to 0.900) | 0.667 (0.250 to 1.000) | 0.812 (0.550 to 1.000) | '
         r'10 images (6 positive), frontal, test | T/r\|&lt;1> |',
-        '| all | vit, width 768 | yes | - | n/a | n/a | n/a | n/a | 0.812 (0.550 to 1.000) | '
+        '| all | vit, width 768 | yes | - | - | n/a | n/a | n/a | n/a | 0.812 (0.550 to 1.000) | '
         '1,200 studies (1,000 positive), frontal, test | T/two |',
     ]
     assert text[7].startswith('Fradkin and Boxer 2023, as context only')
     assert text[9:] == [
         header,
-        '|' + ' --- |' * 9,
-        '| 1,000 | MAE ViT-B | yes | 0.75 | 0.710 | 0.695 | 0.739 | 0.788 | 0.729 |',
+        '|' + ' --- |' * 10,
+        '| 1,000 | MAE ViT-B | yes | MAE | 0.75 | 0.710 | 0.695 | 0.739 | 0.788 | 0.729 |',
     ]
     assert markdown(rows).splitlines() == markdown(rows, PUBLISHED).splitlines()[:6]
 
@@ -173,8 +217,8 @@ def test_the_csv_has_exact_numbers_and_no_formulas(tmp_path: Path) -> None:
     with open(tmp_path / 'table.csv', newline='') as file:
         ours, theirs = csv.DictReader(file)
     assert ours['run'] == "'=1+1"
-    assert list(ours)[:7] == [
-        *('source', 'images', 'model', 'augmented', 'masked'),
+    assert list(ours)[:8] == [
+        *('source', 'images', 'model', 'augmented', 'pretraining', 'masked'),
         *('accuracy', 'accuracy_low'),
     ]
     assert float(ours['f1']) == 8 / 11 and float(ours['auroc_high']) == 0.9996
@@ -183,6 +227,7 @@ def test_the_csv_has_exact_numbers_and_no_formulas(tmp_path: Path) -> None:
     )
     assert (theirs['source'], theirs['auroc'], theirs['auroc_low']) == ('published', '0.729', '')
     assert (theirs['masked'], theirs['run'], theirs['n']) == ('0.75', '', '')
+    assert (ours['pretraining'], theirs['pretraining']) == ('', 'MAE')
 
 
 def test_what_is_no_run_of_a_binary_task_is_refused(tmp_path: Path) -> None:
@@ -228,8 +273,11 @@ def test_the_script_prints_and_writes_the_table(
     printed = capsys.readouterr().out
     assert f'| {runs[0]} |' in printed and f'| {runs[1]} |' in printed
     # Fradkin and Boxer 2023.
-    assert '| 1,000 | MAE ViT-B | yes | 0.75 | 0.710 | 0.695 | 0.739 | 0.788 | 0.729 |' in printed
-    assert '| 10,000 | ResNet-18 | no | - | 0.743 | 0.759 | 0.788 | 0.819 | 0.780 |' in printed
+    assert (
+        '| 1,000 | MAE ViT-B | yes | MAE | 0.75 | 0.710 | 0.695 | 0.739 | 0.788 | 0.729 |'
+        in printed
+    )
+    assert '| 10,000 | ResNet-18 | no | n/a | - | 0.743 | 0.759 | 0.788 | 0.819 |' in printed
     with open(table, newline='') as file:
         rows = list(csv.DictReader(file))
     assert [row['source'] for row in rows] == ['run'] * 2 + ['published'] * 12
@@ -251,25 +299,31 @@ def test_the_runs_of_a_sweep_are_found_by_its_file(
     sweep = load_sweep(ROOT / 'scripts/comparison/mae_resnet.yaml')
     rows = {row.name: row for row in sweep.rows}
 
-    def finish(stage: str, name: str, seed: int = 1, **sections: dict) -> None:
-        folder = run_folder(tmp_path, stage, rows[name], seed)
-        run(folder, **sections)
+    def finish(name: str, **sections: dict) -> None:
+        folder = run(run_folder(tmp_path, 'finetune', rows[name], 1), **sections)
         (folder / 'run.json').write_text(json.dumps({'finished': 'now'}))
 
-    finish('simmim', 'mae_0.25_1000', DATA={'MASK_RATIO': 0.25})
-    finish('finetune', 'mae_0.25_1000', AUG={'HFLIP': 0.5})
-    finish('finetune', 'resnet18_plain_10000', MODEL={'TYPE': 'timm'}, DATA={'TRAIN_IMAGES': 9999})
+    before = run_folder(tmp_path, 'simmim', rows['mae_0.25_1000'], 1)
+    pretraining(before, DATA={'MASK_RATIO': 0.25}, MODEL={'PRETRAIN': 'mae'})
+    finish('mae_0.25_1000', AUG={'HFLIP': 0.5}, PRETRAINED='moved/since.pth')
+    finish('resnet18_plain_10000', MODEL={'TYPE': 'timm'}, DATA={'TRAIN_IMAGES': 9999})
     run(run_folder(tmp_path, 'finetune', rows['resnet18_10000'], 0))  # is not finished
     words = ['--sweep', str(sweep.path), '--output', str(tmp_path), '--seeds', '2']
     assert script['main'](script['parse_args'](words)) == 0
-    printed = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr()
+    printed = output.out.splitlines()
     own = [line for line in printed if str(tmp_path) in line]
-    assert [line.split(' | ')[:4] for line in own] == [
-        ['| 1,000', 'vit, width 768', 'yes', '0.25'],
-        ['| 9,999', 'resnet50', 'no', '-'],
+    assert [line.split(' | ')[:5] for line in own] == [
+        ['| 1,000', 'vit, width 768', 'yes', 'MAE', '0.25'],
+        ['| 9,999', 'resnet50', 'no', '-', '-'],
     ]
+    left_out = output.err.splitlines()
+    assert len(left_out) == len(sweep.rows)
+    assert left_out[0] == 'left out: mae_0.25_1000 seed 0, not finished'
+    assert left_out[1] == 'left out: mae_0.5_1000 seeds 0, 1, not finished'
+    assert 'left out: resnet18_10000 seeds 0, 1, not finished' in left_out
     assert own[0].endswith('simmim_finetune/mae_resnet_mae_0.25_1000_seed1 |')
-    assert '| 1,000 | ResNet-18 | no | - | 0.685 | 0.667 | 0.722 | 0.788 | 0.734 |' in printed
+    assert '| 1,000 | ResNet-18 | no | n/a | - | 0.685 | 0.667 | 0.722 | 0.788 | 0.734 |' in printed
     assert script['main'](script['parse_args']([*words[:-1], '1'])) == 2
     assert f'no fine-tuning of {sweep.path} is finished' in capsys.readouterr().err
     for wrong in ([], words[:2], [str(tmp_path), *words]):

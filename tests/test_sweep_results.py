@@ -9,15 +9,17 @@ from sweep_runs import RARE, SEEDS, MadeRuns, make_sweep, row_of, with_rows
 
 from data.labels import COMPETITION_LABELS, LABELS
 from data.masking import MaskGenerator, average_distance
-from evaluation.compare import holm
+from evaluation.compare import bootstrap_p, holm
 from evaluation.intervals import Resamples
-from sweeps.comparison import t_interval, verdict
-from sweeps.plan import run_folder
-from sweeps.results import collect, read_rows, write_rows
+from sweeps.comparison import SIGNIFICANT, enough_resamples, t_interval, verdict
+from sweeps.files import sweep_files
+from sweeps.plan import ROOT, load_sweep, run_folder
+from sweeps.results import _other_row, collect, read_rows, write_rows
 
 DRAWS = {'resamples': 40, 'bootstrap_seed': 5}
 STRENGTHS = {'0.1': 1.6, '0.6': 1.0, '0.8': 1.1, '0.9': 0.9}
 NAN = float('nan')
+SHIPPED = [*sweep_files(), *sorted(ROOT.glob('scripts/comparison/*.yaml'))]
 
 
 @pytest.fixture(scope='module')
@@ -96,6 +98,26 @@ def test_p_values_are_adjusted_over_the_rows(finished):
     adjusted = holm([part['p'] for part in parts])
     assert [part['p_holm'] for part in parts] == pytest.approx(adjusted, abs=1e-5)
     assert any(part['p_holm'] > part['p'] for part in parts)
+
+
+@pytest.mark.parametrize('path', SHIPPED, ids=lambda path: f'{path.parent.name}-{path.stem}')
+def test_draws_are_enough_to_tell_every_row_of_a_sweep_from_the_noise(path):
+    sweep = load_sweep(path)
+    rows = sum(_other_row(sweep, row) != '' for row in sweep.rows)
+    draws = enough_resamples(rows)
+    assert rows and 2 * rows / (draws + 1) < SIGNIFICANT / 4
+    samples = np.linspace(0.01, 0.02, draws)
+    patients = {'low': 0.01, 'high': 0.02}
+    for adjusted in holm([bootstrap_p(samples)] * rows):
+        part = {'difference': 0.015, 'over_seeds': patients}
+        assert verdict(part | {'over_patients': patients | {'p_holm': adjusted}}) == 'above'
+
+
+@pytest.mark.parametrize('rows, draws', [(1, 1000), (5, 1000), (6, 1200), (32, 6400)])
+def test_more_compared_rows_get_more_draws(rows, draws, tmp_path):
+    sweep = make_sweep([str(i / 100) for i in range(rows + 1)])
+    assert collect(sweep, [0], tmp_path)['resamples'] == {'count': draws, 'seed': 0}
+    assert collect(sweep, [0], tmp_path, **DRAWS)['resamples'] == {'count': 40, 'seed': 5}
 
 
 def test_what_is_undefined_is_not_compared(finished):
