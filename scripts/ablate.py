@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -318,6 +319,7 @@ def table(args: argparse.Namespace) -> int:
 
 
 def plot(args: argparse.Namespace) -> int:
+    from sweeps.curve_plots import plot_curves
     from sweeps.method_plots import plot_labels, plot_subsets
     from sweeps.plots import plot_sweep
 
@@ -325,16 +327,23 @@ def plot(args: argparse.Namespace) -> int:
         raise ValueError(f'--scores: a figure shows one score, got {", ".join(args.scores)}')
     results = collected(args)
     score = args.scores[0] if args.scores else None
-    figures = {'': (plot_sweep, score)}
+    figures = {'': partial(plot_sweep, collected=results, score=score)}
     if 'methods' in results:
-        by_subset = results['methods']['subsets']
-        figures = {'_labels': (plot_labels, args.subset), f'_{by_subset}': (plot_subsets, score)}
+        figures = {
+            '_labels': partial(plot_labels, collected=results, subset=args.subset),
+            f'_{results["methods"]["subsets"]}': partial(
+                plot_subsets, collected=results, score=score
+            ),
+        }
+        if args.source is None:
+            runs = {'sweep': load_sweep(args.sweep), 'seeds': seeds_of(args)}
+            figures['_curves'] = partial(plot_curves, **runs, output=args.output)
     elif args.subset:
         raise ValueError(f'--subset goes with a sweep of methods, which {args.sweep} is not')
-    for name, (draw, choice) in figures.items():
+    for name, draw in figures.items():
         for suffix in ('png', 'pdf'):
             path = args.output / f'{args.sweep.stem}{name}.{suffix}'
-            draw(path, results, choice)
+            draw(path)
             print(path)
     return 0
 
@@ -343,7 +352,7 @@ COMMANDS = {
     'run': (run, 'Run what is not finished yet.'),
     'status': (status, 'Show how far each run is.'),
     'table': (table, 'Write the table as Markdown, CSV and LaTeX into the output folder.'),
-    'plot': (plot, 'Write the figure, of methods two, into the output folder.'),
+    'plot': (plot, 'Write the figure, of methods three, into the output folder.'),
 }
 
 

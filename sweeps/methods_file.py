@@ -11,7 +11,7 @@ from sweeps.rows import MODEL_NAMES, ROOT, SECTION_NAMES, Row, Sweep
 from sweeps.run_options import expected_config, images_per_step
 
 KEYS = {'title', 'reference', 'methods'}  # beside one of SUBSETS
-METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'run'}
+METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'run', 'against'}
 # How subsets of the labels are given -> the option that takes them.
 SUBSETS = {'shares': 'DATA.TRAIN_FRACTION', 'images': 'DATA.TRAIN_IMAGES'}
 NUMBER = re.compile(r'\d+(\.\d+)?', re.ASCII)
@@ -50,13 +50,14 @@ def read_methods(path: Path, content: dict) -> Sweep:
             f'{path}: reference: must be one of two or more methods, one that main_simmim.py '
             f'pre-trains: {masked}; got {reference!r}'
         )
+    against = _others(path, methods, reference)
     rows = tuple(
         replace(
             row,
             name=f'{method}_{subset}',
             run=f'{row.run}_{subset}',
             finetune=row.finetune | options,
-            against='' if method == reference else f'{reference}_{subset}',
+            against=against[method] and f'{against[method]}_{subset}',
             subset=subset,
         )
         for subset, options in subsets.items()
@@ -74,6 +75,21 @@ def read_methods(path: Path, content: dict) -> Sweep:
     )
     _check_alike(sweep)
     return sweep
+
+
+def _others(path: Path, methods: dict[str, Row], reference: str) -> dict[str, str]:
+    """Method -> that which it is compared with; '' for those that others are compared with."""
+    for name, row in methods.items():
+        if row.against and row.against not in methods.keys() - {name}:
+            others = [other for other in methods if other != name]
+            raise ValueError(
+                f'{path}: method {name}: against: must be one of {others}, got {row.against!r}'
+            )
+    compared_with = {reference, *(row.against for row in methods.values())}
+    return {
+        name: row.against or ('' if name in compared_with else reference)
+        for name, row in methods.items()
+    }
 
 
 def _read_subsets(path: Path, kind: str, content: Any) -> dict[str, dict[str, Any]]:
@@ -109,7 +125,8 @@ def _read_method(path: Path, name: str, entry: Any, before: list[Row]) -> Row:
         section: check_options(entry.get(f'{section}_options', {}), f'{where} {section}_options')
         for section in SECTION_NAMES
     }
-    row = Row(name, run, None, options['finetune'], configs, method=name)
+    against = str(entry.get('against', ''))
+    row = Row(name, run, None, options['finetune'], configs, method=name, against=against)
     if 'pretrain' not in entry:
         if options['pretrain']:
             raise ValueError(f'{where} pretrain_options: there is no pretrain')

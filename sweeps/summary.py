@@ -99,17 +99,15 @@ def score_title(collected: Collected, score: str) -> str:
 
 
 def row_title(collected: Collected, row: Mapping[str, Any]) -> str:
-    """A row's name; the reference is marked, and what is compared with another row.
-
-    Of a sweep of methods the method, of which the reference is marked.
-    """
+    """A row's name, of methods the method; marks the reference, and comparison with another."""
+    name, other, reference = row['name'], row['against'], collected['reference']
     if methods := collected.get('methods'):
-        mark = ' (reference)' if row['method'] == methods['reference'] else ''
-        return row['method'] + mark
-    marks = ['reference'] if row['name'] == collected['reference'] else []
-    if row['against'] not in ('', collected['reference']):
-        marks.append(f'against {row["against"]}')
-    return f'{row["name"]} ({", ".join(marks)})' if marks else row['name']
+        name, reference = row['method'], methods['reference']
+        other = other.removesuffix(f'_{row["subset"]}')
+    marks = ['reference'] if name == reference else []
+    if other not in ('', reference):
+        marks.append(f'against {other}')
+    return f'{name} ({", ".join(marks)})' if marks else name
 
 
 def subset_title(collected: Collected, subset: str) -> str:
@@ -239,8 +237,9 @@ def _label_notes(trained: Mapping[str, Any]) -> Iterator[str]:
 def _method_notes(collected: Collected) -> Iterator[str]:
     """What methods have alike, and what their pre-training took."""
     yield (
-        f'Each method is compared with {collected["methods"]["reference"]} on the same labels, '
-        'fine-tuned for as many epochs. One pre-training a seed serves all rows of a method.'
+        f'Methods are compared with {collected["methods"]["reference"]} where no other is named, '
+        'on the same labels, fine-tuned for as many epochs. One pre-training a seed serves all '
+        'rows of a method.'
     )
     runs = [entry['pretrain'] for row in collected['rows'] for entry in row['seeds']]
     machines = {

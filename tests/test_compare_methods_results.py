@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+import yaml
 from scipy import stats
 from sweep_runs import EPOCH_IMAGES, RARE, SEEDS, MadeRuns, methods_file, row_of, saved_figures
 from test_sweep_results import area
@@ -74,6 +75,25 @@ def test_each_method_is_compared_with_the_reference_on_the_same_labels(collected
         assert row_of(collected, f'simmim_{subset}')['compared'] == {}
 
 
+def test_a_method_is_compared_with_the_one_that_it_names(finished, tmp_path):
+    made, _, _ = finished
+    content = yaml.safe_load(methods_file(tmp_path).read_text())
+    for method in ('simmim', 'moco'):
+        content['methods'][method]['against'] = 'scratch'
+    sweep = load_sweep(methods_file(tmp_path, methods=content['methods']))
+    found = collect(sweep, SEEDS, made.output, **DRAWS)
+    assert [row['against'] for row in found['rows'][3:]] == ['scratch_1', 'scratch_1', '']
+    names = [row['Method'] for row in table_of(tables.markdown(found))]
+    assert names[3:] == ['simmim (reference, against scratch)', 'moco (against scratch)', 'scratch']
+    moco, scratch = (row_of(found, name) for name in ('moco_1', 'scratch_1'))
+    wanted = np.mean(scores_of(moco, 'Edema')) - np.mean(scores_of(scratch, 'Edema'))
+    assert moco['compared']['Edema']['difference'] == pytest.approx(wanted, abs=2e-6)
+    for other in ('moco', 'other'):
+        content['methods']['moco']['against'] = other
+        with pytest.raises(ValueError, match=r"moco: against: must be one of \['simmim', 'scratch"):
+            load_sweep(methods_file(tmp_path, methods=content['methods']))
+
+
 @pytest.mark.parametrize(
     ('name', 'score'),
     [('simmim_1', 'mean_of_five'), ('moco_1', 'Edema'), ('moco_0.1', 'Edema')],
@@ -112,7 +132,7 @@ def test_the_table_says_method_labels_images_and_minutes(collected):
     assert [row['finished seeds'] for row in rows] == ['3 of 3', '2 of 3'] + ['3 of 3'] * 4
     assert [row['verdict'] for row in rows][3:] == ['', 'above', 'below']
     notes = tables.markdown_notes(collected)
-    assert any('Each method is compared with simmim on the same labels' in note for note in notes)
+    assert any('compared with simmim where no other is named' in note for note in notes)
     assert any('without evaluation, on a CPU; means over the seeds' in note for note in notes)
     assert not any('in more than this sweep varies' in note for note in notes)
     differ = [note for note in notes if 'differ from the sweep' in note]

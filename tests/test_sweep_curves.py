@@ -1,0 +1,69 @@
+"""The figure of the losses that pre-trainings of a sweep left, from made-up records."""
+
+import json
+import math
+
+import pytest
+from sweep_runs import SEEDS, MadeRuns, methods_file, saved_figures
+
+from config import default_config
+from sweeps.curve_plots import chance, plot_curves
+from sweeps.plan import load_sweep
+from sweeps.rows import run_folder
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return load_sweep(methods_file(tmp_path))
+
+
+def write_records(folder, epochs):
+    folder.mkdir(parents=True, exist_ok=True)
+    text = ''.join(json.dumps({'epoch': n - 1} | epoch) + '\n' for n, epoch in enumerate(epochs))
+    (folder / 'metrics.jsonl').write_text(text)
+
+
+def features(loss, rank):
+    return {
+        'holdout_loss': loss,
+        'holdout_feature_spread': 0.5,
+        'holdout_effective_rank': rank,
+    }
+
+
+def test_a_line_a_seed_and_what_tells_nothing(sweep, tmp_path, monkeypatch):
+    made, figures = MadeRuns(tmp_path, level='image'), saved_figures(monkeypatch)
+    simmim, moco = (sweep.methods[name] for name in ('simmim', 'moco'))
+    for seed in SEEDS:
+        made.add_pretraining(moco, seed)
+        folder = run_folder(made.output, 'contrastive', moco, seed)
+        write_records(folder, [features(9.0, 1.0), features(5.0, 8.0), features(4.0 + seed, seed)])
+    hidden = [{'holdout_l1_grey': l1, 'holdout_l1_grey_mean': 60.0} for l1 in (70.0, 30.0)]
+    write_records(run_folder(made.output, 'simmim', simmim, 0), hidden)
+    plot_curves(tmp_path / 'curves.png', sweep, SEEDS, made.output)
+    first, second = figures[0].axes[:2]
+    lines = [[*zip(*line.get_data(), strict=True)] for line in first.lines]
+    assert first.get_title() == 'simmim' and lines[0] == [(0, 70.0), (1, 30.0)]
+    assert [y for _, y in lines[1]] == [60.0, 60.0]
+    # Before the first epoch a contrastive loss is not drawn.
+    drawn = [[*map(float, line.get_ydata())] for line in second.lines]
+    nothing = [math.log(1 + 4096)] * 2
+    assert drawn == [[5.0, 4.0], nothing, [5.0, 5.0], nothing, [5.0, 6.0], nothing]
+    assert second.get_title() == 'moco\nrank 1.0, spread 0.50'
+
+
+@pytest.mark.parametrize(
+    ('method', 'wanted'),
+    [('moco', math.log(33)), ('simclr', math.log(63)), ('swav', math.log(7)), ('byol', None)],
+)
+def test_the_loss_of_a_network_that_tells_nothing(method, wanted):
+    config = default_config()
+    config.DATA.BATCH_SIZE = 16
+    config.CONTRASTIVE.METHOD = method
+    config.CONTRASTIVE.QUEUE_SIZE, config.CONTRASTIVE.NUM_PROTOTYPES = 32, 7
+    assert chance(config, processes=2) == (wanted and pytest.approx(wanted))
+
+
+def test_without_a_run_it_says_so(sweep, tmp_path):
+    with pytest.raises(ValueError, match='no pre-training of mine has held-out losses'):
+        plot_curves(tmp_path / 'curves.png', sweep, SEEDS, tmp_path)
