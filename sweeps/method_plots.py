@@ -12,7 +12,6 @@ from sweeps.summary import (
     NOT_FOR_CLINICAL_USE,
     Collected,
     choose_scores,
-    row_title,
     score_spread,
     score_title,
     subset_title,
@@ -176,7 +175,8 @@ def _finish(
 
     axis.spines[['top', 'right']].set_visible(False)
     handles = [Line2D([], [], **_style_of_marker(n, row)) for n, row in enumerate(rows)]
-    names = [row_title(collected, row) for row in rows]
+    reference = collected['methods']['reference']
+    names = [row['method'] + ' (reference)' * (row['method'] == reference) for row in rows]
     style = {'ncols': 4, 'frameon': False, 'fontsize': 8, 'loc': 'outside upper center'}
     figure.legend(handles, names, title=collected['title'], **style)
     open_ones = '' if all(row['pretraining'] for row in rows) else 'Open: not pre-trained. '

@@ -18,6 +18,7 @@ from data.predictions import read_predictions
 from data.store_files import replace_file
 from logger import json_safe, read_metrics
 from provenance import is_finished, read_record
+from reporting import PROBES
 from sweeps.comparison import (
     MEANS,
     Scored,
@@ -267,7 +268,8 @@ def _stage(folder: Path | None, section: str) -> dict[str, Any] | None:
     if not is_finished(folder):
         return entry | ({'state': 'unfinished'} if folder.is_dir() else {})
     figures = {'pretrain': _pretrain_figures, 'finetune': _finetune_figures}[section]
-    records = _read(folder / 'metrics.jsonl', read_metrics)
+    is_probe = load_config(folder).FINETUNE.MODE in PROBES  # it has no epochs
+    records = [] if is_probe else _read(folder / 'metrics.jsonl', read_metrics)
     log = {key: [record.get(key) for record in records] for key in LOGGED[section]}
     log = {key: values for key, values in log.items() if any(v is not None for v in values)}
     cost = {'cost': training_cost(records)} if section == 'pretrain' else {}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from reporting import PROBES
 from sweeps.comparison import MEANS, SIGNIFICANT
 from sweeps.plan import SECTION_NAMES, stage_title
 from sweeps.results import MASK_KEYS, NUM_MASKS
@@ -209,9 +210,10 @@ def _model_words(trained: Mapping[str, Any]) -> str:
 
 
 def _training_words(trained: Mapping[str, Any]) -> Iterator[str]:
-    yield f'{trained["epochs"]} epoch{_s(trained["epochs"])}'
-    yield f'{trained["images_per_step"]} pictures a step'
-    yield f'base rate {trained["base_rate"]:g} per 512'
+    if trained['mode'] not in PROBES:  # they are fitted, not trained
+        yield f'{trained["epochs"]} epoch{_s(trained["epochs"])}'
+        yield f'{trained["images_per_step"]} pictures a step'
+        yield f'base rate {trained["base_rate"]:g} per 512'
     if trained['train_images']:
         yield f'DATA.TRAIN_IMAGES {trained["train_images"]}'
     else:

@@ -17,6 +17,7 @@ from sweeps import tables
 from sweeps.method_plots import COLOURS, MARKERS, plot_labels, plot_subsets
 from sweeps.plan import load_sweep
 from sweeps.results import collect, read_rows, write_rows
+from sweeps.rows import run_folder
 
 STRENGTHS = {'simmim': 1.0, 'moco': 2.5, 'scratch': 0.4}
 DRAWS = {'resamples': 200, 'bootstrap_seed': 5}
@@ -257,3 +258,17 @@ def test_numbers_of_images_are_shown_as_such(tmp_path, figures):
 def test_no_two_methods_are_drawn_alike():
     drawn = {(COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)]) for n in range(72)}
     assert len(drawn) == 72
+
+
+def test_probes_have_scores_and_no_epochs(tmp_path):
+    probe = {1: {'FINETUNE.MODE': 'linear_probe'}}
+    made, sweep = MadeRuns(tmp_path), load_sweep(methods_file(tmp_path, shares=probe))
+    for row in sweep.rows:
+        made.add(row, 0, strength=STRENGTHS[row.method])
+        (run_folder(made.output, 'finetune', row, 0) / 'metrics.jsonl').unlink()
+    found = collect(sweep, [0], made.output, **DRAWS)
+    scored = [score for row in found['rows'] for score in scores_of(row, 'Edema')]
+    wanted = [made.scores(s, 0)['auroc']['Edema'] for s in STRENGTHS.values()]
+    assert scored == pytest.approx(wanted, abs=1e-6)
+    notes = '\n'.join(tables.markdown_notes(found))
+    assert r'fine-tuning (linear\_probe) of the same; DATA.TRAIN\_FRACTION 1.' in notes
