@@ -152,8 +152,11 @@ def broken_gradient(module: torch.fx.GraphModule, inputs: list) -> object:
 @pytest.mark.parametrize(
     ('fault', 'message'),
     [
-        (no_compiler, 'RuntimeError: torch.compile is not supported here'),
-        (broken_backend, 'raised: ImportError: no Triton'),
+        pytest.param(
+            *(no_compiler, 'RuntimeError: torch.compile is not supported here'),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(broken_backend, 'raised: ImportError: no Triton', marks=pytest.mark.slow),
         (broken_gradient, 'RuntimeError: the backward pass does not compile'),
     ],
 )

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import math
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -162,6 +163,7 @@ def test_byol_is_told_the_steps_of_the_run(phantom, tmp_path, monkeypatch) -> No
     told = []
     build = BYOL.__init__
 
+    @wraps(build)
     def spy(self: BYOL, *args: object, **keys: object) -> None:
         told.append(keys['total_steps'])
         build(self, *args, **keys, hidden=8)

@@ -137,6 +137,7 @@ def test_dicom_trains_directly_and_packed_as_the_same_jpegs(dicom, phantom, stag
     assert not any(SECRET.encode() in data for data in contents(store).values())
 
 
+@pytest.mark.slow
 def test_dicom_folder_is_listed_packed_and_trained_on(dicom, phantom, tmp_path):
     folder, store = dicom / 'train', packed(dicom / 'train', tmp_path / 'store', Settings(32))
     names = [str(path.relative_to(folder)) for path in sorted(folder.rglob('*.dcm'))]

@@ -8,7 +8,10 @@ from logger import read_metrics
 from utils import read_checkpoint
 
 
-@pytest.mark.parametrize(('stage', 'model'), [('simmim', SWIN), ('finetune', VIT)])
+@pytest.mark.parametrize(
+    ('stage', 'model'),
+    [('simmim', SWIN), pytest.param('finetune', VIT, marks=pytest.mark.slow)],
+)
 def test_two_ranks_equal_one(stage, model, phantom, tmp_path):
     """Uncertain labels ignored, accumulation on, drop path 0."""
     model = model | {'DROP_PATH_RATE': 0.0}

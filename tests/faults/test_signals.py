@@ -8,8 +8,10 @@ import pytest
 from runs import Started, log_lines, started, tiny_arguments, wait_until
 from tiny import SCRIPTS
 
+SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGUSR1, signal.SIGINT)]
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, *SLOW])
 def test_loaders_workers_stay_until_the_step_is_done(number, phantom, tmp_path):
     argv = tiny_arguments(
         tmp_path, phantom, train={'EPOCHS': 500}, DATA={'NUM_WORKERS': 2}, PRINT_FREQ=1,
