@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All tests on a fresh machine: makes .venv, installs the requirements, runs pytest.
-#   bash scripts/test.sh            the fast suite (under 7 minutes on 2 cores)
-#   bash scripts/test.sh --all      also what is marked slow (under 40 minutes)
+#   bash scripts/test.sh            the fast suite (under 6 minutes on 2 cores)
+#   bash scripts/test.sh --all      also what is marked slow (under 35 minutes)
 # Further arguments go to pytest; a process per core (-n 0: only one). Slow tests that measure memory
 # or wait for deadlines (marked alone) come after the others, one by one.
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
