@@ -21,8 +21,14 @@ from evaluation.compare import bootstrap_p, holm
 from evaluation.intervals import Resamples, interval
 from evaluation.metrics import label_scores
 from provenance import is_finished, read_record
-from sweeps.plan import STAGES, Sweep, images_per_step, run_folder
-from sweeps.run_options import changed_options, check_encoder, expected_config, load_config
+from sweeps.plan import STAGES, Sweep, run_folder
+from sweeps.run_options import (
+    changed_options,
+    check_encoder,
+    expected_config,
+    images_per_step,
+    load_config,
+)
 
 MEANS = ('mean_of_five', 'mean_of_defined')
 SIGNIFICANT = 0.05

@@ -33,6 +33,8 @@ NOTE = (
 def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
     """Draw the held-out loss of each pre-training by epoch, a line a seed, from the run folders.
 
+    One without such losses (not begun, nobody held out, patches normalised) has an empty panel.
+
     Args:
         path: of the figure, .png, .pdf or .svg; its folder is made.
         sweep: one of methods.
@@ -40,21 +42,18 @@ def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: st
         output: root of the run folders.
 
     Raises:
-        ValueError: for another format, or if no pre-training has held-out losses yet.
+        ValueError: for another format.
     """
     rows = {row.pretrain_run: row for row in sweep.methods.values() if row.pretrain_run}
-    curves = {run: _curves(output, row, seeds) for run, row in rows.items()}
-    if not any(curves.values()):
-        raise ValueError(f'{output}: no pre-training of {sweep.name} has held-out losses')
     columns = min(COLUMNS, len(rows))
     lines = -(-len(rows) // columns)
     with drawing(path, FRAME_HEIGHT + PANEL_HEIGHT * lines) as figure:
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for axis in panels[len(rows) :]:
             axis.set_axis_off()
-        for axis, (run, row) in zip(panels, rows.items(), strict=False):
+        for axis, row in zip(panels, rows.values(), strict=False):
             axis.set_title(row.method, fontsize=9)
-            _draw(axis, curves[run])
+            _draw(axis, _curves(output, row, seeds))
             axis.spines[['top', 'right']].set_visible(False)
         figure.supxlabel(NOTE, fontsize=7, color=GREY, wrap=True)
 
@@ -90,7 +89,7 @@ def chance(config: Config, processes: int) -> float | None:
 
 def _draw(axis: 'Axes', curves: Sequence[tuple[list[dict[str, Any]], float | None]]) -> None:
     if not curves:
-        axis.text(0.5, 0.5, 'no run', ha='center', transform=axis.transAxes, color=GREY)
+        axis.text(0.5, 0.5, 'no held-out loss', ha='center', transform=axis.transAxes, color=GREY)
         return
     last = [records[-1] for records, _ in curves]
     key = L1 if L1 in last[0] else LOSS

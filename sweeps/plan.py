@@ -14,7 +14,6 @@ from sweeps.rows import Published as Published
 from sweeps.rows import changed_config as changed_config
 from sweeps.rows import stage_title as stage_title
 from sweeps.run_options import changed_options, check_encoder, expected_config, micro_batches
-from sweeps.run_options import images_per_step as images_per_step
 from sweeps.sweep_file import load_sweep as load_sweep
 
 MAINS = {stage: f'main_{stage}.py' for stage in STAGES}

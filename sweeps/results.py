@@ -28,8 +28,8 @@ from sweeps.comparison import (
     row_changes,
 )
 from sweeps.costs import training_cost
-from sweeps.plan import SECTION_NAMES, Row, Sweep, images_per_step, run_folder
-from sweeps.run_options import expected_config, load_config
+from sweeps.plan import SECTION_NAMES, Row, Sweep, run_folder
+from sweeps.run_options import expected_config, images_per_step, load_config
 
 MASK_KEYS = {'DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO'}
 NUM_MASKS, MASK_SEED = 200, 0  # of which the mean distance to a visible pixel is taken

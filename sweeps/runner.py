@@ -20,8 +20,8 @@ from config import Config
 from preemption import EXIT_PREEMPTED
 from provenance import OPTIONS_FILE, is_finished, read_record
 from run_lock import is_locked
-from sweeps.plan import ROOT, Job, images_per_step
-from sweeps.run_options import changed_options, load_config
+from sweeps.plan import ROOT, Job
+from sweeps.run_options import changed_options, images_per_step, load_config
 
 LOOK_SECONDS = 0.5
 SHOWN = 3  # differences that an error names

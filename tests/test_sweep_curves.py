@@ -64,6 +64,12 @@ def test_the_loss_of_a_network_that_tells_nothing(method, wanted):
     assert chance(config, processes=2) == (wanted and pytest.approx(wanted))
 
 
-def test_without_a_run_it_says_so(sweep, tmp_path):
-    with pytest.raises(ValueError, match='no pre-training of mine has held-out losses'):
-        plot_curves(tmp_path / 'curves.png', sweep, SEEDS, tmp_path)
+def test_without_held_out_losses_panels_say_so(sweep, tmp_path, monkeypatch):
+    """As of a run that held nobody out: its other figures must not be lost for it."""
+    figures, simmim = saved_figures(monkeypatch), sweep.methods['simmim']
+    write_records(run_folder(tmp_path, 'simmim', simmim, 0), [{'loss': 1.0}, {'loss': 0.5}])
+    plot_curves(tmp_path / 'curves.png', sweep, SEEDS, tmp_path)
+    assert [axis.texts[0].get_text() for axis in figures[0].axes[:2]] == [
+        'no held-out loss',
+        'no held-out loss',
+    ]
