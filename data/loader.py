@@ -28,6 +28,9 @@ from data.images import Names, image_reader, is_passing
 from data.packed import Store, is_store, open_store
 from data.sampling import epoch_order, occurrences, sample_rng, weighted_order
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+CAN_WAIT = hasattr(signal, 'sigwaitinfo')  # not on macOS
+
 
 class XrayDataset(Dataset):
     """Images of the records, each transformed with its own generator.
@@ -304,7 +307,7 @@ def make_loader(
         weights=weights,
     )
     tells = getattr(dataset, 'bad_images', None) is not None
-    return (_TellingLoader if tells else DataLoader)(
+    return (_TellingLoader if tells else _Loader)(
         dataset,
         batch_sampler=sampler,
         collate_fn=_as_it_is if isinstance(dataset, SquareDataset) else None,
@@ -317,7 +320,20 @@ def make_loader(
     )
 
 
-class _TellingLoader(DataLoader):
+class _Loader(DataLoader):
+    """Starts workers with signals blocked: none is lost to one that comes before it is ready."""
+
+    def __iter__(self) -> Iterator[Any]:
+        if not CAN_WAIT:
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _TellingLoader(_Loader):
     """Says after each pass how many images could not be used."""
 
     def __iter__(self) -> Iterator[Any]:
@@ -337,9 +353,9 @@ def _as_it_is(batch: Any) -> Any:
 
 def _leave_signals_to_the_run(worker: int) -> None:
     """A signal to all processes, as a cluster sends it, must not end what the last step needs."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in STOPS[1:]:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
+    if CAN_WAIT:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_when_the_run_says, daemon=True).start()
 

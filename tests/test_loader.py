@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import signal
 import warnings
 from collections import namedtuple
 from dataclasses import replace
@@ -11,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 from xray_splits import LOGGER, make_config, samples_of, write_split
 
+import data.loader
 import distributed
 from data import Loaders, build_loader
 from data.chexpert import read_csv
@@ -181,3 +184,27 @@ def test_an_unreadable_image_names_csv_row_path_and_reason(tmp_path):
     message = f'valid.csv, row 6 (the header is row 1): image {bad} cannot be read: cannot identify'
     with pytest.raises(ValueError, match=re.escape(message)):
         list(loaders.valid)
+
+
+class Blocked(Dataset):
+    """Which signals the process that loads has blocked."""
+
+    seed = 0
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> list[int]:
+        return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+
+@pytest.mark.skipif(not data.loader.CAN_WAIT, reason='signals cannot be waited for here')
+def test_a_worker_is_born_with_signals_blocked(monkeypatch):
+    """Before its first line of ours a signal to all processes would end it."""
+    monkeypatch.setattr(data.loader, '_leave_signals_to_the_run', None)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    loader = make_loader(Blocked(), batch_size=4, shuffle=False, num_workers=1, pin_memory=False)
+    loader.multiprocessing_context = 'fork'
+    (blocked,) = loader
+    assert set(data.loader.STOPS) <= {int(number[0]) for number in blocked}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
