@@ -9,6 +9,7 @@ from timm.layers import DropPath, Mlp
 from torch import nn
 
 from models.attention import attend, resolve
+from models.classifier_head import ClassifierHead
 from models.recompute import run_block
 from models.relative_position import gather_bias, window_index
 from models.vision_transformer import PatchEmbed
@@ -323,7 +324,8 @@ class SwinTransformer(nn.Module):
             for i in range(len(depths))
         )
         self.norm = nn.LayerNorm(self.num_features)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+        has_head = num_classes > 0
+        self.head = ClassifierHead(self.num_features, num_classes) if has_head else nn.Identity()
         self._init_weights()
 
     def _init_weights(self) -> None:

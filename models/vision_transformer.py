@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.attention import attend, resolve
+from models.classifier_head import ClassifierHead
 from models.recompute import run_block
 from models.relative_position import CLASS_TOKEN_ROWS, gather_bias, grid_index
 
@@ -201,7 +202,7 @@ class VisionTransformer(nn.Module):
         norm_layer = partial(nn.LayerNorm, eps=1e-6)
         self.norm = nn.Identity() if use_mean_pooling else norm_layer(embed_dim)
         self.fc_norm = norm_layer(embed_dim) if use_mean_pooling else None
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        self.head = ClassifierHead(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
         self._init_weights()
 
     def _init_weights(self) -> None:
