@@ -1,6 +1,7 @@
 """Which values an option takes and which options go together, checked before anything is built."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -11,6 +12,7 @@ from config_merge import value_at
 from config_node import mask_units
 
 VIEWS = ('frontal', 'lateral', 'all')
+PROBES = ('linear_probe', 'knn')  # fitted on frozen features, not trained
 INTERPOLATIONS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
 
 CHOICES = {
@@ -58,7 +60,7 @@ CHOICES = {
     'EVAL.SELECT': ('auto', 'five', 'all'),
     'CONTRASTIVE.METHOD': tuple(READS),
     'LOSS.NAME': ('bce', 'weighted_bce', 'focal', 'asymmetric'),
-    'FINETUNE.MODE': ('full', 'last_layer', 'linear_probe', 'knn'),
+    'FINETUNE.MODE': ('full', 'last_layer', *PROBES),
     'REPORT.METHOD': ('grad_cam', 'rollout'),
     'AMP_OPT_LEVEL': ('O0', 'O1', 'O2'),
 }
@@ -141,7 +143,8 @@ def check_config(config: Any, stage: str | None = None) -> None:
     _check_ordered_pair(config, 'AUG.SCALE', [])
     _check_evaluation(config)
     _check_training(config)
-    {'swin': _check_swin, 'vit': _check_vit, 'timm': _check_timm}[config.MODEL.TYPE](config)
+    check_timm = partial(_check_timm, stage=stage)
+    {'swin': _check_swin, 'vit': _check_vit, 'timm': check_timm}[config.MODEL.TYPE](config)
     if stage == 'finetune':
         _check_finetune(config)
     elif stage == 'contrastive':
@@ -297,10 +300,10 @@ def _check_vit(config: Any) -> None:
     _require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
 
 
-def _check_timm(config: Any) -> None:
+def _check_timm(config: Any, *, stage: str | None) -> None:
     from models.timm_classifier import check_timm  # imports torch
 
-    check_timm(config)
+    check_timm(config, finetunes=stage == 'finetune')
 
 
 def _check_masks(config: Any) -> None:
@@ -372,7 +375,7 @@ def _check_finetune(config: Any) -> None:
 
 def _check_probe(config: Any) -> None:
     mode = config.FINETUNE.MODE
-    if mode not in ('linear_probe', 'knn') or config.EVAL_MODE:
+    if mode not in PROBES or config.EVAL_MODE:
         return
     allowed = f'above 0 where FINETUNE.MODE is {mode!r}'
     _require(config.DATA.HOLDOUT_FRACTION > 0, config, 'DATA.HOLDOUT_FRACTION', allowed)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 import distributed
 from config import Config, encoder_name
+from config_checks import PROBES
 from data import Loaders
 from data.groups import group_columns, standard_groups
 from data.labels import COMPETITION_LABELS, UNCERTAIN, task_labels
@@ -33,7 +34,6 @@ from provenance import code_version
 from utils import trained_config
 
 SCORED = ('valid', 'test')
-PROBES = ('linear_probe', 'knn')
 
 
 def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class FinalScores:
         self.run = run
         self.suffix = '_eval' if run.config.EVAL_MODE else ''
         self.loaders = loaders
-        self.scored = {name: getattr(loaders, name) for name in SCORED if getattr(loaders, name)}
+        self.scored = _present({name: getattr(loaders, name) for name in SCORED})
         self.table: dict[str, dict[str, Any]] = {}
         self.logits: dict[str, np.ndarray] = {}
 
@@ -79,15 +79,15 @@ class FinalScores:
             models: those models.
             sources: their checkpoints, or the kind of probe.
         """
-        run, others = self.run, {'holdout': self.loaders.holdout, 'train': self.loaders.whole}
+        run = self.run
         if run.config.EVAL.PREDICT_TRAIN and self.loaders.whole is None:
             run.logger.warning('EVAL.PREDICT_TRAIN: there are no training labels, nothing written')
-        loaders = self.scored | {name: loader for name, loader in others.items() if loader}
-        for split in [name for name in others if name in loaders]:  # in one order on all ranks
-            self._predict(split, models, loaders[split])
+        others = _present({'holdout': self.loaders.holdout, 'train': self.loaders.whole})
+        for split, loader in others.items():  # in one order on all ranks
+            self._predict(split, models, loader)
         if not distributed.is_main():
             return
-        for split, loader in loaders.items():
+        for split, loader in (self.scored | others).items():
             records = loader.dataset.records
             write_predictions(
                 run.folder / f'predictions_{split}{self.suffix}.csv',
@@ -100,9 +100,9 @@ class FinalScores:
         file.write_text(json.dumps(json_safe(self.table), indent=1) + '\n', encoding='utf-8')
         run.logger.info(f'scores in {file}. Not for clinical use.')
         if run.config.REPORT.WRITE:
-            trained_on = self.loaders.train or self.loaders.plain
-            shown = {'train': trained_on, 'holdout': self.loaders.holdout, **self.scored}
-            shown = {split: loader.dataset for split, loader in shown.items() if loader}
+            train, plain, holdout = self.loaders.train, self.loaders.plain, self.loaders.holdout
+            shown = _present({'train': plain if train is None else train, 'holdout': holdout})
+            shown = {name: loader.dataset for name, loader in (shown | self.scored).items()}
             page = write_run_report(run, models, shown, self.logits, sources)
             run.logger.info(f'report in {page}')
 
@@ -121,6 +121,11 @@ class FinalScores:
             'test_time_views': describe_views(config),
             'code': code_version(),
         }
+
+
+def _present(loaders: dict[str, DataLoader | None]) -> dict[str, DataLoader]:
+    """Those that there are, the same on all ranks: one without batches on a rank is there, too."""
+    return {name: loader for name, loader in loaders.items() if loader is not None}
 
 
 def check_scoring(run: Run, path: str | Path) -> None:
@@ -259,11 +264,11 @@ def describe_views(config: Config) -> str:
 
 
 def training_config(run: Run, sources: list[str]) -> Config | None:
-    """The options that the scored model was trained with: with --eval, those in its checkpoint.
+    """The options that the scored model was trained with: those in its checkpoint, or the probe's.
 
     None where they are not known: several checkpoints, or one that holds no options.
     """
-    if not run.config.EVAL_MODE:
+    if sources[0] in PROBES:
         return run.config
     return trained_config(sources[0]) if len(sources) == 1 else None
 

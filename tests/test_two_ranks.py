@@ -1,5 +1,7 @@
 """Two processes with half the batch each are one process with the whole batch."""
 
+import shutil
+
 import numpy as np
 import pytest
 from tiny import SWIN, VIT, arguments, run_folder, run_main, tiny_config, torchrun
@@ -49,3 +51,21 @@ def assert_same_figures(got, want, key):
         assert got is None, key
     else:
         assert got == pytest.approx(want, abs=1e-5, rel=1e-5), key
+
+
+@pytest.mark.slow
+def test_fewer_images_than_ranks_are_scored(phantom, tmp_path):
+    """A rank without images of a split takes part in what all ranks do."""
+    data = tmp_path / 'data'
+    shutil.copytree(phantom, data)
+    for split in ('valid', 'test'):
+        path = data / f'{split}.csv'
+        path.write_text(''.join(path.read_text().splitlines(keepends=True)[:2]))
+    cfg = tiny_config(
+        tmp_path / 'run.yaml', 'finetune', VIT, TRAIN={'EPOCHS': 1, 'WARMUP_EPOCHS': 0}
+    )
+    done = torchrun('finetune', arguments(cfg, data, tmp_path / 'out'), processes=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = run_folder(tmp_path / 'out', 'finetune')
+    for split in ('valid', 'test', 'holdout'):
+        assert (folder / f'predictions_{split}.csv').is_file(), split
