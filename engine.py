@@ -80,7 +80,8 @@ class Saver:
         """Save the best and the epoch's checkpoint where they are due; stop if that was asked."""
         config, epoch = self.run.config, state.epoch
         is_best = score > state.best_score
-        state.best_score = max(score, state.best_score)
+        if is_best:  # never NaN, which nothing would be above
+            state.best_score = score
         stops, _ = self.interruptions.due(wait=True)
         is_last = epoch + 1 == config.TRAIN.EPOCHS
         if stops or is_last or epoch % config.SAVE_FREQ == 0:
@@ -122,7 +123,7 @@ def fit(
     loss_fn: LossFunction,
     *,
     after_epoch: Callable[[Run, nn.Module, int], dict[str, Any]],
-) -> nn.Module:
+) -> TrainState:
     """Train for the config's epochs, from a checkpoint or pre-trained weights where there are any.
 
     Args:
@@ -134,7 +135,7 @@ def fit(
             selects `ckpt_best.pth` (greatest). Before training it is called with epoch -1.
 
     Returns:
-        The model as it is after the last epoch.
+        The state after the last epoch: the model (`module`), the greatest score (`best_score`).
 
     Raises:
         Preempted: if a signal asked the run to stop; it has been saved then.
@@ -160,7 +161,7 @@ def fit(
         saver.close()
     distributed.barrier()  # what rank 0 wrote is there for all
     logger.info(f'Training time {timedelta(seconds=int(time.time() - start))}')
-    return state.module
+    return state
 
 
 def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:

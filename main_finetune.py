@@ -23,7 +23,13 @@ from models.losses import build_label_loss
 from preflight import preflight
 from probing import build_probe, freeze_encoder
 from reporting import FinalScores, check_scoring, score
-from utils import BEST_CHECKPOINT, checkpoint_name, checkpoint_to_evaluate, load_weights
+from utils import (
+    BEST_CHECKPOINT,
+    checkpoint_name,
+    checkpoint_to_evaluate,
+    load_model_state,
+    read_checkpoint,
+)
 
 
 def label_loss(run: Run, loader: DataLoader) -> LossFunction:
@@ -108,11 +114,13 @@ def main(run: Run) -> int | None:
     if split == 'valid':
         logger.warning('EVAL.SELECT_ON valid: scores on valid are of a checkpoint chosen there')
     selection = Selection(getattr(loaders, split), split)
-    model = fit(run, model, loaders.train, loss_fn, after_epoch=selection)
+    state = fit(run, model, loaders.train, loss_fn, after_epoch=selection)
+    model = state.module
     final.score('last', [model])
     source, best = checkpoint_name(config.TRAIN.EPOCHS - 1), run.folder / BEST_CHECKPOINT
-    if best.exists():
-        load_weights(best, model, logger)
+    saved = read_checkpoint(best) if best.exists() else {}
+    if saved.get('best_score') == state.best_score:  # else of a run that was not gone on with
+        load_model_state(model, saved['model'], str(best), logger)
         final.score('selected', [model])
         source = best.name
     else:
