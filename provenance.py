@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from checksums import sha256
 from config_dump import as_trained, config_text, has_more_epochs, training_changes
+from config_merge import load_yaml
 
 if TYPE_CHECKING:
     from config import Config
@@ -194,7 +195,7 @@ def is_finished(folder: str | Path) -> bool:
 
 
 def refuse_other_options(folder: Path, options: str) -> None:
-    """Refuse to start a finished run with options that it was not trained with.
+    """Refuse to start a finished run with options or weights that it was not trained with.
 
     It may be trained for more epochs, and evaluated and reported in another way.
 
@@ -216,6 +217,7 @@ def refuse_other_options(folder: Path, options: str) -> None:
         if has_more_epochs(before, options):
             return
         changes = training_changes(before, options, config_text(default_config()))
+        changes += _weights_change(read_record(folder), load_yaml(options)['PRETRAINED'])
     except ValueError as error:
         raise ValueError(
             f'{path} cannot be read ({error}): put it back, remove it, or choose another --tag or '
@@ -228,6 +230,15 @@ def refuse_other_options(folder: Path, options: str) -> None:
             f'{folder} holds a finished run of other options ({"; ".join(shown)}{more}): choose '
             'another --tag or --output'
         )
+
+
+def _weights_change(record: dict[str, Any], given: str) -> list[str]:
+    """Whether the file PRETRAINED is another than the run began with, where both are known."""
+    begin = next(iter(record.get('starts', [])), {})
+    if not Path(given).is_file() or 'pretrained' not in record or begin.get('resumed_from'):
+        return []
+    is_same = weights_checksum(given) == record['pretrained']
+    return [] if is_same else [f'PRETRAINED: other weights, {given}']
 
 
 def code_version() -> str:

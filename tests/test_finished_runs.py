@@ -108,6 +108,29 @@ def test_options_that_cannot_be_read(text, output, again, refused):
     assert options(path.parent)['TRAIN']['EPOCHS'] == 2
 
 
+def test_other_weights_than_it_began_with(output, finished, again, refused):
+    """It would train nothing and report these weights' name over the scores of the others."""
+    weights = output / 'weights.pth'
+    shutil.copy(run_folder(finished, 'simmim') / 'ckpt_epoch_1.pth', weights)
+    given = ('--pretrained', str(weights))
+    folder = run_folder(output, 'finetune')
+    refused(
+        'finetune', again('finetune', more=given), folder, f'PRETRAINED: other weights, {weights}'
+    )
+    more = (*given, '--tag', 'begun')
+    assert run_main('finetune', again('finetune', more=more)) == 0
+    assert run_main('finetune', again('finetune', more=more)) == 0
+    moved = Path(shutil.copy(weights, output / 'moved.pth'))
+    more = ('--pretrained', str(moved), '--tag', 'begun', '--opts', 'REPORT.WRITE', 'True',
+            'REPORT.MAPS', '0', 'EVAL.RESAMPLES', '0')  # fmt: skip
+    assert run_main('finetune', again('finetune', more=more)) == 0, 'the same in another place'
+    report = json.loads((folder.with_name('begun') / 'report.json').read_text())
+    rows = {row['name']: row['value'] for row in report['run']}
+    assert rows['Started from'] == str(weights)
+    weights.write_bytes(b'another')
+    refused('finetune', again('finetune', more=(*given, '--tag', 'begun')), 'other weights')
+
+
 # Started again ---------------------------------------------------------------------------------
 
 
