@@ -107,6 +107,11 @@ class TrainState:
             self.next_epoch()
         elif saved['batch']:
             self.batch = self._place(saved, config, source)
+        if self.epoch > config.TRAIN.EPOCHS:
+            raise ValueError(
+                f'{source}: {self.epoch} epochs are done, more than TRAIN.EPOCHS '
+                f'{config.TRAIN.EPOCHS}: raise it, or begin anew under another --tag'
+            )
         if self.epoch or self.batch:
             self.scheduler.step_update(self.epoch * self.num_batches + self.batch - 1)
         for line in config_changes(saved['config'], config_text(config)):

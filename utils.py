@@ -14,6 +14,7 @@ from checkpoint_files import (
     BEST_CHECKPOINT,
     check_exists,
     find_newest_checkpoint,
+    newest_first,
     newest_good,
     read_checkpoint,
     write_checkpoint,
@@ -50,18 +51,20 @@ RESUME_KEYS = {
 def checkpoint_to_evaluate(config, folder: Path) -> str | Path:
     """The checkpoint that --resume or --pretrained names, else the run folder's best or newest.
 
-    The run's config.yaml, given as --cfg, names in PRETRAINED what the run began with: its own
-    checkpoints go before that.
+    The run's config.yaml, given as --cfg, names what the run began with, in PRETRAINED or
+    MODEL.RESUME: its own checkpoints go before that, unless it is one of them.
 
     Raises:
         ValueError: if there is none: an untrained model is not evaluated.
     """
     best = folder / BEST_CHECKPOINT
     own = best if best.exists() else find_newest_checkpoint(folder)
-    given = config.PRETRAINED
-    if given and own and (trained := trained_config(own)) and trained.PRETRAINED == given:
-        given = None
-    checkpoint = config.MODEL.RESUME or given or own
+    given = config.MODEL.RESUME or config.PRETRAINED
+    if given and own and Path(given).parent.resolve() != folder.resolve():
+        trained = trained_config(own)
+        if trained and given == (trained.MODEL.RESUME or trained.PRETRAINED):
+            given = None
+    checkpoint = given or own
     if not checkpoint:
         raise ValueError(
             '--eval: nothing to evaluate: give --resume or --pretrained, or a run folder with '
@@ -148,26 +151,46 @@ def load_weights(path: str | Path, model: nn.Module, logger: logging.Logger) -> 
 
 
 def checkpoint_to_resume(config: Config, folder: Path, logger: logging.Logger) -> str | Path | None:
-    """What the run goes on from, the same on all ranks: MODEL.RESUME, or its newest good one.
+    """What the run goes on from, the same on all ranks: its newest good checkpoint, if any.
+
+    A run begins with MODEL.RESUME, where that is given; the same command then goes on from the
+    checkpoints of the run that began so. TRAIN.AUTO_RESUME False begins with it again.
 
     Raises:
         ValueError: on all ranks, if there are checkpoints and none can be read; or if there is
-            none, and no file PRETRAINED, with which the run would start.
+            none, and no file MODEL.RESUME or PRETRAINED, with which the run would start.
     """
-    if config.MODEL.RESUME:
-        return config.MODEL.RESUME
-    newest, problem = None, ''
+    newest, problem, given = None, '', config.MODEL.RESUME
     if distributed.is_main():
         try:
-            newest = newest_good(folder, logger) if config.TRAIN.AUTO_RESUME else None
-            if newest is None and config.PRETRAINED:
-                check_exists(config.PRETRAINED)
+            if config.TRAIN.AUTO_RESUME:
+                newest = (
+                    _newest_begun_with(given, folder, logger)
+                    if given
+                    else newest_good(folder, logger)
+                )
+            if newest is None and (given or config.PRETRAINED):
+                check_exists(given or config.PRETRAINED)
         except ValueError as error:
             problem = str(error)
     newest, problem = distributed.broadcast((newest, problem))
     if problem:
         raise ValueError(problem)
-    return newest
+    return newest or given or None
+
+
+def _newest_begun_with(given: str, folder: Path, logger: logging.Logger) -> Path | None:
+    """The farthest checkpoint that can be read of the run that began with MODEL.RESUME `given`."""
+    for path in newest_first(folder):
+        try:
+            trained = trained_config(path)
+        except ValueError as error:
+            logger.warning(f'{error}; looking for the checkpoint before it')
+            continue
+        if trained and trained.MODEL.RESUME == given:
+            logger.info(f'the run began with {given}: it goes on from {path.name}')
+            return path
+    return None
 
 
 def read_resumable(path: str | Path) -> dict:
@@ -289,6 +312,12 @@ def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) ->
     if (before := asked.get('PREPROCESS', 'none')) != config.DATA.PREPROCESS:
         report.remarks.append(f'DATA.PREPROCESS is {config.DATA.PREPROCESS!r}, was {before!r}')
     logger.info(f'weights from {path}:\n{report.table()}')
+    before, now = asked.get('HOLDOUT_FRACTION', 1.0), config.DATA.HOLDOUT_FRACTION
+    if isinstance(before, (int, float)) and before < now:
+        logger.warning(
+            f'{path} was trained with DATA.HOLDOUT_FRACTION {before}: if on these patients, it has '
+            f'seen some of those that are held out now ({now}), and scores on them are too good'
+        )
 
 
 def _asked_data_options(checkpoint: dict) -> dict:
@@ -298,7 +327,7 @@ def _asked_data_options(checkpoint: dict) -> dict:
         return {}
     try:
         data = load_yaml(text)['DATA']
-        keys = ('MEAN', 'STD', 'NORMALIZE', 'PREPROCESS')
+        keys = ('MEAN', 'STD', 'NORMALIZE', 'PREPROCESS', 'HOLDOUT_FRACTION')
         return {key: data[key] for key in keys if key in data}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError("its text under 'config' is no config of a run") from error

@@ -66,6 +66,41 @@ def test_a_runs_own_config_scores_its_own_checkpoint(
     assert source['task'] == 'observations'
 
 
+@pytest.mark.parametrize('first', ['ckpt_epoch_0.pth', 'ckpt_best.pth'])
+def test_the_checkpoint_that_a_run_went_on_from_is_not_its_own(
+    first: str, finished: Path, phantom: Path, tmp_path: Path
+) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'UNCERTAIN': 'zeros'})
+    resume = str(finished / 'ckpt_epoch_0.pth')
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'o', '--resume', resume)) == 0
+    folder = run_folder(tmp_path / 'o', 'finetune')
+    again = ['--cfg', str(folder / 'config.yaml'), '--eval']
+    assert run_main('finetune', again) == 0
+    source = json.loads((folder / 'predictions_test_eval.json').read_text())
+    assert Path(source['checkpoint']).parent == folder
+    for named in (folder / 'ckpt_epoch_1.pth', finished / first):
+        assert run_main('finetune', [*again, '--resume', str(named)]) == 0
+        source = json.loads((folder / 'predictions_test_eval.json').read_text())
+        is_begin = str(named) == resume
+        assert (
+            source['checkpoint'] != str(named) if is_begin else source['checkpoint'] == str(named)
+        )
+
+
+def test_weights_that_have_seen_what_is_held_out_now_are_warned_of(
+    finished: Path, phantom: Path, tmp_path: Path
+) -> None:
+    weights = ['--pretrained', str(finished / 'ckpt_epoch_1.pth')]
+    for fraction, expected in (('0.2', 0), ('0.22', 1)):
+        train, data = {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}, {'TRAIN_IMAGES': 12}
+        cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', TRAIN=train, DATA=data)
+        more = [*weights, '--opts', 'DATA.HOLDOUT_FRACTION', fraction]
+        output = tmp_path / fraction
+        assert run_main('finetune', arguments(cfg, phantom, output, *more)) == 0
+        text = (run_folder(output, 'finetune') / 'log_rank0.txt').read_text()
+        assert text.count('was trained with DATA.HOLDOUT_FRACTION 0.2') == expected
+
+
 def test_curves_are_those_of_the_checkpoints_own_folder(
     finished: Path, phantom: Path, tmp_path: Path
 ) -> None:

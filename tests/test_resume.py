@@ -106,3 +106,45 @@ def test_going_on_inside_an_epoch_of_another_length_is_refused(phantom, tmp_path
     more = ('--resume', str(stop), '--batch-size', '3')
     assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'other', *more)) == 2
     assert 'an epoch now has' in capsys.readouterr().out
+
+
+def test_the_same_command_with_a_checkpoint_goes_on_and_does_not_begin_with_it_again(
+    phantom, tmp_path, monkeypatch
+):
+    """The checkpoint of another run, and one of its own, from which it has gone on meanwhile."""
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', TRAIN={'SAVE_EVERY_STEPS': 1})
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'out')) == 0
+    folder = run_folder(tmp_path / 'out', 'simmim')
+    first = folder / 'ckpt_epoch_0_step_2.pth'
+    whole = final_state(folder)
+    other = run_folder(tmp_path / 'other', 'simmim')
+    step = training_step._optimizer_step
+    for output in ('other', 'out'):
+        argv, calls = arguments(cfg, phantom, tmp_path / output, '--resume', str(first)), []
+
+        def dies_in_the_fourth_step(*args, calls=calls):
+            calls.append(0)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return step(*args)
+
+        monkeypatch.setattr(training_step, '_optimizer_step', dies_in_the_fourth_step)
+        with pytest.raises(KeyboardInterrupt):
+            run_main('simmim', argv)
+        monkeypatch.setattr(training_step, '_optimizer_step', step)
+        first.rename(tmp_path / 'away')  # as SAVE_KEEP might have removed it
+        assert run_main('simmim', argv) == 0
+        (tmp_path / 'away').rename(first)
+    for run in (other, folder):
+        log = (run / 'log_rank0.txt').read_text()
+        assert f'the run began with {first}: it goes on from ckpt_epoch_1_step_1.pth' in log
+        assert_same_weights(final_state(run), whole)
+
+
+def test_fewer_epochs_than_are_done_are_refused(phantom, tmp_path, capsys, monkeypatch):
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', TRAIN={'EPOCHS': 3})
+    monkeypatch.setattr('provenance.is_finished', lambda folder: False)  # as if it were stopped
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'out')) == 0
+    fewer = ('--opts', 'TRAIN.EPOCHS', '2')
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'out', *fewer)) == 2
+    assert '3 epochs are done, more than TRAIN.EPOCHS 2' in capsys.readouterr().out
