@@ -35,7 +35,6 @@ def write_step_record(run: Run, state: TrainState, loader: DataLoader, batch: in
         'batch': batch,
         'step': step,
         'accumulation': state.accumulation,
-        'learning_rate': state.optimizer.param_groups[0]['lr'],
         'ranks': ranks,
     }
     if distributed.is_main():

@@ -6,6 +6,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from config import Config
+from config_checks import PROBES
 from data import Loaders
 from data.bad_images import bad_images
 from data.chexpert import Records, select_views, split_holdout
@@ -68,7 +69,7 @@ def _training_loaders(
         records = joined(records, pseudo_labelled)
         targets = np.concatenate([targets, values])
     _warn_of_one_class(logger, 'train', targets, task_labels(data.TASK), 'nothing to learn')
-    if config.FINETUNE.MODE in ('linear_probe', 'knn'):
+    if config.FINETUNE.MODE in PROBES:
         transform = EvalTransform(config, test_time_views=False)
         dataset = build_dataset(records, transform, seed=config.SEED, targets=targets)
         return {'plain': make_loader(dataset, shuffle=False, **loader_options(config))}

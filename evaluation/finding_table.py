@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config, default_config, encoder_name, encoder_node
+from config_checks import PROBES
 from data.labels import NO_FINDING, task_labels
 from data.tables import safe_cell
 from evaluation.published import FRADKIN, MAE_STUDY
@@ -82,7 +83,7 @@ def published_rows(rows: Sequence[Row]) -> list[Row]:
 def is_augmented(config: Config) -> bool:
     """Whether fine-tuning changed its images at random."""
     aug = config.AUG
-    if config.FINETUNE.MODE in ('linear_probe', 'knn'):  # on features of the images as they are
+    if config.FINETUNE.MODE in PROBES:  # on features of the images as they are
         return False
     strengths = (aug.COLOR_JITTER, aug.REPROB, aug.HFLIP, aug.ROTATION, aug.TRANSLATE, aug.SHEAR)
     # No CROP_AREA is the default, which crops; no SCALE is none.

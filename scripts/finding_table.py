@@ -73,13 +73,13 @@ def runs_of(args: argparse.Namespace) -> dict[str, list]:
 def main(args: argparse.Namespace) -> int:
     try:
         rows = read_runs(**runs_of(args), split=args.set)
-    except ValueError as error:
+        published = published_rows(rows)
+        print(markdown(rows, published), end='')
+        if args.csv:
+            write_csv(args.csv, rows, published)
+    except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    published = published_rows(rows)
-    print(markdown(rows, published), end='')
-    if args.csv:
-        write_csv(args.csv, rows, published)
     return 0
 
 

@@ -19,6 +19,7 @@ import main_finetune
 import main_simmim
 from compilation import Compiled
 from config import encoder_node, get_config
+from config_checks import PROBES
 from data import build_loader
 from data.data_simmim import mask_generator
 from data.device_loader import on_device
@@ -73,7 +74,7 @@ class Setting:
         config = get_config(
             Namespace(cfg=self.cfg, opts=opts, batch_size=self.batch_size, stage=stage)
         )
-        if stage == 'finetune' and config.FINETUNE.MODE in ('linear_probe', 'knn'):
+        if stage == 'finetune' and config.FINETUNE.MODE in PROBES:
             raise ValueError(f'FINETUNE.MODE {config.FINETUNE.MODE!r} makes no training steps')
         return Run(config, stage, Path(), self.device, logging.getLogger('speed'), None)
 

@@ -23,10 +23,10 @@ from evaluation.metrics import label_scores
 from provenance import is_finished, read_record
 from sweeps.plan import STAGES, Sweep, run_folder
 from sweeps.run_options import (
+    batch_counts,
     changed_options,
     check_encoder,
     expected_config,
-    images_per_step,
     load_config,
 )
 
@@ -38,7 +38,6 @@ REACH = 5  # how many times below SIGNIFICANT the smallest corrected p-value can
 PROTOCOL = ('split', 'level', 'views', 'rows', 'undefined', 'positives')
 FOLDERS = re.compile(r'(?<![\w.])/(?:[^/\s:]+/)+')  # of this machine: not for a table
 TOLERANCE = 1e-4  # of an AUROC that is computed again: predictions have 9 digits
-STEP = 'pictures a step'
 
 
 class Scored(NamedTuple):
@@ -157,8 +156,8 @@ def differences_from_files(
     """Where finished runs are not what the files of the sweep say, such as by --pretrain-opts.
 
     Returns:
-        For each difference `stage`, `key` (an option, or STEP), `found`, `expected`, and `runs`:
-        names of the folders, [] where it is all of the stage.
+        For each difference `stage`, `key` (an option, or one of `batch_counts`), `found`,
+        `expected`, and `runs`: names of the folders, [] where it is all of the stage.
 
     Raises:
         ValueError: if a run has another encoder or another size of image: it is of another sweep.
@@ -171,7 +170,7 @@ def differences_from_files(
         for folder in folders:
             if folder.name not in names[stage] and is_finished(folder):
                 names[stage].add(folder.name)
-                changes = _differences(folder, expected, sweep)
+                changes = _differences(folder, expected, sweep, stage)
                 for key, (old, new) in changes.items():
                     found.setdefault((stage, key, new, old), []).append(folder.name)
     return [
@@ -181,12 +180,16 @@ def differences_from_files(
     ]
 
 
-def _differences(folder: Path, expected: Config, sweep: Sweep) -> dict[str, tuple[str, str]]:
-    config, processes = load_config(folder), (read_record(folder) or {}).get('processes', 1)
+def _differences(
+    folder: Path, expected: Config, sweep: Sweep, stage: str
+) -> dict[str, tuple[str, str]]:
+    config, record = load_config(folder), read_record(folder) or {}
     changes = row_changes(expected, config)
     check_encoder(folder, changes, expected, sweep)
-    steps = images_per_step(expected, 1), images_per_step(config, processes)
-    return changes | ({STEP: (str(steps[0]), str(steps[1]))} if steps[0] != steps[1] else {})
+    wanted, found = batch_counts(expected, {}, stage), batch_counts(config, record, stage)
+    return changes | {
+        key: (str(count), str(found[key])) for key, count in wanted.items() if found[key] != count
+    }
 
 
 def enough_resamples(num_rows: int) -> int:

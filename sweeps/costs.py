@@ -19,12 +19,16 @@ def epoch_seconds(records: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def training_cost(records: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    """`epochs`, `images` seen and `seconds` (epochs x the median one); None where none is timed."""
-    epochs = epoch_seconds(records)
-    if not epochs:
+    """`epochs`, `images` seen and `seconds` (epochs x the median one); None where none is timed.
+
+    An epoch that a stop cut off at its last step is logged without a batch: it counts, untimed.
+    """
+    measured = epoch_seconds(records)
+    if not measured:
         return None
-    images = len(epochs) * _epoch_images(records)
-    return {'epochs': len(epochs), 'images': images, 'seconds': len(epochs) * median(epochs)}
+    epochs = sum(record['epoch'] >= 0 for record in records)
+    images = epochs * _epoch_images(records)
+    return {'epochs': epochs, 'images': images, 'seconds': epochs * median(measured)}
 
 
 def machines(folder: Path) -> list[tuple[str, ...]]:

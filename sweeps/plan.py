@@ -176,13 +176,18 @@ def share_of_steps(config: Config, gpus: int) -> int:
     Raises:
         ValueError: if they cannot be shared equally.
     """
-    steps = micro_batches(config)
-    if steps % gpus:
-        raise ValueError(
-            f'{config.TAG}: {steps} micro-batches of {config.DATA.BATCH_SIZE} images a step cannot '
-            f'be shared among {gpus} GPUs: choose a number that divides {steps}'
-        )
-    return steps // gpus
+    steps, size = micro_batches(config), config.DATA.BATCH_SIZE
+    if steps % gpus == 0:
+        return steps // gpus
+    # Contrastive pre-training compares micro-batches over all GPUs: there it would be another run.
+    alone = steps == 1 or config.MODEL.NAME == MODEL_NAMES['contrastive']
+    ways = ['one GPU a run' if alone else f'a number of GPUs that divides {steps}']
+    if size % gpus == 0:
+        ways.append(f'DATA.BATCH_SIZE {size // gpus} with TRAIN.ACCUMULATION_STEPS {steps * gpus}')
+    raise ValueError(
+        f'{config.TAG}: {steps} micro-batch{"es" if steps > 1 else ""} of {size} images a step '
+        f'cannot be shared among {gpus} GPUs: take {", or ".join(ways)}'
+    )
 
 
 def _in_order(jobs: list[Job]) -> list[Job]:

@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from config import Config, config_changes, config_text, default_config
 from config_dump import FREE_OPTIONS
 from config_merge import put, value_at
 from provenance import OPTIONS_FILE, is_finished
 from sweeps.rows import Row, Sweep, changed_config, run_folder
+
+STEP, COMPARED = 'pictures a step', 'pictures compared at once'
 
 
 def load_config(folder: Path) -> Config:
@@ -42,6 +44,26 @@ def expected_config(sweep: Sweep, row: Row, stage: str) -> Config:
 def images_per_step(config: Config, processes: int) -> int:
     """Images of an optimizer step."""
     return config.DATA.BATCH_SIZE * micro_batches(config) * processes
+
+
+def batch_counts(config: Config, record: Mapping[str, Any], stage: str) -> dict[str, int]:
+    """By STEP, and in contrastive pre-training COMPARED: how many pictures a run takes together.
+
+    Args:
+        config: of the run.
+        record: of its run.json, of which `processes` and `starts` are read; {}: one process.
+        stage: of the run.
+    """
+    processes = record.get('processes', 1)
+    if stage != 'contrastive':
+        return {STEP: images_per_step(config, processes)}
+    # It goes on with as many compared: on other processes with options of its own for these.
+    for start in record.get('starts', []):
+        processes = start.get('processes', processes)
+    return {
+        STEP: images_per_step(config, processes),
+        COMPARED: config.DATA.BATCH_SIZE * processes,
+    }
 
 
 def micro_batches(config: Config) -> int:

@@ -21,7 +21,7 @@ from preemption import EXIT_PREEMPTED
 from provenance import OPTIONS_FILE, is_finished, read_record
 from run_lock import is_locked
 from sweeps.plan import ROOT, Job
-from sweeps.run_options import changed_options, images_per_step, load_config
+from sweeps.run_options import batch_counts, changed_options, load_config
 
 LOOK_SECONDS = 0.5
 SHOWN = 3  # differences that an error names
@@ -58,10 +58,11 @@ def differences(job: Job) -> Iterator[str]:
         record = read_record(job.folder) or {}
     except ValueError:  # to start the run again mends it
         return
-    before = images_per_step(config, record.get('processes', 1))
-    now = images_per_step(job.config, job.processes)
-    if before != now:
-        yield f'images of a step: {before} -> {now}'
+    before = batch_counts(config, record, job.stage)
+    now = batch_counts(job.config, {'processes': job.processes}, job.stage)
+    for key, count in now.items():
+        if before[key] != count:
+            yield f'{key}: {before[key]} -> {count}'
     data = job.config.DATA
     for name in (data.TRAIN_CSV, data.VALID_CSV, data.TEST_CSV) if data.DATA_PATH else ():
         known = record.get('data', {}).get('files', {}).get(name)

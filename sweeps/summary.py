@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from reporting import PROBES
+from config_checks import PROBES
 from sweeps.comparison import MEANS, SIGNIFICANT
 from sweeps.plan import SECTION_NAMES, stage_title
 from sweeps.results import MASK_KEYS, NUM_MASKS

@@ -90,7 +90,7 @@ def test_damaged_options_are_named_with_their_file(text, tmp_path, capsys) -> No
 @pytest.mark.parametrize(
     ('record', 'said'),
     [
-        ({'processes': 2}, 'images of a step: 8 -> 4'),
+        ({'processes': 2}, 'pictures a step: 8 -> 4'),
         ({'data': {'files': {'train.csv': 'f00'}}}, 'data: train.csv of .* is another file'),
         ({'pretrained': 'f00'}, 'weights: .*imagenet.pth is another file'),
         ({}, ''),

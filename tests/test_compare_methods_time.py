@@ -63,7 +63,15 @@ def test_an_epoch_that_was_cut_in_two_counts_as_a_whole_one():
     assert training_cost(records) == {'epochs': 3, 'images': 300, 'seconds': pytest.approx(36)}
 
 
-@pytest.mark.parametrize('records', [[], [{'epoch': -1}], [{'epoch': 0, 'loss': 1}]])
+def test_an_epoch_that_was_cut_off_at_its_last_step_was_seen_too():
+    records = [{'epoch': -1}, record(0, 100, 10), record(1, 0, 0.2), record(2, 100, 20)]
+    assert epoch_seconds(records) == pytest.approx([10, 20])
+    assert training_cost(records) == {'epochs': 3, 'images': 300, 'seconds': pytest.approx(45)}
+
+
+@pytest.mark.parametrize(
+    'records', [[], [{'epoch': -1}], [{'epoch': 0, 'loss': 1}], [record(0, 0, 0.2)]]
+)
 def test_a_log_without_seconds_has_no_cost(records):
     assert epoch_seconds(records) == [] and training_cost(records) is None
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from one_epoch import five_batches, one_epoch
+from PIL import Image
 from tiny import ROOT, arguments, run_folder, run_main, tiny_config
 from torch import nn
 
@@ -25,6 +26,7 @@ import main_finetune
 import train_state
 from config import build_parser, default_config
 from data.loader import loader_options
+from data.transforms import EvalTransform, TrainTransform
 from logger import read_metrics
 from utils import read_checkpoint
 
@@ -249,6 +251,31 @@ def test_the_seed_sets_all_three_global_generators(tmp_path):
     first = draws('3')
     assert draws('3') == first
     assert all(a != b for a, b in zip(draws('4'), first, strict=True))
+
+
+def test_rates_of_all_groups_are_logged_once_and_not_every_epoch(trained):
+    log = (run_folder(trained['finetune'], 'finetune') / 'log_rank0.txt').read_text()
+    groups = re.findall(r'DEBUG (layer_\d+_\w+): .*, base rate', log)
+    assert len(groups) == len(set(groups)) == int(re.search(r' in (\d+) groups, ', log)[1]) > 2
+    assert re.findall(r'EPOCH (\d) training takes', log) == ['0', '1']
+
+
+@pytest.mark.parametrize('size', [32, 48])
+def test_small_pictures_are_cropped_and_resized_like_large_ones(size):
+    config = default_config()
+    config.merge_from_list(['DATA.IMG_SIZE', size, 'AUG.COLOR_JITTER', 0.0, 'AUG.REPROB', 0.0])
+    slope = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))  # 4 levels a pixel
+
+    def levels(transform: TrainTransform | EvalTransform, seed: int = 0) -> float:
+        image = transform(Image.fromarray(slope), np.random.default_rng(seed))
+        assert image.shape[1:] == (size, size)
+        return np.ptp(image[0].numpy()) * transform.normalize.scale[0]
+
+    assert levels(EvalTransform(config)) == pytest.approx(252 * 224 / 256, abs=9)
+    config.TEST.CROP = False
+    assert levels(EvalTransform(config)) == pytest.approx(252, abs=9)
+    drawn = [levels(TrainTransform(config), seed) for seed in range(50)]
+    assert min(drawn) < 252 * 0.4 and max(drawn) > 252 * 0.9, 'of crops of 0.08 to 1'
 
 
 @pytest.mark.parametrize('pin', [True, False])

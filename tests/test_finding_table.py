@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from config import default_config
-from config_checks import CHOICES
+from config_checks import CHOICES, PROBES
 from evaluation.finding_table import MASKED, is_augmented, markdown, read_runs, write_csv
 from sweeps.plan import load_sweep, run_folder
 
@@ -172,8 +172,9 @@ def test_any_random_change_counts_as_augmentation(key: str, value: object) -> No
     assert not is_augmented(config)
     config.AUG[key] = value
     assert is_augmented(config)
-    config.FINETUNE.MODE = 'linear_probe'
-    assert not is_augmented(config)
+    for mode in PROBES:
+        config.FINETUNE.MODE = mode
+        assert not is_augmented(config)
 
 
 def test_the_markdown_has_runs_and_published_rows(tmp_path: Path) -> None:
@@ -329,6 +330,26 @@ def test_the_runs_of_a_sweep_are_found_by_its_file(
     for wrong in ([], words[:2], [str(tmp_path), *words]):
         assert script['main'](script['parse_args'](wrong)) == 2
         assert 'with --masked, or --sweep with --output' in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_or_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    script = runpy.run_path(str(ROOT / 'scripts/finding_table.py'))
+    sweep = load_sweep(ROOT / 'scripts/comparison/mae_resnet.yaml')
+    row = next(row for row in sweep.rows if row.name == 'mae_0.25_1000')
+    folder = run(run_folder(tmp_path, 'finetune', row, 0))
+    (folder / 'run.json').write_text(json.dumps({'finished': 'now'}))
+    words = ['--sweep', str(sweep.path), '--output', str(tmp_path), '--seeds', '1']
+    assert script['main'](script['parse_args'](words)) == 2  # its pre-training was removed
+    removed = run_folder(tmp_path, 'simmim', row, 0) / 'config.yaml'
+    assert f"error: [Errno 2] No such file or directory: '{removed}'" in capsys.readouterr().err
+    table = tmp_path / 'missing/table.csv'
+    given = [str(folder), '--masked', '0.25', '--csv', str(table)]
+    assert script['main'](script['parse_args'](given)) == 2
+    said = capsys.readouterr()
+    assert f'| {folder} |' in said.out
+    assert said.err == f"error: [Errno 2] No such file or directory: '{table}'\n"
 
 
 def test_the_table_needs_no_torch() -> None:

@@ -39,6 +39,8 @@ def test_a_step_that_is_not_finite_is_skipped_as_if_its_batches_were_not_there(t
     assert 'micro-batch 2' in caplog.text and '1 of at most 10' in caplog.text
     record = read_step_record(tmp_path / 'nonfinite_epoch_7_step_2.json')
     assert record['ranks'][0]['rows'] == [[102], [103]]
+    # By then the rate is that of the next step.
+    assert set(record) == {'stage', 'epoch', 'batch', 'step', 'accumulation', 'ranks'}
 
 
 def test_more_skipped_steps_than_allowed_stop_the_run(tmp_path):
