@@ -107,9 +107,7 @@ class NotFiniteError(FloatingPointError):
 
 def skip_step(run: Run, state: TrainState, loader: DataLoader, error: NotFiniteError) -> None:
     """Undo, record and count a step that was left out; too many of them stop the run."""
-    with torch.no_grad():
-        for tensor, before in state.before_step:
-            tensor.copy_(before)
+    undo_step(state)
     path = write_step_record(run, state, loader, error.batch)
     state.progress.num_skipped += 1
     limit = run.config.TRAIN.NAN_LIMIT
@@ -121,6 +119,13 @@ def skip_step(run: Run, state: TrainState, loader: DataLoader, error: NotFiniteE
         f'{error}: step skipped, {state.progress.num_skipped} of at most {limit}; record for '
         f'scripts/replay.py: {path}'
     )
+
+
+@torch.no_grad()
+def undo_step(state: TrainState) -> None:
+    """Make what a step that was left out changed in its forward pass as it was before."""
+    for tensor, before in state.before_step:
+        tensor.copy_(before)
 
 
 def settle(run: Run, state: TrainState) -> None:

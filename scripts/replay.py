@@ -31,7 +31,7 @@ from data import build_loader  # noqa: E402
 from data.device_loader import on_device  # noqa: E402
 from engine import Run, begin, launch  # noqa: E402
 from step_record import encode, read_step_record  # noqa: E402
-from training_step import LossFunction, NotFiniteError, train_one_batch  # noqa: E402
+from training_step import LossFunction, NotFiniteError, train_one_batch, undo_step  # noqa: E402
 from utils import rng_state  # noqa: E402
 
 SHOWN = 5  # names of a list
@@ -74,8 +74,10 @@ def replay(run: Run, record: dict[str, Any]) -> None:
                 compare_random_states(run, record)
                 watch = Watch(state.module)
                 loss_fn = watch.losses_of(loss_fn)
-            with contextlib.suppress(NotFiniteError):  # left out, in the run as here
+            try:
                 train_one_batch(run, state, batch, loss_fn, i)
+            except NotFiniteError:  # left out, in the run as here
+                undo_step(state)
             if epoch == record['epoch'] and i == step[-1]:
                 watch.report(run, record)
                 return

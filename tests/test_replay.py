@@ -1,14 +1,19 @@
 """scripts/replay.py repeats a step that was not finite."""
 
+import math
 import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
+from test_contrastive_runs import write
 from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config
 
+import main_contrastive
 from checkpoint_files import find_newest_checkpoint
+from scripts import replay as script
 from step_record import read_step_record
 
 
@@ -54,3 +59,24 @@ def test_a_damaged_checkpoint_is_passed_over(failed_run, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'random states at the start of the step: as in the run' in done.stdout
     assert f'resumed from {newest}' not in done.stdout
+
+
+def test_steps_that_the_run_left_out_are_undone(phantom, tmp_path, monkeypatch):
+    """Of two steps that were skipped the second: no key of the first stays in MoCo's queue."""
+    before, loss_of = [], main_contrastive.views_loss
+
+    def spoilt(model, batch):
+        before.append({key: value.clone() for key, value in model.state_dict().items()})
+        factor = math.nan if len(before) in (2, 4) else 1.0
+        return loss_of(model, [view * factor for view in batch])
+
+    monkeypatch.setattr(main_contrastive, 'views_loss', spoilt)
+    cfg = write(tmp_path / 'run.yaml', 'moco', TRAIN={'EPOCHS': 1, 'ON_NAN': 'skip'})
+    assert run_main('contrastive', arguments(cfg, phantom, tmp_path)) == 0
+    folder, in_run = run_folder(tmp_path, 'contrastive'), before[:4]
+    before.clear()
+    record = folder / 'nonfinite_epoch_0_step_4.json'
+    assert script.main(script.parse_args([str(folder), '--record', str(record)])) == 0
+    assert len(before) == 4
+    for again, once in zip(before, in_run, strict=True):
+        assert all(torch.equal(again[key], value) for key, value in once.items())
