@@ -69,6 +69,8 @@ class Costs:
         if measured < asked:
             found += f' (by steps over {less} and {measured})'
         smaller = f'--batch-size {largest} and more --accumulation-steps'
+        if self.run.stage == 'contrastive':  # it compares the images of a micro-batch
+            smaller = 'more processes with less --batch-size (the same product), a smaller model'
         advice = f'take {smaller if largest else "a smaller model"}, or --use-checkpoint'
         if overflowed or fixed + activations > available:
             self.findings.problem('memory', found, advice)

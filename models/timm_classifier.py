@@ -11,6 +11,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from failures import in_one_line
+from models.classifier_head import ClassifierHead
 
 EXAMPLES = ('resnet50', 'densenet121')
 OPTIONAL = {  # arguments that not every model of timm takes -> the option and what is lacking
@@ -67,8 +68,9 @@ class TimmClassifier(nn.Module):
         self.encoder = timm.create_model(name, **self.layout.options)
         if use_checkpoint:
             self._use_checkpoint()
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        if num_classes > 0:
+        has_head = num_classes > 0
+        self.head = ClassifierHead(self.num_features, num_classes) if has_head else nn.Identity()
+        if has_head:
             nn.init.normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
 
@@ -131,8 +133,12 @@ def timm_kwargs(config: Any) -> dict[str, Any]:
     }
 
 
-def check_timm(config: Any) -> None:
+def check_timm(config: Any, *, finetunes: bool) -> None:
     """Refuse what the model of MODEL.TIMM.NAME cannot do, before it is built with weights.
+
+    Args:
+        config: all options.
+        finetunes: whether layer decay and the report's maps are read: pre-training has neither.
 
     Raises:
         ValueError: naming the option, its value and what is allowed.
@@ -144,9 +150,9 @@ def check_timm(config: Any) -> None:
         'MODEL.ATTENTION': (config.MODEL.ATTENTION, 'auto', 'attention is its own'),
         'TRAIN.CHECKPOINT_KEEPS': (train.CHECKPOINT_KEEPS, 'nothing', 'checkpointing is its own'),
     }
-    if not layout.layer_ids:
+    if finetunes and not layout.layer_ids:
         own['TRAIN.LAYER_DECAY'] = (train.LAYER_DECAY, 1.0, 'timm says nothing of its layers')
-    if not layout.map_layer and config.REPORT.WRITE:
+    if finetunes and not layout.map_layer and config.REPORT.WRITE:
         own['REPORT.MAPS'] = (maps, 0, 'it has no map of features before its pooling')
     for key, (value, works, why) in own.items():
         if value != works:

@@ -106,6 +106,19 @@ def test_memory_on_the_line_through_two_batches(available, status, largest, tmp_
     assert (advice in finding.advice) == (status != 'ok')
 
 
+@pytest.mark.parametrize('available', [200, 40])
+def test_memory_too_small_for_the_images_to_compare(available, tmp_path, monkeypatch):
+    """More micro-batches of fewer images are another loss; so much is needed without any image."""
+    monkeypatch.setattr(preflight_costs, 'available_memory', lambda *_: available * 10**6)
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim')
+    costs = costs_of(cfg, stage='contrastive', device='cuda')
+    costs.memory(Trial((4, 8), (140 * 10**6, 220 * 10**6), 1.0, 1.0), 8)
+    advice = costs.findings.found[0].advice
+    assert '--accumulation-steps' not in advice
+    assert advice.endswith('a smaller model, or --use-checkpoint')
+    assert ('more processes' in advice) == (available == 200)
+
+
 # Memory in pieces may overflow before all of it is used.
 @pytest.mark.parametrize(('available', 'largest'), [(150, 4), (900, 15)])
 def test_a_batch_that_does_not_fit_the_gpu(available, largest, tmp_path, monkeypatch):

@@ -233,6 +233,21 @@ def test_layer_decay_is_refused_where_timm_has_no_layers(monkeypatch: pytest.Mon
     find_layout.cache_clear()
 
 
+def test_what_fine_tuning_alone_reads_is_not_asked_of_pre_training(monkeypatch) -> None:
+    """Nothing to draw maps on, and no layers for a decay: it writes no report, and has no decay."""
+    check_config(make_config('swin_tiny_patch4_window7_224', 224), 'contrastive')
+    monkeypatch.delattr(timm.models.ResNet, 'group_matcher')
+    find_layout.cache_clear()
+    config = make_config(TRAIN__LAYER_DECAY=0.5)
+    check_config(config, 'contrastive')
+    assert all('lr_scale' not in group for group in build_optimizer(
+        config, build_model(config, is_pretrain=False), logging.getLogger(), True
+    ).param_groups)  # fmt: skip
+    with pytest.raises(ValueError, match="MODEL.ATTENTION must be 'auto'"):
+        check_config(make_config(MODEL__ATTENTION='sdpa'), 'contrastive')
+    find_layout.cache_clear()
+
+
 @pytest.mark.parametrize('shape', [(1, 1, 40, 40), (1, 3, 32, 32)])
 def test_images_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
     model = TimmClassifier('resnet18', 32, 1, 3).eval()
