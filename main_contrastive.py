@@ -16,16 +16,11 @@ from data import Loaders, build_loader
 from data.device_loader import on_device
 from device import autocast, throughput, to_device
 from engine import LossFunction, Run, fit, launch
-from models.contrastive.build import build_contrastive
+from models.contrastive.build import build_contrastive, warn_of_other_batch
 from models.contrastive.encoders import features
-from models.contrastive.monitor import effective_rank, feature_spread
+from models.contrastive.monitor import collapse, effective_rank, feature_spread
 from preflight import preflight
-from utils import checkpoint_to_evaluate, load_weights
-
-# Below these all images look alike to the encoder: of directions all over, the spread is 1; along a
-# single line, the rank is 1.
-LEAST_SPREAD = 0.05
-LEAST_RANK = 2.0
+from utils import checkpoint_to_evaluate, load_weights, read_checkpoint, trained_config
 
 
 def views_loss(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -50,16 +45,15 @@ class HeldOutViews:
             'holdout_loss': sum(losses) / len(losses),
             'holdout_feature_spread': float(feature_spread(z)),
             'holdout_effective_rank': float(effective_rank(z - z.mean(dim=0))),
+            'holdout_images_compared': len(z) * distributed.world_size() // len(losses),
         }
-        loss, spread, rank = figures.values()
+        loss, spread, rank, _ = figures.values()
         most = min(len(z) - 1, z.shape[1])
         line = f'loss {loss:.4f}, feature spread {spread:.3f}, effective rank {rank:.1f} of {most}'
         run.logger.info(f'holdout {line}')
-        if epoch >= 0 and (spread < LEAST_SPREAD or rank < LEAST_RANK):  # -1: nothing is learned
-            run.logger.warning(
-                f'the features have collapsed (spread below {LEAST_SPREAD} or effective rank below '
-                f'{LEAST_RANK:g}): lower TRAIN.BASE_LR, or take larger batches'
-            )
+        problem = collapse(spread, rank, greatest_rank=most)
+        if problem and epoch >= 0:  # -1: nothing is learned
+            run.logger.warning(problem)
         return figures
 
     @torch.no_grad()
@@ -101,7 +95,11 @@ def main(run: Run) -> int | None:
         if loaders.holdout is None:
             share = config.DATA.HOLDOUT_FRACTION
             raise ValueError(f'--eval: DATA.HOLDOUT_FRACTION {share} holds out too few images')
-        load_weights(checkpoint_to_evaluate(config, run.folder), model.to(run.device), logger)
+        checkpoint = checkpoint_to_evaluate(config, run.folder)
+        load_weights(checkpoint, model.to(run.device), logger)
+        trained, states = trained_config(checkpoint), read_checkpoint(checkpoint).get('rng')
+        if trained and isinstance(states, list):
+            warn_of_other_batch(config, trained, processes=len(states), logger=logger)
         after_epoch(run, model, 0)
     else:
         run.record.describe(config, loaders)

@@ -23,6 +23,7 @@ LOSS, L1, SPREAD, RANK = (
     *('holdout_loss', 'holdout_l1_grey'),
     *('holdout_feature_spread', 'holdout_effective_rank'),
 )
+COMPARED = 'holdout_images_compared'
 NOTE = (
     'A line a seed. Dotted: a network that tells nothing (of masked images the mean of visible '
     'pixels). Losses of different methods do not compare. Spread and rank: of held-out features at '
@@ -70,16 +71,27 @@ def _curves(
         records = [r for r in read_metrics(folder / 'metrics.jsonl') if LOSS in r or L1 in r]
         if not records:
             continue
-        processes = (read_record(folder) or {}).get('processes', 1)
-        is_masked = L1 in records[-1]
-        nothing = records[-1].get(f'{L1}_mean') if is_masked else None
-        found.append((records, nothing if is_masked else chance(load_config(folder), processes)))
+        if L1 in records[-1]:
+            nothing = records[-1].get(f'{L1}_mean')
+        else:
+            nothing = _chance_of(folder, records[-1])
+        found.append((records, nothing))
     return found
 
 
-def chance(config: Config, processes: int) -> float | None:
-    """Contrastive loss where all images look alike, None for a method without such a value."""
-    options, images = config.CONTRASTIVE, config.DATA.BATCH_SIZE * processes
+def _chance_of(folder: Path, record: dict[str, Any]) -> float | None:
+    config = load_config(folder)
+    # Logs of earlier versions say nothing of it: a batch, if as many are held out.
+    batch = config.DATA.BATCH_SIZE * (read_record(folder) or {}).get('processes', 1)
+    return chance(config, record.get(COMPARED, batch))
+
+
+def chance(config: Config, images: int) -> float | None:
+    """Contrastive loss where all of so many images that are compared look alike.
+
+    None for a method without such a value.
+    """
+    options = config.CONTRASTIVE
     return {
         'moco': math.log(1 + options.QUEUE_SIZE),
         'simclr': math.log(2 * images - 1),

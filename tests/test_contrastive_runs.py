@@ -5,23 +5,20 @@ import logging
 import math
 from functools import wraps
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from compilers import record_graphs
 from tiny import SWIN, arguments, run_folder, run_main, tiny_config, torchrun
-from torch import nn
 
 import preflight_bench
 from config import default_config, get_config
 from data import build_loader
 from logger import read_metrics
-from main_contrastive import HeldOutViews
 from models import build_model
-from models.contrastive.build import build_contrastive
-from models.contrastive.methods import BYOL, METHODS, MoCo, SimCLR
+from models.contrastive.build import build_contrastive, warn_of_other_batch
+from models.contrastive.methods import BYOL, METHODS, MoCo
 from utils import read_checkpoint
 
 RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'TIMM': {'NAME': 'resnet18', 'IN_CHANS': 1}}
@@ -109,34 +106,40 @@ def test_eval_logs_the_figures_of_a_checkpoint(simclr, phantom, tmp_path) -> Non
     assert not (run_folder(tmp_path, 'contrastive') / 'metrics.jsonl').exists()
 
 
-class Constant(nn.Module):
-    """An encoder that is blind but for a little noise: each image is (1, ..., 1)."""
-
-    num_features = 8
-
-    def __init__(self, noise: float) -> None:
-        super().__init__()
-        self.weight, self.noise = nn.Parameter(torch.ones(())), noise
-
-    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
-        seen = images.flatten(1)[:, :8]
-        return self.weight * (torch.ones_like(seen) + self.noise * seen)
-
-
 @pytest.mark.parametrize(
-    'noise, epoch, warned', [(0, 3, 1), (1e-3, 0, 1), (1e-3, -1, 0), (3, 3, 0)]
+    'batch, processes, warned', [('16', 1, ''), ('8', 1, '16 x 1'), ('16', 2, '16 x 2')]
 )
-def test_a_collapse_is_warned_of(caplog, noise, epoch, warned) -> None:
-    """Not before training, when nothing is learned yet."""
-    caplog.set_level(logging.WARNING)
-    generator = torch.Generator().manual_seed(0)
-    loader = [[torch.randn(16, 1, 8, 8, generator=generator) for _ in range(3)]]
+def test_eval_of_other_batches_is_warned_of(
+    batch, processes, warned, simclr, phantom, tmp_path
+) -> None:
+    """By batch size, and by the processes that the checkpoint has random states of."""
+    saved = read_checkpoint(simclr / 'ckpt_epoch_3.pth')
+    torch.save(saved | {'rng': processes * saved['rng']}, tmp_path / 'saved.pth')
+    argv = ['--eval', '--pretrained', str(tmp_path / 'saved.pth'), '--batch-size', batch]
+    cfg = simclr / 'config.yaml'
+    assert run_main('contrastive', arguments(cfg, phantom, tmp_path, *argv)) == 0
+    log = (run_folder(tmp_path, 'contrastive') / 'log_rank0.txt').read_text()
+    assert ('does not compare' in log) == bool(warned)
+    said = f'compared {warned} images (DATA.BATCH_SIZE x processes), not {batch} x 1'
+    assert not warned or said in log
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_other_batches_matter_to_a_loss_over_the_batch_alone(method, simclr, caplog) -> None:
+    """MoCo's is over its queue, BYOL's of each image by itself."""
     config = default_config()
-    run = SimpleNamespace(
-        config=config, device=torch.device('cpu'), logger=logging.getLogger('collapse')
-    )
-    HeldOutViews(loader)(run, SimCLR(Constant(noise)), epoch)
-    assert caplog.text.count('the features have collapsed') == warned
+    config.CONTRASTIVE.METHOD, config.DATA.BATCH_SIZE = method, 32
+    trained = config_of(simclr / 'config.yaml')
+    warn_of_other_batch(config, trained, processes=1, logger=ANY['logger'])
+    assert ('does not compare' in caplog.text) == (method in ('simclr', 'swav'))
+
+
+def test_eval_of_weights_alone_says_nothing_of_batches(simclr, phantom, tmp_path) -> None:
+    saved = read_checkpoint(simclr / 'ckpt_epoch_3.pth')
+    torch.save({'model': saved['model']}, tmp_path / 'weights.pth')
+    argv = ['--eval', '--pretrained', str(tmp_path / 'weights.pth')]
+    cfg = simclr / 'config.yaml'
+    assert run_main('contrastive', arguments(cfg, phantom, tmp_path, *argv)) == 0
 
 
 @pytest.mark.parametrize('method', METHODS)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from sweep_runs import SEEDS, MadeRuns, methods_file, saved_figures
@@ -58,10 +59,26 @@ def test_a_line_a_seed_and_what_tells_nothing(sweep, tmp_path, monkeypatch):
 )
 def test_the_loss_of_a_network_that_tells_nothing(method, wanted):
     config = default_config()
-    config.DATA.BATCH_SIZE = 16
     config.CONTRASTIVE.METHOD = method
     config.CONTRASTIVE.QUEUE_SIZE, config.CONTRASTIVE.NUM_PROTOTYPES = 32, 7
-    assert chance(config, processes=2) == (wanted and pytest.approx(wanted))
+    assert chance(config, 32) == (wanted and pytest.approx(wanted))
+
+
+@pytest.mark.parametrize('logged, compared', [({}, 64), ({'holdout_images_compared': 10}, 10)])
+def test_the_line_of_simclr_goes_by_the_images_that_were_compared(
+    logged, compared, tmp_path, monkeypatch
+):
+    """Fewer than a batch where fewer are held out; a batch by logs that do not say it."""
+    sweep = load_sweep(methods_file(tmp_path))
+    options = {'CONTRASTIVE.METHOD': 'simclr', 'DATA.BATCH_SIZE': 64}
+    moco = replace(sweep.methods['moco'], pretrain=options)
+    made, figures = MadeRuns(tmp_path, level='image'), saved_figures(monkeypatch)
+    made.add_pretraining(moco, 0)
+    folder = run_folder(made.output, 'contrastive', moco, 0)
+    write_records(folder, [features(4.0, 8.0) | logged, features(3.0, 8.0) | logged])
+    plot_curves(tmp_path / 'curves.png', sweep, [0], made.output)
+    _, nothing = figures[0].axes[1].lines
+    assert nothing.get_ydata()[0] == pytest.approx(math.log(2 * compared - 1))
 
 
 def test_without_held_out_losses_panels_say_so(sweep, tmp_path, monkeypatch):

@@ -9,7 +9,10 @@ from models.build import build_model
 from models.contrastive.key_queue import check_queue_size
 from models.contrastive.methods import METHODS, ContrastiveMethod
 
-MOST_PROTOTYPES = 2  # times the images of a batch, of which each takes part of one at least
+# Prototypes for each image of a batch. Its images are shared out equally among all prototypes: with
+# many more prototypes than images, most get parts of images that are not like them.
+MOST_PROTOTYPES = 2
+COMPARE_BATCH = ('simclr', 'swav')  # MoCo compares with its queue, BYOL each image with itself
 
 
 def build_contrastive(
@@ -44,6 +47,26 @@ def build_contrastive(
     values['total_steps'] = total_steps
     taken = {name: values[name] for name in signature(method).parameters if name in values}
     return method(build_model(config, is_pretrain=False, num_outputs=0), **taken)
+
+
+def warn_of_other_batch(
+    config: Any, trained: Any, *, processes: int, logger: logging.Logger
+) -> None:
+    """Say it where a loss is of more or fewer images in a batch than in the run that trained.
+
+    Args:
+        config: all options.
+        trained: those of the run that trained.
+        processes: of that run.
+        logger: warned.
+    """
+    before, now = trained.DATA.BATCH_SIZE, config.DATA.BATCH_SIZE
+    world_size = distributed.world_size()
+    if config.CONTRASTIVE.METHOD in COMPARE_BATCH and before * processes != now * world_size:
+        logger.warning(
+            f'the run of the checkpoint compared {before} x {processes} images (DATA.BATCH_SIZE x '
+            f'processes), not {now} x {world_size}: the loss does not compare with those of the run'
+        )
 
 
 def _check_queue(config: Any, batch: int, num_images: int) -> None:

@@ -3,6 +3,29 @@
 import torch
 from torch.nn import functional as F
 
+# Below these all images look alike to the encoder: of directions all over, the spread is 1; along a
+# single line, the rank is 1.
+LEAST_SPREAD = 0.05
+LEAST_RANK = 2.0
+
+
+def collapse(spread: float, rank: float, *, greatest_rank: int) -> str:
+    """What there is to say where spread or rank are too low, else ''.
+
+    Args:
+        spread: see feature_spread.
+        rank: see effective_rank; of features less their mean.
+        greatest_rank: what it can be, by the number of images and the width; nothing is said where
+            it is too low for features of any kind.
+    """
+    collapsed = spread < LEAST_SPREAD or rank < LEAST_RANK
+    if not collapsed or greatest_rank <= LEAST_RANK:
+        return ''
+    return (
+        f'the features have collapsed (spread below {LEAST_SPREAD} or effective rank below '
+        f'{LEAST_RANK:g}): lower TRAIN.BASE_LR, or take larger batches'
+    )
+
 
 @torch.no_grad()
 def feature_spread(z: torch.Tensor) -> torch.Tensor:
