@@ -186,6 +186,8 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
         state.restore(saved, config, source=str(checkpoint), logger=logger)
     elif config.PRETRAINED:
         load_pretrained(config, getattr(model, 'whole_encoder', model), logger)
+        if compares_images:
+            model.encoder_loaded()
     run.record.begin(checkpoint, done=state.epoch >= config.TRAIN.EPOCHS)
     num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(

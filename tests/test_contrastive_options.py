@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_contrastive_runs import ANY, config_of, write
 from tiny import ROOT, arguments
 
 from config import check_config, default_config
+from data import data_contrastive
 from lr_scheduler import scaled_lr
+from models.contrastive import methods
 from models.contrastive.build import build_contrastive
 from models.contrastive.methods import METHODS
 
@@ -128,6 +132,18 @@ def test_options_reach_the_methods(tmp_path) -> None:
     config = config_of(write(tmp_path / 'd.yaml', 'byol', CONTRASTIVE={'MOMENTUM': 0.5}))
     byol = build_contrastive(config, total_steps=7, **ANY)
     assert (byol.total_steps, byol.first_momentum) == (7, 0.5)
+
+
+def test_swav_learns_from_all_views_but_the_small_crops(tmp_path, monkeypatch) -> None:
+    """However many views of the whole the data makes."""
+    seen = []
+    monkeypatch.setattr(data_contrastive, 'NUM_GLOBAL', 3)
+    monkeypatch.setattr(methods, 'swav_loss', lambda scores, **keys: seen.append(keys))
+    config = config_of(write(tmp_path / 'run.yaml', 'swav', CONTRASTIVE={'LOCAL_CROPS': 2}))
+    image = Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32))
+    views = data_contrastive.ViewsTransform(config)(image, np.random.default_rng(0))
+    build_contrastive(config, total_steps=1, **ANY).eval()(*(view[None] for view in views))
+    assert len(views) == 5 and seen[0]['num_global'] == 3
 
 
 # The configs

@@ -12,14 +12,12 @@ def bare_encoder(encoder: nn.Module) -> nn.Module:
     Raises:
         ValueError: if it has a classification head, which would get no gradient.
     """
-    encoder = getattr(encoder, 'encoder', encoder)
-    head = getattr(encoder, 'head', None)
-    if head is not None and any(True for _ in head.parameters()):
+    if _has_classifier(encoder):
         raise ValueError(
-            f'the encoder has a classification head ({type(head).__name__}), which contrastive '
-            'pre-training does not use: build it with num_classes=0'
+            f'{type(encoder).__name__} has a classification head, which contrastive pre-training '
+            'does not use: build it with num_classes=0'
         )
-    return encoder
+    return getattr(encoder, 'encoder', encoder)
 
 
 def features(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -28,7 +26,7 @@ def features(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: if they are of another size than the encoder takes.
     """
-    if not hasattr(encoder, 'forward_head'):  # every model of timm has one, none of ours
+    if not _is_of_timm(encoder):
         return encoder.forward_features(images)
     embed = getattr(encoder, 'patch_embed', None)
     if getattr(embed, 'strict_img_size', False) and images.shape[-2:] != embed.img_size:
@@ -38,3 +36,13 @@ def features(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
             f'image size: got {height}x{width}, the encoder was built for {allowed} (DATA.IMG_SIZE)'
         )
     return encoder(images)
+
+
+def _has_classifier(encoder: nn.Module) -> bool:
+    if _is_of_timm(encoder):
+        return encoder.num_classes > 0  # its `head` may be a norm and pooling alone
+    return isinstance(getattr(encoder, 'head', None), nn.Linear)
+
+
+def _is_of_timm(encoder: nn.Module) -> bool:
+    return hasattr(encoder, 'forward_head')  # as every model of timm has, and none of ours

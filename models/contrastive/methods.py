@@ -59,6 +59,9 @@ class ContrastiveMethod(nn.Module, ABC):
         """Loss of the views [B, C, S, S] of B images."""
         return self.loss(*views)
 
+    def encoder_loaded(self) -> None:
+        """What is done once weights have been loaded into `whole_encoder`."""
+
     def begin_step(self) -> None:
         """What is done once a training step, before its views are looked at."""
         self.step += 1
@@ -117,11 +120,13 @@ class MomentumMethod(ContrastiveMethod, ABC):
 
     @abstractmethod
     def momentum(self) -> torch.Tensor:
-        """By which the copies follow what the last step made; asked from the second step on."""
+        """By which the copies follow what the last step made."""
+
+    def encoder_loaded(self) -> None:
+        self.momentum_encoder.load_state_dict(self.encoder.state_dict())
 
     def begin_step(self) -> None:
-        """Follow; at the first step be the same, as weights may have been loaded."""
-        momentum = torch.where(self.step > 0, self.momentum(), 0.0)
+        momentum = self.momentum()  # at the first step the copies are the same by any
         follow_(self.momentum_encoder, self.encoder, momentum)
         follow_(self.momentum_projector, self.projector, momentum)
         super().begin_step()
@@ -226,7 +231,7 @@ class SwAV(ContrastiveMethod):
         num_prototypes: their number; the images of a whole batch should not be much fewer.
         dim: width of projections and prototypes.
         hidden: width inside the projector.
-        num_global: crops whose assignments are targets.
+        local_crops: small crops of an image, which come last and whose assignments are no targets.
         temperature: of the predictions.
         epsilon: of the assignments.
         freeze_prototypes_steps: first steps in which the prototypes do not learn: their gradient is
@@ -245,14 +250,14 @@ class SwAV(ContrastiveMethod):
         num_prototypes: int = 3000,
         dim: int = 128,
         hidden: int = 2048,
-        num_global: int = 2,
+        local_crops: int = 0,
         temperature: float = 0.1,
         epsilon: float = 0.05,
         freeze_prototypes_steps: int = 0,
     ) -> None:
         super().__init__(encoder, mlp_head(encoder.num_features, dim, hidden=hidden))
         self.prototypes = Prototypes(dim, num_prototypes)
-        self.num_global = num_global
+        self.local_crops = local_crops
         self.temperature = temperature
         self.epsilon = epsilon
         self.freeze_prototypes_steps = freeze_prototypes_steps
@@ -262,18 +267,16 @@ class SwAV(ContrastiveMethod):
         super().begin_step()
 
     def loss(self, *views: torch.Tensor) -> torch.Tensor:
-        if len(views) < max(2, self.num_global):
-            raise ValueError(
-                f'SwAV needs at least {max(2, self.num_global)} crops of each image, got '
-                f'{len(views)}'
-            )
+        least = max(2, self.local_crops + 1)
+        if len(views) < least:
+            raise ValueError(f'SwAV needs at least {least} crops of each image, got {len(views)}')
         same_size = [list(group) for _, group in groupby(views, key=lambda view: view.shape[-1])]
         pooled = [features(self.encoder, torch.cat(group)) for group in same_size]
         z = self.projector(torch.cat(pooled))  # [V * B, D]
         scores = self.prototypes(z, learn=self.step > self.freeze_prototypes_steps)
         return swav_loss(
             scores.unflatten(0, (len(views), -1)),
-            num_global=self.num_global,
+            num_global=len(views) - self.local_crops,
             temperature=self.temperature,
             epsilon=self.epsilon,
         )
