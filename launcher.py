@@ -34,14 +34,9 @@ from failures import (
 )
 from logger import ScalarLog, create_logger
 from preemption import EXIT_PREEMPTED, Preempted
-from provenance import (
-    RunRecord,
-    code_version,
-    environment,
-    refuse_other_options,
-    without_home,
-)
+from provenance import RunRecord, code_version, environment, without_home
 from run_lock import RunLock
+from same_run import refuse_other_options, refuse_other_weights
 
 
 @dataclass(frozen=True)
@@ -100,6 +95,7 @@ def setup_run(args: Namespace) -> Run:
             lock = RunLock(folder).acquire()
         if distributed.is_main() and (trains or config.CHECK_MODE):
             refuse_other_options(folder, config_text(config))
+            refuse_other_weights(folder, config)
         logger = create_logger(folder, distributed.rank(), name=config.MODEL.NAME)
         scalars = ScalarLog(folder, enabled=writes, logger=logger)
     except OSError as error:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checksums import sha256
-from config_dump import as_trained, config_text, has_more_epochs, training_changes
-from config_merge import load_yaml
+from config_dump import as_trained, config_text
 
 if TYPE_CHECKING:
     from config import Config
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 RECORD_FILE = 'run.json'
 OPTIONS_FILE = 'config.yaml'
 REQUIREMENTS = Path(__file__).with_name('requirements.txt')
-SHOWN = 3  # options in a message
 MACHINE = ('gpus', 'cpu', 'threads')  # of the environment: with the processes they set the speed
 FORM = {
     'stage': str,
@@ -192,53 +190,6 @@ def is_finished(folder: str | Path) -> bool:
     except ValueError:  # to start the run again mends it
         return False
     return record.get('finished') is not None
-
-
-def refuse_other_options(folder: Path, options: str) -> None:
-    """Refuse to start a finished run with options or weights that it was not trained with.
-
-    It may be trained for more epochs, and evaluated and reported in another way.
-
-    Raises:
-        ValueError: naming them, or config.yaml if it cannot be read.
-        OSError: if it cannot be opened.
-    """
-    from config import default_config
-
-    path = folder / OPTIONS_FILE
-    try:
-        before = path.read_bytes()
-    except FileNotFoundError:
-        return
-    if not is_finished(folder):
-        return
-    try:
-        before = before.decode()
-        if has_more_epochs(before, options):
-            return
-        changes = training_changes(before, options, config_text(default_config()))
-        changes += _weights_change(read_record(folder), load_yaml(options)['PRETRAINED'])
-    except ValueError as error:
-        raise ValueError(
-            f'{path} cannot be read ({error}): put it back, remove it, or choose another --tag or '
-            '--output'
-        ) from error
-    if changes:
-        shown = [f'{line:.200}' for line in changes[:SHOWN]]
-        more = f'; and {len(changes) - SHOWN} more' if len(changes) > SHOWN else ''
-        raise ValueError(
-            f'{folder} holds a finished run of other options ({"; ".join(shown)}{more}): choose '
-            'another --tag or --output'
-        )
-
-
-def _weights_change(record: dict[str, Any], given: str) -> list[str]:
-    """Whether the file PRETRAINED is another than the run began with, where both are known."""
-    begin = next(iter(record.get('starts', [])), {})
-    if not Path(given).is_file() or 'pretrained' not in record or begin.get('resumed_from'):
-        return []
-    is_same = weights_checksum(given) == record['pretrained']
-    return [] if is_same else [f'PRETRAINED: other weights, {given}']
 
 
 def code_version() -> str:

@@ -16,7 +16,8 @@ import training_step
 from config import build_parser, config_text, default_config, get_config
 from config_dump import FREE_OPTIONS, REPORTED_SECTIONS, training_changes
 from logger import read_metrics
-from provenance import RunRecord, is_finished, read_record, refuse_other_options
+from provenance import RunRecord, is_finished, read_record
+from same_run import refuse_other_options
 
 
 def options(folder: Path) -> dict:
@@ -109,14 +110,12 @@ def test_options_that_cannot_be_read(text, output, again, refused):
 
 
 def test_other_weights_than_it_began_with(output, finished, again, refused):
-    """It would train nothing and report these weights' name over the scores of the others."""
+    """They would not be loaded, but named in the report over the scores of the others."""
     weights = output / 'weights.pth'
     shutil.copy(run_folder(finished, 'simmim') / 'ckpt_epoch_1.pth', weights)
     given = ('--pretrained', str(weights))
     folder = run_folder(output, 'finetune')
-    refused(
-        'finetune', again('finetune', more=given), folder, f'PRETRAINED: other weights, {weights}'
-    )
+    refused('finetune', again('finetune', more=given), folder, 'began with other weights', weights)
     more = (*given, '--tag', 'begun')
     assert run_main('finetune', again('finetune', more=more)) == 0
     assert run_main('finetune', again('finetune', more=more)) == 0
@@ -128,7 +127,11 @@ def test_other_weights_than_it_began_with(output, finished, again, refused):
     rows = {row['name']: row['value'] for row in report['run']}
     assert rows['Started from'] == str(weights)
     weights.write_bytes(b'another')
-    refused('finetune', again('finetune', more=(*given, '--tag', 'begun')), 'other weights')
+    more = (*given, '--tag', 'begun')
+    refused('finetune', again('finetune', more=more), 'other weights')
+    record = folder.with_name('begun') / 'run.json'
+    record.write_text(json.dumps(json.loads(record.read_text()) | {'finished': None}))
+    refused('finetune', again('finetune', more=more), 'other weights')
 
 
 # Started again ---------------------------------------------------------------------------------

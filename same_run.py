@@ -1,0 +1,71 @@
+"""Whether a start belongs to the run in its folder; if not it is refused, before it writes."""
+
+from pathlib import Path
+
+from checkpoint_files import find_newest_checkpoint
+from config import Config, config_text, default_config
+from config_dump import has_more_epochs, training_changes
+from provenance import OPTIONS_FILE, is_finished, read_record, weights_checksum
+
+SHOWN = 3  # options in a message
+
+
+def refuse_other_options(folder: Path, options: str) -> None:
+    """Refuse to start a finished run with options that it was not trained with.
+
+    It may be trained for more epochs, and evaluated and reported in another way.
+
+    Raises:
+        ValueError: naming them, or config.yaml if it cannot be read.
+        OSError: if it cannot be opened.
+    """
+    path = folder / OPTIONS_FILE
+    try:
+        before = path.read_bytes()
+    except FileNotFoundError:
+        return
+    if not is_finished(folder):
+        return
+    try:
+        before = before.decode()
+        if has_more_epochs(before, options):
+            return
+        changes = training_changes(before, options, config_text(default_config()))
+    except ValueError as error:
+        raise ValueError(
+            f'{path} cannot be read ({error}): put it back, remove it, or choose another --tag or '
+            '--output'
+        ) from error
+    if changes:
+        shown = [f'{line:.200}' for line in changes[:SHOWN]]
+        more = f'; and {len(changes) - SHOWN} more' if len(changes) > SHOWN else ''
+        raise ValueError(
+            f'{folder} holds a finished run of other options ({"; ".join(shown)}{more}): choose '
+            'another --tag or --output'
+        )
+
+
+def refuse_other_weights(folder: Path, config: Config) -> None:
+    """Refuse a file PRETRAINED other than what the run began with, which it would not load.
+
+    Not known is what a run began with that went on from MODEL.RESUME, or whose record is lost.
+
+    Raises:
+        ValueError: naming the file.
+        OSError: if it cannot be read.
+    """
+    goes_on = config.TRAIN.AUTO_RESUME and find_newest_checkpoint(folder)
+    if not Path(config.PRETRAINED).is_file() or not (goes_on or is_finished(folder)):
+        return
+    try:
+        record = read_record(folder) or {}
+    except ValueError:  # to start the run again mends it
+        return
+    begin = next(iter(record.get('starts', [])), {})
+    if 'pretrained' not in record or begin.get('resumed_from'):
+        return
+    if weights_checksum(config.PRETRAINED) != record['pretrained']:
+        raise ValueError(
+            f'{folder} holds a run that began with other weights than PRETRAINED '
+            f'{config.PRETRAINED}: choose another --tag or --output'
+        )
