@@ -22,7 +22,7 @@ from models import build_model
 from models.losses import build_label_loss
 from preflight import preflight
 from probing import build_probe, freeze_encoder
-from reporting import FinalScores, check_scoring, score
+from reporting import FinalScores, check_scoring, score, warn_of_few_cases
 from utils import (
     BEST_CHECKPOINT,
     checkpoint_name,
@@ -104,13 +104,14 @@ def main(run: Run) -> int | None:
     if config.CHECK_MODE:
         return preflight(run, model, loaders, loss_fn)
     run.record.describe(config, loaders)
-    final = FinalScores(run, loaders)
-    if loaders.plain is not None:
+    final, is_probe = FinalScores(run, loaders), loaders.plain is not None
+    split = 'holdout' if is_probe else config.EVAL.SELECT_ON
+    warn_of_few_cases(run, getattr(loaders, split), split)
+    if is_probe:
         model, source = build_probe(run, model, loaders), config.FINETUNE.MODE
         final.score('selected', [model])
         final.write([model], [source])
         return
-    split = config.EVAL.SELECT_ON
     if split == 'valid':
         logger.warning('EVAL.SELECT_ON valid: scores on valid are of a checkpoint chosen there')
     selection = Selection(getattr(loaders, split), split)

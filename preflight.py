@@ -19,13 +19,13 @@ from data import Loaders
 from data.labels import COMPETITION_LABELS, task_labels
 from data.packed import is_store
 from engine import LossFunction, Run, begin
+from evaluation.metrics import FEW_CASES, rarer_cases
 from preflight_bench import Bench, part, slowest
 from preflight_costs import Costs, num_cores
 from preflight_report import Findings, amount
 from run_lock import LOCK_FILE, RunLock
 from train_state import TrainState
 
-FEW_CASES = 10  # of a class among held-out images: a choice by them is a matter of chance
 NETWORK_DRIVE = re.compile(r'nfs|cifs|smb|lustre|ceph|gpfs|beegfs|9p|fuse(\.|$)')
 READ_ALL = 'mend or remove it; scripts/check_data.py reads every image'
 
@@ -140,11 +140,7 @@ class Preflight:
         if self.run.is_pretrain or name not in self.loaders:
             return
         labels, targets = task_labels(config.DATA.TASK), self.loaders[name].dataset.targets
-        by_five = len(labels) > 1 and config.EVAL.SELECT != 'all'
-        cases = {}
-        for label in COMPETITION_LABELS if by_five else labels:
-            column = targets[:, labels.index(label)]
-            cases[label] = min(int((column == 1).sum()), int((column == 0).sum()))
+        cases = rarer_cases(targets, labels, COMPETITION_LABELS, config.EVAL.SELECT)
         few = [f'{label} {count}' for label, count in cases.items() if count < FEW_CASES]
         found = f'by {len(targets):,} images of {name}; of the rarer class: '
         found += ', '.join(few) if few else f'at least {min(cases.values()):,}'

@@ -22,7 +22,7 @@ from data.splits import describe_pictures
 from engine import Run
 from evaluation.cases import Cases
 from evaluation.document import build_document
-from evaluation.metrics import describe_scores, score_table
+from evaluation.metrics import FEW_CASES, describe_scores, rarer_cases, score_table
 from evaluation.protocol import Protocol
 from evaluation.report import write_report
 from evaluation.report_names import Names, names_for, rename_images
@@ -152,6 +152,21 @@ def check_scoring(run: Run, path: str | Path) -> None:
             run.logger.warning(
                 f'{path} was trained with DATA.{key} {trained.DATA[key]}, now {config.DATA[key]}'
             )
+
+
+def warn_of_few_cases(run: Run, loader: DataLoader | None, split: str) -> None:
+    """Say it where the split that selects a checkpoint, or a probe's grid, has few of a class."""
+    if loader is None:
+        return
+    config, targets = run.config, loader.dataset.targets
+    labels = task_labels(config.DATA.TASK)
+    cases = rarer_cases(targets, labels, COMPETITION_LABELS, config.EVAL.SELECT)
+    few = [f'{label} {count}' for label, count in cases.items() if count < FEW_CASES]
+    if few:
+        run.logger.warning(
+            f'selection goes by {len(targets)} images of {split}, with few of the rarer class '
+            f'({", ".join(few)}): it is a matter of chance; raise DATA.HOLDOUT_FRACTION'
+        )
 
 
 def protocol_of(config: Any) -> Protocol:
