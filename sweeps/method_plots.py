@@ -106,6 +106,8 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
         axis.minorticks_off()
         axis.grid(axis='y', color='#E0E0E0', linewidth=0.6)
         axis.set_axisbelow(True)
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(low, 0), min(high, 1))  # intervals over few seeds may reach beyond
         axis.set_xlabel('labelled patients (%)' if percent else 'labelled images')
         axis.set_ylabel(score_title(collected, score))
         _finish(figure, axis, collected, [rows[0] for rows in rows_of.values()], OVER_SEEDS)
