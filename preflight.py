@@ -19,7 +19,7 @@ from data import Loaders
 from data.labels import COMPETITION_LABELS, task_labels
 from data.packed import is_store
 from engine import LossFunction, Run, begin
-from evaluation.metrics import FEW_CASES, rarer_cases
+from evaluation.few_cases import describe_few, more_cases, rarer_cases
 from preflight_bench import Bench, part, slowest
 from preflight_costs import Costs, num_cores
 from preflight_report import Findings, amount
@@ -141,14 +141,14 @@ class Preflight:
             return
         labels, targets = task_labels(config.DATA.TASK), self.loaders[name].dataset.targets
         cases = rarer_cases(targets, labels, COMPETITION_LABELS, config.EVAL.SELECT)
-        few = [f'{label} {count}' for label, count in cases.items() if count < FEW_CASES]
+        few = describe_few(cases)
         found = f'by {len(targets):,} images of {name}; of the rarer class: '
-        found += ', '.join(few) if few else f'at least {min(cases.values()):,}'
+        found += few or f'at least {min(cases.values()):,}'
         if config.EVAL.SELECT == 'five' and not all(cases.values()):
             advice = 'raise DATA.HOLDOUT_FRACTION: EVAL.SELECT five needs both classes of each'
             self.findings.problem('selection', found, advice)
         else:
-            advice = 'so few choose by chance: raise DATA.HOLDOUT_FRACTION' if few else ''
+            advice = f'so few choose by chance: {more_cases(name)}' if few else ''
             self.findings.add('selection', found, advice)
 
     def weights(self) -> TrainState:
@@ -162,8 +162,7 @@ class Preflight:
             state = begin(_with(self.run, own), self.model, loader)
             found, advice = f'starts from {config.PRETRAINED or "random weights"}', ''
             if state.epoch or state.batch:
-                source = config.MODEL.RESUME or 'the newest checkpoint in the folder'
-                found = f'goes on from {source}: {state.epoch} of {epochs} epochs are done'
+                found = f'goes on from {state.source}: {state.epoch} of {epochs} epochs are done'
                 if state.epoch >= epochs:
                     advice = 'nothing is left to train: raise TRAIN.EPOCHS or take another --tag'
             elif not config.PRETRAINED and not self.run.is_pretrain:

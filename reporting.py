@@ -22,7 +22,8 @@ from data.splits import describe_pictures
 from engine import Run
 from evaluation.cases import Cases
 from evaluation.document import build_document
-from evaluation.metrics import FEW_CASES, describe_scores, rarer_cases, score_table
+from evaluation.few_cases import describe_few, more_cases, rarer_cases
+from evaluation.metrics import describe_scores, score_table
 from evaluation.protocol import Protocol
 from evaluation.report import write_report
 from evaluation.report_names import Names, names_for, rename_images
@@ -161,11 +162,10 @@ def warn_of_few_cases(run: Run, loader: DataLoader | None, split: str) -> None:
     config, targets = run.config, loader.dataset.targets
     labels = task_labels(config.DATA.TASK)
     cases = rarer_cases(targets, labels, COMPETITION_LABELS, config.EVAL.SELECT)
-    few = [f'{label} {count}' for label, count in cases.items() if count < FEW_CASES]
-    if few:
+    if few := describe_few(cases):
         run.logger.warning(
             f'selection goes by {len(targets)} images of {split}, with few of the rarer class '
-            f'({", ".join(few)}): it is a matter of chance; raise DATA.HOLDOUT_FRACTION'
+            f'({few}): it is a matter of chance; {more_cases(split)}'
         )
 
 

@@ -11,7 +11,6 @@ METRICS = (
     'specificity', 'brier', 'ece',
 )  # fmt: skip
 CALIBRATION_BINS = 15
-FEW_CASES = 10  # of a class: what is chosen by so few is a matter of chance
 CHUNK = 2**15  # weights worked on at a time: what fits in a processor's cache
 
 
@@ -168,22 +167,6 @@ def selection_score(
     if rule == 'five' or (rule == 'auto' and not np.isnan(of_five)):
         return of_five
     return mean_defined(areas)
-
-
-def rarer_cases(
-    targets: np.ndarray, labels: Sequence[str], five: Sequence[str], rule: str
-) -> dict[str, int]:
-    """How many images the rarer class has, of each label that `selection_score` asks for.
-
-    Args:
-        targets: [N, K], 1, 0, or NaN.
-        labels: [K] names.
-        five: names of the competition tasks.
-        rule: see `selection_score`; by 'auto' those of the five.
-    """
-    asked = five if rule != 'all' and set(five) <= set(labels) else labels
-    columns = {label: targets[:, list(labels).index(label)] for label in asked}
-    return {label: int(min((c == 1).sum(), (c == 0).sum())) for label, c in columns.items()}
 
 
 def score_table(

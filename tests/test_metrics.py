@@ -25,7 +25,6 @@ from evaluation.metrics import (
     equal_mass_bins,
     label_scores,
     mean_scores,
-    rarer_cases,
     score_table,
     selection_score,
     study_level,
@@ -261,20 +260,6 @@ def test_a_study_has_the_greatest_probability_of_its_images():
 def test_selection_score(areas, rule, wanted):
     score = selection_score(np.array(areas), ['a', 'b', 'c'], ['a', 'b'], rule)
     assert score == pytest.approx(wanted, nan_ok=True)
-
-
-@pytest.mark.parametrize(
-    ('five', 'rule', 'wanted'),
-    [
-        (['a', 'b'], 'auto', {'a': 1, 'b': 0}),
-        (['b'], 'five', {'b': 0}),
-        (['a', 'b'], 'all', {'a': 1, 'b': 0, 'c': 2}),
-        (['a', 'other'], 'auto', {'a': 1, 'b': 0, 'c': 2}),
-    ],
-)
-def test_rarer_cases(five, rule, wanted):
-    targets = np.array([[1, 0, 1], [0, 0, 1], [0, 0, 0], [NAN, NAN, 0], [0, 0, 0]], float)
-    assert rarer_cases(targets, ['a', 'b', 'c'], five, rule) == wanted
 
 
 def test_score_table_names_what_is_undefined_and_never_averages_over_fewer_tasks():

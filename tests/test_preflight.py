@@ -320,7 +320,7 @@ def test_a_loader_far_slower_than_the_model(phantom, tmp_path, check, monkeypatc
 def test_held_out_patients_too_few_to_select_by(
     fraction, status, phantom, tmp_path, check, monkeypatch
 ):
-    monkeypatch.setattr(preflight, 'FEW_CASES', 6)
+    monkeypatch.setattr('evaluation.few_cases.FEW_CASES', 6)
     data = {'HOLDOUT_FRACTION': fraction, 'TRAIN_IMAGES': 0}
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', DATA=data)
     code, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))

@@ -53,6 +53,9 @@ def test_the_best_of_epochs_that_were_given_up_is_not_scored(
     assert read_checkpoint(folder / 'ckpt_best.pth')['best_score'] == 0.9
     assert scored(folder) == 'ckpt_epoch_2.pth'
     assert 'no selected checkpoint' in (folder / 'log_rank0.txt').read_text()
+    finetune(phantom, tmp_path / 'out', '--tag', 'again', '--eval')
+    source = json.loads((folder / 'predictions_test_eval.json').read_text())
+    assert Path(source['checkpoint']).name == 'ckpt_epoch_2.pth'
 
 
 def test_an_epoch_without_a_score_does_not_end_the_selection(
@@ -70,7 +73,7 @@ def test_an_epoch_without_a_score_does_not_end_the_selection(
 def test_few_cases_to_select_by_are_warned_of(
     mode: str, few: int, warned: bool, phantom: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr('reporting.FEW_CASES', few)
+    monkeypatch.setattr('evaluation.few_cases.FEW_CASES', few)
     output = tmp_path / 'out'
     folder = finetune(phantom, output, '--opts', 'FINETUNE.MODE', mode, 'EVAL.SELECT', 'five')
     log = (folder / 'log_rank0.txt').read_text()
