@@ -74,7 +74,7 @@ def setup_run(args: Namespace) -> Run:
 
     Raises:
         ValueError: on all ranks, for a bad config, or an output folder that cannot be written, that
-            another run is writing to, or that holds a finished run of other options.
+            another run is writing to, or that holds a run of other options or weights.
     """
     config = get_config(args)
     _set_determinism(config.TRAIN.DETERMINISTIC)

@@ -93,7 +93,7 @@ class RunRecord:
             'time': _now(),
             'code': self.facts['code'],
             'data': self.facts['data']['fingerprint'],
-            'resumed_from': self._shown(checkpoint) if checkpoint else None,
+            'resumed_from': shown_checkpoint(self.folder, checkpoint) if checkpoint else None,
         }
         if done:
             self.options = self._options_as_trained()
@@ -137,15 +137,6 @@ class RunRecord:
             return as_trained((self.folder / OPTIONS_FILE).read_text('utf-8'), self.options)
         return self.options
 
-    def _shown(self, checkpoint: str | Path) -> str:
-        """The name of a checkpoint in this run's folder; of another the absolute path."""
-        path = Path(checkpoint)
-        if str(checkpoint).startswith('https://'):
-            return str(checkpoint)
-        if path.parent.resolve() == self.folder.resolve():
-            return path.name
-        return without_home(os.path.abspath(path))
-
     def _write(self) -> None:
         from data.store_files import replace_file  # it needs the locks of Unix
 
@@ -158,6 +149,16 @@ class RunRecord:
             except OSError as error:  # a full disk: training goes on
                 path = self.folder / name
                 self.logger.warning(f'{path} cannot be written ({error.strerror})')
+
+
+def shown_checkpoint(folder: Path, checkpoint: str | Path) -> str:
+    """The name of a checkpoint in a run's folder; of another the absolute path."""
+    path = Path(checkpoint)
+    if str(checkpoint).startswith('https://'):
+        return str(checkpoint)
+    if path.parent.resolve() == folder.resolve():
+        return path.name
+    return without_home(os.path.abspath(path))
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:

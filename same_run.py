@@ -4,7 +4,9 @@ from pathlib import Path
 
 from checkpoint_files import find_newest_checkpoint
 from config import Config, config_text, default_config
+from config_checks import PROBES
 from config_dump import has_more_epochs, training_changes
+from config_merge import load_yaml
 from provenance import OPTIONS_FILE, is_finished, read_record, weights_checksum
 
 SHOWN = 3  # options in a message
@@ -46,26 +48,31 @@ def refuse_other_options(folder: Path, options: str) -> None:
 
 
 def refuse_other_weights(folder: Path, config: Config) -> None:
-    """Refuse a file PRETRAINED other than what the run began with, which it would not load.
+    """Refuse a file PRETRAINED other than a finished run, or one that goes on, began with.
 
-    Not known is what a run began with that went on from MODEL.RESUME, or whose record is lost.
+    To go on it would not be loaded, but named in the report; a probe would be fitted anew, which is
+    refused without PRETRAINED, too. Not known is what a run began with that went on from
+    MODEL.RESUME, or that had its weights from an address, or whose record is lost.
 
     Raises:
         ValueError: naming the file.
         OSError: if it cannot be read.
     """
+    given, is_probe = config.PRETRAINED, config.FINETUNE.MODE in PROBES
     goes_on = config.TRAIN.AUTO_RESUME and find_newest_checkpoint(folder)
-    if not Path(config.PRETRAINED).is_file() or not (goes_on or is_finished(folder)):
+    concerned = Path(given).is_file() or (is_probe and not given)
+    if not concerned or not (goes_on or is_finished(folder)):
         return
     try:
         record = read_record(folder) or {}
-    except ValueError:  # to start the run again mends it
+        before = load_yaml((folder / OPTIONS_FILE).read_text('utf-8')).get('PRETRAINED', '')
+    except (ValueError, AttributeError, FileNotFoundError):  # to start the run again mends it
         return
     begin = next(iter(record.get('starts', [])), {})
-    if 'pretrained' not in record or begin.get('resumed_from'):
+    if 'pretrained' not in record or begin.get('resumed_from') or '://' in str(before):
         return
-    if weights_checksum(config.PRETRAINED) != record['pretrained']:
+    if weights_checksum(given) != record['pretrained']:
         raise ValueError(
-            f'{folder} holds a run that began with other weights than PRETRAINED '
-            f'{config.PRETRAINED}: choose another --tag or --output'
+            f'{folder} holds a run that began with other weights than PRETRAINED {given!r}: choose '
+            'another --tag or --output'
         )

@@ -30,6 +30,7 @@ class TrainState:
     epoch: int = 0
     batch: int = 0  # micro-batches of this epoch that are done
     best_score: float = -math.inf
+    source: str = ''  # the checkpoint that it went on from
     progress: Progress = field(default_factory=Progress)
     step_losses: list[Tensor] = field(default_factory=list)  # of the step under way
     rng_marks: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # at the start of steps
@@ -94,6 +95,7 @@ class TrainState:
         Raises:
             ValueError: if it is of another model, or its place in an epoch means another one here.
         """
+        self.source = source
         with refuse_damaged(source):
             self._restore(saved, config, source, logger)
         logger.info(f'resumed from {source}: epoch {self.epoch}, micro-batch {self.batch}')
@@ -107,10 +109,10 @@ class TrainState:
             self.next_epoch()
         elif saved['batch']:
             self.batch = self._place(saved, config, source)
-        if self.epoch > config.TRAIN.EPOCHS:
+        if (self.epoch, self.batch) > (config.TRAIN.EPOCHS, 0):
             raise ValueError(
-                f'{source}: {self.epoch} epochs are done, more than TRAIN.EPOCHS '
-                f'{config.TRAIN.EPOCHS}: raise it, or begin anew under another --tag'
+                f'{source}: {self.epoch} epochs and {self.batch} micro-batches are done, more than '
+                f'TRAIN.EPOCHS {config.TRAIN.EPOCHS}: raise it, or begin anew under another --tag'
             )
         if self.epoch or self.batch:
             self.scheduler.step_update(self.epoch * self.num_batches + self.batch - 1)

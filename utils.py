@@ -1,9 +1,9 @@
 """What runs take from checkpoints: weights, options, where to go on, and pre-trained weights."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ from models.convert_huggingface import (
 )
 from models.convert_timm import convert_timm, first_weight, published_statistics
 from models.timm_classifier import TimmClassifier
+from provenance import read_record, shown_checkpoint
 
 LARGEST = 2**62  # of the numbers that say where training stands
 RESUME_KEYS = {
@@ -57,12 +58,11 @@ def checkpoint_to_evaluate(config, folder: Path) -> str | Path:
     Raises:
         ValueError: if there is none: an untrained model is not evaluated.
     """
-    best = folder / BEST_CHECKPOINT
-    own = best if best.exists() else find_newest_checkpoint(folder)
+    own = _own_checkpoint(folder)
     given = config.MODEL.RESUME or config.PRETRAINED
     if given and own and Path(given).parent.resolve() != folder.resolve():
         trained = trained_config(own)
-        if trained and given == (trained.MODEL.RESUME or trained.PRETRAINED):
+        if trained and given in (trained.MODEL.RESUME, trained.PRETRAINED):
             given = None
     checkpoint = given or own
     if not checkpoint:
@@ -71,6 +71,20 @@ def checkpoint_to_evaluate(config, folder: Path) -> str | Path:
             f'checkpoints (none in {folder})'
         )
     return checkpoint
+
+
+def _own_checkpoint(folder: Path) -> Path | None:
+    """The best of a run's folder, unless the run has gone on from before it; else the newest."""
+    best, newest = folder / BEST_CHECKPOINT, find_newest_checkpoint(folder)
+    if not best.exists() or newest is None:
+        return best if best.exists() else newest
+    try:
+        saved, last = read_checkpoint(best), read_checkpoint(newest)
+    except ValueError:  # one that is damaged is named where it is used
+        return best
+    is_behind = (last.get('epoch', -1), last.get('finished')) >= (saved.get('epoch', -1), True)
+    given_up = is_behind and saved.get('best_score') != last.get('best_score')
+    return newest if given_up else best
 
 
 def trained_config(path: str | Path) -> Config | None:
@@ -131,7 +145,7 @@ def load_model_state(
     logger.info(f'loaded {len(given)} entries of the model from {source}')
 
 
-@contextmanager
+@contextlib.contextmanager
 def refuse_damaged(source: str | Path) -> Iterator[None]:
     """Make a ValueError that names the checkpoint of whatever goes wrong with its contents."""
     try:
@@ -181,13 +195,18 @@ def checkpoint_to_resume(config: Config, folder: Path, logger: logging.Logger) -
 
 def _newest_begun_with(given: str, folder: Path, logger: logging.Logger) -> Path | None:
     """The farthest checkpoint that can be read of the run that began with MODEL.RESUME `given`."""
+    begin = shown_checkpoint(folder, given)
+    with contextlib.suppress(ValueError):  # a record that is damaged says nothing
+        starts = (read_record(folder) or {'starts': [{'resumed_from': begin}]}).get('starts', [])
+        if begin not in [start.get('resumed_from') for start in starts]:
+            return None
     for path in newest_first(folder):
         try:
             trained = trained_config(path)
         except ValueError as error:
             logger.warning(f'{error}; looking for the checkpoint before it')
             continue
-        if trained and trained.MODEL.RESUME == given:
+        if trained and shown_checkpoint(folder, trained.MODEL.RESUME) == begin:
             logger.info(f'the run began with {given}: it goes on from {path.name}')
             return path
     return None

@@ -87,6 +87,20 @@ def test_the_checkpoint_that_a_run_went_on_from_is_not_its_own(
         )
 
 
+def test_a_run_that_went_back_scores_its_own_checkpoint(
+    finished: Path, phantom: Path, tmp_path: Path
+) -> None:
+    """By the command that it began with, whose --pretrained is not to be scored."""
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'UNCERTAIN': 'zeros'})
+    argv = arguments(cfg, phantom, tmp_path / 'o', '--pretrained', str(finished / 'ckpt_best.pth'))
+    assert run_main('finetune', argv) == 0
+    folder = run_folder(tmp_path / 'o', 'finetune')
+    assert run_main('finetune', [*argv, '--resume', str(folder / 'ckpt_epoch_0.pth')]) == 0
+    assert run_main('finetune', [*argv, '--eval']) == 0
+    source = json.loads((folder / 'predictions_test_eval.json').read_text())
+    assert Path(source['checkpoint']).parent == folder
+
+
 def test_weights_that_have_seen_what_is_held_out_now_are_warned_of(
     finished: Path, phantom: Path, tmp_path: Path
 ) -> None:

@@ -134,6 +134,26 @@ def test_other_weights_than_it_began_with(output, finished, again, refused):
     refused('finetune', again('finetune', more=more), 'other weights')
 
 
+def test_a_probe_without_its_weights(output, finished, again, refused):
+    """It would be fitted anew, on random ones."""
+    folder = run_folder(output, 'finetune').with_name('probe')
+    weights = str(run_folder(finished, 'simmim') / 'ckpt_epoch_1.pth')
+    probe = ('FINETUNE.MODE', 'linear_probe')
+    tag = ('--tag', 'probe')
+    assert (
+        run_main('finetune', again('finetune', *probe, more=('--pretrained', weights, *tag))) == 0
+    )
+    refused('finetune', again('finetune', *probe, more=tag), folder, "weights than PRETRAINED ''")
+    options = yaml.safe_load((folder / 'config.yaml').read_text())
+    (folder / 'config.yaml').write_text(
+        yaml.safe_dump(options | {'PRETRAINED': 'https://example.org/a.pth'})
+    )
+    record = folder / 'run.json'
+    record.write_text(json.dumps(json.loads(record.read_text()) | {'pretrained': None}))
+    more = ('--pretrained', weights, *tag)
+    assert run_main('finetune', again('finetune', *probe, more=more)) == 0, 'its copy, it may be'
+
+
 # Started again ---------------------------------------------------------------------------------
 
 

@@ -142,9 +142,17 @@ def test_the_same_command_with_a_checkpoint_goes_on_and_does_not_begin_with_it_a
 
 
 def test_fewer_epochs_than_are_done_are_refused(phantom, tmp_path, capsys, monkeypatch):
-    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', TRAIN={'EPOCHS': 3})
-    monkeypatch.setattr('provenance.is_finished', lambda folder: False)  # as if it were stopped
+    train = {'EPOCHS': 3, 'SAVE_EVERY_STEPS': 2}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', TRAIN=train)
+    monkeypatch.setattr('same_run.is_finished', lambda folder: False)  # as if it were stopped
     assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'out')) == 0
     fewer = ('--opts', 'TRAIN.EPOCHS', '2')
     assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'out', *fewer)) == 2
-    assert '3 epochs are done, more than TRAIN.EPOCHS 2' in capsys.readouterr().out
+    said = '{} epochs and {} micro-batches are done, more than TRAIN.EPOCHS 2'
+    assert said.format(3, 0) in capsys.readouterr().out
+    folder = run_folder(tmp_path / 'out', 'simmim')
+    for path in folder.glob('ckpt_epoch_*.pth*'):
+        if '_2_step_' not in path.name:
+            path.unlink()
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'out', *fewer)) == 2
+    assert said.format(2, 7) in capsys.readouterr().out
