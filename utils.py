@@ -82,7 +82,8 @@ def _own_checkpoint(folder: Path) -> Path | None:
         saved, last = read_checkpoint(best), read_checkpoint(newest)
     except ValueError:  # one that is damaged is named where it is used
         return best
-    is_behind = (last.get('epoch', -1), last.get('finished')) >= (saved.get('epoch', -1), True)
+    reached = (last.get('epoch', -1), bool(last.get('finished')))
+    is_behind = reached >= (saved.get('epoch', -1), True)
     given_up = is_behind and saved.get('best_score') != last.get('best_score')
     return newest if given_up else best
 
