@@ -83,8 +83,8 @@ def _own_checkpoint(folder: Path) -> Path | None:
     except ValueError:  # one that is damaged is named where it is used
         return best
     reached = (last.get('epoch', -1), bool(last.get('finished')))
-    is_behind = reached >= (saved.get('epoch', -1), True)
-    given_up = is_behind and saved.get('best_score') != last.get('best_score')
+    is_past_it = reached >= (saved.get('epoch', -1), True)
+    given_up = is_past_it and saved.get('best_score') != last.get('best_score')
     return newest if given_up else best
 
 
