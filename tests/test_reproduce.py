@@ -17,7 +17,7 @@ from checkpoint_files import read_checkpoint, write_checkpoint
 from config import build_parser, get_config
 from data import build_loader
 from logger import read_metrics
-from provenance import RunRecord, read_record
+from provenance import read_record, shown_checkpoint
 from scripts import reproduce
 
 LAST = 'ckpt_epoch_1.pth'
@@ -161,12 +161,12 @@ def test_a_run_that_began_with_anothers_checkpoint(
 def test_only_a_checkpoint_of_the_runs_own_folder_is_recorded_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    shown = RunRecord(Path('runs/first'))._shown
+    folder = Path('runs/first')
     for own in ('runs/first/a.pth', 'runs/../runs/first/a.pth', tmp_path / 'runs/first/a.pth'):
-        assert shown(own) == 'a.pth'
-    assert shown('ckpt_epoch_1.pth') == '~/ckpt_epoch_1.pth'
-    assert shown('runs/second/../third/a.pth') == '~/runs/third/a.pth'
-    assert shown('https://example.org/a.pth') == 'https://example.org/a.pth'
+        assert shown_checkpoint(folder, own) == 'a.pth'
+    assert shown_checkpoint(folder, 'ckpt_epoch_1.pth') == '~/ckpt_epoch_1.pth'
+    assert shown_checkpoint(folder, 'runs/second/../third/a.pth') == '~/runs/third/a.pth'
+    assert shown_checkpoint(folder, 'https://example.org/a.pth') == 'https://example.org/a.pth'
 
 
 def test_a_probe(data, tmp_path, in_process, capsys):
