@@ -6,14 +6,13 @@ torchrun --nproc_per_node N main_finetune.py --cfg configs/... --data-path DIR -
 import sys
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from data import Loaders, build_loader
 from data.device_loader import on_device
-from data.labels import COMPETITION_LABELS, multiclass_labels
+from data.labels import multiclass_labels
 from device import throughput
 from engine import LossFunction, Run, fit, launch
 from evaluation.metrics import describe_scores, selection_score
@@ -63,8 +62,7 @@ class Selection:
         logits = predict(run.config, run.device, model, self.loader)
         scores = score(run.config, logits, self.loader)
         run.logger.info(f'{self.split}: {describe_scores(scores)}')
-        areas, labels = np.array(list(scores['auroc'].values())), tuple(scores['auroc'])
-        chosen = selection_score(areas, labels, COMPETITION_LABELS, run.config.EVAL.SELECT)
+        chosen = selection_score(scores, run.config.EVAL.SELECT)
         figures = {f'{self.split}_{key}': scores[key] for key in ('loss', 'mean_of_five', 'auroc')}
         return figures | {'score': chosen}
 

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 
 import distributed
 from data import Loaders
-from data.labels import COMPETITION_LABELS, task_labels
 from device import autocast
 from engine import Run
-from evaluation.metrics import score_table, selection_score
+from evaluation.metrics import selection_score
 from inference import SMALLEST_PROBABILITY, mean_logits, refuse_undefined, views_of
+from reporting import score_probabilities
 from utils import load_pretrained
 
 INVERSE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn, features standardised
@@ -268,20 +268,13 @@ def _choose(
 ) -> int:
     """Position of the option whose logits [N, K] of the held-out images, on rank 0, are best."""
     config, held_out = run.config, loaders.holdout.dataset
-    mode, labels = config.FINETUNE.MODE, task_labels(config.DATA.TASK)
-    scores, undefined = [], []
+    mode, scores, undefined = config.FINETUNE.MODE, [], []
     for values in logits:
-        table = score_table(
-            expit(values.astype(np.float64)),
-            held_out.targets,
-            held_out.records.study,
-            labels=labels,
-            five=COMPETITION_LABELS,
-            level=config.EVAL.LEVEL,
-            aggregate=config.EVAL.AGGREGATE,
-        )
-        areas, undefined = np.array(list(table['auroc'].values())), table['undefined']
-        scores.append(selection_score(areas, labels, COMPETITION_LABELS, config.EVAL.SELECT))
+        probabilities = expit(values.astype(np.float64))
+        studies = held_out.records.study
+        table = score_probabilities(config, probabilities, held_out.targets, studies)
+        undefined = table['undefined']
+        scores.append(selection_score(table, config.EVAL.SELECT))
     scores, undefined = distributed.broadcast((scores, undefined))
     if np.isnan(scores).any():
         raise ValueError(

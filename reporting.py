@@ -38,20 +38,28 @@ SCORED = ('valid', 'test')
 
 
 def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]:
-    """Scores of one split: `evaluation.metrics.score_table`, the loss, the views."""
+    """Scores of one split: `score_probabilities`, the loss, the views."""
     dataset = loader.dataset
-    scores = score_table(
-        expit(logits.astype(np.float64)),
-        dataset.targets,
-        dataset.records.study,
+    probabilities = expit(logits.astype(np.float64))
+    scores = score_probabilities(config, probabilities, dataset.targets, dataset.records.study)
+    scores['loss'] = masked_bce(torch.from_numpy(logits), torch.from_numpy(dataset.targets)).item()
+    scores['views'] = config.EVAL.VIEWS or config.DATA.VIEWS
+    return scores
+
+
+def score_probabilities(
+    config: Any, probabilities: np.ndarray, targets: np.ndarray, studies: np.ndarray
+) -> dict[str, Any]:
+    """`evaluation.metrics.score_table` of images' probabilities [N, K], by the options EVAL."""
+    return score_table(
+        probabilities,
+        targets,
+        studies,
         labels=task_labels(config.DATA.TASK),
         five=COMPETITION_LABELS,
         level=config.EVAL.LEVEL,
         aggregate=config.EVAL.AGGREGATE,
     )
-    scores['loss'] = masked_bce(torch.from_numpy(logits), torch.from_numpy(dataset.targets)).item()
-    scores['views'] = config.EVAL.VIEWS or config.DATA.VIEWS
-    return scores
 
 
 class FinalScores:

@@ -144,29 +144,17 @@ def mean_defined(values: np.ndarray) -> float:
     return float(defined.mean()) if defined.size else float('nan')
 
 
-def mean_of_all(values: np.ndarray) -> float:
-    """Mean if every value is defined, else NaN: a mean over fewer labels is another quantity."""
-    return float(np.mean(values))
-
-
-def selection_score(
-    areas: np.ndarray, labels: Sequence[str], five: Sequence[str], rule: str
-) -> float:
-    """The figure by which a checkpoint is selected.
+def selection_score(scores: dict[str, Any], rule: str) -> float:
+    """The figure of a `score_table` by which a checkpoint is selected.
 
     Args:
-        areas: [K] AUROC, NaN where undefined.
-        labels: [K] names.
-        five: names of the competition tasks.
+        scores: what `score_table` gave.
         rule: 'five' (mean of the five, NaN if one is undefined), 'all' (mean of all defined
             labels), 'auto' (the five where all are defined, else all defined labels).
     """
-    of_five = float('nan')
-    if set(five) <= set(labels):
-        of_five = mean_of_all(areas[[list(labels).index(name) for name in five]])
-    if rule == 'five' or (rule == 'auto' and not np.isnan(of_five)):
-        return of_five
-    return mean_defined(areas)
+    of_five = scores['mean_of_five']
+    takes_five = rule == 'five' or (rule == 'auto' and not np.isnan(of_five))
+    return of_five if takes_five else scores['mean_of_defined']
 
 
 def score_table(
@@ -198,14 +186,16 @@ def score_table(
         probabilities, targets, _ = study_level(probabilities, targets, studies, aggregate)
     areas = auroc_per_label(probabilities, targets)
     positives = np.nansum(targets, axis=0)
+    area_of = dict(zip(labels, areas.tolist(), strict=True))
     return {
         'level': level,
         'rows': len(targets),
-        'mean_of_five': selection_score(areas, labels, five, 'five'),
+        # All or none: a mean over fewer labels is another quantity.
+        'mean_of_five': float(np.mean([area_of.get(name, np.nan) for name in five])),
         'mean_of_defined': mean_defined(areas),
-        'auroc': dict(zip(labels, areas.tolist(), strict=True)),
+        'auroc': area_of,
         'positives': dict(zip(labels, positives.astype(int).tolist(), strict=True)),
-        'undefined': [name for name, area in zip(labels, areas, strict=True) if np.isnan(area)],
+        'undefined': [name for name, area in area_of.items() if np.isnan(area)],
     }
 
 

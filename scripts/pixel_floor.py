@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import build_parser, get_config
 from data import build_loader
 from data.images import image_reader
-from data.labels import COMPETITION_LABELS, LABELS
-from evaluation.metrics import describe_scores, score_table
+from evaluation.metrics import describe_scores
 from evaluation.pixel_floor import pixel_floor
 from logger import create_logger, json_safe
+from reporting import score_probabilities
 
 SIDE_PX = 64
 
@@ -47,14 +47,7 @@ def main(args: argparse.Namespace) -> int:
             continue
         records, targets = loader.dataset.records, loader.dataset.targets
         probabilities = pixel_floor(train_pixels, train.targets, pixels(records))
-        scores = score_table(
-            probabilities,
-            targets,
-            records.study,
-            labels=LABELS,
-            five=COMPETITION_LABELS,
-            level=config.EVAL.LEVEL,
-        )
+        scores = score_probabilities(config, probabilities, targets, records.study)
         table[split] = scores | {'views': config.EVAL.VIEWS or config.DATA.VIEWS, 'loss': np.nan}
         print(f'{split}: {describe_scores(table[split])}')
     (folder / 'pixel_floor.json').write_text(json.dumps(json_safe(table), indent=1) + '\n')

@@ -15,7 +15,7 @@ import numpy as np
 from checksums import sha256
 from config import Config, build_parser, get_config
 from data.chexpert import Records, select_views, split_holdout
-from data.labels import COMPETITION_LABELS, scored_targets, task_labels
+from data.labels import scored_targets, task_labels
 from data.predictions import (
     check_task,
     look_up,
@@ -26,9 +26,10 @@ from data.predictions import (
 from data.pseudo_labels import unlabelled_records
 from data.splits import read_split, training_records
 from evaluation.confidence import check_choice, choose_values
-from evaluation.metrics import score_table, selection_score
+from evaluation.metrics import selection_score
 from logger import json_safe
 from provenance import read_record
+from reporting import score_probabilities
 from sweeps.plan import Job, share_of_steps
 from sweeps.runner import Runner
 
@@ -165,19 +166,11 @@ class Patients:
 
     def held_out_score(self, folder: Path) -> float:
         """The mean AUROC by EVAL.SELECT of a run's held-out predictions."""
-        choices, views = self.config.EVAL, self.config.EVAL.VIEWS or self.config.DATA.VIEWS
+        views = self.config.EVAL.VIEWS or self.config.DATA.VIEWS
         records = select_views(self.held_out, views)
-        table = score_table(
-            self.predicted(folder, 'holdout', records),
-            self.real(records),
-            records.study,
-            labels=self.labels,
-            five=COMPETITION_LABELS,
-            level=choices.LEVEL,
-            aggregate=choices.AGGREGATE,
-        )
-        areas = np.array([table['auroc'][label] for label in self.labels])
-        return selection_score(areas, self.labels, COMPETITION_LABELS, choices.SELECT)
+        probabilities = self.predicted(folder, 'holdout', records)
+        table = score_probabilities(self.config, probabilities, self.real(records), records.study)
+        return selection_score(table, self.config.EVAL.SELECT)
 
 
 @dataclass

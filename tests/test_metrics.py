@@ -246,20 +246,30 @@ def test_a_study_has_the_greatest_probability_of_its_images():
 
 
 @pytest.mark.parametrize(
-    ('areas', 'rule', 'wanted'),
+    ('five', 'rule', 'wanted'),
     [
-        ([0.5, 0.7, 0.9], 'five', 0.6),
-        ([0.5, 0.7, 0.9], 'auto', 0.6),
-        ([0.5, 0.7, 0.9], 'all', 0.7),
-        ([0.5, NAN, 0.9], 'auto', 0.7),
-        ([0.5, NAN, 0.9], 'five', NAN),
-        ([0.5, NAN, 0.9], 'all', 0.7),
-        ([NAN, NAN, NAN], 'auto', NAN),
+        ('ab', 'five', 1 / 4),
+        ('ab', 'auto', 1 / 4),
+        ('ab', 'all', 1 / 3),
+        ('ax', 'auto', 1 / 3),
+        ('ax', 'five', NAN),
+        ('ax', 'all', 1 / 3),
+        ('x', 'auto', 1 / 3),
+        ('az', 'five', NAN),  # no label of this task
+        ('az', 'auto', 1 / 3),
     ],
 )
-def test_selection_score(areas, rule, wanted):
-    score = selection_score(np.array(areas), ['a', 'b', 'c'], ['a', 'b'], rule)
-    assert score == pytest.approx(wanted, nan_ok=True)
+def test_selection_score(five, rule, wanted):
+    """Of areas of 1/2, 0 and 1/2, and one that is not defined."""
+    scores = score_table(
+        np.array([[0.9, 0.2, 0.7, 0.1], [0.4, 0.8, 0.3, 0.2], [0.6, 0.1, 0.1, 0.3]]),
+        np.array([[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]),
+        ['u', 'v', 'w'],
+        labels=list('abcx'),
+        five=list(five),
+        level='image',
+    )
+    assert selection_score(scores, rule) == pytest.approx(wanted, nan_ok=True)
 
 
 def test_score_table_names_what_is_undefined_and_never_averages_over_fewer_tasks():
