@@ -139,7 +139,8 @@ def test_a_run_that_goes_on_and_one_that_is_finished(phantom, tmp_path, check):
     log = (run_folder(output, 'simmim') / 'log_rank0.txt').read_text()
     changed = set(re.findall(r'changed since the checkpoint: (\S+):', log))
     assert changed == {'TRAIN.EPOCHS', 'TRAIN.ON_NAN'}
-    assert rows['weights'][1].endswith('1 of 2 epochs are done')
+    newest = run_folder(output, 'simmim') / 'ckpt_epoch_0.pth'
+    assert rows['weights'][1] == f'goes on from {newest}: 1 of 2 epochs are done'
     code, verdict, rows = check('simmim', [*argv, '--opts', 'TRAIN.EPOCHS', '1'])
     assert (code, verdict) == (0, 'verdict: ready, about 0.0 seconds')
     assert rows['weights'][0] == 'warning'
@@ -326,6 +327,15 @@ def test_held_out_patients_too_few_to_select_by(
     code, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
     assert (code, rows['selection'][0]) == (0, status), rows['selection']
     assert ('raise DATA.HOLDOUT_FRACTION' in rows['selection'][1]) == (status == 'warning')
+
+
+def test_valid_patients_too_few_to_select_by(phantom, tmp_path, check, monkeypatch):
+    monkeypatch.setattr('evaluation.few_cases.FEW_CASES', 100)
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', EVAL={'SELECT_ON': 'valid'})
+    code, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
+    assert (code, rows['selection'][0]) == (0, 'warning')
+    assert 'take EVAL.SELECT_ON holdout' in rows['selection'][1]
+    assert 'HOLDOUT_FRACTION' not in rows['selection'][1]
 
 
 def test_held_out_patients_without_both_classes(phantom, tmp_path, check):
