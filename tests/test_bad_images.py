@@ -345,7 +345,8 @@ def skipping(folder: Path, stage: str, **data: object) -> Path:
     return tiny_config(folder / 'run.yaml', stage, DATA=data, **more)
 
 
-@pytest.mark.parametrize('stage', ['simmim', pytest.param('finetune', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('stage', ['simmim', 'finetune'])
 def test_a_run_goes_on_as_if_it_had_never_stopped(stage, files, tmp_path):
     data, bad = files
     cfg = skipping(tmp_path, stage)

@@ -236,6 +236,7 @@ def squares(folder, tmp_path) -> Path:
     return tmp_path / 'squares'
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:This process .* is multi-threaded, use of fork')
 def test_the_command_measures_a_store_of_squares_by_picture_and_by_batch(
     folder, squares, tmp_path, threads

@@ -37,7 +37,8 @@ def figures(folder: Path) -> list[dict]:
     return [{key: line[key] for key in line.keys() - TIMES} for line in lines]
 
 
-@pytest.mark.parametrize('stage', ['simmim', pytest.param('finetune', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('stage', ['simmim', 'finetune'])
 def test_runs_read_the_copy_and_name_the_source(stage: str, store: Path, tmp_path: Path) -> None:
     source, cache = copied(store, tmp_path / 'source'), tmp_path / 'node' / 'cache'
     cfg = tiny_config(tmp_path / 'run.yaml', stage, REPORT={'MAPS': 0}, EVAL={'RESAMPLES': 0})

@@ -77,6 +77,7 @@ def test_counts_of_the_real_csv(nih1000: Path) -> None:
     assert not patients[0] & patients[1]
 
 
+@pytest.mark.slow
 def test_full_size_csv_is_read_with_one_image_on_disk(tmp_path: Path) -> None:
     num_rows = 223_414
     cells = ',Male,{},Frontal,AP,,,1.0,,-1.0,0.0,,,,,1.0,,,\n'

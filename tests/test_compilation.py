@@ -69,7 +69,10 @@ def test_what_is_wrapped() -> None:
             assert (called.module if wrapped else called) is layer
 
 
-@pytest.mark.parametrize(('stage', 'model'), [('simmim', SWIN), ('finetune', VIT)])
+@pytest.mark.parametrize(
+    ('stage', 'model'),
+    [pytest.param('simmim', SWIN, marks=pytest.mark.slow), ('finetune', VIT)],
+)
 def test_a_compiled_run_is_the_same_run_and_compiles_once(
     stage, model, phantom, tmp_path, monkeypatch
 ) -> None:
@@ -149,14 +152,12 @@ def broken_gradient(module: torch.fx.GraphModule, inputs: list) -> object:
     return lambda *args: (Broken.apply(*args)[0].clone(),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('fault', 'message'),
     [
-        pytest.param(
-            *(no_compiler, 'RuntimeError: torch.compile is not supported here'),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(broken_backend, 'raised: ImportError: no Triton', marks=pytest.mark.slow),
+        (no_compiler, 'RuntimeError: torch.compile is not supported here'),
+        (broken_backend, 'raised: ImportError: no Triton'),
         (broken_gradient, 'RuntimeError: the backward pass does not compile'),
     ],
 )

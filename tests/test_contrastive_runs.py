@@ -219,14 +219,10 @@ def test_a_run_starts_from_weights_of_another(model, phantom, tmp_path, monkeypa
             assert torch.equal(seen[0][f'momentum_encoder.{key}'], value), key
 
 
-def all_but_one_slow(fast: str) -> list:
-    return [
-        method if method == fast else pytest.param(method, marks=pytest.mark.slow)
-        for method in METHODS
-    ]
+OTHERS = [pytest.param(each, marks=pytest.mark.slow) for each in METHODS if each != 'byol']
 
 
-@pytest.mark.parametrize('method', all_but_one_slow('byol'))
+@pytest.mark.parametrize('method', ['byol', *OTHERS])
 def test_a_run_that_stops_goes_on_to_the_same_weights(method, phantom, tmp_path) -> None:
     """In an epoch and between epochs, with accumulation: 6 micro-batches, 3 steps an epoch."""
     train = {'SAVE_EVERY_STEPS': 2, 'ACCUMULATION_STEPS': 2}
@@ -244,7 +240,8 @@ def test_a_run_that_stops_goes_on_to_the_same_weights(method, phantom, tmp_path)
             assert torch.equal(got[key], value), (stop, key)
 
 
-@pytest.mark.parametrize('method', all_but_one_slow('swav'))
+@pytest.mark.slow
+@pytest.mark.parametrize('method', METHODS)
 def test_compiled_steps_are_the_same_steps(method, phantom, tmp_path, monkeypatch) -> None:
     """By a backend that only records the graph."""
     graphs = record_graphs(monkeypatch)

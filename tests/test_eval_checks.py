@@ -87,6 +87,7 @@ def test_the_checkpoint_that_a_run_went_on_from_is_not_its_own(
         )
 
 
+@pytest.mark.slow
 def test_a_run_that_went_back_scores_its_own_checkpoint(
     finished: Path, phantom: Path, tmp_path: Path
 ) -> None:

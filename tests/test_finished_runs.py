@@ -109,6 +109,7 @@ def test_options_that_cannot_be_read(text, output, again, refused):
     assert options(path.parent)['TRAIN']['EPOCHS'] == 2
 
 
+@pytest.mark.slow
 def test_other_weights_than_it_began_with(output, finished, again, refused):
     """They would not be loaded, but named in the report over the scores of the others."""
     weights = output / 'weights.pth'

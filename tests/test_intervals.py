@@ -86,9 +86,8 @@ def test_an_interval_holds_the_middle_95_percent_of_what_is_defined():
     assert np.isnan(interval(np.array([]))).all()
 
 
-@pytest.mark.parametrize(
-    ('images_each', 'shared'), [(1, 0), pytest.param(3, 0.7, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(('images_each', 'shared'), [(1, 0), (3, 0.7)])
 def test_intervals_cover_the_true_value_19_times_in_20(images_each, shared):
     rng = np.random.default_rng(2024)
     true = {

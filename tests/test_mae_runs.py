@@ -150,6 +150,7 @@ def test_figures_of_normalised_patches_have_names_of_their_own(phantom, tmp_path
         assert own < 0.8 * mean
 
 
+@pytest.mark.slow
 def test_a_compiled_run_is_one_graph_and_the_same_run(phantom, tmp_path, monkeypatch) -> None:
     train = {'EPOCHS': 1, 'BASE_LR': 0.05}
     cfg = tiny_config(tmp_path / 'mae.yaml', 'simmim', MAE, TRAIN=train, EVAL=FEW)

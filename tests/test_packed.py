@@ -305,7 +305,7 @@ def test_training_finds_a_flipped_bit(
     assert f'the picture of {file} ' in capfd.readouterr().out
 
 
-@pytest.mark.parametrize('stage', ['simmim', 'finetune'])
+@pytest.mark.parametrize('stage', [pytest.param('simmim', marks=pytest.mark.slow), 'finetune'])
 def test_both_mains_run_from_a_store_alone_as_from_the_folder(
     phantom: Path, tmp_path: Path, stage: str
 ) -> None:

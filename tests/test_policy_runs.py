@@ -80,6 +80,7 @@ def test_no_policy_touches_what_is_scored(planted: Path, tmp_path: Path) -> None
         assert not others, f'{POLICIES[i]} trains on the same targets as another policy'
 
 
+@pytest.mark.slow
 def test_self_training_takes_the_predictions_of_the_first_run(
     planted: Path, tmp_path: Path
 ) -> None:

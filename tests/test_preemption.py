@@ -47,7 +47,10 @@ def send(*signals):
     return action
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+OTHERS = [pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGUSR1, signal.SIGINT)]
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, *OTHERS])
 def test_a_signal_stops_after_the_step_and_the_same_command_goes_on(
     number, phantom, whole, tmp_path, monkeypatch, capfd
 ):
@@ -66,6 +69,7 @@ def test_a_signal_stops_after_the_step_and_the_same_command_goes_on(
     assert_same_weights(final_state(folder), final_state(run_folder(whole, 'simmim')))
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_validation_saves_the_epoch_whatever_the_frequency(
     phantom, whole, tmp_path, monkeypatch
 ):

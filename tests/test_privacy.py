@@ -116,6 +116,7 @@ def session(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Session:
     return Session(phantom, folder / 'outputs', printed, network, trace)
 
 
+@pytest.mark.slow
 def test_only_predictions_and_reports_name_patients(session: Session) -> None:
     """Console, logs, figures, curves, options, weights, pictures and files' names do not."""
     assert PATIENT.findall(session.printed.encode()) == []

@@ -50,6 +50,7 @@ def test_a_step_is_repeated_from_the_checkpoint_before_it(failed_run):
     assert count > 0
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(failed_run, tmp_path):
     copy = shutil.copytree(failed_run, tmp_path / 'run')
     (copy / 'ckpt_epoch_0_old.pth').write_bytes(b'of another program')

@@ -11,6 +11,7 @@ from report_example import example_report
 
 from evaluation.report import write_report
 
+pytestmark = pytest.mark.slow
 CHROMIUM, DRIVER = Path('/usr/bin/chromium'), Path('/usr/bin/chromedriver')
 FLAGS = (
     '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',

@@ -18,6 +18,7 @@ from data.labels import LABELS
 from evaluation.report import write_report
 from evaluation.report_view import CODES
 
+pytestmark = pytest.mark.slow
 RIGHT_TO_LEFT = '\u05e9\u05dc\u05d5\u05dd 12'
 # No '/' in them: they can be a part of a path, and the name of a file.
 PARTS = {
@@ -172,10 +173,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     yield from started(tmp_path_factory.mktemp('profile'))
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ('run', 'document')]
-
-
-@pytest.fixture(scope='module', params=['files', *SLOW])
+@pytest.fixture(scope='module', params=['files', 'run', 'document'])
 def hostile(
     request: pytest.FixtureRequest, phantom: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Hostile:

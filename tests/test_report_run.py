@@ -100,6 +100,7 @@ def test_groups_and_maps_are_there(finished: Path) -> None:
     assert -1 <= report['maps_check']['similarity'] <= 1
 
 
+@pytest.mark.slow
 def test_eval_reports_the_same_of_the_same_checkpoint(
     finished: Path, many: Path, tmp_path: Path
 ) -> None:

@@ -116,6 +116,7 @@ def test_a_repeat_is_the_same_bit_for_bit_and_leaves_the_run_alone(
     assert 'holds a run already' in refusal(capsys, folder, '--output', tmp_path / 'again')
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_went_on_is_repeated_without_a_break(
     data, tmp_path, in_process, capsys, monkeypatch
 ):
@@ -386,14 +387,13 @@ def test_from_the_command_line_with_two_processes(data, tmp_path):
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT)
     done = torchrun('finetune', arguments(cfg, data, tmp_path / 'out'), 2)
     assert done.returncode == 0, done.stdout + done.stderr
-    run = run_folder(tmp_path / 'out', 'finetune')
-    record = read_record(run)
+    record = read_record(run := run_folder(tmp_path / 'out', 'finetune'))
     assert (record['processes'], record['environment']['threads']) == (2, 1)
     alone = tmp_path / 'alone'
     assert run_main('finetune', arguments(cfg, data, alone)) == 0
     assert read_record(run_folder(alone, 'finetune'))['data'] == record['data']
-    command = [sys.executable, str(ROOT / 'scripts' / 'reproduce.py'), str(run)]
-    command += ['--output', str(tmp_path / 'again')]
+    script, again = str(ROOT / 'scripts' / 'reproduce.py'), str(tmp_path / 'again')
+    command = [sys.executable, script, str(run), '--output', again]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == 'the same, bit for bit (figures and weights)'

@@ -28,6 +28,7 @@ def assert_same_weights(got: dict, want: dict) -> None:
             assert torch.equal(got['optimizer']['state'][index][name], value), (index, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('stage', 'model'), CASES)
 def test_every_step_is_a_place_to_go_on_from(stage, model, phantom, tmp_path):
     cfg = tiny_config(tmp_path / 'run.yaml', stage, model, TRAIN={'SAVE_EVERY_STEPS': 1})
@@ -91,6 +92,7 @@ def test_resuming_takes_rates_and_lengths_from_the_config_and_says_so(phantom, t
     assert 'changed since the checkpoint: TRAIN.WEIGHT_DECAY: 0.05 -> 0.01' in log
 
 
+@pytest.mark.slow
 def test_an_explicit_checkpoint_wins_over_the_newest(phantom, tmp_path):
     cfg = tiny_config(tmp_path / 'run.yaml', 'simmim')
     assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'out')) == 0
@@ -109,6 +111,7 @@ def test_going_on_inside_an_epoch_of_another_length_is_refused(phantom, tmp_path
     assert 'an epoch now has' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_same_command_with_a_checkpoint_goes_on_and_does_not_begin_with_it_again(
     phantom, tmp_path, monkeypatch
 ):
@@ -145,6 +148,7 @@ def test_the_same_command_with_a_checkpoint_goes_on_and_does_not_begin_with_it_a
         assert_same_weights(final_state(run), whole)
 
 
+@pytest.mark.slow
 def test_fewer_epochs_than_are_done_are_refused(phantom, tmp_path, capsys, monkeypatch):
     train = {'EPOCHS': 3, 'SAVE_EVERY_STEPS': 2}
     cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', TRAIN=train)

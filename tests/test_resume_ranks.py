@@ -22,6 +22,7 @@ def two_ranks(phantom, tmp_path_factory):
     return cfg, run_folder(root, 'simmim')
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_with_two_micro_batches_a_step(two_ranks, phantom, tmp_path):
     cfg, folder = two_ranks
     stop = folder / 'ckpt_epoch_0_step_2.pth'
@@ -51,6 +52,7 @@ def test_three_processes_are_refused_in_words(two_ranks, phantom, tmp_path, caps
     assert '8 images a step on 2 process(es); 3 processes' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_same_images_a_step_by_other_options_go_on_inside_an_epoch(
     two_ranks, phantom, tmp_path
 ):

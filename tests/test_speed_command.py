@@ -88,6 +88,7 @@ def test_fine_tuning_with_data_and_options(phantom, tmp_path):
     assert (row['model'], row['stage'], row['case']) == ('run', 'finetune', 'ours')
 
 
+@pytest.mark.slow
 def test_levers_of_which_one_fails(tmp_path, capsys, monkeypatch):
     """The others are measured, and the exit code says that one was not."""
 

@@ -117,6 +117,7 @@ def test_a_store_of_squares_gives_the_views_of_its_files(oblong, settings, limit
     assert max(off.values()) < limit, off
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', ['simmim', 'finetune'])
 def test_training_on_a_store_is_that_on_its_files(squares, stage, tmp_path):
     config, losses = tiny_config(tmp_path / f'{stage}.yaml', stage), []

@@ -125,6 +125,7 @@ def to_dicom(folder: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', ['simmim', 'finetune'])
 def test_dicom_trains_directly_and_packed_as_the_same_jpegs(dicom, phantom, stage, tmp_path):
     cfg = tiny_config(tmp_path / 'run.yaml', stage)
@@ -241,8 +242,9 @@ class OwnMemory(Dataset):
         return [sum(sizes[:2]) / 1024]  # clean and dirty
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists('/proc/self/smaps_rollup'), reason='needs Linux')
-@pytest.mark.parametrize('start', ['fork', pytest.param('spawn', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('start', ['fork', 'spawn'])
 def test_a_worker_has_little_memory_of_its_own_for_a_large_store(tmp_path, start):
     count = 223_414
     store = sparse_store(tmp_path / 'store', count)

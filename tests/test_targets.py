@@ -186,6 +186,7 @@ def pretrain(phantom, tmp_path, **options: object) -> list[dict]:
     return read_metrics(run_folder(tmp_path, 'simmim') / 'metrics.jsonl')
 
 
+@pytest.mark.slow
 def test_a_run_learns_averages_and_its_figures_are_of_whole_images(phantom, tmp_path) -> None:
     before, *epochs = pretrain(phantom, tmp_path, TARGET_SIZE=16)
     assert epochs[-1]['loss'] < 0.98 * epochs[0]['loss']

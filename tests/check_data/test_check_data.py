@@ -38,6 +38,7 @@ def test_real_x_rays_hold_one_picture_twice(nih1000: Path, check: Callable) -> N
     assert check(nih1000) == (0, [('same pixels', 'train.csv', 313, file)])
 
 
+@pytest.mark.slow
 def test_every_fault_planted_in_real_x_rays_is_found(
     nih1000: Path, tmp_path: Path, check: Callable, capsys: pytest.CaptureFixture
 ) -> None:

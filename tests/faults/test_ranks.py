@@ -45,6 +45,7 @@ def undisturbed(phantom, tmp_path_factory):
     return weights(folder_of(folder))
 
 
+@pytest.mark.slow
 def test_the_others_name_the_first_that_failed(phantom, tmp_path):
     processes = ranks(tmp_path, tiny_arguments(tmp_path, phantom), fault(1, 3, 'fail'))
     with started(processes):

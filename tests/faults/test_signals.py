@@ -11,6 +11,7 @@ from tiny import SCRIPTS
 SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGUSR1, signal.SIGINT)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, *SLOW])
 def test_loaders_workers_stay_until_the_step_is_done(number, phantom, tmp_path):
     argv = tiny_arguments(

@@ -33,6 +33,7 @@ def test_every_target_is_here() -> None:
     assert source.count('\ndef attack_') == len(TARGETS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('target', TARGETS)
 def test_mutated_files_are_taken_or_refused(
     target: str,
