@@ -39,7 +39,7 @@ if [ -z "${{PYTHON:-}}" ] && [ -x .venv/bin/python ]; then PYTHON=.venv/bin/pyth
 launch=("${{PYTHON:-python}}")
 # On several GPUs each takes its share of the micro-batches of an optimizer step.
 if [[ ! $gpus =~ ^[1-9][0-9]*$ ]] || {indivisible}; then
-    echo "error: GPUS must divide {micro_batches}, got $gpus" >&2
+    echo "error: GPUS must {gpus}, got $gpus" >&2
     exit 2
 fi
 if [ "$gpus" -gt 1 ]; then
@@ -109,6 +109,8 @@ def script_text(sweep: Sweep, row: Row) -> str:
     """The shell script of a row, which can be read alone."""
     path = script_path(sweep, row)
     steps = {stage: micro_batches(expected_config(sweep, row, stage)) for stage in row.stages}
+    counts = sorted(set(steps.values()))
+    shares = ' and '.join(map(str, counts))
     text = SCRIPT.format(
         purpose=_purpose(sweep, row),
         path=_shown(path),
@@ -118,8 +120,8 @@ def script_text(sweep: Sweep, row: Row) -> str:
         else '',
         written=WRITTEN,
         up=os.path.relpath(ROOT, path.parent),
-        indivisible=' || '.join(f'[ $(({n} % gpus)) -ne 0 ]' for n in sorted(set(steps.values()))),
-        micro_batches=' and '.join(map(str, sorted(set(steps.values())))),
+        indivisible=' || '.join(f'[ $(({n} % gpus)) -ne 0 ]' for n in counts),
+        gpus='be 1 (one micro-batch a step)' if 1 in counts else f'divide {shares}',
     )
     if row.learns_from:
         text += TEACHER.format(script=_shown(path.with_name(f'{row.learns_from}.sh')))

@@ -168,13 +168,19 @@ def test_a_script_starts_what_the_runner_starts(path, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ('gpus', 'code', 'said'), [('2', 0, ''), ('3', 2, 'must divide 4 and 8, got 3'), ('', 0, '')]
+    ('row', 'gpus', 'code', 'said'),
+    [
+        ('mask_ratio_0.1', '2', 0, ''),
+        ('mask_ratio_0.1', '', 0, ''),
+        ('mask_ratio_0.1', '3', 2, 'GPUS must divide 4 and 8, got 3'),
+        ('nano/nano_mask_ratio_0.3', '2', 2, 'GPUS must be 1 (one micro-batch a step), got 2'),
+    ],
 )
-def test_gpus_share_the_micro_batches_of_a_step(gpus, code, said, tmp_path) -> None:
+def test_gpus_share_the_micro_batches_of_a_step(row, gpus, code, said, tmp_path) -> None:
     stand_in, notes = tmp_path / 'python', tmp_path / 'notes'
     stand_in.write_text(STAND_IN)
     stand_in.chmod(0o755)
-    script = ROOT / 'scripts/ablations/mask_ratio_0.1.sh'
+    script = ROOT / 'scripts' / 'ablations' / f'{row}.sh'
     done = subprocess.run(
         ['bash', str(script), str(tmp_path), 'runs', *([gpus] if gpus else [])],
         env=os.environ | {'PYTHON': str(stand_in), 'NOTES': str(notes)},

@@ -14,7 +14,7 @@ if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python
 launch=("${PYTHON:-python}")
 # On several GPUs each takes its share of the micro-batches of an optimizer step.
 if [[ ! $gpus =~ ^[1-9][0-9]*$ ]] || [ $((1 % gpus)) -ne 0 ]; then
-    echo "error: GPUS must divide 1, got $gpus" >&2
+    echo "error: GPUS must be 1 (one micro-batch a step), got $gpus" >&2
     exit 2
 fi
 if [ "$gpus" -gt 1 ]; then
