@@ -92,7 +92,9 @@ def read_csv(
     if image_suffix and not re.fullmatch(r'\.\w+', image_suffix):
         raise ValueError(f"DATA.IMAGE_SUFFIX must be like '.png', or empty, got {image_suffix!r}")
     if not Path(source).is_file():
-        raise ValueError(f'no such CSV file: {source} (see DATA.DATA_PATH and DATA.*_CSV)')
+        below = [folder for folder in sorted(root.glob('*')) if os.path.isfile(folder / csv_name)]
+        hint = f': {below[0]} has one' if below else ''
+        raise ValueError(f'no such CSV file: {source} (see DATA.DATA_PATH and DATA.*_CSV){hint}')
     table = read_table(Path(source))
     described = any(name in table for name in DESCRIPTION) and 'Path' in table
     wanted = [*(DESCRIPTION if described else ()), *LABELS]

@@ -141,3 +141,9 @@ def test_quoted_commas_are_not_taken_for_a_cut_off_file(tmp_path: Path) -> None:
 def test_missing_csv_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='no such CSV file: .*/valid.csv'):
         read_csv(tmp_path, 'valid.csv')
+
+
+def test_the_folder_below_that_has_the_csv_is_named(tmp_path: Path) -> None:
+    read(tmp_path / 'CheXpert-v1.0-small', [row(image_path(1))])
+    with pytest.raises(ValueError, match=r'\.\*_CSV\): .*/CheXpert-v1.0-small has one$'):
+        read_csv(tmp_path, 'train.csv')
