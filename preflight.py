@@ -145,7 +145,7 @@ class Preflight:
         found = f'by {len(targets):,} images of {name}; of the rarer class: '
         found += few or f'at least {min(cases.values()):,}'
         if config.EVAL.SELECT == 'five' and not all(cases.values()):
-            advice = 'raise DATA.HOLDOUT_FRACTION: EVAL.SELECT five needs both classes of each'
+            advice = f'EVAL.SELECT five needs both classes of each: {more_cases(name)}'
             self.findings.problem('selection', found, advice)
         else:
             advice = f'so few choose by chance: {more_cases(name)}' if few else ''

@@ -331,11 +331,14 @@ def test_held_out_patients_too_few_to_select_by(
 
 def test_valid_patients_too_few_to_select_by(phantom, tmp_path, check, monkeypatch):
     monkeypatch.setattr('evaluation.few_cases.FEW_CASES', 100)
-    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', EVAL={'SELECT_ON': 'valid'})
-    code, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
-    assert (code, rows['selection'][0]) == (0, 'warning')
-    assert 'take EVAL.SELECT_ON holdout' in rows['selection'][1]
-    assert 'HOLDOUT_FRACTION' not in rows['selection'][1]
+    evaluation = {'SELECT_ON': 'valid', 'VIEWS': 'lateral'}  # few, and not both of each
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', EVAL=evaluation)
+    for rule, status in (('auto', 'warning'), ('five', 'problem')):
+        argv = arguments(cfg, phantom, tmp_path / 'out', '--opts', 'EVAL.SELECT', rule)
+        _, _, rows = check('finetune', argv)
+        assert rows['selection'][0] == status
+        assert 'take EVAL.SELECT_ON holdout' in rows['selection'][1]
+        assert 'HOLDOUT_FRACTION' not in rows['selection'][1]
 
 
 def test_held_out_patients_without_both_classes(phantom, tmp_path, check):
