@@ -272,6 +272,15 @@ def test_selection_score(five, rule, wanted):
     assert selection_score(scores, rule) == pytest.approx(wanted, nan_ok=True)
 
 
+@pytest.mark.parametrize('rule', ['five', 'auto', 'all'])
+def test_nothing_selects_where_no_area_is_defined(rule):
+    targets = np.array([[1.0, NAN], [1.0, NAN]])
+    scores = score_table(
+        targets, targets, ['u', 'v'], labels=list('ab'), five=list('ab'), level='image'
+    )
+    assert np.isnan(selection_score(scores, rule))
+
+
 def test_score_table_names_what_is_undefined_and_never_averages_over_fewer_tasks():
     probabilities = np.array([[0.9, 0.2], [0.4, 0.3], [0.1, 0.8]])
     targets = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
