@@ -30,7 +30,7 @@ CHOICES = {
     'DATA.MASK_TYPE': ('random', 'square', 'block'),
     'MODEL.TYPE': ('swin', 'vit', 'timm'),
     'MODEL.PRETRAIN': ('simmim', 'mae'),
-    'MODEL.ATTENTION': ('auto', 'eager', 'sdpa', 'triton'),
+    'MODEL.ATTENTION': ('auto', 'eager', 'sdpa'),
     'MODEL.SWIN.IN_CHANS': (1, 3),
     'MODEL.VIT.IN_CHANS': (1, 3),
     'MODEL.TIMM.IN_CHANS': (1, 3),
@@ -289,8 +289,6 @@ def _stride(config: Any) -> int:
 
 def _check_vit(config: Any) -> None:
     vit = config.MODEL.VIT
-    allowed = "'auto', 'eager' or 'sdpa' for a ViT: the kernel is for windows"
-    _require(config.MODEL.ATTENTION != 'triton', config, 'MODEL.ATTENTION', allowed)
     allowed = f'a multiple of MODEL.VIT.PATCH_SIZE, {vit.PATCH_SIZE}'
     _require(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
     allowed = f'a divisor of MODEL.VIT.EMBED_DIM, {vit.EMBED_DIM}'

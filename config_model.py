@@ -19,7 +19,7 @@ MODEL.DROP_RATE = 0.0
 MODEL.DROP_PATH_RATE = 0.1
 # Label smoothing, in [0, 1); CheXpert's labels: 0.
 MODEL.LABEL_SMOOTHING = 0.1
-# [CheXpert] How attention is computed: 'auto', 'eager', 'sdpa', 'triton' (windows, on a GPU).
+# [CheXpert] How attention is computed: 'auto', 'eager', 'sdpa'.
 MODEL.ATTENTION = 'auto'
 
 MODEL.SWIN = CN()

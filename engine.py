@@ -19,12 +19,10 @@ from launcher import launch as launch
 from launcher import setup_run as setup_run
 from lr_scheduler import build_scheduler
 from meters import Clock
-from models.kernel_check import settle_attention
 from optimizer import build_optimizer
 from parallel import wrap as wrap_parallel
 from preemption import Interruptions, Preempted
 from saving import CheckpointWriter
-from step_record import write_step_record
 from train_state import TrainState, accumulation_steps
 from training_step import (
     LossFunction,
@@ -175,7 +173,7 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     as_trained.defrost()
     as_trained.TRAIN.ACCUMULATION_STEPS = accumulation
 
-    settle_attention(model.to(run.device), autocast_dtype(config, run.device), logger)
+    model.to(run.device)
     optimizer = build_optimizer(as_trained, model, logger, run.is_pretrain)
     scheduler = build_scheduler(as_trained, optimizer, len(loader))
     scaler = torch.amp.GradScaler(
@@ -248,10 +246,9 @@ def train_one_epoch(
             if ends_step and saver and saver.after_step(state):
                 clock.skip()
     except NotFiniteError as error:
-        path = write_step_record(run, state, loader, error.batch)
         raise FloatingPointError(
             f'{error}; nothing of this was saved. Lower TRAIN.BASE_LR, lengthen the warm-up, or '
-            f'take --amp-opt-level O0. Record for scripts/replay.py: {path}'
+            f'take --amp-opt-level O0.'
         ) from error
     seconds = time.perf_counter() - clock.start
     run.logger.info(f'EPOCH {epoch} training takes {timedelta(seconds=int(seconds))}')

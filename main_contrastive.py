@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 import distributed
 from data import Loaders, build_loader
-from data.device_loader import on_device
 from device import autocast, throughput, to_device
 from engine import LossFunction, Run, fit, launch
 from models.contrastive.build import build_contrastive, warn_of_other_batch
@@ -81,7 +80,6 @@ def build_training(run: Run, loaders: Loaders) -> tuple[nn.Module, LossFunction]
 def main(run: Run) -> int | None:
     config, logger = run.config, run.logger
     loaders = build_loader(config, logger, is_pretrain=True, contrastive=True)
-    loaders = on_device(loaders, run.device)
     model, loss_fn = build_training(run, loaders)
     after_epoch = HeldOutViews(loaders.holdout)
     if config.THROUGHPUT_MODE:

@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from data import Loaders, build_loader
-from data.device_loader import on_device
 from data.labels import multiclass_labels
 from device import throughput
 from engine import LossFunction, Run, fit, launch
@@ -89,7 +88,7 @@ def build_training(run: Run, loaders: Loaders) -> tuple[nn.Module, LossFunction 
 
 def main(run: Run) -> int | None:
     config, logger = run.config, run.logger
-    loaders = on_device(build_loader(config, logger, is_pretrain=False), run.device)
+    loaders = build_loader(config, logger, is_pretrain=False)
     if config.EVAL_MODE:
         evaluate(run, loaders)
         return

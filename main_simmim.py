@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 import distributed
 from data import Loaders, build_loader
-from data.device_loader import on_device
 from device import autocast, throughput, to_device
 from engine import LossFunction, Run, fit, launch
 from evaluation.plots import plot_reconstructions
@@ -114,7 +113,7 @@ def build_training(run: Run, loaders: Loaders) -> tuple[nn.Module, LossFunction]
 
 def main(run: Run) -> int | None:
     config, logger = run.config, run.logger
-    loaders = on_device(build_loader(config, logger, is_pretrain=True), run.device)
+    loaders = build_loader(config, logger, is_pretrain=True)
     model, loss_fn = build_training(run, loaders)
     held_out = {'holdout': loaders.holdout, 'reference': loaders.reference}
     after_epoch = HeldOutReconstruction({k: v for k, v in held_out.items() if v is not None})

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import distributed
-from data.device_loader import DeviceLoader
 from device import autocast, synchronized_time
 from engine import LossFunction, Run
 from inference import views_of
@@ -120,7 +120,7 @@ class Bench:
         loss, norm = (values[-1].item() if values else math.nan for values in (losses, norms))
         return Trial(images, peaks, loss, norm)
 
-    def times(self, batch: Batch, held: Batch | None, loader: DeviceLoader) -> Times:
+    def times(self, batch: Batch, held: Batch | None, loader: DataLoader) -> Times:
         """Steps with the other processes, the forward pass, and the loader, one after the other.
 
         Args:
@@ -128,7 +128,7 @@ class Bench:
             held: a held-out batch, if there is one.
             loader: of the run's training images.
         """
-        size, workers = len(batch[0]), loader.loader.num_workers
+        size, workers = len(batch[0]), loader.num_workers
         step = self._steady_seconds(lambda: self._step(self.state, batch), distributed.gather)
         scored = 0.0
         if held is not None:
@@ -138,7 +138,7 @@ class Bench:
         read = self._loader_seconds(loader, workers)
         return Times(step / size, scored, read, size, workers > 0)
 
-    def _loader_seconds(self, loader: DeviceLoader, workers: int) -> float:
+    def _loader_seconds(self, loader: DataLoader, workers: int) -> float:
         """Seconds an image of loading alone, once each worker has given a batch."""
         begin = start = synchronized_time(self.run.device)
         images = 0
@@ -220,7 +220,7 @@ def linux_figure(file: str, name: str) -> int:
     return 1024 * int(re.search(rf'^{name}:\s*(\d+) kB', Path(file).read_text(), re.MULTILINE)[1])
 
 
-def _endless(loader: DeviceLoader) -> Iterator[Batch]:
+def _endless(loader: DataLoader) -> Iterator[Batch]:
     for epoch in itertools.count():
         loader.batch_sampler.set_epoch(epoch)
         yield from loader

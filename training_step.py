@@ -13,7 +13,6 @@ import distributed
 from compilation import changed_by_forward
 from device import autocast, to_device
 from launcher import Run
-from step_record import write_step_record
 from train_state import TrainState
 from utils import rng_state
 
@@ -108,16 +107,14 @@ class NotFiniteError(FloatingPointError):
 def skip_step(run: Run, state: TrainState, loader: DataLoader, error: NotFiniteError) -> None:
     """Undo, record and count a step that was left out; too many of them stop the run."""
     undo_step(state)
-    path = write_step_record(run, state, loader, error.batch)
     state.progress.num_skipped += 1
     limit = run.config.TRAIN.NAN_LIMIT
     if state.progress.num_skipped > limit:
         raise FloatingPointError(
-            f'{error}; more than TRAIN.NAN_LIMIT {limit} steps were not; the last: {path}'
+            f'{error}; more than TRAIN.NAN_LIMIT {limit} steps were not'
         )
     run.logger.warning(
-        f'{error}: step skipped, {state.progress.num_skipped} of at most {limit}; record for '
-        f'scripts/replay.py: {path}'
+        f'{error}: step skipped, {state.progress.num_skipped} of at most {limit}'
     )
 
 

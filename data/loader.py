@@ -22,10 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 import distributed
 from config import Config
 from data.bad_images import HINT, BadImages, in_place_of
-from data.batches import batch_transform
 from data.chexpert import Records
 from data.images import Names, image_reader, is_passing
-from data.packed import Store, is_store, open_store
 from data.sampling import epoch_order, occurrences, sample_rng, weighted_order
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -111,73 +109,6 @@ class XrayDataset(Dataset):
         return f'{records.root / records.csv}, row {records.row[index] + 2} (the header is row 1)'
 
 
-class SquareDataset(XrayDataset):
-    """Images of a packed store of squares, a batch at a time.
-
-    A batch comes as (uint8 [B, S, S], its parameters), with targets (these, targets [B, K], index
-    [B]); `finish` makes of it, where the model runs, what an XrayDataset's batch is.
-
-    Args:
-        records: what to read.
-        transform: of `data.transforms`; its twin of `data.batches` takes its place.
-        seed: as for an XrayDataset.
-        store: where the records' pictures are.
-        targets: [N, K] float32, or None.
-        bad_images: as for an XrayDataset.
-    """
-
-    def __init__(
-        self,
-        records: Records,
-        transform: Callable[[Image.Image, np.random.Generator], Any],
-        *,
-        seed: int,
-        store: Store,
-        targets: np.ndarray | None = None,
-        bad_images: BadImages | None = None,
-    ) -> None:
-        super().__init__(records, transform, seed=seed, targets=targets, bad_images=bad_images)
-        self.store = store
-        self.positions = store.position(records.file)
-        self.batch_transform = batch_transform(transform)
-
-    def __getitems__(self, keys: list[tuple[int, ...]]) -> tuple[Any, ...]:
-        epochs, index, *occurrence = np.ascontiguousarray(np.array(keys).T)
-        rows = self.records.row[index]
-        pixels, index = self._gather(int(epochs[0]), index)
-        images = self.batch_transform.prepare(pixels)
-        parameters = self.batch_transform.draw(
-            self.seed,
-            int(epochs[0]),
-            rows,
-            *occurrence,
-            sizes=self.store.full_sizes(self.positions[index]),
-            side=self.store.side,
-        )
-        batch = torch.from_numpy(images), parameters
-        if self.targets is None:
-            return batch
-        return batch, torch.from_numpy(self.targets[index]), torch.from_numpy(index)
-
-    def _gather(self, epoch: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The pixels [B, S, S] and the positions of those that can be used, see `_usable`."""
-        try:
-            return self.store.gather(self.positions[index]), index
-        except ValueError:  # one by one: which one it is
-            usable = [self._usable(self._square, epoch, i) for i in index.tolist()]
-            squares, places = zip(*usable, strict=True)
-            return np.stack(squares), np.array(places)
-
-    def _square(self, index: int) -> np.ndarray:
-        return self.store.gather(self.positions[[index]])[0]
-
-    def finish(self, batch: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
-        """What the model is given, of a batch that is where it runs."""
-        (images, parameters), *labels = (batch,) if self.targets is None else batch
-        sample = self.batch_transform.apply(images, parameters)
-        return (sample, *labels) if labels else sample
-
-
 def build_dataset(
     records: Records,
     transform: Callable[[Image.Image, np.random.Generator], Any],
@@ -187,12 +118,7 @@ def build_dataset(
     bad_images: BadImages | None = None,
 ) -> XrayDataset:
     """The records' images: by batches from a packed store of squares, else one by one."""
-    options = {'seed': seed, 'targets': targets, 'bad_images': bad_images}
-    if is_store(records.root):
-        store = open_store(records.root)
-        if store.side is not None:
-            return SquareDataset(records, transform, store=store, **options)
-    return XrayDataset(records, transform, **options)
+    return XrayDataset(records, transform, seed=seed, targets=targets, bad_images=bad_images)
 
 
 class EpochSampler(Sampler[list[tuple[int, ...]]]):
@@ -310,7 +236,6 @@ def make_loader(
     return (_TellingLoader if tells else _Loader)(
         dataset,
         batch_sampler=sampler,
-        collate_fn=_as_it_is if isinstance(dataset, SquareDataset) else None,
         num_workers=num_workers,
         worker_init_fn=_leave_signals_to_the_run,
         pin_memory=pin_memory and torch.cuda.is_available(),
@@ -345,10 +270,6 @@ def _without_texts(records: Records) -> Records:
     """Records with the rows and files alone, these in one piece."""
     texts = {field.name for field in fields(records)} - {'root', 'csv', 'row', 'file'}
     return replace(records, file=Names(records.file), **dict.fromkeys(texts))
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _leave_signals_to_the_run(worker: int) -> None:

@@ -122,13 +122,8 @@ class WindowAttention(nn.Module):
             [B, L, C], row by row.
         """
         kind = resolve(self.attention, x.device, in_windows=True)
-        if kind == 'triton' and self.training:  # scores are the same on every machine
-            from models.window_kernel import window_attention
-
-            x = window_attention(self.qkv(x), bias, order, mask, scale=self.scale)
-        else:
-            qkv = self.qkv(reorder(x, order, inverse))
-            x = reorder(self._attend(qkv, bias, mask, fused=kind == 'sdpa'), inverse, order)
+        qkv = self.qkv(reorder(x, order, inverse))
+        x = reorder(self._attend(qkv, bias, mask, fused=kind == 'sdpa'), inverse, order)
         return self.proj_drop(self.proj(x))
 
     def _attend(
