@@ -73,12 +73,6 @@ def explain(error: BaseException) -> tuple[int, str]:
     return EXIT_UNEXPECTED, f'unexpected {type(error).__name__}: {text.partition(chr(10))[0]}'
 
 
-def in_one_line(error: Exception) -> str:
-    """Type and first two lines of an error of a library: compilers give the cause in the second."""
-    lines = [line.strip() for line in f'{type(error).__name__}: {error}'.splitlines()]
-    return ' '.join([line for line in lines if line][:2])
-
-
 def tell_torchrun(message: str) -> None:
     """Have torchrun show what ended this process in the table that it ends with."""
     if path := os.environ.get('TORCHELASTIC_ERROR_FILE'):

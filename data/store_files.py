@@ -1,62 +1,20 @@
 """The files of a packed store: written whole or not at all, locked, and copied to a node."""
 
 import csv
-import errno
-import fcntl
 import io
 import logging
 import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from checksums import locked, replace_file
 from data.packed import BAD_FILE, BLOCK_BYTES, STORE_FILE, file_crc32, file_problems, read_about
-from data.tables import safe_cell
 
-LOCK_FILE = 'store.lock'
 COPY_THREADS = 4  # a network drive gives more to several readers
-BUSY = (errno.EACCES, errno.EAGAIN)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that the old one, or none, is there until all of the new one is."""
-    temporary = path.with_name(f'{path.name}.tmp')
-    try:
-        with open(temporary, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def locked(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Keep other processes out of a folder; the lock ends with the process, however that ends.
-
-    Where the file system has no locks, such as some network drives, nobody is kept out.
-
-    Raises:
-        ValueError: if another process holds the lock and `wait` is False.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, 'a') as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno in BUSY:
-                raise ValueError(f'another process is writing to {folder}') from None
-            if error.errno not in NO_LOCKS:
-                raise
-        yield
 
 
 def copy_store(
@@ -142,7 +100,7 @@ def write_bad(folder: Path, about: dict[str, Any]) -> None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator='\n')
         writer.writerow(('file', 'problem'))
-        writer.writerows(map(safe_cell, row) for row in about['left_out'].items())
+        writer.writerows(about['left_out'].items())
         replace_file(folder / BAD_FILE, text.getvalue().encode('utf-8', 'backslashreplace'))
 
 

@@ -10,7 +10,7 @@ from torch.export import Dim, ExportedProgram
 
 from export.files import check_output, new_file
 from export.source import Source, example_images, facts, largest_difference
-from failures import in_one_line
+from checksums import in_one_line
 
 TARGET = 'torch_export'
 FACTS_FILE = 'simmim.json'  # inside the file

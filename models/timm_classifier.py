@@ -10,7 +10,7 @@ import torch
 from timm.models import group_parameters
 from torch import nn
 
-from failures import in_one_line
+from checksums import in_one_line
 from models.classifier_head import ClassifierHead
 
 EXAMPLES = ('resnet50', 'densenet121')

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.predictions import look_up, read_predictions, row_names
 from data.splits import training_records
-from data.store_files import replace_file
+from checksums import replace_file
 from data.tables import safe_cell
 from evaluation.confidence import audit
 from evaluation.intervals import interval

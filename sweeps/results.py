@@ -16,7 +16,7 @@ from config_merge import value_at
 from data.data_simmim import mask_generator, reference_mask_generator
 from data.masking import average_distance
 from data.predictions import read_predictions
-from data.store_files import replace_file
+from checksums import replace_file
 from logger import json_safe, read_metrics
 from provenance import is_finished, read_record
 from sweeps.comparison import (

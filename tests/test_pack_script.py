@@ -31,7 +31,7 @@ PACK = [sys.executable, str(ROOT / 'scripts' / 'pack.py')]
 LOCKING = """
 import sys
 from pathlib import Path
-from data.store_files import locked
+from checksums import locked
 with locked(Path(sys.argv[1]), wait=False):
     print('locked', flush=True)
     sys.stdin.read()

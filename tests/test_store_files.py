@@ -13,7 +13,8 @@ from packed_data import contents, copied, file_of, flip_bit, make_data, packed
 import data.store_files
 from data.packed import open_store, verify
 from data.packing import append
-from data.store_files import copy_store, replace_file
+from data.store_files import copy_store
+from checksums import replace_file
 
 ROOT = Path(__file__).resolve().parents[1]
 COPY = """
