@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 import distributed
-from config import Config
 from checksums import in_one_line
+from config import Config
 
 # Training FLOPs of a process from which 'auto' compiles: 10 minutes at 63 TFLOP/s, which SimMIM's
 # own code reaches on an H200 (Swin-B, batch 128). About half of that is saved, and compiling took

@@ -138,7 +138,7 @@ class RunRecord:
         return self.options
 
     def _write(self) -> None:
-        from data.store_files import replace_file  # it needs the locks of Unix
+        from checksums import replace_file
 
         texts = {RECORD_FILE: json.dumps(self.contents, indent=1) + '\n'}
         if self.options:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from data.store_files import BUSY, NO_LOCKS
+from checksums import BUSY, NO_LOCKS
 
 LOCK_FILE = 'run.lock'
 WAIT_SECONDS = 2.0  # for a lock that no living run is known to have

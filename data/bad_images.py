@@ -18,7 +18,7 @@ import numpy as np
 
 from config import Config
 from data.packed import BAD_FILE
-from data.store_files import NO_LOCKS
+from checksums import NO_LOCKS
 from data.tables import safe_cell
 
 HEADER = ('file', 'row', 'reason')

@@ -22,12 +22,9 @@ one that it took.  JPEG decoded at an eighth of its size ('draft') is not used: 
 
 import os
 import re
-from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
+from functools import lru_cache
 from io import BytesIO
 from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -38,10 +35,6 @@ try:
     from kornia_rs.io import decode_image_jpegturbo, decode_image_png_u8, decode_image_png_u16
 except ImportError:  # Pillow then reads all
     decode_image_jpegturbo = decode_image_png_u8 = decode_image_png_u16 = None
-
-if TYPE_CHECKING:
-    from data.chexpert import Records
-    from data.packed import Store
 
 MIN_SIDE = 16  # in pixels
 MAX_ASPECT = 10  # long side by short side; a chest is about as wide as it is high
@@ -124,32 +117,6 @@ def is_passing(error: ValueError, path: str | PathLike[str]) -> bool:
     except (OSError, MemoryError):
         return True
     return False
-
-
-def image_reader(records: 'Records') -> Callable[[int], Image.Image]:
-    """What reads the picture of a record by its position: from its file, or from the store.
-
-    It can be pickled, without the records; a store then is as its path.  It raises ValueError
-    naming what it read.
-    """
-    from data.packed import is_store, open_store
-
-    if not is_store(records.root):
-        return partial(_read_file, records.root, Names(records.file))
-    store = open_store(records.root)
-    return partial(_read_packed, store, store.position(records.file))
-
-
-class Names:
-    """Names of files in one piece of memory; each worker would have a list's texts of its own."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self.ends = np.cumsum([0, *map(len, encoded)])
-        self.text = b''.join(encoded)
-
-    def __getitem__(self, position: int) -> str:
-        return os.fsdecode(self.text[self.ends[position] : self.ends[position + 1]])
 
 
 def full_size(image: Image.Image) -> tuple[int, int]:
@@ -237,14 +204,6 @@ def _real_path(path: str | PathLike[str]) -> str:
 def _read(path: str | PathLike[str]) -> bytes:
     with open(path, 'rb', buffering=0) as file:  # one read of all, whatever the format
         return file.read()
-
-
-def _read_file(root: Path, files: Names, position: int) -> Image.Image:
-    return load_image(root / files[position], root)
-
-
-def _read_packed(store: 'Store', places: np.ndarray, position: int) -> Image.Image:
-    return store.image(int(places[position]))
 
 
 def _decode_plain(data: bytes) -> np.ndarray | None:

@@ -10,8 +10,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,44 @@ import distributed
 from config import Config
 from data.bad_images import HINT, BadImages, in_place_of
 from data.chexpert import Records
-from data.images import Names, image_reader, is_passing
+from data.images import is_passing, load_image
+from data.packed import Store, is_store, open_store
 from data.sampling import epoch_order, occurrences, sample_rng, weighted_order
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 CAN_WAIT = hasattr(signal, 'sigwaitinfo')  # not on macOS
+
+
+def image_reader(records: 'Records') -> Callable[[int], Image.Image]:
+    """What reads the picture of a record by its position: from its file, or from the store.
+
+    It can be pickled, without the records; a store then is as its path.  It raises ValueError
+    naming what it read.
+    """
+    if not is_store(records.root):
+        return partial(_read_file, records.root, Names(records.file))
+    store = open_store(records.root)
+    return partial(_read_packed, store, store.position(records.file))
+
+
+class Names:
+    """Names of files in one piece of memory; each worker would have a list's texts of its own."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self.ends = np.cumsum([0, *map(len, encoded)])
+        self.text = b''.join(encoded)
+
+    def __getitem__(self, position: int) -> str:
+        return os.fsdecode(self.text[self.ends[position] : self.ends[position + 1]])
+
+
+def _read_file(root: Path, files: Names, position: int) -> Image.Image:
+    return load_image(root / files[position], root)
+
+
+def _read_packed(store: 'Store', places: np.ndarray, position: int) -> Image.Image:
+    return store.image(int(places[position]))
 
 
 class XrayDataset(Dataset):

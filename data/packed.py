@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -32,9 +32,6 @@ from tqdm import tqdm
 
 from data.images import FULL_SIZE
 from data.store_checks import about_problem, index_problem
-
-if TYPE_CHECKING:
-    from data.chexpert import Records
 
 VERSION = 2
 STORE_FILE = 'store.json'
@@ -263,8 +260,8 @@ class Store:
 
 
 def packed_records(
-    records: 'Records', store: Store, logger: logging.Logger | None = None
-) -> 'Records':
+    records: Any, store: Store, logger: logging.Logger | None = None
+) -> Any:
     """The records whose pictures are in the store, without those left out when it was packed.
 
     Raises:

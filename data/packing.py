@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from checksums import LOCK_FILE, locked, replace_file
 from data.packed import (
     BAD_FILE,
     ROUNDED,
@@ -41,7 +42,6 @@ from data.packing_images import Encoded, Settings, encode, encode_all
 from data.packing_shards import JOURNAL_FILE, SHARD_FILE, ShardWriter
 from data.packing_source import Source, read_addition, read_source
 from data.store_files import check_space, copy_file, write_bad
-from checksums import LOCK_FILE, locked, replace_file
 
 SAMPLED_IMAGES = 16  # tell the size of a store before it is built
 # More damaged pictures than both of these are a damaged copy of the data.

@@ -26,7 +26,7 @@ def data_root(config: Config, logger: logging.Logger) -> str:
     data = config.DATA
     if not data.CACHE_DIR:
         return data.DATA_PATH
-    from data.store_files import copy_store  # it needs the locks of Unix
+    from data.store_files import copy_store
 
     source = Path(data.DATA_PATH)
     if not is_store(source):

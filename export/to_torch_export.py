@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch.export import Dim, ExportedProgram
 
+from checksums import in_one_line
 from export.files import check_output, new_file
 from export.source import Source, example_images, facts, largest_difference
-from checksums import in_one_line
 
 TARGET = 'torch_export'
 FACTS_FILE = 'simmim.json'  # inside the file

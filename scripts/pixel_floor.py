@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import build_parser, get_config
 from data import build_loader
-from data.images import image_reader
+from data.loader import image_reader
 from evaluation.metrics import describe_scores
 from evaluation.pixel_floor import pixel_floor
 from logger import create_logger, json_safe

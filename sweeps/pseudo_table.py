@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from checksums import replace_file
 from data.predictions import look_up, read_predictions, row_names
 from data.splits import training_records
-from checksums import replace_file
 from data.tables import safe_cell
 from evaluation.confidence import audit
 from evaluation.intervals import interval

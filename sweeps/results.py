@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from checksums import replace_file
 from config import Config, encoder_name, encoder_node
 from config_checks import PROBES
 from config_merge import value_at
 from data.data_simmim import mask_generator, reference_mask_generator
 from data.masking import average_distance
 from data.predictions import read_predictions
-from checksums import replace_file
 from logger import json_safe, read_metrics
 from provenance import is_finished, read_record
 from sweeps.comparison import (

@@ -5,12 +5,12 @@ import logging
 
 import pytest
 import torch
+from models.kernel_check import settle_attention
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.attention import attend, resolve, written_out
-from models.kernel_check import settle_attention
 from models.simmim import SimMIM, SwinTransformerForSimMIM, VisionTransformerForSimMIM
 from models.swin_transformer import SwinTransformer
 from models.vision_transformer import VisionTransformer

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.kernel_check import settle_attention
+from speed.cases import Case, Published
+from speed.steps import OwnSteps, Setting, build_steps
 from test_speed_cases import GPU
 from tiny import MAE, SWIN, VIT, tiny_config
 
 from device import autocast_dtype
 from models import build_model
-from models.kernel_check import settle_attention
 from models.swin_transformer import SwinTransformerBlock
-from speed.cases import Case, Published
-from speed.steps import OwnSteps, Setting, build_steps
 from training_step import train_one_batch
 
 pytestmark = pytest.mark.gpu

@@ -10,8 +10,8 @@ from csv_files import row, touch, write
 from PIL import Image
 
 from data.chexpert import read_csv, read_folder
-from data.images import image_reader
 from data.labels import LABELS
+from data.loader import image_reader
 from data.mimic import read_mimic
 from data.packing import pack
 from data.packing_images import Settings

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from one_epoch import five_batches, one_epoch
+from step_record import read_step_record
 from tiny import arguments, run_folder, run_main, tiny_config
 
 import main_simmim
 from meters import Progress
-from step_record import read_step_record
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf])

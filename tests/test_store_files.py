@@ -11,10 +11,10 @@ import pytest
 from packed_data import contents, copied, file_of, flip_bit, make_data, packed
 
 import data.store_files
+from checksums import replace_file
 from data.packed import open_store, verify
 from data.packing import append
 from data.store_files import copy_store
-from checksums import replace_file
 
 ROOT = Path(__file__).resolve().parents[1]
 COPY = """

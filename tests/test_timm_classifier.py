@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from speed.cases import list_cases
 from sweep_runs import MadeRuns, make_sweep, with_rows
 from test_finding_table import run
 from timm.optim import param_groups_layer_decay
@@ -21,7 +22,6 @@ from logger import read_metrics
 from models import build_model
 from models.timm_classifier import TimmClassifier, find_layout
 from optimizer import build_optimizer
-from speed.cases import list_cases
 from sweeps.results import collect
 from sweeps.summary import notes
 from utils import read_checkpoint
