@@ -36,7 +36,7 @@ CONTEXT = (
     'difference between these rows and those above is an effect of anything named here.'
 )
 
-Row = Mapping[str, Any]
+FindingRow = Mapping[str, Any]
 
 
 def read_runs(
@@ -45,7 +45,7 @@ def read_runs(
     masked: Sequence[float | None],
     pretraining: Sequence[Path | None] | None = None,
     split: str = 'test',
-) -> list[Row]:
+) -> list[FindingRow]:
     """A row for each run's folder (config.yaml, report.json), in their order.
 
     Args:
@@ -70,7 +70,7 @@ def read_runs(
     return rows
 
 
-def published_rows(rows: Sequence[Row]) -> list[Row]:
+def published_rows(rows: Sequence[FindingRow]) -> list[FindingRow]:
     """The published rows of the task of these runs; none for another task than any_finding."""
     if (rows[0]['label'],) != task_labels('any_finding'):
         return []
@@ -91,7 +91,7 @@ def is_augmented(config: Config) -> bool:
     return ranges or any((*strengths, aug.DISTORTION)) or aug.AUTO_AUGMENT != 'none'
 
 
-def markdown(rows: Sequence[Row], published: Sequence[Row] = ()) -> str:
+def markdown(rows: Sequence[FindingRow], published: Sequence[FindingRow] = ()) -> str:
     """The runs as a Markdown table, then the published rows as another."""
     header = [*TITLES, 'n', 'run']
     lines = [
@@ -105,7 +105,7 @@ def markdown(rows: Sequence[Row], published: Sequence[Row] = ()) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def write_csv(path: str | Path, rows: Sequence[Row], published: Sequence[Row] = ()) -> None:
+def write_csv(path: str | Path, rows: Sequence[FindingRow], published: Sequence[FindingRow] = ()) -> None:
     """Write all rows as CSV with unrounded numbers; 'source' is 'run' or 'published'."""
     table = [{'source': 'run'} | _flat(row) for row in rows]
     table += [{'source': 'published'} | _flat(row) for row in published]
@@ -115,7 +115,7 @@ def write_csv(path: str | Path, rows: Sequence[Row], published: Sequence[Row] = 
         writer.writerows(table)
 
 
-def _read_run(folder: Path, masked: float | None, pretraining: Path | None, split: str) -> Row:
+def _read_run(folder: Path, masked: float | None, pretraining: Path | None, split: str) -> FindingRow:
     config, report = default_config(), folder / 'report.json'
     config.merge_from_file(folder / OPTIONS_FILE)
     data = config.DATA
@@ -164,7 +164,7 @@ def _pretraining(folder: Path | None, checkpoint: str) -> str | None:
     return METHODS[config.CONTRASTIVE.METHOD].title
 
 
-def _find_scores(report: Path, split: str, label: str) -> tuple[Row, Row]:
+def _find_scores(report: Path, split: str, label: str) -> tuple[FindingRow, FindingRow]:
     """The set of this name in a report.json, and its entry of this label."""
     if not report.is_file():
         raise ValueError(f'{report} is missing: fine-tune with REPORT.WRITE True')
@@ -191,7 +191,7 @@ def _share(fraction: float) -> str:
     return 'all' if fraction == 1 else f'{100 * fraction:g} %'
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: FindingRow) -> list[str]:
     images, masked = row['images'], row['masked']
     return [
         f'{images:,}' if isinstance(images, int) else images,
@@ -203,7 +203,7 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _score(score: float | Row | None) -> str:
+def _score(score: float | FindingRow | None) -> str:
     if not isinstance(score, Mapping):
         score = {'value': score, 'low': None, 'high': None}
     value, *interval = (
@@ -214,7 +214,7 @@ def _score(score: float | Row | None) -> str:
     return value if None in interval else f'{value} ({interval[0]} to {interval[1]})'
 
 
-def _scored(row: Row) -> str:
+def _scored(row: FindingRow) -> str:
     rows = {'study': 'studies', 'image': 'images'}.get(row['level'], row['level'])
     return f'{row["n"]:,} {rows} ({row["positives"]:,} positive), {row["views"]}, {row["set"]}'
 
@@ -231,7 +231,7 @@ def _escape(text: str) -> str:
     return text
 
 
-def _flat(row: Row) -> dict[str, object]:
+def _flat(row: FindingRow) -> dict[str, object]:
     """One value a column; a score has three."""
     flat = {key: row.get(key) for key in SETTINGS}
     for key in SCORES:

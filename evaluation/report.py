@@ -18,7 +18,7 @@ from evaluation.report_view import Node, plain, raw
 TEMPLATES = Path(__file__).parent / 'templates'
 # Full-quality maps lie beside the report; the page holds JPEGs, so that a mail can carry it.
 JPEG_QUALITY = 88
-METRICS = {
+METRIC_TITLES = {
     'auroc': 'AUROC',
     'average_precision': 'Average precision',
     'f1': 'F1',
@@ -113,7 +113,7 @@ def _environment() -> Environment:
     environment.tests['known'] = report_view.is_known
     environment.globals |= {
         'charts': report_charts,
-        'metrics': METRICS,
+        'metrics': METRIC_TITLES,
         'five': COMPETITION_LABELS,
         'few_positives': FEW_POSITIVES,
         'mean_of_groups': mean_of_groups,
