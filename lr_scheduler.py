@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch.optim import Optimizer
 
-import distributed
 from config import Config
+from engine import distributed
 
 REFERENCE_BATCH = 512  # images per update that the config's rates are meant for
 LINEAR_END = 0.01  # share of its base rate at which the linear schedule ends

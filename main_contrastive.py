@@ -11,14 +11,20 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-import distributed
 from data import Loaders, build_loader
-from device import autocast, throughput, to_device
-from engine import LossFunction, Run, fit, launch
-from models.contrastive.build import build_contrastive, warn_of_other_batch
-from models.contrastive.encoders import features
-from models.contrastive.monitor import collapse, effective_rank, feature_spread
-from preflight import preflight
+from engine import distributed
+from engine.device import autocast, throughput, to_device
+from engine.launch import Run, launch
+from engine.loop import LossFunction, fit
+from engine.preflight import preflight
+from models.contrastive import (
+    build_contrastive,
+    collapse,
+    effective_rank,
+    feature_spread,
+    features,
+    warn_of_other_batch,
+)
 from utils import checkpoint_to_evaluate, load_weights, read_checkpoint, trained_config
 
 

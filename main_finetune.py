@@ -12,15 +12,16 @@ from torch.utils.data import DataLoader
 
 from data import Loaders, build_loader
 from data.labels import multiclass_labels
-from device import throughput
-from engine import LossFunction, Run, fit, launch
+from engine.device import throughput
+from engine.launch import Run, launch
+from engine.loop import LossFunction, fit
+from engine.preflight import preflight
+from evaluation.inference import load_classifier, predict
 from evaluation.metrics import describe_scores, selection_score
-from inference import load_classifier, predict
+from evaluation.probes import build_probe, freeze_encoder
+from evaluation.report import FinalScores, check_scoring, score, warn_of_few_cases
 from models import build_model
 from models.losses import build_label_loss
-from preflight import preflight
-from probing import build_probe, freeze_encoder
-from reporting import FinalScores, check_scoring, score, warn_of_few_cases
 from utils import (
     BEST_CHECKPOINT,
     checkpoint_name,

@@ -12,19 +12,20 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-import distributed
 from data import Loaders, build_loader
-from device import autocast, throughput, to_device
-from engine import LossFunction, Run, fit, launch
-from evaluation.plots import plot_reconstructions
+from engine import distributed
+from engine.device import autocast, throughput, to_device
+from engine.launch import Run, launch
+from engine.loop import LossFunction, fit
+from engine.preflight import preflight
 from evaluation.reconstruction import (
     TRIVIAL_PREDICTORS,
     Reconstruction,
     hidden_error,
     pixel_mask,
+    plot_reconstructions,
 )
 from models import build_model
-from preflight import preflight
 from utils import checkpoint_to_evaluate, load_weights
 
 NUM_PICTURES = 6  # rows of reconstructions/epoch_N.png

@@ -4,8 +4,8 @@ import logging
 
 from torch import nn, optim
 
-import distributed
 from config import Config
+from engine import distributed
 from lr_scheduler import scaled_lr
 
 

@@ -60,7 +60,7 @@ def build_loader(
     """The loaders of pre-training, of contrastive pre-training or of fine-tuning."""
     if not config.DATA.DATA_PATH:
         raise ValueError('DATA.DATA_PATH is empty: name the folder of the data with --data-path')
-    from data.splits import log_store
+    from data.records import log_store
 
     if config.CHECK_MODE:  # whose table has a line for the workers
         warnings.filterwarnings('ignore', message='This DataLoader will create')

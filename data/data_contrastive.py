@@ -12,24 +12,23 @@ from PIL import Image
 from scipy import ndimage
 from torch.utils.data import DataLoader
 
-import distributed
 from config import Config
 from data import Loaders
-from data.augment import RandomWarp, jitter
-from data.bad_images import bad_images
-from data.chexpert import Records
 from data.data_simmim import HOLDOUT_SEED, evenly_spread, pretrain_records
 from data.images import full_size
-from data.loader import XrayDataset, loader_options, make_loader
-from data.splits import describe_subset
+from data.loader import XrayDataset, bad_images, loader_options, make_loader
+from data.records import Records, describe_subset
 from data.transforms import (
     FILTERS,
     EvalTransform,
     Normalize,
+    RandomWarp,
     draw_crop,
+    jitter,
     preprocess,
     resized_crop,
 )
+from engine import distributed
 
 NUM_GLOBAL = 2  # views that show most of the image
 GLOBAL_AREA = (0.3, 1.0)

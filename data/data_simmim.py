@@ -7,17 +7,19 @@ from torch.utils.data import DataLoader
 
 from config import Config, encoder_node
 from data import Loaders
-from data.bad_images import bad_images
-from data.chexpert import (
+from data.loader import bad_images, build_dataset, loader_options, make_loader
+from data.masking import MaskGenerator
+from data.records import (
+    LABELLED,
     Records,
+    data_root,
+    describe_subset,
     read_folder,
+    read_split,
     select_views,
     split_holdout,
     take_subset,
 )
-from data.loader import build_dataset, loader_options, make_loader
-from data.masking import MaskGenerator
-from data.splits import LABELLED, data_root, describe_subset, read_split
 from data.transforms import HoldoutTransform, PretrainTransform
 
 # The masks that every run is scored on, too, whatever it trains with. In small pictures units of

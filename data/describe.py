@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 
 from config import Config
-from data.chexpert import Records, read_csv, split_holdout
-from data.groups import group_columns, standard_groups
 from data.labels import (
     BLANK,
     LABELS,
@@ -24,8 +22,15 @@ from data.labels import (
     task_targets,
     training_targets,
 )
-from data.splits import training_records
-from data.tables import safe_cell
+from data.records import (
+    Records,
+    group_columns,
+    read_csv,
+    safe_cell,
+    split_holdout,
+    standard_groups,
+    training_records,
+)
 
 # What a cell of the CSV says. Colours by Okabe and Ito, told apart without red or green.
 KINDS = {'positive': '#D55E00', 'uncertain': '#F0E442', 'negative': '#0072B2', 'blank': '#DDDDDD'}

@@ -6,28 +6,239 @@ an epoch may have an image several times, how often it came before is handed ove
 is drawn anew each time.
 """
 
+import csv
+import fcntl
+import io
+import logging
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-import distributed
 from config import Config
-from data.bad_images import HINT, BadImages, in_place_of
-from data.chexpert import Records
 from data.images import is_passing, load_image
-from data.packed import Store, is_store, open_store
-from data.sampling import epoch_order, occurrences, sample_rng, weighted_order
+from data.records import Records, safe_cell
+from data.store import BAD_FILE, Store, is_store, open_store
+from engine import distributed
+from engine.files import NO_LOCKS
+
+# ==== data.sampling: What chance decides: a generator per sample and an order per epoch, each from its key alone.
+
+
+def sample_rng(seed: int, epoch: int, index: int, occurrence: int = 0) -> np.random.Generator:
+    """The generator of one sample: the same whatever worker, rank or restart asks for it.
+
+    Counter-based (Philox): epoch and seed are its key, the sample's index and occurrence lie in
+    the counter, so the streams of two samples never overlap.  Draws are made in a fixed order:
+    crop, flip, mask, then what fine-tuning adds.
+
+    Args:
+        seed: SEED of the config, 0 or greater.
+        epoch: epoch, from 0.
+        index: stable number of the image (its row in the CSV), 0 or greater.
+        occurrence: how often the epoch has had the image before.
+    """
+    bits = np.random.Philox(key=[seed, epoch], counter=[0, index, 0, occurrence])
+    return np.random.Generator(bits)
+
+
+def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
+    """The order in which an epoch visits its images, a permutation [length] of their positions."""
+    bits = np.random.Philox(key=[seed, epoch], counter=[0, 0, 1, 0])  # 1: no sample's stream
+    return np.random.Generator(bits).permutation(length)
+
+
+def weighted_order(seed: int, epoch: int, weights: np.ndarray) -> np.ndarray:
+    """An epoch's images drawn with replacement, each in proportion to its weight.
+
+    Args:
+        seed: SEED of the config.
+        epoch: epoch, from 0.
+        weights: [N], 0 or greater.
+
+    Returns:
+        [N] positions.
+    """
+    bits = np.random.Philox(key=[seed, epoch], counter=[0, 0, 2, 0])  # 2: neither of the above
+    ends = np.cumsum(weights, dtype=np.float64)
+    draws = np.random.Generator(bits).random(len(ends)) * ends[-1]
+    return np.searchsorted(ends, draws, side='right')
+
+
+def occurrences(order: np.ndarray) -> np.ndarray:
+    """How often each entry of an order came up before, [N]."""
+    by_image = np.argsort(order, kind='stable')
+    ordered = order[by_image]
+    counts = np.empty_like(order)
+    counts[by_image] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    return counts
+
+
+def inverse_frequency_weights(targets: np.ndarray) -> np.ndarray:
+    """Weight of each image: how rare its labels are.
+
+    The mean over an image's known labels of 1 / (images with the same value of that label): with
+    one label each of its values is drawn equally often.
+
+    Args:
+        targets: [N, K], positive from 0.5 on; a third class (2) is a value of its own; NaN where
+            unknown.
+
+    Returns:
+        [N]; an image of which nothing is known gets the mean weight of the others.
+    """
+    known = ~np.isnan(targets)
+    values = np.where(targets > 1, 2, targets >= 0.5)
+    shares = np.zeros(targets.shape)
+    for value in range(3):
+        same = known & (values == value)
+        shares += same / np.maximum(same.sum(axis=0), 1)
+    num_known = known.sum(axis=1)
+    weights = shares.sum(axis=1) / np.maximum(num_known, 1)
+    unknown = num_known == 0
+    weights[unknown] = 1.0 if unknown.all() else weights[~unknown].mean()
+    return weights
+
+
+# ==== data.bad_images: Training images that cannot be used: each is listed once, and another one takes its place.
+#
+# `bad_images.csv` in the run's folder is the count, too: all workers and ranks add to it, and a run
+# that goes on finds there what it had met before.
+
+HEADER = ('file', 'row', 'reason')
+HINT = (
+    'scripts/check_data.py finds all such images; DATA.BAD_IMAGE skip lets others take their '
+    'places, in training alone: a score over fewer images is another score'
+)
+
+
+class BadImages:
+    """The bad images of a run.
+
+    Args:
+        folder: the run's.
+        limit: so many different ones are borne.
+        logger: told how many there are.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], limit: int, logger: logging.Logger) -> None:
+        self.path = Path(folder) / BAD_FILE
+        self.limit = limit
+        self.logger = logger
+
+    def add(self, file: str, row: int | None, reason: str) -> None:
+        """List a file, if it is not yet.
+
+        Args:
+            file: the image, relative to the data's root.
+            row: of the CSV, whose header is row 1.
+            reason: why it cannot be used.
+
+        Raises:
+            ValueError: if there are now more than the limit, or the list cannot be written.
+        """
+        cells = [_harmless(file), '' if row is None else str(row), _harmless(reason)]
+        try:
+            count = len(self._listed_with(cells))
+        except OSError as error:
+            raise ValueError(f'{self.path} cannot be written: {error.strerror}') from error
+        if count > self.limit:
+            raise ValueError(
+                f'{count} different images cannot be used, more than DATA.BAD_IMAGE_LIMIT '
+                f'{self.limit}: see {self.path}; mend them and remove that file, or raise the '
+                f'limit. The last: {reason}'
+            )
+
+    def warn(self) -> None:
+        """Say how many files are listed, if any is."""
+        if self.path.exists():
+            with _opened(self.path, 'r') as file:
+                count = len(_files(file.read()))
+            self.logger.warning(
+                f'{count} different images could not be used so far, and others took their places '
+                f'(at most DATA.BAD_IMAGE_LIMIT {self.limit}): {self.path}'
+            )
+
+    def _listed_with(self, cells: list[str]) -> set[str]:
+        """The listed files, after these cells were added; one write, under a lock."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _opened(self.path, 'a+') as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX)
+            except OSError as error:  # a line in one write is whole without a lock, too
+                if error.errno not in NO_LOCKS:
+                    raise
+            file.seek(0)
+            text = file.read()
+            listed = _files(text)
+            if cells[0] not in listed:
+                before = '' if text.endswith('\n') else '\n' if text else _line(HEADER)
+                file.write(before + _line(cells))
+            return listed | {cells[0]}
+
+
+def bad_images(config: Config, logger: logging.Logger) -> BadImages | None:
+    """Where a run's training images may be bad; None where they may not (DATA.BAD_IMAGE)."""
+    if config.DATA.BAD_IMAGE == 'error':
+        return None
+    folder = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG
+    return BadImages(folder, config.DATA.BAD_IMAGE_LIMIT, logger)
+
+
+def in_place_of(index: int, *, seed: int, epoch: int, row: int, length: int) -> Iterator[int]:
+    """A position, and then all others in an order of its own, to be tried one after another.
+
+    Args:
+        index: the position.
+        seed: SEED of the config.
+        epoch: epoch, from 0.
+        row: stable number of the image at `index`.
+        length: number of images.
+    """
+    yield index
+    bits = np.random.Philox(key=[seed, epoch], counter=[0, row, 4, 0])  # 4: no other stream
+    others = np.random.Generator(bits).permutation(length)
+    yield from others[others != index].tolist()
+
+
+def _opened(path: Path, mode: str) -> TextIO:
+    return open(path, mode, encoding='utf-8', errors='backslashreplace', newline='')
+
+
+def _files(text: str) -> set[str]:
+    """The files in a list; a line that was cut short does not count."""
+    lines = [next(csv.reader([line]), []) for line in text.split('\n')]
+    return {cells[0] for cells in lines if len(cells) == len(HEADER)} - {HEADER[0]}
+
+
+def _line(cells: tuple[str, ...] | list[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerow(cells)
+    return text.getvalue()
+
+
+def _harmless(text: str) -> str:
+    """Text on one line that no spreadsheet takes for a formula."""
+    return safe_cell(re.sub(r'[\x00-\x1f\x7f]+', ' ', text))
+
+
+# ==== data.loader: Records to batches: one Dataset, one batch sampler and one DataLoader for both stages.
+#
+# The batch sampler hands (epoch, index) to the workers, and a sample is a function of (seed, epoch,
+# row of the CSV) alone: the number of workers and of ranks, and a restart, change no sample.  Where
+# an epoch may have an image several times, how often it came before is handed over, too, so that it
+# is drawn anew each time.
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 CAN_WAIT = hasattr(signal, 'sigwaitinfo')  # not on macOS

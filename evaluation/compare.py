@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.cases import Cases
-from evaluation.delong import delong_test
-from evaluation.intervals import Resamples, interval
+from evaluation.intervals import Resamples, delong_test, interval
 from evaluation.metrics import label_scores
 
 SHOWN = 3  # rows that an error gives as examples

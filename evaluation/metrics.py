@@ -1,10 +1,41 @@
-"""CheXpert's scores, from arrays: every metric of a label, image or study level, their means."""
+"""Whether there are cases enough to select a checkpoint by."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
+
+from evaluation.intervals import interval
+
+# ==== evaluation.protocol: How cases are scored, and the form of a score.
+
+FEW_POSITIVES = 20  # below this a score is marked
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How cases are scored."""
+
+    level: str = 'study'  # or 'image'
+    aggregate: str = 'max'  # or 'mean', over a study's images
+    views: str = 'all'  # of the images, for display
+    threshold: str = 'youden'  # rule of evaluation.thresholds
+    sensitivity: float = 0.9  # wanted, where the rule asks for it
+    resamples: int = 1000
+    seed: int = 0
+
+
+def as_score(
+    point: dict[str, np.ndarray], samples: dict[str, np.ndarray] | None, metric: str
+) -> dict[str, float]:
+    """{'value', 'low', 'high'}: a point estimate and the percentile interval of its resamples."""
+    low, high = interval(samples[metric]) if samples else (np.nan, np.nan)
+    return {'value': float(point[metric][0]), 'low': low, 'high': high}
+
+
+# ==== evaluation.metrics: CheXpert's scores, from arrays: every metric of a label, image or study level, their means.
 
 METRICS = (
     'auroc', 'average_precision', 'f1', 'kappa', 'accuracy', 'precision', 'recall',
@@ -278,3 +309,36 @@ def _cut(mass: np.ndarray, bins: int) -> np.ndarray:
     middle = np.cumsum(mass, axis=1) - mass / 2
     cut = (bins * middle / np.where(total > 0, total, 1)).astype(np.intp)
     return np.minimum(cut, bins - 1)  # what weighs nothing may lie at the very end
+
+
+# ==== evaluation.few_cases: Whether there are cases enough to select a checkpoint by.
+
+FEW_CASES = 10  # of a class: what is chosen by fewer is a matter of chance
+
+
+def rarer_cases(
+    targets: np.ndarray, labels: Sequence[str], five: Sequence[str], rule: str
+) -> dict[str, int]:
+    """How many images the rarer class has, of each label that `metrics.selection_score` asks for.
+
+    Args:
+        targets: [N, K], 1, 0, or NaN.
+        labels: [K] names.
+        five: names of the competition tasks.
+        rule: see there; by 'auto' those of the five.
+    """
+    asked = five if rule != 'all' and set(five) <= set(labels) else labels
+    columns = {label: targets[:, list(labels).index(label)] for label in asked}
+    return {label: int(min((c == 1).sum(), (c == 0).sum())) for label, c in columns.items()}
+
+
+def describe_few(cases: Mapping[str, int]) -> str:
+    """Those of `rarer_cases` that are fewer than FEW_CASES, in words; '' if none is."""
+    return ', '.join(f'{label} {count}' for label, count in cases.items() if count < FEW_CASES)
+
+
+def more_cases(split: str) -> str:
+    """What to do where a split that selects has few of a class."""
+    if split == 'holdout':
+        return 'raise DATA.HOLDOUT_FRACTION'
+    return 'take EVAL.SELECT_ON holdout, or fix the number of epochs'

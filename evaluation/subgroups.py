@@ -9,8 +9,7 @@ import numpy as np
 from data.labels import COMPETITION_LABELS, NO_FINDING
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples, interval
-from evaluation.metrics import METRICS, label_scores, mean_scores
-from evaluation.protocol import FEW_POSITIVES, Protocol, as_score
+from evaluation.metrics import FEW_POSITIVES, METRICS, Protocol, as_score, label_scores, mean_scores
 
 STANDARD_COLUMNS = ('Age', 'Sex')  # what standardised figures are standardised for
 

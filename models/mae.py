@@ -6,9 +6,8 @@ He et al. 2022, arXiv:2111.06377.
 import torch
 from torch import nn
 
-from models.recompute import run_block
-from models.simmim import LOSSES, pixel_loss
-from models.targets import Target, repeat
+from models.relative_position import run_block
+from models.simmim import LOSSES, Target, pixel_loss, repeat
 from models.vision_transformer import Block, VisionTransformer, sincos_positions
 
 

@@ -1,10 +1,18 @@
-"""Relative position: index of a window's or grid's bias table, and tables for another size."""
+"""The linear head of a classifier."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
 from scipy.interpolate import RectBivariateSpline
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+# ==== models.relative_position: Relative position: index of a window's or grid's bias table, and tables for another size.
 
 CLASS_TOKEN_ROWS = 3  # class token as query, as key, as both: the last rows of a ViT's table
 
@@ -111,3 +119,112 @@ def _old_positions(steps: int, new_steps: int) -> np.ndarray:
             left = q
     outward = np.cumsum(q ** np.arange(steps))
     return np.concatenate([-outward[::-1], [0.0], outward])
+
+
+# ==== models.attention: How attention is computed: written out, or by PyTorch's fused kernels.
+
+
+def resolve(attention: str, device: torch.device, *, in_windows: bool) -> str:
+    """What MODEL.ATTENTION 'auto' means: 'sdpa' for a ViT's whole grid on a GPU, else 'eager'."""
+    if attention != 'auto':
+        return attention
+    return 'sdpa' if device.type == 'cuda' and not in_windows else 'eager'
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    bias: torch.Tensor | None,
+    scale: float,
+    fused: bool,
+) -> torch.Tensor:
+    """softmax(scale * q k^T + bias) v.
+
+    Args:
+        q: queries, [B, heads, N, d], or [B, windows, heads, N, d].
+        k: keys, of the same shape.
+        v: values, of the same shape.
+        bias: [heads, N, N], or [windows, heads, N, N]; None: none.
+        scale: of the products.
+        fused: whether PyTorch's scaled_dot_product_attention computes it.
+
+    Returns:
+        A tensor of the shape of q.
+    """
+    if fused:
+        return _fused(q, k, v, bias, scale)
+    logits = (q * scale) @ k.transpose(-2, -1)  # [..., heads, N, N]
+    if bias is not None:
+        logits = logits + bias
+    return logits.softmax(dim=-1) @ v
+
+
+def _fused(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """The fused kernels take four dimensions: windows go with the heads where each has a bias."""
+    shape = q.shape
+    if bias is not None:
+        bias = bias.to(q.dtype)
+    if q.ndim == 5:
+        first = 0 if bias is None or bias.ndim == 3 else 1
+        q, k, v = (tensor.flatten(first, first + 1) for tensor in (q, k, v))
+        bias = bias.flatten(0, 1) if first else bias
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    return x.view(shape)
+
+
+@contextmanager
+def written_out(model: nn.Module) -> Iterator[None]:
+    """While entered, all attention of the model is 'eager': its probabilities can be seen."""
+    modules = [module for module in model.modules() if hasattr(module, 'attention')]
+    before = [module.attention for module in modules]
+    for module in modules:
+        module.attention = 'eager'
+    try:
+        yield
+    finally:
+        for module, attention in zip(modules, before, strict=True):
+            module.attention = attention
+
+
+# ==== models.recompute: Blocks that are computed again in the backward pass, in place of keeping what they computed.
+
+# TRAIN.CHECKPOINT_KEEPS: what is kept of a block beside its input.
+KEEPS = {
+    'nothing': [],
+    'products': [torch.ops.aten.mm.default, torch.ops.aten.addmm.default],  # of linear layers
+}
+
+
+def run_block(
+    block: nn.Module, x: torch.Tensor, bias: torch.Tensor | None, *, keeps: str | None
+) -> torch.Tensor:
+    """block(x, bias); with `keeps`, one of KEEPS, the rest is computed again for the gradient."""
+    if keeps is None:
+        return block(x, bias)
+    options = {'use_reentrant': False}
+    if KEEPS[keeps]:
+        options['context_fn'] = partial(create_selective_checkpoint_contexts, KEEPS[keeps])
+    return checkpoint(block, x, bias, **options)
+
+
+# ==== models.classifier_head: The linear head of a classifier.
+
+
+class ClassifierHead(nn.Linear):
+    """Features [B, F] to logits [B, K], in evaluation as precise as its weights: float32.
+
+    In training autocast decides; FINETUNE.MODE last_layer trains it as in evaluation. Logits in
+    bfloat16 have 8 significant bits: images tie, and an AUROC is off in its fourth decimal, over
+    few images in its third.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        device = features.device.type
+        if self.training or not torch.amp.is_autocast_available(device):
+            return super().forward(features)
+        with torch.autocast(device, enabled=False):
+            return F.linear(features.to(self.weight.dtype), self.weight, self.bias)

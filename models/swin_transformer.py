@@ -8,10 +8,14 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import nn
 
-from models.attention import attend, resolve
-from models.classifier_head import ClassifierHead
-from models.recompute import run_block
-from models.relative_position import gather_bias, window_index
+from models.relative_position import (
+    ClassifierHead,
+    attend,
+    gather_bias,
+    resolve,
+    run_block,
+    window_index,
+)
 from models.vision_transformer import PatchEmbed
 
 OTHER_REGION = -100.0  # added to the logits between tokens that only the shift made neighbours

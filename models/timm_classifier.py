@@ -10,8 +10,8 @@ import torch
 from timm.models import group_parameters
 from torch import nn
 
-from checksums import in_one_line
-from models.classifier_head import ClassifierHead
+from engine.files import in_one_line
+from models.relative_position import ClassifierHead
 
 EXAMPLES = ('resnet50', 'densenet121')
 OPTIONAL = {  # arguments that not every model of timm takes -> the option and what is lacking

@@ -13,10 +13,15 @@ from timm.layers import DropPath, Mlp
 from torch import nn
 from torch.nn import functional as F
 
-from models.attention import attend, resolve
-from models.classifier_head import ClassifierHead
-from models.recompute import run_block
-from models.relative_position import CLASS_TOKEN_ROWS, gather_bias, grid_index
+from models.relative_position import (
+    CLASS_TOKEN_ROWS,
+    ClassifierHead,
+    attend,
+    gather_bias,
+    grid_index,
+    resolve,
+    run_block,
+)
 
 
 class PatchEmbed(nn.Module):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sweeps.plan import ROOT, SECTIONS, Job, Sweep, check_encoders, load_sweep, plan
+from sweeps.files import ROOT, SECTIONS, Job, Sweep, check_encoders, load_sweep, plan
 
 DEFAULT_SEEDS = 3
 REASONS_SHOWN = 3  # of refused runs
@@ -133,7 +133,7 @@ def _say(line: str) -> None:
 
 def _single(jobs: list[Job], args: argparse.Namespace) -> Job:
     """Run number --job; by its name where the plan was written down before."""
-    from provenance import is_finished
+    from engine.run_record import is_finished
 
     names = _read_plan(args.plan) if args.plan else [job.name for job in jobs]
     if not 0 <= args.job < len(names):
@@ -302,8 +302,8 @@ def collected(args: argparse.Namespace) -> dict:
 
 
 def table(args: argparse.Namespace) -> int:
-    from sweeps.results import write_rows
-    from sweeps.tables import csv_text, latex, markdown
+    from sweeps.results import csv_text, latex, write_rows
+    from sweeps.results import markdown_tables as markdown
 
     results = collected(args)
     if args.save is not None:
@@ -319,9 +319,7 @@ def table(args: argparse.Namespace) -> int:
 
 
 def plot(args: argparse.Namespace) -> int:
-    from sweeps.curve_plots import plot_curves
-    from sweeps.method_plots import plot_labels, plot_subsets
-    from sweeps.plots import plot_sweep
+    from sweeps.plots import plot_curves, plot_labels, plot_subsets, plot_sweep
 
     if len(args.scores or ()) > 1:
         raise ValueError(f'--scores: a figure shows one score, got {", ".join(args.scores)}')

@@ -15,11 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import config_merge
-from config import Config, default_config
-from config_checks import check_config
-from data.check import Checked, Layout, check_data
-from data.check_findings import Findings, written
+import config as config_merge
+from config import Config, check_config, default_config
+from data.check import Checked, Findings, Layout, check_data, written
 
 KEYS = {
     'data_path': 'DATA.DATA_PATH',

@@ -11,9 +11,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import default_config
-from config_flags import FLAG_KEYS
-from config_merge import value_at
+from config import FLAG_KEYS, default_config, value_at
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ('config.py', 'config_data.py', 'config_model.py', 'config_training.py')

@@ -11,9 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import config_merge
-from config import Config, default_config
-from config_checks import check_config
+import config as config_merge
+from config import Config, check_config, default_config
 from data.describe import build_description, format_description, save_description
 
 KEYS = {

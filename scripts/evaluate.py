@@ -20,19 +20,33 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import default_config
-from config_checks import CHOICES
-from data.chexpert import Records
-from data.groups import group_columns, standard_groups
-from data.predictions import read_predictions
-from evaluation.analysis import HeldOut, fit_held_out
+from config import CHOICES, default_config
+from data.records import (
+    SUCH_AS,
+    LabelTable,
+    Records,
+    group_columns,
+    match,
+    read_label_file,
+    read_predictions,
+    standard_groups,
+)
+from engine.run_record import code_version
 from evaluation.cases import Cases
-from evaluation.document import NO_HELD_OUT, NO_INTERVAL, build_document, compare_sets
-from evaluation.label_files import SUCH_AS, LabelTable, match, read_label_file
-from evaluation.protocol import Protocol
-from evaluation.report import write_report
-from evaluation.report_names import SALT_FILE, Names, names_for, rename_images
-from provenance import code_version
+from evaluation.metrics import Protocol
+from evaluation.report import (
+    NO_HELD_OUT,
+    NO_INTERVAL,
+    SALT_FILE,
+    HeldOut,
+    Names,
+    build_document,
+    compare_sets,
+    fit_held_out,
+    names_for,
+    rename_images,
+    write_report,
+)
 
 SHOWN = {
     'auroc': 'AUROC',

@@ -18,11 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from export.source import load_source
-from export.to_huggingface import write_huggingface
-from export.to_onnx import write_onnx
-from export.to_timm import write_timm
-from export.to_torch_export import write_torch_export
+from models.export import load_source, write_huggingface, write_onnx, write_timm, write_torch_export
 
 FORMATS: dict[str, Callable] = {
     'timm': write_timm,

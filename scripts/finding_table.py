@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.finding_table import markdown, published_rows, read_runs, write_csv
+from sweeps.results import markdown, published_rows, read_runs, write_csv
 
 
 def mask_ratio(text: str) -> float | None:
@@ -55,8 +55,7 @@ def runs_of(args: argparse.Namespace) -> dict[str, list]:
         raise ValueError('give folders of runs with --masked, or --sweep with --output')
     if args.runs:
         return {'folders': args.runs, 'masked': args.masked}
-    from sweeps.plan import load_sweep
-    from sweeps.run_options import finetuned_runs, unfinished_seeds
+    from sweeps.files import finetuned_runs, load_sweep, unfinished_seeds
 
     of_sweep = load_sweep(args.sweep), range(args.seeds), args.output
     found = finetuned_runs(*of_sweep)

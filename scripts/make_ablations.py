@@ -12,8 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sweeps.files import FOLDER, WRITTEN, all_files
-from sweeps.plan import ROOT
+from sweeps.files import FOLDER, ROOT, WRITTEN, all_files
 
 
 def parse_args() -> argparse.Namespace:

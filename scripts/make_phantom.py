@@ -11,8 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.phantom import contact_sheet, make_phantom
-from data.phantom_mimic import make_phantom_mimic
+from data.phantom import contact_sheet, make_phantom, make_phantom_mimic
 
 LAYOUTS = {'chexpert': make_phantom, 'mimic-cxr': make_phantom_mimic}
 

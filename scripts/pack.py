@@ -17,9 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.packed import verify
-from data.packing import append, pack
-from data.packing_images import Settings
+from data.packing import Settings, append, pack
+from data.store import verify
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}

@@ -16,9 +16,9 @@ from config import build_parser, get_config
 from data import build_loader
 from data.loader import image_reader
 from evaluation.metrics import describe_scores
-from evaluation.pixel_floor import pixel_floor
+from evaluation.probes import pixel_floor
+from evaluation.report import score_probabilities
 from logger import create_logger, json_safe
-from reporting import score_probabilities
 
 SIDE_PX = 64
 

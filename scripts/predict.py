@@ -19,12 +19,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from data.chexpert import read_folder
+from data.images import load_image
 from data.labels import task_labels
-from data.predictions import write_predictions
-from data.transforms import EvalTransform, load_image
-from device import local_device
-from inference import load_classifier, predict
+from data.records import read_folder, write_predictions
+from data.transforms import EvalTransform
+from engine.device import local_device
+from evaluation.inference import load_classifier, predict
 from utils import read_checkpoint, trained_config
 
 LOGGER = 'predict'

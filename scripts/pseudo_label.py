@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.confidence import KEEP
+from evaluation.intervals import KEEP
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,8 +40,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
-    from sweeps.pseudo_rounds import Rounds, Setup
-    from sweeps.pseudo_table import write_table
+    from sweeps.results import write_table
+    from sweeps.runner import Rounds, Setup
 
     try:
         for name in ('rounds', 'processes'):

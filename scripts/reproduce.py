@@ -30,16 +30,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from checkpoint_files import (  # noqa: E402
-    BEST_CHECKPOINT,
-    checkpoint_name,
-    place_of,
-    read_checkpoint,
-)
 from config import Config, build_parser, get_config  # noqa: E402
 from data import build_loader  # noqa: E402
-from logger import read_metrics  # noqa: E402
-from provenance import (  # noqa: E402
+from engine.run_record import (
     RECORD_FILE,
     code_changes,
     code_version,
@@ -50,6 +43,8 @@ from provenance import (  # noqa: E402
     read_record,
     weights_checksum,
 )
+from logger import read_metrics  # noqa: E402
+from utils import BEST_CHECKPOINT, checkpoint_name, place_of, read_checkpoint
 
 STAGES = ('simmim', 'contrastive', 'finetune')
 TIMING = ('seconds', 'data_seconds', 'images_per_second')

@@ -15,9 +15,10 @@ from matplotlib.gridspec import SubplotSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.images import load_image
+from data.loader import sample_rng
 from data.masking import MASK_TYPES, MaskGenerator, average_distance
-from data.sampling import sample_rng
-from data.transforms import FILTERS, centre_crop, load_image
+from data.transforms import FILTERS, centre_crop
 
 HIDDEN_COLOUR = np.array([38, 70, 108])
 CELL_INCHES = 1.75

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from config import default_config
-from engine import train_one_epoch
-from launcher import Run
+from engine.launch import Run
+from engine.loop import TrainState, train_one_epoch
 from logger import ScalarLog
-from train_state import TrainState
 
 
 class Keys(list):

@@ -10,9 +10,7 @@ import pytest
 from csv_files import PREFIX, image_path, row, write
 from PIL import Image
 
-from data.packing import pack
-from data.packing_images import Settings
-from data.packing_shards import ShardWriter
+from data.packing import Settings, ShardWriter, pack
 
 SMALL = Settings(size=16, shard_bytes=1000)  # three pictures a file
 NATIVE = Settings(size=None, square=False)

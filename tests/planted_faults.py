@@ -11,7 +11,7 @@ import numpy as np
 from csv_files import write
 from PIL import Image
 
-from data.check_findings import KINDS
+from data.check import KINDS
 
 Found = tuple[str, str, int | None, str]  # kind, csv, row, file
 SEX, AGE, VIEW, PROJECTION, LABEL = 1, 2, 3, 4, 12

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from test_readme import load_script
 
-from sweeps.plan import ROOT, Job, load_sweep, plan
+from sweeps.files import ROOT, Job, load_sweep, plan
 
 SWEEP = ROOT / 'scripts/ablations/nano/mask_size.yaml'
 SHORT = (

@@ -14,13 +14,12 @@ import yaml
 from matplotlib.figure import Figure
 from scipy.special import expit
 
-from config_dump import config_text
-from data.chexpert import DESCRIPTION
+from config import config_text
 from data.labels import COMPETITION_LABELS, LABELS, task_labels, task_targets
-from data.predictions import write_predictions
+from data.records import DESCRIPTION, write_predictions
 from evaluation.metrics import score_table
 from logger import json_safe
-from sweeps.plan import ROOT, Published, Row, Sweep, changed_config, run_folder
+from sweeps.files import ROOT, Published, Row, Sweep, changed_config, run_folder
 from sweeps.results import collect
 
 RARE = 'Fracture'  # has no positive: not scored

@@ -14,10 +14,10 @@ from sweep_commands import SWEEP, command, held, in_process, jobs_of
 from test_readme import load_script
 from warm_python import warm_python
 
+from engine.launch import is_locked
+from engine.run_record import RECORD_FILE, is_finished, read_record
 from logger import read_metrics
-from provenance import RECORD_FILE, is_finished, read_record
-from run_lock import is_locked
-from sweeps.plan import ROOT
+from sweeps.files import ROOT
 
 DEADLINE = 240
 

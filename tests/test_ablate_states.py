@@ -9,11 +9,10 @@ import pytest
 import yaml
 from sweep_commands import SWEEP, held, in_process, jobs_of
 
-from config import default_config
-from config_dump import config_text
-from provenance import RECORD_FILE, is_finished
-from run_lock import RunLock, is_locked
-from sweeps.plan import ROOT, Job, load_sweep, plan
+from config import config_text, default_config
+from engine.launch import RunLock, is_locked
+from engine.run_record import RECORD_FILE, is_finished
+from sweeps.files import ROOT, Job, load_sweep, plan
 from sweeps.runner import Runner, progress, state_of
 
 DEADLINE = 60

@@ -11,9 +11,8 @@ import torch
 import yaml
 from warm_python import warm_python
 
-from provenance import is_finished
-from sweeps.files import script_path, sweep_files
-from sweeps.plan import MODEL_NAMES, load_sweep, run_folder
+from engine.run_record import is_finished
+from sweeps.files import MODEL_NAMES, load_sweep, run_folder, script_path, sweep_files
 
 # Over the YAML files: one step or two of a model of the same form.
 SWIN = (

@@ -11,10 +11,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config import build_parser, get_config
-from config_dump import config_changes, config_text
-from sweeps.files import all_files, script_path, script_text, sweep_files
-from sweeps.plan import MAINS, ROOT, Sweep, check_encoders, load_sweep, plan, run_folder
+from config import build_parser, config_changes, config_text, get_config
+from sweeps.files import (
+    MAINS,
+    ROOT,
+    Sweep,
+    all_files,
+    check_encoders,
+    load_sweep,
+    plan,
+    run_folder,
+    script_path,
+    script_text,
+    sweep_files,
+)
 
 SWEEPS = {
     path.relative_to(ROOT / 'scripts/ablations').with_suffix('').as_posix(): load_sweep(path)

@@ -8,9 +8,9 @@ from cases import NAN, make_cases
 from sklearn.metrics import roc_curve
 
 from data.labels import COMPETITION_LABELS
-from evaluation.analysis import HeldOut, fit_held_out, score_set, worst_errors
-from evaluation.protocol import Protocol
+from evaluation.metrics import Protocol
 from evaluation.published import RADIOLOGISTS
+from evaluation.report import HeldOut, fit_held_out, score_set, worst_errors
 
 FIVE = list(COMPETITION_LABELS)
 TEST_STUDIES = [f'CheXpert-v1.0/test/patient{n}/study1' for n in range(64741, 65241)]

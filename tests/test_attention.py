@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.attention import attend, resolve, written_out
+from models.relative_position import attend, resolve, written_out
 from models.simmim import SimMIM, SwinTransformerForSimMIM, VisionTransformerForSimMIM
 from models.swin_transformer import SwinTransformer
 from models.vision_transformer import VisionTransformer

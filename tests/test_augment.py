@@ -13,10 +13,19 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import functional as F
 from torchvision.transforms.v2 import functional as F2
 
-import data.augment
-from data.augment import RandomWarp, erase, jitter, warp, warp_matrix
-from data.sampling import sample_rng
-from data.transforms import FILTERS, TrainTransform, draw_crop, resized_crop
+import data.transforms
+from data.loader import sample_rng
+from data.transforms import (
+    FILTERS,
+    RandomWarp,
+    TrainTransform,
+    draw_crop,
+    erase,
+    jitter,
+    resized_crop,
+    warp,
+    warp_matrix,
+)
 
 ALL_WARPS = {
     'AUG__ROTATION': 20.0,

@@ -10,9 +10,8 @@ import torch
 from mistakes import STAGES, config_of, results_in
 from tiny import SWIN, VIT, arguments, run_folder, run_main
 
-from checkpoint_files import check_exists
 from logger import read_metrics
-from utils import read_checkpoint
+from utils import check_exists, read_checkpoint
 
 
 class Payload:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from csv_files import HEADER, image_path, message, read, row, touch
 
-from data.chexpert import read_csv
+from data.records import read_csv
 
 
 @pytest.mark.parametrize(

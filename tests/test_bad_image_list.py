@@ -9,8 +9,8 @@ import pytest
 from test_bad_images import listed
 from tiny import ROOT
 
-import data.bad_images
-from data.bad_images import BadImages
+import data.loader
+from data.loader import BadImages
 
 LOGGER = logging.getLogger('test')
 

@@ -19,18 +19,25 @@ from test_bad_data import replace
 from test_resume import assert_same_weights, final_state
 from tiny import arguments, run_folder, run_main, tiny_config, torchrun
 
-import distributed
 from config import default_config
 from data import build_loader, images
-from data.bad_images import HEADER, BadImages, in_place_of
-from data.chexpert import read_csv, select_views, split_holdout
 from data.data_simmim import mask_generator
 from data.images import load_image
-from data.loader import SquareDataset, build_dataset, make_loader
-from data.packed import open_store
-from data.packing_images import Settings
-from data.sampling import epoch_order, sample_rng
+from data.loader import (
+    HEADER,
+    BadImages,
+    SquareDataset,
+    build_dataset,
+    epoch_order,
+    in_place_of,
+    make_loader,
+    sample_rng,
+)
+from data.packing import Settings
+from data.records import read_csv, select_views, split_holdout
+from data.store import open_store
 from data.transforms import PretrainTransform, TrainTransform
+from engine import distributed
 
 LOGGER = logging.getLogger('test')
 SEED = 3

@@ -11,8 +11,8 @@ from timm.layers import BatchNormAct2d
 from tiny import arguments, run_folder, run_main, tiny_config, torchrun
 from torch import Tensor, nn
 
-import distributed
-from models.batch_norm import share_batch_norm
+from engine import distributed
+from models.contrastive import share_batch_norm
 from models.timm_classifier import TimmClassifier
 from utils import read_checkpoint
 

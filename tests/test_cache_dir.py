@@ -12,12 +12,11 @@ from packed_data import contents, copied, flip_bit, make_data, packed
 from tiny import arguments, run_folder, run_main, tiny_config, torchrun
 from xray_splits import LOGGER, make_config
 
-import data.store_files
+import data.store
 from data import build_loader
-from data.packed import open_store
-from data.packing import append
-from data.packing_images import Settings
-from data.splits import data_root
+from data.packing import Settings, append
+from data.records import data_root
+from data.store import open_store
 from logger import read_metrics
 
 TIMES = {'seconds', 'data_seconds', 'images_per_second'}

@@ -17,15 +17,8 @@ from typing import IO
 import pytest
 import torch
 
-import checkpoint_files
-from checkpoint_files import (
-    check_file,
-    checksum_file,
-    newest_good,
-    prune,
-    read_checkpoint,
-    write_checkpoint,
-)
+import utils as checkpoint_files
+from utils import check_file, checksum_file, newest_good, prune, read_checkpoint, write_checkpoint
 
 LOGGER = logging.getLogger('test')
 NAME = 'ckpt_epoch_3.pth'

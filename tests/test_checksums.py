@@ -2,7 +2,7 @@
 
 import hashlib
 
-import checksums
+from engine import files as checksums
 
 
 def test_all_blocks_of_a_file_count(tmp_path, monkeypatch) -> None:

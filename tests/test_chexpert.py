@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from csv_files import HEADER, PREFIX, image_path, message, read, row, touch, write
 
-from data.chexpert import Records, read_csv
 from data.labels import LABELS
+from data.records import Records, read_csv
 
 # ---- what is read
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from config import default_config
 from models import build_model
-from models.classifier_head import ClassifierHead
+from models.relative_position import ClassifierHead
 
 TIMM = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'TIMM': {'NAME': 'resnet18', 'IN_CHANS': 1}}
 

@@ -9,8 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation.cases import Cases
 from evaluation.compare import bootstrap_p, compare, holm
-from evaluation.delong import delong_test
-from evaluation.intervals import Resamples
+from evaluation.intervals import Resamples, delong_test
 
 NAN = np.nan
 LABELS = ('Edema', 'Fracture', 'Cardiomegaly')

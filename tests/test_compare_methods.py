@@ -14,15 +14,20 @@ from sweep_runs import MadeRuns, methods_file, reference_files
 from warm_python import warm_python
 
 from config import encoder_node, get_config
+from engine.run_record import is_finished
 from logger import read_metrics
 from models import build_model
-from models.contrastive.build import build_contrastive
-from models.convert import Statistics, convert
-from models.convert_timm import convert_timm
-from provenance import is_finished
-from sweeps.files import sweep_files
-from sweeps.plan import ROOT, check_encoders, load_sweep, plan
-from sweeps.run_options import finetuned_runs, unfinished_seeds
+from models.contrastive import build_contrastive
+from models.convert import Statistics, convert, convert_timm
+from sweeps.files import (
+    ROOT,
+    check_encoders,
+    finetuned_runs,
+    load_sweep,
+    plan,
+    sweep_files,
+    unfinished_seeds,
+)
 
 SHIPPED = {path.stem: load_sweep(path) for path in sorted(ROOT.glob('scripts/comparison/*.yaml'))}
 FINETUNE = str(reference_files()['finetune'])
@@ -316,7 +321,7 @@ def test_mae_and_resnet_differ_in_what_the_study_varied() -> None:
     jobs = plan(SHIPPED['mae_resnet'], seeds=[0], data='/data', output='/runs')
     ratios = {job.run: job.config.DATA.MASK_RATIO for job in jobs if job.stage == 'simmim'}
     assert ratios == {f'mae_resnet_mae_{ratio:g}': ratio for ratio in (0.25, 0.5, 0.75)}
-    from evaluation.finding_table import is_augmented
+    from sweeps.results import is_augmented
 
     for job in (job for job in jobs if job.stage == 'finetune'):
         config = job.config

@@ -13,11 +13,10 @@ from test_sweep_results import area
 
 from data.labels import COMPETITION_LABELS, LABELS
 from evaluation.intervals import Resamples
-from sweeps import tables
-from sweeps.method_plots import COLOURS, MARKERS, plot_labels, plot_subsets
-from sweeps.plan import load_sweep
+from sweeps import results as tables
+from sweeps.files import load_sweep, run_folder
+from sweeps.plots import COLOURS, MARKERS, plot_labels, plot_subsets
 from sweeps.results import collect, read_rows, write_rows
-from sweeps.rows import run_folder
 
 STRENGTHS = {'simmim': 1.0, 'moco': 2.5, 'scratch': 0.4}
 DRAWS = {'resamples': 200, 'bootstrap_seed': 5}

@@ -9,9 +9,9 @@ from compilers import record_graphs, use_backend
 from tiny import SWIN, VIT, arguments, run_folder, run_main, tiny_config, torchrun
 from torch import nn
 
-import compilation
-from compilation import PAYS_FROM, Compiled, training_flops, wrap
 from config import build_parser, default_config, get_config
+from engine import device as compilation
+from engine.device import PAYS_FROM, Compiled, training_flops, wrap
 from models import build_model
 from utils import read_checkpoint
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from config import check_config, default_config
-from data.sampling import sample_rng
+from data.loader import sample_rng
 
 
 def changed(*pairs):

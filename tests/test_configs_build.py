@@ -11,7 +11,7 @@ from golden_cases import fill
 
 from config import build_parser, check_config, default_config, encoder_node, get_config
 from models import build_model
-from models.contrastive.build import build_contrastive
+from models.contrastive import build_contrastive
 from models.losses import masked_bce
 from optimizer import build_optimizer
 

@@ -7,7 +7,7 @@ import torch
 from test_contrastive_methods import BUILD, VIT
 from torch import nn
 
-from models.contrastive.encoders import features
+from models.contrastive import features
 from models.timm_classifier import TimmClassifier
 from models.vision_transformer import VisionTransformer
 

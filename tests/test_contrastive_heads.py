@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.contrastive.heads import Prototypes
-from models.contrastive.methods import BYOL, MoCo, SimCLR, SwAV
+from models.contrastive import BYOL, MoCo, Prototypes, SimCLR, SwAV
 
 
 class Encoder(nn.Module):

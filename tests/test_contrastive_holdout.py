@@ -10,8 +10,8 @@ from torch import nn
 
 from config import default_config
 from main_contrastive import HeldOutViews
-from models.contrastive.methods import SimCLR
-from sweeps.curve_plots import chance
+from models.contrastive import SimCLR
+from sweeps.plots import chance
 
 
 class Constant(nn.Module):

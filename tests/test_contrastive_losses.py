@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from models.contrastive.losses import byol_loss, info_nce, nt_xent, sinkhorn, swav_loss
-from models.contrastive.monitor import effective_rank, feature_spread
+from models.contrastive import (
+    byol_loss,
+    effective_rank,
+    feature_spread,
+    info_nce,
+    nt_xent,
+    sinkhorn,
+    swav_loss,
+)
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,12 +11,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.contrastive import BESIDE_ENCODER
-from models.contrastive.encoders import features
-from models.contrastive.key_queue import KeyQueue
-from models.contrastive.losses import byol_loss, info_nce, nt_xent, swav_loss
-from models.contrastive.methods import BYOL, METHODS, MoCo, SimCLR, SwAV
-from models.contrastive.momentum import cosine_momentum
+from models.contrastive import (
+    BESIDE_ENCODER,
+    BYOL,
+    METHODS,
+    KeyQueue,
+    MoCo,
+    SimCLR,
+    SwAV,
+    byol_loss,
+    cosine_momentum,
+    features,
+    info_nce,
+    nt_xent,
+    swav_loss,
+)
 from models.swin_transformer import SwinTransformer
 from models.timm_classifier import TimmClassifier
 from models.vision_transformer import VisionTransformer

@@ -12,9 +12,8 @@ from tiny import ROOT, arguments
 from config import check_config, default_config
 from data import data_contrastive
 from lr_scheduler import scaled_lr
-from models.contrastive import methods
-from models.contrastive.build import build_contrastive
-from models.contrastive.methods import METHODS
+from models import contrastive as methods
+from models.contrastive import METHODS, build_contrastive
 
 TIMM = {'MODEL.TYPE': 'timm', 'MODEL.DROP_PATH_RATE': 0.0, 'MODEL.TIMM.NAME': 'resnet18'}
 VIT = TIMM | {'MODEL.TIMM.NAME': 'vit_tiny_patch16_224'}

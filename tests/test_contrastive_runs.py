@@ -12,13 +12,12 @@ import torch
 from compilers import record_graphs
 from tiny import SWIN, arguments, run_folder, run_main, tiny_config, torchrun
 
-import preflight_bench
 from config import default_config, get_config
 from data import build_loader
+from engine import preflight as preflight_bench
 from logger import read_metrics
 from models import build_model
-from models.contrastive.build import build_contrastive, warn_of_other_batch
-from models.contrastive.methods import BYOL, METHODS, MoCo
+from models.contrastive import BYOL, METHODS, MoCo, build_contrastive, warn_of_other_batch
 from utils import read_checkpoint
 
 RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'TIMM': {'NAME': 'resnet18', 'IN_CHANS': 1}}

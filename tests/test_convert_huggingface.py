@@ -13,9 +13,8 @@ from transfers import LOGGER, make_config, make_model
 from yacs.config import CfgNode
 
 from config import default_config
-from export.to_huggingface import write_huggingface
 from models import build_model
-from models.convert_huggingface import (
+from models.convert import (
     NAMES,
     from_huggingface,
     join_qkv,
@@ -23,6 +22,7 @@ from models.convert_huggingface import (
     split_qkv,
     to_huggingface,
 )
+from models.export import write_huggingface
 from utils import load_pretrained
 
 BUFFERS = ('relative_position_index', 'attn_mask')

@@ -12,11 +12,10 @@ from timm.layers import resample_abs_pos_embed
 from transfers import LOGGER, assert_same
 from yacs.config import CfgNode
 
-from checkpoint_files import read_checkpoint
 from config import config_text, default_config
 from models import build_model
 from models.timm_classifier import TimmClassifier
-from utils import load_pretrained
+from utils import load_pretrained, read_checkpoint
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = ((0.503,), (0.292,))

@@ -9,11 +9,12 @@ from PIL import Image
 from test_square_batches import squares  # noqa: F401 (a fixture)
 from xray_splits import LOGGER, make_config, samples_of
 
-import distributed
 from data import build_loader
 from data.data_contrastive import ViewsTransform, whole_batches
-from data.sampling import sample_rng
-from data.transforms import EvalTransform, load_image
+from data.images import load_image
+from data.loader import sample_rng
+from data.transforms import EvalTransform
+from engine import distributed
 
 SIZE = 32
 PER_VIEW = 27  # uniforms

@@ -9,8 +9,8 @@ from PIL import Image
 from xray_splits import LOGGER, make_config, samples_of
 
 from data import build_loader
+from data.loader import sample_rng
 from data.masking import MaskGenerator
-from data.sampling import sample_rng
 
 
 def test_pretraining_batches(data_path):

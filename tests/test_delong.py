@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from evaluation.delong import delong_interval, delong_test, delong_variance
+from evaluation.intervals import delong_interval, delong_test, delong_variance
 
 NAN = np.nan
 

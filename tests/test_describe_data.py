@@ -13,7 +13,6 @@ from csv_files import HEADER, image_path, row, touch, write
 from PIL import Image
 
 from config import Config, default_config
-from data.chexpert import read_csv
 from data.describe import (
     KINDS,
     TARGETS,
@@ -25,6 +24,7 @@ from data.describe import (
     study_labels,
 )
 from data.labels import LABELS
+from data.records import read_csv
 
 NAN = np.nan
 K = len(LABELS)

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import device
-from device import autocast_dtype, cpu_has_bf16, describe_precision
+from engine import device
+from engine.device import autocast_dtype, cpu_has_bf16, describe_precision
 
 CPU = torch.device('cpu')
 

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import dicom
-from data.dicom import read_dicom
-from data.images import decode
+from data import images as dicom
+from data.images import decode, read_dicom
 
 pydicom = pytest.importorskip('pydicom', minversion='3.0', reason='pydicom is not installed')
 

@@ -20,13 +20,13 @@ from PIL import Image
 from tiny import ROOT, arguments, run_folder, run_main, tiny_config
 from torch import nn
 
-import distributed
-import engine
 import main_finetune
-import train_state
 from config import build_parser, default_config
 from data.loader import loader_options
 from data.transforms import EvalTransform, TrainTransform
+from engine import distributed
+from engine import loop as engine
+from engine import loop as train_state
 from logger import read_metrics
 from utils import read_checkpoint
 

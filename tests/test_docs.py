@@ -12,8 +12,7 @@ from markdown.extensions.toc import slugify
 from test_readme import load_script
 from tiny import ROOT
 
-from config import default_config
-from config_dump import _flatten
+from config import _flatten, default_config
 
 DOCS = ROOT / 'docs'
 REFERENCE = load_script(ROOT / 'scripts/config_reference.py')

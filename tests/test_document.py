@@ -7,9 +7,8 @@ import pytest
 from cases import make_cases
 from sklearn.metrics import roc_auc_score
 
-from evaluation.analysis import HeldOut
-from evaluation.document import build_document, compare_sets
-from evaluation.protocol import Protocol
+from evaluation.metrics import Protocol
+from evaluation.report import HeldOut, build_document, compare_sets
 
 LABELS = ('Edema', 'Fracture')
 NO_HOLDOUT = 'no held-out training patients: '

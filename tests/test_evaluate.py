@@ -13,8 +13,8 @@ import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, recall_score, roc_auc_score
 
 from data.labels import COMPETITION_LABELS, LABELS
-from data.predictions import read_predictions
-from evaluation.document import NO_INTERVAL
+from data.records import read_predictions
+from evaluation.report import NO_INTERVAL
 
 SCRIPT = Path(__file__).resolve().parents[1] / 'scripts/evaluate.py'
 FIVE = list(COMPETITION_LABELS)
@@ -377,7 +377,7 @@ def test_flags_are_checked(words, part, evaluate, capsys):
 
 def test_a_run_scores_its_own_file_the_same(evaluate, tmp_path):
     """What `write_predictions` writes goes in as it is."""
-    from data.predictions import write_predictions as write
+    from data.records import write_predictions as write
 
     rng = np.random.default_rng(3)
     names = [f'{name}/view1_frontal.jpg' for name in studies()]

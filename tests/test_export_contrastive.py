@@ -14,14 +14,19 @@ from test_readme import load_script
 from tiny import ROOT, SWIN, VIT, tiny_config
 
 from config import config_text, default_config
-from export.source import Source, example_images, facts, load_source
-from export.to_huggingface import write_huggingface
-from export.to_onnx import write_onnx
-from export.to_timm import load_timm, write_timm
-from export.to_torch_export import write_torch_export
 from models import build_model
-from models.contrastive.build import build_contrastive
-from models.contrastive.methods import METHODS
+from models.contrastive import METHODS, build_contrastive
+from models.export import (
+    Source,
+    example_images,
+    facts,
+    load_source,
+    load_timm,
+    write_huggingface,
+    write_onnx,
+    write_timm,
+    write_torch_export,
+)
 from utils import load_pretrained, save_checkpoint
 
 LOGGER = logging.getLogger('export')

@@ -14,9 +14,15 @@ from test_export_source import load_run, outputs_of, swin, vit
 from test_export_timm import CASES
 from tiny import ROOT, SWIN, VIT
 
-from data.transforms import EvalTransform, enlarge, full_size
-from export.source import Source, example_images
-from export.to_huggingface import HuggingFaceOutputs, processor_config, write_huggingface
+from data.images import full_size
+from data.transforms import EvalTransform, enlarge
+from models.export import (
+    HuggingFaceOutputs,
+    Source,
+    example_images,
+    processor_config,
+    write_huggingface,
+)
 
 transformers = pytest.importorskip('transformers', reason='needs requirements-export.txt')
 NAMES = [name for name in CASES if name != 'swin, window over a stage']

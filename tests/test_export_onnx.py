@@ -12,9 +12,8 @@ from test_export_source import load_run, outputs_of, swin, vit
 from test_export_timm import CASES, MAE
 from tiny import ROOT, SWIN, VIT
 
-from export import to_onnx
-from export.source import Source, example_images
-from export.to_torch_export import program_of
+from models import export as to_onnx
+from models.export import Source, example_images, program_of
 
 onnx = pytest.importorskip('onnx', reason='needs requirements-export.txt')
 onnxruntime = pytest.importorskip('onnxruntime', reason='needs requirements-export.txt')

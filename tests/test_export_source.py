@@ -12,11 +12,19 @@ from test_readme import load_script
 from tiny import ROOT, SWIN, VIT, tiny_config
 
 from config import config_text, default_config
-from export import naming
-from export.files import check_output, new_file, new_folder
-from export.source import Source, example_images, facts, largest_difference, load_source
 from models import build_model
-from models.convert_huggingface import to_huggingface
+from models import export as naming
+from models.convert import to_huggingface
+from models.export import (
+    Source,
+    check_output,
+    example_images,
+    facts,
+    largest_difference,
+    load_source,
+    new_file,
+    new_folder,
+)
 from utils import save_checkpoint
 
 LOGGER = logging.getLogger('export')
@@ -288,8 +296,7 @@ def test_the_script_refuses_what_is_no_checkpoint_of_a_run(script, tmp_path, cap
 
 
 def test_a_package_that_is_missing_is_named_with_the_file(tmp_path, monkeypatch) -> None:
-    from export.to_huggingface import write_huggingface
-    from export.to_onnx import write_onnx
+    from models.export import write_huggingface, write_onnx
 
     source = load_run(tmp_path, 'finetune')
     for write, package, name in (

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from test_export_source import load_run, outputs_of, randomise, swin, vit
 from tiny import SWIN, VIT
 
-from export import to_timm
-from export.source import Source, example_images
+from models import export as to_timm
+from models.export import Source, example_images
 
 MAE = {'PRETRAIN': 'mae', 'MAE': {'DECODER_EMBED_DIM': 8, 'DECODER_NUM_HEADS': 2}}
 ALONE = {'USE_SHARED_RPB': False}

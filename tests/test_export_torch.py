@@ -11,8 +11,7 @@ import torch
 from test_export_source import load_run, outputs_of, swin
 from tiny import SWIN, VIT
 
-from export.source import example_images
-from export.to_torch_export import write_torch_export
+from models.export import example_images, write_torch_export
 
 ALONE = """
 import sys, numpy, torch

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.few_cases import describe_few, rarer_cases
+from evaluation.metrics import describe_few, rarer_cases
 
 NAN = np.nan
 

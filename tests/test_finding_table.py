@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config import default_config
-from config_checks import CHOICES, PROBES
-from evaluation.finding_table import MASKED, is_augmented, markdown, read_runs, write_csv
-from sweeps.plan import load_sweep, run_folder
+from config import CHOICES, PROBES, default_config
+from sweeps.files import load_sweep, run_folder
+from sweeps.results import MASKED, is_augmented, markdown, read_runs, write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = {'AUTO_AUGMENT': 'none', 'COLOR_JITTER': 0.0, 'REPROB': 0.0, 'HFLIP': 0.0}

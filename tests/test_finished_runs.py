@@ -10,14 +10,21 @@ import pytest
 import yaml
 from tiny import SWIN, VIT, arguments, run_folder, run_main, tiny_config
 
-import data.store_files
+import data.store
 import main_finetune
-import training_step
-from config import build_parser, config_text, default_config, get_config
-from config_dump import FREE_OPTIONS, REPORTED_SECTIONS, training_changes
+from config import (
+    FREE_OPTIONS,
+    REPORTED_SECTIONS,
+    build_parser,
+    config_text,
+    default_config,
+    get_config,
+    training_changes,
+)
+from engine import loop as training_step
+from engine.launch import refuse_other_options
+from engine.run_record import RunRecord, is_finished, read_record
 from logger import read_metrics
-from provenance import RunRecord, is_finished, read_record
-from same_run import refuse_other_options
 
 
 def options(folder: Path) -> dict:

@@ -11,10 +11,10 @@ from speed.steps import OwnSteps, Setting, build_steps
 from test_speed_cases import GPU
 from tiny import MAE, SWIN, VIT, tiny_config
 
-from device import autocast_dtype
+from engine.device import autocast_dtype
+from engine.loop import train_one_batch
 from models import build_model
 from models.swin_transformer import SwinTransformerBlock
-from training_step import train_one_batch
 
 pytestmark = pytest.mark.gpu
 # Heads of 16 channels, which the kernel needs, and windows with a shift.

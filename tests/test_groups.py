@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from csv_files import HEADER, PREFIX, image_path, read, row, touch, write
 
-from data.chexpert import Records, read_csv, read_folder
-from data.groups import MOST_GROUPS, group_columns, standard_groups
 from data.labels import LABELS
+from data.records import MOST_GROUPS, Records, group_columns, read_csv, read_folder, standard_groups
 
 BANDS = [0, 40, 60, 80]
 

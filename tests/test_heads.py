@@ -9,12 +9,19 @@ from tiny import VIT, arguments, run_folder, run_main, tiny_config
 from torch import nn
 from transfers import TABLE, assert_same, make_config, make_model, transfer
 
-from config_checks import CHOICES
+from config import CHOICES
 from logger import read_metrics
 from models import build_model
-from models.heads import HEADS, InverseSwin, inverse_patches, patch_expanding, window_of
-from models.simmim import LOSS_PIXELS, LOSSES
-from models.targets import TARGETS
+from models.simmim import (
+    HEADS,
+    LOSS_PIXELS,
+    LOSSES,
+    TARGETS,
+    InverseSwin,
+    inverse_patches,
+    patch_expanding,
+    window_of,
+)
 from optimizer import param_groups
 
 NANO = {'MODEL__SIMMIM__HEAD': 'inverse_swin_nano'}

@@ -7,8 +7,7 @@ import pytest
 import yaml
 from tiny import tiny_config
 
-from config import get_config
-from config_merge import MAX_FILES, load_yaml
+from config import MAX_FILES, get_config, load_yaml
 
 
 def config_of(path: Path) -> None:

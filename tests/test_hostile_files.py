@@ -21,19 +21,23 @@ from csv_files import HEADER, image_path, row, touch, write
 from PIL import Image
 from tiny import ROOT
 
-import data.tables
-from checkpoint_files import read_checkpoint
-from data.chexpert import read_csv
+import data.records
 from data.images import load_image
 from data.labels import LABELS
-from data.packed import encode_about, open_store, read_about
-from data.packing import pack
-from data.packing_images import Settings
-from data.predictions import predictions_for, read_predictions, write_predictions
-from data.store_files import write_bad
-from data.tables import plain_cell, read_table, safe_cell
-from evaluation.finding_table import write_csv
-from evaluation.report_tables import _write
+from data.packing import Settings, pack
+from data.records import (
+    plain_cell,
+    predictions_for,
+    read_csv,
+    read_predictions,
+    read_table,
+    safe_cell,
+    write_predictions,
+)
+from data.store import encode_about, open_store, read_about, write_bad
+from evaluation.report import _write
+from sweeps.results import write_csv
+from utils import read_checkpoint
 
 FORMULAS = ('=1+1', '+1', '-1+1', '@SUM(A1)', '\t=1', '\n=1', '＝1+1', "'=1", "''@x")
 HARMLESS = ('', 'a', "'a", "'", 'a=1', '<script>alert(1)</script>', 'a\nb', 'a,"b"', '1')
@@ -360,7 +364,7 @@ def test_what_is_written_holds_no_formulas(tmp_path: Path) -> None:
 
 
 def test_a_sheet_in_a_csv_stays_text_in_the_groups_of_a_report(tmp_path: Path) -> None:
-    from data.groups import group_columns
+    from data.records import group_columns
 
     rows = [{**row(image_path(i)), 'Site': text} for i, text in enumerate(FORMULAS, start=1)]
     for cells in rows:

@@ -9,13 +9,11 @@ import pytest
 from csv_files import row, touch, write
 from PIL import Image
 
-from data.chexpert import read_csv, read_folder
 from data.labels import LABELS
 from data.loader import image_reader
-from data.mimic import read_mimic
-from data.packing import pack
-from data.packing_images import Settings
-from data.phantom_mimic import make_phantom_mimic
+from data.packing import Settings, pack
+from data.phantom import make_phantom_mimic
+from data.records import read_csv, read_folder, read_mimic
 
 
 def outside(folder: Path) -> Path:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from csv_files import touch
 
-from data.chexpert import read_folder, split_holdout
+from data.records import read_folder, split_holdout
 
 
 def test_folder_lists_visible_images_sorted(tmp_path: Path) -> None:

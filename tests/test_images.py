@@ -14,9 +14,9 @@ from pictures import xray
 from PIL import Image
 
 from data import images
-from data.chexpert import read_folder
 from data.images import decode, load_image
 from data.loader import XrayDataset, image_reader
+from data.records import read_folder
 
 GREY = xray(61, 75)
 DEEP = Image.fromarray(np.asarray(GREY).astype(np.uint16) * 250 + 3)  # 16 bits

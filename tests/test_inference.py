@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from config import default_config
-from inference import predict
+from evaluation.inference import predict
 from utils import read_checkpoint
 
 CPU = torch.device('cpu')

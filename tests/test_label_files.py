@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 from test_predictions import PREFIX, area, cases_of, csv_of, image, matched, refusal, study
 
-from data.groups import standard_groups
 from data.labels import LABELS
-from data.predictions import (
-    read_predictions,
-)
-from evaluation.label_files import match, read_label_file
+from data.records import match, read_label_file, read_predictions, standard_groups
 
 NAN = float('nan')
 

@@ -12,10 +12,8 @@ import torch.distributed as dist
 from tiny import ROOT, arguments, run_folder, run_main, tiny_config
 
 import main_simmim
-from checkpoint_files import read_checkpoint
-from failures import Terminated, explain
-from launcher import launch
-from preemption import Preempted
+from engine.launch import Preempted, Terminated, explain, launch
+from utils import read_checkpoint
 
 HOLD = """
 import sys

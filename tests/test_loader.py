@@ -16,12 +16,12 @@ from torch.utils.data import Dataset
 from xray_splits import LOGGER, make_config, samples_of, write_split
 
 import data.loader
-import distributed
 from data import Loaders, build_loader
-from data.chexpert import read_csv
 from data.loader import XrayDataset, make_loader
 from data.masking import MaskGenerator
+from data.records import read_csv
 from data.transforms import PretrainTransform
+from engine import distributed
 
 
 def assert_same(got, wanted) -> None:

@@ -9,11 +9,11 @@ from timm.layers import build_sincos2d_pos_embed
 from torch import nn
 from transfers import make_config
 
-from config_checks import check_config
+from config import check_config
 from data.masking import MASK_TYPES, MaskGenerator
 from models import build_model
-from models.attention import written_out
 from models.mae import MAE, count_visible, take, visible_first
+from models.relative_position import written_out
 from models.vision_transformer import sincos_positions
 from optimizer import param_groups
 

@@ -17,7 +17,7 @@ from sklearn.metrics import (
 )
 
 import evaluation.metrics
-from data.predictions import write_predictions
+from data.records import write_predictions
 from evaluation.metrics import (
     METRICS,
     auroc_per_label,

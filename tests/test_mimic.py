@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.chexpert import select_views
 from data.labels import LABELS
-from data.mimic import read_mimic
+from data.records import read_mimic, select_views
 
 ROOT = Path(__file__).resolve().parents[1]
 NAN = float('nan')

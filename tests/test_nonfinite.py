@@ -9,7 +9,7 @@ from step_record import read_step_record
 from tiny import arguments, run_folder, run_main, tiny_config
 
 import main_simmim
-from meters import Progress
+from engine.loop import Progress
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf])

@@ -20,7 +20,7 @@ from PIL import Image
 from test_readme import commands_in, parse
 
 from config import default_config, get_config
-from sweeps.plan import load_sweep
+from sweeps.files import load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / 'notebooks' / 'colab.ipynb'

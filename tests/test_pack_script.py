@@ -22,9 +22,8 @@ from packed_data import (
 )
 
 import data.packing
-from data.packed import is_store, verify
-from data.packing import append, pack
-from data.packing_images import Settings
+from data.packing import Settings, append, pack
+from data.store import is_store, verify
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK = [sys.executable, str(ROOT / 'scripts' / 'pack.py')]

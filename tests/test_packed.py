@@ -30,15 +30,22 @@ from packed_data import (
 from tiny import arguments, run_folder, run_main, tiny_config
 from xray_splits import make_config
 
-import data.packed
+import data.store
 from data import build_loader
-from data.chexpert import Records, read_csv, read_folder, split_holdout, take_subset
 from data.images import load_image
-from data.mimic import LABELLERS, SPLITS, read_mimic
-from data.packed import PICTURE, Store, encode_about, is_store, open_store, verify
-from data.packing import append, pack
-from data.packing_images import Settings
-from data.phantom_mimic import make_phantom_mimic
+from data.packing import Settings, append, pack
+from data.phantom import make_phantom_mimic
+from data.records import (
+    LABELLERS,
+    SPLITS,
+    Records,
+    read_csv,
+    read_folder,
+    read_mimic,
+    split_holdout,
+    take_subset,
+)
+from data.store import PICTURE, Store, encode_about, is_store, open_store, verify
 
 LOGGER = logging.getLogger('packed')
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,12 +22,10 @@ from packed_data import (
 from PIL import Image
 
 import data.packing
-import data.packing_images
-from data.chexpert import read_csv, read_folder
 from data.images import load_image
-from data.packed import is_store, open_store, verify
-from data.packing import append, pack
-from data.packing_images import Settings, encode
+from data.packing import Settings, append, encode, pack
+from data.records import read_csv, read_folder
+from data.store import is_store, open_store, verify
 
 
 def assert_same_image(found: Image.Image, wanted: Image.Image) -> None:

@@ -21,12 +21,10 @@ from packed_data import (
 )
 from PIL import Image
 
-import data.dicom
 import data.images
-from data.chexpert import read_csv, read_folder
-from data.packed import open_store, verify
-from data.packing import append, pack
-from data.packing_images import DamagedPicture, Settings, encode
+from data.packing import DamagedPicture, Settings, append, encode, pack
+from data.records import read_csv, read_folder
+from data.store import open_store, verify
 
 PACK = [sys.executable, str(Path(__file__).resolve().parents[1] / 'scripts' / 'pack.py')]
 

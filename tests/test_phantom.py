@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data.phantom import Subject, draw, make_phantom, make_rows
-from data.phantom_rows import SEVERITIES, sample_rows
+from data.phantom import SEVERITIES, Subject, draw, make_phantom, make_rows, sample_rows
 
 HEADER = (
     'Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,'

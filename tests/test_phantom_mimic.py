@@ -14,11 +14,9 @@ import pytest
 from PIL import Image
 from test_mimic import OBSERVATIONS, touch
 
-from data.chexpert import select_views, split_holdout, take_subset
 from data.labels import LABELS
-from data.mimic import read_mimic
-from data.phantom import make_phantom, make_rows
-from data.phantom_mimic import make_phantom_mimic
+from data.phantom import make_phantom, make_phantom_mimic, make_rows
+from data.records import read_mimic, select_views, split_holdout, take_subset
 
 ROOT = Path(__file__).resolve().parents[1]
 

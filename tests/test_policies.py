@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from data.labels import LABELS, training_targets
-from data.policies import POLICIES
+from data.labels import LABELS, POLICIES, training_targets
 
 NAN = np.nan
 K = len(LABELS)

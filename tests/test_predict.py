@@ -12,7 +12,7 @@ import pytest
 from tiny import VIT, arguments, run_folder, run_main, tiny_config
 
 from data.labels import LABELS
-from data.predictions import predictions_for, read_predictions
+from data.records import predictions_for, read_predictions
 
 SCRIPT = Path(__file__).resolve().parents[1] / 'scripts/predict.py'
 

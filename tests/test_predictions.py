@@ -9,14 +9,15 @@ import pandas as pd
 import pytest
 
 from data.labels import LABELS
-from data.predictions import (
+from data.records import (
+    match,
     normalise_name,
     predictions_for,
+    read_label_file,
     read_predictions,
     study_name,
     write_predictions,
 )
-from evaluation.label_files import match, read_label_file
 
 NAN = float('nan')
 PREFIX = 'CheXpert-v1.0-small/valid'

@@ -11,8 +11,8 @@ from tiny import arguments, run_folder, run_main, tiny_config
 
 import main_finetune
 import main_simmim
-import preemption
-from preemption import EXIT_PREEMPTED
+from engine import launch as preemption
+from engine.launch import EXIT_PREEMPTED
 from utils import read_checkpoint
 
 

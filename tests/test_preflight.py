@@ -16,12 +16,12 @@ from test_bad_data import image_of, set_cell
 from test_bad_data import replace as overwrite
 from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config, torchrun
 
-import preflight
-import preflight_bench
-import preflight_costs
 import utils
 from config import default_config
 from data.loader import XrayDataset
+from engine import preflight
+from engine import preflight as preflight_bench
+from engine import preflight as preflight_costs
 from models import build_model
 
 ROW = re.compile(r'(ok|warning|problem) +(\w[\w: ]*?)  +(\S.*)')
@@ -321,7 +321,7 @@ def test_a_loader_far_slower_than_the_model(phantom, tmp_path, check, monkeypatc
 def test_held_out_patients_too_few_to_select_by(
     fraction, status, phantom, tmp_path, check, monkeypatch
 ):
-    monkeypatch.setattr('evaluation.few_cases.FEW_CASES', 6)
+    monkeypatch.setattr('evaluation.metrics.FEW_CASES', 6)
     data = {'HOLDOUT_FRACTION': fraction, 'TRAIN_IMAGES': 0}
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', DATA=data)
     code, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
@@ -330,7 +330,7 @@ def test_held_out_patients_too_few_to_select_by(
 
 
 def test_valid_patients_too_few_to_select_by(phantom, tmp_path, check, monkeypatch):
-    monkeypatch.setattr('evaluation.few_cases.FEW_CASES', 100)
+    monkeypatch.setattr('evaluation.metrics.FEW_CASES', 100)
     evaluation = {'SELECT_ON': 'valid', 'VIEWS': 'lateral'}  # few, and not both of each
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', EVAL=evaluation)
     for rule, status in (('auto', 'warning'), ('five', 'problem')):

@@ -11,16 +11,27 @@ import pytest
 import torch
 from tiny import ROOT, tiny_config
 
-import preflight
-import preflight_costs
 from config import Config, default_config
-from launcher import Run
+from engine import preflight
+from engine import preflight as preflight_costs
+from engine.launch import Run
+from engine.loop import TrainState
+from engine.preflight import (
+    Bench,
+    Costs,
+    Finding,
+    Findings,
+    Times,
+    Trial,
+    amount,
+    checkpoint_bytes,
+    duration,
+    merge,
+    slowest,
+    table,
+)
 from models import build_model
 from optimizer import build_optimizer
-from preflight_bench import Bench, Times, Trial, slowest
-from preflight_costs import Costs, checkpoint_bytes
-from preflight_report import Finding, Findings, amount, duration, merge, table
-from train_state import TrainState
 
 
 def configured(cfg: Path) -> Config:

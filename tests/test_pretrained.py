@@ -8,7 +8,7 @@ from transfers import TABLE, assert_same, load, make_config, make_model, transfe
 from yacs.config import CfgNode
 
 from models import build_model
-from models.contrastive.methods import METHODS
+from models.contrastive import METHODS
 from models.convert import Statistics, fold_input
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

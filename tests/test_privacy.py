@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 from tiny import ROOT, arguments, run_folder, tiny_config
 
-from data.predictions import normalise_name
-from evaluation.report_names import SALT_FILE, HashedNames, Names, names_for, read_salt
+from data.records import normalise_name
+from evaluation.report import SALT_FILE, HashedNames, Names, names_for, read_salt
 
 GUARD = ROOT / 'tests' / 'guarded_commands.py'
 PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
@@ -315,7 +315,7 @@ def test_names_differ_with_the_salt_and_not_with_prefix_or_suffix(tmp_path: Path
 
 
 def test_two_names_with_one_hash_are_refused(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr('evaluation.report_names.DIGITS', 1)
+    monkeypatch.setattr('evaluation.report.DIGITS', 1)
     names = HashedNames(tmp_path)
     with pytest.raises(ValueError, match='two names have the hash'):
         for number in np.arange(17):

@@ -18,14 +18,14 @@ from tiny import arguments, run_folder, run_main, tiny_config, torchrun
 from torch import nn
 
 import main_finetune
-import probing
 from config import get_config
 from data import build_loader
 from data.labels import LABELS
 from data.loader import XrayDataset
 from data.transforms import EvalTransform
+from evaluation import probes as probing
+from evaluation.probes import KnnClassifier, fit_linear_heads
 from models import build_model
-from probing import KnnClassifier, fit_linear_heads
 from utils import read_checkpoint
 
 NAN = float('nan')

@@ -15,18 +15,17 @@ from mistakes import edit, linked
 from packed_data import packed
 from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config
 
-import data.store_files
-import engine
-import provenance
-import training_step
+import data.store
 from config import default_config
 from data import Loaders
-from data.chexpert import read_csv, read_folder
-from data.mimic import read_mimic
-from data.packing_images import Settings
-from data.phantom_mimic import make_phantom_mimic
-from preemption import Preempted
-from provenance import (
+from data.packing import Settings
+from data.phantom import make_phantom_mimic
+from data.records import read_csv, read_folder, read_mimic
+from engine import loop as engine
+from engine import loop as training_step
+from engine import run_record as provenance
+from engine.launch import Preempted
+from engine.run_record import (
     RunRecord,
     describe_data,
     environment,

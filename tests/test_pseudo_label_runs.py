@@ -15,15 +15,14 @@ from test_readme import load_script
 from tiny import ROOT, VIT, tiny_config
 from warm_python import warm_python
 
-from checksums import sha256
-from config_dump import config_text
+from config import config_text
 from data.labels import LABELS
+from engine.files import sha256
+from engine.launch import EXIT_PREEMPTED
+from engine.run_record import RECORD_FILE, read_record, weights_checksum
 from logger import read_metrics
-from preemption import EXIT_PREEMPTED
-from provenance import RECORD_FILE, read_record, weights_checksum
-from sweeps.plan import Job
-from sweeps.pseudo_rounds import Patients, Rounds, Setup
-from sweeps.runner import Runner
+from sweeps.files import Job
+from sweeps.runner import Patients, Rounds, Runner, Setup
 
 SCRIPT = load_script(ROOT / 'scripts/pseudo_label.py')
 ROUNDS = ('round0', 'round1', 'round2')

@@ -12,15 +12,14 @@ from packed_data import SMALL
 from tiny import tiny_config
 from xray_splits import LOGGER, make_config
 
-from checksums import sha256
 from config import Config, build_parser, get_config
 from data import build_loader
 from data.labels import LABELS
 from data.packing import pack
-from data.phantom import make_phantom
-from data.phantom_mimic import make_phantom_mimic
-from data.predictions import read_predictions
-from provenance import describe_data
+from data.phantom import make_phantom, make_phantom_mimic
+from data.records import read_predictions
+from engine.files import sha256
+from engine.run_record import describe_data
 
 NAN = np.nan
 

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_curve
 from test_published_counts import PUBLISHED
 
 from data.labels import COMPETITION_LABELS, LABELS
-from data.phantom_rows import NUM_STUDIES, POPULATION
+from data.phantom import NUM_STUDIES, POPULATION
 from evaluation.published import (
     IRVIN_VALIDATION_AUROC,
     MAE_STUDY,

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.plots import plot_reconstructions
 from evaluation.reconstruction import (
     Reconstruction,
     hidden_error,
     linear_interpolation,
     pixel_mask,
+    plot_reconstructions,
     visible_mean,
 )
 

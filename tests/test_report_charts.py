@@ -8,8 +8,7 @@ import pytest
 from report_example import example_report
 from sklearn.metrics import auc
 
-from evaluation.report_charts import calibration, nice_axis, precision_recall, roc, strip
-from evaluation.report_view import Node
+from evaluation.charts import Node, calibration, nice_axis, precision_recall, roc, strip
 
 
 @pytest.fixture(scope='module')

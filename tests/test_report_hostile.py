@@ -15,8 +15,8 @@ from test_report_browser import DESKTOP, OPEN_ALL, PHONE, Browser, started
 from tiny import ROOT, arguments, run_main, tiny_config
 
 from data.labels import LABELS
+from evaluation.charts import CODES
 from evaluation.report import write_report
-from evaluation.report_view import CODES
 
 pytestmark = pytest.mark.slow
 RIGHT_TO_LEFT = '\u05e9\u05dc\u05d5\u05dd 12'

@@ -12,13 +12,13 @@ import torch
 from mistakes import edit, linked
 from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config, torchrun
 
-import training_step
-from checkpoint_files import read_checkpoint, write_checkpoint
 from config import build_parser, get_config
 from data import build_loader
+from engine import loop as training_step
+from engine.run_record import read_record, shown_checkpoint
 from logger import read_metrics
-from provenance import read_record, shown_checkpoint
 from scripts import reproduce
+from utils import read_checkpoint, write_checkpoint
 
 LAST = 'ckpt_epoch_1.pth'
 

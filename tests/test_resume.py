@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import SWIN, VIT, arguments, run_folder, run_main, tiny_config
 
-import training_step
+from engine import loop as training_step
 from logger import read_metrics
 from utils import read_checkpoint
 

@@ -43,7 +43,7 @@ def test_one_process_goes_on_with_two_micro_batches_a_step(two_ranks, phantom, t
 
 
 def test_three_processes_are_refused_in_words(two_ranks, phantom, tmp_path, capsys, monkeypatch):
-    import distributed
+    from engine import distributed
 
     monkeypatch.setattr(distributed, 'world_size', lambda: 3)
     cfg, folder = two_ranks

@@ -14,8 +14,8 @@ from typing import TextIO
 
 import pytest
 
-import run_lock
-from run_lock import RunLock, is_locked
+from engine import launch as run_lock
+from engine.launch import RunLock, is_locked
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = socket.gethostname()

@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 from scipy.stats import chisquare
 
-from data.loader import EpochSampler, XrayDataset, make_loader
-from data.sampling import (
+from data.loader import (
+    EpochSampler,
+    XrayDataset,
     epoch_order,
     inverse_frequency_weights,
+    make_loader,
     occurrences,
     sample_rng,
     weighted_order,

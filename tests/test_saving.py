@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import saving
-from checkpoint_files import find_newest_checkpoint, read_checkpoint, write_checkpoint
-from saving import CheckpointWriter, copy_state
+from engine import saving
+from engine.saving import CheckpointWriter, copy_state
+from utils import find_newest_checkpoint, read_checkpoint, write_checkpoint
 
 LOGGER = logging.getLogger('test')
 BEST = 'ckpt_best.pth'

@@ -73,7 +73,7 @@ def test_an_epoch_without_a_score_does_not_end_the_selection(
 def test_few_cases_to_select_by_are_warned_of(
     mode: str, few: int, warned: bool, phantom: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr('evaluation.few_cases.FEW_CASES', few)
+    monkeypatch.setattr('evaluation.metrics.FEW_CASES', few)
     output = tmp_path / 'out'
     folder = finetune(phantom, output, '--opts', 'FINETUNE.MODE', mode, 'EVAL.SELECT', 'five')
     log = (folder / 'log_rank0.txt').read_text()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from csv_files import image_path, read, row
 
-from data.chexpert import Records, select_views, split_holdout, take_subset
 from data.labels import LABELS
+from data.records import Records, select_views, split_holdout, take_subset
 
 
 def many(num_patients: int, seed: int = 0) -> list[dict[str, str]]:

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from packed_data import contents, copied, file_of, flip_bit, make_data, packed
 
-import data.store_files
-from checksums import replace_file
-from data.packed import open_store, verify
+import data.store
 from data.packing import append
-from data.store_files import copy_store
+from data.store import copy_store, open_store, verify
+from engine.files import replace_file
 
 ROOT = Path(__file__).resolve().parents[1]
 COPY = """

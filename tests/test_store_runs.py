@@ -17,14 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from xray_splits import LOGGER, make_config
 
 from data import Loaders, build_loader
-from data.chexpert import read_csv, read_folder
 from data.data_simmim import mask_generator
 from data.images import load_image
 from data.loader import SquareDataset
-from data.packed import open_store
-from data.packing import append
-from data.packing_images import Settings
-from data.phantom_mimic import make_phantom_mimic
+from data.packing import Settings, append
+from data.phantom import make_phantom_mimic
+from data.records import read_csv, read_folder
+from data.store import open_store
 from data.transforms import PretrainTransform, TrainTransform
 from logger import read_metrics
 

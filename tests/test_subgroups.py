@@ -6,7 +6,7 @@ from cases import NAN, make_cases
 from sklearn.metrics import roc_auc_score
 
 from evaluation.intervals import Resamples
-from evaluation.protocol import Protocol
+from evaluation.metrics import Protocol
 from evaluation.subgroups import score_groups, standard_weights
 
 

@@ -7,14 +7,11 @@ from pathlib import Path
 import pytest
 from sweep_runs import MadeRuns, methods_file, reference_files
 
-from config_dump import config_text
-from provenance import RECORD_FILE
-from sweeps.comparison import differences_from_files
-from sweeps.plan import Job, changed_config, load_sweep, plan, share_of_steps
-from sweeps.results import collect
-from sweeps.run_options import batch_counts
+from config import config_text
+from engine.run_record import RECORD_FILE
+from sweeps.files import Job, batch_counts, changed_config, load_sweep, plan, share_of_steps
+from sweeps.results import collect, differences_from_files, notes
 from sweeps.runner import state_of
-from sweeps.summary import notes
 
 ON_FOUR = {'processes': 4}
 FROM_FOUR_TO_TWO = {

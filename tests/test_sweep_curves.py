@@ -8,9 +8,8 @@ import pytest
 from sweep_runs import SEEDS, MadeRuns, methods_file, saved_figures
 
 from config import default_config
-from sweeps.curve_plots import chance, plot_curves
-from sweeps.plan import load_sweep
-from sweeps.rows import run_folder
+from sweeps.files import load_sweep, run_folder
+from sweeps.plots import chance, plot_curves
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 from sweep_runs import collect_five
 
-from sweeps.summary import notes
+from sweeps.results import notes
 
 
 @pytest.fixture(scope='module')

@@ -7,9 +7,8 @@ import pytest
 import yaml
 from sweep_runs import OPTIONS, MadeRuns, make_sweep, with_rows
 
-from sweeps.plan import run_folder
-from sweeps.results import collect
-from sweeps.summary import l1_spread
+from sweeps.files import run_folder
+from sweeps.results import collect, l1_spread
 
 DRAWS = {'resamples': 2}
 

@@ -11,10 +11,17 @@ from data.labels import COMPETITION_LABELS, LABELS
 from data.masking import MaskGenerator, average_distance
 from evaluation.compare import bootstrap_p, holm
 from evaluation.intervals import Resamples
-from sweeps.comparison import SIGNIFICANT, enough_resamples, t_interval, verdict
-from sweeps.files import sweep_files
-from sweeps.plan import ROOT, load_sweep, run_folder
-from sweeps.results import _other_row, collect, read_rows, write_rows
+from sweeps.files import ROOT, load_sweep, run_folder, sweep_files
+from sweeps.results import (
+    SIGNIFICANT,
+    _other_row,
+    collect,
+    enough_resamples,
+    read_rows,
+    t_interval,
+    verdict,
+    write_rows,
+)
 
 DRAWS = {'resamples': 40, 'bootstrap_seed': 5}
 STRENGTHS = {'0.1': 1.6, '0.6': 1.0, '0.8': 1.1, '0.9': 0.9}

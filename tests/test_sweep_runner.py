@@ -14,13 +14,12 @@ import torch
 from sweep_commands import SWEEP, jobs_of
 
 import sweeps.runner
-from checkpoint_files import checksum_file, write_checkpoint
-from config import default_config
-from config_dump import config_text
-from preemption import EXIT_PREEMPTED
-from provenance import RunRecord
-from sweeps.plan import Job
+from config import config_text, default_config
+from engine.launch import EXIT_PREEMPTED
+from engine.run_record import RunRecord
+from sweeps.files import Job
 from sweeps.runner import Runner, state_of
+from utils import checksum_file, write_checkpoint
 
 DEADLINE = 30
 DATA = {'fingerprint': 'f00', 'files': {}, 'images': 8}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from sweep_runs import collect_five, make_sweep, saved_figures, with_rows
 
-from data.tables import plain_cell
-from sweeps import tables
+from data.records import plain_cell
+from sweeps import results as tables
 from sweeps.plots import numbers_of, plot_sweep
 from sweeps.results import collect, read_rows, write_rows
 

@@ -8,10 +8,10 @@ from tiny import VIT, arguments, run_folder, run_main, tiny_config
 from torch import nn
 from transfers import make_config
 
-from config_checks import check_config
+from config import check_config
 from logger import read_metrics
 from models import build_model
-from models.targets import Target, average_cells
+from models.simmim import Target, average_cells
 
 TOLD = '_given_patch_statistics'
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score
 
-from evaluation.thresholds import THRESHOLD_RULES, choose_threshold
+from evaluation.calibration import THRESHOLD_RULES, choose_threshold
 
 NAN = np.nan
 

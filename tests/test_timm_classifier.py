@@ -16,14 +16,12 @@ from tiny import arguments, run_folder, run_main, tiny_config
 from torch.nn import functional as F
 
 from config import check_config, default_config
-from evaluation.finding_table import read_runs
 from evaluation.saliency import grad_cam, target_layer
 from logger import read_metrics
 from models import build_model
 from models.timm_classifier import TimmClassifier, find_layout
 from optimizer import build_optimizer
-from sweeps.results import collect
-from sweeps.summary import notes
+from sweeps.results import collect, notes, read_runs
 from utils import read_checkpoint
 
 SIZES = {

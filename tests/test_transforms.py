@@ -17,8 +17,8 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
 
 from config import default_config
+from data.loader import epoch_order, sample_rng
 from data.masking import MaskGenerator
-from data.sampling import epoch_order, sample_rng
 from data.transforms import (
     FILTERS,
     Box,

@@ -10,7 +10,7 @@ import yaml
 import main_contrastive
 import main_finetune
 import main_simmim
-from engine import launch
+from engine.launch import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 MAINS = {

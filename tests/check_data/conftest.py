@@ -10,9 +10,8 @@ import pytest
 from planted_faults import Found, findings_in
 from tiny import ROOT
 
-from data.check_findings import KINDS
-from data.phantom import make_phantom
-from data.phantom_mimic import make_phantom_mimic
+from data.check import KINDS
+from data.phantom import make_phantom, make_phantom_mimic
 
 # Warnings on splits as a whole, which small ones always have: their tests look at them alone.
 ONE_CLASS = ('label without a positive', 'label without a negative')

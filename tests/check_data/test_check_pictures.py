@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data.check_pictures
-from data.check_pictures import look_at, look_at_all
-from data.packing import pack
-from data.packing_images import Settings
+import data.check
+from data.check import look_at, look_at_all
+from data.packing import Settings, pack
 
 
 def test_copies_are_told_from_the_first_in_another_split(

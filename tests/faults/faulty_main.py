@@ -15,10 +15,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import distributed
-import failures
 import main_simmim
-from launcher import launch
+from engine import distributed
+from engine import launch as failures
+from engine.launch import launch
 
 
 def fail() -> None:

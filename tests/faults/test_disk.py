@@ -12,7 +12,7 @@ from runs import Started, log_lines, started, tiny_arguments, wait_until
 from test_resume import assert_same_weights
 from tiny import SCRIPTS, run_folder
 
-from checkpoint_files import newest_good, read_checkpoint
+from utils import newest_good, read_checkpoint
 
 LAST = 'ckpt_epoch_39.pth'
 TRAIN = {'EPOCHS': 40, 'SAVE_EVERY_STEPS': 1}

@@ -5,7 +5,7 @@ import sys
 import pytest
 from runs import Started, command_of, log_lines, started, tiny_arguments, two_nodes, wait_until
 
-from distributed import END_SECONDS
+from engine.distributed import END_SECONDS
 
 LAUNCHERS = {
     'torchrun': (

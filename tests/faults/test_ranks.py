@@ -15,8 +15,8 @@ from runs import (
 )
 from tiny import run_folder
 
-from checkpoint_files import read_checkpoint
-from run_lock import RunLock
+from engine.launch import RunLock
+from utils import read_checkpoint
 
 BROKEN = 'the picture of patient 7 is broken'
 NO_WORD = 'another process of this run ended without a word (killed, out of memory, crashed)'

@@ -13,11 +13,9 @@ from PIL import Image
 from tiny import tiny_config
 
 from config import get_config
-from data.chexpert import read_csv
 from data.labels import LABELS
-from data.phantom import make_phantom
-from data.phantom_mimic import make_phantom_mimic
-from data.predictions import write_predictions
+from data.phantom import make_phantom, make_phantom_mimic
+from data.records import read_csv, write_predictions
 
 LOG = logging.getLogger('fuzz')
 LOG.addHandler(logging.NullHandler())
@@ -66,8 +64,7 @@ def predictions(corpus: Corpus) -> Path:
 
 
 def keys(corpus: Corpus) -> list[str]:
-    from config import default_config
-    from config_merge import _all_keys
+    from config import _all_keys, default_config
 
     return list(_all_keys(default_config()))
 
@@ -150,7 +147,7 @@ class Model:
         self.contents = torch.load(io.BytesIO(self.file), weights_only=True)
 
     def state(self) -> Any:
-        from train_state import TrainState
+        from engine.loop import TrainState
 
         return TrainState(self.model, self.optimizer, self.scheduler, self.scaler, 7, 2)
 

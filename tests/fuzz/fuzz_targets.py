@@ -31,15 +31,20 @@ from fuzz_mutations import (
 from PIL import Image
 
 from config import get_config
-from data.chexpert import Records, read_csv
-from data.groups import group_columns
 from data.images import load_image
 from data.labels import LABELS
-from data.mimic import read_mimic
-from data.packed import encode_about, open_store, read_about, verify
-from data.predictions import predictions_for, read_predictions
-from data.splits import read_split
-from evaluation.label_files import match, read_label_file
+from data.records import (
+    Records,
+    group_columns,
+    match,
+    predictions_for,
+    read_csv,
+    read_label_file,
+    read_mimic,
+    read_predictions,
+    read_split,
+)
+from data.store import encode_about, open_store, read_about, verify
 from logger import ScalarLog, read_metrics
 
 STAGES = ('simmim', 'finetune')
@@ -208,7 +213,7 @@ def _checkpoint(rng: Rng, model: fuzz_corpus.Model) -> bytes:
 
 
 def attack_resume(corpus: Corpus, rng: Rng, out: Path) -> None:
-    from train_state import accumulation_steps
+    from engine.loop import accumulation_steps
     from utils import read_resumable
 
     model = corpus.get(fuzz_corpus.Model)

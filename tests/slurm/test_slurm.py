@@ -12,7 +12,7 @@ from sweep_commands import held
 from test_resume import assert_same_weights
 from tiny import run_folder, torchrun
 
-from data.packing_images import Settings
+from data.packing import Settings
 from utils import read_checkpoint
 
 pytestmark = pytest.mark.slow

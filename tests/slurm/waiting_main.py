@@ -12,9 +12,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import distributed
 import main_simmim
-from launcher import launch
+from engine import distributed
+from engine.launch import launch
 
 loss_of, done = main_simmim.reconstruction_loss, 0
 

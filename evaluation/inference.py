@@ -1,0 +1,113 @@
+"""What a classifier says about images: logits over a loader, from one checkpoint or several."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import expit, logit
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from engine import distributed
+from engine.device import autocast
+from models import build_model
+from models.losses import positive_logits
+from utils import load_model_state, read_checkpoint
+
+SMALLEST_PROBABILITY = 1e-12  # of a mean of probabilities that goes back to a logit
+
+
+def load_classifier(
+    config: Any, path: str | Path, device: torch.device, logger: logging.Logger
+) -> nn.Module:
+    """The model of the config with a checkpoint's weights.
+
+    The checkpoint decides between one and three outputs a label (policy 'multiclass'): the policy
+    is a matter of training, so its config need not be at hand to score it.
+
+    Raises:
+        ValueError: naming the entries, if it is a checkpoint of another model.
+    """
+    state = read_checkpoint(path)['model']
+    num_labels = config.MODEL.NUM_CLASSES
+    given = len(state['head.weight']) if 'head.weight' in state else num_labels
+    known = (num_labels, 3 * num_labels)
+    num_outputs = given if given in known else num_labels  # another count is refused by name below
+    model = build_model(config, is_pretrain=False, num_outputs=num_outputs)
+    load_model_state(model, state, str(path), logger)
+    return model.to(device)
+
+
+@torch.no_grad()
+def predict(
+    config: Any, device: torch.device, models: nn.Module | Sequence[nn.Module], loader: DataLoader
+) -> np.ndarray:  # [N, K]
+    """Logits of a split in the order of its records, on every rank; each image is read once.
+
+    Of a label with three outputs it is that of the softmax over positive and negative; of several
+    models, or an image in several views, that of the mean probability.
+
+    Raises:
+        ValueError: naming the first image for which it is not finite.
+    """
+    models = [models] if isinstance(models, nn.Module) else models
+    for model in models:
+        model.eval()
+    num_labels, parts = config.MODEL.NUM_CLASSES, []
+    for images, _, index in loader:
+        outputs = []
+        for view in views_of(images, device):
+            with autocast(config, device):
+                outputs += [model(view) for model in models]
+        logits = [positive_logits(output.float(), num_labels).cpu().numpy() for output in outputs]
+        parts.append((index.cpu().numpy(), mean_logits(logits)))
+    logits = np.full((len(loader.dataset), num_labels), np.nan, np.float32)
+    for rank_parts in distributed.gather(parts):
+        for index, values in rank_parts:
+            logits[index] = values
+    refuse_undefined(logits, loader.dataset)
+    return logits
+
+
+def views_of(images: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
+    """The views [B, C, S, S] of a batch, one after the other: the device need not hold them all.
+
+    Args:
+        images: [B, C, S, S], one view, or [B, T, C, S, S].
+        device: where they are wanted.
+    """
+    for view in images.unbind(1) if images.ndim == 5 else [images]:
+        yield view.to(device, non_blocking=True)
+
+
+def mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
+    """Logit of the mean probability of several predictions of one shape; one stays as it is."""
+    if len(logits) == 1:
+        return logits[0]
+    mean = np.mean([expit(values.astype(np.float64)) for values in logits], axis=0)
+    return logit(np.clip(mean, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
+
+
+def refuse_undefined(values: np.ndarray, dataset: Dataset) -> None:
+    """Refuse what a model gives if it is not finite.
+
+    Args:
+        values: [N, ...], a row an image.
+        dataset: the images, with `records`, or with `paths` alone.
+
+    Raises:
+        ValueError: naming the split's file and the first such image.
+    """
+    bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    if not bad.size:
+        return
+    records = getattr(dataset, 'records', None)
+    path = dataset.paths[bad[0]] if records is None else records.path[bad[0]]
+    source = '' if records is None else f'{records.root / records.csv}: '
+    raise ValueError(
+        f'{source}the model gives NaN or infinity for {bad.size} of {len(values)} images, first '
+        f'for {path}: its weights are damaged, or half precision overflows (--amp-opt-level O0)'
+    )

@@ -1,1 +1,0 @@
-"""Trained weights for other programs: timm, transformers, ONNX, torch.export."""
