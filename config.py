@@ -301,8 +301,15 @@ def encoder_name(config: CfgNode) -> str:
 
 def mask_units(config: CfgNode) -> tuple[int, int]:
     """Masking units of an image, and how many of them every mask of pre-training hides."""
-    units = (config.DATA.IMG_SIZE // config.DATA.MASK_PATCH_SIZE) ** 2
-    return units, math.ceil(units * config.DATA.MASK_RATIO)
+    data = config.DATA
+    units = (data.IMG_SIZE // data.MASK_PATCH_SIZE) ** 2
+    return units, num_hidden(units, data.MASK_RATIO, data.MASK_TYPE)
+
+
+def num_hidden(units: int, mask_ratio: float, mask_type: str) -> int:
+    """How many units each mask hides; a mask type with an attribute `ratio` has a fixed share."""
+    draw = REGISTRIES.get('DATA.MASK_TYPE', {}).get(mask_type)
+    return math.ceil(units * getattr(draw, 'ratio', mask_ratio))
 
 
 # ==== config_data: Options of the images: what is read, what they go through, how they are augmented.
@@ -842,7 +849,6 @@ CHOICES = {
     'DATA.DATASET': ('imagenet', 'folder', 'chexpert', 'mimic-cxr'),
     'DATA.TASK': ('observations', 'any_finding', 'effusion'),
     'DATA.SAMPLER': ('uniform', 'weighted'),
-    'DATA.PREPROCESS': ('none', 'equalize', 'clahe', 'denoise'),
     'DATA.LABELLER': ('chexpert', 'negbio'),
     'DATA.INTERPOLATION': ('random', *INTERPOLATIONS),
     'DATA.PRETRAIN_INTERPOLATION': INTERPOLATIONS,
@@ -850,7 +856,6 @@ CHOICES = {
     'DATA.BAD_IMAGE': ('error', 'skip'),
     'DATA.BLANK': ('negative', 'ignore'),
     'DATA.NORMALIZE': ('dataset', 'image'),
-    'DATA.MASK_TYPE': ('random', 'square', 'block'),
     'MODEL.TYPE': ('swin', 'vit', 'timm'),
     'MODEL.PRETRAIN': ('simmim', 'mae'),
     'MODEL.ATTENTION': ('auto', 'eager', 'sdpa'),

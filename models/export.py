@@ -25,7 +25,7 @@ from torch.export import Dim, ExportedProgram
 
 from config import READS, Config, encoder_node, value_at
 from data.labels import task_labels
-from data.transforms import FILTERS, enlarged_sides, statistics
+from data.transforms import FILTERS, enlarged_side, statistics
 from engine.files import in_one_line
 from evaluation.inference import load_classifier
 from models import build_model
@@ -518,7 +518,7 @@ def image_notes(source: Source, *, has_processor: bool) -> Sequence[str]:
 
 def enlarged_short_side(size: int) -> int:
     """Pixels of an image's short side from which TEST.CROP cuts a square of this size."""
-    return int(enlarged_sides(np.ones(2, np.int64), size)[0])
+    return enlarged_side(size)
 
 
 def _shown(config: Config, key: str) -> object:
