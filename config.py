@@ -9,7 +9,7 @@ import math
 import os
 import re
 from ast import literal_eval
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -936,6 +936,47 @@ CHEXPERT_LABELS = {
 }
 
 
+class Registry(dict):
+    """The parts of one kind by name; the names are the values that one option allows.
+
+    The module that defines the parts fills the registry:
+
+        MASKS = Registry('DATA.MASK_TYPE')
+
+        @MASKS.register('random')
+        def random_units(...): ...
+
+    `check_config` and the options page read the allowed values from here, and tests are
+    parametrized over it.
+
+    Args:
+        key: The option that selects a part, for example 'DATA.MASK_TYPE'.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.key = key
+        REGISTRIES[key] = self
+
+    def register(self, name: str) -> Callable[[Any], Any]:
+        """Return a decorator that adds a part under this name."""
+
+        def add(part: Any) -> Any:
+            assert name not in self, f'{self.key} {name!r} is registered twice'
+            self[name] = part
+            return part
+
+        return add
+
+
+REGISTRIES: dict[str, Registry] = {}  # by option key, filled when a module with parts is imported
+
+
+def allowed_values(key: str) -> tuple | None:
+    """The values that an option allows: the names of its registry, or its entry in CHOICES."""
+    return tuple(REGISTRIES[key]) if key in REGISTRIES else CHOICES.get(key)
+
+
 def check_config(config: Any, stage: str | None = None) -> None:
     """Refuse what cannot work, naming key, value and what is allowed.
 
@@ -946,7 +987,8 @@ def check_config(config: Any, stage: str | None = None) -> None:
     Raises:
         ValueError: at the first option that is out of range or does not go with the others.
     """
-    for key, allowed in CHOICES.items():
+    for key in {**CHOICES, **REGISTRIES}:
+        allowed = allowed_values(key)
         _require(value_at(config, key) in allowed, config, key, f'one of {list(allowed)}')
     for interval, keys in RANGES.items():
         for key in keys.split():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RECORD_FILE = 'run.json'
 OPTIONS_FILE = 'config.yaml'
-REQUIREMENTS = Path(__file__).with_name('requirements.txt')
+REQUIREMENTS = Path(__file__).resolve().parents[1] / 'requirements.txt'
 MACHINE = ('gpus', 'cpu', 'threads')  # of the environment: with the processes they set the speed
 FORM = {
     'stage': str,
@@ -195,7 +195,7 @@ def is_finished(folder: str | Path) -> bool:
 
 def code_version() -> str:
     """The commit of this code, 'with changes' if files differ from it; 'unknown' without git."""
-    command = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty', '--tags']
+    command = ['git', '-C', str(Path(__file__).resolve().parents[1]), 'describe', '--always', '--dirty', '--tags']
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
