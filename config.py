@@ -775,38 +775,6 @@ def _takes_size(config: Any, size: int) -> bool:
     return 'img_size' not in layout.options or size == config.DATA.IMG_SIZE
 
 
-# ==== config_checks_labels: What the labels that fine-tuning learns from ask of the other options.
-
-
-def label_demands(config: Any) -> Iterator[tuple[str, bool, str]]:
-    """Key, whether its value will do, and what is allowed: one after another."""
-    if not config.EVAL_MODE:
-        yield from _file_demands(config.DATA)
-    policies = {config.DATA.UNCERTAIN, *config.DATA.UNCERTAIN_BY_LABEL.values()}
-    if 'multiclass' in policies:  # a loss over three classes, a head that is trained
-        yield 'DATA.TASK', config.DATA.TASK == 'observations', "'observations' with 'multiclass'"
-        yield 'LOSS.NAME', config.LOSS.NAME == 'bce', "'bce' with the policy 'multiclass'"
-        allowed = "'full' or 'last_layer' with the policy 'multiclass'"
-        yield 'FINETUNE.MODE', config.FINETUNE.MODE in ('full', 'last_layer'), allowed
-
-
-def _file_demands(data: Any) -> Iterator[tuple[str, bool, str]]:
-    """Files that take the place of labels."""
-    needs_file = 'self_train' in (data.UNCERTAIN, *data.UNCERTAIN_BY_LABEL.values())
-    allowed = (
-        "a predictions file over the training images where a policy is 'self_train': train with "
-        "'ignore' and EVAL.PREDICT_TRAIN True first, it writes predictions_train.csv"
-    )
-    is_named = bool(data.SELF_TRAIN_PREDICTIONS)
-    yield 'DATA.SELF_TRAIN_PREDICTIONS', is_named or not needs_file, allowed
-    is_subset = data.TRAIN_FRACTION < 1 or data.TRAIN_IMAGES > 0
-    allowed = (
-        'below 1 (or DATA.TRAIN_IMAGES above 0) with DATA.PSEUDO_LABELS: else no patient is '
-        'left without labels'
-    )
-    yield 'DATA.TRAIN_FRACTION', is_subset or not data.PSEUDO_LABELS, allowed
-
-
 # ==== config_checks_mae: What MODEL.PRETRAIN 'mae' asks of the other options in pre-training.
 
 
@@ -840,7 +808,6 @@ INTERPOLATIONS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
 
 CHOICES = {
     'DATA.DATASET': ('imagenet', 'folder', 'chexpert', 'mimic-cxr'),
-    'DATA.TASK': ('observations', 'any_finding', 'effusion'),
     'DATA.SAMPLER': ('uniform', 'weighted'),
     'DATA.PREPROCESS': ('none', 'equalize', 'clahe', 'denoise'),
     'DATA.LABELLER': ('chexpert', 'negbio'),
@@ -848,7 +815,6 @@ CHOICES = {
     'DATA.PRETRAIN_INTERPOLATION': INTERPOLATIONS,
     'DATA.VIEWS': VIEWS,
     'DATA.BAD_IMAGE': ('error', 'skip'),
-    'DATA.BLANK': ('negative', 'ignore'),
     'DATA.NORMALIZE': ('dataset', 'image'),
     'DATA.MASK_TYPE': ('random', 'square', 'block'),
     'MODEL.TYPE': ('swin', 'vit', 'timm'),
@@ -972,6 +938,15 @@ class Registry(dict):
 REGISTRIES: dict[str, Registry] = {}  # by option key, filled when a module with parts is imported
 
 
+CHECKS: list[Callable[[Any, str | None], None]] = []  # of other modules, filled by their import
+
+
+def register_check(check: Callable[[Any, str | None], None]) -> Callable[[Any, str | None], None]:
+    """Decorator: let `check_config` call this function with config and stage at its end."""
+    CHECKS.append(check)
+    return check
+
+
 def allowed_values(key: str) -> tuple | None:
     """The values that an option allows: the names of its registry, or its entry in CHOICES."""
     return tuple(REGISTRIES[key]) if key in REGISTRIES else CHOICES.get(key)
@@ -1001,7 +976,6 @@ def check_config(config: Any, stage: str | None = None) -> None:
         path = PurePath(value_at(config, key))
         inside = not path.is_absolute() and '..' not in path.parts
         _require(inside, config, key, 'the name of a folder inside OUTPUT')
-    _check_uncertain(config)
     _check_statistics(config)
     _check_ordered_pair(config, 'AUG.CROP_AREA', [])
     _check_ordered_pair(config, 'AUG.CUTMIX_MINMAX', None)
@@ -1020,6 +994,8 @@ def check_config(config: Any, stage: str | None = None) -> None:
     else:
         _check_masks(config)
         (_check_mae if config.MODEL.PRETRAIN == 'mae' else _check_target)(config)
+    for check in CHECKS:
+        check(config, stage)
 
 
 def _require(holds: bool, config: Any, key: str, allowed: str) -> None:
@@ -1047,22 +1023,6 @@ def _check_ordered_pair(config: Any, key: str, off: Any) -> None:
     pair = value_at(config, key)
     holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
     _require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
-
-
-def _check_uncertain(config: Any) -> None:
-    from data.labels import LABELS, POLICIES
-
-    policies = f'one of {list(POLICIES)}'
-    _require(config.DATA.UNCERTAIN in POLICIES, config, 'DATA.UNCERTAIN', policies)
-    for label, policy in config.DATA.UNCERTAIN_BY_LABEL.items():
-        if label not in LABELS:
-            raise ValueError(
-                f'DATA.UNCERTAIN_BY_LABEL names {label!r}, labels are {", ".join(LABELS)}'
-            )
-        if policy not in POLICIES:
-            raise ValueError(
-                f'DATA.UNCERTAIN_BY_LABEL[{label!r}] must be {policies}, got {policy!r}'
-            )
 
 
 def _check_statistics(config: Any) -> None:
@@ -1222,18 +1182,12 @@ def _check_finetune(config: Any) -> None:
     for key, (works, why) in CHEXPERT_LABELS.items():
         allowed = f'{works!r} with CheXpert labels ({why})'
         _require(value_at(config, key) == works, config, key, allowed)
-    labels = 14 if config.DATA.TASK == 'observations' else 1
-    allowed = f'{labels}, the number of labels of DATA.TASK {config.DATA.TASK!r}'
-    _require(config.MODEL.NUM_CLASSES == labels, config, 'MODEL.NUM_CLASSES', allowed)
     _check_probe(config)
     holds = config.DATA.HOLDOUT_FRACTION > 0 or config.EVAL.SELECT_ON != 'holdout'
     allowed = "above 0 where EVAL.SELECT_ON is 'holdout'"
     _require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
-    holds = labels == 14 or config.EVAL.SELECT != 'five'
-    _require(holds, config, 'EVAL.SELECT', "'auto' or 'all' where the task has one label")
     holds = config.REPORT.METHOD == 'grad_cam' or config.MODEL.TYPE == 'vit'
     _require(holds, config, 'REPORT.METHOD', "'grad_cam' but for MODEL.TYPE 'vit'")
-    _check_demands(config, label_demands(config))
 
 
 def _check_probe(config: Any) -> None:
