@@ -30,6 +30,15 @@ OR_NONE = {
     'CONTRASTIVE.TEMPERATURE': float,
     'CONTRASTIVE.MOMENTUM': float,
 }
+# Keys of SimMIM and of earlier versions, which every source still accepts, and the keys that replace
+# them; '' is accepted and has no effect. A key below MODEL.SWIN, MODEL.VIT or MODEL.TIMM counts
+# only where MODEL.TYPE selects this encoder.
+LEGACY_KEYS = {
+    'MODEL.SWIN.IN_CHANS': 'MODEL.IN_CHANS',
+    'MODEL.VIT.IN_CHANS': 'MODEL.IN_CHANS',
+    'MODEL.TIMM.IN_CHANS': 'MODEL.IN_CHANS',
+    'LOCAL_RANK': '',
+}
 MAX_FILES = 100  # that BASE leads to
 MAX_BYTES = 2**17  # of a file; one that names all keys has about 10,000
 MAX_NODES = 10_000  # of a file: keys and values, each as often as aliases repeat it
@@ -56,7 +65,7 @@ def merge_mapping(config: dict, values: dict, source: str, prefix: str = '') -> 
     """Merge nested keys; source (a file) stands in the messages."""
     for name, value in values.items():
         key = f'{prefix}{name}'
-        current = _find(config, key, source)
+        current = _find(config, LEGACY_KEYS.get(key) or key, source) if key != 'LOCAL_RANK' else 0
         if _is_section(current) and isinstance(value, dict):
             merge_mapping(config, value, source, f'{key}.')
             continue
@@ -76,6 +85,42 @@ def merge_pairs(config: dict, pairs: list, source: str) -> None:
 
 def put(config: dict, key: str, value: Any, source: str) -> None:
     """Set the value at a dotted key, of its default's type; an integer passes for a float."""
+    legacy = config.__dict__.setdefault('_legacy_values', {})
+    if LEGACY_KEYS.get(key):
+        legacy.setdefault('', config.MODEL.IN_CHANS)
+        legacy[key] = _typed(key, value, source, int)
+    elif key not in LEGACY_KEYS:
+        _set(config, key, value, source)
+        if key in LEGACY_KEYS.values():
+            legacy.clear()
+    if legacy:
+        selected = f'MODEL.{config.MODEL.TYPE.upper()}.IN_CHANS'
+        config.MODEL.IN_CHANS = legacy.get(selected, legacy[''])
+
+
+def load_options(text: str) -> dict:
+    """Read the text of a config; keys of earlier versions are renamed.
+
+    Raises:
+        ValueError: If the text is no YAML mapping.
+    """
+    options = load_yaml(text)
+    if not isinstance(options, dict):
+        raise ValueError('it is no mapping of options to values')
+    options.pop('LOCAL_RANK', None)
+    model = options.get('MODEL')
+    if isinstance(model, dict):
+        selected = str(model.get('TYPE', 'swin')).upper()
+        for name in ('SWIN', 'VIT', 'TIMM'):
+            section = model.get(name)
+            if isinstance(section, dict) and 'IN_CHANS' in section:
+                channels = section.pop('IN_CHANS')
+                if name == selected:
+                    model['IN_CHANS'] = channels
+    return options
+
+
+def _set(config: dict, key: str, value: Any, source: str) -> None:
     current = _find(config, key, source)
     if _is_section(current):
         raise ValueError(f'{key} in {source} is a section of keys, got {_shown(value)}')
@@ -437,6 +482,8 @@ MODEL.NAME = 'swin_tiny_patch4_window7_224'
 MODEL.RESUME = ''
 # Outputs of the classifier; CheXpert's labels: 14.
 MODEL.NUM_CLASSES = 1000
+# Input channels of the encoder: 1 (grey) or 3 (grey X-rays are repeated).
+MODEL.IN_CHANS = 3
 # Dropout after embedding, attention and MLP, in [0, 1).
 MODEL.DROP_RATE = 0.0
 # Stochastic depth of the last block, growing from 0 at the first, in [0, 1).
@@ -449,8 +496,6 @@ MODEL.ATTENTION = 'auto'
 MODEL.SWIN = CN()
 # Side of a token, in pixels.
 MODEL.SWIN.PATCH_SIZE = 4
-# Input channels: 1 (grey) or 3 (grey X-rays are repeated).
-MODEL.SWIN.IN_CHANS = 3
 # Width of the first stage; each stage doubles it.
 MODEL.SWIN.EMBED_DIM = 96
 # Blocks per stage.
@@ -473,8 +518,6 @@ MODEL.SWIN.PATCH_NORM = True
 MODEL.VIT = CN()
 # Side of a token, in pixels.
 MODEL.VIT.PATCH_SIZE = 16
-# Input channels: 1 (grey) or 3 (grey X-rays are repeated).
-MODEL.VIT.IN_CHANS = 3
 # Width.
 MODEL.VIT.EMBED_DIM = 768
 # Blocks.
@@ -501,8 +544,6 @@ MODEL.VIT.USE_SINCOS = False
 MODEL.TIMM = CN()
 # [CheXpert] A classifier of timm, such as 'resnet50', 'densenet121', 'vit_small_patch16_224'.
 MODEL.TIMM.NAME = 'resnet50'
-# [CheXpert] Input channels: 1 (grey) or 3 (grey X-rays are repeated).
-MODEL.TIMM.IN_CHANS = 3
 
 MODEL.SIMMIM = CN()
 # [CheXpert] Head: 'linear', 'mlp', 'inverse_swin_nano', 'inverse_swin_t', 'inverse_swin_b'.
@@ -769,7 +810,7 @@ def _takes_size(config: Any, size: int) -> bool:
 
     timm = config.MODEL.TIMM
     try:
-        layout = find_layout(timm.NAME, img_size=size, in_chans=timm.IN_CHANS)
+        layout = find_layout(timm.NAME, img_size=size, in_chans=config.MODEL.IN_CHANS)
     except ValueError:  # it has no place for so small a picture
         return False
     return 'img_size' not in layout.options or size == config.DATA.IMG_SIZE
@@ -820,9 +861,7 @@ CHOICES = {
     'MODEL.TYPE': ('swin', 'vit', 'timm'),
     'MODEL.PRETRAIN': ('simmim', 'mae'),
     'MODEL.ATTENTION': ('auto', 'eager', 'sdpa'),
-    'MODEL.SWIN.IN_CHANS': (1, 3),
-    'MODEL.VIT.IN_CHANS': (1, 3),
-    'MODEL.TIMM.IN_CHANS': (1, 3),
+    'MODEL.IN_CHANS': (1, 3),
     'MODEL.SIMMIM.HEAD': (
         'linear',
         'mlp',
@@ -1027,7 +1066,7 @@ def _check_ordered_pair(config: Any, key: str, off: Any) -> None:
 
 def _check_statistics(config: Any) -> None:
     data = config.DATA
-    channels = config.MODEL[config.MODEL.TYPE.upper()].IN_CHANS
+    channels = config.MODEL.IN_CHANS
     for key, other in (('MEAN', 'STD'), ('STD', 'MEAN')):
         holds = len(data[key]) == (channels if data[key] or data[other] else 0)
         allowed = f'as long as there are channels, {channels}, or empty together with DATA.{other}'
@@ -1209,7 +1248,7 @@ FREE_OPTIONS = (
     'TRAIN.START_EPOCH', 'DATA.DATA_PATH', 'DATA.CACHE_DIR', 'DATA.NUM_WORKERS', 'DATA.PIN_MEMORY',
     'DATA.SELF_TRAIN_PREDICTIONS', 'DATA.BATCH_SIZE', 'TRAIN.ACCUMULATION_STEPS', 'PRINT_FREQ',
     'SAVE_FREQ', 'SAVE_KEEP', 'TRAIN.SAVE_EVERY_STEPS', 'TRAIN.SAVE_EVERY_MINUTES',
-    'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE', 'LOCAL_RANK',
+    'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE',
 )  # fmt: skip
 REPORTED_SECTIONS = ('TEST', 'EVAL', 'REPORT')
 
@@ -1224,13 +1263,13 @@ def config_text(config: CfgNode) -> str:
 
 def config_changes(before: str, after: str) -> list[str]:
     """The options that differ between two texts of config_text, a line each: 'KEY: old -> new'."""
-    old, new = (dict(_flatten(_load(text))) for text in (before, after))
+    old, new = (dict(_flatten(load_options(text))) for text in (before, after))
     return [f'{key}: {old.get(key)} -> {new.get(key)}' for key in _differing(old, new)]
 
 
 def training_changes(before: str, after: str, defaults: str) -> list[str]:
     """Those of config_changes that decide what is trained; what `before` lacks was the default."""
-    old, new, usual = (dict(_flatten(_load(text))) for text in (before, after, defaults))
+    old, new, usual = (dict(_flatten(load_options(text))) for text in (before, after, defaults))
     old |= {key: value for key, value in usual.items() if key not in old and value == new.get(key)}
     return [
         f'{key}: {old.get(key)} -> {new.get(key)}'
@@ -1241,25 +1280,20 @@ def training_changes(before: str, after: str, defaults: str) -> list[str]:
 
 def has_more_epochs(before: str, after: str) -> bool:
     """Whether there is something left to train for a run that has all epochs of `before`."""
-    old, new = (dict(_flatten(_load(text))).get('TRAIN.EPOCHS') for text in (before, after))
+    old, new = (dict(_flatten(load_options(text))).get('TRAIN.EPOCHS') for text in (before, after))
     return isinstance(old, int) and new > old
 
 
 def as_trained(before: str, after: str) -> str:
     """The options `before`, with those of `after` for what is evaluated and reported."""
-    reported = {key: value for key, value in _load(after).items() if key in REPORTED_SECTIONS}
-    return yaml.safe_dump(_load(before) | reported, sort_keys=False)
+    reported = {
+        key: value for key, value in load_options(after).items() if key in REPORTED_SECTIONS
+    }
+    return yaml.safe_dump(load_options(before) | reported, sort_keys=False)
 
 
 def _differing(old: dict, new: dict) -> list[str]:
     return [key for key in {**old, **new} if old.get(key) != new.get(key)]
-
-
-def _load(text: str) -> dict:
-    options = load_yaml(text)
-    if not isinstance(options, dict):
-        raise ValueError('it is no mapping of options to values')
-    return options
 
 
 def _flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
@@ -1312,8 +1346,6 @@ _C.EVAL_MODE = False
 _C.THROUGHPUT_MODE = False
 # [CheXpert] Whether to check all that the run needs, and then stop.
 _C.CHECK_MODE = False
-# SimMIM's rank on the machine; not used, torchrun's environment decides.
-_C.LOCAL_RANK = 0
 # Checkpoint whose weights the run starts from, a path or an https address; '': none.
 _C.PRETRAINED = ''
 

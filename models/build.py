@@ -82,6 +82,7 @@ def encoder_kwargs(config: Any) -> dict[str, Any]:
         return timm_kwargs(config)
     return {
         'img_size': config.DATA.IMG_SIZE,
+        'in_chans': config.MODEL.IN_CHANS,
         'drop_rate': config.MODEL.DROP_RATE,
         'drop_path_rate': config.MODEL.DROP_PATH_RATE,
         'use_checkpoint': config.TRAIN.USE_CHECKPOINT,
