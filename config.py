@@ -1003,33 +1003,39 @@ def check_config(config: Any, stage: str | None = None) -> None:
     """
     for key in {**CHOICES, **REGISTRIES}:
         allowed = allowed_values(key)
-        _require(value_at(config, key) in allowed, config, key, f'one of {list(allowed)}')
+        require(value_at(config, key) in allowed, config, key, f'one of {list(allowed)}')
     for interval, keys in RANGES.items():
         for key in keys.split():
             _check_range(config, key, interval)
-    _require(config.SEED < 2**63, config, 'SEED', 'at most 2**63 - 1')  # beyond, NumPy rounds keys
+    require(config.SEED < 2**63, config, 'SEED', 'at most 2**63 - 1')  # beyond, NumPy rounds keys
     modes = [k for k in ('EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE') if config[k]]
     if len(modes) > 1:
         raise ValueError(f'only one of {modes} may be asked for')
     for key in ('MODEL.NAME', 'TAG'):
         path = PurePath(value_at(config, key))
         inside = not path.is_absolute() and '..' not in path.parts
-        _require(inside, config, key, 'the name of a folder inside OUTPUT')
+        require(inside, config, key, 'the name of a folder inside OUTPUT')
     _check_statistics(config)
     _check_ordered_pair(config, 'AUG.CROP_AREA', [])
     _check_ordered_pair(config, 'AUG.CUTMIX_MINMAX', None)
     _check_ordered_pair(config, 'AUG.SCALE', [])
     _check_evaluation(config)
     _check_training(config)
-    check_timm = partial(_check_timm, stage=stage)
-    {'swin': _check_swin, 'vit': _check_vit, 'timm': check_timm}[config.MODEL.TYPE](config)
+    for key, parts in REGISTRIES.items():  # a part may have a function check(config, stage)
+        if hasattr(parts[value_at(config, key)], 'check'):
+            parts[value_at(config, key)].check(config, stage)
+    if 'MODEL.TYPE' not in REGISTRIES:
+        check_timm = partial(_check_timm, stage=stage)
+        {'swin': _check_swin, 'vit': _check_vit, 'timm': check_timm}[config.MODEL.TYPE](config)
     if stage == 'finetune':
         _check_finetune(config)
     elif stage == 'contrastive':
         _check_demands(config, contrastive_demands(config))
+    elif 'MODEL.PRETRAIN' in REGISTRIES:
+        pass
     elif config.MODEL.TYPE == 'timm':
         allowed = "'swin' or 'vit' for pre-training: patches are hidden among tokens"
-        _require(stage != 'simmim', config, 'MODEL.TYPE', allowed)
+        require(stage != 'simmim', config, 'MODEL.TYPE', allowed)
     else:
         _check_masks(config)
         (_check_mae if config.MODEL.PRETRAIN == 'mae' else _check_target)(config)
@@ -1037,7 +1043,8 @@ def check_config(config: Any, stage: str | None = None) -> None:
         check(config, stage)
 
 
-def _require(holds: bool, config: Any, key: str, allowed: str) -> None:
+def require(holds: bool, config: Any, key: str, allowed: str) -> None:
+    """Raise a ValueError that names the key, its value and what is allowed, unless `holds`."""
     if not holds:
         raise ValueError(f'{key} must be {allowed}, got {value_at(config, key)!r}')
 
@@ -1055,13 +1062,13 @@ def _check_range(config: Any, key: str, interval: str) -> None:
             and (number != high or interval[-1] == ']')
         )
         each = 'numbers' if values is value else 'a number'
-        _require(inside, config, key, f'{each} in {interval}')
+        require(inside, config, key, f'{each} in {interval}')
 
 
 def _check_ordered_pair(config: Any, key: str, off: Any) -> None:
     pair = value_at(config, key)
     holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
-    _require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
+    require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
 
 
 def _check_statistics(config: Any) -> None:
@@ -1070,45 +1077,45 @@ def _check_statistics(config: Any) -> None:
     for key, other in (('MEAN', 'STD'), ('STD', 'MEAN')):
         holds = len(data[key]) == (channels if data[key] or data[other] else 0)
         allowed = f'as long as there are channels, {channels}, or empty together with DATA.{other}'
-        _require(holds, config, f'DATA.{key}', allowed)
-    _require(all(0 < std <= 1 for std in data.STD), config, 'DATA.STD', 'numbers in (0, 1]')
+        require(holds, config, f'DATA.{key}', allowed)
+    require(all(0 < std <= 1 for std in data.STD), config, 'DATA.STD', 'numbers in (0, 1]')
     holds = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
-    _require(holds, config, 'DATA.TRAIN_IMAGES', '0 where DATA.TRAIN_FRACTION is below 1')
+    require(holds, config, 'DATA.TRAIN_IMAGES', '0 where DATA.TRAIN_FRACTION is below 1')
     holds = data.IMAGE_SUFFIX == '' or data.IMAGE_SUFFIX.startswith('.')
-    _require(holds, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix like '.png'")
+    require(holds, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix like '.png'")
 
 
 def _check_evaluation(config: Any) -> None:
     bands = config.EVAL.AGE_BANDS
     holds = bool(bands) and bands == sorted(set(bands))
-    _require(holds, config, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]')
+    require(holds, config, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]')
     for key in ('ENSEMBLE', 'GROUPS'):
         holds = all(isinstance(name, str) and name for name in config.EVAL[key])
-        _require(holds, config, f'EVAL.{key}', 'a list of names')
+        require(holds, config, f'EVAL.{key}', 'a list of names')
 
 
 def _check_training(config: Any) -> None:
     train, schedule = config.TRAIN, config.TRAIN.LR_SCHEDULER
     warmup = 'TRAIN.WARMUP_EPOCHS'
-    _require(
+    require(
         train.OPTIMIZER.NAME.lower() in ('adamw', 'sgd'),
         config,
         'TRAIN.OPTIMIZER.NAME',
         "one of ['adamw', 'sgd']",
     )
-    _require(len(train.OPTIMIZER.BETAS) == 2, config, 'TRAIN.OPTIMIZER.BETAS', 'two numbers')
+    require(len(train.OPTIMIZER.BETAS) == 2, config, 'TRAIN.OPTIMIZER.BETAS', 'two numbers')
     epochs = f'TRAIN.EPOCHS, {train.EPOCHS}'
-    _require(train.WARMUP_EPOCHS <= train.EPOCHS, config, warmup, f'at most {epochs}')
+    require(train.WARMUP_EPOCHS <= train.EPOCHS, config, warmup, f'at most {epochs}')
     allowed = '0: a resumed run begins where its checkpoint ended'
-    _require(train.START_EPOCH == 0, config, 'TRAIN.START_EPOCH', allowed)
+    require(train.START_EPOCH == 0, config, 'TRAIN.START_EPOCH', allowed)
     if schedule.NAME != 'multistep':
         return
     steps = schedule.MULTISTEPS
     holds = bool(steps) and all(type(step) is int and step > 0 for step in steps)
     allowed = "ascending epochs like [700] where TRAIN.LR_SCHEDULER.NAME is 'multistep'"
-    _require(holds and steps == sorted(steps), config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', allowed)
+    require(holds and steps == sorted(steps), config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', allowed)
     allowed = f'at most the first of TRAIN.LR_SCHEDULER.MULTISTEPS, {steps[0]}'
-    _require(train.WARMUP_EPOCHS <= steps[0], config, warmup, allowed)
+    require(train.WARMUP_EPOCHS <= steps[0], config, warmup, allowed)
 
 
 def _check_swin(config: Any) -> None:
@@ -1116,20 +1123,20 @@ def _check_swin(config: Any) -> None:
     stages = len(swin.DEPTHS)
     for key in ('DEPTHS', 'NUM_HEADS'):
         holds = bool(swin[key]) and all(type(n) is int and n > 0 for n in swin[key])
-        _require(holds, config, f'MODEL.SWIN.{key}', 'whole numbers from 1, one per stage')
+        require(holds, config, f'MODEL.SWIN.{key}', 'whole numbers from 1, one per stage')
     holds = len(swin.NUM_HEADS) == stages
     allowed = f'as long as MODEL.SWIN.DEPTHS, {stages}'
-    _require(holds, config, 'MODEL.SWIN.NUM_HEADS', allowed)
+    require(holds, config, 'MODEL.SWIN.NUM_HEADS', allowed)
     for stage, heads in enumerate(swin.NUM_HEADS):
         width = swin.EMBED_DIM * 2**stage
         allowed = f"divisors of the stages' widths ({width} in stage {stage})"
-        _require(width % heads == 0, config, 'MODEL.SWIN.NUM_HEADS', allowed)
+        require(width % heads == 0, config, 'MODEL.SWIN.NUM_HEADS', allowed)
     stride = _stride(config)
     allowed = (
         f'a multiple of {stride} (MODEL.SWIN.PATCH_SIZE {swin.PATCH_SIZE}, halved {stages - 1} '
         'times: the side of a stage must be even before it is merged)'
     )
-    _require(size % stride == 0, config, 'DATA.IMG_SIZE', allowed)
+    require(size % stride == 0, config, 'DATA.IMG_SIZE', allowed)
     sides = [size // swin.PATCH_SIZE // 2**stage for stage in range(stages)]
 
     def fits(window: int) -> bool:
@@ -1140,7 +1147,7 @@ def _check_swin(config: Any) -> None:
         f'one of {windows} or at least {sides[0]}: the window must divide each stage that is '
         f'larger, and at DATA.IMG_SIZE {size} the stages are {sides} tokens wide'
     )
-    _require(fits(swin.WINDOW_SIZE), config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
+    require(fits(swin.WINDOW_SIZE), config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
 
 
 def _stride(config: Any) -> int:
@@ -1154,12 +1161,12 @@ def _stride(config: Any) -> int:
 def _check_vit(config: Any) -> None:
     vit = config.MODEL.VIT
     allowed = f'a multiple of MODEL.VIT.PATCH_SIZE, {vit.PATCH_SIZE}'
-    _require(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
+    require(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
     allowed = f'a divisor of MODEL.VIT.EMBED_DIM, {vit.EMBED_DIM}'
-    _require(vit.EMBED_DIM % vit.NUM_HEADS == 0, config, 'MODEL.VIT.NUM_HEADS', allowed)
+    require(vit.EMBED_DIM % vit.NUM_HEADS == 0, config, 'MODEL.VIT.NUM_HEADS', allowed)
     allowed = 'False with USE_APE, which learns positions, or a width that is no multiple of 4'
     holds = not vit.USE_SINCOS or not (vit.USE_APE or vit.EMBED_DIM % 4)
-    _require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
+    require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
 
 
 def _check_timm(config: Any, *, stage: str | None) -> None:
@@ -1176,10 +1183,10 @@ def _check_masks(config: Any) -> None:
         f'and a multiple of MODEL.{encoder}.PATCH_SIZE, {patch}'
     )
     holds = data.IMG_SIZE % data.MASK_PATCH_SIZE == 0 and data.MASK_PATCH_SIZE % patch == 0
-    _require(holds, config, 'DATA.MASK_PATCH_SIZE', allowed)
+    require(holds, config, 'DATA.MASK_PATCH_SIZE', allowed)
     units, hidden = mask_units(config)
     allowed = f'such that 1 to {units - 1} of the {units} units are hidden, not {hidden}'
-    _require(hidden < units, config, 'DATA.MASK_RATIO', allowed)
+    require(hidden < units, config, 'DATA.MASK_RATIO', allowed)
 
 
 def _check_target(config: Any) -> None:
@@ -1197,10 +1204,10 @@ def _check_target(config: Any) -> None:
         f'DATA.MASK_PATCH_SIZE, {unit}, so that each cell is wholly hidden or visible'
     )
     holds = options.TARGET_SIZE in (0, *(size // cell for cell in cells))
-    _require(holds, config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
+    require(holds, config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
     cell = size // (options.TARGET_SIZE or size)
     allowed = f"'pixels' where a masking unit is one value of {cell} px: it has no deviation"
-    _require(options.TARGET == 'pixels' or cell < unit, config, 'MODEL.SIMMIM.TARGET', allowed)
+    require(options.TARGET == 'pixels' or cell < unit, config, 'MODEL.SIMMIM.TARGET', allowed)
 
 
 def _check_mae(config: Any) -> None:
@@ -1209,7 +1216,7 @@ def _check_mae(config: Any) -> None:
 
 def _check_demands(config: Any, demands: Iterable[tuple[str, bool, str]]) -> None:
     for key, holds, allowed in demands:
-        _require(holds, config, key, allowed)
+        require(holds, config, key, allowed)
 
 
 def _check_finetune(config: Any) -> None:
@@ -1217,16 +1224,16 @@ def _check_finetune(config: Any) -> None:
         "'chexpert' or 'mimic-cxr' for fine-tuning: 'folder' and 'imagenet' have no labels here "
         '(single-label ImageNet classification is not part of this project)'
     )
-    _require(config.DATA.DATASET in ('chexpert', 'mimic-cxr'), config, 'DATA.DATASET', allowed)
+    require(config.DATA.DATASET in ('chexpert', 'mimic-cxr'), config, 'DATA.DATASET', allowed)
     for key, (works, why) in CHEXPERT_LABELS.items():
         allowed = f'{works!r} with CheXpert labels ({why})'
-        _require(value_at(config, key) == works, config, key, allowed)
+        require(value_at(config, key) == works, config, key, allowed)
     _check_probe(config)
     holds = config.DATA.HOLDOUT_FRACTION > 0 or config.EVAL.SELECT_ON != 'holdout'
     allowed = "above 0 where EVAL.SELECT_ON is 'holdout'"
-    _require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
+    require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
     holds = config.REPORT.METHOD == 'grad_cam' or config.MODEL.TYPE == 'vit'
-    _require(holds, config, 'REPORT.METHOD', "'grad_cam' but for MODEL.TYPE 'vit'")
+    require(holds, config, 'REPORT.METHOD', "'grad_cam' but for MODEL.TYPE 'vit'")
 
 
 def _check_probe(config: Any) -> None:
@@ -1234,9 +1241,9 @@ def _check_probe(config: Any) -> None:
     if mode not in PROBES or config.EVAL_MODE:
         return
     allowed = f'above 0 where FINETUNE.MODE is {mode!r}'
-    _require(config.DATA.HOLDOUT_FRACTION > 0, config, 'DATA.HOLDOUT_FRACTION', allowed)
+    require(config.DATA.HOLDOUT_FRACTION > 0, config, 'DATA.HOLDOUT_FRACTION', allowed)
     allowed = 'empty with a probe: name the encoder with --pretrained'
-    _require(not config.MODEL.RESUME, config, 'MODEL.RESUME', allowed)
+    require(not config.MODEL.RESUME, config, 'MODEL.RESUME', allowed)
 
 
 # ==== config_dump: The options of a run as text, how two such texts differ, and which options decide training.
