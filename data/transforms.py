@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from config import Config, Registry, encoder_node
+from config import Config, Registry
 from data.images import full_size
 from data.masking import MaskGenerator
 
@@ -252,7 +252,7 @@ class RandomWarp:
 
 def statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the standard deviation per channel, for pixels in [0, 1]."""
-    mean, std = GREY_STATISTICS if encoder_node(config).IN_CHANS == 1 else IMAGENET_STATISTICS
+    mean, std = GREY_STATISTICS if config.MODEL.IN_CHANS == 1 else IMAGENET_STATISTICS
     return tuple(config.DATA.MEAN) or mean, tuple(config.DATA.STD) or std
 
 
