@@ -9,7 +9,7 @@ import math
 import os
 import re
 from ast import literal_eval
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -28,6 +28,15 @@ OR_NONE = {
     'CONTRASTIVE.DIM': int,
     'CONTRASTIVE.TEMPERATURE': float,
     'CONTRASTIVE.MOMENTUM': float,
+}
+# Keys of SimMIM and of earlier versions, which every source still accepts, and the keys that replace
+# them; '' is accepted and has no effect. A key below MODEL.SWIN, MODEL.VIT or MODEL.TIMM counts
+# only where MODEL.TYPE selects this encoder.
+LEGACY_KEYS = {
+    'MODEL.SWIN.IN_CHANS': 'MODEL.IN_CHANS',
+    'MODEL.VIT.IN_CHANS': 'MODEL.IN_CHANS',
+    'MODEL.TIMM.IN_CHANS': 'MODEL.IN_CHANS',
+    'LOCAL_RANK': '',
 }
 MAX_FILES = 100  # that BASE leads to
 MAX_BYTES = 2**17  # of a file; one that names all keys has about 10,000
@@ -55,7 +64,7 @@ def merge_mapping(config: dict, values: dict, source: str, prefix: str = '') -> 
     """Merge nested keys; source (a file) stands in the messages."""
     for name, value in values.items():
         key = f'{prefix}{name}'
-        current = _find(config, key, source)
+        current = _find(config, LEGACY_KEYS.get(key) or key, source) if key != 'LOCAL_RANK' else 0
         if _is_section(current) and isinstance(value, dict):
             merge_mapping(config, value, source, f'{key}.')
             continue
@@ -75,6 +84,42 @@ def merge_pairs(config: dict, pairs: list, source: str) -> None:
 
 def put(config: dict, key: str, value: Any, source: str) -> None:
     """Set the value at a dotted key, of its default's type; an integer passes for a float."""
+    legacy = config.__dict__.setdefault('_legacy_values', {})
+    if LEGACY_KEYS.get(key):
+        legacy.setdefault('', config.MODEL.IN_CHANS)
+        legacy[key] = _typed(key, value, source, int)
+    elif key not in LEGACY_KEYS:
+        _set(config, key, value, source)
+        if key in LEGACY_KEYS.values():
+            legacy.clear()
+    if legacy:
+        selected = f'MODEL.{config.MODEL.TYPE.upper()}.IN_CHANS'
+        config.MODEL.IN_CHANS = legacy.get(selected, legacy[''])
+
+
+def load_options(text: str) -> dict:
+    """Read the text of a config; keys of earlier versions are renamed.
+
+    Raises:
+        ValueError: If the text is no YAML mapping.
+    """
+    options = load_yaml(text)
+    if not isinstance(options, dict):
+        raise ValueError('it is no mapping of options to values')
+    options.pop('LOCAL_RANK', None)
+    model = options.get('MODEL')
+    if isinstance(model, dict):
+        selected = str(model.get('TYPE', 'swin')).upper()
+        for name in ('SWIN', 'VIT', 'TIMM'):
+            section = model.get(name)
+            if isinstance(section, dict) and 'IN_CHANS' in section:
+                channels = section.pop('IN_CHANS')
+                if name == selected:
+                    model['IN_CHANS'] = channels
+    return options
+
+
+def _set(config: dict, key: str, value: Any, source: str) -> None:
     current = _find(config, key, source)
     if _is_section(current):
         raise ValueError(f'{key} in {source} is a section of keys, got {_shown(value)}')
@@ -297,8 +342,15 @@ def encoder_name(config: CfgNode) -> str:
 
 def mask_units(config: CfgNode) -> tuple[int, int]:
     """Masking units of an image, and how many of them every mask of pre-training hides."""
-    units = (config.DATA.IMG_SIZE // config.DATA.MASK_PATCH_SIZE) ** 2
-    return units, math.ceil(units * config.DATA.MASK_RATIO)
+    data = config.DATA
+    units = (data.IMG_SIZE // data.MASK_PATCH_SIZE) ** 2
+    return units, num_hidden(units, data.MASK_RATIO, data.MASK_TYPE)
+
+
+def num_hidden(units: int, mask_ratio: float, mask_type: str) -> int:
+    """How many units each mask hides; a mask type with an attribute `ratio` has a fixed share."""
+    draw = REGISTRIES.get('DATA.MASK_TYPE', {}).get(mask_type)
+    return math.ceil(units * getattr(draw, 'ratio', mask_ratio))
 
 
 # ==== config_data: Options of the images: what is read, what they go through, how they are augmented.
@@ -433,6 +485,8 @@ MODEL.NAME = 'swin_tiny_patch4_window7_224'
 MODEL.RESUME = ''
 # Outputs of the classifier; CheXpert's labels: 14.
 MODEL.NUM_CLASSES = 1000
+# Input channels of the encoder: 1 (grey) or 3 (grey X-rays are repeated).
+MODEL.IN_CHANS = 3
 # Dropout after embedding, attention and MLP, in [0, 1).
 MODEL.DROP_RATE = 0.0
 # Stochastic depth of the last block, growing from 0 at the first, in [0, 1).
@@ -445,8 +499,6 @@ MODEL.ATTENTION = 'auto'
 MODEL.SWIN = CN()
 # Side of a token, in pixels.
 MODEL.SWIN.PATCH_SIZE = 4
-# Input channels: 1 (grey) or 3 (grey X-rays are repeated).
-MODEL.SWIN.IN_CHANS = 3
 # Width of the first stage; each stage doubles it.
 MODEL.SWIN.EMBED_DIM = 96
 # Blocks per stage.
@@ -469,8 +521,6 @@ MODEL.SWIN.PATCH_NORM = True
 MODEL.VIT = CN()
 # Side of a token, in pixels.
 MODEL.VIT.PATCH_SIZE = 16
-# Input channels: 1 (grey) or 3 (grey X-rays are repeated).
-MODEL.VIT.IN_CHANS = 3
 # Width.
 MODEL.VIT.EMBED_DIM = 768
 # Blocks.
@@ -497,8 +547,6 @@ MODEL.VIT.USE_SINCOS = False
 MODEL.TIMM = CN()
 # [CheXpert] A classifier of timm, such as 'resnet50', 'densenet121', 'vit_small_patch16_224'.
 MODEL.TIMM.NAME = 'resnet50'
-# [CheXpert] Input channels: 1 (grey) or 3 (grey X-rays are repeated).
-MODEL.TIMM.IN_CHANS = 3
 
 MODEL.SIMMIM = CN()
 # [CheXpert] Head: 'linear', 'mlp', 'inverse_swin_nano', 'inverse_swin_t', 'inverse_swin_b'.
@@ -726,38 +774,6 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     return parser
 
 
-# ==== config_checks_labels: What the labels that fine-tuning learns from ask of the other options.
-
-
-def label_demands(config: Any) -> Iterator[tuple[str, bool, str]]:
-    """Key, whether its value will do, and what is allowed: one after another."""
-    if not config.EVAL_MODE:
-        yield from _file_demands(config.DATA)
-    policies = {config.DATA.UNCERTAIN, *config.DATA.UNCERTAIN_BY_LABEL.values()}
-    if 'multiclass' in policies:  # a loss over three classes, a head that is trained
-        yield 'DATA.TASK', config.DATA.TASK == 'observations', "'observations' with 'multiclass'"
-        yield 'LOSS.NAME', config.LOSS.NAME == 'bce', "'bce' with the policy 'multiclass'"
-        allowed = "'full' or 'last_layer' with the policy 'multiclass'"
-        yield 'FINETUNE.MODE', config.FINETUNE.MODE in ('full', 'last_layer'), allowed
-
-
-def _file_demands(data: Any) -> Iterator[tuple[str, bool, str]]:
-    """Files that take the place of labels."""
-    needs_file = 'self_train' in (data.UNCERTAIN, *data.UNCERTAIN_BY_LABEL.values())
-    allowed = (
-        "a predictions file over the training images where a policy is 'self_train': train with "
-        "'ignore' and EVAL.PREDICT_TRAIN True first, it writes predictions_train.csv"
-    )
-    is_named = bool(data.SELF_TRAIN_PREDICTIONS)
-    yield 'DATA.SELF_TRAIN_PREDICTIONS', is_named or not needs_file, allowed
-    is_subset = data.TRAIN_FRACTION < 1 or data.TRAIN_IMAGES > 0
-    allowed = (
-        'below 1 (or DATA.TRAIN_IMAGES above 0) with DATA.PSEUDO_LABELS: else no patient is '
-        'left without labels'
-    )
-    yield 'DATA.TRAIN_FRACTION', is_subset or not data.PSEUDO_LABELS, allowed
-
-
 # ==== config_checks: Which values an option takes and which options go together, checked before anything is built.
 
 VIEWS = ('frontal', 'lateral', 'all')
@@ -766,21 +782,15 @@ INTERPOLATIONS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
 
 CHOICES = {
     'DATA.DATASET': ('imagenet', 'folder', 'chexpert', 'mimic-cxr'),
-    'DATA.TASK': ('observations', 'any_finding', 'effusion'),
     'DATA.SAMPLER': ('uniform', 'weighted'),
-    'DATA.PREPROCESS': ('none', 'equalize', 'clahe', 'denoise'),
     'DATA.LABELLER': ('chexpert', 'negbio'),
     'DATA.INTERPOLATION': ('random', *INTERPOLATIONS),
     'DATA.PRETRAIN_INTERPOLATION': INTERPOLATIONS,
     'DATA.VIEWS': VIEWS,
     'DATA.BAD_IMAGE': ('error', 'skip'),
-    'DATA.BLANK': ('negative', 'ignore'),
     'DATA.NORMALIZE': ('dataset', 'image'),
-    'DATA.MASK_TYPE': ('random', 'square', 'block'),
     'MODEL.ATTENTION': ('auto', 'eager', 'sdpa'),
-    'MODEL.SWIN.IN_CHANS': (1, 3),
-    'MODEL.VIT.IN_CHANS': (1, 3),
-    'MODEL.TIMM.IN_CHANS': (1, 3),
+    'MODEL.IN_CHANS': (1, 3),
     'MODEL.SIMMIM.LOSS_PIXELS': ('masked', 'all'),
     'TRAIN.LR_SCHEDULER.NAME': ('cosine', 'linear', 'step', 'multistep', 'onecycle'),
     'TRAIN.ON_NAN': ('stop', 'skip'),
@@ -885,6 +895,15 @@ class Registry(dict):
 REGISTRIES: dict[str, Registry] = {}  # by option key, filled when a module with parts is imported
 
 
+CHECKS: list[Callable[[Any, str | None], None]] = []  # of other modules, filled by their import
+
+
+def register_check(check: Callable[[Any, str | None], None]) -> Callable[[Any, str | None], None]:
+    """Decorator: let `check_config` call this function with config and stage at its end."""
+    CHECKS.append(check)
+    return check
+
+
 def allowed_values(key: str) -> tuple | None:
     """The values that an option allows: the names of its registry, or its entry in CHOICES."""
     return tuple(REGISTRIES[key]) if key in REGISTRIES else CHOICES.get(key)
@@ -914,23 +933,23 @@ def check_config(config: Any, stage: str | None = None) -> None:
         path = PurePath(value_at(config, key))
         inside = not path.is_absolute() and '..' not in path.parts
         require(inside, config, key, 'the name of a folder inside OUTPUT')
-    _check_uncertain(config)
     _check_statistics(config)
     _check_ordered_pair(config, 'AUG.CROP_AREA', [])
     _check_ordered_pair(config, 'AUG.CUTMIX_MINMAX', None)
     _check_ordered_pair(config, 'AUG.SCALE', [])
     _check_evaluation(config)
     _check_training(config)
-    for key, registry in REGISTRIES.items():  # the parts check the options that they read
-        check = getattr(registry[value_at(config, key)], 'check', None)
-        if check is not None:
-            check(config, stage)
+    for key, parts in REGISTRIES.items():  # a part may have a function check(config, stage)
+        if hasattr(parts[value_at(config, key)], 'check'):
+            parts[value_at(config, key)].check(config, stage)
     if stage == 'finetune':
         _check_finetune(config)
+    for check in CHECKS:
+        check(config, stage)
 
 
 def require(holds: bool, config: Any, key: str, allowed: str) -> None:
-    """Raise a ValueError that names key, value and what is allowed, unless the condition holds."""
+    """Raise a ValueError that names the key, its value and what is allowed, unless `holds`."""
     if not holds:
         raise ValueError(f'{key} must be {allowed}, got {value_at(config, key)!r}')
 
@@ -957,25 +976,9 @@ def _check_ordered_pair(config: Any, key: str, off: Any) -> None:
     require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
 
 
-def _check_uncertain(config: Any) -> None:
-    from data.labels import LABELS, POLICIES
-
-    policies = f'one of {list(POLICIES)}'
-    require(config.DATA.UNCERTAIN in POLICIES, config, 'DATA.UNCERTAIN', policies)
-    for label, policy in config.DATA.UNCERTAIN_BY_LABEL.items():
-        if label not in LABELS:
-            raise ValueError(
-                f'DATA.UNCERTAIN_BY_LABEL names {label!r}, labels are {", ".join(LABELS)}'
-            )
-        if policy not in POLICIES:
-            raise ValueError(
-                f'DATA.UNCERTAIN_BY_LABEL[{label!r}] must be {policies}, got {policy!r}'
-            )
-
-
 def _check_statistics(config: Any) -> None:
     data = config.DATA
-    channels = config.MODEL[config.MODEL.TYPE.upper()].IN_CHANS
+    channels = config.MODEL.IN_CHANS
     for key, other in (('MEAN', 'STD'), ('STD', 'MEAN')):
         holds = len(data[key]) == (channels if data[key] or data[other] else 0)
         allowed = f'as long as there are channels, {channels}, or empty together with DATA.{other}'
@@ -1020,11 +1023,6 @@ def _check_training(config: Any) -> None:
     require(train.WARMUP_EPOCHS <= steps[0], config, warmup, allowed)
 
 
-def _check_demands(config: Any, demands: Iterable[tuple[str, bool, str]]) -> None:
-    for key, holds, allowed in demands:
-        require(holds, config, key, allowed)
-
-
 def _check_finetune(config: Any) -> None:
     allowed = (
         "'chexpert' or 'mimic-cxr' for fine-tuning: 'folder' and 'imagenet' have no labels here "
@@ -1034,19 +1032,13 @@ def _check_finetune(config: Any) -> None:
     for key, (works, why) in CHEXPERT_LABELS.items():
         allowed = f'{works!r} with CheXpert labels ({why})'
         require(value_at(config, key) == works, config, key, allowed)
-    labels = 14 if config.DATA.TASK == 'observations' else 1
-    allowed = f'{labels}, the number of labels of DATA.TASK {config.DATA.TASK!r}'
-    require(config.MODEL.NUM_CLASSES == labels, config, 'MODEL.NUM_CLASSES', allowed)
     _check_probe(config)
     holds = config.DATA.HOLDOUT_FRACTION > 0 or config.EVAL.SELECT_ON != 'holdout'
     allowed = "above 0 where EVAL.SELECT_ON is 'holdout'"
     require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
-    holds = labels == 14 or config.EVAL.SELECT != 'five'
-    require(holds, config, 'EVAL.SELECT', "'auto' or 'all' where the task has one label")
     encoder = REGISTRIES.get('MODEL.TYPE', {}).get(config.MODEL.TYPE)
     holds = config.REPORT.METHOD == 'grad_cam' or getattr(encoder, 'attends_globally', True)
     require(holds, config, 'REPORT.METHOD', "'grad_cam' for an encoder without global attention")
-    _check_demands(config, label_demands(config))
 
 
 def _check_probe(config: Any) -> None:
@@ -1068,7 +1060,7 @@ FREE_OPTIONS = (
     'TRAIN.START_EPOCH', 'DATA.DATA_PATH', 'DATA.CACHE_DIR', 'DATA.NUM_WORKERS', 'DATA.PIN_MEMORY',
     'DATA.SELF_TRAIN_PREDICTIONS', 'DATA.BATCH_SIZE', 'TRAIN.ACCUMULATION_STEPS', 'PRINT_FREQ',
     'SAVE_FREQ', 'SAVE_KEEP', 'TRAIN.SAVE_EVERY_STEPS', 'TRAIN.SAVE_EVERY_MINUTES',
-    'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE', 'LOCAL_RANK',
+    'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE',
 )  # fmt: skip
 REPORTED_SECTIONS = ('TEST', 'EVAL', 'REPORT')
 
@@ -1083,13 +1075,13 @@ def config_text(config: CfgNode) -> str:
 
 def config_changes(before: str, after: str) -> list[str]:
     """The options that differ between two texts of config_text, a line each: 'KEY: old -> new'."""
-    old, new = (dict(_flatten(_load(text))) for text in (before, after))
+    old, new = (dict(_flatten(load_options(text))) for text in (before, after))
     return [f'{key}: {old.get(key)} -> {new.get(key)}' for key in _differing(old, new)]
 
 
 def training_changes(before: str, after: str, defaults: str) -> list[str]:
     """Those of config_changes that decide what is trained; what `before` lacks was the default."""
-    old, new, usual = (dict(_flatten(_load(text))) for text in (before, after, defaults))
+    old, new, usual = (dict(_flatten(load_options(text))) for text in (before, after, defaults))
     old |= {key: value for key, value in usual.items() if key not in old and value == new.get(key)}
     return [
         f'{key}: {old.get(key)} -> {new.get(key)}'
@@ -1100,25 +1092,20 @@ def training_changes(before: str, after: str, defaults: str) -> list[str]:
 
 def has_more_epochs(before: str, after: str) -> bool:
     """Whether there is something left to train for a run that has all epochs of `before`."""
-    old, new = (dict(_flatten(_load(text))).get('TRAIN.EPOCHS') for text in (before, after))
+    old, new = (dict(_flatten(load_options(text))).get('TRAIN.EPOCHS') for text in (before, after))
     return isinstance(old, int) and new > old
 
 
 def as_trained(before: str, after: str) -> str:
     """The options `before`, with those of `after` for what is evaluated and reported."""
-    reported = {key: value for key, value in _load(after).items() if key in REPORTED_SECTIONS}
-    return yaml.safe_dump(_load(before) | reported, sort_keys=False)
+    reported = {
+        key: value for key, value in load_options(after).items() if key in REPORTED_SECTIONS
+    }
+    return yaml.safe_dump(load_options(before) | reported, sort_keys=False)
 
 
 def _differing(old: dict, new: dict) -> list[str]:
     return [key for key in {**old, **new} if old.get(key) != new.get(key)]
-
-
-def _load(text: str) -> dict:
-    options = load_yaml(text)
-    if not isinstance(options, dict):
-        raise ValueError('it is no mapping of options to values')
-    return options
 
 
 def _flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
@@ -1171,8 +1158,6 @@ _C.EVAL_MODE = False
 _C.THROUGHPUT_MODE = False
 # [CheXpert] Whether to check all that the run needs, and then stop.
 _C.CHECK_MODE = False
-# SimMIM's rank on the machine; not used, torchrun's environment decides.
-_C.LOCAL_RANK = 0
 # Checkpoint whose weights the run starts from, a path or an https address; '': none.
 _C.PRETRAINED = ''
 

@@ -62,6 +62,7 @@ class Encoder(nn.Module, ABC):
         """
         return {
             'img_size': config.DATA.IMG_SIZE,
+            'in_chans': config.MODEL.IN_CHANS,
             'drop_rate': config.MODEL.DROP_RATE,
             'drop_path_rate': config.MODEL.DROP_PATH_RATE,
             'use_checkpoint': config.TRAIN.USE_CHECKPOINT,

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from config import Registry
+from data.labels import multiclass_labels
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LABEL_LOSSES = Registry('LOSS.NAME')
@@ -43,9 +44,9 @@ def build_label_loss(
 
 
 def count_outputs(config: Any) -> int:
-    """Return the outputs of the head: one per label, or three with the policy 'multiclass'."""
-    policies = {config.DATA.UNCERTAIN, *config.DATA.UNCERTAIN_BY_LABEL.values()}
-    return config.MODEL.NUM_CLASSES * (3 if 'multiclass' in policies else 1)
+    """Return the outputs of the head: one per label, or three if uncertain is a class."""
+    multiclass = multiclass_labels(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
+    return config.MODEL.NUM_CLASSES * (3 if multiclass.any() else 1)
 
 
 @LABEL_LOSSES.register('bce')

@@ -131,7 +131,7 @@ class TimmClassifier(Encoder):
         if x.shape[1:] != expected:
             raise ValueError(
                 f'image size: got {list(x.shape[1:])}, {self.name} was built for {list(expected)} '
-                '(MODEL.TIMM.IN_CHANS, DATA.IMG_SIZE)'
+                '(MODEL.IN_CHANS, DATA.IMG_SIZE)'
             )
         return self.encoder(x)
 
