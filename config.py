@@ -1228,42 +1228,24 @@ def config_text(config: CfgNode) -> str:
 
 def config_changes(before: str, after: str) -> list[str]:
     """The options that differ between two texts of config_text, a line each: 'KEY: old -> new'."""
-    old, new = (dict(_flatten(_load(text))) for text in (before, after))
-    return [f'{key}: {old.get(key)} -> {new.get(key)}' for key in _differing(old, new)]
-
-
-def training_changes(before: str, after: str, defaults: str) -> list[str]:
-    """Those of config_changes that decide what is trained; what `before` lacks was the default."""
-    old, new, usual = (dict(_flatten(_load(text))) for text in (before, after, defaults))
-    old |= {key: value for key, value in usual.items() if key not in old and value == new.get(key)}
+    old, new = flat_options(before), flat_options(after)
     return [
         f'{key}: {old.get(key)} -> {new.get(key)}'
-        for key in _differing(old, new)
-        if key not in FREE_OPTIONS and key.partition('.')[0] not in REPORTED_SECTIONS
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
     ]
 
 
-def has_more_epochs(before: str, after: str) -> bool:
-    """Whether there is something left to train for a run that has all epochs of `before`."""
-    old, new = (dict(_flatten(_load(text))).get('TRAIN.EPOCHS') for text in (before, after))
-    return isinstance(old, int) and new > old
+def flat_options(text: str) -> dict[str, Any]:
+    """Read options from YAML, by their dotted keys.
 
-
-def as_trained(before: str, after: str) -> str:
-    """The options `before`, with those of `after` for what is evaluated and reported."""
-    reported = {key: value for key, value in _load(after).items() if key in REPORTED_SECTIONS}
-    return yaml.safe_dump(_load(before) | reported, sort_keys=False)
-
-
-def _differing(old: dict, new: dict) -> list[str]:
-    return [key for key in {**old, **new} if old.get(key) != new.get(key)]
-
-
-def _load(text: str) -> dict:
+    Raises:
+        ValueError: If the text is not a mapping of options to values.
+    """
     options = load_yaml(text)
     if not isinstance(options, dict):
-        raise ValueError('it is no mapping of options to values')
-    return options
+        raise ValueError('it is not a mapping of options to values')
+    return dict(_flatten(options))
 
 
 def _flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, object]]:

@@ -38,7 +38,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool, name: str = LOCK_FILE) -> Iterator[None]:
     """Keep other processes out of a folder; the lock ends with the process, however that ends.
 
     Where the file system has no locks, such as some network drives, nobody is kept out.
@@ -47,7 +47,7 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
         ValueError: if another process holds the lock and `wait` is False.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, 'a') as file:
+    with open(folder / name, 'a') as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from data import Loaders
 from engine import distributed
 from engine.device import autocast
-from engine.launch import Run
+from engine.run_record import Run
 from evaluation.inference import SMALLEST_PROBABILITY, mean_logits, refuse_undefined, views_of
 from evaluation.metrics import selection_score
 from evaluation.report import score_probabilities

@@ -37,8 +37,7 @@ from data.records import (
     write_predictions,
 )
 from engine import distributed
-from engine.launch import Run
-from engine.run_record import code_version
+from engine.run_record import Run, code_version
 from evaluation import charts as report_charts
 from evaluation import charts as report_view
 from evaluation.calibration import (

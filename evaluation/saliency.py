@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from data.loader import XrayDataset
 from data.transforms import EvalTransform
-from engine.launch import Run
+from engine.run_record import Run
 from evaluation.cases import Cases
 from models import build_model
 from models.losses import positive_logits
