@@ -314,7 +314,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(folder, wait=False, name=LOCK_FILE))
+            stack.enter_context(locked(folder / LOCK_FILE, wait=False))
         except ValueError as error:
             raise ValueError(
                 f'another run is writing to the folder {folder}: wait for it or end it, or choose '
@@ -325,9 +325,10 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 def is_locked(folder: str | Path) -> bool:
     """Whether another run is writing to this run folder."""
+    path = Path(folder) / LOCK_FILE
     try:
-        if (Path(folder) / LOCK_FILE).exists():
-            with locked(Path(folder), wait=False, name=LOCK_FILE):
+        if path.exists():
+            with locked(path, wait=False):
                 pass
     except ValueError:
         return True

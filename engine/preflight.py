@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from config import encoder_node
 from data import Loaders
 from data.labels import COMPETITION_LABELS, task_labels
 from data.store import is_store
@@ -151,7 +150,7 @@ class Preflight:
         self.add('workers', f'{workers} on {cores} cores, for {ranks} process(es)', advice)
         if workers and Path('/dev/shm').is_dir():
             free = shutil.disk_usage('/dev/shm').free
-            pixels = data.BATCH_SIZE * encoder_node(self.config).IN_CHANS * data.IMG_SIZE**2
+            pixels = data.BATCH_SIZE * self.config.MODEL.IN_CHANS * data.IMG_SIZE**2
             needed = 2 * workers * pixels * 4  # each worker prepares two batches of float32
             advice = 'enlarge /dev/shm (docker run --shm-size), or lower DATA.NUM_WORKERS'
             found = f'/dev/shm has {amount(free)} free, the workers use up to {amount(needed)}'

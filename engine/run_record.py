@@ -25,8 +25,9 @@ from config import (
     config_text,
     default_config,
     flat_options,
-    load_yaml,
+    load_options,
 )
+from data.labels import used_policies
 from data.records import find_table
 from data.store import STORE_FILE, is_store
 from engine.files import replace_file, sha256
@@ -135,8 +136,8 @@ class RunRecord:
     def _trained_options(self) -> str:
         """The options that the run was trained with; evaluation and report may have changed."""
         with contextlib.suppress(OSError, ValueError):
-            trained = load_yaml((self.folder / OPTIONS_FILE).read_text('utf-8'))
-            now = load_yaml(self.options)
+            trained = load_options((self.folder / OPTIONS_FILE).read_text('utf-8'))
+            now = load_options(self.options)
             reported = {key: now[key] for key in REPORTED_SECTIONS}
             return yaml.safe_dump(trained | reported, sort_keys=False)
         return self.options
@@ -405,8 +406,7 @@ def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterato
     demographics = root / data.DEMOGRAPHICS
     if config.EVAL.GROUPS and demographics.is_file():
         yield data.DEMOGRAPHICS, demographics
-    policies = (data.UNCERTAIN, *data.UNCERTAIN_BY_LABEL.values())
-    if data.TASK == 'observations' and 'self_train' in policies:
+    if any(policy.needs_predictions for policy in used_policies(config)):
         yield 'DATA.SELF_TRAIN_PREDICTIONS', Path(data.SELF_TRAIN_PREDICTIONS)
     if data.PSEUDO_LABELS:
         yield 'DATA.PSEUDO_LABELS', Path(data.PSEUDO_LABELS)

@@ -42,6 +42,8 @@ from evaluation.intervals import Resamples, audit, interval
 from evaluation.metrics import auroc_per_label, label_scores, mean_defined
 from evaluation.published import FRADKIN, MAE_STUDY
 from logger import json_safe, read_metrics
+from models.contrastive import METHODS
+from models.simmim import PRETRAINING
 from sweeps.files import (
     SECTION_NAMES,
     STAGES,
@@ -75,7 +77,6 @@ SCORES = {
 }
 SETTINGS = ['images', 'model', 'augmented', 'pretraining', 'masked']
 TITLES = [*SETTINGS[:3], 'pre-training', *SETTINGS[4:], *SCORES.values()]
-MASKED = {'simmim': 'SimMIM', 'mae': 'MAE'}  # by MODEL.PRETRAIN
 UNKNOWN = 'n/a'
 SCORED = ['label', 'set', 'n', 'positives', 'level', 'views', 'run']
 CONTEXT = (
@@ -209,9 +210,7 @@ def _pretraining(folder: Path | None, checkpoint: str) -> str | None:
     config = default_config()
     config.merge_from_file(folder / OPTIONS_FILE)
     if record['stage'] == 'simmim':
-        return MASKED[config.MODEL.PRETRAIN]
-    from models.contrastive import METHODS
-
+        return PRETRAINING[config.MODEL.PRETRAIN].title
     return METHODS[config.CONTRASTIVE.METHOD].title
 
 
@@ -813,7 +812,7 @@ def _trained(folders: Sequence[Path]) -> dict[str, Any] | None:
         'width': encoder.get('EMBED_DIM'),  # None, and no blocks, for a model of timm
         'blocks': encoder.get('DEPTHS') or [depth for depth in [encoder.get('DEPTH')] if depth],
         'image_px': config.DATA.IMG_SIZE,
-        'channels': encoder.IN_CHANS,
+        'channels': config.MODEL.IN_CHANS,
         'mode': config.FINETUNE.MODE,
         'epochs': config.TRAIN.EPOCHS,
         'images_per_step': images_per_step(config, record.get('processes', 1)),
