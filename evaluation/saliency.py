@@ -1,4 +1,4 @@
-"""The saliency maps of a report: which images, by which method, and the check of the method."""
+"""Saliency maps: Grad-CAM, attention rollout, the maps of a report, and the check of the method."""
 
 import math
 import textwrap
@@ -25,12 +25,11 @@ from models.swin_transformer import SwinTransformer
 from models.timm_classifier import TimmClassifier
 from models.vision_transformer import VisionTransformer
 
-# ==== evaluation.saliency: Saliency maps: Grad-CAM, attention rollout, the check of a method, which cases, the picture.
-#
-# The one module of the package that imports torch; none of the others imports it.
-
 COLOUR_MAP = 'plasma'  # perceptually uniform, safe for the colour-blind, no shade of grey
 OPACITY = 0.75  # of the greatest importance; of none: 0
+CHECKED_IMAGES = 8
+FOLDER = 'maps'
+METHODS = {'grad_cam': 'Grad-CAM', 'rollout': 'attention rollout'}
 
 MakeMaps = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
@@ -265,65 +264,6 @@ def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray, *, title
     figure.savefig(path, dpi=110, metadata={'Software': None})
 
 
-class _KeepSoftmax(TorchFunctionMode):
-    """Keeps the result of every softmax of a tensor while it is entered: here, the attention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[torch.Tensor] = []
-
-    def __torch_function__(
-        self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        result = function(*args, **(kwargs or {}))
-        if function is torch.Tensor.softmax:
-            self.kept.append(result)
-        return result
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; then every module's own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _as_grid(features: torch.Tensor) -> torch.Tensor:
-    """[B, F, h, w] as it is; tokens [B, L, F] row by row to [B, F, h, h], less a class token."""
-    if features.ndim == 4:
-        return features
-    side = math.isqrt(features.shape[1])
-    return features[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side))
-
-
-def _draw_out(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """[B, h, w] to the images' size."""
-    size = images.shape[-2:]
-    return F.interpolate(maps[:, None].float(), size, mode='bilinear', align_corners=False)[:, 0]
-
-
-def _divide(maps: torch.Tensor, greatest: torch.Tensor) -> torch.Tensor:
-    return maps / greatest.where(greatest > 0, 1.0)
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = (rankdata(one) - (one.size + 1) / 2 for one in (a, b))
-    if not a.any() or not b.any():
-        return float(not a.any() and not b.any())
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
-
-
-# ==== maps: The saliency maps of a report: which images, by which method, and the check of the method.
-
-CHECKED_IMAGES = 8
-FOLDER = 'maps'
-
-
 def write_maps(
     run: Run,
     model: nn.Module,
@@ -420,3 +360,56 @@ def _check(run: Run, model: nn.Module, view: EvalTransform, dataset: XrayDataset
             'they show the image alone (Adebayo et al. 2018)'
         ),
     }
+
+
+class _KeepSoftmax(TorchFunctionMode):
+    """Keeps the result of every softmax of a tensor while it is entered: here, the attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[torch.Tensor] = []
+
+    def __torch_function__(
+        self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        result = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.softmax:
+            self.kept.append(result)
+        return result
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; then every module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _as_grid(features: torch.Tensor) -> torch.Tensor:
+    """[B, F, h, w] as it is; tokens [B, L, F] row by row to [B, F, h, h], less a class token."""
+    if features.ndim == 4:
+        return features
+    side = math.isqrt(features.shape[1])
+    return features[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side))
+
+
+def _draw_out(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """[B, h, w] to the images' size."""
+    size = images.shape[-2:]
+    return F.interpolate(maps[:, None].float(), size, mode='bilinear', align_corners=False)[:, 0]
+
+
+def _divide(maps: torch.Tensor, greatest: torch.Tensor) -> torch.Tensor:
+    return maps / greatest.where(greatest > 0, 1.0)
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = (rankdata(one) - (one.size + 1) / 2 for one in (a, b))
+    if not a.any() or not b.any():
+        return float(not a.any() and not b.any())
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
