@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 
-from config import Config, encoder_node
+from config import Config
 from data.images import full_size
 from data.masking import MaskGenerator
 
@@ -204,7 +204,7 @@ class Box(NamedTuple):
 
 def statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, of pixels in [0, 1]."""
-    mean, std = GREY_STATISTICS if encoder_node(config).IN_CHANS == 1 else IMAGENET_STATISTICS
+    mean, std = GREY_STATISTICS if config.MODEL.IN_CHANS == 1 else IMAGENET_STATISTICS
     return tuple(config.DATA.MEAN) or mean, tuple(config.DATA.STD) or std
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import as_trained, config_text
+from data.labels import used_policies
 from engine.files import sha256
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 RECORD_FILE = 'run.json'
 OPTIONS_FILE = 'config.yaml'
-REQUIREMENTS = Path(__file__).with_name('requirements.txt')
+REQUIREMENTS = Path(__file__).resolve().parents[1] / 'requirements.txt'
 MACHINE = ('gpus', 'cpu', 'threads')  # of the environment: with the processes they set the speed
 FORM = {
     'stage': str,
@@ -195,7 +196,7 @@ def is_finished(folder: str | Path) -> bool:
 
 def code_version() -> str:
     """The commit of this code, 'with changes' if files differ from it; 'unknown' without git."""
-    command = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty', '--tags']
+    command = ['git', '-C', str(Path(__file__).resolve().parents[1]), 'describe', '--always', '--dirty', '--tags']
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
@@ -319,8 +320,7 @@ def _tables(
     demographics = root / data.DEMOGRAPHICS
     if config.EVAL.GROUPS and demographics.is_file():
         yield data.DEMOGRAPHICS, demographics
-    policies = (data.UNCERTAIN, *data.UNCERTAIN_BY_LABEL.values())
-    if data.TASK == 'observations' and 'self_train' in policies:
+    if any(policy.needs_predictions for policy in used_policies(config)):
         yield 'DATA.SELF_TRAIN_PREDICTIONS', Path(data.SELF_TRAIN_PREDICTIONS)
     if data.PSEUDO_LABELS:
         yield 'DATA.PSEUDO_LABELS', Path(data.PSEUDO_LABELS)
