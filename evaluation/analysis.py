@@ -61,9 +61,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         resamples = Resamples(rows.patient, resamples=protocol.resamples, seed=protocol.seed)
     weights = resamples.weights(rows.patient) if resamples else None
     # The labels of a single-label task have other negatives than those the radiologists read.
-    were_read = (
-        protocol.level == 'study' and len(rows.labels) > 1 and is_chexpert_test(rows.study)
-    )
+    were_read = protocol.level == 'study' and len(rows.labels) > 1 and is_chexpert_test(rows.study)
     points, samples, entries = {}, {}, []
     for k, label in enumerate(cases.labels):
         pair, threshold = (rows.probabilities[:, k], rows.targets[:, k]), held_out.thresholds[k]
