@@ -19,11 +19,8 @@ from data.loader import XrayDataset
 from data.transforms import EvalTransform
 from evaluation.cases import Cases
 from models import build_model
+from models.encoder import Encoder, eager_attention
 from models.losses import positive_logits
-from models.relative_position import written_out
-from models.swin_transformer import SwinTransformer
-from models.timm_classifier import TimmClassifier
-from models.vision_transformer import VisionTransformer
 
 COLOUR_MAP = 'plasma'  # perceptually uniform, safe for the colour-blind, no shade of grey
 OPACITY = 0.75  # of the greatest importance; of none: 0
@@ -115,14 +112,14 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
     Source: Abnar and Zuidema 2020, arXiv:2005.00928.
     """
-    if not isinstance(model, VisionTransformer):
+    if not getattr(model, 'attends_globally', False):
         raise ValueError(
             f'attention rollout needs global attention (MODEL.TYPE vit), got {type(model).__name__}'
         )
     with (
         _evaluating(model),
         torch.no_grad(),
-        written_out(model),
+        eager_attention(model),
         _KeepSoftmax() as probabilities,
     ):
         model(images)
@@ -155,12 +152,9 @@ def target_layer(model: nn.Module, images: torch.Tensor) -> nn.Module:
     Raises:
         ValueError: If there is no such layer.
     """
-    if isinstance(model, VisionTransformer):
-        return [model.pos_drop, *model.blocks][-2]
-    if isinstance(model, SwinTransformer):
-        return [model.pos_drop, *model.layers[:-1], *model.layers[-1].blocks][-2]
-    if isinstance(model, TimmClassifier) and model.layout.map_layer:
-        return model.encoder.get_submodule(model.layout.map_layer)
+    own = model.saliency_layer() if isinstance(model, Encoder) else None
+    if own is not None:
+        return own
     found: list[nn.Module] = []
 
     def look(module: nn.Module, _inputs: tuple, result: object) -> None:
