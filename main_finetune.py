@@ -21,7 +21,7 @@ from engine.run_record import Run
 from evaluation.inference import load_classifier, predict
 from evaluation.metrics import describe_scores, selection_score
 from evaluation.probes import build_probe, freeze_encoder
-from evaluation.report import FinalScores, check_scoring, score, warn_of_few_cases
+from evaluation.run_report import FinalScores, check_scoring, score, warn_of_few_cases
 from models import build_model
 from models.losses import build_label_loss
 from utils import (
