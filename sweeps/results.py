@@ -38,8 +38,9 @@ from engine.files import replace_file
 from engine.run_record import OPTIONS_FILE, is_finished, read_record
 from evaluation.cases import Cases
 from evaluation.compare import bootstrap_p, holm
-from evaluation.intervals import Resamples, audit, interval
+from evaluation.intervals import Resamples, interval
 from evaluation.metrics import auroc_per_label, label_scores, mean_defined
+from evaluation.pseudo_labels import audit
 from evaluation.published import FRADKIN, MAE_STUDY
 from logger import json_safe, read_metrics
 from models.contrastive import METHODS

@@ -41,9 +41,8 @@ from data.records import (
 from engine.files import sha256
 from engine.launch import EXIT_PREEMPTED, is_locked
 from engine.run_record import OPTIONS_FILE, is_finished, read_record
-from evaluation.intervals import check_choice, choose_values
-from evaluation.metrics import selection_score
-from evaluation.report import score_probabilities
+from evaluation.metrics import score_probabilities, selection_score
+from evaluation.pseudo_labels import check_choice, choose_values
 from logger import json_safe
 from sweeps.files import ROOT, Job, batch_counts, changed_options, load_config, share_of_steps
 from utils import checksum_file, newest_first
