@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.intervals import KEEP
+from evaluation.pseudo_labels import KEEP
 from sweeps.pseudo_labels import Rounds, Setup, write_rounds
 
 

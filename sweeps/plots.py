@@ -15,6 +15,7 @@ import numpy as np
 from config import Config
 from engine.run_record import read_record
 from logger import read_metrics
+from models.contrastive import METHODS
 from sweeps.files import Row, Sweep, load_config, run_folder
 from sweeps.results import (
     L1_MARKS,
@@ -220,12 +221,7 @@ def row_numbers(collected: Collected) -> list[float] | None:
 
 def chance(config: Config, images: int) -> float | None:
     """Contrastive loss if all of the compared images look alike; None if the method has none."""
-    options = config.CONTRASTIVE
-    return {
-        'moco': math.log(1 + options.QUEUE_SIZE),
-        'simclr': math.log(2 * images - 1),
-        'swav': math.log(options.NUM_PROTOTYPES),
-    }.get(options.METHOD)
+    return METHODS[config.CONTRASTIVE.METHOD].chance_loss(config.CONTRASTIVE, images)
 
 
 @contextlib.contextmanager

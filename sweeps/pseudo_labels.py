@@ -17,7 +17,7 @@ import numpy as np
 
 from config import Config, build_parser, get_config
 from data.data_finetune import unlabelled_records
-from data.labels import COMPETITION_LABELS, scored_targets, task_labels
+from data.labels import scored_targets, task_labels
 from data.records import (
     Records,
     check_task,
@@ -32,8 +32,14 @@ from data.records import (
 )
 from engine.files import sha256
 from engine.run_record import read_record
-from evaluation.intervals import audit, check_choice, choose_values, interval
-from evaluation.metrics import auroc_per_label, mean_defined, score_table, selection_score
+from evaluation.intervals import interval
+from evaluation.metrics import (
+    auroc_per_label,
+    mean_defined,
+    score_probabilities,
+    selection_score,
+)
+from evaluation.pseudo_labels import audit, check_choice, choose_values
 from logger import json_safe
 from sweeps.files import MAINS, Job, share_steps
 from sweeps.results import (
@@ -66,8 +72,8 @@ class Setup:
         pretrained: Checkpoint that every round starts from, or ''.
         options: KEY VALUE pairs put over the YAML file.
         processes: Processes of a run; above 1 it is started by torchrun.
-        keep: See `evaluation.intervals.choose_values`.
-        confidence: See `evaluation.intervals.choose_values`.
+        keep: See `evaluation.pseudo_labels.choose_values`.
+        confidence: See `evaluation.pseudo_labels.choose_values`.
         equal_steps: Whether runs with more images have fewer epochs, so that no run is better only
             because it takes more steps.
     """
@@ -166,15 +172,8 @@ class Patients:
         """The mean AUROC of a run's held-out predictions that EVAL.SELECT names."""
         options = self.config.EVAL
         records = select_views(self.held_out, options.VIEWS or self.config.DATA.VIEWS)
-        table = score_table(
-            self.predicted(folder, 'holdout', records),
-            self.real(records),
-            records.study,
-            labels=self.labels,
-            five=COMPETITION_LABELS,
-            level=options.LEVEL,
-            aggregate=options.AGGREGATE,
-        )
+        probabilities = self.predicted(folder, 'holdout', records)
+        table = score_probabilities(self.config, probabilities, self.real(records), records.study)
         return selection_score(table, options.SELECT)
 
 

@@ -37,6 +37,7 @@ from evaluation.metrics import label_scores
 from evaluation.published import FRADKIN, MAE_STUDY
 from logger import json_safe, read_metrics
 from models.contrastive import METHODS
+from models.simmim import PRETRAINING
 from sweeps.files import (
     SECTION_NAMES,
     STAGES,
@@ -1245,7 +1246,7 @@ def _pretraining_title(folder: Path | None, checkpoint: str) -> str | None:
     folder = folder or Path(checkpoint).parent
     stage = (read_record(folder) or {}).get('stage')
     if stage == 'simmim':
-        return {'simmim': 'SimMIM', 'mae': 'MAE'}[load_config(folder).MODEL.PRETRAIN]
+        return PRETRAINING[load_config(folder).MODEL.PRETRAIN].title
     if stage == 'contrastive':
         return METHODS[load_config(folder).CONTRASTIVE.METHOD].title
     return MISSING
