@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 from transfers import assert_same, load, make_config, make_model, transfer
 
-from models.convert import by_channel, by_pixel, translate
+from models.convert import translate_mae as translate
 from models.vision_transformer import sincos_positions
 
 HEADS, DECODER_HEADS, PATCH = 4, 4, 8
