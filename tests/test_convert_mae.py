@@ -321,13 +321,6 @@ def test_our_own_names_stay(kind: str, is_pretrain: bool) -> None:
     assert all(got[key] is value for key, value in state.items())
 
 
-def test_rows_of_the_last_layer_by_hand() -> None:
-    """Pixels 0 and 1, channels a, b, c."""
-    rows = torch.tensor([[0.0], [10], [20], [1], [11], [21]])  # 0a 0b 0c 1a 1b 1c
-    assert by_channel(rows, 3).flatten().tolist() == [0, 1, 10, 11, 20, 21]
-    assert torch.equal(by_pixel(by_channel(rows, 3), 3), rows)
-
-
 # What is refused
 
 
