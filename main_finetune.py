@@ -14,13 +14,14 @@ from torch.utils.data import DataLoader
 from data import Loaders, build_loader
 from data.labels import used_policies
 from engine.device import throughput
-from engine.launch import Run, launch
+from engine.launch import launch
 from engine.loop import LossFunction, fit
 from engine.preflight import preflight
+from engine.run_record import Run
 from evaluation.inference import load_classifier, predict
 from evaluation.metrics import describe_scores, selection_score
 from evaluation.probes import build_probe, freeze_encoder
-from evaluation.report import FinalScores, check_scoring, score, warn_of_few_cases
+from evaluation.run_report import FinalScores, check_scoring, score, warn_of_few_cases
 from models import build_model
 from models.losses import build_label_loss
 from utils import (
