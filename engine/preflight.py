@@ -27,7 +27,8 @@ from data.store import is_store
 from engine import distributed
 from engine.device import autocast, synchronized_time
 from engine.launch import EXIT_OTHER_PROCESS, LOCK_FILE, Run, RunLock, explain
-from engine.loop import LossFunction, TrainState, begin, train_one_batch
+from engine.loop import LossFunction, begin, train_one_batch
+from engine.train_state import TrainState
 from evaluation.inference import views_of
 from evaluation.metrics import describe_few, more_cases, rarer_cases
 
@@ -501,7 +502,12 @@ READ_ALL = 'mend or remove it; scripts/check_data.py reads every image'
 
 
 def preflight(
-    run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction | None = None
+    run: Run,
+    model: nn.Module,
+    loaders: Loaders,
+    loss_fn: LossFunction | None = None,
+    *,
+    convert: Callable[..., Any],
 ) -> int:
     """Check and measure what the run is made of, and log a table of it that ends in a verdict.
 
@@ -512,11 +518,12 @@ def preflight(
         model: built model, on any device.
         loaders: of the stage.
         loss_fn: as for `engine.fit`; None where nothing is trained (a probe).
+        convert: fits pre-trained weights to the model; see `utils.load_pretrained`.
 
     Returns:
         Exit code: 0 if the run is ready, 1 if a problem was found.
     """
-    check = Preflight(run, model, loaders, loss_fn)
+    check = Preflight(run, model, loaders, loss_fn, convert)
     check.machine()
     check.drive()
     check.output()
@@ -535,9 +542,15 @@ class Preflight:
     """The checks of one run; each adds to the findings of this rank."""
 
     def __init__(
-        self, run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction | None
+        self,
+        run: Run,
+        model: nn.Module,
+        loaders: Loaders,
+        loss_fn: LossFunction | None,
+        convert: Callable[..., Any],
     ) -> None:
         self.run, self.config, self.model, self.loss_fn = run, run.config, model, loss_fn
+        self.convert = convert
         self.loaders = {k: loader for k, loader in loaders._asdict().items() if loader is not None}
         self.main = 'plain' if loaders.train is None else 'train'
         self.scored = [run.config.EVAL.SELECT_ON if loss_fn else 'holdout']
@@ -629,7 +642,7 @@ class Preflight:
         own = {'CHECK_MODE': False, 'TRAIN.AUTO_RESUME': goes_on}
         advice = 'name another with --pretrained or --resume, or start anew under another --tag'
         with self.findings.attempt('weights', advice):
-            state = begin(_with(self.run, own), self.model, loader)
+            state = begin(_with(self.run, own), self.model, loader, self.convert)
             found, advice = f'starts from {config.PRETRAINED or "random weights"}', ''
             if state.epoch or state.batch:
                 found = f'goes on from {state.source}: {state.epoch} of {epochs} epochs are done'
@@ -640,7 +653,7 @@ class Preflight:
             self.findings.add('weights', found, advice)
             return state
         nothing = {'MODEL.RESUME': '', 'PRETRAINED': '', 'TRAIN.AUTO_RESUME': False}
-        return begin(_with(self.run, nothing), self.model, loader)
+        return begin(_with(self.run, nothing), self.model, loader, self.convert)
 
     def schedule(self, state: TrainState) -> None:
         """Epochs, steps, images of a step, warm-up."""

@@ -23,6 +23,7 @@ from engine.launch import Run
 from evaluation.inference import SMALLEST_PROBABILITY, mean_logits, refuse_undefined, views_of
 from evaluation.metrics import selection_score
 from evaluation.report import score_probabilities
+from models.pretrained import fit_pretrained
 from utils import load_pretrained
 
 # ==== evaluation.pixel_floor: A floor that any trained model should beat: logistic regression on the pixels themselves.
@@ -162,7 +163,7 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> nn.Module:
     config, logger, mode = run.config, run.logger, run.config.FINETUNE.MODE
     _check_options(run, loaders)
     if config.PRETRAINED:
-        load_pretrained(config, model, logger)
+        load_pretrained(config, model, logger, fit_pretrained)
     else:
         logger.warning('no --pretrained: the probe is of an encoder with random weights')
     run.record.begin(None)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from models.contrastive import BESIDE_ENCODER
 from models.relative_position import resize_table
 from models.timm_classifier import TimmClassifier
+from utils import BUFFERS, check_fit, drop_buffers
 
 # ==== models.convert_huggingface: Names of transformers' Swin, ViT and BEiT: one table, read from ours to theirs and back.
 #
@@ -229,7 +230,6 @@ State_convert = dict[str, Tensor]
 PREFIX = 'encoder.'
 TABLE = 'relative_position_bias_table'
 SHARED_TABLE = f'rel_pos_bias.{TABLE}'
-BUFFERS = ('relative_position_index', 'attn_mask')  # computed by the model, never loaded
 CLASS_ROWS = {'absolute_pos_embed': 0, 'pos_embed': 1}  # rows before the grid, by embedding
 PATCH_WEIGHT, PATCH_BIAS = 'patch_embed.proj.weight', 'patch_embed.proj.bias'
 NORM, POOLED_NORM = ('norm.weight', 'norm.bias'), ('fc_norm.weight', 'fc_norm.bias')
@@ -319,11 +319,6 @@ def strip_prefix(state: State_convert) -> State_convert:
     check_fit(state, {key: state[key] for key in known})
     inside = [key for key in known if not key.startswith(BESIDE_ENCODER)]
     return {key.removeprefix(PREFIX): state[key] for key in inside}
-
-
-def drop_buffers(state: State_convert) -> State_convert:
-    """Leave out position indices and attention masks, which the model computes for its own size."""
-    return {key: value for key, value in state.items() if key.split('.')[-1] not in BUFFERS}
 
 
 def spread_shared_table(
@@ -463,34 +458,6 @@ def fold_output(
     new_weight = torch.tensordot(share, rows, dims=1)
     new_bias = share @ offsets + ((mean.mean() - new_mean) / new_std)[:, None]
     return new_weight.flatten(0, 1).to(dtype), new_bias.flatten().to(dtype)
-
-
-def check_fit(
-    state: State_convert,
-    target: State_convert,
-    *,
-    left: Container[str] = (),
-    new: Container[str] = (),
-) -> None:
-    """See that the entries are the model's, but for those that may be left over or new.
-
-    Raises:
-        ValueError: counting and naming what is unexpected, missing or of another shape.
-    """
-    shared = [key for key in state if key in target]
-    problems = {
-        'unexpected': [key for key in state if key not in target and key not in left],
-        'missing': [key for key in target if key not in state and key not in new],
-        'of another shape': [
-            _shapes(key, state, target) for key in shared if state[key].shape != target[key].shape
-        ],
-    }
-    texts = []
-    for problem, names in problems.items():
-        if names:
-            texts.append(f'{len(names)} {problem} ({_first(names)})')
-    if texts:
-        raise ValueError(f'checkpoint of another model: {"; ".join(texts)}')
 
 
 def _columns(statistics: Statistics) -> tuple[Tensor, Tensor]:

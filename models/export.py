@@ -30,8 +30,8 @@ from engine.files import in_one_line
 from evaluation.inference import load_classifier
 from models import build_model
 from models.contrastive import BESIDE_ENCODER, METHODS
-from models.convert import PREFIX, PROCESSOR, drop_buffers, to_huggingface
-from utils import load_model_state, read_checkpoint, trained_config
+from models.convert import PREFIX, PROCESSOR, to_huggingface
+from utils import drop_buffers, load_model_state, read_checkpoint, trained_config
 
 # ==== export: Trained weights for other programs: timm, transformers, ONNX, torch.export.
 

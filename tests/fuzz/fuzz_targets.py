@@ -224,7 +224,8 @@ def attack_resume(corpus: Corpus, rng: Rng, out: Path) -> None:
 
 
 def attack_pretrained(corpus: Corpus, rng: Rng, out: Path) -> None:
-    from utils import load_pretrained, trained_config
+    from models.pretrained import fit_pretrained
+from utils import load_pretrained, trained_config
 
     model = corpus.get(fuzz_corpus.Model)
     file = _replace(out / 'given.pth', _checkpoint(rng, model))
@@ -232,7 +233,7 @@ def attack_pretrained(corpus: Corpus, rng: Rng, out: Path) -> None:
     config.defrost()
     config.PRETRAINED = str(file)
     trained_config(file)
-    load_pretrained(config, model.model, LOG)
+    load_pretrained(config, model.model, LOG, fit_pretrained)
 
 
 def attack_stores(corpus: Corpus, rng: Rng, out: Path) -> None:
