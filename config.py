@@ -30,6 +30,15 @@ OR_NONE = {
     'CONTRASTIVE.TEMPERATURE': float,
     'CONTRASTIVE.MOMENTUM': float,
 }
+# Keys of SimMIM and of earlier versions, which every source still accepts, and the keys that replace
+# them; '' is accepted and has no effect. A key below MODEL.SWIN, MODEL.VIT or MODEL.TIMM counts
+# only where MODEL.TYPE selects this encoder.
+LEGACY_KEYS = {
+    'MODEL.SWIN.IN_CHANS': 'MODEL.IN_CHANS',
+    'MODEL.VIT.IN_CHANS': 'MODEL.IN_CHANS',
+    'MODEL.TIMM.IN_CHANS': 'MODEL.IN_CHANS',
+    'LOCAL_RANK': '',
+}
 MAX_FILES = 100  # that BASE leads to
 MAX_BYTES = 2**17  # of a file; one that names all keys has about 10,000
 MAX_NODES = 10_000  # of a file: keys and values, each as often as aliases repeat it
@@ -56,7 +65,7 @@ def merge_mapping(config: dict, values: dict, source: str, prefix: str = '') -> 
     """Merge nested keys; source (a file) stands in the messages."""
     for name, value in values.items():
         key = f'{prefix}{name}'
-        current = _find(config, key, source)
+        current = _find(config, LEGACY_KEYS.get(key) or key, source) if key != 'LOCAL_RANK' else 0
         if _is_section(current) and isinstance(value, dict):
             merge_mapping(config, value, source, f'{key}.')
             continue
@@ -76,6 +85,42 @@ def merge_pairs(config: dict, pairs: list, source: str) -> None:
 
 def put(config: dict, key: str, value: Any, source: str) -> None:
     """Set the value at a dotted key, of its default's type; an integer passes for a float."""
+    legacy = config.__dict__.setdefault('_legacy_values', {})
+    if LEGACY_KEYS.get(key):
+        legacy.setdefault('', config.MODEL.IN_CHANS)
+        legacy[key] = _typed(key, value, source, int)
+    elif key not in LEGACY_KEYS:
+        _set(config, key, value, source)
+        if key in LEGACY_KEYS.values():
+            legacy.clear()
+    if legacy:
+        selected = f'MODEL.{config.MODEL.TYPE.upper()}.IN_CHANS'
+        config.MODEL.IN_CHANS = legacy.get(selected, legacy[''])
+
+
+def load_options(text: str) -> dict:
+    """Read the text of a config; keys of earlier versions are renamed.
+
+    Raises:
+        ValueError: If the text is no YAML mapping.
+    """
+    options = load_yaml(text)
+    if not isinstance(options, dict):
+        raise ValueError('it is no mapping of options to values')
+    options.pop('LOCAL_RANK', None)
+    model = options.get('MODEL')
+    if isinstance(model, dict):
+        selected = str(model.get('TYPE', 'swin')).upper()
+        for name in ('SWIN', 'VIT', 'TIMM'):
+            section = model.get(name)
+            if isinstance(section, dict) and 'IN_CHANS' in section:
+                channels = section.pop('IN_CHANS')
+                if name == selected:
+                    model['IN_CHANS'] = channels
+    return options
+
+
+def _set(config: dict, key: str, value: Any, source: str) -> None:
     current = _find(config, key, source)
     if _is_section(current):
         raise ValueError(f'{key} in {source} is a section of keys, got {_shown(value)}')
@@ -301,8 +346,15 @@ def encoder_name(config: CfgNode) -> str:
 
 def mask_units(config: CfgNode) -> tuple[int, int]:
     """Masking units of an image, and how many of them every mask of pre-training hides."""
-    units = (config.DATA.IMG_SIZE // config.DATA.MASK_PATCH_SIZE) ** 2
-    return units, math.ceil(units * config.DATA.MASK_RATIO)
+    data = config.DATA
+    units = (data.IMG_SIZE // data.MASK_PATCH_SIZE) ** 2
+    return units, num_hidden(units, data.MASK_RATIO, data.MASK_TYPE)
+
+
+def num_hidden(units: int, mask_ratio: float, mask_type: str) -> int:
+    """How many units each mask hides; a mask type with an attribute `ratio` has a fixed share."""
+    draw = REGISTRIES.get('DATA.MASK_TYPE', {}).get(mask_type)
+    return math.ceil(units * getattr(draw, 'ratio', mask_ratio))
 
 
 # ==== config_data: Options of the images: what is read, what they go through, how they are augmented.
@@ -437,6 +489,8 @@ MODEL.NAME = 'swin_tiny_patch4_window7_224'
 MODEL.RESUME = ''
 # Outputs of the classifier; CheXpert's labels: 14.
 MODEL.NUM_CLASSES = 1000
+# Input channels of the encoder: 1 (grey) or 3 (grey X-rays are repeated).
+MODEL.IN_CHANS = 3
 # Dropout after embedding, attention and MLP, in [0, 1).
 MODEL.DROP_RATE = 0.0
 # Stochastic depth of the last block, growing from 0 at the first, in [0, 1).
@@ -449,8 +503,6 @@ MODEL.ATTENTION = 'auto'
 MODEL.SWIN = CN()
 # Side of a token, in pixels.
 MODEL.SWIN.PATCH_SIZE = 4
-# Input channels: 1 (grey) or 3 (grey X-rays are repeated).
-MODEL.SWIN.IN_CHANS = 3
 # Width of the first stage; each stage doubles it.
 MODEL.SWIN.EMBED_DIM = 96
 # Blocks per stage.
@@ -473,8 +525,6 @@ MODEL.SWIN.PATCH_NORM = True
 MODEL.VIT = CN()
 # Side of a token, in pixels.
 MODEL.VIT.PATCH_SIZE = 16
-# Input channels: 1 (grey) or 3 (grey X-rays are repeated).
-MODEL.VIT.IN_CHANS = 3
 # Width.
 MODEL.VIT.EMBED_DIM = 768
 # Blocks.
@@ -501,8 +551,6 @@ MODEL.VIT.USE_SINCOS = False
 MODEL.TIMM = CN()
 # [CheXpert] A classifier of timm, such as 'resnet50', 'densenet121', 'vit_small_patch16_224'.
 MODEL.TIMM.NAME = 'resnet50'
-# [CheXpert] Input channels: 1 (grey) or 3 (grey X-rays are repeated).
-MODEL.TIMM.IN_CHANS = 3
 
 MODEL.SIMMIM = CN()
 # [CheXpert] Head: 'linear', 'mlp', 'inverse_swin_nano', 'inverse_swin_t', 'inverse_swin_b'.
@@ -769,42 +817,10 @@ def _takes_size(config: Any, size: int) -> bool:
 
     timm = config.MODEL.TIMM
     try:
-        layout = find_layout(timm.NAME, img_size=size, in_chans=timm.IN_CHANS)
+        layout = find_layout(timm.NAME, img_size=size, in_chans=config.MODEL.IN_CHANS)
     except ValueError:  # it has no place for so small a picture
         return False
     return 'img_size' not in layout.options or size == config.DATA.IMG_SIZE
-
-
-# ==== config_checks_labels: What the labels that fine-tuning learns from ask of the other options.
-
-
-def label_demands(config: Any) -> Iterator[tuple[str, bool, str]]:
-    """Key, whether its value will do, and what is allowed: one after another."""
-    if not config.EVAL_MODE:
-        yield from _file_demands(config.DATA)
-    policies = {config.DATA.UNCERTAIN, *config.DATA.UNCERTAIN_BY_LABEL.values()}
-    if 'multiclass' in policies:  # a loss over three classes, a head that is trained
-        yield 'DATA.TASK', config.DATA.TASK == 'observations', "'observations' with 'multiclass'"
-        yield 'LOSS.NAME', config.LOSS.NAME == 'bce', "'bce' with the policy 'multiclass'"
-        allowed = "'full' or 'last_layer' with the policy 'multiclass'"
-        yield 'FINETUNE.MODE', config.FINETUNE.MODE in ('full', 'last_layer'), allowed
-
-
-def _file_demands(data: Any) -> Iterator[tuple[str, bool, str]]:
-    """Files that take the place of labels."""
-    needs_file = 'self_train' in (data.UNCERTAIN, *data.UNCERTAIN_BY_LABEL.values())
-    allowed = (
-        "a predictions file over the training images where a policy is 'self_train': train with "
-        "'ignore' and EVAL.PREDICT_TRAIN True first, it writes predictions_train.csv"
-    )
-    is_named = bool(data.SELF_TRAIN_PREDICTIONS)
-    yield 'DATA.SELF_TRAIN_PREDICTIONS', is_named or not needs_file, allowed
-    is_subset = data.TRAIN_FRACTION < 1 or data.TRAIN_IMAGES > 0
-    allowed = (
-        'below 1 (or DATA.TRAIN_IMAGES above 0) with DATA.PSEUDO_LABELS: else no patient is '
-        'left without labels'
-    )
-    yield 'DATA.TRAIN_FRACTION', is_subset or not data.PSEUDO_LABELS, allowed
 
 
 # ==== config_checks_mae: What MODEL.PRETRAIN 'mae' asks of the other options in pre-training.
@@ -840,23 +856,17 @@ INTERPOLATIONS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
 
 CHOICES = {
     'DATA.DATASET': ('imagenet', 'folder', 'chexpert', 'mimic-cxr'),
-    'DATA.TASK': ('observations', 'any_finding', 'effusion'),
     'DATA.SAMPLER': ('uniform', 'weighted'),
-    'DATA.PREPROCESS': ('none', 'equalize', 'clahe', 'denoise'),
     'DATA.LABELLER': ('chexpert', 'negbio'),
     'DATA.INTERPOLATION': ('random', *INTERPOLATIONS),
     'DATA.PRETRAIN_INTERPOLATION': INTERPOLATIONS,
     'DATA.VIEWS': VIEWS,
     'DATA.BAD_IMAGE': ('error', 'skip'),
-    'DATA.BLANK': ('negative', 'ignore'),
     'DATA.NORMALIZE': ('dataset', 'image'),
-    'DATA.MASK_TYPE': ('random', 'square', 'block'),
     'MODEL.TYPE': ('swin', 'vit', 'timm'),
     'MODEL.PRETRAIN': ('simmim', 'mae'),
     'MODEL.ATTENTION': ('auto', 'eager', 'sdpa'),
-    'MODEL.SWIN.IN_CHANS': (1, 3),
-    'MODEL.VIT.IN_CHANS': (1, 3),
-    'MODEL.TIMM.IN_CHANS': (1, 3),
+    'MODEL.IN_CHANS': (1, 3),
     'MODEL.SIMMIM.HEAD': (
         'linear',
         'mlp',
@@ -972,6 +982,15 @@ class Registry(dict):
 REGISTRIES: dict[str, Registry] = {}  # by option key, filled when a module with parts is imported
 
 
+CHECKS: list[Callable[[Any, str | None], None]] = []  # of other modules, filled by their import
+
+
+def register_check(check: Callable[[Any, str | None], None]) -> Callable[[Any, str | None], None]:
+    """Decorator: let `check_config` call this function with config and stage at its end."""
+    CHECKS.append(check)
+    return check
+
+
 def allowed_values(key: str) -> tuple | None:
     """The values that an option allows: the names of its registry, or its entry in CHOICES."""
     return tuple(REGISTRIES[key]) if key in REGISTRIES else CHOICES.get(key)
@@ -989,40 +1008,48 @@ def check_config(config: Any, stage: str | None = None) -> None:
     """
     for key in {**CHOICES, **REGISTRIES}:
         allowed = allowed_values(key)
-        _require(value_at(config, key) in allowed, config, key, f'one of {list(allowed)}')
+        require(value_at(config, key) in allowed, config, key, f'one of {list(allowed)}')
     for interval, keys in RANGES.items():
         for key in keys.split():
             _check_range(config, key, interval)
-    _require(config.SEED < 2**63, config, 'SEED', 'at most 2**63 - 1')  # beyond, NumPy rounds keys
+    require(config.SEED < 2**63, config, 'SEED', 'at most 2**63 - 1')  # beyond, NumPy rounds keys
     modes = [k for k in ('EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE') if config[k]]
     if len(modes) > 1:
         raise ValueError(f'only one of {modes} may be asked for')
     for key in ('MODEL.NAME', 'TAG'):
         path = PurePath(value_at(config, key))
         inside = not path.is_absolute() and '..' not in path.parts
-        _require(inside, config, key, 'the name of a folder inside OUTPUT')
-    _check_uncertain(config)
+        require(inside, config, key, 'the name of a folder inside OUTPUT')
     _check_statistics(config)
     _check_ordered_pair(config, 'AUG.CROP_AREA', [])
     _check_ordered_pair(config, 'AUG.CUTMIX_MINMAX', None)
     _check_ordered_pair(config, 'AUG.SCALE', [])
     _check_evaluation(config)
     _check_training(config)
-    check_timm = partial(_check_timm, stage=stage)
-    {'swin': _check_swin, 'vit': _check_vit, 'timm': check_timm}[config.MODEL.TYPE](config)
+    for key, parts in REGISTRIES.items():  # a part may have a function check(config, stage)
+        if hasattr(parts[value_at(config, key)], 'check'):
+            parts[value_at(config, key)].check(config, stage)
+    if 'MODEL.TYPE' not in REGISTRIES:
+        check_timm = partial(_check_timm, stage=stage)
+        {'swin': _check_swin, 'vit': _check_vit, 'timm': check_timm}[config.MODEL.TYPE](config)
     if stage == 'finetune':
         _check_finetune(config)
     elif stage == 'contrastive':
         _check_demands(config, contrastive_demands(config))
+    elif 'MODEL.PRETRAIN' in REGISTRIES:
+        pass
     elif config.MODEL.TYPE == 'timm':
         allowed = "'swin' or 'vit' for pre-training: patches are hidden among tokens"
-        _require(stage != 'simmim', config, 'MODEL.TYPE', allowed)
+        require(stage != 'simmim', config, 'MODEL.TYPE', allowed)
     else:
         _check_masks(config)
         (_check_mae if config.MODEL.PRETRAIN == 'mae' else _check_target)(config)
+    for check in CHECKS:
+        check(config, stage)
 
 
-def _require(holds: bool, config: Any, key: str, allowed: str) -> None:
+def require(holds: bool, config: Any, key: str, allowed: str) -> None:
+    """Raise a ValueError that names the key, its value and what is allowed, unless `holds`."""
     if not holds:
         raise ValueError(f'{key} must be {allowed}, got {value_at(config, key)!r}')
 
@@ -1040,76 +1067,60 @@ def _check_range(config: Any, key: str, interval: str) -> None:
             and (number != high or interval[-1] == ']')
         )
         each = 'numbers' if values is value else 'a number'
-        _require(inside, config, key, f'{each} in {interval}')
+        require(inside, config, key, f'{each} in {interval}')
 
 
 def _check_ordered_pair(config: Any, key: str, off: Any) -> None:
     pair = value_at(config, key)
     holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
-    _require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
-
-
-def _check_uncertain(config: Any) -> None:
-    from data.labels import LABELS, POLICIES
-
-    policies = f'one of {list(POLICIES)}'
-    _require(config.DATA.UNCERTAIN in POLICIES, config, 'DATA.UNCERTAIN', policies)
-    for label, policy in config.DATA.UNCERTAIN_BY_LABEL.items():
-        if label not in LABELS:
-            raise ValueError(
-                f'DATA.UNCERTAIN_BY_LABEL names {label!r}, labels are {", ".join(LABELS)}'
-            )
-        if policy not in POLICIES:
-            raise ValueError(
-                f'DATA.UNCERTAIN_BY_LABEL[{label!r}] must be {policies}, got {policy!r}'
-            )
+    require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
 
 
 def _check_statistics(config: Any) -> None:
     data = config.DATA
-    channels = config.MODEL[config.MODEL.TYPE.upper()].IN_CHANS
+    channels = config.MODEL.IN_CHANS
     for key, other in (('MEAN', 'STD'), ('STD', 'MEAN')):
         holds = len(data[key]) == (channels if data[key] or data[other] else 0)
         allowed = f'as long as there are channels, {channels}, or empty together with DATA.{other}'
-        _require(holds, config, f'DATA.{key}', allowed)
-    _require(all(0 < std <= 1 for std in data.STD), config, 'DATA.STD', 'numbers in (0, 1]')
+        require(holds, config, f'DATA.{key}', allowed)
+    require(all(0 < std <= 1 for std in data.STD), config, 'DATA.STD', 'numbers in (0, 1]')
     holds = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
-    _require(holds, config, 'DATA.TRAIN_IMAGES', '0 where DATA.TRAIN_FRACTION is below 1')
+    require(holds, config, 'DATA.TRAIN_IMAGES', '0 where DATA.TRAIN_FRACTION is below 1')
     holds = data.IMAGE_SUFFIX == '' or data.IMAGE_SUFFIX.startswith('.')
-    _require(holds, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix like '.png'")
+    require(holds, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix like '.png'")
 
 
 def _check_evaluation(config: Any) -> None:
     bands = config.EVAL.AGE_BANDS
     holds = bool(bands) and bands == sorted(set(bands))
-    _require(holds, config, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]')
+    require(holds, config, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]')
     for key in ('ENSEMBLE', 'GROUPS'):
         holds = all(isinstance(name, str) and name for name in config.EVAL[key])
-        _require(holds, config, f'EVAL.{key}', 'a list of names')
+        require(holds, config, f'EVAL.{key}', 'a list of names')
 
 
 def _check_training(config: Any) -> None:
     train, schedule = config.TRAIN, config.TRAIN.LR_SCHEDULER
     warmup = 'TRAIN.WARMUP_EPOCHS'
-    _require(
+    require(
         train.OPTIMIZER.NAME.lower() in ('adamw', 'sgd'),
         config,
         'TRAIN.OPTIMIZER.NAME',
         "one of ['adamw', 'sgd']",
     )
-    _require(len(train.OPTIMIZER.BETAS) == 2, config, 'TRAIN.OPTIMIZER.BETAS', 'two numbers')
+    require(len(train.OPTIMIZER.BETAS) == 2, config, 'TRAIN.OPTIMIZER.BETAS', 'two numbers')
     epochs = f'TRAIN.EPOCHS, {train.EPOCHS}'
-    _require(train.WARMUP_EPOCHS <= train.EPOCHS, config, warmup, f'at most {epochs}')
+    require(train.WARMUP_EPOCHS <= train.EPOCHS, config, warmup, f'at most {epochs}')
     allowed = '0: a resumed run begins where its checkpoint ended'
-    _require(train.START_EPOCH == 0, config, 'TRAIN.START_EPOCH', allowed)
+    require(train.START_EPOCH == 0, config, 'TRAIN.START_EPOCH', allowed)
     if schedule.NAME != 'multistep':
         return
     steps = schedule.MULTISTEPS
     holds = bool(steps) and all(type(step) is int and step > 0 for step in steps)
     allowed = "ascending epochs like [700] where TRAIN.LR_SCHEDULER.NAME is 'multistep'"
-    _require(holds and steps == sorted(steps), config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', allowed)
+    require(holds and steps == sorted(steps), config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', allowed)
     allowed = f'at most the first of TRAIN.LR_SCHEDULER.MULTISTEPS, {steps[0]}'
-    _require(train.WARMUP_EPOCHS <= steps[0], config, warmup, allowed)
+    require(train.WARMUP_EPOCHS <= steps[0], config, warmup, allowed)
 
 
 def _check_swin(config: Any) -> None:
@@ -1117,20 +1128,20 @@ def _check_swin(config: Any) -> None:
     stages = len(swin.DEPTHS)
     for key in ('DEPTHS', 'NUM_HEADS'):
         holds = bool(swin[key]) and all(type(n) is int and n > 0 for n in swin[key])
-        _require(holds, config, f'MODEL.SWIN.{key}', 'whole numbers from 1, one per stage')
+        require(holds, config, f'MODEL.SWIN.{key}', 'whole numbers from 1, one per stage')
     holds = len(swin.NUM_HEADS) == stages
     allowed = f'as long as MODEL.SWIN.DEPTHS, {stages}'
-    _require(holds, config, 'MODEL.SWIN.NUM_HEADS', allowed)
+    require(holds, config, 'MODEL.SWIN.NUM_HEADS', allowed)
     for stage, heads in enumerate(swin.NUM_HEADS):
         width = swin.EMBED_DIM * 2**stage
         allowed = f"divisors of the stages' widths ({width} in stage {stage})"
-        _require(width % heads == 0, config, 'MODEL.SWIN.NUM_HEADS', allowed)
+        require(width % heads == 0, config, 'MODEL.SWIN.NUM_HEADS', allowed)
     stride = _stride(config)
     allowed = (
         f'a multiple of {stride} (MODEL.SWIN.PATCH_SIZE {swin.PATCH_SIZE}, halved {stages - 1} '
         'times: the side of a stage must be even before it is merged)'
     )
-    _require(size % stride == 0, config, 'DATA.IMG_SIZE', allowed)
+    require(size % stride == 0, config, 'DATA.IMG_SIZE', allowed)
     sides = [size // swin.PATCH_SIZE // 2**stage for stage in range(stages)]
 
     def fits(window: int) -> bool:
@@ -1141,7 +1152,7 @@ def _check_swin(config: Any) -> None:
         f'one of {windows} or at least {sides[0]}: the window must divide each stage that is '
         f'larger, and at DATA.IMG_SIZE {size} the stages are {sides} tokens wide'
     )
-    _require(fits(swin.WINDOW_SIZE), config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
+    require(fits(swin.WINDOW_SIZE), config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
 
 
 def _stride(config: Any) -> int:
@@ -1155,12 +1166,12 @@ def _stride(config: Any) -> int:
 def _check_vit(config: Any) -> None:
     vit = config.MODEL.VIT
     allowed = f'a multiple of MODEL.VIT.PATCH_SIZE, {vit.PATCH_SIZE}'
-    _require(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
+    require(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
     allowed = f'a divisor of MODEL.VIT.EMBED_DIM, {vit.EMBED_DIM}'
-    _require(vit.EMBED_DIM % vit.NUM_HEADS == 0, config, 'MODEL.VIT.NUM_HEADS', allowed)
+    require(vit.EMBED_DIM % vit.NUM_HEADS == 0, config, 'MODEL.VIT.NUM_HEADS', allowed)
     allowed = 'False with USE_APE, which learns positions, or a width that is no multiple of 4'
     holds = not vit.USE_SINCOS or not (vit.USE_APE or vit.EMBED_DIM % 4)
-    _require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
+    require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
 
 
 def _check_timm(config: Any, *, stage: str | None) -> None:
@@ -1177,10 +1188,10 @@ def _check_masks(config: Any) -> None:
         f'and a multiple of MODEL.{encoder}.PATCH_SIZE, {patch}'
     )
     holds = data.IMG_SIZE % data.MASK_PATCH_SIZE == 0 and data.MASK_PATCH_SIZE % patch == 0
-    _require(holds, config, 'DATA.MASK_PATCH_SIZE', allowed)
+    require(holds, config, 'DATA.MASK_PATCH_SIZE', allowed)
     units, hidden = mask_units(config)
     allowed = f'such that 1 to {units - 1} of the {units} units are hidden, not {hidden}'
-    _require(hidden < units, config, 'DATA.MASK_RATIO', allowed)
+    require(hidden < units, config, 'DATA.MASK_RATIO', allowed)
 
 
 def _check_target(config: Any) -> None:
@@ -1198,10 +1209,10 @@ def _check_target(config: Any) -> None:
         f'DATA.MASK_PATCH_SIZE, {unit}, so that each cell is wholly hidden or visible'
     )
     holds = options.TARGET_SIZE in (0, *(size // cell for cell in cells))
-    _require(holds, config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
+    require(holds, config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
     cell = size // (options.TARGET_SIZE or size)
     allowed = f"'pixels' where a masking unit is one value of {cell} px: it has no deviation"
-    _require(options.TARGET == 'pixels' or cell < unit, config, 'MODEL.SIMMIM.TARGET', allowed)
+    require(options.TARGET == 'pixels' or cell < unit, config, 'MODEL.SIMMIM.TARGET', allowed)
 
 
 def _check_mae(config: Any) -> None:
@@ -1210,7 +1221,7 @@ def _check_mae(config: Any) -> None:
 
 def _check_demands(config: Any, demands: Iterable[tuple[str, bool, str]]) -> None:
     for key, holds, allowed in demands:
-        _require(holds, config, key, allowed)
+        require(holds, config, key, allowed)
 
 
 def _check_finetune(config: Any) -> None:
@@ -1218,22 +1229,16 @@ def _check_finetune(config: Any) -> None:
         "'chexpert' or 'mimic-cxr' for fine-tuning: 'folder' and 'imagenet' have no labels here "
         '(single-label ImageNet classification is not part of this project)'
     )
-    _require(config.DATA.DATASET in ('chexpert', 'mimic-cxr'), config, 'DATA.DATASET', allowed)
+    require(config.DATA.DATASET in ('chexpert', 'mimic-cxr'), config, 'DATA.DATASET', allowed)
     for key, (works, why) in CHEXPERT_LABELS.items():
         allowed = f'{works!r} with CheXpert labels ({why})'
-        _require(value_at(config, key) == works, config, key, allowed)
-    labels = 14 if config.DATA.TASK == 'observations' else 1
-    allowed = f'{labels}, the number of labels of DATA.TASK {config.DATA.TASK!r}'
-    _require(config.MODEL.NUM_CLASSES == labels, config, 'MODEL.NUM_CLASSES', allowed)
+        require(value_at(config, key) == works, config, key, allowed)
     _check_probe(config)
     holds = config.DATA.HOLDOUT_FRACTION > 0 or config.EVAL.SELECT_ON != 'holdout'
     allowed = "above 0 where EVAL.SELECT_ON is 'holdout'"
-    _require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
-    holds = labels == 14 or config.EVAL.SELECT != 'five'
-    _require(holds, config, 'EVAL.SELECT', "'auto' or 'all' where the task has one label")
+    require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
     holds = config.REPORT.METHOD == 'grad_cam' or config.MODEL.TYPE == 'vit'
-    _require(holds, config, 'REPORT.METHOD', "'grad_cam' but for MODEL.TYPE 'vit'")
-    _check_demands(config, label_demands(config))
+    require(holds, config, 'REPORT.METHOD', "'grad_cam' but for MODEL.TYPE 'vit'")
 
 
 def _check_probe(config: Any) -> None:
@@ -1241,9 +1246,9 @@ def _check_probe(config: Any) -> None:
     if mode not in PROBES or config.EVAL_MODE:
         return
     allowed = f'above 0 where FINETUNE.MODE is {mode!r}'
-    _require(config.DATA.HOLDOUT_FRACTION > 0, config, 'DATA.HOLDOUT_FRACTION', allowed)
+    require(config.DATA.HOLDOUT_FRACTION > 0, config, 'DATA.HOLDOUT_FRACTION', allowed)
     allowed = 'empty with a probe: name the encoder with --pretrained'
-    _require(not config.MODEL.RESUME, config, 'MODEL.RESUME', allowed)
+    require(not config.MODEL.RESUME, config, 'MODEL.RESUME', allowed)
 
 
 # ==== config_dump: The options of a run as text, how two such texts differ, and which options decide training.
@@ -1255,7 +1260,7 @@ FREE_OPTIONS = (
     'TRAIN.START_EPOCH', 'DATA.DATA_PATH', 'DATA.CACHE_DIR', 'DATA.NUM_WORKERS', 'DATA.PIN_MEMORY',
     'DATA.SELF_TRAIN_PREDICTIONS', 'DATA.BATCH_SIZE', 'TRAIN.ACCUMULATION_STEPS', 'PRINT_FREQ',
     'SAVE_FREQ', 'SAVE_KEEP', 'TRAIN.SAVE_EVERY_STEPS', 'TRAIN.SAVE_EVERY_MINUTES',
-    'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE', 'LOCAL_RANK',
+    'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE',
 )  # fmt: skip
 REPORTED_SECTIONS = ('TEST', 'EVAL', 'REPORT')
 
@@ -1270,13 +1275,13 @@ def config_text(config: CfgNode) -> str:
 
 def config_changes(before: str, after: str) -> list[str]:
     """The options that differ between two texts of config_text, a line each: 'KEY: old -> new'."""
-    old, new = (dict(_flatten(_load(text))) for text in (before, after))
+    old, new = (dict(_flatten(load_options(text))) for text in (before, after))
     return [f'{key}: {old.get(key)} -> {new.get(key)}' for key in _differing(old, new)]
 
 
 def training_changes(before: str, after: str, defaults: str) -> list[str]:
     """Those of config_changes that decide what is trained; what `before` lacks was the default."""
-    old, new, usual = (dict(_flatten(_load(text))) for text in (before, after, defaults))
+    old, new, usual = (dict(_flatten(load_options(text))) for text in (before, after, defaults))
     old |= {key: value for key, value in usual.items() if key not in old and value == new.get(key)}
     return [
         f'{key}: {old.get(key)} -> {new.get(key)}'
@@ -1287,25 +1292,20 @@ def training_changes(before: str, after: str, defaults: str) -> list[str]:
 
 def has_more_epochs(before: str, after: str) -> bool:
     """Whether there is something left to train for a run that has all epochs of `before`."""
-    old, new = (dict(_flatten(_load(text))).get('TRAIN.EPOCHS') for text in (before, after))
+    old, new = (dict(_flatten(load_options(text))).get('TRAIN.EPOCHS') for text in (before, after))
     return isinstance(old, int) and new > old
 
 
 def as_trained(before: str, after: str) -> str:
     """The options `before`, with those of `after` for what is evaluated and reported."""
-    reported = {key: value for key, value in _load(after).items() if key in REPORTED_SECTIONS}
-    return yaml.safe_dump(_load(before) | reported, sort_keys=False)
+    reported = {
+        key: value for key, value in load_options(after).items() if key in REPORTED_SECTIONS
+    }
+    return yaml.safe_dump(load_options(before) | reported, sort_keys=False)
 
 
 def _differing(old: dict, new: dict) -> list[str]:
     return [key for key in {**old, **new} if old.get(key) != new.get(key)]
-
-
-def _load(text: str) -> dict:
-    options = load_yaml(text)
-    if not isinstance(options, dict):
-        raise ValueError('it is no mapping of options to values')
-    return options
 
 
 def _flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
@@ -1358,8 +1358,6 @@ _C.EVAL_MODE = False
 _C.THROUGHPUT_MODE = False
 # [CheXpert] Whether to check all that the run needs, and then stop.
 _C.CHECK_MODE = False
-# SimMIM's rank on the machine; not used, torchrun's environment decides.
-_C.LOCAL_RANK = 0
 # Checkpoint whose weights the run starts from, a path or an https address; '': none.
 _C.PRETRAINED = ''
 

@@ -6,11 +6,12 @@ torchrun --nproc_per_node N main_finetune.py --cfg configs/... --data-path DIR -
 import sys
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import Loaders, build_loader
-from data.labels import multiclass_labels
+from data.labels import used_policies
 from engine.launch import Run, launch
 from engine.loop import LossFunction, fit
 from engine.stage import run_stage
@@ -32,10 +33,8 @@ from utils import (
 
 def label_loss(run: Run, loader: DataLoader) -> LossFunction:
     """Return the loss of a batch. With 'last_layer' the frozen encoder has no drop path."""
-    data, targets = run.config.DATA, loader.dataset.targets
-    multiclass = None
-    if data.TASK == 'observations':
-        multiclass = multiclass_labels(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL)
+    targets = loader.dataset.targets
+    multiclass = np.array([policy.third_class for policy in used_policies(run.config)], bool)
     loss_fn = build_label_loss(run.config, targets, multiclass=multiclass)
     is_frozen = run.config.FINETUNE.MODE == 'last_layer'
 

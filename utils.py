@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from config import CHECKPOINT_GLOBALS, Config, default_config, load_yaml
+from config import CHECKPOINT_GLOBALS, Config, default_config, load_options, load_yaml
 from engine import distributed
-from engine.files import BLOCK_BYTES, sha256
+from engine.files import BLOCK_BYTES, sha256, sync_folder
 
 BEST_CHECKPOINT = 'ckpt_best.pth'  # a run never resumes from it automatically
 CHECKPOINT_NAME = re.compile(r'ckpt_epoch_(\d+)(?:_step_(\d+))?\.pth')
@@ -30,8 +30,6 @@ RESUME_KEYS = (
     *('optimizer', 'scaler', 'epoch', 'batch', 'num_batches', 'finished', 'best_score'),
     *('progress', 'rng', 'config'),
 )
-# Errors of file systems, such as network drives, that cannot synchronise a folder.
-CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES)
 
 
 # Files
@@ -104,11 +102,11 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
         line = f'{digest}  {path.name}\n'.encode()
         _write(new_checksum, lambda file: file.write(line))
         checksum.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         os.replace(new, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         os.replace(new_checksum, checksum)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         for temporary in (new, new_checksum):
             with contextlib.suppress(OSError):
@@ -213,7 +211,7 @@ def trained_config(path: str | Path) -> Config | None:
         return None
     config = default_config()
     with name_damaged(path):
-        config.merge_from_other_cfg(_known_options(load_yaml(text), config))
+        config.merge_from_other_cfg(_known_options(load_options(text), config))
     return config
 
 
@@ -553,19 +551,6 @@ def _write(path: Path, write: Callable[[_HashedFile], Any]) -> str:
             raise
         os.fsync(raw.fileno())
     return file.sha256.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Write the names in a folder to disk, if the file system supports that."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if error.errno not in CANNOT_SYNC:
-            raise
 
 
 def _temporary(path: Path) -> Path:

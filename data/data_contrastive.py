@@ -20,12 +20,12 @@ from data.loader import XrayDataset, bad_images, loader_options, make_loader
 from data.records import Records, describe_subset
 from data.transforms import (
     FILTERS,
+    PREPROCESS,
     EvalTransform,
     Normalize,
     RandomWarp,
     draw_crop,
     jitter,
-    preprocess,
     resized_crop,
 )
 from engine import distributed
@@ -64,7 +64,7 @@ class ViewsTransform:
 
     def __init__(self, config: Config) -> None:
         options, size = config.CONTRASTIVE, config.DATA.IMG_SIZE
-        self.preprocess = config.DATA.PREPROCESS
+        self.preprocess = PREPROCESS[config.DATA.PREPROCESS]
         self.hflip = config.AUG.HFLIP
         self.filter = FILTERS[config.DATA.PRETRAIN_INTERPOLATION][0]
         self.jitter = config.AUG.COLOR_JITTER
@@ -76,7 +76,7 @@ class ViewsTransform:
         self.views += num_local * [(options.LOCAL_SIZE or size, tuple(options.LOCAL_CROP_AREA))]
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
-        image = preprocess(image, self.preprocess)
+        image = self.preprocess(image)
         views = (self._view(image, rng, size, area) for size, area in self.views)
         return tuple(torch.from_numpy(self.normalize(view)[0]) for view in views)
 

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from config import encoder_node
 from data import Loaders
 from data.labels import COMPETITION_LABELS, task_labels
 from data.store import is_store
@@ -576,7 +575,7 @@ class Preflight:
         add('workers', f'{workers} on {cores} cores, for {ranks} process(es)', advice)
         if workers and Path('/dev/shm').is_dir():
             free = shutil.disk_usage('/dev/shm').free
-            pixels = data.BATCH_SIZE * encoder_node(self.config).IN_CHANS * data.IMG_SIZE**2
+            pixels = data.BATCH_SIZE * self.config.MODEL.IN_CHANS * data.IMG_SIZE**2
             needed = 2 * workers * pixels * 4  # each has two batches of float32 under way
             found = f'/dev/shm has {amount(free)} free, the workers fill up to {amount(needed)}'
             advice = 'enlarge it (docker run --shm-size), or lower DATA.NUM_WORKERS'

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import as_trained, config_text
+from data.labels import used_policies
 from engine.files import sha256
 
 if TYPE_CHECKING:
@@ -319,8 +320,7 @@ def _tables(
     demographics = root / data.DEMOGRAPHICS
     if config.EVAL.GROUPS and demographics.is_file():
         yield data.DEMOGRAPHICS, demographics
-    policies = (data.UNCERTAIN, *data.UNCERTAIN_BY_LABEL.values())
-    if data.TASK == 'observations' and 'self_train' in policies:
+    if any(policy.needs_predictions for policy in used_policies(config)):
         yield 'DATA.SELF_TRAIN_PREDICTIONS', Path(data.SELF_TRAIN_PREDICTIONS)
     if data.PSEUDO_LABELS:
         yield 'DATA.PSEUDO_LABELS', Path(data.PSEUDO_LABELS)

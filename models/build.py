@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from config import encoder_node, mask_units
+from data.labels import multiclass_labels
 from models.mae import MAE
 from models.simmim import SimMIM, SwinTransformerForSimMIM, VisionTransformerForSimMIM
 from models.swin_transformer import SwinTransformer
@@ -70,9 +71,9 @@ def _build_mae(config: Any) -> MAE:
 
 
 def count_outputs(config: Any) -> int:
-    """Outputs of the head: one per label, three where any label has the policy 'multiclass'."""
-    policies = {config.DATA.UNCERTAIN, *config.DATA.UNCERTAIN_BY_LABEL.values()}
-    return config.MODEL.NUM_CLASSES * (3 if 'multiclass' in policies else 1)
+    """Outputs of the head: one per label, three where uncertain is a class of any label."""
+    multiclass = multiclass_labels(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
+    return config.MODEL.NUM_CLASSES * (3 if multiclass.any() else 1)
 
 
 def encoder_kwargs(config: Any) -> dict[str, Any]:
@@ -81,6 +82,7 @@ def encoder_kwargs(config: Any) -> dict[str, Any]:
         return timm_kwargs(config)
     return {
         'img_size': config.DATA.IMG_SIZE,
+        'in_chans': config.MODEL.IN_CHANS,
         'drop_rate': config.MODEL.DROP_RATE,
         'drop_path_rate': config.MODEL.DROP_PATH_RATE,
         'use_checkpoint': config.TRAIN.USE_CHECKPOINT,

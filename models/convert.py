@@ -703,7 +703,7 @@ def _fold_channels(
         raise ValueError(
             f'{key} is for {channels} channels and cannot be folded to {new_channels} (no bias and '
             f'no batch norm for the offset, or weights that are standardised): set '
-            f'MODEL.TIMM.IN_CHANS {channels}'
+            f'MODEL.IN_CHANS {channels}'
         )
     bias = state[offset_key] if has_bias else weight.new_zeros(len(weight))
     folded, offset = fold_input(weight, bias, source_stats, target_stats)

@@ -23,9 +23,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from config import READS, Config, encoder_node, value_at
+from config import READS, Config, value_at
 from data.labels import task_labels
-from data.transforms import FILTERS, enlarged_sides, statistics
+from data.transforms import FILTERS, enlarged_side, statistics
 from engine.files import in_one_line
 from evaluation.inference import load_classifier
 from models import build_model
@@ -269,7 +269,7 @@ def interpolation(source: Source) -> str:
 
 def input_size(config: Config) -> list[int]:
     """[C, S, S]."""
-    return [encoder_node(config).IN_CHANS, config.DATA.IMG_SIZE, config.DATA.IMG_SIZE]
+    return [config.MODEL.IN_CHANS, config.DATA.IMG_SIZE, config.DATA.IMG_SIZE]
 
 
 def example_images(source: Source, count: int) -> torch.Tensor:
@@ -518,7 +518,7 @@ def image_notes(source: Source, *, has_processor: bool) -> Sequence[str]:
 
 def enlarged_short_side(size: int) -> int:
     """Pixels of an image's short side from which TEST.CROP cuts a square of this size."""
-    return int(enlarged_sides(np.ones(2, np.int64), size)[0])
+    return enlarged_side(size)
 
 
 def _shown(config: Config, key: str) -> object:
@@ -656,7 +656,7 @@ def _common(source: Source, options: Any) -> dict[str, Any]:
     return {
         'img_size': source.config.DATA.IMG_SIZE,
         'patch_size': options.PATCH_SIZE,
-        'in_chans': options.IN_CHANS,
+        'in_chans': source.config.MODEL.IN_CHANS,
         'num_classes': len(source.outputs),
         'embed_dim': options.EMBED_DIM,
         'mlp_ratio': options.MLP_RATIO,
@@ -828,7 +828,7 @@ def _common_to_huggingface(source: Source, options: Any) -> dict[str, Any]:
     return {
         'image_size': source.config.DATA.IMG_SIZE,
         'patch_size': options.PATCH_SIZE,
-        'num_channels': options.IN_CHANS,
+        'num_channels': source.config.MODEL.IN_CHANS,
         'hidden_act': 'gelu',
         'hidden_dropout_prob': 0.0,
         'attention_probs_dropout_prob': 0.0,

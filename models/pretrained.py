@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from config import Config, default_config, encoder_node
+from config import Config, default_config
 from data.transforms import statistics
 from models.convert import (
     PATCH_WEIGHT,
@@ -91,7 +91,7 @@ def _source_statistics(
     config = default_config()
     for key in (first_layer, f'encoder.{first_layer}'):
         if key in state and state[key].ndim == 4:
-            encoder_node(config).IN_CHANS = state[key].shape[1]
+            config.MODEL.IN_CHANS = state[key].shape[1]
     config.DATA.MEAN, config.DATA.STD = trained.get('MEAN', []), trained.get('STD', [])
     return Statistics(*statistics(config))
 

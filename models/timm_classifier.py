@@ -93,7 +93,7 @@ class TimmClassifier(nn.Module):
         if x.shape[1:] != expected:
             raise ValueError(
                 f'image size: got {list(x.shape[1:])}, {self.name} was built for {list(expected)} '
-                '(MODEL.TIMM.IN_CHANS, DATA.IMG_SIZE)'
+                '(MODEL.IN_CHANS, DATA.IMG_SIZE)'
             )
         return self.encoder(x)
 
@@ -126,7 +126,7 @@ def timm_kwargs(config: Any) -> dict[str, Any]:
     return {
         'name': config.MODEL.TIMM.NAME,
         'img_size': config.DATA.IMG_SIZE,
-        'in_chans': config.MODEL.TIMM.IN_CHANS,
+        'in_chans': config.MODEL.IN_CHANS,
         'use_checkpoint': config.TRAIN.USE_CHECKPOINT,
         'drop_rate': config.MODEL.DROP_RATE,
         'drop_path_rate': config.MODEL.DROP_PATH_RATE,

@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import CHOICES, default_config
+from config import allowed_values, default_config
 from data.records import (
     SUCH_AS,
     LabelTable,
@@ -67,7 +67,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add, default = parser.add_argument, default_config()
 
     def choice(flag: str, key: str, value: str, text: str) -> None:
-        add(flag, choices=CHOICES[key], default=value, help=f'{text} (%(default)s)')
+        add(flag, choices=allowed_values(key), default=value, help=f'{text} (%(default)s)')
 
     add('--predictions', nargs='+', type=Path, required=True, metavar='FILE', help='one a model')
     add('--labels', type=Path, required=True, metavar='CSV')

@@ -813,7 +813,7 @@ def _trained(folders: Sequence[Path]) -> dict[str, Any] | None:
         'width': encoder.get('EMBED_DIM'),  # None, and no blocks, for a model of timm
         'blocks': encoder.get('DEPTHS') or [depth for depth in [encoder.get('DEPTH')] if depth],
         'image_px': config.DATA.IMG_SIZE,
-        'channels': encoder.IN_CHANS,
+        'channels': config.MODEL.IN_CHANS,
         'mode': config.FINETUNE.MODE,
         'epochs': config.TRAIN.EPOCHS,
         'images_per_step': images_per_step(config, record.get('processes', 1)),

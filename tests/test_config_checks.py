@@ -144,8 +144,8 @@ def test_optimizer_names_come_in_any_case() -> None:
             ['TRAIN.LR_SCHEDULER.NAME', 'multistep', 'TRAIN.LR_SCHEDULER.MULTISTEPS', [19, 30]],
             'TRAIN.WARMUP_EPOCHS must be at most the first of .*MULTISTEPS, 19, got 20',
         ),
-        (['MODEL.SWIN.IN_CHANS', 2], r'MODEL.SWIN.IN_CHANS must be one of \[1, 3\], got 2'),
-        (['MODEL.VIT.IN_CHANS', 4], r'MODEL.VIT.IN_CHANS must be one of \[1, 3\], got 4'),
+        (['MODEL.IN_CHANS', 2], r'MODEL.IN_CHANS must be one of \[1, 3\], got 2'),
+        (['MODEL.IN_CHANS', 4], r'MODEL.IN_CHANS must be one of \[1, 3\], got 4'),
         (['MODEL.SWIN.DEPTHS', []], r'MODEL.SWIN.DEPTHS must be whole numbers from 1.*got \[\]'),
         (
             ['MODEL.SWIN.DEPTHS', [2, 0, 6, 2]],

@@ -165,7 +165,7 @@ def test_the_steps_that_the_opening_states_follow_from_its_options(path) -> None
 def test_chexpert_options_suit_grey_images_and_their_labels(path) -> None:
     config = load(path, None)
     assert config.DATA.DATASET == 'chexpert'
-    assert encoder_node(config).IN_CHANS == 1
+    assert config.MODEL.IN_CHANS == 1
     if is_pretrain(path):
         assert config.AUG.HFLIP == 0.5 and config.AUG.CROP_AREA == []
         return

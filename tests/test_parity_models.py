@@ -232,7 +232,7 @@ def test_published_models_have_their_parameter_counts(
 ) -> None:
     config = default_config()
     common = {'SWIN.DEPTHS': [2, 2, 18, 2], 'SWIN.WINDOW_SIZE': window, 'NUM_CLASSES': 1000}
-    common |= {'SWIN.IN_CHANS': 3, 'VIT.IN_CHANS': 3}
+    common |= {'IN_CHANS': 3}
     for key, value in (common | options).items():
         config.merge_from_list([f'MODEL.{key}', value])
     config.DATA.IMG_SIZE = size

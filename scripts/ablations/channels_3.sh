@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Input channels: 3. Pre-training, then fine-tuning.
-# Changed in pre-training: MODEL.SWIN.IN_CHANS 3.
-# Changed in fine-tuning: MODEL.SWIN.IN_CHANS 3.
+# Changed in pre-training: MODEL.IN_CHANS 3.
+# Changed in fine-tuning: MODEL.IN_CHANS 3.
 #   bash scripts/ablations/channels_3.sh DATA OUTPUT [GPUS]
 # SEED=1: another seed. PRETRAIN_OPTS, FINETUNE_OPTS: further options as 'KEY VALUE ...'.
 # Started again after a stop, it goes on. Written by scripts/make_ablations.py.
