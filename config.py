@@ -9,8 +9,7 @@ import math
 import os
 import re
 from ast import literal_eval
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -333,10 +332,7 @@ class Config(CfgNode):
 
 def encoder_node(config: CfgNode) -> CfgNode:
     """The options of the encoder that MODEL.TYPE names."""
-    nodes = {'swin': config.MODEL.SWIN, 'vit': config.MODEL.VIT, 'timm': config.MODEL.TIMM}
-    if config.MODEL.TYPE not in nodes:
-        raise ValueError(f'MODEL.TYPE must be one of {list(nodes)}, got {config.MODEL.TYPE!r}')
-    return nodes[config.MODEL.TYPE]
+    return config.MODEL[config.MODEL.TYPE.upper()]
 
 
 def encoder_name(config: CfgNode) -> str:
@@ -778,76 +774,6 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     return parser
 
 
-# ==== config_checks_contrastive: What contrastive pre-training (main_contrastive.py) asks of the options.
-
-# CONTRASTIVE.METHOD -> the keys of CONTRASTIVE that it reads beside METHOD, DIM and BLUR.
-READS = {
-    'moco': ('TEMPERATURE', 'MOMENTUM', 'QUEUE_SIZE'),
-    'simclr': ('TEMPERATURE',),
-    'byol': ('MOMENTUM',),
-    'swav': (
-        *('TEMPERATURE', 'NUM_PROTOTYPES', 'FREEZE_PROTOTYPES_STEPS'),
-        *('LOCAL_CROPS', 'LOCAL_CROP_AREA', 'LOCAL_SIZE'),
-    ),
-}
-OWN = ('TEMPERATURE', 'MOMENTUM')  # without a value that of the method; it must read one's value
-
-
-def contrastive_demands(config: Any) -> Iterator[tuple[str, bool, str]]:
-    """Key, whether its value will do, and what is allowed: one after another."""
-    options, method = config.CONTRASTIVE, config.CONTRASTIVE.METHOD
-    for key in OWN:
-        allowed = f'None with CONTRASTIVE.METHOD {method!r}, which does not read it'
-        yield f'CONTRASTIVE.{key}', options[key] is None or key in READS[method], allowed
-    allowed = 'at least 2: images are compared with each other'
-    yield 'DATA.BATCH_SIZE', config.DATA.BATCH_SIZE > 1, allowed
-    area = options.LOCAL_CROP_AREA
-    ordered = len(area) == 2 and 0 < area[0] <= area[1]
-    yield 'CONTRASTIVE.LOCAL_CROP_AREA', ordered, '[low, high] with 0 < low <= high'
-    if method == 'swav' and options.LOCAL_CROPS and options.LOCAL_SIZE:
-        allowed = f'0 (DATA.IMG_SIZE) for this encoder of MODEL.TYPE {config.MODEL.TYPE!r}'
-        yield 'CONTRASTIVE.LOCAL_SIZE', _takes_size(config, options.LOCAL_SIZE), allowed
-
-
-def _takes_size(config: Any, size: int) -> bool:
-    """Whether the encoder takes images of this side beside those of DATA.IMG_SIZE."""
-    if config.MODEL.TYPE != 'timm':
-        return size == config.DATA.IMG_SIZE
-    from models.timm_classifier import find_layout
-
-    timm = config.MODEL.TIMM
-    try:
-        layout = find_layout(timm.NAME, img_size=size, in_chans=config.MODEL.IN_CHANS)
-    except ValueError:  # it has no place for so small a picture
-        return False
-    return 'img_size' not in layout.options or size == config.DATA.IMG_SIZE
-
-
-# ==== config_checks_mae: What MODEL.PRETRAIN 'mae' asks of the other options in pre-training.
-
-
-def mae_demands(config: Any) -> Iterator[tuple[str, bool, str]]:
-    """Key, whether its value will do, and what is allowed: one after another."""
-    pass  # MERGED
-
-    vit, mae, default = config.MODEL.VIT, config.MODEL.MAE, default_config().MODEL.SIMMIM
-    yield 'MODEL.TYPE', config.MODEL.TYPE == 'vit', "'vit' with MODEL.PRETRAIN 'mae'"
-    allowed = "False with MODEL.PRETRAIN 'mae': visible patches alone are no grid"
-    for key in ('USE_RPB', 'USE_SHARED_RPB'):
-        yield f'MODEL.VIT.{key}', not vit[key], allowed
-    allowed = "True (or USE_APE) with MODEL.PRETRAIN 'mae': where a patch was must be known"
-    yield 'MODEL.VIT.USE_SINCOS', vit.USE_SINCOS or vit.USE_APE, allowed
-    for key, value in default.items():
-        allowed = f"{value!r}, the default, with MODEL.PRETRAIN 'mae', which does not read it"
-        if key == 'TARGET':
-            allowed += ' (MODEL.MAE.NORM_PIX_LOSS True predicts normalised patches)'
-        yield f'MODEL.SIMMIM.{key}', config.MODEL.SIMMIM[key] == value, allowed
-    width = mae.DECODER_EMBED_DIM
-    yield 'MODEL.MAE.DECODER_EMBED_DIM', width % 4 == 0, 'a multiple of 4, for its positions'
-    allowed = f'a divisor of MODEL.MAE.DECODER_EMBED_DIM, {width}'
-    yield 'MODEL.MAE.DECODER_NUM_HEADS', width % mae.DECODER_NUM_HEADS == 0, allowed
-
-
 # ==== config_checks: Which values an option takes and which options go together, checked before anything is built.
 
 VIEWS = ('frontal', 'lateral', 'all')
@@ -863,20 +789,9 @@ CHOICES = {
     'DATA.VIEWS': VIEWS,
     'DATA.BAD_IMAGE': ('error', 'skip'),
     'DATA.NORMALIZE': ('dataset', 'image'),
-    'MODEL.TYPE': ('swin', 'vit', 'timm'),
-    'MODEL.PRETRAIN': ('simmim', 'mae'),
     'MODEL.ATTENTION': ('auto', 'eager', 'sdpa'),
     'MODEL.IN_CHANS': (1, 3),
-    'MODEL.SIMMIM.HEAD': (
-        'linear',
-        'mlp',
-        'inverse_swin_nano',
-        'inverse_swin_t',
-        'inverse_swin_b',
-    ),
-    'MODEL.SIMMIM.LOSS': ('l1', 'l2', 'smooth_l1'),
     'MODEL.SIMMIM.LOSS_PIXELS': ('masked', 'all'),
-    'MODEL.SIMMIM.TARGET': ('pixels', 'patch_normalised'),
     'TRAIN.LR_SCHEDULER.NAME': ('cosine', 'linear', 'step', 'multistep', 'onecycle'),
     'TRAIN.ON_NAN': ('stop', 'skip'),
     'TRAIN.CHECKPOINT_KEEPS': ('nothing', 'products'),
@@ -891,8 +806,6 @@ CHOICES = {
     'EVAL.THRESHOLD': ('youden', 'f1', 'sensitivity'),
     'EVAL.SELECT_ON': ('holdout', 'valid'),
     'EVAL.SELECT': ('auto', 'five', 'all'),
-    'CONTRASTIVE.METHOD': tuple(READS),
-    'LOSS.NAME': ('bce', 'weighted_bce', 'focal', 'asymmetric'),
     'FINETUNE.MODE': ('full', 'last_layer', *PROBES),
     'REPORT.METHOD': ('grad_cam', 'rollout'),
     'AMP_OPT_LEVEL': ('O0', 'O1', 'O2'),
@@ -1029,21 +942,8 @@ def check_config(config: Any, stage: str | None = None) -> None:
     for key, parts in REGISTRIES.items():  # a part may have a function check(config, stage)
         if hasattr(parts[value_at(config, key)], 'check'):
             parts[value_at(config, key)].check(config, stage)
-    if 'MODEL.TYPE' not in REGISTRIES:
-        check_timm = partial(_check_timm, stage=stage)
-        {'swin': _check_swin, 'vit': _check_vit, 'timm': check_timm}[config.MODEL.TYPE](config)
     if stage == 'finetune':
         _check_finetune(config)
-    elif stage == 'contrastive':
-        _check_demands(config, contrastive_demands(config))
-    elif 'MODEL.PRETRAIN' in REGISTRIES:
-        pass
-    elif config.MODEL.TYPE == 'timm':
-        allowed = "'swin' or 'vit' for pre-training: patches are hidden among tokens"
-        require(stage != 'simmim', config, 'MODEL.TYPE', allowed)
-    else:
-        _check_masks(config)
-        (_check_mae if config.MODEL.PRETRAIN == 'mae' else _check_target)(config)
     for check in CHECKS:
         check(config, stage)
 
@@ -1123,107 +1023,6 @@ def _check_training(config: Any) -> None:
     require(train.WARMUP_EPOCHS <= steps[0], config, warmup, allowed)
 
 
-def _check_swin(config: Any) -> None:
-    swin, size = config.MODEL.SWIN, config.DATA.IMG_SIZE
-    stages = len(swin.DEPTHS)
-    for key in ('DEPTHS', 'NUM_HEADS'):
-        holds = bool(swin[key]) and all(type(n) is int and n > 0 for n in swin[key])
-        require(holds, config, f'MODEL.SWIN.{key}', 'whole numbers from 1, one per stage')
-    holds = len(swin.NUM_HEADS) == stages
-    allowed = f'as long as MODEL.SWIN.DEPTHS, {stages}'
-    require(holds, config, 'MODEL.SWIN.NUM_HEADS', allowed)
-    for stage, heads in enumerate(swin.NUM_HEADS):
-        width = swin.EMBED_DIM * 2**stage
-        allowed = f"divisors of the stages' widths ({width} in stage {stage})"
-        require(width % heads == 0, config, 'MODEL.SWIN.NUM_HEADS', allowed)
-    stride = _stride(config)
-    allowed = (
-        f'a multiple of {stride} (MODEL.SWIN.PATCH_SIZE {swin.PATCH_SIZE}, halved {stages - 1} '
-        'times: the side of a stage must be even before it is merged)'
-    )
-    require(size % stride == 0, config, 'DATA.IMG_SIZE', allowed)
-    sides = [size // swin.PATCH_SIZE // 2**stage for stage in range(stages)]
-
-    def fits(window: int) -> bool:
-        return all(side <= window or side % window == 0 for side in sides)
-
-    windows = [window for window in range(1, sides[0]) if fits(window)]
-    allowed = (
-        f'one of {windows} or at least {sides[0]}: the window must divide each stage that is '
-        f'larger, and at DATA.IMG_SIZE {size} the stages are {sides} tokens wide'
-    )
-    require(fits(swin.WINDOW_SIZE), config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
-
-
-def _stride(config: Any) -> int:
-    """Pixels per token that the encoder puts out."""
-    swin = config.MODEL.SWIN
-    if config.MODEL.TYPE == 'swin':
-        return swin.PATCH_SIZE * 2 ** (len(swin.DEPTHS) - 1)
-    return config.MODEL.VIT.PATCH_SIZE
-
-
-def _check_vit(config: Any) -> None:
-    vit = config.MODEL.VIT
-    allowed = f'a multiple of MODEL.VIT.PATCH_SIZE, {vit.PATCH_SIZE}'
-    require(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
-    allowed = f'a divisor of MODEL.VIT.EMBED_DIM, {vit.EMBED_DIM}'
-    require(vit.EMBED_DIM % vit.NUM_HEADS == 0, config, 'MODEL.VIT.NUM_HEADS', allowed)
-    allowed = 'False with USE_APE, which learns positions, or a width that is no multiple of 4'
-    holds = not vit.USE_SINCOS or not (vit.USE_APE or vit.EMBED_DIM % 4)
-    require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
-
-
-def _check_timm(config: Any, *, stage: str | None) -> None:
-    from models.timm_classifier import check_timm
-
-    check_timm(config, finetunes=stage == 'finetune')
-
-
-def _check_masks(config: Any) -> None:
-    data, encoder = config.DATA, config.MODEL.TYPE.upper()
-    patch = config.MODEL[encoder].PATCH_SIZE
-    allowed = (
-        f'a divisor of DATA.IMG_SIZE, {data.IMG_SIZE}, '
-        f'and a multiple of MODEL.{encoder}.PATCH_SIZE, {patch}'
-    )
-    holds = data.IMG_SIZE % data.MASK_PATCH_SIZE == 0 and data.MASK_PATCH_SIZE % patch == 0
-    require(holds, config, 'DATA.MASK_PATCH_SIZE', allowed)
-    units, hidden = mask_units(config)
-    allowed = f'such that 1 to {units - 1} of the {units} units are hidden, not {hidden}'
-    require(hidden < units, config, 'DATA.MASK_RATIO', allowed)
-
-
-def _check_target(config: Any) -> None:
-    """Cells over which pixels are averaged: the head can give them, no masking unit cuts them."""
-    size, unit, options = config.DATA.IMG_SIZE, config.DATA.MASK_PATCH_SIZE, config.MODEL.SIMMIM
-    patch, whole = _stride(config), "of the encoder's stride"
-    if options.HEAD.startswith('inverse_swin'):
-        from models.simmim import output_patch
-
-        patch, whole = output_patch(options.HEAD, patch), f'of the last patch of {options.HEAD}'
-    cells = [cell for cell in range(1, patch + 1) if patch % cell == 0 and unit % cell == 0]
-    allowed = (
-        f'0 or one of {[size // cell for cell in reversed(cells)]}: DATA.IMG_SIZE {size} over it, '
-        f'the cell that is averaged, must divide the side {whole}, {patch} pixels, and '
-        f'DATA.MASK_PATCH_SIZE, {unit}, so that each cell is wholly hidden or visible'
-    )
-    holds = options.TARGET_SIZE in (0, *(size // cell for cell in cells))
-    require(holds, config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
-    cell = size // (options.TARGET_SIZE or size)
-    allowed = f"'pixels' where a masking unit is one value of {cell} px: it has no deviation"
-    require(options.TARGET == 'pixels' or cell < unit, config, 'MODEL.SIMMIM.TARGET', allowed)
-
-
-def _check_mae(config: Any) -> None:
-    _check_demands(config, mae_demands(config))
-
-
-def _check_demands(config: Any, demands: Iterable[tuple[str, bool, str]]) -> None:
-    for key, holds, allowed in demands:
-        require(holds, config, key, allowed)
-
-
 def _check_finetune(config: Any) -> None:
     allowed = (
         "'chexpert' or 'mimic-cxr' for fine-tuning: 'folder' and 'imagenet' have no labels here "
@@ -1237,8 +1036,9 @@ def _check_finetune(config: Any) -> None:
     holds = config.DATA.HOLDOUT_FRACTION > 0 or config.EVAL.SELECT_ON != 'holdout'
     allowed = "above 0 where EVAL.SELECT_ON is 'holdout'"
     require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
-    holds = config.REPORT.METHOD == 'grad_cam' or config.MODEL.TYPE == 'vit'
-    require(holds, config, 'REPORT.METHOD', "'grad_cam' but for MODEL.TYPE 'vit'")
+    encoder = REGISTRIES.get('MODEL.TYPE', {}).get(config.MODEL.TYPE)
+    holds = config.REPORT.METHOD == 'grad_cam' or getattr(encoder, 'attends_globally', True)
+    require(holds, config, 'REPORT.METHOD', "'grad_cam' for an encoder without global attention")
 
 
 def _check_probe(config: Any) -> None:
@@ -1363,6 +1163,17 @@ _C.PRETRAINED = ''
 
 # The classes that SimMIM's and MAE's own checkpoints hold besides tensors, for the safe loader.
 CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
+
+
+def add_options(section: str, options: dict[str, Any]) -> None:
+    """Declare the options of a part in the part's own file, before a configuration is read.
+
+    Args:
+        section: Where they are, for example 'MODEL.CONVNEXT'.
+        options: Name to default value.
+    """
+    parent, _, name = section.rpartition('.')
+    value_at(_C, parent)[name] = CN(options)
 
 
 def default_config() -> Config:

@@ -55,7 +55,7 @@ class HeldOutReconstruction:
 
     def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
         values = {}
-        own = GIVEN_STATISTICS if model.target.kind == 'patch_normalised' else ''
+        own = GIVEN_STATISTICS if model.target.uses_true_statistics else ''
         for name, loader in self.loaders.items():
             sums, examples = self._sums(run, model, name, loader)
             for predictor, (normalised, grey, num_pixels) in sums.items():

@@ -29,8 +29,8 @@ from data.transforms import (
     resized_crop,
 )
 from engine import distributed
+from models.contrastive import METHODS
 
-NUM_GLOBAL = 2  # views that show most of the image
 GLOBAL_AREA = (0.3, 1.0)
 BLUR_SIGMA = (0.1, 2.0)  # of a view of BLUR_SIZE px; as a share of the side for others
 BLUR_SIZE = 224
@@ -71,8 +71,8 @@ class ViewsTransform:
         self.blur = options.BLUR
         self.warp = RandomWarp(config)
         self.normalize = Normalize(config)
-        num_local = options.LOCAL_CROPS if options.METHOD == 'swav' else 0
-        self.views = NUM_GLOBAL * [(size, tuple(config.AUG.CROP_AREA) or GLOBAL_AREA)]
+        num_global, num_local = METHODS[options.METHOD].num_views(config)
+        self.views = num_global * [(size, tuple(config.AUG.CROP_AREA) or GLOBAL_AREA)]
         self.views += num_local * [(options.LOCAL_SIZE or size, tuple(options.LOCAL_CROP_AREA))]
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:

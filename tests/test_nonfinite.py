@@ -9,7 +9,7 @@ from step_record import read_step_record
 from tiny import arguments, run_folder, run_main, tiny_config
 
 import main_simmim
-from engine.loop import Progress
+from engine.train_state import Progress
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf])

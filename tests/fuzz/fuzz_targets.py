@@ -213,7 +213,7 @@ def _checkpoint(rng: Rng, model: fuzz_corpus.Model) -> bytes:
 
 
 def attack_resume(corpus: Corpus, rng: Rng, out: Path) -> None:
-    from engine.loop import accumulation_steps
+    from engine.train_state import accumulation_steps
     from utils import read_resumable
 
     model = corpus.get(fuzz_corpus.Model)
@@ -225,7 +225,7 @@ def attack_resume(corpus: Corpus, rng: Rng, out: Path) -> None:
 
 def attack_pretrained(corpus: Corpus, rng: Rng, out: Path) -> None:
     from models.pretrained import fit_pretrained
-from utils import load_pretrained, trained_config
+    from utils import load_pretrained, trained_config
 
     model = corpus.get(fuzz_corpus.Model)
     file = _replace(out / 'given.pth', _checkpoint(rng, model))
