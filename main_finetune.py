@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader
 
 from data import Loaders, build_loader
 from data.labels import used_policies
-from engine.launch import Run, launch
+from engine.launch import launch
 from engine.loop import LossFunction, fit
+from engine.run_record import Run
 from engine.stage import run_stage
 from evaluation.inference import load_classifier, predict
 from evaluation.metrics import describe_scores, selection_score
 from evaluation.probes import build_probe, freeze_encoder
-from evaluation.report import FinalScores, check_scoring, score, warn_of_few_cases
+from evaluation.run_report import FinalScores, check_scoring, score, warn_of_few_cases
 from models import build_model
 from models.losses import build_label_loss
 from models.pretrained import fit_pretrained

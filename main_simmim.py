@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 from data import Loaders, build_loader
 from engine import distributed
 from engine.device import autocast, to_device
-from engine.launch import Run, launch
+from engine.launch import launch
 from engine.loop import LossFunction, fit
+from engine.run_record import Run
 from engine.stage import run_stage
 from evaluation.reconstruction import (
     TRIVIAL_PREDICTORS,

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 from engine import distributed
 from engine.device import autocast, autocast_dtype, changed_by_forward, to_device
 from engine.device import wrap as wrap_compiled
-from engine.launch import Interruptions, Run
+from engine.launch import Interruptions
 from engine.parallel import wrap_parallel
+from engine.run_record import Run
 from engine.saving import Saver
 from engine.train_state import TrainState, accumulation_steps
 from lr_scheduler import build_scheduler

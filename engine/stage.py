@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from data import Loaders
 from engine.device import throughput
-from engine.launch import Run
 from engine.loop import LossFunction
 from engine.preflight import preflight
+from engine.run_record import Run
 
 
 def run_stage(
