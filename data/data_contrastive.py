@@ -16,7 +16,7 @@ from config import Config
 from data import Loaders
 from data.data_simmim import HOLDOUT_SEED, evenly_spread, pretrain_records
 from data.images import full_size
-from data.loader import XrayDataset, bad_images, loader_options, make_loader
+from data.loader import XrayDataset, bad_images, make_loader
 from data.records import Records, describe_subset
 from data.transforms import (
     FILTERS,
@@ -124,7 +124,7 @@ def build_loader_contrastive(config: Config, logger: logging.Logger) -> Loaders:
         train, ViewsTransform(config), seed=config.SEED, bad_images=bad_images(config, logger)
     )
     return Loaders(
-        train=make_loader(dataset, shuffle=True, **loader_options(config)),
+        train=make_loader(dataset, config, shuffle=True),
         holdout=_holdout_loader(config, held_out),
     )
 
@@ -150,4 +150,4 @@ def _holdout_loader(config: Config, records: Records) -> DataLoader | None:
     if not len(records):
         return None
     dataset = XrayDataset(records, HoldoutViewsTransform(config), seed=HOLDOUT_SEED)
-    return make_loader(dataset, shuffle=False, **loader_options(config))
+    return make_loader(dataset, config, shuffle=False)

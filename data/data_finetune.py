@@ -23,10 +23,9 @@ from data.labels import (
     training_targets,
 )
 from data.loader import (
+    XrayDataset,
     bad_images,
-    build_dataset,
     inverse_frequency_weights,
-    loader_options,
     make_loader,
 )
 from data.records import (
@@ -207,9 +206,9 @@ def _training_loaders(
     _warn_of_one_class(logger, 'train', targets, task_labels(data.TASK), 'nothing to learn')
     if config.FINETUNE.MODE in PROBES:
         transform = EvalTransform(config, test_time_views=False)
-        dataset = build_dataset(records, transform, seed=config.SEED, targets=targets)
-        return {'plain': make_loader(dataset, shuffle=False, **loader_options(config))}
-    dataset = build_dataset(
+        dataset = XrayDataset(records, transform, seed=config.SEED, targets=targets)
+        return {'plain': make_loader(dataset, config, shuffle=False)}
+    dataset = XrayDataset(
         records,
         TrainTransform(config),
         seed=config.SEED,
@@ -217,8 +216,7 @@ def _training_loaders(
         bad_images=bad_images(config, logger),
     )
     weights = inverse_frequency_weights(targets) if data.SAMPLER == 'weighted' else None
-    options = loader_options(config)
-    return {'train': make_loader(dataset, shuffle=True, weights=weights, **options)}
+    return {'train': make_loader(dataset, config, shuffle=True, weights=weights)}
 
 
 def _training_targets(
@@ -263,8 +261,8 @@ def _eval_loader(
     named = ', '.join(f'{label} {count}' for label, count in uncertain.items())
     _log_split(logger, split, records, f'uncertain and left out: {named}' if named else '')
     _warn_of_one_class(logger, split, targets, task_labels(task), 'not scored')
-    dataset = build_dataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
-    return make_loader(dataset, shuffle=False, **loader_options(config))
+    dataset = XrayDataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
+    return make_loader(dataset, config, shuffle=False)
 
 
 def _warn_of_one_class(
