@@ -848,7 +848,6 @@ PROBES = ('linear_probe', 'knn')  # fitted on frozen features, not trained
 INTERPOLATIONS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
 
 CHOICES = {
-    'DATA.DATASET': ('imagenet', 'folder', 'chexpert', 'mimic-cxr'),
     'DATA.SAMPLER': ('uniform', 'weighted'),
     'DATA.PREPROCESS': ('none', 'equalize', 'clahe', 'denoise'),
     'DATA.LABELLER': ('chexpert', 'negbio'),
@@ -1213,11 +1212,6 @@ def _check_demands(config: Any, demands: Iterable[tuple[str, bool, str]]) -> Non
 
 
 def _check_finetune(config: Any) -> None:
-    allowed = (
-        "'chexpert' or 'mimic-cxr' for fine-tuning: 'folder' and 'imagenet' have no labels here "
-        '(single-label ImageNet classification is not part of this project)'
-    )
-    _require(config.DATA.DATASET in ('chexpert', 'mimic-cxr'), config, 'DATA.DATASET', allowed)
     for key, (works, why) in CHEXPERT_LABELS.items():
         allowed = f'{works!r} with CheXpert labels ({why})'
         _require(value_at(config, key) == works, config, key, allowed)

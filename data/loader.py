@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
 from data.images import is_passing, load_image
-from data.records import Records, safe_cell
+from data.records import Records
 from data.store import BAD_FILE, Store, is_store, open_store
 from engine import distributed
 from engine.files import NO_LOCKS
@@ -229,8 +229,8 @@ def _line(cells: tuple[str, ...] | list[str]) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Text on one line that no spreadsheet takes for a formula."""
-    return safe_cell(re.sub(r'[\x00-\x1f\x7f]+', ' ', text))
+    """Text on one line."""
+    return re.sub(r'[\x00-\x1f\x7f]+', ' ', text)
 
 
 # ==== data.loader: Records to batches: one Dataset, one batch sampler and one DataLoader for both stages.

@@ -29,10 +29,9 @@ from data import Loaders
 from data.labels import COMPETITION_LABELS, UNCERTAIN, task_labels
 from data.loader import XrayDataset
 from data.records import (
-    describe_pictures,
+    describe_images,
     group_columns,
     normalise_name,
-    safe_cell,
     standard_groups,
     write_predictions,
 )
@@ -265,7 +264,7 @@ def _write(path: Path, first: tuple[str, ...], rows: Iterator[Row]) -> None:
 def _cell(value: object) -> object:
     if value is None:
         return ''
-    return safe_cell(value) if isinstance(value, str) else repr(value)
+    return value if isinstance(value, str) else repr(value)
 
 
 # ==== evaluation.analysis: From cases to what a report says of one set: scores, intervals, curves, calibration, errors.
@@ -1047,7 +1046,7 @@ def describe_run(
         **_describe_training(trained, names),
         'Data': data_set if config.REPORT.ANONYMISE else f'{data.DATA_PATH} ({data_set})',
         'Blank labels': data.BLANK,
-        'Pictures': describe_pictures(data.DATA_PATH),
+        'Pictures': describe_images(data.DATA_PATH),
         'Pixels': f'preprocessing {data.PREPROCESS}, normalised by {data.NORMALIZE}',
         'Threshold rule': config.EVAL.THRESHOLD,
         'Test-time views': describe_views(config),

@@ -29,7 +29,6 @@ from data.records import (
     read_predictions,
     read_split,
     row_names,
-    safe_cell,
     select_views,
     training_records,
     unique_names,
@@ -290,7 +289,7 @@ def _flat(row: FindingRow) -> dict[str, object]:
         flat[key] = score['value']
         flat |= {f'{key}_{end}': score.get(end) for end in ('low', 'high')}
     flat |= {key: row.get(key) for key in SCORED}
-    return {key: safe_cell(value) for key, value in flat.items()}
+    return flat
 
 
 # ==== sweeps.comparison: Rows of a sweep against another row, over seeds and patients; its runs against its files.
@@ -384,7 +383,7 @@ class ScoredPatients:
     def _cases(self, file: Path) -> Cases:
         predictions, records = read_predictions(file), self.records
         own = pd.Index([normalise_name(name) for name in predictions.names], dtype=object)
-        wanted = unique_names(pd.Series(records.path, dtype=object), f'{records.root}')
+        wanted = unique_names(records.path, f'{records.root}')
         places = own.get_indexer(pd.Index(wanted, dtype=object))
         if (
             len(own) != len(wanted)
@@ -1417,8 +1416,8 @@ def csv_text(collected: Collected, scores: Sequence[str] | None = None) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     rows = list(_csv_rows(collected, choose_scores(collected, scores)))
-    writer.writerow([safe_cell(name) for name in rows[0]])
-    writer.writerows([safe_cell(value) for value in row.values()] for row in rows)
+    writer.writerow(rows[0])
+    writer.writerows(row.values() for row in rows)
     return text.getvalue()
 
 
@@ -1675,7 +1674,7 @@ def csv_text_pseudo_table(rows: Sequence[dict[str, Any]]) -> str:
     writer = csv.DictWriter(text, names, restval='', lineterminator='\n')
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: '' if value != value else safe_cell(value)
+        writer.writerow({key: '' if value != value else value
                          for key, value in row.items()})  # fmt: skip
     return text.getvalue()
 
