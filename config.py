@@ -9,8 +9,7 @@ import math
 import os
 import re
 from ast import literal_eval
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -333,10 +332,7 @@ class Config(CfgNode):
 
 def encoder_node(config: CfgNode) -> CfgNode:
     """The options of the encoder that MODEL.TYPE names."""
-    nodes = {'swin': config.MODEL.SWIN, 'vit': config.MODEL.VIT, 'timm': config.MODEL.TIMM}
-    if config.MODEL.TYPE not in nodes:
-        raise ValueError(f'MODEL.TYPE must be one of {list(nodes)}, got {config.MODEL.TYPE!r}')
-    return nodes[config.MODEL.TYPE]
+    return config.MODEL[config.MODEL.TYPE.upper()]
 
 
 def encoder_name(config: CfgNode) -> str:
@@ -346,8 +342,15 @@ def encoder_name(config: CfgNode) -> str:
 
 def mask_units(config: CfgNode) -> tuple[int, int]:
     """Masking units of an image, and how many of them every mask of pre-training hides."""
-    units = (config.DATA.IMG_SIZE // config.DATA.MASK_PATCH_SIZE) ** 2
-    return units, math.ceil(units * config.DATA.MASK_RATIO)
+    data = config.DATA
+    units = (data.IMG_SIZE // data.MASK_PATCH_SIZE) ** 2
+    return units, num_hidden(units, data.MASK_RATIO, data.MASK_TYPE)
+
+
+def num_hidden(units: int, mask_ratio: float, mask_type: str) -> int:
+    """How many units each mask hides; a mask type with an attribute `ratio` has a fixed share."""
+    draw = REGISTRIES.get('DATA.MASK_TYPE', {}).get(mask_type)
+    return math.ceil(units * getattr(draw, 'ratio', mask_ratio))
 
 
 # ==== config_data: Options of the images: what is read, what they go through, how they are augmented.
@@ -771,76 +774,6 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     return parser
 
 
-# ==== config_checks_contrastive: What contrastive pre-training (main_contrastive.py) asks of the options.
-
-# CONTRASTIVE.METHOD -> the keys of CONTRASTIVE that it reads beside METHOD, DIM and BLUR.
-READS = {
-    'moco': ('TEMPERATURE', 'MOMENTUM', 'QUEUE_SIZE'),
-    'simclr': ('TEMPERATURE',),
-    'byol': ('MOMENTUM',),
-    'swav': (
-        *('TEMPERATURE', 'NUM_PROTOTYPES', 'FREEZE_PROTOTYPES_STEPS'),
-        *('LOCAL_CROPS', 'LOCAL_CROP_AREA', 'LOCAL_SIZE'),
-    ),
-}
-OWN = ('TEMPERATURE', 'MOMENTUM')  # without a value that of the method; it must read one's value
-
-
-def contrastive_demands(config: Any) -> Iterator[tuple[str, bool, str]]:
-    """Key, whether its value will do, and what is allowed: one after another."""
-    options, method = config.CONTRASTIVE, config.CONTRASTIVE.METHOD
-    for key in OWN:
-        allowed = f'None with CONTRASTIVE.METHOD {method!r}, which does not read it'
-        yield f'CONTRASTIVE.{key}', options[key] is None or key in READS[method], allowed
-    allowed = 'at least 2: images are compared with each other'
-    yield 'DATA.BATCH_SIZE', config.DATA.BATCH_SIZE > 1, allowed
-    area = options.LOCAL_CROP_AREA
-    ordered = len(area) == 2 and 0 < area[0] <= area[1]
-    yield 'CONTRASTIVE.LOCAL_CROP_AREA', ordered, '[low, high] with 0 < low <= high'
-    if method == 'swav' and options.LOCAL_CROPS and options.LOCAL_SIZE:
-        allowed = f'0 (DATA.IMG_SIZE) for this encoder of MODEL.TYPE {config.MODEL.TYPE!r}'
-        yield 'CONTRASTIVE.LOCAL_SIZE', _takes_size(config, options.LOCAL_SIZE), allowed
-
-
-def _takes_size(config: Any, size: int) -> bool:
-    """Whether the encoder takes images of this side beside those of DATA.IMG_SIZE."""
-    if config.MODEL.TYPE != 'timm':
-        return size == config.DATA.IMG_SIZE
-    from models.timm_classifier import find_layout
-
-    timm = config.MODEL.TIMM
-    try:
-        layout = find_layout(timm.NAME, img_size=size, in_chans=config.MODEL.IN_CHANS)
-    except ValueError:  # it has no place for so small a picture
-        return False
-    return 'img_size' not in layout.options or size == config.DATA.IMG_SIZE
-
-
-# ==== config_checks_mae: What MODEL.PRETRAIN 'mae' asks of the other options in pre-training.
-
-
-def mae_demands(config: Any) -> Iterator[tuple[str, bool, str]]:
-    """Key, whether its value will do, and what is allowed: one after another."""
-    pass  # MERGED
-
-    vit, mae, default = config.MODEL.VIT, config.MODEL.MAE, default_config().MODEL.SIMMIM
-    yield 'MODEL.TYPE', config.MODEL.TYPE == 'vit', "'vit' with MODEL.PRETRAIN 'mae'"
-    allowed = "False with MODEL.PRETRAIN 'mae': visible patches alone are no grid"
-    for key in ('USE_RPB', 'USE_SHARED_RPB'):
-        yield f'MODEL.VIT.{key}', not vit[key], allowed
-    allowed = "True (or USE_APE) with MODEL.PRETRAIN 'mae': where a patch was must be known"
-    yield 'MODEL.VIT.USE_SINCOS', vit.USE_SINCOS or vit.USE_APE, allowed
-    for key, value in default.items():
-        allowed = f"{value!r}, the default, with MODEL.PRETRAIN 'mae', which does not read it"
-        if key == 'TARGET':
-            allowed += ' (MODEL.MAE.NORM_PIX_LOSS True predicts normalised patches)'
-        yield f'MODEL.SIMMIM.{key}', config.MODEL.SIMMIM[key] == value, allowed
-    width = mae.DECODER_EMBED_DIM
-    yield 'MODEL.MAE.DECODER_EMBED_DIM', width % 4 == 0, 'a multiple of 4, for its positions'
-    allowed = f'a divisor of MODEL.MAE.DECODER_EMBED_DIM, {width}'
-    yield 'MODEL.MAE.DECODER_NUM_HEADS', width % mae.DECODER_NUM_HEADS == 0, allowed
-
-
 # ==== config_checks: Which values an option takes and which options go together, checked before anything is built.
 
 VIEWS = ('frontal', 'lateral', 'all')
@@ -849,28 +782,15 @@ INTERPOLATIONS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
 
 CHOICES = {
     'DATA.SAMPLER': ('uniform', 'weighted'),
-    'DATA.PREPROCESS': ('none', 'equalize', 'clahe', 'denoise'),
     'DATA.LABELLER': ('chexpert', 'negbio'),
     'DATA.INTERPOLATION': ('random', *INTERPOLATIONS),
     'DATA.PRETRAIN_INTERPOLATION': INTERPOLATIONS,
     'DATA.VIEWS': VIEWS,
     'DATA.BAD_IMAGE': ('error', 'skip'),
     'DATA.NORMALIZE': ('dataset', 'image'),
-    'DATA.MASK_TYPE': ('random', 'square', 'block'),
-    'MODEL.TYPE': ('swin', 'vit', 'timm'),
-    'MODEL.PRETRAIN': ('simmim', 'mae'),
     'MODEL.ATTENTION': ('auto', 'eager', 'sdpa'),
     'MODEL.IN_CHANS': (1, 3),
-    'MODEL.SIMMIM.HEAD': (
-        'linear',
-        'mlp',
-        'inverse_swin_nano',
-        'inverse_swin_t',
-        'inverse_swin_b',
-    ),
-    'MODEL.SIMMIM.LOSS': ('l1', 'l2', 'smooth_l1'),
     'MODEL.SIMMIM.LOSS_PIXELS': ('masked', 'all'),
-    'MODEL.SIMMIM.TARGET': ('pixels', 'patch_normalised'),
     'TRAIN.LR_SCHEDULER.NAME': ('cosine', 'linear', 'step', 'multistep', 'onecycle'),
     'TRAIN.ON_NAN': ('stop', 'skip'),
     'TRAIN.CHECKPOINT_KEEPS': ('nothing', 'products'),
@@ -885,8 +805,6 @@ CHOICES = {
     'EVAL.THRESHOLD': ('youden', 'f1', 'sensitivity'),
     'EVAL.SELECT_ON': ('holdout', 'valid'),
     'EVAL.SELECT': ('auto', 'five', 'all'),
-    'CONTRASTIVE.METHOD': tuple(READS),
-    'LOSS.NAME': ('bce', 'weighted_bce', 'focal', 'asymmetric'),
     'FINETUNE.MODE': ('full', 'last_layer', *PROBES),
     'REPORT.METHOD': ('grad_cam', 'rollout'),
     'AMP_OPT_LEVEL': ('O0', 'O1', 'O2'),
@@ -1002,41 +920,35 @@ def check_config(config: Any, stage: str | None = None) -> None:
     """
     for key in {**CHOICES, **REGISTRIES}:
         allowed = allowed_values(key)
-        _require(value_at(config, key) in allowed, config, key, f'one of {list(allowed)}')
+        require(value_at(config, key) in allowed, config, key, f'one of {list(allowed)}')
     for interval, keys in RANGES.items():
         for key in keys.split():
             _check_range(config, key, interval)
-    _require(config.SEED < 2**63, config, 'SEED', 'at most 2**63 - 1')  # beyond, NumPy rounds keys
+    require(config.SEED < 2**63, config, 'SEED', 'at most 2**63 - 1')  # beyond, NumPy rounds keys
     modes = [k for k in ('EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE') if config[k]]
     if len(modes) > 1:
         raise ValueError(f'only one of {modes} may be asked for')
     for key in ('MODEL.NAME', 'TAG'):
         path = PurePath(value_at(config, key))
         inside = not path.is_absolute() and '..' not in path.parts
-        _require(inside, config, key, 'the name of a folder inside OUTPUT')
+        require(inside, config, key, 'the name of a folder inside OUTPUT')
     _check_statistics(config)
     _check_ordered_pair(config, 'AUG.CROP_AREA', [])
     _check_ordered_pair(config, 'AUG.CUTMIX_MINMAX', None)
     _check_ordered_pair(config, 'AUG.SCALE', [])
     _check_evaluation(config)
     _check_training(config)
-    check_timm = partial(_check_timm, stage=stage)
-    {'swin': _check_swin, 'vit': _check_vit, 'timm': check_timm}[config.MODEL.TYPE](config)
+    for key, parts in REGISTRIES.items():  # a part may have a function check(config, stage)
+        if hasattr(parts[value_at(config, key)], 'check'):
+            parts[value_at(config, key)].check(config, stage)
     if stage == 'finetune':
         _check_finetune(config)
-    elif stage == 'contrastive':
-        _check_demands(config, contrastive_demands(config))
-    elif config.MODEL.TYPE == 'timm':
-        allowed = "'swin' or 'vit' for pre-training: patches are hidden among tokens"
-        _require(stage != 'simmim', config, 'MODEL.TYPE', allowed)
-    else:
-        _check_masks(config)
-        (_check_mae if config.MODEL.PRETRAIN == 'mae' else _check_target)(config)
     for check in CHECKS:
         check(config, stage)
 
 
-def _require(holds: bool, config: Any, key: str, allowed: str) -> None:
+def require(holds: bool, config: Any, key: str, allowed: str) -> None:
+    """Raise a ValueError that names the key, its value and what is allowed, unless `holds`."""
     if not holds:
         raise ValueError(f'{key} must be {allowed}, got {value_at(config, key)!r}')
 
@@ -1054,13 +966,13 @@ def _check_range(config: Any, key: str, interval: str) -> None:
             and (number != high or interval[-1] == ']')
         )
         each = 'numbers' if values is value else 'a number'
-        _require(inside, config, key, f'{each} in {interval}')
+        require(inside, config, key, f'{each} in {interval}')
 
 
 def _check_ordered_pair(config: Any, key: str, off: Any) -> None:
     pair = value_at(config, key)
     holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
-    _require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
+    require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
 
 
 def _check_statistics(config: Any) -> None:
@@ -1069,158 +981,58 @@ def _check_statistics(config: Any) -> None:
     for key, other in (('MEAN', 'STD'), ('STD', 'MEAN')):
         holds = len(data[key]) == (channels if data[key] or data[other] else 0)
         allowed = f'as long as there are channels, {channels}, or empty together with DATA.{other}'
-        _require(holds, config, f'DATA.{key}', allowed)
-    _require(all(0 < std <= 1 for std in data.STD), config, 'DATA.STD', 'numbers in (0, 1]')
+        require(holds, config, f'DATA.{key}', allowed)
+    require(all(0 < std <= 1 for std in data.STD), config, 'DATA.STD', 'numbers in (0, 1]')
     holds = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
-    _require(holds, config, 'DATA.TRAIN_IMAGES', '0 where DATA.TRAIN_FRACTION is below 1')
+    require(holds, config, 'DATA.TRAIN_IMAGES', '0 where DATA.TRAIN_FRACTION is below 1')
     holds = data.IMAGE_SUFFIX == '' or data.IMAGE_SUFFIX.startswith('.')
-    _require(holds, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix like '.png'")
+    require(holds, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix like '.png'")
 
 
 def _check_evaluation(config: Any) -> None:
     bands = config.EVAL.AGE_BANDS
     holds = bool(bands) and bands == sorted(set(bands))
-    _require(holds, config, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]')
+    require(holds, config, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]')
     for key in ('ENSEMBLE', 'GROUPS'):
         holds = all(isinstance(name, str) and name for name in config.EVAL[key])
-        _require(holds, config, f'EVAL.{key}', 'a list of names')
+        require(holds, config, f'EVAL.{key}', 'a list of names')
 
 
 def _check_training(config: Any) -> None:
     train, schedule = config.TRAIN, config.TRAIN.LR_SCHEDULER
     warmup = 'TRAIN.WARMUP_EPOCHS'
-    _require(
+    require(
         train.OPTIMIZER.NAME.lower() in ('adamw', 'sgd'),
         config,
         'TRAIN.OPTIMIZER.NAME',
         "one of ['adamw', 'sgd']",
     )
-    _require(len(train.OPTIMIZER.BETAS) == 2, config, 'TRAIN.OPTIMIZER.BETAS', 'two numbers')
+    require(len(train.OPTIMIZER.BETAS) == 2, config, 'TRAIN.OPTIMIZER.BETAS', 'two numbers')
     epochs = f'TRAIN.EPOCHS, {train.EPOCHS}'
-    _require(train.WARMUP_EPOCHS <= train.EPOCHS, config, warmup, f'at most {epochs}')
+    require(train.WARMUP_EPOCHS <= train.EPOCHS, config, warmup, f'at most {epochs}')
     allowed = '0: a resumed run begins where its checkpoint ended'
-    _require(train.START_EPOCH == 0, config, 'TRAIN.START_EPOCH', allowed)
+    require(train.START_EPOCH == 0, config, 'TRAIN.START_EPOCH', allowed)
     if schedule.NAME != 'multistep':
         return
     steps = schedule.MULTISTEPS
     holds = bool(steps) and all(type(step) is int and step > 0 for step in steps)
     allowed = "ascending epochs like [700] where TRAIN.LR_SCHEDULER.NAME is 'multistep'"
-    _require(holds and steps == sorted(steps), config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', allowed)
+    require(holds and steps == sorted(steps), config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', allowed)
     allowed = f'at most the first of TRAIN.LR_SCHEDULER.MULTISTEPS, {steps[0]}'
-    _require(train.WARMUP_EPOCHS <= steps[0], config, warmup, allowed)
-
-
-def _check_swin(config: Any) -> None:
-    swin, size = config.MODEL.SWIN, config.DATA.IMG_SIZE
-    stages = len(swin.DEPTHS)
-    for key in ('DEPTHS', 'NUM_HEADS'):
-        holds = bool(swin[key]) and all(type(n) is int and n > 0 for n in swin[key])
-        _require(holds, config, f'MODEL.SWIN.{key}', 'whole numbers from 1, one per stage')
-    holds = len(swin.NUM_HEADS) == stages
-    allowed = f'as long as MODEL.SWIN.DEPTHS, {stages}'
-    _require(holds, config, 'MODEL.SWIN.NUM_HEADS', allowed)
-    for stage, heads in enumerate(swin.NUM_HEADS):
-        width = swin.EMBED_DIM * 2**stage
-        allowed = f"divisors of the stages' widths ({width} in stage {stage})"
-        _require(width % heads == 0, config, 'MODEL.SWIN.NUM_HEADS', allowed)
-    stride = _stride(config)
-    allowed = (
-        f'a multiple of {stride} (MODEL.SWIN.PATCH_SIZE {swin.PATCH_SIZE}, halved {stages - 1} '
-        'times: the side of a stage must be even before it is merged)'
-    )
-    _require(size % stride == 0, config, 'DATA.IMG_SIZE', allowed)
-    sides = [size // swin.PATCH_SIZE // 2**stage for stage in range(stages)]
-
-    def fits(window: int) -> bool:
-        return all(side <= window or side % window == 0 for side in sides)
-
-    windows = [window for window in range(1, sides[0]) if fits(window)]
-    allowed = (
-        f'one of {windows} or at least {sides[0]}: the window must divide each stage that is '
-        f'larger, and at DATA.IMG_SIZE {size} the stages are {sides} tokens wide'
-    )
-    _require(fits(swin.WINDOW_SIZE), config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
-
-
-def _stride(config: Any) -> int:
-    """Pixels per token that the encoder puts out."""
-    swin = config.MODEL.SWIN
-    if config.MODEL.TYPE == 'swin':
-        return swin.PATCH_SIZE * 2 ** (len(swin.DEPTHS) - 1)
-    return config.MODEL.VIT.PATCH_SIZE
-
-
-def _check_vit(config: Any) -> None:
-    vit = config.MODEL.VIT
-    allowed = f'a multiple of MODEL.VIT.PATCH_SIZE, {vit.PATCH_SIZE}'
-    _require(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
-    allowed = f'a divisor of MODEL.VIT.EMBED_DIM, {vit.EMBED_DIM}'
-    _require(vit.EMBED_DIM % vit.NUM_HEADS == 0, config, 'MODEL.VIT.NUM_HEADS', allowed)
-    allowed = 'False with USE_APE, which learns positions, or a width that is no multiple of 4'
-    holds = not vit.USE_SINCOS or not (vit.USE_APE or vit.EMBED_DIM % 4)
-    _require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
-
-
-def _check_timm(config: Any, *, stage: str | None) -> None:
-    from models.timm_classifier import check_timm
-
-    check_timm(config, finetunes=stage == 'finetune')
-
-
-def _check_masks(config: Any) -> None:
-    data, encoder = config.DATA, config.MODEL.TYPE.upper()
-    patch = config.MODEL[encoder].PATCH_SIZE
-    allowed = (
-        f'a divisor of DATA.IMG_SIZE, {data.IMG_SIZE}, '
-        f'and a multiple of MODEL.{encoder}.PATCH_SIZE, {patch}'
-    )
-    holds = data.IMG_SIZE % data.MASK_PATCH_SIZE == 0 and data.MASK_PATCH_SIZE % patch == 0
-    _require(holds, config, 'DATA.MASK_PATCH_SIZE', allowed)
-    units, hidden = mask_units(config)
-    allowed = f'such that 1 to {units - 1} of the {units} units are hidden, not {hidden}'
-    _require(hidden < units, config, 'DATA.MASK_RATIO', allowed)
-
-
-def _check_target(config: Any) -> None:
-    """Cells over which pixels are averaged: the head can give them, no masking unit cuts them."""
-    size, unit, options = config.DATA.IMG_SIZE, config.DATA.MASK_PATCH_SIZE, config.MODEL.SIMMIM
-    patch, whole = _stride(config), "of the encoder's stride"
-    if options.HEAD.startswith('inverse_swin'):
-        from models.simmim import output_patch
-
-        patch, whole = output_patch(options.HEAD, patch), f'of the last patch of {options.HEAD}'
-    cells = [cell for cell in range(1, patch + 1) if patch % cell == 0 and unit % cell == 0]
-    allowed = (
-        f'0 or one of {[size // cell for cell in reversed(cells)]}: DATA.IMG_SIZE {size} over it, '
-        f'the cell that is averaged, must divide the side {whole}, {patch} pixels, and '
-        f'DATA.MASK_PATCH_SIZE, {unit}, so that each cell is wholly hidden or visible'
-    )
-    holds = options.TARGET_SIZE in (0, *(size // cell for cell in cells))
-    _require(holds, config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
-    cell = size // (options.TARGET_SIZE or size)
-    allowed = f"'pixels' where a masking unit is one value of {cell} px: it has no deviation"
-    _require(options.TARGET == 'pixels' or cell < unit, config, 'MODEL.SIMMIM.TARGET', allowed)
-
-
-def _check_mae(config: Any) -> None:
-    _check_demands(config, mae_demands(config))
-
-
-def _check_demands(config: Any, demands: Iterable[tuple[str, bool, str]]) -> None:
-    for key, holds, allowed in demands:
-        _require(holds, config, key, allowed)
+    require(train.WARMUP_EPOCHS <= steps[0], config, warmup, allowed)
 
 
 def _check_finetune(config: Any) -> None:
     for key, (works, why) in CHEXPERT_LABELS.items():
         allowed = f'{works!r} with CheXpert labels ({why})'
-        _require(value_at(config, key) == works, config, key, allowed)
+        require(value_at(config, key) == works, config, key, allowed)
     _check_probe(config)
     holds = config.DATA.HOLDOUT_FRACTION > 0 or config.EVAL.SELECT_ON != 'holdout'
     allowed = "above 0 where EVAL.SELECT_ON is 'holdout'"
-    _require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
-    holds = config.REPORT.METHOD == 'grad_cam' or config.MODEL.TYPE == 'vit'
-    _require(holds, config, 'REPORT.METHOD', "'grad_cam' but for MODEL.TYPE 'vit'")
+    require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
+    encoder = REGISTRIES.get('MODEL.TYPE', {}).get(config.MODEL.TYPE)
+    holds = config.REPORT.METHOD == 'grad_cam' or getattr(encoder, 'attends_globally', True)
+    require(holds, config, 'REPORT.METHOD', "'grad_cam' for an encoder without global attention")
 
 
 def _check_probe(config: Any) -> None:
@@ -1228,9 +1040,9 @@ def _check_probe(config: Any) -> None:
     if mode not in PROBES or config.EVAL_MODE:
         return
     allowed = f'above 0 where FINETUNE.MODE is {mode!r}'
-    _require(config.DATA.HOLDOUT_FRACTION > 0, config, 'DATA.HOLDOUT_FRACTION', allowed)
+    require(config.DATA.HOLDOUT_FRACTION > 0, config, 'DATA.HOLDOUT_FRACTION', allowed)
     allowed = 'empty with a probe: name the encoder with --pretrained'
-    _require(not config.MODEL.RESUME, config, 'MODEL.RESUME', allowed)
+    require(not config.MODEL.RESUME, config, 'MODEL.RESUME', allowed)
 
 
 # ==== config_dump: The options of a run as text, how two such texts differ, and which options decide training.
@@ -1345,6 +1157,17 @@ _C.PRETRAINED = ''
 
 # The classes that SimMIM's and MAE's own checkpoints hold besides tensors, for the safe loader.
 CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
+
+
+def add_options(section: str, options: dict[str, Any]) -> None:
+    """Declare the options of a part in the part's own file, before a configuration is read.
+
+    Args:
+        section: Where they are, for example 'MODEL.CONVNEXT'.
+        options: Name to default value.
+    """
+    parent, _, name = section.rpartition('.')
+    value_at(_C, parent)[name] = CN(options)
 
 
 def default_config() -> Config:

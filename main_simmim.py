@@ -62,7 +62,7 @@ class HeldOutReconstruction:
         self.trivial_sums = {}  # they do not change from epoch to epoch
 
     def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
-        figures, own = {}, TOLD if model.target.kind == 'patch_normalised' else ''
+        figures, own = {}, TOLD if model.target.uses_true_statistics else ''
         for name, loader in self.loaders.items():
             sums, pictures = self._sums(run, model, name, loader)
             for predictor, (normalised, grey, num_pixels) in sums.items():

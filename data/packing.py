@@ -37,6 +37,7 @@ from data.store import (
     BAD_FILE,
     BYTES,
     DTYPES,
+    LOCK_FILE,
     FLOATS,
     LEVEL_FORMS,
     PICTURE,
@@ -56,7 +57,7 @@ from data.store import (
     read_index,
     write_bad,
 )
-from engine.files import LOCK_FILE, locked, replace_file
+from engine.files import locked, replace_file
 
 # ==== data.packing_images: Pictures as a packed store keeps them: read, resized and encoded, by several processes.
 
@@ -513,7 +514,7 @@ def pack(
     source = read_source(data_path, csv_names=csv_names, image_suffix=suffix, all_images=all_images)
     job = _describe_job(settings, source)
     _refuse_place(Path(data_path), output)
-    with locked(output, wait=False):
+    with locked(output / LOCK_FILE, wait=False):
         if (output / STORE_FILE).is_file():
             about = read_about(output)
             _refuse_other(output, {key: about[key] for key in job if key != 'generation'}, job)
@@ -560,7 +561,7 @@ def append(
     settings = Settings(**read_about(output)['settings'])
     source = read_addition(data_path, csv_file, image_suffix=settings.image_suffix)
     ((name, path),) = source.tables.items()
-    with locked(output, wait=False):
+    with locked(output / LOCK_FILE, wait=False):
         store = open_store(output)
         about = store.about
         here = about['files'].get(name)

@@ -23,6 +23,8 @@ from tqdm import tqdm
 from data.images import FULL_SIZE
 from engine.files import locked, replace_file
 
+LOCK_FILE = 'store.lock'
+
 # ==== data.store_checks: Whether the files of a packed store fit together: checksums say only that nothing was lost.
 
 FILE_NAME = re.compile(r'(?!\.)[^/\\\0]+')  # in the store's own folder
@@ -510,7 +512,7 @@ def copy_store(
         return target
     if logger is not None:
         logger.info(f'copying {source} to {target}, or waiting for another process that does')
-    with locked(target, wait=True):
+    with locked(target / LOCK_FILE, wait=True):
         if _is_copied(target, about, contents):
             return target
         store_file = target / STORE_FILE

@@ -27,7 +27,7 @@ from engine.device import wrap as wrap_compiled
 from engine.launch import Interruptions, Preempted, Run
 from engine.saving import CheckpointWriter
 from lr_scheduler import build_scheduler
-from models.contrastive import share_batch_norm
+from models.batch_norm import share_batch_norm
 from optimizer import build_optimizer
 from utils import (
     BEST_CHECKPOINT,

@@ -19,11 +19,8 @@ from data.transforms import EvalTransform
 from engine.launch import Run
 from evaluation.cases import Cases
 from models import build_model
+from models.encoder import Encoder, eager_attention
 from models.losses import positive_logits
-from models.relative_position import written_out
-from models.swin_transformer import SwinTransformer
-from models.timm_classifier import TimmClassifier
-from models.vision_transformer import VisionTransformer
 
 # ==== evaluation.saliency: Saliency maps: Grad-CAM, attention rollout, the check of a method, which cases, the picture.
 #
@@ -102,7 +99,7 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
     Source: Abnar and Zuidema 2020, arXiv:2005.00928.
     """
-    if not isinstance(model, VisionTransformer):
+    if not getattr(model, 'attends_globally', False):
         raise ValueError(
             'attention rollout needs a model whose tokens all see each other (MODEL.TYPE vit), '
             f'got {type(model).__name__}'
@@ -110,7 +107,7 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     with (
         _evaluating(model),
         torch.no_grad(),
-        written_out(model),
+        eager_attention(model),
         _KeepSoftmax() as probabilities,
     ):
         model(images)
@@ -138,12 +135,9 @@ def target_layer(model: nn.Module, images: torch.Tensor) -> nn.Module:
     Raises:
         ValueError: if there is no such layer.
     """
-    if isinstance(model, VisionTransformer):
-        return [model.pos_drop, *model.blocks][-2]
-    if isinstance(model, SwinTransformer):
-        return [model.pos_drop, *model.layers[:-1], *model.layers[-1].blocks][-2]
-    if isinstance(model, TimmClassifier) and model.layout.map_layer:
-        return model.encoder.get_submodule(model.layout.map_layer)
+    own = model.saliency_layer() if isinstance(model, Encoder) else None
+    if own is not None:
+        return own
     found: list[nn.Module] = []
 
     def look(module: nn.Module, _inputs: tuple, result: object) -> None:

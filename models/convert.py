@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from models.contrastive import BESIDE_ENCODER
 from models.relative_position import resize_table
 from models.timm_classifier import TimmClassifier
 
@@ -315,10 +314,15 @@ def strip_prefix(state: State_convert) -> State_convert:
     """
     if not any(key.startswith(PREFIX) for key in state):
         return dict(state)
-    known = [key for key in state if key.startswith((PREFIX, 'decoder.', *BESIDE_ENCODER))]
-    check_fit(state, {key: state[key] for key in known})
-    inside = [key for key in known if not key.startswith(BESIDE_ENCODER)]
+    inside = [key for key in state if key.startswith((PREFIX, 'decoder.'))]
+    if not is_contrastive(state):
+        check_fit(state, {key: state[key] for key in inside})
     return {key.removeprefix(PREFIX): state[key] for key in inside}
+
+
+def is_contrastive(state: State_convert) -> bool:
+    """Return whether a state dict is from contrastive pre-training, which counts its steps."""
+    return 'step' in state and any(key.startswith(PREFIX) for key in state)
 
 
 def drop_buffers(state: State_convert) -> State_convert:

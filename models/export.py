@@ -23,14 +23,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from config import READS, Config, value_at
+from config import Config, value_at
 from data.labels import task_labels
-from data.transforms import FILTERS, enlarged_sides, statistics
+from data.transforms import FILTERS, enlarged_side, statistics
 from engine.files import in_one_line
 from evaluation.inference import load_classifier
 from models import build_model
-from models.contrastive import BESIDE_ENCODER, METHODS
-from models.convert import PREFIX, PROCESSOR, drop_buffers, to_huggingface
+from models.contrastive import METHODS
+from models.convert import PREFIX, PROCESSOR, drop_buffers, is_contrastive, to_huggingface
 from utils import load_model_state, read_checkpoint, trained_config
 
 # ==== export: Trained weights for other programs: timm, transformers, ONNX, torch.export.
@@ -193,7 +193,7 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
         network = encoder = load_classifier(config, path, torch.device('cpu'), logger)
         outputs = output_names(task_labels(config.DATA.TASK), len(state['head.weight']))
         gives = 'logits'
-    elif any(key.startswith(BESIDE_ENCODER) for key in state):
+    elif is_contrastive(state):
         network = encoder = build_model(config, is_pretrain=False, num_outputs=0)
         load_model_state(encoder, _encoder_alone(config, state), str(path), logger)
         gives = 'features'
@@ -207,8 +207,8 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
 
 def _encoder_alone(config: Config, state: State) -> State:
     """The encoder's entries of a contrastive checkpoint, as the classifier's model has them."""
-    prefix = '' if config.MODEL.TYPE == 'timm' else PREFIX  # which is in that of a timm model, too
-    kept = {key: value for key, value in state.items() if not key.startswith(BESIDE_ENCODER)}
+    prefix = '' if config.MODEL.TYPE == 'timm' else PREFIX  # a timm model has the prefix, too
+    kept = {key: value for key, value in state.items() if key.startswith(PREFIX)}
     return {key.removeprefix(prefix): value for key, value in kept.items()}
 
 
@@ -465,7 +465,7 @@ def model_card(source: Source, *, has_processor: bool) -> str:
         about = ENCODER.format(method=METHODS[method].title)
         run = 'features = model(pixels).pooler_output'
         outputs = 'Features, pooled: what the projector of pre-training read.'
-        keys = [f'CONTRASTIVE.{name}' for name in ('METHOD', 'DIM', *READS[method], 'BLUR')]
+        keys = [f'CONTRASTIVE.{name}' for name in METHODS[method].options()]
     else:
         method, options = MASKED[config.MODEL.PRETRAIN]
         about = ENCODER.format(method=method)
@@ -518,7 +518,7 @@ def image_notes(source: Source, *, has_processor: bool) -> Sequence[str]:
 
 def enlarged_short_side(size: int) -> int:
     """Pixels of an image's short side from which TEST.CROP cuts a square of this size."""
-    return int(enlarged_sides(np.ones(2, np.int64), size)[0])
+    return enlarged_side(size)
 
 
 def _shown(config: Config, key: str) -> object:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from config import Config
 from engine.run_record import read_record
 from logger import read_metrics
+from models.contrastive import METHODS
 from sweeps.files import Row, Sweep, load_config, run_folder
 from sweeps.results import (
     L1_MARKS,
@@ -325,12 +325,7 @@ def chance(config: Config, images: int) -> float | None:
 
     None for a method without such a value.
     """
-    options = config.CONTRASTIVE
-    return {
-        'moco': math.log(1 + options.QUEUE_SIZE),
-        'simclr': math.log(2 * images - 1),
-        'swav': math.log(options.NUM_PROTOTYPES),
-    }.get(options.METHOD)
+    return METHODS[config.CONTRASTIVE.METHOD].chance_loss(config.CONTRASTIVE, images)
 
 
 def _draw(axis: 'Axes', curves: Sequence[tuple[list[dict[str, Any]], float | None]]) -> None:
