@@ -158,7 +158,7 @@ class Table:
         self.on_fault(Fault(kind, detail, str(self.file), row, file, severity))
 
     def require(self, columns: Sequence[str], one_of: Sequence[str] = ()) -> None:
-        """Report each of these columns that is missing or ambiguous, and if none of `one_of` is there."""
+        """Report every column that is missing or ambiguous; of `one_of`, one must be there."""
         missing = [name for name in columns if name not in self]
         if one_of and not any(name in self for name in one_of):
             missing = [' or '.join(one_of), *missing]
@@ -240,7 +240,7 @@ class Table:
 
     def _lines(self, hint: str) -> list[list[str]]:
         if not self.file.is_file():
-            self.on_fault(Fault('missing file', f'there is no CSV file {self.file}{hint}'))
+            self.fault('missing file', f'there is no such CSV file{hint}')
             return []
         try:
             data = self.file.read_bytes()
@@ -250,8 +250,10 @@ class Table:
         except (ValueError, OSError, EOFError, zlib.error, csv.Error) as error:
             self.fault('unreadable CSV', f'it is not a readable CSV file: {error}')
             return []
-        if not rows or not _is_utf8(rows[0]):
-            self.fault('unreadable CSV', 'it has no header in UTF-8')
+        if not rows:
+            self.fault('empty CSV', 'the CSV file is empty')
+        elif not _is_utf8(rows[0]):
+            self.fault('unreadable CSV', 'the header of the CSV file is not UTF-8 text')
             return []
         return rows
 
@@ -505,9 +507,10 @@ def read_mimic(
     chosen, place = chosen[place >= 0], place[place >= 0]
     position = metadata['ViewPosition'].to_numpy(object)[place]
     place = _look_up_rows(table, chosen, labels, 'study_id', ('subject_id',))
-    for row in chosen[place < 0]:
+    unlabelled = table['study_id'].iloc[chosen[place < 0]]
+    for row in chosen[place < 0][~unlabelled.duplicated().to_numpy()].tolist():
         detail = f'the study has no row in {labels.file.name}'
-        table.fault('study without labels', detail, int(row), 'warning')
+        table.fault('study without labels', detail, row, 'warning')
     if not (place >= 0).any():
         labels.fault('missing row', f'there is no row for any study of the split {split!r}')
         return None
@@ -533,11 +536,10 @@ def read_mimic(
     if optional and not source.exists(records.file[0]):
         return None
     if logger is not None:
-        num_studies = table['study_id'].iloc[chosen[place < 0]].nunique()
         logger.info(
             f'{table.file.name}, {split}: {len(records)} images; file = DATA_PATH / '
             f'files/pNN/pSUBJECT/sSTUDY/DICOM{suffix}; labels of {labels.file.name}, which has no '
-            f'row for {(place < 0).sum()} images of {num_studies} studies; '
+            f'row for {len(unlabelled)} images of {unlabelled.nunique()} studies; '
             f'neither frontal nor lateral: {(view == "").sum()}'
         )
     which = np.arange(len(records)) == 0 if look_up == 'first' else np.full(len(records), True)
@@ -1219,7 +1221,7 @@ def _choose_rule(
 
 
 def _match_paths(table: Table, key: str, form: re.Pattern) -> tuple[pd.DataFrame, np.ndarray]:
-    """Patient, study and prefix of each row (None where the path is wrong), and [N] which are good."""
+    """Patient, study and prefix of each row, None for wrong paths, and [N] which are good."""
     paths = table[key]
     matches = [form.fullmatch(path) for path in paths]
     good = np.array([match is not None for match in matches], bool)
@@ -1464,5 +1466,5 @@ def _patient_order(patients: np.ndarray, *, key: str) -> tuple[np.ndarray, int]:
 
 
 def _share(fraction: float, count: int) -> int:
-    """The fraction of the count, rounded up; 0.07 of 100 is 7 although floats give a little more."""
+    """The fraction of the count, rounded up; 0.07 of 100 is 7, not 8 by rounding errors."""
     return math.ceil(fraction * count * (1 - 1e-12))
