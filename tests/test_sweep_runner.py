@@ -19,7 +19,7 @@ from engine.launch import EXIT_PREEMPTED
 from engine.run_record import RunRecord
 from sweeps.files import Job
 from sweeps.runner import Runner, state_of
-from utils import checksum_file, write_checkpoint
+from utils import checksum_file, save_checkpoint
 
 DEADLINE = 30
 DATA = {'fingerprint': 'f00', 'files': {}, 'images': 8}
@@ -39,7 +39,7 @@ def finished(job: Job, began_with: str, *, resumed_from: str | None = None) -> N
 
 def checkpoint(path: Path, value: float) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(path, {'model': {'weight': torch.tensor([value])}})
+    save_checkpoint(path, {'model': {'weight': torch.tensor([value])}})
     return str(path)
 
 
