@@ -14,7 +14,7 @@ from config import PROBES, Config, encoder_name
 from data import Loaders
 from data.labels import COMPETITION_LABELS, UNCERTAIN, task_labels
 from data.loader import XrayDataset
-from data.records import describe_pictures, group_columns, standard_groups, write_predictions
+from data.records import describe_images, group_columns, standard_groups, write_predictions
 from engine import distributed
 from engine.files import replace_file
 from engine.run_record import code_version
@@ -277,7 +277,7 @@ def _describe_run(
         **_describe_training(trained, names),
         'Data': data_set if config.REPORT.ANONYMISE else f'{data.DATA_PATH} ({data_set})',
         'Blank labels': data.BLANK,
-        'Images': describe_pictures(data.DATA_PATH),
+        'Images': describe_images(data.DATA_PATH),
         'Pixels': f'preprocessing {data.PREPROCESS}, normalised by {data.NORMALIZE}',
         'Threshold rule': config.EVAL.THRESHOLD,
         'Test-time views': describe_views(config),
