@@ -16,7 +16,7 @@ from packed_data import flip_bit, packed
 from pictures import xray
 from PIL import Image
 from test_bad_data import replace
-from test_resume import assert_same_weights, final_state
+from test_engine_loop import assert_same_weights, final_state
 from tiny import arguments, run_folder, run_main, tiny_config, torchrun
 
 from config import default_config

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from runs import DEADLINE, Started
-from test_resume import assert_same_weights
+from test_engine_loop import assert_same_weights
 from tiny import SCRIPTS, SWIN, VIT, arguments, run_folder, tiny_config
 
 from utils import read_checkpoint
