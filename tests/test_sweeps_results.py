@@ -1,4 +1,4 @@
-"""Results of a sweep: figures, paired differences against independent computations, tables, notes."""
+"""Results of a sweep: figures, paired differences against independent computations, tables."""
 
 import csv
 import json
