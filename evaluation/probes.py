@@ -22,6 +22,7 @@ from engine import distributed
 from engine.device import autocast
 from evaluation.inference import SMALLEST_PROBABILITY, mean_logits, refuse_undefined, views_of
 from evaluation.metrics import score_probabilities, selection_score
+from models.pretrained import fit_pretrained
 from utils import load_pretrained
 
 INVERSE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn, features standardised
@@ -128,7 +129,7 @@ def build_probe(run: Any, model: nn.Module, loaders: Loaders) -> nn.Module:
     config, logger, mode = run.config, run.logger, run.config.FINETUNE.MODE
     _check_options(run, loaders)
     if config.PRETRAINED:
-        load_pretrained(config, model, logger)
+        load_pretrained(config, model, logger, fit_pretrained)
     else:
         logger.warning('no --pretrained: the probed encoder has random weights')
     run.record.begin(None)
