@@ -110,7 +110,7 @@ class Encoder(nn.Module, ABC):
         """Return the layer of a parameter: 0 is the input, get_num_layers() + 1 the head."""
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters without weight decay (vectors and biases never have it)."""
+        """Return names of parameters without weight decay, in addition to vectors and biases."""
         return set()
 
     def no_weight_decay_keywords(self) -> set[str]:

@@ -97,7 +97,7 @@ class MAE(MaskedModel):
         require(holds, config, 'MODEL.MAE.DECODER_NUM_HEADS', allowed)
 
     def _init_weights(self) -> None:
-        """Xavier weights, where the pixels of a patch are one vector, and zero biases, as in MAE."""
+        """Use Xavier weights (a patch counts as one vector) and zero biases, as MAE does."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))

@@ -39,7 +39,7 @@ def grid_index(side: int) -> torch.Tensor:
 
 
 def gather_bias(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return the bias of the attention logits, [heads, N, N], from table [T, heads] and index [N, N]."""
+    """Return the bias of the logits, [heads, N, N], from table [T, heads] and index [N, N]."""
     return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1).contiguous()
 
 

@@ -39,7 +39,7 @@ class RelativePositionBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with biases of q and v only, and optionally its own position bias."""
+    """Multi-head self-attention with biases of q and v, and optionally its own position bias."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import utils as checkpoint_files
-from utils import check_file, checksum_file, newest_good, prune, read_checkpoint, write_checkpoint
+from utils import check_file, checksum_file, newest_good, prune, read_checkpoint, save_checkpoint
 
 LOGGER = logging.getLogger('test')
 NAME = 'ckpt_epoch_3.pth'
@@ -37,7 +37,7 @@ def value_of(path: Path) -> float:
 
 def write(folder: Path, *names: str) -> list[Path]:
     for name in names:
-        write_checkpoint(folder / name, state(1.0))
+        save_checkpoint(folder / name, state(1.0))
     return [folder / name for name in names]
 
 
@@ -73,7 +73,7 @@ def checked(folder: Path, old: float | None) -> float | None:
     found = newest_good(folder, LOGGER)
     assert found == (path if old or path.exists() else None)
     value = found and value_of(found)
-    write_checkpoint(path, state(3.0))  # what was left is no obstacle
+    save_checkpoint(path, state(3.0))  # what was left is no obstacle
     prune(folder, 0)
     assert value_of(path) == 3.0
     assert sorted(os.listdir(folder)) == [NAME, f'{NAME}.sha256']
@@ -85,14 +85,14 @@ def test_a_crash_at_any_call_leaves_the_old_file_or_the_new_one(tmp_path, monkey
     folder, left = tmp_path / 'run', []
     folder.mkdir()
     if old:
-        write_checkpoint(folder / NAME, state(old))
+        save_checkpoint(folder / NAME, state(old))
 
     def keep_what_a_crash_leaves() -> None:
         left.append(shutil.copytree(folder, tmp_path / str(len(left))))
 
     with monkeypatch.context() as patch:
         tap(patch, keep_what_a_crash_leaves)
-        write_checkpoint(folder / NAME, state(2.0))
+        save_checkpoint(folder / NAME, state(2.0))
     values = [checked(path, old) for path in left]
     assert len(values) > 40
     renamed = values.index(2.0)
@@ -116,12 +116,12 @@ def test_a_failure_of_any_call_leaves_the_old_file_or_the_new_one(
         folder = tmp_path / str(number)
         folder.mkdir()
         if old:
-            write_checkpoint(folder / NAME, state(old))
+            save_checkpoint(folder / NAME, state(old))
         number, calls, raised = number + 1, 0, None
         with monkeypatch.context() as patch:
             tap(patch, fail_once)
             try:
-                write_checkpoint(folder / NAME, state(2.0))
+                save_checkpoint(folder / NAME, state(2.0))
             except OSError as error:
                 raised = error.errno
         tidied = calls - 2 < number  # the last two remove what is left, and need not succeed
@@ -151,14 +151,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_is_really_full(small_disk) -> None:
     path = small_disk / NAME
-    write_checkpoint(path, state(1.0))
+    save_checkpoint(path, state(1.0))
     large = {'model': {'weight': torch.ones(2**20)}}
     with pytest.raises(OSError) as caught:
-        write_checkpoint(path, large)
+        save_checkpoint(path, large)
     assert caught.value.errno == errno.ENOSPC
     assert value_of(path) == 1.0
     assert sorted(os.listdir(small_disk)) == [NAME, f'{NAME}.sha256']
-    write_checkpoint(path, state(2.0))
+    save_checkpoint(path, state(2.0))
     assert value_of(path) == 2.0
 
 
@@ -168,7 +168,7 @@ def test_a_failed_write_holds_nothing_in_memory(small_disk) -> None:
     gc.disable()
     try:
         with contextlib.suppress(OSError):
-            write_checkpoint(small_disk / NAME, large)
+            save_checkpoint(small_disk / NAME, large)
         del large
         assert weight() is None
     finally:
@@ -185,7 +185,7 @@ def test_a_folder_that_cannot_be_synchronised_is_no_obstacle(tmp_path, monkeypat
         sync(descriptor)
 
     monkeypatch.setattr(os, 'fsync', synchronise)
-    write_checkpoint(tmp_path / NAME, state(1.0))
+    save_checkpoint(tmp_path / NAME, state(1.0))
     assert value_of(tmp_path / NAME) == 1.0
 
 

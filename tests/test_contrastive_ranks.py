@@ -12,7 +12,7 @@ from test_contrastive_methods import BUILD, assert_same_state, build_mixing, sgd
 from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.contrastive import share_batch_norm
+from engine.parallel import share_batch_norm
 
 
 def run_rank(rank: int, world_size: int, folder: Path) -> None:

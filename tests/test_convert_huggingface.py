@@ -23,6 +23,7 @@ from models.convert import (
     to_huggingface,
 )
 from models.export import write_huggingface
+from models.pretrained import fit_pretrained
 from utils import load_pretrained
 
 BUFFERS = ('relative_position_index', 'attn_mask')
@@ -36,7 +37,7 @@ PLAIN = {'MODEL__VIT__USE_APE': True, 'MODEL__VIT__INIT_VALUES': None,
 def started(config: CfgNode, file: Path, *, is_pretrain: bool = False) -> torch.nn.Module:
     model = make_model(config, seed=7, is_pretrain=is_pretrain)
     config.PRETRAINED = str(file)
-    load_pretrained(config, model, LOGGER)
+    load_pretrained(config, model, LOGGER, fit_pretrained)
     return model
 
 
@@ -102,7 +103,7 @@ def test_an_exported_folder_gives_the_checkpoint_s_weights_back(name: str, tmp_p
     torch.manual_seed(3)
     config.PRETRAINED = str(tmp_path / 'hf' / 'model.safetensors')
     found = build_model(config, is_pretrain=is_pretrain)
-    load_pretrained(config, found, LOGGER)
+    load_pretrained(config, found, LOGGER, fit_pretrained)
     found = found.encoder if is_pretrain else found
     expected = source.encoder.state_dict()
     for key, value in found.state_dict().items():

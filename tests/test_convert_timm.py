@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 from config import config_text, default_config
 from models import build_model
 from models.timm_classifier import TimmClassifier
+from models.pretrained import fit_pretrained
 from utils import load_pretrained, read_checkpoint
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -34,7 +35,7 @@ def started(config: CfgNode, path: Path) -> TimmClassifier:
     torch.manual_seed(9)
     model = build_model(config, is_pretrain=False).eval()
     config.PRETRAINED = str(path)
-    load_pretrained(config, model, LOGGER)
+    load_pretrained(config, model, LOGGER, fit_pretrained)
     return model
 
 

@@ -27,6 +27,7 @@ from models.export import (
     write_timm,
     write_torch_export,
 )
+from models.pretrained import fit_pretrained
 from utils import load_pretrained, save_checkpoint
 
 LOGGER = logging.getLogger('export')
@@ -64,7 +65,7 @@ def fine_tuned_features(folder: Path, images: torch.Tensor) -> np.ndarray:
     config.merge_from_file(str(folder / 'run.yaml'))
     config.MODEL.NUM_CLASSES, config.PRETRAINED = 14, str(folder / 'ckpt_epoch_1.pth')
     model = build_model(config, is_pretrain=False).eval()
-    load_pretrained(config, model, LOGGER)
+    load_pretrained(config, model, LOGGER, fit_pretrained)
     with torch.no_grad():
         return model.forward_features(images).numpy()
 

@@ -13,7 +13,7 @@ from config import check_config
 from data.masking import MASKS, MaskGenerator
 from models import build_model
 from models.mae import MAE, count_visible, take, visible_first
-from models.relative_position import written_out
+from models.encoder import eager_attention as written_out
 from models.vision_transformer import sincos_positions
 from optimizer import param_groups
 

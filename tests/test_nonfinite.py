@@ -9,14 +9,14 @@ from step_record import read_step_record
 from tiny import arguments, run_folder, run_main, tiny_config
 
 import main_simmim
-from engine.loop import Progress
+from engine.train_state import Progress
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_with_epoch_batch_and_rate(tmp_path, bad):
     batches = five_batches()
     batches[3] = (torch.full((4, 3), bad),)
-    message = r'not finite in epoch 7, micro-batch 3, learning rate 2\.5000e-05'
+    message = r'not finite in epoch 7, batch 3, learning rate 2\.5000e-05'
     with pytest.raises(FloatingPointError, match=message):
         one_epoch(tmp_path, batches, rate=2.5e-5, PRINT_FREQ=2)
     record = read_step_record(tmp_path / 'nonfinite_epoch_7_step_4.json')
@@ -36,7 +36,7 @@ def test_a_step_that_is_not_finite_is_skipped_as_if_its_batches_were_not_there(t
     assert (figures['loss'], figures['grad_norm']) == (want['loss'], want['grad_norm'])
     assert (figures['skipped_steps'], want['skipped_steps']) == (1, 0)
     assert updates == [1, 3, 4], 'the schedule goes on'
-    assert 'micro-batch 2' in caplog.text and '1 of at most 10' in caplog.text
+    assert 'batch 2' in caplog.text and '1 of at most 10' in caplog.text
     record = read_step_record(tmp_path / 'nonfinite_epoch_7_step_2.json')
     assert record['ranks'][0]['rows'] == [[102], [103]]
     # By then the rate is that of the next step.
@@ -70,7 +70,7 @@ def test_the_first_step_that_is_not_finite_is_named_though_the_next_losses_are_n
 
     batches = [(torch.full((4, 3), float(i == 5) * 6 + 1),) for i in range(9)]
     keys = {'TRAIN__ACCUMULATION_STEPS': 2, 'TRAIN__CLIP_GRAD': 5.0, 'PRINT_FREQ': 7}
-    with pytest.raises(FloatingPointError, match='not finite in epoch 7, micro-batch 5'):
+    with pytest.raises(FloatingPointError, match='not finite in epoch 7, batch 5'):
         one_epoch(tmp_path, batches, root, rate=0.001, **keys)
     assert read_step_record(tmp_path / 'nonfinite_epoch_7_step_3.json')['batch'] == 4
 
@@ -79,7 +79,7 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
     def root(model, batch):  # its value is 0, its gradient 0 * inf
         return (model(batch[0]) * 0).abs().sqrt().mean()
 
-    with pytest.raises(FloatingPointError, match='not finite in epoch 7, micro-batch 0'):
+    with pytest.raises(FloatingPointError, match='not finite in epoch 7, batch 0'):
         one_epoch(tmp_path, five_batches(), root)
 
 
@@ -109,7 +109,7 @@ def test_weights_after_a_loss_that_is_not_finite_are_not_saved(
         tmp_path / 'run.yaml', 'simmim', TRAIN={'SAVE_EVERY_STEPS': 1}, PRINT_FREQ=1000
     )
     assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 2
-    assert 'not finite in epoch 1, micro-batch 0' in capsys.readouterr().out
+    assert 'not finite in epoch 1, batch 0' in capsys.readouterr().out
     saved = {path.name for path in run_folder(tmp_path, 'simmim').glob('ckpt_*')}
     assert 'ckpt_epoch_0.pth' in saved
     assert not any(name.startswith('ckpt_epoch_1') for name in saved)

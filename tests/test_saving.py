@@ -16,7 +16,7 @@ import torch
 
 from engine import saving
 from engine.saving import CheckpointWriter, copy_state
-from utils import find_newest_checkpoint, read_checkpoint, write_checkpoint
+from utils import find_newest_checkpoint, read_checkpoint, save_checkpoint
 
 LOGGER = logging.getLogger('test')
 BEST = 'ckpt_best.pth'
@@ -56,13 +56,13 @@ class Disk:
         assert self.free.wait(30)
         if self.full is True or (self.full and path.name in self.full):
             raise OSError(self.error, os.strerror(self.error))
-        write_checkpoint(path, state)
+        save_checkpoint(path, state)
 
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     stand_in = Disk()
-    monkeypatch.setattr(saving, 'write_checkpoint', stand_in.write)
+    monkeypatch.setattr(saving, 'save_checkpoint', stand_in.write)
     return stand_in
 
 
@@ -128,7 +128,7 @@ def test_the_file_is_the_one_that_is_written_without_a_copy(writer, tmp_path) ->
     writer.save(epoch(1), contents)
     writer.flush()
     written, alike = tmp_path / epoch(1), tmp_path / 'alike.pth'
-    write_checkpoint(alike, contents)
+    save_checkpoint(alike, contents)
     assert written.read_bytes() == alike.read_bytes()
     assert written.stat().st_size < 40_000
 
@@ -203,7 +203,7 @@ def test_the_warning_says_what_is_there_to_go_on_from(writer, disk, tmp_path, lo
     writer.save(epoch(1), state(1.0))
     writer.flush()
     assert 'there is no other yet' in messages(log)[-1]
-    write_checkpoint(tmp_path / BEST, state(0.0))
+    save_checkpoint(tmp_path / BEST, state(0.0))
     writer.save(BEST, state(2.0))
     writer.flush()
     assert 'the one before of this name is still there' in messages(log)[-1]
@@ -306,7 +306,7 @@ def test_old_checkpoints_go_once_the_new_one_is_there(tmp_path, disk, log) -> No
 
 def test_a_run_that_went_on_from_an_older_checkpoint_keeps_its_own(tmp_path, log) -> None:
     for number in (4, 20):
-        write_checkpoint(tmp_path / epoch(number), state(number))
+        save_checkpoint(tmp_path / epoch(number), state(number))
     writer = CheckpointWriter(tmp_path, LOGGER, keep=1)
     writer.save(epoch(5), state(5.0))
     writer.close()

@@ -7,6 +7,7 @@ from golden_cases import fill
 
 from config import config_text, default_config
 from models import build_model
+from models.pretrained import fit_pretrained
 from utils import load_pretrained
 
 LOGGER = logging.getLogger('pretrained')
@@ -38,7 +39,7 @@ def load(state, target_config, model, tmp_path, **extra):
     path = tmp_path / 'source.pth'
     torch.save({'model': state, **extra}, path)
     target_config.PRETRAINED = str(path)
-    load_pretrained(target_config, model, LOGGER)
+    load_pretrained(target_config, model, LOGGER, fit_pretrained)
     return model
 
 
