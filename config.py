@@ -597,7 +597,6 @@ FILTERS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
 
 # Allowed values of the options that no registry describes.
 CHOICES = {
-    'DATA.DATASET': ('imagenet', 'folder', 'chexpert', 'mimic-cxr'),
     'DATA.SAMPLER': ('uniform', 'weighted'),
     'DATA.LABELLER': ('chexpert', 'negbio'),
     'DATA.INTERPOLATION': ('random', *FILTERS),
@@ -830,8 +829,6 @@ def _evaluation_rules(config: Config) -> Iterator[Rule]:
 
 
 def _finetune_rules(config: Config) -> Iterator[Rule]:
-    labelled = config.DATA.DATASET in ('chexpert', 'mimic-cxr')
-    yield labelled, 'DATA.DATASET', "'chexpert' or 'mimic-cxr', which have labels"
     for key, works in CHEXPERT_VALUES.items():
         yield value_at(config, key) == works, key, f'{works!r} with CheXpert labels'
     is_probe = config.FINETUNE.MODE in PROBES and not config.EVAL_MODE
