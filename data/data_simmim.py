@@ -10,11 +10,9 @@ from data import Loaders
 from data.loader import XrayDataset, bad_images, make_loader
 from data.masking import MaskGenerator
 from data.records import (
-    LABELLED,
+    DATASETS,
     Records,
-    data_root,
     describe_subset,
-    read_folder,
     read_split,
     select_views,
     split_holdout,
@@ -60,13 +58,9 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
 def pretrain_records(config: Config, logger: logging.Logger) -> tuple[Records, Records]:
     """Return the images to train on, and those of the held-out patients."""
     data = config.DATA
-    if data.DATASET in LABELLED:
-        records = read_split(config, 'train', logger)
-    else:
-        root = data_root(config, logger)
-        records = read_folder(root, allow_all_images=data.ALLOW_ALL_IMAGES, logger=logger)
+    records = read_split(config, 'train', logger)
     train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
-    if data.DATASET in LABELLED:
+    if DATASETS[data.DATASET].labelled:
         train = select_views(train, data.VIEWS)
         holdout = select_views(holdout, data.VIEWS) if len(holdout) else holdout
     train = take_subset(

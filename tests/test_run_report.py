@@ -1,6 +1,7 @@
-"""The report that a run ends with: its figures are those of the run's own prediction files."""
+"""The report of a run: its numbers follow from the prediction files, and it can hide names."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tiny import arguments, run_folder, run_main, tiny_config
 
 from data.labels import COMPETITION_LABELS, LABELS
 
+PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
 REPORT = {'REPORT': {'WRITE': True, 'MAPS': 1}, 'EVAL': {'RESAMPLES': 100}}
 
 
@@ -101,19 +103,37 @@ def test_groups_and_maps_are_there(finished: Path) -> None:
 
 
 @pytest.mark.slow
-def test_eval_reports_the_same_of_the_same_checkpoint(
+def test_eval_of_the_same_checkpoint_gives_the_same_report_with_hashed_names(
     finished: Path, many: Path, tmp_path: Path
 ) -> None:
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'VIEWS': 'all'}, **REPORT)
-    best = str(finished / 'ckpt_best.pth')
-    argv = arguments(cfg, many, tmp_path / 'o', '--eval', '--resume', best)
-    assert run_main('finetune', argv) == 0
+    more = ['--eval', '--resume', str(finished / 'ckpt_best.pth'), '--opts']
+    more += ['REPORT.ANONYMISE', 'True']
+    assert run_main('finetune', arguments(cfg, many, tmp_path / 'o', *more)) == 0
     folder = run_folder(tmp_path / 'o', 'finetune') / 'report_eval'
     first, again = (json.loads((f / 'report.json').read_text()) for f in (finished, folder))
+    for report in (first, again):
+        for entry in [*report['maps'], *(e for s in report['sets'] for e in s['worst_errors'])]:
+            del entry['path']
     for key in ('headline', 'sets', 'maps', 'maps_check', 'published'):
         assert again[key] == first[key], key
     rows = {row['name']: row['value'] for row in again['run']}
     assert rows['Uncertain labels in training'] == 'ignore', 'read from the checkpoint'
+    assert rows['Checkpoint'] == 'ckpt_best.pth'
+    for file in [*folder.glob('report.*'), *folder.glob('report_*')]:
+        assert not PATIENT.search(file.read_bytes()), file.name
+        assert str(many).encode() not in file.read_bytes(), file.name
+
+
+def test_only_predictions_and_reports_name_patients(finished: Path) -> None:
+    assert list(finished.rglob('events.out.tfevents.*'))
+    naming = {
+        file.name
+        for file in finished.rglob('*')
+        if file.is_file() and PATIENT.search(file.read_bytes())
+    }
+    predictions = {f'predictions_{split}.csv' for split in ('holdout', 'valid', 'test')}
+    assert naming == predictions | {'report.html', 'report.json'}
 
 
 def test_an_ensemble_averages_probabilities(finished: Path, many: Path, tmp_path: Path) -> None:
