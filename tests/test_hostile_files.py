@@ -1,5 +1,6 @@
 """Checkpoints and config files cannot run code."""
 
+import ast
 import os
 from pathlib import Path
 
