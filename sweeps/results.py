@@ -989,7 +989,7 @@ def write_table(
 ) -> Path:
     """Write a table as `<name>.csv` (unrounded, empty if unknown) and `<name>.md`."""
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / f'{name}.csv', pd.DataFrame(figures).to_csv(index=False).encode())
+    replace_file(folder / f'{name}.csv', pd.DataFrame(figures, dtype=object).to_csv(index=False).encode())
     replace_file(folder / f'{name}.md', markdown.encode())
     return folder / f'{name}.md'
 
