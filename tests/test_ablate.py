@@ -117,17 +117,10 @@ def test_the_script_of_a_row_runs_to_its_end(script, runs, python, phantom, tmp_
     assert sorted(found) == sorted(f'{run}_seed1' for run in runs)
 
 
-@pytest.mark.parametrize(
-    ('script', 'gpus', 'key'),
-    [
-        ('mask_ratio_0.1', '3', 'TRAIN.ACCUMULATION_STEPS'),
-        ('nano/nano_loss_l2', 'x', '--processes'),
-    ],
-)
-def test_gpus_of_a_script_must_divide_the_accumulated_batches(script, gpus, key, tmp_path) -> None:
-    words = ['bash', str(ROOT / f'scripts/ablations/{script}.sh'), str(tmp_path), 'o', gpus]
+def test_gpus_of_a_script_must_divide_the_accumulated_batches(tmp_path) -> None:
+    words = ['bash', str(ROOT / 'scripts/ablations/mask_ratio_0.1.sh'), str(tmp_path), 'o', '3']
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and key in done.stderr
+    assert done.returncode == 2 and 'TRAIN.ACCUMULATION_STEPS' in done.stderr
     assert not (tmp_path / 'o').exists()
 
 
