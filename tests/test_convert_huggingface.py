@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_export_source import load_run, randomise
-from test_export_timm import CASES
-from transfers import LOGGER, make_config, make_model
+from test_models_export import CASES
+from transfers import LOGGER, load_run, make_config, make_model, randomise
 from yacs.config import CfgNode
 
 from config import default_config
@@ -22,7 +21,7 @@ from models.convert import (
     split_qkv,
     to_huggingface,
 )
-from models.export import write_huggingface
+from models.export import export
 from utils import load_pretrained
 
 BUFFERS = ('relative_position_index', 'attn_mask')
@@ -93,7 +92,7 @@ def test_an_exported_folder_gives_the_checkpoint_s_weights_back(name: str, tmp_p
     pytest.importorskip('transformers', reason='needs requirements-export.txt')
     stage, model, _ = CASES[name]
     source = load_run(tmp_path, stage, model)
-    write_huggingface(source, tmp_path / 'hf', overwrite=False)
+    export(source, "huggingface", tmp_path / "hf", overwrite=False)
     config = default_config()
     config.merge_from_file(str(tmp_path / 'run.yaml'))
     if not config.MODEL.VIT.QKV_BIAS:
