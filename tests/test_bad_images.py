@@ -16,7 +16,7 @@ from packed_data import flip_bit, packed
 from pictures import xray
 from PIL import Image
 from test_bad_data import replace
-from test_resume import assert_same_weights, final_state
+from test_engine_loop import assert_same_weights, final_state
 from tiny import arguments, run_folder, run_main, tiny_config, torchrun
 
 from config import default_config
@@ -63,7 +63,7 @@ TRANSFORMS = {
 
 def spoil(data: Path) -> list[str]:
     """Make the images of BAD_ROWS bad, each in a way of its own; their files."""
-    records = read_csv(data, 'train.csv', check_files=False)
+    records = read_csv(data, 'train.csv', look_up='none')
     paths = [data / re.sub('^[^/]*/', '', records.file[row]) for row in BAD_ROWS]
     replace(paths[0], paths[0].read_bytes()[:400])
     replace(paths[1], b'')

@@ -117,20 +117,6 @@ def test_rows_are_matched_by_path_and_labels_by_name():
     assert (found['a'], found['b']) == ('first', 'second')
 
 
-def test_changing_sides_changes_the_sign_alone():
-    a, b = make_pair()
-    one = compare(a, b, resamples=100, seed=5, five=('Edema',))
-    other = compare(b, a, resamples=100, seed=5, five=('Edema',))
-    for label, entry in one['labels'].items():
-        mirrored = other['labels'][label]
-        difference, swapped = entry['difference'], mirrored['difference']
-        assert difference['value'] == -swapped['value']
-        assert difference['low'] == pytest.approx(-swapped['high'])
-        assert [entry[name] for name in ('p_bootstrap', 'p_delong', 'p_holm')] == [
-            mirrored[name] for name in ('p_bootstrap', 'p_delong', 'p_holm')
-        ]
-
-
 def test_a_set_compared_with_itself_shows_no_difference():
     a, _ = make_pair()
     found = compare(a, a, resamples=30, seed=0, five=LABELS)
@@ -155,16 +141,6 @@ def test_an_undefined_label_is_nan_and_leaves_no_mean():
     assert found['means']['five'] is None
     edema = found['labels']['Edema']
     assert edema['p_holm'] == edema['p_delong']  # the others do not count
-
-
-def test_without_resamples_there_are_differences_and_no_intervals():
-    a, b = make_pair()
-    entry = compare(a, b, resamples=0, seed=0, five=LABELS)['labels']['Edema']
-    known = ~np.isnan(a.targets[:, 0])
-    areas = [roc_auc_score(c.targets[known, 0], c.probabilities[known, 0]) for c in (a, b)]
-    assert entry['difference']['value'] == pytest.approx(areas[0] - areas[1])
-    assert np.isnan([entry['difference']['low'], entry['p_bootstrap']]).all()
-    assert entry['p_holm'] >= entry['p_delong'] > 0
 
 
 def test_bootstrap_p_worked_by_hand():
@@ -199,33 +175,22 @@ def test_holm_rejects_what_its_step_down_procedure_rejects(seed):
         np.testing.assert_array_equal(adjusted <= alpha, rejected)
 
 
-def test_other_rows_are_refused_with_counts_and_examples():
-    a, b = make_pair()
-    other = replace(b, path=np.array([f'valid/{path}' for path in b.path], object))
-    with pytest.raises(ValueError) as error:
-        compare(a, other.select(np.arange(10)), resamples=5, seed=0, five=LABELS)
-    wanted = ('first', 'second', '80 (test/patient00000/study0, ', '10 (valid/test/patient00000/')
-    assert all(part in str(error.value) for part in wanted), error.value
-    with pytest.raises(ValueError, match=r'1 \(test/patient00079/study79\) only in first, 0 only'):
-        compare(a, b.select(np.arange(79)), resamples=5, seed=0, five=LABELS)
-    twice = b.select(np.r_[np.arange(80), 7])
-    with pytest.raises(ValueError, match='second: each row must be there once, got 81 rows of 80'):
-        compare(a, twice, resamples=5, seed=0, five=LABELS)
-
-
-@pytest.mark.parametrize('value', [0.0, 1.0, NAN])
-def test_other_targets_are_refused_naming_the_row(value):
-    a, b = make_pair()
-    targets = a.targets.copy()
-    a.targets[17, 2], targets[17, 2] = (1.0 if value == 0 else 0.0), value
-    order = np.arange(80)[::-1]
-    with pytest.raises(ValueError) as error:
-        compare(a, replace(b, targets=targets).select(order), resamples=5, seed=0, five=LABELS)
-    wanted = ('Cardiomegaly of test/patient00017/study17', f'and {value:g} (rows that differ: 1)')
-    assert all(part in str(error.value) for part in wanted), error.value
-
-
 def test_sets_without_a_common_label_are_refused():
     a, b = make_pair()
-    with pytest.raises(ValueError, match='first and second must share a label, got Edema, '):
+    with pytest.raises(ValueError, match='first and second'):
         compare(a, replace(b, labels=('x', 'y', 'z')), resamples=5, seed=0, five=LABELS)
+
+
+@pytest.mark.parametrize('rows', [np.arange(10), np.r_[np.arange(80), 7]])
+def test_other_or_repeated_rows_are_refused(rows):
+    a, b = make_pair()
+    with pytest.raises(ValueError, match='first and second'):
+        compare(a, b.select(rows), resamples=5, seed=0, five=LABELS)
+
+
+def test_other_targets_are_refused_naming_label_and_row():
+    a, b = make_pair(unknown=0)
+    targets = a.targets.copy()
+    targets[17, 2] = 1 - targets[17, 2]
+    with pytest.raises(ValueError, match='Cardiomegaly of test/patient00017/study17'):
+        compare(a, replace(b, targets=targets), resamples=5, seed=0, five=LABELS)

@@ -255,13 +255,13 @@ def test_read_csv_looks_up_no_file_where_told(tmp_path: Path) -> None:
     write(tmp_path / 'train.csv', rows)
     with pytest.raises(ValueError, match='images not found'):
         read_csv(tmp_path, 'train.csv')
-    records = read_csv(tmp_path, 'train.csv', check_files=False)
+    records = read_csv(tmp_path, 'train.csv', look_up='none')
     assert records.file.tolist() == records.path.tolist() == [cells['Path'] for cells in rows]
-    other = read_csv(tmp_path, 'train.csv', image_suffix='.png', check_files=False)
+    other = read_csv(tmp_path, 'train.csv', image_suffix='.png', look_up='none')
     assert other.file.tolist() == [cells['Path'].replace('.jpg', '.png') for cells in rows]
     write(tmp_path / 'train.csv', [*rows, rows[0]])
     with pytest.raises(ValueError, match='is given in row 2 already'):
-        read_csv(tmp_path, 'train.csv', check_files=False)
+        read_csv(tmp_path, 'train.csv', look_up='none')
 
 
 def test_file_of_studies_counts_the_images_on_disk(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 from test_predictions import PREFIX, area, cases_of, csv_of, image, matched, refusal, study
 
 from data.labels import LABELS
-from data.records import match, read_label_file, read_predictions, standard_groups
+from evaluation.cases import match
+from data.records import read_label_file, read_predictions, standard_groups
 
 NAN = float('nan')
 

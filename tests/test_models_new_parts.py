@@ -12,6 +12,7 @@ from models.build import build_model
 from models.contrastive import ContrastiveMethod, build_contrastive, in_float32, mlp_head
 from models.encoder import ENCODERS, PatchEmbed, PatchEncoder, build_classifier_head, run_block
 from models.losses import LABEL_LOSSES
+from models.pretrained import fit_pretrained
 from models.simmim import HEADS
 from utils import load_pretrained
 
@@ -162,7 +163,7 @@ def test_a_head_with_named_children_is_folded_between_channels(tmp_path, log):
     config = make_config(channels=1)
     config.PRETRAINED = str(tmp_path / 'rgb.pth')
     grey = build_model(config).eval()
-    load_pretrained(config, grey, LOGGER)
+    load_pretrained(config, grey, LOGGER, fit_pretrained)
     pixels, mask = torch.rand(2, 1, 32, 32), torch.arange(64).view(1, 8, 8).expand(2, 8, 8) % 2
     mean, std = (
         torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -178,7 +179,7 @@ def test_another_head_is_dropped_and_logged(tmp_path, log):
     torch.save({'model': build_model(make_config()).state_dict()}, tmp_path / 'a.pth')
     config = make_config('linear')
     config.PRETRAINED = str(tmp_path / 'a.pth')
-    load_pretrained(config, build_model(config), LOGGER)
+    load_pretrained(config, build_model(config), LOGGER, fit_pretrained)
     assert 'decoder.bottleneck.weight' in log.text
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from data.labels import LABELS
+from evaluation.cases import match
 from data.records import (
-    match,
     normalise_name,
     predictions_for,
     read_label_file,

@@ -15,7 +15,7 @@ from config import Config, default_config
 from engine import preflight
 from engine import preflight as preflight_costs
 from engine.launch import Run
-from engine.loop import TrainState
+from engine.train_state import TrainState
 from engine.preflight import (
     Bench,
     Costs,

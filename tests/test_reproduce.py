@@ -18,7 +18,7 @@ from engine import loop as training_step
 from engine.run_record import read_record, shown_checkpoint
 from logger import read_metrics
 from scripts import reproduce
-from utils import read_checkpoint, write_checkpoint
+from utils import read_checkpoint, save_checkpoint
 
 LAST = 'ckpt_epoch_1.pth'
 
@@ -206,7 +206,7 @@ def test_one_weight(folder, copied, capsys):
     state = read_checkpoint(folder / LAST)
     name = 'patch_embed.proj.weight'
     state['model'][name].view(-1)[5] += 0.25
-    write_checkpoint(folder / LAST, state)
+    save_checkpoint(folder / LAST, state)
     code, lines = result(capsys, folder)
     assert code == 1
     assert f'differs: weights of {LAST}: 0.25 ({name})' in lines
@@ -215,7 +215,7 @@ def test_one_weight(folder, copied, capsys):
     assert (code, lines[-1]) == (0, 'the same within 0.001 (figures alone)')
     assert f'differs: weights of {LAST}: 0.25 ({name})' in lines
     del state['model'][name]
-    write_checkpoint(folder / LAST, state)
+    save_checkpoint(folder / LAST, state)
     code, lines = result(capsys, folder, '--tolerance', '0.001')
     assert code == 1
     assert f'differs: weights of {LAST}: another value, or none ({name})' in lines

@@ -104,7 +104,7 @@ def test_a_file_of_studies_is_checked(spoilt: Path, check: Callable) -> None:
     write(spoilt / 'valid.csv', [*named, named[2], gone], header)
     assert sorted(check(spoilt)[1]) == [
         ('duplicate row', 'valid.csv', len(named) + 2, studies[2]),
-        ('missing picture', 'valid.csv', len(named) + 3, gone['Study']),
+        ('missing image', 'valid.csv', len(named) + 3, gone['Study']),
         ('value of a label', 'valid.csv', 3, studies[1]),
         ('value of the view', 'valid.csv', 2, studies[0]),
     ]
@@ -157,7 +157,7 @@ def test_faults_in_mimic(clean_mimic: Path, tmp_path: Path, check: Callable) -> 
         ('ids that differ', metadata.name, 2, ids[0]),
         ('missing row', split.name, 4, ids[2]),
         ('value of a label', labels.name, 2, cells['study_id'].iloc[0]),
-        ('missing picture', split.name, 3, gone),
+        ('missing image', split.name, 3, gone),
     ]
     first = images.index[images['study_id'] == study][0]
     expected.append(('study without labels', split.name, first + 2, images.loc[first, 'dicom_id']))

@@ -79,7 +79,7 @@ def test_a_packed_store(spoilt: Path, tmp_path: Path, check: Callable, settings:
     pixels[5] ^= 1
     shard.write_bytes(pixels)
     kinds = [cells[0] for cells in check(store)[1]]
-    assert kinds == ['left out of the store', 'unreadable picture']
+    assert kinds == ['left out of the store', 'unusable image']
     shard.write_bytes(pixels[:-1])
     assert [cells[0] for cells in check(store)[1]] == ['damaged store']
 
@@ -123,6 +123,6 @@ def test_a_picture_that_ends_its_process_is_named(
     assert len(files) > 100
     for position in (7, 70):
         expected[position] = looks[position]
-        assert looks[position].problems[0][0] == 'unreadable picture'
+        assert looks[position].problems[0][0] == 'unusable image'
         assert 'ended the process' in looks[position].problems[0][1]
     assert looks == expected

@@ -147,7 +147,7 @@ class Model:
         self.contents = torch.load(io.BytesIO(self.file), weights_only=True)
 
     def state(self) -> Any:
-        from engine.loop import TrainState
+        from engine.train_state import TrainState
 
         return TrainState(self.model, self.optimizer, self.scheduler, self.scaler, 7, 2)
 

@@ -213,7 +213,7 @@ def _checkpoint(rng: Rng, model: fuzz_corpus.Model) -> bytes:
 
 
 def attack_resume(corpus: Corpus, rng: Rng, out: Path) -> None:
-    from engine.loop import accumulation_steps
+    from engine.train_state import accumulation_steps
     from utils import read_resumable
 
     model = corpus.get(fuzz_corpus.Model)
@@ -224,6 +224,7 @@ def attack_resume(corpus: Corpus, rng: Rng, out: Path) -> None:
 
 
 def attack_pretrained(corpus: Corpus, rng: Rng, out: Path) -> None:
+    from models.pretrained import fit_pretrained
     from utils import load_pretrained, trained_config
 
     model = corpus.get(fuzz_corpus.Model)
@@ -232,7 +233,7 @@ def attack_pretrained(corpus: Corpus, rng: Rng, out: Path) -> None:
     config.defrost()
     config.PRETRAINED = str(file)
     trained_config(file)
-    load_pretrained(config, model.model, LOG)
+    load_pretrained(config, model.model, LOG, fit_pretrained)
 
 
 def attack_stores(corpus: Corpus, rng: Rng, out: Path) -> None:
