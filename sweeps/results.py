@@ -989,7 +989,8 @@ def write_table(
 ) -> Path:
     """Write a table as `<name>.csv` (unrounded, empty if unknown) and `<name>.md`."""
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / f'{name}.csv', pd.DataFrame(figures).to_csv(index=False).encode())
+    table = pd.DataFrame(figures, dtype=object)  # keeps whole numbers whole
+    replace_file(folder / f'{name}.csv', table.to_csv(index=False).encode())
     replace_file(folder / f'{name}.md', markdown.encode())
     return folder / f'{name}.md'
 

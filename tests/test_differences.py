@@ -1,5 +1,6 @@
 """Behaviour that differs from SimMIM, in whole runs."""
 
+import contextlib
 import importlib
 import json
 import logging
@@ -15,11 +16,12 @@ import yaml
 from one_epoch import five_batches, one_epoch
 from PIL import Image
 from tiny import ROOT, arguments, run_folder, run_main, tiny_config
+from torch import nn
 
 import main_finetune
 from config import default_config
 from data.transforms import EvalTransform, TrainTransform
-from engine import distributed
+from engine import distributed, loop
 from logger import read_metrics
 from utils import read_checkpoint
 
@@ -68,6 +70,31 @@ def test_accumulation_clips_once_logs_the_mean_and_uses_the_rest(tmp_path):
     assert figures['loss'] == pytest.approx(np.mean(losses), rel=1e-5)
     assert figures['grad_norm'] == pytest.approx(np.mean(norms), rel=1e-5)
     assert updates == [1, 3, 4]
+
+
+class Wrapped(nn.Module):
+    """Stands for DistributedDataParallel and records which forward passes exchange gradients."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.exchanging, self.exchanges = module, True, []
+
+    @contextlib.contextmanager
+    def no_sync(self):
+        self.exchanging = False
+        yield
+        self.exchanging = True
+
+    def forward(self, x):
+        self.exchanges.append(self.exchanging)
+        return self.module(x)
+
+
+def test_ranks_exchange_gradients_once_per_update(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.TrainState, 'parallel', property(lambda state: state.model))
+    keys = {'TRAIN__ACCUMULATION_STEPS': 2}
+    _, state, _ = one_epoch(tmp_path, five_batches(), wrap=Wrapped, **keys)
+    assert state.model.exchanges == [False, True, False, True, True]
 
 
 def test_log_has_reduced_figures_and_enough_digits_and_waits_when_it_prints(

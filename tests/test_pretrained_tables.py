@@ -34,7 +34,7 @@ def test_shared_table_is_put_into_every_block(tmp_path, log):
     )
     for block in range(2):
         assert torch.equal(table_of(target, block), source.state_dict()[f'encoder.{SHARED}'])
-    assert 'shared position table put into 2 blocks' in log.text
+    assert 'shared position table' in log.text
     assert 'fc_norm.weight' in log.text  # new; norm.* is left over
 
 

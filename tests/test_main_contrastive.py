@@ -1,23 +1,28 @@
-"""main_contrastive.py: whole runs, and what comes before and after them."""
+"""main_contrastive.py: whole runs, held-out metrics, and what comes before and after a run."""
 
 import argparse
 import logging
 import math
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from compilers import record_graphs
 from tiny import SWIN, arguments, run_folder, run_main, tiny_config, torchrun
+from torch import nn
 
+import main_contrastive
 from config import default_config, get_config
 from data import build_loader
+from engine import distributed
 from engine import preflight as preflight_bench
 from logger import read_metrics
 from models import build_model
-from models.contrastive import BYOL, METHODS, MoCo, build_contrastive, warn_of_other_batch
+from models.contrastive import BYOL, METHODS, MoCo, SimCLR, build_contrastive
+from sweeps.plots import chance
 from utils import read_checkpoint
 
 RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
@@ -106,39 +111,25 @@ def test_eval_logs_the_figures_of_a_checkpoint(simclr, phantom, tmp_path) -> Non
 
 
 @pytest.mark.parametrize(
-    'batch, processes, warned', [('16', 1, ''), ('8', 1, '16 x 1'), ('16', 2, '16 x 2')]
+    ('batch', 'processes', 'warned'), [('16', 1, 0), ('8', 1, 1), ('16', 2, 1)]
 )
-def test_eval_of_other_batches_is_warned_of(
+def test_evaluation_with_another_batch_is_warned_of(
     batch, processes, warned, simclr, phantom, tmp_path
 ) -> None:
-    """By batch size, and by the processes that the checkpoint has random states of."""
+    """A loss over other numbers of images cannot be compared. Weights alone say nothing of them."""
     saved = read_checkpoint(simclr / 'ckpt_epoch_3.pth')
-    torch.save(saved | {'rng': processes * saved['rng']}, tmp_path / 'saved.pth')
-    argv = ['--eval', '--pretrained', str(tmp_path / 'saved.pth'), '--batch-size', batch]
-    cfg = simclr / 'config.yaml'
-    assert run_main('contrastive', arguments(cfg, phantom, tmp_path, *argv)) == 0
-    log = (run_folder(tmp_path, 'contrastive') / 'log_rank0.txt').read_text()
-    assert ('does not compare' in log) == bool(warned)
-    said = f'compared {warned} images (DATA.BATCH_SIZE x processes), not {batch} x 1'
-    assert not warned or said in log
-
-
-@pytest.mark.parametrize('method', METHODS)
-def test_other_batches_matter_to_a_loss_over_the_batch_alone(method, simclr, caplog) -> None:
-    """MoCo's is over its queue, BYOL's of each image by itself."""
-    config = default_config()
-    config.CONTRASTIVE.METHOD, config.DATA.BATCH_SIZE = method, 32
-    trained = config_of(simclr / 'config.yaml')
-    warn_of_other_batch(config, trained, processes=1, logger=ANY['logger'])
-    assert ('does not compare' in caplog.text) == (method in ('simclr', 'swav'))
-
-
-def test_eval_of_weights_alone_says_nothing_of_batches(simclr, phantom, tmp_path) -> None:
-    saved = read_checkpoint(simclr / 'ckpt_epoch_3.pth')
-    torch.save({'model': saved['model']}, tmp_path / 'weights.pth')
-    argv = ['--eval', '--pretrained', str(tmp_path / 'weights.pth')]
-    cfg = simclr / 'config.yaml'
-    assert run_main('contrastive', arguments(cfg, phantom, tmp_path, *argv)) == 0
+    for contents, expected in (
+        (saved | {'rng': processes * saved['rng']}, warned),
+        ({'model': saved['model']}, 0),
+    ):
+        torch.save(contents, tmp_path / 'saved.pth')
+        argv = ['--eval', '--pretrained', str(tmp_path / 'saved.pth'), '--batch-size', batch]
+        output = tmp_path / f'{len(contents)}'
+        assert (
+            run_main('contrastive', arguments(simclr / 'config.yaml', phantom, output, *argv)) == 0
+        )
+        log = (run_folder(output, 'contrastive') / 'log_rank0.txt').read_text()
+        assert log.count('DATA.BATCH_SIZE x processes') == expected
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -184,9 +175,7 @@ def test_a_run_that_compares_other_images_is_refused(simclr, phantom, tmp_path, 
     cfg = write(tmp_path / 'run.yaml', 'simclr', TRAIN={'EPOCHS': 4})
     more = ('--resume', str(stop), '--batch-size', '8', '--accumulation-steps', '2')
     assert run_main('contrastive', arguments(cfg, phantom, tmp_path, *more)) == 2
-    assert 'the run compares 16 x 1 images (DATA.BATCH_SIZE x processes), not 8 x 1' in (
-        capsys.readouterr().out
-    )
+    assert 'DATA.BATCH_SIZE' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -308,12 +297,6 @@ def test_a_resnet_is_probed(phantom, tmp_path) -> None:
     argv = arguments(cfg, phantom, tmp_path, '--pretrained', str(learned))
     assert run_main('finetune', argv) == 0
     folder = run_folder(tmp_path, 'finetune')
-    log = (folder / 'log_rank0.txt').read_text()
-    assert 'loaded     120  encoder 120' in log
-    left = (
-        'step, projector 4, momentum_encoder 120, momentum_projector 4, queue.keys, queue.pointer'
-    )
-    assert left in log
     assert len((folder / 'predictions_valid.csv').read_text().splitlines()) > 1
 
 
@@ -337,10 +320,68 @@ def test_the_throughput_is_measured(phantom, tmp_path) -> None:
     assert 'throughput ' in log
 
 
-@pytest.mark.slow
-def test_the_check_is_refused_for_several_processes(phantom, tmp_path) -> None:
-    """Its steps are of each process by itself, and these compare images over all."""
+def test_the_check_is_refused_for_several_processes(phantom, tmp_path, monkeypatch) -> None:
     cfg = write(tmp_path / 'run.yaml', 'simclr')
-    done = torchrun('contrastive', arguments(cfg, phantom, tmp_path, '--check'), processes=2)
-    assert done.returncode != 0
-    assert '--check: contrastive pre-training is checked in a single process' in done.stdout
+    config = config_of(cfg, phantom)
+    config.defrost()
+    config.CHECK_MODE = True
+    monkeypatch.setattr(distributed, 'world_size', lambda: 2)
+    with pytest.raises(ValueError, match='--check'):
+        main_contrastive.main(SimpleNamespace(config=config, logger=ANY['logger']))
+
+
+# Held-out metrics
+
+
+class Constant(nn.Module):
+    """An encoder that is blind but for a little noise: each image is (1, ..., 1)."""
+
+    num_features = 8
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.weight, self.noise = nn.Parameter(torch.ones(())), noise
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        seen = images.flatten(1)[:, :8]
+        return self.weight * (torch.ones_like(seen) + self.noise * seen)
+
+
+def score(batches: list[int], *, noise: float, epoch: int = 0) -> dict[str, float]:
+    """Figures of held-out batches of so many images."""
+    generator = torch.Generator().manual_seed(0)
+    loader = [
+        [torch.randn(size, 1, 8, 8, generator=generator) for _ in range(3)] for size in batches
+    ]
+    run = SimpleNamespace(
+        config=default_config(),
+        device=torch.device('cpu'),
+        logger=logging.getLogger('collapse'),
+    )
+    return main_contrastive.HeldOutViews(loader)(run, SimCLR(Constant(noise)), epoch)
+
+
+@pytest.mark.parametrize(
+    'images, noise, epoch, warned',
+    [
+        *((16, 0, 3, 1), (16, 1e-3, 0, 1), (16, 1e-3, -1, 0), (16, 3, 3, 0)),
+        *((1, 3, 3, 0), (2, 3, 3, 0), (3, 3, 3, 0), (4, 3, 3, 0), (4, 1e-3, 3, 1)),
+    ],
+)
+def test_a_collapse_is_warned_of(caplog, images, noise, epoch, warned) -> None:
+    """Not before training, when nothing is learned, nor of images too few for a rank above 2."""
+    caplog.set_level(logging.WARNING)
+    score([images], noise=noise, epoch=epoch)
+    assert len(caplog.records) == warned
+
+
+@pytest.mark.parametrize('batches', [[6], [4, 4, 4]])
+def test_the_number_of_images_compared_gives_the_loss_of_a_blind_network(batches) -> None:
+    """In batches as they are, whatever DATA.BATCH_SIZE is."""
+    figures = score(batches, noise=0)
+    assert figures['holdout_images_compared'] == batches[0]
+    config = default_config()
+    config.CONTRASTIVE.METHOD = 'simclr'
+    expected = chance(config, figures['holdout_images_compared'])
+    assert expected == math.log(2 * batches[0] - 1)
+    assert figures['holdout_loss'] == pytest.approx(expected, rel=1e-5)

@@ -1,4 +1,4 @@
-"""The checkpoint scored as selected is this run's own, and chosen by scores that there are."""
+"""main_finetune.py: the selected checkpoint is the run's own, and chosen by valid scores."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from utils import read_checkpoint
 
 @pytest.fixture
 def scores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What the held-out patients give after each epoch, in order, in place of the real scores."""
+    """Scores on the held-out patients after each epoch, in order; they replace the real ones."""
     given: list[float] = []
 
     def figures(self, run, model, epoch):
@@ -39,7 +39,7 @@ def scored(folder: Path) -> str:
 def test_the_best_of_epochs_that_were_given_up_is_not_scored(
     phantom: Path, tmp_path: Path, scores: list[float]
 ) -> None:
-    """A run that goes on from an older checkpoint leaves the newer ones, and their best."""
+    """A run that resumes from an older checkpoint leaves the newer ones and their best behind."""
     scores += [0.6, 0.5, 0.9]
     folder = finetune(phantom, tmp_path / 'out')
     assert scored(folder) == 'ckpt_best.pth'
@@ -52,7 +52,6 @@ def test_the_best_of_epochs_that_were_given_up_is_not_scored(
     assert scores == []
     assert read_checkpoint(folder / 'ckpt_best.pth')['best_score'] == 0.9
     assert scored(folder) == 'ckpt_epoch_2.pth'
-    assert 'no selected checkpoint' in (folder / 'log_rank0.txt').read_text()
     finetune(phantom, tmp_path / 'out', '--tag', 'again', '--eval')
     source = json.loads((folder / 'predictions_test_eval.json').read_text())
     assert Path(source['checkpoint']).name == 'ckpt_epoch_2.pth'
