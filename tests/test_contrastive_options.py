@@ -4,12 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-<<<<<<< HEAD
-from test_contrastive_runs import ANY, config_of, write
-=======
-from PIL import Image
 from test_main_contrastive import ANY, config_of, write
->>>>>>> main
 from tiny import ROOT, arguments
 
 from config import check_config, default_config
