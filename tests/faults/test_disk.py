@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import pytest
 from runs import Started, assert_same_weights, log_lines, started, tiny_arguments, wait_until
-from test_engine_loop import assert_same_weights
 from tiny import SCRIPTS, run_folder
 
 from logger import read_metrics

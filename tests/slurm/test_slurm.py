@@ -6,7 +6,6 @@ import pytest
 from cluster import running_cluster
 from faults.runs import assert_same_weights, tiny_arguments
 from packed_data import packed
-from test_engine_loop import assert_same_weights
 from tiny import run_folder, torchrun
 
 from data.packing import Settings
