@@ -87,6 +87,9 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_again, (str(self.path), _checksum(self.about))
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -131,6 +134,8 @@ class Store:
             BadImageError: If the pixels are not what was written.
             ValueError: If they cannot be read; the `__cause__` is the error of the system.
         """
+        if position < 0:
+            raise IndexError(f'{self.path} has no image at position {position}')
         entry = self.index[position].item()
         _, _, _, _, *full, form, _ = entry
         pixels = self._read(position, entry)

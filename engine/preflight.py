@@ -21,12 +21,11 @@ from data import Loaders
 from data.labels import COMPETITION_LABELS, task_labels
 from data.store import is_store
 from engine import distributed
-from engine.device import autocast, synchronized_time
+from engine.device import autocast, synchronized_time, views_of
 from engine.launch import EXIT_OTHER_PROCESS, explain, is_locked
 from engine.loop import LossFunction, begin, train_one_batch
 from engine.run_record import Run
 from engine.train_state import TrainState
-from evaluation.inference import views_of
 from evaluation.metrics import describe_few, more_cases, rarer_cases
 
 Batch = tuple[torch.Tensor, ...]

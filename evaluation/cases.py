@@ -18,7 +18,7 @@ from data.records import (
 from evaluation.metrics import study_level
 
 SHOWN = 3  # rows that a message gives as examples
-SUCH_AS = ', such as row '  # ends a note: rows of the file, which name no patient in a log
+SUCH_AS = ', such as row '  # before the row numbers at the end of a note
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,26 +101,25 @@ def match(
     complete: bool = True,
     groups: Callable[[Records], Mapping[str, np.ndarray]] | None = None,
 ) -> tuple[Cases, list[str]]:
-    """Bring predictions and labels together by the names of their images or studies.
+    """Match predictions and labels by the names of their images or studies.
 
-    Where only the labels are of studies, an image gets its study's; where only the predictions
-    are, likewise. The cases then are images (`Cases.at_level` makes studies of them), and so a
-    study whose images have different labels counts, as everywhere, with the greatest that is known.
+    If only the labels are of studies, each image gets the labels of its study, and if only the
+    predictions are, each image gets the prediction of its study.
 
     Args:
-        predictions: of one model.
-        table: the labels.
-        name: of the cases.
-        level: that they will be scored at; 'image' needs labels and predictions of images.
-        complete: whether each labelled row must have a prediction.
-        groups: makes the cases' groups of their records.
+        predictions: Predictions of one model.
+        table: The labels.
+        name: Name of the cases.
+        level: Level to score at; 'image' needs labels and predictions of images.
+        complete: Whether each labelled row must have a prediction.
+        groups: Function from records to the groups of the cases.
 
     Returns:
-        The cases, and a line on whatever of the two files is not scored.
+        The cases, and notes about what is not scored.
 
     Raises:
-        ValueError: if no label or no row is in both files, if labelled rows have no prediction, or
-            if the level or the views do not go with these files.
+        ValueError: If the files have no label or no row in common, if labelled rows have no
+            prediction, or if these files cannot be scored at this level or with these views.
     """
     _check_kinds(predictions, table, level)
     labels = tuple(label for label in table.labels if label in predictions.labels)
@@ -163,7 +162,7 @@ def describe_examples(names: Sequence[str]) -> str:
 
 
 def _such_as(rows: np.ndarray) -> str:
-    """The first few of these 0-based rows, as an editor of the file counts them."""
+    """The first few of these 0-based rows, counted as in an editor."""
     return SUCH_AS + describe_examples([str(row + 2) for row in rows])
 
 
@@ -181,9 +180,9 @@ def _check_kinds(predictions: Predictions, table: LabelTable, level: str) -> Non
 def _pair_rows(
     predictions: Predictions, table: LabelTable, complete: bool
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Rows of both that belong together, [M] each, and what is left out of either.
+    """Matching rows of both, [M] each, and notes about the other rows.
 
-    The key is the name of the study where one of them has studies, else that of the image.
+    Rows are matched by study if either file has studies, and otherwise by image.
     """
     by_study = 'Study' in (predictions.key, table.key)
     given = _row_keys(predictions.names, by_study and predictions.key == 'Path')
@@ -192,7 +191,7 @@ def _pair_rows(
         of_table, of_predictions = np.arange(len(wanted)), given.get_indexer(wanted)
     else:
         of_table, of_predictions = wanted.get_indexer(given), np.arange(len(given))
-        of_table[(of_table >= 0) & ~_is_ofviews_in_names(predictions, table, of_table >= 0)] = -1
+        of_table[(of_table >= 0) & ~_is_of_wanted_view(predictions, table, of_table >= 0)] = -1
     paired = (of_predictions >= 0) & (of_table >= 0)
     of_predictions, of_table = of_predictions[paired], of_table[paired]
     if not len(of_table):
@@ -206,7 +205,7 @@ def _pair_rows(
     if len(unlabelled):
         notes.append(_describe_unlabelled(predictions, table, unlabelled))
     unpredicted = np.setdiff1d(np.arange(len(wanted)), of_table)
-    # Studies of which only images of other views are predicted are not asked for.
+    # Studies with predictions for other views only are left out.
     other_views = wanted[unpredicted].isin(given)
     if other_views.any():
         notes.append(
@@ -226,18 +225,18 @@ def _row_keys(names: Sequence[str], of_study: bool) -> pd.Index:
     return pd.Index([(study_name if of_study else normalise_name)(name) for name in names])
 
 
-def _is_ofviews_in_names(
+def _is_of_wanted_view(
     predictions: Predictions, table: LabelTable, labelled: np.ndarray
 ) -> np.ndarray:
-    """[N] whether an image is of the views asked for; those that are labelled must name theirs."""
+    """[N] whether an image has the wanted view, which the names of labelled images must show."""
     if table.views == 'all':
         return np.full(len(labelled), True)
     views = views_in_names(predictions.names)
     unknown = labelled & (views == '')
     if unknown.any():
         raise ValueError(
-            f'{predictions.file}: {predictions.names[np.argmax(unknown)]!r} names no view, and '
-            f'views {table.views} are asked for'
+            f'{predictions.file}: {predictions.names[np.argmax(unknown)]!r} contains no view, but '
+            f'views {table.views} are wanted'
         )
     return views == table.views
 
@@ -261,12 +260,12 @@ def _describe_unpredicted(predictions: Predictions, table: LabelTable, rows: np.
         hint = f'; all of these are {views.pop()}: views {others.pop()} leave them out'
     return (
         f'{predictions.file} has no prediction for {len(rows)} of the {len(table)} labelled rows '
-        f'of {table.file}, such as {describe_examples(examples)}{hint}'
+        f'of {table.file}, for example {describe_examples(examples)}{hint}'
     )
 
 
 def _describe_columns(predictions: Predictions, table: LabelTable) -> list[str]:
-    """What is not scored for want of a column in either file."""
+    """Notes about labels that are not scored because a file has no column for them."""
     notes = []
     if table.missing:
         notes.append(f'{table.file}: no column of {", ".join(table.missing)}: not scored')
@@ -289,6 +288,6 @@ def _describe_differing(cases: Cases, table: LabelTable) -> list[str]:
     records = table.records
     rows = records.row[np.isin(records.study.astype(str), studies)]
     return [
-        f'{table.file}: {len(studies)} studies have images with different labels, and count with '
-        f'the greatest{_such_as(rows)}'
+        f'{table.file}: {len(studies)} studies have images with different labels; the greatest '
+        f'label of each is used{_such_as(rows)}'
     ]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_contrastive_runs import ANY, config_of, write
+from test_main_contrastive import ANY, config_of, write
 from tiny import ROOT, arguments
 
 from config import check_config, default_config

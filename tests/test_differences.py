@@ -22,7 +22,6 @@ from torch import nn
 
 import main_finetune
 from config import build_parser, default_config
-from data.loader import loader_options
 from data.transforms import EvalTransform, TrainTransform
 from engine import distributed
 from engine import loop as engine
@@ -276,13 +275,6 @@ def test_small_pictures_are_cropped_and_resized_like_large_ones(size):
     assert levels(EvalTransform(config)) == pytest.approx(252, abs=9)
     drawn = [levels(TrainTransform(config), seed) for seed in range(50)]
     assert min(drawn) < 252 * 0.4 and max(drawn) > 252 * 0.9, 'of crops of 0.08 to 1'
-
-
-@pytest.mark.parametrize('pin', [True, False])
-def test_pinning_follows_the_config(pin):
-    config = default_config()
-    config.DATA.PIN_MEMORY = pin
-    assert loader_options(config)['pin_memory'] is pin
 
 
 # The source -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 from tiny import ROOT, arguments, run_folder, tiny_config
 
 MAIN = Path(__file__).with_name('faulty_main.py')
-DEADLINE = 120  # seconds; nothing here takes so long
+DEADLINE = 120  # seconds; a step of the tests takes much less
 ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 

@@ -9,7 +9,7 @@ from cluster import running_cluster
 from faults.runs import tiny_arguments
 from packed_data import packed
 from sweep_commands import held
-from test_resume import assert_same_weights
+from test_engine_loop import assert_same_weights
 from tiny import run_folder, torchrun
 
 from data.packing import Settings
