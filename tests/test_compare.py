@@ -48,8 +48,8 @@ def areas_of_resample(cases, counts, k):
 @pytest.mark.parametrize('rows_each', [1, 2])
 def test_equals_scikit_learn_on_resamples_written_out(rows_each):
     a, b = make_pair(rows_each=rows_each)
-    found = compare(a, b, resamples=60, seed=3, five=('Edema', 'Cardiomegaly'))
-    weights = Resamples(a.patient, resamples=60, seed=3).weights(a.patient)
+    found = compare(a, b, resamples=20, seed=3, five=('Edema', 'Cardiomegaly'))
+    weights = Resamples(a.patient, resamples=20, seed=3).weights(a.patient)
     ones, per_label, values = np.ones(len(a), int), {}, {}
     for k, label in enumerate(LABELS):
         values[label] = areas_of_resample(a, ones, k) - areas_of_resample(b, ones, k)
@@ -66,7 +66,7 @@ def test_equals_scikit_learn_on_resamples_written_out(rows_each):
         wanted = {'value': values[name], 'low': low, 'high': high}
         assert entry['difference'] == pytest.approx(wanted), name
         below, above = (per_label[name] <= 0).sum(), (per_label[name] >= 0).sum()
-        assert entry['p_bootstrap'] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 61))
+        assert entry['p_bootstrap'] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 21))
 
 
 def test_delong_only_where_each_patient_has_one_row_and_holm_of_what_there_is():
@@ -89,6 +89,7 @@ def test_delong_only_where_each_patient_has_one_row_and_holm_of_what_there_is():
     assert [np.isnan(entry['p_delong']) for entry in entries.values()] == [True, False, True]
 
 
+@pytest.mark.slow
 def test_bootstrap_and_delong_agree_on_many_independent_cases():
     for seed, noise in enumerate([(1.0, 1.0), (1.0, 1.3)]):
         a, b = make_pair(size=600, seed=seed, noise=noise)
@@ -115,15 +116,6 @@ def test_rows_are_matched_by_path_and_labels_by_name():
         assert unadjusted == wanted['labels'][label]
     assert found['means']['five'] is None  # Fracture is missing
     assert (found['a'], found['b']) == ('first', 'second')
-
-
-def test_a_set_compared_with_itself_shows_no_difference():
-    a, _ = make_pair()
-    found = compare(a, a, resamples=30, seed=0, five=LABELS)
-    nothing = {'value': 0.0, 'low': 0.0, 'high': 0.0}
-    for entry in found['labels'].values():
-        assert entry == {'difference': nothing, 'p_bootstrap': 1, 'p_delong': 1, 'p_holm': 1}
-    assert found['means']['five'] == {'difference': nothing, 'p_bootstrap': 1.0}
 
 
 def test_an_undefined_label_is_nan_and_leaves_no_mean():
@@ -160,7 +152,7 @@ def test_holm_worked_by_hand():
     assert holm([]).tolist() == []
 
 
-@pytest.mark.parametrize('seed', range(20))
+@pytest.mark.parametrize('seed', range(4))
 def test_holm_rejects_what_its_step_down_procedure_rejects(seed):
     """Holm 1979: from the smallest on, reject while p <= alpha / (number not yet rejected)."""
     rng = np.random.default_rng(seed)

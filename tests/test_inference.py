@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import arguments, run_folder, run_main, tiny_config
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from config import default_config
 from evaluation.inference import predict
-from utils import read_checkpoint
 
 CPU = torch.device('cpu')
 
@@ -101,15 +99,3 @@ def test_a_logit_that_is_not_finite_is_refused_with_the_first_image(value: float
     del dataset.records
     with pytest.raises(ValueError, match=r'4\.png'):
         predict(config, CPU, Classifier(0), loader)
-
-
-def test_weights_of_nan_are_refused_before_they_are_scored(
-    phantom: Path, tmp_path: Path, refused
-) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', TRAIN={'EPOCHS': 1, 'WARMUP_EPOCHS': 0})
-    assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'o')) == 0
-    checkpoint = read_checkpoint(run_folder(tmp_path / 'o', 'finetune') / 'ckpt_epoch_0.pth')
-    checkpoint['model']['head.weight'][0] = float('nan')
-    torch.save(checkpoint, tmp_path / 'bad.pth')
-    argv = arguments(cfg, phantom, tmp_path / 'e', '--eval', '--resume', str(tmp_path / 'bad.pth'))
-    refused('finetune', argv, 'valid.csv', 'CheXpert')

@@ -57,11 +57,11 @@ def test_replicates_are_those_of_repeated_rows():
     patients = [f'p{i}' for i in rng.integers(0, 40, 120)]
     p = rng.integers(0, 10, 120) / 10
     y = (rng.random(120) < p).astype(float)
-    weights = Resamples(patients, resamples=30, seed=0).weights(patients)
+    weights = Resamples(patients, resamples=8, seed=0).weights(patients)
     scores = label_scores(p, y, threshold=0.3, weights=weights)
     rng = np.random.Generator(np.random.Philox(0))
     names = sorted(set(patients))
-    for r in range(30):
+    for r in range(8):
         drawn = rng.integers(len(names), size=len(names))
         rows = [i for d in drawn for i, name in enumerate(patients) if name == names[d]]
         assert scores['auroc'][r] == pytest.approx(roc_auc_score(y[rows], p[rows]), abs=1e-9)
@@ -165,7 +165,7 @@ def covariance_of_areas(a, b, targets):
 
 @pytest.mark.parametrize('levels', [3, 12, 10**6])
 def test_equals_the_u_statistic_in_double_loops(levels):
-    for seed in range(8):
+    for seed in range(3):
         a, b, targets = draw(seed, levels=levels)
         known = ~np.isnan(targets)
         area, variance = delong_variance(a, targets)

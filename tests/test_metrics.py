@@ -114,11 +114,11 @@ def test_every_metric_is_scikit_learns(seed, num_cases, num_values, dtype):
     assert scores['ece'][0] == pytest.approx(wanted, abs=1e-9)
 
 
-@pytest.mark.parametrize('chunk', [1, 1000, 10**6])
+@pytest.mark.parametrize('chunk', [1, 1000])
 def test_weights_count_as_often_in_every_row_and_chunk(chunk, monkeypatch):
     monkeypatch.setattr(evaluation.metrics, 'CHUNK', chunk)
     probabilities, targets, rng = drawn_cases(3, 200, 12)
-    weights = rng.poisson(1, (25, 200)).astype(np.uint8)
+    weights = rng.poisson(1, (6, 200)).astype(np.uint8)
     scores = label_scores(probabilities, targets, threshold=0.5, weights=weights)
     known = ~np.isnan(targets)
     for r, row in enumerate(weights):
@@ -139,7 +139,7 @@ def test_weights_count_as_often_in_every_row_and_chunk(chunk, monkeypatch):
 
 def test_fractional_weights_are_scikit_learns_too():
     probabilities, targets, rng = drawn_cases(4, 300, 15)
-    weights = rng.random((5, 300)) * (rng.random((5, 300)) < 0.8)
+    weights = rng.random((3, 300)) * (rng.random((3, 300)) < 0.8)
     scores = label_scores(probabilities, targets, threshold=0.4, weights=weights)
     for r, row in enumerate(weights):
         for name, wanted in by_sklearn(probabilities, targets, 0.4, row).items():

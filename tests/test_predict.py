@@ -68,6 +68,7 @@ def test_predicts_what_the_run_predicted(run, phantom, predict, tmp_path, capsys
     assert 'Not for clinical use' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_binary_tasks_have_their_own_name(phantom, predict, tmp_path):
     options = {'DATA': {'TASK': 'any_finding'}, 'MODEL': {'NUM_CLASSES': 1}}
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, **options)

@@ -52,29 +52,6 @@ def test_a_label_that_no_neighbour_knows_gets_one_half() -> None:
     assert probe.vote(torch.from_numpy(features)).sigmoid().tolist() == [[0.5]] * 3
 
 
-class Features(nn.Module):
-    """An encoder whose features are the images themselves."""
-
-    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
-        return images
-
-
-def random_probe(size: int, num_neighbours: int) -> tuple[KnnClassifier, torch.Tensor]:
-    """On unknown and known targets; and 20 features to vote on."""
-    rng = np.random.default_rng(3)
-    features = rng.normal(size=(size, 16)).astype(np.float32)
-    targets = rng.choice([0.0, 1.0, NAN], size=(size, 3), p=[0.5, 0.3, 0.2]).astype(np.float32)
-    queries = torch.from_numpy(rng.normal(size=(20, 16)).astype(np.float32))
-    return KnnClassifier(Features(), features, targets, num_neighbours), queries
-
-
-def test_the_vote_is_in_float32_whatever_precision_the_encoder_runs_in() -> None:
-    probe, queries = random_probe(200, 20)
-    wanted = probe.vote(queries)
-    with torch.autocast('cpu', torch.bfloat16):
-        assert torch.equal(probe(queries), wanted)
-
-
 def test_a_grid_of_linear_heads_is_at_scikit_learns_minima() -> None:
     """Features whose variances span four decades."""
     rng = np.random.default_rng(4)
@@ -116,7 +93,7 @@ def test_a_soft_target_counts_as_both_classes() -> None:
     )
 
 
-@pytest.mark.parametrize('mode', ['linear_probe', 'knn'])
+@pytest.mark.parametrize('mode', ['linear_probe', pytest.param('knn', marks=pytest.mark.slow)])
 def test_a_probe_run_writes_scores_and_leaves_the_encoder_alone(
     mode: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +118,7 @@ def test_a_probe_run_writes_scores_and_leaves_the_encoder_alone(
     assert changed == (set() if mode == 'knn' else {'head.weight', 'head.bias'})
 
 
+@pytest.mark.slow
 def test_last_layer_trains_the_head_alone(phantom: Path, tmp_path: Path) -> None:
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'last_layer'})
     assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'o')) == 0
@@ -161,6 +139,7 @@ def log_of(folder: Path) -> str:
     return (folder / 'log_rank0.txt').read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('level', ['study', 'image'])
 def test_the_grid_is_scored_as_the_run_is(level: str, phantom: Path, tmp_path: Path) -> None:
     """The best score in the log is that of the predictions, by level, aggregate and views."""
@@ -208,6 +187,7 @@ def test_two_processes_probe_the_same_random_weights_as_one(
     assert scores[1] == scores[0]
 
 
+@pytest.mark.slow
 def test_features_that_are_not_finite_are_refused(phantom: Path, tmp_path: Path, refused) -> None:
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'linear_probe'})
     model = build_model(get_config(Namespace(cfg=str(cfg), opts=[], stage='finetune')), False)
@@ -218,12 +198,7 @@ def test_features_that_are_not_finite_are_refused(phantom: Path, tmp_path: Path,
     refused('finetune', argv, 'train.csv', 'CheXpert')
 
 
-def test_a_checkpoint_to_resume_from_is_refused(phantom: Path, tmp_path: Path, refused) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'knn'})
-    argv = arguments(cfg, phantom, tmp_path / 'o', '--resume', str(tmp_path / 'any.pth'))
-    refused('finetune', argv, 'MODEL.RESUME', '--pretrained')
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['linear_probe', 'knn'])
 def test_a_grid_without_a_score_is_refused(
     mode: str, phantom: Path, tmp_path: Path, refused

@@ -136,6 +136,7 @@ def test_only_predictions_and_reports_name_patients(finished: Path) -> None:
     assert naming == predictions | {'report.html', 'report.json'}
 
 
+@pytest.mark.slow
 def test_an_ensemble_averages_probabilities(finished: Path, many: Path, tmp_path: Path) -> None:
     paths = [str(finished / name) for name in ('ckpt_epoch_0.pth', 'ckpt_epoch_1.pth')]
     tables = []
@@ -149,6 +150,7 @@ def test_an_ensemble_averages_probabilities(finished: Path, many: Path, tmp_path
     np.testing.assert_allclose(tables[2], (tables[0] + tables[1]) / 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'task, label', [('any_finding', 'Any Finding'), ('effusion', 'Pleural Effusion')]
 )

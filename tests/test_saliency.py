@@ -139,16 +139,6 @@ def test_last_feature_map_of_more_than_one_place_is_found():
         grad_cam(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), random_images(2, 8), 0)
 
 
-def test_output_may_be_any_score():
-    model, images = build('swin'), random_images(3)
-    assert torch.equal(grad_cam(model, images, lambda y: y[:, 1]), grad_cam(model, images, 1))
-    head = model.head.weight.data
-    head[0] = head[2] - head[1]
-    model.requires_grad_(False)  # as a probe has it
-    difference = grad_cam(model, images, lambda y: y[:, 2] - y[:, 1])
-    torch.testing.assert_close(difference, grad_cam(model, images, 0), atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize('kind', KINDS)
 def test_each_image_has_its_own_map_between_0_and_1(kind):
     model, images = build(kind), random_images(4)
