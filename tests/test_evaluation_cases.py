@@ -93,10 +93,7 @@ def test_images_with_different_labels_count_with_the_greatest_and_are_named(tmp_
     columns = {'Study': [study(1), study(2)], 'Edema': [0.1, 0.4], 'Fracture': [0.5, 0.5]}
     cases, notes = matched(csv_of(tmp_path / 'p.csv', columns), labels)
     assert cases.at_level('study').targets.tolist() == [[1, 1], [0, 0]]
-    assert notes[-1] == (
-        f'{labels}: 1 studies have images with different labels, and count with the greatest, '
-        'such as row 2, 3'
-    )
+    assert str(labels) in notes[-1] and notes[-1].endswith('row 2, 3')
 
 
 @pytest.mark.parametrize('of_studies', ['p', 'l'])

@@ -12,8 +12,9 @@ from tiny import arguments, run_folder, run_main, tiny_config
 
 from data.labels import COMPETITION_LABELS, LABELS
 
+pytestmark = pytest.mark.slow
 PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
-REPORT = {'REPORT': {'WRITE': True, 'MAPS': 1}, 'EVAL': {'RESAMPLES': 100}}
+REPORT = {'REPORT': {'WRITE': True, 'MAPS': 1}, 'EVAL': {'RESAMPLES': 20}}
 
 
 @pytest.fixture(scope='module')
@@ -102,7 +103,6 @@ def test_groups_and_maps_are_there(finished: Path) -> None:
     assert -1 <= report['maps_check']['similarity'] <= 1
 
 
-@pytest.mark.slow
 def test_eval_of_the_same_checkpoint_gives_the_same_report_with_hashed_names(
     finished: Path, many: Path, tmp_path: Path
 ) -> None:
@@ -136,7 +136,6 @@ def test_only_predictions_and_reports_name_patients(finished: Path) -> None:
     assert naming == predictions | {'report.html', 'report.json'}
 
 
-@pytest.mark.slow
 def test_an_ensemble_averages_probabilities(finished: Path, many: Path, tmp_path: Path) -> None:
     paths = [str(finished / name) for name in ('ckpt_epoch_0.pth', 'ckpt_epoch_1.pth')]
     tables = []
@@ -150,7 +149,6 @@ def test_an_ensemble_averages_probabilities(finished: Path, many: Path, tmp_path
     np.testing.assert_allclose(tables[2], (tables[0] + tables[1]) / 2, rtol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     'task, label', [('any_finding', 'Any Finding'), ('effusion', 'Pleural Effusion')]
 )

@@ -257,12 +257,14 @@ def detector() -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_check_catches_maps_that_ignore_the_weights(detector):
     images = bright_quarter(20, seed=2000)[0]
     similarity = randomised_check(detector, make_detector, images, edge_detector)
     assert similarity == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_check_passes_grad_cam_of_a_trained_model(detector):
     images = bright_quarter(20, seed=2000)[0]
     state = torch.get_rng_state()
