@@ -1,16 +1,18 @@
-"""The config that a run gets; defaults and meanings of the options that are the run's own.
+"""Every option of a run: its default, meaning and allowed values, and how a run sets it.
 
-Those of its nodes are in config_data.py, config_model.py and config_training.py.
+A run takes its options from the defaults below, then from the BASE files of its YAML file, the YAML
+file (`--cfg`), `--opts KEY VALUE ...` and the other flags; each source overrides the ones before.
+`check_config` then rejects values and combinations that cannot work, and the config is frozen.
+
+Keys, defaults and meanings are SimMIM's. [CheXpert] marks the keys that SimMIM does not have.
 """
 
 import argparse
 import difflib
 import math
 import os
-import re
 from ast import literal_eval
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,9 +20,418 @@ import yaml
 from yacs.config import CfgNode
 from yacs.config import CfgNode as CN
 
-# ==== config_merge: Merging YAML files, KEY VALUE pairs and flags into the config: keys, types, BASE chains.
 
-# What may stand where None may stand too.
+class Config(CfgNode):
+    """The root node. Every way of merging follows BASE and checks keys and types."""
+
+    def merge_from_file(self, cfg_filename: str | Path) -> None:
+        _merge_file(self, Path(cfg_filename), parents=())
+
+    def merge_from_list(self, cfg_list: list) -> None:
+        _merge_pairs(self, cfg_list)
+
+    def merge_from_other_cfg(self, cfg_other: dict) -> None:
+        _merge_mapping(self, cfg_other, 'the other config')
+
+
+_C = Config()
+
+# YAML files that are merged before this one, in order, as paths relative to its folder.
+_C.BASE = ['']
+
+_C.DATA = CN()
+# Images per process and forward pass.
+_C.DATA.BATCH_SIZE = 128
+# Root folder of the CSV files and images, or of a tree of images ('folder').
+_C.DATA.DATA_PATH = ''
+# [CheXpert] Folder on each node's local disk to which a packed store is copied first; '': none.
+_C.DATA.CACHE_DIR = ''
+# Layout of DATA_PATH. [CheXpert] 'chexpert', 'mimic-cxr' and 'folder', a tree of unlabelled images;
+# SimMIM's 'imagenet' is treated as 'folder'.
+_C.DATA.DATASET = 'imagenet'
+# Side of the model's square input, in pixels.
+_C.DATA.IMG_SIZE = 224
+# Resize filter of fine-tuning: 'random', 'bilinear', 'bicubic', 'lanczos' or 'hamming'.
+_C.DATA.INTERPOLATION = 'bicubic'
+# Whether batches are placed in page-locked memory, which makes copies to a GPU faster.
+_C.DATA.PIN_MEMORY = True
+# Loader processes per training process; 0 loads in the training process.
+_C.DATA.NUM_WORKERS = 8
+# Side of a mask unit in pixels. It divides IMG_SIZE and is a multiple of the model's patch.
+_C.DATA.MASK_PATCH_SIZE = 32
+# Share of the mask units that are hidden, in (0, 1).
+_C.DATA.MASK_RATIO = 0.6
+# [CheXpert] Training labels, a file in DATA_PATH.
+_C.DATA.TRAIN_CSV = 'train.csv'
+# [CheXpert] Validation labels.
+_C.DATA.VALID_CSV = 'valid.csv'
+# [CheXpert] Test labels; this file may be absent.
+_C.DATA.TEST_CSV = 'test.csv'
+# [CheXpert] Suffix of the image files if it differs from the CSV's, such as '.png'; '': the CSV's.
+_C.DATA.IMAGE_SUFFIX = ''
+# [CheXpert] Views to train on: 'frontal', 'lateral' or 'all'.
+_C.DATA.VIEWS = 'frontal'
+# [CheXpert] What fine-tuning learns, such as 'observations' for all 14 labels.
+_C.DATA.TASK = 'observations'
+# [CheXpert] Policy for uncertain labels (-1) in training.
+_C.DATA.UNCERTAIN = 'ones'
+# [CheXpert] Exceptions per label, such as {'Edema': 'zeros'}. A later source replaces the mapping.
+_C.DATA.UNCERTAIN_BY_LABEL = CN(new_allowed=True)
+# [CheXpert] For 'self_train': predictions of the training images from a run with 'ignore'.
+_C.DATA.SELF_TRAIN_PREDICTIONS = ''
+# [CheXpert] CSV file of pseudo-labels for training patients outside the subset; '': none.
+_C.DATA.PSEUDO_LABELS = ''
+# [CheXpert] How a label that is not mentioned counts.
+_C.DATA.BLANK = 'negative'
+# [CheXpert] Share of the training patients to use, in (0, 1]. Smaller shares are subsets of larger.
+_C.DATA.TRAIN_FRACTION = 1.0
+# [CheXpert] Number of training images to use, patient by patient; 0: as TRAIN_FRACTION says.
+_C.DATA.TRAIN_IMAGES = 0
+# [CheXpert] Order of the images in fine-tuning: 'uniform', or 'weighted' by label frequency.
+_C.DATA.SAMPLER = 'uniform'
+# [CheXpert] First processing step of every image, such as 'none' or 'clahe'.
+_C.DATA.PREPROCESS = 'none'
+# [CheXpert] CSV file in DATA_PATH with further columns per patient, such as race; '': none.
+_C.DATA.DEMOGRAPHICS = ''
+# [CheXpert] Label file of MIMIC-CXR: 'chexpert' or 'negbio'.
+_C.DATA.LABELLER = 'chexpert'
+# [CheXpert] Share of the training patients that all stages hold out, in [0, 1).
+_C.DATA.HOLDOUT_FRACTION = 0.02
+# [CheXpert] Pixel mean per channel, in [0, 1]; []: 0.503 for 1 channel, ImageNet's for 3.
+_C.DATA.MEAN = []
+# [CheXpert] Pixel standard deviation per channel, in (0, 1]; []: 0.292, ImageNet's for 3 channels.
+_C.DATA.STD = []
+# [CheXpert] Statistics that normalise an image: 'dataset' (MEAN, STD) or its own ('image').
+_C.DATA.NORMALIZE = 'dataset'
+# [CheXpert] How mask units are chosen, such as 'random'.
+_C.DATA.MASK_TYPE = 'random'
+# [CheXpert] Whether 'folder' may pre-train on a folder with label files, which has scored images.
+_C.DATA.ALLOW_ALL_IMAGES = False
+# [CheXpert] Resize filter of pre-training: 'bilinear', 'bicubic', 'lanczos' or 'hamming'.
+_C.DATA.PRETRAIN_INTERPOLATION = 'bilinear'
+# [CheXpert] Unusable training image: 'error' stops the run, 'skip' uses another image.
+_C.DATA.BAD_IMAGE = 'error'
+# [CheXpert] With 'skip', the run stops after this many different unusable images.
+_C.DATA.BAD_IMAGE_LIMIT = 100
+
+_C.MODEL = CN()
+# Encoder: 'swin' (options in MODEL.SWIN), 'vit' (MODEL.VIT) or, not in SimMIM, 'timm' (MODEL.TIMM).
+_C.MODEL.TYPE = 'swin'
+# [CheXpert] Method of main_simmim.py: 'simmim', or 'mae' (ViT only).
+_C.MODEL.PRETRAIN = 'simmim'
+# Name of the folder below OUTPUT and of the logger; it does not select a model.
+_C.MODEL.NAME = 'swin_tiny_patch4_window7_224'
+# Checkpoint to resume from, a path or an https address; '': the newest in the run folder.
+_C.MODEL.RESUME = ''
+# Outputs of the classifier: 14 for the CheXpert labels.
+_C.MODEL.NUM_CLASSES = 1000
+# Input channels of the encoder: 1 (grey) or 3 (grey images are repeated).
+_C.MODEL.IN_CHANS = 3
+# Dropout after the embedding, attention and MLP, in [0, 1).
+_C.MODEL.DROP_RATE = 0.0
+# Stochastic depth of the last block, in [0, 1). It grows linearly from 0 at the first block.
+_C.MODEL.DROP_PATH_RATE = 0.1
+# Label smoothing, in [0, 1). It must be 0 for the CheXpert labels.
+_C.MODEL.LABEL_SMOOTHING = 0.1
+# [CheXpert] Attention: 'eager', 'sdpa' (fused), or 'auto' for the faster of the two.
+_C.MODEL.ATTENTION = 'auto'
+
+_C.MODEL.SWIN = CN()
+# Side of a token, in pixels.
+_C.MODEL.SWIN.PATCH_SIZE = 4
+# Width of the first stage. Every stage doubles it.
+_C.MODEL.SWIN.EMBED_DIM = 96
+# Blocks per stage.
+_C.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+# Attention heads per stage. They divide the width of the stage.
+_C.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+# Side of an attention window, in tokens.
+_C.MODEL.SWIN.WINDOW_SIZE = 7
+# Width of the MLP divided by the width of the block.
+_C.MODEL.SWIN.MLP_RATIO = 4.0
+# Whether queries, keys and values have a bias.
+_C.MODEL.SWIN.QKV_BIAS = True
+# Scale of the queries; None: 1 / sqrt(width of a head).
+_C.MODEL.SWIN.QK_SCALE = None
+# Whether an absolute position embedding is added.
+_C.MODEL.SWIN.APE = False
+# Whether the patch embedding ends with a LayerNorm.
+_C.MODEL.SWIN.PATCH_NORM = True
+
+_C.MODEL.VIT = CN()
+# Side of a token, in pixels.
+_C.MODEL.VIT.PATCH_SIZE = 16
+# Width.
+_C.MODEL.VIT.EMBED_DIM = 768
+# Number of blocks.
+_C.MODEL.VIT.DEPTH = 12
+# Attention heads. They divide the width.
+_C.MODEL.VIT.NUM_HEADS = 12
+# Width of the MLP divided by the width of the block.
+_C.MODEL.VIT.MLP_RATIO = 4.0
+# Whether queries and values have a bias. Keys never have one.
+_C.MODEL.VIT.QKV_BIAS = True
+# Initial value of the layer scales; None: no layer scales.
+_C.MODEL.VIT.INIT_VALUES = 0.1
+# Whether an absolute position embedding is added.
+_C.MODEL.VIT.USE_APE = False
+# Whether the classifier reads the mean of the patch tokens instead of the class token.
+_C.MODEL.VIT.USE_MEAN_POOLING = False
+# Whether each block has its own relative position bias.
+_C.MODEL.VIT.USE_RPB = False
+# Whether all blocks share a relative position bias. It is added to the one of USE_RPB.
+_C.MODEL.VIT.USE_SHARED_RPB = True
+# [CheXpert] Whether fixed sine-cosine positions are added, as in MAE.
+_C.MODEL.VIT.USE_SINCOS = False
+
+_C.MODEL.TIMM = CN()
+# [CheXpert] A classifier of timm, such as 'resnet50', 'densenet121' or 'vit_small_patch16_224'.
+_C.MODEL.TIMM.NAME = 'resnet50'
+
+_C.MODEL.SIMMIM = CN()
+# [CheXpert] Prediction head: 'linear' (SimMIM), 'mlp', or an inverse Swin.
+_C.MODEL.SIMMIM.HEAD = 'linear'
+# [CheXpert] Distance between reconstruction and image, such as 'l1'.
+_C.MODEL.SIMMIM.LOSS = 'l1'
+# [CheXpert] Pixels in the loss: 'masked' or 'all'.
+_C.MODEL.SIMMIM.LOSS_PIXELS = 'masked'
+# [CheXpert] Side of the predicted image; a value is a mean of pixels. 0: DATA.IMG_SIZE.
+_C.MODEL.SIMMIM.TARGET_SIZE = 0
+# [CheXpert] Prediction target, such as 'pixels', or 'patch_normalised' for standardised mask units.
+_C.MODEL.SIMMIM.TARGET = 'pixels'
+
+_C.MODEL.MAE = CN()
+# [CheXpert] Width of the decoder, a multiple of 4.
+_C.MODEL.MAE.DECODER_EMBED_DIM = 512
+# [CheXpert] Blocks of the decoder.
+_C.MODEL.MAE.DECODER_DEPTH = 8
+# [CheXpert] Attention heads of the decoder. They divide its width.
+_C.MODEL.MAE.DECODER_NUM_HEADS = 16
+# [CheXpert] Whether the decoder predicts patches standardised by their own mean and deviation.
+_C.MODEL.MAE.NORM_PIX_LOSS = False
+
+_C.TRAIN = CN()
+# Always 0. A resumed run continues where its checkpoint ended.
+_C.TRAIN.START_EPOCH = 0
+# Number of epochs, warm-up included.
+_C.TRAIN.EPOCHS = 300
+# Epochs of linear warm-up.
+_C.TRAIN.WARMUP_EPOCHS = 20
+# Weight decay. It is not applied to biases, norms, and the tables and tokens that the model names.
+_C.TRAIN.WEIGHT_DECAY = 0.05
+# Peak learning rate per 512 images of the global batch.
+_C.TRAIN.BASE_LR = 5e-4
+# Learning rate at the start of the warm-up, per 512 images.
+_C.TRAIN.WARMUP_LR = 5e-7
+# Learning rate at the end of 'cosine' and 'onecycle', per 512 images. Other schedules ignore it.
+_C.TRAIN.MIN_LR = 5e-6
+# Maximum 2-norm of the gradient; 0: no clipping.
+_C.TRAIN.CLIP_GRAD = 5.0
+# Whether to resume from the newest checkpoint in the run folder.
+_C.TRAIN.AUTO_RESUME = True
+# Batches over which gradients are accumulated; 0 and 1: no accumulation.
+_C.TRAIN.ACCUMULATION_STEPS = 0
+# Whether blocks are recomputed in the backward pass, which saves memory.
+_C.TRAIN.USE_CHECKPOINT = False
+# [CheXpert] What USE_CHECKPOINT keeps besides the input of a block: 'nothing', or 'products' of
+# linear layers.
+_C.TRAIN.CHECKPOINT_KEEPS = 'nothing'
+# [CheXpert] torch.compile: 'none', 'auto' (on a GPU if the run is long enough) or 'max' (always).
+_C.TRAIN.COMPILE = 'auto'
+# [CheXpert] Number format in which processes exchange gradients: 'float32' or 'bfloat16'.
+_C.TRAIN.GRADIENT_EXCHANGE = 'float32'
+# Fine-tuning: learning rate of a layer divided by that of the next layer, in (0, 1].
+_C.TRAIN.LAYER_DECAY = 1.0
+# [CheXpert] Optimizer steps between two checkpoints within an epoch; 0: none.
+_C.TRAIN.SAVE_EVERY_STEPS = 0
+# [CheXpert] Minutes between two checkpoints within an epoch; 0: none.
+_C.TRAIN.SAVE_EVERY_MINUTES = 0.0
+# [CheXpert] Non-finite loss or gradient: 'stop' ends the run, 'skip' skips the optimizer step.
+_C.TRAIN.ON_NAN = 'stop'
+# [CheXpert] With 'skip', the run stops after this many skipped steps.
+_C.TRAIN.NAN_LIMIT = 10
+# [CheXpert] Whether to use only deterministic algorithms, which are slower.
+_C.TRAIN.DETERMINISTIC = False
+# [CheXpert] Minutes that a process waits for the others before it fails.
+_C.TRAIN.RANK_TIMEOUT_MINUTES = 30.0
+
+_C.TRAIN.LR_SCHEDULER = CN()
+# Learning rate schedule: 'cosine', 'linear', 'step', 'multistep' or, not in SimMIM, 'onecycle'.
+_C.TRAIN.LR_SCHEDULER.NAME = 'cosine'
+# 'step': epochs between two drops.
+_C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = 30
+# 'step': factor of a drop.
+_C.TRAIN.LR_SCHEDULER.DECAY_RATE = 0.1
+# 'multistep': factor of a drop.
+_C.TRAIN.LR_SCHEDULER.GAMMA = 0.1
+# 'multistep': ascending epochs of the drops, not before the end of the warm-up.
+_C.TRAIN.LR_SCHEDULER.MULTISTEPS = []
+
+_C.TRAIN.OPTIMIZER = CN()
+# Optimizer: 'adamw' or 'sgd', in upper or lower case.
+_C.TRAIN.OPTIMIZER.NAME = 'adamw'
+# AdamW: constant added to the denominator.
+_C.TRAIN.OPTIMIZER.EPS = 1e-8
+# AdamW: decay rates of the first and second moment, each in [0, 1).
+_C.TRAIN.OPTIMIZER.BETAS = (0.9, 0.999)
+# SGD: Nesterov momentum, in (0, 1).
+_C.TRAIN.OPTIMIZER.MOMENTUM = 0.9
+
+_C.AUG = CN()
+# Brightness and contrast jitter of contrastive pre-training, and of fine-tuning without
+# AUTO_AUGMENT; 0: none.
+_C.AUG.COLOR_JITTER = 0.4
+# SimMIM's timm policy for ImageNet. It must be 'none' for the CheXpert labels.
+_C.AUG.AUTO_AUGMENT = 'rand-m9-mstd0.5-inc1'
+# Fine-tuning: probability of random erasing.
+_C.AUG.REPROB = 0.25
+# Fill of an erased area: 'const' (0), 'rand' (a random value per area) or 'pixel' (per pixel).
+_C.AUG.REMODE = 'pixel'
+# Maximum number of erased areas per image, at least 1.
+_C.AUG.RECOUNT = 1
+# Beta parameter of Mixup. It must be 0 for the CheXpert labels.
+_C.AUG.MIXUP = 0.8
+# Beta parameter of CutMix. It must be 0 for the CheXpert labels.
+_C.AUG.CUTMIX = 1.0
+# Range [low, high] of CutMix's ratio. It must be None for the CheXpert labels.
+_C.AUG.CUTMIX_MINMAX = None
+# Probability that a batch is mixed.
+_C.AUG.MIXUP_PROB = 1.0
+# Probability of CutMix if Mixup is on too.
+_C.AUG.MIXUP_SWITCH_PROB = 0.5
+# What shares a mixing ratio: 'batch', 'pair' or 'elem'.
+_C.AUG.MIXUP_MODE = 'batch'
+# [CheXpert] Area of random crops [low, high]; []: [0.67, 1] in masked pre-training, [0.3, 1] in
+# contrastive pre-training, [0.08, 1] in fine-tuning.
+_C.AUG.CROP_AREA = []
+# [CheXpert] Probability of a horizontal flip, in all stages.
+_C.AUG.HFLIP = 0.5
+# [CheXpert] Maximum rotation in degrees; 0: none. Not for SimMIM and MAE.
+_C.AUG.ROTATION = 0.0
+# [CheXpert] Maximum shift as a share of the side; 0: none. Not for SimMIM and MAE.
+_C.AUG.TRANSLATE = 0.0
+# [CheXpert] Range of scale factors [low, high]; []: none. Not for SimMIM and MAE.
+_C.AUG.SCALE = []
+# [CheXpert] Maximum shear in degrees; 0: none. Not for SimMIM and MAE.
+_C.AUG.SHEAR = 0.0
+# [CheXpert] Maximum shift of a corner as a share of half the side; 0: none. Not for SimMIM and MAE.
+_C.AUG.DISTORTION = 0.0
+
+_C.TEST = CN()
+# Evaluation: resize to 256/224 of the input and crop the centre; False: resize the whole image.
+_C.TEST.CROP = True
+
+_C.EVAL = CN()
+# [CheXpert] Views to evaluate: 'frontal', 'lateral' or 'all'; '': as DATA.VIEWS.
+_C.EVAL.VIEWS = ''
+# [CheXpert] Unit of evaluation: 'study' or 'image'.
+_C.EVAL.LEVEL = 'study'
+# [CheXpert] Probability of a study from those of its images: 'max' or 'mean'.
+_C.EVAL.AGGREGATE = 'max'
+# [CheXpert] Patients that choose the best checkpoint: 'holdout' or 'valid' (the report warns).
+_C.EVAL.SELECT_ON = 'holdout'
+# [CheXpert] Mean AUROC that chooses it: 'five' tasks, 'all' labels, 'auto' (five if defined).
+_C.EVAL.SELECT = 'auto'
+# [CheXpert] Held-out images that pre-training evaluates after each epoch; 0: all.
+_C.EVAL.HOLDOUT_IMAGES = 256
+# [CheXpert] Test-time augmentation: 'none', or 'crops' (mean over centre and four corners).
+_C.EVAL.TTA = 'none'
+# [CheXpert] Whether to average with the prediction for the mirrored image.
+_C.EVAL.TTA_FLIP = False
+# [CheXpert] Checkpoints whose probabilities --eval averages, paths; []: one checkpoint.
+_C.EVAL.ENSEMBLE = []
+# [CheXpert] Whether to write predictions of the training images, too.
+_C.EVAL.PREDICT_TRAIN = False
+# [CheXpert] Rule for the thresholds, which are set on the held-out patients.
+_C.EVAL.THRESHOLD = 'youden'
+# [CheXpert] Sensitivity that the rule 'sensitivity' aims at, in (0, 1).
+_C.EVAL.SENSITIVITY = 0.9
+# [CheXpert] Bootstrap resamples of the patients for each interval; 0: no intervals.
+_C.EVAL.RESAMPLES = 1000
+# [CheXpert] Further columns to evaluate by, of the CSV files or DATA.DEMOGRAPHICS: ['RACE'].
+_C.EVAL.GROUPS = []
+# [CheXpert] Lower ends of the age bands, in years.
+_C.EVAL.AGE_BANDS = [0, 40, 60, 80]
+
+_C.LOSS = CN()
+# [CheXpert] Loss of fine-tuning, such as 'bce'.
+_C.LOSS.NAME = 'bce'
+# [CheXpert] 'focal': exponent.
+_C.LOSS.GAMMA = 2.0
+# [CheXpert] 'focal': weight of positives, in [0, 1]; negatives get 1 - ALPHA. None: both 1.
+_C.LOSS.ALPHA = None
+# [CheXpert] 'asymmetric': exponent of positives.
+_C.LOSS.GAMMA_POS = 0.0
+# [CheXpert] 'asymmetric': exponent of negatives.
+_C.LOSS.GAMMA_NEG = 4.0
+# [CheXpert] 'asymmetric': negatives below this probability do not count, in [0, 1).
+_C.LOSS.CLIP = 0.05
+
+_C.CONTRASTIVE = CN()
+# [CheXpert] Method of main_contrastive.py.
+_C.CONTRASTIVE.METHOD = 'moco'
+# [CheXpert] Width of the projections; None: the default of the method.
+_C.CONTRASTIVE.DIM = None
+# [CheXpert] Temperature that divides cosines; None: the default of the method.
+_C.CONTRASTIVE.TEMPERATURE = None
+# [CheXpert] Momentum of the averaged encoder, in [0, 1); None: the default of the method.
+_C.CONTRASTIVE.MOMENTUM = None
+# [CheXpert] 'moco': keys in the queue, a multiple of the global batch.
+_C.CONTRASTIVE.QUEUE_SIZE = 4096
+# [CheXpert] 'swav': number of prototypes, at most twice the images of the global batch.
+_C.CONTRASTIVE.NUM_PROTOTYPES = 3000
+# [CheXpert] 'swav': optimizer steps at the start for which the prototypes are frozen.
+_C.CONTRASTIVE.FREEZE_PROTOTYPES_STEPS = 0
+# [CheXpert] 'swav': small crops per image in addition to the two views; 0: none.
+_C.CONTRASTIVE.LOCAL_CROPS = 0
+# [CheXpert] Area of a small crop [low, high].
+_C.CONTRASTIVE.LOCAL_CROP_AREA = [0.05, 0.14]
+# [CheXpert] Side of a small crop in pixels; 0: DATA.IMG_SIZE, the only size for Swin and ViT.
+_C.CONTRASTIVE.LOCAL_SIZE = 0
+# [CheXpert] Probability that a view is blurred.
+_C.CONTRASTIVE.BLUR = 0.5
+
+_C.FINETUNE = CN()
+# [CheXpert] What is fitted: 'full' or 'last_layer' (by gradient descent), 'linear_probe' or 'knn'
+# (on features of the frozen encoder).
+_C.FINETUNE.MODE = 'full'
+
+_C.REPORT = CN()
+# [CheXpert] Whether fine-tuning and --eval write report.html and its data.
+_C.REPORT.WRITE = True
+# [CheXpert] Saliency maps per label and kind of case (true or false, positive or negative).
+_C.REPORT.MAPS = 2
+# [CheXpert] Saliency method: 'grad_cam', or 'rollout' (ViT, the same map for all labels).
+_C.REPORT.METHOD = 'grad_cam'
+# [CheXpert] Whether reports name images by salted hashes. predictions_*.csv keep the paths.
+_C.REPORT.ANONYMISE = False
+
+# Precision: 'O0' is float32; 'O1' and 'O2' are autocast. SimMIM's default '' has its flag's 'O1'.
+_C.AMP_OPT_LEVEL = 'O1'
+# [CheXpert] Whether autocast is used on a CPU with bfloat16 instructions, too.
+_C.AMP_ON_CPU = False
+# Root of all run folders; a run writes to OUTPUT/MODEL.NAME/TAG. SimMIM's flag has this default.
+_C.OUTPUT = 'output'
+# Last part of the run folder.
+_C.TAG = 'default'
+# Epochs between two checkpoints, at least 1.
+_C.SAVE_FREQ = 1
+# [CheXpert] Number of newest checkpoints that are kept in addition to the best one; 0: all.
+_C.SAVE_KEEP = 0
+# Batches between two log lines, at least 1.
+_C.PRINT_FREQ = 10
+# Seed of all random numbers, at least 0.
+_C.SEED = 0
+# Whether to evaluate only.
+_C.EVAL_MODE = False
+# Whether to measure the throughput in images per second only.
+_C.THROUGHPUT_MODE = False
+# [CheXpert] Whether to check everything that the run needs, and then stop.
+_C.CHECK_MODE = False
+# Checkpoint whose weights the run starts from, a path or an https address; '': none.
+_C.PRETRAINED = ''
+
+# Keys that may be None, and the type of their other values.
 OR_NONE = {
     'MODEL.SWIN.QK_SCALE': float,
     'MODEL.VIT.INIT_VALUES': float,
@@ -30,658 +441,15 @@ OR_NONE = {
     'CONTRASTIVE.TEMPERATURE': float,
     'CONTRASTIVE.MOMENTUM': float,
 }
-MAX_FILES = 100  # that BASE leads to
-MAX_BYTES = 2**17  # of a file; one that names all keys has about 10,000
-MAX_NODES = 10_000  # of a file: keys and values, each as often as aliases repeat it
-MAX_TEXT = 4096  # characters of a value: as long as a path may be
-MAX_INTEGER = 2**64
-CONTROL = re.compile('[\0-\x1f\x7f]')
-SHOWN = 200  # characters of a value in a message
-TYPE_NAMES = {
-    bool: 'True or False',
-    int: 'an integer',
-    float: 'a finite number',
-    str: 'text',
-    list: 'a list',
-    tuple: 'a list',
+# Keys of SimMIM and of earlier versions, which every source still accepts, and the keys that
+# replace them; None: the key has no effect. A key in MODEL.SWIN, MODEL.VIT or MODEL.TIMM counts if
+# MODEL.TYPE selects that encoder.
+LEGACY_KEYS = {
+    'MODEL.SWIN.IN_CHANS': 'MODEL.IN_CHANS',
+    'MODEL.VIT.IN_CHANS': 'MODEL.IN_CHANS',
+    'MODEL.TIMM.IN_CHANS': 'MODEL.IN_CHANS',
+    'LOCAL_RANK': None,
 }
-
-
-def merge_file(config: dict, path: Path) -> None:
-    """Merge a YAML file, after the files that its BASE names."""
-    _merge_file(config, path, chain=(), read=[])
-
-
-def merge_mapping(config: dict, values: dict, source: str, prefix: str = '') -> None:
-    """Merge nested keys; source (a file) stands in the messages."""
-    for name, value in values.items():
-        key = f'{prefix}{name}'
-        current = _find(config, key, source)
-        if _is_section(current) and isinstance(value, dict):
-            merge_mapping(config, value, source, f'{key}.')
-            continue
-        if isinstance(value, str) and not isinstance(current, str):
-            value = _literal(value)  # PyYAML reads 1e-4 as text
-        put(config, key, value, source)
-
-
-def merge_pairs(config: dict, pairs: list, source: str) -> None:
-    """Merge [key, value, key, value, ...]; a value that is text is read as a Python literal."""
-    if len(pairs) % 2:
-        words = _shown(pairs)
-        raise ValueError(f'{source} takes pairs of KEY VALUE, got {len(pairs)} words: {words}')
-    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        put(config, key, _literal(value) if isinstance(value, str) else value, source)
-
-
-def put(config: dict, key: str, value: Any, source: str) -> None:
-    """Set the value at a dotted key, of its default's type; an integer passes for a float."""
-    current = _find(config, key, source)
-    if _is_section(current):
-        raise ValueError(f'{key} in {source} is a section of keys, got {_shown(value)}')
-    if _is_mapping(current):
-        value = _mapping(key, value, source, type(current))
-    elif not (value is None and key in OR_NONE):
-        value = _typed(key, value, source, OR_NONE.get(key, type(current)))
-    section, _, name = key.rpartition('.')
-    setattr(_find(config, section, source) if section else config, name, value)
-
-
-def value_at(config: dict, key: str) -> Any:
-    """The value at a dotted key."""
-    return _find(config, key, 'the config')
-
-
-def load_yaml(text: str) -> Any:
-    """Plain YAML as values; quick and small whatever the text is.
-
-    Raises:
-        ValueError: if it is no YAML, names a Python object, or is too large or too deep.
-    """
-    if len(text) > MAX_BYTES:
-        raise ValueError(f'it has more than {MAX_BYTES:,} characters')
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _count_nodes(node, {}) > MAX_NODES:
-            raise ValueError(f'it stands for more than {MAX_NODES:,} keys and values')
-        return loader.construct_document(node)
-    except Exception as error:  # '!!int x' and the like make PyYAML raise almost anything
-        reason = ' '.join(str(error).split())
-        raise ValueError(reason or type(error).__name__) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader, for integers that can be shown."""
-
-    def construct_integer(self, node: yaml.Node) -> int:
-        if len(node.value) > SHOWN:
-            raise ValueError(f'an integer of {len(node.value):,} characters')
-        return self.construct_yaml_int(node)
-
-
-_Loader.add_constructor('tag:yaml.org,2002:int', _Loader.construct_integer)
-
-
-def _count_nodes(node: yaml.Node, counts: dict[int, float]) -> float:
-    """Nodes of a tree, those that aliases name each time; infinite if one is inside itself."""
-    if id(node) not in counts:
-        counts[id(node)] = math.inf
-        children = [] if isinstance(node, yaml.ScalarNode) else node.value
-        if isinstance(node, yaml.MappingNode):
-            children = [child for pair in children for child in pair]
-        counts[id(node)] = 1 + sum(_count_nodes(child, counts) for child in children)
-    return counts[id(node)]
-
-
-def _merge_file(config: dict, path: Path, *, chain: tuple[Path, ...], read: list[Path]) -> None:
-    """Merge a file; chain is how BASE led here, `read` lists all files so far."""
-    named = f', which BASE in {chain[-1]} names' if chain else ''
-    if not os.path.isfile(path):
-        raise ValueError(f'there is no config file {path}{named}')
-    if path.resolve() in [above.resolve() for above in chain]:
-        raise ValueError(f'BASE goes in a loop: {" -> ".join(map(str, (*chain, path)))}')
-    read.append(path)
-    if len(read) > MAX_FILES:
-        raise ValueError(f'BASE in {read[0]} leads to more than {MAX_FILES} files')
-    values = _read_yaml(path)
-    base = values.get('BASE', [])
-    if not isinstance(base, list) or not all(_is_text(name) for name in base):
-        raise ValueError(
-            f'BASE in {path} must be a list of paths like [base.yaml], got {_shown(base)}'
-        )
-    for name in filter(None, base):
-        _merge_file(config, path.parent / name, chain=(*chain, path), read=read)
-    merge_mapping(config, values, str(path))
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        with open(path, encoding='utf-8') as file:
-            values = load_yaml(file.read(MAX_BYTES + 1))
-    except (ValueError, OSError) as error:
-        raise ValueError(f'{path} cannot be read as plain YAML: {error}') from error
-    if values is None:
-        raise ValueError(f'{path} is empty: a config file is a mapping of keys to values')
-    if not isinstance(values, dict):
-        raise ValueError(f'{path} must be a mapping of keys to values, got {_shown(values)}')
-    return values
-
-
-def _literal(text: str) -> Any:
-    """What the text says as a Python literal, else the text itself."""
-    if len(text) > MAX_TEXT:
-        return text
-    try:
-        value = literal_eval(text)
-        repr(value)  # messages show it; a ValueError for an integer of thousands of digits
-        return value
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
-
-
-def _is_text(value: Any) -> bool:
-    """Whether it is text such as a name or a path may be."""
-    return isinstance(value, str) and len(value) <= MAX_TEXT and not CONTROL.search(value)
-
-
-def _shown(value: Any) -> str:
-    """A value as messages show it, in one line."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f'{text[:SHOWN]}...'
-
-
-def _is_mapping(value: Any) -> bool:
-    """Whether a value is a mapping whose names the user chooses."""
-    return isinstance(value, dict) and value.is_new_allowed()
-
-
-def _is_section(value: Any) -> bool:
-    return isinstance(value, dict) and not value.is_new_allowed()
-
-
-def _find(config: dict, key: str, source: str) -> Any:
-    """The value at a dotted key."""
-    node = config
-    for name in str(key).split('.'):
-        if not _is_section(node) or name not in node:
-            key = str(key)
-            shown = key if _is_text(key) and len(key) <= SHOWN else _shown(key)
-            raise ValueError(f'unknown key {shown} in {source}{_close_keys(config, key)}')
-        node = node[name]
-    return node
-
-
-def _close_keys(config: dict, key: str) -> str:
-    keys = list(_all_keys(config)) if len(key) <= SHOWN else []
-    close = [known for known in keys if known.split('.')[-1] == key.split('.')[-1]]
-    close += [known for known in difflib.get_close_matches(key, keys) if known not in close]
-    return f'; did you mean {" or ".join(close[:3])}?' if close else ''
-
-
-def _all_keys(node: dict, prefix: str = '') -> Iterator[str]:
-    for name, value in node.items():
-        if _is_section(value):
-            yield from _all_keys(value, f'{prefix}{name}.')
-        else:
-            yield f'{prefix}{name}'
-
-
-def _mapping(key: str, value: Any, source: str, node_type: type) -> dict:
-    """The value as a node of its own, which takes the place of what stood there."""
-    if not isinstance(value, dict) or not all(
-        _is_text(text) for item in value.items() for text in item
-    ):
-        raise ValueError(
-            f'{key} in {source} must be a mapping of text to text, got {_shown(value)}'
-        )
-    return node_type(dict(value), new_allowed=True)
-
-
-def _typed(key: str, value: Any, source: str, kind: type) -> Any:
-    typed = value
-    if kind is float and type(value) is int and abs(value) <= MAX_INTEGER:
-        typed = float(value)
-    elif kind in (list, tuple) and isinstance(value, (list, tuple)):
-        typed = kind(value)
-    if type(typed) is kind and all(map(_is_usable, typed if kind in (list, tuple) else [typed])):
-        return typed
-    or_none = ' or None' if key in OR_NONE else ''
-    hint = ''
-    if type(typed) is kind and kind is not float:
-        hint = f'; numbers end at 2**64, text at {MAX_TEXT} characters, none of them for control'
-    elif kind is str:
-        quoted = _shown(str(value))
-        hint = f'; as text it is {quoted}' if source != '--opts' else f'; as text it is "{quoted}"'
-    raise ValueError(
-        f'{key} in {source} must be {TYPE_NAMES[kind]}{or_none}, '
-        f'got {_shown(value)} ({type(value).__name__}){hint}'
-    )
-
-
-def _is_usable(value: Any) -> bool:
-    """Whether a value, or a part of a list, is one that all can calculate with and show."""
-    if isinstance(value, str):
-        return _is_text(value)
-    if type(value) is int:
-        return abs(value) <= MAX_INTEGER
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-# ==== config_node: The node that holds the options of a run.
-
-
-class Config(CfgNode):
-    """The root node: whichever way it is merged, keys and types are checked, BASE is followed."""
-
-    def merge_from_file(self, cfg_filename: str | Path) -> None:
-        merge_file(self, Path(cfg_filename))
-
-    def merge_from_list(self, cfg_list: list) -> None:
-        merge_pairs(self, cfg_list, '--opts')
-
-    def merge_from_other_cfg(self, cfg_other: dict) -> None:
-        merge_mapping(self, cfg_other, 'the other config')
-
-
-def encoder_node(config: CfgNode) -> CfgNode:
-    """The options of the encoder that MODEL.TYPE names."""
-    nodes = {'swin': config.MODEL.SWIN, 'vit': config.MODEL.VIT, 'timm': config.MODEL.TIMM}
-    if config.MODEL.TYPE not in nodes:
-        raise ValueError(f'MODEL.TYPE must be one of {list(nodes)}, got {config.MODEL.TYPE!r}')
-    return nodes[config.MODEL.TYPE]
-
-
-def encoder_name(config: CfgNode) -> str:
-    """MODEL.TYPE, or the name of timm's model."""
-    return config.MODEL.TIMM.NAME if config.MODEL.TYPE == 'timm' else config.MODEL.TYPE
-
-
-def mask_units(config: CfgNode) -> tuple[int, int]:
-    """Masking units of an image, and how many of them every mask of pre-training hides."""
-    units = (config.DATA.IMG_SIZE // config.DATA.MASK_PATCH_SIZE) ** 2
-    return units, math.ceil(units * config.DATA.MASK_RATIO)
-
-
-# ==== config_data: Options of the images: what is read, what they go through, how they are augmented.
-
-DATA = CN()
-# Images per process and micro-batch.
-DATA.BATCH_SIZE = 128
-# Root folder: of the CSV files and images ('chexpert'), or of a tree of images ('folder').
-DATA.DATA_PATH = ''
-# [CheXpert] Folder on each node's own disk that a packed store is copied into first; '': none.
-DATA.CACHE_DIR = ''
-# What DATA_PATH holds: 'imagenet' (as 'folder'), [CheXpert] 'folder', 'chexpert', 'mimic-cxr'.
-DATA.DATASET = 'imagenet'
-# Side of the model's square input, in pixels.
-DATA.IMG_SIZE = 224
-# Resizing in fine-tuning: 'random', 'bilinear', 'bicubic', 'lanczos', 'hamming'.
-DATA.INTERPOLATION = 'bicubic'
-# Whether batches lie in page-locked memory, for faster copies to a GPU.
-DATA.PIN_MEMORY = True
-# Loader processes per training process; 0 loads in the process itself.
-DATA.NUM_WORKERS = 8
-# Side of a masking unit, in pixels: divides IMG_SIZE, is a multiple of the model's patch.
-DATA.MASK_PATCH_SIZE = 32
-# Share of the masking units that is hidden, in (0, 1).
-DATA.MASK_RATIO = 0.6
-# [CheXpert] Names of the label files inside DATA_PATH; the test file may be absent.
-DATA.TRAIN_CSV = 'train.csv'
-# [CheXpert] Validation labels.
-DATA.VALID_CSV = 'valid.csv'
-# [CheXpert] Test labels.
-DATA.TEST_CSV = 'test.csv'
-# [CheXpert] Suffix of the images on disk where it is not the CSV's, such as '.png'; '': the CSV's.
-DATA.IMAGE_SUFFIX = ''
-# [CheXpert] Views that are trained on: 'frontal', 'lateral', 'all'.
-DATA.VIEWS = 'frontal'
-# [CheXpert] What is learned: 'observations' (14), 'any_finding', 'effusion' (against No Finding).
-DATA.TASK = 'observations'
-# [CheXpert] What an uncertain mention (-1) becomes in training: a name of data.labels.POLICIES.
-DATA.UNCERTAIN = 'ones'
-# [CheXpert] Exceptions, label: policy, such as {'Edema': 'zeros'}; replaces what BASE gave.
-DATA.UNCERTAIN_BY_LABEL = CN(new_allowed=True)
-# [CheXpert] For 'self_train': predictions over the training images of a run with 'ignore'.
-DATA.SELF_TRAIN_PREDICTIONS = ''
-# [CheXpert] CSV of pseudo-labels of training patients outside the subset, trained on too; '': none.
-DATA.PSEUDO_LABELS = ''
-# [CheXpert] What a blank (no mention) counts as: 'negative', 'ignore'.
-DATA.BLANK = 'negative'
-# [CheXpert] Share of the training patients that is used, in (0, 1]; seeded, smaller inside larger.
-DATA.TRAIN_FRACTION = 1.0
-# [CheXpert] This many training images, of the first patients; 0: as TRAIN_FRACTION says.
-DATA.TRAIN_IMAGES = 0
-# [CheXpert] Order of fine-tuning's epochs: 'uniform', 'weighted' (by inverse label frequency).
-DATA.SAMPLER = 'uniform'
-# [CheXpert] What an image goes through first: 'none', 'equalize', 'clahe', 'denoise'.
-DATA.PREPROCESS = 'none'
-# [CheXpert] CSV in DATA_PATH with more columns of each patient, such as race; '': none.
-DATA.DEMOGRAPHICS = ''
-# [CheXpert] MIMIC-CXR: whose labels are read, 'chexpert', 'negbio'.
-DATA.LABELLER = 'chexpert'
-# [CheXpert] Share of the training patients held out in all stages, the same ones, in [0, 1).
-DATA.HOLDOUT_FRACTION = 0.02
-# [CheXpert] Mean per channel of pixels in [0, 1]; []: 0.503 for 1 channel, ImageNet's for 3.
-DATA.MEAN = []
-# [CheXpert] Standard deviation per channel of pixels in [0, 1]; []: 0.292, or ImageNet's for 3.
-DATA.STD = []
-# [CheXpert] Statistics that normalise an image: 'dataset' (MEAN, STD) or 'image' (its own).
-DATA.NORMALIZE = 'dataset'
-# [CheXpert] Which units are hidden together: 'random', 'square', 'block'.
-DATA.MASK_TYPE = 'random'
-# [CheXpert] Whether 'folder' may pre-train on a root with train.csv or valid.csv: on scored images.
-DATA.ALLOW_ALL_IMAGES = False
-# [CheXpert] Resizing in pre-training: 'bilinear', 'bicubic', 'lanczos', 'hamming'.
-DATA.PRETRAIN_INTERPOLATION = 'bilinear'
-# [CheXpert] What an image that cannot be used does in training: 'error' (stop), 'skip' (another).
-DATA.BAD_IMAGE = 'error'
-# [CheXpert] 'skip': so many different images may be bad; one more stops the run.
-DATA.BAD_IMAGE_LIMIT = 100
-
-AUG = CN()
-# Brightness and contrast jitter, contrastive and (AUTO_AUGMENT 'none') fine-tuning; 0: off.
-AUG.COLOR_JITTER = 0.4
-# timm policy of ImageNet fine-tuning, such as SimMIM's here; CheXpert's labels: 'none'.
-AUG.AUTO_AUGMENT = 'rand-m9-mstd0.5-inc1'
-# Fine-tuning: probability of random erasing.
-AUG.REPROB = 0.25
-# What an erased area is filled with: 'const', 'rand' (a value per area), 'pixel' (a value each).
-AUG.REMODE = 'pixel'
-# Erased areas per image, at least 1.
-AUG.RECOUNT = 1
-# Beta parameter of Mixup; CheXpert's labels: 0 (off).
-AUG.MIXUP = 0.8
-# Beta parameter of CutMix; CheXpert's labels: 0 (off).
-AUG.CUTMIX = 1.0
-# Range of CutMix's ratio [low, high] in place of CUTMIX; CheXpert's labels: None.
-AUG.CUTMIX_MINMAX = None
-# Probability that a batch is mixed.
-AUG.MIXUP_PROB = 1.0
-# Probability of CutMix where both are on.
-AUG.MIXUP_SWITCH_PROB = 0.5
-# What shares a mixing ratio: 'batch', 'pair', 'elem'.
-AUG.MIXUP_MODE = 'batch'
-# [CheXpert] Area of crops [low, high]; []: [0.67, 1], contrastive [0.3, 1], fine-tuning [0.08, 1].
-AUG.CROP_AREA = []
-# [CheXpert] Probability of a horizontal flip, all stages.
-AUG.HFLIP = 0.5
-# [CheXpert] Not SimMIM and MAE: greatest rotation, in degrees; 0: none.
-AUG.ROTATION = 0.0
-# [CheXpert] Not SimMIM and MAE: greatest shift, as a share of the side; 0: none.
-AUG.TRANSLATE = 0.0
-# [CheXpert] Not SimMIM and MAE: range of enlargement [low, high]; []: none.
-AUG.SCALE = []
-# [CheXpert] Not SimMIM and MAE: greatest shear, in degrees; 0: none.
-AUG.SHEAR = 0.0
-# [CheXpert] Not SimMIM and MAE: how far corners move, as a share of half the side; 0: none.
-AUG.DISTORTION = 0.0
-
-TEST = CN()
-# Evaluation: enlarge by 256/224 and crop the centre; False: resize the whole image to the square.
-TEST.CROP = True
-
-
-# ==== config_model: Options of the models, of what they learn by, and of contrastive pre-training.
-
-MODEL = CN()
-# Encoder: 'swin' (reads MODEL.SWIN), 'vit' (MODEL.VIT), and (not in SimMIM) 'timm' (MODEL.TIMM).
-MODEL.TYPE = 'swin'
-# [CheXpert] How 'swin' and 'vit' are pre-trained: 'simmim', 'mae' (ViT, visible patches alone).
-MODEL.PRETRAIN = 'simmim'
-# Folder below OUTPUT, and the logger's name; selects nothing.
-MODEL.NAME = 'swin_tiny_patch4_window7_224'
-# Checkpoint to go on from, a path or an https address; '': the newest in the run's folder.
-MODEL.RESUME = ''
-# Outputs of the classifier; CheXpert's labels: 14.
-MODEL.NUM_CLASSES = 1000
-# Dropout after embedding, attention and MLP, in [0, 1).
-MODEL.DROP_RATE = 0.0
-# Stochastic depth of the last block, growing from 0 at the first, in [0, 1).
-MODEL.DROP_PATH_RATE = 0.1
-# Label smoothing, in [0, 1); CheXpert's labels: 0.
-MODEL.LABEL_SMOOTHING = 0.1
-# [CheXpert] How attention is computed: 'auto', 'eager', 'sdpa'.
-MODEL.ATTENTION = 'auto'
-
-MODEL.SWIN = CN()
-# Side of a token, in pixels.
-MODEL.SWIN.PATCH_SIZE = 4
-# Input channels: 1 (grey) or 3 (grey X-rays are repeated).
-MODEL.SWIN.IN_CHANS = 3
-# Width of the first stage; each stage doubles it.
-MODEL.SWIN.EMBED_DIM = 96
-# Blocks per stage.
-MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
-# Attention heads per stage; each divides its stage's width.
-MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
-# Side of an attention window, in tokens; divides each stage's side that is larger.
-MODEL.SWIN.WINDOW_SIZE = 7
-# Width of the MLP over width of the block.
-MODEL.SWIN.MLP_RATIO = 4.0
-# Whether queries, keys and values have a bias.
-MODEL.SWIN.QKV_BIAS = True
-# Scale of the queries; None: 1 / sqrt(width of a head).
-MODEL.SWIN.QK_SCALE = None
-# Whether an absolute position embedding is added.
-MODEL.SWIN.APE = False
-# Whether a LayerNorm follows the patch embedding.
-MODEL.SWIN.PATCH_NORM = True
-
-MODEL.VIT = CN()
-# Side of a token, in pixels.
-MODEL.VIT.PATCH_SIZE = 16
-# Input channels: 1 (grey) or 3 (grey X-rays are repeated).
-MODEL.VIT.IN_CHANS = 3
-# Width.
-MODEL.VIT.EMBED_DIM = 768
-# Blocks.
-MODEL.VIT.DEPTH = 12
-# Attention heads; they divide the width.
-MODEL.VIT.NUM_HEADS = 12
-# Width of the MLP over width of the block (SimMIM's 4, which fractions may replace).
-MODEL.VIT.MLP_RATIO = 4.0
-# Whether queries and values have a bias (keys never have).
-MODEL.VIT.QKV_BIAS = True
-# Start of the layer scales; None: no layer scales.
-MODEL.VIT.INIT_VALUES = 0.1
-# Whether an absolute position embedding is added.
-MODEL.VIT.USE_APE = False
-# Whether the classifier reads the mean of the patch tokens, not the class token.
-MODEL.VIT.USE_MEAN_POOLING = False
-# Whether each block has a relative position bias of its own.
-MODEL.VIT.USE_RPB = False
-# Whether all blocks share one relative position bias (with USE_RPB: added to it).
-MODEL.VIT.USE_SHARED_RPB = True
-# [CheXpert] Whether fixed sine-cosine positions are added (MAE's); USE_APE learns them.
-MODEL.VIT.USE_SINCOS = False
-
-MODEL.TIMM = CN()
-# [CheXpert] A classifier of timm, such as 'resnet50', 'densenet121', 'vit_small_patch16_224'.
-MODEL.TIMM.NAME = 'resnet50'
-# [CheXpert] Input channels: 1 (grey) or 3 (grey X-rays are repeated).
-MODEL.TIMM.IN_CHANS = 3
-
-MODEL.SIMMIM = CN()
-# [CheXpert] Head: 'linear', 'mlp', 'inverse_swin_nano', 'inverse_swin_t', 'inverse_swin_b'.
-MODEL.SIMMIM.HEAD = 'linear'
-# [CheXpert] Distance of reconstruction and image: 'l1', 'l2', 'smooth_l1'.
-MODEL.SIMMIM.LOSS = 'l1'
-# [CheXpert] Pixels that the loss counts: 'masked', 'all'.
-MODEL.SIMMIM.LOSS_PIXELS = 'masked'
-# [CheXpert] Side of what is predicted, in values, each an average of pixels; 0: DATA.IMG_SIZE.
-MODEL.SIMMIM.TARGET_SIZE = 0
-# [CheXpert] What is predicted: 'pixels', 'patch_normalised' (each masking unit standardised).
-MODEL.SIMMIM.TARGET = 'pixels'
-
-MODEL.MAE = CN()
-# [CheXpert] Width of the decoder.
-MODEL.MAE.DECODER_EMBED_DIM = 512
-# [CheXpert] Blocks of the decoder.
-MODEL.MAE.DECODER_DEPTH = 8
-# [CheXpert] Attention heads of the decoder; they divide its width.
-MODEL.MAE.DECODER_NUM_HEADS = 16
-# [CheXpert] Whether each patch is predicted less its mean, over its standard deviation.
-MODEL.MAE.NORM_PIX_LOSS = False
-
-LOSS = CN()
-# [CheXpert] Loss of the labels: 'bce', 'weighted_bce', 'focal', 'asymmetric' (models/losses.py).
-LOSS.NAME = 'bce'
-# [CheXpert] 'focal': exponent.
-LOSS.GAMMA = 2.0
-# [CheXpert] 'focal': weight of positives, 1 - ALPHA of negatives, in [0, 1]; None: both 1.
-LOSS.ALPHA = None
-# [CheXpert] 'asymmetric': exponent of positives.
-LOSS.GAMMA_POS = 0.0
-# [CheXpert] 'asymmetric': exponent of negatives.
-LOSS.GAMMA_NEG = 4.0
-# [CheXpert] 'asymmetric': negatives of probability below this count nothing, in [0, 1).
-LOSS.CLIP = 0.05
-
-CONTRASTIVE = CN()
-# [CheXpert] Method of main_contrastive.py: 'moco', 'simclr', 'byol', 'swav'.
-CONTRASTIVE.METHOD = 'moco'
-# [CheXpert] Width of what is compared; None: 128, of 'byol' 256.
-CONTRASTIVE.DIM = None
-# [CheXpert] Divides cosines; None: 0.07 'moco', 0.1 'simclr' and 'swav'; 'byol' has none.
-CONTRASTIVE.TEMPERATURE = None
-# [CheXpert] 'moco', 'byol': share of itself that the slow encoder keeps; None: 0.999, 0.996.
-CONTRASTIVE.MOMENTUM = None
-# [CheXpert] 'moco': keys of earlier batches, a multiple of a batch on all processes.
-CONTRASTIVE.QUEUE_SIZE = 4096
-# [CheXpert] 'swav': prototypes; at most twice the images of a batch on all processes.
-CONTRASTIVE.NUM_PROTOTYPES = 3000
-# [CheXpert] 'swav': first optimizer steps in which the prototypes do not learn.
-CONTRASTIVE.FREEZE_PROTOTYPES_STEPS = 0
-# [CheXpert] 'swav': small crops of an image beside its two views (SwAV: 6); 0: none.
-CONTRASTIVE.LOCAL_CROPS = 0
-# [CheXpert] Area of a small crop [low, high].
-CONTRASTIVE.LOCAL_CROP_AREA = [0.05, 0.14]
-# [CheXpert] Side of a small crop, in pixels; 0: DATA.IMG_SIZE, all that Swin and ViT take.
-CONTRASTIVE.LOCAL_SIZE = 0
-# [CheXpert] Probability that a view is blurred.
-CONTRASTIVE.BLUR = 0.5
-
-
-# ==== config_training: Options of training, of evaluation, and of the report.
-
-TRAIN = CN()
-# Always 0: a resumed run begins where its checkpoint ended.
-TRAIN.START_EPOCH = 0
-# Epochs in all.
-TRAIN.EPOCHS = 300
-# Epochs of linear warm-up, inside EPOCHS.
-TRAIN.WARMUP_EPOCHS = 20
-# Weight decay; free of it: biases, norms, position tables and tokens as the model says.
-TRAIN.WEIGHT_DECAY = 0.05
-# Peak learning rate per 512 images of the global batch.
-TRAIN.BASE_LR = 5e-4
-# Rate at the start of the warm-up, per 512 images.
-TRAIN.WARMUP_LR = 5e-7
-# Rate at the end of 'cosine' and 'onecycle', per 512 images; other schedules ignore it.
-TRAIN.MIN_LR = 5e-6
-# Greatest 2-norm of the gradient; 0: not clipped.
-TRAIN.CLIP_GRAD = 5.0
-# Whether to go on from the newest checkpoint in the run's folder.
-TRAIN.AUTO_RESUME = True
-# Micro-batches per optimizer step; 0 and 1: no accumulation.
-TRAIN.ACCUMULATION_STEPS = 0
-# Whether blocks are computed again in the backward pass, to save memory.
-TRAIN.USE_CHECKPOINT = False
-# [CheXpert] What USE_CHECKPOINT keeps beside a block's input: 'nothing', 'products' (of linears).
-TRAIN.CHECKPOINT_KEEPS = 'nothing'
-# [CheXpert] Compiled steps: 'none', 'auto' (on a GPU, if the run is long enough), 'max' (always).
-TRAIN.COMPILE = 'auto'
-# [CheXpert] How processes exchange gradients: 'float32', 'bfloat16' (half the bytes, rounded).
-TRAIN.GRADIENT_EXCHANGE = 'float32'
-# Fine-tuning: rate of a layer over that of the next one, in (0, 1].
-TRAIN.LAYER_DECAY = 1.0
-# [CheXpert] Checkpoints inside an epoch, every this many optimizer steps; 0: none.
-TRAIN.SAVE_EVERY_STEPS = 0
-# [CheXpert] Checkpoints inside an epoch, every this many minutes; 0: none.
-TRAIN.SAVE_EVERY_MINUTES = 0.0
-# [CheXpert] What a loss or gradient that is not finite does: 'stop', 'skip' (that step).
-TRAIN.ON_NAN = 'stop'
-# [CheXpert] 'skip': so many steps of the run may be skipped; one more stops it.
-TRAIN.NAN_LIMIT = 10
-# [CheXpert] Whether only deterministic algorithms run: bit for bit the same on one machine, slower.
-TRAIN.DETERMINISTIC = False
-# [CheXpert] Minutes that a process waits for the others before it ends with an error.
-TRAIN.RANK_TIMEOUT_MINUTES = 30.0
-
-TRAIN.LR_SCHEDULER = CN()
-# 'cosine', 'linear', 'step', 'multistep', and (not in SimMIM) 'onecycle'.
-TRAIN.LR_SCHEDULER.NAME = 'cosine'
-# 'step': epochs between two drops.
-TRAIN.LR_SCHEDULER.DECAY_EPOCHS = 30
-# 'step': factor of a drop.
-TRAIN.LR_SCHEDULER.DECAY_RATE = 0.1
-# 'multistep': factor of a drop.
-TRAIN.LR_SCHEDULER.GAMMA = 0.1
-# 'multistep': epochs of the drops, ascending, the first not before the warm-up's end.
-TRAIN.LR_SCHEDULER.MULTISTEPS = []
-
-TRAIN.OPTIMIZER = CN()
-# 'adamw', 'sgd', in any case.
-TRAIN.OPTIMIZER.NAME = 'adamw'
-# AdamW: added to the denominator.
-TRAIN.OPTIMIZER.EPS = 1e-8
-# AdamW: decay of the first and second moments, each in [0, 1).
-TRAIN.OPTIMIZER.BETAS = (0.9, 0.999)
-# SGD: Nesterov momentum, in (0, 1).
-TRAIN.OPTIMIZER.MOMENTUM = 0.9
-
-FINETUNE = CN()
-# [CheXpert] What is fitted: 'full', 'last_layer' (trained); 'linear_probe', 'knn' (on features).
-FINETUNE.MODE = 'full'
-
-EVAL = CN()
-# [CheXpert] Views that are scored: 'frontal', 'lateral', 'all'; '': as DATA.VIEWS.
-EVAL.VIEWS = ''
-# [CheXpert] What a score counts: 'study' or 'image'.
-EVAL.LEVEL = 'study'
-# [CheXpert] A study's probability over its images: 'max', 'mean'.
-EVAL.AGGREGATE = 'max'
-# [CheXpert] Where the best checkpoint is chosen: 'holdout', 'valid' (the report warns of it).
-EVAL.SELECT_ON = 'holdout'
-# [CheXpert] By which mean AUROC: 'five' (tasks), 'all' (labels), 'auto' (five where defined).
-EVAL.SELECT = 'auto'
-# [CheXpert] Held-out images that pre-training scores after each epoch; 0: all.
-EVAL.HOLDOUT_IMAGES = 256
-# [CheXpert] Views of an image that are averaged: 'none', 'crops' (centre and four corners).
-EVAL.TTA = 'none'
-# [CheXpert] Whether each is averaged with its mirror image, too.
-EVAL.TTA_FLIP = False
-# [CheXpert] Checkpoints whose probabilities --eval averages, paths; []: one checkpoint.
-EVAL.ENSEMBLE = []
-# [CheXpert] Whether predictions over the training images are written, too.
-EVAL.PREDICT_TRAIN = False
-# [CheXpert] Rule of the thresholds, on held-out patients: 'youden', 'f1', 'sensitivity'.
-EVAL.THRESHOLD = 'youden'
-# [CheXpert] The sensitivity wanted by 'sensitivity'.
-EVAL.SENSITIVITY = 0.9
-# [CheXpert] Bootstrap resamples of the patients behind each interval; 0: no intervals.
-EVAL.RESAMPLES = 1000
-# [CheXpert] Further columns to score by, of the CSVs or of DATA.DEMOGRAPHICS, such as ['RACE'].
-EVAL.GROUPS = []
-# [CheXpert] Where age bands begin, in years.
-EVAL.AGE_BANDS = [0, 40, 60, 80]
-
-REPORT = CN()
-# [CheXpert] Whether fine-tuning and --eval end with report.html and what belongs to it.
-REPORT.WRITE = True
-# [CheXpert] Saliency maps by label and kind (true or false, positive or negative); 0: none.
-REPORT.MAPS = 2
-# [CheXpert] How they are made: 'grad_cam', or (ViT, the same for all labels) 'rollout'.
-REPORT.METHOD = 'grad_cam'
-# [CheXpert] Whether reports name images by salted hashes; predictions_*.csv keep their paths.
-REPORT.ANONYMISE = False
-
-
-# ==== config_flags: The flags of the mains, and the options that they stand for.
-
 # Attribute of the parsed flags -> key.
 FLAG_KEYS = {
     'batch_size': 'DATA.BATCH_SIZE',
@@ -697,10 +465,53 @@ FLAG_KEYS = {
     'throughput': 'THROUGHPUT_MODE',
     'check': 'CHECK_MODE',
 }
+# Classes besides tensors in the checkpoints of SimMIM and MAE, for the safe loader.
+CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
+
+
+def add_options(section: str, options: dict[str, Any]) -> None:
+    """Declare the options of a part in its own file, before a config is read.
+
+    Args:
+        section: Key of the section, for example 'MODEL.CONVNEXT'.
+        options: Default values by name.
+    """
+    parent, _, name = section.rpartition('.')
+    value_at(_C, parent)[name] = CN(options)
+
+
+def default_config() -> Config:
+    """Return a copy of all options at their defaults. It is not frozen."""
+    return _C.clone()
+
+
+def get_config(args: argparse.Namespace) -> Config:
+    """Return the checked and frozen options of a run.
+
+    Args:
+        args: Parsed flags of `build_parser`. Flags may be absent or None.
+
+    Raises:
+        ValueError: If a key or value is wrong. The message names the key and the source.
+    """
+    config = default_config()
+    config.merge_from_file(args.cfg)
+    config.merge_from_list(getattr(args, 'opts', None) or [])
+    for flag, key in FLAG_KEYS.items():
+        value = getattr(args, flag, None)
+        if value is not None:
+            put(config, key, value, '--' + flag.replace('_', '-'))
+    check_config(config, getattr(args, 'stage', None))
+    config.freeze()
+    return config
 
 
 def build_parser(stage: str) -> argparse.ArgumentParser:
-    """The flags of a main; stage is 'simmim', 'contrastive' or 'finetune'; not given: None."""
+    """Return the flags of a main. Flags that are not given are None.
+
+    Args:
+        stage: 'simmim', 'contrastive' or 'finetune'.
+    """
     what = {
         'simmim': 'SimMIM pre-training',
         'contrastive': 'Contrastive pre-training',
@@ -713,160 +524,90 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     parser.set_defaults(stage=stage)
     add = parser.add_argument
     add('--cfg', required=True, metavar='FILE', help='YAML file of options')
-    add('--opts', nargs='+', action='extend', metavar='KEY VALUE', help='options by key, in pairs')
-    add('--batch-size', type=int, help='images per process and micro-batch')
+    add('--opts', nargs='+', action='extend', metavar='KEY VALUE', help='pairs of option and value')
+    add('--batch-size', type=int, help='images per process and forward pass')
     add('--data-path', help='root folder of the data')
     add('--pretrained', help='checkpoint whose encoder the run starts from')
-    add('--resume', help='checkpoint to go on from')
-    add('--accumulation-steps', type=int, help='micro-batches per optimizer step')
+    add('--resume', help='checkpoint to resume from')
+    add('--accumulation-steps', type=int, help='batches over which gradients are accumulated')
     add('--use-checkpoint', action='store_const', const=True, help='recompute blocks, save memory')
     add('--amp-opt-level', choices=['O0', 'O1', 'O2'], help='O0: float32; O1, O2: autocast')
-    add('--output', help='root of all runs; this one is in OUTPUT/MODEL.NAME/TAG')
-    add('--tag', help="last part of the run's folder")
+    add('--output', help='root of all runs; this run writes to OUTPUT/MODEL.NAME/TAG')
+    add('--tag', help='last part of the run folder')
     add('--eval', action='store_const', const=True, help='evaluate only')
     add('--throughput', action='store_const', const=True, help='measure images per second only')
-    add('--check', action='store_const', const=True, help='check all that the run needs, then stop')
+    add('--check', action='store_const', const=True, help='check what the run needs, then stop')
     add('--local_rank', '--local-rank', type=int, help='accepted and ignored')
     return parser
 
 
-# ==== config_checks_contrastive: What contrastive pre-training (main_contrastive.py) asks of the options.
-
-# CONTRASTIVE.METHOD -> the keys of CONTRASTIVE that it reads beside METHOD, DIM and BLUR.
-READS = {
-    'moco': ('TEMPERATURE', 'MOMENTUM', 'QUEUE_SIZE'),
-    'simclr': ('TEMPERATURE',),
-    'byol': ('MOMENTUM',),
-    'swav': (
-        *('TEMPERATURE', 'NUM_PROTOTYPES', 'FREEZE_PROTOTYPES_STEPS'),
-        *('LOCAL_CROPS', 'LOCAL_CROP_AREA', 'LOCAL_SIZE'),
-    ),
-}
-OWN = ('TEMPERATURE', 'MOMENTUM')  # without a value that of the method; it must read one's value
+def value_at(config: CfgNode, key: str) -> Any:
+    """Return the value at a dotted key."""
+    return _find(config, key, 'the config')
 
 
-def contrastive_demands(config: Any) -> Iterator[tuple[str, bool, str]]:
-    """Key, whether its value will do, and what is allowed: one after another."""
-    options, method = config.CONTRASTIVE, config.CONTRASTIVE.METHOD
-    for key in OWN:
-        allowed = f'None with CONTRASTIVE.METHOD {method!r}, which does not read it'
-        yield f'CONTRASTIVE.{key}', options[key] is None or key in READS[method], allowed
-    allowed = 'at least 2: images are compared with each other'
-    yield 'DATA.BATCH_SIZE', config.DATA.BATCH_SIZE > 1, allowed
-    area = options.LOCAL_CROP_AREA
-    ordered = len(area) == 2 and 0 < area[0] <= area[1]
-    yield 'CONTRASTIVE.LOCAL_CROP_AREA', ordered, '[low, high] with 0 < low <= high'
-    if method == 'swav' and options.LOCAL_CROPS and options.LOCAL_SIZE:
-        allowed = f'0 (DATA.IMG_SIZE) for this encoder of MODEL.TYPE {config.MODEL.TYPE!r}'
-        yield 'CONTRASTIVE.LOCAL_SIZE', _takes_size(config, options.LOCAL_SIZE), allowed
+def put(config: CfgNode, key: str, value: Any, source: str) -> None:
+    """Set the value at a dotted key.
+
+    Args:
+        config: Options that are changed.
+        key: A key of the config or of LEGACY_KEYS.
+        value: A value of the type of the default. An integer may stand for a float.
+        source: Where the value comes from, for error messages.
+
+    Raises:
+        ValueError: If there is no such key or the value has another type.
+    """
+    key = str(key)
+    if key not in LEGACY_KEYS:
+        _set(config, key, value, source)
+    elif LEGACY_KEYS[key]:
+        _typed(key, value, source)
+    _apply_legacy(config, key, value)
 
 
-def _takes_size(config: Any, size: int) -> bool:
-    """Whether the encoder takes images of this side beside those of DATA.IMG_SIZE."""
-    if config.MODEL.TYPE != 'timm':
-        return size == config.DATA.IMG_SIZE
-    from models.timm_classifier import find_layout
-
-    timm = config.MODEL.TIMM
-    try:
-        layout = find_layout(timm.NAME, img_size=size, in_chans=timm.IN_CHANS)
-    except ValueError:  # it has no place for so small a picture
-        return False
-    return 'img_size' not in layout.options or size == config.DATA.IMG_SIZE
+def encoder_node(config: CfgNode) -> CfgNode:
+    """Return the options of the encoder that MODEL.TYPE selects."""
+    return config.MODEL[config.MODEL.TYPE.upper()]
 
 
-# ==== config_checks_labels: What the labels that fine-tuning learns from ask of the other options.
+def encoder_name(config: CfgNode) -> str:
+    """Return MODEL.TYPE, or the name of the timm model."""
+    return config.MODEL.TIMM.NAME if config.MODEL.TYPE == 'timm' else config.MODEL.TYPE
 
 
-def label_demands(config: Any) -> Iterator[tuple[str, bool, str]]:
-    """Key, whether its value will do, and what is allowed: one after another."""
-    if not config.EVAL_MODE:
-        yield from _file_demands(config.DATA)
-    policies = {config.DATA.UNCERTAIN, *config.DATA.UNCERTAIN_BY_LABEL.values()}
-    if 'multiclass' in policies:  # a loss over three classes, a head that is trained
-        yield 'DATA.TASK', config.DATA.TASK == 'observations', "'observations' with 'multiclass'"
-        yield 'LOSS.NAME', config.LOSS.NAME == 'bce', "'bce' with the policy 'multiclass'"
-        allowed = "'full' or 'last_layer' with the policy 'multiclass'"
-        yield 'FINETUNE.MODE', config.FINETUNE.MODE in ('full', 'last_layer'), allowed
+def mask_units(config: CfgNode) -> tuple[int, int]:
+    """Return the number of mask units of an image, and how many of them a mask hides."""
+    data = config.DATA
+    units = (data.IMG_SIZE // data.MASK_PATCH_SIZE) ** 2
+    return units, num_hidden(units, data.MASK_RATIO, data.MASK_TYPE)
 
 
-def _file_demands(data: Any) -> Iterator[tuple[str, bool, str]]:
-    """Files that take the place of labels."""
-    needs_file = 'self_train' in (data.UNCERTAIN, *data.UNCERTAIN_BY_LABEL.values())
-    allowed = (
-        "a predictions file over the training images where a policy is 'self_train': train with "
-        "'ignore' and EVAL.PREDICT_TRAIN True first, it writes predictions_train.csv"
-    )
-    is_named = bool(data.SELF_TRAIN_PREDICTIONS)
-    yield 'DATA.SELF_TRAIN_PREDICTIONS', is_named or not needs_file, allowed
-    is_subset = data.TRAIN_FRACTION < 1 or data.TRAIN_IMAGES > 0
-    allowed = (
-        'below 1 (or DATA.TRAIN_IMAGES above 0) with DATA.PSEUDO_LABELS: else no patient is '
-        'left without labels'
-    )
-    yield 'DATA.TRAIN_FRACTION', is_subset or not data.PSEUDO_LABELS, allowed
+def num_hidden(units: int, mask_ratio: float, mask_type: str) -> int:
+    """Return how many units a mask hides. A mask type with an attribute `ratio` has its own."""
+    draw = REGISTRIES.get('DATA.MASK_TYPE', {}).get(mask_type)
+    return math.ceil(units * getattr(draw, 'ratio', mask_ratio))
 
 
-# ==== config_checks_mae: What MODEL.PRETRAIN 'mae' asks of the other options in pre-training.
+# Allowed values ----------------------------------------------------------------------------------
 
-
-def mae_demands(config: Any) -> Iterator[tuple[str, bool, str]]:
-    """Key, whether its value will do, and what is allowed: one after another."""
-    pass  # MERGED
-
-    vit, mae, default = config.MODEL.VIT, config.MODEL.MAE, default_config().MODEL.SIMMIM
-    yield 'MODEL.TYPE', config.MODEL.TYPE == 'vit', "'vit' with MODEL.PRETRAIN 'mae'"
-    allowed = "False with MODEL.PRETRAIN 'mae': visible patches alone are no grid"
-    for key in ('USE_RPB', 'USE_SHARED_RPB'):
-        yield f'MODEL.VIT.{key}', not vit[key], allowed
-    allowed = "True (or USE_APE) with MODEL.PRETRAIN 'mae': where a patch was must be known"
-    yield 'MODEL.VIT.USE_SINCOS', vit.USE_SINCOS or vit.USE_APE, allowed
-    for key, value in default.items():
-        allowed = f"{value!r}, the default, with MODEL.PRETRAIN 'mae', which does not read it"
-        if key == 'TARGET':
-            allowed += ' (MODEL.MAE.NORM_PIX_LOSS True predicts normalised patches)'
-        yield f'MODEL.SIMMIM.{key}', config.MODEL.SIMMIM[key] == value, allowed
-    width = mae.DECODER_EMBED_DIM
-    yield 'MODEL.MAE.DECODER_EMBED_DIM', width % 4 == 0, 'a multiple of 4, for its positions'
-    allowed = f'a divisor of MODEL.MAE.DECODER_EMBED_DIM, {width}'
-    yield 'MODEL.MAE.DECODER_NUM_HEADS', width % mae.DECODER_NUM_HEADS == 0, allowed
-
-
-# ==== config_checks: Which values an option takes and which options go together, checked before anything is built.
-
+PROBES = ('linear_probe', 'knn')  # modes that are fitted on the features of a frozen encoder
 VIEWS = ('frontal', 'lateral', 'all')
-PROBES = ('linear_probe', 'knn')  # fitted on frozen features, not trained
-INTERPOLATIONS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
+FILTERS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
 
+# Allowed values of the options that no registry describes.
 CHOICES = {
     'DATA.DATASET': ('imagenet', 'folder', 'chexpert', 'mimic-cxr'),
-    'DATA.TASK': ('observations', 'any_finding', 'effusion'),
     'DATA.SAMPLER': ('uniform', 'weighted'),
-    'DATA.PREPROCESS': ('none', 'equalize', 'clahe', 'denoise'),
     'DATA.LABELLER': ('chexpert', 'negbio'),
-    'DATA.INTERPOLATION': ('random', *INTERPOLATIONS),
-    'DATA.PRETRAIN_INTERPOLATION': INTERPOLATIONS,
+    'DATA.INTERPOLATION': ('random', *FILTERS),
+    'DATA.PRETRAIN_INTERPOLATION': FILTERS,
     'DATA.VIEWS': VIEWS,
     'DATA.BAD_IMAGE': ('error', 'skip'),
-    'DATA.BLANK': ('negative', 'ignore'),
     'DATA.NORMALIZE': ('dataset', 'image'),
-    'DATA.MASK_TYPE': ('random', 'square', 'block'),
-    'MODEL.TYPE': ('swin', 'vit', 'timm'),
-    'MODEL.PRETRAIN': ('simmim', 'mae'),
     'MODEL.ATTENTION': ('auto', 'eager', 'sdpa'),
-    'MODEL.SWIN.IN_CHANS': (1, 3),
-    'MODEL.VIT.IN_CHANS': (1, 3),
-    'MODEL.TIMM.IN_CHANS': (1, 3),
-    'MODEL.SIMMIM.HEAD': (
-        'linear',
-        'mlp',
-        'inverse_swin_nano',
-        'inverse_swin_t',
-        'inverse_swin_b',
-    ),
-    'MODEL.SIMMIM.LOSS': ('l1', 'l2', 'smooth_l1'),
+    'MODEL.IN_CHANS': (1, 3),
     'MODEL.SIMMIM.LOSS_PIXELS': ('masked', 'all'),
-    'MODEL.SIMMIM.TARGET': ('pixels', 'patch_normalised'),
     'TRAIN.LR_SCHEDULER.NAME': ('cosine', 'linear', 'step', 'multistep', 'onecycle'),
     'TRAIN.ON_NAN': ('stop', 'skip'),
     'TRAIN.CHECKPOINT_KEEPS': ('nothing', 'products'),
@@ -881,12 +622,11 @@ CHOICES = {
     'EVAL.THRESHOLD': ('youden', 'f1', 'sensitivity'),
     'EVAL.SELECT_ON': ('holdout', 'valid'),
     'EVAL.SELECT': ('auto', 'five', 'all'),
-    'CONTRASTIVE.METHOD': tuple(READS),
-    'LOSS.NAME': ('bce', 'weighted_bce', 'focal', 'asymmetric'),
     'FINETUNE.MODE': ('full', 'last_layer', *PROBES),
     'REPORT.METHOD': ('grad_cam', 'rollout'),
     'AMP_OPT_LEVEL': ('O0', 'O1', 'O2'),
 }
+# Interval -> the keys whose number, or each number of their list, must lie in it.
 RANGES = {
     '[1, inf)': (
         'DATA.BATCH_SIZE DATA.MASK_PATCH_SIZE MODEL.SWIN.PATCH_SIZE '
@@ -902,7 +642,7 @@ RANGES = {
         'TRAIN.CLIP_GRAD TRAIN.ACCUMULATION_STEPS TRAIN.SAVE_EVERY_STEPS '
         'TRAIN.SAVE_EVERY_MINUTES TRAIN.NAN_LIMIT DATA.BAD_IMAGE_LIMIT SAVE_KEEP AUG.COLOR_JITTER '
         'AUG.MIXUP AUG.CUTMIX EVAL.HOLDOUT_IMAGES EVAL.RESAMPLES EVAL.AGE_BANDS LOSS.GAMMA '
-        'LOSS.GAMMA_POS LOSS.GAMMA_NEG MODEL.SIMMIM.TARGET_SIZE REPORT.MAPS SEED '
+        'LOSS.GAMMA_POS LOSS.GAMMA_NEG MODEL.SIMMIM.TARGET_SIZE REPORT.MAPS '
         'CONTRASTIVE.FREEZE_PROTOTYPES_STEPS CONTRASTIVE.LOCAL_CROPS CONTRASTIVE.LOCAL_SIZE'
     ),
     '(0, inf)': (
@@ -910,7 +650,7 @@ RANGES = {
         'TRAIN.RANK_TIMEOUT_MINUTES TRAIN.OPTIMIZER.EPS TRAIN.LR_SCHEDULER.DECAY_RATE '
         'TRAIN.LR_SCHEDULER.GAMMA AUG.SCALE CONTRASTIVE.TEMPERATURE'
     ),
-    '(0, 1]': 'DATA.TRAIN_FRACTION TRAIN.LAYER_DECAY',
+    '(0, 1]': 'DATA.TRAIN_FRACTION DATA.STD TRAIN.LAYER_DECAY',
     '(0, 1)': 'DATA.MASK_RATIO TRAIN.OPTIMIZER.MOMENTUM EVAL.SENSITIVITY',
     '[0, 1)': (
         'DATA.HOLDOUT_FRACTION MODEL.DROP_RATE MODEL.DROP_PATH_RATE MODEL.LABEL_SMOOTHING '
@@ -922,22 +662,27 @@ RANGES = {
     ),
     '[0, 0.66]': 'AUG.DISTORTION',
     '[0, 180]': 'AUG.ROTATION',
-    '[1, 8192]': 'DATA.IMG_SIZE',
     '[0, 90)': 'AUG.SHEAR',
+    '[1, 8192]': 'DATA.IMG_SIZE',
+    '[0, 9.2e18]': 'SEED',
 }
-NAN_TARGETS = 'it mixes targets, and a label that is not known has none'
-# What fine-tuning on CheXpert's labels needs: key -> (the one value that works, why).
-CHEXPERT_LABELS = {
-    'MODEL.LABEL_SMOOTHING': (0.0, 'it needs one class per image'),
-    'AUG.AUTO_AUGMENT': ('none', 'the policies change colours of 3-channel photographs'),
-    'AUG.MIXUP': (0.0, NAN_TARGETS),
-    'AUG.CUTMIX': (0.0, NAN_TARGETS),
-    'AUG.CUTMIX_MINMAX': (None, NAN_TARGETS),
+# Options that mix or recolour images or targets: the one value that works with CheXpert's labels,
+# which are several per image and may be unknown.
+CHEXPERT_VALUES = {
+    'MODEL.LABEL_SMOOTHING': 0.0,
+    'AUG.AUTO_AUGMENT': 'none',
+    'AUG.MIXUP': 0.0,
+    'AUG.CUTMIX': 0.0,
+    'AUG.CUTMIX_MINMAX': None,
 }
+
+Check = Callable[[Any, str | None], None]
+Rule = tuple[bool, str, str]  # whether the value at a key is allowed, the key, what is allowed
+CHECKS: list[Check] = []  # filled when a module with `register_check` is imported
 
 
 class Registry(dict):
-    """The parts of one kind by name; the names are the values that one option allows.
+    """The parts of one kind by name. The names are the values that one option allows.
 
     The module that defines the parts fills the registry:
 
@@ -947,7 +692,8 @@ class Registry(dict):
         def random_units(...): ...
 
     `check_config` and the options page read the allowed values from here, and tests are
-    parametrized over it.
+    parametrized over it. A part may have a function `check(config, stage)`, which `check_config`
+    calls if the part is selected.
 
     Args:
         key: The option that selects a part, for example 'DATA.MASK_TYPE'.
@@ -972,296 +718,155 @@ class Registry(dict):
 REGISTRIES: dict[str, Registry] = {}  # by option key, filled when a module with parts is imported
 
 
+def register_check(check: Check) -> Check:
+    """Decorator: `check_config` calls this function with the config and the stage (or None)."""
+    CHECKS.append(check)
+    return check
+
+
 def allowed_values(key: str) -> tuple | None:
-    """The values that an option allows: the names of its registry, or its entry in CHOICES."""
+    """Return the values that an option allows: the names of its registry, or its CHOICES."""
     return tuple(REGISTRIES[key]) if key in REGISTRIES else CHOICES.get(key)
 
 
-def check_config(config: Any, stage: str | None = None) -> None:
-    """Refuse what cannot work, naming key, value and what is allowed.
+def check_config(config: Config, stage: str | None = None) -> None:
+    """Reject values and combinations of options that cannot work, before anything is built.
 
     Args:
-        config: all options.
-        stage: adds what only 'simmim', 'contrastive' or 'finetune' needs; only the first has masks.
+        config: Run configuration.
+        stage: 'simmim', 'contrastive' or 'finetune' adds the checks of that stage.
 
     Raises:
-        ValueError: at the first option that is out of range or does not go with the others.
+        ValueError: At the first problem. The message names the key, its value and what is allowed.
     """
     for key in {**CHOICES, **REGISTRIES}:
         allowed = allowed_values(key)
-        _require(value_at(config, key) in allowed, config, key, f'one of {list(allowed)}')
+        require(value_at(config, key) in allowed, config, key, f'one of {list(allowed)}')
     for interval, keys in RANGES.items():
         for key in keys.split():
-            _check_range(config, key, interval)
-    _require(config.SEED < 2**63, config, 'SEED', 'at most 2**63 - 1')  # beyond, NumPy rounds keys
-    modes = [k for k in ('EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE') if config[k]]
-    if len(modes) > 1:
-        raise ValueError(f'only one of {modes} may be asked for')
-    for key in ('MODEL.NAME', 'TAG'):
-        path = PurePath(value_at(config, key))
-        inside = not path.is_absolute() and '..' not in path.parts
-        _require(inside, config, key, 'the name of a folder inside OUTPUT')
-    _check_uncertain(config)
-    _check_statistics(config)
-    _check_ordered_pair(config, 'AUG.CROP_AREA', [])
-    _check_ordered_pair(config, 'AUG.CUTMIX_MINMAX', None)
-    _check_ordered_pair(config, 'AUG.SCALE', [])
-    _check_evaluation(config)
-    _check_training(config)
-    check_timm = partial(_check_timm, stage=stage)
-    {'swin': _check_swin, 'vit': _check_vit, 'timm': check_timm}[config.MODEL.TYPE](config)
-    if stage == 'finetune':
-        _check_finetune(config)
-    elif stage == 'contrastive':
-        _check_demands(config, contrastive_demands(config))
-    elif config.MODEL.TYPE == 'timm':
-        allowed = "'swin' or 'vit' for pre-training: patches are hidden among tokens"
-        _require(stage != 'simmim', config, 'MODEL.TYPE', allowed)
-    else:
-        _check_masks(config)
-        (_check_mae if config.MODEL.PRETRAIN == 'mae' else _check_target)(config)
+            holds = _is_inside(value_at(config, key), interval)
+            require(holds, config, key, f'a number in {interval}')
+    rules = [*COMMON_RULES, *([_finetune_rules] if stage == 'finetune' else [])]
+    for rule in rules:
+        for holds, key, allowed in rule(config):
+            require(holds, config, key, allowed)
+    for key, parts in REGISTRIES.items():
+        part = parts[value_at(config, key)]
+        if hasattr(part, 'check'):
+            part.check(config, stage)
+    for check in CHECKS:
+        check(config, stage)
 
 
-def _require(holds: bool, config: Any, key: str, allowed: str) -> None:
+def require(holds: bool, config: CfgNode, key: str, allowed: str) -> None:
+    """Raise a ValueError that names the key, its value and what is allowed, unless `holds`."""
     if not holds:
         raise ValueError(f'{key} must be {allowed}, got {value_at(config, key)!r}')
 
 
-def _check_range(config: Any, key: str, interval: str) -> None:
-    """A number (each number of a list, None left out) must lie in '[low, high)' or the like."""
-    value = value_at(config, key)
-    values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+def _is_inside(value: Any, interval: str) -> bool:
+    """Return whether a number, or each number of a list, lies in '[low, high)' or the like."""
+    if value is None:
+        return True
     low, high = map(float, interval[1:-1].split(','))
-    for number in values:
-        inside = (
-            type(number) in (int, float)
-            and low <= number <= high
-            and (number != low or interval[0] == '[')
-            and (number != high or interval[-1] == ']')
-        )
-        each = 'numbers' if values is value else 'a number'
-        _require(inside, config, key, f'{each} in {interval}')
+    return all(
+        type(number) in (int, float)
+        and low <= number <= high
+        and (number != low or interval[0] == '[')
+        and (number != high or interval[-1] == ']')
+        for number in (value if isinstance(value, (list, tuple)) else [value])
+    )
 
 
-def _check_ordered_pair(config: Any, key: str, off: Any) -> None:
-    pair = value_at(config, key)
-    holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
-    _require(holds, config, key, f'[low, high] with 0 < low <= high, or {off}')
+def _is_ascending(pair: list) -> bool:
+    return len(pair) == 2 and 0 < pair[0] <= pair[1]
 
 
-def _check_uncertain(config: Any) -> None:
-    from data.labels import LABELS, POLICIES
-
-    policies = f'one of {list(POLICIES)}'
-    _require(config.DATA.UNCERTAIN in POLICIES, config, 'DATA.UNCERTAIN', policies)
-    for label, policy in config.DATA.UNCERTAIN_BY_LABEL.items():
-        if label not in LABELS:
-            raise ValueError(
-                f'DATA.UNCERTAIN_BY_LABEL names {label!r}, labels are {", ".join(LABELS)}'
-            )
-        if policy not in POLICIES:
-            raise ValueError(
-                f'DATA.UNCERTAIN_BY_LABEL[{label!r}] must be {policies}, got {policy!r}'
-            )
+def _run_rules(config: Config) -> Iterator[Rule]:
+    modes = [key for key in ('EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE') if config[key]]
+    yield len(modes) < 2, modes[-1] if modes else '', f'False with {" and ".join(modes[:-1])}'
+    for key in ('MODEL.NAME', 'TAG'):
+        path = PurePath(value_at(config, key))
+        inside = not path.is_absolute() and '..' not in path.parts
+        yield inside, key, 'the name of a folder inside OUTPUT'
 
 
-def _check_statistics(config: Any) -> None:
-    data = config.DATA
-    channels = config.MODEL[config.MODEL.TYPE.upper()].IN_CHANS
-    for key, other in (('MEAN', 'STD'), ('STD', 'MEAN')):
-        holds = len(data[key]) == (channels if data[key] or data[other] else 0)
-        allowed = f'as long as there are channels, {channels}, or empty together with DATA.{other}'
-        _require(holds, config, f'DATA.{key}', allowed)
-    _require(all(0 < std <= 1 for std in data.STD), config, 'DATA.STD', 'numbers in (0, 1]')
+def _data_rules(config: Config) -> Iterator[Rule]:
+    data, channels = config.DATA, config.MODEL.IN_CHANS
+    for key in ('MEAN', 'STD'):
+        holds = len(data[key]) == (channels if data.MEAN or data.STD else 0)
+        yield holds, f'DATA.{key}', f'{channels} numbers, one per channel, or [] for both'
     holds = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
-    _require(holds, config, 'DATA.TRAIN_IMAGES', '0 where DATA.TRAIN_FRACTION is below 1')
+    yield holds, 'DATA.TRAIN_IMAGES', '0 if DATA.TRAIN_FRACTION is below 1'
     holds = data.IMAGE_SUFFIX == '' or data.IMAGE_SUFFIX.startswith('.')
-    _require(holds, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix like '.png'")
+    yield holds, 'DATA.IMAGE_SUFFIX', "empty, or a suffix such as '.png'"
+    for key, off in (('CROP_AREA', []), ('SCALE', []), ('CUTMIX_MINMAX', None)):
+        pair = config.AUG[key]
+        holds = pair == off or _is_ascending(pair)
+        yield holds, f'AUG.{key}', f'[low, high] with 0 < low <= high, or {off}'
 
 
-def _check_evaluation(config: Any) -> None:
+def _training_rules(config: Config) -> Iterator[Rule]:
+    train, schedule = config.TRAIN, config.TRAIN.LR_SCHEDULER
+    known = train.OPTIMIZER.NAME.lower() in ('adamw', 'sgd')
+    yield known, 'TRAIN.OPTIMIZER.NAME', "one of ['adamw', 'sgd']"
+    yield len(train.OPTIMIZER.BETAS) == 2, 'TRAIN.OPTIMIZER.BETAS', 'two numbers'
+    yield train.START_EPOCH == 0, 'TRAIN.START_EPOCH', '0'
+    latest = train.EPOCHS
+    if schedule.NAME == 'multistep':
+        steps = schedule.MULTISTEPS
+        holds = bool(steps) and all(type(step) is int and step > 0 for step in steps)
+        holds = holds and steps == sorted(steps)
+        yield holds, 'TRAIN.LR_SCHEDULER.MULTISTEPS', 'ascending epochs such as [700]'
+        latest = min(latest, steps[0])
+    allowed = f'at most {latest}, the number of epochs or the first drop'
+    yield train.WARMUP_EPOCHS <= latest, 'TRAIN.WARMUP_EPOCHS', allowed
+
+
+def _evaluation_rules(config: Config) -> Iterator[Rule]:
     bands = config.EVAL.AGE_BANDS
     holds = bool(bands) and bands == sorted(set(bands))
-    _require(holds, config, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]')
+    yield holds, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]'
     for key in ('ENSEMBLE', 'GROUPS'):
         holds = all(isinstance(name, str) and name for name in config.EVAL[key])
-        _require(holds, config, f'EVAL.{key}', 'a list of names')
+        yield holds, f'EVAL.{key}', 'a list of names'
 
 
-def _check_training(config: Any) -> None:
-    train, schedule = config.TRAIN, config.TRAIN.LR_SCHEDULER
-    warmup = 'TRAIN.WARMUP_EPOCHS'
-    _require(
-        train.OPTIMIZER.NAME.lower() in ('adamw', 'sgd'),
-        config,
-        'TRAIN.OPTIMIZER.NAME',
-        "one of ['adamw', 'sgd']",
-    )
-    _require(len(train.OPTIMIZER.BETAS) == 2, config, 'TRAIN.OPTIMIZER.BETAS', 'two numbers')
-    epochs = f'TRAIN.EPOCHS, {train.EPOCHS}'
-    _require(train.WARMUP_EPOCHS <= train.EPOCHS, config, warmup, f'at most {epochs}')
-    allowed = '0: a resumed run begins where its checkpoint ended'
-    _require(train.START_EPOCH == 0, config, 'TRAIN.START_EPOCH', allowed)
-    if schedule.NAME != 'multistep':
-        return
-    steps = schedule.MULTISTEPS
-    holds = bool(steps) and all(type(step) is int and step > 0 for step in steps)
-    allowed = "ascending epochs like [700] where TRAIN.LR_SCHEDULER.NAME is 'multistep'"
-    _require(holds and steps == sorted(steps), config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', allowed)
-    allowed = f'at most the first of TRAIN.LR_SCHEDULER.MULTISTEPS, {steps[0]}'
-    _require(train.WARMUP_EPOCHS <= steps[0], config, warmup, allowed)
+def _finetune_rules(config: Config) -> Iterator[Rule]:
+    labelled = config.DATA.DATASET in ('chexpert', 'mimic-cxr')
+    yield labelled, 'DATA.DATASET', "'chexpert' or 'mimic-cxr', which have labels"
+    for key, works in CHEXPERT_VALUES.items():
+        yield value_at(config, key) == works, key, f'{works!r} with CheXpert labels'
+    is_probe = config.FINETUNE.MODE in PROBES and not config.EVAL_MODE
+    needs_holdout = is_probe or config.EVAL.SELECT_ON == 'holdout'
+    allowed = f'above 0 with {"FINETUNE.MODE" if is_probe else "EVAL.SELECT_ON"}'
+    yield config.DATA.HOLDOUT_FRACTION > 0 or not needs_holdout, 'DATA.HOLDOUT_FRACTION', allowed
+    holds = not (is_probe and config.MODEL.RESUME)
+    yield holds, 'MODEL.RESUME', 'empty with a probe; give the encoder with --pretrained'
+    encoder = REGISTRIES.get('MODEL.TYPE', {}).get(config.MODEL.TYPE)
+    holds = config.REPORT.METHOD == 'grad_cam' or getattr(encoder, 'attends_globally', True)
+    yield holds, 'REPORT.METHOD', "'grad_cam' for an encoder without global attention"
 
 
-def _check_swin(config: Any) -> None:
-    swin, size = config.MODEL.SWIN, config.DATA.IMG_SIZE
-    stages = len(swin.DEPTHS)
-    for key in ('DEPTHS', 'NUM_HEADS'):
-        holds = bool(swin[key]) and all(type(n) is int and n > 0 for n in swin[key])
-        _require(holds, config, f'MODEL.SWIN.{key}', 'whole numbers from 1, one per stage')
-    holds = len(swin.NUM_HEADS) == stages
-    allowed = f'as long as MODEL.SWIN.DEPTHS, {stages}'
-    _require(holds, config, 'MODEL.SWIN.NUM_HEADS', allowed)
-    for stage, heads in enumerate(swin.NUM_HEADS):
-        width = swin.EMBED_DIM * 2**stage
-        allowed = f"divisors of the stages' widths ({width} in stage {stage})"
-        _require(width % heads == 0, config, 'MODEL.SWIN.NUM_HEADS', allowed)
-    stride = _stride(config)
-    allowed = (
-        f'a multiple of {stride} (MODEL.SWIN.PATCH_SIZE {swin.PATCH_SIZE}, halved {stages - 1} '
-        'times: the side of a stage must be even before it is merged)'
-    )
-    _require(size % stride == 0, config, 'DATA.IMG_SIZE', allowed)
-    sides = [size // swin.PATCH_SIZE // 2**stage for stage in range(stages)]
+COMMON_RULES = (_run_rules, _data_rules, _training_rules, _evaluation_rules)
 
-    def fits(window: int) -> bool:
-        return all(side <= window or side % window == 0 for side in sides)
+# Options as text ---------------------------------------------------------------------------------
 
-    windows = [window for window in range(1, sides[0]) if fits(window)]
-    allowed = (
-        f'one of {windows} or at least {sides[0]}: the window must divide each stage that is '
-        f'larger, and at DATA.IMG_SIZE {size} the stages are {sides} tokens wide'
-    )
-    _require(fits(swin.WINDOW_SIZE), config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
-
-
-def _stride(config: Any) -> int:
-    """Pixels per token that the encoder puts out."""
-    swin = config.MODEL.SWIN
-    if config.MODEL.TYPE == 'swin':
-        return swin.PATCH_SIZE * 2 ** (len(swin.DEPTHS) - 1)
-    return config.MODEL.VIT.PATCH_SIZE
-
-
-def _check_vit(config: Any) -> None:
-    vit = config.MODEL.VIT
-    allowed = f'a multiple of MODEL.VIT.PATCH_SIZE, {vit.PATCH_SIZE}'
-    _require(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
-    allowed = f'a divisor of MODEL.VIT.EMBED_DIM, {vit.EMBED_DIM}'
-    _require(vit.EMBED_DIM % vit.NUM_HEADS == 0, config, 'MODEL.VIT.NUM_HEADS', allowed)
-    allowed = 'False with USE_APE, which learns positions, or a width that is no multiple of 4'
-    holds = not vit.USE_SINCOS or not (vit.USE_APE or vit.EMBED_DIM % 4)
-    _require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
-
-
-def _check_timm(config: Any, *, stage: str | None) -> None:
-    from models.timm_classifier import check_timm
-
-    check_timm(config, finetunes=stage == 'finetune')
-
-
-def _check_masks(config: Any) -> None:
-    data, encoder = config.DATA, config.MODEL.TYPE.upper()
-    patch = config.MODEL[encoder].PATCH_SIZE
-    allowed = (
-        f'a divisor of DATA.IMG_SIZE, {data.IMG_SIZE}, '
-        f'and a multiple of MODEL.{encoder}.PATCH_SIZE, {patch}'
-    )
-    holds = data.IMG_SIZE % data.MASK_PATCH_SIZE == 0 and data.MASK_PATCH_SIZE % patch == 0
-    _require(holds, config, 'DATA.MASK_PATCH_SIZE', allowed)
-    units, hidden = mask_units(config)
-    allowed = f'such that 1 to {units - 1} of the {units} units are hidden, not {hidden}'
-    _require(hidden < units, config, 'DATA.MASK_RATIO', allowed)
-
-
-def _check_target(config: Any) -> None:
-    """Cells over which pixels are averaged: the head can give them, no masking unit cuts them."""
-    size, unit, options = config.DATA.IMG_SIZE, config.DATA.MASK_PATCH_SIZE, config.MODEL.SIMMIM
-    patch, whole = _stride(config), "of the encoder's stride"
-    if options.HEAD.startswith('inverse_swin'):
-        from models.simmim import output_patch
-
-        patch, whole = output_patch(options.HEAD, patch), f'of the last patch of {options.HEAD}'
-    cells = [cell for cell in range(1, patch + 1) if patch % cell == 0 and unit % cell == 0]
-    allowed = (
-        f'0 or one of {[size // cell for cell in reversed(cells)]}: DATA.IMG_SIZE {size} over it, '
-        f'the cell that is averaged, must divide the side {whole}, {patch} pixels, and '
-        f'DATA.MASK_PATCH_SIZE, {unit}, so that each cell is wholly hidden or visible'
-    )
-    holds = options.TARGET_SIZE in (0, *(size // cell for cell in cells))
-    _require(holds, config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
-    cell = size // (options.TARGET_SIZE or size)
-    allowed = f"'pixels' where a masking unit is one value of {cell} px: it has no deviation"
-    _require(options.TARGET == 'pixels' or cell < unit, config, 'MODEL.SIMMIM.TARGET', allowed)
-
-
-def _check_mae(config: Any) -> None:
-    _check_demands(config, mae_demands(config))
-
-
-def _check_demands(config: Any, demands: Iterable[tuple[str, bool, str]]) -> None:
-    for key, holds, allowed in demands:
-        _require(holds, config, key, allowed)
-
-
-def _check_finetune(config: Any) -> None:
-    allowed = (
-        "'chexpert' or 'mimic-cxr' for fine-tuning: 'folder' and 'imagenet' have no labels here "
-        '(single-label ImageNet classification is not part of this project)'
-    )
-    _require(config.DATA.DATASET in ('chexpert', 'mimic-cxr'), config, 'DATA.DATASET', allowed)
-    for key, (works, why) in CHEXPERT_LABELS.items():
-        allowed = f'{works!r} with CheXpert labels ({why})'
-        _require(value_at(config, key) == works, config, key, allowed)
-    labels = 14 if config.DATA.TASK == 'observations' else 1
-    allowed = f'{labels}, the number of labels of DATA.TASK {config.DATA.TASK!r}'
-    _require(config.MODEL.NUM_CLASSES == labels, config, 'MODEL.NUM_CLASSES', allowed)
-    _check_probe(config)
-    holds = config.DATA.HOLDOUT_FRACTION > 0 or config.EVAL.SELECT_ON != 'holdout'
-    allowed = "above 0 where EVAL.SELECT_ON is 'holdout'"
-    _require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
-    holds = labels == 14 or config.EVAL.SELECT != 'five'
-    _require(holds, config, 'EVAL.SELECT', "'auto' or 'all' where the task has one label")
-    holds = config.REPORT.METHOD == 'grad_cam' or config.MODEL.TYPE == 'vit'
-    _require(holds, config, 'REPORT.METHOD', "'grad_cam' but for MODEL.TYPE 'vit'")
-    _check_demands(config, label_demands(config))
-
-
-def _check_probe(config: Any) -> None:
-    mode = config.FINETUNE.MODE
-    if mode not in PROBES or config.EVAL_MODE:
-        return
-    allowed = f'above 0 where FINETUNE.MODE is {mode!r}'
-    _require(config.DATA.HOLDOUT_FRACTION > 0, config, 'DATA.HOLDOUT_FRACTION', allowed)
-    allowed = 'empty with a probe: name the encoder with --pretrained'
-    _require(not config.MODEL.RESUME, config, 'MODEL.RESUME', allowed)
-
-
-# ==== config_dump: The options of a run as text, how two such texts differ, and which options decide training.
-
-# The options that leave it as it is what is trained: where things lie, how work is shared, what is
-# saved and printed, and the sections of what is evaluated and reported.
+# Options that do not decide what is trained: paths, division of work, saving and printing.
 FREE_OPTIONS = (
-    'OUTPUT', 'MODEL.NAME', 'TAG', 'PRETRAINED', 'MODEL.RESUME', 'TRAIN.AUTO_RESUME',
-    'TRAIN.START_EPOCH', 'DATA.DATA_PATH', 'DATA.CACHE_DIR', 'DATA.NUM_WORKERS', 'DATA.PIN_MEMORY',
-    'DATA.SELF_TRAIN_PREDICTIONS', 'DATA.BATCH_SIZE', 'TRAIN.ACCUMULATION_STEPS', 'PRINT_FREQ',
-    'SAVE_FREQ', 'SAVE_KEEP', 'TRAIN.SAVE_EVERY_STEPS', 'TRAIN.SAVE_EVERY_MINUTES',
-    'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE', 'LOCAL_RANK',
-)  # fmt: skip
+    *('OUTPUT', 'MODEL.NAME', 'TAG', 'PRETRAINED', 'MODEL.RESUME', 'TRAIN.AUTO_RESUME'),
+    *('TRAIN.START_EPOCH', 'DATA.DATA_PATH', 'DATA.CACHE_DIR', 'DATA.NUM_WORKERS'),
+    *('DATA.PIN_MEMORY', 'DATA.SELF_TRAIN_PREDICTIONS', 'DATA.BATCH_SIZE', 'SAVE_FREQ'),
+    *('TRAIN.ACCUMULATION_STEPS', 'PRINT_FREQ', 'SAVE_KEEP', 'TRAIN.SAVE_EVERY_STEPS'),
+    *('TRAIN.SAVE_EVERY_MINUTES', 'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE'),
+    'CHECK_MODE',
+)
+# Sections that decide what is evaluated and reported only.
 REPORTED_SECTIONS = ('TEST', 'EVAL', 'REPORT')
 
 
 def config_text(config: CfgNode) -> str:
-    """The options as YAML that repeats the run as --cfg; BASE is empty, being merged already."""
+    """Return the options as YAML that repeats the run as --cfg. BASE is empty: it is merged."""
     plain = config.clone()
     plain.defrost()
     plain.BASE = ['']
@@ -1269,46 +874,59 @@ def config_text(config: CfgNode) -> str:
 
 
 def config_changes(before: str, after: str) -> list[str]:
-    """The options that differ between two texts of config_text, a line each: 'KEY: old -> new'."""
-    old, new = (dict(_flatten(_load(text))) for text in (before, after))
-    return [f'{key}: {old.get(key)} -> {new.get(key)}' for key in _differing(old, new)]
+    """Return the options that differ between two texts of `config_text`, 'KEY: old -> new'."""
+    old, new = flat_options(before), flat_options(after)
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [f'{key}: {old.get(key)} -> {new.get(key)}' for key in keys]
 
 
-def training_changes(before: str, after: str, defaults: str) -> list[str]:
-    """Those of config_changes that decide what is trained; what `before` lacks was the default."""
-    old, new, usual = (dict(_flatten(_load(text))) for text in (before, after, defaults))
-    old |= {key: value for key, value in usual.items() if key not in old and value == new.get(key)}
-    return [
-        f'{key}: {old.get(key)} -> {new.get(key)}'
-        for key in _differing(old, new)
-        if key not in FREE_OPTIONS and key.partition('.')[0] not in REPORTED_SECTIONS
-    ]
+def flat_options(text: str) -> dict[str, Any]:
+    """Read options by their dotted keys from YAML; see `load_options`."""
+    return dict(_flatten(load_options(text)))
 
 
-def has_more_epochs(before: str, after: str) -> bool:
-    """Whether there is something left to train for a run that has all epochs of `before`."""
-    old, new = (dict(_flatten(_load(text))).get('TRAIN.EPOCHS') for text in (before, after))
-    return isinstance(old, int) and new > old
+def load_options(text: str) -> dict:
+    """Read options from YAML. Keys of earlier versions are replaced, other keys are not checked.
 
-
-def as_trained(before: str, after: str) -> str:
-    """The options `before`, with those of `after` for what is evaluated and reported."""
-    reported = {key: value for key, value in _load(after).items() if key in REPORTED_SECTIONS}
-    return yaml.safe_dump(_load(before) | reported, sort_keys=False)
-
-
-def _differing(old: dict, new: dict) -> list[str]:
-    return [key for key in {**old, **new} if old.get(key) != new.get(key)]
-
-
-def _load(text: str) -> dict:
+    Raises:
+        ValueError: If the text is not a mapping.
+    """
     options = load_yaml(text)
     if not isinstance(options, dict):
-        raise ValueError('it is no mapping of options to values')
+        raise ValueError('it is not a mapping of options to values')
+    model = options.get('MODEL')
+    encoder = model.get('TYPE', _C.MODEL.TYPE) if isinstance(model, dict) else ''
+    for key, new_key in LEGACY_KEYS.items():
+        section, name = _parent(options, key)
+        if name in section:
+            value = section.pop(name)
+            if new_key and key.startswith(f'MODEL.{str(encoder).upper()}.'):
+                section, name = _parent(options, new_key)
+                section[name] = value
     return options
 
 
-def _flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
+def load_yaml(text: str) -> Any:
+    """Read YAML text as plain values.
+
+    Raises:
+        ValueError: If it is not YAML or contains Python objects.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f'it is not plain YAML: {" ".join(str(error).split())}') from error
+
+
+def _parent(options: dict, key: str) -> tuple[dict, str]:
+    """Return the mapping that contains a dotted key, or {} if there is none, and the last name."""
+    *path, name = key.split('.')
+    for part in path:
+        options = options.get(part) if isinstance(options, dict) else None
+    return options if isinstance(options, dict) else {}, name
+
+
+def _flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if isinstance(value, dict) and value:
             yield from _flatten(value, f'{prefix}{key}.')
@@ -1316,71 +934,137 @@ def _flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
             yield f'{prefix}{key}', value
 
 
-# ==== config: The config that a run gets; defaults and meanings of the options that are the run's own.
-#
-# Those of its nodes are in config_data.py, config_model.py and config_training.py.
+# Merging -----------------------------------------------------------------------------------------
 
-_C = Config()
-
-# YAML files merged before this one, in order, as paths relative to its folder.
-_C.BASE = ['']
-
-_C.DATA = DATA
-_C.MODEL = MODEL
-_C.TRAIN = TRAIN
-_C.AUG = AUG
-_C.TEST = TEST
-_C.EVAL = EVAL
-_C.LOSS = LOSS
-_C.CONTRASTIVE = CONTRASTIVE
-_C.FINETUNE = FINETUNE
-_C.REPORT = REPORT
-
-# Mixed precision: 'O0' float32; 'O1', 'O2' autocast. (SimMIM's '' was its flag's O1 in effect.)
-_C.AMP_OPT_LEVEL = 'O1'
-# [CheXpert] Whether that holds on a CPU, too, if it has instructions for bfloat16; else float32.
-_C.AMP_ON_CPU = False
-# Root of all runs' folders; this run's is OUTPUT/MODEL.NAME/TAG. (SimMIM: its flag's `output`.)
-_C.OUTPUT = 'output'
-# Last part of the run's folder.
-_C.TAG = 'default'
-# Epochs between two checkpoints, at least 1.
-_C.SAVE_FREQ = 1
-# [CheXpert] Newest checkpoints that are kept, beside the best one; 0: all.
-_C.SAVE_KEEP = 0
-# Micro-batches between two lines of the log, at least 1.
-_C.PRINT_FREQ = 10
-# Seed of everything that is random, at least 0.
-_C.SEED = 0
-# Whether to evaluate only.
-_C.EVAL_MODE = False
-# Whether to measure images per second only.
-_C.THROUGHPUT_MODE = False
-# [CheXpert] Whether to check all that the run needs, and then stop.
-_C.CHECK_MODE = False
-# SimMIM's rank on the machine; not used, torchrun's environment decides.
-_C.LOCAL_RANK = 0
-# Checkpoint whose weights the run starts from, a path or an https address; '': none.
-_C.PRETRAINED = ''
-
-# The classes that SimMIM's and MAE's own checkpoints hold besides tensors, for the safe loader.
-CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
+TYPE_NAMES = {
+    bool: 'True or False',
+    int: 'an integer',
+    float: 'a finite number',
+    str: 'text',
+    list: 'a list',
+    tuple: 'a list',
+}
 
 
-def default_config() -> Config:
-    """All options at their defaults: a copy, not frozen."""
-    return _C.clone()
+def _merge_file(config: Config, path: Path, *, parents: tuple[Path, ...]) -> None:
+    """Merge a YAML file after its BASE files; `parents` are the files whose BASE led here."""
+    named = f' (BASE of {parents[-1]})' if parents else ''
+    if not os.path.isfile(path):
+        raise ValueError(f'there is no config file {path}{named}')
+    chain = (*parents, path)
+    if path.resolve() in [parent.resolve() for parent in parents]:
+        raise ValueError(f'BASE files form a cycle: {" -> ".join(map(str, chain))}')
+    try:
+        values = load_yaml(path.read_text(encoding='utf-8'))
+    except (ValueError, OSError) as error:
+        raise ValueError(f'{path} cannot be read: {error}') from error
+    if not isinstance(values, dict):
+        raise ValueError(f'{path} must be a mapping of keys to values, got {values!r:.100}')
+    base = values.get('BASE', [])
+    if not isinstance(base, list) or not all(isinstance(name, str) for name in base):
+        raise ValueError(f'BASE in {path} must be a list of paths, got {base!r:.100}')
+    for name in filter(None, base):
+        _merge_file(config, path.parent / name, parents=chain)
+    _merge_mapping(config, values, str(path))
 
 
-def get_config(args: argparse.Namespace) -> Config:
-    """The run's options: defaults < BASE < --cfg < --opts < flags; checked, then frozen."""
-    config = default_config()
-    config.merge_from_file(args.cfg)
-    config.merge_from_list(getattr(args, 'opts', None) or [])
-    for flag, key in FLAG_KEYS.items():
-        value = getattr(args, flag, None)
-        if value is not None:
-            put(config, key, value, '--' + flag.replace('_', '-'))
-    check_config(config, getattr(args, 'stage', None))
-    config.freeze()
-    return config
+def _merge_mapping(config: Config, values: dict, source: str, prefix: str = '') -> None:
+    for name, value in values.items():
+        key = f'{prefix}{name}'
+        if key in LEGACY_KEYS:
+            put(config, key, value, source)
+            continue
+        current = _find(config, key, source)
+        if _is_section(current) and isinstance(value, dict):
+            _merge_mapping(config, value, source, f'{key}.')
+            continue
+        if isinstance(value, str) and not isinstance(current, str):
+            value = _literal(value)  # PyYAML reads 1e-4 as text
+        put(config, key, value, source)
+
+
+def _merge_pairs(config: Config, pairs: list, source: str = '--opts') -> None:
+    """Merge [key, value, key, value, ...]. A value that is text is read as a Python literal."""
+    if len(pairs) % 2:
+        raise ValueError(f'{source} needs pairs of KEY VALUE, got {len(pairs)} words: {pairs}')
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        put(config, key, _literal(value) if isinstance(value, str) else value, source)
+
+
+def _set(config: Config, key: str, value: Any, source: str) -> None:
+    current = _find(config, key, source)
+    if _is_section(current):
+        raise ValueError(f'{key} in {source} is a section of keys, got {value!r:.100}')
+    if isinstance(current, CfgNode):
+        if not isinstance(value, dict) or not all(
+            isinstance(text, str) for item in value.items() for text in item
+        ):
+            raise ValueError(f'{key} in {source} must map text to text, got {value!r:.100}')
+        value = CN(dict(value), new_allowed=True)
+    else:
+        value = _typed(key, value, source)
+    section, _, name = key.rpartition('.')
+    setattr(_find(config, section, source) if section else config, name, value)
+
+
+def _typed(key: str, value: Any, source: str) -> Any:
+    """Return the value as the type of its key: an integer as float, a tuple as list."""
+    if value is None and key in OR_NONE:
+        return None
+    kind = OR_NONE.get(key) or type(value_at(_C, LEGACY_KEYS.get(key, key)))
+    typed = value
+    if kind is float and type(value) is int:
+        typed = float(value)
+    elif kind in (list, tuple) and isinstance(value, (list, tuple)):
+        typed = kind(value)
+    if type(typed) is kind and (kind is not float or math.isfinite(typed)):
+        return typed
+    or_none = ' or None' if key in OR_NONE else ''
+    hint = '; put it in quotes' if kind is str else ''
+    raise ValueError(
+        f'{key} in {source} must be {TYPE_NAMES[kind]}{or_none}, '
+        f'got {value!r:.100} ({type(value).__name__}){hint}'
+    )
+
+
+def _apply_legacy(config: Config, key: str, value: Any) -> None:
+    """Set MODEL.IN_CHANS from the legacy keys, whether MODEL.TYPE comes before or after them."""
+    legacy = config.__dict__.setdefault('_legacy_values', {})
+    if LEGACY_KEYS.get(key):
+        legacy.setdefault('', config.MODEL.IN_CHANS)
+        legacy[key] = value
+    elif key in LEGACY_KEYS.values():
+        legacy.clear()
+    if legacy:
+        selected = f'MODEL.{config.MODEL.TYPE.upper()}.IN_CHANS'
+        config.MODEL.IN_CHANS = legacy.get(selected, legacy[''])
+
+
+def _literal(text: str) -> Any:
+    """Return the value of a Python literal, or the text if it is none."""
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def _is_section(value: Any) -> bool:
+    """Return whether a value is a section of keys, and not a mapping with the user's names."""
+    return isinstance(value, CfgNode) and not value.is_new_allowed()
+
+
+def _find(config: CfgNode, key: str, source: str) -> Any:
+    """Return the value at a dotted key, or raise a ValueError with similar keys."""
+    node = config
+    for name in key.split('.'):
+        if not _is_section(node) or name not in node:
+            raise ValueError(f'unknown key {key} in {source}{_suggestion(config, key)}')
+        node = node[name]
+    return node
+
+
+def _suggestion(config: CfgNode, key: str) -> str:
+    known = [name for name, _ in _flatten(config)]
+    close = [name for name in known if name.split('.')[-1] == key.split('.')[-1]]
+    close += [name for name in difflib.get_close_matches(key, known) if name not in close]
+    return f'; did you mean {" or ".join(close[:3])}?' if close else ''

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 from data import Loaders, build_loader
 from engine import distributed
 from engine.device import autocast, throughput, to_device
-from engine.launch import Run, launch
+from engine.launch import launch
 from engine.loop import LossFunction, fit
 from engine.preflight import preflight
+from engine.run_record import Run
 from models.contrastive import (
     build_contrastive,
     collapse,

@@ -6,20 +6,22 @@ torchrun --nproc_per_node N main_finetune.py --cfg configs/... --data-path DIR -
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from data import Loaders, build_loader
-from data.labels import multiclass_labels
+from data.labels import used_policies
 from engine.device import throughput
-from engine.launch import Run, launch
+from engine.launch import launch
 from engine.loop import LossFunction, fit
 from engine.preflight import preflight
+from engine.run_record import Run
 from evaluation.inference import load_classifier, predict
 from evaluation.metrics import describe_scores, selection_score
 from evaluation.probes import build_probe, freeze_encoder
-from evaluation.report import FinalScores, check_scoring, score, warn_of_few_cases
+from evaluation.run_report import FinalScores, check_scoring, score, warn_of_few_cases
 from models import build_model
 from models.losses import build_label_loss
 from utils import (
@@ -33,10 +35,8 @@ from utils import (
 
 def label_loss(run: Run, loader: DataLoader) -> LossFunction:
     """The loss of a batch; with 'last_layer' the encoder stays as in evaluation: no drop path."""
-    data, targets = run.config.DATA, loader.dataset.targets
-    multiclass = None
-    if data.TASK == 'observations':
-        multiclass = multiclass_labels(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL)
+    targets = loader.dataset.targets
+    multiclass = np.array([policy.third_class for policy in used_policies(run.config)], bool)
     loss_fn = build_label_loss(run.config, targets, multiclass=multiclass)
     is_frozen = run.config.FINETUNE.MODE == 'last_layer'
 

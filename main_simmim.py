@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 from data import Loaders, build_loader
 from engine import distributed
 from engine.device import autocast, throughput, to_device
-from engine.launch import Run, launch
+from engine.launch import launch
 from engine.loop import LossFunction, fit
 from engine.preflight import preflight
+from engine.run_record import Run
 from evaluation.reconstruction import (
     TRIVIAL_PREDICTORS,
     Reconstruction,
@@ -62,7 +63,7 @@ class HeldOutReconstruction:
         self.trivial_sums = {}  # they do not change from epoch to epoch
 
     def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
-        figures, own = {}, TOLD if model.target.kind == 'patch_normalised' else ''
+        figures, own = {}, TOLD if model.target.uses_true_statistics else ''
         for name, loader in self.loaders.items():
             sums, pictures = self._sums(run, model, name, loader)
             for predictor, (normalised, grey, num_pixels) in sums.items():

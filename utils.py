@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from config import CHECKPOINT_GLOBALS, Config, default_config, encoder_node, load_yaml
+from config import CHECKPOINT_GLOBALS, Config, default_config, load_options, load_yaml
 from engine import distributed
+from data.transforms import statistics
 from engine.files import BLOCK_BYTES, sha256
 from engine.run_record import read_record, shown_checkpoint
 from models.convert import (
@@ -382,7 +383,7 @@ def trained_config(path: str | Path) -> Config | None:
         return None
     config = default_config()
     try:
-        config.merge_from_other_cfg(_known_options(load_yaml(text), config))
+        config.merge_from_other_cfg(_known_options(load_options(text), config))
     except ValueError as error:
         raise ValueError(
             f"{path}: its text under 'config' is no config of a run: {error}"
@@ -585,8 +586,6 @@ def load_pretrained(config: Config, model: nn.Module, logger: logging.Logger) ->
     Raises:
         ValueError: naming the file, and the entries that fit nowhere or are missing.
     """
-    from data.transforms import statistics
-
     path = config.PRETRAINED
     checkpoint = read_checkpoint(path)
     state, target_stats = checkpoint['model'], Statistics(*statistics(config))
@@ -656,12 +655,10 @@ def _source_statistics(state: dict[str, Tensor], asked: dict, weight: str) -> St
         asked: options of DATA that are known of it.
         weight: see `state`; a prefix `encoder.` may come before it.
     """
-    from data.transforms import statistics
-
     config = default_config()
     for key in (weight, f'encoder.{weight}'):
         if key in state and state[key].ndim == 4:
-            encoder_node(config).IN_CHANS = state[key].shape[1]
+            config.MODEL.IN_CHANS = state[key].shape[1]
     config.DATA.MEAN, config.DATA.STD = asked.get('MEAN', []), asked.get('STD', [])
     return Statistics(*statistics(config))
 

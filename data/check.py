@@ -34,7 +34,7 @@ from PIL import Image, ImageChops
 from tqdm import tqdm
 
 from data.images import FORMATS, full_size, load_image, refuse_link_out
-from data.labels import CELLS, LABELS, UNCERTAIN, evaluation_targets, map_cells
+from data.labels import CELLS, LABELS, UNCERTAIN, evaluation_targets
 from data.packing import start_worker
 from data.records import (
     AGE,
@@ -51,6 +51,7 @@ from data.records import (
     VIEW_NAME,
     PathRule,
     find_table,
+    map_cells,
     match_paths,
     read_data,
     read_table,

@@ -16,21 +16,21 @@ from config import Config
 from data import Loaders
 from data.data_simmim import HOLDOUT_SEED, evenly_spread, pretrain_records
 from data.images import full_size
-from data.loader import XrayDataset, bad_images, loader_options, make_loader
+from data.loader import XrayDataset, bad_images, make_loader
 from data.records import Records, describe_subset
 from data.transforms import (
     FILTERS,
+    PREPROCESS,
     EvalTransform,
     Normalize,
     RandomWarp,
     draw_crop,
     jitter,
-    preprocess,
     resized_crop,
 )
 from engine import distributed
+from models.contrastive import METHODS
 
-NUM_GLOBAL = 2  # views that show most of the image
 GLOBAL_AREA = (0.3, 1.0)
 BLUR_SIGMA = (0.1, 2.0)  # of a view of BLUR_SIZE px; as a share of the side for others
 BLUR_SIZE = 224
@@ -64,19 +64,19 @@ class ViewsTransform:
 
     def __init__(self, config: Config) -> None:
         options, size = config.CONTRASTIVE, config.DATA.IMG_SIZE
-        self.preprocess = config.DATA.PREPROCESS
+        self.preprocess = PREPROCESS[config.DATA.PREPROCESS]
         self.hflip = config.AUG.HFLIP
         self.filter = FILTERS[config.DATA.PRETRAIN_INTERPOLATION][0]
         self.jitter = config.AUG.COLOR_JITTER
         self.blur = options.BLUR
         self.warp = RandomWarp(config)
         self.normalize = Normalize(config)
-        num_local = options.LOCAL_CROPS if options.METHOD == 'swav' else 0
-        self.views = NUM_GLOBAL * [(size, tuple(config.AUG.CROP_AREA) or GLOBAL_AREA)]
+        num_global, num_local = METHODS[options.METHOD].num_views(config)
+        self.views = num_global * [(size, tuple(config.AUG.CROP_AREA) or GLOBAL_AREA)]
         self.views += num_local * [(options.LOCAL_SIZE or size, tuple(options.LOCAL_CROP_AREA))]
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
-        image = preprocess(image, self.preprocess)
+        image = self.preprocess(image)
         views = (self._view(image, rng, size, area) for size, area in self.views)
         return tuple(torch.from_numpy(self.normalize(view)[0]) for view in views)
 
@@ -124,7 +124,7 @@ def build_loader_contrastive(config: Config, logger: logging.Logger) -> Loaders:
         train, ViewsTransform(config), seed=config.SEED, bad_images=bad_images(config, logger)
     )
     return Loaders(
-        train=make_loader(dataset, shuffle=True, **loader_options(config)),
+        train=make_loader(dataset, config, shuffle=True),
         holdout=_holdout_loader(config, held_out),
     )
 
@@ -150,4 +150,4 @@ def _holdout_loader(config: Config, records: Records) -> DataLoader | None:
     if not len(records):
         return None
     dataset = XrayDataset(records, HoldoutViewsTransform(config), seed=HOLDOUT_SEED)
-    return make_loader(dataset, shuffle=False, **loader_options(config))
+    return make_loader(dataset, config, shuffle=False)

@@ -12,19 +12,20 @@ from config import PROBES, Config
 from data import Loaders
 from data.labels import (
     LABELS,
+    POLICIES,
     check_two_classes,
     count_uncertain,
+    find_task,
+    label_policies,
     multiclass_labels,
     scored_targets,
     task_labels,
-    task_targets,
     training_targets,
 )
 from data.loader import (
+    XrayDataset,
     bad_images,
-    build_dataset,
     inverse_frequency_weights,
-    loader_options,
     make_loader,
 )
 from data.records import (
@@ -78,8 +79,8 @@ def read_pseudo_labels(
     Raises:
         ValueError: naming the file, and the row where there is one: if it is no predictions file
             (cells may be empty), if an image is of a held-out patient, of one of the subset, of
-            another view or not in the training CSV, if a label with the policy 'multiclass' has a
-            value between 0 and 1, or if there is no value at all.
+            another view or not in the training CSV, if a label with a third class has a value
+            between 0 and 1, or if there is no value at all.
     """
     file, labels = config.DATA.PSEUDO_LABELS, task_labels(config.DATA.TASK)
     predictions = read_predictions(file, allow_empty=True)
@@ -134,8 +135,8 @@ def _refuse_soft(predictions: Predictions, labels: Sequence[str]) -> None:
         row, k = np.argwhere(soft)[0]
         raise ValueError(
             f'DATA.PSEUDO_LABELS {predictions.file}, row {predictions.row[row] + 2} (the header is '
-            f'row 1), column {predictions.labels[k]!r}: {values[row, k]:g} is not allowed with the '
-            "policy 'multiclass' (allowed: 0, 1, or empty)"
+            f'row 1), column {predictions.labels[k]!r}: {values[row, k]:g} is not allowed where '
+            'uncertain is a third class (allowed: 0, 1, or empty)'
         )
 
 
@@ -188,9 +189,8 @@ def _training_loaders(
     data = config.DATA
     if data.TASK == 'observations':
         viewed = select_views(everything, data.VIEWS)
-        unread = data.UNCERTAIN == 'self_train' or 'self_train' in data.UNCERTAIN_BY_LABEL.values()
-        policy = 'ignore' if unread else None  # predictions may be of the subset alone
-        check_two_classes(viewed.labels, _training_targets(config, viewed, policy))
+        # Predictions may cover only the images of the subset.
+        check_two_classes(viewed.labels, _training_targets(config, viewed, read_predicted=False))
     records = training_records(config, everything)
     targets = _training_targets(config, records)
     unused = np.isnan(targets).sum()
@@ -206,9 +206,9 @@ def _training_loaders(
     _warn_of_one_class(logger, 'train', targets, task_labels(data.TASK), 'nothing to learn')
     if config.FINETUNE.MODE in PROBES:
         transform = EvalTransform(config, test_time_views=False)
-        dataset = build_dataset(records, transform, seed=config.SEED, targets=targets)
-        return {'plain': make_loader(dataset, shuffle=False, **loader_options(config))}
-    dataset = build_dataset(
+        dataset = XrayDataset(records, transform, seed=config.SEED, targets=targets)
+        return {'plain': make_loader(dataset, config, shuffle=False)}
+    dataset = XrayDataset(
         records,
         TrainTransform(config),
         seed=config.SEED,
@@ -216,28 +216,25 @@ def _training_loaders(
         bad_images=bad_images(config, logger),
     )
     weights = inverse_frequency_weights(targets) if data.SAMPLER == 'weighted' else None
-    options = loader_options(config)
-    return {'train': make_loader(dataset, shuffle=True, weights=weights, **options)}
+    return {'train': make_loader(dataset, config, shuffle=True, weights=weights)}
 
 
 def _training_targets(
-    config: Config, records: Records, self_train: str | None = None
+    config: Config, records: Records, *, read_predicted: bool = True
 ) -> np.ndarray:  # [N, K]
-    """Targets by the policies; `self_train` names a policy to put in its place."""
+    """Targets by the policies; without `read_predicted` predicted labels are left out (NaN)."""
     data = config.DATA
-    if data.TASK != 'observations':
-        return task_targets(records.labels, data.TASK)
-    policies = {**data.UNCERTAIN_BY_LABEL}
-    uncertain, predictions = data.UNCERTAIN, None
-    if self_train:
-        uncertain = self_train if uncertain == 'self_train' else uncertain
-        policies = {k: self_train if v == 'self_train' else v for k, v in policies.items()}
-    elif 'self_train' in (uncertain, *policies.values()):
+    if not find_task(data.TASK).uses_policies:
+        return scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
+    names = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL)
+    predictions = None
+    if not read_predicted:
+        names = ['ignore' if POLICIES[name].needs_predictions else name for name in names]
+    elif any(POLICIES[name].needs_predictions for name in names):
         predictions = predictions_for(data.SELF_TRAIN_PREDICTIONS, records.path)
     return training_targets(
         records.labels,
-        uncertain=uncertain,
-        by_label=policies,
+        names,
         blank=data.BLANK,
         rows=records.row,
         seed=config.SEED,
@@ -264,8 +261,8 @@ def _eval_loader(
     named = ', '.join(f'{label} {count}' for label, count in uncertain.items())
     _log_split(logger, split, records, f'uncertain and left out: {named}' if named else '')
     _warn_of_one_class(logger, split, targets, task_labels(task), 'not scored')
-    dataset = build_dataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
-    return make_loader(dataset, shuffle=False, **loader_options(config))
+    dataset = XrayDataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
+    return make_loader(dataset, config, shuffle=False)
 
 
 def _warn_of_one_class(

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from config import Config, encoder_node
 from data import Loaders
-from data.loader import bad_images, build_dataset, loader_options, make_loader
+from data.loader import XrayDataset, bad_images, make_loader
 from data.masking import MaskGenerator
 from data.records import (
     LABELLED,
@@ -39,7 +39,7 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
         f'{f" ({subset})" if subset else ""}; '
         f'{len(holdout)} images of {len(set(holdout.patient))} patients held out'
     )
-    dataset = build_dataset(
+    dataset = XrayDataset(
         train,
         PretrainTransform(config, mask_generator(config)),
         seed=config.SEED,
@@ -51,7 +51,7 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
         unit = reference_mask_patch(config.DATA.IMG_SIZE)
         logger.info(f'no reference score: masks of {unit} px do not fit the image or its patches')
     return Loaders(
-        train=make_loader(dataset, shuffle=True, **loader_options(config)),
+        train=make_loader(dataset, config, shuffle=True),
         holdout=_holdout_loader(config, holdout, mask_generator(config)),
         reference=_holdout_loader(config, holdout, reference),
     )
@@ -112,5 +112,5 @@ def _holdout_loader(
 ) -> DataLoader | None:
     if masks is None or not len(records):
         return None
-    dataset = build_dataset(records, HoldoutTransform(config, masks), seed=HOLDOUT_SEED)
-    return make_loader(dataset, shuffle=False, **loader_options(config))
+    dataset = XrayDataset(records, HoldoutTransform(config, masks), seed=HOLDOUT_SEED)
+    return make_loader(dataset, config, shuffle=False)

@@ -17,9 +17,10 @@ from data.labels import (
     POSITIVE,
     UNCERTAIN,
     UNCERTAIN_CLASS,
+    find_task,
     label_policies,
+    scored_targets,
     task_labels,
-    task_targets,
     training_targets,
 )
 from data.records import (
@@ -252,20 +253,20 @@ def _training_table(config: Config, records: Records) -> tuple[pd.DataFrame, str
     """Counts of the targets of the images that a run with this config trains on."""
     data = config.DATA
     records = training_records(config, records)
-    if data.TASK == 'observations':
+    if find_task(data.TASK).uses_policies:
         policies = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL)
         targets = training_targets(
             records.labels,
-            uncertain=data.UNCERTAIN,
-            by_label=data.UNCERTAIN_BY_LABEL,
+            policies,
             blank=data.BLANK,
             rows=records.row,
             seed=config.SEED,
-            # Soft targets are counted, their values play no part.
+            # Soft targets are only counted: their values do not matter.
             predictions=np.full(records.labels.shape, 0.5),
         )
     else:
-        policies, targets = ['none'], task_targets(records.labels, data.TASK)
+        policies = ['none']
+        targets = scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
     table = count_targets(targets)
     table.insert(0, 'label', task_labels(data.TASK))
     table.insert(1, 'policy', policies)

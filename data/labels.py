@@ -1,67 +1,15 @@
-"""Label names, their order, and what an uncertain or blank mention becomes."""
+"""Labels: their names and order, targets of uncertain and blank labels, and the tasks.
 
-from collections.abc import Iterable, Mapping
+A new policy for uncertain labels (DATA.UNCERTAIN) is one function with `@register_policy`, a new
+task (DATA.TASK) one function with `@register_task`. Everything else asks their attributes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
-# ==== data.policies: Targets of uncertain labels: one value for all images, a draw for each, or a prediction.
-
-# Target of an uncertain label under 'multiclass': neither positive nor negative.
-UNCERTAIN_CLASS = 2.0
-# Policy -> the target of every uncertain label; NaN is left out of the loss.
-# Source: Irvin et al. 2019, arXiv:1901.07031 (U-Zeros, U-Ones, U-Ignore, U-MultiClass).
-FIXED = {'zeros': 0.0, 'ones': 1.0, 'ignore': np.nan, 'multiclass': UNCERTAIN_CLASS}
-# Policy -> the range that each image's target is drawn from.
-# Source: Pham et al. 2019, arXiv:1911.06475 (U-Zeros+LSR, U-Ones+LSR).
-SMOOTH = {'zeros_smooth': (0.0, 0.3), 'ones_smooth': (0.55, 0.85)}
-# 'self_train': what a model trained with 'ignore' predicts (Irvin et al. 2019, U-SelfTrained).
-POLICIES = ('zeros', 'ones', 'ignore', *SMOOTH, 'multiclass', 'self_train')
-
-
-def smooth_targets(policy: str, rows: np.ndarray, *, seed: int, label: int) -> np.ndarray:
-    """Draw the targets of one label, each a function of (seed, row, label) alone.
-
-    Args:
-        policy: 'zeros_smooth' or 'ones_smooth'.
-        rows: [N] sample ids, 0 or greater, in any order.
-        seed: SEED of the config, 0 or greater.
-        label: position in LABELS.
-
-    Returns:
-        [N], uniform over the policy's range.
-    """
-    if not len(rows):
-        return np.empty(0)
-    # Row r takes the r-th number of a stream that none of data/sampling.py meets (3).
-    bits = np.random.Philox(key=[seed, label], counter=[0, 0, 3, 0]).random_raw(int(rows.max()) + 1)
-    low, high = SMOOTH[policy]
-    return low + (high - low) * ((bits[rows] >> np.uint64(11)) * 2.0**-53)
-
-
-def predicted_targets(predictions: np.ndarray, rows: np.ndarray, *, name: str) -> np.ndarray:
-    """The predictions of one label as targets.
-
-    Args:
-        predictions: [N] of the images where the label is uncertain.
-        rows: [N] sample ids of these images, for messages.
-        name: of the label, for messages.
-
-    Raises:
-        ValueError: at the first that is missing or no probability.
-    """
-    allowed = (predictions >= 0) & (predictions <= 1)
-    if not allowed.all():
-        first = int(np.argmin(allowed))
-        raise ValueError(
-            f'DATA.SELF_TRAIN_PREDICTIONS: for {name}, uncertain in row {rows[first] + 2} of the '
-            f"training CSV (the header is row 1), 'self_train' needs a prediction from 0 to 1, "
-            f'got {predictions[first]}'
-        )
-    return predictions
-
-
-# ==== data.labels: Label names, their order, and what an uncertain or blank mention becomes.
+from config import PROBES, Config, Registry, register_check
 
 NO_FINDING = 'No Finding'
 LABELS = (
@@ -83,6 +31,9 @@ LABELS = (
 COMPETITION_LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Pleural Effusion')
 
 POSITIVE, NEGATIVE, UNCERTAIN, BLANK = 1.0, 0.0, -1.0, np.nan
+# Target of an uncertain label that is a class of its own: neither positive nor negative.
+UNCERTAIN_CLASS = 2.0
+# What the cells of a CSV file mean.
 CELLS = {
     '1.0': POSITIVE,
     '1': POSITIVE,
@@ -93,122 +44,184 @@ CELLS = {
     '': BLANK,
 }
 
-# DATA.BLANK -> what a label that is not mentioned becomes.
-BLANKS = {'negative': NEGATIVE, 'ignore': np.nan}
-# DATA.TASK -> what is learned.
-TASKS = {
-    'observations': LABELS,
-    'any_finding': ('Any Finding',),
-    'effusion': ('Pleural Effusion',),
-}
+POLICIES = Registry('DATA.UNCERTAIN')
+TASKS = Registry('DATA.TASK')
+BLANKS = Registry('DATA.BLANK')  # target of a label that is not mentioned
+BLANKS.update(negative=NEGATIVE, ignore=np.nan)
 
 
-def read_labels(table: pd.DataFrame, source: str) -> np.ndarray:
-    """Turn the label columns of a CSV, read as text, into numbers.
+@dataclass(frozen=True)
+class UncertainImages:
+    """The n training images for which one label is uncertain: what a policy can use."""
 
-    Args:
-        table: text cells; the index is the 0-based row of the file, its header not counted.
-        source: the file, for messages.
-
-    Returns:
-        [N, K] float32 in the order of `LABELS`: 1, 0, -1 uncertain, NaN not mentioned.
-
-    Raises:
-        ValueError: if a cell holds anything else, naming file, row, column and value.
-    """
-    labels = np.empty((len(table), len(LABELS)), np.float32)
-    for k, label in enumerate(LABELS):
-        labels[:, k] = map_cells(table[label], CELLS, source)
-    return labels
+    label: str
+    rows: np.ndarray  # [n] sample ids, 0 or greater
+    seed: int  # SEED of the config
+    predictions: np.ndarray | None  # [n] probabilities, for policies that need them
 
 
-def map_cells(
-    column: pd.Series,
-    meanings: Mapping[str, float | str],
-    source: str,
-    *,
-    dtype: type = float,
-    allowed: str = '',
-) -> np.ndarray:
-    """Replace each text cell by its meaning; a cell without one is a ValueError that names it."""
-    codes, values = pd.factorize(column.to_numpy())
-    for code, value in enumerate(values):
-        if value not in meanings:
-            allowed = allowed or ', '.join(name or 'empty' for name in meanings)
-            problem = f'is not allowed (allowed: {allowed})'
-            raise cell_error(source, column, int(np.argmax(codes == code)), problem)
-    return np.array([meanings[value] for value in values], dtype)[codes]
+@dataclass(frozen=True)
+class Policy:
+    """A policy for uncertain labels."""
+
+    targets: Callable[[UncertainImages], np.ndarray | float]  # NaN: excluded from the loss
+    third_class: bool = False  # uncertain is a class of its own: three outputs per label
+    needs_predictions: bool = False  # reads the file of DATA.SELF_TRAIN_PREDICTIONS
 
 
-def cell_error(source: str, column: pd.Series, position: int, problem: str) -> ValueError:
-    """The error for the cell at a position of a column, whose index counts the file's rows."""
-    value, row = column.iloc[position], column.index[position] + 2
-    shown = value if len(value) <= 200 else f'{value[:200]}...'
-    return ValueError(
-        f'{source}, row {row} (the header is row 1), column {column.name!r}: {shown!r} {problem}'
-    )
+@dataclass(frozen=True)
+class Task:
+    """What fine-tuning learns."""
+
+    labels: tuple[str, ...]
+    scored: Callable[[np.ndarray, str], np.ndarray]  # (labels [N, 14], blank) -> targets [N, K]
+    uses_policies: bool = False  # training targets come from the policies, not from `scored`
+
+
+def register_policy(name: str, **facts: bool) -> Callable:
+    """Return a decorator that registers a function (UncertainImages) -> targets as a policy."""
+
+    def add(function: Callable) -> Callable:
+        POLICIES.register(name)(Policy(function, **facts))
+        return function
+
+    return add
+
+
+def register_task(name: str, labels: Sequence[str], **facts: bool) -> Callable:
+    """Return a decorator that registers a function (labels, blank) -> scored targets as a task."""
+
+    def add(function: Callable) -> Callable:
+        TASKS.register(name)(Task(tuple(labels), function, **facts))
+        return function
+
+    return add
+
+
+# Irvin et al. 2019, arXiv:1901.07031: U-Zeros, U-Ones, U-Ignore, U-MultiClass, U-SelfTrained.
+
+
+@register_policy('zeros')
+def zeros(images: UncertainImages) -> float:
+    """Treat uncertain as negative."""
+    return NEGATIVE
+
+
+@register_policy('ones')
+def ones(images: UncertainImages) -> float:
+    """Treat uncertain as positive."""
+    return POSITIVE
+
+
+@register_policy('ignore')
+def ignore(images: UncertainImages) -> float:
+    """Exclude uncertain labels from the loss."""
+    return np.nan
+
+
+@register_policy('zeros_smooth')
+def zeros_smooth(images: UncertainImages) -> np.ndarray:
+    """Draw targets from [0, 0.3] (Pham et al. 2019, arXiv:1911.06475, U-Zeros+LSR)."""
+    return 0.3 * _uniform(images)
+
+
+@register_policy('ones_smooth')
+def ones_smooth(images: UncertainImages) -> np.ndarray:
+    """Draw targets from [0.55, 0.85] (Pham et al. 2019, arXiv:1911.06475, U-Ones+LSR)."""
+    return 0.55 + (0.85 - 0.55) * _uniform(images)
+
+
+@register_policy('multiclass', third_class=True)
+def multiclass(images: UncertainImages) -> float:
+    """Make uncertain a third class next to negative and positive."""
+    return UNCERTAIN_CLASS
+
+
+@register_policy('self_train', needs_predictions=True)
+def self_train(images: UncertainImages) -> np.ndarray:
+    """Use the predictions of a model that was trained with 'ignore'."""
+    allowed = (images.predictions >= 0) & (images.predictions <= 1)
+    if not allowed.all():
+        first = int(np.argmin(allowed))
+        raise ValueError(
+            f'DATA.SELF_TRAIN_PREDICTIONS: {images.label} is uncertain in row '
+            f'{images.rows[first] + 2} of the training CSV and needs a prediction from 0 to 1, '
+            f'got {images.predictions[first]}'
+        )
+    return images.predictions
+
+
+@register_task('observations', LABELS, uses_policies=True)
+def evaluation_targets(labels: np.ndarray, blank: str) -> np.ndarray:
+    """Make the targets of the metrics, [N, K] float32: NaN where uncertain, with every policy."""
+    return np.where(labels == UNCERTAIN, np.float32(np.nan), _fill_blank(labels, blank))
+
+
+# In the binary tasks an observation takes precedence over No Finding: an image with both is
+# positive (CheXpert's No Finding may occur together with Support Devices).
+
+
+@register_task('any_finding', ('Any Finding',))
+def any_finding_targets(labels: np.ndarray, blank: str) -> np.ndarray:
+    """One of the 13 observations, Support Devices included (Fradkin and Boxer 2023)."""
+    found = np.delete(labels == POSITIVE, LABELS.index(NO_FINDING), axis=1)
+    return _against_no_finding(labels, found.any(axis=1))
+
+
+@register_task('effusion', ('Pleural Effusion',))
+def effusion_targets(labels: np.ndarray, blank: str) -> np.ndarray:
+    """Pleural Effusion against No Finding."""
+    return _against_no_finding(labels, labels[:, LABELS.index('Pleural Effusion')] == POSITIVE)
 
 
 def training_targets(
     labels: np.ndarray,
+    policies: Sequence[str],
     *,
-    uncertain: str,
-    by_label: Mapping[str, str],
     blank: str,
-    rows: np.ndarray | None = None,
+    rows: np.ndarray,
     seed: int = 0,
     predictions: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Make the targets of the training loss.
+    """Make the targets of the training loss for the 14 observations.
 
     Args:
         labels: [N, K], 1 present, 0 absent, -1 uncertain, NaN not mentioned.
-        uncertain: the policy of every label that `by_label` does not name.
-        by_label: label -> policy.
-        blank: 'negative' or 'ignore'; No Finding, never 0 in CheXpert, is negative either way.
-        rows: [N] sample ids (Records.row); the smooth policies and 'self_train' need them.
-        seed: with row and label the key of what the smooth policies draw.
-        predictions: [N, K] probabilities for 'self_train', read where a label is uncertain.
+        policies: [K] names, see `label_policies`.
+        blank: 'negative' or 'ignore'. No Finding, never 0 in CheXpert, is negative either way.
+        rows: [N] sample ids (`Records.row`); with seed and label the key of random targets.
+        seed: SEED of the config.
+        predictions: [N, K] probabilities, for policies that need them.
 
     Returns:
-        [N, K] float32 without -1; NaN where the label is not to be used, UNCERTAIN_CLASS where it
-        is uncertain under 'multiclass'.
+        [N, K] float32 without -1. NaN marks labels that are not used, UNCERTAIN_CLASS a third
+        class.
 
     Raises:
-        ValueError: if a policy, a label or the blank rule is unknown, or if what a policy needs is
-            missing.
+        ValueError: If a policy or the blank rule is unknown, or if predictions are missing.
     """
     targets = _fill_blank(labels, blank)
-    for k, policy in enumerate(label_policies(uncertain, by_label)):
-        which = labels[:, k] == UNCERTAIN
-        if policy in FIXED:
-            targets[which, k] = FIXED[policy]
-        elif rows is None:
-            raise ValueError(f'{LABELS[k]}: the policy {policy!r} needs the rows of the images')
-        elif policy in SMOOTH:
-            targets[which, k] = smooth_targets(policy, rows[which], seed=seed, label=k)
-        elif predictions is None:
-            raise ValueError(f"{LABELS[k]}: 'self_train' needs DATA.SELF_TRAIN_PREDICTIONS")
-        else:
-            targets[which, k] = predicted_targets(
-                predictions[which, k], rows[which], name=LABELS[k]
-            )
+    for k, name in enumerate(policies):
+        policy, which = POLICIES[name], labels[:, k] == UNCERTAIN
+        if policy.needs_predictions and predictions is None:
+            raise ValueError(f'DATA.SELF_TRAIN_PREDICTIONS must name a file for {name!r}')
+        predicted = predictions[which, k] if policy.needs_predictions else None
+        images = UncertainImages(LABELS[k], rows[which], seed, predicted)
+        targets[which, k] = policy.targets(images)
     return targets
 
 
-def evaluation_targets(labels: np.ndarray, *, blank: str) -> np.ndarray:
-    """Make the targets of the metrics, [N, K] float32: NaN where uncertain, whatever the policy."""
-    return np.where(labels == UNCERTAIN, np.float32(np.nan), _fill_blank(labels, blank))
-
-
-def count_uncertain(labels: np.ndarray) -> dict[str, int]:
-    """Count the uncertain entries that evaluation leaves out, for the labels that have any."""
-    counts = (labels == UNCERTAIN).sum(axis=0)
-    return {label: int(count) for label, count in zip(LABELS, counts, strict=True) if count}
+def scored_targets(labels: np.ndarray, *, task: str, blank: str) -> np.ndarray:
+    """Targets [N, K] float32 of the metrics of a DATA.TASK; of binary tasks also in training."""
+    return find_task(task).scored(labels, blank)
 
 
 def label_policies(uncertain: str, by_label: Mapping[str, str]) -> list[str]:
-    """The policy of each label, in the order of `LABELS`."""
+    """The name of the policy of each label, in the order of `LABELS`.
+
+    Raises:
+        ValueError: If a policy or a label is unknown.
+    """
     _check_name('DATA.UNCERTAIN', uncertain, POLICIES)
     for label, policy in by_label.items():
         _check_name('DATA.UNCERTAIN_BY_LABEL', label, LABELS)
@@ -216,79 +229,137 @@ def label_policies(uncertain: str, by_label: Mapping[str, str]) -> list[str]:
     return [by_label.get(label, uncertain) for label in LABELS]
 
 
+def used_policies(config: Config) -> list[Policy]:
+    """The policy of each label as the config has it; none for a task without policies."""
+    if not find_task(config.DATA.TASK).uses_policies:
+        return []
+    names = label_policies(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
+    return [POLICIES[name] for name in names]
+
+
 def multiclass_labels(uncertain: str, by_label: Mapping[str, str]) -> np.ndarray:
-    """[K] bool: the labels for which uncertain is a class of its own."""
-    return np.array([name == 'multiclass' for name in label_policies(uncertain, by_label)])
+    """[K] bool: the labels for which uncertain is a third class."""
+    return np.array([POLICIES[name].third_class for name in label_policies(uncertain, by_label)])
 
 
-def scored_targets(labels: np.ndarray, *, task: str, blank: str) -> np.ndarray:
-    """Targets of the metrics of any DATA.TASK: `evaluation_targets`, or `task_targets`."""
-    if task == 'observations':
-        return evaluation_targets(labels, blank=blank)
-    return task_targets(labels, task)
+def find_task(name: str) -> Task:
+    """The task of this name; a ValueError for an unknown one."""
+    _check_name('DATA.TASK', name, TASKS)
+    return TASKS[name]
 
 
 def task_labels(task: str) -> tuple[str, ...]:
-    """The names of what DATA.TASK learns."""
-    _check_name('DATA.TASK', task, TASKS)
-    return TASKS[task]
+    """The names of the labels that a DATA.TASK learns."""
+    return find_task(task).labels
 
 
-def task_targets(labels: np.ndarray, task: str) -> np.ndarray:
-    """Make the targets of a binary task, in training and in evaluation alike.
-
-    An observation goes before No Finding: an image with both is positive (CheXpert's No Finding
-    may stand beside Support Devices).
-
-    Args:
-        labels: [N, K] as read; only what is marked present counts, so that no policy has a say.
-        task: 'any_finding', one of the 13 observations (Support Devices included) against No
-            Finding, or 'effusion', Pleural Effusion against No Finding.
-
-    Returns:
-        [N, 1] float32: 1, 0, NaN where the image says neither.
-
-    Source of any_finding: Fradkin and Boxer 2023.
-    """
-    _check_name('DATA.TASK', task, [name for name in TASKS if name != 'observations'])
-    present = labels == POSITIVE
-    negative = present[:, LABELS.index(NO_FINDING)]
-    if task == 'effusion':
-        positive = present[:, LABELS.index('Pleural Effusion')]
-    else:
-        positive = np.delete(present, LABELS.index(NO_FINDING), axis=1).any(axis=1)
-    targets = np.where(positive, POSITIVE, np.where(negative, NEGATIVE, np.nan))
-    return targets.astype(np.float32)[:, None]
+def count_uncertain(labels: np.ndarray) -> dict[str, int]:
+    """Count the uncertain entries that evaluation excludes, for the labels that have any."""
+    counts = (labels == UNCERTAIN).sum(axis=0)
+    return {label: int(count) for label, count in zip(LABELS, counts, strict=True) if count}
 
 
 def check_two_classes(labels: np.ndarray, targets: np.ndarray) -> list[str]:
-    """Refuse targets that the label policies, not the data, leave with one class.
+    """Refuse targets that have one class because of the label policies, not because of the data.
 
     Args:
         labels: [N, K] as read.
-        targets: [N, K] as `training_targets` made them; from 0.5 on they count as positive,
-            UNCERTAIN_CLASS as neither.
+        targets: [N, K] of `training_targets`. Targets of 0.5 and more count as positive,
+            UNCERTAIN_CLASS as neither class.
 
     Returns:
-        The labels with one class or none for want of data: no policy could give them two.
+        The labels that have fewer than two classes under every policy.
 
     Raises:
-        ValueError: naming each label that another policy or blank rule would give two classes,
-            what is left of it, and the keys to change.
+        ValueError: If another policy or blank rule would give a label two classes.
     """
-    for_want_of_data, refused = [], []
-    for k, label in enumerate(LABELS):
-        left = _count_classes(targets[:, k])
-        if min(left) > 0:
-            continue
-        kinds = _count_kinds(labels[:, k])
-        if _could_have_two_classes(kinds):
-            refused.append(_describe_refusal(label, left, kinds))
-        else:
-            for_want_of_data.append(label)
+    positive = ((targets >= 0.5) & (targets != UNCERTAIN_CLASS)).sum(axis=0)
+    negative = (targets < 0.5).sum(axis=0)
+    kinds = [labels == POSITIVE, labels == NEGATIVE, labels == UNCERTAIN, np.isnan(labels)]
+    occurs = np.array([kind.any(axis=0) for kind in kinds])  # [4, K]
+    # Uncertain can become either class, blank only negative.
+    could_have_two = (occurs[0] | occurs[2]) & (occurs.sum(axis=0) >= 2)
+    has_two = (positive > 0) & (negative > 0)
+    refused = [
+        f'{LABELS[k]} ({positive[k]} positive, {negative[k]} negative targets)'
+        for k in np.flatnonzero(could_have_two & ~has_two)
+    ]
     if refused:
-        raise ValueError(f'the label policies leave one class only of {"; ".join(refused)}')
-    return for_want_of_data
+        raise ValueError(
+            f'the label policies leave only one class of {", ".join(refused)}: change '
+            'DATA.UNCERTAIN, DATA.UNCERTAIN_BY_LABEL or DATA.BLANK'
+        )
+    return [LABELS[k] for k in np.flatnonzero(~has_two)]
+
+
+@register_check
+def check_label_options(config: Config, stage: str | None) -> None:
+    """Check the options that depend on the label settings; called by `check_config`.
+
+    Raises:
+        ValueError: Naming the key, its value and what is allowed.
+    """
+    label_policies(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
+    if stage != 'finetune':
+        return
+    for key, value, holds, allowed in _label_demands(config):
+        if not holds:
+            raise ValueError(f'{key} must be {allowed}, got {value!r}')
+
+
+def _label_demands(config: Config) -> Iterator[tuple[str, object, bool, str]]:
+    """Each key with its value, whether that is allowed, and what is allowed."""
+    data, labels = config.DATA, task_labels(config.DATA.TASK)
+    given = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL)
+    count, mode = config.MODEL.NUM_CLASSES, config.FINETUNE.MODE
+    allowed = f'{len(labels)}, the number of labels of DATA.TASK {data.TASK!r}'
+    yield 'MODEL.NUM_CLASSES', count, count == len(labels), allowed
+    has_five = set(COMPETITION_LABELS) <= set(labels)
+    holds = has_five or config.EVAL.SELECT != 'five'
+    yield 'EVAL.SELECT', config.EVAL.SELECT, holds, "'auto' or 'all' for a task with one label"
+    if any(POLICIES[name].third_class for name in given):
+        uses_policies = find_task(data.TASK).uses_policies
+        because = 'with a policy that makes uncertain a third class'
+        yield 'DATA.TASK', data.TASK, uses_policies, f'a task with label policies {because}'
+        yield 'LOSS.NAME', config.LOSS.NAME, config.LOSS.NAME == 'bce', f"'bce' {because}"
+        allowed = f'a mode that trains the head {because}'
+        yield 'FINETUNE.MODE', mode, mode not in PROBES, allowed
+    if config.EVAL_MODE:
+        return
+    needs_file = any(POLICIES[name].needs_predictions for name in given)
+    file = data.SELF_TRAIN_PREDICTIONS
+    allowed = (
+        'a predictions file of the training images: train with EVAL.PREDICT_TRAIN True and the '
+        "policy 'ignore' first, which writes predictions_train.csv"
+    )
+    yield 'DATA.SELF_TRAIN_PREDICTIONS', file, bool(file) or not needs_file, allowed
+    is_subset = data.TRAIN_FRACTION < 1 or data.TRAIN_IMAGES > 0
+    allowed = (
+        'below 1 (or DATA.TRAIN_IMAGES above 0) with DATA.PSEUDO_LABELS: otherwise no patient is '
+        'without labels'
+    )
+    holds = is_subset or not data.PSEUDO_LABELS
+    yield 'DATA.TRAIN_FRACTION', data.TRAIN_FRACTION, holds, allowed
+
+
+def _uniform(images: UncertainImages) -> np.ndarray:
+    """[n] in [0, 1), each a function of (seed, row, label) alone.
+
+    Row r takes the r-th number of its label's stream. The 3 in the counter keeps these streams
+    apart from those of data/loader.py.
+    """
+    if not len(images.rows):
+        return np.empty(0)
+    key = [images.seed, LABELS.index(images.label)]
+    bits = np.random.Philox(key=key, counter=[0, 0, 3, 0]).random_raw(int(images.rows.max()) + 1)
+    return (bits[images.rows] >> np.uint64(11)) * 2.0**-53
+
+
+def _against_no_finding(labels: np.ndarray, positive: np.ndarray) -> np.ndarray:  # [N, 1] float32
+    """1 where positive, otherwise 0 where No Finding is marked, otherwise NaN."""
+    negative = labels[:, LABELS.index(NO_FINDING)] == POSITIVE
+    targets = np.where(positive, POSITIVE, np.where(negative, NEGATIVE, np.nan))
+    return targets.astype(np.float32)[:, None]
 
 
 def _fill_blank(labels: np.ndarray, blank: str) -> np.ndarray:
@@ -298,40 +369,6 @@ def _fill_blank(labels: np.ndarray, blank: str) -> np.ndarray:
     return np.where(np.isnan(labels), values, labels)
 
 
-def _check_name(key: str, name: str, allowed: Iterable[str]) -> None:
+def _check_name(key: str, name: str, allowed: Sequence[str] | Mapping[str, object]) -> None:
     if name not in allowed:
         raise ValueError(f'{key} must be one of {", ".join(allowed)}, got {name!r}')
-
-
-def _count_classes(targets: np.ndarray) -> tuple[int, int]:
-    """Positive and negative targets of one label."""
-    positive = (targets >= 0.5) & (targets != UNCERTAIN_CLASS)
-    return int(positive.sum()), int((targets < 0.5).sum())
-
-
-def _count_kinds(labels: np.ndarray) -> dict[str, int]:
-    return {
-        'positive': int((labels == POSITIVE).sum()),
-        'negative': int((labels == NEGATIVE).sum()),
-        'uncertain': int((labels == UNCERTAIN).sum()),
-        'blank': int(np.isnan(labels).sum()),
-    }
-
-
-def _could_have_two_classes(kinds: Mapping[str, int]) -> bool:
-    """Blank can become negative, uncertain either class: all pairs do but negative with blank."""
-    has_positive = kinds['positive'] > 0 or kinds['uncertain'] > 0
-    return has_positive and sum(count > 0 for count in kinds.values()) >= 2
-
-
-def _describe_refusal(label: str, left: tuple[int, int], kinds: Mapping[str, int]) -> str:
-    keys = []
-    if kinds['uncertain']:
-        keys += ['DATA.UNCERTAIN', 'DATA.UNCERTAIN_BY_LABEL']
-    if kinds['blank'] and label != NO_FINDING:
-        keys += ['DATA.BLANK']
-    found = ', '.join(f'{count} {kind}' for kind, count in kinds.items())
-    return (
-        f'{label}: {left[0]} positive, {left[1]} negative targets left of {found} in the CSV; '
-        f'change {" or ".join(keys)}'
-    )

@@ -1,30 +1,41 @@
-"""Mask generators: which patches of an image are hidden."""
+"""Mask generators: which patches of an image are hidden.
+
+A mask type is a function that draws the hidden units of one image. It is registered under the
+name that DATA.MASK_TYPE selects, and nothing else has to be changed to add one.
+"""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 
-MASK_TYPES = ('random', 'square', 'block')
+from config import Registry, num_hidden
+
 BLOCK_MIN_SHARE = 16 / 196  # BEiT's smallest block: 16 of its 14 x 14 patches
 BLOCK_ASPECT = (0.3, 1 / 0.3)
 
+Rng = np.random.Generator | np.random.RandomState
+
+# Name -> function(rng, side, count). The function returns the flat indices of the hidden units on
+# a grid of side x side units. It hides exactly `count` units, which follow from DATA.MASK_RATIO,
+# or from the function's attribute `ratio` if it has one (a type with a fixed ratio).
+MASKS = Registry('DATA.MASK_TYPE')
+
 
 class MaskGenerator:
-    """Draws masks that hide an exact share of an image's square units.
-
-    Types: 'random' hides units anywhere; 'square' one compact square; 'block' rectangles that may
-    overlap (Bao et al. 2021, arXiv:2106.08254, algorithm 1), the last one cut to reach the count.
+    """Draws masks that hide an exact share of the square units of an image.
 
     Args:
-        input_size: side of the image in pixels.
-        mask_patch_size: side of a unit in pixels.
-        model_patch_size: side of a token in pixels.
-        mask_ratio: share of units that are hidden; the count is rounded up.
-        mask_type: one of MASK_TYPES.
+        input_size: Side of the image in pixels.
+        mask_patch_size: Side of a unit in pixels.
+        model_patch_size: Side of a token in pixels.
+        mask_ratio: Share of the units that are hidden; the count is rounded up.
+        mask_type: A name in MASKS.
 
     Raises:
-        ValueError: if the sizes do not divide each other, if no unit or every unit would be
-            hidden, or if there is no such type.
+        ValueError: If the sizes do not divide each other, if no unit or every unit would be
+            hidden, or if the type is unknown.
     """
 
     def __init__(
@@ -37,98 +48,101 @@ class MaskGenerator:
     ) -> None:
         if input_size % mask_patch_size:
             raise ValueError(
-                f'the mask patch must divide the image: DATA.IMG_SIZE {input_size}, '
-                f'DATA.MASK_PATCH_SIZE {mask_patch_size}'
+                f'DATA.IMG_SIZE {input_size} must be a multiple of DATA.MASK_PATCH_SIZE, '
+                f'got {mask_patch_size}'
             )
         if mask_patch_size % model_patch_size:
             raise ValueError(
                 f'DATA.MASK_PATCH_SIZE must be a multiple of the model patch {model_patch_size}, '
                 f'got {mask_patch_size}'
             )
-        if mask_type not in MASK_TYPES:
-            raise ValueError(f'DATA.MASK_TYPE must be one of {MASK_TYPES}, got {mask_type!r}')
+        if mask_type not in MASKS:
+            raise ValueError(f'DATA.MASK_TYPE must be one of {list(MASKS)}, got {mask_type!r}')
         self.rand_size = input_size // mask_patch_size
         self.scale = mask_patch_size // model_patch_size
-        self.count = math.ceil(self.rand_size**2 * mask_ratio)
+        self.count = num_hidden(self.rand_size**2, mask_ratio, mask_type)
         if not 1 <= self.count < self.rand_size**2:
             raise ValueError(
                 f'DATA.MASK_RATIO {mask_ratio} hides {self.count} of {self.rand_size**2} units of '
                 f'{mask_patch_size} pixels; it must hide at least one and leave one visible'
             )
-        self._hidden_units = {'random': self._random, 'square': self._square, 'block': self._block}[
-            mask_type
-        ]
+        self.hidden_units: Callable[..., np.ndarray] = MASKS[mask_type]
 
-    def __call__(
-        self, rng: np.random.Generator | np.random.RandomState | None = None
-    ) -> np.ndarray:
+    def __call__(self, rng: Rng | None = None) -> np.ndarray:
         """Draw one mask.
 
         Args:
-            rng: source of the draws; without one they come from NumPy's global legacy state.
+            rng: Source of the draws. The default is NumPy's global legacy state.
 
         Returns:
-            int64 [h, w] on the grid of tokens, 1 where hidden.
+            int64 [h, w] on the grid of tokens, 1 where a token is hidden.
         """
-        mask = np.zeros(self.rand_size**2, dtype=np.int64)
-        mask[self._hidden_units(np.random if rng is None else rng)] = 1
-        mask = mask.reshape(self.rand_size, self.rand_size)
-        return mask.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+        side, scale = self.rand_size, self.scale
+        mask = np.zeros(side**2, dtype=np.int64)
+        mask[self.hidden_units(np.random if rng is None else rng, side, self.count)] = 1
+        mask = mask.reshape(side, side)
+        return mask if scale == 1 else mask.repeat(scale, axis=0).repeat(scale, axis=1)
 
-    def _random(self, rng: np.random.Generator | np.random.RandomState) -> np.ndarray:
-        if isinstance(rng, np.random.Generator):  # one uniform a unit: a batch can be drawn at once
-            order = np.argsort(rng.random(self.rand_size**2), kind='stable')
-        else:  # SimMIM's own draw
-            order = rng.permutation(self.rand_size**2)
-        return order[: self.count]
 
-    def _square(self, rng: np.random.Generator | np.random.RandomState) -> np.ndarray:
-        """Units of a square; its last row and column are hidden from their far ends inwards."""
-        side = math.isqrt(self.count - 1) + 1
-        rows, columns = np.divmod(np.arange(side**2), side)
-        inner_first = np.lexsort((np.minimum(rows, columns), np.maximum(rows, columns)))
-        kept = inner_first[: self.count]
-        top, left = (rng.random(2) * (self.rand_size - side + 1)).astype(int)
-        return (top + rows[kept]) * self.rand_size + left + columns[kept]
+@MASKS.register('random')
+def random_units(rng: Rng, side: int, count: int) -> np.ndarray:
+    """Hide units anywhere, each with the same probability (SimMIM)."""
+    if isinstance(rng, np.random.Generator):
+        order = np.argsort(rng.random(side**2), kind='stable')
+    else:  # SimMIM's draw from the legacy state
+        order = rng.permutation(side**2)
+    return order[:count]
 
-    def _block(self, rng: np.random.Generator | np.random.RandomState) -> np.ndarray:
-        hidden = np.zeros((self.rand_size, self.rand_size), dtype=bool)
-        smallest = BLOCK_MIN_SHARE * self.rand_size**2
-        low, high = np.log(BLOCK_ASPECT)
-        while missing := self.count - np.count_nonzero(hidden):
-            area, aspect, top, left, end = rng.random(5)
-            area = smallest + area * max(missing - smallest, 0)
-            aspect = math.exp(low + aspect * (high - low))
-            height = min(max(round(math.sqrt(area * aspect)), 1), self.rand_size)
-            width = min(max(round(math.sqrt(area / aspect)), 1), self.rand_size)
-            top, left = (
-                int(top * (self.rand_size - height + 1)),
-                int(left * (self.rand_size - width + 1)),
-            )
-            block = np.zeros_like(hidden)
-            block[top : top + height, left : left + width] = True
-            new = np.flatnonzero(block & ~hidden)
-            if end < 0.5:  # cut at the bottom or at the top, so that neither is favoured
-                new = new[::-1]
-            hidden.flat[new[:missing]] = True
-        return np.flatnonzero(hidden)
+
+@MASKS.register('square')
+def square_units(rng: Rng, side: int, count: int) -> np.ndarray:
+    """Hide one square; its last row and column are filled from their far ends inwards."""
+    square = math.isqrt(count - 1) + 1
+    rows, columns = np.divmod(np.arange(square**2), square)
+    inner_first = np.lexsort((np.minimum(rows, columns), np.maximum(rows, columns)))
+    kept = inner_first[:count]
+    top, left = (rng.random(2) * (side - square + 1)).astype(int)
+    return (top + rows[kept]) * side + left + columns[kept]
+
+
+@MASKS.register('block')
+def block_units(rng: Rng, side: int, count: int) -> np.ndarray:
+    """Hide rectangles that may overlap; the last one is cut to reach the count.
+
+    Source: Bao et al. 2021, arXiv:2106.08254, algorithm 1 (BEiT).
+    """
+    hidden = np.zeros((side, side), dtype=bool)
+    smallest = BLOCK_MIN_SHARE * side**2
+    low, high = np.log(BLOCK_ASPECT)
+    while missing := count - np.count_nonzero(hidden):
+        area, aspect, top, left, end = rng.random(5)
+        area = smallest + area * max(missing - smallest, 0)
+        aspect = math.exp(low + aspect * (high - low))
+        height = min(max(round(math.sqrt(area * aspect)), 1), side)
+        width = min(max(round(math.sqrt(area / aspect)), 1), side)
+        top, left = int(top * (side - height + 1)), int(left * (side - width + 1))
+        block = np.zeros_like(hidden)
+        block[top : top + height, left : left + width] = True
+        new = np.flatnonzero(block & ~hidden)
+        if end < 0.5:  # cut at the bottom or at the top, so that neither is favoured
+            new = new[::-1]
+        hidden.flat[new[:missing]] = True
+    return np.flatnonzero(hidden)
 
 
 def average_distance(masks: np.ndarray, patch_size: int) -> float:
-    """Mean Euclidean distance in pixels from a hidden pixel to the nearest visible one.
+    """Return the mean Euclidean distance in pixels from a hidden pixel to the nearest visible one.
 
-    SimMIM's AvgDist (Xie et al. 2022, arXiv:2111.09886), by which masks of any type compare.
+    This is SimMIM's AvgDist (Xie et al. 2022, arXiv:2111.09886), which compares masks of any type.
 
     Args:
         masks: [N, h, w], 1 where a token is hidden.
-        patch_size: side of a token in pixels.
+        patch_size: Side of a token in pixels.
 
     Raises:
-        ValueError: if a mask leaves nothing visible, or nothing is hidden.
+        ValueError: If nothing is hidden, or if a mask leaves nothing visible.
     """
-    from scipy.ndimage import distance_transform_edt
-
     hidden = np.asarray(masks, dtype=bool).repeat(patch_size, axis=1).repeat(patch_size, axis=2)
     if not hidden.any() or hidden.all(axis=(1, 2)).any():
-        raise ValueError('masks must hide at least one pixel, and each leave one visible')
+        raise ValueError('masks must hide at least one pixel, and each must leave one visible')
     return float(np.concatenate([distance_transform_edt(mask)[mask] for mask in hidden]).mean())

@@ -26,12 +26,9 @@ from data.labels import (
     LABELS,
     TASKS,
     UNCERTAIN,
-    cell_error,
-    evaluation_targets,
-    map_cells,
-    read_labels,
+    find_task,
+    scored_targets,
     task_labels,
-    task_targets,
 )
 from data.store import (
     STORE_FILE,
@@ -182,6 +179,53 @@ def _refuse_short_rows(data: bytes, file: Path) -> None:
                 )
     except csv.Error as error:  # a cell longer than the csv module takes
         raise ValueError(f'{file} is not a readable CSV file: {error}') from error
+
+
+def read_labels(table: pd.DataFrame, source: str) -> np.ndarray:
+    """Turn the label columns of a CSV, read as text, into numbers.
+
+    Args:
+        table: text cells; the index is the 0-based row of the file, its header not counted.
+        source: the file, for messages.
+
+    Returns:
+        [N, K] float32 in the order of `LABELS`: 1, 0, -1 uncertain, NaN not mentioned.
+
+    Raises:
+        ValueError: if a cell holds anything else, naming file, row, column and value.
+    """
+    labels = np.empty((len(table), len(LABELS)), np.float32)
+    for k, label in enumerate(LABELS):
+        labels[:, k] = map_cells(table[label], CELLS, source)
+    return labels
+
+
+def map_cells(
+    column: pd.Series,
+    meanings: Mapping[str, float | str],
+    source: str,
+    *,
+    dtype: type = float,
+    allowed: str = '',
+) -> np.ndarray:
+    """Replace each text cell by its meaning; a cell without one is a ValueError that names it."""
+    codes, values = pd.factorize(column.to_numpy())
+    for code, value in enumerate(values):
+        if value not in meanings:
+            allowed = allowed or ', '.join(name or 'empty' for name in meanings)
+            problem = f'is not allowed (allowed: {allowed})'
+            raise cell_error(source, column, int(np.argmax(codes == code)), problem)
+    return np.array([meanings[value] for value in values], dtype)[codes]
+
+
+def cell_error(source: str, column: pd.Series, position: int, problem: str) -> ValueError:
+    """The error for the cell at a position of a column, whose index counts the file's rows."""
+    value, row = column.iloc[position], column.index[position] + 2
+    shown = value if len(value) <= 200 else f'{value[:200]}...'
+    return ValueError(
+        f'{source}, row {row} (the header is row 1), column {column.name!r}: {shown!r} {problem}'
+    )
+
 
 
 # ==== data.chexpert: CheXpert's CSV files and image folders as checked records; views, splits, subsets.
@@ -880,8 +924,9 @@ def training_records(config: Config, records: Records) -> Records:
     """
     data = config.DATA
     records = select_views(records, data.VIEWS)
-    if data.TASK != 'observations':
-        records = records.select(~np.isnan(task_targets(records.labels, data.TASK)[:, 0]))
+    if not find_task(data.TASK).uses_policies:
+        targets = scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
+        records = records.select(~np.isnan(targets[:, 0]))
     return take_subset(
         records, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
     )
@@ -1059,7 +1104,7 @@ def _describe_missing(
 # ==== data.predictions: Prediction files: `predictions_<split>.csv` with its JSON, and reading anyone's of that form.
 
 KEYS = ('Path', 'Study')  # columns of names: of images, or of studies
-KNOWN_LABELS = tuple(dict.fromkeys(label for names in TASKS.values() for label in names))
+KNOWN_LABELS = tuple(dict.fromkeys(label for task in TASKS.values() for label in task.labels))
 # A patient's folder and a study's in it: CheXpert's patient00001/study1, MIMIC-CXR's p1.../s5...
 STUDY = re.compile(r'(?:\A|(?<=/))(?P<patient>patient\d+|p\d+)/(?:study|s)\d+(?=/|\Z)', re.ASCII)
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
@@ -1310,9 +1355,10 @@ def read_label_file(
     if task == 'observations':
         columns = [k for k, label in enumerate(LABELS) if label not in missing]
         labels = tuple(LABELS[k] for k in columns)
-        targets = evaluation_targets(records.labels, blank=blank)[:, columns]
+        targets = scored_targets(records.labels, task=task, blank=blank)[:, columns]
     else:
-        labels, targets = task_labels(task), task_targets(records.labels, task)
+        labels = task_labels(task)
+        targets = scored_targets(records.labels, task=task, blank=blank)
     return LabelTable(file, key, task, views, records, labels, targets, missing)
 
 

@@ -1,39 +1,229 @@
-"""Image operations: contrast, crop, resize, flip, mean and deviation, scored views.
+"""Image transforms: preprocessing, crop, resize, flip, augmentation, normalisation.
 
-A transform takes an image of `load_image` and the sample's generator.  It draws in a fixed order
-(crop, flip, mask, then what `data.augment` adds in fine-tuning); no global random state is read.
-Pixels are float32 arrays [H, W] in grey levels 0..255 until they are normalised.
+A transform is called with an image from `data.images` or a packed store and with the generator of
+the sample. It draws in a fixed order: crop, flip, mask, then what fine-tuning adds. No global
+random state is read. Pixels are float32 arrays [H, W] in grey levels 0..255 until they are
+normalised.
 """
 
 import math
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 
-from config import Config, encoder_node
+from config import Config, Registry
 from data.images import full_size
 from data.masking import MaskGenerator
 
-# ==== data.augment: What fine-tuning adds to crop and flip: geometry, jitter, erasing.
+GREY_STATISTICS = (0.503,), (0.292,)  # 870 images of CheXpert-v1.0-small
+IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+PRETRAIN_AREA = (0.67, 1.0)
+FINETUNE_AREA = (0.08, 1.0)
+CROP_ASPECT = (3 / 4, 4 / 3)
+CROP_ATTEMPTS = 10
+BOX_STEPS = 1024  # boxes are rounded to this fraction of a pixel, which float32 represents exactly
+
+# One filter, or those that 'random' chooses from for each image.
+FILTERS = {
+    'bilinear': (Image.Resampling.BILINEAR,),
+    'bicubic': (Image.Resampling.BICUBIC,),
+    'lanczos': (Image.Resampling.LANCZOS,),
+    'hamming': (Image.Resampling.HAMMING,),
+    'random': (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
+}
+
+CLAHE_CLIP_LIMIT = 2.0  # limit of a histogram bin, relative to a flat histogram
+CLAHE_TILES = (8, 8)
+MEDIAN_SIDE = 3
 
 # How a corner moves inward, as (x, y): top left, top right, bottom right, bottom left.
 INWARD = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)])
-
 ERASE_AREA = (0.02, 1 / 3)
 ERASE_ASPECT = (0.3, 1 / 0.3)
 ERASE_ATTEMPTS = 10
 
+# Name -> function(image) that changes the grey levels of a whole image at its own size. The
+# histograms of 'equalize' and 'clahe' have 256 levels, so 16-bit images are rounded for them.
+PREPROCESS = Registry('DATA.PREPROCESS')
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels of its full size."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Normalize:
+    """Turns grey levels into the model's input: (pixels - offset) / scale for each channel.
+
+    With DATA.NORMALIZE 'dataset', offset and scale are 255 times the mean and the standard
+    deviation of the data set. With 'image', they are those of the image itself (the scale is at
+    least one grey level).
+    """
+
+    def __init__(self, config: Config) -> None:
+        mean, std = statistics(config)
+        self.by_image = config.DATA.NORMALIZE == 'image'
+        self.offset = np.float32(255) * np.array(mean, np.float32)  # [C]
+        self.scale = np.float32(255) * np.array(std, np.float32)  # [C]
+
+    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Normalise one image.
+
+        Args:
+            pixels: float32 [H, W] in grey levels.
+
+        Returns:
+            image [C, H, W], scale [C], offset [C]. image * scale + offset restores the grey levels.
+        """
+        offset, scale = self.offset, self.scale
+        if self.by_image:
+            offset = np.full_like(offset, pixels.mean())
+            scale = np.full_like(scale, max(pixels.std(), 1))
+        image = np.empty((len(offset), *pixels.shape), np.float32)
+        np.subtract(pixels, offset[:, None, None], out=image)
+        image /= scale[:, None, None]
+        return image, scale, offset
+
+
+class PretrainTransform:
+    """(image, rng) -> (normalised image [C, S, S], mask [h, w])."""
+
+    def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
+        self.size = config.DATA.IMG_SIZE
+        self.preprocess = PREPROCESS[config.DATA.PREPROCESS]
+        self.area = tuple(config.AUG.CROP_AREA) or PRETRAIN_AREA
+        self.hflip = config.AUG.HFLIP
+        self.filters = FILTERS[config.DATA.PRETRAIN_INTERPOLATION]
+        self.mask_generator = mask_generator
+        self.normalize = Normalize(config)
+
+    def __call__(
+        self, image: Image.Image, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        image = self.preprocess(image)
+        box = draw_crop(rng, *full_size(image), area=self.area)
+        flipped = rng.random() < self.hflip
+        mask = self.mask_generator(rng)
+        pixels = resized_crop(image, box, self.size, _choose(self.filters, rng))
+        pixels = pixels[:, ::-1] if flipped else pixels
+        return torch.from_numpy(self.normalize(pixels)[0]), torch.from_numpy(mask)
+
+
+class TrainTransform:
+    """Fine-tuning: (image, rng) -> normalised image [C, S, S], augmented."""
+
+    def __init__(self, config: Config) -> None:
+        self.size = config.DATA.IMG_SIZE
+        self.preprocess = PREPROCESS[config.DATA.PREPROCESS]
+        self.area = tuple(config.AUG.CROP_AREA) or FINETUNE_AREA
+        self.hflip = config.AUG.HFLIP
+        self.filters = FILTERS[config.DATA.INTERPOLATION]
+        self.warp = RandomWarp(config)
+        strength = config.AUG.COLOR_JITTER
+        self.jitter_range = (max(0.0, 1 - strength), 1 + strength) if strength else None
+        self.erasing = {
+            'probability': config.AUG.REPROB,
+            'mode': config.AUG.REMODE,
+            'max_count': config.AUG.RECOUNT,
+        }
+        self.normalize = Normalize(config)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
+        image = self.preprocess(image)
+        box = draw_crop(rng, *full_size(image), area=self.area)
+        flipped = rng.random() < self.hflip
+        pixels = resized_crop(image, box, self.size, _choose(self.filters, rng))
+        pixels = self.warp(pixels[:, ::-1] if flipped else pixels, rng)
+        if self.jitter_range:
+            brightness, contrast = rng.uniform(*self.jitter_range, size=2)
+            pixels = jitter(pixels, brightness=brightness, contrast=contrast)
+        normalized = self.normalize(pixels)[0]
+        erase(normalized, rng, **self.erasing)
+        return torch.from_numpy(normalized)
+
+
+class EvalTransform:
+    """(image, rng) -> normalised image [C, S, S] or views of it [T, C, S, S]; nothing is random.
+
+    The image is either the centre crop of an enlarged image (TEST.CROP) or the whole image
+    squeezed to a square. With EVAL.TTA 'crops', the views are the centre and the four corners of
+    the enlarged image (T = 5), and TEST.CROP decides whether the aspect is kept. With
+    EVAL.TTA_FLIP, the mirrored views follow (T = 2 or 10).
+
+    Args:
+        config: All options.
+        interpolation: A name in FILTERS. The default is DATA.INTERPOLATION.
+        test_time_views: If False, there is one view regardless of EVAL.TTA and EVAL.TTA_FLIP.
+    """
+
+    def __init__(
+        self, config: Config, interpolation: str | None = None, *, test_time_views: bool = True
+    ) -> None:
+        self.size = config.DATA.IMG_SIZE
+        self.preprocess = PREPROCESS[config.DATA.PREPROCESS]
+        self.crop = config.TEST.CROP
+        self.five_crops = test_time_views and config.EVAL.TTA == 'crops'
+        self.mirror = test_time_views and config.EVAL.TTA_FLIP
+        self.num_views = (5 if self.five_crops else 1) * (2 if self.mirror else 1)
+        self.filter = FILTERS[interpolation or config.DATA.INTERPOLATION][0]
+        self.normalize = Normalize(config)
+
+    def pixels(self, image: Image.Image) -> np.ndarray:  # [S, S]
+        """Return the single view of an image without EVAL.TTA, in grey levels."""
+        image = self.preprocess(image)
+        if self.crop:
+            return centre_crop(image, self.size, self.filter)
+        return _resize(image, (self.size, self.size), self.filter)
+
+    def views(self, image: Image.Image) -> np.ndarray:  # [T, S, S]
+        """Return what the model is given, in grey levels."""
+        if self.five_crops:
+            image = self.preprocess(image)
+            enlarged = _enlarge(image, self.size, self.filter, keep_aspect=self.crop)
+            views = five_crops(enlarged, self.size)
+        else:
+            views = self.pixels(image)[None]
+        return np.concatenate([views, views[..., ::-1]]) if self.mirror else views
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
+        views = np.stack([self.normalize(view)[0] for view in self.views(image)])
+        return torch.from_numpy(views if self.num_views > 1 else views[0])
+
+
+class HoldoutTransform:
+    """(image, rng) -> (image [C, S, S], mask [h, w], scale [C], offset [C]) without augmentation.
+
+    image * scale + offset are grey levels, so a difference of normalised values times the scale
+    is in grey levels. Only the mask is drawn from rng.
+    """
+
+    def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
+        interpolation = config.DATA.PRETRAIN_INTERPOLATION
+        self.view = EvalTransform(config, interpolation, test_time_views=False)
+        self.mask_generator = mask_generator
+
+    def __call__(
+        self, image: Image.Image, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        normalized = self.view.normalize(self.view.pixels(image))
+        image, scale, offset = map(torch.from_numpy, normalized)
+        return image, torch.from_numpy(self.mask_generator(rng)), scale, offset
+
 
 class RandomWarp:
-    """Rotation, shift, enlargement, shear and perspective by AUG's ranges, in one resampling.
+    """Rotation, shift, scaling, shear and perspective with AUG's ranges, in one resampling.
 
-    Where all are off nothing is drawn; else always 13 uniforms, so that an option that is turned
-    on moves none of the others.  The image is that of the crop, so what a warp brings in from
-    outside it is black.
+    If all of them are off, nothing is drawn. Otherwise there are always 13 uniform draws, so that
+    turning on one option does not change the draws of the others. The warp is applied to the
+    crop, so areas from outside the crop are black.
     """
 
     def __init__(self, config: Config) -> None:
@@ -43,9 +233,8 @@ class RandomWarp:
         self.distortion = aug.DISTORTION
         self.is_on = any((aug.ROTATION, aug.TRANSLATE, aug.SCALE, aug.SHEAR, aug.DISTORTION))
 
-    def __call__(
-        self, pixels: np.ndarray, rng: np.random.Generator
-    ) -> np.ndarray:  # [S, S] both ways
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Warp a square image [S, S]."""
         if not self.is_on:
             return pixels
         size, uniforms = len(pixels), rng.random(13)
@@ -61,6 +250,117 @@ class RandomWarp:
         return warp(pixels, matrix)
 
 
+def statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the standard deviation per channel, for pixels in [0, 1]."""
+    mean, std = GREY_STATISTICS if config.MODEL.IN_CHANS == 1 else IMAGENET_STATISTICS
+    return tuple(config.DATA.MEAN) or mean, tuple(config.DATA.STD) or std
+
+
+@PREPROCESS.register('none')
+def unchanged(image: Image.Image) -> Image.Image:
+    """Return the image as it is."""
+    return image
+
+
+@PREPROCESS.register('equalize')
+def equalize(image: Image.Image) -> Image.Image:
+    """Make all grey levels about equally frequent."""
+    return _with_info(ImageOps.equalize(_to_8_bit(image)), image)
+
+
+@PREPROCESS.register('clahe')
+def clahe(image: Image.Image) -> Image.Image:
+    """Equalise the histogram of each tile, with limited contrast (needs OpenCV)."""
+    filter_ = _opencv().createCLAHE(clipLimit=CLAHE_CLIP_LIMIT, tileGridSize=CLAHE_TILES)
+    return _with_info(Image.fromarray(filter_.apply(np.asarray(_to_8_bit(image)))), image)
+
+
+@PREPROCESS.register('denoise')
+def denoise(image: Image.Image) -> Image.Image:
+    """Replace each pixel by the median of its 3 x 3 neighbourhood (needs OpenCV).
+
+    The median takes 0.01 ms for an 8-bit image of 390 x 320 pixels. Non-local means take 60 ms;
+    they keep clean X-rays better (47 dB against 38), but not those with dead pixels.
+    """
+    return _with_info(Image.fromarray(_opencv().medianBlur(np.asarray(image), MEDIAN_SIDE)), image)
+
+
+def draw_crop(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    area: tuple[float, float],
+    aspect: tuple[float, float] = CROP_ASPECT,
+) -> Box:
+    """Draw the box of a random resized crop by torchvision's rule.
+
+    There are always 22 uniform draws: ten candidates (area, logarithm of the aspect) and one
+    position. The first candidate that fits is taken, or else the largest centred box with an
+    allowed aspect.
+
+    Args:
+        rng: The generator of the sample.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        area: Range of the share of the image that the box covers.
+        aspect: Range of width / height.
+    """
+    *candidates, top, left = rng.random(2 * CROP_ATTEMPTS + 2).tolist()
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    for share, log_aspect in zip(candidates[::2], candidates[1::2], strict=True):
+        pixels = (area[0] + share * (area[1] - area[0])) * height * width
+        ratio = math.exp(low + log_aspect * (high - low))
+        crop_width, crop_height = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(top * (height - crop_height + 1))
+            left = int(left * (width - crop_width + 1))
+            return Box(top, left, crop_height, crop_width)
+    crop_width = min(width, round(height * aspect[1]))
+    crop_height = min(height, round(width / aspect[0]))
+    return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+
+
+def resized_crop(
+    image: Image.Image, box: Box, size: int, resample: Image.Resampling
+) -> np.ndarray:  # [size, size]
+    """Cut a box out and resize it to a square with antialiasing.
+
+    The box is in pixels of `full_size(image)`, which differs from the image's own size if the
+    image was resized when it was packed.
+    """
+    full, found = full_size(image), (image.height, image.width)
+    if full != found:
+        top, bottom = _scaled(box.top, box.height, found[0], full[0])
+        left, right = _scaled(box.left, box.width, found[1], full[1])
+    else:
+        top, left, bottom, right = box.top, box.left, box.top + box.height, box.left + box.width
+    x, y = math.floor(left), math.floor(top)
+    # resize(box=...) on the whole image would let pixels outside the box into its edges.
+    cut = image.crop((x, y, math.ceil(right), math.ceil(bottom)))
+    return _resize(cut, (size, size), resample, (left - x, top - y, right - x, bottom - y))
+
+
+def centre_crop(
+    image: Image.Image, size: int, resample: Image.Resampling
+) -> np.ndarray:  # [size, size]
+    """Resize the short side to 256/224 of the size, then cut out the centre."""
+    return five_crops(_enlarge(image, size, resample, keep_aspect=True), size)[0]
+
+
+def enlarged_side(size: int) -> int:
+    """Return the short side in pixels from which `centre_crop` cuts."""
+    return int(256 / 224 * size)
+
+
+def five_crops(pixels: np.ndarray, size: int) -> np.ndarray:  # [H, W] -> [5, size, size]
+    """Cut out the centre, then top left, top right, bottom left, bottom right."""
+    bottom, right = pixels.shape[0] - size, pixels.shape[1] - size
+    places = [(round(bottom / 2), round(right / 2)), (0, 0), (0, right), (bottom, 0)]
+    places.append((bottom, right))
+    return np.stack([pixels[top : top + size, left : left + size] for top, left in places])
+
+
 def warp_matrix(
     size: int,
     *,
@@ -70,19 +370,20 @@ def warp_matrix(
     shear: float = 0.0,
     inward: np.ndarray | float = 0.0,
 ) -> np.ndarray:  # [3, 3]
-    """The homography from points (x, y, 1) of a square image to those of the warped one.
+    """Return the homography from points (x, y, 1) of a square image to those of the warped one.
 
-    As torchvision's affine, around the centre (shear, then enlargement and rotation, then shift),
-    followed by its perspective.  Points are in pixels, (0, 0) the outer corner of the first one.
+    The order is torchvision's: an affine map around the centre (shear, then scaling and rotation,
+    then shift), followed by a perspective. Points are in pixels; (0, 0) is the outer corner of
+    the first pixel.
 
     Args:
-        size: side of the image in pixels.
-        angle: in degrees, clockwise.
+        size: Side of the image in pixels.
+        angle: Clockwise rotation in degrees.
         shift: (right, down) in pixels.
-        scale: enlargement.
-        shear: of the rows against each other, in degrees.
+        scale: Scaling factor.
+        shear: Shear of the rows against each other in degrees.
         inward: [4, 2], how far (x, y) each corner moves inward in pixels: top left, top right,
-            bottom right, bottom left.  Below a third of the side the corners stay convex.
+            bottom right, bottom left. Below a third of the side the corners stay convex.
     """
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     linear = (
@@ -96,11 +397,11 @@ def warp_matrix(
 
 
 def warp(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:  # [S, S] both ways
-    """Move the image by a homography of its points; black where it has none.
+    """Move the points of an image by a homography; areas from outside the image are black.
 
-    Bicubic, for X-rays that are scored are not blurred by a second resampling.  Against warping at
-    four times the size it is off by 1.5 grey levels and keeps 91 % of the energy of second
-    differences; bilinear is off by 2.0 and keeps 54 %.  For 224 px: 1.7 ms against 0.9.
+    The filter is bicubic because the images that are scored are not blurred by a second
+    resampling. Compared with warping at four times the size, bicubic differs by 1.5 grey levels
+    and keeps 91 % of the energy of second differences; bilinear differs by 2.0 and keeps 54 %.
     """
     inverse = np.linalg.inv(matrix)
     warped = Image.fromarray(pixels).transform(
@@ -113,7 +414,7 @@ def warp(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:  # [S, S] both w
 
 
 def jitter(pixels: np.ndarray, *, brightness: float, contrast: float) -> np.ndarray:
-    """Multiply by the brightness, then spread around the mean by the contrast; both clipped."""
+    """Multiply by the brightness, then scale around the mean by the contrast, both clipped."""
     pixels = np.clip(pixels * np.float32(brightness), 0, 255)
     mean = pixels.mean()
     return np.clip(mean + (pixels - mean) * np.float32(contrast), 0, 255)
@@ -122,15 +423,15 @@ def jitter(pixels: np.ndarray, *, brightness: float, contrast: float) -> np.ndar
 def erase(
     image: np.ndarray, rng: np.random.Generator, *, probability: float, mode: str, max_count: int
 ) -> None:
-    """Random erasing as timm does it: overwrite 1 to max_count rectangles, in place.
+    """Overwrite 1 to max_count random rectangles in place, as timm's random erasing does.
 
     Args:
         image: [C, H, W], normalised.
-        rng: the sample's generator.
-        probability: that anything is erased at all.
-        mode: what fills a rectangle: 'const' zeros, 'rand' a normal value a channel, 'pixel' one
-            a channel and pixel.
-        max_count: the count is uniform; the rectangles share the area.
+        rng: The generator of the sample.
+        probability: Probability that anything is erased.
+        mode: What fills a rectangle: 'const' zeros, 'rand' one normal value per channel, 'pixel'
+            one normal value per channel and pixel.
+        max_count: Largest number of rectangles; the number is uniform, and they share the area.
     """
     if rng.random() >= probability:
         return
@@ -150,8 +451,17 @@ def erase(
                 break
 
 
+def _enlarge(
+    image: Image.Image, size: int, resample: Image.Resampling, *, keep_aspect: bool
+) -> np.ndarray:  # [H, W]
+    """Resize the short side to `enlarged_side`; without keep_aspect, both sides."""
+    height, width = full_size(image) if keep_aspect else (1, 1)
+    side, short = enlarged_side(size), min(height, width)
+    return _resize(image, (side * width // short, side * height // short), resample)
+
+
 def _perspective(corners: np.ndarray, size: int) -> np.ndarray:  # [4, 2] -> [3, 3]
-    """The homography that takes a square's corners, clockwise from the top left, to these.
+    """Return the homography that maps the corners of a square (clockwise) to these corners.
 
     Source: Heckbert 1989, Fundamentals of Texture Mapping and Image Warping, section 2.2.3.
     """
@@ -164,350 +474,11 @@ def _perspective(corners: np.ndarray, size: int) -> np.ndarray:  # [4, 2] -> [3,
     return matrix
 
 
-# ==== data.transforms: Image operations: contrast, crop, resize, flip, mean and deviation, scored views.
-#
-# A transform takes an image of `load_image` and the sample's generator.  It draws in a fixed order
-# (crop, flip, mask, then what `data.augment` adds in fine-tuning); no global random state is read.
-# Pixels are float32 arrays [H, W] in grey levels 0..255 until they are normalised.
-
-GREY_STATISTICS = (0.503,), (0.292,)  # 870 images of CheXpert-v1.0-small
-IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-PRETRAIN_AREA = (0.67, 1.0)
-FINETUNE_AREA = (0.08, 1.0)
-CROP_ASPECT = (3 / 4, 4 / 3)
-CROP_ATTEMPTS = 10
-BOX_STEPS = 1024  # to a pixel: float32 has them exactly
-
-CLAHE_CLIP_LIMIT = 2.0  # a level's share of a tile, over that in a flat histogram: limits the slope
-CLAHE_TILES = (8, 8)
-MEDIAN_SIDE = 3
-
-# One filter, or those that 'random' chooses from for each image.
-FILTERS = {
-    'bilinear': (Image.Resampling.BILINEAR,),
-    'bicubic': (Image.Resampling.BICUBIC,),
-    'lanczos': (Image.Resampling.LANCZOS,),
-    'hamming': (Image.Resampling.HAMMING,),
-    'random': (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
-}
-
-
-class Box(NamedTuple):
-    """A part of an image, in pixels of its full size."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-def statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, of pixels in [0, 1]."""
-    mean, std = GREY_STATISTICS if encoder_node(config).IN_CHANS == 1 else IMAGENET_STATISTICS
-    return tuple(config.DATA.MEAN) or mean, tuple(config.DATA.STD) or std
-
-
-def preprocess(image: Image.Image, name: str) -> Image.Image:
-    """Change a whole image's grey levels, at its own size (DATA.PREPROCESS).
-
-    'equalize' makes all grey levels about equally frequent; 'clahe' does so in tiles, with limited
-    contrast; 'denoise' takes the median of 3 x 3 pixels.  Histograms have 256 levels: for the
-    first two a 16-bit image is rounded to whole grey levels (mode 'L'); the median keeps fractions.
-
-    Why the median: it takes 0.01 ms for 390 x 320 pixels of 8 bits (0.4 ms of 16 bits), non-local
-    means 60 ms.  Those keep clean X-rays better (47 dB against 38), but not those with dead pixels.
-
-    Raises:
-        ValueError: for another name, or where OpenCV is needed and absent.
-    """
-    if name == 'none':
-        return image
-    if name == 'equalize':
-        changed = ImageOps.equalize(_whole_levels(image))
-    elif name == 'clahe':
-        clahe = _opencv(name).createCLAHE(clipLimit=CLAHE_CLIP_LIMIT, tileGridSize=CLAHE_TILES)
-        changed = Image.fromarray(clahe.apply(np.asarray(_whole_levels(image))))
-    elif name == 'denoise':
-        changed = Image.fromarray(_opencv(name).medianBlur(np.asarray(image), MEDIAN_SIDE))
-    else:
-        raise ValueError(
-            f"DATA.PREPROCESS must be 'none', 'equalize', 'clahe' or 'denoise', got {name!r}"
-        )
-    changed.info = image.info
-    return changed
-
-
-def draw_crop(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    *,
-    area: tuple[float, float],
-    aspect: tuple[float, float] = CROP_ASPECT,
-) -> Box:
-    """Draw the box of a random resized crop, by torchvision's rule.
-
-    Always uses up 22 uniforms: ten candidates (area, logarithm of the aspect) and one position.
-    The first candidate that fits is taken; else the largest centred box of an allowed aspect.
-
-    Args:
-        rng: the sample's generator.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        area: range of the box's share of the image.
-        aspect: range of width over height.
-    """
-    uniforms = rng.random(2 * CROP_ATTEMPTS + 2)
-    low, high = math.log(aspect[0]), math.log(aspect[1])
-    for share, log_aspect in uniforms[:-2].reshape(CROP_ATTEMPTS, 2):
-        pixels = (area[0] + share * (area[1] - area[0])) * height * width
-        ratio = math.exp(low + log_aspect * (high - low))
-        crop_width, crop_height = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(uniforms[-2] * (height - crop_height + 1))
-            left = int(uniforms[-1] * (width - crop_width + 1))
-            return Box(top, left, crop_height, crop_width)
-    crop_width = min(width, round(height * aspect[1]))
-    crop_height = min(height, round(width / aspect[0]))
-    top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    return Box(top, left, crop_height, crop_width)
-
-
-def scale_boxes(boxes: ArrayLike, full: ArrayLike, found: ArrayLike) -> np.ndarray:
-    """Boxes of images of one size in the images that these were resized to.
-
-    Args:
-        boxes: [..., 4]: top, left, height, width.
-        full: [..., 2], height and width that the boxes are of.
-        found: [..., 2], height and width of what there is.
-
-    Returns:
-        float64 [..., 4], rounded to BOX_STEPS, so that all ways to cut a box out see the same one.
-    """
-    start, length = np.split(np.asarray(boxes, np.float64), 2, axis=-1)
-    corners = np.stack([start, start + length]) * found / np.asarray(full)
-    start, end = np.rint(corners * BOX_STEPS) / BOX_STEPS
-    return np.concatenate([start, end - start], axis=-1)
-
-
-def resized_crop(
-    image: Image.Image, box: Box, size: int, resample: Image.Resampling
-) -> np.ndarray:  # [size, size]
-    """Cut the box out and resize it to a square, antialiased."""
-    full, found = full_size(image), (image.height, image.width)
-    top, left, height, width = box if full == found else scale_boxes(box, full, found).tolist()
-    outer = math.floor(left), math.floor(top), math.ceil(left + width), math.ceil(top + height)
-    left, top = left - outer[0], top - outer[1]
-    inner = left, top, left + width, top + height
-    # Not resize(box=...) alone: that lets pixels outside the box into its edges.
-    return _resize(image.crop(outer), (size, size), resample, box=inner)
-
-
-def centre_crop(
-    image: Image.Image, size: int, resample: Image.Resampling
-) -> np.ndarray:  # [size, size]
-    """Resize the short side to 256/224 of the size, then cut the size out of the centre."""
-    return five_crops(enlarge(image, size, resample, keep_aspect=True), size)[0]
-
-
-def enlarge(
-    image: Image.Image, size: int, resample: Image.Resampling, *, keep_aspect: bool
-) -> np.ndarray:  # [H, W]
-    """Resize the short side to 256/224 of the size; without keep_aspect, both sides."""
-    sides = np.array(full_size(image)) if keep_aspect else np.ones(2, np.int64)
-    height, width = enlarged_sides(sides, size).tolist()
-    return _resize(image, (width, height), resample)
-
-
-def enlarged_sides(sides: np.ndarray, size: int) -> np.ndarray:
-    """Height and width [..., 2] of `enlarge` for images of these."""
-    return int(256 / 224 * size) * sides // sides.min(axis=-1, keepdims=True)
-
-
-def five_crops(pixels: np.ndarray, size: int) -> np.ndarray:  # [H, W] -> [5, size, size]
-    """Cut out the centre, then top left, top right, bottom left, bottom right."""
-    places = five_places(np.array(pixels.shape), size).tolist()
-    return np.stack([pixels[top : top + size, left : left + size] for top, left in places])
-
-
-def five_places(sides: np.ndarray, size: int) -> np.ndarray:
-    """Top and left [..., 5, 2] of `five_crops` for pixels of these sides [..., 2]."""
-    far = np.asarray(sides) - size
-    centre = np.rint(far / 2).astype(np.int64)
-    zero, (bottom, right) = np.zeros_like(far[..., 0]), np.moveaxis(far, -1, 0)
-    corners = [(zero, zero), (zero, right), (bottom, zero), (bottom, right)]
-    return np.stack([centre, *(np.stack(corner, axis=-1) for corner in corners)], axis=-2)
-
-
-class Normalize:
-    """Grey levels to the model's input: (pixels - offset) / scale, repeated for each channel.
-
-    With DATA.NORMALIZE 'dataset' offset and scale are 255 times mean and deviation of the data
-    set; with 'image' they are those of the image itself (scale at least one grey level).
-    """
-
-    def __init__(self, config: Config) -> None:
-        mean, std = statistics(config)
-        self.by_image = config.DATA.NORMALIZE == 'image'
-        self.offset = np.float32(255) * np.array(mean, np.float32)  # [C]
-        self.scale = np.float32(255) * np.array(std, np.float32)  # [C]
-
-    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Normalise one image.
-
-        Args:
-            pixels: [H, W] in grey levels.
-
-        Returns:
-            image [C, H, W], scale [C], offset [C]: image * scale + offset are grey levels again.
-        """
-        offset, scale = self.offset, self.scale
-        if self.by_image:
-            offset = np.full_like(offset, pixels.mean())
-            scale = np.full_like(scale, max(pixels.std(), 1))
-        image = (pixels - offset[:, None, None]) / scale[:, None, None]
-        return np.ascontiguousarray(image, np.float32), scale, offset
-
-
-class PretrainTransform:
-    """(image, rng) -> (normalised image [C, S, S], mask [h, w])."""
-
-    def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
-        self.size = config.DATA.IMG_SIZE
-        self.preprocess = config.DATA.PREPROCESS
-        self.area = tuple(config.AUG.CROP_AREA) or PRETRAIN_AREA
-        self.hflip = config.AUG.HFLIP
-        self.filters = FILTERS[config.DATA.PRETRAIN_INTERPOLATION]
-        self.mask_generator = mask_generator
-        self.normalize = Normalize(config)
-
-    def __call__(
-        self, image: Image.Image, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        image = preprocess(image, self.preprocess)
-        box = draw_crop(rng, *full_size(image), area=self.area)
-        flipped = rng.random() < self.hflip
-        mask = self.mask_generator(rng)
-        pixels = resized_crop(image, box, self.size, _choose(self.filters, rng))
-        pixels = pixels[:, ::-1] if flipped else pixels
-        return torch.from_numpy(self.normalize(pixels)[0]), torch.from_numpy(mask)
-
-
-class TrainTransform:
-    """Fine-tuning: (image, rng) -> normalised image [C, S, S], augmented."""
-
-    def __init__(self, config: Config) -> None:
-        self.size = config.DATA.IMG_SIZE
-        self.preprocess = config.DATA.PREPROCESS
-        self.area = tuple(config.AUG.CROP_AREA) or FINETUNE_AREA
-        self.hflip = config.AUG.HFLIP
-        self.filters = FILTERS[config.DATA.INTERPOLATION]
-        self.warp = RandomWarp(config)
-        strength = config.AUG.COLOR_JITTER
-        self.jitter_range = (max(0.0, 1 - strength), 1 + strength) if strength else None
-        self.erasing = {
-            'probability': config.AUG.REPROB,
-            'mode': config.AUG.REMODE,
-            'max_count': config.AUG.RECOUNT,
-        }
-        self.normalize = Normalize(config)
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
-        image = preprocess(image, self.preprocess)
-        box = draw_crop(rng, *full_size(image), area=self.area)
-        flipped = rng.random() < self.hflip
-        pixels = resized_crop(image, box, self.size, _choose(self.filters, rng))
-        pixels = self.warp(pixels[:, ::-1] if flipped else pixels, rng)
-        if self.jitter_range:
-            brightness, contrast = rng.uniform(*self.jitter_range, size=2)
-            pixels = jitter(pixels, brightness=brightness, contrast=contrast)
-        normalized = self.normalize(pixels)[0]
-        erase(normalized, rng, **self.erasing)
-        return torch.from_numpy(normalized)
-
-
-class EvalTransform:
-    """(image, rng) -> normalised image [C, S, S], or views of it [T, C, S, S]; nothing is drawn.
-
-    The centre crop of an enlarged image (TEST.CROP), or the whole image squashed to the square.
-    With EVAL.TTA 'crops', the centre and the four corners of the enlarged image (T = 5), of which
-    TEST.CROP keeps the aspect, too; with EVAL.TTA_FLIP, the mirror images follow (T = 2 or 10).
-
-    Args:
-        config: all options.
-        interpolation: a name of FILTERS; None: DATA.INTERPOLATION.
-        test_time_views: False: one view, whatever EVAL.TTA and EVAL.TTA_FLIP say.
-    """
-
-    def __init__(
-        self, config: Config, interpolation: str | None = None, *, test_time_views: bool = True
-    ) -> None:
-        self.size = config.DATA.IMG_SIZE
-        self.preprocess = config.DATA.PREPROCESS
-        self.crop = config.TEST.CROP
-        self.five_crops = test_time_views and config.EVAL.TTA == 'crops'
-        self.mirror = test_time_views and config.EVAL.TTA_FLIP
-        self.num_views = (5 if self.five_crops else 1) * (2 if self.mirror else 1)
-        self.filter = FILTERS[interpolation or config.DATA.INTERPOLATION][0]
-        self.normalize = Normalize(config)
-
-    def pixels(self, image: Image.Image) -> np.ndarray:  # [S, S]
-        """The one view of test time without EVAL.TTA, in grey levels."""
-        image = preprocess(image, self.preprocess)
-        if self.crop:
-            return centre_crop(image, self.size, self.filter)
-        return _resize(image, (self.size, self.size), self.filter)
-
-    def views(self, image: Image.Image) -> np.ndarray:  # [T, S, S]
-        """What the model gets to see, in grey levels."""
-        if self.five_crops:
-            image = preprocess(image, self.preprocess)
-            enlarged = enlarge(image, self.size, self.filter, keep_aspect=self.crop)
-            views = five_crops(enlarged, self.size)
-        else:
-            views = self.pixels(image)[None]
-        return np.concatenate([views, views[..., ::-1]]) if self.mirror else views
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
-        views = np.stack([self.normalize(view)[0] for view in self.views(image)])
-        return torch.from_numpy(views if self.num_views > 1 else views[0])
-
-
-class HoldoutTransform:
-    """(image, rng) -> (image [C, S, S], mask [h, w], scale [C], offset [C]), nothing augmented.
-
-    The normalised image, a mask drawn from rng, and what turns normalised values into grey levels:
-    image * scale + offset.  So a difference of two normalised values times scale is in grey levels.
-    """
-
-    def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
-        interpolation = config.DATA.PRETRAIN_INTERPOLATION
-        self.view = EvalTransform(config, interpolation, test_time_views=False)
-        self.mask_generator = mask_generator
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[Any, ...]:
-        normalized = self.view.normalize(self.view.pixels(image))
-        image, scale, offset = map(torch.from_numpy, normalized)
-        return image, torch.from_numpy(self.mask_generator(rng)), scale, offset
-
-
-def _whole_levels(image: Image.Image) -> Image.Image:  # mode 'L'
-    if image.mode == 'L':
-        return image
-    return Image.fromarray(np.rint(np.asarray(image)).astype(np.uint8))
-
-
-def _opencv(name: str) -> ModuleType:
-    """OpenCV, on the calling thread alone: the loader's workers share the cores already."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise ValueError(
-            f'DATA.PREPROCESS {name!r} needs OpenCV: pip install opencv-python-headless ({error})'
-        ) from error
-    cv2.setNumThreads(0)
-    return cv2
+def _scaled(start: int, length: int, found: int, full: int) -> tuple[float, float]:
+    """Scale an interval from the full size of an image to the size it is stored at."""
+    ends = start * found / full, (start + length) * found / full
+    start, end = (round(value * BOX_STEPS) / BOX_STEPS for value in ends)
+    return start, end
 
 
 def _resize(
@@ -522,3 +493,27 @@ def _resize(
 
 def _choose(filters: tuple[Image.Resampling, ...], rng: np.random.Generator) -> Image.Resampling:
     return filters[0] if len(filters) == 1 else filters[rng.integers(len(filters))]
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    if image.mode == 'L':
+        return image
+    return Image.fromarray(np.rint(np.asarray(image)).astype(np.uint8))
+
+
+def _with_info(changed: Image.Image, image: Image.Image) -> Image.Image:
+    changed.info = image.info
+    return changed
+
+
+def _opencv() -> ModuleType:
+    """Import OpenCV and keep it on one thread, because loader workers already share the cores."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise ValueError(
+            "DATA.PREPROCESS 'clahe' and 'denoise' need OpenCV: "
+            f'pip install opencv-python-headless ({error})'
+        ) from error
+    cv2.setNumThreads(0)
+    return cv2

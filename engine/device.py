@@ -1,4 +1,4 @@
-"""Compiled training steps: whether they pay, and going on without them where compiling fails."""
+"""Where a run computes: its device, precision and compilation."""
 
 import contextlib
 import logging
@@ -18,11 +18,16 @@ from config import Config
 from engine import distributed
 from engine.files import in_one_line
 
-# ==== device: Where a run computes and in what precision.
+# Training FLOPs of a process from which TRAIN.COMPILE 'auto' compiles: 10 minutes at the
+# 63 TFLOP/s that SimMIM's own code reaches on an H200 (Swin-B, batch 128). Compiling took 91 s
+# and saves about half of the time. The decision depends on the config only, so that a run computes
+# in the same way after a restart.
+PAYS_FROM = 4e16
+MODES = {'auto': 'default', 'max': 'max-autotune'}  # of torch.compile
 
 
 def local_device() -> torch.device:
-    """The CUDA device of this process (torchrun's LOCAL_RANK), or the CPU where there is none."""
+    """The CUDA device of this process (torchrun's LOCAL_RANK), or the CPU if there is none."""
     if not torch.cuda.is_available():
         return torch.device('cpu')
     device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
@@ -30,23 +35,33 @@ def local_device() -> torch.device:
     return device
 
 
-def autocast_dtype(config: Any, device: torch.device) -> torch.dtype | None:
-    """Type that matrix products run in under O1 and O2; None for float32.
+def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Copy a batch to the device."""
+    return tuple(item.to(device, non_blocking=True) for item in batch)
 
-    On the CPU that is float32, but with AMP_ON_CPU where it has instructions for bfloat16.
+
+def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
+    """The type that matrix products use under AMP_OPT_LEVEL O1 and O2; None for float32.
+
+    On the CPU this is float32, unless AMP_ON_CPU is set and the CPU has bfloat16 instructions.
     """
     if config.AMP_OPT_LEVEL == 'O0':
         return None
     if device.type == 'cpu':
         return torch.bfloat16 if config.AMP_ON_CPU and cpu_has_bf16() else None
-    return (
-        torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    )
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float16
+
+
+def autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager:
+    """The context of a forward pass."""
+    dtype = autocast_dtype(config, device)
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
 @cache
 def cpu_has_bf16(cpuinfo: Path = Path('/proc/cpuinfo')) -> bool:
-    """Whether the x86 CPU multiplies bfloat16 by instructions of its own (AVX-512 BF16, AMX)."""
+    """Whether the x86 CPU has instructions for bfloat16 products (AVX-512 BF16 or AMX)."""
     try:
         words = cpuinfo.read_text().split()
     except OSError:
@@ -54,37 +69,21 @@ def cpu_has_bf16(cpuinfo: Path = Path('/proc/cpuinfo')) -> bool:
     return not {'avx512_bf16', 'amx_bf16'}.isdisjoint(words)
 
 
-def autocast(config: Any, device: torch.device) -> contextlib.AbstractContextManager:
-    """Context of the forward pass."""
-    return autocast_to(autocast_dtype(config, device), device)
-
-
-def autocast_to(
-    dtype: torch.dtype | None, device: torch.device
-) -> contextlib.AbstractContextManager:
-    """Context in which matrix products run in `dtype`; None: in float32."""
-    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
-
-
-def describe_precision(config: Any, device: torch.device) -> str:
-    """One line for the log; it says so where a level is accepted but means another."""
+def describe_precision(config: Config, device: torch.device) -> str:
+    """One line for the log; it says when a level is accepted but means another."""
     dtype = autocast_dtype(config, device)
     line = f'precision {config.AMP_OPT_LEVEL}: {f"autocast to {dtype}" if dtype else "float32"}'
     wanted = config.AMP_ON_CPU and config.AMP_OPT_LEVEL != 'O0' and device.type == 'cpu'
     if wanted and dtype is None:
-        line += ' (AMP_ON_CPU: this CPU has no instructions for bfloat16)'
+        line += ' (AMP_ON_CPU: this CPU has no bfloat16 instructions)'
     if config.AMP_OPT_LEVEL == 'O2':
         line += ' (O2 means O1: apex.amp no longer exists, and PyTorch has one level)'
     return line
 
 
-def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
-    return tuple(item.to(device, non_blocking=True) for item in batch)
-
-
 @torch.no_grad()
 def throughput(
-    config: Any, model: nn.Module, inputs: tuple[torch.Tensor, ...], device: torch.device
+    config: Config, model: nn.Module, inputs: tuple[torch.Tensor, ...], device: torch.device
 ) -> float:
     """Images per second of the forward pass on one batch: 50 passes to warm up, 30 timed."""
     model.to(device).eval()
@@ -99,33 +98,23 @@ def throughput(
 
 
 def synchronized_time(device: torch.device) -> float:
-    """Seconds by a clock that is read once the device has done all its work."""
+    """Seconds on a monotonic clock, read after the device has finished its work."""
     if device.type == 'cuda':
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-# ==== compilation: Compiled training steps: whether they pay, and going on without them where compiling fails.
-
-# Training FLOPs of a process from which 'auto' compiles: 10 minutes at 63 TFLOP/s, which SimMIM's
-# own code reaches on an H200 (Swin-B, batch 128). About half of that is saved, and compiling took
-# 91 s there. By the config alone, so that a run computes the same way after a restart.
-PAYS_FROM = 4e16
-MODES = {'auto': 'default', 'max': 'max-autotune'}  # of torch.compile
-WITHOUT_GRAPHS = 'max-autotune-no-cudagraphs'
-
-
 class Compiled(nn.Module):
-    """Calls a model, which is compiled at the first call if that pays.
+    """Compiles a model at its first call if that pays, and uses it uncompiled if compiling fails.
 
-    Evaluation goes by `TrainState.module`, which is never compiled.
+    Evaluation uses `TrainState.module`, which is never compiled.
 
     Args:
-        module: what is called: the model, or DistributedDataParallel around it.
+        module: The model, or DistributedDataParallel around it.
         how: TRAIN.COMPILE, 'auto' or 'max'.
-        num_images: that this process trains on in the whole run.
-        graphs: whether CUDA graphs are possible: each gradient is of one backward pass alone.
-        logger: gets one line on what was done.
+        num_images: Images that this process trains on in the whole run.
+        graphs: Whether CUDA graphs are possible: each gradient comes from a single backward pass.
+        logger: Receives one line that says what was done.
     """
 
     def __init__(
@@ -156,19 +145,19 @@ class Compiled(nn.Module):
         flops = training_flops(self.module, inputs) * self.num_images
         if flops < PAYS_FROM:
             self.logger.info(
-                f'TRAIN.COMPILE auto: not compiled, the run is too short to pay it back '
-                f'({flops:.1e} FLOPs, from {PAYS_FROM:.0e} on)'
+                f'TRAIN.COMPILE auto: not compiled, because the run is short '
+                f'({flops:.1e} FLOPs, compiled from {PAYS_FROM:.0e} on)'
             )
         return flops >= PAYS_FROM
 
     def _compile(self, inputs: tuple[torch.Tensor, ...]) -> Callable[..., torch.Tensor]:
-        """The compiled module, tried forward and backward; itself where any process failed."""
+        """Compile and try a forward and a backward pass; all processes take the same decision."""
         start, problem, device = time.perf_counter(), '', inputs[0].device
         try:
             compiled = torch.compile(self.module, mode=self._mode(device), dynamic=False)
-            with _leaving_no_trace(self.module, device):
+            with _restoring(self.module, device):
                 compiled(*inputs).sum().backward()
-        except Exception as error:  # whatever stops a compiler, the run needs none
+        except Exception as error:  # compilers raise errors of any kind, and the run needs none
             problem = in_one_line(error)
         failed = torch.tensor(float(bool(problem)), device=device)
         if distributed.all_reduce_sum(failed).item():
@@ -182,45 +171,46 @@ class Compiled(nn.Module):
     def _mode(self, device: torch.device) -> str:
         if device.type != 'cuda':
             return 'default'
-        return MODES[self.how] if self.how == 'auto' or self.graphs else WITHOUT_GRAPHS
+        without_graphs = self.how == 'max' and not self.graphs
+        return 'max-autotune-no-cudagraphs' if without_graphs else MODES[self.how]
 
 
 def wrap(config: Config, module: nn.Module, device: torch.device, **kwargs: Any) -> nn.Module:
-    """What training calls: `module` itself, or Compiled around it, as TRAIN.COMPILE says."""
+    """The module that training calls: `module`, or Compiled around it, as TRAIN.COMPILE says."""
     how = config.TRAIN.COMPILE
-    # On a CPU it gains little: docs/explanation/speed.md.
+    # Compiling gains little on a CPU: docs/explanation/speed.md.
     if how == 'none' or (how == 'auto' and device.type == 'cpu'):
         return module
     return Compiled(module, how, **kwargs)
 
 
 def training_flops(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
-    """FLOPs of a training step for one image: three times those of the forward pass.
+    """FLOPs of a training step for one image, as three times those of the forward pass.
 
-    More than are made where layers are frozen; those of a kernel of ours are not counted.
+    This overestimates models with frozen layers.
     """
     was_training = module.training
-    module.eval()  # nothing random is drawn
+    module.eval()  # so that no random numbers are drawn
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(*(each[:1] for each in inputs))
-    torch.clear_autocast_cache()  # of weights that were cast here, without gradient
+    torch.clear_autocast_cache()  # it holds weights that were cast without a gradient
     module.train(was_training)
     return 3.0 * counter.get_total_flops()
 
 
 def changed_by_forward(module: nn.Module) -> list[torch.Tensor]:
-    """What a training step may change before the optimizer does: buffers, and slow copies."""
+    """Tensors that a forward pass may change: buffers, and weights that are not trained."""
     frozen = (parameter for parameter in module.parameters() if not parameter.requires_grad)
     return [*module.buffers(), *frozen]
 
 
 @contextlib.contextmanager
-def _leaving_no_trace(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """What a forward pass may change is as before, then; no gradient and no cast weight is kept."""
+def _restoring(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Undo what a forward and a backward pass change: buffers, random state and gradients."""
     changing = [(tensor, tensor.clone()) for tensor in changed_by_forward(module)]
-    quiet = isinstance(module, DistributedDataParallel)
-    devices = [device] if device.type == 'cuda' else []
-    with torch.random.fork_rng(devices), module.no_sync() if quiet else contextlib.nullcontext():
+    is_parallel = isinstance(module, DistributedDataParallel)
+    no_sync = module.no_sync() if is_parallel else contextlib.nullcontext()
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []), no_sync:
         try:
             yield
         finally:

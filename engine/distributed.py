@@ -1,11 +1,9 @@
-"""The process group: who am I, how many are we, and gathering; right answers on one process too.
+"""The process group: rank, number of processes, and gathering; everything works on one process too.
 
-When one process of a run ends, whatever the cause, the others end within END_SECONDS: the broken
-connection is an error in the next exchange (gloo; NCCL between nodes), a failure that the process
-could still record is noticed by `failures.Failures.watch`, and torchrun kills what is left of a
-group 30 s after it asked it to end.  A process that stands still, or whose network is cut without
-a word, is waited for TRAIN.RANK_TIMEOUT_MINUTES, the longest that an exchange may take; gloo has no
-keepalive that could tell earlier.
+When one process of a run ends, the others end within END_SECONDS: the broken connection raises an
+error in the next collective operation, a recorded failure is noticed by `launch.Failures.watch`,
+and torchrun kills the rest of a group 30 s after asking it to stop. A process that hangs, or whose
+network is cut silently, is waited for TRAIN.RANK_TIMEOUT_MINUTES.
 """
 
 import os
@@ -21,32 +19,91 @@ END_SECONDS = 40
 
 
 def init_process_group(device: torch.device, timeout_minutes: float) -> None:
-    """Join the group that torchrun's environment describes; without one, do nothing.
+    """Join the group that torchrun's environment describes; do nothing without one.
 
-    NCCL on CUDA, gloo on CPU; an exchange that takes longer than the timeout is an error.
+    The backend is NCCL on CUDA and gloo on the CPU.
+
+    Args:
+        device: Device of this process.
+        timeout_minutes: A collective operation that takes longer raises an error.
     """
-    if 'WORLD_SIZE' in os.environ and not dist.is_initialized():
-        backend = 'nccl' if device.type == 'cuda' else 'gloo'
-        timeout = timedelta(minutes=timeout_minutes)
-        store, number, size = next(dist.rendezvous('env://', timeout=timeout))
-        if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)):
-            store = dist.PrefixStore(_agree_on_part(store, number, size, timeout), store)
-        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
+    if 'WORLD_SIZE' not in os.environ or dist.is_initialized():
+        return
+    backend = 'nccl' if device.type == 'cuda' else 'gloo'
+    timeout = timedelta(minutes=timeout_minutes)
+    store, number, size = next(dist.rendezvous('env://', timeout=timeout))
+    if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)):
+        store = dist.PrefixStore(_agree_on_prefix(store, number, size, timeout), store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
 
 
-def _agree_on_part(store: dist.Store, number: int, size: int, timeout: timedelta) -> str:
-    """A name for the part of the store that only this start of the group writes to.
+def destroy_process_group() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
-    torchrun keeps its store over restarts, with the addresses of processes that have ended, which
-    new ones would try to reach. So rank 0 invents a name, and answers all who ask until they have
-    it; what processes of an earlier start asked is answered, too, and read by nobody.
+
+def rank() -> int:
+    """The rank of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is rank 0."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value (any picklable object), in the order of the ranks, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
+    """The sum over ranks of each element, as a new tensor."""
+    if not dist.is_initialized():
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def _agree_on_prefix(store: dist.Store, number: int, size: int, timeout: timedelta) -> str:
+    """A prefix for the keys of the store that only this start of the group uses.
+
+    torchrun keeps its store when it restarts the processes, and the store then still holds the
+    addresses of processes that ended. Rank 0 therefore invents a prefix and answers all who ask for
+    it. Questions of an earlier start are answered too, and nobody reads those answers.
     """
     own = uuid.uuid4().hex
     if number > 0:
         store.set(f'asks/{number}', own)
-        part = store.get(f'answer/{own}').decode()
-        store.set(f'has/{part}/{number}', '')
-        return part
+        prefix = store.get(f'answer/{own}').decode()
+        store.set(f'has/{prefix}/{number}', '')
+        return prefix
     end = time.monotonic() + timeout.total_seconds()
     missing = set(range(1, size))
     while missing:
@@ -58,52 +115,3 @@ def _agree_on_part(store: dist.Store, number: int, size: int, timeout: timedelta
             raise dist.DistStoreError(f'timed out waiting for the ranks {sorted(missing)}')
         time.sleep(0.02)
     return own
-
-
-def destroy_process_group() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def is_main() -> bool:
-    return rank() == 0
-
-
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def gather(value: Any) -> list[Any]:
-    """Every rank's value (any picklable object), in the order of ranks, on every rank."""
-    if not dist.is_initialized():
-        return [value]
-    values = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def broadcast(value: Any) -> Any:
-    """Rank 0's value on every rank."""
-    if not dist.is_initialized():
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
-
-
-def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """Sum over ranks, element by element; the argument is left as it was."""
-    if not dist.is_initialized():
-        return values
-    total = values.clone()
-    dist.all_reduce(total)
-    return total

@@ -1,21 +1,22 @@
-"""Checksums of files."""
+"""Files that several parts write: atomic replacement, locks and checksums."""
 
 import errno
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-BLOCK_BYTES = 2**22
-LOCK_FILE = 'store.lock'
-BUSY = (errno.EACCES, errno.EAGAIN)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+from filelock import FileLock, Timeout
+
+BLOCK_BYTES = 2**22  # bytes that are read at a time
+BUSY = (errno.EACCES, errno.EAGAIN)  # the lock is held by another process
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system has no locks
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, read in blocks."""
+    """Return the SHA-256 of a file as a hexadecimal string."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         while block := file.read(BLOCK_BYTES):
@@ -23,42 +24,73 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that the old one, or none, is there until all of the new one is."""
+@contextmanager
+def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes its name only when all of it is on disk.
+
+    Until the block ends, and also if it fails, the previous file stays as it was. The data goes
+    to `<name>.tmp` in the same folder.
+    """
+    path = Path(path)
     temporary = path.with_name(f'{path.name}.tmp')
     try:
         with open(temporary, 'wb') as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def replace_file(path: str | Path, data: bytes | str) -> None:
+    """Replace a file atomically; text is encoded as UTF-8."""
+    with atomic_writer(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to disk, where the file system supports that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Keep other processes out of a folder; the lock ends with the process, however that ends.
+def locked(path: str | Path, *, wait: bool) -> Iterator[None]:
+    """Hold a lock file; the operating system releases the lock if the process dies.
 
-    Where the file system has no locks, such as some network drives, nobody is kept out.
+    On file systems without locks, such as some network drives, the block runs unprotected.
+
+    Args:
+        path: The lock file. Its folder is created.
+        wait: Whether to wait until another process releases the lock.
 
     Raises:
-        ValueError: if another process holds the lock and `wait` is False.
+        ValueError: If another process holds the lock and `wait` is False.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, 'a') as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno in BUSY:
-                raise ValueError(f'another process is writing to {folder}') from None
-            if error.errno not in NO_LOCKS:
-                raise
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f'another process is writing to {path.parent}') from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def in_one_line(error: Exception) -> str:
-    """Type and first two lines of an error of a library: compilers give the cause in the second."""
+    """Return the type and the first two lines of an error; compilers name the cause in those."""
     lines = [line.strip() for line in f'{type(error).__name__}: {error}'.splitlines()]
     return ' '.join([line for line in lines if line][:2])

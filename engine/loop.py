@@ -24,10 +24,11 @@ from config import Config, config_changes, config_text, load_yaml
 from engine import distributed
 from engine.device import Compiled, autocast, autocast_dtype, changed_by_forward, to_device
 from engine.device import wrap as wrap_compiled
-from engine.launch import Interruptions, Preempted, Run
+from engine.launch import Interruptions, Preempted
+from engine.run_record import Run
 from engine.saving import CheckpointWriter
 from lr_scheduler import build_scheduler
-from models.contrastive import share_batch_norm
+from models.batch_norm import share_batch_norm
 from optimizer import build_optimizer
 from utils import (
     BEST_CHECKPOINT,

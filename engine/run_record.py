@@ -1,4 +1,4 @@
-"""Where results come from: version of the code, `run.json` and `config.yaml` of a run's folder."""
+"""What a run is: its settings and folder, its record `run.json`, and how two runs differ."""
 
 import contextlib
 import hashlib
@@ -9,48 +9,52 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import as_trained, config_text
-from engine.files import sha256
+import yaml
 
-if TYPE_CHECKING:
-    from config import Config
+from config import (
+    FREE_OPTIONS,
+    PROBES,
+    REPORTED_SECTIONS,
+    Config,
+    config_text,
+    default_config,
+    flat_options,
+    load_options,
+)
+from data.labels import used_policies
+from data.records import find_table
+from data.store import STORE_FILE, is_store
+from engine.files import replace_file, sha256
+from logger import ScalarLog
+
+if TYPE_CHECKING:  # scripts that only read records do not need torch
+    import torch
+
     from data import Loaders
-    from data.records import Records
 
 RECORD_FILE = 'run.json'
 OPTIONS_FILE = 'config.yaml'
-REQUIREMENTS = Path(__file__).resolve().parents[1] / 'requirements.txt'
-MACHINE = ('gpus', 'cpu', 'threads')  # of the environment: with the processes they set the speed
-FORM = {
-    'stage': str,
-    'command': list,
-    'code': str,
-    'seed': int,
-    'processes': int,
-    'environment': dict,
-    'data': dict,
-    'pretrained': str | None,
-    'starts': list,
-    'finished': str | None,
-    'seconds': int | float,
-}
+ROOT = Path(__file__).resolve().parents[1]
+SHOWN = 3  # differences in an error message
+HARDWARE = ('gpus', 'cpu', 'threads')  # the part of the environment that each start records
 
 
 class RunRecord:
-    """`run.json` of a run that trains: what was started, with what, on what data, and its end.
+    """Writes `run.json` (how the run was started, on which data, when it ended) and `config.yaml`.
 
-    With it `config.yaml` is written, once a start is accepted.
+    Problems with these files are logged and never stop a run.
 
     Args:
-        folder: the run's; None: nothing is recorded.
-        facts: what is known when the process starts: stage, command, code, seed, processes,
+        folder: Run folder; None if nothing is to be recorded.
+        facts: What is known when the process starts: stage, command, code, seed, processes and
             environment.
-        logger: warned of what cannot be read or written; that never stops a run.
+        logger: Logger of the run.
     """
 
     def __init__(
@@ -62,33 +66,32 @@ class RunRecord:
         self.folder = folder
         self.facts = facts or {}
         self.logger = logger
-        self.contents: dict[str, Any] = {}  # of the file, once training has begun
-        self.options = ''  # of config.yaml; none: it is not written
+        self.contents: dict[str, Any] = {}  # of run.json, once training has begun
+        self.options = ''  # of config.yaml
         self.pretrained = ''
-        self.began = 0.0
+        self.start_time = 0.0
         self.seconds_before = 0.0
 
-    def describe(self, config: 'Config', loaders: 'Loaders') -> None:
-        """Take down what will be trained and scored on, and which weights it begins with."""
+    def describe(self, config: Config, loaders: 'Loaders') -> None:
+        """Note the options, the data and the initial weights; nothing is written yet."""
         if self.folder is not None:
             self.facts['data'] = describe_data(config, loaders)
             self.options, self.pretrained = config_text(config), config.PRETRAINED
 
     def begin(self, checkpoint: str | Path | None, *, done: bool = False) -> None:
-        """Write down a start: of a new run, or of one that goes on from a checkpoint.
-
-        What a run began with stays; a start with other code or other data is warned of.
+        """Record a start of the run, and warn if code or data changed since its first start.
 
         Args:
-            checkpoint: what the run goes on from.
-            done: whether nothing is left to train: a finished run stays finished, and its options
-                those that it was trained with.
+            checkpoint: The checkpoint that the run resumes from; None for a new run.
+            done: Whether all epochs are already trained. Then a finished run stays finished, and
+                config.yaml keeps the options that it was trained with.
         """
         if 'data' not in self.facts:
             return
         earlier = self._earlier() if checkpoint else {}
-        weights = None if checkpoint else weights_checksum(self.pretrained)
-        first = {**self.facts, 'pretrained': weights, **earlier}
+        first = {**self.facts, **earlier}
+        if not checkpoint:
+            first['pretrained'] = weights_checksum(self.pretrained)
         start = {
             'time': _now(),
             'code': self.facts['code'],
@@ -96,63 +99,166 @@ class RunRecord:
             'resumed_from': shown_checkpoint(self.folder, checkpoint) if checkpoint else None,
         }
         if done:
-            self.options = self._options_as_trained()
-        else:  # it trains: on what
-            machine = self.facts.get('environment', {})
+            self.options = self._trained_options()
+        else:
+            environment = self.facts.get('environment', {})
             start['processes'] = self.facts.get('processes', 1)
-            start |= {key: machine.get(key) for key in MACHINE}
-        self.seconds_before, self.began = earlier.get('seconds', 0), time.monotonic()
-        self.contents = {key: first[key] for key in FORM if key in first} | {
+            start |= {key: environment.get(key) for key in HARDWARE}
+        self.seconds_before, self.start_time = earlier.get('seconds', 0), time.monotonic()
+        self.contents = first | {
             'starts': [*earlier.get('starts', []), start],
             'finished': earlier.get('finished') if done else None,
             'seconds': self.seconds_before,
         }
-        changes = [*code_changes(first, self.facts), *data_changes(first, self.facts)]
-        if changes:
-            self.logger.warning(
-                f'the run goes on with other code or data than it began with: {"; ".join(changes)}'
-            )
+        now = {key: self.facts[key] for key in ('code', 'data')}
+        if changes := run_changes(first, now):
+            self.logger.warning(f'the run resumes with other code or data: {"; ".join(changes)}')
         self._write()
 
     def finish(self) -> None:
-        """Call the run finished, with all that it writes; `close` puts that into the file."""
+        """Mark the run as finished, with everything that it writes; `close` saves that."""
         if self.contents:
             self.contents['finished'] = _now()
 
     def close(self) -> None:
-        """Add the time since the start, however the run ends."""
+        """Add the time since the start, however the run ended."""
         if self.contents:
-            self.contents['seconds'] = self.seconds_before + time.monotonic() - self.began
+            self.contents['seconds'] = self.seconds_before + time.monotonic() - self.start_time
             self._write()
 
     def _earlier(self) -> dict[str, Any]:
         try:
             return read_record(self.folder) or {}
         except ValueError as error:
-            self.logger.warning(f'{error}; it is begun anew')
+            self.logger.warning(f'{error}; a new record is written')
             return {}
 
-    def _options_as_trained(self) -> str:
-        with contextlib.suppress(OSError, ValueError):  # there are none, or they are damaged
-            return as_trained((self.folder / OPTIONS_FILE).read_text('utf-8'), self.options)
+    def _trained_options(self) -> str:
+        """The options that the run was trained with; evaluation and report may have changed."""
+        with contextlib.suppress(OSError, ValueError):
+            trained = load_options((self.folder / OPTIONS_FILE).read_text('utf-8'))
+            now = load_options(self.options)
+            reported = {key: now[key] for key in REPORTED_SECTIONS}
+            return yaml.safe_dump(trained | reported, sort_keys=False)
         return self.options
 
     def _write(self) -> None:
-        from engine.files import replace_file
-
         texts = {RECORD_FILE: json.dumps(self.contents, indent=1) + '\n'}
         if self.options:
             texts[OPTIONS_FILE] = self.options
         for name, text in texts.items():
+            path = self.folder / name
             try:
-                replace_file(self.folder / name, text.encode())
-            except OSError as error:  # a full disk: training goes on
-                path = self.folder / name
+                replace_file(path, text.encode())
+            except OSError as error:
                 self.logger.warning(f'{path} cannot be written ({error.strerror})')
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run of a main: its options, folder, device and logs."""
+
+    config: Config
+    stage: str
+    folder: Path
+    device: 'torch.device'
+    logger: logging.Logger
+    scalars: ScalarLog
+    record: RunRecord = field(default_factory=RunRecord)
+
+    @property
+    def is_pretrain(self) -> bool:
+        return self.stage in ('simmim', 'contrastive')
+
+    def close(self) -> None:
+        """Write the remaining metrics and the record."""
+        self.scalars.close()
+        self.record.close()
+
+
+def run_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Compare two runs: the one definition of "the same run".
+
+    Args:
+        before: Facts about a run, such as the contents of run.json: `options` (the text of
+            config.yaml), `pretrained` (SHA-256 of the initial weights), `code`, `data` (see
+            `describe_data`), `processes` and `environment`.
+        now: The same of the other run. Only facts that both have are compared.
+
+    Returns:
+        One line for each difference. Options that do not change what is trained are not compared.
+
+    Raises:
+        ValueError: If the options cannot be read.
+    """
+    lines = []
+    for fact, compare in _COMPARISONS.items():
+        if fact in before and fact in now and before[fact] != now[fact]:
+            lines += compare(before[fact], now[fact])
+    return lines
+
+
+def refuse_another_run(folder: Path, config: Config) -> None:
+    """Refuse to start a run in the folder of another one, before anything is written.
+
+    A finished run may be trained for more epochs, and evaluated and reported with other options. A
+    finished run, and one that resumes, must have started from the same pre-trained weights.
+
+    Raises:
+        ValueError: If the folder holds another run, or its config.yaml cannot be read.
+    """
+    path, finished = folder / OPTIONS_FILE, is_finished(folder)
+    resumes = config.TRAIN.AUTO_RESUME and any(folder.glob('ckpt_epoch_*.pth'))
+    if not path.is_file() or not (finished or resumes):
+        return
+    changes, options = [], {}
+    try:
+        text = path.read_text('utf-8')
+        options = flat_options(text)
+        if finished and config.TRAIN.EPOCHS <= options.get('TRAIN.EPOCHS', config.TRAIN.EPOCHS):
+            changes = run_changes({'options': text}, {'options': config_text(config)})
+    except ValueError as error:
+        if finished:
+            raise ValueError(
+                f'{path} cannot be read ({error}): restore or remove it, or choose another --tag '
+                'or --output'
+            ) from error
+    changes += _changed_weights(folder, config, str(options.get('PRETRAINED', '')))
+    if changes:
+        more = [f'and {len(changes) - SHOWN} more'] if len(changes) > SHOWN else []
+        shown = '; '.join([line[:200] for line in changes[:SHOWN]] + more)
+        raise ValueError(f'{folder} holds another run ({shown}): choose another --tag or --output')
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """Read `run.json` in a run folder; None if there is none.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    path = Path(folder) / RECORD_FILE
+    try:
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{path} cannot be read: {error}') from error
+    if not isinstance(record, dict):
+        raise ValueError(f'{path} is not the record of a run')
+    return record
+
+
+def is_finished(folder: str | Path) -> bool:
+    """Whether the run in this folder came to its end, including scores and report."""
+    try:
+        record = read_record(folder) or {}
+    except ValueError:  # starting the run again repairs it
+        return False
+    return record.get('finished') is not None
+
+
 def shown_checkpoint(folder: Path, checkpoint: str | Path) -> str:
-    """The name of a checkpoint in a run's folder; of another the absolute path."""
+    """The name of a checkpoint in the run folder; the absolute path or address of another."""
     path = Path(checkpoint)
     if str(checkpoint).startswith('https://'):
         return str(checkpoint)
@@ -161,41 +267,9 @@ def shown_checkpoint(folder: Path, checkpoint: str | Path) -> str:
     return without_home(os.path.abspath(path))
 
 
-def read_record(folder: str | Path) -> dict[str, Any] | None:
-    """What `run.json` in the folder of a run says; None where there is none.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    path = Path(folder) / RECORD_FILE
-    try:
-        record = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f'{path} cannot be read: {" ".join(str(error).split()):.200}') from error
-    if not isinstance(record, dict):
-        raise ValueError(f'{path} is no record of a run: it holds no keys')
-    for key, kind in FORM.items():
-        if key in record and not isinstance(record[key], kind):
-            raise ValueError(f'{path} is no record of a run: {key!r} is {record[key]!r:.100}')
-    if not all(isinstance(start, dict) for start in record.get('starts', [])):
-        raise ValueError(f"{path} is no record of a run: 'starts' holds other than starts")
-    return record
-
-
-def is_finished(folder: str | Path) -> bool:
-    """Whether the run in this folder came to its end, scores and report included."""
-    try:
-        record = read_record(folder) or {}
-    except ValueError:  # to start the run again mends it
-        return False
-    return record.get('finished') is not None
-
-
 def code_version() -> str:
-    """The commit of this code, 'with changes' if files differ from it; 'unknown' without git."""
-    command = ['git', '-C', str(Path(__file__).resolve().parents[1]), 'describe', '--always', '--dirty', '--tags']
+    """The commit of this code, `with changes` if files differ from it; 'unknown' without git."""
+    command = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty', '--tags']
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
@@ -204,11 +278,11 @@ def code_version() -> str:
 
 
 def environment(*, gpus: Iterable[str], threads: int) -> dict[str, Any]:
-    """The machine and the programs that a run computes with; names no host and no user.
+    """Describe the machine and the installed packages, without naming a host or a user.
 
     Args:
-        gpus: the name of each process's GPU; none on the CPU.
-        threads: of each process.
+        gpus: Name of each process's GPU; empty on the CPU.
+        threads: CPU threads of each process.
     """
     return {
         'python': platform.python_version(),
@@ -221,20 +295,20 @@ def environment(*, gpus: Iterable[str], threads: int) -> dict[str, Any]:
     }
 
 
-def describe_data(config: 'Config', loaders: 'Loaders') -> dict[str, Any]:
-    """A fingerprint of the data of a run; no image is opened or looked up.
+def describe_data(config: Config, loaders: 'Loaders') -> dict[str, Any]:
+    """Compute a fingerprint of the data of a run without opening any image.
 
-    It covers the bytes of the tables that are read, and the names of the images that are trained,
-    held out, selected and scored on. Of a packed store it covers `store.json`, which holds the
-    checksums of the other files of the store. The pixels of images in files it does not cover.
+    It covers the bytes of the tables that are read and the file names of all images. For a packed
+    store it covers `store.json`, which holds checksums of the store's files. It does not cover the
+    pixels of images in separate files.
 
     Returns:
-        `fingerprint`, the SHA-256 of all of this; `files`, the SHA-256 of each table; `images`, how
-        many different ones there are.
+        `fingerprint`, the SHA-256 of everything; `files`, the SHA-256 of each table; `images`, the
+        number of different images.
     """
     records = [loader.dataset.records for loader in loaders if loader is not None]
-    paths = dict(_tables(config, records, is_pretrain=loaders.valid is None))
-    files = {name: sha256(path) for name, path in sorted(paths.items())}
+    tables = dict(_tables(config, records, is_pretrain=loaders.valid is None))
+    files = {name: sha256(path) for name, path in sorted(tables.items())}
     images = sorted({os.fsencode(file) for part in records for file in part.file})
     total = hashlib.sha256(json.dumps(files).encode())
     for image in images:
@@ -243,75 +317,88 @@ def describe_data(config: 'Config', loaders: 'Loaders') -> dict[str, Any]:
 
 
 def weights_checksum(path: str) -> str | None:
-    """The SHA-256 of pre-trained weights; None without a file, such as for an address."""
+    """The SHA-256 of pre-trained weights; None if they are not a file here."""
     return sha256(path) if path and Path(path).is_file() else None
 
 
 def without_home(text: str) -> str:
-    """A path or an argument with ~ in place of the user's own folder, which has the user's name."""
+    """A path or an argument with ~ for the home folder, whose name is often the user's."""
     return text.replace(f'{Path.home()}{os.sep}', f'~{os.sep}')
 
 
-def code_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """How the code differs between two records, in words; [] where it does not."""
-    old, new = before.get('code'), now.get('code')
-    return [f'code: {old} -> {new}'] if old != new else []
+def _changed_options(before: str, now: str) -> list[str]:
+    """Options that change what is trained; an option that `before` lacks had its default."""
+    old = flat_options(config_text(default_config())) | flat_options(before)
+    new = flat_options(now)
+    by_label = 'DATA.UNCERTAIN_BY_LABEL.'  # a mapping without fixed keys
+    old = {key: value for key, value in old.items() if key in new or key.startswith(by_label)}
+    return [
+        f'{key}: {old.get(key)} -> {new.get(key)}'
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+        and key not in FREE_OPTIONS
+        and key.partition('.')[0] not in REPORTED_SECTIONS
+    ]
 
 
-def data_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """How the data differ between two records, in words; [] where they do not."""
-    old, new = before.get('data', {}), now.get('data', {})
-    if old.get('fingerprint') == new.get('fingerprint'):
+def _changed_data(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    if before.get('fingerprint') == now.get('fingerprint'):
         return []
-    changes = []
-    then, there = old.get('files', {}), new.get('files', {})
-    for name in sorted({**then, **there}):
-        if name not in there:
-            changes.append(f'data: {name} is no longer read')
-        elif name not in then:
-            changes.append(f'data: {name} was not read')
-        elif then[name] != there[name]:
-            changes.append(f'data: {name} is another file')
-    if old.get('images') != new.get('images'):
-        changes.append(f'data: {old.get("images")} images -> {new.get("images")}')
-    return changes or ['data: other images']
+    old, new = before.get('files', {}), now.get('files', {})
+    lines = [
+        f'data: {name} differs' if name in old and name in new else f'data: {name} is read by one'
+        for name in sorted({**old, **new})
+        if old.get(name) != new.get(name)
+    ]
+    if before.get('images') != now.get('images'):
+        lines.append(f'data: {before.get("images")} images -> {now.get("images")}')
+    return lines or ['data: other images']
 
 
-def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """How machine and programs differ between two records, in words; [] where they do not."""
+def _changed_environment(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     old, new = (
-        {**record.get('environment', {}), 'processes': record.get('processes')}
-        for record in (before, now)
+        {key: value for key, value in part.items() if key != 'packages'} | part.get('packages', {})
+        for part in (before, now)
     )
-    then, there = (part.pop('packages', {}) for part in (old, new))
-    changes = [
-        f'{key}: {_words(old.get(key))} -> {_words(new.get(key))}'
+    return [
+        f'{key}: {old.get(key) or "none"} -> {new.get(key) or "none"}'
         for key in {**old, **new}
         if old.get(key) != new.get(key)
     ]
-    return changes + [
-        f'package {name}: {_words(then.get(name))} -> {_words(there.get(name))}'
-        for name in {**then, **there}
-        if then.get(name) != there.get(name)
-    ]
 
 
-def _words(value: object) -> str:
-    return ', '.join(map(str, value)) or 'none' if isinstance(value, list) else str(value or 'none')
+_COMPARISONS: dict[str, Callable[[Any, Any], list[str]]] = {
+    'options': _changed_options,
+    'pretrained': lambda old, new: [f'PRETRAINED: SHA-256 {str(old)[:8]} -> {str(new)[:8]}'],
+    'code': lambda old, new: [f'code: {old} -> {new}'],
+    'processes': lambda old, new: [f'processes: {old} -> {new}'],
+    'environment': _changed_environment,
+    'data': _changed_data,
+}
 
 
-def _tables(
-    config: 'Config', records: list['Records'], *, is_pretrain: bool
-) -> Iterator[tuple[str, Path]]:
+def _changed_weights(folder: Path, config: Config, before: str) -> list[str]:
+    """How PRETRAINED differs from the file that the run in the folder started from, if known."""
+    given, is_probe = config.PRETRAINED, config.FINETUNE.MODE in PROBES
+    if not (Path(given).is_file() or (is_probe and not given)):
+        return []
+    with contextlib.suppress(ValueError):
+        record = read_record(folder) or {}
+        first = next(iter(record.get('starts', [])), {})
+        if first.get('resumed_from') or '://' in before:
+            return []
+        return run_changes(record, {'pretrained': weights_checksum(given)})
+    return []
+
+
+def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:
     """The files besides images that are read, by name."""
-    from data.records import find_table
-    from data.store import STORE_FILE, is_store
-
     data, root = config.DATA, records[0].root
     yield from ((part.csv, root / part.csv) for part in records if part.csv)
     if data.DATASET == 'mimic-cxr':
-        yield from ((file.name, file) for kind in ('metadata', data.LABELLER)
-                    for file in [find_table(root, kind)])  # fmt: skip
+        for kind in ('metadata', data.LABELLER):
+            file = find_table(root, kind)
+            yield file.name, file
     if is_store(root):
         yield STORE_FILE, root / STORE_FILE
     if is_pretrain:
@@ -319,17 +406,16 @@ def _tables(
     demographics = root / data.DEMOGRAPHICS
     if config.EVAL.GROUPS and demographics.is_file():
         yield data.DEMOGRAPHICS, demographics
-    policies = (data.UNCERTAIN, *data.UNCERTAIN_BY_LABEL.values())
-    if data.TASK == 'observations' and 'self_train' in policies:
+    if any(policy.needs_predictions for policy in used_policies(config)):
         yield 'DATA.SELF_TRAIN_PREDICTIONS', Path(data.SELF_TRAIN_PREDICTIONS)
     if data.PSEUDO_LABELS:
         yield 'DATA.PSEUDO_LABELS', Path(data.PSEUDO_LABELS)
 
 
 def _packages() -> dict[str, str | None]:
-    """The versions of the packages of requirements.txt; None for one that is not there."""
+    """The installed version of each package in requirements.txt; None if it is missing."""
     versions = {}
-    for line in REQUIREMENTS.read_text(encoding='utf-8').splitlines():
+    for line in (ROOT / 'requirements.txt').read_text('utf-8').splitlines():
         if name := re.match(r'[\w.-]+', line):
             try:
                 versions[name[0]] = metadata.version(name[0])
@@ -339,12 +425,11 @@ def _packages() -> dict[str, str | None]:
 
 
 def _cpu_name() -> str:
-    try:
-        text = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace')
-    except OSError:  # no Linux
-        text = ''
-    name = re.search(r'^model name\s*:\s*(.+)$', text, re.MULTILINE)
-    return name[1].strip() if name else platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        text = Path('/proc/cpuinfo').read_text('utf-8', errors='replace')
+        if name := re.search(r'^model name\s*:\s*(.+)$', text, re.MULTILINE):
+            return name[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _now() -> str:

@@ -1,35 +1,106 @@
-"""The probability from which on a case counts as positive, chosen on held-out patients."""
+"""Decision thresholds and temperature scaling, both fitted on held-out patients.
+
+Source: Guo et al. 2017, arXiv:1706.04599, section 4.2 (temperature scaling; here one temperature
+for each label).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
+from config import Registry
 from evaluation.metrics import equal_mass_bins
 
-# ==== evaluation.calibration: Temperature scaling, fitted on held-out patients, and reliability curves.
-#
-# Source: Guo et al. 2017, arXiv:1706.04599, section 4.2; here a temperature for each label.
-
-# Probabilities are moved this far from 0 and 1, where the logit is infinite. Prediction files hold
-# 9 significant digits, so that a 1 in them stands for anything from 1 - 5e-10 on.
+# Probabilities are moved this far from 0 and 1, where the logit is infinite. Prediction files have
+# 9 significant digits, so a 1 in them stands for anything from 1 - 5e-10 on.
 CLIP = 1e-9
-TEMPERATURES = (0.01, 100.0)  # least and greatest that are tried
+TEMPERATURES = (0.01, 100.0)  # lowest and highest that are tried
+THRESHOLD_RULES = Registry('EVAL.THRESHOLD')
+
+
+class Candidates(NamedTuple):
+    """The candidate thresholds of one label, from the highest on, and what each would find.
+
+    Attributes:
+        hits: [C] number of positives at or above each threshold.
+        alarms: [C] number of negatives at or above each threshold.
+        num_positive: Number of positives.
+        num_negative: Number of negatives.
+    """
+
+    hits: np.ndarray
+    alarms: np.ndarray
+    num_positive: int
+    num_negative: int
+
+
+Rule = Callable[[Candidates, float], np.ndarray]
+
+
+@THRESHOLD_RULES.register('youden')
+def youden(found: Candidates, _sensitivity: float) -> np.ndarray:
+    """Sensitivity + specificity - 1, times both counts, so that ties are exact.
+
+    Source: Youden 1950, Cancer 3(1), 32-35.
+    """
+    return found.hits * found.num_negative - found.alarms * found.num_positive
+
+
+@THRESHOLD_RULES.register('f1')
+def best_f1(found: Candidates, _sensitivity: float) -> np.ndarray:
+    """F1."""
+    return 2 * found.hits / (found.num_positive + found.hits + found.alarms)
+
+
+@THRESHOLD_RULES.register('sensitivity')
+def wanted_sensitivity(found: Candidates, sensitivity: float) -> np.ndarray:
+    """Whether the sensitivity is at least the wanted one."""
+    return found.hits / found.num_positive >= sensitivity
+
+
+def choose_threshold(
+    probabilities: np.ndarray, targets: np.ndarray, *, rule: str, sensitivity: float
+) -> float:
+    """Choose the best threshold among the observed probabilities.
+
+    A case is positive if its probability is at least the threshold. Among equally good thresholds
+    the greatest is taken, which calls the fewest cases positive.
+
+    Args:
+        probabilities: [N].
+        targets: [N], 1, 0, or NaN where the label is not scored.
+        rule: Name in THRESHOLD_RULES.
+        sensitivity: The wanted sensitivity of the rule 'sensitivity', above 0 and at most 1.
+
+    Returns:
+        The threshold; NaN without both classes.
+    """
+    positive, negative = probabilities[targets == 1], probabilities[targets == 0]
+    if not (positive.size and negative.size):
+        return float('nan')
+    thresholds = np.unique(np.concatenate([positive, negative]))[::-1]  # from the greatest on
+    hits, alarms = _at_least(positive, thresholds), _at_least(negative, thresholds)
+    found = Candidates(hits, alarms, positive.size, negative.size)
+    # The first of the greatest.
+    return float(thresholds[np.argmax(THRESHOLD_RULES[rule](found, sensitivity))])
 
 
 def fit_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:
-    """The temperature T whose sigmoid(logit / T) has the least binary cross-entropy.
+    """Fit the temperature T for which sigmoid(logit / T) has the least binary cross-entropy.
 
-    In 1 / T the cross-entropy is convex, so that a minimum in log T is the only one.
+    The cross-entropy is convex in 1 / T, so a minimum in log T is the only one.
 
     Args:
         probabilities: [N], in [0, 1]; 0 and 1 count as CLIP and 1 - CLIP.
-        targets: [N], 1, 0, or NaN where the label is not to be scored.
+        targets: [N], 1, 0, or NaN where the label is not scored.
 
     Returns:
-        T within TEMPERATURES: above 1 softens overconfident probabilities. Exactly a bound where
-        the best T lies at or beyond it: the least if 0.5 separates the classes (ever sharper is
-        ever better), the greatest if the probabilities are no better than a constant 0.5. Exactly 1
-        if no T is better. NaN without both classes.
+        T within TEMPERATURES; above 1 softens overconfident probabilities. It is the lower bound
+        if 0.5 separates the classes, the upper bound if the probabilities are no better than a
+        constant 0.5, and exactly 1 if no other T is better. NaN without both classes.
     """
     known = ~np.isnan(targets)
     truth, logits = targets[known], _logits(probabilities[known])
@@ -46,12 +117,12 @@ def fit_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:
         method='bounded',
         options={'xatol': 1e-8},
     )
-    # The search stops short of the bounds; of equals, the first is taken.
+    # The search does not reach the bounds; among equals, the first is taken.
     return min((1.0, *TEMPERATURES, float(np.exp(found.x))), key=cross_entropy)
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities of the logits divided by T; unchanged where T is NaN (none was fitted)."""
+    """Divide the logits by T and return probabilities; unchanged if T is NaN (not fitted)."""
     if np.isnan(temperature):
         return probabilities
     return expit(_logits(probabilities) / temperature)
@@ -62,10 +133,10 @@ def reliability_curve(probabilities: np.ndarray, targets: np.ndarray) -> dict[st
 
     Args:
         probabilities: [N].
-        targets: [N], 1, 0, or NaN where the label is not to be scored.
+        targets: [N], 1, 0, or NaN where the label is not scored.
 
     Returns:
-        `mean_probability`, `share_positive` and `count`, [B] each, for the B bins that hold a case,
+        `mean_probability`, `share_positive` and `count`, [B] each, for the B bins with cases,
         in ascending order of probability.
     """
     known = ~np.isnan(targets)
@@ -80,58 +151,10 @@ def reliability_curve(probabilities: np.ndarray, targets: np.ndarray) -> dict[st
     }
 
 
-def _logits(probabilities: np.ndarray) -> np.ndarray:
-    return logit(np.clip(probabilities.astype(np.float64), CLIP, 1 - CLIP))
-
-
-# ==== evaluation.thresholds: The probability from which on a case counts as positive, chosen on held-out patients.
-
-THRESHOLD_RULES = ('youden', 'f1', 'sensitivity')
-
-
-def choose_threshold(
-    probabilities: np.ndarray, targets: np.ndarray, *, rule: str, sensitivity: float
-) -> float:
-    """The best threshold among the observed probabilities, by a rule.
-
-    A case is positive at probability >= threshold. Of thresholds that are equally good, the
-    greatest is taken: the one that calls the fewest cases positive.
-
-    Args:
-        probabilities: [N].
-        targets: [N], 1, 0, or NaN where the label is not to be scored.
-        rule: 'youden' (greatest sensitivity + specificity - 1), 'f1' (greatest F1), or
-            'sensitivity' (the greatest threshold whose sensitivity is at least the wanted one).
-        sensitivity: the wanted one, above 0 and at most 1; only 'sensitivity' looks at it.
-
-    Returns:
-        The threshold; NaN without both classes.
-
-    Raises:
-        ValueError: if the rule or the sensitivity is not allowed.
-
-    Source: Youden 1950, Cancer 3(1), 32-35.
-    """
-    if rule not in THRESHOLD_RULES:
-        raise ValueError(
-            f'EVAL.THRESHOLD must be one of {", ".join(THRESHOLD_RULES)}, got {rule!r}'
-        )
-    if not 0 < sensitivity <= 1:
-        raise ValueError(f'EVAL.SENSITIVITY must be above 0 and at most 1, got {sensitivity!r}')
-    positive, negative = probabilities[targets == 1], probabilities[targets == 0]
-    if not (positive.size and negative.size):
-        return float('nan')
-    candidates = np.unique(np.concatenate([positive, negative]))[::-1]  # from the greatest on
-    hits, alarms = _at_least(positive, candidates), _at_least(negative, candidates)
-    if rule == 'youden':  # times both counts: whole numbers, so that ties are exact
-        score = hits * negative.size - alarms * positive.size
-    elif rule == 'f1':
-        score = 2 * hits / (positive.size + hits + alarms)
-    else:
-        score = hits / positive.size >= sensitivity
-    return float(candidates[np.argmax(score)])  # the first of the greatest
-
-
 def _at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """How many values are at least each threshold."""
     return values.size - np.searchsorted(np.sort(values), thresholds, side='left')
+
+
+def _logits(probabilities: np.ndarray) -> np.ndarray:
+    return logit(np.clip(probabilities.astype(np.float64), CLIP, 1 - CLIP))

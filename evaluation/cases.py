@@ -1,4 +1,4 @@
-"""What is scored: probabilities and targets, a row an image or a study, and whom they are of."""
+"""The cases that are scored: probabilities, targets, patients and groups, one row per image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -10,18 +10,29 @@ from evaluation.metrics import study_level
 
 @dataclass(frozen=True, eq=False)
 class Cases:
-    """The rows of one set (a split, or a file of predictions); arrays of text are object arrays."""
+    """The rows of one set (a split, or a file of predictions); text is in object arrays.
+
+    Attributes:
+        name: Name of the set.
+        labels: Label names.
+        path: [N] image, or study, as in the CSV.
+        study: [N] study of each row.
+        patient: [N] patient of each row.
+        probabilities: [N, K] in [0, 1].
+        targets: [N, K] 1, 0, or NaN where the label is not scored.
+        groups: Column ('Sex', 'Age' bands, 'View', ...) -> [N] text, '' where unknown.
+        uncertain: [N, K] True where a label is left out as uncertain; None if nowhere.
+    """
 
     name: str
     labels: tuple[str, ...]
-    path: np.ndarray  # [N] the image, or the study, as in the CSV
-    study: np.ndarray  # [N]
-    patient: np.ndarray  # [N]
-    probabilities: np.ndarray  # [N, K] in [0, 1]
-    targets: np.ndarray  # [N, K] 1, 0, or NaN where the label is not to be scored
-    # Column -> [N] text, '' where unknown: 'Sex', 'Age' (bands), 'View', and what was asked for.
+    path: np.ndarray
+    study: np.ndarray
+    patient: np.ndarray
+    probabilities: np.ndarray
+    targets: np.ndarray
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
-    uncertain: np.ndarray | None = None  # [N, K] True where left out as uncertain; None: nowhere
+    uncertain: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.path)
@@ -34,13 +45,13 @@ class Cases:
         return replace(self, **arrays, groups=groups)
 
     def at_level(self, level: str, how: str = 'max') -> 'Cases':
-        """One row a study in place of one an image.
+        """Combine the images of each study into one row.
 
         Args:
-            level: 'study', or 'image' (the cases as they are).
-            how: 'max' or 'mean' of the probabilities over a study's images; a target is the
-                greatest that is known, and uncertain where one is and none is known. Text comes
-                from the study's first image.
+            level: 'study', or 'image' for the unchanged cases.
+            how: 'max' or 'mean' of the probabilities over the images of a study. A target is the
+                greatest known one, and uncertain if one is uncertain and none is known. Text comes
+                from the first image of the study.
         """
         if level == 'image':
             return self
@@ -61,7 +72,7 @@ class Cases:
         )
 
     def count_uncertain(self) -> dict[str, int]:
-        """The rows left out as uncertain, for the labels that have any."""
+        """Number of rows left out as uncertain, for the labels that have any."""
         if self.uncertain is None:
             return {}
         counts = self.uncertain.sum(axis=0).tolist()

@@ -1,56 +1,27 @@
-"""Charts of the report as SVG: colours come from the page's style sheet, ids from the data's path.
+"""Charts of the report as SVG, and the values that its templates print.
 
-Every series differs from its neighbours in dash or marker too, not in colour alone.
+`Node` is a value of report.json together with its path. A number prints as an element with its
+exact value and path, so every number on the page can be traced and sorted. Colours come from the
+style sheet of the page. Every series differs from its neighbours in dash or marker, not in colour
+alone.
 """
 
 import math
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from markupsafe import Markup, escape
 
-# ==== evaluation.report_view: Values of a report that remember their path: a number on the page names its place in it.
-
-# Categories of characters that turn the letters around them, break lines or cannot be seen.
-UNSEEN = ('Cc', 'Cf', 'Zl', 'Zp')
-# Letters that run from right to left: a word of them, and words beside each other.
-LEFTWARD_WORD = (
-    '[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefe\U00010800-\U00010fff\U0001e800-\U0001efff]+'
-)
-LEFTWARD = re.compile(f'{LEFTWARD_WORD}(?: {LEFTWARD_WORD})*')
-SCALARS = (str, int, float, bool, type(None))
-
-
-class Codes(dict):
-    """For `str.translate`: a character that is better not printed becomes its code."""
-
-    def __missing__(self, code: int) -> int | str:
-        is_unseen = unicodedata.category(chr(code)) in UNSEEN
-        self[code] = f'[U+{code:04X}]' if is_unseen else code
-        return self[code]
-
-
-CODES = Codes()
-
-
-def plain(value: object) -> object:
-    """What JSON can hold, keys sorted: NumPy's types become Python's, NaN and infinity None."""
-    if isinstance(value, dict):
-        return {plain(str(key)): plain(value[key]) for key in sorted(value, key=str)}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str):  # half a surrogate pair (an undecodable path) has no UTF-8
-        return value.encode('utf-8', 'replace').decode('utf-8')
-    if not isinstance(value, SCALARS):
-        raise ValueError(f'a report holds text, numbers, lists and dicts, not {value!r}')
-    return value
+# Pixels of a panel: about 300 wide, so that the text stays legible on a phone.
+SIDE, LEFT, RIGHT, TOP, BOTTOM = 236, 48, 14, 10, 44
+UNDEFINED = 'not defined: one class only'
+LONGEST_TITLE = 32  # letters next to an axis
+STRIP = 38  # height of a row of a forest plot
+MARKERS = ('circle', 'square', 'triangle')
+SMALLEST_RANGE = 1e-6  # of probabilities that a calibration plot can separate
+FEW_POINTS = 30  # up to this number, each point of a training curve gets a marker
+UNIT = (0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
+Series = tuple[Sequence[float | None], Sequence[float | None]]
 
 
 class Node:
@@ -85,7 +56,7 @@ class Node:
     def __html__(self) -> Markup:
         """Text as text, counts as counts, every other number with three decimals."""
         if isinstance(self._value, str):
-            return words(self._value)
+            return escape(self._value)
         return self.show(decimal(self._value) if isinstance(self._value, float) else None)
 
     def __str__(self) -> str:
@@ -105,15 +76,6 @@ class Node:
         return Markup(f'<data value="{value}" data-path="{{}}"{attributes}>{{}}</data>').format(
             dotted(self._path), shown
         )
-
-
-def words(node: Node | str) -> Markup:
-    """Text whose direction does not reach beyond it; words from right to left stand by themselves.
-
-    So the digits and signs of a sentence or a path stay where they were written.
-    """
-    parts = LEFTWARD.sub(r'<bdi>\g<0></bdi>', str(text(node)))
-    return Markup('<bdi>{}</bdi>').format(Markup(parts))
 
 
 def dotted(path: tuple[str | int, ...]) -> str:
@@ -164,26 +126,6 @@ def is_known(node: Node) -> bool:
     return raw(node) is not None
 
 
-def text(node: Node | str) -> Markup:
-    """Text for an attribute of an element, where no other element can stand."""
-    return escape(raw(node).translate(CODES))
-
-
-# ==== evaluation.report_charts: Charts of the report as SVG: colours come from the page's style sheet, ids from the data's path.
-#
-# Every series differs from its neighbours in dash or marker too, not in colour alone.
-
-# Pixels of a panel: about 300 wide, so that its letters stay legible on a phone.
-SIDE, LEFT, RIGHT, TOP, BOTTOM = 236, 48, 14, 10, 44
-UNDEFINED = 'not defined: one class only'
-LONGEST_TITLE = 32  # letters beside an axis
-STRIP = 38  # height of a row of a forest plot
-MARKERS = ('circle', 'square', 'triangle')
-SMALLEST_RANGE = 1e-6  # of probabilities that a calibration plot shows apart
-FEW_POINTS = 30  # up to here each point of a training curve gets a marker
-Series = tuple[Sequence[float | None], Sequence[float | None]]
-
-
 @dataclass(frozen=True)
 class Axis:
     """A range and its ticks."""
@@ -203,9 +145,6 @@ class Axis:
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
         style = 'g' if step >= 1e5 or decimals > 4 else f',.{decimals}f'
         return [(tick, f'{tick:{style}}'.replace('-', '\N{MINUS SIGN}')) for tick in self.ticks]
-
-
-UNIT = (0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
 
 
 def nice_axis(values: Iterable[float], title: str = '', *, exact: bool = False) -> Axis:
@@ -267,7 +206,7 @@ class Panel:
             '<title id="{}-t">{}</title><desc id="{}-d">{}</desc>{}</svg>'
         ).format(
             *(LEFT + SIDE + RIGHT, TOP + SIDE + BOTTOM),
-            *(key, key, key, text(title), key, description),
+            *(key, key, key, title, key, description),
             Markup('').join(self.parts),
         )
 
@@ -289,7 +228,7 @@ class Panel:
         middle = f'rotate(-90) translate({-(TOP + SIDE / 2):g} 12)'
         self.parts.append(
             Markup('<text class="axis-title" transform="{}" text-anchor="middle">{}</text>').format(
-                middle, text(self.y.title)
+                middle, self.y.title
             )
         )
 
@@ -301,7 +240,7 @@ class Panel:
     def _text(self, x: float, y: float, words: str, anchor: str, style: str = 'tick') -> None:
         self.parts.append(
             Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-                style, x, y, anchor, text(words)
+                style, x, y, anchor, words
             )
         )
 

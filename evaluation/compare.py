@@ -1,4 +1,4 @@
-"""Two predictions of the same cases: differences of AUROC, their intervals and p-values."""
+"""Paired comparison of two models: differences of AUROC, their intervals and p-values."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,30 +9,28 @@ from evaluation.cases import Cases
 from evaluation.intervals import Resamples, delong_test, interval
 from evaluation.metrics import label_scores
 
-SHOWN = 3  # rows that an error gives as examples
-
 
 def compare(
     a: Cases, b: Cases, *, resamples: int, seed: int, five: Sequence[str]
 ) -> dict[str, Any]:
-    """AUROC of a minus AUROC of b: an entry of the report's `comparisons`, but for its `set`.
+    """Compare two models: an entry of the report's `comparisons`, without its `set`.
 
     Args:
-        a: at the level that is to be compared; its order of rows and labels is kept.
-        b: the same rows, by path, in any order, with the same targets.
-        resamples: draws of patients; each serves a, b and all labels. 0: no interval, no p-value.
-        seed: of the draws.
-        five: the labels whose mean is compared, too.
+        a: Cases at the level to compare; their order of rows and labels is kept.
+        b: The same rows (matched by path, in any order) with the same targets.
+        resamples: Number of draws of patients, shared by a, b and all labels. 0: no interval and
+            no bootstrap p-value.
+        seed: Seed of the draws.
+        five: Labels whose mean is also compared.
 
     Returns:
-        `a`, `b` (names); `labels`: for each label that both have, `difference` (`value`,
-        `low`, `high`), `p_bootstrap` (see `bootstrap_p`), `p_delong` (NaN unless each patient has
-        one row with the label known), `p_holm` (over the labels: of `p_delong`, or `p_bootstrap`
-        where that is NaN); `means`: `five` with `difference` and `p_bootstrap`, None where one of
-        the five is missing or undefined. NaN stands for what is undefined.
+        `a` and `b` (names); `labels`, with for each common label `difference` (AUROC of a minus
+        AUROC of b: `value`, `low`, `high`), `p_bootstrap`, `p_delong` (NaN unless each patient has
+        one row) and `p_holm` (over the labels, from `p_delong` or otherwise `p_bootstrap`);
+        `means`, with `five` (None if one of the five is missing or undefined).
 
     Raises:
-        ValueError: if the rows or targets differ, or no label is in both.
+        ValueError: If the rows or targets differ, or the models have no label in common.
     """
     labels = [label for label in a.labels if label in b.labels]
     if not labels:
@@ -65,15 +63,14 @@ def compare(
 def bootstrap_p(samples: np.ndarray) -> float:
     """Two-sided p-value that a difference is 0, from its resamples.
 
-    Twice the smaller of the shares of resamples at or below 0 and at or above 0, at most 1: the
-    level at which a percentile interval would first touch 0. One is added to each count and to the
-    number of resamples, so that R resamples give no less than 2 / (R + 1).
+    It is twice the smaller share of resamples on one side of 0, at most 1. One is added to each
+    count and to the number of resamples, so R resamples give at least 2 / (R + 1).
 
     Args:
         samples: [R], NaN where a resample leaves the difference undefined.
 
     Returns:
-        The p-value; NaN where `interval` has none, for want of defined resamples.
+        The p-value; NaN where too few resamples are defined for an interval.
 
     Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 4.2.
     """
@@ -85,7 +82,7 @@ def bootstrap_p(samples: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Adjust p-values for their number by Holm's step-down method; NaN stays and does not count.
+    """Adjust p-values by Holm's step-down method; NaN stays and does not count.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6(2), 65-70.
     """
@@ -99,29 +96,18 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 def _matching_rows(a: Cases, b: Cases) -> np.ndarray:
     """The position in b of each row of a."""
     places = {path: row for row, path in enumerate(b.path)}
-    only_a = [path for path in a.path if path not in places]
-    only_b = sorted(places.keys() - set(a.path))
-    if only_a or only_b:
+    differ = sorted(places.keys() ^ set(a.path))
+    if differ or len(a) != len(places) or len(b) != len(places):
+        example = f', for example {differ[0]}' if differ else ': a row appears twice'
         raise ValueError(
-            f'{a.name} and {b.name} must have the same rows: {_examples(only_a)} only in '
-            f'{a.name}, {_examples(only_b)} only in {b.name}'
+            f'{a.name} and {b.name} must have the same rows; {len(differ)} rows are only in one of '
+            f'them{example}'
         )
-    for cases in (a, b):
-        if len(cases) != len(places):
-            raise ValueError(
-                f'{cases.name}: each row must be there once, got {len(cases)} rows of '
-                f'{len(places)} paths'
-            )
     return np.array([places[path] for path in a.path], dtype=int)
 
 
-def _examples(paths: Sequence[str]) -> str:
-    shown = ', '.join(paths[:SHOWN]) + (', ...' if len(paths) > SHOWN else '')
-    return f'{len(paths)} ({shown})' if len(paths) else '0'
-
-
 def _check_targets(a: Cases, b: Cases, labels: Sequence[str]) -> None:
-    """Refuse other targets; the rows are in the same order."""
+    """Check that the targets are the same; the rows are in the same order."""
     for label in labels:
         wanted, found = (cases.targets[:, cases.labels.index(label)] for cases in (a, b))
         differ = np.flatnonzero((wanted != found) & ~(np.isnan(wanted) & np.isnan(found)))
@@ -150,7 +136,7 @@ def _summary(value: np.ndarray, samples: np.ndarray) -> dict[str, Any]:
 def _mean_summary(
     values: dict[str, np.ndarray], samples: dict[str, np.ndarray], labels: Sequence[str]
 ) -> dict[str, Any] | None:
-    """Of the mean over these labels; None where one is missing or undefined."""
+    """The summary of the mean over these labels; None if one is missing or undefined."""
     if not set(labels) <= set(values) or any(np.isnan(values[label][0]) for label in labels):
         return None
     return _summary(*(np.mean([of[label] for label in labels], axis=0) for of in (values, samples)))

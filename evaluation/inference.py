@@ -1,4 +1,4 @@
-"""What a classifier says about images: logits over a loader, from one checkpoint or several."""
+"""Inference: a classifier from a checkpoint, and logits over a loader from one or several."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -23,19 +23,19 @@ SMALLEST_PROBABILITY = 1e-12  # of a mean of probabilities that goes back to a l
 def load_classifier(
     config: Any, path: str | Path, device: torch.device, logger: logging.Logger
 ) -> nn.Module:
-    """The model of the config with a checkpoint's weights.
+    """Build the model of the config with the weights of a checkpoint.
 
-    The checkpoint decides between one and three outputs a label (policy 'multiclass'): the policy
-    is a matter of training, so its config need not be at hand to score it.
+    The checkpoint decides between one and three outputs per label (policy 'multiclass'), because
+    the policy is a training option that scoring need not repeat.
 
     Raises:
-        ValueError: naming the entries, if it is a checkpoint of another model.
+        ValueError: If the checkpoint is of another model; the message names the entries.
     """
     state = read_checkpoint(path)['model']
     num_labels = config.MODEL.NUM_CLASSES
     given = len(state['head.weight']) if 'head.weight' in state else num_labels
     known = (num_labels, 3 * num_labels)
-    num_outputs = given if given in known else num_labels  # another count is refused by name below
+    num_outputs = given if given in known else num_labels  # load_model_state rejects others
     model = build_model(config, is_pretrain=False, num_outputs=num_outputs)
     load_model_state(model, state, str(path), logger)
     return model.to(device)
@@ -47,11 +47,11 @@ def predict(
 ) -> np.ndarray:  # [N, K]
     """Logits of a split in the order of its records, on every rank; each image is read once.
 
-    Of a label with three outputs it is that of the softmax over positive and negative; of several
-    models, or an image in several views, that of the mean probability.
+    A label with three outputs has the logit of the softmax over positive and negative. For several
+    models, or several views of an image, it is the logit of the mean probability.
 
     Raises:
-        ValueError: naming the first image for which it is not finite.
+        ValueError: If a logit is not finite; the message names the first such image.
     """
     models = [models] if isinstance(models, nn.Module) else models
     for model in models:
@@ -73,18 +73,18 @@ def predict(
 
 
 def views_of(images: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
-    """The views [B, C, S, S] of a batch, one after the other: the device need not hold them all.
+    """Yield the views [B, C, S, S] of a batch one at a time, to save device memory.
 
     Args:
         images: [B, C, S, S], one view, or [B, T, C, S, S].
-        device: where they are wanted.
+        device: Device to move each view to.
     """
     for view in images.unbind(1) if images.ndim == 5 else [images]:
         yield view.to(device, non_blocking=True)
 
 
 def mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
-    """Logit of the mean probability of several predictions of one shape; one stays as it is."""
+    """Logit of the mean probability of several predictions; a single one is returned unchanged."""
     if len(logits) == 1:
         return logits[0]
     mean = np.mean([expit(values.astype(np.float64)) for values in logits], axis=0)
@@ -92,14 +92,14 @@ def mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def refuse_undefined(values: np.ndarray, dataset: Dataset) -> None:
-    """Refuse what a model gives if it is not finite.
+    """Check that the outputs of a model are finite.
 
     Args:
-        values: [N, ...], a row an image.
-        dataset: the images, with `records`, or with `paths` alone.
+        values: [N, ...], one row per image.
+        dataset: The images, with `records`, or with `paths` only.
 
     Raises:
-        ValueError: naming the split's file and the first such image.
+        ValueError: If they are not; the message names the file of the split and the first image.
     """
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if not bad.size:
@@ -108,6 +108,6 @@ def refuse_undefined(values: np.ndarray, dataset: Dataset) -> None:
     path = dataset.paths[bad[0]] if records is None else records.path[bad[0]]
     source = '' if records is None else f'{records.root / records.csv}: '
     raise ValueError(
-        f'{source}the model gives NaN or infinity for {bad.size} of {len(values)} images, first '
+        f'{source}the model returns NaN or infinity for {bad.size} of {len(values)} images, first '
         f'for {path}: its weights are damaged, or half precision overflows (--amp-opt-level O0)'
     )

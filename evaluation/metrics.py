@@ -1,17 +1,25 @@
-"""Whether there are cases enough to select a checkpoint by."""
+"""Metrics of multi-label predictions: the registry, study level, means, and checkpoint selection.
 
-from collections.abc import Mapping, Sequence
+A metric is one function decorated with `@metric`. It receives a `Tally` and returns one value per
+row of weights, so the same code gives the score itself and all of its bootstrap replicates. The
+report, its CSV tables and the console output take their columns from `METRICS`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from data.labels import COMPETITION_LABELS, task_labels
 from evaluation.intervals import interval
 
-# ==== evaluation.protocol: How cases are scored, and the form of a score.
-
-FEW_POSITIVES = 20  # below this a score is marked
+FEW_POSITIVES = 20  # Scores from fewer positives are marked in the report.
+FEW_CASES = 10  # With fewer cases of a class, selection by this label is a matter of chance.
+CALIBRATION_BINS = 15
+CHUNK = 2**15  # Weights processed at a time, so that they fit into a processor's cache.
 
 
 @dataclass(frozen=True)
@@ -19,48 +27,184 @@ class Protocol:
     """How cases are scored."""
 
     level: str = 'study'  # or 'image'
-    aggregate: str = 'max'  # or 'mean', over a study's images
-    views: str = 'all'  # of the images, for display
-    threshold: str = 'youden'  # rule of evaluation.thresholds
-    sensitivity: float = 0.9  # wanted, where the rule asks for it
+    aggregate: str = 'max'  # or 'mean', over the images of a study
+    views: str = 'all'  # for display
+    threshold: str = 'youden'  # rule of evaluation.calibration.choose_threshold
+    sensitivity: float = 0.9  # for the rule 'sensitivity'
     resamples: int = 1000
     seed: int = 0
 
 
-def as_score(
-    point: dict[str, np.ndarray], samples: dict[str, np.ndarray] | None, metric: str
-) -> dict[str, float]:
-    """{'value', 'low', 'high'}: a point estimate and the percentile interval of its resamples."""
-    low, high = interval(samples[metric]) if samples else (np.nan, np.nan)
-    return {'value': float(point[metric][0]), 'low': low, 'high': high}
+@dataclass(frozen=True)
+class Tally:
+    """Weighted cases of one label, grouped by distinct probability.
+
+    Attributes:
+        values: [G] distinct probabilities in ascending order.
+        positive: [R, G] weight of the positive cases with each probability, for R rows of weights.
+        negative: [R, G] the same for the negative cases.
+        first: Index of the first probability that counts as positive; None without a threshold.
+    """
+
+    values: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+    first: int | None = None
+
+    @cached_property
+    def num_positive(self) -> np.ndarray:  # [R]
+        return self.positive.sum(axis=1)
+
+    @cached_property
+    def num_negative(self) -> np.ndarray:  # [R]
+        return self.negative.sum(axis=1)
+
+    @cached_property
+    def num_cases(self) -> np.ndarray:  # [R]
+        return self.num_positive + self.num_negative
+
+    @cached_property
+    def has_both_classes(self) -> np.ndarray:  # [R] bool
+        return (self.num_positive > 0) & (self.num_negative > 0)
+
+    @cached_property
+    def true_positives(self) -> np.ndarray:  # [R]
+        return self.positive[:, self.first :].sum(axis=1)
+
+    @cached_property
+    def false_positives(self) -> np.ndarray:  # [R]
+        return self.negative[:, self.first :].sum(axis=1)
+
+    @cached_property
+    def num_wrong(self) -> np.ndarray:  # [R]
+        return self.false_positives + self.num_positive - self.true_positives
 
 
-# ==== evaluation.metrics: CheXpert's scores, from arrays: every metric of a label, image or study level, their means.
+@dataclass(frozen=True)
+class Metric:
+    """One entry of METRICS.
 
-METRICS = (
-    'auroc', 'average_precision', 'f1', 'kappa', 'accuracy', 'precision', 'recall',
-    'specificity', 'brier', 'ece',
-)  # fmt: skip
-CALIBRATION_BINS = 15
-CHUNK = 2**15  # weights worked on at a time: what fits in a processor's cache
+    Attributes:
+        name: Key in report.json and column in the CSV tables.
+        title: Column heading in the report.
+        explanation: One sentence, shown with the heading.
+        compute: Maps a `Tally` to [R] values, NaN where the metric is undefined.
+        needs_threshold: Whether the metric scores decisions at a threshold.
+        higher_is_better: Whether a higher value is better.
+        is_calibration: Whether the metric is also reported after temperature scaling.
+        in_summary: Whether the short tables (console, subgroups) show the metric.
+    """
+
+    name: str
+    title: str
+    explanation: str
+    compute: Callable[[Tally], np.ndarray]
+    needs_threshold: bool = False
+    higher_is_better: bool = True
+    is_calibration: bool = False
+    in_summary: bool = False
 
 
-def auroc_per_label(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each label over the entries whose target is known.
+METRICS: dict[str, Metric] = {}
+
+
+def metric(title: str, **options: bool) -> Callable[[Callable], Callable]:
+    """Add the decorated function to METRICS under its own name.
 
     Args:
-        probabilities: [N, K], any increasing score will do.
-        targets: [N, K], 1, 0, or NaN where the label is not to be scored.
+        title: Column heading in the report.
+        options: Flags of `Metric`.
 
-    Returns:
-        [K], NaN for a label that has not both classes.
+    The first line of the function's docstring explains the metric to readers of the report.
     """
-    areas = np.full(targets.shape[1], np.nan)
-    for k in range(targets.shape[1]):
-        known = ~np.isnan(targets[:, k])
-        if np.unique(targets[known, k]).size == 2:
-            areas[k] = roc_auc_score(targets[known, k], probabilities[known, k])
-    return areas
+
+    def register(function: Callable[[Tally], np.ndarray]) -> Callable[[Tally], np.ndarray]:
+        explanation = (function.__doc__ or title).splitlines()[0]
+        name = function.__name__
+        METRICS[name] = Metric(name, title, explanation, function, **options)
+        return function
+
+    return register
+
+
+@metric('AUROC', in_summary=True)
+def auroc(tally: Tally) -> np.ndarray:
+    """Area under the ROC curve: the share of pairs of a positive and a negative in right order."""
+    false = np.cumsum(tally.negative[:, ::-1], axis=1)[:, ::-1]
+    # A positive loses to the negatives above it and half to those with the same probability.
+    lost = np.einsum('rg,rg->r', tally.positive, false - tally.negative / 2)
+    return 1 - _ratio(lost, tally.num_positive * tally.num_negative, tally.has_both_classes)
+
+
+@metric('Average precision', in_summary=True)
+def average_precision(tally: Tally) -> np.ndarray:
+    """Mean precision over the recall levels, without interpolation."""
+    true = np.cumsum(tally.positive[:, ::-1], axis=1)[:, ::-1]
+    found = true + np.cumsum(tally.negative[:, ::-1], axis=1)[:, ::-1]
+    at_each = true / np.where(found > 0, found, 1)
+    total = np.einsum('rg,rg->r', tally.positive, at_each)
+    return _ratio(total, tally.num_positive, tally.has_both_classes)
+
+
+@metric('Recall (sensitivity)', needs_threshold=True, in_summary=True)
+def recall(tally: Tally) -> np.ndarray:
+    """Share of the positive cases that are called positive."""
+    return _ratio(tally.true_positives, tally.num_positive, tally.num_positive > 0)
+
+
+@metric('Specificity', needs_threshold=True, in_summary=True)
+def specificity(tally: Tally) -> np.ndarray:
+    """Share of the negative cases that are called negative."""
+    right = tally.num_negative - tally.false_positives
+    return _ratio(right, tally.num_negative, tally.num_negative > 0)
+
+
+@metric('Precision', needs_threshold=True)
+def precision(tally: Tally) -> np.ndarray:
+    """Share of the cases called positive that are positive."""
+    called = tally.true_positives + tally.false_positives
+    return _ratio(tally.true_positives, called, tally.has_both_classes & (called > 0))
+
+
+@metric('F1', needs_threshold=True)
+def f1(tally: Tally) -> np.ndarray:
+    """Harmonic mean of precision and recall."""
+    called = tally.true_positives + tally.false_positives
+    return _ratio(2 * tally.true_positives, called + tally.num_positive, tally.has_both_classes)
+
+
+@metric('Cohen\N{RIGHT SINGLE QUOTATION MARK}s kappa', needs_threshold=True)
+def kappa(tally: Tally) -> np.ndarray:
+    """Agreement of decisions and labels beyond what chance would give."""
+    called = tally.true_positives + tally.false_positives
+    by_chance = called * tally.num_negative + (tally.num_cases - called) * tally.num_positive
+    return 1 - _ratio(tally.num_wrong * tally.num_cases, by_chance, tally.has_both_classes)
+
+
+@metric('Accuracy', needs_threshold=True)
+def accuracy(tally: Tally) -> np.ndarray:
+    """Share of right decisions."""
+    return _ratio(tally.num_cases - tally.num_wrong, tally.num_cases, tally.num_cases > 0)
+
+
+@metric('Brier score', higher_is_better=False, is_calibration=True)
+def brier(tally: Tally) -> np.ndarray:
+    """Mean squared difference between probability and label."""
+    squares = tally.positive @ (1 - tally.values) ** 2 + tally.negative @ tally.values**2
+    return _ratio(squares, tally.num_cases, tally.num_cases > 0)
+
+
+@metric('ECE', higher_is_better=False, is_calibration=True)
+def ece(tally: Tally) -> np.ndarray:
+    """Expected calibration error over bins of equal weight (see `equal_mass_bins`)."""
+    mass = tally.positive + tally.negative
+    # Weight times (mean probability - share of positives), summed over each bin.
+    gap = (tally.negative * tally.values - tally.positive * (1 - tally.values)).ravel()
+    row = np.arange(len(mass))[:, None] * CALIBRATION_BINS
+    slot = (row + _cut(mass, CALIBRATION_BINS)).ravel()
+    gaps = np.bincount(slot, gap, minlength=row.size * CALIBRATION_BINS)
+    error = np.abs(gaps).reshape(-1, CALIBRATION_BINS).sum(axis=1)
+    return _ratio(error, tally.num_cases, tally.num_cases > 0)
 
 
 def label_scores(
@@ -70,22 +214,19 @@ def label_scores(
     threshold: float | None,
     weights: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every metric of one label, once for each row of weights: as if each case came that often.
+    """Compute every metric of one label, once for each row of weights.
 
-    Weights of one give the scores themselves, a resample's multiplicities one bootstrap replicate.
+    Weights of one give the scores themselves. The multiplicities of a resample give one bootstrap
+    replicate. The values equal those of scikit-learn with `sample_weight`.
 
     Args:
-        probabilities: [N], positive where >= threshold; equal ones are ties.
-        targets: [N], 1, 0, or NaN where the label is not to be scored.
-        threshold: None or NaN for none: what needs one is NaN.
+        probabilities: [N]. A case is called positive if its probability is at least the threshold.
+        targets: [N], 1, 0, or NaN where the label is not scored.
+        threshold: None or NaN if there is none; metrics that need one are NaN then.
         weights: [R, N], 0 or greater; None for a single row of ones.
 
     Returns:
-        [R] for each name of METRICS. NaN where undefined: 'auroc', 'average_precision', 'f1',
-        'kappa' and 'precision' want both classes ('precision' also something above the threshold),
-        'recall' a positive, 'specificity' a negative, the others a case. 'ece' is over
-        CALIBRATION_BINS equal-mass bins of the weighted cases (`equal_mass_bins`). Otherwise
-        the values are those of scikit-learn with `sample_weight`.
+        [R] for each name in METRICS, NaN where the metric is undefined.
     """
     weights = np.ones((1, len(targets))) if weights is None else weights
     scores = {name: np.full(len(weights), np.nan) for name in METRICS}
@@ -94,6 +235,8 @@ def label_scores(
     values, first = np.unique(probabilities[order].astype(np.float64), return_index=True)
     if np.isnan(values).any():
         return scores
+    has_threshold = threshold is not None and not np.isnan(threshold)
+    at_threshold = int(np.searchsorted(values, threshold)) if has_threshold else None
     is_positive = targets[order] == 1
     step = max(1, CHUNK // max(1, len(order)))
     for start in range(0, len(weights), step):
@@ -101,20 +244,25 @@ def label_scores(
         mass = weights[rows].take(order, axis=1).astype(np.float64)
         positive = np.add.reduceat(mass * is_positive, first, axis=1)
         negative = np.add.reduceat(mass * ~is_positive, first, axis=1)
-        found = _ranking_scores(positive, negative) | _calibration_scores(
-            values, positive, negative
-        )
-        if threshold is not None and not np.isnan(threshold):
-            found |= _decision_scores(positive, negative, np.searchsorted(values, threshold))
-        for name, value in found.items():
-            scores[name][rows] = value
+        tally = Tally(values, positive, negative, at_threshold)
+        for name, entry in METRICS.items():
+            if has_threshold or not entry.needs_threshold:
+                scores[name][rows] = entry.compute(tally)
     return scores
+
+
+def as_score(
+    point: dict[str, np.ndarray], samples: dict[str, np.ndarray] | None, name: str
+) -> dict[str, float]:
+    """A point estimate and its percentile interval as {'value', 'low', 'high'}."""
+    low, high = interval(samples[name]) if samples else (np.nan, np.nan)
+    return {'value': float(point[name][0]), 'low': low, 'high': high}
 
 
 def mean_scores(
     per_label: Mapping[str, Mapping[str, np.ndarray]], labels: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Mean over these labels of what `label_scores` gave; NaN in a row where one label's is."""
+    """Average the results of `label_scores` over labels; NaN where one label is undefined."""
     names = per_label[labels[0]]
     return {name: np.mean([per_label[label][name] for label in labels], axis=0) for name in names}
 
@@ -122,19 +270,19 @@ def mean_scores(
 def equal_mass_bins(
     probabilities: np.ndarray, bins: int = CALIBRATION_BINS, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Bin of each case, cut so that bins hold about equal weight and equal probabilities one bin.
+    """Assign cases to bins of about equal weight; equal probabilities share a bin.
 
-    In ascending order of probability, cases of equal probability span a stretch of the total
-    weight; they fall into bin floor(bins * middle of the stretch / total). Few cases or many ties
-    leave bins empty.
+    In ascending order of probability, the cases with one probability span a stretch of the total
+    weight. They fall into bin floor(bins * middle of the stretch / total). With few cases or many
+    ties some bins stay empty.
 
     Args:
         probabilities: [N].
-        bins: number of bins.
+        bins: Number of bins.
         weights: [N], 0 or greater; None for ones.
 
     Returns:
-        [N] int, 0 to bins - 1, never falling as the probability rises.
+        [N] int from 0 to bins - 1, never falling as the probability rises.
     """
     _, group = np.unique(probabilities, return_inverse=True)
     return _cut(np.bincount(group, weights)[None], bins)[0][group]
@@ -143,16 +291,17 @@ def equal_mass_bins(
 def study_level(
     probabilities: np.ndarray, targets: np.ndarray, studies: Sequence[str], how: str = 'max'
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One row a study: the greatest or mean probability and the target over its images.
+    """Combine the images of each study into one row.
 
     Args:
         probabilities: [N, K].
         targets: [N, K], 1, 0, or NaN.
-        studies: [N] names; images with the same name belong together.
-        how: 'max' (CheXpert's) or 'mean' of the probabilities.
+        studies: [N] study names.
+        how: 'max' (as in CheXpert) or 'mean' of the probabilities.
 
     Returns:
-        probabilities [S, K], targets [S, K] (NaN where no image has one), names [S], sorted.
+        Probabilities [S, K], the greatest known targets [S, K] (NaN where no image has one), and
+        the sorted names [S].
 
     Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (maximum over the views of a study).
     """
@@ -169,23 +318,28 @@ def study_level(
     return joined, np.where(np.isinf(known), np.nan, known), names
 
 
+def auroc_per_label(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """AUROC of each label over the rows whose target is known.
+
+    Args:
+        probabilities: [N, K], or any increasing score.
+        targets: [N, K], 1, 0, or NaN where the label is not scored.
+
+    Returns:
+        [K], NaN for a label without both classes.
+    """
+    areas = np.full(targets.shape[1], np.nan)
+    for k in range(targets.shape[1]):
+        known = ~np.isnan(targets[:, k])
+        if np.unique(targets[known, k]).size == 2:
+            areas[k] = roc_auc_score(targets[known, k], probabilities[known, k])
+    return areas
+
+
 def mean_defined(values: np.ndarray) -> float:
     """Mean of the values that are not NaN; NaN if there is none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else float('nan')
-
-
-def selection_score(scores: dict[str, Any], rule: str) -> float:
-    """The figure of a `score_table` by which a checkpoint is selected.
-
-    Args:
-        scores: what `score_table` gave.
-        rule: 'five' (mean of the five, NaN if one is undefined), 'all' (mean of all defined
-            labels), 'auto' (the five where all are defined, else all defined labels).
-    """
-    of_five = scores['mean_of_five']
-    takes_five = rule == 'five' or (rule == 'auto' and not np.isnan(of_five))
-    return of_five if takes_five else scores['mean_of_defined']
 
 
 def score_table(
@@ -198,16 +352,16 @@ def score_table(
     level: str,
     aggregate: str = 'max',
 ) -> dict[str, Any]:
-    """Every score of one set of predictions.
+    """AUROC of every label of one set of predictions, and the means.
 
     Args:
-        probabilities: [N, K], a row an image.
-        targets: [N, K], 1, 0, or NaN where the label is not to be scored.
-        studies: [N] names of the images' studies.
-        labels: [K] names.
-        five: names of the competition tasks.
+        probabilities: [N, K], one row per image.
+        targets: [N, K], 1, 0, or NaN where the label is not scored.
+        studies: [N] study names of the images.
+        labels: [K] label names.
+        five: Names of the competition tasks.
         level: 'study' or 'image'.
-        aggregate: a study's probability, 'max' or 'mean' of its images'.
+        aggregate: 'max' or 'mean' of the probabilities over the images of a study.
 
     Returns:
         `auroc` {label: area, NaN where undefined}, `positives` {label: number}, `mean_of_five`
@@ -221,7 +375,7 @@ def score_table(
     return {
         'level': level,
         'rows': len(targets),
-        # All or none: a mean over fewer labels is another quantity.
+        # All or none: a mean over fewer labels is a different quantity.
         'mean_of_five': float(np.mean([area_of.get(name, np.nan) for name in five])),
         'mean_of_defined': mean_defined(areas),
         'auroc': area_of,
@@ -230,102 +384,56 @@ def score_table(
     }
 
 
+def score_probabilities(
+    config: Any, probabilities: np.ndarray, targets: np.ndarray, studies: np.ndarray
+) -> dict[str, Any]:
+    """`score_table` of the probabilities [N, K] of images, by the EVAL options of the config."""
+    return score_table(
+        probabilities,
+        targets,
+        studies,
+        labels=task_labels(config.DATA.TASK),
+        five=COMPETITION_LABELS,
+        level=config.EVAL.LEVEL,
+        aggregate=config.EVAL.AGGREGATE,
+    )
+
+
+def selection_score(scores: dict[str, Any], rule: str) -> float:
+    """The number by which a checkpoint is selected.
+
+    Args:
+        scores: Result of `score_table`.
+        rule: 'five' (mean of the five tasks, NaN if one is undefined), 'all' (mean of all defined
+            labels), or 'auto' ('five' where all five are defined, otherwise 'all').
+    """
+    of_five = scores['mean_of_five']
+    takes_five = rule == 'five' or (rule == 'auto' and not np.isnan(of_five))
+    return of_five if takes_five else scores['mean_of_defined']
+
+
 def describe_scores(scores: dict[str, Any]) -> str:
-    """One line of what `score_table` gave (with `views` and `loss` added)."""
+    """One line about the result of `score_table`, to which `views` and `loss` were added."""
     shown = ', '.join(f'{k} {v:.4f}' for k, v in scores['auroc'].items() if not np.isnan(v))
     undefined = ', '.join(scores['undefined'])
     five = scores['mean_of_five']
     return (
         f'AUROC at {scores["level"]} level, {scores["views"]} views, n = {scores["rows"]}: '
         f'mean of five {"n/a" if np.isnan(five) else f"{five:.4f}"}, loss {scores["loss"]:.4f}; '
-        f'{shown}' + (f'; n/a for want of both classes: {undefined}' if undefined else '')
+        f'{shown}' + (f'; n/a because both classes are needed: {undefined}' if undefined else '')
     )
-
-
-# Below, `positive` and `negative` are [R, G]: in each row of weights, the weight of the positive
-# and negative cases that have the g-th of the G distinct probabilities, in ascending order.
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray, defined: np.ndarray) -> np.ndarray:
-    return np.divide(numerator, denominator, out=np.full(len(defined), np.nan), where=defined)
-
-
-def _ranking_scores(positive: np.ndarray, negative: np.ndarray) -> dict[str, np.ndarray]:
-    num_positive, num_negative = positive.sum(axis=1), negative.sum(axis=1)
-    both = (num_positive > 0) & (num_negative > 0)
-    true = np.cumsum(positive[:, ::-1], axis=1)[:, ::-1]  # found if this probability is enough
-    false = np.cumsum(negative[:, ::-1], axis=1)[:, ::-1]
-    # A positive loses to the negatives above it and half to those beside it.
-    lost = np.einsum('rg,rg->r', positive, false - negative / 2)
-    found = true + false
-    precision = true / np.where(found > 0, found, 1)
-    return {
-        'auroc': 1 - _ratio(lost, num_positive * num_negative, both),
-        'average_precision': _ratio(np.einsum('rg,rg->r', positive, precision), num_positive, both),
-    }
-
-
-def _decision_scores(
-    positive: np.ndarray, negative: np.ndarray, first: int
-) -> dict[str, np.ndarray]:
-    """Scores of calling positive the probabilities from the `first` on."""
-    num_positive, num_negative = positive.sum(axis=1), negative.sum(axis=1)
-    true, false = positive[:, first:].sum(axis=1), negative[:, first:].sum(axis=1)
-    total, called = num_positive + num_negative, true + false
-    wrong = false + num_positive - true
-    both = (num_positive > 0) & (num_negative > 0)
-    # Cohen's kappa is 1 - wrong / what would be wrong if calls and targets were independent.
-    by_chance = called * num_negative + (total - called) * num_positive
-    return {
-        'f1': _ratio(2 * true, called + num_positive, both),
-        'kappa': 1 - _ratio(wrong * total, by_chance, both),
-        'accuracy': _ratio(total - wrong, total, total > 0),
-        'precision': _ratio(true, called, both & (called > 0)),
-        'recall': _ratio(true, num_positive, num_positive > 0),
-        'specificity': _ratio(num_negative - false, num_negative, num_negative > 0),
-    }
-
-
-def _calibration_scores(
-    values: np.ndarray, positive: np.ndarray, negative: np.ndarray
-) -> dict[str, np.ndarray]:
-    mass = positive + negative
-    total = mass.sum(axis=1)
-    # Weight times (mean probability - share of positives), summed over a bin: its part in the ECE.
-    gap = (negative * values - positive * (1 - values)).ravel()
-    row = np.arange(len(mass))[:, None] * CALIBRATION_BINS
-    slot = (row + _cut(mass, CALIBRATION_BINS)).ravel()
-    gaps = np.bincount(slot, gap, minlength=row.size * CALIBRATION_BINS)
-    error = np.abs(gaps).reshape(-1, CALIBRATION_BINS).sum(axis=1)
-    return {
-        'brier': _ratio(positive @ (1 - values) ** 2 + negative @ values**2, total, total > 0),
-        'ece': _ratio(error, total, total > 0),
-    }
-
-
-def _cut(mass: np.ndarray, bins: int) -> np.ndarray:
-    """[R, G] weights of ascending probabilities -> their bins; exact for whole weights."""
-    total = mass.sum(axis=1, keepdims=True)
-    middle = np.cumsum(mass, axis=1) - mass / 2
-    cut = (bins * middle / np.where(total > 0, total, 1)).astype(np.intp)
-    return np.minimum(cut, bins - 1)  # what weighs nothing may lie at the very end
-
-
-# ==== evaluation.few_cases: Whether there are cases enough to select a checkpoint by.
-
-FEW_CASES = 10  # of a class: what is chosen by fewer is a matter of chance
 
 
 def rarer_cases(
     targets: np.ndarray, labels: Sequence[str], five: Sequence[str], rule: str
 ) -> dict[str, int]:
-    """How many images the rarer class has, of each label that `metrics.selection_score` asks for.
+    """Number of images in the rarer class of each label that `selection_score` uses.
 
     Args:
         targets: [N, K], 1, 0, or NaN.
-        labels: [K] names.
-        five: names of the competition tasks.
-        rule: see there; by 'auto' those of the five.
+        labels: [K] label names.
+        five: Names of the competition tasks.
+        rule: As in `selection_score`; with 'auto', the five tasks.
     """
     asked = five if rule != 'all' and set(five) <= set(labels) else labels
     columns = {label: targets[:, list(labels).index(label)] for label in asked}
@@ -333,12 +441,24 @@ def rarer_cases(
 
 
 def describe_few(cases: Mapping[str, int]) -> str:
-    """Those of `rarer_cases` that are fewer than FEW_CASES, in words; '' if none is."""
+    """The labels in the result of `rarer_cases` with fewer than FEW_CASES; '' if there is none."""
     return ', '.join(f'{label} {count}' for label, count in cases.items() if count < FEW_CASES)
 
 
 def more_cases(split: str) -> str:
-    """What to do where a split that selects has few of a class."""
+    """Advice for a selection split that has few cases of a class."""
     if split == 'holdout':
         return 'raise DATA.HOLDOUT_FRACTION'
-    return 'take EVAL.SELECT_ON holdout, or fix the number of epochs'
+    return 'set EVAL.SELECT_ON to holdout, or fix the number of epochs'
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray, defined: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(len(defined), np.nan), where=defined)
+
+
+def _cut(mass: np.ndarray, bins: int) -> np.ndarray:
+    """Bins [R, G] of the weights [R, G] of ascending probabilities; exact for whole weights."""
+    total = mass.sum(axis=1, keepdims=True)
+    middle = np.cumsum(mass, axis=1) - mass / 2
+    cut = (bins * middle / np.where(total > 0, total, 1)).astype(np.intp)
+    return np.minimum(cut, bins - 1)  # A case of weight 0 may lie at the very end.

@@ -1,17 +1,18 @@
-"""Probes: what an encoder's frozen features tell, by a linear layer or by nearest neighbours.
+"""Probes of frozen features: logistic regression, nearest neighbours, and a pixel baseline.
 
-Features are computed once.  The grid of a probe is small, and its best point is chosen on held-out
-training patients, scored as the run is, never on what is scored in the end.
+Features are computed once. The grid of a probe is small, and its best point is chosen on held-out
+training patients with the metric of the run, never on the data that is scored in the end.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -19,51 +20,9 @@ from torch.utils.data import DataLoader
 from data import Loaders
 from engine import distributed
 from engine.device import autocast
-from engine.launch import Run
 from evaluation.inference import SMALLEST_PROBABILITY, mean_logits, refuse_undefined, views_of
-from evaluation.metrics import selection_score
-from evaluation.report import score_probabilities
+from evaluation.metrics import score_probabilities, selection_score
 from utils import load_pretrained
-
-# ==== evaluation.pixel_floor: A floor that any trained model should beat: logistic regression on the pixels themselves.
-
-
-def pixel_floor(
-    train: np.ndarray,
-    targets: np.ndarray,
-    test: np.ndarray,
-    *,
-    num_components: int = 100,
-    inverse_penalty: float = 0.01,
-) -> np.ndarray:
-    """Principal components of the pixels, whitened, and one logistic regression a label.
-
-    Args:
-        train: [N, P] pixels in [0, 1] (64 x 64 by custom).
-        targets: [N, K], 1, 0, or NaN where unknown.
-        test: [M, P].
-        num_components: at most; never more than N.
-        inverse_penalty: C of scikit-learn's LogisticRegression.
-
-    Returns:
-        [M, K] probabilities; 0.5 for a label that has not both classes in `targets`.
-    """
-    components = PCA(min(num_components, len(train)), whiten=True, svd_solver='full').fit(train)
-    train, test = components.transform(train), components.transform(test)
-    probabilities = np.full((len(test), targets.shape[1]), 0.5)
-    for k in range(targets.shape[1]):
-        known = ~np.isnan(targets[:, k])
-        if np.unique(targets[known, k]).size == 2:
-            model = LogisticRegression(C=inverse_penalty, max_iter=2000)
-            model.fit(train[known], targets[known, k])
-            probabilities[:, k] = model.predict_proba(test)[:, 1]
-    return probabilities
-
-
-# ==== probing: Probes: what an encoder's frozen features tell, by a linear layer or by nearest neighbours.
-#
-# Features are computed once.  The grid of a probe is small, and its best point is chosen on held-out
-# training patients, scored as the run is, never on what is scored in the end.
 
 INVERSE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn, features standardised
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200)
@@ -73,10 +32,10 @@ ROWS = 2**15  # of features, sent between processes at a time
 
 
 class KnnClassifier(nn.Module):
-    """Weighted vote of the nearest training images, by the cosine of their features.
+    """Weighted vote of the nearest training images by cosine similarity of their features.
 
-    A neighbour of similarity s votes exp(s / 0.07) for its target; those whose target is unknown
-    do not vote on that label.  The output is the logit of the share of positive votes.
+    A neighbour with similarity s votes for its target with weight exp(s / 0.07). Neighbours whose
+    target is unknown do not vote on that label. The output is the logit of the positive share.
 
     Source: Wu et al. 2018, arXiv:1805.01978.
     """
@@ -117,17 +76,17 @@ class KnnClassifier(nn.Module):
 
 
 def freeze_encoder(model: nn.Module) -> None:
-    """Leave the head alone to be trained."""
+    """Freeze all parameters except those of the head."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith('head.'))
 
 
 @torch.no_grad()
-def extract_features(run: Run, model: nn.Module, loader: DataLoader) -> np.ndarray:  # [T, N, F]
-    """What the head would see of each view of each image, in their order, on every rank.
+def extract_features(run: Any, model: nn.Module, loader: DataLoader) -> np.ndarray:  # [T, N, F]
+    """Compute the input of the head for each view of each image, in order, on every rank.
 
     Raises:
-        ValueError: naming the first image for which it is not finite.
+        ValueError: If a feature is not finite; the message names the first such image.
     """
     model.eval()
     dataset = loader.dataset
@@ -140,7 +99,9 @@ def extract_features(run: Run, model: nn.Module, loader: DataLoader) -> np.ndarr
             features[t, index.cpu().numpy()] = values.float().cpu().numpy()
     if distributed.world_size() > 1:
         rows = features.reshape(-1, shape[-1])
-        for start in range(0, len(rows), ROWS):  # a row is one rank's: the others add zeros
+        for start in range(
+            0, len(rows), ROWS
+        ):  # Each row comes from one rank; the others add zeros.
             part = rows[start : start + ROWS]
             total = distributed.all_reduce_sum(torch.from_numpy(part).to(run.device))
             part[:] = total.cpu().numpy()
@@ -149,22 +110,27 @@ def extract_features(run: Run, model: nn.Module, loader: DataLoader) -> np.ndarr
     return features
 
 
-def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> nn.Module:
-    """The probe that FINETUNE.MODE names, on the encoder of PRETRAINED (or its random weights).
+def build_probe(run: Any, model: nn.Module, loaders: Loaders) -> nn.Module:
+    """Fit the probe of FINETUNE.MODE on the encoder of PRETRAINED, or on random weights.
+
+    Args:
+        run: The run (`engine.run_record.Run`): config, device, logger and record.
+        model: Encoder with a linear head.
+        loaders: `plain` training images and the `holdout`.
 
     Returns:
         The model with a fitted head ('linear_probe'), or a `KnnClassifier`.
 
     Raises:
-        ValueError: if the grid's point cannot be chosen on held-out patients, a checkpoint is
-            given to resume from, or features are not finite.
+        ValueError: If the best point of the grid cannot be chosen on held-out patients, a
+            checkpoint to resume from is given, or features are not finite.
     """
     config, logger, mode = run.config, run.logger, run.config.FINETUNE.MODE
     _check_options(run, loaders)
     if config.PRETRAINED:
         load_pretrained(config, model, logger)
     else:
-        logger.warning('no --pretrained: the probe is of an encoder with random weights')
+        logger.warning('no --pretrained: the probed encoder has random weights')
     run.record.begin(None)
     _share_weights(model)
     features = extract_features(run, model, loaders.plain)[0]
@@ -189,109 +155,99 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> nn.Module:
 def fit_linear_heads(
     features: np.ndarray, targets: np.ndarray, *, inverse_penalties: Sequence[float]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Logistic regressions on standardised features, as weights of a linear layer.
-
-    What scikit-learn's LogisticRegression minimises, for all labels at once: a product with the
-    features serves them all.  Steps are taken in the features' principal axes, each as long as
-    the curvature along it is small, so that few are needed whatever the penalty.
+    """Fit logistic regressions on standardised features and return them as linear layers.
 
     Args:
         features: [N, F] float32.
-        targets: [N, K] in [0, 1]; NaN where unknown. A soft target counts as both classes, each
-            with its share.
-        inverse_penalties: C of LogisticRegression, one for each result.
+        targets: [N, K] in [0, 1]; NaN where unknown. A soft target counts as both classes, weighted
+            by its shares.
+        inverse_penalties: C of LogisticRegression, in ascending order, one for each result.
 
     Returns:
-        weight [K, F] and bias [K] for the features as they are; zeros for a label without both
+        Weight [K, F] and bias [K] for the original features; zeros for a label without both
         classes.
     """
-    mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    standard = features - mean
-    std = np.sqrt(np.einsum('nf,nf->f', standard, standard, dtype=np.float64) / len(standard))
-    std = np.where(std > 0, std, 1).astype(np.float32)
-    standard /= std
-    known = ~np.isnan(targets)
-    counts = known.sum(axis=0)
-    share = np.nansum(targets, axis=0, dtype=np.float64) / np.maximum(counts, 1)
-    fitted = (share > 0) & (share < 1)
-    problem = _Logistic(standard, targets[:, fitted], (counts * share * (1 - share))[fitted])
-    heads = []
-    for penalty in inverse_penalties:
-        weight = np.zeros((targets.shape[1], features.shape[1]), np.float32)
-        bias = np.zeros(targets.shape[1], np.float32)
-        if fitted.any():
-            slopes, bias[fitted] = problem.minimum(penalty)
-            weight[fitted] = slopes.T / std
-            bias -= weight @ mean
-        heads.append((weight, bias))
-    return heads
+    scaler = StandardScaler()
+    standard = scaler.fit_transform(features.astype(np.float64))
+    heads = [
+        (np.zeros((targets.shape[1], features.shape[1])), np.zeros(targets.shape[1]))
+        for _ in inverse_penalties
+    ]
+    for k, target in enumerate(targets.T):
+        rows, classes, weights = _weighted_pairs(target)
+        if np.unique(classes).size < 2:
+            continue
+        known = standard[rows]
+        model = LogisticRegression(tol=1e-6, max_iter=10_000, warm_start=True)
+        for penalty, (weight, bias) in zip(inverse_penalties, heads, strict=True):
+            model.set_params(C=penalty).fit(known, classes, sample_weight=weights)
+            weight[k] = model.coef_[0] / scaler.scale_
+            bias[k] = model.intercept_[0] - weight[k] @ scaler.mean_
+    return [(weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in heads]
 
 
-class _Logistic:
-    """Penalised logistic regressions of several labels on the same standardised features.
+def pixel_floor(
+    train: np.ndarray,
+    targets: np.ndarray,
+    test: np.ndarray,
+    *,
+    num_components: int = 100,
+    inverse_penalty: float = 0.01,
+) -> np.ndarray:
+    """Fit logistic regressions on whitened principal components: a baseline for any trained model.
 
     Args:
-        features: [N, F] float32.
-        targets: [N, K] in [0, 1]; NaN where unknown.
-        mass: [K], about the sum of p (1 - p), the curvature of a label's loss.
+        train: [N, P] pixels in [0, 1], usually of 64 x 64 images.
+        targets: [N, K], 1, 0, or NaN where unknown.
+        test: [M, P].
+        num_components: Maximum number of components.
+        inverse_penalty: C of scikit-learn's LogisticRegression.
+
+    Returns:
+        [M, K] probabilities; 0.5 for a label without both classes in `targets`.
     """
-
-    def __init__(self, features: np.ndarray, targets: np.ndarray, mass: np.ndarray) -> None:
-        self.features = features
-        self.known = ~np.isnan(targets)
-        self.targets = np.nan_to_num(targets).astype(np.float64)
-        self.mass = mass
-        second_moment = (features.T @ features).astype(np.float64) / len(features)
-        variance, self.axes = np.linalg.eigh(second_moment)
-        self.variance = np.maximum(variance, 0)
-
-    def minimum(self, inverse_penalty: float) -> tuple[np.ndarray, np.ndarray]:
-        """Weights [F, K] and biases [K]."""
-        curvature = self.variance[:, None] * self.mass + 1 / inverse_penalty
-        steps = np.vstack([curvature, self.mass]) ** -0.5  # [F + 1, K], the last of the biases
-
-        def unfold(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            scaled = point.reshape(steps.shape) * steps
-            return self.axes @ scaled[:-1], scaled[-1]
-
-        def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
-            weight, bias = unfold(point)
-            logits = (self.features @ weight.astype(np.float32)).astype(np.float64) + bias
-            losses = np.logaddexp(0, logits) - self.targets * logits
-            error = (expit(logits) - self.targets) * self.known
-            slope = self.features.T @ error.astype(np.float32) + weight / inverse_penalty
-            gradient = np.vstack([self.axes.T @ slope, error.sum(axis=0)]) * steps
-            penalty = (weight**2).sum() / (2 * inverse_penalty)
-            return losses[self.known].sum() + penalty, gradient.ravel()
-
-        # In these coordinates the curvature is about 1: a gradient is a distance to the minimum.
-        options = {'gtol': 1e-3, 'ftol': 1e-10}
-        found = minimize(loss, np.zeros(steps.size), jac=True, method='L-BFGS-B', options=options)
-        return unfold(found.x)
+    components = PCA(min(num_components, len(train)), whiten=True, svd_solver='full').fit(train)
+    train, test = components.transform(train), components.transform(test)
+    probabilities = np.full((len(test), targets.shape[1]), 0.5)
+    for k in range(targets.shape[1]):
+        known = ~np.isnan(targets[:, k])
+        if np.unique(targets[known, k]).size == 2:
+            model = LogisticRegression(C=inverse_penalty, max_iter=2000)
+            model.fit(train[known], targets[known, k])
+            probabilities[:, k] = model.predict_proba(test)[:, 1]
+    return probabilities
 
 
-def _check_options(run: Run, loaders: Loaders) -> None:
-    """Refuse what a probe cannot do, and say what has no effect on it."""
+def _weighted_pairs(target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, classes 0 or 1, and weights; a soft target gives one row of each class."""
+    positive, negative = np.flatnonzero(target > 0), np.flatnonzero(target < 1)  # False for NaN
+    rows = np.concatenate([positive, negative])
+    weights = np.concatenate([target[positive], 1 - target[negative]])
+    return rows, np.repeat([1, 0], [positive.size, negative.size]), weights
+
+
+def _check_options(run: Any, loaders: Loaders) -> None:
+    """Check the options that probes do not support."""
     config, mode = run.config, run.config.FINETUNE.MODE
     if loaders.holdout is None:
         raise ValueError(
-            f'FINETUNE.MODE {mode!r} chooses its grid on held-out patients: '
-            'DATA.HOLDOUT_FRACTION must be above 0'
+            f'FINETUNE.MODE {mode!r} is tuned on held-out patients: DATA.HOLDOUT_FRACTION must be '
+            'above 0'
         )
     if config.MODEL.RESUME:
         raise ValueError(
-            f'MODEL.RESUME {config.MODEL.RESUME}: there is nothing to resume with FINETUNE.MODE '
-            f'{mode!r}; name the encoder to probe with --pretrained'
+            f'MODEL.RESUME {config.MODEL.RESUME}: FINETUNE.MODE {mode!r} cannot resume; give the '
+            'encoder to probe with --pretrained'
         )
     if config.EVAL.SELECT_ON == 'valid':
         run.logger.warning(
-            f'EVAL.SELECT_ON valid has no effect with FINETUNE.MODE {mode}: its grid is chosen on '
+            f'EVAL.SELECT_ON valid has no effect with FINETUNE.MODE {mode}, which is tuned on '
             'held-out patients'
         )
 
 
 def _share_weights(model: nn.Module) -> None:
-    """Rank 0's weights on every rank: random ones differ, for each rank has its own seed."""
+    """Copy the weights of rank 0 to every rank; random weights differ because seeds do."""
     if distributed.world_size() > 1:
         for parameter in model.parameters():
             torch.distributed.broadcast(parameter.data, src=0)
@@ -300,15 +256,15 @@ def _share_weights(model: nn.Module) -> None:
 def _vote_for_views(
     probe: KnnClassifier, features: np.ndarray, device: torch.device
 ) -> list[np.ndarray]:
-    """Logits [N, K] by each of NUM_NEIGHBOURS, of the mean over the views of features [T, N, F]."""
+    """Logits [N, K] for each of NUM_NEIGHBOURS, averaged over the views of features [T, N, F]."""
     views = [probe.votes(torch.from_numpy(view).to(device), NUM_NEIGHBOURS) for view in features]
     return list(mean_logits([view.cpu().numpy() for view in views]))
 
 
 def _choose(
-    run: Run, loaders: Loaders, options: Sequence[float], logits: Sequence[np.ndarray]
+    run: Any, loaders: Loaders, options: Sequence[float], logits: Sequence[np.ndarray]
 ) -> int:
-    """Position of the option whose logits [N, K] of the held-out images, on rank 0, are best."""
+    """Position of the option whose logits [N, K] of the held-out images (on rank 0) are best."""
     config, held_out = run.config, loaders.holdout.dataset
     mode, scores, undefined = config.FINETUNE.MODE, [], []
     for values in logits:
@@ -320,9 +276,9 @@ def _choose(
     scores, undefined = distributed.broadcast((scores, undefined))
     if np.isnan(scores).any():
         raise ValueError(
-            f'FINETUNE.MODE {mode!r} cannot choose its grid by EVAL.SELECT {config.EVAL.SELECT!r}: '
-            f'the {len(held_out)} held-out images have not both classes of '
-            f'{", ".join(undefined)}; raise DATA.HOLDOUT_FRACTION'
+            f'FINETUNE.MODE {mode!r} cannot be tuned with EVAL.SELECT {config.EVAL.SELECT!r}: the '
+            f'{len(held_out)} held-out images lack a class of {", ".join(undefined)}; raise '
+            'DATA.HOLDOUT_FRACTION'
         )
     for option, score in zip(options, scores, strict=True):
         run.logger.info(

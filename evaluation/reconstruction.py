@@ -1,4 +1,4 @@
-"""Figures, written as PNG."""
+"""Masked reconstruction: trivial predictors, errors on hidden pixels, and figures."""
 
 import textwrap
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from scipy.interpolate import griddata
 
-# ==== evaluation.reconstruction: What a masked reconstruction is worth: trivial predictors and errors on the hidden pixels.
+COLUMNS = ('input', 'masked', 'reconstruction', 'visible input +\nreconstruction')
+HIDDEN_COLOUR = (86, 135, 190)
 
 
 def pixel_mask(mask: np.ndarray, patch_size: int) -> np.ndarray:
@@ -17,24 +18,23 @@ def pixel_mask(mask: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def visible_mean(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Every hidden pixel is the mean of the image's visible pixels, channel by channel.
+    """Fill hidden pixels with the mean of the visible pixels of each channel.
 
     Args:
         image: [C, H, W].
         hidden: [H, W] bool.
 
     Returns:
-        [C, H, W], visible pixels as they were.
+        [C, H, W] with unchanged visible pixels.
     """
     means = image[:, ~hidden].mean(axis=1)
     return np.where(hidden, means[:, None, None], image)
 
 
 def linear_interpolation(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Every hidden pixel is interpolated linearly over visible ones, nearest outside their hull.
+    """Fill hidden pixels by linear interpolation, and by the nearest pixel outside the hull.
 
-    Args and result as `visible_mean`. Delaunay triangulation of the visible pixels' centres
-    (scipy.interpolate.griddata).
+    Uses a Delaunay triangulation of the visible pixels. Arguments and result as `visible_mean`.
     """
     visible, wanted = np.argwhere(~hidden), np.argwhere(hidden)
     values = image[:, ~hidden].T  # [V, C]
@@ -52,10 +52,14 @@ TRIVIAL_PREDICTORS = {'mean': visible_mean, 'linear': linear_interpolation}
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One image, what was hidden of it, and what the model made of that.
+    """One image, its hidden pixels, and the model's prediction.
 
-    image, prediction: [C, H, W] normalised; hidden: [H, W] bool; grey_scale, grey_offset: [C],
-    such that value * grey_scale + grey_offset is in grey levels (0 to 255).
+    Attributes:
+        image: [C, H, W] normalised.
+        hidden: [H, W] bool.
+        prediction: [C, H, W] normalised.
+        grey_scale: [C], with value * grey_scale + grey_offset in grey levels (0 to 255).
+        grey_offset: [C].
     """
 
     image: np.ndarray
@@ -65,7 +69,7 @@ class Reconstruction:
     grey_offset: np.ndarray
 
     def grey(self, values: np.ndarray) -> np.ndarray:
-        """Normalised values [C, H, W] as one picture [H, W] in grey levels."""
+        """Normalised values [C, H, W] as one image [H, W] in grey levels."""
         levels = values * self.grey_scale[:, None, None] + self.grey_offset[:, None, None]
         return levels.mean(axis=0)
 
@@ -80,19 +84,13 @@ def hidden_error(item: Reconstruction, prediction: np.ndarray) -> np.ndarray:
     return np.array([error.mean(), (error * item.grey_scale).mean(), item.hidden.sum()])
 
 
-# ==== evaluation.plots: Figures, written as PNG.
-
-COLUMNS = ('input', 'masked', 'reconstruction', 'visible input +\nreconstruction')
-HIDDEN_COLOUR = (86, 135, 190)
-
-
 def plot_reconstructions(path: str | Path, items: Sequence[Reconstruction], title: str) -> None:
-    """One row an image: input, masked (hidden area tinted), reconstruction, both joined.
+    """Plot one row per image: input, masked (tinted), reconstruction, and both joined.
 
     Args:
-        path: PNG to write; its folder is made.
-        items: what to show.
-        title: the line above.
+        path: PNG file; its folder is created.
+        items: Images to show.
+        title: Line above the figure.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,11 +1,11 @@
-"""The saliency maps of a report: which images, by which method, and the check of the method."""
+"""Saliency maps: Grad-CAM, attention rollout, the maps of a report, and the check of the method."""
 
 import math
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,25 +14,35 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from config import Config, Registry
 from data.loader import XrayDataset
 from data.transforms import EvalTransform
-from engine.launch import Run
 from evaluation.cases import Cases
 from models import build_model
+from models.encoder import Encoder, eager_attention
 from models.losses import positive_logits
-from models.relative_position import written_out
-from models.swin_transformer import SwinTransformer
-from models.timm_classifier import TimmClassifier
-from models.vision_transformer import VisionTransformer
-
-# ==== evaluation.saliency: Saliency maps: Grad-CAM, attention rollout, the check of a method, which cases, the picture.
-#
-# The one module of the package that imports torch; none of the others imports it.
 
 COLOUR_MAP = 'plasma'  # perceptually uniform, safe for the colour-blind, no shade of grey
 OPACITY = 0.75  # of the greatest importance; of none: 0
+CHECKED_IMAGES = 8
+FOLDER = 'maps'
+METHODS = Registry('REPORT.METHOD')
 
 MakeMaps = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+Output = Callable[[torch.Tensor], torch.Tensor]
+
+
+class MapMethod(NamedTuple):
+    """A value of REPORT.METHOD.
+
+    Attributes:
+        title: Name in the report.
+        make_maps: Maps model, images [B, C, S, S] and a function from outputs to scores [B] to maps
+            [B, S, S] in [0, 1].
+    """
+
+    title: str
+    make_maps: Callable[[nn.Module, torch.Tensor, Output], torch.Tensor]
 
 
 def grad_cam(
@@ -42,18 +52,18 @@ def grad_cam(
     *,
     target: nn.Module | None = None,
 ) -> torch.Tensor:
-    """Where the features lie that raise a score.
+    """Grad-CAM: where the features lie that raise a score.
 
-    Each feature is weighted by its gradient's mean over the places; what is positive of the
-    weighted sum is drawn out to the image's size and divided by its maximum. Mode, parameters and
-    gradients of the model stay as they were.
+    Each feature map is weighted by the mean of its gradient. The positive part of the weighted sum
+    is resized to the image and divided by its maximum. Mode, parameters and gradients of the model
+    are left unchanged.
 
     Args:
-        model: any that maps images to outputs [B, *].
+        model: Any model that maps images to outputs [B, *].
         images: [B, C, S, S].
-        output: number of a column of outputs [B, K], or what makes scores [B] of the outputs.
-        target: the module whose output is weighted, [B, F, h, w] or tokens [B, L, F] (a class
-            token may come first); None: `target_layer`.
+        output: Column of outputs [B, K], or a function from outputs to scores [B].
+        target: The module whose output is weighted, [B, F, h, w] or tokens [B, L, F] (a class
+            token may come first); None for `target_layer`.
 
     Returns:
         [B, S, S] in [0, 1]; all 0 where no feature raises the score.
@@ -63,9 +73,9 @@ def grad_cam(
     kept: list[torch.Tensor] = []
 
     def keep(_module: nn.Module, _inputs: tuple, features: torch.Tensor) -> torch.Tensor:
-        # A leaf of its own: frozen parameters do no harm, and nothing before it is differentiated.
+        # A new leaf works with frozen parameters, and nothing before it is differentiated.
         kept.append(features.detach().requires_grad_())
-        return kept[-1].clone()  # the model may change it in place
+        return kept[-1].clone()  # The model may change it in place.
 
     with _evaluating(model), torch.enable_grad():
         layer = target_layer(model, images) if target is None else target
@@ -73,44 +83,43 @@ def grad_cam(
         try:
             outputs = model(images)
             scores = output(outputs) if callable(output) else outputs[:, output]
-            # The first call is the model's own: gradient checkpointing calls the hook again.
+            # Only the first call counts: gradient checkpointing calls the hook again.
             (gradient,) = torch.autograd.grad(scores.sum(), kept[:1])
         finally:
             handle.remove()
     weights = _as_grid(gradient).mean(dim=(2, 3), keepdim=True)  # [B, F, 1, 1]
     maps = (weights * _as_grid(kept[0].detach())).sum(dim=1).relu()  # [B, h, w]
-    maps = _draw_out(maps, images)
+    maps = _resize(maps, images)
     return _divide(maps, maps.amax(dim=(1, 2), keepdim=True))
 
 
 def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """How much of each patch attention carries to what the head sees, whatever the label.
+    """Attention rollout: the share of each patch in the token that the head reads.
 
-    Per block, the mean over heads and, for the residual path, the identity count half each; the
-    product over the blocks gives the share of each patch in the class token, or in the mean of the
-    patch tokens for a model that pools them.
+    It does not depend on the label. In each block the mean attention over heads and the identity
+    (for the residual path) count half each. The product over the blocks gives the share of each
+    patch in the class token, or in the mean of the patch tokens if the model pools them.
 
     Args:
-        model: a ViT; only its forward is run.
+        model: A ViT.
         images: [B, C, S, S].
 
     Returns:
-        [B, S, S] in [0, 1]: 0 and 1 are the least and the greatest share of the image.
+        [B, S, S], scaled so that each image spans [0, 1].
 
     Raises:
-        ValueError: if the model is no ViT.
+        ValueError: If the model is not a ViT.
 
     Source: Abnar and Zuidema 2020, arXiv:2005.00928.
     """
-    if not isinstance(model, VisionTransformer):
+    if not getattr(model, 'attends_globally', False):
         raise ValueError(
-            'attention rollout needs a model whose tokens all see each other (MODEL.TYPE vit), '
-            f'got {type(model).__name__}'
+            f'attention rollout needs global attention (MODEL.TYPE vit), got {type(model).__name__}'
         )
     with (
         _evaluating(model),
         torch.no_grad(),
-        written_out(model),
+        eager_attention(model),
         _KeepSoftmax() as probabilities,
     ):
         model(images)
@@ -121,29 +130,31 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         rollout = (0.5 * attention.float().mean(dim=1) + 0.5 * identity) @ rollout
     pools = model.fc_norm is not None
     shares = rollout[:, 1:, 1:].mean(dim=1) if pools else rollout[:, 0, 1:]  # [B, L]
-    maps = _draw_out(_as_grid(shares[:, :, None])[:, 0], images)
+    maps = _resize(_as_grid(shares[:, :, None])[:, 0], images)
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     return _divide(maps - low, high - low)
 
 
-def target_layer(model: nn.Module, images: torch.Tensor) -> nn.Module:
-    """The layer whose places Grad-CAM weights.
+METHODS.register('grad_cam')(MapMethod('Grad-CAM', grad_cam))
+METHODS.register('rollout')(
+    MapMethod('attention rollout', lambda model, images, _output: attention_rollout(model, images))
+)
 
-    In Swin and ViT it gives the tokens that enter the last block: the last that both the head and
-    attention read. What leaves that block's attention is less tied to its place (each token of a
-    window, in ViT of the image, may tell of all), and there no gradient reaches the patch tokens of
-    a model that reads its class token. In any other model it is the last module that gives a
-    feature map [B, F, h, w] of more than one place (models of timm: see their `Layout`).
+
+def target_layer(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """The layer whose output Grad-CAM weights.
+
+    For Swin and ViT it is the layer whose tokens enter the last block. Tokens after the last
+    attention are less tied to their position, and in a model that reads its class token they get no
+    gradient. For models of timm it is given by their `Layout`. For any other model it is the last
+    module that returns a feature map [B, F, h, w] with more than one position.
 
     Raises:
-        ValueError: if there is no such layer.
+        ValueError: If there is no such layer.
     """
-    if isinstance(model, VisionTransformer):
-        return [model.pos_drop, *model.blocks][-2]
-    if isinstance(model, SwinTransformer):
-        return [model.pos_drop, *model.layers[:-1], *model.layers[-1].blocks][-2]
-    if isinstance(model, TimmClassifier) and model.layout.map_layer:
-        return model.encoder.get_submodule(model.layout.map_layer)
+    own = model.saliency_layer() if isinstance(model, Encoder) else None
+    if own is not None:
+        return own
     found: list[nn.Module] = []
 
     def look(module: nn.Module, _inputs: tuple, result: object) -> None:
@@ -159,8 +170,8 @@ def target_layer(model: nn.Module, images: torch.Tensor) -> nn.Module:
             handle.remove()
     if not found:
         raise ValueError(
-            f'{type(model).__name__} has no module that gives a feature map [B, F, h, w] of more '
-            'than one place: name the target of Grad-CAM'
+            f'{type(model).__name__} has no module that returns a feature map [B, F, h, w] with '
+            'more than one position: pass the target of Grad-CAM'
         )
     return found[-1]
 
@@ -176,20 +187,20 @@ def randomised_check(
 ) -> float:
     """Similarity of a model's maps to those of the same architecture with random weights.
 
-    Maps that explain the model are lost with its weights: near 0. Near 1 they show the image alone,
-    as an edge detector does.
+    Maps that explain the model change with its weights, so their similarity is near 0. A similarity
+    near 1 means that the maps show the image alone, like an edge detector.
 
     Args:
-        model: trained.
-        make_model: makes a new one with random weights.
+        model: The trained model.
+        make_model: Builds the same model with random weights.
         images: [B, C, S, S].
-        make_maps: model and images to maps [B, S, S].
-        copies: how many random models are drawn.
-        seed: of their weights; the global random state stays as it was.
+        make_maps: Maps model and images to maps [B, S, S].
+        copies: Number of random models.
+        seed: Seed of their weights; the global random state is left unchanged.
 
     Returns:
-        Mean over copies and images of Spearman's rank correlation, -1 to 1. A constant map is like
-        a constant map (1) and unlike any other (0).
+        Spearman's rank correlation, averaged over copies and images. A constant map has similarity
+        1 to another constant map and 0 to any other map.
 
     Source: Adebayo et al. 2018, arXiv:1810.03292 (all layers randomised).
     """
@@ -212,11 +223,11 @@ def choose_cases(
     Args:
         probabilities: [N]; NaN is never chosen.
         targets: [N], 1 or 0; NaN is never chosen.
-        threshold: positive at this probability or above; NaN chooses nothing.
-        count: how many of each kind at most.
+        threshold: Positive at this probability or above; NaN chooses nothing.
+        count: Maximum number of each kind.
 
     Returns:
-        Kind -> positions, the most confident first; of equal ones the earlier first.
+        Kind -> positions, the most confident first; among equals, the earlier first.
     """
     probabilities, targets = np.asarray(probabilities, float), np.asarray(targets, float)
     positive, negative = probabilities >= threshold, probabilities < threshold
@@ -234,13 +245,13 @@ def choose_cases(
 
 
 def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray, *, title: str = '') -> None:
-    """An X-ray beside itself under its map; the same input gives the same bytes.
+    """Plot an X-ray next to the same X-ray under its map; the same input gives the same bytes.
 
     Args:
-        path: PNG to write; its folder is made.
+        path: PNG file; its folder is created.
         image: [S, S] uint8.
-        saliency: [S, S] in [0, 1]; the less, the more transparent.
-        title: the line above.
+        saliency: [S, S] in [0, 1]; lower values are more transparent.
+        title: Line above the images.
     """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -265,8 +276,108 @@ def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray, *, title
     figure.savefig(path, dpi=110, metadata={'Software': None})
 
 
+def write_maps(
+    config: Config,
+    model: nn.Module,
+    dataset: XrayDataset,
+    cases: Cases,
+    *,
+    thresholds: dict[str, float],
+    folder: Path,
+) -> dict[str, Any]:
+    """Write the maps of one split below `folder`.
+
+    Args:
+        config: Run configuration.
+        model: The classifier that made the predictions.
+        dataset: The images in the order of the cases.
+        cases: One row per image.
+        thresholds: Label -> threshold between negative and positive; NaN if there is none. At study
+            level a study is judged by its probability and shown by its highest-scoring image.
+        folder: Folder of the report.
+
+    Returns:
+        `maps` and `maps_check` of the report; both are empty if REPORT.MAPS is 0 or the model has
+        no head whose score could be explained (nearest neighbours).
+    """
+    count = config.REPORT.MAPS
+    if not count or not hasattr(model, 'head'):
+        return {'maps': [], 'maps_check': None}
+    view, entries = EvalTransform(config), []
+    device = next(model.parameters()).device
+    rows = cases.at_level(config.EVAL.LEVEL, config.EVAL.AGGREGATE)
+    for k, label in enumerate(cases.labels):
+        chosen = choose_cases(
+            rows.probabilities[:, k], rows.targets[:, k], thresholds[label], count
+        )
+        places = [(kind, i, row) for kind in chosen for i, row in enumerate(chosen[kind], start=1)]
+        for kind, number, row in places:
+            index = _strongest_image(cases, rows.path[row], k)
+            grey, image = _read(view, dataset, index)
+            map_ = _label_maps(config, model, image.to(device), k)[0].cpu().numpy()
+            name = f'{label}_{kind}_{number}'.lower().replace(' ', '_')
+            file = f'{FOLDER}/{name}.png'
+            plot_map(folder / file, grey, map_)
+            entries.append(
+                {
+                    'label': label,
+                    'kind': kind,
+                    'path': cases.path[index],
+                    'probability': float(rows.probabilities[row, k]),
+                    'threshold': thresholds[label],
+                    'file': file,
+                }
+            )
+    check = _check_maps(config, model, view, dataset) if entries else None
+    return {'maps': entries, 'maps_check': check}
+
+
+def _strongest_image(cases: Cases, name: str, k: int) -> int:
+    """Position of the image with this path, or of the highest-scoring image of this study."""
+    images = np.flatnonzero((cases.path == name) | (cases.study == name))
+    return int(images[np.argmax(cases.probabilities[images, k])])
+
+
+def _label_maps(config: Config, model: nn.Module, images: torch.Tensor, k: int) -> torch.Tensor:
+    """Maps [B, S, S] of label k."""
+    num_labels = config.MODEL.NUM_CLASSES
+    make_maps = METHODS[config.REPORT.METHOD].make_maps
+    return make_maps(model, images, lambda outputs: positive_logits(outputs, num_labels)[:, k])
+
+
+def _read(view: EvalTransform, dataset: XrayDataset, index: int) -> tuple[np.ndarray, torch.Tensor]:
+    """What the model sees of an image: grey levels [S, S], and its input [1, C, S, S]."""
+    pixels = view.pixels(dataset.image(index))
+    normalized = torch.from_numpy(view.normalize(pixels)[0])
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), normalized[None]
+
+
+def _check_maps(
+    config: Config, model: nn.Module, view: EvalTransform, dataset: XrayDataset
+) -> dict[str, Any]:
+    """Similarity of the first label's maps to those of random weights (`randomised_check`)."""
+    indices = np.linspace(0, len(dataset) - 1, min(CHECKED_IMAGES, len(dataset))).astype(int)
+    images = torch.cat([_read(view, dataset, index)[1] for index in indices])
+    similarity = randomised_check(
+        model,
+        lambda: build_model(config, is_pretrain=False, num_outputs=len(model.head.weight)),
+        images.to(next(model.parameters()).device),
+        lambda any_model, batch: _label_maps(config, any_model, batch, 0),
+        seed=config.SEED,
+    )
+    return {
+        'method': METHODS[config.REPORT.METHOD].title,
+        'similarity': similarity,
+        'note': (
+            'mean rank correlation of the maps with those of the same model with random weights, '
+            f'over {len(indices)} images: near 0, the maps depend on what was learned; near 1, '
+            'they show the image alone (Adebayo et al. 2018)'
+        ),
+    }
+
+
 class _KeepSoftmax(TorchFunctionMode):
-    """Keeps the result of every softmax of a tensor while it is entered: here, the attention."""
+    """Keeps the result of every softmax within the context: the attention of each block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,7 +394,7 @@ class _KeepSoftmax(TorchFunctionMode):
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; then every module's own mode again."""
+    """Set evaluation mode within the context, and restore the mode of every module after it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -294,15 +405,15 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _as_grid(features: torch.Tensor) -> torch.Tensor:
-    """[B, F, h, w] as it is; tokens [B, L, F] row by row to [B, F, h, h], less a class token."""
+    """Tokens [B, L, F] as a grid [B, F, h, h] without the class token; a grid is unchanged."""
     if features.ndim == 4:
         return features
     side = math.isqrt(features.shape[1])
     return features[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side))
 
 
-def _draw_out(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """[B, h, w] to the images' size."""
+def _resize(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Resize [B, h, w] to the size of the images."""
     size = images.shape[-2:]
     return F.interpolate(maps[:, None].float(), size, mode='bilinear', align_corners=False)[:, 0]
 
@@ -316,107 +427,3 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     if not a.any() or not b.any():
         return float(not a.any() and not b.any())
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
-
-
-# ==== maps: The saliency maps of a report: which images, by which method, and the check of the method.
-
-CHECKED_IMAGES = 8
-FOLDER = 'maps'
-
-
-def write_maps(
-    run: Run,
-    model: nn.Module,
-    dataset: XrayDataset,
-    cases: Cases,
-    thresholds: dict[str, float],
-    folder: Path,
-) -> dict[str, Any]:
-    """Draw the maps of one split below `folder`, and say what is drawn, as the report's parts.
-
-    Args:
-        run: the run.
-        model: the classifier that made the predictions.
-        dataset: the images, in the order of the cases.
-        cases: a row an image.
-        thresholds: label -> the threshold that splits positives from negatives; NaN for none. A
-            study is what its probability makes it, and is shown by its strongest image.
-        folder: the report's.
-
-    Returns:
-        `maps` and `maps_check` of the report; both empty where REPORT.MAPS is 0 or the model has
-        no layer to look at (nearest neighbours).
-    """
-    count = run.config.REPORT.MAPS
-    if not count or not hasattr(model, 'head'):
-        return {'maps': [], 'maps_check': None}
-    view, entries = EvalTransform(run.config), []
-    rows = cases.at_level(run.config.EVAL.LEVEL, run.config.EVAL.AGGREGATE)
-    for k, label in enumerate(cases.labels):
-        chosen = choose_cases(
-            rows.probabilities[:, k], rows.targets[:, k], thresholds[label], count
-        )
-        for kind, positions in chosen.items():
-            for number, row in enumerate(positions, start=1):
-                index = _strongest_image(cases, rows.path[row], k)
-                grey, image = _read(view, dataset, index)
-                map_ = _maps(run, model, image.to(run.device), k)[0].cpu().numpy()
-                name = f'{label}_{kind}_{number}'.lower().replace(' ', '_')
-                file = f'{FOLDER}/{name}.png'
-                plot_map(folder / file, grey, map_)
-                entries.append(
-                    {
-                        'label': label,
-                        'kind': kind,
-                        'path': cases.path[index],
-                        'probability': float(rows.probabilities[row, k]),
-                        'threshold': thresholds[label],
-                        'file': file,
-                    }
-                )
-    return {'maps': entries, 'maps_check': _check(run, model, view, dataset) if entries else None}
-
-
-def _strongest_image(cases: Cases, name: str, k: int) -> int:
-    """Position of the image of this path, or of this study's image of the greatest probability."""
-    images = np.flatnonzero((cases.path == name) | (cases.study == name))
-    return int(images[np.argmax(cases.probabilities[images, k])])
-
-
-def _maps(run: Run, model: nn.Module, images: torch.Tensor, k: int) -> torch.Tensor:
-    """[B, S, S] maps of label k."""
-    if run.config.REPORT.METHOD == 'rollout':
-        return attention_rollout(model, images)
-    num_labels = run.config.MODEL.NUM_CLASSES
-    return grad_cam(model, images, lambda outputs: positive_logits(outputs, num_labels)[:, k])
-
-
-def _read(view: EvalTransform, dataset: XrayDataset, index: int) -> tuple[np.ndarray, torch.Tensor]:
-    """What the model sees of an image: grey levels [S, S], and its input [1, C, S, S]."""
-    pixels = view.pixels(dataset.image(index))
-    normalized = torch.from_numpy(view.normalize(pixels)[0])
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), normalized[None]
-
-
-def _check(run: Run, model: nn.Module, view: EvalTransform, dataset: XrayDataset) -> dict[str, Any]:
-    """Similarity of the first label's maps to those of random weights (`randomised_check`)."""
-    indices = np.linspace(0, len(dataset) - 1, min(CHECKED_IMAGES, len(dataset))).astype(int)
-    images = torch.cat([_read(view, dataset, index)[1] for index in indices]).to(run.device)
-    similarity = randomised_check(
-        model,
-        lambda: build_model(run.config, is_pretrain=False, num_outputs=len(model.head.weight)),
-        images,
-        lambda any_model, batch: _maps(run, any_model, batch, 0),
-        seed=run.config.SEED,
-    )
-    return {
-        'method': {'grad_cam': 'Grad-CAM', 'rollout': 'attention rollout'}[
-            run.config.REPORT.METHOD
-        ],
-        'similarity': similarity,
-        'note': (
-            'mean rank correlation of the maps with those of the same model with random weights, '
-            f'over {len(indices)} images: near 0, the maps depend on what was learned; near 1, '
-            'they show the image alone (Adebayo et al. 2018)'
-        ),
-    }

@@ -1,4 +1,4 @@
-"""Scores by sex, age band, view and other columns: each group's, and the gaps between groups."""
+"""Scores by sex, age band, view and other columns, and the gaps between groups."""
 
 import re
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ from evaluation.cases import Cases
 from evaluation.intervals import Resamples, interval
 from evaluation.metrics import FEW_POSITIVES, METRICS, Protocol, as_score, label_scores, mean_scores
 
-STANDARD_COLUMNS = ('Age', 'Sex')  # what standardised figures are standardised for
+STANDARD_COLUMNS = ('Age', 'Sex')  # that the standardised AUROC adjusts for
 
 
 def score_groups(
     cases: Cases, thresholds: np.ndarray, protocol: Protocol, resamples: Resamples | None
 ) -> list[dict[str, Any]]:
-    """The report's `groups`: for each column every group's scores, and the gaps by label.
+    """Score every group of every column: the report's `groups`.
 
-    A group is chosen among the images, then brought to the protocol's level: with views as groups
-    a study counts with the images of that view. The thresholds are the same for all groups.
+    Groups are formed from images and then brought to the level of the protocol, so with views as
+    groups a study counts with its images of that view. All groups share the same thresholds.
 
     Args:
-        cases: a row an image (or a study).
-        thresholds: [K], NaN for none.
-        protocol: how cases are scored.
-        resamples: of the patients of all cases; None for no intervals.
+        cases: One row per image, or per study.
+        thresholds: [K], NaN if there is none.
+        protocol: How cases are scored.
+        resamples: Resamples of all patients; None for no intervals.
     """
     columns = []
     everyone = cases.at_level(protocol.level, protocol.aggregate)
@@ -46,7 +46,7 @@ def score_groups(
 
 
 class _GroupScores:
-    """Every score of one group, with its resamples (kept for the gaps)."""
+    """Every score of one group, with its resamples, which the gaps need."""
 
     def __init__(
         self,
@@ -102,14 +102,14 @@ class _GroupScores:
         return [label for label, point in self.points.items() if not np.isnan(point['auroc'][0])]
 
     def _mean(self, labels: Sequence[str]) -> dict[str, float] | None:
-        """Mean AUROC; None where one of the labels is undefined."""
+        """Mean AUROC; None if one of the labels is undefined."""
         if not labels or not set(labels) <= set(self._defined()):
             return None
         samples = mean_scores(self.samples, labels) if self.samples else None
         return as_score(mean_scores(self.points, labels), samples, 'auroc')
 
     def _underdiagnosis(self) -> dict[str, float] | None:
-        """False-positive rate of No Finding: the share of the ill who are called healthy.
+        """False-positive rate of No Finding: the share of patients with a finding called healthy.
 
         Source: Seyyed-Kalantari et al. 2021, Nature Medicine 27.
         """
@@ -120,20 +120,19 @@ class _GroupScores:
 
 
 def standard_weights(everyone: Cases, rows: Cases, columns: Sequence[str]) -> np.ndarray:
-    """Weights that give a group the make-up of everyone, by direct standardisation.
+    """Weights that give a group the composition of all rows (direct standardisation).
 
-    Of each label, over the rows where it is known: a row weighs the share of its stratum (the
-    columns' values together) among everyone over its share in the group. Strata that the group does
-    not have cannot be made up for.
+    For each label, over the rows where it is known, the weight of a row is the share of its stratum
+    (the combination of the columns' values) among all rows divided by its share in the group.
+    Strata that the group lacks cannot be compensated.
 
     Args:
-        everyone: all rows.
-        rows: the group's.
-        columns: names in `groups`; those that are not there are passed over.
+        everyone: All rows.
+        rows: The rows of the group.
+        columns: Names in `groups`; names that are missing there are ignored.
 
     Returns:
-        [N, K] weights of the group's rows, 0 where a label is unknown, with a mean of 1 over its
-        known rows if these have all strata.
+        [N, K] weights of the rows of the group, 0 where a label is unknown.
     """
     columns = [column for column in columns if column in everyone.groups]
     of_all, of_group = (_strata(cases, columns) for cases in (everyone, rows))
@@ -155,10 +154,10 @@ def _strata(cases: Cases, columns: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _gaps(scored: dict[str, _GroupScores], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """By label: the groups of the greatest and least AUROC, and their difference.
+    """For each label, the groups with the highest and lowest AUROC, and their difference.
 
-    The interval is that of the difference of these two groups over the same resamples of patients.
-    They were chosen as extremes, so a gap above 0 is expected even where all groups are equal.
+    The interval is that of the difference over the same resamples of patients. The two groups are
+    extremes, so a gap above 0 is expected even where all groups are equal.
     """
     gaps = {}
     for label in labels:
@@ -178,6 +177,6 @@ def _gaps(scored: dict[str, _GroupScores], labels: Sequence[str]) -> dict[str, d
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
-    """Numbers in a name by their size: '5-9' before '10-14'."""
+    """Sort numbers in a name by value: '5-9' before '10-14'."""
     parts = re.findall(r'\d+|\D+', name)
     return [(int(part), '') if part.isdecimal() else (-1, part) for part in parts]

@@ -1,16 +1,5 @@
-"""Encoders, reconstruction and losses; importing the package imports no torch."""
+"""Encoders, pre-training methods, losses, and conversion of weights."""
 
-from typing import TYPE_CHECKING
+from models.build import build_model
 
-if TYPE_CHECKING:
-    from torch import nn
-    from yacs.config import CfgNode
-
-
-def build_model(
-    config: 'CfgNode', is_pretrain: bool = True, *, num_outputs: int | None = None
-) -> 'nn.Module':
-    """The model of `models.build.build_model`."""
-    from models.build import build_model as build
-
-    return build(config, is_pretrain, num_outputs=num_outputs)
+__all__ = ['build_model']

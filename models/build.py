@@ -1,90 +1,40 @@
-"""Model from config, and the one mapping from config to encoder arguments."""
+"""Builds the model that the configuration selects.
+
+Importing this module fills the registries: a new encoder or contrastive method is one new file and
+one line here.
+"""
 
 from typing import Any
 
 from torch import nn
 
-from config import encoder_node, mask_units
-from models.mae import MAE
-from models.simmim import SimMIM, SwinTransformerForSimMIM, VisionTransformerForSimMIM
-from models.swin_transformer import SwinTransformer
-from models.timm_classifier import TimmClassifier, timm_kwargs
-from models.vision_transformer import VisionTransformer
-
-# MODEL.TYPE -> (classifier, the same encoder with hidden patches, if there is one)
-ENCODERS = {
-    'swin': (SwinTransformer, SwinTransformerForSimMIM),
-    'vit': (VisionTransformer, VisionTransformerForSimMIM),
-    'timm': (TimmClassifier, None),
-}
+import models.contrastive
+import models.mae
+import models.swin_transformer
+import models.timm_classifier
+import models.vision_transformer  # noqa: F401
+from models.encoder import ENCODERS
+from models.losses import count_outputs
+from models.simmim import PRETRAINING
 
 
 def build_model(
     config: Any, is_pretrain: bool = True, *, num_outputs: int | None = None
 ) -> nn.Module:
-    """SimMIM or MAE around the encoder (pre-training), or the encoder with a classification head.
+    """Build the model of a stage.
 
     Args:
-        config: all options.
-        is_pretrain: the stage.
-        num_outputs: of the classification head; None: as many as the options need.
+        config: Run configuration.
+        is_pretrain: Whether to build the model of masked pre-training (MODEL.PRETRAIN), or the
+            encoder with a classification head.
+        num_outputs: Outputs of the head; None derives them from the labels. 0 means no head, as
+            contrastive pre-training needs it.
 
     Raises:
-        ValueError: if MODEL.TYPE, a SimMIM option or the encoder's geometry is not possible.
+        ValueError: If the encoder cannot hide patches or its geometry is impossible.
     """
-    if config.MODEL.TYPE not in ENCODERS:
-        raise ValueError(f'MODEL.TYPE must be one of {sorted(ENCODERS)}, got {config.MODEL.TYPE!r}')
-    classifier, masked_encoder = ENCODERS[config.MODEL.TYPE]
-    if not is_pretrain:
-        num_outputs = count_outputs(config) if num_outputs is None else num_outputs
-        return classifier(**encoder_kwargs(config), num_classes=num_outputs)
-    if masked_encoder is None:
-        raise ValueError("MODEL.TYPE must be 'swin' or 'vit' to hide patches, got 'timm'")
-    if config.MODEL.PRETRAIN == 'mae':
-        return _build_mae(config)
-    options, size = config.MODEL.SIMMIM, config.DATA.IMG_SIZE
-    return SimMIM(
-        masked_encoder(**encoder_kwargs(config)),
-        head=options.HEAD,
-        loss=options.LOSS,
-        loss_pixels=options.LOSS_PIXELS,
-        target=options.TARGET,
-        target_cell=size // (options.TARGET_SIZE or size),
-        mask_patch_size=config.DATA.MASK_PATCH_SIZE,
-        use_checkpoint=config.TRAIN.USE_CHECKPOINT,
-    )
-
-
-def _build_mae(config: Any) -> MAE:
-    # Nothing is pooled here: the encoder ends in its norm, however the classifier reads it.
-    options = encoder_kwargs(config) | {'use_mean_pooling': False, 'num_classes': 0}
-    decoder = {key.lower(): value for key, value in config.MODEL.MAE.items()}
-    units, hidden = mask_units(config)
-    encoder = VisionTransformer(**options)
-    return MAE(
-        encoder,
-        num_visible=encoder.grid_size**2 * (units - hidden) // units,
-        attention=config.MODEL.ATTENTION,
-        **decoder,
-    )
-
-
-def count_outputs(config: Any) -> int:
-    """Outputs of the head: one per label, three where any label has the policy 'multiclass'."""
-    policies = {config.DATA.UNCERTAIN, *config.DATA.UNCERTAIN_BY_LABEL.values()}
-    return config.MODEL.NUM_CLASSES * (3 if 'multiclass' in policies else 1)
-
-
-def encoder_kwargs(config: Any) -> dict[str, Any]:
-    """Keyword arguments of the encoder: its own config keys in lower case, and the common ones."""
-    if config.MODEL.TYPE == 'timm':
-        return timm_kwargs(config)
-    return {
-        'img_size': config.DATA.IMG_SIZE,
-        'drop_rate': config.MODEL.DROP_RATE,
-        'drop_path_rate': config.MODEL.DROP_PATH_RATE,
-        'use_checkpoint': config.TRAIN.USE_CHECKPOINT,
-        'checkpoint_keeps': config.TRAIN.CHECKPOINT_KEEPS,
-        'attention': config.MODEL.ATTENTION,
-        **{key.lower(): value for key, value in encoder_node(config).items()},
-    }
+    encoder = ENCODERS[config.MODEL.TYPE]
+    if is_pretrain:
+        return PRETRAINING[config.MODEL.PRETRAIN].from_config(config)
+    num_outputs = count_outputs(config) if num_outputs is None else num_outputs
+    return encoder(**encoder.constructor_arguments(config), num_classes=num_outputs)

@@ -1,8 +1,11 @@
-"""Multi-label losses that leave unknown targets out.
+"""Multi-label losses that ignore unknown targets.
 
-Each is a sum over known entries divided by all (images x labels), computed in float32.  With a
-divisor that does not depend on how many entries are known, the losses of equal micro-batches and
-ranks average to that of the whole batch.
+Each is a sum over known entries divided by (images x labels), in float32. The divisor does not
+depend on how many entries are known, so the losses of equal batches and ranks average to the loss
+of the whole batch.
+
+A new loss is one function with a `register` line: it takes the section LOSS of the configuration
+and the training targets [N, K], and returns (outputs, targets [B, K]) -> scalar.
 """
 
 import math
@@ -14,43 +17,58 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from config import Registry
+from data.labels import multiclass_labels
+
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LABEL_LOSSES = Registry('LOSS.NAME')
 TINY = torch.finfo(torch.float32).tiny
 
 
 def build_label_loss(
     config: Any, targets: np.ndarray, *, multiclass: np.ndarray | None = None
 ) -> LabelLoss:
-    """The loss that LOSS.NAME and the label policies choose.
+    """Return the loss that LOSS.NAME and the label policies select.
 
     Args:
-        config: the config.
-        targets: [N, K] of the training images, NaN where unknown; they give the positive weights.
-        multiclass: [K] bool, which labels have the policy 'multiclass'; None: none has.
+        config: Run configuration.
+        targets: [N, K] of the training images, NaN where unknown.
+        multiclass: [K] bool, the labels with the policy 'multiclass'; None for none.
 
     Returns:
-        (outputs of the model, targets [B, K]) -> scalar.  Outputs are [B, K], or [B, 3K] where a
-        label has the policy 'multiclass'.
-
-    Raises:
-        ValueError: if LOSS.NAME is unknown.
+        (outputs, targets [B, K]) -> scalar. Outputs are [B, K], or [B, 3K] with 'multiclass'.
     """
-    loss = config.LOSS
     if multiclass is not None and multiclass.any():
         return partial(masked_multiclass, multiclass=torch.from_numpy(multiclass))
-    if loss.NAME == 'bce':
-        return masked_bce
-    if loss.NAME == 'weighted_bce':
-        weights = torch.from_numpy(positive_weights(targets))
-        return partial(masked_bce, positive_weight=weights)
-    if loss.NAME == 'focal':
-        focal = {'gamma_pos': loss.GAMMA, 'gamma_neg': loss.GAMMA, 'alpha': loss.ALPHA}
-        return partial(masked_asymmetric, **focal)
-    if loss.NAME == 'asymmetric':
-        asymmetric = {'gamma_pos': loss.GAMMA_POS, 'gamma_neg': loss.GAMMA_NEG, 'clip': loss.CLIP}
-        return partial(masked_asymmetric, **asymmetric)
-    names = "'bce', 'weighted_bce', 'focal', 'asymmetric'"
-    raise ValueError(f'LOSS.NAME must be one of {names}, got {loss.NAME!r}')
+    return LABEL_LOSSES[config.LOSS.NAME](config.LOSS, targets)
+
+
+def count_outputs(config: Any) -> int:
+    """Return the outputs of the head: one per label, or three if uncertain is a class."""
+    multiclass = multiclass_labels(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
+    return config.MODEL.NUM_CLASSES * (3 if multiclass.any() else 1)
+
+
+@LABEL_LOSSES.register('bce')
+def _bce(options: Any, targets: np.ndarray) -> LabelLoss:
+    return masked_bce
+
+
+@LABEL_LOSSES.register('weighted_bce')
+def _weighted_bce(options: Any, targets: np.ndarray) -> LabelLoss:
+    return partial(masked_bce, positive_weight=torch.from_numpy(positive_weights(targets)))
+
+
+@LABEL_LOSSES.register('focal')
+def _focal(options: Any, targets: np.ndarray) -> LabelLoss:
+    gamma = options.GAMMA
+    return partial(masked_asymmetric, gamma_pos=gamma, gamma_neg=gamma, alpha=options.ALPHA)
+
+
+@LABEL_LOSSES.register('asymmetric')
+def _asymmetric(options: Any, targets: np.ndarray) -> LabelLoss:
+    gammas = {'gamma_pos': options.GAMMA_POS, 'gamma_neg': options.GAMMA_NEG}
+    return partial(masked_asymmetric, **gammas, clip=options.CLIP)
 
 
 def masked_bce(
@@ -61,7 +79,7 @@ def masked_bce(
     Args:
         logits: [B, K].
         targets: [B, K] in [0, 1]; NaN where unknown.
-        positive_weight: [K], factor of a label's positive term; None: 1.
+        positive_weight: [K], factor of the positive term of each label; None means 1.
 
     Returns:
         Scalar, float32.
@@ -83,30 +101,29 @@ def masked_asymmetric(
     clip: float = 0.0,
     alpha: float | None = None,
 ) -> torch.Tensor:
-    """Asymmetric loss; with equal exponents and without clip, the focal loss.
+    """Asymmetric loss, which is the focal loss with equal exponents and no clip.
 
-    With p the probability and q = max(p - clip, 0), a target y in [0, 1] costs
-    -y alpha (1 - p)^gamma_pos log(p) - (1 - y) (1 - alpha) q^gamma_neg log(1 - q): a soft target
-    costs what hard ones cost on average.  The gradient is that of the whole formula, as in the
-    sources' analyses: it flows through the powers, too.
+    With the probability p and q = max(p - clip, 0), a target y in [0, 1] costs
+    -y alpha (1 - p)^gamma_pos log(p) - (1 - y) (1 - alpha) q^gamma_neg log(1 - q). The gradient
+    also flows through the powers.
 
     Args:
         logits: [B, K].
         targets: [B, K] in [0, 1]; NaN where unknown.
-        gamma_pos: exponent of positives.
-        gamma_neg: exponent of negatives.
-        clip: probability up to which a negative costs nothing.
-        alpha: weight of positives, and 1 - alpha that of negatives; None: both 1.
+        gamma_pos: Exponent for positives.
+        gamma_neg: Exponent for negatives.
+        clip: Probability below which a negative costs nothing.
+        alpha: Weight of positives, with 1 - alpha for negatives; None means 1 for both.
 
     Returns:
-        Scalar, float32; without exponents, clip and alpha masked_bce to the last bit.
+        Scalar, float32. Without exponents, clip and alpha it is exactly `masked_bce`.
 
     Source: Lin et al. 2017, arXiv:1708.02002; Ridnik et al. 2021, arXiv:2009.14119.
     """
     if alpha is None and gamma_pos == gamma_neg == clip == 0:
         return masked_bce(logits, targets)
     logits, soft = logits.float(), targets.float().nan_to_num()
-    # TINY: the slope of a power at 0 may be infinite.
+    # TINY avoids the infinite slope of a power at 0.
     missed = (-logits).sigmoid().clamp(min=TINY)  # 1 - p
     shifted = (logits.sigmoid() - clip).clamp(min=TINY)  # q
     log_clip = logits.new_full((), math.log(clip) if clip else -math.inf)
@@ -121,12 +138,12 @@ def masked_asymmetric(
 def masked_multiclass(
     outputs: torch.Tensor, targets: torch.Tensor, *, multiclass: torch.Tensor
 ) -> torch.Tensor:
-    """Cross-entropy over negative, positive and uncertain for some labels, binary for the others.
+    """Cross-entropy over three classes for some labels, binary cross-entropy for the others.
 
     Args:
-        outputs: [B, 3K], see positive_logits.
-        targets: [B, K], NaN where unknown; 0, 1 or 2 (uncertain) where a label has three classes,
-            in [0, 1] elsewhere.
+        outputs: [B, 3K], see `positive_logits`.
+        targets: [B, K], NaN where unknown; 0, 1 or 2 (uncertain) for labels with three classes,
+            in [0, 1] for the others.
         multiclass: [K] bool, the labels with three classes.
 
     Returns:
@@ -142,14 +159,14 @@ def masked_multiclass(
 
 
 def positive_logits(outputs: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """The logits whose sigmoid is the probability of each label.
+    """Return the logits whose sigmoid is the probability of each label.
 
     Args:
-        outputs: [B, K], returned as it is, or [B, 3K] = [B, K, 3]: negative, positive, uncertain.
+        outputs: [B, K], returned unchanged, or [B, 3K] = [B, K, 3]: negative, positive, uncertain.
         num_labels: K.
 
     Returns:
-        [B, K]; of three classes that of the softmax over positive and negative alone.
+        [B, K]. Of three classes, only positive and negative enter the softmax.
     """
     if outputs.shape[1] == num_labels:
         return outputs
@@ -158,10 +175,10 @@ def positive_logits(outputs: torch.Tensor, num_labels: int) -> torch.Tensor:
 
 
 def positive_weights(targets: np.ndarray) -> np.ndarray:
-    """Negatives over positives of each label.
+    """Return the ratio of negatives to positives for each label.
 
     Args:
-        targets: [N, K] in [0, 1], soft ones counted by their value; NaN where unknown.
+        targets: [N, K] in [0, 1], soft targets counted by their value; NaN where unknown.
 
     Returns:
         [K] float32; 1 for a label without positives or without negatives.

@@ -3,27 +3,42 @@
 He et al. 2022, arXiv:2111.06377.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from models.relative_position import run_block
-from models.simmim import LOSSES, Target, pixel_loss, repeat
+from config import default_config, mask_units, require
+from models.encoder import ENCODERS, run_block
+from models.simmim import LOSSES, PRETRAINING, TARGETS, MaskedModel, pixel_loss, repeat
 from models.vision_transformer import Block, VisionTransformer, sincos_positions
 
 
-class MAE(nn.Module):
-    """Predicts hidden patches from visible ones; masks and loss are taken as by `SimMIM`.
+@PRETRAINING.register('mae')
+class MAE(MaskedModel):
+    """Predicts hidden patches from visible ones, with the masks and targets of `SimMIM`.
 
     Args:
-        encoder: a ViT with positions of its own and without relative position biases.
-        num_visible: patches that each mask of training leaves visible. On a GPU masks are trusted
-            in that, for to count there is to wait for it.
-        decoder_embed_dim: width of the decoder, a multiple of 4 and of its heads.
-        decoder_depth: blocks of the decoder.
-        decoder_num_heads: attention heads of the decoder.
-        norm_pix_loss: whether each patch is predicted less its mean, over its deviation.
-        attention: of the decoder, as MODEL.ATTENTION.
+        encoder: A ViT with position embeddings and without relative position bias.
+        num_visible: Patches that each training mask leaves visible. Masks on a GPU are not
+            counted, because that would wait for the GPU.
+        decoder_embed_dim: Width of the decoder, a multiple of 4 and of its heads.
+        decoder_depth: Blocks of the decoder.
+        decoder_num_heads: Attention heads of the decoder.
+        norm_pix_loss: Whether each patch is normalised by its own mean and deviation.
+        attention: MODEL.ATTENTION of the decoder.
     """
+
+    title = 'MAE'
+    options = (
+        'DATA.MASK_TYPE',
+        'DATA.MASK_PATCH_SIZE',
+        'DATA.MASK_RATIO',
+        'MODEL.MAE.DECODER_EMBED_DIM',
+        'MODEL.MAE.DECODER_DEPTH',
+        'MODEL.MAE.DECODER_NUM_HEADS',
+        'MODEL.MAE.NORM_PIX_LOSS',
+    )
 
     def __init__(
         self,
@@ -41,15 +56,48 @@ class MAE(nn.Module):
         self.patch_size = encoder.patch_size
         self.num_visible = num_visible
         kind = 'patch_normalised' if norm_pix_loss else 'pixels'
-        self.target = Target(kind, unit=encoder.patch_size)
+        self.target = TARGETS[kind](unit=encoder.patch_size)
         self.encoder = encoder
         self.decoder = Decoder(
             encoder, decoder_embed_dim, decoder_depth, decoder_num_heads, attention
         )
         self._init_weights()
 
+    @classmethod
+    def from_config(cls, config: Any) -> 'MAE':
+        # Nothing is pooled, so the encoder ends in its norm even if the classifier will pool.
+        arguments = VisionTransformer.constructor_arguments(config)
+        encoder = VisionTransformer(**arguments | {'use_mean_pooling': False, 'num_classes': 0})
+        units, hidden = mask_units(config)
+        return cls(
+            encoder,
+            num_visible=encoder.grid_size**2 * (units - hidden) // units,
+            attention=config.MODEL.ATTENTION,
+            **{key.lower(): value for key, value in config.MODEL.MAE.items()},
+        )
+
+    @classmethod
+    def check_options(cls, config: Any) -> None:
+        vit, mae = config.MODEL.VIT, config.MODEL.MAE
+        is_vit = ENCODERS[config.MODEL.TYPE] is VisionTransformer
+        require(is_vit, config, 'MODEL.TYPE', "'vit' with MODEL.PRETRAIN 'mae'")
+        allowed = "False with MODEL.PRETRAIN 'mae', because the visible patches are not a grid"
+        for key in ('USE_RPB', 'USE_SHARED_RPB'):
+            require(not vit[key], config, f'MODEL.VIT.{key}', allowed)
+        allowed = "True (or USE_APE) with MODEL.PRETRAIN 'mae', which needs position embeddings"
+        require(vit.USE_SINCOS or vit.USE_APE, config, 'MODEL.VIT.USE_SINCOS', allowed)
+        for key, value in default_config().MODEL.SIMMIM.items():
+            allowed = f"{value!r}, the default, with MODEL.PRETRAIN 'mae', which ignores it"
+            holds = config.MODEL.SIMMIM[key] == value
+            require(holds, config, f'MODEL.SIMMIM.{key}', allowed)
+        width = mae.DECODER_EMBED_DIM
+        require(width % 4 == 0, config, 'MODEL.MAE.DECODER_EMBED_DIM', 'a multiple of 4')
+        allowed = f'a divisor of MODEL.MAE.DECODER_EMBED_DIM, {width}'
+        holds = width % mae.DECODER_NUM_HEADS == 0
+        require(holds, config, 'MODEL.MAE.DECODER_NUM_HEADS', allowed)
+
     def _init_weights(self) -> None:
-        """As MAE: its own uniform weights, a patch's pixels being one vector; biases 0."""
+        """Use Xavier weights (a patch counts as one vector) and zero biases, as MAE does."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
@@ -59,11 +107,11 @@ class MAE(nn.Module):
         nn.init.normal_(self.decoder.mask_token, std=0.02)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Mean squared error over the hidden patches of images [B, C, S, S], mask [B, h, w].
+        """Return the mean squared error over hidden patches; images [B, C, S, S], mask [B, h, w].
 
         Raises:
-            ValueError: as `predict`; masks on the CPU that leave another number of patches visible
-                than `num_visible` are refused, too.
+            ValueError: As `predict`, and if masks on the CPU do not leave `num_visible` patches
+                visible.
         """
         if mask.is_cpu and not torch.compiler.is_compiling():
             check_visible(mask, self.num_visible)
@@ -72,27 +120,22 @@ class MAE(nn.Module):
         return pixel_loss(predictions, self.target.of(x), weight, LOSSES['l2'])
 
     def reconstruct(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """All pixels as predicted from the visible ones, normalised as x is: [B, C, S, S].
-
-        With `norm_pix_loss` mean and deviation of each patch are those of x. Masks may hide another
-        share than those of training.
-        """
+        """Predict all pixels; masks may hide another share of the patches than in training."""
         return self.target.to_images(self.predict(x, mask), x)
 
     def predict(
         self, x: torch.Tensor, mask: torch.Tensor, num_visible: int | None = None
     ) -> torch.Tensor:
-        """What is predicted of the target of images [B, C, S, S], in its place: [B, C, S, S].
+        """Predict the target of images, [B, C, S, S].
 
         Args:
-            x: images.
-            mask: [B, h, w], 1 where hidden.
-            num_visible: patches that each mask leaves visible; None: they are counted, for which a
-                GPU is waited for.
+            x: Images [B, C, S, S].
+            mask: [B, h, w], 1 where a patch is hidden.
+            num_visible: Patches that each mask leaves visible; None counts them.
 
         Raises:
-            ValueError: if image or mask is not of the size that the encoder was built for, or the
-                masks do not all leave the same number of patches visible, at least one.
+            ValueError: If the image or the mask does not have the size of the encoder, or if not
+                all masks leave the same number of patches visible, at least one.
         """
         order = visible_first(mask, self.encoder.grid_size)
         num_visible = count_visible(mask) if num_visible is None else num_visible
@@ -102,9 +145,9 @@ class MAE(nn.Module):
         return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
     def encode(self, x: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """The patches [B, V] of images [B, C, S, S] as tokens [B, 1 + V, D], the class token first.
+        """Encode the patches [B, V] of images [B, C, S, S] to tokens [B, 1 + V, D].
 
-        Each has its position before the others are left out.
+        The class token comes first. Position embeddings are added before patches are removed.
         """
         encoder = self.encoder
         tokens = encoder.patch_embed(x) + encoder.pos_embed[:, 1:]
@@ -113,15 +156,11 @@ class MAE(nn.Module):
         return encoder.run_blocks(torch.cat([first.expand(len(x), -1, -1), tokens], dim=1))
 
     def no_weight_decay(self) -> set[str]:
-        names = {f'encoder.{name}' for name in self.encoder.no_weight_decay()}
-        return names | {'decoder.mask_token'}
-
-    def no_weight_decay_keywords(self) -> set[str]:
-        return set()
+        return super().no_weight_decay() | {'decoder.mask_token'}
 
 
 class Decoder(nn.Module):
-    """Plain blocks over visible tokens and mask tokens in their places, then pixels."""
+    """Plain blocks over visible tokens and mask tokens, then a linear layer to pixels."""
 
     def __init__(
         self,
@@ -143,14 +182,14 @@ class Decoder(nn.Module):
         self.pred = nn.Linear(width, encoder.patch_size**2 * encoder.in_chans)
 
     def forward(self, x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """Pixels of every patch.
+        """Return the pixels of every patch.
 
         Args:
-            x: class token and visible tokens, [B, 1 + V, D].
-            order: places of the visible patches, then those of the hidden ones, [B, L].
+            x: Class token and visible tokens, [B, 1 + V, D].
+            order: Places of the visible patches, then of the hidden ones, [B, L].
 
         Returns:
-            [B, L, p * p * C]: row by row, the channels of a pixel together.
+            [B, L, p * p * C], row by row, the channels of a pixel together.
         """
         x = self.embed(x)
         num_hidden = 1 + order.shape[1] - x.shape[1]
@@ -163,17 +202,17 @@ class Decoder(nn.Module):
 
 
 def visible_first(mask: torch.Tensor, side: int) -> torch.Tensor:
-    """Where the visible patches are, then the hidden ones, each in the order of the grid.
+    """Return the places of the visible patches, then of the hidden ones, in the grid's order.
 
     Args:
-        mask: [B, side, side], 1 where hidden.
-        side: of the grid, in patches.
+        mask: [B, side, side], 1 where a patch is hidden.
+        side: Side of the grid in patches.
 
     Returns:
         Places [B, side ** 2].
 
     Raises:
-        ValueError: if the mask is of another grid.
+        ValueError: If the mask has another grid.
     """
     if tuple(mask.shape[1:]) != (side, side):
         raise ValueError(
@@ -184,10 +223,10 @@ def visible_first(mask: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def count_visible(mask: torch.Tensor) -> int:
-    """How many patches each of the masks [B, h, w] (1 hidden) leaves visible.
+    """Count the visible patches of masks [B, h, w] (1 hidden).
 
     Raises:
-        ValueError: if they differ in that number, or it is 0.
+        ValueError: If the masks differ in that number, or if it is 0.
     """
     fewest, most = torch.stack((mask == 0).flatten(1).sum(dim=1).aminmax()).tolist()
     if fewest != most or not fewest:
@@ -199,14 +238,14 @@ def count_visible(mask: torch.Tensor) -> int:
 
 
 def check_visible(mask: torch.Tensor, num_visible: int) -> None:
-    """Refuse masks [B, h, w] that do not each leave this many patches visible."""
+    """Check that each mask [B, h, w] leaves this many patches visible."""
     if (found := count_visible(mask)) != num_visible:
         raise ValueError(
-            f'masks of training must leave {num_visible} patches visible (DATA.IMG_SIZE, '
+            f'training masks must leave {num_visible} patches visible (DATA.IMG_SIZE, '
             f'DATA.MASK_PATCH_SIZE, DATA.MASK_RATIO), got {found}'
         )
 
 
 def take(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Of tokens [B, N, D] those at places [B, M], in this order: [B, M, D]."""
+    """Select tokens [B, N, D] at places [B, M], in this order: [B, M, D]."""
     return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))

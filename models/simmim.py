@@ -1,137 +1,408 @@
-"""SimMIM: mask token, reconstruction, reconstruction loss.
+"""SimMIM: mask token, reconstruction heads, targets, and the loss over hidden pixels.
 
 Xie et al. 2022, arXiv:2111.09886.
+
+A head, target or loss is one function or class in this file (or in a file that models/build.py
+imports) with a `register` line:
+
+- A head is called with the encoder and the keywords `cell` and `use_checkpoint`, and returns a
+  module from features [B, F, h, w] to [B, C, S / cell, S / cell]. A head that enlarges the
+  features in steps has a static method `output_patch(stride)`: the side in pixels of what its
+  last layer returns at once. The rows of the last layer must be ordered by channel first, as for
+  nn.PixelShuffle: models/convert.py converts them between numbers of channels.
+- A target is a subclass of `Target`.
+- A loss has the signature of torch.nn.functional.l1_loss.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from config import Registry, encoder_node, mask_units, require
+from models.encoder import ENCODERS, PatchEncoder, masked_version
 from models.swin_transformer import BasicLayer, SwinTransformer, WindowAttention
 from models.vision_transformer import VisionTransformer
 
-# ==== models.targets: What a reconstruction is compared with: pixels or averages of them, plain or normalised.
+PRETRAINING = Registry('MODEL.PRETRAIN')
+HEADS = Registry('MODEL.SIMMIM.HEAD')
+TARGETS = Registry('MODEL.SIMMIM.TARGET')
+LOSSES = Registry('MODEL.SIMMIM.LOSS')
 
-TARGETS = ('pixels', 'patch_normalised')
-EPS = 1e-6  # MAE's, added to the variance
+LOSSES.register('l1')(F.l1_loss)
+LOSSES.register('l2')(F.mse_loss)
+LOSSES.register('smooth_l1')(F.smooth_l1_loss)
+
+# SimMIM's names.
+SwinTransformerForSimMIM = masked_version(SwinTransformer)
+VisionTransformerForSimMIM = masked_version(VisionTransformer)
+
+VARIANCE_EPS = 1e-6  # added to the variance of a unit, as in MAE
+MAX_STAGES = 4
+FINEST_PATCH = 4  # pixels; an inverse Swin doubles the resolution until patches have this side
+SMALLEST_WINDOW, LARGEST_WINDOW = 4, 7
+NORM_EPS = 1e-5  # of nn.LayerNorm
 
 
-class Target:
-    """Turns images into what the head is to give, and that back into images.
+class MaskedModel(nn.Module, ABC):
+    """What a method of masked pre-training (MODEL.PRETRAIN) provides to the rest of the program.
 
-    Args:
-        kind: 'pixels'; or 'patch_normalised': each masking unit less its mean, over its standard
-            deviation (He et al. 2021, arXiv:2111.06377, `norm_pix_loss`).
-        cell: side in pixels of the square over which pixels are averaged to one value.
-        unit: side of a masking unit in pixels, a multiple of the cell.
+    Attributes:
+        title: Class attribute. The method in a few words.
+        options: Class attribute. The keys of the options that the method reads.
+        in_chans: Channels of the images.
+        patch_size: Side in pixels of a place of the mask.
+        target: What is predicted, a `Target`.
+        encoder: The encoder, without head.
     """
 
-    def __init__(self, kind: str = 'pixels', *, cell: int = 1, unit: int = 1) -> None:
-        self.kind = kind
+    title: ClassVar[str]
+    options: ClassVar[tuple[str, ...]]
+    in_chans: int
+    patch_size: int
+    target: 'Target'
+    encoder: PatchEncoder
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Any) -> 'MaskedModel':
+        """Build the model around the encoder that the configuration selects."""
+
+    @classmethod
+    @abstractmethod
+    def check_options(cls, config: Any) -> None:
+        """Check the options of this method, after those of the encoder and the masks."""
+
+    @classmethod
+    def check(cls, config: Any, stage: str | None) -> None:
+        """Check encoder, masks and method, if the stage pre-trains with masks.
+
+        Raises:
+            ValueError: If an option does not fit the others. The message names the key.
+        """
+        if stage not in (None, 'simmim'):
+            return
+        if ENCODERS[config.MODEL.TYPE].hides_patches:
+            _check_masks(config)
+            cls.check_options(config)
+        else:
+            allowed = f'one of {maskable_encoders()} for masked pre-training'
+            require(stage is None, config, 'MODEL.TYPE', allowed)
+
+    @abstractmethod
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the loss of reconstructing images [B, C, S, S] with hidden patches [B, h, w]."""
+
+    @abstractmethod
+    def reconstruct(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Predict all pixels from the visible ones, normalised as x is: [B, C, S, S]."""
+
+    def no_weight_decay(self) -> set[str]:
+        return {f'encoder.{name}' for name in self.encoder.no_weight_decay()}
+
+    def no_weight_decay_keywords(self) -> set[str]:
+        """None: Swin's position tables decay in pre-training, as they did for published weights."""
+        return set()
+
+
+class Target(ABC):
+    """Turns images into what the head predicts, and predictions back into images.
+
+    Args:
+        cell: Side in pixels of the squares whose pixels are averaged to one value.
+        unit: Side of a masking unit in pixels, a multiple of the cell.
+
+    Attributes:
+        uses_true_statistics: Whether `to_images` uses statistics of the hidden pixels.
+        needs_unit: Whether a masking unit must contain more than one value.
+    """
+
+    uses_true_statistics: ClassVar[bool] = False
+    needs_unit: ClassVar[bool] = False
+
+    def __init__(self, *, cell: int = 1, unit: int = 1) -> None:
         self.cell = cell
         self.unit = unit
 
+    @abstractmethod
     def of(self, images: Tensor) -> Tensor:
-        """Images [B, C, S, S] to [B, C, S / cell, S / cell]."""
+        """Return the target of images [B, C, S, S], [B, C, S / cell, S / cell]."""
+
+    @abstractmethod
+    def to_images(self, predictions: Tensor, images: Tensor) -> Tensor:
+        """Turn predictions [B, C, S / cell, S / cell] for `images` into images [B, C, S, S]."""
+
+
+@TARGETS.register('pixels')
+class PixelTarget(Target):
+    """Pixels, or their averages over cells."""
+
+    def of(self, images: Tensor) -> Tensor:
+        return average_cells(images, self.cell)
+
+    def to_images(self, predictions: Tensor, images: Tensor) -> Tensor:
+        return repeat(predictions, self.cell)
+
+
+@TARGETS.register('patch_normalised')
+class NormalisedTarget(Target):
+    """Each masking unit minus its mean, divided by its standard deviation.
+
+    `to_images` uses the true mean and deviation of each unit, hidden or not.
+
+    Source: He et al. 2021, arXiv:2111.06377, `norm_pix_loss`.
+    """
+
+    uses_true_statistics = True
+    needs_unit = True
+
+    def of(self, images: Tensor) -> Tensor:
         values = average_cells(images, self.cell)
-        if self.kind == 'pixels':
-            return values
         mean, std = unit_statistics(values, self.unit // self.cell)
         return (values - mean) / std
 
     def to_images(self, predictions: Tensor, images: Tensor) -> Tensor:
-        """Predictions [B, C, S / cell, ...] of the target of `images` to images [B, C, S, S].
+        values = average_cells(images, self.cell)
+        mean, std = unit_statistics(values, self.unit // self.cell)
+        return repeat(predictions * std + mean, self.cell)
 
-        A normalised unit gets mean and deviation of that unit of `images`, hidden or not.
-        """
-        if self.kind != 'pixels':
-            values = average_cells(images, self.cell)
-            mean, std = unit_statistics(values, self.unit // self.cell)
-            predictions = predictions * std + mean
-        return repeat(predictions, self.cell)
+
+@HEADS.register('linear')
+def linear_head(
+    encoder: PatchEncoder, *, cell: int = 1, use_checkpoint: bool = False
+) -> nn.Sequential:
+    """A 1x1 convolution and a pixel shuffle."""
+    return _to_pixels(encoder.num_features, encoder.stride // cell, encoder.in_chans)
+
+
+@HEADS.register('mlp')
+def mlp_head(
+    encoder: PatchEncoder, *, cell: int = 1, use_checkpoint: bool = False
+) -> nn.Sequential:
+    """The linear head after a hidden layer of the same width."""
+    width = encoder.num_features
+    return nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), *linear_head(encoder, cell=cell))
+
+
+class InverseSwin(nn.Sequential):
+    """A Swin in reverse, widest stage first: features [B, F, h, w] to pixels.
+
+    Xie et al. 2022 (arXiv:2111.09886) compare linear heads with these. `widths`, `depths` and
+    `num_heads` are those of a Swin, narrowest stage first.
+
+    Args:
+        encoder: Returns features [B, num_features, h, w].
+        cell: Side in pixels of one output value.
+        use_checkpoint: Whether blocks are recomputed in the backward pass.
+    """
+
+    widths: ClassVar[tuple[int, ...]]
+    depths: ClassVar[tuple[int, ...]]
+    num_heads: ClassVar[tuple[int, ...]]
+
+    def __init__(
+        self, encoder: PatchEncoder, *, cell: int = 1, use_checkpoint: bool = False
+    ) -> None:
+        stride = encoder.stride
+        side = encoder.grid_size * encoder.patch_size // stride
+        patches = inverse_patches(stride)
+        widest_first = list(zip(self.widths, self.depths, self.num_heads, strict=True))[::-1]
+        layers = [nn.Conv2d(encoder.num_features, self.widths[-1], 1)]
+        for patch, (dim, depth, num_heads) in zip(patches, widest_first, strict=False):
+            if patch != stride:
+                layers.append(_patch_expanding(2 * dim))
+            stage = BasicLayer(
+                dim,
+                side * stride // patch,
+                num_heads,
+                window_of(side),
+                drop_path=[0.0] * depth,
+                is_last=True,  # no patch merging
+                use_checkpoint=use_checkpoint,
+            )
+            layers.append(_OnGrid(stage))
+        to_pixels = _to_pixels(dim, patches[-1] // cell, encoder.in_chans)
+        super().__init__(*layers, LayerNorm2d(dim, NORM_EPS), *to_pixels)
+        self.apply(_init_as_swin)
+
+    @staticmethod
+    def output_patch(stride: int) -> int:
+        return inverse_patches(stride)[-1]
+
+
+@HEADS.register('inverse_swin_nano')
+class InverseSwinNano(InverseSwin):
+    widths, depths, num_heads = (32, 64, 128, 256), (2, 2, 2, 2), (2, 4, 8, 16)
+
+
+@HEADS.register('inverse_swin_t')
+class InverseSwinTiny(InverseSwin):
+    widths, depths, num_heads = (96, 192, 384, 768), (2, 2, 6, 2), (3, 6, 12, 24)
+
+
+@HEADS.register('inverse_swin_b')
+class InverseSwinBase(InverseSwin):
+    widths, depths, num_heads = (128, 256, 512, 1024), (2, 2, 18, 2), (4, 8, 16, 32)
+
+
+@PRETRAINING.register('simmim')
+class SimMIM(MaskedModel):
+    """Predicts hidden pixels from visible ones.
+
+    Args:
+        encoder: Takes images [B, C, S, S] and masks [B, h, w], returns [B, F, S / stride, ...].
+        head: A name in HEADS.
+        loss: A name in LOSSES.
+        loss_pixels: 'masked' or 'all'.
+        target: A name in TARGETS.
+        target_cell: Side in pixels of the cells whose averages are predicted. It divides the
+            head's last patch and the masking unit.
+        mask_patch_size: Side of a masking unit in pixels; only normalised targets need it.
+        use_checkpoint: Whether the head may recompute its blocks in the backward pass.
+    """
+
+    title = 'SimMIM'
+    options = (
+        'DATA.MASK_TYPE',
+        'DATA.MASK_PATCH_SIZE',
+        'DATA.MASK_RATIO',
+        'MODEL.SIMMIM.HEAD',
+        'MODEL.SIMMIM.LOSS',
+        'MODEL.SIMMIM.LOSS_PIXELS',
+        'MODEL.SIMMIM.TARGET',
+        'MODEL.SIMMIM.TARGET_SIZE',
+    )
+
+    def __init__(
+        self,
+        encoder: PatchEncoder,
+        head: str = 'linear',
+        *,
+        loss: str = 'l1',
+        loss_pixels: str = 'masked',
+        target: str = 'pixels',
+        target_cell: int = 1,
+        mask_patch_size: int = 1,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_chans = encoder.in_chans
+        self.patch_size = encoder.patch_size
+        self.encoder_stride = encoder.stride
+        self.loss = LOSSES[loss]
+        self.loss_pixels = loss_pixels
+        self.target = TARGETS[target](cell=target_cell, unit=mask_patch_size)
+        self.encoder = encoder
+        self.decoder = HEADS[head](encoder, cell=target_cell, use_checkpoint=use_checkpoint)
+
+    @classmethod
+    def from_config(cls, config: Any) -> 'SimMIM':
+        encoder = ENCODERS[config.MODEL.TYPE]
+        options, size = config.MODEL.SIMMIM, config.DATA.IMG_SIZE
+        return cls(
+            masked_version(encoder)(**encoder.constructor_arguments(config)),
+            head=options.HEAD,
+            loss=options.LOSS,
+            loss_pixels=options.LOSS_PIXELS,
+            target=options.TARGET,
+            target_cell=size // (options.TARGET_SIZE or size),
+            mask_patch_size=config.DATA.MASK_PATCH_SIZE,
+            use_checkpoint=config.TRAIN.USE_CHECKPOINT,
+        )
+
+    @classmethod
+    def check_options(cls, config: Any) -> None:
+        """Check that the head can predict the cells, and that no masking unit cuts one."""
+        size, unit, options = config.DATA.IMG_SIZE, config.DATA.MASK_PATCH_SIZE, config.MODEL.SIMMIM
+        patch = ENCODERS[config.MODEL.TYPE].stride_of(config)
+        if hasattr(HEADS[options.HEAD], 'output_patch'):
+            patch = HEADS[options.HEAD].output_patch(patch)
+        cells = [cell for cell in range(1, patch + 1) if patch % cell == 0 and unit % cell == 0]
+        allowed = (
+            f'0 or one of {[size // cell for cell in reversed(cells)]}: the side of an averaged '
+            f'cell, DATA.IMG_SIZE {size} divided by it, must divide the {patch} pixels that the '
+            f'last layer of the head returns at once, and DATA.MASK_PATCH_SIZE, {unit}'
+        )
+        holds = options.TARGET_SIZE in (0, *(size // cell for cell in cells))
+        require(holds, config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
+        cell = size // (options.TARGET_SIZE or size)
+        holds = cell < unit or not TARGETS[options.TARGET].needs_unit
+        allowed = f'a target without statistics where a masking unit is one value of {cell} px'
+        require(holds, config, 'MODEL.SIMMIM.TARGET', allowed)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        predictions = self.decoder(self.encoder(x, mask))
+        counted = mask if self.loss_pixels == 'masked' else torch.ones_like(mask)
+        counted = repeat(counted.unsqueeze(1).float(), self.patch_size)  # [B, 1, S, S]
+        weight = average_cells(counted, self.target.cell)  # 0 or 1: units are whole cells
+        return pixel_loss(predictions, self.target.of(x), weight, self.loss)
+
+    def reconstruct(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.target.to_images(self.decoder(self.encoder(x, mask)), x)
+
+
+def maskable_encoders() -> list[str]:
+    """The values of MODEL.TYPE that masked pre-training can use."""
+    return [name for name, encoder in ENCODERS.items() if encoder.hides_patches]
+
+
+def pixel_loss(
+    reconstruction: Tensor,
+    image: Tensor,
+    weight: Tensor,
+    error: Callable[..., Tensor] = F.l1_loss,
+) -> Tensor:
+    """Return the mean error over the weighted pixels and the channels, in float32.
+
+    Args:
+        reconstruction: [B, C, S, S].
+        image: [B, C, S, S].
+        weight: [B, 1, S, S], 1 for pixels that count, else 0.
+        error: One of LOSSES.
+
+    Returns:
+        Scalar; 0 if no pixel counts.
+    """
+    weight = weight.float()
+    errors = error(reconstruction.float(), image.float(), reduction='none')
+    return (errors * weight).sum() / (weight.sum() + 1e-5) / image.shape[1]
 
 
 def average_cells(values: Tensor, cell: int) -> Tensor:
-    """[B, C, S, S] to the means over cells of cell x cell pixels, [B, C, S / cell, S / cell]."""
+    """Average [B, C, S, S] over cells of cell x cell pixels, to [B, C, S / cell, S / cell]."""
     return values if cell == 1 else F.avg_pool2d(values, cell)
 
 
 def repeat(values: Tensor, times: int) -> Tensor:
-    """Every value of [..., h, w] over a square of times x times."""
+    """Repeat every value of [..., h, w] over a square of times x times."""
     for axis in (-2, -1):
         values = values.repeat_interleave(times, dim=axis)
     return values
 
 
 def unit_statistics(values: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Mean and sqrt(unbiased variance + EPS) of the units around each value, in float32.
+    """Return mean and deviation of the unit around each value, in float32.
+
+    The deviation is sqrt(unbiased variance + VARIANCE_EPS); all channels of a unit count together.
 
     Args:
         values: [B, C, H, W].
-        side: of a unit, in values; the channels of a unit count together.
+        side: Side of a unit in values.
 
     Returns:
-        Two of [B, 1, H, W].
+        Two tensors [B, 1, H, W].
     """
     blocks = values.float().unfold(2, side, side).unfold(3, side, side)  # [B, C, h, w, side, side]
     var, mean = blocks.var(dim=(1, 4, 5)), blocks.mean(dim=(1, 4, 5))  # [B, h, w]
-    return repeat(mean[:, None], side), repeat((var + EPS).sqrt()[:, None], side)
-
-
-# ==== models.heads: Reconstruction heads: from an encoder's features to pixels, or to averages over cells of them.
-
-# Swins that run backwards: width, blocks and attention heads by stage, in Swin's own order.
-INVERSE_SWINS = {
-    'inverse_swin_nano': ((32, 64, 128, 256), (2, 2, 2, 2), (2, 4, 8, 16)),
-    'inverse_swin_t': ((96, 192, 384, 768), (2, 2, 6, 2), (3, 6, 12, 24)),
-    'inverse_swin_b': ((128, 256, 512, 1024), (2, 2, 18, 2), (4, 8, 16, 32)),
-}
-MAX_STAGES = 4
-FINEST_PATCH = 4  # pixels: stages double the resolution down to patches of this side, as Swin's
-SMALLEST_WINDOW, LARGEST_WINDOW = 4, 7
-NORM_EPS = 1e-5  # as nn.LayerNorm's
-
-
-def linear_head(width: int, stride: int, in_chans: int) -> nn.Sequential:
-    """Features [B, width, h, w] to pixels [B, in_chans, h * stride, w * stride]."""
-    return nn.Sequential(nn.Conv2d(width, stride**2 * in_chans, 1), nn.PixelShuffle(stride))
-
-
-def mlp_head(width: int, stride: int, in_chans: int) -> nn.Sequential:
-    """The linear head after a hidden layer of the same width."""
-    hidden = (nn.Conv2d(width, width, 1), nn.GELU())
-    return nn.Sequential(*hidden, *linear_head(width, stride, in_chans))
-
-
-SMALL_HEADS = {'linear': linear_head, 'mlp': mlp_head}
-HEADS = (*SMALL_HEADS, *INVERSE_SWINS)
-
-
-def build_head(
-    name: str, encoder: nn.Module, *, cell: int = 1, use_checkpoint: bool = False
-) -> nn.Sequential:
-    """The head for an encoder's width, stride and channels.
-
-    Args:
-        name: one of HEADS.
-        encoder: gives features [B, num_features, h, w], one for every stride x stride pixels.
-        cell: side in pixels of what becomes one value; divides `output_patch`.
-        use_checkpoint: whether an inverse Swin computes its blocks again in the backward pass.
-    """
-    width, stride, in_chans = encoder.num_features, encoder.stride, encoder.in_chans
-    if name in SMALL_HEADS:
-        return SMALL_HEADS[name](width, stride // cell, in_chans)
-    side = encoder.grid_size * encoder.patch_size // stride
-    return InverseSwin(
-        name, width, stride, in_chans, side=side, cell=cell, use_checkpoint=use_checkpoint
-    )
+    return repeat(mean[:, None], side), repeat((var + VARIANCE_EPS).sqrt()[:, None], side)
 
 
 def inverse_patches(stride: int) -> list[int]:
-    """Side of a token in pixels, stage by stage of an inverse Swin: stride, stride / 2, ..."""
+    """Side of a token in pixels in each stage of an inverse Swin: stride, stride / 2, ..."""
     patches = [stride]
     while len(patches) < MAX_STAGES and patches[-1] % 2 == 0 and patches[-1] >= 2 * FINEST_PATCH:
         patches.append(patches[-1] // 2)
@@ -139,70 +410,12 @@ def inverse_patches(stride: int) -> list[int]:
 
 
 def window_of(side: int) -> int:
-    """Side of a window for features of this side: its largest divisor up to 7, but not under 4.
-
-    Where there is none, such as for 13, the window is the whole of the features.
-    """
+    """Return the window for features of this side: its largest divisor from 4 to 7, else all."""
     window = max(size for size in range(1, LARGEST_WINDOW + 1) if side % size == 0)
     return window if window >= SMALLEST_WINDOW else side
 
 
-def output_patch(name: str, stride: int) -> int:
-    """Side in pixels of what the head's last layer gives at once: cells must divide it."""
-    return inverse_patches(stride)[-1] if name in INVERSE_SWINS else stride
-
-
-class InverseSwin(nn.Sequential):
-    """A Swin in reverse, widest stage first: features [B, width, h, w] to pixels [B, C, S, S].
-
-    Xie et al. 2022 (arXiv:2111.09886) compare linear heads with such ones. Layers are numbered and
-    the last with weights is the 1x1 convolution to pixels, as in the other heads: by that
-    models.convert turns decoders from one number of channels into another.
-
-    Args:
-        name: one of INVERSE_SWINS.
-        width: of the features.
-        stride: pixels per token of the features.
-        in_chans: of the pixels.
-        side: tokens across the features; `window_of` it is the window of all stages.
-        cell: side in pixels of what becomes one value.
-        use_checkpoint: whether blocks are computed again in the backward pass.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        width: int,
-        stride: int,
-        in_chans: int,
-        *,
-        side: int,
-        cell: int = 1,
-        use_checkpoint: bool = False,
-    ) -> None:
-        window = window_of(side)
-        patches = inverse_patches(stride)
-        widest_first = list(zip(*INVERSE_SWINS[name], strict=True))[::-1]
-        layers = [nn.Conv2d(width, widest_first[0][0], 1)]
-        for patch, (dim, depth, num_heads) in zip(patches, widest_first, strict=False):
-            if patch != stride:
-                layers.append(patch_expanding(2 * dim))
-            stage = BasicLayer(
-                dim,
-                side * stride // patch,
-                num_heads,
-                window,
-                drop_path=[0.0] * depth,
-                is_last=True,  # nothing is merged
-                use_checkpoint=use_checkpoint,
-            )
-            layers.append(OnGrid(stage))
-        layers += [LayerNorm2d(dim, NORM_EPS), *linear_head(dim, patches[-1] // cell, in_chans)]
-        super().__init__(*layers)
-        self.apply(_init_as_swin)
-
-
-class OnGrid(nn.Module):
+class _OnGrid(nn.Module):
     """A stage of Swin over tokens, applied to a grid [B, D, h, w]."""
 
     def __init__(self, stage: BasicLayer) -> None:
@@ -214,14 +427,19 @@ class OnGrid(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-def patch_expanding(dim: int) -> nn.Sequential:
-    """Patch merging undone: every token becomes 2 x 2 tokens of half the width."""
+def _patch_expanding(dim: int) -> nn.Sequential:
+    """The inverse of patch merging: every token becomes 2 x 2 tokens of half the width."""
     expand = nn.Conv2d(dim, 2 * dim, 1, bias=False)
     return nn.Sequential(expand, nn.PixelShuffle(2), LayerNorm2d(dim // 2, NORM_EPS))
 
 
+def _to_pixels(width: int, stride: int, in_chans: int) -> nn.Sequential:
+    """[B, width, h, w] to [B, in_chans, h * stride, w * stride]."""
+    return nn.Sequential(nn.Conv2d(width, stride**2 * in_chans, 1), nn.PixelShuffle(stride))
+
+
 def _init_as_swin(module: nn.Module) -> None:
-    """The 1x1 convolutions keep PyTorch's default, as the linear head's does."""
+    """The 1x1 convolutions keep PyTorch's default, as in the linear head."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -230,146 +448,14 @@ def _init_as_swin(module: nn.Module) -> None:
         nn.init.normal_(module.relative_position_bias_table, std=0.02)
 
 
-# ==== models.simmim: SimMIM: mask token, reconstruction, reconstruction loss.
-#
-# Xie et al. 2022, arXiv:2111.09886.
-
-
-class MaskedEncoder(nn.Module):
-    """Mixin for an encoder: hidden patches are replaced by a mask token, all tokens come out."""
-
-    def __init__(self, **encoder_kwargs: object) -> None:
-        super().__init__(num_classes=0, **encoder_kwargs)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
-        self.init_normal_(self.mask_token)
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, S, S] and mask [B, h, w] (1 hidden) to features [B, D, S/stride, S/stride].
-
-        Raises:
-            ValueError: if image or mask is not of the size that the encoder was built for.
-        """
-        expected = (len(x), self.grid_size, self.grid_size)
-        if tuple(mask.shape) != expected:
-            raise ValueError(
-                f'mask must be [images, token rows, token columns] = {list(expected)} '
-                f'(patch size {self.patch_size}), got {list(mask.shape)}'
-            )
-        tokens = self.patch_embed(x)  # [B, L, D]
-        hidden = mask.flatten(1).unsqueeze(-1).bool()
-        tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
-        side = self.grid_size * self.patch_size // self.stride
-        tokens = self.encode(tokens)[:, -(side**2) :]  # a class token, if any, comes first
-        return tokens.transpose(1, 2).unflatten(2, (side, side))
-
-
-class SwinTransformerForSimMIM(MaskedEncoder, SwinTransformer):
-    """Swin with hidden patches."""
-
-    def no_weight_decay(self) -> set[str]:
-        return super().no_weight_decay() | {'mask_token'}
-
-
-class VisionTransformerForSimMIM(MaskedEncoder, VisionTransformer):
-    """ViT with hidden patches; initial weights are cut at one standard deviation."""
-
-    init_bound = 0.02
-
-    def __init__(self, **encoder_kwargs: object) -> None:
-        super().__init__(**encoder_kwargs)
-        self.fc_norm = None  # nothing is pooled, and DDP refuses parameters without gradient
-
-
-LOSSES = {'l1': F.l1_loss, 'l2': F.mse_loss, 'smooth_l1': F.smooth_l1_loss}
-LOSS_PIXELS = ('masked', 'all')
-
-
-def pixel_loss(
-    reconstruction: torch.Tensor,
-    image: torch.Tensor,
-    weight: torch.Tensor,
-    error: Callable[..., torch.Tensor] = F.l1_loss,
-) -> torch.Tensor:
-    """Mean error of the weighted pixels, over channels too, in float32.
-
-    Args:
-        reconstruction: [B, C, S, S].
-        image: [B, C, S, S].
-        weight: [B, 1, S, S], 1 for pixels that count, else 0.
-        error: one of LOSSES.
-
-    Returns:
-        Scalar; 0 where no pixel counts.
-    """
-    weight = weight.float()
-    errors = error(reconstruction.float(), image.float(), reduction='none')
-    return (errors * weight).sum() / (weight.sum() + 1e-5) / image.shape[1]
-
-
-class SimMIM(nn.Module):
-    """Predicts hidden pixels from visible ones; the head follows the encoder's channels and stride.
-
-    Args:
-        encoder: takes (images [B, C, S, S], mask [B, h, w]), gives features [B, D, S/stride, ...].
-        head: one of models.heads.HEADS.
-        loss: 'l1', 'l2' or 'smooth_l1' (quadratic below an error of 1).
-        loss_pixels: 'masked' or 'all'.
-        target: 'pixels' or 'patch_normalised' (each masking unit by its own mean and deviation).
-        target_cell: side in pixels of the cells whose averages are predicted; it divides the
-            stride, an inverse Swin's last patch and the masking unit.
-        mask_patch_size: side of a masking unit in pixels; only 'patch_normalised' needs it.
-        use_checkpoint: whether an inverse Swin computes its blocks again in the backward pass.
-    """
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        head: str = 'linear',
-        *,
-        loss: str = 'l1',
-        loss_pixels: str = 'masked',
-        target: str = 'pixels',
-        target_cell: int = 1,
-        mask_patch_size: int = 1,
-        use_checkpoint: bool = False,
-    ) -> None:
-        super().__init__()
-        _check('HEAD', head, HEADS)
-        _check('LOSS', loss, LOSSES)
-        _check('LOSS_PIXELS', loss_pixels, LOSS_PIXELS)
-        _check('TARGET', target, TARGETS)
-        self.in_chans = encoder.in_chans
-        self.patch_size = encoder.patch_size
-        self.encoder_stride = encoder.stride
-        self.loss = loss
-        self.loss_pixels = loss_pixels
-        self.target = Target(target, cell=target_cell, unit=mask_patch_size)
-        self.encoder = encoder
-        self.decoder = build_head(head, encoder, cell=target_cell, use_checkpoint=use_checkpoint)
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Loss of reconstructing images [B, C, S, S] whose patches in mask [B, h, w] are hidden."""
-        predictions = self.decoder(self.encoder(x, mask))
-        counted = mask if self.loss_pixels == 'masked' else torch.ones_like(mask)
-        counted = repeat(counted.unsqueeze(1).float(), self.patch_size)  # [B, 1, S, S]
-        weight = average_cells(counted, self.target.cell)  # 0 or 1: units are whole cells
-        return pixel_loss(predictions, self.target.of(x), weight, LOSSES[self.loss])
-
-    def reconstruct(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """All pixels as predicted from the visible ones, normalised as x is: [B, C, S, S].
-
-        With the target 'patch_normalised' mean and deviation of each unit are those of x.
-        """
-        return self.target.to_images(self.decoder(self.encoder(x, mask)), x)
-
-    def no_weight_decay(self) -> set[str]:
-        return {f'encoder.{name}' for name in self.encoder.no_weight_decay()}
-
-    def no_weight_decay_keywords(self) -> set[str]:
-        """None: Swin's position tables decay in pre-training, as they did for published weights."""
-        return set()
-
-
-def _check(key: str, value: str, allowed: dict | tuple) -> None:
-    if value not in allowed:
-        raise ValueError(f'MODEL.SIMMIM.{key} must be one of {sorted(allowed)}, got {value!r}')
+def _check_masks(config: Any) -> None:
+    data, patch = config.DATA, encoder_node(config).PATCH_SIZE
+    allowed = (
+        f'a divisor of DATA.IMG_SIZE, {data.IMG_SIZE}, and a multiple of '
+        f'MODEL.{config.MODEL.TYPE.upper()}.PATCH_SIZE, {patch}'
+    )
+    holds = data.IMG_SIZE % data.MASK_PATCH_SIZE == 0 and data.MASK_PATCH_SIZE % patch == 0
+    require(holds, config, 'DATA.MASK_PATCH_SIZE', allowed)
+    units, hidden = mask_units(config)
+    allowed = f'such that 1 to {units - 1} of the {units} units are hidden, not {hidden}'
+    require(hidden < units, config, 'DATA.MASK_RATIO', allowed)

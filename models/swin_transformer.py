@@ -3,22 +3,25 @@
 Liu et al. 2021, arXiv:2103.14030.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from timm.layers import DropPath, Mlp
 from torch import nn
 
-from models.relative_position import (
-    ClassifierHead,
+from config import encoder_node, require
+from models.encoder import (
+    ENCODERS,
+    PatchEmbed,
+    PatchEncoder,
     attend,
-    gather_bias,
-    resolve,
+    build_classifier_head,
     run_block,
-    window_index,
 )
-from models.vision_transformer import PatchEmbed
+from models.relative_position import gather_bias, window_index
 
-OTHER_REGION = -100.0  # added to the logits between tokens that only the shift made neighbours
+OTHER_REGION = -100.0  # added to logits between tokens that only the shift made neighbours
 
 
 def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
@@ -29,7 +32,7 @@ def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
 
 
 def window_order(side: int, window_size: int, shift: int) -> torch.Tensor:
-    """Number of the token in each place, window after window, of a grid rolled by -shift.
+    """Return the token at each place, window after window, of a grid rolled by -shift.
 
     Returns:
         [side^2] int64.
@@ -39,7 +42,7 @@ def window_order(side: int, window_size: int, shift: int) -> torch.Tensor:
 
 
 class _Reorder(torch.autograd.Function):
-    """index_select whose gradient is one too, not a sum into zeros."""
+    """index_select whose gradient is an index_select too, which is faster than a sum."""
 
     @staticmethod
     def forward(
@@ -65,10 +68,10 @@ def reorder(x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torc
 
 
 def shifted_window_mask(side: int, window_size: int, shift: int) -> torch.Tensor:
-    """What keeps tokens from opposite edges apart in a rolled grid.
+    """Return the mask that separates tokens from opposite edges of a rolled grid.
 
     Returns:
-        [windows, window_size^2, window_size^2]: OTHER_REGION between regions, else 0.
+        [windows, window_size^2, window_size^2]: OTHER_REGION between two regions, else 0.
     """
     band = torch.zeros(side, dtype=torch.int64)
     band[-window_size:] += 1
@@ -116,36 +119,37 @@ class WindowAttention(nn.Module):
         """Attend within windows of N tokens.
 
         Args:
-            x: [B, L, C], tokens row by row.
-            bias: [heads, N, N], of the relative positions.
-            order: [L], the token in each place of window after window.
+            x: Tokens [B, L, C], row by row.
+            bias: Relative position bias [heads, N, N].
+            order: [L], the token at each place, window after window.
             inverse: [L], the place of each token.
             mask: [windows, N, N], added to the logits; None for unshifted windows.
 
         Returns:
             [B, L, C], row by row.
         """
-        kind = resolve(self.attention, x.device, in_windows=True)
         qkv = self.qkv(reorder(x, order, inverse))
-        x = reorder(self._attend(qkv, bias, mask, fused=kind == 'sdpa'), inverse, order)
+        x = reorder(self._attend(qkv, bias, mask), inverse, order)
         return self.proj_drop(self.proj(x))
 
     def _attend(
-        self, qkv: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None, *, fused: bool
+        self, qkv: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """[B, L, 3C] to [B, L, C], both window after window."""
+        """Map [B, L, 3C] to [B, L, C], both window after window."""
         B, L, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         N = bias.shape[-1]
         qkv = qkv.view(B, L // N, N, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each [B, windows, heads, N, C/heads]
         if mask is not None:
             bias = bias + mask[:, None]  # [windows, heads, N, N]
-        x = attend(q, k, v, bias=bias, scale=self.scale, fused=fused)
+        x = attend(
+            *(q, k, v), bias=bias, scale=self.scale, attention=self.attention, in_windows=True
+        )
         return x.transpose(2, 3).reshape(B, L, C)
 
 
 class SwinTransformerBlock(nn.Module):
-    """Attention in windows, shifted if `shift` is not 0, and MLP, each with norm before."""
+    """Attention in windows, shifted if `shift` is not 0, and MLP, each after a norm."""
 
     def __init__(
         self,
@@ -180,7 +184,7 @@ class SwinTransformerBlock(nn.Module):
         self.register_buffer('inverse', order.argsort(), persistent=False)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, L, C] and the bias of attention [heads, N, N] to tokens."""
+        """Map tokens [B, L, C] to tokens; bias [heads, N, N] is added to the logits."""
         places = {'order': self.order, 'inverse': self.inverse, 'mask': self.attn_mask}
         x = x + self.drop_path(self.attn(self.norm1(x), bias, **places))
         return x + self.drop_path(self.mlp(self.norm2(x)))
@@ -252,19 +256,15 @@ class BasicLayer(nn.Module):
         return self.downsample(x)
 
     def _biases(self) -> tuple[torch.Tensor, ...]:
-        """[heads, N, N] of each block, gathered at once."""
+        """Gather the bias [heads, N, N] of all blocks at once."""
         attention = [block.attn for block in self.blocks]
         tables = torch.cat([attn.relative_position_bias_table for attn in attention], dim=1)
         return gather_bias(tables, attention[0].relative_position_index).chunk(len(attention))
 
 
-class SwinTransformer(nn.Module):
-    """Swin with a linear head on the mean of its last tokens.
-
-    Attributes:
-        stride: pixels per output token.
-        num_features: width of the output.
-    """
+@ENCODERS.register('swin')
+class SwinTransformer(PatchEncoder):
+    """Swin with a linear head on the mean of its last tokens. See `PatchEncoder`."""
 
     def __init__(
         self,
@@ -298,7 +298,6 @@ class SwinTransformer(nn.Module):
 
         norm_layer = nn.LayerNorm if patch_norm else nn.Identity
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, norm_layer)
-        self.grid_size = self.patch_embed.grid_size
         self.absolute_pos_embed = (
             nn.Parameter(torch.zeros(1, self.grid_size**2, embed_dim)) if ape else None
         )
@@ -323,9 +322,37 @@ class SwinTransformer(nn.Module):
             for i in range(len(depths))
         )
         self.norm = nn.LayerNorm(self.num_features)
-        has_head = num_classes > 0
-        self.head = ClassifierHead(self.num_features, num_classes) if has_head else nn.Identity()
+        self.head = build_classifier_head(self.num_features, num_classes)
         self._init_weights()
+
+    @classmethod
+    def stride_of(cls, config: Any) -> int:
+        swin = encoder_node(config)
+        return swin.PATCH_SIZE * 2 ** (len(swin.DEPTHS) - 1)
+
+    @classmethod
+    def check(cls, config: Any, stage: str | None) -> None:
+        """Check that the stages fit the image, the windows and the attention heads."""
+        swin, size = config.MODEL.SWIN, config.DATA.IMG_SIZE
+        stages = len(swin.DEPTHS)
+        for key in ('DEPTHS', 'NUM_HEADS'):
+            holds = bool(swin[key]) and all(type(n) is int and n > 0 for n in swin[key])
+            require(holds, config, f'MODEL.SWIN.{key}', 'one positive integer per stage')
+        allowed = f'as long as MODEL.SWIN.DEPTHS, {stages}'
+        require(len(swin.NUM_HEADS) == stages, config, 'MODEL.SWIN.NUM_HEADS', allowed)
+        for stage_number, heads in enumerate(swin.NUM_HEADS):
+            width = swin.EMBED_DIM * 2**stage_number
+            allowed = f'a divisor of the width of each stage ({width} in stage {stage_number})'
+            require(width % heads == 0, config, 'MODEL.SWIN.NUM_HEADS', allowed)
+        stride = cls.stride_of(config)
+        allowed = f'a multiple of {stride}, MODEL.SWIN.PATCH_SIZE doubled {stages - 1} times'
+        require(size % stride == 0, config, 'DATA.IMG_SIZE', allowed)
+        sides = [size // swin.PATCH_SIZE // 2**i for i in range(stages)]
+        allowed = (
+            f'one of {_windows(sides)} or at least {sides[0]} at DATA.IMG_SIZE {size}: it must '
+            f'divide each stage that is larger, and the stages are {sides} tokens wide'
+        )
+        require(_window_fits(swin.WINDOW_SIZE, sides), config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
 
     def _init_weights(self) -> None:
         """The patch convolution keeps PyTorch's default, as do the norms."""
@@ -339,11 +366,8 @@ class SwinTransformer(nn.Module):
         if self.absolute_pos_embed is not None:
             self.init_normal_(self.absolute_pos_embed)
 
-    def init_normal_(self, tensor: torch.Tensor) -> None:
-        nn.init.normal_(tensor, std=0.02)
-
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Patch tokens [B, L, E] to normalised tokens of the last stage, [B, l, F]."""
+        """Encode patch tokens [B, L, D] to normalised tokens of the last stage, [B, l, F]."""
         if self.absolute_pos_embed is not None:
             tokens = tokens + self.absolute_pos_embed
         x = self.pos_drop(tokens)
@@ -351,18 +375,10 @@ class SwinTransformer(nn.Module):
             x = layer(x)
         return self.norm(x)
 
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, S, S] to what the head sees, [B, F]."""
-        return self.encode(self.patch_embed(x)).mean(dim=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.forward_features(x))
-
     def get_num_layers(self) -> int:
         return sum(self.depths)
 
     def get_layer_id(self, name: str) -> int:
-        """Layer of a parameter, for layer decay: 0 the input, 1 ... the blocks, then the head."""
         part, *rest = name.split('.')
         if part in ('patch_embed', 'mask_token'):
             return 0
@@ -374,7 +390,20 @@ class SwinTransformer(nn.Module):
         return self.get_num_layers() + 1
 
     def no_weight_decay(self) -> set[str]:
-        return {'absolute_pos_embed'}
+        return {'absolute_pos_embed', 'mask_token'}
 
     def no_weight_decay_keywords(self) -> set[str]:
         return {'relative_position_bias_table'}
+
+    def saliency_layer(self) -> nn.Module:
+        """The tokens that enter the last block: after it, a token may describe its whole window."""
+        return [self.pos_drop, *self.layers[:-1], *self.layers[-1].blocks][-2]
+
+
+def _window_fits(window: int, sides: list[int]) -> bool:
+    return all(side <= window or side % window == 0 for side in sides)
+
+
+def _windows(sides: list[int]) -> list[int]:
+    """Window sizes below the first stage's side that divide every larger stage."""
+    return [window for window in range(1, sides[0]) if _window_fits(window, sides)]

@@ -1,4 +1,4 @@
-"""Any model of timm as a classifier: the supervised baselines, with a linear head of ours."""
+"""Any model of timm as a classifier: the supervised baselines."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -10,11 +10,13 @@ import torch
 from timm.models import group_parameters
 from torch import nn
 
+from config import require
 from engine.files import in_one_line
-from models.relative_position import ClassifierHead
+from models.encoder import ENCODERS, Encoder, build_classifier_head
 
 EXAMPLES = ('resnet50', 'densenet121')
-OPTIONAL = {  # arguments that not every model of timm takes -> the option and what is lacking
+# Arguments that not every model of timm takes: the option, and what such a model lacks.
+OPTIONAL = {
     'img_size': ('DATA.IMG_SIZE', ''),
     'drop_rate': ('MODEL.DROP_RATE', 'dropout'),
     'drop_path_rate': ('MODEL.DROP_PATH_RATE', 'stochastic depth'),
@@ -22,15 +24,15 @@ OPTIONAL = {  # arguments that not every model of timm takes -> the option and w
 
 
 class Layout(NamedTuple):
-    """What a model of timm is like, found without weights.
+    """Facts about a model of timm, found without allocating weights.
 
     Attributes:
-        options: arguments that make it, as an encoder without classifier.
-        width: of its pooled features.
-        map_layer: module whose places a saliency map weights; '' where there is none.
-        layer_ids: layer of each parameter by timm's own groups, the classifier's included; empty
-            where timm has none.
-        classifier: state-dict keys of timm's own classifier.
+        options: Arguments that build it as an encoder without classifier.
+        width: Width of its pooled features.
+        map_layer: Module whose output a saliency map weights; '' if there is none.
+        layer_ids: Layer of each parameter by timm's own groups, including the classifier's; empty
+            if timm has no groups.
+        classifier: State-dict keys of timm's own classifier.
     """
 
     options: dict[str, Any]
@@ -40,16 +42,16 @@ class Layout(NamedTuple):
     classifier: list[str]
 
 
-class TimmClassifier(nn.Module):
-    """A model of timm, random weights, with a linear head on its pooled features.
+@ENCODERS.register('timm')
+class TimmClassifier(Encoder):
+    """Any model of timm with random weights and a linear head on its pooled features.
 
-    MODEL.DROP_RATE is timm's drop_rate: in most of its models, dropout before the head alone.
-    Gradient checkpointing runs a batch norm twice a micro-batch, so that its running statistics
-    move as with momentum 0.19 in place of 0.1.
+    MODEL.DROP_RATE is timm's drop_rate: in most of its models, dropout before the head only. With
+    gradient checkpointing a batch norm runs twice per batch, so its running statistics move as
+    with momentum 0.19 instead of 0.1.
 
     Attributes:
-        num_features: width of the output.
-        layout: see `Layout`.
+        layout: See `Layout`.
     """
 
     def __init__(
@@ -68,46 +70,76 @@ class TimmClassifier(nn.Module):
         self.encoder = timm.create_model(name, **self.layout.options)
         if use_checkpoint:
             self._use_checkpoint()
-        has_head = num_classes > 0
-        self.head = ClassifierHead(self.num_features, num_classes) if has_head else nn.Identity()
-        if has_head:
+        self.head = build_classifier_head(self.num_features, num_classes)
+        if num_classes > 0:
             nn.init.normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
+
+    @classmethod
+    def constructor_arguments(cls, config: Any) -> dict[str, Any]:
+        arguments = super().constructor_arguments(config)
+        del arguments['attention'], arguments['checkpoint_keeps']  # timm has its own
+        return arguments
+
+    @classmethod
+    def check(cls, config: Any, stage: str | None) -> None:
+        """Check what the model of MODEL.TIMM.NAME supports.
+
+        Only fine-tuning reads layer decay and the report's saliency maps.
+        """
+        with torch.device('meta'):
+            layout = cls(**cls.constructor_arguments(config), num_classes=1).layout
+        name, train = config.MODEL.TIMM.NAME, config.TRAIN
+        attention, keeps = config.MODEL.ATTENTION == 'auto', train.CHECKPOINT_KEEPS == 'nothing'
+        why = f'for {name} of timm'
+        require(attention, config, 'MODEL.ATTENTION', f"'auto' {why}, which has its own attention")
+        require(keeps, config, 'TRAIN.CHECKPOINT_KEEPS', f"'nothing' {why}")
+        if stage == 'finetune':
+            holds = train.LAYER_DECAY == 1.0 or bool(layout.layer_ids)
+            require(holds, config, 'TRAIN.LAYER_DECAY', f'1.0 {why}, whose layers are not grouped')
+            holds = not config.REPORT.MAPS or bool(layout.map_layer) or not config.REPORT.WRITE
+            require(holds, config, 'REPORT.MAPS', f'0 {why}, which has no feature map')
+
+    @classmethod
+    def takes_size(cls, config: Any, size: int) -> bool:
+        arguments = cls.constructor_arguments(config)
+        try:
+            layout = find_layout(arguments['name'], img_size=size, in_chans=arguments['in_chans'])
+        except ValueError:  # the image is too small for the model
+            return False
+        return 'img_size' not in layout.options or size == config.DATA.IMG_SIZE
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.encoder
 
     def _use_checkpoint(self) -> None:
         try:
             self.encoder.set_grad_checkpointing(True)
-        except (AssertionError, AttributeError):  # timm's ways to say that there is none
+        except (AssertionError, AttributeError):  # timm raises these if it is not supported
             raise ValueError(
-                f'TRAIN.USE_CHECKPOINT must be False for {self.name}, which timm cannot compute '
-                'again in the backward pass, got True'
+                f'TRAIN.USE_CHECKPOINT must be False for {self.name} of timm, got True'
             ) from None
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, S, S] to what the head sees, [B, F].
+        """Return the pooled features, [B, C, S, S] -> [B, F].
 
         Raises:
-            ValueError: if they are of another size than the model was made for.
+            ValueError: If the images do not have the size of the model.
         """
         expected = (self.in_chans, self.img_size, self.img_size)
         if x.shape[1:] != expected:
             raise ValueError(
                 f'image size: got {list(x.shape[1:])}, {self.name} was built for {list(expected)} '
-                '(MODEL.TIMM.IN_CHANS, DATA.IMG_SIZE)'
+                '(MODEL.IN_CHANS, DATA.IMG_SIZE)'
             )
         return self.encoder(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.forward_features(x))
 
     def get_num_layers(self) -> int:
         return max(self.layout.layer_ids.values(), default=1) - 1
 
     def get_layer_id(self, name: str) -> int:
-        """Layer of a parameter, for layer decay: 0 the input, the head the last, by timm's groups.
-
-        All are of one layer where timm has no groups (`check_timm` refuses layer decay there).
-        """
+        """Return the layer by timm's groups; without groups, all parameters are in one layer."""
         top = self.get_num_layers() + 1
         if not name.startswith('encoder.'):
             return top
@@ -117,54 +149,17 @@ class TimmClassifier(nn.Module):
         names = getattr(self.encoder, 'no_weight_decay', set)()
         return {f'encoder.{name}' for name in names}
 
-    def no_weight_decay_keywords(self) -> set[str]:
-        return set()
-
-
-def timm_kwargs(config: Any) -> dict[str, Any]:
-    """Keyword arguments of `TimmClassifier`, less the number of classes."""
-    return {
-        'name': config.MODEL.TIMM.NAME,
-        'img_size': config.DATA.IMG_SIZE,
-        'in_chans': config.MODEL.TIMM.IN_CHANS,
-        'use_checkpoint': config.TRAIN.USE_CHECKPOINT,
-        'drop_rate': config.MODEL.DROP_RATE,
-        'drop_path_rate': config.MODEL.DROP_PATH_RATE,
-    }
-
-
-def check_timm(config: Any, *, finetunes: bool) -> None:
-    """Refuse what the model of MODEL.TIMM.NAME cannot do, before it is built with weights.
-
-    Args:
-        config: all options.
-        finetunes: whether layer decay and the report's maps are read: pre-training has neither.
-
-    Raises:
-        ValueError: naming the option, its value and what is allowed.
-    """
-    with torch.device('meta'):
-        layout = TimmClassifier(**timm_kwargs(config), num_classes=1).layout
-    name, train, maps = config.MODEL.TIMM.NAME, config.TRAIN, config.REPORT.MAPS
-    own = {
-        'MODEL.ATTENTION': (config.MODEL.ATTENTION, 'auto', 'attention is its own'),
-        'TRAIN.CHECKPOINT_KEEPS': (train.CHECKPOINT_KEEPS, 'nothing', 'checkpointing is its own'),
-    }
-    if finetunes and not layout.layer_ids:
-        own['TRAIN.LAYER_DECAY'] = (train.LAYER_DECAY, 1.0, 'timm says nothing of its layers')
-    if finetunes and not layout.map_layer and config.REPORT.WRITE:
-        own['REPORT.MAPS'] = (maps, 0, 'it has no map of features before its pooling')
-    for key, (value, works, why) in own.items():
-        if value != works:
-            raise ValueError(f'{key} must be {works!r} for {name} of timm: {why}, got {value!r}')
+    def saliency_layer(self) -> nn.Module | None:
+        name = self.layout.map_layer
+        return self.encoder.get_submodule(name) if name else None
 
 
 @cache
 def find_layout(name: str, *, img_size: int, in_chans: int, **rates: float) -> Layout:
-    """Build a model without memory and let it compute shapes; no random number is drawn.
+    """Build a model without memory and let it compute shapes; this draws no random numbers.
 
     Raises:
-        ValueError: if timm has no such model, or it takes no such images or rates.
+        ValueError: If timm has no such model, or it does not take such images or rates.
     """
     if name not in timm.list_models():
         close = get_close_matches(name.split('.')[0], timm.list_models()) or EXAMPLES
@@ -181,7 +176,7 @@ def find_layout(name: str, *, img_size: int, in_chans: int, **rates: float) -> L
             width, map_layer = _look_inside(encoder.eval(), (1, in_chans, img_size, img_size))
     except (RuntimeError, AssertionError, IndexError) as error:
         raise ValueError(
-            f'DATA.IMG_SIZE must be a size of images that {name} of timm can take, got {img_size} '
+            f'DATA.IMG_SIZE must be a size that {name} of timm accepts, got {img_size} '
             f'({in_one_line(error)})'
         ) from error
     layer_ids = {}
@@ -194,7 +189,7 @@ def find_layout(name: str, *, img_size: int, in_chans: int, **rates: float) -> L
 
 
 def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """The model, and the options without a size of images where it takes any size."""
+    """Build the model; also return the options, without an image size if it takes any size."""
     options = dict(options)
     while True:
         try:
@@ -212,10 +207,11 @@ def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any
 
 
 def _look_inside(encoder: nn.Module, shape: tuple[int, ...]) -> tuple[int, str]:
-    """Width of what an encoder gives for images of this shape, and its layer for saliency maps.
+    """Return the width of the features for images of this shape, and the layer for saliency maps.
 
-    That is the last module with a square map [B, F, h, w] of more than one place, or where tokens
-    follow that (ViT), the block before the last, as for our own ViT. Maps [B, h, w, F] are none.
+    The layer is the last module that returns a square map [B, F, h, w] of more than one place. If
+    tokens follow (ViT), it is the block before the last, as in our own ViT. Maps [B, h, w, F] do
+    not count.
     """
     last, has_tokens = '', False
 
@@ -234,7 +230,7 @@ def _look_inside(encoder: nn.Module, shape: tuple[int, ...]) -> tuple[int, str]:
     for handle in handles:
         handle.remove()
     if pooled.ndim != 2:
-        raise RuntimeError(f'it gives {list(pooled.shape)} and no one vector an image')
+        raise RuntimeError(f'it returns {list(pooled.shape)} instead of one vector per image')
     if has_tokens:
         blocks = getattr(encoder, 'blocks', ())
         last = f'blocks.{len(blocks) - 2}' if len(blocks) > 1 else ''

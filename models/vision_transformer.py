@@ -6,6 +6,7 @@ Dosovitskiy et al. 2021, arXiv:2010.11929; Bao et al. 2022, arXiv:2106.08254.
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,46 +14,16 @@ from timm.layers import DropPath, Mlp
 from torch import nn
 from torch.nn import functional as F
 
-from models.relative_position import (
-    CLASS_TOKEN_ROWS,
-    ClassifierHead,
+from config import require
+from models.encoder import (
+    ENCODERS,
+    PatchEmbed,
+    PatchEncoder,
     attend,
-    gather_bias,
-    grid_index,
-    resolve,
+    build_classifier_head,
     run_block,
 )
-
-
-class PatchEmbed(nn.Module):
-    """One token per patch: a convolution whose stride is its size; tokens row by row."""
-
-    def __init__(
-        self,
-        img_size: int,
-        patch_size: int,
-        in_chans: int,
-        embed_dim: int,
-        norm_layer: type[nn.Module] = nn.Identity,
-    ) -> None:
-        super().__init__()
-        if img_size % patch_size:
-            raise ValueError(
-                f'DATA.IMG_SIZE {img_size} is no multiple of the encoder PATCH_SIZE {patch_size}'
-            )
-        self.img_size = img_size
-        self.grid_size = img_size // patch_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
-        self.norm = norm_layer(embed_dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        height, width = x.shape[-2:]
-        if (height, width) != (self.img_size, self.img_size):
-            raise ValueError(
-                f'image size: got {height}x{width}, the encoder was built for '
-                f'{self.img_size}x{self.img_size} (DATA.IMG_SIZE)'
-            )
-        return self.norm(self.proj(x).flatten(2).transpose(1, 2))  # [B, L, D]
+from models.relative_position import CLASS_TOKEN_ROWS, gather_bias, grid_index
 
 
 class RelativePositionBias(nn.Module):
@@ -68,7 +39,7 @@ class RelativePositionBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; biases of q and v only; its own position bias if given a grid."""
+    """Multi-head self-attention with biases of q and v, and optionally its own position bias."""
 
     def __init__(
         self,
@@ -94,20 +65,21 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Tokens [B, N, D] and the bias of the logits, [heads, N, N], to tokens."""
+        """Map tokens [B, N, D] to tokens; bias [heads, N, N] is added to the logits."""
         B, N, D = x.shape
         qkv_bias = None
         if self.q_bias is not None:
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, qkv_bias).view(B, N, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D/heads]
-        fused = resolve(self.attention, x.device, in_windows=False) == 'sdpa'
-        x = attend(q, k, v, bias=bias, scale=self.scale, fused=fused)
+        x = attend(
+            *(q, k, v), bias=bias, scale=self.scale, attention=self.attention, in_windows=False
+        )
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, N, D)))
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with norm before, layer scale and stochastic depth after."""
+    """Attention and MLP, each after a norm and before layer scale and stochastic depth."""
 
     def __init__(
         self,
@@ -140,16 +112,15 @@ class Block(nn.Module):
         return x if gamma is None else gamma * x
 
 
-class VisionTransformer(nn.Module):
-    """Plain ViT with a linear head on the class token, or on the mean of the patch tokens.
+@ENCODERS.register('vit')
+class VisionTransformer(PatchEncoder):
+    """ViT with a linear head on the class token, or on the mean of the patch tokens.
 
-    Attributes:
-        stride: pixels per output token.
-        num_features: width of the output.
-        init_bound: where initial normals (std 0.02) are cut; None: nowhere.
+    See `PatchEncoder`. When patches are hidden, nothing is pooled, and the initial weights are
+    cut at one standard deviation, as in SimMIM.
     """
 
-    init_bound: float | None = None
+    attends_globally = True
 
     def __init__(
         self,
@@ -181,7 +152,7 @@ class VisionTransformer(nn.Module):
         self.keeps = checkpoint_keeps if use_checkpoint else None
 
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
-        self.grid_size = grid_size = self.patch_embed.grid_size
+        grid_size = self.grid_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         if use_sincos:
             self.register_buffer('pos_embed', sincos_positions(grid_size, embed_dim))
@@ -206,9 +177,22 @@ class VisionTransformer(nn.Module):
         )
         norm_layer = partial(nn.LayerNorm, eps=1e-6)
         self.norm = nn.Identity() if use_mean_pooling else norm_layer(embed_dim)
-        self.fc_norm = norm_layer(embed_dim) if use_mean_pooling else None
-        self.head = ClassifierHead(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        # DistributedDataParallel refuses parameters without gradient.
+        pools = use_mean_pooling and not self.is_masked
+        self.fc_norm = norm_layer(embed_dim) if pools else None
+        self.head = build_classifier_head(embed_dim, num_classes)
         self._init_weights()
+
+    @classmethod
+    def check(cls, config: Any, stage: str | None) -> None:
+        vit = config.MODEL.VIT
+        allowed = f'a multiple of MODEL.VIT.PATCH_SIZE, {vit.PATCH_SIZE}'
+        require(config.DATA.IMG_SIZE % vit.PATCH_SIZE == 0, config, 'DATA.IMG_SIZE', allowed)
+        allowed = f'a divisor of MODEL.VIT.EMBED_DIM, {vit.EMBED_DIM}'
+        require(vit.EMBED_DIM % vit.NUM_HEADS == 0, config, 'MODEL.VIT.NUM_HEADS', allowed)
+        holds = not vit.USE_SINCOS or not (vit.USE_APE or vit.EMBED_DIM % 4)
+        allowed = 'False with USE_APE or with an EMBED_DIM that is not a multiple of 4'
+        require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -227,27 +211,27 @@ class VisionTransformer(nn.Module):
                 self.head.weight *= 0.001
 
     def init_normal_(self, tensor: torch.Tensor) -> None:
-        if self.init_bound is None:
-            nn.init.normal_(tensor, std=0.02)
+        if self.is_masked:
+            nn.init.trunc_normal_(tensor, std=0.02, a=-0.02, b=0.02)
         else:
-            nn.init.trunc_normal_(tensor, std=0.02, a=-self.init_bound, b=self.init_bound)
+            nn.init.normal_(tensor, std=0.02)
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Patch tokens [B, L, D] to normalised tokens [B, 1 + L, D], the class token first."""
+        """Encode patch tokens [B, L, D] to normalised tokens [B, 1 + L, D], class token first."""
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         if self.pos_embed is not None:
             x = x + self.pos_embed
         return self.run_blocks(x)
 
     def run_blocks(self, x: torch.Tensor) -> torch.Tensor:
-        """Tokens with their positions [B, N, D] to normalised tokens; with bias tables all N."""
+        """Run all blocks and the norm on tokens [B, N, D] that have their position embeddings."""
         x = self.pos_drop(x)
         for block, bias in zip(self.blocks, self._biases(), strict=True):
             x = run_block(block, x, bias, keeps=self.keeps)
         return self.norm(x)
 
     def _biases(self) -> Sequence[torch.Tensor | None]:
-        """[heads, N, N] of each block, gathered at once: shared, its own, or their sum."""
+        """Gather the bias [heads, N, N] of all blocks at once: shared, their own, or the sum."""
         attention = [block.attn for block in self.blocks]
         shared = self.rel_pos_bias() if self.rel_pos_bias is not None else None
         if attention[0].relative_position_bias_table is None:
@@ -257,18 +241,13 @@ class VisionTransformer(nn.Module):
         return own if shared is None else [bias + shared for bias in own]
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, S, S] to what the head sees, [B, D]."""
         x = self.encode(self.patch_embed(x))
         return x[:, 0] if self.fc_norm is None else self.fc_norm(x[:, 1:].mean(dim=1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.forward_features(x))
 
     def get_num_layers(self) -> int:
         return len(self.blocks)
 
     def get_layer_id(self, name: str) -> int:
-        """Layer of a parameter, for layer decay: 0 the input, 1 ... the blocks, then the head."""
         part, *rest = name.split('.')
         if part in ('patch_embed', 'cls_token', 'mask_token', 'pos_embed'):
             return 0
@@ -279,26 +258,30 @@ class VisionTransformer(nn.Module):
     def no_weight_decay(self) -> set[str]:
         return {'pos_embed', 'cls_token'}
 
-    def no_weight_decay_keywords(self) -> set[str]:
-        return set()
+    def saliency_layer(self) -> nn.Module:
+        """The tokens that enter the last block: after it, each may describe the whole image.
+
+        The gradient of a class token does not reach the patch tokens that leave the last block.
+        """
+        return [self.pos_drop, *self.blocks][-2]
 
 
 def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
-    """Fixed positions: the class token's row is 0, then a row per patch, row by row.
+    """Return fixed position embeddings: zeros for the class token, then one row per patch.
 
-    A quarter of the width each: sine and cosine of the patch's column, sine and cosine of its row,
-    at frequencies from 1 down to almost 1 / 10,000.
+    Each quarter of the width holds one of: sine and cosine of the patch's column, sine and cosine
+    of its row, at frequencies from 1 down to almost 1 / 10,000.
 
     Returns:
         [1, 1 + grid_size ** 2, width].
 
     Raises:
-        ValueError: if 4 does not divide the width.
+        ValueError: If the width is not a multiple of 4.
 
     Source: He et al. 2022, arXiv:2111.06377.
     """
     if width % 4:
-        raise ValueError(f'sine-cosine positions need a width that 4 divides, got {width}')
+        raise ValueError(f'sine-cosine positions need a width that is a multiple of 4, got {width}')
     places = torch.arange(grid_size, dtype=torch.float64)
     frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = places[:, None] * frequencies  # [grid_size, width / 4]

@@ -1,10 +1,11 @@
-"""Score predictions of any model: a report as a run has, without torch and without the images.
+"""Score predictions of any model: the same report as for a run, without torch and without images.
 
 python scripts/evaluate.py --predictions FILE.csv [...] --labels LABELS.csv --output DIR
     [--thresholds-from HELD_OUT.csv [...] HELD_OUT_LABELS.csv | report.json [...]]
 
-Predictions: Path (or Study) and probabilities by label, in any order. Labels: Path (or Study) and
-CheXpert's observations as 1, 0, -1 (uncertain, left out) or empty. Several files are compared.
+Prediction files have a column Path (or Study) and probabilities in one column per label, in any
+order. The label file has Path (or Study) and CheXpert's observations as 1, 0, -1 (uncertain, left
+out) or empty. Several prediction files are compared with each other.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import CHOICES, default_config
+from config import allowed_values, default_config
 from data.records import (
     SUCH_AS,
     LabelTable,
@@ -32,32 +33,21 @@ from data.records import (
     standard_groups,
 )
 from engine.run_record import code_version
+from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.cases import Cases
-from evaluation.metrics import Protocol
+from evaluation.metrics import METRICS, Protocol
 from evaluation.report import (
+    MEAN_TITLES,
     NO_HELD_OUT,
     NO_INTERVAL,
     SALT_FILE,
-    HeldOut,
     Names,
     build_document,
     compare_sets,
-    fit_held_out,
     names_for,
     rename_images,
     write_report,
 )
-
-SHOWN = {
-    'auroc': 'AUROC',
-    'average_precision': 'avg. precision',
-    'recall': 'sensitivity',
-    'specificity': 'specificity',
-}
-MEANS = {
-    'five': 'mean of the five tasks',
-    'labels_with_both_classes': 'mean of labels with both classes',
-}
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -67,9 +57,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add, default = parser.add_argument, default_config()
 
     def choice(flag: str, key: str, value: str, text: str) -> None:
-        add(flag, choices=CHOICES[key], default=value, help=f'{text} (%(default)s)')
+        add(flag, choices=allowed_values(key), default=value, help=f'{text} (%(default)s)')
 
-    add('--predictions', nargs='+', type=Path, required=True, metavar='FILE', help='one a model')
+    add('--predictions', nargs='+', type=Path, required=True, metavar='FILE', help='one per model')
     add('--labels', type=Path, required=True, metavar='CSV')
     add('--output', type=Path, required=True, metavar='DIR', help='folder of the report')
     add(
@@ -78,12 +68,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         default=[],
         metavar='FILE',
-        help='predictions of other patients, one a model in the same order, then their labels; '
-        'or a report.json a model; without it, what needs a threshold is n/a',
+        help='predictions for other patients, one file per model in the same order, followed by '
+        'their labels; or one report.json per model; otherwise scores that need a threshold are '
+        'n/a',
     )
-    choice('--task', 'DATA.TASK', default.DATA.TASK, 'what the labels become')
+    choice('--task', 'DATA.TASK', default.DATA.TASK, 'what the labels are converted to')
     choice('--level', 'EVAL.LEVEL', default.EVAL.LEVEL, 'what is scored')
-    choice('--aggregate', 'EVAL.AGGREGATE', default.EVAL.AGGREGATE, "over a study's images")
+    choice('--aggregate', 'EVAL.AGGREGATE', default.EVAL.AGGREGATE, 'over the images of a study')
     choice('--views', 'DATA.VIEWS', 'all', 'images that are scored')
     choice('--blank', 'DATA.BLANK', default.DATA.BLANK, 'a label that is not mentioned')
     choice('--threshold', 'EVAL.THRESHOLD', default.EVAL.THRESHOLD, 'rule')
@@ -95,13 +86,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         '--anonymise',
         action='store_true',
-        help=f'name images by hashes in the report, salted with DIR/{SALT_FILE} (REPORT.ANONYMISE)',
+        help='replace the names of images in the report by hashes, salted with '
+        f'DIR/{SALT_FILE} (REPORT.ANONYMISE)',
     )
     args = parser.parse_args(arguments)
     if args.resamples < 0 or args.seed < 0:
         parser.error('--resamples and --seed must be 0 or greater')
+    if not 0 < args.sensitivity <= 1:
+        parser.error('--sensitivity must be above 0 and at most 1')
     if args.demographics and not args.groups:
-        parser.error('--demographics needs --groups: which of its columns to score by')
+        parser.error('--demographics needs --groups with the columns to score by')
     return args
 
 
@@ -118,7 +112,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def score_files(args: argparse.Namespace) -> dict[str, Any]:
-    """The report's document."""
+    """Score all prediction files and return the document of the report."""
     protocol = Protocol(
         level=args.level,
         aggregate=args.aggregate,
@@ -129,6 +123,39 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
     )
     names = names_for(args.output, anonymise=args.anonymise)
+    sets, warnings = read_cases(args, names)
+    fitted, source, notes = fit_thresholds(args, sets, protocol, names=names)
+    files = [
+        f'{cases.name}: {names.file(file)}'
+        for cases, file in zip(sets, args.predictions, strict=True)
+    ]
+    document = build_document(
+        sets,
+        fitted,
+        protocol,
+        run={
+            'Predictions': '; '.join(files),
+            'Labels': names.file(args.labels),
+            'Task': args.task,
+            'Blank labels': args.blank,
+            'Resamples': args.resamples,
+            'Seed': args.seed,
+            'Thresholds': source,
+            'Code': code_version(),
+        },
+        warnings=list(dict.fromkeys([*warnings, *notes, *row_warnings(sets, protocol)])),
+        extras={'comparisons': compare_sets(sets, protocol, name=args.labels.stem)},
+    )
+    rename_images(document, names)
+    document['warnings'] = [
+        f'{line}; use --thresholds-from' if line == NO_HELD_OUT else line
+        for line in document['warnings']
+    ]
+    return document
+
+
+def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], list[str]]:
+    """The cases of every prediction file, and warnings about rows that are not scored."""
     labels = read_labels(args, args.labels, names)
     demographics = str(args.demographics.absolute()) if args.demographics else ''
 
@@ -142,40 +169,24 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
     for file, name in zip(
         args.predictions, set_names(args.predictions, anonymise=args.anonymise), strict=True
     ):
-        options = {'name': name, 'level': args.level, 'groups': groups}
-        predictions = read_predictions(file)
-        predictions = replace(predictions, file=Path(names.file(file)))
-        cases, notes = match(predictions, labels, **options)
+        predictions = replace(read_predictions(file), file=Path(names.file(file)))
+        cases, notes = match(predictions, labels, name=name, level=args.level, groups=groups)
         sets.append(cases)
-        # A row of a file that others have names a patient, too.
+        # The examples at the end of a note could identify a patient.
         warnings += [note.partition(SUCH_AS)[0] if args.anonymise else note for note in notes]
-    fitted, about, notes = fit_thresholds(args, sets, protocol, names=names)
-    document = build_document(
-        sets,
-        fitted,
-        protocol,
-        run=describe_run(args, sets, names=names) | about | {'Code': code_version()},
-        warnings=list(dict.fromkeys([*warnings, *notes, *warn_of_rows(sets, protocol)])),
-        extras={'comparisons': compare_sets(sets, protocol, name=args.labels.stem)},
-    )
-    rename_images(document, names)
-    document['warnings'] = [
-        f'{line}; give --thresholds-from' if line == NO_HELD_OUT else line
-        for line in document['warnings']
-    ]
-    return document
+    return sets, warnings
 
 
 def read_labels(args: argparse.Namespace, file: Path, names: Names) -> LabelTable:
-    """The labels; what is said of the file has the name that it goes by."""
+    """Read a label file; messages about it use its name in the report."""
     table = read_label_file(file, task=args.task, blank=args.blank, views=args.views)
     return replace(table, file=Path(names.file(file)))
 
 
 def set_names(files: Sequence[Path], *, anonymise: bool = False) -> list[str]:
-    """A name for each file: its stem, after as many of its folders as tell them all apart.
+    """A name for each file: its stem, preceded by as many folders as needed to tell them apart.
 
-    With `anonymise` it is a number that tells them apart.
+    With `anonymise`, a number replaces the folders.
     """
     parts = [file.absolute().with_suffix('').parts for file in files]
     for depth in range(1, max(map(len, parts)) + 1):
@@ -186,64 +197,52 @@ def set_names(files: Sequence[Path], *, anonymise: bool = False) -> list[str]:
     raise ValueError(f'--predictions: a file is given twice: {", ".join(map(str, files))}')
 
 
-def describe_run(
-    args: argparse.Namespace, sets: Sequence[Cases], *, names: Names
-) -> dict[str, str]:
-    pairs = zip(sets, args.predictions, strict=True)
-    files = [f'{cases.name}: {names.file(file)}' for cases, file in pairs]
-    return {
-        'Predictions': '; '.join(files),
-        'Labels': names.file(args.labels),
-        'Task': args.task,
-        'Blank labels': args.blank,
-        'Resamples': str(args.resamples),
-        'Seed': str(args.seed),
-    }
-
-
 def fit_thresholds(
     args: argparse.Namespace, sets: Sequence[Cases], protocol: Protocol, *, names: Names
-) -> tuple[list[HeldOut] | None, dict[str, str], list[str]]:
-    """Thresholds and temperatures of each model; a row on where they are from; warnings."""
+) -> tuple[list[HeldOut] | None, str, list[str]]:
+    """Thresholds and temperatures of each model, a description of their source, and warnings."""
     files = args.thresholds_from
     if not files:
-        return None, {'Thresholds': 'none'}, []
+        return None, 'none', []
     from_reports = all(file.suffix == '.json' for file in files)
-    wanted = len(sets) + (not from_reports)
-    if len(files) != wanted:
+    if len(files) != len(sets) + (not from_reports):
         raise ValueError(
             f'--thresholds-from takes {len(sets)} prediction file(s), one for each of '
             f'--predictions, and their labels, or {len(sets)} report.json; got {len(files)} file(s)'
         )
-    fitted, rows, warnings = [], [], []
+    fitted, sources, warnings = [], [], []
     if from_reports:
         for file, cases in zip(files, sets, strict=True):
             held_out, differs = read_thresholds(file, cases.labels, protocol)
             fitted.append(held_out)
-            rows.append(f'of {names.file(file)}')
+            sources.append(f'of {names.file(file)}')
             warnings += [f'{names.file(file)}: {differs}'] if differs else []
-        return fitted, {'Thresholds': '; '.join(rows)}, warnings
+        return fitted, '; '.join(sources), warnings
     labels = read_labels(args, files[-1], names)
     for file, cases in zip(files[:-1], sets, strict=True):
-        options = {'name': 'held-out', 'level': args.level, 'complete': False}
-        held_out, _ = match(read_predictions(file), labels, **options)
+        predictions = read_predictions(file)
+        held_out, _ = match(predictions, labels, name='held-out', level=args.level, complete=False)
         fitted.append(fit_held_out(held_out, cases.labels, protocol))
-        patients = set(held_out.patient)
-        rows.append(
+        patients, scored = set(held_out.patient), set(cases.patient)
+        sources.append(
             f'{args.threshold}, on {len(held_out)} rows of {len(patients)} patients '
             f'({names.file(file)}, {labels.file})'
         )
-        if shared := patients & set(cases.patient):
+        if shared := patients & scored:
             warnings.append(
-                f'{cases.name}: thresholds chosen on what is scored: {len(shared)} of '
-                f'{len(set(cases.patient))} patients are in {labels.file}, too; what needs a '
-                'threshold or a temperature is too good'
+                f'{cases.name}: the thresholds were chosen on patients that are scored: '
+                f'{len(shared)} of {len(scored)} patients are also in {labels.file}; scores that '
+                'need a threshold or a temperature are optimistic'
             )
-    return fitted, {'Thresholds': '; '.join(rows)}, warnings
+    return fitted, '; '.join(sources), warnings
 
 
 def read_thresholds(file: Path, labels: Sequence[str], protocol: Protocol) -> tuple[HeldOut, str]:
-    """Those of the set that a report.json puts first, and how else it was scored, if it was."""
+    """Thresholds and temperatures of the headline set of a report.json.
+
+    Returns:
+        The values, and how the protocol of that report differs from this one ('' if it does not).
+    """
     try:
         report = json.loads(file.read_text(encoding='utf-8'))
         (entry,) = (e for e in report['sets'] if e['name'] == report['headline']['set'])
@@ -255,14 +254,14 @@ def read_thresholds(file: Path, labels: Sequence[str], protocol: Protocol) -> tu
         thresholds, temperatures = np.array(values, float)  # None becomes NaN
         then = entry['level'], entry['aggregate'], entry['views']
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{file} is no report.json with thresholds: {error!r}') from error
+        raise ValueError(f'{file} is not a report.json with thresholds: {error!r}') from error
     now = protocol.level, protocol.aggregate, protocol.views
     differs = f'its thresholds are for {", ".join(then)}; scored here: {", ".join(now)}'
     return HeldOut(thresholds, temperatures), differs if then != now else ''
 
 
-def warn_of_rows(sets: Sequence[Cases], protocol: Protocol) -> list[str]:
-    """Pairs of files that are not compared, for want of the same rows."""
+def row_warnings(sets: Sequence[Cases], protocol: Protocol) -> list[str]:
+    """Pairs of files that cannot be compared because their rows differ."""
     paths = {cases.name: set(cases.at_level(protocol.level).path) for cases in sets}
     return [
         f'{a} and {b} are not compared: their rows differ'
@@ -272,42 +271,43 @@ def warn_of_rows(sets: Sequence[Cases], protocol: Protocol) -> list[str]:
 
 
 def format_scores(document: dict[str, Any], *, has_intervals: bool) -> str:
-    """Tables of every set's scores and of the comparisons, then what to beware of."""
+    """Tables of the scores of every set and of the comparisons, followed by the warnings."""
+    shown = {name: entry.title for name, entry in METRICS.items() if entry.in_summary}
     lines = []
     for entry in document['sets']:
         lines += [
             f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '
             f'n = {entry["rows"]}, {entry["patients"]} patients (95 % intervals over patients)',
-            f'  {"":<34}{"n":>7}{"pos.":>7}' + ''.join(f'{name:>23}' for name in SHOWN.values()),
+            f'  {"":<34}{"n":>7}{"pos.":>7}' + ''.join(f'{title:>23}' for title in shown.values()),
         ]
         for part in entry['labels']:
-            shown = ''.join(f'{_show(part["scores"][metric]):>23}' for metric in SHOWN)
-            lines.append(f'  {part["label"]:<34}{part["n"]:>7}{part["positives"]:>7}{shown}')
-        for key, name in MEANS.items():
-            means = entry['means'][key] or dict.fromkeys(SHOWN)
-            shown = ''.join(f'{_show(means[metric]):>23}' for metric in SHOWN)
-            lines.append(f'  {name:<48}{shown}')
+            scores = ''.join(f'{_show(part["scores"][name]):>23}' for name in shown)
+            lines.append(f'  {part["label"]:<34}{part["n"]:>7}{part["positives"]:>7}{scores}')
+        for key in ('five', 'labels_with_both_classes'):
+            means = entry['means'][key] or dict.fromkeys(shown)
+            scores = ''.join(f'{_show(means[name]):>23}' for name in shown)
+            lines.append(f'  {MEAN_TITLES[key]:<48}{scores}')
         if has_intervals and (five := entry['means']['five']):
-            lines += _why_no_interval(five['auroc'])
+            lines += _missing_interval(five['auroc'])
         lines.append('')
     for entry in document['comparisons']:
-        lines.append(f'AUROC of {entry["a"]} minus {entry["b"]} (p by Holm over the labels)')
-        for label, part in entry['labels'].items():
-            shown = f'{_show(part["difference"]):>23}{_number(part["p_holm"], ".4f"):>9}'
-            lines.append(f'  {label:<48}{shown}')
+        lines.append(f'AUROC of {entry["a"]} minus {entry["b"]} (p-values adjusted by Holm)')
+        rows = {label: (part, part['p_holm']) for label, part in entry['labels'].items()}
         if five := entry['means']['five']:
-            shown = f'{_show(five["difference"]):>23}{_number(five["p_bootstrap"], ".4f"):>9}'
-            lines.append(f'  {MEANS["five"]:<48}{shown}')
-            lines += _why_no_interval(five['difference']) if has_intervals else []
+            rows[MEAN_TITLES['five']] = five, five['p_bootstrap']
+        for label, (part, p_value) in rows.items():
+            lines.append(f'  {label:<48}{_show(part["difference"]):>23}{_number(p_value, 4):>9}')
+        if has_intervals and five:
+            lines += _missing_interval(five['difference'])
         lines.append('')
     lines += [f'warning: {line}' for line in document['warnings']]
     return '\n'.join(lines)
 
 
-def _why_no_interval(mean: dict[str, float]) -> list[str]:
-    """A line on the mean of the five where it has a value and no interval."""
+def _missing_interval(mean: dict[str, float]) -> list[str]:
+    """The reason why the mean of the five has a value but no interval, if that is the case."""
     has_none = not np.isnan(mean['value']) and np.isnan(mean['low'])
-    return [f'  {MEANS["five"]}: {NO_INTERVAL}'] if has_none else []
+    return [f'  {MEAN_TITLES["five"]}: {NO_INTERVAL}'] if has_none else []
 
 
 def _show(score: dict[str, float] | None) -> str:
@@ -316,8 +316,8 @@ def _show(score: dict[str, float] | None) -> str:
     return f'{score["value"]:.3f} [{_number(score["low"])}, {_number(score["high"])}]'
 
 
-def _number(value: float, form: str = '.3f') -> str:
-    return 'n/a' if np.isnan(value) else f'{value:{form}}'
+def _number(value: float, digits: int = 3) -> str:
+    return 'n/a' if np.isnan(value) else f'{value:.{digits}f}'
 
 
 if __name__ == '__main__':

@@ -1,9 +1,8 @@
-"""Write the YAML files and shell scripts of all ablations from the sweep files.
+"""Write the YAML files and shell scripts of all ablations from scripts/ablations/*.yaml.
 
 python scripts/make_ablations.py
 
-The sweep files, scripts/ablations/*.yaml, are the list. Files that it wrote before and that no
-sweep file stands for any more are removed.
+Files that it wrote before and that no sweep file needs any more are removed.
 """
 
 import argparse
@@ -20,7 +19,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def stale_files(wanted: set[Path]) -> list[Path]:
-    """Files that were written before and are not wanted any more."""
+    """Files that were written before and are not needed any more."""
     found = [*FOLDER.rglob('*.sh'), *(ROOT / 'configs').glob('*__ablations/*.yaml')]
     return [path for path in found if path not in wanted and WRITTEN in path.read_text()]
 

@@ -1,15 +1,13 @@
-r"""Pack a data set into a store: a few files that training reads instead of one for each picture.
+"""Pack a data set into a store: a few files that training reads instead of one for each image.
 
 python scripts/pack.py --data-path CheXpert-v1.0-small --output CheXpert-256 --size 256 --workers 8
-python scripts/pack.py --data-path CheXpert-v1.0-small --output CheXpert-256 --append test.csv
 python scripts/pack.py --output CheXpert-256 --verify
 
-The store takes the folder's place as --data-path of all mains.  A run that was stopped goes on
-where it was when the same command is given again.
+The store replaces the folder as --data-path of all mains. If packing was interrupted, the same
+command resumes it.
 """
 
 import argparse
-import errno
 import os
 import re
 import sys
@@ -17,10 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.packing import Settings, append, pack
+from data.packing import Settings, pack
 from data.store import verify
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
 
@@ -29,29 +26,34 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('--data-path', metavar='DIR', help='CSV files and pictures, or a tree of pictures')
+    add('--data-path', metavar='DIR', help='CSV files and images, or a tree of images')
     add('--output', required=True, metavar='STORE', help='the store')
-    add('--size', metavar='PX', help='256, 320, any side in pixels, or native: sizes as they are')
+    add(
+        '--size', metavar='PX', help='side in pixels, for example 256, or native: sizes as they are'
+    )
     shape = parser.add_mutually_exclusive_group()
-    squeeze = 'squeeze pictures to squares: batches are read fastest (default)'
+    squeeze = 'squeeze images to squares (default)'
     shape.add_argument('--square', action='store_true', help=squeeze)
-    keep = 'keep the aspect: --size is the short side, smaller pictures stay as they are'
+    keep = 'keep the aspect: --size is the short side, and smaller images keep their size'
     shape.add_argument('--keep-aspect', action='store_true', help=keep)
-    add('--keep-16bit', action='store_true', help='store what has more than 8 bits in 16, not in 8')
+    add('--keep-16bit', action='store_true', help='store images of more than 8 bits with 16 bits')
     add('--shard-size', default='1GB', type=_bytes, metavar='N', help='largest file of pixels')
-    add('--image-suffix', default='', metavar='.png', help='as DATA.IMAGE_SUFFIX')
-    add('--csv', nargs='+', default=[], metavar='FILE', help='not train.csv, valid.csv, test.csv')
-    add('--all-images', action='store_true', help='also pictures that no CSV file names')
-    add('--skip-bad', action='store_true', help='leave out and list damaged pictures, if few')
+    add('--image-suffix', default='', metavar='.png', help='same as DATA.IMAGE_SUFFIX')
+    add(
+        '--csv',
+        nargs='+',
+        default=[],
+        metavar='FILE',
+        help='instead of train.csv, valid.csv, test.csv',
+    )
+    add('--all-images', action='store_true', help='also images that no CSV file names')
+    add('--skip-bad', action='store_true', help='leave out and list damaged images if they are few')
     add('--workers', default=os.cpu_count(), type=_positive, metavar='N', help='processes')
-    add('--append', metavar='CSV', help='add a CSV file and its pictures to a store')
     add('--verify', action='store_true', help='check every byte of a store')
     args = parser.parse_args(arguments)
     if args.verify == bool(args.data_path):
         parser.error('give either --data-path or --verify')
-    if args.append and (args.size or args.square or args.keep_aspect or args.keep_16bit):
-        parser.error('--append packs as the store was packed: give no settings')
-    if not (args.verify or args.append or args.size):
+    if not (args.verify or args.size):
         parser.error('give --size')
     return args
 
@@ -63,24 +65,25 @@ def main(args: argparse.Namespace) -> int:
             print(f'error: {problem}', file=sys.stderr)
         print(f'{args.output}: {len(problems) or "no"} problems')
         return 1 if problems else 0
-    options = {'workers': args.workers, 'skip_bad': args.skip_bad, 'report': _report}
     try:
-        if args.append:
-            append(args.data_path, args.output, args.append, **options)
-        else:
-            chosen = {'csv_names': args.csv, 'all_images': args.all_images}
-            pack(args.data_path, args.output, settings(args), **chosen, **options)
+        pack(
+            args.data_path,
+            args.output,
+            settings(args),
+            workers=args.workers,
+            skip_bad=args.skip_bad,
+            csv_names=args.csv,
+            all_images=args.all_images,
+            report=_report,
+        )
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except OSError as error:
-        problem, advice = error, 'mend this'
-        if error.errno in FULL:
-            problem, advice = f'cannot write {args.output}: {error.strerror}', 'free space'
-        print(f'error: {problem}: {advice} and give the same command again', file=sys.stderr)
+        print(f'error: {args.output}: {error}; run the same command again', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('stopped; the same command goes on from here', file=sys.stderr)
+        print('interrupted; the same command resumes from here', file=sys.stderr)
         return 130
     return 0
 

@@ -15,9 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import build_parser, get_config
 from data import build_loader
 from data.loader import image_reader
-from evaluation.metrics import describe_scores
+from evaluation.metrics import describe_scores, score_probabilities
 from evaluation.probes import pixel_floor
-from evaluation.report import score_probabilities
 from logger import create_logger, json_safe
 
 SIDE_PX = 64

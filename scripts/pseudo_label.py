@@ -1,10 +1,10 @@
-"""Fine-tune in rounds: keep what the model is confident of on unlabelled patients, train anew.
+"""Fine-tune in rounds: keep confident predictions on unlabelled patients, and train again.
 
 python scripts/pseudo_label.py --cfg configs/... --data-path DIR --output D [--pretrained CKPT]
     --rounds 3 --keep threshold --confidence 0.9 [--all-labels] --opts DATA.TRAIN_FRACTION 0.1
 
-The patients outside DATA.TRAIN_FRACTION (or DATA.TRAIN_IMAGES) count as unlabelled. Run again, it
-goes on where it was stopped. Ends with D/rounds.md and D/rounds.csv.
+The patients outside DATA.TRAIN_FRACTION (or DATA.TRAIN_IMAGES) count as unlabelled. The same
+command resumes after a stop. The results are D/rounds.md and D/rounds.csv.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.intervals import KEEP
+from evaluation.pseudo_labels import KEEP
+from sweeps.pseudo_labels import Rounds, Setup, write_rounds
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,16 +34,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='share of the errors at the base rate that must be gone (%(default)s)')  # fmt: skip
     add('--all-labels', action='store_true', help='also run with the real labels of all patients')
     add('--equal-steps', action='store_true',
-        help='fewer epochs where there are more pictures: about the steps of round 0')  # fmt: skip
+        help='fewer epochs if there are more images: about the steps of round 0')  # fmt: skip
     add('--processes', type=int, default=1, help='of a run: the GPUs it takes (%(default)s)')
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options over the YAML file')
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> int:
-    from sweeps.results import write_table
-    from sweeps.runner import Rounds, Setup
-
     try:
         for name in ('rounds', 'processes'):
             if getattr(args, name) < 1:
@@ -59,12 +57,12 @@ def main(args: argparse.Namespace) -> int:
             equal_steps=args.equal_steps,
         )
         rounds = Rounds(setup, _say)
-        code = rounds.run(args.rounds, after_round=write_table)
+        code = rounds.run(args.rounds, after_round=write_rounds)
         if not code and args.all_labels:
             code = rounds.run_reference()
         if code:
             return code
-        print(f'\n{write_table(rounds).read_text()}')
+        print(f'\n{write_rounds(rounds).read_text()}')
         print(f'best: {rounds.jobs[rounds.best].folder}')
         return 0
     except (ValueError, OSError) as error:

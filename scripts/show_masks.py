@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.images import load_image
 from data.loader import sample_rng
-from data.masking import MASK_TYPES, MaskGenerator, average_distance
+from data.masking import MASKS, MaskGenerator, average_distance
 from data.transforms import FILTERS, centre_crop
 
 HIDDEN_COLOUR = np.array([38, 70, 108])
@@ -51,12 +51,12 @@ def draw_grid(pixels: np.ndarray, args: argparse.Namespace) -> Figure:
     A line for each mask tells how far its hidden pixels lie from visible ones.
     """
     columns = [(unit, ratio) for unit in args.units for ratio in args.ratios]
-    width, height = (len(columns) + 1.1) * CELL_INCHES, len(MASK_TYPES) * CELL_INCHES * 1.12 + 0.3
+    width, height = (len(columns) + 1.1) * CELL_INCHES, len(MASKS) * CELL_INCHES * 1.12 + 0.3
     figure = Figure((width, height), layout='constrained', dpi=DPI)
-    grid = figure.add_gridspec(len(MASK_TYPES), len(columns) + 1)
+    grid = figure.add_gridspec(len(MASKS), len(columns) + 1)
     original = _add_image(figure, grid[:, 0], np.repeat(pixels[..., None], 3, axis=2) / 255)
     original.set_title(f'X-ray, {args.size} x {args.size} px', fontsize=9)
-    for row, mask_type in enumerate(MASK_TYPES):
+    for row, mask_type in enumerate(MASKS):
         for column, (unit, ratio) in enumerate(columns, start=1):
             generator = MaskGenerator(args.size, unit, args.patch, ratio, mask_type)
             mask = generator(sample_rng(args.seed, 0, column))
@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
         return 2
     args.output.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(args.output)
-    print(f'{args.output}: {", ".join(MASK_TYPES)}; units {args.units} px, ratios {args.ratios}')
+    print(f'{args.output}: {", ".join(MASKS)}; units {args.units} px, ratios {args.ratios}')
     return 0
 
 

@@ -1,1 +1,1 @@
-"""Sweeps of runs and rounds of them: what is run, how, and tables and figures of what came out."""
+"""Sweeps: many runs around a question, and the tables and figures of what they came to."""

@@ -1,18 +1,22 @@
-"""The runs of a sweep: the command, the folder and the options of each, and what it needs."""
+"""Sweep files and what they stand for: rows, options, run folders, commands and generated files.
+
+There are two kinds of sweep file. An ablation has rows that change a few options of a reference
+(`scripts/ablations/*.yaml`). A comparison of methods has one YAML file per method and stage, and
+fine-tunes each method on subsets of the labels (`scripts/comparison/*.yaml`). Both become a `Sweep`
+of rows, and `plan` turns a sweep into runs.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
-from yaml.constructor import SafeConstructor
 
 from config import (
     FREE_OPTIONS,
@@ -26,13 +30,15 @@ from config import (
     put,
     value_at,
 )
-from engine.run_record import OPTIONS_FILE, is_finished
-
-# ==== sweeps.rows: The rows of a sweep: an ablation's around a reference, or methods with subsets of the labels.
+from engine.run_record import OPTIONS_FILE
+from utils import checkpoint_name
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / 'scripts' / 'ablations'
+WRITTEN = 'Written by scripts/make_ablations.py.'
 STAGES = ('simmim', 'contrastive', 'finetune')
-# Section of a sweep file that a stage belongs to, and the names of sections in texts.
+MAINS = {stage: f'main_{stage}.py' for stage in STAGES}
+# Section of a sweep file for each stage, and MODEL.NAME of a stage, which names its folder.
 SECTIONS = {'simmim': 'pretrain', 'contrastive': 'pretrain', 'finetune': 'finetune'}
 SECTION_NAMES = {'pretrain': 'pre-training', 'finetune': 'fine-tuning'}
 MODEL_NAMES = {
@@ -40,6 +46,17 @@ MODEL_NAMES = {
     'contrastive': 'contrastive_pretrain',
     'finetune': 'simmim_finetune',
 }
+# How a comparison of methods gives subsets of the labels, and the option that sets them.
+SUBSETS = {'shares': 'DATA.TRAIN_FRACTION', 'images': 'DATA.TRAIN_IMAGES'}
+SOFT_TARGETS = 'DATA.SELF_TRAIN_PREDICTIONS'
+IMAGES_PER_STEP, IMAGES_COMPARED = 'images per step', 'images compared at once'
+
+ABLATION_KEYS = {'title', 'reference', 'keys', 'rows'}
+METHODS_KEYS = {'title', 'reference', 'methods'}
+ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
+METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'against'}
+NAME = re.compile(r'[\w.-]+', re.ASCII)
+NUMBER = re.compile(r'\d+(\.\d+)?', re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -47,18 +64,18 @@ class Row:
     """One ablation config, or one method with one subset of the labels.
 
     Attributes:
-        name: in the sweep, such as '0.1'.
-        run: of its folders, scripts and YAML files, such as 'mask_ratio_0.1'.
-        pretrain: options changed in pre-training, by key; None: there is none.
-        finetune: options changed in fine-tuning, by key.
+        name: Name in the sweep, such as '0.1'.
+        run: Name of its folders, script and YAML files, such as 'mask_ratio_0.1'.
+        pretrain: Options changed in pre-training, by key; None without pre-training.
+        finetune: Options changed in fine-tuning, by key.
         configs: YAML file by stage.
-        pretrain_run: the run whose pre-training it takes, '' without any.
-        weights: environment variable that names the checkpoint it starts from, or ''.
-        learns_from: run whose predictions on the training images are its targets, or ''.
-        against: name of the row that it is compared with.
-        pretraining: stage of its pre-training, 'simmim' or 'contrastive'.
-        method: of a sweep of methods, or ''.
-        subset: share or number of labelled images, as the file has it, or ''.
+        pretrain_run: Name of the pre-training run, which several rows may share; '' without one.
+        weights: Environment variable that names the checkpoint the row starts from, or ''.
+        learns_from: Run whose predictions on the training images are the row's targets, or ''.
+        against: Name of the row that it is compared with; '' for the reference.
+        pretraining: Stage of its pre-training, 'simmim' or 'contrastive'.
+        method: Name of the method in a comparison of methods, or ''.
+        subset: Share or number of labelled images as written in the file, or ''.
     """
 
     name: str
@@ -83,7 +100,7 @@ class Row:
         return self.pretraining if section == 'pretrain' else 'finetune'
 
     def run_of(self, stage: str) -> str:
-        """Name of the run of a stage, '' for one that it does not have."""
+        """Name of the run of a stage, '' for a stage that the row does not have."""
         if stage == 'finetune':
             return self.run
         return self.pretrain_run if stage == self.pretraining else ''
@@ -95,7 +112,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Published:
-    """Published figures of some rows, by the row's name: context, never a comparison."""
+    """Published figures of some rows, by row name: context, never a comparison."""
 
     source: str
     measure: str
@@ -105,18 +122,17 @@ class Published:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Rows around one reference row, which changes nothing, or those of several methods.
+    """Rows around one reference row, or rows of several methods.
 
     Attributes:
-        name: the file's, such as 'mask_ratio'.
-        path: of the file.
-        title: what is varied.
-        keys: 'pretrain' and 'finetune': all options that rows may change.
-        rows: in the order of the file.
-        reference: one of the rows; of methods that of the reference with most labels.
-        published: context, or None.
-        subsets: of a sweep of methods how subsets of the labels are given, 'shares' or 'images'; ''
-            of an ablation.
+        name: Name of the file without suffix, such as 'mask_ratio'.
+        path: The sweep file.
+        title: What is varied.
+        keys: For 'pretrain' and 'finetune', all options that rows may change.
+        rows: Rows in the order of the file.
+        reference: The row that changes nothing, or the reference method with the most labels.
+        published: Published figures, or None.
+        subsets: 'shares' or 'images' in a comparison of methods, '' in an ablation.
     """
 
     name: str
@@ -130,272 +146,198 @@ class Sweep:
 
     @property
     def methods(self) -> dict[str, Row]:
-        """By name: the row with most labels."""
+        """The row with the most labels of each method, by name."""
         rows = sorted(self.rows, key=lambda row: float(row.subset or 0))
         return {row.method: row for row in rows if row.method}
 
     def base(self, row: Row, stage: str) -> Path:
-        """The YAML file that a row's changes are put over: the reference's, or the method's."""
+        """The YAML file under a row's changes: the reference's, or the method's own."""
         return (row if row.method else self.reference).configs[stage]
 
 
-def stage_title(stage: str) -> str:
-    """Of a stage, in texts."""
-    kind = 'contrastive ' if stage == 'contrastive' else ''
-    return kind + SECTION_NAMES[SECTIONS[stage]]
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep: one stage of a row with one seed.
 
-
-def run_folder(output: str | Path, stage: str, row: Row, seed: int) -> Path | None:
-    """Folder of a row's stage; of a shared pre-training the one that is shared, None without."""
-    run = row.run_of(stage)
-    return Path(output) / MODEL_NAMES[stage] / f'{run}_seed{seed}' if run else None
-
-
-def changed_config(path: Path, stage: str) -> Config:
-    """The options of a YAML file of `stage`, before flags: for comparing files."""
-    return get_config(build_parser(stage).parse_args(['--cfg', str(path)]))
-
-
-# ==== sweeps.run_options: The options of a sweep's runs: as their folders have them, as its files do, what differs.
-
-STEP, COMPARED = 'pictures a step', 'pictures compared at once'
-
-
-def load_config(folder: Path) -> Config:
-    """The options of a run, from its config.yaml; what an older version lacked is at its default.
-
-    Raises:
-        ValueError: naming the file, if it is damaged.
+    Attributes:
+        stage: 'simmim', 'contrastive' or 'finetune'.
+        run: Name of its folder without the seed.
+        seed: SEED.
+        folder: Run folder.
+        arguments: Script and flags, for python or torchrun.
+        config: Run configuration that these flags give.
+        needs: Folders of the runs that must finish first.
+        processes: Number of processes the run is started with.
+        weights: Checkpoint that the run starts from if it is not another run's, or ''.
     """
-    file = folder / OPTIONS_FILE
-    return _parsed(file, file.read_bytes()).clone()
 
-
-@lru_cache(maxsize=1024)
-def _parsed(file: Path, content: bytes) -> Config:
-    """Of a file with this content: the same is asked for again and again."""
-    config = default_config()
-    config.merge_from_file(str(file))
-    return config
-
-
-def expected_config(sweep: Sweep, row: Row, stage: str) -> Config:
-    """The options of a row's stage as the files of the sweep have them, before flags."""
-    config = changed_config(sweep.base(row, stage), stage).clone()
-    config.defrost()
-    changes = row.changes(stage)
-    config.merge_from_list([str(word) for pair in changes.items() for word in pair])
-    return config
-
-
-def images_per_step(config: Config, processes: int) -> int:
-    """Images of an optimizer step."""
-    return config.DATA.BATCH_SIZE * micro_batches(config) * processes
-
-
-def batch_counts(config: Config, record: Mapping[str, Any], stage: str) -> dict[str, int]:
-    """By STEP, and in contrastive pre-training COMPARED: how many pictures a run takes together.
-
-    Args:
-        config: of the run.
-        record: of its run.json, of which `processes` and `starts` are read; {}: one process.
-        stage: of the run.
-    """
-    processes = record.get('processes', 1)
-    if stage != 'contrastive':
-        return {STEP: images_per_step(config, processes)}
-    # It goes on with as many compared: on other processes with options of its own for these.
-    for start in record.get('starts', []):
-        processes = start.get('processes', processes)
-    return {
-        STEP: images_per_step(config, processes),
-        COMPARED: config.DATA.BATCH_SIZE * processes,
-    }
-
-
-def micro_batches(config: Config) -> int:
-    """Of an optimizer step, in one process."""
-    return max(config.TRAIN.ACCUMULATION_STEPS, 1)
-
-
-def check_encoder(
-    folder: Path, changes: Mapping[str, tuple[str, str]], expected: Config, sweep: Sweep
-) -> None:
-    """Refuse a run with another encoder or size of image than the files of the sweep have.
-
-    Args:
-        folder: of the run.
-        changes: what differs from the expected options, see `changed_options`.
-        expected: the options as the files have them.
-        sweep: the sweep.
-
-    Raises:
-        ValueError: naming folder, sweep and option.
-    """
-    section = f'MODEL.{expected.MODEL.TYPE.upper()}.'
-    for key, (old, new) in changes.items():
-        if key in ('DATA.IMG_SIZE', 'MODEL.TYPE') or key.startswith(section):
-            raise ValueError(
-                f'{folder} is no run of {sweep.path}: {key} is {new} in its options, {old} in the '
-                'files of the sweep'
-            )
-
-
-class Finetuned(NamedTuple):
-    """A finished fine-tuning: its folder, that of its pre-training, and what share that hid."""
-
+    stage: str
+    run: str
+    seed: int
     folder: Path
-    pretraining: Path | None
-    masked: float | None
+    arguments: list[str]
+    config: Config = field(repr=False)
+    needs: tuple[Path, ...] = ()
+    processes: int = 1
+    weights: str = ''
+
+    @property
+    def name(self) -> str:
+        return f'{SECTIONS[self.stage]} {self.run} seed {self.seed}'
 
 
-def finetuned_runs(sweep: Sweep, seeds: Sequence[int], output: str | Path) -> list[Finetuned]:
-    """The finished fine-tunings of a sweep, row by row.
+# Reading sweep files ----------------------------------------------------------------------------
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Read a sweep file.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: If it is not a sweep file; the message names the file, the row and the key.
     """
-    found = []
-    for row in sweep.rows:
-        for seed in seeds:
-            folder = run_folder(output, 'finetune', row, seed)
-            if is_finished(folder):
-                hiding = run_folder(output, 'simmim', row, seed)
-                masked = load_config(hiding).DATA.MASK_RATIO if hiding else None
-                pretraining = run_folder(output, row.pretraining, row, seed)
-                found.append(Finetuned(folder, pretraining, masked))
-    if not found:
-        raise ValueError(f'{output}: no fine-tuning of {sweep.path} is finished')
-    return found
+    path = Path(path)
+    try:
+        text = path.read_text(encoding='utf-8')
+        content = load_yaml(text)
+        # YAML reads the name 1000_0.25 as the number 10000.25, so names are taken as written.
+        written = yaml.load(text, Loader=yaml.BaseLoader)
+    except (OSError, UnicodeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f'{path} is not a sweep file: {error}') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{path} is not a sweep file: it must hold keys and values')
+    if 'methods' in content:
+        return _read_methods(path, content, written)
+    return _read_ablation(path, content, written)
 
 
-def unfinished_seeds(
-    sweep: Sweep, seeds: Sequence[int], output: str | Path
-) -> dict[str, list[int]]:
-    """Row -> seeds whose fine-tuning is not finished, for the rows that have any."""
-    unfinished = {
-        row.name: [s for s in seeds if not is_finished(run_folder(output, 'finetune', row, s))]
-        for row in sweep.rows
+def sweep_files() -> list[Path]:
+    """The sweep files of all ablations."""
+    return sorted(FOLDER.rglob('*.yaml'))
+
+
+def _read_ablation(path: Path, content: dict, written: dict) -> Sweep:
+    _check_keys(content, ABLATION_KEYS | {'published'}, f'{path}:', needed=ABLATION_KEYS)
+    for key in ('reference', 'keys'):
+        _check_keys(content[key], {*SECTION_NAMES}, f'{path}: {key}:')
+    references = {
+        stage: ROOT / str(content['reference'].get(SECTIONS[stage]))
+        for stage in ('simmim', 'finetune')
     }
-    return {name: left for name, left in unfinished.items() if left}
-
-
-def changed_options(
-    before: Config, after: Config, *, but: tuple[str, ...] = ()
-) -> dict[str, tuple[str, str]]:
-    """Option -> its value before and after, where these differ; not FREE_OPTIONS, nor `but`."""
-    after = after.clone()
-    after.defrost()
-    for key in ('BASE', *FREE_OPTIONS, *but):  # BASE is merged already
-        put(after, key, value_at(before, key), 'before')
-    if after == before:  # as texts they are slow to compare
-        return {}
-    changes = {}
-    for line in config_changes(config_text(before), config_text(after)):
-        key, _, values = line.partition(': ')
-        old, _, new = values.partition(' -> ')
-        changes[key] = old, new
-    return changes
-
-
-# ==== sweeps.entries: Checks of what a sweep file says: names, keys, options, and the YAML files that it names.
-
-NAME = re.compile(r'[\w.-]+', re.ASCII)
-
-
-def names_in(path: Path, section: str) -> list[str]:
-    """Names in a section as they are written: YAML reads 1000_0.25 as a number, 10000.25.
-
-    Raises:
-        ValueError: if one is no name, or is there twice, be it as a number written in two ways.
-    """
-    root = yaml.compose(path.read_text(encoding='utf-8'), Loader=yaml.SafeLoader)
-    found = [value for key, value in root.value if key.value == section]
-    if len(found) > 1:
-        raise ValueError(f'{path}: {section}: is there twice')
-    names, values = [], []
-    for key, _ in found[0].value:
-        if not NAME.fullmatch(key.value):
-            what = section.removesuffix('s')
+    for stage, file in references.items():
+        _check_stage(file, stage, f'{path}: reference: {SECTIONS[stage]}:')
+    keys = {section: content['keys'].get(section, []) for section in SECTION_NAMES}
+    rows: list[Row] = []
+    for name, entry in _named_entries(path, 'rows', content, written).items():
+        rows.append(_read_row(path, name, entry or {}, references, keys, rows))
+    bare = [row for row in rows if row.run == _reference_run(references)]
+    if len(bare) != 1:
+        raise ValueError(f'{path}: exactly one row must change nothing, got {len(bare)}')
+    names = [row.name for row in rows]
+    for row in rows:
+        if row.against and row.against not in names:
             raise ValueError(
-                f'{path}: a {what} must have a name of letters, digits, . _ -: {key.value!r}'
+                f'{path}: row {row.name}: against must be one of {names}, got {row.against!r}'
             )
-        value = SafeConstructor().construct_object(key)
-        if key.value in names or value in values:
-            raise ValueError(f'{path}: {section} {key.value}: is there twice')
-        names.append(key.value)
-        values.append(value)
-    return names
+    return Sweep(
+        name=path.stem,
+        path=path,
+        title=str(content['title']),
+        keys=keys,
+        rows=tuple(rows),
+        reference=bare[0],
+        published=_read_published(path, content.get('published'), names),
+    )
 
 
-def check_file(file: Path, stage: str, where: str) -> None:
-    if not file.is_file():
-        raise ValueError(f'{where} there is no {file}')
-    name = changed_config(file, stage).MODEL.NAME
-    if name != MODEL_NAMES[stage]:
-        raise ValueError(f'{file}: MODEL.NAME must be {MODEL_NAMES[stage]!r}, got {name!r}')
+def _read_row(
+    path: Path,
+    name: str,
+    entry: dict,
+    references: dict[str, Path],
+    keys: dict[str, list[str]],
+    before: list[Row],
+) -> Row:
+    where = f'{path}: row {name}:'
+    _check_keys(entry, ROW_KEYS, where)
+    pretrain, finetune = entry.get('pretrain', {}), entry.get('finetune', {})
+    pretrain = None if pretrain == 'none' else pretrain
+    for section, changes in (('pretrain', pretrain or {}), ('finetune', finetune)):
+        _check_keys(changes, set(keys[section]), f'{where} {section}:')
+        _check_options(changes, f'{where} {section}')
+    reference = _reference_run(references)
+    is_reference = pretrain == finetune == {} and not set(entry) - {'against'}
+    prefix = reference.removesuffix('reference').removeprefix(f'{path.stem}_')
+    run = reference if is_reference else f'{prefix}{path.stem}_{name}'
+    weights, teacher = entry.get('weights', ''), str(entry.get('learns_from', ''))
+    teachers = {row.name: row.run for row in before}
+    if teacher and teacher not in teachers:
+        raise ValueError(f'{where} learns_from must be one of the rows above, {list(teachers)}')
+    configs = {'finetune': _config_file(references['finetune'], run if finetune else '')}
+    pretrain_run = ''
+    if pretrain is not None:
+        pretrain_run = reference if not pretrain and not weights else run
+        for row in before:
+            if row.pretrain == pretrain and row.weights == weights:
+                pretrain_run = row.pretrain_run
+                break
+        configs['simmim'] = _config_file(references['simmim'], pretrain_run if pretrain else '')
+    return Row(
+        name=name,
+        run=run,
+        pretrain=pretrain,
+        finetune=finetune,
+        configs=configs,
+        pretrain_run=pretrain_run,
+        weights=weights,
+        learns_from=teachers.get(teacher, ''),
+        against=str(entry.get('against', '')),
+    )
 
 
-def check_options(options: Any, where: str) -> dict[str, Any]:
-    """Options by key, of which each is there and can have its value."""
-    refuse_others(options, None, f'{where}:')
-    config = default_config()
-    for key, value in options.items():
-        put(config, key, value, where)
-    return options
+def _read_published(path: Path, entry: Any, rows: list[str]) -> Published | None:
+    if entry is None:
+        return None
+    needed = {'source', 'measure', 'values'}
+    _check_keys(entry, needed | {'note'}, f'{path}: published:', needed=needed)
+    values = {str(name): value for name, value in entry['values'].items()}
+    _check_keys(values, {*rows}, f'{path}: published: values:')
+    return Published(**entry | {'values': values})
 
 
-def refuse_others(entry: Any, allowed: set[str] | None, where: str) -> None:
-    """Refuse what is no mapping, or has other keys than those that are allowed; None: any."""
-    if not isinstance(entry, dict):
-        raise ValueError(f'{where} must be keys and values, got {json.dumps(entry)}')
-    if allowed is not None and (others := [key for key in entry if key not in allowed]):
-        raise ValueError(f'{where} {others[0]!r} is not one of {sorted(allowed)}')
+def _reference_run(references: dict[str, Path]) -> str:
+    """'reference', or what else follows '__' in the names of the reference's YAML files."""
+    return references['finetune'].stem.rpartition('__')[2]
 
 
-# ==== sweeps.methods_file: A sweep file of methods, each with its YAML files and fine-tuned on subsets of the labels.
-
-KEYS = {'title', 'reference', 'methods'}  # beside one of SUBSETS
-METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'run', 'against'}
-# How subsets of the labels are given -> the option that takes them.
-SUBSETS = {'shares': 'DATA.TRAIN_FRACTION', 'images': 'DATA.TRAIN_IMAGES'}
-NUMBER = re.compile(r'\d+(\.\d+)?', re.ASCII)
+def _config_file(reference: Path, run: str) -> Path:
+    """The YAML file of a run, next to the reference's; the reference's itself for ''."""
+    prefix = reference.stem.rpartition('__')[0]
+    return reference.with_name(f'{prefix}__{run}.yaml') if run else reference
 
 
-def read_methods(path: Path, content: dict) -> Sweep:
-    """The rows of each method with each subset, those of one subset after another."""
+def _read_methods(path: Path, content: dict, written: dict) -> Sweep:
+    """A comparison of methods: the rows of each method with each subset of the labels."""
     kinds = [kind for kind in SUBSETS if kind in content]
-    if len(kinds) != 1 or not KEYS <= set(content):
-        raise ValueError(
-            f'{path} is no sweep of methods: it must have {", ".join(sorted(KEYS))}, and '
-            f'either {" or ".join(SUBSETS)}'
-        )
-    refuse_others(content, KEYS | {*kinds}, f'{path}:')
-    subsets = _read_subsets(path, kinds[0], content[kinds[0]])
+    if len(kinds) != 1:
+        raise ValueError(f'{path}: one of {" and ".join(SUBSETS)} must be given, got {kinds}')
+    (kind,) = kinds
+    _check_keys(content, METHODS_KEYS | {kind}, f'{path}:', needed=METHODS_KEYS)
+    subsets = {
+        name: _read_subset(name, entry or {}, kind, f'{path}: {kind} {name}:')
+        for name, entry in _named_entries(path, kind, content, written).items()
+    }
     shared = {key for options in subsets.values() for key in options}
-    refuse_others(content['methods'], None, f'{path}: methods:')
     methods: dict[str, Row] = {}
-    for name, entry in zip(names_in(path, 'methods'), content['methods'].values(), strict=True):
-        method = _read_method(path, name, entry, list(methods.values()))
-        if both := sorted(shared & set(method.finetune)):
-            raise ValueError(
-                f'{path}: method {name}: finetune_options: {both[0]} is set in {kinds[0]}, the '
-                'same for all methods'
-            )
-        if same := [other for other, row in methods.items() if row.run == method.run]:
-            raise ValueError(
-                f'{path}: method {name}: run: {method.run} is that of method {same[0]}: they would '
-                'share their folders'
-            )
-        methods[name] = method
+    for name, entry in _named_entries(path, 'methods', content, written).items():
+        methods[name] = _read_method(path, name, entry, shared, list(methods.values()))
     reference = str(content['reference'])
-    masked = [m for m, row in methods.items() if row.run_of('simmim')]
+    masked = [name for name, row in methods.items() if row.run_of('simmim')]
     if reference not in masked or len(methods) < 2:
         raise ValueError(
-            f'{path}: reference: must be one of two or more methods, one that main_simmim.py '
-            f'pre-trains: {masked}; got {reference!r}'
+            f'{path}: reference must be one of two or more methods, pre-trained by '
+            f'{MAINS["simmim"]} ({masked}), got {reference!r}'
         )
-    against = _others(path, methods, reference)
+    against = _compared_methods(path, methods, reference)
     rows = tuple(
         replace(
             row,
@@ -416,68 +358,43 @@ def read_methods(path: Path, content: dict) -> Sweep:
         keys={'pretrain': [], 'finetune': sorted(shared)},
         rows=rows,
         reference=next(row for row in rows if row.name == f'{reference}_{most}'),
-        subsets=kinds[0],
+        subsets=kind,
     )
-    _check_alike(sweep)
+    _check_equal_training(sweep)
     return sweep
 
 
-def _others(path: Path, methods: dict[str, Row], reference: str) -> dict[str, str]:
-    """Method -> that which it is compared with; '' for those that others are compared with."""
-    for name, row in methods.items():
-        if row.against and row.against not in methods.keys() - {name}:
-            others = [other for other in methods if other != name]
-            raise ValueError(
-                f'{path}: method {name}: against: must be one of {others}, got {row.against!r}'
-            )
-    compared_with = {reference, *(row.against for row in methods.values())}
-    return {
-        name: row.against or ('' if name in compared_with else reference)
-        for name, row in methods.items()
-    }
+def _read_subset(name: str, entry: Any, kind: str, where: str) -> dict[str, Any]:
+    """Options of fine-tuning for one subset of the labels, including the one that sets it."""
+    number = float(name) if NUMBER.fullmatch(name) else 0.0
+    if kind == 'shares' and not 0 < number <= 1:
+        raise ValueError(f'{where} must be a share in (0, 1]')
+    if kind == 'images' and (number < 1 or '.' in name):
+        raise ValueError(f'{where} must be a whole number above 0')
+    _check_options(entry, where)
+    return {SUBSETS[kind]: number if kind == 'shares' else int(name)} | entry
 
 
-def _read_subsets(path: Path, kind: str, content: Any) -> dict[str, dict[str, Any]]:
-    """Name -> options of fine-tuning, that which takes the subset among them."""
-    refuse_others(content, None, f'{path}: {kind}:')
-    subsets = {}
-    for name, entry in zip(names_in(path, kind), content.values(), strict=True):
-        where, allowed = f'{path}: {kind} {name}:', 'a share in (0, 1]'
-        if kind == 'images':
-            allowed = 'a whole number above 0'
-        number = float(name) if NUMBER.fullmatch(name) else 0.0
-        if number in map(float, subsets):
-            raise ValueError(f'{where} is there twice')
-        if not 0 < number <= 1 if kind == 'shares' else number < 1 or '.' in name:
-            raise ValueError(f'{where} must be {allowed}')
-        options = check_options(entry or {}, where)
-        if SUBSETS[kind] in options:
-            raise ValueError(f'{where} {SUBSETS[kind]} is taken from the name')
-        subsets[name] = {SUBSETS[kind]: number if kind == 'shares' else int(name)} | options
-    return subsets
-
-
-def _read_method(path: Path, name: str, entry: Any, before: list[Row]) -> Row:
-    """A method with none of the subsets yet."""
+def _read_method(path: Path, name: str, entry: Any, shared: set[str], before: Sequence[Row]) -> Row:
+    """A method without a subset of the labels yet."""
     where = f'{path}: method {name}:'
-    refuse_others(entry, METHOD_KEYS, where)
-    configs = {'finetune': ROOT / str(entry.get('finetune'))}
-    check_file(configs['finetune'], 'finetune', f'{where} finetune:')
-    run = str(entry.get('run', f'{path.stem}_{name}'))
-    if not NAME.fullmatch(run):
-        raise ValueError(f'{where} run: must be of letters, digits, . _ -: {run!r}')
-    options = {
-        section: check_options(entry.get(f'{section}_options', {}), f'{where} {section}_options')
-        for section in SECTION_NAMES
-    }
-    against = str(entry.get('against', ''))
-    row = Row(name, run, None, options['finetune'], configs, method=name, against=against)
+    _check_keys(entry, METHOD_KEYS, where, needed={'finetune'})
+    configs = {'finetune': ROOT / str(entry['finetune'])}
+    _check_stage(configs['finetune'], 'finetune', f'{where} finetune:')
+    options = {section: entry.get(f'{section}_options', {}) for section in SECTION_NAMES}
+    for section, changes in options.items():
+        _check_options(changes, f'{where} {section}_options')
+    if both := sorted(shared & set(options['finetune'])):
+        raise ValueError(f'{where} finetune_options: {both[0]} is set by the subset of the labels')
+    run = f'{path.stem}_{name}'
+    row = Row(name, run, None, options['finetune'], configs, method=name)
+    row = replace(row, against=str(entry.get('against', '')))
     if 'pretrain' not in entry:
         if options['pretrain']:
             raise ValueError(f'{where} pretrain_options: there is no pretrain')
         return row
     file = ROOT / str(entry['pretrain'])
-    stage = _pretraining(file, f'{where} pretrain:')
+    stage = _check_stage(file, '', f'{where} pretrain:')
     same = [r for r in before if r.configs.get(stage) == file and r.pretrain == options['pretrain']]
     return replace(
         row,
@@ -488,260 +405,177 @@ def _read_method(path: Path, name: str, entry: Any, before: list[Row]) -> Row:
     )
 
 
-def _check_alike(sweep: Sweep) -> None:
-    """Refuse methods that are fine-tuned for other epochs, or in other steps, on one subset."""
-    first: dict[str, tuple[str, dict[str, int]]] = {}
+def _compared_methods(path: Path, methods: dict[str, Row], reference: str) -> dict[str, str]:
+    """Method -> the method it is compared with; '' for those that others are compared with."""
+    for name, row in methods.items():
+        others = [other for other in methods if other != name]
+        if row.against and row.against not in others:
+            raise ValueError(
+                f'{path}: method {name}: against must be one of {others}, got {row.against!r}'
+            )
+    compared_with = {reference, *(row.against for row in methods.values())}
+    return {
+        name: row.against or ('' if name in compared_with else reference)
+        for name, row in methods.items()
+    }
+
+
+def _check_equal_training(sweep: Sweep) -> None:
+    """Refuse methods that are fine-tuned for other epochs or batch sizes on the same subset."""
+    first: dict[str, tuple[str, tuple[int, int]]] = {}
     for row in sweep.rows:
         config = expected_config(sweep, row, 'finetune')
-        own = {
-            'TRAIN.EPOCHS': config.TRAIN.EPOCHS,
-            'DATA.BATCH_SIZE x TRAIN.ACCUMULATION_STEPS': images_per_step(config, 1),
-        }
-        method, others = first.setdefault(row.subset, (row.method, own))
-        for key, value in own.items():
-            if value != others[key]:
-                raise ValueError(
-                    f'{sweep.path}: {sweep.subsets} {row.subset}: {key} must be the same for all '
-                    f'methods, got {others[key]} for {method} and {value} for {row.method}'
-                )
+        own = config.TRAIN.EPOCHS, images_per_step(config, 1)
+        method, other = first.setdefault(row.subset, (row.method, own))
+        if own != other:
+            raise ValueError(
+                f'{sweep.path}: {sweep.subsets} {row.subset}: TRAIN.EPOCHS and DATA.BATCH_SIZE x '
+                f'TRAIN.ACCUMULATION_STEPS must be the same for all methods, got {other} for '
+                f'{method} and {own} for {row.method}'
+            )
 
 
-def _pretraining(file: Path, where: str) -> str:
-    """The stage that a YAML file of pre-training is for, by its MODEL.NAME."""
+def _named_entries(path: Path, section: str, content: dict, written: dict) -> dict[str, Any]:
+    """The entries of a section by their names as written in the file."""
+    _check_keys(content[section], None, f'{path}: {section}:')
+    names = list(written[section])
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f'{path}: {section}: names consist of letters, digits, . _ -: {name!r}'
+            )
+    if len(names) != len(content[section]):
+        raise ValueError(f'{path}: {section}: a name occurs twice: {names}')
+    return dict(zip(names, content[section].values(), strict=True))
+
+
+def _check_keys(
+    entry: Any, allowed: set[str] | None, where: str, *, needed: set[str] = frozenset()
+) -> None:
+    """Refuse anything but a mapping with these keys; None allows any key."""
+    if not isinstance(entry, dict):
+        raise ValueError(f'{where} must be keys and values, got {entry!r}')
+    if allowed is not None and (others := [key for key in entry if key not in allowed]):
+        raise ValueError(f'{where} {others[0]!r} is not one of {sorted(allowed)}')
+    if missing := needed - set(entry):
+        raise ValueError(f'{where} {sorted(missing)[0]!r} is missing')
+
+
+def _check_options(options: Any, where: str) -> None:
+    """Refuse options that do not exist or cannot have these values."""
+    _check_keys(options, None, where)
+    config = default_config()
+    for key, value in options.items():
+        put(config, key, value, where)
+
+
+def _check_stage(file: Path, stage: str, where: str) -> str:
+    """The stage that a YAML file is for, by its MODEL.NAME; '' accepts both pre-trainings."""
     if not file.is_file():
-        raise ValueError(f'{where} there is no {file}')
+        raise ValueError(f'{where} there is no file {file}')
     config = default_config()
     config.merge_from_file(str(file))
-    stages = {MODEL_NAMES[stage]: stage for stage in ('simmim', 'contrastive')}
-    if config.MODEL.NAME not in stages:
+    allowed = [stage] if stage else ['simmim', 'contrastive']
+    names = {MODEL_NAMES[each]: each for each in allowed}
+    if config.MODEL.NAME not in names:
         raise ValueError(
-            f'{where} {file}: MODEL.NAME must be one of {[*stages]}, got {config.MODEL.NAME!r}'
+            f'{where} {file}: MODEL.NAME must be one of {[*names]}, got {config.MODEL.NAME!r}'
         )
-    stage = stages[config.MODEL.NAME]
-    check_file(file, stage, where)
-    return stage
+    changed_config(file, names[config.MODEL.NAME])
+    return names[config.MODEL.NAME]
 
 
-# ==== sweeps.sweep_file: A sweep file: the rows of an ablation around a reference.
-
-SWEEP_KEYS = {'title', 'reference', 'keys', 'rows', 'published'}
-PUBLISHED_KEYS = {'source', 'measure', 'values', 'note'}
-ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
+# Options and folders of runs --------------------------------------------------------------------
 
 
-def load_sweep(path: str | Path) -> Sweep:
-    """Read a sweep file.
+def stage_title(stage: str) -> str:
+    """Name of a stage in texts."""
+    return ('contrastive ' if stage == 'contrastive' else '') + SECTION_NAMES[SECTIONS[stage]]
+
+
+def run_folder(output: str | Path, stage: str, row: Row, seed: int) -> Path | None:
+    """Run folder of a row's stage, the shared one of a shared pre-training; None without it."""
+    run = row.run_of(stage)
+    return Path(output) / MODEL_NAMES[stage] / f'{run}_seed{seed}' if run else None
+
+
+def changed_config(path: Path, stage: str) -> Config:
+    """The options of a YAML file of a stage, before flags."""
+    return get_config(build_parser(stage).parse_args(['--cfg', str(path)]))
+
+
+def expected_config(sweep: Sweep, row: Row, stage: str) -> Config:
+    """The options of a row's stage according to the files of the sweep, before flags."""
+    config = changed_config(sweep.base(row, stage), stage).clone()
+    config.defrost()
+    config.merge_from_list(_words(row.changes(stage)))
+    return config
+
+
+def load_config(folder: Path) -> Config:
+    """The options of a run from its config.yaml; options it does not have are at their defaults.
 
     Raises:
-        ValueError: naming file, row and key, if it is no sweep.
+        ValueError: If the file is damaged; the message names it.
     """
-    path = Path(path)
-    try:
-        content = load_yaml(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeError, ValueError) as error:
-        raise ValueError(f'{path} is no sweep file: {error}') from error
-    if isinstance(content, dict) and 'methods' in content:
-        return read_methods(path, content)
-    needed = SWEEP_KEYS - {'published'}
-    if not isinstance(content, dict) or not needed <= set(content):
-        raise ValueError(f'{path} is no sweep file: it must have {", ".join(sorted(needed))}')
-    refuse_others(content, SWEEP_KEYS, f'{path}:')
-    for key, allowed in (('reference', set(SECTION_NAMES)), ('keys', set(SECTION_NAMES)),
-                         ('published', PUBLISHED_KEYS), ('rows', None)):  # fmt: skip
-        refuse_others(content.get(key, {}), allowed, f'{path}: {key}:')
-    references = {
-        stage: ROOT / str(content['reference'].get(SECTIONS[stage]))
-        for stage in ('simmim', 'finetune')
-    }
-    for stage, file in references.items():
-        check_file(file, stage, f'{path}: reference: {SECTIONS[stage]}:')
-    written = names_in(path, 'rows')
-    rows: list[Row] = []
-    for name, entry in zip(written, content['rows'].values(), strict=True):
-        rows.append(_read_row(path, name, entry or {}, references, content['keys'], rows))
-    bare = [row for row in rows if row.run == _reference_run(references)]
-    if len(bare) != 1:
-        raise ValueError(f'{path}: exactly one row must change nothing, {len(bare)} do')
-    names = [row.name for row in rows]
-    for row in rows:
-        if row.against and row.against not in names:
-            raise ValueError(f'{path}: row {row.name}: against must be one of {names}')
-    return Sweep(
-        name=path.stem,
-        path=path,
-        title=content['title'],
-        keys={section: content['keys'].get(section, []) for section in SECTION_NAMES},
-        rows=tuple(rows),
-        reference=bare[0],
-        published=_read_published(path, content, written) if 'published' in content else None,
-    )
+    file = folder / OPTIONS_FILE
+    return _parsed(file, file.read_bytes()).clone()
 
 
-def _read_published(path: Path, content: dict, rows: list[str]) -> Published:
-    published = content['published']
-    if missing := PUBLISHED_KEYS - {'note'} - set(published):
-        raise ValueError(f'{path}: published: {sorted(missing)[0]!r} is missing')
-    values = {str(name): value for name, value in published['values'].items()}
-    if others := set(values) - set(rows):
-        raise ValueError(f'{path}: published: {sorted(others)[0]!r} is none of the rows {rows}')
-    return Published(**published | {'values': values})
+@lru_cache(maxsize=1024)
+def _parsed(file: Path, content: bytes) -> Config:
+    """The options of a file with this content, which several functions ask for."""
+    config = default_config()
+    config.merge_from_file(str(file))
+    return config
 
 
-def _read_row(
-    path: Path,
-    name: str,
-    entry: dict,
-    references: dict[str, Path],
-    keys: dict[str, list[str]],
-    before: list[Row],
-) -> Row:
-    where = f'{path}: row {name}:'
-    refuse_others(entry, ROW_KEYS, where)
-    pretrain = entry.get('pretrain', {})
-    pretrain = None if pretrain == 'none' else pretrain
-    finetune = entry.get('finetune', {})
-    for section, changes in (('pretrain', pretrain or {}), ('finetune', finetune)):
-        refuse_others(changes, set(keys.get(section) or []), f'{where} {section}:')
-        check_options(changes, f'{where} {section}')
-    same = pretrain == finetune == {} and not set(entry) - {'against'}
-    run = _reference_run(references)
-    if not same:
-        run = f'{run.removesuffix("reference").removeprefix(f"{path.stem}_")}{path.stem}_{name}'
-    weights = entry.get('weights', '')
-    configs = {'finetune': _config_file(references['finetune'], run if finetune else '')}
-    pretrain_run = ''
-    if pretrain is not None:
-        shared = [r for r in before if r.pretrain == pretrain and r.weights == weights]
-        plain = not pretrain and not weights
-        pretrain_run = (
-            _reference_run(references) if plain else shared[0].pretrain_run if shared else run
-        )
-        configs['simmim'] = _config_file(references['simmim'], pretrain_run if pretrain else '')
-    teacher = str(entry.get('learns_from', ''))
-    teachers = {row.name: row.run for row in before}
-    if teacher and teacher not in teachers:
-        raise ValueError(f'{where} learns_from must be one of the rows above, {list(teachers)}')
-    return Row(
-        name=name,
-        run=run,
-        pretrain=pretrain,
-        finetune=finetune,
-        configs=configs,
-        pretrain_run=pretrain_run,
-        weights=weights,
-        learns_from=teachers.get(teacher, ''),
-        against=str(entry.get('against', '')),
-    )
+def changed_options(
+    before: Config, after: Config, *, but: tuple[str, ...] = ()
+) -> dict[str, tuple[str, str]]:
+    """Option -> values before and after, where they differ, without FREE_OPTIONS and `but`."""
+    after = after.clone()
+    after.defrost()
+    for key in ('BASE', *FREE_OPTIONS, *but):  # BASE is merged already
+        put(after, key, value_at(before, key), 'before')
+    if after == before:  # comparing texts is slow
+        return {}
+    changes = {}
+    for line in config_changes(config_text(before), config_text(after)):
+        key, _, values = line.partition(': ')
+        old, _, new = values.partition(' -> ')
+        changes[key] = old, new
+    return changes
 
 
-def _reference_run(references: dict[str, Path]) -> str:
-    """'reference', or what else the name of its YAML files ends with."""
-    return references['finetune'].stem.rpartition('__')[2]
+def images_per_step(config: Config, processes: int) -> int:
+    """Images of one optimizer step."""
+    return config.DATA.BATCH_SIZE * max(config.TRAIN.ACCUMULATION_STEPS, 1) * processes
 
 
-def _config_file(reference: Path, run: str) -> Path:
-    """The YAML file beside the reference's, of another run; '': the reference itself."""
-    return (
-        reference.with_name(f'{reference.stem.rpartition("__")[0]}__{run}.yaml')
-        if run
-        else (reference)
-    )
+def batch_counts(config: Config, record: Mapping[str, Any], stage: str) -> dict[str, int]:
+    """Images per optimizer step, and in contrastive pre-training images compared at once.
+
+    Args:
+        config: Run configuration.
+        record: Contents of run.json, of which `processes` and `starts` are read; {}: one process.
+        stage: Stage of the run.
+    """
+    processes = record.get('processes', 1)
+    if stage == 'contrastive':  # it may resume on other processes with as many images
+        for start in record.get('starts', []):
+            processes = start.get('processes', processes)
+    counts = {IMAGES_PER_STEP: images_per_step(config, processes)}
+    if stage == 'contrastive':
+        counts[IMAGES_COMPARED] = config.DATA.BATCH_SIZE * processes
+    return counts
 
 
-# ==== sweeps.plan: The runs of a sweep: the command, the folder and the options of each, and what it needs.
-
-MAINS = {stage: f'main_{stage}.py' for stage in STAGES}
-SOFT_TARGETS = 'DATA.SELF_TRAIN_PREDICTIONS'
+# Planning runs ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run of a sweep: the stage of a row under a seed.
-
-    Attributes:
-        stage: 'simmim', 'contrastive' or 'finetune'.
-        run: name of its folder, without the seed.
-        seed: SEED.
-        folder: of the run.
-        arguments: script and flags, for python or torchrun.
-        config: what these flags make of the options.
-        needs: folders of the runs that must be finished before.
-        processes: that it is started with.
-        weights: the file that it starts from, where that is of no other run; or ''.
-    """
-
-    stage: str
-    run: str
-    seed: int
-    folder: Path
-    arguments: list[str]
-    config: Config = field(repr=False)
-    needs: tuple[Path, ...] = ()
-    processes: int = 1
-    weights: str = ''
-
-    @property
-    def name(self) -> str:
-        return f'{SECTIONS[self.stage]} {self.run} seed {self.seed}'
-
-
-def plan(
-    sweep: Sweep,
-    *,
-    seeds: list[int],
-    data: str,
-    output: str,
-    gpus: int = 1,
-    options: dict[str, list[str]] | None = None,
-    environment: dict[str, str] | None = None,
-) -> list[Job]:
-    """The runs of a sweep, each once, in an order in which each comes after what it needs.
-
-    Args:
-        sweep: the sweep.
-        seeds: a run per row, stage and seed.
-        data: --data-path.
-        output: --output.
-        gpus: processes of a run; the micro-batches of an optimizer step are shared among them.
-        options: by stage, KEY VALUE pairs put over the YAML file's.
-        environment: where `weights` are looked up.
-
-    Raises:
-        ValueError: if a run's options cannot work, weights are not named, or GPUs do not divide
-            the micro-batches.
-    """
-    jobs = {}
-    for seed in seeds:
-        for stage in STAGES:
-            for row in sweep.rows:
-                if stage in row.stages:
-                    places = _Places(data, output, seed, gpus, options or {}, environment or {})
-                    job = _job(sweep, row, stage, places)
-                    jobs.setdefault(job.folder, job)
-    return _in_order(list(jobs.values()))
-
-
-def check_encoders(sweep: Sweep, jobs: Sequence[Job]) -> None:
-    """Refuse options with which a sweep's runs could be trained, and fit no table of it.
-
-    Args:
-        sweep: the sweep.
-        jobs: its plan, of which seeds are alike.
-
-    Raises:
-        ValueError: see `sweeps.run_options.check_encoder`.
-    """
-    by_run = {(job.stage, job.run): job for job in reversed(jobs)}
-    for row in sweep.rows:
-        for stage in row.stages:
-            if job := by_run.pop((stage, row.run_of(stage)), None):
-                expected = expected_config(sweep, row, stage)
-                changes = changed_options(expected, job.config, but=('SEED',))
-                check_encoder(job.folder, changes, expected, sweep)
-
-
-@dataclass(frozen=True)
-class _Places:
+class _Settings:
     """What all runs of a plan share."""
 
     data: str
@@ -752,143 +586,130 @@ class _Places:
     environment: dict[str, str]
 
 
-def _job(sweep: Sweep, row: Row, stage: str, places: _Places) -> Job:
-    folder = run_folder(places.output, stage, row, places.seed)
-    arguments = [
-        '--cfg', str(sweep.base(row, stage)), '--data-path', places.data,
-        '--output', places.output, '--tag', folder.name,
-    ]  # fmt: skip
-    changes = row.changes(stage).items()
-    weights = ''
-    options = ['SEED', str(places.seed), *(str(x) for pair in changes for x in pair)]
-    needs = []
+def plan(
+    sweep: Sweep,
+    *,
+    seeds: Sequence[int],
+    data: str,
+    output: str,
+    gpus: int = 1,
+    options: dict[str, list[str]] | None = None,
+    environment: dict[str, str] | None = None,
+) -> list[Job]:
+    """The runs of a sweep, each once, and each after the runs that it needs.
+
+    Args:
+        sweep: The sweep.
+        seeds: Seeds; there is one run per row, stage and seed.
+        data: --data-path.
+        output: --output.
+        gpus: Processes of a run, which share the accumulated batches of an optimizer step.
+        options: KEY VALUE pairs put over the YAML files, by stage.
+        environment: Environment variables, where `weights` are looked up.
+
+    Raises:
+        ValueError: If the options of a run cannot work, weights are not given, or the number of
+            GPUs does not divide the accumulated batches.
+    """
+    jobs: dict[Path, Job] = {}
+    for seed in seeds:
+        settings = _Settings(data, output, seed, gpus, options or {}, environment or {})
+        for stage in STAGES:
+            for row in sweep.rows:
+                if stage in row.stages:
+                    job = _job(sweep, row, stage, settings)
+                    jobs.setdefault(job.folder, job)
+    return list(jobs.values())
+
+
+def only_row(sweep: Sweep, name: str) -> Sweep:
+    """The sweep with one row, and the row whose predictions it learns from.
+
+    Raises:
+        ValueError: If there is no such row.
+    """
+    rows = {row.name: row for row in sweep.rows}
+    if name not in rows:
+        raise ValueError(f'--row must be one of {[*rows]} of {sweep.path}, got {name!r}')
+    teacher = rows[name].learns_from
+    return replace(sweep, rows=(*(r for r in sweep.rows if r.run == teacher), rows[name]))
+
+
+def _job(sweep: Sweep, row: Row, stage: str, settings: _Settings) -> Job:
+    folder = run_folder(settings.output, stage, row, settings.seed)
+    arguments = ['--cfg', str(sweep.base(row, stage)), '--data-path', settings.data]
+    arguments += ['--output', settings.output, '--tag', folder.name]
+    options = ['SEED', str(settings.seed), *_words(row.changes(stage))]
+    needs, weights = [], ''
     if stage == 'finetune' and row.pretrain is not None:
-        source = _job(sweep, row, row.pretraining, places)
+        source = _job(sweep, row, row.pretraining, settings)
         needs.append(source.folder)
-        arguments += ['--pretrained', str(last_checkpoint(source))]
+        last = checkpoint_name(source.config.TRAIN.EPOCHS - 1)
+        arguments += ['--pretrained', str(source.folder / last)]
     elif row.weights:
-        if not places.environment.get(row.weights):
+        if not settings.environment.get(row.weights):
             raise ValueError(
-                f'{row.run} starts from a checkpoint: name it by the environment variable '
-                f'{row.weights}'
+                f'{row.run} starts from a checkpoint: set the environment variable {row.weights} '
+                'to its path'
             )
-        weights = os.path.abspath(places.environment[row.weights])
+        weights = os.path.abspath(settings.environment[row.weights])
         arguments += ['--pretrained', weights]
     if stage == 'finetune' and row.learns_from:
         source = next(other for other in sweep.rows if other.run == row.learns_from)
-        teacher = run_folder(places.output, stage, source, places.seed)
+        teacher = run_folder(settings.output, stage, source, settings.seed)
         needs.append(teacher)
         options += [SOFT_TARGETS, str(teacher / 'predictions_train.csv')]
-    arguments += ['--opts', *options, *places.options.get(stage, [])]
-    config = get_config(build_parser(stage).parse_args(arguments))
-    if places.gpus > 1:
-        arguments += ['--accumulation-steps', str(share_of_steps(config, places.gpus))]
-        config = get_config(build_parser(stage).parse_args(arguments))
+    arguments += ['--opts', *options, *settings.options.get(stage, [])]
+    arguments, config = share_steps(stage, arguments, settings.gpus)
     return Job(
         stage=stage,
         run=row.run_of(stage),
-        seed=places.seed,
+        seed=settings.seed,
         folder=folder,
         arguments=[MAINS[stage], *arguments],
         config=config,
         needs=tuple(needs),
-        processes=places.gpus,
+        processes=settings.gpus,
         weights=weights,
     )
 
 
-def last_checkpoint(job: Job) -> Path:
-    """The checkpoint that a pre-training ends with."""
-    from utils import checkpoint_name
-
-    return job.folder / checkpoint_name(job.config.TRAIN.EPOCHS - 1)
-
-
-def share_of_steps(config: Config, gpus: int) -> int:
-    """Micro-batches of a process, so that the batch of an optimizer step stays what it is.
+def share_steps(stage: str, arguments: list[str], gpus: int) -> tuple[list[str], Config]:
+    """Flags and options of a run whose GPUs share the accumulated batches of an optimizer step.
 
     Raises:
-        ValueError: if they cannot be shared equally.
+        ValueError: If the GPUs cannot share them equally.
     """
-    steps, size = micro_batches(config), config.DATA.BATCH_SIZE
-    if steps % gpus == 0:
-        return steps // gpus
-    # Contrastive pre-training compares micro-batches over all GPUs: there it would be another run.
-    alone = steps == 1 or config.MODEL.NAME == MODEL_NAMES['contrastive']
-    ways = ['one GPU a run' if alone else f'a number of GPUs that divides {steps}']
-    if size % gpus == 0:
-        ways.append(f'DATA.BATCH_SIZE {size // gpus} with TRAIN.ACCUMULATION_STEPS {steps * gpus}')
-    raise ValueError(
-        f'{config.TAG}: {steps} micro-batch{"es" if steps > 1 else ""} of {size} images a step '
-        f'cannot be shared among {gpus} GPUs: take {", or ".join(ways)}'
-    )
+    config = get_config(build_parser(stage).parse_args(arguments))
+    if gpus == 1:
+        return arguments, config
+    steps, size = max(config.TRAIN.ACCUMULATION_STEPS, 1), config.DATA.BATCH_SIZE
+    if steps % gpus:
+        # Contrastive pre-training compares the images of all GPUs: there it is another run.
+        alone = steps == 1 or stage == 'contrastive'
+        ways = ['one GPU' if alone else f'a number of GPUs that divides {steps}']
+        if size % gpus == 0:
+            ways.append(
+                f'DATA.BATCH_SIZE {size // gpus} with TRAIN.ACCUMULATION_STEPS {steps * gpus}'
+            )
+        raise ValueError(
+            f'{config.TAG}: TRAIN.ACCUMULATION_STEPS {steps} with DATA.BATCH_SIZE {size} cannot be '
+            f'shared among {gpus} GPUs: use {" or ".join(ways)}'
+        )
+    arguments = [*arguments, '--accumulation-steps', str(steps // gpus)]
+    return arguments, get_config(build_parser(stage).parse_args(arguments))
 
 
-def _in_order(jobs: list[Job]) -> list[Job]:
-    """Each after what it needs, else as given."""
-    folders = {job.folder for job in jobs}
-    ordered, done = [], set()
-    while len(ordered) < len(jobs):
-        for job in jobs:
-            if job.folder not in done and all(n in done for n in job.needs if n in folders):
-                ordered.append(job)
-                done.add(job.folder)
-    return ordered
+def _words(changes: Mapping[str, Any]) -> list[str]:
+    return [str(word) for pair in changes.items() for word in pair]
 
 
-# ==== sweeps.files: The files that a sweep file stands for: a YAML per row and stage, a shell script per row.
-
-FOLDER = ROOT / 'scripts' / 'ablations'
-WRITTEN = 'Written by scripts/make_ablations.py.'
-
-SCRIPT = """\
-#!/usr/bin/env bash
-{purpose}
-#   bash {path} DATA OUTPUT [GPUS]
-# SEED=1: another seed. PRETRAIN_OPTS, FINETUNE_OPTS: further options as 'KEY VALUE ...'.
-# {weights}Started again after a stop, it goes on. {written}
-set -euo pipefail
-data=$(realpath "${{1:?usage: bash {path} DATA OUTPUT [GPUS]}}")
-output=$(realpath -m "${{2:?usage: bash {path} DATA OUTPUT [GPUS]}}")
-{start}gpus=${{3:-1}}
-seed=${{SEED:-0}}
-cd "$(dirname "$0")/{up}"
-if [ -z "${{PYTHON:-}}" ] && [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
-launch=("${{PYTHON:-python}}")
-# On several GPUs each takes its share of the micro-batches of an optimizer step.
-if [[ ! $gpus =~ ^[1-9][0-9]*$ ]] || {indivisible}; then
-    echo "error: GPUS must {gpus}, got $gpus" >&2
-    exit 2
-fi
-if [ "$gpus" -gt 1 ]; then
-    launch+=(-m torch.distributed.run --standalone --nproc_per_node "$gpus")
-fi
-finished() {{ # whether a run came to its end
-    grep -qs '"finished": "' "$1/run.json" && echo "finished before: $1"
-}}
-"""
-TEACHER = """
-# The targets of uncertain labels: what this run predicts on the training images.
-SEED="$seed" bash {script} "$data" "$output" "$gpus"
-"""
-RUN = """
-finished "$output/{folder}/{run}_seed$seed" || "${{launch[@]}}" {main} \\
-    --cfg {config} \\
-    --data-path "$data" --output "$output" --tag "{run}_seed$seed"{pretrained} \\
-    --accumulation-steps $(({steps} / gpus)) --opts SEED "$seed"{soft_targets} ${{{options}:-}}
-"""
-WEIGHTS = """
-pretrained=$output/simmim_pretrain/{run}_seed$seed
-weights=$(cd "$pretrained" && ls -v ckpt_epoch_*.pth | grep -v _step_ | tail -n 1)"""
-
-
-def sweep_files() -> list[Path]:
-    return sorted(FOLDER.rglob('*.yaml'))
+# Generated files --------------------------------------------------------------------------------
 
 
 def all_files() -> dict[Path, str]:
-    """Every file that the sweep files stand for, by path, as it should be."""
-    files = {}
+    """Every file that scripts/make_ablations.py writes, with its text."""
+    files: dict[Path, str] = {}
     for path in sweep_files():
         sweep = load_sweep(path)
         for row in sweep.rows:
@@ -903,10 +724,23 @@ def script_path(sweep: Sweep, row: Row) -> Path:
     return sweep.path.parent / f'{row.run}.sh'
 
 
+def script_text(sweep: Sweep, row: Row) -> str:
+    """The shell script of a row: what it runs with which configs, and the call of the launcher."""
+    path = script_path(sweep, row)
+    what = 'Reference' if row is sweep.reference else f'{sweep.title}: {row.name}'
+    configs = ', '.join(row.configs[stage].name for stage in row.stages)
+    weights = f'{row.weights}=CKPT ' if row.weights else ''
+    launcher = os.path.relpath(FOLDER / 'run_row.sh', path.parent)
+    return (
+        '#!/usr/bin/env bash\n'
+        f'# {what} ({configs}). {weights}bash {_shown(path)} DATA OUTPUT [GPUS]. {WRITTEN}\n'
+        f'exec bash "$(dirname "$0")/{launcher}" {_shown(sweep.path)} {row.name} "$@"\n'
+    )
+
+
 def yaml_text(sweep: Sweep, row: Row, stage: str) -> str:
-    """A row's YAML of a stage: the reference's, and what is changed."""
+    """The YAML file of a row's stage: the reference's file and the changed options."""
     run = row.run_of(stage)
-    base = sweep.reference.configs[stage].name
     nested: dict[str, Any] = {}
     for key, value in row.changes(stage).items():
         *sections, name = key.split('.')
@@ -917,70 +751,10 @@ def yaml_text(sweep: Sweep, row: Row, stage: str) -> str:
     return (
         f'# bash {_shown(sweep.path.parent / f"{run}.sh")} DATA OUTPUT [GPUS]\n'
         f'# {sweep.title}: {row.name}. {WRITTEN}\n'
-        f'BASE: [{base}]\n'
+        f'BASE: [{sweep.reference.configs[stage].name}]\n'
         f'{yaml.safe_dump(nested, sort_keys=False)}'
         f'TAG: {run}\n'
     )
-
-
-def script_text(sweep: Sweep, row: Row) -> str:
-    """The shell script of a row, which can be read alone."""
-    path = script_path(sweep, row)
-    steps = {stage: micro_batches(expected_config(sweep, row, stage)) for stage in row.stages}
-    counts = sorted(set(steps.values()))
-    shares = ' and '.join(map(str, counts))
-    text = SCRIPT.format(
-        purpose=_purpose(sweep, row),
-        path=_shown(path),
-        weights=f'{row.weights}: the checkpoint it starts from. ' if row.weights else '',
-        start=f'start=$(realpath "${{{row.weights}:?names the checkpoint}}")\n'
-        if row.weights
-        else '',
-        written=WRITTEN,
-        up=os.path.relpath(ROOT, path.parent),
-        indivisible=' || '.join(f'[ $(({n} % gpus)) -ne 0 ]' for n in counts),
-        gpus='be 1 (one micro-batch a step)' if 1 in counts else f'divide {shares}',
-    )
-    if row.learns_from:
-        text += TEACHER.format(script=_shown(path.with_name(f'{row.learns_from}.sh')))
-    for stage in row.stages:
-        text += _stage_text(row, stage, steps[stage])
-    return text
-
-
-def _stage_text(row: Row, stage: str, steps: int) -> str:
-    pretrained = soft_targets = before = ''
-    if stage == 'finetune' and row.pretrain is not None:
-        before = WEIGHTS.format(run=row.pretrain_run)
-        pretrained = ' \\\n    --pretrained "$pretrained/$weights"'
-    elif row.weights:
-        pretrained = ' \\\n    --pretrained "$start"'
-    if stage == 'finetune' and row.learns_from:
-        teacher = f'$output/simmim_finetune/{row.learns_from}_seed$seed'
-        soft_targets = f' \\\n    {SOFT_TARGETS} "{teacher}/predictions_train.csv"'
-    return before + RUN.format(
-        main=MAINS[stage],
-        folder=MODEL_NAMES[stage],
-        config=_shown(row.configs[stage]),
-        run=row.run_of(stage),
-        pretrained=pretrained,
-        soft_targets=soft_targets,
-        steps=steps,
-        options=f'{SECTIONS[stage].upper()}_OPTS',
-    )
-
-
-def _purpose(sweep: Sweep, row: Row) -> str:
-    """The first lines of a script: what it runs, what is changed."""
-    if row is sweep.reference:
-        return '# The reference of the ablations: pre-training, then fine-tuning.'
-    stages = ', then '.join(stage_title(stage) for stage in row.stages).capitalize()
-    lines = [f'# {sweep.title}: {row.name}. {stages}.']
-    for stage in row.stages:
-        if changes := row.changes(stage):
-            pairs = ', '.join(f'{key} {value}' for key, value in changes.items())
-            lines.append(f'# Changed in {stage_title(stage)}: {pairs}.')
-    return '\n'.join(lines)
 
 
 def _shown(path: Path) -> str:

@@ -1,11 +1,14 @@
-"""The table of pseudo-label rounds: on real labels and, apart, on pseudo-labelled pictures."""
+"""Results of a sweep: figures by row and seed, paired differences with intervals, notes, tables.
+
+`collect` reads the run folders of a sweep into plain JSON values. `write_sweep_table` writes the
+table of these, and `sweeps.plots` draws its figures. `finding_rows` and `finding_cells` are the
+table of a study of one binary task, which is read from the reports of its runs.
+
+Every table is a list of rows of figures (the CSV file) and a list of rows of cells (Markdown).
+"""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import hashlib
-import io
 import json
 import logging
 import re
@@ -13,612 +16,86 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from config import PROBES, Config, default_config, encoder_name, encoder_node, value_at
+from config import PROBES, Config, encoder_name, encoder_node, value_at
 from data.data_simmim import mask_generator, reference_mask_generator
 from data.labels import COMPETITION_LABELS, NO_FINDING, scored_targets, task_labels
 from data.masking import average_distance
-from data.records import (
-    look_up,
-    normalise_name,
-    read_predictions,
-    read_split,
-    row_names,
-    safe_cell,
-    select_views,
-    training_records,
-    unique_names,
-)
+from data.records import look_up, read_predictions, read_split, row_names, select_views
 from engine.files import replace_file
 from engine.run_record import OPTIONS_FILE, is_finished, read_record
 from evaluation.cases import Cases
 from evaluation.compare import bootstrap_p, holm
-from evaluation.intervals import Resamples, audit, interval
-from evaluation.metrics import auroc_per_label, label_scores, mean_defined
+from evaluation.intervals import Resamples, interval
+from evaluation.metrics import label_scores
 from evaluation.published import FRADKIN, MAE_STUDY
 from logger import json_safe, read_metrics
+from models.contrastive import METHODS
+from models.simmim import PRETRAINING
 from sweeps.files import (
     SECTION_NAMES,
     STAGES,
-    Job,
     Row,
     Sweep,
     batch_counts,
     changed_options,
-    check_encoder,
     expected_config,
     images_per_step,
     load_config,
     run_folder,
     stage_title,
 )
-from sweeps.runner import Patients, Rounds, training_cost
 
-# ==== evaluation.finding_table: The table of a study of one binary task: a row a run, beside published rows as context.
-#
-# A row is a dict: images, model, augmented, pretraining, masked, and accuracy, precision, f1,
-# recall, auroc. Those of runs also say what was scored, and each of their scores has 'value', 'low'
-# and 'high'.
+Collected = Mapping[str, Any]  # see `collect`
 
-# Metric in report.json -> title of the column.
-SCORES = {
+MEANS = ('mean_of_five', 'mean_of_defined')
+SIGNIFICANT = 0.05
+LEAST_RESAMPLES = 1000
+REACH = 5  # how many times below SIGNIFICANT the smallest corrected p-value can be
+# Rows are compared only if these agree: otherwise their scores are of other cases.
+PROTOCOL = ('split', 'level', 'views', 'rows', 'undefined', 'positives')
+TOLERANCE = 1e-4  # of an AUROC that is computed again; predictions have 9 digits
+DIGITS = 6  # significant digits of saved figures
+PRIVATE_FOLDERS = re.compile(r'(?<![\w.])/(?:[^/\s:]+/)+')  # of this machine
+
+MASK_KEYS = {'DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO'}
+SHARE_KEYS = {'DATA.TRAIN_FRACTION', 'DATA.TRAIN_IMAGES'}
+NUM_MASKS, MASK_SEED = 200, 0  # for the mean distance to a visible pixel
+# Options that decide which images are held out and how they are read.
+HELD_OUT_KEYS = (
+    *('DATA.VIEWS', 'DATA.HOLDOUT_FRACTION', 'DATA.DATASET', 'EVAL.HOLDOUT_IMAGES'),
+    *('DATA.IMG_SIZE', 'DATA.PREPROCESS', 'DATA.PRETRAIN_INTERPOLATION', 'TEST.CROP'),
+)
+L1_MARKS = {'other target': '*', 'other images': '†', 'coarse target': '‡'}
+
+MISSING = 'n/a'
+PUBLISHED = 'published, context only'
+NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
+FEW_SEEDS = 10  # with fewer, a note says how little they show
+RUNS_SHOWN = 6
+
+# Metric in report.json -> title of the column in the table of a binary task.
+FINDING_SCORES = {
     'accuracy': 'accuracy',
     'precision': 'precision',
     'f1': 'F1',
     'recall': 'recall',
     'auroc': 'AUC',
 }
-SETTINGS = ['images', 'model', 'augmented', 'pretraining', 'masked']
-TITLES = [*SETTINGS[:3], 'pre-training', *SETTINGS[4:], *SCORES.values()]
-MASKED = {'simmim': 'SimMIM', 'mae': 'MAE'}  # by MODEL.PRETRAIN
-UNKNOWN = 'n/a'
-SCORED = ['label', 'set', 'n', 'positives', 'level', 'views', 'run']
-CONTEXT = (
-    f'{FRADKIN}, as context only: other data, splits and training, thresholds unknown, so that no '
-    'difference between these rows and those above is an effect of anything named here.'
+FINDING_SETTINGS = ('images', 'model', 'augmented', 'pretraining', 'masked')
+FINDING_CONTEXT = (
+    f'{FRADKIN}, as context only: other data, splits and training, and unknown thresholds. No '
+    'difference between these rows and those above is an effect of anything in this table.'
 )
 
-FindingRow = Mapping[str, Any]
 
-
-def read_runs(
-    folders: Sequence[str | Path],
-    *,
-    masked: Sequence[float | None],
-    pretraining: Sequence[Path | None] | None = None,
-    split: str = 'test',
-) -> list[FindingRow]:
-    """A row for each run's folder (config.yaml, report.json), in their order.
-
-    Args:
-        folders: of the runs.
-        masked: of each, the share that its pre-training hid; None where nothing was hidden.
-        pretraining: of each, the folder of its pre-training; None: that of the file PRETRAINED.
-        split: the set of the report that is shown.
-
-    Raises:
-        ValueError: if a file is missing or is no run's of a binary task, or if tasks differ.
-    """
-    if len(masked) != len(folders):
-        raise ValueError(f'masked: give one value a run, got {len(masked)} for {len(folders)} runs')
-    runs = zip(folders, masked, pretraining or [None] * len(folders), strict=True)
-    rows = [_read_run(Path(folder), share, before, split) for folder, share, before in runs]
-    for row in rows:
-        if row['label'] != rows[0]['label']:
-            raise ValueError(
-                f'{row["run"]}: DATA.TASK must be that of {rows[0]["run"]} '
-                f'({rows[0]["label"]}), got {row["label"]}'
-            )
-    return rows
-
-
-def published_rows(rows: Sequence[FindingRow]) -> list[FindingRow]:
-    """The published rows of the task of these runs; none for another task than any_finding."""
-    if (rows[0]['label'],) != task_labels('any_finding'):
-        return []
-    return [
-        row._asdict() | {'pretraining': 'MAE' if row.model.startswith('MAE') else UNKNOWN}
-        for row in MAE_STUDY
-    ]
-
-
-def is_augmented(config: Config) -> bool:
-    """Whether fine-tuning changed its images at random."""
-    aug = config.AUG
-    if config.FINETUNE.MODE in PROBES:  # on features of the images as they are
-        return False
-    strengths = (aug.COLOR_JITTER, aug.REPROB, aug.HFLIP, aug.ROTATION, aug.TRANSLATE, aug.SHEAR)
-    # No CROP_AREA is the default, which crops; no SCALE is none.
-    ranges = set(aug.CROP_AREA) != {1.0} or not set(aug.SCALE) <= {1.0}
-    return ranges or any((*strengths, aug.DISTORTION)) or aug.AUTO_AUGMENT != 'none'
-
-
-def markdown(rows: Sequence[FindingRow], published: Sequence[FindingRow] = ()) -> str:
-    """The runs as a Markdown table, then the published rows as another."""
-    header = [*TITLES, 'n', 'run']
-    lines = [
-        f'{rows[0]["label"]} against {NO_FINDING}. In brackets 95 % intervals, where the report '
-        'has them. Accuracy, precision, F1 and recall are at the threshold of the report.',
-        '',
-        *_table(header, [[*_cells(row), _scored(row), row['run']] for row in rows]),
-    ]
-    if published:
-        lines += ['', CONTEXT, '', *_table(TITLES, [_cells(row) for row in published])]
-    return '\n'.join(lines) + '\n'
-
-
-def write_csv(
-    path: str | Path, rows: Sequence[FindingRow], published: Sequence[FindingRow] = ()
-) -> None:
-    """Write all rows as CSV with unrounded numbers; 'source' is 'run' or 'published'."""
-    table = [{'source': 'run'} | _flat(row) for row in rows]
-    table += [{'source': 'published'} | _flat(row) for row in published]
-    with open(path, 'w', encoding='utf-8', newline='') as file:
-        writer = csv.DictWriter(file, list(table[0]), restval='', lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(table)
-
-
-def _read_run(
-    folder: Path, masked: float | None, pretraining: Path | None, split: str
-) -> FindingRow:
-    config, report = default_config(), folder / 'report.json'
-    config.merge_from_file(folder / OPTIONS_FILE)
-    data = config.DATA
-    if data.TASK == 'observations':
-        raise ValueError(
-            f"{folder / 'config.yaml'}: DATA.TASK must be 'any_finding' or 'effusion', got "
-            f'{data.TASK!r}'
-        )
-    (label,) = task_labels(data.TASK)
-    scored, entry = _find_scores(report, split, label)
-    mode = '' if config.FINETUNE.MODE == 'full' else f', {config.FINETUNE.MODE}'
-    return {
-        'images': data.TRAIN_IMAGES or _share(data.TRAIN_FRACTION),
-        'model': f'{_model(config)}{mode}',
-        'augmented': is_augmented(config),
-        'pretraining': _pretraining(pretraining, config.PRETRAINED),
-        'masked': masked,
-        **{metric: entry['scores'][metric] for metric in SCORES},
-        'label': label,
-        'set': split,
-        **{key: entry[key] for key in ('n', 'positives')},
-        **{key: scored[key] for key in ('level', 'views')},
-        'run': str(folder),
-    }
-
-
-def _model(config: Config) -> str:
-    width = encoder_node(config).get('EMBED_DIM')  # a model of timm has none of ours
-    return f'{encoder_name(config)}, width {width}' if width else encoder_name(config)
-
-
-def _pretraining(folder: Path | None, checkpoint: str) -> str | None:
-    """The method, by the folder of the run or of its checkpoint; None without pre-training."""
-    if folder is None and not checkpoint:
-        return None
-    folder = folder or Path(checkpoint).parent
-    record = read_record(folder) or {}
-    if record.get('stage') not in ('simmim', 'contrastive'):
-        return UNKNOWN
-    config = default_config()
-    config.merge_from_file(folder / OPTIONS_FILE)
-    if record['stage'] == 'simmim':
-        return MASKED[config.MODEL.PRETRAIN]
-    from models.contrastive import METHODS
-
-    return METHODS[config.CONTRASTIVE.METHOD].title
-
-
-def _find_scores(report: Path, split: str, label: str) -> tuple[FindingRow, FindingRow]:
-    """The set of this name in a report.json, and its entry of this label."""
-    if not report.is_file():
-        raise ValueError(f'{report} is missing: fine-tune with REPORT.WRITE True')
-    try:
-        sets = json.loads(report.read_text(encoding='utf-8'))['sets']
-        found = {part['name']: part for part in sets}
-        labels = {
-            name: {entry['label']: entry for entry in part['labels']}
-            for name, part in found.items()
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{report} is no report of a run: {error!r}') from error
-    if split not in found:
-        raise ValueError(f'{report}: there is no set {split!r}, only {", ".join(found) or "none"}')
-    if label not in labels[split]:
-        raise ValueError(
-            f'{report}: the set {split!r} has no label {label!r}, only '
-            f'{", ".join(labels[split]) or "none"}'
-        )
-    return found[split], labels[split][label]
-
-
-def _share(fraction: float) -> str:
-    return 'all' if fraction == 1 else f'{100 * fraction:g} %'
-
-
-def _cells(row: FindingRow) -> list[str]:
-    images, masked = row['images'], row['masked']
-    return [
-        f'{images:,}' if isinstance(images, int) else images,
-        row['model'],
-        'yes' if row['augmented'] else 'no',
-        row.get('pretraining') or '-',
-        '-' if masked is None else f'{masked:.2f}',
-        *(_score(row[key]) for key in SCORES),
-    ]
-
-
-def _score(score: float | FindingRow | None) -> str:
-    if not isinstance(score, Mapping):
-        score = {'value': score, 'low': None, 'high': None}
-    value, *interval = (
-        None if score[name] is None else f'{score[name]:.3f}' for name in ('value', 'low', 'high')
-    )
-    if value is None:
-        return 'n/a'
-    return value if None in interval else f'{value} ({interval[0]} to {interval[1]})'
-
-
-def _scored(row: FindingRow) -> str:
-    rows = {'study': 'studies', 'image': 'images'}.get(row['level'], row['level'])
-    return f'{row["n"]:,} {rows} ({row["positives"]:,} positive), {row["views"]}, {row["set"]}'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ['---'] * len(header), *rows]
-    return ['| ' + ' | '.join(_escape(cell) for cell in line) + ' |' for line in lines]
-
-
-def _escape(text: str) -> str:
-    """Text that stays in its cell and is no HTML."""
-    for character, shown in {'&': '&amp;', '<': '&lt;', '|': r'\|', '\n': ' ', '\r': ' '}.items():
-        text = text.replace(character, shown)
-    return text
-
-
-def _flat(row: FindingRow) -> dict[str, object]:
-    """One value a column; a score has three."""
-    flat = {key: row.get(key) for key in SETTINGS}
-    for key in SCORES:
-        score = row[key] if isinstance(row[key], Mapping) else {'value': row[key]}
-        flat[key] = score['value']
-        flat |= {f'{key}_{end}': score.get(end) for end in ('low', 'high')}
-    flat |= {key: row.get(key) for key in SCORED}
-    return {key: safe_cell(value) for key, value in flat.items()}
-
-
-# ==== sweeps.comparison: Rows of a sweep against another row, over seeds and patients; its runs against its files.
-
-MEANS = ('mean_of_five', 'mean_of_defined')
-SIGNIFICANT = 0.05
-LEAST_RESAMPLES = 1000
-REACH = 5  # how many times below SIGNIFICANT the smallest corrected p-value can be
-# What must be the same, or scores are of other cases.
-PROTOCOL = ('split', 'level', 'views', 'rows', 'undefined', 'positives')
-FOLDERS = re.compile(r'(?<![\w.])/(?:[^/\s:]+/)+')  # of this machine: not for a table
-TOLERANCE = 1e-4  # of an AUROC that is computed again: predictions have 9 digits
-
-
-class Scored(NamedTuple):
-    """A fine-tuned run: its folder, and its figures as `sweeps.results` has them."""
-
-    folder: Path
-    figures: dict[str, Any]
-
-
-class ScoredPatients:
-    """The cases that a run was scored on, and resamples of their patients.
-
-    Args:
-        run: whose options say what is scored, and how.
-        resamples: number of draws.
-        seed: of the draws.
-
-    Raises:
-        ValueError: if the labels cannot be read.
-    """
-
-    def __init__(self, run: Scored, *, resamples: int, seed: int) -> None:
-        config, split = load_config(run.folder), run.figures['split']
-        self.level, self.aggregate = config.EVAL.LEVEL, config.EVAL.AGGREGATE
-        self.labels = task_labels(config.DATA.TASK)
-        config.DATA.CACHE_DIR = ''  # the CSV files are where the data are
-        records = read_split(config, split, logging.getLogger(__name__))
-        self.records = select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
-        self.targets = scored_targets(
-            self.records.labels, task=config.DATA.TASK, blank=config.DATA.BLANK
-        )
-        self.resamples = Resamples(self.records.patient, resamples=resamples, seed=seed)
-        self.count = len(set(self.records.patient))
-        self._samples: dict[Path, dict[str, np.ndarray]] = {}
-
-    def samples(self, run: Scored) -> dict[str, np.ndarray]:
-        """Score -> [R] of a run in each resample, NaN where a class is missing.
-
-        Raises:
-            ValueError: if its predictions are not those that its scores are of.
-        """
-        if run.folder not in self._samples:
-            self._samples[run.folder] = self._resample(run)
-        return self._samples[run.folder]
-
-    def intervals(self, runs: Iterable[Scored]) -> dict[str, dict[str, float]]:
-        """Score -> `low` and `high` of its mean over the runs.
-
-        Raises:
-            ValueError: see `samples`.
-        """
-        samples = [self.samples(run) for run in runs]
-        shared = [score for score in samples[0] if all(score in each for each in samples)]
-        means = {score: np.mean([each[score] for each in samples], axis=0) for score in shared}
-        bounds = {score: interval(mean) for score, mean in means.items()}
-        return {score: {'low': low, 'high': high} for score, (low, high) in bounds.items()}
-
-    def _resample(self, run: Scored) -> dict[str, np.ndarray]:
-        cases = self._cases(run.folder / f'predictions_{run.figures["split"]}.csv')
-        weights, samples = self.resamples.weights(cases.patient), {}
-        for label, probabilities, targets in zip(
-            cases.labels, cases.probabilities.T, cases.targets.T, strict=True
-        ):
-            said = run.figures['scores'][label]
-            area = label_scores(probabilities, targets, threshold=None)['auroc'][0]
-            if not (np.isnan(area) if said is None else abs(area - said) <= TOLERANCE):
-                raise ValueError(
-                    f'{run.folder}: AUROC of {label} is {area} by predictions and labels, {said} '
-                    'in scores.json: one of them has changed since'
-                )
-            drawn = label_scores(probabilities, targets, threshold=None, weights=weights)
-            samples[label] = drawn['auroc']
-        defined = [label for label in cases.labels if label not in run.figures['undefined']]
-        for mean, labels in zip(MEANS, (COMPETITION_LABELS, defined), strict=True):
-            if labels and set(labels) <= set(defined):
-                samples[mean] = np.mean([samples[label] for label in labels], axis=0)
-        return samples
-
-    def _cases(self, file: Path) -> Cases:
-        predictions, records = read_predictions(file), self.records
-        own = pd.Index([normalise_name(name) for name in predictions.names], dtype=object)
-        wanted = unique_names(pd.Series(records.path, dtype=object), f'{records.root}')
-        places = own.get_indexer(pd.Index(wanted, dtype=object))
-        if (
-            len(own) != len(wanted)
-            or (places < 0).any()
-            or set(self.labels) - {*predictions.labels}
-        ):
-            raise ValueError(
-                f'{file}: its {len(own)} rows are not the {len(wanted)} of '
-                f'{records.root / records.csv} that the other row was scored on'
-            )
-        columns = [predictions.labels.index(label) for label in self.labels]
-        return Cases(
-            name=str(file),
-            labels=self.labels,
-            path=records.path,
-            study=records.study,
-            patient=records.patient,
-            probabilities=predictions.probabilities[places][:, columns],
-            targets=self.targets,
-        ).at_level(self.level, self.aggregate)
-
-
-def row_changes(before: Config, after: Config) -> dict[str, tuple[str, str]]:
-    """Option -> its value before and after, as a table shows them; not where things lie."""
-    changes = changed_options(before, after, but=('SEED',))
-    return {
-        key: (FOLDERS.sub('', old), FOLDERS.sub('', new)) for key, (old, new) in changes.items()
-    }
-
-
-def differences_from_files(
-    sweep: Sweep, seeds: Sequence[int], output: str | Path
-) -> list[dict[str, Any]]:
-    """Where finished runs are not what the files of the sweep say, such as by --pretrain-opts.
-
-    Returns:
-        For each difference `stage`, `key` (an option, or one of `batch_counts`), `found`,
-        `expected`, and `runs`: names of the folders, [] where it is all of the stage.
-
-    Raises:
-        ValueError: if a run has another encoder or another size of image: it is of another sweep.
-    """
-    found: dict[tuple[str, ...], list[str]] = {}
-    names: dict[str, set[str]] = {stage: set() for stage in STAGES}
-    for stage, row in [(stage, row) for stage in STAGES for row in sweep.rows if row.run_of(stage)]:
-        folders = [run_folder(output, stage, row, seed) for seed in seeds]
-        expected = expected_config(sweep, row, stage)
-        for folder in folders:
-            if folder.name not in names[stage] and is_finished(folder):
-                names[stage].add(folder.name)
-                changes = _differences(folder, expected, sweep, stage)
-                for key, (old, new) in changes.items():
-                    found.setdefault((stage, key, new, old), []).append(folder.name)
-    return [
-        dict(zip(('stage', 'key', 'found', 'expected'), difference, strict=True))
-        | {'runs': [] if len(runs) == len(names[difference[0]]) else runs}
-        for difference, runs in found.items()
-    ]
-
-
-def _differences(
-    folder: Path, expected: Config, sweep: Sweep, stage: str
-) -> dict[str, tuple[str, str]]:
-    config, record = load_config(folder), read_record(folder) or {}
-    changes = row_changes(expected, config)
-    check_encoder(folder, changes, expected, sweep)
-    wanted, found = batch_counts(expected, {}, stage), batch_counts(config, record, stage)
-    return changes | {
-        key: (str(count), str(found[key])) for key, count in wanted.items() if found[key] != count
-    }
-
-
-def enough_resamples(num_rows: int) -> int:
-    """Draws with which each of so many compared rows can be told from the noise.
-
-    R draws give no p-value below 2 / (R + 1) (`bootstrap_p`), Holm's correction none below that
-    times the rows.
-    """
-    return max(LEAST_RESAMPLES, round(2 * REACH * num_rows / SIGNIFICANT))
-
-
-def compare_rows(
-    rows: Mapping[str, Mapping[int, Scored]],
-    against: Mapping[str, str],
-    *,
-    resamples: int,
-    seed: int,
-) -> dict[str, dict[str, Any]]:
-    """Each row minus the one that it is against, over the seeds that both have.
-
-    Args:
-        rows: name -> seed -> the finished run.
-        against: name -> name of the other row; '' for none.
-        resamples: draws of patients; each serves all seeds, rows and scores.
-        seed: of the draws.
-
-    Returns:
-        By name: `problem` (why it is not compared, or not over patients; ''), `patients` (how many
-        were resampled, 0 for none), `over_patients`: score -> `low` and `high` of the percentile
-        interval of the scores averaged over the seeds, {} where patients are not known, and
-        `compared`: score -> `difference`; `seeds`, how many;
-        `over_seeds`: `low` and `high` of Student's t interval of the seed-by-seed differences, NaN
-        for one seed; `over_patients`: `low` and `high` of the percentile interval of the
-        difference of the scores averaged over the seeds, `p` (`bootstrap_p`) and `p_holm` (over
-        the rows), NaN without patients; `verdict` (see `verdict`).
-    """
-    sources: dict[str, ScoredPatients | str] = {}
-    found = {name: _compare(name, rows, against, sources, (resamples, seed)) for name in rows}
-    for score in dict.fromkeys(score for entry in found.values() for score in entry['compared']):
-        parts = [entry['compared'][score] for entry in found.values() if score in entry['compared']]
-        adjusted = holm([part['over_patients']['p'] for part in parts])
-        for part, p_value in zip(parts, adjusted, strict=True):
-            part['over_patients']['p_holm'] = float(p_value)
-            part['verdict'] = verdict(part)
-    for name, runs in rows.items():
-        patients = sources.get(against[name] or name)
-        if isinstance(patients, ScoredPatients) and (found[name]['patients'] or not against[name]):
-            with contextlib.suppress(ValueError):  # of a seed that is in no pair: not looked at
-                found[name]['over_patients'] = patients.intervals(runs.values())
-    return found
-
-
-def verdict(part: Mapping[str, Any]) -> str:
-    """'above' or 'below' where both intervals leave 0 out and `p_holm` is below SIGNIFICANT.
-
-    'inside the noise' where one of them does not, 'n/a' where one is not known and none of the
-    others says so.
-    """
-    seeds, patients = part['over_seeds'], part['over_patients']
-    bounds = [(entry['low'], entry['high']) for entry in (seeds, patients)]
-    with_zero = any(low <= 0 <= high for low, high in bounds)  # False for NaN
-    if with_zero or patients['p_holm'] >= SIGNIFICANT:
-        return 'inside the noise'
-    if np.isnan(bounds).any():
-        return 'n/a'
-    return 'above' if part['difference'] > 0 else 'below'
-
-
-def t_interval(differences: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean by Student's t; NaN for one value."""
-    if len(differences) < 2:
-        return float('nan'), float('nan')
-    half = stats.sem(differences) * stats.t.ppf(0.975, len(differences) - 1)
-    return float(np.mean(differences) - half), float(np.mean(differences) + half)
-
-
-def _compare(
-    name: str,
-    rows: Mapping[str, Mapping[int, Scored]],
-    against: Mapping[str, str],
-    sources: dict[str, ScoredPatients | str],
-    draws: tuple[int, int],
-) -> dict[str, Any]:
-    entry = {'problem': '', 'patients': 0, 'over_patients': {}, 'compared': {}}
-    if not against[name]:
-        return entry
-    other = rows[against[name]]
-    pairs = [(run, other[seed]) for seed, run in rows[name].items() if seed in other]
-    if not pairs:
-        return entry | {'problem': f'no seed is finished for it and for {against[name]}'}
-    unlike = [
-        key
-        for key in PROTOCOL
-        if len({str(run.figures[key]) for pair in pairs for run in pair}) > 1
-    ]
-    if unlike:
-        return entry | {'problem': f'scored on other cases than {against[name]} ({unlike[0]})'}
-    entry['compared'] = _over_seeds(pairs)
-    try:
-        if against[name] not in sources:
-            sources[against[name]] = _patients(pairs[0][1], draws)
-        patients = sources[against[name]]
-        if isinstance(patients, str):
-            raise ValueError(patients)
-        _over_patients(entry['compared'], pairs, patients)
-    except ValueError as error:
-        return entry | {'problem': f'no interval over patients: {FOLDERS.sub("", str(error))}'}
-    return entry | {'patients': patients.count}
-
-
-def _patients(run: Scored, draws: tuple[int, int]) -> ScoredPatients | str:
-    """Those that a run was scored on, or why they are not known."""
-    try:
-        return ScoredPatients(run, resamples=draws[0], seed=draws[1])
-    except ValueError as error:
-        return str(error)
-
-
-def _over_seeds(pairs: Sequence[tuple[Scored, Scored]]) -> dict[str, dict[str, Any]]:
-    compared = {}
-    for score in pairs[0][0].figures['scores']:
-        values = np.array([[run.figures['scores'][score] for run in pair] for pair in pairs], float)
-        if not np.isnan(values).any():
-            differences = values[:, 0] - values[:, 1]
-            low, high = t_interval(differences)
-            nothing = dict.fromkeys(('low', 'high', 'p', 'p_holm'), float('nan'))
-            compared[score] = {
-                'difference': float(differences.mean()),
-                'seeds': len(pairs),
-                'over_seeds': {'low': low, 'high': high},
-                'over_patients': nothing,
-            }
-    return compared
-
-
-def _over_patients(
-    compared: dict[str, dict[str, Any]],
-    pairs: Sequence[tuple[Scored, Scored]],
-    patients: ScoredPatients,
-) -> None:
-    samples = [[patients.samples(run) for run in pair] for pair in pairs]
-    for score, part in compared.items():
-        means = [np.mean([pair[k][score] for pair in samples], axis=0) for k in (0, 1)]
-        difference = means[0] - means[1]
-        low, high = interval(difference)
-        part['over_patients'] |= {'low': low, 'high': high, 'p': bootstrap_p(difference)}
-
-
-# ==== sweeps.results: What the runs of a sweep came to: figures by row and seed, differences, small JSON files.
-
-MASK_KEYS = {'DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO'}
-NUM_MASKS, MASK_SEED = 200, 0  # of which the mean distance to a visible pixel is taken
-# Which pictures are held out, and how they are read.
-HELD_OUT_KEYS = {
-    'DATA.VIEWS', 'DATA.HOLDOUT_FRACTION', 'DATA.DATASET', 'EVAL.HOLDOUT_IMAGES', 'DATA.IMG_SIZE',
-    'DATA.PREPROCESS', 'DATA.PRETRAIN_INTERPOLATION', 'TEST.CROP',
-}  # fmt: skip
-TRIVIAL = ('mean', 'linear')
-LOGGED = {
-    'pretrain': ('epoch', 'loss', 'holdout_l1_grey', 'reference_l1_grey'),
-    'finetune': ('epoch', 'loss', 'score'),
-}
-NUMBERS = re.compile(r'\[\n[^\[\]{}"]*\]|\{\n(?:\s*"[\w ]+": [^"{}\[\]\n]+\n)+\s*\}')
-DIGITS = 6  # significant, of what is kept
+# Reading runs -----------------------------------------------------------------------------------
 
 
 def collect(
@@ -629,36 +106,26 @@ def collect(
     resamples: int | None = None,
     bootstrap_seed: int = 0,
 ) -> dict[str, Any]:
-    """All that a table or a figure of a sweep shows, as plain JSON.
+    """Everything that a table or a figure of a sweep shows, as JSON values.
 
     Args:
-        sweep: the sweep.
-        seeds: of the runs; those that are missing or unfinished are listed as such.
-        output: folder of the runs.
-        resamples: draws of patients for the intervals over patients; None: as many as the number
-            of compared rows asks for (`enough_resamples`).
-        bootstrap_seed: of the draws.
+        sweep: The sweep.
+        seeds: Seeds of the runs; missing and unfinished runs are listed as such.
+        output: Root of the run folders.
+        resamples: Draws of patients for the intervals over patients; None: as many as the number
+            of compared rows needs (`enough_resamples`).
+        bootstrap_seed: Seed of the draws.
 
     Returns:
-        `sweep`, `title`, `keys`, `reference` (name of a row), `seeds`, `published`, `resamples`,
-        `trained` (what the reference trains, by stage), `reference_masks` (`unit_px`, and how many
-        units are `hidden`, of how many `units`; None where they do not fit),
-        `differences_from_files` (see there), and `rows`, each with `name`, `run`, `against` (the
-        row it is compared with, '' for none), `changes` (options that differ from the
-        reference's), `also_changed` (those that an ablation does not declare), `other_pictures`
-        (options by which its held-out pictures are not the reference's), `average_distance_px` and
-        `hidden_percent` (of its own masks; None but in sweeps over masks), `seeds` (state, figures,
-        log and provenance by stage, and the `cost` of pre-training), and what `compare_rows` finds.
-        Of a sweep of methods also `methods` (`reference`, and `subsets`: 'shares' or 'images'), and
-        of its rows `method`, `subset` and `pretraining` (the stage, '' for none).
+        Facts about the sweep and `rows`. Each row has its name, the row it is compared with
+        (`against`), for each seed the state, figures and provenance of both stages, caveats, and
+        what `compare_rows` finds.
 
     Raises:
-        ValueError: naming the file of a finished run that cannot be read, or the folder of one
-            that is of another sweep.
+        ValueError: If a file of a finished run cannot be read; the message names it.
     """
-    differences = differences_from_files(sweep, seeds, output)
-    pretraining = _pretraining_results(sweep, seeds, output)
-    rows = {row.name: _collect_row(sweep, row, seeds, output, pretraining) for row in sweep.rows}
+    reference = _reference_config(sweep, seeds, output)
+    rows = {row.name: _collect_row(sweep, row, seeds, output, reference) for row in sweep.rows}
     scored = {
         row.name: {
             entry['seed']: Scored(
@@ -682,13 +149,11 @@ def collect(
         'published': asdict(sweep.published) if sweep.published else None,
         'resamples': {'count': resamples, 'seed': bootstrap_seed},
         'trained': {
-            section: _trained(
-                _finished(sweep.reference, sweep.reference.stage_of(section), seeds, output)
-            )
+            section: _trained(sweep.reference, sweep.reference.stage_of(section), seeds, output)
             for section in SECTION_NAMES
         },
-        'reference_masks': _reference_masks(pretraining),
-        'differences_from_files': differences,
+        'reference_masks': _reference_masks(reference),
+        'differences_from_files': differences_from_files(sweep, seeds, output),
         'rows': [row | compared[name] for name, row in rows.items()],
     }
     if sweep.subsets:
@@ -696,71 +161,51 @@ def collect(
     return json.loads(json.dumps(_rounded(json_safe(collected)), allow_nan=False))
 
 
-def write_rows(collected: Mapping[str, Any], folder: str | Path) -> None:
-    """Write `<run>.json` for each row, with its logs, and `<sweep>.json`, which says the rest.
-
-    A run that several sweeps share has one file; what it holds of other seeds stays.
-
-    Raises:
-        ValueError: if a file of that name is something else.
-    """
+def save_collected(collected: Collected, folder: str | Path) -> Path:
+    """Write the results of a sweep to `<sweep>.json`, from which tables and figures can be made."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for row in collected['rows']:
-        path = _file(folder, row['run'])
-        before = _read_json(path, 'run')['seeds'] if path.exists() else []
-        seeds = {entry['seed']: entry for entry in [*before, *row['seeds']]}
-        _write_json(path, {'run': row['run'], 'seeds': [seeds[number] for number in sorted(seeds)]})
-        rows.append({k: v for k, v in row.items() if k != 'seeds'} | {'digest': _digest(row)})
-    path = _file(folder, collected['sweep'])
-    if path.exists():
-        _read_json(path, 'sweep')
-    _write_json(path, dict(collected) | {'rows': rows})
+    path = folder / f'{collected["sweep"]}.json'
+    replace_file(path, (json.dumps(collected, indent=1, ensure_ascii=False) + '\n').encode())
+    return path
 
 
-def read_rows(folder: str | Path, sweep_name: str) -> dict[str, Any]:
-    """What `write_rows` was given.
+def read_collected(folder: str | Path, sweep_name: str) -> dict[str, Any]:
+    """Read what `save_collected` wrote, or earlier versions in one file per row.
 
     Raises:
-        ValueError: naming the file that is missing or damaged, or that was written anew since.
+        ValueError: If a file is missing or damaged; the message names it.
     """
-    folder = Path(folder)
-    collected = _read_json(_file(folder, sweep_name), 'sweep')
+    collected = _read_saved(Path(folder) / f'{sweep_name}.json', 'sweep')
     for row in collected['rows']:
-        path = _file(folder, row['run'])
-        found = _read_json(path, 'run')['seeds']
-        digest = row.pop('digest')
-        row['seeds'] = [entry for entry in found if entry['seed'] in collected['seeds']]
-        if _digest(row) != digest:
-            raise ValueError(
-                f'{path} is not what {sweep_name}.json was made with: write both anew from the runs'
-            )
+        if 'seeds' not in row:
+            found = _read_saved(Path(folder) / f'{row["run"]}.json', 'run')['seeds']
+            row['seeds'] = [entry for entry in found if entry['seed'] in collected['seeds']]
     return collected
+
+
+def _read_saved(path: Path, key: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text('utf-8').replace('"other_pictures"', '"other_images"'))
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{path} cannot be read: {error}') from error
+    if not isinstance(content, dict) or content.get(key) != path.stem:
+        raise ValueError(f'{path} does not hold the results of the {key} {path.stem}')
+    return content
 
 
 def _collect_row(
     sweep: Sweep, row: Row, seeds: Sequence[int], output: str | Path, reference: Config
 ) -> dict[str, Any]:
-    """A row; `reference` is the reference's options of pre-training."""
-    changes, others = {}, set()
-    for section in SECTION_NAMES:
-        stage = row.stage_of(section)
-        folders = [
-            [run_folder(output, stage, of, seed) for of in (sweep.reference, row)] for seed in seeds
-        ]
-        lines = _changes(folders)
-        changes[section] = [v for k, v in lines.items() if k in sweep.keys.get(section, [])]
-        if not row.method:  # whose YAML files are its own
-            others |= lines.keys() - set(sweep.keys.get(section, []))
-    own = {}
+    """A row; `reference` is the configuration of the reference's pre-training."""
+    method = {}
     if row.method:
         stage = '' if row.pretrain is None else row.pretraining
-        own = {'method': row.method, 'subset': row.subset, 'pretraining': stage}
-    pretrained = [run_folder(output, 'simmim', row, seed) for seed in seeds]
-    pictures = {
+        method = {'method': row.method, 'subset': row.subset, 'pretraining': stage}
+    pretrained = _finished(row, 'simmim', seeds, output)
+    other_images = {
         key
-        for config in map(load_config, _finished(row, 'simmim', seeds, output))
+        for config in map(load_config, pretrained)
         for key in HELD_OUT_KEYS
         if value_at(config, key) != value_at(reference, key)
     }
@@ -768,16 +213,15 @@ def _collect_row(
         'name': row.name,
         'run': row.run,
         'against': _other_row(sweep, row),
-        **own,
-        'changes': changes,
-        'also_changed': sorted(others),
-        'other_pictures': sorted(pictures),
+        **method,
+        'also_changed': [] if row.method else _also_changed(sweep, row, seeds, output),
+        'other_images': sorted(other_images),
         **_own_masks(sweep, pretrained),
         'seeds': [
             {
                 'seed': seed,
-                'pretrain': _stage(run_folder(output, row.pretraining, row, seed), 'pretrain'),
-                'finetune': _stage(run_folder(output, 'finetune', row, seed), 'finetune'),
+                'pretrain': _pretrain_entry(run_folder(output, row.pretraining, row, seed)),
+                'finetune': _finetune_entry(run_folder(output, 'finetune', row, seed)),
             }
             for seed in seeds
         ],
@@ -786,7 +230,7 @@ def _collect_row(
 
 def _other_row(sweep: Sweep, row: Row) -> str:
     """Name of the row that this one is compared with; '' for one that others are compared with."""
-    others = {sweep.reference.name, *(of.against for of in sweep.rows)}
+    others = {sweep.reference.name, *(other.against for other in sweep.rows)}
     return row.against or ('' if row.name in others else sweep.reference.name)
 
 
@@ -795,25 +239,38 @@ def _finished(row: Row, stage: str, seeds: Sequence[int], output: str | Path) ->
     return [folder for folder in folders if folder and is_finished(folder)]
 
 
-def _pretraining_results(sweep: Sweep, seeds: Sequence[int], output: str | Path) -> Config:
-    """The reference's options of pre-training, those of the files before a run is finished."""
+def _reference_config(sweep: Sweep, seeds: Sequence[int], output: str | Path) -> Config:
+    """Configuration of the reference's pre-training, from the files before a run is finished."""
     folders = _finished(sweep.reference, 'simmim', seeds, output)
     return load_config(folders[0]) if folders else expected_config(sweep, sweep.reference, 'simmim')
 
 
-def _trained(folders: Sequence[Path]) -> dict[str, Any] | None:
+def _also_changed(sweep: Sweep, row: Row, seeds: Sequence[int], output: str | Path) -> list[str]:
+    """Options that differ from the reference's although the sweep does not vary them."""
+    changed = set()
+    for stage in row.stages:
+        declared = sweep.keys['finetune' if stage == 'finetune' else 'pretrain']
+        for seed in seeds:
+            pair = [run_folder(output, stage, each, seed) for each in (sweep.reference, row)]
+            if all(folder and (folder / OPTIONS_FILE).is_file() for folder in pair):
+                changes = changed_options(*map(load_config, pair), but=('SEED',))
+                changed |= changes.keys() - set(declared)
+                break
+    return sorted(changed)
+
+
+def _trained(
+    row: Row, stage: str, seeds: Sequence[int], output: str | Path
+) -> dict[str, Any] | None:
     """What is trained, on what and for how long; None before a run is finished."""
+    folders = _finished(row, stage, seeds, output)
     if not folders:
         return None
     config, record = load_config(folders[0]), read_record(folders[0]) or {}
-    encoder = encoder_node(config)
-    held_out = folders[0] / 'predictions_holdout.csv'
     return {
         'encoder': encoder_name(config),
-        'width': encoder.get('EMBED_DIM'),  # None, and no blocks, for a model of timm
-        'blocks': encoder.get('DEPTHS') or [depth for depth in [encoder.get('DEPTH')] if depth],
+        'width': encoder_node(config).get('EMBED_DIM'),  # None for a model of timm
         'image_px': config.DATA.IMG_SIZE,
-        'channels': encoder.IN_CHANS,
         'mode': config.FINETUNE.MODE,
         'epochs': config.TRAIN.EPOCHS,
         'images_per_step': images_per_step(config, record.get('processes', 1)),
@@ -821,8 +278,6 @@ def _trained(folders: Sequence[Path]) -> dict[str, Any] | None:
         'train_fraction': config.DATA.TRAIN_FRACTION,
         'train_images': config.DATA.TRAIN_IMAGES,
         'holdout_fraction': config.DATA.HOLDOUT_FRACTION,
-        'holdout_images': len(read_predictions(held_out).names) if held_out.is_file() else None,
-        'select_on': config.EVAL.SELECT_ON,
     }
 
 
@@ -834,104 +289,78 @@ def _reference_masks(config: Config) -> dict[str, int] | None:
     return {'unit_px': config.DATA.IMG_SIZE // side, 'hidden': masks.count, 'units': side**2}
 
 
-def _stage(folder: Path | None, section: str) -> dict[str, Any] | None:
-    """State, figures, log and provenance of one run; None for a row without that stage."""
-    if folder is None:
-        return None
-    entry = {'state': 'missing', 'figures': None, 'log': None, 'provenance': None}
-    if not is_finished(folder):
-        return entry | ({'state': 'unfinished'} if folder.is_dir() else {})
-    figures = {'pretrain': _pretrain_figures, 'finetune': _finetune_figures}[section]
-    is_probe = load_config(folder).FINETUNE.MODE in PROBES  # it has no epochs
-    records = [] if is_probe else _read(folder / 'metrics.jsonl', read_metrics)
-    log = {key: [record.get(key) for record in records] for key in LOGGED[section]}
-    log = {key: values for key, values in log.items() if any(v is not None for v in values)}
-    cost = {'cost': training_cost(records)} if section == 'pretrain' else {}
-    return {
-        'state': 'finished',
-        'figures': figures(folder, records),
-        'log': log,
-        'provenance': _provenance(read_record(folder)),
-        **cost,
-    }
-
-
-def _pretrain_figures(folder: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """L1 in grey levels; None where it was not measured, or has another name: it is not alike."""
-    config = load_config(folder)
-    simmim, size = config.MODEL.SIMMIM, config.DATA.IMG_SIZE
-    before = next((record for record in records if record['epoch'] == -1), {})
-    figures: dict[str, Any] = {
-        'target': 'patch_normalised' if config.MODEL.MAE.NORM_PIX_LOSS else simmim.TARGET,
-        'target_px': size // (simmim.TARGET_SIZE or size),  # side of what one value stands for
-    }
-    for masks in ('holdout', 'reference'):
-        key, last = f'{masks}_l1_grey', records[-1] if records else {}
-        figures[masks] = {'before': before.get(key), 'after': last.get(key)}
-        figures[masks] |= {name: last.get(f'{key}_{name}') for name in TRIVIAL}
-    return figures
-
-
-def _finetune_figures(folder: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Scores on test, or on valid where there is none, of the selected checkpoint or the last."""
-    file = folder / 'scores.json'
-    table = _read(file, lambda path: json.loads(path.read_bytes()))
-    try:
-        split = 'test' if 'test' in table else 'valid'
-        checkpoint = 'selected' if 'selected' in table[split] else 'last'
-        scores = table[split][checkpoint]
-        kept = ('level', 'views', 'rows', 'positives', 'undefined')
-        return {
-            'split': split,
-            'checkpoint': checkpoint,
-            **{key: scores[key] for key in kept},
-            'scores': {name: scores[name] for name in MEANS} | scores['auroc'],
-        }
-    except (KeyError, TypeError) as error:
-        raise ValueError(f'{file}: it has no scores of a finished run ({error!r})') from error
-
-
-def _provenance(record: dict[str, Any]) -> dict[str, Any]:
-    """What of run.json may be published: no paths."""
-    environment, data = record.get('environment') or {}, record.get('data') or {}
-    kept = ('code', 'seed', 'processes', 'finished', 'seconds')
-    return {
-        **{key: record.get(key) for key in kept},
-        'starts': len(record.get('starts') or []),
-        'data': data.get('fingerprint'),
-        'tables': data.get('files') or {},
-        'gpus': environment.get('gpus'),
-        'torch': (environment.get('packages') or {}).get('torch'),
-    }
-
-
-def _changes(folders: Sequence[Sequence[Path | None]]) -> dict[str, str]:
-    """Option -> 'KEY: old -> new' in the first pair of folders that both have a config.yaml."""
-    for pair in folders:
-        if all(folder and (folder / 'config.yaml').is_file() for folder in pair):
-            changes = row_changes(*map(load_config, pair))
-            return {key: f'{key}: {old} -> {new}' for key, (old, new) in changes.items()}
-    return {}
-
-
-def _own_masks(sweep: Sweep, folders: Sequence[Path | None]) -> dict[str, float | None]:
+def _own_masks(sweep: Sweep, folders: Sequence[Path]) -> dict[str, float | None]:
     """In sweeps over masks: how much a row's masks hide, and how far that is from the visible."""
-    for folder in folders:
-        varies_masks = MASK_KEYS & set(sweep.keys.get('pretrain', []))
-        if varies_masks and folder and (folder / 'config.yaml').is_file():
-            config = load_config(folder)
-            generator, rng = mask_generator(config), np.random.default_rng(MASK_SEED)
-            masks = np.stack([generator(rng) for _ in range(NUM_MASKS)])
-            distance = average_distance(masks, config.DATA.IMG_SIZE // masks.shape[1])
-            hidden = 100 * generator.count / generator.rand_size**2
-            return {'average_distance_px': float(distance), 'hidden_percent': hidden}
-    return {'average_distance_px': None, 'hidden_percent': None}
+    if not folders or not MASK_KEYS & set(sweep.keys['pretrain']):
+        return {'average_distance_px': None, 'hidden_percent': None}
+    config = load_config(folders[0])
+    generator, rng = mask_generator(config), np.random.default_rng(MASK_SEED)
+    masks = np.stack([generator(rng) for _ in range(NUM_MASKS)])
+    distance = average_distance(masks, config.DATA.IMG_SIZE // masks.shape[1])
+    hidden = 100 * generator.count / generator.rand_size**2
+    return {'average_distance_px': float(distance), 'hidden_percent': hidden}
+
+
+def _pretrain_entry(folder: Path | None) -> dict[str, Any] | None:
+    """State, held-out L1 in grey levels, cost and provenance; None without pre-training."""
+    if folder is None or not is_finished(folder):
+        return folder and _unfinished_entry(folder)
+    config, records = load_config(folder), _read(folder / 'metrics.jsonl', read_metrics)
+    last = records[-1] if records else {}
+    key = 'reference_l1_grey'
+    figures = {
+        'target': 'patch_normalised'
+        if config.MODEL.MAE.NORM_PIX_LOSS
+        else config.MODEL.SIMMIM.TARGET,
+        # Side of the square of pixels that one predicted value stands for.
+        'target_px': config.DATA.IMG_SIZE
+        // (config.MODEL.SIMMIM.TARGET_SIZE or config.DATA.IMG_SIZE),
+        'reference': {'after': last.get(key)}
+        | {name: last.get(f'{key}_{name}') for name in ('mean', 'linear')},
+    }
+    return _entry(folder, figures) | {'cost': training_cost(records)}
+
+
+def _finetune_entry(folder: Path) -> dict[str, Any]:
+    if not is_finished(folder):
+        return _unfinished_entry(folder)
+    return _entry(folder, read_scores(folder).figures)
+
+
+def _unfinished_entry(folder: Path) -> dict[str, Any]:
+    state = 'unfinished' if folder.is_dir() else 'missing'
+    return {'state': state, 'figures': None, 'provenance': None}
+
+
+def _entry(folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
+    record = read_record(folder) or {}
+    provenance = {
+        'code': record.get('code'),
+        'tables': (record.get('data') or {}).get('files') or {},
+        'gpus': (record.get('environment') or {}).get('gpus'),
+    }
+    return {'state': 'finished', 'figures': figures, 'provenance': provenance}
+
+
+def training_cost(records: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """`epochs`, `images` seen and `seconds` of a pre-training, from the lines of metrics.jsonl.
+
+    Seconds are epochs times the median epoch without evaluation. An epoch that an interruption cut
+    in two is logged from where it resumed; it counts as a whole epoch at its own rate.
+    """
+    timed = [r for r in records if r['epoch'] >= 0 and r.get('seconds') and r['images_per_second']]
+    if not timed:
+        return None
+    images = max(round(r['images_per_second'] * r['seconds']) for r in timed)
+    epochs = sum(record['epoch'] >= 0 for record in records)
+    seconds = median(images / record['images_per_second'] for record in timed)
+    return {'epochs': epochs, 'images': epochs * images, 'seconds': epochs * seconds}
 
 
 def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(path)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f'{path} of a finished run cannot be read: {error}') from error
 
 
@@ -943,44 +372,310 @@ def _rounded(value: Any) -> Any:
     return float(f'{value:.{DIGITS}g}') if isinstance(value, float) else value
 
 
-def _digest(row: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(row['seeds'], sort_keys=True).encode()).hexdigest()[:16]
+def differences_from_files(
+    sweep: Sweep, seeds: Sequence[int], output: str | Path
+) -> list[dict[str, Any]]:
+    """Where finished runs differ from the files of the sweep, such as by --pretrain-opts.
+
+    Returns:
+        For each difference `stage`, `key` (an option, or one of `batch_counts`), `found`,
+        `expected`, and `runs`: names of the folders, [] if all runs of the stage differ so.
+    """
+    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    names: dict[str, set[str]] = {stage: set() for stage in STAGES}
+    for stage, row in [(stage, row) for stage in STAGES for row in sweep.rows if row.run_of(stage)]:
+        expected = expected_config(sweep, row, stage)
+        for folder in _finished(row, stage, seeds, output):
+            if folder.name in names[stage]:  # a shared pre-training
+                continue
+            names[stage].add(folder.name)
+            config, record = load_config(folder), read_record(folder) or {}
+            changes = changed_options(expected, config, but=('SEED',))
+            wanted, counts = batch_counts(expected, {}, stage), batch_counts(config, record, stage)
+            for key in wanted:
+                if wanted[key] != counts[key]:
+                    changes[key] = str(wanted[key]), str(counts[key])
+            for key, (old, new) in changes.items():
+                values = (PRIVATE_FOLDERS.sub('', value) for value in (new, old))
+                found[stage, key, *values].append(folder.name)
+    return [
+        dict(zip(('stage', 'key', 'found', 'expected'), difference, strict=True))
+        | {'runs': [] if len(runs) == len(names[difference[0]]) else runs}
+        for difference, runs in found.items()
+    ]
 
 
-def _file(folder: Path, name: str) -> Path:
-    if Path(name).name != name:
-        raise ValueError(f'{name!r} cannot be the name of a file')
-    return folder / f'{name}.json'
+# Comparing rows ---------------------------------------------------------------------------------
 
 
-def _read_json(path: Path, key: str) -> dict[str, Any]:
-    """A file that `write_rows` wrote: of a run or of a sweep, as the key says."""
+class Scored(NamedTuple):
+    """A fine-tuned run: its folder, and its figures (see `read_scores`)."""
+
+    folder: Path
+    figures: dict[str, Any]
+
+
+def read_scores(folder: Path, split: str = '') -> Scored:
+    """The scores of a finished fine-tuning, of the selected checkpoint or else of the last one.
+
+    Args:
+        folder: Run folder.
+        split: 'valid' or 'test'; '': test if it was scored, otherwise valid.
+
+    Returns:
+        Scored: with `split`, `checkpoint`, `level`, `views`, `rows`, `positives`, `undefined`, and
+        `scores`: AUROC by label and the MEANS, None where undefined.
+
+    Raises:
+        ValueError: If scores.json cannot be read.
+    """
+    file = folder / 'scores.json'
+    table = _read(file, lambda path: json.loads(path.read_bytes()))
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f'{path} cannot be read: {error}') from error
-    if not isinstance(content, dict) or content.get(key) != path.stem:
-        raise ValueError(f'{path} is not the file of the {key} {path.stem}')
-    return content
+        split = split or ('test' if 'test' in table else 'valid')
+        checkpoint = 'selected' if table[split].get('selected') else 'last'
+        scores = table[split][checkpoint]
+        kept = ('level', 'views', 'rows', 'positives', 'undefined')
+        figures = {'split': split, 'checkpoint': checkpoint} | {key: scores[key] for key in kept}
+        figures['scores'] = {name: scores[name] for name in MEANS} | scores['auroc']
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f'{file} does not hold the scores of a finished run: {error!r}') from error
+    return Scored(folder, figures)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    # Numbers of one list or section are one line; no text has a line break that is not escaped.
-    text = NUMBERS.sub(lambda match: ' '.join(match[0].split()), text)
-    replace_file(path, f'{text}\n'.encode())
+class ScoredPatients:
+    """The cases that a run was scored on, and resamples of their patients.
+
+    Args:
+        run: Run whose options decide what is scored and how.
+        resamples: Number of draws R.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: If the labels cannot be read.
+    """
+
+    def __init__(self, run: Scored, *, resamples: int, seed: int) -> None:
+        config, split = load_config(run.folder), run.figures['split']
+        self.level, self.aggregate = config.EVAL.LEVEL, config.EVAL.AGGREGATE
+        self.labels = task_labels(config.DATA.TASK)
+        config.DATA.CACHE_DIR = ''  # the CSV files are in the data folder
+        records = read_split(config, split, logging.getLogger(__name__))
+        self.records = select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
+        self.targets = scored_targets(
+            self.records.labels, task=config.DATA.TASK, blank=config.DATA.BLANK
+        )
+        self.resamples = Resamples(self.records.patient, resamples=resamples, seed=seed)
+        self.count = len(set(self.records.patient))
+        self._samples: dict[Path, dict[str, np.ndarray]] = {}
+
+    def samples(self, run: Scored) -> dict[str, np.ndarray]:
+        """Score -> [R] of a run in each resample, NaN where a class is missing.
+
+        Raises:
+            ValueError: If its predictions are not those that its scores were computed from.
+        """
+        if run.folder not in self._samples:
+            self._samples[run.folder] = self._resample(run)
+        return self._samples[run.folder]
+
+    def intervals(self, runs: Iterable[Scored]) -> dict[str, dict[str, float]]:
+        """Score -> `low` and `high` of its mean over the runs."""
+        samples = [self.samples(run) for run in runs]
+        shared = [score for score in samples[0] if all(score in each for each in samples)]
+        means = {score: np.mean([each[score] for each in samples], axis=0) for score in shared}
+        bounds = {score: interval(mean) for score, mean in means.items()}
+        return {score: {'low': low, 'high': high} for score, (low, high) in bounds.items()}
+
+    def _resample(self, run: Scored) -> dict[str, np.ndarray]:
+        cases = self._cases(run.folder / f'predictions_{run.figures["split"]}.csv')
+        weights, samples = self.resamples.weights(cases.patient), {}
+        for label, probabilities, targets in zip(
+            cases.labels, cases.probabilities.T, cases.targets.T, strict=True
+        ):
+            written = run.figures['scores'][label]
+            area = label_scores(probabilities, targets, threshold=None)['auroc'][0]
+            if not (np.isnan(area) if written is None else abs(area - written) <= TOLERANCE):
+                raise ValueError(
+                    f'{run.folder}: AUROC of {label} is {area} from predictions and labels, but '
+                    f'{written} in scores.json: one of these files has changed'
+                )
+            drawn = label_scores(probabilities, targets, threshold=None, weights=weights)
+            samples[label] = drawn['auroc']
+        defined = [label for label in cases.labels if label not in run.figures['undefined']]
+        for mean, labels in zip(MEANS, (COMPETITION_LABELS, defined), strict=True):
+            if labels and set(labels) <= set(defined):
+                samples[mean] = np.mean([samples[label] for label in labels], axis=0)
+        return samples
+
+    def _cases(self, file: Path) -> Cases:
+        predictions, records = read_predictions(file), self.records
+        probabilities = look_up(predictions, row_names(predictions, records.path), self.labels)
+        if len(predictions.names) != len(records.path) or np.isnan(probabilities).any():
+            raise ValueError(
+                f'{file}: its {len(predictions.names)} rows are not the {len(records.path)} of '
+                f'{records.csv} that the other row was scored on'
+            )
+        return Cases(
+            name=str(file),
+            labels=self.labels,
+            path=records.path,
+            study=records.study,
+            patient=records.patient,
+            probabilities=probabilities,
+            targets=self.targets,
+        ).at_level(self.level, self.aggregate)
 
 
-# ==== sweeps.summary: What a sweep's results come to, row by row, and what a reader of them must know.
+def enough_resamples(num_rows: int) -> int:
+    """Draws with which each of so many compared rows can differ significantly.
 
-Collected = Mapping[str, Any]  # see sweeps.results.collect
-MISSING = 'n/a'
-PUBLISHED = 'published, context only'
-NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
-FEW_SEEDS = 10  # with fewer, a note says how little they show
-RUNS_SHOWN = 6  # of those that differ from the files
-SHARE_KEYS = {'DATA.TRAIN_FRACTION', 'DATA.TRAIN_IMAGES'}
-L1_MARKS = {'other target': '*', 'other pictures': '†', 'coarse target': '‡'}
+    With R draws no p-value is below 2 / (R + 1) (`bootstrap_p`), and none that Holm corrected is
+    below that times the number of rows.
+    """
+    return max(LEAST_RESAMPLES, round(2 * REACH * num_rows / SIGNIFICANT))
+
+
+def compare_rows(
+    rows: Mapping[str, Mapping[int, Scored]],
+    against: Mapping[str, str],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Compare each row with another one, over the seeds that both have.
+
+    Args:
+        rows: Name -> seed -> the finished run.
+        against: Name -> name of the other row; '' for none.
+        resamples: Draws of patients; each serves all seeds, rows and scores.
+        seed: Seed of the draws.
+
+    Returns:
+        By name: `problem` (why there is no comparison, or no interval over patients; ''),
+        `patients` (how many were resampled), `over_patients` (score -> `low` and `high` of the
+        row's own score averaged over the seeds), and `compared`: score -> `difference`; `seeds`;
+        `over_seeds`: `low` and `high` of Student's t interval of the paired differences;
+        `over_patients`: `low` and `high` of the percentile interval of the difference, `p`
+        (`bootstrap_p`) and `p_holm` (over the rows); `verdict`. NaN stands for unknown values.
+    """
+    sources: dict[str, ScoredPatients | ValueError] = {}
+    found = {name: _compare(name, rows, against, sources, (resamples, seed)) for name in rows}
+    for score in dict.fromkeys(score for entry in found.values() for score in entry['compared']):
+        parts = [entry['compared'][score] for entry in found.values() if score in entry['compared']]
+        adjusted = holm([part['over_patients']['p'] for part in parts])
+        for part, p_value in zip(parts, adjusted, strict=True):
+            part['over_patients']['p_holm'] = float(p_value)
+            part['verdict'] = verdict(part)
+    for name, runs in rows.items():
+        patients = sources.get(against[name] or name)
+        if isinstance(patients, ScoredPatients) and (found[name]['patients'] or not against[name]):
+            try:
+                found[name]['over_patients'] = patients.intervals(runs.values())
+            except ValueError:  # a seed that is in no pair has other predictions
+                continue
+    return found
+
+
+def verdict(part: Mapping[str, Any]) -> str:
+    """'above' or 'below' if both intervals exclude 0 and `p_holm` is below SIGNIFICANT.
+
+    Otherwise 'inside the noise', or 'n/a' if an interval is unknown and the rest excludes 0.
+    """
+    seeds, patients = part['over_seeds'], part['over_patients']
+    bounds = [(entry['low'], entry['high']) for entry in (seeds, patients)]
+    with_zero = any(low <= 0 <= high for low, high in bounds)  # False for NaN
+    if with_zero or patients['p_holm'] >= SIGNIFICANT:
+        return 'inside the noise'
+    if np.isnan(bounds).any():
+        return MISSING
+    return 'above' if part['difference'] > 0 else 'below'
+
+
+def t_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean by Student's t; NaN for one value."""
+    if len(differences) < 2:
+        return float('nan'), float('nan')
+    half = stats.sem(differences) * stats.t.ppf(0.975, len(differences) - 1)
+    return float(np.mean(differences) - half), float(np.mean(differences) + half)
+
+
+def _compare(
+    name: str,
+    rows: Mapping[str, Mapping[int, Scored]],
+    against: Mapping[str, str],
+    sources: dict[str, ScoredPatients | ValueError],
+    draws: tuple[int, int],
+) -> dict[str, Any]:
+    entry = {'problem': '', 'patients': 0, 'over_patients': {}, 'compared': {}}
+    other = against[name]
+    if not other:
+        return entry
+    pairs = [(run, rows[other][seed]) for seed, run in rows[name].items() if seed in rows[other]]
+    if not pairs:
+        return entry | {'problem': f'no seed is finished for it and for {other}'}
+    for key in PROTOCOL:
+        if len({str(run.figures[key]) for pair in pairs for run in pair}) > 1:
+            return entry | {'problem': f'scored on other cases than {other} ({key})'}
+    entry['compared'] = _over_seeds(pairs)
+    try:
+        patients = _patients(other, pairs[0][1], sources, draws)
+        _over_patients(entry['compared'], pairs, patients)
+    except ValueError as error:
+        return entry | {
+            'problem': f'no interval over patients: {PRIVATE_FOLDERS.sub("", str(error))}'
+        }
+    return entry | {'patients': patients.count}
+
+
+def _patients(
+    name: str,
+    run: Scored,
+    sources: dict[str, ScoredPatients | ValueError],
+    draws: tuple[int, int],
+) -> ScoredPatients:
+    """The patients that a row was scored on; labels are read once for each row."""
+    if name not in sources:
+        try:
+            sources[name] = ScoredPatients(run, resamples=draws[0], seed=draws[1])
+        except ValueError as error:
+            sources[name] = error
+    source = sources[name]
+    if isinstance(source, ValueError):
+        raise source
+    return source
+
+
+def _over_seeds(pairs: Sequence[tuple[Scored, Scored]]) -> dict[str, dict[str, Any]]:
+    compared = {}
+    for score in pairs[0][0].figures['scores']:
+        values = np.array([[run.figures['scores'][score] for run in pair] for pair in pairs], float)
+        if not np.isnan(values).any():
+            differences = values[:, 0] - values[:, 1]
+            low, high = t_interval(differences)
+            compared[score] = {
+                'difference': float(differences.mean()),
+                'seeds': len(pairs),
+                'over_seeds': {'low': low, 'high': high},
+                'over_patients': dict.fromkeys(('low', 'high', 'p', 'p_holm'), float('nan')),
+            }
+    return compared
+
+
+def _over_patients(
+    compared: dict[str, dict[str, Any]],
+    pairs: Sequence[tuple[Scored, Scored]],
+    patients: ScoredPatients,
+) -> None:
+    samples = [[patients.samples(run) for run in pair] for pair in pairs]
+    for score, part in compared.items():
+        means = [np.mean([pair[k][score] for pair in samples], axis=0) for k in (0, 1)]
+        difference = means[0] - means[1]
+        low, high = interval(difference)
+        part['over_patients'] |= {'low': low, 'high': high, 'p': bootstrap_p(difference)}
+
+
+# Summaries of rows ------------------------------------------------------------------------------
 
 
 class Spread(NamedTuple):
@@ -994,59 +689,66 @@ class Spread(NamedTuple):
 
     @property
     def sd(self) -> float | None:
-        """Of the sample (n - 1); None for fewer than two."""
+        """Standard deviation of the sample (n - 1); None for fewer than two values."""
         return round(float(np.std(self.values, ddof=1)), 6) if len(self.values) > 1 else None
 
 
 def score_spread(row: Mapping[str, Any], score: str) -> Spread:
     """A score over the seeds for which it is defined."""
-    runs = [entry['finetune'] for entry in row['seeds'] if entry['finetune']['figures']]
-    values = [run['figures']['scores'].get(score) for run in runs]
+    runs = [entry['finetune']['figures'] for entry in row['seeds']]
+    values = [figures['scores'].get(score) for figures in runs if figures]
     return Spread([value for value in values if value is not None])
 
 
 def l1_spread(row: Mapping[str, Any], predictor: str = 'after') -> Spread:
-    """Held-out L1 in grey levels on the masks that all runs share; `predictor`: see `collect`.
+    """Held-out L1 in grey levels under the masks that all runs share.
 
-    Empty for a row whose held-out pictures are not the reference's.
+    Args:
+        row: Row of `collect`. The result is empty if its held-out images are not the reference's.
+        predictor: 'after' pre-training, or the trivial predictors 'mean' and 'linear'.
     """
-    if row['other_pictures']:
-        return Spread([])
-    runs = [entry['pretrain'] for entry in row['seeds']]
-    values = [run['figures']['reference'][predictor] for run in runs if run and run['figures']]
+    runs = [] if row['other_images'] else _figures(row, 'pretrain')
+    values = [figures['reference'][predictor] for figures in runs]
     return Spread([value for value in values if value is not None])
+
+
+def cost_spread(row: Mapping[str, Any], name: str) -> Spread:
+    """`images` or `seconds` of pre-training over the seeds (`training_cost`)."""
+    runs = [entry['pretrain'] for entry in row['seeds']]
+    return Spread([run['cost'][name] for run in runs if run and run.get('cost')])
 
 
 def count_finished(row: Mapping[str, Any]) -> int:
     """Seeds of which every stage is finished."""
-    return sum(not unfinished_stages(entry) for entry in row['seeds'])
+    return sum(not _unfinished_stages(entry) for entry in row['seeds'])
 
 
-def unfinished_stages(entry: Mapping[str, Any]) -> list[str]:
-    """What a seed lacks, such as 'fine-tuning missing'."""
-    runs = {name: entry[section] for section, name in SECTION_NAMES.items()}
-    return [f'{name} {run["state"]}' for name, run in runs.items()
-            if run and run['state'] != 'finished']  # fmt: skip
+def l1_caveat(row: Mapping[str, Any]) -> str:
+    """Why a row's held-out L1 cannot be compared directly: one of L1_MARKS, or ''."""
+    figures = _figures(row, 'pretrain')
+    if any(entry['target'] != 'pixels' for entry in figures):
+        return 'other target'
+    if row['other_images']:
+        return 'other images'
+    return 'coarse target' if any(entry['target_px'] > 1 for entry in figures) else ''
 
 
 def choose_scores(collected: Collected, scores: Sequence[str] | None = None) -> list[str]:
-    """The scores of a table: those asked for, or the mean of five where all rows have it.
+    """The scores of a table: those asked for, or the mean of five if all rows have it.
 
     Raises:
-        ValueError: if there is no such score.
+        ValueError: If there is no such score.
     """
     if scores is None:
-        whole = all(
-            len(score_spread(row, MEANS[0]).values) == len(score_spread(row, MEANS[1]).values)
-            for row in collected['rows']
-        )
+        five, defined = ([score_spread(row, m) for row in collected['rows']] for m in MEANS)
+        whole = all(len(a.values) == len(b.values) for a, b in zip(five, defined, strict=True))
         return [MEANS[0] if whole else MEANS[1]]
     known = dict.fromkeys(
-        name for figures in _scored_summary(collected) for name in (*MEANS, *figures['scores'])
+        score for figures in _all_scores(collected) for score in figures['scores']
     )
     for score in scores:
         if known and score not in known:
-            raise ValueError(f'no score {score!r}; there are {", ".join(known)}')
+            raise ValueError(f'--scores must be some of {", ".join(known)}, got {score!r}')
     return list(scores)
 
 
@@ -1055,13 +757,13 @@ def score_title(collected: Collected, score: str) -> str:
     if score == 'mean_of_five':
         return 'AUROC, mean of five'
     if score == 'mean_of_defined':
-        counts = {len(f['positives']) - len(f['undefined']) for f in _scored_summary(collected)}
+        counts = {len(f['positives']) - len(f['undefined']) for f in _all_scores(collected)}
         return f'AUROC, mean of {" or ".join(map(str, sorted(counts))) or "all"} labels'
     return f'AUROC, {score}'
 
 
 def row_title(collected: Collected, row: Mapping[str, Any]) -> str:
-    """A row's name, of methods the method; marks the reference, and comparison with another."""
+    """A row's name, or its method; marks the reference, and a comparison with another row."""
     name, other, reference = row['name'], row['against'], collected['reference']
     if methods := collected.get('methods'):
         name, reference = row['method'], methods['reference']
@@ -1078,131 +780,79 @@ def subset_title(collected: Collected, subset: str) -> str:
     return f'{100 * float(subset):g} %' if is_share else f'{int(subset):,} images'
 
 
-def cost_spread(row: Mapping[str, Any], name: str) -> Spread:
-    """`images` or `seconds` of pre-training over the seeds; see `sweeps.costs.training_cost`."""
-    runs = [entry['pretrain'] for entry in row['seeds']]
-    return Spread([run['cost'][name] for run in runs if run and run.get('cost')])
+def _figures(row: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]:
+    runs = [entry[section] for entry in row['seeds']]
+    return [run['figures'] for run in runs if run and run['figures']]
 
 
-def has_distances(collected: Collected) -> bool:
-    """Whether the sweep is over masks."""
-    return any(row['average_distance_px'] is not None for row in collected['rows'])
+def _all_scores(collected: Collected) -> list[Mapping[str, Any]]:
+    return [figures for row in collected['rows'] for figures in _figures(row, 'finetune')]
 
 
-def l1_caveat(row: Mapping[str, Any]) -> str:
-    """Why a row's held-out L1 does not compare as it stands: one of L1_MARKS, or ''."""
-    runs = [entry['pretrain'] for entry in row['seeds']]
-    figures = [run['figures'] for run in runs if run and run['figures']]
-    if any(entry['target'] != 'pixels' for entry in figures):
-        return 'other target'
-    if row['other_pictures']:
-        return 'other pictures'
-    return 'coarse target' if any(entry['target_px'] > 1 for entry in figures) else ''
+def _unfinished_stages(entry: Mapping[str, Any]) -> list[str]:
+    """What a seed lacks, such as 'fine-tuning missing'."""
+    runs = {name: entry[section] for section, name in SECTION_NAMES.items()}
+    return [f'{name} {r["state"]}' for name, r in runs.items() if r and r['state'] != 'finished']
 
 
-def number(value: float | None, form: str) -> str:
-    """With a minus sign; MISSING for None."""
-    return MISSING if value is None else f'{value:{form}}'.replace('-', '−')
+# Notes ------------------------------------------------------------------------------------------
 
 
 def notes(collected: Collected) -> list[str]:
-    """What a reader must know of the table, a paragraph each."""
+    """What a reader must know of the table, one paragraph each."""
     found = [
         *_training_notes(collected),
-        *(_method_notes(collected) if 'methods' in collected else ()),
-        *_scored_notes(collected),
+        *_method_notes(collected),
+        *_score_notes(collected),
         *_l1_notes(collected),
-        *_caveat_notes(collected),
-        *_mask_notes(collected),
         *_spread_notes(collected),
+        *_row_notes(collected),
         *_run_notes(collected),
-        *_file_notes(collected),
     ]
-    published = collected['published']
-    if published:
+    if published := collected['published']:
         note = f' {published["note"]}' if published['note'] else ''
         found.append(
-            f'{PUBLISHED.capitalize()}: {published["measure"]}, {published["source"]}.{note} Other '
-            'data, models or protocols: not to be compared with the other columns.'
+            f'{PUBLISHED.capitalize()}: {published["measure"]}, {published["source"]}.{note} These '
+            'are other data, models or protocols, which cannot be compared with the other columns.'
         )
     return [*found, NOT_FOR_CLINICAL_USE]
 
 
-def _scored_summary(collected: Collected) -> Iterator[Mapping[str, Any]]:
-    for row in collected['rows']:
-        for entry in row['seeds']:
-            if entry['finetune']['figures']:
-                yield entry['finetune']['figures']
-
-
-def _finished_runs(collected: Collected) -> Iterator[Mapping[str, Any]]:
-    for row in collected['rows']:
-        for entry in row['seeds']:
-            runs = (entry['pretrain'], entry['finetune'])
-            yield from (run for run in runs if run and run['state'] == 'finished')
-
-
 def _training_notes(collected: Collected) -> Iterator[str]:
-    """What the reference trains, and what labels a row of few labels has used besides."""
-    pretrain, finetune = (collected['trained'][name] for name in ('pretrain', 'finetune'))
-    parts = []
-    if pretrain:
-        parts.append(
-            f'pre-training of {_model_words(pretrain)}; {", ".join(_training_words(pretrain))}'
+    for section, trained in collected['trained'].items():
+        if trained:
+            width = f' of width {trained["width"]}' if trained['width'] else ''
+            parts = [f'{trained["encoder"]}{width}, {trained["image_px"]} px']
+            if trained['mode'] in PROBES and section == 'finetune':
+                parts.append(trained['mode'])
+            else:
+                parts += [
+                    f'{trained["epochs"]} epochs',
+                    f'{trained["images_per_step"]} images per step',
+                    f'base learning rate {trained["base_rate"]:g} per 512 images',
+                ]
+            key, value = 'DATA.TRAIN_FRACTION', trained['train_fraction']
+            if trained['train_images']:
+                key, value = 'DATA.TRAIN_IMAGES', trained['train_images']
+            parts.append(f'{key} {value:g}')
+            yield f'{SECTION_NAMES[section].capitalize()} of the reference: {", ".join(parts)}.'
+    finetune = collected['trained']['finetune']
+    varied = SHARE_KEYS & set(collected['keys'].get('finetune', []))
+    if finetune and varied and finetune['holdout_fraction']:
+        yield (
+            'Checkpoints and thresholds are chosen on held-out patients with labels '
+            f'(DATA.HOLDOUT_FRACTION {finetune["holdout_fraction"]:g}), who are not part of the '
+            'labelled share: rows with few labels have used more labels than their share.'
         )
-    if finetune:
-        model = _model_words(finetune)
-        model = 'the same' if pretrain and model == _model_words(pretrain) else model
-        mode = '' if finetune['mode'] == 'full' else f' ({finetune["mode"]})'
-        parts.append(f'fine-tuning{mode} of {model}; {", ".join(_training_words(finetune))}')
-    if parts:
-        yield f'The reference: {". Then ".join(parts)}.'
-    if finetune and SHARE_KEYS & set(collected['keys'].get('finetune', [])):
-        yield from _label_notes(finetune)
-
-
-def _model_words(trained: Mapping[str, Any]) -> str:
-    blocks = '-'.join(map(str, trained['blocks']))
-    size = f'width {trained["width"]}, blocks {blocks}, ' if trained['width'] else ''
-    return (
-        f'{trained["encoder"]}, {size}{trained["image_px"]} px, '
-        f'{trained["channels"]} channel{_s(trained["channels"])}'
-    )
-
-
-def _training_words(trained: Mapping[str, Any]) -> Iterator[str]:
-    if trained['mode'] not in PROBES:  # they are fitted, not trained
-        yield f'{trained["epochs"]} epoch{_s(trained["epochs"])}'
-        yield f'{trained["images_per_step"]} pictures a step'
-        yield f'base rate {trained["base_rate"]:g} per 512'
-    if trained['train_images']:
-        yield f'DATA.TRAIN_IMAGES {trained["train_images"]}'
-    else:
-        yield f'DATA.TRAIN_FRACTION {trained["train_fraction"]:g}'
-
-
-def _label_notes(trained: Mapping[str, Any]) -> Iterator[str]:
-    count, fraction = trained['holdout_images'], trained['holdout_fraction']
-    if not fraction:
-        return
-    who = f'{count} pictures' if count else f'DATA.HOLDOUT_FRACTION {fraction:g} of the patients'
-    chosen = (
-        'The checkpoint is chosen on valid, thresholds are'
-        if trained['select_on'] == 'valid'
-        else 'Checkpoint and thresholds are'
-    )
-    yield (
-        f'{chosen} chosen on held-out patients with labels ({who}), which are beside the labelled '
-        'share: a row of few labels has used more of them than its share.'
-    )
 
 
 def _method_notes(collected: Collected) -> Iterator[str]:
-    """What methods have alike, and what their pre-training took."""
+    if 'methods' not in collected:
+        return
     yield (
-        f'Methods are compared with {collected["methods"]["reference"]} where no other is named, '
-        'on the same labels, fine-tuned for as many epochs. One pre-training a seed serves all '
-        'rows of a method.'
+        f'Methods are compared with {collected["methods"]["reference"]} unless another method is '
+        'named, on the same labels and fine-tuned for as many epochs. All rows of a method share '
+        'one pre-training per seed.'
     )
     runs = [entry['pretrain'] for row in collected['rows'] for entry in row['seeds']]
     machines = {
@@ -1210,555 +860,425 @@ def _method_notes(collected: Collected) -> Iterator[str]:
     }
     if machines:
         yield (
-            'Images seen in pre-training: epochs x images. Minutes: epochs x the median epoch, '
-            f'without evaluation, on {" or ".join(sorted(machines))}; means over the seeds. They '
-            'compare only where runs had the machine to themselves.'
+            'Images seen in pre-training: epochs x images. Minutes: epochs x the median epoch '
+            f'without evaluation, on {" or ".join(sorted(machines))}. Minutes can be compared only '
+            'if each run had the machine to itself.'
         )
 
 
-def _scored_notes(collected: Collected) -> Iterator[str]:
+def _score_notes(collected: Collected) -> Iterator[str]:
     kinds = {}
-    for f in _scored_summary(collected):
-        kind = (
-            f'AUROC on {f["split"]}, {f["level"]} level, {f["views"]} views, n = {f["rows"]} '
-            f'{"studies" if f["level"] == "study" else "pictures"}, {f["checkpoint"]} checkpoint'
-        )
-        kinds[kind] = f['undefined']
-    patients = max(row['patients'] for row in collected['rows'])
+    for f in _all_scores(collected):
+        rows = 'studies' if f['level'] == 'study' else 'images'
+        kind = f'AUROC on {f["split"]}: {f["rows"]} {rows}, {f["views"]} views'
+        kinds[f'{kind}, {f["checkpoint"]} checkpoint'] = f['undefined']
     for kind, undefined in kinds.items():
-        missing = f'; not scored for want of both classes: {", ".join(undefined)}'
-        yield (
-            kind
-            + (f', {patients} patients' if patients and len(kinds) == 1 else '')
-            + (missing if undefined else '')
-            + '. Higher is better.'
-        )
+        missing = f' Labels without both classes: {", ".join(undefined)}.' if undefined else ''
+        yield f'{kind}. Higher is better.{missing}'
 
 
 def _l1_notes(collected: Collected) -> Iterator[str]:
-    spreads = {
-        name: Spread([v for row in collected['rows'] for v in l1_spread(row, name).values])
-        for name in ('mean', 'linear')
-    }
-    trivial = [
-        f'{title} {_range(spreads[name].values)}'
-        for name, title in (('mean', 'mean of the visible pixels'), ('linear', 'interpolation'))
-        if spreads[name].values
-    ]
     masks = collected['reference_masks']
     if masks is None:
-        yield 'Held-out L1: none, for the masks that rows would share do not fit the pictures.'
+        yield 'There is no held-out L1, because the shared masks do not fit the images.'
         return
+    trivial = []
+    for name, title in (('mean', 'mean of the visible pixels'), ('linear', 'interpolation')):
+        values = [v for row in collected['rows'] for v in l1_spread(row, name).values]
+        if values:
+            trivial.append(f'{title} {min(values):.2f} to {max(values):.2f}')
     yield (
-        'Held-out L1: after pre-training, on hidden pixels of held-out training patients, under '
+        'Held-out L1: after pre-training, on hidden pixels of held-out training patients, with '
         f'masks that all rows share (random, units of {masks["unit_px"]} px, {masks["hidden"]} of '
-        f'{masks["units"]} = {100 * masks["hidden"] / masks["units"]:.0f} %). Lower is better'
-        + (f'; trivial predictors: {", ".join(trivial)}.' if trivial else '.')
+        f'{masks["units"]} hidden). Lower is better.'
+        + (f' Trivial predictors: {", ".join(trivial)}.' if trivial else '')
     )
     varied = set(collected['keys'].get('pretrain', []))
     if 'MODEL.SIMMIM.LOSS' in varied:
-        yield 'L1 is what an L1 loss minimises: a row of another loss is at a disadvantage there.'
+        yield 'An L1 loss minimises held-out L1, so rows with another loss are at a disadvantage.'
     if MASK_KEYS & varied:
-        yield 'A row whose own masks are nearest the shared ones has an advantage in held-out L1.'
-
-
-def _mask_notes(collected: Collected) -> Iterator[str]:
-    if has_distances(collected):
+        yield 'Rows whose own masks are close to the shared ones have an advantage in held-out L1.'
+    if _has_distances(collected):
         yield (
             'AvgDist: mean distance from a hidden pixel to the nearest visible one, over '
-            f'{NUM_MASKS} masks of the row. Hidden: share of the units that its masks hide, their '
-            'count rounded up.'
+            f'{NUM_MASKS} masks of the row. Hidden: share of the units that its masks hide.'
         )
-
-
-def _caveat_notes(collected: Collected) -> Iterator[str]:
-    keys = ', '.join(sorted({key for row in collected['rows'] for key in row['other_pictures']}))
+    keys = ', '.join(sorted({key for row in collected['rows'] for key in row['other_images']}))
     texts = {
-        'other target': 'It predicts normalised patches, and is told their mean and deviation: its '
-        'L1 is another quantity.',
-        'other pictures': f"Its held-out pictures are not the reference's ({keys}): its L1 does "
-        'not compare.',
-        'coarse target': 'It predicts one value for each cell of several pixels, and is scored '
-        'against every pixel: its L1 cannot fall below a floor that other rows do not have.',
+        'other target': 'This row predicts normalised patches and is given their mean and standard '
+        'deviation: its L1 is another quantity.',
+        'other images': f"This row's held-out images are not the reference's ({keys}): its L1 "
+        'cannot be compared.',
+        'coarse target': 'This row predicts one value for several pixels and is scored on every '
+        'pixel: its L1 has a lower limit that other rows do not have.',
     }
     found = {l1_caveat(row) for row in collected['rows']}
     yield from (f'{mark} {texts[name]}' for name, mark in L1_MARKS.items() if name in found)
 
 
-def _range(values: Sequence[float]) -> str:
-    low, high = (number(value, '.2f') for value in (min(values), max(values)))
-    return low if low == high else f'{low} to {high}'
-
-
 def _spread_notes(collected: Collected) -> Iterator[str]:
     seeds, draws = collected['seeds'], collected['resamples']
     yield (
-        f'Seed{_s(len(seeds))} {", ".join(map(str, seeds))}: mean ± SD of the sample over the '
-        'finished ones. Differences are seed by seed, of those that both rows have finished, '
-        'against the reference where no other row is named. Over seeds: 95 % interval by '
-        "Student's t. Over patients: 95 % percentile interval of the difference of the seeds' "
-        f'mean, over {draws["count"]} paired resamples of the patients (seed {draws["seed"]}); '
-        f'{MISSING} where under 95 % of these have both classes of all labels in question.'
+        f'Seeds {", ".join(map(str, seeds))}: mean ± standard deviation over the finished seeds. '
+        'Differences are paired by seed, with the reference unless another row is named. Over '
+        "seeds: 95 % interval by Student's t. Over patients: 95 % percentile interval of the "
+        f'difference of the means over seeds, {draws["count"]} paired resamples of the patients.'
     )
     yield (
-        'Verdict: above or below where both intervals leave 0 out and the bootstrap p-value over '
-        f'patients, by Holm over the compared rows of the table, is below {SIGNIFICANT}; '
-        f'inside the noise where one of these does not hold; {MISSING} where one is not known.'
+        'Verdict: above or below if both intervals exclude 0 and the bootstrap p-value over '
+        f'patients, corrected by Holm over the rows of the table, is below {SIGNIFICANT}.'
     )
     if len(seeds) == 1:
-        yield 'One seed shows nothing of how runs differ by chance: no difference can be told.'
+        yield 'One seed shows nothing of how runs differ by chance: no difference is established.'
     elif len(seeds) < FEW_SEEDS:
         reach = stats.t.ppf(0.975, len(seeds) - 1) / np.sqrt(len(seeds))
         yield (
-            f'With {len(seeds)} seeds the interval over seeds reaches {reach:.1f} SD of the '
-            'differences to either side: large differences alone can show, and that none is found '
-            'is no proof that there is none.'
+            f'With {len(seeds)} seeds the interval over seeds reaches {reach:.1f} standard '
+            'deviations to either side: only large differences can be found.'
         )
 
 
-def _s(count: int) -> str:
-    return '' if count == 1 else 's'
-
-
-def _run_notes(collected: Collected) -> Iterator[str]:
+def _row_notes(collected: Collected) -> Iterator[str]:
     for row in collected['rows']:
         lacking = [
-            f'seed {entry["seed"]} ({", ".join(unfinished_stages(entry))})'
+            f'seed {entry["seed"]} ({", ".join(stages)})'
             for entry in row['seeds']
-            if unfinished_stages(entry)
+            if (stages := _unfinished_stages(entry))
         ]
         if lacking:
             yield f'{row["name"]} is not finished: {"; ".join(lacking)}.'
         if row['problem']:
             yield f'{row["name"]}: {row["problem"]}.'
         if row['also_changed']:
-            yield (
-                f'{row["name"]} differs from the reference in more than this sweep varies: '
-                f'{", ".join(row["also_changed"])}.'
-            )
-    codes, tables = set(), defaultdict(set)
-    for run in _finished_runs(collected):
-        codes.add(str(run['provenance']['code']))
-        for name, checksum in run['provenance']['tables'].items():
-            tables[name].add(checksum)
+            keys = ', '.join(row['also_changed'])
+            yield f'{row["name"]} also differs from the reference in {keys}.'
+
+
+def _run_notes(collected: Collected) -> Iterator[str]:
+    """Where runs differ in code or data, or from the files of the sweep."""
+    runs = [e[s] for row in collected['rows'] for e in row['seeds'] for s in SECTION_NAMES]
+    finished = [run['provenance'] for run in runs if run and run['state'] == 'finished']
+    codes = sorted({str(provenance['code']) for provenance in finished})
     if len(codes) > 1:
-        yield f'The runs are of {len(codes)} versions of the code: {", ".join(sorted(codes))}.'
+        yield f'The runs used {len(codes)} versions of the code: {", ".join(codes)}.'
+    tables = defaultdict(set)
+    for name, checksum in (item for p in finished for item in p['tables'].items()):
+        tables[name].add(checksum)
     for name, checksums in tables.items():
         if len(checksums) > 1:
             yield f'The runs have read {len(checksums)} different files {name}.'
-
-
-def _file_notes(collected: Collected) -> Iterator[str]:
-    """Where runs are not what the files of the sweep say."""
     stages = defaultdict(list)
     for part in collected['differences_from_files']:
-        runs = part['runs']
-        others = f' and {len(runs) - RUNS_SHOWN} more' if len(runs) > RUNS_SHOWN else ''
-        where = f' in {", ".join(runs[:RUNS_SHOWN])}{others}' if runs else ''
+        others = len(part['runs']) - RUNS_SHOWN
+        where = f' in {", ".join(part["runs"][:RUNS_SHOWN])}' if part['runs'] else ''
+        where += f' and {others} more' if others > 0 else ''
         stages[part['stage']].append(f'{part["key"]} {part["found"]} for {part["expected"]}{where}')
-    if stages:
-        listed = [f'{", ".join(parts)} ({stage_title(s)})' for s, parts in stages.items()]
-        yield f"The runs differ from the sweep's files in: {'; '.join(listed)}."
+    for stage, parts in stages.items():
+        yield f'{stage_title(stage).capitalize()} differs from the files in {"; ".join(parts)}.'
 
 
-# ==== sweeps.tables: Tables of a sweep's results as Markdown, CSV and LaTeX, with notes on how to read them.
-
-LATEX_BREAK = r' \\ '
-MARKDOWN = re.compile(r'([\\`*_\[\]|~$])')
-LATEX = {
-    '\\': r'\textbackslash{}', '{': r'\{', '}': r'\}', '$': r'\$', '&': r'\&', '#': r'\#',
-    '%': r'\%', '_': r'\_', '^': r'\textasciicircum{}', '~': r'\textasciitilde{}',
-    '<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}', '–': r'\textendash{}',
-    '`': r'\textasciigrave{}', '±': r'$\pm$', '−': r'$-$', '×': r'$\times$',
-    '†': r'\textdagger{}', '‡': r'\textdaggerdbl{}',
-    '*': r'\textasteriskcentered{}', '[': '{[}', ']': '{]}',  # options, where a row starts so
-}  # fmt: skip
+def _has_distances(collected: Collected) -> bool:
+    return any(row['average_distance_px'] is not None for row in collected['rows'])
 
 
-def markdown_tables(collected: Collected, scores: Sequence[str] | None = None) -> str:
-    """A table with its notes below."""
-    listed = '\n'.join(markdown_notes(collected))
-    return f'{markdown_table(collected, scores)}\n{listed}\n'
+# Tables -----------------------------------------------------------------------------------------
 
 
-def markdown_table(collected: Collected, scores: Sequence[str] | None = None) -> str:
-    """The table alone."""
-    head, rows = _cells_tables(collected, choose_scores(collected, scores))
-    text = [f'| {" | ".join(map(_markdown_text, line))} |' for line in (head, *rows)]
-    text.insert(1, '| --- ' * len(head) + '|')
-    return '\n'.join(text) + '\n'
+def write_table(
+    folder: Path, name: str, figures: Sequence[Mapping[str, Any]], markdown: str
+) -> Path:
+    """Write a table as `<name>.csv` (unrounded, empty if unknown) and `<name>.md`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / f'{name}.csv', pd.DataFrame(figures).to_csv(index=False).encode())
+    replace_file(folder / f'{name}.md', markdown.encode())
+    return folder / f'{name}.md'
 
 
-def markdown_notes(collected: Collected) -> list[str]:
-    """What a reader must know of the table, a list item each."""
-    return [f'- {_markdown_text(note)}' for note in notes(collected)]
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of cells as a Markdown table."""
+    lines = [list(rows[0]), ['---'] * len(rows[0]), *(list(row.values()) for row in rows)]
+    cells = [[cell.replace('<', '&lt;').replace('|', r'\|') for cell in line] for line in lines]
+    return ''.join(f'| {" | ".join(line)} |\n' for line in cells)
 
 
-def latex(collected: Collected, scores: Sequence[str] | None = None) -> str:
-    r"""A tabular for each score, then the notes; for \usepackage{booktabs,graphicx,textcomp}."""
-    tabulars = []
-    for score in choose_scores(collected, scores):
-        head, rows = _cells_tables(collected, [score])
-        lines = [rf'{" & ".join(map(_latex_cell, line))} \\' for line in (head, *rows)]
-        tabulars += [
-            r'\noindent\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%',
-            r'\footnotesize\setlength{\tabcolsep}{3pt}%',
-            rf'\begin{{tabular}}{{@{{}}l{"r" * (len(head) - 1)}@{{}}}}',
-            *(r'\toprule', lines[0], r'\midrule', *lines[1:], r'\bottomrule'),
-            r'\end{tabular}}\par\smallskip',
-        ]
-    listed = [rf'\item {_latex_text(note)}' for note in notes(collected)]
-    style = r'\footnotesize\setlength{\itemsep}{0pt}\setlength{\parskip}{0pt}'
-    return '\n'.join([*tabulars, rf'\begin{{itemize}}{style}', *listed, r'\end{itemize}', ''])
+def shown(value: float | None, form: str) -> str:
+    """A figure as text with a minus sign; MISSING for None and NaN."""
+    return MISSING if value is None or value != value else f'{value:{form}}'.replace('-', '−')
 
 
-def csv_text(collected: Collected, scores: Sequence[str] | None = None) -> str:
-    """Numbers in columns of their own, empty where not known; a row a row of the sweep."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    rows = list(_csv_rows(collected, choose_scores(collected, scores)))
-    writer.writerow([safe_cell(name) for name in rows[0]])
-    writer.writerows([safe_cell(value) for value in row.values()] for row in rows)
-    return text.getvalue()
+def with_interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    """A figure as text, with its interval if that is known."""
+    bounds = [shown(bound, form) for bound in (low, high)]
+    return shown(value, form) + ('' if MISSING in bounds else f' ({" to ".join(bounds)})')
 
 
-def _cells_tables(collected: Collected, scores: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows as text, narrow: a line break is a wish, not for Markdown."""
-    rows = [list(_row_cells(collected, row, scores)) for row in collected['rows']]
-    return [head for head, _ in rows[0]], [[cell for _, cell in row] for row in rows]
+def write_sweep_table(
+    collected: Collected, folder: Path, scores: Sequence[str] | None = None
+) -> Path:
+    """Write the table of a sweep; see `write_table`."""
+    scores = choose_scores(collected, scores)
+    figures = [_row_figures(collected, row, scores) for row in collected['rows']]
+    return write_table(folder, collected['sweep'], figures, sweep_markdown(collected, scores))
+
+
+def sweep_markdown(collected: Collected, scores: Sequence[str] | None = None) -> str:
+    """The table of a sweep with its notes below."""
+    scores = choose_scores(collected, scores)
+    cells = [dict(_row_cells(collected, row, scores)) for row in collected['rows']]
+    listed = ''.join(f'- {note}\n' for note in notes(collected))
+    return f'{markdown_table(cells)}\n{listed}'
+
+
+def _row_figures(
+    collected: Collected, row: Mapping[str, Any], scores: Sequence[str]
+) -> dict[str, Any]:
+    l1 = l1_spread(row)
+    line = {key: row[key] for key in ('name', 'run', 'against')}
+    line = {'row': line.pop('name')} | line
+    if 'method' in row:
+        line |= {key: row[key] for key in ('method', 'subset', 'pretraining')}
+        line |= {f'pretrain_{k}': cost_spread(row, k).mean for k in ('images', 'seconds')}
+    line |= {
+        'finished_seeds': count_finished(row),
+        'seeds': len(row['seeds']),
+        'average_distance_px': row['average_distance_px'],
+        'hidden_percent': row['hidden_percent'],
+        'held_out_l1_grey_mean': l1.mean,
+        'held_out_l1_grey_sd': l1.sd,
+        'held_out_l1_caveat': l1_caveat(row),
+    }
+    for score in scores:
+        spread, part = score_spread(row, score), row['compared'].get(score, {})
+        line |= {f'{score}_mean': spread.mean, f'{score}_sd': spread.sd}
+        line |= {f'{score}_{name}': part.get(name) for name in ('difference', 'verdict')}
+        for noise in ('over_seeds', 'over_patients'):
+            bounds = part.get(noise, {})
+            line |= {f'{score}_{noise}_{end}': bounds.get(end) for end in ('low', 'high')}
+        line |= {f'{score}_{k}': part.get('over_patients', {}).get(k) for k in ('p', 'p_holm')}
+    if collected['published']:
+        line[PUBLISHED] = collected['published']['values'].get(row['name'])
+    return line
 
 
 def _row_cells(
     collected: Collected, row: Mapping[str, Any], scores: Sequence[str]
 ) -> Iterator[tuple[str, str]]:
-    yield ' '.join(collected['title'].split()), ' '.join(row_title(collected, row).split())
+    """Title and text of each cell of a row."""
+    yield collected['title'], row_title(collected, row)
     if 'methods' in collected:
         yield 'labels', subset_title(collected, row['subset'])
-        for head, name, unit in (('images\nseen', 'images', 1), ('minutes', 'seconds', 60)):
-            mean = cost_spread(row, name).mean
-            known = number(mean and mean / unit, ',.0f' if unit == 1 else ',.1f')
-            yield f'pre-training\n{head}', known if row['pretraining'] else 'none'
-    if has_distances(collected):
-        yield 'AvgDist\n(px)', number(row['average_distance_px'], '.2f')
-        yield 'hidden\n(%)', number(row['hidden_percent'], '.1f')
-    yield 'held-out L1\n(grey levels)', _l1_cell(row)
+        images, seconds = (cost_spread(row, name).mean for name in ('images', 'seconds'))
+        cells = shown(images, ',.0f'), shown(seconds and seconds / 60, ',.1f')
+        titles = 'images seen in pre-training', 'minutes of pre-training'
+        yield from zip(titles, cells if row['pretraining'] else ('none', 'none'), strict=True)
+    if _has_distances(collected):
+        yield 'AvgDist (px)', shown(row['average_distance_px'], '.2f')
+        yield 'hidden (%)', shown(row['hidden_percent'], '.1f')
+    yield 'held-out L1 (grey levels)', _l1_cell(row)
     for score in scores:
-        part = row['compared'].get(score)
-        yield (
-            score_title(collected, score).replace(' ', '\n', 1),
-            _spread(score_spread(row, score), '.3f'),
-        )
-        cells = [
-            number(part and part['difference'], '+.3f'),
-            *(_interval(part and part[key]) for key in ('over_seeds', 'over_patients')),
-            part['verdict'] if part else MISSING,
-        ]
-        names = ('difference', '95 %\nover seeds', '95 %\nover patients', 'verdict')
-        yield from zip(names, cells if row['against'] else [''] * len(names), strict=True)
-    yield 'finished\nseeds', f'{count_finished(row)} of {len(row["seeds"])}'
+        title, part = score_title(collected, score), row['compared'].get(score, {})
+        yield title, _with_sd(score_spread(row, score), '.3f')
+        for name, noise in (('seeds', 'over_seeds'), ('patients', 'over_patients')):
+            bounds = part.get(noise, {})
+            cell = with_interval(part.get('difference'), *map(bounds.get, ('low', 'high')), '+.3f')
+            yield f'{title}: difference (95 % over {name})', cell if row['against'] else ''
+        yield f'{title}: verdict', part.get('verdict', MISSING) if row['against'] else ''
+    yield 'finished seeds', f'{count_finished(row)} of {len(row["seeds"])}'
     if collected['published']:
         value = collected['published']['values'].get(row['name'])
-        yield PUBLISHED.replace(' ', '\n', 1), '' if value is None else str(value)
+        yield PUBLISHED, '' if value is None else str(value)
 
 
 def _l1_cell(row: Mapping[str, Any]) -> str:
     contrastive = row.get('pretraining') == 'contrastive'  # which hides nothing
     if contrastive or all(entry['pretrain'] is None for entry in row['seeds']):
         return 'none'
-    mark = L1_MARKS.get(l1_caveat(row), '')
-    return f'{_spread(l1_spread(row), ".2f")} {mark}'.rstrip()
+    return f'{_with_sd(l1_spread(row), ".2f")} {L1_MARKS.get(l1_caveat(row), "")}'.rstrip()
 
 
-def _spread(spread: Spread, form: str) -> str:
-    if spread.mean is None:
-        return MISSING
-    return number(spread.mean, form) + (f' ± {spread.sd:{form}}' if spread.sd is not None else '')
+def _with_sd(spread: Spread, form: str) -> str:
+    return shown(spread.mean, form) + (f' ± {spread.sd:{form}}' if spread.sd is not None else '')
 
 
-def _interval(part: Mapping[str, float | None] | None) -> str:
-    if part is None or part['low'] is None:
-        return MISSING
-    return f'{number(part["low"], "+.3f")} to {number(part["high"], "+.3f")}'
+# The table of a binary task ---------------------------------------------------------------------
 
 
-def _csv_rows(collected: Collected, scores: Sequence[str]) -> Iterator[dict[str, Any]]:
-    published = collected['published']
-    for row in collected['rows']:
-        l1 = l1_spread(row)
-        line = {
-            'row': row['name'],
-            'run': row['run'],
-            'against': row['against'],
-            **_csv_method(row),
-            'finished_seeds': count_finished(row),
-            'seeds': len(row['seeds']),
-            'average_distance_px': row['average_distance_px'],
-            'hidden_percent': row['hidden_percent'],
-            'held_out_l1_grey_mean': l1.mean,
-            'held_out_l1_grey_sd': l1.sd,
-            'held_out_l1_caveat': l1_caveat(row),
-        }
-        for score in scores:
-            line |= _csv_score(row, score)
-        if published:
-            line[PUBLISHED] = published['values'].get(row['name'])
-        yield line
+class FinetunedRun(NamedTuple):
+    """A fine-tuning of a binary task.
+
+    Attributes:
+        folder: Run folder.
+        masked: Share of the image that its pre-training hid; None if nothing was hidden.
+        pretraining: Run folder of its pre-training; None: the folder of PRETRAINED, if any.
+    """
+
+    folder: Path
+    masked: float | None
+    pretraining: Path | None = None
 
 
-def _csv_method(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a sweep of methods: which, with what labels, and what its pre-training took."""
-    if 'method' not in row:
-        return {}
-    images, seconds = (cost_spread(row, name).mean for name in ('images', 'seconds'))
-    own = {key: row[key] for key in ('method', 'subset', 'pretraining')}
-    return own | {'pretrain_images': images, 'pretrain_seconds': seconds}
+def finetuned_runs(
+    sweep: Sweep, seeds: Sequence[int], output: str | Path
+) -> tuple[list[FinetunedRun], list[str]]:
+    """The finished fine-tunings of a sweep row by row, and the names of the others.
+
+    Raises:
+        ValueError: If none is finished.
+    """
+    found, others = [], []
+    for row in sweep.rows:
+        for seed in seeds:
+            folder = run_folder(output, 'finetune', row, seed)
+            if not is_finished(folder):
+                others.append(folder.name)
+                continue
+            hiding = run_folder(output, 'simmim', row, seed)
+            masked = load_config(hiding).DATA.MASK_RATIO if hiding else None
+            pretraining = run_folder(output, row.pretraining, row, seed)
+            found.append(FinetunedRun(folder, masked, pretraining))
+    if not found:
+        raise ValueError(f'{output}: no fine-tuning of {sweep.path} is finished')
+    return found, others
 
 
-def _csv_score(row: Mapping[str, Any], score: str) -> dict[str, Any]:
-    spread, part = score_spread(row, score), row['compared'].get(score)
-    line = {f'{score}_mean': spread.mean, f'{score}_sd': spread.sd}
-    for name in ('difference', 'verdict'):
-        line[f'{score}_{name}'] = part and part[name]
-    for name in ('over_seeds', 'over_patients'):
-        for bound in ('low', 'high'):
-            line[f'{score}_{name}_{bound}'] = part and part[name][bound]
-    for name in ('p', 'p_holm'):
-        line[f'{score}_{name}'] = part and part['over_patients'][name]
-    return line
+def finding_rows(runs: Sequence[FinetunedRun], split: str = 'test') -> list[dict[str, Any]]:
+    """Figures of each run of a binary task (DATA.TASK any_finding or effusion), from its report.
 
-
-def _markdown_text(text: str) -> str:
-    text = ' '.join(text.split())
-    return MARKDOWN.sub(r'\\\1', text.replace('&', '&amp;').replace('<', '&lt;'))
-
-
-def _latex_cell(text: str) -> str:
-    """In as many lines as the text has."""
-    lines = [_latex_text(line) for line in text.split('\n')]
-    return lines[0] if len(lines) == 1 else rf'\shortstack[r]{{{LATEX_BREAK.join(lines)}}}'
-
-
-def _latex_text(text: str) -> str:
-    """Escaped for any TeX; what pdfLaTeX has no letter for is written as its code."""
-    text = ' '.join(text.split())
-    known = [LATEX.get(c, c if _is_letter_of_tex(c) else f'(U+{ord(c):04X})') for c in text]
-    return re.sub('-(?=-)', '-{}', ''.join(known))  # two would become a dash
-
-
-def _is_letter_of_tex(character: str) -> bool:
-    return ' ' <= character <= '~' or ('À' <= character <= 'ÿ' and character not in '×÷ÐÞðþ')
-
-
-# ==== sweeps.pseudo_table: The table of pseudo-label rounds: on real labels and, apart, on pseudo-labelled pictures.
-
-TABLE = 'rounds'  # name of the files, without suffix
-SHOWN = {'mean_of_five': 'mean of five', 'mean_of_defined': 'mean of defined'}
-
-
-def write_table(rounds: Rounds) -> Path:
-    """Write rounds.md and rounds.csv into the output folder; returns the first."""
-    rows, folder = collect_pseudo_table(rounds), rounds.setup.output
-    replace_file(folder / f'{TABLE}.csv', csv_text_pseudo_table(rows).encode())
-    replace_file(folder / f'{TABLE}.md', markdown_pseudo_table(rounds, rows).encode())
-    return folder / f'{TABLE}.md'
-
-
-def collect_pseudo_table(rounds: Rounds) -> list[dict[str, Any]]:
-    """A row a run, NaN where a figure is not defined.
+    Args:
+        runs: The runs.
+        split: The set of the reports that is shown.
 
     Returns:
-        Of each round, and of the run on all labels if there is one: `run`, `best` (whether the
-        held-out score chose it), `epochs`, `real_pictures` and `pseudo_pictures` it learned from,
-        `held_out` (the score that chose); of each scored split and mean its `value` with `low` and
-        `high` (95 % over patients), and the same of its difference to round 0; and of the
-        pseudo-labels `auroc` (of the round's model against them: mean over `auroc_labels` labels
-        with both values) and, for positive and negative, what `audit` gives.
+        For each run FINDING_SETTINGS, FINDING_SCORES (each with `_low` and `_high`), `label`,
+        `set`, `n`, `positives`, `level`, `views` and `run`.
+
+    Raises:
+        ValueError: If a report is missing or has no such set or label, or if tasks differ.
     """
-    patients, rows = rounds.patients, []
-    runs = [(job, rounds.setup.file(i) if i else None) for i, job in enumerate(rounds.jobs)]
-    runs += [(rounds.reference, None)] if rounds.reference else []
-    splits = _Splits(rounds.jobs[0])
-    for i, (job, file) in enumerate(runs):
-        rows.append(
-            {
-                'run': job.run,
-                'best': i == rounds.best,
-                'epochs': job.config.TRAIN.EPOCHS,
-                'real_pictures': len(training_records(job.config, patients.train)),
-                'pseudo_pictures': 0,
-                'held_out': patients.held_out_score(job.folder),
-                **splits.scores(job),
-                **(_pseudo_figures(patients, job, file) if file else {}),
-            }
-        )
+    rows = [_finding_row(run, split) for run in runs]
+    for row in rows:
+        if row['label'] != rows[0]['label']:
+            raise ValueError(
+                f'{row["run"]}: DATA.TASK must be that of {rows[0]["run"]} ({rows[0]["label"]}), '
+                f'got {row["label"]}'
+            )
     return rows
 
 
-class _Splits:
-    """Scores of runs on the splits that they were all scored on, with intervals over patients."""
-
-    def __init__(self, supervised: Job) -> None:
-        self.supervised, evaluation = supervised, supervised.config.EVAL
-        options = {'resamples': evaluation.RESAMPLES, 'seed': supervised.config.SEED}
-        self.patients = {
-            split: ScoredPatients(_scored_pseudo_table(supervised.folder, split), **options)
-            for split in ('valid', 'test')
-            if (supervised.folder / f'predictions_{split}.csv').is_file()
-        }
-
-    def scores(self, job: Job) -> dict[str, float]:
-        figures = {}
-        for split, patients in self.patients.items():
-            run, first = (
-                _scored_pseudo_table(folder, split)
-                for folder in (job.folder, self.supervised.folder)
-            )
-            for mean in MEANS:
-                values = [_number(part.figures['scores'][mean]) for part in (run, first)]
-                drawn = [
-                    patients.samples(part).get(mean, np.array([np.nan])) for part in (run, first)
-                ]
-                name = f'{split}_{mean}'
-                figures |= _with_interval(name, values[0], drawn[0])
-                if job is not self.supervised:
-                    difference = values[0] - values[1], drawn[0] - drawn[1]
-                    figures |= _with_interval(f'{name}_minus_round0', *difference)
-        return figures
-
-
-def _with_interval(name: str, value: float, drawn: np.ndarray) -> dict[str, float]:
-    low, high = interval(drawn)
-    return {name: value, f'{name}_low': low, f'{name}_high': high}
-
-
-def _scored_pseudo_table(folder: Path, split: str) -> Scored:
-    """A run's scores on a split, of the selected checkpoint or the last one."""
-    file = folder / 'scores.json'
-    try:
-        table = json.loads(file.read_bytes())[split]
-        scores = table.get('selected') or table['last']
-        figures = {'split': split, 'undefined': scores['undefined']}
-        figures['scores'] = {mean: scores[mean] for mean in MEANS} | scores['auroc']
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f'{file} of a finished run cannot be read: {error!r}') from error
-    return Scored(folder, figures)
-
-
-def _number(value: float | None) -> float:
-    return float('nan') if value is None else value
-
-
-def _pseudo_figures(patients: Patients, job: Job, file: Path) -> dict[str, float]:
-    """Of the pseudo-labels that a round learned from: how many, how learned, how true."""
-    records, labels = patients.unlabelled, patients.labels
-    read = read_predictions(file, allow_empty=True)
-    values = look_up(read, row_names(read, records.path), labels)
-    pictures = ~np.isnan(values).all(axis=1)
-    predicted = patients.predicted(job.folder, 'train', records.select(pictures))
-    areas = auroc_per_label(predicted, values[pictures])
-    return {
-        'pseudo_pictures': int(pictures.sum()),
-        'auroc': mean_defined(areas),
-        'auroc_labels': int((~np.isnan(areas)).sum()),
-        **{
-            f'{side}_{key}': value
-            for side, counts in audit(values, patients.real(records)).items()
-            for key, value in counts.items()
-        },
-    }
-
-
-def csv_text_pseudo_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Every figure in a column of its own, empty where it is not defined."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval='', lineterminator='\n')
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: '' if value != value else safe_cell(value)
-                         for key, value in row.items()})  # fmt: skip
-    return text.getvalue()
-
-
-def markdown_pseudo_table(rounds: Rounds, rows: Sequence[dict[str, Any]]) -> str:
-    """Two tables, and what a reader must know of them."""
-    parts = ['## Scores on real labels\n', _table_pseudo_table([_real_cells(row) for row in rows])]
-    pseudo = [_pseudo_cells(row) for row in rows if 'auroc' in row]
-    if pseudo:
-        parts += ['\n## On the pseudo-labelled pictures\n', _table_pseudo_table(pseudo)]
-    return ''.join([*parts, '\n', *(f'- {note}\n' for note in _notes(rounds))])
-
-
-def _table_pseudo_table(rows: Sequence[dict[str, str]]) -> str:
-    lines = [list(rows[0]), ['---'] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return '\n' + ''.join(f'| {" | ".join(line)} |\n' for line in lines)
-
-
-def _real_cells(row: dict[str, Any]) -> dict[str, str]:
-    cells = {
-        'run': _title(row),
-        'real / pseudo-labelled pictures': f'{row["real_pictures"]} / {row["pseudo_pictures"]}',
-        'epochs': str(row['epochs']),
-        'held-out AUROC (chose)': _shown(row['held_out'], '.3f'),
-    }
-    for split in ('valid', 'test'):
-        for mean, title in SHOWN.items():
-            if f'{split}_{mean}' in row:
-                cells[f'{split}: {title}'] = _spread_pseudo_table(row, f'{split}_{mean}', '.3f')
-    last = 'test' if 'test_mean_of_five' in row else 'valid'
-    mean = MEANS[int(np.isnan(row[f'{last}_mean_of_five']))]
-    cells[f'{last}: {SHOWN[mean]} minus round 0'] = (
-        _spread_pseudo_table(row, f'{last}_{mean}_minus_round0', '+.3f')
-        if f'{last}_{mean}_minus_round0' in row
-        else ''
-    )
-    return cells
-
-
-def _title(row: dict[str, Any]) -> str:
-    names = {'round0': 'round 0: supervised only', 'all_labels': 'all labels'}
-    title = names.get(row['run'], row['run'].replace('round', 'round '))
-    return f'**{title}**' if row['best'] else title
-
-
-def _pseudo_cells(row: dict[str, Any]) -> dict[str, str]:
-    cells = {
-        'run': _title(row),
-        'pictures': str(row['pseudo_pictures']),
-        'AUROC against the pseudo-labels': (
-            f'{_shown(row["auroc"], ".3f")} ({row["auroc_labels"]} labels)'
-        ),
-    }
-    for side in ('positive', 'negative'):
-        cells[f'{side} values'] = str(row[f'{side}_values'])
-        shares = [_shown(row[f'{side}_{key}'], '.1%') for key in ('confirmed', 'by_chance')]
-        cells[f'confirmed (by chance), {side}'] = f'{shares[0]} ({shares[1]})'
-    return cells
-
-
-def _shown(value: float, form: str) -> str:
-    return MISSING if np.isnan(value) else f'{value:{form}}'.replace('-', '−')
-
-
-def _spread_pseudo_table(row: dict[str, Any], name: str, form: str) -> str:
-    """A figure and its interval, where it has one."""
-    bounds = [row[f'{name}_{bound}'] for bound in ('low', 'high')]
-    shown = ' to '.join(_shown(bound, form) for bound in bounds)
-    return _shown(row[name], form) + ('' if np.isnan(bounds).any() else f' ({shown})')
-
-
-def _notes(rounds: Rounds) -> list[str]:
-    setup, config = rounds.setup, rounds.patients.config
-    held_out = len(set(rounds.patients.held_out.patient))
+def published_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The published rows of the task of these runs; none for other tasks than any_finding."""
+    if (rows[0]['label'],) != task_labels('any_finding'):
+        return []
     return [
-        f'Best by the held-out score: round {rounds.best}; {rounds.reason or "going on"}. '
-        f'Kept by {setup.keep}, confidence {setup.confidence:g}; seed {config.SEED}.',
-        f'The {held_out} held-out patients chose checkpoints, thresholds and round: the held-out '
-        'score is too good for that.',
-        f'In brackets 95 % intervals over patients ({config.EVAL.RESAMPLES} resamples) of one run: '
-        'another seed may differ by more.',
-        'Confirmed: the share of pseudo-labels that the real labels, which were put aside, '
-        'confirm; by chance: if as many values of each label went to pictures drawn at random. '
-        'This is an audit: nothing was trained on or chosen by these labels.',
-        NOT_FOR_CLINICAL_USE,
+        row._asdict() | {'pretraining': 'MAE' if row.model.startswith('MAE') else MISSING}
+        for row in MAE_STUDY
     ]
+
+
+def finding_markdown(
+    rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]]
+) -> str:
+    """The runs as a Markdown table, then the published rows as another."""
+    text = (
+        f'{rows[0]["label"]} against {NO_FINDING}. In brackets 95 % intervals, if the report has '
+        'them. Accuracy, precision, F1 and recall are at the threshold of the report.\n\n'
+        f'{markdown_table([_finding_cells(row) for row in rows])}'
+    )
+    if published:
+        text += (
+            f'\n{FINDING_CONTEXT}\n\n{markdown_table([_finding_cells(row) for row in published])}'
+        )
+    return text
+
+
+def finding_figures(
+    rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """All rows for the CSV; `source` is 'run' or 'published'."""
+    return [{'source': 'run'} | row for row in rows] + [
+        {'source': 'published'} | row for row in published
+    ]
+
+
+def is_augmented(config: Config) -> bool:
+    """Whether fine-tuning changed its images at random."""
+    aug = config.AUG
+    if config.FINETUNE.MODE in PROBES:  # they see the images as they are
+        return False
+    strengths = (aug.COLOR_JITTER, aug.REPROB, aug.HFLIP, aug.ROTATION, aug.TRANSLATE, aug.SHEAR)
+    # An empty CROP_AREA is the default, which crops; an empty SCALE means no scaling.
+    ranges = set(aug.CROP_AREA) != {1.0} or not set(aug.SCALE) <= {1.0}
+    return ranges or any((*strengths, aug.DISTORTION)) or aug.AUTO_AUGMENT != 'none'
+
+
+def _finding_row(run: FinetunedRun, split: str) -> dict[str, Any]:
+    config = load_config(run.folder)
+    data = config.DATA
+    if data.TASK == 'observations':
+        raise ValueError(
+            f'{run.folder}: DATA.TASK must be a binary task such as any_finding, got {data.TASK!r}'
+        )
+    (label,) = task_labels(data.TASK)
+    scored, entry = _find_scores(run.folder / 'report.json', split, label)
+    name, width = encoder_name(config), encoder_node(config).get('EMBED_DIM')
+    mode = '' if config.FINETUNE.MODE == 'full' else f', {config.FINETUNE.MODE}'
+    share = 'all' if data.TRAIN_FRACTION == 1 else f'{100 * data.TRAIN_FRACTION:g} %'
+    row = {
+        'images': data.TRAIN_IMAGES or share,
+        'model': (f'{name}, width {width}' if width else name) + mode,
+        'augmented': is_augmented(config),
+        'pretraining': _pretraining_title(run.pretraining, config.PRETRAINED),
+        'masked': run.masked,
+    }
+    for metric in FINDING_SCORES:
+        score = entry['scores'][metric]
+        row[metric] = score['value']
+        row |= {f'{metric}_{end}': score[end] for end in ('low', 'high')}
+    counts = {key: entry[key] for key in ('n', 'positives')}
+    protocol = {key: scored[key] for key in ('level', 'views')}
+    return row | {'label': label, 'set': split, **counts, **protocol, 'run': str(run.folder)}
+
+
+def _pretraining_title(folder: Path | None, checkpoint: str) -> str | None:
+    """The method of a pre-training by its run folder; None without pre-training."""
+    if folder is None and not checkpoint:
+        return None
+    folder = folder or Path(checkpoint).parent
+    stage = (read_record(folder) or {}).get('stage')
+    if stage == 'simmim':
+        return PRETRAINING[load_config(folder).MODEL.PRETRAIN].title
+    if stage == 'contrastive':
+        return METHODS[load_config(folder).CONTRASTIVE.METHOD].title
+    return MISSING
+
+
+def _find_scores(report: Path, split: str, label: str) -> tuple[dict, dict]:
+    """The set of this name in a report.json, and its entry for this label."""
+    if not report.is_file():
+        raise ValueError(f'{report} is missing: fine-tune with REPORT.WRITE True')
+    sets = {part['name']: part for part in json.loads(report.read_text('utf-8'))['sets']}
+    if split not in sets:
+        raise ValueError(f'{report}: there is no set {split!r}, only {", ".join(sets)}')
+    labels = {entry['label']: entry for entry in sets[split]['labels']}
+    if label not in labels:
+        raise ValueError(f'{report}: the set {split!r} has no label {label!r}')
+    return sets[split], labels[label]
+
+
+def _finding_cells(row: Mapping[str, Any]) -> dict[str, str]:
+    images, masked = row['images'], row['masked']
+    cells = {
+        'images': f'{images:,}' if isinstance(images, int) else images,
+        'model': row['model'],
+        'augmented': 'yes' if row['augmented'] else 'no',
+        'pre-training': row.get('pretraining') or '-',
+        'masked': '-' if masked is None else f'{masked:.2f}',
+    }
+    for metric, title in FINDING_SCORES.items():
+        bounds = (row.get(f'{metric}_{end}') for end in ('low', 'high'))
+        cells[title] = with_interval(row[metric], *bounds, '.3f')
+    if 'run' in row:
+        rows = {'study': 'studies', 'image': 'images'}[row['level']]
+        positive = f'{row["n"]:,} {rows} ({row["positives"]:,} positive)'
+        cells |= {'n': f'{positive}, {row["views"]}, {row["set"]}', 'run': row['run']}
+    return cells

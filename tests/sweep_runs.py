@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy.special import expit
 
 from config import config_text
-from data.labels import COMPETITION_LABELS, LABELS, task_labels, task_targets
+from data.labels import COMPETITION_LABELS, LABELS, scored_targets, task_labels
 from data.records import DESCRIPTION, write_predictions
 from evaluation.metrics import score_table
 from logger import json_safe
@@ -139,7 +139,7 @@ class MadeRuns:
             for path, row in zip(self.paths, self.targets, strict=True):
                 writer.writerow([path, 'Male', 50, 'Frontal', 'AP', *map(int, row)])
         if task != 'observations':
-            self.targets = task_targets(self.targets, task)
+            self.targets = scored_targets(self.targets, task=task, blank='negative')
 
     def probabilities(self, strength: float, seed: int) -> np.ndarray:
         """[N, K]; what all runs share makes them alike, as real ones are."""

@@ -19,7 +19,7 @@ FEW = {'BATCH_SIZE': 4, 'TRAIN_IMAGES': 4}
 
 
 def options(name: str, rate: float) -> dict:
-    return {'TYPE': 'timm', 'DROP_PATH_RATE': rate, 'TIMM': {'NAME': name, 'IN_CHANS': 1}}
+    return {'TYPE': 'timm', 'DROP_PATH_RATE': rate, 'IN_CHANS': 1, 'TIMM': {'NAME': name}}
 
 
 def test_the_page_names_them_all() -> None:
@@ -33,7 +33,7 @@ def test_the_page_names_them_all() -> None:
 def test_sizes_and_parameters_are_those_of_the_page(name, size, millions, rate) -> None:
     """Timm's own word for the size its weights were trained at; counted without memory."""
     config = default_config()
-    config.MODEL.TYPE, config.MODEL.TIMM.NAME, config.MODEL.TIMM.IN_CHANS = 'timm', name, 1
+    config.MODEL.TYPE, config.MODEL.TIMM.NAME, config.MODEL.IN_CHANS = 'timm', name, 1
     config.MODEL.NUM_CLASSES, config.DATA.IMG_SIZE = 14, int(size)
     config.MODEL.DROP_PATH_RATE = 0.1
     with torch.device('meta'):

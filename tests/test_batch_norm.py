@@ -139,7 +139,7 @@ def test_other_kinds_are_refused_by_name() -> None:
 @pytest.mark.slow
 def test_two_processes_train_a_resnet_as_one(phantom, tmp_path) -> None:
     """Weights and running statistics, after two epochs, with gradient accumulation."""
-    model = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'TIMM': {'NAME': 'test_resnet', 'IN_CHANS': 1}}
+    model = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'test_resnet'}}
     sections = {'DATA': {'IMG_SIZE': 64, 'BATCH_SIZE': 8}, 'TRAIN': {'BASE_LR': 0.005}}
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', model, **sections)
     assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'one')) == 0

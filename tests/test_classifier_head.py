@@ -11,7 +11,7 @@ from config import default_config
 from models import build_model
 from models.relative_position import ClassifierHead
 
-TIMM = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'TIMM': {'NAME': 'resnet18', 'IN_CHANS': 1}}
+TIMM = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
 
 
 @pytest.mark.parametrize('options', [SWIN, VIT, TIMM], ids=lambda options: options['TYPE'])

@@ -1,6 +1,7 @@
-"""Options: defaults, merging, flags, and what is rejected with which words."""
+"""Options: defaults, sources and their precedence, checks, and the config as text."""
 
 import argparse
+import ast
 import re
 from functools import reduce
 from pathlib import Path
@@ -8,17 +9,31 @@ from pathlib import Path
 import pytest
 import yaml
 
+import main_contrastive
+import main_finetune
+import main_simmim  # noqa: F401  (the mains fill all registries)
 from config import (
-    CHECKPOINT_GLOBALS,
+    CHOICES,
     FLAG_KEYS,
+    FREE_OPTIONS,
+    LEGACY_KEYS,
+    RANGES,
+    REGISTRIES,
+    allowed_values,
     build_parser,
+    check_config,
+    config_changes,
     config_text,
     default_config,
-    encoder_node,
+    flat_options,
     get_config,
+    load_options,
+    load_yaml,
+    value_at,
 )
 
-STAGES = ('simmim', 'finetune')
+ROOT = Path(__file__).parents[1]
+STAGES = {'simmim': main_simmim, 'contrastive': main_contrastive, 'finetune': main_finetune}
 
 
 def write(folder: Path, name: str, text: str) -> str:
@@ -44,58 +59,53 @@ def changed(*pairs):
     return config
 
 
-# Defaults and comments
+def chexpert(*pairs):
+    """Options that fine-tuning accepts, with changes."""
+    labels = ['DATA.DATASET', 'chexpert', 'MODEL.NUM_CLASSES', 14, 'MODEL.LABEL_SMOOTHING', 0]
+    return changed(*labels, 'AUG.AUTO_AUGMENT', 'none', 'AUG.MIXUP', 0, 'AUG.CUTMIX', 0, *pairs)
 
 
-def test_only_two_defaults_of_simmim_are_others() -> None:
+# Defaults
+
+
+def test_every_key_has_a_comment_and_keys_beyond_simmims_are_marked() -> None:
+    source = (ROOT / 'config.py').read_text()
+    lines, marked = source.splitlines(), {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith('_C.'):
+            if ast.unparse(node.value) == 'CN()':
+                continue
+            start = node.lineno - 1
+            while lines[start - 1].startswith('# '):
+                start -= 1
+            key = ast.unparse(node.targets[0]).removeprefix('_C.')
+            marked[key] = '[CheXpert]' in ' '.join(lines[start : node.lineno - 1])
+            assert start < node.lineno - 1, f'{key} has no comment'
+    golden = ROOT / 'tests' / 'golden' / 'configs' / 'configs_base_opts_flags.json'
+    simmim = set(yaml.safe_load(golden.read_text())) | {'BASE', 'AMP_OPT_LEVEL', 'OUTPUT'}
+    simmim = (simmim - set(LEGACY_KEYS)) | {'MODEL.IN_CHANS'}
+    assert simmim <= set(marked)
+    wrong = {key for key, mark in marked.items() if mark == (key in simmim)}
+    assert wrong <= {'DATA.DATASET'}, 'this SimMIM key has values of our own'
+
+
+def test_the_tables_of_checks_name_existing_keys() -> None:
+    keys = {*CHOICES, *REGISTRIES, *FREE_OPTIONS, *FLAG_KEYS.values()}
+    keys |= {key for names in RANGES.values() for key in names.split()}
     config = default_config()
-    assert (config.AMP_OPT_LEVEL, config.OUTPUT) == ('O1', 'output')
-    assert config.BASE == [''] and config.LOCAL_RANK == 0
-    assert config.TRAIN.OPTIMIZER.BETAS == (0.9, 0.999)
-
-
-def test_every_key_has_its_comment_and_keys_beyond_simmims_say_so() -> None:
-    root = Path(__file__).parents[1]
-    lines = [line for path in root.glob('config*.py') for line in path.read_text().splitlines()]
-    golden = root / 'tests' / 'golden' / 'configs' / 'configs_base_opts_flags.json'
-    simmim = set(yaml.safe_load(golden.read_text()))
-    simmim, seen = simmim | {'BASE', 'AMP_OPT_LEVEL', 'OUTPUT', 'LOCAL_RANK'}, set()
-    for above, line in zip(lines, lines[1:], strict=False):
-        match = re.match(r'(?:_C\.|(?=\w+\.))([A-Z_.]+) = (?!CN\(\)$|[A-Z]+$)', line)
-        if match:
-            seen.add(match[1])
-            assert above.startswith('# '), f'{match[1]} has no comment'
-            if match[1] != 'DATA.DATASET':
-                assert ('[CheXpert]' in above) == (match[1] not in simmim), match[1]
-    assert simmim < seen
-    assert all(reduce(getattr, key.split('.'), default_config()) is not ... for key in seen)
+    for key in keys | set(filter(None, LEGACY_KEYS.values())):
+        value_at(config, key)
 
 
 def test_each_default_config_is_a_copy() -> None:
-    default_config().DATA.IMG_SIZE = 1
     default_config().DATA.UNCERTAIN_BY_LABEL['Edema'] = 'zeros'
-    assert default_config().DATA.IMG_SIZE == 224
     assert default_config().DATA.UNCERTAIN_BY_LABEL == {}
 
 
-def test_encoder_node_follows_the_type() -> None:
-    assert encoder_node(changed('MODEL.TYPE', 'swin')).WINDOW_SIZE == 7
-    assert encoder_node(changed('MODEL.TYPE', 'vit')).DEPTH == 12
-    with pytest.raises(ValueError, match=r"MODEL.TYPE must be one of .*'swin', 'vit'.*'resnet'"):
-        encoder_node(changed('MODEL.TYPE', 'resnet'))
+# Precedence
 
 
-def test_checkpoint_globals_are_what_simmims_and_maes_checkpoints_hold() -> None:
-    assert [(c.__module__, c.__name__) for c in CHECKPOINT_GLOBALS] == [
-        ('yacs.config', 'CfgNode'),
-        ('argparse', 'Namespace'),
-    ]
-
-
-# Order of merging
-
-
-def test_each_level_wins_over_the_one_before(tmp_path) -> None:
+def test_each_source_overrides_the_ones_before(tmp_path) -> None:
     keys = 'EPOCHS WARMUP_EPOCHS ACCUMULATION_STEPS SAVE_EVERY_STEPS'.split()
     write(tmp_path, 'base.yaml', 'TRAIN: {' + ', '.join(f'{key}: 11' for key in keys) + '}')
     cfg = write(
@@ -109,52 +119,57 @@ def test_each_level_wins_over_the_one_before(tmp_path) -> None:
     assert train.BASE_LR == 5e-4
 
 
-def test_base_chains_are_relative_to_each_file_and_later_entries_win(tmp_path) -> None:
+def test_base_files_are_relative_to_each_file_and_later_ones_win(tmp_path) -> None:
     write(tmp_path, 'base/first.yaml', 'BASE: [deeper/root.yaml]\nSEED: 1\nTAG: first')
     write(tmp_path, 'base/deeper/root.yaml', 'SEED: 9\nPRINT_FREQ: 9')
     write(tmp_path, 'base/second.yaml', 'BASE: [deeper/root.yaml]\nTAG: second')
     cfg = write(tmp_path, 'run/x.yaml', 'BASE: [../base/first.yaml, "", ../base/second.yaml]')
     config = load(cfg)
     assert (config.SEED, config.TAG, config.PRINT_FREQ) == (9, 'second', 9)
-    assert config.BASE == ['../base/first.yaml', '', '../base/second.yaml']
 
 
-def test_opts_may_be_given_twice(cfg) -> None:
-    config = load(cfg, '--opts', 'SEED', '3', '--tag', 't', '--opts', 'PRINT_FREQ', '4')
-    assert (config.SEED, config.TAG, config.PRINT_FREQ) == (3, 't', 4)
+@pytest.mark.parametrize('stage', STAGES)
+def test_each_flag_overrides_opts(cfg, stage) -> None:
+    words = {'batch_size': '3', 'accumulation_steps': '2', 'amp_opt_level': 'O2'}
+    for flag, key in FLAG_KEYS.items():
+        default = value_at(default_config(), key)
+        word = [] if isinstance(default, bool) else [words.get(flag, 'x')]
+        line = ['--cfg', cfg, '--opts', key, repr(default), '--' + flag.replace('_', '-'), *word]
+        args = build_parser(stage).parse_args(line)
+        args.stage = None
+        got = value_at(get_config(args), key)
+        assert got != default and str(got) == (word[0] if word else 'True')
 
 
-def test_a_plain_namespace_with_less_than_all_flags_will_do(cfg) -> None:
-    assert get_config(argparse.Namespace(cfg=cfg)).DATA.BATCH_SIZE == 128
-    args = argparse.Namespace(cfg=cfg, opts=None, batch_size=3, tag=None)
-    assert get_config(args).DATA.BATCH_SIZE == 3
+def test_a_flag_that_is_0_counts_and_one_that_is_absent_does_not(tmp_path) -> None:
+    cfg = write(tmp_path, 'run.yaml', 'TAG: x\nTRAIN: {ACCUMULATION_STEPS: 4}\nAMP_OPT_LEVEL: O0')
+    config = load(cfg, '--accumulation-steps', '0')
+    assert (config.TRAIN.ACCUMULATION_STEPS, config.TAG, config.AMP_OPT_LEVEL) == (0, 'x', 'O0')
+    assert get_config(argparse.Namespace(cfg=cfg)).TAG == 'x'
 
 
 def test_the_config_is_frozen(cfg) -> None:
     config = load(cfg)
-    for node in (config, config.DATA, config.DATA.UNCERTAIN_BY_LABEL, config.MODEL.SWIN):
-        with pytest.raises(AttributeError, match='immutable'):
+    for node in (config, config.DATA, config.MODEL.SWIN):
+        with pytest.raises(AttributeError):
             node.TAG = 'x'
-    with pytest.raises(AttributeError, match='immutable'):
-        config.merge_from_list(['SEED', 1])
 
 
-# Values and types
+@pytest.mark.parametrize('words', [['--local_rank', '3'], ['--local-rank=3']])
+def test_the_rank_of_old_launchers_is_accepted(cfg, words) -> None:
+    load(cfg, *words)
+
+
+# Values
 
 
 @pytest.mark.parametrize(
     'key, text, want',
     [
         ('TRAIN.BASE_LR', '1e-4', 1e-4),
-        ('TRAIN.BASE_LR', '1.5E-4', 1.5e-4),
         ('TRAIN.CLIP_GRAD', '5', 5.0),
-        ('AUG.MIXUP', '0', 0.0),
-        ('MODEL.SWIN.MLP_RATIO', '4', 4.0),
-        ('MODEL.VIT.MLP_RATIO', '3.5', 3.5),
-        ('MODEL.VIT.MLP_RATIO', '4', 4.0),
         ('MODEL.VIT.INIT_VALUES', 'None', None),
         ('MODEL.SWIN.QK_SCALE', '1', 1.0),
-        ('MODEL.SWIN.DEPTHS', '[1, 1, 2, 1]', [1, 1, 2, 1]),
         ('MODEL.SWIN.DEPTHS', '(1, 1, 2, 1)', [1, 1, 2, 1]),
         ('TRAIN.OPTIMIZER.BETAS', '[0.9, 0.95]', (0.9, 0.95)),
         ('TEST.CROP', 'False', False),
@@ -166,235 +181,209 @@ def test_a_value_is_read_the_same_from_opts_and_from_yaml(tmp_path, cfg, key, te
     written = write(tmp_path, 'value.yaml', nested.replace('(', '[').replace(')', ']'))
     for config in (load(cfg, '--opts', key, text), load(written)):
         got = reduce(getattr, key.split('.'), config)
-        assert got == want
-        assert type(got) is type(want) or isinstance(want, dict)
-
-
-def test_text_in_yaml_stays_text_and_a_flag_too(tmp_path, cfg) -> None:
-    assert load(write(tmp_path, 'text.yaml', "TAG: '7'\nOUTPUT: 'None'")).TAG == '7'
-    assert load(cfg, '--tag', '7', '--data-path', '2024').TAG == '7'
-    assert load(cfg, '--opts', 'TAG', "'7'").TAG == '7'
+        assert got == want and (type(got) is type(want) or isinstance(want, dict))
 
 
 @pytest.mark.parametrize(
-    'key, text, message',
+    'key, text',
     [
-        ('TAG', '7', r'TAG in {} must be text, got 7 \(int\)'),
-        ('TRAIN.EPOCHS', 'many', r"TRAIN.EPOCHS in {} must be an integer, got 'many' \(str\)"),
-        ('TRAIN.EPOCHS', '10.5', r'TRAIN.EPOCHS in {} must be an integer, got 10.5 \(float\)'),
-        ('TRAIN.EPOCHS', 'True', r'TRAIN.EPOCHS in {} must be an integer, got True \(bool\)'),
-        ('TRAIN.BASE_LR', 'True', r'TRAIN.BASE_LR in {} must be a finite number, got True'),
-        ('TRAIN.BASE_LR', '1e999', r'TRAIN.BASE_LR in {} must be a finite number, got inf'),
-        ('TEST.CROP', '1', r'TEST.CROP in {} must be True or False, got 1 \(int\)'),
-        ('MODEL.SWIN.DEPTHS', '2', r'MODEL.SWIN.DEPTHS in {} must be a list, got 2'),
-        ('MODEL.SWIN.QK_SCALE', 'x', r"QK_SCALE in {} must be a finite number or None, got 'x'"),
-        ('DATA.IMG_SIZE', 'None', r'DATA.IMG_SIZE in {} must be an integer, got None'),
-        ('DATA', '7', r'DATA in {} is a section of keys, got 7'),
-        ('DATA.UNCERTAIN_BY_LABEL', 'zeros', r'must be a mapping of text to text, got .zeros'),
-        ('DATA.UNCERTAIN_BY_LABEL', '{"Edema": 1}', r'must be a mapping of text to text'),
+        ('TAG', '7'),
+        ('TRAIN.EPOCHS', 'many'),
+        ('TRAIN.EPOCHS', '10.5'),
+        ('TRAIN.EPOCHS', 'True'),
+        ('TRAIN.BASE_LR', '1e999'),
+        ('TEST.CROP', '1'),
+        ('MODEL.SWIN.DEPTHS', '2'),
+        ('MODEL.SWIN.IN_CHANS', 'grey'),
+        ('DATA.IMG_SIZE', 'None'),
+        ('DATA', '7'),
+        ('DATA.UNCERTAIN_BY_LABEL', '{"Edema": 1}'),
     ],
 )
-def test_a_wrong_type_is_named(tmp_path, cfg, key, text, message) -> None:
+def test_a_value_of_the_wrong_type_is_an_error_that_names_key_and_source(
+    tmp_path, cfg, key, text
+) -> None:
     nested = f'{{{key.replace(".", ": {")}: {text}{"}" * key.count(".")}}}'
     written = write(tmp_path, 'value.yaml', nested)
-    with pytest.raises(ValueError, match=message.format('--opts')):
+    with pytest.raises(ValueError, match=f'{key} .*--opts'):
         load(cfg, '--opts', key, text)
-    with pytest.raises(ValueError, match=message.format(re.escape(written))):
+    with pytest.raises(ValueError, match=f'{key} .*{re.escape(written)}'):
         load(written)
 
 
-def test_the_way_to_write_a_number_as_text_is_told(tmp_path, cfg) -> None:
-    with pytest.raises(ValueError, match='; as text it is "\'7\'"$'):
-        load(cfg, '--opts', 'TAG', '7')
-    with pytest.raises(ValueError, match="; as text it is '7'$"):
-        load(write(tmp_path, 'value.yaml', 'TAG: 7'))
-
-
-def test_an_unknown_key_is_named_with_its_file_and_its_likes(tmp_path, cfg) -> None:
+def test_an_unknown_key_is_an_error_that_suggests_a_similar_key(tmp_path, cfg) -> None:
     written = write(tmp_path, 'typo.yaml', 'TRAIN: {EPOCH: 3}')
-    with pytest.raises(ValueError, match=rf'TRAIN.EPOCH in {written}; did you mean TRAIN.EPOCHS'):
+    with pytest.raises(ValueError, match=rf'TRAIN.EPOCH .*{written}.*TRAIN.EPOCHS'):
         load(written)
-    with pytest.raises(ValueError, match='IMG_SIZE in --opts; did you mean DATA.IMG_SIZE'):
+    with pytest.raises(ValueError, match='IMG_SIZE .*--opts.*DATA.IMG_SIZE'):
         load(cfg, '--opts', 'IMG_SIZE', '192')
-    for key in ('NOTHING.LIKE_IT', 'DATA.IMG_SIZE.X', 'DATA.UNCERTAIN_BY_LABEL.Edema', 'data.x'):
-        with pytest.raises(ValueError, match=f'unknown key {key} in --opts'):
-            load(cfg, '--opts', key, '1')
-
-
-def test_opts_without_a_value_are_refused(cfg) -> None:
-    with pytest.raises(ValueError, match=r'--opts takes pairs of KEY VALUE, got 3 words.*SEED'):
+    with pytest.raises(ValueError, match='--opts.*SEED'):
         load(cfg, '--opts', 'TAG', 'x', 'SEED')
 
 
-# Files
-
-
 @pytest.mark.parametrize(
-    'text, message',
-    [
-        ('', 'is empty'),
-        ('# nothing\n', 'is empty'),
-        ('- 1\n', r'must be a mapping of keys to values, got \[1\]'),
-        ('just words\n', "must be a mapping of keys to values, got 'just words'"),
-        ('TAG: !!python/object/apply:os.getcwd []\n', 'cannot be read as plain YAML'),
-        ('TAG: [\n', 'cannot be read as plain YAML'),
-        ('BASE: base.yaml\n', "BASE in .* must be a list of paths .*, got 'base.yaml'"),
-        ('BASE: [1]\n', r'BASE in .* must be a list of paths .*, got \[1\]'),
-        ('BASE: [gone.yaml]\n', 'there is no config file .*gone.yaml, which BASE in .*run.yaml'),
-        ('7: 1\n', 'unknown key 7 in .*run.yaml'),
-    ],
+    'text',
+    ['', '- 1', 'TAG: !!python/object/apply:os.getcwd []', 'TAG: [', 'BASE: x.yaml', 'BASE: [no]'],
 )
-def test_a_file_that_is_no_config_is_refused(tmp_path, text, message) -> None:
+def test_a_file_that_is_not_a_config_is_named(tmp_path, text) -> None:
     path = write(tmp_path, 'run.yaml', text)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError, match=re.escape(path)):
         load(path)
-    assert path in str(error.value)
 
 
-def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ValueError, match='there is no config file nowhere/x.yaml'):
+def test_a_missing_file_and_a_cycle_of_base_files_are_named(tmp_path) -> None:
+    with pytest.raises(ValueError, match='nowhere/x.yaml'):
         load('nowhere/x.yaml')
-
-
-def test_a_loop_of_base_is_named(tmp_path) -> None:
     first = write(tmp_path, 'a.yaml', 'BASE: [b.yaml]')
     second = write(tmp_path, 'b.yaml', 'BASE: [c/../a.yaml]')
     (tmp_path / 'c').mkdir()
-    with pytest.raises(ValueError, match=f'BASE goes in a loop: {first} -> {second} -> .*a.yaml'):
+    with pytest.raises(ValueError, match=f'{first} -> {second} -> .*a.yaml'):
         load(first)
 
 
-# Flags
+# Keys of SimMIM and of earlier versions
 
 
-def test_flags_default_to_none_so_that_yaml_and_opts_count(tmp_path) -> None:
-    cfg = write(tmp_path, 'run.yaml', 'AMP_OPT_LEVEL: O0\nOUTPUT: here\nTAG: mine')
+@pytest.mark.parametrize('encoder', ['swin', 'vit', 'timm'])
+def test_a_legacy_key_sets_the_channels_of_the_selected_encoder(encoder) -> None:
+    pair, kind = [f'MODEL.{encoder.upper()}.IN_CHANS', 1], ['MODEL.TYPE', encoder]
+    other = ['MODEL.TYPE', 'vit' if encoder == 'swin' else 'swin']
+    for pairs in (pair + kind, kind + pair):
+        config = changed(*pairs)
+        assert config.MODEL.IN_CHANS == 1
+        config.merge_from_list(other)
+        assert config.MODEL.IN_CHANS == 3
+    assert changed(*kind, *pair, 'MODEL.IN_CHANS', 3).MODEL.IN_CHANS == 3
+
+
+def test_the_text_of_an_older_run_is_read_with_todays_keys(tmp_path) -> None:
+    text = 'LOCAL_RANK: 2\nMODEL: {TYPE: vit, VIT: {IN_CHANS: 1}, SWIN: {IN_CHANS: 3}}\n'
+    assert load_options(text)['MODEL'] == {'TYPE': 'vit', 'VIT': {}, 'SWIN': {}, 'IN_CHANS': 1}
+    assert load(write(tmp_path, 'old.yaml', text)).MODEL.IN_CHANS == 1
+
+
+# Checks
+
+
+@pytest.mark.parametrize('key', sorted({*CHOICES, *REGISTRIES}))
+def test_only_the_allowed_values_of_an_option_are_accepted(key) -> None:
+    kind = int if key == 'MODEL.IN_CHANS' else str
+    with pytest.raises(ValueError, match=re.escape(key)):
+        check_config(changed(key, 7 if kind is int else 'nonsense'))
+    assert value_at(default_config(), key) in allowed_values(key)
+
+
+@pytest.mark.parametrize(
+    'key, bad',
+    [
+        ('DATA.BATCH_SIZE', 0), ('DATA.NUM_WORKERS', -1), ('DATA.MASK_RATIO', 1),
+        ('DATA.TRAIN_FRACTION', 0), ('DATA.HOLDOUT_FRACTION', 1), ('TRAIN.BASE_LR', 0),
+        ('TRAIN.EPOCHS', 0), ('SAVE_FREQ', 0), ('SEED', -1), ('SEED', 2**63),
+        ('TRAIN.OPTIMIZER.BETAS', (0.9, 1)), ('TRAIN.OPTIMIZER.BETAS', (0.9,)),
+        ('TRAIN.OPTIMIZER.BETAS', ('a', 0.9)), ('TRAIN.OPTIMIZER.NAME', 'adam'),
+        ('AUG.CROP_AREA', [0.9, 0.5]), ('AUG.CROP_AREA', [0.5]), ('AUG.CROP_AREA', [0.5, 2]),
+        ('DATA.IMAGE_SUFFIX', 'png'), ('TRAIN.WARMUP_EPOCHS', 301), ('TRAIN.START_EPOCH', 5),
+        ('DATA.MEAN', [0, 0, 0]), ('DATA.STD', [1, 1]), ('MODEL.NAME', '../other'),
+        ('TAG', '/other'), ('TAG', 'a/../../b'), ('EVAL.AGE_BANDS', [40, 0]),
+        ('EVAL.AGE_BANDS', []), ('EVAL.GROUPS', ['']), ('EVAL.ENSEMBLE', [3]),
+        ('EVAL.SENSITIVITY', 1), ('DATA.UNCERTAIN_BY_LABEL', {'Oedema': 'zeros'}),
+        ('DATA.UNCERTAIN_BY_LABEL', {'Edema': 'no'}), ('TRAIN.LR_SCHEDULER.NAME', 'multistep'),
+        ('MODEL.SWIN.DEPTHS', [2, 0, 6, 2]), ('MODEL.SWIN.NUM_HEADS', [3, 6, 12, 25]),
+        ('MODEL.SWIN.WINDOW_SIZE', 6), ('DATA.MASK_PATCH_SIZE', 30), ('DATA.MASK_PATCH_SIZE', 14),
+        ('DATA.MASK_RATIO', 0.99),
+    ],
+)  # fmt: skip
+def test_an_impossible_value_is_an_error_that_names_its_key(key, bad) -> None:
+    with pytest.raises(ValueError, match=key.partition('.')[0]):
+        check_config(changed(key, bad), 'simmim')
+
+
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('DATA.DATASET', 'folder'), ('DATA.DATASET', 'imagenet'), ('MODEL.NUM_CLASSES', 5),
+        ('MODEL.LABEL_SMOOTHING', 0.1), ('AUG.AUTO_AUGMENT', 'rand-m9-mstd0.5-inc1'),
+        ('AUG.MIXUP', 0.8), ('AUG.CUTMIX', 1.0), ('AUG.CUTMIX_MINMAX', [0.2, 0.8]),
+        ('DATA.HOLDOUT_FRACTION', 0), ('REPORT.METHOD', 'rollout'),
+    ],
+)  # fmt: skip
+def test_finetuning_rejects_what_does_not_suit_the_labels(key, value) -> None:
+    check_config(chexpert(), 'finetune')
+    check_config(chexpert(key, value), 'simmim')
+    with pytest.raises(ValueError, match=key):
+        check_config(chexpert(key, value), 'finetune')
+
+
+def test_a_probe_needs_held_out_patients_and_does_not_resume() -> None:
+    probe = ['FINETUNE.MODE', 'linear_probe', 'EVAL.SELECT_ON', 'valid']
+    check_config(chexpert(*probe), 'finetune')
+    for key, value in (('DATA.HOLDOUT_FRACTION', 0), ('MODEL.RESUME', 'x.pth')):
+        with pytest.raises(ValueError, match=key):
+            check_config(chexpert(*probe, key, value), 'finetune')
+        check_config(chexpert(*probe, key, value, 'EVAL_MODE', True), 'finetune')
+
+
+@pytest.mark.parametrize(
+    'size, window, fits',
+    [(192, 6, True), (224, 7, True), (192, 48, True), (192, 7, False), (224, 8, False)],
+)
+def test_a_window_fits_if_it_contains_or_divides_every_stage(size, window, fits) -> None:
+    config = changed('DATA.IMG_SIZE', size, 'MODEL.SWIN.WINDOW_SIZE', window)
+    if fits:
+        check_config(config, 'simmim')
+    else:
+        with pytest.raises(ValueError, match='MODEL.SWIN.WINDOW_SIZE'):
+            check_config(config, 'simmim')
+
+
+def test_options_of_other_stages_and_encoders_are_not_checked() -> None:
+    check_config(chexpert('DATA.MASK_PATCH_SIZE', 30), 'finetune')
+    check_config(changed('MODEL.TYPE', 'vit', 'MODEL.SWIN.WINDOW_SIZE', 5), 'simmim')
+    check_config(changed('MODEL.VIT.PATCH_SIZE', 15), 'simmim')
+
+
+def test_only_one_mode_replaces_training() -> None:
+    with pytest.raises(ValueError, match='CHECK_MODE'):
+        check_config(changed('EVAL_MODE', True, 'CHECK_MODE', True))
+
+
+def test_a_faulty_option_ends_a_main_with_code_2_and_creates_no_folder(
+    cfg, tmp_path, refused
+) -> None:
+    output = tmp_path / 'runs'
     for stage in STAGES:
-        args = build_parser(stage).parse_args(['--cfg', cfg])
-        assert args.stage == stage
-        assert all(getattr(args, flag) is None for flag in FLAG_KEYS)
-    config = load(cfg)
-    assert (config.AMP_OPT_LEVEL, config.OUTPUT, config.TAG) == ('O0', 'here', 'mine')
+        words = ['--cfg', cfg, '--output', str(output), '--opts', 'DATA.BATCHSIZE', '4']
+        refused(stage, words, 'DATA.BATCHSIZE')
+    assert not output.exists()
 
 
-FLAGS = [
-    ('--batch-size', '3', 'DATA.BATCH_SIZE', 3),
-    ('--data-path', 'd', 'DATA.DATA_PATH', 'd'),
-    ('--pretrained', 'p', 'PRETRAINED', 'p'),
-    ('--resume', 'r', 'MODEL.RESUME', 'r'),
-    ('--accumulation-steps', '2', 'TRAIN.ACCUMULATION_STEPS', 2),
-    ('--use-checkpoint', None, 'TRAIN.USE_CHECKPOINT', True),
-    ('--amp-opt-level', 'O2', 'AMP_OPT_LEVEL', 'O2'),
-    ('--output', 'o', 'OUTPUT', 'o'),
-    ('--tag', 't', 'TAG', 't'),
-    ('--eval', None, 'EVAL_MODE', True),
-    ('--throughput', None, 'THROUGHPUT_MODE', True),
-    ('--check', None, 'CHECK_MODE', True),
-]
+# The config as text
 
 
-@pytest.mark.parametrize('stage', STAGES)
-@pytest.mark.parametrize('flag, word, key, want', FLAGS)
-def test_each_flag_sets_its_key_over_opts(cfg, stage, flag, word, key, want) -> None:
-    default = reduce(getattr, key.split('.'), default_config())
-    words = ['--cfg', cfg, '--opts', key, repr(default), flag, *([] if word is None else [word])]
-    args = build_parser(stage).parse_args(words)
-    args.stage = None
-    config = get_config(args)
-    assert reduce(getattr, key.split('.'), config) == want != default
-
-
-def test_the_table_of_flags_is_complete() -> None:
-    assert {flag[2:].replace('-', '_') for flag, *_ in FLAGS} == set(FLAG_KEYS)
-
-
-def test_flags_that_are_not_true_count_too(tmp_path) -> None:
-    cfg = write(tmp_path, 'run.yaml', 'TAG: x\nTRAIN: {ACCUMULATION_STEPS: 4}')
-    config = load(cfg, '--accumulation-steps', '0', '--tag', '')
-    assert (config.TRAIN.ACCUMULATION_STEPS, config.TAG) == (0, '')
-    with pytest.raises(ValueError, match='DATA.BATCH_SIZE must be a number in .1, inf., got 0'):
-        load(cfg, '--batch-size', '0')
-
-
-@pytest.mark.parametrize('stage', STAGES)
-def test_launchers_rank_is_accepted_and_ignored(cfg, stage) -> None:
-    for words in (['--local_rank', '3'], ['--local-rank=3'], ['--local_rank=3']):
-        args = build_parser(stage).parse_args(['--cfg', cfg, *words])
-        args.stage = None
-        assert get_config(args).LOCAL_RANK == 0
-
-
-@pytest.mark.parametrize('stage', STAGES)
-def test_help_lists_every_flag(stage, capsys) -> None:
-    with pytest.raises(SystemExit) as stop:
-        build_parser(stage).parse_args(['--help'])
-    shown = capsys.readouterr().out
-    assert stop.value.code == 0
-    assert all(flag in shown for flag, *_ in FLAGS)
-    assert '--cfg' in shown and '--opts' in shown
-
-
-@pytest.mark.parametrize('words', [['--batch', '3'], ['--amp-opt-level', 'O3'], ['--nonsense']])
-def test_shortened_or_unknown_flags_are_refused(cfg, words) -> None:
-    with pytest.raises(SystemExit):
-        build_parser('simmim').parse_args(['--cfg', cfg, *words])
-
-
-def test_a_config_file_is_required() -> None:
-    with pytest.raises(SystemExit):
-        build_parser('finetune').parse_args([])
-
-
-# The dump
-
-
-def test_the_dump_repeats_the_run(tmp_path) -> None:
+def test_the_text_repeats_the_run(tmp_path) -> None:
     write(tmp_path, 'base.yaml', 'DATA: {UNCERTAIN_BY_LABEL: {Edema: zeros, Fracture: ignore}}')
     cfg = write(tmp_path, 'run.yaml', 'BASE: [base.yaml]\nTRAIN: {BASE_LR: 1e-4, MIN_LR: 1e-7}')
     opts = ['TRAIN.OPTIMIZER.BETAS', '(0.9, 0.95)', 'MODEL.VIT.INIT_VALUES', 'None']
-    first = load(
-        cfg,
-        '--opts',
-        *opts,
-        'DATA.MEAN',
-        '[1e-3, 0.5, 1]',
-        'DATA.STD',
-        '[1, 1, 1]',
-        '--tag',
-        '7',
-        '--output',
-        'null',
-        '--batch-size',
-        '64',
-    )
-    dumped = write(tmp_path, 'elsewhere/config.yaml', config_text(first))
-    again = load(dumped)
-    assert again.TRAIN.BASE_LR == 1e-4 and again.TAG == '7' and again.OUTPUT == 'null'
-    assert again.DATA.UNCERTAIN_BY_LABEL == {'Edema': 'zeros', 'Fracture': 'ignore'}
+    first = load(cfg, '--opts', *opts, '--tag', '7', '--output', 'null')
+    again = load(write(tmp_path, 'elsewhere/config.yaml', config_text(first)))
     assert {**again, 'BASE': 0} == {**first, 'BASE': 0}
-    assert again.BASE == ['']
+    assert again.BASE == [''] and again.OUTPUT == 'null'
     assert config_text(again) == config_text(first)
     assert first.is_frozen() and first.BASE == ['base.yaml']
 
 
-def test_the_dump_holds_what_was_asked_for(cfg) -> None:
-    config = load(cfg, '--batch-size', '256', '--output', 'o', '--tag', 't')
-    dumped = yaml.safe_load(config_text(config))
-    assert dumped['TRAIN']['BASE_LR'] == 5e-4
-    assert dumped['OUTPUT'] == 'o' and dumped['MODEL']['NUM_CLASSES'] == 1000
-    assert list(dumped['DATA'])[:2] == ['BATCH_SIZE', 'DATA_PATH']
+def test_changes_between_two_texts_are_listed_by_key() -> None:
+    before = config_text(default_config())
+    after = config_text(changed('TRAIN.EPOCHS', 5, 'MODEL.SWIN.IN_CHANS', 1))
+    changes = config_changes(before, after)
+    assert sorted(changes) == ['MODEL.IN_CHANS: 3 -> 1', 'TRAIN.EPOCHS: 300 -> 5']
+    old = before.replace('  IN_CHANS: 3\n', '').replace('  SWIN:\n', '  SWIN:\n    IN_CHANS: 3\n')
+    assert config_changes(old, before) == []
+    assert flat_options(before)['TRAIN.OPTIMIZER.NAME'] == 'adamw'
 
 
-def test_later_exceptions_by_label_take_the_place_of_earlier_ones(tmp_path) -> None:
-    write(tmp_path, 'base.yaml', 'DATA: {UNCERTAIN_BY_LABEL: {Edema: zeros}}')
-    cfg = write(
-        tmp_path, 'x.yaml', 'BASE: [base.yaml]\nDATA: {UNCERTAIN_BY_LABEL: {Fracture: ones}}'
-    )
-    assert load(cfg).DATA.UNCERTAIN_BY_LABEL == {'Fracture': 'ones'}
-    assert load(cfg, '--opts', 'DATA.UNCERTAIN_BY_LABEL', '{}').DATA.UNCERTAIN_BY_LABEL == {}
-
-
-def test_the_flags_stage_decides_which_checks_run(cfg) -> None:
-    assert load(cfg, stage='simmim').DATA.DATASET == 'imagenet'
-    with pytest.raises(ValueError, match='DATA.DATASET'):
-        load(cfg, stage='finetune')
+@pytest.mark.parametrize('text', ['- 1', '!!python/object/apply:os.getcwd []', 'a: [', '7'])
+def test_text_that_is_not_a_mapping_of_plain_values_is_an_error(text) -> None:
+    with pytest.raises(ValueError):
+        load_options(text)
+    assert load_yaml('a: {b: [1, 1e-3, x]}') == {'a': {'b': [1, '1e-3', 'x']}}

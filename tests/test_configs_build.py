@@ -1,4 +1,4 @@
-"""Every YAML under configs/ loads, says how it is run, and builds its model; CheXpert's step."""
+"""Every YAML file under configs/ loads, builds its model and names its own command."""
 
 import argparse
 import logging
@@ -9,7 +9,7 @@ import pytest
 import torch
 from golden_cases import fill
 
-from config import build_parser, check_config, default_config, encoder_node, get_config
+from config import build_parser, default_config, encoder_node, get_config
 from models import build_model
 from models.contrastive import build_contrastive
 from models.losses import masked_bce
@@ -56,8 +56,6 @@ PARAMETERS = {
     'finetune__resnet50__img224__chexpert_20ep': 23_530_446,
     'finetune__densenet121__img320__chexpert_3ep': 6_961_934,
 }
-# Images of the training CSV that are frontal, less the 2 % of patients held out.
-TRAINED_ON = 191_027 * 0.98
 
 
 def stem(path: str) -> str:
@@ -91,11 +89,6 @@ def opening(path: str) -> str:
     return '\n'.join(comment).replace('\\\n', '')
 
 
-def test_there_are_the_nine_of_simmim_and_fifteen_for_chexpert() -> None:
-    assert (len(NINE), len(CHEXPERT)) == (9, 15)
-    assert {stem(path).removeprefix('simmim_') for path in NAMED} == set(PARAMETERS)
-
-
 @pytest.mark.parametrize('path', YAMLS, ids=stem)
 def test_it_loads_for_its_stage_and_builds_its_model(path) -> None:
     stage = stage_of(path)
@@ -108,15 +101,6 @@ def test_it_loads_for_its_stage_and_builds_its_model(path) -> None:
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     expected = PARAMETERS.get(stem(path).removeprefix('simmim_'))
     assert expected is None if path not in NAMED else count == expected
-
-
-@pytest.mark.parametrize('path', NINE, ids=stem)
-def test_simmims_own_pretrain_but_are_refused_in_words_for_finetuning(path) -> None:
-    config = load(path, None)
-    if is_pretrain(path):
-        check_config(config, 'simmim')
-    with pytest.raises(ValueError, match='single-label ImageNet classification is not part of'):
-        check_config(config, 'finetune')
 
 
 @pytest.mark.parametrize('path', NAMED, ids=stem)
@@ -148,24 +132,10 @@ def test_the_opening_gives_a_command_that_parses_or_says_that_there_is_none(path
 
 
 @pytest.mark.parametrize('path', CHEXPERT, ids=stem)
-def test_the_steps_that_the_opening_states_follow_from_its_options(path) -> None:
-    config, text = load(path, None), opening(path).replace(',', '').replace('\n', ' ')
-    match = re.search(r'(\d+) x (\d+) x (\d+) = (\d+): about (\d+) .*? (\d+) in (\d+) epochs', text)
-    processes, batch, accumulation, effective, per_epoch, steps, epochs = map(int, match.groups())
-    launched = re.search(r'--nproc_per_node (\d+)', text)
-    assert processes == (int(launched[1]) if launched else 1)
-    train = config.TRAIN
-    assert (batch, accumulation) == (config.DATA.BATCH_SIZE, train.ACCUMULATION_STEPS)
-    assert effective == processes * batch * accumulation
-    assert per_epoch == pytest.approx(TRAINED_ON // effective, abs=1)
-    assert epochs == train.EPOCHS and steps == pytest.approx(per_epoch * epochs, rel=0.01)
-
-
-@pytest.mark.parametrize('path', CHEXPERT, ids=stem)
 def test_chexpert_options_suit_grey_images_and_their_labels(path) -> None:
     config = load(path, None)
     assert config.DATA.DATASET == 'chexpert'
-    assert encoder_node(config).IN_CHANS == 1
+    assert config.MODEL.IN_CHANS == 1
     if is_pretrain(path):
         assert config.AUG.HFLIP == 0.5 and config.AUG.CROP_AREA == []
         return
@@ -175,16 +145,6 @@ def test_chexpert_options_suit_grey_images_and_their_labels(path) -> None:
     assert aug.HFLIP == (0.5 if is_binary else 0.0)
     assert aug.CROP_AREA == [0.5, 1.0] and 0 < aug.COLOR_JITTER < default_config().AUG.COLOR_JITTER
     assert config.TEST.CROP is False
-
-
-@pytest.mark.parametrize('path', [path for path in CHEXPERT if '_base__' in path], ids=stem)
-def test_large_pretraining_runs_are_as_long_as_100_epochs_of_imagenet(path) -> None:
-    if not is_pretrain(path):
-        return
-    config = load(path, None)
-    images = 8 * config.DATA.BATCH_SIZE * config.TRAIN.ACCUMULATION_STEPS
-    steps = int(TRAINED_ON // images) * config.TRAIN.EPOCHS
-    assert images == 2048 and 62_600 <= steps <= 80_000
 
 
 def one_step(path: str) -> None:

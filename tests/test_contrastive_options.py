@@ -157,7 +157,7 @@ def test_configs_are_of_one_schedule_and_of_their_own_method(path: Path) -> None
     assert path.stem == config.TAG == f'contrastive_pretrain__resnet18__img224__{method}_100ep'
     assert (config.DATA.BATCH_SIZE, config.TRAIN.EPOCHS, config.DATA.IMG_SIZE) == (256, 100, 224)
     assert scaled_lr(config, 1).base == pytest.approx(1e-3 / 2)
-    assert config.MODEL.TIMM.IN_CHANS == 1 and config.AUG.COLOR_JITTER == 0.4
+    assert config.MODEL.IN_CHANS == 1 and config.AUG.COLOR_JITTER == 0.4
     with torch.device('meta'):
         model = build_contrastive(config, total_steps=1, **ANY)
     # torchvision's 11,689,512, less 2 channels of 64 x 7 x 7 and the classifier.

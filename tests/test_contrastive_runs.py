@@ -20,7 +20,7 @@ from models import build_model
 from models.contrastive import BYOL, METHODS, MoCo, build_contrastive, warn_of_other_batch
 from utils import read_checkpoint
 
-RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'TIMM': {'NAME': 'resnet18', 'IN_CHANS': 1}}
+RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
 EASY = {'CROP_AREA': [0.6, 1.0], 'HFLIP': 0.0, 'COLOR_JITTER': 0.1}
 SMALL = {'QUEUE_SIZE': 32, 'NUM_PROTOTYPES': 8, 'LOCAL_CROPS': 2}
 DATA = {'BATCH_SIZE': 16, 'TRAIN_IMAGES': 96}

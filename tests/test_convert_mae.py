@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 from transfers import assert_same, load, make_config, make_model, transfer
 
-from models.convert import by_channel, by_pixel, translate
+from models.convert import translate_mae as translate
 from models.vision_transformer import sincos_positions
 
 HEADS, DECODER_HEADS, PATCH = 4, 4, 8
@@ -319,13 +319,6 @@ def test_our_own_names_stay(kind: str, is_pretrain: bool) -> None:
     got, remarks = translate(state)
     assert list(got) == list(state) and remarks == []
     assert all(got[key] is value for key, value in state.items())
-
-
-def test_rows_of_the_last_layer_by_hand() -> None:
-    """Pixels 0 and 1, channels a, b, c."""
-    rows = torch.tensor([[0.0], [10], [20], [1], [11], [21]])  # 0a 0b 0c 1a 1b 1c
-    assert by_channel(rows, 3).flatten().tolist() == [0, 1, 10, 11, 20, 21]
-    assert torch.equal(by_pixel(by_channel(rows, 3), 3), rows)
 
 
 # What is refused

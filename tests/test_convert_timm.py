@@ -23,7 +23,7 @@ GREY = ((0.503,), (0.292,))
 
 def make_config(name: str, channels: int = 3, size: int = 32, labels: int = 14) -> CfgNode:
     config = default_config()
-    config.MODEL.TYPE, config.MODEL.TIMM.NAME, config.MODEL.TIMM.IN_CHANS = 'timm', name, channels
+    config.MODEL.TYPE, config.MODEL.TIMM.NAME, config.MODEL.IN_CHANS = 'timm', name, channels
     config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES = size, labels
     config.MODEL.DROP_PATH_RATE = 0.0
     return config
@@ -225,7 +225,7 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path) -> None:
 def test_channels_that_cannot_be_folded_are_refused(tmp_path) -> None:
     """Its weights are standardised before they are used."""
     state = make_timm('test_nfnet').state_dict()
-    message = 'is for 3 channels and cannot be folded to 1 .*MODEL.TIMM.IN_CHANS 3'
+    message = 'is for 3 channels and cannot be folded to 1 .*MODEL.IN_CHANS 3'
     refused(state, make_config('test_nfnet', 1), tmp_path / 'file.pth', message)
 
 

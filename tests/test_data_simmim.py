@@ -52,7 +52,7 @@ FITTING = [(64, 4, True), (128, 32, True), (64, 32, False), (32, 4, True), (48, 
 @pytest.mark.parametrize('size, patch, there', FITTING)
 def test_reference_masks_exist_where_their_units_fit(data_path, size, patch, there):
     sizes = ['DATA.IMG_SIZE', size, 'DATA.MASK_PATCH_SIZE', size // 2, 'MODEL.TYPE', 'vit']
-    more = ['MODEL.VIT.PATCH_SIZE', patch, 'MODEL.VIT.IN_CHANS', 1]
+    more = ['MODEL.VIT.PATCH_SIZE', patch, 'MODEL.IN_CHANS', 1]
     config = make_config(data_path, *sizes, *more)
     loaders = build_loader(config, LOGGER, is_pretrain=True)
     assert (loaders.reference is not None) == there

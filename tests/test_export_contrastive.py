@@ -30,7 +30,7 @@ from models.export import (
 from utils import load_pretrained, save_checkpoint
 
 LOGGER = logging.getLogger('export')
-RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'TIMM': {'NAME': 'resnet18', 'IN_CHANS': 1}}
+RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
 POOLED = vit(USE_MEAN_POOLING=True)
 SMALL = {'QUEUE_SIZE': 32, 'NUM_PROTOTYPES': 8}
 

@@ -19,7 +19,7 @@ onnx = pytest.importorskip('onnx', reason='needs requirements-export.txt')
 onnxruntime = pytest.importorskip('onnxruntime', reason='needs requirements-export.txt')
 pytest.importorskip('onnxscript', reason='needs requirements-export.txt')
 
-RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'TIMM': {'NAME': 'resnet10t', 'IN_CHANS': 1}}
+RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet10t'}}
 slow = pytest.mark.slow
 
 

@@ -10,10 +10,10 @@ from torch import nn
 from transfers import make_config
 
 from config import check_config
-from data.masking import MASK_TYPES, MaskGenerator
+from data.masking import MASKS, MaskGenerator
 from models import build_model
 from models.mae import MAE, count_visible, take, visible_first
-from models.relative_position import written_out
+from models.encoder import eager_attention as written_out
 from models.vision_transformer import sincos_positions
 from optimizer import param_groups
 
@@ -136,12 +136,12 @@ def test_the_encoder_sees_visible_patches_and_the_class_token(ratio: float, toke
     for blocks, shapes in ((model.encoder.blocks, seen), (model.decoder.blocks, decoded)):
         for block in blocks:
             block.register_forward_hook(lambda _, args, out, s=shapes: s.append(out.shape))
-    for mask_type in MASK_TYPES:
+    for mask_type in MASKS:
         masks = MaskGenerator(32, 8, 8, ratio, mask_type)
         rng = np.random.default_rng(3)
         masks = torch.from_numpy(np.stack([masks(rng) for _ in range(4)]))
         model(torch.randn(4, 1, 32, 32), masks)
-    assert set(seen) == {(4, tokens, 32)} and len(seen) == 2 * len(MASK_TYPES)
+    assert set(seen) == {(4, tokens, 32)} and len(seen) == 2 * len(MASKS)
     assert set(decoded) == {(4, 17, 16)}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from data.masking import MASK_TYPES, MaskGenerator, average_distance
+from data.masking import MASKS, MaskGenerator, average_distance
 
 SIZES = [(192, 32, 4), (224, 32, 16), (96, 16, 4), (64, 4, 4), (96, 32, 32), (512, 32, 32)]
 RATIOS = [0.05, 0.25, 0.4, 0.5, 0.55, 0.6, 0.75, 0.88]
@@ -19,7 +19,7 @@ def units(generator: MaskGenerator, count: int, seed: int = 0) -> np.ndarray:
     return masks[:, :: generator.scale, :: generator.scale]
 
 
-@pytest.mark.parametrize('mask_type', MASK_TYPES)
+@pytest.mark.parametrize('mask_type', MASKS)
 @pytest.mark.parametrize('size, unit, patch', SIZES)
 @pytest.mark.parametrize('ratio', RATIOS)
 def test_hides_exactly_the_rounded_up_share_in_whole_units(mask_type, size, unit, patch, ratio):
@@ -48,7 +48,7 @@ def test_first_mask_after_seed_0_is_simmims():
     assert [''.join(map(str, row)) for row in MaskGenerator(192, 32, 32, 0.6)()] == rows
 
 
-@pytest.mark.parametrize('mask_type', MASK_TYPES)
+@pytest.mark.parametrize('mask_type', MASKS)
 def test_draws_depend_on_the_given_source_alone(mask_type):
     generator = MaskGenerator(192, 16, 4, 0.6, mask_type)
     np.random.seed(1)
@@ -60,7 +60,7 @@ def test_draws_depend_on_the_given_source_alone(mask_type):
     assert not np.array_equal(generator(np.random.default_rng(6)), first)
 
 
-@pytest.mark.parametrize('mask_type', MASK_TYPES)
+@pytest.mark.parametrize('mask_type', MASKS)
 def test_global_state_and_random_state_give_the_same_masks(mask_type):
     generator = MaskGenerator(192, 16, 4, 0.6, mask_type)
     np.random.seed(11)
@@ -174,7 +174,7 @@ def test_impossible_masks_are_refused_in_words(arguments, message):
 
 
 @pytest.mark.parametrize('patch', [1, 4])
-@pytest.mark.parametrize('mask_type', MASK_TYPES)
+@pytest.mark.parametrize('mask_type', MASKS)
 def test_average_distance_equals_brute_force(mask_type, patch):
     generator = MaskGenerator(8 * patch, 2 * patch, patch, 0.5, mask_type)
     rng = np.random.default_rng(4)

@@ -20,7 +20,7 @@ def assert_as_recorded(config, case: dict) -> None:
     assert len(values) > 60
     rtol = case['tolerance']['rtol']
     for key, want in values.items():
-        got = reduce(getattr, key.split('.'), config)
+        got = reduce(getattr, config_module.LEGACY_KEYS.get(key, key).split('.'), config)
         got = list(got) if isinstance(got, tuple) else got
         assert isinstance(got, bool) == isinstance(want, bool), key
         assert got == (pytest.approx(want, rel=rtol, abs=0) if type(want) is float else want), key

@@ -14,7 +14,7 @@ from torch import nn
 
 from config import default_config
 from models import build_model
-from models.build import encoder_kwargs
+from models.encoder import ENCODERS
 
 SIMMIM_KINDS = ('swin_simmim', 'vit_simmim')
 CLASSIFIER_KINDS = ('swin_cls', 'vit_cls')
@@ -64,14 +64,14 @@ def filled_model(case: dict, *, is_pretrain: bool) -> nn.Module:
 
 
 def case_images(case: dict) -> torch.Tensor:
-    options, inputs = encoder_kwargs(case_config(case)), case['inputs']
+    options, inputs = ENCODERS[case_config(case).MODEL.TYPE].constructor_arguments(case_config(case)), case['inputs']
     return torch.from_numpy(
         fill.images(inputs['image_seed'], inputs['batch'], options['in_chans'], options['img_size'])
     )
 
 
 def case_mask(case: dict) -> torch.Tensor:
-    options, inputs = encoder_kwargs(case_config(case)), case['inputs']
+    options, inputs = ENCODERS[case_config(case).MODEL.TYPE].constructor_arguments(case_config(case)), case['inputs']
     return torch.from_numpy(
         fill.masks(
             inputs['mask_seed'],
@@ -232,7 +232,7 @@ def test_published_models_have_their_parameter_counts(
 ) -> None:
     config = default_config()
     common = {'SWIN.DEPTHS': [2, 2, 18, 2], 'SWIN.WINDOW_SIZE': window, 'NUM_CLASSES': 1000}
-    common |= {'SWIN.IN_CHANS': 3, 'VIT.IN_CHANS': 3}
+    common |= {'IN_CHANS': 3}
     for key, value in (common | options).items():
         config.merge_from_list([f'MODEL.{key}', value])
     config.DATA.IMG_SIZE = size

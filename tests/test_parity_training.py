@@ -125,7 +125,7 @@ def test_pretrained_weights(case, tmp_path):
         if fill.is_buffer(key):
             assert torch.equal(after[key], before[key]), key
 
-    size, channels = config.DATA.IMG_SIZE, encoder_node(config).IN_CHANS
+    size, channels = config.DATA.IMG_SIZE, config.MODEL.IN_CHANS
     x = torch.from_numpy(fill.images(inputs['image_seed'], inputs['batch'], channels, size))
     with torch.no_grad():
         check(case, model(x), arrays['logits'], 'logits', factor=10)
@@ -134,7 +134,7 @@ def test_pretrained_weights(case, tmp_path):
 def batch_loss(model, config, inputs: dict, step: int) -> torch.Tensor:
     node = encoder_node(config)
     size, batch = config.DATA.IMG_SIZE, inputs['batch']
-    x = torch.from_numpy(fill.images(inputs['image_seed'] + step, batch, node.IN_CHANS, size))
+    x = torch.from_numpy(fill.images(inputs['image_seed'] + step, batch, config.MODEL.IN_CHANS, size))
     if inputs['is_pretrain']:
         mask = fill.masks(
             inputs['mask_seed'] + step,

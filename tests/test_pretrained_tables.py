@@ -5,7 +5,7 @@ import pytest
 import torch
 from transfers import TABLE, assert_same, make_config, transfer
 
-from models.convert import Report, resize_position_embedding, resize_tables
+from models.convert import Report, _resize_tables, resize_position_embedding
 
 SHARED = f'rel_pos_bias.{TABLE}'
 
@@ -83,7 +83,7 @@ def test_class_token_rows_stay_when_the_grid_grows(tmp_path, log):
 def test_table_is_resized_from_window_6_to_7():
     key = f'layers.0.blocks.0.attn.{TABLE}'
     table, report = torch.arange(121.0).reshape(121, 1) / 121, Report()
-    resized = resize_tables({key: table}, {key: torch.zeros(169, 1)}, report)[key].flatten()
+    resized = _resize_tables({key: table}, {key: torch.zeros(169, 1)}, report)[key].flatten()
     expected = [5.42318e-7, 5.75358e-3, 1.18741e-2]
     np.testing.assert_allclose(resized[:3], expected, rtol=1e-5, atol=1e-9)
     np.testing.assert_allclose(resized[[84, 168]], [0.49586776, 0.99173498], rtol=1e-6)

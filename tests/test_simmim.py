@@ -23,7 +23,7 @@ TINY = {
         'MODEL.SWIN.DEPTHS': [2, 2],
         'MODEL.SWIN.NUM_HEADS': [2, 4],
         'MODEL.SWIN.WINDOW_SIZE': 4,
-        'MODEL.SWIN.IN_CHANS': 1,
+        'MODEL.IN_CHANS': 1,
     },
     'vit': {
         'MODEL.TYPE': 'vit',
@@ -33,7 +33,7 @@ TINY = {
         'MODEL.VIT.EMBED_DIM': 16,
         'MODEL.VIT.DEPTH': 3,
         'MODEL.VIT.NUM_HEADS': 4,
-        'MODEL.VIT.IN_CHANS': 1,
+        'MODEL.IN_CHANS': 1,
     },
 }
 both_encoders = pytest.mark.parametrize('kind', ['swin', 'vit'])
@@ -114,7 +114,7 @@ ERRORS = {
 @pytest.mark.parametrize('channels', [1, 3])
 def test_loss_equals_a_loop_over_pixels(loss: str, pixels: str, channels: int) -> None:
     options = {'MODEL__SIMMIM__LOSS': loss, 'MODEL__SIMMIM__LOSS_PIXELS': pixels}
-    model = livelier(tiny_model('vit', MODEL__VIT__IN_CHANS=channels, **options))
+    model = livelier(tiny_model('vit', MODEL__IN_CHANS=channels, **options))
     x, mask = torch.randn(2, channels, 32, 32), half_hidden(model)
     mask[0, 3, 3] = 1  # the images differ in how much is hidden
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_head_puts_channels_where_the_shuffle_expects_them() -> None:
 def test_decoder_follows_the_encoders_channels_and_stride(
     kind: str, stride: int, channels: int
 ) -> None:
-    model = tiny_model(kind, **{f'MODEL.{kind.upper()}.IN_CHANS': channels})
+    model = tiny_model(kind, **{'MODEL.IN_CHANS': channels})
     assert (model.in_chans, model.encoder_stride) == (channels, stride)
     assert model.decoder[0].out_channels == stride**2 * channels
     x, mask = torch.randn(2, channels, 32, 32), half_hidden(model)
@@ -324,7 +324,7 @@ def test_impossible_models_are_refused_in_words(overrides: dict, message: str) -
 
 def test_encoder_arguments_come_from_the_encoders_own_keys() -> None:
     config = default_config()
-    config.merge_from_list(['MODEL.TYPE', 'vit', 'MODEL.VIT.IN_CHANS', 1, 'DATA.IMG_SIZE', 96])
+    config.merge_from_list(['MODEL.TYPE', 'vit', 'MODEL.IN_CHANS', 1, 'DATA.IMG_SIZE', 96])
     kwargs = encoder_kwargs(config)
     assert (kwargs['img_size'], kwargs['patch_size'], kwargs['in_chans']) == (96, 16, 1)
     assert kwargs['use_shared_rpb'] is True

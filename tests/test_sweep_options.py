@@ -167,7 +167,7 @@ def test_runs_of_another_model_are_of_another_sweep(tmp_path, which, stage, key,
 
 
 def test_a_row_may_have_the_model_that_it_declares(tmp_path):
-    made, sweep = MadeRuns(tmp_path), make_sweep(['1', '3'], key='MODEL.SWIN.IN_CHANS')
+    made, sweep = MadeRuns(tmp_path), make_sweep(['1', '3'], key='MODEL.IN_CHANS')
     for row in sweep.rows:
         made.add(replace(row, pretrain={k: int(v) for k, v in row.pretrain.items()}), 0)
     assert collect(sweep, [0], made.output, **DRAWS)['differences_from_files'] == []

@@ -32,7 +32,7 @@ SIZES = {
     'convnext_atto': 32,
     'vit_tiny_patch16_224': 32,
 }
-RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'TIMM': {'NAME': 'resnet18', 'IN_CHANS': 1}}
+RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
 
 
 def images(size: int, count: int = 2, channels: int = 1, seed: int = 0) -> torch.Tensor:
@@ -52,7 +52,7 @@ def timm_twin(model: TimmClassifier) -> torch.nn.Module:
 def make_config(name: str = 'resnet18', size: int = 32, **options):
     """Options of fine-tuning; others by key, __ for a dot."""
     config = default_config()
-    config.MODEL.TYPE, config.MODEL.TIMM.NAME, config.MODEL.TIMM.IN_CHANS = 'timm', name, 1
+    config.MODEL.TYPE, config.MODEL.TIMM.NAME, config.MODEL.IN_CHANS = 'timm', name, 1
     config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES, config.DATA.DATASET = size, 14, 'chexpert'
     config.MODEL.DROP_PATH_RATE = config.MODEL.LABEL_SMOOTHING = 0.0
     config.AUG.AUTO_AUGMENT, config.AUG.MIXUP, config.AUG.CUTMIX = 'none', 0.0, 0.0
@@ -182,7 +182,7 @@ REFUSED = {
     'name': (dict(MODEL__TIMM__NAME='resnet5O'), "TIMM.NAME must be .*'resnet50'.*'resnet5O'"),
     'tag': (dict(MODEL__TIMM__NAME='resnet50.a1_in1k'), "MODEL.TIMM.NAME must be .*'resnet50"),
     'hub': (dict(MODEL__TIMM__NAME='hf-hub:timm/resnet50'), 'MODEL.TIMM.NAME must be '),
-    'channels': (dict(MODEL__TIMM__IN_CHANS=2), r'TIMM.IN_CHANS must be one of \[1, 3\], got 2'),
+    'channels': (dict(MODEL__IN_CHANS=2), r'MODEL.IN_CHANS must be one of \[1, 3\], got 2'),
     'drop path': (
         dict(MODEL__TIMM__NAME='densenet121', MODEL__DROP_PATH_RATE=0.1),
         'MODEL.DROP_PATH_RATE must be 0 for densenet121 .*no stochastic depth, got 0.1',
@@ -258,7 +258,7 @@ def test_images_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_tables_name_it(tmp_path) -> None:
     """In the table of a binary task, and in the notes on what a sweep's reference trains."""
-    model = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'TIMM': {'NAME': 'resnet18', 'IN_CHANS': 1}}
+    model = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
     (row,) = read_runs([run(tmp_path / 'run', MODEL=model)], masked=[None])
     assert row['model'] == 'resnet18'
     options = {'MODEL.TYPE': 'timm', 'MODEL.TIMM.NAME': 'densenet121', 'MODEL.DROP_PATH_RATE': 0.0}
@@ -286,7 +286,7 @@ def test_levers_of_its_speed_are_options_that_it_takes() -> None:
 
 def fine_tune(name: str, folder: Path, phantom: Path, *options: str, **sections: dict) -> Path:
     """The folder of a tiny run."""
-    model = RESNET | {'TIMM': {'NAME': name, 'IN_CHANS': 1}}
+    model = RESNET | {'TIMM': {'NAME': name}}
     cfg = tiny_config(folder / 'run.yaml', 'finetune', model, **sections)
     assert run_main('finetune', arguments(cfg, phantom, folder / 'out', *options)) == 0
     return run_folder(folder / 'out', 'finetune')

@@ -38,7 +38,7 @@ BILINEAR = FILTERS['bilinear'][0]
 
 def make_config(channels: int = 1, **keys):
     config = default_config()
-    config.merge_from_list(['DATA.IMG_SIZE', 64, 'MODEL.SWIN.IN_CHANS', channels])
+    config.merge_from_list(['DATA.IMG_SIZE', 64, 'MODEL.IN_CHANS', channels])
     config.merge_from_list(['AUG.COLOR_JITTER', 0.0, 'AUG.REPROB', 0.0])
     for key, value in keys.items():
         config.merge_from_list([key.replace('__', '.'), value])

@@ -23,13 +23,15 @@ SCRIPTS = {stage: f'main_{stage}.py' for stage in MAINS}
 SWIN = {
     'TYPE': 'swin',
     'DROP_PATH_RATE': 0.2,
-    'SWIN': {'PATCH_SIZE': 2, 'IN_CHANS': 1, 'EMBED_DIM': 8, 'DEPTHS': [2, 2], 'NUM_HEADS': [1, 2],
+    'IN_CHANS': 1,
+    'SWIN': {'PATCH_SIZE': 2, 'EMBED_DIM': 8, 'DEPTHS': [2, 2], 'NUM_HEADS': [1, 2],
              'WINDOW_SIZE': 4},
 }  # fmt: skip
 VIT = {
     'TYPE': 'vit',
     'DROP_PATH_RATE': 0.2,
-    'VIT': {'PATCH_SIZE': 8, 'IN_CHANS': 1, 'EMBED_DIM': 16, 'DEPTH': 2, 'NUM_HEADS': 2},
+    'IN_CHANS': 1,
+    'VIT': {'PATCH_SIZE': 8, 'EMBED_DIM': 16, 'DEPTH': 2, 'NUM_HEADS': 2},
 }  # fmt: skip
 MAE = VIT | {
     'PRETRAIN': 'mae',

@@ -5,7 +5,7 @@ import logging
 import torch
 from golden_cases import fill
 
-from config import config_text, default_config, encoder_node
+from config import config_text, default_config
 from models import build_model
 from utils import load_pretrained
 
@@ -21,7 +21,7 @@ def make_config(kind, channels, **options):
     swin, vit = config.MODEL.SWIN, config.MODEL.VIT
     swin.EMBED_DIM, swin.DEPTHS, swin.NUM_HEADS, swin.WINDOW_SIZE = 16, [2, 1], [2, 4], 4
     vit.EMBED_DIM, vit.DEPTH, vit.NUM_HEADS, vit.PATCH_SIZE = 32, 2, 4, 8
-    encoder_node(config).IN_CHANS = channels
+    config.MODEL.IN_CHANS = channels
     for key, value in options.items():
         config.merge_from_list([key.replace('__', '.'), value])
     return config

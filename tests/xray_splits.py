@@ -45,7 +45,7 @@ def make_config(data_path: Path, *options):
     config.merge_from_list(
         ['DATA.DATA_PATH', str(data_path), 'DATA.DATASET', 'chexpert', 'DATA.BATCH_SIZE', 4]
         + ['DATA.IMG_SIZE', 64, 'DATA.MASK_PATCH_SIZE', 16, 'DATA.NUM_WORKERS', 0]
-        + ['DATA.HOLDOUT_FRACTION', 0.2, 'DATA.VIEWS', 'all', 'MODEL.SWIN.IN_CHANS', 1]
+        + ['DATA.HOLDOUT_FRACTION', 0.2, 'DATA.VIEWS', 'all', 'MODEL.IN_CHANS', 1]
         + ['DATA.UNCERTAIN', 'ignore', 'MODEL.NUM_CLASSES', 14, 'AUG.AUTO_AUGMENT', 'none']
     )
     config.merge_from_list(list(options))

@@ -1,31 +1,3 @@
 #!/usr/bin/env bash
-# Initialisation: imagenet. Fine-tuning.
-#   bash scripts/ablations/init_imagenet.sh DATA OUTPUT [GPUS]
-# SEED=1: another seed. PRETRAIN_OPTS, FINETUNE_OPTS: further options as 'KEY VALUE ...'.
-# IMAGENET_WEIGHTS: the checkpoint it starts from. Started again after a stop, it goes on. Written by scripts/make_ablations.py.
-set -euo pipefail
-data=$(realpath "${1:?usage: bash scripts/ablations/init_imagenet.sh DATA OUTPUT [GPUS]}")
-output=$(realpath -m "${2:?usage: bash scripts/ablations/init_imagenet.sh DATA OUTPUT [GPUS]}")
-start=$(realpath "${IMAGENET_WEIGHTS:?names the checkpoint}")
-gpus=${3:-1}
-seed=${SEED:-0}
-cd "$(dirname "$0")/../.."
-if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
-launch=("${PYTHON:-python}")
-# On several GPUs each takes its share of the micro-batches of an optimizer step.
-if [[ ! $gpus =~ ^[1-9][0-9]*$ ]] || [ $((8 % gpus)) -ne 0 ]; then
-    echo "error: GPUS must divide 8, got $gpus" >&2
-    exit 2
-fi
-if [ "$gpus" -gt 1 ]; then
-    launch+=(-m torch.distributed.run --standalone --nproc_per_node "$gpus")
-fi
-finished() { # whether a run came to its end
-    grep -qs '"finished": "' "$1/run.json" && echo "finished before: $1"
-}
-
-finished "$output/simmim_finetune/init_imagenet_seed$seed" || "${launch[@]}" main_finetune.py \
-    --cfg configs/swin_base__ablations/simmim_finetune__swin_base__img192_window6__reference.yaml \
-    --data-path "$data" --output "$output" --tag "init_imagenet_seed$seed" \
-    --pretrained "$start" \
-    --accumulation-steps $((8 / gpus)) --opts SEED "$seed" ${FINETUNE_OPTS:-}
+# Initialisation: imagenet (simmim_finetune__swin_base__img192_window6__reference.yaml). IMAGENET_WEIGHTS=CKPT bash scripts/ablations/init_imagenet.sh DATA OUTPUT [GPUS]. Written by scripts/make_ablations.py.
+exec bash "$(dirname "$0")/run_row.sh" scripts/ablations/init.yaml imagenet "$@"

@@ -1,37 +1,3 @@
 #!/usr/bin/env bash
-# The reference of the ablations: pre-training, then fine-tuning.
-#   bash scripts/ablations/mae_study_reference.sh DATA OUTPUT [GPUS]
-# SEED=1: another seed. PRETRAIN_OPTS, FINETUNE_OPTS: further options as 'KEY VALUE ...'.
-# Started again after a stop, it goes on. Written by scripts/make_ablations.py.
-set -euo pipefail
-data=$(realpath "${1:?usage: bash scripts/ablations/mae_study_reference.sh DATA OUTPUT [GPUS]}")
-output=$(realpath -m "${2:?usage: bash scripts/ablations/mae_study_reference.sh DATA OUTPUT [GPUS]}")
-gpus=${3:-1}
-seed=${SEED:-0}
-cd "$(dirname "$0")/../.."
-if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
-launch=("${PYTHON:-python}")
-# On several GPUs each takes its share of the micro-batches of an optimizer step.
-if [[ ! $gpus =~ ^[1-9][0-9]*$ ]] || [ $((4 % gpus)) -ne 0 ]; then
-    echo "error: GPUS must divide 4, got $gpus" >&2
-    exit 2
-fi
-if [ "$gpus" -gt 1 ]; then
-    launch+=(-m torch.distributed.run --standalone --nproc_per_node "$gpus")
-fi
-finished() { # whether a run came to its end
-    grep -qs '"finished": "' "$1/run.json" && echo "finished before: $1"
-}
-
-finished "$output/simmim_pretrain/mae_study_reference_seed$seed" || "${launch[@]}" main_simmim.py \
-    --cfg configs/vit_small__ablations/simmim_pretrain__vit_small__img224__mae_study_reference.yaml \
-    --data-path "$data" --output "$output" --tag "mae_study_reference_seed$seed" \
-    --accumulation-steps $((4 / gpus)) --opts SEED "$seed" ${PRETRAIN_OPTS:-}
-
-pretrained=$output/simmim_pretrain/mae_study_reference_seed$seed
-weights=$(cd "$pretrained" && ls -v ckpt_epoch_*.pth | grep -v _step_ | tail -n 1)
-finished "$output/simmim_finetune/mae_study_reference_seed$seed" || "${launch[@]}" main_finetune.py \
-    --cfg configs/vit_small__ablations/simmim_finetune__vit_small__img224__mae_study_reference.yaml \
-    --data-path "$data" --output "$output" --tag "mae_study_reference_seed$seed" \
-    --pretrained "$pretrained/$weights" \
-    --accumulation-steps $((4 / gpus)) --opts SEED "$seed" ${FINETUNE_OPTS:-}
+# Reference (simmim_pretrain__vit_small__img224__mae_study_reference.yaml, simmim_finetune__vit_small__img224__mae_study_reference.yaml). bash scripts/ablations/mae_study_reference.sh DATA OUTPUT [GPUS]. Written by scripts/make_ablations.py.
+exec bash "$(dirname "$0")/run_row.sh" scripts/ablations/mae_study.yaml 1000_images_0.75 "$@"

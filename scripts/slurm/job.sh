@@ -38,7 +38,7 @@ export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-${XDG_CACHE_HOME:-$HOM
 job=$SLURM_JOB_ID # of an array's task it may stand for the whole array
 [ -z "${SLURM_ARRAY_JOB_ID-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 requeued=${SLURM_RESTART_COUNT:-0}
-version=$("$PYTHON" -c 'import provenance; print(provenance.code_version())')
+version=$("$PYTHON" -c 'from engine.run_record import code_version; print(code_version())')
 cat <<END
 slurm: job $job, queued again $requeued times, $(date '+%F %T')
 slurm: ${#nodes[@]} node(s) $SLURM_JOB_NODELIST, master $MASTER_ADDR:$MASTER_PORT

@@ -1,0 +1,218 @@
+"""Everything that a report states about one set of cases: scores, intervals, curves, errors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from data.labels import COMPETITION_LABELS
+from evaluation.calibration import (
+    apply_temperature,
+    choose_threshold,
+    fit_temperature,
+    reliability_curve,
+)
+from evaluation.cases import Cases
+from evaluation.intervals import Resamples, delong_interval
+from evaluation.metrics import METRICS, Protocol, as_score, label_scores, mean_scores
+from evaluation.published import is_chexpert_test, points_below, radiologist_points
+from evaluation.subgroups import score_groups
+
+CURVE_POINTS = 200  # of a drawn curve, at most
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Values fitted on held-out training patients, one per label; NaN where there is none."""
+
+    thresholds: np.ndarray  # [K]
+    temperatures: np.ndarray  # [K]
+
+
+def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protocol) -> HeldOut:
+    """Fit thresholds and temperatures of these labels; all NaN without held-out patients."""
+    thresholds, temperatures = np.full((2, len(labels)), np.nan)
+    if holdout is not None:
+        rows = holdout.at_level(protocol.level, protocol.aggregate)
+        for k, label in enumerate(labels):
+            if label in rows.labels:
+                column = rows.labels.index(label)
+                pair = rows.probabilities[:, column], rows.targets[:, column]
+                thresholds[k] = choose_threshold(
+                    *pair, rule=protocol.threshold, sensitivity=protocol.sensitivity
+                )
+                temperatures[k] = fit_temperature(*pair)
+    return HeldOut(thresholds, temperatures)
+
+
+def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, Any]:
+    """Compute one entry of the report's `sets`.
+
+    Args:
+        cases: One row per image, or per study if only studies are known.
+        held_out: Thresholds and temperatures in the order of the labels of the cases.
+        protocol: Level, resamples and so on.
+    """
+    rows = cases.at_level(protocol.level, protocol.aggregate)
+    resamples = None
+    if protocol.resamples:
+        resamples = Resamples(rows.patient, resamples=protocol.resamples, seed=protocol.seed)
+    weights = resamples.weights(rows.patient) if resamples else None
+    # The labels of a single-label task have other negatives than those the radiologists read.
+    were_read = protocol.level == 'study' and len(rows.labels) > 1 and is_chexpert_test(rows.study)
+    points, samples, entries = {}, {}, []
+    for k, label in enumerate(cases.labels):
+        pair, threshold = (rows.probabilities[:, k], rows.targets[:, k]), held_out.thresholds[k]
+        points[label] = label_scores(*pair, threshold=threshold)
+        if weights is not None:
+            samples[label] = label_scores(*pair, threshold=threshold, weights=weights)
+        entries.append(
+            {
+                'label': label,
+                'n': int((~np.isnan(pair[1])).sum()),
+                'positives': int((pair[1] == 1).sum()),
+                'scores': _all_scores(points[label], samples.get(label)),
+                'threshold': float(threshold),
+                **_calibration(*pair, held_out.temperatures[k], weights),
+                **_curves(*pair),
+                'delong': _delong(*pair, rows.patient),
+                **_radiologists(*pair, radiologist_points(label) if were_read else []),
+            }
+        )
+    return {
+        'name': cases.name,
+        'rows': len(rows),
+        'images': len(cases),
+        'patients': len(set(rows.patient)),
+        'level': protocol.level,
+        'aggregate': protocol.aggregate,
+        'views': protocol.views,
+        'uncertain': rows.count_uncertain(),
+        'labels': entries,
+        'means': _means(points, samples),
+        'groups': score_groups(cases, held_out.thresholds, protocol, resamples),
+        'worst_errors': worst_errors(rows, held_out.thresholds),
+    }
+
+
+def worst_errors(rows: Cases, thresholds: np.ndarray) -> list[dict[str, Any]]:
+    """The most confident false positive and false negative of each label with a threshold."""
+    found = []
+    for k, label in enumerate(rows.labels):
+        values, targets = rows.probabilities[:, k], rows.targets[:, k]
+        wrong = {
+            'false positive': ((targets == 0) & (values >= thresholds[k]), np.argmax),
+            'false negative': ((targets == 1) & (values < thresholds[k]), np.argmin),
+        }
+        for kind, (mask, choose) in wrong.items():
+            if mask.any():
+                row = np.flatnonzero(mask)[choose(values[mask])]
+                found.append(
+                    {
+                        'label': label,
+                        'kind': kind,
+                        'path': rows.path[row],
+                        'probability': float(values[row]),
+                        'target': float(targets[row]),
+                    }
+                )
+    return found
+
+
+def _all_scores(
+    point: dict[str, np.ndarray], samples: dict[str, np.ndarray] | None
+) -> dict[str, dict[str, float]]:
+    return {name: as_score(point, samples, name) for name in METRICS}
+
+
+def _calibration(
+    probabilities: np.ndarray, targets: np.ndarray, temperature: float, weights: np.ndarray | None
+) -> dict[str, Any]:
+    """The reliability curves, and the calibration metrics after temperature scaling."""
+    found = {
+        'temperature': float(temperature),
+        'scaled': {},
+        'calibration': {'raw': _reliability(probabilities, targets), 'scaled': None},
+    }
+    if not np.isnan(temperature):
+        scaled = apply_temperature(probabilities, temperature)
+        point = label_scores(scaled, targets, threshold=None)
+        samples = None
+        if weights is not None:
+            samples = label_scores(scaled, targets, threshold=None, weights=weights)
+        names = [name for name, entry in METRICS.items() if entry.is_calibration]
+        found['scaled'] = {name: as_score(point, samples, name) for name in names}
+        found['calibration']['scaled'] = _reliability(scaled, targets)
+    return found
+
+
+def _reliability(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, list]:
+    curve = reliability_curve(probabilities, targets)
+    names = {'x': 'mean_probability', 'y': 'share_positive', 'count': 'count'}
+    return {short: np.asarray(curve[name]).tolist() for short, name in names.items()}
+
+
+def _curves(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """ROC and precision-recall curves, thinned; None for a label without both classes."""
+    known = ~np.isnan(targets)
+    probabilities, targets = probabilities[known], targets[known]
+    if np.unique(targets).size < 2:
+        return {'roc': None, 'precision_recall': None}
+    fpr, tpr, _ = roc_curve(targets, probabilities)
+    precision, recall, _ = precision_recall_curve(targets, probabilities, drop_intermediate=True)
+    return {'roc': _thin(fpr, tpr), 'precision_recall': _thin(recall[::-1], precision[::-1])}
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> dict[str, list[float]]:
+    """At most CURVE_POINTS points, including the first and the last."""
+    keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), CURVE_POINTS)).round().astype(int))
+    return {'x': x[keep].tolist(), 'y': y[keep].tolist()}
+
+
+def _delong(
+    probabilities: np.ndarray, targets: np.ndarray, patients: np.ndarray
+) -> dict[str, float] | None:
+    """DeLong's interval, which is valid where each patient appears once; otherwise None."""
+    known = ~np.isnan(targets)
+    if len(set(patients[known])) < known.sum() or np.unique(targets[known]).size < 2:
+        return None
+    value, low, high = delong_interval(probabilities[known], targets[known])
+    return {'value': value, 'low': low, 'high': high}
+
+
+def _radiologists(
+    probabilities: np.ndarray, targets: np.ndarray, points: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
+    """The radiologists' points, and how many lie below the curve of all studies."""
+    if not points or np.isnan(targets).any() or np.unique(targets).size < 2:
+        return {'radiologists': [], 'radiologists_below': None}
+    fpr, tpr, _ = roc_curve(targets, probabilities)
+    below = points_below(fpr, tpr, points)
+    shown = [
+        {'specificity': point[0], 'sensitivity': point[1], 'below': bool(is_below)}
+        for point, is_below in zip(points, below, strict=True)
+    ]
+    return {'radiologists': shown, 'radiologists_below': int(sum(below))}
+
+
+def _means(points: dict[str, dict], samples: dict[str, dict]) -> dict[str, Any]:
+    """Means over the five tasks, all labels (None if one is undefined) and the defined labels."""
+    labels = list(points)
+    defined = [label for label in labels if not np.isnan(points[label]['auroc'][0])]
+
+    def mean(chosen: list[str]) -> dict[str, dict[str, float]] | None:
+        if not chosen or not set(chosen) <= set(defined):
+            return None
+        return _all_scores(
+            mean_scores(points, chosen), mean_scores(samples, chosen) if samples else None
+        )
+
+    five = list(COMPETITION_LABELS) if set(COMPETITION_LABELS) <= set(labels) else []
+    return {
+        'five': mean(five),
+        'all': mean(labels),
+        'labels_with_both_classes': mean(defined),
+        'undefined': [label for label in labels if label not in defined],
+    }

@@ -1,0 +1,335 @@
+"""The end of a fine-tuning run: scores, predictions and the report in the run folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import expit
+from torch import nn
+from torch.utils.data import DataLoader
+
+from config import PROBES, Config, encoder_name
+from data import Loaders
+from data.labels import COMPETITION_LABELS, UNCERTAIN, task_labels
+from data.loader import XrayDataset
+from data.records import describe_pictures, group_columns, standard_groups, write_predictions
+from engine import distributed
+from engine.files import replace_file
+from engine.run_record import code_version
+from evaluation.cases import Cases
+from evaluation.inference import predict
+from evaluation.metrics import (
+    Protocol,
+    describe_few,
+    describe_scores,
+    more_cases,
+    rarer_cases,
+    score_probabilities,
+)
+from evaluation.report import Names, build_document, names_for, rename_images, write_report
+from evaluation.saliency import write_maps
+from logger import json_safe, read_metrics
+from models.losses import masked_bce
+from utils import trained_config
+
+SCORED = ('valid', 'test')
+
+
+def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]:
+    """Scores of one split: `score_probabilities`, the loss and the views."""
+    dataset = loader.dataset
+    probabilities = expit(logits.astype(np.float64))
+    scores = score_probabilities(config, probabilities, dataset.targets, dataset.records.study)
+    scores['loss'] = masked_bce(torch.from_numpy(logits), torch.from_numpy(dataset.targets)).item()
+    scores['views'] = config.EVAL.VIEWS or config.DATA.VIEWS
+    return scores
+
+
+class FinalScores:
+    """Writes the scores, the predictions and the report of a run into its folder.
+
+    Args:
+        run: The run (`engine.run_record.Run`): config, folder, device and logger.
+        loaders: Data of all splits.
+    """
+
+    def __init__(self, run: Any, loaders: Loaders) -> None:
+        self.run = run
+        self.suffix = '_eval' if run.config.EVAL_MODE else ''
+        self.loaders = loaders
+        self.scored = _present({name: getattr(loaders, name) for name in SCORED})
+        self.table: dict[str, dict[str, Any]] = {}
+        self.logits: dict[str, np.ndarray] = {}
+
+    def score(self, name: str, models: list[nn.Module]) -> None:
+        """Score the mean of the models on valid and test, under this name."""
+        for split, loader in self.scored.items():
+            self._predict(split, models, loader)
+            scores = score(self.run.config, self.logits[split], loader)
+            self.run.logger.info(f'{split}, {name} checkpoint: {describe_scores(scores)}')
+            self.table.setdefault(split, {})[name] = scores
+
+    def write(self, models: list[nn.Module], sources: list[str]) -> None:
+        """Write all scores, and the predictions and the report of the last scored models.
+
+        Args:
+            models: The models that were scored last.
+            sources: Their checkpoints, or the kind of probe.
+        """
+        run = self.run
+        if run.config.EVAL.PREDICT_TRAIN and self.loaders.whole is None:
+            run.logger.warning('EVAL.PREDICT_TRAIN: there are no training labels to predict')
+        others = _present({'holdout': self.loaders.holdout, 'train': self.loaders.whole})
+        for split, loader in others.items():  # in the same order on all ranks
+            self._predict(split, models, loader)
+        if not distributed.is_main():
+            return
+        self._write_predictions(self.scored | others, sources)
+        file = run.folder / f'scores{self.suffix}.json'
+        replace_file(file, (json.dumps(json_safe(self.table), indent=1) + '\n').encode())
+        run.logger.info(f'scores in {file}. Not for clinical use.')
+        if run.config.REPORT.WRITE:
+            train, plain, holdout = self.loaders.train, self.loaders.plain, self.loaders.holdout
+            shown = _present({'train': plain if train is None else train, 'holdout': holdout})
+            shown = {name: loader.dataset for name, loader in (shown | self.scored).items()}
+            page = write_run_report(run, models, shown, self.logits, sources)
+            run.logger.info(f'report in {page}')
+
+    def _predict(self, split: str, models: list[nn.Module], loader: DataLoader) -> None:
+        self.logits[split] = predict(self.run.config, self.run.device, models, loader)
+
+    def _write_predictions(self, loaders: dict[str, DataLoader], sources: list[str]) -> None:
+        config = self.run.config
+        source = {
+            'checkpoint': ', '.join(sources),
+            'run': f'{config.MODEL.NAME}/{config.TAG}',
+            'task': config.DATA.TASK,
+            'views': config.EVAL.VIEWS or config.DATA.VIEWS,
+            'preprocess': config.DATA.PREPROCESS,
+            'test_time_views': describe_views(config),
+            'code': code_version(),
+        }
+        for split, loader in loaders.items():
+            records = loader.dataset.records
+            write_predictions(
+                self.run.folder / f'predictions_{split}{self.suffix}.csv',
+                expit(self.logits[split].astype(np.float64)),
+                paths=records.path,
+                labels=task_labels(config.DATA.TASK),
+                source=source | {'csv': records.csv, 'rows': len(records)},
+            )
+
+
+def check_scoring(run: Any, path: str | Path) -> None:
+    """Compare the options of --eval with those that a checkpoint was trained with.
+
+    Raises:
+        ValueError: If it was trained for another task, or on patients that are held out now.
+    """
+    config, trained = run.config, trained_config(path)
+    if trained is None:
+        return
+    if config.DATA.TASK != trained.DATA.TASK:
+        raise ValueError(
+            f'{path} was trained with DATA.TASK {trained.DATA.TASK!r} and cannot be scored with '
+            f'{config.DATA.TASK!r}'
+        )
+    if config.DATA.HOLDOUT_FRACTION > trained.DATA.HOLDOUT_FRACTION:
+        raise ValueError(
+            f'{path} was trained with DATA.HOLDOUT_FRACTION {trained.DATA.HOLDOUT_FRACTION}: with '
+            f'{config.DATA.HOLDOUT_FRACTION}, patients that it was trained on would be held out'
+        )
+    for key in ('MEAN', 'STD', 'NORMALIZE', 'PREPROCESS', 'IMG_SIZE', 'INTERPOLATION'):
+        if config.DATA[key] != trained.DATA[key]:
+            run.logger.warning(
+                f'{path} was trained with DATA.{key} {trained.DATA[key]}, now {config.DATA[key]}'
+            )
+
+
+def warn_of_few_cases(run: Any, loader: DataLoader | None, split: str) -> None:
+    """Warn if the split that selects a checkpoint or a probe has few cases of a class."""
+    if loader is None:
+        return
+    config, targets = run.config, loader.dataset.targets
+    labels = task_labels(config.DATA.TASK)
+    cases = rarer_cases(targets, labels, COMPETITION_LABELS, config.EVAL.SELECT)
+    if few := describe_few(cases):
+        run.logger.warning(
+            f'the selection uses {len(targets)} images of {split}, with few cases of the rarer '
+            f'class ({few}), so it is largely a matter of chance; {more_cases(split)}'
+        )
+
+
+def write_run_report(
+    run: Any,
+    models: list[nn.Module],
+    datasets: dict[str, XrayDataset],
+    logits: dict[str, np.ndarray],
+    sources: list[str],
+) -> Path:
+    """Write report.html, report.json, its tables and maps.
+
+    Args:
+        run: The run.
+        models: The scored models; the maps are those of the first.
+        datasets: `train` and `holdout` if they exist, `valid` and `test`.
+        logits: Of all datasets except `train`.
+        sources: Checkpoints of the models, or the kind of probe.
+
+    Returns:
+        Path of report.html.
+    """
+    config = run.config
+    folder = run.folder / 'report_eval' if config.EVAL_MODE else run.folder
+    cases = {
+        name: cases_of(config, name, datasets[name], logits[name])
+        for name in ('holdout', *SCORED)
+        if name in datasets
+    }
+    holdout, trained = cases.pop('holdout', None), _training_config(run, sources)
+    names = names_for(run.folder, anonymise=config.REPORT.ANONYMISE)
+    document = build_document(
+        list(cases.values()),
+        holdout,
+        _protocol(config),
+        run=_describe_run(config, sources, trained, names),
+        policy=trained.DATA.UNCERTAIN if trained else '',
+        patients={
+            split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
+        },
+        warnings=_selection_warnings(trained),
+        extras={'training': _training_curves(run.folder, config, sources)},
+    )
+    thresholds = {part['label']: part['threshold'] for part in document['sets'][-1]['labels']}
+    shown = list(cases)[-1]
+    document |= write_maps(
+        config, models[0], datasets[shown], cases[shown], thresholds=thresholds, folder=folder
+    )
+    rename_images(document, names)
+    return write_report(folder, document)
+
+
+def cases_of(config: Any, name: str, dataset: XrayDataset, logits: np.ndarray) -> Cases:
+    """The cases of a split: predictions, targets and the requested groups."""
+    records, is_task = dataset.records, config.DATA.TASK != 'observations'
+    groups = {}
+    if name in SCORED:
+        groups = standard_groups(records, config.EVAL.AGE_BANDS)
+        groups |= group_columns(records, config.EVAL.GROUPS, demographics=config.DATA.DEMOGRAPHICS)
+    return Cases(
+        name=name,
+        labels=task_labels(config.DATA.TASK),
+        path=records.path,
+        study=records.study,
+        patient=records.patient,
+        probabilities=expit(logits.astype(np.float64)),
+        targets=dataset.targets,
+        groups=groups,
+        uncertain=None if is_task else records.labels == UNCERTAIN,
+    )
+
+
+def describe_views(config: Config) -> str:
+    """The test-time views of an image that are averaged."""
+    views = 'one view' if config.EVAL.TTA == 'none' else config.EVAL.TTA
+    return f'{views}, each also mirrored' if config.EVAL.TTA_FLIP else views
+
+
+def _present(loaders: dict[str, DataLoader | None]) -> dict[str, DataLoader]:
+    """The loaders that exist; they are the same on all ranks."""
+    return {name: loader for name, loader in loaders.items() if loader is not None}
+
+
+def _protocol(config: Any) -> Protocol:
+    return Protocol(
+        level=config.EVAL.LEVEL,
+        aggregate=config.EVAL.AGGREGATE,
+        views=config.EVAL.VIEWS or config.DATA.VIEWS,
+        threshold=config.EVAL.THRESHOLD,
+        sensitivity=config.EVAL.SENSITIVITY,
+        resamples=config.EVAL.RESAMPLES,
+        seed=config.SEED,
+    )
+
+
+def _training_config(run: Any, sources: list[str]) -> Config | None:
+    """The options that the scored model was trained with; None if they are not known."""
+    if sources[0] in PROBES:
+        return run.config
+    return trained_config(sources[0]) if len(sources) == 1 else None
+
+
+def _describe_run(
+    config: Config, sources: list[str], trained: Config | None, names: Names
+) -> dict[str, str]:
+    """What was run, name -> value, for the first screen of the report."""
+    data = config.DATA
+    checkpoint = ', '.join(names.file(source) for source in sources)
+    labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
+    data_set = f'{data.DATASET}{labeller}'
+    return {
+        'Task': data.TASK,
+        'Model': f'{encoder_name(config)}, {data.IMG_SIZE} px',
+        'Run': f'{config.MODEL.NAME}/{config.TAG}',
+        'Checkpoint': f'mean of {checkpoint}' if len(sources) > 1 else checkpoint,
+        **_describe_training(trained, names),
+        'Data': data_set if config.REPORT.ANONYMISE else f'{data.DATA_PATH} ({data_set})',
+        'Blank labels': data.BLANK,
+        'Images': describe_pictures(data.DATA_PATH),
+        'Pixels': f'preprocessing {data.PREPROCESS}, normalised by {data.NORMALIZE}',
+        'Threshold rule': config.EVAL.THRESHOLD,
+        'Test-time views': describe_views(config),
+        'Seed': str(config.SEED),
+        'Code': code_version(),
+    }
+
+
+def _describe_training(trained: Config | None, names: Names) -> dict[str, str]:
+    if trained is None:
+        return {'Training': 'not known'}
+    data, is_probe = trained.DATA, trained.FINETUNE.MODE in PROBES
+    exceptions = ', '.join(f'{k}: {v}' for k, v in data.UNCERTAIN_BY_LABEL.items())
+    policy = data.UNCERTAIN + (f' ({exceptions})' if exceptions else '')
+    by_share = f'{100 * data.TRAIN_FRACTION:g} % of the patients'
+    start = trained.MODEL.RESUME or trained.PRETRAINED
+    rows = {
+        'Fitted': trained.FINETUNE.MODE,
+        'Started from': names.file(start) if start else 'random weights',
+        'Trained on': f'{data.TRAIN_IMAGES} images' if data.TRAIN_IMAGES else by_share,
+        'Uncertain labels in training': policy if data.TASK == 'observations' else 'left out',
+    }
+    if data.PSEUDO_LABELS:
+        rows['Trained on'] += f', and pseudo-labels of {names.file(data.PSEUDO_LABELS)}'
+    if is_probe:
+        return rows | {'Grid chosen on': 'holdout'}
+    return rows | {'Loss': trained.LOSS.NAME, 'Selected on': trained.EVAL.SELECT_ON}
+
+
+def _training_curves(folder: Path, config: Config, sources: list[str]) -> dict[str, Any] | None:
+    """Losses and the selection score by epoch, from metrics.jsonl.
+
+    None if the scored model was not trained in this folder.
+    """
+    file, split = folder / 'metrics.jsonl', config.EVAL.SELECT_ON
+    own = len(sources) == 1 and Path(sources[0]).parent == folder
+    records = [r for r in read_metrics(file) if 'loss' in r] if own and file.is_file() else []
+    if not records:
+        return None
+    names = {
+        'Training loss': 'loss',
+        f'Loss on {split} (binary cross-entropy)': f'{split}_loss',
+        f'Mean AUROC on {split}': 'score',
+    }
+    curves = [
+        {'name': name, 'values': [record.get(key) for record in records]}
+        for name, key in names.items()
+    ]
+    return {'epochs': [record['epoch'] for record in records], 'curves': curves}
+
+
+def _selection_warnings(trained: Config | None) -> list[str]:
+    if trained and trained.EVAL.SELECT_ON == 'valid' and trained.FINETUNE.MODE not in PROBES:
+        return ['the checkpoint was selected on valid, so the scores on valid are optimistic']
+    return []
