@@ -7,7 +7,9 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,7 @@ class ScalarLog:
             for key, value in record.items()
             if isinstance(value, int | float) and key != 'epoch'
         }
-        self._write_curves(scalars, record['epoch'])
+        self._write_curves(scalars, record['epoch'], flush=True)
 
     def write_step(self, values: dict[str, float], step: int) -> None:
         """Write curves within epochs to TensorBoard; `step` counts micro-batches."""
@@ -130,16 +132,22 @@ class ScalarLog:
         except OSError as error:
             self._warn(self.path, error)
 
-    def _write_curves(self, scalars: dict[str, float], step: int) -> None:
+    def _write_curves(self, scalars: dict[str, float], step: int, *, flush: bool = False) -> None:
         def write() -> None:
-            # SummaryWriter's thread ends at its first error, and every later call raises it again.
-            self._board = self._board or _open_board(self.path.parent)
+            # After an error SummaryWriter raises it again at every call, so a new one is opened. It
+            # would also create a run folder that somebody removed.
+            if self._board is None and self.path.parent.is_dir():
+                self._board = _open_board(self.path.parent)
+            if self._board is None:
+                return
             for tag, value in scalars.items():
                 self._board.add_scalar(tag, value, step)
+            if flush:
+                self._board.flush()
 
         self._try_board(write)
 
-    def _try_board(self, action: Any) -> None:
+    def _try_board(self, action: Callable[[], None]) -> None:
         try:
             action()
         except OSError as error:
@@ -203,7 +211,21 @@ def _open_board(folder: Path) -> Any:
     # Imported here because it takes seconds, and only rank 0 of a run needs it.
     from torch.utils.tensorboard import SummaryWriter
 
+    _silence_writer_thread()
     return SummaryWriter(str(folder / 'tensorboard'))
+
+
+@cache
+def _silence_writer_thread() -> None:
+    """Print no traceback when SummaryWriter's thread ends on a full disk; its next call raises."""
+    others = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        is_writer = type(args.thread).__module__.startswith('tensorboard')
+        if not (is_writer and isinstance(args.exc_value, OSError)):
+            others(args)
+
+    threading.excepthook = hook
 
 
 def _parse(lines: list[bytes], path: Path) -> Iterator[dict[str, Any]]:

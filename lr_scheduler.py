@@ -1,4 +1,4 @@
-"""Learning rates: scaled by the global batch, and scheduled as a function of the micro-batch."""
+"""Learning rates: scaled by the images of a step, and scheduled as a function of the batch."""
 
 import math
 from collections.abc import Callable
@@ -6,15 +6,19 @@ from typing import NamedTuple
 
 from torch.optim import Optimizer
 
-from config import Config
+from config import Config, Registry
 from engine import distributed
 
-REFERENCE_BATCH = 512  # images per update that the config's rates are meant for
+REFERENCE_BATCH = 512  # images per step that the config's learning rates are meant for
 LINEAR_END = 0.01  # share of its base rate at which the linear schedule ends
+
+Decay = Callable[[int, float], float]  # (batch, base rate) -> rate after the warm-up
+# Each schedule is a function (config, batches per epoch, MIN_LR) -> Decay.
+SCHEDULES: dict[str, Callable[[Config, int, float], Decay]] = Registry('TRAIN.LR_SCHEDULER.NAME')
 
 
 class ScaledLR(NamedTuple):
-    """TRAIN.BASE_LR, WARMUP_LR and MIN_LR for the global batch of a run."""
+    """TRAIN.BASE_LR, WARMUP_LR and MIN_LR for the images of a step."""
 
     base: float
     warmup: float
@@ -22,7 +26,7 @@ class ScaledLR(NamedTuple):
 
 
 def scaled_lr(config: Config, world_size: int) -> ScaledLR:
-    """The config's three rates times the images per update over 512; the config stays as it is."""
+    """Return the config's three rates times the images of a step / 512."""
     accumulation = max(1, config.TRAIN.ACCUMULATION_STEPS)
     factor = config.DATA.BATCH_SIZE * world_size * accumulation / REFERENCE_BATCH
     train = config.TRAIN
@@ -30,16 +34,16 @@ def scaled_lr(config: Config, world_size: int) -> ScaledLR:
 
 
 class Scheduler:
-    """Sets every group's rate from the number of the micro-batch alone; there is no state to save.
+    """Sets the rate of every parameter group from the number of the batch alone.
 
-    A group's base rate is its `lr` at construction, kept in its `initial_lr` too. A layer scale is
-    in there already, so it acts once; start of the warm-up and floor are the same for all groups.
+    There is no state to save. A group's base rate is its `lr` at construction, which includes its
+    layer scale, so the scale is applied once. All groups have the same warm-up start and minimum.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
-        decay: Callable[[int, float], float],
+        decay: Decay,
         *,
         warmup_steps: int,
         warmup_lr: float,
@@ -56,58 +60,75 @@ class Scheduler:
         self.step_update(0)
 
     def rate(self, step: int, base: float) -> float:
-        """The rate after micro-batch `step` (counted from 0 over the run) of a group."""
+        """Return a group's rate after batch `step`, counted from 0 over the whole run."""
         if step < self.warmup_steps:
             return self.warmup(self.warmup_lr, base, step, self.warmup_steps)
         return self.decay(step, base)
 
     def step_update(self, step: int) -> None:
-        """Set the rates that the update after micro-batch `step` will use."""
+        """Set the rates for the optimizer step after batch `step`."""
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group['lr'] = self.rate(step, base)
 
 
 def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int) -> Scheduler:
-    """The schedule that TRAIN.LR_SCHEDULER names, counted in micro-batches.
+    """Build the schedule of TRAIN.LR_SCHEDULER, counted in batches.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: If the name is unknown.
     """
     name = config.TRAIN.LR_SCHEDULER.NAME
-    if name not in _SCHEDULES:
+    if name not in SCHEDULES:
         raise ValueError(
-            f'TRAIN.LR_SCHEDULER.NAME must be one of {sorted(_SCHEDULES)}, got {name!r}'
+            f'TRAIN.LR_SCHEDULER.NAME must be one of {sorted(SCHEDULES)}, got {name!r}'
         )
     rates = scaled_lr(config, distributed.world_size())
     return Scheduler(
         optimizer,
-        _SCHEDULES[name](config, n_iter_per_epoch, rates.min),
+        SCHEDULES[name](config, n_iter_per_epoch, rates.min),
         warmup_steps=int(config.TRAIN.WARMUP_EPOCHS * n_iter_per_epoch),
         warmup_lr=rates.warmup,
         warmup=_half_cosine if name == 'onecycle' else _line,
     )
 
 
-def _line(start: float, end: float, step: int, length: int) -> float:
-    return start + step * (end - start) / length
+@SCHEDULES.register('cosine')
+def cosine(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
+    """Half a cosine over the whole run.
 
-
-def _half_cosine(start: float, end: float, step: int, length: int) -> float:
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * step / length))
-
-
-def _cosine(config: Config, n_iter_per_epoch: int, floor: float) -> Callable[[int, float], float]:
+    The warm-up is not subtracted from the step, so the rate drops slightly where it ends.
+    """
     total = int(config.TRAIN.EPOCHS * n_iter_per_epoch)
-
-    # The warm-up is not taken off the step, so the rate drops a little where the warm-up ends.
-    def decay(step: int, base: float) -> float:
-        return floor if step >= total else _half_cosine(base, floor, step, total)
-
-    return decay
+    return lambda step, base: floor if step >= total else _half_cosine(base, floor, step, total)
 
 
-def _onecycle(config: Config, n_iter_per_epoch: int, floor: float) -> Callable[[int, float], float]:
-    """Half a cosine down from the warm-up's end to the end of training; the warm-up is one, too.
+@SCHEDULES.register('linear')
+def linear(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
+    """A line from the end of the warm-up to LINEAR_END times the base rate."""
+    warmup = int(config.TRAIN.WARMUP_EPOCHS * n_iter_per_epoch)
+    length = max(1, int(config.TRAIN.EPOCHS * n_iter_per_epoch) - warmup)
+    return lambda step, base: base - (1 - LINEAR_END) * base * (step - warmup) / length
+
+
+@SCHEDULES.register('step')
+def step_decay(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
+    """A factor of DECAY_RATE every DECAY_EPOCHS."""
+    interval = int(config.TRAIN.LR_SCHEDULER.DECAY_EPOCHS * n_iter_per_epoch)
+    factor = config.TRAIN.LR_SCHEDULER.DECAY_RATE
+    return lambda step, base: base * factor ** (step // interval)
+
+
+@SCHEDULES.register('multistep')
+def multistep(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
+    """A factor of GAMMA at each of the epochs MULTISTEPS."""
+    milestones = [epoch * n_iter_per_epoch for epoch in config.TRAIN.LR_SCHEDULER.MULTISTEPS]
+    gamma = config.TRAIN.LR_SCHEDULER.GAMMA
+    return lambda step, base: base * gamma ** sum(milestone <= step for milestone in milestones)
+
+
+@SCHEDULES.register('onecycle')
+def onecycle(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
+    """Half a cosine up during the warm-up, and half a cosine down after it.
 
     Source: Smith & Topin 2018, arXiv:1708.07120.
     """
@@ -120,30 +141,9 @@ def _onecycle(config: Config, n_iter_per_epoch: int, floor: float) -> Callable[[
     return decay
 
 
-def _linear(config: Config, n_iter_per_epoch: int, floor: float) -> Callable[[int, float], float]:
-    warmup = int(config.TRAIN.WARMUP_EPOCHS * n_iter_per_epoch)
-    length = max(1, int(config.TRAIN.EPOCHS * n_iter_per_epoch) - warmup)
-    return lambda step, base: base - (1 - LINEAR_END) * base * (step - warmup) / length
+def _line(start: float, end: float, step: int, length: int) -> float:
+    return start + step * (end - start) / length
 
 
-def _step(config: Config, n_iter_per_epoch: int, floor: float) -> Callable[[int, float], float]:
-    interval = int(config.TRAIN.LR_SCHEDULER.DECAY_EPOCHS * n_iter_per_epoch)
-    factor = config.TRAIN.LR_SCHEDULER.DECAY_RATE
-    return lambda step, base: base * factor ** (step // interval)
-
-
-def _multistep(
-    config: Config, n_iter_per_epoch: int, floor: float
-) -> Callable[[int, float], float]:
-    milestones = [epoch * n_iter_per_epoch for epoch in config.TRAIN.LR_SCHEDULER.MULTISTEPS]
-    gamma = config.TRAIN.LR_SCHEDULER.GAMMA
-    return lambda step, base: base * gamma ** sum(milestone <= step for milestone in milestones)
-
-
-_SCHEDULES = {
-    'cosine': _cosine,
-    'linear': _linear,
-    'step': _step,
-    'multistep': _multistep,
-    'onecycle': _onecycle,
-}
+def _half_cosine(start: float, end: float, step: int, length: int) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * step / length))

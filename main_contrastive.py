@@ -8,16 +8,16 @@ import sys
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data import Loaders, build_loader
+from data import build_loader
 from engine import distributed
-from engine.device import autocast, throughput, to_device
+from engine.device import autocast, to_device
 from engine.launch import launch
 from engine.loop import LossFunction, fit
-from engine.preflight import preflight
 from engine.run_record import Run
+from engine.stage import run_stage
 from models.contrastive import (
     build_contrastive,
     collapse,
@@ -26,18 +26,20 @@ from models.contrastive import (
     features,
     warn_of_other_batch,
 )
+from models.pretrained import fit_pretrained
 from utils import checkpoint_to_evaluate, load_weights, read_checkpoint, trained_config
 
 
-def views_loss(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def views_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     return model(*batch)
 
 
 class HeldOutViews:
-    """After each epoch: the loss of held-out patients' views, and whether the features collapse.
+    """The loss on views of held-out patients after each epoch, and whether the features collapse.
 
-    Views are the same in all epochs. Spread and rank are of what the encoder makes of the images
-    without augmentation, over all processes; the rank is of how they differ from their mean.
+    The views are the same in all epochs. Feature spread and effective rank are computed over all
+    processes from the encoder's features of the images without augmentation; the rank is that of
+    their deviations from the mean.
     """
 
     def __init__(self, loader: DataLoader | None) -> None:
@@ -47,24 +49,24 @@ class HeldOutViews:
         if self.loader is None:
             return {}
         losses, z = self._score(run, model)
-        figures = {
+        values = {
             'holdout_loss': sum(losses) / len(losses),
             'holdout_feature_spread': float(feature_spread(z)),
             'holdout_effective_rank': float(effective_rank(z - z.mean(dim=0))),
             'holdout_images_compared': len(z) * distributed.world_size() // len(losses),
         }
-        loss, spread, rank, _ = figures.values()
+        loss, spread, rank, _ = values.values()
         most = min(len(z) - 1, z.shape[1])
         line = f'loss {loss:.4f}, feature spread {spread:.3f}, effective rank {rank:.1f} of {most}'
         run.logger.info(f'holdout {line}')
         problem = collapse(spread, rank, greatest_rank=most)
-        if problem and epoch >= 0:  # -1: nothing is learned
+        if problem and epoch >= 0:  # before training, at -1, nothing has been learned
             run.logger.warning(problem)
-        return figures
+        return values
 
     @torch.no_grad()
-    def _score(self, run: Run, model: nn.Module) -> tuple[list[float], torch.Tensor]:
-        """Losses of the batches, and features [N, F] of the images, of all processes."""
+    def _score(self, run: Run, model: nn.Module) -> tuple[list[float], Tensor]:
+        """Return losses of the batches, and features [N, F] of the images, of all processes."""
         model.eval()
         losses, rows = [], []
         for batch in self.loader:
@@ -76,39 +78,49 @@ class HeldOutViews:
         return sum((each for each, _ in gathered), []), torch.cat([each for _, each in gathered])
 
 
-def build_training(run: Run, loaders: Loaders) -> tuple[nn.Module, LossFunction]:
-    """What is trained, and by which loss."""
-    train, num_images = run.config.TRAIN, len(loaders.train.dataset)
-    steps = train.EPOCHS * math.ceil(len(loaders.train) / max(1, train.ACCUMULATION_STEPS))
-    sizes = {'total_steps': steps, 'num_images': num_images}
-    return build_contrastive(run.config, **sizes, logger=run.logger), views_loss
-
-
-def main(run: Run) -> int | None:
+def main(run: Run) -> int:
     config, logger = run.config, run.logger
+    if (
+        config.CHECK_MODE and distributed.world_size() > 1
+    ):  # --check tries steps of each process alone
+        raise ValueError('--check: contrastive pre-training can only be checked in one process')
     loaders = build_loader(config, logger, is_pretrain=True, contrastive=True)
-    model, loss_fn = build_training(run, loaders)
     after_epoch = HeldOutViews(loaders.holdout)
-    if config.THROUGHPUT_MODE:
-        batch = next(iter(loaders.train))
-        logger.info(f'throughput {throughput(config, model, batch, run.device):.1f} images/s')
-    elif config.CHECK_MODE:
-        if distributed.world_size() > 1:  # it tries steps of each process by itself
-            raise ValueError('--check: contrastive pre-training is checked in a single process')
-        return preflight(run, model, loaders, loss_fn)
-    elif config.EVAL_MODE:
+
+    def build() -> tuple[nn.Module, LossFunction]:
+        steps = math.ceil(len(loaders.train) / max(1, config.TRAIN.ACCUMULATION_STEPS))
+        model = build_contrastive(
+            config,
+            total_steps=config.TRAIN.EPOCHS * steps,
+            num_images=len(loaders.train.dataset),
+            logger=logger,
+        )
+        return model, views_loss
+
+    def evaluate() -> None:
         if loaders.holdout is None:
             share = config.DATA.HOLDOUT_FRACTION
             raise ValueError(f'--eval: DATA.HOLDOUT_FRACTION {share} holds out too few images')
+        model, _ = build()
         checkpoint = checkpoint_to_evaluate(config, run.folder)
         load_weights(checkpoint, model.to(run.device), logger)
         trained, states = trained_config(checkpoint), read_checkpoint(checkpoint).get('rng')
         if trained and isinstance(states, list):
             warn_of_other_batch(config, trained, processes=len(states), logger=logger)
         after_epoch(run, model, 0)
-    else:
-        run.record.describe(config, loaders)
-        fit(run, model, loaders.train, loss_fn, after_epoch=after_epoch)
+
+    def train(model: nn.Module, loss_fn: LossFunction) -> None:
+        fit(run, model, loaders.train, loss_fn, after_epoch=after_epoch, convert=fit_pretrained)
+
+    return run_stage(
+        run,
+        loaders,
+        build=build,
+        evaluate=evaluate,
+        train=train,
+        example=lambda: next(iter(loaders.train)),
+        convert=fit_pretrained,
+    )
 
 
 if __name__ == '__main__':

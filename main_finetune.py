@@ -7,23 +7,22 @@ import sys
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import Loaders, build_loader
 from data.labels import used_policies
-from engine.device import throughput
 from engine.launch import launch
 from engine.loop import LossFunction, fit
-from engine.preflight import preflight
 from engine.run_record import Run
+from engine.stage import run_stage
 from evaluation.inference import load_classifier, predict
 from evaluation.metrics import describe_scores, selection_score
 from evaluation.probes import build_probe, freeze_encoder
 from evaluation.run_report import FinalScores, check_scoring, score, warn_of_few_cases
 from models import build_model
 from models.losses import build_label_loss
+from models.pretrained import fit_pretrained
 from utils import (
     BEST_CHECKPOINT,
     checkpoint_name,
@@ -34,13 +33,13 @@ from utils import (
 
 
 def label_loss(run: Run, loader: DataLoader) -> LossFunction:
-    """The loss of a batch; with 'last_layer' the encoder stays as in evaluation: no drop path."""
+    """Return the loss of a batch. With 'last_layer' the frozen encoder has no drop path."""
     targets = loader.dataset.targets
     multiclass = np.array([policy.third_class for policy in used_policies(run.config)], bool)
     loss_fn = build_label_loss(run.config, targets, multiclass=multiclass)
     is_frozen = run.config.FINETUNE.MODE == 'last_layer'
 
-    def batch_loss(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def batch_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         images, targets, _ = batch
         if is_frozen:
             model.eval()
@@ -62,13 +61,12 @@ class Selection:
         logits = predict(run.config, run.device, model, self.loader)
         scores = score(run.config, logits, self.loader)
         run.logger.info(f'{self.split}: {describe_scores(scores)}')
-        chosen = selection_score(scores, run.config.EVAL.SELECT)
-        figures = {f'{self.split}_{key}': scores[key] for key in ('loss', 'mean_of_five', 'auroc')}
-        return figures | {'score': chosen}
+        values = {f'{self.split}_{key}': scores[key] for key in ('loss', 'mean_of_five', 'auroc')}
+        return values | {'score': selection_score(scores, run.config.EVAL.SELECT)}
 
 
 def evaluate(run: Run, loaders: Loaders) -> None:
-    """--eval: score one checkpoint, or the mean of those of EVAL.ENSEMBLE."""
+    """Score one checkpoint, or the mean prediction of those in EVAL.ENSEMBLE."""
     config = run.config
     paths = config.EVAL.ENSEMBLE or [checkpoint_to_evaluate(config, run.folder)]
     models = [load_classifier(config, path, run.device, run.logger) for path in paths]
@@ -79,55 +77,71 @@ def evaluate(run: Run, loaders: Loaders) -> None:
     final.write(models, [str(path) for path in paths])
 
 
-def build_training(run: Run, loaders: Loaders) -> tuple[nn.Module, LossFunction | None]:
-    """What is trained, and by which loss; None for a probe: no step is made."""
-    model = build_model(run.config, is_pretrain=False).to(run.device)
-    if run.config.FINETUNE.MODE == 'last_layer':
-        freeze_encoder(model)
-    return model, label_loss(run, loaders.train) if loaders.plain is None else None
+def fit_probe(run: Run, model: nn.Module, loaders: Loaders) -> None:
+    """Fit a probe on frozen features and score it."""
+    final = FinalScores(run, loaders)
+    warn_of_few_cases(run, loaders.holdout, 'holdout')
+    probe = build_probe(run, model, loaders)
+    final.score('selected', [probe])
+    final.write([probe], [run.config.FINETUNE.MODE])
 
 
-def main(run: Run) -> int | None:
-    config, logger = run.config, run.logger
-    loaders = build_loader(config, logger, is_pretrain=False)
-    if config.EVAL_MODE:
-        evaluate(run, loaders)
-        return
-    model, loss_fn = build_training(run, loaders)
-    if config.THROUGHPUT_MODE:
-        images, *_ = next(iter(loaders.valid))
-        images = images[:, 0] if images.ndim == 5 else images  # one of the test-time views
-        logger.info(f'throughput {throughput(config, model, (images,), run.device):.1f} images/s')
-        return
-    if config.CHECK_MODE:
-        return preflight(run, model, loaders, loss_fn)
-    run.record.describe(config, loaders)
-    final, is_probe = FinalScores(run, loaders), loaders.plain is not None
-    split = 'holdout' if is_probe else config.EVAL.SELECT_ON
-    warn_of_few_cases(run, getattr(loaders, split), split)
-    if is_probe:
-        model, source = build_probe(run, model, loaders), config.FINETUNE.MODE
-        final.score('selected', [model])
-        final.write([model], [source])
-        return
+def finetune(run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction) -> None:
+    """Train the classifier and score its last and its selected checkpoint."""
+    config, logger, final = run.config, run.logger, FinalScores(run, loaders)
+    split = config.EVAL.SELECT_ON
+    loader = getattr(loaders, split)
+    warn_of_few_cases(run, loader, split)
     if split == 'valid':
-        logger.warning('EVAL.SELECT_ON valid: scores on valid are of a checkpoint chosen there')
-    selection = Selection(getattr(loaders, split), split)
-    state = fit(run, model, loaders.train, loss_fn, after_epoch=selection)
+        logger.warning('EVAL.SELECT_ON valid: the scores on valid are of a checkpoint chosen there')
+    selection = Selection(loader, split)
+    state = fit(run, model, loaders.train, loss_fn, after_epoch=selection, convert=fit_pretrained)
     model = state.module
     final.score('last', [model])
     source, best = checkpoint_name(config.TRAIN.EPOCHS - 1), run.folder / BEST_CHECKPOINT
     saved = read_checkpoint(best) if best.exists() else {}
-    if saved.get('best_score') == state.best_score:  # else of a run that was not gone on with
+    if saved.get('best_score') == state.best_score:  # otherwise of epochs that the run gave up
         load_model_state(model, saved['model'], str(best), logger)
         final.score('selected', [model])
         source = best.name
     else:
         logger.warning(
-            f'no selected checkpoint in {run.folder} (no score on {split}, or none better than '
-            'that of the run it goes on from): the last one alone is scored'
+            f'there is no selected checkpoint in {run.folder}: there is no score on {split}, or no '
+            'checkpoint is better than the one this run resumed from. Only the last one is scored.'
         )
     final.write([model], [str(run.folder / source)])
+
+
+def main(run: Run) -> int:
+    config = run.config
+    loaders = build_loader(config, run.logger, is_pretrain=False)
+    is_probe = loaders.plain is not None
+
+    def build() -> tuple[nn.Module, LossFunction | None]:
+        model = build_model(config, is_pretrain=False).to(run.device)
+        if config.FINETUNE.MODE == 'last_layer':
+            freeze_encoder(model)
+        return model, None if is_probe else label_loss(run, loaders.train)
+
+    def train(model: nn.Module, loss_fn: LossFunction | None) -> None:
+        if is_probe:
+            fit_probe(run, model, loaders)
+        else:
+            finetune(run, model, loaders, loss_fn)
+
+    def example() -> tuple[Tensor]:
+        images, *_ = next(iter(loaders.valid))
+        return (images[:, 0] if images.ndim == 5 else images,)  # one of the test-time views
+
+    return run_stage(
+        run,
+        loaders,
+        build=build,
+        evaluate=lambda: evaluate(run, loaders),
+        train=train,
+        example=example,
+        convert=fit_pretrained,
+    )
 
 
 if __name__ == '__main__':

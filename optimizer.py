@@ -1,33 +1,42 @@
-"""The optimizer and its parameter groups: what decays, and which layer learns how fast."""
+"""The optimizer and its parameter groups: weight decay and learning rates by layer."""
 
 import logging
+from functools import partial
 
 from torch import nn, optim
 
-from config import Config
+from config import Config, register_check, require
 from engine import distributed
 from lr_scheduler import scaled_lr
+
+# Names (TRAIN.OPTIMIZER.NAME in lower case) to constructors, which read the section's options.
+OPTIMIZERS = {
+    'adamw': lambda options: partial(
+        optim.AdamW, eps=options.EPS, betas=tuple(options.BETAS), fused=True
+    ),
+    'sgd': lambda options: partial(optim.SGD, momentum=options.MOMENTUM, nesterov=True),
+}
+
+
+@register_check
+def check_optimizer(config: Config, stage: str | None = None) -> None:
+    """Check TRAIN.OPTIMIZER.NAME, which ignores upper case as in SimMIM."""
+    is_known = config.TRAIN.OPTIMIZER.NAME.lower() in OPTIMIZERS
+    require(is_known, config, 'TRAIN.OPTIMIZER.NAME', f'one of {list(OPTIMIZERS)}')
 
 
 def build_optimizer(
     config: Config, model: nn.Module, logger: logging.Logger, is_pretrain: bool
 ) -> optim.Optimizer:
-    """AdamW (fused) or SGD (Nesterov) over the groups of the stage, at the rate by the batch size.
+    """Build the optimizer of TRAIN.OPTIMIZER with the parameter groups of the stage.
+
+    Learning rates are scaled by the images of a step (`lr_scheduler.scaled_lr`).
 
     Raises:
-        ValueError: if TRAIN.OPTIMIZER.NAME is unknown.
+        ValueError: If TRAIN.OPTIMIZER.NAME is unknown.
     """
-    options = config.TRAIN.OPTIMIZER
-    adamw = {'eps': options.EPS, 'betas': tuple(options.BETAS), 'fused': True}
-    choices = {
-        'adamw': (optim.AdamW, adamw),
-        'sgd': (optim.SGD, {'momentum': options.MOMENTUM, 'nesterov': True}),
-    }
-    name = options.NAME.lower()
-    if name not in choices:
-        raise ValueError(
-            f'TRAIN.OPTIMIZER.NAME must be one of {sorted(choices)}, got {options.NAME!r}'
-        )
+    check_optimizer(config)
+    name = config.TRAIN.OPTIMIZER.NAME.lower()
     base_lr = scaled_lr(config, distributed.world_size()).base
     groups = param_groups(
         model,
@@ -41,8 +50,8 @@ def build_optimizer(
             f'weight decay {group["weight_decay"]:g}, base rate {group["lr"]:.6g}'
         )
     logger.info(_describe(name, groups))
-    algorithm, settings = choices[name]
-    return algorithm(groups, lr=base_lr, weight_decay=config.TRAIN.WEIGHT_DECAY, **settings)
+    build = OPTIMIZERS[name](config.TRAIN.OPTIMIZER)
+    return build(groups, lr=base_lr, weight_decay=config.TRAIN.WEIGHT_DECAY)
 
 
 def param_groups(
@@ -51,17 +60,18 @@ def param_groups(
     """Split the trainable parameters by weight decay and, in fine-tuning, by layer.
 
     Args:
-        model: names what is free of decay, and in fine-tuning its number of blocks and layer ids.
-        weight_decay: of the parameters that decay; the others get 0.
-        base_lr: rate of the topmost layer.
-        layer_decay: None (pre-training): two groups, decay and no decay. Else one group for each
-            layer id and kind of decay, whose rate is base_lr * layer_decay ** (top id - id).
+        model: Names the parameters without weight decay, and in fine-tuning the layers.
+        weight_decay: Weight decay of the other parameters.
+        base_lr: Learning rate of the topmost layer.
+        layer_decay: None (pre-training) for two groups, with and without weight decay. Otherwise
+            one group for each layer and kind of decay, with rate
+            base_lr * layer_decay ** (top layer - layer).
 
     Returns:
-        Groups for a torch optimizer; in fine-tuning with group_name and lr_scale (information
-        only: the scale is in lr already), in the order of first occurrence.
+        Groups for a PyTorch optimizer in the order of first occurrence. In fine-tuning they have a
+        group_name and an lr_scale, which is already included in lr.
     """
-    # In pre-training the group that decays comes first.
+    # In pre-training the group with weight decay comes first.
     groups = {(None, True): [], (None, False): []} if layer_decay is None else {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -86,8 +96,18 @@ def param_groups(
     ]
 
 
+def _is_exempt(name: str, parameter: nn.Parameter, model: nn.Module) -> bool:
+    """Return whether a parameter has no weight decay: vectors, biases, and the model's own list."""
+    return (
+        parameter.ndim == 1
+        or name.endswith('.bias')
+        or name in model.no_weight_decay()
+        or not model.no_weight_decay_keywords().isdisjoint(name.split('.'))
+    )
+
+
 def _describe(name: str, groups: list[dict]) -> str:
-    """One line on all groups; each has its own in the log at debug level."""
+    """Return one line on all groups."""
     decays = [group['weight_decay'] for group in groups for _ in group['params']]
     rates = [group['lr'] for group in groups]
     low, high = min(rates), max(rates)
@@ -96,14 +116,4 @@ def _describe(name: str, groups: list[dict]) -> str:
     return (
         f'{name}: {len(decays)} tensors in {len(groups)} groups, {decayed} of them with weight '
         f'decay {max(decays):g}; {shown}'
-    )
-
-
-def _is_exempt(name: str, parameter: nn.Parameter, model: nn.Module) -> bool:
-    """Whether a parameter has no weight decay: a vector, a bias, or by the model's own lists."""
-    return (
-        parameter.ndim == 1
-        or name.endswith('.bias')
-        or name in model.no_weight_decay()
-        or not model.no_weight_decay_keywords().isdisjoint(name.split('.'))
     )

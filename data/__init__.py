@@ -1,6 +1,6 @@
 """Chest X-rays: from CSV rows or folders to batches.
 
-Importing this package, `data.labels` or `data.chexpert` does not import torch.
+Importing this package, `data.labels` or `data.records` does not import torch.
 """
 
 from __future__ import annotations
@@ -9,40 +9,42 @@ import logging
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
+from config import Config
+
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-    from config import Config
-
 
 class Loaders(NamedTuple):
-    """The batches of a stage; None where a stage has no such split.
+    """The loaders of a stage; None if a stage has no such split.
 
-    Each loader's `dataset.records` says where an image comes from, and `dataset.targets` what its
-    targets are.  B images, C channels, side S, h x w tokens, K labels.
+    The `dataset.records` of a loader say where an image comes from, and `dataset.targets` are its
+    targets. B images, C channels, side S, h x w tokens, K labels.
 
     Pre-training:
-        train: (images [B, C, S, S], masks [B, h, w]), augmented, another mask in each epoch.
+        train: (images [B, C, S, S], masks [B, h, w]), augmented, with new masks in each epoch.
         holdout: (images, masks, scale [B, C], offset [B, C]) of held-out patients, with the run's
-            kind of masks, always the same ones; images * scale + offset are grey levels 0..255.
-        reference: the same images with masks that do not depend on the run: random, 0.6 hidden,
-            units of 32 px, below 128 px of an eighth of the side (data_simmim.
-            reference_mask_patch). None where these do not fit the image or the model's patches.
+            type of masks, which are the same in each epoch. images * scale + offset are grey
+            levels 0..255.
+        reference: The same images with masks that do not depend on the run: random, 0.6 hidden,
+            units of 32 px, or an eighth of the side for images below 128 px. None if these do
+            not fit the image or the patches of the model.
 
     Contrastive pre-training:
-        train: views of images, as many tensors [B, C, S, S] as there are views; other ones in each
-            epoch. SwAV's small crops come last and may be smaller.
-        holdout: (images [B, C, S, S] without augmentation, views ...) of held-out patients, always
-            the same views; as many batches on every rank.
+        train: Views of images, one tensor [B, C, S, S] per view, new ones in each epoch. SwAV's
+            small crops come last and may be smaller.
+        holdout: (images [B, C, S, S] without augmentation, views ...) of held-out patients, with
+            the same views in each epoch and the same number of batches on every rank.
 
     Fine-tuning:
-        train: (images, targets [B, K], index [B]), augmented; NaN targets are not learned from.
-        holdout, valid, test: the same without augmentation; each image once over all ranks, NaN
-            targets are not scored.  index is the position in dataset.records.  With test-time
+        train: (images, targets [B, K], index [B]), augmented. NaN targets are ignored.
+        holdout, valid, test: The same without augmentation, each image once over all ranks. NaN
+            targets are not scored. index is the position in dataset.records. With test-time
             views the images are [B, T, C, S, S].
-        plain: training images without augmentation, in order: those of train (which is None) for
+        plain: Training images without augmentation, in order. They replace train with
             FINETUNE.MODE 'linear_probe' and 'knn'.
-        whole: every training image likewise, before a subset is taken; with EVAL.PREDICT_TRAIN.
+        whole: Every training image without augmentation, before a subset is taken (with
+            EVAL.PREDICT_TRAIN).
     """
 
     train: DataLoader | None = None
@@ -57,22 +59,20 @@ class Loaders(NamedTuple):
 def build_loader(
     config: Config, logger: logging.Logger, is_pretrain: bool, *, contrastive: bool = False
 ) -> Loaders:
-    """The loaders of pre-training, of contrastive pre-training or of fine-tuning."""
+    """Build the loaders of pre-training, of contrastive pre-training or of fine-tuning."""
     if not config.DATA.DATA_PATH:
-        raise ValueError('DATA.DATA_PATH is empty: name the folder of the data with --data-path')
+        raise ValueError('DATA.DATA_PATH is empty: give the folder of the data with --data-path')
+    # Imported here, because these modules import torch.
+    from data.data_contrastive import build_loader_contrastive
+    from data.data_finetune import build_loader_finetune
+    from data.data_simmim import build_loader_simmim
     from data.records import log_store
 
-    if config.CHECK_MODE:  # whose table has a line for the workers
+    if config.CHECK_MODE:  # its table reports the number of workers
         warnings.filterwarnings('ignore', message='This DataLoader will create')
     log_store(config, logger)
     if contrastive:
-        from data.data_contrastive import build_loader_contrastive
-
         return build_loader_contrastive(config, logger)
     if is_pretrain:
-        from data.data_simmim import build_loader_simmim
-
         return build_loader_simmim(config, logger)
-    from data.data_finetune import build_loader_finetune
-
     return build_loader_finetune(config, logger)

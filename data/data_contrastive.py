@@ -1,7 +1,6 @@
 """Data of contrastive pre-training: views of each image, and held-out patients with fixed views.
 
-The images are those that `data.data_simmim` trains on and holds out. A packed store is read as
-files are: views are made by the loader's workers, also for a store of squares.
+The images are those that `data.data_simmim` trains on and holds out.
 """
 
 import logging
@@ -38,28 +37,27 @@ BLUR_REACH = 3.0  # standard deviations at which the kernel ends
 
 
 class ViewsTransform:
-    """(image, rng) -> views [C, S, S] of it: two, and SwAV's small crops [C, s, s] after them.
+    """(image, rng) -> views [C, S, S]: two, followed by SwAV's small crops [C, s, s].
 
-    What is random is to leave what an X-ray shows as it is, and to change what a network could
-    tell an image by without it:
+    The augmentation keeps what an X-ray shows, and changes what a network could otherwise use to
+    recognise an image:
 
-    - a crop of at least 0.3 of the area (AUG.CROP_AREA). SimCLR's 0.08 is less than a lung: two
-      such views often have no anatomy in common, and what they show is not what is wrong;
-    - a horizontal flip (AUG.HFLIP; 0 in the configs): it makes sides alike, though a heart on the
-      right is a disease of its own (dextrocardia);
-    - rotation, shift and the like, off by default (AUG.ROTATION, AUG.TRANSLATE, ...);
-    - brightness and contrast by 1 +- AUG.COLOR_JITTER: exposure and windowing differ between
-      machines. DATA.NORMALIZE 'image' undoes both, but for what is clipped;
-    - Gaussian blur with probability CONTRASTIVE.BLUR, of SimCLR's strengths at 224 px and the same
-      share of the side at others: focus, scatter and noise differ, too.
+    - A crop of at least 0.3 of the area (AUG.CROP_AREA). SimCLR's 0.08 is less than a lung: two
+      such views often share no anatomy.
+    - A horizontal flip (AUG.HFLIP, 0 in the configs). It makes left and right alike, although a
+      heart on the right is a disease (dextrocardia).
+    - Rotation, shift and similar changes, off by default (AUG.ROTATION, AUG.TRANSLATE, ...).
+    - Brightness and contrast by 1 +- AUG.COLOR_JITTER, because exposure and windowing differ
+      between machines. DATA.NORMALIZE 'image' undoes both, except for clipped pixels.
+    - Gaussian blur with probability CONTRASTIVE.BLUR, because focus, scatter and noise differ.
+      Its strength is SimCLR's at 224 px, and the same share of the side at other sizes.
 
-    Hue, saturation and greyscale do nothing to a grey image; solarised, lungs are bright and bones
-    dark, which no X-ray that is scored is. MoCo-CXR (Sowrirajan et al. 2021, arXiv:2010.05352)
-    leaves out crops, blur and jitter, too, lest they remove a finding, and has flips and rotations
-    by up to 10 degrees.
+    Hue, saturation and greyscale have no effect on a grey image, and solarised X-rays look like no
+    real X-ray. MoCo-CXR (Sowrirajan et al. 2021, arXiv:2010.05352) also omits crops, blur and
+    jitter, because they could remove a finding; it uses flips and rotations by up to 10 degrees.
 
-    Each view takes 27 uniforms of the image's generator, whatever is turned off: crop (22), flip,
-    brightness, contrast, whether it is blurred, how much; then what RandomWarp takes.
+    Each view takes 27 uniform draws, whatever is turned off: crop (22), flip, brightness,
+    contrast, whether it is blurred, and how much. Then follow the draws of RandomWarp.
     """
 
     def __init__(self, config: Config) -> None:
@@ -99,7 +97,7 @@ class ViewsTransform:
 
 
 class HoldoutViewsTransform:
-    """(image, rng) -> (image [C, S, S] without augmentation, views of it drawn from rng ...)."""
+    """(image, rng) -> (image [C, S, S] without augmentation, views drawn from rng ...)."""
 
     def __init__(self, config: Config) -> None:
         interpolation = config.DATA.PRETRAIN_INTERPOLATION
@@ -111,7 +109,7 @@ class HoldoutViewsTransform:
 
 
 def build_loader_contrastive(config: Config, logger: logging.Logger) -> Loaders:
-    """Loaders of contrastive pre-training (see data.Loaders): train, holdout."""
+    """Build the loaders of contrastive pre-training (see data.Loaders): train, holdout."""
     train, holdout = pretrain_records(config, logger)
     subset = describe_subset(config)
     held_out = whole_batches(evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES), config)
@@ -130,20 +128,18 @@ def build_loader_contrastive(config: Config, logger: logging.Logger) -> Loaders:
 
 
 def whole_batches(records: Records, config: Config) -> Records:
-    """As many, evenly spread, as give all processes the same batches.
+    """Select as many records, evenly spread, as give all processes the same batches.
 
-    The loss compares the images of a batch on all processes: batches of one size can be compared
-    with each other, and no process may have one more than another. Where there are not enough for
-    one batch each, each has a smaller one.
+    The loss compares the images of a batch over all processes. So only batches of one size are
+    comparable, and every process needs the same number of batches. If there are not enough images
+    for one batch per process, each process has one smaller batch.
     """
     processes = distributed.world_size()
     whole = processes * config.DATA.BATCH_SIZE
     unit = whole if len(records) >= whole else processes
-    return (
-        records.select(np.arange(0))
-        if len(records) < unit
-        else evenly_spread(records, len(records) // unit * unit)
-    )
+    if len(records) < unit:
+        return records.select(np.arange(0))
+    return evenly_spread(records, len(records) // unit * unit)
 
 
 def _holdout_loader(config: Config, records: Records) -> DataLoader | None:

@@ -1,4 +1,7 @@
-"""Data of fine-tuning: labelled images; policies for training targets, none for scored ones."""
+"""Data of fine-tuning: labelled images, and pseudo-labels for images without labels.
+
+Training targets follow the policies for uncertain labels; uncertain labels are never scored.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -46,127 +49,11 @@ from data.records import (
 )
 from data.transforms import EvalTransform, TrainTransform
 
-# ==== data.pseudo_labels: Pseudo-labels: whom they are for, and a file's of them beside the real labels of a subset.
-
-
-def unlabelled_records(config: Config, records: Records) -> Records:
-    """The images of DATA.VIEWS of the patients that the subset of training leaves out.
-
-    Args:
-        config: whose DATA.TRAIN_FRACTION or DATA.TRAIN_IMAGES, and SEED, draw the subset.
-        records: all training images that are not held out.
-
-    Returns:
-        Their records, with the labels as they were read: who trains must not look at these.
-    """
-    outside = ~_of_subset(config, records)
-    return select_views(records.select(outside), config.DATA.VIEWS)
-
-
-def read_pseudo_labels(
-    config: Config, records: Records, held_out: Records
-) -> tuple[Records, np.ndarray]:
-    """The images that the file of DATA.PSEUDO_LABELS has a value of, and its values.
-
-    Args:
-        config: see `unlabelled_records`; the labels are those of DATA.TASK.
-        records: all training images that are not held out.
-        held_out: those that are.
-
-    Returns:
-        Records without labels (all NaN), and [M, K] float32 in [0, 1], NaN where the file is empty.
-
-    Raises:
-        ValueError: naming the file, and the row where there is one: if it is no predictions file
-            (cells may be empty), if an image is of a held-out patient, of one of the subset, of
-            another view or not in the training CSV, if a label with a third class has a value
-            between 0 and 1, or if there is no value at all.
-    """
-    file, labels = config.DATA.PSEUDO_LABELS, task_labels(config.DATA.TASK)
-    predictions = read_predictions(file, allow_empty=True)
-    check_task(file, config.DATA.TASK)
-    classes = multiclass_labels(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
-    _refuse_soft(predictions, np.array(LABELS)[classes])
-    unlabelled, of_subset = unlabelled_records(config, records), _of_subset(config, records)
-    names = row_names(predictions, unlabelled.path)
-    others = {
-        'of a held-out patient': held_out,
-        'of a patient whose real labels are learned from': records.select(of_subset),
-        f'not of DATA.VIEWS {config.DATA.VIEWS!r}': records,
-    }
-    _refuse_others(predictions, names, others, csv=records.csv)
-    values = look_up(predictions, names, labels).astype(np.float32)
-    has_value = ~np.isnan(values).all(axis=1)
-    if not has_value.any():
-        raise ValueError(f'DATA.PSEUDO_LABELS {file} has no value of {", ".join(labels)}')
-    kept = unlabelled.select(has_value)
-    return replace(kept, labels=np.full_like(kept.labels, np.nan)), values[has_value]
-
-
-def joined(first: Records, second: Records) -> Records:
-    """The records of both, which are of the same CSV."""
-    names = [entry.name for entry in fields(Records) if entry.name not in ('root', 'csv')]
-    arrays = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
-    return replace(first, **arrays)
-
-
-def describe_values(values: np.ndarray, labels: Sequence[str]) -> str:
-    """How many positive (from 0.5 on) and negative values each label has, in words.
-
-    Args:
-        values: [M, K], NaN where there is none.
-        labels: [K] names.
-    """
-    positive, negative = (values >= 0.5).sum(axis=0), (values < 0.5).sum(axis=0)
-    counts = zip(labels, positive.tolist(), negative.tolist(), strict=True)
-    return ', '.join(f'{label} {high} + {low}' for label, high, low in counts)
-
-
-def _of_subset(config: Config, records: Records) -> np.ndarray:
-    """[N] whether an image is of a patient of whom real labels are learned from."""
-    return pd.Index(records.patient).isin(set(training_records(config, records).patient))
-
-
-def _refuse_soft(predictions: Predictions, labels: Sequence[str]) -> None:
-    """Refuse values between 0 and 1 of these labels, whose loss knows classes alone."""
-    values = predictions.probabilities
-    soft = np.isin(predictions.labels, labels) & (values > 0) & (values < 1)  # [N, K]
-    if soft.any():
-        row, k = np.argwhere(soft)[0]
-        raise ValueError(
-            f'DATA.PSEUDO_LABELS {predictions.file}, row {predictions.row[row] + 2} (the header is '
-            f'row 1), column {predictions.labels[k]!r}: {values[row, k]:g} is not allowed where '
-            'uncertain is a third class (allowed: 0, 1, or empty)'
-        )
-
-
-def _refuse_others(
-    predictions: Predictions, wanted: Sequence[str], others: Mapping[str, Records], *, csv: str
-) -> None:
-    """Refuse a row that is none of the wanted names, saying what it is instead."""
-    own = [normalise_name(name) for name in predictions.names]
-    stray = ~pd.Index(own).isin(wanted)
-    if not stray.any():
-        return
-    first, reason = int(np.argmax(stray)), f'of no training image of {csv}'
-    for what, records in others.items():
-        if own[first] in row_names(predictions, records.path):
-            reason = what
-            break
-    raise ValueError(
-        f'DATA.PSEUDO_LABELS {predictions.file}, row {predictions.row[first] + 2} (the header is '
-        f'row 1): it is {reason}; only training patients whose labels DATA.TRAIN_FRACTION or '
-        'DATA.TRAIN_IMAGES leaves out may have pseudo-labels'
-    )
-
-
-# ==== data.data_finetune: Data of fine-tuning: labelled images; policies for training targets, none for scored ones.
-
 
 def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
-    """Loaders of fine-tuning (see data.Loaders).
+    """Build the loaders of fine-tuning (see data.Loaders).
 
-    With EVAL_MODE there is no train, and no holdout where the training labels are absent.
+    With EVAL_MODE there is no train, and no holdout if the training CSV is absent.
     """
     holdout, parts = None, {}
     everything = read_split(config, 'train', logger, optional=config.EVAL_MODE)
@@ -182,10 +69,24 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
     return Loaders(holdout=holdout, valid=valid, test=test, **parts)
 
 
+def unlabelled_records(config: Config, records: Records) -> Records:
+    """Select the images of DATA.VIEWS of the patients outside the training subset.
+
+    Args:
+        config: DATA.TRAIN_FRACTION or DATA.TRAIN_IMAGES, and SEED, determine the subset.
+        records: All training images that are not held out.
+
+    Returns:
+        Their records with the labels that were read; training must not use these labels.
+    """
+    outside = ~_of_subset(config, records)
+    return select_views(records.select(outside), config.DATA.VIEWS)
+
+
 def _training_loaders(
     config: Config, everything: Records, holdout: Records, logger: logging.Logger
 ) -> dict[str, DataLoader]:
-    """`train` or, for probes, `plain`; policies are checked before a subset is taken."""
+    """Build `train` or, for probes, `plain`; policies are checked before a subset is taken."""
     data = config.DATA
     if data.TASK == 'observations':
         viewed = select_views(everything, data.VIEWS)
@@ -194,14 +95,14 @@ def _training_loaders(
     records = training_records(config, everything)
     targets = _training_targets(config, records)
     unused = np.isnan(targets).sum()
-    remark = f'{unused} labels not learned from' if unused else ''
+    remark = f'{unused} labels are ignored' if unused else ''
     _log_split(logger, 'train', records, remark, subset=describe_subset(config))
     if data.PSEUDO_LABELS:
-        pseudo_labelled, values = read_pseudo_labels(config, everything, holdout)
-        counts = describe_values(values, task_labels(data.TASK))
+        pseudo_labelled, values = _read_pseudo_labels(config, everything, holdout)
+        counts = _describe_values(values, task_labels(data.TASK))
         remark = f'{data.PSEUDO_LABELS}: positive + negative values: {counts}'
         _log_split(logger, 'pseudo-labelled', pseudo_labelled, remark)
-        records = joined(records, pseudo_labelled)
+        records = _joined(records, pseudo_labelled)
         targets = np.concatenate([targets, values])
     _warn_of_one_class(logger, 'train', targets, task_labels(data.TASK), 'nothing to learn')
     if config.FINETUNE.MODE in PROBES:
@@ -222,7 +123,7 @@ def _training_loaders(
 def _training_targets(
     config: Config, records: Records, *, read_predicted: bool = True
 ) -> np.ndarray:  # [N, K]
-    """Targets by the policies; without `read_predicted` predicted labels are left out (NaN)."""
+    """Apply the label policies; without `read_predicted`, labels to be predicted are NaN."""
     data = config.DATA
     if not find_task(data.TASK).uses_policies:
         return scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
@@ -243,7 +144,7 @@ def _training_targets(
 
 
 def _scored_loader(config: Config, split: str, logger: logging.Logger) -> DataLoader | None:
-    """Loader of valid, or of test if there is one; columns to group by are looked up at once."""
+    """Build the loader of valid, or of test if present, and check the columns of subgroups."""
     records = read_split(config, split, logger, optional=split == 'test')
     if records is None:
         return None
@@ -286,3 +187,95 @@ def _log_split(
     about = f'{subset}; {by_view}' if subset else by_view
     line = f'{split}: {len(records)} images of {len(set(records.patient))} patients ({about})'
     logger.info(f'{line}; {remark}' if remark else line)
+
+
+def _read_pseudo_labels(
+    config: Config, records: Records, held_out: Records
+) -> tuple[Records, np.ndarray]:
+    """Read the values in the file DATA.PSEUDO_LABELS and the images they belong to.
+
+    Args:
+        config: See `unlabelled_records`; the labels are those of DATA.TASK.
+        records: All training images that are not held out.
+        held_out: The images that are held out.
+
+    Returns:
+        Records without labels (all NaN), and [M, K] float32 in [0, 1], NaN where the file is empty.
+
+    Raises:
+        ValueError: Naming the file and the row, if the file is not a predictions file (cells may
+            be empty), if an image belongs to a held-out patient, to the subset, to another view or
+            to no training image, if a label with a third class has a value between 0 and 1, or if
+            there is no value at all.
+    """
+    file, labels = config.DATA.PSEUDO_LABELS, task_labels(config.DATA.TASK)
+    predictions = read_predictions(file, allow_empty=True)
+    check_task(file, config.DATA.TASK)
+    classes = multiclass_labels(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
+    _refuse_soft(predictions, np.array(LABELS)[classes])
+    unlabelled, of_subset = unlabelled_records(config, records), _of_subset(config, records)
+    names = row_names(predictions, unlabelled.path)
+    others = {
+        'of a held-out patient': held_out,
+        'of a patient whose real labels are used': records.select(of_subset),
+        f'not of DATA.VIEWS {config.DATA.VIEWS!r}': records,
+    }
+    _refuse_others(predictions, names, others, csv=records.csv)
+    values = look_up(predictions, names, labels).astype(np.float32)
+    has_value = ~np.isnan(values).all(axis=1)
+    if not has_value.any():
+        raise ValueError(f'DATA.PSEUDO_LABELS {file} has no value of {", ".join(labels)}')
+    kept = unlabelled.select(has_value)
+    return replace(kept, labels=np.full_like(kept.labels, np.nan)), values[has_value]
+
+
+def _joined(first: Records, second: Records) -> Records:
+    """Concatenate records of the same CSV."""
+    names = [entry.name for entry in fields(Records) if entry.name not in ('root', 'csv')]
+    arrays = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
+    return replace(first, **arrays)
+
+
+def _describe_values(values: np.ndarray, labels: Sequence[str]) -> str:
+    """Describe how many positive (0.5 or more) and negative values [M, K] each label has."""
+    positive, negative = (values >= 0.5).sum(axis=0), (values < 0.5).sum(axis=0)
+    counts = zip(labels, positive.tolist(), negative.tolist(), strict=True)
+    return ', '.join(f'{label} {high} + {low}' for label, high, low in counts)
+
+
+def _of_subset(config: Config, records: Records) -> np.ndarray:
+    """Whether each image [N] belongs to a patient of the subset, whose real labels are used."""
+    return pd.Index(records.patient).isin(set(training_records(config, records).patient))
+
+
+def _refuse_soft(predictions: Predictions, labels: Sequence[str]) -> None:
+    """Refuse values between 0 and 1 of these labels, whose loss needs classes."""
+    values = predictions.probabilities
+    soft = np.isin(predictions.labels, labels) & (values > 0) & (values < 1)  # [N, K]
+    if soft.any():
+        row, k = np.argwhere(soft)[0]
+        raise ValueError(
+            f'DATA.PSEUDO_LABELS {predictions.file}, row {predictions.row[row] + 2} (the header is '
+            f'row 1), column {predictions.labels[k]!r}: {values[row, k]:g} is not allowed where '
+            'uncertain is a third class (allowed: 0, 1, or empty)'
+        )
+
+
+def _refuse_others(
+    predictions: Predictions, wanted: Sequence[str], others: Mapping[str, Records], *, csv: str
+) -> None:
+    """Refuse a row with another name than the wanted ones, and report what it is instead."""
+    own = [normalise_name(name) for name in predictions.names]
+    stray = ~pd.Index(own).isin(wanted)
+    if not stray.any():
+        return
+    first, reason = int(np.argmax(stray)), f'of no training image in {csv}'
+    for what, records in others.items():
+        if own[first] in row_names(predictions, records.path):
+            reason = what
+            break
+    raise ValueError(
+        f'DATA.PSEUDO_LABELS {predictions.file}, row {predictions.row[first] + 2} (the header is '
+        f'row 1): it is {reason}; only training patients whose labels DATA.TRAIN_FRACTION or '
+        'DATA.TRAIN_IMAGES leaves out may have pseudo-labels'
+    )

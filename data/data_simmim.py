@@ -10,11 +10,9 @@ from data import Loaders
 from data.loader import XrayDataset, bad_images, make_loader
 from data.masking import MaskGenerator
 from data.records import (
-    LABELLED,
+    DATASETS,
     Records,
-    data_root,
     describe_subset,
-    read_folder,
     read_split,
     select_views,
     split_holdout,
@@ -22,16 +20,16 @@ from data.records import (
 )
 from data.transforms import HoldoutTransform, PretrainTransform
 
-# The masks that every run is scored on, too, whatever it trains with. In small pictures units of
-# 32 px would leave one corner to see: there they are an eighth of the side.
+# Every run is also scored on these masks, whatever it trains with. In small images, units of 32 px
+# would leave one corner visible, so the units are an eighth of the side.
 REFERENCE_MASK_PATCH = 32
 REFERENCE_SMALL = 128
 REFERENCE_MASK_RATIO = 0.6
-HOLDOUT_SEED = 0  # not SEED: all runs are scored on the same masks
+HOLDOUT_SEED = 0  # not SEED, so that all runs are scored on the same masks
 
 
 def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
-    """Loaders of pre-training (see data.Loaders): train, holdout, reference."""
+    """Build the loaders of pre-training (see data.Loaders): train, holdout, reference."""
     train, holdout = pretrain_records(config, logger)
     subset = describe_subset(config)
     logger.info(
@@ -58,15 +56,11 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
 
 
 def pretrain_records(config: Config, logger: logging.Logger) -> tuple[Records, Records]:
-    """The images to train on, and those of the held-out patients."""
+    """Return the images to train on, and those of the held-out patients."""
     data = config.DATA
-    if data.DATASET in LABELLED:
-        records = read_split(config, 'train', logger)
-    else:
-        root = data_root(config, logger)
-        records = read_folder(root, allow_all_images=data.ALLOW_ALL_IMAGES, logger=logger)
+    records = read_split(config, 'train', logger)
     train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
-    if data.DATASET in LABELLED:
+    if DATASETS[data.DATASET].labelled:
         train = select_views(train, data.VIEWS)
         holdout = select_views(holdout, data.VIEWS) if len(holdout) else holdout
     train = take_subset(
@@ -76,7 +70,7 @@ def pretrain_records(config: Config, logger: logging.Logger) -> tuple[Records, R
 
 
 def mask_generator(config: Config) -> MaskGenerator:
-    """The masks that the run trains with."""
+    """Build the masks that the run trains with."""
     return MaskGenerator(
         config.DATA.IMG_SIZE,
         config.DATA.MASK_PATCH_SIZE,
@@ -87,7 +81,7 @@ def mask_generator(config: Config) -> MaskGenerator:
 
 
 def reference_mask_generator(config: Config) -> MaskGenerator | None:
-    """The masks that runs are compared on, or None where they do not fit image or patches."""
+    """Build the masks that runs are compared on; None if they do not fit image or patches."""
     size, patch = config.DATA.IMG_SIZE, encoder_node(config).PATCH_SIZE
     unit = reference_mask_patch(size)
     if not unit or size % unit or unit % patch:
@@ -96,12 +90,12 @@ def reference_mask_generator(config: Config) -> MaskGenerator | None:
 
 
 def reference_mask_patch(size: int) -> int:
-    """Side of a unit of the masks that runs are compared on, in pixels of an image of this side."""
+    """Return the unit, in pixels, of the masks that runs are compared on, for an image size."""
     return REFERENCE_MASK_PATCH if size >= REFERENCE_SMALL else size // 8
 
 
 def evenly_spread(records: Records, count: int) -> Records:
-    """This many of the records, evenly spread over their order; 0: all."""
+    """Select this many records, evenly spread over their order; 0 selects all."""
     if count == 0 or count >= len(records):
         return records
     return records.select(np.arange(count) * len(records) // count)

@@ -27,7 +27,6 @@ from data.records import (
     Records,
     group_columns,
     read_csv,
-    safe_cell,
     split_holdout,
     standard_groups,
     training_records,
@@ -182,7 +181,7 @@ def save_description(description: Description, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tables = {name: getattr(description, name) for name in ('splits', 'counts', 'targets')}
     for name, table in tables.items():
-        table.map(safe_cell).to_csv(folder / f'{name}.csv', index=False)
+        table.to_csv(folder / f'{name}.csv', index=False)
     contents = {name: table.to_dict('records') for name, table in tables.items()}
     contents['notes'] = description.notes
     (folder / 'description.json').write_text(json.dumps(contents, indent=1) + '\n')
@@ -227,7 +226,7 @@ def _read_sets(config: Config) -> dict[str, Records]:
         if not (Path(data.DATA_PATH) / csv_name).is_file():
             continue
         records = read_csv(
-            data.DATA_PATH, csv_name, image_suffix=data.IMAGE_SUFFIX, check_files=False
+            data.DATA_PATH, csv_name, image_suffix=data.IMAGE_SUFFIX, look_up='none'
         )
         if split == 'train' and data.HOLDOUT_FRACTION:
             sets[BOTH] = records

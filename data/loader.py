@@ -83,8 +83,9 @@ class BadImages:
         if not self.path.exists():
             return set()
         with open(self.path, encoding='utf-8', errors='surrogateescape', newline='') as file:
-            rows = [row for row in csv.reader(file) if len(row) == len(HEADER)]
-        return {row[0] for row in rows} - {HEADER[0]}
+            # Each line by itself, so that a line that was cut off does not swallow the next one.
+            rows = [next(csv.reader([line]), []) for line in file]
+        return {row[0] for row in rows if len(row) == len(HEADER)} - {HEADER[0]}
 
     def log(self) -> None:
         """Log a warning with the number of listed files, if there are any."""

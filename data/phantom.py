@@ -1,9 +1,12 @@
-"""Synthetic chest X-rays in CheXpert's layout, for the demo and the tests.
+"""Synthetic chest X-rays in the layouts of CheXpert and MIMIC-CXR-JPG, for the demo and the tests.
 
-Everything is a function of the seed and of the numbers of split, patient, study and view.
+A study has a latent state for each observation. Its images show the state as a severity, and its
+label is read from the state with an error, so that states near the threshold get uncertain or wrong
+labels. Everything is a function of the seed and the numbers of split, patient, study and view.
+
+Body coordinates: x runs to the right of the image (the patient's left), y downwards; 1 is about
+half a thorax.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -26,12 +29,63 @@ from tqdm import tqdm
 
 from data.labels import LABELS, NO_FINDING
 
-# ==== data.phantom_scene: The canvas of phantom chest X-rays: body coordinates, textures, and the film that pictures them.
-#
-# Body coordinates: x runs to the right of the picture (the patient's left), y downwards; 1 is about
-# half a thorax.
+SETTINGS_FILE = 'phantom.json'
+SIZES = (32, 1000)  # smallest and largest long side of an image
 
+# CSV files of CheXpert.
+COLUMNS = ('Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *LABELS)
+SPLITS = ('train', 'valid', 'test')
+FIRST_PATIENT = {'train': 1, 'valid': 80001, 'test': 90001}
+MOST_PATIENTS = {'train': 80000, 'valid': 10000, 'test': 9999}
+
+# Per observation: share of studies positive and uncertain (Irvin et al. 2019, Table 1, per 187,641
+# studies); share of the other images whose CSV cell is 0.0 and not blank (CheXpert's train.csv);
+# loadings of the latent state on six factors: heart failure, acute care, infection, chest wall and
+# pleura, age, male sex (chosen; they give the published share of No Finding).
+POPULATION = {
+    'No Finding': (16627, 0, 0.0, (0, 0, 0, 0, 0, 0)),
+    'Enlarged Cardiomediastinum': (9020, 10148, 0.108, (0.35, 0.1, 0, 0, 0.2, 0)),
+    'Cardiomegaly': (23002, 6597, 0.059, (0.6, 0, 0, -0.1, 0.2, 0)),
+    'Lung Opacity': (92669, 4341, 0.061, (0.3, 0.15, 0.45, 0.1, 0.05, 0)),
+    'Lung Lesion': (6856, 1071, 0.006, (-0.15, -0.2, 0.1, 0.1, 0.25, 0)),
+    'Edema': (48905, 11571, 0.137, (0.6, 0.3, 0.05, -0.2, 0.15, 0)),
+    'Consolidation': (12730, 23976, 0.155, (0.05, 0.15, 0.55, 0, 0, 0)),
+    'Pneumonia': (4576, 15658, 0.014, (0.05, 0.05, 0.65, -0.1, 0.05, 0)),
+    'Atelectasis': (29333, 29377, 0.008, (0.05, 0.2, 0.15, 0.35, 0.05, 0)),
+    'Pneumothorax': (17313, 2663, 0.28, (-0.3, 0.2, -0.1, 0.4, -0.15, 0.1)),
+    'Pleural Effusion': (75696, 9419, 0.28, (0.4, 0.25, 0.1, 0.35, 0.15, 0)),
+    'Pleural Other': (2441, 1771, 0.0015, (-0.05, -0.15, 0, 0.4, 0.15, 0.1)),
+    'Fracture': (7270, 484, 0.012, (-0.1, 0, -0.1, 0.3, 0.2, 0.05)),
+    'Support Devices': (105831, 898, 0.058, (0.15, 0.55, 0.05, 0.3, 0, 0.05)),
+}
+SEVERITIES = [f'severity of {label}' for label in LABELS]
+NUM_STUDIES = 187641
+NUM_FRONTAL = 191027  # images, of which 16 are LL and 1 RL
+PA_SHARE, LATERAL_OF_PA, LATERAL_OF_AP, TWO_FRONTAL = 0.154, 0.9, 0.04, 0.018
+MALE_SHARE = 0.594
+READING = {'train': 0.88, 'valid': 0.97, 'test': 0.97}  # correlation of reading and latent state
+MEAN_SEVERITY = 0.73  # of positive studies; 0.5 is the threshold
+CHILDREN = {  # what readers of valid and test mark with its parent, as CheXpert's radiologists do
+    'Lung Opacity': ('Lung Lesion', 'Edema', 'Consolidation', 'Pneumonia', 'Atelectasis'),
+    'Enlarged Cardiomediastinum': ('Cardiomegaly',),
+}
+
+# CSV files of MIMIC-CXR-JPG.
+MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
+MIMIC_VERSION = '2.0.0'
+MIMIC_IDS = ['dicom_id', 'subject_id', 'study_id']
+NO_POSITION = 0.04  # share of training images whose ViewPosition is empty
+# NegBio's labels are CheXpert's except for these shares of the uncertain and the negative labels.
+UNCERTAIN_TO_POSITIVE, NEGATIVE_TO_BLANK = 0.25, 0.05
+
+# Anatomy.
 AIR = 0.40  # attenuation that full lungs take from the trunk
+TISSUE = 0.62  # attenuation of the trunk
+APEX = -0.95  # height of the lungs' tops
+# Silhouette of vessels and heart: reach from the midline at these heights.
+BORDER_Y = (-1.1, -0.6, -0.4, -0.22, -0.08, 0.1, 0.3, 0.5, 0.64, 0.85)
+LEFT_BORDER = (0.2, 0.155, 0.165, 0.165, 0.225, 0.3, 0.42, 0.53, 0.55, 0.44)
+RIGHT_BORDER = (0.18, 0.15, 0.16, 0.165, 0.17, 0.24, 0.31, 0.32, 0.28, 0.2)
 LETTERS = {
     'L': [[(0, 0), (0, 1), (0.6, 1)]],
     'R': [[(0, 1), (0, 0), (0.5, 0), (0.62, 0.25), (0.5, 0.5), (0, 0.5), (0.6, 1)]],
@@ -62,7 +116,7 @@ class Lung:
 
 @dataclass
 class Scene:
-    """A picture in the making."""
+    """An image that is being drawn."""
 
     x: np.ndarray  # [1, W]
     y: np.ndarray  # [H, 1]
@@ -172,7 +226,7 @@ def make_scene(
     """Place a patient before the film.
 
     Returns:
-        An empty scene, larger than the picture by what the rotation turns in; the picture's shape
+        An empty scene, larger than the image so that it can be rotated; the shape of the image
         [H, W]; the rotation in radians.
     """
     short = round(size * min(max(rng.normal(0.82, 0.02), 0.75), 0.9))
@@ -227,28 +281,18 @@ def expose(
     return (np.clip(level, 0, 1) * 255).astype(np.uint8)
 
 
-def _rotate(picture: np.ndarray, shape: tuple[int, int], angle: float) -> np.ndarray:
+def _rotate(image: np.ndarray, shape: tuple[int, int], angle: float) -> np.ndarray:
     """Turn about the centre and cut out [H, W]."""
     (height, width), cos, sin = shape, math.cos(angle), math.sin(angle)
-    cy, cx = (side / 2 for side in picture.shape)
+    cy, cx = (side / 2 for side in image.shape)
     left, top = cx - (cos * width + sin * height) / 2, cy + (sin * width - cos * height) / 2
-    turned = Image.fromarray(picture).transform(
+    turned = Image.fromarray(image).transform(
         (width, height),
         Image.Transform.AFFINE,
         (cos, sin, left, -sin, cos, top),
         Image.Resampling.BILINEAR,
     )
     return np.asarray(turned)
-
-
-# ==== data.phantom_anatomy: Anatomy of phantom chest X-rays: the frontal and the lateral view.
-
-TISSUE = 0.62  # attenuation of the trunk
-APEX = -0.95  # height of the lungs' tops
-# Silhouette of vessels and heart: reach from the midline at these heights.
-BORDER_Y = (-1.1, -0.6, -0.4, -0.22, -0.08, 0.1, 0.3, 0.5, 0.64, 0.85)
-LEFT_BORDER = (0.2, 0.155, 0.165, 0.165, 0.225, 0.3, 0.42, 0.53, 0.55, 0.44)
-RIGHT_BORDER = (0.18, 0.15, 0.16, 0.165, 0.17, 0.24, 0.31, 0.32, 0.28, 0.2)
 
 
 class Subject(NamedTuple):
@@ -294,11 +338,11 @@ def frontal(scene: Scene, body: dict, severity: dict, where: dict, turn: float) 
     """Draw a frontal view.
 
     Args:
-        scene: filled with lungs, air and attenuation.
-        body: the patient's measures.
-        severity: by label; here of what changes the anatomy.
-        where: [24] uniform numbers by label, which place its sign.
-        turn: how far the patient stands turned: moves the middle sideways.
+        scene: Scene to fill with lungs, air and attenuation.
+        body: Measures of the patient.
+        severity: Severity by label.
+        where: NUM_UNIFORMS uniform numbers by label, which place its sign.
+        turn: Rotation of the patient, which moves the middle sideways.
     """
     half, soft = body['half'], max(0.011, 0.8 / scene.px)
     x, y, ax = scene.x, scene.y, np.abs(scene.x)
@@ -551,12 +595,9 @@ def _branch(
         _branch(pen, rng, points[-1], direction + turn, width * rng.uniform(0.62, 0.86))
 
 
-# ==== data.phantom_signs: Signs of disease and support devices on phantom chest X-rays.
-#
-# Each sign takes the scene, its severity (0 to 1; 0.5 is where readers part) and `NUM_UNIFORMS`
-# uniform numbers that place and shape it, so that a study shows the same sign in all of its views.
-# Cardiomegaly, Enlarged Cardiomediastinum and Fracture are drawn with the anatomy.
-
+# Signs of disease and support devices. Each sign takes the scene, its severity (0 to 1; readers
+# disagree at 0.5) and NUM_UNIFORMS uniform numbers that place and shape it, so that all views of a
+# study show the same sign. Cardiomegaly, Enlarged Cardiomediastinum and Fracture are anatomy.
 NUM_UNIFORMS = 24
 CIRCLE = np.linspace(0, 2 * np.pi, 25)
 
@@ -769,50 +810,6 @@ SIGNS = {
 }
 
 
-# ==== data.phantom_rows: The CSV rows of phantom chest X-rays: patients, studies, views, labels.
-#
-# A study has a latent state for each observation. Its picture shows the state as a severity; its
-# label is read from the state with an error, so that states near the threshold get uncertain or
-# wrong labels. Everything is a function of the seed and of the numbers of split and patient.
-
-COLUMNS = ('Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *LABELS)
-SPLITS = ('train', 'valid', 'test')
-FIRST_PATIENT = {'train': 1, 'valid': 80001, 'test': 90001}
-MOST_PATIENTS = {'train': 80000, 'valid': 10000, 'test': 9999}
-
-# Per observation: share of studies positive and uncertain (Irvin et al. 2019, Table 1, per 187,641
-# studies); share of the other images whose CSV cell is 0.0 and not blank (CheXpert's train.csv);
-# loadings of the latent state on six factors: heart failure, acute care, infection, chest wall and
-# pleura, age, male sex (chosen; they give the published share of No Finding).
-POPULATION = {
-    'No Finding': (16627, 0, 0.0, (0, 0, 0, 0, 0, 0)),
-    'Enlarged Cardiomediastinum': (9020, 10148, 0.108, (0.35, 0.1, 0, 0, 0.2, 0)),
-    'Cardiomegaly': (23002, 6597, 0.059, (0.6, 0, 0, -0.1, 0.2, 0)),
-    'Lung Opacity': (92669, 4341, 0.061, (0.3, 0.15, 0.45, 0.1, 0.05, 0)),
-    'Lung Lesion': (6856, 1071, 0.006, (-0.15, -0.2, 0.1, 0.1, 0.25, 0)),
-    'Edema': (48905, 11571, 0.137, (0.6, 0.3, 0.05, -0.2, 0.15, 0)),
-    'Consolidation': (12730, 23976, 0.155, (0.05, 0.15, 0.55, 0, 0, 0)),
-    'Pneumonia': (4576, 15658, 0.014, (0.05, 0.05, 0.65, -0.1, 0.05, 0)),
-    'Atelectasis': (29333, 29377, 0.008, (0.05, 0.2, 0.15, 0.35, 0.05, 0)),
-    'Pneumothorax': (17313, 2663, 0.28, (-0.3, 0.2, -0.1, 0.4, -0.15, 0.1)),
-    'Pleural Effusion': (75696, 9419, 0.28, (0.4, 0.25, 0.1, 0.35, 0.15, 0)),
-    'Pleural Other': (2441, 1771, 0.0015, (-0.05, -0.15, 0, 0.4, 0.15, 0.1)),
-    'Fracture': (7270, 484, 0.012, (-0.1, 0, -0.1, 0.3, 0.2, 0.05)),
-    'Support Devices': (105831, 898, 0.058, (0.15, 0.55, 0.05, 0.3, 0, 0.05)),
-}
-SEVERITIES = [f'severity of {label}' for label in LABELS]
-NUM_STUDIES = 187641
-NUM_FRONTAL = 191027  # images, of which 16 are LL and 1 RL
-PA_SHARE, LATERAL_OF_PA, LATERAL_OF_AP, TWO_FRONTAL = 0.154, 0.9, 0.04, 0.018
-MALE_SHARE = 0.594
-READING = {'train': 0.88, 'valid': 0.97, 'test': 0.97}  # correlation of reading and latent state
-MEAN_SEVERITY = 0.73  # of positive studies; 0.5 is the threshold
-CHILDREN = {  # what readers of valid and test mark with its parent, as CheXpert's radiologists do
-    'Lung Opacity': ('Lung Lesion', 'Edema', 'Consolidation', 'Pneumonia', 'Atelectasis'),
-    'Enlarged Cardiomediastinum': ('Cardiomegaly',),
-}
-
-
 def make_rows(
     num_patients: int | None,
     split: str,
@@ -824,17 +821,17 @@ def make_rows(
     """Return a split's CSV without drawing an image.
 
     Args:
-        num_patients: how many; None where `rows` is given.
+        num_patients: Number of patients; None if `rows` is given.
         split: 'train', 'valid' or 'test'.
-        seed: of the whole phantom.
-        rows: exact number of rows; the last patient is cut off there.
-        name: of the data set's folder, with which `Path` begins.
+        seed: Seed of the phantom.
+        rows: Exact number of rows, which may cut off images of the last patient.
+        name: Folder of the data set, the first part of every `Path`.
 
     Returns:
         CheXpert's 19 columns; labels 1.0, 0.0, -1.0 or NaN (blank).
 
     Raises:
-        ValueError: if the split, the seed or a number is not allowed.
+        ValueError: If the split, the seed or a number is not allowed.
     """
     return with_odd_cells(sample_rows(num_patients, split, seed, rows, name), split, seed)
 
@@ -887,7 +884,7 @@ def _studies(num_patients: int, split: str, seed: int, stop: int | None = None) 
     table = pd.DataFrame(numbers, columns=['index', 'study'], dtype=int)
     table['Sex'] = np.where(factors[:, 5] > _threshold(MALE_SHARE * NUM_STUDIES), 'Male', 'Female')
     table['Age'] = np.clip(np.rint(60 + 17 * factors[:, 4]), 18, 90).astype(int)
-    # Those in acute care are pictured lying or sitting (AP).
+    # Patients in acute care are imaged lying or sitting (AP).
     table['AP/PA'] = np.where(factors[:, 1] > NormalDist().inv_cdf(PA_SHARE), 'AP', 'PA')
     lateral_share = np.where(table['AP/PA'] == 'PA', LATERAL_OF_PA, LATERAL_OF_AP)
     table['num_lateral'] = (uniforms[:, 14] < lateral_share).astype(int)
@@ -975,15 +972,7 @@ def with_odd_cells(table: pd.DataFrame, split: str, seed: int) -> pd.DataFrame:
     return csv
 
 
-# ==== data.phantom: Synthetic chest X-rays in CheXpert's layout, for the demo and the tests.
-#
-# Everything is a function of the seed and of the numbers of split, patient, study and view.
-
 VIEWS = {'frontal': frontal, 'lateral': lateral}
-__all__ = ['Subject', 'contact_sheet', 'draw', 'make_phantom', 'make_rows']
-
-SETTINGS_FILE = 'phantom.json'
-SIZES = (32, 1000)
 
 
 def draw(
@@ -997,17 +986,17 @@ def draw(
     """Draw one X-ray.
 
     Args:
-        findings: severity (0 to 1) by label, or [14] in CheXpert's order; 0.5 is the threshold.
-        subject: whose; its seeds fix the anatomy and where the signs sit.
-        rng: for what differs from picture to picture: position, exposure, noise, marker.
+        findings: Severity (0 to 1) by label, or [14] in CheXpert's order; 0.5 is the threshold.
+        subject: The patient. The seeds determine the anatomy and the position of the signs.
+        rng: For what differs between images: position, exposure, noise and marker.
         view: 'frontal' or 'lateral'.
-        size: long side in pixels.
+        size: Long side in pixels.
 
     Returns:
         uint8 [H, W].
 
     Raises:
-        ValueError: if a label, the view or the size is not allowed.
+        ValueError: If a label, the view or the size is not allowed.
     """
     if view not in VIEWS:
         raise ValueError(f'view must be one of {sorted(VIEWS)}, got {view!r}')
@@ -1032,7 +1021,7 @@ def draw(
     return expose(scene, rng, shape, angle)
 
 
-def make_phantom(
+def make_phantom(  # noqa: PLR0913 (the sizes of three splits)
     output: str | Path,
     *,
     num_train: int = 700,
@@ -1042,51 +1031,69 @@ def make_phantom(
     workers: int = 1,
     size: int = 390,
     rows: int | None = None,
+    layout: str = 'chexpert',
 ) -> dict:
-    """Write train.csv, valid.csv, test.csv and their images into a folder.
+    """Write the CSV files and images of a phantom data set into a folder.
+
+    Both layouts have the same images and CheXpert labels, image by image. In 'mimic-cxr' some
+    training images have no ViewPosition, and from 100 training images on the last training study
+    has no row in the label files.
 
     Args:
-        output: folder, empty or absent; its name begins every `Path`.
-        num_train: patients (about 3.5 images each).
-        num_valid: patients (one study, about 1.2 images each).
-        num_test: as `num_valid`.
-        seed: of everything.
-        workers: processes that draw; what they draw does not depend on their number.
-        size: long side of the images in pixels; 0 writes the CSV files alone.
-        rows: exact number of training images, in place of `num_train`.
+        output: Empty or absent folder. In 'chexpert' its name begins every `Path`.
+        num_train: Training patients, with about 3.5 images each.
+        num_valid: Validation patients, with one study and about 1.2 images each.
+        num_test: Test patients, as `num_valid`.
+        seed: Seed of everything.
+        workers: Processes that draw. The images do not depend on their number.
+        size: Long side of the images in pixels; 0 writes the CSV files only.
+        rows: Exact number of training images, instead of `num_train`.
+        layout: 'chexpert' or 'mimic-cxr'.
 
     Returns:
-        What phantom.json holds, and 'drawn' (images drawn by this call) and 'seconds'.
+        The contents of phantom.json, and 'drawn' (images drawn by this call) and 'seconds'.
 
     Raises:
-        ValueError: if the folder holds anything but this very phantom, finished.
+        ValueError: If the folder contains anything else than this finished phantom.
     """
     if size and not SIZES[0] <= size <= SIZES[1]:
         raise ValueError(f'size must be 0 or between {SIZES[0]} and {SIZES[1]}, got {size}')
-    start, output = time.perf_counter(), Path(output).resolve()
-    patients = {'train': None if rows else num_train, 'valid': num_valid, 'test': num_test}
-    settings = {'patients': patients, 'rows': rows, 'seed': seed, 'size': size}
+    start, output, is_mimic = time.perf_counter(), Path(output).resolve(), layout == 'mimic-cxr'
+    names = MIMIC_SPLITS if is_mimic else {split: split for split in SPLITS}
+    numbers = (None if rows else num_train, num_valid, num_test)
+    settings = {'layout': layout} if is_mimic else {}
+    settings |= {'patients': dict(zip(names.values(), numbers, strict=True)), 'rows': rows}
+    settings |= {'seed': seed, 'size': size}
     if (found := finished(output, settings)) is not None:
         return found | {'drawn': 0, 'seconds': time.perf_counter() - start}
     output.mkdir(parents=True, exist_ok=True)
-    counts, images = {}, 0
-    for split in SPLITS:
+    tables, images = {}, 0
+    for split, num_patients in zip(SPLITS, numbers, strict=True):
         limit = rows if split == 'train' else None
-        table = sample_rows(patients[split], split, seed, limit, output.name)
-        csv = with_odd_cells(table, split, seed)
-        csv.to_csv(output / f'{split}.csv', index=False)
-        counts[split] = len(table)
+        table = sample_rows(num_patients, split, seed, limit, output.name)
+        if is_mimic:
+            table = _with_mimic_names(table, split, seed, output.name)
+        else:
+            with_odd_cells(table, split, seed).to_csv(output / f'{split}.csv', index=False)
+        tables[split] = table
         if size:
             images += draw_all(table, output, (SPLITS.index(split), seed, size), workers)
-    done = settings | {'images': counts}
+    if is_mimic:
+        _write_mimic_files(pd.concat(tables.values(), ignore_index=True), output, seed)
+    done = settings | {'images': {names[split]: len(table) for split, table in tables.items()}}
     temporary = output / (SETTINGS_FILE + '.tmp')
     temporary.write_text(json.dumps(done, indent=1) + '\n')
     os.replace(temporary, output / SETTINGS_FILE)
     return done | {'drawn': images, 'seconds': time.perf_counter() - start}
 
 
+def make_phantom_mimic(output: str | Path, **options: int | None) -> dict:
+    """Write a phantom in the layout of MIMIC-CXR-JPG; see `make_phantom`."""
+    return make_phantom(output, layout='mimic-cxr', **options)
+
+
 def contact_sheet(output: str | Path, file: str | Path, *, split: str = 'train') -> None:
-    """Write a picture of a phantom's first 24 images with their positive labels."""
+    """Write an image of the first 24 images of a phantom with their positive labels."""
     output, cell, columns = Path(output).resolve(), 280, 6
     table = pd.read_csv(output / f'{split}.csv').head(24)
     sheet = Image.new('L', (columns * cell, -(-len(table) // columns) * (cell + 30)), 255)
@@ -1112,8 +1119,8 @@ def finished(output: Path, settings: dict) -> dict | None:
         found = {}
     if {key: found.get(key) for key in settings} != settings:
         raise ValueError(
-            f'output must be empty, absent or this very phantom, finished; {output} is none of '
-            f'these (asked for: {settings}): remove it or choose another folder'
+            f'output must be empty, absent or this finished phantom, got {output} '
+            f'(settings {settings})'
         )
     return found
 
@@ -1149,81 +1156,13 @@ def _draw_one(task: tuple) -> int:
     return 1
 
 
-# ==== data.phantom_mimic: Synthetic chest X-rays in MIMIC-CXR-JPG's layout: the pictures and labels of data/phantom.py.
-
-SPLIT_NAMES = {'train': 'train', 'valid': 'validate', 'test': 'test'}
-VERSION = '2.0.0'
-IDS = ['dicom_id', 'subject_id', 'study_id']
-NO_POSITION = 0.04  # share of training images whose ViewPosition is empty
-# NegBio's labels: CheXpert's, but for these shares of the uncertain and of the negative ones.
-UNCERTAIN_TO_POSITIVE, NEGATIVE_TO_BLANK = 0.25, 0.05
-
-
-def make_phantom_mimic(
-    output: str | Path,
-    *,
-    num_train: int = 700,
-    num_valid: int = 100,
-    num_test: int = 300,
-    seed: int = 0,
-    workers: int = 1,
-    size: int = 390,
-    rows: int | None = None,
-) -> dict:
-    """Write the CSV files and images of a MIMIC-CXR-JPG of phantoms into a folder.
-
-    With the same arguments, pictures and CheXpert's labels are those of `make_phantom`, image by
-    image. A few training images have no ViewPosition; from 100 training images on, the last
-    training study has no row in the label files.
-
-    Args:
-        output: folder, empty or absent.
-        num_train: patients (about 3.5 images each).
-        num_valid: patients (one study, about 1.2 images each).
-        num_test: as `num_valid`.
-        seed: of everything.
-        workers: processes that draw; what they draw does not depend on their number.
-        size: long side of the images in pixels; 0 writes the CSV files alone.
-        rows: exact number of training images, in place of `num_train`.
-
-    Returns:
-        What phantom.json holds, and 'drawn' (images drawn by this call) and 'seconds'.
-
-    Raises:
-        ValueError: if the folder holds anything but this very phantom, finished.
-    """
-    if size and not SIZES[0] <= size <= SIZES[1]:
-        raise ValueError(f'size must be 0 or between {SIZES[0]} and {SIZES[1]}, got {size}')
-    start, output = time.perf_counter(), Path(output).resolve()
-    patients = {'train': None if rows else num_train, 'validate': num_valid, 'test': num_test}
-    settings = {'layout': 'mimic-cxr', 'patients': patients, 'rows': rows}
-    settings |= {'seed': seed, 'size': size}
-    if (found := finished(output, settings)) is not None:
-        return found | {'drawn': 0, 'seconds': time.perf_counter() - start}
-    output.mkdir(parents=True, exist_ok=True)
-    tables, images = [], 0
-    for split in SPLITS:
-        limit = rows if split == 'train' else None
-        table = sample_rows(patients[SPLIT_NAMES[split]], split, seed, limit, output.name)
-        tables.append(_with_names(table, split, seed, output.name))
-        if size:
-            images += draw_all(tables[-1], output, (SPLITS.index(split), seed, size), workers)
-    _write_files(pd.concat(tables, ignore_index=True), output, seed)
-    counts = {SPLIT_NAMES[split]: len(t) for split, t in zip(SPLITS, tables, strict=True)}
-    done = settings | {'images': counts}
-    temporary = output / (SETTINGS_FILE + '.tmp')
-    temporary.write_text(json.dumps(done, indent=1) + '\n')
-    os.replace(temporary, output / SETTINGS_FILE)
-    return done | {'drawn': images, 'seconds': time.perf_counter() - start}
-
-
-def _with_names(table: pd.DataFrame, split: str, seed: int, name: str) -> pd.DataFrame:
+def _with_mimic_names(table: pd.DataFrame, split: str, seed: int, name: str) -> pd.DataFrame:
     """Add MIMIC-CXR-JPG's columns, and put its paths in place of CheXpert's."""
     patient = FIRST_PATIENT[split] + table['index']
     table['subject_id'] = (10_000_000 + 100 * patient).astype(str)
     table['study_id'] = (50_000_000 + 100 * patient + table['study']).astype(str)
     table['dicom_id'] = [_dicom_id(seed, path.partition('/')[2]) for path in table['Path']]
-    table['split'] = SPLIT_NAMES[split]
+    table['split'] = MIMIC_SPLITS[split]
     lateral = np.where(table['study'] % 2, 'LATERAL', 'LL')
     frontal = table['Frontal/Lateral'] == 'Frontal'
     position = np.where(frontal, table['projection'], lateral)
@@ -1242,8 +1181,8 @@ def _dicom_id(seed: int, path: str) -> str:
     return '-'.join(digits[start : start + 8] for start in range(0, 40, 8))
 
 
-def _write_files(table: pd.DataFrame, output: Path, seed: int) -> None:
-    _write(table[[*IDS, 'ViewPosition']], output, 'metadata')
+def _write_mimic_files(table: pd.DataFrame, output: Path, seed: int) -> None:
+    _write(table[[*MIMIC_IDS, 'ViewPosition']], output, 'metadata')
     _write(table[['dicom_id', 'study_id', 'subject_id', 'split']], output, 'split')
     studies = table.drop_duplicates('study_id')
     train = studies.index[studies['split'] == 'train']
@@ -1260,5 +1199,5 @@ def _write_files(table: pd.DataFrame, output: Path, seed: int) -> None:
 
 def _write(table: pd.DataFrame, output: Path, kind: str) -> None:
     compression = {'method': 'gzip', 'mtime': 0}  # the same bytes each time
-    file = output / f'mimic-cxr-{VERSION}-{kind}.csv.gz'
+    file = output / f'mimic-cxr-{MIMIC_VERSION}-{kind}.csv.gz'
     table.to_csv(file, index=False, compression=compression)

@@ -87,6 +87,9 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_again, (str(self.path), _checksum(self.about))
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -131,6 +134,8 @@ class Store:
             BadImageError: If the pixels are not what was written.
             ValueError: If they cannot be read; the `__cause__` is the error of the system.
         """
+        if position < 0:
+            raise IndexError(f'{self.path} has no image at position {position}')
         entry = self.index[position].item()
         _, _, _, _, *full, form, _ = entry
         pixels = self._read(position, entry)
@@ -210,29 +215,6 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
         except ValueError as error:
             problems.append(str(error))
     return problems
-
-
-def packed_records(records: Any, store: Store, logger: logging.Logger | None = None) -> Any:
-    """Return the records whose images are in the store, without those left out.
-
-    Raises:
-        ValueError: If an image is neither in the store nor left out. The message names the row.
-    """
-    place = store.position(records.file)
-    left_out = np.array([file in store.left_out for file in records.file[place < 0]], bool)
-    if not left_out.all():
-        file = records.file[place < 0][~left_out][0]
-        row = int(records.row[records.file == file][0])
-        raise ValueError(
-            f'{records.root / records.csv}, row {row + 2} (the header is row 1): {file} is not '
-            'in the store; pack the data set again (scripts/pack.py)'
-        )
-    if len(left_out) and logger is not None:
-        logger.warning(
-            f'{records.csv or records.root}: {len(left_out)} images could not be read when the '
-            f'store was packed and are left out ({store.path / BAD_FILE})'
-        )
-    return records.select(place >= 0) if len(left_out) else records
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:

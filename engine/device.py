@@ -53,6 +53,17 @@ def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if has_bf16 else torch.float16
 
 
+def views_of(images: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
+    """Yield the views [B, C, S, S] of a batch one at a time, to save device memory.
+
+    Args:
+        images: [B, C, S, S], one view, or [B, T, C, S, S].
+        device: Device to move each view to.
+    """
+    for view in images.unbind(1) if images.ndim == 5 else [images]:
+        yield view.to(device, non_blocking=True)
+
+
 def autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager:
     """The context of a forward pass."""
     dtype = autocast_dtype(config, device)

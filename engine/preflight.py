@@ -21,11 +21,11 @@ from data import Loaders
 from data.labels import COMPETITION_LABELS, task_labels
 from data.store import is_store
 from engine import distributed
-from engine.device import autocast, synchronized_time
+from engine.device import autocast, synchronized_time, views_of
 from engine.launch import EXIT_OTHER_PROCESS, explain, is_locked
-from engine.loop import LossFunction, TrainState, begin, train_one_batch
+from engine.loop import LossFunction, begin, train_one_batch
 from engine.run_record import Run
-from evaluation.inference import views_of
+from engine.train_state import TrainState
 from evaluation.metrics import describe_few, more_cases, rarer_cases
 
 Batch = tuple[torch.Tensor, ...]
@@ -45,7 +45,12 @@ UNREADABLE = 'repair or remove the file; scripts/check_data.py reads every image
 
 
 def preflight(
-    run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction | None = None
+    run: Run,
+    model: nn.Module,
+    loaders: Loaders,
+    loss_fn: LossFunction | None = None,
+    *,
+    convert: Callable[..., Any],
 ) -> int:
     """Check and measure a run, and log a table of the findings that ends in a verdict.
 
@@ -57,11 +62,12 @@ def preflight(
         model: Built model, on any device.
         loaders: Loaders of the stage.
         loss_fn: As for `engine.loop.fit`; None if nothing is trained (a probe).
+        convert: Fits pre-trained weights to the model; see `utils.load_pretrained`.
 
     Returns:
         Exit code: 0 if the run is ready, 1 if there is a problem.
     """
-    check = Preflight(run, model, loaders, loss_fn)
+    check = Preflight(run, model, loaders, loss_fn, convert)
     check.machine()
     check.output()
     for name in check.loaders:
@@ -102,9 +108,15 @@ class Preflight:
     """The checks of one run; each adds findings of this rank."""
 
     def __init__(
-        self, run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction | None
+        self,
+        run: Run,
+        model: nn.Module,
+        loaders: Loaders,
+        loss_fn: LossFunction | None,
+        convert: Callable[..., Any],
     ) -> None:
         self.run, self.config, self.model, self.loss_fn = run, run.config, model, loss_fn
+        self.convert = convert
         self.loaders = {k: loader for k, loader in loaders._asdict().items() if loader is not None}
         self.main = 'plain' if loaders.train is None else 'train'
         if run.is_pretrain:
@@ -209,7 +221,7 @@ class Preflight:
         own = {'CHECK_MODE': False, 'TRAIN.AUTO_RESUME': resumes}
         advice = 'choose another --pretrained or --resume, or start from scratch with another --tag'
         with self.attempt('weights', advice):
-            state = begin(_with(self.run, own), self.model, loader)
+            state = begin(_with(self.run, own), self.model, loader, self.convert)
             found, advice = f'starts from {config.PRETRAINED or "random weights"}', ''
             if state.epoch or state.batch:
                 found = f'resumes from {state.source}: {state.epoch} of {epochs} epochs are done'
@@ -220,7 +232,7 @@ class Preflight:
             self.add('weights', found, advice)
             return state
         nothing = {'MODEL.RESUME': '', 'PRETRAINED': '', 'TRAIN.AUTO_RESUME': False}
-        return begin(_with(self.run, nothing), self.model, loader)
+        return begin(_with(self.run, nothing), self.model, loader, self.convert)
 
     def schedule(self, state: TrainState) -> None:
         """Report epochs, steps, images per step and warm-up."""

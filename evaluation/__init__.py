@@ -1,1 +1,1 @@
-"""Metrics, trivial predictors and plots: from arrays, without torch and without a process group."""
+"""Evaluation: metrics with intervals, probes, saliency maps, reconstruction errors, the report."""

@@ -25,7 +25,7 @@ Series = tuple[Sequence[float | None], Sequence[float | None]]
 
 
 class Node:
-    """A value and the keys that lead to it; in a template it prints as an element with both."""
+    """A value of the report with its path; a template prints it as an element with both."""
 
     __slots__ = ('_path', '_value')
 
@@ -54,7 +54,7 @@ class Node:
     __hash__ = None
 
     def __html__(self) -> Markup:
-        """Text as text, counts as counts, every other number with three decimals."""
+        """Escaped text, counts without decimals, and other numbers with three decimals."""
         if isinstance(self._value, str):
             return escape(self._value)
         return self.show(decimal(self._value) if isinstance(self._value, float) else None)
@@ -65,7 +65,7 @@ class Node:
     def show(self, shown: str | None = None) -> Markup:
         """The number as `shown` (by default as a count), with its exact value and its path.
 
-        The count of a list is its length.
+        A list is shown as its length.
         """
         value = len(self._value) if isinstance(self._value, list) else self._value
         if value is None:
@@ -79,22 +79,22 @@ class Node:
 
 
 def dotted(path: tuple[str | int, ...]) -> str:
-    """Keys joined by dots; a dot inside a key is written %2E."""
+    """Join keys by dots; a dot inside a key is written %2E."""
     return '.'.join(str(key).replace('%', '%25').replace('.', '%2E') for key in path)
 
 
 def raw(node: object) -> object:
-    """The value itself."""
+    """The value of a node."""
     return node._value if isinstance(node, Node) else node
 
 
 def identifier(node: Node) -> str:
-    """A name for an element that no other node has."""
+    """An element id that is unique to the node."""
     return '-'.join(str(key) for key in node._path)
 
 
 def entries(node: Node, order: list[str] | None = None) -> list[tuple[str, Node]]:
-    """Keys and values of a dict: the keys in `order` first, the others by name."""
+    """Keys and values of a dict: first the keys in `order`, then the others by name."""
     first = [key for key in order or [] if key in node]
     return [(key, node[key]) for key in dict.fromkeys([*first, *raw(node)])]
 
@@ -110,7 +110,7 @@ def count(node: Node) -> Markup:
 
 
 def probability(node: Node) -> Markup:
-    """Three decimals; one that would look like 0 in powers of ten."""
+    """Three decimals, or powers of ten if it would look like 0."""
     value = raw(node)
     return node.show(f'{value:.1e}') if value and abs(value) < 0.0005 else node.__html__()
 
@@ -122,7 +122,7 @@ def p_value(node: Node) -> Markup:
 
 
 def is_known(node: Node) -> bool:
-    """Whether there is a value (0 is one)."""
+    """Whether the value is not null."""
     return raw(node) is not None
 
 
@@ -136,11 +136,11 @@ class Axis:
     title: str = ''
 
     def share(self, value: float) -> float:
-        """Where a value lies: 0 at the low end, 1 at the high end."""
+        """Position of a value: 0 at the low end, 1 at the high end."""
         return (value - self.low) / (self.high - self.low)
 
     def names(self) -> list[tuple[float, str]]:
-        """The ticks and what is written beside them, with as many decimals as their step needs."""
+        """The ticks and their text, with as many decimals as their step needs."""
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else 1.0
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
         style = 'g' if step >= 1e5 or decimals > 4 else f',.{decimals}f'
@@ -151,9 +151,9 @@ def nice_axis(values: Iterable[float], title: str = '', *, exact: bool = False) 
     """An axis over these values with round ticks.
 
     Args:
-        values: what it must hold.
-        title: with the unit.
-        exact: end at the values, not at the next ticks.
+        values: Values that it must contain.
+        title: Title with the unit.
+        exact: Whether the axis ends at the values instead of the next ticks.
     """
     values = list(values) or [0.0, 1.0]
     low, high = min(values), max(values)
@@ -181,7 +181,7 @@ class Panel:
         return LEFT + SIDE * self.x.share(x), TOP + SIDE * (1 - self.y.share(y))
 
     def line(self, xs: Sequence[float | None], ys: Sequence[float | None], style: str) -> None:
-        """A line through the points; it breaks where a value is missing."""
+        """A line through the points, interrupted where a value is missing."""
         points = [
             None if x is None or y is None else tuple(round(v, 1) for v in self.place(x, y))
             for x, y in zip(xs, ys, strict=True)
@@ -200,7 +200,7 @@ class Panel:
                 self.parts.append(_mark(*self.place(x, y), marker, style))
 
     def svg(self, key: str, title: str, description: str) -> Markup:
-        """The chart; `key` is its own."""
+        """The finished chart; `key` must be unique on the page."""
         return Markup(
             '<svg class="panel" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-t {}-d">'
             '<title id="{}-t">{}</title><desc id="{}-d">{}</desc>{}</svg>'
@@ -211,7 +211,7 @@ class Panel:
         )
 
     def note(self, words: str) -> None:
-        """A remark in the middle, in place of what cannot be drawn."""
+        """A remark in the middle of an empty chart."""
         self._text(LEFT + SIDE / 2, TOP + SIDE / 2 - 8, words, 'middle', 'axis-title')
 
     def _frame(self) -> None:
@@ -267,7 +267,7 @@ def roc(label: Node) -> Markup:
 
 
 def precision_recall(label: Node) -> Markup:
-    """Precision over recall in steps, as average precision sums it, and the share of positives."""
+    """Precision over recall in steps, as average precision sums it, with the positive share."""
     values = raw(label)
     panel = Panel(Axis(*UNIT, 'Recall (sensitivity)'), Axis(*UNIT, 'Precision'))
     if values['n']:
@@ -277,7 +277,7 @@ def precision_recall(label: Node) -> Markup:
         xs, ys = xs[::-1], ys[::-1]
     if not xs:
         panel.note(UNDEFINED)
-    # From one recall to the next the precision is that of the next.
+    # Between two recalls, the precision is that of the higher recall.
     panel.line(
         [x for x in xs for _ in 'ab'][:-1], [y for y in ys for _ in 'ab'][1:], 'curve series-0'
     )
@@ -291,7 +291,7 @@ def calibration(label: Node) -> Markup:
     values = raw(label)
     curves = [_series(values['calibration'][name]) for name in ('raw', 'scaled')]
     known = [v for curve in curves for series in curve for v in series if v is not None]
-    # Rare labels would lie in the corner of a plot up to 1.
+    # With an axis up to 1, the points of a rare label would crowd in the corner.
     top = max(known, default=0.0)
     x = nice_axis([0.0, top if top > SMALLEST_RANGE else 1.0], 'Mean predicted probability')
     panel = Panel(x, replace(x, title='Share of positives'))
@@ -304,10 +304,10 @@ def calibration(label: Node) -> Markup:
 
 
 def training_panels(training: Node) -> list[tuple[str, list[Node], Markup]]:
-    """Training curves: the losses share one panel, every other curve has its own.
+    """Training curves: the losses share one panel, and every other curve has its own.
 
     Returns:
-        (title, the curves in it, chart) of each panel.
+        (title, curves, chart) of each panel.
     """
     losses = [curve for curve in training['curves'] if 'loss' in raw(curve['name']).lower()]
     groups = [('Loss', losses)] if losses else []
@@ -331,7 +331,7 @@ def _training(training: Node, title: str, curves: list[Node]) -> Markup:
 
 
 def forest_axis(scores: Iterable[Node], reference: float) -> Axis:
-    """One axis for the intervals of a forest plot; it holds the reference value."""
+    """The common axis of a forest plot; it contains the reference value."""
     values = [v for score in scores for v in raw(score).values() if v is not None]
     return nice_axis([*values, reference])
 
@@ -339,7 +339,7 @@ def forest_axis(scores: Iterable[Node], reference: float) -> Axis:
 def strip(score: Node, axis: Axis, reference: float, few: bool = False) -> Markup:
     """One row of a forest plot, as wide as its cell: the value, its interval, the reference.
 
-    The numbers stand in the row's other cells, so it is hidden from screen readers.
+    The other cells of the row contain the numbers, so it is hidden from screen readers.
     """
     parts = [_upright(axis, tick, 'grid') for tick in axis.ticks]
     parts.append(_upright(axis, reference, 'chance'))
@@ -360,7 +360,7 @@ def strip(score: Node, axis: Axis, reference: float, few: bool = False) -> Marku
 
 
 def strip_axis(axis: Axis) -> Markup:
-    """The ticks' names below the rows of a forest plot."""
+    """The axis labels below the rows of a forest plot."""
     return _strip(
         [
             Markup('<text class="{}" x="{}" y="12" text-anchor="middle">{}</text>').format(
@@ -413,7 +413,7 @@ def _series(curve: dict | None) -> Series:
 
 
 def _corners(points: list[tuple[float, float] | None]) -> list[tuple[float, float] | None]:
-    """Without the points in the middle of an upright or level run: they change no line."""
+    """Remove points inside vertical or horizontal runs, which do not change the line."""
     kept: list[tuple[float, float] | None] = []
     for point in points:
         if len(kept) > 1 and point and all(kept[-2:]):

@@ -1,7 +1,7 @@
 """Inference: a classifier from a checkpoint, and logits over a loader from one or several."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from engine import distributed
-from engine.device import autocast
+from engine.device import autocast, views_of
 from models import build_model
 from models.losses import positive_logits
 from utils import load_model_state, read_checkpoint
@@ -70,17 +70,6 @@ def predict(
             logits[index] = values
     refuse_undefined(logits, loader.dataset)
     return logits
-
-
-def views_of(images: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
-    """Yield the views [B, C, S, S] of a batch one at a time, to save device memory.
-
-    Args:
-        images: [B, C, S, S], one view, or [B, T, C, S, S].
-        device: Device to move each view to.
-    """
-    for view in images.unbind(1) if images.ndim == 5 else [images]:
-        yield view.to(device, non_blocking=True)
 
 
 def mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:

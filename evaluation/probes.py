@@ -5,7 +5,6 @@ training patients with the metric of the run, never on the data that is scored i
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +18,11 @@ from torch.utils.data import DataLoader
 
 from data import Loaders
 from engine import distributed
-from engine.device import autocast
-from evaluation.inference import SMALLEST_PROBABILITY, mean_logits, refuse_undefined, views_of
+from engine.device import autocast, views_of
+from engine.run_record import Run
+from evaluation.inference import SMALLEST_PROBABILITY, mean_logits, refuse_undefined
 from evaluation.metrics import score_probabilities, selection_score
+from models.pretrained import fit_pretrained
 from utils import load_pretrained
 
 INVERSE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn, features standardised
@@ -82,7 +83,7 @@ def freeze_encoder(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def extract_features(run: Any, model: nn.Module, loader: DataLoader) -> np.ndarray:  # [T, N, F]
+def extract_features(run: Run, model: nn.Module, loader: DataLoader) -> np.ndarray:  # [T, N, F]
     """Compute the input of the head for each view of each image, in order, on every rank.
 
     Raises:
@@ -110,7 +111,7 @@ def extract_features(run: Any, model: nn.Module, loader: DataLoader) -> np.ndarr
     return features
 
 
-def build_probe(run: Any, model: nn.Module, loaders: Loaders) -> nn.Module:
+def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> nn.Module:
     """Fit the probe of FINETUNE.MODE on the encoder of PRETRAINED, or on random weights.
 
     Args:
@@ -128,7 +129,7 @@ def build_probe(run: Any, model: nn.Module, loaders: Loaders) -> nn.Module:
     config, logger, mode = run.config, run.logger, run.config.FINETUNE.MODE
     _check_options(run, loaders)
     if config.PRETRAINED:
-        load_pretrained(config, model, logger)
+        load_pretrained(config, model, logger, fit_pretrained)
     else:
         logger.warning('no --pretrained: the probed encoder has random weights')
     run.record.begin(None)
@@ -166,6 +167,9 @@ def fit_linear_heads(
     Returns:
         Weight [K, F] and bias [K] for the original features; zeros for a label without both
         classes.
+
+    Newton's method needs about four steps per penalty; L-BFGS needs hundreds, because the variances
+    of features span decades.
     """
     scaler = StandardScaler()
     standard = scaler.fit_transform(features.astype(np.float64))
@@ -178,7 +182,7 @@ def fit_linear_heads(
         if np.unique(classes).size < 2:
             continue
         known = standard[rows]
-        model = LogisticRegression(tol=1e-6, max_iter=10_000, warm_start=True)
+        model = LogisticRegression(solver='newton-cholesky', tol=1e-6, warm_start=True)
         for penalty, (weight, bias) in zip(inverse_penalties, heads, strict=True):
             model.set_params(C=penalty).fit(known, classes, sample_weight=weights)
             weight[k] = model.coef_[0] / scaler.scale_
@@ -226,7 +230,7 @@ def _weighted_pairs(target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     return rows, np.repeat([1, 0], [positive.size, negative.size]), weights
 
 
-def _check_options(run: Any, loaders: Loaders) -> None:
+def _check_options(run: Run, loaders: Loaders) -> None:
     """Check the options that probes do not support."""
     config, mode = run.config, run.config.FINETUNE.MODE
     if loaders.holdout is None:
@@ -262,7 +266,7 @@ def _vote_for_views(
 
 
 def _choose(
-    run: Any, loaders: Loaders, options: Sequence[float], logits: Sequence[np.ndarray]
+    run: Run, loaders: Loaders, options: Sequence[float], logits: Sequence[np.ndarray]
 ) -> int:
     """Position of the option whose logits [N, K] of the held-out images (on rank 0) are best."""
     config, held_out = run.config, loaders.holdout.dataset

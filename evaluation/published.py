@@ -1,8 +1,8 @@
-"""Published figures that a report shows beside its own, with their sources and conditions.
+"""Published figures that a report shows as context, with their sources and conditions.
 
-A published figure may be compared with a score only where split, level, views, label policy and
-ensembling are known to be the same. Of each of those here at least one is unknown or an ensemble's,
-so that all of them are context.
+A published figure may be compared with a score only if split, level, views, label policy and
+ensembling are known to be the same. Every figure here differs in at least one of them, or does not
+state it, so all of them are context and not a comparison.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ IRVIN_VALIDATION_AUROC = {
     policy: dict(zip(COMPETITION_LABELS, areas, strict=True))
     for policy, areas in _BY_POLICY.items()
 }
-# The names that the policies have in the paper.
+# The names of the policies in the paper.
 IRVIN_POLICIES = {
     'ignore': 'U-Ignore',
     'zeros': 'U-Zeros',
@@ -37,7 +37,7 @@ IRVIN_POLICIES = {
     'multiclass': 'U-MultiClass',
 }
 
-# (specificity, sensitivity) of three radiologists each on CheXpert's 500 test studies.
+# (specificity, sensitivity) of three radiologists on the 500 test studies of CheXpert.
 RADIOLOGISTS = {
     'Atelectasis': ((0.787, 0.804), (0.824, 0.712), (0.686, 0.922)),
     'Cardiomegaly': ((0.954, 0.477), (0.768, 0.854), (0.894, 0.702)),
@@ -49,11 +49,11 @@ TEST_PATIENTS = frozenset(f'patient{number}' for number in range(64741, 65241))
 
 
 class Pretraining(NamedTuple):
-    """Mean AUROC in per cent after fine-tuning; the deviations over runs, None if not stated."""
+    """Mean AUROC in per cent after fine-tuning, and its standard deviation over runs."""
 
-    name: str  # model, initialisation
+    name: str  # model and initialisation
     chexpert: float  # mean of the five tasks
-    chexpert_deviation: float | None
+    chexpert_deviation: float | None  # None if not stated
     source: str
 
 
@@ -74,12 +74,12 @@ PRETRAINING = (
 
 
 class MAEStudy(NamedTuple):
-    """A row of the MAE study: finding or no finding on MIMIC-CXR, frontal views."""
+    """A row of the MAE study: any finding against none on frontal MIMIC-CXR images."""
 
-    images: int  # labelled ones, to train on
+    images: int  # labelled training images
     model: str
     augmented: bool
-    masked: float | None  # share hidden in pre-training; None where that is not given
+    masked: float | None  # mask ratio of pre-training; None if not given
     accuracy: float
     precision: float
     f1: float
@@ -87,7 +87,7 @@ class MAEStudy(NamedTuple):
     auroc: float
 
 
-# Any of the 13 observations but No Finding, Support Devices included, against No Finding; 1,959
+# Any of the 13 observations other than No Finding against No Finding; 1,959
 # validation images; AdamW, learning rate 1e-6, batch 32, 20 epochs.
 FRADKIN = 'Fradkin and Boxer 2023'
 MAE_STUDY = (
@@ -107,7 +107,7 @@ MAE_STUDY = (
 
 
 def radiologist_points(label: str) -> list[tuple[float, float]]:
-    """(specificity, sensitivity) of the three radiologists; none for labels beside the five."""
+    """(specificity, sensitivity) of the three radiologists; none for labels other than the five."""
     return list(RADIOLOGISTS.get(label, ()))
 
 
@@ -116,26 +116,20 @@ def points_below(
 ) -> list[bool]:
     """Whether each operating point lies below a ROC curve.
 
-    It does where the curve's sensitivity, linear between its corners and the upper end where it
-    rises straight up, is greater at the point's 1 - specificity.
-
     Args:
-        fpr: [C] 1 - specificity of the curve's corners, never falling.
-        tpr: [C] sensitivity of the corners.
-        points: (specificity, sensitivity) of each.
+        fpr: [C] 1 - specificity at the corners of the curve, never falling. The curve is linear
+            between corners, and its upper end counts where it rises vertically.
+        tpr: [C] sensitivity at the corners.
+        points: (specificity, sensitivity) of each point.
     """
     specificity, sensitivity = np.array(points, float).reshape(-1, 2).T
-    # Rounded, so that 1 - 0.9 is 0.1, and equal is not greater by an error in the last digit.
+    # Rounded, so that an error in the last digit does not decide.
     curve = np.interp(np.round(1 - specificity, 9), np.round(fpr, 9), tpr)
     return (np.round(curve - sensitivity, 9) > 0).tolist()
 
 
 def is_chexpert_test(studies: Sequence[str]) -> bool:
-    """Whether these are the 500 studies of CheXpert's test set, by the names of their patients.
-
-    Args:
-        studies: paths that end in patient and study, in any order, with repetitions.
-    """
+    """Whether these paths of studies are the 500 test studies of CheXpert."""
     names = set(studies)
     if any('phantom' in name.lower() for name in names):
         return False
@@ -144,17 +138,17 @@ def is_chexpert_test(studies: Sequence[str]) -> bool:
 
 
 def context_rows(policy: str, split: str, level: str, views: str) -> list[dict[str, Any]]:
-    """The report's `published` part: what to see the scores beside, never to rank them by.
+    """The `published` part of a report.
 
     Args:
-        policy: of uncertain labels in the run, '' where unknown.
-        split: name of the set that is scored.
+        policy: Policy for uncertain labels in the run, '' if unknown.
+        split: Name of the scored set.
         level: 'study' or 'image'.
         views: 'frontal', 'lateral' or 'all'.
 
     Returns:
-        `name`, `values` {label or MEAN_OF_FIVE: AUROC}, `note`: in what a row differs from the
-        run, and what is not known of it.
+        `name`, `values` {label or MEAN_OF_FIVE: AUROC} and `note`, which states how the conditions
+        differ from those of the run and which are unknown.
     """
     here = f'here {split}, {level} level, {views} views, policy {policy or "unknown"}'
     by_policy = [

@@ -14,10 +14,10 @@ from config import PROBES, Config, encoder_name
 from data import Loaders
 from data.labels import COMPETITION_LABELS, UNCERTAIN, task_labels
 from data.loader import XrayDataset
-from data.records import describe_pictures, group_columns, standard_groups, write_predictions
+from data.records import describe_images, group_columns, standard_groups, write_predictions
 from engine import distributed
 from engine.files import replace_file
-from engine.run_record import code_version
+from engine.run_record import Run, code_version
 from evaluation.cases import Cases
 from evaluation.inference import predict
 from evaluation.metrics import (
@@ -55,7 +55,7 @@ class FinalScores:
         loaders: Data of all splits.
     """
 
-    def __init__(self, run: Any, loaders: Loaders) -> None:
+    def __init__(self, run: Run, loaders: Loaders) -> None:
         self.run = run
         self.suffix = '_eval' if run.config.EVAL_MODE else ''
         self.loaders = loaders
@@ -122,7 +122,7 @@ class FinalScores:
             )
 
 
-def check_scoring(run: Any, path: str | Path) -> None:
+def check_scoring(run: Run, path: str | Path) -> None:
     """Compare the options of --eval with those that a checkpoint was trained with.
 
     Raises:
@@ -148,7 +148,7 @@ def check_scoring(run: Any, path: str | Path) -> None:
             )
 
 
-def warn_of_few_cases(run: Any, loader: DataLoader | None, split: str) -> None:
+def warn_of_few_cases(run: Run, loader: DataLoader | None, split: str) -> None:
     """Warn if the split that selects a checkpoint or a probe has few cases of a class."""
     if loader is None:
         return
@@ -163,7 +163,7 @@ def warn_of_few_cases(run: Any, loader: DataLoader | None, split: str) -> None:
 
 
 def write_run_report(
-    run: Any,
+    run: Run,
     models: list[nn.Module],
     datasets: dict[str, XrayDataset],
     logits: dict[str, np.ndarray],
@@ -254,7 +254,7 @@ def _protocol(config: Any) -> Protocol:
     )
 
 
-def _training_config(run: Any, sources: list[str]) -> Config | None:
+def _training_config(run: Run, sources: list[str]) -> Config | None:
     """The options that the scored model was trained with; None if they are not known."""
     if sources[0] in PROBES:
         return run.config
@@ -277,7 +277,7 @@ def _describe_run(
         **_describe_training(trained, names),
         'Data': data_set if config.REPORT.ANONYMISE else f'{data.DATA_PATH} ({data_set})',
         'Blank labels': data.BLANK,
-        'Images': describe_pictures(data.DATA_PATH),
+        'Images': describe_images(data.DATA_PATH),
         'Pixels': f'preprocessing {data.PREPROCESS}, normalised by {data.NORMALIZE}',
         'Threshold rule': config.EVAL.THRESHOLD,
         'Test-time views': describe_views(config),

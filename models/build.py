@@ -13,9 +13,10 @@ import models.mae
 import models.swin_transformer
 import models.timm_classifier
 import models.vision_transformer  # noqa: F401
+from config import require
 from models.encoder import ENCODERS
 from models.losses import count_outputs
-from models.simmim import PRETRAINING
+from models.simmim import PRETRAINING, maskable_encoders
 
 
 def build_model(
@@ -35,6 +36,8 @@ def build_model(
     """
     encoder = ENCODERS[config.MODEL.TYPE]
     if is_pretrain:
+        allowed = f'one of {maskable_encoders()} for masked pre-training'
+        require(encoder.hides_patches, config, 'MODEL.TYPE', allowed)
         return PRETRAINING[config.MODEL.PRETRAIN].from_config(config)
     num_outputs = count_outputs(config) if num_outputs is None else num_outputs
     return encoder(**encoder.constructor_arguments(config), num_classes=num_outputs)

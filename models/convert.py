@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from models.relative_position import resize_table
 from models.timm_classifier import TimmClassifier
+from utils import BUFFERS, check_fit, drop_buffers
 
 State = dict[str, Tensor]
 
@@ -30,7 +31,6 @@ PREFIX = 'encoder.'
 DECODER = 'decoder.'
 TABLE = 'relative_position_bias_table'
 SHARED_TABLE = f'rel_pos_bias.{TABLE}'
-BUFFERS = ('relative_position_index', 'attn_mask')  # computed by the model, never loaded
 CLASS_ROWS = {'absolute_pos_embed': 0, 'pos_embed': 1}  # rows before the grid, by embedding
 PATCH_WEIGHT, PATCH_BIAS = 'patch_embed.proj.weight', 'patch_embed.proj.bias'
 NORM, POOLED_NORM = ('norm.weight', 'norm.bias'), ('fc_norm.weight', 'fc_norm.bias')
@@ -183,32 +183,6 @@ def convert_timm(
     changed = {*report.resized, *report.folded}
     report.loaded += [key for key in target if key in kept and key not in changed]
     return kept, report
-
-
-def check_fit(
-    state: State, target: State, *, left: Container[str] = (), new: Container[str] = ()
-) -> None:
-    """Check that the entries are the model's, except those that may be left over or new.
-
-    Raises:
-        ValueError: Naming entries that are unexpected, missing or of another shape.
-    """
-    shared = [key for key in state if key in target]
-    problems = {
-        'unexpected': [key for key in state if key not in target and key not in left],
-        'missing': [key for key in target if key not in state and key not in new],
-        'of another shape': [
-            _shapes(key, state, target) for key in shared if state[key].shape != target[key].shape
-        ],
-    }
-    texts = [f'{len(names)} {what} ({_first(names)})' for what, names in problems.items() if names]
-    if texts:
-        raise ValueError(f'checkpoint of another model: {"; ".join(texts)}')
-
-
-def drop_buffers(state: State) -> State:
-    """Remove position indices and attention masks, which the model computes for its own size."""
-    return {key: value for key, value in state.items() if key.split('.')[-1] not in BUFFERS}
 
 
 def is_contrastive(state: State) -> bool:

@@ -34,9 +34,9 @@ from data.transforms import FILTERS, enlarged_side, statistics
 from engine.files import in_one_line
 from models.build import build_model
 from models.contrastive import METHODS
-from models.convert import PREFIX, PROCESSOR, drop_buffers, is_contrastive, to_huggingface
+from models.convert import PREFIX, PROCESSOR, is_contrastive, to_huggingface
 from models.simmim import PRETRAINING
-from utils import load_model_state, read_checkpoint, trained_config
+from utils import drop_buffers, load_model_state, read_checkpoint, trained_config
 
 State = dict[str, Tensor]
 Run = Callable[[Tensor], Tensor]  # images [B, C, S, S] to outputs

@@ -1,37 +1,69 @@
-r"""Measure how fast pictures become batches, or training steps are, beside the published way.
+r"""Measure the input pipeline and training steps against the published way.
 
-python scripts/benchmark.py input --data-path DIR [--store STORE] [--workers 0 1 2 4] \
-    [--needs 3000] [--size 192] [--seconds 5] [--json FILE]
-python scripts/benchmark.py train --cfg configs/... [--stage finetune] --batch-size 128 256 \
-    [--baseline] [--levers] [--data-path DIR] [--steps 20] [--warmup 5] [--rounds 3] [--json FILE] \
+python scripts/benchmark.py input --data-path DIR [--store STORE] [--size 192] [--json FILE]
+python scripts/benchmark.py train --cfg CFG --batch-size 128 [--steps 20] [--json FILE] \
     [--opts KEY VALUE]
-python scripts/benchmark.py table FILE... --output DIR
+
+`input` reads the same images through SimMIM's pipeline, rebuilt from torchvision, and through this
+project's pipeline from image files and from a packed store, in one process with one thread. `train`
+runs pre-training steps on random images: the published way is eager float16 autocast on a GPU and
+eager float32 on a CPU; ours is the config's own precision, attention and compilation. Repeats of
+all cases alternate, so that a slow moment of the machine affects every case.
 """
 
 import argparse
-import os
+import contextlib
+import json
+import logging
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.input_benchmark import (
-    as_rows,
-    format_rates,
-    format_stages,
-    measure,
-    one_thread,
-    read_records,
-    save_rows,
-)
-from data.input_sources import Setting, file_sources, store_sources
-from speed.command import benchmark_training, write_tables
-from speed.measure import FIRST_STEPS
-from speed.results import format_tables
-from speed.steps import STAGES
+from config import Config, default_config, encoder_node, get_config
+from data import build_loader
+from data.data_simmim import mask_generator
+from engine.device import autocast, synchronized_time
+from models import build_model
+from optimizer import build_optimizer
+
+LOGGER = logging.getLogger('benchmark')
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PUBLISHED = 'published'
+
+Case = Callable[[], int]  # does a piece of work and returns the number of images
+
+
+class PublishedDataset(Dataset):
+    """SimMIM's images and masks: PIL, torchvision's transforms and the global random state."""
+
+    def __init__(self, files: list[Path], config: Config) -> None:
+        self.files, self.masks = files, mask_generator(config)
+        crop = {'scale': (0.67, 1.0), 'ratio': (3 / 4, 4 / 3)}
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(config.DATA.IMG_SIZE, **crop),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(*IMAGENET),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, np.ndarray]:
+        with Image.open(self.files[index]) as image:
+            return self.transform(image.convert('RGB')), self.masks()
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,129 +71,164 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest='command', required=True)
-    _add_input(commands.add_parser('input', help='images per second of each way to read them'))
-    _add_train(commands.add_parser('train', help='images per second of training steps'))
-    _add_table(commands.add_parser('table', help='table and figure of what train wrote'))
+    add = commands.add_parser('input', help='images per second of each input pipeline').add_argument
+    add('--data-path', required=True, metavar='DIR', help='folder of train.csv and images')
+    add('--store', metavar='STORE', help='the same data packed by scripts/pack.py')
+    add('--size', default=192, type=int, metavar='PX', help='side of the crops')
+    _add_common(add, batch_size=64, repeats=5)
+    add = commands.add_parser('train', help='images per second of training steps').add_argument
+    add('--cfg', required=True, metavar='FILE', help='YAML file of main_simmim.py')
+    add('--steps', default=20, type=int, metavar='N', help='optimizer steps of a repeat')
+    add('--opts', default=[], nargs='+', action='extend', metavar='KEY VALUE', help='options')
+    _add_common(add, batch_size=128, repeats=3)
     return parser.parse_args(arguments)
 
 
-def _add_input(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add('--data-path', required=True, metavar='DIR', help='train.csv and images, or images alone')
-    add('--store', metavar='STORE', help='the same packed by scripts/pack.py')
-    add('--workers', default=[0, 1, 2, 4], nargs='+', type=_workers, metavar='N', help='processes')
-    add('--needs', default=3000, type=_positive, metavar='N', help='images/s that the model takes')
-    add('--size', default=192, type=_count, metavar='PX', help='side of the crops')
-    add('--batch-size', default=64, type=_count, metavar='N', help='images in a batch')
-    add('--seconds', default=5, type=_positive, metavar='S', help='of a repeat of each case')
-    add('--repeats', default=3, type=_count, metavar='N', help='of each case')
-    add('--json', metavar='FILE', help='also write a line of JSON for each case')
+def _add_common(add: Callable, *, batch_size: int, repeats: int) -> None:
+    add('--batch-size', default=batch_size, type=int, metavar='N', help='images per batch')
+    add('--repeats', default=repeats, type=int, metavar='N', help='repeats of each case')
+    add('--json', type=Path, metavar='FILE', help='also write the table as JSON')
 
 
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add('--cfg', required=True, metavar='CFG', help='YAML file of options; needs no data')
-    add('--stage', default='pretrain', choices=list(STAGES), help='which training')
-    add('--batch-size', required=True, nargs='+', type=_count, metavar='N', help='images in a step')
-    add('--steps', default=20, type=_count, metavar='N', help='timed in each round')
-    add('--warmup', default=5, type=_warmup, metavar='N', help='steps before them, at least 2')
-    add('--rounds', default=3, type=_count, metavar='N', help='turns of each case')
-    add('--baseline', action='store_true', help='also the same model in the published way')
-    add(
-        '--levers',
-        action='store_true',
-        help='also what leads from it to ours, one by one; compiled with MODEL.ATTENTION',
+def input_cases(args: argparse.Namespace) -> dict[str, Case]:
+    """Return the published pipeline and ours, each reading some batches per call."""
+    torch.set_num_threads(1)
+    roots = {'files': args.data_path} | ({'store': args.store} if args.store else {})
+    cases, count = {}, 512 // args.batch_size + 1
+    for name, root in roots.items():
+        config = _input_config(root, args)
+        loader = build_loader(config, LOGGER, is_pretrain=True).train
+        if name == 'files':
+            records = loader.dataset.records
+            files = [Path(records.root) / str(file) for file in records.file]
+            published = DataLoader(
+                PublishedDataset(files, config), config.DATA.BATCH_SIZE, shuffle=True
+            )
+            cases[PUBLISHED] = _reading(_forever(published), count)
+        cases[name] = _reading(_forever(loader), count)
+    return cases
+
+
+def _input_config(root: str, args: argparse.Namespace) -> Config:
+    config = default_config()
+    is_labelled = (Path(root) / 'train.csv').is_file()
+    config.merge_from_list(
+        ['DATA.DATASET', 'chexpert' if is_labelled else 'folder', 'DATA.DATA_PATH', root]
+        + ['DATA.IMG_SIZE', args.size, 'DATA.BATCH_SIZE', args.batch_size, 'MODEL.IN_CHANS', 1]
+        + ['DATA.NUM_WORKERS', 0, 'DATA.VIEWS', 'all', 'DATA.PIN_MEMORY', False]
     )
-    add('--data-path', default='', metavar='DIR', help='also ours with this data, loader included')
-    add('--json', metavar='FILE', help='also write a line of JSON for each case')
-    add('--opts', default=[], nargs='+', action='extend', metavar='KEY VALUE', help='options')
+    return config
 
 
-def _add_table(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('files', nargs='+', metavar='FILE', help='of train --json')
-    parser.add_argument('--output', required=True, metavar='DIR', help='table and figure go there')
+def _forever(loader: DataLoader) -> Iterator[tuple]:
+    """Yield the batches of epoch after epoch."""
+    for epoch in range(10**6):
+        if hasattr(loader.batch_sampler, 'set_epoch'):
+            loader.batch_sampler.set_epoch(epoch, first_batch=0)
+        yield from loader
 
 
-def measure_input(args: argparse.Namespace) -> None:
-    one_thread()
-    on_gpu = torch.cuda.is_available()
-    device = torch.device('cuda' if on_gpu else 'cpu')
-    setting = Setting(args.size, args.batch_size, device)
-    records = read_records(args.data_path)
-    sources = file_sources(records, setting)
-    print(f'{args.data_path}: {len(records)} images')
-    if args.store:
-        packed = read_records(args.store)
-        sources += store_sources(packed, setting)
-        print(f'{args.store}: {len(packed)} images')
-    cases = measure(
-        sources,
-        workers=args.workers,
-        seconds=args.seconds,
-        repeats=args.repeats,
-        progress=lambda turns: tqdm(turns, unit='case', disable=None),
+def _reading(batches: Iterator[tuple], count: int) -> Case:
+    return lambda: sum(len(next(batches)[0]) for _ in range(count))
+
+
+def training_cases(args: argparse.Namespace) -> dict[str, Case]:
+    """Return training steps the published way and as configured, on the same random images."""
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    cases = {}
+    for name in (PUBLISHED, 'ours'):
+        eager = ['MODEL.ATTENTION', 'eager', 'TRAIN.COMPILE', 'none']
+        opts = [*args.opts, *(eager if name == PUBLISHED else [])]
+        config = get_config(
+            argparse.Namespace(cfg=args.cfg, opts=opts, batch_size=args.batch_size, stage='simmim')
+        )
+        cases[name] = _training(config, device, args.steps, is_published=name == PUBLISHED)
+    return cases
+
+
+def _training(config: Config, device: torch.device, steps: int, *, is_published: bool) -> Case:
+    torch.manual_seed(config.SEED)
+    model = build_model(config, is_pretrain=True).to(device).train()
+    optimizer = build_optimizer(config, model, LOGGER, is_pretrain=True)
+    scaler = torch.amp.GradScaler(enabled=is_published and device.type == 'cuda')
+    is_compiled = config.TRAIN.COMPILE == 'max' or (
+        config.TRAIN.COMPILE == 'auto' and device.type == 'cuda'
     )
-    rows = as_rows(cases, needs=args.needs)
-    name = torch.cuda.get_device_name() if on_gpu else 'the CPU: not measured on a GPU'
-    print(
-        f'{os.cpu_count()} cores, one thread a process; crops of {args.size} px in batches of '
-        f'{args.batch_size}, finished on {name}\n\n{format_rates(rows)}\n\n'
-        f'microseconds an image, one process:\n{format_stages(rows)}'
-    )
-    if args.json:
-        save_rows(rows, args.json)
+    forward = torch.compile(model) if is_compiled else model
+    images, masks = _random_batch(config, device)
+
+    def precision() -> contextlib.AbstractContextManager:
+        if not is_published:
+            return autocast(config, device)
+        return torch.autocast('cuda', torch.float16, enabled=device.type == 'cuda')
+
+    def train() -> int:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            with precision():
+                loss = forward(images, masks)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.TRAIN.CLIP_GRAD or 1e9)
+            scaler.step(optimizer)
+            scaler.update()
+        return steps * len(images)
+
+    return train
 
 
-def measure_training(args: argparse.Namespace) -> int:
-    rows = benchmark_training(
-        args,
-        sys.argv,
-        say=print,
-        progress=lambda turns: tqdm(turns, unit='turn', disable=None),
-    )
-    print(f'\n{format_tables(rows)}')
-    return int(any(row['error'] for row in rows))
+def _random_batch(config: Config, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    rng, generator = np.random.default_rng(config.SEED), mask_generator(config)
+    count, size = config.DATA.BATCH_SIZE, config.DATA.IMG_SIZE
+    images = rng.standard_normal((count, config.MODEL.IN_CHANS, size, size), np.float32)
+    masks = np.stack([generator(rng) for _ in range(count)])
+    assert masks.shape[1] == size // encoder_node(config).PATCH_SIZE
+    return torch.from_numpy(images).to(device), torch.from_numpy(masks).to(device)
 
 
-def make_tables(args: argparse.Namespace) -> None:
-    for path in write_tables(args.files, args.output):
-        print(path)
+def measure(cases: dict[str, Case], repeats: int) -> list[dict]:
+    """Return the rate of each case and its ratio to the published way, medians over repeats."""
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    rates = {name: [] for name in cases}
+    for turn in tqdm(range(repeats + 1), unit='repeat', disable=None):
+        for name, case in cases.items():
+            start = synchronized_time(device)
+            images = case()
+            seconds = synchronized_time(device) - start
+            if turn:  # the first turn warms up
+                rates[name].append(images / seconds)
+    rows = []
+    for name, found in rates.items():
+        ratios = np.divide(found, rates[PUBLISHED])
+        row = {'case': name, 'images_per_second': float(np.median(found))}
+        row |= {'lowest': min(found), 'highest': max(found), 'ratio': float(np.median(ratios))}
+        rows.append(row | {'lowest_ratio': ratios.min(), 'highest_ratio': ratios.max()})
+    return rows
 
 
-COMMANDS = {'input': measure_input, 'train': measure_training, 'table': make_tables}
+def format_table(rows: list[dict]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = ['| case | images/s (range) | ratio to published (range) |', '| --- | --- | --- |']
+    for row in rows:
+        rate = f'{row["images_per_second"]:.0f} ({row["lowest"]:.0f} to {row["highest"]:.0f})'
+        ratio = f'{row["ratio"]:.2f} ({row["lowest_ratio"]:.2f} to {row["highest_ratio"]:.2f})'
+        lines.append(f'| {row["case"]} | {rate} | {ratio} |')
+    return '\n'.join(lines)
 
 
 def main(args: argparse.Namespace) -> int:
     try:
-        return COMMANDS[args.command](args) or 0
+        cases = (input_cases if args.command == 'input' else training_cases)(args)
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float('inf'):
-        raise ValueError
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-def _warmup(text: str) -> int:
-    value = int(text)
-    if value < FIRST_STEPS:
-        raise ValueError
-    return value
-
-
-def _workers(text: str) -> int:
-    return 0 if text == '0' else _count(text)
+    rows = measure(cases, args.repeats)
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+    print(f'{where}, {time.strftime("%Y-%m-%d")}, PyTorch {torch.__version__}\n')
+    print(format_table(rows))
+    if args.json:
+        args.json.write_text(json.dumps({'device': where, 'rows': rows}, indent=1) + '\n')
+    return 0
 
 
 if __name__ == '__main__':

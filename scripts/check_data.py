@@ -1,11 +1,11 @@
-r"""Find everything that is wrong with a data set: its CSV files, its splits, every picture.
+r"""Find everything that is wrong with a data set: its CSV files, its splits, every image.
 
 python scripts/check_data.py --data-path DIR --output problems.csv [--workers 8] \
     [--dataset mimic-cxr] [--train-csv FILE --valid-csv FILE --test-csv FILE] \
     [--image-suffix .png --labeller negbio] [--cfg configs/... --opts KEY VALUE]
 
-DIR may be a packed store, too; it is never written to.  The list has a row a finding.  Ends with
-0 if there is no error, with 1 if there is one, with 2 if the check could not be made.
+DIR may also be a packed store; it is never written to. The list has one row per finding. The exit
+code is 0 if there is no error, 1 if there is one, and 2 if the check could not be made.
 """
 
 import argparse
@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import config as config_merge
 from config import Config, check_config, default_config
-from data.check import Checked, Findings, Layout, check_data, written
+from data.check import Checked, Findings, check_data, written
+from data.records import DATASETS, csv_names
 
 KEYS = {
     'data_path': 'DATA.DATA_PATH',
@@ -28,7 +29,6 @@ KEYS = {
     'image_suffix': 'DATA.IMAGE_SUFFIX',
     'labeller': 'DATA.LABELLER',
 }
-DATASETS = ('chexpert', 'mimic-cxr', 'folder')
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,10 +36,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('--data-path', required=True, metavar='DIR', help='CSV files and pictures, or a store')
+    add('--data-path', required=True, metavar='DIR', help='CSV files and images, or a store')
     add('--output', default='problems.csv', type=Path, metavar='FILE', help='(problems.csv)')
     add('--workers', default=os.cpu_count(), type=_positive, metavar='N', help='processes')
-    add('--dataset', choices=DATASETS, help='what DIR holds (default: what its files say)')
+    add('--dataset', choices=DATASETS, help='what DIR holds (default: by its files)')
     add('--train-csv', metavar='FILE', help='as DATA.TRAIN_CSV')
     add('--valid-csv', metavar='FILE', help='as DATA.VALID_CSV')
     add('--test-csv', metavar='FILE', help='as DATA.TEST_CSV')
@@ -63,36 +63,25 @@ def read_config(args: argparse.Namespace) -> Config:
     return config
 
 
-def layout_of(config: Config) -> Layout:
-    """How the data set is read; its files tell what it is where no option does."""
-    data, root = config.DATA, Path(config.DATA.DATA_PATH)
+def find_dataset(config: Config) -> str:
+    """The kind of data set: DATA.DATASET if it was given, otherwise judged by the files."""
+    root = Path(config.DATA.DATA_PATH)
     if not root.is_dir():
-        raise ValueError(f'--data-path is no folder: {root}')
-    names = {'train': data.TRAIN_CSV, 'valid': data.VALID_CSV, 'test': data.TEST_CSV}
-    dataset = data.DATASET
-    if dataset == default_config().DATA.DATASET:
-        if any(root.glob('mimic-cxr-*-split.csv*')):
-            dataset = 'mimic-cxr'
-        else:
-            labelled = any((root / name).is_file() for name in names.values())
-            dataset = 'chexpert' if labelled else 'folder'
-    return Layout(
-        dataset,
-        names,
-        optional=('test',) if data.TEST_CSV == default_config().DATA.TEST_CSV else (),
-        image_suffix=data.IMAGE_SUFFIX,
-        labeller=data.LABELLER,
-        blank=data.BLANK,
-        allow_all_images=data.ALLOW_ALL_IMAGES,
-    )
+        raise ValueError(f'--data-path is not a folder: {root}')
+    if config.DATA.DATASET != default_config().DATA.DATASET:
+        return config.DATA.DATASET
+    if any(root.glob('mimic-cxr-*-split.csv*')):
+        return 'mimic-cxr'
+    labelled = any((root / name).is_file() for name in csv_names(config).values())
+    return 'chexpert' if labelled else 'folder'
 
 
-def summary(layout: Layout, checked: Checked, findings: Findings) -> str:
+def summary(config: Config, checked: Checked, findings: Findings) -> str:
     rows = ', '.join(f'{name} {count:,}' for name, count in checked.rows.items())
-    rate = checked.pictures / checked.seconds if checked.seconds else 0
+    rate = checked.images / checked.seconds if checked.seconds else 0
     return (
-        f'{findings.describe()}\nread as {layout.dataset}; pictures by rows: {rows or "none"}; '
-        f'{checked.pictures:,} pictures in {checked.seconds:.1f} s ({rate:,.0f} images/s)'
+        f'{findings.describe()}\nread as {config.DATA.DATASET}; images by split: {rows or "none"}; '
+        f'{checked.images:,} images in {checked.seconds:.1f} s ({rate:,.0f} images/s)'
     )
 
 
@@ -101,17 +90,20 @@ def main(args: argparse.Namespace) -> int:
     try:
         if args.output.resolve().is_relative_to(root.resolve()):
             raise ValueError(f'--output must lie outside {root}, got {args.output}')
-        layout = layout_of(read_config(args))
+        config = read_config(args)
+        config.DATA.DATASET = find_dataset(config)
+        has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
+        optional = ('test',) if has_default_test else ()
         with written(args.output) as findings:
-            checked = check_data(root, layout, findings, workers=args.workers)
+            checked = check_data(config, findings, optional=optional, workers=args.workers)
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('stopped; no list was written', file=sys.stderr)
         return 130
-    print(f'{summary(layout, checked, findings)}\nthe list: {args.output}')
-    return 1 if findings.number('error') else 0
+    print(f'{summary(config, checked, findings)}\nthe list: {args.output}')
+    return 1 if findings.count('error') else 0
 
 
 def _positive(text: str) -> int:

@@ -1,149 +1,115 @@
-"""Write docs/reference/config.md: every option and flag, from their comments and defaults.
+"""Write docs/reference/config.md: every option with its default, meaning and allowed values.
 
-python scripts/config_reference.py            # after a change of an option or of config_flags.py
+python scripts/config_reference.py
+
+The page comes from the comments in config.py and from the registries of the parts. Building the
+documentation (mkdocs.yml) makes it anew.
 """
 
 import argparse
 import ast
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import FLAG_KEYS, default_config, value_at
+import main_contrastive  # noqa: F401  (the mains import every module that has a registry)
+import main_finetune  # noqa: F401
+import main_simmim  # noqa: F401
+from config import FLAG_KEYS, LEGACY_KEYS, allowed_values, default_config, value_at
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ('config.py', 'config_data.py', 'config_model.py', 'config_training.py')
-NEW = '[CheXpert] '  # begins the comment of a key that SimMIM does not have
-SECTIONS = {
-    '': 'The run',
-    'DATA': 'Data',
-    'MODEL': 'Model',
-    'MODEL.SWIN': 'Swin',
-    'MODEL.VIT': 'ViT',
-    'MODEL.TIMM': 'Models of timm',
-    'MODEL.SIMMIM': 'Reconstruction',
-    'MODEL.MAE': 'MAE',
-    'TRAIN': 'Training',
-    'TRAIN.LR_SCHEDULER': 'Schedule of the learning rate',
-    'TRAIN.OPTIMIZER': 'Optimizer',
-    'AUG': 'Augmentation',
-    'TEST': 'Centre crop',
-    'EVAL': 'Evaluation',
-    'LOSS': 'Loss of the labels',
-    'CONTRASTIVE': 'Contrastive pre-training',
-    'FINETUNE': 'What is fine-tuned',
-    'REPORT': 'Report',
-}
+PAGE = 'reference/config.md'
+NEW = '[CheXpert] '  # marks a key that SimMIM does not have
 HEADER = """# Options
 
-Made by `python scripts/config_reference.py` from the comments and defaults of `config.py`,
-`config_data.py`, `config_model.py` and `config_training.py`.
+`scripts/config_reference.py` writes this page from the comments in `config.py`.
 
-A run's options come from these defaults, then the `BASE` files of its YAML, the YAML (`--cfg`),
-`--opts KEY VALUE ...`, and flags, each over the ones before. Keys and types are checked, and what
-does not go together is refused before anything is built.
+A run takes its options from these defaults, then from the `BASE` files of its YAML file, the YAML
+file (`--cfg`), `--opts KEY VALUE ...` and the other flags; each source overrides the ones before.
+Keys, types and combinations are checked before anything is built.
 
-**Own** marks a key that SimMIM does not have. The other defaults are SimMIM's, but for two that say
-so, and were made for ImageNet: the YAML files in `configs/` set what X-rays need.
-"""
+**Own** marks a key that SimMIM does not have. The other defaults are SimMIM's and suit ImageNet;
+the YAML files in `configs/` set what X-rays need.
 
-FLAGS = """## Flags of the mains
+## Flags
 
-`--cfg FILE` is the run's YAML, `--opts KEY VALUE ...` sets options in pairs, and `--local_rank` is
-accepted and ignored. The others are short for options:
+`--cfg FILE` is the YAML file of the run, `--opts KEY VALUE ...` sets options in pairs, and
+`--local_rank` is accepted and ignored. The other flags set one option each:
 
 """
 
 
 class Option(NamedTuple):
-    """A key of the config."""
+    """One key of the config."""
 
     key: str
-    default: object
+    default: Any
     meaning: str
     is_new: bool
 
 
 def read_options(source: str) -> list[Option]:
-    """The options that `source` sets, text of one of SOURCES, in its order.
-
-    Raises:
-        ValueError: if a key has no comment above it.
-    """
+    """Return the options that the source of config.py sets, in order."""
     lines, options, defaults = source.splitlines(), [], default_config()
     for node in ast.parse(source).body:
-        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)):
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
             continue
         key = ast.unparse(node.targets[0]).removeprefix('_C.')
-        if ast.unparse(node.value) in ('CN()', key):
+        if ast.unparse(node.value) == 'CN()':
             continue
         start = node.lineno - 1
-        while start and lines[start - 1].startswith('# '):
+        while lines[start - 1].startswith('# '):
             start -= 1
         comment = ' '.join(line[2:] for line in lines[start : node.lineno - 1])
-        if not comment:
-            raise ValueError(f'{key} has no comment above it')
-        default, is_new = value_at(defaults, key), comment.startswith(NEW)
+        default = value_at(defaults, key)
         default = dict(default) if isinstance(default, dict) else default
-        options.append(Option(key, default, comment.removeprefix(NEW), is_new))
+        options.append(Option(key, default, comment.replace(NEW, ''), comment.startswith(NEW)))
     return options
 
 
-def all_options() -> list[Option]:
-    """The options of all SOURCES."""
-    return [o for name in SOURCES for o in read_options((ROOT / name).read_text(encoding='utf-8'))]
-
-
-def cell(text: object) -> str:
-    """Text for a cell of a Markdown table."""
-    return str(text).replace('|', '\\|').replace('[', '\\[').replace('<', '&lt;')
-
-
-def option_table(options: list[Option]) -> str:
-    """A row an option."""
-    rows = [
-        f'| `{o.key}` {"**own** " if o.is_new else ""}| `{o.default!r}` | {cell(o.meaning)} |'
-        for o in options
-    ]
-    return '\n'.join(['| key | default | meaning |', '| --- | --- | --- |', *rows])
-
-
-def flag_table() -> str:
-    """A row a flag that stands for an option."""
-    rows = [f'| `--{dest.replace("_", "-")}` | `{key}` |' for dest, key in FLAG_KEYS.items()]
-    return '\n'.join(['| flag | option that it sets |', '| --- | --- |', *rows])
-
-
-def page() -> str:
-    """The page.
-
-    Raises:
-        ValueError: if there is a section that SECTIONS does not name.
-    """
-    by_section = {}
-    for option in all_options():
+def options_page() -> str:
+    """Return the page as Markdown."""
+    rows = [f'| `--{flag.replace("_", "-")}` | `{key}` |' for flag, key in FLAG_KEYS.items()]
+    parts = [HEADER + '\n'.join(['| flag | option |', '| --- | --- |', *rows])]
+    by_section: dict[str, list[Option]] = {'': []}
+    for option in read_options((ROOT / 'config.py').read_text(encoding='utf-8')):
         by_section.setdefault(option.key.rpartition('.')[0], []).append(option)
-    if unknown := set(by_section) - set(SECTIONS):
-        raise ValueError(f'scripts/config_reference.py: SECTIONS lacks {sorted(unknown)}')
-    parts = [HEADER, f'{FLAGS}{flag_table()}\n']
-    for section, title in SECTIONS.items():
-        heading = f'{title}: `{section}`' if section else title
-        parts.append(f'## {heading}\n\n{option_table(by_section[section])}\n')
-    return '\n'.join(parts)
+    for section, options in by_section.items():
+        parts.append(f'## {f"`{section}`" if section else "Run"}\n\n{_option_table(options)}')
+    rows = [f'| `{old}` | {f"`{new}`" if new else "none"} |' for old, new in LEGACY_KEYS.items()]
+    table = '\n'.join(['| key | replaced by |', '| --- | --- |', *rows])
+    parts.append(f'## Keys of SimMIM and of earlier versions\n\n{table}')
+    return '\n\n'.join(parts) + '\n'
+
+
+def _option_table(options: list[Option]) -> str:
+    rows = ['| key | default | meaning |', '| --- | --- | --- |']
+    for option in options:
+        meaning = option.meaning
+        if allowed := allowed_values(option.key):
+            meaning += f' Allowed: {", ".join(f"`{value!r}`" for value in allowed)}.'
+        meaning = meaning.replace('|', '\\|').replace('[', '\\[').replace('<', '&lt;')
+        mark = ' **own**' if option.is_new else ''
+        rows.append(f'| `{option.key}`{mark} | `{option.default!r}` | {meaning} |')
+    return '\n'.join(rows)
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """MkDocs hook: return the current page of options instead of the file's text."""
+    return options_page() if page.file.src_uri == PAGE else markdown
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Write the reference of all options.')
-    parser.add_argument('--output', type=Path, default=ROOT / 'docs' / 'reference' / 'config.md')
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--output', type=Path, default=ROOT / 'docs' / PAGE)
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> int:
-    text = page()
-    args.output.write_text(text, encoding='utf-8')
-    print(f'{args.output}: {text.count("| `")} options and flags')
+    args.output.write_text(options_page(), encoding='utf-8')
+    print(args.output)
     return 0
 
 

@@ -23,18 +23,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import allowed_values, default_config
 from data.records import (
-    SUCH_AS,
     LabelTable,
     Records,
     group_columns,
-    match,
     read_label_file,
     read_predictions,
     standard_groups,
 )
 from engine.run_record import code_version
 from evaluation.analysis import HeldOut, fit_held_out
-from evaluation.cases import Cases
+from evaluation.cases import SUCH_AS, Cases, match
 from evaluation.metrics import METRICS, Protocol
 from evaluation.report import (
     MEAN_TITLES,

@@ -68,7 +68,8 @@ def main(args: argparse.Namespace) -> int:
         published = published_rows(rows)
         print(finding_markdown(rows, published), end='')
         if args.csv:
-            pd.DataFrame(finding_figures(rows, published)).to_csv(args.csv, index=False)
+            table = pd.DataFrame(finding_figures(rows, published), dtype=object)
+            table.to_csv(args.csv, index=False)
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

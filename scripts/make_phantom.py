@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.phantom import contact_sheet, make_phantom, make_phantom_mimic
+from data.phantom import contact_sheet, make_phantom
 
-LAYOUTS = {'chexpert': make_phantom, 'mimic-cxr': make_phantom_mimic}
+LAYOUTS = ('chexpert', 'mimic-cxr')
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,11 +30,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seed', default=0, **number)
     parser.add_argument('--size', default=390, **number, help='long side of the images in pixels')
     parser.add_argument('--workers', default=os.cpu_count(), **number, help='processes that draw')
-    parser.add_argument('--contact-sheet', metavar='FILE.png', help='picture of the first images')
+    parser.add_argument('--contact-sheet', metavar='FILE.png', help='image of the first images')
     parser.add_argument('--no-images', action='store_true', help='write the CSV files alone')
     args = parser.parse_args(arguments)
     if args.no_images and args.contact_sheet:
-        parser.error('--contact-sheet needs images: leave out --no-images')
+        parser.error('--contact-sheet needs images: omit --no-images')
     if args.layout != 'chexpert' and args.contact_sheet:
         parser.error('--contact-sheet needs --layout chexpert')
     return args
@@ -42,7 +42,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     try:
-        made = LAYOUTS[args.layout](
+        made = make_phantom(
             args.output,
             num_train=args.train,
             num_valid=args.valid,
@@ -51,6 +51,7 @@ def main(args: argparse.Namespace) -> int:
             workers=args.workers,
             size=0 if args.no_images else args.size,
             rows=args.rows,
+            layout=args.layout,
         )
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)

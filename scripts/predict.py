@@ -6,6 +6,7 @@ python scripts/predict.py --checkpoint C.pth --output F.csv IMAGE_OR_FOLDER [IMA
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ LOGGER = 'predict'
 
 
 class ImageFiles(Dataset):
-    """(image as the model gets it, 0 for a target, index) of each file."""
+    """Items (model input, 0 in place of a target, index), one per file."""
 
     def __init__(self, paths: list[str], config: Config) -> None:
         self.paths = paths
@@ -45,7 +46,7 @@ class ImageFiles(Dataset):
 
 
 class LoaderWithBar(DataLoader):
-    """Shows how many batches are done."""
+    """A loader with a progress bar."""
 
     def __iter__(self) -> Iterator[Any]:
         yield from tqdm(super().__iter__(), total=len(self), unit='batch', disable=None)
@@ -68,12 +69,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='folders with all that is below them')
-    add('--checkpoint', required=True, metavar='C.pth', help='of main_finetune.py')
-    add('--output', required=True, type=Path, metavar='F.csv', help='F.json is written, too')
-    add('--batch-size', type=int, help='images per batch (as the run had)')
-    add('--num-workers', type=int, help='processes that load images (as the run had)')
-    add('--device', type=to_device, help='such as cpu, cuda, cuda:1 (a GPU where there is one)')
+    add('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='folders are searched recursively')
+    add('--checkpoint', required=True, metavar='C.pth', help='checkpoint of main_finetune.py')
+    add('--output', required=True, type=Path, metavar='F.csv', help='F.json is also written')
+    add('--batch-size', type=int, help='images per batch (default: as in the run)')
+    add('--num-workers', type=int, help='processes that load images (default: as in the run)')
+    add(
+        '--device',
+        type=to_device,
+        help='for example cpu, cuda or cuda:1 (default: a GPU if there is one)',
+    )
     args = parser.parse_args(arguments)
     if args.output.suffix.lower() != '.csv':
         parser.error(f'--output must end in .csv, got {args.output}')
@@ -85,7 +90,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def list_images(places: list[str]) -> list[str]:
-    """Files as they are given, and those below folders, sorted; each once."""
+    """The given files and the images below the given folders, sorted; each once."""
     found = []
     for place in places:
         if os.path.isdir(place):
@@ -97,15 +102,15 @@ def list_images(places: list[str]) -> list[str]:
 
 
 def read_config(path: str) -> Config:
-    """The options of the run that a checkpoint is of."""
+    """The options of the run that wrote a checkpoint."""
     config = trained_config(path)
     if config is None or 'head.weight' not in read_checkpoint(path)['model']:
-        raise ValueError(f'{path} is no fine-tuned checkpoint of main_finetune.py')
+        raise ValueError(f'{path} is not a fine-tuned checkpoint of main_finetune.py')
     return config
 
 
 def predict_images(args: argparse.Namespace) -> int:
-    """Write the predictions; returns the number of images."""
+    """Write the predictions and return the number of images."""
     config, paths = read_config(args.checkpoint), list_images(args.images)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     device = args.device or local_device()
@@ -133,8 +138,8 @@ def main(args: argparse.Namespace) -> int:
     try:
         count = predict_images(args)
     except (ValueError, OSError) as error:
-        # A loader's worker puts its traceback into the message.
-        message = str(error).rsplit('\nValueError: ', 1)[-1].strip()
+        # A worker of the loader includes its traceback in the message.
+        message = re.split(r'\n[\w.]+Error: ', str(error))[-1].strip()
         print(f'error: {message}', file=sys.stderr)
         return 2
     print(f'probabilities for {count} images in {args.output}. Not for clinical use.')

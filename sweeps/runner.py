@@ -16,16 +16,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from config import Config
+from config import config_text
 from engine.files import sha256
 from engine.launch import EXIT_PREEMPTED, is_locked
-from engine.run_record import OPTIONS_FILE, is_finished, read_record
-from sweeps.files import ROOT, Job, batch_counts, changed_options, load_config
+from engine.run_record import OPTIONS_FILE, is_finished, read_record, run_changes
+from sweeps.files import ROOT, Job, batch_counts, load_config
 from utils import checksum_file, newest_first
 
 POLL_SECONDS = 0.5
 DIFFERENCES_SHOWN = 3
-RANDOM = 'random weights'
 LOGS = 'ablate_logs'  # folder below the output
 
 
@@ -38,7 +37,7 @@ def state_of(job: Job) -> str:
     """
     if not (job.folder / OPTIONS_FILE).is_file():  # written when the run begins to train
         return 'running' if is_locked(job.folder) else 'not started'
-    if changes := list(differences(job)):
+    if changes := differences(job):
         raise ValueError(
             f'{job.folder} holds another run ({"; ".join(changes[:DIFFERENCES_SHOWN])}): choose '
             'another --output, or give the options of that run'
@@ -48,53 +47,44 @@ def state_of(job: Job) -> str:
     return 'running' if is_locked(job.folder) else 'stopped'
 
 
-def differences(job: Job) -> Iterator[str]:
+def differences(job: Job) -> list[str]:
     """How the run in the job's folder differs from the job."""
     config = load_config(job.folder)
-    for key, (old, new) in changed_options(config, job.config).items():
-        yield f'{key}: {old} -> {new}'
+    before = {'options': config_text(config)}
+    lines = run_changes(before, {'options': config_text(job.config)})
     try:
         record = read_record(job.folder) or {}
     except ValueError:  # starting the run again repairs it
-        return
-    before = batch_counts(config, record, job.stage)
-    now = batch_counts(job.config, {'processes': job.processes}, job.stage)
-    for key, count in now.items():
-        if before[key] != count:
-            yield f'{key}: {before[key]} -> {count}'
+        return lines
+    counts = batch_counts(config, record, job.stage)
+    for name, count in batch_counts(job.config, {'processes': job.processes}, job.stage).items():
+        if counts[name] != count:
+            lines.append(f'{name}: {counts[name]} -> {count}')
     data = job.config.DATA
     for name in (data.TRAIN_CSV, data.VALID_CSV, data.TEST_CSV) if data.DATA_PATH else ():
         known = record.get('data', {}).get('files', {}).get(name)
         if known and known != _checksum(Path(data.DATA_PATH) / name):
-            yield f'data: {name} of {data.DATA_PATH} is another file'
-    yield from _weights_differences(job, config, record)
+            lines.append(f'data: {name} of {data.DATA_PATH} is another file')
+    return lines + _changed_weights(job, record)
 
 
-def _weights_differences(job: Job, before: Config, record: Mapping[str, Any]) -> Iterator[str]:
+def _changed_weights(job: Job, record: Mapping[str, Any]) -> list[str]:
     """How the weights that the run started from differ from those that the job starts from.
 
     Nothing is known about a run that was resumed by hand, or whose record is lost, or about a
     checkpoint of another run that was removed.
     """
-    old, new = before.PRETRAINED, job.config.PRETRAINED
-    first_start = next(iter(record.get('starts', [])), {})
-    if 'pretrained' not in record or first_start.get('resumed_from'):
-        return
-    if '://' in old + new:  # an address has no checksum
-        if old != new:
-            yield f'weights: {old or RANDOM} -> {new or RANDOM}'
-        return
-    known, now = record['pretrained'], None
+    path, first = Path(job.config.PRETRAINED), next(iter(record.get('starts', [])), {})
+    if 'pretrained' not in record or first.get('resumed_from'):
+        return []
+    now = None
     if job.weights:
-        now = _checksum(Path(job.weights))
-    elif Path(new).is_file():
-        now = _checkpoint_checksum(Path(new))
-    elif new:
-        return
-    if known and now and known != now:
-        yield f'weights: {new} is another file'
-    elif known != now:
-        yield f'weights: {old if known else RANDOM} -> {new or RANDOM}'
+        now = _checksum(path)
+    elif job.config.PRETRAINED:
+        if not path.is_file():
+            return []
+        now = _checkpoint_checksum(path)
+    return run_changes({'pretrained': record['pretrained']}, {'pretrained': now})
 
 
 def _checkpoint_checksum(path: Path) -> str:

@@ -9,7 +9,8 @@ from torch import nn
 
 from config import default_config
 from engine.launch import Run
-from engine.loop import TrainState, train_one_epoch
+from engine.loop import train_one_epoch
+from engine.train_state import TrainState
 from logger import ScalarLog
 
 

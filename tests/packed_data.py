@@ -12,17 +12,17 @@ from PIL import Image
 
 from data.packing import Settings, ShardWriter, pack
 
-SMALL = Settings(size=16, shard_bytes=1000)  # three pictures a file
+SMALL = Settings(size=16, shard_bytes=1000)  # three images in a shard
 NATIVE = Settings(size=None, square=False)
 
 
 class Killed(BaseException):
-    """Ends the building like a signal: nothing catches it."""
+    """Ends the packing like a signal: nothing catches it."""
 
 
 @contextmanager
 def killed_after(count: int) -> Iterator[None]:
-    """Has the building die before it writes one more picture."""
+    """End the packing before it writes one more image."""
     left, add = [count], ShardWriter.add
 
     def add_or_die(writer: ShardWriter, result: object) -> None:
@@ -36,7 +36,7 @@ def killed_after(count: int) -> Iterator[None]:
         yield
 
 
-def picture(index: int, highest: int = 255) -> np.ndarray:
+def noise(index: int, highest: int = 255) -> np.ndarray:
     """Noise of a size of its own, with the highest level in it."""
     rng = np.random.default_rng(index)
     dtype = np.uint8 if highest == 255 else np.uint16
@@ -56,7 +56,7 @@ def make_data(root: Path, count: int = 10, **sixteen_bit: int) -> Path:
         path = image_path(number).replace('.jpg', '.png')
         file = root / path.partition('/')[2]
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(number, sixteen_bit.get(f'p{number}', 255))).save(file)
+        Image.fromarray(noise(number, sixteen_bit.get(f'p{number}', 255))).save(file)
         tables[split].append(row(path, Edema=str(number % 2)))
     for split, rows in tables.items():
         if rows:

@@ -1,13 +1,13 @@
-"""Commands of scripts/ablate.py, and what stands in for other programs that they meet."""
+"""Commands of scripts/ablate.py, and a stand-in for a run that holds its folder."""
 
 import contextlib
-import subprocess
+import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
-from test_readme import load_script
-
+from engine.launch import run_lock
 from sweeps.files import ROOT, Job, load_sweep, plan
 
 SWEEP = ROOT / 'scripts/ablations/nano/mask_size.yaml'
@@ -17,23 +17,26 @@ SHORT = (
 )
 PRETRAIN = SHORT.split()
 FINETUNE = [*PRETRAIN, 'REPORT.WRITE', 'False']
-HOLDER = (
-    'import sys; from run_lock import RunLock; lock = RunLock(sys.argv[1]).acquire(); '
-    'print("held", flush=True); sys.stdin.read()'
-)
+
+
+def load_script(name: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'scripts' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def command(name: str, sweep: Path, output: Path, data: Path, *more: str) -> list[str]:
-    words = [sys.executable, 'scripts/ablate.py', name, '--sweep', str(sweep), '--output',
-             str(output)]  # fmt: skip
+    words = ['scripts/ablate.py', name, '--sweep', str(sweep), '--output', str(output)]
     if name in ('run', 'status'):
         words += ['--data-path', str(data), '--pretrain-opts', *PRETRAIN]
         words += ['--finetune-opts', *FINETUNE]
-    return [*words, *more]
+    return [sys.executable, *words, *more]
 
 
 def in_process(*arguments: object) -> int:
-    script = load_script(ROOT / 'scripts/ablate.py')
+    script = load_script('ablate')
     return script.main(script.parse_args(command(*arguments)[2:]))
 
 
@@ -49,12 +52,7 @@ def jobs_of(sweep: Path, output: Path, data: Path, seeds: int) -> list[Job]:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Another process has the lock of a run's folder."""
+    """A run has the lock of its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, '-c', HOLDER, str(folder)]
-    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, **pipes) as holder:
-        assert holder.stdout.readline() == b'held\n'
+    with run_lock(folder):
         yield
-        holder.stdin.close()
-        holder.wait(30)

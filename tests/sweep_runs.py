@@ -1,4 +1,4 @@
-"""Folders of ablation runs as the mains leave them, with figures that are made up; no training."""
+"""Folders of sweep runs as the mains leave them, with made-up figures and no training."""
 
 import csv
 import json
@@ -24,9 +24,9 @@ from sweeps.results import collect
 
 RARE = 'Fracture'  # has no positive: not scored
 SEEDS = [0, 1, 2]
-SCORES = {}  # computed already
+SCORES = {}  # cache
 EPOCH_IMAGES = 80  # of a made pre-training
-FOLDER = tempfile.TemporaryDirectory()  # of the reference's files; goes with the process
+FOLDER = tempfile.TemporaryDirectory()  # of the reference's files
 OPTIONS = {
     'simmim': {'BASE': [f'{ROOT}/configs/base/chexpert_pretrain.yaml']},
     'contrastive': {'BASE': [f'{ROOT}/configs/base/chexpert_contrastive.yaml']},
@@ -142,14 +142,14 @@ class MadeRuns:
             self.targets = scored_targets(self.targets, task=task, blank='negative')
 
     def probabilities(self, strength: float, seed: int) -> np.ndarray:
-        """[N, K]; what all runs share makes them alike, as real ones are."""
+        """[N, K]; runs are correlated, as real ones are."""
         shared = np.random.default_rng(1).normal(0, 1, self.targets.shape)
         own = np.random.default_rng([2, seed, int(100 * strength)])
         known = np.nan_to_num(self.targets, nan=0.5)
         return expit(strength * known + shared + own.normal(0, 0.4, self.targets.shape))
 
     def scores(self, strength: float, seed: int) -> dict[str, Any]:
-        """As scores.json has them; all data of a size and task are the same."""
+        """As in scores.json."""
         key = (len(self.paths), self.task, self.level, strength, seed)
         if key not in SCORES:
             SCORES[key] = score_table(
@@ -163,7 +163,7 @@ class MadeRuns:
         return json_safe(SCORES[key] | {'views': 'frontal', 'loss': 0.3})
 
     def add(self, row: Row, seed: int, *, l1: float = 20.0, **finetuning: Any) -> np.ndarray:
-        """Write both stages of a row, one of pre-training once; returns its probabilities."""
+        """Write both stages of a row; returns its probabilities."""
         pretraining = run_folder(self.output, row.pretraining, row, seed)
         if row.pretrain is not None and not pretraining.is_dir():
             self.add_pretraining(row, seed, l1=l1)
@@ -183,7 +183,7 @@ class MadeRuns:
         scores['valid'] = scores['test']
         (folder / 'scores.json').write_text(json.dumps(scores))
         file = folder / 'predictions_test.csv'
-        # In an order of their own: they are matched by name.
+        # In another order: they are matched by name.
         options = {'paths': self.paths[::-1], 'labels': self.labels, 'source': {}}
         write_predictions(file, probabilities[::-1], **options)
         return probabilities
@@ -197,8 +197,8 @@ class MadeRuns:
         if row.pretraining == 'contrastive':
             _write_records(folder, [{'epoch': epoch, 'loss': 1.0} | speed for epoch in (0, 1)])
             return
-        told = row.pretrain.get('MODEL.SIMMIM.TARGET') == 'patch_normalised'
-        own = '_given_patch_statistics' if told else ''
+        normalised = row.pretrain.get('MODEL.SIMMIM.TARGET') == 'patch_normalised'
+        own = '_given_patch_statistics' if normalised else ''
         records = []
         for epoch, value in ((-1, 60.0), (0, l1 + 10), (1, l1 + seed)):
             records.append({'epoch': epoch, 'loss': value / 100} | (speed if epoch >= 0 else {}))
@@ -231,7 +231,7 @@ class MadeRuns:
 
 
 def collect_five(folder: Path) -> dict[str, Any]:
-    """Rows above, at (the reference), below and inside the noise, one half done, one missing."""
+    """A row above the reference, one below, one inside the noise with one seed, one missing."""
     made = MadeRuns(folder)
     sweep = make_sweep(['0.1', '0.6', '0.7', '0.8', '0.9'], reference=1)
     strengths = {'0.1': 2.5, '0.6': 1.0, '0.7': 1.01, '0.8': 0.1}

@@ -1,4 +1,4 @@
-"""What the report says of one set: readers only where they read the same, what is left out."""
+"""The analysis of one set: radiologists, uncertain labels, held-out values and worst errors."""
 
 from dataclasses import replace
 
@@ -8,9 +8,9 @@ from cases import NAN, make_cases
 from sklearn.metrics import roc_curve
 
 from data.labels import COMPETITION_LABELS
+from evaluation.analysis import HeldOut, fit_held_out, score_set, worst_errors
 from evaluation.metrics import Protocol
 from evaluation.published import RADIOLOGISTS
-from evaluation.report import HeldOut, fit_held_out, score_set, worst_errors
 
 FIVE = list(COMPETITION_LABELS)
 TEST_STUDIES = [f'CheXpert-v1.0/test/patient{n}/study1' for n in range(64741, 65241)]
@@ -102,7 +102,7 @@ def test_uncertain_labels_are_counted_at_the_level_that_is_scored():
     assert replace(cases, uncertain=None).at_level('study').count_uncertain() == {}
 
 
-def test_what_is_fitted_stands_beside_its_label():
+def test_held_out_values_are_matched_to_labels_by_name():
     """Held-out cases with other labels, in another order; a label that they lack has nothing."""
     rng = np.random.default_rng(1)
     targets = (rng.random((80, 2)) < 0.5).astype(float)

@@ -1,16 +1,14 @@
 """Ways to compute attention and to save memory: the same numbers, and what each costs."""
 
 import copy
-import logging
 
 import pytest
 import torch
-from models.kernel_check import settle_attention
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.relative_position import attend, resolve, written_out
+from models.encoder import attend, eager_attention
 from models.simmim import SimMIM, SwinTransformerForSimMIM, VisionTransformerForSimMIM
 from models.swin_transformer import SwinTransformer
 from models.vision_transformer import VisionTransformer
@@ -80,7 +78,9 @@ def test_attend_is_the_formula(shape: tuple, by_window: bool, fused: bool) -> No
     q, k, v = torch.randn(3, *shape, dtype=torch.float64)
     by_window = by_window and len(shape) == 5
     bias = torch.randn(*shape[1 if by_window else -3 : -2], 5, 5, dtype=torch.float64)
-    got = attend(q, k, v, bias=bias, scale=0.3, fused=fused)
+    got = attend(
+        q, k, v, bias=bias, scale=0.3, attention='sdpa' if fused else 'eager', in_windows=False
+    )
     want = torch.empty_like(v)
     for index in torch.cartesian_prod(*map(torch.arange, shape[:-2])):
         at = tuple(index.tolist())
@@ -90,20 +90,13 @@ def test_attend_is_the_formula(shape: tuple, by_window: bool, fused: bool) -> No
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
-def test_auto_takes_the_fused_kernel_for_a_vit_on_a_gpu_alone() -> None:
-    gpu, cpu = torch.device('cuda'), torch.device('cpu')
-    ways = [resolve('auto', device, in_windows=w) for device in (cpu, gpu) for w in (True, False)]
-    assert ways == ['eager', 'eager', 'eager', 'sdpa']
-    assert resolve('sdpa', cpu, in_windows=True) == 'sdpa'
-
-
-def test_written_out_holds_until_it_is_left(monkeypatch) -> None:
+def test_eager_attention_ends_with_its_context(monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(
         F, 'scaled_dot_product_attention', lambda *args, **keys: calls.append(1) or args[2]
     )
     model = MODELS['vit_none'](attention='sdpa')
-    with pytest.raises(KeyError), written_out(model):
+    with pytest.raises(KeyError), eager_attention(model):
         model(torch.zeros(1, 1, 32, 32))
         raise KeyError
     assert calls == []
@@ -133,53 +126,3 @@ def test_what_is_kept_is_not_computed_again(name: str) -> None:
     assert products[0] == linear, 'linear layers are kept'
     assert nothing[0] > 1.2 * linear
     assert products[1] == nothing[1] == pytest.approx(4 / 3 * inner), 'attention is computed again'
-
-
-def swin_with_kernel(monkeypatch, kernel, **keys: object) -> SwinTransformer:
-    from models import window_kernel
-
-    monkeypatch.setattr(window_kernel, 'window_attention', kernel)
-    return MODELS['swin_classifier'](attention='triton', **keys)
-
-
-def as_written_out(qkv, bias, order, mask, *, scale, factor=1.0):
-    """What the kernel is to compute."""
-    from models.swin_transformer import WindowAttention
-
-    attn = WindowAttention(qkv.shape[2] // 3, 4, bias.shape[0], qk_scale=scale)
-    inverse = order.argsort()
-    x = attn._attend(qkv[:, order], bias * factor, mask, fused=False)
-    return x[:, inverse]
-
-
-def missing(*_: object, **__: object) -> None:
-    raise RuntimeError('the kernel needs the package triton\nsecond line')
-
-
-@pytest.mark.parametrize(
-    ('kernel', 'line'),
-    [
-        (as_written_out, None),
-        (missing, 'RuntimeError: the kernel needs the package triton'),
-        (lambda *a, **k: as_written_out(*a, **k, factor=1.1), 'ArithmeticError: its output is off'),
-    ],
-)
-def test_a_kernel_that_fails_or_errs_is_not_used(kernel, line, monkeypatch, caplog) -> None:
-    model = swin_with_kernel(monkeypatch, kernel, drop_rate=0.5)
-    settle_attention(model, None, logging.getLogger('attention'))
-    ways = {block.attn.attention for layer in model.layers for block in layer.blocks}
-    if line is None:
-        assert (ways, caplog.messages) == ({'triton'}, [])
-    else:
-        assert ways == {'eager'}
-        assert len(caplog.messages) == 1
-        assert caplog.messages[0].startswith('MODEL.ATTENTION triton: eager in its place, ' + line)
-    assert all(m.training for m in model.modules())
-
-
-def test_the_kernel_is_for_training_alone(monkeypatch) -> None:
-    """Scores and maps are the same where it does not run, such as on a CPU."""
-    model = swin_with_kernel(monkeypatch, missing)
-    model.eval()(torch.zeros(1, 1, 32, 32))
-    with pytest.raises(RuntimeError, match='needs the package triton'):
-        model.train()(torch.zeros(1, 1, 32, 32))

@@ -12,7 +12,7 @@ from tiny import arguments, run_folder, run_main, tiny_config, torchrun
 from torch import Tensor, nn
 
 from engine import distributed
-from models.contrastive import share_batch_norm
+from engine.parallel import share_batch_norm
 from models.timm_classifier import TimmClassifier
 from utils import read_checkpoint
 

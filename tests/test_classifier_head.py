@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from config import default_config
 from models import build_model
-from models.relative_position import ClassifierHead
+from models.encoder import ClassifierHead
 
 TIMM = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
 

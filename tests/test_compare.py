@@ -48,8 +48,8 @@ def areas_of_resample(cases, counts, k):
 @pytest.mark.parametrize('rows_each', [1, 2])
 def test_equals_scikit_learn_on_resamples_written_out(rows_each):
     a, b = make_pair(rows_each=rows_each)
-    found = compare(a, b, resamples=60, seed=3, five=('Edema', 'Cardiomegaly'))
-    weights = Resamples(a.patient, resamples=60, seed=3).weights(a.patient)
+    found = compare(a, b, resamples=20, seed=3, five=('Edema', 'Cardiomegaly'))
+    weights = Resamples(a.patient, resamples=20, seed=3).weights(a.patient)
     ones, per_label, values = np.ones(len(a), int), {}, {}
     for k, label in enumerate(LABELS):
         values[label] = areas_of_resample(a, ones, k) - areas_of_resample(b, ones, k)
@@ -66,7 +66,7 @@ def test_equals_scikit_learn_on_resamples_written_out(rows_each):
         wanted = {'value': values[name], 'low': low, 'high': high}
         assert entry['difference'] == pytest.approx(wanted), name
         below, above = (per_label[name] <= 0).sum(), (per_label[name] >= 0).sum()
-        assert entry['p_bootstrap'] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 61))
+        assert entry['p_bootstrap'] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 21))
 
 
 def test_delong_only_where_each_patient_has_one_row_and_holm_of_what_there_is():
@@ -89,6 +89,7 @@ def test_delong_only_where_each_patient_has_one_row_and_holm_of_what_there_is():
     assert [np.isnan(entry['p_delong']) for entry in entries.values()] == [True, False, True]
 
 
+@pytest.mark.slow
 def test_bootstrap_and_delong_agree_on_many_independent_cases():
     for seed, noise in enumerate([(1.0, 1.0), (1.0, 1.3)]):
         a, b = make_pair(size=600, seed=seed, noise=noise)
@@ -117,29 +118,6 @@ def test_rows_are_matched_by_path_and_labels_by_name():
     assert (found['a'], found['b']) == ('first', 'second')
 
 
-def test_changing_sides_changes_the_sign_alone():
-    a, b = make_pair()
-    one = compare(a, b, resamples=100, seed=5, five=('Edema',))
-    other = compare(b, a, resamples=100, seed=5, five=('Edema',))
-    for label, entry in one['labels'].items():
-        mirrored = other['labels'][label]
-        difference, swapped = entry['difference'], mirrored['difference']
-        assert difference['value'] == -swapped['value']
-        assert difference['low'] == pytest.approx(-swapped['high'])
-        assert [entry[name] for name in ('p_bootstrap', 'p_delong', 'p_holm')] == [
-            mirrored[name] for name in ('p_bootstrap', 'p_delong', 'p_holm')
-        ]
-
-
-def test_a_set_compared_with_itself_shows_no_difference():
-    a, _ = make_pair()
-    found = compare(a, a, resamples=30, seed=0, five=LABELS)
-    nothing = {'value': 0.0, 'low': 0.0, 'high': 0.0}
-    for entry in found['labels'].values():
-        assert entry == {'difference': nothing, 'p_bootstrap': 1, 'p_delong': 1, 'p_holm': 1}
-    assert found['means']['five'] == {'difference': nothing, 'p_bootstrap': 1.0}
-
-
 def test_an_undefined_label_is_nan_and_leaves_no_mean():
     a, b = make_pair(unknown=0)
     a.targets[:, 1] = 0.0  # the array that both share
@@ -155,16 +133,6 @@ def test_an_undefined_label_is_nan_and_leaves_no_mean():
     assert found['means']['five'] is None
     edema = found['labels']['Edema']
     assert edema['p_holm'] == edema['p_delong']  # the others do not count
-
-
-def test_without_resamples_there_are_differences_and_no_intervals():
-    a, b = make_pair()
-    entry = compare(a, b, resamples=0, seed=0, five=LABELS)['labels']['Edema']
-    known = ~np.isnan(a.targets[:, 0])
-    areas = [roc_auc_score(c.targets[known, 0], c.probabilities[known, 0]) for c in (a, b)]
-    assert entry['difference']['value'] == pytest.approx(areas[0] - areas[1])
-    assert np.isnan([entry['difference']['low'], entry['p_bootstrap']]).all()
-    assert entry['p_holm'] >= entry['p_delong'] > 0
 
 
 def test_bootstrap_p_worked_by_hand():
@@ -184,7 +152,7 @@ def test_holm_worked_by_hand():
     assert holm([]).tolist() == []
 
 
-@pytest.mark.parametrize('seed', range(20))
+@pytest.mark.parametrize('seed', range(4))
 def test_holm_rejects_what_its_step_down_procedure_rejects(seed):
     """Holm 1979: from the smallest on, reject while p <= alpha / (number not yet rejected)."""
     rng = np.random.default_rng(seed)
@@ -199,33 +167,22 @@ def test_holm_rejects_what_its_step_down_procedure_rejects(seed):
         np.testing.assert_array_equal(adjusted <= alpha, rejected)
 
 
-def test_other_rows_are_refused_with_counts_and_examples():
-    a, b = make_pair()
-    other = replace(b, path=np.array([f'valid/{path}' for path in b.path], object))
-    with pytest.raises(ValueError) as error:
-        compare(a, other.select(np.arange(10)), resamples=5, seed=0, five=LABELS)
-    wanted = ('first', 'second', '80 (test/patient00000/study0, ', '10 (valid/test/patient00000/')
-    assert all(part in str(error.value) for part in wanted), error.value
-    with pytest.raises(ValueError, match=r'1 \(test/patient00079/study79\) only in first, 0 only'):
-        compare(a, b.select(np.arange(79)), resamples=5, seed=0, five=LABELS)
-    twice = b.select(np.r_[np.arange(80), 7])
-    with pytest.raises(ValueError, match='second: each row must be there once, got 81 rows of 80'):
-        compare(a, twice, resamples=5, seed=0, five=LABELS)
-
-
-@pytest.mark.parametrize('value', [0.0, 1.0, NAN])
-def test_other_targets_are_refused_naming_the_row(value):
-    a, b = make_pair()
-    targets = a.targets.copy()
-    a.targets[17, 2], targets[17, 2] = (1.0 if value == 0 else 0.0), value
-    order = np.arange(80)[::-1]
-    with pytest.raises(ValueError) as error:
-        compare(a, replace(b, targets=targets).select(order), resamples=5, seed=0, five=LABELS)
-    wanted = ('Cardiomegaly of test/patient00017/study17', f'and {value:g} (rows that differ: 1)')
-    assert all(part in str(error.value) for part in wanted), error.value
-
-
 def test_sets_without_a_common_label_are_refused():
     a, b = make_pair()
-    with pytest.raises(ValueError, match='first and second must share a label, got Edema, '):
+    with pytest.raises(ValueError, match='first and second'):
         compare(a, replace(b, labels=('x', 'y', 'z')), resamples=5, seed=0, five=LABELS)
+
+
+@pytest.mark.parametrize('rows', [np.arange(10), np.r_[np.arange(80), 7]])
+def test_other_or_repeated_rows_are_refused(rows):
+    a, b = make_pair()
+    with pytest.raises(ValueError, match='first and second'):
+        compare(a, b.select(rows), resamples=5, seed=0, five=LABELS)
+
+
+def test_other_targets_are_refused_naming_label_and_row():
+    a, b = make_pair(unknown=0)
+    targets = a.targets.copy()
+    targets[17, 2] = 1 - targets[17, 2]
+    with pytest.raises(ValueError, match='Cardiomegaly of test/patient00017/study17'):
+        compare(a, replace(b, targets=targets), resamples=5, seed=0, five=LABELS)

@@ -10,6 +10,10 @@ from models.contrastive import BYOL, MoCo, Prototypes, SimCLR, SwAV
 class Encoder(nn.Module):
     num_features = 7
 
+    @property
+    def backbone(self) -> nn.Module:
+        return self
+
 
 def layers(head: nn.Sequential) -> list[tuple]:
     """(inputs, outputs, whether there is a bias), 'relu', or channels of a batch norm."""

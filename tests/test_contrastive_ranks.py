@@ -12,7 +12,7 @@ from test_contrastive_methods import BUILD, assert_same_state, build_mixing, sgd
 from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.contrastive import share_batch_norm
+from engine.parallel import share_batch_norm
 
 
 def run_rank(rank: int, world_size: int, folder: Path) -> None:
@@ -54,10 +54,7 @@ def three_steps(name: str, model: nn.Module, share: Callable) -> dict:
 
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path):
-    """Losses on average, gradients, and all that is kept: the queue in the order of ranks.
-
-    With batch norm over processes, as `parallel.wrap` makes it.
-    """
+    """Losses on average, gradients, and all that is kept: the queue in the order of ranks."""
     multiprocessing.spawn(run_rank, args=(2, tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f'rank{r}.pth', weights_only=True) for r in range(2)]
     for name in BUILD:

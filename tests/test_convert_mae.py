@@ -146,7 +146,7 @@ def test_maes_weights_compute_what_they_did(channels, norm_pix, tmp_path, log) -
     assert_same(model(images, mask), loss)
     for line in ('left new     0', 'left over    0', 'resized      0', 'folded       0'):
         assert f'\n{line}\n' in log.text + '\n'
-    assert 'biases of keys left out of 3 blocks, as they change nothing' in log.text
+    assert 'biases of keys left out of 3 blocks' in log.text
 
 
 @torch.no_grad()
@@ -258,7 +258,7 @@ def test_features_of_a_classifier_are_those_of_mae(positions, pools, tmp_path, l
     x = official_blocks(state, 'blocks', x, HEADS)
     tokens = model.encode(model.patch_embed(images))
     assert_same(tokens, x if pools else official_norm(state, 'norm', x))
-    assert 'decoder dropped: a classifier has none' in log.text
+    assert 'decoder dropped' in log.text
 
 
 @pytest.mark.parametrize('pool', ['token', 'avg'])

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_square_batches import squares  # noqa: F401 (a fixture)
 from xray_splits import LOGGER, make_config, samples_of
 
 from data import build_loader
 from data.data_contrastive import ViewsTransform, whole_batches
 from data.images import load_image
 from data.loader import sample_rng
+from data.packing import Settings, pack
 from data.transforms import EvalTransform
 from engine import distributed
 
@@ -113,26 +113,6 @@ def test_small_crops_follow_the_views_for_swav_alone(data_path, local_size, size
         assert torch.equal(view, same)
 
 
-def test_what_is_turned_off_moves_nothing_else(data_path) -> None:
-    """Plain crops: the second view's, too, is the one that its own uniforms say."""
-    views = ViewsTransform(config_of(data_path, *OFF))(noise(1), sample_rng(0, 0, 1))
-    uniforms = sample_rng(0, 0, 1).random(2 * PER_VIEW).reshape(2, PER_VIEW)
-    for view, own in zip(views, uniforms, strict=True):
-        box = box_by_hand(own, 150, 120, 0.3, 1.0)
-        crop = noise(1).crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-        want = (np.asarray(crop, np.float64) / 255 - 0.503) / 0.292
-        np.testing.assert_allclose(view[0].numpy(), want, atol=1e-6)
-
-
-def test_the_crop_area_is_an_option(data_path) -> None:
-    transform = ViewsTransform(config_of(data_path, 'AUG.CROP_AREA', [0.6, 0.7], *OFF))
-    view, _ = transform(noise(2), sample_rng(0, 0, 2))
-    box = box_by_hand(sample_rng(0, 0, 2).random(22), 150, 120, 0.6, 0.7)
-    crop = noise(2).crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    want = (np.asarray(crop, np.float64) / 255 - 0.503) / 0.292
-    np.testing.assert_allclose(view[0].numpy(), want, atol=1e-6)
-
-
 def test_views_are_rotated_after_the_flip_each_by_its_own_angle(data_path) -> None:
     """By Pillow's rotate, about the centre; counted clockwise here. 13 more uniforms a view."""
     options = [*OFF, 'AUG.HFLIP', 1.0, 'AUG.ROTATION', 10.0]
@@ -216,8 +196,10 @@ def test_without_held_out_patients_there_is_no_loader(data_path) -> None:
     assert loaders_of(data_path, 'DATA.HOLDOUT_FRACTION', 0.0).holdout is None
 
 
-def test_a_packed_store_gives_the_views_of_its_files(squares) -> None:  # noqa: F811
-    files, store = (samples_of(loaders_of(path).train, 1) for path in squares)
-    assert len(files) > 50
-    for sample, same in zip(files, store, strict=True):
+def test_a_packed_store_gives_the_views_of_its_files(data_path, tmp_path) -> None:
+    store = tmp_path / 'store'
+    pack(data_path, store, Settings(size=None, square=False))
+    files, stored = (samples_of(loaders_of(path).train, 1) for path in (data_path, store))
+    assert len(files) == len(stored) > 20
+    for sample, same in zip(files, stored, strict=True):
         assert all(map(torch.equal, sample, same))

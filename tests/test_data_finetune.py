@@ -1,8 +1,5 @@
 """What fine-tuning loads: targets, views, subsets, the splits there are; what it logs of them."""
 
-import logging
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -68,54 +65,8 @@ def test_evaluation_needs_no_training_data(tmp_path):
         build_loader(make_config(tmp_path), LOGGER, is_pretrain=False)
 
 
-def test_evaluation_uses_the_hold_out_where_it_is(data_path):
-    loaders = build_loader(make_config(data_path, 'EVAL_MODE', True), LOGGER, is_pretrain=False)
-    assert loaders.train is None
-    assert len(loaders.holdout.dataset) == 8
-
-
-def test_counts_and_one_class_labels_are_logged(data_path, caplog):
-    with caplog.at_level(logging.INFO):
-        build_loader(make_config(data_path, 'DATA.VIEWS', 'frontal'), LOGGER, is_pretrain=False)
-    text = caplog.text
-    assert 'train: 16 images of 16 patients (16 frontal)' in text
-    assert 'valid: 5 images of 5 patients (5 frontal); uncertain and left out: No Finding 1' in text
-    assert 'train: without both classes, nothing to learn: Fracture' in text
-    assert re.search('valid: without both classes, not scored: .*Fracture', text)
-
-
-@pytest.mark.parametrize(
-    ('options', 'trained', 'pretrained'),
-    [
-        (['DATA.UNCERTAIN', 'ones'], '(16 frontal, 16 lateral)', ''),
-        (
-            ['DATA.UNCERTAIN', 'ones', 'DATA.TRAIN_FRACTION', 0.12],
-            '(12 % of the patients: DATA.TRAIN_FRACTION; 2 frontal, 2 lateral)',
-            ' (12 % of the patients: DATA.TRAIN_FRACTION)',
-        ),
-        (
-            ['DATA.TRAIN_IMAGES', 5],
-            '(5 of the images: DATA.TRAIN_IMAGES; 3 frontal, 2 lateral); {} labels '
-            'not learned from',
-            ' (5 of the images: DATA.TRAIN_IMAGES)',
-        ),
-    ],
-)
-def test_what_part_is_trained_on_is_logged(options, trained, pretrained, data_path, caplog):
-    config = make_config(data_path, *options)
-    with caplog.at_level(logging.INFO):
-        train = build_loader(config, LOGGER, is_pretrain=False).train.dataset
-        build_loader(config, LOGGER, is_pretrain=True)
-    count, patients = len(train), len(set(train.records.patient))
-    line = f'train: {count} images of {patients} patients '
-    unused = int(np.isnan(train.targets).sum())
-    assert line + trained.format(unused) in caplog.messages
-    line = f'pre-training on {count} images of {patients} patients{pretrained}; 8 images of 4 '
-    assert any(message.startswith(line) for message in caplog.messages)
-
-
 def test_a_label_that_the_policy_leaves_with_one_class_is_refused(tmp_path):
     write_split(tmp_path, 'train', 4, cycle=('1.0', '-1.0', '1.0', '-1.0'))
     config = make_config(tmp_path, 'DATA.UNCERTAIN', 'ones', 'DATA.HOLDOUT_FRACTION', 0.0)
-    with pytest.raises(ValueError, match='No Finding: .* change DATA.UNCERTAIN'):
+    with pytest.raises(ValueError, match='No Finding.*DATA.UNCERTAIN'):
         build_loader(config, LOGGER, is_pretrain=False)

@@ -84,7 +84,7 @@ def test_a_folder_of_images_is_split_and_loaded(tmp_path):
     for number in range(10):
         (tmp_path / f'{number % 3}').mkdir(exist_ok=True)
         pixels = np.full((50, 60), 20 * number, np.uint8)
-        pixels[0, 0] += 1  # a picture of one level is no picture
+        pixels[0, 0] += 1  # an image of one level is refused
         Image.fromarray(pixels).save(tmp_path / f'{number % 3}' / f'{number}.png')
     config = make_config(tmp_path, 'DATA.DATASET', 'folder')
     loaders = build_loader(config, LOGGER, is_pretrain=True)

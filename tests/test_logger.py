@@ -1,33 +1,37 @@
-"""Log files per rank, and records of epochs that stay valid JSON."""
+"""Log files per rank, metrics that stay valid JSON, and both on a full disk."""
 
 import json
+import logging
 import math
 
 import pytest
-import torch
-from mistakes import config_of
-from tiny import arguments, run_folder, run_main
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import logger as module
 from logger import ScalarLog, create_logger, read_metrics
 
 
-def test_only_rank_0_speaks_and_every_rank_writes(tmp_path, capsys):
+def test_every_rank_writes_a_file_and_only_rank_0_writes_to_the_console(tmp_path, capsys):
     create_logger(tmp_path, 0, name='first').info('from rank 0')
     create_logger(tmp_path, 1, name='second').info('from rank 1')
     shown = capsys.readouterr().out
-    assert 'from rank 0' in shown
-    assert 'from rank 1' not in shown
+    assert 'from rank 0' in shown and 'from rank 1' not in shown
     assert 'INFO from rank 1' in (tmp_path / 'log_rank1.txt').read_text()
 
 
-def test_a_new_logger_of_the_same_name_goes_on_in_its_file(tmp_path):
+def test_a_new_logger_of_the_same_name_appends_to_its_file(tmp_path):
     for number in (1, 2):
         create_logger(tmp_path, 0, name='again').info(f'start {number}')
     lines = (tmp_path / 'log_rank0.txt').read_text().splitlines()
     assert [line.split('INFO ')[1] for line in lines] == ['start 1', 'start 2']
 
 
-def test_records_are_json_whatever_the_figures(tmp_path):
+def test_a_log_file_that_cannot_be_opened_is_an_error(tmp_path):
+    with pytest.raises(OSError):
+        create_logger(tmp_path / 'absent', 0, name='absent')
+
+
+def test_metrics_are_valid_json_whatever_their_values(tmp_path):
     scalars = ScalarLog(tmp_path)
     scalars.write_epoch({'epoch': 0, 'loss': math.nan, 'auroc': {'a': 0.5, 'b': math.inf}})
     scalars.close()
@@ -35,10 +39,26 @@ def test_records_are_json_whatever_the_figures(tmp_path):
     assert json.loads(text) == {'epoch': 0, 'loss': None, 'auroc': {'a': 0.5, 'b': None}}
 
 
+def test_curves_are_in_tensorboard(tmp_path):
+    scalars = ScalarLog(tmp_path)
+    scalars.write_epoch({'epoch': 3, 'loss': 0.25, 'auroc': {'a': 0.5}})
+    scalars.write_step({'lr': 0.5}, 40)
+    scalars.close()
+    board = EventAccumulator(str(tmp_path / 'tensorboard'))
+    board.Reload()
+    found = {
+        tag: [(event.step, event.value) for event in board.Scalars(tag)]
+        for tag in board.Tags()['scalars']
+    }
+    assert found == {'epoch/loss': [(3, 0.25)], 'step/lr': [(40, 0.5)]}
+
+
 def test_a_resumed_run_does_not_repeat_records(tmp_path):
     scalars = ScalarLog(tmp_path)
     for epoch in (-1, 0, 1, 2):
         scalars.write_epoch({'epoch': epoch, 'loss': 1.0})
+    with scalars.path.open('a') as file:
+        file.write('{"epoch": 3, "lo')  # the process was killed here
     scalars.forget_from(1)
     scalars.write_epoch({'epoch': 1, 'loss': 2.0})
     scalars.close()
@@ -46,14 +66,89 @@ def test_a_resumed_run_does_not_repeat_records(tmp_path):
     assert [(r['epoch'], r['loss']) for r in records] == [(-1, 1.0), (0, 1.0), (1, 2.0)]
 
 
-def test_other_ranks_write_no_scalars(tmp_path):
-    ScalarLog(tmp_path, enabled=False).write_epoch({'epoch': 0, 'loss': 1.0})
+@pytest.mark.parametrize('line', ['{', '[1]', '{"loss": 1}', '{"epoch": "one"}'])
+def test_a_line_that_is_not_a_record_is_named(line, tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    path.write_text(f'{{"epoch": 0}}\n{line}\n')
+    with pytest.raises(ValueError, match='metrics.jsonl, line 2'):
+        read_metrics(path)
+
+
+def test_other_ranks_write_no_metrics(tmp_path):
+    scalars = ScalarLog(tmp_path, enabled=False)
+    scalars.write_epoch({'epoch': 0, 'loss': 1.0})
+    scalars.write_step({'loss': 1.0}, 0)
+    scalars.close()
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='a run on the CPU')
-def test_memory_is_told_of_gpus_alone(eight, tmp_path):
-    assert run_main('simmim', arguments(config_of(tmp_path, 'simmim'), eight, tmp_path)) == 0
-    lines = (run_folder(tmp_path, 'simmim') / 'log_rank0.txt').read_text().splitlines()
-    told = [line for line in lines if ' Train: [' in line]
-    assert told and all(line.endswith(' images/s') for line in told)
+class FullDisk:
+    """Stands for `open`: while the disk is full, three more bytes fit into each file."""
+
+    def __init__(self):
+        self.full = False
+
+    def __call__(self, path, mode='r', **options):
+        file = open(path, mode, **options)
+        return self.Partly(file) if self.full and 'a' in mode else file
+
+    class Partly:
+        def __init__(self, file):
+            self.file, self.room = file, 3
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def write(self, data):
+            if not self.room:
+                raise OSError(28, 'No space left on device')
+            self.room, written = 0, self.file.write(data[: self.room])
+            return written
+
+
+def test_metrics_wait_for_space_and_keep_their_order(tmp_path, monkeypatch, log):
+    disk = FullDisk()
+    monkeypatch.setattr(module, 'open', disk, raising=False)
+    scalars = ScalarLog(tmp_path, logger=logging.getLogger('records'))
+    for epoch in range(6):
+        disk.full = epoch in (1, 2, 4)
+        scalars.write_epoch({'epoch': epoch, 'loss': float(epoch)})
+    scalars.close()
+    assert [r['epoch'] for r in read_metrics(scalars.path)] == list(range(6))
+    (warning,) = log.messages
+    assert str(scalars.path) in warning and 'No space left' in warning
+
+
+def test_tensorboard_on_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch, log):
+    scalars = ScalarLog(tmp_path, logger=logging.getLogger('records'))
+    scalars.write_step({'loss': 1.0}, 0)
+
+    def full(*arguments):
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scalars._board, 'add_scalar', full)
+        scalars.write_step({'loss': 2.0}, 1)
+    scalars.write_step({'loss': 3.0}, 2)
+    scalars.close()
+    (warning,) = log.messages
+    assert str(tmp_path / 'tensorboard') in warning
+    board = EventAccumulator(str(tmp_path / 'tensorboard'))
+    board.Reload()
+    assert 2 in [event.step for event in board.Scalars('step/loss')]
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_log_on_a_full_disk_does_not_end_the_run(rank, tmp_path, capfd):
+    path = tmp_path / f'log_rank{rank}.txt'
+    path.symlink_to('/dev/full')  # every write fails: No space left on device
+    log = create_logger(tmp_path, rank, name=f'full{rank}')
+    for number in range(3):
+        log.info(f'line {number}')
+    captured = capfd.readouterr()
+    assert captured.err.count('No space left on device') == 1
+    assert path.name in captured.err and 'Traceback' not in captured.err
+    create_logger(tmp_path / '..', 5, name=f'full{rank}')  # closes the file without an error

@@ -12,8 +12,8 @@ from transfers import make_config
 from config import check_config
 from data.masking import MASKS, MaskGenerator
 from models import build_model
+from models.encoder import eager_attention
 from models.mae import MAE, count_visible, take, visible_first
-from models.encoder import eager_attention as written_out
 from models.vision_transformer import sincos_positions
 from optimizer import param_groups
 
@@ -72,7 +72,7 @@ def test_positions_are_timms_in_another_order() -> None:
 
 
 def test_a_width_that_4_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match='a width that 4 divides, got 18'):
+    with pytest.raises(ValueError, match='18'):
         sincos_positions(4, 18)
 
 
@@ -167,16 +167,16 @@ def test_masks_of_another_grid_or_of_different_counts_are_refused() -> None:
         model(x, masks.view(3, 2, 8))
     masks[0] = torch.ones(4, 4)
     masks[0, 0, 0] = 0
-    with pytest.raises(ValueError, match='same number of patches visible, .*got 1 to 4'):
+    with pytest.raises(ValueError, match='1 to 4'):
         model(x, masks)
-    with pytest.raises(ValueError, match='at least one, got 0 to 0'):
+    with pytest.raises(ValueError, match='0 to 0'):
         model(x, torch.ones(3, 4, 4))
     half = torch.zeros(3, 4, 4)
     half[:, :2] = 1
-    with pytest.raises(ValueError, match=r'must leave 4 patches .*DATA\.MASK_RATIO\), got 8'):
+    with pytest.raises(ValueError, match=r'DATA\.MASK_RATIO'):
         model(x, half)
     assert model.reconstruct(x, half).shape == x.shape  # runs are compared under other masks, too
-    with pytest.raises(ValueError, match='got 40x40, the encoder was built for 32x32'):
+    with pytest.raises(ValueError, match='DATA.IMG_SIZE'):
         model(torch.randn(3, 1, 40, 40), batch(model)[1])
 
 
@@ -276,7 +276,7 @@ def test_attention_is_the_same_fused_or_written_out() -> None:
         return [module.attention for module in model.modules() if hasattr(module, 'attention')]
 
     assert kinds() == ['sdpa'] * 3
-    with written_out(model):
+    with eager_attention(model):
         assert kinds() == ['eager'] * 3
         torch.testing.assert_close(model(x, masks), fused)
 

@@ -12,6 +12,7 @@ from config import encoder_node
 from lr_scheduler import build_scheduler, scaled_lr
 from models import build_model
 from optimizer import build_optimizer
+from models.pretrained import fit_pretrained
 from utils import load_pretrained
 
 LOGGER = logging.getLogger('parity')
@@ -107,7 +108,7 @@ def test_pretrained_weights(case, tmp_path):
     model = build_model(config, is_pretrain=False).eval()
     fill.fill_model(model, inputs['weights_seed'])
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    load_pretrained(config, model, LOGGER)
+    load_pretrained(config, model, LOGGER, fit_pretrained)
     after = model.state_dict()
 
     tables = [key for key in after if key.endswith('relative_position_bias_table')]

@@ -1,4 +1,4 @@
-"""scripts/predict.py: a checkpoint and pictures give what the run itself predicts."""
+"""scripts/predict.py: a checkpoint and images give the predictions of the run itself."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny import VIT, arguments, run_folder, run_main, tiny_config
 
 from data.labels import LABELS
@@ -64,9 +65,10 @@ def test_predicts_what_the_run_predicted(run, phantom, predict, tmp_path, capsys
     np.testing.assert_allclose(found, expected[list(LABELS)], rtol=0, atol=1e-6)
     source = json.loads(output.with_suffix('.json').read_text())
     assert source == {'checkpoint': checkpoint_of(run), 'run': 'default', 'rows': len(images)}
-    assert f'{len(images)} images in {output}. Not for clinical use.' in capsys.readouterr().out
+    assert 'Not for clinical use' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_binary_tasks_have_their_own_name(phantom, predict, tmp_path):
     options = {'DATA': {'TASK': 'any_finding'}, 'MODEL': {'NUM_CLASSES': 1}}
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', VIT, **options)
@@ -86,15 +88,15 @@ def test_folders_are_searched_sorted_and_names_stay_as_given(
     images = sorted((phantom / 'valid').rglob('view1_frontal.jpg'))[:3]
     monkeypatch.chdir(tmp_path)
     for name, source in zip(('b/z.jpg', 'b/a/Y.JPG', 'c.jpg'), images, strict=True):
-        target = tmp_path / 'pictures' / name
+        target = tmp_path / 'images' / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
-    (tmp_path / 'pictures/b/notes.txt').write_text('no image')
-    (tmp_path / 'pictures/.hidden.jpg').write_text('no image')
+    (tmp_path / 'images/b/notes.txt').write_text('no image')
+    (tmp_path / 'images/.hidden.jpg').write_text('no image')
     words = ['--checkpoint', checkpoint_of(run), '--output', 'p.csv', '--num-workers', 1]
-    assert predict(*words, 'pictures/c.jpg', './pictures', 'pictures/c.jpg') == 0
+    assert predict(*words, 'images/c.jpg', './images', 'images/c.jpg') == 0
     assert pd.read_csv('p.csv').Path.tolist() == [
-        'pictures/c.jpg', './pictures/b/a/Y.JPG', './pictures/b/z.jpg', './pictures/c.jpg',
+        'images/c.jpg', './images/b/a/Y.JPG', './images/b/z.jpg', './images/c.jpg',
     ]  # fmt: skip
     values = values_of(tmp_path / 'p.csv')
     np.testing.assert_array_equal(values[0], values[3])
@@ -113,7 +115,7 @@ def test_a_bad_image_is_named_and_nothing_is_written(
     words = ['--checkpoint', checkpoint_of(run), '--output', output, '--num-workers', workers]
     assert predict(*words, phantom / 'valid', bad) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f'error: image {bad} cannot be read')
+    assert error.startswith('error: ') and str(bad) in error
     assert 'Traceback' not in error
     assert os.listdir(output.parent) == ['p.csv']
     assert output.read_text() == 'before'
@@ -122,45 +124,35 @@ def test_a_bad_image_is_named_and_nothing_is_written(
 @pytest.mark.parametrize(
     'checkpoint, image, part',
     [
-        ('nowhere.pth', 'valid', 'nowhere.pth: there is no such checkpoint file'),
-        ('{run}/config.yaml', 'valid', 'config.yaml: not a checkpoint'),
-        ('{best}', 'nowhere.png', 'there is no image'),
-        ('{best}', 'train.csv', 'train.csv cannot be read'),
-        ('{best}', 'empty', 'no image below'),
+        ('nowhere.pth', 'valid', 'nowhere.pth'),
+        ('{run}/config.yaml', 'valid', 'config.yaml'),
+        ('{best}', 'nowhere.png', 'nowhere.png'),
+        ('{best}', 'train.csv', 'train.csv'),
+        ('{best}', 'empty', 'empty'),
+        ('{simmim}', 'valid', 'simmim.pth'),
     ],
 )
 def test_mistakes_are_named(checkpoint, image, part, run, phantom, predict, tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
+    torch.save({'model': {'mask_token': torch.zeros(1)}}, tmp_path / 'simmim.pth')
     place = tmp_path / 'empty' if image == 'empty' else phantom / image
-    checkpoint = checkpoint.format(run=run, best=checkpoint_of(run))
+    checkpoint = checkpoint.format(run=run, best=checkpoint_of(run), simmim=tmp_path / 'simmim.pth')
     assert predict('--checkpoint', checkpoint, '--output', tmp_path / 'p.csv', place) == 2
-    captured = capsys.readouterr()
-    assert captured.err.splitlines()[-1].startswith('error: ')
-    assert part in captured.err
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith('error: ') and part in error
     assert not (tmp_path / 'p.csv').exists()
 
 
-def test_a_checkpoint_without_a_classifier_is_refused(phantom, predict, tmp_path, capsys):
-    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', TRAIN={'EPOCHS': 1, 'WARMUP_EPOCHS': 0})
-    assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
-    checkpoint = run_folder(tmp_path, 'simmim') / 'ckpt_epoch_0.pth'
-    words = ['--checkpoint', checkpoint, '--output', tmp_path / 'p.csv', phantom / 'valid']
-    assert predict(*words) == 2
-    assert f'{checkpoint} is no fine-tuned checkpoint' in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
-    'words, part',
+    'words',
     [
-        (['--output', 'p.json'], 'must end in .csv'),
-        (['--output', 'p.csv', '--batch-size', '0'], '--batch-size must be 1 or greater'),
-        (['--output', 'p.csv', '--num-workers', '-1'], '--num-workers must be 0 or greater'),
-        (['--output', 'p.csv', '--device', 'gpu'], 'no such device: gpu'),
-        (['--output', 'p.csv', '--device', 'mps'], 'must be cpu, cuda or cuda:N, got mps'),
-        (['--output', 'p.csv', '--device', 'cuda:99'], 'cuda:99: there are '),
+        ['--output', 'p.json'],
+        ['--batch-size', '0', '--output', 'p.csv'],
+        ['--device', 'gpu', '--output', 'p.csv'],
     ],
 )
-def test_flags_are_checked(words, part, predict, capsys):
-    with pytest.raises(SystemExit):
+def test_flags_are_checked(words, predict, capsys):
+    with pytest.raises(SystemExit) as error:
         predict('--checkpoint', 'c.pth', *words, 'images')
-    assert part in capsys.readouterr().err
+    assert error.value.code == 2
+    assert words[0] in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Trivial predictors and errors against closed forms; the picture against its pixels."""
+"""Trivial predictors and errors against closed forms; the figure against its pixels."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_grey_levels_undo_the_normalisation():
     assert item.grey(np.full((1, 2, 2), -0.5)).tolist() == [[96.0, 96.0], [96.0, 96.0]]
 
 
-def test_the_picture_shows_input_mask_prediction_and_both_joined(hidden, tmp_path):
+def test_the_figure_shows_input_mask_prediction_and_both_joined(hidden, tmp_path):
     image, prediction = np.full((1, 12, 12), 200.0), np.full((1, 12, 12), 40.0)
     item = Reconstruction(image, hidden, prediction, np.ones(1), np.zeros(1))
     plot_reconstructions(tmp_path / 'new' / 'epoch_0.png', [item, item], 'a title')

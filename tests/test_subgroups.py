@@ -54,7 +54,7 @@ def test_standardised_is_weighed_over_the_known_rows():
     assert standardised < crude / 2
 
 
-def test_each_label_has_weights_of_its_own():
+def test_each_label_has_its_own_weights():
     """Four rows of a group and four others; strata a and b by hand."""
     age = np.array(['a', 'a', 'a', 'b', 'a', 'b', 'b', 'b'], object)
     targets = np.array(

@@ -1,13 +1,17 @@
-"""Small models, and weights taken from one to another as --pretrained does."""
+"""Small models, checkpoints of runs, and weights loaded as --pretrained does."""
 
 import logging
 
 import torch
 from golden_cases import fill
+from tiny import SWIN, tiny_config
 
 from config import config_text, default_config
 from models import build_model
-from utils import load_pretrained
+from models.contrastive import build_contrastive
+from models.export import example_images, load_source
+from models.pretrained import fit_pretrained
+from utils import load_pretrained, save_checkpoint
 
 LOGGER = logging.getLogger('pretrained')
 TABLE = 'relative_position_bias_table'
@@ -38,7 +42,7 @@ def load(state, target_config, model, tmp_path, **extra):
     path = tmp_path / 'source.pth'
     torch.save({'model': state, **extra}, path)
     target_config.PRETRAINED = str(path)
-    load_pretrained(target_config, model, LOGGER)
+    load_pretrained(target_config, model, LOGGER, fit_pretrained)
     return model
 
 
@@ -52,3 +56,41 @@ def transfer(source_config, target_config, tmp_path, *, stages=(True, True), own
 
 def assert_same(got, want):
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def randomise(model):
+    """Fill the parameters so that none keeps an initial 0 or 1 that could hide a missing entry."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            noise = torch.randn(value.shape, generator=generator)
+            centre = 1.0 if 'norm' in name and name.endswith('.weight') else 0.0
+            value.copy_(centre + 0.4 * noise)
+
+
+def write_run(folder, stage, model=SWIN, **sections):
+    """Write the checkpoint of a tiny run with random weights; return its path."""
+    config = default_config()
+    config.merge_from_file(str(tiny_config(folder / 'run.yaml', stage, model, **sections)))
+    if stage == 'contrastive':
+        trained = build_contrastive(config, total_steps=10, num_images=100, logger=LOGGER)
+    else:
+        trained = build_model(config, is_pretrain=stage == 'simmim')
+    if model['TYPE'] != 'timm' or stage != 'contrastive':  # the activations would explode
+        randomise(trained)
+    for module in trained.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    path = folder / 'ckpt_epoch_1.pth'
+    save_checkpoint(path, {'model': trained.state_dict(), 'config': config_text(config)})
+    return path
+
+
+def load_run(folder, stage, model=SWIN, **sections):
+    return load_source(write_run(folder, stage, model, **sections), LOGGER)
+
+
+def outputs_of(source, count):
+    with torch.no_grad():
+        return source.network(example_images(source, count)).numpy()

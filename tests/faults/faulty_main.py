@@ -1,6 +1,6 @@
-"""Pre-training in which one process does something at one step: the fault that a test asks for.
+"""Pre-training in which one process fails in a given way at one step.
 
-python faulty_main.py '{"rank": 1, "step": 3, "do": "kill"}' FLAGS...
+python faulty_main.py '{"faults": [{"rank": 1, "step": 3, "do": "kill"}]}' FLAGS...
 """
 
 import json
@@ -17,44 +17,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import main_simmim
 from engine import distributed
-from engine import launch as failures
+from engine import launch as module
 from engine.launch import launch
 
 
 def fail() -> None:
-    raise ValueError('the picture of patient 7 is broken')
+    raise ValueError('the image of patient 7 is broken')
 
 
-def bug() -> None:
-    return {}['nobody expected this']
-
-
-def stand_still() -> None:
-    time.sleep(3600)
-
-
-def wait_for_end() -> None:
-    """Wait where neither a signal nor a broken connection is noticed, as in a device's queue."""
+def hang() -> None:
+    """Notice neither signals nor broken connections, like a process that waits for a device."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    stand_still()
+    time.sleep(3600)
 
 
 FAULTS = {
     'kill': lambda: os.kill(os.getpid(), signal.SIGKILL),
-    'abort': os.abort,
     'fail': fail,
-    'bug': bug,
-    'memory': lambda: torch.empty(2**60),
-    'stand_still': stand_still,
-    'wait_for_end': wait_for_end,
+    'bug': lambda: {}['nobody expected this'],
+    'hang': hang,
     'slow': lambda: time.sleep(3),
-    'undeterministic': lambda: torch.zeros(4).put_(torch.tensor([0]), torch.ones(1)),
 }
 
 
 def with_faults(loss_fn: Callable, faults: list[dict]) -> Callable:
-    """The loss, with each fault at its micro-batch of its rank; `once` names a file it leaves."""
+    """The loss, with each fault at its batch of its rank; `once` names a file that it creates."""
     done = 0
 
     def faulty_loss(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -75,7 +63,7 @@ def with_faults(loss_fn: Callable, faults: list[dict]) -> Callable:
 if __name__ == '__main__':
     settings = json.loads(sys.argv[1])
     for name, value in settings.get('constants', {}).items():
-        setattr(failures, name, value)
+        setattr(module, name, value)
     main_simmim.reconstruction_loss = with_faults(
         main_simmim.reconstruction_loss, settings.get('faults', [])
     )

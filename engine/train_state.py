@@ -1,0 +1,306 @@
+"""The state of training: progress within an epoch, contents of checkpoints, and resuming."""
+
+import logging
+import math
+import statistics
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from config import Config, config_changes, config_text, load_yaml
+from engine import distributed
+from engine.device import Compiled
+from utils import load_model_state, load_moments, name_damaged, set_rng_state
+
+EMA_DECAY = 0.98  # of the loss in the log, per batch
+SPIKE = 10  # a warning is logged for a gradient norm this many times the median
+SPIKE_WINDOW = 100  # steps behind the median; a fifth of them is needed first
+
+
+@dataclass
+class Progress:
+    """Losses and gradient norms of the current epoch; checkpoints contain their sums.
+
+    Losses and norms stay on the device until `flush`, so that no step waits for them.
+    """
+
+    loss_sum: float = 0.0
+    num_losses: int = 0
+    norm_sum: float = 0.0
+    num_norms: int = 0
+    loss_ema: float = math.nan
+    last_loss: float = math.nan
+    last_norm: float = math.nan
+    num_skipped: int = 0  # steps of the run skipped under TRAIN.ON_NAN 'skip'
+    waiting_losses: list[Tensor] = field(default_factory=list)
+    # With each norm the number of losses that waited then; the last one is of the norm's step.
+    waiting_norms: list[tuple[int, Tensor]] = field(default_factory=list)
+    recent_norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
+    spikes: list[tuple[float, float]] = field(default_factory=list)  # norm, median before it
+
+    def flush(self, *, overflow_is_handled: bool) -> int | None:
+        """Add the waiting values, losses as means over the ranks.
+
+        Args:
+            overflow_is_handled: Whether a gradient scaler has skipped the steps whose norm is not
+                finite. Their norms are ignored then.
+
+        Returns:
+            None, or the position in the waiting losses of the first non-finite value (of a norm:
+            the position of its step's last loss). Nothing is added then.
+        """
+        if not self.waiting_losses:
+            return None
+        losses = distributed.all_reduce_sum(torch.stack(self.waiting_losses).float())
+        losses = (losses / distributed.world_size()).tolist()
+        ends = [waited - 1 for waited, _ in self.waiting_norms]
+        norms = torch.stack([norm for _, norm in self.waiting_norms]).tolist() if ends else []
+        self.waiting_losses, self.waiting_norms = [], []
+        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+        if not overflow_is_handled:
+            bad += [i for i, norm in zip(ends, norms, strict=True) if not math.isfinite(norm)]
+        if bad:
+            return min(bad)
+        for loss in losses:
+            self._add_loss(loss)
+        for norm in filter(math.isfinite, norms):
+            self._add_norm(norm)
+        return None
+
+    def _add_loss(self, loss: float) -> None:
+        self.loss_sum, self.num_losses = self.loss_sum + loss, self.num_losses + 1
+        self.last_loss = loss
+        first = math.isnan(self.loss_ema)
+        self.loss_ema = loss if first else EMA_DECAY * self.loss_ema + (1 - EMA_DECAY) * loss
+
+    def _add_norm(self, norm: float) -> None:
+        self.norm_sum, self.num_norms = self.norm_sum + norm, self.num_norms + 1
+        self.last_norm = norm
+        if len(self.recent_norms) >= SPIKE_WINDOW // 5:
+            median = statistics.median(self.recent_norms)
+            if norm > SPIKE * median:
+                self.spikes.append((norm, median))
+        self.recent_norms.append(norm)
+
+    def has_losses(self) -> bool:
+        return bool(self.num_losses or self.waiting_losses)
+
+    def mean_loss(self) -> float:
+        return self.loss_sum / self.num_losses if self.num_losses else math.nan
+
+    def mean_norm(self) -> float:
+        return self.norm_sum / self.num_norms if self.num_norms else math.nan
+
+    def next_epoch(self) -> 'Progress':
+        """Return an empty one that keeps what continues over epochs."""
+        return Progress(
+            loss_ema=self.loss_ema, num_skipped=self.num_skipped, recent_norms=self.recent_norms
+        )
+
+    def numbers(self) -> dict[str, float]:
+        """Return what a checkpoint contains."""
+        return {k: v for k, v in vars(self).items() if isinstance(v, int | float)}
+
+
+@dataclass
+class TrainState:
+    """Everything that changes during training and is written into checkpoints."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    scaler: torch.amp.GradScaler
+    num_batches: int  # of an epoch
+    accumulation: int = 1  # batches whose gradients are accumulated for a step
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch that are done
+    best_score: float = -math.inf
+    source: str = ''  # the checkpoint that training resumed from
+    progress: Progress = field(default_factory=Progress)
+    step_losses: list[Tensor] = field(default_factory=list)  # of the current step
+    before_step: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # buffers, their copies
+
+    @property
+    def parallel(self) -> DistributedDataParallel | None:
+        """The wrapper that exchanges gradients, if there are several processes."""
+        model = self.model.module if isinstance(self.model, Compiled) else self.model
+        return model if isinstance(model, DistributedDataParallel) else None
+
+    @property
+    def module(self) -> nn.Module:
+        """The model without wrappers."""
+        model = self.model
+        while isinstance(model, Compiled | DistributedDataParallel):
+            model = model.module
+        return model
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; the last one may have fewer batches."""
+        return math.ceil(self.num_batches / self.accumulation)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps of this epoch that are done."""
+        return math.ceil(self.batch / self.accumulation)
+
+    def next_epoch(self) -> None:
+        self.epoch, self.batch, self.progress = self.epoch + 1, 0, self.progress.next_epoch()
+
+    @torch.no_grad()
+    def restore_buffers(self) -> None:
+        """Undo what the forward passes of a skipped step changed, such as running statistics."""
+        for tensor, before in self.before_step:
+            tensor.copy_(before)
+
+    def contents(self, config: Config, rng: list[dict[str, Tensor]], *, finished: bool) -> dict:
+        """Return the contents of a checkpoint; see `utils.RESUME_KEYS`.
+
+        Args:
+            config: Run configuration.
+            rng: States of the random generators of all ranks.
+            finished: Whether the epoch is finished; otherwise `batch` of its batches are done.
+        """
+        return {
+            'model': self.module.state_dict(),
+            'optimizer': self.optimizer.state_dict(),
+            'scaler': self.scaler.state_dict(),
+            'epoch': self.epoch,
+            'batch': self.batch,
+            'num_batches': self.num_batches,
+            'accumulation': self.accumulation,
+            'finished': finished,
+            'best_score': self.best_score,
+            'progress': self.progress.numbers(),
+            'rng': rng,
+            'config': config_text(config),
+        }
+
+    def restore(self, saved: dict, config: Config, *, source: str, logger: logging.Logger) -> None:
+        """Resume from a checkpoint, with learning rates, weight decay and lengths of the config.
+
+        Args:
+            saved: Contents of the checkpoint (`utils.read_resumable`).
+            config: Run configuration.
+            source: The checkpoint's path.
+            logger: Receives the options that changed since the checkpoint.
+
+        Raises:
+            ValueError: If it is of another model, or was written within an epoch that has other
+                batches now.
+        """
+        self.source = source
+        with name_damaged(source):
+            load_model_state(self.module, saved['model'], source, logger)
+            load_moments(saved, self.optimizer, self.scaler, source)
+            self.best_score = saved['best_score']
+            self.progress = Progress(**saved['progress'])
+            self._go_to(saved, config)
+            for line in config_changes(saved['config'], config_text(config)):
+                logger.warning(f'changed since the checkpoint: {line}')
+            rng = saved['rng']
+            if len(rng) == distributed.world_size():
+                set_rng_state(rng[distributed.rank()])
+            else:
+                logger.info(
+                    f'the checkpoint has random states of {len(rng)} process(es) and this run has '
+                    f'{distributed.world_size()}: dropout and drop path start from new states'
+                )
+        logger.info(f'resumed from {source}: epoch {self.epoch}, batch {self.batch}')
+
+    def _go_to(self, saved: dict, config: Config) -> None:
+        """Set epoch, batch and learning rates to where the checkpoint was written."""
+        self.epoch = saved['epoch']
+        if saved['finished']:
+            self.next_epoch()
+        elif saved['batch']:
+            self.batch = self._same_place(saved, config)
+        if (self.epoch, self.batch) > (config.TRAIN.EPOCHS, 0):
+            raise ValueError(
+                f'{self.source}: {self.epoch} epochs and {self.batch} batches are done, more than '
+                f'TRAIN.EPOCHS {config.TRAIN.EPOCHS}: raise it, or choose another --tag'
+            )
+        if self.epoch or self.batch:
+            self.scheduler.step_update(self.epoch * self.num_batches + self.batch - 1)
+
+    def _same_place(self, saved: dict, config: Config) -> int:
+        """Return the batch of this run at which the checkpoint's last step is done.
+
+        Raises:
+            ValueError: If an epoch now has other data, or a step another number of images.
+        """
+        batch_size, asked = _batch_options(saved)
+        accumulation, processes = saved.get('accumulation', asked), len(saved['rng'])
+        old, new = batch_size * processes, config.DATA.BATCH_SIZE * distributed.world_size()
+        if old == new:
+            same_data = saved['num_batches'] == self.num_batches
+        else:
+            same_data = abs(saved['num_batches'] * old - self.num_batches * new) < max(old, new)
+        if old * accumulation != new * self.accumulation or not same_data:
+            raise ValueError(
+                f'{self.source} was written within an epoch of {saved["num_batches"]} batches of '
+                f'{batch_size} images on {processes} process(es), {accumulation} per step. An '
+                f'epoch now has {self.num_batches} of {config.DATA.BATCH_SIZE} on '
+                f'{distributed.world_size()}, {self.accumulation} per step. Use the same data and '
+                'number of images per step, or resume from the end of an epoch.'
+            )
+        step = math.ceil(saved['batch'] / accumulation)
+        return min(step * self.accumulation, self.num_batches)
+
+
+def accumulation_steps(
+    config: Config, saved: dict | None, logger: logging.Logger, *, compares_images: bool = False
+) -> int:
+    """Return over how many batches gradients are accumulated for a step.
+
+    If only the number of processes has changed since the checkpoint, the number is chosen so that a
+    step has as many images as before.
+
+    Args:
+        config: Run configuration.
+        saved: Contents of the checkpoint (`utils.read_resumable`); None for a new run.
+        logger: Receives a warning if the number is not the config's.
+        compares_images: Whether the loss compares the images of a batch on all processes, so that
+            their number must not change.
+
+    Raises:
+        ValueError: If no whole number achieves that.
+    """
+    asked = max(1, config.TRAIN.ACCUMULATION_STEPS)
+    if saved is None:
+        return asked
+    before, now = len(saved['rng']), distributed.world_size()
+    batch_size, asked_before = _batch_options(saved)
+    if compares_images and batch_size * before != config.DATA.BATCH_SIZE * now:
+        raise ValueError(
+            f'the run compares {batch_size} x {before} images (DATA.BATCH_SIZE x processes), not '
+            f'{config.DATA.BATCH_SIZE} x {now}: resume with as many, or choose another --tag'
+        )
+    if (batch_size, asked_before) != (config.DATA.BATCH_SIZE, asked):
+        return asked
+    used = saved.get('accumulation', asked)
+    if used * before == asked * now:
+        return asked
+    steps, rest = divmod(used * before, now)
+    if rest:
+        raise ValueError(
+            f'the run was trained with {used * before * batch_size} images per step on {before} '
+            f'process(es), which {now} processes with DATA.BATCH_SIZE {batch_size} cannot keep: '
+            f'use a number of processes that divides {used * before}, or set --batch-size and '
+            '--accumulation-steps'
+        )
+    logger.warning(
+        f'{now} process(es) instead of {before}: gradients are accumulated over {steps} batches '
+        f'instead of {used}, so that a step has as many images as before'
+    )
+    return steps
+
+
+def _batch_options(saved: dict) -> tuple[int, int]:
+    """Return DATA.BATCH_SIZE and TRAIN.ACCUMULATION_STEPS of a checkpoint's run."""
+    options = load_yaml(saved['config'])
+    return options['DATA']['BATCH_SIZE'], max(1, options['TRAIN']['ACCUMULATION_STEPS'])

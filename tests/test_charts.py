@@ -1,0 +1,89 @@
+"""The report's charts: what is drawn is what the numbers say."""
+
+import re
+
+import numpy as np
+import pytest
+from cases import make_cases
+from sklearn.metrics import auc
+
+from data.labels import COMPETITION_LABELS
+from evaluation.analysis import HeldOut, score_set
+from evaluation.charts import Node, calibration, nice_axis, precision_recall, roc, strip
+from evaluation.metrics import Protocol
+
+
+@pytest.fixture(scope='module')
+def labels() -> list[dict]:
+    """Entries of the five labels on CheXpert's test studies."""
+    rng = np.random.default_rng(0)
+    targets = (rng.random((500, 5)) < 0.3).astype(float)
+    study = [f'test/patient{number}/study1' for number in range(64741, 65241)]
+    cases = make_cases(
+        1 / (1 + np.exp(-rng.normal(2 * targets - 1))),
+        targets,
+        labels=COMPETITION_LABELS,
+        study=np.array(study, object),
+    )
+    nothing = np.full(5, np.nan)
+    return score_set(cases, HeldOut(nothing, nothing), Protocol(resamples=0))['labels']
+
+
+def drawn(svg: str, style: str = 'curve series-0') -> tuple[np.ndarray, np.ndarray]:
+    """Data coordinates of a line, by the panel's frame in pixels."""
+    path = re.search(f'<path class="{style}" d="([^"]*)"', svg)[1]
+    points = np.array([[float(v) for v in p.split()] for p in re.split('[ML]', path)[1:]])
+    return (points[:, 0] - 48) / 236, (246 - points[:, 1]) / 236
+
+
+def test_the_area_under_a_drawn_curve_is_the_score(labels: list[dict]) -> None:
+    for label in labels:
+        x, y = drawn(str(roc(Node(label, ('a',)))))
+        assert auc(x, y) == pytest.approx(label['scores']['auroc']['value'], abs=1e-3)
+        x, y = drawn(str(precision_recall(Node(label, ('a',)))))
+        area = label['scores']['average_precision']['value']
+        assert auc(x, y) == pytest.approx(area, abs=1e-3)
+
+
+def test_radiologists_are_drawn_filled_below_the_curve(labels: list[dict]) -> None:
+    label = labels[-1]
+    svg = str(roc(Node(label, ('a',))))
+    below = label['radiologists_below']
+    assert (svg.count('"reader below"'), svg.count('"reader above"')) == (below, 3 - below)
+    x, y = re.search(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="3.8" class="reader', svg).groups()
+    assert (float(x) - 48) / 236 == pytest.approx(1 - 0.947, abs=1e-3)
+    assert (246 - float(y)) / 236 == pytest.approx(0.817, abs=1e-3)
+
+
+def test_a_forest_row_places_value_and_interval() -> None:
+    axis = nice_axis([0.5, 1.0])
+    svg = str(strip(Node({'value': 0.75, 'low': 0.6, 'high': 1.0}), axis, 0.5))
+    assert 'cx="50.00%"' in svg
+    assert 'class="whisker" x1="21.80%" x2="97.00%"' in svg
+    few = str(strip(Node({'value': 0.75, 'low': None, 'high': None}), axis, 0.5, True))
+    assert 'class="dot few"' in few
+    assert 'whisker' not in few
+
+
+@pytest.mark.parametrize(
+    'values, low, high, names',
+    [
+        ([0.52, 0.97], 0.5, 1.0, ['0.5', '0.6', '0.7', '0.8', '0.9', '1.0']),
+        ([-0.031, 0.04], -0.04, 0.04, ['−0.04', '−0.02', '0.00', '0.02', '0.04']),
+        ([3.0, 3.0], 1.0, 5.0, ['1', '2', '3', '4', '5']),
+        ([0.0, 0.0], -0.6, 0.6, ['−0.6', '−0.4', '−0.2', '0.0', '0.2', '0.4', '0.6']),
+        ([], 0.0, 1.0, ['0.0', '0.2', '0.4', '0.6', '0.8', '1.0']),
+    ],
+)
+def test_axes_end_at_round_ticks(values: list, low: float, high: float, names: list) -> None:
+    axis = nice_axis(values)
+    assert (axis.low, axis.high) == pytest.approx((low, high))
+    assert [name for _, name in axis.names()] == names
+
+
+def test_axes_hold_the_smallest_probabilities() -> None:
+    ticks = nice_axis([0.0, 1e-12]).ticks
+    assert ticks == pytest.approx([0, 2e-13, 4e-13, 6e-13, 8e-13, 1e-12], abs=1e-15)
+    points = {'x': [1e-12], 'y': [0.0], 'count': [5]}
+    label = {'label': 'Edema', 'calibration': {'raw': points, 'scaled': None}}
+    assert '>1.0</text>' in str(calibration(Node(label)))

@@ -1,0 +1,299 @@
+"""DICOM files: grey levels by the formulas of the standard and by pydicom's chain; errors."""
+
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.images import BadImageError, decode, load_image, read_dicom
+
+pydicom = pytest.importorskip('pydicom', minversion='3.0', reason='pydicom is not installed')
+
+from dicom_files import jpeg, table, write  # noqa: E402
+from pydicom import uid  # noqa: E402
+from pydicom.dataset import Dataset  # noqa: E402
+from pydicom.pixels import apply_modality_lut, apply_voi_lut  # noqa: E402
+from pydicom.pixels.decoders.base import Decoder  # noqa: E402
+
+BUNDLED = Path(pydicom.__file__).parent / 'data'
+RAMP = np.arange(256, dtype=np.uint8).reshape(8, 32)
+SQUARE = np.tile(RAMP, (8, 2))  # JPEG 2000 refuses to halve 8 rows five times
+RAMP_12 = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+WINDOW = {'WindowCenter': 2000, 'WindowWidth': 1500}
+RESCALED = {'RescaleSlope': '0.5', 'RescaleIntercept': '-100'}
+INVERTED = {'PhotometricInterpretation': 'MONOCHROME1'}
+CHAINS = [
+    WINDOW,
+    {'WindowCenter': -300, 'WindowWidth': 999, 'VOILUTFunction': 'LINEAR_EXACT'},
+    {'WindowCenter': 300, 'WindowWidth': 999, 'VOILUTFunction': 'SIGMOID'},
+    {'WindowCenter': [1000, 10], 'WindowWidth': [1500, 20]},
+    {'WindowCenter': 700, 'WindowWidth': 900} | RESCALED,
+    {'WindowCenter': -900, 'WindowWidth': 700.5, 'RescaleSlope': -0.5, 'RescaleIntercept': 0},
+    WINDOW | INVERTED,
+    RESCALED,
+    {'RescaleSlope': -0.5, 'RescaleIntercept': 0},  # the highest stored value is black
+]
+NATIVE = 'ImplicitVRLittleEndian', 'ExplicitVRBigEndian', 'DeflatedExplicitVRLittleEndian'
+SECRET = 'ZYXWVU'
+IDENTITY = dict.fromkeys(['PatientID', 'PatientComments', 'AccessionNumber', 'StudyID'], SECRET)
+IDENTITY |= {'PatientName': f'{SECRET}^JANE', 'WindowCenterWidthExplanation': SECRET}
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / 'x.dcm'
+
+
+def levels(path: Path) -> np.ndarray:
+    image = read_dicom(path.read_bytes())
+    assert image.info == {}
+    return np.asarray(image)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(BadImageError) as caught:
+        load_image(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def viewed(path) -> np.ndarray:
+    """Grey levels by pydicom's functions on all pixels, for files without tables and padding."""
+    dataset = pydicom.dcmread(path)
+    half = 2 ** (dataset.BitsStored - 1)
+    limits = np.array([-half, half - 1] if dataset.PixelRepresentation else [0, 2 * half - 1])
+    values = apply_modality_lut(dataset.pixel_array, dataset)
+    black, white = apply_modality_lut(limits, dataset)
+    shown = apply_voi_lut(values, dataset)
+    if 'WindowCenter' not in dataset:
+        black, white = min(black, white), max(black, white)
+    grey = (shown - black) / (white - black) * 255
+    return 255 - grey if dataset.PhotometricInterpretation == 'MONOCHROME1' else grey
+
+
+def test_8_bits_are_unchanged_or_inverted(path):
+    got = levels(write(path, RAMP, PixelAspectRatio=[2, 1]))
+    assert got.dtype == np.uint8
+    assert np.array_equal(got, RAMP)
+    assert np.array_equal(levels(write(path, RAMP, **INVERTED)), 255 - RAMP)
+    write(path, RAMP, WindowCenter=100, WindowWidth=1, **INVERTED)  # without: up to 99.5 is black
+    assert np.array_equal(levels(path), np.where(RAMP > 99, 0, 255))
+
+
+@pytest.mark.parametrize('bits', [10, 12, 14])
+def test_without_a_window_the_range_is_that_of_the_stored_bits(path, bits):
+    pixels = np.array([[0, 1, 100, 2**bits - 1]], np.uint16)
+    got = levels(write(path, pixels, bits))
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, pixels * 255.0 / (2**bits - 1), rtol=1e-6)
+    assert np.array_equal(levels(write(path, pixels[:, :3], bits)), got[:, :3])  # not by maximum
+
+
+@pytest.mark.parametrize('highest', [255, 256, 1023, 1024, 4095, 16000, 40000])
+def test_16_stored_bits_are_scaled_as_those_of_a_png(tmp_path, highest):
+    pixels = np.array([[0, 7, highest // 3, highest]], np.uint16)
+    Image.fromarray(pixels).save(tmp_path / 'x.png')
+    got = levels(write(tmp_path / 'x.dcm', pixels, 16))
+    np.testing.assert_allclose(
+        got, np.asarray(decode((tmp_path / 'x.png').read_bytes())), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize('low, half', [(-1, 512), (-513, 2048), (-2048, 2048), (-2049, 8192)])
+def test_signed_values_are_scaled_by_the_smallest_signed_range(path, low, half):
+    pixels = np.array([[low, 0, 400]], np.int16)
+    got = levels(write(path, pixels, 16))
+    np.testing.assert_allclose(got, (pixels + half) * 255.0 / (2 * half - 1), rtol=1e-6)
+
+
+def test_bits_above_those_stored_are_ignored(path):
+    pixels = np.array([[5, 4095, -1, -2048]], np.int16)
+    expected = np.array([[2053, 2047, 2047, 0]]) * 255 / 4095
+    for written in (pixels, pixels & 4095):
+        np.testing.assert_allclose(levels(write(path, written, 12)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('signed', [False, True])
+@pytest.mark.parametrize('tags', CHAINS)
+def test_grey_levels_are_those_of_pydicoms_own_chain(path, tags, signed):
+    write(path, (RAMP_12.astype(np.int16) - 2048) if signed else RAMP_12, 12, **tags)
+    got = levels(path)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, viewed(path), atol=1e-4)
+
+
+def test_a_window_is_the_standards_formula(path):
+    got = levels(write(path, RAMP, WindowCenter=100, WindowWidth=51))
+    assert got[RAMP == 74] == 0 and got[RAMP == 125] == 255  # up to 99.5 - 25, above 99.5 + 25
+    np.testing.assert_allclose(got[RAMP == 110], ((110 - 99.5) / 50 + 0.5) * 255, rtol=1e-6)
+    full = levels(write(path, RAMP, WindowCenter=128, WindowWidth=256))
+    assert full.dtype == np.uint8
+    assert np.array_equal(full, RAMP)
+    write(path, RAMP, WindowCenter=100, WindowWidth=50, VOILUTFunction='SIGMOID')
+    np.testing.assert_allclose(levels(path), 255 / (1 + np.exp((100.0 - RAMP) / 12.5)), rtol=1e-5)
+
+
+@pytest.mark.parametrize('first', [0, 100])
+@pytest.mark.parametrize('bits, packed', [(8, False), (8, True), (12, False), (16, False)])
+def test_voi_table_is_looked_up(path, first, bits, packed):
+    entries = np.linspace(2**bits - 1, 0, 3000).astype(int)
+    data = entries.astype(np.uint8).tobytes() if packed else entries.tolist()
+    tags = {'VOILUTSequence': table(3000, first, bits, data)} | WINDOW  # which it goes before
+    got = levels(write(path, RAMP_12, 12, **tags))
+    assert got.dtype == (np.uint8 if bits == 8 else np.float32)
+    expected = [entries[min(max(value - first, 0), 2999)] for value in range(4096)]
+    np.testing.assert_allclose(got.ravel(), np.array(expected) * 255 / (2**bits - 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize('syntax', ['ImplicitVRLittleEndian', 'ExplicitVRBigEndian'])
+def test_a_table_may_be_given_as_words(path, syntax):
+    entries = np.arange(4096)[::-1].astype('>u2' if 'Big' in syntax else '<u2').tobytes()
+    write(path, RAMP_12, 12, syntax=syntax, VOILUTSequence=table(4096, 0, 12, entries))
+    np.testing.assert_allclose(levels(path), (4095 - RAMP_12) * 255.0 / 4095, rtol=1e-6)
+
+
+def test_modality_table_comes_before_the_window(path):
+    modality = {'ModalityLUTSequence': table(256, 0, 10, list(range(1020, -1, -4)))}
+    got = levels(write(path, RAMP, WindowCenter=512, WindowWidth=1024, **modality))
+    np.testing.assert_allclose(got, (1020.0 - 4.0 * RAMP) * 255 / 1023, atol=1e-4)
+    plain = levels(write(path, RAMP, **RESCALED, **modality))  # and goes before a rescaling
+    np.testing.assert_allclose(plain, got, atol=1e-4)  # its range is that of the table's bits
+
+
+def test_padding_is_black_and_no_part_of_the_range(path):
+    pixels = np.array([[0, 5, 800, 60000, 65535]], np.uint16)
+    padding = {'PixelPaddingValue': 65535, 'PixelPaddingRangeLimit': 60000}
+    got = levels(write(path, pixels, 16, **padding))
+    np.testing.assert_allclose(got, np.array([[0, 5, 800, 0, 0]]) * 255 / 1023, rtol=1e-6)
+    got = levels(write(path, pixels, 16, **padding, **INVERTED))
+    np.testing.assert_allclose(got[0], np.array([1023, 1018, 223, 0, 0]) * 255 / 1023, rtol=1e-6)
+    assert not levels(write(path, pixels[:, 4:], 16, **padding, **INVERTED)).any()
+    pixels = np.array([[0, 4095, 65535]], np.uint16)  # whose lowest 12 bits are those of 4095
+    assert levels(write(path, pixels, 12, PixelPaddingValue=65535)).tolist() == [[0, 255, 0]]
+
+
+@pytest.mark.parametrize('vr, value', [('SS', -2000), ('US', 65536 - 2000)])
+def test_padding_of_signed_pixels(path, vr, value):
+    dataset = pydicom.dcmread(write(path, np.array([[-2000, -1999, 2047]], np.int16), 12))
+    dataset.add_new('PixelPaddingValue', vr, value)
+    dataset.save_as(path)
+    np.testing.assert_allclose(levels(path), [[0, 49 / 4095 * 255, 255]], rtol=1e-6)
+
+
+@pytest.mark.parametrize('pixels, bits', [(SQUARE, 8), (RAMP_12, 12), (RAMP_12.view('i2') - 9, 13)])
+@pytest.mark.parametrize('syntax', [*NATIVE, 'RLELossless', 'JPEG2000Lossless'])
+def test_transfer_syntaxes_give_the_same_image(path, syntax, pixels, bits):
+    expected = levels(write(path, pixels, bits))
+    if syntax in NATIVE:
+        write(path, pixels, bits, syntax=syntax)
+    else:
+        if syntax == 'JPEG2000Lossless':
+            pytest.importorskip('openjpeg', reason='pylibjpeg-openjpeg is not installed')
+        dataset = pydicom.dcmread(path)
+        dataset.compress(getattr(uid, syntax))
+        dataset.save_as(path)
+    assert np.array_equal(levels(path), expected)
+
+
+def test_colour_becomes_luma(path):
+    colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 20, 30]]], np.uint8)
+    tags = {'SamplesPerPixel': 3, 'PhotometricInterpretation': 'RGB', 'PlanarConfiguration': 0}
+    assert levels(write(path, colours, **tags)).tolist() == [[76, 150, 29, 18]]
+
+
+REFUSED = [
+    ({'NumberOfFrames': 2}, '2 frames'),
+    ({'BitsAllocated': 32, 'BitsStored': 32, 'HighBit': 31}, '32 of 32 bits'),
+    ({'BitsStored': 7}, 'HighBit'),
+    ({'PhotometricInterpretation': 'PALETTE COLOR'}, 'PhotometricInterpretation'),
+    ({'SamplesPerPixel': 3}, 'PhotometricInterpretation'),
+    ({'Rows': None}, 'Rows'),
+    ({'Rows': 9}, ''),
+    ({'RescaleSlope': 0}, 'RescaleSlope'),
+    ({'WindowCenter': 9, 'WindowWidth': 0}, 'WindowWidth'),
+    ({'WindowCenter': 9, 'WindowWidth': 'nan'}, 'WindowWidth'),
+    (WINDOW | {'VOILUTFunction': 'CUBIC'}, 'VOILUTFunction'),
+    ({'VOILUTSequence': table(4, 0, 8, [0, 1, 2])}, 'VOILUTSequence'),
+    ({'VOILUTSequence': table(2, 0, 8, [0, 256])}, 'VOILUTSequence'),
+    ({'ModalityLUTSequence': [Dataset()]}, 'ModalityLUTSequence'),
+]
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+@pytest.mark.parametrize('tags, word', REFUSED)
+def test_errors_name_the_element(path, tags, word):
+    assert word in refusal(write(path, RAMP, **tags))
+
+
+def test_other_files_are_refused(path):
+    path.write_bytes(jpeg(RAMP))
+    assert 'DICOM' in refusal(path)
+    assert 'MPEG2 Main Profile' in refusal(write(path, RAMP, syntax='MPEG2MPML', data=[b'12']))
+    dataset = pydicom.dcmread(write(path, RAMP))
+    del dataset.PixelData
+    dataset.save_as(path)
+    assert 'pixel data' in refusal(path)
+
+
+def test_a_missing_package_is_named_and_the_image_is_not_bad(path, monkeypatch):
+    write(path, RAMP, syntax='JPEGLSLossless', data=[jpeg(RAMP)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, 'available_plugins', ())
+        with pytest.raises(ValueError, match='pyjpegls') as caught:
+            load_image(path)
+    assert not isinstance(caught.value, BadImageError)
+    monkeypatch.setitem(sys.modules, 'pydicom.pixels', None)
+    with pytest.raises(ValueError, match='pip install .*pydicom') as caught:
+        load_image(path)
+    assert not isinstance(caught.value, BadImageError)
+
+
+@pytest.mark.filterwarnings('always')
+def test_nothing_that_identifies_a_patient_leaves_a_damaged_file(path, caplog, capfd, recwarn):
+    caplog.set_level('DEBUG')
+    frames = {'syntax': 'JPEGBaseline8Bit', 'data': [jpeg(RAMP)]}
+    variants = WINDOW, {'VOILUTSequence': table(4, 0, 8, [0, 1, 2, 3])}, frames
+    contents = [write(path, RAMP, **IDENTITY, **variant).read_bytes() for variant in variants]
+    rng, refused = np.random.default_rng(0), 0
+    for trial in range(300):
+        content = np.frombuffer(contents[trial % 3], np.uint8).copy()
+        content[rng.integers(128, len(content), 1 + trial % 4)] = rng.integers(256)
+        data = content[: rng.integers(len(content)) if trial % 5 == 0 else None].tobytes()
+        try:
+            assert read_dicom(data).info == {}
+        except (ValueError, ImportError) as error:
+            refused += 1
+            assert SECRET not in ''.join(traceback.format_exception(error))
+    assert 50 < refused < 250
+    warned = ''.join(str(warning.message) for warning in recwarn)
+    assert SECRET not in caplog.text + ''.join(capfd.readouterr()) + warned
+
+
+@pytest.mark.parametrize('share', [0.3, 0.9, 0.99])
+def test_files_that_are_cut_off_are_refused(path, share):
+    frame = jpeg(RAMP)
+    options = {'syntax': 'JPEGBaseline8Bit', 'data': [frame]}
+    for content in (write(path, RAMP).read_bytes(), write(path, RAMP, **options).read_bytes()):
+        path.write_bytes(content[: int(share * len(content))])
+        refusal(path)
+    options['data'] = [frame[: int(share * len(frame))] + bytes(9)]
+    refusal(write(path, RAMP, **options))
+
+
+def test_every_file_that_comes_with_pydicom_is_read_or_refused():
+    read, compared = 0, 0
+    for path in BUNDLED.rglob('*'):
+        if path.is_dir():
+            continue
+        try:
+            got = levels(path)
+        except (ValueError, ImportError):
+            continue
+        read += 1
+        if {'WindowCenter', 'WindowWidth'} <= set(pydicom.dcmread(path).dir('Window')):
+            compared += 1
+            np.testing.assert_allclose(got, np.clip(viewed(path), 0, 255), atol=1e-3)
+    assert read >= 75 and compared >= 35

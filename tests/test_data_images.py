@@ -1,0 +1,265 @@
+"""Image files: which grey levels they give, and which are refused."""
+
+import re
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import xray
+from PIL import Image
+
+from data import images
+from data.images import BadImageError, decode, load_image, refuse_link_out
+
+GREY = xray(61, 75)
+DEEP = Image.fromarray(np.asarray(GREY).astype(np.uint16) * 250 + 3)  # 16 bits
+PLAIN = {
+    'JPEG': (GREY, {}),
+    'JPEG progressive': (GREY, {'progressive': True}),
+    'JPEG with restarts': (GREY, {'restart_marker_rows': 1, 'optimize': True}),
+    'PNG': (GREY, {}),
+    'PNG with resolution': (GREY, {'dpi': (72, 72), 'compress_level': 1}),
+    'PNG of 16 bits': (DEEP, {}),
+}
+
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    file = BytesIO()
+    image.save(file, kind.split()[0], **options)
+    return file.getvalue()
+
+
+def pixels_of(image: Image.Image, path: Path, **options) -> np.ndarray:
+    """Write the image, decode the file, and return its pixels."""
+    image.save(path, **options)
+    return np.asarray(decode(path.read_bytes()))
+
+
+def outcome(data: bytes) -> tuple[str, bytes]:
+    """What `decode` makes of a file, or the type of its error."""
+    try:
+        image = decode(data)
+    except Exception as error:
+        return type(error).__name__, b''
+    return f'{image.mode} {image.size}', image.tobytes()
+
+
+def with_chunk(png: bytes, name: bytes, content: bytes) -> bytes:
+    """The PNG with one more chunk after its header."""
+    checksum = struct.pack('>I', zlib.crc32(name + content))
+    return png[:33] + struct.pack('>I', len(content)) + name + content + checksum + png[33:]
+
+
+def quarter_turn() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+PNG = encode(GREY, 'PNG')
+UNUSUAL = {
+    'colour JPEG': encode(GREY.convert('RGB'), 'JPEG'),
+    'CMYK JPEG': encode(GREY.convert('CMYK'), 'JPEG'),
+    'rotated JPEG': encode(GREY, 'JPEG', exif=quarter_turn()),
+    'colour PNG': encode(GREY.convert('RGB'), 'PNG'),
+    'palette': encode(GREY.convert('P'), 'PNG'),
+    'alpha': encode(GREY.convert('LA'), 'PNG'),
+    'bits': encode(GREY.convert('1'), 'PNG'),
+    'transparent grey': encode(GREY, 'PNG', transparency=7),
+    'rotated PNG': encode(GREY, 'PNG', exif=quarter_turn()),
+    'rotated by a text': with_chunk(
+        PNG, b'tEXt', b'XML:com.adobe.xmp\0<x tiff:Orientation="6"/>'
+    ),
+    'TIFF': encode(GREY, 'TIFF'),
+    'BMP': encode(GREY, 'BMP'),
+}  # fmt: skip
+
+
+# The fast decoder
+
+
+@pytest.mark.parametrize('kind', PLAIN)
+def test_the_fast_decoder_gives_the_pixels_of_pillow(kind):
+    pytest.importorskip('kornia_rs')
+    image, options = PLAIN[kind]
+    data = encode(image, kind, **options)
+    opened = Image.open(BytesIO(data))
+    pixels, wanted = images._decode_plain(data, opened), np.asarray(opened)
+    assert pixels is not None and pixels.dtype == wanted.dtype
+    assert np.array_equal(pixels, wanted)
+
+
+@pytest.mark.parametrize('kind', [*PLAIN, *UNUSUAL])
+def test_without_the_fast_decoder_the_image_is_the_same(kind, monkeypatch):
+    image, options = PLAIN.get(kind, (None, {}))
+    data = UNUSUAL[kind] if image is None else encode(image, kind, **options)
+    usual = outcome(data)
+    monkeypatch.setattr(images, 'decode_image_png_u8', None)
+    assert outcome(data) == usual
+    assert usual[0].startswith('F' if image is DEEP else 'L')
+
+
+@pytest.mark.parametrize('kind', UNUSUAL)
+def test_unusual_files_are_left_to_pillow(kind):
+    assert images._decode_plain(UNUSUAL[kind], Image.open(BytesIO(UNUSUAL[kind]))) is None
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'PNG of 16 bits'])
+def test_damaged_files_are_read_or_refused_as_by_pillow(kind, monkeypatch):
+    image, options = PLAIN[kind]
+    whole, rng = encode(image.crop((0, 0, 30, 20)), kind, **options), np.random.default_rng(0)
+    damaged = [whole[:length] for length in range(0, len(whole), 9)]
+    for place, value in rng.integers([0, 0], [len(whole), 256], (200, 2)).tolist():
+        damaged.append(whole[:place] + bytes([value]) + whole[place + 1 :])
+    got = [outcome(data) for data in damaged]
+    monkeypatch.setattr(images, 'decode_image_png_u8', None)
+    assert got == [outcome(data) for data in damaged]
+    assert 5 < sum(bool(pixels) for _, pixels in got) < 200
+
+
+# Grey levels
+
+
+def test_8_bit_grey_is_unchanged(tmp_path):
+    pixels = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    assert np.array_equal(pixels_of(Image.fromarray(pixels), tmp_path / 'x.png'), pixels)
+
+
+def test_colour_becomes_luma(tmp_path):
+    colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 20, 30]]], np.uint8)
+    luma = [round(0.299 * r + 0.587 * g + 0.114 * b) for r, g, b in colours[0].tolist()]
+    assert pixels_of(Image.fromarray(colours), tmp_path / 'x.png').tolist() == [luma]
+
+
+@pytest.mark.parametrize('mode', ['LA', 'RGBA'])
+def test_transparency_is_put_on_black(tmp_path, mode):
+    grey, alpha = np.array([[200, 200, 200, 90]]), np.array([[255, 128, 0, 51]])
+    channels = [grey] * (len(mode) - 1) + [alpha]
+    image = Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8), mode)
+    # 200 * 128 / 255 = 100.4, 90 * 51 / 255 = 18
+    assert pixels_of(image, tmp_path / 'x.png').tolist() == [[200, 100, 0, 18]]
+
+
+def test_palette_and_one_bit_images_become_grey_levels(tmp_path):
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), 'L').convert('P')
+    image.putpalette([0, 0, 0, 255, 0, 0, 200, 200, 200])
+    assert pixels_of(image, tmp_path / 'x.png').tolist() == [[0, 76, 200]]
+    assert pixels_of(image, tmp_path / 'y.png', transparency=2).tolist() == [[0, 76, 0]]
+    bits = Image.fromarray(np.array([[True, False, True]]))
+    assert pixels_of(bits, tmp_path / 'z.png').tolist() == [[255, 0, 255]]
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+@pytest.mark.parametrize(
+    'highest, full', [(255, 255), (256, 1023), (1024, 4095), (16000, 16383), (40000, 65535)]
+)
+def test_16_bit_images_are_scaled_by_the_smallest_range_that_holds_them(
+    tmp_path, suffix, highest, full
+):
+    pixels = np.array([[0, 7, highest]], np.uint16)
+    got = pixels_of(Image.fromarray(pixels), tmp_path / f'x.{suffix}')
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, pixels * 255.0 / full, rtol=1e-6)
+
+
+def test_big_endian_and_32_bit_integers_are_read_alike(tmp_path):
+    pixels = np.array([[0, 300, 4000]], np.uint16)
+    big = Image.frombytes('I;16B', (3, 1), pixels.astype('>u2').tobytes())
+    for name, image in (('x', big), ('y', Image.fromarray(pixels.astype(np.int32)))):
+        got = pixels_of(image, tmp_path / f'{name}.tif')
+        np.testing.assert_allclose(got, pixels * (255 / 4095), rtol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('orientation, turn', [(3, 2), (6, -1), (8, 1)])
+def test_exif_rotation_is_applied(tmp_path, dtype, orientation, turn):
+    pixels = (np.arange(12).reshape(3, 4) * 23).astype(dtype)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    got = pixels_of(Image.fromarray(pixels), tmp_path / 'x.png', exif=exif)
+    np.testing.assert_allclose(got, np.rot90(pixels, turn), rtol=1e-6)
+
+
+# Unusable files
+
+
+def png(colour_type: int, channels: int) -> bytes:
+    """A PNG of 20 x 1 pixels with 16 bits per channel."""
+    header = struct.pack('>2I5B', 20, 1, 16, colour_type, 0, 0, 0)
+    pixels = zlib.compress(bytes([0, *range(40 * channels)]))
+    parts = [
+        struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body))
+        for name, body in ((b'IHDR', header), (b'IDAT', pixels), (b'IEND', b''))
+    ]
+    return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
+
+
+BAD = {
+    'empty': b'',
+    'text': b'not an image',
+    'a format that starts a program': encode(GREY, 'EPS'),
+    'PNG that is cut off': PNG[:1500],
+    'JPEG that is cut off': encode(GREY, 'JPEG')[:900],
+    'black': encode(Image.new('L', (75, 61)), 'PNG'),
+    'black in colour': encode(Image.new('RGB', (75, 61)), 'JPEG'),
+    'one 16-bit level': encode(Image.fromarray(np.full((61, 75), 65535, np.uint16)), 'PNG'),
+    'strip': encode(xray(161, 16), 'PNG'),
+    'tiny': encode(xray(15, 15), 'PNG'),
+    'two images in a TIFF': encode(GREY, 'TIFF', save_all=True, append_images=[GREY]),
+    'floats': encode(Image.fromarray(np.asarray(GREY, np.float32)), 'TIFF'),
+    '16-bit colour': png(2, 3),
+    '16-bit alpha': png(4, 2),
+}
+
+
+@pytest.mark.parametrize('kind', BAD)
+def test_bad_images_are_refused_with_their_path(kind, tmp_path):
+    path = tmp_path / 'x.png'
+    path.write_bytes(BAD[kind])
+    with pytest.raises(BadImageError, match=re.escape(str(path))):
+        load_image(path)
+
+
+def test_missing_and_unreadable_files_are_not_bad_images(tmp_path):
+    for path in (tmp_path / 'no.png', tmp_path):
+        with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+            load_image(path)
+        assert not isinstance(caught.value, BadImageError)
+        assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / 'x.png'
+    path.write_bytes(PNG)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    with pytest.raises(BadImageError, match='decompression bomb'):
+        load_image(path)
+
+
+# Links
+
+
+def test_links_must_stay_in_the_data_root(tmp_path):
+    root, outside = tmp_path / 'data', tmp_path / 'outside'
+    for folder in (root / 'a', outside):
+        folder.mkdir(parents=True)
+        GREY.save(folder / 'x.png')
+    (root / 'inside.png').symlink_to(root / 'a' / 'x.png')
+    (root / 'away.png').symlink_to(outside / 'x.png')
+    (root / 'b').symlink_to(outside)
+    (tmp_path / 'data2').mkdir()
+    (root / 'sibling.png').symlink_to(tmp_path / 'data2' / 'x.png')
+    (tmp_path / 'whole').symlink_to(root)
+    for path in (root / 'a/x.png', root / 'inside.png'):
+        load_image(path, root)
+    load_image(tmp_path / 'whole/a/x.png', tmp_path / 'whole')
+    for path in (root / 'away.png', root / 'b/x.png', root / 'sibling.png', root / '../outside'):
+        with pytest.raises(BadImageError, match=re.escape(str(root))):
+            refuse_link_out(root, path)
+    with pytest.raises(BadImageError, match='away'):
+        load_image(root / 'away.png', root)

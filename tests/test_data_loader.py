@@ -1,0 +1,549 @@
+"""Batches: the same samples whatever the workers, ranks and restarts; bad images; errors."""
+
+import csv
+import errno
+import os
+import re
+import signal
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mistakes import linked
+from packed_data import flip_bit, packed
+from PIL import Image
+from scipy.stats import chisquare
+from test_bad_data import replace
+from tiny import arguments, run_folder, run_main, tiny_config
+from torch.utils.data import Dataset
+from xray_splits import LOGGER, make_config, samples_of, write_split
+
+import data.loader
+from data import Loaders, build_loader
+from data.images import load_image
+from data.loader import (
+    BadImages,
+    EpochSampler,
+    XrayDataset,
+    epoch_order,
+    inverse_frequency_weights,
+    make_loader,
+    occurrences,
+    sample_rng,
+    weighted_order,
+)
+from data.masking import MaskGenerator
+from data.packing import Settings
+from data.records import read_csv
+from data.store import open_store
+from data.transforms import PretrainTransform, TrainTransform
+from engine import distributed
+
+NAN = float('nan')
+WEIGHTS = np.arange(1, 24.0) ** 2
+BAD_ROWS = 1, 5, 6, 20
+
+
+def loader_config(batch_size: int = 4, workers: int = 0) -> SimpleNamespace:
+    options = SimpleNamespace(BATCH_SIZE=batch_size, NUM_WORKERS=workers, PIN_MEMORY=False)
+    return SimpleNamespace(DATA=options)
+
+
+# Samples
+
+
+def assert_same(got, wanted) -> None:
+    assert len(got) == len(wanted) > 0
+    for a, b in zip(got, wanted, strict=True):
+        for x, y in zip(a, b, strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
+
+
+def on_rank(monkeypatch, rank: int, world_size: int) -> None:
+    monkeypatch.setattr(distributed, 'rank', lambda: rank)
+    monkeypatch.setattr(distributed, 'world_size', lambda: world_size)
+
+
+@pytest.fixture(params=[True, False], ids=['pretrain', 'finetune'])
+def is_pretrain(request) -> bool:
+    return request.param
+
+
+def train_loader(data_path: Path, is_pretrain: bool, *options):
+    augment = ['AUG.COLOR_JITTER', 0.4, 'AUG.REPROB', 0.5, 'DATA.INTERPOLATION', 'random']
+    return build_loader(make_config(data_path, *augment, *options), LOGGER, is_pretrain).train
+
+
+def test_number_of_workers_changes_no_sample(data_path, is_pretrain):
+    wanted = samples_of(train_loader(data_path, is_pretrain), 0, 1)
+    got = samples_of(train_loader(data_path, is_pretrain, 'DATA.NUM_WORKERS', 2), 0, 1)
+    assert_same(got, wanted)
+
+
+def test_number_of_ranks_changes_no_sample(data_path, is_pretrain, monkeypatch):
+    wanted = samples_of(train_loader(data_path, is_pretrain), 0, 1)
+    ranks = []
+    for rank in (0, 1):
+        on_rank(monkeypatch, rank, 2)
+        loader = train_loader(data_path, is_pretrain, 'DATA.BATCH_SIZE', 2)
+        ranks.append(samples_of(loader, 0, 1))
+    got = []
+    for first in range(0, len(ranks[0]), 2):
+        got += ranks[0][first : first + 2] + ranks[1][first : first + 2]
+    assert_same(got, wanted)
+
+
+def test_a_restart_inside_an_epoch_changes_no_sample(data_path, is_pretrain):
+    wanted = samples_of(train_loader(data_path, is_pretrain), 0, 1)
+    per_epoch = len(wanted) // 2
+    restarted = train_loader(data_path, is_pretrain, 'DATA.NUM_WORKERS', 1)
+    got = samples_of(restarted, 1, first_batch=3)
+    assert_same(got, wanted[per_epoch + 3 * 4 :])
+
+
+def test_workers_that_stay_follow_a_broken_off_epoch(data_path):
+    loader = train_loader(data_path, True, 'DATA.NUM_WORKERS', 2)
+    loader.batch_sampler.set_epoch(0)
+    next(iter(loader))
+    wanted = samples_of(train_loader(data_path, True), 1)
+    assert_same(samples_of(loader, 1), wanted)
+
+
+def test_the_position_in_a_subset_changes_no_sample(data_path):
+    transform = PretrainTransform(make_config(data_path), MaskGenerator(64, 16, 4, 0.6))
+    records = read_csv(data_path, 'train.csv')
+    whole = XrayDataset(records, transform, seed=3)
+    part = XrayDataset(records.select(np.array([5, 9, 30])), transform, seed=3)
+    for position, row in enumerate((5, 9, 30)):
+        assert_same([part[2, position]], [whole[2, row]])
+
+
+@pytest.mark.parametrize('what', ['seed', 'epoch', 'image'])
+def test_another_seed_epoch_or_image_is_drawn_otherwise(data_path, what):
+    transform = PretrainTransform(make_config(data_path), MaskGenerator(64, 16, 4, 0.6))
+    records = read_csv(data_path, 'train.csv')
+    first = XrayDataset(records, transform, seed=0)[0, 0]
+    seed, epoch, image = (int(what == name) for name in ('seed', 'epoch', 'image'))
+    other = XrayDataset(records, transform, seed=seed)[epoch, image]
+    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[1], other[1])
+
+
+def test_loading_neither_reads_nor_moves_global_random_states(data_path, is_pretrain):
+    loaded = []
+    for seed in (0, 1):
+        torch.manual_seed(seed), np.random.seed(seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy()
+        loader = train_loader(data_path, is_pretrain, 'DATA.NUM_WORKERS', seed)
+        loaded.append(samples_of(loader, 0))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert np.array_equal(np.random.get_state()[1], before[1])
+    assert_same(*loaded)
+
+
+def test_the_streams_of_samples_and_orders_are_distinct_and_frozen():
+    draws = {
+        sample_rng(seed, epoch, index, occurrence).random()
+        for seed in range(4)
+        for epoch in range(4)
+        for index in range(40)
+        for occurrence in range(2)
+    }
+    assert len(draws) == 1280
+    orders = {tuple(epoch_order(seed, epoch, 20)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+    assert sample_rng(3, 4, 5).random(2).tolist() == [0.5191493916058771, 0.38280174378527]
+
+
+# Order of an epoch
+
+
+def batches(*, epoch: int = 0, first_batch: int = 0, **options) -> list[list[tuple[int, ...]]]:
+    sampler = EpochSampler(**({'num_images': 23, 'batch_size': 4, 'seed': 0} | options))
+    sampler.set_epoch(epoch, first_batch)
+    return list(sampler)
+
+
+def test_an_epoch_visits_each_image_once_but_for_the_dropped_rest():
+    got = batches(shuffle=True, epoch=3)
+    assert [len(batch) for batch in got] == [4] * 5
+    assert {epoch for batch in got for epoch, _ in batch} == {3}
+    indices = [index for batch in got for _, index in batch]
+    assert len(set(indices)) == 20 and set(indices) <= set(range(23))
+    assert indices != sorted(indices)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    assert batches(shuffle=True, epoch=1) == batches(shuffle=True, epoch=1)
+    orders = [
+        [index for batch in batches(shuffle=True, epoch=epoch, seed=seed) for _, index in batch]
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    ]
+    assert len(set(map(tuple, orders))) == 4
+
+
+@pytest.mark.parametrize('weights', [None, WEIGHTS], ids=['uniform', 'weighted'])
+@pytest.mark.parametrize('world_size', [2, 3])
+def test_ranks_share_the_global_batches_of_one_process(world_size, weights):
+    options = {'shuffle': True, 'epoch': 2, 'weights': weights}
+    single = batches(**options, batch_size=2 * world_size)
+    ranks = [
+        batches(**options, batch_size=2, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == single
+
+
+def test_evaluation_takes_every_image_once_in_order_and_stays_in_epoch_0():
+    ranks = [
+        batches(shuffle=False, epoch=5, rank=rank, world_size=2, batch_size=4) for rank in (0, 1)
+    ]
+    assert [len(batch) for batch in ranks[0]] == [4, 4, 4]
+    assert [len(batch) for batch in ranks[1]] == [4, 4, 3]
+    for rank in (0, 1):
+        got = sum(ranks[rank], [])
+        assert got == [(0, index) for index in range(rank, 23, 2)]
+
+
+@pytest.mark.parametrize('shuffle', [True, False])
+def test_length_is_that_of_a_whole_epoch_wherever_it_begins(shuffle):
+    sampler = EpochSampler(23, batch_size=4, shuffle=shuffle, seed=0)
+    whole = len(list(sampler))
+    sampler.set_epoch(0, first_batch=2)
+    assert len(sampler) == whole == (5 if shuffle else 6)
+    assert len(list(sampler)) == whole - 2
+
+
+def test_too_few_images_for_a_batch_are_refused_with_the_counts():
+    with pytest.raises(ValueError, match='DATA.BATCH_SIZE'):
+        EpochSampler(7, batch_size=4, shuffle=True, seed=0, world_size=2)
+    assert len(EpochSampler(8, batch_size=4, shuffle=True, seed=0, world_size=2)) == 1
+    assert len(EpochSampler(7, batch_size=4, shuffle=False, seed=0, world_size=2)) == 1
+
+
+def test_weights_are_the_mean_of_inverse_class_sizes_over_known_labels():
+    targets = np.array(
+        [
+            [1, 0, NAN],
+            [0, 0, 2],
+            [0.5, 0, 0.7],  # positive, negative, positive
+            [0.49, 1, 2],
+            [0, NAN, NAN],
+            [NAN, NAN, NAN],
+        ]
+    )
+    want = [
+        (1 / 2 + 1 / 3) / 2,
+        (1 / 3 + 1 / 3 + 1 / 2) / 3,
+        (1 / 2 + 1 / 3 + 1) / 3,
+        (1 / 3 + 1 + 1 / 2) / 3,
+        1 / 3,
+    ]
+    np.testing.assert_allclose(inverse_frequency_weights(targets), [*want, np.mean(want)])
+
+
+def test_weights_of_many_images_are_those_counted_one_by_one():
+    rng = np.random.default_rng(0)
+    targets = rng.choice([0, 1, 2, NAN, 0.3, 0.8], size=(60, 5)).astype(np.float32)
+    targets[::9] = NAN
+    values = [[None if t != t else t if t == 2 else t >= 0.5 for t in row] for row in targets]
+    sizes = [Counter(row[k] for row in values) for k in range(5)]
+    want = [
+        np.mean([1 / sizes[k][value] for k, value in enumerate(row) if value is not None])
+        for row in values
+        if any(value is not None for value in row)
+    ]
+    known = np.isfinite(targets).any(axis=1)
+    got = inverse_frequency_weights(targets)
+    np.testing.assert_allclose(got[known], want, rtol=1e-12)
+    np.testing.assert_allclose(got[~known], np.mean(want), rtol=1e-12)
+    assert known.sum() == 53
+
+
+def test_draws_are_in_proportion_to_the_weights():
+    drawn = np.concatenate([weighted_order(0, epoch, WEIGHTS) for epoch in range(2000)])
+    counts = np.bincount(drawn, minlength=23)
+    assert len(counts) == 23
+    assert chisquare(counts, WEIGHTS / WEIGHTS.sum() * len(drawn)).pvalue > 1e-3
+
+
+def test_occurrences_count_what_came_before():
+    order = np.random.default_rng(1).integers(0, 9, 50)
+    want = [list(order[:i]).count(image) for i, image in enumerate(order)]
+    assert occurrences(order).tolist() == want and max(want) > 5
+
+
+def test_weighted_batches_number_the_draws_of_an_image_over_all_ranks():
+    ranks = [
+        batches(shuffle=True, weights=WEIGHTS, epoch=4, batch_size=2, rank=rank, world_size=2)
+        for rank in (0, 1)
+    ]
+    keys = [key for parts in zip(*ranks, strict=True) for part in parts for key in part]
+    assert len(keys) == 20 and {epoch for epoch, _, _ in keys} == {4}
+    before = Counter()
+    for _, image, occurrence in keys:
+        assert occurrence == before[image]
+        before[image] += 1
+    assert max(before.values()) > 1
+
+
+class FakeRecords(SimpleNamespace):
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory) -> XrayDataset:
+    """23 times one image, from row 100 on; a sample is its first random number."""
+    root = tmp_path_factory.mktemp('xrays')
+    Image.linear_gradient('L').save(root / 'image.png')
+    records = FakeRecords(root=root, file=['image.png'] * 23, row=np.arange(100, 123))
+    return XrayDataset(
+        records, lambda image, rng: rng.random(), seed=5, targets=np.zeros((23, 1), np.float32)
+    )
+
+
+def draws_of(dataset, *, epoch: int = 0, first_batch: int = 0, workers: int = 0, weights=WEIGHTS):
+    """(row, first random number) of every sample, in order."""
+    loader = make_loader(dataset, loader_config(4, workers), shuffle=True, weights=weights)
+    loader.batch_sampler.set_epoch(epoch, first_batch)
+    return [
+        (100 + int(index), float(draw))
+        for draws, _, indices in loader
+        for draw, index in zip(draws, indices, strict=True)
+    ]
+
+
+def test_samples_are_those_of_uniform_epochs_where_an_image_comes_first(dataset):
+    uniform = draws_of(dataset, epoch=3, weights=None)
+    streams = {
+        row: np.random.Generator(np.random.Philox(key=[5, 3], counter=[0, row, 0, 0])).random()
+        for row in range(100, 123)
+    }
+    assert len(uniform) == 20
+    assert all(draw == streams[row] for row, draw in uniform)
+    seen = set()
+    for row, draw in draws_of(dataset, epoch=3):
+        assert (draw == streams[row]) == (row not in seen)
+        seen.add(row)
+
+
+def test_workers_and_restarts_change_no_weighted_sample(dataset):
+    whole = draws_of(dataset, epoch=1)
+    assert draws_of(dataset, epoch=1, workers=2) == whole
+    assert draws_of(dataset, epoch=1, first_batch=3) == whole[12:]
+
+
+# Bad images
+
+
+@pytest.fixture(scope='module')
+def bad_files(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A data set with four bad images, each for another reason, and their files."""
+    data = linked(phantom, tmp_path_factory.mktemp('bad') / 'CheXpert-phantom')
+    files = read_csv(data, 'train.csv').file[list(BAD_ROWS)]
+    paths = [data / file for file in files]
+    replace(paths[0], paths[0].read_bytes()[:400])
+    replace(paths[1], b'')
+    paths[2].unlink()
+    paths[3].unlink()
+    Image.new('L', (48, 48)).save(paths[3])
+    return data, sorted(files)
+
+
+@pytest.fixture(scope='module')
+def bad_store(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The same images are damaged in a store."""
+    folder = packed(phantom, tmp_path_factory.mktemp('bad') / 'store', Settings(size=40))
+    opened = open_store(folder)
+    bad = sorted(read_csv(phantom, 'train.csv').file[list(BAD_ROWS)])
+    for position in opened.position(bad):
+        shard, offset = opened.index[['shard', 'offset']][position].item()
+        flip_bit(folder / opened.about['shards'][shard], offset + 77)
+    return folder, bad
+
+
+@pytest.fixture(params=['files', 'store'])
+def bad_data(request) -> tuple[Path, list[str]]:
+    return request.getfixturevalue(f'bad_{request.param}')
+
+
+def bad_dataset(data: Path, folder: Path, limit: int = 10) -> XrayDataset:
+    records = read_csv(data, 'train.csv')
+    config = make_config(data, 'AUG.REPROB', 0.5)
+    return XrayDataset(
+        records,
+        TrainTransform(config),
+        seed=3,
+        targets=np.stack([records.row, records.row % 2], axis=1).astype(np.float32),
+        bad_images=BadImages(folder, limit, LOGGER),
+    )
+
+
+def epoch_of(dataset: XrayDataset, workers: int = 0, epoch: int = 0) -> list:
+    loader = make_loader(dataset, loader_config(4, workers), shuffle=True)
+    return samples_of(loader, epoch)
+
+
+def listed(folder: Path) -> list[list[str]]:
+    with (folder / 'bad_images.csv').open(newline='') as file:
+        header, *lines = csv.reader(file)
+    assert header == ['file', 'row', 'reason']
+    return sorted(lines)
+
+
+def test_the_replacement_has_the_generator_of_the_place_and_its_own_targets(bad_files, tmp_path):
+    data, bad = bad_files
+    dataset = bad_dataset(data, tmp_path)
+    for row in BAD_ROWS:
+        image, targets, index = dataset[1, row]
+        bits = np.random.Philox(key=[3, 1], counter=[0, row, 4, 0])
+        order = np.random.Generator(bits).permutation(len(dataset))
+        files = dataset.records.file
+        assert index == next(i for i in order if i != row and files[i] not in bad)
+        assert targets.tolist() == [index, index % 2]
+        wanted = dataset.transform(load_image(data / files[index]), sample_rng(3, 1, row))
+        torch.testing.assert_close(image, wanted, rtol=0, atol=0)
+
+
+def test_workers_change_neither_the_samples_nor_the_list(bad_data, tmp_path):
+    data, bad = bad_data
+    wanted = epoch_of(bad_dataset(data, tmp_path / '0'))
+    assert_same(epoch_of(bad_dataset(data, tmp_path / '2'), workers=2), wanted)
+    epoch_of(bad_dataset(data, tmp_path / '0'), epoch=1)
+    epoch_of(bad_dataset(data, tmp_path / '2'), workers=2, epoch=1)
+    for folder in ('0', '2'):
+        lines = {line[0]: line for line in listed(tmp_path / folder)}
+        assert sorted(lines) == bad
+        rows = sorted(int(line[1]) for line in lines.values())
+        assert rows == [row + 2 for row in BAD_ROWS]
+
+
+def test_the_number_of_bad_images_is_logged_after_an_epoch(bad_files, tmp_path, log):
+    epoch_of(bad_dataset(bad_files[0], tmp_path))
+    assert f'{len(listed(tmp_path))} different images' in log.text
+    assert 'bad_images.csv' in log.text
+
+
+def test_more_bad_images_than_the_limit_stop_the_run_also_after_a_restart(bad_files, tmp_path):
+    data, _ = bad_files
+    dataset = bad_dataset(data, tmp_path, limit=3)
+    with pytest.raises(ValueError, match=r'train\.csv, row .*DATA\.BAD_IMAGE_LIMIT 3'):
+        for row in BAD_ROWS:
+            dataset[0, row]
+    with pytest.raises(ValueError, match=r'DATA\.BAD_IMAGE_LIMIT 3'):
+        bad_dataset(data, tmp_path, limit=3)[0, BAD_ROWS[0]]
+
+
+def test_the_list_has_every_file_once_and_survives_a_line_that_is_cut_off(tmp_path):
+    bad = BadImages(tmp_path, 2, LOGGER)
+    for _ in range(2):
+        bad.add('a,"1".png', 2, 'first line\nsecond line')
+    assert listed(tmp_path) == [['a,"1".png', '2', 'first line second line']]
+    with bad.path.open('a') as file:
+        file.write('"b,\n')
+    bad.add('c.png', None, 'damaged')
+    assert bad.files() == {'a,"1".png', 'c.png'}
+    bad.path.unlink()
+    bad.path.mkdir()
+    with pytest.raises(ValueError, match='bad_images.csv'):
+        bad.add('a.png', 2, 'damaged')
+
+
+def test_an_error_of_the_drive_is_not_a_bad_image(bad_data, tmp_path, monkeypatch):
+    def fails(*args, **options):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    dataset = bad_dataset(bad_data[0], tmp_path)
+    monkeypatch.setattr(data.images, 'open', fails, raising=False)
+    monkeypatch.setattr(os, 'pread', fails)
+    with pytest.raises(ValueError, match=r'train\.csv, row 2 .*Input/output error'):
+        dataset[0, 0]
+    assert not (tmp_path / 'bad_images.csv').exists()
+
+
+def test_without_any_usable_image_the_run_stops(bad_files, tmp_path):
+    dataset = bad_dataset(bad_files[0], tmp_path)
+    records = dataset.records.select(np.array(BAD_ROWS))
+    dataset = XrayDataset(records, None, seed=3, bad_images=dataset.bad_images)
+    with pytest.raises(ValueError, match='4 images'):
+        dataset[0, 0]
+
+
+def test_scored_images_are_never_replaced(phantom, tmp_path, refused):
+    data = linked(phantom, tmp_path / 'data')
+    records = read_csv(data, 'valid.csv')
+    records = records.select(records.view == 'frontal')
+    replace(data / records.file[2], b'')
+    options = {'BAD_IMAGE': 'skip', 'HOLDOUT_FRACTION': 0.0}
+    evaluation = {'SELECT_ON': 'valid'}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', DATA=options, EVAL=evaluation)
+    place = f'valid.csv, row {records.row[2] + 2} '
+    refused('finetune', arguments(cfg, data, tmp_path / 'out'), place, records.file[2])
+
+
+@pytest.mark.slow
+def test_a_run_with_bad_images_resumes_with_the_same_list(bad_files, tmp_path):
+    data, bad = bad_files
+    options = {'BAD_IMAGE': 'skip', 'TRAIN_IMAGES': 0, 'HOLDOUT_FRACTION': 0.0, 'NUM_WORKERS': 1}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', DATA=options)
+    assert run_main('simmim', arguments(cfg, data, tmp_path / 'out')) == 0
+    folder = run_folder(tmp_path / 'out', 'simmim')
+    assert {line[0] for line in listed(folder)} <= set(bad)
+
+
+# Loaders and errors
+
+
+def test_a_missing_image_names_csv_row_and_path(tmp_path):
+    write_split(tmp_path, 'train', 3)
+    missing = tmp_path / 'train/patient00001/study1/view2_lateral.png'
+    missing.unlink()
+    config = make_config(tmp_path, 'DATA.HOLDOUT_FRACTION', 0.0, 'DATA.BATCH_SIZE', 6)
+    loader = build_loader(config, LOGGER, is_pretrain=True).train
+    # Header, two rows of patient 0, one of patient 1: row 5 of the file.
+    place = f'{tmp_path / "train.csv"}, row 5 '
+    with pytest.raises(ValueError, match=f'{re.escape(place)}.*{re.escape(str(missing))}'):
+        next(iter(loader))
+
+
+def test_absent_loaders_are_none():
+    assert set(Loaders()) == {None}
+
+
+@pytest.mark.parametrize('cuda', [True, False])
+@pytest.mark.parametrize('pin', [True, False])
+def test_memory_is_pinned_only_with_cuda(monkeypatch, cuda, pin):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
+    config = loader_config()
+    config.DATA.PIN_MEMORY = pin
+    loader = make_loader(Blocked(), config, shuffle=False)
+    assert loader.pin_memory == (cuda and pin)
+
+
+class Blocked(Dataset):
+    """The signals that are blocked in the process that loads."""
+
+    seed = 0
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> list[int]:
+        return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+
+@pytest.mark.skipif(not data.loader.CAN_WAIT, reason='signals cannot be waited for here')
+def test_a_worker_is_born_with_signals_blocked(monkeypatch):
+    """A signal to all processes would end it before it runs any code of the loader."""
+    monkeypatch.setattr(data.loader, '_leave_signals_to_main_process', None)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    loader = make_loader(Blocked(), loader_config(4, workers=1), shuffle=False)
+    loader.multiprocessing_context = 'fork'
+    (blocked,) = loader
+    assert set(data.loader.STOPS) <= {int(number[0]) for number in blocked}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

@@ -1,0 +1,216 @@
+"""Mask generators: counts, places and draws of the hidden units, and the masks of SimMIM."""
+
+import math
+
+import numpy as np
+import pytest
+from golden_cases import case_id, cases, recorded
+from scipy.stats import chisquare
+
+from config import default_config, mask_units
+from data.data_simmim import reference_mask_patch
+from data.masking import MASKS, MaskGenerator, average_distance
+
+SIZES = [(192, 32, 4), (224, 32, 16), (96, 16, 4), (64, 4, 4), (96, 32, 32), (512, 32, 32)]
+RATIOS = [0.05, 0.25, 0.4, 0.5, 0.55, 0.6, 0.75, 0.88]
+
+
+def units(generator: MaskGenerator, count: int, seed: int = 0) -> np.ndarray:
+    """[count, n, n] masks with one entry per unit."""
+    rng = np.random.default_rng(seed)
+    masks = np.stack([generator(rng) for _ in range(count)]).astype(bool)
+    return masks[:, :: generator.scale, :: generator.scale]
+
+
+@pytest.mark.parametrize('mask_type', MASKS)
+@pytest.mark.parametrize('size, unit, patch', SIZES)
+@pytest.mark.parametrize('ratio', RATIOS)
+def test_hides_exactly_the_rounded_up_share_in_whole_units(mask_type, size, unit, patch, ratio):
+    generator = MaskGenerator(size, unit, patch, ratio, mask_type)
+    scale = unit // patch
+    ratio = getattr(MASKS[mask_type], 'ratio', ratio)
+    hidden = math.ceil((size // unit) ** 2 * ratio)
+    rng = np.random.default_rng(3)
+    for _ in range(5):
+        mask = generator(rng)
+        assert mask.shape == (size // patch, size // patch)
+        assert mask.dtype == np.int64
+        assert set(np.unique(mask)) == {0, 1}
+        assert mask.sum() == hidden * scale**2
+        blocks = mask.reshape(size // unit, scale, size // unit, scale)
+        assert np.array_equal(blocks.min(axis=(1, 3)), blocks.max(axis=(1, 3)))
+
+
+def test_rounding_up_is_that_of_double_precision():
+    # 100 * 0.55 is 55.00000000000001
+    assert MaskGenerator(320, 32, 32, 0.55)().sum() == 56
+
+
+def test_first_mask_after_seed_0_is_simmims():
+    np.random.seed(0)
+    rows = '001001 011011 011111 001010 001111 111101'.split()
+    assert [''.join(map(str, row)) for row in MaskGenerator(192, 32, 32, 0.6)()] == rows
+
+
+@pytest.mark.parametrize('mask_type', MASKS)
+def test_draws_depend_on_the_given_source_alone(mask_type):
+    generator = MaskGenerator(192, 16, 4, 0.6, mask_type)
+    np.random.seed(1)
+    first = generator(np.random.default_rng(5))
+    np.random.seed(2)
+    before = np.random.get_state()[1].copy()
+    assert np.array_equal(generator(np.random.default_rng(5)), first)
+    assert np.array_equal(np.random.get_state()[1], before)
+    assert not np.array_equal(generator(np.random.default_rng(6)), first)
+
+
+@pytest.mark.parametrize('mask_type', MASKS)
+def test_global_state_and_random_state_give_the_same_masks(mask_type):
+    generator = MaskGenerator(192, 16, 4, 0.6, mask_type)
+    np.random.seed(11)
+    legacy = [generator() for _ in range(3)]
+    source = np.random.RandomState(11)
+    assert np.array_equal(legacy, [generator(source) for _ in range(3)])
+    assert not np.array_equal(legacy[0], legacy[1])
+
+
+def test_random_hides_every_unit_equally_often():
+    hidden = units(MaskGenerator(192, 32, 4, 0.6), 4000).reshape(4000, 36).sum(axis=0)
+    # Counts of a draw without replacement: variance smaller than chi-square's by (n - k) / (n - 1).
+    statistic = ((hidden - 4000 * 22 / 36) ** 2).sum() / (4000 * 22 / 36 * 14 / 35)
+    assert 15 < statistic < 70  # chi-square with 35 degrees: 99.9 % lies between
+
+
+@pytest.mark.parametrize('size, unit, ratio', [(192, 32, 0.6), (192, 16, 0.3), (224, 32, 0.5)])
+def test_square_is_compact_and_its_corner_is_uniform(size, unit, ratio):
+    generator = MaskGenerator(size, unit, unit, ratio, 'square')
+    n = size // unit
+    count = math.ceil(n**2 * ratio)
+    side = math.ceil(math.sqrt(count))
+    places = np.zeros((n - side + 1, n - side + 1))
+    for mask in units(generator, 3000):
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        top, left = rows[0], columns[0]
+        square = mask[top : top + side, left : left + side]
+        assert square.sum() == count  # nothing outside
+        assert square[:-1, :-1].all()  # visible units only in the last row and column
+        visible_row, visible_column = (~square[-1, :-1]).sum(), (~square[:-1, -1]).sum()
+        assert 0 <= visible_column - visible_row <= 1  # both are cut, from their common corner
+        places[top, left] += 1
+    assert chisquare(places.ravel()).pvalue > 0.001
+
+
+def _alike_neighbours(masks: np.ndarray) -> float:
+    """Share of neighbouring units that are both hidden or both visible."""
+    across = (masks[:, :, 1:] == masks[:, :, :-1]).mean()
+    return (across + (masks[:, 1:] == masks[:, :-1]).mean()) / 2
+
+
+@pytest.mark.parametrize('unit', [32, 16, 8])
+def test_block_hides_coherent_regions(unit):
+    block = _alike_neighbours(units(MaskGenerator(192, unit, unit, 0.6, 'block'), 300))
+    random = _alike_neighbours(units(MaskGenerator(192, unit, unit, 0.6), 300))
+    assert abs(random - 0.52) < 0.03  # 0.6^2 + 0.4^2
+    assert block > 0.75
+
+
+@pytest.mark.parametrize(
+    'end, wanted', [(0.9, [[1, 1], [1, 0]]), (0.1, [[0, 1], [1, 1]])], ids=['bottom', 'top']
+)
+def test_last_block_is_cut_at_either_end(end, wanted):
+    class Scripted:
+        def random(self, size: int) -> np.ndarray:
+            return np.array([1.0, 0.5, 0.0, 0.0, end])  # area 3, aspect 1: 2 x 2 in the corner
+
+    mask = MaskGenerator(64, 16, 16, 3 / 16, 'block')(Scripted())
+    assert mask.sum() == 3
+    assert mask[:2, :2].tolist() == wanted
+
+
+def test_a_mask_type_may_have_a_fixed_ratio(monkeypatch):
+    def checkerboard(rng, side, count):
+        return np.flatnonzero(np.indices((side, side)).sum(axis=0) % 2)
+
+    checkerboard.ratio = 0.5
+    monkeypatch.setitem(MASKS, 'checkerboard', checkerboard)
+    mask = MaskGenerator(64, 16, 8, 0.9, 'checkerboard')()
+    assert mask.sum() == 8 * 4
+    config = default_config()
+    config.merge_from_list(['DATA.IMG_SIZE', 64, 'DATA.MASK_PATCH_SIZE', 16])
+    config.DATA.MASK_TYPE = 'checkerboard'
+    assert mask_units(config) == (16, 8)
+
+
+@pytest.mark.parametrize(
+    'arguments, key',
+    [
+        ((192, 36, 4, 0.6), 'DATA.MASK_PATCH_SIZE'),
+        ((192, 32, 5, 0.6), 'DATA.MASK_PATCH_SIZE'),
+        ((192, 32, 4, 0.0), 'DATA.MASK_RATIO'),
+        ((192, 32, 4, 0.99), 'DATA.MASK_RATIO'),
+        ((192, 32, 4, 0.6, 'spiral'), 'DATA.MASK_TYPE'),
+    ],
+)
+def test_impossible_masks_are_refused(arguments, key):
+    with pytest.raises(ValueError, match=key):
+        MaskGenerator(*arguments)
+
+
+@pytest.mark.parametrize('patch', [1, 4])
+@pytest.mark.parametrize('mask_type', MASKS)
+def test_average_distance_equals_brute_force(mask_type, patch):
+    generator = MaskGenerator(8 * patch, 2 * patch, patch, 0.5, mask_type)
+    rng = np.random.default_rng(4)
+    masks = np.stack([generator(rng) for _ in range(3)])
+    masks[0, :, 0] = 1  # the masks differ in how much is hidden
+    distances = []
+    for mask in masks:
+        hidden = np.kron(mask, np.ones((patch, patch)))
+        visible = np.argwhere(hidden == 0)
+        for pixel in np.argwhere(hidden == 1):
+            distances.append(np.sqrt(((visible - pixel) ** 2).sum(axis=1)).min())
+    assert average_distance(masks, patch) == pytest.approx(np.mean(distances), rel=1e-12)
+
+
+def test_average_distance_of_one_token():
+    mask = np.zeros((1, 3, 3), dtype=np.int64)
+    mask[0, 1, 1] = 1
+    assert average_distance(mask, 1) == 1
+    assert average_distance(mask, 3) == pytest.approx((8 * 1 + 2) / 9)
+
+
+@pytest.mark.parametrize('hidden', [[0, 0], [1, 0], [1, 1]])
+def test_average_distance_needs_hidden_and_visible_pixels_in_every_mask(hidden):
+    masks = np.zeros((2, 4, 4), dtype=np.int64) + np.array(hidden)[:, None, None]
+    with pytest.raises(ValueError):
+        average_distance(masks, 4)
+
+
+def test_units_of_reference_masks_are_32_px_or_an_eighth_of_a_small_side():
+    units = {size: reference_mask_patch(size) for size in (32, 64, 96, 128, 192, 224)}
+    assert units == {32: 4, 64: 8, 96: 12, 128: 32, 192: 32, 224: 32}
+
+
+# Golden masks of SimMIM
+
+
+def _masks(case: dict, *args: np.random.RandomState) -> np.ndarray:
+    generator = MaskGenerator(**case['inputs']['generator'])
+    return np.stack([generator(*args) for _ in range(case['inputs']['count'])])
+
+
+@pytest.mark.parametrize('case', cases('masks'), ids=case_id)
+def test_masks_are_as_recorded(case):
+    inputs, (values, arrays) = case['inputs'], recorded(case)
+    np.random.seed(inputs['seed'])
+    got = _masks(case)
+    assert got.dtype == np.int64
+    assert got.shape[1:] == tuple(values['shape'])
+    assert got.sum(axis=(1, 2)).tolist() == np.ravel(values['hidden']).tolist()
+    assert (len(np.unique(got, axis=0)) > 1) == inputs['varied']
+    scale = inputs['generator']['mask_patch_size'] // inputs['generator']['model_patch_size']
+    units = got[:, ::scale, ::scale]
+    assert np.array_equal(units.repeat(scale, axis=1).repeat(scale, axis=2), got)
+    if inputs['mode'] == 'exact':
+        assert np.array_equal(got, arrays['masks'])
+        assert np.array_equal(_masks(case, np.random.RandomState(inputs['seed'])), got)

@@ -1,0 +1,247 @@
+"""MIMIC-CXR-JPG: hand-written folders by value, and faults named by file, row and column."""
+
+import csv
+import gzip
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data.labels import LABELS
+from data.records import read_mimic, select_views
+
+ROOT = Path(__file__).resolve().parents[1]
+NAN = float('nan')
+# As the published label files order them.
+OBSERVATIONS = (
+    'Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,Lung Lesion,'
+    'Lung Opacity,No Finding,Pleural Effusion,Pleural Other,Pneumonia,Pneumothorax,Support Devices'
+).split(',')
+
+Tables = dict[str, list[list[str]]]
+
+
+def labels_of(subject: str, study: str, **values: str) -> list[str]:
+    cells = {name.replace('_', ' '): value for name, value in values.items()}
+    return [subject, study, *(cells.get(name, '') for name in OBSERVATIONS)]
+
+
+def tables() -> Tables:
+    """Four studies of three training patients, one validation and one test study."""
+    images = [  # image, patient, study, ViewPosition, split
+        ('aa-1', '10000032', '50414267', 'PA', 'train'),
+        ('aa-2', '10000032', '50414267', 'LATERAL', 'train'),
+        ('bb-1', '10000032', '53189527', 'AP', 'train'),
+        ('vv-1', '10003000', '55000001', 'PA', 'validate'),
+        ('cc-1', '12000764', '57375967', 'LL', 'train'),
+        ('cc-2', '12000764', '57375967', '', 'train'),
+        ('cc-3', '12000764', '57375967', 'AP AXIAL', 'train'),
+        ('cc-4', '12000764', '57375967', 'RL', 'train'),
+        ('tt_1', '19999999', '59999999', 'AP', 'test'),
+        ('dd-1', '13000001', '58000000', 'AP', 'train'),
+    ]
+    metadata = [['dicom_id', 'subject_id', 'study_id', 'Rows', 'ViewPosition', 'Note']]
+    metadata += [[d, p, s, '3056', view, 'CHEST (PA, LAT)'] for d, p, s, view, _ in images[::-1]]
+    split = [['dicom_id', 'study_id', 'subject_id', 'split']]
+    split += [[d, s, p, name] for d, p, s, _, name in images]
+    labels = [
+        ['subject_id', 'study_id', *OBSERVATIONS],
+        labels_of('12000764', '57375967', Edema='-1.0', Lung_Opacity='1.0', Fracture='0.0'),
+        labels_of('10000032', '50414267', No_Finding='1.0'),
+        labels_of('10000032', '53189527', Pleural_Effusion='1', Atelectasis='-1', Pneumonia='0'),
+        labels_of('19999999', '59999999', Support_Devices='1.0'),
+        labels_of('10003000', '55000001', Cardiomegaly='1.0'),
+        labels_of('17777777', '51111111', Pneumothorax='1.0'),
+    ]
+    negbio = [list(row) for row in labels]
+    negbio[1][2 + OBSERVATIONS.index('Edema')] = '1.0'
+    return {'metadata': metadata, 'split': split, 'chexpert': labels, 'negbio': negbio}
+
+
+def write(root: Path, files: Tables, *, zipped: bool = False, version: str = '2.0.0') -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    for kind, rows in files.items():
+        name = f'mimic-cxr-{version}-{kind}.csv' + ('.gz' if zipped else '')
+        with (gzip.open if zipped else open)(root / name, 'wt', newline='') as out:
+            csv.writer(out, lineterminator='\n').writerows(rows)
+    touch(root, 'files/p10/p10000032/s50414267/aa-1.jpg')
+    touch(root, 'files/p10/p10003000/s55000001/vv-1.jpg')
+    touch(root, 'files/p19/p19999999/s59999999/tt_1.jpg')
+    return root
+
+
+def touch(root: Path, name: str) -> None:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).touch()
+
+
+@pytest.mark.parametrize('zipped, version', [(False, '2.0.0'), (True, '2.1.0')])
+def test_a_folder_is_read_as_written(tmp_path: Path, zipped: bool, version: str) -> None:
+    root = write(tmp_path / 'mimic', tables(), zipped=zipped, version=version)
+    records = read_mimic(root, 'train', labeller='chexpert')
+    first, second = 'files/p10/p10000032/s50414267', 'files/p10/p10000032/s53189527'
+    third = 'files/p12/p12000764/s57375967'
+    assert records.root == root
+    assert records.csv == f'mimic-cxr-{version}-split.csv' + ('.gz' if zipped else '')
+    assert records.row.tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert records.study.tolist() == [first, first, second, *[third] * 4]
+    names = ['aa-1', 'aa-2', 'bb-1', 'cc-1', 'cc-2', 'cc-3', 'cc-4']
+    paths = [f'{study}/{name}.jpg' for study, name in zip(records.study, names, strict=True)]
+    assert records.path.tolist() == records.file.tolist() == paths
+    assert records.patient.tolist() == ['p10000032'] * 3 + ['p12000764'] * 4
+    lateral = 'lateral'
+    assert records.view.tolist() == ['frontal', lateral, 'frontal', lateral, '', '', lateral]
+    assert records.ap_pa.tolist() == ['PA', '', 'AP', '', '', '', '']
+    assert records.sex.tolist() == ['Unknown'] * 7
+    assert np.isnan(records.age).all() and records.age.dtype == np.float64
+    expected = pd.DataFrame(NAN, index=range(7), columns=LABELS)
+    expected.loc[[0, 1], 'No Finding'] = 1
+    expected.loc[2, ['Pleural Effusion', 'Atelectasis', 'Pneumonia']] = [1, -1, 0]
+    expected.loc[[3, 4, 5, 6], ['Edema', 'Lung Opacity', 'Fracture']] = [-1, 1, 0]
+    np.testing.assert_array_equal(records.labels, expected.to_numpy(np.float32))
+    assert records.labels.dtype == np.float32
+
+
+def test_each_split_and_labeller_has_its_own_rows_and_labels(tmp_path: Path) -> None:
+    root = write(tmp_path, tables())
+    valid = read_mimic(root, 'validate', labeller='chexpert')
+    test = read_mimic(root, 'test', labeller='chexpert')
+    assert (valid.row.tolist(), test.row.tolist()) == ([3], [8])
+    assert valid.file.tolist() == ['files/p10/p10003000/s55000001/vv-1.jpg']
+    assert np.flatnonzero(valid.labels[0] == 1).tolist() == [LABELS.index('Cardiomegaly')]
+    assert np.flatnonzero(test.labels[0] == 1).tolist() == [LABELS.index('Support Devices')]
+    edema = LABELS.index('Edema')
+    for labeller, value in (('chexpert', -1), ('negbio', 1)):
+        labels = read_mimic(root, 'train', labeller=labeller).labels
+        assert labels[3:, edema].tolist() == [value] * 4
+
+
+def test_images_of_other_views_are_in_all_views_alone(tmp_path: Path) -> None:
+    records = read_mimic(write(tmp_path, tables()), 'train', labeller='chexpert')
+    assert select_views(records, 'frontal').row.tolist() == [0, 2]
+    assert select_views(records, 'lateral').row.tolist() == [1, 4, 7]
+    assert select_views(records, 'all').row.tolist() == [0, 1, 2, 4, 5, 6, 7]
+
+
+def test_rows_count_empty_lines(tmp_path: Path) -> None:
+    files = tables()
+    files['split'].insert(2, ['', '', '', ''])
+    records = read_mimic(write(tmp_path, files), 'train', labeller='chexpert')
+    assert records.row.tolist() == [0, 2, 3, 5, 6, 7, 8]
+    assert records.path[1] == 'files/p10/p10000032/s50414267/aa-2.jpg'
+
+
+def test_the_log_names_no_patient(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    root = write(tmp_path, tables())
+    read_mimic(root, 'train', labeller='negbio', logger=logging.getLogger('mimic'))
+    assert len(log.messages) == 1 and '7 images' in log.text
+    assert not any(name in log.text for name in ('10000032', '50414267', 'aa-1'))
+
+
+def refused(root: Path, files: Tables, *parts: str, split='train', labeller='chexpert') -> None:
+    write(root, files)
+    with pytest.raises(ValueError) as error:
+        read_mimic(root, split, labeller=labeller)
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'kind, row, column, value',
+    [
+        ('split', 3, 'subject_id', '10000032.0'),
+        ('split', 4, 'study_id', ''),
+        ('split', 4, 'study_id', '../../s1'),
+        ('split', 2, 'dicom_id', '../aa-1'),
+        ('split', 2, 'dicom_id', 'aa-1\n'),
+        ('split', 5, 'split', 'valid'),
+        ('split', 4, 'split', 'test'),  # a patient in two splits
+        ('split', 8, 'dicom_id', 'aa-1'),  # repeated ids
+        ('metadata', 9, 'dicom_id', 'dd-1'),
+        ('chexpert', 5, 'study_id', '57375967'),
+        ('metadata', 11, 'subject_id', '99'),  # ids that differ from the split file
+        ('metadata', 7, 'study_id', '99'),
+        ('chexpert', 4, 'subject_id', '99'),
+        ('chexpert', 2, 'Edema', '2.0'),
+        ('chexpert', 7, 'Support Devices', 'nan'),
+    ],
+)
+def test_a_bad_cell_is_named(tmp_path: Path, kind: str, row: int, column: str, value: str) -> None:
+    files = tables()
+    files[kind][row - 1][files[kind][0].index(column)] = value
+    column = 'subject_id' if value == 'test' else column
+    refused(tmp_path, files, f'mimic-cxr-2.0.0-{kind}.csv', f'row {row} ', column)
+
+
+def test_an_image_without_metadata_is_named(tmp_path: Path) -> None:
+    files = tables()
+    del files['metadata'][9]  # of aa-2
+    refused(tmp_path, files, '2.0.0-split.csv', 'row 3', '2.0.0-metadata.csv')
+
+
+def test_a_split_without_images_or_labels_is_refused(tmp_path: Path) -> None:
+    files = tables()
+    del files['split'][4], files['chexpert'][4]
+    refused(tmp_path, files, '2.0.0-split.csv', 'validate', split='validate')
+    refused(tmp_path, files, '2.0.0-chexpert.csv', 'test', split='test')
+
+
+@pytest.mark.parametrize('kind', ['metadata', 'split', 'chexpert', 'negbio'])
+def test_a_file_that_is_missing_or_there_twice_is_named(tmp_path: Path, kind: str) -> None:
+    labeller = kind if kind in ('chexpert', 'negbio') else 'chexpert'
+    files = tables()
+    rows = files.pop(kind)
+    refused(tmp_path, files, kind, 'DATA.DATA_PATH', labeller=labeller)
+    write(tmp_path, {kind: rows}, zipped=True)
+    refused(tmp_path, {kind: rows}, f'2.0.0-{kind}.csv.gz', labeller=labeller)
+
+
+def test_a_missing_image_and_a_missing_folder_are_named(tmp_path: Path) -> None:
+    root = write(tmp_path, tables())
+    first = root / 'files/p10/p10000032/s50414267/aa-1.jpg'
+    first.unlink()
+    assert read_mimic(root, 'train', labeller='chexpert', optional=True) is None
+    with pytest.raises(ValueError, match=f'{first}.*DATA.IMAGE_SUFFIX'):
+        read_mimic(root, 'train', labeller='chexpert')
+    with pytest.raises(ValueError, match=f'DATA.DATA_PATH.*{root}/nowhere'):
+        read_mimic(root / 'nowhere', 'train', labeller='chexpert')
+
+
+@pytest.mark.parametrize('kind', ['metadata', 'split', 'chexpert'])
+def test_a_missing_or_repeated_column_is_named(tmp_path: Path, kind: str) -> None:
+    column = {'metadata': 'ViewPosition', 'split': 'split', 'chexpert': 'Edema'}[kind]
+    files = tables()
+    header = files[kind][0]
+    place = header.index(column)
+    header[place] = 'other'
+    refused(tmp_path, files, f'2.0.0-{kind}.csv', column)
+    header[place] = column
+    for row in files[kind]:
+        row.append(row[place])
+    refused(tmp_path, files, f'2.0.0-{kind}.csv', column)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, tables(), zipped=True)
+    file = root / 'mimic-cxr-2.0.0-split.csv.gz'
+    whole = file.read_bytes()
+    for broken in (whole[:-20], gzip.compress(gzip.decompress(whole)[:-9])):
+        file.write_bytes(broken)
+        with pytest.raises(ValueError, match=str(file)):
+            read_mimic(root, 'train', labeller='chexpert')
+
+
+@pytest.mark.parametrize(
+    'options, key',
+    [
+        ({'labeller': 'vis'}, 'DATA.LABELLER'),
+        ({'image_suffix': '/../x'}, 'DATA.IMAGE_SUFFIX'),
+        ({'split': 'valid'}, "'valid'"),
+    ],
+)
+def test_unknown_names_are_refused(tmp_path: Path, options: dict, key: str) -> None:
+    root = write(tmp_path, tables())
+    with pytest.raises(ValueError, match=key):
+        read_mimic(root, **{'split': 'train', 'labeller': 'chexpert'} | options)

@@ -1,0 +1,200 @@
+"""Prediction files: what is written, read and refused, and which image a row belongs to."""
+
+import os
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data.labels import LABELS
+from data.records import (
+    normalise_name,
+    predictions_for,
+    read_label_file,
+    read_predictions,
+    study_name,
+    write_predictions,
+)
+from evaluation.cases import match
+
+NAN = float('nan')
+PREFIX = 'CheXpert-v1.0-small/valid'
+
+
+def image(patient: int, view: str = 'view1_frontal', *, prefix=PREFIX, suffix='.jpg') -> str:
+    return f'{prefix}/patient{patient:05d}/study1/{view}{suffix}'
+
+
+def study(patient: int) -> str:
+    return f'{PREFIX}/patient{patient:05d}/study1'
+
+
+def csv_of(file: Path, columns: dict[str, list]) -> Path:
+    pd.DataFrame(columns).to_csv(file, index=False)
+    return file
+
+
+def area(probabilities: list[float], targets: list[float]) -> float:
+    """AUROC as a share of pairs, ties half."""
+    both = list(zip(probabilities, targets, strict=True))
+    pairs = list(product([p for p, t in both if t == 1], [p for p, t in both if t == 0]))
+    return sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs)
+
+
+def matched(predictions: Path, labels: Path, *, level: str = 'study', complete=True, **options):
+    table = read_label_file(labels, **options)
+    return match(read_predictions(predictions), table, name='it', level=level, complete=complete)
+
+
+def cases_of(*arguments, **options):
+    return matched(*arguments, **options)[0]
+
+
+def refusal(*arguments, **options) -> str:
+    with pytest.raises(ValueError) as error:
+        matched(*arguments, **options)
+    return str(error.value)
+
+
+def test_what_is_written_is_read(tmp_path):
+    values = np.array([[0.123456789012, 1e-12, 1.0], [0.0, 0.5, 1 / 3]])
+    labels, file = ['Edema', 'No Finding', 'Cardiomegaly'], tmp_path / 'p.csv'
+    write_predictions(file, values, paths=[image(1), image(2)], labels=labels, source={})
+    read = read_predictions(file)
+    assert (read.file, read.key, read.ignored) == (file, 'Path', ())
+    assert read.names.tolist() == [image(1), image(2)]
+    assert read.labels == ('No Finding', 'Cardiomegaly', 'Edema')
+    np.testing.assert_allclose(read.probabilities, values[:, [1, 2, 0]], rtol=5e-9)
+    assert sorted(os.listdir(tmp_path)) == ['p.csv', 'p.json']
+
+
+def test_a_file_that_cannot_be_replaced_stays_and_leaves_nothing_beside_it(tmp_path, monkeypatch):
+    file, options = tmp_path / 'p.csv', {'paths': ['a'], 'labels': ['Edema'], 'source': {}}
+    write_predictions(file, np.array([[0.5]]), **options)
+    before = file.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError('no space')
+
+    monkeypatch.setattr(os, 'replace', fail)
+    with pytest.raises(OSError, match='no space'):
+        write_predictions(file, np.array([[0.25]]), **options)
+    assert file.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ['p.csv', 'p.json']
+
+
+def test_columns_in_any_order_give_the_same(tmp_path):
+    """Public files hold `Study` and the five tasks in orders of their own."""
+    rng = np.random.default_rng(0)
+    columns = {label: rng.random(5).round(6) for label in rng.permutation(LABELS)}
+    columns |= {'Study': [study(i) for i in range(5)], 'Edema ': ['x'] * 5, 'weight': [3.5] * 5}
+    order = rng.permutation(list(columns))
+    read = read_predictions(csv_of(tmp_path / 'p.csv', {name: columns[name] for name in order}))
+    assert (read.key, read.labels) == ('Study', LABELS)
+    assert read.names.tolist() == columns['Study']
+    for k, label in enumerate(LABELS):
+        assert read.probabilities[:, k].tolist() == columns[label].tolist()
+    assert sorted(read.ignored) == ['Edema ', 'weight']
+
+
+@pytest.mark.parametrize(
+    'text, parts',
+    [
+        ('', ['p.csv']),
+        ('Path,Edema\n', ['p.csv']),
+        ('Image,Edema\na,0.5\n', ['p.csv', 'Path', 'Study', 'Image']),
+        ('Path,Oedema\na,0.5\n', ['p.csv', 'Oedema']),
+        ('Path,Edema,Edema\na,0,0\n', ['p.csv', 'Edema']),
+        ('Path,Edema,Fracture\na,0,0\nb,1\n', ['p.csv, row 3']),
+        ('Path,Edema\na,0.5\nb,0.5,9\n', ['p.csv, row 3']),
+        ('Path,Edema\na,0.5\n,0.5\n', ['p.csv, row 3', 'Path']),
+        (
+            f'Path,Edema\n{image(1)},0\nb,0\n\n{image(1, prefix="x", suffix=".PNG")},0\n',
+            ['p.csv, row 5', 'row 2'],
+        ),
+        *(
+            (
+                f'Path,Fracture,Edema\na,0,0\nb,0,{cell}\n',
+                ['p.csv, row 3', "'Edema'", repr(cell)],
+            )
+            for cell in ('1.0001', '-0.1', 'nan', 'inf', '', 'high', '50%', '0_1', '1e1', ' 0.5')
+        ),
+    ],
+)
+def test_a_bad_file_is_refused_by_row_and_column(text, parts, tmp_path):
+    file = tmp_path / 'p.csv'
+    file.write_text(text)
+    with pytest.raises(ValueError) as error:
+        read_predictions(file)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match='nowhere.csv'):
+        read_predictions(tmp_path / 'nowhere.csv')
+
+
+@pytest.mark.parametrize('cell, value', [('1', 1), ('0', 0), ('.5', 0.5), ('1E-3', 1e-3)])
+def test_every_way_to_write_a_probability_is_read(cell, value, tmp_path):
+    (tmp_path / 'p.csv').write_text(f'Path,Edema\na,{cell}\n')
+    assert read_predictions(tmp_path / 'p.csv').probabilities.tolist() == [[value]]
+
+
+@pytest.mark.parametrize(
+    'name, normalised, its_study',
+    [
+        (
+            'CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg',
+            'patient64541/study1/view1_frontal',
+            'patient64541/study1',
+        ),
+        (
+            'CheXpert-v1.0/valid/patient64541/study1/view1_frontal.png',
+            'patient64541/study1/view1_frontal',
+            'patient64541/study1',
+        ),
+        ('/data/patient1/study12', 'patient1/study12', 'patient1/study12'),
+        ('patient1/study12/', 'patient1/study12', 'patient1/study12'),
+        ('files/p10/p10000032/s50414267/x.1.JPEG', 'p10000032/s50414267/x.1', None),
+        ('p10/p10000032/s50414267', 'p10000032/s50414267', None),
+        ('outpatient1/study1/a.png', 'outpatient1/study1/a', 'outpatient1/study1/a.png'),
+        ('images/00000001_000.png', 'images/00000001_000', 'images/00000001_000.png'),
+        ('images/1.2.840.dcm', 'images/1.2.840', 'images/1.2.840.dcm'),
+    ],
+)
+def test_a_name_begins_with_the_patient_and_has_no_suffix(name, normalised, its_study):
+    assert normalise_name(name) == normalised
+    assert study_name(name) == (its_study or 'p10000032/s50414267')
+
+
+def test_predictions_for_images_come_in_their_order(tmp_path):
+    columns = {
+        'Path': [image(i, prefix='other', suffix='.png') for i in (3, 1, 7)],
+        'Fracture': [0.3, 0.1, 0.7],
+        'Edema': [0.03, 0.01, 0.07],
+    }
+    file = csv_of(tmp_path / 'p.csv', columns)
+    found = predictions_for(file, [image(i) for i in (1, 2, 3)])
+    expected = np.full((3, len(LABELS)), NAN, np.float32)
+    expected[:, LABELS.index('Fracture')] = 0.1, NAN, 0.3
+    expected[:, LABELS.index('Edema')] = 0.01, NAN, 0.03
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+    wanted = predictions_for(file, [image(7), image(1)], labels=['Edema', 'Any Finding'])
+    np.testing.assert_array_equal(wanted, np.float32([[0.07, NAN], [0.01, NAN]]))
+
+
+def test_predictions_of_studies_are_those_of_their_images(tmp_path):
+    file = csv_of(tmp_path / 'p.csv', {'Study': [study(2), study(1)], 'Edema': [0.2, 0.1]})
+    paths = [image(1), image(2), image(2, 'view2_lateral'), image(3)]
+    found = predictions_for(file, paths, labels=['Edema'])
+    np.testing.assert_array_equal(found[:, 0], np.float32([0.1, 0.2, 0.2, NAN]))
+
+
+def test_images_that_are_one_to_a_prediction_file_are_refused(tmp_path):
+    file = csv_of(tmp_path / 'p.csv', {'Path': [image(1)], 'Edema': [0.2]})
+    with pytest.raises(ValueError, match='row 3.*row 2'):
+        predictions_for(file, [image(1), image(1, prefix='x')])

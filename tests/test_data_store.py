@@ -1,0 +1,403 @@
+"""The packed store: the same records and images as the folder, resumable, every change is found."""
+
+import json
+import os
+import pickle
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from csv_files import write
+from packed_data import (
+    NATIVE,
+    SMALL,
+    contents,
+    copied,
+    file_of,
+    flip_bit,
+    killed_after,
+    make_data,
+    packed,
+)
+from pictures import xray
+from PIL import Image
+from tiny import arguments, run_main, tiny_config
+from xray_splits import LOGGER, make_config
+
+import data.store
+from data.images import BadImageError, full_size, load_image
+from data.packing import Settings, ShardWriter, pack
+from data.phantom import make_phantom_mimic
+from data.records import (
+    Records,
+    data_root,
+    read_csv,
+    read_folder,
+    read_mimic,
+)
+from data.store import copy_store, is_store, open_store, read_about, verify
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))
+import pack as pack_script  # noqa: E402
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images, two of them with more than 8 bits."""
+    return make_data(tmp_path_factory.mktemp('data'), p3=4095, p6=65535)
+
+
+@pytest.fixture(scope='module')
+def store(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten squares in four shards."""
+    return packed(root, tmp_path_factory.mktemp('packed') / 'store')
+
+
+def assert_same_records(found: Records, wanted: Records) -> None:
+    for name, values in vars(wanted).items():
+        if isinstance(values, np.ndarray):
+            np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
+
+
+# Contents
+
+
+def test_records_and_images_are_those_of_the_folder(root: Path, tmp_path: Path) -> None:
+    store = packed(root, tmp_path / 'store', Settings(size=None, square=False, keep_16bit=True))
+    opened = open_store(store)
+    for name in ('train.csv', 'valid.csv', 'test.csv'):
+        found, wanted = (read_csv(folder, name) for folder in (store, root))
+        assert_same_records(found, wanted)
+        for file in wanted.file:
+            image, original = opened.image(opened.position([file])[0]), load_image(root / file)
+            assert image.mode == original.mode and image.tobytes() == original.tobytes()
+            assert full_size(image) == full_size(original)
+
+
+@pytest.mark.parametrize(
+    'settings', [Settings(16), Settings(16, keep_16bit=True), Settings(16, square=False)]
+)
+def test_images_are_resized_with_pillow(root: Path, tmp_path: Path, settings: Settings) -> None:
+    opened = open_store(packed(root, tmp_path / 'store', settings))
+    for position, file in enumerate(opened.files):
+        original = load_image(root / file)
+        short = min(original.size)
+        size = [round(side * 16 / short) for side in original.size]
+        size = [16, 16] if settings.square else size
+        wanted = np.asarray(original.resize(size, Image.Resampling.BICUBIC), float).clip(0, 255)
+        image = opened.image(position)
+        assert full_size(image) == (original.height, original.width)
+        tolerance = 255 / 65535 if settings.keep_16bit else 0.5
+        np.testing.assert_allclose(np.asarray(image, float), wanted, atol=tolerance * 1.01)
+        assert image.mode == ('F' if original.mode == 'F' and settings.keep_16bit else 'L')
+
+
+def test_native_size_without_16_bits_rounds_to_8(root: Path, tmp_path: Path) -> None:
+    about = pack(root, tmp_path / 'store', NATIVE)
+    assert about['rounded'] == 2
+    opened = open_store(tmp_path / 'store')
+    image = opened.image(opened.position([file_of(3)])[0])
+    assert np.array_equal(np.asarray(image), np.rint(np.asarray(load_image(root / file_of(3)))))
+
+
+@pytest.mark.slow
+def test_mimic_records_are_those_of_the_folder(tmp_path: Path) -> None:
+    root, store = tmp_path / 'mimic', tmp_path / 'store'
+    make_phantom_mimic(root, num_train=4, num_valid=2, num_test=2, size=32, seed=0, workers=1)
+    wanted = read_mimic(root, 'train', labeller='chexpert')
+    damaged = wanted.file[2]
+    (root / damaged).write_bytes(b'damaged')
+    pack(root, store, SMALL, skip_bad=True)
+    shutil.rmtree(root)
+    assert_same_records(
+        read_mimic(store, 'train', labeller='chexpert'), wanted.select(wanted.file != damaged)
+    )
+
+
+def test_csv_of_studies_and_other_suffixes(root: Path, tmp_path: Path) -> None:
+    root = copied(root, tmp_path / 'data')
+    header = (root / 'valid.csv').read_text().splitlines()[0].split(',')
+    study = f'CheXpert-v1.0-small/{file_of(3).rpartition("/")[0]}'
+    write(root / 'test.csv', [{'Study': study, 'Edema': '1'}], ['Study', *header[5:]])
+    jpg = (root / 'valid.csv').read_text().replace('.png', '.jpg')
+    (root / 'valid.csv').write_text(jpg)
+    (root / 'train.csv').unlink()
+    store = packed(root, tmp_path / 'store', Settings(16, image_suffix='.png'))
+    assert_same_records(read_csv(store, 'test.csv'), read_csv(root, 'test.csv'))
+    options = {'image_suffix': '.png'}
+    wanted = read_csv(root, 'valid.csv', **options)
+    assert_same_records(read_csv(store, 'valid.csv', **options), wanted)
+
+
+def test_positions_names_and_folders(tmp_path: Path) -> None:
+    root, long = tmp_path / 'tree', 'z' * 200 + '.png'
+    for name in ('a.png', 'a/b.png', 'a/é.png', 'a0.png', 'ab/c.png', long):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        xray(20, 20).save(root / name)
+    (root / 'a' / 'bad.png').write_bytes(b'damaged')
+    store = open_store(packed(root, tmp_path / 'store', skip_bad=True))
+    assert store.files == ['a.png', 'a/b.png', 'a/é.png', 'a0.png', 'ab/c.png', long]
+    wanted = ['ab/c.png', 'a/é.png', 'a/bad.png', '', 'zz', long + 'x', 'a/b.pn', 'a.png', long]
+    assert store.position(wanted).tolist() == [4, 2, -1, -1, -1, -1, -1, 0, 5]
+    assert 'a/b.png' in store and 'a/bad.png' not in store and 'a' not in store
+    assert store.below('a') == ['a/b.png', 'a/bad.png', 'a/é.png']
+    names = ['a', 'a/bad.png', 'ab/c.png', 'b', 'z' * 300]
+    assert [store.exists(name) for name in names] == [True, True, True, False, False]
+    assert list(store.left_out) == ['a/bad.png']
+    with pytest.raises(IndexError):
+        store.image(-1)
+
+
+def test_a_store_is_opened_once_and_pickled_as_its_path(store: Path, tmp_path: Path) -> None:
+    (tmp_path / 'link').symlink_to(store)
+    opened = open_store(store)
+    assert open_store(tmp_path / 'link') is opened
+    sent = pickle.dumps(opened)
+    assert len(sent) < 300
+    assert pickle.loads(sent).image(3).tobytes() == opened.image(3).tobytes()  # noqa: S301
+
+
+# Packing
+
+
+def test_workers_and_interruptions_change_no_byte(root: Path, store: Path, tmp_path: Path) -> None:
+    wanted = contents(store)
+    assert contents(packed(root, tmp_path / 'two', workers=2)) == wanted
+    for count in (2, 7):
+        with killed_after(count):
+            pack(root, tmp_path / 'killed', SMALL)
+    with pytest.raises(ValueError, match='not finished'):
+        is_store(tmp_path / 'killed')
+    assert contents(packed(root, tmp_path / 'killed')) == wanted
+    assert contents(packed(root, tmp_path / 'killed')) == wanted  # it is complete
+
+
+def test_packing_resumes_after_the_complete_shards(root: Path, tmp_path: Path) -> None:
+    with killed_after(8):
+        pack(root, tmp_path / 'store', SMALL)
+    assert ShardWriter(tmp_path / 'store', 10, shard_bytes=1000).done == 6
+    flip_bit(tmp_path / 'store' / 'pixels_00001.bin', 100)
+    assert ShardWriter(tmp_path / 'store', 10, shard_bytes=1000).done == 3
+    lines = []
+    pack(root, tmp_path / 'store', SMALL, report=lines.append)
+    assert ' 3 of them' in lines[0]
+    assert verify(tmp_path / 'store') == []
+
+
+def test_other_settings_or_data_are_refused(root: Path, store: Path, tmp_path: Path) -> None:
+    for begun in (False, True):
+        output = tmp_path / 'begun' if begun else copied(store, tmp_path / 'done')
+        if begun:
+            with killed_after(2):
+                pack(root, output, SMALL)
+        with pytest.raises(ValueError, match='size'):
+            pack(root, output, Settings(17, shard_bytes=1000))
+        with pytest.raises(ValueError, match='images'):
+            pack(make_data(tmp_path / f'other{begun}', 4), output, SMALL)
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_damaged_images_are_listed_and_left_out(tmp_path: Path, workers: int) -> None:
+    root = make_data(tmp_path / 'data')
+    (root / file_of(2)).write_bytes(b'damaged')
+    with pytest.raises(ValueError, match='patient00002.*--skip-bad'):
+        pack(root, tmp_path / 'store', SMALL, workers=workers)
+    about = pack(root, tmp_path / 'store', SMALL, workers=workers, skip_bad=True)
+    assert list(about['left_out']) == [file_of(2)] and about['images'] == 9
+    assert file_of(2) in (tmp_path / 'store' / 'bad_images.csv').read_text()
+    assert len(read_csv(tmp_path / 'store', 'train.csv')) == len(read_csv(root, 'train.csv')) - 1
+    (root / file_of(3)).unlink()
+    with pytest.raises(ValueError, match='patient00003'):  # it may be readable later
+        pack(root, tmp_path / 'other', SMALL, skip_bad=True, workers=workers)
+
+
+def test_many_damaged_images_stop_the_packing_and_are_tried_again(tmp_path: Path) -> None:
+    root = make_data(tmp_path / 'data', 30)
+    whole = {number: (root / file_of(number)).read_bytes() for number in range(12, 24)}
+    for number in whole:
+        (root / file_of(number)).write_bytes(b'damaged')
+    with pytest.raises(ValueError, match='patient00'):
+        pack(root, tmp_path / 'store', SMALL, skip_bad=True)
+    for number, content in whole.items():
+        (root / file_of(number)).write_bytes(content)
+    assert pack(root, tmp_path / 'store', SMALL, skip_bad=True)['left_out'] == {}
+
+
+def test_places_that_cannot_be_a_store_are_refused(root: Path, tmp_path: Path) -> None:
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'notes.txt').write_text('mine')
+    for output in (root / 'store', tmp_path / 'full'):
+        with pytest.raises(ValueError, match='--output'):
+            pack(root, output, SMALL)
+    assert os.listdir(tmp_path / 'full') == ['notes.txt']
+
+
+def test_a_link_that_leaves_the_folder_is_not_packed(tmp_path: Path) -> None:
+    root = make_data(tmp_path / 'data')
+    (root / file_of(1)).rename(tmp_path / 'away.png')
+    (root / file_of(1)).symlink_to(tmp_path / 'away.png')
+    with pytest.raises(ValueError, match='patient00001'):
+        pack(root, tmp_path / 'store', SMALL)
+
+
+def test_a_full_disk_is_reported_before_packing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+    with pytest.raises(ValueError, match='GB free'):
+        pack(root, tmp_path / 'store', SMALL)
+
+
+def test_images_of_other_csv_files(root: Path, tmp_path: Path) -> None:
+    few = packed(root, tmp_path / 'few', csv_names=['valid.csv'])
+    assert len(open_store(few)) == 2
+    with pytest.raises(ValueError, match='train.csv'):
+        read_csv(few, 'train.csv')
+    root = copied(root, tmp_path / 'data')
+    xray(30, 30).save(root / 'extra.png')
+    every = packed(root, tmp_path / 'every', all_images=True)
+    assert 'extra.png' in open_store(every).files
+    with pytest.raises(ValueError, match='train.csv|valid.csv|scored'):
+        read_folder(every, allow_all_images=False)
+
+
+def test_the_script_packs_verifies_and_reports(root: Path, tmp_path: Path, capsys) -> None:
+    store = str(tmp_path / 'store')
+
+    def run(*words: str) -> int:
+        return pack_script.main(pack_script.parse_args([*words, '--output', store]))
+
+    words = ['--data-path', str(root), '--workers', '1', '--shard-size', '1KB']
+    assert run(*words, '--size', '16') == 0
+    assert run('--verify') == 0
+    assert run(*words, '--size', '17') == 2
+    assert run(*words, '--size', 'big') == 2
+    assert store in capsys.readouterr().err
+    flip_bit(Path(store) / 'pixels_00000.bin', 5)
+    assert run('--verify') == 1
+    assert 'pixels_00000.bin' in capsys.readouterr().err
+    for wrong in (['--size', '16'], ['--data-path', str(root)], [*words, '--verify']):
+        with pytest.raises(SystemExit):
+            run(*wrong)
+
+
+# Damage
+
+
+def test_a_flipped_bit_anywhere_is_found(store: Path, tmp_path: Path) -> None:
+    draw, whole = random.Random(0), contents(store)
+    damaged = copied(store, tmp_path / 'damaged')
+    for name, written in whole.items():
+        for _ in range(4):
+            place, bit = draw.randrange(len(written)), draw.randrange(8)
+            flip_bit(damaged / name, place, bit)
+            problems = verify(damaged)
+            assert len(problems) == 1 and str(damaged / name) in problems[0], (name, place, bit)
+            flip_bit(damaged / name, place, bit)
+        (damaged / name).write_bytes(written[:-2])
+        assert name in verify(damaged)[0]
+        (damaged / name).unlink()
+        assert name in verify(damaged)[0]
+        if not name.startswith('pixels'):
+            with pytest.raises(ValueError, match=name):
+                open_store(damaged)
+        (damaged / name).write_bytes(written)
+    assert verify(damaged) == []
+
+
+def test_reading_finds_damage_and_a_file_that_is_cut_short(store: Path, tmp_path: Path) -> None:
+    damaged = copied(store, tmp_path / 'damaged')
+    flip_bit(damaged / 'pixels_00001.bin', 2 * 256 + 17, 5)
+    opened = open_store(damaged)
+    opened.image(4)
+    with pytest.raises(BadImageError, match=opened.files[5]):
+        opened.image(5)
+    os.truncate(damaged / 'pixels_00001.bin', 300)
+    with pytest.raises(BadImageError, match='pixels_00001.bin'):
+        opened.image(4)
+    (damaged / 'pixels_00003.bin').unlink()
+    with pytest.raises(ValueError, match='pixels_00003.bin') as caught:
+        opened.image(9)
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+@pytest.mark.slow
+def test_training_stops_at_a_damaged_image(phantom: Path, tmp_path: Path, capfd) -> None:
+    store = packed(phantom, tmp_path / 'store', Settings(32))
+    for place in range(0, (store / 'pixels_00000.bin').stat().st_size, 1024):
+        flip_bit(store / 'pixels_00000.bin', place + 99)
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', DATA={'TRAIN_IMAGES': 0})
+    assert run_main('simmim', arguments(cfg, store, tmp_path / 'out')) == 2
+    assert 'pixels_00000.bin' in capfd.readouterr().out
+
+
+def test_other_versions_and_folders_are_refused(root: Path, store: Path, tmp_path: Path) -> None:
+    assert not is_store(root) and is_store(store)
+    with pytest.raises(ValueError, match='store.json'):
+        open_store(root)
+    newer = copied(store, tmp_path / 'newer')
+    about = json.loads((store / 'store.json').read_text())
+    (newer / 'store.json').write_text(json.dumps(about | {'version': 3}))
+    with pytest.raises(ValueError, match='version 3'):
+        open_store(newer)
+
+
+def test_a_csv_that_names_other_images_is_refused(store: Path, tmp_path: Path) -> None:
+    store = copied(store, tmp_path / 'store')
+    lines = (store / 'train.csv').read_text().splitlines()
+    (store / 'more.csv').write_text('\n'.join([*lines, lines[1].replace('00001', '00099'), '']))
+    with pytest.raises(ValueError, match=r'more.csv, row 9 .*patient00099'):
+        read_csv(store, 'more.csv')
+
+
+# Copies on the disk of a node
+
+
+def test_a_copy_is_resumed_checked_and_reused(store: Path, tmp_path: Path, monkeypatch) -> None:
+    target, copies, copy_file = tmp_path / 'copy', [], data.store.copy_file
+
+    def counted(source: Path, *args) -> None:
+        copies.append(source.name)
+        copy_file(source, *args)
+
+    monkeypatch.setattr(data.store, 'copy_file', counted)
+    copy_store(store, target)
+    assert contents(target) == contents(store)
+    assert sorted(copies) == sorted(read_about(store)['files'])
+    copies.clear()
+    copy_store(store, target)
+    assert copies == []
+    (target / 'store.json').unlink()
+    flip_bit(target / 'pixels_00002.bin', 7)
+    copy_store(store, target)
+    assert copies == ['pixels_00002.bin'] and contents(target) == contents(store)
+    assert copy_store(store, store) == store
+
+
+def test_a_damaged_source_or_a_full_disk_is_not_copied(
+    store: Path, tmp_path: Path, monkeypatch
+) -> None:
+    damaged = copied(store, tmp_path / 'damaged')
+    flip_bit(damaged / 'pixels_00002.bin', 7)
+    with pytest.raises(ValueError, match='pixels_00002.bin'):
+        copy_store(damaged, tmp_path / 'copy')
+    assert not is_store(tmp_path / 'copy')
+    assert not list((tmp_path / 'copy').glob('*.tmp'))
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+    with pytest.raises(ValueError, match='GB free'):
+        copy_store(store, tmp_path / 'other')
+
+
+def test_a_run_reads_the_copy_in_cache_dir(store: Path, root: Path, tmp_path: Path) -> None:
+    config = make_config(store, 'DATA.CACHE_DIR', str(tmp_path / 'cache'))
+    copy = Path(data_root(config, LOGGER))
+    assert copy.parent == tmp_path / 'cache'
+    assert contents(copy) == contents(store)
+    config = make_config(root, 'DATA.CACHE_DIR', str(tmp_path / 'cache'))
+    with pytest.raises(ValueError, match='DATA.CACHE_DIR'):
+        data_root(config, LOGGER)

@@ -1,0 +1,565 @@
+"""Image transforms: results of torchvision, OpenCV, timm and SciPy, draws, statistics."""
+
+import math
+import random
+from functools import partial
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pictures import xray
+from PIL import Image, ImageOps
+from scipy import ndimage
+from timm.data.random_erasing import RandomErasing
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import functional as F
+from torchvision.transforms.v2 import functional as F2
+
+import data.transforms
+from config import default_config
+from data.images import FULL_SIZE
+from data.loader import sample_rng
+from data.masking import MaskGenerator
+from data.transforms import (
+    FILTERS,
+    PREPROCESS,
+    Box,
+    EvalTransform,
+    HoldoutTransform,
+    PretrainTransform,
+    RandomWarp,
+    TrainTransform,
+    centre_crop,
+    draw_crop,
+    erase,
+    jitter,
+    resized_crop,
+    statistics,
+    warp,
+    warp_matrix,
+)
+
+BILINEAR = FILTERS['bilinear'][0]
+
+
+def make_config(channels: int = 1, **keys):
+    config = default_config()
+    config.merge_from_list(['DATA.IMG_SIZE', 64, 'MODEL.IN_CHANS', channels])
+    config.merge_from_list(['AUG.COLOR_JITTER', 0.0, 'AUG.REPROB', 0.0])
+    for key, value in keys.items():
+        config.merge_from_list([key.replace('__', '.'), value])
+    return config
+
+
+ALL_WARPS = {
+    'AUG__ROTATION': 20.0,
+    'AUG__TRANSLATE': 0.1,
+    'AUG__SCALE': [0.8, 1.3],
+    'AUG__SHEAR': 10.0,
+    'AUG__DISTORTION': 0.3,
+}
+
+
+def blobs(size: int = 192) -> np.ndarray:  # [size, size] float32
+    """Smooth spots that fade out before the border; no symmetry."""
+    y, x = np.mgrid[:size, :size] / size
+    spots = [(0.42, 0.45, 0.05, 160), (0.56, 0.4, 0.03, 90), (0.53, 0.58, 0.06, 140)]
+    values = [v * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 2 / s**2) for a, b, s, v in spots]
+    return np.clip(sum(values), 0, 255).astype(np.float32)
+
+
+def noise(height: int = 48, width: int = 48) -> np.ndarray:
+    return np.random.RandomState(0).randint(0, 256, (height, width)).astype(np.float32)
+
+
+# Grey levels
+
+
+def test_equalizing_equals_torchvisions_on_tensors():
+    image = xray(320, 390)
+    wanted = F.equalize(torch.from_numpy(np.array(image))[None])[0]
+    assert np.array_equal(PREPROCESS['equalize'](image), wanted)
+
+
+def _clahe(pixels: np.ndarray) -> np.ndarray:  # sides that 8 divides
+    """Zuiderveld 1994: equalised by tile with clipped histograms, bilinear between tile centres."""
+    height, width = pixels.shape[0] // 8, pixels.shape[1] // 8
+    tables = np.zeros((8, 8, 256))
+    for i, j in np.ndindex(8, 8):
+        tile = pixels[i * height : (i + 1) * height, j * width : (j + 1) * width]
+        counts = np.bincount(tile.ravel(), minlength=256)
+        limit = int(2.0 * tile.size / 256)
+        excess = (counts - limit).clip(0).sum()
+        counts = counts.clip(max=limit) + excess // 256
+        if excess % 256:
+            step = max(256 // (excess % 256), 1)
+            counts[np.arange(0, 256, step)[: excess % 256]] += 1
+        tables[i, j] = np.rint(counts.cumsum() * 255 / tile.size)
+    rows = (np.arange(pixels.shape[0]) / height - 0.5).clip(0, 7)
+    columns = (np.arange(pixels.shape[1]) / width - 0.5).clip(0, 7)
+    result = np.zeros(pixels.shape)
+    for i, j in np.ndindex(8, 8):
+        near = np.outer((1 - abs(rows - i)).clip(0), (1 - abs(columns - j)).clip(0))
+        result += near * tables[i, j][pixels]
+    return result
+
+
+def test_clahe_clips_the_histograms_of_8_x_8_tiles():
+    image = xray(320, 400)
+    got = np.asarray(PREPROCESS['clahe'](image), float)
+    np.testing.assert_allclose(got, _clahe(np.asarray(image)), atol=0.51)
+
+
+def test_denoising_takes_the_median_of_3_x_3_pixels():
+    for pixels in (np.asarray(xray()), np.asarray(xray(), np.float32) / np.float32(1.7)):
+        got = np.asarray(PREPROCESS['denoise'](Image.fromarray(pixels)))
+        assert got.dtype == pixels.dtype
+        assert np.array_equal(got, ndimage.median_filter(pixels, 3, mode='nearest'))
+
+
+@pytest.mark.parametrize('name', ['equalize', 'clahe'])
+def test_a_16_bit_image_is_rounded_to_the_256_levels_of_a_histogram(name):
+    levels = np.asarray(xray(), np.float32)
+    offsets = np.random.RandomState(1).uniform(-0.49, 0.49, levels.shape).astype(np.float32)
+    fine = Image.fromarray((levels + offsets).clip(0, 255))
+    assert fine.mode == 'F'
+    assert np.array_equal(PREPROCESS[name](fine), PREPROCESS[name](xray()))
+
+
+@pytest.mark.parametrize('name', PREPROCESS)
+def test_every_transform_begins_with_the_preprocessing_of_the_whole_image(name):
+    masks, rng = [MaskGenerator(64, 16, 4, 0.6)], partial(sample_rng, 0, 0, 1)
+    kinds = (PretrainTransform, masks), (TrainTransform, []), (EvalTransform, [])
+    image = xray()
+    image.info[FULL_SIZE] = (120, 110)
+    for kind, rest in (*kinds, (HoldoutTransform, masks)):
+        changed = PREPROCESS[name](image.copy())
+        assert changed.info[FULL_SIZE] == (120, 110)
+        wanted = kind(make_config(), *rest)(changed, rng())
+        got = kind(make_config(DATA__PREPROCESS=name), *rest)(image, rng())
+        first = [sample[0] if isinstance(sample, tuple) else sample for sample in (got, wanted)]
+        assert torch.equal(*first)
+
+
+def test_opencv_uses_one_thread():
+    cv2.setNumThreads(2)
+    PREPROCESS['clahe'](xray())
+    assert cv2.getNumThreads() == 1
+
+
+# Crops
+
+
+@pytest.mark.parametrize('area', [(0.67, 1.0), (0.08, 1.0)])
+@pytest.mark.parametrize('height, width', [(320, 390), (1000, 100)])
+def test_crop_is_distributed_as_torchvisions(area, height, width):
+    torch.manual_seed(0)
+    image = torch.zeros(1, height, width)
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, list(area), [3 / 4, 4 / 3]) for _ in range(2000)]
+    )
+    ours = np.array([draw_crop(sample_rng(0, 0, i), height, width, area=area) for i in range(2000)])
+    for values in (theirs, ours):
+        assert (values[:, 0] + values[:, 2] <= height).all()
+        assert (values[:, 1] + values[:, 3] <= width).all()
+    error = np.hypot(theirs.std(axis=0), ours.std(axis=0)) / math.sqrt(2000)
+    assert (np.abs(theirs.mean(axis=0) - ours.mean(axis=0)) <= 4.5 * error + 1e-9).all()
+    assert (np.abs(theirs.std(axis=0) - ours.std(axis=0)) <= 4.5 * error + 1e-9).all()
+
+
+def test_crop_takes_the_first_candidate_that_fits():
+    class Scripted:
+        def random(self, size: int) -> np.ndarray:
+            uniforms = np.zeros(size)
+            uniforms[:6] = 1, 1, 0.5, 1, 0, 0  # too wide; 4:3; not looked at
+            uniforms[-2:] = 0.99, 0.5
+            return uniforms
+
+    # Half of area 0.5 to 1 of 14,400 pixels: 10,800 = 120 wide x 90 high; top int(0.99 * 31).
+    assert draw_crop(Scripted(), 120, 120, area=(0.5, 1.0)) == Box(30, 0, 90, 120)
+
+
+def test_crop_falls_back_to_the_centre():
+    # Far from square: no candidate of 2/3 of the area fits.
+    assert draw_crop(sample_rng(0, 0, 0), 100, 1000, area=(0.67, 1)) == Box(0, 433, 100, 133)
+    assert draw_crop(sample_rng(0, 0, 0), 1000, 100, area=(0.67, 1)) == Box(433, 0, 133, 100)
+    assert draw_crop(sample_rng(0, 0, 0), 100, 110, area=(1.1, 1.2)) == Box(0, 0, 100, 110)
+
+
+def test_crop_uses_up_the_same_draws_whatever_it_finds():
+    states = set()
+    for height, width in ((320, 390), (100, 1000)):
+        rng = sample_rng(3, 1, 7)
+        draw_crop(rng, height, width, area=(0.67, 1))
+        states.add(rng.random())
+    untouched = sample_rng(3, 1, 7)
+    untouched.random(22)
+    assert states == {untouched.random()}
+
+
+@pytest.mark.parametrize('name', ['bilinear', 'bicubic', 'lanczos', 'hamming'])
+def test_resized_crop_equals_torchvisions(name):
+    image, rng = xray(320, 390), np.random.default_rng(0)
+    for _ in range(10):
+        box = draw_crop(rng, 320, 390, area=(0.08, 1))
+        wanted = F.resized_crop(image, *box, [96, 96], FILTERS[name][0])
+        assert np.array_equal(resized_crop(image, box, 96, FILTERS[name][0]), np.asarray(wanted))
+
+
+def test_crop_of_a_16_bit_image_keeps_fractions_and_stays_in_range():
+    steps = np.kron(np.random.RandomState(0).randint(0, 2, (8, 8)), np.ones((12, 12)))
+    image = Image.fromarray((steps * 255).astype(np.float32))
+    for name in ('bilinear', 'bicubic'):
+        fine = resized_crop(image, Box(3, 5, 80, 70), 64, FILTERS[name][0])
+        assert fine.min() == 0 and fine.max() == 255  # bicubic overshoots
+        assert (fine % 1 != 0).any()
+    coarse = resized_crop(image.convert('L'), Box(3, 5, 80, 70), 64, BILINEAR)
+    fine = resized_crop(image, Box(3, 5, 80, 70), 64, BILINEAR)
+    assert np.abs(fine - coarse).max() <= 1.01
+
+
+@pytest.mark.parametrize('size, short', [(224, 256), (192, 219), (512, 585)])
+@pytest.mark.parametrize('shape', [(320, 390), (390, 320), (300, 300)])
+def test_centre_crop_equals_torchvisions(size, short, shape):
+    image = xray(*shape)
+    wanted = F.center_crop(F.resize(image, short, F.InterpolationMode.BICUBIC), size)
+    assert np.array_equal(centre_crop(image, size, FILTERS['bicubic'][0]), np.asarray(wanted))
+
+
+def test_a_squeezed_image_is_cropped_as_before_the_squeeze():
+    whole, rng = xray(320, 480), np.random.default_rng(0)
+    smooth = Image.fromarray(ndimage.gaussian_filter(np.asarray(whole), 8))
+    squeezed = smooth.resize((256, 256), FILTERS['bicubic'][0])
+    squeezed.info[FULL_SIZE] = (320, 480)
+    for _ in range(5):
+        box = draw_crop(rng, 320, 480, area=(0.3, 1))
+        wanted = resized_crop(smooth, box, 64, BILINEAR)
+        got = resized_crop(squeezed, box, 64, BILINEAR)
+        assert np.abs(got - wanted).mean() < 1
+
+
+# Normalisation
+
+
+def test_statistics_follow_the_channels():
+    assert statistics(make_config(1)) == ((0.503,), (0.292,))
+    assert statistics(make_config(3)) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert statistics(make_config(1, DATA__MEAN=[0.4], DATA__STD=[0.2])) == ((0.4,), (0.2,))
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_each_channel_has_its_own_statistics(channels):
+    config = make_config(channels, TEST__CROP=False)
+    image = Image.fromarray(np.full((50, 70), 100, np.uint8))
+    got = EvalTransform(config)(image, sample_rng(0, 0, 0))
+    mean, std = statistics(config)
+    assert got.shape == (channels, 64, 64)
+    assert got.dtype == torch.float32
+    for c in range(channels):
+        np.testing.assert_allclose(got[c], (100 / 255 - mean[c]) / std[c], rtol=1e-5)
+
+
+def test_normalising_by_the_image_gives_mean_0_and_deviation_1():
+    config = make_config(3, DATA__NORMALIZE='image')
+    got = EvalTransform(config)(xray(), sample_rng(0, 0, 0))
+    np.testing.assert_allclose(got.mean(dim=(1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(got.std(dim=(1, 2), correction=0), 1, atol=1e-5)
+    flat = Image.fromarray(np.full((90, 90), 77, np.uint8))
+    assert (EvalTransform(config)(flat, sample_rng(0, 0, 0)) == 0).all()
+
+
+@pytest.mark.parametrize('normalize', ['dataset', 'image'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_held_out_values_turn_back_into_grey_levels(normalize, channels):
+    config = make_config(channels, DATA__NORMALIZE=normalize)
+    transform = HoldoutTransform(config, MaskGenerator(64, 16, 4, 0.6))
+    image, mask, scale, offset = transform(xray(), sample_rng(0, 0, 3))
+    assert scale.shape == offset.shape == (channels,)
+    levels = image * scale[:, None, None] + offset[:, None, None]
+    wanted = centre_crop(xray(), 64, BILINEAR)
+    for c in range(channels):
+        np.testing.assert_allclose(levels[c], wanted, atol=1e-3)
+    assert np.array_equal(mask, MaskGenerator(64, 16, 4, 0.6)(sample_rng(0, 0, 3)))
+
+
+# Whole transforms
+
+
+def test_pretraining_draws_crop_then_flip_then_mask():
+    generator = MaskGenerator(64, 16, 4, 0.6)
+    transform = PretrainTransform(make_config(), generator)
+    flips = 0
+    for index in range(60):
+        image, mask = transform(xray(), sample_rng(5, 2, index))
+        rng = sample_rng(5, 2, index)
+        box = draw_crop(rng, 90, 110, area=(0.67, 1))
+        flipped = rng.random() < 0.5
+        wanted = F.resized_crop(xray(), *box, [64, 64], BILINEAR)
+        wanted = F.to_tensor(ImageOps.mirror(wanted) if flipped else wanted)
+        np.testing.assert_allclose(image, F.normalize(wanted, [0.503], [0.292]), atol=1e-5)
+        assert np.array_equal(mask, generator(rng))
+        flips += flipped
+    assert 18 <= flips <= 42
+
+
+@pytest.mark.parametrize('probability', [0.0, 1.0])
+def test_flip_probability_is_kept(probability):
+    config = make_config(AUG__HFLIP=probability, AUG__CROP_AREA=[1.0, 1.0], TEST__CROP=False)
+    square = xray(64, 64)
+    got = TrainTransform(config)(square, sample_rng(0, 0, 0))
+    plain = EvalTransform(config)(square, sample_rng(0, 0, 0))
+    assert torch.equal(got, plain.flip(-1) if probability else plain)
+
+
+def test_random_interpolation_chooses_bilinear_or_bicubic_by_the_sample():
+    results = {}
+    for name in ('random', 'bilinear', 'bicubic'):
+        transform = TrainTransform(make_config(DATA__INTERPOLATION=name))
+        results[name] = [transform(xray(), sample_rng(0, 0, i)) for i in range(40)]
+    bilinear, bicubic = (
+        [torch.equal(a, b) for a, b in zip(results['random'], results[name], strict=True)]
+        for name in ('bilinear', 'bicubic')
+    )
+    assert [a + b for a, b in zip(bilinear, bicubic, strict=True)] == [1] * 40
+    assert 10 <= sum(bicubic) <= 30
+
+
+def test_samples_do_not_depend_on_global_random_states():
+    config = make_config(AUG__COLOR_JITTER=0.4, AUG__REPROB=1.0, DATA__INTERPOLATION='random')
+    transforms = [TrainTransform(config), PretrainTransform(config, MaskGenerator(64, 16, 4, 0.6))]
+    for transform in transforms:
+        samples = []
+        for seed in (0, 1):
+            random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+            sample = transform(xray(), sample_rng(1, 2, 3))
+            samples.append(sample if isinstance(sample, tuple) else (sample,))
+            assert random.random() == random.Random(seed).random()
+            assert np.random.random() == np.random.RandomState(seed).random()
+            assert torch.equal(
+                torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(seed))
+            )
+        assert all(torch.equal(a, b) for a, b in zip(*samples, strict=True))
+
+
+@pytest.mark.parametrize('flip', [False, True])
+@pytest.mark.parametrize('keep_aspect', [False, True])
+@pytest.mark.parametrize('shape', [(320, 390), (390, 320)])
+def test_scored_views_equal_torchvisions_crops(shape, keep_aspect, flip):
+    config = make_config(TEST__CROP=keep_aspect, EVAL__TTA='crops', EVAL__TTA_FLIP=flip)
+    config.merge_from_list(['DATA.IMG_SIZE', 96, 'DATA.MEAN', [0.0], 'DATA.STD', [1.0]])
+    side = 109 if keep_aspect else [109, 109]  # 256 / 224 x 96 = 109.7
+    resized = F.resize(xray(*shape), side, F.InterpolationMode.BICUBIC)
+    *corners, centre = (np.asarray(view, np.float32) for view in F.five_crop(resized, 96))
+    wanted = [centre, *corners]
+    wanted += [view[:, ::-1] for view in wanted] if flip else []
+    got = EvalTransform(config)(xray(*shape), sample_rng(0, 0, 0))
+    np.testing.assert_allclose(got[:, 0] * 255, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize('keep_aspect', [False, True])
+def test_mirror_image_alone_follows_the_plain_view(keep_aspect):
+    plain = make_config(3, TEST__CROP=keep_aspect)
+    mirrored = make_config(3, TEST__CROP=keep_aspect, EVAL__TTA_FLIP=True)
+    image = EvalTransform(plain)(xray(), sample_rng(0, 0, 0))
+    assert image.shape == (3, 64, 64)
+    views = EvalTransform(mirrored)(xray(), sample_rng(0, 0, 0))
+    assert torch.equal(views, torch.stack([image, image.flip(-1)]))
+
+
+def test_held_out_reconstruction_sees_one_view():
+    masks = MaskGenerator(64, 16, 4, 0.6)
+    config = make_config(EVAL__TTA='crops', EVAL__TTA_FLIP=True)
+    got = HoldoutTransform(config, masks)(xray(), sample_rng(0, 0, 3))
+    wanted = HoldoutTransform(make_config(), masks)(xray(), sample_rng(0, 0, 3))
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+# Geometry
+
+
+@pytest.mark.parametrize(
+    'angle, shift, scale, shear',
+    [(25, (0, 0), 1, 0), (0, (7, -4), 1, 0), (0, (0, 0), 0.7, 0), (0, (0, 0), 1, 20)]
+    + [(-140, (5, 9), 1.2, -15), (8, (-6, 3), 0.9, 12)],
+)
+def test_affine_equals_torchvisions(angle, shift, scale, shear):
+    matrix = warp_matrix(192, angle=angle, shift=shift, scale=scale, shear=shear)
+    wanted = {'angle': angle, 'translate': list(shift), 'scale': scale, 'shear': [shear, 0]}
+    # Another resampling, of whole grey levels.
+    smooth = torch.from_numpy(np.rint(blobs()).astype(np.uint8))[None]
+    bilinear = F2.affine(smooth, **wanted, interpolation=F.InterpolationMode.BILINEAR)[0]
+    np.testing.assert_allclose(warp(blobs(), matrix), bilinear, atol=2.5)
+    # The same resampling, of noise, with its border.
+    image = Image.fromarray(noise(192, 192))
+    bicubic = F2.affine(image, **wanted, interpolation=F.InterpolationMode.BICUBIC)
+    bicubic = np.asarray(bicubic).clip(0, 255)
+    np.testing.assert_allclose(warp(noise(192, 192), matrix), bicubic, atol=1e-3)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_perspective_equals_torchvisions(seed):
+    inward = np.random.RandomState(seed).randint(0, 56, (4, 2))
+    matrix = warp_matrix(192, inward=inward)
+    square = [[0, 0], [192, 0], [192, 192], [0, 192]]
+    moved = (square + inward * [[1, 1], [-1, 1], [-1, -1], [1, -1]]).tolist()
+    smooth = torch.from_numpy(np.rint(blobs()).astype(np.uint8))[None]
+    bilinear = F2.perspective(smooth, square, moved, interpolation=F.InterpolationMode.BILINEAR)[0]
+    np.testing.assert_allclose(warp(blobs(), matrix), bilinear, atol=2.5)
+    for before, after in zip(square, moved, strict=True):
+        x, y, w = matrix @ [*before, 1]
+        np.testing.assert_allclose((x / w, y / w), after, atol=1e-9)
+
+
+@pytest.mark.parametrize('size', [48, 49])
+def test_quarter_turns_are_exact(size):
+    pixels = noise(size, size)
+    for turns in range(-2, 3):
+        got = warp(pixels, warp_matrix(size, angle=90 * turns))
+        np.testing.assert_allclose(got, np.rot90(pixels, -turns), atol=1e-3)
+
+
+def test_warped_pixels_stay_in_range():
+    steps = np.kron(np.random.RandomState(0).randint(0, 2, (8, 8)), np.ones((6, 6))) * 255
+    got = warp(steps.astype(np.float32), warp_matrix(48, angle=7))
+    assert got.dtype == np.float32
+    assert got.min() == 0 and got.max() == 255  # bicubic overshoots
+
+
+def test_nothing_is_drawn_or_moved_where_all_is_off():
+    pixels, rng = noise(), sample_rng(0, 0, 0)
+    assert RandomWarp(make_config())(pixels, rng) is pixels
+    assert rng.random() == sample_rng(0, 0, 0).random()
+
+
+@pytest.mark.parametrize('key', list(ALL_WARPS))
+def test_each_option_alone_warps_and_uses_up_the_same_draws(key):
+    pixels, rng, untouched = noise(), sample_rng(0, 0, 0), sample_rng(0, 0, 0)
+    got = RandomWarp(make_config(**{key: ALL_WARPS[key]}))(pixels, rng)
+    assert np.abs(got - pixels).mean() > 10
+    untouched.random(13)
+    assert rng.random() == untouched.random()
+
+
+def _drawn(monkeypatch, **keys) -> list[dict]:
+    """The warps of 50 samples of 50 pixels."""
+    drawn = []
+
+    def record(size: int, **options) -> np.ndarray:
+        drawn.append(options)
+        return np.eye(3)
+
+    monkeypatch.setattr(data.transforms, 'warp_matrix', record)
+    transform = RandomWarp(make_config(**keys))
+    for index in range(50):
+        transform(noise(50, 50), sample_rng(0, 0, index))
+    return drawn
+
+
+def test_turning_an_option_on_moves_none_of_the_others(monkeypatch):
+    alone = _drawn(monkeypatch, AUG__ROTATION=20.0)
+    together = _drawn(monkeypatch, **ALL_WARPS)
+    assert [d['angle'] for d in alone] == [d['angle'] for d in together]
+    for d in alone:
+        assert d['shift'] == (0, 0) and d['scale'] == 1 and d['shear'] == 0
+        assert (d['inward'] == 0).all()
+
+
+def test_a_warp_equals_torchvisions_affine_then_perspective():
+    config = make_config(**ALL_WARPS)
+    for index in range(5):
+        got = RandomWarp(config)(blobs(), sample_rng(0, 0, index))
+        u = sample_rng(0, 0, index).random(13)
+        image = F2.affine(
+            torch.from_numpy(blobs())[None],
+            angle=40 * u[0] - 20,
+            translate=[192 * (0.2 * u[1] - 0.1), 192 * (0.2 * u[2] - 0.1)],
+            scale=0.8 + 0.5 * u[4],
+            shear=[20 * u[3] - 10, 0],
+            interpolation=F.InterpolationMode.BILINEAR,
+        )
+        a, b, c, d, e, f, g, h = u[5:] * 0.3 * 96
+        square = [[0, 0], [192, 0], [192, 192], [0, 192]]
+        moved = [[a, b], [192 - c, d], [192 - e, 192 - f], [g, 192 - h]]
+        wanted = F2.perspective(image, square, moved, interpolation=F.InterpolationMode.BILINEAR)
+        np.testing.assert_allclose(got, wanted[0], atol=2.5)
+
+
+@pytest.mark.parametrize('warps', [{}, ALL_WARPS])
+def test_finetuning_draws_crop_flip_filter_warp_jitter_erasing(warps):
+    config = make_config(
+        AUG__COLOR_JITTER=0.3, AUG__REPROB=0.5, DATA__INTERPOLATION='random', **warps
+    )
+    transform = TrainTransform(config)
+    for index in range(20):
+        rng = sample_rng(1, 2, index)
+        box = draw_crop(rng, 90, 110, area=(0.08, 1))
+        flipped = rng.random() < 0.5
+        pixels = resized_crop(xray(), box, 64, FILTERS['random'][rng.integers(2)])
+        pixels = RandomWarp(config)(pixels[:, ::-1] if flipped else pixels, rng)
+        brightness, contrast = rng.uniform(0.7, 1.3, size=2)
+        pixels = jitter(pixels, brightness=brightness, contrast=contrast)
+        wanted = transform.normalize(pixels)[0]
+        erase(wanted, rng, probability=0.5, mode='pixel', max_count=1)
+        assert np.array_equal(transform(xray(), sample_rng(1, 2, index)), wanted)
+
+
+# Jitter and erasing
+
+
+@pytest.mark.parametrize('brightness, contrast', [(1.3, 0.7), (0.6, 1.4), (1.0, 1.0), (0.0, 1.2)])
+def test_jitter_equals_torchvisions_on_tensors(brightness, contrast):
+    pixels = np.asarray(xray(), np.float32)
+    tensor = F.adjust_brightness(torch.from_numpy(pixels)[None] / 255, brightness)
+    wanted = F.adjust_contrast(tensor, contrast)[0] * 255
+    got = jitter(pixels, brightness=brightness, contrast=contrast)
+    np.testing.assert_allclose(got, wanted, atol=1e-3)
+
+
+def test_jitter_factors_are_uniform_in_their_range():
+    # A flat image shows the brightness alone: contrast moves nothing.
+    config = make_config(AUG__COLOR_JITTER=0.4, DATA__MEAN=[0.0], DATA__STD=[1.0])
+    flat = Image.fromarray(np.full((64, 64), 100, np.uint8))
+    transform = TrainTransform(config)
+    levels = [float(transform(flat, sample_rng(0, 0, i)).mean()) * 2.55 for i in range(500)]
+    assert 0.6 <= min(levels) < 0.62 and 1.38 < max(levels) <= 1.4001
+    assert abs(np.mean(levels) - 1) < 4 * 0.8 / math.sqrt(12 * 500)
+    assert abs(np.std(levels) - 0.8 / math.sqrt(12)) < 0.02
+
+
+def _erased(mode: str, count: int, probability: float, ours: bool) -> np.ndarray:
+    """[500, 2, 40, 48] images of sevens after erasing, by ours or by timm's."""
+    random.seed(0), torch.manual_seed(0)
+    timm = RandomErasing(probability, mode=mode, max_count=count, device='cpu')
+    images = np.full((500, 2, 40, 48), 7, np.float32)
+    for i, image in enumerate(images):
+        if ours:
+            rng = sample_rng(0, 0, i)
+            erase(image, rng, probability=probability, mode=mode, max_count=count)
+        else:
+            timm(torch.from_numpy(image))
+    return images
+
+
+@pytest.mark.parametrize('mode', ['const', 'rand', 'pixel'])
+@pytest.mark.parametrize('count, probability', [(1, 1.0), (3, 0.5)])
+def test_erasing_is_distributed_as_timms(mode, count, probability):
+    results = []
+    for ours in (True, False):
+        images = _erased(mode, count, probability, ours)
+        gone = (images != 7).all(axis=1)  # [500, 40, 48]
+        touched = gone.any(axis=(1, 2))
+        share = gone[touched].mean(axis=(1, 2))
+        height, width = gone[touched].any(axis=2).sum(axis=1), gone[touched].any(axis=1).sum(axis=1)
+        row = (gone.sum(axis=2) * np.arange(40)).sum(axis=1)[touched] / gone[touched].sum((1, 2))
+        results.append([share, share**2, height, width, row, touched.astype(float)])
+        values = images.transpose(0, 2, 3, 1)[gone]
+        if mode == 'const':
+            assert (values == 0).all()
+        else:
+            spread = 0.02 if mode == 'pixel' else 0.15
+            assert abs(values.mean()) < spread and abs(values.std() - 1) < spread
+            assert abs(np.corrcoef(values.T)[0, 1]) < 0.2  # channels are independent
+    for ours, timm in zip(*results, strict=True):
+        error = math.hypot(ours.std() / math.sqrt(len(ours)), timm.std() / math.sqrt(len(timm)))
+        assert abs(ours.mean() - timm.mean()) <= 4 * error

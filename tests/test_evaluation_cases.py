@@ -1,0 +1,297 @@
+"""Cases: how predictions and label files are matched by name, and label files that are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_data_predictions import PREFIX, area, cases_of, csv_of, image, matched, refusal, study
+
+from data.labels import LABELS
+from data.records import read_label_file, read_predictions, standard_groups
+from evaluation.cases import match
+
+NAN = float('nan')
+
+
+SCORES = [0.9, 0.8, 0.7, 0.6, 0.4, 0.4]
+TRUTH = [1, 0, 1, 1, 0, 1]  # 4.5 of 8 pairs in order
+
+
+def write_pair(folder: Path, *, extra: int = 0, prefix: str = PREFIX) -> tuple[Path, Path]:
+    """Six labelled images of six patients, predicted in reverse, with further rows between."""
+    paths = [image(i, prefix=prefix) for i in reversed(range(6))]
+    scores = SCORES[::-1]
+    for i in range(extra):  # were they scored, the area would be another
+        paths.insert(2 * i % 7, image(100 + i, prefix=prefix))
+        scores.insert(2 * i % 7, 0.99)
+    return (
+        csv_of(folder / 'p.csv', {'Edema': scores, 'Path': paths}),
+        csv_of(folder / 'l.csv', {'Path': [image(i) for i in range(6)], 'Edema': TRUTH}),
+    )
+
+
+@pytest.mark.parametrize('extra, prefix', [(0, PREFIX), (14, PREFIX), (14, 'elsewhere/CheXpert')])
+def test_rows_meet_by_name_and_rows_without_labels_do_not_count(extra, prefix, tmp_path):
+    cases, notes = matched(*write_pair(tmp_path, extra=extra, prefix=prefix))
+    assert cases.path.tolist() == [image(i) for i in range(6)]
+    assert cases.study.tolist() == [study(i) for i in range(6)]
+    assert cases.patient.tolist() == [f'patient{i:05d}' for i in range(6)]
+    assert cases.labels == ('Edema',)
+    assert cases.probabilities[:, 0].tolist() == SCORES
+    assert cases.targets[:, 0].tolist() == TRUTH
+    assert area(cases.probabilities[:, 0], cases.targets[:, 0]) == 4.5 / 8
+    ignored = [note for note in notes if 'ignored' in note]
+    assert len(ignored) == (extra > 0)
+    if extra:
+        assert '14 of 20 rows' in ignored[0]
+        lines = (tmp_path / 'p.csv').read_text().splitlines()
+        first, second, third, *_ = (i + 1 for i, line in enumerate(lines) if 'patient001' in line)
+        assert ignored[0].endswith(f'ignored, such as row {first}, {second}, {third}, ...')
+        assert 'patient' not in ignored[0]
+
+
+def test_images_get_the_labels_of_their_study(tmp_path):
+    """The study's probability is the greatest, or the mean, of its images'."""
+    paths = [image(1), image(1, 'view2_lateral'), image(2), image(3), image(3, 'view2_frontal')]
+    predictions = csv_of(tmp_path / 'p.csv', {'Path': paths, 'Edema': [0.1, 0.9, 0.6, 0.5, 0.3]})
+    labels = csv_of(
+        tmp_path / 'l.csv', {'Study': [study(i) for i in (3, 2, 1)], 'Edema': [0, 0, 1]}
+    )
+    cases = cases_of(predictions, labels)
+    assert cases.path.tolist() == paths
+    assert cases.targets[:, 0].tolist() == [1, 1, 0, 0, 0]
+    for how, expected, auroc in (('max', [0.9, 0.6, 0.5], 1.0), ('mean', [0.5, 0.6, 0.4], 0.5)):
+        rows = cases.at_level('study', how)
+        assert rows.path.tolist() == [study(i) for i in (1, 2, 3)]
+        np.testing.assert_allclose(rows.probabilities[:, 0], expected)
+        assert area(rows.probabilities[:, 0], rows.targets[:, 0]) == auroc
+    frontal, notes = matched(predictions, labels, views='frontal')
+    assert frontal.path.tolist() == [image(1), image(2), image(3), image(3, 'view2_frontal')]
+    assert area(*(v[:, 0] for v in (frontal.probabilities, frontal.targets))) == 0
+    assert '1 of 5 rows have no labelled row of frontal views' in notes[0]
+    lateral, notes = matched(predictions, labels, views='lateral')
+    assert lateral.path.tolist() == [image(1, 'view2_lateral')]
+    assert '2 of 3 studies have no lateral image' in notes[1]
+
+
+def test_studies_get_the_labels_of_their_images(tmp_path):
+    paths = [image(1), image(1, 'view2_lateral'), image(2), image(3)]
+    labels = csv_of(tmp_path / 'l.csv', {'Path': paths, 'Edema': [0, 0, 1, 0]})
+    columns = {'Study': [study(i) for i in (3, 2, 1)], 'Edema': [0.1, 0.4, 0.7]}
+    cases, notes = matched(csv_of(tmp_path / 'p.csv', columns), labels)
+    assert notes == [f'{labels}: no column of {", ".join(x for x in LABELS if x != "Edema")}: '
+                     'not scored']  # fmt: skip
+    rows = cases.at_level('study')
+    assert rows.path.tolist() == [study(i) for i in (1, 2, 3)]
+    assert rows.probabilities[:, 0].tolist() == [0.7, 0.4, 0.1]
+    assert area(rows.probabilities[:, 0], rows.targets[:, 0]) == 0.5
+
+
+def test_images_with_different_labels_count_with_the_greatest_and_are_named(tmp_path):
+    paths = [image(1), image(1, 'view2_lateral'), image(2)]
+    labels = csv_of(tmp_path / 'l.csv', {'Path': paths, 'Edema': [0, 1, 0], 'Fracture': [1, -1, 0]})
+    columns = {'Study': [study(1), study(2)], 'Edema': [0.1, 0.4], 'Fracture': [0.5, 0.5]}
+    cases, notes = matched(csv_of(tmp_path / 'p.csv', columns), labels)
+    assert cases.at_level('study').targets.tolist() == [[1, 1], [0, 0]]
+    assert notes[-1] == (
+        f'{labels}: 1 studies have images with different labels, and count with the greatest, '
+        'such as row 2, 3'
+    )
+
+
+@pytest.mark.parametrize('of_studies', ['p', 'l'])
+def test_studies_are_not_scored_as_images(of_studies, tmp_path):
+    names = {'Path': [image(1), image(2)]}, {'Study': [study(1), study(2)]}
+    files = {
+        stem: csv_of(tmp_path / f'{stem}.csv', names[stem == of_studies] | {'Edema': [0, 1]})
+        for stem in 'pl'
+    }
+    error = refusal(files['p'], files['l'], level='image')
+    assert 'level image' in error
+    assert f'{of_studies}.csv has studies' in error
+
+
+def test_a_labelled_row_without_prediction_is_refused(tmp_path):
+    predictions, _ = write_pair(tmp_path)
+    columns = {'Path': [image(i) for i in (0, 7, 1, 9, 8, 11, 10)], 'Edema': [1, 0, 1, 0, 1, 0, 0]}
+    labels = csv_of(tmp_path / 'l.csv', columns)
+    error = refusal(predictions, labels)
+    assert f'no prediction for 5 of the 7 labelled rows of {labels}' in error
+    assert f'{image(7)} (row 3), {image(9)} (row 5), {image(8)} (row 6), ...' in error
+    cases, notes = matched(predictions, labels, complete=False)
+    assert cases.path.tolist() == [image(0), image(1)]
+    assert error in notes
+
+
+def test_views_that_are_not_asked_for_need_no_prediction(tmp_path):
+    predictions, _ = write_pair(tmp_path)
+    paths = [image(0), image(0, 'view2_lateral'), image(1), image(1, 'view2'), image(2)]
+    columns = {'Path': paths, 'Edema': [1, 1, 0, 0, 1]}
+    described = {'Frontal/Lateral': ['Frontal', '', 'Frontal', 'Lateral', 'Frontal']}
+    labels = csv_of(tmp_path / 'l.csv', described | columns)
+    error = refusal(predictions, labels)
+    assert 'no prediction for 2 of the 5 labelled rows' in error
+    assert 'all of these are lateral: views frontal leave them out' in error
+    assert cases_of(predictions, labels, views='frontal').path.tolist() == [
+        image(i) for i in range(3)
+    ]
+    error = refusal(predictions, csv_of(tmp_path / 'l.csv', columns), views='frontal')
+    assert 'row 5' in error
+    assert "'CheXpert-v1.0-small/valid/patient00001/study1/view2.jpg' names no view" in error
+
+
+def test_views_of_predicted_studies_are_not_known(tmp_path):
+    labels = write_pair(tmp_path)[1]
+    columns = {'Study': [study(i) for i in range(6)], 'Edema': SCORES}
+    error = refusal(csv_of(tmp_path / 'p.csv', columns), labels, views='frontal')
+    assert 'p.csv has studies' in error
+
+
+def test_uncertain_labels_are_left_out_and_counted_blank_follows_the_rule(tmp_path):
+    paths = [image(1), image(2), image(3), image(4)]
+    predictions = {
+        'Path': paths,
+        'Edema': [0.5] * 4,
+        'No Finding': [0.5] * 4,
+        'Fracture': [0.5] * 4,
+    }
+    columns = {'Path': paths, 'Fracture': ['1.0', '-1.0', '', '0'], 'Edema': ['-1', '-1', '', '1']}
+    files = (
+        csv_of(tmp_path / 'p.csv', predictions),
+        csv_of(tmp_path / 'l.csv', columns | {'No Finding': ['1', '', '', '-1']}),
+    )
+    for blank, value in (('negative', 0), ('ignore', NAN)):
+        cases = cases_of(*files, blank=blank)
+        assert cases.labels == ('No Finding', 'Edema', 'Fracture')
+        expected = [[1, NAN, 1], [0, NAN, NAN], [0, value, value], [NAN, 1, 0]]
+        np.testing.assert_array_equal(cases.targets, np.array(expected))
+        assert cases.count_uncertain() == {'No Finding': 1, 'Edema': 2, 'Fracture': 1}
+
+
+@pytest.mark.parametrize('key', ['Path', 'Study'])
+def test_uncertain_labels_of_a_study_count_once(key, tmp_path):
+    paths = [image(1), image(1, 'view2_lateral'), image(2)]
+    predictions = csv_of(tmp_path / 'p.csv', {'Path': paths, 'Edema': [0.5] * 3})
+    columns = {
+        'Path': {'Path': paths, 'Edema': [-1, -1, 1]},
+        'Study': {'Study': [study(1), study(2)], 'Edema': [-1, 1]},
+    }
+    cases = cases_of(predictions, csv_of(tmp_path / 'l.csv', columns[key]))
+    assert cases.at_level('study').count_uncertain() == {'Edema': 1}
+    assert cases.at_level('image').count_uncertain() == {'Edema': 2}
+
+
+def test_columns_that_one_of_the_files_lacks_are_named(tmp_path):
+    predictions = {'Path': [image(1), image(2)], 'Edema': [0.5, 0.1], 'Fracture': [0.1, 0.1]}
+    labels = {'Path': [image(1), image(2)], 'Edema': [1, 0], 'Cardiomegaly': [1, 0]}
+    files = csv_of(tmp_path / 'p.csv', predictions), csv_of(tmp_path / 'l.csv', labels)
+    cases, notes = matched(*files)
+    assert cases.labels == ('Edema',)
+    assert f'{files[1]}: no column of No Finding, Enlarged' in notes[0]
+    assert 'Fracture' in notes[0]
+    assert notes[1] == f'{files[0]}: no column of Cardiomegaly: not scored'
+    other = csv_of(tmp_path / 'o.csv', {'Path': [image(1)], 'Pneumonia': [1]})
+    error = refusal(files[0], other)
+    assert 'share no label' in error
+    assert 'predicted are Edema, Fracture' in error
+
+
+def test_files_without_a_common_row_are_refused(tmp_path):
+    predictions = write_pair(tmp_path)[0]
+    labels = csv_of(tmp_path / 'l.csv', {'Path': [image(77)], 'Edema': [1]})
+    error = refusal(predictions, labels)
+    assert 'no row in common' in error
+    assert image(77) in error
+    assert image(5) in error
+
+
+def test_a_binary_task_is_scored_by_its_own_targets(tmp_path):
+    rows = [{'Fracture': 1}, {'No Finding': 1}, {'Edema': -1}, {'No Finding': 1, 'Edema': 1}, {}]
+    paths = [image(i) for i in range(5)]
+    labels = csv_of(
+        tmp_path / 'l.csv',
+        {'Path': paths} | {label: [row.get(label, '') for row in rows] for label in LABELS},
+    )
+    files = csv_of(tmp_path / 'p.csv', {'Path': paths, 'Any Finding': [0.1] * 5}), labels
+    cases = cases_of(*files, task='any_finding')
+    assert (cases.labels, cases.count_uncertain()) == (('Any Finding',), {})
+    np.testing.assert_array_equal(cases.targets[:, 0], [1, 0, NAN, 1, NAN])
+    assert 'labelled for the task observations' in refusal(*files)
+    error = refusal(files[0], write_pair(tmp_path)[1], task='any_finding')
+    assert 'No Finding' in error
+
+
+def test_effusion_against_no_finding_counts_no_uncertain_labels(tmp_path):
+    paths = [image(i) for i in range(4)]
+    blank = {label: [''] * 4 for label in LABELS}
+    columns = {'Pleural Effusion': [1, -1, '', -1], 'No Finding': ['', '', 1, 1]}
+    labels = csv_of(tmp_path / 'l.csv', {'Path': paths} | blank | columns)
+    file = csv_of(tmp_path / 'p.csv', {'Path': paths, 'Pleural Effusion': [0.1] * 4})
+    cases = cases_of(file, labels, task='effusion')
+    assert (cases.labels, cases.count_uncertain()) == (('Pleural Effusion',), {})
+    np.testing.assert_array_equal(cases.targets[:, 0], [1, NAN, 0, 0])
+
+
+@pytest.mark.parametrize(
+    'columns, parts',
+    [
+        ({'Image': [image(1)], 'Edema': [1]}, ['l.csv', 'Path', 'Study']),
+        ({'Path': [image(1)], 'Oedema': [1]}, ['l.csv', 'No Finding', 'Oedema']),
+        (
+            {'Path': [image(1), image(2)], 'Edema': ['1', '2']},
+            ['l.csv, row 3', "'Edema'", "'2'"],
+        ),
+        (
+            {'Path': [image(1), image(2)], 'Edema': [1, 1], 'Sex': ['Male', 'M']},
+            ['l.csv, row 3', "'Sex'", "'M'"],
+        ),
+        (
+            {'Path': [image(1)], 'Edema': [1], 'Age': ['old']},
+            ['l.csv, row 2', "'Age'", "'old'"],
+        ),
+        (
+            {'Path': [image(1), image(1, prefix='a')], 'Edema': [1, 1]},
+            ['l.csv, row 3', 'row 2'],
+        ),
+        ({'Path': ['images/1.png'], 'Edema': [1]}, ['l.csv, row 2', "'Path'"]),
+        ({'Path': [study(1)], 'Edema': [1]}, ['l.csv, row 2', "'Path'"]),
+        ({'Study': [image(1)], 'Edema': [1]}, ['l.csv, row 2', "'Study'"]),
+    ],
+)
+def test_a_bad_label_file_is_refused_by_row_and_column(columns, parts, tmp_path):
+    with pytest.raises(ValueError) as error:
+        read_label_file(csv_of(tmp_path / 'l.csv', columns))
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_groups_are_of_the_rows_that_are_scored(tmp_path):
+    described = {'Sex': ['Male', 'Female', ''], 'Age': ['39', '40', ''], 'Edema': [1, 0, 1]}
+    images = {'Path': [image(i) for i in (4, 3, 2)], 'AP/PA': ['AP', '', 'PA']}
+    predicted = [image(3), image(4), image(3, 'view2_lateral'), image(2)]
+    for key, names, order, views in (
+        ('Path', images, (4, 3, 2), ['Frontal AP', 'Frontal', 'Frontal PA']),
+        ('Study', {'Study': [study(i) for i in (4, 3, 2)]}, (3, 4, 3, 2),
+         ['Frontal', 'Frontal', 'Lateral', 'Frontal']),
+    ):  # fmt: skip
+        table = read_label_file(csv_of(tmp_path / 'l.csv', names | described))
+        file = csv_of(tmp_path / 'p.csv', {'Path': predicted, 'Edema': [0.1, 0.2, 0.3, 0.4]})
+        cases, _ = match(
+            read_predictions(file), table, name='it', level='study',
+            groups=lambda records: standard_groups(records, [0, 40]),
+        )  # fmt: skip
+        assert table.key == key
+        sexes, ages = {4: 'Male', 3: 'Female', 2: ''}, {4: '0-39', 3: '40 and over', 2: ''}
+        assert cases.groups['Sex'].tolist() == [sexes[i] for i in order]
+        assert cases.groups['Age'].tolist() == [ages[i] for i in order]
+        assert cases.groups['View'].tolist() == views
+
+
+def test_patients_and_studies_of_mimic_are_known(tmp_path):
+    names = [f'files/p10/p1000003{i}/s5041426{k}/a-{i}{k}.jpg' for i, k in ((1, 1), (1, 2), (2, 3))]
+    labels = csv_of(tmp_path / 'l.csv', {'Path': names, 'Edema': [1, 0, 0]})
+    columns = {'Path': [f'p10/{name[10:]}' for name in names], 'Edema': [0.3, 0.2, 0.1]}
+    cases = cases_of(csv_of(tmp_path / 'p.csv', columns), labels)
+    assert cases.patient.tolist() == ['p10000031', 'p10000031', 'p10000032']
+    assert cases.study.tolist() == [name.rpartition('/')[0] for name in names]
+    assert cases.probabilities[:, 0].tolist() == [0.3, 0.2, 0.1]

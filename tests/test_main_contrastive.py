@@ -1,0 +1,387 @@
+"""main_contrastive.py: whole runs, held-out metrics, and what comes before and after a run."""
+
+import argparse
+import logging
+import math
+from functools import wraps
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from compilers import record_graphs
+from tiny import SWIN, arguments, run_folder, run_main, tiny_config, torchrun
+from torch import nn
+
+import main_contrastive
+from config import default_config, get_config
+from data import build_loader
+from engine import distributed
+from engine import preflight as preflight_bench
+from logger import read_metrics
+from models import build_model
+from models.contrastive import BYOL, METHODS, MoCo, SimCLR, build_contrastive
+from sweeps.plots import chance
+from utils import read_checkpoint
+
+RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
+EASY = {'CROP_AREA': [0.6, 1.0], 'HFLIP': 0.0, 'COLOR_JITTER': 0.1}
+SMALL = {'QUEUE_SIZE': 32, 'NUM_PROTOTYPES': 8, 'LOCAL_CROPS': 2}
+DATA = {'BATCH_SIZE': 16, 'TRAIN_IMAGES': 96}
+TRAIN = {'EPOCHS': 2, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.3}
+FEW = {'HOLDOUT_IMAGES': 16}
+ANY = {'num_images': 10**6, 'logger': logging.getLogger('test')}  # of build_contrastive
+
+
+def write(path: Path, method: str, model: dict = SWIN, **sections: dict) -> Path:
+    """The YAML of a tiny run."""
+    sections = {
+        'DATA': DATA | sections.pop('DATA', {}),
+        'TRAIN': TRAIN | sections.pop('TRAIN', {}),
+        'CONTRASTIVE': SMALL | {'METHOD': method} | sections.pop('CONTRASTIVE', {}),
+    } | sections
+    return tiny_config(path, 'contrastive', model, AUG=EASY, EVAL=FEW, **sections)
+
+
+def weights(folder: Path, name: str = 'ckpt_epoch_1.pth') -> dict[str, torch.Tensor]:
+    return read_checkpoint(folder / name)['model']
+
+
+def config_of(cfg: Path, data: Path | str = ''):
+    opts = ['DATA.DATA_PATH', str(data)]
+    return get_config(argparse.Namespace(cfg=str(cfg), stage='contrastive', opts=opts))
+
+
+# Runs
+
+
+@pytest.fixture(scope='module')
+def simclr(phantom, tmp_path_factory) -> Path:
+    """The folder of a finished run of four epochs."""
+    folder = tmp_path_factory.mktemp('simclr')
+    cfg = write(folder / 'run.yaml', 'simclr', TRAIN={'EPOCHS': 4})
+    assert run_main('contrastive', arguments(cfg, phantom, folder)) == 0
+    return run_folder(folder, 'contrastive')
+
+
+def test_simclr_learns(simclr) -> None:
+    before, *epochs = read_metrics(simclr / 'metrics.jsonl')
+    assert epochs[-1]['loss'] < 0.8 * epochs[0]['loss']
+    assert before['epoch'] == -1 and 'loss' not in before
+
+
+def test_held_out_figures_are_those_of_the_saved_weights(simclr, phantom) -> None:
+    """By NumPy, from the features and embeddings of the last checkpoint."""
+    config = config_of(simclr / 'config.yaml', phantom)
+    loaders = build_loader(config, logging.getLogger('test'), True, contrastive=True)
+    model = build_contrastive(config, total_steps=1, **ANY).eval()
+    model.load_state_dict(weights(simclr, 'ckpt_epoch_3.pth'))
+    (batch,) = loaders.holdout
+    with torch.no_grad():
+        rows = model.encoder.forward_features(batch[0]).double().numpy()
+        pairs = [model.project(view).double().numpy() for view in batch[1:]]
+    figures = read_metrics(simclr / 'metrics.jsonl')[-1]
+
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    spread = units.std(axis=0).mean() * math.sqrt(rows.shape[1])
+    assert figures['holdout_feature_spread'] == pytest.approx(spread, rel=1e-4)
+    singular = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)
+    shares = singular / singular.sum()
+    rank = math.exp(-(shares * np.log(shares)).sum())
+    assert figures['holdout_effective_rank'] == pytest.approx(rank, rel=1e-4)
+
+    z = np.concatenate([pair / np.linalg.norm(pair, axis=1, keepdims=True) for pair in pairs])
+    likeness = np.exp(z @ z.T / 0.1)
+    np.fill_diagonal(likeness, 0)
+    other = np.roll(np.arange(32), 16)
+    loss = -np.log(likeness[np.arange(32), other] / likeness.sum(axis=1)).mean()
+    assert figures['holdout_loss'] == pytest.approx(loss, rel=1e-4)
+
+
+def test_eval_logs_the_figures_of_a_checkpoint(simclr, phantom, tmp_path) -> None:
+    line = 'holdout loss {holdout_loss:.4f}, feature spread {holdout_feature_spread:.3f}, '
+    for number, figures in enumerate(read_metrics(simclr / 'metrics.jsonl')[1:]):
+        argv = ['--eval', '--pretrained', str(simclr / f'ckpt_epoch_{number}.pth')]
+        cfg = simclr / 'config.yaml'
+        assert run_main('contrastive', arguments(cfg, phantom, tmp_path, *argv)) == 0
+        log = (run_folder(tmp_path, 'contrastive') / 'log_rank0.txt').read_text()
+        assert line.format(**figures) in log
+    assert not (run_folder(tmp_path, 'contrastive') / 'metrics.jsonl').exists()
+
+
+@pytest.mark.parametrize(
+    ('batch', 'processes', 'warned'), [('16', 1, 0), ('8', 1, 1), ('16', 2, 1)]
+)
+def test_evaluation_with_another_batch_is_warned_of(
+    batch, processes, warned, simclr, phantom, tmp_path
+) -> None:
+    """A loss over other numbers of images cannot be compared. Weights alone say nothing of them."""
+    saved = read_checkpoint(simclr / 'ckpt_epoch_3.pth')
+    for contents, expected in (
+        (saved | {'rng': processes * saved['rng']}, warned),
+        ({'model': saved['model']}, 0),
+    ):
+        torch.save(contents, tmp_path / 'saved.pth')
+        argv = ['--eval', '--pretrained', str(tmp_path / 'saved.pth'), '--batch-size', batch]
+        output = tmp_path / f'{len(contents)}'
+        assert (
+            run_main('contrastive', arguments(simclr / 'config.yaml', phantom, output, *argv)) == 0
+        )
+        log = (run_folder(output, 'contrastive') / 'log_rank0.txt').read_text()
+        assert log.count('DATA.BATCH_SIZE x processes') == expected
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_each_method_runs_and_its_steps_are_counted(method, phantom, tmp_path, simclr) -> None:
+    if method == 'simclr':
+        folder, epochs = simclr, 4
+    else:
+        cfg, epochs = write(tmp_path / 'run.yaml', method), 2
+        assert run_main('contrastive', arguments(cfg, phantom, tmp_path)) == 0
+        folder = run_folder(tmp_path, 'contrastive')
+    state = weights(folder, f'ckpt_epoch_{epochs - 1}.pth')
+    assert state['step'] == 6 * epochs
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    if method == 'moco':  # 12 batches of 16, two of which fill the queue
+        assert state['queue.pointer'] == 12 * 16 % 32
+        torch.testing.assert_close(state['queue.keys'].norm(dim=1), torch.ones(32))
+    records = read_metrics(folder / 'metrics.jsonl')
+    names = {'holdout_loss', 'holdout_feature_spread', 'holdout_effective_rank'}
+    assert len(records) == epochs + 1 and all(names <= record.keys() for record in records)
+
+
+def test_byol_is_told_the_steps_of_the_run(phantom, tmp_path, monkeypatch) -> None:
+    """With accumulation the last step of an epoch has what is left: 6 batches in steps of 4."""
+    told = []
+    build = BYOL.__init__
+
+    @wraps(build)
+    def spy(self: BYOL, *args: object, **keys: object) -> None:
+        told.append(keys['total_steps'])
+        build(self, *args, **keys, hidden=8)
+
+    monkeypatch.setattr(BYOL, '__init__', spy)
+    train = {'ACCUMULATION_STEPS': 4, 'EPOCHS': 2}
+    cfg = write(tmp_path / 'run.yaml', 'byol', TRAIN=train)
+    assert run_main('contrastive', arguments(cfg, phantom, tmp_path)) == 0
+    state = weights(run_folder(tmp_path, 'contrastive'))
+    assert told == [4] and state['step'] == 4
+
+
+def test_a_run_that_compares_other_images_is_refused(simclr, phantom, tmp_path, capsys) -> None:
+    """As many on other processes would be the same loss; another batch is not."""
+    stop = simclr / 'ckpt_epoch_0.pth'
+    cfg = write(tmp_path / 'run.yaml', 'simclr', TRAIN={'EPOCHS': 4})
+    more = ('--resume', str(stop), '--batch-size', '8', '--accumulation-steps', '2')
+    assert run_main('contrastive', arguments(cfg, phantom, tmp_path, *more)) == 2
+    assert 'DATA.BATCH_SIZE' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'model', [SWIN, pytest.param(RESNET, marks=pytest.mark.slow)], ids=['swin', 'resnet18']
+)
+def test_a_run_starts_from_weights_of_another(model, phantom, tmp_path, monkeypatch) -> None:
+    """The encoder's, before the first step; its slow copy is the same then."""
+    cfg = tiny_config(tmp_path / 'first.yaml', 'finetune', model)
+    config = get_config(argparse.Namespace(cfg=str(cfg), stage='finetune', opts=[]))
+    torch.manual_seed(1)
+    before = build_model(config, is_pretrain=False).state_dict()
+    torch.save({'model': before}, tmp_path / 'weights.pth')
+    seen = []
+    begin_step = MoCo.begin_step
+
+    def spy(self: MoCo) -> None:
+        begin_step(self)
+        seen.append({key: value.clone() for key, value in self.state_dict().items()})
+
+    monkeypatch.setattr(MoCo, 'begin_step', spy)
+    cfg = write(tmp_path / 'run.yaml', 'moco', model, TRAIN={'EPOCHS': 1})
+    argv = arguments(cfg, phantom, tmp_path, '--pretrained', str(tmp_path / 'weights.pth'))
+    assert run_main('contrastive', argv) == 0
+    prefix = '' if model is SWIN else 'encoder.'
+    wanted = {k.removeprefix(prefix): v for k, v in before.items() if not k.startswith('head.')}
+    for key, value in wanted.items():
+        assert torch.equal(seen[0][f'encoder.{key}'], value), key
+        if not key.endswith(('running_mean', 'running_var', 'num_batches_tracked')):
+            assert torch.equal(seen[0][f'momentum_encoder.{key}'], value), key
+
+
+OTHERS = [pytest.param(each, marks=pytest.mark.slow) for each in METHODS if each != 'byol']
+
+
+@pytest.mark.parametrize('method', ['byol', *OTHERS])
+def test_a_run_that_stops_goes_on_to_the_same_weights(method, phantom, tmp_path) -> None:
+    """In an epoch and between epochs, with accumulation: 6 micro-batches, 3 steps an epoch."""
+    train = {'SAVE_EVERY_STEPS': 2, 'ACCUMULATION_STEPS': 2}
+    cfg = write(tmp_path / 'run.yaml', method, TRAIN=train)
+    assert run_main('contrastive', arguments(cfg, phantom, tmp_path / 'whole')) == 0
+    whole = run_folder(tmp_path / 'whole', 'contrastive')
+    want = weights(whole)
+    for stop in ('ckpt_epoch_0_step_2.pth', 'ckpt_epoch_0.pth', 'ckpt_epoch_1_step_1.pth'):
+        output = tmp_path / stop
+        argv = arguments(cfg, phantom, output, '--resume', str(whole / stop))
+        assert run_main('contrastive', argv) == 0
+        got = weights(run_folder(output, 'contrastive'))
+        assert got.keys() == want.keys()
+        for key, value in want.items():
+            assert torch.equal(got[key], value), (stop, key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', METHODS)
+def test_compiled_steps_are_the_same_steps(method, phantom, tmp_path, monkeypatch) -> None:
+    """By a backend that only records the graph."""
+    graphs = record_graphs(monkeypatch)
+    train = {'EPOCHS': 1, 'ACCUMULATION_STEPS': 2}
+    cfg = write(tmp_path / 'run.yaml', method, TRAIN=train)
+    for name, how in (('eager', 'none'), ('compiled', 'max')):
+        argv = arguments(cfg, phantom, tmp_path / name, '--opts', 'TRAIN.COMPILE', how)
+        assert run_main('contrastive', argv) == 0
+    assert len(graphs) == 1, 'one graph of the whole model, compiled once'
+    first, second = (
+        weights(run_folder(tmp_path / name, 'contrastive'), 'ckpt_epoch_0.pth')
+        for name in ('eager', 'compiled')
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one(phantom, tmp_path) -> None:
+    """SimCLR with a ResNet: views of all processes are compared, batch norm is over all."""
+    train = {'EPOCHS': 1, 'BASE_LR': 1.0, 'OPTIMIZER': {'NAME': 'sgd'}}
+    cfg = write(tmp_path / 'run.yaml', 'simclr', RESNET, TRAIN=train, DATA={'TRAIN_IMAGES': 48})
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    assert run_main('contrastive', arguments(cfg, phantom, one)) == 0
+    argv = arguments(cfg, phantom, two, '--batch-size', '8')
+    done = torchrun('contrastive', argv, processes=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = run_folder(one, 'contrastive'), run_folder(two, 'contrastive')
+    want, got = (weights(folder, 'ckpt_epoch_0.pth') for folder in (one, two))
+    assert got.keys() == want.keys()
+    for key, value in want.items():
+        np.testing.assert_allclose(got[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
+    records = (read_metrics(folder / 'metrics.jsonl') for folder in (two, one))
+    for got, want in zip(*records, strict=True):
+        for key in set(want) - {'seconds', 'data_seconds', 'images_per_second'}:
+            assert got[key] == pytest.approx(want[key], rel=1e-3), key
+
+
+# What comes after
+
+
+def test_fine_tuning_starts_from_it(simclr, phantom, tmp_path) -> None:
+    """At a rate of almost 0 the encoder's weights are what they were."""
+    train = {'EPOCHS': 1, 'BASE_LR': 1e-9, 'WARMUP_LR': 1e-9, 'MIN_LR': 1e-9}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', SWIN, TRAIN=train, EVAL={'RESAMPLES': 0})
+    learned = simclr / 'ckpt_epoch_3.pth'
+    argv = arguments(cfg, phantom, tmp_path, '--pretrained', str(learned))
+    assert run_main('finetune', argv) == 0
+    learned = weights(simclr, 'ckpt_epoch_3.pth')
+    tuned = weights(run_folder(tmp_path, 'finetune'), 'ckpt_epoch_0.pth')
+    assert {key for key in tuned if f'encoder.{key}' not in learned} == {'head.weight', 'head.bias'}
+    for key in tuned.keys() - {'head.weight', 'head.bias'}:
+        torch.testing.assert_close(tuned[key], learned[f'encoder.{key}'], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_resnet_is_probed(phantom, tmp_path) -> None:
+    """By MoCo's, of which one encoder is loaded; all else is left over."""
+    cfg = write(tmp_path / 'moco.yaml', 'moco', RESNET, TRAIN={'EPOCHS': 1})
+    assert run_main('contrastive', arguments(cfg, phantom, tmp_path)) == 0
+    learned = run_folder(tmp_path, 'contrastive') / 'ckpt_epoch_0.pth'
+    mode = {'MODE': 'linear_probe'}
+    cfg = tiny_config(
+        tmp_path / 'probe.yaml', 'finetune', RESNET, FINETUNE=mode, EVAL={'RESAMPLES': 0}
+    )
+    argv = arguments(cfg, phantom, tmp_path, '--pretrained', str(learned))
+    assert run_main('finetune', argv) == 0
+    folder = run_folder(tmp_path, 'finetune')
+    assert len((folder / 'predictions_valid.csv').read_text().splitlines()) > 1
+
+
+# Before a run
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_the_check_goes_through(method, phantom, tmp_path, monkeypatch) -> None:
+    for limit in ('LOADER_SECONDS', 'MODEL_SECONDS'):
+        monkeypatch.setattr(preflight_bench, limit, 0.05)
+    cfg = write(tmp_path / 'run.yaml', method)
+    assert run_main('contrastive', arguments(cfg, phantom, tmp_path, '--check')) == 0
+    log = (run_folder(tmp_path, 'contrastive') / 'log_rank0.txt').read_text()
+    assert 'verdict: ready' in log and 'over 16 images' in log
+
+
+def test_the_throughput_is_measured(phantom, tmp_path) -> None:
+    cfg = write(tmp_path / 'run.yaml', 'simclr')
+    assert run_main('contrastive', arguments(cfg, phantom, tmp_path, '--throughput')) == 0
+    log = (run_folder(tmp_path, 'contrastive') / 'log_rank0.txt').read_text()
+    assert 'throughput ' in log
+
+
+def test_the_check_is_refused_for_several_processes(phantom, tmp_path, monkeypatch) -> None:
+    cfg = write(tmp_path / 'run.yaml', 'simclr')
+    config = config_of(cfg, phantom)
+    config.defrost()
+    config.CHECK_MODE = True
+    monkeypatch.setattr(distributed, 'world_size', lambda: 2)
+    with pytest.raises(ValueError, match='--check'):
+        main_contrastive.main(SimpleNamespace(config=config, logger=ANY['logger']))
+
+
+# Held-out metrics
+
+
+class Constant(nn.Module):
+    """An encoder that is blind but for a little noise: each image is (1, ..., 1)."""
+
+    num_features = 8
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.weight, self.noise = nn.Parameter(torch.ones(())), noise
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        seen = images.flatten(1)[:, :8]
+        return self.weight * (torch.ones_like(seen) + self.noise * seen)
+
+
+def score(batches: list[int], *, noise: float, epoch: int = 0) -> dict[str, float]:
+    """Figures of held-out batches of so many images."""
+    generator = torch.Generator().manual_seed(0)
+    loader = [
+        [torch.randn(size, 1, 8, 8, generator=generator) for _ in range(3)] for size in batches
+    ]
+    run = SimpleNamespace(
+        config=default_config(),
+        device=torch.device('cpu'),
+        logger=logging.getLogger('collapse'),
+    )
+    return main_contrastive.HeldOutViews(loader)(run, SimCLR(Constant(noise)), epoch)
+
+
+@pytest.mark.parametrize(
+    'images, noise, epoch, warned',
+    [
+        *((16, 0, 3, 1), (16, 1e-3, 0, 1), (16, 1e-3, -1, 0), (16, 3, 3, 0)),
+        *((1, 3, 3, 0), (2, 3, 3, 0), (3, 3, 3, 0), (4, 3, 3, 0), (4, 1e-3, 3, 1)),
+    ],
+)
+def test_a_collapse_is_warned_of(caplog, images, noise, epoch, warned) -> None:
+    """Not before training, when nothing is learned, nor of images too few for a rank above 2."""
+    caplog.set_level(logging.WARNING)
+    score([images], noise=noise, epoch=epoch)
+    assert len(caplog.records) == warned
+
+
+@pytest.mark.parametrize('batches', [[6], [4, 4, 4]])
+def test_the_number_of_images_compared_gives_the_loss_of_a_blind_network(batches) -> None:
+    """In batches as they are, whatever DATA.BATCH_SIZE is."""
+    figures = score(batches, noise=0)
+    assert figures['holdout_images_compared'] == batches[0]
+    config = default_config()
+    config.CONTRASTIVE.METHOD = 'simclr'
+    expected = chance(config, figures['holdout_images_compared'])
+    assert expected == math.log(2 * batches[0] - 1)
+    assert figures['holdout_loss'] == pytest.approx(expected, rel=1e-5)

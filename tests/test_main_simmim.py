@@ -1,0 +1,146 @@
+"""main_simmim.py: runs of MAE, held-out reconstruction, and evaluation."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from compilers import record_graphs
+from PIL import Image
+from test_mae import mae_config
+from tiny import MAE, ROOT, arguments, run_folder, run_main, tiny_config
+
+from config import check_config, get_config
+from logger import read_metrics
+from lr_scheduler import scaled_lr
+from models import build_model
+from utils import read_checkpoint
+
+TRAIN = {'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.5, 'EPOCHS': 3}
+FEW = {'HOLDOUT_IMAGES': 6}
+REFUSED = [
+    ({'MODEL__TYPE': 'swin'}, 'MODEL.TYPE'),
+    ({'MODEL__VIT__USE_RPB': True}, 'MODEL.VIT.USE_RPB'),
+    ({'MODEL__VIT__USE_SHARED_RPB': True}, 'MODEL.VIT.USE_SHARED_RPB'),
+    ({'MODEL__VIT__USE_APE': True}, 'MODEL.VIT.USE_SINCOS'),
+    ({'MODEL__VIT__USE_SINCOS': False}, 'MODEL.VIT.USE_SINCOS'),
+    ({'MODEL__VIT__EMBED_DIM': 30, 'MODEL__VIT__NUM_HEADS': 3}, 'MODEL.VIT.USE_SINCOS'),
+    ({'DATA__MASK_PATCH_SIZE': 4}, 'DATA.MASK_PATCH_SIZE'),
+    ({'MODEL__SIMMIM__HEAD': 'mlp'}, 'MODEL.SIMMIM.HEAD'),
+    ({'MODEL__SIMMIM__LOSS': 'l2'}, 'MODEL.SIMMIM.LOSS'),
+    ({'MODEL__SIMMIM__LOSS_PIXELS': 'all'}, 'MODEL.SIMMIM.LOSS_PIXELS'),
+    ({'MODEL__SIMMIM__TARGET_SIZE': 8}, 'MODEL.SIMMIM.TARGET_SIZE'),
+    ({'MODEL__SIMMIM__TARGET': 'patch_normalised'}, 'MODEL.SIMMIM.TARGET'),
+    ({'MODEL__MAE__DECODER_NUM_HEADS': 3}, 'MODEL.MAE.DECODER_NUM_HEADS'),
+    ({'MODEL__MAE__DECODER_EMBED_DIM': 18}, 'MODEL.MAE.DECODER_EMBED_DIM'),
+    ({'MODEL__PRETRAIN': 'beit'}, 'MODEL.PRETRAIN'),
+]
+
+
+@pytest.mark.parametrize(('options', 'key'), REFUSED)
+def test_options_that_mae_cannot_use_are_refused_by_name(options: dict, key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        check_config(mae_config(**options), 'simmim')
+
+
+def load(pair: str, stage: str):
+    (path,) = (ROOT / 'configs' / pair).glob(f'simmim_{stage}__*.yaml')
+    name = {'pretrain': 'simmim'}.get(stage, stage)
+    return get_config(argparse.Namespace(cfg=str(path), stage=name, opts=[]))
+
+
+PAIRS = {'vit_small__mae_100ep': (384, 1), 'vit_base__mae_800ep': (768, 8)}
+
+
+@pytest.mark.parametrize('pair', PAIRS)
+def test_configs_have_the_sizes_and_rates_of_mae_and_their_stages_fit(pair: str) -> None:
+    (width, gpus), configs = PAIRS[pair], [load(pair, stage) for stage in ('pretrain', 'finetune')]
+    with torch.device('meta'):
+        mae, classifier = (build_model(c, p) for c, p in zip(configs, (True, False), strict=True))
+    # A block of width D: 12 D^2 weights, biases of query, value and the others, two norms.
+    encoder = 12 * (12 * width**2 + 12 * width) + (256 + 1 + 1 + 2) * width
+    decoder = 8 * (12 * 512**2 + 12 * 512) + (width + 1 + 1 + 2) * 512 + 512 * 256 + 256
+    assert sum(p.numel() for p in mae.parameters()) == encoder + decoder
+    given, taken = mae.encoder.state_dict(), classifier.state_dict()
+    new = {'head.weight', 'head.bias', 'fc_norm.weight', 'fc_norm.bias'}
+    assert taken.keys() == given.keys() - {'norm.weight', 'norm.bias'} | new
+    assert all(taken[key].shape == given[key].shape for key in taken.keys() - new)
+    train, data = configs[0].TRAIN, configs[0].DATA
+    images = data.BATCH_SIZE * train.ACCUMULATION_STEPS * gpus
+    assert scaled_lr(configs[0], gpus).base == pytest.approx(1.5e-4 * images / 256)
+    assert (tuple(train.OPTIMIZER.BETAS), train.WEIGHT_DECAY) == ((0.9, 0.95), 0.05)
+    assert (data.MASK_PATCH_SIZE, data.MASK_RATIO) == (16, 0.75)
+
+
+@pytest.fixture(scope='module')
+def pretrained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of MAE."""
+    folder = tmp_path_factory.mktemp('mae')
+    cfg = tiny_config(folder / 'mae.yaml', 'simmim', MAE, TRAIN=TRAIN, EVAL=FEW)
+    assert run_main('simmim', arguments(cfg, phantom, folder)) == 0
+    return run_folder(folder, 'simmim')
+
+
+def test_mae_learns_and_draws_reconstructions(pretrained) -> None:
+    before, *epochs = read_metrics(pretrained / 'metrics.jsonl')
+    assert epochs[-1]['holdout_l1'] < 0.9 * before['holdout_l1']
+    assert epochs[-1]['loss'] < 0.9 * epochs[0]['loss']
+    with Image.open(pretrained / 'reconstructions' / 'epoch_2.png') as image:
+        image.verify()
+
+
+def test_evaluation_repeats_the_held_out_metrics(pretrained, phantom, tmp_path, refused) -> None:
+    cfg = pretrained / 'config.yaml'
+    argv = ['--eval', '--pretrained', str(pretrained / 'ckpt_epoch_2.pth')]
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path, *argv)) == 0
+    log = (run_folder(tmp_path, 'simmim') / 'log_rank0.txt').read_text()
+    assert f'{read_metrics(pretrained / "metrics.jsonl")[-1]["holdout_l1"]:.4f}' in log
+    assert not (run_folder(tmp_path, 'simmim') / 'metrics.jsonl').exists()
+    argv += ['--opts', 'DATA.HOLDOUT_FRACTION', '0.0']
+    refused('simmim', arguments(cfg, phantom, tmp_path / 'none', *argv), 'DATA.HOLDOUT_FRACTION')
+
+
+def test_fine_tuning_starts_from_the_encoder(pretrained, phantom, tmp_path) -> None:
+    """At a rate of almost 0 its weights, fixed positions included, do not change."""
+    train = {'EPOCHS': 1, 'BASE_LR': 1e-9, 'WARMUP_LR': 1e-9, 'MIN_LR': 1e-9}
+    model = MAE | {'VIT': MAE['VIT'] | {'USE_MEAN_POOLING': True}}
+    sections = {'TRAIN': train, 'EVAL': {'RESAMPLES': 0}}
+    cfg = tiny_config(tmp_path / 'tune.yaml', 'finetune', model, **sections)
+    learned = pretrained / 'ckpt_epoch_2.pth'
+    argv = arguments(cfg, phantom, tmp_path, '--pretrained', str(learned))
+    assert run_main('finetune', argv) == 0
+    learned = read_checkpoint(learned)['model']
+    tuned = read_checkpoint(run_folder(tmp_path, 'finetune') / 'ckpt_epoch_0.pth')['model']
+    new = {key for key in tuned if f'encoder.{key}' not in learned}
+    assert new == {'head.weight', 'head.bias', 'fc_norm.weight', 'fc_norm.bias'}
+    for key in tuned.keys() - new:
+        torch.testing.assert_close(tuned[key], learned[f'encoder.{key}'], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_metrics_of_normalised_patches_have_their_own_names(phantom, tmp_path) -> None:
+    model = MAE | {'MAE': MAE['MAE'] | {'NORM_PIX_LOSS': True}}
+    sections = {'TRAIN': TRAIN | {'EPOCHS': 1}, 'EVAL': FEW}
+    cfg = tiny_config(tmp_path / 'mae.yaml', 'simmim', model, **sections)
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
+    for record in read_metrics(run_folder(tmp_path, 'simmim') / 'metrics.jsonl'):
+        assert 'holdout_l1' not in record
+        # Given the mean of each patch, even an untrained model beats the visible mean.
+        assert record['holdout_l1_given_patch_statistics'] < 0.8 * record['holdout_l1_mean']
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_one_graph_and_the_same_run(phantom, tmp_path, monkeypatch) -> None:
+    train = {'EPOCHS': 1, 'BASE_LR': 0.05}
+    cfg = tiny_config(tmp_path / 'mae.yaml', 'simmim', MAE, TRAIN=train, EVAL=FEW)
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'eager')) == 0
+    graphs = record_graphs(monkeypatch)
+    options = ['--opts', 'TRAIN.COMPILE', 'max']
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'compiled', *options)) == 0
+    assert len(graphs) == 1
+    eager, compiled = (
+        read_checkpoint(run_folder(tmp_path / name, 'simmim') / 'ckpt_epoch_0.pth')['model']
+        for name in ('eager', 'compiled')
+    )
+    assert eager.keys() == compiled.keys()
+    assert all(torch.equal(value, compiled[key]) for key, value in eager.items())

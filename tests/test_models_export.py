@@ -1,0 +1,539 @@
+"""Exports: timm, transformers, onnxruntime and torch.export compute what the checkpoint computes."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny import MAE, ROOT, SWIN, VIT
+from transfers import LOGGER, load_run, outputs_of, randomise, write_run
+
+from data.transforms import EvalTransform
+from models import export as exports
+from models.contrastive import METHODS
+from models.convert import to_huggingface
+from models.export import FORMATS, example_images, export, facts, largest_difference, load_source
+from utils import save_checkpoint
+
+slow = pytest.mark.slow
+ALONE = {'USE_SHARED_RPB': False}
+SMALL = {'QUEUE_SIZE': 32, 'NUM_PROTOTYPES': 8}
+RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
+SUFFIXES = {name: kind.suffix for name, kind in FORMATS.items()}
+
+
+def vit(channels=1, **options):
+    return VIT | {'IN_CHANS': channels, 'VIT': VIT['VIT'] | options}
+
+
+def swin(channels=1, **options):
+    return SWIN | {'IN_CHANS': channels, 'SWIN': SWIN['SWIN'] | options}
+
+
+POOLED = vit(USE_MEAN_POOLING=True)
+# stage, MODEL, timm's model
+CASES = {
+    'swin': ('finetune', SWIN, 'swin_tiny_patch4_window7_224'),
+    'swin, window over a stage': ('finetune', swin(WINDOW_SIZE=16), 'swin_tiny_patch4_window7_224'),
+    'swin, 3 channels, no bias': (
+        'finetune',
+        swin(3, QKV_BIAS=False),
+        'swin_tiny_patch4_window7_224',
+    ),
+    'swin, pre-trained': ('simmim', SWIN, 'swin_tiny_patch4_window7_224'),
+    'swin, contrastive': ('contrastive', SWIN, 'swin_tiny_patch4_window7_224'),
+    'vit, shared table': ('finetune', VIT, 'beit_base_patch16_224'),
+    'vit, own tables, pooled': (
+        'finetune',
+        vit(USE_RPB=True, USE_MEAN_POOLING=True, USE_APE=True, INIT_VALUES=None, **ALONE),
+        'beit_base_patch16_224',
+    ),
+    'vit, both tables, 3 channels': (
+        'finetune',
+        vit(3, USE_RPB=True, QKV_BIAS=False),
+        'beit_base_patch16_224',
+    ),
+    'vit, learned positions': (
+        'finetune',
+        vit(USE_APE=True, INIT_VALUES=None, **ALONE),
+        'vit_base_patch16_224',
+    ),
+    'vit, fixed positions, pooled': (
+        'finetune',
+        vit(USE_SINCOS=True, USE_MEAN_POOLING=True, **ALONE),
+        'vit_base_patch16_224',
+    ),
+    'vit, no positions': (
+        'finetune',
+        vit(QKV_BIAS=False, MLP_RATIO=2.5, **ALONE),
+        'vit_base_patch16_224',
+    ),
+    'vit, pre-trained': ('simmim', VIT, 'beit_base_patch16_224'),
+    'vit, pre-trained to be pooled': ('simmim', POOLED, 'beit_base_patch16_224'),
+    'vit, contrastive': ('contrastive', VIT, 'beit_base_patch16_224'),
+    'vit, contrastive, pooled': ('contrastive', POOLED, 'beit_base_patch16_224'),
+    'vit, MAE': ('simmim', MAE, 'vit_base_patch16_224'),
+}
+
+
+HUGGINGFACE = [
+    pytest.param(name, marks=[slow] if name not in ('swin', 'vit, own tables, pooled') else [])
+    for name in CASES
+    if 'over a stage' not in name
+]
+
+
+def write(target, folder, stage, model=SWIN, **sections):
+    """Load the checkpoint of a tiny run and export it; return source and path."""
+    if stage == 'contrastive':
+        sections['CONTRASTIVE'] = SMALL | sections.get('CONTRASTIVE', {})
+    source = load_run(folder, stage, model, **sections)
+    path = folder / 'out' / f'a{SUFFIXES[target]}'
+    assert export(source, target, path, overwrite=False) < 1e-5
+    return source, path
+
+
+def assert_outputs(found, source, count=3):
+    expected = outputs_of(source, count)
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=0, atol=1e-5)
+
+
+def header(path):
+    with safe_open(path, 'pt') as opened:
+        return json.loads(opened.metadata()['simmim'])
+
+
+# Sources
+
+
+@pytest.mark.parametrize('stage, shape', [('finetune', (3, 14)), ('simmim', (3, 64, 16))])
+def test_source_computes_what_the_run_s_model_computes(stage, shape, tmp_path):
+    source = load_run(tmp_path, stage)
+    model = exports.build_model(source.config, is_pretrain=stage == 'simmim').eval()
+    randomise(model)
+    images = example_images(source, 3)
+    with torch.no_grad():
+        if stage == 'finetune':
+            expected = model(images)
+        else:
+            grid = model.encoder(images, torch.zeros(3, 16, 16))  # [B, D, 8, 8]
+            expected = grid.flatten(2).transpose(1, 2)
+    found = outputs_of(source, 3)
+    assert found.shape == shape
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
+
+
+def test_source_is_the_encoder_that_gradients_train(tmp_path):
+    path = write_run(tmp_path, 'contrastive', VIT, CONTRASTIVE=SMALL | {'METHOD': 'byol'})
+    state = torch.load(path)['model']
+    assert not torch.equal(state['encoder.cls_token'], state['momentum_encoder.cls_token'])
+    assert torch.equal(load_source(path, LOGGER).encoder.cls_token, state['encoder.cls_token'])
+
+
+def test_facts_describe_images_and_outputs(tmp_path):
+    options = {'DATA': {'NORMALIZE': 'image', 'INTERPOLATION': 'random'}, 'TEST': {'CROP': True}}
+    found = facts(load_run(tmp_path / 'a', 'finetune', swin(3), **options))
+    assert found['input_size'] == [3, 32, 32] and found['mean'] == [0.485, 0.456, 0.406]
+    assert (found['normalize'], found['interpolation']) == ('image', 'bilinear')
+    assert found['outputs'][:2] == ['No Finding', 'Enlarged Cardiomediastinum']
+    found = facts(load_run(tmp_path / 'b', 'simmim'))
+    assert (found['outputs'], found['mean'], found['std']) == ('tokens', [0.503], [0.292])
+
+
+def test_three_outputs_per_label_are_named(tmp_path):
+    source = load_run(tmp_path, 'finetune', DATA={'UNCERTAIN': 'multiclass'})
+    assert outputs_of(source, 1).shape == (1, 42)
+    assert source.outputs[15:18] == ('Edema: negative', 'Edema: positive', 'Edema: uncertain')
+
+
+def test_different_outputs_are_refused(tmp_path):
+    source = load_run(tmp_path, 'finetune')
+    assert largest_difference(source, lambda x: source.network(x) + 5e-5, 'timm') < 1e-4
+    for wrong in (2e-4, float('nan')):
+        with pytest.raises(ValueError, match='--to timm'):
+            largest_difference(source, lambda x, wrong=wrong: source.network(x) + wrong, 'timm')
+
+
+# timm and transformers
+
+
+@pytest.mark.parametrize('stage, model, name', CASES.values(), ids=CASES)
+def test_timm_computes_the_same(stage, model, name, tmp_path):
+    """Timm's own model, built by name with the header's arguments, loads all entries strictly."""
+    source, path = write('timm', tmp_path, stage, model)
+    theirs = timm.create_model(name, **header(path)['arguments']).eval()
+    assert type(theirs).__name__ == header(path)['class']
+    randomise(theirs)
+    theirs.load_state_dict(load_file(path), strict=True)
+    images = example_images(source, 3)
+    with torch.no_grad():
+        found = theirs.forward_features(images) if source.gives == 'tokens' else theirs(images)
+    assert_outputs(found.numpy(), source)
+
+
+@slow
+def test_every_entry_of_a_timm_export_matters(tmp_path):
+    for stage, model, name in (CASES['swin'], CASES['vit, shared table']):
+        source, path = write('timm', tmp_path / name, stage, model)
+        state, expected = load_file(path), outputs_of(source, 3)
+        theirs = timm.create_model(name, **header(path)['arguments']).eval()
+        for key, value in state.items():
+            theirs.load_state_dict(state | {key: value + torch.rand(value.shape)})
+            with torch.no_grad():
+                found = theirs(example_images(source, 3)).numpy()
+            assert np.abs(found - expected).max() > 1e-3, key
+
+
+@pytest.mark.parametrize('name', HUGGINGFACE)
+def test_transformers_computes_the_same(name, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    source, folder = write('huggingface', tmp_path, *CASES[name][:2])
+    kind = 'AutoModelForImageClassification' if source.outputs else 'AutoModel'
+    theirs, found = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
+    assert not any(found.values()), found
+    with torch.no_grad():
+        outputs = theirs.eval()(pixel_values=example_images(source, 3))
+    names = {'logits': 'logits', 'tokens': 'last_hidden_state', 'features': 'pooler_output'}
+    assert_outputs(outputs[names[source.gives]].numpy(), source)
+
+
+@slow
+@pytest.mark.parametrize('model', [SWIN, POOLED, VIT], ids=['swin', 'pooled', 'token'])
+def test_transformers_pools_the_features_that_the_head_reads(model, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    source, folder = write('huggingface', tmp_path, 'finetune', model)
+    theirs, images = transformers.AutoModel.from_pretrained(folder), example_images(source, 3)
+    with torch.no_grad():
+        expected = source.encoder.forward_features(images)
+        found = theirs.eval()(pixel_values=images).pooler_output
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@slow
+def test_transformers_trains_the_export_with_one_sigmoid_per_label(tmp_path):
+    """The loss is the binary cross-entropy in closed form, and the labels have their names."""
+    transformers = pytest.importorskip('transformers')
+    source, folder = write('huggingface', tmp_path, 'finetune')
+    theirs = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+    targets = (torch.arange(42).view(3, 14) % 3 == 0).float()
+    with torch.no_grad():
+        loss = theirs(pixel_values=example_images(source, 3), labels=targets).loss.item()
+    logits = outputs_of(source, 3).astype(np.float64)
+    closed = np.logaddexp(0, logits) - targets.numpy() * logits
+    assert loss == pytest.approx(closed.mean(), rel=1e-5)
+    assert theirs.config.id2label[5] == 'Edema' and len(theirs.config.label2id) == 14
+
+
+def smooth_image(height, width):
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 8 + 2, width // 8 + 2), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@slow
+@pytest.mark.parametrize('channels, name', [(1, 'bilinear'), (3, 'bicubic'), (1, 'lanczos')])
+@pytest.mark.parametrize('height, width', [(320, 390), (50, 61)])
+def test_the_processor_prepares_images_as_evaluation(channels, name, height, width, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    source = load_run(tmp_path, 'finetune', swin(channels), DATA={'INTERPOLATION': name})
+    export(source, 'huggingface', tmp_path / 'hf', overwrite=False)
+    image = smooth_image(height, width)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / 'hf', backend='pil')
+    found = processor(image, return_tensors='pt').pixel_values[0]
+    expected = EvalTransform(source.config)(image, None)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@slow
+@pytest.mark.parametrize('height, width', [(320, 390), (390, 320), (64, 64)])
+def test_the_processor_crops_at_most_a_pixel_farther_up_or_left(height, width, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    _, folder = write('huggingface', tmp_path, 'finetune', TEST={'CROP': True})
+    source, image = load_source(tmp_path / 'ckpt_epoch_1.pth', LOGGER), smooth_image(height, width)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend='pil')
+    found = processor(image, return_tensors='pt').pixel_values[0]
+    ours = EvalTransform(source.config)(image, None)
+    shifts = [found[:, y : y + 31, x : x + 31] for y in (0, 1) for x in (0, 1)]
+    assert min((ours[:, :31, :31] - shifted).abs().max() for shifted in shifts) < 1e-4
+
+
+@slow
+def test_the_code_in_the_card_runs(tmp_path):
+    pytest.importorskip('transformers')
+    source, folder = write('huggingface', tmp_path, 'finetune')
+    image = smooth_image(50, 61)
+    image.save(tmp_path / 'xray.png')
+    code = (folder / 'README.md').read_text().split('```')[1].removeprefix('python\n')
+    code = code.replace("'FOLDER'", repr(str(folder)))
+    names = {}
+    exec(compile(code.replace('xray.png', str(tmp_path / 'xray.png')), 'card', 'exec'), names)
+    with torch.no_grad():
+        expected = source.network(EvalTransform(source.config)(image, None)[None]).sigmoid()
+    torch.testing.assert_close(names['probabilities'].detach(), expected, rtol=0, atol=1e-4)
+
+
+# Model card
+
+
+def card_rows(source):
+    """The table of options of the card, and its text."""
+    card = exports.model_card(source, has_processor=True)
+    _, front, text = card.split('---\n', 2)
+    assert yaml.safe_load(front)['library_name'] == 'transformers'
+    assert 'not for clinical use' in text
+    rows = [line[2:-2].split(' | ', 1) for line in card.splitlines() if line.startswith('| ')]
+    return dict(rows), text
+
+
+def test_the_card_lists_the_options_of_fine_tuning_without_folder_names(tmp_path):
+    sections = {
+        'DATA': {'UNCERTAIN_BY_LABEL': {'Edema': 'zeros'}},
+        'PRETRAINED': '/home/someone/runs/ckpt_epoch_99.pth',
+    }
+    rows, text = card_rows(load_run(tmp_path, 'finetune', **sections))
+    assert rows['DATA.UNCERTAIN_BY_LABEL'] == "{'Edema': 'zeros'}"
+    assert rows['PRETRAINED'] == 'ckpt_epoch_99.pth' and 'someone' not in text
+    assert 'Pleural Effusion' in text and not any('SIMMIM' in key for key in rows)
+
+
+@pytest.mark.parametrize('model, own, other', [(SWIN, 'SIMMIM', 'MAE'), (MAE, 'MAE', 'SIMMIM')])
+def test_the_card_lists_the_options_of_masked_pretraining(model, own, other, tmp_path):
+    rows, text = card_rows(load_run(tmp_path, 'simmim', model))
+    assert rows['DATA.MASK_RATIO'] == '0.6' and 'last_hidden_state' in text
+    assert any(f'MODEL.{own}.' in key for key in rows)
+    assert not any(f'MODEL.{other}.' in key or 'CONTRASTIVE' in key for key in rows)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_the_card_lists_the_options_of_the_contrastive_method(method, tmp_path):
+    source = load_run(tmp_path, 'contrastive', VIT, CONTRASTIVE=SMALL | {'METHOD': method})
+    rows, text = card_rows(source)
+    assert METHODS[method].title in text and rows['CONTRASTIVE.METHOD'] == method
+    assert ('CONTRASTIVE.QUEUE_SIZE' in rows) == (method == 'moco')
+    assert ('CONTRASTIVE.TEMPERATURE' in rows) == (method != 'byol')
+    assert not any('MASK' in key for key in rows)
+
+
+def test_without_a_processor_the_card_does_not_load_one(tmp_path):
+    pytest.importorskip('transformers')
+    _, folder = write('huggingface', tmp_path, 'finetune', DATA={'NORMALIZE': 'image'})
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ['README.md', 'config.json', 'model.safetensors']
+    assert 'AutoImageProcessor.from_pretrained' not in (folder / 'README.md').read_text()
+
+
+# ONNX and torch.export
+
+
+def run_onnx(path):
+    session = pytest.importorskip('onnxruntime').InferenceSession(
+        str(path), providers=['CPUExecutionProvider']
+    )
+    return session, lambda images: session.run(None, {'images': images})[0]
+
+
+@slow
+def test_onnxruntime_computes_the_same_for_any_number_of_images(tmp_path):
+    pytest.importorskip('onnxscript')
+    source, path = write('onnx', tmp_path, 'finetune', VIT, DATA={'UNCERTAIN': 'multiclass'})
+    pytest.importorskip('onnx').checker.check_model(str(path), full_check=True)
+    session, compute = run_onnx(path)
+    for count in (1, 5):
+        assert_outputs(compute(example_images(source, count).numpy()), source, count)
+    assert list(path.parent.iterdir()) == [path]  # the weights are inside
+    about = json.loads(session.get_modelmeta().custom_metadata_map['simmim'])
+    assert about['outputs'] == list(source.outputs) and about['input_size'] == [1, 32, 32]
+
+
+@slow
+def test_a_program_of_torch_export_computes_the_same_for_any_number_of_images(tmp_path):
+    source, path = write('torch_export', tmp_path, 'finetune', VIT)
+    extra = {'simmim.json': ''}
+    program = torch.export.load(path, extra_files=extra).module()
+    for count in (1, 5):
+        with torch.no_grad():
+            assert_outputs(program(example_images(source, count)).numpy(), source, count)
+    assert json.loads(extra['simmim.json'])['std'] == [0.292]
+
+
+@slow
+@pytest.mark.parametrize('target', ['onnx', 'torch_export'])
+@pytest.mark.parametrize(
+    'stage, model',
+    [
+        ('finetune', swin(3, APE=True, PATCH_NORM=False, QK_SCALE=0.5)),
+        ('simmim', MAE),
+        ('contrastive', RESNET),
+    ],
+    ids=['swin', 'mae', 'resnet18'],
+)
+def test_any_model_can_be_exported_as_a_program(target, stage, model, tmp_path):
+    if target == 'onnx':
+        pytest.importorskip('onnxscript')
+    write(target, tmp_path, stage, model)
+
+
+@slow
+@pytest.mark.parametrize('target, name', [('huggingface', 'swin'), ('onnx', 'vit, shared table')])
+def test_a_process_without_this_project_computes_the_same(target, name, tmp_path):
+    pytest.importorskip('transformers' if target == 'huggingface' else 'onnxscript')
+    source, path = write(target, tmp_path, *CASES[name][:2])
+    alone = tmp_path / 'away' / 'run_export.py'
+    alone.parent.mkdir()
+    alone.write_bytes((ROOT / 'scripts' / 'run_export.py').read_bytes())
+    np.save(tmp_path / 'images.npy', example_images(source, 3).numpy())
+    words = [sys.executable, '-I', alone, path, tmp_path / 'images.npy', tmp_path / 'out.npy']
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_outputs(np.load(tmp_path / 'out.npy'), source)
+
+
+# Names
+
+
+def test_names_of_swin_in_other_libraries():
+    """Copied from timm's and transformers' published checkpoints."""
+    ours = [
+        'patch_embed.proj.weight', 'layers.0.blocks.1.norm1.weight',
+        'layers.0.blocks.1.attn.relative_position_bias_table', 'layers.0.blocks.1.attn.proj.bias',
+        'layers.0.blocks.1.mlp.fc1.weight', 'layers.0.downsample.reduction.weight', 'norm.weight',
+        'head.bias',
+    ]  # fmt: skip
+    values = {key: torch.tensor([float(k)]) for k, key in enumerate(ours)}
+    timm_names = [*ours[:5], 'layers.1.downsample.reduction.weight', ours[6], 'head.fc.bias']
+    assert exports.swin_to_timm(values) == dict(zip(timm_names, values.values(), strict=True))
+    block = 'encoder.layers.0.blocks.1'
+    hub_names = [
+        'embeddings.patch_embeddings.projection.weight', f'{block}.layernorm_before.weight',
+        f'{block}.attention.self.relative_position_bias_table',
+        f'{block}.attention.output.dense.bias', f'{block}.intermediate.dense.weight',
+        'encoder.layers.0.downsample.reduction.weight', 'layernorm.weight', 'classifier.bias',
+    ]  # fmt: skip
+    assert to_huggingface(values) == dict(zip(hub_names, values.values(), strict=True))
+
+
+def test_queries_keys_and_values_keep_their_order():
+    state = {
+        'blocks.0.attn.q_bias': torch.tensor([1.0, 2.0]),
+        'blocks.0.attn.v_bias': torch.tensor([3.0, 4.0]),
+        'blocks.0.attn.qkv.weight': torch.arange(6.0).view(6, 1),
+        'norm.weight': torch.ones(2),
+    }
+    joined = exports.vit_to_timm(state)
+    assert joined['blocks.0.attn.qkv.bias'].tolist() == [1, 2, 0, 0, 3, 4]
+    parted = exports.vit_to_huggingface(state)
+    attention = 'encoder.layer.0.attention.attention'
+    assert {key: value.flatten().tolist() for key, value in parted.items()} == {
+        f'{attention}.query.bias': [1, 2],
+        f'{attention}.value.bias': [3, 4],
+        f'{attention}.query.weight': [0, 1],
+        f'{attention}.key.weight': [2, 3],
+        f'{attention}.value.weight': [4, 5],
+        'layernorm.weight': [1, 1],
+    }
+
+
+# Files and faults
+
+
+def test_only_an_export_is_replaced_and_only_if_asked(tmp_path):
+    source = load_run(tmp_path, 'finetune')
+    path = tmp_path / 'a.safetensors'
+    path.write_text('old')
+    with pytest.raises(ValueError, match='--overwrite'):
+        export(source, 'timm', path, overwrite=False)
+    assert path.read_text() == 'old'
+    export(source, 'timm', path, overwrite=True)
+    assert header(path)['class'] == 'SwinTransformer'
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    (folder / 'thesis.docx').write_text('')
+    with pytest.raises(ValueError, match=r'thesis\.docx'):
+        export(source, 'huggingface', folder, overwrite=True)
+    with pytest.raises(ValueError, match='--output'):
+        export(source, 'huggingface', path, overwrite=True)
+
+
+@pytest.mark.parametrize('target', ['timm', 'huggingface'])
+def test_a_failed_export_leaves_the_old_one(target, tmp_path, monkeypatch):
+    if target == 'huggingface':
+        pytest.importorskip('transformers')
+    source, path = write(target, tmp_path, 'finetune')
+    export(source, target, path, overwrite=True)
+    before = {file: file.read_bytes() for file in tmp_path.rglob('*') if file.is_file()}
+    monkeypatch.setattr(exports, 'LARGEST_DIFFERENCE', -1)
+    with pytest.raises(ValueError, match=f'--to {target}'):
+        export(source, target, path, overwrite=True)
+    assert {file: file.read_bytes() for file in tmp_path.rglob('*') if file.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    'target, model, data, part',
+    [
+        ('timm', swin(APE=True), {}, 'MODEL.SWIN.APE'),
+        ('timm', swin(PATCH_NORM=False), {}, 'MODEL.SWIN.PATCH_NORM'),
+        ('timm', swin(QK_SCALE=0.5), {}, 'MODEL.SWIN.QK_SCALE'),
+        ('timm', RESNET | {'TIMM': {'NAME': 'resnet10t'}}, {}, 'MODEL.TYPE'),
+        ('huggingface', swin(WINDOW_SIZE=16), {}, 'MODEL.SWIN.WINDOW_SIZE'),
+        ('huggingface', SWIN, {'UNCERTAIN': 'multiclass'}, 'DATA.UNCERTAIN'),
+    ],
+)
+def test_a_model_that_the_library_lacks_is_refused(target, model, data, part, tmp_path):
+    if target == 'huggingface':
+        pytest.importorskip('transformers')
+    source = load_run(tmp_path, 'finetune', model, DATA=data)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=part):
+        export(source, target, tmp_path / f'a{SUFFIXES[target]}', overwrite=False)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_pytorch_cannot_trace_is_refused(tmp_path):
+    class Untraceable(torch.nn.Module):
+        def forward(self, images):
+            return images if images.sum() > 0 else -images
+
+    source = load_run(tmp_path, 'finetune', VIT)._replace(network=Untraceable())
+    with pytest.raises(ValueError, match='--to torch_export'):
+        export(source, 'torch_export', tmp_path / 'a.pt2', overwrite=False)
+
+
+def test_a_missing_package_is_named_with_the_requirements_file(tmp_path, monkeypatch):
+    source = load_run(tmp_path, 'finetune')
+    monkeypatch.setitem(sys.modules, 'transformers', None)
+    with pytest.raises(ValueError, match=r'transformers: .*requirements-export\.txt'):
+        export(source, 'huggingface', tmp_path / 'hf', overwrite=False)
+
+
+@pytest.fixture(scope='module')
+def script():
+    spec = importlib.util.spec_from_file_location('export_script', ROOT / 'scripts' / 'export.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *words: module.main(module.parse_args([*map(str, words)]))
+
+
+def test_the_script_exports(script, tmp_path, capsys):
+    path = tmp_path / 'a.safetensors'
+    checkpoint = write_run(tmp_path, 'contrastive', VIT, CONTRASTIVE=SMALL)
+    assert script(checkpoint, '--to', 'timm', '--output', path) == 0
+    assert 'clinical' in capsys.readouterr().out and 'norm.weight' in load_file(path)
+
+
+@pytest.mark.parametrize('output', ['a.bin', 'b.safetensors'])
+def test_the_script_exits_with_2_and_one_line(output, script, tmp_path: Path, capsys):
+    save_checkpoint(tmp_path / 'a.pth', {'model': {'head.weight': torch.ones(2, 2)}})
+    file = write_run(tmp_path, 'finetune') if output == 'a.bin' else tmp_path / 'a.pth'
+    assert script(file, '--to', 'timm', '--output', tmp_path / output) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert ('--output' if output == 'a.bin' else 'a.pth') in error

@@ -1,0 +1,213 @@
+"""New parts need one file: an encoder, a contrastive method, a head and a loss defined here."""
+
+import pytest
+import torch
+from tiny import arguments, run_folder, run_main, tiny_config
+from torch import nn
+from transfers import LOGGER
+
+import config as config_module
+from config import REGISTRIES, add_options, default_config, encoder_node
+from models.build import build_model
+from models.contrastive import ContrastiveMethod, build_contrastive, in_float32, mlp_head
+from models.encoder import ENCODERS, PatchEmbed, PatchEncoder, build_classifier_head, run_block
+from models.losses import LABEL_LOSSES
+from models.pretrained import fit_pretrained
+from models.simmim import HEADS
+from utils import load_pretrained
+
+
+class Block(nn.Module):
+    """ConvNeXt's block on a grid [B, D, h, w]."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.norm = nn.GroupNorm(1, dim)
+        self.mlp = nn.Sequential(nn.Conv2d(dim, 2 * dim, 1), nn.GELU(), nn.Conv2d(2 * dim, dim, 1))
+
+    def forward(self, x):
+        return x + self.mlp(self.norm(self.depthwise(x)))
+
+
+class ConvNeXt(PatchEncoder):
+    """Two stages, one downsampling."""
+
+    def __init__(self, *, img_size, patch_size, in_chans, embed_dim, depths, num_classes, **others):
+        super().__init__()
+        self.in_chans, self.patch_size, self.embed_dim = in_chans, patch_size, embed_dim
+        self.stride, self.num_features = 2 * patch_size, 2 * embed_dim
+        self.keeps = others['checkpoint_keeps'] if others['use_checkpoint'] else None
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(Block(embed_dim * 2**k) for _ in range(depth))
+            for k, depth in enumerate(depths)
+        )
+        self.downsample = nn.Conv2d(embed_dim, 2 * embed_dim, 2, stride=2)
+        self.norm = nn.LayerNorm(self.num_features)
+        self.head = build_classifier_head(self.num_features, num_classes)
+
+    @classmethod
+    def stride_of(cls, config):
+        return 2 * encoder_node(config).PATCH_SIZE
+
+    def encode(self, tokens):
+        x = tokens.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
+        for stage, blocks in enumerate(self.stages):
+            x = self.downsample(x) if stage else x
+            for block in blocks:
+                x = run_block(block, x, keeps=self.keeps)
+        return self.norm(x.flatten(2).transpose(1, 2))
+
+    def get_num_layers(self):
+        return 2
+
+    def get_layer_id(self, name):
+        part, *rest = name.split('.')
+        return {'patch_embed': 0, 'mask_token': 0}.get(
+            part, int(rest[0]) + 1 if rest[0] in '01' else 2
+        )
+
+
+class BarlowTwins(ContrastiveMethod):
+    """Zbontar et al. 2021, arXiv:2103.03230."""
+
+    title = 'Barlow Twins'
+    compares_batch = True
+
+    def __init__(self, encoder, *, dim=16):
+        super().__init__(encoder, mlp_head(encoder.num_features, dim, hidden=dim))
+
+    def loss(self, view1, view2):
+        return cross_correlation_loss(self.project(view1), self.project(view2))
+
+
+@in_float32
+def cross_correlation_loss(z1, z2):
+    z1, z2 = ((z - z.mean(0)) / (z.std(0) + 1e-5) for z in (z1, z2))
+    error = z1.T @ z2 / len(z1) - torch.eye(z1.shape[1])
+    return error.square().sum()
+
+
+class TwoStepHead(nn.Module):
+    """A head whose children have names."""
+
+    def __init__(self, encoder, *, cell=1, use_checkpoint=False):
+        super().__init__()
+        self.bottleneck = nn.Conv2d(encoder.num_features, 8, 1)
+        self.pixels = nn.Conv2d(8, (encoder.stride // cell) ** 2 * encoder.in_chans, 1)
+        self.shuffle = nn.PixelShuffle(encoder.stride // cell)
+
+    def forward(self, x):
+        return self.shuffle(self.pixels(self.bottleneck(x)))
+
+
+@pytest.fixture(autouse=True)
+def parts():
+    """Register the parts for one test."""
+    add_options('MODEL.CONVNEXT', {'PATCH_SIZE': 4, 'EMBED_DIM': 8, 'DEPTHS': [1, 1]})
+    added = {
+        'MODEL.TYPE': ('convnext', ConvNeXt),
+        'CONTRASTIVE.METHOD': ('barlow', BarlowTwins),
+        'MODEL.SIMMIM.HEAD': ('two_step', TwoStepHead),
+        'LOSS.NAME': ('squared', lambda options, targets: squared_loss),
+    }
+    for key, (name, part) in added.items():
+        REGISTRIES[key].register(name)(part)
+    yield
+    for key, (name, _) in added.items():
+        del REGISTRIES[key][name]
+    del config_module._C.MODEL['CONVNEXT']
+
+
+def squared_loss(outputs, targets):
+    known = ~targets.isnan()
+    return (outputs.sigmoid() - targets.nan_to_num()).square().where(known, 0).mean()
+
+
+CONVNEXT = {'TYPE': 'convnext', 'IN_CHANS': 1, 'CONVNEXT': {'EMBED_DIM': 4}}
+
+
+@pytest.mark.slow
+def test_a_new_encoder_is_pretrained_and_fine_tuned(phantom, tmp_path):
+    """By SimMIM with a new head on one channel; then with layer decay, a new loss and maps."""
+    model = CONVNEXT | {'SIMMIM': {'HEAD': 'two_step'}}
+    cfg = tiny_config(tmp_path / 'simmim.yaml', 'simmim', model, TRAIN={'EPOCHS': 1})
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
+    weights = run_folder(tmp_path, 'simmim') / 'ckpt_epoch_0.pth'
+    cfg = tiny_config(
+        tmp_path / 'finetune.yaml',
+        'finetune',
+        CONVNEXT,
+        TRAIN={'EPOCHS': 1, 'LAYER_DECAY': 0.5, 'USE_CHECKPOINT': True},
+        LOSS={'NAME': 'squared'},
+        REPORT={'WRITE': True},
+    )
+    argv = arguments(cfg, phantom, tmp_path, '--pretrained', str(weights))
+    assert run_main('finetune', argv) == 0
+    assert (run_folder(tmp_path, 'finetune') / 'report.html').exists()
+
+
+def make_config(head='two_step', channels=3):
+    config = default_config()
+    config.MODEL.TYPE, config.MODEL.SIMMIM.HEAD = 'convnext', head
+    config.MODEL.IN_CHANS, config.DATA.IMG_SIZE, config.DATA.MASK_PATCH_SIZE = channels, 32, 8
+    return config
+
+
+def test_a_head_with_named_children_is_folded_between_channels(tmp_path, log):
+    """Folded images agree in grey levels, as for the linear head."""
+    torch.manual_seed(0)
+    rgb = build_model(make_config()).eval()
+    torch.save({'model': rgb.state_dict()}, tmp_path / 'rgb.pth')
+    config = make_config(channels=1)
+    config.PRETRAINED = str(tmp_path / 'rgb.pth')
+    grey = build_model(config).eval()
+    load_pretrained(config, grey, LOGGER, fit_pretrained)
+    pixels, mask = torch.rand(2, 1, 32, 32), torch.arange(64).view(1, 8, 8).expand(2, 8, 8) % 2
+    mean, std = (
+        torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+    with torch.no_grad():
+        wanted = (rgb.reconstruct((pixels - mean) / std, mask) * std + mean).mean(1)
+        found = grey.reconstruct((pixels - 0.503) / 0.292, mask)[:, 0] * 0.292 + 0.503
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    assert 'decoder.pixels.weight' in log.text
+
+
+def test_another_head_is_dropped_and_logged(tmp_path, log):
+    torch.save({'model': build_model(make_config()).state_dict()}, tmp_path / 'a.pth')
+    config = make_config('linear')
+    config.PRETRAINED = str(tmp_path / 'a.pth')
+    load_pretrained(config, build_model(config), LOGGER, fit_pretrained)
+    assert 'decoder.bottleneck.weight' in log.text
+
+
+def test_a_new_method_trains_a_new_encoder_and_logs_its_options():
+    config = make_config()
+    config.CONTRASTIVE.METHOD, config.CONTRASTIVE.DIM = 'barlow', 8
+    config_module.check_config(config, 'contrastive')
+    model = build_contrastive(config, total_steps=3, num_images=64, logger=LOGGER)
+    loss = model(torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32))
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.projector[-1].out_features == 8
+    assert BarlowTwins.options() == ['METHOD', 'DIM', 'BLUR']
+
+
+@pytest.mark.parametrize('key', ['CONTRASTIVE.TEMPERATURE', 'CONTRASTIVE.MOMENTUM'])
+def test_an_option_that_the_method_ignores_is_refused(key):
+    config = make_config()
+    config.CONTRASTIVE.METHOD = 'barlow'
+    config.merge_from_list([key, 0.5])
+    with pytest.raises(ValueError, match=key):
+        config_module.check_config(config, 'contrastive')
+
+
+@pytest.mark.parametrize('registry', [ENCODERS, HEADS, LABEL_LOSSES], ids=lambda r: r.key)
+def test_allowed_values_are_the_registered_names(registry):
+    config = default_config()
+    config.merge_from_list([registry.key, 'typo'])
+    with pytest.raises(ValueError, match=registry.key) as error:
+        config_module.check_config(config)
+    assert all(repr(name) in str(error.value) for name in registry)

@@ -1,0 +1,423 @@
+"""Weights of other models, stages and channel counts: what they become in ours."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import fill
+from transfers import TABLE, assert_same, load, make_config, make_model, transfer
+from yacs.config import CfgNode
+
+from models import build_model
+from models.contrastive import METHODS
+from models.convert import Report, Statistics, _resize_tables, fold_input, resize_position_embedding
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+GREY = ((0.503,), (0.292,))
+SHARED = f'rel_pos_bias.{TABLE}'
+
+
+def grey_images(statistics, size=32, channels=None):
+    """The same grey images in [0, 1], as channels normalised by the statistics see them."""
+    grey = torch.from_numpy(np.random.RandomState(5).random_sample((2, 1, size, size)))
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in statistics)
+    return ((grey - mean) / std).float()
+
+
+def masks(model):
+    return torch.from_numpy(fill.masks(6, 2, 32, 8, model.patch_size, 0.5))
+
+
+def in_grey_levels(images, statistics):
+    """Normalised channels back to pixels in [0, 1], averaged over the channels."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    return (images * std + mean).mean(1)
+
+
+# Channels
+
+
+@pytest.mark.parametrize('head', ['linear', 'mlp'])
+@pytest.mark.parametrize('kind', ['swin', 'vit'])
+@torch.no_grad()
+def test_three_channels_fold_to_one_exactly(kind, head, tmp_path, log):
+    options = {'MODEL__SIMMIM__HEAD': head}
+    rgb, grey = transfer(make_config(kind, 3, **options), make_config(kind, 1, **options), tmp_path)
+    x_rgb, x_grey, mask = grey_images(IMAGENET), grey_images(GREY), masks(grey)
+    assert_same(grey.encoder(x_grey, mask), rgb.encoder(x_rgb, mask))
+    assert_same(
+        in_grey_levels(grey.reconstruct(x_grey, mask), GREY),
+        in_grey_levels(rgb.reconstruct(x_rgb, mask), IMAGENET),
+    )
+
+
+@pytest.mark.parametrize('kind', ['swin', 'vit'])
+@torch.no_grad()
+def test_one_channel_spreads_to_three_exactly(kind, tmp_path):
+    grey, rgb = transfer(make_config(kind, 1), make_config(kind, 3), tmp_path)
+    x_rgb, x_grey, mask = grey_images(IMAGENET), grey_images(GREY), masks(grey)
+    assert_same(rgb.encoder(x_rgb, mask), grey.encoder(x_grey, mask))
+    mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
+    every_channel = rgb.reconstruct(x_rgb, mask) * std + mean
+    expected = in_grey_levels(grey.reconstruct(x_grey, mask), GREY)
+    assert_same(every_channel, expected[:, None].expand(-1, 3, -1, -1))
+
+
+@torch.no_grad()
+def test_spreading_is_even_and_folding_takes_it_back(tmp_path):
+    grey, rgb = transfer(make_config('swin', 1), make_config('swin', 3), tmp_path)
+    weight = rgb.encoder.patch_embed.proj.weight
+    per_grey = weight / torch.tensor(IMAGENET[1])[:, None, None]
+    assert_same(per_grey[:, 0], per_grey[:, 1])
+    assert_same(per_grey[:, 0], per_grey[:, 2])
+    back = load(
+        rgb.state_dict(), make_config('swin', 1), make_model(make_config('swin', 1), 3), tmp_path
+    )
+    for key, value in grey.state_dict().items():
+        assert_same(back.state_dict()[key], value)
+
+
+@torch.no_grad()
+def test_classifier_folds_from_its_own_recorded_statistics(tmp_path):
+    source_stats, target_stats = ([0.1, 0.3, 0.6], [0.5, 0.25, 0.125]), ([0.4], [0.2])
+    rgb, grey = transfer(
+        make_config('vit', 3, DATA__MEAN=source_stats[0], DATA__STD=source_stats[1]),
+        make_config('vit', 1, DATA__MEAN=target_stats[0], DATA__STD=target_stats[1]),
+        tmp_path,
+        stages=(False, False),
+        own=True,
+    )
+    assert_same(grey(grey_images(target_stats)), rgb(grey_images(source_stats)))
+
+
+def test_folding_by_hand():
+    weight = torch.tensor([2.0, 3.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2)
+    source, target = Statistics((0.5, 0.2), (0.5, 0.25)), Statistics((0.6,), (0.1,))
+    folded, bias = fold_input(weight, torch.tensor([7.0]), source, target)
+    assert folded.shape == (1, 1, 2, 2)
+    # 2 * 0.1 / 0.5 + 3 * 0.1 / 0.25; 7 + 4 pixels * (2 * 0.1 / 0.5 + 3 * 0.4 / 0.25)
+    assert_same(folded, torch.full((1, 1, 2, 2), 1.6))
+    assert_same(bias, torch.tensor([27.8]))
+
+
+@pytest.mark.parametrize('side', ['target', 'source'])
+def test_channels_normalised_by_image_are_summed(side, tmp_path, log):
+    by_image = {'DATA__NORMALIZE': 'image'}
+    rgb, grey = transfer(
+        make_config('swin', 3, **by_image if side == 'source' else {}),
+        make_config('swin', 1, **by_image if side == 'target' else {}),
+        tmp_path,
+        own=True,
+    )
+    old, new = (model.encoder.patch_embed.proj for model in (rgb, grey))
+    assert_same(new.weight, old.weight.sum(1, keepdim=True))
+    assert_same(new.bias, old.bias)
+
+
+def test_other_statistics_for_the_same_channels_are_logged(tmp_path, log):
+    transfer(make_config('swin', 1), make_config('swin', 1, DATA__MEAN=[0.4]), tmp_path)
+    assert 'pixels are normalised with Statistics(mean=(0.4,)' in log.text
+
+
+# Stages and sources
+
+
+@pytest.mark.parametrize('kind', ['swin', 'vit'])
+def test_pretraining_goes_on_with_decoder_and_mask_token(kind, tmp_path, log):
+    source, target = transfer(make_config(kind, 1), make_config(kind, 1), tmp_path)
+    for key, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[key], value), key
+
+
+def test_classifier_starts_from_pretraining_but_for_its_head(tmp_path, log):
+    config = make_config('swin', 1)
+    fresh = make_model(config, seed=2, is_pretrain=False).state_dict()
+    source, target = transfer(config, make_config('swin', 1), tmp_path, stages=(True, False))
+    for key, value in target.state_dict().items():
+        expected = fresh[key] if key.startswith('head.') else source.state_dict()[f'encoder.{key}']
+        assert torch.equal(value, expected), key
+    assert 'mask_token' in log.text
+
+
+@pytest.mark.parametrize('kind', ['swin', 'vit'])
+@pytest.mark.parametrize('method', ['simclr', 'moco', 'byol', 'swav'])
+def test_classifier_starts_from_contrastive_pretraining(method, kind, tmp_path, log):
+    config = make_config(kind, 1)
+    source = METHODS[method](
+        build_model(config, is_pretrain=False, num_outputs=0),
+        **({'total_steps': 1} if method == 'byol' else {}),
+    )
+    target = load(
+        source.state_dict(), config, make_model(config, seed=2, is_pretrain=False), tmp_path
+    )
+    for key, value in target.state_dict().items():
+        if not key.startswith('head.'):
+            assert torch.equal(value, source.state_dict()[f'encoder.{key}']), key
+    beside = [key for key in source.state_dict() if not key.startswith('encoder.')]
+    assert beside and all(key.split('.')[0] in log.text for key in beside)
+
+
+def test_official_files_with_a_pickled_config_load(tmp_path):
+    source = make_model(make_config('swin', 3))
+    node = CfgNode({'DATA': CfgNode({'IMG_SIZE': 32}), 'MODEL': CfgNode({'TYPE': 'swin'})})
+    target = load(
+        source.state_dict(),
+        make_config('swin', 3),
+        make_model(make_config('swin', 3), seed=2),
+        tmp_path,
+        config=node,
+        optimizer={'state': {}, 'param_groups': [{'lr': 1e-3, 'betas': (0.9, 0.999)}]},
+        lr_scheduler={'base_values': [1e-3], 'warmup_t': 10, 'noise_range_t': None},
+        max_accuracy=0.0,
+        epoch=99,
+    )
+    assert_same(target.decoder[0].weight, source.decoder[0].weight)
+
+
+@torch.no_grad()
+def test_official_finetuned_swin_goes_into_both_stages(tmp_path, log):
+    official = make_model(make_config('swin', 3, MODEL__NUM_CLASSES=1000), is_pretrain=False)
+    state = {key: value.clone() for key, value in official.state_dict().items()}
+    for key, value in state.items():
+        if fill.is_buffer(key):
+            value.zero_()
+    classifier = make_model(make_config('swin', 1), seed=2, is_pretrain=False)
+    head = classifier.head.weight.clone()
+    load(state, make_config('swin', 1), classifier, tmp_path)
+    assert torch.equal(classifier.head.weight, head)
+    assert 'head.weight, head.bias' in log.text
+    index = classifier.state_dict()['layers.0.blocks.0.attn.relative_position_index']
+    assert index.any()  # the model's own
+
+    pretraining = make_model(make_config('swin', 1), seed=2)
+    decoder = pretraining.decoder[0].weight.clone()
+    load(state, make_config('swin', 1), pretraining, tmp_path)
+    assert torch.equal(pretraining.decoder[0].weight, decoder)
+    features = official.forward_features(grey_images(IMAGENET))
+    visible = torch.zeros(2, 8, 8, dtype=torch.int64)
+    assert_same(pretraining.encoder(grey_images(GREY), visible).mean((2, 3)), features)
+
+
+def test_head_of_the_same_size_is_loaded(tmp_path):
+    config = make_config('swin', 1)
+    source, target = transfer(config, make_config('swin', 1), tmp_path, stages=(False, False))
+    assert torch.equal(source.head.weight, target.head.weight)
+
+
+def test_decoder_of_another_head_is_dropped_with_the_reason(tmp_path, log):
+    config = make_config('vit', 1, MODEL__SIMMIM__HEAD='mlp')
+    decoder = make_model(config, seed=2).decoder.state_dict()
+    _, target = transfer(make_config('vit', 1), config, tmp_path)
+    assert all(torch.equal(v, decoder[k]) for k, v in target.decoder.state_dict().items())
+
+
+def test_decoder_of_another_stride_is_dropped_with_the_reason(tmp_path, log):
+    source = make_model(make_config('swin', 3)).state_dict()
+    source['decoder.0.weight'] = torch.ones(300, 32, 1, 1)
+    source['decoder.0.bias'] = torch.ones(300)
+    model = make_model(make_config('swin', 1))
+    before = model.decoder[0].weight.clone()
+    load(source, make_config('swin', 1), model, tmp_path)
+    assert torch.equal(model.decoder[0].weight, before)
+
+
+# What is refused
+
+
+def refused(state, config, tmp_path, message, *, is_pretrain=True):
+    model = make_model(config, seed=2, is_pretrain=is_pretrain)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r'PRETRAINED .*source\.pth.*' + message):
+        load(state, config, model, tmp_path)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'encoder.extra.weight': torch.ones(1)}, r'extra\.weight'),
+        ({'strange.encoder.x': torch.ones(1)}, r'strange\.encoder\.x'),
+        ({'encoder.norm.bias': torch.ones(5)}, r'norm\.bias'),
+        ({'encoder.norm.weight': None}, r'norm\.weight'),
+    ],
+)
+@pytest.mark.parametrize('is_pretrain', [True, False])
+def test_entries_that_fit_nowhere_stop_the_run(change, message, is_pretrain, tmp_path):
+    state = make_model(make_config('swin', 1)).state_dict()
+    state.update(change)
+    state = {key: value for key, value in state.items() if value is not None}
+    refused(state, make_config('swin', 1), tmp_path, message, is_pretrain=is_pretrain)
+
+
+def test_checkpoint_of_another_model_stops_the_run(tmp_path):
+    state = make_model(make_config('vit', 1)).state_dict()
+    refused(state, make_config('swin', 1), tmp_path, 'cls_token', is_pretrain=False)
+    wider = make_model(make_config('swin', 1, MODEL__SWIN__EMBED_DIM=32)).state_dict()
+    message = r'mask_token \[1, 1, 32\]'
+    refused(wider, make_config('swin', 1), tmp_path, message)
+    deeper = make_model(make_config('swin', 1, MODEL__SWIN__DEPTHS=[2, 2])).state_dict()
+    message = r'layers\.1\.blocks\.1\.'
+    refused(deeper, make_config('swin', 1), tmp_path, message)
+
+
+def test_another_number_of_heads_stops_the_run(tmp_path):
+    state = make_model(make_config('swin', 1, MODEL__SWIN__NUM_HEADS=[4, 4])).state_dict()
+    message = rf'layers\.0\.blocks\.0\.attn\.{TABLE}'
+    refused(state, make_config('swin', 1), tmp_path, message)
+
+
+def test_table_of_no_square_window_stops_the_run(tmp_path):
+    state = make_model(make_config('swin', 1)).state_dict()
+    state[f'encoder.layers.0.blocks.0.attn.{TABLE}'] = torch.zeros(48, 2)
+    refused(state, make_config('swin', 1), tmp_path, r'.*table.*48')
+
+
+def test_the_log_counts_every_entry_once(tmp_path, log):
+    source, _ = transfer(
+        make_config('swin', 3), make_config('swin', 1), tmp_path, stages=(True, False)
+    )
+    counts = re.findall(r'^(?:loaded|resized|folded|left over) +(\d+)', log.messages[-1], re.M)
+    assert sum(map(int, counts)) == len(source.state_dict())
+
+
+def test_a_smaller_hold_out_before_is_warned_of(tmp_path, log):
+    """The model may have been trained on patients that are held out now."""
+    for before, now, warned in ((0.1, 0.2, 1), (0.2, 0.2, 1)):
+        transfer(
+            make_config('swin', 1, DATA__HOLDOUT_FRACTION=before),
+            make_config('swin', 1, DATA__HOLDOUT_FRACTION=now),
+            tmp_path,
+            own=True,
+        )
+        assert sum('HOLDOUT_FRACTION' in message for message in log.messages) == warned
+
+
+# ViT's position tables
+
+
+def vit(table, *, pool=False, size=32):
+    return make_config(
+        'vit',
+        1,
+        DATA__IMG_SIZE=size,
+        MODEL__VIT__USE_MEAN_POOLING=pool,
+        MODEL__VIT__USE_SHARED_RPB=table in ('shared', 'both'),
+        MODEL__VIT__USE_RPB=table in ('blocks', 'both'),
+    )
+
+
+def table_of(model, block, prefix=''):
+    return model.state_dict()[f'{prefix}blocks.{block}.attn.{TABLE}']
+
+
+def test_shared_table_is_put_into_every_block(tmp_path, log):
+    source, target = transfer(
+        vit('shared'), vit('blocks', pool=True), tmp_path, stages=(True, False)
+    )
+    for block in range(2):
+        assert torch.equal(table_of(target, block), source.state_dict()[f'encoder.{SHARED}'])
+    assert 'fc_norm.weight' in log.text  # new; norm.* is left over
+
+
+def test_shared_and_block_tables_are_added_where_a_model_has_only_the_latter(tmp_path):
+    source, target = transfer(vit('both'), vit('blocks'), tmp_path)
+    state = source.state_dict()
+    for block in range(2):
+        expected = state[f'encoder.{SHARED}'] + table_of(source, block, 'encoder.')
+        assert torch.equal(table_of(target, block, 'encoder.'), expected)
+
+
+@pytest.mark.parametrize('table', ['shared', 'blocks', 'both', 'none'])
+def test_tables_of_the_same_kind_are_kept(table, tmp_path):
+    source, target = transfer(vit(table), vit(table), tmp_path, stages=(False, False))
+    for key, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[key], value), key
+
+
+def test_block_tables_are_not_made_into_a_shared_one(tmp_path):
+    with pytest.raises(ValueError, match=rf'blocks\.0\.attn\.{TABLE}'):
+        transfer(vit('blocks'), vit('shared'), tmp_path)
+
+
+def test_official_finetuned_vit_goes_into_pretraining_that_pools(tmp_path, log):
+    source, target = transfer(
+        vit('blocks', pool=True), vit('blocks', pool=True), tmp_path, stages=(False, True)
+    )
+    assert torch.equal(table_of(target, 1, 'encoder.'), table_of(source, 1))
+    assert 'head.weight, head.bias, fc_norm.weight, fc_norm.bias' in log.text
+    with pytest.raises(ValueError, match=r'fc_norm\.weight'):
+        transfer(vit('blocks', pool=True), vit('blocks'), tmp_path, stages=(False, False))
+
+
+def test_class_token_rows_stay_when_the_grid_grows(tmp_path, log):
+    source, target = transfer(vit('shared'), vit('shared', size=64), tmp_path)
+    old, new = source.state_dict()[f'encoder.{SHARED}'], target.state_dict()[f'encoder.{SHARED}']
+    assert (len(old), len(new)) == (7 * 7 + 3, 15 * 15 + 3)
+    assert torch.equal(new[-3:], old[-3:])
+    assert_same(new[15 * 15 // 2], old[7 * 7 // 2])  # the centre
+
+
+# Sizes
+
+
+def test_table_is_resized_from_window_6_to_7():
+    key = f'layers.0.blocks.0.attn.{TABLE}'
+    table, report = torch.arange(121.0).reshape(121, 1) / 121, Report()
+    resized = _resize_tables({key: table}, {key: torch.zeros(169, 1)}, report)[key].flatten()
+    expected = [5.42318e-7, 5.75358e-3, 1.18741e-2]
+    np.testing.assert_allclose(resized[:3], expected, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(resized[[84, 168]], [0.49586776, 0.99173498], rtol=1e-6)
+    assert report.resized == [key]
+
+
+def test_swin_goes_to_a_larger_image_and_window(tmp_path, log):
+    config = make_config('swin', 1, DATA__IMG_SIZE=48, MODEL__SWIN__WINDOW_SIZE=6)
+    source, target = transfer(make_config('swin', 1), config, tmp_path)
+    assert table_of(target, 0, 'encoder.layers.0.').shape == (121, 2)
+    assert_same(
+        table_of(target, 0, 'encoder.layers.0.')[60], table_of(source, 0, 'encoder.layers.0.')[24]
+    )
+
+
+@pytest.mark.parametrize('class_rows', [0, 1])
+def test_position_embeddings_keep_identity_and_constants(class_rows):
+    embedding = torch.randn(1, class_rows + 36, 5)
+    assert_same(
+        resize_position_embedding(embedding, class_rows + 36, class_rows=class_rows), embedding
+    )
+    embedding[:, class_rows:] = torch.arange(5.0)
+    resized = resize_position_embedding(embedding, class_rows + 81, class_rows=class_rows)
+    assert torch.equal(resized[:, :class_rows], embedding[:, :class_rows])
+    assert_same(resized[:, class_rows:], torch.arange(5.0).expand(1, 81, 5))
+
+
+def test_position_embeddings_keep_rows_and_columns():
+    columns = torch.arange(6.0).repeat(6).reshape(1, 36, 1)  # each row of the grid is 0 ... 5
+    resized = resize_position_embedding(columns, 144, class_rows=0).reshape(12, 12)
+    assert_same(resized, resized[:1].expand(12, 12))
+    # Cubic convolution (a = -0.75) a quarter of a pixel beside columns 2 and 3.
+    assert_same(resized[0, 5:7], torch.tensor([2.296875, 2.703125]))
+
+
+@pytest.mark.parametrize(
+    'kind, option, key',
+    [
+        ('swin', 'MODEL__SWIN__APE', 'absolute_pos_embed'),
+        ('vit', 'MODEL__VIT__USE_APE', 'pos_embed'),
+    ],
+)
+def test_position_embeddings_follow_the_image_size(kind, option, key, tmp_path, log):
+    config = make_config(kind, 1, **{option: True})
+    larger = make_config(kind, 1, DATA__IMG_SIZE=64, **{option: True})
+    source, target = transfer(config, larger, tmp_path, stages=(True, False))
+    old, new = source.state_dict()[f'encoder.{key}'], target.state_dict()[key]
+    rows = int(kind == 'vit')
+    assert new.shape[1] - rows == 4 * (old.shape[1] - rows)
+    assert torch.equal(new[:, :rows], old[:, :rows])
+    assert_same(new, resize_position_embedding(old, new.shape[1], class_rows=rows))
+
+
+def test_grid_that_is_not_square_is_refused():
+    with pytest.raises(ValueError, match='35'):
+        resize_position_embedding(torch.zeros(1, 36, 4), 17, class_rows=1)

@@ -1,0 +1,220 @@
+"""Probes: votes by brute force, heads against scikit-learn, and unchanged encoders."""
+
+import json
+import re
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+from tiny import arguments, run_folder, run_main, tiny_config, torchrun
+from torch import nn
+
+import main_finetune
+from config import get_config
+from data.labels import LABELS
+from evaluation import probes
+from evaluation.probes import KnnClassifier, fit_linear_heads
+from models import build_model
+from utils import read_checkpoint
+
+NAN = float('nan')
+
+
+def test_votes_equal_a_brute_force_count() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(30, 5)).astype(np.float32)
+    targets = rng.choice([0.0, 1.0, NAN], size=(30, 3), p=[0.5, 0.3, 0.2]).astype(np.float32)
+    queries = rng.normal(size=(4, 5)).astype(np.float32)
+    shares = []
+    for query in queries:
+        similarity = [f @ query / np.linalg.norm(f) / np.linalg.norm(query) for f in features]
+        nearest = sorted(range(30), key=lambda i: -similarity[i])[:7]
+        row = []
+        for k in range(3):
+            votes = [(np.exp(similarity[i] / 0.07), targets[i, k]) for i in nearest]
+            known = [(weight, target) for weight, target in votes if not np.isnan(target)]
+            row.append(sum(w * t for w, t in known) / sum(w for w, _ in known))
+        shares.append(row)
+    probe = KnnClassifier(nn.Identity(), features, targets, 7)
+    found = probe.vote(torch.from_numpy(queries)).sigmoid().numpy()
+    np.testing.assert_allclose(found, shares, rtol=1e-5, atol=1e-9)
+
+
+def test_a_label_that_no_neighbour_knows_gets_one_half() -> None:
+    features = np.eye(3, dtype=np.float32)
+    probe = KnnClassifier(nn.Identity(), features, np.full((3, 1), NAN, np.float32), 2)
+    assert probe.vote(torch.from_numpy(features)).sigmoid().tolist() == [[0.5]] * 3
+
+
+def test_a_grid_of_linear_heads_is_at_scikit_learns_minima() -> None:
+    """Features whose variances span four decades."""
+    rng = np.random.default_rng(4)
+    mixing = np.linalg.qr(rng.normal(size=(40, 40)))[0]
+    features = rng.normal(size=(600, 40)) * np.arange(1, 41) ** -1.25 @ mixing + 0.5
+    features = features.astype(np.float32)
+    before = features.copy()
+    z = features @ rng.normal(size=(40, 3))
+    targets = ((z - z.mean(axis=0)) / z.std(axis=0) + rng.normal(size=z.shape) > [0, 1, 2]) * 1.0
+    targets[rng.random(targets.shape) < 0.1] = NAN
+    one_class = np.zeros((600, 1))
+    penalties = (1e-6, 1e-3, 0.1, 10.0)
+    all_targets = np.hstack([targets, one_class]).astype(np.float32)
+    heads = fit_linear_heads(features, all_targets, inverse_penalties=penalties)
+    np.testing.assert_array_equal(features, before)
+    standard = StandardScaler().fit_transform(features.astype(np.float64))
+    for penalty, (weight, bias) in zip(penalties, heads, strict=True):
+        assert not weight[3].any() and bias[3] == 0, 'a label with one class is not fitted'
+        for k, target in enumerate(targets.T):
+            known = ~np.isnan(target)
+            want = LogisticRegression(C=penalty, tol=1e-10, max_iter=10_000)
+            want.fit(standard[known], target[known])
+            got = features @ weight[k] + bias[k]
+            np.testing.assert_allclose(got, want.decision_function(standard), rtol=0, atol=1e-3)
+
+
+def test_a_soft_target_counts_as_both_classes() -> None:
+    rng = np.random.default_rng(2)
+    features = rng.normal(size=(60, 3)).astype(np.float32)
+    soft = np.where(features[:, 0] > 0, 0.75, 0.0).astype(np.float32)
+    [(weight, bias)] = fit_linear_heads(features, soft[:, None], inverse_penalties=[1.0])
+    standard = StandardScaler().fit_transform(features)
+    rows = np.repeat(np.arange(60), 4)  # three in four positive
+    classes = np.array([1, 1, 1, 0] * 60) * (soft[rows] > 0)
+    want = LogisticRegression(C=1.0)
+    want.fit(standard[rows], classes, sample_weight=np.full(240, 0.25))
+    np.testing.assert_allclose(
+        features @ weight[0] + bias[0], want.decision_function(standard), atol=2e-3
+    )
+
+
+@pytest.mark.parametrize('mode', ['linear_probe', pytest.param('knn', marks=pytest.mark.slow)])
+def test_a_probe_run_writes_scores_and_leaves_the_encoder_alone(
+    mode: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {}
+
+    def keep(run, model, loaders):
+        kept['before'] = {k: v.clone() for k, v in model.state_dict().items()}
+        kept['probe'] = probes.build_probe(run, model, loaders)
+        return kept['probe']
+
+    monkeypatch.setattr(main_finetune, 'build_probe', keep)
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': mode})
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'o')) == 0
+    folder = run_folder(tmp_path / 'o', 'finetune')
+    assert set(json.loads((folder / 'scores.json').read_text())) == {'valid', 'test'}
+    table = pd.read_csv(folder / 'predictions_valid.csv')
+    assert list(table.columns) == ['Path', *LABELS]
+    assert table[list(LABELS)].to_numpy().std() > 0
+    model = kept['probe'].encoder if mode == 'knn' else kept['probe']
+    after = model.state_dict()
+    changed = {k for k, v in kept['before'].items() if not torch.equal(v, after[k])}
+    assert changed == (set() if mode == 'knn' else {'head.weight', 'head.bias'})
+
+
+@pytest.mark.slow
+def test_last_layer_trains_the_head_alone(phantom: Path, tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'last_layer'})
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'o')) == 0
+    folder = run_folder(tmp_path / 'o', 'finetune')
+    first = read_checkpoint(folder / 'ckpt_epoch_0.pth')['model']
+    last = read_checkpoint(folder / 'ckpt_epoch_1.pth')['model']
+    changed = {key for key, value in first.items() if not torch.equal(value, last[key])}
+    assert changed == {'head.weight', 'head.bias'}
+
+
+def probe_run(phantom: Path, folder: Path, mode: str, **sections: dict) -> Path:
+    cfg = tiny_config(folder / 'c.yaml', 'finetune', FINETUNE={'MODE': mode}, **sections)
+    assert run_main('finetune', arguments(cfg, phantom, folder / 'o')) == 0
+    return run_folder(folder / 'o', 'finetune')
+
+
+def log_of(folder: Path) -> str:
+    return (folder / 'log_rank0.txt').read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('level', ['study', 'image'])
+def test_the_grid_is_scored_as_the_run_is(level: str, phantom: Path, tmp_path: Path) -> None:
+    """The best score in the log is that of the predictions, by level, aggregate and views."""
+    options = {'LEVEL': level, 'AGGREGATE': 'mean', 'TTA_FLIP': True, 'SELECT': 'all'}
+    data = {'VIEWS': 'all', 'HOLDOUT_FRACTION': 0.4, 'TRAIN_IMAGES': 0, 'UNCERTAIN': 'ones'}
+    folder = probe_run(phantom, tmp_path, 'knn', EVAL=options, DATA=data)
+    scores = re.findall(rf'knn, \d+: mean AUROC at {level} level .* ([\d.]+)\n', log_of(folder))
+    assert len(scores) == len(probes.NUM_NEIGHBOURS)
+    predicted = pd.read_csv(folder / 'predictions_holdout.csv').set_index('Path')
+    truth = pd.read_csv(phantom / 'train.csv').set_index('Path').loc[predicted.index, list(LABELS)]
+    truth = truth.fillna(0).where(lambda cells: cells != -1)
+    means = {}
+    studies = predicted.index.str.rsplit('/', n=1).str[0]
+    for name, parts in (('image', predicted.index), ('study', studies)):
+        p, y = predicted.groupby(parts).mean(), truth.groupby(parts).max()
+        known = {label: y[label].notna() for label in LABELS}
+        areas = [
+            roc_auc_score(y.loc[known[label], label], p.loc[known[label], label])
+            for label in LABELS
+            if y[label].nunique() == 2
+        ]
+        means[name] = np.mean(areas)
+    assert abs(means['image'] - means['study']) > 2e-4
+    assert max(map(float, scores)) == pytest.approx(means[level], abs=6e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['linear_probe', 'knn'])
+def test_two_processes_probe_the_same_random_weights_as_one(
+    mode: str, phantom: Path, tmp_path: Path
+) -> None:
+    one = probe_run(phantom, tmp_path, mode)
+    argv = arguments(tmp_path / 'c.yaml', phantom, tmp_path / 'two')
+    done = torchrun('finetune', argv, processes=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    two = run_folder(tmp_path / 'two', 'finetune')
+    for split in ('holdout', 'valid', 'test'):
+        want, got = (
+            pd.read_csv(folder / f'predictions_{split}.csv')[list(LABELS)].to_numpy()
+            for folder in (one, two)
+        )
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    scores = [re.findall(rf'{mode}, .*: mean AUROC .* (.*)\n', log_of(run)) for run in (one, two)]
+    assert len(set(scores[0])) > 1
+    assert scores[1] == scores[0]
+
+
+@pytest.mark.slow
+def test_features_that_are_not_finite_are_refused(phantom: Path, tmp_path: Path, refused) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'linear_probe'})
+    model = build_model(get_config(Namespace(cfg=str(cfg), opts=[], stage='finetune')), False)
+    torch.nn.init.constant_(model.norm.weight, NAN)
+    torch.save({'model': model.state_dict()}, tmp_path / 'bad.pth')
+    more = ['--pretrained', str(tmp_path / 'bad.pth')]
+    argv = arguments(cfg, phantom, tmp_path / 'o', *more)
+    refused('finetune', argv, 'train.csv', 'CheXpert')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['linear_probe', 'knn'])
+def test_a_grid_without_a_score_is_refused(
+    mode: str, phantom: Path, tmp_path: Path, refused
+) -> None:
+    """The one patient that is held out has not both classes of each of the five."""
+    cfg = tiny_config(
+        tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': mode},
+        DATA={'HOLDOUT_FRACTION': 0.001}, EVAL={'SELECT': 'five'},
+    )  # fmt: skip
+    argv = arguments(cfg, phantom, tmp_path / 'o')
+    refused('finetune', argv, mode, 'EVAL.SELECT', 'Edema', 'DATA.HOLDOUT_FRACTION')
+
+
+def test_a_probe_without_held_out_patients_is_refused(phantom: Path, tmp_path: Path, refused):
+    cfg = tiny_config(
+        tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'knn'}, EVAL={'SELECT_ON': 'valid'}
+    )
+    argv = arguments(cfg, phantom, tmp_path / 'o', '--opts', 'DATA.HOLDOUT_FRACTION', '0.0')
+    refused('finetune', argv, 'FINETUNE.MODE', 'DATA.HOLDOUT_FRACTION')

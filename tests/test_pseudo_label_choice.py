@@ -1,0 +1,160 @@
+"""Pseudo-labels: which predictions are confident enough, and how many real labels confirm them."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from evaluation.pseudo_labels import KEEP, MIN_CASES, MIN_EXPECTED, SHARES, audit, choose_values
+
+NAN = np.nan
+
+
+def is_seldom_wrong(cases: list[bool], wrong: list[bool], confidence: str) -> bool:
+    """Whether these cases are enough, and seldom enough wrong, in exact fractions."""
+    base = Fraction(sum(wrong), len(wrong))
+    expected, limit = len(cases) * base, (1 - Fraction(confidence)) * base
+    is_enough = len(cases) >= MIN_CASES and expected >= Fraction(MIN_EXPECTED)
+    return is_enough and Fraction(sum(cases), len(cases)) <= limit
+
+
+def brute_force(
+    p: list[float], y: list[float], q: list[float], side: int, keep: str, confidence: str
+) -> list[bool]:
+    """Which of the probabilities q get the value `side`, by trying every threshold or share."""
+    known = [(a, b != side) for a, b in zip(p, y, strict=True) if not np.isnan(b)]
+    wrong = [b for _, b in known]
+
+    def beyond(a: float, t: float) -> bool:
+        return a >= t if side == 1 else a <= t
+
+    def most_confident(values: list[float], share: float) -> float | None:
+        """The threshold that the most of these values reach which are not over the share."""
+        room = int(Fraction(str(share)) * len(values))
+        fitting = [t for t in values if sum(beyond(a, t) for a in values) <= room]
+        return (min if side == 1 else max)(fitting, default=None)
+
+    if keep == 'threshold':
+        good = []
+        for t in {a for a, _ in known}:
+            cases = [b for a, b in known if beyond(a, t)]
+            if is_seldom_wrong(cases, wrong, confidence):
+                good.append(t)
+        threshold = (min if side == 1 else max)(good, default=None)
+    else:
+        threshold = None
+        for share in sorted(SHARES):
+            t = most_confident([a for a, _ in known], share)
+            cases = [] if t is None else [b for a, b in known if beyond(a, t)]
+            if cases and is_seldom_wrong(cases, wrong, confidence):
+                threshold = most_confident([a for a in q if not np.isnan(a)], share)
+    return [threshold is not None and beyond(a, threshold) for a in q]
+
+
+@pytest.mark.parametrize('keep', KEEP)
+@pytest.mark.parametrize('confidence', ['0.1', '0.75', '0.9'])
+def test_values_are_those_of_every_threshold_tried(keep: str, confidence: str) -> None:
+    rng = np.random.default_rng(7)
+    rates = np.array([0.02, 0.1, 0.3, 0.5, 0.8, 0.97])
+    targets = (rng.random((240, 6)) < rates).astype(float)
+    held_out = 1 / (1 + np.exp(-rng.normal(4 * targets - 2, 1)))
+    held_out[:, 3] = rng.random(240)  # knows nothing
+    held_out = np.round(held_out, 2)  # with ties
+    targets[rng.random(targets.shape) < 0.1] = NAN
+    unlabelled = np.round(rng.random((150, 6)), 2)
+    unlabelled[rng.random(unlabelled.shape) < 0.05] = NAN
+    values, cuts = choose_values(
+        held_out, targets, unlabelled, keep=keep, confidence=float(confidence)
+    )
+    assert values.dtype == np.float32
+    for k in range(6):
+        columns = held_out[:, k].tolist(), targets[:, k].tolist(), unlabelled[:, k].tolist()
+        ones, zeros = (brute_force(*columns, side, keep, confidence) for side in (1, 0))
+        expected = [
+            NAN if one == zero else float(one) for one, zero in zip(ones, zeros, strict=True)
+        ]
+        np.testing.assert_array_equal(values[:, k], expected, err_msg=f'label {k}')
+        for cut, side in zip(cuts[k], (1, 0), strict=True):
+            if keep == 'threshold' and not np.isnan(cut.threshold):
+                p, y = held_out[:, k], targets[:, k]
+                beyond = (p >= cut.threshold) if side else (p <= cut.threshold)
+                assert cut.cases == (beyond & ~np.isnan(y)).sum()
+                assert cut.errors == (beyond & (y == 1 - side)).sum()
+    found = ~np.isnan(values).all(axis=0)
+    assert found.sum() >= 3
+    assert confidence == '0.1' or not found[3]
+
+
+@pytest.mark.parametrize(('clean', 'kept'), [(249, 0), (250, 250)])
+def test_a_rare_label_wants_many_cases_to_be_called_negative(clean: int, kept: int) -> None:
+    """Of 2 % positives, 5 errors are expected of 250 cases called negative, and none is found."""
+    held_out = np.arange(1000)[:, None] / 1000
+    targets = np.zeros((1000, 1))
+    targets[clean : clean + 20] = 1
+    values, [(_, negative)] = choose_values(
+        held_out, targets, held_out, keep='threshold', confidence=0.99
+    )
+    assert (values == 0).sum() == kept == negative.cases
+    # An NPV of 98 % is what calling everybody negative has: not even a little confidence.
+    shuffled = np.random.default_rng(0).permutation(targets)
+    values, _ = choose_values(held_out, shuffled, held_out, keep='threshold', confidence=0.9)
+    assert np.isnan(values).all()
+
+
+@pytest.mark.parametrize('side', [0, 1])
+def test_one_class_alone_gives_no_labels(side: int) -> None:
+    held_out = np.random.default_rng(0).random((100, 1))
+    for targets in (np.full((100, 1), float(side)), np.full((100, 1), NAN)):
+        for keep in KEEP:
+            values, _ = choose_values(held_out, targets, held_out, keep=keep, confidence=0.5)
+            assert np.isnan(values).all()
+
+
+def test_confirmed_pseudo_labels_are_counted_one_by_one() -> None:
+    rng = np.random.default_rng(1)
+    real = rng.choice([0.0, 1.0, NAN], (50, 4), p=[0.6, 0.3, 0.1])
+    values = rng.choice([0.0, 1.0, NAN], (50, 4), p=[0.3, 0.2, 0.5])
+    figures = audit(values, real)
+    for name, side in (('positive', 1), ('negative', 0)):
+        total = known = right = 0
+        chance = 0.0
+        for i, k in np.ndindex(values.shape):
+            if values[i, k] == side:
+                total += 1
+                if not np.isnan(real[i, k]):
+                    known += 1
+                    right += real[i, k] == side
+                    column = [x for x in real[:, k] if not np.isnan(x)]
+                    chance += column.count(side) / len(column)
+        assert (figures[name]['values'], figures[name]['known']) == (total, known)
+        assert figures[name]['confirmed'] == pytest.approx(right / known)
+        assert figures[name]['by_chance'] == pytest.approx(chance / known)
+    nothing = audit(np.full((3, 1), NAN), np.ones((3, 1)))['positive']
+    assert nothing['values'] == 0 and np.isnan([nothing['confirmed'], nothing['by_chance']]).all()
+
+
+@pytest.mark.parametrize('keep', KEEP)
+def test_held_out_images_without_a_prediction_are_ignored(keep: str) -> None:
+    rng = np.random.default_rng(2)
+    targets = (rng.random((300, 2)) < 0.4).astype(float)
+    held_out = np.clip(0.5 * targets + 0.6 * rng.random(targets.shape), 0, 1)
+    unlabelled = rng.random((100, 2))
+    options = {'keep': keep, 'confidence': 0.8}
+    values, cuts = choose_values(held_out, targets, unlabelled, **options)
+    assert all(cut.cases for pair in cuts for cut in pair)
+    more = np.full((200, 2), NAN), rng.integers(0, 2, (200, 2)).astype(float)
+    order = rng.permutation(500)
+    held_out, targets = (
+        np.concatenate(parts)[order] for parts in zip((held_out, targets), more, strict=True)
+    )
+    again, same = choose_values(held_out, targets, unlabelled, **options)
+    np.testing.assert_array_equal(again, values)
+    np.testing.assert_equal(same, cuts)
+
+
+@pytest.mark.parametrize(
+    ('keep', 'confidence', 'part'), [('most', 0.9, 'keep'), ('threshold', 0.0, 'confidence')]
+)
+def test_other_options_are_refused(keep: str, confidence: float, part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        choose_values(*[np.zeros((1, 1))] * 3, keep=keep, confidence=confidence)

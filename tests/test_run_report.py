@@ -1,0 +1,175 @@
+"""The report of a run: its numbers follow from the prediction files, and it can hide names."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score, roc_auc_score
+from tiny import arguments, run_folder, run_main, tiny_config
+
+from data.labels import COMPETITION_LABELS, LABELS
+
+PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
+REPORT = {'REPORT': {'WRITE': True, 'MAPS': 1}, 'EVAL': {'RESAMPLES': 100}}
+
+
+@pytest.fixture(scope='module')
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough synthetic X-rays for thresholds and intervals."""
+    from data.phantom import make_phantom
+
+    folder = tmp_path_factory.mktemp('many') / 'CheXpert-phantom'
+    make_phantom(folder, num_train=90, num_valid=5, num_test=60, size=32, seed=4)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def finished(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder."""
+    tmp_path = tmp_path_factory.mktemp('run')
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'VIEWS': 'all'}, **REPORT)
+    assert run_main('finetune', arguments(cfg, many, tmp_path / 'o')) == 0
+    return run_folder(tmp_path / 'o', 'finetune')
+
+
+def studies(folder: Path, data: Path, split: str) -> pd.DataFrame:
+    """Greatest probability and label of each study, '<label> p' and '<label> y'."""
+    predicted = pd.read_csv(folder / f'predictions_{split}.csv').set_index('Path')
+    csv = 'train.csv' if split == 'holdout' else f'{split}.csv'
+    labels = pd.read_csv(data / csv).set_index('Path').loc[predicted.index, list(LABELS)]
+    # As the data has it: blank is negative, uncertain is not scored.
+    labels = labels.fillna(0).where(lambda cells: cells != -1)
+    table = pd.concat([predicted.add_suffix(' p'), labels.add_suffix(' y')], axis=1)
+    return table.groupby(table.index.str.rsplit('/', n=1).str[0]).max()
+
+
+def test_scores_are_those_of_the_prediction_files(finished: Path, many: Path) -> None:
+    report = json.loads((finished / 'report.json').read_text())
+    assert [part['name'] for part in report['sets']] == ['valid', 'test']
+    table = studies(finished, many, 'test')
+    scored = 0
+    for part in report['sets'][1]['labels']:
+        p, y = table[f'{part["label"]} p'], table[f'{part["label"]} y']
+        known = y.notna()
+        if y[known].nunique() < 2:
+            assert part['scores']['auroc']['value'] is None
+            continue
+        scored += 1
+        assert part['positives'] == y.sum()
+        want = roc_auc_score(y[known], p[known])
+        assert part['scores']['auroc']['value'] == pytest.approx(want, abs=1e-9)
+        if part['threshold'] is not None:
+            called = p[known] >= part['threshold'] * (1 - 1e-8)  # the file has nine digits
+            want = f1_score(y[known], called, zero_division=np.nan)
+            assert part['scores']['f1']['value'] == pytest.approx(want, nan_ok=True)
+    assert scored > 8
+    areas = {p['label']: p['scores']['auroc'] for p in report['sets'][1]['labels']}
+    five = [areas[label]['value'] for label in COMPETITION_LABELS]
+    assert report['headline']['score']['value'] == pytest.approx(np.mean(five))
+    assert areas['Lung Opacity']['low'] < areas['Lung Opacity']['value']
+
+
+def test_thresholds_are_youdens_on_the_held_out_patients(finished: Path, many: Path) -> None:
+    report = json.loads((finished / 'report.json').read_text())
+    table = studies(finished, many, 'holdout')
+    chosen = 0
+    for part in report['sets'][1]['labels']:
+        p, y = table[f'{part["label"]} p'], table[f'{part["label"]} y']
+        if y.dropna().nunique() < 2:
+            assert part['threshold'] is None
+            continue
+        scores = {t: p[y == 1].ge(t).mean() - p[y == 0].ge(t).mean() for t in p[y.notna()]}
+        best = max(t for t, score in scores.items() if score > max(scores.values()) - 1e-12)
+        assert part['threshold'] == pytest.approx(best, rel=1e-7)
+        chosen += 1
+    assert chosen > 5
+
+
+def test_groups_and_maps_are_there(finished: Path) -> None:
+    report = json.loads((finished / 'report.json').read_text())
+    columns = {part['column']: part for part in report['sets'][1]['groups']}
+    assert set(columns) == {'Sex', 'Age', 'View'}
+    rows = sum(group['rows'] for group in columns['Sex']['groups'])
+    assert rows == report['sets'][1]['rows']
+    assert report['maps']
+    for entry in report['maps']:
+        assert (finished / entry['file']).read_bytes().startswith(b'\x89PNG')
+        above = entry['probability'] >= entry['threshold']
+        assert above == (entry['kind'] in ('true positive', 'false positive'))
+    assert -1 <= report['maps_check']['similarity'] <= 1
+
+
+@pytest.mark.slow
+def test_eval_of_the_same_checkpoint_gives_the_same_report_with_hashed_names(
+    finished: Path, many: Path, tmp_path: Path
+) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'VIEWS': 'all'}, **REPORT)
+    more = ['--eval', '--resume', str(finished / 'ckpt_best.pth'), '--opts']
+    more += ['REPORT.ANONYMISE', 'True']
+    assert run_main('finetune', arguments(cfg, many, tmp_path / 'o', *more)) == 0
+    folder = run_folder(tmp_path / 'o', 'finetune') / 'report_eval'
+    first, again = (json.loads((f / 'report.json').read_text()) for f in (finished, folder))
+    for report in (first, again):
+        for entry in [*report['maps'], *(e for s in report['sets'] for e in s['worst_errors'])]:
+            del entry['path']
+    for key in ('headline', 'sets', 'maps', 'maps_check', 'published'):
+        assert again[key] == first[key], key
+    rows = {row['name']: row['value'] for row in again['run']}
+    assert rows['Uncertain labels in training'] == 'ignore', 'read from the checkpoint'
+    assert rows['Checkpoint'] == 'ckpt_best.pth'
+    for file in [*folder.glob('report.*'), *folder.glob('report_*')]:
+        assert not PATIENT.search(file.read_bytes()), file.name
+        assert str(many).encode() not in file.read_bytes(), file.name
+
+
+def test_only_predictions_and_reports_name_patients(finished: Path) -> None:
+    assert list(finished.rglob('events.out.tfevents.*'))
+    naming = {
+        file.name
+        for file in finished.rglob('*')
+        if file.is_file() and PATIENT.search(file.read_bytes())
+    }
+    predictions = {f'predictions_{split}.csv' for split in ('holdout', 'valid', 'test')}
+    assert naming == predictions | {'report.html', 'report.json'}
+
+
+@pytest.mark.slow
+def test_an_ensemble_averages_probabilities(finished: Path, many: Path, tmp_path: Path) -> None:
+    paths = [str(finished / name) for name in ('ckpt_epoch_0.pth', 'ckpt_epoch_1.pth')]
+    tables = []
+    for i, ensemble in enumerate(([paths[0]], [paths[1]], paths)):
+        cfg = tiny_config(tmp_path / f'{i}.yaml', 'finetune', DATA={'VIEWS': 'all'})
+        opts = ['--eval', '--opts', 'EVAL.ENSEMBLE', str(ensemble)]
+        assert run_main('finetune', arguments(cfg, many, tmp_path / str(i), *opts)) == 0
+        folder = run_folder(tmp_path / str(i), 'finetune')
+        tables.append(pd.read_csv(folder / 'predictions_test_eval.csv')[list(LABELS)].to_numpy())
+    assert not np.allclose(tables[0], tables[1])
+    np.testing.assert_allclose(tables[2], (tables[0] + tables[1]) / 2, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'task, label', [('any_finding', 'Any Finding'), ('effusion', 'Pleural Effusion')]
+)
+def test_a_binary_task_from_end_to_end(task: str, label: str, many: Path, tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'TASK': task}, **REPORT)
+    argv = arguments(cfg, many, tmp_path / 'o', '--opts', 'MODEL.NUM_CLASSES', '1')
+    assert run_main('finetune', argv) == 0
+    folder = run_folder(tmp_path / 'o', 'finetune')
+    predicted = pd.read_csv(folder / 'predictions_test.csv')
+    assert list(predicted.columns) == ['Path', label]
+    labels = pd.read_csv(many / 'test.csv').set_index('Path').loc[predicted['Path'], list(LABELS)]
+    others = [name for name in LABELS if name != 'No Finding']
+    positive = labels[label] == 1 if task == 'effusion' else (labels[others] == 1).any(axis=1)
+    known = positive | (labels['No Finding'] == 1)
+    assert 0 < positive.sum() < known.sum() <= len(labels)
+    frame = pd.DataFrame({'p': predicted[label].to_numpy(), 'y': positive.to_numpy()})
+    frame = frame[known.to_numpy()]
+    frame = frame.groupby(predicted['Path'].str.rsplit('/', n=1).str[0]).max()
+    report = json.loads((folder / 'report.json').read_text())
+    score = report['sets'][-1]['labels'][0]['scores']['auroc']['value']
+    assert score == pytest.approx(roc_auc_score(frame['y'], frame['p']), abs=1e-9)
+    assert report['headline']['score']['value'] == score

@@ -1,0 +1,337 @@
+"""Sweep files: rows, plans of runs, what is refused, and the files generated from them."""
+
+import argparse
+import logging
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from sweep_runs import methods_file, reference_files
+
+from config import build_parser, config_changes, config_text, encoder_node, get_config
+from evaluation.published import IRVIN_VALIDATION_AUROC
+from models import build_model
+from models.contrastive import build_contrastive
+from models.convert import Statistics, convert, convert_timm
+from sweeps.files import (
+    ROOT,
+    Job,
+    all_files,
+    batch_counts,
+    changed_config,
+    load_sweep,
+    only_row,
+    plan,
+    share_steps,
+    sweep_files,
+)
+
+SWEEPS = {
+    path.relative_to(ROOT / 'scripts/ablations').with_suffix('').as_posix(): load_sweep(path)
+    for path in sweep_files()
+}
+METHODS = {path.stem: load_sweep(path) for path in sorted(ROOT.glob('scripts/comparison/*.yaml'))}
+FINETUNE = str(reference_files()['finetune'])
+PRETRAIN = str(reference_files()['simmim'])
+
+
+@cache
+def options(path: Path, stage: str, *more: str) -> str:
+    return config_text(get_config(build_parser(stage).parse_args(['--cfg', str(path), *more])))
+
+
+def sweep_file(folder: Path, **changes: object) -> Path:
+    content = yaml.safe_load((ROOT / 'scripts/ablations/nano/loss.yaml').read_text()) | changes
+    path = folder / 'mine.yaml'
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def methods(**entries: dict) -> dict:
+    return {'simmim': {'pretrain': PRETRAIN, 'finetune': FINETUNE}} | entries
+
+
+def test_generated_files_are_up_to_date() -> None:
+    files = all_files()
+    assert [str(path) for path, text in files.items() if path.read_text() != text] == []
+    written = {*(ROOT / 'scripts/ablations').rglob('*.sh')}
+    written |= {*(ROOT / 'configs').glob('*__ablations/*.yaml')}
+    by_hand = {path for s in SWEEPS.values() for path in s.reference.configs.values()}
+    assert written == set(files) | by_hand | {ROOT / 'scripts/ablations/run_row.sh'}
+
+
+@pytest.mark.parametrize('name', SWEEPS)
+def test_a_row_differs_from_the_reference_only_in_its_declared_keys(name: str) -> None:
+    sweep = SWEEPS[name]
+    for row in sweep.rows:
+        for stage in row.stages:
+            more = ['--tag', 'same']
+            if row.learns_from:
+                more += ['--opts', 'DATA.SELF_TRAIN_PREDICTIONS', 'of_another_run.csv']
+            reference = options(sweep.reference.configs[stage], stage, *more)
+            lines = config_changes(reference, options(row.configs[stage], stage, *more))
+            assert {line.partition(':')[0] for line in lines} == set(row.changes(stage))
+
+
+def test_the_sweeps_hold_what_simmim_varied() -> None:
+    names = {name: [row.name for row in sweep.rows] for name, sweep in SWEEPS.items()}
+    assert names['mask_type'] == ['random', 'square', 'block']
+    assert names['mask_size'] == ['4', '8', '16', '32', '64']
+    assert names['mask_ratio'] == [f'0.{i}' for i in range(1, 10)]
+    assert names['target_size'] == ['6', '12', '24', '48', '96', '192']
+    assert set(names['loss']) == {'l1', 'l2', 'smooth_l1'}
+
+
+def test_from_scratch_every_layer_learns_at_the_same_rate() -> None:
+    scratch = [row for sweep in SWEEPS.values() for row in sweep.rows
+               if row.pretrain is None and not row.weights]  # fmt: skip
+    assert scratch and all(row.finetune['TRAIN.LAYER_DECAY'] == 1.0 for row in scratch)
+
+
+def test_published_figures_are_those_of_their_source() -> None:
+    for row, value in SWEEPS['uncertain'].published.values.items():
+        assert value == pytest.approx(sum(IRVIN_VALIDATION_AUROC[row].values()) / 5, abs=6e-5)
+
+
+def test_a_plan_has_each_run_once_after_what_it_needs() -> None:
+    jobs = plan(SWEEPS['uncertain'], seeds=[0, 1], data='/data', output='/runs')
+    folders = [job.folder for job in jobs]
+    assert len(folders) == len(set(folders)) == 2 * (1 + 7)
+    for i, job in enumerate(jobs):
+        assert all(need in folders[:i] for need in job.needs)
+    learner = next(job for job in jobs if job.run == 'uncertain_self_train' and job.seed == 1)
+    teacher = Path('/runs/simmim_finetune/uncertain_ignore_seed1')
+    assert teacher in learner.needs
+    assert learner.config.DATA.SELF_TRAIN_PREDICTIONS == str(teacher / 'predictions_train.csv')
+    assert learner.config.SEED == 1
+    assert learner.config.PRETRAINED == '/runs/simmim_pretrain/reference_seed1/ckpt_epoch_99.pth'
+
+
+def test_one_row_is_planned_with_what_it_learns_from() -> None:
+    row = only_row(SWEEPS['uncertain'], 'self_train')
+    jobs = plan(row, seeds=[3], data='/data', output='/runs')
+    assert [job.run for job in jobs] == ['reference', 'uncertain_ignore', 'uncertain_self_train']
+    row = only_row(SWEEPS['init'], 'scratch')  # other rows of the sweep need weights
+    assert len(plan(row, seeds=[3], data='/data', output='/runs')) == 1
+    with pytest.raises(ValueError, match='--row'):
+        only_row(SWEEPS['init'], 'none')
+
+
+def test_missing_weights_stop_the_plan() -> None:
+    with pytest.raises(ValueError, match='IMAGENET_WEIGHTS'):
+        plan(SWEEPS['init'], seeds=[0], data='/data', output='/runs')
+
+
+def test_rows_with_the_same_pretraining_share_its_run() -> None:
+    rows = {row.name: row for row in SWEEPS['views'].rows}
+    assert rows['all_in_both'].pretrain_run == 'views_all_in_pretraining'
+    assert rows['frontal'].pretrain_run == 'reference'
+    assert {row.pretrain_run for row in SWEEPS['label_share'].rows} == {'reference', ''}
+
+
+def test_row_names_are_taken_as_written(tmp_path: Path) -> None:
+    """YAML reads 1_0.25 as the number 10.25, and 1.0e1 as 10.0."""
+    path = sweep_file(tmp_path, rows={'a': {}, 'b': {'pretrain': {'MODEL.SIMMIM.LOSS': 'l2'}}})
+    path.write_text(path.read_text().replace('a: {}', '1_0.25: {}').replace('b:\n', '1.0e1:\n'))
+    assert [row.name for row in load_sweep(path).rows] == ['1_0.25', '1.0e1']
+
+
+@pytest.mark.parametrize(
+    ('changes', 'key'),
+    [
+        ({'rows': {'a': {}, 'b': {}}}, 'row'),
+        ({'rows': {'a': {'pretrain': {'SEED': 1}}}}, 'SEED'),
+        ({'rows': {'a': {'pretrian': {}}}}, 'pretrian'),
+        ({'rows': {'a': {'pretrain': {'MODEL.SIMMIM.LOSS': 3}}}}, 'MODEL.SIMMIM.LOSS'),
+        ({'rows': {'a': {}, 'b': {'against': 'c', 'pretrain': 'none'}}}, 'against'),
+        ({'rows': {'a': {}, 'b': {'learns_from': 'c'}}}, 'learns_from'),
+        ({'rows': {'a b': {}}}, 'a b'),
+        ({'rows': ['a', 'b']}, 'rows'),
+        ({'keys': None}, 'keys'),
+        ({'other': 1}, 'other'),
+        ({'published': {'source': 'x'}}, 'measure'),
+        ({'published': {'source': 'x', 'measure': 'y', 'values': {'l3': 1}}}, 'l3'),
+        ({'reference': {'pretrain': 'no.yaml', 'finetune': 'no.yaml'}}, 'no.yaml'),
+    ],
+)
+def test_a_bad_ablation_file_is_refused(changes: dict, key: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'mine\.yaml') as caught:
+        load_sweep(sweep_file(tmp_path, **changes))
+    assert key in str(caught.value)
+
+
+# Comparisons of methods -------------------------------------------------------------------------
+
+
+def test_rows_are_methods_by_shares(tmp_path: Path) -> None:
+    sweep = load_sweep(methods_file(tmp_path))
+    assert [(row.name, row.run, row.against, row.pretrain_run) for row in sweep.rows] == [
+        ('simmim_0.1', 'mine_simmim_0.1', '', 'mine_simmim'),
+        ('moco_0.1', 'mine_moco_0.1', 'simmim_0.1', 'mine_moco'),
+        ('scratch_0.1', 'mine_scratch_0.1', 'simmim_0.1', ''),
+        ('simmim_1', 'mine_simmim_1', '', 'mine_simmim'),
+        ('moco_1', 'mine_moco_1', 'simmim_1', 'mine_moco'),
+        ('scratch_1', 'mine_scratch_1', 'simmim_1', ''),
+    ]
+    assert sweep.rows[2].finetune == {
+        'TRAIN.LAYER_DECAY': 0.9, 'DATA.TRAIN_FRACTION': 0.1, 'TRAIN.EPOCHS': 60
+    }  # fmt: skip
+    assert sweep.rows[1].stages == ('contrastive', 'finetune')
+    assert sweep.reference.name == 'simmim_1'
+    assert list(sweep.methods) == ['simmim', 'moco', 'scratch']
+
+
+def test_numbers_of_images_are_subsets_too(tmp_path: Path) -> None:
+    images = {1000: None, 10000: {'TRAIN.EPOCHS': 3}}
+    sweep = load_sweep(methods_file(tmp_path, shares=None, images=images))
+    assert sweep.reference.name == 'simmim_10000' and sweep.rows[0].name == 'simmim_1000'
+    assert sweep.rows[0].finetune == {'DATA.TRAIN_IMAGES': 1000}
+    assert sweep.reference.finetune == {'DATA.TRAIN_IMAGES': 10000, 'TRAIN.EPOCHS': 3}
+
+
+def test_each_method_is_pretrained_once_per_seed_by_its_main(tmp_path: Path) -> None:
+    given = {'contrastive': ['TRAIN.WARMUP_EPOCHS', '4'], 'finetune': ['SAVE_FREQ', '9']}
+    sweep = load_sweep(methods_file(tmp_path))
+    jobs = plan(sweep, seeds=[0, 1], data='/data', output='/runs', options=given)
+    pretrainings = [job for job in jobs if job.stage != 'finetune']
+    assert [(job.arguments[0], str(job.folder)) for job in pretrainings] == [
+        ('main_simmim.py', '/runs/simmim_pretrain/mine_simmim_seed0'),
+        ('main_contrastive.py', '/runs/contrastive_pretrain/mine_moco_seed0'),
+        ('main_simmim.py', '/runs/simmim_pretrain/mine_simmim_seed1'),
+        ('main_contrastive.py', '/runs/contrastive_pretrain/mine_moco_seed1'),
+    ]
+    assert [job.config.TRAIN.WARMUP_EPOCHS for job in pretrainings] == [20, 4, 20, 4]
+    found = {(job.run, job.seed): job for job in jobs if job.stage == 'finetune'}
+    moco, folder = found['mine_moco_0.1', 1], pretrainings[3].folder
+    assert moco.needs == (folder,) and moco.config.PRETRAINED == f'{folder}/ckpt_epoch_299.pth'
+    assert (moco.config.TRAIN.EPOCHS, moco.config.DATA.TRAIN_FRACTION) == (60, 0.1)
+    assert (moco.config.SEED, moco.config.SAVE_FREQ) == (1, 9)
+    scratch = found['mine_scratch_1', 0]
+    assert scratch.needs == () and scratch.config.PRETRAINED == ''
+
+
+@pytest.mark.parametrize(
+    ('changes', 'key'),
+    [
+        ({'shares': None}, 'shares'),
+        ({'images': {10: {}}}, 'images'),
+        ({'reference': 'moco'}, 'moco'),
+        ({'methods': methods()}, 'reference'),
+        ({'methods': methods(b={})}, 'method b'),
+        ({'methods': methods(b={'finetune': FINETUNE, 'pretrain': FINETUNE})}, 'MODEL.NAME'),
+        ({'methods': methods(b={'finetune': FINETUNE, 'against': 'x'})}, 'against'),
+        ({'methods': methods(b={'finetune': FINETUNE, 'finetune_options': {'NO.KEY': 3}})},
+         'NO.KEY'),
+        ({'methods': methods(b={'finetune': FINETUNE, 'finetune_options': {'TRAIN.EPOCHS': 3}})},
+         'TRAIN.EPOCHS'),
+        ({'methods': methods(b={'finetune': FINETUNE, 'pretrain_options': {'TRAIN.EPOCHS': 3}})},
+         'pretrain_options'),
+        ({'shares': {1: {}}, 'methods': methods(
+            b={'finetune': FINETUNE, 'finetune_options': {'TRAIN.EPOCHS': 5}})}, 'shares 1'),
+        ({'methods': methods(
+            b={'finetune': FINETUNE, 'finetune_options': {'TRAIN.ACCUMULATION_STEPS': 2}})},
+         'TRAIN.ACCUMULATION_STEPS'),
+        ({'shares': {'2': {}}}, 'shares 2'),
+        ({'shares': None, 'images': {'0.5': {}}}, 'images 0.5'),
+    ],
+)  # fmt: skip
+def test_a_bad_methods_file_is_refused(changes: dict, key: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'mine\.yaml') as caught:
+        load_sweep(methods_file(tmp_path, **changes))
+    assert key in str(caught.value)
+
+
+def test_few_labels_get_enough_steps() -> None:
+    """Of 187,200 training images, as the header of methods.yaml says."""
+    steps: dict[str, set[int]] = {}
+    for row in METHODS['methods'].rows:
+        opts = [str(word) for pair in row.finetune.items() for word in pair]
+        config = get_config(
+            argparse.Namespace(cfg=str(row.configs['finetune']), stage='finetune', opts=opts)
+        )
+        batch = config.DATA.BATCH_SIZE * config.TRAIN.ACCUMULATION_STEPS
+        count = 187_200 * config.DATA.TRAIN_FRACTION // batch * config.TRAIN.EPOCHS
+        steps.setdefault(row.subset, set()).add(count)
+    assert all(len(counts) == 1 for counts in steps.values())
+    written = [1_460, 8_800, 11_000, 14_600]
+    assert [min(counts) for counts in steps.values()] == pytest.approx(written, rel=0.05)
+
+
+PAIRS = {
+    (row.configs[row.pretraining], row.configs['finetune']): row
+    for sweep in METHODS.values()
+    for row in sweep.rows
+    if row.pretrain is not None
+}
+
+
+@pytest.mark.parametrize('row', PAIRS.values(), ids=lambda row: row.run)
+def test_pretrained_weights_fit_the_encoder_that_is_fine_tuned(row) -> None:
+    """Everything is loaded but the classifier and, after masking, the norm of the pooling."""
+
+    def config_of(stage: str):
+        opts = ['MODEL.VIT.DEPTH', '1']  # all blocks are alike
+        return get_config(argparse.Namespace(cfg=str(row.configs[stage]), stage=stage, opts=opts))
+
+    before, after = config_of(row.pretraining), config_of('finetune')
+    for key in ('EMBED_DIM', 'NUM_HEADS', 'PATCH_SIZE', 'NAME', 'INIT_VALUES'):
+        assert encoder_node(before).get(key) == encoder_node(after).get(key)
+    if row.pretraining == 'contrastive':
+        given = {'num_images': 10**6, 'logger': logging.getLogger('test'), 'total_steps': 1}
+        source = build_contrastive(before, **given)
+    else:
+        source = build_model(before, is_pretrain=True)
+    target = build_model(after, is_pretrain=False)
+    of_timm = after.MODEL.TYPE == 'timm'
+    fit, into = (convert_timm, target) if of_timm else (convert, target.state_dict())
+    pixels = Statistics((0.5,), (0.25,))
+    _, report = fit(source.state_dict(), into, source_stats=pixels, target_stats=pixels)
+    new = r'(encoder\.)?(head|fc)\.(weight|bias)'
+    new += r'|fc_norm\.(weight|bias)' if row.pretraining == 'simmim' else ''
+    assert report.new and [key for key in report.new if not re.fullmatch(new, key)] == []
+    assert report.resized == report.folded == []
+
+
+# Several GPUs -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_gpus() -> Callable[..., Job]:
+    """Flags and options of a run of a stage with this batch on several GPUs."""
+
+    def share(stage: str, size: int, steps: int, gpus: int):
+        arguments = ['--cfg', str(reference_files()[stage]), '--tag', 'mine', '--opts']
+        arguments += ['DATA.BATCH_SIZE', str(size), 'TRAIN.ACCUMULATION_STEPS', str(steps)]
+        return share_steps(stage, arguments, gpus)[1]
+
+    return share
+
+
+@pytest.mark.parametrize(
+    ('stage', 'size', 'steps', 'gpus', 'ways'),
+    [
+        ('simmim', 256, 1, 2, ['DATA.BATCH_SIZE 128', 'ACCUMULATION_STEPS 2']),
+        ('simmim', 64, 4, 3, ['divides 4']),
+        ('contrastive', 256, 3, 2, ['DATA.BATCH_SIZE 128', 'ACCUMULATION_STEPS 6']),
+        ('contrastive', 64, 4, 3, ['one GPU']),
+    ],
+)
+def test_gpus_must_divide_the_accumulated_batches(
+    stage: str, size: int, steps: int, gpus: int, ways: list[str], on_gpus
+) -> None:
+    with pytest.raises(ValueError, match='mine') as caught:
+        on_gpus(stage, size, steps, gpus)
+    assert all(way in str(caught.value) for way in ways)
+
+
+@pytest.mark.parametrize('stage', ['simmim', 'contrastive'])
+def test_shared_steps_keep_the_images_of_a_step(stage: str, on_gpus) -> None:
+    config = changed_config(reference_files()[stage], stage).clone()
+    config.defrost()
+    config.DATA.BATCH_SIZE, config.TRAIN.ACCUMULATION_STEPS = 256, 1
+    shared = on_gpus(stage, 128, 2, 2)
+    assert shared.TRAIN.ACCUMULATION_STEPS == 1
+    assert batch_counts(shared, {'processes': 2}, stage) == batch_counts(config, {}, stage)

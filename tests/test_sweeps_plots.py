@@ -1,0 +1,219 @@
+"""Figures of a sweep: what is drawn, from runs with made-up figures."""
+
+import json
+import math
+from copy import deepcopy
+
+import numpy as np
+import pytest
+from scipy import stats
+from sweep_runs import SEEDS, MadeRuns, collect_five, methods_file, row_of, saved_figures
+
+from data.labels import LABELS
+from sweeps.files import load_sweep, run_folder
+from sweeps.plots import (
+    COLOURS,
+    MARKERS,
+    plot_curves,
+    plot_labels,
+    plot_subsets,
+    plot_sweep,
+    row_numbers,
+)
+from sweeps.results import collect
+
+STRENGTHS = {'simmim': 1.0, 'moco': 2.5, 'scratch': 0.4}
+
+
+@pytest.fixture(scope='module')
+def five(tmp_path_factory):
+    return collect_five(tmp_path_factory.mktemp('runs'))
+
+
+@pytest.fixture(scope='module')
+def methods(tmp_path_factory):
+    """Three methods with two shares; moco lacks a seed of the small share."""
+    folder = tmp_path_factory.mktemp('runs')
+    made, sweep = MadeRuns(folder, level='image'), load_sweep(methods_file(folder))
+    for row in sweep.rows:
+        for seed in SEEDS:
+            if (row.name, seed) != ('moco_0.1', 2):
+                made.add(row, seed, strength=STRENGTHS[row.method] * float(row.subset))
+    return collect(sweep, SEEDS, made.output, resamples=40)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    return saved_figures(monkeypatch)
+
+
+def scores_of(row, score):
+    figures = [entry['finetune']['figures'] for entry in row['seeds']]
+    return [found['scores'][score] for found in figures if found]
+
+
+def points_of(axis):
+    """Colour and marker of each point, its place, and the ends of its bar."""
+    found = []
+    for line, _, bars in axis.containers:
+        segments = bars[0].get_segments() if bars else []
+        for place, xy in enumerate(line.get_xydata()):
+            bar = segments[place] if segments else None
+            found.append((line.get_color(), line.get_marker(), xy, bar))
+    return found
+
+
+@pytest.mark.parametrize(
+    'names, wanted',
+    [
+        (['0.1', '2', '-3.5'], [0.1, 2, -3.5]),
+        (['4', 'all'], None),
+        (['1000_0.25', '2'], None),
+        (['nan', '1'], None),
+        (['1', '1.0'], None),
+    ],
+)
+def test_names_that_are_numbers(names, wanted):
+    assert row_numbers({'rows': [{'name': name} for name in names]}) == wanted
+
+
+def test_the_figure_shows_means_seeds_and_trivial_predictors(five, figures, tmp_path):
+    plot_sweep(tmp_path / 'new' / 'figure.png', five)
+    left, right = figures[0].axes
+    values = scores_of(five['rows'][3], 'mean_of_five')
+    drawn = [line.get_xydata().tolist() for line in right.lines]
+    assert all([[0.8, value]] in drawn for value in values)
+    assert [[0.8, pytest.approx(np.mean(values), abs=1e-6)]] in drawn
+    assert 'n = 1' in [text.get_text() for text in right.texts]
+    ticks = [text.get_text() for text in right.get_xticklabels()]
+    assert ticks == ['0.1', '0.6', '0.7', '0.8', '0.9']
+    assert left.get_xlabel() == 'Masked share' and left.get_xscale() == 'linear'
+    trivial = [line.get_ydata()[0] for line in left.lines if line.get_linestyle() in ('--', ':')]
+    assert sorted(trivial) == [37.1, 43.5]
+
+
+def test_the_figure_marks_what_cannot_be_compared(five, figures, tmp_path):
+    changed = deepcopy(five)
+    changed['rows'][0]['other_images'] = ['DATA.VIEWS']
+    for entry in changed['rows'][3]['seeds']:
+        entry['pretrain']['figures']['target_px'] = 4
+    plot_sweep(tmp_path / 'figure.png', changed)
+    labels = [text.get_text() for text in figures[0].axes[0].get_xticklabels()]
+    assert labels == ['0.1', '0.6', '0.7', '0.8 ‡', '0.9']
+
+
+def test_sizes_are_drawn_by_powers_of_two(five, figures, tmp_path):
+    plot_sweep(tmp_path / 'f.png', five | {'keys': {'pretrain': ['DATA.MASK_PATCH_SIZE']}})
+    assert [axis.get_xscale() for axis in figures[0].axes] == ['log', 'log']
+
+
+def test_rows_with_long_names_are_a_list_without_overlap(five, figures, tmp_path):
+    rows = [deepcopy(five['rows'][i % 5]) for i in range(12)]
+    for number, row in enumerate(rows):
+        row |= {'name': f'row {number} with a name that is long, and _ and more of it'}
+    plot_sweep(tmp_path / 'figure.png', five | {'rows': rows, 'reference': rows[1]['name']})
+    figures[0].canvas.draw()
+    left = figures[0].axes[0]
+    boxes = [label.get_window_extent() for label in left.get_yticklabels()]
+    boxes.sort(key=lambda box: box.y0)
+    assert len(boxes) == 12 and min(box.x0 for box in boxes) >= 0
+    assert all(below.y1 <= above.y0 for below, above in zip(boxes, boxes[1:], strict=False))
+    assert 'seeds' in left.get_yticklabels()[4].get_text()
+
+
+def test_the_same_figure_is_the_same_file(five, tmp_path):
+    files = [tmp_path / f'{name}.pdf' for name in 'ab']
+    for file in files:
+        plot_sweep(file, five, 'Edema')
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_unknown_formats_scores_and_subsets_are_refused(five, methods, tmp_path):
+    with pytest.raises(ValueError, match=r'figure\.bmp'):
+        plot_sweep(tmp_path / 'figure.bmp', five)
+    with pytest.raises(ValueError, match='Oedema'):
+        plot_subsets(tmp_path / 'a.png', methods, 'Oedema')
+    with pytest.raises(ValueError, match=r'0\.3'):
+        plot_labels(tmp_path / 'a.png', methods, '0.3')
+
+
+@pytest.mark.parametrize('subset', [None, '0.1'])
+def test_the_figure_of_labels_shows_means_with_patient_intervals(
+    methods, figures, tmp_path, subset
+):
+    plot_labels(tmp_path / 'labels.png', methods, subset)
+    (axis,) = figures[0].axes
+    names = [text.get_text() for text in axis.get_yticklabels()]
+    assert names == ['mean of five', *LABELS]
+    for number, method in enumerate(STRENGTHS):
+        row = row_of(methods, f'{method}_{subset or 1}')
+        own = [point for point in points_of(axis) if point[0] == COLOURS[number]]
+        assert {point[1] for point in own} == {MARKERS[number]}
+        (point,) = [point for point in own if abs(point[2][1] - names.index('Edema')) < 0.5]
+        mean, part = np.mean(scores_of(row, 'Edema')), row['over_patients']['Edema']
+        assert point[2][0] == pytest.approx(mean, abs=1e-6)
+        ends = min(part['low'], mean), max(part['high'], mean)
+        assert sorted(point[3][:, 0]) == pytest.approx(ends, abs=1e-6)
+    handles = figures[0].legends[0].legend_handles
+    faces = [handle.get_markerfacecolor() for handle in handles]
+    assert faces == [COLOURS[0], COLOURS[1], 'white']  # not pre-trained
+
+
+def test_the_figure_of_shares_shows_means_with_seed_intervals(methods, figures, tmp_path):
+    plot_subsets(tmp_path / 'shares.png', methods)
+    (axis,) = figures[0].axes
+    assert [text.get_text() for text in axis.get_xticklabels()] == ['10', '100']
+    for number, method in enumerate(STRENGTHS):
+        own = [point for point in points_of(axis) if point[0] == COLOURS[number]]
+        for point, subset, percent in zip(own, ('0.1', '1'), (10, 100), strict=True):
+            values = scores_of(row_of(methods, f'{method}_{subset}'), 'mean_of_five')
+            assert point[2] == pytest.approx((percent, np.mean(values)), rel=0.1)
+            interval = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+            assert sorted(point[3][:, 1]) == pytest.approx(interval, abs=1e-5)
+
+
+def test_missing_runs_have_no_points(methods, figures, tmp_path):
+    changed = deepcopy(methods)
+    for row in changed['rows']:
+        row['seeds'] = row['seeds'][:1] if row['method'] == 'moco' else []
+        row['over_patients'] = {}
+    plot_subsets(tmp_path / 'shares.png', changed)
+    plot_labels(tmp_path / 'labels.png', changed)
+    for figure in figures:
+        assert {point[0] for point in points_of(figure.axes[0])} == {COLOURS[1]}
+
+
+def write_records(folder, epochs):
+    folder.mkdir(parents=True, exist_ok=True)
+    text = ''.join(json.dumps({'epoch': n - 1} | epoch) + '\n' for n, epoch in enumerate(epochs))
+    (folder / 'metrics.jsonl').write_text(text)
+
+
+def test_curves_show_each_seed_and_the_loss_without_information(tmp_path, figures):
+    made, sweep = MadeRuns(tmp_path, level='image'), load_sweep(methods_file(tmp_path))
+    simmim, moco = (sweep.methods[name] for name in ('simmim', 'moco'))
+    for seed in SEEDS:
+        made.add_pretraining(moco, seed)
+        losses = [(9.0, 1.0), (5.0, 8.0), (4.0 + seed, seed)]
+        epochs = [{'holdout_loss': loss, 'holdout_feature_spread': 0.5,
+                   'holdout_effective_rank': rank} for loss, rank in losses]  # fmt: skip
+        write_records(run_folder(made.output, 'contrastive', moco, seed), epochs)
+    hidden = [{'holdout_l1_grey': l1, 'holdout_l1_grey_mean': 60.0} for l1 in (70.0, 30.0)]
+    write_records(run_folder(made.output, 'simmim', simmim, 0), hidden)
+    plot_curves(tmp_path / 'curves.png', sweep, SEEDS, made.output)
+    first, second = figures[0].axes[:2]
+    lines = [[*zip(*line.get_data(), strict=True)] for line in first.lines]
+    assert first.get_title() == 'simmim' and lines[0] == [(0, 70.0), (1, 30.0)]
+    assert [y for _, y in lines[1]] == [60.0, 60.0]
+    # A contrastive loss before the first epoch is not drawn.
+    drawn = [[*map(float, line.get_ydata())] for line in second.lines]
+    nothing = [math.log(1 + 4096)] * 2  # MoCo: one positive and the queue
+    assert drawn == [[5.0, 4.0], nothing, [5.0, 5.0], nothing, [5.0, 6.0], nothing]
+    assert second.get_title() == 'moco\nrank 1.0, spread 0.50'
+
+
+def test_curves_without_held_out_losses_are_empty_panels(tmp_path, figures):
+    sweep = load_sweep(methods_file(tmp_path))
+    write_records(run_folder(tmp_path, 'simmim', sweep.methods['simmim'], 0), [{'loss': 1.0}])
+    plot_curves(tmp_path / 'curves.png', sweep, SEEDS, tmp_path)
+    assert [len(axis.lines) for axis in figures[0].axes[:2]] == [0, 0]

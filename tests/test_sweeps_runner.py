@@ -1,0 +1,279 @@
+"""The sweep runner: states of run folders, what makes a run another one, failures and stops."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sweep_commands import SWEEP, held, in_process, jobs_of
+from sweep_runs import methods_file
+
+from config import config_text, default_config
+from engine.launch import EXIT_PREEMPTED
+from engine.run_record import RECORD_FILE, is_finished
+from sweeps.files import ROOT, Job, load_sweep, plan
+from sweeps.runner import Runner, progress, state_of
+
+DEADLINE = 60
+FINISHED = {'finished': '2026-01-01T00:00:00+00:00'}
+
+
+def write_run(job: Job, record: dict) -> None:
+    """The folder of a run with the job's options and this record."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / 'config.yaml').write_text(config_text(job.config))
+    (job.folder / RECORD_FILE).write_text(json.dumps(record))
+
+
+def job_with_weights(folder: Path) -> Job:
+    (folder / 'train.csv').write_text('Path')
+    (folder / 'imagenet.pth').touch()
+    jobs = plan(
+        load_sweep(ROOT / 'scripts/ablations/init.yaml'),
+        seeds=[0],
+        data=str(folder),
+        output=str(folder),
+        options={stage: ['DATA.BATCH_SIZE', '1'] for stage in ('simmim', 'finetune')},
+        environment={'IMAGENET_WEIGHTS': str(folder / 'imagenet.pth')},
+    )
+    return next(job for job in jobs if job.run == 'init_imagenet_then_xray')
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + DEADLINE
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_run_is_started_stopped_and_finished(tmp_path: Path) -> None:
+    job = jobs_of(SWEEP, tmp_path, tmp_path, 1)[0]
+    assert state_of(job) == 'not started'
+    with held(job.folder):
+        assert state_of(job) == 'running'
+    write_run(job, {})
+    assert state_of(job) == 'stopped'
+    write_run(job, FINISHED)
+    assert state_of(job) == 'finished'
+
+
+def test_a_run_with_other_options_is_another_run(tmp_path: Path) -> None:
+    job = jobs_of(SWEEP, tmp_path, tmp_path, 1)[0]
+    write_run(job, FINISHED)
+    other = job.config.clone()
+    other.defrost()
+    other.OUTPUT = 'elsewhere'  # folders and the division of a step do not matter
+    other.DATA.BATCH_SIZE, other.TRAIN.ACCUMULATION_STEPS = 2, 2
+    (job.folder / 'config.yaml').write_text(config_text(other))
+    assert state_of(job) == 'finished'
+    other.TRAIN.EPOCHS = 9
+    (job.folder / 'config.yaml').write_text(config_text(other))
+    with pytest.raises(ValueError, match='TRAIN.EPOCHS'):
+        state_of(job)
+
+
+def test_damaged_options_are_reported_with_their_file(tmp_path: Path, capsys) -> None:
+    job = jobs_of(SWEEP, tmp_path, tmp_path, 1)[0]
+    write_run(job, {})
+    (job.folder / 'config.yaml').write_text('a: [')
+    assert in_process('run', SWEEP, tmp_path, tmp_path, '--seeds', '1') == 2
+    assert f'{job.folder}/config.yaml' in capsys.readouterr().err
+    assert in_process('status', SWEEP, tmp_path, tmp_path, '--seeds', '1') == 0
+    assert f'{job.folder}/config.yaml' in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ('record', 'key'),
+    [
+        ({'processes': 2}, 'images per step'),
+        ({'data': {'files': {'train.csv': 'f00'}}}, 'train.csv'),
+        ({'pretrained': 'f00'}, 'PRETRAINED'),
+        ({'pretrained': None}, 'PRETRAINED'),
+        ({'pretrained': None, 'starts': [{'resumed_from': 'ckpt_epoch_3.pth'}]}, ''),
+        ({}, ''),
+    ],
+)
+def test_a_run_with_other_data_weights_or_batch_is_another_run(
+    record: dict, key: str, tmp_path: Path
+) -> None:
+    job = job_with_weights(tmp_path)
+    write_run(job, record)
+    if key:
+        with pytest.raises(ValueError, match=key):
+            state_of(job)
+    else:
+        assert state_of(job) == 'stopped'
+
+
+def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
+    job = job_with_weights(tmp_path)
+    write_run(job, {'data': {'files': {'train.csv': 'f00'}}})
+    (tmp_path / 'train.csv').unlink()
+    with pytest.raises(ValueError, match=f'{tmp_path}/train.csv'):
+        state_of(job)
+
+
+def test_a_finetuning_belongs_to_the_checkpoint_of_its_pretraining(tmp_path: Path) -> None:
+    jobs = jobs_of(SWEEP, tmp_path / 'runs', tmp_path, 1)
+    job = next(job for job in jobs if job.stage == 'finetune')
+    file = Path(job.config.PRETRAINED)
+    assert job.needs == (file.parent,) and not job.weights
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b'weights')
+    checksum = file.with_name(f'{file.name}.sha256')
+    checksum.write_text(f'f00  {file.name}\n')
+    write_run(job, FINISHED | {'pretrained': 'f00'})
+    assert state_of(job) == 'finished'
+    checksum.write_text(f'ba5  {file.name}\n')  # the pre-training was repeated
+    with pytest.raises(ValueError, match='PRETRAINED'):
+        state_of(job)
+    file.unlink()  # nothing is known about a checkpoint that was removed
+    assert state_of(job) == 'finished'
+
+
+@pytest.mark.parametrize(
+    ('stage', 'before', 'record', 'now', 'gpus', 'key'),
+    [
+        ('contrastive', (256, 1), {}, (64, 4), 1, 'images compared at once'),
+        ('contrastive', (256, 1), {}, (128, 2), 2, ''),
+        ('contrastive', (64, 4), {}, (64, 4), 2, 'images compared at once'),
+        ('contrastive', (64, 1), {'processes': 4}, (256, 1), 1, ''),
+        ('contrastive', (128, 1), {'processes': 4, 'starts': [{'processes': 2}]}, (256, 1), 1, ''),
+        ('simmim', (256, 1), {}, (64, 4), 1, ''),
+        ('simmim', (64, 4), {}, (64, 2), 1, 'images per step'),
+    ],
+)
+def test_a_run_with_other_batches_is_another_run(
+    stage, before, record, now, gpus, key, tmp_path: Path
+) -> None:
+    sweep = load_sweep(methods_file(tmp_path))
+
+    def pretraining(size: int, steps: int, gpus: int) -> Job:
+        words = ['DATA.BATCH_SIZE', str(size), 'TRAIN.ACCUMULATION_STEPS', str(steps)]
+        given = {each: words for each in ('simmim', 'contrastive')}
+        given |= {'finetune': ['DATA.BATCH_SIZE', '64', 'TRAIN.ACCUMULATION_STEPS', '2']}
+        folders = {'data': '', 'output': str(tmp_path)}
+        jobs = plan(sweep, seeds=[0], gpus=gpus, options=given, **folders)
+        return next(job for job in jobs if job.stage == stage)
+
+    write_run(pretraining(*before, 1), record | FINISHED)
+    job = pretraining(*now, gpus)
+    if key:
+        with pytest.raises(ValueError, match=key):
+            state_of(job)
+    else:
+        assert state_of(job) == 'finished'
+
+
+@pytest.mark.parametrize('torn', ['{"epoch": 1, "lo', '\0\0\0\0', '[]'])
+def test_a_torn_line_of_the_log_counts_no_epoch(torn: str, tmp_path: Path) -> None:
+    job = jobs_of(SWEEP, tmp_path, tmp_path, 1)[0]
+    write_run(job, {})
+    assert progress(job) == 'epoch 0 of 3'
+    (job.folder / 'metrics.jsonl').write_text(f'{{"epoch": -1}}\n{{"epoch": 0}}\n{torn}')
+    assert progress(job) == 'epoch 1 of 3'
+
+
+# Running jobs -----------------------------------------------------------------------------------
+
+FINISH = """\
+import json, pathlib
+folder = pathlib.Path({folder!r})
+folder.mkdir(parents=True)
+(folder / 'run.json').write_text(json.dumps({{'finished': 'now'}}))
+"""
+WAIT = """\
+import pathlib, signal, sys, time
+def stop(*_):
+    (folder / 'saved{rank}').touch()
+    sys.exit(75)
+folder = pathlib.Path({folder!r})
+folder.mkdir(parents=True, exist_ok=True)
+signal.signal(signal.SIGTERM, stop)
+(folder / 'ready{rank}').touch()
+time.sleep(60)
+"""
+
+
+def made_job(folder: Path, code: str) -> Job:
+    arguments = ['-c', code.format(folder=str(folder), rank='')]
+    return Job('simmim', folder.name, 0, folder, arguments, default_config())
+
+
+def test_a_damaged_run_is_reported_and_the_others_run(tmp_path: Path) -> None:
+    damaged, last = tmp_path / 'runs/b', tmp_path / 'runs/c'
+    spoil = f'import os; os.makedirs({str(damaged)!r})\n'
+    spoil += f'open({str(damaged)!r} + "/config.yaml", "w")\n'
+    jobs = [made_job(tmp_path / 'runs/a', spoil + FINISH), made_job(damaged, FINISH)]
+    jobs.append(made_job(last, FINISH))
+    runner = Runner(jobs, [{}], 1, tmp_path / 'logs', lambda line: None)
+    assert runner.run() == 1
+    assert len(runner.failed) == 1 and f'{damaged}/config.yaml' in runner.failed[0]
+    assert (runner.done, is_finished(last), is_finished(damaged)) == (2, True, False)
+
+
+def test_what_needs_a_failed_run_is_not_run(tmp_path: Path) -> None:
+    first, second = tmp_path / 'runs/a', tmp_path / 'runs/b'
+    arguments = ['-c', FINISH.format(folder=str(second))]
+    needing = Job('finetune', 'b', 0, second, arguments, default_config(), needs=(first,))
+    jobs = [made_job(first, 'raise SystemExit(2)'), needing]
+    runner = Runner(jobs, [{}, {}], 1, tmp_path / 'logs', lambda line: None)
+    assert runner.run() == 1
+    assert len(runner.failed) == 2 and str(first) in runner.failed[1]
+    assert not second.exists()
+
+
+def test_an_error_of_the_runner_leaves_no_process_behind(tmp_path: Path) -> None:
+    jobs = [made_job(tmp_path / 'runs' / name, WAIT) for name in 'ab']
+
+    def say(line: str) -> None:
+        if line.startswith('started pretrain b'):
+            wait_for(lambda: all((job.folder / 'ready').exists() for job in jobs))
+            raise OSError('the pipe is closed')
+
+    before = signal.getsignal(signal.SIGTERM)
+    runner = Runner(jobs, [{}, {}], 1, tmp_path / 'logs', say)
+    with pytest.raises(OSError, match='the pipe is closed'):
+        runner.run()
+    assert [process.returncode for _, process, _ in runner.running.values()] == [75, 75]
+    assert all((job.folder / 'saved').exists() for job in jobs)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# Stands for torchrun: starts processes in sessions of their own, and waits for them.
+LAUNCHER = """\
+#!{python} -SE
+import pathlib, signal, subprocess, sys
+words = sys.argv[1:]
+count = int(words[words.index('--nproc_per_node') + 1])
+folder = words[-1]
+signal.signal(signal.SIGTERM, lambda *_: pathlib.Path(folder, 'launcher stopped').touch())
+code = {code!r}
+children = [
+    subprocess.Popen(
+        [sys.executable, '-SE', '-c', code.format(folder=folder, rank=i)], start_new_session=True)
+    for i in range(count)
+]
+sys.exit(max(child.wait() for child in children))
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs /proc')
+def test_a_stop_reaches_every_process_of_a_run(tmp_path: Path, monkeypatch) -> None:
+    launcher, folder = tmp_path / 'torchrun', tmp_path / 'run'
+    launcher.write_text(LAUNCHER.format(python=sys.executable, code=WAIT))
+    launcher.chmod(0o755)
+    monkeypatch.setenv('PYTHON', str(launcher))
+
+    def say(line: str) -> None:
+        if line.startswith('started'):
+            wait_for(lambda: all((folder / f'ready{i}').exists() for i in range(2)))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    job = Job('simmim', 'a', 0, folder, [str(folder)], default_config(), processes=2)
+    assert Runner([job], [{}], 2, tmp_path / 'logs', say).run() == EXIT_PREEMPTED
+    assert {path.name for path in folder.iterdir()} == {'ready0', 'ready1', 'saved0', 'saved1'}

@@ -1,0 +1,451 @@
+"""Checkpoints: atomic writes, checksums, the safe loader, which file a run resumes from."""
+
+import ast
+import contextlib
+import errno
+import gc
+import hashlib
+import logging
+import os
+import pickle
+import shutil
+import weakref
+import zipfile
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import IO
+
+import pytest
+import torch
+from tiny import ROOT
+from yacs.config import CfgNode
+
+import utils
+from config import config_text, default_config
+from models import build_model
+from utils import (
+    checkpoint_name,
+    checkpoint_to_evaluate,
+    checkpoint_to_resume,
+    checksum_file,
+    find_newest_checkpoint,
+    load_model_state,
+    newest_good,
+    prune,
+    read_checkpoint,
+    save_checkpoint,
+    trained_config,
+)
+
+LOGGER = logging.getLogger('test')
+NAME = 'ckpt_epoch_3.pth'
+
+
+class Payload:
+    """When unpickled, it creates a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+def state(value: float = 1.0, **more: object) -> dict:
+    return {'model': {'weight': torch.full((3000,), value)}, **more}
+
+
+def value_of(path: Path) -> float:
+    (value,) = read_checkpoint(path)['model']['weight'].unique().tolist()
+    return value
+
+
+def write(folder: Path, *names: str, **more: object) -> list[Path]:
+    for name in names:
+        save_checkpoint(folder / name, state(**more))
+    return [folder / name for name in names]
+
+
+# Writing
+
+
+def tap(monkeypatch: pytest.MonkeyPatch, before: Callable[[], None]) -> None:
+    """Call `before` at each system call of a write; each write takes only a part of its data."""
+
+    class Tapped(FileIO):
+        def write(self, data: memoryview) -> int:
+            before()
+            return super().write(data[: max(len(data) // 2, 1000)])
+
+    def opened(path: Path, mode: str, buffering: int = -1) -> IO:
+        before()
+        return Tapped(path, mode) if buffering == 0 else open(path, mode, buffering)
+
+    def wrap(owner: object, name: str, call: Callable) -> None:
+        def wrapped(*arguments: object, **options: object) -> object:
+            before()
+            return call(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    monkeypatch.setattr(utils, 'open', opened, raising=False)
+    wrap(os, 'fsync', lambda descriptor: None)
+    wrap(os, 'replace', os.replace)
+    wrap(Path, 'unlink', Path.unlink)
+
+
+def value_after(folder: Path, old: float | None) -> float | None:
+    """What is read from a folder in which a write over the `old` value was interrupted."""
+    path = folder / NAME
+    found = newest_good(folder, LOGGER)
+    assert found == (path if old or path.exists() else None)
+    value = found and value_of(found)
+    save_checkpoint(path, state(3.0))  # the remains are no obstacle
+    prune(folder, 0)
+    assert value_of(path) == 3.0
+    assert sorted(os.listdir(folder)) == [NAME, f'{NAME}.sha256']
+    return value
+
+
+@pytest.mark.parametrize('old', [1.0, None])
+def test_a_crash_at_any_moment_leaves_the_old_or_the_new_file(tmp_path, monkeypatch, old) -> None:
+    folder, copies = tmp_path / 'run', []
+    folder.mkdir()
+    if old:
+        save_checkpoint(folder / NAME, state(old))
+    with monkeypatch.context() as patch:
+        tap(patch, lambda: copies.append(shutil.copytree(folder, tmp_path / str(len(copies)))))
+        save_checkpoint(folder / NAME, state(2.0))
+    values = [value_after(path, old) for path in copies]
+    renamed = values.index(2.0)
+    assert len(values) > 30
+    assert set(values[:renamed]) == {old} and set(values[renamed:]) == {2.0}
+
+
+def test_an_error_at_any_moment_leaves_the_old_or_the_new_file(tmp_path, monkeypatch) -> None:
+    values, number, calls = [], 0, 1
+
+    def fail_once() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    while calls >= number:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        save_checkpoint(folder / NAME, state(1.0))
+        number, calls = number + 1, 0
+        with monkeypatch.context() as patch:
+            tap(patch, fail_once)
+            with contextlib.suppress(OSError):
+                save_checkpoint(folder / NAME, state(2.0))
+        assert not list(folder.glob('.*'))
+        values.append(value_after(folder, 1.0))
+    assert set(values) == {1.0, 2.0} and values[0] == 1.0 and values[-1] == 2.0
+
+
+def test_a_full_disk_raises_the_systems_error_and_frees_the_memory(tmp_path, monkeypatch) -> None:
+    contents = state()
+    weight = weakref.ref(contents['model']['weight'])
+    gc.disable()
+
+    class Full(FileIO):
+        def write(self, data: memoryview) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def opened(path: Path, mode: str, buffering: int = -1) -> IO:
+        return Full(path, mode)
+
+    try:
+        with monkeypatch.context() as patch, pytest.raises(OSError) as caught:
+            patch.setattr(utils, 'open', opened, raising=False)
+            save_checkpoint(tmp_path / NAME, contents)
+        assert caught.value.errno == errno.ENOSPC
+        del contents, caught
+        assert weight() is None
+    finally:
+        gc.enable()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_checksum_file_is_that_of_sha256sum(tmp_path) -> None:
+    (path,) = write(tmp_path, NAME)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert checksum_file(path).read_text() == f'{digest}  {NAME}\n'
+
+
+# Which file
+
+
+ALL = [
+    'ckpt_epoch_2.pth',
+    'ckpt_epoch_9_step_5000.pth',
+    'ckpt_epoch_10_step_9.pth',
+    'ckpt_epoch_10_step_100.pth',
+    'ckpt_epoch_10.pth',
+]
+OTHERS = ['ckpt_best.pth', 'ckpt_epoch_98_old.pth', 'ckpt_epoch_99.pth.tmp', 'other.pth']
+
+
+def test_names_and_the_newest_by_epoch_and_step(tmp_path) -> None:
+    assert checkpoint_name(10) == ALL[4] and checkpoint_name(10, 9) == ALL[2]
+    for age, name in enumerate(reversed(ALL + OTHERS)):  # the dates do not matter
+        (tmp_path / name).write_bytes(b'')
+        os.utime(tmp_path / name, (1e9 + age, 1e9 + age))
+    for name in reversed(ALL):
+        assert find_newest_checkpoint(tmp_path).name == name
+        (tmp_path / name).unlink()
+    assert find_newest_checkpoint(tmp_path) is None  # never ckpt_best.pth
+    assert find_newest_checkpoint(tmp_path / 'absent') is None
+
+
+@pytest.mark.parametrize(
+    ('keep', 'newest', 'removed'),
+    [
+        (0, None, []),
+        (1, None, ALL[:4]),
+        (2, None, ALL[:3]),
+        (9, None, []),
+        (1, ALL[3], ALL[:3]),  # later checkpoints are of an earlier attempt
+        (1, ALL[0], []),
+    ],
+)
+def test_prune_keeps_the_newest_and_the_best(tmp_path, keep, newest, removed) -> None:
+    write(tmp_path, *ALL, *OTHERS)
+    (tmp_path / '.ckpt_epoch_4.pth.tmp').write_bytes(b'half')
+    gone = prune(tmp_path, keep, newest=newest)
+    assert sorted(path.name for path in gone) == sorted(removed)
+    kept = [name for name in ALL + OTHERS if name not in removed]
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, *(f'{name}.sha256' for name in kept)])
+
+
+def test_the_newest_readable_checkpoint_is_found(tmp_path, log) -> None:
+    names = [f'ckpt_epoch_{n}.pth' for n in (9, 10, 11, 12)]
+    nine, ten, eleven, twelve = write(tmp_path, *names)
+    twelve.write_bytes(b'')
+    eleven.write_bytes(eleven.read_bytes()[:-1] + b'x')
+    torch.save({'weights': 1}, ten)
+    checksum_file(ten).unlink()
+    assert newest_good(tmp_path, LOGGER) == nine
+    warnings = [record.message for record in log.records if record.levelname == 'WARNING']
+    assert len(warnings) == 3
+    for path, message in zip((twelve, eleven, ten), warnings, strict=True):
+        assert str(path) in message
+    nine.write_bytes(b'')
+    with pytest.raises(ValueError, match=twelve.name):  # starting anew would overwrite them
+        newest_good(tmp_path, LOGGER)
+
+
+def config_with(**options: object) -> CfgNode:
+    config = default_config()
+    config.merge_from_list([x for k, v in options.items() for x in (k.replace('__', '.'), v)])
+    return config
+
+
+def test_the_same_command_with_resume_continues_the_run_that_it_began(tmp_path) -> None:
+    run, first = tmp_path / 'run', tmp_path / 'first.pth'
+    run.mkdir()
+    write(tmp_path, first.name)
+    asked = config_with(MODEL__RESUME=str(first))
+    write(run, 'ckpt_epoch_9.pth', config=config_text(default_config()))  # of another run
+    assert checkpoint_to_resume(asked, run, LOGGER) == str(first)
+    relative = config_with(MODEL__RESUME=os.path.relpath(first))
+    write(run, 'ckpt_epoch_4.pth', config=config_text(relative))
+    assert checkpoint_to_resume(asked, run, LOGGER) == run / 'ckpt_epoch_4.pth'
+    asked.TRAIN.AUTO_RESUME = False
+    assert checkpoint_to_resume(asked, run, LOGGER) == str(first)
+
+
+@pytest.mark.parametrize('key', ['MODEL__RESUME', 'PRETRAINED'])
+def test_a_file_to_start_from_that_is_missing_is_named(tmp_path, key) -> None:
+    missing = tmp_path / 'missing.pth'
+    with pytest.raises(ValueError, match=str(missing)):
+        checkpoint_to_resume(config_with(**{key: str(missing)}), tmp_path, LOGGER)
+
+
+def test_evaluation_takes_the_given_the_best_or_the_newest_checkpoint(tmp_path) -> None:
+    run = tmp_path / 'run'
+    run.mkdir()
+    config = default_config()
+    with pytest.raises(ValueError, match='--resume'):
+        checkpoint_to_evaluate(config, run)
+    began = config_text(config_with(PRETRAINED='weights.pth'))
+    (last,) = write(run, 'ckpt_epoch_5.pth', epoch=5, finished=True, best_score=0.9, config=began)
+    assert checkpoint_to_evaluate(config, run) == last
+    (best,) = write(run, 'ckpt_best.pth', epoch=2, finished=True, best_score=0.9, config=began)
+    assert checkpoint_to_evaluate(config, run) == best
+    # A run's config.yaml names the weights that it began with; they are not evaluated.
+    assert checkpoint_to_evaluate(config_with(PRETRAINED='weights.pth'), run) == best
+    assert checkpoint_to_evaluate(config_with(PRETRAINED='others.pth'), run) == 'others.pth'
+    write(run, 'ckpt_best.pth', epoch=2, finished=True, best_score=0.95)  # of epochs given up
+    assert checkpoint_to_evaluate(config, run) == last
+
+
+# Reading
+
+
+def test_a_saved_state_is_read_back(tmp_path) -> None:
+    saved = state(rng={'torch': torch.get_rng_state(), 'python': (3, (1, 2), None)}, score=0.5)
+    saved['optimizer'] = {'state': {0: {'step': torch.tensor(1.0)}}, 'param_groups': [{'lr': 0.1}]}
+    save_checkpoint(tmp_path / NAME, saved)
+    back = read_checkpoint(tmp_path / NAME)
+    assert torch.equal(back['rng']['torch'], saved['rng']['torch'])
+    assert back['rng']['python'] == (3, (1, 2), None) and back['score'] == 0.5
+    assert back['optimizer'] == saved['optimizer']
+
+
+def test_files_of_simmim_and_plain_weights_are_read(tmp_path) -> None:
+    node = CfgNode({'DATA': CfgNode({'IMG_SIZE': 192}), 'BETAS': (0.9, 0.999)})
+    torch.save(state(config=node), tmp_path / 'official.pth')
+    back = read_checkpoint(tmp_path / 'official.pth')
+    assert back['config'] == {'DATA': {'IMG_SIZE': 192}, 'BETAS': (0.9, 0.999)}
+    assert not isinstance(back['config'], CfgNode)
+    torch.save({'weight': torch.ones(2)}, tmp_path / 'plain.pth')
+    assert read_checkpoint(tmp_path / 'plain.pth')['model'].keys() == {'weight'}
+
+
+def test_addresses_are_read_by_the_safe_loader_with_hash_check(monkeypatch) -> None:
+    asked = {}
+
+    def load(address: str, **options: object) -> dict:
+        asked.update(options, address=address)
+        return {'model': {}}
+
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', load)
+    assert read_checkpoint('https://example.org/model-0123abcd.pth') == {'model': {}}
+    assert asked['check_hash'] is asked['weights_only'] is True
+
+
+@pytest.mark.filterwarnings('ignore:Detected pickle protocol')
+@pytest.mark.parametrize('place', ['entry', 'config', 'SimMIM config', 'plain pickle'])
+def test_pickled_code_is_refused_and_not_run(tmp_path, place) -> None:
+    made, path = tmp_path / 'made', tmp_path / 'evil.pth'
+    contents = state(config={'extra': Payload(made)} if place == 'config' else 'SEED: 1\n')
+    if place == 'entry':
+        contents['extra'] = Payload(made)
+    if place == 'SimMIM config':
+        contents['config'] = CfgNode({'DATA': CfgNode({'A': 1})})
+        dict.__setitem__(contents['config'].DATA, 'B', [Payload(made)])
+    if place == 'plain pickle':
+        path.write_bytes(pickle.dumps(Payload(made), protocol=2))
+    else:
+        torch.save(contents, path)
+    with pytest.raises(ValueError, match=r'evil\.pth'):
+        read_checkpoint(path)
+    assert not made.exists()
+    pickle.loads(pickle.dumps(Payload(made)))
+    assert made.exists()  # the payload would have worked
+
+
+def compressed(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    with zipfile.ZipFile(path) as file:
+        entries = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as file:
+        for name, entry in entries.items():
+            file.writestr(name, entry)
+
+
+def test_no_module_reads_pickles_or_unsafe_yaml() -> None:
+    unsafe = ('pickle.load', 'pickle.loads', 'pd.read_pickle', 'joblib.load', 'eval', 'exec')
+    unsafe += ('yaml.unsafe_load', 'yaml.full_load')
+    files = [p for p in ROOT.rglob('*.py') if not {'tests', '.venv'} & {*p.relative_to(ROOT).parts}]
+    found = []
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text('utf-8'))):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                loads = name.endswith(('torch.load', 'load_state_dict_from_url'))
+                is_unsafe = name in unsafe or (loads and given.get('weights_only') != 'True')
+                is_unsafe |= given.get('allow_pickle', 'False') != 'False'
+                found += [f'{path.name}: {name}'] * is_unsafe
+    assert len(files) > 40 and found == []
+
+
+DAMAGE = {
+    'cut': lambda content, path: path.write_bytes(content[: len(content) // 2]),
+    'empty': lambda content, path: path.write_bytes(b''),
+    'text': lambda content, path: path.write_text('not a checkpoint\n'),
+    'missing': lambda content, path: path.unlink(missing_ok=True),
+    'other key': lambda content, path: torch.save({'state_dict': {}}, path),
+    'no tensors': lambda content, path: torch.save({'model': {'weight': 3}}, path),
+    'stretched': lambda content, path: torch.save(
+        {'model': {'a': torch.zeros(1).expand(10**6, 10**6)}}, path
+    ),
+    'zip bomb': compressed,
+}
+
+
+@pytest.mark.parametrize('kind', DAMAGE)
+def test_unusable_files_are_named(tmp_path, kind) -> None:
+    (path,) = write(tmp_path, NAME)
+    content = path.read_bytes()
+    checksum_file(path).unlink()
+    DAMAGE[kind](content, path)
+    with pytest.raises(ValueError, match=str(path)):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize('place', [0, 0.5, 1])
+def test_a_flipped_bit_is_found_by_the_checksum(tmp_path, place) -> None:
+    (path,) = write(tmp_path, NAME)
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=checksum_file(path).name):
+        read_checkpoint(path)
+
+
+def test_options_of_other_versions_are_left_out(tmp_path) -> None:
+    text = config_text(config_with(TRAIN__EPOCHS=7)) + 'REMOVED: {KEY: 1}\n'
+    (path,) = write(tmp_path, NAME, config=text)
+    assert trained_config(path).TRAIN.EPOCHS == 7
+    (path,) = write(tmp_path, NAME, config='[1, 2]')
+    with pytest.raises(ValueError, match=str(path)):
+        trained_config(path)
+    (path,) = write(tmp_path, NAME)
+    assert trained_config(path) is None
+
+
+# Loading into a model
+
+
+def swin(**options: object) -> torch.nn.Module:
+    config = config_with(DATA__IMG_SIZE=32, MODEL__NUM_CLASSES=14)
+    node = config.MODEL.SWIN
+    node.EMBED_DIM, node.DEPTHS, node.NUM_HEADS, node.WINDOW_SIZE = 16, [1, 2], [2, 4], 4
+    for key, value in options.items():
+        node[key] = value
+    return build_model(config, is_pretrain=False)
+
+
+def test_every_weight_is_loaded_and_the_models_own_buffers_stay() -> None:
+    source, model = swin(), swin()
+    given = {key: value.clone() for key, value in source.state_dict().items()}
+    for key, value in given.items():
+        if key.endswith(('relative_position_index', 'attn_mask')):
+            value.zero_()
+    load_model_state(model, given, 'a.pth', LOGGER)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, source.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(
+    ('change', 'name'),
+    [
+        (lambda s: s.pop('norm.bias'), r'norm\.bias'),
+        (lambda s: s.update(extra=torch.ones(1)), 'extra'),
+        (lambda s: s.update({'head.bias': torch.ones(5)}), r'head\.bias'),
+    ],
+    ids=['missing', 'unexpected', 'shape'],
+)
+def test_weights_of_another_model_are_refused_and_nothing_is_loaded(change, name) -> None:
+    model, given = swin(), dict(swin().state_dict())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    change(given)
+    with pytest.raises(ValueError, match=rf'a\.pth.*{name}'):
+        load_model_state(model, given, 'a.pth', LOGGER)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
