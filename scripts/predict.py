@@ -6,6 +6,7 @@ python scripts/predict.py --checkpoint C.pth --output F.csv IMAGE_OR_FOLDER [IMA
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,7 +139,7 @@ def main(args: argparse.Namespace) -> int:
         count = predict_images(args)
     except (ValueError, OSError) as error:
         # A worker of the loader includes its traceback in the message.
-        message = str(error).rsplit('\nValueError: ', 1)[-1].strip()
+        message = re.split(r'\n[\w.]+Error: ', str(error))[-1].strip()
         print(f'error: {message}', file=sys.stderr)
         return 2
     print(f'probabilities for {count} images in {args.output}. Not for clinical use.')

@@ -29,7 +29,7 @@ from data.labels import COMPETITION_LABELS, NO_FINDING, scored_targets, task_lab
 from data.masking import average_distance
 from data.records import look_up, read_predictions, read_split, row_names, select_views
 from engine.files import replace_file
-from engine.run_record import OPTIONS_FILE, is_finished, read_record
+from engine.run_record import is_finished, read_record
 from evaluation.cases import Cases
 from evaluation.compare import bootstrap_p, holm
 from evaluation.intervals import Resamples, interval
@@ -214,7 +214,6 @@ def _collect_row(
         'run': row.run,
         'against': _other_row(sweep, row),
         **method,
-        'also_changed': [] if row.method else _also_changed(sweep, row, seeds, output),
         'other_images': sorted(other_images),
         **_own_masks(sweep, pretrained),
         'seeds': [
@@ -243,20 +242,6 @@ def _reference_config(sweep: Sweep, seeds: Sequence[int], output: str | Path) ->
     """Configuration of the reference's pre-training, from the files before a run is finished."""
     folders = _finished(sweep.reference, 'simmim', seeds, output)
     return load_config(folders[0]) if folders else expected_config(sweep, sweep.reference, 'simmim')
-
-
-def _also_changed(sweep: Sweep, row: Row, seeds: Sequence[int], output: str | Path) -> list[str]:
-    """Options that differ from the reference's although the sweep does not vary them."""
-    changed = set()
-    for stage in row.stages:
-        declared = sweep.keys['finetune' if stage == 'finetune' else 'pretrain']
-        for seed in seeds:
-            pair = [run_folder(output, stage, each, seed) for each in (sweep.reference, row)]
-            if all(folder and (folder / OPTIONS_FILE).is_file() for folder in pair):
-                changes = changed_options(*map(load_config, pair), but=('SEED',))
-                changed |= changes.keys() - set(declared)
-                break
-    return sorted(changed)
 
 
 def _trained(
@@ -949,9 +934,6 @@ def _row_notes(collected: Collected) -> Iterator[str]:
             yield f'{row["name"]} is not finished: {"; ".join(lacking)}.'
         if row['problem']:
             yield f'{row["name"]}: {row["problem"]}.'
-        if row['also_changed']:
-            keys = ', '.join(row['also_changed'])
-            yield f'{row["name"]} also differs from the reference in {keys}.'
 
 
 def _run_notes(collected: Collected) -> Iterator[str]:

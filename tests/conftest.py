@@ -11,7 +11,6 @@ from shared_material import SHARED
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--all', action='store_true', help='run the tests marked slow too')
-    parser.addoption('--kills', type=int, default=10, help='times that tests/faults kills a run')
 
 
 # Their tests measure memory, wait for deadlines or take the machine's network.

@@ -48,8 +48,8 @@ def areas_of_resample(cases, counts, k):
 @pytest.mark.parametrize('rows_each', [1, 2])
 def test_equals_scikit_learn_on_resamples_written_out(rows_each):
     a, b = make_pair(rows_each=rows_each)
-    found = compare(a, b, resamples=60, seed=3, five=('Edema', 'Cardiomegaly'))
-    weights = Resamples(a.patient, resamples=60, seed=3).weights(a.patient)
+    found = compare(a, b, resamples=20, seed=3, five=('Edema', 'Cardiomegaly'))
+    weights = Resamples(a.patient, resamples=20, seed=3).weights(a.patient)
     ones, per_label, values = np.ones(len(a), int), {}, {}
     for k, label in enumerate(LABELS):
         values[label] = areas_of_resample(a, ones, k) - areas_of_resample(b, ones, k)
@@ -66,7 +66,7 @@ def test_equals_scikit_learn_on_resamples_written_out(rows_each):
         wanted = {'value': values[name], 'low': low, 'high': high}
         assert entry['difference'] == pytest.approx(wanted), name
         below, above = (per_label[name] <= 0).sum(), (per_label[name] >= 0).sum()
-        assert entry['p_bootstrap'] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 61))
+        assert entry['p_bootstrap'] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 21))
 
 
 def test_delong_only_where_each_patient_has_one_row_and_holm_of_what_there_is():

@@ -112,7 +112,9 @@ def test_mimic_records_are_those_of_the_folder(tmp_path: Path) -> None:
     (root / damaged).write_bytes(b'damaged')
     pack(root, store, SMALL, skip_bad=True)
     shutil.rmtree(root)
-    assert_same_records(read_mimic(store, 'train', labeller='chexpert'), wanted.select(wanted.file != damaged))
+    assert_same_records(
+        read_mimic(store, 'train', labeller='chexpert'), wanted.select(wanted.file != damaged)
+    )
 
 
 def test_csv_of_studies_and_other_suffixes(root: Path, tmp_path: Path) -> None:

@@ -35,14 +35,14 @@ def test_a_checkpoint_of_another_task_is_refused(phantom: Path, tmp_path: Path, 
     assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'a', *opts)) == 0
     argv = evaluation(run_folder(tmp_path / 'a', 'finetune'), phantom, tmp_path)
     opts = ['--opts', 'MODEL.NUM_CLASSES', '1', 'DATA.TASK', 'effusion']
-    refused('finetune', [*argv, *opts], "DATA.TASK 'any_finding'", "scored as 'effusion'")
+    refused('finetune', [*argv, *opts], 'DATA.TASK')
 
 
 def test_patients_that_were_learned_from_are_not_held_out(
     finished: Path, phantom: Path, tmp_path: Path, refused
 ) -> None:
     argv = evaluation(finished, phantom, tmp_path, 'DATA.HOLDOUT_FRACTION', '0.3')
-    refused('finetune', argv, 'DATA.HOLDOUT_FRACTION 0.2', 'learned from patients')
+    refused('finetune', argv, 'DATA.HOLDOUT_FRACTION')
 
 
 def test_other_pixels_are_warned_of(finished: Path, phantom: Path, tmp_path: Path, log) -> None:
@@ -140,7 +140,7 @@ def test_a_column_that_is_not_there_stops_the_run_before_it_trains(
 ) -> None:
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune')
     argv = arguments(cfg, phantom, tmp_path / 'o', '--opts', 'EVAL.GROUPS', "['Race']")
-    refused('finetune', argv, "'Race'", 'valid.csv')
+    refused('finetune', argv, "'Race'", 'EVAL.GROUPS')
     assert not list(tmp_path.rglob('*.pth'))
 
 
@@ -150,7 +150,7 @@ def test_another_mode_does_not_take_the_moments_of_the_first(
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'last_layer'})
     given = ['--resume', str(finished / 'ckpt_epoch_0.pth')]
     argv = arguments(cfg, phantom, tmp_path / 'o', *given)
-    refused('finetune', argv, 'this run trains 2', 'FINETUNE.MODE')
+    refused('finetune', argv, 'FINETUNE.MODE')
 
 
 def test_options_of_another_version_are_left_out(finished: Path, tmp_path: Path) -> None:

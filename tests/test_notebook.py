@@ -124,20 +124,6 @@ def test_what_the_form_offers_and_the_text_names_is_there() -> None:
         assert name in default_config()[section], key
 
 
-def test_computed_times_follow_from_the_figures_beside_them() -> None:
-    sums = re.findall(r'([\d,.]+) x ([\d.]+) x ([\d.]+) / ([\d.]+) = (\d+) \| (\d+) min \| (\d+) h'
-                      r'.*?\| ([\d.]+) h', TEXT)  # fmt: skip
-    assert len(sums) == len(choices('MODEL'))
-    for row in sums:
-        images, ratio, large, small, rate, minutes, hours, few = (
-            float(word.replace(',', '')) for word in row
-        )
-        assert rate == round(images * ratio * large / small)
-        assert minutes == round(187_200 / rate / 60)
-        assert hours == round(187_200 * 100 / rate / 3600)
-        assert few == round(20_000 * 100 / rate / 3600, 1)
-
-
 def test_scores_are_whole_numbers_and_empty_cells(tmp_path) -> None:
     (tmp_path / 'report_labels.csv').write_text(
         'set,level,views,label,n,positives,auroc,auroc_low,auroc_high,average_precision,brier,ece\n'

@@ -1,5 +1,6 @@
 """Checkpoints: atomic writes, checksums, the safe loader, which file a run resumes from."""
 
+import ast
 import contextlib
 import errno
 import gc
@@ -17,6 +18,7 @@ from typing import IO
 
 import pytest
 import torch
+from tiny import ROOT
 from yacs.config import CfgNode
 
 import utils
@@ -344,6 +346,23 @@ def compressed(content: bytes, path: Path) -> None:
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as file:
         for name, entry in entries.items():
             file.writestr(name, entry)
+
+
+def test_no_module_reads_pickles_or_unsafe_yaml() -> None:
+    unsafe = ('pickle.load', 'pickle.loads', 'pd.read_pickle', 'joblib.load', 'eval', 'exec')
+    unsafe += ('yaml.unsafe_load', 'yaml.full_load')
+    files = [p for p in ROOT.rglob('*.py') if not {'tests', '.venv'} & {*p.relative_to(ROOT).parts}]
+    found = []
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text('utf-8'))):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                loads = name.endswith(('torch.load', 'load_state_dict_from_url'))
+                is_unsafe = name in unsafe or (loads and given.get('weights_only') != 'True')
+                is_unsafe |= given.get('allow_pickle', 'False') != 'False'
+                found += [f'{path.name}: {name}'] * is_unsafe
+    assert len(files) > 40 and found == []
 
 
 DAMAGE = {

@@ -63,7 +63,7 @@ if [ "$state" != RUNNING ]; then
 elif [ "$requeued" -ge "${MAX_REQUEUES:-50}" ]; then
     echo "slurm: stopped and not queued again: it was $requeued times (MAX_REQUEUES)"
 else
-    echo "slurm: stopped and saved; queued again, to go on"
-    scontrol requeue "$job" || echo 'slurm: that failed; the same sbatch command goes on'
+    echo "slurm: stopped and saved; queued again, to resume"
+    scontrol requeue "$job" || echo 'slurm: that failed; the same sbatch command resumes the run'
 fi
 exit "$code"

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import ROOT, arguments, run_folder, tiny_config
 
 MAIN = Path(__file__).with_name('faulty_main.py')
@@ -120,6 +121,12 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = DEAD
     while not condition():
         assert time.monotonic() < end, f'{what}: not within {seconds} s'
         time.sleep(0.05)
+
+
+def assert_same_weights(got: dict, want: dict) -> None:
+    """Compare the models of two checkpoints bit by bit."""
+    assert list(got['model']) == list(want['model'])
+    assert all(torch.equal(got['model'][key], value) for key, value in want['model'].items())
 
 
 @contextmanager

@@ -7,8 +7,7 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from runs import Started, log_lines, started, tiny_arguments, wait_until
-from test_engine_loop import assert_same_weights
+from runs import Started, assert_same_weights, log_lines, started, tiny_arguments, wait_until
 from tiny import SCRIPTS, run_folder
 
 from logger import read_metrics

@@ -6,8 +6,7 @@ import signal
 import sys
 
 import pytest
-from runs import Started, log_lines, started, tiny_arguments, wait_until
-from test_engine_loop import assert_same_weights
+from runs import Started, assert_same_weights, log_lines, started, tiny_arguments, wait_until
 from tiny import SCRIPTS, run_folder
 
 from utils import read_checkpoint

@@ -6,9 +6,8 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
-import cluster
 import pytest
-from faults.runs import ENVIRONMENT, wait_until
+from faults.runs import wait_until
 from test_readme import load_script
 from tiny import ROOT
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -190,28 +189,6 @@ def test_a_job_is_queued_again_if_it_was_stopped_and_still_runs(
     asked = tmp_path / 'scontrol.requeued'
     assert (asked.read_text().strip() if asked.exists() else None) == requeued
     assert ('not queued again' in done.stdout) == (done.returncode == 75 and requeued is None)
-
-
-def test_a_cluster_that_does_not_start_is_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Programs that stand for those of Slurm; the first daemon ends."""
-    programs, folder = tmp_path / 'programs', tmp_path / 'cluster'
-    for place in (programs, folder):
-        place.mkdir()
-    for name in cluster.PROGRAMS:
-        (programs / name).write_text('#!/bin/sh\n')
-        (programs / name).chmod(0o755)
-    (programs / 'munged').write_text('#!/bin/sh\necho no seed\nexit 1\n')
-    monkeypatch.setenv('PATH', str(programs), prepend=':')
-    monkeypatch.setitem(ENVIRONMENT, 'PATH', os.environ['PATH'])
-    monkeypatch.setattr(os, 'getuid', lambda: 0)
-    for user, outcome, said in ((0, pytest.fail, r'log:\nno seed'), (1, pytest.skip, 'needs root')):
-        monkeypatch.setattr(os, 'getuid', lambda user=user: user)
-        with pytest.raises((pytest.fail.Exception, pytest.skip.Exception), match=said) as ended:
-            with cluster.running_cluster(folder):
-                pass
-        assert ended.type is outcome.Exception
 
 
 def test_no_script_is_a_mistake(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""MIMIC-CXR-JPG: hand-written folders by value, every refusal in words, phantoms read back."""
+"""MIMIC-CXR-JPG: hand-written folders by value, and faults named by file, row and column."""
 
 import csv
 import gzip
@@ -77,13 +77,6 @@ def touch(root: Path, name: str) -> None:
     (root / name).touch()
 
 
-def refusal(root: Path, files: Tables, split: str = 'train', labeller: str = 'chexpert') -> str:
-    write(root, files)
-    with pytest.raises(ValueError) as error:
-        read_mimic(root, split, labeller=labeller)
-    return str(error.value).replace(str(root), 'ROOT')
-
-
 @pytest.mark.parametrize('zipped, version', [(False, '2.0.0'), (True, '2.1.0')])
 def test_a_folder_is_read_as_written(tmp_path: Path, zipped: bool, version: str) -> None:
     root = write(tmp_path / 'mimic', tables(), zipped=zipped, version=version)
@@ -132,28 +125,6 @@ def test_images_of_other_views_are_in_all_views_alone(tmp_path: Path) -> None:
     assert select_views(records, 'all').row.tolist() == [0, 1, 2, 4, 5, 6, 7]
 
 
-def test_the_log_says_what_is_read_and_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    root = write(tmp_path, tables())
-    read_mimic(root, 'train', labeller='negbio', logger=logging.getLogger('mimic'))
-    assert caplog.messages == [
-        'mimic-cxr-2.0.0-split.csv, train: 7 images; '
-        'file = DATA_PATH / files/pNN/pSUBJECT/sSTUDY/DICOM.jpg; '
-        'labels of mimic-cxr-2.0.0-negbio.csv; without a row in it and left out: 1 images of 1 '
-        "studies; neither frontal nor lateral: 2 (1 empty, 1 'AP AXIAL')"
-    ]
-
-
-def test_converted_images_keep_their_paths(tmp_path: Path) -> None:
-    root = write(tmp_path, tables())
-    touch(root, 'files/p10/p10000032/s50414267/aa-1.png')
-    records = read_mimic(root, 'train', labeller='chexpert', image_suffix='.png')
-    assert records.file[1] == 'files/p10/p10000032/s50414267/aa-2.png'
-    assert records.path[1] == 'files/p10/p10000032/s50414267/aa-2.jpg'
-
-
 def test_rows_count_empty_lines(tmp_path: Path) -> None:
     files = tables()
     files['split'].insert(2, ['', '', '', ''])
@@ -162,112 +133,69 @@ def test_rows_count_empty_lines(tmp_path: Path) -> None:
     assert records.path[1] == 'files/p10/p10000032/s50414267/aa-2.jpg'
 
 
+def test_the_log_names_no_patient(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    root = write(tmp_path, tables())
+    read_mimic(root, 'train', labeller='negbio', logger=logging.getLogger('mimic'))
+    assert len(log.messages) == 1 and '7 images' in log.text
+    assert not any(name in log.text for name in ('10000032', '50414267', 'aa-1'))
+
+
+def refused(root: Path, files: Tables, *parts: str, split='train', labeller='chexpert') -> None:
+    write(root, files)
+    with pytest.raises(ValueError) as error:
+        read_mimic(root, split, labeller=labeller)
+    for part in parts:
+        assert part in str(error.value)
+
+
 @pytest.mark.parametrize(
-    'kind, row, column, value, problem',
+    'kind, row, column, value',
     [
-        ('split', 3, 'subject_id', '1000003x', 'allowed: digits'),
-        ('split', 3, 'subject_id', '10000032.0', 'allowed: digits'),
-        ('split', 4, 'study_id', '', 'allowed: digits'),
-        ('split', 4, 'study_id', '../../s1', 'allowed: digits'),
-        ('split', 4, 'study_id', '٣', 'allowed: digits'),
-        ('split', 2, 'dicom_id', '../aa-1', 'allowed: letters, digits, - and _'),
-        ('split', 2, 'dicom_id', '..', 'allowed: letters, digits, - and _'),
-        ('split', 2, 'dicom_id', 'aa-1\n', 'allowed: letters, digits, - and _'),
-        ('split', 5, 'split', 'valid', 'allowed: train, validate, test'),
-        ('chexpert', 2, 'Edema', '2.0', 'allowed: 1.0, 1, 0.0, 0, -1.0, -1, empty'),
-        ('chexpert', 7, 'Support Devices', 'nan', 'allowed: 1.0, 1, 0.0, 0, -1.0, -1, empty'),
+        ('split', 3, 'subject_id', '10000032.0'),
+        ('split', 4, 'study_id', ''),
+        ('split', 4, 'study_id', '../../s1'),
+        ('split', 2, 'dicom_id', '../aa-1'),
+        ('split', 2, 'dicom_id', 'aa-1\n'),
+        ('split', 5, 'split', 'valid'),
+        ('split', 4, 'split', 'test'),  # a patient in two splits
+        ('split', 8, 'dicom_id', 'aa-1'),  # repeated ids
+        ('metadata', 9, 'dicom_id', 'dd-1'),
+        ('chexpert', 5, 'study_id', '57375967'),
+        ('metadata', 11, 'subject_id', '99'),  # ids that differ from the split file
+        ('metadata', 7, 'study_id', '99'),
+        ('chexpert', 4, 'subject_id', '99'),
+        ('chexpert', 2, 'Edema', '2.0'),
+        ('chexpert', 7, 'Support Devices', 'nan'),
     ],
 )
-def test_a_bad_cell_is_named(
-    tmp_path: Path, kind: str, row: int, column: str, value: str, problem: str
-) -> None:
+def test_a_bad_cell_is_named(tmp_path: Path, kind: str, row: int, column: str, value: str) -> None:
     files = tables()
     files[kind][row - 1][files[kind][0].index(column)] = value
-    assert refusal(tmp_path, files) == (
-        f'ROOT/mimic-cxr-2.0.0-{kind}.csv, row {row} (the header is row 1), column {column!r}: '
-        f'{value!r} is not allowed ({problem})'
-    )
+    column = 'subject_id' if value == 'test' else column
+    refused(tmp_path, files, f'mimic-cxr-2.0.0-{kind}.csv', f'row {row} ', column)
 
 
-@pytest.mark.parametrize(
-    'kind, row, column, again',
-    [('split', 8, 'dicom_id', 2), ('metadata', 9, 'dicom_id', 3), ('chexpert', 5, 'study_id', 2)],
-)
-def test_a_repeated_id_is_named_with_both_rows(
-    tmp_path: Path, kind: str, row: int, column: str, again: int
-) -> None:
-    files = tables()
-    place = files[kind][0].index(column)
-    value = files[kind][row - 1][place] = files[kind][again - 1][place]
-    assert refusal(tmp_path, files) == (
-        f'ROOT/mimic-cxr-2.0.0-{kind}.csv, row {row} (the header is row 1), column {column!r}: '
-        f'{value!r} is given in row {again} already'
-    )
-
-
-@pytest.mark.parametrize(
-    'kind, row, column, wanted, split_row',
-    [
-        ('metadata', 11, 'subject_id', '10000032', 2),
-        ('metadata', 7, 'study_id', '57375967', 6),
-        ('chexpert', 4, 'subject_id', '10000032', 4),
-    ],
-)
-def test_files_that_disagree_are_refused(
-    tmp_path: Path, kind: str, row: int, column: str, wanted: str, split_row: int
-) -> None:
-    files = tables()
-    files[kind][row - 1][files[kind][0].index(column)] = '99'
-    assert refusal(tmp_path, files) == (
-        f'ROOT/mimic-cxr-2.0.0-{kind}.csv, row {row} (the header is row 1), column {column!r}: '
-        f"'99' is {wanted!r} in row {split_row} of the split file"
-    )
-
-
-def test_an_image_without_metadata_is_refused(tmp_path: Path) -> None:
+def test_an_image_without_metadata_is_named(tmp_path: Path) -> None:
     files = tables()
     del files['metadata'][9]  # of aa-2
-    assert refusal(tmp_path, files) == (
-        "ROOT/mimic-cxr-2.0.0-split.csv, row 3 (the header is row 1), column 'dicom_id': 'aa-2' "
-        'has no row in mimic-cxr-2.0.0-metadata.csv'
-    )
-
-
-def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
-    files = tables()
-    files['split'][3][3] = 'test'
-    assert refusal(tmp_path, files) == (
-        "ROOT/mimic-cxr-2.0.0-split.csv, row 4 (the header is row 1), column 'subject_id': "
-        "'10000032' is in the split 'train', too"
-    )
+    refused(tmp_path, files, '2.0.0-split.csv', 'row 3', '2.0.0-metadata.csv')
 
 
 def test_a_split_without_images_or_labels_is_refused(tmp_path: Path) -> None:
     files = tables()
     del files['split'][4], files['chexpert'][4]
-    assert refusal(tmp_path, files, 'validate') == (
-        "ROOT/mimic-cxr-2.0.0-split.csv, column 'split': no row is 'validate'"
-    )
-    assert refusal(tmp_path, files, 'test') == (
-        'ROOT/mimic-cxr-2.0.0-chexpert.csv has no row for any study of the split in '
-        'mimic-cxr-2.0.0-split.csv'
-    )
+    refused(tmp_path, files, '2.0.0-split.csv', 'validate', split='validate')
+    refused(tmp_path, files, '2.0.0-chexpert.csv', 'test', split='test')
 
 
 @pytest.mark.parametrize('kind', ['metadata', 'split', 'chexpert', 'negbio'])
 def test_a_file_that_is_missing_or_there_twice_is_named(tmp_path: Path, kind: str) -> None:
     labeller = kind if kind in ('chexpert', 'negbio') else 'chexpert'
-    keys = 'DATA.DATA_PATH, DATA.LABELLER' if labeller == kind else 'DATA.DATA_PATH'
     files = tables()
     rows = files.pop(kind)
-    text = (
-        f'ROOT must hold exactly one mimic-cxr-*-{kind}.csv or mimic-cxr-*-{kind}.csv.gz, found: '
-    )
-    assert refusal(tmp_path, files, labeller=labeller) == f'{text}none (see {keys})'
+    refused(tmp_path, files, kind, 'DATA.DATA_PATH', labeller=labeller)
     write(tmp_path, {kind: rows}, zipped=True)
-    name = f'mimic-cxr-2.0.0-{kind}.csv'
-    twice = refusal(tmp_path, {kind: rows}, labeller=labeller)
-    assert twice == f'{text}{name}, {name}.gz (see {keys})'
+    refused(tmp_path, {kind: rows}, f'2.0.0-{kind}.csv.gz', labeller=labeller)
 
 
 def test_a_missing_image_and_a_missing_folder_are_named(tmp_path: Path) -> None:
@@ -275,9 +203,9 @@ def test_a_missing_image_and_a_missing_folder_are_named(tmp_path: Path) -> None:
     first = root / 'files/p10/p10000032/s50414267/aa-1.jpg'
     first.unlink()
     assert read_mimic(root, 'train', labeller='chexpert', optional=True) is None
-    with pytest.raises(ValueError, match=f'split.csv: image not found: {first} .*IMAGE_SUFFIX'):
+    with pytest.raises(ValueError, match=f'{first}.*DATA.IMAGE_SUFFIX'):
         read_mimic(root, 'train', labeller='chexpert')
-    with pytest.raises(ValueError, match=f'DATA.DATA_PATH is no folder: {root}/nowhere'):
+    with pytest.raises(ValueError, match=f'DATA.DATA_PATH.*{root}/nowhere'):
         read_mimic(root / 'nowhere', 'train', labeller='chexpert')
 
 
@@ -288,49 +216,32 @@ def test_a_missing_or_repeated_column_is_named(tmp_path: Path, kind: str) -> Non
     header = files[kind][0]
     place = header.index(column)
     header[place] = 'other'
-    source = f'ROOT/mimic-cxr-2.0.0-{kind}.csv: '
-    text = refusal(tmp_path, files)
-    assert text == f'{source}missing column: {column}; found: {", ".join(header)}'
+    refused(tmp_path, files, f'2.0.0-{kind}.csv', column)
     header[place] = column
     for row in files[kind]:
         row.append(row[place])
-    assert refusal(tmp_path, files) == f'{source}column given twice: {column}'
+    refused(tmp_path, files, f'2.0.0-{kind}.csv', column)
 
 
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     root = write(tmp_path, tables(), zipped=True)
-
-    def broken(change, kind: str = 'chexpert') -> str:
-        file = root / f'mimic-cxr-2.0.0-{kind}.csv.gz'
-        whole = file.read_bytes()
-        file.write_bytes(change(whole))
-        with pytest.raises(ValueError) as error:
+    file = root / 'mimic-cxr-2.0.0-split.csv.gz'
+    whole = file.read_bytes()
+    for broken in (whole[:-20], gzip.compress(gzip.decompress(whole)[:-9])):
+        file.write_bytes(broken)
+        with pytest.raises(ValueError, match=str(file)):
             read_mimic(root, 'train', labeller='chexpert')
-        file.write_bytes(whole)
-        assert str(file) in str(error.value)
-        return str(error.value).replace(str(file), 'FILE')
-
-    def rewritten(change):
-        return lambda whole: gzip.compress(change(gzip.decompress(whole)))
-
-    assert 'FILE is not a readable CSV file' in broken(lambda whole: whole[:-20])
-    assert 'FILE is not a readable CSV file' in broken(lambda whole: b'no gzip')
-    assert 'FILE is not a readable CSV file' in broken(rewritten(lambda text: b''))
-    assert 'FILE is not a readable CSV file' in broken(rewritten(lambda text: text + b'\xff'))
-    assert broken(rewritten(lambda text: text.split(b'\n')[0])) == 'FILE has no rows'
-    assert broken(rewritten(lambda text: text[:-9]), 'split') == (
-        'FILE, row 11 (the header is row 1): 3 fields, the header has 4; is the file cut off?'
-    )
-    assert broken(rewritten(lambda text: text.replace(b',train', b',1,1,1')), 'split') == (
-        'FILE: the rows have more fields than the header'
-    )
 
 
-def test_unknown_names_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    'options, key',
+    [
+        ({'labeller': 'vis'}, 'DATA.LABELLER'),
+        ({'image_suffix': '/../x'}, 'DATA.IMAGE_SUFFIX'),
+        ({'split': 'valid'}, "'valid'"),
+    ],
+)
+def test_unknown_names_are_refused(tmp_path: Path, options: dict, key: str) -> None:
     root = write(tmp_path, tables())
-    with pytest.raises(ValueError, match="split must be one of train, validate, test, got 'valid'"):
-        read_mimic(root, 'valid', labeller='chexpert')
-    with pytest.raises(ValueError, match="LABELLER must be one of chexpert, negbio, got 'vis'"):
-        read_mimic(root, 'train', labeller='vis')
-    with pytest.raises(ValueError, match="IMAGE_SUFFIX must be like '.png'.* got '/../x'"):
-        read_mimic(root, 'train', labeller='chexpert', image_suffix='/../x')
+    with pytest.raises(ValueError, match=key):
+        read_mimic(root, **{'split': 'train', 'labeller': 'chexpert'} | options)

@@ -1,0 +1,241 @@
+"""Labels: the published order, targets under every policy and task, and refused settings."""
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from tiny import VIT, tiny_config
+
+from config import get_config
+from data.labels import (
+    COMPETITION_LABELS,
+    LABELS,
+    POLICIES,
+    UNCERTAIN_CLASS,
+    check_two_classes,
+    count_uncertain,
+    evaluation_targets,
+    label_policies,
+    multiclass_labels,
+    scored_targets,
+    task_labels,
+    training_targets,
+)
+from data.records import read_csv
+
+NAN = np.nan
+K = len(LABELS)
+# The four values that CheXpert has, one per row, for all labels.
+FOUR = np.repeat(np.array([[1], [0], [-1], [NAN]], np.float32), K, axis=1)  # [4, K]
+FIXED = {'zeros': 0, 'ones': 1, 'ignore': NAN, 'multiclass': 2, 'self_train': np.float32(0.9)}
+RANGES = {'zeros_smooth': (0, 0.3), 'ones_smooth': (0.55, 0.85)}
+
+
+def targets_of(labels: np.ndarray, uncertain: str, blank: str, **by_label: str) -> np.ndarray:
+    """Targets under any policy; rows 0, 1, ..., seed 0, every prediction 0.9."""
+    return training_targets(
+        labels,
+        label_policies(uncertain, by_label),
+        blank=blank,
+        rows=np.arange(len(labels)),
+        predictions=np.full(labels.shape, 0.9, np.float32),
+    )
+
+
+def smooth(policy: str, rows: np.ndarray, seed: int = 0) -> np.ndarray:
+    """[N, K] targets of images that are uncertain in every label."""
+    labels = np.full((len(rows), K), -1, np.float32)
+    return training_targets(labels, [policy] * K, blank='ignore', rows=rows, seed=seed)
+
+
+def test_labels_are_in_the_order_of_the_real_csv(nih1000: Path) -> None:
+    with open(nih1000 / 'train.csv') as file:
+        assert next(csv.reader(file))[5:] == list(LABELS)
+    assert [LABELS.index(label) for label in COMPETITION_LABELS] == [8, 2, 6, 5, 10]
+
+
+# ---- Policies
+
+
+@pytest.mark.parametrize('blank', ['negative', 'ignore'])
+@pytest.mark.parametrize('policy', POLICIES)
+def test_training_targets_by_policy_and_blank(policy: str, blank: str) -> None:
+    targets = targets_of(FOUR, policy, blank)
+    assert targets.dtype == np.float32 and targets.shape == (4, K)
+    np.testing.assert_array_equal(targets[:2], FOUR[:2])
+    np.testing.assert_array_equal(targets[3, 1:], 0 if blank == 'negative' else NAN)
+    assert targets[3, 0] == 0, 'a blank No Finding is negative'
+    if policy in FIXED:
+        np.testing.assert_array_equal(targets[2], FIXED[policy])
+    else:
+        low, high = RANGES[policy]
+        assert (low <= targets[2]).all() and (targets[2] <= high).all()
+
+
+def test_every_label_can_have_every_policy() -> None:
+    expected = {policy: targets_of(FOUR, policy, 'negative')[2] for policy in POLICIES}
+    for k, label in enumerate(LABELS):
+        for policy in POLICIES:
+            other = 'zeros' if policy == 'ones' else 'ones'
+            targets = targets_of(FOUR, other, 'negative', **{label: policy})
+            wanted = expected[other].copy()
+            wanted[k] = expected[policy][k]
+            np.testing.assert_array_equal(targets[2], wanted)
+            np.testing.assert_array_equal(targets[[0, 1, 3]], np.nan_to_num(FOUR[[0, 1, 3]]))
+
+
+def test_third_class_is_that_of_the_labels_with_this_policy() -> None:
+    assert UNCERTAIN_CLASS == 2 and multiclass_labels('multiclass', {}).all()
+    some = multiclass_labels('ones', {'Edema': 'multiclass', 'Fracture': 'zeros'})
+    assert np.flatnonzero(some).tolist() == [5]
+    others = multiclass_labels('multiclass', {'Edema': 'ones'})
+    assert np.flatnonzero(~others).tolist() == [5]
+
+
+@pytest.mark.parametrize('policy', RANGES)
+def test_smooth_targets_are_uniform_over_their_range(policy: str) -> None:
+    low, high = RANGES[policy]
+    targets = smooth(policy, np.arange(20_000))
+    assert targets.dtype == np.float32 and len(np.unique(targets)) > 0.95 * targets.size
+    for k in range(K):
+        assert stats.kstest(targets[:, k], 'uniform', (low, high - low)).pvalue > 1e-3, LABELS[k]
+    # Labels are drawn independently: the standard error of a correlation is 0.007.
+    assert np.abs(np.corrcoef(targets.T)[np.triu_indices(K, 1)]).max() < 0.04
+
+
+def test_smooth_target_is_a_function_of_seed_row_and_label_alone() -> None:
+    rng = np.random.default_rng(1)
+    everything = smooth('ones_smooth', np.arange(500))
+    for rows in (rng.permutation(500), rng.permutation(500)[:7], np.array([499]), np.array([0])):
+        np.testing.assert_array_equal(smooth('ones_smooth', rows), everything[rows])
+    labels = rng.choice(np.array([1, 0, -1, NAN], np.float32), (500, K))
+    targets = targets_of(labels, 'ones_smooth', 'negative')
+    np.testing.assert_array_equal(targets[labels == -1], everything[labels == -1])
+    assert (smooth('ones_smooth', np.arange(500), seed=1) != everything).all()
+    assert (everything[:, 1:] != everything[:, :1]).all()
+
+
+def test_smooth_target_is_this_number_of_philox() -> None:
+    """Pinned by NumPy's own generator, so that a rerun years later draws the same."""
+    for seed, row, k in ((0, 0, 0), (5, 17, 3), (7, 223_413, 13)):
+        bits = np.random.Philox(key=[seed, k], counter=[0, 0, 3, 0])
+        drawn = np.random.Generator(bits).random(row + 1)[row]
+        for policy, (low, high) in RANGES.items():
+            target = smooth(policy, np.array([row]), seed)[0, k]
+            assert target == pytest.approx(low + (high - low) * drawn, abs=1e-7)
+
+
+def test_self_train_reads_predictions_only_where_uncertain() -> None:
+    labels = np.zeros((3, K), np.float32)
+    labels[:, 1], labels[:, 2] = [-1, 0, 1], [NAN, -1, -1]
+    predictions = np.full((3, K), NAN)
+    predictions[0, 1], predictions[1, 2], predictions[2, 2] = 0, 0.25, 1
+    options = {'blank': 'negative', 'rows': np.array([4, 40, 7])}
+    targets = training_targets(labels, ['self_train'] * K, predictions=predictions, **options)
+    assert targets[:, 1].tolist() == [0, 0, 1] and targets[:, 2].tolist() == [0, 0.25, 1]
+    for value in (NAN, -0.001, 1.001, np.inf):
+        predictions[2, 2] = value
+        with pytest.raises(ValueError, match=rf'DATA\.SELF_TRAIN_PREDICTIONS.*{LABELS[2]}.*row 9'):
+            training_targets(labels, ['self_train'] * K, predictions=predictions, **options)
+    with pytest.raises(ValueError, match=r'DATA\.SELF_TRAIN_PREDICTIONS'):
+        training_targets(labels, ['self_train'] * K, **options)
+
+
+# ---- Tasks and evaluation
+
+
+def test_targets_of_the_binary_tasks_for_every_pair_of_values() -> None:
+    """No Finding and one other observation, all values; effusion reads Pleural Effusion alone."""
+    assert task_labels('any_finding') == ('Any Finding',)
+    assert task_labels('effusion') == ('Pleural Effusion',)
+    for k in range(1, K):
+        for no_finding in (1, 0, -1, NAN):
+            for value in (1, 0, -1, NAN):
+                labels = np.full((1, K), NAN, np.float32)
+                labels[0, 0], labels[0, k] = no_finding, value
+                negative = 0 if no_finding == 1 else NAN
+                any_finding = 1 if value == 1 else negative
+                effusion = any_finding if LABELS[k] == 'Pleural Effusion' else negative
+                for task, expected in (('any_finding', any_finding), ('effusion', effusion)):
+                    targets = scored_targets(labels, task=task, blank='negative')
+                    assert targets.shape == (1, 1) and targets.dtype == np.float32
+                    np.testing.assert_array_equal(targets[0, 0], expected, err_msg=LABELS[k])
+
+
+def test_task_targets_of_real_labels(nih1000: Path) -> None:
+    table = pd.read_csv(nih1000 / 'train.csv')
+    labels = read_csv(nih1000, 'train.csv').labels
+    found = (table[list(LABELS[1:])] == 1).any(axis=1)
+    targets = scored_targets(labels, task='any_finding', blank='negative')[:, 0]
+    assert (targets == 1).sum() == found.sum() > 0
+    assert (targets == 0).sum() == ((table['No Finding'] == 1) & ~found).sum() > 0
+
+
+def test_evaluation_excludes_uncertain_and_counts_it() -> None:
+    np.testing.assert_array_equal(evaluation_targets(FOUR, blank='negative')[:, 5], [1, 0, NAN, 0])
+    ignored = evaluation_targets(FOUR, blank='ignore')
+    assert ignored.dtype == np.float32
+    np.testing.assert_array_equal(ignored[:, 5], [1, 0, NAN, NAN])
+    np.testing.assert_array_equal(ignored[:, 0], [1, 0, NAN, 0])
+    assert count_uncertain(FOUR[[0, 2, 2]]) == dict.fromkeys(LABELS, 2)
+    assert count_uncertain(FOUR[:2]) == {}
+
+
+# ---- What is refused
+
+
+@pytest.mark.parametrize(
+    'pairs, key',
+    [
+        (['DATA.UNCERTAIN', 'u_ones'], 'DATA.UNCERTAIN'),
+        (['DATA.UNCERTAIN_BY_LABEL', {'Oedema': 'ones'}], 'DATA.UNCERTAIN_BY_LABEL'),
+        (['DATA.UNCERTAIN_BY_LABEL', {'Edema': 'one'}], "DATA.UNCERTAIN_BY_LABEL.*'Edema'"),
+        (['DATA.BLANK', 'zero'], 'DATA.BLANK'),
+        (['DATA.TASK', 'edema'], 'DATA.TASK'),
+        (['DATA.TASK', 'effusion'], 'MODEL.NUM_CLASSES'),
+        (['DATA.UNCERTAIN', 'multiclass', 'LOSS.NAME', 'focal'], 'LOSS.NAME'),
+        (['DATA.UNCERTAIN_BY_LABEL', {'Edema': 'multiclass'}, 'FINETUNE.MODE', 'knn'], 'FINETUNE'),
+        (['DATA.UNCERTAIN', 'self_train'], 'DATA.SELF_TRAIN_PREDICTIONS'),
+        (['DATA.PSEUDO_LABELS', 'x.csv'], 'DATA.TRAIN_FRACTION'),
+        (['DATA.DATASET', 'folder'], 'DATA.DATASET'),
+    ],
+)
+def test_options_that_do_not_fit_the_labels_are_refused(
+    tmp_path: Path, pairs: list, key: str
+) -> None:
+    cfg = str(tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, DATA={'TRAIN_IMAGES': 0}))
+    get_config(Namespace(cfg=cfg, opts=['MODEL.NUM_CLASSES', '14'], stage='finetune'))
+    with pytest.raises(ValueError, match=key):
+        get_config(Namespace(cfg=cfg, opts=[str(word) for word in pairs], stage='finetune'))
+
+
+@pytest.mark.parametrize('blank', ['negative', 'ignore'])
+@pytest.mark.parametrize('policy', POLICIES)
+def test_a_label_with_one_class_is_refused_if_another_policy_would_give_two(
+    policy: str, blank: str
+) -> None:
+    """Every multiset of three values, against the targets under all policies."""
+    values = [1, 0, -1, NAN]
+    others = [(p, b) for p in POLICIES for b in ('negative', 'ignore')]
+
+    def has_two(labels: np.ndarray, p: str, b: str) -> bool:
+        column = targets_of(labels, p, b)[:, 1]
+        column = column[column != UNCERTAIN_CLASS]
+        return bool((column >= 0.5).any() and (column < 0.5).any())
+
+    for triple in {tuple(sorted(t, key=str)) for t in np.ndindex(4, 4, 4)}:
+        labels = np.zeros((3, K), np.float32)
+        labels[0] = 1
+        labels[:, 1] = [values[i] for i in triple]
+        targets = targets_of(labels, policy, blank)
+        if has_two(labels, policy, blank):
+            assert check_two_classes(labels, targets) == []
+        elif any(has_two(labels, *other) for other in others):
+            with pytest.raises(ValueError, match=LABELS[1]):
+                check_two_classes(labels, targets)
+        else:
+            assert check_two_classes(labels, targets) == [LABELS[1]]

@@ -1,0 +1,581 @@
+"""Readers of CSV files and folders: values, paths, splits, groups, and faults that users meet."""
+
+import csv
+import gzip
+import hashlib
+import logging
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from csv_files import HEADER, PREFIX, image_path, message, read, row, touch, write
+
+from data.labels import LABELS
+from data.records import (
+    MOST_GROUPS,
+    Records,
+    group_columns,
+    read_csv,
+    read_folder,
+    select_views,
+    split_holdout,
+    standard_groups,
+    take_subset,
+)
+
+# ---- CheXpert: what is read
+
+
+def test_reads_every_field_by_name_whatever_the_order_of_columns(tmp_path: Path) -> None:
+    rows = [
+        row(image_path(1), Sex='Male', Age='0', Edema='1.0', Fracture='-1'),
+        row(image_path(1, 2, 'view2_lateral'), Sex='Unknown', Age='90', **{'AP/PA': ''}),
+        row(image_path(64540, 12), Age='61.5', **{'AP/PA': 'LL', 'No Finding': '1', 'Edema': '0'}),
+    ]
+    header = ['extra', *reversed(HEADER)]
+    records = read(tmp_path, [{**cells, 'extra': 'x,"y"'} for cells in rows], header)
+    assert len(records) == 3 and records.csv == 'train.csv' and records.root == tmp_path
+    assert records.row.tolist() == [0, 1, 2]
+    assert records.path.tolist() == [cells['Path'] for cells in rows]
+    assert records.file.tolist() == [path.partition('/')[2] for path in records.path]
+    assert records.patient.tolist() == ['patient00001', 'patient00001', 'patient64540']
+    assert records.study.tolist() == [path.rpartition('/')[0] for path in records.path]
+    assert records.view.tolist() == ['frontal', 'lateral', 'frontal']
+    assert records.sex.tolist() == ['Male', 'Unknown', 'Female']
+    assert records.age.tolist() == [0, 90, 61.5]
+    assert records.ap_pa.tolist() == ['AP', '', 'LL']
+    expected = np.full((3, len(LABELS)), np.nan, np.float32)
+    expected[0, 5], expected[0, 12], expected[2, 0], expected[2, 5] = 1, -1, 1, 0
+    np.testing.assert_array_equal(records.labels, expected)
+    assert records.labels.dtype == np.float32
+
+
+def test_all_forms_of_a_label_are_read(tmp_path: Path) -> None:
+    cells = ['1.0', '1', '0.0', '0', '-1.0', '-1', '']
+    records = read(tmp_path, [row(image_path(i), Edema=cell) for i, cell in enumerate(cells)])
+    np.testing.assert_array_equal(records.labels[:, 5], [1, 1, 0, 0, -1, -1, np.nan])
+
+
+def test_byte_order_mark_windows_line_ends_and_empty_lines_do_not_matter(tmp_path: Path) -> None:
+    plain = read(tmp_path, [row(image_path(1), Edema='1.0'), row(image_path(2))])
+    lines = (tmp_path / 'train.csv').read_text().splitlines()
+    text = '\r\n'.join([lines[0], lines[1], '', lines[2], ',' * 18, ''])
+    (tmp_path / 'train.csv').write_bytes(b'\xef\xbb\xbf' + text.encode())
+    records = read_csv(tmp_path, 'train.csv')
+    assert records.path.tolist() == plain.path.tolist()
+    np.testing.assert_array_equal(records.labels, plain.labels)
+    assert records.row.tolist() == [0, 2]
+
+
+def test_compressed_file_gives_the_same(tmp_path: Path) -> None:
+    plain = read(tmp_path, [row(image_path(1), Edema='1.0'), row(image_path(2))])
+    (tmp_path / 'train.csv.gz').write_bytes(gzip.compress((tmp_path / 'train.csv').read_bytes()))
+    records = read_csv(tmp_path, 'train.csv.gz')
+    assert records.path.tolist() == plain.path.tolist()
+    np.testing.assert_array_equal(records.labels, plain.labels)
+
+
+def test_counts_of_the_real_csv(nih1000: Path) -> None:
+    for name, size in (('train.csv', 800), ('valid.csv', 200)):
+        records = read_csv(nih1000, name)
+        with open(nih1000 / name, newline='') as file:
+            rows = list(csv.DictReader(file))
+        assert len(records) == len(rows) == size
+        for k, label in enumerate(LABELS):
+            counts = Counter(float(cells[label]) if cells[label] else None for cells in rows)
+            values = records.labels[:, k]
+            found = {value: int((values == value).sum()) for value in (1.0, 0.0, -1.0)}
+            assert found == {value: counts[value] for value in found}, label
+            assert np.isnan(values).sum() == counts[None], label
+        assert Counter(records.sex) == Counter(cells['Sex'] for cells in rows)
+        assert records.age.sum() == sum(float(cells['Age']) for cells in rows)
+        assert all((nih1000 / file).is_file() for file in records.file)
+
+
+@pytest.mark.slow
+def test_full_size_csv_is_read_with_one_image_on_disk(tmp_path: Path) -> None:
+    num_rows = 223_414
+    cells = ',Male,{},Frontal,AP,,,1.0,,-1.0,0.0,,,,,1.0,,,\n'
+    with open(tmp_path / 'train.csv', 'w') as file:
+        file.write(','.join(HEADER) + '\n')
+        for i in range(num_rows):
+            file.write(image_path(i // 4, i % 4) + cells.format(i % 91))
+    touch(tmp_path, 'train/patient00000/study0/view1_frontal.jpg')
+    records = read_csv(tmp_path, 'train.csv')
+    assert len(records) == num_rows and len(set(records.patient)) == 55_854
+    assert np.nansum(records.labels, axis=0).tolist() == [
+        {2: num_rows, 4: -num_rows, 10: num_rows}.get(k, 0) for k in range(14)
+    ]
+
+
+# ---- CheXpert: which file a path means
+
+
+@pytest.mark.parametrize(
+    'folder, on_disk',
+    [
+        ('CheXpert-v1.0/train', 'train'),
+        ('CheXpert-v1.0/train', 'CheXpert-v1.0/train'),
+        ('train', 'train'),
+    ],
+)
+def test_prefix_may_differ_from_the_folder_or_be_there_or_be_absent(
+    tmp_path: Path, log: pytest.LogCaptureFixture, folder: str, on_disk: str
+) -> None:
+    write(tmp_path / 'train.csv', [row(image_path(1, folder=folder))])
+    touch(tmp_path, image_path(1, folder=on_disk))
+    records = read_csv(tmp_path, 'train.csv', logger=logging.getLogger('test'))
+    assert records.file.tolist() == [image_path(1, folder=on_disk)]
+    assert len(log.messages) == 1 and 'patient' not in log.text
+
+
+def test_only_the_first_row_of_each_prefix_is_looked_up(tmp_path: Path) -> None:
+    rows = [row(image_path(1)), row(image_path(2)), row(image_path(3, folder='CheXpert/b'))]
+    write(tmp_path / 'train.csv', rows)
+    touch(tmp_path, image_path(1, folder='train'))
+    with pytest.raises(ValueError) as error:
+        read_csv(tmp_path, 'train.csv')
+    assert str(tmp_path / image_path(3, folder='b')) in str(error.value)
+    assert 'DATA.IMAGE_SUFFIX' in str(error.value)
+    touch(tmp_path, image_path(3, folder='b'))
+    assert len(read_csv(tmp_path, 'train.csv')) == 3
+    assert len(read_csv(tmp_path, 'train.csv', look_up='none')) == 3
+
+
+def test_image_suffix_replaces_the_suffix_of_the_paths(tmp_path: Path) -> None:
+    write(tmp_path / 'train.csv', [row(image_path(1))])
+    touch(tmp_path, 'train/patient00001/study1/view1_frontal.png')
+    records = read_csv(tmp_path, 'train.csv', image_suffix='.png')
+    assert records.file.tolist() == ['train/patient00001/study1/view1_frontal.png']
+    assert records.path.tolist() == [image_path(1)]
+    for suffix in ('png', '.', '/../x', '.png/'):
+        with pytest.raises(ValueError, match='DATA.IMAGE_SUFFIX'):
+            read_csv(tmp_path, 'train.csv', image_suffix=suffix)
+
+
+def test_labels_by_path_without_description_take_the_view_from_the_name(tmp_path: Path) -> None:
+    rows = [row(image_path(1), Edema='1'), row(image_path(2, 1, 'view3_lateral'))]
+    records = read(tmp_path, rows, ['Path', *LABELS])
+    assert records.view.tolist() == ['frontal', 'lateral']
+    assert records.sex.tolist() == ['Unknown'] * 2 and records.ap_pa.tolist() == [''] * 2
+    assert np.isnan(records.age).all() and records.labels[0, 5] == 1
+    rows.append(row(image_path(3, 1, 'scan')))
+    assert 'row 4' in message(tmp_path, rows, ['Path', *LABELS])
+
+
+def studies(root: Path, names: list[str], **cells: str) -> Records:
+    rows = [{**row(''), 'Study': name, **cells} for name in names]
+    write(root / 'test.csv', rows, ['Study', *LABELS])
+    return read_csv(root, 'test.csv')
+
+
+def test_labels_by_study_are_those_of_all_its_images(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        'test/patient00009/study1/view2_lateral.jpg',
+        'test/patient00009/study1/view1_frontal.JPG',
+        'test/patient00009/study1/.hidden_frontal.jpg',
+        'test/patient00009/study1/notes.txt',
+        'test/patient00009/study11/view1_frontal.jpg',
+        'test/patient00002/study1/view1_frontal.png',
+    )
+    names = ['CheXpert-v1.0/test/patient00009/study1', 'CheXpert-v1.0/test/patient00002/study1']
+    records = studies(tmp_path, names, Edema='1.0')
+    assert records.path.tolist() == [
+        f'{names[0]}/view1_frontal.JPG',
+        f'{names[0]}/view2_lateral.jpg',
+        f'{names[1]}/view1_frontal.png',
+    ]
+    assert records.file.tolist() == [path.partition('/')[2] for path in records.path]
+    assert records.study.tolist() == [names[0], names[0], names[1]]
+    assert records.patient.tolist() == ['patient00009', 'patient00009', 'patient00002']
+    assert records.view.tolist() == ['frontal', 'lateral', 'frontal']
+    assert records.row.tolist() == [0, 1, 2] and records.labels[:, 5].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    'name, place',
+    [
+        ('CheXpert/test/patient00001/study2', 'row 3'),  # an empty folder
+        ('CheXpert/test/patient00001/study3', 'row 3'),  # no folder
+        ('CheXpert/test/patient00001/study1', 'row 3'),  # the second time
+        ('../patient00001/study1', 'row 3'),
+        ('x', 'row 3'),
+    ],
+)
+def test_bad_study_is_refused(tmp_path: Path, name: str, place: str) -> None:
+    touch(tmp_path, 'test/patient00001/study1/view1_frontal.jpg')
+    (tmp_path / 'test/patient00001/study2').mkdir()
+    with pytest.raises(ValueError, match=place):
+        studies(tmp_path, ['CheXpert/test/patient00001/study1', name])
+
+
+# ---- Faults of CSV files
+
+
+@pytest.mark.parametrize(
+    'column, value',
+    [
+        ('Sex', 'male'),
+        ('Sex', ''),
+        ('Age', '-1'),
+        ('Age', 'nan'),
+        ('Age', '1e9'),
+        ('Frontal/Lateral', 'frontal'),
+        ('AP/PA', 'XX'),
+        ('Edema', '2.0'),
+        ('Support Devices', 'NA'),
+        ('Edema', 'x' * 5000),
+        ('Path', '../train/patient00001/study1/view1_frontal.jpg'),
+        ('Path', 'CheXpert/../../patient00001/study1/view1_frontal.jpg'),
+        ('Path', '/etc/patient00001/study1/view1_frontal.jpg'),
+        ('Path', 'CheXpert//etc/patient00001/study1/view1_frontal.jpg'),
+        ('Path', ''),
+        ('Path', 'CheXpert/train/study1/view1_frontal.jpg'),
+        ('Path', 'CheXpert/train/patient1/study1/'),
+        ('Path', 'CheXpert/xpatient1/study1/view1_frontal.jpg'),
+    ],
+)
+def test_bad_cell_is_named_by_row_and_column(tmp_path: Path, column: str, value: str) -> None:
+    rows = [row(image_path(patient)) for patient in range(1, 6)]
+    rows[3][column] = rows[4][column] = value
+    text = message(tmp_path, rows)
+    for part in ('train.csv', 'row 5', repr(column), repr(value)[:100].rstrip("'")):
+        assert part in text
+    assert len(text) < 600
+
+
+def test_row_of_a_bad_cell_counts_empty_lines(tmp_path: Path) -> None:
+    read(tmp_path, [row(image_path(1))])
+    with open(tmp_path / 'train.csv', 'a') as file:
+        file.write('\n\n' + image_path(2) + ',Male,1,Frontal,AP' + ',3' * 14 + '\n')
+    with pytest.raises(ValueError, match='row 5 .*No Finding'):
+        read_csv(tmp_path, 'train.csv')
+
+
+@pytest.mark.parametrize('column', ['Path', *HEADER[1:5], 'Edema', 'Support Devices'])
+def test_missing_column_is_named(tmp_path: Path, column: str) -> None:
+    header = [name for name in HEADER if name != column]
+    assert column in message(tmp_path, [row(image_path(1))], header)
+
+
+def test_column_given_twice_is_named(tmp_path: Path) -> None:
+    assert 'Edema' in message(tmp_path, [row(image_path(1))], [*HEADER, 'Edema'])
+
+
+def test_duplicate_is_named_with_both_rows(tmp_path: Path) -> None:
+    text = message(tmp_path, [row(image_path(patient)) for patient in (1, 2, 3, 2)])
+    assert 'row 5' in text and 'row 3' in text
+    text = message(tmp_path, [row(image_path(1)), row(image_path(1, folder='X/train'))])
+    assert 'row 3' in text and 'row 2' in text, 'two paths of one file'
+
+
+LINE = image_path(1) + ',Male,1,Frontal,AP' + ',' * 14
+TOP = ','.join(HEADER)
+
+
+@pytest.mark.parametrize(
+    'content, part',
+    [
+        ('', 'train.csv'),
+        (f'{TOP}\n\n\n', 'train.csv'),
+        (f'{TOP}\n{LINE},1\n', 'row 2'),
+        (f'{TOP}\n{LINE}\n{LINE[:-14]}', 'row 3'),  # a truncated file
+        (f'{TOP}\n{LINE}\n"{LINE}', 'row 3'),
+        (b'\x89PNG\r\n', 'train.csv'),
+        (f'{TOP}\n'.encode() + LINE.replace('Male', 'M\xe4le').encode('latin-1'), 'row 2'),
+    ],
+)
+def test_file_that_is_not_such_a_table_is_refused(tmp_path: Path, content, part: str) -> None:
+    file = tmp_path / 'train.csv'
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=part) as error:
+        read_csv(tmp_path, 'train.csv')
+    assert str(file) in str(error.value)
+
+
+def test_damaged_compressed_file_is_refused(tmp_path: Path) -> None:
+    data = gzip.compress(f'{TOP}\n{LINE}\n'.encode())
+    for broken in (data[:-20], b'no gzip'):
+        (tmp_path / 'train.csv.gz').write_bytes(broken)
+        with pytest.raises(ValueError, match=r'train\.csv\.gz'):
+            read_csv(tmp_path, 'train.csv.gz')
+
+
+def test_quoted_commas_are_not_taken_for_a_truncated_file(tmp_path: Path) -> None:
+    rows = [{**row(image_path(1)), 'note': 'a,b'}, {**row(image_path(2)), 'note': ''}]
+    assert len(read(tmp_path, rows, [*HEADER, 'note'])) == 2
+
+
+def test_missing_csv_is_named_with_a_folder_below_that_has_one(tmp_path: Path) -> None:
+    read(tmp_path / 'CheXpert-v1.0-small', [row(image_path(1))])
+    with pytest.raises(ValueError) as error:
+        read_csv(tmp_path, 'train.csv')
+    for part in (tmp_path / 'train.csv', 'DATA.DATA_PATH', tmp_path / 'CheXpert-v1.0-small'):
+        assert str(part) in str(error.value)
+
+
+# ---- Folders of images
+
+
+def test_folder_lists_visible_images_sorted(tmp_path: Path) -> None:
+    files = [
+        'a/deep/er/x.jpeg',
+        'a/z.jpg',
+        'b.PNG',
+        'c/patient00007/study2/view1_frontal.jpg',
+        'c/patient00007/y.jpg',
+    ]
+    touch(tmp_path, *files, 'a/notes.txt', 'a/labels.csv', '.hidden/x.png', 'a/.x.png')
+    (tmp_path / 'a' / 'again.jpg').symlink_to(tmp_path / 'b.PNG')
+    (tmp_path / 'again').symlink_to(tmp_path / 'a')
+    records = read_folder(tmp_path, allow_all_images=False)
+    assert records.file.tolist() == records.path.tolist() == files
+    assert records.patient.tolist() == [*files[:3], 'patient00007', 'patient00007']
+    assert records.study.tolist() == [*files[:3], 'c/patient00007/study2', files[4]]
+    assert records.labels is None and records.csv == '' and records.row.tolist() == [0, 1, 2, 3, 4]
+    train, holdout = split_holdout(records, 0.25)
+    assert len(train) + len(holdout) == 5 and len(set(holdout.patient)) == 1
+
+
+@pytest.mark.parametrize('name', ['train.csv', 'valid.csv', 'below/valid.csv'])
+def test_folder_with_scored_images_is_refused_unless_allowed(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, 'a.png', name)
+    with pytest.raises(ValueError, match=rf'{name}.*DATA\.ALLOW_ALL_IMAGES'):
+        read_folder(tmp_path, allow_all_images=False)
+    assert read_folder(tmp_path, allow_all_images=True).file.tolist() == ['a.png']
+
+
+def test_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, 'outside/x.png', 'root/a.png')
+    root = tmp_path / 'root'
+    for link, target in (('b.png', 'outside/x.png'), ('c', 'outside')):
+        (root / link).symlink_to(tmp_path / target)
+        with pytest.raises(ValueError, match=str(root / link)):
+            read_folder(root, allow_all_images=False)
+        (root / link).unlink()
+    (tmp_path / 'alias').symlink_to(root)
+    assert read_folder(tmp_path / 'alias', allow_all_images=False).file.tolist() == ['a.png']
+    csv_rows = [row('root/patient00001/study1/view1_frontal.png')]
+    (root / 'patient00001').symlink_to(tmp_path / 'outside')
+    touch(tmp_path, 'outside/study1/view1_frontal.png')
+    write(root / 'train.csv', csv_rows)
+    with pytest.raises(ValueError, match='link'):
+        read_csv(root, 'train.csv')
+
+
+def test_empty_or_absent_folder_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / 'none'):
+        with pytest.raises(ValueError, match=str(folder)):
+            read_folder(folder, allow_all_images=False)
+
+
+# ---- Views, hold-out and subsets
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    """200 patients with one to three studies of one or two views, in a mixed order."""
+    rng = np.random.default_rng(0)
+    paths = [
+        image_path(patient, study, view)
+        for patient in range(200)
+        for study in range(1, rng.integers(2, 5))
+        for view in ('view1_frontal', 'view2_lateral')[: rng.integers(1, 3)]
+    ]
+    return read(tmp_path, [row(paths[i]) for i in rng.permutation(len(paths))])
+
+
+def test_select_takes_positions_or_a_mask_in_all_fields(records: Records) -> None:
+    some = records.select(np.array([5, 2]))
+    assert some.row.tolist() == [5, 2] and some.path.tolist() == list(records.path[[5, 2]])
+    assert some.labels.shape == (2, len(LABELS)) and some.root == records.root
+    assert records.select(records.row < 3).row.tolist() == [0, 1, 2]
+
+
+def test_select_views(records: Records) -> None:
+    frontal, lateral = select_views(records, 'frontal'), select_views(records, 'lateral')
+    assert set(frontal.view) == {'frontal'} and set(lateral.view) == {'lateral'}
+    assert sorted([*frontal.row, *lateral.row]) == records.row.tolist()
+    assert len(select_views(records, 'all')) == len(records)
+    with pytest.raises(ValueError, match='DATA.VIEWS'):
+        select_views(frontal, 'lateral')
+
+
+@pytest.mark.parametrize('fraction, held_out', [(0.02, 4), (0.021, 5), (0.5, 100), (0, 0)])
+def test_holdout_takes_the_rounded_up_share_of_the_patients(
+    records: Records, fraction: float, held_out: int
+) -> None:
+    train, holdout = split_holdout(records, fraction)
+    assert len(set(holdout.patient)) == held_out
+    assert not set(holdout.patient) & set(train.patient)
+    assert sorted([*train.row, *holdout.row]) == records.row.tolist()
+    assert (np.diff(train.row) > 0).all() and (np.diff(holdout.row) > 0).all()
+
+
+def test_share_is_not_rounded_up_by_floating_point(tmp_path: Path) -> None:
+    assert math.ceil(0.07 * 100) == 8
+    records = read(tmp_path, [row(image_path(patient)) for patient in range(100)])
+    assert len(split_holdout(records, 0.07)[1]) == 7
+    assert len(take_subset(records, fraction=0.07, images=0, seed=0)) == 7
+
+
+def test_holdout_patients_are_first_by_a_hash_of_their_names(records: Records) -> None:
+    names = sorted(
+        set(records.patient), key=lambda p: hashlib.blake2b(p.encode(), key=b'holdout').digest()
+    )
+    mixed = records.select(np.random.default_rng(1).permutation(len(records)))
+    for these in (records, mixed):
+        assert set(split_holdout(these, 0.1)[1].patient) == set(names[:20])
+    with pytest.raises(ValueError, match='DATA.HOLDOUT_FRACTION'):
+        split_holdout(records, 0.999)
+
+
+def test_subsets_are_nested_exact_and_by_patient(records: Records) -> None:
+    drawn = set()
+    for seed in range(3):
+        larger = set(records.row)
+        for fraction in (0.5, 0.1, 0.05):
+            subset = take_subset(records, fraction=fraction, images=0, seed=seed)
+            patients = set(subset.patient)
+            assert len(patients) == math.ceil(fraction * 200)
+            assert set(subset.row) == {r for r, p in enumerate(records.patient) if p in patients}
+            assert set(subset.row) < larger and (np.diff(subset.row) > 0).all()
+            larger = set(subset.row)
+        drawn.add(tuple(sorted(patients)))
+    assert len(drawn) == 3
+    smaller, whole = set(), Counter(records.patient)
+    for images in range(1, 40):
+        subset = take_subset(records, fraction=1, images=images, seed=1)
+        assert len(subset) == images and smaller < set(subset.row)
+        smaller = set(subset.row)
+        cut = [p for p, count in Counter(subset.patient).items() if count < whole[p]]
+        assert len(cut) <= 1
+    assert take_subset(records, fraction=1.0, images=0, seed=0) is records
+
+
+@pytest.mark.parametrize('fraction, images', [(0.5, 10), (0, 0), (1.5, 0), (1, 10_000), (1, -1)])
+def test_impossible_subset_is_refused(records: Records, fraction: float, images: int) -> None:
+    with pytest.raises(ValueError, match='DATA.TRAIN_FRACTION.*DATA.TRAIN_IMAGES'):
+        take_subset(records, fraction=fraction, images=images, seed=0)
+
+
+# ---- Groups
+
+
+@pytest.fixture
+def grouped(tmp_path: Path) -> Records:
+    """Patients 1 to 4, the first with two images; a column `Site` of their CSV file."""
+    images = [(1, 1, 'A'), (1, 2, 'A'), (2, 1, 'B'), (3, 1, ''), (4, 1, 'C')]
+    rows = [row(image_path(patient, study), Site=site) for patient, study, site in images]
+    return read(tmp_path, rows, ['Site', *HEADER])
+
+
+def demographics(records: Records, *lines: str) -> str:
+    (records.root / 'demo.csv').write_text('\n'.join(lines) + '\n')
+    return 'demo.csv'
+
+
+def test_age_falls_into_its_band_and_0_is_unknown(tmp_path: Path) -> None:
+    ages = {'1': '0-39', '39.9': '0-39', '40': '40-59', '60': '60-79', '80': '80 and over', '0': ''}
+    records = read(tmp_path, [row(image_path(i), Age=age) for i, age in enumerate(ages)])
+    found = standard_groups(records, [0, 40, 60, 80])['Age']
+    assert found.tolist() == list(ages.values())
+    found = standard_groups(records, [18, 65])['Age'].tolist()
+    assert found == ['under 18', '18-64', '18-64', '18-64', '65 and over', '']
+
+
+def test_sex_and_view_are_named_and_empty_where_unknown(tmp_path: Path) -> None:
+    lateral = image_path(6, view='view2_lateral')
+    rows = [
+        *(row(image_path(i), **{'AP/PA': name}) for i, name in enumerate(['AP', 'PA', ''])),
+        row(lateral, Sex='Unknown', **{'AP/PA': ''}),
+    ]
+    groups = standard_groups(read(tmp_path, rows), [0, 40])
+    assert groups['Sex'].tolist() == ['Female'] * 3 + ['']
+    assert groups['View'].tolist() == ['Frontal AP', 'Frontal PA', 'Frontal', 'Lateral']
+
+
+def test_own_column_follows_rows_through_selections_and_empty_lines(grouped: Records) -> None:
+    assert group_columns(grouped, ['Site'])['Site'].tolist() == ['A', 'A', 'B', '', 'C']
+    some = grouped.select(np.array([4, 0, 2]))
+    assert group_columns(some, ['Site'])['Site'].tolist() == ['C', 'A', 'B']
+    csv_file = grouped.root / 'train.csv'
+    lines = csv_file.read_text().splitlines()
+    csv_file.write_text('\n'.join([*lines[:3], '', *lines[3:]]) + '\n')
+    again = read_csv(grouped.root, 'train.csv')
+    assert group_columns(again, ['Site'])['Site'].tolist() == ['A', 'A', 'B', '', 'C']
+    assert group_columns(grouped, []) == {}
+
+
+def test_file_of_studies_gives_its_column_to_every_image(tmp_path: Path) -> None:
+    touch(tmp_path, image_path(2, folder='test'), image_path(2, 1, 'view2_lateral', 'test'))
+    touch(tmp_path, image_path(1, folder='test'))
+    rows = [{'Study': f'{PREFIX}/patient{i:05d}/study1', 'Site': f's{i}'} for i in (2, 1)]
+    rows = [{**cells, 'Study': cells['Study'].replace('train', 'test')} for cells in rows]
+    write(tmp_path / 'test.csv', rows, ['Study', 'Site', *LABELS])
+    records = read_csv(tmp_path, 'test.csv')
+    assert group_columns(records, ['Site'])['Site'].tolist() == ['s2', 's2', 's1']
+
+
+@pytest.mark.parametrize('key', ['PATIENT', 'patient_id'])
+def test_demographics_are_joined_by_patient(grouped: Records, key: str) -> None:
+    name = demographics(
+        grouped,
+        f'GENDER,{key},RACE,ETHNICITY,Site',
+        'F,patient00004,"Black or African American, ""mixed""",N/A,x',
+        'M,patient00001,White,,x',
+        'M,patient99999,Asian,Unknown,x',
+        ',,,,',
+        'F,patient00002,,NA,x',
+    )
+    found = group_columns(grouped, ['RACE', 'Site', 'ETHNICITY'], demographics=name)
+    race = ['White', 'White', '', '', 'Black or African American, "mixed"']
+    assert list(found) == ['RACE', 'Site', 'ETHNICITY'] and found['RACE'].tolist() == race
+    assert found['ETHNICITY'].tolist() == ['', '', 'NA', '', 'N/A']
+    assert found['Site'].tolist() == ['A', 'A', 'B', '', 'C'], 'the own column takes precedence'
+
+
+def test_patient_given_twice_is_refused_only_if_the_wanted_value_differs(grouped: Records) -> None:
+    rows = ['patient00002,Asian,30', 'patient00001,White,40', '', 'patient00002,Asian,31']
+    name = demographics(grouped, 'PATIENT,RACE,AGE', *rows)
+    found = group_columns(grouped, ['RACE'], demographics=name)
+    assert found['RACE'].tolist() == ['White', 'White', 'Asian', '', '']
+    with pytest.raises(ValueError, match=r"demo\.csv.*'AGE'.* 2 .* 5 "):
+        group_columns(grouped, ['AGE'], demographics=name)
+
+
+@pytest.mark.parametrize('column', ['Race', 'Sex', 'Age', 'View', 'Path', 'Edema'])
+def test_column_without_groups_is_refused_by_the_name_of_the_option(
+    grouped: Records, column: str
+) -> None:
+    for options in (('EVAL.GROUPS', 'DATA.DEMOGRAPHICS'), ('--groups', '--demographics')):
+        with pytest.raises(ValueError, match=f"{options[0]}.*'{column}'"):
+            group_columns(grouped, ['Site', column], options=options)
+
+
+def test_column_of_too_many_values_is_refused(tmp_path: Path) -> None:
+    rows = [row(image_path(i), Site=f's{i:03d}') for i in range(MOST_GROUPS + 1)]
+    records = read(tmp_path, rows, ['Site', *HEADER])
+    with pytest.raises(ValueError, match="EVAL.GROUPS.*'Site'"):
+        group_columns(records, ['Site'])
+    assert len(group_columns(records.select(records.row != 7), ['Site'])['Site']) == MOST_GROUPS
+
+
+@pytest.mark.parametrize(
+    'text, part',
+    [
+        ('Person,RACE\npatient00001,White\n', 'PATIENT'),
+        ('PATIENT,RACE\npatient00001,White\n00001,Asian\n', 'row 3'),
+        ('PATIENT,RACE\npatient00001,White,extra\n', 'row 2'),
+    ],
+)
+def test_demographics_that_do_not_fit_are_refused(grouped: Records, text: str, part: str) -> None:
+    (grouped.root / 'demo.csv').write_text(text)
+    with pytest.raises(ValueError, match=rf'demo\.csv.*{part}'):
+        group_columns(grouped, ['RACE'], demographics='demo.csv')
+    for name in ('absent.csv', 'demo.xlsx'):
+        with pytest.raises(ValueError, match=name):
+            group_columns(grouped, ['RACE'], demographics=name)

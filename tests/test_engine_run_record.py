@@ -1,0 +1,428 @@
+"""run.json and config.yaml: starts, data fingerprint, end, and when a folder holds another run."""
+
+import errno
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from mistakes import edit, linked
+from tiny import ROOT, SWIN, VIT, arguments, run_folder, run_main, tiny_config
+
+import main_simmim
+from config import FREE_OPTIONS, REPORTED_SECTIONS, config_text, default_config, flat_options
+from data import Loaders
+from data.phantom import make_phantom_mimic
+from data.records import read_csv, read_folder, read_mimic
+from engine import run_record as module
+from engine.run_record import (
+    RunRecord,
+    code_version,
+    describe_data,
+    environment,
+    is_finished,
+    read_record,
+    refuse_another_run,
+    run_changes,
+    shown_checkpoint,
+    weights_checksum,
+)
+from logger import read_metrics
+
+LOGGER = logging.getLogger('test')
+DATA = {'fingerprint': 'a', 'files': {'train.csv': '1', 'valid.csv': '2'}, 'images': 8}
+FACTS = {
+    'stage': 'simmim',
+    'command': ['main_simmim.py', '--cfg', 'a.yaml'],
+    'code': 'c0ffee',
+    'seed': 3,
+    'processes': 2,
+    'environment': {'gpus': ['H200', 'H200'], 'packages': {}},
+}
+
+
+def describe(*records, config=None, **splits):
+    names = dict(zip(('train', 'holdout'), records, strict=False)) | splits
+    loaders = {k: SimpleNamespace(dataset=SimpleNamespace(records=r)) for k, r in names.items()}
+    return describe_data(config or default_config(), Loaders(**loaders))
+
+
+def sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def config_of(*pairs):
+    config = default_config()
+    config.merge_from_list(list(pairs))
+    return config
+
+
+# The fingerprint of the data
+
+
+def test_the_fingerprint_covers_the_bytes_of_tables_and_the_names_of_images(eight, tmp_path):
+    records = read_csv(eight, 'train.csv')
+    about = describe(records)
+    assert about['files'] == {'train.csv': sha256(eight / 'train.csv')}
+    assert about['images'] == 8
+    again = read_csv(linked(eight, tmp_path / 'other' / 'place'), 'train.csv')
+    assert describe(again) == about, 'another folder'
+    assert describe(again.select([5, 4, 3, 2, 1, 0]), again.select([7, 6, 5])) == about
+    fewer = describe(records.select([0, 1, 2, 3, 4, 5, 6]))
+    assert fewer['images'] == 7 and fewer['fingerprint'] != about['fingerprint']
+
+
+def test_one_cell_changes_the_fingerprint(eight, tmp_path):
+    other = linked(eight, tmp_path / eight.name)
+    edit(other / 'train.csv', lambda rows: rows[8].__setitem__(2, '99'))
+    before, after = (describe(read_csv(root, 'train.csv')) for root in (eight, other))
+    assert before['images'] == after['images']
+    assert before['fingerprint'] != after['fingerprint']
+
+
+def test_the_fingerprint_of_a_folder_covers_names_and_opens_no_image(eight, tmp_path):
+    root = linked(eight, tmp_path / 'a')
+    records = read_folder(root, allow_all_images=True)
+    before = describe(records)
+    assert before['files'] == {}
+    image = root / records.file[3]
+    image.rename(image.with_name('view9_frontal.jpg'))
+    after = describe(read_folder(root, allow_all_images=True))
+    assert after['images'] == before['images']
+    assert after['fingerprint'] != before['fingerprint']
+    shutil.rmtree(root / 'train')
+    assert describe(records) == before
+
+
+def test_the_fingerprint_covers_every_table_of_mimic(tmp_path):
+    make_phantom_mimic(tmp_path, num_train=3, num_valid=2, num_test=2, size=32, seed=0)
+    config = config_of('DATA.DATASET', 'mimic-cxr')
+    about = describe(read_mimic(tmp_path, 'train', labeller='chexpert'), config=config)
+    names = {path.name for path in tmp_path.glob('mimic-cxr-*')}
+    assert set(about['files']) == {name for name in names if 'negbio' not in name}
+
+
+def test_the_fingerprint_of_fine_tuning_covers_what_it_reads_besides(eight, tmp_path):
+    root = linked(eight, tmp_path / 'a')
+    (root / 'race.csv').write_text('PATIENT,RACE\n')
+    (tmp_path / 'made.csv').write_text('Path,Edema\n')
+    config, train = default_config(), read_csv(root, 'train.csv')
+    config.DATA.DEMOGRAPHICS, config.EVAL.GROUPS = 'race.csv', ['RACE']
+    config.DATA.UNCERTAIN_BY_LABEL['Edema'] = 'self_train'
+    config.DATA.SELF_TRAIN_PREDICTIONS = str(tmp_path / 'made.csv')
+    assert set(describe(train, config=config)['files']) == {'train.csv'}
+    about = describe(train, config=config, valid=read_csv(root, 'valid.csv'))
+    assert about['files'] == {
+        'DATA.SELF_TRAIN_PREDICTIONS': sha256(tmp_path / 'made.csv'),
+        'race.csv': sha256(root / 'race.csv'),
+        'train.csv': sha256(root / 'train.csv'),
+        'valid.csv': sha256(root / 'valid.csv'),
+    }
+
+
+# run.json
+
+
+class Process:
+    """One start of a run, with its own clock."""
+
+    def __init__(self, folder, monkeypatch, **changes):
+        self.seconds = 100.0
+        monkeypatch.setattr(module.time, 'monotonic', lambda: self.seconds)
+        self.record = RunRecord(folder, FACTS | {'data': DATA} | changes, LOGGER)
+
+    def train(self, checkpoint=None, *, seconds=10, finish=False):
+        self.record.begin(checkpoint)
+        self.seconds += seconds
+        if finish:
+            self.record.finish()
+        self.record.close()
+
+
+def test_a_run_in_three_starts(tmp_path, monkeypatch, log):
+    assert read_record(tmp_path) is None
+    Process(tmp_path, monkeypatch).train(seconds=10)
+    first = read_record(tmp_path)
+    assert {key: first[key] for key in FACTS} == FACTS
+    assert (first['data'], first['seconds'], first['finished']) == (DATA, 10, None)
+    Process(tmp_path, monkeypatch, processes=1).train(tmp_path / 'ckpt_epoch_4.pth', seconds=5)
+    Process(tmp_path, monkeypatch).train('/else/ckpt_epoch_7.pth', seconds=2.5, finish=True)
+    record = read_record(tmp_path)
+    assert not log.messages
+    resumed = [start['resumed_from'] for start in record['starts']]
+    assert resumed == [None, 'ckpt_epoch_4.pth', '/else/ckpt_epoch_7.pth']
+    assert record['starts'][0] == first['starts'][0]
+    assert (record['processes'], record['seconds']) == (2, 17.5), 'the first start counts'
+    assert [start['processes'] for start in record['starts']] == [2, 1, 2]
+    assert is_finished(tmp_path)
+    Process(tmp_path, monkeypatch).record.begin('ckpt_epoch_9.pth', done=True)
+    assert read_record(tmp_path)['finished'] == record['finished'], 'nothing is left to train'
+    Process(tmp_path, monkeypatch).record.begin('ckpt_epoch_9.pth')
+    assert not is_finished(tmp_path), 'it is trained for longer'
+
+
+def test_a_run_that_starts_from_scratch_keeps_nothing(tmp_path, monkeypatch, log):
+    Process(tmp_path, monkeypatch).train(finish=True)
+    Process(tmp_path, monkeypatch, code='other', data=DATA | {'fingerprint': 'b'}).train()
+    record = read_record(tmp_path)
+    assert (record['code'], record['data']['fingerprint'], record['seconds']) == ('other', 'b', 10)
+    assert len(record['starts']) == 1 and not log.messages
+
+
+def test_resuming_with_other_code_or_data_is_one_warning(tmp_path, monkeypatch, log):
+    Process(tmp_path, monkeypatch).train()
+    files = {'train.csv': '9', 'valid.csv': '2', 'new.csv': '2'}
+    changes = {'code': 'decaf', 'data': {'fingerprint': 'b', 'files': files, 'images': 9}}
+    Process(tmp_path, monkeypatch, **changes).train('ckpt_epoch_0.pth')
+    (warning,) = log.messages
+    assert all(part in warning for part in ('c0ffee -> decaf', 'train.csv', 'new.csv', '8', '9'))
+    assert 'valid.csv' not in warning
+    record = read_record(tmp_path)
+    assert (record['code'], record['data']) == (FACTS['code'], DATA)
+    assert (record['starts'][1]['code'], record['starts'][1]['data']) == ('decaf', 'b')
+
+
+@pytest.mark.parametrize('text', ['', '{"stage": "simm', '[]', '\xff'])
+def test_a_damaged_record_is_replaced_with_a_warning(text, tmp_path, monkeypatch, log):
+    (tmp_path / 'run.json').write_text(text, encoding='latin-1')
+    with pytest.raises(ValueError, match=r'run\.json'):
+        read_record(tmp_path)
+    assert not is_finished(tmp_path)
+    Process(tmp_path, monkeypatch).train('ckpt_epoch_0.pth', finish=True)
+    (warning,) = log.messages
+    assert str(tmp_path / 'run.json') in warning
+    assert len(read_record(tmp_path)['starts']) == 1 and is_finished(tmp_path)
+
+
+def test_a_full_disk_is_a_warning_and_the_files_are_written_later(tmp_path, monkeypatch, log):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    process = Process(tmp_path, monkeypatch)
+    process.record.options = config_text(default_config())
+    with monkeypatch.context() as patch:
+        patch.setattr(module, 'replace_file', full)
+        process.record.begin(None)
+    for name, message in zip(('run.json', 'config.yaml'), log.messages, strict=True):
+        assert str(tmp_path / name) in message
+    assert list(tmp_path.iterdir()) == []
+    process.record.finish()
+    process.record.close()
+    assert is_finished(tmp_path)
+    assert (tmp_path / 'config.yaml').read_text() == process.record.options
+
+
+def test_a_run_that_does_not_train_writes_nothing(tmp_path):
+    for record in (RunRecord(), RunRecord(tmp_path, dict(FACTS), LOGGER)):
+        record.begin(None)
+        record.finish()
+        record.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_recorded_by_name_or_without_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    folder = Path('runs/first')
+    for own in ('runs/first/a.pth', 'runs/../runs/first/a.pth', tmp_path / 'runs/first/a.pth'):
+        assert shown_checkpoint(folder, own) == 'a.pth'
+    assert shown_checkpoint(folder, 'runs/second/../third/a.pth') == '~/runs/third/a.pth'
+    assert shown_checkpoint(folder, 'https://example.org/a.pth') == 'https://example.org/a.pth'
+
+
+# The same run?
+
+
+def test_runs_are_compared_by_the_facts_that_both_have():
+    assert run_changes(FACTS | {'data': DATA}, FACTS | {'data': DATA, 'pretrained': 'x'}) == []
+    here = environment(gpus=['NVIDIA H200'], threads=2)
+    wanted = (ROOT / 'requirements.txt').read_text().splitlines()
+    assert len(here['packages']) == len([line for line in wanted if line.strip()])
+    assert here['packages']['torch'] == module.metadata.version('torch')
+    other = here | {'gpus': [], 'packages': here['packages'] | {'timm': '0.1'}}
+    before = {'environment': here, 'pretrained': 'a' * 64, 'processes': 1, 'code': code_version()}
+    now = {'environment': other, 'pretrained': None, 'processes': 1, 'code': 'other'}
+    lines = '\n'.join(run_changes(before, now))
+    assert all(part in lines for part in ('NVIDIA H200', 'timm', 'PRETRAINED', 'code'))
+    assert 'processes' not in lines and 'torch' not in lines
+
+
+def test_options_that_do_not_change_the_training_are_not_compared():
+    before = config_text(default_config())
+    options = flat_options(before)
+    assert set(FREE_OPTIONS) <= set(options) | {'LOCAL_RANK'}
+    nested: dict = {}
+    for name in options:  # every option has another value
+        *path, last = name.split('.')
+        node = nested
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = 'another'
+    changes = run_changes({'options': before}, {'options': yaml.safe_dump(nested)})
+    trained = {
+        key
+        for key in options
+        if key not in FREE_OPTIONS and key.partition('.')[0] not in REPORTED_SECTIONS
+    }
+    assert {line.partition(':')[0] for line in changes} == trained
+    assert {'DATA.MASK_RATIO', 'SEED', 'TRAIN.EPOCHS', 'FINETUNE.MODE'} <= trained
+
+
+def test_a_finished_run_may_be_trained_longer_and_reported_differently(tmp_path):
+    (tmp_path / 'run.json').write_text(json.dumps({'finished': '2026-01-01T00:00:00+00:00'}))
+    refuse_another_run(tmp_path, config_of('SEED', 4))  # without config.yaml nothing is known
+    path = tmp_path / 'config.yaml'
+    path.write_text(config_text(config_of()))
+    refuse_another_run(tmp_path, config_of('PRINT_FREQ', 3, 'OUTPUT', 'b', 'EVAL.LEVEL', 'image'))
+    refuse_another_run(tmp_path, config_of('SEED', 4, 'TRAIN.EPOCHS', 301))
+    for epochs in (299, 300):
+        with pytest.raises(ValueError, match='SEED'):
+            refuse_another_run(tmp_path, config_of('SEED', 4, 'TRAIN.EPOCHS', epochs))
+    old = yaml.safe_load(config_text(config_of()))
+    del old['LOSS']  # a version without these options
+    path.write_text(yaml.safe_dump(old))
+    refuse_another_run(tmp_path, config_of())
+    with pytest.raises(ValueError, match='LOSS.NAME'):
+        refuse_another_run(tmp_path, config_of('LOSS.NAME', 'focal'))
+    by_label = config_of('DATA.UNCERTAIN_BY_LABEL', {'Edema': 'zeros'})
+    for before, now in ((config_of(), by_label), (by_label, config_of())):
+        path.write_text(config_text(before))
+        refuse_another_run(tmp_path, before)
+        with pytest.raises(ValueError, match='Edema'):
+            refuse_another_run(tmp_path, now)
+    (tmp_path / 'run.json').write_text('{"finished": null}')
+    refuse_another_run(tmp_path, config_of('SEED', 4))
+
+
+def test_a_run_that_started_from_other_weights_is_refused(tmp_path):
+    weights, other = tmp_path / 'weights.pth', tmp_path / 'other.pth'
+    weights.write_bytes(b'weights')
+    other.write_bytes(b'other')
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    started = config_of('PRETRAINED', str(weights))
+    (folder / 'config.yaml').write_text(config_text(started))
+    record = {'pretrained': weights_checksum(str(weights)), 'starts': [{'resumed_from': None}]}
+    moved = config_of('PRETRAINED', str(shutil.copy(weights, tmp_path / 'moved.pth')))
+    changed = config_of('PRETRAINED', str(other))
+    (folder / 'ckpt_epoch_0.pth').touch()  # from which the run would resume
+    for finished in (None, '2026-01-01T00:00:00+00:00'):
+        (folder / 'run.json').write_text(json.dumps(record | {'finished': finished}))
+        refuse_another_run(folder, started)
+        refuse_another_run(folder, moved)
+        with pytest.raises(ValueError, match='PRETRAINED'):
+            refuse_another_run(folder, changed)
+    probe = config_of('FINETUNE.MODE', 'linear_probe', 'TRAIN.EPOCHS', 301)
+    with pytest.raises(ValueError, match='PRETRAINED'):  # it would be fitted on random weights
+        refuse_another_run(folder, probe)
+    resumed = record | {'finished': None, 'starts': [{'resumed_from': '/else/a.pth'}]}
+    (folder / 'run.json').write_text(json.dumps(resumed))
+    refuse_another_run(folder, changed)  # what that checkpoint started from is not known
+
+
+@pytest.mark.parametrize('text', ['a: [', 'plain words', '\xff'])
+def test_damaged_options_of_a_finished_run_are_named(text, tmp_path):
+    (tmp_path / 'run.json').write_text('{"finished": "2026-01-01T00:00:00+00:00"}')
+    (tmp_path / 'config.yaml').write_text(text, encoding='latin-1')
+    with pytest.raises(ValueError, match='config.yaml'):
+        refuse_another_run(tmp_path, config_of())
+
+
+# Runs
+
+
+@pytest.fixture(scope='module')
+def finished(phantom, tmp_path_factory) -> Path:
+    """The output folder of a finished pre-training; tests work on copies."""
+    root = tmp_path_factory.mktemp('finished')
+    cfg = tiny_config(root / 'run.yaml', 'simmim', VIT)
+    assert run_main('simmim', arguments(cfg, phantom, root)) == 0
+    return root
+
+
+@pytest.fixture
+def again(finished, phantom, tmp_path):
+    """Flags that start the run again, with other options."""
+
+    def flags(*pairs: str, model: dict = VIT) -> list[str]:
+        cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', model)
+        return arguments(cfg, phantom, tmp_path / 'out', *(['--opts', *pairs] if pairs else []))
+
+    shutil.copytree(finished, tmp_path / 'out')
+    return flags
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def test_a_finished_run_is_not_started_with_other_options(again, tmp_path, refused):
+    folder = run_folder(tmp_path / 'out', 'simmim')
+    before = contents(folder)
+    for more in ([], ['--check']):
+        refused('simmim', [*again('DATA.MASK_RATIO', '0.3'), *more], folder, 'DATA.MASK_RATIO')
+        assert contents(folder) == before, 'not even a line in the log'
+
+
+def test_another_model_is_refused_and_leaves_the_records(again, tmp_path, refused):
+    folder = run_folder(tmp_path / 'out', 'simmim')
+    before = contents(folder)
+    refused('simmim', again('TRAIN.EPOCHS', '3', model=SWIN), 'ckpt_epoch_1.pth')
+    after = contents(folder)
+    for name in ('config.yaml', 'run.json', 'metrics.jsonl'):
+        assert after[folder / name] == before[folder / name], name
+
+
+def test_more_epochs_may_have_other_options(again, tmp_path):
+    folder = run_folder(tmp_path / 'out', 'simmim')
+    assert run_main('simmim', again('TRAIN.EPOCHS', '3', 'DATA.MASK_RATIO', '0.3')) == 0
+    options = flat_options((folder / 'config.yaml').read_text())
+    assert (options['TRAIN.EPOCHS'], options['DATA.MASK_RATIO']) == (3, 0.3)
+    assert [line['epoch'] for line in read_metrics(folder / 'metrics.jsonl')] == [-1, 0, 1, 2]
+    assert is_finished(folder)
+
+
+def test_a_run_without_epochs_left_keeps_its_training_options(again, tmp_path):
+    folder = run_folder(tmp_path / 'out', 'simmim')
+    before = flat_options((folder / 'config.yaml').read_text())
+    assert run_main('simmim', again('EVAL.LEVEL', 'image', 'DATA.BATCH_SIZE', '2')) == 0
+    assert flat_options((folder / 'config.yaml').read_text()) == before | {'EVAL.LEVEL': 'image'}
+    assert is_finished(folder)
+
+
+def test_a_killed_run_that_resumed_is_recorded_without_the_users_name(
+    phantom, tmp_path, monkeypatch
+):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', VIT)
+    argv = arguments(cfg, phantom, tmp_path / 'out')
+    folder, loss_fn, batches = (
+        run_folder(tmp_path / 'out', 'simmim'),
+        main_simmim.reconstruction_loss,
+        [],
+    )
+
+    def killed(model, batch):
+        batches.append(0)
+        if len(batches) == 9:  # in the second epoch
+            raise KeyboardInterrupt
+        return loss_fn(model, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main_simmim, 'reconstruction_loss', killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_main('simmim', argv)
+    assert not is_finished(folder) and len(read_record(folder)['starts']) == 1
+    assert run_main('simmim', argv) == 0
+    record = read_record(folder)
+    assert is_finished(folder)
+    assert [start['resumed_from'] for start in record['starts']] == [None, 'ckpt_epoch_0.pth']
+    assert record['command'][1:] == ['--cfg', '~/run.yaml', '--data-path', str(phantom),
+                                     '--output', '~/out']  # fmt: skip
+    assert record['data']['files'] == {'train.csv': sha256(phantom / 'train.csv')}
+    text = (folder / 'run.json').read_text()
+    assert str(tmp_path) not in text and 'patient' not in text

@@ -1,0 +1,96 @@
+"""The layout of the source: modules at the root, and imports that go one way."""
+
+import ast
+import functools
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOT_MODULES = {
+    *('main_simmim', 'main_finetune', 'main_contrastive'),
+    *('config', 'utils', 'logger', 'lr_scheduler', 'optimizer'),
+}
+# A module may import modules of its own layer and of the layers below it (greater numbers).
+LAYERS = {
+    **{'scripts': 0, 'sweeps': 0, 'main_simmim': 1, 'main_finetune': 1, 'main_contrastive': 1},
+    **{'engine': 2, 'evaluation': 2, 'models': 4, 'data': 4, 'optimizer': 4},
+    **{'utils': 5, 'lr_scheduler': 5, 'logger': 5, 'config': 6},
+}
+# Leaves without imports of ours, which every module may import.
+LEAVES = {'engine.distributed', 'engine.files'}
+# build_loader imports the loader of its stage, so that `data` can be imported without torch.
+LAZY = {'data'}
+
+
+def module_name(path: Path) -> str:
+    return '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
+
+
+MODULES = {
+    module_name(path): path
+    for pattern in ('*.py', *(f'{package}/**/*.py' for package in LAYERS))
+    for path in sorted(ROOT.glob(pattern))
+}
+
+
+@functools.cache
+def imports(name: str) -> list[tuple[str, bool]]:
+    """Return our modules that a module imports, and whether a function contains the import."""
+    tree, found = ast.parse(MODULES[name].read_text(encoding='utf-8')), []
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        targets = []
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            full = [f'{node.module}.{alias.name}' for alias in node.names]
+            targets = [target if target in MODULES else node.module for target in full]
+        found += [(target, id(node) in inside) for target in targets if target in MODULES]
+    return found
+
+
+def test_only_the_named_modules_are_at_the_root() -> None:
+    assert {path.stem for path in ROOT.glob('*.py')} == ROOT_MODULES
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_imports_go_one_way(name) -> None:
+    layer = LAYERS[name.partition('.')[0]]
+    allowed = LEAVES | {'engine'} if name in LEAVES else LEAVES
+    for target, _ in imports(name):
+        assert target in allowed or LAYERS[target.partition('.')[0]] >= layer, target
+
+
+@pytest.mark.parametrize('name', sorted(set(MODULES) - LAZY))
+def test_no_function_imports_our_modules(name) -> None:
+    assert [target for target, in_function in imports(name) if in_function] == []
+
+
+def test_imports_form_no_cycle() -> None:
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, ' -> '.join([*path, name])
+        if name not in done:
+            for target, in_function in imports(name):
+                if not (in_function and name in LAZY):
+                    visit(target, (*path, name))
+            done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+def test_the_scoring_script_does_not_import_torch() -> None:
+    command = 'import sys, scripts.evaluate; sys.exit("torch" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', command], cwd=ROOT, check=False).returncode == 0
+    assert importlib.util.find_spec('torch')
