@@ -217,29 +217,6 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
     return problems
 
 
-def packed_records(records: Any, store: Store, logger: logging.Logger | None = None) -> Any:
-    """Return the records whose images are in the store, without those left out.
-
-    Raises:
-        ValueError: If an image is neither in the store nor left out. The message names the row.
-    """
-    place = store.position(records.file)
-    left_out = np.array([file in store.left_out for file in records.file[place < 0]], bool)
-    if not left_out.all():
-        file = records.file[place < 0][~left_out][0]
-        row = int(records.row[records.file == file][0])
-        raise ValueError(
-            f'{records.root / records.csv}, row {row + 2} (the header is row 1): {file} is not '
-            'in the store; pack the data set again (scripts/pack.py)'
-        )
-    if len(left_out) and logger is not None:
-        logger.warning(
-            f'{records.csv or records.root}: {len(left_out)} images could not be read when the '
-            f'store was packed and are left out ({store.path / BAD_FILE})'
-        )
-    return records.select(place >= 0) if len(left_out) else records
-
-
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read store.json.
 

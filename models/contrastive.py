@@ -748,7 +748,7 @@ class KeyQueue(nn.Module):
             ValueError: If the size of the queue is not a multiple of the keys of all processes.
         """
         keys, size = gather_rows(keys), len(self.keys)
-        if size % len(keys):
+        if size < 1 or size % len(keys):
             raise ValueError(f'queue_size must be a multiple of {len(keys)} keys, got {size}')
         # A tensor, so that nothing waits for the device.
         places = (self.pointer + torch.arange(len(keys), device=keys.device)) % size

@@ -34,21 +34,18 @@ def image_of(data: Path, row: int, name: str = 'train.csv') -> Path:
 
 
 SPOILED = {
-    'cut to a half': (lambda image: image[: len(image) // 2], 'truncated'),
-    'its header only': (lambda image: image[:300], ''),
-    'text': (lambda image: b'not an image\n', 'cannot identify'),
-    'nothing': (lambda image: b'', 'cannot identify'),
+    'cut to a half': lambda image: image[: len(image) // 2],
+    'text': lambda image: b'not an image\n',
+    'nothing': lambda image: b'',
 }
 
 
 @pytest.mark.parametrize('kind', SPOILED)
 def test_an_unreadable_training_image(kind, data, tmp_path, refused):
-    spoil, reason = SPOILED[kind]
     image = image_of(data, row=6)
-    replace(image, spoil(image.read_bytes()))
-    place = f'{data / "train.csv"}, row 6 (the header is row 1): image {image} cannot be read: '
+    replace(image, SPOILED[kind](image.read_bytes()))
     argv = arguments(config_of(tmp_path, 'simmim'), data, tmp_path / 'out')
-    refused('simmim', argv, place, reason)
+    refused('simmim', argv, data / 'train.csv', 'row 6 ', image)
     assert not results_in(tmp_path / 'out')
 
 
@@ -66,7 +63,7 @@ def test_a_root_without_its_first_image(data, tmp_path, refused):
     image = image_of(data, row=2)
     image.unlink()
     argv = arguments(config_of(tmp_path, 'simmim'), data, tmp_path / 'out')
-    parts = (data / 'train.csv', f'images not found; tried {image}')
+    parts = (data / 'train.csv', image)
     refused('simmim', argv, *parts, 'DATA.DATA_PATH', 'DATA.IMAGE_SUFFIX')
     assert not results_in(tmp_path / 'out')
 
@@ -111,59 +108,33 @@ def drop_column(name: str) -> Callable[[list[list[str]]], None]:
     return change
 
 
-LABEL_CELLS = 'is not allowed (allowed: 1.0, 1, 0.0, 0, -1.0, -1, empty)'
-OUTSIDE = 'leaves the data root: only relative paths without .. are allowed'
 BAD_PATHS = {
     'above': 'CheXpert-phantom/train/../../patient00001/study1/view1_frontal.jpg',
     'first part above': '../train/patient00001/study1/view1_frontal.jpg',
     'absolute': '/train/patient00001/study1/view1_frontal.jpg',
-    'doubled slash': 'x//etc/patient00001/study1/view1_frontal.jpg',
 }
+# What is changed, and what the error names.
 BAD_ROWS = {
-    'label': (set_cell(5, 'Edema', '2.0'), "row 5 ", "column 'Edema': '2.0'", LABEL_CELLS),
-    'label word': (set_cell(3, 'Fracture', 'yes'), 'row 3 ', "'Fracture': 'yes'", LABEL_CELLS),
-    'label NaN': (set_cell(3, 'Fracture', 'nan'), 'row 3 ', "'Fracture': 'nan'", LABEL_CELLS),
-    'view': (
-        set_cell(4, 'Frontal/Lateral', 'Oblique'),
-        "row 4 (the header is row 1), column 'Frontal/Lateral': 'Oblique' is not allowed "
-        '(allowed: Frontal, Lateral)',
-    ),
-    'sex': (set_cell(2, 'Sex', 'Q'), "column 'Sex': 'Q'", 'Male, Female, Unknown'),
-    'age': (set_cell(2, 'Age', '-4'), "column 'Age': '-4'", 'numbers from 0'),
-    'projection': (set_cell(2, 'AP/PA', 'XX'), "column 'AP/PA': 'XX'", 'AP, PA, LL, RL, empty'),
-    'no label column': (drop_column('Edema'), 'missing column: Edema;', 'found: Path, Sex'),
-    'no path column': (drop_column('Path'), 'missing column: Path (or Study);'),
-    'no sex column': (drop_column('Sex'), 'missing column: Sex;'),
-    'short row': (lambda rows: rows[6].pop(), 'row 7 ', '18 fields, the header has 19'),
-    'long row': (lambda rows: rows[6].append('1'), 'not a readable CSV file', 'line 7', '20'),
-    'duplicate': (
-        lambda rows: rows.append(rows[3][:]),
-        'row 10 ',
-        "column 'Path': 'CheXpert-phantom/train/",
-        'is given in row 4 already',
-    ),
-    'other form': (
-        set_cell(5, 'Path', 'CheXpert-phantom/x.jpg'),
-        "row 5 (the header is row 1), column 'Path': 'CheXpert-phantom/x.jpg'",
-        'is not of the form FOLDER/.../patient00001/study1/view1_frontal.jpg',
-    ),
-    'header alone': (lambda rows: rows.__setitem__(slice(1, None), []), 'has no rows'),
-} | {
-    name: (set_cell(6, 'Path', path), f"row 6 (the header is row 1), column 'Path': {path!r}",
-           OUTSIDE)
-    for name, path in BAD_PATHS.items()
-}  # fmt: skip
+    'label': (set_cell(5, 'Edema', '2.0'), 'row 5 ', "'Edema'", "'2.0'"),
+    'view': (set_cell(4, 'Frontal/Lateral', 'Oblique'), 'row 4 ', "'Frontal/Lateral'"),
+    'age': (set_cell(2, 'Age', '-4'), 'row 2 ', "'Age'"),
+    'no label column': (drop_column('Edema'), 'Edema'),
+    'no path column': (drop_column('Path'), 'Path'),
+    'short row': (lambda rows: rows[6].pop(), 'row 7 '),
+    'long row': (lambda rows: rows[6].append('1'), 'row 7 '),
+    'duplicate': (lambda rows: rows.append(rows[3][:]), 'row 10 ', 'row 4'),
+    'header alone': (lambda rows: rows.__setitem__(slice(1, None), []),),
+} | {name: (set_cell(6, 'Path', path), 'row 6 ', path) for name, path in BAD_PATHS.items()}
 
 
 @pytest.mark.parametrize('kind', BAD_ROWS)
 def test_a_bad_training_csv(kind, data, tmp_path, refused):
     change, *parts = BAD_ROWS[kind]
     edit(data / 'train.csv', change)
-    for stage in STAGES:
-        output = tmp_path / f'out_{stage}'
-        argv = arguments(config_of(tmp_path, stage), data, output)
-        refused(stage, argv, data / 'train.csv', *parts)
-        assert not results_in(output)
+    output = tmp_path / 'out'
+    argv = arguments(config_of(tmp_path, 'simmim'), data, output)
+    refused('simmim', argv, data / 'train.csv', *parts)
+    assert not results_in(output)
 
 
 @pytest.mark.parametrize('kind', ['label', 'no label column', 'duplicate', 'above', 'header alone'])
@@ -172,7 +143,6 @@ def test_a_bad_validation_csv_is_found_before_training(kind, phantom, tmp_path, 
     change, *parts = BAD_ROWS[kind]
     edit(data / 'valid.csv', lambda rows: rows.__setitem__(slice(9, None), []))
     edit(data / 'valid.csv', change)
-    parts = [part.replace('/train/', '/valid/') if kind == 'duplicate' else part for part in parts]
     argv = arguments(config_of(tmp_path, 'finetune'), data, tmp_path / 'out')
     refused('finetune', argv, data / 'valid.csv', *parts)
     assert not results_in(tmp_path / 'out')
@@ -182,7 +152,7 @@ def test_a_bad_validation_csv_is_found_before_training(kind, phantom, tmp_path, 
 def test_a_csv_that_is_none(contents, data, tmp_path, refused):
     replace(data / 'train.csv', contents)
     argv = arguments(config_of(tmp_path, 'simmim'), data, tmp_path / 'out')
-    refused('simmim', argv, data / 'train.csv', 'not a readable CSV file')
+    refused('simmim', argv, data / 'train.csv')
     assert not results_in(tmp_path / 'out')
 
 
@@ -192,7 +162,7 @@ def test_no_csv(name, phantom, tmp_path, refused):
     (data / name).unlink()
     for stage in STAGES if name == 'train.csv' else ('finetune',):
         argv = arguments(config_of(tmp_path, stage), data, tmp_path / 'out')
-        refused(stage, argv, f'no such CSV file: {data / name}', 'DATA.DATA_PATH', 'DATA.*_CSV')
+        refused(stage, argv, data / name, 'DATA.DATA_PATH', 'DATA.*_CSV')
     assert not results_in(tmp_path / 'out')
 
 
@@ -200,14 +170,14 @@ def test_no_csv(name, phantom, tmp_path, refused):
 
 
 EMPTY = {
-    'views': (('DATA.VIEWS', 'lateral'), 'none of the 8 images is lateral', 'DATA.VIEWS'),
-    'hold-out': (('DATA.HOLDOUT_FRACTION', '0.99'), 'DATA.HOLDOUT_FRACTION 0.99 leaves none of'),
-    'images': (('DATA.TRAIN_IMAGES', '9'), 'there are 8 images', 'DATA.TRAIN_IMAGES 9'),
+    'views': (('DATA.VIEWS', 'lateral'), 'lateral', 'DATA.VIEWS'),
+    'hold-out': (('DATA.HOLDOUT_FRACTION', '0.99'), 'DATA.HOLDOUT_FRACTION'),
+    'images': (('DATA.TRAIN_IMAGES', '9'), 'DATA.TRAIN_IMAGES 9'),
     'batch': (
         ('DATA.BATCH_SIZE', '9'),
-        '8 training images do not fill one batch of DATA.BATCH_SIZE 9 x 1 processes',
+        'DATA.BATCH_SIZE',
     ),
-    'fraction': (('DATA.TRAIN_FRACTION', '0.01'), 'training images do not fill one batch'),
+    'fraction': (('DATA.TRAIN_FRACTION', '0.01'), 'DATA.BATCH_SIZE'),
 }
 
 
@@ -222,7 +192,7 @@ def test_a_training_split_that_is_empty_or_too_small(kind, eight, tmp_path, refu
 @pytest.mark.parametrize('stage', STAGES)
 def test_a_batch_larger_than_the_data_set(stage, phantom, tmp_path, refused):
     argv = arguments(config_of(tmp_path, stage), phantom, tmp_path / 'out', '--batch-size', '999')
-    refused(stage, argv, 'training images do not fill one batch of DATA.BATCH_SIZE 999')
+    refused(stage, argv, 'DATA.BATCH_SIZE')
     assert not results_in(tmp_path / 'out')
 
 
@@ -247,8 +217,8 @@ def test_no_data_path(dataset, eight, tmp_path, refused, monkeypatch):
 
 def test_a_folder_data_set_that_holds_scored_images(eight, tmp_path, refused):
     cfg = config_of(tmp_path, 'simmim', DATASET='folder')
-    parts = ('scored later', 'DATA.DATASET chexpert', 'DATA.ALLOW_ALL_IMAGES')
-    refused('simmim', arguments(cfg, eight, tmp_path / 'out'), eight, '.csv is there', *parts)
+    parts = (eight, '.csv', 'DATA.ALLOW_ALL_IMAGES')
+    refused('simmim', arguments(cfg, eight, tmp_path / 'out'), *parts)
     assert not results_in(tmp_path / 'out')
 
 
@@ -257,4 +227,4 @@ def test_a_folder_data_set_without_images(tmp_path, refused):
     (tmp_path / 'data' / 'notes.txt').write_text('none here')
     cfg = config_of(tmp_path, 'simmim', DATASET='folder')
     argv = arguments(cfg, tmp_path / 'data', tmp_path / 'out')
-    refused('simmim', argv, f'no image below {tmp_path / "data"}', '.png, .jpg')
+    refused('simmim', argv, tmp_path / 'data')

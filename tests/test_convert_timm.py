@@ -238,5 +238,5 @@ def test_a_damaged_safetensors_file_is_refused(damage, tmp_path) -> None:
     save_file({'a': torch.ones(100)}, path)
     assert read_checkpoint(path)['model']['a'].sum() == 100
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match='model.safetensors: not a checkpoint, or one that is cut'):
+    with pytest.raises(ValueError, match='model.safetensors'):
         read_checkpoint(path)

@@ -253,14 +253,14 @@ def test_without_a_training_csv_there_are_no_training_targets(mixed: Path) -> No
 def test_read_csv_looks_up_no_file_where_told(tmp_path: Path) -> None:
     rows = [row(image_path(1, folder='A/train')), row(image_path(1, folder='B/train'))]
     write(tmp_path / 'train.csv', rows)
-    with pytest.raises(ValueError, match='images not found'):
+    with pytest.raises(ValueError, match=r'train\.csv'):
         read_csv(tmp_path, 'train.csv')
     records = read_csv(tmp_path, 'train.csv', look_up='none')
     assert records.file.tolist() == records.path.tolist() == [cells['Path'] for cells in rows]
     other = read_csv(tmp_path, 'train.csv', image_suffix='.png', look_up='none')
     assert other.file.tolist() == [cells['Path'].replace('.jpg', '.png') for cells in rows]
     write(tmp_path / 'train.csv', [*rows, rows[0]])
-    with pytest.raises(ValueError, match='is given in row 2 already'):
+    with pytest.raises(ValueError, match='row 4.*row 2'):
         read_csv(tmp_path, 'train.csv', look_up='none')
 
 
@@ -371,9 +371,9 @@ def test_script_takes_config_flags_and_demographics(
     assert {record['policy'] for record in saved['targets']} == {'ones'}
     capsys.readouterr()
     for wrong, message in (
-        (['--uncertain', 'maybe'], 'DATA.UNCERTAIN must be one of'),
-        (['--groups', 'Race'], "EVAL.GROUPS: no column 'Race'"),
-        (['--data-path', str(mixed / 'absent')], 'DATA.DATA_PATH: no train.csv'),
+        (['--uncertain', 'maybe'], 'DATA.UNCERTAIN'),
+        (['--groups', 'Race'], 'EVAL.GROUPS'),
+        (['--data-path', str(mixed / 'absent')], 'DATA.DATA_PATH'),
     ):
         assert script(*where, *wrong) == 2
         assert capsys.readouterr().err.startswith(f'error: {message}')

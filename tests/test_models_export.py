@@ -1,4 +1,4 @@
-"""Exports: timm, transformers, onnxruntime and torch.export compute what the checkpoint computes."""
+"""Exports: timm, transformers, onnxruntime and torch.export compute the same outputs."""
 
 import importlib.util
 import json

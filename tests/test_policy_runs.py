@@ -77,7 +77,7 @@ def test_no_policy_touches_what_is_scored(planted: Path, tmp_path: Path) -> None
         np.testing.assert_array_equal(valid == 1, raw == 1)
     for i, targets in enumerate(trained):
         others = [other for other in trained[:i] if np.array_equal(other, targets, equal_nan=True)]
-        assert not others, f'{POLICIES[i]} trains on the same targets as another policy'
+        assert not others, f'{list(POLICIES)[i]} trains on the same targets as another policy'
 
 
 @pytest.mark.slow
