@@ -225,9 +225,7 @@ def _read_sets(config: Config) -> dict[str, Records]:
     for split, csv_name in names.items():
         if not (Path(data.DATA_PATH) / csv_name).is_file():
             continue
-        records = read_csv(
-            data.DATA_PATH, csv_name, image_suffix=data.IMAGE_SUFFIX, look_up='none'
-        )
+        records = read_csv(data.DATA_PATH, csv_name, image_suffix=data.IMAGE_SUFFIX, look_up='none')
         if split == 'train' and data.HOLDOUT_FRACTION:
             sets[BOTH] = records
             sets['train'], sets['holdout'] = split_holdout(records, data.HOLDOUT_FRACTION)

@@ -651,8 +651,8 @@ def _fold_timm_channels(
     if type(convolution) not in CONVOLUTIONS or offset_key not in state:
         raise ValueError(
             f'MODEL.IN_CHANS must be {channels} for these weights, got {new_channels}: {key} '
-            'cannot be folded, because there is no bias or batch norm for the offset, or because its '
-            'weights are standardised'
+            'cannot be folded, because there is no bias or batch norm for the offset, or because '
+            'its weights are standardised'
         )
     bias = state[offset_key] if has_bias else weight.new_zeros(len(weight))
     folded, offset = fold_input(weight, bias, source_stats, target_stats)

@@ -14,8 +14,8 @@ from yacs.config import CfgNode
 
 from config import config_text, default_config
 from models import build_model
-from models.timm_classifier import TimmClassifier
 from models.pretrained import fit_pretrained
+from models.timm_classifier import TimmClassifier
 from utils import load_pretrained, read_checkpoint
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -76,10 +76,10 @@ def test_few_cases_to_select_by_are_warned_of(
     output = tmp_path / 'out'
     folder = finetune(phantom, output, '--opts', 'FINETUNE.MODE', mode, 'EVAL.SELECT', 'five')
     log = (folder / 'log_rank0.txt').read_text()
-    assert ('it is a matter of chance; raise DATA.HOLDOUT_FRACTION' in log) == warned
+    assert ('raise DATA.HOLDOUT_FRACTION' in log) == warned
     if warned:
         holdout = pd.read_csv(folder / 'predictions_holdout.csv')
         real = pd.read_csv(phantom / 'train.csv').set_index('Path').loc[holdout['Path'], 'Edema']
         positives, negatives = (real == 1).sum(), ((real == 0) | real.isna()).sum()
-        assert f'selection goes by {len(holdout)} images of holdout' in log
+        assert f'{len(holdout)} images of holdout' in log
         assert f'Edema {min(positives, negatives)},' in log

@@ -64,14 +64,20 @@ def filled_model(case: dict, *, is_pretrain: bool) -> nn.Module:
 
 
 def case_images(case: dict) -> torch.Tensor:
-    options, inputs = ENCODERS[case_config(case).MODEL.TYPE].constructor_arguments(case_config(case)), case['inputs']
+    options, inputs = (
+        ENCODERS[case_config(case).MODEL.TYPE].constructor_arguments(case_config(case)),
+        case['inputs'],
+    )
     return torch.from_numpy(
         fill.images(inputs['image_seed'], inputs['batch'], options['in_chans'], options['img_size'])
     )
 
 
 def case_mask(case: dict) -> torch.Tensor:
-    options, inputs = ENCODERS[case_config(case).MODEL.TYPE].constructor_arguments(case_config(case)), case['inputs']
+    options, inputs = (
+        ENCODERS[case_config(case).MODEL.TYPE].constructor_arguments(case_config(case)),
+        case['inputs'],
+    )
     return torch.from_numpy(
         fill.masks(
             inputs['mask_seed'],

@@ -11,8 +11,8 @@ from golden_cases import assert_close, case_config, case_id, cases, fill, record
 from config import encoder_node
 from lr_scheduler import build_scheduler, scaled_lr
 from models import build_model
-from optimizer import build_optimizer
 from models.pretrained import fit_pretrained
+from optimizer import build_optimizer
 from utils import load_pretrained
 
 LOGGER = logging.getLogger('parity')
@@ -135,7 +135,9 @@ def test_pretrained_weights(case, tmp_path):
 def batch_loss(model, config, inputs: dict, step: int) -> torch.Tensor:
     node = encoder_node(config)
     size, batch = config.DATA.IMG_SIZE, inputs['batch']
-    x = torch.from_numpy(fill.images(inputs['image_seed'] + step, batch, config.MODEL.IN_CHANS, size))
+    x = torch.from_numpy(
+        fill.images(inputs['image_seed'] + step, batch, config.MODEL.IN_CHANS, size)
+    )
     if inputs['is_pretrain']:
         mask = fill.masks(
             inputs['mask_seed'] + step,

@@ -138,6 +138,7 @@ def test_every_metric_of_every_label_is_on_the_page_with_its_interval(
 
 def test_a_metric_is_one_function(tmp_path: Path) -> None:
     """Matthews correlation in report.html, report.json and the CSV, with intervals."""
+
     def matthews(tally: Tally) -> np.ndarray:
         """Correlation of decisions and labels."""
         true, false = tally.true_positives, tally.false_positives

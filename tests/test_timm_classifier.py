@@ -176,7 +176,7 @@ def test_maps_are_of_the_last_features_before_pooling(name: str, size: int, laye
 # What is refused
 
 REFUSED = {
-    'name': (dict(MODEL__TIMM__NAME='resnet5O'), "MODEL.TIMM.NAME must be .*'resnet50'.*'resnet5O'"),
+    'name': (dict(MODEL__TIMM__NAME='resnet5O'), "MODEL.TIMM.NAME .*'resnet50'.*'resnet5O'"),
     'tag': (dict(MODEL__TIMM__NAME='resnet50.a1_in1k'), "MODEL.TIMM.NAME must be .*'resnet50"),
     'hub': (dict(MODEL__TIMM__NAME='hf-hub:timm/resnet50'), 'MODEL.TIMM.NAME must be '),
     'channels': (dict(MODEL__IN_CHANS=2), r'MODEL.IN_CHANS must be one of \[1, 3\], got 2'),
