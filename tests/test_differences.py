@@ -5,6 +5,7 @@ import importlib
 import json
 import logging
 import math
+import random
 import re
 import shutil
 from pathlib import Path
@@ -19,9 +20,10 @@ from tiny import ROOT, arguments, run_folder, run_main, tiny_config
 from torch import nn
 
 import main_finetune
-from config import default_config
+from config import build_parser, default_config
 from data.transforms import EvalTransform, TrainTransform
 from engine import distributed, loop
+from engine.launch import Process, setup_run
 from logger import read_metrics
 from utils import read_checkpoint
 
@@ -210,6 +212,45 @@ def test_eval_refuses_weights_without_the_classifier(phantom, copied, tmp_path, 
     words = ('--eval', '--pretrained', str(encoder / 'ckpt_epoch_1.pth'))
     assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'new', *words)) == 2
     assert 'ckpt_epoch_1.pth' in capsys.readouterr().out
+
+
+def log_of_setup(folder: Path, *opts: str) -> str:
+    """Set up a run that does not train, and return its log."""
+    cfg = tiny_config(folder / 'run.yaml', 'simmim')
+    words = ['--cfg', str(cfg), '--output', str(folder), '--eval']
+    process = Process()
+    args = build_parser('simmim').parse_args(words + (['--opts', *opts] if opts else []))
+    args.command = ['main_simmim.py', *words]
+    with process.lock:
+        setup_run(args, process)
+        process.run.scalars.close()
+    return (process.run.folder / 'log_rank0.txt').read_text()
+
+
+@pytest.mark.parametrize(('name', 'logged'), [('cosine', False), ('linear', True)])
+def test_a_min_lr_without_effect_is_logged(tmp_path, name, logged):
+    log = log_of_setup(tmp_path, 'TRAIN.LR_SCHEDULER.NAME', name)
+    assert ('INFO TRAIN.MIN_LR' in log) == logged
+
+
+def test_level_o2_is_logged_as_o1(tmp_path):
+    assert 'O2 means O1' in log_of_setup(tmp_path, 'AMP_OPT_LEVEL', 'O2')
+
+
+def test_the_seed_sets_all_three_global_generators(tmp_path):
+    def draws(seed: str) -> tuple[float, ...]:
+        log_of_setup(tmp_path, 'SEED', seed)
+        return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+    first = draws('3')
+    assert draws('3') == first
+    assert all(a != b for a, b in zip(draws('4'), first, strict=True))
+
+
+def test_removed_library_functions_are_not_used():
+    names = r'\binterp2d\b|\b_pil_interp\b|\bt_mul\b|\bapex import\b|\bimport apex\b'
+    for path in MODULES:
+        assert not re.search(names, path.read_text(encoding='utf-8')), path
 
 
 def test_rates_of_all_groups_are_logged_once_and_not_every_epoch(trained):
