@@ -438,6 +438,16 @@ def test_a_run_lists_its_bad_images(bad_files, tmp_path):
 # Loaders and errors
 
 
+@pytest.mark.parametrize('cuda', [True, False])
+@pytest.mark.parametrize('pin', [True, False])
+def test_memory_is_pinned_only_with_cuda(monkeypatch, cuda, pin):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
+    config = loader_config()
+    config.DATA.PIN_MEMORY = pin
+    loader = make_loader(Blocked(), config, shuffle=False)
+    assert loader.pin_memory == (cuda and pin)
+
+
 class Blocked(Dataset):
     """The signals that are blocked in the process that loads."""
 
