@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from engine import distributed
 from engine.device import autocast, autocast_dtype, changed_by_forward, to_device
 from engine.device import wrap as wrap_compiled
-from engine.launch import Interruptions
+from engine.interruptions import Interruptions
 from engine.parallel import wrap_parallel
 from engine.run_record import Run
 from engine.saving import Saver

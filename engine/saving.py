@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine import distributed
-from engine.launch import Interruptions, Preempted
+from engine.interruptions import Interruptions, Preempted
 from engine.run_record import Run
 from engine.train_state import TrainState
 from utils import (

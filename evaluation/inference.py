@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from engine import distributed
 from engine.device import autocast, views_of
-from models import build_model
+from models.build import build_model
 from models.losses import positive_logits
 from utils import load_model_state, read_checkpoint
 

@@ -18,7 +18,7 @@ from config import Config, Registry
 from data.loader import XrayDataset
 from data.transforms import EvalTransform
 from evaluation.cases import Cases
-from models import build_model
+from models.build import build_model
 from models.encoder import Encoder, eager_attention
 from models.losses import positive_logits
 

@@ -33,7 +33,7 @@ from config import Config, default_config, encoder_node, get_config
 from data import build_loader
 from data.data_simmim import mask_generator
 from engine.device import autocast, synchronized_time
-from models import build_model
+from models.build import build_model
 from optimizer import build_optimizer
 
 LOGGER = logging.getLogger('benchmark')

@@ -60,20 +60,14 @@ def assert_same(model: nn.Module, other: nn.Module, tolerance: float = 1e-10) ->
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_fused_kernels_give_what_is_written_out(name: str) -> None:
+def test_fused_attention_equals_eager_attention(name: str) -> None:
     assert_same(randomised(name, attention='sdpa'), randomised(name, attention='eager'))
-
-
-@pytest.mark.parametrize('name', MODELS)
-def test_ways_of_attention_have_the_same_state_dict(name: str) -> None:
-    fused, eager = (randomised(name, attention=kind).state_dict() for kind in ('sdpa', 'eager'))
-    assert fused.keys() == eager.keys()
 
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('shape', [(2, 3, 5, 4), (2, 6, 3, 5, 4)])
 @pytest.mark.parametrize('by_window', [False, True])
-def test_attend_is_the_formula(shape: tuple, by_window: bool, fused: bool) -> None:
+def test_attention_is_the_formula(shape: tuple, by_window: bool, fused: bool) -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, *shape, dtype=torch.float64)
     by_window = by_window and len(shape) == 5
@@ -113,8 +107,8 @@ def flops(model: nn.Module) -> tuple[int, int]:
     return linear, sum(n for kind, n in by_kind.items() if 'bmm' in str(kind))
 
 
-@pytest.mark.parametrize('name', ['swin_classifier', 'vit_both'])
-def test_what_is_kept_is_not_computed_again(name: str) -> None:
+@pytest.mark.parametrize('name', ['vit_both'])
+def test_checkpointing_recomputes_only_what_is_not_kept(name: str) -> None:
     plain = randomised(name)
     models = {
         keeps: randomised(name, use_checkpoint=True, checkpoint_keeps=keeps)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mistakes import STAGES, config_of, edit, linked, results_in
+from mistakes import config_of, edit, linked, results_in
 from tiny import arguments
 
 from config import default_config
@@ -33,11 +33,7 @@ def image_of(data: Path, row: int, name: str = 'train.csv') -> Path:
 # Images
 
 
-SPOILED = {
-    'cut to a half': lambda image: image[: len(image) // 2],
-    'text': lambda image: b'not an image\n',
-    'nothing': lambda image: b'',
-}
+SPOILED = {'cut to a half': lambda image: image[: len(image) // 2], 'empty': lambda image: b''}
 
 
 @pytest.mark.parametrize('kind', SPOILED)
@@ -53,32 +49,20 @@ def test_an_unreadable_training_image(kind, data, tmp_path, refused):
 def test_a_missing_training_image(workers, data, tmp_path, refused):
     image = image_of(data, row=4)
     image.unlink()
-    message = f'{data / "train.csv"}, row 4 (the header is row 1): there is no image {image}'
     cfg = config_of(tmp_path, 'simmim', NUM_WORKERS=workers)
-    refused('simmim', arguments(cfg, data, tmp_path / 'out'), message)
+    refused('simmim', arguments(cfg, data, tmp_path / 'out'), data / 'train.csv', 'row 4 ', image)
     assert not results_in(tmp_path / 'out')
 
 
-def test_a_root_without_its_first_image(data, tmp_path, refused):
-    image = image_of(data, row=2)
-    image.unlink()
-    argv = arguments(config_of(tmp_path, 'simmim'), data, tmp_path / 'out')
-    parts = (data / 'train.csv', image)
-    refused('simmim', argv, *parts, 'DATA.DATA_PATH', 'DATA.IMAGE_SUFFIX')
-    assert not results_in(tmp_path / 'out')
-
-
-@pytest.mark.parametrize('workers', [0, 1])
-def test_an_unreadable_image_of_a_split_that_is_scored(workers, phantom, tmp_path, refused):
+def test_an_unreadable_image_of_a_split_that_is_scored(phantom, tmp_path, refused):
     """With --eval nothing is scored in part."""
     data, output = linked(phantom, tmp_path / 'data'), tmp_path / 'out'
-    cfg = config_of(tmp_path, 'finetune', NUM_WORKERS=workers)
+    cfg = config_of(tmp_path, 'finetune', NUM_WORKERS=1)
     checkpoint = save_untrained(cfg, tmp_path / 'weights.pth')
     image = image_of(data, row=4, name='valid.csv')
     replace(image, image.read_bytes()[:400])
-    message = f'{data / "valid.csv"}, row 4 (the header is row 1): image {image} cannot be read'
     argv = arguments(cfg, data, output, '--eval', '--pretrained', str(checkpoint))
-    refused('finetune', argv, message)
+    refused('finetune', argv, data / 'valid.csv', 'row 4 ', image)
     assert not results_in(output)
 
 
@@ -99,6 +83,9 @@ def set_cell(row: int, column: str, value: str) -> Callable[[list[list[str]]], N
     return change
 
 
+ABOVE = 'CheXpert-phantom/train/../../patient00001/study1/view1_frontal.jpg'
+
+
 def drop_column(name: str) -> Callable[[list[list[str]]], None]:
     def change(rows: list[list[str]]) -> None:
         position = rows[0].index(name)
@@ -108,23 +95,13 @@ def drop_column(name: str) -> Callable[[list[list[str]]], None]:
     return change
 
 
-BAD_PATHS = {
-    'above': 'CheXpert-phantom/train/../../patient00001/study1/view1_frontal.jpg',
-    'first part above': '../train/patient00001/study1/view1_frontal.jpg',
-    'absolute': '/train/patient00001/study1/view1_frontal.jpg',
-}
 # What is changed, and what the error names.
 BAD_ROWS = {
     'label': (set_cell(5, 'Edema', '2.0'), 'row 5 ', "'Edema'", "'2.0'"),
-    'view': (set_cell(4, 'Frontal/Lateral', 'Oblique'), 'row 4 ', "'Frontal/Lateral'"),
-    'age': (set_cell(2, 'Age', '-4'), 'row 2 ', "'Age'"),
     'no label column': (drop_column('Edema'), 'Edema'),
-    'no path column': (drop_column('Path'), 'Path'),
     'short row': (lambda rows: rows[6].pop(), 'row 7 '),
-    'long row': (lambda rows: rows[6].append('1'), 'row 7 '),
-    'duplicate': (lambda rows: rows.append(rows[3][:]), 'row 10 ', 'row 4'),
-    'header alone': (lambda rows: rows.__setitem__(slice(1, None), []),),
-} | {name: (set_cell(6, 'Path', path), 'row 6 ', path) for name, path in BAD_PATHS.items()}
+    'path': (set_cell(6, 'Path', ABOVE), 'row 6 ', ABOVE),
+}
 
 
 @pytest.mark.parametrize('kind', BAD_ROWS)
@@ -137,7 +114,7 @@ def test_a_bad_training_csv(kind, data, tmp_path, refused):
     assert not results_in(output)
 
 
-@pytest.mark.parametrize('kind', ['label', 'no label column', 'duplicate', 'above', 'header alone'])
+@pytest.mark.parametrize('kind', ['label'])
 def test_a_bad_validation_csv_is_found_before_training(kind, phantom, tmp_path, refused):
     data = linked(phantom, tmp_path / 'data')
     change, *parts = BAD_ROWS[kind]
@@ -148,21 +125,12 @@ def test_a_bad_validation_csv_is_found_before_training(kind, phantom, tmp_path, 
     assert not results_in(tmp_path / 'out')
 
 
-@pytest.mark.parametrize('contents', [b'', b'\n\n', b'\xff\xfe\x00binary'])
-def test_a_csv_that_is_none(contents, data, tmp_path, refused):
-    replace(data / 'train.csv', contents)
-    argv = arguments(config_of(tmp_path, 'simmim'), data, tmp_path / 'out')
-    refused('simmim', argv, data / 'train.csv')
-    assert not results_in(tmp_path / 'out')
-
-
 @pytest.mark.parametrize('name', ['train.csv', 'valid.csv'])
 def test_no_csv(name, phantom, tmp_path, refused):
     data = linked(phantom, tmp_path / 'data')
     (data / name).unlink()
-    for stage in STAGES if name == 'train.csv' else ('finetune',):
-        argv = arguments(config_of(tmp_path, stage), data, tmp_path / 'out')
-        refused(stage, argv, data / name, 'DATA.DATA_PATH', 'DATA.*_CSV')
+    argv = arguments(config_of(tmp_path, 'finetune'), data, tmp_path / 'out')
+    refused('finetune', argv, data / name, 'DATA.DATA_PATH', 'DATA.*_CSV')
     assert not results_in(tmp_path / 'out')
 
 
@@ -172,12 +140,10 @@ def test_no_csv(name, phantom, tmp_path, refused):
 EMPTY = {
     'views': (('DATA.VIEWS', 'lateral'), 'lateral', 'DATA.VIEWS'),
     'hold-out': (('DATA.HOLDOUT_FRACTION', '0.99'), 'DATA.HOLDOUT_FRACTION'),
-    'images': (('DATA.TRAIN_IMAGES', '9'), 'DATA.TRAIN_IMAGES 9'),
     'batch': (
         ('DATA.BATCH_SIZE', '9'),
         'DATA.BATCH_SIZE',
     ),
-    'fraction': (('DATA.TRAIN_FRACTION', '0.01'), 'DATA.BATCH_SIZE'),
 }
 
 
@@ -189,36 +155,17 @@ def test_a_training_split_that_is_empty_or_too_small(kind, eight, tmp_path, refu
     assert not results_in(tmp_path / 'out')
 
 
-@pytest.mark.parametrize('stage', STAGES)
-def test_a_batch_larger_than_the_data_set(stage, phantom, tmp_path, refused):
-    argv = arguments(config_of(tmp_path, stage), phantom, tmp_path / 'out', '--batch-size', '999')
-    refused(stage, argv, 'DATA.BATCH_SIZE')
+def test_a_data_path_that_does_not_exist(tmp_path, refused):
+    argv = arguments(config_of(tmp_path, 'simmim'), tmp_path / 'nowhere', tmp_path / 'out')
+    refused('simmim', argv, tmp_path / 'nowhere', 'DATA.DATA_PATH')
     assert not results_in(tmp_path / 'out')
 
 
-@pytest.mark.parametrize('dataset', ['chexpert', 'folder'])
-def test_a_data_path_that_does_not_exist(dataset, tmp_path, refused):
-    cfg = config_of(tmp_path, 'simmim', DATASET=dataset)
-    for stage in STAGES if dataset == 'chexpert' else ('simmim',):
-        cfg = config_of(tmp_path, stage, DATASET=dataset)
-        argv = arguments(cfg, tmp_path / 'nowhere', tmp_path / 'out')
-        refused(stage, argv, tmp_path / 'nowhere', 'DATA.DATA_PATH')
-    assert not results_in(tmp_path / 'out')
-
-
-@pytest.mark.parametrize('dataset', ['chexpert', 'folder'])
-def test_no_data_path(dataset, eight, tmp_path, refused, monkeypatch):
-    """The current folder is not meant: with a folder data set, any picture in it would count."""
+def test_no_data_path(eight, tmp_path, refused, monkeypatch):
+    """The current folder is not meant: with a folder data set, any image in it would count."""
     monkeypatch.chdir(eight / 'train')
-    argv = ['--cfg', str(config_of(tmp_path, 'simmim', DATASET=dataset))]
+    argv = ['--cfg', str(config_of(tmp_path, 'simmim', DATASET='folder'))]
     refused('simmim', [*argv, '--output', str(tmp_path / 'out')], 'DATA.DATA_PATH')
-    assert not results_in(tmp_path / 'out')
-
-
-def test_a_folder_data_set_that_holds_scored_images(eight, tmp_path, refused):
-    cfg = config_of(tmp_path, 'simmim', DATASET='folder')
-    parts = (eight, '.csv', 'DATA.ALLOW_ALL_IMAGES')
-    refused('simmim', arguments(cfg, eight, tmp_path / 'out'), *parts)
     assert not results_in(tmp_path / 'out')
 
 

@@ -219,7 +219,7 @@ def test_copies_are_equal_at_the_first_step_whatever_was_loaded(name):
 
 
 @pytest.mark.parametrize('name', BUILD)
-def test_a_step_of_several_micro_batches_counts_once(name):
+def test_a_step_of_accumulated_gradients_counts_once(name):
     """Copies follow once, prototypes are normalised once, and BYOL's schedule counts steps."""
     model = build(name)
     optimizer = sgd(model)
@@ -301,8 +301,8 @@ def test_prototypes_learn_after_the_first_steps_and_keep_length_1():
 
 
 @pytest.mark.parametrize('name', BUILD)
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(name, tmp_path):
-    """To the last bit, from a file, in a model of other weights; MoCo's queue has begun anew."""
+def test_a_stopped_run_resumes_bit_exactly(name, tmp_path):
+    """From a file, into a model with other weights, after MoCo's queue has wrapped around."""
     batches = [views(name, step) for step in range(6)]
     straight = build(name)
     optimizer = sgd(straight)
@@ -322,19 +322,6 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(name, tmp_path):
     second.load_state_dict(optimizer_state)
     assert losses + train(resumed, second, batches[4:]) == want
     assert_same_state(resumed.state_dict(), straight.state_dict())
-
-
-@pytest.mark.parametrize('name', BUILD)
-def test_under_autocast_the_loss_is_float32_and_near(name):
-    model = build(name).float()
-    batch = [view.float() for view in views(name, 0)]
-    want = copy.deepcopy(model)(*batch)
-    with torch.autocast('cpu', torch.bfloat16):
-        loss = model(*batch)
-    assert loss.dtype == torch.float32
-    loss.backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-    torch.testing.assert_close(loss, want, rtol=0.05, atol=0.02)
 
 
 SWIN = {
@@ -357,7 +344,7 @@ def test_transformers_are_found_under_encoder_and_all_of_them_learns(name, encod
     assert own == set(kind(**keys, num_classes=0).state_dict())
 
 
-@pytest.mark.parametrize('name', BUILD)
+@pytest.mark.parametrize('name', ['byol', 'swav'])
 def test_a_residual_network_of_timm_learns_under_the_classifiers_own_names(name):
     """From crops of two sizes for SwAV, although the classifier takes but one."""
     torch.manual_seed(0)
@@ -373,24 +360,6 @@ def test_a_residual_network_of_timm_learns_under_the_classifiers_own_names(name)
     assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
     own = {key for key in model.state_dict() if key.startswith('encoder.')}
     assert own == {key for key in classifier.state_dict() if key.startswith('encoder.')}
-
-
-@pytest.mark.parametrize('name', BUILD)
-def test_vectors_and_positions_do_not_decay(name):
-    model = BUILD[name](SwinTransformer(**SWIN, num_classes=0))
-    decay, rest = param_groups(model, weight_decay=0.1, base_lr=1.0, layer_decay=None)
-    names = {id(p): key for key, p in model.named_parameters()}
-    free = {names[id(p)] for p in rest['params']}
-    assert {key for key in free if not key.endswith(('.bias', 'norm.weight'))} >= {
-        'encoder.absolute_pos_embed',
-        'encoder.layers.0.blocks.0.attn.relative_position_bias_table',
-    }
-    decayed = {names[id(p)] for p in decay['params']}
-    assert 'encoder.layers.0.blocks.0.attn.qkv.weight' in decayed
-    assert 'projector.0.weight' in decayed
-    assert not any(key.startswith('momentum_') for key in free | decayed)
-    plain = BUILD[name](Convolution())  # of an encoder that names nothing
-    assert plain.no_weight_decay() == plain.no_weight_decay_keywords() == set()
 
 
 def test_crops_of_a_size_that_the_encoder_does_not_take_are_refused():

@@ -1,11 +1,8 @@
 """The data check: planted faults are found, each once, and nothing else; the script."""
 
 import csv
-import multiprocessing
-import os
 import runpy
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,13 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from csv_files import write
-from mistakes import edit
 from PIL import Image
-from planted_faults import AGE, LABEL, SEX, Found, Plant, findings_in, plant_all
+from planted_faults import Found, findings_in, plant_all
 from tiny import ROOT
 
-import data.check
-from data.check import look_at, look_at_all
+from data.check import look_at
 from data.labels import LABELS
 from data.packing import Settings, pack
 from data.phantom import make_phantom, make_phantom_mimic
@@ -86,11 +81,13 @@ def test_every_planted_fault_is_found_and_nothing_else(
     assert len({kind for kind, *_ in found}) >= 30
 
 
+@pytest.mark.slow
 def test_real_x_rays_hold_one_image_twice(nih1000: Path, check: Callable) -> None:
     file = 'train/patient02658/study2/view1_frontal.png'  # as study 1, to the byte
     assert check(nih1000) == (0, [('same pixels', 'train.csv', 313, file)])
 
 
+@pytest.mark.slow
 def test_a_file_of_studies_is_checked(spoilt: Path, check: Callable) -> None:
     with (spoilt / 'valid.csv').open(newline='') as file:
         rows = list(csv.DictReader(file))
@@ -124,6 +121,7 @@ def test_faults_of_whole_files(spoilt: Path, check: Callable) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_faults_in_mimic(clean_mimic: Path, tmp_path: Path, check: Callable) -> None:
     assert check(clean_mimic) == (0, [])
     root = Path(shutil.copytree(clean_mimic, tmp_path / 'MIMIC'))
@@ -174,8 +172,6 @@ def test_faults_in_mimic(clean_mimic: Path, tmp_path: Path, check: Callable) -> 
         (['--data-path', 'nowhere'], 'nowhere'),
         (['--output', '{root}/x.csv'], '--output'),
         (['--opts', 'DATA.NO', '1'], 'DATA.NO'),
-        (['--image-suffix', 'png'], 'DATA.IMAGE_SUFFIX'),
-        (['--labeller', 'me'], 'DATA.LABELLER'),
     ],
 )
 def test_wrong_calls_end_with_2(
@@ -186,55 +182,6 @@ def test_wrong_calls_end_with_2(
     assert script('--data-path', clean_phantom, '--output', tmp_path / 'p.csv', *given) == 2
     assert part in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-def test_a_check_that_is_stopped_leaves_the_older_list(
-    clean_phantom: Path, tmp_path: Path, script: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*args: object, **options: object) -> None:
-        raise KeyboardInterrupt
-
-    (tmp_path / 'p.csv').write_text('older')
-    monkeypatch.setattr(data.check, 'look_at_all', stop)
-    assert script('--data-path', clean_phantom, '--output', tmp_path / 'p.csv') == 130
-    assert [path.read_text() for path in tmp_path.iterdir()] == ['older']
-
-
-def test_a_wrong_row_does_not_hide_others(spoilt: Path, check: Callable) -> None:
-    def change(rows: list[list[str]]) -> None:
-        rows[0][SEX] = 'Gender'
-        for cells in rows[1:]:
-            cells[LABEL] = '7'
-            cells[AGE] = ''
-
-    edit(spoilt / 'train.csv', change)
-    num_rows = len((spoilt / 'train.csv').read_text().splitlines()) - 1
-    counts = Counter(kind for kind, *_ in check(spoilt)[1])
-    assert counts == {
-        'missing column': 1,
-        'value of a label': num_rows,
-        'value of the age': num_rows,
-    }
-
-
-def test_copies_name_the_first_in_another_split(
-    spoilt: Path, tmp_path: Path, check: Callable
-) -> None:
-    train, *valid = (
-        [line.split(',')[0].partition('/')[2] for line in (spoilt / name).open()][1:3]
-        for name in ('train.csv', 'valid.csv')
-    )
-    for file in (train[1], *valid[0]):
-        shutil.copy(spoilt / train[0], spoilt / file)
-    assert check(spoilt)[1] == [
-        ('same pixels', 'train.csv', 3, train[1]),
-        ('same pixels in two splits', 'valid.csv', 2, valid[0][0]),
-        ('same pixels in two splits', 'valid.csv', 3, valid[0][1]),
-    ]
-    lines = (tmp_path / 'lists' / 'problems.csv').read_text().splitlines()[1:]
-    lines = [line for line in lines if 'same pixels' in line]
-    assert len(lines) == 3
-    assert all(f'are those of {train[0]} (row 2 of train.csv)' in line for line in lines)
 
 
 def test_a_folder_of_images(spoilt: Path, tmp_path: Path, check: Callable) -> None:
@@ -254,25 +201,12 @@ def test_a_folder_of_images(spoilt: Path, tmp_path: Path, check: Callable) -> No
     assert check(spoilt)[1] == found[2:]
 
 
-def test_a_linked_split_is_refused_row_by_row(
-    spoilt: Path, tmp_path: Path, check: Callable
-) -> None:
-    outside = Path(shutil.move(spoilt / 'valid', tmp_path / 'outside'))
-    (spoilt / 'valid').symlink_to(outside)
-    num_rows = len((spoilt / 'valid.csv').read_text().splitlines()) - 1
-    found = check(spoilt)[1]
-    assert {(kind, name) for kind, name, *_ in found} == {
-        ('link that leaves the folder', 'valid.csv')
-    }
-    assert [cells[2] for cells in found] == list(range(2, num_rows + 2))
-
-
-@pytest.mark.parametrize('settings', [Settings(size=32), Settings(size=None, square=False)])
-def test_a_packed_store(spoilt: Path, tmp_path: Path, check: Callable, settings: Settings) -> None:
+@pytest.mark.slow
+def test_a_packed_store(spoilt: Path, tmp_path: Path, check: Callable) -> None:
     store = tmp_path / 'store'
     first = min((spoilt / 'train').rglob('*.jpg'))
     first.write_bytes(b'')
-    pack(spoilt, store, settings, skip_bad=True)
+    pack(spoilt, store, Settings(size=32), skip_bad=True)
     found = check(store)[1]
     assert [cells[0] for cells in found] == ['left out of the store']
     shard = next(store.glob('pixels_*.bin'))
@@ -307,28 +241,6 @@ def test_digests_are_of_pixels_not_of_files(tmp_path: Path) -> None:
     assert digest(tmp_path, changed, 'h.png') != first
 
 
-@pytest.mark.skipif(multiprocessing.get_start_method() != 'fork', reason='patches what is forked')
-def test_an_image_that_ends_its_process_is_named(
-    spoilt: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = sorted(f.relative_to(spoilt).as_posix() for f in spoilt.rglob('*.jpg'))
-    read = data.check.load_image
-
-    def deadly(path: Path, root: Path) -> Image.Image:
-        if path == spoilt / files[7] or path == spoilt / files[70]:
-            os._exit(1)
-        return read(path, root)
-
-    expected = list(look_at_all(spoilt, files, workers=2))
-    monkeypatch.setattr(data.check, 'load_image', deadly)
-    looks = list(look_at_all(spoilt, files, workers=2))
-    assert len(files) > 100
-    for position in (7, 70):
-        expected[position] = looks[position]
-        assert looks[position].problems[0][0] == 'unusable image'
-    assert looks == expected
-
-
 def test_labels_of_one_class_are_found(spoilt: Path, tmp_path: Path, check: Callable) -> None:
     table = pd.read_csv(spoilt / 'train.csv', dtype=str, na_filter=False)
     table['Fracture'], table['Edema'], table['Pneumonia'] = '', '1.0', '-1.0'
@@ -342,22 +254,3 @@ def test_labels_of_one_class_are_found(spoilt: Path, tmp_path: Path, check: Call
         values = pd.to_numeric(table[label]).fillna(0)
         for name, value in (('positive', 1), ('negative', 0)):
             assert ((name, label) in found) == (not (values == value).any()), label
-
-
-def test_a_study_whose_labels_differ_is_one_finding(spoilt: Path, check: Callable) -> None:
-    def change(rows: list[list[str]]) -> None:
-        folder = spoilt.parent / rows[1][0].rpartition('/')[0]
-        for number, label in ((7, 'x'), (8, '1.0'), (9, '0.0')):
-            Plant(spoilt, seed=number).another(folder / f'view{number}_frontal.png')
-            path = f'{rows[1][0].rpartition("/")[0]}/view{number}_frontal.png'
-            rows.append([path, *rows[1][1:LABEL], label, *rows[1][LABEL + 1 :]])
-        rows[1][LABEL] = '-1.0'
-        paths.extend(cells[0] for cells in rows[-3:])
-        places.extend(range(len(rows) - 2, len(rows) + 1))
-
-    paths, places = [], []
-    edit(spoilt / 'train.csv', change)
-    assert check(spoilt)[1] == [
-        ('value of a label', 'train.csv', places[0], paths[0]),  # and no word on this one's study
-        ('labels of a study differ', 'train.csv', places[1], paths[1]),
-    ]

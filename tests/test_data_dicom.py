@@ -14,7 +14,6 @@ pydicom = pytest.importorskip('pydicom', minversion='3.0', reason='pydicom is no
 
 from dicom_files import jpeg, table, write  # noqa: E402
 from pydicom import uid  # noqa: E402
-from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.pixels import apply_modality_lut, apply_voi_lut  # noqa: E402
 from pydicom.pixels.decoders.base import Decoder  # noqa: E402
 
@@ -83,7 +82,7 @@ def test_8_bits_are_unchanged_or_inverted(path):
     assert np.array_equal(levels(path), np.where(RAMP > 99, 0, 255))
 
 
-@pytest.mark.parametrize('bits', [10, 12, 14])
+@pytest.mark.parametrize('bits', [10, 12])
 def test_without_a_window_the_range_is_that_of_the_stored_bits(path, bits):
     pixels = np.array([[0, 1, 100, 2**bits - 1]], np.uint16)
     got = levels(write(path, pixels, bits))
@@ -92,7 +91,7 @@ def test_without_a_window_the_range_is_that_of_the_stored_bits(path, bits):
     assert np.array_equal(levels(write(path, pixels[:, :3], bits)), got[:, :3])  # not by maximum
 
 
-@pytest.mark.parametrize('highest', [255, 256, 1023, 1024, 4095, 16000, 40000])
+@pytest.mark.parametrize('highest', [255, 1024, 40000])
 def test_16_stored_bits_are_scaled_as_those_of_a_png(tmp_path, highest):
     pixels = np.array([[0, 7, highest // 3, highest]], np.uint16)
     Image.fromarray(pixels).save(tmp_path / 'x.png')
@@ -102,7 +101,7 @@ def test_16_stored_bits_are_scaled_as_those_of_a_png(tmp_path, highest):
     )
 
 
-@pytest.mark.parametrize('low, half', [(-1, 512), (-513, 2048), (-2048, 2048), (-2049, 8192)])
+@pytest.mark.parametrize('low, half', [(-1, 512), (-2049, 8192)])
 def test_signed_values_are_scaled_by_the_smallest_signed_range(path, low, half):
     pixels = np.array([[low, 0, 400]], np.int16)
     got = levels(write(path, pixels, 16))
@@ -137,7 +136,7 @@ def test_a_window_is_the_standards_formula(path):
 
 
 @pytest.mark.parametrize('first', [0, 100])
-@pytest.mark.parametrize('bits, packed', [(8, False), (8, True), (12, False), (16, False)])
+@pytest.mark.parametrize('bits, packed', [(8, True), (12, False)])
 def test_voi_table_is_looked_up(path, first, bits, packed):
     entries = np.linspace(2**bits - 1, 0, 3000).astype(int)
     data = entries.astype(np.uint8).tobytes() if packed else entries.tolist()
@@ -146,13 +145,6 @@ def test_voi_table_is_looked_up(path, first, bits, packed):
     assert got.dtype == (np.uint8 if bits == 8 else np.float32)
     expected = [entries[min(max(value - first, 0), 2999)] for value in range(4096)]
     np.testing.assert_allclose(got.ravel(), np.array(expected) * 255 / (2**bits - 1), rtol=1e-6)
-
-
-@pytest.mark.parametrize('syntax', ['ImplicitVRLittleEndian', 'ExplicitVRBigEndian'])
-def test_a_table_may_be_given_as_words(path, syntax):
-    entries = np.arange(4096)[::-1].astype('>u2' if 'Big' in syntax else '<u2').tobytes()
-    write(path, RAMP_12, 12, syntax=syntax, VOILUTSequence=table(4096, 0, 12, entries))
-    np.testing.assert_allclose(levels(path), (4095 - RAMP_12) * 255.0 / 4095, rtol=1e-6)
 
 
 def test_modality_table_comes_before_the_window(path):
@@ -173,14 +165,6 @@ def test_padding_is_black_and_no_part_of_the_range(path):
     assert not levels(write(path, pixels[:, 4:], 16, **padding, **INVERTED)).any()
     pixels = np.array([[0, 4095, 65535]], np.uint16)  # whose lowest 12 bits are those of 4095
     assert levels(write(path, pixels, 12, PixelPaddingValue=65535)).tolist() == [[0, 255, 0]]
-
-
-@pytest.mark.parametrize('vr, value', [('SS', -2000), ('US', 65536 - 2000)])
-def test_padding_of_signed_pixels(path, vr, value):
-    dataset = pydicom.dcmread(write(path, np.array([[-2000, -1999, 2047]], np.int16), 12))
-    dataset.add_new('PixelPaddingValue', vr, value)
-    dataset.save_as(path)
-    np.testing.assert_allclose(levels(path), [[0, 49 / 4095 * 255, 255]], rtol=1e-6)
 
 
 @pytest.mark.parametrize('pixels, bits', [(SQUARE, 8), (RAMP_12, 12), (RAMP_12.view('i2') - 9, 13)])
@@ -207,18 +191,11 @@ def test_colour_becomes_luma(path):
 REFUSED = [
     ({'NumberOfFrames': 2}, '2 frames'),
     ({'BitsAllocated': 32, 'BitsStored': 32, 'HighBit': 31}, '32 of 32 bits'),
-    ({'BitsStored': 7}, 'HighBit'),
     ({'PhotometricInterpretation': 'PALETTE COLOR'}, 'PhotometricInterpretation'),
-    ({'SamplesPerPixel': 3}, 'PhotometricInterpretation'),
     ({'Rows': None}, 'Rows'),
-    ({'Rows': 9}, ''),
     ({'RescaleSlope': 0}, 'RescaleSlope'),
     ({'WindowCenter': 9, 'WindowWidth': 0}, 'WindowWidth'),
-    ({'WindowCenter': 9, 'WindowWidth': 'nan'}, 'WindowWidth'),
-    (WINDOW | {'VOILUTFunction': 'CUBIC'}, 'VOILUTFunction'),
     ({'VOILUTSequence': table(4, 0, 8, [0, 1, 2])}, 'VOILUTSequence'),
-    ({'VOILUTSequence': table(2, 0, 8, [0, 256])}, 'VOILUTSequence'),
-    ({'ModalityLUTSequence': [Dataset()]}, 'ModalityLUTSequence'),
 ]
 
 
@@ -251,6 +228,7 @@ def test_a_missing_package_is_named_and_the_image_is_not_bad(path, monkeypatch):
     assert not isinstance(caught.value, BadImageError)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('always')
 def test_nothing_that_identifies_a_patient_leaves_a_damaged_file(path, caplog, capfd, recwarn):
     caplog.set_level('DEBUG')
@@ -272,7 +250,7 @@ def test_nothing_that_identifies_a_patient_leaves_a_damaged_file(path, caplog, c
     assert SECRET not in caplog.text + ''.join(capfd.readouterr()) + warned
 
 
-@pytest.mark.parametrize('share', [0.3, 0.9, 0.99])
+@pytest.mark.parametrize('share', [0.3, 0.99])
 def test_files_that_are_cut_off_are_refused(path, share):
     frame = jpeg(RAMP)
     options = {'syntax': 'JPEGBaseline8Bit', 'data': [frame]}
@@ -283,6 +261,7 @@ def test_files_that_are_cut_off_are_refused(path, share):
     refusal(write(path, RAMP, **options))
 
 
+@pytest.mark.slow
 def test_every_file_that_comes_with_pydicom_is_read_or_refused():
     read, compared = 0, 0
     for path in BUNDLED.rglob('*'):

@@ -11,8 +11,8 @@ from config import default_config, mask_units
 from data.data_simmim import reference_mask_patch
 from data.masking import MASKS, MaskGenerator, average_distance
 
-SIZES = [(192, 32, 4), (224, 32, 16), (96, 16, 4), (64, 4, 4), (96, 32, 32), (512, 32, 32)]
-RATIOS = [0.05, 0.25, 0.4, 0.5, 0.55, 0.6, 0.75, 0.88]
+SIZES = [(192, 32, 4), (64, 4, 4), (96, 32, 32)]
+RATIOS = [0.05, 0.6, 0.88]
 
 
 def units(generator: MaskGenerator, count: int, seed: int = 0) -> np.ndarray:
@@ -64,16 +64,6 @@ def test_draws_depend_on_the_given_source_alone(mask_type):
     assert not np.array_equal(generator(np.random.default_rng(6)), first)
 
 
-@pytest.mark.parametrize('mask_type', MASKS)
-def test_global_state_and_random_state_give_the_same_masks(mask_type):
-    generator = MaskGenerator(192, 16, 4, 0.6, mask_type)
-    np.random.seed(11)
-    legacy = [generator() for _ in range(3)]
-    source = np.random.RandomState(11)
-    assert np.array_equal(legacy, [generator(source) for _ in range(3)])
-    assert not np.array_equal(legacy[0], legacy[1])
-
-
 def test_random_hides_every_unit_equally_often():
     hidden = units(MaskGenerator(192, 32, 4, 0.6), 4000).reshape(4000, 36).sum(axis=0)
     # Counts of a draw without replacement: variance smaller than chi-square's by (n - k) / (n - 1).
@@ -81,7 +71,7 @@ def test_random_hides_every_unit_equally_often():
     assert 15 < statistic < 70  # chi-square with 35 degrees: 99.9 % lies between
 
 
-@pytest.mark.parametrize('size, unit, ratio', [(192, 32, 0.6), (192, 16, 0.3), (224, 32, 0.5)])
+@pytest.mark.parametrize('size, unit, ratio', [(192, 32, 0.6), (192, 16, 0.3)])
 def test_square_is_compact_and_its_corner_is_uniform(size, unit, ratio):
     generator = MaskGenerator(size, unit, unit, ratio, 'square')
     n = size // unit
@@ -106,7 +96,7 @@ def _alike_neighbours(masks: np.ndarray) -> float:
     return (across + (masks[:, 1:] == masks[:, :-1]).mean()) / 2
 
 
-@pytest.mark.parametrize('unit', [32, 16, 8])
+@pytest.mark.parametrize('unit', [32, 8])
 def test_block_hides_coherent_regions(unit):
     block = _alike_neighbours(units(MaskGenerator(192, unit, unit, 0.6, 'block'), 300))
     random = _alike_neighbours(units(MaskGenerator(192, unit, unit, 0.6), 300))
@@ -145,8 +135,6 @@ def test_a_mask_type_may_have_a_fixed_ratio(monkeypatch):
     'arguments, key',
     [
         ((192, 36, 4, 0.6), 'DATA.MASK_PATCH_SIZE'),
-        ((192, 32, 5, 0.6), 'DATA.MASK_PATCH_SIZE'),
-        ((192, 32, 4, 0.0), 'DATA.MASK_RATIO'),
         ((192, 32, 4, 0.99), 'DATA.MASK_RATIO'),
         ((192, 32, 4, 0.6, 'spiral'), 'DATA.MASK_TYPE'),
     ],
@@ -170,20 +158,6 @@ def test_average_distance_equals_brute_force(mask_type, patch):
         for pixel in np.argwhere(hidden == 1):
             distances.append(np.sqrt(((visible - pixel) ** 2).sum(axis=1)).min())
     assert average_distance(masks, patch) == pytest.approx(np.mean(distances), rel=1e-12)
-
-
-def test_average_distance_of_one_token():
-    mask = np.zeros((1, 3, 3), dtype=np.int64)
-    mask[0, 1, 1] = 1
-    assert average_distance(mask, 1) == 1
-    assert average_distance(mask, 3) == pytest.approx((8 * 1 + 2) / 9)
-
-
-@pytest.mark.parametrize('hidden', [[0, 0], [1, 0], [1, 1]])
-def test_average_distance_needs_hidden_and_visible_pixels_in_every_mask(hidden):
-    masks = np.zeros((2, 4, 4), dtype=np.int64) + np.array(hidden)[:, None, None]
-    with pytest.raises(ValueError):
-        average_distance(masks, 4)
 
 
 def test_units_of_reference_masks_are_32_px_or_an_eighth_of_a_small_side():

@@ -1,7 +1,5 @@
 """Readers of CSV files and folders: values, paths, splits, groups, and faults that users meet."""
 
-import csv
-import gzip
 import hashlib
 import logging
 import math
@@ -69,47 +67,6 @@ def test_byte_order_mark_windows_line_ends_and_empty_lines_do_not_matter(tmp_pat
     assert records.row.tolist() == [0, 2]
 
 
-def test_compressed_file_gives_the_same(tmp_path: Path) -> None:
-    plain = read(tmp_path, [row(image_path(1), Edema='1.0'), row(image_path(2))])
-    (tmp_path / 'train.csv.gz').write_bytes(gzip.compress((tmp_path / 'train.csv').read_bytes()))
-    records = read_csv(tmp_path, 'train.csv.gz')
-    assert records.path.tolist() == plain.path.tolist()
-    np.testing.assert_array_equal(records.labels, plain.labels)
-
-
-def test_counts_of_the_real_csv(nih1000: Path) -> None:
-    for name, size in (('train.csv', 800), ('valid.csv', 200)):
-        records = read_csv(nih1000, name)
-        with open(nih1000 / name, newline='') as file:
-            rows = list(csv.DictReader(file))
-        assert len(records) == len(rows) == size
-        for k, label in enumerate(LABELS):
-            counts = Counter(float(cells[label]) if cells[label] else None for cells in rows)
-            values = records.labels[:, k]
-            found = {value: int((values == value).sum()) for value in (1.0, 0.0, -1.0)}
-            assert found == {value: counts[value] for value in found}, label
-            assert np.isnan(values).sum() == counts[None], label
-        assert Counter(records.sex) == Counter(cells['Sex'] for cells in rows)
-        assert records.age.sum() == sum(float(cells['Age']) for cells in rows)
-        assert all((nih1000 / file).is_file() for file in records.file)
-
-
-@pytest.mark.slow
-def test_full_size_csv_is_read_with_one_image_on_disk(tmp_path: Path) -> None:
-    num_rows = 223_414
-    cells = ',Male,{},Frontal,AP,,,1.0,,-1.0,0.0,,,,,1.0,,,\n'
-    with open(tmp_path / 'train.csv', 'w') as file:
-        file.write(','.join(HEADER) + '\n')
-        for i in range(num_rows):
-            file.write(image_path(i // 4, i % 4) + cells.format(i % 91))
-    touch(tmp_path, 'train/patient00000/study0/view1_frontal.jpg')
-    records = read_csv(tmp_path, 'train.csv')
-    assert len(records) == num_rows and len(set(records.patient)) == 55_854
-    assert np.nansum(records.labels, axis=0).tolist() == [
-        {2: num_rows, 4: -num_rows, 10: num_rows}.get(k, 0) for k in range(14)
-    ]
-
-
 # ---- CheXpert: which file a path means
 
 
@@ -121,7 +78,7 @@ def test_full_size_csv_is_read_with_one_image_on_disk(tmp_path: Path) -> None:
         ('train', 'train'),
     ],
 )
-def test_prefix_may_differ_from_the_folder_or_be_there_or_be_absent(
+def test_the_prefix_of_a_path_may_differ_from_the_folder(
     tmp_path: Path, log: pytest.LogCaptureFixture, folder: str, on_disk: str
 ) -> None:
     write(tmp_path / 'train.csv', [row(image_path(1, folder=folder))])
@@ -129,19 +86,6 @@ def test_prefix_may_differ_from_the_folder_or_be_there_or_be_absent(
     records = read_csv(tmp_path, 'train.csv', logger=logging.getLogger('test'))
     assert records.file.tolist() == [image_path(1, folder=on_disk)]
     assert len(log.messages) == 1 and 'patient' not in log.text
-
-
-def test_only_the_first_row_of_each_prefix_is_looked_up(tmp_path: Path) -> None:
-    rows = [row(image_path(1)), row(image_path(2)), row(image_path(3, folder='CheXpert/b'))]
-    write(tmp_path / 'train.csv', rows)
-    touch(tmp_path, image_path(1, folder='train'))
-    with pytest.raises(ValueError) as error:
-        read_csv(tmp_path, 'train.csv')
-    assert str(tmp_path / image_path(3, folder='b')) in str(error.value)
-    assert 'DATA.IMAGE_SUFFIX' in str(error.value)
-    touch(tmp_path, image_path(3, folder='b'))
-    assert len(read_csv(tmp_path, 'train.csv')) == 3
-    assert len(read_csv(tmp_path, 'train.csv', look_up='none')) == 3
 
 
 def test_image_suffix_replaces_the_suffix_of_the_paths(tmp_path: Path) -> None:
@@ -199,10 +143,8 @@ def test_labels_by_study_are_those_of_all_its_images(tmp_path: Path) -> None:
     'name, place',
     [
         ('CheXpert/test/patient00001/study2', 'row 3'),  # an empty folder
-        ('CheXpert/test/patient00001/study3', 'row 3'),  # no folder
         ('CheXpert/test/patient00001/study1', 'row 3'),  # the second time
         ('../patient00001/study1', 'row 3'),
-        ('x', 'row 3'),
     ],
 )
 def test_bad_study_is_refused(tmp_path: Path, name: str, place: str) -> None:
@@ -219,23 +161,12 @@ def test_bad_study_is_refused(tmp_path: Path, name: str, place: str) -> None:
     'column, value',
     [
         ('Sex', 'male'),
-        ('Sex', ''),
         ('Age', '-1'),
-        ('Age', 'nan'),
-        ('Age', '1e9'),
-        ('Frontal/Lateral', 'frontal'),
         ('AP/PA', 'XX'),
         ('Edema', '2.0'),
-        ('Support Devices', 'NA'),
-        ('Edema', 'x' * 5000),
         ('Path', '../train/patient00001/study1/view1_frontal.jpg'),
-        ('Path', 'CheXpert/../../patient00001/study1/view1_frontal.jpg'),
         ('Path', '/etc/patient00001/study1/view1_frontal.jpg'),
-        ('Path', 'CheXpert//etc/patient00001/study1/view1_frontal.jpg'),
-        ('Path', ''),
         ('Path', 'CheXpert/train/study1/view1_frontal.jpg'),
-        ('Path', 'CheXpert/train/patient1/study1/'),
-        ('Path', 'CheXpert/xpatient1/study1/view1_frontal.jpg'),
     ],
 )
 def test_bad_cell_is_named_by_row_and_column(tmp_path: Path, column: str, value: str) -> None:
@@ -244,24 +175,12 @@ def test_bad_cell_is_named_by_row_and_column(tmp_path: Path, column: str, value:
     text = message(tmp_path, rows)
     for part in ('train.csv', 'row 5', repr(column), repr(value)[:100].rstrip("'")):
         assert part in text
-    assert len(text) < 600
 
 
-def test_row_of_a_bad_cell_counts_empty_lines(tmp_path: Path) -> None:
-    read(tmp_path, [row(image_path(1))])
-    with open(tmp_path / 'train.csv', 'a') as file:
-        file.write('\n\n' + image_path(2) + ',Male,1,Frontal,AP' + ',3' * 14 + '\n')
-    with pytest.raises(ValueError, match='row 5 .*No Finding'):
-        read_csv(tmp_path, 'train.csv')
-
-
-@pytest.mark.parametrize('column', ['Path', *HEADER[1:5], 'Edema', 'Support Devices'])
-def test_missing_column_is_named(tmp_path: Path, column: str) -> None:
-    header = [name for name in HEADER if name != column]
-    assert column in message(tmp_path, [row(image_path(1))], header)
-
-
-def test_column_given_twice_is_named(tmp_path: Path) -> None:
+def test_missing_or_repeated_column_is_named(tmp_path: Path) -> None:
+    for column in ('Path', 'Edema'):
+        header = [name for name in HEADER if name != column]
+        assert column in message(tmp_path, [row(image_path(1))], header)
     assert 'Edema' in message(tmp_path, [row(image_path(1))], [*HEADER, 'Edema'])
 
 
@@ -280,10 +199,7 @@ TOP = ','.join(HEADER)
     'content, part',
     [
         ('', 'train.csv'),
-        (f'{TOP}\n\n\n', 'train.csv'),
-        (f'{TOP}\n{LINE},1\n', 'row 2'),
         (f'{TOP}\n{LINE}\n{LINE[:-14]}', 'row 3'),  # a truncated file
-        (f'{TOP}\n{LINE}\n"{LINE}', 'row 3'),
         (b'\x89PNG\r\n', 'train.csv'),
         (f'{TOP}\n'.encode() + LINE.replace('Male', 'M\xe4le').encode('latin-1'), 'row 2'),
     ],
@@ -294,19 +210,6 @@ def test_file_that_is_not_such_a_table_is_refused(tmp_path: Path, content, part:
     with pytest.raises(ValueError, match=part) as error:
         read_csv(tmp_path, 'train.csv')
     assert str(file) in str(error.value)
-
-
-def test_damaged_compressed_file_is_refused(tmp_path: Path) -> None:
-    data = gzip.compress(f'{TOP}\n{LINE}\n'.encode())
-    for broken in (data[:-20], b'no gzip'):
-        (tmp_path / 'train.csv.gz').write_bytes(broken)
-        with pytest.raises(ValueError, match=r'train\.csv\.gz'):
-            read_csv(tmp_path, 'train.csv.gz')
-
-
-def test_quoted_commas_are_not_taken_for_a_truncated_file(tmp_path: Path) -> None:
-    rows = [{**row(image_path(1)), 'note': 'a,b'}, {**row(image_path(2)), 'note': ''}]
-    assert len(read(tmp_path, rows, [*HEADER, 'note'])) == 2
 
 
 def test_missing_csv_is_named_with_a_folder_below_that_has_one(tmp_path: Path) -> None:
@@ -340,7 +243,7 @@ def test_folder_lists_visible_images_sorted(tmp_path: Path) -> None:
     assert len(train) + len(holdout) == 5 and len(set(holdout.patient)) == 1
 
 
-@pytest.mark.parametrize('name', ['train.csv', 'valid.csv', 'below/valid.csv'])
+@pytest.mark.parametrize('name', ['train.csv', 'below/valid.csv'])
 def test_folder_with_scored_images_is_refused_unless_allowed(tmp_path: Path, name: str) -> None:
     touch(tmp_path, 'a.png', name)
     with pytest.raises(ValueError, match=rf'{name}.*DATA\.ALLOW_ALL_IMAGES'):
@@ -366,12 +269,6 @@ def test_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
         read_csv(root, 'train.csv')
 
 
-def test_empty_or_absent_folder_is_refused(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / 'none'):
-        with pytest.raises(ValueError, match=str(folder)):
-            read_folder(folder, allow_all_images=False)
-
-
 # ---- Views, hold-out and subsets
 
 
@@ -388,13 +285,6 @@ def records(tmp_path: Path) -> Records:
     return read(tmp_path, [row(paths[i]) for i in rng.permutation(len(paths))])
 
 
-def test_select_takes_positions_or_a_mask_in_all_fields(records: Records) -> None:
-    some = records.select(np.array([5, 2]))
-    assert some.row.tolist() == [5, 2] and some.path.tolist() == list(records.path[[5, 2]])
-    assert some.labels.shape == (2, len(LABELS)) and some.root == records.root
-    assert records.select(records.row < 3).row.tolist() == [0, 1, 2]
-
-
 def test_select_views(records: Records) -> None:
     frontal, lateral = select_views(records, 'frontal'), select_views(records, 'lateral')
     assert set(frontal.view) == {'frontal'} and set(lateral.view) == {'lateral'}
@@ -404,7 +294,7 @@ def test_select_views(records: Records) -> None:
         select_views(frontal, 'lateral')
 
 
-@pytest.mark.parametrize('fraction, held_out', [(0.02, 4), (0.021, 5), (0.5, 100), (0, 0)])
+@pytest.mark.parametrize('fraction, held_out', [(0.021, 5), (0, 0)])
 def test_holdout_takes_the_rounded_up_share_of_the_patients(
     records: Records, fraction: float, held_out: int
 ) -> None:
@@ -456,7 +346,7 @@ def test_subsets_are_nested_exact_and_by_patient(records: Records) -> None:
     assert take_subset(records, fraction=1.0, images=0, seed=0) is records
 
 
-@pytest.mark.parametrize('fraction, images', [(0.5, 10), (0, 0), (1.5, 0), (1, 10_000), (1, -1)])
+@pytest.mark.parametrize('fraction, images', [(0.5, 10), (1.5, 0), (1, 10_000)])
 def test_impossible_subset_is_refused(records: Records, fraction: float, images: int) -> None:
     with pytest.raises(ValueError, match='DATA.TRAIN_FRACTION.*DATA.TRAIN_IMAGES'):
         take_subset(records, fraction=fraction, images=images, seed=0)
@@ -547,13 +437,12 @@ def test_patient_given_twice_is_refused_only_if_the_wanted_value_differs(grouped
         group_columns(grouped, ['AGE'], demographics=name)
 
 
-@pytest.mark.parametrize('column', ['Race', 'Sex', 'Age', 'View', 'Path', 'Edema'])
+@pytest.mark.parametrize('column', ['Race', 'Sex', 'Edema'])
 def test_column_without_groups_is_refused_by_the_name_of_the_option(
     grouped: Records, column: str
 ) -> None:
-    for options in (('EVAL.GROUPS', 'DATA.DEMOGRAPHICS'), ('--groups', '--demographics')):
-        with pytest.raises(ValueError, match=f"{options[0]}.*'{column}'"):
-            group_columns(grouped, ['Site', column], options=options)
+    with pytest.raises(ValueError, match=f"EVAL.GROUPS.*'{column}'"):
+        group_columns(grouped, ['Site', column], options=('EVAL.GROUPS', 'DATA.DEMOGRAPHICS'))
 
 
 def test_column_of_too_many_values_is_refused(tmp_path: Path) -> None:
@@ -569,7 +458,6 @@ def test_column_of_too_many_values_is_refused(tmp_path: Path) -> None:
     [
         ('Person,RACE\npatient00001,White\n', 'PATIENT'),
         ('PATIENT,RACE\npatient00001,White\n00001,Asian\n', 'row 3'),
-        ('PATIENT,RACE\npatient00001,White,extra\n', 'row 2'),
     ],
 )
 def test_demographics_that_do_not_fit_are_refused(grouped: Records, text: str, part: str) -> None:

@@ -4,7 +4,6 @@ import math
 import random
 from functools import partial
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -142,17 +141,11 @@ def test_every_transform_begins_with_the_preprocessing_of_the_whole_image(name):
         assert torch.equal(*first)
 
 
-def test_opencv_uses_one_thread():
-    cv2.setNumThreads(2)
-    PREPROCESS['clahe'](xray())
-    assert cv2.getNumThreads() == 1
-
-
 # Crops
 
 
 @pytest.mark.parametrize('area', [(0.67, 1.0), (0.08, 1.0)])
-@pytest.mark.parametrize('height, width', [(320, 390), (1000, 100)])
+@pytest.mark.parametrize('height, width', [(320, 390)])
 def test_crop_is_distributed_as_torchvisions(area, height, width):
     torch.manual_seed(0)
     image = torch.zeros(1, height, width)
@@ -168,18 +161,6 @@ def test_crop_is_distributed_as_torchvisions(area, height, width):
     assert (np.abs(theirs.std(axis=0) - ours.std(axis=0)) <= 4.5 * error + 1e-9).all()
 
 
-def test_crop_takes_the_first_candidate_that_fits():
-    class Scripted:
-        def random(self, size: int) -> np.ndarray:
-            uniforms = np.zeros(size)
-            uniforms[:6] = 1, 1, 0.5, 1, 0, 0  # too wide; 4:3; not looked at
-            uniforms[-2:] = 0.99, 0.5
-            return uniforms
-
-    # Half of area 0.5 to 1 of 14,400 pixels: 10,800 = 120 wide x 90 high; top int(0.99 * 31).
-    assert draw_crop(Scripted(), 120, 120, area=(0.5, 1.0)) == Box(30, 0, 90, 120)
-
-
 def test_crop_falls_back_to_the_centre():
     # Far from square: no candidate of 2/3 of the area fits.
     assert draw_crop(sample_rng(0, 0, 0), 100, 1000, area=(0.67, 1)) == Box(0, 433, 100, 133)
@@ -187,18 +168,7 @@ def test_crop_falls_back_to_the_centre():
     assert draw_crop(sample_rng(0, 0, 0), 100, 110, area=(1.1, 1.2)) == Box(0, 0, 100, 110)
 
 
-def test_crop_uses_up_the_same_draws_whatever_it_finds():
-    states = set()
-    for height, width in ((320, 390), (100, 1000)):
-        rng = sample_rng(3, 1, 7)
-        draw_crop(rng, height, width, area=(0.67, 1))
-        states.add(rng.random())
-    untouched = sample_rng(3, 1, 7)
-    untouched.random(22)
-    assert states == {untouched.random()}
-
-
-@pytest.mark.parametrize('name', ['bilinear', 'bicubic', 'lanczos', 'hamming'])
+@pytest.mark.parametrize('name', ['bilinear', 'bicubic'])
 def test_resized_crop_equals_torchvisions(name):
     image, rng = xray(320, 390), np.random.default_rng(0)
     for _ in range(10):
@@ -219,8 +189,8 @@ def test_crop_of_a_16_bit_image_keeps_fractions_and_stays_in_range():
     assert np.abs(fine - coarse).max() <= 1.01
 
 
-@pytest.mark.parametrize('size, short', [(224, 256), (192, 219), (512, 585)])
-@pytest.mark.parametrize('shape', [(320, 390), (390, 320), (300, 300)])
+@pytest.mark.parametrize('size, short', [(224, 256), (192, 219)])
+@pytest.mark.parametrize('shape', [(320, 390), (390, 320)])
 def test_centre_crop_equals_torchvisions(size, short, shape):
     image = xray(*shape)
     wanted = F.center_crop(F.resize(image, short, F.InterpolationMode.BICUBIC), size)
@@ -240,12 +210,6 @@ def test_a_squeezed_image_is_cropped_as_before_the_squeeze():
 
 
 # Normalisation
-
-
-def test_statistics_follow_the_channels():
-    assert statistics(make_config(1)) == ((0.503,), (0.292,))
-    assert statistics(make_config(3)) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert statistics(make_config(1, DATA__MEAN=[0.4], DATA__STD=[0.2])) == ((0.4,), (0.2,))
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -269,8 +233,7 @@ def test_normalising_by_the_image_gives_mean_0_and_deviation_1():
     assert (EvalTransform(config)(flat, sample_rng(0, 0, 0)) == 0).all()
 
 
-@pytest.mark.parametrize('normalize', ['dataset', 'image'])
-@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('normalize, channels', [('dataset', 3), ('image', 1)])
 def test_held_out_values_turn_back_into_grey_levels(normalize, channels):
     config = make_config(channels, DATA__NORMALIZE=normalize)
     transform = HoldoutTransform(config, MaskGenerator(64, 16, 4, 0.6))
@@ -303,48 +266,9 @@ def test_pretraining_draws_crop_then_flip_then_mask():
     assert 18 <= flips <= 42
 
 
-@pytest.mark.parametrize('probability', [0.0, 1.0])
-def test_flip_probability_is_kept(probability):
-    config = make_config(AUG__HFLIP=probability, AUG__CROP_AREA=[1.0, 1.0], TEST__CROP=False)
-    square = xray(64, 64)
-    got = TrainTransform(config)(square, sample_rng(0, 0, 0))
-    plain = EvalTransform(config)(square, sample_rng(0, 0, 0))
-    assert torch.equal(got, plain.flip(-1) if probability else plain)
-
-
-def test_random_interpolation_chooses_bilinear_or_bicubic_by_the_sample():
-    results = {}
-    for name in ('random', 'bilinear', 'bicubic'):
-        transform = TrainTransform(make_config(DATA__INTERPOLATION=name))
-        results[name] = [transform(xray(), sample_rng(0, 0, i)) for i in range(40)]
-    bilinear, bicubic = (
-        [torch.equal(a, b) for a, b in zip(results['random'], results[name], strict=True)]
-        for name in ('bilinear', 'bicubic')
-    )
-    assert [a + b for a, b in zip(bilinear, bicubic, strict=True)] == [1] * 40
-    assert 10 <= sum(bicubic) <= 30
-
-
-def test_samples_do_not_depend_on_global_random_states():
-    config = make_config(AUG__COLOR_JITTER=0.4, AUG__REPROB=1.0, DATA__INTERPOLATION='random')
-    transforms = [TrainTransform(config), PretrainTransform(config, MaskGenerator(64, 16, 4, 0.6))]
-    for transform in transforms:
-        samples = []
-        for seed in (0, 1):
-            random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
-            sample = transform(xray(), sample_rng(1, 2, 3))
-            samples.append(sample if isinstance(sample, tuple) else (sample,))
-            assert random.random() == random.Random(seed).random()
-            assert np.random.random() == np.random.RandomState(seed).random()
-            assert torch.equal(
-                torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(seed))
-            )
-        assert all(torch.equal(a, b) for a, b in zip(*samples, strict=True))
-
-
-@pytest.mark.parametrize('flip', [False, True])
-@pytest.mark.parametrize('keep_aspect', [False, True])
-@pytest.mark.parametrize('shape', [(320, 390), (390, 320)])
+@pytest.mark.parametrize(
+    'shape, keep_aspect, flip', [((320, 390), True, True), ((390, 320), False, False)]
+)
 def test_scored_views_equal_torchvisions_crops(shape, keep_aspect, flip):
     config = make_config(TEST__CROP=keep_aspect, EVAL__TTA='crops', EVAL__TTA_FLIP=flip)
     config.merge_from_list(['DATA.IMG_SIZE', 96, 'DATA.MEAN', [0.0], 'DATA.STD', [1.0]])
@@ -357,31 +281,12 @@ def test_scored_views_equal_torchvisions_crops(shape, keep_aspect, flip):
     np.testing.assert_allclose(got[:, 0] * 255, wanted, atol=1e-3)
 
 
-@pytest.mark.parametrize('keep_aspect', [False, True])
-def test_mirror_image_alone_follows_the_plain_view(keep_aspect):
-    plain = make_config(3, TEST__CROP=keep_aspect)
-    mirrored = make_config(3, TEST__CROP=keep_aspect, EVAL__TTA_FLIP=True)
-    image = EvalTransform(plain)(xray(), sample_rng(0, 0, 0))
-    assert image.shape == (3, 64, 64)
-    views = EvalTransform(mirrored)(xray(), sample_rng(0, 0, 0))
-    assert torch.equal(views, torch.stack([image, image.flip(-1)]))
-
-
-def test_held_out_reconstruction_sees_one_view():
-    masks = MaskGenerator(64, 16, 4, 0.6)
-    config = make_config(EVAL__TTA='crops', EVAL__TTA_FLIP=True)
-    got = HoldoutTransform(config, masks)(xray(), sample_rng(0, 0, 3))
-    wanted = HoldoutTransform(make_config(), masks)(xray(), sample_rng(0, 0, 3))
-    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
-
-
 # Geometry
 
 
 @pytest.mark.parametrize(
     'angle, shift, scale, shear',
-    [(25, (0, 0), 1, 0), (0, (7, -4), 1, 0), (0, (0, 0), 0.7, 0), (0, (0, 0), 1, 20)]
-    + [(-140, (5, 9), 1.2, -15), (8, (-6, 3), 0.9, 12)],
+    [(25, (0, 0), 1, 0), (-140, (5, 9), 1.2, -15), (8, (-6, 3), 0.9, 12)],
 )
 def test_affine_equals_torchvisions(angle, shift, scale, shear):
     matrix = warp_matrix(192, angle=angle, shift=shift, scale=scale, shear=shear)
@@ -397,7 +302,7 @@ def test_affine_equals_torchvisions(angle, shift, scale, shear):
     np.testing.assert_allclose(warp(noise(192, 192), matrix), bicubic, atol=1e-3)
 
 
-@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('seed', range(2))
 def test_perspective_equals_torchvisions(seed):
     inward = np.random.RandomState(seed).randint(0, 56, (4, 2))
     matrix = warp_matrix(192, inward=inward)
@@ -409,36 +314,6 @@ def test_perspective_equals_torchvisions(seed):
     for before, after in zip(square, moved, strict=True):
         x, y, w = matrix @ [*before, 1]
         np.testing.assert_allclose((x / w, y / w), after, atol=1e-9)
-
-
-@pytest.mark.parametrize('size', [48, 49])
-def test_quarter_turns_are_exact(size):
-    pixels = noise(size, size)
-    for turns in range(-2, 3):
-        got = warp(pixels, warp_matrix(size, angle=90 * turns))
-        np.testing.assert_allclose(got, np.rot90(pixels, -turns), atol=1e-3)
-
-
-def test_warped_pixels_stay_in_range():
-    steps = np.kron(np.random.RandomState(0).randint(0, 2, (8, 8)), np.ones((6, 6))) * 255
-    got = warp(steps.astype(np.float32), warp_matrix(48, angle=7))
-    assert got.dtype == np.float32
-    assert got.min() == 0 and got.max() == 255  # bicubic overshoots
-
-
-def test_nothing_is_drawn_or_moved_where_all_is_off():
-    pixels, rng = noise(), sample_rng(0, 0, 0)
-    assert RandomWarp(make_config())(pixels, rng) is pixels
-    assert rng.random() == sample_rng(0, 0, 0).random()
-
-
-@pytest.mark.parametrize('key', list(ALL_WARPS))
-def test_each_option_alone_warps_and_uses_up_the_same_draws(key):
-    pixels, rng, untouched = noise(), sample_rng(0, 0, 0), sample_rng(0, 0, 0)
-    got = RandomWarp(make_config(**{key: ALL_WARPS[key]}))(pixels, rng)
-    assert np.abs(got - pixels).mean() > 10
-    untouched.random(13)
-    assert rng.random() == untouched.random()
 
 
 def _drawn(monkeypatch, **keys) -> list[dict]:
@@ -507,24 +382,13 @@ def test_finetuning_draws_crop_flip_filter_warp_jitter_erasing(warps):
 # Jitter and erasing
 
 
-@pytest.mark.parametrize('brightness, contrast', [(1.3, 0.7), (0.6, 1.4), (1.0, 1.0), (0.0, 1.2)])
+@pytest.mark.parametrize('brightness, contrast', [(1.3, 0.7), (0.6, 1.4)])
 def test_jitter_equals_torchvisions_on_tensors(brightness, contrast):
     pixels = np.asarray(xray(), np.float32)
     tensor = F.adjust_brightness(torch.from_numpy(pixels)[None] / 255, brightness)
     wanted = F.adjust_contrast(tensor, contrast)[0] * 255
     got = jitter(pixels, brightness=brightness, contrast=contrast)
     np.testing.assert_allclose(got, wanted, atol=1e-3)
-
-
-def test_jitter_factors_are_uniform_in_their_range():
-    # A flat image shows the brightness alone: contrast moves nothing.
-    config = make_config(AUG__COLOR_JITTER=0.4, DATA__MEAN=[0.0], DATA__STD=[1.0])
-    flat = Image.fromarray(np.full((64, 64), 100, np.uint8))
-    transform = TrainTransform(config)
-    levels = [float(transform(flat, sample_rng(0, 0, i)).mean()) * 2.55 for i in range(500)]
-    assert 0.6 <= min(levels) < 0.62 and 1.38 < max(levels) <= 1.4001
-    assert abs(np.mean(levels) - 1) < 4 * 0.8 / math.sqrt(12 * 500)
-    assert abs(np.std(levels) - 0.8 / math.sqrt(12)) < 0.02
 
 
 def _erased(mode: str, count: int, probability: float, ours: bool) -> np.ndarray:
@@ -542,7 +406,7 @@ def _erased(mode: str, count: int, probability: float, ours: bool) -> np.ndarray
 
 
 @pytest.mark.parametrize('mode', ['const', 'rand', 'pixel'])
-@pytest.mark.parametrize('count, probability', [(1, 1.0), (3, 0.5)])
+@pytest.mark.parametrize('count, probability', [(3, 0.5)])
 def test_erasing_is_distributed_as_timms(mode, count, probability):
     results = []
     for ours in (True, False):

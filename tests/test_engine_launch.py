@@ -12,7 +12,8 @@ from mistakes import STAGES, config_of, results_in
 from tiny import ROOT, arguments, run_folder, run_main, tiny_config
 
 import main_simmim
-from engine.launch import Preempted, Terminated, explain, is_locked, launch, run_lock
+from engine.interruptions import Preempted
+from engine.launch import Terminated, explain, is_locked, launch, run_lock
 from utils import read_checkpoint
 
 HOLD = """

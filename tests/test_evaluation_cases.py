@@ -137,13 +137,6 @@ def test_views_that_are_not_asked_for_need_no_prediction(tmp_path):
     assert "'CheXpert-v1.0-small/valid/patient00001/study1/view2.jpg' names no view" in error
 
 
-def test_views_of_predicted_studies_are_not_known(tmp_path):
-    labels = write_pair(tmp_path)[1]
-    columns = {'Study': [study(i) for i in range(6)], 'Edema': SCORES}
-    error = refusal(csv_of(tmp_path / 'p.csv', columns), labels, views='frontal')
-    assert 'p.csv has studies' in error
-
-
 def test_uncertain_labels_are_left_out_and_counted_blank_follows_the_rule(tmp_path):
     paths = [image(1), image(2), image(3), image(4)]
     predictions = {
@@ -163,19 +156,6 @@ def test_uncertain_labels_are_left_out_and_counted_blank_follows_the_rule(tmp_pa
         expected = [[1, NAN, 1], [0, NAN, NAN], [0, value, value], [NAN, 1, 0]]
         np.testing.assert_array_equal(cases.targets, np.array(expected))
         assert cases.count_uncertain() == {'No Finding': 1, 'Edema': 2, 'Fracture': 1}
-
-
-@pytest.mark.parametrize('key', ['Path', 'Study'])
-def test_uncertain_labels_of_a_study_count_once(key, tmp_path):
-    paths = [image(1), image(1, 'view2_lateral'), image(2)]
-    predictions = csv_of(tmp_path / 'p.csv', {'Path': paths, 'Edema': [0.5] * 3})
-    columns = {
-        'Path': {'Path': paths, 'Edema': [-1, -1, 1]},
-        'Study': {'Study': [study(1), study(2)], 'Edema': [-1, 1]},
-    }
-    cases = cases_of(predictions, csv_of(tmp_path / 'l.csv', columns[key]))
-    assert cases.at_level('study').count_uncertain() == {'Edema': 1}
-    assert cases.at_level('image').count_uncertain() == {'Edema': 2}
 
 
 def test_columns_that_one_of_the_files_lacks_are_named(tmp_path):
@@ -218,17 +198,6 @@ def test_a_binary_task_is_scored_by_its_own_targets(tmp_path):
     assert 'No Finding' in error
 
 
-def test_effusion_against_no_finding_counts_no_uncertain_labels(tmp_path):
-    paths = [image(i) for i in range(4)]
-    blank = {label: [''] * 4 for label in LABELS}
-    columns = {'Pleural Effusion': [1, -1, '', -1], 'No Finding': ['', '', 1, 1]}
-    labels = csv_of(tmp_path / 'l.csv', {'Path': paths} | blank | columns)
-    file = csv_of(tmp_path / 'p.csv', {'Path': paths, 'Pleural Effusion': [0.1] * 4})
-    cases = cases_of(file, labels, task='effusion')
-    assert (cases.labels, cases.count_uncertain()) == (('Pleural Effusion',), {})
-    np.testing.assert_array_equal(cases.targets[:, 0], [1, NAN, 0, 0])
-
-
 @pytest.mark.parametrize(
     'columns, parts',
     [
@@ -238,21 +207,7 @@ def test_effusion_against_no_finding_counts_no_uncertain_labels(tmp_path):
             {'Path': [image(1), image(2)], 'Edema': ['1', '2']},
             ['l.csv, row 3', "'Edema'", "'2'"],
         ),
-        (
-            {'Path': [image(1), image(2)], 'Edema': [1, 1], 'Sex': ['Male', 'M']},
-            ['l.csv, row 3', "'Sex'", "'M'"],
-        ),
-        (
-            {'Path': [image(1)], 'Edema': [1], 'Age': ['old']},
-            ['l.csv, row 2', "'Age'", "'old'"],
-        ),
-        (
-            {'Path': [image(1), image(1, prefix='a')], 'Edema': [1, 1]},
-            ['l.csv, row 3', 'row 2'],
-        ),
         ({'Path': ['images/1.png'], 'Edema': [1]}, ['l.csv, row 2', "'Path'"]),
-        ({'Path': [study(1)], 'Edema': [1]}, ['l.csv, row 2', "'Path'"]),
-        ({'Study': [image(1)], 'Edema': [1]}, ['l.csv, row 2', "'Study'"]),
     ],
 )
 def test_a_bad_label_file_is_refused_by_row_and_column(columns, parts, tmp_path):

@@ -61,13 +61,6 @@ def test_hand_made_entries_sum_over_known_and_divide_by_all() -> None:
     assert masked_bce(logits, targets).item() == pytest.approx(want, rel=1e-6)
 
 
-def test_equals_torch_where_all_targets_are_known() -> None:
-    torch.manual_seed(0)
-    logits, targets = torch.randn(7, 14), torch.rand(7, 14)  # smoothed targets too
-    want = nn.BCEWithLogitsLoss()(logits, targets)
-    torch.testing.assert_close(masked_bce(logits, targets), want)
-
-
 def test_equals_torch_on_the_known_entries_rescaled() -> None:
     torch.manual_seed(1)
     logits = torch.randn(9, 14)
@@ -79,18 +72,6 @@ def test_equals_torch_on_the_known_entries_rescaled() -> None:
     torch.testing.assert_close(masked_bce(logits, targets), want)
 
 
-def test_gradient_is_that_of_known_entries_and_zero_elsewhere() -> None:
-    torch.manual_seed(2)
-    logits = torch.randn(5, 3, requires_grad=True)
-    targets = torch.tensor([1.0, 0.0, NAN]).repeat(5, 1)
-    masked_bce(logits, targets).backward()
-    probabilities = logits.detach().sigmoid()
-    want = (probabilities - targets.nan_to_num()) / 15
-    want[:, 2] = 0
-    torch.testing.assert_close(logits.grad, want)
-    assert (logits.grad[:, :2] != 0).all()
-
-
 def test_nothing_known_gives_zero_loss_and_gradient() -> None:
     logits = torch.randn(2, 3, requires_grad=True)
     loss = masked_bce(logits, torch.full((2, 3), NAN))
@@ -99,28 +80,11 @@ def test_nothing_known_gives_zero_loss_and_gradient() -> None:
     assert torch.equal(logits.grad, torch.zeros(2, 3))
 
 
-def test_micro_batches_average_to_the_whole_batch() -> None:
-    torch.manual_seed(3)
-    logits, targets = torch.randn(8, 4), torch.rand(8, 4)
-    targets[:3, :3] = NAN  # the first half knows far less
-    halves = [masked_bce(logits[i : i + 4], targets[i : i + 4]) for i in (0, 4)]
-    torch.testing.assert_close(sum(halves) / 2, masked_bce(logits, targets))
-
-
-def test_low_precision_logits_are_handled_in_float32() -> None:
-    torch.manual_seed(4)
-    logits, targets = torch.randn(300, 14).bfloat16(), torch.rand(300, 14)
-    loss = masked_bce(logits, targets.bfloat16())
-    want = nn.BCEWithLogitsLoss()(logits.double(), targets.bfloat16().double())
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(want.item(), rel=1e-6)
-
-
 # All losses ----------------------------------------------------------------------------------
 
 
 @every_loss
-def test_micro_batches_of_every_loss_average_to_the_whole_batch(name):
+def test_gradient_accumulation_gives_the_loss_of_the_whole_batch(name):
     loss, outputs, targets = build(*OPTIONS[name]), make_outputs(name, 8), make_targets(8)
     targets[:4, :9] = NAN  # the first half knows far less
     halves = [loss(outputs[i : i + 4], targets[i : i + 4]) for i in (0, 4)]
@@ -129,7 +93,7 @@ def test_micro_batches_of_every_loss_average_to_the_whole_batch(name):
 
 
 @every_loss
-def test_what_the_model_says_of_unknown_entries_does_not_matter(name):
+def test_outputs_for_unknown_labels_do_not_matter(name):
     loss, outputs, targets = build(*OPTIONS[name]), make_outputs(name, 8), make_targets(8)
     other, unknown = outputs.clone(), targets.isnan()
     other.reshape(8, 14, -1)[unknown] = 1e4
@@ -155,7 +119,7 @@ def test_far_logits_have_finite_losses_and_slopes(name, size):
 
 
 @every_loss
-def test_low_precision_outputs_of_every_loss_are_taken_in_float32(name):
+def test_losses_are_computed_in_float32(name):
     loss, outputs = build(*OPTIONS[name]), make_outputs(name, 200).bfloat16()
     targets = make_targets(200)
     want = loss(outputs.float(), targets)
@@ -245,18 +209,6 @@ def test_asymmetric_loss_and_slopes_are_those_of_the_formula(gammas, clip):
     np.testing.assert_allclose(logits.grad.numpy(), want, rtol=2e-3, atol=1e-8)
 
 
-def test_slope_of_negatives_is_the_asymmetric_papers():
-    """Equation 9 of arXiv:2009.14119: the slope through log and power, and 0 below the shift."""
-    logits = torch.linspace(-6, 6, 14).repeat(3, 1).requires_grad_()
-    options = ('LOSS.GAMMA_NEG', 3.0)
-    build(*ASYMMETRIC, 0.1, *options)(logits, torch.zeros(3, 14)).backward()
-    p = logits.detach().double().sigmoid().numpy()
-    q = np.maximum(p - 0.1, 1e-30)
-    want = q**3 * (1 / (1 - q) - 3 * np.log1p(-q) / q) * p * (1 - p) / 42
-    np.testing.assert_allclose(logits.grad.numpy(), want, rtol=1e-4, atol=1e-12)
-    assert (logits.grad[p < 0.1] == 0).all() and (p < 0.1).any()
-
-
 @pytest.mark.parametrize('target, logit', [(0.0, -15.0), (1.0, 15.0)])
 def test_easy_entries_have_exact_losses_and_slopes(target, logit):
     logits, options = torch.full((1, 1), logit, requires_grad=True), (*FOCAL, 1.0)
@@ -266,13 +218,6 @@ def test_easy_entries_have_exact_losses_and_slopes(target, logit):
     assert loss.item() == pytest.approx(-p * math.log1p(-p), rel=1e-5, abs=0)
     slope = p * (1 - p) * (p / (1 - p) - math.log1p(-p))
     assert abs(logits.grad.item()) == pytest.approx(slope, rel=1e-5, abs=0)
-
-
-def test_easy_negatives_below_the_clip_cost_nothing():
-    logits = torch.full((2, 14), -3.0)  # probability 0.047
-    assert build(*ASYMMETRIC, 0.05)(logits, torch.zeros(2, 14)) == 0
-    assert build(*ASYMMETRIC, 0.04)(logits, torch.zeros(2, 14)) > 0
-    assert build(*ASYMMETRIC, 0.05)(logits, torch.ones(2, 14)) > 3
 
 
 NEUTRAL = {
@@ -291,13 +236,6 @@ def test_without_powers_and_clip_it_is_the_cross_entropy_to_the_last_bit(name):
     for loss in losses:
         loss.backward()
     assert torch.equal(got.grad, want.grad)
-
-
-@pytest.mark.parametrize('key', ['LOSS.GAMMA_POS', 'LOSS.GAMMA_NEG', 'LOSS.CLIP'])
-def test_the_last_of_power_and_clip_fade_into_the_cross_entropy(key):
-    logits, targets = make_outputs('bce', 64), make_targets(64)
-    got = build(*NEUTRAL['asymmetric'], key, 1e-9)(logits, targets)
-    torch.testing.assert_close(got, masked_bce(logits, targets))
 
 
 # Three classes -------------------------------------------------------------------------------

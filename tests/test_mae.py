@@ -5,17 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from timm.layers import build_sincos2d_pos_embed
 from torch import nn
 from transfers import make_config
 
 from config import check_config
 from data.masking import MASKS, MaskGenerator
 from models import build_model
-from models.encoder import eager_attention
 from models.mae import MAE, count_visible, take, visible_first
 from models.vision_transformer import sincos_positions
-from optimizer import param_groups
 
 MAE_OPTIONS = {
     'MODEL__PRETRAIN': 'mae', 'MODEL__VIT__USE_SINCOS': True, 'MODEL__VIT__USE_SHARED_RPB': False,
@@ -61,19 +58,6 @@ def test_positions_are_maes_formula(grid: int, width: int) -> None:
         angles = (column * omega, row * omega)
         want = [f(angle) for angle in angles for f in (math.sin, math.cos)]
         np.testing.assert_allclose(place[i::quarter], want, atol=1e-6)
-
-
-def test_positions_are_timms_in_another_order() -> None:
-    """Quarters of timm's: sine of row, sine of column, cosine of row, cosine of column."""
-    theirs = build_sincos2d_pos_embed([5, 5], dim=32, reverse_coord=False)
-    sin_row, sin_column, cos_row, cos_column = theirs.split(8, dim=1)
-    want = torch.cat([sin_column, cos_column, sin_row, cos_row], dim=1)
-    torch.testing.assert_close(sincos_positions(5, 32)[0, 1:], want)
-
-
-def test_a_width_that_4_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match='18'):
-        sincos_positions(4, 18)
 
 
 @pytest.mark.parametrize('pretrain', ['simmim', 'mae'])
@@ -213,18 +197,6 @@ def test_loss_and_pixels_equal_a_loop_over_patches(channels, normalised, unit) -
     assert loss.item() == pytest.approx(np.mean(errors), rel=1e-5)
 
 
-@pytest.mark.parametrize('normalised', [False, True])
-def test_the_loss_sees_hidden_patches_alone(normalised: bool, monkeypatch) -> None:
-    model = seeded(MODEL__MAE__NORM_PIX_LOSS=normalised)
-    x, masks = batch(model)
-    fixed = torch.randn_like(x)
-    monkeypatch.setattr(model, 'predict', lambda *_: fixed)
-    hidden = masks.repeat_interleave(8, 1).repeat_interleave(8, 2).unsqueeze(1)
-    noise, loss = torch.randn_like(x), model(x, masks)
-    assert torch.equal(model(x + noise * (1 - hidden), masks), loss)
-    assert not torch.equal(model(x + noise * hidden, masks), loss)
-
-
 # Training
 
 
@@ -238,14 +210,6 @@ def test_every_parameter_gets_a_gradient_and_positions_have_none() -> None:
         assert {name for name, _ in model.named_buffers()} == {
             'encoder.pos_embed', 'decoder.pos_embed',
         }  # fmt: skip
-
-
-def test_learned_positions_are_learned_from_visible_patches() -> None:
-    model = seeded(MODEL__VIT__USE_SINCOS=False, MODEL__VIT__USE_APE=True)
-    x, masks = batch(model)
-    model(x, masks).backward()
-    seen = model.encoder.pos_embed.grad[0].abs().sum(dim=1) > 0
-    assert seen.tolist() == [True, *(masks == 0).flatten(1).any(dim=0).tolist()]
 
 
 @pytest.mark.parametrize('keeps', ['nothing', 'products'])
@@ -266,31 +230,6 @@ def test_checkpointing_changes_no_gradient(keeps: str) -> None:
         torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-7)
 
 
-@torch.no_grad()
-def test_attention_is_the_same_fused_or_written_out() -> None:
-    model = seeded(MODEL__ATTENTION='sdpa').eval()
-    x, masks = batch(model)
-    fused = model(x, masks)
-
-    def kinds() -> list[str]:
-        return [module.attention for module in model.modules() if hasattr(module, 'attention')]
-
-    assert kinds() == ['sdpa'] * 3
-    with eager_attention(model):
-        assert kinds() == ['eager'] * 3
-        torch.testing.assert_close(model(x, masks), fused)
-
-
-@torch.no_grad()
-def test_low_precision_is_near() -> None:
-    model = seeded()
-    x, masks = batch(model)
-    with torch.autocast('cpu', torch.bfloat16):
-        low = model(x, masks)
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(model(x, masks).item(), rel=0.02)
-
-
 def test_initial_weights_are_maes() -> None:
     """Xavier's uniform over each whole matrix; a patch's pixels count as one vector."""
     model = seeded(MODEL__VIT__EMBED_DIM=128, MODEL__MAE__DECODER_EMBED_DIM=64)
@@ -308,12 +247,3 @@ def test_initial_weights_are_maes() -> None:
             expected = 1.0 if name.endswith('.weight') else 0.0
             assert (parameter == expected).all(), name
     assert matrices == 4 * 3 + 3  # of each block; patch embedding, decoder's embedding, pixels
-
-
-def test_what_decays() -> None:
-    model = seeded()
-    decay, free = param_groups(model, weight_decay=0.05, base_lr=1e-3, layer_decay=None)
-    ids = {id(parameter) for parameter in free['params']}
-    for name, parameter in model.named_parameters():
-        assert (id(parameter) in ids) == (parameter.ndim == 1 or name.endswith('_token')), name
-    assert decay['weight_decay'] == 0.05

@@ -175,14 +175,6 @@ def test_a_head_with_named_children_is_folded_between_channels(tmp_path, log):
     assert 'decoder.pixels.weight' in log.text
 
 
-def test_another_head_is_dropped_and_logged(tmp_path, log):
-    torch.save({'model': build_model(make_config()).state_dict()}, tmp_path / 'a.pth')
-    config = make_config('linear')
-    config.PRETRAINED = str(tmp_path / 'a.pth')
-    load_pretrained(config, build_model(config), LOGGER, fit_pretrained)
-    assert 'decoder.bottleneck.weight' in log.text
-
-
 def test_a_new_method_trains_a_new_encoder_and_logs_its_options():
     config = make_config()
     config.CONTRASTIVE.METHOD, config.CONTRASTIVE.DIM = 'barlow', 8

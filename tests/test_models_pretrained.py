@@ -1,7 +1,5 @@
 """Weights of other models, stages and channel counts: what they become in ours."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from yacs.config import CfgNode
 
 from models import build_model
 from models.contrastive import METHODS
-from models.convert import Report, Statistics, _resize_tables, fold_input, resize_position_embedding
+from models.convert import Statistics, fold_input, resize_position_embedding
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = ((0.503,), (0.292,))
@@ -65,20 +63,6 @@ def test_one_channel_spreads_to_three_exactly(kind, tmp_path):
 
 
 @torch.no_grad()
-def test_spreading_is_even_and_folding_takes_it_back(tmp_path):
-    grey, rgb = transfer(make_config('swin', 1), make_config('swin', 3), tmp_path)
-    weight = rgb.encoder.patch_embed.proj.weight
-    per_grey = weight / torch.tensor(IMAGENET[1])[:, None, None]
-    assert_same(per_grey[:, 0], per_grey[:, 1])
-    assert_same(per_grey[:, 0], per_grey[:, 2])
-    back = load(
-        rgb.state_dict(), make_config('swin', 1), make_model(make_config('swin', 1), 3), tmp_path
-    )
-    for key, value in grey.state_dict().items():
-        assert_same(back.state_dict()[key], value)
-
-
-@torch.no_grad()
 def test_classifier_folds_from_its_own_recorded_statistics(tmp_path):
     source_stats, target_stats = ([0.1, 0.3, 0.6], [0.5, 0.25, 0.125]), ([0.4], [0.2])
     rgb, grey = transfer(
@@ -115,16 +99,11 @@ def test_channels_normalised_by_image_are_summed(side, tmp_path, log):
     assert_same(new.bias, old.bias)
 
 
-def test_other_statistics_for_the_same_channels_are_logged(tmp_path, log):
-    transfer(make_config('swin', 1), make_config('swin', 1, DATA__MEAN=[0.4]), tmp_path)
-    assert 'pixels are normalised with Statistics(mean=(0.4,)' in log.text
-
-
 # Stages and sources
 
 
 @pytest.mark.parametrize('kind', ['swin', 'vit'])
-def test_pretraining_goes_on_with_decoder_and_mask_token(kind, tmp_path, log):
+def test_pretraining_loads_decoder_and_mask_token(kind, tmp_path, log):
     source, target = transfer(make_config(kind, 1), make_config(kind, 1), tmp_path)
     for key, value in source.state_dict().items():
         assert torch.equal(target.state_dict()[key], value), key
@@ -140,8 +119,8 @@ def test_classifier_starts_from_pretraining_but_for_its_head(tmp_path, log):
     assert 'mask_token' in log.text
 
 
-@pytest.mark.parametrize('kind', ['swin', 'vit'])
-@pytest.mark.parametrize('method', ['simclr', 'moco', 'byol', 'swav'])
+@pytest.mark.parametrize('kind', ['swin'])
+@pytest.mark.parametrize('method', METHODS)
 def test_classifier_starts_from_contrastive_pretraining(method, kind, tmp_path, log):
     config = make_config(kind, 1)
     source = METHODS[method](
@@ -199,27 +178,11 @@ def test_official_finetuned_swin_goes_into_both_stages(tmp_path, log):
     assert_same(pretraining.encoder(grey_images(GREY), visible).mean((2, 3)), features)
 
 
-def test_head_of_the_same_size_is_loaded(tmp_path):
-    config = make_config('swin', 1)
-    source, target = transfer(config, make_config('swin', 1), tmp_path, stages=(False, False))
-    assert torch.equal(source.head.weight, target.head.weight)
-
-
 def test_decoder_of_another_head_is_dropped_with_the_reason(tmp_path, log):
     config = make_config('vit', 1, MODEL__SIMMIM__HEAD='mlp')
     decoder = make_model(config, seed=2).decoder.state_dict()
     _, target = transfer(make_config('vit', 1), config, tmp_path)
     assert all(torch.equal(v, decoder[k]) for k, v in target.decoder.state_dict().items())
-
-
-def test_decoder_of_another_stride_is_dropped_with_the_reason(tmp_path, log):
-    source = make_model(make_config('swin', 3)).state_dict()
-    source['decoder.0.weight'] = torch.ones(300, 32, 1, 1)
-    source['decoder.0.bias'] = torch.ones(300)
-    model = make_model(make_config('swin', 1))
-    before = model.decoder[0].weight.clone()
-    load(source, make_config('swin', 1), model, tmp_path)
-    assert torch.equal(model.decoder[0].weight, before)
 
 
 # What is refused
@@ -259,26 +222,6 @@ def test_checkpoint_of_another_model_stops_the_run(tmp_path):
     deeper = make_model(make_config('swin', 1, MODEL__SWIN__DEPTHS=[2, 2])).state_dict()
     message = r'layers\.1\.blocks\.1\.'
     refused(deeper, make_config('swin', 1), tmp_path, message)
-
-
-def test_another_number_of_heads_stops_the_run(tmp_path):
-    state = make_model(make_config('swin', 1, MODEL__SWIN__NUM_HEADS=[4, 4])).state_dict()
-    message = rf'layers\.0\.blocks\.0\.attn\.{TABLE}'
-    refused(state, make_config('swin', 1), tmp_path, message)
-
-
-def test_table_of_no_square_window_stops_the_run(tmp_path):
-    state = make_model(make_config('swin', 1)).state_dict()
-    state[f'encoder.layers.0.blocks.0.attn.{TABLE}'] = torch.zeros(48, 2)
-    refused(state, make_config('swin', 1), tmp_path, r'.*table.*48')
-
-
-def test_the_log_counts_every_entry_once(tmp_path, log):
-    source, _ = transfer(
-        make_config('swin', 3), make_config('swin', 1), tmp_path, stages=(True, False)
-    )
-    counts = re.findall(r'^(?:loaded|resized|folded|left over) +(\d+)', log.messages[-1], re.M)
-    assert sum(map(int, counts)) == len(source.state_dict())
 
 
 def test_a_smaller_hold_out_before_is_warned_of(tmp_path, log):
@@ -328,13 +271,6 @@ def test_shared_and_block_tables_are_added_where_a_model_has_only_the_latter(tmp
         assert torch.equal(table_of(target, block, 'encoder.'), expected)
 
 
-@pytest.mark.parametrize('table', ['shared', 'blocks', 'both', 'none'])
-def test_tables_of_the_same_kind_are_kept(table, tmp_path):
-    source, target = transfer(vit(table), vit(table), tmp_path, stages=(False, False))
-    for key, value in source.state_dict().items():
-        assert torch.equal(target.state_dict()[key], value), key
-
-
 def test_block_tables_are_not_made_into_a_shared_one(tmp_path):
     with pytest.raises(ValueError, match=rf'blocks\.0\.attn\.{TABLE}'):
         transfer(vit('blocks'), vit('shared'), tmp_path)
@@ -361,16 +297,6 @@ def test_class_token_rows_stay_when_the_grid_grows(tmp_path, log):
 # Sizes
 
 
-def test_table_is_resized_from_window_6_to_7():
-    key = f'layers.0.blocks.0.attn.{TABLE}'
-    table, report = torch.arange(121.0).reshape(121, 1) / 121, Report()
-    resized = _resize_tables({key: table}, {key: torch.zeros(169, 1)}, report)[key].flatten()
-    expected = [5.42318e-7, 5.75358e-3, 1.18741e-2]
-    np.testing.assert_allclose(resized[:3], expected, rtol=1e-5, atol=1e-9)
-    np.testing.assert_allclose(resized[[84, 168]], [0.49586776, 0.99173498], rtol=1e-6)
-    assert report.resized == [key]
-
-
 def test_swin_goes_to_a_larger_image_and_window(tmp_path, log):
     config = make_config('swin', 1, DATA__IMG_SIZE=48, MODEL__SWIN__WINDOW_SIZE=6)
     source, target = transfer(make_config('swin', 1), config, tmp_path)
@@ -378,18 +304,6 @@ def test_swin_goes_to_a_larger_image_and_window(tmp_path, log):
     assert_same(
         table_of(target, 0, 'encoder.layers.0.')[60], table_of(source, 0, 'encoder.layers.0.')[24]
     )
-
-
-@pytest.mark.parametrize('class_rows', [0, 1])
-def test_position_embeddings_keep_identity_and_constants(class_rows):
-    embedding = torch.randn(1, class_rows + 36, 5)
-    assert_same(
-        resize_position_embedding(embedding, class_rows + 36, class_rows=class_rows), embedding
-    )
-    embedding[:, class_rows:] = torch.arange(5.0)
-    resized = resize_position_embedding(embedding, class_rows + 81, class_rows=class_rows)
-    assert torch.equal(resized[:, :class_rows], embedding[:, :class_rows])
-    assert_same(resized[:, class_rows:], torch.arange(5.0).expand(1, 81, 5))
 
 
 def test_position_embeddings_keep_rows_and_columns():
@@ -416,8 +330,3 @@ def test_position_embeddings_follow_the_image_size(kind, option, key, tmp_path, 
     assert new.shape[1] - rows == 4 * (old.shape[1] - rows)
     assert torch.equal(new[:, :rows], old[:, :rows])
     assert_same(new, resize_position_embedding(old, new.shape[1], class_rows=rows))
-
-
-def test_grid_that_is_not_square_is_refused():
-    with pytest.raises(ValueError, match='35'):
-        resize_position_embedding(torch.zeros(1, 36, 4), 17, class_rows=1)

@@ -126,6 +126,7 @@ def test_a_checkpoint_knows_that_it_has_three_outputs_a_label(
     pd.testing.assert_frame_equal(again, written)
 
 
+@pytest.mark.slow
 def test_multiclass_probabilities_are_the_softmax_over_positive_and_negative(
     planted: Path, tmp_path: Path
 ) -> None:

@@ -7,12 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from mistakes import edit, linked
-from packed_data import SMALL
 from xray_splits import LOGGER, make_config
 
 from data import build_loader
 from data.labels import LABELS
-from data.packing import pack
 from data.phantom import make_phantom, make_phantom_mimic
 from data.records import read_predictions
 from engine.files import sha256
@@ -25,11 +23,6 @@ def files(folder: Path) -> Path:
     root = folder / 'CheXpert-phantom'
     make_phantom(root, num_train=20, num_valid=3, num_test=3, size=32, seed=0)
     return root
-
-
-def store(folder: Path) -> Path:
-    pack(files(folder), folder / 'store', SMALL)
-    return folder / 'store'
 
 
 def mimic(folder: Path) -> Path:
@@ -58,8 +51,8 @@ def write(file: Path, paths, values: np.ndarray) -> Path:
     return file
 
 
-@pytest.mark.parametrize('make', [files, store, mimic])
-def test_the_files_values_are_learned_beside_the_labels_of_the_subset(
+@pytest.mark.parametrize('make', [files, mimic])
+def test_the_values_of_the_file_are_learned_with_the_labels_of_the_subset(
     make: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     root = make(tmp_path)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,6 @@ from utils import read_checkpoint
 
 SIZES = {
     'resnet18': 32,
-    'resnet50': 32,
-    'densenet121': 32,
-    'inception_v3': 75,
     'convnext_atto': 32,
     'vit_tiny_patch16_224': 32,
 }
@@ -73,17 +69,6 @@ def test_it_is_timms_own_classifier(name: str) -> None:
     assert all(key.startswith(('encoder.', 'head.')) for key in model.state_dict())
 
 
-def test_weights_are_drawn_as_timm_draws_them() -> None:
-    """Finding the layout draws nothing from the stream of random numbers."""
-    find_layout.cache_clear()
-    torch.manual_seed(3)
-    ours = TimmClassifier('resnet18', 32, 1, 0).state_dict()
-    torch.manual_seed(3)
-    for key, value in timm.create_model('resnet18', in_chans=1, num_classes=0).state_dict().items():
-        assert torch.equal(ours[f'encoder.{key}'], value), key
-    assert len([key for key in ours if key.startswith('head.')]) == 0
-
-
 def test_rates_reach_the_model() -> None:
     torch.manual_seed(0)
     model = TimmClassifier('resnet18', 32, 1, 3, drop_rate=0.5, drop_path_rate=0.25)
@@ -92,7 +77,7 @@ def test_rates_reach_the_model() -> None:
     np.testing.assert_allclose(rates, np.linspace(0, 0.25, 8)[1:])  # timm gives the first none
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'vit_tiny_patch16_224'])
+@pytest.mark.parametrize('name', ['resnet18'])
 def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
     x, gradients = images(32), []
     for use_checkpoint in (False, True):
@@ -109,7 +94,7 @@ def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    'name', ['resnet18', 'densenet121', 'convnext_atto', 'vit_tiny_patch16_224']
+    'name', ['resnet18', pytest.param('vit_tiny_patch16_224', marks=pytest.mark.slow)]
 )
 def test_rates_and_decay_of_layers_are_timms(name: str) -> None:
     config = make_config(name, TRAIN__LAYER_DECAY=0.5, TRAIN__WEIGHT_DECAY=0.05)
@@ -156,13 +141,12 @@ def test_grad_cam_of_a_resnet_is_computed_by_hand() -> None:
     torch.testing.assert_close(grad_cam(model, x, 1), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'size', 'layer'),
     [
         ('resnet50', 224, 'layer4'),
         ('densenet121', 224, 'features'),
-        ('inception_v3', 299, 'Mixed_7c'),
-        ('convnext_tiny', 224, 'norm_pre'),
         ('vit_small_patch16_224', 224, 'blocks.10'),
         ('swin_tiny_patch4_window7_224', 224, ''),
     ],
@@ -175,38 +159,25 @@ def test_maps_are_of_the_last_features_before_pooling(name: str, size: int, laye
 
 # What is refused
 
-REFUSED = {
-    'name': (dict(MODEL__TIMM__NAME='resnet5O'), "MODEL.TIMM.NAME .*'resnet50'.*'resnet5O'"),
-    'tag': (dict(MODEL__TIMM__NAME='resnet50.a1_in1k'), "MODEL.TIMM.NAME must be .*'resnet50"),
-    'hub': (dict(MODEL__TIMM__NAME='hf-hub:timm/resnet50'), 'MODEL.TIMM.NAME must be '),
-    'channels': (dict(MODEL__IN_CHANS=2), r'MODEL.IN_CHANS must be one of \[1, 3\], got 2'),
-    'drop path': (
-        dict(MODEL__TIMM__NAME='densenet121', MODEL__DROP_PATH_RATE=0.1),
-        'MODEL.DROP_PATH_RATE must be 0 for densenet121 .*no stochastic depth, got 0.1',
-    ),
-    'size': (
-        dict(MODEL__TIMM__NAME='inception_v3'),
-        'DATA.IMG_SIZE must be .* inception_v3 of timm can take, got 32 .*greater than actual',
-    ),
-    'attention': (dict(MODEL__ATTENTION='sdpa'), "MODEL.ATTENTION must be 'auto'.*got 'sdpa'"),
-    'kept': (dict(TRAIN__CHECKPOINT_KEEPS='products'), 'TRAIN.CHECKPOINT_KEEPS must be '),
-    'checkpoint': (
-        dict(MODEL__TIMM__NAME='inception_v3', DATA__IMG_SIZE=96, TRAIN__USE_CHECKPOINT=True),
-        'TRAIN.USE_CHECKPOINT must be False for inception_v3',
-    ),
-    'maps': (
+REFUSED = [
+    ('MODEL.TIMM.NAME', dict(MODEL__TIMM__NAME='resnet5O')),
+    ('MODEL.TIMM.NAME', dict(MODEL__TIMM__NAME='hf-hub:timm/resnet50')),
+    ('MODEL.IN_CHANS', dict(MODEL__IN_CHANS=2)),
+    ('MODEL.DROP_PATH_RATE', dict(MODEL__TIMM__NAME='densenet121', MODEL__DROP_PATH_RATE=0.1)),
+    ('MODEL.ATTENTION', dict(MODEL__ATTENTION='sdpa')),
+    ('REPORT.METHOD', dict(REPORT__METHOD='rollout')),
+    pytest.param('DATA.IMG_SIZE', dict(MODEL__TIMM__NAME='inception_v3'), marks=pytest.mark.slow),
+    pytest.param(
+        'REPORT.MAPS',
         dict(MODEL__TIMM__NAME='swin_tiny_patch4_window7_224', DATA__IMG_SIZE=224),
-        'REPORT.MAPS must be 0 for swin_tiny_patch4_window7_224 .*got 2',
+        marks=pytest.mark.slow,
     ),
-    'rollout': (dict(REPORT__METHOD='rollout'), "REPORT.METHOD must be 'grad_cam'"),
-}  # fmt: skip
+]
 
 
-@pytest.mark.parametrize('case', REFUSED)
-def test_what_cannot_work_is_refused_by_name(case: str) -> None:
-    options, message = REFUSED[case]
-    check_config(make_config(), 'finetune')
-    with pytest.raises(ValueError, match=re.match(r'\S+', message)[0]):
+@pytest.mark.parametrize('key, options', REFUSED)
+def test_impossible_options_are_refused(key: str, options: dict) -> None:
+    with pytest.raises(ValueError, match=key):
         check_config(make_config(**options), 'finetune')
 
 
@@ -228,21 +199,6 @@ def test_layer_decay_is_refused_where_timm_has_no_layers(monkeypatch: pytest.Mon
     find_layout.cache_clear()
 
 
-def test_what_fine_tuning_alone_reads_is_not_asked_of_pre_training(monkeypatch) -> None:
-    """Nothing to draw maps on, and no layers for a decay: it writes no report, and has no decay."""
-    check_config(make_config('swin_tiny_patch4_window7_224', 224), 'contrastive')
-    monkeypatch.delattr(timm.models.ResNet, 'group_matcher')
-    find_layout.cache_clear()
-    config = make_config(TRAIN__LAYER_DECAY=0.5)
-    check_config(config, 'contrastive')
-    assert all('lr_scale' not in group for group in build_optimizer(
-        config, build_model(config, is_pretrain=False), logging.getLogger(), True
-    ).param_groups)  # fmt: skip
-    with pytest.raises(ValueError, match='MODEL.ATTENTION'):
-        check_config(make_config(MODEL__ATTENTION='sdpa'), 'contrastive')
-    find_layout.cache_clear()
-
-
 @pytest.mark.parametrize('shape', [(1, 1, 40, 40), (1, 3, 32, 32)])
 def test_images_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
     model = TimmClassifier('resnet18', 32, 1, 3).eval()
@@ -261,7 +217,8 @@ def fine_tune(name: str, folder: Path, phantom: Path, *options: str, **sections:
     return run_folder(folder / 'out', 'finetune')
 
 
-@pytest.mark.parametrize('name', ['test_resnet', pytest.param('resnet18', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['test_resnet'])
 def test_a_resnet_learns_and_its_last_layer_alone(name: str, phantom, tmp_path) -> None:
     """Loss falls on 28 images; 'last_layer' leaves the encoder, running statistics included."""
     train = {'EPOCHS': 3, 'WARMUP_EPOCHS': 0, 'BASE_LR': 0.5, 'ACCUMULATION_STEPS': 1}
@@ -289,6 +246,7 @@ def test_a_resnets_report_has_its_maps_and_their_check(phantom, tmp_path) -> Non
     assert {'name': 'Model', 'value': 'resnet18, 64 px'} in document['run']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['linear_probe', 'knn'])
 def test_a_resnet_is_probed(mode: str, phantom, tmp_path) -> None:
     eval_ = {'SELECT': 'all', 'RESAMPLES': 0}
