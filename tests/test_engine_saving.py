@@ -20,7 +20,7 @@ from tiny import arguments, run_folder, run_main, tiny_config
 
 import main_finetune
 import main_simmim
-from engine import launch, saving
+from engine import interruptions, saving
 from engine.launch import EXIT_PREEMPTED
 from engine.saving import CheckpointWriter, copy_state
 from utils import find_newest_checkpoint, read_checkpoint, save_checkpoint
@@ -290,7 +290,7 @@ def test_a_second_interrupt_stops_at_once(phantom, whole, tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_checkpoints_are_written_by_the_clock(phantom, whole, tmp_path, monkeypatch) -> None:
     seconds = iter(range(0, 6000, 100))  # at each look
-    monkeypatch.setattr(launch, 'time', SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(interruptions, 'time', SimpleNamespace(monotonic=lambda: next(seconds)))
     more = ('--opts', 'TRAIN.SAVE_EVERY_MINUTES', '3.0')
     assert run_main('simmim', arguments(whole / 'simmim.yaml', phantom, tmp_path, *more)) == 0
     folder = run_folder(tmp_path, 'simmim')
