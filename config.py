@@ -473,11 +473,12 @@ def add_options(section: str, options: dict[str, Any]) -> None:
     """Declare the options of a part in its own file, before a config is read.
 
     Args:
-        section: Key of the section, for example 'MODEL.CONVNEXT'.
+        section: Key of a new section such as 'MODEL.CONVNEXT', or of one that exists.
         options: Default values by name.
     """
     parent, _, name = section.rpartition('.')
-    value_at(_C, parent)[name] = CN(options)
+    node = value_at(_C, parent) if parent else _C
+    node.setdefault(name, CN()).update(options)
 
 
 def default_config() -> Config:

@@ -13,7 +13,6 @@ from PIL import Image
 from data.packing import Settings, ShardWriter, pack
 
 SMALL = Settings(size=16, shard_bytes=1000)  # three images in a shard
-NATIVE = Settings(size=None, square=False)
 
 
 class Killed(BaseException):

@@ -74,7 +74,7 @@ class Plant:
         self.expect(kind, 'train.csv', len(self.rows['train.csv']), file)
         self.count += 1
 
-    def picture(self, kind: str, change: Callable[[Path], object], name: str = 'train.csv') -> None:
+    def image(self, kind: str, change: Callable[[Path], object], name: str = 'train.csv') -> None:
         place, cells = self.take(name)
         file = cells[0].partition('/')[2]
         change(self.root / file)
@@ -82,10 +82,10 @@ class Plant:
         self.count += 1
 
     def pixels(self, kind: str, pixels: np.ndarray) -> None:
-        self.picture(kind, lambda file: Image.fromarray(pixels).save(file, 'PNG', compress_level=1))
+        self.image(kind, lambda file: Image.fromarray(pixels).save(file, 'PNG', compress_level=1))
 
     def another(self, file: Path) -> None:
-        """A picture like no other."""
+        """An image like no other."""
         pixels = self.rng.integers(0, 256, (80, 80), dtype=np.uint8)
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(file, 'PNG')
@@ -136,14 +136,14 @@ def plant_in_rows(plant: Plant) -> None:
     plant.new_row('row of another width', lambda cells: cells.pop())
 
 
-def plant_in_pictures(plant: Plant, outside: Path) -> None:
+def plant_in_images(plant: Plant, outside: Path) -> None:
     rng = plant.rng
     for change in (
         cut,
-        lambda file: file.write_text('no picture'),
+        lambda file: file.write_text('not an image'),
         lambda file: file.write_bytes(b''),
     ):
-        plant.picture('unusable image', change)
+        plant.image('unusable image', change)
     plant.pixels('unusable image', np.zeros((80, 80), np.uint8))
     plant.pixels('unusable image', np.full((80, 80), 130, np.uint8))
     plant.pixels('unusable image', rng.integers(0, 256, (15, 16), dtype=np.uint8))
@@ -158,8 +158,8 @@ def plant_in_pictures(plant: Plant, outside: Path) -> None:
         shutil.move(file, outside)
         file.symlink_to(outside)
 
-    plant.picture('missing image', make_pipe)
-    plant.picture('link that leaves the folder', link)
+    plant.image('missing image', make_pipe)
+    plant.image('link that leaves the folder', link)
     plant.another(plant.root / 'train' / 'unnamed.png')
     plant.expect('image that no CSV names', EMPTY, None, 'train/unnamed.png')
     plant.count += 1
@@ -170,9 +170,9 @@ def plant_across(plant: Plant) -> None:
     place, cells = plant.take()
     with Image.open(plant.root / cells[0].partition('/')[2]) as image:
         copy = image.convert('RGB')
-    # Once more as a file of another form, after the picture itself and in another split.
-    plant.picture('same pixels', lambda file: copy.save(file, 'TIFF'))
-    plant.picture('same pixels in two splits', lambda file: copy.save(file, 'PNG'), 'valid.csv')
+    # Once more as a file of another form, after the image itself and in another split.
+    plant.image('same pixels', lambda file: copy.save(file, 'TIFF'))
+    plant.image('same pixels in two splits', lambda file: copy.save(file, 'PNG'), 'valid.csv')
 
     _, cells = plant.take()
     path = f'{cells[0].rsplit("/", 1)[0]}/view2_frontal.jpg'
@@ -203,7 +203,7 @@ def plant_across(plant: Plant) -> None:
 def plant_all(root: Path, outside: Path) -> Plant:
     plant = Plant(root)
     plant_in_rows(plant)
-    plant_in_pictures(plant, outside)
+    plant_in_images(plant, outside)
     plant_across(plant)
     plant.write(b'X/train/patient\xff/study1/view1_frontal.jpg,Male,5,Frontal,AP' + b',' * 14)
     plant.count += 1

@@ -110,18 +110,6 @@ def test_a_file_of_studies_is_checked(spoilt: Path, check: Callable) -> None:
     ]
 
 
-def test_faults_of_whole_files(spoilt: Path, check: Callable) -> None:
-    (spoilt / 'train.csv').write_bytes(b'\xff\xfe\0')
-    (spoilt / 'valid.csv').unlink()
-    (spoilt / 'other.csv').write_text('')
-    assert check(spoilt, '--test-csv', 'other.csv', '--dataset', 'chexpert')[1] == [
-        ('unreadable CSV', 'train.csv', None, ''),
-        ('missing file', 'valid.csv', None, ''),
-        ('empty CSV', 'other.csv', None, ''),
-    ]
-
-
-@pytest.mark.slow
 def test_faults_in_mimic(clean_mimic: Path, tmp_path: Path, check: Callable) -> None:
     assert check(clean_mimic) == (0, [])
     root = Path(shutil.copytree(clean_mimic, tmp_path / 'MIMIC'))
@@ -201,7 +189,6 @@ def test_a_folder_of_images(spoilt: Path, tmp_path: Path, check: Callable) -> No
     assert check(spoilt)[1] == found[2:]
 
 
-@pytest.mark.slow
 def test_a_packed_store(spoilt: Path, tmp_path: Path, check: Callable) -> None:
     store = tmp_path / 'store'
     first = min((spoilt / 'train').rglob('*.jpg'))

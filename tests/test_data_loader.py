@@ -320,7 +320,7 @@ def bad_store(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return folder, bad
 
 
-@pytest.fixture(params=['files', 'store'])
+@pytest.fixture(params=['files', pytest.param('store', marks=pytest.mark.slow)])
 def bad_data(request) -> tuple[Path, list[str]]:
     return request.getfixturevalue(f'bad_{request.param}')
 

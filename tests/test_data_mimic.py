@@ -12,7 +12,6 @@ import pytest
 from data.labels import LABELS
 from data.records import read_mimic, select_views
 
-ROOT = Path(__file__).resolve().parents[1]
 NAN = float('nan')
 # As the published label files order them.
 OBSERVATIONS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from csv_files import HEADER, PREFIX, image_path, message, read, row, touch, write
+from csv_files import HEADER, image_path, message, read, row, touch, write
 
 from data.labels import LABELS
 from data.records import (
@@ -305,13 +305,6 @@ def test_holdout_takes_the_rounded_up_share_of_the_patients(
     assert (np.diff(train.row) > 0).all() and (np.diff(holdout.row) > 0).all()
 
 
-def test_share_is_not_rounded_up_by_floating_point(tmp_path: Path) -> None:
-    assert math.ceil(0.07 * 100) == 8
-    records = read(tmp_path, [row(image_path(patient)) for patient in range(100)])
-    assert len(split_holdout(records, 0.07)[1]) == 7
-    assert len(take_subset(records, fraction=0.07, images=0, seed=0)) == 7
-
-
 def test_holdout_patients_are_first_by_a_hash_of_their_names(records: Records) -> None:
     names = sorted(
         set(records.patient), key=lambda p: hashlib.blake2b(p.encode(), key=b'holdout').digest()
@@ -398,16 +391,6 @@ def test_own_column_follows_rows_through_selections_and_empty_lines(grouped: Rec
     again = read_csv(grouped.root, 'train.csv')
     assert group_columns(again, ['Site'])['Site'].tolist() == ['A', 'A', 'B', '', 'C']
     assert group_columns(grouped, []) == {}
-
-
-def test_file_of_studies_gives_its_column_to_every_image(tmp_path: Path) -> None:
-    touch(tmp_path, image_path(2, folder='test'), image_path(2, 1, 'view2_lateral', 'test'))
-    touch(tmp_path, image_path(1, folder='test'))
-    rows = [{'Study': f'{PREFIX}/patient{i:05d}/study1', 'Site': f's{i}'} for i in (2, 1)]
-    rows = [{**cells, 'Study': cells['Study'].replace('train', 'test')} for cells in rows]
-    write(tmp_path / 'test.csv', rows, ['Study', 'Site', *LABELS])
-    records = read_csv(tmp_path, 'test.csv')
-    assert group_columns(records, ['Site'])['Site'].tolist() == ['s2', 's2', 's1']
 
 
 @pytest.mark.parametrize('key', ['PATIENT', 'patient_id'])

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from csv_files import write
 from packed_data import (
     SMALL,
     contents,
@@ -105,21 +104,6 @@ def test_mimic_records_are_those_of_the_folder(tmp_path: Path) -> None:
     assert_same_records(
         read_mimic(store, 'train', labeller='chexpert'), wanted.select(wanted.file != damaged)
     )
-
-
-def test_csv_of_studies_and_other_suffixes(root: Path, tmp_path: Path) -> None:
-    root = copied(root, tmp_path / 'data')
-    header = (root / 'valid.csv').read_text().splitlines()[0].split(',')
-    study = f'CheXpert-v1.0-small/{file_of(3).rpartition("/")[0]}'
-    write(root / 'test.csv', [{'Study': study, 'Edema': '1'}], ['Study', *header[5:]])
-    jpg = (root / 'valid.csv').read_text().replace('.png', '.jpg')
-    (root / 'valid.csv').write_text(jpg)
-    (root / 'train.csv').unlink()
-    store = packed(root, tmp_path / 'store', Settings(16, image_suffix='.png'))
-    assert_same_records(read_csv(store, 'test.csv'), read_csv(root, 'test.csv'))
-    options = {'image_suffix': '.png'}
-    wanted = read_csv(root, 'valid.csv', **options)
-    assert_same_records(read_csv(store, 'valid.csv', **options), wanted)
 
 
 def test_positions_names_and_folders(tmp_path: Path) -> None:

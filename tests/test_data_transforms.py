@@ -302,20 +302,6 @@ def test_affine_equals_torchvisions(angle, shift, scale, shear):
     np.testing.assert_allclose(warp(noise(192, 192), matrix), bicubic, atol=1e-3)
 
 
-@pytest.mark.parametrize('seed', range(2))
-def test_perspective_equals_torchvisions(seed):
-    inward = np.random.RandomState(seed).randint(0, 56, (4, 2))
-    matrix = warp_matrix(192, inward=inward)
-    square = [[0, 0], [192, 0], [192, 192], [0, 192]]
-    moved = (square + inward * [[1, 1], [-1, 1], [-1, -1], [1, -1]]).tolist()
-    smooth = torch.from_numpy(np.rint(blobs()).astype(np.uint8))[None]
-    bilinear = F2.perspective(smooth, square, moved, interpolation=F.InterpolationMode.BILINEAR)[0]
-    np.testing.assert_allclose(warp(blobs(), matrix), bilinear, atol=2.5)
-    for before, after in zip(square, moved, strict=True):
-        x, y, w = matrix @ [*before, 1]
-        np.testing.assert_allclose((x / w, y / w), after, atol=1e-9)
-
-
 def _drawn(monkeypatch, **keys) -> list[dict]:
     """The warps of 50 samples of 50 pixels."""
     drawn = []

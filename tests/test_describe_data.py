@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from csv_files import HEADER, image_path, row, touch, write
+from csv_files import HEADER, image_path, row, write
 
 from config import Config, default_config
 from data.describe import (
@@ -20,7 +20,6 @@ from data.describe import (
 )
 from data.labels import LABELS
 
-NAN = np.nan
 K = len(LABELS)
 KIND_OF_CELL = {'1.0': 'positive', '-1.0': 'uncertain', '0.0': 'negative', '': 'blank'}
 
@@ -128,16 +127,6 @@ def test_shares_of_the_splits(mixed: Path) -> None:
     assert sizes['train'] == table.loc['train', 'images']
 
 
-def test_patients_in_two_splits_are_counted(mixed: Path) -> None:
-    none = build_description(options(mixed, DATA__HOLDOUT_FRACTION=0.0)).notes[0]
-    assert none == 'patients in two splits: train and valid 0, train and test 0, valid and test 0'
-    lines = (mixed / 'train.csv').read_text().splitlines()
-    with open(mixed / 'valid.csv', 'a') as file:
-        file.writelines(f'{line}\n' for line in lines[1:] if 'patient00003/' in line)
-    some = build_description(options(mixed, DATA__HOLDOUT_FRACTION=0.0)).notes[0]
-    assert 'train and valid 1, train and test 0' in some
-
-
 # ---- training targets
 
 
@@ -200,16 +189,6 @@ def test_targets_follow_view_subset_and_task(mixed: Path) -> None:
 
 
 # ---- only the CSV files are read
-
-
-def test_file_of_studies_counts_the_images_on_disk(tmp_path: Path) -> None:
-    touch(tmp_path, image_path(1, folder='test'), image_path(1, 1, 'view2_lateral', 'test'))
-    cells = dict.fromkeys(LABELS, '0.0') | {'Study': 'X/test/patient00001/study1', 'Edema': '1.0'}
-    write(tmp_path / 'test.csv', [cells], ['Study', *LABELS])
-    description = build_description(options(tmp_path))
-    assert description.splits[['images', 'studies']].to_numpy().tolist() == [[2, 1]]
-    edema = description.counts.query('label == "Edema" and column == "All"')
-    assert edema.set_index('level')['positive'].to_dict() == {'image': 2, 'study': 1}
 
 
 # ---- what is printed, saved and drawn

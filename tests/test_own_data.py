@@ -21,7 +21,7 @@ NAMES = {'Pleural Effusion': 'effusion', 'Cardiomegaly': 'enlarged heart', 'No F
 
 @pytest.fixture
 def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
-    """A made-up export in the current folder: of every patient two pictures, some cells blank."""
+    """A made-up export in the current folder: of every patient two images, some cells blank."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     (tmp_path / 'export' / 'pictures').mkdir(parents=True)
