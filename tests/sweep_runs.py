@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy.special import expit
 
 from config import config_text
-from data.labels import COMPETITION_LABELS, LABELS, scored_targets, task_labels
+from data.labels import COMPETITION_LABELS, LABELS
 from data.records import DESCRIPTION, write_predictions
 from evaluation.metrics import score_table
 from logger import json_safe
@@ -108,16 +108,13 @@ class MadeRuns:
     """A data set of random labels, and runs that were scored on it.
 
     Attributes:
-        labels: what is predicted.
         targets: [N, K] of the test split.
         patients: [N].
         paths: [N].
     """
 
-    def __init__(
-        self, folder: Path, *, size: int = 60, task: str = 'observations', level: str = 'study'
-    ) -> None:
-        self.level, self.task, self.labels = level, task, task_labels(task)
+    def __init__(self, folder: Path, *, size: int = 60, level: str = 'study') -> None:
+        self.level = level
         self.data, self.output = folder / 'CheXpert-made', folder / 'output'
         rng = np.random.default_rng(0)
         self.targets = (rng.random((size, len(LABELS))) < 0.4).astype(float)
@@ -138,25 +135,22 @@ class MadeRuns:
             writer.writerow(['Path', *DESCRIPTION, *LABELS])
             for path, row in zip(self.paths, self.targets, strict=True):
                 writer.writerow([path, 'Male', 50, 'Frontal', 'AP', *map(int, row)])
-        if task != 'observations':
-            self.targets = scored_targets(self.targets, task=task, blank='negative')
 
     def probabilities(self, strength: float, seed: int) -> np.ndarray:
         """[N, K]; runs are correlated, as real ones are."""
         shared = np.random.default_rng(1).normal(0, 1, self.targets.shape)
         own = np.random.default_rng([2, seed, int(100 * strength)])
-        known = np.nan_to_num(self.targets, nan=0.5)
-        return expit(strength * known + shared + own.normal(0, 0.4, self.targets.shape))
+        return expit(strength * self.targets + shared + own.normal(0, 0.4, self.targets.shape))
 
     def scores(self, strength: float, seed: int) -> dict[str, Any]:
         """As in scores.json."""
-        key = (len(self.paths), self.task, self.level, strength, seed)
+        key = (len(self.paths), self.level, strength, seed)
         if key not in SCORES:
             SCORES[key] = score_table(
                 self.probabilities(strength, seed),
                 self.targets,
                 [path.rpartition('/')[0] for path in self.paths],
-                labels=self.labels,
+                labels=LABELS,
                 five=COMPETITION_LABELS,
                 level=self.level,
             )
@@ -184,7 +178,7 @@ class MadeRuns:
         (folder / 'scores.json').write_text(json.dumps(scores))
         file = folder / 'predictions_test.csv'
         # In another order: they are matched by name.
-        options = {'paths': self.paths[::-1], 'labels': self.labels, 'source': {}}
+        options = {'paths': self.paths[::-1], 'labels': LABELS, 'source': {}}
         write_predictions(file, probabilities[::-1], **options)
         return probabilities
 
@@ -212,7 +206,7 @@ class MadeRuns:
         self, folder: Path, stage: str, changes: dict, seed: int, finished: bool
     ) -> None:
         folder.mkdir(parents=True)
-        text = _config_text(stage, tuple(changes.items()), self.task, self.level)
+        text = _config_text(stage, tuple(changes.items()), self.level)
         text = text.replace('THE_TAG', folder.name).replace('THE_DATA', str(self.data))
         (folder / 'config.yaml').write_text(text)
         record = {
@@ -246,11 +240,11 @@ def row_of(collected: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 @cache
-def _config_text(stage: str, changes: tuple[tuple[str, Any], ...], task: str, level: str) -> str:
+def _config_text(stage: str, changes: tuple[tuple[str, Any], ...], level: str) -> str:
     config = changed_config(reference_files()[stage], stage).clone()
     config.defrost()
     config.DATA.DATA_PATH, config.TAG = 'THE_DATA', 'THE_TAG'
-    config.DATA.TASK, config.EVAL.LEVEL = task, level
+    config.EVAL.LEVEL = level
     config.merge_from_list([word for pair in changes for word in pair])
     return config_text(config)
 

@@ -19,7 +19,7 @@ from engine.launch import is_locked
 from engine.run_record import RECORD_FILE, is_finished, read_record
 from logger import read_metrics
 from models.simmim import SimMIM, SwinTransformerForSimMIM
-from sweeps.files import ROOT, load_sweep
+from sweeps.files import ROOT
 
 DEADLINE = 240
 ENV = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
@@ -117,6 +117,7 @@ def test_the_script_of_a_row_runs_to_its_end(script, runs, python, phantom, tmp_
     assert sorted(found) == sorted(f'{run}_seed1' for run in runs)
 
 
+@pytest.mark.slow
 def test_gpus_of_a_script_must_divide_the_accumulated_batches(tmp_path) -> None:
     words = ['bash', str(ROOT / 'scripts/ablations/mask_ratio_0.1.sh'), str(tmp_path), 'o', '3']
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -192,26 +193,14 @@ def test_what_needs_a_running_run_is_not_submitted(submitted, tmp_path, capsys) 
     assert '--array=1,2,3 ' in first and '--array=5,6,7 ' in second
 
 
-def test_a_task_finds_its_run_by_name(tmp_path, capsys) -> None:
-    names = tmp_path / 'plan.json'
-    names.write_text(json.dumps(['finetune nano_mask_size_4 seed 0', 'pretrain gone seed 0']))
-    more = ['--plan', str(names), '--job']
-    assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, *more, '0') == 2
-    assert 'simmim_pretrain/nano_mask_size_4_seed0' in capsys.readouterr().err
-    assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, *more, '1') == 2
-    assert 'pretrain gone seed 0' in capsys.readouterr().err
-
-
 # Mistakes ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ('more', 'key'),
     [
-        (['--job', '99'], '--job'),
         (['--pretrain-opts', 'NO.KEY', '1'], 'NO.KEY'),
         (['--row', 'none'], '--row'),
-        (['--plan', 'no.json', '--job', '0'], 'no.json'),
         (['--slurm'], 'sbatch'),
     ],
 )
@@ -220,24 +209,3 @@ def test_mistakes_are_reported_before_anything_runs(more, key, tmp_path, capsys,
     assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, *more) == 2
     assert key in capsys.readouterr().err
     assert not (tmp_path / 'runs').exists()
-
-
-@pytest.mark.parametrize('more', [['--seeds', '0'], ['--parallel', '-1'], ['--opts', 'A', '1']])
-def test_flags_are_checked(more, tmp_path) -> None:
-    with pytest.raises(SystemExit) as ended:
-        in_process('run', SWEEP, tmp_path / 'runs', tmp_path, *more)
-    assert ended.value.code == 2
-
-
-def test_a_figure_shows_one_score(tmp_path, capsys) -> None:
-    assert in_process('plot', SWEEP, tmp_path, tmp_path, '--scores', 'Edema', 'mean_of_five') == 2
-    assert '--scores' in capsys.readouterr().err
-    assert in_process('table', SWEEP, tmp_path, tmp_path, '--from', str(tmp_path)) == 2
-    assert 'mask_size.json' in capsys.readouterr().err
-
-
-def test_rows_are_listed(tmp_path, capsys) -> None:
-    script = load_script('ablate')
-    assert script.main(script.parse_args(['list', '--sweep', str(SWEEP)])) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [row.name for row in load_sweep(SWEEP).rows]

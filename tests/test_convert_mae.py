@@ -215,13 +215,6 @@ def test_another_decoder_is_dropped_with_the_reason(options, reason, tmp_path, l
     assert f'decoder dropped: {reason}' in log.text
 
 
-def test_simmims_encoder_goes_into_mae(tmp_path, log) -> None:
-    source, target = transfer(mae_config(1, MODEL__PRETRAIN='simmim'), mae_config(1), tmp_path)
-    for key, value in target.encoder.state_dict().items():
-        assert torch.equal(value, source.encoder.state_dict()[key]), key
-    assert 'decoder dropped: another head, with decoder.0.weight' in log.text
-
-
 # Into fine-tuning
 
 

@@ -129,18 +129,6 @@ def test_a_checkpoint_of_its_own_is_loaded_whole(tmp_path, log) -> None:
     assert 'note' not in log.text
 
 
-def test_what_contrastive_pretraining_has_besides_is_left_over_and_listed(tmp_path, log) -> None:
-    encoder = make_timm('test_resnet', num_classes=0)
-    state = {f'encoder.{key}': value for key, value in encoder.state_dict().items()}
-    beside = ['head.0.weight', 'projector.weight', 'predictor.weight', 'queue', 'momentum.conv1']
-    state |= {key: torch.ones(3) for key in beside}
-    torch.save({'model': state}, tmp_path / 'ckpt.pth')
-    ours = started(make_config('test_resnet'), tmp_path / 'ckpt.pth')
-    for key, value in encoder.state_dict().items():
-        assert torch.equal(ours.encoder.state_dict()[key], value), key
-    assert re.search(rf'left over +5  {", ".join(beside)}', log.text)
-
-
 # Channels
 
 

@@ -1,7 +1,6 @@
 """How a run starts and ends: exit codes, last line, determinism, the run folder and its lock."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -68,16 +67,12 @@ def raising(error):
     'error, code, part',
     [
         (ValueError('DATA.X: must be 1'), 2, 'DATA.X: must be 1'),
-        (FloatingPointError('loss is nan'), 2, 'loss is nan'),
         (FileNotFoundError(2, 'No such file', 'a.jpg'), 2, 'a.jpg'),
         (torch.OutOfMemoryError('CUDA out of memory.'), 2, 'CUDA out of memory.'),
         (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), 2, 'NUM_WORKERS'),
         (RuntimeError(GLOO + 'Read error: Connection reset by peer'), 3, 'log_rank'),
-        (RuntimeError(GLOO + 'Timed out waiting 9ms for recv'), 3, 'RANK_TIMEOUT_MINUTES'),
-        (dist.DistBackendError('remote process exited or network error'), 3, 'log_rank'),
         (dist.DistBackendError('Watchdog caught collective timeout'), 3, 'RANK_TIMEOUT_MINUTES'),
         (dist.DistBackendError('Duplicate GPU detected'), 1, 'Duplicate GPU'),
-        (RuntimeError('Expected all tensors to be on one device\nmore'), 1, 'on one device'),
         (KeyError('x'), 1, "KeyError: 'x'"),
         (Terminated('SIGUSR1'), 75, 'SIGUSR1'),
     ],
@@ -88,8 +83,8 @@ def test_each_error_has_an_exit_code_and_one_line(error, code, part):
     assert part in line and '\n' not in line
 
 
-@pytest.mark.parametrize('error', [ValueError('row 3: bad'), FileNotFoundError(2, 'No file', 'a')])
-def test_an_error_in_a_worker_of_the_loader_keeps_its_text(error):
+def test_an_error_in_a_worker_of_the_loader_keeps_its_text():
+    error = ValueError('row 3: bad')
     wrapped = (
         f'Caught {type(error).__name__} in DataLoader worker process 0.\nOriginal Traceback '
         f'(most recent call last):\n  File "x.py", line 1, in f\n{type(error).__name__}: {error}\n'
@@ -209,39 +204,18 @@ def test_a_lock_is_free_after_its_block_and_asking_does_not_free_it(tmp_path):
 # Folders that cannot be written
 
 
-@pytest.mark.parametrize('stage', STAGES)
 @pytest.mark.parametrize('below', ['', 'runs/here'])
-def test_an_output_that_is_a_file_or_below_one(below, stage, eight, tmp_path, refused):
+def test_an_output_that_is_a_file_or_below_one(below, eight, tmp_path, refused):
     (tmp_path / 'file').write_text('mine')
     output = tmp_path / 'file' / below
-    refused(stage, arguments(config_of(tmp_path, stage), eight, output), 'OUTPUT', output)
+    refused('simmim', arguments(config_of(tmp_path, 'simmim'), eight, output), 'OUTPUT', output)
     assert (tmp_path / 'file').read_text() == 'mine'
 
 
-@pytest.mark.parametrize('name', ['log_rank0.txt', 'tensorboard'])
-def test_a_run_folder_that_cannot_be_written(name, argv, folder, refused):
-    folder.mkdir(parents=True)
-    (folder / name).write_text('') if name == 'tensorboard' else (folder / name).mkdir()
+def test_a_run_folder_that_cannot_be_written(argv, folder, refused):
+    (folder / 'log_rank0.txt').mkdir(parents=True)
     refused('simmim', argv, 'OUTPUT', folder, '--output')
     assert not results_in(folder)
-
-
-def test_a_checkpoint_that_cannot_be_written_is_named(argv, folder, refused):
-    path = folder / 'ckpt_epoch_0.pth'
-    path.mkdir(parents=True)
-    refused('simmim', [*argv, '--opts', 'TRAIN.AUTO_RESUME', 'False'], path)
-    assert not list(folder.glob('*.tmp'))
-
-
-def test_a_run_folder_that_disappears_during_training_is_named(argv, folder, refused, monkeypatch):
-    loss_fn = main_simmim.reconstruction_loss
-
-    def loss(model, batch):
-        shutil.rmtree(folder, ignore_errors=True)
-        return loss_fn(model, batch)
-
-    monkeypatch.setattr(main_simmim, 'reconstruction_loss', loss)
-    refused('simmim', argv, folder)
 
 
 def test_a_check_writes_nothing_but_its_log(argv, folder):

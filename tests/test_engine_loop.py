@@ -55,8 +55,7 @@ def dies_in_step(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 # Non-finite losses
 
 
-@pytest.mark.parametrize('bad', [math.nan, math.inf])
-@pytest.mark.parametrize('print_freq', [1, 2, 100])
+@pytest.mark.parametrize(('bad', 'print_freq'), [(math.nan, 1), (math.inf, 100)])
 def test_a_non_finite_loss_stops_with_its_epoch_and_batch(tmp_path, bad, print_freq) -> None:
     batches = five_batches()
     batches[3] = (torch.full((4, 3), bad),)
@@ -114,6 +113,7 @@ def test_norms_of_steps_that_the_scaler_skips_are_not_counted() -> None:
     assert progress().flush(overflow_is_handled=False) == 1
 
 
+@pytest.mark.slow
 def test_no_checkpoint_is_saved_after_a_non_finite_loss(phantom, tmp_path, monkeypatch) -> None:
     loss, calls = main_simmim.reconstruction_loss, []
 
@@ -180,6 +180,7 @@ def every_step(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return cfg, run_folder(root, 'simmim')
 
 
+@pytest.mark.slow
 def test_rates_and_lengths_are_those_of_the_config(every_step, phantom, tmp_path) -> None:
     cfg, folder = every_step
     opts = ('--opts', 'TRAIN.EPOCHS', '3', 'TRAIN.WEIGHT_DECAY', '0.01')
@@ -192,20 +193,17 @@ def test_rates_and_lengths_are_those_of_the_config(every_step, phantom, tmp_path
     assert 'TRAIN.EPOCHS: 2 -> 3' in log and 'TRAIN.WEIGHT_DECAY: 0.05 -> 0.01' in log
 
 
-def without(*keys: str, **changes: object):
+def without(*keys: str):
     def change(saved: dict) -> dict:
-        return {key: value for key, value in (saved | changes).items() if key not in keys}
+        return {key: value for key, value in saved.items() if key not in keys}
 
     return change
 
 
 REFUSED = {
     'other length': (without(), ['--batch-size', '3']),
-    'fewer epochs': (without(epoch=3, finished=True), ['--opts', 'TRAIN.WARMUP_EPOCHS', '1']),
-    'other optimizer': (without(), ['--opts', 'TRAIN.OPTIMIZER.NAME', 'sgd']),
     'other model': (without(), ['--opts', 'MODEL.SWIN.EMBED_DIM', '16']),
     'weights alone': (without('optimizer', 'epoch'), []),
-    'damaged contents': (without(progress={'unknown': 1}), []),
 }
 
 
@@ -222,7 +220,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
 
 
 @pytest.mark.slow
-def test_the_same_command_with_resume_does_not_begin_again(
+def test_the_same_command_with_resume_does_not_restart(
     every_step, phantom, tmp_path, monkeypatch
 ) -> None:
     cfg, folder = every_step

@@ -29,6 +29,7 @@ def evaluation(finished: Path, phantom: Path, tmp_path: Path, *opts: str, **sect
     return arguments(cfg, phantom, tmp_path / 'o', *given, *(['--opts', *opts] if opts else []))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_task_is_refused(phantom: Path, tmp_path: Path, refused) -> None:
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'TASK': 'any_finding'})
     opts = ['--opts', 'MODEL.NUM_CLASSES', '1']
@@ -45,13 +46,14 @@ def test_patients_that_were_learned_from_are_not_held_out(
     refused('finetune', argv, 'DATA.HOLDOUT_FRACTION')
 
 
-def test_other_pixels_are_warned_of(finished: Path, phantom: Path, tmp_path: Path, log) -> None:
+def test_other_pixels_are_warned_of(finished: Path, phantom: Path, tmp_path: Path) -> None:
     argv = evaluation(finished, phantom, tmp_path, 'DATA.NORMALIZE', 'image')
     assert run_main('finetune', argv) == 0
     text = (run_folder(tmp_path / 'o', 'finetune') / 'log_rank0.txt').read_text()
     assert 'was trained with DATA.NORMALIZE dataset, now image' in text
 
 
+@pytest.mark.slow
 def test_a_runs_own_config_scores_its_own_checkpoint(
     finished: Path, phantom: Path, tmp_path: Path
 ) -> None:
@@ -66,9 +68,9 @@ def test_a_runs_own_config_scores_its_own_checkpoint(
     assert source['task'] == 'observations'
 
 
-@pytest.mark.parametrize('first', ['ckpt_epoch_0.pth', 'ckpt_best.pth'])
-def test_the_checkpoint_that_a_run_went_on_from_is_not_its_own(
-    first: str, finished: Path, phantom: Path, tmp_path: Path
+@pytest.mark.slow
+def test_the_checkpoint_that_a_run_resumed_from_is_not_its_own(
+    finished: Path, phantom: Path, tmp_path: Path
 ) -> None:
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'UNCERTAIN': 'zeros'})
     resume = str(finished / 'ckpt_epoch_0.pth')
@@ -78,7 +80,7 @@ def test_the_checkpoint_that_a_run_went_on_from_is_not_its_own(
     assert run_main('finetune', again) == 0
     source = json.loads((folder / 'predictions_test_eval.json').read_text())
     assert Path(source['checkpoint']).parent == folder
-    for named in (folder / 'ckpt_epoch_1.pth', finished / first):
+    for named in (folder / 'ckpt_epoch_1.pth', finished / 'ckpt_epoch_0.pth'):
         assert run_main('finetune', [*again, '--resume', str(named)]) == 0
         source = json.loads((folder / 'predictions_test_eval.json').read_text())
         is_begin = str(named) == resume
@@ -88,20 +90,6 @@ def test_the_checkpoint_that_a_run_went_on_from_is_not_its_own(
 
 
 @pytest.mark.slow
-def test_a_run_that_went_back_scores_its_own_checkpoint(
-    finished: Path, phantom: Path, tmp_path: Path
-) -> None:
-    """By the command that it began with, whose --pretrained is not to be scored."""
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'UNCERTAIN': 'zeros'})
-    argv = arguments(cfg, phantom, tmp_path / 'o', '--pretrained', str(finished / 'ckpt_best.pth'))
-    assert run_main('finetune', argv) == 0
-    folder = run_folder(tmp_path / 'o', 'finetune')
-    assert run_main('finetune', [*argv, '--resume', str(folder / 'ckpt_epoch_0.pth')]) == 0
-    assert run_main('finetune', [*argv, '--eval']) == 0
-    source = json.loads((folder / 'predictions_test_eval.json').read_text())
-    assert Path(source['checkpoint']).parent == folder
-
-
 def test_weights_that_have_seen_what_is_held_out_now_are_warned_of(
     finished: Path, phantom: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +104,7 @@ def test_weights_that_have_seen_what_is_held_out_now_are_warned_of(
         assert text.count('was trained with DATA.HOLDOUT_FRACTION 0.2') == expected
 
 
+@pytest.mark.slow
 def test_curves_are_those_of_the_checkpoints_own_folder(
     finished: Path, phantom: Path, tmp_path: Path
 ) -> None:
@@ -166,7 +155,7 @@ def test_options_of_another_version_are_left_out(finished: Path, tmp_path: Path)
 
 
 def test_self_training_refuses_predictions_of_another_task(
-    finished: Path, phantom: Path, tmp_path: Path, refused
+    phantom: Path, tmp_path: Path, refused
 ) -> None:
     table = pd.read_csv(phantom / 'train.csv')[['Path']].assign(**dict.fromkeys(LABELS, 0.5))
     table.to_csv(tmp_path / 'p.csv', index=False)

@@ -80,14 +80,6 @@ def test_several_models_are_averaged_over_one_reading_of_the_images() -> None:
     np.testing.assert_allclose(1 / (1 + np.exp(-got)), wanted, rtol=0, atol=1e-6)
 
 
-def test_one_view_of_one_model_is_its_logit() -> None:
-    images, model = random_images(5, 3, 4, 4), Classifier(0)
-    loader = DataLoader(Images(images), batch_size=2)
-    got = predict(config_of_two_labels(), CPU, model, loader)
-    np.testing.assert_allclose(got, model(images).detach(), rtol=1e-6)
-    np.testing.assert_array_equal(predict(config_of_two_labels(), CPU, [model], loader), got)
-
-
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_a_logit_that_is_not_finite_is_refused_with_the_first_image(value: float) -> None:
     images = random_images(7, 3, 4, 4)

@@ -1,8 +1,6 @@
-import math
-
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR
 
 from config import default_config
 from lr_scheduler import build_scheduler, scaled_lr
@@ -106,21 +104,6 @@ def test_first_rate_is_the_start_of_the_warmup():
     assert [group['initial_lr'] for group in optimizer.param_groups] == [8e-4, 1e-6]
 
 
-def test_first_rate_without_warmup_is_the_base_rate():
-    optimizer = make_optimizer(8e-4, 1e-6)
-    build_scheduler(make_config(**PRETRAIN | {'WARMUP_EPOCHS': 0}), optimizer, BATCHES)
-    rates = [group['lr'] for group in optimizer.param_groups]
-    assert rates == pytest.approx([8e-4, 1e-6], rel=1e-12)
-
-
-def test_start_and_floor_are_the_same_for_all_groups():
-    optimizer = make_optimizer(5e-3, 5e-3 * 0.65**13)
-    scheduler = build_scheduler(make_config(**FINETUNE), optimizer, BATCHES)
-    for step in (0, 62500):
-        scheduler.step_update(step)
-        assert [group['lr'] for group in optimizer.param_groups] == [1e-6, 1e-6]
-
-
 def test_layer_scale_is_applied_once():
     scale = 0.65**13
     optimizer = make_optimizer(5e-3, 5e-3 * scale)
@@ -154,8 +137,7 @@ def rates_of_torch(scheduler, num_steps):
     return rates
 
 
-@pytest.mark.parametrize('scale', [1.0, 0.65**13])
-@pytest.mark.parametrize('warmup_epochs', [1, 3, 8])
+@pytest.mark.parametrize(('scale', 'warmup_epochs'), [(1.0, 3), (0.65**13, 8)])
 def test_one_cycle_is_that_of_torch(scale, warmup_epochs):
     """Torch's cycle of T steps peaks at step pct_start x T - 1 and ends at step T - 1."""
     total, warmup, base = 8 * BATCHES, warmup_epochs * BATCHES, 5e-3 * scale
@@ -176,39 +158,6 @@ def test_one_cycle_is_that_of_torch(scale, warmup_epochs):
     assert rate_at(config, [total, 2 * total], base) == [3e-7, 3e-7]
 
 
-def test_one_cycle_without_warmup_is_half_a_cosine_from_the_base_rate():
-    total = 8 * BATCHES
-    config = make_config(**ONECYCLE | {'WARMUP_EPOCHS': 0})
-    theirs = CosineAnnealingLR(make_optimizer(5e-3), T_max=total, eta_min=3e-7)
-    assert rate_at(config, range(total), 5e-3) == pytest.approx(
-        rates_of_torch(theirs, total), rel=1e-8
-    )
-    assert rate_at(config, [0, total], 5e-3) == pytest.approx([5e-3, 3e-7], rel=1e-12)
-
-
-def test_one_cycle_starts_peaks_and_ends_where_the_rates_say():
-    config = make_config(**ONECYCLE)
-    config.DATA.BATCH_SIZE = 1024
-    peak, end = 3 * BATCHES, 8 * BATCHES
-    steps = [0, peak // 2, peak, (peak + end) // 2, end]
-    share = 0.5 + 0.5 * math.cos(math.pi * (peak // 2) / peak)
-    rising = 1e-2 + (2e-6 - 1e-2) * share
-    share = 0.5 + 0.5 * math.cos(math.pi * ((peak + end) // 2 - peak) / (end - peak))
-    falling = 6e-7 + (1e-2 - 6e-7) * share
-    want = [2e-6, rising, 1e-2, falling, 6e-7]
-    assert rate_at(config, steps, 1e-2) == pytest.approx(want, rel=1e-12)
-
-
-def test_one_cycle_of_a_scaled_layer_begins_and_ends_with_the_others():
-    optimizer = make_optimizer(5e-3, 5e-3 * 0.65**13)
-    scheduler = build_scheduler(make_config(**ONECYCLE), optimizer, BATCHES)
-    ends = {0: [1e-6, 1e-6], 3 * BATCHES: [5e-3, 5e-3 * 0.65**13], 8 * BATCHES: [3e-7, 3e-7]}
-    for step, want in ends.items():
-        scheduler.step_update(step)
-        rates = [group['lr'] for group in optimizer.param_groups]
-        assert rates == pytest.approx(want, rel=1e-12)
-
-
 @pytest.mark.parametrize(
     'batch, accumulation, processes, factor',
     [(128, 0, 16, 4), (128, 1, 16, 4), (64, 4, 4, 2), (8, 0, 1, 1 / 64)],
@@ -223,17 +172,7 @@ def test_rates_scale_with_the_global_batch(batch, accumulation, processes, facto
     assert config.dump() == before
 
 
-def test_schedule_scales_start_and_floor_with_the_global_batch():
-    config = make_config(**PRETRAIN)
-    config.DATA.BATCH_SIZE = 1024
-    assert rate_at(config, [0, 62500], 1.6e-3) == pytest.approx([8e-6, 8e-5], rel=1e-12)
-
-
 def test_unknown_schedule_is_refused():
-    message = (
-        r'TRAIN.LR_SCHEDULER.NAME must be one of '
-        r"\['cosine', 'linear', 'multistep', 'onecycle', 'step'\], got 'plateau'"
-    )
     config = make_config(LR_SCHEDULER__NAME='plateau')
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match='TRAIN.LR_SCHEDULER.NAME'):
         build_scheduler(config, make_optimizer(1e-3), BATCHES)

@@ -17,7 +17,6 @@ from torch import nn
 import main_contrastive
 from config import default_config, get_config
 from data import build_loader
-from engine import distributed
 from engine import preflight as preflight_bench
 from logger import read_metrics
 from models import build_model
@@ -99,39 +98,28 @@ def test_held_out_figures_are_those_of_the_saved_weights(simclr, phantom) -> Non
     assert figures['holdout_loss'] == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_eval_logs_the_figures_of_a_checkpoint(simclr, phantom, tmp_path) -> None:
     line = 'holdout loss {holdout_loss:.4f}, feature spread {holdout_feature_spread:.3f}, '
-    for number, figures in enumerate(read_metrics(simclr / 'metrics.jsonl')[1:]):
-        argv = ['--eval', '--pretrained', str(simclr / f'ckpt_epoch_{number}.pth')]
-        cfg = simclr / 'config.yaml'
-        assert run_main('contrastive', arguments(cfg, phantom, tmp_path, *argv)) == 0
-        log = (run_folder(tmp_path, 'contrastive') / 'log_rank0.txt').read_text()
-        assert line.format(**figures) in log
+    argv = ['--eval', '--pretrained', str(simclr / 'ckpt_epoch_2.pth')]
+    argv = arguments(simclr / 'config.yaml', phantom, tmp_path, *argv)
+    assert run_main('contrastive', argv) == 0
+    log = (run_folder(tmp_path, 'contrastive') / 'log_rank0.txt').read_text()
+    assert line.format(**read_metrics(simclr / 'metrics.jsonl')[3]) in log
     assert not (run_folder(tmp_path, 'contrastive') / 'metrics.jsonl').exists()
 
 
-@pytest.mark.parametrize(
-    ('batch', 'processes', 'warned'), [('16', 1, 0), ('8', 1, 1), ('16', 2, 1)]
-)
-def test_evaluation_with_another_batch_is_warned_of(
-    batch, processes, warned, simclr, phantom, tmp_path
-) -> None:
-    """A loss over other numbers of images cannot be compared. Weights alone say nothing of them."""
-    saved = read_checkpoint(simclr / 'ckpt_epoch_3.pth')
-    for contents, expected in (
-        (saved | {'rng': processes * saved['rng']}, warned),
-        ({'model': saved['model']}, 0),
-    ):
-        torch.save(contents, tmp_path / 'saved.pth')
-        argv = ['--eval', '--pretrained', str(tmp_path / 'saved.pth'), '--batch-size', batch]
-        output = tmp_path / f'{len(contents)}'
-        assert (
-            run_main('contrastive', arguments(simclr / 'config.yaml', phantom, output, *argv)) == 0
-        )
-        log = (run_folder(output, 'contrastive') / 'log_rank0.txt').read_text()
-        assert log.count('DATA.BATCH_SIZE x processes') == expected
+@pytest.mark.slow
+def test_evaluation_with_another_batch_is_warned_of(simclr, phantom, tmp_path) -> None:
+    """Losses over different numbers of images cannot be compared."""
+    argv = ['--eval', '--pretrained', str(simclr / 'ckpt_epoch_3.pth'), '--batch-size', '8']
+    argv = arguments(simclr / 'config.yaml', phantom, tmp_path, *argv)
+    assert run_main('contrastive', argv) == 0
+    log = (run_folder(tmp_path, 'contrastive') / 'log_rank0.txt').read_text()
+    assert log.count('DATA.BATCH_SIZE x processes') == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', METHODS)
 def test_each_method_runs_and_its_steps_are_counted(method, phantom, tmp_path, simclr) -> None:
     if method == 'simclr':
@@ -151,14 +139,15 @@ def test_each_method_runs_and_its_steps_are_counted(method, phantom, tmp_path, s
     assert len(records) == epochs + 1 and all(names <= record.keys() for record in records)
 
 
-def test_byol_is_told_the_steps_of_the_run(phantom, tmp_path, monkeypatch) -> None:
+@pytest.mark.slow
+def test_byol_gets_the_number_of_steps_of_the_run(phantom, tmp_path, monkeypatch) -> None:
     """With accumulation the last step of an epoch has what is left: 6 batches in steps of 4."""
-    told = []
+    seen = []
     build = BYOL.__init__
 
     @wraps(build)
     def spy(self: BYOL, *args: object, **keys: object) -> None:
-        told.append(keys['total_steps'])
+        seen.append(keys['total_steps'])
         build(self, *args, **keys, hidden=8)
 
     monkeypatch.setattr(BYOL, '__init__', spy)
@@ -166,7 +155,7 @@ def test_byol_is_told_the_steps_of_the_run(phantom, tmp_path, monkeypatch) -> No
     cfg = write(tmp_path / 'run.yaml', 'byol', TRAIN=train)
     assert run_main('contrastive', arguments(cfg, phantom, tmp_path)) == 0
     state = weights(run_folder(tmp_path, 'contrastive'))
-    assert told == [4] and state['step'] == 4
+    assert seen == [4] and state['step'] == 4
 
 
 def test_a_run_that_compares_other_images_is_refused(simclr, phantom, tmp_path, capsys) -> None:
@@ -207,18 +196,16 @@ def test_a_run_starts_from_weights_of_another(model, phantom, tmp_path, monkeypa
             assert torch.equal(seen[0][f'momentum_encoder.{key}'], value), key
 
 
-OTHERS = [pytest.param(each, marks=pytest.mark.slow) for each in METHODS if each != 'byol']
-
-
-@pytest.mark.parametrize('method', ['byol', *OTHERS])
-def test_a_run_that_stops_goes_on_to_the_same_weights(method, phantom, tmp_path) -> None:
-    """In an epoch and between epochs, with accumulation: 6 micro-batches, 3 steps an epoch."""
+@pytest.mark.slow
+@pytest.mark.parametrize('method', METHODS)
+def test_a_stopped_run_resumes_to_the_same_weights(method, phantom, tmp_path) -> None:
+    """In the middle and at the end of an epoch, with gradients accumulated over 2 batches."""
     train = {'SAVE_EVERY_STEPS': 2, 'ACCUMULATION_STEPS': 2}
     cfg = write(tmp_path / 'run.yaml', method, TRAIN=train)
     assert run_main('contrastive', arguments(cfg, phantom, tmp_path / 'whole')) == 0
     whole = run_folder(tmp_path / 'whole', 'contrastive')
     want = weights(whole)
-    for stop in ('ckpt_epoch_0_step_2.pth', 'ckpt_epoch_0.pth', 'ckpt_epoch_1_step_1.pth'):
+    for stop in ('ckpt_epoch_0_step_2.pth', 'ckpt_epoch_0.pth'):
         output = tmp_path / stop
         argv = arguments(cfg, phantom, output, '--resume', str(whole / stop))
         assert run_main('contrastive', argv) == 0
@@ -229,12 +216,11 @@ def test_a_run_that_stops_goes_on_to_the_same_weights(method, phantom, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', METHODS)
-def test_compiled_steps_are_the_same_steps(method, phantom, tmp_path, monkeypatch) -> None:
+def test_compiled_steps_are_the_same_steps(phantom, tmp_path, monkeypatch) -> None:
     """By a backend that only records the graph."""
     graphs = record_graphs(monkeypatch)
     train = {'EPOCHS': 1, 'ACCUMULATION_STEPS': 2}
-    cfg = write(tmp_path / 'run.yaml', method, TRAIN=train)
+    cfg = write(tmp_path / 'run.yaml', 'moco', TRAIN=train)
     for name, how in (('eager', 'none'), ('compiled', 'max')):
         argv = arguments(cfg, phantom, tmp_path / name, '--opts', 'TRAIN.COMPILE', how)
         assert run_main('contrastive', argv) == 0
@@ -284,50 +270,16 @@ def test_fine_tuning_starts_from_it(simclr, phantom, tmp_path) -> None:
         torch.testing.assert_close(tuned[key], learned[f'encoder.{key}'], rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_a_resnet_is_probed(phantom, tmp_path) -> None:
-    """By MoCo's, of which one encoder is loaded; all else is left over."""
-    cfg = write(tmp_path / 'moco.yaml', 'moco', RESNET, TRAIN={'EPOCHS': 1})
-    assert run_main('contrastive', arguments(cfg, phantom, tmp_path)) == 0
-    learned = run_folder(tmp_path, 'contrastive') / 'ckpt_epoch_0.pth'
-    mode = {'MODE': 'linear_probe'}
-    cfg = tiny_config(
-        tmp_path / 'probe.yaml', 'finetune', RESNET, FINETUNE=mode, EVAL={'RESAMPLES': 0}
-    )
-    argv = arguments(cfg, phantom, tmp_path, '--pretrained', str(learned))
-    assert run_main('finetune', argv) == 0
-    folder = run_folder(tmp_path, 'finetune')
-    assert len((folder / 'predictions_valid.csv').read_text().splitlines()) > 1
-
-
 # Before a run
 
 
-@pytest.mark.parametrize('method', METHODS)
-def test_the_check_goes_through(method, phantom, tmp_path, monkeypatch) -> None:
+def test_the_check_finds_no_problem(phantom, tmp_path, monkeypatch) -> None:
     for limit in ('LOADER_SECONDS', 'MODEL_SECONDS'):
         monkeypatch.setattr(preflight_bench, limit, 0.05)
-    cfg = write(tmp_path / 'run.yaml', method)
+    cfg = write(tmp_path / 'run.yaml', 'moco')
     assert run_main('contrastive', arguments(cfg, phantom, tmp_path, '--check')) == 0
     log = (run_folder(tmp_path, 'contrastive') / 'log_rank0.txt').read_text()
     assert 'verdict: ready' in log and 'over 16 images' in log
-
-
-def test_the_throughput_is_measured(phantom, tmp_path) -> None:
-    cfg = write(tmp_path / 'run.yaml', 'simclr')
-    assert run_main('contrastive', arguments(cfg, phantom, tmp_path, '--throughput')) == 0
-    log = (run_folder(tmp_path, 'contrastive') / 'log_rank0.txt').read_text()
-    assert 'throughput ' in log
-
-
-def test_the_check_is_refused_for_several_processes(phantom, tmp_path, monkeypatch) -> None:
-    cfg = write(tmp_path / 'run.yaml', 'simclr')
-    config = config_of(cfg, phantom)
-    config.defrost()
-    config.CHECK_MODE = True
-    monkeypatch.setattr(distributed, 'world_size', lambda: 2)
-    with pytest.raises(ValueError, match='--check'):
-        main_contrastive.main(SimpleNamespace(config=config, logger=ANY['logger']))
 
 
 # Held-out metrics
@@ -368,8 +320,7 @@ def score(batches: list[int], *, noise: float, epoch: int = 0) -> dict[str, floa
 @pytest.mark.parametrize(
     'images, noise, epoch, warned',
     [
-        *((16, 0, 3, 1), (16, 1e-3, 0, 1), (16, 1e-3, -1, 0), (16, 3, 3, 0)),
-        *((1, 3, 3, 0), (2, 3, 3, 0), (3, 3, 3, 0), (4, 3, 3, 0), (4, 1e-3, 3, 1)),
+        *((16, 1e-3, 0, 1), (16, 1e-3, -1, 0), (16, 3, 3, 0), (2, 3, 3, 0)),
     ],
 )
 def test_a_collapse_is_warned_of(caplog, images, noise, epoch, warned) -> None:

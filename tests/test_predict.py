@@ -103,16 +103,13 @@ def test_folders_are_searched_sorted_and_names_stay_as_given(
     assert np.abs(values[1] - values[2]).max() > 1e-6
 
 
-@pytest.mark.parametrize('workers', [0, 1])
-def test_a_bad_image_is_named_and_nothing_is_written(
-    workers, run, phantom, predict, tmp_path, capsys
-):
+def test_a_bad_image_is_named_and_nothing_is_written(run, phantom, predict, tmp_path, capsys):
     """What was there before stays."""
     bad, output = tmp_path / 'bad.jpg', tmp_path / 'out' / 'p.csv'
     bad.write_bytes(b'no image')
     output.parent.mkdir()
     output.write_text('before')
-    words = ['--checkpoint', checkpoint_of(run), '--output', output, '--num-workers', workers]
+    words = ['--checkpoint', checkpoint_of(run), '--output', output, '--num-workers', 1]
     assert predict(*words, phantom / 'valid', bad) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith('error: ') and str(bad) in error
@@ -125,34 +122,14 @@ def test_a_bad_image_is_named_and_nothing_is_written(
     'checkpoint, image, part',
     [
         ('nowhere.pth', 'valid', 'nowhere.pth'),
-        ('{run}/config.yaml', 'valid', 'config.yaml'),
         ('{best}', 'nowhere.png', 'nowhere.png'),
-        ('{best}', 'train.csv', 'train.csv'),
-        ('{best}', 'empty', 'empty'),
         ('{simmim}', 'valid', 'simmim.pth'),
     ],
 )
 def test_mistakes_are_named(checkpoint, image, part, run, phantom, predict, tmp_path, capsys):
-    (tmp_path / 'empty').mkdir()
     torch.save({'model': {'mask_token': torch.zeros(1)}}, tmp_path / 'simmim.pth')
-    place = tmp_path / 'empty' if image == 'empty' else phantom / image
-    checkpoint = checkpoint.format(run=run, best=checkpoint_of(run), simmim=tmp_path / 'simmim.pth')
-    assert predict('--checkpoint', checkpoint, '--output', tmp_path / 'p.csv', place) == 2
+    checkpoint = checkpoint.format(best=checkpoint_of(run), simmim=tmp_path / 'simmim.pth')
+    assert predict('--checkpoint', checkpoint, '--output', tmp_path / 'p.csv', phantom / image) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith('error: ') and part in error
     assert not (tmp_path / 'p.csv').exists()
-
-
-@pytest.mark.parametrize(
-    'words',
-    [
-        ['--output', 'p.json'],
-        ['--batch-size', '0', '--output', 'p.csv'],
-        ['--device', 'gpu', '--output', 'p.csv'],
-    ],
-)
-def test_flags_are_checked(words, predict, capsys):
-    with pytest.raises(SystemExit) as error:
-        predict('--checkpoint', 'c.pth', *words, 'images')
-    assert error.value.code == 2
-    assert words[0] in capsys.readouterr().err

@@ -42,15 +42,6 @@ def build(kind: str, **options: object) -> nn.Module:
     return model
 
 
-def small_cnn() -> nn.Module:
-    """Convolutions, and a head that treats the places differently."""
-    torch.manual_seed(1)
-    features = [nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.AvgPool2d(2)]
-    features += [nn.Conv2d(6, 10, 3, padding=1), nn.ReLU(inplace=True)]
-    head = [nn.Flatten(), nn.Linear(10 * 64, 12), nn.Tanh(), nn.Linear(12, 3)]
-    return nn.Sequential(*features, *head)
-
-
 def random_images(count: int, size: int = SIZE) -> torch.Tensor:
     return torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(2))
 
@@ -67,20 +58,6 @@ def test_linear_model_on_pooled_features_gives_its_own_weights():
     expected = np.einsum('f,bfhw->bhw', head.weight[1].detach().numpy(), features).clip(0)
     expected /= expected.max(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(grad_cam(model, images, 1).numpy(), expected, atol=1e-6)
-
-
-def test_map_is_captums():
-    captum = pytest.importorskip('captum.attr', reason='captum is not installed')
-    model, images = small_cnn().eval(), random_images(5, 16)
-    model[5].inplace = False  # captum keeps what is changed in place
-    for output in range(3):
-        theirs = captum.LayerGradCam(model, model[4]).attribute(
-            images, target=output, relu_attributions=True
-        )
-        theirs = captum.LayerAttribution.interpolate(theirs, (16, 16), 'bilinear')[:, 0].detach()
-        theirs = theirs / theirs.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-        ours = grad_cam(model, images, output, target=model[4])
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize('class_token', [0, 1])
@@ -137,24 +114,6 @@ def test_last_feature_map_of_more_than_one_place_is_found():
     assert target_layer(nn.Sequential(model, nn.Flatten()), random_images(2, 8)) is model[2]
     with pytest.raises(ValueError, match='Sequential'):
         grad_cam(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), random_images(2, 8), 0)
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_each_image_has_its_own_map_between_0_and_1(kind):
-    model, images = build(kind), random_images(4)
-    maps = grad_cam(model, images, 1)
-    assert maps.shape == (4, SIZE, SIZE)
-    assert maps.amin() >= 0
-    assert maps.amax(dim=(1, 2)).tolist() == [1, 1, 1, 1]
-    alone = torch.cat([grad_cam(model, image[None], 1) for image in images])
-    torch.testing.assert_close(maps, alone, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_gradient_checkpointing_changes_nothing(kind):
-    images = random_images(2)
-    maps = [grad_cam(build(kind, use_checkpoint=on), images, 0) for on in (False, True)]
-    assert torch.equal(*maps)
 
 
 @pytest.mark.parametrize('method', ['grad_cam', 'rollout', 'failing score'])
@@ -222,10 +181,6 @@ def test_rollout_refuses_what_attends_in_windows():
         attention_rollout(build('swin'), random_images(1))
 
 
-def edge_detector(_model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    return (images[:, 0] - F.avg_pool2d(images, 3, stride=1, padding=1)[:, 0]).abs()
-
-
 def bright_quarter(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise, with a bright square in every second picture."""
     rng = np.random.default_rng(seed)
@@ -258,13 +213,6 @@ def detector() -> nn.Module:
 
 
 @pytest.mark.slow
-def test_check_catches_maps_that_ignore_the_weights(detector):
-    images = bright_quarter(20, seed=2000)[0]
-    similarity = randomised_check(detector, make_detector, images, edge_detector)
-    assert similarity == pytest.approx(1, abs=1e-12)
-
-
-@pytest.mark.slow
 def test_check_passes_grad_cam_of_a_trained_model(detector):
     images = bright_quarter(20, seed=2000)[0]
     state = torch.get_rng_state()
@@ -294,16 +242,6 @@ def test_similarity_is_spearmans_with_ties():
 
     found = randomised_check(trained, nn.Identity, images, maps)
     assert found == pytest.approx(np.mean(expected), abs=1e-12)
-
-
-@pytest.mark.parametrize('other, similarity', [(0.0, 1.0), (1.0, 0.0)])
-def test_constant_maps_are_alike_and_unlike_others(other, similarity):
-    trained, images = nn.Identity(), random_images(2, 5)
-
-    def maps(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return (0.0 if model is trained else other) * x[:, 0]
-
-    assert randomised_check(trained, nn.Identity, images, maps) == similarity
 
 
 def test_most_confident_of_each_kind_are_chosen():

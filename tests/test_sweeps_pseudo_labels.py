@@ -16,7 +16,6 @@ from warm_python import warm_python
 
 from data.labels import LABELS
 from engine.files import sha256
-from engine.launch import EXIT_PREEMPTED
 from engine.run_record import RECORD_FILE, read_record
 from logger import read_metrics
 from sweeps.files import Job
@@ -129,24 +128,6 @@ def test_a_round_learns_what_the_one_before_was_confident_of(done: Path, phantom
 
 
 @pytest.mark.slow
-def test_the_table_has_the_scores_of_every_run(done: Path) -> None:
-    rows = table_in(done)
-    assert [row['run'] for row in rows] == [*ROUNDS, 'all_labels']
-    first = json.loads((done / 'tiny_finetune/round0/scores.json').read_text())
-    for row in rows:
-        scores = json.loads((done / f'tiny_finetune/{row["run"]}/scores.json').read_text())
-        for split in ('valid', 'test'):
-            given = scores[split]['selected']['mean_of_defined']
-            assert float(row[f'{split}_mean_of_defined']) == pytest.approx(given)
-            if row['run'] != 'round0':
-                name = f'{split}_mean_of_defined_minus_round0'
-                before = first[split]['selected']['mean_of_defined']
-                assert float(row[name]) == pytest.approx(given - before)
-    assert int(rows[3]['real_images']) > 2 * int(rows[0]['real_images']) > 0
-    assert '**round 2**' in (done / 'rounds.md').read_text()
-
-
-@pytest.mark.slow
 def test_the_held_out_score_is_the_one_that_selects_checkpoints(
     done: Path, cfg: Path, phantom: Path
 ) -> None:
@@ -255,17 +236,10 @@ def test_equal_steps_count_the_images_that_are_learned_from(
     ]
 
 
-def test_a_stop_is_passed_on(cfg: Path, phantom: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(Runner, 'run', lambda self: EXIT_PREEMPTED)
-    assert main(cfg, phantom, tmp_path / 'o', '--rounds', '2') == EXIT_PREEMPTED
-    assert not (tmp_path / 'o' / 'rounds.md').exists()
-
-
 @pytest.mark.parametrize(
     ('options', 'key'),
     [
         (['DATA.HOLDOUT_FRACTION', '0.0'], 'DATA.HOLDOUT_FRACTION'),
-        (['DATA.VIEWS', 'all', 'EVAL.VIEWS', 'frontal'], 'EVAL.VIEWS'),
         (['NO.KEY', '1'], 'NO.KEY'),
     ],
 )

@@ -57,7 +57,9 @@ def make_config(name: str = 'resnet18', size: int = 32, **options):
 # What it computes
 
 
-@pytest.mark.parametrize('name', SIZES)
+@pytest.mark.parametrize(
+    'name', [pytest.param(k, marks=[pytest.mark.slow] * (k != 'resnet18')) for k in SIZES]
+)
 def test_it_is_timms_own_classifier(name: str) -> None:
     torch.manual_seed(0)
     model = TimmClassifier(name, SIZES[name], 1, 3).eval()

@@ -7,7 +7,6 @@ import torch
 from runs import fault, log_lines, ranks, started, tiny_arguments, torchrun, wait_until
 from tiny import run_folder
 
-from engine.launch import run_lock
 from utils import read_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -37,18 +36,16 @@ def undisturbed(phantom, tmp_path_factory):
     return weights(folder_of(folder))
 
 
-@pytest.mark.parametrize('do, code, message', [('fail', 2, BROKEN), ('bug', 1, 'nobody expected')])
-def test_the_other_rank_names_the_first_that_failed(do, code, message, phantom, tmp_path):
-    processes = ranks(tmp_path, tiny_arguments(tmp_path, phantom), fault(1, 3, do))
+def test_the_other_rank_names_the_first_that_failed(phantom, tmp_path):
+    processes = ranks(tmp_path, tiny_arguments(tmp_path, phantom), fault(1, 3, 'fail'))
     with started(processes):
-        assert [process.wait() for process in processes] == [3, code]
+        assert [process.wait() for process in processes] == [3, 2]
     record = json.loads((folder_of(tmp_path) / 'failure_rank1.json').read_text())
-    assert record['rank'] == 1 and message in record['message']
-    assert message in log_lines(tmp_path, 1)[-1]
+    assert record['rank'] == 1 and BROKEN in record['message']
+    assert BROKEN in log_lines(tmp_path, 1)[-1]
     last = log_lines(tmp_path, 0)[-1]
     assert 'rank 1' in last and record['host'] in last and record['message'] in last
-    assert ('Traceback' in processes[1].text) == (do == 'bug')
-    assert 'Traceback' not in processes[0].text
+    assert all('Traceback' not in process.text for process in processes)
     assert not (folder_of(tmp_path) / 'failure_rank0.json').exists(), 'it is not the cause'
 
 
@@ -57,15 +54,6 @@ def test_a_killed_process_ends_the_other_one(phantom, tmp_path):
     with started(processes):
         assert [process.wait() for process in processes] == [-9, 3]
     assert log_lines(tmp_path, 1)[-1].startswith('ERROR another process')
-
-
-def test_a_process_that_hangs_is_ended_when_another_one_failed(phantom, tmp_path):
-    faults = fault(0, 3, 'hang'), fault(1, 3, 'fail')
-    argv = tiny_arguments(tmp_path, phantom)
-    processes = ranks(tmp_path, argv, *faults, POLL_SECONDS=0.1, GRACE_SECONDS=1)
-    with started(processes):
-        assert [process.wait() for process in processes] == [3, 2]
-    assert BROKEN in log_lines(tmp_path, 0)[-1]
 
 
 def test_a_process_that_hangs_is_waited_for_as_long_as_the_config_says(phantom, tmp_path):
@@ -89,16 +77,6 @@ def test_torchrun_restarts_a_killed_run_with_the_same_result(undisturbed, phanto
     assert not list(folder_of(tmp_path).glob('failure_rank*.json'))
 
 
-def test_torchrun_shows_the_first_failure_and_its_sigterm_saves_nothing(phantom, tmp_path):
-    command = torchrun(tmp_path, tiny_arguments(tmp_path, phantom), fault(1, 3, 'fail'))
-    with started([command]):
-        assert command.wait() == 1
-    assert BROKEN in log_lines(tmp_path, 0)[-1]
-    table = command.text.partition('Root Cause')[2]
-    assert 'exitcode  : 2 ' in table and BROKEN in table
-    assert not list(folder_of(tmp_path).glob('ckpt_epoch_1*'))
-
-
 def test_a_sigterm_to_one_process_saves_and_stops_both(undisturbed, phantom, tmp_path):
     argv = tiny_arguments(tmp_path, phantom, train=EVERY_STEP)
     processes = ranks(tmp_path, argv, fault(0, 3, 'slow'))
@@ -111,14 +89,3 @@ def test_a_sigterm_to_one_process_saves_and_stops_both(undisturbed, phantom, tmp
     with started(processes):
         assert [process.wait() for process in processes] == [0, 0], processes[0].text
     assert_same_weights(weights(folder), undisturbed)
-
-
-def test_all_ranks_are_refused_a_folder_that_another_run_writes_to(phantom, tmp_path):
-    folder = folder_of(tmp_path)
-    folder.mkdir(parents=True)
-    with run_lock(folder):
-        processes = ranks(tmp_path, tiny_arguments(tmp_path, phantom))
-        with started(processes):
-            assert [process.wait() for process in processes] == [2, 2]
-    assert all(str(folder) in process.text.splitlines()[-1] for process in processes)
-    assert not (folder / 'config.yaml').exists()
