@@ -3,7 +3,7 @@
 python scripts/config_reference.py
 
 The page comes from the comments in config.py and from the registries of the parts. Building the
-documentation (mkdocs.yml) makes it anew.
+documentation (mkdocs.yml) generates it again.
 """
 
 import argparse

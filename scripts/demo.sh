@@ -17,7 +17,7 @@ seed=${SEED:-0}
 setup requirements.txt
 python=.venv/bin/python
 export OMP_NUM_THREADS=1 # two processes share two cores
-pictures=$dir/CheXpert-phantom
+images=$dir/CheXpert-phantom
 data=$dir/store
 runs=$dir/runs
 configs=configs/swin_nano__demo
@@ -33,11 +33,11 @@ mkdir -p "$dir"
 echo "$seed" >"$dir/seed"
 
 step "1/4 drawing synthetic chest X-rays and packing them (about 30 s)"
-[ -f "$pictures/phantom.json" ] || rm -rf "$pictures"
-$python scripts/make_phantom.py --output "$pictures" --train 1200 --valid 60 --test 500 --size 128 \
+[ -f "$images/phantom.json" ] || rm -rf "$images"
+$python scripts/make_phantom.py --output "$images" --train 1200 --valid 60 --test 500 --size 128 \
     --seed "$seed" --workers 2 --contact-sheet "$dir/contact_sheet.png"
-# The long side of the pictures: nothing is lost before the models' 64 px are cut out.
-$python scripts/pack.py --data-path "$pictures" --output "$data" --size 128 --workers 2
+# The long side of the images: nothing is lost before the crops of 64 px.
+$python scripts/pack.py --data-path "$images" --output "$data" --size 128 --workers 2
 
 step "2/4 pre-training on hidden patches, without labels, in 2 processes (about 3.5 minutes)"
 $python -m torch.distributed.run --standalone --nproc_per_node 2 \

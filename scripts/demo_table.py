@@ -64,13 +64,13 @@ def print_one(folder: Path) -> None:
     rows[f'mean of {defined} labels'] = [t['mean_of_defined'] for t in scores.values()]
     for name, values in rows.items():
         print(f'  {name:<24}' + ''.join(f'{_show(value):>14}' for value in values))
-    print('  Synthetic pictures: these scores say nothing about patients. Not for clinical use.')
-    pictures = sorted(
+    print('  Synthetic images: these scores say nothing about patients. Not for clinical use.')
+    images = sorted(
         folder.glob('runs/simmim_pretrain/demo/reconstructions/*.png'),
         key=lambda path: path.stat().st_mtime,
     )
     print('\nPictures')
-    for path in (*pictures[:1], *pictures[-1:], folder / 'contact_sheet.png'):
+    for path in (*images[:1], *images[-1:], folder / 'contact_sheet.png'):
         print(f'  {path}')
     result = {'held_out_l1_grey': losses, 'test': scores}
     (folder / 'demo.json').write_text(json.dumps(result, indent=1) + '\n')

@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def pixels(records) -> np.ndarray:
-    """All pictures of a split, [N, SIDE_PX * SIDE_PX] in [0, 1]."""
+    """All images of a split, [N, SIDE_PX * SIDE_PX] in [0, 1]."""
     images = map(image_reader(records), range(len(records)))
     small = [np.asarray(image.resize((SIDE_PX, SIDE_PX)), np.float32) for image in images]
     return np.stack(small).reshape(len(small), -1) / 255

@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('--image', required=True, help='an X-ray')
-    add('--output', required=True, type=Path, help='the picture to write, .png')
+    add('--output', required=True, type=Path, help='the image file to write, .png')
     add('--size', type=int, default=192, help='side of the model input in pixels')
     add('--patch', type=int, default=4, help='side of a token in pixels')
     add('--units', type=int, nargs='+', default=[16, 32], help='sides of a masking unit in pixels')
