@@ -69,7 +69,7 @@ def print_one(folder: Path) -> None:
         folder.glob('runs/simmim_pretrain/demo/reconstructions/*.png'),
         key=lambda path: path.stat().st_mtime,
     )
-    print('\nPictures')
+    print('\nImages')
     for path in (*images[:1], *images[-1:], folder / 'contact_sheet.png'):
         print(f'  {path}')
     result = {'held_out_l1_grey': losses, 'test': scores}
