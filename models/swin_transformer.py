@@ -224,16 +224,6 @@ class BasicLayer(nn.Module):
     ) -> None:
         super().__init__()
         window_size = min(window_size, side)
-        if side % window_size:
-            raise ValueError(
-                f'MODEL.SWIN.WINDOW_SIZE {window_size} does not divide a stage of {side}x{side} '
-                'tokens (DATA.IMG_SIZE / PATCH_SIZE, halved from stage to stage)'
-            )
-        if not is_last and side % 2:
-            raise ValueError(
-                f'a Swin stage of {side}x{side} tokens cannot be halved: DATA.IMG_SIZE must be a '
-                'multiple of PATCH_SIZE * 2^(stages - 1)'
-            )
         odd_shift = window_size // 2 if window_size < side else 0
         self.keeps = checkpoint_keeps if use_checkpoint else None
         self.blocks = nn.ModuleList(
@@ -348,11 +338,9 @@ class SwinTransformer(PatchEncoder):
         allowed = f'a multiple of {stride}, MODEL.SWIN.PATCH_SIZE doubled {stages - 1} times'
         require(size % stride == 0, config, 'DATA.IMG_SIZE', allowed)
         sides = [size // swin.PATCH_SIZE // 2**i for i in range(stages)]
-        allowed = (
-            f'one of {_windows(sides)} or at least {sides[0]} at DATA.IMG_SIZE {size}: it must '
-            f'divide each stage that is larger, and the stages are {sides} tokens wide'
-        )
-        require(_window_fits(swin.WINDOW_SIZE, sides), config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
+        fits = all(side <= swin.WINDOW_SIZE or side % swin.WINDOW_SIZE == 0 for side in sides)
+        allowed = f'a divisor of each stage that is larger; the stages are {sides} tokens wide'
+        require(fits, config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
 
     def _init_weights(self) -> None:
         """The patch convolution keeps PyTorch's default, as do the norms."""
@@ -398,12 +386,3 @@ class SwinTransformer(PatchEncoder):
     def saliency_layer(self) -> nn.Module:
         """The tokens that enter the last block: after it, a token may describe its whole window."""
         return [self.pos_drop, *self.layers[:-1], *self.layers[-1].blocks][-2]
-
-
-def _window_fits(window: int, sides: list[int]) -> bool:
-    return all(side <= window or side % window == 0 for side in sides)
-
-
-def _windows(sides: list[int]) -> list[int]:
-    """Window sizes below the first stage's side that divide every larger stage."""
-    return [window for window in range(1, sides[0]) if _window_fits(window, sides)]
