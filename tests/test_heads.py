@@ -119,16 +119,15 @@ def test_every_parameter_gets_a_gradient_from_hidden_pixels_alone(
 
 
 @torch.no_grad()
-def test_three_channels_of_the_head_fold_to_one_exactly(tmp_path, log) -> None:
+def test_three_channels_of_the_head_fold_to_one_exactly(tmp_path) -> None:
     rgb, grey = transfer(make_config('swin', 3, **NANO), make_config('swin', 1, **NANO), tmp_path)
     pixels, mask = torch.rand(2, 1, 32, 32), batch(grey)[1]
     mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
     want = (rgb.reconstruct((pixels - mean) / std, mask) * std + mean).mean(1, keepdim=True)
     assert_same(grey.reconstruct((pixels - 0.503) / 0.292, mask) * 0.292 + 0.503, want)
-    assert 'decoder dropped' not in log.text
 
 
-def test_pretraining_resumes_with_the_head_at_another_window(tmp_path, log) -> None:
+def test_pretraining_resumes_with_the_head_at_another_window(tmp_path) -> None:
     larger = make_config('swin', 1, DATA__IMG_SIZE=48, **NANO)  # 6 tokens across, not 4
     larger.merge_from_list(['MODEL.SWIN.WINDOW_SIZE', 6])
     source, target = transfer(make_config('swin', 1, **NANO), larger, tmp_path)
@@ -139,7 +138,6 @@ def test_pretraining_resumes_with_the_head_at_another_window(tmp_path, log) -> N
         elif not key.endswith(('index', 'attn_mask')):
             assert torch.equal(value, source.decoder.state_dict()[key]), key
     assert len(tables) == 4
-    assert f'{TABLE} 49 -> 121 rows' in log.text
 
 
 @pytest.mark.slow
