@@ -121,7 +121,9 @@ def test_grad_cam_of_a_resnet_is_computed_by_hand() -> None:
     maps = np.maximum((weights[:, None, None] * features).sum(1), 0)
     drawn = F.interpolate(torch.from_numpy(maps)[:, None], (64, 64), mode='bilinear')[:, 0]
     expected = drawn / drawn.amax((1, 2), keepdim=True)
-    torch.testing.assert_close(grad_cam(model, x, 1), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        grad_cam(model, x, lambda logits: logits[:, 1]), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.slow
