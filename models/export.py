@@ -240,9 +240,7 @@ def example_images(source: Source, count: int) -> Tensor:
 
 def model_card(source: Source, *, has_processor: bool) -> str:
     """Return the text of the model card, README.md of a folder for transformers."""
-    config = source.config
-    mean, std = statistics(config)
-    method = ''
+    config, method = source.config, ''
     if source.outputs:
         keys = FINE_TUNING_OPTIONS
     elif source.gives == 'features':
@@ -250,25 +248,18 @@ def model_card(source: Source, *, has_processor: bool) -> str:
         method, keys = part.title, [f'CONTRASTIVE.{name}' for name in part.options()]
     else:
         part = PRETRAINING[config.MODEL.PRETRAIN]
-        method, keys = part.title, ['MODEL.PRETRAIN', *part.options]
+        method, keys = part.title, ['MODEL.PRETRAIN', *part.options()]
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
     return environment.get_template('model_card.md.j2').render(
-        name=config.MODEL.NAME,
+        config=config,
+        facts=facts(source),
         labels=source.outputs,
         gives=source.gives,
         method=method,
         options=[(key, _option(config, key)) for key in (*SHARED_OPTIONS, *keys, 'PRETRAINED')],
         has_processor=has_processor,
-        crop=config.TEST.CROP,
-        size=config.DATA.IMG_SIZE,
         short_side=enlarged_side(config.DATA.IMG_SIZE),
-        interpolation=interpolation(source).name.lower(),
-        mean=list(mean),
-        std=list(std),
-        channels=config.MODEL.IN_CHANS,
-        preprocess=repr(config.DATA.PREPROCESS),
-        normalize=repr(config.DATA.NORMALIZE),
     )
 
 
@@ -570,6 +561,4 @@ def _option(config: Config, key: str) -> object:
     value = value_at(config, key)
     if key == 'PRETRAINED':
         return PurePath(value).name or 'nothing'
-    if value is None and key.startswith('CONTRASTIVE.'):
-        return "the method's default"
     return dict(value) if isinstance(value, dict) else value

@@ -30,15 +30,7 @@ class MAE(MaskedModel):
     """
 
     title = 'MAE'
-    options = (
-        'DATA.MASK_TYPE',
-        'DATA.MASK_PATCH_SIZE',
-        'DATA.MASK_RATIO',
-        'MODEL.MAE.DECODER_EMBED_DIM',
-        'MODEL.MAE.DECODER_DEPTH',
-        'MODEL.MAE.DECODER_NUM_HEADS',
-        'MODEL.MAE.NORM_PIX_LOSS',
-    )
+    section = 'MODEL.MAE'
 
     def __init__(
         self,

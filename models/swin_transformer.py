@@ -252,6 +252,16 @@ class BasicLayer(nn.Module):
         return gather_bias(tables, attention[0].relative_position_index).chunk(len(attention))
 
 
+def init_linear_or_table(module: nn.Module) -> None:
+    """Initialise linear layers and bias tables; convolutions and norms keep PyTorch's defaults."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, WindowAttention):
+        nn.init.normal_(module.relative_position_bias_table, std=0.02)
+
+
 @ENCODERS.register('swin')
 class SwinTransformer(PatchEncoder):
     """Swin with a linear head on the mean of its last tokens. See `PatchEncoder`."""
@@ -313,7 +323,10 @@ class SwinTransformer(PatchEncoder):
         )
         self.norm = nn.LayerNorm(self.num_features)
         self.head = build_classifier_head(self.num_features, num_classes)
-        self._init_weights()
+        for module in self.modules():
+            init_linear_or_table(module)
+        if self.absolute_pos_embed is not None:
+            self.init_normal_(self.absolute_pos_embed)
 
     @classmethod
     def stride_of(cls, config: Any) -> int:
@@ -341,18 +354,6 @@ class SwinTransformer(PatchEncoder):
         fits = all(side <= swin.WINDOW_SIZE or side % swin.WINDOW_SIZE == 0 for side in sides)
         allowed = f'a divisor of each stage that is larger; the stages are {sides} tokens wide'
         require(fits, config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
-
-    def _init_weights(self) -> None:
-        """The patch convolution keeps PyTorch's default, as do the norms."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                self.init_normal_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, WindowAttention):
-                self.init_normal_(module.relative_position_bias_table)
-        if self.absolute_pos_embed is not None:
-            self.init_normal_(self.absolute_pos_embed)
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Encode patch tokens [B, L, D] to normalised tokens of the last stage, [B, l, F]."""
