@@ -40,6 +40,7 @@ MAE_QKV_BIAS = re.compile(r'((?:decoder_)?blocks\.\d+\.attn\.)qkv\.bias')
 MAE_DECODER = re.compile(r'^decoder_(embed|pos_embed|blocks|norm|pred)\b')
 # torchvision's published DenseNets: `denselayer1.norm.1.weight` is `denselayer1.norm1.weight` now.
 OLD_DENSENET = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12]\.)')
+AUXILIARY = 'AuxLogits.'  # Inception's second classifier, used in training only
 COUNTER = '.num_batches_tracked'  # of a batch norm; old files lack it, and nothing depends on it
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)  # their weights are used without a transformation
 
@@ -323,10 +324,15 @@ def _renamed_state(state: State, model: nn.Module, target: State) -> State:
     if any(key.startswith(PREFIX) for key in state):
         return state
     classifier = model.layout.classifier
-    if len(classifier) > 2:  # of a distilled model, which has two; no head here can take them
-        state = {key: value for key, value in state.items() if key not in classifier}
+    unused = [AUXILIARY]
+    if len(classifier) > 2:  # a distilled model has two classifiers, which no head here can take
+        unused += classifier
     names = {key: f'head.{key.split(".")[-1]}' for key in classifier}
-    return {names.get(key, OLD_DENSENET.sub(r'\1\2', key)): value for key, value in state.items()}
+    return {
+        names.get(key, OLD_DENSENET.sub(r'\1\2', key)): value
+        for key, value in state.items()
+        if not key.startswith(tuple(unused))
+    }
 
 
 def _translate_mae(state: State, target: State) -> State:
