@@ -227,7 +227,7 @@ def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray) -> None:
         xray.set_data(image)
     overlay.set_data(saliency)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={'Software': None})
+    figure.canvas.print_png(path, metadata={'Software': None})
     figure.set_layout_engine('none')  # The layout is the same for every map.
 
 
@@ -242,7 +242,7 @@ def _map_figure(size_px: int) -> tuple[Any, list, Any]:
     colours = colormaps[COLOUR_MAP](np.linspace(0, 1, 256))
     colours[:, 3] = np.linspace(0, OPACITY, 256)
     empty = np.zeros((size_px, size_px))
-    figure = Figure(figsize=(4.5, 2.05), layout='constrained')
+    figure = Figure(figsize=(4.5, 2.05), dpi=110, layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2)
     xrays = [axis.imshow(empty, cmap='gray', vmin=0, vmax=255) for axis in axes]
