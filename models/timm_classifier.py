@@ -1,7 +1,6 @@
 """Any model of timm as a classifier: the supervised baselines."""
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ from config import require
 from engine.files import in_one_line
 from models.encoder import ENCODERS, Encoder, build_classifier_head
 
-EXAMPLES = ('resnet50', 'densenet121')
 # Arguments that not every model of timm takes: the option, and what such a model lacks.
 OPTIONAL = {
     'img_size': ('DATA.IMG_SIZE', ''),
@@ -64,12 +62,17 @@ class TimmClassifier(Encoder):
         **rates: float,
     ) -> None:
         super().__init__()
-        self.name, self.img_size, self.in_chans = name, img_size, in_chans
+        self.name, self.in_chans = name, in_chans
         self.layout = find_layout(name, img_size=img_size, in_chans=in_chans, **rates)
         self.num_features = self.layout.width
         self.encoder = timm.create_model(name, **self.layout.options)
         if use_checkpoint:
-            self._use_checkpoint()
+            try:
+                self.encoder.set_grad_checkpointing(True)
+            except (AssertionError, AttributeError):  # timm raises these if it is not supported
+                raise ValueError(
+                    f'TRAIN.USE_CHECKPOINT must be False for {name} of timm, got True'
+                ) from None
         self.head = build_classifier_head(self.num_features, num_classes)
         if num_classes > 0:
             nn.init.normal_(self.head.weight, std=0.02)
@@ -83,10 +86,7 @@ class TimmClassifier(Encoder):
 
     @classmethod
     def check(cls, config: Any, stage: str | None) -> None:
-        """Check what the model of MODEL.TIMM.NAME supports.
-
-        Only fine-tuning reads layer decay and the report's saliency maps.
-        """
+        """Check what the model supports; only fine-tuning reads layer decay and REPORT.MAPS."""
         with torch.device('meta'):
             layout = cls(**cls.constructor_arguments(config), num_classes=1).layout
         name, train = config.MODEL.TIMM.NAME, config.TRAIN
@@ -113,26 +113,7 @@ class TimmClassifier(Encoder):
     def backbone(self) -> nn.Module:
         return self.encoder
 
-    def _use_checkpoint(self) -> None:
-        try:
-            self.encoder.set_grad_checkpointing(True)
-        except (AssertionError, AttributeError):  # timm raises these if it is not supported
-            raise ValueError(
-                f'TRAIN.USE_CHECKPOINT must be False for {self.name} of timm, got True'
-            ) from None
-
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the pooled features, [B, C, S, S] -> [B, F].
-
-        Raises:
-            ValueError: If the images do not have the size of the model.
-        """
-        expected = (self.in_chans, self.img_size, self.img_size)
-        if x.shape[1:] != expected:
-            raise ValueError(
-                f'image size: got {list(x.shape[1:])}, {self.name} was built for {list(expected)} '
-                '(MODEL.IN_CHANS, DATA.IMG_SIZE)'
-            )
         return self.encoder(x)
 
     def get_num_layers(self) -> int:
@@ -162,10 +143,8 @@ def find_layout(name: str, *, img_size: int, in_chans: int, **rates: float) -> L
         ValueError: If timm has no such model, or it does not take such images or rates.
     """
     if name not in timm.list_models():
-        close = get_close_matches(name.split('.')[0], timm.list_models()) or EXAMPLES
         raise ValueError(
-            f'MODEL.TIMM.NAME must be a model of timm, such as {", ".join(map(repr, close))}, '
-            f'got {name!r}'
+            f"MODEL.TIMM.NAME must be a model of timm, such as 'resnet50', got {name!r}"
         )
     options = {'num_classes': 0, 'in_chans': in_chans, 'img_size': img_size}
     options |= {key: rate for key, rate in rates.items() if rate}
