@@ -204,8 +204,9 @@ def _read_pseudo_labels(config: Config, records: Records) -> tuple[Records, np.n
     classes = multiclass_labels(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
     values = predictions.probabilities
     soft = np.isin(predictions.labels, np.array(LABELS)[classes]) & (values > 0) & (values < 1)
-    problem = 'a label whose uncertain values are a third class must be 0, 1 or empty'
-    _refuse_row(predictions, soft.any(axis=1), problem)
+    for k, label in enumerate(predictions.labels):
+        problem = f'{label} must be 0, 1 or empty, because uncertain is a class of its own'
+        _refuse_row(predictions, soft[:, k], problem)
     values = look_up(predictions, unlabelled.path, labels).astype(np.float32)
     has_value = ~np.isnan(values).all(axis=1)
     if not has_value.any():
