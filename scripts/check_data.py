@@ -1,6 +1,6 @@
 """Find everything that is wrong with a data set: its CSV files, its splits, every image.
 
-python scripts/check_data.py --data-path DIR --output problems.csv [--cfg FILE --opts KEY VALUE]
+python scripts/check_data.py --data-path DIR --output problems.csv [--cfg configs/... --opts KEY VALUE]
 
 DIR may also be a packed store; it is never written to. The list has one row per finding. The exit
 code is 0 if there is no error, 1 if there is one, and 2 if the check could not be made.
@@ -27,7 +27,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--data-path', required=True, metavar='DIR', help='CSV files and images, or a store')
     add('--output', default='problems.csv', type=Path, metavar='FILE', help='(problems.csv)')
     add('--workers', default=os.cpu_count(), type=int, metavar='N', help='processes')
-    add('--cfg', metavar='FILE', help='YAML file; otherwise the defaults')
+    add(
+        '--cfg', default=argparse.SUPPRESS, metavar='FILE', help='YAML file; otherwise the defaults'
+    )
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options of DATA, in pairs')
     return parser.parse_args(arguments)
 
@@ -35,7 +37,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def read_config(args: argparse.Namespace) -> Config:
     """The options; if DATA.DATASET is not given, the files decide."""
     config = default_config()
-    if args.cfg:
+    if 'cfg' in args:
         config.merge_from_file(args.cfg)
     config.merge_from_list(args.opts)
     put(config, 'DATA.DATA_PATH', args.data_path, '--data-path')

@@ -1,6 +1,6 @@
 """Count the labels of a data set in CheXpert's layout; only its CSV files are read.
 
-python scripts/describe_data.py --data-path DIR --output FOLDER [--cfg FILE --opts KEY VALUE]
+python scripts/describe_data.py --data-path DIR --output FOLDER [--cfg configs/... --opts KEY VALUE]
 """
 
 import argparse
@@ -20,14 +20,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--data-path', required=True, metavar='DIR', help='folder of train.csv, valid.csv, ...')
     add('--output', required=True, metavar='FOLDER', help='where tables and figure are written')
-    add('--cfg', metavar='FILE', help='YAML file; otherwise the defaults')
+    add(
+        '--cfg', default=argparse.SUPPRESS, metavar='FILE', help='YAML file; otherwise the defaults'
+    )
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options by key, in pairs')
     return parser.parse_args(arguments)
 
 
 def read_config(args: argparse.Namespace) -> Config:
     config = default_config()
-    if args.cfg:
+    if 'cfg' in args:
         config.merge_from_file(args.cfg)
     config.merge_from_list(args.opts)
     put(config, 'DATA.DATA_PATH', args.data_path, '--data-path')
