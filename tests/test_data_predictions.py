@@ -1,7 +1,6 @@
 """Prediction files: what is written, read and refused, and which image a row belongs to."""
 
 import os
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,10 @@ from data.labels import LABELS
 from data.records import (
     normalise_name,
     predictions_for,
-    read_label_file,
     read_predictions,
     study_name,
     write_predictions,
 )
-from evaluation.cases import match
 
 NAN = float('nan')
 PREFIX = 'CheXpert-v1.0-small/valid'
@@ -34,28 +31,6 @@ def study(patient: int) -> str:
 def csv_of(file: Path, columns: dict[str, list]) -> Path:
     pd.DataFrame(columns).to_csv(file, index=False)
     return file
-
-
-def area(probabilities: list[float], targets: list[float]) -> float:
-    """AUROC as a share of pairs, ties half."""
-    both = list(zip(probabilities, targets, strict=True))
-    pairs = list(product([p for p, t in both if t == 1], [p for p, t in both if t == 0]))
-    return sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs)
-
-
-def matched(predictions: Path, labels: Path, *, level: str = 'study', complete=True, **options):
-    table = read_label_file(labels, **options)
-    return match(read_predictions(predictions), table, name='it', level=level, complete=complete)
-
-
-def cases_of(*arguments, **options):
-    return matched(*arguments, **options)[0]
-
-
-def refusal(*arguments, **options) -> str:
-    with pytest.raises(ValueError) as error:
-        matched(*arguments, **options)
-    return str(error.value)
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -141,7 +116,6 @@ def test_a_bad_file_is_refused_by_row_and_column(text, parts, tmp_path):
             'patient64541/study1/view1_frontal',
             'patient64541/study1',
         ),
-        ('/data/patient1/study12', 'patient1/study12', 'patient1/study12'),
         ('files/p10/p10000032/s50414267/x.1.JPEG', 'p10000032/s50414267/x.1', None),
         ('outpatient1/study1/a.png', 'outpatient1/study1/a', 'outpatient1/study1/a.png'),
         ('images/1.2.840.dcm', 'images/1.2.840', 'images/1.2.840.dcm'),
@@ -174,9 +148,3 @@ def test_predictions_of_studies_are_those_of_their_images(tmp_path):
     paths = [image(1), image(2), image(2, 'view2_lateral'), image(3)]
     found = predictions_for(file, paths, labels=['Edema'])
     np.testing.assert_array_equal(found[:, 0], np.float32([0.1, 0.2, 0.2, NAN]))
-
-
-def test_images_that_are_one_to_a_prediction_file_are_refused(tmp_path):
-    file = csv_of(tmp_path / 'p.csv', {'Path': [image(1)], 'Edema': [0.2]})
-    with pytest.raises(ValueError, match='row 3.*row 2'):
-        predictions_for(file, [image(1), image(1, prefix='x')])
