@@ -24,7 +24,6 @@ from data.records import (
     look_up,
     read_predictions,
     read_split,
-    row_names,
     select_views,
     split_holdout,
     training_records,
@@ -166,7 +165,7 @@ class Patients:
         file = folder / f'predictions_{split}.csv'
         predictions = read_predictions(file)
         check_task(file, self.config.DATA.TASK)
-        return look_up(predictions, row_names(predictions, records.path), self.labels)
+        return look_up(predictions, records.path, self.labels)
 
     def held_out_score(self, folder: Path) -> float:
         """The mean AUROC of a run's held-out predictions that EVAL.SELECT names."""
@@ -294,7 +293,7 @@ class Rounds:
         """[N, K] pseudo-labels of a round for all unlabelled images, NaN where there are none."""
         read = read_predictions(self.setup.file(number), allow_empty=True)
         patients = self.patients
-        return look_up(read, row_names(read, patients.unlabelled.path), patients.labels)
+        return look_up(read, patients.unlabelled.path, patients.labels)
 
     def pseudo_figures(self, number: int) -> dict[str, float]:
         """How many pseudo-labels a round learned from, how well, and how many are right."""

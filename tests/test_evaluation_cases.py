@@ -1,20 +1,41 @@
 """Cases: how predictions and label files are matched by name, and label files that are refused."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_data_predictions import PREFIX, area, cases_of, csv_of, image, matched, refusal, study
+from test_data_predictions import PREFIX, csv_of, image, study
 
 from data.labels import LABELS
 from data.records import read_label_file, read_predictions, standard_groups
 from evaluation.cases import match
 
 NAN = float('nan')
-
-
 SCORES = [0.9, 0.8, 0.7, 0.6, 0.4, 0.4]
 TRUTH = [1, 0, 1, 1, 0, 1]  # 4.5 of 8 pairs in order
+
+
+def area(probabilities: list[float], targets: list[float]) -> float:
+    """AUROC as a share of pairs, ties half."""
+    both = list(zip(probabilities, targets, strict=True))
+    pairs = list(product([p for p, t in both if t == 1], [p for p, t in both if t == 0]))
+    return sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs)
+
+
+def matched(predictions: Path, labels: Path, *, level: str = 'study', complete=True, **options):
+    table = read_label_file(labels, **options)
+    return match(read_predictions(predictions), table, name='it', level=level, complete=complete)
+
+
+def cases_of(*arguments, **options):
+    return matched(*arguments, **options)[0]
+
+
+def refusal(*arguments, **options) -> str:
+    with pytest.raises(ValueError) as error:
+        matched(*arguments, **options)
+    return str(error.value)
 
 
 def write_pair(folder: Path, *, extra: int = 0, prefix: str = PREFIX) -> tuple[Path, Path]:
