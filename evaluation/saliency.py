@@ -93,15 +93,8 @@ def attention_rollout(
     Returns:
         [B, S, S], scaled so that each image spans [0, 1].
 
-    Raises:
-        ValueError: If the model is not a ViT.
-
     Source: Abnar and Zuidema 2020, arXiv:2005.00928.
     """
-    if not getattr(model, 'attends_globally', False):
-        raise ValueError(
-            f'attention rollout needs global attention (MODEL.TYPE vit), got {type(model).__name__}'
-        )
     model.eval()
     with torch.no_grad(), eager_attention(model), _KeepSoftmax() as probabilities:
         model(images)

@@ -125,11 +125,6 @@ def test_rollout_equals_the_product_of_attentions_from_weights(kind):
     np.testing.assert_allclose(attention_rollout(model, images), expected, atol=2e-5)
 
 
-def test_rollout_rejects_windowed_attention():
-    with pytest.raises(ValueError, match='MODEL.TYPE'):
-        attention_rollout(build('swin'), random_images(1))
-
-
 def test_the_check_is_spearmans_correlation_with_ties():
     rng = np.random.default_rng(0)
     first, second = torch.from_numpy(rng.integers(0, 4, (2, 3, 5, 5)).astype(np.float32))
