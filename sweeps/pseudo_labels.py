@@ -20,7 +20,6 @@ from data.data_finetune import unlabelled_records
 from data.labels import scored_targets, task_labels
 from data.records import (
     Records,
-    check_task,
     look_up,
     read_predictions,
     read_split,
@@ -163,8 +162,7 @@ class Patients:
     def predicted(self, folder: Path, split: str, records: Records) -> np.ndarray:
         """Predictions of a run for some records, [N, K]; NaN where there are none."""
         file = folder / f'predictions_{split}.csv'
-        predictions = read_predictions(file)
-        check_task(file, self.config.DATA.TASK)
+        predictions = read_predictions(file, task=self.config.DATA.TASK)
         return look_up(predictions, records.path, self.labels)
 
     def held_out_score(self, folder: Path) -> float:

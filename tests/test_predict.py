@@ -13,7 +13,7 @@ import torch
 from tiny import VIT, arguments, run_folder, run_main, tiny_config
 
 from data.labels import LABELS
-from data.records import predictions_for, read_predictions
+from data.records import look_up, read_predictions
 
 SCRIPT = Path(__file__).resolve().parents[1] / 'scripts/predict.py'
 
@@ -61,7 +61,7 @@ def test_predicts_what_the_run_predicted(run, phantom, predict, tmp_path, capsys
     assert table.Path.tolist() == images
     found = values_of(output)[::-1]
     np.testing.assert_allclose(found, expected[list(LABELS)], rtol=0, atol=1e-6)
-    found = predictions_for(output, expected.Path.tolist())
+    found = look_up(read_predictions(output), expected.Path.tolist())
     np.testing.assert_allclose(found, expected[list(LABELS)], rtol=0, atol=1e-6)
     source = json.loads(output.with_suffix('.json').read_text())
     assert source == {'checkpoint': checkpoint_of(run), 'run': 'default', 'rows': len(images)}
@@ -78,7 +78,7 @@ def test_the_binary_tasks_have_their_own_name(phantom, predict, tmp_path):
     assert predict(*words, phantom / 'valid') == 0
     expected = read_predictions(folder / 'predictions_valid.csv')
     assert expected.labels == ('Any Finding',)
-    found = predictions_for(tmp_path / 'p.csv', expected.names, labels=expected.labels)
+    found = look_up(read_predictions(tmp_path / 'p.csv'), expected.names, labels=expected.labels)
     np.testing.assert_allclose(found, expected.probabilities, rtol=0, atol=1e-6)
 
 
