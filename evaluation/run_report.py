@@ -28,7 +28,7 @@ from evaluation.metrics import (
     rarer_cases,
     score_probabilities,
 )
-from evaluation.report import Names, build_document, names_for, rename_images, write_report
+from evaluation.report import Names, build_document, rename_images, write_report
 from evaluation.saliency import write_maps
 from logger import json_safe, read_metrics
 from models.losses import masked_bce
@@ -189,7 +189,7 @@ def write_run_report(
         if name in datasets
     }
     holdout, trained = cases.pop('holdout', None), _training_config(run, sources)
-    names = names_for(run.folder, anonymise=config.REPORT.ANONYMISE)
+    names = Names(run.folder if config.REPORT.ANONYMISE else None)
     document = build_document(
         list(cases.values()),
         holdout,

@@ -42,7 +42,6 @@ from evaluation.report import (
     Names,
     build_document,
     compare_sets,
-    names_for,
     rename_images,
     write_report,
 )
@@ -120,7 +119,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         resamples=args.resamples,
         seed=args.seed,
     )
-    names = names_for(args.output, anonymise=args.anonymise)
+    names = Names(args.output if args.anonymise else None)
     sets, warnings = read_cases(args, names)
     fitted, source, notes = fit_thresholds(args, sets, protocol, names=names)
     files = [
