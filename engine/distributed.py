@@ -26,7 +26,12 @@ def init_process_group(device: torch.device, timeout_minutes: float) -> None:
     if 'WORLD_SIZE' not in os.environ or dist.is_initialized():
         return
     backend = 'nccl' if device.type == 'cuda' else 'gloo'
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    timeout = timedelta(minutes=timeout_minutes)
+    store, number, size = next(dist.rendezvous('env://', timeout=timeout))
+    # torchrun keeps its store when it restarts the processes of a node, with the addresses of those
+    # that ended; so each start uses its own keys.
+    store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'), store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
 
 
 def destroy_process_group() -> None:

@@ -284,9 +284,6 @@ def _log_start(run: Run) -> None:
         f'{torch.get_num_threads()} threads each; torch {torch.__version__}; seed {config.SEED}'
     )
     logger.info(describe_precision(config, run.device))
-    schedule = config.TRAIN.LR_SCHEDULER.NAME
-    if schedule not in ('cosine', 'onecycle'):
-        logger.info(f'TRAIN.MIN_LR has no effect with the {schedule} schedule')
 
 
 def _finish(process: Process, main: Callable[[Run], int | None]) -> int:

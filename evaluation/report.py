@@ -174,7 +174,11 @@ def compare_sets(sets: Sequence[Cases], protocol: Protocol, *, name: str) -> lis
         name: Name of what is predicted.
     """
     rows = [cases.at_level(protocol.level, protocol.aggregate) for cases in sets]
-    pairs = [(a, b) for a, b in combinations(rows, 2) if set(a.path) == set(b.path)]
+    pairs = [
+        (a, b)
+        for a, b in combinations(rows, 2)
+        if set(a.path) == set(b.path) and set(a.labels) & set(b.labels)
+    ]
     options = {'resamples': protocol.resamples, 'seed': protocol.seed, 'five': COMPETITION_LABELS}
     return [{'set': name, **compare(a, b, **options)} for a, b in pairs]
 

@@ -20,9 +20,8 @@ from packed_data import (
     make_data,
     packed,
 )
-from pictures import xray
 from PIL import Image
-from xray_splits import LOGGER, make_config
+from xray_splits import LOGGER, make_config, xray
 
 import data.store
 from data.images import BadImageError, full_size, load_image

@@ -230,12 +230,6 @@ def log_of_setup(folder: Path, *opts: str) -> str:
     return (process.run.folder / 'log_rank0.txt').read_text()
 
 
-@pytest.mark.parametrize(('name', 'logged'), [('cosine', False), ('linear', True)])
-def test_a_min_lr_without_effect_is_logged(tmp_path, name, logged):
-    log = log_of_setup(tmp_path, 'TRAIN.LR_SCHEDULER.NAME', name)
-    assert ('INFO TRAIN.MIN_LR' in log) == logged
-
-
 def test_level_o2_is_logged_as_o1(tmp_path):
     assert 'O2 means O1' in log_of_setup(tmp_path, 'AMP_OPT_LEVEL', 'O2')
 
