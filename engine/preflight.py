@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from data import Loaders
-from data.labels import COMPETITION_LABELS, task_labels
+from data.labels import task_labels
 from data.store import is_store
 from engine import distributed
 from engine.device import autocast, synchronized_time, views_of
@@ -204,7 +204,7 @@ class Preflight:
         if self.run.is_pretrain or name not in self.loaders:
             return
         labels, targets = task_labels(config.DATA.TASK), self.loaders[name].dataset.targets
-        cases = rarer_cases(targets, labels, COMPETITION_LABELS, config.EVAL.SELECT)
+        cases = rarer_cases(targets, labels, config.EVAL.SELECT)
         few = describe_few(cases)
         found = f'on {len(targets):,} images of {name}; cases of the rarer class: '
         found += few or f'at least {min(cases.values()):,}'

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from config import PROBES, Config, encoder_name
 from data import Loaders
-from data.labels import COMPETITION_LABELS, UNCERTAIN, task_labels
+from data.labels import UNCERTAIN, task_labels
 from data.loader import XrayDataset
 from data.records import describe_images, group_columns, standard_groups, write_predictions
 from engine import distributed
@@ -154,7 +154,7 @@ def warn_of_few_cases(run: Run, loader: DataLoader | None, split: str) -> None:
         return
     config, targets = run.config, loader.dataset.targets
     labels = task_labels(config.DATA.TASK)
-    cases = rarer_cases(targets, labels, COMPETITION_LABELS, config.EVAL.SELECT)
+    cases = rarer_cases(targets, labels, config.EVAL.SELECT)
     if few := describe_few(cases):
         run.logger.warning(
             f'the selection uses {len(targets)} images of {split}, with few cases of the rarer '
