@@ -10,10 +10,9 @@ Keys, defaults and meanings are SimMIM's. [CheXpert] marks the keys that SimMIM 
 import argparse
 import difflib
 import math
-import os
 from ast import literal_eval
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,16 +21,15 @@ from yacs.config import CfgNode as CN
 
 
 class Config(CfgNode):
-    """The root node. Every way of merging follows BASE and checks keys and types."""
+    """The root node. Merging follows BASE and checks keys and types."""
 
     def merge_from_file(self, cfg_filename: str | Path) -> None:
-        _merge_file(self, Path(cfg_filename), parents=())
+        _merge_file(self, Path(cfg_filename))
 
     def merge_from_list(self, cfg_list: list) -> None:
-        _merge_pairs(self, cfg_list)
-
-    def merge_from_other_cfg(self, cfg_other: dict) -> None:
-        _merge_mapping(self, cfg_other, 'the other config')
+        if len(cfg_list) % 2:
+            raise ValueError(f'--opts needs pairs of KEY VALUE, got {cfg_list}')
+        _merge(self, dict(zip(cfg_list[::2], cfg_list[1::2], strict=True)), '--opts')
 
 
 _C = Config()
@@ -46,8 +44,7 @@ _C.DATA.BATCH_SIZE = 128
 _C.DATA.DATA_PATH = ''
 # [CheXpert] Folder on each node's local disk to which a packed store is copied first; '': none.
 _C.DATA.CACHE_DIR = ''
-# Layout of DATA_PATH. [CheXpert] 'chexpert', 'mimic-cxr' and 'folder', a tree of unlabelled images;
-# SimMIM's 'imagenet' is treated as 'folder'.
+# [CheXpert] Layout of DATA_PATH. 'folder' is a tree of unlabelled images, as is 'imagenet'.
 _C.DATA.DATASET = 'imagenet'
 # Side of the model's square input, in pixels.
 _C.DATA.IMG_SIZE = 224
@@ -233,8 +230,7 @@ _C.TRAIN.AUTO_RESUME = True
 _C.TRAIN.ACCUMULATION_STEPS = 0
 # Whether blocks are recomputed in the backward pass, which saves memory.
 _C.TRAIN.USE_CHECKPOINT = False
-# [CheXpert] What USE_CHECKPOINT keeps besides the input of a block: 'nothing', or 'products' of
-# linear layers.
+# [CheXpert] What USE_CHECKPOINT keeps: 'nothing', or 'products' of linear layers.
 _C.TRAIN.CHECKPOINT_KEEPS = 'nothing'
 # [CheXpert] torch.compile: 'none', 'auto' (on a GPU if the run is long enough) or 'max' (always).
 _C.TRAIN.COMPILE = 'auto'
@@ -278,8 +274,7 @@ _C.TRAIN.OPTIMIZER.BETAS = (0.9, 0.999)
 _C.TRAIN.OPTIMIZER.MOMENTUM = 0.9
 
 _C.AUG = CN()
-# Brightness and contrast jitter of contrastive pre-training, and of fine-tuning without
-# AUTO_AUGMENT; 0: none.
+# Brightness and contrast jitter; 0: none. Not for SimMIM and MAE, nor with AUTO_AUGMENT.
 _C.AUG.COLOR_JITTER = 0.4
 # SimMIM's timm policy for ImageNet. It must be 'none' for the CheXpert labels.
 _C.AUG.AUTO_AUGMENT = 'rand-m9-mstd0.5-inc1'
@@ -392,8 +387,7 @@ _C.CONTRASTIVE.LOCAL_SIZE = 0
 _C.CONTRASTIVE.BLUR = 0.5
 
 _C.FINETUNE = CN()
-# [CheXpert] What is fitted: 'full' or 'last_layer' (by gradient descent), 'linear_probe' or 'knn'
-# (on features of the frozen encoder).
+# [CheXpert] What is fitted. 'linear_probe' and 'knn' use features of the frozen encoder.
 _C.FINETUNE.MODE = 'full'
 
 _C.REPORT = CN()
@@ -441,9 +435,10 @@ OR_NONE = {
     'CONTRASTIVE.TEMPERATURE': float,
     'CONTRASTIVE.MOMENTUM': float,
 }
-# Keys of SimMIM and of earlier versions, which every source still accepts, and the keys that
-# replace them; None: the key has no effect. A key in MODEL.SWIN, MODEL.VIT or MODEL.TIMM counts if
-# MODEL.TYPE selects that encoder.
+# Keys whose value is a mapping with names of the user's choice.
+MAPPINGS = ('DATA.UNCERTAIN_BY_LABEL',)
+# Keys of SimMIM that every source still accepts, and the keys that replace them; None: the key has
+# no effect. The channels of an encoder count if MODEL.TYPE selects it.
 LEGACY_KEYS = {
     'MODEL.SWIN.IN_CHANS': 'MODEL.IN_CHANS',
     'MODEL.VIT.IN_CHANS': 'MODEL.IN_CHANS',
@@ -467,18 +462,8 @@ FLAG_KEYS = {
 }
 # Classes besides tensors in the checkpoints of SimMIM and MAE, for the safe loader.
 CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
-
-
-def add_options(section: str, options: dict[str, Any]) -> None:
-    """Declare the options of a part in its own file, before a config is read.
-
-    Args:
-        section: Key of a new section such as 'MODEL.CONVNEXT', or of one that exists.
-        options: Default values by name.
-    """
-    parent, _, name = section.rpartition('.')
-    node = value_at(_C, parent) if parent else _C
-    node.setdefault(name, CN()).update(options)
+# libyaml reads a config about ten times as fast as the loader in Python.
+YAML_LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 
 
 def default_config() -> Config:
@@ -508,11 +493,7 @@ def get_config(args: argparse.Namespace) -> Config:
 
 
 def build_parser(stage: str) -> argparse.ArgumentParser:
-    """Return the flags of a main. Flags that are not given are None.
-
-    Args:
-        stage: 'simmim', 'contrastive' or 'finetune'.
-    """
+    """Return the flags of a main ('simmim', 'contrastive' or 'finetune'); absent ones are None."""
     what = {
         'simmim': 'SimMIM pre-training',
         'contrastive': 'Contrastive pre-training',
@@ -540,31 +521,6 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     add('--check', action='store_const', const=True, help='check what the run needs, then stop')
     add('--local_rank', '--local-rank', type=int, help='accepted and ignored')
     return parser
-
-
-def value_at(config: CfgNode, key: str) -> Any:
-    """Return the value at a dotted key."""
-    return _find(config, key, 'the config')
-
-
-def put(config: CfgNode, key: str, value: Any, source: str) -> None:
-    """Set the value at a dotted key.
-
-    Args:
-        config: Options that are changed.
-        key: A key of the config or of LEGACY_KEYS.
-        value: A value of the type of the default. An integer may stand for a float.
-        source: Where the value comes from, for error messages.
-
-    Raises:
-        ValueError: If there is no such key or the value has another type.
-    """
-    key = str(key)
-    if key not in LEGACY_KEYS:
-        _set(config, key, value, source)
-    elif LEGACY_KEYS[key]:
-        _typed(key, value, source)
-    _apply_legacy(config, key, value)
 
 
 def encoder_node(config: CfgNode) -> CfgNode:
@@ -618,11 +574,9 @@ CHOICES = {
     'EVAL.LEVEL': ('study', 'image'),
     'EVAL.AGGREGATE': ('max', 'mean'),
     'EVAL.TTA': ('none', 'crops'),
-    'EVAL.THRESHOLD': ('youden', 'f1', 'sensitivity'),
     'EVAL.SELECT_ON': ('holdout', 'valid'),
     'EVAL.SELECT': ('auto', 'five', 'all'),
     'FINETUNE.MODE': ('full', 'last_layer', *PROBES),
-    'REPORT.METHOD': ('grad_cam', 'rollout'),
     'AMP_OPT_LEVEL': ('O0', 'O1', 'O2'),
 }
 # Interval -> the keys whose number, or each number of their list, must lie in it.
@@ -676,26 +630,18 @@ CHEXPERT_VALUES = {
 }
 
 Check = Callable[[Any, str | None], None]
-Rule = tuple[bool, str, str]  # whether the value at a key is allowed, the key, what is allowed
 CHECKS: list[Check] = []  # filled when a module with `register_check` is imported
 
 
 class Registry(dict):
     """The parts of one kind by name. The names are the values that one option allows.
 
-    The module that defines the parts fills the registry:
-
-        MASKS = Registry('DATA.MASK_TYPE')
-
-        @MASKS.register('random')
-        def random_units(...): ...
-
-    `check_config` and the options page read the allowed values from here, and tests are
-    parametrized over it. A part may have a function `check(config, stage)`, which `check_config`
-    calls if the part is selected.
+    The module that defines the parts fills the registry: `MASKS = Registry('DATA.MASK_TYPE')`, then
+    `@MASKS.register('random')` before each part. A part may have a function `check(config, stage)`,
+    which `check_config` calls if the part is selected.
 
     Args:
-        key: The option that selects a part, for example 'DATA.MASK_TYPE'.
+        key: The option that selects a part.
     """
 
     def __init__(self, key: str) -> None:
@@ -723,6 +669,18 @@ def register_check(check: Check) -> Check:
     return check
 
 
+def add_options(section: str, options: dict[str, Any]) -> None:
+    """Declare the options of a part in its own file, before a config is read.
+
+    Args:
+        section: Key of a new section such as 'MODEL.CONVNEXT', or of one that exists.
+        options: Default values by name.
+    """
+    parent, _, name = section.rpartition('.')
+    node = value_at(_C, parent) if parent else _C
+    node.setdefault(name, CN()).update(options)
+
+
 def allowed_values(key: str) -> tuple | None:
     """Return the values that an option allows: the names of its registry, or its CHOICES."""
     return tuple(REGISTRIES[key]) if key in REGISTRIES else CHOICES.get(key)
@@ -745,10 +703,10 @@ def check_config(config: Config, stage: str | None = None) -> None:
         for key in keys.split():
             holds = _is_inside(value_at(config, key), interval)
             require(holds, config, key, f'a number in {interval}')
-    rules = [*COMMON_RULES, *([_finetune_rules] if stage == 'finetune' else [])]
-    for rule in rules:
-        for holds, key, allowed in rule(config):
-            require(holds, config, key, allowed)
+    _check_data_options(config)
+    _check_schedule(config)
+    if stage == 'finetune':
+        _check_finetuning(config)
     for key, parts in REGISTRIES.items():
         part = parts[value_at(config, key)]
         if hasattr(part, 'check'):
@@ -777,73 +735,51 @@ def _is_inside(value: Any, interval: str) -> bool:
     )
 
 
-def _is_ascending(pair: list) -> bool:
-    return len(pair) == 2 and 0 < pair[0] <= pair[1]
-
-
-def _run_rules(config: Config) -> Iterator[Rule]:
-    modes = [key for key in ('EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE') if config[key]]
-    yield len(modes) < 2, modes[-1] if modes else '', f'False with {" and ".join(modes[:-1])}'
-    for key in ('MODEL.NAME', 'TAG'):
-        path = PurePath(value_at(config, key))
-        inside = not path.is_absolute() and '..' not in path.parts
-        yield inside, key, 'the name of a folder inside OUTPUT'
-
-
-def _data_rules(config: Config) -> Iterator[Rule]:
+def _check_data_options(config: Config) -> None:
     data, channels = config.DATA, config.MODEL.IN_CHANS
     for key in ('MEAN', 'STD'):
         holds = len(data[key]) == (channels if data.MEAN or data.STD else 0)
-        yield holds, f'DATA.{key}', f'{channels} numbers, one per channel, or [] for both'
+        allowed = f'{channels} numbers, one per channel, or [] for both'
+        require(holds, config, f'DATA.{key}', allowed)
     holds = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
-    yield holds, 'DATA.TRAIN_IMAGES', '0 if DATA.TRAIN_FRACTION is below 1'
-    holds = data.IMAGE_SUFFIX == '' or data.IMAGE_SUFFIX.startswith('.')
-    yield holds, 'DATA.IMAGE_SUFFIX', "empty, or a suffix such as '.png'"
+    require(holds, config, 'DATA.TRAIN_IMAGES', '0 if DATA.TRAIN_FRACTION is below 1')
     for key, off in (('CROP_AREA', []), ('SCALE', []), ('CUTMIX_MINMAX', None)):
         pair = config.AUG[key]
-        holds = pair == off or _is_ascending(pair)
-        yield holds, f'AUG.{key}', f'[low, high] with 0 < low <= high, or {off}'
+        holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
+        require(holds, config, f'AUG.{key}', f'[low, high] with 0 < low <= high, or {off}')
+    bands = config.EVAL.AGE_BANDS
+    holds = bool(bands) and bands == sorted(set(bands))
+    require(holds, config, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]')
 
 
-def _training_rules(config: Config) -> Iterator[Rule]:
+def _check_schedule(config: Config) -> None:
     train, schedule = config.TRAIN, config.TRAIN.LR_SCHEDULER
-    yield len(train.OPTIMIZER.BETAS) == 2, 'TRAIN.OPTIMIZER.BETAS', 'two numbers'
-    yield train.START_EPOCH == 0, 'TRAIN.START_EPOCH', '0'
+    require(train.START_EPOCH == 0, config, 'TRAIN.START_EPOCH', '0')
     latest = train.EPOCHS
     if schedule.NAME == 'multistep':
         steps = schedule.MULTISTEPS
-        holds = bool(steps) and all(type(step) is int and step > 0 for step in steps)
-        holds = holds and steps == sorted(steps)
-        yield holds, 'TRAIN.LR_SCHEDULER.MULTISTEPS', 'ascending epochs such as [700]'
+        holds = bool(steps) and _is_inside(steps, '[1, inf)') and steps == sorted(steps)
+        require(holds, config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', 'ascending epochs such as [700]')
         latest = min(latest, steps[0])
     allowed = f'at most {latest}, the number of epochs or the first drop'
-    yield train.WARMUP_EPOCHS <= latest, 'TRAIN.WARMUP_EPOCHS', allowed
+    require(train.WARMUP_EPOCHS <= latest, config, 'TRAIN.WARMUP_EPOCHS', allowed)
 
 
-def _evaluation_rules(config: Config) -> Iterator[Rule]:
-    bands = config.EVAL.AGE_BANDS
-    holds = bool(bands) and bands == sorted(set(bands))
-    yield holds, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]'
-    for key in ('ENSEMBLE', 'GROUPS'):
-        holds = all(isinstance(name, str) and name for name in config.EVAL[key])
-        yield holds, f'EVAL.{key}', 'a list of names'
-
-
-def _finetune_rules(config: Config) -> Iterator[Rule]:
+def _check_finetuning(config: Config) -> None:
     for key, works in CHEXPERT_VALUES.items():
-        yield value_at(config, key) == works, key, f'{works!r} with CheXpert labels'
+        require(value_at(config, key) == works, config, key, f'{works!r} with CheXpert labels')
     is_probe = config.FINETUNE.MODE in PROBES and not config.EVAL_MODE
     needs_holdout = is_probe or config.EVAL.SELECT_ON == 'holdout'
+    holds = config.DATA.HOLDOUT_FRACTION > 0 or not needs_holdout
     allowed = f'above 0 with {"FINETUNE.MODE" if is_probe else "EVAL.SELECT_ON"}'
-    yield config.DATA.HOLDOUT_FRACTION > 0 or not needs_holdout, 'DATA.HOLDOUT_FRACTION', allowed
+    require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
     holds = not (is_probe and config.MODEL.RESUME)
-    yield holds, 'MODEL.RESUME', 'empty with a probe; give the encoder with --pretrained'
+    require(holds, config, 'MODEL.RESUME', 'empty with a probe; give the encoder with --pretrained')
     encoder = REGISTRIES.get('MODEL.TYPE', {}).get(config.MODEL.TYPE)
     holds = config.REPORT.METHOD == 'grad_cam' or getattr(encoder, 'attends_globally', True)
-    yield holds, 'REPORT.METHOD', "'grad_cam' for an encoder without global attention"
+    allowed = "'grad_cam' for an encoder without global attention"
+    require(holds, config, 'REPORT.METHOD', allowed)
 
-
-COMMON_RULES = (_run_rules, _data_rules, _training_rules, _evaluation_rules)
 
 # Options as text ---------------------------------------------------------------------------------
 
@@ -868,6 +804,20 @@ def config_text(config: CfgNode) -> str:
     return plain.dump(sort_keys=False)
 
 
+def config_from_text(text: str) -> Config:
+    """Return the options that `config_text` wrote, without keys that no longer exist.
+
+    Raises:
+        ValueError: If the text is not a mapping, or a value has another type.
+    """
+    config = default_config()
+    known = dict(_flatten(config))
+    for key, value in flat_options(text).items():
+        if key in known:
+            put(config, key, value, 'the saved options')
+    return config
+
+
 def config_changes(before: str, after: str) -> list[str]:
     """Return the options that differ between two texts of `config_text`, 'KEY: old -> new'."""
     old, new = flat_options(before), flat_options(after)
@@ -876,29 +826,12 @@ def config_changes(before: str, after: str) -> list[str]:
 
 
 def flat_options(text: str) -> dict[str, Any]:
-    """Read options by their dotted keys from YAML; see `load_options`."""
-    return dict(_flatten(load_options(text)))
-
-
-def load_options(text: str) -> dict:
-    """Read options from YAML. Keys of earlier versions are replaced, other keys are not checked.
+    """Read options by their dotted keys from YAML. LEGACY_KEYS are replaced, no key is checked.
 
     Raises:
         ValueError: If the text is not a mapping.
     """
-    options = load_yaml(text)
-    if not isinstance(options, dict):
-        raise ValueError('it is not a mapping of options to values')
-    model = options.get('MODEL')
-    encoder = model.get('TYPE', _C.MODEL.TYPE) if isinstance(model, dict) else ''
-    for key, new_key in LEGACY_KEYS.items():
-        section, name = _parent(options, key)
-        if name in section:
-            value = section.pop(name)
-            if new_key and key.startswith(f'MODEL.{str(encoder).upper()}.'):
-                section, name = _parent(options, new_key)
-                section[name] = value
-    return options
+    return _with_current_keys(_read_options(text), _C.MODEL.TYPE)
 
 
 def load_yaml(text: str) -> Any:
@@ -908,131 +841,102 @@ def load_yaml(text: str) -> Any:
         ValueError: If it is not YAML or contains Python objects.
     """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, YAML_LOADER)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f'it is not plain YAML: {" ".join(str(error).split())}') from error
 
 
-def _parent(options: dict, key: str) -> tuple[dict, str]:
-    """Return the mapping that contains a dotted key, or {} if there is none, and the last name."""
-    *path, name = key.split('.')
-    for part in path:
-        options = options.get(part) if isinstance(options, dict) else None
-    return options if isinstance(options, dict) else {}, name
+def _read_options(text: str) -> dict[str, Any]:
+    options = load_yaml(text)
+    if not isinstance(options, dict):
+        raise ValueError(f'it must be a mapping of keys to values, got {options!r:.100}')
+    return dict(_flatten(options))
 
 
 def _flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f'{prefix}{key}.')
+    for name, value in node.items():
+        key = f'{prefix}{name}'
+        if isinstance(value, dict) and key not in MAPPINGS:
+            yield from _flatten(value, f'{key}.')
         else:
-            yield f'{prefix}{key}', value
+            yield key, value
+
+
+def _with_current_keys(options: dict[str, Any], encoder: str) -> dict[str, Any]:
+    """Replace LEGACY_KEYS in options by their dotted keys; `encoder` is the present MODEL.TYPE."""
+    encoder = options.get('MODEL.TYPE', encoder)
+    current = {key: value for key, value in options.items() if key not in LEGACY_KEYS}
+    channels = f'MODEL.{str(encoder).upper()}.IN_CHANS'
+    if channels in LEGACY_KEYS and channels in options:
+        current.setdefault(LEGACY_KEYS[channels], options[channels])
+    return current
 
 
 # Merging -----------------------------------------------------------------------------------------
 
-TYPE_NAMES = {
-    bool: 'True or False',
-    int: 'an integer',
-    float: 'a finite number',
-    str: 'text',
-    list: 'a list',
-    tuple: 'a list',
-}
+
+def value_at(config: CfgNode, key: str) -> Any:
+    """Return the value at a dotted key."""
+    return _find(config, key, 'the config')
 
 
-def _merge_file(config: Config, path: Path, *, parents: tuple[Path, ...]) -> None:
-    """Merge a YAML file after its BASE files; `parents` are the files whose BASE led here."""
-    named = f' (BASE of {parents[-1]})' if parents else ''
-    if not os.path.isfile(path):
-        raise ValueError(f'there is no config file {path}{named}')
-    chain = (*parents, path)
-    if path.resolve() in [parent.resolve() for parent in parents]:
-        raise ValueError(f'BASE files form a cycle: {" -> ".join(map(str, chain))}')
+def put(config: CfgNode, key: str, value: Any, source: str) -> None:
+    """Set the value at a dotted key.
+
+    Args:
+        config: Options that are changed.
+        key: A key of the config.
+        value: A value of the type of the default, or a Python literal of that type as text. An
+            integer may stand for a float.
+        source: Where the value comes from, for error messages.
+
+    Raises:
+        ValueError: If there is no such key or the value has another type.
+    """
+    kind = OR_NONE.get(key) or type(_find(config, key, source))
+    typed = _as_type(value, kind)
+    if key in MAPPINGS and isinstance(typed, dict):
+        typed = CN(dict(typed), new_allowed=True)
+    elif not (_has_type(typed, kind) or (typed is None and key in OR_NONE)):
+        allowed = 'a section of keys' if kind is CfgNode else kind.__name__
+        got = f'{value!r:.100} ({type(value).__name__})'
+        raise ValueError(f'{key} in {source} must be {allowed}, got {got}')
+    section, _, name = key.rpartition('.')
+    setattr(value_at(config, section) if section else config, name, typed)
+
+
+def _as_type(value: Any, kind: type) -> Any:
+    """Read text as a literal, an integer as float and a list as tuple, if that is the type."""
+    if isinstance(value, str):
+        literal = _literal(value)  # PyYAML reads 1e-4 as text
+        value = literal if kind is not str or isinstance(literal, str) else value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in (list, tuple) and isinstance(value, (list, tuple)):
+        return kind(value)
+    return value
+
+
+def _has_type(value: Any, kind: type) -> bool:
+    """Return whether an option of this type accepts the value: no section, and no infinity."""
+    return type(value) is kind is not CfgNode and (kind is not float or math.isfinite(value))
+
+
+def _merge_file(config: Config, path: Path) -> None:
+    """Merge a YAML file after its BASE files."""
     try:
-        values = load_yaml(path.read_text(encoding='utf-8'))
+        options = _read_options(path.read_text(encoding='utf-8'))
     except (ValueError, OSError) as error:
         raise ValueError(f'{path} cannot be read: {error}') from error
-    if not isinstance(values, dict):
-        raise ValueError(f'{path} must be a mapping of keys to values, got {values!r:.100}')
-    base = values.get('BASE', [])
-    if not isinstance(base, list) or not all(isinstance(name, str) for name in base):
-        raise ValueError(f'BASE in {path} must be a list of paths, got {base!r:.100}')
-    for name in filter(None, base):
-        _merge_file(config, path.parent / name, parents=chain)
-    _merge_mapping(config, values, str(path))
+    put(config, 'BASE', options.get('BASE', ['']), str(path))
+    for name in filter(None, list(config.BASE)):
+        _merge_file(config, path.parent / name)
+    _merge(config, options, str(path))
 
 
-def _merge_mapping(config: Config, values: dict, source: str, prefix: str = '') -> None:
-    for name, value in values.items():
-        key = f'{prefix}{name}'
-        if key in LEGACY_KEYS:
-            put(config, key, value, source)
-            continue
-        current = _find(config, key, source)
-        if _is_section(current) and isinstance(value, dict):
-            _merge_mapping(config, value, source, f'{key}.')
-            continue
-        if isinstance(value, str) and not isinstance(current, str):
-            value = _literal(value)  # PyYAML reads 1e-4 as text
+def _merge(config: Config, options: dict[str, Any], source: str) -> None:
+    for key, value in _with_current_keys(options, config.MODEL.TYPE).items():
         put(config, key, value, source)
-
-
-def _merge_pairs(config: Config, pairs: list, source: str = '--opts') -> None:
-    """Merge [key, value, key, value, ...]. A value that is text is read as a Python literal."""
-    if len(pairs) % 2:
-        raise ValueError(f'{source} needs pairs of KEY VALUE, got {len(pairs)} words: {pairs}')
-    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        put(config, key, _literal(value) if isinstance(value, str) else value, source)
-
-
-def _set(config: Config, key: str, value: Any, source: str) -> None:
-    current = _find(config, key, source)
-    if _is_section(current):
-        raise ValueError(f'{key} in {source} is a section of keys, got {value!r:.100}')
-    if isinstance(current, CfgNode):
-        if not isinstance(value, dict) or not all(
-            isinstance(text, str) for item in value.items() for text in item
-        ):
-            raise ValueError(f'{key} in {source} must map text to text, got {value!r:.100}')
-        value = CN(dict(value), new_allowed=True)
-    else:
-        value = _typed(key, value, source)
-    section, _, name = key.rpartition('.')
-    setattr(_find(config, section, source) if section else config, name, value)
-
-
-def _typed(key: str, value: Any, source: str) -> Any:
-    """Return the value as the type of its key: an integer as float, a tuple as list."""
-    if value is None and key in OR_NONE:
-        return None
-    kind = OR_NONE.get(key) or type(value_at(_C, LEGACY_KEYS.get(key, key)))
-    typed = value
-    if kind is float and type(value) is int:
-        typed = float(value)
-    elif kind in (list, tuple) and isinstance(value, (list, tuple)):
-        typed = kind(value)
-    if type(typed) is kind and (kind is not float or math.isfinite(typed)):
-        return typed
-    or_none = ' or None' if key in OR_NONE else ''
-    hint = '; put it in quotes' if kind is str else ''
-    raise ValueError(
-        f'{key} in {source} must be {TYPE_NAMES[kind]}{or_none}, '
-        f'got {value!r:.100} ({type(value).__name__}){hint}'
-    )
-
-
-def _apply_legacy(config: Config, key: str, value: Any) -> None:
-    """Set MODEL.IN_CHANS from the legacy keys, whether MODEL.TYPE comes before or after them."""
-    legacy = config.__dict__.setdefault('_legacy_values', {})
-    if LEGACY_KEYS.get(key):
-        legacy.setdefault('', config.MODEL.IN_CHANS)
-        legacy[key] = value
-    elif key in LEGACY_KEYS.values():
-        legacy.clear()
-    if legacy:
-        selected = f'MODEL.{config.MODEL.TYPE.upper()}.IN_CHANS'
-        config.MODEL.IN_CHANS = legacy.get(selected, legacy[''])
 
 
 def _literal(text: str) -> Any:
@@ -1043,16 +947,11 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _is_section(value: Any) -> bool:
-    """Return whether a value is a section of keys, and not a mapping with the user's names."""
-    return isinstance(value, CfgNode) and not value.is_new_allowed()
-
-
 def _find(config: CfgNode, key: str, source: str) -> Any:
     """Return the value at a dotted key, or raise a ValueError with similar keys."""
     node = config
     for name in key.split('.'):
-        if not _is_section(node) or name not in node:
+        if not isinstance(node, CfgNode) or name not in node:
             raise ValueError(f'unknown key {key} in {source}{_suggestion(config, key)}')
         node = node[name]
     return node
@@ -1061,5 +960,5 @@ def _find(config: CfgNode, key: str, source: str) -> Any:
 def _suggestion(config: CfgNode, key: str) -> str:
     known = [name for name, _ in _flatten(config)]
     close = [name for name in known if name.split('.')[-1] == key.split('.')[-1]]
-    close += [name for name in difflib.get_close_matches(key, known) if name not in close]
-    return f'; did you mean {" or ".join(close[:3])}?' if close else ''
+    close += difflib.get_close_matches(key, known)
+    return f'; did you mean {" or ".join(close[:2])}?' if close else ''

@@ -15,19 +15,17 @@ from data import build_loader
 from engine import distributed
 from engine.device import autocast, to_device
 from engine.launch import launch
-from engine.loop import LossFunction, fit
+from engine.loop import LossFunction
 from engine.run_record import Run
 from engine.stage import run_stage
-from models.contrastive import (
-    build_contrastive,
-    collapse,
-    effective_rank,
-    feature_spread,
-    features,
-    warn_of_other_batch,
-)
+from models.contrastive import build_contrastive, effective_rank, feature_spread, features
 from models.pretrained import fit_pretrained
-from utils import checkpoint_to_evaluate, load_weights, read_checkpoint, trained_config
+from utils import checkpoint_to_evaluate, load_weights
+
+# Features have collapsed below these values. A spread of 1 means that they point in all
+# directions, a rank of 1 that they lie on one line.
+LEAST_SPREAD = 0.05
+LEAST_RANK = 2.0
 
 
 def views_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -57,11 +55,15 @@ class HeldOutViews:
         }
         loss, spread, rank, _ = values.values()
         most = min(len(z) - 1, z.shape[1])
-        line = f'loss {loss:.4f}, feature spread {spread:.3f}, effective rank {rank:.1f} of {most}'
-        run.logger.info(f'holdout {line}')
-        problem = collapse(spread, rank, greatest_rank=most)
-        if problem and epoch >= 0:  # before training, at -1, nothing has been learned
-            run.logger.warning(problem)
+        run.logger.info(
+            f'holdout loss {loss:.4f}, feature spread {spread:.3f}, '
+            f'effective rank {rank:.1f} of {most}'
+        )
+        has_collapsed = spread < LEAST_SPREAD or rank < LEAST_RANK
+        if has_collapsed and epoch >= 0:  # before training, at -1, nothing has been learned
+            run.logger.warning(
+                'the features have collapsed: lower TRAIN.BASE_LR or use larger batches'
+            )
         return values
 
     @torch.no_grad()
@@ -80,46 +82,30 @@ class HeldOutViews:
 
 def main(run: Run) -> int:
     config, logger = run.config, run.logger
-    if (
-        config.CHECK_MODE and distributed.world_size() > 1
-    ):  # --check tries steps of each process alone
+    if config.CHECK_MODE and distributed.world_size() > 1:
         raise ValueError('--check: contrastive pre-training can only be checked in one process')
     loaders = build_loader(config, logger, is_pretrain=True, contrastive=True)
     after_epoch = HeldOutViews(loaders.holdout)
 
     def build() -> tuple[nn.Module, LossFunction]:
         steps = math.ceil(len(loaders.train) / max(1, config.TRAIN.ACCUMULATION_STEPS))
-        model = build_contrastive(
-            config,
-            total_steps=config.TRAIN.EPOCHS * steps,
-            num_images=len(loaders.train.dataset),
-            logger=logger,
-        )
-        return model, views_loss
+        return build_contrastive(config, total_steps=config.TRAIN.EPOCHS * steps), views_loss
 
     def evaluate() -> None:
         if loaders.holdout is None:
             share = config.DATA.HOLDOUT_FRACTION
             raise ValueError(f'--eval: DATA.HOLDOUT_FRACTION {share} holds out too few images')
         model, _ = build()
-        checkpoint = checkpoint_to_evaluate(config, run.folder)
-        load_weights(checkpoint, model.to(run.device), logger)
-        trained, states = trained_config(checkpoint), read_checkpoint(checkpoint).get('rng')
-        if trained and isinstance(states, list):
-            warn_of_other_batch(config, trained, processes=len(states), logger=logger)
+        load_weights(checkpoint_to_evaluate(config, run.folder), model.to(run.device), logger)
         after_epoch(run, model, 0)
-
-    def train(model: nn.Module, loss_fn: LossFunction) -> None:
-        fit(run, model, loaders.train, loss_fn, after_epoch=after_epoch, convert=fit_pretrained)
 
     return run_stage(
         run,
         loaders,
         build=build,
         evaluate=evaluate,
-        train=train,
-        example=lambda: next(iter(loaders.train)),
         convert=fit_pretrained,
+        after_epoch=after_epoch,
     )
 
 

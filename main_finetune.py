@@ -19,7 +19,7 @@ from engine.stage import run_stage
 from evaluation.inference import load_classifier, predict
 from evaluation.metrics import describe_scores, selection_score
 from evaluation.probes import build_probe, freeze_encoder
-from evaluation.run_report import FinalScores, check_scoring, score, warn_of_few_cases
+from evaluation.run_report import FinalScores, check_scoring, score
 from models import build_model
 from models.losses import build_label_loss
 from models.pretrained import fit_pretrained
@@ -80,7 +80,6 @@ def evaluate(run: Run, loaders: Loaders) -> None:
 def fit_probe(run: Run, model: nn.Module, loaders: Loaders) -> None:
     """Fit a probe on frozen features and score it."""
     final = FinalScores(run, loaders)
-    warn_of_few_cases(run, loaders.holdout, 'holdout')
     probe = build_probe(run, model, loaders)
     final.score('selected', [probe])
     final.write([probe], [run.config.FINETUNE.MODE])
@@ -91,7 +90,6 @@ def finetune(run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction
     config, logger, final = run.config, run.logger, FinalScores(run, loaders)
     split = config.EVAL.SELECT_ON
     loader = getattr(loaders, split)
-    warn_of_few_cases(run, loader, split)
     if split == 'valid':
         logger.warning('EVAL.SELECT_ON valid: the scores on valid are of a checkpoint chosen there')
     selection = Selection(loader, split)

@@ -16,7 +16,7 @@ from data import Loaders, build_loader
 from engine import distributed
 from engine.device import autocast, to_device
 from engine.launch import launch
-from engine.loop import LossFunction, fit
+from engine.loop import LossFunction
 from engine.run_record import Run
 from engine.stage import run_stage
 from evaluation.reconstruction import (
@@ -129,17 +129,13 @@ def main(run: Run) -> int:
         load_weights(checkpoint_to_evaluate(config, run.folder), model, logger)
         after_epoch(run, model, -1)
 
-    def train(model: nn.Module, loss_fn: LossFunction) -> None:
-        fit(run, model, loaders.train, loss_fn, after_epoch=after_epoch, convert=fit_pretrained)
-
     return run_stage(
         run,
         loaders,
         build=build,
         evaluate=evaluate,
-        train=train,
-        example=lambda: next(iter(loaders.train)),
         convert=fit_pretrained,
+        after_epoch=after_epoch,
     )
 
 

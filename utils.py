@@ -1,16 +1,13 @@
 """Checkpoints: write atomically, read safely, find the newest, resume, load pre-trained weights."""
 
 import contextlib
-import errno
 import hashlib
+import io
 import logging
-import os
 import pickle
 import re
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from config import CHECKPOINT_GLOBALS, Config, default_config, load_options, load_yaml
+from config import CHECKPOINT_GLOBALS, Config, config_from_text, flat_options
 from engine import distributed
-from engine.files import BLOCK_BYTES, sha256, sync_folder
+from engine.files import atomic_writer, replace_file, sha256, sync_folder
 
 BEST_CHECKPOINT = 'ckpt_best.pth'  # a run never resumes from it automatically
 CHECKPOINT_NAME = re.compile(r'ckpt_epoch_(\d+)(?:_step_(\d+))?\.pth')
@@ -69,20 +66,14 @@ def newest_good(folder: str | Path, logger: logging.Logger) -> Path | None:
         ValueError: If there are checkpoints but none can be read. Starting from scratch would
             overwrite them.
     """
-    problems = []
-    for path in newest_first(folder):
-        try:
-            read_checkpoint(path)
-            return path
-        except ValueError as error:
-            problems.append(str(error))
-            logger.warning(f'{error}; trying the checkpoint before it')
-    if problems:
+    paths = newest_first(folder)
+    good = next(_readable(paths, logger), None)
+    if paths and not good:
         raise ValueError(
-            f'{problems[0]}; none of the {len(problems)} checkpoint(s) in {folder} can be read: '
-            'restore one, or start from scratch with another --tag'
+            f'none of the {len(paths)} checkpoint(s) in {folder} can be read, the newest is '
+            f'{paths[0].name}: restore one, or start from scratch with another --tag'
         )
-    return None
+    return good and good[0]
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
@@ -96,21 +87,15 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
     """
     path = Path(path)
     checksum = checksum_file(path)
-    new, new_checksum = _temporary(path), _temporary(checksum)
-    try:
-        digest = _write(new, lambda file: torch.save(state, file))
-        line = f'{digest}  {path.name}\n'.encode()
-        _write(new_checksum, lambda file: file.write(line))
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getbuffer()
+    with atomic_writer(path) as file:
+        file.write(data)
+        file.flush()
         checksum.unlink(missing_ok=True)
         sync_folder(path.parent)
-        os.replace(new, path)
-        sync_folder(path.parent)
-        os.replace(new_checksum, checksum)
-        sync_folder(path.parent)
-    finally:
-        for temporary in (new, new_checksum):
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+    replace_file(checksum, f'{hashlib.sha256(data).hexdigest()}  {path.name}\n')
 
 
 def checksum_file(path: Path) -> Path:
@@ -130,7 +115,7 @@ def prune(folder: str | Path, keep: int, *, newest: str | None = None) -> list[P
     Returns:
         The checkpoints that were removed.
     """
-    for path in Path(folder).glob('.ckpt_*.tmp'):
+    for path in Path(folder).glob('ckpt_*.tmp'):
         path.unlink(missing_ok=True)
     if not keep:
         return []
@@ -151,29 +136,6 @@ def check_exists(path: str | Path) -> None:
         raise ValueError(f'{path}: there is no such checkpoint file')
 
 
-def check_file(path: str | Path) -> None:
-    """Check a file against its SHA-256. Files without one, such as SimMIM's own, are accepted.
-
-    Raises:
-        ValueError: If the file does not exist, cannot be read, or differs from what was written.
-    """
-    check_exists(path)
-    path = Path(path)
-    checksum = checksum_file(path)
-    if not checksum.is_file():
-        return
-    try:
-        expected = checksum.read_text(encoding='utf-8', errors='replace').split()
-        found = sha256(path)
-    except OSError as error:
-        raise ValueError(f'{path}: cannot be read ({error})') from error
-    if expected[:1] != [found]:
-        raise ValueError(
-            f'{path}: not a checkpoint, or one that is incomplete, damaged or replaced: its '
-            f'SHA-256 differs from {checksum.name} (remove that file to load it nevertheless)'
-        )
-
-
 def read_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint from a file or an https address with PyTorch's safe loader.
 
@@ -185,11 +147,11 @@ def read_checkpoint(path: str | Path) -> dict:
         ValueError: If the file does not exist, is damaged, contains pickled objects, or has no
             weights.
     """
-    if not _is_address(path):
-        check_file(path)
+    check_exists(path)
     # The safe loader fills a plain dictionary where the file names a config class.
     allowed = [(OrderedDict, f'{kind.__module__}.{kind.__name__}') for kind in CHECKPOINT_GLOBALS]
     try:
+        _check_digest(Path(path))
         with torch.serialization.safe_globals(allowed):
             checkpoint = _load(path)
     except Exception as error:  # a damaged file can fail in any way
@@ -209,10 +171,8 @@ def trained_config(path: str | Path) -> Config | None:
     text = read_checkpoint(path).get('config')
     if not isinstance(text, str):
         return None
-    config = default_config()
     with name_damaged(path):
-        config.merge_from_other_cfg(_known_options(load_options(text), config))
-    return config
+        return config_from_text(text)
 
 
 @contextlib.contextmanager
@@ -275,13 +235,12 @@ def checkpoint_to_evaluate(config: Config, folder: Path) -> str | Path:
         trained = trained_config(own)
         if trained and given in (trained.MODEL.RESUME, trained.PRETRAINED):
             given = None
-    checkpoint = given or own
-    if not checkpoint:
+    if not given and not own:
         raise ValueError(
             '--eval: there is nothing to evaluate: give --resume, --pretrained, or a run folder '
             f'with checkpoints (there are none in {folder})'
         )
-    return checkpoint
+    return given or own
 
 
 def read_resumable(path: str | Path) -> dict:
@@ -332,7 +291,7 @@ def load_moments(
     Raises:
         ValueError: If the moments belong to another optimizer or to other parameters.
     """
-    name = load_yaml(saved['config'])['TRAIN']['OPTIMIZER']['NAME'].lower()
+    name = flat_options(saved['config'])['TRAIN.OPTIMIZER.NAME'].lower()
     if name != type(optimizer).__name__.lower():
         raise ValueError(
             f'{source}: it was trained with TRAIN.OPTIMIZER.NAME {name}, whose moments do not fit '
@@ -349,10 +308,6 @@ def load_moments(
             'FINETUNE.MODE?); start from its weights with --pretrained and another --tag'
         )
     optimizer.load_state_dict({'state': saved['optimizer']['state'], 'param_groups': groups})
-    for parameter, moments in optimizer.state.items():
-        for moment in moments.values():
-            if isinstance(moment, Tensor) and moment.ndim and moment.shape != parameter.shape:
-                raise ValueError('moments and parameters have different shapes')
     if saved['scaler']:
         scaler.load_state_dict(saved['scaler'])
 
@@ -414,12 +369,7 @@ def load_pretrained(
 def data_options(checkpoint: dict) -> dict[str, Any]:
     """Return the DATA section of a checkpoint's config text; {} for files of other projects."""
     text = checkpoint.get('config')
-    if not isinstance(text, str):
-        return {}
-    try:
-        return dict(load_yaml(text)['DATA'])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError("the text under 'config' is not a run configuration") from error
+    return dict(config_from_text(text).DATA) if isinstance(text, str) else {}
 
 
 def drop_buffers(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -454,27 +404,30 @@ def check_fit(
             if key in target and value.shape != target[key].shape
         ],
     }
-    texts = [
-        f'{len(names)} {problem} ({", ".join(names[:NUM_LISTED])}'
-        + (', ...)' if len(names) > NUM_LISTED else ')')
+    found = '; '.join(
+        f'{len(names)} {problem} ({", ".join(names[:NUM_LISTED])})'
         for problem, names in problems.items()
         if names
-    ]
-    if texts:
-        raise ValueError(f'checkpoint of another model: {"; ".join(texts)}')
+    )
+    if found:
+        raise ValueError(f'checkpoint of another model: {found}')
 
 
 # Private helpers
 
 
-def _newest_begun_with(given: str, folder: Path, logger: logging.Logger) -> Path | None:
-    """Return the newest readable checkpoint of the run that began with MODEL.RESUME `given`."""
-    for path in newest_first(folder):
+def _readable(paths: list[Path], logger: logging.Logger) -> Iterator[tuple[Path, Config | None]]:
+    """Yield the checkpoints that can be read and their options; a warning names the others."""
+    for path in paths:
         try:
-            trained = trained_config(path)
+            yield path, trained_config(path)
         except ValueError as error:
             logger.warning(f'{error}; trying the checkpoint before it')
-            continue
+
+
+def _newest_begun_with(given: str, folder: Path, logger: logging.Logger) -> Path | None:
+    """Return the newest readable checkpoint of the run that began with MODEL.RESUME `given`."""
+    for path, trained in _readable(newest_first(folder), logger):
         begun_with = trained.MODEL.RESUME if trained else ''
         if begun_with and Path(begun_with).resolve() == Path(given).resolve():
             logger.info(f'the run began with {given} and resumes from {path.name}')
@@ -483,78 +436,24 @@ def _newest_begun_with(given: str, folder: Path, logger: logging.Logger) -> Path
 
 
 def _own_checkpoint(folder: Path) -> Path | None:
-    """Return a run's best checkpoint, unless the run was resumed from before it; else the newest.
+    """Return a run's best checkpoint, or the newest if the best is of epochs given up.
 
-    A run that resumes from an older checkpoint leaves the best of the epochs it gave up behind.
+    A run that resumes from an older checkpoint gives up the epochs after it.
     """
     best, newest = folder / BEST_CHECKPOINT, find_newest_checkpoint(folder)
-    if not best.exists() or newest is None:
-        return best if best.exists() else newest
-    try:
-        saved, last = read_checkpoint(best), read_checkpoint(newest)
-    except ValueError:  # the one that is used reports the damage
-        return best
-    reached = (last.get('epoch', -1), bool(last.get('finished')))
-    is_past_it = reached >= (saved.get('epoch', -1), True)
-    given_up = is_past_it and saved.get('best_score') != last.get('best_score')
-    return newest if given_up else best
+    if best.exists() and newest:
+        scores = [read_checkpoint(path).get('best_score') for path in (best, newest)]
+        return best if scores[0] == scores[1] else newest
+    return best if best.exists() else newest
 
 
-def _known_options(given: dict, known: Config) -> dict:
-    """Return the entries whose keys exist in `known`."""
-    if known.is_new_allowed():
-        return given
-    return {
-        key: _known_options(value, known[key]) if isinstance(known[key], dict) else value
-        for key, value in given.items()
-        if key in known
-    }
-
-
-class _HashedFile:
-    """An unbuffered file that computes the SHA-256 of what is written and keeps the first error.
-
-    It is unbuffered so that a process forked meanwhile has no half-full buffer to write. The error
-    is kept as numbers, because an exception would keep the state in memory.
-    """
-
-    def __init__(self, raw: FileIO) -> None:
-        self.raw = raw
-        self.sha256 = hashlib.sha256()
-        self.failure: tuple[int, str] | None = None
-
-    def write(self, data: bytes | memoryview) -> int:
-        rest = memoryview(data).cast('B')
-        try:
-            while rest:
-                written = self.raw.write(rest[:BLOCK_BYTES])
-                self.sha256.update(rest[:written])
-                rest = rest[written:]
-        except OSError as error:
-            self.failure = error.errno, error.strerror
-            raise
-        return len(data)
-
-    def flush(self) -> None:
-        """Do nothing: the file has no buffer."""
-
-
-def _write(path: Path, write: Callable[[_HashedFile], Any]) -> str:
-    """Write a file to disk and return its SHA-256."""
-    with open(path, 'wb', buffering=0) as raw:
-        file = _HashedFile(raw)
-        try:
-            write(file)
-        except RuntimeError:  # torch.save replaces the system's error by its own
-            if file.failure is not None:
-                raise OSError(*file.failure) from None
-            raise
-        os.fsync(raw.fileno())
-    return file.sha256.hexdigest()
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f'.{path.name}.tmp')
+def _check_digest(path: Path) -> None:
+    """Compare a file with its SHA-256. Files without one, such as SimMIM's own, are accepted."""
+    checksum = checksum_file(path)
+    if checksum.is_file() and checksum.read_text('utf-8', 'replace').split()[:1] != [sha256(path)]:
+        raise ValueError(
+            f'its SHA-256 differs from {checksum.name}; remove that file to load it nevertheless'
+        )
 
 
 def _is_address(path: str | Path) -> bool:
@@ -568,29 +467,11 @@ def _load(path: str | Path) -> object:
         )
     if Path(path).suffix == '.safetensors':
         return load_file(path)
-    if zipfile.is_zipfile(path):  # torch.save compresses nothing
-        with zipfile.ZipFile(path) as file:
-            unpacked = sum(entry.file_size for entry in file.infolist())
-        if unpacked > Path(path).stat().st_size:
-            raise ValueError(f'its entries are compressed and would unpack to {unpacked:,} bytes')
     return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def _are_weights(values: object) -> bool:
-    return isinstance(values, dict) and all(
-        isinstance(name, str) and _is_whole(value) for name, value in values.items()
-    )
-
-
-def _is_whole(value: object) -> bool:
-    """Return whether this is a plain tensor in memory whose storage holds all its entries."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == 'cpu'
-        and not value.is_quantized
-        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-    )
+    return isinstance(values, dict) and all(isinstance(value, Tensor) for value in values.values())
 
 
 def _reason(error: Exception) -> str:
@@ -600,8 +481,6 @@ def _reason(error: Exception) -> str:
         return (
             f'refused, it contains a pickled object of {unsafe[1]}: only tensors and plain values'
         )
-    if isinstance(error, OSError) and error.errno != errno.EINVAL:
-        return f'cannot be read ({error})'
     # The unpickler's own message advises to switch the safe loader off.
     detail = '' if isinstance(error, pickle.UnpicklingError) else f' ({error})'
     return f'not a checkpoint, or one that is incomplete or damaged{detail}'

@@ -7,7 +7,7 @@ import warnings
 from functools import lru_cache
 from io import BytesIO
 from os import PathLike
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -51,7 +51,6 @@ TAGS = """
 """.split()
 GREY = ('MONOCHROME1', 'MONOCHROME2')
 COLOURS = ('RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT')
-WINDOWS = ('LINEAR', 'LINEAR_EXACT', 'SIGMOID')
 JPEG_END = b'\xff\xd9'
 WHOLE = 1e-6  # grey levels this close to whole numbers count as whole numbers
 
@@ -272,50 +271,33 @@ class _DicomError(ValueError):
     """What is wrong with a DICOM file, without any text of the file."""
 
 
-class _Layout(NamedTuple):
-    shape: tuple[int, int, int]  # rows, columns, samples per pixel
-    bits: int  # stored
-    signed: bool
-    inverted: bool  # MONOCHROME1: the lowest value is white
-
-
 def _dicom_image(dataset: 'Dataset') -> Image.Image:
-    layout = _layout(dataset)
-    pixels = _dicom_pixels(dataset, layout)
+    if 'PixelData' not in dataset:
+        raise _DicomError('it holds no pixel data, or ends before them')
+    if (frames := int(dataset.get('NumberOfFrames') or 1)) > 1:
+        raise _DicomError(f'it holds {frames} frames; write each to a file of its own')
+    samples, bits = dataset.SamplesPerPixel, dataset.BitsStored
+    kind = str(dataset.get('PhotometricInterpretation')).strip()
+    if not (samples == 1 and kind in GREY or samples == 3 and kind in COLOURS and bits == 8):
+        raise _DicomError(
+            f'PhotometricInterpretation must be one of {", ".join(GREY)} with 1 sample per pixel, '
+            f'or {", ".join(COLOURS)} with 3 samples of 8 bits; palettes are not read'
+        )
+    if dataset.BitsAllocated not in (1, 8, 16):
+        raise _DicomError('BitsAllocated must be 1, 8 or 16')
+    if dataset.get('HighBit', bits - 1) != bits - 1:
+        raise _DicomError(f'HighBit must be BitsStored - 1, which is {bits - 1}')
+    pixels = _dicom_pixels(dataset)
     if pixels.ndim == 3:
         return Image.fromarray(pixels).convert('L')
     codes = pixels.astype(f'u{pixels.itemsize}', copy=False)
-    grey = _grey_levels(dataset, layout, codes)
+    grey = _grey_levels(dataset, codes, inverted=kind == 'MONOCHROME1')
     whole = np.rint(grey)
     is_whole = np.abs(grey - whole).max() < WHOLE
     return Image.fromarray((whole.astype(np.uint8) if is_whole else grey.astype(np.float32))[codes])
 
 
-def _layout(dataset: 'Dataset') -> _Layout:
-    """Check what the header says about the pixels; refuse what is not an X-ray."""
-    if 'PixelData' not in dataset:
-        raise _DicomError('it holds no pixel data, or ends before them')
-    if (frames := _integer(dataset, 'NumberOfFrames', default=1)) > 1:
-        raise _DicomError(f'it holds {frames} frames; write each to a file of its own')
-    shape = tuple(_integer(dataset, key) for key in ('Rows', 'Columns', 'SamplesPerPixel'))
-    allocated, bits = _integer(dataset, 'BitsAllocated'), _integer(dataset, 'BitsStored')
-    if allocated not in (1, 8, 16) or not 1 <= bits <= allocated:
-        raise _DicomError(f'{bits} of {allocated} bits per pixel are not 1 to 16 of 1, 8 or 16')
-    if _integer(dataset, 'HighBit', default=bits - 1) != bits - 1:
-        raise _DicomError(f'HighBit must be BitsStored - 1, which is {bits - 1}')
-    signed = _integer(dataset, 'PixelRepresentation') == 1
-    kind = str(dataset.get('PhotometricInterpretation')).strip()
-    if shape[-1] == 1 and kind in GREY:
-        return _Layout(shape, bits, signed, kind == 'MONOCHROME1')
-    if shape[-1] == 3 and kind in COLOURS and bits == 8:
-        return _Layout(shape, bits, signed=False, inverted=False)
-    raise _DicomError(
-        f'PhotometricInterpretation must be one of {", ".join(GREY)} with 1 sample per pixel, '
-        f'or {", ".join(COLOURS)} with 3 samples of 8 bits; palettes are not read'
-    )
-
-
-def _dicom_pixels(dataset: 'Dataset', layout: _Layout) -> np.ndarray:  # [H, W], or [H, W, 3] RGB
+def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
     """Decode the stored values; bits above those stored may be anything."""
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder, pixel_array
@@ -328,7 +310,7 @@ def _dicom_pixels(dataset: 'Dataset', layout: _Layout) -> np.ndarray:  # [H, W],
         raise _DicomError(f'transfer syntax {syntax.name} is not supported') from None
     if syntax.is_encapsulated:
         available = set(decoder.available_plugins)
-        if syntax == JPEGExtended12Bit and layout.bits > 8:
+        if syntax == JPEGExtended12Bit and dataset.BitsStored > 8:
             available &= {'pylibjpeg'}  # Pillow decodes 8 bits only
         plugin = next((name for name in PLUGINS if name in available), '')
         if not plugin:
@@ -339,27 +321,29 @@ def _dicom_pixels(dataset: 'Dataset', layout: _Layout) -> np.ndarray:  # [H, W],
             raise _DicomError('its compressed frame is cut off')
     options = {'decoding_plugin': plugin, 'view_only': True, 'correct_unused_bits': False}
     pixels = pixel_array(dataset, index=0, **options)
-    rows, columns, samples = layout.shape
-    if pixels.shape != ((rows, columns) if samples == 1 else layout.shape):
-        raise _DicomError(f'its frame has the shape {pixels.shape}, its header {layout.shape}')
+    if pixels.shape[:2] != (dataset.Rows, dataset.Columns):
+        raise _DicomError(f'its frame has the shape {pixels.shape}, not that of its header')
     return pixels
 
 
-def _grey_levels(dataset: 'Dataset', layout: _Layout, codes: np.ndarray) -> np.ndarray:
+def _grey_levels(dataset: 'Dataset', codes: np.ndarray, *, inverted: bool) -> np.ndarray:
     """Return the grey level in 0..255 of every code that a pixel can hold: [256] or [65536].
 
     The codes [H, W] are the pixels as unsigned numbers.
     """
+    bits, signed = dataset.BitsStored, dataset.PixelRepresentation == 1
     every = np.arange(2 ** (8 * codes.itemsize))
-    container = _signed(every, 8 * codes.itemsize) if layout.signed else every
-    stored = every % 2**layout.bits
-    stored = _signed(stored, layout.bits) if layout.signed else stored
+    container = _signed(every, 8 * codes.itemsize) if signed else every
+    stored = every % 2**bits
+    stored = _signed(stored, bits) if signed else stored
     padding = _padding(dataset, container, stored)
-    limits = _stored_limits(layout, codes, stored, padding)
+    limits = _stored_limits(bits, codes, stored, padding)
     values, limits = _modality(dataset, stored, limits)
     grey = _voi(dataset, values, limits)
-    grey = 255 - grey if layout.inverted else grey
+    grey = 255 - grey if inverted else grey
     grey[padding] = 0
+    if not np.isfinite(grey).all():
+        raise _DicomError('a number of its header is not finite')
     return grey
 
 
@@ -369,20 +353,20 @@ def _signed(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _padding(dataset: 'Dataset', container: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """Which codes are padding; its value may need more bits than those stored."""
-    if not _numbers(dataset, 'PixelPaddingValue'):
+    """Return which codes are padding; its value may need more bits than those stored."""
+    if dataset.get('PixelPaddingValue') is None:
         return np.zeros(len(stored), bool)
-    value = _integer(dataset, 'PixelPaddingValue')
-    ends = value, _integer(dataset, 'PixelPaddingRangeLimit', default=value)
+    value = dataset.PixelPaddingValue
+    ends = value, dataset.get('PixelPaddingRangeLimit', value)
     low, high = sorted(container[end % len(container)] for end in ends)  # the sign may be wrong
     return (low <= stored) & (stored <= high) | (low <= container) & (container <= high)
 
 
 def _stored_limits(
-    layout: _Layout, codes: np.ndarray, stored: np.ndarray, padding: np.ndarray
+    bits: int, codes: np.ndarray, stored: np.ndarray, padding: np.ndarray
 ) -> tuple[int, int]:
-    """The stored values that are black and white unless the file says otherwise."""
-    if layout.bits < FULL_RANGE_BITS[-1]:
+    """Return the stored values that are black and white unless the file says otherwise."""
+    if bits < FULL_RANGE_BITS[-1]:
         return stored.min(), stored.max()
     occurs = np.zeros(len(stored), bool)
     occurs[codes] = True
@@ -397,11 +381,12 @@ def _stored_limits(
 def _modality(
     dataset: 'Dataset', stored: np.ndarray, limits: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[float, float]]:
-    """Modality values (for example optical density) and their range."""
+    """Return modality values (for example optical density) and their range."""
     if dataset.get('ModalityLUTSequence'):
-        return _looked_up(dataset, 'ModalityLUTSequence', stored)
-    slope = (_numbers(dataset, 'RescaleSlope') or [1.0])[0]
-    intercept = (_numbers(dataset, 'RescaleIntercept') or [0.0])[0]
+        return _looked_up(dataset.ModalityLUTSequence[0], stored)
+    slope, intercept = dataset.get('RescaleSlope'), dataset.get('RescaleIntercept')
+    slope = 1.0 if slope is None else float(slope)
+    intercept = 0.0 if intercept is None else float(intercept)
     if not slope:
         raise _DicomError('RescaleSlope must not be 0')
     low, high = sorted(limit * slope + intercept for limit in limits)
@@ -409,10 +394,10 @@ def _modality(
 
 
 def _voi(dataset: 'Dataset', values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Grey levels of modality values."""
+    """Return the grey levels of modality values."""
     if dataset.get('VOILUTSequence'):
-        values, limits = _looked_up(dataset, 'VOILUTSequence', values)
-    elif _numbers(dataset, 'WindowCenter') and _numbers(dataset, 'WindowWidth'):
+        values, limits = _looked_up(dataset.VOILUTSequence[0], values)
+    elif dataset.get('WindowCenter') is not None and dataset.get('WindowWidth') is not None:
         return _windowed(dataset, values)
     low, high = limits
     return np.clip((values - low) * (255 / (high - low)), 0, 255)
@@ -423,34 +408,26 @@ def _windowed(dataset: 'Dataset', values: np.ndarray) -> np.ndarray:
     from pydicom.dataset import Dataset
     from pydicom.pixels import apply_windowing
 
-    function = str(dataset.get('VOILUTFunction') or 'LINEAR').strip().upper()
-    if function not in WINDOWS:
-        raise _DicomError(f'VOILUTFunction must be one of {", ".join(WINDOWS)}')
-    width = _numbers(dataset, 'WindowWidth')[0]
-    if not (width >= 1 or width > 0 and function != 'LINEAR'):
-        raise _DicomError(f'WindowWidth {width:g} is too small for {function}')
     view = Dataset()
     view.PhotometricInterpretation, view.BitsStored, view.PixelRepresentation = GREY[1], 8, 0
-    view.VOILUTFunction = function
+    view.VOILUTFunction = dataset.get('VOILUTFunction') or 'LINEAR'
     view.add(dataset['WindowCenter'])
     view.add(dataset['WindowWidth'])
-    with np.errstate(over='ignore'):  # the exponential of SIGMOID, which then gives 0
-        return apply_windowing(values, view)
+    try:
+        with np.errstate(over='ignore'):  # the exponential of SIGMOID, which then gives 0
+            return apply_windowing(values, view)
+    except ValueError:
+        raise _DicomError('its VOILUTFunction or WindowWidth is not allowed') from None
 
 
-def _looked_up(
-    dataset: 'Dataset', keyword: str, values: np.ndarray
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """Look values up in the first table of a sequence; also return the range of the table.
+def _looked_up(item: 'Dataset', values: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """Look values up in a table; also return the range of the table.
 
-    pydicom's apply_voi_lut (3.0) is not used: it cuts the values to the bits of the table's
-    entries, so that a 12-bit image with a table of 8-bit entries loses its upper bits.
+    pydicom's apply_modality_lut and apply_voi_lut (3.0) are not used: the first reads tables of 8
+    or 16 bits only, and the second cuts the values to the bits of the table's entries.
     """
-    item = dataset.get(keyword)[0]
-    descriptor, data = _numbers(item, 'LUTDescriptor'), item.get('LUTData')
-    if len(descriptor) != 3 or data is None:
-        raise _DicomError(f'{keyword} has no LUTData, or no LUTDescriptor of 3 numbers')
-    count, first, bits = int(descriptor[0]) % 2**16 or 2**16, descriptor[1], int(descriptor[2])
+    count, first, bits = item.LUTDescriptor
+    count, data = count % 2**16 or 2**16, item.LUTData
     if isinstance(data, bytes):
         data = np.frombuffer(data, '<u2' if item.original_encoding[1] else '>u2')
     entries = np.array(data, np.int64).reshape(-1)
@@ -459,25 +436,6 @@ def _looked_up(
     entries = entries[:count]
     fits = len(entries) == count and bits in range(1, 17)
     if not fits or entries.min() < 0 or entries.max() >= 2**bits:
-        raise _DicomError(f'{keyword} must have {count} entries of {bits} bits (16 at most)')
+        raise _DicomError(f'a lookup table must have {count} entries of {bits} bits (16 at most)')
     places = np.clip(values - first, 0, count - 1).astype(np.intp)
     return entries[places], (0, 2**bits - 1)
-
-
-def _numbers(dataset: 'Dataset', keyword: str) -> list[float]:
-    """Return the values of an element, or [] if it is absent or empty."""
-    try:
-        value = dataset.get(keyword)
-        numbers = [] if value is None or value == '' else np.atleast_1d(value).astype(float)
-        if np.all(np.isfinite(numbers)):
-            return list(numbers)
-    except Exception:  # the message of this error quotes the value
-        pass
-    raise _DicomError(f'{keyword} is not a number')
-
-
-def _integer(dataset: 'Dataset', keyword: str, *, default: int | None = None) -> int:
-    numbers = _numbers(dataset, keyword) or [default]
-    if len(numbers) != 1 or numbers[0] is None or numbers[0] % 1:
-        raise _DicomError(f'{keyword} must be one whole number')
-    return int(numbers[0])

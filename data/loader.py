@@ -29,10 +29,7 @@ from data.store import BAD_FILE, Store, is_store, open_store
 from engine import distributed
 
 HEADER = ('file', 'row', 'reason')  # of bad_images.csv
-HINT = (
-    'scripts/check_data.py finds all such images; with DATA.BAD_IMAGE skip, training uses other '
-    'images instead. Scored images are never replaced'
-)
+HINT = 'scripts/check_data.py finds all such images; DATA.BAD_IMAGE skip replaces them in training'
 # The first entries of Philox counters. Streams with different entries never overlap.
 SAMPLE, ORDER, WEIGHTED, REPLACEMENT = 0, 1, 2, 4
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -64,14 +61,11 @@ class BadImages:
             reason: Why the image cannot be used.
 
         Raises:
-            ValueError: If there are more bad images than the limit, or the list cannot be written.
+            ValueError: If there are more bad images than the limit.
         """
-        try:
-            listed = self.files()
-            if file not in listed:
-                self._append([file, '' if row is None else row, ' '.join(reason.split())])
-        except OSError as error:
-            raise ValueError(f'{self.path} cannot be written: {error.strerror}') from error
+        listed = self.files()
+        if file not in listed:
+            self._append([file, '' if row is None else row, ' '.join(reason.split())])
         if (count := len(listed | {file})) > self.limit:
             raise ValueError(
                 f'{count} different images cannot be used, more than DATA.BAD_IMAGE_LIMIT '
@@ -156,7 +150,7 @@ class XrayDataset(Dataset):
         raise ValueError(f'{self.records.root}: none of {len(self)} images can be used')
 
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
-        """A position, and then all others in an order that depends on the sample."""
+        """Yield a position, and then all others in an order that depends on the sample."""
         yield index
         row = int(self.records.row[index])
         others = _generator(self.seed, epoch, REPLACEMENT, row).permutation(len(self))
@@ -242,7 +236,7 @@ class EpochSampler(Sampler[list[tuple[int, ...]]]):
             yield [(epoch, *row) for row in rows]
 
     def _epoch_and_columns(self) -> tuple[int, list[np.ndarray]]:
-        """The epoch, and the images (with occurrences) of this rank in the order of its batches."""
+        """Return the epoch and this rank's images (with occurrences) in the order of batches."""
         if not self.shuffle:
             return 0, [np.arange(self.rank, self.num_images, self.world_size)]
         if self.weights is None:

@@ -12,8 +12,6 @@ import hashlib
 import json
 import math
 import multiprocessing
-import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,6 +26,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from tqdm import tqdm
 
 from data.labels import LABELS, NO_FINDING
+from engine.files import replace_file
 
 SETTINGS_FILE = 'phantom.json'
 SIZES = (32, 1000)  # smallest and largest long side of an image
@@ -38,10 +37,10 @@ SPLITS = ('train', 'valid', 'test')
 FIRST_PATIENT = {'train': 1, 'valid': 80001, 'test': 90001}
 MOST_PATIENTS = {'train': 80000, 'valid': 10000, 'test': 9999}
 
-# Per observation: share of studies positive and uncertain (Irvin et al. 2019, Table 1, per 187,641
-# studies); share of the other images whose CSV cell is 0.0 and not blank (CheXpert's train.csv);
-# loadings of the latent state on six factors: heart failure, acute care, infection, chest wall and
-# pleura, age, male sex (chosen; they give the published share of No Finding).
+# Per observation: number of positive and uncertain studies (Irvin et al. 2019, Table 1); share of
+# the other images whose CSV cell is 0.0 and not blank (train.csv); loadings of the latent
+# state on six factors: heart failure, acute care, infection, chest wall and pleura, age, male sex
+# (chosen so that they give the published share of No Finding).
 POPULATION = {
     'No Finding': (16627, 0, 0.0, (0, 0, 0, 0, 0, 0)),
     'Enlarged Cardiomediastinum': (9020, 10148, 0.108, (0.35, 0.1, 0, 0, 0.2, 0)),
@@ -60,7 +59,6 @@ POPULATION = {
 }
 SEVERITIES = [f'severity of {label}' for label in LABELS]
 NUM_STUDIES = 187641
-NUM_FRONTAL = 191027  # images, of which 16 are LL and 1 RL
 PA_SHARE, LATERAL_OF_PA, LATERAL_OF_AP, TWO_FRONTAL = 0.154, 0.9, 0.04, 0.018
 MALE_SHARE = 0.594
 READING = {'train': 0.88, 'valid': 0.97, 'test': 0.97}  # correlation of reading and latent state
@@ -73,8 +71,6 @@ CHILDREN = {  # what readers of valid and test mark with its parent, as CheXpert
 # CSV files of MIMIC-CXR-JPG.
 MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
 MIMIC_VERSION = '2.0.0'
-MIMIC_IDS = ['dicom_id', 'subject_id', 'study_id']
-NO_POSITION = 0.04  # share of training images whose ViewPosition is empty
 # NegBio's labels are CheXpert's except for these shares of the uncertain and the negative labels.
 UNCERTAIN_TO_POSITIVE, NEGATIVE_TO_BLANK = 0.25, 0.05
 
@@ -110,7 +106,6 @@ class Lung:
         return self.inner + (self.outer - self.inner) * u, self.apex + (self.base - self.apex) * v
 
     def depth(self, y: np.ndarray) -> np.ndarray:
-        """Return v of body heights."""
         return np.clip((y - self.apex) / (self.base - self.apex), 0, 1.1)
 
 
@@ -124,7 +119,7 @@ class Scene:
     layer: Image.Image  # tubes, wires and markers, at twice the resolution
     texture: np.ndarray  # of tissue, unit deviation, [H, W]
     air: np.ndarray = None  # aerated lung (0 to 1), [H, W]
-    dense: np.ndarray = None  # attenuation of all else, [H, W]
+    dense: np.ndarray = None  # attenuation of everything else, [H, W]
     bare: np.ndarray = None  # where the lung shows no vessels (0 to 1), [H, W]
     vessels: float = 1.0  # how much vessels stand out
     lungs: list[Lung] = field(default_factory=list)
@@ -223,12 +218,7 @@ def cut(
 def make_scene(
     rng: np.random.Generator, view: str, projection: str, size: int, place: tuple[float, float]
 ) -> tuple[Scene, tuple[int, int], float]:
-    """Place a patient before the film.
-
-    Returns:
-        An empty scene, larger than the image so that it can be rotated; the shape of the image
-        [H, W]; the rotation in radians.
-    """
+    """Return an empty scene that is large enough to be rotated, the image's shape and rotation."""
     short = round(size * min(max(rng.normal(0.82, 0.02), 0.75), 0.9))
     wide = rng.random() < (0.8 if projection == 'AP' else 0.35) and view == 'frontal'
     height, width = (short, size) if wide else (size, short)
@@ -245,7 +235,7 @@ def make_scene(
 
 
 def add_marker(scene: Scene, rng: np.random.Generator) -> None:
-    """Lay the letter of the patient's side beside the shoulder."""
+    """Lay the letter of the patient's side next to the shoulder."""
     letter, sign = ('L', 1) if rng.random() < 0.6 else ('R', -1)
     x = sign * abs(float(scene.x[0, -1 if sign > 0 else 0])) * rng.uniform(0.75, 0.88)
     y = float(scene.y[0, 0]) + rng.uniform(0.15, 0.5)
@@ -257,11 +247,7 @@ def add_marker(scene: Scene, rng: np.random.Generator) -> None:
 def expose(
     scene: Scene, rng: np.random.Generator, shape: tuple[int, int], angle: float
 ) -> np.ndarray:
-    """Turn attenuation into grey levels: scatter, film curve, rotation, noise, collimation.
-
-    Returns:
-        uint8 [H, W].
-    """
+    """Turn attenuation into grey levels: scatter, film curve, rotation, noise, collimation."""
     scatter, contrast = rng.uniform(0.0, 0.12), rng.uniform(0.9, 1.15)
     dark, bright = rng.normal(0.13, 0.04), rng.normal(0.80, 0.05)
     power = math.exp(rng.normal(0.25, 0.2))
@@ -296,13 +282,13 @@ def _rotate(image: np.ndarray, shape: tuple[int, int], angle: float) -> np.ndarr
 
 
 class Subject(NamedTuple):
-    """Who is drawn; the seeds fix a patient's anatomy and where the signs of a study sit."""
+    """A patient; the seeds determine the anatomy and the position of the signs of a study."""
 
-    sex: str = 'Female'
-    age: float = 60.0
-    projection: str = 'AP'
-    anatomy_seed: int | list[int] = 0
-    findings_seed: int | list[int] = 0
+    sex: str
+    age: float
+    projection: str
+    anatomy_seed: int | list[int]
+    findings_seed: int | list[int]
 
 
 def make_body(subject: Subject) -> dict[str, float]:
@@ -335,10 +321,10 @@ def make_body(subject: Subject) -> dict[str, float]:
 
 
 def frontal(scene: Scene, body: dict, severity: dict, where: dict, turn: float) -> None:
-    """Draw a frontal view.
+    """Fill a scene with the anatomy of a frontal view.
 
     Args:
-        scene: Scene to fill with lungs, air and attenuation.
+        scene: Empty scene.
         body: Measures of the patient.
         severity: Severity by label.
         where: NUM_UNIFORMS uniform numbers by label, which place its sign.
@@ -383,7 +369,7 @@ def frontal(scene: Scene, body: dict, severity: dict, where: dict, turn: float) 
 
 
 def lateral(scene: Scene, body: dict, severity: dict, where: dict, turn: float) -> None:
-    """Draw a lateral view, breastbone on the left, spine on the right; arguments: `frontal`."""
+    """Fill a scene like `frontal`, for a lateral view with the breastbone on the left."""
     x, y, soft = scene.x, scene.y, max(0.012, 0.8 / scene.px)
     apex, base = APEX + 0.05, body['base'] - 0.05 - 0.15 * severity['Atelectasis']
     vault = dome((y - apex) / 0.9, 2.2)
@@ -810,60 +796,35 @@ SIGNS = {
 }
 
 
-def make_rows(
-    num_patients: int | None,
-    split: str,
-    seed: int,
-    *,
-    rows: int | None = None,
-    name: str = 'CheXpert-phantom',
-) -> pd.DataFrame:
-    """Return a split's CSV without drawing an image.
+def sample_rows(num_patients: int, split: str, seed: int, name: str) -> pd.DataFrame:
+    """Return the rows of a split, with the severities and numbers that drawing needs.
 
     Args:
-        num_patients: Number of patients; None if `rows` is given.
+        num_patients: Number of patients.
         split: 'train', 'valid' or 'test'.
         seed: Seed of the phantom.
-        rows: Exact number of rows, which may cut off images of the last patient.
         name: Folder of the data set, the first part of every `Path`.
-
-    Returns:
-        CheXpert's 19 columns; labels 1.0, 0.0, -1.0 or NaN (blank).
-
-    Raises:
-        ValueError: If the split, the seed or a number is not allowed.
     """
-    return with_odd_cells(sample_rows(num_patients, split, seed, rows, name), split, seed)
+    studies = _studies(num_patients, split, seed)
+    table = studies.loc[studies.index.repeat(studies['num_frontal'] + studies['num_lateral'])]
+    table['view'] = table.groupby(level=0).cumcount() + 1
+    table = table.reset_index(drop=True)
+    lateral = table['view'] > table['num_frontal']
+    table['Frontal/Lateral'] = np.where(lateral, 'Lateral', 'Frontal')
+    table['projection'] = table['AP/PA']
+    table.loc[lateral, 'AP/PA'] = np.nan
+    table['index'] += FIRST_PATIENT[split]
+    columns = table[['index', 'study', 'view', 'Frontal/Lateral']]
+    table['Path'] = [
+        f'{name}/{split}/patient{patient:05d}/study{study}/view{view}_{kind.lower()}.jpg'
+        for patient, study, view, kind in columns.itertuples(index=False)
+    ]
+    return table
 
 
-def sample_rows(
-    num_patients: int | None, split: str, seed: int, rows: int | None, name: str
-) -> pd.DataFrame:
-    """Return the rows of a split with what drawing needs besides: numbers and severities."""
-    if split not in SPLITS:
-        raise ValueError(f'split must be one of {SPLITS}, got {split!r}')
-    if seed < 0:
-        raise ValueError(f'seed must be 0 or more, got {seed}')
-    if (rows is None) == (num_patients is None):
-        raise ValueError(f'give one of patients and rows, got {num_patients} and {rows}')
-    most = MOST_PATIENTS[split]
-    if rows is None and not 0 <= num_patients <= most:
-        raise ValueError(f'{split} has 0 to {most} patients, got {num_patients}')
-    if rows is None:
-        return _views(_studies(num_patients, split, seed), split, name)
-    # A study has 1.19 images on average: a few per cent more studies than needed.
-    table = _views(_studies(most, split, seed, stop=60 + int(rows / 1.16)), split, name)
-    if not 0 <= rows <= len(table):
-        raise ValueError(f'{split} has 0 to {len(table)} rows with seed {seed}, got {rows}')
-    return table.head(rows)
-
-
-def _studies(num_patients: int, split: str, seed: int, stop: int | None = None) -> pd.DataFrame:
-    """Draw patients one by one until there are `stop` studies."""
-    numbers, drawn, total = [], [], 0
+def _studies(num_patients: int, split: str, seed: int) -> pd.DataFrame:
+    numbers, drawn = [], []
     for index in range(num_patients):
-        if stop is not None and total >= stop:
-            break
         rng = np.random.default_rng([1, SPLITS.index(split), seed, index])
         count = min(92, math.ceil(rng.lognormal(0.29, 1.05))) if split == 'train' else 1
         own = rng.standard_normal((1, 6 + len(LABELS)))
@@ -872,33 +833,28 @@ def _studies(num_patients: int, split: str, seed: int, stop: int | None = None) 
         readings, uniforms = rng.standard_normal((count, 14)), rng.random((count, 18))
         numbers += [(index, study) for study in range(1, count + 1)]
         drawn.append(np.hstack([states, readings, uniforms]))
-        total += count
     drawn = np.concatenate(drawn) if drawn else np.zeros((0, 52))
     factors, own, readings, uniforms = np.split(drawn, [6, 20, 34], axis=1)
     loadings = np.array([row[3] for row in POPULATION.values()])
     states = factors @ loadings.T + own * np.sqrt(1 - (loadings**2).sum(1))
-    labels = _read_train if split == 'train' else _read_scored
-    labels = labels(states, READING[split], readings, uniforms[:, :14])
+    read = READING[split] * states + math.sqrt(1 - READING[split] ** 2) * readings
     thresholds = np.array([_threshold(row[0] + row[1] / 2) for row in POPULATION.values()])
-    severities = np.clip(0.5 + _slopes(thresholds) * (states - thresholds), 0, 1)
+    # Severity per deviation that gives positive studies their mean severity.
+    normal = NormalDist()
+    excess = np.array([normal.pdf(t) / (1 - normal.cdf(t)) - t for t in thresholds])
+    severities = np.clip(0.5 + (MEAN_SEVERITY - 0.5) / excess * (states - thresholds), 0, 1)
     table = pd.DataFrame(numbers, columns=['index', 'study'], dtype=int)
     table['Sex'] = np.where(factors[:, 5] > _threshold(MALE_SHARE * NUM_STUDIES), 'Male', 'Female')
     table['Age'] = np.clip(np.rint(60 + 17 * factors[:, 4]), 18, 90).astype(int)
     # Patients in acute care are imaged lying or sitting (AP).
-    table['AP/PA'] = np.where(factors[:, 1] > NormalDist().inv_cdf(PA_SHARE), 'AP', 'PA')
+    table['AP/PA'] = np.where(factors[:, 1] > normal.inv_cdf(PA_SHARE), 'AP', 'PA')
     lateral_share = np.where(table['AP/PA'] == 'PA', LATERAL_OF_PA, LATERAL_OF_AP)
     table['num_lateral'] = (uniforms[:, 14] < lateral_share).astype(int)
     table['num_frontal'] = 1 + (uniforms[:, 15] < TWO_FRONTAL)
-    table[list(LABELS)] = labels
+    is_train = split == 'train'
+    table[list(LABELS)] = _labels_of_reports(read, uniforms) if is_train else _labels_of_panel(read)
     table[SEVERITIES] = severities.astype(np.float32)
     return table
-
-
-def _slopes(thresholds: np.ndarray) -> np.ndarray:
-    """Return the severity per deviation that gives positive studies their mean severity."""
-    normal = NormalDist()
-    excess = [normal.pdf(t) / (1 - normal.cdf(t)) - t for t in thresholds]
-    return (MEAN_SEVERITY - 0.5) / np.array(excess)
 
 
 def _threshold(count: float) -> float:
@@ -906,11 +862,8 @@ def _threshold(count: float) -> float:
     return NormalDist().inv_cdf(1 - count / NUM_STUDIES) if count else math.inf
 
 
-def _read_train(
-    states: np.ndarray, correlation: float, readings: np.ndarray, uniforms: np.ndarray
-) -> np.ndarray:
-    """Return labels as a report has them: 1, -1 below the threshold, 0 or blank (NaN) else."""
-    read = correlation * states + math.sqrt(1 - correlation**2) * readings
+def _labels_of_reports(read: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    """Return 1, -1 below the threshold, 0 or blank (NaN) otherwise."""
     labels = np.full(read.shape, np.nan)
     for k, (positive, uncertain, denied, _) in enumerate(POPULATION.values()):
         labels[uniforms[:, k] < denied, k] = 0
@@ -920,11 +873,8 @@ def _read_train(
     return labels
 
 
-def _read_scored(
-    states: np.ndarray, correlation: float, readings: np.ndarray, uniforms: np.ndarray
-) -> np.ndarray:
-    """Return labels as a panel of radiologists has them: 1 or 0, parents marked with children."""
-    read = correlation * states + math.sqrt(1 - correlation**2) * readings
+def _labels_of_panel(read: np.ndarray) -> np.ndarray:
+    """Return 1 or 0, with parents marked when a child is."""
     thresholds = [_threshold(row[0] + row[1] / 2) for row in POPULATION.values()]
     labels = (read > thresholds).astype(float)
     for parent, children in CHILDREN.items():
@@ -934,49 +884,11 @@ def _read_scored(
     return labels
 
 
-def _views(studies: pd.DataFrame, split: str, name: str) -> pd.DataFrame:
-    """Repeat each study for its views, frontal ones first, and name the files."""
-    counts = studies['num_frontal'] + studies['num_lateral']
-    table = studies.loc[studies.index.repeat(counts)]
-    table['view'] = table.groupby(level=0).cumcount() + 1
-    table = table.reset_index(drop=True)
-    lateral = table['view'] > table['num_frontal']
-    table['Frontal/Lateral'] = np.where(lateral, 'Lateral', 'Frontal')
-    table['projection'] = table['AP/PA']
-    table.loc[lateral, 'AP/PA'] = np.nan
-    first = FIRST_PATIENT[split]
-    table['Path'] = [
-        f'{name}/{split}/patient{first + index:05d}/study{study}/view{view}_{kind.lower()}.jpg'
-        for index, study, view, kind in zip(
-            table['index'], table['study'], table['view'], table['Frontal/Lateral'], strict=True
-        )
-    ]
-    return table
-
-
-def with_odd_cells(table: pd.DataFrame, split: str, seed: int) -> pd.DataFrame:
-    """Return the CSV's columns; a training set has the odd cells of CheXpert's.
-
-    From 100 rows on: Sex 'Unknown' once, Age 0 three times; frontal AP/PA 'LL' rarely, 'RL' once.
-    """
-    csv = table[list(COLUMNS)].reset_index(drop=True)
-    if split != 'train' or len(csv) < 100:
-        return csv
-    rng = np.random.default_rng([4, seed])
-    sex, *age = rng.permutation(len(csv))[:4]
-    csv.loc[sex, 'Sex'] = 'Unknown'
-    csv.loc[age, 'Age'] = 0
-    frontal = rng.permutation(csv.index[csv['Frontal/Lateral'] == 'Frontal'])
-    csv.loc[frontal[0], 'AP/PA'] = 'RL'
-    csv.loc[frontal[1 : 2 + 15 * len(frontal) // NUM_FRONTAL], 'AP/PA'] = 'LL'
-    return csv
-
-
 VIEWS = {'frontal': frontal, 'lateral': lateral}
 
 
 def draw(
-    findings: Mapping[str, float] | np.ndarray,
+    findings: Mapping[str, float],
     subject: Subject,
     rng: np.random.Generator,
     *,
@@ -986,7 +898,7 @@ def draw(
     """Draw one X-ray.
 
     Args:
-        findings: Severity (0 to 1) by label, or [14] in CheXpert's order; 0.5 is the threshold.
+        findings: Severity (0 to 1) by label; 0.5 is the threshold of a positive label.
         subject: The patient. The seeds determine the anatomy and the position of the signs.
         rng: For what differs between images: position, exposure, noise and marker.
         view: 'frontal' or 'lateral'.
@@ -994,19 +906,8 @@ def draw(
 
     Returns:
         uint8 [H, W].
-
-    Raises:
-        ValueError: If a label, the view or the size is not allowed.
     """
-    if view not in VIEWS:
-        raise ValueError(f'view must be one of {sorted(VIEWS)}, got {view!r}')
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise ValueError(f'size must be between {SIZES[0]} and {SIZES[1]}, got {size}')
-    if not isinstance(findings, Mapping):
-        findings = dict(zip(LABELS, findings, strict=True))
-    if unknown := set(findings) - set(LABELS):
-        raise ValueError(f'findings must be among {LABELS}, got {sorted(unknown)}')
-    severity = {label: min(max(float(findings.get(label, 0)), 0.0), 1.0) for label in LABELS}
+    severity = {label: float(findings.get(label, 0)) for label in LABELS}
     uniforms = np.random.default_rng(subject.findings_seed).random((len(LABELS), NUM_UNIFORMS))
     where = dict(zip(LABELS, uniforms.tolist(), strict=True))
     body = make_body(subject)
@@ -1021,7 +922,7 @@ def draw(
     return expose(scene, rng, shape, angle)
 
 
-def make_phantom(  # noqa: PLR0913 (the sizes of three splits)
+def make_phantom(
     output: str | Path,
     *,
     num_train: int = 700,
@@ -1030,14 +931,11 @@ def make_phantom(  # noqa: PLR0913 (the sizes of three splits)
     seed: int = 0,
     workers: int = 1,
     size: int = 390,
-    rows: int | None = None,
     layout: str = 'chexpert',
 ) -> dict:
     """Write the CSV files and images of a phantom data set into a folder.
 
-    Both layouts have the same images and CheXpert labels, image by image. In 'mimic-cxr' some
-    training images have no ViewPosition, and from 100 training images on the last training study
-    has no row in the label files.
+    Both layouts have the same images and CheXpert labels, image by image.
 
     Args:
         output: Empty or absent folder. In 'chexpert' its name begins every `Path`.
@@ -1046,94 +944,72 @@ def make_phantom(  # noqa: PLR0913 (the sizes of three splits)
         num_test: Test patients, as `num_valid`.
         seed: Seed of everything.
         workers: Processes that draw. The images do not depend on their number.
-        size: Long side of the images in pixels; 0 writes the CSV files only.
-        rows: Exact number of training images, instead of `num_train`.
+        size: Long side of the images in pixels.
         layout: 'chexpert' or 'mimic-cxr'.
 
     Returns:
-        The contents of phantom.json, and 'drawn' (images drawn by this call) and 'seconds'.
+        The contents of phantom.json, and 'drawn', the number of images that this call drew.
 
     Raises:
-        ValueError: If the folder contains anything else than this finished phantom.
+        ValueError: If a number is not allowed, or if the folder contains anything else than this
+            finished phantom.
     """
-    if size and not SIZES[0] <= size <= SIZES[1]:
-        raise ValueError(f'size must be 0 or between {SIZES[0]} and {SIZES[1]}, got {size}')
-    start, output, is_mimic = time.perf_counter(), Path(output).resolve(), layout == 'mimic-cxr'
-    names = MIMIC_SPLITS if is_mimic else {split: split for split in SPLITS}
-    numbers = (None if rows else num_train, num_valid, num_test)
-    settings = {'layout': layout} if is_mimic else {}
-    settings |= {'patients': dict(zip(names.values(), numbers, strict=True)), 'rows': rows}
-    settings |= {'seed': seed, 'size': size}
-    if (found := finished(output, settings)) is not None:
-        return found | {'drawn': 0, 'seconds': time.perf_counter() - start}
+    output = Path(output).resolve()
+    patients = dict(zip(SPLITS, (num_train, num_valid, num_test), strict=True))
+    if not SIZES[0] <= size <= SIZES[1]:
+        raise ValueError(f'size must be between {SIZES[0]} and {SIZES[1]}, got {size}')
+    if any(count > MOST_PATIENTS[split] for split, count in patients.items()):
+        raise ValueError(f'the splits have at most {MOST_PATIENTS} patients, got {patients}')
+    settings = {'layout': layout, 'patients': patients, 'seed': seed, 'size': size}
+    if output.exists() and any(output.iterdir()):
+        file = output / SETTINGS_FILE
+        found = json.loads(file.read_text()) if file.is_file() else {}
+        if {key: found.get(key) for key in settings} != settings:
+            raise ValueError(f'{output} must be empty, absent or a phantom with {settings}')
+        return found | {'drawn': 0}
     output.mkdir(parents=True, exist_ok=True)
-    tables, images = {}, 0
-    for split, num_patients in zip(SPLITS, numbers, strict=True):
-        limit = rows if split == 'train' else None
-        table = sample_rows(num_patients, split, seed, limit, output.name)
-        if is_mimic:
+    tables = {}
+    for number, (split, num_patients) in enumerate(patients.items()):
+        table = sample_rows(num_patients, split, seed, output.name)
+        if layout == 'mimic-cxr':
             table = _with_mimic_names(table, split, seed, output.name)
         else:
-            with_odd_cells(table, split, seed).to_csv(output / f'{split}.csv', index=False)
+            table[list(COLUMNS)].to_csv(output / f'{split}.csv', index=False)
+        draw_all(table, output, (number, seed, size), workers)
         tables[split] = table
-        if size:
-            images += draw_all(table, output, (SPLITS.index(split), seed, size), workers)
-    if is_mimic:
+    if layout == 'mimic-cxr':
         _write_mimic_files(pd.concat(tables.values(), ignore_index=True), output, seed)
-    done = settings | {'images': {names[split]: len(table) for split, table in tables.items()}}
-    temporary = output / (SETTINGS_FILE + '.tmp')
-    temporary.write_text(json.dumps(done, indent=1) + '\n')
-    os.replace(temporary, output / SETTINGS_FILE)
-    return done | {'drawn': images, 'seconds': time.perf_counter() - start}
+    counts = {split: len(table) for split, table in tables.items()}
+    done = settings | {'images': counts}
+    replace_file(output / SETTINGS_FILE, json.dumps(done, indent=1) + '\n')
+    return done | {'drawn': sum(counts.values())}
 
 
-def make_phantom_mimic(output: str | Path, **options: int | None) -> dict:
+def make_phantom_mimic(output: str | Path, **options: int) -> dict:
     """Write a phantom in the layout of MIMIC-CXR-JPG; see `make_phantom`."""
     return make_phantom(output, layout='mimic-cxr', **options)
 
 
-def contact_sheet(output: str | Path, file: str | Path, *, split: str = 'train') -> None:
-    """Write an image of the first 24 images of a phantom with their positive labels."""
+def contact_sheet(output: str | Path, file: str | Path) -> None:
+    """Write an image of the first 24 training images of a phantom in CheXpert's layout."""
     output, cell, columns = Path(output).resolve(), 280, 6
-    table = pd.read_csv(output / f'{split}.csv').head(24)
-    sheet = Image.new('L', (columns * cell, -(-len(table) // columns) * (cell + 30)), 255)
-    pen = ImageDraw.Draw(sheet)
-    for number, row in enumerate(table.itertuples(index=False)):
-        x, y = number % columns * cell, number // columns * (cell + 30)
-        with Image.open(output.parent / row[0]) as image:
-            sheet.paste(ImageOps.contain(image, (cell - 4, cell - 4)), (x, y))
-        marks = [label for label, value in zip(LABELS, row[5:], strict=True) if value == 1]
-        half = -(-len(marks) // 2)
-        text = ', '.join(marks[:half]) + '\n' + ', '.join(marks[half:])
-        pen.text((x, y + cell - 2), text, fill=0)
+    paths = pd.read_csv(output / 'train.csv')['Path'].head(24)
+    sheet = Image.new('L', (columns * cell, math.ceil(len(paths) / columns) * cell), 255)
+    for number, path in enumerate(paths):
+        with Image.open(output.parent / path) as image:
+            place = number % columns * cell, number // columns * cell
+            sheet.paste(ImageOps.contain(image, (cell - 4, cell - 4)), place)
     sheet.save(file)
 
 
-def finished(output: Path, settings: dict) -> dict | None:
-    """Return phantom.json of a finished phantom with these settings, None for an empty folder."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return None
-    try:
-        found = json.loads((output / SETTINGS_FILE).read_text())
-    except (OSError, json.JSONDecodeError):
-        found = {}
-    if {key: found.get(key) for key in settings} != settings:
-        raise ValueError(
-            f'output must be empty, absent or this finished phantom, got {output} '
-            f'(settings {settings})'
-        )
-    return found
-
-
-def draw_all(table: pd.DataFrame, output: Path, key: tuple[int, int, int], workers: int) -> int:
-    """Draw and write the images of a split; return their number."""
-    folders = sorted({os.path.dirname(path) for path in table['Path']})
-    for folder in folders:
-        (output.parent / folder).mkdir(parents=True, exist_ok=True)
+def draw_all(table: pd.DataFrame, output: Path, key: tuple[int, int, int], workers: int) -> None:
+    """Draw and write the images of a split; the key is (number of the split, seed, size)."""
+    for path in table['Path']:
+        (output.parent / path).parent.mkdir(parents=True, exist_ok=True)
     columns = ['Path', 'Sex', 'Age', 'projection', 'index', 'study', 'view', 'Frontal/Lateral']
-    severity = table[SEVERITIES].to_numpy()
-    rows = zip(table[columns].itertuples(index=False, name=None), severity, strict=True)
-    tasks = [(output.parent, key, *row) for row in rows]
+    rows = table[columns].itertuples(index=False, name=None)
+    severities = table[SEVERITIES].to_numpy()
+    tasks = [(output.parent, key, *task) for task in zip(rows, severities, strict=True)]
     with tqdm(total=len(tasks), desc=SPLITS[key[0]], unit='image', disable=None) as progress:
         if workers <= 1:
             for task in tasks:
@@ -1142,32 +1018,29 @@ def draw_all(table: pd.DataFrame, output: Path, key: tuple[int, int, int], worke
             with multiprocessing.Pool(workers) as pool:
                 for done in pool.imap_unordered(_draw_one, tasks, chunksize=16):
                     progress.update(done)
-    return len(tasks)
 
 
 def _draw_one(task: tuple) -> int:
     root, (split, seed, size), row, severity = task
     path, sex, age, projection, patient, study, view, kind = row
-    who = [split, seed, patient]
+    who = [split, seed, patient - FIRST_PATIENT[SPLITS[split]]]
     subject = Subject(sex, age, projection, [2, *who], [3, *who, study])
     rng = np.random.default_rng([5, *who, study, view])
-    image = draw(severity, subject, rng, view=kind.lower(), size=size)
+    findings = dict(zip(LABELS, severity, strict=True))
+    image = draw(findings, subject, rng, view=kind.lower(), size=size)
     Image.fromarray(image).save(root / path, quality=90)
     return 1
 
 
 def _with_mimic_names(table: pd.DataFrame, split: str, seed: int, name: str) -> pd.DataFrame:
-    """Add MIMIC-CXR-JPG's columns, and put its paths in place of CheXpert's."""
-    patient = FIRST_PATIENT[split] + table['index']
-    table['subject_id'] = (10_000_000 + 100 * patient).astype(str)
-    table['study_id'] = (50_000_000 + 100 * patient + table['study']).astype(str)
+    """Add MIMIC-CXR-JPG's columns, and replace CheXpert's paths by its paths."""
+    table['subject_id'] = (10_000_000 + 100 * table['index']).astype(str)
+    table['study_id'] = (50_000_000 + 100 * table['index'] + table['study']).astype(str)
     table['dicom_id'] = [_dicom_id(seed, path.partition('/')[2]) for path in table['Path']]
     table['split'] = MIMIC_SPLITS[split]
     lateral = np.where(table['study'] % 2, 'LATERAL', 'LL')
-    frontal = table['Frontal/Lateral'] == 'Frontal'
-    position = np.where(frontal, table['projection'], lateral)
-    missing = np.random.default_rng([6, SPLITS.index(split), seed]).random(len(table)) < NO_POSITION
-    table['ViewPosition'] = np.where(missing & (split == 'train'), '', position)
+    is_frontal = table['Frontal/Lateral'] == 'Frontal'
+    table['ViewPosition'] = np.where(is_frontal, table['projection'], lateral)
     table['Path'] = (
         f'{name}/files/p' + table['subject_id'].str[:2] + '/p' + table['subject_id']
         + '/s' + table['study_id'] + '/' + table['dicom_id'] + '.jpg'
@@ -1176,28 +1049,25 @@ def _with_mimic_names(table: pd.DataFrame, split: str, seed: int, name: str) -> 
 
 
 def _dicom_id(seed: int, path: str) -> str:
-    """Five groups of eight hexadecimal digits, as MIMIC-CXR-JPG's files are named."""
+    """Return five groups of eight hexadecimal digits, as MIMIC-CXR-JPG's files are named."""
     digits = hashlib.blake2b(f'{seed} {path}'.encode(), digest_size=20).hexdigest()
     return '-'.join(digits[start : start + 8] for start in range(0, 40, 8))
 
 
 def _write_mimic_files(table: pd.DataFrame, output: Path, seed: int) -> None:
-    _write(table[[*MIMIC_IDS, 'ViewPosition']], output, 'metadata')
-    _write(table[['dicom_id', 'study_id', 'subject_id', 'split']], output, 'split')
-    studies = table.drop_duplicates('study_id')
-    train = studies.index[studies['split'] == 'train']
-    if (table['split'] == 'train').sum() >= 100:
-        studies = studies.drop(train[-1])
-    studies = studies[['subject_id', 'study_id', *sorted(LABELS)]]
-    _write(studies, output, 'chexpert')
-    labels = studies[sorted(LABELS)].to_numpy()
+    columns = sorted(LABELS)
+    studies = table.drop_duplicates('study_id')[['subject_id', 'study_id', *columns]]
+    labels = studies[columns].to_numpy()
     draws = np.random.default_rng([7, seed]).random(labels.shape)
     labels = np.where((labels == -1) & (draws < UNCERTAIN_TO_POSITIVE), 1, labels)
     labels = np.where((labels == 0) & (draws < NEGATIVE_TO_BLANK), np.nan, labels)
-    _write(studies.assign(**dict(zip(sorted(LABELS), labels.T, strict=True))), output, 'negbio')
-
-
-def _write(table: pd.DataFrame, output: Path, kind: str) -> None:
+    files = {
+        'metadata': table[['dicom_id', 'subject_id', 'study_id', 'ViewPosition']],
+        'split': table[['dicom_id', 'study_id', 'subject_id', 'split']],
+        'chexpert': studies,
+        'negbio': studies.assign(**dict(zip(columns, labels.T, strict=True))),
+    }
     compression = {'method': 'gzip', 'mtime': 0}  # the same bytes each time
-    file = output / f'mimic-cxr-{MIMIC_VERSION}-{kind}.csv.gz'
-    table.to_csv(file, index=False, compression=compression)
+    for kind, rows in files.items():
+        file = output / f'mimic-cxr-{MIMIC_VERSION}-{kind}.csv.gz'
+        rows.to_csv(file, index=False, compression=compression)

@@ -3,25 +3,22 @@
 A store is a folder that replaces the folder of the data set. The CSV files of the data set are
 copied into it unchanged, and the readers look up its images where they otherwise look up files.
 
-    store.json            version, settings, and size and CRC-32 of every other file
-    names_00000.npy       [N] names of the image files, sorted
-    pictures_00000.npy    [N] ENTRY: where the pixels of each image are, their form, their CRC-32,
-                          and the size of the image before it was packed
-    pixels_*.bin          the pixels, one image after another
-    bad_images.csv        the files that could not be read and were left out
+    store.json         version, settings, and size and CRC-32 of every other file
+    names_00000.npy    [N] names of the image files, sorted
+    places_00000.npy   [N] ENTRY: where the pixels of each image are, their form, their CRC-32, and
+                       the size of the image before it was packed
+    pixels_*.bin       the pixels, one image after another
+    bad_images.csv     the files that could not be read and were left out
 
 The index and the CSV files are checked when a store is opened, and an image when a process reads
 it for the first time (15 us for 256 x 256 pixels). Pixels are read and not memory-mapped: if a
 file is cut short while it is in use, that is a ValueError, and no signal ends the process.
 """
 
-import csv
-import io
 import json
 import logging
 import os
 import shutil
-import time
 import weakref
 import zlib
 from collections.abc import Sequence
@@ -31,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
@@ -39,6 +37,7 @@ from engine.files import BLOCK_BYTES, atomic_writer, locked, replace_file
 
 VERSION = 2
 STORE_FILE = 'store.json'
+NAMES_FILE, INDEX_FILE = 'names_00000.npy', 'places_00000.npy'
 UNFINISHED_FILE = 'packing.json'
 BAD_FILE = 'bad_images.csv'
 LOCK_FILE = 'store.lock'
@@ -71,30 +70,29 @@ DTYPES = {
 
 
 class Store:
-    """An open store. It is pickled as its path; use `open_store` to open one."""
+    """An open store. It is pickled as its path; use `open_store` to open one.
+
+    Attributes:
+        path: Folder of the store.
+        about: Contents of store.json.
+        names: [N] names of the image files as bytes, sorted.
+        index: [N] ENTRY.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.about = read_about(path)
         if problems := file_problems(self.path, self.about):
             raise ValueError(problems[0])
-        number = self.about['generation']
-        files = [self.path / f'{kind}_{number:05d}.npy' for kind in ('names', 'pictures')]
-        self.names, self.index = (np.load(file, mmap_mode='r').view(np.ndarray) for file in files)
+        # The names come first in all stores; earlier versions have other names for the index.
+        files = sorted(name for name in self.about['files'] if name.endswith('.npy'))
+        arrays = (np.load(self.path / name, mmap_mode='r') for name in files)
+        self.names, self.index = (array.view(np.ndarray) for array in arrays)
         self._shards: dict[int, int] = {}  # descriptors of the open shards
         self._checked = np.zeros(len(self.names), bool)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_again, (str(self.path), _checksum(self.about))
-
-    def __fspath__(self) -> str:
-        return str(self.path)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __contains__(self, file: str) -> bool:
-        return bool(self.position([file])[0] >= 0)
+        return open_store, (str(self.path),)
 
     @property
     def files(self) -> list[str]:
@@ -116,7 +114,8 @@ class Store:
 
     def exists(self, file: str) -> bool:
         """Whether this is an image, packed or left out, or a folder that contains one."""
-        return file in self or file in self.left_out or bool(self.below(file))
+        is_image = file in self.left_out or self.position([file])[0] >= 0
+        return bool(is_image or self.below(file))
 
     def below(self, folder: str) -> list[str]:
         """Return the image files in a folder, including those left out, sorted."""
@@ -243,18 +242,12 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def write_about(folder: Path, about: dict[str, Any]) -> None:
     """Write store.json, which makes the folder a store, and the list of what was left out."""
-    write_bad(folder, about)
+    if about['left_out']:
+        bad = pd.DataFrame(about['left_out'].items(), columns=['file', 'problem'])
+        text = bad.to_csv(index=False)
+        replace_file(folder / BAD_FILE, text.encode('utf-8', 'backslashreplace'))
     data = json.dumps({**about, 'crc32': _checksum(about)}, indent=1) + '\n'
     replace_file(folder / STORE_FILE, data)
-
-
-def write_bad(folder: Path, about: dict[str, Any]) -> None:
-    """Write bad_images.csv if images were left out."""
-    if about['left_out']:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator='\n')
-        writer.writerows([('file', 'problem'), *about['left_out'].items()])
-        replace_file(folder / BAD_FILE, text.getvalue().encode('utf-8', 'backslashreplace'))
 
 
 def describe_form(settings: dict[str, Any]) -> str:
@@ -269,18 +262,11 @@ def describe_form(settings: dict[str, Any]) -> str:
 
 def file_problems(path: Path, about: dict[str, Any]) -> list[str]:
     """List the files of a store that are missing or changed; of shards only the size is checked."""
-    problems = []
-    for name, (size, crc) in about['files'].items():
-        try:
-            found = os.stat(path / name).st_size
-        except OSError as error:
-            problems.append(f'{path / name} cannot be read: {error.strerror}')
-            continue
-        if found != size:
-            problems.append(f'{path / name} has {found} bytes, but {size} were written')
-        elif name not in about['shards'] and file_crc32(path / name) != crc:
-            problems.append(f'{path / name} is not what was written: its checksum differs')
-    return problems
+    found = (
+        _file_problem(path / name, size, None if name in about['shards'] else crc)
+        for name, (size, crc) in about['files'].items()
+    )
+    return [problem for problem in found if problem]
 
 
 def file_crc32(path: Path) -> int:
@@ -300,48 +286,39 @@ def copy_store(
     """Copy a store, for example from a network drive to the disk of a node; return the target.
 
     Any number of processes may call it at once: one copies and the others wait. Every file is
-    checked while it is copied, and store.json is written last. A copy that was interrupted is
-    resumed after a check of the files that are there; a complete one is left as it is.
+    checked while it is copied, and store.json is written last. An interrupted copy is resumed
+    after a check of the files that are there; a complete one is left as it is.
 
     Raises:
         ValueError: If a file of the source is not what was packed, or the disk is too small.
     """
     source, target = Path(source), Path(target)
-    if source.resolve() == target.resolve():
-        return target
     about = read_about(source)
-    if _is_copied(target, about):
+    if source.resolve() == target.resolve() or _is_copied(target, about):
         return target
     if logger is not None:
         logger.info(f'copying {source} to {target}, or waiting for another process that does')
     with locked(target / LOCK_FILE, wait=True):
         if _is_copied(target, about):
             return target
-        start = time.perf_counter()
         (target / STORE_FILE).unlink(missing_ok=True)
         missing = {
-            name: (size, crc)
-            for name, (size, crc) in about['files'].items()
-            if not _is_whole(target / name, size, crc)
+            name: numbers
+            for name, numbers in about['files'].items()
+            if _file_problem(target / name, *numbers)
         }
-        num_bytes = sum(size for size, _ in missing.values())
-        check_space(target, num_bytes)
-        with ThreadPoolExecutor(COPY_THREADS) as pool:
-            copies = [
-                pool.submit(copy_file, source / name, target / name, *numbers)
-                for name, numbers in missing.items()
-            ]
-            try:
-                for copy in copies:
-                    copy.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
-        write_about(target, about)
-        if logger is not None:
-            seconds = time.perf_counter() - start
-            logger.info(
-                f'copied {num_bytes / 1e9:.2f} GB of {source} to {target} in {seconds:.1f} s'
+        needed, free = sum(size for size, _ in missing.values()), shutil.disk_usage(target).free
+        if needed > free:
+            raise ValueError(
+                f'{needed / 1e9:.2f} GB do not fit: {target} has {free / 1e9:.2f} GB free'
             )
+
+        def copy(name: str) -> None:
+            copy_file(source / name, target / name, *missing[name])
+
+        with ThreadPoolExecutor(COPY_THREADS) as pool:
+            list(pool.map(copy, missing))
+        write_about(target, about)
     return target
 
 
@@ -357,23 +334,6 @@ def copy_file(source: Path, target: Path, size: int, crc32: int) -> None:
                 raise ValueError(f'{source} is not what was written: its checksum differs')
     except OSError as error:
         raise ValueError(f'{source} cannot be copied to {target.parent}: {error}') from error
-
-
-def check_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse to start if the disk of a folder is too small."""
-    free = shutil.disk_usage(folder).free
-    if needed_bytes > free:
-        raise ValueError(
-            f'{needed_bytes / 1e9:.2f} GB do not fit: {folder} has {free / 1e9:.2f} GB free'
-        )
-
-
-def _open_again(path: str, checksum: int) -> Store:
-    """Open the store that another process has open; positions mean other images in a new one."""
-    store = open_store(path)
-    if _checksum(store.about) != checksum:
-        raise ValueError(f'{path} was changed while it was in use: start the run again')
-    return store
 
 
 @lru_cache(maxsize=OPEN_STORES)
@@ -392,5 +352,14 @@ def _is_copied(target: Path, about: dict[str, Any]) -> bool:
         return False
 
 
-def _is_whole(path: Path, size: int, crc: int) -> bool:
-    return path.is_file() and path.stat().st_size == size and file_crc32(path) == crc
+def _file_problem(path: Path, size: int, crc: int | None) -> str:
+    """Return what is wrong with a file, '' if nothing; without crc only the size is checked."""
+    try:
+        found = os.stat(path).st_size
+    except OSError as error:
+        return f'{path} cannot be read: {error.strerror}'
+    if found != size:
+        return f'{path} has {found} bytes, but {size} were written'
+    if crc is not None and file_crc32(path) != crc:
+        return f'{path} is not what was written: its checksum differs'
+    return ''

@@ -316,9 +316,6 @@ def _log_start(run: Run) -> None:
     logger.info(describe_precision(config, run.device))
     if config.TRAIN.DETERMINISTIC:
         logger.info('TRAIN.DETERMINISTIC: only deterministic algorithms')
-    schedule = config.TRAIN.LR_SCHEDULER.NAME
-    if schedule not in ('cosine', 'onecycle'):
-        logger.info(f'TRAIN.MIN_LR has no effect with the {schedule} schedule')
 
 
 def _finish(process: Process, main: Callable[[Run], int | None]) -> int:

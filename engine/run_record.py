@@ -25,7 +25,7 @@ from config import (
     config_text,
     default_config,
     flat_options,
-    load_options,
+    load_yaml,
 )
 from data.labels import used_policies
 from data.records import find_table
@@ -135,9 +135,9 @@ class RunRecord:
 
     def _trained_options(self) -> str:
         """The options that the run was trained with; evaluation and report may have changed."""
-        with contextlib.suppress(OSError, ValueError):
-            trained = load_options((self.folder / OPTIONS_FILE).read_text('utf-8'))
-            now = load_options(self.options)
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            trained = load_yaml((self.folder / OPTIONS_FILE).read_text('utf-8'))
+            now = load_yaml(self.options)
             reported = {key: now[key] for key in REPORTED_SECTIONS}
             return yaml.safe_dump(trained | reported, sort_keys=False)
         return self.options
@@ -329,13 +329,10 @@ def without_home(text: str) -> str:
 def _changed_options(before: str, now: str) -> list[str]:
     """Options that change what is trained; an option that `before` lacks had its default."""
     old = flat_options(config_text(default_config())) | flat_options(before)
-    new = flat_options(now)
-    by_label = 'DATA.UNCERTAIN_BY_LABEL.'  # a mapping without fixed keys
-    old = {key: value for key, value in old.items() if key in new or key.startswith(by_label)}
     return [
-        f'{key}: {old.get(key)} -> {new.get(key)}'
-        for key in {**old, **new}
-        if old.get(key) != new.get(key)
+        f'{key}: {old.get(key)} -> {value}'
+        for key, value in flat_options(now).items()
+        if old.get(key) != value
         and key not in FREE_OPTIONS
         and key.partition('.')[0] not in REPORTED_SECTIONS
     ]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from data import Loaders
 from engine.device import throughput
-from engine.loop import LossFunction
+from engine.loop import LossFunction, fit
 from engine.preflight import preflight
 from engine.run_record import Run
 
@@ -18,9 +18,10 @@ def run_stage(
     *,
     build: Callable[[], tuple[nn.Module, LossFunction | None]],
     evaluate: Callable[[], None],
-    train: Callable[[nn.Module, LossFunction | None], None],
-    example: Callable[[], tuple[Tensor, ...]],
     convert: Callable[..., Any],
+    after_epoch: Callable[..., dict[str, Any]] | None = None,
+    train: Callable[[nn.Module, LossFunction | None], None] | None = None,
+    example: Callable[[], tuple[Tensor, ...]] | None = None,
 ) -> int:
     """Do what the flags --eval, --throughput and --check ask for, or else train.
 
@@ -29,9 +30,10 @@ def run_stage(
         loaders: Batches of all splits.
         build: Returns the model and the loss of a batch; None if nothing is trained.
         evaluate: Evaluates a checkpoint.
-        train: Trains the model, or fits a probe.
-        example: Returns a batch of inputs of the model.
         convert: Fits pre-trained weights to the model; see `utils.load_pretrained`.
+        after_epoch: Evaluates the model after each epoch; see `engine.loop.fit`.
+        train: Trains the model, or fits a probe; by default `engine.loop.fit`.
+        example: Returns a batch of inputs of the model; by default a training batch.
 
     Returns:
         The exit code.
@@ -42,11 +44,15 @@ def run_stage(
         return 0
     model, loss_fn = build()
     if config.THROUGHPUT_MODE:
-        rate = throughput(config, model, example(), run.device)
+        inputs = example() if example else next(iter(loaders.train))
+        rate = throughput(config, model, inputs, run.device)
         run.logger.info(f'throughput {rate:.1f} images/s')
         return 0
     if config.CHECK_MODE:
         return preflight(run, model, loaders, loss_fn, convert=convert)
     run.record.describe(config, loaders)
-    train(model, loss_fn)
+    if train:
+        train(model, loss_fn)
+    else:
+        fit(run, model, loaders.train, loss_fn, after_epoch=after_epoch, convert=convert)
     return 0

@@ -17,7 +17,7 @@ from evaluation.calibration import (
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples, delong_interval
 from evaluation.metrics import METRICS, Protocol, label_scores, mean_scores, summary
-from evaluation.published import is_chexpert_test, points_below, radiologist_points
+from evaluation.published import RADIOLOGISTS, is_chexpert_test, points_below
 from evaluation.subgroups import score_groups
 
 CURVE_POINTS = 200  # of a drawn curve, at most
@@ -74,7 +74,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
                 **_calibration(*pair, held_out.temperatures[k], weights),
                 **_curves(*pair),
                 'delong': _delong(*pair, rows.patient),
-                **_radiologists(*pair, radiologist_points(label) if were_read else []),
+                **_radiologists(*pair, RADIOLOGISTS.get(label, ()) if were_read else ()),
             }
         )
     return {

@@ -1,129 +1,54 @@
-"""Charts of the report as SVG, and the values that its templates print.
+"""Charts of the report as SVG, and the numbers that its templates print.
 
-`Node` is a value of report.json together with its path. A number prints as an element with its
-exact value and path, so every number on the page can be traced and sorted. Colours come from the
-style sheet of the page. Every series differs from its neighbours in dash or marker, not in colour
-alone.
+Colours come from the style sheet of the page. Every series differs from its neighbours in dash or
+marker, not in colour alone.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 # Pixels of a panel: about 300 wide, so that the text stays legible on a phone.
 SIDE, LEFT, RIGHT, TOP, BOTTOM = 236, 48, 14, 10, 44
 UNDEFINED = 'not defined: one class only'
-LONGEST_TITLE = 32  # letters next to an axis
 STRIP = 38  # height of a row of a forest plot
 MARKERS = ('circle', 'square', 'triangle')
-SMALLEST_RANGE = 1e-6  # of probabilities that a calibration plot can separate
 FEW_POINTS = 30  # up to this number, each point of a training curve gets a marker
 UNIT = (0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
-Series = tuple[Sequence[float | None], Sequence[float | None]]
+Values = Sequence[float | None]
 
 
-class Node:
-    """A value of the report with its path; a template prints it as an element with both."""
+def printed(value: object) -> object:
+    """What a template prints for a value: three decimals of a float, and all digits of a count.
 
-    __slots__ = ('_path', '_value')
-
-    def __init__(self, value: object, path: tuple[str | int, ...] = ()) -> None:
-        self._value, self._path = value, path
-
-    def __getitem__(self, key: str | int) -> 'Node':
-        return Node(self._value[key], (*self._path, key))
-
-    def __iter__(self) -> Iterator['Node']:
-        keys = self._value if isinstance(self._value, dict) else range(len(self._value))
-        return (self[key] for key in keys)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._value
-
-    def __len__(self) -> int:
-        return len(self._value)
-
-    def __bool__(self) -> bool:
-        return bool(self._value)
-
-    def __eq__(self, other: object) -> bool:
-        return self._value == raw(other)
-
-    __hash__ = None
-
-    def __html__(self) -> Markup:
-        """Escaped text, counts without decimals, and other numbers with three decimals."""
-        if isinstance(self._value, str):
-            return escape(self._value)
-        return self.show(decimal(self._value) if isinstance(self._value, float) else None)
-
-    def __str__(self) -> str:
-        raise TypeError(f'{dotted(self._path)}: print it as an element, or use a filter')
-
-    def show(self, shown: str | None = None) -> Markup:
-        """The number as `shown` (by default as a count), with its exact value and its path.
-
-        A list is shown as its length.
-        """
-        value = len(self._value) if isinstance(self._value, list) else self._value
-        if value is None:
-            return self._element('', 'n/a', ' class="na"')
-        return self._element(repr(value), shown or f'{value:,.0f}')
-
-    def _element(self, value: str, shown: str, attributes: str = '') -> Markup:
-        return Markup(f'<data value="{value}" data-path="{{}}"{attributes}>{{}}</data>').format(
-            dotted(self._path), shown
-        )
+    The exact value, by which the page sorts, is an attribute of the element.
+    """
+    if isinstance(value, float):
+        return number(value, f'{value:.3f}'.replace('-', '\N{MINUS SIGN}'))
+    if value is None or isinstance(value, int):
+        return number(value, f'{value or 0:,}')
+    return value
 
 
-def dotted(path: tuple[str | int, ...]) -> str:
-    """Join keys by dots; a dot inside a key is written %2E."""
-    return '.'.join(str(key).replace('%', '%25').replace('.', '%2E') for key in path)
+def number(value: float | None, shown: str) -> Markup:
+    """A number with the text that is shown for it; 'n/a' for None."""
+    if value is None:
+        return Markup('<data value="" class="na">n/a</data>')
+    return Markup('<data value="{}">{}</data>').format(repr(value), shown)
 
 
-def raw(node: object) -> object:
-    """The value of a node."""
-    return node._value if isinstance(node, Node) else node
-
-
-def identifier(node: Node) -> str:
-    """An element id that is unique to the node."""
-    return '-'.join(str(key) for key in node._path)
-
-
-def entries(node: Node, order: list[str] | None = None) -> list[tuple[str, Node]]:
-    """Keys and values of a dict: first the keys in `order`, then the others by name."""
-    first = [key for key in order or [] if key in node]
-    return [(key, node[key]) for key in dict.fromkeys([*first, *raw(node)])]
-
-
-def decimal(value: float) -> str:
-    """Three decimals."""
-    return f'{value:.3f}'.replace('-', '\N{MINUS SIGN}')
-
-
-def count(node: Node) -> Markup:
-    """A number without decimals."""
-    return node.show()
-
-
-def probability(node: Node) -> Markup:
+def probability(value: float | None) -> object:
     """Three decimals, or powers of ten if it would look like 0."""
-    value = raw(node)
-    return node.show(f'{value:.1e}') if value and abs(value) < 0.0005 else node.__html__()
+    is_small = value and abs(value) < 0.0005
+    return number(value, f'{value:.1e}') if is_small else printed(value)
 
 
-def p_value(node: Node) -> Markup:
+def p_value(value: float | None) -> object:
     """Three decimals, or '< 0.001'."""
-    value = raw(node)
-    return node.show('< 0.001' if value is not None and value < 0.001 else decimal(value or 0.0))
-
-
-def is_known(node: Node) -> bool:
-    """Whether the value is not null."""
-    return raw(node) is not None
+    is_small = value is not None and value < 0.001
+    return number(value, '< 0.001') if is_small else printed(value)
 
 
 @dataclass(frozen=True)
@@ -174,107 +99,101 @@ class Panel:
     def __init__(self, x: Axis, y: Axis) -> None:
         self.x, self.y = x, y
         self.parts: list[Markup] = []
-        self._frame()
+        bottom, right = TOP + SIDE, LEFT + SIDE
+        for tick, name in x.names():
+            at = self.place(tick, y.low)[0]
+            self.parts.append(
+                element('path', class_='grid', d=f'M{at:.1f} {TOP}L{at:.1f} {bottom}')
+            )
+            self.text(at, bottom + 16, name, 'middle')
+        for tick, name in y.names():
+            at = self.place(x.low, tick)[1]
+            self.parts.append(
+                element('path', class_='grid', d=f'M{LEFT} {at:.1f}L{right} {at:.1f}')
+            )
+            self.text(LEFT - 6, at + 4, name, 'end')
+        self.text(LEFT + SIDE / 2, bottom + 36, x.title, 'middle', 'axis-title')
+        turned = f'rotate(-90) translate({-(TOP + SIDE / 2):g} 12)'
+        self.parts.append(
+            element('text', y.title, class_='axis-title', transform=turned, text_anchor='middle')
+        )
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Pixels of a point."""
         return LEFT + SIDE * self.x.share(x), TOP + SIDE * (1 - self.y.share(y))
 
-    def line(self, xs: Sequence[float | None], ys: Sequence[float | None], style: str) -> None:
+    def line(self, xs: Values, ys: Values, style: str) -> None:
         """A line through the points, interrupted where a value is missing."""
-        points = [
-            None if x is None or y is None else tuple(round(v, 1) for v in self.place(x, y))
-            for x, y in zip(xs, ys, strict=True)
-        ]
         pieces, pen = [], 'M'
-        for point in _corners(points):
-            if point is not None:
-                pieces.append(f'{pen}{point[0]:g} {point[1]:g}')
-            pen = 'M' if point is None else 'L'
-        self.parts.append(Markup('<path class="{}" d="{}"/>').format(style, ''.join(pieces)))
+        for x, y in zip(xs, ys, strict=True):
+            is_known = x is not None and y is not None
+            if is_known:
+                pieces.append('{}{:.1f} {:.1f}'.format(pen, *self.place(x, y)))
+            pen = 'L' if is_known else 'M'
+        self.parts.append(element('path', class_=style, d=''.join(pieces)))
 
-    def marks(self, xs: Sequence, ys: Sequence, style: str, *, marker: str) -> None:
+    def marks(self, xs: Values, ys: Values, style: str, *, marker: str) -> None:
         """A marker at each known point."""
         for x, y in zip(xs, ys, strict=True):
             if x is not None and y is not None:
-                self.parts.append(_mark(*self.place(x, y), marker, style))
+                self.parts.append(mark(*self.place(x, y), marker, style))
 
-    def svg(self, key: str, title: str, description: str) -> Markup:
-        """The finished chart; `key` must be unique on the page."""
-        return Markup(
-            '<svg class="panel" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-t {}-d">'
-            '<title id="{}-t">{}</title><desc id="{}-d">{}</desc>{}</svg>'
-        ).format(
-            *(LEFT + SIDE + RIGHT, TOP + SIDE + BOTTOM),
-            *(key, key, key, title, key, description),
-            Markup('').join(self.parts),
-        )
+    def text(self, x: float, y: float, words: str, anchor: str, style: str = 'tick') -> None:
+        """Text at a place in pixels; `anchor` is 'middle' or 'end'."""
+        place = {'x': f'{x:.1f}', 'y': f'{y:.1f}'}
+        self.parts.append(element('text', words, class_=style, **place, text_anchor=anchor))
 
     def note(self, words: str) -> None:
         """A remark in the middle of an empty chart."""
-        self._text(LEFT + SIDE / 2, TOP + SIDE / 2 - 8, words, 'middle', 'axis-title')
+        self.text(LEFT + SIDE / 2, TOP + SIDE / 2 - 8, words, 'middle', 'axis-title')
 
-    def _frame(self) -> None:
-        bottom, right = TOP + SIDE, LEFT + SIDE
-        for tick, name in self.x.names():
-            x = self.place(tick, self.y.low)[0]
-            self._rule(x, TOP, x, bottom)
-            self._text(x, bottom + 16, name, 'middle')
-        for tick, name in self.y.names():
-            y = self.place(self.x.low, tick)[1]
-            self._rule(LEFT, y, right, y)
-            self._text(LEFT - 6, y + 4, name, 'end')
-        self._text(LEFT + SIDE / 2, bottom + 36, self.x.title, 'middle', 'axis-title')
-        middle = f'rotate(-90) translate({-(TOP + SIDE / 2):g} 12)'
-        self.parts.append(
-            Markup('<text class="axis-title" transform="{}" text-anchor="middle">{}</text>').format(
-                middle, self.y.title
-            )
-        )
-
-    def _rule(self, x1: float, y1: float, x2: float, y2: float) -> None:
-        self.parts.append(
-            Markup('<path class="grid" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(x1, y1, x2, y2)
-        )
-
-    def _text(self, x: float, y: float, words: str, anchor: str, style: str = 'tick') -> None:
-        self.parts.append(
-            Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-                style, x, y, anchor, words
-            )
+    def svg(self, key: str, title: str, description: str) -> Markup:
+        """The finished chart; `key` must be unique on the page."""
+        named = [
+            element('title', title, id=f'{key}-t'),
+            element('desc', description, id=f'{key}-d'),
+        ]
+        return element(
+            'svg',
+            *named,
+            *self.parts,
+            class_='panel',
+            viewBox=f'0 0 {LEFT + SIDE + RIGHT} {TOP + SIDE + BOTTOM}',
+            role='img',
+            aria_labelledby=f'{key}-t {key}-d',
         )
 
 
-def roc(label: Node) -> Markup:
-    """The ROC curve, the operating point of the threshold, and radiologists' points."""
-    values = raw(label)
+def roc(label: dict, key: str) -> Markup:
+    """The ROC curve, the operating point of the threshold, and radiologists' points.
+
+    Args:
+        label: A label's entry in report.json.
+        key: Id of the chart.
+    """
     panel = Panel(Axis(*UNIT, '1 \N{MINUS SIGN} specificity'), Axis(*UNIT, 'Sensitivity'))
     panel.line((0, 1), (0, 1), 'chance')
-    xs, ys = _series(values['roc'])
+    xs, ys = _series(label['roc'])
     panel.line(xs, ys, 'curve series-0')
     if not xs:
         panel.note(UNDEFINED)
-    scores = values['scores']
-    specificity, recall = (scores[name]['value'] for name in ('specificity', 'recall'))
+    specificity, recall = (label['scores'][name]['value'] for name in ('specificity', 'recall'))
     if specificity is not None:
         panel.marks([1 - specificity], [recall], 'operating', marker='cross')
-    for i, reader in enumerate(values['radiologists']):
+    for i, reader in enumerate(label['radiologists']):
         style = 'reader ' + ('below' if reader['below'] else 'above')
         place = [1 - reader['specificity']], [reader['sensitivity']]
         panel.marks(*place, style, marker=MARKERS[i % len(MARKERS)])
     words = 'Sensitivity against 1 minus specificity; the numbers stand above and in the table.'
-    return panel.svg(f'{identifier(label)}-roc', f'ROC curve: {values["label"]}', words)
+    return panel.svg(f'{key}-roc', f'ROC curve: {label["label"]}', words)
 
 
-def precision_recall(label: Node) -> Markup:
+def precision_recall(label: dict, key: str) -> Markup:
     """Precision over recall in steps, as average precision sums it, with the positive share."""
-    values = raw(label)
     panel = Panel(Axis(*UNIT, 'Recall (sensitivity)'), Axis(*UNIT, 'Precision'))
-    if values['n']:
-        panel.line((0, 1), [values['positives'] / values['n']] * 2, 'chance')
-    xs, ys = _series(values['precision_recall'])
-    if xs and xs[0] > xs[-1]:
-        xs, ys = xs[::-1], ys[::-1]
+    if label['n']:
+        panel.line((0, 1), [label['positives'] / label['n']] * 2, 'chance')
+    xs, ys = _series(label['precision_recall'])
     if not xs:
         panel.note(UNDEFINED)
     # Between two recalls, the precision is that of the higher recall.
@@ -282,145 +201,120 @@ def precision_recall(label: Node) -> Markup:
         [x for x in xs for _ in 'ab'][:-1], [y for y in ys for _ in 'ab'][1:], 'curve series-0'
     )
     words = 'Precision against recall; the dashed line is the share of positives.'
-    title = f'Precision-recall curve: {values["label"]}'
-    return panel.svg(f'{identifier(label)}-pr', title, words)
+    return panel.svg(f'{key}-pr', f'Precision-recall curve: {label["label"]}', words)
 
 
-def calibration(label: Node) -> Markup:
+def calibration(label: dict, key: str) -> Markup:
     """Share of positives over mean predicted probability, raw and after temperature scaling."""
-    values = raw(label)
-    curves = [_series(values['calibration'][name]) for name in ('raw', 'scaled')]
+    curves = [_series(label['calibration'][name]) for name in ('raw', 'scaled')]
     known = [v for curve in curves for series in curve for v in series if v is not None]
     # With an axis up to 1, the points of a rare label would crowd in the corner.
-    top = max(known, default=0.0)
-    x = nice_axis([0.0, top if top > SMALLEST_RANGE else 1.0], 'Mean predicted probability')
+    x = nice_axis([0.0, max(known, default=0.0) or 1.0], 'Mean predicted probability')
     panel = Panel(x, replace(x, title='Share of positives'))
     panel.line((0, x.high), (0, x.high), 'chance')
     for i, (xs, ys) in enumerate(curves):
         panel.line(xs, ys, f'curve thin series-{i}')
         panel.marks(xs, ys, f'mark series-{i}', marker=MARKERS[i])
     words = 'Observed share of positives against predicted probability; the diagonal is perfect.'
-    return panel.svg(f'{identifier(label)}-calibration', f'Calibration: {values["label"]}', words)
+    return panel.svg(f'{key}-calibration', f'Calibration: {label["label"]}', words)
 
 
-def training_panels(training: Node) -> list[tuple[str, list[Node], Markup]]:
+def training_panels(training: dict) -> list[tuple[str, list[dict], Markup]]:
     """Training curves: the losses share one panel, and every other curve has its own.
 
     Returns:
         (title, curves, chart) of each panel.
     """
-    losses = [curve for curve in training['curves'] if 'loss' in raw(curve['name']).lower()]
-    groups = [('Loss', losses)] if losses else []
-    groups += [(raw(c['name']), [c]) for c in training['curves'] if c not in losses]
-    return [(title, curves, _training(training, title, curves)) for title, curves in groups]
+    epochs, groups = training['epochs'], {}
+    for curve in training['curves']:
+        title = 'Loss' if 'loss' in curve['name'].lower() else curve['name']
+        groups.setdefault(title, []).append(curve)
+    panels = []
+    for title, curves in groups.items():
+        known = [v for curve in curves for v in curve['values'] if v is not None]
+        panel = Panel(nice_axis(epochs, 'Epoch', exact=True), nice_axis(known, title))
+        for i, curve in enumerate(curves):
+            panel.line(epochs, curve['values'], f'curve thin series-{i % 3}')
+            if len(epochs) <= FEW_POINTS:
+                style = f'mark series-{i % 3}'
+                panel.marks(epochs, curve['values'], style, marker=MARKERS[i % 3])
+        key = f'training-{len(panels)}'
+        panels.append((title, curves, panel.svg(key, title, f'{title} by epoch.')))
+    return panels
 
 
-def _training(training: Node, title: str, curves: list[Node]) -> Markup:
-    epochs = raw(training['epochs'])
-    known = [v for curve in curves for v in raw(curve['values']) if v is not None]
-    name = (
-        title if len(title) <= LONGEST_TITLE else title[:LONGEST_TITLE] + '\N{HORIZONTAL ELLIPSIS}'
-    )
-    panel = Panel(nice_axis(epochs, 'Epoch', exact=True), nice_axis(known, name))
-    for i, curve in enumerate(curves):
-        values = raw(curve['values'])
-        panel.line(epochs, values, f'curve thin series-{i % 3}')
-        if len(epochs) <= FEW_POINTS:
-            panel.marks(epochs, values, f'mark series-{i % 3}', marker=MARKERS[i % len(MARKERS)])
-    return panel.svg(identifier(curves[0]), title, f'{title} by epoch.')
-
-
-def forest_axis(scores: Iterable[Node], reference: float) -> Axis:
+def forest_axis(scores: Iterable[dict], reference: float) -> Axis:
     """The common axis of a forest plot; it contains the reference value."""
-    values = [v for score in scores for v in raw(score).values() if v is not None]
+    values = [v for score in scores for v in score.values() if v is not None]
     return nice_axis([*values, reference])
 
 
-def strip(score: Node, axis: Axis, reference: float, few: bool = False) -> Markup:
+def strip(score: dict, axis: Axis, reference: float, few: bool = False) -> Markup:
     """One row of a forest plot, as wide as its cell: the value, its interval, the reference.
 
     The other cells of the row contain the numbers, so it is hidden from screen readers.
     """
-    parts = [_upright(axis, tick, 'grid') for tick in axis.ticks]
-    parts.append(_upright(axis, reference, 'chance'))
-    value, low, high = (raw(score)[key] for key in ('value', 'low', 'high'))
+    upright = {'y1': '0', 'y2': '100%'}
+    styles = [*((tick, 'grid') for tick in axis.ticks), (reference, 'chance')]
+    parts = [
+        element('line', class_=style, x1=_percent(axis, x), x2=_percent(axis, x), **upright)
+        for x, style in styles
+    ]
+    value, low, high = (score[key] for key in ('value', 'low', 'high'))
+    marked = ' few' if few else ''
     if low is not None:
-        parts.append(
-            Markup('<line class="whisker{}" x1="{}" x2="{}" y1="50%" y2="50%"/>').format(
-                ' few' if few else '', _percent(axis, low), _percent(axis, high)
-            )
-        )
+        ends = {'x1': _percent(axis, low), 'x2': _percent(axis, high)}
+        parts.append(element('line', class_=f'whisker{marked}', **ends, y1='50%', y2='50%'))
     if value is not None:
-        parts.append(
-            Markup('<circle class="{}" cx="{}" cy="50%" r="4.5"/>').format(
-                'dot few' if few else 'dot', _percent(axis, value)
-            )
-        )
-    return _strip(parts, STRIP)
+        place = {'cx': _percent(axis, value), 'cy': '50%'}
+        parts.append(element('circle', class_=f'dot{marked}', **place, r='4.5'))
+    return element('svg', *parts, class_='strip', height=STRIP, aria_hidden='true')
 
 
 def strip_axis(axis: Axis) -> Markup:
     """The axis labels below the rows of a forest plot."""
-    return _strip(
-        [
-            Markup('<text class="{}" x="{}" y="12" text-anchor="middle">{}</text>').format(
-                'tick' if tick in (axis.low, axis.high) else 'tick between',
-                _percent(axis, tick),
-                name,
-            )
-            for tick, name in axis.names()
-        ],
-        16,
-    )
+    texts = []
+    for tick, name in axis.names():
+        style = 'tick' if tick in (axis.low, axis.high) else 'tick between'
+        place = {'x': _percent(axis, tick), 'y': '12'}
+        texts.append(element('text', name, class_=style, **place, text_anchor='middle'))
+    return element('svg', *texts, class_='strip', height=16, aria_hidden='true')
 
 
 def key_mark(marker: str, style: str, line: str = '') -> Markup:
     """A sample for a legend: a marker, a line, or both."""
-    parts = [Markup('<path class="{}" d="M1 8L27 8"/>').format(line)] if line else []
-    parts += [_mark(14, 8, marker, style)] if marker else []
-    return Markup('<svg class="key" width="28" height="16" aria-hidden="true">{}</svg>').format(
-        Markup('').join(parts)
+    parts = [element('path', class_=line, d='M1 8L27 8')] if line else []
+    parts += [mark(14, 8, marker, style)] if marker else []
+    return element('svg', *parts, class_='key', width=28, height=16, aria_hidden='true')
+
+
+def mark(x: float, y: float, marker: str, style: str) -> Markup:
+    """A marker at a place in pixels."""
+    shapes = {
+        'circle': ('circle', {'cx': f'{x:.1f}', 'cy': f'{y:.1f}', 'r': '3.8'}),
+        'square': (
+            'rect',
+            {'x': f'{x - 3.5:.1f}', 'y': f'{y - 3.5:.1f}', 'width': '7', 'height': '7'},
+        ),
+        'triangle': ('path', {'d': f'M{x:.1f} {y - 4.6:.1f}l4.6 8h-9.2z'}),
+        'cross': ('path', {'d': f'M{x - 5:.1f} {y:.1f}h10M{x:.1f} {y - 5:.1f}v10'}),
+    }
+    tag, place = shapes[marker]
+    return element(tag, **place, class_=style)
+
+
+def element(tag: str, *children: str, **attributes: object) -> Markup:
+    """An SVG element; text is escaped. Underscores in the names of attributes become hyphens."""
+    written = Markup('').join(
+        Markup(' {}="{}"').format(name.rstrip('_').replace('_', '-'), value)
+        for name, value in attributes.items()
     )
-
-
-def _strip(parts: list[Markup], height: int) -> Markup:
-    return Markup('<svg class="strip" height="{}" aria-hidden="true">{}</svg>').format(
-        height, Markup('').join(parts)
-    )
-
-
-def _upright(axis: Axis, value: float, style: str) -> Markup:
-    x = _percent(axis, value)
-    return Markup('<line class="{}" x1="{}" x2="{}" y1="0" y2="100%"/>').format(style, x, x)
+    return Markup('<{0}{1}>{2}</{0}>').format(tag, written, Markup('').join(children))
 
 
 def _percent(axis: Axis, value: float) -> str:
     return f'{3 + 94 * axis.share(value):.2f}%'  # room for the dots at both ends
 
 
-def _mark(x: float, y: float, marker: str, style: str) -> Markup:
-    shapes = {
-        'circle': f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.8"',
-        'square': f'<rect x="{x - 3.5:.1f}" y="{y - 3.5:.1f}" width="7" height="7"',
-        'triangle': f'<path d="M{x:.1f} {y - 4.6:.1f}l4.6 8h-9.2z"',
-        'cross': f'<path d="M{x - 5:.1f} {y:.1f}h10M{x:.1f} {y - 5:.1f}v10"',
-    }
-    return Markup(shapes[marker] + ' class="{}"/>').format(style)
-
-
-def _series(curve: dict | None) -> Series:
+def _series(curve: dict | None) -> tuple[Values, Values]:
     return (curve['x'], curve['y']) if curve else ([], [])
-
-
-def _corners(points: list[tuple[float, float] | None]) -> list[tuple[float, float] | None]:
-    """Remove points inside vertical or horizontal runs, which do not change the line."""
-    kept: list[tuple[float, float] | None] = []
-    for point in points:
-        if len(kept) > 1 and point and all(kept[-2:]):
-            (x1, y1), (x2, y2) = kept[-2:]
-            upright = x1 == x2 == point[0] and (y2 - y1) * (point[1] - y2) >= 0
-            level = y1 == y2 == point[1] and (x2 - x1) * (point[0] - x2) >= 0
-            if upright or level:
-                kept.pop()
-        kept.append(point)
-    return kept

@@ -17,7 +17,7 @@ def compare(
 
     Args:
         a: Cases at the level to compare; their order of rows and labels is kept.
-        b: The same rows (matched by path, in any order) with the same targets.
+        b: Cases with the same paths, in any order, and the same targets.
         resamples: Number of draws of patients, shared by a, b and all labels. 0: no interval and
             no bootstrap p-value.
         seed: Seed of the draws.
@@ -28,18 +28,10 @@ def compare(
         AUROC of b: `value`, `low`, `high`), `p_bootstrap`, `p_delong` (NaN unless each patient has
         one row) and `p_holm` (over the labels, from `p_delong` or otherwise `p_bootstrap`);
         `means`, with `five` (None if one of the five is missing or undefined).
-
-    Raises:
-        ValueError: If the rows or targets differ, or the models have no label in common.
     """
     labels = [label for label in a.labels if label in b.labels]
-    if not labels:
-        raise ValueError(
-            f'{a.name} and {b.name} must share a label, got {", ".join(a.labels)} and '
-            f'{", ".join(b.labels)}'
-        )
-    b = b.select(_matching_rows(a, b))
-    _check_targets(a, b, labels)
+    places = {path: row for row, path in enumerate(b.path)}
+    b = b.select(np.array([places[path] for path in a.path], dtype=int))
     weights = Resamples(a.patient, resamples=resamples, seed=seed).weights(a.patient)
     entries, values, samples = {}, {}, {}
     for label in labels:
@@ -49,9 +41,12 @@ def compare(
         samples[label] = _difference(*predictions, targets, weights)
         entries[label] = _summary(values[label], samples[label])
         entries[label]['p_delong'] = _p_delong(*predictions, targets, a.patient)
-    adjusted = holm([_p_for_holm(entry) for entry in entries.values()])
-    for entry, p_value in zip(entries.values(), adjusted, strict=True):
-        entry['p_holm'] = float(p_value)
+    p_values = [
+        entry['p_bootstrap' if np.isnan(entry['p_delong']) else 'p_delong']
+        for entry in entries.values()
+    ]
+    for entry, adjusted in zip(entries.values(), holm(p_values), strict=True):
+        entry['p_holm'] = float(adjusted)
     return {
         'a': a.name,
         'b': b.name,
@@ -93,32 +88,6 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def _matching_rows(a: Cases, b: Cases) -> np.ndarray:
-    """The position in b of each row of a."""
-    places = {path: row for row, path in enumerate(b.path)}
-    differ = sorted(places.keys() ^ set(a.path))
-    if differ or len(a) != len(places) or len(b) != len(places):
-        example = f', for example {differ[0]}' if differ else ': a row appears twice'
-        raise ValueError(
-            f'{a.name} and {b.name} must have the same rows; {len(differ)} rows are only in one of '
-            f'them{example}'
-        )
-    return np.array([places[path] for path in a.path], dtype=int)
-
-
-def _check_targets(a: Cases, b: Cases, labels: Sequence[str]) -> None:
-    """Check that the targets are the same; the rows are in the same order."""
-    for label in labels:
-        wanted, found = (cases.targets[:, cases.labels.index(label)] for cases in (a, b))
-        differ = np.flatnonzero((wanted != found) & ~(np.isnan(wanted) & np.isnan(found)))
-        if differ.size:
-            row = differ[0]
-            raise ValueError(
-                f'{a.name} and {b.name} must have the same targets; {label} of {a.path[row]}: '
-                f'{wanted[row]:g} and {found[row]:g} (rows that differ: {differ.size})'
-            )
-
-
 def _difference(
     a: np.ndarray, b: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
@@ -145,7 +114,3 @@ def _mean_summary(
 def _p_delong(a: np.ndarray, b: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> float:
     of_known = patients[~np.isnan(targets)]
     return delong_test(a, b, targets) if len(set(of_known)) == len(of_known) else float('nan')
-
-
-def _p_for_holm(entry: dict[str, Any]) -> float:
-    return entry['p_bootstrap'] if np.isnan(entry['p_delong']) else entry['p_delong']

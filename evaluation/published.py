@@ -14,10 +14,9 @@ from data.labels import COMPETITION_LABELS
 
 IRVIN = 'Irvin et al. 2019, arXiv:1901.07031'
 
-# Table 3: AUROC by policy of uncertain labels; 200 validation studies, an ensemble of checkpoints.
-# Which views were scored is not stated.
-IRVIN_CONDITIONS = 'an ensemble of checkpoints, 200 validation studies'
-_BY_POLICY = {  # in the order of COMPETITION_LABELS
+# Table 3: AUROC by policy of uncertain labels, in the order of COMPETITION_LABELS; 200 validation
+# studies, an ensemble of checkpoints. Which views were scored is not stated.
+_BY_POLICY = {
     'ignore': (0.818, 0.828, 0.938, 0.934, 0.928),
     'zeros': (0.811, 0.840, 0.932, 0.929, 0.931),
     'ones': (0.858, 0.832, 0.899, 0.941, 0.934),
@@ -28,8 +27,7 @@ IRVIN_VALIDATION_AUROC = {
     policy: dict(zip(COMPETITION_LABELS, areas, strict=True))
     for policy, areas in _BY_POLICY.items()
 }
-# The names of the policies in the paper.
-IRVIN_POLICIES = {
+IRVIN_POLICIES = {  # their names in the paper
     'ignore': 'U-Ignore',
     'zeros': 'U-Zeros',
     'ones': 'U-Ones',
@@ -106,11 +104,6 @@ MAE_STUDY = (
 )
 
 
-def radiologist_points(label: str) -> list[tuple[float, float]]:
-    """(specificity, sensitivity) of the three radiologists; none for labels other than the five."""
-    return list(RADIOLOGISTS.get(label, ()))
-
-
 def points_below(
     fpr: np.ndarray, tpr: np.ndarray, points: Sequence[tuple[float, float]]
 ) -> list[bool]:
@@ -131,10 +124,9 @@ def points_below(
 def is_chexpert_test(studies: Sequence[str]) -> bool:
     """Whether these paths of studies are the 500 test studies of CheXpert."""
     names = set(studies)
-    if any('phantom' in name.lower() for name in names):
-        return False
     patients = {name.split('/')[-2] for name in names if '/' in name}
-    return len(names) == len(TEST_PATIENTS) and patients == TEST_PATIENTS
+    is_phantom = any('phantom' in name.lower() for name in names)
+    return len(names) == len(TEST_PATIENTS) and patients == TEST_PATIENTS and not is_phantom
 
 
 def context_rows(policy: str, split: str, level: str, views: str) -> list[dict[str, Any]]:
@@ -151,26 +143,25 @@ def context_rows(policy: str, split: str, level: str, views: str) -> list[dict[s
         differ from those of the run and which are unknown.
     """
     here = f'here {split}, {level} level, {views} views, policy {policy or "unknown"}'
-    by_policy = [
-        {
-            'name': f'{IRVIN_POLICIES[name]}, ensemble ({IRVIN}, Table 3)',
-            'values': dict(areas),
-            'note': f'context only: {IRVIN_CONDITIONS}, policy {name}; views not stated; {here}',
-        }
-        for name, areas in IRVIN_VALIDATION_AUROC.items()
-    ]
-    unknown = 'split, level, views, label policy and ensembling not stated'
-    by_pretraining = [
-        {
-            'name': f'{row.name} ({row.source})',
-            'values': {MEAN_OF_FIVE: round(row.chexpert / 100, 4)},
-            'note': f'context only: {unknown}; {_deviation(row)}{here}',
-        }
-        for row in PRETRAINING
-    ]
-    return by_policy + by_pretraining
-
-
-def _deviation(row: Pretraining) -> str:
-    deviation = row.chexpert_deviation
-    return '' if deviation is None else f'published as +- {deviation / 100:.4f}; '
+    rows = []
+    for name, areas in IRVIN_VALIDATION_AUROC.items():
+        conditions = f'an ensemble of checkpoints, 200 validation studies, policy {name}'
+        rows.append(
+            {
+                'name': f'{IRVIN_POLICIES[name]}, ensemble ({IRVIN}, Table 3)',
+                'values': dict(areas),
+                'note': f'context only: {conditions}; views not stated; {here}',
+            }
+        )
+    for row in PRETRAINING:
+        notes = ['context only: split, level, views, label policy and ensembling not stated']
+        if row.chexpert_deviation is not None:
+            notes.append(f'published as +- {row.chexpert_deviation / 100:.4f}')
+        rows.append(
+            {
+                'name': f'{row.name} ({row.source})',
+                'values': {MEAN_OF_FIVE: round(row.chexpert / 100, 4)},
+                'note': '; '.join([*notes, here]),
+            }
+        )
+    return rows

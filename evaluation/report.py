@@ -29,10 +29,9 @@ from engine.files import replace_file
 from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.cases import Cases
-from evaluation.charts import Node, raw
 from evaluation.compare import compare
 from evaluation.metrics import FEW_POSITIVES, METRICS, Protocol
-from evaluation.published import context_rows
+from evaluation.published import MEAN_OF_FIVE, context_rows
 
 FORMAT = 1
 TITLE = 'Chest X-ray classification report'
@@ -64,38 +63,29 @@ Row = dict[str, object]
 
 
 class Names:
-    """The names of images, studies, patients and files in a report, unchanged."""
+    """The names of images, patients and files in a report: unchanged, or hashed.
+
+    A hash is the first 16 hexadecimal digits of the HMAC-SHA256 of the name, as `normalise_name`
+    returns it, with a salt as key. It is the same wherever the salt is the same, and not
+    reversible without it.
+
+    Args:
+        folder: Folder with the salt, which is created if it is missing. None: names are unchanged.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.key = read_salt(folder) if folder else None
 
     def __call__(self, name: str) -> str:
         """The name of an image, a study or a patient."""
-        return name
-
-    def file(self, path: str | Path) -> str:
-        """The name of a file or a folder on this machine."""
-        return str(path)
-
-
-class HashedNames(Names):
-    """Salted hashes: the same wherever the salt is the same, and not reversible without it.
-
-    A hash is the first 16 hexadecimal digits of the HMAC-SHA256 of the name, as `normalise_name`
-    returns it, with the salt as key. Files keep only the last part of their path.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.key = read_salt(folder)
-
-    def __call__(self, name: str) -> str:
+        if self.key is None:
+            return name
         text = normalise_name(name).encode('utf-8', 'surrogateescape')
         return hmac.new(self.key, text, hashlib.sha256).hexdigest()[:DIGITS]
 
     def file(self, path: str | Path) -> str:
-        return Path(path).name
-
-
-def names_for(folder: Path, *, anonymise: bool) -> Names:
-    """The names for the reports of a folder."""
-    return HashedNames(folder) if anonymise else Names()
+        """The name of a file on this machine; hashed names leave out its folder."""
+        return str(path) if self.key is None else Path(path).name
 
 
 def read_salt(folder: Path) -> bytes:
@@ -105,23 +95,15 @@ def read_salt(folder: Path) -> bytes:
         ValueError: If the file does not contain a salt.
     """
     path = folder / SALT_FILE
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        pass
-    else:
-        with open(number, 'w', encoding='ascii') as file:
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, 'w', encoding='ascii') as file:
             file.write(secrets.token_hex(SALT_BYTES))
-    try:
-        key = bytes.fromhex(path.read_text(encoding='ascii'))
-    except ValueError:
-        key = b''
-    if len(key) != SALT_BYTES:
-        raise ValueError(
-            f'{path} does not contain a salt: restore it, or remove it to get new names'
-        )
-    return key
+    text = path.read_text(encoding='ascii')
+    if len(text) != 2 * SALT_BYTES:
+        raise ValueError(f'{path} must contain {2 * SALT_BYTES} hexadecimal digits')
+    return bytes.fromhex(text)
 
 
 def rename_images(document: dict[str, Any], name: Callable[[str], str]) -> None:
@@ -192,7 +174,11 @@ def compare_sets(sets: Sequence[Cases], protocol: Protocol, *, name: str) -> lis
         name: Name of what is predicted.
     """
     rows = [cases.at_level(protocol.level, protocol.aggregate) for cases in sets]
-    pairs = [(a, b) for a, b in combinations(rows, 2) if set(a.path) == set(b.path)]
+    pairs = [
+        (a, b)
+        for a, b in combinations(rows, 2)
+        if set(a.path) == set(b.path) and set(a.labels) & set(b.labels)
+    ]
     options = {'resamples': protocol.resamples, 'seed': protocol.seed, 'five': COMPETITION_LABELS}
     return [{'set': name, **compare(a, b, **options)} for a, b in pairs]
 
@@ -381,51 +367,44 @@ def _write_table(path: Path, first: Sequence[str], rows: Iterator[Row]) -> None:
 
 
 def _render(folder: Path, report: dict) -> str:
-    root, headline = Node(report), report['headline']['set']
-    script = (TEMPLATES / 'report.js').read_text(encoding='utf-8')
-    template = _environment().get_template('report.html.j2')
-    return template.render(
-        report=root,
-        sets=sorted(root['sets'], key=lambda entry: raw(entry['name']) != headline),
-        maps=_maps_by_label(folder, root['maps']),
-        style=Markup((TEMPLATES / 'report.css').read_text(encoding='utf-8')),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
-
-
-def _environment() -> Environment:
+    """The page; numbers are printed by `charts.printed`, and text is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
+        finalize=charts.printed,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    names = dict.fromkeys(label['label'] for entry in report['sets'] for label in entry['labels'])
     environment.filters |= {
-        'raw': raw,
-        'count': charts.count,
         'p_value': charts.p_value,
         'probability': charts.probability,
-        'entries': charts.entries,
-        'id': charts.identifier,
-        'has_few': lambda label: raw(label['positives']) < FEW_POSITIVES,
+        'in_order': lambda part: [(name, part[name]) for name in names if name in part],
     }
-    environment.tests['known'] = charts.is_known
-    environment.globals |= {
-        'charts': charts,
-        'metrics': METRICS,
-        'decisions': [entry for entry in METRICS.values() if entry.needs_threshold],
-        'ranking_columns': _ranking_columns(),
-        'summary_columns': _summary_columns(),
-        'explanations': _explanations(),
-        'five': COMPETITION_LABELS,
-        'few_positives': FEW_POSITIVES,
-        'mean_of_groups': _mean_of_groups,
-        'few_labels': _few_labels,
-        'published_labels': _published_labels,
-    }
-    return environment
+    script = (TEMPLATES / 'report.js').read_text(encoding='utf-8')
+    return environment.get_template('report.html.j2').render(
+        report=report,
+        sets=sorted(report['sets'], key=lambda entry: entry['name'] != report['headline']['set']),
+        maps=_maps_by_label(folder, report['maps']),
+        style=Markup((TEMPLATES / 'report.css').read_text(encoding='utf-8')),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        charts=charts,
+        metrics=METRICS,
+        decisions=[entry for entry in METRICS.values() if entry.needs_threshold],
+        ranking_columns=_ranking_columns(),
+        summary_columns=_summary_columns(),
+        explanations={
+            entry.title: f'{entry.explanation} {"Higher" if entry.higher_is_better else "Lower"} '
+            'is better.'
+            for entry in METRICS.values()
+        },
+        five=COMPETITION_LABELS,
+        mean_of_five=MEAN_OF_FIVE,
+        few_positives=FEW_POSITIVES,
+        few_labels=_few_labels,
+    )
 
 
 def _ranking_columns() -> list[tuple[str, str, str]]:
@@ -452,42 +431,20 @@ def _summary_columns() -> list[tuple[str, str]]:
     return columns
 
 
-def _explanations() -> dict[str, str]:
-    """Heading -> the text that appears when the pointer rests on it."""
-    return {
-        entry.title: f'{entry.explanation} {"Higher" if entry.higher_is_better else "Lower"} is '
-        'better.'
-        for entry in METRICS.values()
-    }
-
-
-def _mean_of_groups(column: Node) -> str:
-    """The mean in the forest plot of a column: 'five' if it is defined for any group."""
-    means = (group['means']['five'] for group in raw(column['groups']))
-    return 'five' if any(mean and mean['value'] is not None for mean in means) else 'all_defined'
-
-
-def _few_labels(group: Node, mean: str) -> list[str]:
+def _few_labels(group: dict, mean: str) -> list[str]:
     """The labels of a mean that have few positives in a group."""
-    labels = raw(group['labels'])
+    labels = group['labels']
     names = COMPETITION_LABELS if mean == 'five' else labels
     return [name for name in names if name in labels and labels[name]['few']]
 
 
-def _published_labels(report: Node) -> list[str]:
-    """The labels that have published figures, in the order of the first set."""
-    order = [entry['label'] for entry in raw(report['sets'])[0]['labels']]
-    given = [name for entry in raw(report['published']) for name in entry['values']]
-    return [name for name in dict.fromkeys([*order, *given]) if name in given]
-
-
-def _maps_by_label(folder: Path, maps: Node) -> list[tuple[str, list[tuple[Node, str]]]]:
-    """(label, its maps with their images as data URIs) in the order of the labels."""
-    found: dict[str, list[tuple[Node, str]]] = {}
+def _maps_by_label(folder: Path, maps: list[dict]) -> dict[str, list[tuple[dict, str]]]:
+    """Label -> its maps, each with its image as a data URI."""
+    found: dict[str, list[tuple[dict, str]]] = {}
     for entry in maps:
-        with Image.open(folder / raw(entry['file'])) as image:
-            buffer = io.BytesIO()
+        buffer = io.BytesIO()
+        with Image.open(folder / entry['file']) as image:
             image.convert('RGB').save(buffer, 'JPEG', quality=JPEG_QUALITY)
         uri = 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
-        found.setdefault(raw(entry['label']), []).append((entry, uri))
-    return list(found.items())
+        found.setdefault(entry['label'], []).append((entry, uri))
+    return found

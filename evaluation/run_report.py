@@ -20,21 +20,15 @@ from engine.files import replace_file
 from engine.run_record import Run, code_version
 from evaluation.cases import Cases
 from evaluation.inference import predict
-from evaluation.metrics import (
-    Protocol,
-    describe_few,
-    describe_scores,
-    more_cases,
-    rarer_cases,
-    score_probabilities,
-)
-from evaluation.report import Names, build_document, names_for, rename_images, write_report
+from evaluation.metrics import Protocol, describe_scores, score_probabilities
+from evaluation.report import Names, build_document, rename_images, write_report
 from evaluation.saliency import write_maps
 from logger import json_safe, read_metrics
 from models.losses import masked_bce
 from utils import trained_config
 
 SCORED = ('valid', 'test')
+SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
 
 
 def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]:
@@ -79,8 +73,6 @@ class FinalScores:
             sources: Their checkpoints, or the kind of probe.
         """
         run = self.run
-        if run.config.EVAL.PREDICT_TRAIN and self.loaders.whole is None:
-            run.logger.warning('EVAL.PREDICT_TRAIN: there are no training labels to predict')
         others = _present({'holdout': self.loaders.holdout, 'train': self.loaders.whole})
         for split, loader in others.items():  # in the same order on all ranks
             self._predict(split, models, loader)
@@ -91,10 +83,10 @@ class FinalScores:
         replace_file(file, (json.dumps(json_safe(self.table), indent=1) + '\n').encode())
         run.logger.info(f'scores in {file}. Not for clinical use.')
         if run.config.REPORT.WRITE:
-            train, plain, holdout = self.loaders.train, self.loaders.plain, self.loaders.holdout
-            shown = _present({'train': plain if train is None else train, 'holdout': holdout})
-            shown = {name: loader.dataset for name, loader in (shown | self.scored).items()}
-            page = write_run_report(run, models, shown, self.logits, sources)
+            loaders = self.loaders
+            shown = _present({'train': loaders.train or loaders.plain, 'holdout': loaders.holdout})
+            datasets = {name: loader.dataset for name, loader in (shown | self.scored).items()}
+            page = write_run_report(run, models, datasets, self.logits, sources)
             run.logger.info(f'report in {page}')
 
     def _predict(self, split: str, models: list[nn.Module], loader: DataLoader) -> None:
@@ -131,35 +123,16 @@ def check_scoring(run: Run, path: str | Path) -> None:
     config, trained = run.config, trained_config(path)
     if trained is None:
         return
-    if config.DATA.TASK != trained.DATA.TASK:
-        raise ValueError(
-            f'{path} was trained with DATA.TASK {trained.DATA.TASK!r} and cannot be scored with '
-            f'{config.DATA.TASK!r}'
-        )
-    if config.DATA.HOLDOUT_FRACTION > trained.DATA.HOLDOUT_FRACTION:
-        raise ValueError(
-            f'{path} was trained with DATA.HOLDOUT_FRACTION {trained.DATA.HOLDOUT_FRACTION}: with '
-            f'{config.DATA.HOLDOUT_FRACTION}, patients that it was trained on would be held out'
-        )
-    for key in ('MEAN', 'STD', 'NORMALIZE', 'PREPROCESS', 'IMG_SIZE', 'INTERPOLATION'):
-        if config.DATA[key] != trained.DATA[key]:
-            run.logger.warning(
-                f'{path} was trained with DATA.{key} {trained.DATA[key]}, now {config.DATA[key]}'
-            )
-
-
-def warn_of_few_cases(run: Run, loader: DataLoader | None, split: str) -> None:
-    """Warn if the split that selects a checkpoint or a probe has few cases of a class."""
-    if loader is None:
-        return
-    config, targets = run.config, loader.dataset.targets
-    labels = task_labels(config.DATA.TASK)
-    cases = rarer_cases(targets, labels, config.EVAL.SELECT)
-    if few := describe_few(cases):
-        run.logger.warning(
-            f'the selection uses {len(targets)} images of {split}, with few cases of the rarer '
-            f'class ({few}), so it is largely a matter of chance; {more_cases(split)}'
-        )
+    keys = ('TASK', 'HOLDOUT_FRACTION', 'MEAN', 'STD', 'NORMALIZE', 'PREPROCESS', 'IMG_SIZE')
+    for key in (*keys, 'INTERPOLATION'):
+        before, now = trained.DATA[key], config.DATA[key]
+        problem = f'{path} was trained with DATA.{key} {before}, now it is {now}'
+        if key == 'TASK' and now != before:
+            raise ValueError(problem)
+        if key == 'HOLDOUT_FRACTION' and now > before:
+            raise ValueError(f'{problem}: patients that it was trained on would be held out')
+        if now != before:
+            run.logger.warning(problem)
 
 
 def write_run_report(
@@ -189,7 +162,10 @@ def write_run_report(
         if name in datasets
     }
     holdout, trained = cases.pop('holdout', None), _training_config(run, sources)
-    names = names_for(run.folder, anonymise=config.REPORT.ANONYMISE)
+    selects_on_valid = (
+        trained and trained.EVAL.SELECT_ON == 'valid' and trained.FINETUNE.MODE not in PROBES
+    )
+    names = Names(run.folder if config.REPORT.ANONYMISE else None)
     document = build_document(
         list(cases.values()),
         holdout,
@@ -199,7 +175,7 @@ def write_run_report(
         patients={
             split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
         },
-        warnings=_selection_warnings(trained),
+        warnings=[SELECTED_ON_VALID] if selects_on_valid else [],
         extras={'training': _training_curves(run.folder, config, sources)},
     )
     thresholds = {part['label']: part['threshold'] for part in document['sets'][-1]['labels']}
@@ -327,9 +303,3 @@ def _training_curves(folder: Path, config: Config, sources: list[str]) -> dict[s
         for name, key in names.items()
     ]
     return {'epochs': [record['epoch'] for record in records], 'curves': curves}
-
-
-def _selection_warnings(trained: Config | None) -> list[str]:
-    if trained and trained.EVAL.SELECT_ON == 'valid' and trained.FINETUNE.MODE not in PROBES:
-        return ['the checkpoint was selected on valid, so the scores on valid are optimistic']
-    return []

@@ -1,9 +1,7 @@
 """Saliency maps: Grad-CAM, attention rollout, the maps of a report, and the check of the method."""
 
 import math
-import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,44 +24,29 @@ COLOUR_MAP = 'plasma'  # perceptually uniform, safe for the colour-blind, no sha
 OPACITY = 0.75  # of the greatest importance; of none: 0
 CHECKED_IMAGES = 8
 FOLDER = 'maps'
+SMALLEST = torch.finfo(torch.float32).tiny  # avoids 0 / 0 in maps of zeros
 METHODS = Registry('REPORT.METHOD')
 
-MakeMaps = Callable[[nn.Module, torch.Tensor], torch.Tensor]
-Output = Callable[[torch.Tensor], torch.Tensor]
+Score = Callable[[torch.Tensor], torch.Tensor]  # outputs [B, *] -> scores [B]
 
 
 class MapMethod(NamedTuple):
-    """A value of REPORT.METHOD.
-
-    Attributes:
-        title: Name in the report.
-        make_maps: Maps model, images [B, C, S, S] and a function from outputs to scores [B] to maps
-            [B, S, S] in [0, 1].
-    """
+    """A value of REPORT.METHOD: its name in the report, and the function that makes the maps."""
 
     title: str
-    make_maps: Callable[[nn.Module, torch.Tensor, Output], torch.Tensor]
+    make_maps: Callable[[nn.Module, torch.Tensor, Score], torch.Tensor]
 
 
-def grad_cam(
-    model: nn.Module,
-    images: torch.Tensor,
-    output: int | Callable[[torch.Tensor], torch.Tensor],
-    *,
-    target: nn.Module | None = None,
-) -> torch.Tensor:
+def grad_cam(model: nn.Module, images: torch.Tensor, score: Score) -> torch.Tensor:
     """Grad-CAM: where the features lie that raise a score.
 
-    Each feature map is weighted by the mean of its gradient. The positive part of the weighted sum
-    is resized to the image and divided by its maximum. Mode, parameters and gradients of the model
-    are left unchanged.
+    Each feature map of `target_layer` is weighted by the mean of its gradient. The positive part of
+    the weighted sum is resized to the image and divided by its maximum.
 
     Args:
-        model: Any model that maps images to outputs [B, *].
+        model: Any model that maps images to outputs [B, *]; it is set to evaluation mode.
         images: [B, C, S, S].
-        output: Column of outputs [B, K], or a function from outputs to scores [B].
-        target: The module whose output is weighted, [B, F, h, w] or tokens [B, L, F] (a class
-            token may come first); None for `target_layer`.
+        score: Function from outputs to the scores [B] that are explained.
 
     Returns:
         [B, S, S] in [0, 1]; all 0 where no feature raises the score.
@@ -77,32 +60,29 @@ def grad_cam(
         kept.append(features.detach().requires_grad_())
         return kept[-1].clone()  # The model may change it in place.
 
-    with _evaluating(model), torch.enable_grad():
-        layer = target_layer(model, images) if target is None else target
-        handle = layer.register_forward_hook(keep)
-        try:
-            outputs = model(images)
-            scores = output(outputs) if callable(output) else outputs[:, output]
-            # Only the first call counts: gradient checkpointing calls the hook again.
-            (gradient,) = torch.autograd.grad(scores.sum(), kept[:1])
-        finally:
-            handle.remove()
+    model.eval()
+    with target_layer(model, images).register_forward_hook(keep), torch.enable_grad():
+        # Only the first call counts: gradient checkpointing calls the hook again.
+        (gradient,) = torch.autograd.grad(score(model(images)).sum(), kept[:1])
     weights = _as_grid(gradient).mean(dim=(2, 3), keepdim=True)  # [B, F, 1, 1]
     maps = (weights * _as_grid(kept[0].detach())).sum(dim=1).relu()  # [B, h, w]
     maps = _resize(maps, images)
-    return _divide(maps, maps.amax(dim=(1, 2), keepdim=True))
+    return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(SMALLEST)
 
 
-def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def attention_rollout(
+    model: nn.Module, images: torch.Tensor, score: Score | None = None
+) -> torch.Tensor:
     """Attention rollout: the share of each patch in the token that the head reads.
 
-    It does not depend on the label. In each block the mean attention over heads and the identity
-    (for the residual path) count half each. The product over the blocks gives the share of each
-    patch in the class token, or in the mean of the patch tokens if the model pools them.
+    In each block the mean attention over heads and the identity (for the residual path) count half
+    each. The product over the blocks gives the share of each patch in the class token, or in the
+    mean of the patch tokens if the model pools them.
 
     Args:
-        model: A ViT.
+        model: A ViT; it is set to evaluation mode.
         images: [B, C, S, S].
+        score: Not used; the maps are the same for all labels.
 
     Returns:
         [B, S, S], scaled so that each image spans [0, 1].
@@ -116,14 +96,9 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f'attention rollout needs global attention (MODEL.TYPE vit), got {type(model).__name__}'
         )
-    with (
-        _evaluating(model),
-        torch.no_grad(),
-        eager_attention(model),
-        _KeepSoftmax() as probabilities,
-    ):
+    model.eval()
+    with torch.no_grad(), eager_attention(model), _KeepSoftmax() as probabilities:
         model(images)
-    assert len(probabilities.kept) == len(model.blocks), 'attention without Tensor.softmax'
     identity = torch.eye(probabilities.kept[0].shape[-1], device=images.device)
     rollout = identity
     for attention in probabilities.kept:  # [B, heads, 1 + L, 1 + L]
@@ -132,22 +107,18 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     shares = rollout[:, 1:, 1:].mean(dim=1) if pools else rollout[:, 0, 1:]  # [B, L]
     maps = _resize(_as_grid(shares[:, :, None])[:, 0], images)
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    return _divide(maps - low, high - low)
+    return (maps - low) / (high - low).clamp_min(SMALLEST)
 
 
 METHODS.register('grad_cam')(MapMethod('Grad-CAM', grad_cam))
-METHODS.register('rollout')(
-    MapMethod('attention rollout', lambda model, images, _output: attention_rollout(model, images))
-)
+METHODS.register('rollout')(MapMethod('attention rollout', attention_rollout))
 
 
 def target_layer(model: nn.Module, images: torch.Tensor) -> nn.Module:
     """The layer whose output Grad-CAM weights.
 
-    For Swin and ViT it is the layer whose tokens enter the last block. Tokens after the last
-    attention are less tied to their position, and in a model that reads its class token they get no
-    gradient. For models of timm it is given by their `Layout`. For any other model it is the last
-    module that returns a feature map [B, F, h, w] with more than one position.
+    An `Encoder` can name it (`saliency_layer`). For any other model it is the last module that
+    returns a feature map [B, F, h, w] with more than one position.
 
     Raises:
         ValueError: If there is no such layer.
@@ -162,16 +133,14 @@ def target_layer(model: nn.Module, images: torch.Tensor) -> nn.Module:
             found.append(module)
 
     handles = [module.register_forward_hook(look) for module in model.modules()]
-    try:
-        with _evaluating(model), torch.no_grad():
-            model(images[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad():
+        model(images[:1])
+    for handle in handles:
+        handle.remove()
     if not found:
         raise ValueError(
             f'{type(model).__name__} has no module that returns a feature map [B, F, h, w] with '
-            'more than one position: pass the target of Grad-CAM'
+            'more than one position, so there are no saliency maps (REPORT.MAPS)'
         )
     return found[-1]
 
@@ -180,7 +149,7 @@ def randomised_check(
     model: nn.Module,
     make_model: Callable[[], nn.Module],
     images: torch.Tensor,
-    make_maps: MakeMaps,
+    make_maps: Callable[[nn.Module, torch.Tensor], torch.Tensor],
     *,
     copies: int = 5,
     seed: int = 0,
@@ -204,14 +173,14 @@ def randomised_check(
 
     Source: Adebayo et al. 2018, arXiv:1810.03292 (all layers randomised).
     """
-    maps = make_maps(model, images)
+    maps = make_maps(model, images).flatten(1).cpu().numpy()
     similarities = []
     for copy in range(copies):
         with torch.random.fork_rng():
             torch.manual_seed(seed + copy)
             random_model = make_model().to(images.device)
-        for pair in zip(maps, make_maps(random_model, images), strict=True):
-            similarities.append(_spearman(*(one.flatten().cpu().numpy() for one in pair)))
+        others = make_maps(random_model, images).flatten(1).cpu().numpy()
+        similarities += [_spearman(*pair) for pair in zip(maps, others, strict=True)]
     return float(np.mean(similarities))
 
 
@@ -244,14 +213,13 @@ def choose_cases(
     return chosen
 
 
-def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray, *, title: str = '') -> None:
+def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray) -> None:
     """Plot an X-ray next to the same X-ray under its map; the same input gives the same bytes.
 
     Args:
         path: PNG file; its folder is created.
         image: [S, S] uint8.
         saliency: [S, S] in [0, 1]; lower values are more transparent.
-        title: Line above the images.
     """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -260,7 +228,7 @@ def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray, *, title
 
     colours = colormaps[COLOUR_MAP](np.linspace(0, 1, 256))
     colours[:, 3] = np.linspace(0, OPACITY, 256)
-    figure = Figure(figsize=(4.5, 2.35 if title else 2.05), layout='constrained')
+    figure = Figure(figsize=(4.5, 2.05), layout='constrained')
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for axis in (left, right):
@@ -271,7 +239,6 @@ def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray, *, title
     bar.ax.set_facecolor('0.5')  # the grey of an X-ray shines through here too
     bar.ax.tick_params(labelsize=7)
     bar.set_label('relative importance (0 to 1)', fontsize=7)
-    figure.suptitle(textwrap.fill(title, 80), fontsize=8, parse_math=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={'Software': None})
 
@@ -307,26 +274,18 @@ def write_maps(
     device = next(model.parameters()).device
     rows = cases.at_level(config.EVAL.LEVEL, config.EVAL.AGGREGATE)
     for k, label in enumerate(cases.labels):
-        chosen = choose_cases(
-            rows.probabilities[:, k], rows.targets[:, k], thresholds[label], count
-        )
+        probabilities, threshold = rows.probabilities[:, k], thresholds[label]
+        chosen = choose_cases(probabilities, rows.targets[:, k], threshold, count)
         places = [(kind, i, row) for kind in chosen for i, row in enumerate(chosen[kind], start=1)]
         for kind, number, row in places:
             index = _strongest_image(cases, rows.path[row], k)
             grey, image = _read(view, dataset, index)
             map_ = _label_maps(config, model, image.to(device), k)[0].cpu().numpy()
-            name = f'{label}_{kind}_{number}'.lower().replace(' ', '_')
-            file = f'{FOLDER}/{name}.png'
+            file = f'{FOLDER}/{label}_{kind}_{number}.png'.lower().replace(' ', '_')
             plot_map(folder / file, grey, map_)
+            entry = {'label': label, 'kind': kind, 'path': cases.path[index], 'file': file}
             entries.append(
-                {
-                    'label': label,
-                    'kind': kind,
-                    'path': cases.path[index],
-                    'probability': float(rows.probabilities[row, k]),
-                    'threshold': thresholds[label],
-                    'file': file,
-                }
+                entry | {'probability': float(probabilities[row]), 'threshold': threshold}
             )
     check = _check_maps(config, model, view, dataset) if entries else None
     return {'maps': entries, 'maps_check': check}
@@ -392,18 +351,6 @@ class _KeepSoftmax(TorchFunctionMode):
         return result
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Set evaluation mode within the context, and restore the mode of every module after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _as_grid(features: torch.Tensor) -> torch.Tensor:
     """Tokens [B, L, F] as a grid [B, F, h, h] without the class token; a grid is unchanged."""
     if features.ndim == 4:
@@ -416,10 +363,6 @@ def _resize(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Resize [B, h, w] to the size of the images."""
     size = images.shape[-2:]
     return F.interpolate(maps[:, None].float(), size, mode='bilinear', align_corners=False)[:, 0]
-
-
-def _divide(maps: torch.Tensor, greatest: torch.Tensor) -> torch.Tensor:
-    return maps / greatest.where(greatest > 0, 1.0)
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:

@@ -10,15 +10,13 @@ few images of one process, a network could recognise the key by them without loo
 (He et al., arXiv:1911.05722, section 3.3). The engine therefore shares batch norm over all
 processes, as SimCLR does (arXiv:2002.05709, section 2.2).
 
-The losses are written out because each has a few lines, and lightly, which has them too, requires
-PyTorch Lightning and Hydra. Each is a mean over the images of one process, whose number must be
-the same on every process: DistributedDataParallel then averages to the loss of the whole batch.
-All losses are computed in float32, also under autocast.
+Each loss is a mean over the images of one process, whose number must be the same on every process:
+DistributedDataParallel then averages to the loss of the whole batch. All losses are computed in
+float32, also under autocast.
 """
 
 import copy
 import functools
-import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -37,12 +35,6 @@ from models.encoder import ENCODERS, Encoder
 
 METHODS = Registry('CONTRASTIVE.METHOD')
 
-# Features have collapsed below these values. A spread of 1 means that they point in all
-# directions, a rank of 1 that they lie on one line.
-LEAST_SPREAD = 0.05
-LEAST_RANK = 2.0
-# Prototypes per image of a batch. With many more, most prototypes get no similar image.
-MOST_PROTOTYPES = 2
 # Options whose default depends on the method; None selects it.
 METHOD_DEFAULTS = ('DIM', 'TEMPERATURE', 'MOMENTUM')
 
@@ -57,26 +49,15 @@ class ContrastiveMethod(nn.Module, ABC):
     Attributes:
         title: Class attribute. Name of the method.
         view_options: Class attribute. Options of CONTRASTIVE that its views need beyond BLUR.
-        compares_batch: Class attribute. Whether the loss depends on the number of images that
-            are compared at once.
         encoder: The part of the encoder that is trained; its entries are `encoder.*`.
         step: Number of training steps that have begun.
-
-    Raises:
-        ValueError: If the encoder has a classification head.
     """
 
     title: ClassVar[str]
     view_options: ClassVar[tuple[str, ...]] = ()
-    compares_batch: ClassVar[bool] = False
 
     def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
         super().__init__()
-        if isinstance(getattr(encoder, 'head', None), nn.Linear):
-            raise ValueError(
-                f'{type(encoder).__name__} has a classification head, which contrastive '
-                'pre-training does not train: build it with num_classes=0'
-            )
         self._whole_encoder = (encoder,)  # a tuple, so that its entries are stored only once
         self.encoder = encoder.backbone
         self.projector = projector
@@ -125,12 +106,6 @@ class ContrastiveMethod(nn.Module, ABC):
             require(holds, config, 'CONTRASTIVE.LOCAL_SIZE', allowed)
 
     @classmethod
-    def check_batch(
-        cls, config: Any, *, batch: int, num_images: int, logger: logging.Logger
-    ) -> None:
-        """Check options that depend on the data: `batch` images at once, `num_images` in all."""
-
-    @classmethod
     def chance_loss(cls, options: Any, images: int) -> float | None:
         """Return the loss if all `images` that are compared look alike; None if undefined."""
         return None
@@ -176,7 +151,6 @@ class SimCLR(ContrastiveMethod):
     """
 
     title = 'SimCLR'
-    compares_batch = True
 
     def __init__(self, encoder: Encoder, *, dim: int = 128, temperature: float = 0.1) -> None:
         width = encoder.num_features
@@ -197,8 +171,8 @@ class MomentumMethod(ContrastiveMethod, ABC):
 
     def __init__(self, encoder: Encoder, projector: nn.Module) -> None:
         super().__init__(encoder, projector)
-        self.momentum_encoder = frozen_copy(self.encoder)
-        self.momentum_projector = frozen_copy(self.projector)
+        self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
 
     @abstractmethod
     def momentum(self) -> Tensor:
@@ -249,23 +223,6 @@ class MoCo(MomentumMethod):
         self.queue = KeyQueue(queue_size, dim)
         self.temperature = temperature
         self.key_momentum = momentum
-
-    @classmethod
-    def check_batch(
-        cls, config: Any, *, batch: int, num_images: int, logger: logging.Logger
-    ) -> None:
-        size = config.CONTRASTIVE.QUEUE_SIZE
-        if size % batch:
-            raise ValueError(
-                f'CONTRASTIVE.QUEUE_SIZE must be a multiple of {batch}, the images of a batch '
-                f'(DATA.BATCH_SIZE {config.DATA.BATCH_SIZE} times processes), got {size}'
-            )
-        if size + batch > num_images:
-            raise ValueError(
-                f'CONTRASTIVE.QUEUE_SIZE must be at most {num_images - batch}, got {size}: with '
-                f'{num_images} training images, the queue would contain the key of every image '
-                'from the last epoch'
-            )
 
     @classmethod
     def chance_loss(cls, options: Any, images: int) -> float:
@@ -347,7 +304,6 @@ class SwAV(ContrastiveMethod):
 
     title = 'SwAV'
     view_options = ('LOCAL_CROPS', 'LOCAL_CROP_AREA', 'LOCAL_SIZE')
-    compares_batch = True
 
     def __init__(
         self,
@@ -369,17 +325,6 @@ class SwAV(ContrastiveMethod):
         self.freeze_prototypes_steps = freeze_prototypes_steps
 
     @classmethod
-    def check_batch(
-        cls, config: Any, *, batch: int, num_images: int, logger: logging.Logger
-    ) -> None:
-        most, number = MOST_PROTOTYPES * batch, config.CONTRASTIVE.NUM_PROTOTYPES
-        if number > most:
-            logger.warning(
-                f'CONTRASTIVE.NUM_PROTOTYPES {number} is large for batches of {batch} images, and '
-                f'assignments will be noisy: use at most {most}, or larger batches'
-            )
-
-    @classmethod
     def chance_loss(cls, options: Any, images: int) -> float:
         return math.log(options.NUM_PROTOTYPES)
 
@@ -388,9 +333,6 @@ class SwAV(ContrastiveMethod):
         super().begin_step()
 
     def loss(self, *views: Tensor) -> Tensor:
-        least = max(2, self.local_crops + 1)
-        if len(views) < least:
-            raise ValueError(f'SwAV needs at least {least} crops of each image, got {len(views)}')
         same_size = [list(group) for _, group in groupby(views, key=lambda view: view.shape[-1])]
         pooled = [features(self.encoder, torch.cat(group)) for group in same_size]
         z = self.projector(torch.cat(pooled))  # [V * B, D]
@@ -403,84 +345,25 @@ class SwAV(ContrastiveMethod):
         )
 
 
-def build_contrastive(
-    config: Any, *, total_steps: int, num_images: int, logger: logging.Logger
-) -> ContrastiveMethod:
+def build_contrastive(config: Any, *, total_steps: int) -> ContrastiveMethod:
     """Build the method of CONTRASTIVE.METHOD around the encoder of MODEL.TYPE.
 
     Args:
         config: Run configuration.
         total_steps: Optimizer steps of the run.
-        num_images: Training images of an epoch.
-        logger: Receives a warning about settings that hardly work.
-
-    Raises:
-        ValueError: If an option does not fit the number of images.
     """
     method, encoder = METHODS[config.CONTRASTIVE.METHOD], ENCODERS[config.MODEL.TYPE]
-    batch = config.DATA.BATCH_SIZE * distributed.world_size()
-    method.check_batch(config, batch=batch, num_images=num_images, logger=logger)
     options = {key.lower(): v for key, v in config.CONTRASTIVE.items() if v is not None}
     options['total_steps'] = total_steps
     taken = {name: options[name] for name in signature(method).parameters if name in options}
     return method(encoder(**encoder.constructor_arguments(config), num_classes=0), **taken)
 
 
-def warn_of_other_batch(
-    config: Any, trained: Any, *, processes: int, logger: logging.Logger
-) -> None:
-    """Warn if the loss compares more or fewer images than in the run that trained the checkpoint.
-
-    Args:
-        config: Run configuration.
-        trained: Configuration of the run that trained.
-        processes: Processes of that run.
-        logger: Receives the warning.
-    """
-    before, now = trained.DATA.BATCH_SIZE, config.DATA.BATCH_SIZE
-    world_size = distributed.world_size()
-    compares = METHODS[config.CONTRASTIVE.METHOD].compares_batch
-    if compares and before * processes != now * world_size:
-        logger.warning(
-            f'the run of the checkpoint compared {before} x {processes} images (DATA.BATCH_SIZE x '
-            f'processes), this run compares {now} x {world_size}: the losses are not comparable'
-        )
-
-
 def features(encoder: nn.Module, images: Tensor) -> Tensor:
-    """Return pooled features, [B, C, S, S] -> [B, F], of an `Encoder` or of a timm model.
-
-    Raises:
-        ValueError: If the encoder does not accept the size of the images.
-    """
+    """Return pooled features, [B, C, S, S] -> [B, F], of an `Encoder` or of a timm model."""
     if isinstance(encoder, Encoder):
         return encoder.forward_features(images)
-    embed = getattr(encoder, 'patch_embed', None)
-    if getattr(embed, 'strict_img_size', False) and images.shape[-2:] != embed.img_size:
-        height, width = images.shape[-2:]
-        allowed = 'x'.join(map(str, embed.img_size))
-        raise ValueError(
-            f'image size: got {height}x{width}, the encoder was built for {allowed} (DATA.IMG_SIZE)'
-        )
     return encoder(images)
-
-
-def collapse(spread: float, rank: float, *, greatest_rank: int) -> str:
-    """Return a warning if the features have collapsed, else ''.
-
-    Args:
-        spread: See `feature_spread`.
-        rank: See `effective_rank`, of features minus their mean.
-        greatest_rank: Upper bound given by the number of images and the width; with a low bound
-            there is no warning.
-    """
-    collapsed = spread < LEAST_SPREAD or rank < LEAST_RANK
-    if not collapsed or greatest_rank <= LEAST_RANK:
-        return ''
-    return (
-        f'the features have collapsed (spread below {LEAST_SPREAD} or effective rank below '
-        f'{LEAST_RANK:g}): lower TRAIN.BASE_LR or use larger batches'
-    )
 
 
 @torch.no_grad()
@@ -539,25 +422,25 @@ def gather_rows(rows: Tensor) -> Tensor:
     return rows if distributed.world_size() == 1 else _GatherRows.apply(rows.contiguous())
 
 
-def unit(z: Tensor) -> Tensor:
-    """Divide vectors [..., D] by their length, in float32."""
-    return F.normalize(_at_least_float32(z), dim=-1)
-
-
-def _at_least_float32(z: Tensor) -> Tensor:
-    return z.to(torch.promote_types(z.dtype, torch.float32))
-
-
 def in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorate a function of tensors to run without autocast, on float32 tensors."""
+    """Decorate a function of tensors to run without autocast, in at least float32."""
 
     @functools.wraps(function)
     def wrapped(*values: Tensor | float, **settings: float) -> Tensor:
         with torch.autocast(values[0].device.type, enabled=False):
-            values = [_at_least_float32(v) if isinstance(v, Tensor) else v for v in values]
+            values = [
+                v.to(torch.promote_types(v.dtype, torch.float32)) if isinstance(v, Tensor) else v
+                for v in values
+            ]
             return function(*values, **settings)
 
     return wrapped
+
+
+@in_float32
+def unit(z: Tensor) -> Tensor:
+    """Divide vectors [..., D] by their length."""
+    return F.normalize(z, dim=-1)
 
 
 @in_float32
@@ -692,6 +575,9 @@ def mlp_head(
     return nn.Sequential(*layers)
 
 
+products = in_float32(F.linear)
+
+
 class Prototypes(nn.Linear):
     """SwAV's prototypes [K, D], a linear layer without bias whose rows have length 1.
 
@@ -712,14 +598,9 @@ class Prototypes(nn.Linear):
         Otherwise their gradient is 0, not absent, because DistributedDataParallel waits for it.
         """
         if not self.training:
-            return _products(unit(z), unit(self.weight))
+            return products(unit(z), unit(self.weight))
         fixed = self.weight.detach()
-        return _products(unit(z), fixed + learn * (self.weight - fixed))
-
-
-@in_float32
-def _products(z: Tensor, weight: Tensor) -> Tensor:
-    return F.linear(z, weight)
+        return products(unit(z), fixed + learn * (self.weight - fixed))
 
 
 class KeyQueue(nn.Module):
@@ -748,17 +629,15 @@ class KeyQueue(nn.Module):
             ValueError: If the size of the queue is not a multiple of the keys of all processes.
         """
         keys, size = gather_rows(keys), len(self.keys)
-        if size < 1 or size % len(keys):
-            raise ValueError(f'queue_size must be a multiple of {len(keys)} keys, got {size}')
+        if size % len(keys):
+            raise ValueError(
+                f'CONTRASTIVE.QUEUE_SIZE must be a multiple of {len(keys)}, the images of a batch '
+                f'on all processes, got {size}'
+            )
         # A tensor, so that nothing waits for the device.
         places = (self.pointer + torch.arange(len(keys), device=keys.device)) % size
         self.keys.index_copy_(0, places, keys.to(self.keys.dtype))
         self.pointer.copy_((self.pointer + len(keys)) % size)
-
-
-def frozen_copy(module: nn.Module) -> nn.Module:
-    """Copy a module without gradients, so that no optimizer or process group changes it."""
-    return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()

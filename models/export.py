@@ -12,15 +12,13 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable
 from pathlib import Path, PurePath
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
@@ -31,7 +29,6 @@ from torch.export import Dim, ExportedProgram
 from config import Config, value_at
 from data.labels import task_labels
 from data.transforms import FILTERS, enlarged_side, statistics
-from engine.files import in_one_line
 from models.build import build_model
 from models.contrastive import METHODS
 from models.convert import PREFIX, PROCESSOR, is_contrastive, to_huggingface
@@ -41,7 +38,6 @@ from utils import drop_buffers, load_model_state, read_checkpoint, trained_confi
 State = dict[str, Tensor]
 Run = Callable[[Tensor], Tensor]  # images [B, C, S, S] to outputs
 
-REQUIREMENTS = 'requirements-export.txt'
 CLASSES = ('negative', 'positive', 'uncertain')  # of a label with three outputs, in order
 LARGEST_DIFFERENCE = 1e-4  # allowed between the outputs of an export and of the checkpoint
 PLAIN_SWIN = {'APE': False, 'PATCH_NORM': True, 'QK_SCALE': None}  # in timm and transformers
@@ -56,18 +52,18 @@ HUGGINGFACE_OUTPUTS = {
     'features': 'pooler_output',
 }
 CONFIG, WEIGHTS, CARD = 'config.json', 'model.safetensors', 'README.md'
+FOLDER_FILES = {CONFIG, WEIGHTS, CARD, PROCESSOR}
 EXAMPLES = 2  # images; a program traced with one image would only accept one
 MOST_IMAGES = 65535  # in a batch; PyTorch 2.6 needs a bound
 # Options in the model card, besides those of the stage.
 SHARED_OPTIONS = (
-    *('MODEL.NAME', 'TAG', 'DATA.DATASET', 'DATA.VIEWS', 'DATA.TRAIN_FRACTION'),
-    *('DATA.TRAIN_IMAGES', 'TRAIN.EPOCHS', 'TRAIN.OPTIMIZER.NAME', 'TRAIN.BASE_LR'),
-    *('TRAIN.WEIGHT_DECAY', 'SEED'),
-)
+    'MODEL.NAME TAG DATA.DATASET DATA.VIEWS DATA.TRAIN_FRACTION DATA.TRAIN_IMAGES TRAIN.EPOCHS '
+    'TRAIN.OPTIMIZER.NAME TRAIN.BASE_LR TRAIN.WEIGHT_DECAY SEED'
+).split()
 FINE_TUNING_OPTIONS = (
-    *('DATA.TASK', 'DATA.UNCERTAIN', 'DATA.UNCERTAIN_BY_LABEL', 'DATA.BLANK', 'LOSS.NAME'),
-    *('FINETUNE.MODE', 'TRAIN.LAYER_DECAY'),
-)
+    'DATA.TASK DATA.UNCERTAIN DATA.UNCERTAIN_BY_LABEL DATA.BLANK LOSS.NAME FINETUNE.MODE '
+    'TRAIN.LAYER_DECAY'
+).split()
 
 
 class Source(NamedTuple):
@@ -106,7 +102,6 @@ class Format(NamedTuple):
     write: Callable[[Source, Path], Run]
     suffix: str
     packages: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()  # in a folder
 
 
 def load_source(path: str | Path, logger: logging.Logger) -> Source:
@@ -161,12 +156,25 @@ def export(source: Source, target: str, path: Path, *, overwrite: bool) -> float
     kind = FORMATS[target]
     if path.suffix != kind.suffix and kind.suffix:
         raise ValueError(f'--to {target}: --output must end in {kind.suffix}, got {path}')
-    _check_output(path, kind, overwrite=overwrite)
+    if path.exists() and not overwrite:
+        raise ValueError(f'--output {path} exists already; use --overwrite to replace it')
+    if path.is_dir() and (others := {file.name for file in path.iterdir()} - FOLDER_FILES):
+        raise ValueError(f'--output {path} contains other files than an export: {min(others)}')
     for package in kind.packages:
-        _load_package(package, target)
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ValueError(
+                f'--to {target} needs {package}: pip install -r requirements-export.txt'
+            ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
-        return largest_difference(source, kind.write(source, temporary), target)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
+        temporary = Path(folder) / path.name
+        worst = largest_difference(source, kind.write(source, temporary), target)
+        if path.is_dir():
+            shutil.rmtree(path)  # a folder with files cannot be replaced in one step
+        temporary.replace(path)
+    return worst
 
 
 @torch.no_grad()
@@ -202,7 +210,7 @@ def facts(source: Source) -> dict[str, Any]:
     config = source.config
     mean, std = statistics(config)
     return {
-        'input_size': input_size(config),
+        'input_size': [config.MODEL.IN_CHANS, config.DATA.IMG_SIZE, config.DATA.IMG_SIZE],
         'grey_levels': [0, 1],  # of pixels before mean and std
         'mean': list(mean),
         'std': list(std),
@@ -216,11 +224,6 @@ def facts(source: Source) -> dict[str, Any]:
     }
 
 
-def input_size(config: Config) -> list[int]:
-    """Return [C, S, S]."""
-    return [config.MODEL.IN_CHANS, config.DATA.IMG_SIZE, config.DATA.IMG_SIZE]
-
-
 def interpolation(source: Source) -> Any:
     """Return Pillow's filter that images are resized with in evaluation."""
     data = source.config.DATA
@@ -230,14 +233,14 @@ def interpolation(source: Source) -> Any:
 def example_images(source: Source, count: int) -> Tensor:
     """Return the same random images [count, C, S, S] every time."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(count, *input_size(source.config), generator=generator)
+    config = source.config
+    shape = (count, config.MODEL.IN_CHANS, config.DATA.IMG_SIZE, config.DATA.IMG_SIZE)
+    return torch.randn(shape, generator=generator)
 
 
 def model_card(source: Source, *, has_processor: bool) -> str:
     """Return the text of the model card, README.md of a folder for transformers."""
-    config = source.config
-    mean, std = statistics(config)
-    method = ''
+    config, method = source.config, ''
     if source.outputs:
         keys = FINE_TUNING_OPTIONS
     elif source.gives == 'features':
@@ -245,25 +248,18 @@ def model_card(source: Source, *, has_processor: bool) -> str:
         method, keys = part.title, [f'CONTRASTIVE.{name}' for name in part.options()]
     else:
         part = PRETRAINING[config.MODEL.PRETRAIN]
-        method, keys = part.title, ['MODEL.PRETRAIN', *part.options]
+        method, keys = part.title, ['MODEL.PRETRAIN', *part.options()]
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
     return environment.get_template('model_card.md.j2').render(
-        name=config.MODEL.NAME,
+        config=config,
+        facts=facts(source),
         labels=source.outputs,
         gives=source.gives,
         method=method,
         options=[(key, _option(config, key)) for key in (*SHARED_OPTIONS, *keys, 'PRETRAINED')],
         has_processor=has_processor,
-        crop=config.TEST.CROP,
-        size=config.DATA.IMG_SIZE,
         short_side=enlarged_side(config.DATA.IMG_SIZE),
-        interpolation=interpolation(source).name.lower(),
-        mean=list(mean),
-        std=list(std),
-        channels=config.MODEL.IN_CHANS,
-        preprocess=repr(config.DATA.PREPROCESS),
-        normalize=repr(config.DATA.NORMALIZE),
     )
 
 
@@ -282,17 +278,9 @@ def write_timm(source: Source, path: Path) -> Run:
     }
     about = facts(source) | {'class': name, 'arguments': arguments}
     save_file(state, path, {'format': 'pt', METADATA: json.dumps(about)})
-    model, _ = load_timm(path)
-    return model.forward_features if source.gives == 'tokens' else model
-
-
-def load_timm(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the model in a file of `write_timm`, and the facts in its header."""
-    with safe_open(path, 'pt') as file:
-        about = json.loads(file.metadata()[METADATA])
-    model = TIMM_CLASSES[about['class']](**about['arguments'])
+    model = TIMM_CLASSES[name](**arguments).eval()
     model.load_state_dict(load_file(path))
-    return model.eval(), about
+    return model.forward_features if source.gives == 'tokens' else model
 
 
 def write_huggingface(source: Source, path: Path) -> Run:
@@ -315,57 +303,43 @@ def write_huggingface(source: Source, path: Path) -> Run:
         if values:
             (path / name).write_text(json.dumps(values, indent=2) + '\n', 'utf-8')
     (path / CARD).write_text(model_card(source, has_processor=bool(processor)), 'utf-8')
-    return run_huggingface(path, source.gives)
 
+    import transformers
 
-def run_huggingface(folder: Path, gives: str) -> Run:
-    """Load a folder with transformers.
-
-    Raises:
-        ValueError: If transformers reports missing or unexpected entries.
-    """
-    transformers = _load_package('transformers', 'huggingface')
     transformers.utils.logging.disable_progress_bar()
-    name = json.loads((folder / CONFIG).read_text('utf-8'))['architectures'][0]
-    model, found = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
-    wrong = {problem: sorted(keys) for problem, keys in found.items() if keys}
-    if wrong:
-        raise ValueError(f'--to huggingface: {name} of transformers does not fit: {wrong}')
-    model.eval()
-    return lambda images: model(pixel_values=images)[HUGGINGFACE_OUTPUTS[gives]]
+    kind = getattr(transformers, config['architectures'][0])
+    model = kind.from_pretrained(path).eval()
+    return lambda images: model(pixel_values=images)[HUGGINGFACE_OUTPUTS[source.gives]]
 
 
 def write_torch_export(source: Source, path: Path) -> Run:
     """Write a .pt2 file: a program of torch.export, which runs without the model's code."""
-    program = _trace(source, 'torch_export')
+    program = _trace(source)
     torch.export.save(program, path, extra_files={FACTS_FILE: json.dumps(facts(source))})
     return torch.export.load(path).module()
 
 
 def write_onnx(source: Source, path: Path) -> Run:
     """Write an .onnx file for any number of images."""
-    program = _trace(source, 'onnx')
-    with _refuse_untraceable('onnx'):
-        graph = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=['images'],
-            output_names=[source.gives],
-            dynamic_shapes=({0: 'batch'},),
-            verbose=False,
-        )
+    import onnxruntime
+
+    graph = torch.onnx.export(
+        _trace(source),
+        dynamo=True,
+        input_names=['images'],
+        output_names=[source.gives],
+        dynamic_shapes=({0: 'batch'},),
+        verbose=False,
+    )
     graph.model.metadata_props[METADATA] = json.dumps(facts(source))
     graph.save(path)
-    onnxruntime = _load_package('onnxruntime', 'onnx')
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     return lambda images: torch.from_numpy(session.run(None, {'images': images.numpy()})[0])
 
 
 FORMATS = {
     'timm': Format(write_timm, '.safetensors'),
-    'huggingface': Format(
-        write_huggingface, '', ('transformers',), (CONFIG, WEIGHTS, PROCESSOR, CARD)
-    ),
+    'huggingface': Format(write_huggingface, '', ('transformers',)),
     'onnx': Format(write_onnx, '.onnx', ('onnx', 'onnxscript', 'onnxruntime')),
     'torch_export': Format(write_torch_export, '.pt2'),
 }
@@ -574,33 +548,12 @@ def _processor_config(source: Source) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _trace(source: Source, target: str) -> ExportedProgram:
+def _trace(source: Source) -> ExportedProgram:
     """The network as a program for batches of up to MOST_IMAGES."""
     shapes = ({0: Dim('batch', max=MOST_IMAGES)},)
     images = example_images(source, EXAMPLES)
-    with _refuse_untraceable(target):
-        # Not strict, a length such as len(tokens) would become a constant.
-        return torch.export.export(source.network, (images,), dynamic_shapes=shapes, strict=True)
-
-
-@contextmanager
-def _refuse_untraceable(target: str) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise ValueError(
-            f'--to {target}: PyTorch {torch.__version__} cannot export this model; another version '
-            f'may ({in_one_line(error):.300})'
-        ) from error
-
-
-def _load_package(name: str, target: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(
-            f'--to {target} needs the package {name}: pip install -r {REQUIREMENTS} ({error})'
-        ) from error
+    # Not strict, a length such as len(tokens) would become a constant.
+    return torch.export.export(source.network, (images,), dynamic_shapes=shapes, strict=True)
 
 
 def _option(config: Config, key: str) -> object:
@@ -608,48 +561,4 @@ def _option(config: Config, key: str) -> object:
     value = value_at(config, key)
     if key == 'PRETRAINED':
         return PurePath(value).name or 'nothing'
-    if value is None and key.startswith('CONTRASTIVE.'):
-        return "the method's default"
     return dict(value) if isinstance(value, dict) else value
-
-
-def _check_output(path: Path, kind: Format, *, overwrite: bool) -> None:
-    """Refuse to replace anything other than an export of the same kind."""
-    if not path.exists() and not path.is_symlink():
-        return
-    if not overwrite:
-        raise ValueError(f'--output {path} exists already; use --overwrite to replace it')
-    if path.is_dir() != bool(kind.files):
-        raise ValueError(f'--output must be a {"folder" if kind.files else "file"}, got {path}')
-    others = (
-        [file.name for file in path.iterdir() if file.name not in kind.files] if kind.files else []
-    )
-    if others:
-        raise ValueError(
-            f'--output {path} contains other files than an export: {sorted(others)[0]}'
-        )
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path next to this one, which replaces it if no error occurs."""
-    temporary, old = (path.with_name(f'.{path.stem}.{k}{path.suffix}') for k in ('tmp', 'old'))
-    try:
-        for left in (temporary, old):
-            _remove(left)
-        yield temporary
-        if path.is_dir():
-            path.rename(old)  # a folder with files cannot be replaced in one step
-        temporary.replace(path)
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        for left in (temporary, old):
-            _remove(left)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

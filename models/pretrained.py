@@ -9,17 +9,14 @@ from torch import Tensor, nn
 from config import Config, default_config
 from data.transforms import statistics
 from models.convert import (
-    PATCH_WEIGHT,
+    PREFIX,
     PROCESSOR,
     Report,
     Statistics,
     convert,
-    convert_timm,
     first_weight,
     from_huggingface,
     is_huggingface,
-    processor_statistics,
-    published_statistics,
 )
 from models.timm_classifier import TimmClassifier
 from utils import data_options
@@ -30,8 +27,7 @@ def fit_pretrained(
 ) -> tuple[dict[str, Tensor], Report]:
     """Convert a checkpoint's weights to entries that the model can load.
 
-    The checkpoint may be of SimMIM or of this project, of either stage, a supervised one, or one of
-    transformers' Swin and ViT; for a timm model, see `convert_timm`.
+    See `models.convert` for the files that are understood.
 
     Args:
         config: Run configuration; PRETRAINED is the path of the file.
@@ -45,21 +41,22 @@ def fit_pretrained(
         ValueError: If entries are missing or do not fit.
     """
     state, target_stats = checkpoint['model'], Statistics(*statistics(config))
-    of_timm, no_place = isinstance(model, TimmClassifier), []
-    trained = data_options(checkpoint)
-    if is_huggingface(state):
-        state, no_place = from_huggingface(state)
-        trained = _processor_options(config.PRETRAINED, state[PATCH_WEIGHT].shape[1])
-    if of_timm and not trained:
-        trained = published_statistics(state, model)
-    first_layer = first_weight(model) if of_timm else PATCH_WEIGHT
-    source_stats = _source_statistics(state, trained, first_layer)
+    trained, not_used = data_options(checkpoint), []
+    is_theirs = is_huggingface(state)
+    if is_theirs:
+        state, not_used = from_huggingface(state)
+    channels = _input_channels(state, model)
+    if is_theirs:
+        trained = _processor_options(config.PRETRAINED, channels)
+    if isinstance(model, TimmClassifier) and not trained and channels == 3:
+        known = model.encoder.default_cfg  # what timm documents for its weights of colour images
+        trained = {key.upper(): list(known[key]) for key in ('mean', 'std') if known.get(key)}
+    source_stats = _source_statistics(trained, channels)
     by_image = 'image' in (config.DATA.NORMALIZE, trained.get('NORMALIZE'))
     if by_image:
         source_stats, target_stats = _neutral(source_stats), _neutral(target_stats)
-    fit, target = (convert_timm, model) if of_timm else (convert, model.state_dict())
-    converted, report = fit(state, target, source_stats=source_stats, target_stats=target_stats)
-    report.left_over += no_place
+    converted, report = convert(state, model, source_stats=source_stats, target_stats=target_stats)
+    report.left_over += not_used
     if by_image and report.folded:
         report.remarks.append("DATA.NORMALIZE 'image': plain sums over channels, no statistics")
     elif source_stats != target_stats and not report.folded:
@@ -67,31 +64,43 @@ def fit_pretrained(
     return converted, report
 
 
-def _processor_options(path: str, num_channels: int) -> dict[str, list[float]]:
+def _input_channels(state: dict[str, Tensor], model: nn.Module) -> int | None:
+    """Return the channels of the images that the checkpoint was trained on, if they are known."""
+    for key in (first_weight(model), PREFIX + first_weight(model)):
+        if key in state and state[key].ndim == 4:
+            return state[key].shape[1]
+    return None
+
+
+def _processor_options(path: str, channels: int | None) -> dict[str, list[float]]:
     """Return MEAN and STD from the file that transformers writes next to the weights, if any."""
     file = Path(path).with_name(PROCESSOR)
     if not file.is_file():
         return {}
     try:
-        return processor_statistics(json.loads(file.read_text('utf-8')), num_channels)
-    except (OSError, ValueError) as error:
-        raise ValueError(f'{file} cannot be used ({error})') from error
+        processor = json.loads(file.read_text('utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{file} is not valid JSON ({error})') from error
+    keys = {'MEAN': 'image_mean', 'STD': 'image_std'}
+    if not processor.get('do_normalize', True) or any(
+        key not in processor for key in keys.values()
+    ):
+        return {}
+    for key in keys.values():
+        if len(processor[key]) != channels:
+            raise ValueError(f'{file}: {key} must have {channels} values, got {processor[key]}')
+    return {option: processor[key] for option, key in keys.items()}
 
 
-def _source_statistics(
-    state: dict[str, Tensor], trained: dict[str, Any], first_layer: str
-) -> Statistics:
-    """Return the mean and deviation that a checkpoint's training images were normalised with.
+def _source_statistics(trained: dict[str, Any], channels: int | None) -> Statistics:
+    """Return the mean and deviation that the checkpoint's images were normalised with.
 
     Args:
-        state: Weights of the checkpoint.
-        trained: Options of DATA that are known of it.
-        first_layer: Key of the weights that read the image; '' if it is not known.
+        trained: Options of DATA that are known of the run that trained it.
+        channels: Channels of its images; None if unknown.
     """
     config = default_config()
-    for key in (first_layer, f'encoder.{first_layer}'):
-        if key in state and state[key].ndim == 4:
-            config.MODEL.IN_CHANS = state[key].shape[1]
+    config.MODEL.IN_CHANS = channels or config.MODEL.IN_CHANS
     config.DATA.MEAN, config.DATA.STD = trained.get('MEAN', []), trained.get('STD', [])
     return Statistics(*statistics(config))
 

@@ -2,16 +2,12 @@
 
 Xie et al. 2022, arXiv:2111.09886.
 
-A head, target or loss is one function or class in this file (or in a file that models/build.py
-imports) with a `register` line:
-
-- A head is called with the encoder and the keywords `cell` and `use_checkpoint`, and returns a
-  module from features [B, F, h, w] to [B, C, S / cell, S / cell]. A head that enlarges the
-  features in steps has a static method `output_patch(stride)`: the side in pixels of what its
-  last layer returns at once. The rows of the last layer must be ordered by channel first, as for
-  nn.PixelShuffle: models/convert.py converts them between numbers of channels.
-- A target is a subclass of `Target`.
-- A loss has the signature of torch.nn.functional.l1_loss.
+A new part is one function or class with a `register` line. A head is called with the encoder and
+the keywords `cell` and `use_checkpoint`, and returns a module from features [B, F, h, w] to
+[B, C, S / cell, S / cell]. The rows of its last layer are ordered by channel first, as for
+nn.PixelShuffle, so that models/convert.py can convert them between numbers of channels. A head that
+enlarges the features in steps has a static method `output_patch(stride)`: the side in pixels of
+what its last layer returns at once. A loss has the signature of torch.nn.functional.l1_loss.
 """
 
 from abc import ABC, abstractmethod
@@ -23,9 +19,9 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import Registry, encoder_node, mask_units, require
+from config import Registry, default_config, encoder_node, mask_units, require, value_at
 from models.encoder import ENCODERS, PatchEncoder, masked_version
-from models.swin_transformer import BasicLayer, SwinTransformer, WindowAttention
+from models.swin_transformer import BasicLayer, SwinTransformer, init_linear_or_table
 from models.vision_transformer import VisionTransformer
 
 PRETRAINING = Registry('MODEL.PRETRAIN')
@@ -53,7 +49,7 @@ class MaskedModel(nn.Module, ABC):
 
     Attributes:
         title: Class attribute. The method in a few words.
-        options: Class attribute. The keys of the options that the method reads.
+        section: Class attribute. The section of the method's own options.
         in_chans: Channels of the images.
         patch_size: Side in pixels of a place of the mask.
         target: What is predicted, a `Target`.
@@ -61,11 +57,18 @@ class MaskedModel(nn.Module, ABC):
     """
 
     title: ClassVar[str]
-    options: ClassVar[tuple[str, ...]]
+    section: ClassVar[str]
     in_chans: int
     patch_size: int
     target: 'Target'
     encoder: PatchEncoder
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """Return the keys of the options that the method reads."""
+        own = value_at(default_config(), cls.section)
+        masks = ['DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO']
+        return [*masks, *(f'{cls.section}.{key}' for key in own)]
 
     @classmethod
     @abstractmethod
@@ -227,7 +230,7 @@ class InverseSwin(nn.Sequential):
             layers.append(_OnGrid(stage))
         to_pixels = _to_pixels(dim, patches[-1] // cell, encoder.in_chans)
         super().__init__(*layers, LayerNorm2d(dim, NORM_EPS), *to_pixels)
-        self.apply(_init_as_swin)
+        self.apply(init_linear_or_table)
 
     @staticmethod
     def output_patch(stride: int) -> int:
@@ -266,16 +269,7 @@ class SimMIM(MaskedModel):
     """
 
     title = 'SimMIM'
-    options = (
-        'DATA.MASK_TYPE',
-        'DATA.MASK_PATCH_SIZE',
-        'DATA.MASK_RATIO',
-        'MODEL.SIMMIM.HEAD',
-        'MODEL.SIMMIM.LOSS',
-        'MODEL.SIMMIM.LOSS_PIXELS',
-        'MODEL.SIMMIM.TARGET',
-        'MODEL.SIMMIM.TARGET_SIZE',
-    )
+    section = 'MODEL.SIMMIM'
 
     def __init__(
         self,
@@ -322,13 +316,9 @@ class SimMIM(MaskedModel):
         if hasattr(HEADS[options.HEAD], 'output_patch'):
             patch = HEADS[options.HEAD].output_patch(patch)
         cells = [cell for cell in range(1, patch + 1) if patch % cell == 0 and unit % cell == 0]
-        allowed = (
-            f'0 or one of {[size // cell for cell in reversed(cells)]}: the side of an averaged '
-            f'cell, DATA.IMG_SIZE {size} divided by it, must divide the {patch} pixels that the '
-            f'last layer of the head returns at once, and DATA.MASK_PATCH_SIZE, {unit}'
-        )
-        holds = options.TARGET_SIZE in (0, *(size // cell for cell in cells))
-        require(holds, config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
+        sizes = [size // cell for cell in reversed(cells)]
+        allowed = f'0 or one of {sizes}, so that neither the head nor a mask cuts an averaged cell'
+        require(options.TARGET_SIZE in (0, *sizes), config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
         cell = size // (options.TARGET_SIZE or size)
         holds = cell < unit or not TARGETS[options.TARGET].needs_unit
         allowed = f'a target without statistics where a masking unit is one value of {cell} px'
@@ -436,16 +426,6 @@ def _patch_expanding(dim: int) -> nn.Sequential:
 def _to_pixels(width: int, stride: int, in_chans: int) -> nn.Sequential:
     """[B, width, h, w] to [B, in_chans, h * stride, w * stride]."""
     return nn.Sequential(nn.Conv2d(width, stride**2 * in_chans, 1), nn.PixelShuffle(stride))
-
-
-def _init_as_swin(module: nn.Module) -> None:
-    """The 1x1 convolutions keep PyTorch's default, as in the linear head."""
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, WindowAttention):
-        nn.init.normal_(module.relative_position_bias_table, std=0.02)
 
 
 def _check_masks(config: Any) -> None:

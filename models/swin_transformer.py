@@ -224,16 +224,6 @@ class BasicLayer(nn.Module):
     ) -> None:
         super().__init__()
         window_size = min(window_size, side)
-        if side % window_size:
-            raise ValueError(
-                f'MODEL.SWIN.WINDOW_SIZE {window_size} does not divide a stage of {side}x{side} '
-                'tokens (DATA.IMG_SIZE / PATCH_SIZE, halved from stage to stage)'
-            )
-        if not is_last and side % 2:
-            raise ValueError(
-                f'a Swin stage of {side}x{side} tokens cannot be halved: DATA.IMG_SIZE must be a '
-                'multiple of PATCH_SIZE * 2^(stages - 1)'
-            )
         odd_shift = window_size // 2 if window_size < side else 0
         self.keeps = checkpoint_keeps if use_checkpoint else None
         self.blocks = nn.ModuleList(
@@ -260,6 +250,16 @@ class BasicLayer(nn.Module):
         attention = [block.attn for block in self.blocks]
         tables = torch.cat([attn.relative_position_bias_table for attn in attention], dim=1)
         return gather_bias(tables, attention[0].relative_position_index).chunk(len(attention))
+
+
+def init_linear_or_table(module: nn.Module) -> None:
+    """Initialise linear layers and bias tables; convolutions and norms keep PyTorch's defaults."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, WindowAttention):
+        nn.init.normal_(module.relative_position_bias_table, std=0.02)
 
 
 @ENCODERS.register('swin')
@@ -323,7 +323,10 @@ class SwinTransformer(PatchEncoder):
         )
         self.norm = nn.LayerNorm(self.num_features)
         self.head = build_classifier_head(self.num_features, num_classes)
-        self._init_weights()
+        for module in self.modules():
+            init_linear_or_table(module)
+        if self.absolute_pos_embed is not None:
+            self.init_normal_(self.absolute_pos_embed)
 
     @classmethod
     def stride_of(cls, config: Any) -> int:
@@ -348,23 +351,9 @@ class SwinTransformer(PatchEncoder):
         allowed = f'a multiple of {stride}, MODEL.SWIN.PATCH_SIZE doubled {stages - 1} times'
         require(size % stride == 0, config, 'DATA.IMG_SIZE', allowed)
         sides = [size // swin.PATCH_SIZE // 2**i for i in range(stages)]
-        allowed = (
-            f'one of {_windows(sides)} or at least {sides[0]} at DATA.IMG_SIZE {size}: it must '
-            f'divide each stage that is larger, and the stages are {sides} tokens wide'
-        )
-        require(_window_fits(swin.WINDOW_SIZE, sides), config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
-
-    def _init_weights(self) -> None:
-        """The patch convolution keeps PyTorch's default, as do the norms."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                self.init_normal_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, WindowAttention):
-                self.init_normal_(module.relative_position_bias_table)
-        if self.absolute_pos_embed is not None:
-            self.init_normal_(self.absolute_pos_embed)
+        fits = all(side <= swin.WINDOW_SIZE or side % swin.WINDOW_SIZE == 0 for side in sides)
+        allowed = f'a divisor of each stage that is larger; the stages are {sides} tokens wide'
+        require(fits, config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Encode patch tokens [B, L, D] to normalised tokens of the last stage, [B, l, F]."""
@@ -398,12 +387,3 @@ class SwinTransformer(PatchEncoder):
     def saliency_layer(self) -> nn.Module:
         """The tokens that enter the last block: after it, a token may describe its whole window."""
         return [self.pos_drop, *self.layers[:-1], *self.layers[-1].blocks][-2]
-
-
-def _window_fits(window: int, sides: list[int]) -> bool:
-    return all(side <= window or side % window == 0 for side in sides)
-
-
-def _windows(sides: list[int]) -> list[int]:
-    """Window sizes below the first stage's side that divide every larger stage."""
-    return [window for window in range(1, sides[0]) if _window_fits(window, sides)]

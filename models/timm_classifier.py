@@ -64,12 +64,17 @@ class TimmClassifier(Encoder):
         **rates: float,
     ) -> None:
         super().__init__()
-        self.name, self.img_size, self.in_chans = name, img_size, in_chans
+        self.name, self.in_chans = name, in_chans
         self.layout = find_layout(name, img_size=img_size, in_chans=in_chans, **rates)
         self.num_features = self.layout.width
         self.encoder = timm.create_model(name, **self.layout.options)
         if use_checkpoint:
-            self._use_checkpoint()
+            try:
+                self.encoder.set_grad_checkpointing(True)
+            except (AssertionError, AttributeError):  # timm raises these if it is not supported
+                raise ValueError(
+                    f'TRAIN.USE_CHECKPOINT must be False for {name} of timm, got True'
+                ) from None
         self.head = build_classifier_head(self.num_features, num_classes)
         if num_classes > 0:
             nn.init.normal_(self.head.weight, std=0.02)
@@ -113,26 +118,7 @@ class TimmClassifier(Encoder):
     def backbone(self) -> nn.Module:
         return self.encoder
 
-    def _use_checkpoint(self) -> None:
-        try:
-            self.encoder.set_grad_checkpointing(True)
-        except (AssertionError, AttributeError):  # timm raises these if it is not supported
-            raise ValueError(
-                f'TRAIN.USE_CHECKPOINT must be False for {self.name} of timm, got True'
-            ) from None
-
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the pooled features, [B, C, S, S] -> [B, F].
-
-        Raises:
-            ValueError: If the images do not have the size of the model.
-        """
-        expected = (self.in_chans, self.img_size, self.img_size)
-        if x.shape[1:] != expected:
-            raise ValueError(
-                f'image size: got {list(x.shape[1:])}, {self.name} was built for {list(expected)} '
-                '(MODEL.IN_CHANS, DATA.IMG_SIZE)'
-            )
         return self.encoder(x)
 
     def get_num_layers(self) -> int:

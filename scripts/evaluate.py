@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -36,13 +37,10 @@ from evaluation.cases import Cases, match
 from evaluation.metrics import METRICS, Protocol
 from evaluation.report import (
     MEAN_TITLES,
-    NO_HELD_OUT,
-    NO_INTERVAL,
     SALT_FILE,
     Names,
     build_document,
     compare_sets,
-    names_for,
     rename_images,
     write_report,
 )
@@ -104,7 +102,7 @@ def main(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    print(format_scores(document, has_intervals=args.resamples > 0))
+    print(format_scores(document))
     print(f'report in {page}. Not for clinical use.')
     return 0
 
@@ -120,19 +118,21 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         resamples=args.resamples,
         seed=args.seed,
     )
-    names = names_for(args.output, anonymise=args.anonymise)
+    names = Names(args.output if args.anonymise else None)
     sets, warnings = read_cases(args, names)
     fitted, source, notes = fit_thresholds(args, sets, protocol, names=names)
-    files = [
-        f'{cases.name}: {names.file(file)}'
-        for cases, file in zip(sets, args.predictions, strict=True)
-    ]
+    comparisons = compare_sets(sets, protocol, name=args.labels.stem)
+    compared = {(entry['a'], entry['b']) for entry in comparisons}
+    for pair in combinations([cases.name for cases in sets], 2):
+        if pair not in compared:
+            notes.append(f'{" and ".join(pair)} are not compared: their rows or labels differ')
+    files = zip(sets, args.predictions, strict=True)
     document = build_document(
         sets,
         fitted,
         protocol,
         run={
-            'Predictions': '; '.join(files),
+            'Predictions': '; '.join(f'{cases.name}: {names.file(file)}' for cases, file in files),
             'Labels': names.file(args.labels),
             'Task': args.task,
             'Blank labels': args.blank,
@@ -141,14 +141,10 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
             'Thresholds': source,
             'Code': code_version(),
         },
-        warnings=list(dict.fromkeys([*warnings, *notes, *row_warnings(sets, protocol)])),
-        extras={'comparisons': compare_sets(sets, protocol, name=args.labels.stem)},
+        warnings=list(dict.fromkeys([*warnings, *notes])),
+        extras={'comparisons': comparisons},
     )
     rename_images(document, names)
-    document['warnings'] = [
-        f'{line}; use --thresholds-from' if line == NO_HELD_OUT else line
-        for line in document['warnings']
-    ]
     return document
 
 
@@ -164,9 +160,7 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
         return standard_groups(records, default_config().EVAL.AGE_BANDS) | further
 
     sets, warnings = [], []
-    for file, name in zip(
-        args.predictions, set_names(args.predictions, anonymise=args.anonymise), strict=True
-    ):
+    for file, name in zip(args.predictions, set_names(args), strict=True):
         predictions = replace(read_predictions(file), file=Path(names.file(file)))
         cases, notes = match(predictions, labels, name=name, level=args.level, groups=groups)
         sets.append(cases)
@@ -180,18 +174,17 @@ def read_labels(args: argparse.Namespace, file: Path, names: Names) -> LabelTabl
     return replace(table, file=Path(names.file(file)))
 
 
-def set_names(files: Sequence[Path], *, anonymise: bool = False) -> list[str]:
-    """A name for each file: its stem, preceded by as many folders as needed to tell them apart.
-
-    With `anonymise`, a number replaces the folders.
-    """
-    parts = [file.absolute().with_suffix('').parts for file in files]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ['/'.join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            numbered = anonymise and depth > 1
-            return [f'{f.stem} ({i})' for i, f in enumerate(files, 1)] if numbered else names
-    raise ValueError(f'--predictions: a file is given twice: {", ".join(map(str, files))}')
+def set_names(args: argparse.Namespace) -> list[str]:
+    """A name for each prediction file: its stem, with its folder or a number if others share it."""
+    files = args.predictions
+    stems = [file.stem for file in files]
+    if len(set(stems)) == len(stems):
+        return stems
+    paths = [str(file.with_suffix('')) for file in files]
+    if args.anonymise or len(set(paths)) < len(paths):
+        return [f'{stem} ({i})' for i, stem in enumerate(stems, start=1)]
+    in_folder = [f'{file.absolute().parent.name}/{file.stem}' for file in files]
+    return in_folder if len(set(in_folder)) == len(files) else paths
 
 
 def fit_thresholds(
@@ -207,14 +200,9 @@ def fit_thresholds(
             f'--thresholds-from takes {len(sets)} prediction file(s), one for each of '
             f'--predictions, and their labels, or {len(sets)} report.json; got {len(files)} file(s)'
         )
-    fitted, sources, warnings = [], [], []
     if from_reports:
-        for file, cases in zip(files, sets, strict=True):
-            held_out, differs = read_thresholds(file, cases.labels, protocol)
-            fitted.append(held_out)
-            sources.append(f'of {names.file(file)}')
-            warnings += [f'{names.file(file)}: {differs}'] if differs else []
-        return fitted, '; '.join(sources), warnings
+        return read_thresholds(files, sets, protocol, names=names)
+    fitted, sources, warnings = [], [], []
     labels = read_labels(args, files[-1], names)
     for file, cases in zip(files[:-1], sets, strict=True):
         predictions = read_predictions(file)
@@ -234,87 +222,70 @@ def fit_thresholds(
     return fitted, '; '.join(sources), warnings
 
 
-def read_thresholds(file: Path, labels: Sequence[str], protocol: Protocol) -> tuple[HeldOut, str]:
-    """Thresholds and temperatures of the headline set of a report.json.
-
-    Returns:
-        The values, and how the protocol of that report differs from this one ('' if it does not).
-    """
-    try:
-        report = json.loads(file.read_text(encoding='utf-8'))
-        (entry,) = (e for e in report['sets'] if e['name'] == report['headline']['set'])
-        parts = {part['label']: part for part in entry['labels']}
-        values = [
-            [parts[label][name] if label in parts else None for label in labels]
-            for name in ('threshold', 'temperature')
-        ]
-        thresholds, temperatures = np.array(values, float)  # None becomes NaN
+def read_thresholds(
+    files: Sequence[Path], sets: Sequence[Cases], protocol: Protocol, *, names: Names
+) -> tuple[list[HeldOut], str, list[str]]:
+    """The same as `fit_thresholds`, of the headline set of one report.json per model."""
+    fitted, warnings = [], []
+    for file, cases in zip(files, sets, strict=True):
+        try:
+            report = json.loads(file.read_text(encoding='utf-8'))
+            (entry,) = (e for e in report['sets'] if e['name'] == report['headline']['set'])
+            parts = {part['label']: part for part in entry['labels']}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f'{file} is not a report.json: {error!r}') from error
+        chosen = [parts.get(label, {}) for label in cases.labels]
+        values = [[p.get(key) for p in chosen] for key in ('threshold', 'temperature')]
+        fitted.append(HeldOut(*np.array(values, float)))  # None becomes NaN
         then = entry['level'], entry['aggregate'], entry['views']
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{file} is not a report.json with thresholds: {error!r}') from error
-    now = protocol.level, protocol.aggregate, protocol.views
-    differs = f'its thresholds are for {", ".join(then)}; scored here: {", ".join(now)}'
-    return HeldOut(thresholds, temperatures), differs if then != now else ''
+        now = protocol.level, protocol.aggregate, protocol.views
+        if then != now:
+            warnings.append(
+                f'{names.file(file)}: its thresholds are for {", ".join(then)}; scored here: '
+                f'{", ".join(now)}'
+            )
+    return fitted, '; '.join(f'of {names.file(file)}' for file in files), warnings
 
 
-def row_warnings(sets: Sequence[Cases], protocol: Protocol) -> list[str]:
-    """Pairs of files that cannot be compared because their rows differ."""
-    paths = {cases.name: set(cases.at_level(protocol.level).path) for cases in sets}
-    return [
-        f'{a} and {b} are not compared: their rows differ'
-        for a, b in combinations(paths, 2)
-        if paths[a] != paths[b]
-    ]
-
-
-def format_scores(document: dict[str, Any], *, has_intervals: bool) -> str:
+def format_scores(document: dict[str, Any]) -> str:
     """Tables of the scores of every set and of the comparisons, followed by the warnings."""
     shown = {name: entry.title for name, entry in METRICS.items() if entry.in_summary}
-    lines = []
+    blocks = []
     for entry in document['sets']:
-        lines += [
-            f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '
-            f'n = {entry["rows"]}, {entry["patients"]} patients (95 % intervals over patients)',
-            f'  {"":<34}{"n":>7}{"pos.":>7}' + ''.join(f'{title:>23}' for title in shown.values()),
-        ]
-        for part in entry['labels']:
-            scores = ''.join(f'{_show(part["scores"][name]):>23}' for name in shown)
-            lines.append(f'  {part["label"]:<34}{part["n"]:>7}{part["positives"]:>7}{scores}')
+        counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
+        scores = {part['label']: part['scores'] for part in entry['labels']}
         for key in ('five', 'labels_with_both_classes'):
-            means = entry['means'][key] or dict.fromkeys(shown)
-            scores = ''.join(f'{_show(means[name]):>23}' for name in shown)
-            lines.append(f'  {MEAN_TITLES[key]:<48}{scores}')
-        if has_intervals and (five := entry['means']['five']):
-            lines += _missing_interval(five['auroc'])
-        lines.append('')
+            scores[MEAN_TITLES[key]] = entry['means'][key] or dict.fromkeys(shown)
+        rows = {
+            label: [*counts.get(label, ['', '']), *(_show(values[name]) for name in shown)]
+            for label, values in scores.items()
+        }
+        blocks.append(
+            f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '
+            f'n = {entry["rows"]}, {entry["patients"]} patients (95 % intervals over patients)\n'
+            f'{_table(rows, ["n", "positives", *shown.values()])}'
+        )
     for entry in document['comparisons']:
-        lines.append(f'AUROC of {entry["a"]} minus {entry["b"]} (p-values adjusted by Holm)')
-        rows = {label: (part, part['p_holm']) for label, part in entry['labels'].items()}
+        rows = {
+            label: [_show(part['difference']), round(part['p_holm'], 4)]
+            for label, part in entry['labels'].items()
+        }
         if five := entry['means']['five']:
-            rows[MEAN_TITLES['five']] = five, five['p_bootstrap']
-        for label, (part, p_value) in rows.items():
-            lines.append(f'  {label:<48}{_show(part["difference"]):>23}{_number(p_value, 4):>9}')
-        if has_intervals and five:
-            lines += _missing_interval(five['difference'])
-        lines.append('')
-    lines += [f'warning: {line}' for line in document['warnings']]
-    return '\n'.join(lines)
+            rows[MEAN_TITLES['five']] = [_show(five['difference']), round(five['p_bootstrap'], 4)]
+        blocks.append(f'{entry["a"]} minus {entry["b"]}\n{_table(rows, ["AUROC", "p (Holm)"])}')
+    warnings = '\n'.join(f'warning: {line}' for line in document['warnings'])
+    return '\n\n'.join([*blocks, warnings])
 
 
-def _missing_interval(mean: dict[str, float]) -> list[str]:
-    """The reason why the mean of the five has a value but no interval, if that is the case."""
-    has_none = not np.isnan(mean['value']) and np.isnan(mean['low'])
-    return [f'  {MEAN_TITLES["five"]}: {NO_INTERVAL}'] if has_none else []
+def _table(rows: dict[str, list], columns: list[str]) -> str:
+    return pd.DataFrame.from_dict(rows, orient='index', columns=columns).to_string(na_rep='n/a')
 
 
 def _show(score: dict[str, float] | None) -> str:
     if score is None or np.isnan(score['value']):
         return 'n/a'
-    return f'{score["value"]:.3f} [{_number(score["low"])}, {_number(score["high"])}]'
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return 'n/a' if np.isnan(value) else f'{value:.{digits}f}'
+    interval = '' if np.isnan(score['low']) else f' [{score["low"]:.3f}, {score["high"]:.3f}]'
+    return f'{score["value"]:.3f}{interval}'
 
 
 if __name__ == '__main__':

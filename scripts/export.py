@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         source = load_source(args.checkpoint, logging.getLogger('export'))
         worst = export(source, args.to, args.output, overwrite=args.overwrite)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # PyTorch cannot trace every model
         print(f'error: {error}', file=sys.stderr)
         return 2
     what = f'{len(source.outputs)} logits' if source.outputs else source.gives

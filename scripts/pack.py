@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.packing import Settings, pack
-from data.store import verify
+from data.store import BAD_FILE, verify
 
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
@@ -28,26 +28,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--data-path', metavar='DIR', help='CSV files and images, or a tree of images')
     add('--output', required=True, metavar='STORE', help='the store')
-    add(
-        '--size', metavar='PX', help='side in pixels, for example 256, or native: sizes as they are'
-    )
-    shape = parser.add_mutually_exclusive_group()
-    squeeze = 'squeeze images to squares (default)'
-    shape.add_argument('--square', action='store_true', help=squeeze)
+    add('--size', metavar='PX', help='side in pixels, for example 256, or native: keep the sizes')
     keep = 'keep the aspect: --size is the short side, and smaller images keep their size'
-    shape.add_argument('--keep-aspect', action='store_true', help=keep)
+    add('--keep-aspect', action='store_true', help=keep)
     add('--keep-16bit', action='store_true', help='store images of more than 8 bits with 16 bits')
     add('--shard-size', default='1GB', type=_bytes, metavar='N', help='largest file of pixels')
     add('--image-suffix', default='', metavar='.png', help='same as DATA.IMAGE_SUFFIX')
-    add(
-        '--csv',
-        nargs='+',
-        default=[],
-        metavar='FILE',
-        help='instead of train.csv, valid.csv, test.csv',
-    )
+    names = 'CSV files whose images are packed, instead of train.csv, valid.csv and test.csv'
+    add('--csv', nargs='+', default=[], metavar='FILE', help=names)
     add('--all-images', action='store_true', help='also images that no CSV file names')
-    add('--skip-bad', action='store_true', help='leave out and list damaged images if they are few')
+    add('--skip-bad', action='store_true', help='leave out damaged images and list them')
     add('--workers', default=os.cpu_count(), type=_positive, metavar='N', help='processes')
     add('--verify', action='store_true', help='check every byte of a store')
     args = parser.parse_args(arguments)
@@ -66,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
         print(f'{args.output}: {len(problems) or "no"} problems')
         return 1 if problems else 0
     try:
-        pack(
+        about = pack(
             args.data_path,
             args.output,
             settings(args),
@@ -74,7 +64,6 @@ def main(args: argparse.Namespace) -> int:
             skip_bad=args.skip_bad,
             csv_names=args.csv,
             all_images=args.all_images,
-            report=_report,
         )
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
@@ -85,6 +74,12 @@ def main(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print('interrupted; the same command resumes from here', file=sys.stderr)
         return 130
+    num_bytes = sum(size for size, _ in about['files'].values())
+    print(f'{args.output}: {about["images"]} images, {num_bytes / 1e9:.2f} GB')
+    if about['rounded']:
+        print(f'{about["rounded"]} images of more than 8 bits were rounded to 8 (--keep-16bit)')
+    if about['left_out']:
+        print(f'{len(about["left_out"])} images could not be read: see {args.output}/{BAD_FILE}')
     return 0
 
 
@@ -94,15 +89,11 @@ def settings(args: argparse.Namespace) -> Settings:
     native = args.size == 'native'
     return Settings(
         size=None if native else int(args.size),
-        square=args.square or not (native or args.keep_aspect),
+        square=not (native or args.keep_aspect),
         keep_16bit=args.keep_16bit,
         shard_bytes=args.shard_size,
         image_suffix=args.image_suffix,
     )
-
-
-def _report(line: str) -> None:
-    print(line, flush=True)
 
 
 def _positive(text: str) -> int:
@@ -113,7 +104,7 @@ def _positive(text: str) -> int:
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r'(\d+)(|KB|MB|GB)', text.upper())
+    match = re.fullmatch(r'([1-9]\d*)(|KB|MB|GB)', text.upper())
     if not match:
         raise argparse.ArgumentTypeError(f'must be like 1GB or 500MB, got {text!r}')
     return int(match[1]) * UNITS[match[2]]

@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 setup requirements-dev.txt
 start=$SECONDS
 export OMP_NUM_THREADS=1 # tiny models: more threads only wait for each other
+unset PYTHONDONTWRITEBYTECODE # or each process of the tests compiles every module again
 echo "tests: running (a few minutes on 2 cores)"
 parallel=(-n auto --maxprocesses 8 --dist worksteal)
 if [[ " $* " == *' --all '* ]]; then

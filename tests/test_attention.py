@@ -65,12 +65,12 @@ def test_fused_attention_equals_eager_attention(name: str) -> None:
 
 
 @pytest.mark.parametrize('fused', [False, True])
-@pytest.mark.parametrize('shape', [(2, 3, 5, 4), (2, 6, 3, 5, 4)])
-@pytest.mark.parametrize('by_window', [False, True])
+@pytest.mark.parametrize(
+    'shape, by_window', [((2, 3, 5, 4), False), ((2, 6, 3, 5, 4), False), ((2, 6, 3, 5, 4), True)]
+)
 def test_attention_is_the_formula(shape: tuple, by_window: bool, fused: bool) -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, *shape, dtype=torch.float64)
-    by_window = by_window and len(shape) == 5
     bias = torch.randn(*shape[1 if by_window else -3 : -2], 5, 5, dtype=torch.float64)
     got = attend(
         q, k, v, bias=bias, scale=0.3, attention='sdpa' if fused else 'eager', in_windows=False
@@ -107,11 +107,10 @@ def flops(model: nn.Module) -> tuple[int, int]:
     return linear, sum(n for kind, n in by_kind.items() if 'bmm' in str(kind))
 
 
-@pytest.mark.parametrize('name', ['vit_both'])
-def test_checkpointing_recomputes_only_what_is_not_kept(name: str) -> None:
-    plain = randomised(name)
+def test_checkpointing_recomputes_only_what_is_not_kept() -> None:
+    plain = randomised('vit_both')
     models = {
-        keeps: randomised(name, use_checkpoint=True, checkpoint_keeps=keeps)
+        keeps: randomised('vit_both', use_checkpoint=True, checkpoint_keeps=keeps)
         for keeps in ('nothing', 'products')
     }
     for model in models.values():

@@ -8,13 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from timm.layers import BatchNormAct2d
-from tiny import arguments, run_folder, run_main, tiny_config, torchrun
 from torch import Tensor, nn
 
 from engine import distributed
 from engine.parallel import share_batch_norm
 from models.timm_classifier import TimmClassifier
-from utils import read_checkpoint
 
 EXACT = {'rtol': 1e-10, 'atol': 1e-12}
 
@@ -64,17 +62,13 @@ def step(norm: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
 
 
 NORMS = {
-    '1d': (lambda: nn.BatchNorm1d(3), (6, 3)),
-    '1d of rows': (lambda: nn.BatchNorm1d(3, momentum=0.3), (6, 3, 5)),
+    '1d': (lambda: nn.BatchNorm1d(3, momentum=0.3), (6, 3)),
     '2d': (lambda: nn.BatchNorm2d(3, eps=0.1), (6, 3, 4, 4)),
-    'not affine': (lambda: nn.BatchNorm2d(3, affine=False), (6, 3, 4, 4)),
-    'cumulative': (lambda: nn.BatchNorm2d(3, momentum=None), (6, 3, 4, 4)),
-    'no statistics kept': (lambda: nn.BatchNorm2d(3, track_running_stats=False), (6, 3, 4, 4)),
     "timm's with activation": (lambda: BatchNormAct2d(3, act_layer=nn.SiLU), (6, 3, 4, 4)),
 }
 
 
-@pytest.mark.parametrize('split', [[3, 3], [1, 5], [2, 0, 4]], ids=str)
+@pytest.mark.parametrize('split', [[3, 3], [2, 0, 4]], ids=str)
 @pytest.mark.parametrize('kind', NORMS)
 def test_ranks_together_are_one(kind: str, split: list[int], monkeypatch) -> None:
     """Two steps, with as many images on each rank or not; gradients of weights add up."""
@@ -134,22 +128,3 @@ def test_a_whole_model_is_changed_in_place(monkeypatch) -> None:
 def test_other_kinds_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match='0 is a BatchNorm3d, .* train in one'):
         share_batch_norm(nn.Sequential(nn.BatchNorm3d(2)))
-
-
-@pytest.mark.slow
-def test_two_processes_train_a_resnet_as_one(phantom, tmp_path) -> None:
-    """Weights and running statistics, after two epochs, with gradient accumulation."""
-    model = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'test_resnet'}}
-    sections = {'DATA': {'IMG_SIZE': 64, 'BATCH_SIZE': 8}, 'TRAIN': {'BASE_LR': 0.005}}
-    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', model, **sections)
-    assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'one')) == 0
-    more = ['--batch-size', '4']
-    done = torchrun('finetune', arguments(cfg, phantom, tmp_path / 'two', *more), processes=2)
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, two = (
-        read_checkpoint(run_folder(tmp_path / name, 'finetune') / 'ckpt_epoch_1.pth')['model']
-        for name in ('one', 'two')
-    )
-    assert one['encoder.bn1.num_batches_tracked'] == 6  # of 8 images, twice
-    for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=key)

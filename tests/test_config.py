@@ -9,31 +9,27 @@ from pathlib import Path
 import pytest
 import yaml
 
-import main_contrastive
-import main_finetune
-import main_simmim  # noqa: F401  (the mains fill all registries)
+import main_contrastive  # noqa: F401  (the mains fill all registries)
+import main_finetune  # noqa: F401
+import main_simmim  # noqa: F401
 from config import (
     CHOICES,
     FLAG_KEYS,
-    FREE_OPTIONS,
     LEGACY_KEYS,
-    RANGES,
     REGISTRIES,
     allowed_values,
     build_parser,
     check_config,
     config_changes,
+    config_from_text,
     config_text,
     default_config,
     flat_options,
     get_config,
-    load_options,
-    load_yaml,
     value_at,
 )
 
 ROOT = Path(__file__).parents[1]
-STAGES = {'simmim': main_simmim, 'contrastive': main_contrastive, 'finetune': main_finetune}
 
 
 def write(folder: Path, name: str, text: str) -> str:
@@ -89,19 +85,6 @@ def test_every_key_has_a_comment_and_keys_beyond_simmims_are_marked() -> None:
     assert wrong <= {'DATA.DATASET'}, 'this SimMIM key has values of our own'
 
 
-def test_the_tables_of_checks_name_existing_keys() -> None:
-    keys = {*CHOICES, *REGISTRIES, *FREE_OPTIONS, *FLAG_KEYS.values()}
-    keys |= {key for names in RANGES.values() for key in names.split()}
-    config = default_config()
-    for key in keys | set(filter(None, LEGACY_KEYS.values())):
-        value_at(config, key)
-
-
-def test_each_default_config_is_a_copy() -> None:
-    default_config().DATA.UNCERTAIN_BY_LABEL['Edema'] = 'zeros'
-    assert default_config().DATA.UNCERTAIN_BY_LABEL == {}
-
-
 # Precedence
 
 
@@ -128,17 +111,14 @@ def test_base_files_are_relative_to_each_file_and_later_ones_win(tmp_path) -> No
     assert (config.SEED, config.TAG, config.PRINT_FREQ) == (9, 'second', 9)
 
 
-@pytest.mark.parametrize('stage', STAGES)
-def test_each_flag_overrides_opts(cfg, stage) -> None:
+@pytest.mark.parametrize('flag', FLAG_KEYS)
+def test_each_flag_overrides_opts(cfg, flag) -> None:
     words = {'batch_size': '3', 'accumulation_steps': '2', 'amp_opt_level': 'O2'}
-    for flag, key in FLAG_KEYS.items():
-        default = value_at(default_config(), key)
-        word = [] if isinstance(default, bool) else [words.get(flag, 'x')]
-        line = ['--cfg', cfg, '--opts', key, repr(default), '--' + flag.replace('_', '-'), *word]
-        args = build_parser(stage).parse_args(line)
-        args.stage = None
-        got = value_at(get_config(args), key)
-        assert got != default and str(got) == (word[0] if word else 'True')
+    default = value_at(default_config(), FLAG_KEYS[flag])
+    word = [] if isinstance(default, bool) else [words.get(flag, 'x')]
+    opts = ['--opts', FLAG_KEYS[flag], repr(default)]
+    config = load(cfg, *opts, '--' + flag.replace('_', '-'), *word)
+    assert str(value_at(config, FLAG_KEYS[flag])) == (word[0] if word else 'True')
 
 
 def test_a_flag_that_is_0_counts_and_one_that_is_absent_does_not(tmp_path) -> None:
@@ -148,16 +128,11 @@ def test_a_flag_that_is_0_counts_and_one_that_is_absent_does_not(tmp_path) -> No
     assert get_config(argparse.Namespace(cfg=cfg)).TAG == 'x'
 
 
-def test_the_config_is_frozen(cfg) -> None:
-    config = load(cfg)
-    for node in (config, config.DATA, config.MODEL.SWIN):
+def test_the_config_is_frozen_and_launchers_may_give_a_rank(cfg) -> None:
+    config = load(cfg, '--local_rank', '3')
+    for node in (config, config.DATA):
         with pytest.raises(AttributeError):
             node.TAG = 'x'
-
-
-@pytest.mark.parametrize('words', [['--local_rank', '3'], ['--local-rank=3']])
-def test_the_rank_of_old_launchers_is_accepted(cfg, words) -> None:
-    load(cfg, *words)
 
 
 # Values
@@ -187,22 +162,16 @@ def test_a_value_is_read_the_same_from_opts_and_from_yaml(tmp_path, cfg, key, te
 @pytest.mark.parametrize(
     'key, text',
     [
-        ('TAG', '7'),
         ('TRAIN.EPOCHS', 'many'),
         ('TRAIN.EPOCHS', '10.5'),
         ('TRAIN.EPOCHS', 'True'),
         ('TRAIN.BASE_LR', '1e999'),
-        ('TEST.CROP', '1'),
         ('MODEL.SWIN.DEPTHS', '2'),
-        ('MODEL.SWIN.IN_CHANS', 'grey'),
         ('DATA.IMG_SIZE', 'None'),
         ('DATA', '7'),
-        ('DATA.UNCERTAIN_BY_LABEL', '{"Edema": 1}'),
     ],
 )
-def test_a_value_of_the_wrong_type_is_an_error_that_names_key_and_source(
-    tmp_path, cfg, key, text
-) -> None:
+def test_a_value_of_the_wrong_type_names_key_and_source(tmp_path, cfg, key, text) -> None:
     nested = f'{{{key.replace(".", ": {")}: {text}{"}" * key.count(".")}}}'
     written = write(tmp_path, 'value.yaml', nested)
     with pytest.raises(ValueError, match=f'{key} .*--opts'):
@@ -222,44 +191,30 @@ def test_an_unknown_key_is_an_error_that_suggests_a_similar_key(tmp_path, cfg) -
 
 
 @pytest.mark.parametrize(
-    'text',
-    ['', '- 1', 'TAG: !!python/object/apply:os.getcwd []', 'TAG: [', 'BASE: x.yaml', 'BASE: [no]'],
+    'text', ['- 1', 'TAG: !!python/object/apply:os.getcwd []', 'BASE: x.yaml', 'BASE: [no.yaml]']
 )
 def test_a_file_that_is_not_a_config_is_named(tmp_path, text) -> None:
     path = write(tmp_path, 'run.yaml', text)
-    with pytest.raises(ValueError, match=re.escape(path)):
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
         load(path)
-
-
-def test_a_missing_file_and_a_cycle_of_base_files_are_named(tmp_path) -> None:
-    with pytest.raises(ValueError, match='nowhere/x.yaml'):
-        load('nowhere/x.yaml')
-    first = write(tmp_path, 'a.yaml', 'BASE: [b.yaml]')
-    second = write(tmp_path, 'b.yaml', 'BASE: [c/../a.yaml]')
-    (tmp_path / 'c').mkdir()
-    with pytest.raises(ValueError, match=f'{first} -> {second} -> .*a.yaml'):
-        load(first)
 
 
 # Keys of SimMIM and of earlier versions
 
 
 @pytest.mark.parametrize('encoder', ['swin', 'vit', 'timm'])
-def test_a_legacy_key_sets_the_channels_of_the_selected_encoder(encoder) -> None:
-    pair, kind = [f'MODEL.{encoder.upper()}.IN_CHANS', 1], ['MODEL.TYPE', encoder]
-    other = ['MODEL.TYPE', 'vit' if encoder == 'swin' else 'swin']
-    for pairs in (pair + kind, kind + pair):
-        config = changed(*pairs)
-        assert config.MODEL.IN_CHANS == 1
-        config.merge_from_list(other)
-        assert config.MODEL.IN_CHANS == 3
-    assert changed(*kind, *pair, 'MODEL.IN_CHANS', 3).MODEL.IN_CHANS == 3
-
-
-def test_the_text_of_an_older_run_is_read_with_todays_keys(tmp_path) -> None:
-    text = 'LOCAL_RANK: 2\nMODEL: {TYPE: vit, VIT: {IN_CHANS: 1}, SWIN: {IN_CHANS: 3}}\n'
-    assert load_options(text)['MODEL'] == {'TYPE': 'vit', 'VIT': {}, 'SWIN': {}, 'IN_CHANS': 1}
-    assert load(write(tmp_path, 'old.yaml', text)).MODEL.IN_CHANS == 1
+def test_a_legacy_key_sets_the_channels_of_the_selected_encoder(tmp_path, encoder) -> None:
+    other = 'VIT' if encoder == 'swin' else 'SWIN'
+    channels = f'{encoder.upper()}: {{IN_CHANS: 1}}, {other}: {{IN_CHANS: 3}}'
+    text = f'LOCAL_RANK: 2\nMODEL: {{{channels}, TYPE: {encoder}}}\n'
+    assert flat_options(text) == {'MODEL.TYPE': encoder, 'MODEL.IN_CHANS': 1}
+    config = default_config()
+    config.merge_from_file(write(tmp_path, 'old.yaml', text))
+    assert config.MODEL.IN_CHANS == 1
+    config.merge_from_list([f'MODEL.{other}.IN_CHANS', 3])
+    assert config.MODEL.IN_CHANS == 1
+    config.merge_from_list([f'MODEL.{encoder.upper()}.IN_CHANS', 3])
+    assert config.MODEL.IN_CHANS == 3
 
 
 # Checks
@@ -276,17 +231,12 @@ def test_only_the_allowed_values_of_an_option_are_accepted(key) -> None:
 @pytest.mark.parametrize(
     'key, bad',
     [
-        ('DATA.BATCH_SIZE', 0), ('DATA.NUM_WORKERS', -1), ('DATA.MASK_RATIO', 1),
-        ('DATA.TRAIN_FRACTION', 0), ('DATA.HOLDOUT_FRACTION', 1), ('TRAIN.BASE_LR', 0),
-        ('TRAIN.EPOCHS', 0), ('SAVE_FREQ', 0), ('SEED', -1), ('SEED', 2**63),
-        ('TRAIN.OPTIMIZER.BETAS', (0.9, 1)), ('TRAIN.OPTIMIZER.BETAS', (0.9,)),
-        ('TRAIN.OPTIMIZER.BETAS', ('a', 0.9)), ('TRAIN.OPTIMIZER.NAME', 'adam'),
-        ('AUG.CROP_AREA', [0.9, 0.5]), ('AUG.CROP_AREA', [0.5]), ('AUG.CROP_AREA', [0.5, 2]),
-        ('DATA.IMAGE_SUFFIX', 'png'), ('TRAIN.WARMUP_EPOCHS', 301), ('TRAIN.START_EPOCH', 5),
-        ('DATA.MEAN', [0, 0, 0]), ('DATA.STD', [1, 1]), ('MODEL.NAME', '../other'),
-        ('TAG', '/other'), ('TAG', 'a/../../b'), ('EVAL.AGE_BANDS', [40, 0]),
-        ('EVAL.AGE_BANDS', []), ('EVAL.GROUPS', ['']), ('EVAL.ENSEMBLE', [3]),
-        ('EVAL.SENSITIVITY', 1), ('DATA.UNCERTAIN_BY_LABEL', {'Oedema': 'zeros'}),
+        ('DATA.BATCH_SIZE', 0), ('DATA.MASK_RATIO', 1), ('DATA.TRAIN_FRACTION', 0), ('SEED', 2**63),
+        ('TRAIN.OPTIMIZER.BETAS', (0.9, 1)), ('TRAIN.OPTIMIZER.BETAS', ('a', 0.9)),
+        ('TRAIN.OPTIMIZER.NAME', 'adam'), ('AUG.CROP_AREA', [0.9, 0.5]), ('AUG.CROP_AREA', [0.5]),
+        ('TRAIN.WARMUP_EPOCHS', 301), ('TRAIN.START_EPOCH', 5), ('DATA.MEAN', [0, 0, 0]),
+        ('DATA.STD', [1, 1]), ('EVAL.AGE_BANDS', [40, 0]),
+        ('DATA.UNCERTAIN_BY_LABEL', {'Oedema': 'zeros'}),
         ('DATA.UNCERTAIN_BY_LABEL', {'Edema': 'no'}), ('TRAIN.LR_SCHEDULER.NAME', 'multistep'),
         ('MODEL.SWIN.DEPTHS', [2, 0, 6, 2]), ('MODEL.SWIN.NUM_HEADS', [3, 6, 12, 25]),
         ('MODEL.SWIN.WINDOW_SIZE', 6), ('DATA.MASK_PATCH_SIZE', 30), ('DATA.MASK_PATCH_SIZE', 14),
@@ -323,37 +273,18 @@ def test_a_probe_needs_held_out_patients_and_does_not_resume() -> None:
         check_config(chexpert(*probe, key, value, 'EVAL_MODE', True), 'finetune')
 
 
-@pytest.mark.parametrize(
-    'size, window, fits',
-    [(192, 6, True), (224, 7, True), (192, 48, True), (192, 7, False), (224, 8, False)],
-)
-def test_a_window_fits_if_it_contains_or_divides_every_stage(size, window, fits) -> None:
-    config = changed('DATA.IMG_SIZE', size, 'MODEL.SWIN.WINDOW_SIZE', window)
-    if fits:
-        check_config(config, 'simmim')
-    else:
-        with pytest.raises(ValueError, match='MODEL.SWIN.WINDOW_SIZE'):
-            check_config(config, 'simmim')
-
-
 def test_options_of_other_stages_and_encoders_are_not_checked() -> None:
     check_config(chexpert('DATA.MASK_PATCH_SIZE', 30), 'finetune')
     check_config(changed('MODEL.TYPE', 'vit', 'MODEL.SWIN.WINDOW_SIZE', 5), 'simmim')
     check_config(changed('MODEL.VIT.PATCH_SIZE', 15), 'simmim')
 
 
-def test_only_one_mode_replaces_training() -> None:
-    with pytest.raises(ValueError, match='CHECK_MODE'):
-        check_config(changed('EVAL_MODE', True, 'CHECK_MODE', True))
-
-
 def test_a_faulty_option_ends_a_main_with_code_2_and_creates_no_folder(
     cfg, tmp_path, refused
 ) -> None:
     output = tmp_path / 'runs'
-    for stage in STAGES:
-        words = ['--cfg', cfg, '--output', str(output), '--opts', 'DATA.BATCHSIZE', '4']
-        refused(stage, words, 'DATA.BATCHSIZE')
+    words = ['--cfg', cfg, '--output', str(output), '--opts', 'DATA.BATCHSIZE', '4']
+    refused('finetune', words, 'DATA.BATCHSIZE')
     assert not output.exists()
 
 
@@ -382,8 +313,8 @@ def test_changes_between_two_texts_are_listed_by_key() -> None:
     assert flat_options(before)['TRAIN.OPTIMIZER.NAME'] == 'adamw'
 
 
-@pytest.mark.parametrize('text', ['- 1', '!!python/object/apply:os.getcwd []', 'a: [', '7'])
-def test_text_that_is_not_a_mapping_of_plain_values_is_an_error(text) -> None:
+def test_saved_options_are_read_without_keys_that_no_longer_exist() -> None:
+    config = config_from_text('GONE: 1\nSEED: 7\nDATA: {UNCERTAIN_BY_LABEL: {Edema: zeros}}')
+    assert (config.SEED, config.DATA.UNCERTAIN_BY_LABEL) == (7, {'Edema': 'zeros'})
     with pytest.raises(ValueError):
-        load_options(text)
-    assert load_yaml('a: {b: [1, 1e-3, x]}') == {'a': {'b': [1, '1e-3', 'x']}}
+        config_from_text('7')

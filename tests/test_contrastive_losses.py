@@ -27,9 +27,8 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum() / math.sqrt((a * a).sum()) / math.sqrt((b * b).sum()))
 
 
-@pytest.mark.parametrize('temperature', [0.1, 0.5])
-def test_nt_xent_is_simclrs_algorithm(temperature):
-    z1, z2 = rows(4, 6), rows(4, 6, seed=1)
+def test_nt_xent_is_simclrs_algorithm():
+    temperature, z1, z2 = 0.5, rows(4, 6), rows(4, 6, seed=1)
     z = [v for pair in zip(z1.numpy(), z2.numpy(), strict=True) for v in pair]  # 2k-1, 2k
 
     def cost(i: int, j: int) -> float:
@@ -76,11 +75,10 @@ def cosines(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.tanh(rows(*shape, seed=seed))
 
 
-@pytest.mark.parametrize('iterations', [1, 3, 10])
-def test_sinkhorn_is_swavs_pseudo_code(iterations):
+def test_sinkhorn_is_swavs_pseudo_code():
     scores = cosines(2, 6, 4)
-    got = sinkhorn(scores, epsilon=0.05, iterations=iterations)
-    want = [numpy_sinkhorn(crop, 0.05, iterations) for crop in scores.numpy()]
+    got = sinkhorn(scores, epsilon=0.05, iterations=3)
+    want = [numpy_sinkhorn(crop, 0.05, 3) for crop in scores.numpy()]
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-15)
 
 
@@ -123,18 +121,6 @@ def test_targets_get_no_gradient():
     assert of_prediction.abs().sum() > 0
     assert of_target is None
     assert not sinkhorn(cosines(3, 4).requires_grad_()).requires_grad
-
-
-def test_swavs_gradient_takes_assignments_as_given():
-    """Of crop v: (softmax - mean assignment) / T, for each pair in which it predicts."""
-    scores = cosines(3, 6, 4).requires_grad_()
-    loss = swav_loss(scores, num_global=2, temperature=0.1, epsilon=0.05)
-    (got,) = torch.autograd.grad(loss, scores)
-    q = [numpy_sinkhorn(scores[g].detach().numpy(), 0.05, 3) for g in range(2)]
-    p = (scores / 0.1).softmax(-1).detach().numpy()
-    pairs = 2 * (3 - 1) * 6
-    want = np.stack([p[0] - q[1], p[1] - q[0], 2 * p[2] - q[0] - q[1]]) / 0.1 / pairs
-    np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-12)
 
 
 CALLS = {

@@ -4,19 +4,19 @@ import copy
 import math
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from config import check_config, default_config
 from models.contrastive import (
     BYOL,
-    METHODS,
     KeyQueue,
     MoCo,
     SimCLR,
     SwAV,
+    build_contrastive,
     byol_loss,
     cosine_momentum,
     features,
@@ -137,22 +137,6 @@ def test_the_queue_holds_the_last_keys_oldest_first_from_its_pointer():
         assert queue.keys.roll(-int(queue.pointer), dims=0).tolist() == twin
 
 
-def test_batches_of_another_size_wrap_around():
-    queue, twin = KeyQueue(12, 1), [[0.0]] * 12
-    for step, size in enumerate([2, 2, 4, 6, 6, 12, 3]):
-        keys = 100.0 * step + torch.arange(float(size))[:, None]
-        queue.enqueue(keys)
-        twin = (twin + keys.tolist())[-12:]
-        assert queue.keys.roll(-int(queue.pointer), dims=0).tolist() == twin
-
-
-@pytest.mark.parametrize('size', [20, 4, 0])
-def test_a_queue_of_no_whole_batches_is_refused(size):
-    model = build('moco', queue_size=size)
-    with pytest.raises(ValueError, match='queue_size'):
-        model(*views('moco', 0))
-
-
 def test_mocos_queue_has_unit_keys_of_the_momentum_encoder():
     """By hand: the copy follows first, then makes the keys; the loss sees the keys before."""
     model, twin = build('moco'), []
@@ -204,13 +188,12 @@ def test_byols_target_after_k_steps():
     torch.testing.assert_close(got, target, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize('name', ['moco', 'byol'])
-def test_copies_are_equal_at_the_first_step_whatever_was_loaded(name):
+def test_copies_are_equal_at_the_first_step_whatever_was_loaded():
     """Weights, and the running statistics of batch norm."""
     encoder, loaded = (TimmClassifier('resnet10t', 32, 1, num_classes=0) for _ in range(2))
     with torch.no_grad():
         loaded(torch.randn(4, 1, 32, 32))  # in training: its statistics move
-    model = BUILD[name](encoder)
+    model = BUILD['byol'](encoder)
     model.whole_encoder.load_state_dict(loaded.state_dict())
     model.encoder_loaded()
     assert_same_state(model.momentum_encoder.state_dict(), loaded.encoder.state_dict())
@@ -268,21 +251,6 @@ def test_gradients_flow_to_all_that_learns_and_to_nothing_else(name):
             assert parameter.grad is None, key
 
 
-def test_prototypes_are_of_length_1_from_the_start_and_in_evaluation_after_a_step():
-    """A step leaves them at other lengths: the held-out loss is of directions alone."""
-    model = build('swav')
-    torch.testing.assert_close(model.prototypes.weight.norm(dim=1), torch.ones(5).double())
-    with torch.no_grad():
-        model.prototypes.weight.mul_(torch.arange(1.0, 6.0)[:, None])
-    z = torch.randn(3, 6, dtype=torch.float64)
-    got = model.prototypes.eval()(z, learn=torch.tensor(True))
-    rows = model.prototypes.weight.detach().numpy()
-    want = (z.numpy() / np.linalg.norm(z, axis=1, keepdims=True)) @ (
-        rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    ).T
-    np.testing.assert_allclose(got.detach(), want, rtol=1e-12)
-
-
 def test_prototypes_learn_after_the_first_steps_and_keep_length_1():
     model = build('swav', freeze_prototypes_steps=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -331,12 +299,10 @@ SWIN = {
 VIT = {'img_size': 16, 'patch_size': 8, 'in_chans': 1, 'embed_dim': 8, 'depth': 1, 'num_heads': 2}
 
 
-@pytest.mark.parametrize('encoder', [(SwinTransformer, SWIN), (VisionTransformer, VIT)])
-@pytest.mark.parametrize('name', BUILD)
-def test_transformers_are_found_under_encoder_and_all_of_them_learns(name, encoder):
+@pytest.mark.parametrize('kind, keys', [(SwinTransformer, SWIN), (VisionTransformer, VIT)])
+def test_transformers_are_found_under_encoder_and_all_of_them_learns(kind, keys):
     """The entries under encoder.* are those of the backbone alone, for fine-tuning to take."""
-    kind, keys = encoder
-    model = BUILD[name](kind(**keys, num_classes=0, drop_path_rate=0.0)).train()
+    model = BUILD['byol'](kind(**keys, num_classes=0, drop_path_rate=0.0)).train()
     generator = torch.Generator().manual_seed(0)
     model(*torch.randn(2, 8, 1, 16, 16, generator=generator)).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -344,14 +310,12 @@ def test_transformers_are_found_under_encoder_and_all_of_them_learns(name, encod
     assert own == set(kind(**keys, num_classes=0).state_dict())
 
 
-@pytest.mark.parametrize('name', ['byol', 'swav'])
-def test_a_residual_network_of_timm_learns_under_the_classifiers_own_names(name):
-    """From crops of two sizes for SwAV, although the classifier takes but one."""
+def test_a_residual_network_of_timm_learns_under_the_classifiers_own_names():
+    """SwAV gives it crops of two sizes."""
     torch.manual_seed(0)
     classifier = TimmClassifier('resnet10t', img_size=32, in_chans=1, num_classes=0)
-    model = BUILD[name](classifier).train()
-    sizes = (32, 32, 24) if name == 'swav' else (32, 32)
-    images = [torch.randn(8, 1, size, size) for size in sizes]
+    model = BUILD['swav'](classifier).train()
+    images = [torch.randn(8, 1, size, size) for size in (32, 32, 24)]
     want = classifier.eval().forward_features(images[0])
     torch.testing.assert_close(features(model.encoder, images[0]), want)
     train(model.train(), sgd(model), [images])
@@ -362,14 +326,75 @@ def test_a_residual_network_of_timm_learns_under_the_classifiers_own_names(name)
     assert own == {key for key in classifier.state_dict() if key.startswith('encoder.')}
 
 
-def test_crops_of_a_size_that_the_encoder_does_not_take_are_refused():
-    model = BUILD['swav'](SwinTransformer(**SWIN, num_classes=0))
-    crops = [torch.zeros(2, 1, side, side) for side in (16, 16, 8)]
-    with pytest.raises(ValueError, match='DATA.IMG_SIZE'):
-        model(*crops)
-    with pytest.raises(ValueError, match='SwAV'):
-        model(crops[0])
+# Options
 
 
-def test_every_method_is_tested_here():
-    assert BUILD.keys() == METHODS.keys()
+TIMM = {'MODEL.TYPE': 'timm', 'MODEL.DROP_PATH_RATE': 0.0, 'MODEL.TIMM.NAME': 'resnet18'}
+CROPS = {'CONTRASTIVE.METHOD': 'swav', 'CONTRASTIVE.LOCAL_CROPS': 6}
+
+
+def config_with(options: dict) -> object:
+    config = default_config()
+    config.merge_from_list([item for pair in options.items() for item in pair])
+    return config
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'CONTRASTIVE.METHOD': 'byol', 'CONTRASTIVE.TEMPERATURE': 0.1},
+        {'CONTRASTIVE.LOCAL_CROP_AREA': [0.2, 0.1]},
+        {'DATA.BATCH_SIZE': 1},
+        CROPS | {'CONTRASTIVE.LOCAL_SIZE': 96},
+    ],
+)
+def test_impossible_options_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=list(options)[-1]):
+        check_config(config_with(options), 'contrastive')
+
+
+@pytest.mark.parametrize('options', [CROPS | TIMM | {'CONTRASTIVE.LOCAL_SIZE': 96}, TIMM])
+def test_possible_options_are_accepted(options: dict) -> None:
+    check_config(config_with(options), 'contrastive')
+
+
+def test_a_queue_that_holds_no_whole_batches_is_refused():
+    with pytest.raises(ValueError, match='CONTRASTIVE.QUEUE_SIZE'):
+        build('moco', queue_size=20)(*views('moco', 0))
+
+
+def test_options_reach_the_methods() -> None:
+    given = {'DIM': 6, 'TEMPERATURE': 0.3, 'MOMENTUM': 0.5, 'QUEUE_SIZE': 32}
+    options = {f'CONTRASTIVE.{key}': value for key, value in given.items()}
+    moco = build_contrastive(config_with(TIMM | options), total_steps=7)
+    assert moco.queue.keys.shape == (32, 6)
+    assert (moco.temperature, moco.key_momentum) == (0.3, 0.5)
+    byol = build_contrastive(config_with(TIMM | {'CONTRASTIVE.METHOD': 'byol'}), total_steps=7)
+    assert (byol.total_steps, byol.first_momentum) == (7, 0.996)
+
+
+# Layers of the papers
+
+
+def layers(head: nn.Sequential) -> list[tuple]:
+    """(inputs, outputs, whether there is a bias), 'relu', or channels of a batch norm."""
+    described = []
+    for layer in head:
+        if isinstance(layer, nn.Linear):
+            described.append((layer.in_features, layer.out_features, layer.bias is not None))
+        else:
+            described.append('relu' if isinstance(layer, nn.ReLU) else layer.num_features)
+    return described
+
+
+@pytest.mark.parametrize(
+    ('method', 'projector'),
+    [
+        (MoCo, [(7, 7, True), 'relu', (7, 128, True)]),
+        (SimCLR, [(7, 7, False), 7, 'relu', (7, 128, False), 128]),
+        (partial(BYOL, total_steps=1), [(7, 4096, False), 4096, 'relu', (4096, 256, True)]),
+        (SwAV, [(7, 2048, False), 2048, 'relu', (2048, 128, True)]),
+    ],
+)
+def test_projectors_are_the_papers(method, projector):
+    assert layers(method(Convolution()).projector) == projector

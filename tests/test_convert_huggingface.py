@@ -92,9 +92,6 @@ def test_an_exported_folder_gives_the_checkpoint_s_weights_back(name: str, tmp_p
         else:
             assert key == 'mask_token' or key.endswith(('q_bias', 'v_bias')), key
             assert key == 'mask_token' or not value.any()
-    (left_over,) = re.findall(r'left over +\d+ *(.*)', log.text)
-    pooled = 'fc_norm.bias, fc_norm.weight' if is_pretrain and 'pooled' in name else ''
-    assert re.sub(r'relative_position_index \d+', '', left_over) in ('', pooled), left_over
     assert 'channels' not in log.text and 'normalised with' not in log.text
 
 
@@ -136,17 +133,7 @@ def test_swin_of_transformers_gives_its_features(kind: str, transformers, tmp_pa
     assert wanted.last_hidden_state.std() > 0.5
     torch.testing.assert_close(tokens, wanted.last_hidden_state, rtol=0, atol=1e-4)
     torch.testing.assert_close(ours.forward_features(x), wanted.pooler_output, rtol=0, atol=1e-4)
-    head = ' *head.bias, head.weight' if theirs is not bare else ''
-    assert re.search(rf'left over +\d+{head}$', log.text, re.MULTILINE)
-    assert re.search(r'left new +2  head.weight, head.bias$', log.text, re.MULTILINE)
-
-
-@torch.no_grad()
-def test_a_classifier_of_as_many_labels_is_taken_whole(transformers, tmp_path) -> None:
-    theirs = transformers.SwinForImageClassification(swin_config(transformers, num_labels=14))
-    ours = started(make_config('swin', 1), write_theirs(theirs, tmp_path))
-    wanted = theirs(pixel_values=images()).logits
-    torch.testing.assert_close(ours(images()), wanted, rtol=0, atol=1e-4)
+    assert re.search(r'left new +2  head 2$', log.text, re.MULTILINE)
 
 
 @torch.no_grad()
@@ -165,18 +152,16 @@ def test_simmim_of_transformers_reconstructs_the_same(transformers, tmp_path, lo
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize('kind', ['ViTModel'])
-def test_vit_of_transformers_gives_its_features(kind: str, transformers, tmp_path, log) -> None:
-    """Into a ViT of timm with the biases of its keys, into ours without: they change nothing.
+def test_vit_of_transformers_gives_its_features(transformers, tmp_path) -> None:
+    """A ViT of timm gets the biases of the keys, ours does not: they change nothing.
 
     In float64: twelve blocks of large weights would amplify rounding to about 1e-4.
     """
     sizes = {'hidden_size': 192, 'num_hidden_layers': 12, 'num_attention_heads': 3}
     sizes |= {'intermediate_size': 768, 'patch_size': 16, 'layer_norm_eps': 1e-6}
-    theirs = getattr(transformers, kind)(vit_config(transformers.ViTConfig, **sizes))
-    file = write_theirs(theirs, tmp_path)
-    bare, x = getattr(theirs, 'vit', theirs).double(), images().double()
-    wanted = bare(pixel_values=x).last_hidden_state
+    theirs = transformers.ViTModel(vit_config(transformers.ViTConfig, **sizes))
+    file, x = write_theirs(theirs, tmp_path), images().double()
+    wanted = theirs.double()(pixel_values=x).last_hidden_state
     assert wanted.std() > 0.5
     assert load_file(file)[next(k for k in load_file(file) if 'key.bias' in k)].std() > 0.1
 
@@ -190,9 +175,6 @@ def test_vit_of_transformers_gives_its_features(kind: str, transformers, tmp_pat
     ours = started(config, file).double()
     found = ours.encode(ours.patch_embed(x))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
-    assert 'biases of keys left out of 12 blocks' in log.text
-    lines = re.findall(r'left over .*pooler.dense.bias, pooler.dense.weight', log.text)
-    assert len(lines) == 2 * (kind == 'ViTModel')
 
 
 @torch.no_grad()
@@ -230,30 +212,19 @@ def test_channels_are_folded_by_the_processor_s_statistics(
 # What is refused
 
 
-def test_a_processor_that_says_something_else_is_refused(tmp_path) -> None:
+def test_a_processor_that_does_not_fit_the_weights_is_refused(tmp_path) -> None:
     state = to_huggingface(
         make_model(make_config('vit', 3, **PLAIN), is_pretrain=False).state_dict()
     )
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / 'model.safetensors')
-    good = {'image_mean': [0.5, 0.5, 0.5], 'image_std': [0.5, 0.5, 0.5]}
-    for bad, message in (
-        (good | {'image_std': [0.5, 0.5, 0]}, 'image_std'),
-        (good | {'image_mean': [0.5]}, 'image_mean'),
-    ):
-        (tmp_path / 'preprocessor_config.json').write_text(json.dumps(bad))
-        with pytest.raises(ValueError, match=rf'PRETRAINED .*preprocessor_config.*{message}'):
+    grey = json.dumps({'image_mean': [0.5], 'image_std': [0.5]})
+    for text in (grey, '{'):
+        (tmp_path / 'preprocessor_config.json').write_text(text)
+        with pytest.raises(ValueError, match='preprocessor_config.json'):
             started(make_config('vit', 3, **PLAIN), tmp_path / 'model.safetensors')
-    (tmp_path / 'preprocessor_config.json').write_text('{')
-    with pytest.raises(ValueError, match='preprocessor_config.json'):
-        started(make_config('vit', 3, **PLAIN), tmp_path / 'model.safetensors')
 
 
 def test_another_encoder_is_refused_by_name(transformers, tmp_path) -> None:
     file = write_theirs(transformers.SwinModel(swin_config(transformers)), tmp_path)
     with pytest.raises(ValueError, match=r'unexpected \(.*layers\.0\.blocks\.0'):
         started(make_config('vit', 1), file)
-    state = load_file(file)
-    del state['encoder.layers.1.blocks.0.attention.self.key.bias']
-    save_file(state, tmp_path / 'less.safetensors')
-    with pytest.raises(ValueError, match=r'1 missing \(layers\.1\.blocks\.0\.attn\.qkv\.bias'):
-        started(make_config('swin', 1), tmp_path / 'less.safetensors')

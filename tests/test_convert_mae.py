@@ -131,8 +131,7 @@ def grey_images(statistics: tuple, count: int = 3) -> torch.Tensor:
 # Into pre-training
 
 
-@pytest.mark.parametrize('norm_pix', [False, True])
-@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('channels, norm_pix', [(1, False), (3, True)])
 @torch.no_grad()
 def test_maes_weights_compute_what_they_did(channels, norm_pix, tmp_path, log) -> None:
     state = official_state(channels)
@@ -145,11 +144,10 @@ def test_maes_weights_compute_what_they_did(channels, norm_pix, tmp_path, log) -
     assert_same(model(images, mask), loss)
     for line in ('left new     0', 'left over    0', 'resized      0', 'folded       0'):
         assert f'\n{line}\n' in log.text + '\n'
-    assert 'biases of keys left out of 3 blocks' in log.text
 
 
 @torch.no_grad()
-def test_three_channels_fold_to_one_exactly(tmp_path, log) -> None:
+def test_three_channels_fold_to_one_exactly(tmp_path) -> None:
     state = official_state(3)
     config = mae_config(1)
     model = load(state, config, make_model(config, seed=2), tmp_path)
@@ -158,19 +156,6 @@ def test_three_channels_fold_to_one_exactly(tmp_path, log) -> None:
     want = (pixels.unflatten(2, (-1, 3)) * std + mean).mean(dim=3)
     got = model.predict(grey_images(([0.503], [0.292])), masks())
     assert_same(patchify(got) * 0.292 + 0.503, want)
-    assert 'folded       4  patch_embed.proj.weight, patch_embed.proj.bias, decoder.' in log.text
-    assert 'decoder dropped' not in log.text
-
-
-@torch.no_grad()
-def test_one_channel_spreads_to_three_exactly(tmp_path) -> None:
-    state = official_state(1)
-    config = mae_config(3)
-    model = load(state, config, make_model(config, seed=2), tmp_path)
-    _, pixels = official_mae(state, grey_images(([0.503], [0.292])), masks())
-    mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
-    got = patchify(model.predict(grey_images(IMAGENET), masks()) * std + mean).unflatten(2, (-1, 3))
-    assert_same(got, (pixels * 0.292 + 0.503).unsqueeze(3).expand(-1, -1, -1, 3))
 
 
 def test_the_encoder_alone_leaves_the_decoder_new(tmp_path, log) -> None:
@@ -185,7 +170,7 @@ def test_the_encoder_alone_leaves_the_decoder_new(tmp_path, log) -> None:
 
 
 @torch.no_grad()
-def test_pretraining_resumes_at_another_size_with_resized_positions(tmp_path, log) -> None:
+def test_pretraining_resumes_at_another_size_with_resized_positions(tmp_path) -> None:
     larger = mae_config(1, DATA__IMG_SIZE=48)
     source, target = transfer(mae_config(1), larger, tmp_path)
     for before, after in ((source.encoder, target.encoder), (source.decoder, target.decoder)):
@@ -194,17 +179,12 @@ def test_pretraining_resumes_at_another_size_with_resized_positions(tmp_path, lo
         want = F.interpolate(grid, size=(6, 6), mode='bicubic', align_corners=False)
         assert_same(after.pos_embed[:, 1:], want.permute(0, 2, 3, 1).reshape(1, 36, width))
         assert torch.equal(after.pos_embed[:, :1], before.pos_embed[:, :1])
-    assert 'pos_embed 17 -> 37 rows (2)' in log.text
 
 
 @pytest.mark.parametrize(
-    'options, reason',
-    [
-        ({'MODEL__MAE__DECODER_EMBED_DIM': 32}, 'decoder.mask_token [1, 1, 16] for [1, 1, 32], '),
-        ({'MODEL__PRETRAIN': 'simmim'}, 'another head, with decoder.'),
-    ],
+    'options', [{'MODEL__MAE__DECODER_EMBED_DIM': 32}, {'MODEL__PRETRAIN': 'simmim'}]
 )
-def test_another_decoder_is_dropped_with_the_reason(options, reason, tmp_path, log) -> None:
+def test_another_decoder_is_dropped(options, tmp_path, log) -> None:
     config = mae_config(3, **options)
     model = make_model(config, seed=2)
     own = {key: value.clone() for key, value in model.decoder.state_dict().items()}
@@ -212,16 +192,15 @@ def test_another_decoder_is_dropped_with_the_reason(options, reason, tmp_path, l
     load(state, config, model, tmp_path)
     assert all(torch.equal(value, own[key]) for key, value in model.decoder.state_dict().items())
     assert torch.equal(model.encoder.cls_token, state['cls_token'])
-    assert f'decoder dropped: {reason}' in log.text
+    assert 'decoder is not used' in log.text
 
 
 # Into fine-tuning
 
 
-@pytest.mark.parametrize('pools', [False, True])
-@pytest.mark.parametrize('positions', ['USE_APE', 'USE_SINCOS'])
+@pytest.mark.parametrize('positions, pools', [('USE_APE', False), ('USE_SINCOS', True)])
 @torch.no_grad()
-def test_features_of_a_classifier_are_those_of_mae(positions, pools, tmp_path, log) -> None:
+def test_features_of_a_classifier_are_those_of_mae(positions, pools, tmp_path) -> None:
     """Over all patches: the class token after the norm, or the mean before it."""
     state = official_state(3)
     options = {'MODEL__VIT__USE_SINCOS': False, f'MODEL__VIT__{positions}': True}
@@ -233,7 +212,6 @@ def test_features_of_a_classifier_are_those_of_mae(positions, pools, tmp_path, l
     x = official_blocks(state, 'blocks', x, HEADS)
     tokens = model.encode(model.patch_embed(images))
     assert_same(tokens, x if pools else official_norm(state, 'norm', x))
-    assert 'decoder dropped' in log.text
 
 
 @pytest.mark.parametrize('pool', ['token', 'avg'])
@@ -257,23 +235,10 @@ def test_timms_vit_gives_the_same_logits(pool: str, tmp_path, log) -> None:
     assert 'left new     0' in log.text and 'left over    0' in log.text
 
 
-# Names and rows
-
-
 # What is refused
 
 
-@pytest.mark.parametrize(
-    'options, is_pretrain, message',
-    [
-        ({'INIT_VALUES': 0.1}, True, r'4 missing \(blocks\.0\.gamma_1, blocks\.0\.gamma_2'),
-        ({'USE_SINCOS': False}, False, r'1 unexpected \(pos_embed\)'),
-    ],
-)
-def test_an_encoder_that_it_does_not_fit_is_refused(
-    options, is_pretrain, message, tmp_path
-) -> None:
-    config = mae_config(3, **{f'MODEL__VIT__{key}': value for key, value in options.items()})
-    model = make_model(config, seed=2, is_pretrain=is_pretrain)
-    with pytest.raises(ValueError, match=f'checkpoint of another model: {message}'):
-        load(official_state(3), config, model, tmp_path)
+def test_an_encoder_that_it_does_not_fit_is_refused(tmp_path) -> None:
+    config = mae_config(3, MODEL__VIT__INIT_VALUES=0.1)
+    with pytest.raises(ValueError, match=r'4 missing \(blocks\.0\.gamma_1'):
+        load(official_state(3), config, make_model(config, seed=2), tmp_path)

@@ -16,7 +16,7 @@ from config import config_text, default_config
 from models import build_model
 from models.pretrained import fit_pretrained
 from models.timm_classifier import TimmClassifier
-from utils import load_pretrained, read_checkpoint
+from utils import load_pretrained
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = ((0.503,), (0.292,))
@@ -75,22 +75,17 @@ def grey_images(statistics: tuple, size: int = 32) -> torch.Tensor:
     [
         'resnet18',
         pytest.param('densenet121', marks=pytest.mark.slow),
-        pytest.param('inception_v3', marks=pytest.mark.slow),
     ],
 )
 @torch.no_grad()
 def test_torchvisions_weights_give_torchvisions_logits(name: str, tmp_path, log) -> None:
-    size = 75 if name == 'inception_v3' else 32
-    options = {'init_weights': False} if name == 'inception_v3' else {}
     torch.manual_seed(1)
-    theirs = lived_in(getattr(torchvision.models, name)(weights=None, **options))
+    theirs = lived_in(getattr(torchvision.models, name)(weights=None))
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
-    ours = started(make_config(name, size=size, labels=1000), tmp_path / 'file.pth')
-    x = images(size=size)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+    ours = started(make_config(name, labels=1000), tmp_path / 'file.pth')
+    torch.testing.assert_close(ours(images()), theirs(images()), rtol=1e-4, atol=1e-4)
     assert re.search(r'left new +0$', log.text, re.MULTILINE)
-    beside = 'AuxLogits 14' if name == 'inception_v3' else ''
-    assert re.search(rf'left over +\d+ *{beside}$', log.text, re.MULTILINE)
+    assert re.search(r'left over +0$', log.text, re.MULTILINE)
 
 
 @pytest.mark.parametrize('name', ['test_vit', 'test_efficientnet'])
@@ -102,78 +97,49 @@ def test_timms_own_file_gives_timms_features(name: str, tmp_path, log) -> None:
     ours = started(make_config(name), tmp_path / 'model.safetensors')
     features = theirs.forward_head(theirs.forward_features(images()), pre_logits=True)
     assert_same(ours.forward_features(images()), features)
-    assert re.search(r'left new +2  head.weight, head.bias', log.text)
-    assert re.search(r'left over +2  head.bias, head.weight', log.text), 'its classifier'
+    assert re.search(r'left new +2  head 2', log.text)
+    assert re.search(r'left over +2  head 2', log.text), 'its classifier'
 
 
-def test_positions_of_a_vit_are_resized_as_timm_does(tmp_path, log) -> None:
+def test_positions_of_a_vit_are_resized_as_timm_does(tmp_path) -> None:
     theirs = make_timm('test_vit', img_size=32)
     save_file(theirs.state_dict(), tmp_path / 'model.safetensors')
     ours = started(make_config('test_vit', size=64), tmp_path / 'model.safetensors')
     expected = resample_abs_pos_embed(theirs.pos_embed, (4, 4), antialias=False)
     assert_same(ours.encoder.pos_embed, expected)
-    assert 'pos_embed 5 -> 17 rows' in log.text
-
-
-# Checkpoints of this project
-
-
-def test_a_checkpoint_of_its_own_is_loaded_whole(tmp_path, log) -> None:
-    config = make_config('test_resnet', 1)
-    theirs = lived_in(build_model(config, is_pretrain=False))
-    saved = {'model': theirs.state_dict(), 'config': config_text(config)}
-    torch.save(saved, tmp_path / 'ckpt.pth')
-    ours = started(make_config('test_resnet', 1), tmp_path / 'ckpt.pth')
-    for key, value in theirs.state_dict().items():
-        assert torch.equal(ours.state_dict()[key], value), key
-    assert 'note' not in log.text
 
 
 # Channels
 
 
-@pytest.mark.parametrize(
-    ('name', 'layers', 'border'),
-    [
-        pytest.param('resnet18', ('conv1', 'bn1'), 2, marks=pytest.mark.slow),
-        ('test_efficientnet', ('conv_stem', 'bn1'), 1),
-    ],
-)
 @torch.no_grad()
-def test_folded_channels_are_exact_away_from_the_padded_border(
-    name: str, layers: tuple[str, str], border: int, tmp_path, log
-) -> None:
-    theirs = make_timm(name)
+def test_folded_channels_are_exact_away_from_the_padded_border(tmp_path, log) -> None:
+    theirs = make_timm('test_efficientnet')
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
-    ours = started(make_config(name, 1), tmp_path / 'file.pth')
+    ours = started(make_config('test_efficientnet', 1), tmp_path / 'file.pth')
     results = []
     for model, x in ((theirs, grey_images(IMAGENET)), (ours.encoder, grey_images(GREY))):
-        first, norm = map(model.get_submodule, layers)
-        results.append(norm(first(x)))
-    inner = [result[..., border:-border, border:-border] for result in results]
+        results.append(model.bn1(model.conv_stem(x)))
+    inner = [result[..., 1:-1, 1:-1] for result in results]
     assert_same(inner[1], inner[0])
     assert (results[0] - results[1]).abs().max() > 0.01, 'as the log says of the border'
     assert 'channels: 3 -> 1' in log.text and 'border' in log.text
-    assert f'{layers[1]}.running_mean takes the offset' in log.text
 
 
-@pytest.mark.parametrize('channels', [(3, 1), (1, 3)])
 @torch.no_grad()
-def test_folding_patches_is_exact(channels: tuple[int, int], tmp_path, log) -> None:
+def test_folding_patches_is_exact(tmp_path, log) -> None:
     """A patch convolution has a bias and no padding; the statistics are the checkpoint's own."""
-    statistics = {3: IMAGENET, 1: GREY}
-    config = make_config('test_vit', channels[0])
+    config = make_config('test_vit', 3)
     theirs = build_model(config, is_pretrain=False).eval()
     saved = {'model': theirs.state_dict(), 'config': config_text(config)}
     torch.save(saved, tmp_path / 'ckpt.pth')
-    ours = started(make_config('test_vit', channels[1]), tmp_path / 'ckpt.pth')
-    x, y = (grey_images(statistics[count]) for count in channels)
-    assert_same(ours(y), theirs(x))
+    ours = started(make_config('test_vit', 1), tmp_path / 'ckpt.pth')
+    assert_same(ours(grey_images(GREY)), theirs(grey_images(IMAGENET)))
     assert 'border' not in log.text
 
 
 @torch.no_grad()
-def test_files_without_options_were_normalised_as_timm_says(tmp_path, log) -> None:
+def test_files_without_options_were_normalised_as_timm_says(tmp_path) -> None:
     """By 0.5 and 0.5 for timm's ViT; ImageNet's would be wrong."""
     theirs = make_timm('test_vit', img_size=32)
     assert theirs.default_cfg['mean'] == (0.5, 0.5, 0.5)
@@ -194,26 +160,12 @@ def refused(state: dict, config: CfgNode, path: Path, message: str) -> None:
 
 def test_weights_of_another_model_are_refused_by_name(tmp_path) -> None:
     state, path = make_timm('test_resnet').state_dict(), tmp_path / 'file.pth'
-    refused(state, make_config('test_efficientnet'), path, 'unexpected .*encoder.conv1.*missing')
+    refused(state, make_config('test_efficientnet'), path, 'unexpected .*conv1.*missing')
     del state['layer1.0.conv1.weight']
-    message = r'1 missing \(encoder.layer1.0.conv1.weight\)'
-    refused(state, make_config('test_resnet'), path, message)
-    state['layer1.0.conv1.weight'] = torch.zeros(2)
-    refused(state, make_config('test_resnet'), path, r'1 of another shape \(encoder.layer1.0.conv1')
+    refused(state, make_config('test_resnet'), path, r'missing .*layer1.0.conv1.weight')
 
 
 def test_channels_that_cannot_be_folded_are_refused(tmp_path) -> None:
     """Its weights are standardised before they are used."""
     state = make_timm('test_nfnet').state_dict()
-    message = 'MODEL.IN_CHANS'
-    refused(state, make_config('test_nfnet', 1), tmp_path / 'file.pth', message)
-
-
-@pytest.mark.parametrize('damage', [lambda file: file[: len(file) // 2], lambda file: b''])
-def test_a_damaged_safetensors_file_is_refused(damage, tmp_path) -> None:
-    path = tmp_path / 'model.safetensors'
-    save_file({'a': torch.ones(100)}, path)
-    assert read_checkpoint(path)['model']['a'].sum() == 100
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match='model.safetensors'):
-        read_checkpoint(path)
+    refused(state, make_config('test_nfnet', 1), tmp_path / 'file.pth', 'MODEL.IN_CHANS')

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from mistakes import linked
-from packed_data import flip_bit, packed
 from PIL import Image
 from scipy.stats import chisquare
 from test_bad_data import replace
@@ -33,9 +32,7 @@ from data.loader import (
     sample_rng,
     weighted_order,
 )
-from data.packing import Settings
 from data.records import read_csv
-from data.store import open_store
 from data.transforms import TrainTransform
 from engine import distributed
 
@@ -101,20 +98,12 @@ def test_a_restart_inside_an_epoch_changes_no_sample(data_path, is_pretrain):
     assert_same(got, wanted[per_epoch + 3 * 4 :])
 
 
-def test_workers_follow_an_interrupted_epoch(data_path):
-    loader = train_loader(data_path, True, 'DATA.NUM_WORKERS', 2)
-    loader.batch_sampler.set_epoch(0)
-    next(iter(loader))
-    wanted = samples_of(train_loader(data_path, True), 1)
-    assert_same(samples_of(loader, 1), wanted)
-
-
-def test_loading_neither_reads_nor_moves_global_random_states(data_path, is_pretrain):
+def test_loading_neither_reads_nor_changes_global_random_states(data_path):
     loaded = []
     for seed in (0, 1):
         torch.manual_seed(seed), np.random.seed(seed)
         before = torch.get_rng_state(), np.random.get_state()[1].copy()
-        loader = train_loader(data_path, is_pretrain, 'DATA.NUM_WORKERS', seed)
+        loader = train_loader(data_path, False, 'DATA.NUM_WORKERS', seed)
         loaded.append(samples_of(loader, 0))
         assert torch.equal(torch.get_rng_state(), before[0])
         assert np.array_equal(np.random.get_state()[1], before[1])
@@ -164,14 +153,10 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 
 
 @pytest.mark.parametrize('weights', [None, WEIGHTS], ids=['uniform', 'weighted'])
-@pytest.mark.parametrize('world_size', [2])
-def test_ranks_share_the_global_batches_of_one_process(world_size, weights):
+def test_ranks_share_the_global_batches_of_one_process(weights):
     options = {'shuffle': True, 'epoch': 2, 'weights': weights}
-    single = batches(**options, batch_size=2 * world_size)
-    ranks = [
-        batches(**options, batch_size=2, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
+    single = batches(**options, batch_size=4)
+    ranks = [batches(**options, batch_size=2, rank=rank, world_size=2) for rank in (0, 1)]
     assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == single
 
 
@@ -186,20 +171,9 @@ def test_evaluation_takes_every_image_once_in_order_and_stays_in_epoch_0():
         assert got == [(0, index) for index in range(rank, 23, 2)]
 
 
-@pytest.mark.parametrize('shuffle', [True, False])
-def test_length_is_that_of_a_whole_epoch_wherever_it_begins(shuffle):
-    sampler = EpochSampler(23, batch_size=4, shuffle=shuffle, seed=0)
-    whole = len(list(sampler))
-    sampler.set_epoch(0, first_batch=2)
-    assert len(sampler) == whole == (5 if shuffle else 6)
-    assert len(list(sampler)) == whole - 2
-
-
 def test_too_few_images_for_a_batch_are_refused_with_the_counts():
     with pytest.raises(ValueError, match='DATA.BATCH_SIZE'):
         EpochSampler(7, batch_size=4, shuffle=True, seed=0, world_size=2)
-    assert len(EpochSampler(8, batch_size=4, shuffle=True, seed=0, world_size=2)) == 1
-    assert len(EpochSampler(7, batch_size=4, shuffle=False, seed=0, world_size=2)) == 1
 
 
 def test_weights_are_the_mean_of_inverse_class_sizes_over_known_labels():
@@ -244,51 +218,11 @@ def test_weighted_batches_number_the_draws_of_an_image_over_all_ranks():
     assert max(before.values()) > 1
 
 
-class FakeRecords(SimpleNamespace):
-    def __len__(self) -> int:
-        return len(self.row)
-
-
-@pytest.fixture(scope='module')
-def dataset(tmp_path_factory) -> XrayDataset:
-    """23 times one image, from row 100 on; a sample is its first random number."""
-    root = tmp_path_factory.mktemp('xrays')
-    Image.linear_gradient('L').save(root / 'image.png')
-    records = FakeRecords(root=root, file=['image.png'] * 23, row=np.arange(100, 123))
-    return XrayDataset(
-        records, lambda image, rng: rng.random(), seed=5, targets=np.zeros((23, 1), np.float32)
-    )
-
-
-def draws_of(dataset, *, epoch: int = 0, first_batch: int = 0, workers: int = 0, weights=WEIGHTS):
-    """(row, first random number) of every sample, in order."""
-    loader = make_loader(dataset, loader_config(4, workers), shuffle=True, weights=weights)
-    loader.batch_sampler.set_epoch(epoch, first_batch)
-    return [
-        (100 + int(index), float(draw))
-        for draws, _, indices in loader
-        for draw, index in zip(draws, indices, strict=True)
-    ]
-
-
-def test_samples_are_those_of_uniform_epochs_where_an_image_comes_first(dataset):
-    uniform = draws_of(dataset, epoch=3, weights=None)
-    streams = {
-        row: np.random.Generator(np.random.Philox(key=[5, 3], counter=[0, row, 0, 0])).random()
-        for row in range(100, 123)
-    }
-    assert len(uniform) == 20
-    assert all(draw == streams[row] for row, draw in uniform)
-    seen = set()
-    for row, draw in draws_of(dataset, epoch=3):
-        assert (draw == streams[row]) == (row not in seen)
-        seen.add(row)
-
-
-def test_workers_and_restarts_change_no_weighted_sample(dataset):
-    whole = draws_of(dataset, epoch=1)
-    assert draws_of(dataset, epoch=1, workers=2) == whole
-    assert draws_of(dataset, epoch=1, first_batch=3) == whole[12:]
+def test_an_image_that_is_drawn_twice_is_augmented_twice(data_path):
+    loader = train_loader(data_path, False, 'DATA.SAMPLER', 'weighted')
+    samples = samples_of(loader, 0)
+    images = {image.numpy().tobytes() for image, _, _ in samples}
+    assert len(images) == len(samples) > len({int(index) for _, _, index in samples})
 
 
 # Bad images
@@ -308,23 +242,6 @@ def bad_files(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return data, sorted(files)
 
 
-@pytest.fixture(scope='module')
-def bad_store(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The same images are damaged in a store."""
-    folder = packed(phantom, tmp_path_factory.mktemp('bad') / 'store', Settings(size=40))
-    opened = open_store(folder)
-    bad = sorted(read_csv(phantom, 'train.csv').file[list(BAD_ROWS)])
-    for position in opened.position(bad):
-        shard, offset = opened.index[['shard', 'offset']][position].item()
-        flip_bit(folder / opened.about['shards'][shard], offset + 77)
-    return folder, bad
-
-
-@pytest.fixture(params=['files', pytest.param('store', marks=pytest.mark.slow)])
-def bad_data(request) -> tuple[Path, list[str]]:
-    return request.getfixturevalue(f'bad_{request.param}')
-
-
 def bad_dataset(data: Path, folder: Path, limit: int = 10) -> XrayDataset:
     records = read_csv(data, 'train.csv')
     config = make_config(data, 'AUG.REPROB', 0.5)
@@ -335,11 +252,6 @@ def bad_dataset(data: Path, folder: Path, limit: int = 10) -> XrayDataset:
         targets=np.stack([records.row, records.row % 2], axis=1).astype(np.float32),
         bad_images=BadImages(folder, limit, LOGGER),
     )
-
-
-def epoch_of(dataset: XrayDataset, workers: int = 0, epoch: int = 0) -> list:
-    loader = make_loader(dataset, loader_config(4, workers), shuffle=True)
-    return samples_of(loader, epoch)
 
 
 def listed(folder: Path) -> list[list[str]]:
@@ -363,17 +275,16 @@ def test_the_replacement_has_the_generator_of_the_place_and_its_own_targets(bad_
         torch.testing.assert_close(image, wanted, rtol=0, atol=0)
 
 
-def test_workers_change_neither_the_samples_nor_the_list(bad_data, tmp_path):
-    data, bad = bad_data
-    wanted = epoch_of(bad_dataset(data, tmp_path / '0'))
-    assert_same(epoch_of(bad_dataset(data, tmp_path / '2'), workers=2), wanted)
-    epoch_of(bad_dataset(data, tmp_path / '0'), epoch=1)
-    epoch_of(bad_dataset(data, tmp_path / '2'), workers=2, epoch=1)
-    for folder in ('0', '2'):
-        lines = {line[0]: line for line in listed(tmp_path / folder)}
+def test_workers_change_neither_the_samples_nor_the_list(bad_files, tmp_path):
+    data, bad = bad_files
+    got = []
+    for workers in (0, 2):
+        dataset = bad_dataset(data, tmp_path / str(workers))
+        got.append(samples_of(make_loader(dataset, loader_config(4, workers), shuffle=True), 0, 1))
+        lines = {line[0]: line for line in listed(tmp_path / str(workers))}
         assert sorted(lines) == bad
-        rows = sorted(int(line[1]) for line in lines.values())
-        assert rows == [row + 2 for row in BAD_ROWS]
+        assert sorted(int(line[1]) for line in lines.values()) == [row + 2 for row in BAD_ROWS]
+    assert_same(*got)
 
 
 def test_more_bad_images_than_the_limit_stop_the_run_also_after_a_restart(bad_files, tmp_path):
@@ -382,7 +293,7 @@ def test_more_bad_images_than_the_limit_stop_the_run_also_after_a_restart(bad_fi
     with pytest.raises(ValueError, match=r'train\.csv, row .*DATA\.BAD_IMAGE_LIMIT 3'):
         for row in BAD_ROWS:
             dataset[0, row]
-    with pytest.raises(ValueError, match=r'DATA\.BAD_IMAGE_LIMIT 3'):
+    with pytest.raises(ValueError, match=r'DATA\.BAD_IMAGE_LIMIT'):
         bad_dataset(data, tmp_path, limit=3)[0, BAD_ROWS[0]]
 
 
@@ -395,19 +306,14 @@ def test_the_list_has_every_file_once_and_survives_a_line_that_is_cut_off(tmp_pa
         file.write('"b,\n')
     bad.add('c.png', None, 'damaged')
     assert bad.files() == {'a,"1".png', 'c.png'}
-    bad.path.unlink()
-    bad.path.mkdir()
-    with pytest.raises(ValueError, match='bad_images.csv'):
-        bad.add('a.png', 2, 'damaged')
 
 
-def test_an_error_of_the_drive_is_not_a_bad_image(bad_data, tmp_path, monkeypatch):
+def test_an_error_of_the_drive_is_not_a_bad_image(bad_files, tmp_path, monkeypatch):
     def fails(*args, **options):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    dataset = bad_dataset(bad_data[0], tmp_path)
+    dataset = bad_dataset(bad_files[0], tmp_path)
     monkeypatch.setattr(data.images, 'open', fails, raising=False)
-    monkeypatch.setattr(os, 'pread', fails)
     with pytest.raises(ValueError, match=r'train\.csv, row 2 .*Input/output error'):
         dataset[0, 0]
     assert not (tmp_path / 'bad_images.csv').exists()
@@ -438,8 +344,7 @@ def test_a_run_lists_its_bad_images(bad_files, tmp_path):
 # Loaders and errors
 
 
-@pytest.mark.parametrize('cuda', [True, False])
-@pytest.mark.parametrize('pin', [True, False])
+@pytest.mark.parametrize('cuda, pin', [(True, True), (True, False), (False, True)])
 def test_memory_is_pinned_only_with_cuda(monkeypatch, cuda, pin):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
     config = loader_config()

@@ -11,8 +11,7 @@ from config import default_config, mask_units
 from data.data_simmim import reference_mask_patch
 from data.masking import MASKS, MaskGenerator, average_distance
 
-SIZES = [(192, 32, 4), (64, 4, 4), (96, 32, 32)]
-RATIOS = [0.05, 0.6, 0.88]
+SIZES = [(192, 32, 4, 0.6), (64, 4, 4, 0.05), (96, 32, 32, 0.88), (320, 32, 32, 0.55)]
 
 
 def units(generator: MaskGenerator, count: int, seed: int = 0) -> np.ndarray:
@@ -23,8 +22,7 @@ def units(generator: MaskGenerator, count: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize('mask_type', MASKS)
-@pytest.mark.parametrize('size, unit, patch', SIZES)
-@pytest.mark.parametrize('ratio', RATIOS)
+@pytest.mark.parametrize('size, unit, patch, ratio', SIZES)
 def test_hides_exactly_the_rounded_up_share_in_whole_units(mask_type, size, unit, patch, ratio):
     generator = MaskGenerator(size, unit, patch, ratio, mask_type)
     scale = unit // patch
@@ -41,17 +39,6 @@ def test_hides_exactly_the_rounded_up_share_in_whole_units(mask_type, size, unit
         assert np.array_equal(blocks.min(axis=(1, 3)), blocks.max(axis=(1, 3)))
 
 
-def test_rounding_up_is_that_of_double_precision():
-    # 100 * 0.55 is 55.00000000000001
-    assert MaskGenerator(320, 32, 32, 0.55)().sum() == 56
-
-
-def test_first_mask_after_seed_0_is_simmims():
-    np.random.seed(0)
-    rows = '001001 011011 011111 001010 001111 111101'.split()
-    assert [''.join(map(str, row)) for row in MaskGenerator(192, 32, 32, 0.6)()] == rows
-
-
 @pytest.mark.parametrize('mask_type', MASKS)
 def test_draws_depend_on_the_given_source_alone(mask_type):
     generator = MaskGenerator(192, 16, 4, 0.6, mask_type)
@@ -64,18 +51,9 @@ def test_draws_depend_on_the_given_source_alone(mask_type):
     assert not np.array_equal(generator(np.random.default_rng(6)), first)
 
 
-def test_random_hides_every_unit_equally_often():
-    hidden = units(MaskGenerator(192, 32, 4, 0.6), 4000).reshape(4000, 36).sum(axis=0)
-    # Counts of a draw without replacement: variance smaller than chi-square's by (n - k) / (n - 1).
-    statistic = ((hidden - 4000 * 22 / 36) ** 2).sum() / (4000 * 22 / 36 * 14 / 35)
-    assert 15 < statistic < 70  # chi-square with 35 degrees: 99.9 % lies between
-
-
-@pytest.mark.parametrize('size, unit, ratio', [(192, 32, 0.6), (192, 16, 0.3)])
-def test_square_is_compact_and_its_corner_is_uniform(size, unit, ratio):
-    generator = MaskGenerator(size, unit, unit, ratio, 'square')
-    n = size // unit
-    count = math.ceil(n**2 * ratio)
+def test_square_is_compact_and_its_corner_is_uniform():
+    generator = MaskGenerator(192, 16, 16, 0.3, 'square')
+    n, count = 12, math.ceil(12**2 * 0.3)
     side = math.ceil(math.sqrt(count))
     places = np.zeros((n - side + 1, n - side + 1))
     for mask in units(generator, 3000):
@@ -96,25 +74,9 @@ def _alike_neighbours(masks: np.ndarray) -> float:
     return (across + (masks[:, 1:] == masks[:, :-1]).mean()) / 2
 
 
-@pytest.mark.parametrize('unit', [32, 8])
-def test_block_hides_coherent_regions(unit):
-    block = _alike_neighbours(units(MaskGenerator(192, unit, unit, 0.6, 'block'), 300))
-    random = _alike_neighbours(units(MaskGenerator(192, unit, unit, 0.6), 300))
-    assert abs(random - 0.52) < 0.03  # 0.6^2 + 0.4^2
-    assert block > 0.75
-
-
-@pytest.mark.parametrize(
-    'end, wanted', [(0.9, [[1, 1], [1, 0]]), (0.1, [[0, 1], [1, 1]])], ids=['bottom', 'top']
-)
-def test_last_block_is_cut_at_either_end(end, wanted):
-    class Scripted:
-        def random(self, size: int) -> np.ndarray:
-            return np.array([1.0, 0.5, 0.0, 0.0, end])  # area 3, aspect 1: 2 x 2 in the corner
-
-    mask = MaskGenerator(64, 16, 16, 3 / 16, 'block')(Scripted())
-    assert mask.sum() == 3
-    assert mask[:2, :2].tolist() == wanted
+def test_block_hides_coherent_regions():
+    block = _alike_neighbours(units(MaskGenerator(192, 8, 8, 0.6, 'block'), 300))
+    assert block > 0.75  # 0.6^2 + 0.4^2 = 0.52 for independent units
 
 
 def test_a_mask_type_may_have_a_fixed_ratio(monkeypatch):
@@ -144,10 +106,9 @@ def test_impossible_masks_are_refused(arguments, key):
         MaskGenerator(*arguments)
 
 
-@pytest.mark.parametrize('patch', [1, 4])
-@pytest.mark.parametrize('mask_type', MASKS)
-def test_average_distance_equals_brute_force(mask_type, patch):
-    generator = MaskGenerator(8 * patch, 2 * patch, patch, 0.5, mask_type)
+def test_average_distance_equals_brute_force():
+    patch = 4
+    generator = MaskGenerator(8 * patch, 2 * patch, patch, 0.5, 'block')
     rng = np.random.default_rng(4)
     masks = np.stack([generator(rng) for _ in range(3)])
     masks[0, :, 0] = 1  # the masks differ in how much is hidden

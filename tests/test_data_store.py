@@ -20,9 +20,8 @@ from packed_data import (
     make_data,
     packed,
 )
-from pictures import xray
 from PIL import Image
-from xray_splits import LOGGER, make_config
+from xray_splits import LOGGER, make_config, xray
 
 import data.store
 from data.images import BadImageError, full_size, load_image
@@ -116,7 +115,6 @@ def test_positions_names_and_folders(tmp_path: Path) -> None:
     assert store.files == ['a.png', 'a/b.png', 'a/é.png', 'a0.png', 'ab/c.png', long]
     wanted = ['ab/c.png', 'a/é.png', 'a/bad.png', '', 'zz', long + 'x', 'a/b.pn', 'a.png', long]
     assert store.position(wanted).tolist() == [4, 2, -1, -1, -1, -1, -1, 0, 5]
-    assert 'a/b.png' in store and 'a/bad.png' not in store and 'a' not in store
     assert store.below('a') == ['a/b.png', 'a/bad.png', 'a/é.png']
     names = ['a', 'a/bad.png', 'ab/c.png', 'b', 'z' * 300]
     assert [store.exists(name) for name in names] == [True, True, True, False, False]
@@ -184,18 +182,9 @@ def test_places_that_cannot_be_a_store_are_refused(root: Path, tmp_path: Path) -
     assert os.listdir(tmp_path / 'full') == ['notes.txt']
 
 
-def test_a_full_disk_is_reported_before_packing(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
-    with pytest.raises(ValueError, match='GB free'):
-        pack(root, tmp_path / 'store', SMALL)
-
-
 def test_images_of_other_csv_files(root: Path, tmp_path: Path) -> None:
     few = packed(root, tmp_path / 'few', csv_names=['valid.csv'])
-    assert len(open_store(few)) == 2
+    assert len(open_store(few).files) == 2
     with pytest.raises(ValueError, match='train.csv'):
         read_csv(few, 'train.csv')
     root = copied(root, tmp_path / 'data')

@@ -185,7 +185,7 @@ def test_a_later_checkpoint_replaces_a_waiting_one_but_not_the_best(writer, disk
 
 
 def test_old_checkpoints_are_removed_once_the_new_one_exists(tmp_path, disk, log) -> None:
-    (tmp_path / f'.{epoch(7)}.tmp').write_bytes(b'half')
+    (tmp_path / f'{epoch(7)}.tmp').write_bytes(b'half')
     writer = CheckpointWriter(tmp_path, LOGGER, keep=2)
     assert not list(tmp_path.iterdir())
     for number in (1, 2, 3):

@@ -2,16 +2,13 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from tiny import VIT, arguments, run_folder, run_main, tiny_config
 from torch import nn
 from transfers import TABLE, assert_same, make_config, transfer
 
-from logger import read_metrics
 from models import build_model
-from models.simmim import HEADS, _patch_expanding
+from models.simmim import HEADS
 
 NANO = {'MODEL__SIMMIM__HEAD': 'inverse_swin_nano'}
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -67,36 +64,6 @@ def test_stages_are_swins_in_reverse(name: str, stride: int, side: int, stages: 
     assert shapes == stages
 
 
-def test_sizes_are_those_of_the_paper() -> None:
-    """Xie et al. 2022 (arXiv:2111.09886): 115.2 M and 174.8 M parameters, Swin-B included."""
-    millions = {}
-    for name in ('inverse_swin_t', 'inverse_swin_b'):
-        with torch.device('meta'):
-            head = HEADS[name](features_of(32, 3, 6))
-        millions[name] = sum(p.numel() for p in head.parameters()) / 1e6
-    assert millions == pytest.approx({'inverse_swin_t': 28.5, 'inverse_swin_b': 88.1}, abs=0.5)
-
-
-def test_a_token_becomes_four_of_half_the_width() -> None:
-    """Row 4 k + 2 a + b of the product is channel k of the token at (2 y + a, 2 x + b)."""
-    torch.manual_seed(2)
-    layer = _patch_expanding(6)
-    nn.init.normal_(layer[2].weight)
-    nn.init.normal_(layer[2].bias)
-    x = torch.randn(1, 6, 2, 3)
-    with torch.no_grad():
-        got = layer(x)[0].double().numpy()
-    weight = layer[0].weight.detach().double().numpy()[..., 0, 0]
-    scale, shift = (p.detach().double().numpy() for p in (layer[2].weight, layer[2].bias))
-    assert layer[0].bias is None
-    assert got.shape == (3, 4, 6)
-    for row, column in np.ndindex(4, 6):
-        token = weight @ x[0, :, row // 2, column // 2].double().numpy()
-        values = np.array([token[4 * k + 2 * (row % 2) + column % 2] for k in range(3)])
-        values = (values - values.mean()) / np.sqrt(values.var() + 1e-5) * scale + shift
-        np.testing.assert_allclose(got[:, row, column], values, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     'kind, channels, options, stages',
     [('swin', 1, {}, 2), ('swin', 3, {'MODEL__SWIN__PATCH_SIZE': 2}, 1), ('vit', 3, {}, 2),
@@ -119,16 +86,15 @@ def test_every_parameter_gets_a_gradient_from_hidden_pixels_alone(
 
 
 @torch.no_grad()
-def test_three_channels_of_the_head_fold_to_one_exactly(tmp_path, log) -> None:
+def test_three_channels_of_the_head_fold_to_one_exactly(tmp_path) -> None:
     rgb, grey = transfer(make_config('swin', 3, **NANO), make_config('swin', 1, **NANO), tmp_path)
     pixels, mask = torch.rand(2, 1, 32, 32), batch(grey)[1]
     mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
     want = (rgb.reconstruct((pixels - mean) / std, mask) * std + mean).mean(1, keepdim=True)
     assert_same(grey.reconstruct((pixels - 0.503) / 0.292, mask) * 0.292 + 0.503, want)
-    assert 'decoder dropped' not in log.text
 
 
-def test_pretraining_resumes_with_the_head_at_another_window(tmp_path, log) -> None:
+def test_pretraining_resumes_with_the_head_at_another_window(tmp_path) -> None:
     larger = make_config('swin', 1, DATA__IMG_SIZE=48, **NANO)  # 6 tokens across, not 4
     larger.merge_from_list(['MODEL.SWIN.WINDOW_SIZE', 6])
     source, target = transfer(make_config('swin', 1, **NANO), larger, tmp_path)
@@ -139,15 +105,3 @@ def test_pretraining_resumes_with_the_head_at_another_window(tmp_path, log) -> N
         elif not key.endswith(('index', 'attn_mask')):
             assert torch.equal(value, source.decoder.state_dict()[key]), key
     assert len(tables) == 4
-    assert f'{TABLE} 49 -> 121 rows' in log.text
-
-
-@pytest.mark.slow
-def test_a_run_learns_through_the_head(phantom, tmp_path) -> None:
-    model = VIT | {'SIMMIM': {'HEAD': 'inverse_swin_nano'}}
-    train = {'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.1}
-    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', model, TRAIN=train)
-    assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
-    before, *epochs = read_metrics(run_folder(tmp_path, 'simmim') / 'metrics.jsonl')
-    assert epochs[-1]['holdout_l1'] < 0.9 * before['holdout_l1']
-    assert epochs[-1]['loss'] < epochs[0]['loss']

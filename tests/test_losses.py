@@ -54,13 +54,6 @@ def make_outputs(name: str, num_images: int) -> torch.Tensor:
     return 3 * torch.randn(num_images, 42 if name == 'multiclass' else 14)
 
 
-def test_hand_made_entries_sum_over_known_and_divide_by_all() -> None:
-    logits = torch.tensor([[0.0, 2.0], [-1.0, 50.0]])
-    targets = torch.tensor([[1.0, 0.0], [NAN, NAN]])
-    want = (math.log(2) + math.log(1 + math.exp(2))) / 4
-    assert masked_bce(logits, targets).item() == pytest.approx(want, rel=1e-6)
-
-
 def test_equals_torch_on_the_known_entries_rescaled() -> None:
     torch.manual_seed(1)
     logits = torch.randn(9, 14)
@@ -70,14 +63,6 @@ def test_equals_torch_on_the_known_entries_rescaled() -> None:
     assert 0 < known.sum() < known.numel()
     want = nn.BCEWithLogitsLoss()(logits[known], targets[known]) * known.sum() / known.numel()
     torch.testing.assert_close(masked_bce(logits, targets), want)
-
-
-def test_nothing_known_gives_zero_loss_and_gradient() -> None:
-    logits = torch.randn(2, 3, requires_grad=True)
-    loss = masked_bce(logits, torch.full((2, 3), NAN))
-    loss.backward()
-    assert loss.item() == 0
-    assert torch.equal(logits.grad, torch.zeros(2, 3))
 
 
 # All losses ----------------------------------------------------------------------------------
@@ -107,10 +92,9 @@ def test_outputs_for_unknown_labels_do_not_matter(name):
 
 
 @every_loss
-@pytest.mark.parametrize('size', [50, 200])
-def test_far_logits_have_finite_losses_and_slopes(name, size):
+def test_far_logits_have_finite_losses_and_slopes(name):
     loss, targets = build(*OPTIONS[name]), make_targets(40)
-    outputs = (make_outputs(name, 40).sign() * size).requires_grad_()
+    outputs = (make_outputs(name, 40).sign() * 200).requires_grad_()
     value = loss(outputs, targets)
     value.backward()
     assert value.isfinite() and value > 1
@@ -172,8 +156,7 @@ def asymmetric(logits, targets, *, gammas, clip=0.0, alpha=None):
     return targets * weights[0] * positive + (1 - targets) * weights[1] * negative
 
 
-@pytest.mark.parametrize('gamma', [0.0, 0.5, 2.0, 5.0])
-@pytest.mark.parametrize('alpha', [None, 0.0, 0.25])
+@pytest.mark.parametrize('gamma, alpha', [(0.0, None), (2.0, 0.25)])
 def test_focal_loss_is_torchvisions(gamma, alpha):
     logits, targets = make_outputs('focal', 30), make_targets(30)
     targets = targets.where(targets.isnan(), targets.round())
@@ -183,16 +166,15 @@ def test_focal_loss_is_torchvisions(gamma, alpha):
     torch.testing.assert_close(got, entries.nansum() / targets.numel())
 
 
-@pytest.mark.parametrize('alpha', [None, 0.3])
-def test_focal_loss_of_soft_targets_is_the_mean_of_hard_ones(alpha):
+def test_focal_loss_of_soft_targets_is_the_mean_of_hard_ones():
+    alpha = 0.3
     logits, targets = make_outputs('focal', 30), make_targets(30)
     got = build(*FOCAL, 1.5, 'LOSS.ALPHA', alpha)(logits, targets)
     entries = asymmetric(logits, targets, gammas=(1.5, 1.5), alpha=alpha)
     assert got.item() == pytest.approx(np.nansum(entries) / 420, rel=1e-5)
 
 
-@pytest.mark.parametrize('gammas', [(0.0, 4.0), (1.0, 2.0), (0.5, 0.5), (0.0, 0.0)])
-@pytest.mark.parametrize('clip', [0.0, 0.05, 0.3])
+@pytest.mark.parametrize('gammas, clip', [((0.0, 4.0), 0.05), ((0.5, 0.5), 0.3)])
 def test_asymmetric_loss_and_slopes_are_those_of_the_formula(gammas, clip):
     logits, targets = make_outputs('asymmetric', 30), make_targets(30)
     options = ('LOSS.GAMMA_POS', gammas[0], 'LOSS.GAMMA_NEG', gammas[1])
@@ -207,35 +189,6 @@ def test_asymmetric_loss_and_slopes_are_those_of_the_formula(gammas, clip):
     rise -= asymmetric(points - step, targets, **options)
     want = np.nan_to_num(rise / (2 * step * 420))
     np.testing.assert_allclose(logits.grad.numpy(), want, rtol=2e-3, atol=1e-8)
-
-
-@pytest.mark.parametrize('target, logit', [(0.0, -15.0), (1.0, 15.0)])
-def test_easy_entries_have_exact_losses_and_slopes(target, logit):
-    logits, options = torch.full((1, 1), logit, requires_grad=True), (*FOCAL, 1.0)
-    loss = build(*options)(logits, torch.full((1, 1), target))
-    loss.backward()
-    p = 1 / (1 + math.exp(15))
-    assert loss.item() == pytest.approx(-p * math.log1p(-p), rel=1e-5, abs=0)
-    slope = p * (1 - p) * (p / (1 - p) - math.log1p(-p))
-    assert abs(logits.grad.item()) == pytest.approx(slope, rel=1e-5, abs=0)
-
-
-NEUTRAL = {
-    'focal': (*FOCAL, 0.0),
-    'asymmetric': (*ASYMMETRIC, 0.0, 'LOSS.GAMMA_POS', 0.0, 'LOSS.GAMMA_NEG', 0.0),
-}
-
-
-@pytest.mark.parametrize('name', NEUTRAL)
-def test_without_powers_and_clip_it_is_the_cross_entropy_to_the_last_bit(name):
-    got, want = (3 * make_outputs('bce', 64).requires_grad_() for _ in range(2))
-    got.retain_grad(), want.retain_grad()
-    targets = make_targets(64)
-    losses = build(*NEUTRAL[name])(got, targets), masked_bce(want, targets)
-    assert torch.equal(*losses)
-    for loss in losses:
-        loss.backward()
-    assert torch.equal(got.grad, want.grad)
 
 
 # Three classes -------------------------------------------------------------------------------
@@ -280,12 +233,3 @@ def test_policies_choose_between_one_and_three_outputs():
     uncertain[:, LABELS.index('Edema')] = NAN
     outputs = torch.stack([one, one, one], dim=-1).flatten(1)
     assert loss(outputs, uncertain).item() == pytest.approx(math.log(3) * 13 / 14, rel=1e-6)
-
-
-def test_a_task_of_one_label_has_one_column():
-    targets = torch.tensor([[1.0], [0.0], [0.0], [NAN]])
-    options = ('DATA.TASK', 'effusion', 'LOSS.NAME', 'weighted_bce')
-    logits = torch.tensor([[0.5], [-1.0], [2.0], [9.0]])
-    want = 2 * np.log1p(np.exp(-0.5)) + np.log1p(np.exp(-1.0)) + np.log1p(np.exp(2.0))
-    got = build(*options, targets=targets)(logits, targets)
-    assert got.item() == pytest.approx(want / 4, rel=1e-6)

@@ -3,14 +3,12 @@
 import argparse
 import logging
 import math
-from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from compilers import record_graphs
 from tiny import SWIN, arguments, run_folder, run_main, tiny_config, torchrun
 from torch import nn
 
@@ -20,17 +18,16 @@ from data import build_loader
 from engine import preflight as preflight_bench
 from logger import read_metrics
 from models import build_model
-from models.contrastive import BYOL, METHODS, MoCo, SimCLR, build_contrastive
+from models.contrastive import MoCo, SimCLR, build_contrastive
 from sweeps.plots import chance
 from utils import read_checkpoint
 
-RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
+RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'test_resnet'}}
 EASY = {'CROP_AREA': [0.6, 1.0], 'HFLIP': 0.0, 'COLOR_JITTER': 0.1}
 SMALL = {'QUEUE_SIZE': 32, 'NUM_PROTOTYPES': 8, 'LOCAL_CROPS': 2}
 DATA = {'BATCH_SIZE': 16, 'TRAIN_IMAGES': 96}
 TRAIN = {'EPOCHS': 2, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.3}
 FEW = {'HOLDOUT_IMAGES': 16}
-ANY = {'num_images': 10**6, 'logger': logging.getLogger('test')}  # of build_contrastive
 
 
 def write(path: Path, method: str, model: dict = SWIN, **sections: dict) -> Path:
@@ -74,7 +71,7 @@ def test_held_out_figures_are_those_of_the_saved_weights(simclr, phantom) -> Non
     """By NumPy, from the features and embeddings of the last checkpoint."""
     config = config_of(simclr / 'config.yaml', phantom)
     loaders = build_loader(config, logging.getLogger('test'), True, contrastive=True)
-    model = build_contrastive(config, total_steps=1, **ANY).eval()
+    model = build_contrastive(config, total_steps=1).eval()
     model.load_state_dict(weights(simclr, 'ckpt_epoch_3.pth'))
     (batch,) = loaders.holdout
     with torch.no_grad():
@@ -109,55 +106,6 @@ def test_eval_logs_the_figures_of_a_checkpoint(simclr, phantom, tmp_path) -> Non
     assert not (run_folder(tmp_path, 'contrastive') / 'metrics.jsonl').exists()
 
 
-@pytest.mark.slow
-def test_evaluation_with_another_batch_is_warned_of(simclr, phantom, tmp_path) -> None:
-    """Losses over different numbers of images cannot be compared."""
-    argv = ['--eval', '--pretrained', str(simclr / 'ckpt_epoch_3.pth'), '--batch-size', '8']
-    argv = arguments(simclr / 'config.yaml', phantom, tmp_path, *argv)
-    assert run_main('contrastive', argv) == 0
-    log = (run_folder(tmp_path, 'contrastive') / 'log_rank0.txt').read_text()
-    assert log.count('DATA.BATCH_SIZE x processes') == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('method', METHODS)
-def test_each_method_runs_and_its_steps_are_counted(method, phantom, tmp_path, simclr) -> None:
-    if method == 'simclr':
-        folder, epochs = simclr, 4
-    else:
-        cfg, epochs = write(tmp_path / 'run.yaml', method), 2
-        assert run_main('contrastive', arguments(cfg, phantom, tmp_path)) == 0
-        folder = run_folder(tmp_path, 'contrastive')
-    state = weights(folder, f'ckpt_epoch_{epochs - 1}.pth')
-    assert state['step'] == 6 * epochs
-    assert all(tensor.isfinite().all() for tensor in state.values())
-    if method == 'moco':  # 12 batches of 16, two of which fill the queue
-        assert state['queue.pointer'] == 12 * 16 % 32
-        torch.testing.assert_close(state['queue.keys'].norm(dim=1), torch.ones(32))
-    records = read_metrics(folder / 'metrics.jsonl')
-    names = {'holdout_loss', 'holdout_feature_spread', 'holdout_effective_rank'}
-    assert len(records) == epochs + 1 and all(names <= record.keys() for record in records)
-
-
-@pytest.mark.slow
-def test_byol_gets_the_number_of_steps_of_the_run(phantom, tmp_path, monkeypatch) -> None:
-    """With accumulation the last step of an epoch has what is left: 6 batches in steps of 4."""
-    seen = []
-    build = BYOL.__init__
-
-    @wraps(build)
-    def spy(self: BYOL, *args: object, **keys: object) -> None:
-        seen.append(keys['total_steps'])
-        build(self, *args, **keys, hidden=8)
-
-    monkeypatch.setattr(BYOL, '__init__', spy)
-    train = {'ACCUMULATION_STEPS': 4, 'EPOCHS': 2}
-    cfg = write(tmp_path / 'run.yaml', 'byol', TRAIN=train)
-    assert run_main('contrastive', arguments(cfg, phantom, tmp_path)) == 0
-    state = weights(run_folder(tmp_path, 'contrastive'))
-    assert seen == [4] and state['step'] == 4
-
-
 def test_a_run_that_compares_other_images_is_refused(simclr, phantom, tmp_path, capsys) -> None:
     """As many on other processes would be the same loss; another batch is not."""
     stop = simclr / 'ckpt_epoch_0.pth'
@@ -167,12 +115,9 @@ def test_a_run_that_compares_other_images_is_refused(simclr, phantom, tmp_path, 
     assert 'DATA.BATCH_SIZE' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    'model', [SWIN, pytest.param(RESNET, marks=pytest.mark.slow)], ids=['swin', 'resnet18']
-)
-def test_a_run_starts_from_weights_of_another(model, phantom, tmp_path, monkeypatch) -> None:
+def test_a_run_starts_from_weights_of_another(phantom, tmp_path, monkeypatch) -> None:
     """The encoder's, before the first step; its slow copy is the same then."""
-    cfg = tiny_config(tmp_path / 'first.yaml', 'finetune', model)
+    cfg = tiny_config(tmp_path / 'first.yaml', 'finetune')
     config = get_config(argparse.Namespace(cfg=str(cfg), stage='finetune', opts=[]))
     torch.manual_seed(1)
     before = build_model(config, is_pretrain=False).state_dict()
@@ -185,51 +130,32 @@ def test_a_run_starts_from_weights_of_another(model, phantom, tmp_path, monkeypa
         seen.append({key: value.clone() for key, value in self.state_dict().items()})
 
     monkeypatch.setattr(MoCo, 'begin_step', spy)
-    cfg = write(tmp_path / 'run.yaml', 'moco', model, TRAIN={'EPOCHS': 1})
+    cfg = write(tmp_path / 'run.yaml', 'moco', TRAIN={'EPOCHS': 1})
     argv = arguments(cfg, phantom, tmp_path, '--pretrained', str(tmp_path / 'weights.pth'))
     assert run_main('contrastive', argv) == 0
-    prefix = '' if model is SWIN else 'encoder.'
-    wanted = {k.removeprefix(prefix): v for k, v in before.items() if not k.startswith('head.')}
-    for key, value in wanted.items():
-        assert torch.equal(seen[0][f'encoder.{key}'], value), key
-        if not key.endswith(('running_mean', 'running_var', 'num_batches_tracked')):
+    for key, value in before.items():
+        if not key.startswith('head.'):
+            assert torch.equal(seen[0][f'encoder.{key}'], value), key
             assert torch.equal(seen[0][f'momentum_encoder.{key}'], value), key
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', ['moco', 'byol', 'swav'])
 def test_a_stopped_run_resumes_to_the_same_weights(method, phantom, tmp_path) -> None:
-    """In the middle and at the end of an epoch, with gradients accumulated over 2 batches."""
+    """In the middle of an epoch, with gradients accumulated over 2 batches."""
     train = {'SAVE_EVERY_STEPS': 2, 'ACCUMULATION_STEPS': 2}
     cfg = write(tmp_path / 'run.yaml', method, TRAIN=train)
     assert run_main('contrastive', arguments(cfg, phantom, tmp_path / 'whole')) == 0
     whole = run_folder(tmp_path / 'whole', 'contrastive')
     want = weights(whole)
-    for stop in ('ckpt_epoch_0_step_2.pth', 'ckpt_epoch_0.pth'):
-        output = tmp_path / stop
-        argv = arguments(cfg, phantom, output, '--resume', str(whole / stop))
-        assert run_main('contrastive', argv) == 0
-        got = weights(run_folder(output, 'contrastive'))
-        assert got.keys() == want.keys()
-        for key, value in want.items():
-            assert torch.equal(got[key], value), (stop, key)
-
-
-@pytest.mark.slow
-def test_compiled_steps_are_the_same_steps(phantom, tmp_path, monkeypatch) -> None:
-    """By a backend that only records the graph."""
-    graphs = record_graphs(monkeypatch)
-    train = {'EPOCHS': 1, 'ACCUMULATION_STEPS': 2}
-    cfg = write(tmp_path / 'run.yaml', 'moco', TRAIN=train)
-    for name, how in (('eager', 'none'), ('compiled', 'max')):
-        argv = arguments(cfg, phantom, tmp_path / name, '--opts', 'TRAIN.COMPILE', how)
-        assert run_main('contrastive', argv) == 0
-    assert len(graphs) == 1, 'one graph of the whole model, compiled once'
-    first, second = (
-        weights(run_folder(tmp_path / name, 'contrastive'), 'ckpt_epoch_0.pth')
-        for name in ('eager', 'compiled')
-    )
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert want['step'] == 2 * 3
+    stop = str(whole / 'ckpt_epoch_0_step_2.pth')
+    argv = arguments(cfg, phantom, tmp_path / 'resumed', '--resume', stop)
+    assert run_main('contrastive', argv) == 0
+    got = weights(run_folder(tmp_path / 'resumed', 'contrastive'))
+    assert got.keys() == want.keys()
+    for key, value in want.items():
+        assert torch.equal(got[key], value), key
 
 
 @pytest.mark.slow
@@ -317,26 +243,19 @@ def score(batches: list[int], *, noise: float, epoch: int = 0) -> dict[str, floa
     return main_contrastive.HeldOutViews(loader)(run, SimCLR(Constant(noise)), epoch)
 
 
-@pytest.mark.parametrize(
-    'images, noise, epoch, warned',
-    [
-        *((16, 1e-3, 0, 1), (16, 1e-3, -1, 0), (16, 3, 3, 0), (2, 3, 3, 0)),
-    ],
-)
-def test_a_collapse_is_warned_of(caplog, images, noise, epoch, warned) -> None:
-    """Not before training, when nothing is learned, nor of images too few for a rank above 2."""
+@pytest.mark.parametrize('noise, epoch, warned', [(1e-3, 0, 1), (1e-3, -1, 0), (3, 3, 0)])
+def test_a_collapse_is_warned_of(caplog, noise, epoch, warned) -> None:
+    """Not before training, when nothing is learned."""
     caplog.set_level(logging.WARNING)
-    score([images], noise=noise, epoch=epoch)
+    score([16], noise=noise, epoch=epoch)
     assert len(caplog.records) == warned
 
 
-@pytest.mark.parametrize('batches', [[6], [4, 4, 4]])
-def test_the_number_of_images_compared_gives_the_loss_of_a_blind_network(batches) -> None:
-    """In batches as they are, whatever DATA.BATCH_SIZE is."""
-    figures = score(batches, noise=0)
-    assert figures['holdout_images_compared'] == batches[0]
+def test_the_number_of_images_compared_gives_the_loss_of_a_blind_network() -> None:
+    figures = score([4, 4, 4], noise=0)
+    assert figures['holdout_images_compared'] == 4
     config = default_config()
     config.CONTRASTIVE.METHOD = 'simclr'
     expected = chance(config, figures['holdout_images_compared'])
-    assert expected == math.log(2 * batches[0] - 1)
+    assert expected == math.log(7)
     assert figures['holdout_loss'] == pytest.approx(expected, rel=1e-5)

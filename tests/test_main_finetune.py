@@ -5,7 +5,6 @@ import math
 import shutil
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from tiny import VIT, arguments, run_folder, run_main, tiny_config
 
@@ -65,16 +64,3 @@ def test_an_epoch_without_a_score_does_not_end_the_selection(
     assert scored(folder) == 'ckpt_best.pth'
     assert read_checkpoint(folder / 'ckpt_best.pth')['epoch'] == 1
     assert read_checkpoint(folder / 'ckpt_epoch_2.pth')['best_score'] == 0.5
-
-
-def test_few_cases_to_select_by_are_warned_of(phantom: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr('evaluation.metrics.FEW_CASES', 1000)
-    output = tmp_path / 'out'
-    options = ['--opts', 'FINETUNE.MODE', 'linear_probe', 'EVAL.SELECT', 'five']
-    log = (finetune(phantom, output, *options) / 'log_rank0.txt').read_text()
-    assert 'DATA.HOLDOUT_FRACTION' in log
-    holdout = pd.read_csv(run_folder(output, 'finetune') / 'predictions_holdout.csv')
-    real = pd.read_csv(phantom / 'train.csv').set_index('Path').loc[holdout['Path'], 'Edema']
-    positives, negatives = (real == 1).sum(), ((real == 0) | real.isna()).sum()
-    assert f'{len(holdout)} images of holdout' in log
-    assert f'Edema {min(positives, negatives)},' in log

@@ -73,7 +73,6 @@ class BarlowTwins(ContrastiveMethod):
     """Zbontar et al. 2021, arXiv:2103.03230."""
 
     title = 'Barlow Twins'
-    compares_batch = True
 
     def __init__(self, encoder, *, dim=16):
         super().__init__(encoder, mlp_head(encoder.num_features, dim, hidden=dim))
@@ -155,7 +154,7 @@ def make_config(head='two_step', channels=3):
     return config
 
 
-def test_a_head_with_named_children_is_folded_between_channels(tmp_path, log):
+def test_a_head_with_named_children_is_folded_between_channels(tmp_path):
     """Folded images agree in grey levels, as for the linear head."""
     torch.manual_seed(0)
     rgb = build_model(make_config()).eval()
@@ -172,14 +171,13 @@ def test_a_head_with_named_children_is_folded_between_channels(tmp_path, log):
         wanted = (rgb.reconstruct((pixels - mean) / std, mask) * std + mean).mean(1)
         found = grey.reconstruct((pixels - 0.503) / 0.292, mask)[:, 0] * 0.292 + 0.503
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
-    assert 'decoder.pixels.weight' in log.text
 
 
 def test_a_new_method_trains_a_new_encoder_and_logs_its_options():
     config = make_config()
     config.CONTRASTIVE.METHOD, config.CONTRASTIVE.DIM = 'barlow', 8
     config_module.check_config(config, 'contrastive')
-    model = build_contrastive(config, total_steps=3, num_images=64, logger=LOGGER)
+    model = build_contrastive(config, total_steps=3)
     loss = model(torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32))
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())

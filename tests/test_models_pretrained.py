@@ -7,9 +7,7 @@ from golden_cases import fill
 from transfers import TABLE, assert_same, load, make_config, make_model, transfer
 from yacs.config import CfgNode
 
-from models import build_model
-from models.contrastive import METHODS
-from models.convert import Statistics, fold_input, resize_position_embedding
+from models.convert import resize_position_embedding
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = ((0.503,), (0.292,))
@@ -36,10 +34,9 @@ def in_grey_levels(images, statistics):
 # Channels
 
 
-@pytest.mark.parametrize('head', ['linear', 'mlp'])
-@pytest.mark.parametrize('kind', ['swin', 'vit'])
+@pytest.mark.parametrize('kind, head', [('swin', 'linear'), ('vit', 'mlp')])
 @torch.no_grad()
-def test_three_channels_fold_to_one_exactly(kind, head, tmp_path, log):
+def test_three_channels_fold_to_one_exactly(kind, head, tmp_path):
     options = {'MODEL__SIMMIM__HEAD': head}
     rgb, grey = transfer(make_config(kind, 3, **options), make_config(kind, 1, **options), tmp_path)
     x_rgb, x_grey, mask = grey_images(IMAGENET), grey_images(GREY), masks(grey)
@@ -50,10 +47,9 @@ def test_three_channels_fold_to_one_exactly(kind, head, tmp_path, log):
     )
 
 
-@pytest.mark.parametrize('kind', ['swin', 'vit'])
 @torch.no_grad()
-def test_one_channel_spreads_to_three_exactly(kind, tmp_path):
-    grey, rgb = transfer(make_config(kind, 1), make_config(kind, 3), tmp_path)
+def test_one_channel_spreads_to_three_exactly(tmp_path):
+    grey, rgb = transfer(make_config('swin', 1), make_config('swin', 3), tmp_path)
     x_rgb, x_grey, mask = grey_images(IMAGENET), grey_images(GREY), masks(grey)
     assert_same(rgb.encoder(x_rgb, mask), grey.encoder(x_grey, mask))
     mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
@@ -75,25 +71,9 @@ def test_classifier_folds_from_its_own_recorded_statistics(tmp_path):
     assert_same(grey(grey_images(target_stats)), rgb(grey_images(source_stats)))
 
 
-def test_folding_by_hand():
-    weight = torch.tensor([2.0, 3.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2)
-    source, target = Statistics((0.5, 0.2), (0.5, 0.25)), Statistics((0.6,), (0.1,))
-    folded, bias = fold_input(weight, torch.tensor([7.0]), source, target)
-    assert folded.shape == (1, 1, 2, 2)
-    # 2 * 0.1 / 0.5 + 3 * 0.1 / 0.25; 7 + 4 pixels * (2 * 0.1 / 0.5 + 3 * 0.4 / 0.25)
-    assert_same(folded, torch.full((1, 1, 2, 2), 1.6))
-    assert_same(bias, torch.tensor([27.8]))
-
-
-@pytest.mark.parametrize('side', ['target', 'source'])
-def test_channels_normalised_by_image_are_summed(side, tmp_path, log):
-    by_image = {'DATA__NORMALIZE': 'image'}
-    rgb, grey = transfer(
-        make_config('swin', 3, **by_image if side == 'source' else {}),
-        make_config('swin', 1, **by_image if side == 'target' else {}),
-        tmp_path,
-        own=True,
-    )
+def test_channels_normalised_by_image_are_summed(tmp_path):
+    by_image = make_config('swin', 1, DATA__NORMALIZE='image')
+    rgb, grey = transfer(make_config('swin', 3), by_image, tmp_path, own=True)
     old, new = (model.encoder.patch_embed.proj for model in (rgb, grey))
     assert_same(new.weight, old.weight.sum(1, keepdim=True))
     assert_same(new.bias, old.bias)
@@ -102,9 +82,8 @@ def test_channels_normalised_by_image_are_summed(side, tmp_path, log):
 # Stages and sources
 
 
-@pytest.mark.parametrize('kind', ['swin', 'vit'])
-def test_pretraining_loads_decoder_and_mask_token(kind, tmp_path, log):
-    source, target = transfer(make_config(kind, 1), make_config(kind, 1), tmp_path)
+def test_pretraining_loads_decoder_and_mask_token(tmp_path):
+    source, target = transfer(make_config('vit', 1), make_config('vit', 1), tmp_path)
     for key, value in source.state_dict().items():
         assert torch.equal(target.state_dict()[key], value), key
 
@@ -117,24 +96,6 @@ def test_classifier_starts_from_pretraining_but_for_its_head(tmp_path, log):
         expected = fresh[key] if key.startswith('head.') else source.state_dict()[f'encoder.{key}']
         assert torch.equal(value, expected), key
     assert 'mask_token' in log.text
-
-
-@pytest.mark.parametrize('kind', ['swin'])
-@pytest.mark.parametrize('method', METHODS)
-def test_classifier_starts_from_contrastive_pretraining(method, kind, tmp_path, log):
-    config = make_config(kind, 1)
-    source = METHODS[method](
-        build_model(config, is_pretrain=False, num_outputs=0),
-        **({'total_steps': 1} if method == 'byol' else {}),
-    )
-    target = load(
-        source.state_dict(), config, make_model(config, seed=2, is_pretrain=False), tmp_path
-    )
-    for key, value in target.state_dict().items():
-        if not key.startswith('head.'):
-            assert torch.equal(value, source.state_dict()[f'encoder.{key}']), key
-    beside = [key for key in source.state_dict() if not key.startswith('encoder.')]
-    assert beside and all(key.split('.')[0] in log.text for key in beside)
 
 
 def test_official_files_with_a_pickled_config_load(tmp_path):
@@ -155,7 +116,7 @@ def test_official_files_with_a_pickled_config_load(tmp_path):
 
 
 @torch.no_grad()
-def test_official_finetuned_swin_goes_into_both_stages(tmp_path, log):
+def test_official_finetuned_swin_goes_into_both_stages(tmp_path):
     official = make_model(make_config('swin', 3, MODEL__NUM_CLASSES=1000), is_pretrain=False)
     state = {key: value.clone() for key, value in official.state_dict().items()}
     for key, value in state.items():
@@ -165,7 +126,6 @@ def test_official_finetuned_swin_goes_into_both_stages(tmp_path, log):
     head = classifier.head.weight.clone()
     load(state, make_config('swin', 1), classifier, tmp_path)
     assert torch.equal(classifier.head.weight, head)
-    assert 'head.weight, head.bias' in log.text
     index = classifier.state_dict()['layers.0.blocks.0.attn.relative_position_index']
     assert index.any()  # the model's own
 
@@ -178,11 +138,12 @@ def test_official_finetuned_swin_goes_into_both_stages(tmp_path, log):
     assert_same(pretraining.encoder(grey_images(GREY), visible).mean((2, 3)), features)
 
 
-def test_decoder_of_another_head_is_dropped_with_the_reason(tmp_path, log):
+def test_decoder_of_another_head_is_dropped(tmp_path, log):
     config = make_config('vit', 1, MODEL__SIMMIM__HEAD='mlp')
     decoder = make_model(config, seed=2).decoder.state_dict()
     _, target = transfer(make_config('vit', 1), config, tmp_path)
     assert all(torch.equal(v, decoder[k]) for k, v in target.decoder.state_dict().items())
+    assert 'decoder is not used' in log.text
 
 
 # What is refused
@@ -205,12 +166,11 @@ def refused(state, config, tmp_path, message, *, is_pretrain=True):
         ({'encoder.norm.weight': None}, r'norm\.weight'),
     ],
 )
-@pytest.mark.parametrize('is_pretrain', [True, False])
-def test_entries_that_fit_nowhere_stop_the_run(change, message, is_pretrain, tmp_path):
+def test_entries_that_fit_nowhere_stop_the_run(change, message, tmp_path):
     state = make_model(make_config('swin', 1)).state_dict()
     state.update(change)
     state = {key: value for key, value in state.items() if value is not None}
-    refused(state, make_config('swin', 1), tmp_path, message, is_pretrain=is_pretrain)
+    refused(state, make_config('swin', 1), tmp_path, message)
 
 
 def test_checkpoint_of_another_model_stops_the_run(tmp_path):
@@ -219,9 +179,6 @@ def test_checkpoint_of_another_model_stops_the_run(tmp_path):
     wider = make_model(make_config('swin', 1, MODEL__SWIN__EMBED_DIM=32)).state_dict()
     message = r'mask_token \[1, 1, 32\]'
     refused(wider, make_config('swin', 1), tmp_path, message)
-    deeper = make_model(make_config('swin', 1, MODEL__SWIN__DEPTHS=[2, 2])).state_dict()
-    message = r'layers\.1\.blocks\.1\.'
-    refused(deeper, make_config('swin', 1), tmp_path, message)
 
 
 def test_a_smaller_hold_out_before_is_warned_of(tmp_path, log):
@@ -254,13 +211,12 @@ def table_of(model, block, prefix=''):
     return model.state_dict()[f'{prefix}blocks.{block}.attn.{TABLE}']
 
 
-def test_shared_table_is_put_into_every_block(tmp_path, log):
+def test_shared_table_is_put_into_every_block(tmp_path):
     source, target = transfer(
         vit('shared'), vit('blocks', pool=True), tmp_path, stages=(True, False)
     )
     for block in range(2):
         assert torch.equal(table_of(target, block), source.state_dict()[f'encoder.{SHARED}'])
-    assert 'fc_norm.weight' in log.text  # new; norm.* is left over
 
 
 def test_shared_and_block_tables_are_added_where_a_model_has_only_the_latter(tmp_path):
@@ -276,17 +232,16 @@ def test_block_tables_are_not_made_into_a_shared_one(tmp_path):
         transfer(vit('blocks'), vit('shared'), tmp_path)
 
 
-def test_official_finetuned_vit_goes_into_pretraining_that_pools(tmp_path, log):
+def test_official_finetuned_vit_goes_into_pretraining_that_pools(tmp_path):
     source, target = transfer(
         vit('blocks', pool=True), vit('blocks', pool=True), tmp_path, stages=(False, True)
     )
     assert torch.equal(table_of(target, 1, 'encoder.'), table_of(source, 1))
-    assert 'head.weight, head.bias, fc_norm.weight, fc_norm.bias' in log.text
     with pytest.raises(ValueError, match=r'fc_norm\.weight'):
         transfer(vit('blocks', pool=True), vit('blocks'), tmp_path, stages=(False, False))
 
 
-def test_class_token_rows_stay_when_the_grid_grows(tmp_path, log):
+def test_class_token_rows_stay_when_the_grid_grows(tmp_path):
     source, target = transfer(vit('shared'), vit('shared', size=64), tmp_path)
     old, new = source.state_dict()[f'encoder.{SHARED}'], target.state_dict()[f'encoder.{SHARED}']
     assert (len(old), len(new)) == (7 * 7 + 3, 15 * 15 + 3)
@@ -297,7 +252,7 @@ def test_class_token_rows_stay_when_the_grid_grows(tmp_path, log):
 # Sizes
 
 
-def test_swin_goes_to_a_larger_image_and_window(tmp_path, log):
+def test_swin_goes_to_a_larger_image_and_window(tmp_path):
     config = make_config('swin', 1, DATA__IMG_SIZE=48, MODEL__SWIN__WINDOW_SIZE=6)
     source, target = transfer(make_config('swin', 1), config, tmp_path)
     assert table_of(target, 0, 'encoder.layers.0.').shape == (121, 2)
@@ -308,7 +263,7 @@ def test_swin_goes_to_a_larger_image_and_window(tmp_path, log):
 
 def test_position_embeddings_keep_rows_and_columns():
     columns = torch.arange(6.0).repeat(6).reshape(1, 36, 1)  # each row of the grid is 0 ... 5
-    resized = resize_position_embedding(columns, 144, class_rows=0).reshape(12, 12)
+    resized = resize_position_embedding(columns, 144).reshape(12, 12)
     assert_same(resized, resized[:1].expand(12, 12))
     # Cubic convolution (a = -0.75) a quarter of a pixel beside columns 2 and 3.
     assert_same(resized[0, 5:7], torch.tensor([2.296875, 2.703125]))
@@ -321,7 +276,7 @@ def test_position_embeddings_keep_rows_and_columns():
         ('vit', 'MODEL__VIT__USE_APE', 'pos_embed'),
     ],
 )
-def test_position_embeddings_follow_the_image_size(kind, option, key, tmp_path, log):
+def test_position_embeddings_follow_the_image_size(kind, option, key, tmp_path):
     config = make_config(kind, 1, **{option: True})
     larger = make_config(kind, 1, DATA__IMG_SIZE=64, **{option: True})
     source, target = transfer(config, larger, tmp_path, stages=(True, False))
@@ -329,4 +284,4 @@ def test_position_embeddings_follow_the_image_size(kind, option, key, tmp_path, 
     rows = int(kind == 'vit')
     assert new.shape[1] - rows == 4 * (old.shape[1] - rows)
     assert torch.equal(new[:, :rows], old[:, :rows])
-    assert_same(new, resize_position_embedding(old, new.shape[1], class_rows=rows))
+    assert_same(new, resize_position_embedding(old, new.shape[1]))

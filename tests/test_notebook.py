@@ -66,7 +66,7 @@ def streams(cell: dict) -> str:
     return ''.join(output.get('text', '') for output in cell['outputs'])
 
 
-def pictures(cell: dict) -> list[Image.Image]:
+def images(cell: dict) -> list[Image.Image]:
     found = [output['data']['image/png'] for output in cell['outputs'] if 'data' in output
              and 'image/png' in output['data']]  # fmt: skip
     return [Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
@@ -150,7 +150,7 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch) -> None:
     small = SMALL | {
         'DRIVE_FOLDER': str(drive),
         'LOCAL_FOLDER': str(tmp_path / 'local'),
-        'PICTURES': str(tmp_path / 'local' / 'phantom'),
+        'IMAGES': str(tmp_path / 'local' / 'phantom'),
     }
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     # Behind the form, as papermill does behind the cell that is tagged 'parameters'.
@@ -179,9 +179,9 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch) -> None:
     assert [json.loads(line)['epoch'] for line in records] == list(range(-1, 8))
     assert str(pretrained / 'ckpt_epoch_7.pth') in streams(cells['finetune'])
 
-    assert [len(pictures(cells[name])) for name in ('describe', 'curves', 'table')] == [1, 2, 1]
+    assert [len(images(cells[name])) for name in ('describe', 'curves', 'table')] == [1, 2, 1]
     last = Image.open(pretrained / 'reconstructions' / 'epoch_7.png')
-    assert pictures(cells['curves'])[1].tobytes() == last.tobytes()
+    assert images(cells['curves'])[1].tobytes() == last.tobytes()
     rows = next(o['data']['text/html'] for o in cells['scores']['outputs'] if 'data' in o)
     assert rows.count('Pleural Effusion') == 2, 'valid and test'
     page = cells['page']['outputs'][0]['data']['text/html']

@@ -98,9 +98,9 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize('pixels', ['masked', 'all'])
-@pytest.mark.parametrize('loss', ['l1', 'l2', 'smooth_l1'])
-@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize(
+    'loss, pixels, channels', [('l1', 'masked', 3), ('l2', 'all', 1), ('smooth_l1', 'masked', 1)]
+)
 def test_loss_equals_a_loop_over_pixels(loss: str, pixels: str, channels: int) -> None:
     options = {'MODEL__SIMMIM__LOSS': loss, 'MODEL__SIMMIM__LOSS_PIXELS': pixels}
     model = livelier(tiny_model('vit', MODEL__IN_CHANS=channels, **options))
@@ -116,16 +116,6 @@ def test_loss_equals_a_loop_over_pixels(loss: str, pixels: str, channels: int) -
             total += ERRORS[loss](difference)
             count += c == 0
     assert got == pytest.approx(total / (count + 1e-5) / channels, rel=1e-5)
-
-
-@both_encoders
-def test_nothing_hidden_gives_zero_and_zero_gradients(kind: str) -> None:
-    model = tiny_model(kind)
-    mask = torch.zeros_like(half_hidden(model))
-    loss = model(torch.randn(2, 1, 32, 32), mask)
-    loss.backward()
-    assert loss.item() == 0
-    assert all(not parameter.grad.any() for parameter in model.parameters())
 
 
 def test_head_puts_channels_where_the_shuffle_expects_them() -> None:
@@ -232,51 +222,16 @@ def test_checkpointing_changes_no_gradient(kind: str) -> None:
         torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    'kind, block, places',
-    [
-        ('swin', 'layers.0.blocks.0.', ('attn.proj_drop', 'mlp.drop1', 'mlp.drop2')),
-        ('vit', 'blocks.0.', ('attn.proj_drop', 'mlp.drop2')),  # not between fc1 and fc2
-    ],
-)
-def test_dropout_acts_where_specified(kind: str, block: str, places: tuple[str, ...]) -> None:
-    model = tiny_model(kind, is_pretrain=False, MODEL__DROP_RATE=0.3).train()
-    active = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and module.p == 0.3:
-            module.register_forward_hook(lambda *_, name=name: active.append(name))
-    model(torch.randn(1, 1, 32, 32))
-    in_first_block = [name for name in active if name.startswith(block)]
-    assert in_first_block == [block + place for place in places]
-    assert active[0] == 'pos_drop'
-    assert len(active) == 1 + len(places) * model.get_num_layers()
-
-
 @both_encoders
 def test_wrong_sizes_are_named(kind: str) -> None:
     model, classifier = tiny_model(kind), tiny_model(kind, is_pretrain=False)
     mask = half_hidden(model)
-    with pytest.raises(ValueError, match='got 32x40.*32x32'):
+    with pytest.raises(ValueError, match='DATA.IMG_SIZE'):
         model(torch.zeros(2, 1, 32, 40), mask)
-    with pytest.raises(ValueError, match='got 64x64.*32x32'):
+    with pytest.raises(ValueError, match='DATA.IMG_SIZE'):
         classifier(torch.zeros(1, 1, 64, 64))
-    side = model.encoder.grid_size
-    for wrong in (mask[:1], mask[:, :-1], mask.unsqueeze(1), mask.repeat(1, 2, 2)):
-        with pytest.raises(ValueError, match=rf'mask must be .*\[2, {side}, {side}\]'):
-            model(torch.zeros(2, 1, 32, 32), wrong)
-
-
-@pytest.mark.parametrize(
-    'overrides, message',
-    [
-        ({'MODEL__SWIN__WINDOW_SIZE': 3}, 'WINDOW_SIZE 3 does not divide .*8x8'),
-        ({'DATA__IMG_SIZE': 30}, 'DATA.IMG_SIZE'),
-        ({'DATA__IMG_SIZE': 36, 'MODEL__SWIN__WINDOW_SIZE': 3}, '9x9 tokens cannot be halved'),
-    ],
-)
-def test_impossible_models_are_refused(overrides: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tiny_model('swin', **overrides)
+    with pytest.raises(ValueError, match='mask'):
+        model(torch.zeros(2, 1, 32, 32), mask[:, :-1])
 
 
 def test_skip_lists_carry_the_encoders_prefix() -> None:

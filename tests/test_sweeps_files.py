@@ -1,7 +1,6 @@
 """Sweep files: rows, plans of runs, what is refused, and the files generated from them."""
 
 import argparse
-import logging
 import re
 from collections.abc import Callable
 from functools import cache
@@ -14,7 +13,7 @@ from sweep_runs import methods_file, reference_files
 from config import build_parser, config_changes, config_text, encoder_node, get_config
 from models import build_model
 from models.contrastive import build_contrastive
-from models.convert import Statistics, convert, convert_timm
+from models.convert import Statistics, convert
 from sweeps.files import (
     ROOT,
     Job,
@@ -217,15 +216,12 @@ def test_pretrained_weights_fit_the_encoder_that_is_fine_tuned(row) -> None:
     for key in ('EMBED_DIM', 'NUM_HEADS', 'PATCH_SIZE', 'NAME', 'INIT_VALUES'):
         assert encoder_node(before).get(key) == encoder_node(after).get(key)
     if row.pretraining == 'contrastive':
-        given = {'num_images': 10**6, 'logger': logging.getLogger('test'), 'total_steps': 1}
-        source = build_contrastive(before, **given)
+        source = build_contrastive(before, total_steps=1)
     else:
         source = build_model(before, is_pretrain=True)
     target = build_model(after, is_pretrain=False)
-    of_timm = after.MODEL.TYPE == 'timm'
-    fit, into = (convert_timm, target) if of_timm else (convert, target.state_dict())
     pixels = Statistics((0.5,), (0.25,))
-    _, report = fit(source.state_dict(), into, source_stats=pixels, target_stats=pixels)
+    _, report = convert(source.state_dict(), target, source_stats=pixels, target_stats=pixels)
     new = r'(encoder\.)?(head|fc)\.(weight|bias)'
     new += r'|fc_norm\.(weight|bias)' if row.pretraining == 'simmim' else ''
     assert report.new and [key for key in report.new if not re.fullmatch(new, key)] == []

@@ -51,11 +51,10 @@ def patches_as_mae(images: np.ndarray, p: int) -> np.ndarray:
     return target
 
 
-@pytest.mark.parametrize('pixels', ['masked', 'all'])
 @pytest.mark.parametrize(
-    'kind, channels, head, size',
-    [('swin', 1, 'linear', 8), ('vit', 3, 'mlp', 16), ('swin', 3, 'linear', 4),
-     ('vit', 1, 'inverse_swin_nano', 8), ('vit', 1, 'linear', 32)],
+    'kind, channels, head, size, pixels',
+    [('swin', 1, 'linear', 8, 'masked'), ('vit', 3, 'mlp', 16, 'all'),
+     ('vit', 1, 'inverse_swin_nano', 8, 'masked')],
 )  # fmt: skip
 def test_loss_equals_a_loop_over_cells(kind, channels, head, size, pixels) -> None:
     options = {'HEAD': head, 'TARGET_SIZE': size, 'LOSS_PIXELS': pixels, 'LOSS': 'l2'}
@@ -75,16 +74,7 @@ def test_loss_equals_a_loop_over_cells(kind, channels, head, size, pixels) -> No
     assert model(x, mask).item() == pytest.approx(total / count / channels, rel=1e-4)
 
 
-def test_reconstruction_repeats_each_value_over_its_cell() -> None:
-    model = seeded('vit', 3, MODEL__SIMMIM__TARGET_SIZE=8)
-    x, mask = batch(model)
-    with torch.no_grad():
-        got = model.reconstruct(x, mask).double().numpy()
-    np.testing.assert_array_equal(got, np.kron(predictions(model, x, mask), np.ones((4, 4))))
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('unit', [4, 16])
+@pytest.mark.parametrize('channels, unit', [(1, 16), (3, 4)])
 def test_normalised_patches_are_maes(channels: int, unit: int) -> None:
     torch.manual_seed(3)
     x = torch.randn(2, channels, 32, 32) * 5 + 2
@@ -99,10 +89,10 @@ def test_normalised_patches_are_maes(channels: int, unit: int) -> None:
     assert not got[0, :, :16, :16].any()
 
 
-@pytest.mark.parametrize('size', [32, 16])
-def test_loss_of_normalised_patches_equals_a_loop(size: int) -> None:
+def test_loss_of_normalised_patches_equals_a_loop() -> None:
     """Statistics are those of the masking unit, 8 px, after averaging; the ViT's patch is 4 px."""
-    options = {'TARGET': 'patch_normalised', 'TARGET_SIZE': size % 32}
+    size = 16
+    options = {'TARGET': 'patch_normalised', 'TARGET_SIZE': size}
     options = {f'MODEL__SIMMIM__{key}': value for key, value in options.items()}
     model = seeded('vit', 3, MODEL__VIT__PATCH_SIZE=4, **options)
     x, mask = batch(model)
@@ -141,13 +131,6 @@ def test_a_perfect_prediction_becomes_the_image(kind: str, cell: int) -> None:
 def test_impossible_targets_are_refused(key: str, options: dict) -> None:
     with pytest.raises(ValueError, match=f'MODEL.SIMMIM.{key} '):
         seeded(**{f'MODEL__SIMMIM__{name}': value for name, value in options.items()})
-
-
-def test_a_cell_may_not_be_cut_by_a_masking_unit() -> None:
-    config = make_config('swin', 1, DATA__MASK_PATCH_SIZE=4, MODEL__SIMMIM__TARGET_SIZE=4)
-    with pytest.raises(ValueError, match=r'MODEL.SIMMIM.TARGET_SIZE .*\[8, 16, 32\]'):
-        check_config(config, 'simmim')
-    check_config(make_config('swin', 1, DATA__MASK_PATCH_SIZE=4), 'simmim')
 
 
 def pretrain(phantom, tmp_path, **options: object) -> list[dict]:

@@ -20,11 +20,6 @@ from models.timm_classifier import TimmClassifier, find_layout
 from optimizer import build_optimizer
 from utils import read_checkpoint
 
-SIZES = {
-    'resnet18': 32,
-    'convnext_atto': 32,
-    'vit_tiny_patch16_224': 32,
-}
 RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
 
 
@@ -57,13 +52,11 @@ def make_config(name: str = 'resnet18', size: int = 32, **options):
 # What it computes
 
 
-@pytest.mark.parametrize(
-    'name', [pytest.param(k, marks=[pytest.mark.slow] * (k != 'resnet18')) for k in SIZES]
-)
+@pytest.mark.parametrize('name', ['resnet18', 'test_vit'])
 def test_it_is_timms_own_classifier(name: str) -> None:
     torch.manual_seed(0)
-    model = TimmClassifier(name, SIZES[name], 1, 3).eval()
-    x = images(SIZES[name])
+    model = TimmClassifier(name, 32, 1, 3).eval()
+    x = images(32)
     with torch.no_grad():
         logits, features = model(x), model.forward_features(x)
         torch.testing.assert_close(logits, timm_twin(model)(x), rtol=1e-5, atol=1e-5)
@@ -71,20 +64,11 @@ def test_it_is_timms_own_classifier(name: str) -> None:
     assert all(key.startswith(('encoder.', 'head.')) for key in model.state_dict())
 
 
-def test_rates_reach_the_model() -> None:
-    torch.manual_seed(0)
-    model = TimmClassifier('resnet18', 32, 1, 3, drop_rate=0.5, drop_path_rate=0.25)
-    assert model.encoder.drop_rate == 0.5
-    rates = [m.drop_prob for m in model.modules() if type(m).__name__ == 'DropPath']
-    np.testing.assert_allclose(rates, np.linspace(0, 0.25, 8)[1:])  # timm gives the first none
-
-
-@pytest.mark.parametrize('name', ['resnet18'])
-def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
+def test_gradient_checkpointing_changes_no_gradient() -> None:
     x, gradients = images(32), []
     for use_checkpoint in (False, True):
         torch.manual_seed(0)
-        model = TimmClassifier(name, 32, 1, 3, use_checkpoint=use_checkpoint).train()
+        model = TimmClassifier('resnet18', 32, 1, 3, use_checkpoint=use_checkpoint).train()
         assert model.encoder.grad_checkpointing is use_checkpoint
         model(x).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
@@ -95,11 +79,8 @@ def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
 # Groups of the optimizer
 
 
-@pytest.mark.parametrize(
-    'name', ['resnet18', pytest.param('vit_tiny_patch16_224', marks=pytest.mark.slow)]
-)
-def test_rates_and_decay_of_layers_are_timms(name: str) -> None:
-    config = make_config(name, TRAIN__LAYER_DECAY=0.5, TRAIN__WEIGHT_DECAY=0.05)
+def test_rates_and_decay_of_layers_are_timms() -> None:
+    config = make_config('resnet18', TRAIN__LAYER_DECAY=0.5, TRAIN__WEIGHT_DECAY=0.05)
     model = build_model(config, is_pretrain=False)
     groups = build_optimizer(config, model, logging.getLogger(), False).param_groups
     ours = {
@@ -140,16 +121,17 @@ def test_grad_cam_of_a_resnet_is_computed_by_hand() -> None:
     maps = np.maximum((weights[:, None, None] * features).sum(1), 0)
     drawn = F.interpolate(torch.from_numpy(maps)[:, None], (64, 64), mode='bilinear')[:, 0]
     expected = drawn / drawn.amax((1, 2), keepdim=True)
-    torch.testing.assert_close(grad_cam(model, x, 1), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        grad_cam(model, x, lambda logits: logits[:, 1]), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'size', 'layer'),
     [
-        ('resnet50', 224, 'layer4'),
         ('densenet121', 224, 'features'),
-        ('vit_small_patch16_224', 224, 'blocks.10'),
+        ('vit_tiny_patch16_224', 224, 'blocks.10'),
         ('swin_tiny_patch4_window7_224', 224, ''),
     ],
 )
@@ -163,17 +145,10 @@ def test_maps_are_of_the_last_features_before_pooling(name: str, size: int, laye
 
 REFUSED = [
     ('MODEL.TIMM.NAME', dict(MODEL__TIMM__NAME='resnet5O')),
-    ('MODEL.TIMM.NAME', dict(MODEL__TIMM__NAME='hf-hub:timm/resnet50')),
     ('MODEL.IN_CHANS', dict(MODEL__IN_CHANS=2)),
     ('MODEL.DROP_PATH_RATE', dict(MODEL__TIMM__NAME='densenet121', MODEL__DROP_PATH_RATE=0.1)),
     ('MODEL.ATTENTION', dict(MODEL__ATTENTION='sdpa')),
     ('REPORT.METHOD', dict(REPORT__METHOD='rollout')),
-    pytest.param('DATA.IMG_SIZE', dict(MODEL__TIMM__NAME='inception_v3'), marks=pytest.mark.slow),
-    pytest.param(
-        'REPORT.MAPS',
-        dict(MODEL__TIMM__NAME='swin_tiny_patch4_window7_224', DATA__IMG_SIZE=224),
-        marks=pytest.mark.slow,
-    ),
 ]
 
 
@@ -181,14 +156,6 @@ REFUSED = [
 def test_impossible_options_are_refused(key: str, options: dict) -> None:
     with pytest.raises(ValueError, match=key):
         check_config(make_config(**options), 'finetune')
-
-
-def test_pretraining_by_hidden_patches_is_refused() -> None:
-    config = make_config()
-    with pytest.raises(ValueError, match='MODEL.TYPE'):
-        check_config(config, 'simmim')
-    with pytest.raises(ValueError, match='MODEL.TYPE'):
-        build_model(config)
 
 
 def test_layer_decay_is_refused_where_timm_has_no_layers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,13 +166,6 @@ def test_layer_decay_is_refused_where_timm_has_no_layers(monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match='TRAIN.LAYER_DECAY'):
         check_config(make_config(TRAIN__LAYER_DECAY=0.5), 'finetune')
     find_layout.cache_clear()
-
-
-@pytest.mark.parametrize('shape', [(1, 1, 40, 40), (1, 3, 32, 32)])
-def test_images_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
-    model = TimmClassifier('resnet18', 32, 1, 3).eval()
-    with pytest.raises(ValueError, match='DATA.IMG_SIZE'):
-        model(torch.zeros(shape))
 
 
 # Runs
@@ -220,9 +180,9 @@ def fine_tune(name: str, folder: Path, phantom: Path, *options: str, **sections:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['test_resnet'])
-def test_a_resnet_learns_and_its_last_layer_alone(name: str, phantom, tmp_path) -> None:
+def test_a_resnet_learns_and_its_last_layer_alone(phantom, tmp_path) -> None:
     """Loss falls on 28 images; 'last_layer' leaves the encoder, running statistics included."""
+    name = 'test_resnet'
     train = {'EPOCHS': 3, 'WARMUP_EPOCHS': 0, 'BASE_LR': 0.5, 'ACCUMULATION_STEPS': 1}
     full = fine_tune(name, tmp_path / 'full', phantom, TRAIN=train)
     losses = [line['loss'] for line in read_metrics(full / 'metrics.jsonl') if 'loss' in line]
@@ -241,16 +201,8 @@ def test_a_resnet_learns_and_its_last_layer_alone(name: str, phantom, tmp_path) 
 @pytest.mark.slow
 def test_a_resnets_report_has_its_maps_and_their_check(phantom, tmp_path) -> None:
     sections = {'REPORT': {'WRITE': True, 'MAPS': 1}, 'EVAL': {'RESAMPLES': 0}}
-    folder = fine_tune('resnet18', tmp_path, phantom, DATA={'IMG_SIZE': 64}, **sections)
+    folder = fine_tune('test_resnet', tmp_path, phantom, DATA={'IMG_SIZE': 64}, **sections)
     document = json.loads((folder / 'report.json').read_text())
     assert document['maps'] and all((folder / one['file']).is_file() for one in document['maps'])
     assert -1 <= document['maps_check']['similarity'] < 0.9
-    assert {'name': 'Model', 'value': 'resnet18, 64 px'} in document['run']
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('mode', ['linear_probe', 'knn'])
-def test_a_resnet_is_probed(mode: str, phantom, tmp_path) -> None:
-    eval_ = {'SELECT': 'all', 'RESAMPLES': 0}
-    folder = fine_tune('resnet18', tmp_path, phantom, FINETUNE={'MODE': mode}, EVAL=eval_)
-    assert (folder / 'predictions_valid.csv').is_file()
+    assert {'name': 'Model', 'value': 'test_resnet, 64 px'} in document['run']

@@ -73,7 +73,7 @@ def write_run(folder, stage, model=SWIN, **sections):
     config = default_config()
     config.merge_from_file(str(tiny_config(folder / 'run.yaml', stage, model, **sections)))
     if stage == 'contrastive':
-        trained = build_contrastive(config, total_steps=10, num_images=100, logger=LOGGER)
+        trained = build_contrastive(config, total_steps=10)
     else:
         trained = build_model(config, is_pretrain=stage == 'simmim')
     if model['TYPE'] != 'timm' or stage != 'contrastive':  # the activations would explode

@@ -16,6 +16,13 @@ COLUMNS = ('Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *LABELS)
 CYCLE = ('1.0', '0.0', '-1.0', '')
 
 
+def xray(height: int = 90, width: int = 110, seed: int = 0) -> Image.Image:
+    """A smooth grey image with noise."""
+    noise = np.random.RandomState(seed).randint(0, 40, (height, width))
+    slope = np.linspace(0, 200, width)[None] * np.linspace(0.3, 1, height)[:, None]
+    return Image.fromarray((slope + noise).astype(np.uint8))
+
+
 def cells_of(number: int, cycle: tuple[str, ...] = CYCLE) -> list[str]:
     """The label cells of an image; Fracture is blank throughout."""
     cells = [cycle[(3 * number // 2 + k) % 4] for k in range(14)]
