@@ -1,7 +1,6 @@
 """Prediction files: what is written, read and refused, and which image a row belongs to."""
 
 import os
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,10 @@ from data.labels import LABELS
 from data.records import (
     normalise_name,
     predictions_for,
-    read_label_file,
     read_predictions,
     study_name,
     write_predictions,
 )
-from evaluation.cases import match
 
 NAN = float('nan')
 PREFIX = 'CheXpert-v1.0-small/valid'
@@ -34,28 +31,6 @@ def study(patient: int) -> str:
 def csv_of(file: Path, columns: dict[str, list]) -> Path:
     pd.DataFrame(columns).to_csv(file, index=False)
     return file
-
-
-def area(probabilities: list[float], targets: list[float]) -> float:
-    """AUROC as a share of pairs, ties half."""
-    both = list(zip(probabilities, targets, strict=True))
-    pairs = list(product([p for p, t in both if t == 1], [p for p, t in both if t == 0]))
-    return sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs)
-
-
-def matched(predictions: Path, labels: Path, *, level: str = 'study', complete=True, **options):
-    table = read_label_file(labels, **options)
-    return match(read_predictions(predictions), table, name='it', level=level, complete=complete)
-
-
-def cases_of(*arguments, **options):
-    return matched(*arguments, **options)[0]
-
-
-def refusal(*arguments, **options) -> str:
-    with pytest.raises(ValueError) as error:
-        matched(*arguments, **options)
-    return str(error.value)
 
 
 def test_what_is_written_is_read(tmp_path):
