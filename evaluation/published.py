@@ -71,39 +71,6 @@ PRETRAINING = (
 )
 
 
-class MAEStudy(NamedTuple):
-    """A row of the MAE study: any finding against none on frontal MIMIC-CXR images."""
-
-    images: int  # labelled training images
-    model: str
-    augmented: bool
-    masked: float | None  # mask ratio of pre-training; None if not given
-    accuracy: float
-    precision: float
-    f1: float
-    recall: float
-    auroc: float
-
-
-# Any of the 13 observations other than No Finding against No Finding; 1,959
-# validation images; AdamW, learning rate 1e-6, batch 32, 20 epochs.
-FRADKIN = 'Fradkin and Boxer 2023'
-MAE_STUDY = (
-    MAEStudy(1000, 'MAE ViT-B', True, 0.25, 0.645, 0.612, 0.717, 0.865, 0.675),
-    MAEStudy(1000, 'MAE ViT-B', True, 0.50, 0.660, 0.670, 0.676, 0.683, 0.715),
-    MAEStudy(1000, 'MAE ViT-B', True, 0.75, 0.710, 0.695, 0.739, 0.788, 0.729),
-    MAEStudy(1000, 'MAE ViT-B', False, None, 0.700, 0.686, 0.730, 0.779, 0.752),
-    MAEStudy(1000, 'ResNet-18', True, None, 0.660, 0.638, 0.709, 0.798, 0.726),
-    MAEStudy(1000, 'ResNet-18', False, None, 0.685, 0.667, 0.722, 0.788, 0.734),
-    MAEStudy(10000, 'MAE ViT-B', True, 0.25, 0.749, 0.738, 0.803, 0.882, 0.809),
-    MAEStudy(10000, 'MAE ViT-B', True, 0.50, 0.747, 0.729, 0.805, 0.899, 0.796),
-    MAEStudy(10000, 'MAE ViT-B', True, 0.75, 0.750, 0.737, 0.805, 0.888, 0.799),
-    MAEStudy(10000, 'MAE ViT-B', False, None, 0.755, 0.775, 0.795, 0.817, 0.802),
-    MAEStudy(10000, 'ResNet-18', True, None, 0.750, 0.755, 0.797, 0.844, 0.807),
-    MAEStudy(10000, 'ResNet-18', False, None, 0.743, 0.759, 0.788, 0.819, 0.780),
-)
-
-
 def points_below(
     fpr: np.ndarray, tpr: np.ndarray, points: Sequence[tuple[float, float]]
 ) -> list[bool]:

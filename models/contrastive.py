@@ -35,9 +35,6 @@ from models.encoder import ENCODERS, Encoder
 
 METHODS = Registry('CONTRASTIVE.METHOD')
 
-# Options whose default depends on the method; None selects it.
-METHOD_DEFAULTS = ('DIM', 'TEMPERATURE', 'MOMENTUM')
-
 
 class ContrastiveMethod(nn.Module, ABC):
     """An encoder, a projector, and the number of training steps.
@@ -91,7 +88,7 @@ class ContrastiveMethod(nn.Module, ABC):
         if stage != 'contrastive':
             return
         options, own = config.CONTRASTIVE, cls.options()
-        for key in METHOD_DEFAULTS:
+        for key in ('DIM', 'TEMPERATURE', 'MOMENTUM'):  # None selects the method's own default
             holds = options[key] is None or key in own
             allowed = f'None with CONTRASTIVE.METHOD {options.METHOD!r}, which ignores it'
             require(holds, config, f'CONTRASTIVE.{key}', allowed)

@@ -1,9 +1,8 @@
 """Fits the weights of a checkpoint to a model: names, position tables, channels.
 
 Sources are checkpoints of this project and of SimMIM (either stage), of MAE, timm, torchvision and
-transformers. All functions are pure functions over state dicts. Keys are compared without the
-prefix `encoder.` of pre-training models; `decoder.*` belongs to their head, which may be any
-module.
+transformers. Keys are compared without the prefix `encoder.` of pre-training models; `decoder.*`
+belongs to their head, which may be any module.
 
 Transformers' Swin merges patches and counts relative positions in the same order as here. Only
 names differ, and queries, keys and values are three matrices instead of one.
@@ -213,24 +212,17 @@ def split_qkv(state: State) -> State:
 
 
 def join_qkv(state: State) -> State:
-    """Undo `split_qkv`; incomplete parts, and parts of different shapes, do not change."""
+    """Undo `split_qkv`."""
     joined = dict(state)
-    for key in state:
-        start, part, kind = key.rpartition('attn.query.')
-        if not part:
-            continue
-        start += 'attn.'
-        q, k, v = parts = [state.get(f'{start}{name}.{kind}') for name in QKV]
-        if v is None or len({each.shape for each in parts if each is not None}) > 1:
-            continue
-        if k is not None:
-            joined[f'{start}qkv.{kind}'] = torch.cat(parts)
-        elif kind == 'bias':
+    for key in [key for key in state if '.attn.query.' in key]:
+        q, k, v = (joined.pop(key.replace('.query.', f'.{name}.'), None) for name in QKV)
+        if v is None:
+            continue  # the model's own entry is reported as missing
+        if k is None:
+            start = key.removesuffix('query.bias')
             joined |= {f'{start}q_bias': q, f'{start}v_bias': v}
         else:
-            continue
-        for name in QKV:
-            joined.pop(f'{start}{name}.{kind}', None)
+            joined[key.replace('.query.', '.qkv.')] = torch.cat([q, k, v])
     return joined
 
 

@@ -41,7 +41,7 @@ class Encoder(nn.Module, ABC):
     Attributes:
         in_chans: Input channels.
         num_features: Width of `forward_features`.
-        head: A `ClassifierHead`, or nn.Identity without classes.
+        head: See `build_classifier_head`.
         hides_patches: Class attribute. Whether masked pre-training can use the encoder.
         attends_globally: Class attribute. Whether all tokens attend to each other in `blocks`
             with a class token first, which attention rollout needs.
@@ -55,11 +55,7 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def constructor_arguments(cls, config: Any) -> dict[str, Any]:
-        """Return the keyword arguments: the encoder's own options in lower case, and common ones.
-
-        Args:
-            config: Run configuration.
-        """
+        """Return the keyword arguments: the encoder's options in lower case, and common ones."""
         return {
             'img_size': config.DATA.IMG_SIZE,
             'in_chans': config.MODEL.IN_CHANS,
@@ -186,30 +182,31 @@ class MaskedEncoder:
         self.init_normal_(self.mask_token)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Encode images with hidden patches.
-
-        Args:
-            x: Images [B, C, S, S].
-            mask: [B, h, w], 1 where a patch is hidden.
-
-        Returns:
-            Features [B, F, S / stride, S / stride].
+        """Encode images [B, C, S, S] with hidden patches [B, h, w] to [B, F, S / stride, ...].
 
         Raises:
             ValueError: If the image or the mask does not have the size of the encoder.
         """
-        expected = (len(x), self.grid_size, self.grid_size)
-        if tuple(mask.shape) != expected:
-            raise ValueError(
-                f'mask must be [images, token rows, token columns] = {list(expected)} '
-                f'(patch size {self.patch_size}), got {list(mask.shape)}'
-            )
+        check_mask(mask, self.grid_size)
         tokens = self.patch_embed(x)  # [B, L, D]
         hidden = mask.flatten(1).unsqueeze(-1).bool()
         tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
         side = self.grid_size * self.patch_size // self.stride
         tokens = self.encode(tokens)[:, -(side**2) :]  # without class tokens
         return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+
+def check_mask(mask: Tensor, grid_size: int) -> None:
+    """Check that a mask has one value per patch.
+
+    Raises:
+        ValueError: If it has another grid.
+    """
+    if tuple(mask.shape[1:]) != (grid_size, grid_size):
+        raise ValueError(
+            f'mask must be [{len(mask)}, {grid_size}, {grid_size}], one value per patch, '
+            f'got {list(mask.shape)}'
+        )
 
 
 @cache
@@ -321,10 +318,7 @@ def eager_attention(model: nn.Module) -> Iterator[None]:
 def run_block(block: nn.Module, *inputs: Tensor | None, keeps: str | None) -> Tensor:
     """Run a block, with gradient checkpointing unless `keeps` is None.
 
-    Args:
-        block: The module.
-        inputs: Its arguments.
-        keeps: One of KEEPS: what is stored for the backward pass in addition to the inputs.
+    `keeps` is one of KEEPS: what is stored for the backward pass in addition to the inputs.
     """
     if keeps is None:
         return block(*inputs)

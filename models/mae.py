@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from config import default_config, mask_units, require
-from models.encoder import ENCODERS, run_block
+from models.encoder import ENCODERS, check_mask, run_block
 from models.simmim import LOSSES, PRETRAINING, TARGETS, MaskedModel, pixel_loss, repeat
 from models.vision_transformer import Block, VisionTransformer, sincos_positions
 
@@ -121,7 +121,8 @@ class MAE(MaskedModel):
         Raises:
             ValueError: If the image or the mask does not have the size of the encoder.
         """
-        order = visible_first(mask, self.encoder.grid_size)
+        check_mask(mask, self.encoder.grid_size)
+        order = visible_first(mask)
         num_visible = count_visible(mask) if num_visible is None else num_visible
         patches = self.decoder(self.encode(x, order[:, :num_visible]), order)
         side, patch = self.encoder.grid_size, self.patch_size
@@ -185,24 +186,8 @@ class Decoder(nn.Module):
         return self.pred(self.norm(x[:, 1:]))
 
 
-def visible_first(mask: torch.Tensor, side: int) -> torch.Tensor:
-    """Return the places of the visible patches, then of the hidden ones, in the grid's order.
-
-    Args:
-        mask: [B, side, side], 1 where a patch is hidden.
-        side: Side of the grid in patches.
-
-    Returns:
-        Places [B, side ** 2].
-
-    Raises:
-        ValueError: If the mask has another grid.
-    """
-    if tuple(mask.shape[1:]) != (side, side):
-        raise ValueError(
-            f'mask must be [images, patch rows, patch columns] = [{len(mask)}, {side}, {side}], '
-            f'got {list(mask.shape)}'
-        )
+def visible_first(mask: torch.Tensor) -> torch.Tensor:
+    """Return the places [B, L] of the visible patches, then of the hidden ones, in grid order."""
     return mask.flatten(1).argsort(dim=1, stable=True)
 
 

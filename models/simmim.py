@@ -93,7 +93,8 @@ class MaskedModel(nn.Module, ABC):
             _check_masks(config)
             cls.check_options(config)
         else:
-            allowed = f'one of {maskable_encoders()} for masked pre-training'
+            names = [name for name, encoder in ENCODERS.items() if encoder.hides_patches]
+            allowed = f'one of {names} for masked pre-training'
             require(stage is None, config, 'MODEL.TYPE', allowed)
 
     @abstractmethod
@@ -333,11 +334,6 @@ class SimMIM(MaskedModel):
 
     def reconstruct(self, x: Tensor, mask: Tensor) -> Tensor:
         return self.target.to_images(self.decoder(self.encoder(x, mask)), x)
-
-
-def maskable_encoders() -> list[str]:
-    """The values of MODEL.TYPE that masked pre-training can use."""
-    return [name for name, encoder in ENCODERS.items() if encoder.hides_patches]
 
 
 def pixel_loss(

@@ -1,7 +1,6 @@
 """Any model of timm as a classifier: the supervised baselines."""
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ from config import require
 from engine.files import in_one_line
 from models.encoder import ENCODERS, Encoder, build_classifier_head
 
-EXAMPLES = ('resnet50', 'densenet121')
 # Arguments that not every model of timm takes: the option, and what such a model lacks.
 OPTIONAL = {
     'img_size': ('DATA.IMG_SIZE', ''),
@@ -88,10 +86,7 @@ class TimmClassifier(Encoder):
 
     @classmethod
     def check(cls, config: Any, stage: str | None) -> None:
-        """Check what the model of MODEL.TIMM.NAME supports.
-
-        Only fine-tuning reads layer decay and the report's saliency maps.
-        """
+        """Check what the model supports; only fine-tuning reads layer decay and REPORT.MAPS."""
         with torch.device('meta'):
             layout = cls(**cls.constructor_arguments(config), num_classes=1).layout
         name, train = config.MODEL.TIMM.NAME, config.TRAIN
@@ -148,10 +143,8 @@ def find_layout(name: str, *, img_size: int, in_chans: int, **rates: float) -> L
         ValueError: If timm has no such model, or it does not take such images or rates.
     """
     if name not in timm.list_models():
-        close = get_close_matches(name.split('.')[0], timm.list_models()) or EXAMPLES
         raise ValueError(
-            f'MODEL.TIMM.NAME must be a model of timm, such as {", ".join(map(repr, close))}, '
-            f'got {name!r}'
+            f"MODEL.TIMM.NAME must be a model of timm, such as 'resnet50', got {name!r}"
         )
     options = {'num_classes': 0, 'in_chans': in_chans, 'img_size': img_size}
     options |= {key: rate for key, rate in rates.items() if rate}

@@ -11,7 +11,6 @@ and plot read the run folders, or with --from the JSON file that table --save wr
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -39,6 +38,9 @@ from sweeps.runner import LOGS, Runner, progress, state_of
 DEFAULT_SEEDS = 3
 REASONS_SHOWN = 3  # of refused runs
 ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
+# Flags that give each task of a job array the same plan.
+PLAN_FLAGS = ('sweep', 'output', 'data_path', 'processes', 'seeds', 'seed', 'row',
+              'pretrain_opts', 'finetune_opts')  # fmt: skip
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -47,21 +49,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parsers = {}
     for name, (function, text) in COMMANDS.items():
         parsers[name] = command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(function=function)
+        command.set_defaults(function=function, row=None, seed=None, processes=1, list=False)
         add = command.add_argument
-        add('--sweep', type=Path, required=True, metavar='F', help='sweep file')
+        add('--sweep', type=_path, required=True, metavar='F', help='sweep file')
         if name == 'list':
             continue
-        add('--output', type=Path, required=True, metavar='D', help='root of all run folders')
+        add('--output', type=_path, required=True, metavar='D', help='root of all run folders')
         add('--seeds', type=_count, metavar='N', help=f'seeds 0 to N - 1 (default {DEFAULT_SEEDS})')
         if name in ('run', 'status'):
-            add('--data-path', default='', help='root folder of the data')
+            add('--data-path', type=_path, help='root folder of the data')
             for section in ('pretrain', 'finetune'):
                 add(f'--{section}-opts', nargs='+', default=[], metavar='KEY VALUE',
                     help='options put over the YAML files of this stage')  # fmt: skip
         else:
             add('--scores', nargs='+', metavar='SCORE',
-                help='mean_of_five, mean_of_defined, or names of labels; plot: one')  # fmt: skip
+                help='mean_of_five, mean_of_defined, names of labels, or METRIC:LABEL, such as '
+                'f1:Edema; plot: one')  # fmt: skip
             add('--from', dest='source', type=Path, metavar='FOLDER',
                 help='read the file of table --save in place of run folders')  # fmt: skip
     _add_run(parsers['run'].add_argument)
@@ -82,8 +85,11 @@ def _add_run(add: Callable) -> None:
     add('--list', action='store_true', help='only show the runs and their states')
     add('--slurm', nargs='*', metavar='OPTION', help='submit the runs that are not finished as job '
         'arrays; options of sbatch without dashes, such as partition=gpu')  # fmt: skip
-    add('--job', type=int, metavar='I', help='only run number I of --list, or of --plan')
-    add('--plan', type=Path, metavar='FILE', help='names of the runs that a job array was made for')
+    add('--job', type=int, metavar='I', help='only run number I of --list')
+
+
+def _path(text: str) -> Path:
+    return Path(text).absolute()
 
 
 def _count(text: str) -> int:
@@ -93,39 +99,32 @@ def _count(text: str) -> int:
 
 
 def seeds_of(args: argparse.Namespace) -> list[int]:
-    if getattr(args, 'seed', None) is not None:
-        return [args.seed]
-    return list(range(args.seeds or DEFAULT_SEEDS))
+    return list(range(args.seeds or DEFAULT_SEEDS)) if args.seed is None else [args.seed]
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
-    sweep, row = load_sweep(args.sweep), getattr(args, 'row', None)
+    sweep = load_sweep(args.sweep)
     return plan(
-        only_row(sweep, row) if row else sweep,
+        only_row(sweep, args.row) if args.row else sweep,
         seeds=seeds_of(args),
-        data=os.path.abspath(args.data_path) if args.data_path else '',
-        output=str(args.output.absolute()),
-        gpus=getattr(args, 'processes', 1),
+        data=str(args.data_path or ''),
+        output=str(args.output),
+        gpus=args.processes,
         options={stage: getattr(args, f'{section}_opts') for stage, section in SECTIONS.items()},
-        environment=dict(os.environ),
+        environment=os.environ,
     )
 
 
 def run(args: argparse.Namespace) -> int:
     if not args.data_path:
         raise ValueError('run needs --data-path, the root folder of the data')
-    jobs = jobs_of(args)
     if args.list:
-        for number, job in enumerate(jobs):
-            print(f'{number:4d}  {job.name:<50} {": ".join(filter(None, _state(job)))}')
-        return 0
+        return status(args)
+    jobs = jobs_of(args)
     if args.slurm is not None:
         return submit(args, jobs)
     if args.job is not None:
-        jobs = [_single(jobs, args)]
-        if state_of(jobs[0]) == 'running':
-            # The task has not done it, so an array that waits for this one must not start.
-            raise ValueError(f'--job {args.job}, {jobs[0].name}, is already running elsewhere')
+        jobs = [_single(jobs, args.job)]
     logs = None if args.row else args.output / LOGS
     return Runner(jobs, _slots(args), args.processes, logs, _say).run()
 
@@ -134,26 +133,26 @@ def _say(line: str) -> None:
     print(f'{time.strftime("%H:%M:%S")}  {line}', flush=True)
 
 
-def _single(jobs: list[Job], args: argparse.Namespace) -> Job:
-    """Run number --job, by its name in the --plan that a job array was made for."""
-    names = json.loads(args.plan.read_bytes()) if args.plan else [job.name for job in jobs]
-    if not 0 <= args.job < len(names):
-        raise ValueError(f'--job must be 0 to {len(names) - 1}, got {args.job}')
-    found = [job for job in jobs if job.name == names[args.job]]
-    if not found:
-        raise ValueError(f'{args.sweep} no longer has the run {names[args.job]}')
-    for folder in found[0].needs:
+def _single(jobs: list[Job], number: int) -> Job:
+    """One run of a plan, which can be started now."""
+    if not 0 <= number < len(jobs):
+        raise ValueError(f'--job must be 0 to {len(jobs) - 1}, got {number}')
+    job = jobs[number]
+    for folder in job.needs:
         if not is_finished(folder):
-            raise ValueError(f'--job {args.job}, {found[0].name}: {folder} is not finished')
-    return found[0]
+            raise ValueError(f'--job {number}, {job.name}: {folder} is not finished')
+    if state_of(job) == 'running':
+        # The task has not done it, so an array that waits for this one must not start.
+        raise ValueError(f'--job {number}, {job.name}, is already running elsewhere')
+    return job
 
 
 def _slots(args: argparse.Namespace) -> list[dict[str, str]]:
     """Environment variables of each slot: its GPUs, or nothing on CPUs."""
-    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-    gpus = visible.split(',') if visible else [str(i) for i in range(torch.cuda.device_count())]
     if not torch.cuda.is_available():
         return [{}] * (args.parallel or 1)
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    gpus = visible.split(',') if visible else [str(i) for i in range(torch.cuda.device_count())]
     most, size = len(gpus) // args.processes, args.processes
     wanted = args.parallel or (1 if args.row else most)
     if not 1 <= wanted <= most:
@@ -166,101 +165,63 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
     """Submit job arrays, each of runs that need only runs of the arrays before."""
     if shutil.which('sbatch') is None:
         raise ValueError('--slurm: there is no sbatch here: is this a login node of the cluster?')
-    numbers = {job.folder: number for number, job in enumerate(jobs)}
-    states = {job.folder: state_of(job) for job in jobs}
-    left, held = _to_submit(jobs, states)
-    folder = args.output.absolute() / LOGS
-    folder.mkdir(parents=True, exist_ok=True)
-    names = folder / f'plan_{time.strftime("%Y%m%d_%H%M%S")}_{os.getpid()}.json'
-    names.write_text(json.dumps([job.name for job in jobs], indent=1))
     waves: dict[Path, int] = {}
-    for job in left:  # what a job needs comes before it
-        waves[job.folder] = 1 + max((waves.get(need, 0) for need in job.needs), default=0)
+    arrays: dict[int, list[int]] = {}
+    for number, job in enumerate(jobs):  # what a job needs comes before it
+        if state_of(job) not in ('finished', 'running'):
+            waves[job.folder] = 1 + max((waves.get(need, 0) for need in job.needs), default=0)
+            arrays.setdefault(waves[job.folder], []).append(number)
     before = ''
-    for wave in sorted(set(waves.values())):
-        members = [numbers[folder] for folder, number in waves.items() if number == wave]
+    for _, members in sorted(arrays.items()):
         command = ['sbatch', '--parsable', f'--array={",".join(map(str, members))}']
         command += [f'--gpus-per-node={args.processes}'] if args.processes > 1 else []
         command += [f'--{option}' for option in args.slurm]
         if before:
             # afterany: a failed run does not hold back the others; each checks what it needs.
             command.append(f'--dependency=afterany:{before}')
-        command += [str(ARRAY_SCRIPT), *_array_arguments(args), '--plan', str(names)]
+        command += [str(ARRAY_SCRIPT), *_plan_flags(args)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(f'sbatch refused ({done.stderr.strip()}): {" ".join(command)}')
         before = done.stdout.strip().partition(';')[0]
         print(f'array {before}: {len(members)} runs, such as {jobs[members[0]].name}')
-    for job, need in held:
-        print(f'left out: {job.name} needs {need}, which is running: submit again when it is done')
-    finished, running = (list(states.values()).count(name) for name in ('finished', 'running'))
-    print(f'{len(left)} runs submitted; {finished} are finished, {running} are running')
+    print(f'{len(waves)} runs submitted, {len(jobs) - len(waves)} are finished or running')
     return 0
 
 
-def _to_submit(
-    jobs: list[Job], states: dict[Path, str]
-) -> tuple[list[Job], list[tuple[Job, Path]]]:
-    """Jobs for the arrays, and jobs that wait for a run outside of them, each with that run."""
-    left, held = [], []
-    blocked = {folder: folder for folder, state in states.items() if state == 'running'}
-    for job in jobs:  # what a job needs comes before it
-        if states[job.folder] in ('finished', 'running'):
-            continue
-        if needs := [blocked[folder] for folder in job.needs if folder in blocked]:
-            blocked[job.folder] = needs[0]
-            held.append((job, needs[0]))
-        else:
-            left.append(job)
-    return left, held
-
-
-def _array_arguments(args: argparse.Namespace) -> list[str]:
-    """The flags that give the tasks of an array the same plan."""
-    words = ['--sweep', str(args.sweep.absolute()), '--output', str(args.output.absolute())]
-    words += ['--data-path', os.path.abspath(args.data_path), '--processes', str(args.processes)]
-    words += ['--seeds', str(args.seeds or DEFAULT_SEEDS)]
-    words += ['--seed', str(args.seed)] if args.seed is not None else []
-    words += ['--row', args.row] if args.row else []
-    words += ['--pretrain-opts', *args.pretrain_opts] if args.pretrain_opts else []
-    return words + (['--finetune-opts', *args.finetune_opts] if args.finetune_opts else [])
+def _plan_flags(args: argparse.Namespace) -> list[str]:
+    words = []
+    for name in PLAN_FLAGS:
+        value = getattr(args, name)
+        if value not in (None, []):
+            values = value if isinstance(value, list) else [value]
+            words += [f'--{name.replace("_", "-")}', *map(str, values)]
+    return words
 
 
 def list_rows(args: argparse.Namespace) -> int:
-    sweep = load_sweep(args.sweep)
-    for row in sweep.rows:
-        changes = [f'{k} {v}' for stage in row.stages for k, v in row.changes(stage).items()]
+    for row in load_sweep(args.sweep).rows:
+        changes = [f'{k} {v}' for stage in row.stages for k, v in row.changes[stage].items()]
         print(f'{row.name:<24} {row.run:<40} {", ".join(changes)}'.rstrip())
     return 0
 
 
 def status(args: argparse.Namespace) -> int:
-    """Print one line per run and one column per seed."""
+    """Print the number, the name and the state of each run."""
     jobs, reasons, done = jobs_of(args), [], 0
-    cells: dict[str, dict[int, str]] = {}
-    for job in jobs:
-        state, reason = _state(job)
-        reasons += [reason] if reason else []
-        done += state == 'finished'
-        detail = f' ({progress(job)})' if state in ('running', 'stopped') else ''
-        cells.setdefault(f'{SECTIONS[job.stage]} {job.run}', {})[job.seed] = state + detail
-    seeds = sorted({job.seed for job in jobs})
-    print(f'{load_sweep(args.sweep).title}: {done} of {len(jobs)} runs finished')
-    for name, by_seed in cells.items():
-        print(f'{name:<50}', *(f'seed {seed}: {by_seed[seed]:<28}' for seed in seeds))
+    for number, job in enumerate(jobs):
+        try:
+            state = state_of(job)
+            done += state == 'finished'
+            state += f' ({progress(job)})' if state in ('running', 'stopped') else ''
+        except ValueError as error:  # such as without the --pretrain-opts that it was run with
+            state = 'refused'
+            reasons.append(str(error))
+        print(f'{number:4d}  {job.name:<50} {state}')
     for reason in reasons[:REASONS_SHOWN]:
         print(f'refused: {reason}')
-    if len(reasons) > REASONS_SHOWN:
-        print(f'... and {len(reasons) - REASONS_SHOWN} more refused')
+    print(f'{done} of {len(jobs)} runs finished, {len(reasons)} refused')
     return 0
-
-
-def _state(job: Job) -> tuple[str, str]:
-    """State of a job, and why `run` would refuse it."""
-    try:
-        return state_of(job), ''
-    except ValueError as error:  # such as without the --pretrain-opts that it was run with
-        return 'refused', str(error)
 
 
 def collected(args: argparse.Namespace) -> dict:
@@ -285,23 +246,19 @@ def table(args: argparse.Namespace) -> int:
 def plot(args: argparse.Namespace) -> int:
     if len(args.scores or ()) > 1:
         raise ValueError(f'--scores: a figure shows one score, got {", ".join(args.scores)}')
-    results = collected(args)
+    results, sweep = collected(args), load_sweep(args.sweep)
     score = args.scores[0] if args.scores else None
     figures: dict[str, Callable[[Path], None]] = {'': lambda path: plot_sweep(path, results, score)}
-    if 'methods' in results:
-        subsets = results['methods']['subsets']
+    if sweep.subsets:
         figures = {
             '_labels': lambda path: plot_labels(path, results, args.subset),
-            f'_{subsets}': lambda path: plot_subsets(path, results, score),
+            f'_{sweep.subsets}': lambda path: plot_subsets(path, results, score),
         }
         if args.source is None:
-            sweep = load_sweep(args.sweep)
             figures['_curves'] = lambda path: plot_curves(path, sweep, seeds_of(args), args.output)
-    elif args.subset:
-        raise ValueError(f'--subset needs a sweep of methods, which {args.sweep} is not')
     for name, draw in figures.items():
         for suffix in ('png', 'pdf'):
-            path = args.output / f'{args.sweep.stem}{name}.{suffix}'
+            path = args.output / f'{sweep.name}{name}.{suffix}'
             draw(path)
             print(path)
     return 0

@@ -1,28 +1,24 @@
-"""Sweep files and what they stand for: rows, options, run folders, commands and generated files.
+"""Sweep files and what they stand for: rows, options, run folders and the runs of a sweep.
 
 There are two kinds of sweep file. An ablation has rows that change a few options of a reference
-(`scripts/ablations/*.yaml`). A comparison of methods has one YAML file per method and stage, and
-fine-tunes each method on subsets of the labels (`scripts/comparison/*.yaml`). Both become a `Sweep`
-of rows, and `plan` turns a sweep into runs.
+(`scripts/ablations/*.yaml`). A comparison of methods has YAML files for each method and fine-tunes
+it on subsets of the labels (`scripts/comparison/*.yaml`). Both become a `Sweep` of rows, each with
+a YAML file and changed options for each stage, and `plan` turns a sweep into runs.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from config import (
     FREE_OPTIONS,
     Config,
     build_parser,
-    config_changes,
     config_text,
     default_config,
     get_config,
@@ -30,17 +26,14 @@ from config import (
     put,
     value_at,
 )
-from engine.run_record import OPTIONS_FILE
+from engine.run_record import OPTIONS_FILE, run_changes
 from utils import checkpoint_name
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / 'scripts' / 'ablations'
-WRITTEN = 'Written by scripts/make_ablations.py.'
 STAGES = ('simmim', 'contrastive', 'finetune')
 MAINS = {stage: f'main_{stage}.py' for stage in STAGES}
 # Section of a sweep file for each stage, and MODEL.NAME of a stage, which names its folder.
 SECTIONS = {'simmim': 'pretrain', 'contrastive': 'pretrain', 'finetune': 'finetune'}
-SECTION_NAMES = {'pretrain': 'pre-training', 'finetune': 'fine-tuning'}
 MODEL_NAMES = {
     'simmim': 'simmim_pretrain',
     'contrastive': 'contrastive_pretrain',
@@ -49,75 +42,51 @@ MODEL_NAMES = {
 # How a comparison of methods gives subsets of the labels, and the option that sets them.
 SUBSETS = {'shares': 'DATA.TRAIN_FRACTION', 'images': 'DATA.TRAIN_IMAGES'}
 SOFT_TARGETS = 'DATA.SELF_TRAIN_PREDICTIONS'
-IMAGES_PER_STEP, IMAGES_COMPARED = 'images per step', 'images compared at once'
 
 ABLATION_KEYS = {'title', 'reference', 'keys', 'rows'}
 METHODS_KEYS = {'title', 'reference', 'methods'}
 ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'against'}
-NAME = re.compile(r'[\w.-]+', re.ASCII)
-NUMBER = re.compile(r'\d+(\.\d+)?', re.ASCII)
+PUBLISHED_KEYS = {'source', 'measure', 'values', 'note'}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One ablation config, or one method with one subset of the labels.
+    """One row of an ablation, or one method with one subset of the labels.
 
     Attributes:
         name: Name in the sweep, such as '0.1'.
-        run: Name of its folders, script and YAML files, such as 'mask_ratio_0.1'.
-        pretrain: Options changed in pre-training, by key; None without pre-training.
-        finetune: Options changed in fine-tuning, by key.
-        configs: YAML file by stage.
-        pretrain_run: Name of the pre-training run, which several rows may share; '' without one.
+        run: Name of its fine-tuning's folder and of its script, such as 'mask_ratio_0.1'.
+        configs: For each stage of the row the YAML file under its changes.
+        changes: For each stage the changed options, by key.
+        pretrain_run: Name of the pre-training run, which several rows may share.
         weights: Environment variable that names the checkpoint the row starts from, or ''.
-        learns_from: Run whose predictions on the training images are the row's targets, or ''.
-        against: Name of the row that it is compared with; '' for the reference.
-        pretraining: Stage of its pre-training, 'simmim' or 'contrastive'.
+        learns_from: Row whose predictions on the training images are this row's targets, or ''.
+        against: Row that this one is compared with; '' for rows that others are compared with.
         method: Name of the method in a comparison of methods, or ''.
-        subset: Share or number of labelled images as written in the file, or ''.
+        subset: Share or number of labelled images as in the file, or ''.
     """
 
     name: str
     run: str
-    pretrain: dict[str, Any] | None
-    finetune: dict[str, Any]
     configs: dict[str, Path]
-    pretrain_run: str = ''
+    changes: dict[str, dict[str, Any]]
+    pretrain_run: str
     weights: str = ''
     learns_from: str = ''
     against: str = ''
-    pretraining: str = 'simmim'
     method: str = ''
     subset: str = ''
 
     @property
     def stages(self) -> tuple[str, ...]:
-        return ('finetune',) if self.pretrain is None else (self.pretraining, 'finetune')
+        """The stages of the row in their order."""
+        return tuple(stage for stage in STAGES if stage in self.configs)
 
-    def stage_of(self, section: str) -> str:
-        """The stage of a section of the sweep file."""
-        return self.pretraining if section == 'pretrain' else 'finetune'
-
-    def run_of(self, stage: str) -> str:
-        """Name of the run of a stage, '' for a stage that the row does not have."""
-        if stage == 'finetune':
-            return self.run
-        return self.pretrain_run if stage == self.pretraining else ''
-
-    def changes(self, stage: str) -> dict[str, Any]:
-        """Options changed in a stage, by key."""
-        return (self.finetune if stage == 'finetune' else self.pretrain) or {}
-
-
-@dataclass(frozen=True)
-class Published:
-    """Published figures of some rows, by row name: context, never a comparison."""
-
-    source: str
-    measure: str
-    values: dict[str, Any]
-    note: str = ''
+    @property
+    def pretraining(self) -> str:
+        """The stage of its pre-training; '' without one."""
+        return self.stages[0] if len(self.stages) > 1 else ''
 
 
 @dataclass(frozen=True)
@@ -128,31 +97,25 @@ class Sweep:
         name: Name of the file without suffix, such as 'mask_ratio'.
         path: The sweep file.
         title: What is varied.
-        keys: For 'pretrain' and 'finetune', all options that rows may change.
         rows: Rows in the order of the file.
         reference: The row that changes nothing, or the reference method with the most labels.
-        published: Published figures, or None.
+        published: `source`, `measure`, `note` and `values` by row name: context, not a comparison.
         subsets: 'shares' or 'images' in a comparison of methods, '' in an ablation.
     """
 
     name: str
     path: Path
     title: str
-    keys: dict[str, list[str]]
     rows: tuple[Row, ...]
     reference: Row
-    published: Published | None = None
+    published: dict[str, Any] | None = None
     subsets: str = ''
 
     @property
-    def methods(self) -> dict[str, Row]:
-        """The row with the most labels of each method, by name."""
-        rows = sorted(self.rows, key=lambda row: float(row.subset or 0))
-        return {row.method: row for row in rows if row.method}
-
-    def base(self, row: Row, stage: str) -> Path:
-        """The YAML file under a row's changes: the reference's, or the method's own."""
-        return (row if row.method else self.reference).configs[stage]
+    def keys(self) -> list[str]:
+        """All options that rows change."""
+        changes = (options for row in self.rows for options in row.changes.values())
+        return sorted({key for options in changes for key in options})
 
 
 @dataclass(frozen=True)
@@ -197,318 +160,181 @@ def load_sweep(path: str | Path) -> Sweep:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding='utf-8')
-        content = load_yaml(text)
-        # YAML reads the name 1000_0.25 as the number 10000.25, so names are taken as written.
-        written = yaml.load(text, Loader=yaml.BaseLoader)
-    except (OSError, UnicodeError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f'{path} is not a sweep file: {error}') from error
-    if not isinstance(content, dict):
-        raise ValueError(f'{path} is not a sweep file: it must hold keys and values')
-    if 'methods' in content:
-        return _read_methods(path, content, written)
-    return _read_ablation(path, content, written)
-
-
-def sweep_files() -> list[Path]:
-    """The sweep files of all ablations."""
-    return sorted(FOLDER.rglob('*.yaml'))
-
-
-def _read_ablation(path: Path, content: dict, written: dict) -> Sweep:
-    _check_keys(content, ABLATION_KEYS | {'published'}, f'{path}:', needed=ABLATION_KEYS)
-    for key in ('reference', 'keys'):
-        _check_keys(content[key], {*SECTION_NAMES}, f'{path}: {key}:')
-    references = {
-        stage: ROOT / str(content['reference'].get(SECTIONS[stage]))
-        for stage in ('simmim', 'finetune')
-    }
-    for stage, file in references.items():
-        _check_stage(file, stage, f'{path}: reference: {SECTIONS[stage]}:')
-    keys = {section: content['keys'].get(section, []) for section in SECTION_NAMES}
-    rows: list[Row] = []
-    for name, entry in _named_entries(path, 'rows', content, written).items():
-        rows.append(_read_row(path, name, entry or {}, references, keys, rows))
-    bare = [row for row in rows if row.run == _reference_run(references)]
-    if len(bare) != 1:
-        raise ValueError(f'{path}: exactly one row must change nothing, got {len(bare)}')
-    names = [row.name for row in rows]
-    for row in rows:
-        if row.against and row.against not in names:
-            raise ValueError(
-                f'{path}: row {row.name}: against must be one of {names}, got {row.against!r}'
-            )
+        content = load_yaml(path.read_text(encoding='utf-8'))
+        is_ablation = isinstance(content, dict) and 'methods' not in content
+        rows, reference = (_ablation_rows if is_ablation else _method_rows)(path.stem, content)
+        published = content.get('published')
+        if published:
+            _check_keys(published, PUBLISHED_KEYS, 'published', needed=PUBLISHED_KEYS - {'note'})
+            values = {str(name): value for name, value in published['values'].items()}
+            _check_keys(values, [row.name for row in rows], 'published: values')
+            published = {'note': ''} | published | {'values': values}
+    except (OSError, UnicodeError, ValueError) as error:
+        raise ValueError(f'{path}: {error}') from error
     return Sweep(
         name=path.stem,
         path=path,
         title=str(content['title']),
-        keys=keys,
         rows=tuple(rows),
-        reference=bare[0],
-        published=_read_published(path, content.get('published'), names),
+        reference=next(row for row in rows if row.name == reference),
+        published=published,
+        subsets='' if is_ablation else _subset_kind(content),
     )
 
 
-def _read_row(
-    path: Path,
-    name: str,
-    entry: dict,
-    references: dict[str, Path],
-    keys: dict[str, list[str]],
-    before: list[Row],
-) -> Row:
-    where = f'{path}: row {name}:'
-    _check_keys(entry, ROW_KEYS, where)
-    pretrain, finetune = entry.get('pretrain', {}), entry.get('finetune', {})
-    pretrain = None if pretrain == 'none' else pretrain
-    for section, changes in (('pretrain', pretrain or {}), ('finetune', finetune)):
-        _check_keys(changes, set(keys[section]), f'{where} {section}:')
-        _check_options(changes, f'{where} {section}')
-    reference = _reference_run(references)
-    is_reference = pretrain == finetune == {} and not set(entry) - {'against'}
-    prefix = reference.removesuffix('reference').removeprefix(f'{path.stem}_')
-    run = reference if is_reference else f'{prefix}{path.stem}_{name}'
-    weights, teacher = entry.get('weights', ''), str(entry.get('learns_from', ''))
-    teachers = {row.name: row.run for row in before}
-    if teacher and teacher not in teachers:
-        raise ValueError(f'{where} learns_from must be one of the rows above, {list(teachers)}')
-    configs = {'finetune': _config_file(references['finetune'], run if finetune else '')}
-    pretrain_run = ''
-    if pretrain is not None:
-        pretrain_run = reference if not pretrain and not weights else run
-        for row in before:
-            if row.pretrain == pretrain and row.weights == weights:
-                pretrain_run = row.pretrain_run
-                break
-        configs['simmim'] = _config_file(references['simmim'], pretrain_run if pretrain else '')
-    return Row(
-        name=name,
-        run=run,
-        pretrain=pretrain,
-        finetune=finetune,
-        configs=configs,
-        pretrain_run=pretrain_run,
-        weights=weights,
-        learns_from=teachers.get(teacher, ''),
-        against=str(entry.get('against', '')),
-    )
+def _ablation_rows(stem: str, content: dict) -> tuple[list[Row], str]:
+    """The rows of an ablation, and the name of the reference row."""
+    _check_keys(content, ABLATION_KEYS | {'published'}, 'the sweep', needed=ABLATION_KEYS)
+    configs = _configs(content['reference'], 'reference')
+    if len(configs) != 2:
+        raise ValueError('reference must have the files pretrain and finetune')
+    reference = configs['finetune'].stem.rpartition('__')[2]  # 'reference', 'nano_reference'
+    prefix = reference.removesuffix('reference').removeprefix(f'{stem}_')
+    rows: list[Row] = []
+    for name, entry in _named(content['rows']):
+        _check_keys(entry, ROW_KEYS, f'row {name}')
+        changes = {}
+        for stage in configs:
+            options = entry.get(SECTIONS[stage], {})
+            if options != 'none':
+                allowed = content['keys'].get(SECTIONS[stage], [])
+                _check_keys(options, allowed, f'row {name}: {SECTIONS[stage]}')
+                changes[stage] = options
+        learns_from = str(entry.get('learns_from', ''))
+        if learns_from and learns_from not in [row.name for row in rows]:
+            raise ValueError(f'row {name}: learns_from must be a row above it, got {learns_from!r}')
+        run = f'{prefix}{stem}_{name}' if set(entry) - {'against'} else reference
+        is_changed = entry.get('weights') or any(changes.get(s) for s in configs if s != 'finetune')
+        row = Row(
+            name=name,
+            run=run,
+            configs={stage: configs[stage] for stage in changes},
+            changes=changes,
+            pretrain_run=run if is_changed else reference,
+            weights=entry.get('weights', ''),
+            learns_from=learns_from,
+            against=str(entry.get('against', '')),
+        )
+        rows.append(row)
+    bare = [row.name for row in rows if row.run == reference]
+    if len(bare) != 1:
+        raise ValueError(f'exactly one row must change nothing, got {len(bare)}')
+    return _linked(rows, dict.fromkeys((row.name for row in rows), bare[0])), bare[0]
 
 
-def _read_published(path: Path, entry: Any, rows: list[str]) -> Published | None:
-    if entry is None:
-        return None
-    needed = {'source', 'measure', 'values'}
-    _check_keys(entry, needed | {'note'}, f'{path}: published:', needed=needed)
-    values = {str(name): value for name, value in entry['values'].items()}
-    _check_keys(values, {*rows}, f'{path}: published: values:')
-    return Published(**entry | {'values': values})
-
-
-def _reference_run(references: dict[str, Path]) -> str:
-    """'reference', or what else follows '__' in the names of the reference's YAML files."""
-    return references['finetune'].stem.rpartition('__')[2]
-
-
-def _config_file(reference: Path, run: str) -> Path:
-    """The YAML file of a run, next to the reference's; the reference's itself for ''."""
-    prefix = reference.stem.rpartition('__')[0]
-    return reference.with_name(f'{prefix}__{run}.yaml') if run else reference
-
-
-def _read_methods(path: Path, content: dict, written: dict) -> Sweep:
-    """A comparison of methods: the rows of each method with each subset of the labels."""
-    kinds = [kind for kind in SUBSETS if kind in content]
-    if len(kinds) != 1:
-        raise ValueError(f'{path}: one of {" and ".join(SUBSETS)} must be given, got {kinds}')
-    (kind,) = kinds
-    _check_keys(content, METHODS_KEYS | {kind}, f'{path}:', needed=METHODS_KEYS)
-    subsets = {
-        name: _read_subset(name, entry or {}, kind, f'{path}: {kind} {name}:')
-        for name, entry in _named_entries(path, kind, content, written).items()
-    }
-    shared = {key for options in subsets.values() for key in options}
-    methods: dict[str, Row] = {}
-    for name, entry in _named_entries(path, 'methods', content, written).items():
-        methods[name] = _read_method(path, name, entry, shared, list(methods.values()))
+def _method_rows(stem: str, content: dict) -> tuple[list[Row], str]:
+    """The rows of a comparison of methods, and the name of the reference row."""
+    kind = _subset_kind(content)
+    _check_keys(content, METHODS_KEYS | {kind, 'published'}, 'the sweep', needed=METHODS_KEYS)
+    methods = dict(_named(content['methods']))
     reference = str(content['reference'])
-    masked = [name for name, row in methods.items() if row.run_of('simmim')]
-    if reference not in masked or len(methods) < 2:
-        raise ValueError(
-            f'{path}: reference must be one of two or more methods, pre-trained by '
-            f'{MAINS["simmim"]} ({masked}), got {reference!r}'
+    if reference not in methods:
+        raise ValueError(f'reference must be one of {[*methods]}, got {reference!r}')
+    rows, defaults = [], {}
+    for subset, options in _named(content[kind]):
+        size = {SUBSETS[kind]: float(subset) if kind == 'shares' else int(subset)}
+        for method, entry in methods.items():
+            _check_keys(entry, METHOD_KEYS, f'method {method}', needed={'finetune'})
+            configs = _configs(entry, f'method {method}')
+            changes = {stage: entry.get(f'{SECTIONS[stage]}_options', {}) for stage in configs}
+            changes['finetune'] = changes['finetune'] | size | options
+            against = entry.get('against', '')
+            row = Row(
+                name=f'{method}_{subset}',
+                run=f'{stem}_{method}_{subset}',
+                configs=configs,
+                changes=changes,
+                pretrain_run=f'{stem}_{method}',
+                against=against and f'{against}_{subset}',
+                method=method,
+                subset=subset,
+            )
+            rows.append(row)
+            defaults[row.name] = f'{reference}_{subset}'
+    most = max((row.subset for row in rows), key=float)
+    return _linked(rows, defaults), f'{reference}_{most}'
+
+
+def _subset_kind(content: Any) -> str:
+    kinds = [kind for kind in SUBSETS if kind in (content or ())]
+    if len(kinds) != 1:
+        raise ValueError(f'a sweep needs rows, or methods with one of {", ".join(SUBSETS)}')
+    return kinds[0]
+
+
+def _linked(rows: Sequence[Row], defaults: Mapping[str, str]) -> list[Row]:
+    """Rows with shared pre-trainings and with the rows that they are compared with."""
+    names = [row.name for row in rows]
+    compared_with = {*defaults.values(), *(row.against for row in rows)}
+    first: dict[str, str] = {}
+    linked = []
+    for row in rows:
+        if row.against and row.against not in names:
+            raise ValueError(f'row {row.name}: against must be one of {names}, got {row.against!r}')
+        stage = row.pretraining
+        start = str((row.configs.get(stage), row.changes.get(stage), row.weights))
+        default = '' if row.name in compared_with else defaults[row.name]
+        linked.append(
+            replace(
+                row,
+                pretrain_run=first.setdefault(start, row.pretrain_run),
+                against=row.against or default,
+            )
         )
-    against = _compared_methods(path, methods, reference)
-    rows = tuple(
-        replace(
-            row,
-            name=f'{method}_{subset}',
-            run=f'{row.run}_{subset}',
-            finetune=row.finetune | options,
-            against=against[method] and f'{against[method]}_{subset}',
-            subset=subset,
-        )
-        for subset, options in subsets.items()
-        for method, row in methods.items()
-    )
-    most = max(subsets, key=float)
-    sweep = Sweep(
-        name=path.stem,
-        path=path,
-        title=str(content['title']),
-        keys={'pretrain': [], 'finetune': sorted(shared)},
-        rows=rows,
-        reference=next(row for row in rows if row.name == f'{reference}_{most}'),
-        subsets=kind,
-    )
-    _check_equal_training(sweep)
-    return sweep
+    return linked
 
 
-def _read_subset(name: str, entry: Any, kind: str, where: str) -> dict[str, Any]:
-    """Options of fine-tuning for one subset of the labels, including the one that sets it."""
-    number = float(name) if NUMBER.fullmatch(name) else 0.0
-    if kind == 'shares' and not 0 < number <= 1:
-        raise ValueError(f'{where} must be a share in (0, 1]')
-    if kind == 'images' and (number < 1 or '.' in name):
-        raise ValueError(f'{where} must be a whole number above 0')
-    _check_options(entry, where)
-    return {SUBSETS[kind]: number if kind == 'shares' else int(name)} | entry
+def _named(entries: Any) -> list[tuple[str, dict]]:
+    """The entries of a section by name; an entry may be empty."""
+    if not isinstance(entries, dict):
+        raise ValueError(f'rows, methods and subsets must be keys and values, got {entries!r}')
+    return [(str(name), entry or {}) for name, entry in entries.items()]
 
 
-def _read_method(path: Path, name: str, entry: Any, shared: set[str], before: Sequence[Row]) -> Row:
-    """A method without a subset of the labels yet."""
-    where = f'{path}: method {name}:'
-    _check_keys(entry, METHOD_KEYS, where, needed={'finetune'})
-    configs = {'finetune': ROOT / str(entry['finetune'])}
-    _check_stage(configs['finetune'], 'finetune', f'{where} finetune:')
-    options = {section: entry.get(f'{section}_options', {}) for section in SECTION_NAMES}
-    for section, changes in options.items():
-        _check_options(changes, f'{where} {section}_options')
-    if both := sorted(shared & set(options['finetune'])):
-        raise ValueError(f'{where} finetune_options: {both[0]} is set by the subset of the labels')
-    run = f'{path.stem}_{name}'
-    row = Row(name, run, None, options['finetune'], configs, method=name)
-    row = replace(row, against=str(entry.get('against', '')))
-    if 'pretrain' not in entry:
-        if options['pretrain']:
-            raise ValueError(f'{where} pretrain_options: there is no pretrain')
-        return row
-    file = ROOT / str(entry['pretrain'])
-    stage = _check_stage(file, '', f'{where} pretrain:')
-    same = [r for r in before if r.configs.get(stage) == file and r.pretrain == options['pretrain']]
-    return replace(
-        row,
-        pretrain=options['pretrain'],
-        configs=configs | {stage: file},
-        pretrain_run=same[0].pretrain_run if same else run,
-        pretraining=stage,
-    )
-
-
-def _compared_methods(path: Path, methods: dict[str, Row], reference: str) -> dict[str, str]:
-    """Method -> the method it is compared with; '' for those that others are compared with."""
-    for name, row in methods.items():
-        others = [other for other in methods if other != name]
-        if row.against and row.against not in others:
-            raise ValueError(
-                f'{path}: method {name}: against must be one of {others}, got {row.against!r}'
-            )
-    compared_with = {reference, *(row.against for row in methods.values())}
-    return {
-        name: row.against or ('' if name in compared_with else reference)
-        for name, row in methods.items()
-    }
-
-
-def _check_equal_training(sweep: Sweep) -> None:
-    """Refuse methods that are fine-tuned for other epochs or batch sizes on the same subset."""
-    first: dict[str, tuple[str, tuple[int, int]]] = {}
-    for row in sweep.rows:
-        config = expected_config(sweep, row, 'finetune')
-        own = config.TRAIN.EPOCHS, images_per_step(config, 1)
-        method, other = first.setdefault(row.subset, (row.method, own))
-        if own != other:
-            raise ValueError(
-                f'{sweep.path}: {sweep.subsets} {row.subset}: TRAIN.EPOCHS and DATA.BATCH_SIZE x '
-                f'TRAIN.ACCUMULATION_STEPS must be the same for all methods, got {other} for '
-                f'{method} and {own} for {row.method}'
-            )
-
-
-def _named_entries(path: Path, section: str, content: dict, written: dict) -> dict[str, Any]:
-    """The entries of a section by their names as written in the file."""
-    _check_keys(content[section], None, f'{path}: {section}:')
-    names = list(written[section])
-    for name in names:
-        if not NAME.fullmatch(name):
-            raise ValueError(
-                f'{path}: {section}: names consist of letters, digits, . _ -: {name!r}'
-            )
-    if len(names) != len(content[section]):
-        raise ValueError(f'{path}: {section}: a name occurs twice: {names}')
-    return dict(zip(names, content[section].values(), strict=True))
+def _configs(entry: Mapping[str, Any], where: str) -> dict[str, Path]:
+    """The YAML file of each stage, which is known by its MODEL.NAME."""
+    configs = {}
+    for section in ('pretrain', 'finetune'):
+        if section in entry:
+            file = ROOT / str(entry[section])
+            name = _options_of(file).MODEL.NAME
+            stages = {MODEL_NAMES[stage]: stage for stage in STAGES if SECTIONS[stage] == section}
+            if name not in stages:
+                raise ValueError(
+                    f'{where}: {section}: {file}: MODEL.NAME must be one of {[*stages]}, got '
+                    f'{name!r}'
+                )
+            configs[stages[name]] = file
+    return configs
 
 
 def _check_keys(
-    entry: Any, allowed: set[str] | None, where: str, *, needed: set[str] = frozenset()
+    entry: Any, allowed: Collection[str], where: str, *, needed: Iterable[str] = ()
 ) -> None:
-    """Refuse anything but a mapping with these keys; None allows any key."""
+    """Refuse anything but a mapping with these keys."""
     if not isinstance(entry, dict):
         raise ValueError(f'{where} must be keys and values, got {entry!r}')
-    if allowed is not None and (others := [key for key in entry if key not in allowed]):
-        raise ValueError(f'{where} {others[0]!r} is not one of {sorted(allowed)}')
-    if missing := needed - set(entry):
-        raise ValueError(f'{where} {sorted(missing)[0]!r} is missing')
-
-
-def _check_options(options: Any, where: str) -> None:
-    """Refuse options that do not exist or cannot have these values."""
-    _check_keys(options, None, where)
-    config = default_config()
-    for key, value in options.items():
-        put(config, key, value, where)
-
-
-def _check_stage(file: Path, stage: str, where: str) -> str:
-    """The stage that a YAML file is for, by its MODEL.NAME; '' accepts both pre-trainings."""
-    if not file.is_file():
-        raise ValueError(f'{where} there is no file {file}')
-    config = default_config()
-    config.merge_from_file(str(file))
-    allowed = [stage] if stage else ['simmim', 'contrastive']
-    names = {MODEL_NAMES[each]: each for each in allowed}
-    if config.MODEL.NAME not in names:
-        raise ValueError(
-            f'{where} {file}: MODEL.NAME must be one of {[*names]}, got {config.MODEL.NAME!r}'
-        )
-    changed_config(file, names[config.MODEL.NAME])
-    return names[config.MODEL.NAME]
+    if others := [key for key in entry if key not in allowed]:
+        raise ValueError(f'{where}: {others[0]!r} is not one of {sorted(allowed)}')
+    if missing := set(needed) - set(entry):
+        raise ValueError(f'{where}: {sorted(missing)[0]!r} is missing')
 
 
 # Options and folders of runs --------------------------------------------------------------------
 
 
-def stage_title(stage: str) -> str:
-    """Name of a stage in texts."""
-    return ('contrastive ' if stage == 'contrastive' else '') + SECTION_NAMES[SECTIONS[stage]]
-
-
 def run_folder(output: str | Path, stage: str, row: Row, seed: int) -> Path | None:
     """Run folder of a row's stage, the shared one of a shared pre-training; None without it."""
-    run = row.run_of(stage)
-    return Path(output) / MODEL_NAMES[stage] / f'{run}_seed{seed}' if run else None
+    if stage not in row.configs:
+        return None
+    run = row.run if stage == 'finetune' else row.pretrain_run
+    return Path(output) / MODEL_NAMES[stage] / f'{run}_seed{seed}'
 
 
-def changed_config(path: Path, stage: str) -> Config:
-    """The options of a YAML file of a stage, before flags."""
-    return get_config(build_parser(stage).parse_args(['--cfg', str(path)]))
-
-
-def expected_config(sweep: Sweep, row: Row, stage: str) -> Config:
+def expected_config(row: Row, stage: str) -> Config:
     """The options of a row's stage according to the files of the sweep, before flags."""
-    config = changed_config(sweep.base(row, stage), stage).clone()
-    config.defrost()
-    config.merge_from_list(_words(row.changes(stage)))
+    config = _options_of(row.configs[stage]).clone()
+    config.merge_from_list(_words(row.changes[stage]))
     return config
 
 
@@ -519,38 +345,31 @@ def load_config(folder: Path) -> Config:
         ValueError: If the file is damaged; the message names it.
     """
     file = folder / OPTIONS_FILE
-    return _parsed(file, file.read_bytes()).clone()
+    return _parsed(file, file.stat().st_mtime_ns).clone()
+
+
+def _options_of(file: Path) -> Config:
+    if not file.is_file():
+        raise ValueError(f'there is no file {file}')
+    return _parsed(file, file.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)
-def _parsed(file: Path, content: bytes) -> Config:
-    """The options of a file with this content, which several functions ask for."""
+def _parsed(file: Path, changed_ns: int) -> Config:
     config = default_config()
     config.merge_from_file(str(file))
     return config
 
 
-def changed_options(
-    before: Config, after: Config, *, but: tuple[str, ...] = ()
-) -> dict[str, tuple[str, str]]:
-    """Option -> values before and after, where they differ, without FREE_OPTIONS and `but`."""
-    after = after.clone()
-    after.defrost()
-    for key in ('BASE', *FREE_OPTIONS, *but):  # BASE is merged already
-        put(after, key, value_at(before, key), 'before')
-    if after == before:  # comparing texts is slow
-        return {}
-    changes = {}
-    for line in config_changes(config_text(before), config_text(after)):
-        key, _, values = line.partition(': ')
-        old, _, new = values.partition(' -> ')
-        changes[key] = old, new
-    return changes
-
-
-def images_per_step(config: Config, processes: int) -> int:
-    """Images of one optimizer step."""
-    return config.DATA.BATCH_SIZE * max(config.TRAIN.ACCUMULATION_STEPS, 1) * processes
+def option_changes(before: Config, after: Config) -> list[str]:
+    """The options that change what is trained; see `engine.run_record.run_changes`."""
+    same = after.clone()
+    same.defrost()
+    for key in ('BASE', *FREE_OPTIONS):  # BASE is merged already
+        put(same, key, value_at(before, key), 'before')
+    if same == before:  # comparing texts is slow
+        return []
+    return run_changes({'options': config_text(before)}, {'options': config_text(after)})
 
 
 def batch_counts(config: Config, record: Mapping[str, Any], stage: str) -> dict[str, int]:
@@ -565,25 +384,23 @@ def batch_counts(config: Config, record: Mapping[str, Any], stage: str) -> dict[
     if stage == 'contrastive':  # it may resume on other processes with as many images
         for start in record.get('starts', []):
             processes = start.get('processes', processes)
-    counts = {IMAGES_PER_STEP: images_per_step(config, processes)}
-    if stage == 'contrastive':
-        counts[IMAGES_COMPARED] = config.DATA.BATCH_SIZE * processes
-    return counts
+    batch = config.DATA.BATCH_SIZE * processes
+    counts = {'images per step': batch * max(config.TRAIN.ACCUMULATION_STEPS, 1)}
+    return counts | ({'images compared at once': batch} if stage == 'contrastive' else {})
+
+
+def training_changes(
+    stage: str,
+    before: tuple[Config, Mapping[str, Any]],
+    now: tuple[Config, Mapping[str, Any]],
+) -> list[str]:
+    """How the training of two runs of a stage differs, each with its options and its run.json."""
+    old, new = (batch_counts(*run, stage) for run in (before, now))
+    counts = [f'{key}: {old[key]} -> {new[key]}' for key in old if old[key] != new[key]]
+    return option_changes(before[0], now[0]) + counts
 
 
 # Planning runs ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What all runs of a plan share."""
-
-    data: str
-    output: str
-    seed: int
-    gpus: int
-    options: dict[str, list[str]]
-    environment: dict[str, str]
 
 
 def plan(
@@ -593,8 +410,8 @@ def plan(
     data: str,
     output: str,
     gpus: int = 1,
-    options: dict[str, list[str]] | None = None,
-    environment: dict[str, str] | None = None,
+    options: Mapping[str, list[str]] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> list[Job]:
     """The runs of a sweep, each once, and each after the runs that it needs.
 
@@ -612,13 +429,39 @@ def plan(
             GPUs does not divide the accumulated batches.
     """
     jobs: dict[Path, Job] = {}
-    for seed in seeds:
-        settings = _Settings(data, output, seed, gpus, options or {}, environment or {})
-        for stage in STAGES:
-            for row in sweep.rows:
-                if stage in row.stages:
-                    job = _job(sweep, row, stage, settings)
-                    jobs.setdefault(job.folder, job)
+    steps = [(seed, stage, row) for seed in seeds for stage in STAGES for row in sweep.rows]
+    for seed, stage, row in steps:
+        folder = run_folder(output, stage, row, seed)
+        if folder is None or folder in jobs:
+            continue
+        arguments = ['--cfg', str(row.configs[stage]), '--data-path', data, '--output', output]
+        needs, weights, words = [], '', []
+        if stage == 'finetune' and row.pretraining:
+            source = jobs[run_folder(output, row.pretraining, row, seed)]
+            needs.append(source.folder)
+            checkpoint = source.folder / checkpoint_name(source.config.TRAIN.EPOCHS - 1)
+            arguments += ['--pretrained', str(checkpoint)]
+        elif row.weights:
+            weights = _weights(row, environment or {})
+            arguments += ['--pretrained', weights]
+        if stage == 'finetune' and row.learns_from:
+            teacher = next(other for other in sweep.rows if other.name == row.learns_from)
+            needs.append(run_folder(output, stage, teacher, seed))
+            words = [SOFT_TARGETS, str(needs[-1] / 'predictions_train.csv')]
+        words = ['SEED', str(seed), *_words(row.changes[stage]), *words]
+        arguments += ['--tag', folder.name, '--opts', *words, *(options or {}).get(stage, [])]
+        arguments, config = share_steps(stage, arguments, gpus)
+        jobs[folder] = Job(
+            stage=stage,
+            run=folder.name.removesuffix(f'_seed{seed}'),
+            seed=seed,
+            folder=folder,
+            arguments=[MAINS[stage], *arguments],
+            config=config,
+            needs=tuple(needs),
+            processes=gpus,
+            weights=weights,
+        )
     return list(jobs.values())
 
 
@@ -631,47 +474,8 @@ def only_row(sweep: Sweep, name: str) -> Sweep:
     rows = {row.name: row for row in sweep.rows}
     if name not in rows:
         raise ValueError(f'--row must be one of {[*rows]} of {sweep.path}, got {name!r}')
-    teacher = rows[name].learns_from
-    return replace(sweep, rows=(*(r for r in sweep.rows if r.run == teacher), rows[name]))
-
-
-def _job(sweep: Sweep, row: Row, stage: str, settings: _Settings) -> Job:
-    folder = run_folder(settings.output, stage, row, settings.seed)
-    arguments = ['--cfg', str(sweep.base(row, stage)), '--data-path', settings.data]
-    arguments += ['--output', settings.output, '--tag', folder.name]
-    options = ['SEED', str(settings.seed), *_words(row.changes(stage))]
-    needs, weights = [], ''
-    if stage == 'finetune' and row.pretrain is not None:
-        source = _job(sweep, row, row.pretraining, settings)
-        needs.append(source.folder)
-        last = checkpoint_name(source.config.TRAIN.EPOCHS - 1)
-        arguments += ['--pretrained', str(source.folder / last)]
-    elif row.weights:
-        if not settings.environment.get(row.weights):
-            raise ValueError(
-                f'{row.run} starts from a checkpoint: set the environment variable {row.weights} '
-                'to its path'
-            )
-        weights = os.path.abspath(settings.environment[row.weights])
-        arguments += ['--pretrained', weights]
-    if stage == 'finetune' and row.learns_from:
-        source = next(other for other in sweep.rows if other.run == row.learns_from)
-        teacher = run_folder(settings.output, stage, source, settings.seed)
-        needs.append(teacher)
-        options += [SOFT_TARGETS, str(teacher / 'predictions_train.csv')]
-    arguments += ['--opts', *options, *settings.options.get(stage, [])]
-    arguments, config = share_steps(stage, arguments, settings.gpus)
-    return Job(
-        stage=stage,
-        run=row.run_of(stage),
-        seed=settings.seed,
-        folder=folder,
-        arguments=[MAINS[stage], *arguments],
-        config=config,
-        needs=tuple(needs),
-        processes=settings.gpus,
-        weights=weights,
-    )
+    kept = (name, rows[name].learns_from)
+    return replace(sweep, rows=tuple(row for row in sweep.rows if row.name in kept))
 
 
 def share_steps(stage: str, arguments: list[str], gpus: int) -> tuple[list[str], Config]:
@@ -683,79 +487,24 @@ def share_steps(stage: str, arguments: list[str], gpus: int) -> tuple[list[str],
     config = get_config(build_parser(stage).parse_args(arguments))
     if gpus == 1:
         return arguments, config
-    steps, size = max(config.TRAIN.ACCUMULATION_STEPS, 1), config.DATA.BATCH_SIZE
+    steps = max(config.TRAIN.ACCUMULATION_STEPS, 1)
     if steps % gpus:
-        # Contrastive pre-training compares the images of all GPUs: there it is another run.
-        alone = steps == 1 or stage == 'contrastive'
-        ways = ['one GPU' if alone else f'a number of GPUs that divides {steps}']
-        if size % gpus == 0:
-            ways.append(
-                f'DATA.BATCH_SIZE {size // gpus} with TRAIN.ACCUMULATION_STEPS {steps * gpus}'
-            )
         raise ValueError(
-            f'{config.TAG}: TRAIN.ACCUMULATION_STEPS {steps} with DATA.BATCH_SIZE {size} cannot be '
-            f'shared among {gpus} GPUs: use {" or ".join(ways)}'
+            f'{config.TAG}: {gpus} GPUs cannot share TRAIN.ACCUMULATION_STEPS {steps} equally: use '
+            'a number of GPUs that divides it, or smaller batches (DATA.BATCH_SIZE) and more steps'
         )
     arguments = [*arguments, '--accumulation-steps', str(steps // gpus)]
     return arguments, get_config(build_parser(stage).parse_args(arguments))
 
 
+def _weights(row: Row, environment: Mapping[str, str]) -> str:
+    if not environment.get(row.weights):
+        raise ValueError(
+            f'{row.run} starts from a checkpoint: set the environment variable {row.weights} to '
+            'its path'
+        )
+    return os.path.abspath(environment[row.weights])
+
+
 def _words(changes: Mapping[str, Any]) -> list[str]:
     return [str(word) for pair in changes.items() for word in pair]
-
-
-# Generated files --------------------------------------------------------------------------------
-
-
-def all_files() -> dict[Path, str]:
-    """Every file that scripts/make_ablations.py writes, with its text."""
-    files: dict[Path, str] = {}
-    for path in sweep_files():
-        sweep = load_sweep(path)
-        for row in sweep.rows:
-            files.setdefault(script_path(sweep, row), script_text(sweep, row))
-            for stage in row.stages:
-                if row.changes(stage):
-                    files[row.configs[stage]] = yaml_text(sweep, row, stage)
-    return files
-
-
-def script_path(sweep: Sweep, row: Row) -> Path:
-    return sweep.path.parent / f'{row.run}.sh'
-
-
-def script_text(sweep: Sweep, row: Row) -> str:
-    """The shell script of a row: what it runs with which configs, and the call of the launcher."""
-    path = script_path(sweep, row)
-    what = 'Reference' if row is sweep.reference else f'{sweep.title}: {row.name}'
-    configs = ', '.join(row.configs[stage].name for stage in row.stages)
-    weights = f'{row.weights}=CKPT ' if row.weights else ''
-    launcher = os.path.relpath(FOLDER / 'run_row.sh', path.parent)
-    return (
-        '#!/usr/bin/env bash\n'
-        f'# {what} ({configs}). {weights}bash {_shown(path)} DATA OUTPUT [GPUS]. {WRITTEN}\n'
-        f'exec bash "$(dirname "$0")/{launcher}" {_shown(sweep.path)} {row.name} "$@"\n'
-    )
-
-
-def yaml_text(sweep: Sweep, row: Row, stage: str) -> str:
-    """The YAML file of a row's stage: the reference's file and the changed options."""
-    run = row.run_of(stage)
-    nested: dict[str, Any] = {}
-    for key, value in row.changes(stage).items():
-        *sections, name = key.split('.')
-        node = nested
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[name] = value
-    return (
-        f'# bash {_shown(sweep.path.parent / f"{run}.sh")} DATA OUTPUT [GPUS]\n'
-        f'# {sweep.title}: {row.name}. {WRITTEN}\n'
-        f'BASE: [{sweep.reference.configs[stage].name}]\n'
-        f'{yaml.safe_dump(nested, sort_keys=False)}'
-        f'TAG: {run}\n'
-    )
-
-
-def _shown(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,20 +11,18 @@ from typing import Any
 import numpy as np
 
 from config import Config
-from engine.run_record import read_record
 from logger import read_metrics
 from models.contrastive import METHODS
 from sweeps.files import Row, Sweep, load_config, run_folder
 from sweeps.results import (
-    L1_MARKS,
     MEANS,
     NOT_FOR_CLINICAL_USE,
     Collected,
     Spread,
     choose_scores,
-    count_finished,
-    l1_caveat,
-    l1_spread,
+    is_compared,
+    known_scores,
+    pretrain_spread,
     row_title,
     score_spread,
     score_title,
@@ -45,14 +41,13 @@ REFERENCE = {'color': '#D55E00', 'marker': 'D', 'markersize': 5.5}
 SEED = {'marker': 'o', 'markersize': 3.5, 'markerfacecolor': 'white', 'markeredgewidth': 0.8}
 SEED_OFFSET = 6  # points between a mean and its seeds
 TRIVIAL = {
-    'mean': ('trivial: mean of visible pixels', '--'),
-    'linear': ('trivial: interpolation', ':'),
+    'l1_mean': ('trivial: mean of visible pixels', '--'),
+    'l1_linear': ('trivial: interpolation', ':'),
 }
+SLANTED = {'rotation': 30, 'ha': 'right', 'rotation_mode': 'anchor'}
 WIDTH = 6.3  # inches: the text of an A4 page
-NUMBER = re.compile(r'-?\d+(\.\d+)?', re.ASCII)  # float() accepts 1_000, nan and more
-METADATA = {'.png': None, '.pdf': {'CreationDate': None}, '.svg': {'Date': None}}
-# Text stays text, and the same figure gives the same file.
-STYLE = {'font.size': 9, 'pdf.fonttype': 42, 'svg.fonttype': 'none', 'svg.hashsalt': 'sweep'}
+SUFFIXES = ('.png', '.pdf', '.svg')
+STYLE = {'font.size': 9, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays text
 STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True}
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 8, 'grid.color': LIGHT}
 LOSS, L1, COMPARED = 'holdout_loss', 'holdout_l1_grey', 'holdout_images_compared'
@@ -68,42 +63,39 @@ COLUMNS = 3  # panels of the learning curves side by side
 def plot_sweep(path: str | Path, collected: Collected, score: str | None = None) -> None:
     """Draw held-out L1 and a score: mean and standard deviation over seeds, and each seed.
 
-    Rows whose names are numbers lie on a numeric axis (by powers of two if a size is varied);
-    other rows are a list.
+    Rows whose names are numbers lie on a numeric axis (by powers of two if a size is varied),
+    other rows side by side.
 
     Args:
         path: Path of the figure, .png, .pdf or .svg; its folder is created.
         collected: See `sweeps.results.collect`.
-        score: 'mean_of_five', 'mean_of_defined' or a label; by default the score of the table.
+        score: One of the scores of the table; by default that of the table.
 
     Raises:
         ValueError: If the format or the score is unknown.
     """
     (score,) = choose_scores(collected, [score] if score else None)
     rows, numbers = collected['rows'], row_numbers(collected)
-    spreads = [[l1_spread(row) for row in rows], [score_spread(row, score) for row in rows]]
+    places = numbers or list(range(len(rows)))
+    names = [
+        (row['name'] if numbers else row_title(collected, row)) + ' *' * bool(row['l1_caveat'])
+        for row in rows
+    ]
     titles = ('held-out L1 (grey levels)\nlower is better',
               f'{score_title(collected, score)}\nhigher is better')  # fmt: skip
-    names = [_list_name(collected, row) for row in rows]
-    lines = sum(name.count('\n') + 1.6 for name in names)
-    with _drawing(path, 1.35 + 0.17 * lines if numbers is None else 3.3) as figure:
-        panels = figure.subplots(1, 2, sharey=numbers is None)
+    spreads = [pretrain_spread(row, 'l1') for row in rows], [score_spread(r, score) for r in rows]
+    with _drawing(path, 3.3 if numbers else 3.8) as figure:
+        panels = figure.subplots(1, 2)
         for axis, values, title in zip(panels, spreads, titles, strict=True):
-            _draw_rows(axis, collected, values)
-            if numbers is None:
-                axis.set_xlabel(title)
-                axis.set_yticks(range(len(rows)), names)
-                axis.set_ylim(len(rows) - 0.5, -0.5)
-                axis.grid(axis='y')
-            else:
-                axis.set_xlabel(collected['title'])
-                axis.set_ylabel(title)
-                if min(numbers) > 0 and _varies_size(collected):
-                    axis.set_xscale('log', base=2)
-                axis.minorticks_off()
-                axis.margins(x=0.08)
-                axis.set_xticks(numbers, [f'{r["name"]} {_mark(r)}'.rstrip() for r in rows])
-        _draw_trivial(panels[0], collected)
+            _draw_rows(axis, collected, places, values)
+            axis.set_xlabel(collected['title'])
+            axis.set_ylabel(title)
+            if numbers and min(numbers) > 0 and any(k.endswith('_SIZE') for k in collected['keys']):
+                axis.set_xscale('log', base=2)
+            axis.minorticks_off()
+            axis.margins(x=0.08)
+            axis.set_xticks(places, names, **({} if numbers else SLANTED))
+        _draw_trivial(panels[0], collected, places)
         _add_row_legend(figure, panels[0], collected)
 
 
@@ -118,16 +110,16 @@ def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: st
         seeds: Seeds of the runs.
         output: Root of the run folders.
     """
-    rows = {row.pretrain_run: row for row in sweep.methods.values() if row.pretrain_run}
+    rows = {row.pretrain_run: row for row in reversed(sweep.rows) if row.pretraining}
     columns = min(COLUMNS, len(rows))
     lines = math.ceil(len(rows) / columns)
     with _drawing(path, 0.5 + 1.75 * lines) as figure:
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for axis in panels[len(rows) :]:
             axis.set_axis_off()
-        for axis, row in zip(panels, rows.values(), strict=False):
+        for axis, row in zip(panels, reversed(rows.values()), strict=False):
             axis.set_title(row.method, fontsize=9)
-            _draw_curves(axis, _curves(output, row, seeds))
+            _draw_curves(axis, row, seeds, output)
         figure.supxlabel(CURVES_NOTE, fontsize=7, color=GREY, wrap=True)
 
 
@@ -147,7 +139,8 @@ def plot_labels(path: str | Path, collected: Collected, subset: str | None = Non
     if subset not in subsets:
         raise ValueError(f'--subset must be one of {subsets}, got {subset!r}')
     rows = [row for row in collected['rows'] if row['subset'] == subset]
-    scores = _label_scores(collected, rows)
+    labels = [s for s in known_scores(collected) if is_compared(s) and s not in MEANS]
+    scores = [*choose_scores(collected), *labels] if len(labels) != 1 else labels
     with _drawing(path, 1.5 + 0.05 * (len(rows) + 3) * len(scores)) as figure:
         axis = figure.subplots()
         steps = np.linspace(-0.36, 0.36, len(rows))
@@ -163,8 +156,7 @@ def plot_labels(path: str | Path, collected: Collected, subset: str | None = Non
             axis.axhline(edge, color=LIGHT, linewidth=0.6, zorder=0)
         axis.axvline(0.5, color=GREY, linewidth=0.9, linestyle=':', zorder=1)
         axis.set_xlabel(f'AUROC; labelled: {subset_title(collected, subset)}; dotted: chance')
-        known = any(row['over_patients'] for row in rows)
-        bars = 'Bars: 95 % over patients, of the mean over seeds.' if known else 'No intervals.'
+        bars = 'Bars: 95 % over patients, of the mean over seeds, if known.'
         _add_method_legend(figure, collected, rows, bars)
 
 
@@ -180,7 +172,7 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
         ValueError: If the format or the score is unknown.
     """
     (score,) = choose_scores(collected, [score] if score else None)
-    is_share = collected['methods']['subsets'] == 'shares'
+    is_share = collected['subsets'] == 'shares'
     methods: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(collected['rows'], key=lambda row: float(row['subset'])):
         methods.setdefault(row['method'], []).append(row)
@@ -211,12 +203,11 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
 
 
 def row_numbers(collected: Collected) -> list[float] | None:
-    """The rows' names as different numbers; None if they are not numbers."""
-    names = [row['name'] for row in collected['rows']]
-    if not all(NUMBER.fullmatch(name) for name in names):
+    """The rows' names as numbers; None if they are not numbers."""
+    try:
+        return [float(row['name']) for row in collected['rows']]
+    except ValueError:
         return None
-    numbers = [float(name) for name in names]
-    return numbers if len(set(numbers)) == len(numbers) else None
 
 
 def chance(config: Config, images: int) -> float | None:
@@ -232,62 +223,47 @@ def _drawing(path: str | Path, height: float) -> Iterator[Any]:
     from matplotlib.figure import Figure
 
     path = Path(path)
-    if path.suffix not in METADATA:
-        raise ValueError(f'{path}: a figure must end in {", ".join(METADATA)}')
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f'{path}: a figure must end in {", ".join(SUFFIXES)}')
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout='constrained')
         FigureCanvasAgg(figure)
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=200, metadata=METADATA[path.suffix])
+        figure.savefig(path, dpi=200)
 
 
-def _draw_rows(axis: Any, collected: Collected, spreads: Sequence[Spread]) -> None:
-    """Means with standard deviations and seeds, along x for numbers and along y for a list."""
+def _draw_rows(
+    axis: Any, collected: Collected, places: Sequence[float], spreads: Sequence[Spread]
+) -> None:
+    """Means with standard deviations and seeds."""
     from matplotlib.transforms import ScaledTranslation
 
-    numbers = row_numbers(collected)
-    places = range(len(spreads)) if numbers is None else numbers
-    offset = (0, -SEED_OFFSET) if numbers is None else (SEED_OFFSET, 0)
-    moved = ScaledTranslation(*(points / 72 for points in offset), axis.figure.dpi_scale_trans)
-
-    def xy(place: float, values: Any) -> tuple:
-        return (values, place) if numbers is None else (place, values)
-
-    if numbers is not None:
-        known = sorted((x, s.mean) for x, s in zip(numbers, spreads, strict=True) if s.values)
+    moved = ScaledTranslation(SEED_OFFSET / 72, 0, axis.figure.dpi_scale_trans)
+    if row_numbers(collected):
+        known = sorted((x, s.mean) for x, s in zip(places, spreads, strict=True) if s.values)
         axis.plot(*np.array(known).reshape(-1, 2).T, color=COLOUR, linewidth=1, zorder=2)
     for place, row, spread in zip(places, collected['rows'], spreads, strict=True):
         style = REFERENCE if row['name'] == collected['reference'] else ROW
-        error = {'xerr' if numbers is None else 'yerr': spread.sd}
         if spread.values:
-            axis.errorbar(*xy(place, spread.mean), **error, capsize=3, zorder=3, **style)
+            axis.errorbar(place, spread.mean, yerr=spread.sd, capsize=3, zorder=3, **style)
         for value in spread.values:
             seed = SEED | {'color': style['color'], 'zorder': 4}
-            axis.plot(*xy(place, value), transform=axis.transData + moved, **seed)
-            axis.update_datalim([xy(place, value)])  # moved points do not count
-        if numbers is not None and 0 < len(spread.values) < len(row['seeds']):
+            axis.plot(place, value, transform=axis.transData + moved, **seed)
+            axis.update_datalim([(place, value)])  # moved points do not count
+        if 0 < len(spread.values) < len(row['seeds']):
             note = {'xytext': (0, 9), 'textcoords': 'offset points', 'ha': 'center'}
             axis.annotate(f'n = {len(spread.values)}', (place, spread.mean), fontsize=7, **note)
 
 
-def _draw_trivial(axis: Any, collected: Collected) -> None:
+def _draw_trivial(axis: Any, collected: Collected, places: Sequence[float]) -> None:
     """The error of predictors without a model, as a line through the rows."""
-    numbers = row_numbers(collected)
     for predictor, (name, dashes) in TRIVIAL.items():
-        spreads = [l1_spread(row, predictor) for row in collected['rows']]
-        means = np.array([np.nan if s.mean is None else s.mean for s in spreads])
+        means = [pretrain_spread(row, predictor).mean for row in collected['rows']]
+        known = sorted((x, mean) for x, mean in zip(places, means, strict=True) if mean is not None)
         style = {'color': GREY, 'linewidth': 0.9, 'linestyle': dashes, 'zorder': 1, 'label': name}
-        if np.isnan(means).all():
-            continue
-        if np.nanmax(means) - np.nanmin(means) < 0.01 * np.nanmax(means):
-            (axis.axvline if numbers is None else axis.axhline)(np.nanmean(means), **style)
-        elif numbers is None:
-            ys = np.arange(len(means))
-            axis.vlines(means, ys - 0.4, ys + 0.4, **style)
-        else:
-            order = np.argsort(numbers)
-            axis.plot(np.array(numbers)[order], means[order], **style)
+        if known:
+            axis.plot(*zip(*known, strict=True), **style)
 
 
 def _add_row_legend(figure: Any, axis: Any, collected: Collected) -> None:
@@ -297,75 +273,39 @@ def _add_row_legend(figure: Any, axis: Any, collected: Collected) -> None:
     handles = {name: Line2D([], [], **style, linestyle='') for name, style in styles.items()}
     handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles.keys(), loc='outside upper center', ncols=3)
-    marks = sorted({_mark(row) for row in collected['rows']} - {''})
-    texts = [f'{mark} Held-out L1: see the notes of the table.' for mark in marks]
-    figure.supxlabel(' '.join([*texts, NOT_FOR_CLINICAL_USE]), fontsize=7, color=GREY)
+    marked = any(row['l1_caveat'] for row in collected['rows'])
+    text = '* Held-out L1: see the notes of the table. ' if marked else ''
+    figure.supxlabel(f'{text}{NOT_FOR_CLINICAL_USE}', fontsize=7, color=GREY)
 
 
-def _list_name(collected: Collected, row: Mapping[str, Any]) -> str:
-    finished, wanted = count_finished(row), len(row['seeds'])
-    lacking = '' if finished == wanted else f', {finished} of {wanted} seeds'
-    return textwrap.fill(f'{row_title(collected, row)} {_mark(row)}'.rstrip() + lacking, 26)
-
-
-def _mark(row: Mapping[str, Any]) -> str:
-    """The table's sign for an L1 that is drawn but cannot be compared directly."""
-    return L1_MARKS.get(l1_caveat(row), '') if l1_spread(row).values else ''
-
-
-def _varies_size(collected: Collected) -> bool:
-    return any(key.endswith('_SIZE') for keys in collected['keys'].values() for key in keys)
-
-
-def _curves(
-    output: str | Path, row: Row, seeds: Sequence[int]
-) -> list[tuple[list[dict[str, Any]], float | None]]:
-    """For each seed the figures by epoch, and the loss of a network without information."""
-    found = []
+def _draw_curves(axis: Any, row: Row, seeds: Sequence[int], output: str | Path) -> None:
+    """For each seed the loss by epoch, and the loss of a network without information."""
+    last = []
     for seed in seeds:
         folder = run_folder(output, row.pretraining, row, seed)
         file = folder / 'metrics.jsonl'
-        read = read_metrics(file) if file.is_file() else []
-        if not (records := [r for r in read if LOSS in r or L1 in r]):
+        records = [r for r in read_metrics(file) if LOSS in r or L1 in r] if file.is_file() else []
+        if not records:
             continue
-        last = records[-1]
-        if L1 in last:
-            nothing = last.get(f'{L1}_mean')
-        else:
-            config = load_config(folder)
-            # Logs of earlier versions do not contain it: one batch, if that many are held out.
-            batch = config.DATA.BATCH_SIZE * (read_record(folder) or {}).get('processes', 1)
-            nothing = chance(config, last.get(COMPARED, batch))
-        found.append((records, nothing))
-    return found
-
-
-def _draw_curves(axis: Any, curves: Sequence[tuple[list[dict[str, Any]], float | None]]) -> None:
-    if not curves:
-        axis.text(0.5, 0.5, 'no held-out loss', ha='center', transform=axis.transAxes, color=GREY)
-        return
-    last = [records[-1] for records, _ in curves]
-    key = L1 if L1 in last[0] else LOSS
-    for records, nothing in curves:
-        # Before the first epoch there are no batch statistics and no queue.
+        last.append(records[-1])
+        key = L1 if L1 in last[-1] else LOSS
+        # Before the first epoch a contrastive method has no batch statistics and no queue.
         known = [r for r in records if key == L1 or r['epoch'] >= 0]
         epochs, values = [r['epoch'] + 1 for r in known], [r[key] for r in known]
         axis.plot(epochs, values, color=COLOUR, linewidth=1)
+        if key == L1:
+            nothing = last[-1].get(f'{L1}_mean')
+        else:
+            nothing = chance(load_config(folder), last[-1][COMPARED])
         if nothing is not None:
             axis.axhline(nothing, color=GREY, linewidth=0.9, linestyle=':')
+        axis.set_ylabel('L1 (grey levels)' if key == L1 else 'loss')
     axis.set_xlabel('epochs')
-    axis.set_ylabel('L1 (grey levels)' if key == L1 else 'loss')
-    if RANK in last[0]:
+    if not last:
+        axis.text(0.5, 0.5, 'no held-out loss', ha='center', transform=axis.transAxes, color=GREY)
+    elif RANK in last[0]:
         rank, spread = (np.mean([r[name] for r in last]) for name in (RANK, SPREAD))
         axis.set_title(f'{axis.get_title()}\nrank {rank:.1f}, spread {spread:.2f}', fontsize=8)
-
-
-def _label_scores(collected: Collected, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The mean of the table and all labels; of a single label no mean."""
-    figures = [entry['finetune']['figures'] for row in rows for entry in row['seeds']]
-    known = dict.fromkeys(score for f in figures if f for score in f['scores'])
-    labels = [score for score in known if score not in MEANS]
-    return labels if len(labels) == 1 else [*choose_scores(collected), *labels]
 
 
 def _patient_bars(mean: float, part: Mapping[str, float | None] | None) -> np.ndarray | None:
@@ -396,8 +336,7 @@ def _add_method_legend(
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **_method_style(number, row)) for number, row in enumerate(rows)]
-    reference = collected['methods']['reference']
-    names = [row['method'] + ' (reference)' * (row['method'] == reference) for row in rows]
+    names = [row_title(collected, row) for row in rows]
     style = {'ncols': 4, 'loc': 'outside upper center', 'title': collected['title']}
     figure.legend(handles, names, **style)
     open_ones = '' if all(row['pretraining'] for row in rows) else 'Open: not pre-trained. '

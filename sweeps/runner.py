@@ -16,11 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from config import config_text
 from engine.files import sha256
 from engine.launch import EXIT_PREEMPTED, is_locked
 from engine.run_record import OPTIONS_FILE, is_finished, read_record, run_changes
-from sweeps.files import ROOT, Job, batch_counts, load_config
+from sweeps.files import ROOT, Job, load_config, option_changes, training_changes
 from utils import checksum_file, newest_first
 
 POLL_SECONDS = 0.5
@@ -50,16 +49,12 @@ def state_of(job: Job) -> str:
 def differences(job: Job) -> list[str]:
     """How the run in the job's folder differs from the job."""
     config = load_config(job.folder)
-    before = {'options': config_text(config)}
-    lines = run_changes(before, {'options': config_text(job.config)})
     try:
         record = read_record(job.folder) or {}
     except ValueError:  # starting the run again repairs it
-        return lines
-    counts = batch_counts(config, record, job.stage)
-    for name, count in batch_counts(job.config, {'processes': job.processes}, job.stage).items():
-        if counts[name] != count:
-            lines.append(f'{name}: {counts[name]} -> {count}')
+        return option_changes(config, job.config)
+    now = (job.config, {'processes': job.processes})
+    lines = training_changes(job.stage, (config, record), now)
     data = job.config.DATA
     for name in (data.TRAIN_CSV, data.VALID_CSV, data.TEST_CSV) if data.DATA_PATH else ():
         known = record.get('data', {}).get('files', {}).get(name)
@@ -83,15 +78,10 @@ def _changed_weights(job: Job, record: Mapping[str, Any]) -> list[str]:
     elif job.config.PRETRAINED:
         if not path.is_file():
             return []
-        now = _checkpoint_checksum(path)
+        # The checksum written with it, because computing those of a whole sweep takes long.
+        file = checksum_file(path)
+        now = file.read_text('utf-8').split()[0] if file.is_file() else _checksum(path)
     return run_changes({'pretrained': record['pretrained']}, {'pretrained': now})
-
-
-def _checkpoint_checksum(path: Path) -> str:
-    """The checksum written with a checkpoint; computing those of a whole sweep takes long."""
-    file = checksum_file(path)
-    written = file.read_text('utf-8').split() if file.is_file() else []
-    return written[0] if written else _checksum(path)
 
 
 def _checksum(path: Path) -> str:
@@ -107,12 +97,10 @@ def _sha256(path: Path, changed_ns: int) -> str:
 
 def progress(job: Job) -> str:
     """How many epochs of a run are done."""
-    file, epochs = job.folder / 'metrics.jsonl', [-1]
-    for line in file.read_bytes().splitlines() if file.is_file() else ():
-        # A line that is being written, or that a power cut tore, counts no epoch.
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            epochs.append(int(json.loads(line)['epoch']))
-    return f'epoch {max(epochs) + 1} of {job.config.TRAIN.EPOCHS}'
+    file = job.folder / 'metrics.jsonl'
+    lines = file.read_bytes().split(b'\n')[:-1] if file.is_file() else []  # without a torn line
+    epoch = json.loads(lines[-1])['epoch'] if lines else -1
+    return f'epoch {epoch + 1} of {job.config.TRAIN.EPOCHS}'
 
 
 @dataclass
@@ -145,8 +133,7 @@ class Runner:
         """Run all jobs; returns 0, 1 if jobs failed, or 75 if the sweep was stopped."""
         if self.logs is not None:
             self.logs.mkdir(parents=True, exist_ok=True)
-        states = [(job, state_of(job)) for job in self.jobs]
-        self.waiting = [job for job, state in states if state != 'finished']
+        self.waiting = [job for job in self.jobs if state_of(job) != 'finished']
         self.total, self.done = len(self.waiting), 0
         self.say(f'{len(self.jobs)} runs, {len(self.jobs) - self.total} of them already finished')
         with self._on_signals():
@@ -154,8 +141,7 @@ class Runner:
                 self._run_waiting()
             finally:
                 self._end_all()
-        self._check([job for job, state in states if state == 'finished' and job.needs])
-        for line in self.failed:
+        for line in self.failed:  # again, after all other lines
             self.say(line)
         if self.signal:
             left = self.total - self.done
@@ -179,14 +165,6 @@ class Runner:
             self._pass_on()
             time.sleep(POLL_SECONDS)
 
-    def _check(self, finished: Sequence[Job]) -> None:
-        """Report finished jobs whose pre-training was repeated meanwhile with another result."""
-        for job in finished:
-            try:
-                state_of(job)
-            except ValueError as error:
-                self._fail(job, str(error))
-
     def _start(self, job: Job) -> bool:
         """Start a job if possible; returns whether it is dealt with."""
         if lost := [folder for folder in job.needs if folder in self.broken]:
@@ -196,7 +174,6 @@ class Runner:
             state = state_of(job)
         except ValueError as error:  # its folder or its data changed meanwhile
             self._fail(job, f'not run: {error}')
-            self.say(self.failed[-1])
             return True
         if state == 'finished':  # by another process
             self.done += 1
@@ -210,6 +187,7 @@ class Runner:
     def _fail(self, job: Job, reason: str) -> None:
         self.broken.add(job.folder)
         self.failed.append(f'{job.name}: {reason}')
+        self.say(self.failed[-1])
 
     def _launch(self, job: Job) -> None:
         slot = next(i for i in range(len(self.slots)) if i not in self.running)
@@ -250,7 +228,6 @@ class Runner:
             else:
                 where = f', see {self._log(job)}' if self.logs else ''
                 self._fail(job, f'failed with code {code}{where}')
-                self.say(self.failed[-1])
 
     def _log(self, job: Job) -> Path:
         return self.logs / f'{job.folder.parent.name}__{job.folder.name}.log'

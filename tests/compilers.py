@@ -1,17 +1,10 @@
-"""Compilers in place of Inductor, which takes minutes."""
+"""A compiler in place of Inductor, which takes minutes."""
 
 import pytest
 import torch
 from torch import fx
 
 COMPILE = torch.compile
-
-
-def use_backend(monkeypatch: pytest.MonkeyPatch, backend: object) -> None:
-    """Make torch.compile compile by `backend`."""
-    monkeypatch.setattr(
-        torch, 'compile', lambda module, mode, dynamic: COMPILE(module, backend=backend)
-    )
 
 
 def record_graphs(monkeypatch: pytest.MonkeyPatch) -> list[fx.GraphModule]:
@@ -22,5 +15,7 @@ def record_graphs(monkeypatch: pytest.MonkeyPatch) -> list[fx.GraphModule]:
         graphs.append(module)
         return module.forward
 
-    use_backend(monkeypatch, backend)
+    monkeypatch.setattr(
+        torch, 'compile', lambda module, mode, dynamic: COMPILE(module, backend=backend)
+    )
     return graphs

@@ -1,13 +1,10 @@
-"""Commands of scripts/ablate.py, and a stand-in for a run that holds its folder."""
+"""Commands of scripts/ablate.py, with runs as short as possible."""
 
-import contextlib
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from engine.launch import run_lock
 from sweeps.files import ROOT, Job, load_sweep, plan
 
 SWEEP = ROOT / 'scripts/ablations/nano/mask_size.yaml'
@@ -48,11 +45,3 @@ def jobs_of(sweep: Path, output: Path, data: Path, seeds: int) -> list[Job]:
         output=str(output),
         options={'simmim': PRETRAIN, 'finetune': FINETUNE},
     )
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """A run has the lock of its folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with run_lock(folder):
-        yield

@@ -3,29 +3,30 @@
 import csv
 import json
 import tempfile
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import yaml
-from matplotlib.figure import Figure
 from scipy.special import expit
 
+<<<<<<< HEAD
 from config import config_text
 from data.labels import LABELS
+=======
+from config import config_text, default_config
+from data.labels import COMPETITION_LABELS, LABELS
+>>>>>>> main
 from data.records import DESCRIPTION, write_predictions
 from evaluation.metrics import score_table
 from logger import json_safe
-from sweeps.files import ROOT, Published, Row, Sweep, changed_config, run_folder
+from sweeps.files import ROOT, Row, Sweep, load_sweep, run_folder
 from sweeps.results import collect
 
 RARE = 'Fracture'  # has no positive: not scored
 SEEDS = [0, 1, 2]
 SCORES = {}  # cache
-EPOCH_IMAGES = 80  # of a made pre-training
 FOLDER = tempfile.TemporaryDirectory()  # of the reference's files
 OPTIONS = {
     'simmim': {'BASE': [f'{ROOT}/configs/base/chexpert_pretrain.yaml']},
@@ -36,31 +37,33 @@ OPTIONS = {
 
 @cache
 def reference_files() -> dict[str, Path]:
-    files = {stage: Path(FOLDER.name) / f'{stage}.yaml' for stage in OPTIONS}
+    files = {stage: Path(FOLDER.name) / f'{stage}__reference.yaml' for stage in OPTIONS}
     for stage, file in files.items():
         file.write_text(yaml.safe_dump(OPTIONS[stage]))
     return files
 
 
-def make_row(name: str, run: str, pretrain: dict | None = None, **more: Any) -> Row:
-    more = {'finetune': {}, 'configs': reference_files(), 'pretrain_run': run} | more
-    return Row(name=name, run=run, pretrain=pretrain or {}, **more)
+def ablation_file(folder: Path, rows: dict[str, Any], **changes: Any) -> Path:
+    """A sweep file with these rows."""
+    files = reference_files()
+    content = {
+        'title': 'Masked share',
+        'reference': {'pretrain': str(files['simmim']), 'finetune': str(files['finetune'])},
+        'keys': {'pretrain': ['MODEL.DROP_RATE'], 'finetune': ['TRAIN.LAYER_DECAY']},
+        'rows': rows,
+    } | changes
+    path = folder / 'swept.yaml'
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
 
 
-def make_sweep(names: list[str], *, key: str = 'MODEL.DROP_RATE', reference: int = 0) -> Sweep:
-    rows = tuple(
-        make_row(name, f'swept_{i}', {key: name}) if i != reference else make_row(name, 'reference')
+def make_sweep(folder: Path, names: list[str], *, reference: int = 0, **changes: Any) -> Sweep:
+    """An ablation with these rows, one of which changes nothing."""
+    rows = {
+        name: {} if i == reference else {'pretrain': {'MODEL.DROP_RATE': i / 10}}
         for i, name in enumerate(names)
-    )
-    return Sweep(
-        name='swept',
-        path=Path('swept.yaml'),
-        title='Masked share',
-        keys={'pretrain': [key], 'finetune': []},
-        rows=rows,
-        reference=rows[reference],
-        published=Published('A and B 2020', 'top-1 on ImageNet', {names[0]: 82.8}, 'Other data.'),
-    )
+    }
+    return load_sweep(ablation_file(folder, rows, **changes))
 
 
 def methods_file(folder: Path, **changes: Any) -> Path:
@@ -83,25 +86,6 @@ def methods_file(folder: Path, **changes: Any) -> Path:
     path = folder / 'mine.yaml'
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
-
-
-def saved_figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved from now on."""
-    saved, save = [], Figure.savefig
-
-    def keep(figure: Figure, *args: Any, **options: Any) -> None:
-        save(figure, *args, **options)
-        saved.append(figure)
-
-    monkeypatch.setattr(Figure, 'savefig', keep)
-    return saved
-
-
-def with_rows(sweep: Sweep, **changes: dict[str, Any]) -> Sweep:
-    """The sweep with fields of some rows changed, by run."""
-    rows = tuple(replace(row, **changes.get(row.run, {})) for row in sweep.rows)
-    reference = next(row for row in rows if row.name == sweep.reference.name)
-    return replace(sweep, rows=rows, reference=reference)
 
 
 class MadeRuns:
@@ -157,8 +141,7 @@ class MadeRuns:
 
     def add(self, row: Row, seed: int, *, l1: float = 20.0, **finetuning: Any) -> np.ndarray:
         """Write both stages of a row; returns its probabilities."""
-        pretraining = run_folder(self.output, row.pretraining, row, seed)
-        if row.pretrain is not None and not pretraining.is_dir():
+        if row.pretraining and not run_folder(self.output, row.pretraining, row, seed).is_dir():
             self.add_pretraining(row, seed, l1=l1)
         return self.add_finetuning(row, seed, **finetuning)
 
@@ -166,12 +149,10 @@ class MadeRuns:
         self, row: Row, seed: int, *, strength: float = 1.0, finished: bool = True
     ) -> np.ndarray:
         folder = run_folder(self.output, 'finetune', row, seed)
-        self._write_run(folder, 'finetune', row.finetune, seed, finished)
+        self._write_run(folder, 'finetune', row.changes['finetune'], seed, finished)
         probabilities = self.probabilities(strength, seed)
         if not finished:
             return probabilities
-        records = [{'epoch': epoch, 'loss': 0.5, 'score': 0.6} for epoch in (-1, 0, 1)]
-        _write_records(folder, records)
         scores = {'test': {'last': None, 'selected': self.scores(strength, seed)}}
         scores['valid'] = scores['test']
         (folder / 'scores.json').write_text(json.dumps(scores))
@@ -181,24 +162,14 @@ class MadeRuns:
         write_predictions(file, probabilities[::-1], **options)
         return probabilities
 
-    def add_pretraining(
-        self, row: Row, seed: int, *, l1: float = 20.0, epoch_seconds: float = 10.0
-    ) -> None:
-        folder = run_folder(self.output, row.pretraining, row, seed)
-        self._write_run(folder, row.pretraining, row.pretrain, seed, True)
-        speed = {'seconds': epoch_seconds, 'images_per_second': EPOCH_IMAGES / epoch_seconds}
-        if row.pretraining == 'contrastive':
-            _write_records(folder, [{'epoch': epoch, 'loss': 1.0} | speed for epoch in (0, 1)])
-            return
-        normalised = row.pretrain.get('MODEL.SIMMIM.TARGET') == 'patch_normalised'
-        own = '_given_patch_statistics' if normalised else ''
-        records = []
-        for epoch, value in ((-1, 60.0), (0, l1 + 10), (1, l1 + seed)):
-            records.append({'epoch': epoch, 'loss': value / 100} | (speed if epoch >= 0 else {}))
-            for masks, off in (('holdout', -5), ('reference', 0)):
-                key = f'{masks}_l1_grey'
-                records[-1] |= {f'{key}{own}': value + off, f'{key}_mean': 43.5 + off}
-                records[-1] |= {f'{key}_linear': 37.1 + off}
+    def add_pretraining(self, row: Row, seed: int, *, l1: float = 20.0, **changes: Any) -> None:
+        """A pre-training of two epochs with 80 images each, whose options may differ."""
+        folder, stage = run_folder(self.output, row.pretraining, row, seed), row.pretraining
+        self._write_run(folder, stage, row.changes[stage] | changes, seed, True)
+        last = {'l1_grey': l1 + seed, 'l1_grey_mean': 43.5, 'l1_grey_linear': 37.1}
+        records = [{'epoch': n, 'seconds': 10.0, 'images_per_second': 8.0} for n in (0, 1)]
+        if stage == 'simmim':
+            records[-1] |= {f'reference_{name}': value for name, value in last.items()}
         _write_records(folder, records)
 
     def _write_run(
@@ -210,15 +181,11 @@ class MadeRuns:
         (folder / 'config.yaml').write_text(text)
         record = {
             'stage': stage,
-            'command': ['main.py', '--output', str(self.output)],
             'code': 'v1-2-gabc',
             'seed': seed,
             'processes': 1,
-            'environment': {'gpus': [], 'packages': {'torch': '2.6'}},
             'data': {'fingerprint': 'f00', 'files': {'train.csv': 'ba5e'}},
-            'starts': [{'time': '2020-01-01T00:00:00+00:00'}],
             'finished': '2020-01-01T00:10:00+00:00' if finished else None,
-            'seconds': 600.123456789,
         }
         (folder / 'run.json').write_text(json.dumps(record))
 
@@ -226,7 +193,9 @@ class MadeRuns:
 def collect_five(folder: Path) -> dict[str, Any]:
     """A row above the reference, one below, one inside the noise with one seed, one missing."""
     made = MadeRuns(folder)
-    sweep = make_sweep(['0.1', '0.6', '0.7', '0.8', '0.9'], reference=1)
+    published = {'source': 'A 2020', 'measure': 'top-1', 'values': {'0.1': 82.8}}
+    names = ['0.1', '0.6', '0.7', '0.8', '0.9']
+    sweep = make_sweep(folder, names, reference=1, published=published)
     strengths = {'0.1': 2.5, '0.6': 1.0, '0.7': 1.01, '0.8': 0.1}
     for row in sweep.rows[:4]:
         for seed in SEEDS[:1] if row.name == '0.7' else SEEDS:
@@ -240,8 +209,8 @@ def row_of(collected: dict[str, Any], name: str) -> dict[str, Any]:
 
 @cache
 def _config_text(stage: str, changes: tuple[tuple[str, Any], ...], level: str) -> str:
-    config = changed_config(reference_files()[stage], stage).clone()
-    config.defrost()
+    config = default_config()
+    config.merge_from_file(str(reference_files()[stage]))
     config.DATA.DATA_PATH, config.TAG = 'THE_DATA', 'THE_TAG'
     config.EVAL.LEVEL = level
     config.merge_from_list([word for pair in changes for word in pair])

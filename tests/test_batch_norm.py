@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from engine import distributed
 from engine.parallel import share_batch_norm
-from models.timm_classifier import TimmClassifier
 
 EXACT = {'rtol': 1e-10, 'atol': 1e-12}
 
@@ -97,32 +96,6 @@ def test_ranks_together_are_one(kind: str, split: list[int], monkeypatch) -> Non
                     torch.testing.assert_close(part, value, **EXACT, msg=key)
     fresh = values(*shape, seed=9)
     torch.testing.assert_close(several[0].eval()(fresh), one.eval()(fresh), **EXACT)
-
-
-def test_half_precision_is_normalised_in_float32(monkeypatch) -> None:
-    """As PyTorch's own does: its weights stay float32, and the result has the input's type."""
-    one, x = nn.BatchNorm2d(3), (values(4, 3, 8, 8) + 50).to(torch.bfloat16)
-    shared = copy.deepcopy(one)
-    share_batch_norm(shared)
-    (got,) = Ranks(1, monkeypatch).run(lambda rank: shared(x))
-    assert got.dtype == torch.bfloat16
-    torch.testing.assert_close(got, one(x), rtol=0.01, atol=0.01)
-    torch.testing.assert_close(shared.running_var, one.running_var, rtol=1e-4, atol=0)
-
-
-def test_a_whole_model_is_changed_in_place(monkeypatch) -> None:
-    """Features and running statistics of a whole network on two ranks are those on one."""
-    torch.manual_seed(0)
-    one = TimmClassifier('test_efficientnet', 64, 1, 3).double().train()
-    both = [copy.deepcopy(one) for _ in range(2)]
-    for model in both:
-        share_batch_norm(model)
-        share_batch_norm(model)  # as often as one likes
-    x = values(4, 1, 64, 64)
-    got = Ranks(2, monkeypatch).run(lambda rank: both[rank](x.chunk(2)[rank]))
-    torch.testing.assert_close(torch.cat(got), one(x), rtol=1e-8, atol=1e-10)
-    for key, value in one.state_dict().items():
-        torch.testing.assert_close(both[1].state_dict()[key], value, rtol=1e-8, atol=1e-10)
 
 
 def test_other_kinds_are_refused_by_name() -> None:

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
-from transfers import LOGGER, assert_same
+from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images
 from yacs.config import CfgNode
 
 from config import config_text, default_config
@@ -17,9 +17,6 @@ from models import build_model
 from models.pretrained import fit_pretrained
 from models.timm_classifier import TimmClassifier
 from utils import load_pretrained
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-GREY = ((0.503,), (0.292,))
 
 
 def make_config(name: str, channels: int = 3, size: int = 32, labels: int = 14) -> CfgNode:
@@ -58,13 +55,6 @@ def make_timm(name: str, **options: object) -> torch.nn.Module:
 
 def images(channels: int = 3, size: int = 32) -> torch.Tensor:
     return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(5))
-
-
-def grey_images(statistics: tuple, size: int = 32) -> torch.Tensor:
-    """The same grey images in [0, 1] as channels normalised by these statistics."""
-    grey = torch.rand(2, 1, size, size, generator=torch.Generator().manual_seed(5))
-    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
-    return (grey - mean) / std
 
 
 # Files of others

@@ -63,10 +63,3 @@ def test_evaluation_needs_no_training_data(tmp_path):
     assert len(loaders.valid.dataset) == 4
     with pytest.raises(ValueError, match=r'train\.csv'):
         build_loader(make_config(tmp_path), LOGGER, is_pretrain=False)
-
-
-def test_a_label_that_the_policy_leaves_with_one_class_is_refused(tmp_path):
-    write_split(tmp_path, 'train', 4, cycle=('1.0', '-1.0', '1.0', '-1.0'))
-    config = make_config(tmp_path, 'DATA.UNCERTAIN', 'ones', 'DATA.HOLDOUT_FRACTION', 0.0)
-    with pytest.raises(ValueError, match='No Finding.*DATA.UNCERTAIN'):
-        build_loader(config, LOGGER, is_pretrain=False)

@@ -14,8 +14,6 @@ from data.labels import (
     COMPETITION_LABELS,
     LABELS,
     POLICIES,
-    UNCERTAIN_CLASS,
-    check_two_classes,
     count_uncertain,
     evaluation_targets,
     label_policies,
@@ -187,31 +185,3 @@ def test_options_that_do_not_fit_the_labels_are_refused(
     get_config(Namespace(cfg=cfg, opts=['MODEL.NUM_CLASSES', '14'], stage='finetune'))
     with pytest.raises(ValueError, match=key):
         get_config(Namespace(cfg=cfg, opts=[str(word) for word in pairs], stage='finetune'))
-
-
-@pytest.mark.parametrize('blank', ['negative', 'ignore'])
-@pytest.mark.parametrize('policy', POLICIES)
-def test_a_label_with_one_class_is_refused_if_another_policy_would_give_two(
-    policy: str, blank: str
-) -> None:
-    """Every multiset of three values, against the targets under all policies."""
-    values = [1, 0, -1, NAN]
-    others = [(p, b) for p in POLICIES for b in ('negative', 'ignore')]
-
-    def has_two(labels: np.ndarray, p: str, b: str) -> bool:
-        column = targets_of(labels, p, b)[:, 1]
-        column = column[column != UNCERTAIN_CLASS]
-        return bool((column >= 0.5).any() and (column < 0.5).any())
-
-    for triple in {tuple(sorted(t, key=str)) for t in np.ndindex(4, 4, 4)}:
-        labels = np.zeros((3, K), np.float32)
-        labels[0] = 1
-        labels[:, 1] = [values[i] for i in triple]
-        targets = targets_of(labels, policy, blank)
-        if has_two(labels, policy, blank):
-            assert check_two_classes(labels, targets) == []
-        elif any(has_two(labels, *other) for other in others):
-            with pytest.raises(ValueError, match=LABELS[1]):
-                check_two_classes(labels, targets)
-        else:
-            assert check_two_classes(labels, targets) == [LABELS[1]]

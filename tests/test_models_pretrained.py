@@ -1,40 +1,37 @@
 """Weights of other models, stages and channel counts: what they become in ours."""
 
-import numpy as np
 import pytest
 import torch
 from golden_cases import fill
-from transfers import TABLE, assert_same, load, make_config, make_model, transfer
+from transfers import (
+    GREY,
+    IMAGENET,
+    TABLE,
+    assert_same,
+    grey_images,
+    in_grey_levels,
+    load,
+    make_config,
+    make_model,
+    transfer,
+)
 from yacs.config import CfgNode
 
 from models.convert import resize_position_embedding
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-GREY = ((0.503,), (0.292,))
 SHARED = f'rel_pos_bias.{TABLE}'
-
-
-def grey_images(statistics, size=32, channels=None):
-    """The same grey images in [0, 1], as channels normalised by the statistics see them."""
-    grey = torch.from_numpy(np.random.RandomState(5).random_sample((2, 1, size, size)))
-    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in statistics)
-    return ((grey - mean) / std).float()
 
 
 def masks(model):
     return torch.from_numpy(fill.masks(6, 2, 32, 8, model.patch_size, 0.5))
 
 
-def in_grey_levels(images, statistics):
-    """Normalised channels back to pixels in [0, 1], averaged over the channels."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
-    return (images * std + mean).mean(1)
-
-
 # Channels
 
 
-@pytest.mark.parametrize('kind, head', [('swin', 'linear'), ('vit', 'mlp')])
+@pytest.mark.parametrize(
+    'kind, head', [('swin', 'linear'), ('vit', 'mlp'), ('swin', 'inverse_swin_nano')]
+)
 @torch.no_grad()
 def test_three_channels_fold_to_one_exactly(kind, head, tmp_path):
     options = {'MODEL__SIMMIM__HEAD': head}

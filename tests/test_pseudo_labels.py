@@ -116,12 +116,12 @@ def test_rows_that_may_have_no_pseudo_labels_are_refused(tmp_path: Path) -> None
     valid, test = (pd.read_csv(root / f'{split}.csv') for split in ('valid', 'test'))
     test = test['Path'] if 'Path' in test else test['Study'] + '/view1_frontal.jpg'
     file = tmp_path / 'p.csv'
-    others = held_out.path[0], labelled.records.path[1], lateral[0], valid['Path'][0], test[0]
-    for path in (*others, 'CheXpert-phantom/train/patient99999/study1/view1_frontal.jpg'):
+    unknown = 'CheXpert-phantom/train/patient99999/study1/view1_frontal.jpg'
+    own = held_out.path[0], labelled.records.path[1], lateral[0]
+    for path in (*own, valid['Path'][0], test[0], unknown):
         write(file, [*frontal[:2], path], np.ones((3, len(LABELS))))
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match=f'DATA.PSEUDO_LABELS {file}, row 4 '):
             loaders_of(root, *views, 'DATA.PSEUDO_LABELS', str(file))
-        assert f'DATA.PSEUDO_LABELS {file}, row 4 ' in str(error.value)
 
 
 @pytest.mark.parametrize('cells', [['-1'] * 14, [''] * 14])

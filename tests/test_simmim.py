@@ -234,18 +234,6 @@ def test_wrong_sizes_are_named(kind: str) -> None:
         model(torch.zeros(2, 1, 32, 32), mask[:, :-1])
 
 
-def test_skip_lists_carry_the_encoders_prefix() -> None:
-    swin, vit = tiny_model('swin'), tiny_model('vit')
-    assert swin.no_weight_decay() == {'encoder.absolute_pos_embed', 'encoder.mask_token'}
-    assert vit.no_weight_decay() == {'encoder.pos_embed', 'encoder.cls_token'}
-    assert swin.no_weight_decay_keywords() == vit.no_weight_decay_keywords() == set()
-    swin, vit = tiny_model('swin', is_pretrain=False), tiny_model('vit', is_pretrain=False)
-    assert swin.no_weight_decay() == {'absolute_pos_embed', 'mask_token'}
-    assert swin.no_weight_decay_keywords() == {'relative_position_bias_table'}
-    assert vit.no_weight_decay() == {'pos_embed', 'cls_token'}
-    assert vit.no_weight_decay_keywords() == set()
-
-
 def test_layer_ids_follow_the_depth_of_swin() -> None:
     model = tiny_model('swin', is_pretrain=False, MODEL__SWIN__APE=True)
     assert model.get_num_layers() == 4
@@ -262,23 +250,5 @@ def test_layer_ids_follow_the_depth_of_swin() -> None:
         'absolute_pos_embed': 5,
         'token': 5,  # a part of the name mask_token is not mask_token
         't': 5,
-    }
-    assert {name: model.get_layer_id(name) for name in want} == want
-
-
-def test_layer_ids_follow_the_depth_of_vit() -> None:
-    model = tiny_model('vit', is_pretrain=False)
-    assert model.get_num_layers() == 3
-    want = {
-        'cls_token': 0,
-        'pos_embed': 0,
-        'mask_token': 0,
-        'patch_embed.proj.bias': 0,
-        'blocks.0.gamma_1': 1,
-        'blocks.2.attn.q_bias': 3,
-        'rel_pos_bias.relative_position_bias_table': 4,
-        'norm.weight': 4,
-        'fc_norm.weight': 4,
-        'head.bias': 4,
     }
     assert {name: model.get_layer_id(name) for name in want} == want

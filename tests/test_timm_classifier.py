@@ -158,16 +158,6 @@ def test_impossible_options_are_refused(key: str, options: dict) -> None:
         check_config(make_config(**options), 'finetune')
 
 
-def test_layer_decay_is_refused_where_timm_has_no_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(timm.models.ResNet, 'group_matcher')
-    find_layout.cache_clear()
-    check_config(make_config(), 'finetune')
-    assert build_model(make_config(), is_pretrain=False).get_layer_id('encoder.conv1.weight') == 1
-    with pytest.raises(ValueError, match='TRAIN.LAYER_DECAY'):
-        check_config(make_config(TRAIN__LAYER_DECAY=0.5), 'finetune')
-    find_layout.cache_clear()
-
-
 # Runs
 
 
