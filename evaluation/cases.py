@@ -4,17 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
-import pandas as pd
 
 from data.labels import LABELS, UNCERTAIN
-from data.records import (
-    LabelTable,
-    Predictions,
-    Records,
-    normalise_name,
-    study_name,
-    views_in_names,
-)
+from data.records import LabelTable, Predictions, Records, row_names, views_in_names
 from evaluation.metrics import study_level
 
 SHOWN = 3  # names that a message gives as examples
@@ -178,9 +170,8 @@ def _pair_rows(
 
     Rows are matched by study if either file has studies, and otherwise by image.
     """
-    key = study_name if 'Study' in (predictions.key, table.key) else normalise_name
-    given = pd.Index([key(name) for name in predictions.names])
-    wanted = pd.Index([key(name) for name in table.records.path])
+    key = 'Study' if 'Study' in (predictions.key, table.key) else 'Path'
+    given, wanted = row_names(predictions.names, key), row_names(table.records.path, key)
     if table.key == 'Path':  # a study's prediction may serve several images
         of_table, of_predictions = np.arange(len(wanted)), given.get_indexer(wanted)
     else:

@@ -138,103 +138,9 @@ class Rounds:
             weights=self.pretrained,
         )
 
-<<<<<<< HEAD
     def run(self, rounds: int) -> int:
         """Run at most this many rounds after round 0; returns the exit code of the last run."""
         scores = []
-=======
-
-class Patients:
-    """The training patients of a setup: held out, labelled and unlabelled.
-
-    Args:
-        config: Run configuration of round 0.
-
-    Raises:
-        ValueError: If the CSV cannot be read, no patient is held out, or held-out images of the
-            training views are not predicted.
-    """
-
-    def __init__(self, config: Config) -> None:
-        config = config.clone()
-        config.defrost()
-        config.DATA.CACHE_DIR = ''  # the CSV files are in the data folder
-        if not config.DATA.HOLDOUT_FRACTION:
-            raise ValueError(
-                'DATA.HOLDOUT_FRACTION must be above 0, got 0.0: held-out patients decide which '
-                'predictions and which round are kept'
-            )
-        learned, scored = config.DATA.VIEWS, config.EVAL.VIEWS or config.DATA.VIEWS
-        if scored not in (learned, 'all'):
-            raise ValueError(
-                f"EVAL.VIEWS must be '', 'all' or as DATA.VIEWS ({learned!r}), got {scored!r}: "
-                'held-out images of all training views decide which predictions are kept'
-            )
-        self.config, self.labels = config, task_labels(config.DATA.TASK)
-        everything = read_split(config, 'train', logging.getLogger(__name__))
-        self.train, self.held_out = split_holdout(everything, config.DATA.HOLDOUT_FRACTION)
-        self.unlabelled = unlabelled_records(config, self.train)
-
-    def real(self, records: Records) -> np.ndarray:
-        """The real labels of some records as they are scored, [N, K]."""
-        data = self.config.DATA
-        return scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
-
-    def predicted(self, folder: Path, split: str, records: Records) -> np.ndarray:
-        """Predictions of a run for some records, [N, K]; NaN where there are none."""
-        file = folder / f'predictions_{split}.csv'
-        predictions = read_predictions(file)
-        check_task(file, self.config.DATA.TASK)
-        return look_up(predictions, records.path, self.labels)
-
-    def held_out_score(self, folder: Path) -> float:
-        """The mean AUROC of a run's held-out predictions that EVAL.SELECT names."""
-        options = self.config.EVAL
-        records = select_views(self.held_out, options.VIEWS or self.config.DATA.VIEWS)
-        probabilities = self.predicted(folder, 'holdout', records)
-        table = score_probabilities(self.config, probabilities, self.real(records), records.study)
-        return selection_score(table, options.SELECT)
-
-
-@dataclass
-class Rounds:
-    """The rounds of a setup, run one after the other; finished rounds are left alone.
-
-    Attributes:
-        setup: What they share.
-        say: Takes a line about the progress.
-        jobs: The rounds that were run, by number.
-        scores: Their held-out scores.
-        best: Number of the best one.
-        reason: Why there is no further round.
-        reference: The run on all labels, if there is one.
-    """
-
-    setup: Setup
-    say: Callable[[str], None]
-    jobs: list[Job] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    best: int = 0
-    reason: str = ''
-    reference: Job | None = None
-
-    def __post_init__(self) -> None:
-        check_choice(self.setup.keep, self.setup.confidence)
-        self.setup.round(1)  # refuses options that no round can work with
-        self.patients = Patients(self.setup.round(0).config)
-        self.real_images = len(training_records(self.patients.config, self.patients.train))
-
-    def run(self, rounds: int, *, after_round: Callable[[Rounds], object]) -> int:
-        """Run at most this many rounds after round 0.
-
-        Args:
-            rounds: 1 or more.
-            after_round: Called after each round, and when it is known why there is no other.
-
-        Returns:
-            0, or the exit code of a run that did not finish.
-        """
->>>>>>> main
         for number in range(rounds + 1):
             images = self.choose(number) if number else 0
             if number and not images:
@@ -294,18 +200,10 @@ class Rounds:
             write_predictions(self.file(number), values[kept], **options)
         return int(kept.sum())
 
-<<<<<<< HEAD
     def real(self, records: Records) -> np.ndarray:  # [N, K]
         """The real labels of some records as they are scored."""
         data = self.config.DATA
         return scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
-=======
-    def _values(self, number: int) -> np.ndarray:
-        """[N, K] pseudo-labels of a round for all unlabelled images, NaN where there are none."""
-        read = read_predictions(self.setup.file(number), allow_empty=True)
-        patients = self.patients
-        return look_up(read, patients.unlabelled.path, patients.labels)
->>>>>>> main
 
     def predicted(self, job: Job, split: str, records: Records) -> np.ndarray:  # [N, K]
         """Predictions of a run for some records; NaN where there are none."""
@@ -334,7 +232,7 @@ class Rounds:
 
     def _values(self, file: str | Path, records: Records) -> np.ndarray:
         predictions = read_predictions(file, allow_empty=True)
-        return look_up(predictions, row_names(predictions, records.path), self.labels)
+        return look_up(predictions, records.path, self.labels)
 
     def _run(self, job: Job) -> int:
         file, record = job.config.DATA.PSEUDO_LABELS, read_record(job.folder) or {}

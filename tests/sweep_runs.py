@@ -11,13 +11,8 @@ import numpy as np
 import yaml
 from scipy.special import expit
 
-<<<<<<< HEAD
-from config import config_text
-from data.labels import LABELS
-=======
 from config import config_text, default_config
-from data.labels import COMPETITION_LABELS, LABELS
->>>>>>> main
+from data.labels import LABELS
 from data.records import DESCRIPTION, write_predictions
 from evaluation.metrics import score_table
 from logger import json_safe

@@ -1,6 +1,5 @@
 """Cases: how predictions and label files are matched by name, and label files that are refused."""
 
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,28 +20,6 @@ def matched(
 ) -> tuple[Cases, list[str]]:
     table = read_label_file(labels, **options)
     return match(read_predictions(predictions), table, name='it', level=level, complete=complete)
-
-
-def refusal(*arguments, **options) -> str:
-    with pytest.raises(ValueError) as error:
-        matched(*arguments, **options)
-    return str(error.value)
-
-
-def area(probabilities: list[float], targets: list[float]) -> float:
-    """AUROC as a share of pairs, ties half."""
-    both = list(zip(probabilities, targets, strict=True))
-    pairs = list(product([p for p, t in both if t == 1], [p for p, t in both if t == 0]))
-    return sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs)
-
-
-def matched(predictions: Path, labels: Path, *, level: str = 'study', complete=True, **options):
-    table = read_label_file(labels, **options)
-    return match(read_predictions(predictions), table, name='it', level=level, complete=complete)
-
-
-def cases_of(*arguments, **options):
-    return matched(*arguments, **options)[0]
 
 
 def refusal(*arguments, **options) -> str:
