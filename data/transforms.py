@@ -93,57 +93,61 @@ class Normalize:
         return image, scale, offset
 
 
-class PretrainTransform:
+class RandomCrop:
+    """Preprocessing, random crop and flip, which all training transforms begin with."""
+
+    def __init__(self, config: Config, interpolation: str, area: tuple[float, float]) -> None:
+        self.size = config.DATA.IMG_SIZE
+        self.preprocess = PREPROCESS[config.DATA.PREPROCESS]
+        self.area = tuple(config.AUG.CROP_AREA) or area
+        self.hflip = config.AUG.HFLIP
+        self.filters = FILTERS[interpolation]
+        self.normalize = Normalize(config)
+
+    def draw(self, image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Box, bool]:
+        """Return the preprocessed image, the box of the crop, and whether it is flipped."""
+        image = self.preprocess(image)
+        return image, draw_crop(rng, *full_size(image), area=self.area), rng.random() < self.hflip
+
+    def cut(
+        self, image: Image.Image, box: Box, flipped: bool, rng: np.random.Generator
+    ) -> np.ndarray:  # [S, S]
+        """Cut out the crop in grey levels; only a random filter draws from rng."""
+        resample = self.filters[0 if len(self.filters) == 1 else rng.integers(len(self.filters))]
+        pixels = resized_crop(image, box, self.size, resample)
+        return pixels[:, ::-1] if flipped else pixels
+
+
+class PretrainTransform(RandomCrop):
     """(image, rng) -> (normalised image [C, S, S], mask [h, w])."""
 
     def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
-        self.size = config.DATA.IMG_SIZE
-        self.preprocess = PREPROCESS[config.DATA.PREPROCESS]
-        self.area = tuple(config.AUG.CROP_AREA) or PRETRAIN_AREA
-        self.hflip = config.AUG.HFLIP
-        self.filters = FILTERS[config.DATA.PRETRAIN_INTERPOLATION]
+        super().__init__(config, config.DATA.PRETRAIN_INTERPOLATION, PRETRAIN_AREA)
         self.mask_generator = mask_generator
-        self.normalize = Normalize(config)
 
     def __call__(
         self, image: Image.Image, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        image = self.preprocess(image)
-        box = draw_crop(rng, *full_size(image), area=self.area)
-        flipped = rng.random() < self.hflip
+        drawn = self.draw(image, rng)
         mask = self.mask_generator(rng)
-        pixels = resized_crop(image, box, self.size, _choose(self.filters, rng))
-        pixels = pixels[:, ::-1] if flipped else pixels
+        pixels = self.cut(*drawn, rng)
         return torch.from_numpy(self.normalize(pixels)[0]), torch.from_numpy(mask)
 
 
-class TrainTransform:
+class TrainTransform(RandomCrop):
     """Fine-tuning: (image, rng) -> normalised image [C, S, S], augmented."""
 
     def __init__(self, config: Config) -> None:
-        self.size = config.DATA.IMG_SIZE
-        self.preprocess = PREPROCESS[config.DATA.PREPROCESS]
-        self.area = tuple(config.AUG.CROP_AREA) or FINETUNE_AREA
-        self.hflip = config.AUG.HFLIP
-        self.filters = FILTERS[config.DATA.INTERPOLATION]
+        super().__init__(config, config.DATA.INTERPOLATION, FINETUNE_AREA)
+        aug = config.AUG
         self.warp = RandomWarp(config)
-        strength = config.AUG.COLOR_JITTER
-        self.jitter_range = (max(0.0, 1 - strength), 1 + strength) if strength else None
-        self.erasing = {
-            'probability': config.AUG.REPROB,
-            'mode': config.AUG.REMODE,
-            'max_count': config.AUG.RECOUNT,
-        }
-        self.normalize = Normalize(config)
+        self.jitter = aug.COLOR_JITTER
+        self.erasing = {'probability': aug.REPROB, 'mode': aug.REMODE, 'max_count': aug.RECOUNT}
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
-        image = self.preprocess(image)
-        box = draw_crop(rng, *full_size(image), area=self.area)
-        flipped = rng.random() < self.hflip
-        pixels = resized_crop(image, box, self.size, _choose(self.filters, rng))
-        pixels = self.warp(pixels[:, ::-1] if flipped else pixels, rng)
-        if self.jitter_range:
-            brightness, contrast = rng.uniform(*self.jitter_range, size=2)
+        pixels = self.warp(self.cut(*self.draw(image, rng), rng), rng)
+        if self.jitter:
+            brightness, contrast = rng.uniform(max(0.0, 1 - self.jitter), 1 + self.jitter, size=2)
             pixels = jitter(pixels, brightness=brightness, contrast=contrast)
         normalized = self.normalize(pixels)[0]
         erase(normalized, rng, **self.erasing)
@@ -482,10 +486,6 @@ def _resize(
 ) -> np.ndarray:  # [H, W]
     pixels = np.asarray(image.resize(size, resample, box), np.float32)
     return pixels if image.mode == 'L' else np.clip(pixels, 0, 255)  # 'F' may overshoot
-
-
-def _choose(filters: tuple[Image.Resampling, ...], rng: np.random.Generator) -> Image.Resampling:
-    return filters[0] if len(filters) == 1 else filters[rng.integers(len(filters))]
 
 
 def _to_8_bit(image: Image.Image) -> np.ndarray:
