@@ -275,13 +275,8 @@ def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
     Returns:
         [1, 1 + grid_size ** 2, width].
 
-    Raises:
-        ValueError: If the width is not a multiple of 4.
-
     Source: He et al. 2022, arXiv:2111.06377.
     """
-    if width % 4:
-        raise ValueError(f'sine-cosine positions need a width that is a multiple of 4, got {width}')
     places = torch.arange(grid_size, dtype=torch.float64)
     frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = places[:, None] * frequencies  # [grid_size, width / 4]

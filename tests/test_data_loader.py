@@ -344,13 +344,12 @@ def test_a_run_lists_its_bad_images(bad_files, tmp_path):
 # Loaders and errors
 
 
-@pytest.mark.parametrize('cuda, pin', [(True, True), (True, False), (False, True)])
-def test_memory_is_pinned_only_with_cuda(monkeypatch, cuda, pin):
+@pytest.mark.parametrize('cuda', [True, False])
+def test_memory_is_pinned_only_with_cuda(monkeypatch, cuda):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
     config = loader_config()
-    config.DATA.PIN_MEMORY = pin
-    loader = make_loader(Blocked(), config, shuffle=False)
-    assert loader.pin_memory == (cuda and pin)
+    config.DATA.PIN_MEMORY = True
+    assert make_loader(Blocked(), config, shuffle=False).pin_memory == cuda
 
 
 class Blocked(Dataset):
