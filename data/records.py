@@ -824,7 +824,7 @@ def group_columns(
         if name not in own and name not in more:
             there = ', '.join((*own, *more)) or 'none'
             raise ValueError(
-                f'EVAL.GROUPS: no column {name!r}; found: {there} (further ones may be in the file of '
+                f'EVAL.GROUPS: no column {name!r}; found: {there} (others may be in the file of '
                 'DATA.DEMOGRAPHICS or --demographics)'
             )
         values = own[name] if name in own else _by_patient(more, name).reindex(records.patient)

@@ -32,11 +32,7 @@ def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
 
 
 def window_order(side: int, window_size: int, shift: int) -> torch.Tensor:
-    """Return the token at each place, window after window, of a grid rolled by -shift.
-
-    Returns:
-        [side^2] int64.
-    """
+    """Return the token at each place [side^2], window after window, of a grid rolled by -shift."""
     grid = torch.arange(side**2).view(1, side, side, 1).roll((-shift, -shift), dims=(1, 2))
     return window_partition(grid, window_size).flatten()
 
