@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,6 +222,18 @@ def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray) -> None:
         image: [S, S] uint8.
         saliency: [S, S] in [0, 1]; lower values are more transparent.
     """
+    figure, xrays, overlay = _map_figure(len(image))
+    for xray in xrays:
+        xray.set_data(image)
+    overlay.set_data(saliency)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.canvas.print_png(path, metadata={'Software': None})
+    figure.set_layout_engine('none')  # The layout is the same for every map.
+
+
+@cache
+def _map_figure(size_px: int) -> tuple[Any, list, Any]:
+    """An empty figure, its two X-rays and the map over the second."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import ListedColormap
@@ -228,19 +241,19 @@ def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray) -> None:
 
     colours = colormaps[COLOUR_MAP](np.linspace(0, 1, 256))
     colours[:, 3] = np.linspace(0, OPACITY, 256)
-    figure = Figure(figsize=(4.5, 2.05), layout='constrained')
+    empty = np.zeros((size_px, size_px))
+    figure = Figure(figsize=(4.5, 2.05), dpi=110, layout='constrained')
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    for axis in (left, right):
-        axis.imshow(image, cmap='gray', vmin=0, vmax=255)
+    axes = figure.subplots(1, 2)
+    xrays = [axis.imshow(empty, cmap='gray', vmin=0, vmax=255) for axis in axes]
+    for axis in axes:
         axis.set_axis_off()
-    shown = right.imshow(saliency, cmap=ListedColormap(colours), vmin=0, vmax=1)
-    bar = figure.colorbar(shown, ax=right, ticks=(0, 0.5, 1), fraction=0.05, pad=0.03)
+    overlay = axes[1].imshow(empty, cmap=ListedColormap(colours), vmin=0, vmax=1)
+    bar = figure.colorbar(overlay, ax=axes[1], ticks=(0, 0.5, 1), fraction=0.05, pad=0.03)
     bar.ax.set_facecolor('0.5')  # the grey of an X-ray shines through here too
     bar.ax.tick_params(labelsize=7)
     bar.set_label('relative importance (0 to 1)', fontsize=7)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={'Software': None})
+    return figure, xrays, overlay
 
 
 def write_maps(

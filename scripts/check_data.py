@@ -1,6 +1,7 @@
-"""Find everything that is wrong with a data set: its CSV files, its splits, every image.
+r"""Find everything that is wrong with a data set: its CSV files, its splits, every image.
 
-python scripts/check_data.py --data-path DIR --output problems.csv [--cfg configs/... --opts KEY VALUE]
+python scripts/check_data.py --data-path DIR --output problems.csv \
+    [--cfg configs/... --opts KEY VALUE]
 
 DIR may also be a packed store; it is never written to. The list has one row per finding. The exit
 code is 0 if there is no error, 1 if there is one, and 2 if the check could not be made.

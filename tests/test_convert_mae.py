@@ -150,17 +150,6 @@ def test_three_channels_fold_to_one_exactly(tmp_path) -> None:
     assert_same(patchify(got) * 0.292 + 0.503, want)
 
 
-def test_the_encoder_alone_leaves_the_decoder_new(tmp_path, log) -> None:
-    config = mae_config(3)
-    model = make_model(config, seed=2)
-    own = {key: value.clone() for key, value in model.decoder.state_dict().items()}
-    state = official_state(3, decoder=False)
-    load(state, config, model, tmp_path)
-    assert all(torch.equal(value, own[key]) for key, value in model.decoder.state_dict().items())
-    assert torch.equal(model.encoder.norm.weight, state['norm.weight'])
-    assert 'left over    0' in log.text and f'left new    {len(own)}' in log.text
-
-
 @torch.no_grad()
 def test_pretraining_resumes_at_another_size_with_resized_positions(tmp_path) -> None:
     larger = mae_config(1, DATA__IMG_SIZE=48)
@@ -225,12 +214,3 @@ def test_timms_vit_gives_the_same_logits(pool: str, tmp_path, log) -> None:
     images = torch.randn(3, 3, 32, 32)
     assert_same(model(images), vit(images))
     assert 'left new     0' in log.text and 'left over    0' in log.text
-
-
-# What is refused
-
-
-def test_an_encoder_that_it_does_not_fit_is_refused(tmp_path) -> None:
-    config = mae_config(3, MODEL__VIT__INIT_VALUES=0.1)
-    with pytest.raises(ValueError, match=r'4 missing \(blocks\.0\.gamma_1'):
-        load(official_state(3), config, make_model(config, seed=2), tmp_path)

@@ -125,12 +125,6 @@ def test_every_planted_fault_is_found_and_nothing_else(
     assert check(spoilt) == sorted(expected, key=str)
 
 
-@pytest.mark.slow
-def test_real_x_rays_hold_one_image_twice(nih1000: Path, check: Callable) -> None:
-    file = 'train/patient02658/study2/view1_frontal.png'  # as study 1, to the byte
-    assert check(nih1000) == [('same pixels', 'train.csv', None, file)]
-
-
 def test_faults_in_a_file_of_studies(spoilt: Path, check: Callable) -> None:
     studies = sorted(set(read_text(spoilt / 'valid.csv')['Path'].str.rpartition('/')[0]))
     table = pd.DataFrame({'Study': studies}).reindex(columns=['Study', *LABELS], fill_value='')

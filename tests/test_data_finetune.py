@@ -19,7 +19,7 @@ def test_finetuning_batches_carry_targets_and_positions(data_path):
             np.testing.assert_array_equal(target, wanted)
 
 
-@pytest.mark.parametrize('policy, value', [('ones', 1.0), ('zeros', 0.0), ('ignore', np.nan)])
+@pytest.mark.parametrize('policy, value', [('ones', 1.0), ('ignore', np.nan)])
 def test_policies_are_for_training_alone(data_path, policy, value):
     config = make_config(data_path, 'DATA.UNCERTAIN', policy)
     loaders = build_loader(config, LOGGER, is_pretrain=False)

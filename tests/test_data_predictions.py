@@ -45,21 +45,6 @@ def test_what_is_written_is_read(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['p.csv', 'p.json']
 
 
-def test_a_file_that_cannot_be_replaced_is_left_unchanged(tmp_path, monkeypatch):
-    file, options = tmp_path / 'p.csv', {'paths': ['a'], 'labels': ['Edema'], 'source': {}}
-    write_predictions(file, np.array([[0.5]]), **options)
-    before = file.read_bytes()
-
-    def fail(*_: object) -> None:
-        raise OSError('no space')
-
-    monkeypatch.setattr(os, 'replace', fail)
-    with pytest.raises(OSError, match='no space'):
-        write_predictions(file, np.array([[0.25]]), **options)
-    assert file.read_bytes() == before
-    assert sorted(os.listdir(tmp_path)) == ['p.csv', 'p.json']
-
-
 def test_columns_in_any_order_give_the_same(tmp_path):
     """Public files hold `Study` and the five tasks in orders of their own."""
     rng = np.random.default_rng(0)
@@ -77,10 +62,8 @@ def test_columns_in_any_order_give_the_same(tmp_path):
 @pytest.mark.parametrize(
     'text, parts',
     [
-        ('', ['p.csv']),
         ('Image,Edema\na,0.5\n', ['p.csv', 'Path', 'Study', 'Image']),
         ('Path,Oedema\na,0.5\n', ['p.csv', 'Oedema']),
-        ('Path,Edema,Fracture\na,0,0\nb,1\n', ['p.csv, row 3']),
         (
             f'Path,Edema\n{image(1)},0\nb,0\n\n{image(1, prefix="x", suffix=".PNG")},0\n',
             ['p.csv, row 5', 'row 2'],
@@ -90,7 +73,7 @@ def test_columns_in_any_order_give_the_same(tmp_path):
                 f'Path,Fracture,Edema\na,0,0\nb,0,{cell}\n',
                 ['p.csv, row 3', "'Edema'", repr(cell)],
             )
-            for cell in ('1.0001', 'nan', '', '50%')
+            for cell in ('1.0001', 'nan', '')
         ),
     ],
 )

@@ -31,10 +31,10 @@ def cells_of(rng: np.random.Generator, share: tuple[float, ...] = (0.2, 0.2, 0.3
     return dict(zip(LABELS, rng.choice(list(KIND_OF_CELL), K, p=share), strict=True))
 
 
-@pytest.fixture
-def mixed(tmp_path: Path) -> Path:
+@pytest.fixture(scope='module')
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All three files: studies of one to three images whose labels may differ; no images."""
-    rng = np.random.default_rng(0)
+    rng, tmp_path = np.random.default_rng(0), tmp_path_factory.mktemp('mixed')
     number = 0
     for name, num_patients in (('train', 60), ('valid', 12), ('test', 15)):
         rows = []

@@ -15,7 +15,6 @@ from transfers import (
     make_model,
     transfer,
 )
-from yacs.config import CfgNode
 
 from models.convert import resize_position_embedding
 
@@ -95,23 +94,6 @@ def test_classifier_starts_from_pretraining_but_for_its_head(tmp_path, log):
     assert 'mask_token' in log.text
 
 
-def test_official_files_with_a_pickled_config_load(tmp_path):
-    source = make_model(make_config('swin', 3))
-    node = CfgNode({'DATA': CfgNode({'IMG_SIZE': 32}), 'MODEL': CfgNode({'TYPE': 'swin'})})
-    target = load(
-        source.state_dict(),
-        make_config('swin', 3),
-        make_model(make_config('swin', 3), seed=2),
-        tmp_path,
-        config=node,
-        optimizer={'state': {}, 'param_groups': [{'lr': 1e-3, 'betas': (0.9, 0.999)}]},
-        lr_scheduler={'base_values': [1e-3], 'warmup_t': 10, 'noise_range_t': None},
-        max_accuracy=0.0,
-        epoch=99,
-    )
-    assert_same(target.decoder[0].weight, source.decoder[0].weight)
-
-
 @torch.no_grad()
 def test_official_finetuned_swin_goes_into_both_stages(tmp_path):
     official = make_model(make_config('swin', 3, MODEL__NUM_CLASSES=1000), is_pretrain=False)
@@ -133,14 +115,6 @@ def test_official_finetuned_swin_goes_into_both_stages(tmp_path):
     features = official.forward_features(grey_images(IMAGENET))
     visible = torch.zeros(2, 8, 8, dtype=torch.int64)
     assert_same(pretraining.encoder(grey_images(GREY), visible).mean((2, 3)), features)
-
-
-def test_decoder_of_another_head_is_dropped(tmp_path, log):
-    config = make_config('vit', 1, MODEL__SIMMIM__HEAD='mlp')
-    decoder = make_model(config, seed=2).decoder.state_dict()
-    _, target = transfer(make_config('vit', 1), config, tmp_path)
-    assert all(torch.equal(v, decoder[k]) for k, v in target.decoder.state_dict().items())
-    assert 'decoder is not used' in log.text
 
 
 # What is refused

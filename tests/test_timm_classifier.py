@@ -1,6 +1,5 @@
 """Models of timm as classifiers: what timm computes, under this project's interface."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -62,18 +61,6 @@ def test_it_is_timms_own_classifier(name: str) -> None:
         torch.testing.assert_close(logits, timm_twin(model)(x), rtol=1e-5, atol=1e-5)
     assert features.shape == (2, model.num_features)
     assert all(key.startswith(('encoder.', 'head.')) for key in model.state_dict())
-
-
-def test_gradient_checkpointing_changes_no_gradient() -> None:
-    x, gradients = images(32), []
-    for use_checkpoint in (False, True):
-        torch.manual_seed(0)
-        model = TimmClassifier('resnet18', 32, 1, 3, use_checkpoint=use_checkpoint).train()
-        assert model.encoder.grad_checkpointing is use_checkpoint
-        model(x).square().sum().backward()
-        gradients.append([p.grad for p in model.parameters()])
-    for plain, again in zip(*gradients, strict=True):
-        torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5 * plain.abs().max().item())
 
 
 # Groups of the optimizer
@@ -186,13 +173,3 @@ def test_a_resnet_learns_and_its_last_layer_alone(phantom, tmp_path) -> None:
     after = read_checkpoint(last / 'ckpt_epoch_0.pth')['model']
     for key, value in before.items():
         assert torch.equal(after[key], value) != key.startswith('head.'), key
-
-
-@pytest.mark.slow
-def test_a_resnets_report_has_its_maps_and_their_check(phantom, tmp_path) -> None:
-    sections = {'REPORT': {'WRITE': True, 'MAPS': 1}, 'EVAL': {'RESAMPLES': 0}}
-    folder = fine_tune('test_resnet', tmp_path, phantom, DATA={'IMG_SIZE': 64}, **sections)
-    document = json.loads((folder / 'report.json').read_text())
-    assert document['maps'] and all((folder / one['file']).is_file() for one in document['maps'])
-    assert -1 <= document['maps_check']['similarity'] < 0.9
-    assert {'name': 'Model', 'value': 'test_resnet, 64 px'} in document['run']
