@@ -1,10 +1,12 @@
 """Relative position bias of attention: table rows for pairs of tokens, and resizing of tables."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from scipy.interpolate import RectBivariateSpline
+from torch import nn
 
 # Last rows of a ViT's table: the class token as query, as key, and as both.
 CLASS_TOKEN_ROWS = 3
@@ -41,6 +43,12 @@ def grid_index(side: int) -> torch.Tensor:
 def gather_bias(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Return the bias of the logits, [heads, N, N], from table [T, heads] and index [N, N]."""
     return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1).contiguous()
+
+
+def gather_biases(attention: Sequence[nn.Module]) -> tuple[torch.Tensor, ...]:
+    """Return the bias [heads, N, N] of each attention module, gathered at once."""
+    tables = torch.cat([module.relative_position_bias_table for module in attention], dim=1)
+    return gather_bias(tables, attention[0].relative_position_index).chunk(len(attention))
 
 
 def resize_table(table: torch.Tensor, new_len: int) -> torch.Tensor:
