@@ -12,7 +12,7 @@ import yaml
 from scipy.special import expit
 
 from config import config_text, default_config
-from data.labels import COMPETITION_LABELS, LABELS
+from data.labels import LABELS
 from data.records import DESCRIPTION, write_predictions
 from evaluation.metrics import score_table
 from logger import json_safe
@@ -130,7 +130,6 @@ class MadeRuns:
                 self.targets,
                 [path.rpartition('/')[0] for path in self.paths],
                 labels=LABELS,
-                five=COMPETITION_LABELS,
                 level=self.level,
             )
         return json_safe(SCORES[key] | {'views': 'frontal', 'loss': 0.3})
