@@ -10,6 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 from config import Config
 from logger import read_metrics
@@ -216,27 +221,20 @@ def chance(config: Config, images: int) -> float | None:
 
 
 @contextlib.contextmanager
-def _drawing(path: str | Path, height: float) -> Iterator[Any]:
+def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
     """A figure as wide as a page, `height` inches high, which is saved at the end."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     path = Path(path)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout='constrained')
-        FigureCanvasAgg(figure)
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=200)
 
 
 def _draw_rows(
-    axis: Any, collected: Collected, places: Sequence[float], seeds: Sequence[pd.Series]
+    axis: Axes, collected: Collected, places: Sequence[float], seeds: Sequence[pd.Series]
 ) -> None:
     """Means with standard deviations, and the value of each seed next to them."""
-    from matplotlib.transforms import ScaledTranslation
-
     moved = ScaledTranslation(SEED_OFFSET / 72, 0, axis.figure.dpi_scale_trans)
     if row_numbers(collected):
         line = pd.Series([values.mean() for values in seeds], index=places).sort_index().dropna()
@@ -254,7 +252,7 @@ def _draw_rows(
             axis.annotate(f'n = {len(values)}', (place, values.mean()), fontsize=7, **note)
 
 
-def _draw_trivial(axis: Any, collected: Collected, places: Sequence[float]) -> None:
+def _draw_trivial(axis: Axes, collected: Collected, places: Sequence[float]) -> None:
     """The error of predictors without a model, as a line through the rows."""
     for predictor, (name, dashes) in TRIVIAL.items():
         means = [pretrain_figure(row, predictor).mean() for row in collected['rows']]
@@ -263,9 +261,7 @@ def _draw_trivial(axis: Any, collected: Collected, places: Sequence[float]) -> N
         axis.plot(line.index, line, **style)
 
 
-def _add_row_legend(figure: Any, axis: Any, collected: Collected) -> None:
-    from matplotlib.lines import Line2D
-
+def _add_row_legend(figure: Figure, axis: Axes, collected: Collected) -> None:
     styles = {'mean ± SD over seeds': ROW, 'reference': REFERENCE, 'seed': SEED | {'color': COLOUR}}
     handles = {name: Line2D([], [], **style, linestyle='') for name, style in styles.items()}
     handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
@@ -275,7 +271,7 @@ def _add_row_legend(figure: Any, axis: Any, collected: Collected) -> None:
     figure.supxlabel(f'{text}{NOT_FOR_CLINICAL_USE}', fontsize=7, color=GREY)
 
 
-def _draw_curves(axis: Any, row: Row, seeds: Sequence[int], output: str | Path) -> None:
+def _draw_curves(axis: Axes, row: Row, seeds: Sequence[int], output: str | Path) -> None:
     """For each seed the loss by epoch, and the loss of a network without information."""
     last = []
     for seed in seeds:
@@ -327,11 +323,9 @@ def _method_style(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add_method_legend(
-    figure: Any, collected: Collected, rows: Sequence[Mapping[str, Any]], bars: str
+    figure: Figure, collected: Collected, rows: Sequence[Mapping[str, Any]], bars: str
 ) -> None:
     """Legend above the figure, and a line below that explains the bars."""
-    from matplotlib.lines import Line2D
-
     handles = [Line2D([], [], **_method_style(number, row)) for number, row in enumerate(rows)]
     names = [row_title(collected, row) for row in rows]
     style = {'ncols': 4, 'loc': 'outside upper center', 'title': collected['title']}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -205,14 +205,8 @@ def _collect_row(
         'seeds': [
             {
                 'seed': seed,
-                'pretrain': _entry(
-                    run_folder(output, row.pretraining, row, seed),
-                    lambda folder: pretraining_figures(read_metrics(folder / 'metrics.jsonl')),
-                ),
-                'finetune': _entry(
-                    run_folder(output, 'finetune', row, seed),
-                    lambda folder: read_scores(folder).figures,
-                ),
+                'pretrain': _entry(run_folder(output, row.pretraining, row, seed), 'pretrain'),
+                'finetune': _entry(run_folder(output, 'finetune', row, seed), 'finetune'),
             }
             for seed in seeds
         ],
@@ -224,19 +218,20 @@ def _finished(row: Row, stage: str, seeds: Sequence[int], output: str | Path) ->
     return [folder for folder in folders if folder and is_finished(folder)]
 
 
-def _entry(folder: Path | None, read_figures: Callable) -> dict[str, Any] | None:
+def _entry(folder: Path | None, section: str) -> dict[str, Any] | None:
     """State, figures and provenance of a run; None for a stage that the row does not have."""
     if folder is None:
         return None
     if not is_finished(folder):
         return {'state': 'unfinished' if folder.is_dir() else 'missing', 'figures': None}
+    if section == 'pretrain':
+        figures = pretraining_figures(read_metrics(folder / 'metrics.jsonl'))
+    else:
+        figures = read_scores(folder).figures
     record = read_record(folder) or {}
     tables = (record.get('data') or {}).get('files') or {}
-    return {
-        'state': 'finished',
-        'figures': read_figures(folder),
-        'provenance': {'code': record.get('code'), 'tables': tables},
-    }
+    provenance = {'code': record.get('code'), 'tables': tables}
+    return {'state': 'finished', 'figures': figures, 'provenance': provenance}
 
 
 def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -374,7 +369,7 @@ class ScoredPatients:
         samples = [self.samples(run) for run in runs]
         shared = [score for score in samples[0] if all(score in each for each in samples)]
         means = {score: np.mean([each[score] for each in samples], axis=0) for score in shared}
-        return {s: dict(zip(('low', 'high'), interval(means[s]), strict=True)) for s in shared}
+        return {score: _bounds(interval(means[score])) for score in shared}
 
     def _resample(self, run: Scored) -> dict[str, np.ndarray]:
         cases = self._cases(run.folder / f'predictions_{run.figures["split"]}.csv')
@@ -511,11 +506,10 @@ def _over_seeds(
         )
         if is_compared(score) and not np.isnan(values).any():
             differences = values[:, 0] - values[:, 1]
-            low, high = t_interval(differences)
             compared[score] = {
                 'difference': float(differences.mean()),
                 'seeds': len(pairs),
-                'over_seeds': {'low': low, 'high': high},
+                'over_seeds': _bounds(t_interval(differences)),
                 'over_patients': dict.fromkeys(('low', 'high', 'p', 'p_holm'), float('nan')),
             }
     return compared
@@ -531,8 +525,11 @@ def _over_patients(
     samples = [[patients.samples(rows[seed]) for seed in seeds] for rows in (runs, others)]
     for score, part in compared.items():
         own, base = (np.mean([each[score] for each in row], axis=0) for row in samples)
-        low, high = interval(own - base)
-        part['over_patients'] |= {'low': low, 'high': high, 'p': bootstrap_p(own - base)}
+        part['over_patients'] |= _bounds(interval(own - base)) | {'p': bootstrap_p(own - base)}
+
+
+def _bounds(pair: tuple[float, float]) -> dict[str, float]:
+    return dict(zip(('low', 'high'), pair, strict=True))
 
 
 # Summaries of rows ------------------------------------------------------------------------------
