@@ -402,7 +402,7 @@ _C.REPORT.ANONYMISE = False
 
 # Precision: 'O0' is float32; 'O1' and 'O2' are autocast. SimMIM's default '' has its flag's 'O1'.
 _C.AMP_OPT_LEVEL = 'O1'
-# [CheXpert] Whether autocast is used on a CPU with bfloat16 instructions, too.
+# [CheXpert] Whether autocast (bfloat16) is used on a CPU, too.
 _C.AMP_ON_CPU = False
 # Root of all run folders; a run writes to OUTPUT/MODEL.NAME/TAG. SimMIM's flag has this default.
 _C.OUTPUT = 'output'

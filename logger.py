@@ -3,13 +3,11 @@
 A full disk does not end a run: metrics that cannot be written are kept in memory and written later.
 """
 
+import contextlib
 import json
 import logging
 import math
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +34,12 @@ def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') ->
     logger.propagate = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # of a full disk
+            handler.close()
 
     place, text = '(%(filename)s %(lineno)d)', '%(levelname)s %(message)s'
     if dist_rank == 0:
-        console = _Console(sys.stdout)
+        console = logging.StreamHandler(sys.stdout)
         console.setLevel(logging.INFO)
         head = colored('[%(asctime)s %(name)s]', 'green') + colored(place, 'yellow')
         console.setFormatter(logging.Formatter(f'{head}: {text}', DATE_FORMAT))
@@ -76,23 +75,21 @@ class ScalarLog:
         self._has_warned = False
         self._board = None
         if enabled:
-            self._board = _open_board(self.path.parent)
+            # Imported here because it takes seconds, and only rank 0 of a run needs it.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.path.parent / 'tensorboard'))
 
     def forget_from(self, epoch: int) -> None:
         """Drop the records of `epoch` and later ones, which a resumed run writes again.
 
-        Raises:
-            ValueError: If a line is not a record of an epoch. An incomplete last line is dropped.
+        An incomplete last line, left by a run that was killed, is dropped too.
         """
         if not self.enabled or not self.path.exists():
             return
         lines = self.path.read_bytes().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b'\n'):
-            lines.pop()
-        records = _parse(lines, self.path)
-        kept = [
-            line for line, record in zip(lines, records, strict=True) if record['epoch'] < epoch
-        ]
+        complete = [line for line in lines if line.endswith(b'\n')]
+        kept = [line for line in complete if json.loads(line)['epoch'] < epoch]
         replace_file(self.path, b''.join(kept))
 
     def write_epoch(self, record: dict[str, Any]) -> None:
@@ -106,12 +103,11 @@ class ScalarLog:
             for key, value in record.items()
             if isinstance(value, int | float) and key != 'epoch'
         }
-        self._write_curves(scalars, record['epoch'], flush=True)
+        self._write_curves(scalars, record['epoch'])
 
     def write_step(self, values: dict[str, float], step: int) -> None:
         """Write curves within epochs to TensorBoard; `step` counts micro-batches."""
-        if self.enabled:
-            self._write_curves({f'step/{key}': value for key, value in values.items()}, step)
+        self._write_curves({f'step/{key}': value for key, value in values.items()}, step)
 
     def close(self) -> None:
         """Write what is still waiting, and warn if that fails."""
@@ -119,7 +115,8 @@ class ScalarLog:
         if self._waiting:
             self.logger.warning(f'{self.path}: the last records could not be written')
         if self._board is not None:
-            self._try_board(self._board.close)
+            with contextlib.suppress(OSError):
+                self._board.close()
             self._board = None
 
     def _write_waiting(self) -> None:
@@ -130,43 +127,32 @@ class ScalarLog:
                 while self._waiting:
                     self._waiting = self._waiting[file.write(self._waiting) :]
         except OSError as error:
-            self._warn(self.path, error)
+            if not self._has_warned:
+                self._has_warned = True
+                self.logger.warning(f'{self.path} cannot be written ({error.strerror})')
 
-    def _write_curves(self, scalars: dict[str, float], step: int, *, flush: bool = False) -> None:
-        def write() -> None:
-            # After an error SummaryWriter raises it again at every call, so a new one is opened. It
-            # would also create a run folder that somebody removed.
-            if self._board is None and self.path.parent.is_dir():
-                self._board = _open_board(self.path.parent)
-            if self._board is None:
-                return
+    def _write_curves(self, scalars: dict[str, float], step: int) -> None:
+        """Write to TensorBoard. After a first error, such as a full disk, nothing is written."""
+        if self._board is None:
+            return
+        try:
             for tag, value in scalars.items():
                 self._board.add_scalar(tag, value, step)
-            if flush:
-                self._board.flush()
-
-        self._try_board(write)
-
-    def _try_board(self, action: Callable[[], None]) -> None:
-        try:
-            action()
         except OSError as error:
             self._board = None
-            self._warn(self.path.parent / 'tensorboard', error)
-
-    def _warn(self, path: Path, error: OSError) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            self.logger.warning(f'{path} cannot be written ({error.strerror}); trying again later')
+            self.logger.warning(f'tensorboard/ is not written any more ({error.strerror})')
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Read the records of a `metrics.jsonl`, in order.
 
     Raises:
-        ValueError: If a line is not a record of an epoch; the message names file and line.
+        ValueError: If a line is not JSON; the message names the file.
     """
-    return list(_parse(Path(path).read_bytes().splitlines(), Path(path)))
+    try:
+        return [json.loads(line) for line in Path(path).read_bytes().splitlines()]
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
 
 
 def json_safe(value: Any) -> Any:
@@ -191,48 +177,3 @@ class _LogFile(logging.FileHandler):
             self.has_warned = True
             text = f'{self.baseFilename} cannot be written ({error.strerror})'
             print(text, file=sys.stderr)  # noqa: T201
-
-    def close(self) -> None:
-        try:
-            super().close()
-        except OSError:
-            self.stream = None
-
-
-class _Console(logging.StreamHandler):
-    """Standard output, which may be a file on a full disk or a closed pipe."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-
-def _open_board(folder: Path) -> Any:
-    # Imported here because it takes seconds, and only rank 0 of a run needs it.
-    from torch.utils.tensorboard import SummaryWriter
-
-    _silence_writer_thread()
-    return SummaryWriter(str(folder / 'tensorboard'))
-
-
-@cache
-def _silence_writer_thread() -> None:
-    """Print no traceback when SummaryWriter's thread ends on a full disk; its next call raises."""
-    others = threading.excepthook
-
-    def hook(args: threading.ExceptHookArgs) -> None:
-        is_writer = type(args.thread).__module__.startswith('tensorboard')
-        if not (is_writer and isinstance(args.exc_value, OSError)):
-            others(args)
-
-    threading.excepthook = hook
-
-
-def _parse(lines: list[bytes], path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            record['epoch'] + 0
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f'{path}, line {number}: this is not a record of an epoch') from None
-        yield record

@@ -40,21 +40,11 @@ class ViewsTransform:
     """(image, rng) -> views [C, S, S]: two, followed by SwAV's small crops [C, s, s].
 
     The augmentation keeps what an X-ray shows, and changes what a network could otherwise use to
-    recognise an image:
-
-    - A crop of at least 0.3 of the area (AUG.CROP_AREA). SimCLR's 0.08 is less than a lung: two
-      such views often share no anatomy.
-    - A horizontal flip (AUG.HFLIP, 0 in the configs). It makes left and right alike, although a
-      heart on the right is a disease (dextrocardia).
-    - Rotation, shift and similar changes, off by default (AUG.ROTATION, AUG.TRANSLATE, ...).
-    - Brightness and contrast by 1 +- AUG.COLOR_JITTER, because exposure and windowing differ
-      between machines. DATA.NORMALIZE 'image' undoes both, except for clipped pixels.
-    - Gaussian blur with probability CONTRASTIVE.BLUR, because focus, scatter and noise differ.
-      Its strength is SimCLR's at 224 px, and the same share of the side at other sizes.
-
-    Hue, saturation and greyscale have no effect on a grey image, and solarised X-rays look like no
-    real X-ray. MoCo-CXR (Sowrirajan et al. 2021, arXiv:2010.05352) also omits crops, blur and
-    jitter, because they could remove a finding; it uses flips and rotations by up to 10 degrees.
+    recognise an image: a crop of at least 0.3 of the area (in SimCLR's 0.08, two views often share
+    no anatomy), horizontal flip, the warps of AUG, brightness and contrast by 1 +-
+    AUG.COLOR_JITTER, and Gaussian blur with probability CONTRASTIVE.BLUR, whose strength is
+    SimCLR's at 224 px and the same share of the side at other sizes. MoCo-CXR (Sowrirajan et al.
+    2021, arXiv:2010.05352) uses flips and rotations only.
 
     Each view takes 27 uniform draws, whatever is turned off: crop (22), flip, brightness,
     contrast, whether it is blurred, and how much. Then follow the draws of RandomWarp.
@@ -130,9 +120,8 @@ def build_loader_contrastive(config: Config, logger: logging.Logger) -> Loaders:
 def whole_batches(records: Records, config: Config) -> Records:
     """Select as many records, evenly spread, as give all processes the same batches.
 
-    The loss compares the images of a batch over all processes. So only batches of one size are
-    comparable, and every process needs the same number of batches. If there are not enough images
-    for one batch per process, each process has one smaller batch.
+    The loss compares the images of a batch over all processes, so only batches of one size are
+    comparable. Too few images for whole batches become one smaller batch per process.
     """
     processes = distributed.world_size()
     whole = processes * config.DATA.BATCH_SIZE

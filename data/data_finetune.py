@@ -4,7 +4,6 @@ Training targets follow the policies for uncertain labels; uncertain labels are 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -15,8 +14,6 @@ from config import PROBES, Config
 from data import Loaders
 from data.labels import (
     LABELS,
-    POLICIES,
-    check_two_classes,
     count_uncertain,
     find_task,
     label_policies,
@@ -24,6 +21,7 @@ from data.labels import (
     scored_targets,
     task_labels,
     training_targets,
+    used_policies,
 )
 from data.loader import (
     XrayDataset,
@@ -34,12 +32,9 @@ from data.loader import (
 from data.records import (
     Predictions,
     Records,
-    check_task,
     describe_subset,
     group_columns,
     look_up,
-    normalise_name,
-    predictions_for,
     read_predictions,
     read_split,
     row_names,
@@ -60,7 +55,7 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
     if everything is not None:
         train_records, holdout_records = split_holdout(everything, config.DATA.HOLDOUT_FRACTION)
         if not config.EVAL_MODE:
-            parts = _training_loaders(config, train_records, holdout_records, logger)
+            parts = _training_loaders(config, train_records, logger)
         if config.EVAL.PREDICT_TRAIN:
             parts['whole'] = _eval_loader(config, 'all training', train_records, logger)
         if len(holdout_records):
@@ -79,29 +74,24 @@ def unlabelled_records(config: Config, records: Records) -> Records:
     Returns:
         Their records with the labels that were read; training must not use these labels.
     """
-    outside = ~_of_subset(config, records)
+    labelled = training_records(config, records).patient
+    outside = ~pd.Index(records.patient).isin(labelled)
     return select_views(records.select(outside), config.DATA.VIEWS)
 
 
 def _training_loaders(
-    config: Config, everything: Records, holdout: Records, logger: logging.Logger
+    config: Config, everything: Records, logger: logging.Logger
 ) -> dict[str, DataLoader]:
-    """Build `train` or, for probes, `plain`; policies are checked before a subset is taken."""
+    """Build `train` or, for probes, `plain`."""
     data = config.DATA
-    if data.TASK == 'observations':
-        viewed = select_views(everything, data.VIEWS)
-        # Predictions may cover only the images of the subset.
-        check_two_classes(viewed.labels, _training_targets(config, viewed, read_predicted=False))
     records = training_records(config, everything)
     targets = _training_targets(config, records)
     unused = np.isnan(targets).sum()
     remark = f'{unused} labels are ignored' if unused else ''
     _log_split(logger, 'train', records, remark, subset=describe_subset(config))
     if data.PSEUDO_LABELS:
-        pseudo_labelled, values = _read_pseudo_labels(config, everything, holdout)
-        counts = _describe_values(values, task_labels(data.TASK))
-        remark = f'{data.PSEUDO_LABELS}: positive + negative values: {counts}'
-        _log_split(logger, 'pseudo-labelled', pseudo_labelled, remark)
+        pseudo_labelled, values = _read_pseudo_labels(config, everything)
+        _log_split(logger, 'pseudo-labelled', pseudo_labelled, data.PSEUDO_LABELS)
         records = _joined(records, pseudo_labelled)
         targets = np.concatenate([targets, values])
     _warn_of_one_class(logger, 'train', targets, task_labels(data.TASK), 'nothing to learn')
@@ -120,22 +110,17 @@ def _training_loaders(
     return {'train': make_loader(dataset, config, shuffle=True, weights=weights)}
 
 
-def _training_targets(
-    config: Config, records: Records, *, read_predicted: bool = True
-) -> np.ndarray:  # [N, K]
-    """Apply the label policies; without `read_predicted`, labels to be predicted are NaN."""
+def _training_targets(config: Config, records: Records) -> np.ndarray:  # [N, K]
     data = config.DATA
     if not find_task(data.TASK).uses_policies:
         return scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
-    names = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL)
     predictions = None
-    if not read_predicted:
-        names = ['ignore' if POLICIES[name].needs_predictions else name for name in names]
-    elif any(POLICIES[name].needs_predictions for name in names):
-        predictions = predictions_for(data.SELF_TRAIN_PREDICTIONS, records.path)
+    if any(policy.needs_predictions for policy in used_policies(config)):
+        file = read_predictions(data.SELF_TRAIN_PREDICTIONS, task=data.TASK)
+        predictions = look_up(file, records.path).astype(np.float32)
     return training_targets(
         records.labels,
-        names,
+        label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL),
         blank=data.BLANK,
         rows=records.row,
         seed=config.SEED,
@@ -189,39 +174,38 @@ def _log_split(
     logger.info(f'{line}; {remark}' if remark else line)
 
 
-def _read_pseudo_labels(
-    config: Config, records: Records, held_out: Records
-) -> tuple[Records, np.ndarray]:
+def _read_pseudo_labels(config: Config, records: Records) -> tuple[Records, np.ndarray]:
     """Read the values in the file DATA.PSEUDO_LABELS and the images they belong to.
 
     Args:
         config: See `unlabelled_records`; the labels are those of DATA.TASK.
         records: All training images that are not held out.
-        held_out: The images that are held out.
 
     Returns:
         Records without labels (all NaN), and [M, K] float32 in [0, 1], NaN where the file is empty.
 
     Raises:
         ValueError: Naming the file and the row, if the file is not a predictions file (cells may
-            be empty), if an image belongs to a held-out patient, to the subset, to another view or
-            to no training image, if a label with a third class has a value between 0 and 1, or if
-            there is no value at all.
+            be empty), if an image is held out, belongs to the subset or is unknown, if a label with
+            a third class has a value between 0 and 1, or if there is no value at all.
     """
     file, labels = config.DATA.PSEUDO_LABELS, task_labels(config.DATA.TASK)
-    predictions = read_predictions(file, allow_empty=True)
-    check_task(file, config.DATA.TASK)
+    predictions = read_predictions(file, task=config.DATA.TASK, allow_empty=True)
+    unlabelled = unlabelled_records(config, records)
+    own, wanted = row_names(predictions.names), row_names(unlabelled.path, predictions.key)
+    _refuse_row(
+        predictions,
+        ~own.isin(wanted),
+        f'it is no image of DATA.VIEWS {config.DATA.VIEWS!r} of the training patients whose labels '
+        'DATA.TRAIN_FRACTION or DATA.TRAIN_IMAGES leaves out',
+    )
     classes = multiclass_labels(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
-    _refuse_soft(predictions, np.array(LABELS)[classes])
-    unlabelled, of_subset = unlabelled_records(config, records), _of_subset(config, records)
-    names = row_names(predictions, unlabelled.path)
-    others = {
-        'of a held-out patient': held_out,
-        'of a patient whose real labels are used': records.select(of_subset),
-        f'not of DATA.VIEWS {config.DATA.VIEWS!r}': records,
-    }
-    _refuse_others(predictions, names, others, csv=records.csv)
-    values = look_up(predictions, names, labels).astype(np.float32)
+    values = predictions.probabilities
+    soft = np.isin(predictions.labels, np.array(LABELS)[classes]) & (values > 0) & (values < 1)
+    for k, label in enumerate(predictions.labels):
+        problem = f'{label} must be 0, 1 or empty, because uncertain is a class of its own'
+        _refuse_row(predictions, soft[:, k], problem)
+    values = look_up(predictions, unlabelled.path, labels).astype(np.float32)
     has_value = ~np.isnan(values).all(axis=1)
     if not has_value.any():
         raise ValueError(f'DATA.PSEUDO_LABELS {file} has no value of {", ".join(labels)}')
@@ -229,53 +213,17 @@ def _read_pseudo_labels(
     return replace(kept, labels=np.full_like(kept.labels, np.nan)), values[has_value]
 
 
+def _refuse_row(predictions: Predictions, bad: np.ndarray, problem: str) -> None:
+    """Raise an error that names the first bad row, if there is one."""
+    if bad.any():
+        row = predictions.row[np.argmax(bad)] + 2
+        raise ValueError(
+            f'DATA.PSEUDO_LABELS {predictions.file}, row {row} (the header is row 1): {problem}'
+        )
+
+
 def _joined(first: Records, second: Records) -> Records:
     """Concatenate records of the same CSV."""
     names = [entry.name for entry in fields(Records) if entry.name not in ('root', 'csv')]
     arrays = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
     return replace(first, **arrays)
-
-
-def _describe_values(values: np.ndarray, labels: Sequence[str]) -> str:
-    """Describe how many positive (0.5 or more) and negative values [M, K] each label has."""
-    positive, negative = (values >= 0.5).sum(axis=0), (values < 0.5).sum(axis=0)
-    counts = zip(labels, positive.tolist(), negative.tolist(), strict=True)
-    return ', '.join(f'{label} {high} + {low}' for label, high, low in counts)
-
-
-def _of_subset(config: Config, records: Records) -> np.ndarray:
-    """Whether each image [N] belongs to a patient of the subset, whose real labels are used."""
-    return pd.Index(records.patient).isin(set(training_records(config, records).patient))
-
-
-def _refuse_soft(predictions: Predictions, labels: Sequence[str]) -> None:
-    """Refuse values between 0 and 1 of these labels, whose loss needs classes."""
-    values = predictions.probabilities
-    soft = np.isin(predictions.labels, labels) & (values > 0) & (values < 1)  # [N, K]
-    if soft.any():
-        row, k = np.argwhere(soft)[0]
-        raise ValueError(
-            f'DATA.PSEUDO_LABELS {predictions.file}, row {predictions.row[row] + 2} (the header is '
-            f'row 1), column {predictions.labels[k]!r}: {values[row, k]:g} is not allowed where '
-            'uncertain is a third class (allowed: 0, 1, or empty)'
-        )
-
-
-def _refuse_others(
-    predictions: Predictions, wanted: Sequence[str], others: Mapping[str, Records], *, csv: str
-) -> None:
-    """Refuse a row with another name than the wanted ones, and report what it is instead."""
-    own = [normalise_name(name) for name in predictions.names]
-    stray = ~pd.Index(own).isin(wanted)
-    if not stray.any():
-        return
-    first, reason = int(np.argmax(stray)), f'of no training image in {csv}'
-    for what, records in others.items():
-        if own[first] in row_names(predictions, records.path):
-            reason = what
-            break
-    raise ValueError(
-        f'DATA.PSEUDO_LABELS {predictions.file}, row {predictions.row[first] + 2} (the header is '
-        f'row 1): it is {reason}; only training patients whose labels DATA.TRAIN_FRACTION or '
-        'DATA.TRAIN_IMAGES leaves out may have pseudo-labels'
-    )

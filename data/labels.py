@@ -4,12 +4,12 @@ A new policy for uncertain labels (DATA.UNCERTAIN) is one function with `@regist
 task (DATA.TASK) one function with `@register_task`. Everything else asks their attributes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from config import PROBES, Config, Registry, register_check
+from config import PROBES, Config, Registry, register_check, require
 
 NO_FINDING = 'No Finding'
 LABELS = (
@@ -259,39 +259,6 @@ def count_uncertain(labels: np.ndarray) -> dict[str, int]:
     return {label: int(count) for label, count in zip(LABELS, counts, strict=True) if count}
 
 
-def check_two_classes(labels: np.ndarray, targets: np.ndarray) -> list[str]:
-    """Refuse targets that have one class because of the label policies, not because of the data.
-
-    Args:
-        labels: [N, K] as read.
-        targets: [N, K] of `training_targets`. Targets of 0.5 and more count as positive,
-            UNCERTAIN_CLASS as neither class.
-
-    Returns:
-        The labels that have fewer than two classes under every policy.
-
-    Raises:
-        ValueError: If another policy or blank rule would give a label two classes.
-    """
-    positive = ((targets >= 0.5) & (targets != UNCERTAIN_CLASS)).sum(axis=0)
-    negative = (targets < 0.5).sum(axis=0)
-    kinds = [labels == POSITIVE, labels == NEGATIVE, labels == UNCERTAIN, np.isnan(labels)]
-    occurs = np.array([kind.any(axis=0) for kind in kinds])  # [4, K]
-    # Uncertain can become either class, blank only negative.
-    could_have_two = (occurs[0] | occurs[2]) & (occurs.sum(axis=0) >= 2)
-    has_two = (positive > 0) & (negative > 0)
-    refused = [
-        f'{LABELS[k]} ({positive[k]} positive, {negative[k]} negative targets)'
-        for k in np.flatnonzero(could_have_two & ~has_two)
-    ]
-    if refused:
-        raise ValueError(
-            f'the label policies leave only one class of {", ".join(refused)}: change '
-            'DATA.UNCERTAIN, DATA.UNCERTAIN_BY_LABEL or DATA.BLANK'
-        )
-    return [LABELS[k] for k in np.flatnonzero(~has_two)]
-
-
 @register_check
 def check_label_options(config: Config, stage: str | None) -> None:
     """Check the options that depend on the label settings; called by `check_config`.
@@ -299,47 +266,28 @@ def check_label_options(config: Config, stage: str | None) -> None:
     Raises:
         ValueError: Naming the key, its value and what is allowed.
     """
-    label_policies(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
+    data, task = config.DATA, find_task(config.DATA.TASK)
+    names = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL)
     if stage != 'finetune':
         return
-    for key, value, holds, allowed in _label_demands(config):
-        if not holds:
-            raise ValueError(f'{key} must be {allowed}, got {value!r}')
-
-
-def _label_demands(config: Config) -> Iterator[tuple[str, object, bool, str]]:
-    """Each key with its value, whether that is allowed, and what is allowed."""
-    data, labels = config.DATA, task_labels(config.DATA.TASK)
-    given = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL)
-    count, mode = config.MODEL.NUM_CLASSES, config.FINETUNE.MODE
-    allowed = f'{len(labels)}, the number of labels of DATA.TASK {data.TASK!r}'
-    yield 'MODEL.NUM_CLASSES', count, count == len(labels), allowed
-    has_five = set(COMPETITION_LABELS) <= set(labels)
-    holds = has_five or config.EVAL.SELECT != 'five'
-    yield 'EVAL.SELECT', config.EVAL.SELECT, holds, "'auto' or 'all' for a task with one label"
-    if any(POLICIES[name].third_class for name in given):
-        uses_policies = find_task(data.TASK).uses_policies
+    allowed = f'{len(task.labels)}, the number of labels of DATA.TASK {data.TASK!r}'
+    require(config.MODEL.NUM_CLASSES == len(task.labels), config, 'MODEL.NUM_CLASSES', allowed)
+    holds = config.EVAL.SELECT != 'five' or set(COMPETITION_LABELS) <= set(task.labels)
+    require(holds, config, 'EVAL.SELECT', "'auto' or 'all' for a task with one label")
+    if any(POLICIES[name].third_class for name in names):
         because = 'with a policy that makes uncertain a third class'
-        yield 'DATA.TASK', data.TASK, uses_policies, f'a task with label policies {because}'
-        yield 'LOSS.NAME', config.LOSS.NAME, config.LOSS.NAME == 'bce', f"'bce' {because}"
-        allowed = f'a mode that trains the head {because}'
-        yield 'FINETUNE.MODE', mode, mode not in PROBES, allowed
+        require(task.uses_policies, config, 'DATA.TASK', f'a task with label policies {because}')
+        require(config.LOSS.NAME == 'bce', config, 'LOSS.NAME', f"'bce' {because}")
+        holds = config.FINETUNE.MODE not in PROBES
+        require(holds, config, 'FINETUNE.MODE', f'a mode that trains the head {because}')
     if config.EVAL_MODE:
         return
-    needs_file = any(POLICIES[name].needs_predictions for name in given)
-    file = data.SELF_TRAIN_PREDICTIONS
-    allowed = (
-        'a predictions file of the training images: train with EVAL.PREDICT_TRAIN True and the '
-        "policy 'ignore' first, which writes predictions_train.csv"
-    )
-    yield 'DATA.SELF_TRAIN_PREDICTIONS', file, bool(file) or not needs_file, allowed
-    is_subset = data.TRAIN_FRACTION < 1 or data.TRAIN_IMAGES > 0
-    allowed = (
-        'below 1 (or DATA.TRAIN_IMAGES above 0) with DATA.PSEUDO_LABELS: otherwise no patient is '
-        'without labels'
-    )
-    holds = is_subset or not data.PSEUDO_LABELS
-    yield 'DATA.TRAIN_FRACTION', data.TRAIN_FRACTION, holds, allowed
+    holds = data.SELF_TRAIN_PREDICTIONS or not any(POLICIES[n].needs_predictions for n in names)
+    allowed = "predictions of the training images, see the policy 'self_train' in the docs"
+    require(holds, config, 'DATA.SELF_TRAIN_PREDICTIONS', allowed)
+    holds = data.TRAIN_FRACTION < 1 or data.TRAIN_IMAGES or not data.PSEUDO_LABELS
+    allowed = 'below 1 (or DATA.TRAIN_IMAGES above 0) with DATA.PSEUDO_LABELS'
+    require(holds, config, 'DATA.TRAIN_FRACTION', allowed)
 
 
 def _uniform(images: UncertainImages) -> np.ndarray:

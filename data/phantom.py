@@ -83,8 +83,8 @@ BORDER_Y = (-1.1, -0.6, -0.4, -0.22, -0.08, 0.1, 0.3, 0.5, 0.64, 0.85)
 LEFT_BORDER = (0.2, 0.155, 0.165, 0.165, 0.225, 0.3, 0.42, 0.53, 0.55, 0.44)
 RIGHT_BORDER = (0.18, 0.15, 0.16, 0.165, 0.17, 0.24, 0.31, 0.32, 0.28, 0.2)
 LETTERS = {
-    'L': [[(0, 0), (0, 1), (0.6, 1)]],
-    'R': [[(0, 1), (0, 0), (0.5, 0), (0.62, 0.25), (0.5, 0.5), (0, 0.5), (0.6, 1)]],
+    'L': [(0, 0), (0, 1), (0.6, 1)],
+    'R': [(0, 1), (0, 0), (0.5, 0), (0.62, 0.25), (0.5, 0.5), (0, 0.5), (0.6, 1)],
 }
 
 
@@ -240,8 +240,8 @@ def add_marker(scene: Scene, rng: np.random.Generator) -> None:
     x = sign * abs(float(scene.x[0, -1 if sign > 0 else 0])) * rng.uniform(0.75, 0.88)
     y = float(scene.y[0, 0]) + rng.uniform(0.15, 0.5)
     size = rng.uniform(0.06, 0.11)
-    for stroke in LETTERS[letter]:
-        scene.line([(x + size * u, y + size * v) for u, v in stroke], width=0.016, grey=0.95)
+    points = [(x + size * u, y + size * v) for u, v in LETTERS[letter]]
+    scene.line(points, width=0.016, grey=0.95)
 
 
 def expose(
@@ -333,7 +333,9 @@ def frontal(scene: Scene, body: dict, severity: dict, where: dict, turn: float) 
     half, soft = body['half'], max(0.011, 0.8 / scene.px)
     x, y, ax = scene.x, scene.y, np.abs(scene.x)
     loss, right_side = severity['Atelectasis'], where['Atelectasis'][0] < 0.5
-    shift = turn + loss * (-0.07 if right_side else 0.07) + _tension(severity, where)
+    shift = turn + loss * (-0.07 if right_side else 0.07)
+    push = max(severity['Pneumothorax'] - 0.5, 0)  # by a large pneumothorax
+    shift += push * (0.12 if where['Pneumothorax'][0] < 0.5 else -0.12)
     flare = 0.93 + 0.07 * np.clip((y + 0.1) / 0.7, 0, 1)
     wall = 0.39 * half + half * (flare - 0.39) * dome((y - APEX) / 0.95)  # [H, 1]
     bases = (
@@ -420,13 +422,6 @@ def _limit(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
-def _tension(severity: dict, where: dict) -> float:
-    """Return how far a large pneumothorax pushes the middle away."""
-    return max(severity['Pneumothorax'] - 0.5, 0) * (
-        0.12 if where['Pneumothorax'][0] < 0.5 else -0.12
-    )
-
-
 def _mediastinum(y: np.ndarray, body: dict, severity: dict) -> tuple[np.ndarray, np.ndarray]:
     """Return how far the silhouette of vessels and heart reaches right and left, [H, 1]."""
     level, larger, cardiac = y[:, 0], body['heart'] - 1, severity['Cardiomegaly']
@@ -441,19 +436,13 @@ def _mediastinum(y: np.ndarray, body: dict, severity: dict) -> tuple[np.ndarray,
     return tuple(edge.astype(np.float32)[:, None] for edge in smooth)
 
 
-@lru_cache(maxsize=1)
-def _rib_profiles() -> tuple[np.ndarray, np.ndarray]:
-    """Return attenuation over one rib and gap in 256 steps: posterior, anterior."""
+def _across_ribs(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the attenuation of posterior and of anterior ribs, from a table of one period."""
     t = np.arange(256, dtype=np.float32) / 256
     band = step(t - 0.22, 0.03) * step(0.64 - t, 0.03)
     edges = 0.55 * bump(t, 0.25, 0.035) + 0.8 * bump(t, 0.61, 0.03)
-    return 0.6 * band + edges, 0.7 * band + 0.25 * edges
-
-
-def _across_ribs(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     index = (phase * 256).astype(np.int32) & 255
-    posterior, anterior = _rib_profiles()
-    return posterior[index], anterior[index]
+    return (0.6 * band + edges)[index], (0.7 * band + 0.25 * edges)[index]
 
 
 def _ribs(scene: Scene, body: dict, fracture: float, where: list[float]) -> None:
@@ -763,15 +752,8 @@ def _sternal_wires(scene: Scene, u: list[float], grey: float) -> None:
         scene.line(np.stack([x + across, y + along], 1), 0.01, grey)
 
 
-DEVICES = (
-    _breathing_tube,
-    _central_line,
-    _feeding_tube,
-    _pacemaker,
-    _electrodes,
-    _chest_tube,
-    _sternal_wires,
-)
+DEVICES = [_breathing_tube, _central_line, _feeding_tube, _pacemaker]
+DEVICES += [_electrodes, _chest_tube, _sternal_wires]
 
 
 def _support_devices(scene: Scene, s: float, u: list[float]) -> None:

@@ -2,13 +2,12 @@
 
 All readers take a function `on_fault`. By default the first fault is an error that names file, row
 and column; the data check passes a function that collects the faults, and gets the rows that can
-be used.
+be used. A data set is one function with `@register_dataset`.
 """
 
 import csv
 import gzip
 import hashlib
-import io
 import json
 import logging
 import math
@@ -39,35 +38,28 @@ from data.store import (
 )
 from engine.files import replace_file
 
-SHOWN_CHARACTERS = 200  # of a cell in a message
-
 SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of them holds images to be scored
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.dcm')
 
 KEYS = ('Path', 'Study')  # columns of names: a row is an image, or a study
-NAMES = (*KEYS, 'dicom_id', 'study_id')  # what a row of any table is about
-# Columns that describe an image. A CSV file has all of them or none.
-DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')
-SEXES = {name: name for name in ('Male', 'Female', 'Unknown')}
-VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral'}
+IDS = ('dicom_id', 'study_id', 'subject_id')  # of MIMIC-CXR
+DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
+SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'}
+VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral', '': ''}
 PROJECTIONS = {name: name for name in ('AP', 'PA', 'LL', 'RL', '')}
-AGE = re.compile(r'\d{1,3}(\.\d+)?', re.ASCII)
-MAX_AGE = 120  # in years; a greater age is a warning
+NUMBER = re.compile(r'(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
 
-_PART = r'(?!\.\.?(?:/|\Z))[^/\0-\x1f\x7f]+'
-_STUDY_FORM = rf'(?P<study>(?P<prefix>(?:{_PART}/)*?)(?P<patient>patient\d+)/study\d+)'
-STUDY_PATH = re.compile(_STUDY_FORM)
-IMAGE_PATH = re.compile(rf'{_STUDY_FORM}(?:/{_PART})+')
-VIEW_NAME = re.compile(r'_(frontal|lateral)\.[^./]+\Z')
+# A study in a name: CheXpert's patient00001/study1, MIMIC-CXR's p10000032/s50414267.
+STUDY = re.compile(
+    r'\A(?P<study>(?:.*?/)?(?P<patient>patient\d+|p\d+)/(?:study|s)\d+)(?=/|\Z)(?P<image>.*)'
+)
 PATIENT_PART = re.compile(r'(?:\A|/)(patient\d+)/')
-# A patient's folder and a study's in it: CheXpert's patient00001/study1, MIMIC-CXR's p1.../s5...
-STUDY = re.compile(r'(?:\A|(?<=/))(?P<patient>patient\d+|p\d+)/(?:study|s)\d+(?=/|\Z)', re.ASCII)
+VIEW_NAME = re.compile(r'_(frontal|lateral)\.[^./]+\Z')
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
-PROBABILITY = re.compile(r'(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
+SAMPLE_PATHS = 100  # which decide how paths become files
 
 # MIMIC-CXR-JPG: values of its split column, by split; its ViewPosition, by view (others: neither).
 MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
-SPLITS = {name: name for name in MIMIC_SPLITS.values()}
 LABELLERS = CHOICES['DATA.LABELLER']
 POSITIONS = {
     'AP': 'frontal',
@@ -77,16 +69,9 @@ POSITIONS = {
     'RL': 'lateral',
     'XTABLE LATERAL': 'lateral',
 }
-# What the parts of a MIMIC-CXR path may contain.
-ID_FORMS = {
-    'subject_id': (re.compile(r'\d+', re.ASCII), 'digits'),
-    'study_id': (re.compile(r'\d+', re.ASCII), 'digits'),
-    'dicom_id': (re.compile(r'[\w-]+', re.ASCII), 'letters, digits, - and _'),
-}
 
 PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id')
 STANDARD_GROUPS = ('Sex', 'Age', 'View')
-NO_GROUPS = ('Path', 'Study', *LABELS)
 MOST_GROUPS = 50  # of one column
 
 DATASETS = Registry('DATA.DATASET')
@@ -101,7 +86,7 @@ class Fault:
     csv: str = ''  # the CSV file
     row: int | None = None  # of the CSV file, whose header is row 1
     file: str = ''  # the image, study or other file that is concerned
-    severity: str = 'error'  # 'error': a score would be wrong; 'warning', 'note': readers go on
+    severity: str = 'error'  # 'error': a score would be wrong; 'warning', 'note': readers continue
 
     def __str__(self) -> str:
         row = f', row {self.row} (the header is row 1)' if self.row is not None else ''
@@ -118,10 +103,10 @@ def refuse(fault: Fault) -> None:
 
 
 class Table:
-    """A CSV file (or .csv.gz) as text cells.
+    """A CSV file (or .csv.gz) as text cells; a missing column reads as empty cells.
 
-    Rows that are blank throughout are ignored. A row of another width than the header is a fault,
-    so that the last row of a truncated file does not pass for an image without labels.
+    Empty rows are ignored. A row of another width than the header is a fault, so that the last row
+    of a truncated file does not pass for an image without labels.
 
     Args:
         file: The CSV file.
@@ -135,7 +120,6 @@ class Table:
     def __init__(self, file: str | Path, on_fault: OnFault = refuse, hint: str = '') -> None:
         self.file = Path(file)
         self.on_fault = on_fault
-        self.repeated = set()  # columns that the header names more than once
         self.cells = self._read(hint)
 
     def __contains__(self, column: str) -> bool:
@@ -145,7 +129,17 @@ class Table:
         return len(self.cells)
 
     def __getitem__(self, column: str) -> pd.Series:
-        return self.cells[column]
+        return self.cells.get(column, pd.Series('', self.cells.index, object))
+
+    @property
+    def key(self) -> str:
+        """'Path' if a row is an image, 'Study' if it is a study."""
+        return 'Study' if 'Study' in self and 'Path' not in self else 'Path'
+
+    @property
+    def row(self) -> np.ndarray:
+        """[N] int64, the 0-based row of the file."""
+        return self.cells.index.to_numpy(np.int64)
 
     def fault(
         self, kind: str, detail: str, position: int | None = None, severity: str = 'error'
@@ -153,28 +147,54 @@ class Table:
         """Report a fault of the file, or of the row at a position."""
         row, file = None, ''
         if position is not None:
-            row = int(self.cells.index[position]) + 2
-            file = next((self[name].iloc[position] for name in NAMES if name in self), '')
+            row = int(self.row[position]) + 2
+            file = next((self[name].iloc[position] for name in (*KEYS, *IDS) if name in self), '')
         self.on_fault(Fault(kind, detail, str(self.file), row, file, severity))
 
     def require(self, columns: Sequence[str], one_of: Sequence[str] = ()) -> None:
-        """Report every column that is missing or ambiguous; of `one_of`, one must be there."""
+        """Report every missing column; of `one_of`, one must be there.
+
+        Rows can be used without a label's column, but not without any other column.
+        """
+        if not len(self):
+            return
         missing = [name for name in columns if name not in self]
         if one_of and not any(name in self for name in one_of):
             missing = [' or '.join(one_of), *missing]
-        found = ', '.join(map(str, self.cells.columns))
         for name in missing:
+            found = ', '.join(self.cells)
             self.fault('missing column', f'there is no column {name}; found: {found}')
-        for name in self.repeated.intersection([*columns, *one_of]):
-            self.fault('missing column', f'column {name} is given twice')
+        if not set(missing) <= set(LABELS):
+            self.cells = self.cells[:0]
 
     def check(
         self, column: str, good: np.ndarray, kind: str, problem: str, severity: str = 'error'
     ) -> None:
         """Report every cell of a column that is not good ([N] bool)."""
         for position in np.flatnonzero(~good).tolist():
-            value = self[column].iloc[position][:SHOWN_CHARACTERS]
-            self.fault(kind, f'column {column!r}: {value!r} {problem}', position, severity)
+            detail = f'column {column!r}: {self[column].iloc[position]!r} {problem}'
+            self.fault(kind, detail, position, severity)
+
+    def keep(
+        self, column: str, good: Sequence[bool], kind: str, problem: str, severity: str = 'error'
+    ) -> None:
+        """Drop every row whose cell is not good ([N] bool), and report it."""
+        good = np.asarray(good, bool)
+        self.check(column, good, kind, problem, severity)
+        self.cells = self.cells[good]
+
+    def keep_first(self, column: str, kind: str, values: Sequence[str] | None = None) -> None:
+        """Drop every row whose cell (or value, [N]) occurs in an earlier row, and report it."""
+        values = pd.Series(np.asarray(self[column] if values is None else values, object))
+        later = values.duplicated().to_numpy()
+        first_rows = dict(zip(values[~later], self.row[~later] + 2, strict=True))
+        for position in np.flatnonzero(later).tolist():
+            row = first_rows[values[position]]
+            detail = (
+                f'column {column!r}: {self[column].iloc[position]!r} already occurs in row {row}'
+            )
+            self.fault(kind, detail, position)
+        self.cells = self.cells[~later]
 
     def map(
         self,
@@ -184,78 +204,52 @@ class Table:
         *,
         allowed: str = '',
         dtype: type = float,
-        wrong: Any = np.inf,
     ) -> np.ndarray:  # [N]
-        """Replace each cell by its meaning; a cell without one is a fault and becomes `wrong`."""
-        if column not in self:
-            return np.full(len(self), wrong, dtype)
+        """Replace each cell by its meaning; a cell without one is a fault and reads as empty."""
         allowed = allowed or ', '.join(name or 'empty' for name in meanings)
         codes, values = pd.factorize(self[column].to_numpy(object))
         good = np.array([value in meanings for value in values], bool)[codes]
         self.check(column, good, kind, f'is not allowed (allowed: {allowed})')
-        return np.array([meanings.get(value, wrong) for value in values], dtype)[codes]
+        empty = meanings.get('', np.nan)
+        return np.array([meanings.get(value, empty) for value in values], dtype)[codes]
 
-    def firsts(
-        self, column: str, kind: str, values: np.ndarray | None = None
-    ) -> np.ndarray:  # [N] bool
-        """Which rows are the first with their value; every later one is a fault.
-
-        Args:
-            column: The column that messages name.
-            kind: Kind of the fault, unless two rows are equal in all cells.
-            values: [N] What is compared, by default the cells; None is not compared.
-        """
-        values = self[column].to_numpy(object) if values is None else values
-        later = pd.Series(values).duplicated().to_numpy() & (pd.notna(values))
-        first = dict(zip(values[::-1], range(len(values) - 1, -1, -1), strict=True))
-        for position in np.flatnonzero(later).tolist():
-            earlier = first[values[position]]
-            is_same = self.cells.iloc[earlier].equals(self.cells.iloc[position])
-            value, row = self[column].iloc[position], int(self.cells.index[earlier]) + 2
-            detail = f'column {column!r}: {value!r} already occurs in row {row}'
-            self.fault('duplicate row' if is_same else kind, detail, position)
-        return ~later
+    def numbers(
+        self, column: str, kind: str, *, most: float = math.inf, can_be_empty: bool = True
+    ) -> np.ndarray:  # [N]
+        """The cells as numbers from 0 to `most`, NaN where they are empty."""
+        texts = [text for text in self[column].unique() if NUMBER.fullmatch(text)]
+        meanings = {text: float(text) for text in texts if float(text) <= most}
+        allowed = 'numbers from 0' if most == math.inf else f'numbers from 0 to {most}'
+        if can_be_empty:
+            meanings[''], allowed = np.nan, f'{allowed}, or empty'
+        return self.map(column, meanings, kind, allowed=allowed)
 
     def _read(self, hint: str) -> pd.DataFrame:
-        rows = self._lines(hint)
-        if not rows:
-            return pd.DataFrame()
-        header, kept = rows[0], {}
-        for number, row in enumerate(rows[1:]):
-            place = {'csv': str(self.file), 'row': number + 2}
-            if not any(row):
-                continue
-            if len(row) != len(header):
-                detail = f'{len(row)} fields, but the header has {len(header)}'
-                self.on_fault(Fault('row of another width', detail, **place))
-            elif not _is_utf8(row):
-                self.on_fault(Fault('row not in UTF-8', 'the row is not UTF-8 text', **place))
-            else:
-                kept[number] = row
-        if not kept:
-            self.fault('empty CSV', 'there is no usable row below the header')
-        table = pd.DataFrame(list(kept.values()), list(kept), header, object)
-        self.repeated = set(table.columns[table.columns.duplicated()])
-        return table.loc[:, ~table.columns.duplicated()]
-
-    def _lines(self, hint: str) -> list[list[str]]:
         if not self.file.is_file():
             self.fault('missing file', f'there is no such CSV file{hint}')
-            return []
+            return pd.DataFrame()
+        opener = gzip.open if self.file.suffix == '.gz' else open
         try:
-            data = self.file.read_bytes()
-            data = gzip.decompress(data) if self.file.suffix == '.gz' else data
-            text = io.StringIO(data.decode('utf-8-sig', 'surrogateescape'), newline='')
-            rows = list(csv.reader(text))
+            with opener(self.file, 'rt', encoding='utf-8-sig', newline='') as file:
+                header, *rows = list(csv.reader(file)) or [[]]
         except (ValueError, OSError, EOFError, zlib.error, csv.Error) as error:
             self.fault('unreadable CSV', f'it is not a readable CSV file: {error}')
-            return []
-        if not rows:
-            self.fault('empty CSV', 'the CSV file is empty')
-        elif not _is_utf8(rows[0]):
-            self.fault('unreadable CSV', 'the header of the CSV file is not UTF-8 text')
-            return []
-        return rows
+            return pd.DataFrame()
+        for name in {name for name in header if name and header.count(name) > 1}:
+            self.fault('repeated column', f'column {name} is given twice')
+        kept = {}
+        for number, row in enumerate(rows):
+            if len(row) == len(header):
+                kept[number] = row
+            elif any(row):
+                detail = f'{len(row)} fields, but the header has {len(header)}'
+                place = {'csv': str(self.file), 'row': number + 2}
+                self.on_fault(Fault('row of another width', detail, **place))
+        table = pd.DataFrame(list(kept.values()), list(kept), header, object)
+        table = table.loc[(table != '').any(axis=1), ~table.columns.duplicated()]
+        if table.empty:
+            self.fault('empty CSV', 'there is no usable row below the header')
+        return table
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,8 +267,7 @@ class Records:
     sex: np.ndarray  # [N] 'Male', 'Female', 'Unknown'
     age: np.ndarray  # [N] float64, NaN where unknown
     ap_pa: np.ndarray  # [N] 'AP', 'PA', 'LL', 'RL', ''
-    # [N, K] float32: 1, 0, -1 uncertain, NaN blank; inf for a wrong cell where faults are collected
-    labels: np.ndarray | None
+    labels: np.ndarray | None  # [N, K] float32: 1, 0, -1 uncertain, NaN blank
 
     def __len__(self) -> int:
         return len(self.row)
@@ -289,6 +282,8 @@ class Records:
 class Folder:
     """The images below a folder, looked up as in a `Store`."""
 
+    left_out: Mapping[str, str] = {}
+
     def __init__(self, root: str | Path, on_fault: OnFault = refuse) -> None:
         self.path = Path(root)
         self.on_fault = on_fault
@@ -297,37 +292,30 @@ class Folder:
         """Whether there is such a file or folder."""
         return os.path.exists(self.path / file)
 
-    def below(self, place: str = '', refused: Sequence[str] = ()) -> list[str]:
-        """The images in a folder, sorted, relative to the root.
+    def below(self, place: str = '', suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
+        """The files in a folder that have one of these suffixes, sorted, relative to the root.
 
         Hidden files and folders are ignored, and so are links within the root: their targets are
-        listed themselves. A link that leaves the root, an unreadable folder, and a file with one of
-        the `refused` names are faults.
+        listed themselves. A link that leaves the root is a fault.
         """
-        files, places = [], [place]
+        files, places = [], [place] if self.is_inside(place) else []
         while places:
             place = places.pop()
-            try:
-                with os.scandir(self.path / place) as found:
-                    entries = [entry for entry in found if not entry.name.startswith('.')]
-            except OSError as error:
-                self.on_fault(Fault('unreadable folder', f'{error}', file=place))
-                continue
+            with os.scandir(self.path / place) as found:
+                entries = [entry for entry in found if not entry.name.startswith('.')]
             for entry in entries:
                 file = f'{place}/{entry.name}' if place else entry.name
-                is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)
-                if entry.name in refused:
-                    self.on_fault(_scored_fault(self.path, file))
+                is_wanted = entry.name.lower().endswith(suffixes)
                 if entry.is_symlink():
-                    if is_image or os.path.isdir(self.path / file):
-                        self.check_link(file)
+                    if is_wanted or os.path.isdir(self.path / file):
+                        self.is_inside(file)
                 elif entry.is_dir():
                     places.append(file)
-                elif is_image and entry.is_file():
+                elif is_wanted and entry.is_file():
                     files.append(file)
         return sorted(files)
 
-    def check_link(self, file: str, csv: str = '', row: int | None = None) -> bool:
+    def is_inside(self, file: str, csv: str = '', row: int | None = None) -> bool:
         """Whether a file stays below the root when links are followed; otherwise it is a fault."""
         try:
             refuse_link_out(self.path, self.path / file)
@@ -351,17 +339,16 @@ def read_csv(
 ) -> Records:
     """Read and check a CSV file in CheXpert's layout.
 
-    A row is an image (`Path`) or a study (`Study`: its images are those below that folder). In a
-    `Study` file, or without the columns of `DESCRIPTION`, views come from the file names, and sex,
-    age and projection are unknown. Columns are found by name.
+    A row is an image (`Path`) or a study (`Study`: its images are those below that folder). Columns
+    are found by name. Those of `DESCRIPTION` are optional; a view that is not given comes from the
+    name of the image.
 
     Args:
         data_path: The folder that holds the CSV file and the images, or a packed store of it.
         csv_name: Name of the CSV file inside `data_path`.
         image_suffix: What replaces the suffix of the paths, such as '.png'; '' keeps it.
-        logger: Logs, in one line, how paths become files.
-        look_up: Which images must exist: the 'first' of each prefix (what precedes a patient's
-            folder), 'all' (as always in a store), or 'none' (`file` is then the path).
+        logger: Logs the number of images.
+        look_up: Which images must exist: the 'first', 'all' (as always in a store), or 'none'.
         on_fault: Receives what is wrong; by default the first fault is an error.
 
     Raises:
@@ -369,55 +356,34 @@ def read_csv(
     """
     root = Path(data_path)
     _check_suffix(image_suffix)
-    table = Table(root / csv_name, on_fault, _missing_hint(root, csv_name))
-    has_path = 'Path' in table
-    described = has_path and any(name in table for name in DESCRIPTION)
-    if len(table):
-        table.require([*(DESCRIPTION if described else ()), *LABELS], KEYS)
-    images = open_images(root, on_fault)
-    key, form = ('Path', IMAGE_PATH) if has_path else ('Study', STUDY_PATH)
-    if key not in table:
-        table.cells = pd.DataFrame(columns=[key], dtype=object)
-    parts, good = _match_paths(table, key, form)
-    rule, first = PathRule(False, image_suffix if has_path else ''), np.array([], int)
-    if look_up != 'none' or not has_path:
-        rule, first = _choose_rule(table[key][good], parts[good], images, rule.suffix)
-    files = np.full(len(table), None, object)
-    files[good] = [rule.file(path) for path in table[key][good]]
-    good &= table.firsts(key, 'duplicate path', files)
-    description = _read_description(table) if described else _unknown(len(table))
-    labels = _read_labels(table)
-    position = np.flatnonzero(good)
-    paths, files = table[key].to_numpy(object)[position], files[position]
-    if not has_path:
-        position, paths, files = _expand_studies(table, position, files, images, image_suffix)
-    if not described:
-        description['view'] = _views_of(table, paths, position)
+    table = Table(root / csv_name, on_fault, ' (see DATA.DATA_PATH and DATA.*_CSV)')
+    table.require(LABELS, KEYS)
+    key, images = table.key, open_images(root, on_fault)
+    inside = [not {'', '.', '..'} & set(path.split('/')) for path in table[key]]
+    problem = 'must be a relative path without ..'
+    table.keep(key, inside, 'path that leaves the folder', problem)
+    _add_studies(table)
+    files = _files_of(table[key], images, image_suffix if key == 'Path' else '')
+    table.cells = table.cells.assign(path=table[key], file=files)
+    table.keep_first(key, 'duplicate path', table['file'])
+    if key == 'Study':
+        _add_images(table, images, image_suffix)
+    records = _records_of(table)
+    problem = 'has no view, and no name like view1_frontal.jpg'
+    table.check(key, records.view != '', 'value of the view', problem)
+    if key == 'Study':
+        records = replace(records, row=np.arange(len(records)))
     if logger is not None:
-        logger.info(f'{csv_name}: {len(paths)} images; {rule.describe()}')
-    records = Records(
-        root=root,
-        csv=csv_name,
-        row=table.cells.index.to_numpy(np.int64)[position] if has_path else np.arange(len(paths)),
-        path=paths,
-        file=files,
-        patient=parts['patient'].to_numpy(object)[position],
-        study=parts['study'].to_numpy(object)[position],
-        view=description['view'] if not described else description['view'][position],
-        **{name: description[name][position] for name in ('sex', 'age', 'ap_pa')},
-        labels=labels[position],
-    )
-    if look_up == 'none' or not has_path and isinstance(images, Folder):
+        logger.info(f'{csv_name}: {len(records)} images')
+    if look_up == 'none':
         return records
-    which = np.isin(position, first) if look_up == 'first' else np.full(len(records), True)
-    return _existing(records, images, which, on_fault, logger)
+    return _existing(records, table.row, images, look_up, on_fault)
 
 
 def read_folder(
     data_path: str | Path,
     *,
     allow_all_images: bool,
-    logger: logging.Logger | None = None,
     on_fault: OnFault = refuse,
 ) -> Records:
     """List every image below a folder or in a packed store, sorted, as records without labels.
@@ -430,33 +396,41 @@ def read_folder(
             `allow_all_images`.
     """
     root, images = Path(data_path), open_images(data_path, on_fault)
-    refused = () if allow_all_images else SCORED_FILES
     if isinstance(images, Folder):
         if not root.is_dir():
             raise ValueError(f'DATA.DATA_PATH is not a folder: {root}')
-        files = images.below('', refused)
+        files = images.below('', (*IMAGE_SUFFIXES, *SCORED_FILES))
+        scored = [file for file in files if os.path.basename(file) in SCORED_FILES]
+        files = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
     else:
         files = sorted([*images.files, *images.left_out])
-        if refused and images.about['scored']:
-            on_fault(_scored_fault(root, STORE_FILE))
+        scored = [STORE_FILE] if images.about['scored'] else []
+    for file in () if allow_all_images else scored:
+        detail = (
+            f'{root / file} is there, so this folder holds images that are scored later: train on '
+            'the folder of the training images alone, use DATA.DATASET chexpert, or set '
+            'DATA.ALLOW_ALL_IMAGES True'
+        )
+        on_fault(Fault('folder with scores', detail, file=file))
     if not files:
         detail = f'there is no image below {root} (looked for {", ".join(IMAGE_SUFFIXES)})'
         on_fault(Fault('missing image', detail))
-    paths, size = np.array(files, object), len(files)
+    size, paths = len(files), pd.Series(files, dtype=object)
     records = Records(
         root=root,
         csv='',
         row=np.arange(size),
-        path=paths,
-        file=paths,
-        patient=np.array([(PATIENT_PART.search(f) or {1: f})[1] for f in files], object),
-        study=np.array([(IMAGE_PATH.match(f) or {'study': f})['study'] for f in files], object),
+        path=paths.to_numpy(),
+        file=paths.to_numpy(),
+        patient=paths.str.extract(PATIENT_PART)[0].fillna(paths).to_numpy(object),
+        study=paths.str.extract(STUDY)['study'].fillna(paths).to_numpy(object),
+        view=np.full(size, '', object),
         **_unknown(size),
         labels=None,
     )
     if isinstance(images, Folder):
         return records
-    return _existing(records, images, np.full(size, True), on_fault, logger)
+    return _existing(records, records.row, images, 'all', on_fault)
 
 
 def read_mimic(
@@ -481,75 +455,77 @@ def read_mimic(
         data_path: The folder, or a packed store of it.
         split: 'train', 'validate' or 'test'.
         labeller: Whose labels are used, see DATA.LABELLER.
-        image_suffix: What replaces '.jpg', such as '.png'; '' keeps it.
+        image_suffix: See `read_csv`, as for the arguments below.
         optional: Whether the images of the split may be absent.
-        logger: Logs, in one line, where images and labels come from and what is excluded.
-        look_up: Whether the 'first' or 'all' images must exist.
-        on_fault: Receives what is wrong; by default the first fault is an error.
+        logger: Logs the number of images.
+        look_up: Which images must exist.
+        on_fault: Receives what is wrong.
 
     Returns:
         Records in the order of the split file, whose 0-based row is `row`. None for an optional
-        split whose first image does not exist.
+        split whose first image does not exist, or if nothing can be used.
 
     Raises:
         ValueError: If anything is wrong, naming file, row and column.
     """
     _check_suffix(image_suffix)
     root, suffix = Path(data_path), image_suffix or '.jpg'
-    tables = {kind: _open_mimic(root, kind, on_fault) for kind in ('split', 'metadata', labeller)}
-    if any(not len(table) for table in tables.values()):
+    table, metadata, labels = (
+        Table(find_table(root, kind), on_fault) for kind in ('split', 'metadata', labeller)
+    )
+    table.require([*IDS, 'split'])
+    metadata.require([*IDS, 'ViewPosition'])
+    labels.require(['subject_id', 'study_id', *LABELS])
+    for name in IDS:
+        good = table[name].str.fullmatch(r'[A-Za-z0-9_-]+')
+        table.keep(name, good, 'form of an id', 'is not made of letters, digits, - and _')
+    table.keep_first('dicom_id', 'duplicate id')
+    splits = {name: name for name in MIMIC_SPLITS.values()}
+    splits = table.map('split', splits, 'value of the split', dtype=object)
+    table.cells = table.cells[splits == split]
+    place = _rows_of(table, metadata, IDS)
+    table.keep('dicom_id', place >= 0, 'missing row', f'has no row in {metadata.file.name}')
+    position = metadata['ViewPosition'].to_numpy(object)[place[place >= 0]]
+    place = _rows_of(table, labels, ['subject_id', 'study_id'])
+    problem = f'has no row in {labels.file.name}'
+    table.keep('study_id', place >= 0, 'study without labels', problem, 'warning')
+    if not len(table):
+        detail = f'no image of the split {split!r} has a row in {labels.file.name}'
+        table.fault('missing row', detail)
         return None
-    table, metadata, labels = tables.values()
-    chosen = _rows_of_split(table, split)
-    place = _look_up_rows(table, chosen, metadata, 'dicom_id', ('subject_id', 'study_id'))
-    absent = np.isin(np.arange(len(table)), chosen[place < 0])
-    table.check('dicom_id', ~absent, 'missing row', f'has no row in {metadata.file.name}')
-    chosen, place = chosen[place >= 0], place[place >= 0]
-    position = metadata['ViewPosition'].to_numpy(object)[place]
-    place = _look_up_rows(table, chosen, labels, 'study_id', ('subject_id',))
-    unlabelled = table['study_id'].iloc[chosen[place < 0]]
-    for row in chosen[place < 0][~unlabelled.duplicated().to_numpy()].tolist():
-        detail = f'the study has no row in {labels.file.name}'
-        table.fault('study without labels', detail, row, 'warning')
-    if not (place >= 0).any():
-        labels.fault('missing row', f'there is no row for any study of the split {split!r}')
-        return None
-    images = table.cells.iloc[chosen[place >= 0]]
-    position = position[place >= 0]
-    studies = 'files/p' + images['subject_id'].str[:2] + '/p' + images['subject_id']
-    studies += '/s' + images['study_id']
-    paths = studies + '/' + images['dicom_id']
-    view = np.array([POSITIONS.get(name, '') for name in position], object)
+    view = np.array([POSITIONS.get(name, '') for name in position[place >= 0]], object)
+    projection = np.where(view == 'frontal', position[place >= 0], '').astype(object)
+    patient = 'p' + table['subject_id']
+    study = 'files/' + patient.str[:3] + '/' + patient + '/s' + table['study_id']
+    image = study + '/' + table['dicom_id']
     records = Records(
         root=root,
         csv=table.file.name,
-        row=images.index.to_numpy(np.int64),
-        path=(paths + '.jpg').to_numpy(object),
-        file=(paths + suffix).to_numpy(object),
-        patient=('p' + images['subject_id']).to_numpy(object),
-        study=studies.to_numpy(object),
-        **_unknown(len(images)) | {'view': view},
+        row=table.row,
+        path=(image + '.jpg').to_numpy(object),
+        file=(image + suffix).to_numpy(object),
+        patient=patient.to_numpy(object),
+        study=study.to_numpy(object),
+        view=view,
+        **_unknown(len(table)) | {'ap_pa': projection},
         labels=_read_labels(labels)[place[place >= 0]],
     )
-    records = replace(records, ap_pa=np.where(view == 'frontal', position, '').astype(object))
-    source = open_images(root, on_fault)
-    if optional and not source.exists(records.file[0]):
+    images = open_images(root, on_fault)
+    if optional and not images.exists(records.file[0]):
         return None
     if logger is not None:
         logger.info(
-            f'{table.file.name}, {split}: {len(records)} images; file = DATA_PATH / '
-            f'files/pNN/pSUBJECT/sSTUDY/DICOM{suffix}; labels of {labels.file.name}, which has no '
-            f'row for {len(unlabelled)} images of {unlabelled.nunique()} studies; '
-            f'neither frontal nor lateral: {(view == "").sum()}'
+            f'{table.file.name}, {split}: {len(records)} images with labels of {labels.file.name}; '
+            f'{(place < 0).sum()} images have none, {(view == "").sum()} are neither frontal nor '
+            'lateral'
         )
-    which = np.arange(len(records)) == 0 if look_up == 'first' else np.full(len(records), True)
-    return _existing(records, source, which, on_fault, logger)
+    return _existing(records, records.row, images, look_up, on_fault)
 
 
 def named_images(data_path: str | Path, *, image_suffix: str = '') -> set[str]:
     """The files that `read_mimic` names for all splits and all labellers that are there."""
     root = Path(data_path)
-    splits = _open_mimic(root, 'split', refuse)['split'].unique()
+    splits = Table(find_table(root, 'split'))['split'].unique()
     labellers = [name for name in LABELLERS if list(root.glob(f'mimic-cxr-*-{name}.csv*'))]
     named = set()
     for labeller in labellers or LABELLERS:
@@ -560,8 +536,6 @@ def named_images(data_path: str | Path, *, image_suffix: str = '') -> set[str]:
 
 def find_table(root: Path, kind: str) -> Path:
     """The one MIMIC-CXR file of this kind, of any version."""
-    if not root.is_dir():
-        raise ValueError(f'DATA.DATA_PATH is not a folder: {root}')
     pattern = f'mimic-cxr-*-{kind}.csv'
     found = sorted([*root.glob(pattern), *root.glob(f'{pattern}.gz')])
     if len(found) != 1:
@@ -676,7 +650,9 @@ class DataSet:
     labelled: bool
 
 
-def _register(*names: str, labelled: bool) -> Callable:
+def register_dataset(*names: str, labelled: bool) -> Callable:
+    """Return a decorator that registers a reader of splits, see `DataSet.read`."""
+
     def add(read: Callable) -> Callable:
         for name in names:
             DATASETS.register(name)(DataSet(read, labelled))
@@ -685,18 +661,17 @@ def _register(*names: str, labelled: bool) -> Callable:
     return add
 
 
-@_register('chexpert', labelled=True)
+@register_dataset('chexpert', labelled=True)
 def _read_chexpert(
     config: Config, root: str | Path, split: str, *, optional: bool, **options: Any
 ) -> Records | None:
-    data = config.DATA
     csv_name = csv_names(config)[split]
     if optional and not (Path(root) / csv_name).is_file():
         return None
-    return read_csv(root, csv_name, image_suffix=data.IMAGE_SUFFIX, **options)
+    return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
 
 
-@_register('mimic-cxr', labelled=True)
+@register_dataset('mimic-cxr', labelled=True)
 def _read_mimic_split(
     config: Config, root: str | Path, split: str, **options: Any
 ) -> Records | None:
@@ -704,20 +679,13 @@ def _read_mimic_split(
     return read_mimic(root, MIMIC_SPLITS[split], **options)
 
 
-@_register('folder', 'imagenet', labelled=False)  # SimMIM's 'imagenet' is a folder, too
+@register_dataset('folder', 'imagenet', labelled=False)  # SimMIM's 'imagenet' is a folder, too
 def _read_unlabelled(
-    config: Config,
-    root: str | Path,
-    split: str,
-    *,
-    logger: logging.Logger | None = None,
-    on_fault: OnFault = refuse,
-    **_: Any,
+    config: Config, root: str | Path, split: str, *, on_fault: OnFault, **options: Any
 ) -> Records | None:
     if split != 'train':
         return None
-    allow = config.DATA.ALLOW_ALL_IMAGES
-    return read_folder(root, allow_all_images=allow, logger=logger, on_fault=on_fault)
+    return read_folder(root, allow_all_images=config.DATA.ALLOW_ALL_IMAGES, on_fault=on_fault)
 
 
 @register_check
@@ -734,7 +702,8 @@ def read_split(
 ) -> Records | None:
     """All records of 'train', 'valid' or 'test'; None for an optional split that is not there."""
     root, dataset = data_root(config, logger), DATASETS[config.DATA.DATASET]
-    return dataset.read(config, root, split, optional=optional, logger=logger)
+    options = {'optional': optional, 'logger': logger, 'look_up': 'first', 'on_fault': refuse}
+    return dataset.read(config, root, split, **options)
 
 
 def csv_names(config: Config) -> dict[str, str]:
@@ -782,6 +751,9 @@ def log_store(config: Config, logger: logging.Logger) -> None:
         return
     about = read_about(path)
     logger.info(f'{path}: {about["images"]} images, {describe_images(path)}')
+    if about['left_out']:
+        count = len(about['left_out'])
+        logger.warning(f'{path}: {count} images could not be read when it was packed ({BAD_FILE})')
     size, side = config.DATA.IMG_SIZE, about['settings']['size']
     needed = int(256 / 224 * size) if config.TEST.CROP else size
     if side is not None and side < needed:
@@ -820,11 +792,7 @@ def standard_groups(records: Records, age_bands: Sequence[int]) -> dict[str, np.
 
 
 def group_columns(
-    records: Records,
-    columns: Sequence[str],
-    *,
-    demographics: str = '',
-    options: tuple[str, str] = ('EVAL.GROUPS', 'DATA.DEMOGRAPHICS'),
+    records: Records, columns: Sequence[str], *, demographics: str = ''
 ) -> dict[str, np.ndarray]:
     """Each image's text in further columns, '' where there is none.
 
@@ -836,7 +804,6 @@ def group_columns(
         columns: Names of columns.
         demographics: A CSV file inside the data folder with one row per patient, such as
             CheXpert's (PATIENT, GENDER, AGE_AT_CXR, PRIMARY_RACE, ETHNICITY) saved as CSV.
-        options: The names that errors use for the options of columns and demographics.
 
     Returns:
         Column -> [N] text, in the given order.
@@ -845,35 +812,27 @@ def group_columns(
         ValueError: If a column is in neither file or is not a column of groups, or if the
             demographics do not fit.
     """
-    for name in columns:
-        if name in (*STANDARD_GROUPS, *NO_GROUPS):
-            raise ValueError(
-                f'{options[0]}: {name!r} is not a further column of groups (a report always has '
-                f'{", ".join(STANDARD_GROUPS)})'
-            )
     if not columns or not len(records):
         return {name: np.array([], object) for name in columns}
-    own, more = _own_cells(records), pd.DataFrame()
+    found, own, more = {}, _own_cells(records), pd.DataFrame()
     if demographics and not set(columns) <= set(own):
-        more = _read_demographics(records, demographics, options[1])
-    found = {}
+        more = _read_demographics(records, records.root / demographics)
     for name in columns:
-        if name in own:
-            found[name] = own[name].to_numpy(object)
-        elif name in more:
-            values = _one_value_each(more, name, records.root / demographics)
-            found[name] = values.reindex(records.patient, fill_value='').to_numpy(object)
-        else:
-            there = ', '.join(map(str, (*own, *more))) or 'none'
+        if name in (*STANDARD_GROUPS, *KEYS, *LABELS):
+            names = ', '.join(STANDARD_GROUPS)
+            raise ValueError(f'EVAL.GROUPS: {name!r}: choose other columns than labels or {names}')
+        if name not in own and name not in more:
+            there = ', '.join((*own, *more)) or 'none'
             raise ValueError(
-                f'{options[0]}: no column {name!r}; found: {there} ({options[1]} may name a CSV '
-                'file with more columns)'
+                f'EVAL.GROUPS: no column {name!r}; found: {there} (others may be in the file of '
+                'DATA.DEMOGRAPHICS or --demographics)'
             )
+        values = own[name] if name in own else _by_patient(more, name).reindex(records.patient)
+        found[name] = values.fillna('').to_numpy(object)
         count = len(set(found[name]) - {''})
         if count > MOST_GROUPS:
             raise ValueError(
-                f'{options[0]}: {name!r} has {count} different values, at most {MOST_GROUPS} are '
-                'allowed'
+                f'EVAL.GROUPS: {name!r} has {count} values, at most {MOST_GROUPS} are allowed'
             )
     return found
 
@@ -882,39 +841,30 @@ def _own_cells(records: Records) -> pd.DataFrame:
     """The records' own CSV file, one row per record; nothing for a folder of images."""
     if not records.csv:
         return pd.DataFrame()
-    cells = Table(records.root / records.csv).cells
-    if 'Study' in cells and 'Path' not in cells:
-        return cells.set_index('Study', drop=False).loc[records.study]
-    return cells.loc[records.row]
+    table = Table(records.root / records.csv)
+    if table.key == 'Study' and 'Study' in table:
+        return table.cells.set_index('Study', drop=False).loc[records.study]
+    return table.cells.loc[records.row]
 
 
-def _read_demographics(records: Records, name: str, option: str) -> pd.DataFrame:
-    """The demographics; the index is the row of the file, the column 'patient' is added."""
-    file = records.root / name
-    if file.suffix.lower() in ('.xlsx', '.xls'):
-        raise ValueError(f'{option}: {file} is a spreadsheet: export it as CSV')
+def _read_demographics(records: Records, file: Path) -> pd.DataFrame:
+    """The demographics, with the column 'patient'; the index is the row of the file."""
     table = Table(file)
     table.require((), PATIENT_COLUMNS)
     key = next(column for column in PATIENT_COLUMNS if column in table)
     example = records.patient[0]
-    form = re.compile(re.escape(example.rstrip('0123456789')) + '[0-9]+')
-    good = np.array([form.fullmatch(patient) is not None for patient in table[key]], bool)
-    table.check(key, good, 'form of an id', f'is not a name of a patient such as {example}')
+    if not table[key].str.startswith(example.rstrip('0123456789')).any():
+        raise ValueError(f'{file}: column {key!r} has no names such as {example}')
     return table.cells.rename(columns={key: 'patient'})
 
 
-def _one_value_each(table: pd.DataFrame, column: str, file: Path) -> pd.Series:
+def _by_patient(table: pd.DataFrame, column: str) -> pd.Series:
     """Patient -> value in a column of the demographics."""
-    pairs = table.drop_duplicates(['patient', column])
-    again = pairs['patient'].duplicated(keep=False)
-    if again.any():
-        patient = pairs['patient'][again].iloc[0]
-        rows = pairs.index[pairs['patient'] == patient][:2] + 2
-        raise ValueError(
-            f'{file}: {patient} has different values of {column!r} in the rows {rows[0]} and '
-            f'{rows[1]} (the header is row 1)'
-        )
-    return pairs.set_index('patient')[column]
+    pairs = table.drop_duplicates(['patient', column]).set_index('patient')[column]
+    again = pairs.index[pairs.index.duplicated()]
+    if len(again):
+        raise ValueError(f'DATA.DEMOGRAPHICS: {again[0]} has several values of {column!r}')
+    return pairs
 
 
 # ---- Predictions and label files
@@ -977,11 +927,13 @@ def write_predictions(
     replace_file(Path(path), rows)
 
 
-def read_predictions(path: str | Path, *, allow_empty: bool = False) -> Predictions:
+def read_predictions(path: str | Path, *, task: str = '', allow_empty: bool = False) -> Predictions:
     """Read and check a CSV file of `Path` or `Study` and labels by name, columns in any order.
 
     Args:
         path: The CSV file.
+        task: The DATA.TASK that the predictions must be of, if the JSON file next to them names
+            one; '' for any.
         allow_empty: Whether cells may be empty.
 
     Raises:
@@ -989,77 +941,53 @@ def read_predictions(path: str | Path, *, allow_empty: bool = False) -> Predicti
             cell is not a number from 0 to 1, or the file is not such a table.
     """
     table = Table(path)
+    source = table.file.with_suffix('.json')
+    found = json.loads(source.read_bytes()).get('task') if task and source.is_file() else None
+    if found not in (None, task):
+        raise ValueError(f'{path}: the predictions are of DATA.TASK {found!r}, not {task!r}')
     known = dict.fromkeys(label for task in TASKS.values() for label in task.labels)
     labels = tuple(label for label in known if label in table)
-    table.require(labels, KEYS)
-    if not labels:
-        table.require([' or '.join(known)])
-    key = next(key for key in KEYS if key in table)
-    _unique_rows(table, key)
-    columns = [_read_probabilities(table, label, allow_empty) for label in labels]
+    table.require(() if labels else [' or '.join(known)], KEYS)
+    _check_names(table)
+    options = {'most': 1, 'can_be_empty': allow_empty}
+    columns = [table.numbers(label, 'value of a probability', **options) for label in labels]
     return Predictions(
         file=table.file,
-        key=key,
-        row=table.cells.index.to_numpy(),
-        names=table[key].to_numpy(object),
+        key=table.key,
+        row=table.row,
+        names=table[table.key].to_numpy(object),
         labels=labels,
         probabilities=np.stack(columns, axis=1),
-        ignored=tuple(name for name in table.cells if name != key and name not in labels),
+        ignored=tuple(name for name in table.cells if name != table.key and name not in labels),
     )
 
 
-def predictions_for(
-    file: str | Path, paths: Sequence[str], labels: Sequence[str] = LABELS
+def look_up(
+    predictions: Predictions, paths: Sequence[str], labels: Sequence[str] = LABELS
 ) -> np.ndarray:
-    """A file's probabilities for these images; an image has its study's in a file of studies.
+    """The probabilities for some images; in a file of studies, an image has those of its study.
 
     Args:
-        file: See `read_predictions`.
+        predictions: The predictions.
         paths: [N] of images; what precedes a patient's folder and the suffix may differ.
         labels: [K] wanted.
 
     Returns:
-        [N, K] float32, NaN where the file has no such row or column.
-
-    Raises:
-        ValueError: For a bad file, one of another task (according to the JSON file next to it), or
-            if two of the paths are the same to `normalise_name`.
+        [N, K], NaN where there is no such row or column.
     """
-    predictions = read_predictions(file)
-    check_task(file, 'observations')
-    return look_up(predictions, row_names(predictions, paths), labels).astype(np.float32)
-
-
-def check_task(file: str | Path, task: str) -> None:
-    """Refuse predictions of another DATA.TASK, according to the JSON file next to them."""
-    source_file = Path(file).with_suffix('.json')
-    if not source_file.is_file():
-        return
-    try:
-        source = json.loads(source_file.read_bytes())
-    except (ValueError, OSError) as error:
-        raise ValueError(f'{source_file} is not readable JSON: {error}') from error
-    found = source.get('task') if isinstance(source, dict) else None
-    if found not in (None, task):
-        raise ValueError(f'{file}: the predictions are of DATA.TASK {found!r}, not {task!r}')
-
-
-def row_names(predictions: Predictions, paths: Sequence[str]) -> list[str]:
-    """The normalised name of each image's row in the predictions: its own or its study's."""
-    names = unique_names(paths, 'the images to look up')
-    return [study_name(name) for name in names] if predictions.key == 'Study' else list(names)
-
-
-def look_up(predictions: Predictions, names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    """Probabilities [N, K] of the rows of these normalised names, NaN where there is none."""
-    own = pd.Index([normalise_name(name) for name in predictions.names])
-    rows = own.get_indexer(pd.Index(names, dtype=object))
-    found = np.full((len(names), len(labels)), np.nan)
+    rows = row_names(predictions.names).get_indexer(row_names(paths, predictions.key))
+    found = np.full((len(paths), len(labels)), np.nan)
     for k, label in enumerate(labels):
         if label in predictions.labels:
             column = predictions.probabilities[:, predictions.labels.index(label)]
             found[:, k] = np.where(rows >= 0, column[rows], np.nan)
     return found
+
+
+def row_names(names: Sequence[str], key: str = 'Path') -> pd.Index:
+    """The normalised names that rows are matched by: of images, or with 'Study' of studies."""
+    normalise = study_name if key == 'Study' else normalise_name
+    return pd.Index([normalise(name) for name in names], dtype=object)
 
 
 def read_label_file(
@@ -1082,21 +1010,22 @@ def read_label_file(
     table = Table(path)
     missing = tuple(label for label in LABELS if label not in table)
     uses_columns = find_task(task).uses_policies
-    needed = [name for name in (*DESCRIPTION, *LABELS) if name in table]
-    table.require(needed if uses_columns else [*needed, *missing], KEYS)
     if len(missing) == len(LABELS):
-        table.require([' or '.join(LABELS)])
-    key = next(key for key in KEYS if key in table)
-    records = _read_label_rows(table, key)
-    if views != 'all' and key == 'Path':
-        table.check(key, records.view != '', 'value of the view', 'names no view')
+        table.require([' or '.join(LABELS)], KEYS)
+    table.require(() if uses_columns else missing, KEYS)
+    _check_names(table)
+    _add_studies(table)
+    table.cells = table.cells.assign(path=table[table.key], file=table[table.key])
+    records = _records_of(table)
+    if views != 'all' and table.key == 'Path':
+        table.check('Path', records.view != '', 'value of the view', 'names no view')
         records = select_views(records, views)
-    kept = [k for k, label in enumerate(LABELS) if label not in missing]
     labels, columns = task_labels(task), slice(None)
     if uses_columns:
-        labels, columns = tuple(labels[k] for k in kept), kept
+        columns = [k for k, label in enumerate(LABELS) if label not in missing]
+        labels = tuple(labels[k] for k in columns)
     targets = scored_targets(records.labels, task=task, blank=blank)[:, columns]
-    return LabelTable(table.file, key, task, views, records, labels, targets, missing)
+    return LabelTable(table.file, table.key, task, views, records, labels, targets, missing)
 
 
 def normalise_name(name: str) -> str:
@@ -1106,27 +1035,15 @@ def normalise_name(name: str) -> str:
     'patient64541/study1/view1_frontal', MIMIC-CXR's 'files/p10/p10000032/s50414267/x.jpg'
     'p10000032/s50414267/x'. A name without a patient's folder keeps all but its suffix.
     """
-    match = STUDY.search(name)
-    name = name[match.start() :] if match else name
+    match = STUDY.match(name)
+    name = name[match.start('patient') :] if match else name
     return SUFFIX.sub('', name.rstrip('/'))
 
 
 def study_name(name: str) -> str:
     """The normalised name of an image's study; the name itself if it names no study."""
-    match = STUDY.search(name)
-    return match[0] if match else name
-
-
-def unique_names(names: Sequence[str], source: str) -> np.ndarray:
-    """[N] normalised names; an empty one, or two equal ones, are a ValueError with their rows."""
-    normalised = np.array([normalise_name(name) for name in names], object)
-    bad = pd.Series(normalised).duplicated().to_numpy() | (normalised == '')
-    if bad.any():
-        position = int(np.argmax(bad))
-        first = int(np.argmax(normalised == normalised[position]))
-        reason = f'the name is that of row {first + 2}, too' if first < position else 'no name'
-        raise ValueError(f'{source}, row {position + 2} (the header is row 1): {reason}')
-    return normalised
+    match = STUDY.match(name)
+    return name[match.start('patient') : match.end('study')] if match else name
 
 
 def views_in_names(names: Sequence[str]) -> np.ndarray:
@@ -1135,324 +1052,130 @@ def views_in_names(names: Sequence[str]) -> np.ndarray:
     return np.array([view[1] if view else '' for view in found], object)
 
 
-def _unique_rows(table: Table, key: str) -> None:
-    normalised = np.array([normalise_name(name) for name in table[key]], object)
-    table.check(key, normalised != '', 'form of a path', 'is not a name')
-    table.firsts(key, 'duplicate path', normalised)
-
-
-def _read_probabilities(table: Table, label: str, allow_empty: bool) -> np.ndarray:
-    texts = [text for text in table[label].unique() if PROBABILITY.fullmatch(text)]
-    allowed = {text: float(text) for text in texts if float(text) <= 1}
-    described = 'numbers from 0 to 1'
-    if allow_empty:
-        allowed[''], described = np.nan, f'{described}, or empty'
-    return table.map(label, allowed, 'value of a probability', allowed=described)
-
-
-def _read_label_rows(table: Table, key: str) -> Records:
-    _unique_rows(table, key)
-    names = table[key].to_numpy(object)
-    matches = [STUDY.search(name) for name in names]
-    rests = [name[m.end() :] if m else None for name, m in zip(names, matches, strict=True)]
-    good = [rest is not None and (len(rest) > 1 if key == 'Path' else not rest) for rest in rests]
-    form = 'FOLDER/patient00001/study1 or FOLDER/p10000032/s50414267'
-    form = form if key == 'Study' else form.replace(' or', '/IMAGE.jpg or') + '/IMAGE.jpg'
-    table.check(key, np.array(good, bool), 'form of a path', f'is not of the form {form}')
-    labels = np.full((len(table), len(LABELS)), np.nan, np.float32)
-    for k, label in enumerate(LABELS):
-        if label in table:
-            labels[:, k] = table.map(label, CELLS, 'value of a label')
-    description = _unknown(len(table)) | _read_description(table, optional=True)
-    given = description.pop('view')
-    return Records(
-        root=table.file.parent,
-        csv=table.file.name,
-        row=table.cells.index.to_numpy(),
-        path=names,
-        file=names,
-        patient=np.array([match['patient'] for match in matches], object),
-        study=np.array([match.string[: match.end()] for match in matches], object),
-        view=np.where(given == '', views_in_names(names), given),
-        **description,
-        labels=labels,
-    )
-
-
 # ---- Helpers of the readers
 
 
-@dataclass(frozen=True)
-class PathRule:
-    """How a path of the CSV file becomes a file below the root."""
-
-    drop_first_part: bool
-    suffix: str
-
-    def file(self, path: str) -> str:
-        """The file of a path."""
-        file = path.partition('/')[2] if self.drop_first_part else path
-        return os.path.splitext(file)[0] + self.suffix if self.suffix else file
-
-    def describe(self) -> str:
-        """The rule as one line for the log."""
-        kept = 'without its first part' if self.drop_first_part else 'as it is'
-        suffix = f', its suffix replaced by {self.suffix}' if self.suffix else ''
-        return f'file = DATA_PATH / Path {kept}{suffix}'
+def _check_names(table: Table) -> None:
+    """Refuse empty names, and names that are equal once they are normalised."""
+    names = row_names(table[table.key]).to_numpy()
+    table.check(table.key, names != '', 'form of a path', 'is not a name')
+    table.keep_first(table.key, 'duplicate path', names)
 
 
-def _choose_rule(
-    paths: pd.Series, parts: pd.DataFrame, images: Store | Folder, suffix: str
-) -> tuple[PathRule, np.ndarray]:
-    """The rule under which the first path of each prefix exists, otherwise most paths.
+def _add_studies(table: Table) -> None:
+    """Add the columns 'study' and 'patient', which are parts of the names of the rows."""
+    parts = table[table.key].str.extract(STUDY)
+    good = parts['image'].str.len() > 1 if table.key == 'Path' else parts['image'] == ''
+    image = '/IMAGE.jpg' if table.key == 'Path' else ''
+    problem = f'is not of the form FOLDER/patient00001/study1{image}'
+    table.keep(table.key, good.to_numpy(bool), 'form of a path', problem)
+    table.cells = table.cells.assign(study=parts['study'], patient=parts['patient'])
 
-    Returns:
-        The rule, and the positions in the table of the first path of each prefix.
+
+def _files_of(paths: pd.Series, images: Store | Folder, suffix: str) -> pd.Series:
+    """The file of each path: without its first part, such as CheXpert-v1.0-small, or as it is.
+
+    For all paths the same one, by which more of the first ones exist.
     """
-    is_first = ~parts['prefix'].duplicated().to_numpy()
-    rules = PathRule(True, suffix), PathRule(False, suffix)
-    first = parts.index.to_numpy()[is_first]
-    for rule in rules:
-        if all(images.exists(rule.file(path)) for path in paths[is_first]):
-            return rule, first
-    sample = paths[:1000]
-    found = [sum(images.exists(rule.file(path)) for path in sample) for rule in rules]
-    return rules[int(found[1] > found[0])], first
+    whole = paths.map(lambda path: os.path.splitext(path)[0] + suffix) if suffix else paths
+    shorter = whole.map(lambda file: file.partition('/')[2])
+    num_found = [sum(map(images.exists, files[:SAMPLE_PATHS])) for files in (shorter, whole)]
+    return whole if num_found[1] > num_found[0] else shorter
 
 
-def _match_paths(table: Table, key: str, form: re.Pattern) -> tuple[pd.DataFrame, np.ndarray]:
-    """Patient, study and prefix of each row, None for wrong paths, and [N] which are good."""
-    paths = table[key]
-    matches = [form.fullmatch(path) for path in paths]
-    good = np.array([match is not None for match in matches], bool)
-    leaves = [path.startswith('/') or '//' in path or '..' in path.split('/') for path in paths]
-    leaves = ~good & np.array(leaves, bool)
-    problem = 'leaves the data folder: only relative paths without .. are allowed'
-    table.check(key, ~leaves, 'path that leaves the folder', problem)
-    image = '/view1_frontal.jpg' if form is IMAGE_PATH else ''
-    problem = f'is not of the form FOLDER/.../patient00001/study1{image}'
-    table.check(key, good | leaves, 'form of a path', problem)
-    names = ['patient', 'study', 'prefix']
-    groups = [match.group(*names) if match else (None,) * 3 for match in matches]
-    return pd.DataFrame(groups, columns=names, dtype=object), good
-
-
-def _expand_studies(
-    table: Table,
-    positions: np.ndarray,
-    places: np.ndarray,
-    images: Store | Folder,
-    image_suffix: str,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The images of studies: position of the study in the table, path and file of each image."""
+def _add_images(table: Table, images: Store | Folder, image_suffix: str) -> None:
+    """Replace each row of a study by one row per image, with the image's path and file."""
     suffixes = (image_suffix.lower(),) if image_suffix else IMAGE_SUFFIXES
-    found = []
-    for position, place in zip(positions.tolist(), places, strict=True):
-        files = images.below(place) if images.exists(place) else []
-        files = [file for file in files if file.lower().endswith(suffixes)]
-        if isinstance(images, Folder):
-            images.check_link(place)
-        if not files:
-            detail = f'the study has no image ({", ".join(suffixes)}) below {images.path / place}'
-            table.fault('missing image', detail, position)
-        study = table['Study'].iloc[position]
-        found += [(position, study + file[len(place) :], file) for file in files]
-    columns = zip(*found, strict=True) if found else ((), (), ())
-    position, paths, files = (list(column) for column in columns)
-    return np.array(position, int), np.array(paths, object), np.array(files, object)
+    found = [
+        [file for file in images.below(place) if file.lower().endswith(suffixes)]
+        if images.exists(place)
+        else []
+        for place in table['file']
+    ]
+    table.cells = table.cells.assign(image=pd.Series(found, table.cells.index, object))
+    problem = f'has no image ({", ".join(suffixes)}) below {images.path}'
+    table.keep('Study', [bool(files) for files in found], 'missing image', problem)
+    cells = table.cells.explode('image')
+    pairs = zip(cells['image'], cells['file'], strict=True)
+    below = [image[len(place) :] for image, place in pairs]
+    table.cells = cells.assign(path=cells['Study'] + below, file=cells['image'])
 
 
 def _existing(
     records: Records,
+    rows: np.ndarray,
     images: Store | Folder,
-    which: np.ndarray,
+    look_up: str,
     on_fault: OnFault,
-    logger: logging.Logger | None,
 ) -> Records:
-    """The records whose images exist; each missing one is a fault.
-
-    Args:
-        records: The records.
-        images: Where the images are.
-        which: [N] bool, the files of a folder that are looked up; in a store all are.
-        on_fault: Receives the faults.
-        logger: Warns of images that a store was packed without.
-    """
+    """The records whose images exist; each missing one is a fault of its row [N] of the CSV."""
     hint = '(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted)'
-    csv = str(records.root / records.csv) if records.csv else ''
+    csv_file = str(records.root / records.csv) if records.csv else ''
     keep = np.full(len(records), True)
+    looked_up = np.arange(len(records) if look_up == 'all' else min(1, len(records)))
     if isinstance(images, Store):
         keep = images.position(records.file) >= 0
-        checked = np.flatnonzero(~keep)
-    else:
-        checked = np.flatnonzero(which)
-    left_out = 0
-    for position in checked.tolist():
+        looked_up = np.flatnonzero(~keep)
+    for position in looked_up.tolist():
         file = records.file[position]
-        row = int(records.row[position]) + 2 if csv else None
-        if isinstance(images, Store) and file in images.left_out:
-            left_out += 1
-            reason = images.left_out[file]
-            on_fault(Fault('left out of the store', reason, csv, row, file, 'warning'))
+        place = (csv_file, int(rows[position]) + 2 if csv_file else None, file)
+        if file in images.left_out:
+            on_fault(Fault('left out of the store', images.left_out[file], *place, 'warning'))
         elif isinstance(images, Store) or not os.path.isfile(images.path / file):
             detail = f'there is no image {images.path / file} {hint}'
-            on_fault(Fault('missing image', detail, csv, row, file))
+            on_fault(Fault('missing image', detail, *place))
             keep[position] = False
         else:
-            keep[position] = images.check_link(file, csv, row)
-    if left_out and logger is not None:
-        logger.warning(
-            f'{records.csv or records.root}: {left_out} images could not be read when the store '
-            f'was packed and are excluded ({images.path / BAD_FILE})'
-        )
+            keep[position] = images.is_inside(file, *place[:2])
     return records if keep.all() else records.select(keep)
 
 
-def _open_mimic(root: Path, kind: str, on_fault: OnFault) -> Table:
-    """The MIMIC-CXR table of this kind; without rows if it cannot be used."""
-    columns = {'split': [*ID_FORMS, 'split'], 'metadata': [*ID_FORMS, 'ViewPosition']}
-    if kind not in (*columns, *LABELLERS):
-        allowed = ', '.join(LABELLERS)
-        raise ValueError(f'DATA.LABELLER must be one of {allowed}, got {kind!r}')
-    wanted = columns.get(kind, ['subject_id', 'study_id', *LABELS])
-    try:
-        file = find_table(root, kind)
-    except ValueError as error:
-        on_fault(Fault('missing file', str(error)))
-        return Table(root, lambda fault: None)
-    table = Table(file, on_fault)
-    if len(table):
-        table.require(wanted)
-    if any(name not in table for name in wanted if name not in LABELS):
-        table.cells = pd.DataFrame()
-    return table
-
-
-def _rows_of_split(table: Table, split: str) -> np.ndarray:
-    """Positions of the usable rows of a split of MIMIC-CXR, after a check of all rows."""
-    if split not in SPLITS:
-        raise ValueError(f'split must be one of {", ".join(SPLITS)}, got {split!r}')
-    good = np.full(len(table), True)
-    for name, (form, allowed) in ID_FORMS.items():
-        has_form = np.array([form.fullmatch(value) is not None for value in table[name]], bool)
-        table.check(name, has_form, 'form of an id', f'is not allowed (allowed: {allowed})')
-        good &= has_form
-    good &= table.firsts('dicom_id', 'duplicate id')
-    splits = table.map('split', SPLITS, 'value of the split', dtype=object, wrong='')
-    good &= splits != ''
-    first = table.cells[good].drop_duplicates('subject_id').set_index('subject_id')['split']
-    expected = table['subject_id'].map(first).to_numpy(object)
-    same = ~good | (splits == expected)
-    table.check('subject_id', same, 'patient in two splits', 'has rows of another split, too')
-    chosen = np.flatnonzero(good & (splits == split))
-    if not len(chosen):
-        table.fault('missing row', f"column 'split': no row is {split!r}")
-    return chosen
-
-
-def _look_up_rows(
-    images: Table, chosen: np.ndarray, table: Table, key: str, same: Sequence[str]
-) -> np.ndarray:  # [n]
-    """Position of the row of each chosen image in a table with one row per key; -1 for none.
-
-    Args:
-        images: The split file.
-        chosen: [n] positions in it.
-        table: Where the rows are looked up.
-        key: The column by which they are looked up.
-        same: Columns in which the two rows must agree.
-    """
-    unique = np.flatnonzero(table.firsts(key, 'duplicate id'))
-    place = pd.Index(table[key].iloc[unique]).get_indexer(images[key].iloc[chosen])
-    place = np.where(place >= 0, unique[place], -1)
-    for name in same:
-        wanted = images[name].to_numpy(object)[chosen]
-        differ = (place >= 0) & (table[name].to_numpy(object)[place] != wanted)
-        for i in np.flatnonzero(differ).tolist():
-            row = int(images.cells.index[chosen[i]]) + 2
-            found = table[name].iloc[place[i]]
-            detail = f'column {name!r}: {found!r} is {wanted[i]!r} in row {row} of the split file'
-            table.fault('ids that differ', detail, int(place[i]))
-    return place
+def _rows_of(table: Table, other: Table, columns: Sequence[str]) -> np.ndarray:  # [N]
+    """Position of each row of a table in another one by some columns; -1 where there is none."""
+    if not len(table) or not len(other):
+        return np.full(len(table), -1)
+    names, wanted = (pd.MultiIndex.from_frame(part.cells[[*columns]]) for part in (other, table))
+    first = np.flatnonzero(~names.duplicated())
+    place = names[first].get_indexer(wanted)
+    return np.where(place >= 0, first[place], -1)
 
 
 def _read_labels(table: Table) -> np.ndarray:  # [N, K] float32
-    labels = np.empty((len(table), len(LABELS)), np.float32)
-    for k, label in enumerate(LABELS):
-        labels[:, k] = table.map(label, CELLS, 'value of a label')
-    return labels
+    columns = [table.map(label, CELLS, 'value of a label') for label in LABELS]
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
-def _read_description(table: Table, *, optional: bool = False) -> dict[str, np.ndarray]:
-    """View, sex, age and projection; with `optional`, columns and cells may be empty."""
-    ages = {}
-    if 'Age' in table:
-        ages = {text: float(text) for text in table['Age'].unique() if AGE.fullmatch(text)}
-    columns = {
-        'view': ('Frontal/Lateral', 'value of the view', VIEW_CELLS, ''),
-        'sex': ('Sex', 'value of the sex', SEXES, 'Unknown'),
-        'age': ('Age', 'value of the age', ages, np.nan),
-        'ap_pa': ('AP/PA', 'value of the projection', PROJECTIONS, ''),
-    }
-    description = {}
-    for name, (column, kind, meanings, unknown) in columns.items():
-        if optional:
-            meanings = {**meanings, '': unknown}
-        description[name] = table.map(
-            column,
-            meanings,
-            kind,
-            allowed='numbers from 0' if name == 'age' else '',
-            dtype=float if name == 'age' else object,
-            wrong=unknown,
-        )
-    old = np.nan_to_num(description['age']) > MAX_AGE
-    if old.any():
-        table.check('Age', ~old, 'unlikely age', f'is more than {MAX_AGE} years', 'warning')
-    return description
+def _records_of(table: Table) -> Records:
+    """The records of a table that has the columns path, file, patient and study.
 
-
-def _views_of(table: Table, paths: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Views from the names of images, which belong to the rows at these positions."""
-    views = views_in_names(paths)
-    for i in np.flatnonzero(views == '').tolist():
-        detail = f'{paths[i]!r} names no view: use names such as view1_frontal.jpg'
-        table.fault('value of the view', detail, int(positions[i]))
-    return views
+    A view that is not given comes from the image's path.
+    """
+    view = table.map('Frontal/Lateral', VIEW_CELLS, 'value of the view', dtype=object)
+    names = ('path', 'file', 'patient', 'study')
+    return Records(
+        root=table.file.parent,
+        csv=table.file.name,
+        row=table.row,
+        **{name: table[name].to_numpy(object) for name in names},
+        view=np.where(view == '', views_in_names(table['path']), view),
+        sex=table.map('Sex', SEXES, 'value of the sex', dtype=object),
+        age=table.numbers('Age', 'value of the age'),
+        ap_pa=table.map('AP/PA', PROJECTIONS, 'value of the projection', dtype=object),
+        labels=_read_labels(table),
+    )
 
 
 def _unknown(size: int) -> dict[str, np.ndarray]:
     return {
-        'view': np.full(size, '', object),
         'sex': np.full(size, 'Unknown', object),
         'age': np.full(size, np.nan),
         'ap_pa': np.full(size, '', object),
     }
 
 
-def _scored_fault(root: Path, file: str) -> Fault:
-    part = f'train on {root / "train"} alone, ' if (root / 'train').is_dir() else ''
-    detail = (
-        f'{root / file} is there, so this folder holds images that are scored later: {part}use '
-        'DATA.DATASET chexpert, or set DATA.ALLOW_ALL_IMAGES True'
-    )
-    return Fault('folder with scores', detail, file=file)
-
-
-def _missing_hint(root: Path, csv_name: str) -> str:
-    below = [folder for folder in sorted(root.glob('*')) if (folder / csv_name).is_file()]
-    found = f'; {below[0]} has one' if below else ''
-    return f' (see DATA.DATA_PATH and DATA.*_CSV){found}'
-
-
 def _check_suffix(image_suffix: str) -> None:
     if image_suffix and not re.fullmatch(r'\.\w+', image_suffix):
         raise ValueError(f"DATA.IMAGE_SUFFIX must be like '.png', or empty, got {image_suffix!r}")
-
-
-def _is_utf8(cells: Sequence[str]) -> bool:
-    text = ''.join(cells)
-    return text.isascii() or not any('\udc80' <= character <= '\udcff' for character in text)
 
 
 def _patient_order(patients: np.ndarray, *, key: str) -> tuple[np.ndarray, int]:

@@ -5,8 +5,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,12 +41,12 @@ def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[to
 def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
     """The type that matrix products use under AMP_OPT_LEVEL O1 and O2; None for float32.
 
-    On the CPU this is float32, unless AMP_ON_CPU is set and the CPU has bfloat16 instructions.
+    On the CPU this is float32, unless AMP_ON_CPU is set.
     """
     if config.AMP_OPT_LEVEL == 'O0':
         return None
     if device.type == 'cpu':
-        return torch.bfloat16 if config.AMP_ON_CPU and cpu_has_bf16() else None
+        return torch.bfloat16 if config.AMP_ON_CPU else None
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bf16 else torch.float16
 
@@ -70,23 +68,10 @@ def autocast(config: Config, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
-@cache
-def cpu_has_bf16(cpuinfo: Path = Path('/proc/cpuinfo')) -> bool:
-    """Whether the x86 CPU has instructions for bfloat16 products (AVX-512 BF16 or AMX)."""
-    try:
-        words = cpuinfo.read_text().split()
-    except OSError:
-        return False
-    return not {'avx512_bf16', 'amx_bf16'}.isdisjoint(words)
-
-
 def describe_precision(config: Config, device: torch.device) -> str:
     """One line for the log; it says when a level is accepted but means another."""
     dtype = autocast_dtype(config, device)
     line = f'precision {config.AMP_OPT_LEVEL}: {f"autocast to {dtype}" if dtype else "float32"}'
-    wanted = config.AMP_ON_CPU and config.AMP_OPT_LEVEL != 'O0' and device.type == 'cpu'
-    if wanted and dtype is None:
-        line += ' (AMP_ON_CPU: this CPU has no bfloat16 instructions)'
     if config.AMP_OPT_LEVEL == 'O2':
         line += ' (O2 means O1: apex.amp no longer exists, and PyTorch has one level)'
     return line

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from datetime import timedelta
 from signal import SIGINT, SIGTERM, SIGUSR1
@@ -42,9 +41,7 @@ class Interruptions:
         if dist.is_initialized():
             # Its own group on the CPU waits neither for the device nor for the gradients.
             self.group = dist.new_group(backend='gloo', timeout=self.timeout)
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():  # others cannot take signals
-            self.before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        self.before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

@@ -54,15 +54,11 @@ _CONNECTION = re.compile(
     r'clos|reset|refused|broken pipe|remote|network|unreachable|no route|aborted|recv', re.I
 )
 _SILENCE = re.compile(r'timed? ?out', re.I)
-_LOOK = "see the last lines of each log_rank<r>.txt, torchrun's output, and the kernel log (dmesg)"
 _GONE = (
-    'another process of this run ended without a message (killed, out of memory or crashed), or '
-    f'the network to it failed: {_LOOK}'
+    'another process of this run ended without a message, or the network to it failed: see the '
+    "last lines of each log_rank<r>.txt, torchrun's output, and the kernel log (dmesg)"
 )
-_SILENT = (
-    'another process of this run did not answer within TRAIN.RANK_TIMEOUT_MINUTES: it hangs, is '
-    f'much slower, or the network to it failed: {_LOOK}'
-)
+_SILENT = 'another process of this run did not answer within TRAIN.RANK_TIMEOUT_MINUTES'
 
 
 class Terminated(BaseException):
@@ -216,26 +212,16 @@ def setup_run(args: Namespace, process: Process) -> None:
     _log_start(process.run)
     if distributed.world_size() > 1:
         process.failures.watch(logger)
-        # A crash outside Python, such as NCCL aborting the process, leaves its stack in the log.
-        faulthandler.enable(open(folder / f'log_rank{distributed.rank()}.txt', 'ab'))  # noqa: SIM115
+        faulthandler.enable()  # for crashes outside Python, such as NCCL aborting the process
 
 
-@contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Keep other runs out of a run folder; the lock ends with this process.
 
     Raises:
         ValueError: If another run holds it.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder / LOCK_FILE, wait=False))
-        except ValueError as error:
-            raise ValueError(
-                f'another run is writing to the folder {folder}: wait for it or end it, or choose '
-                'another --tag or --output'
-            ) from error
-        yield
+    return locked(folder / LOCK_FILE, wait=False)
 
 
 def is_locked(folder: str | Path) -> bool:
@@ -259,18 +245,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         text = _WORKER.split(text)[-1].strip()
     if isinstance(error, Terminated):
         return EXIT_PREEMPTED, f'stopped by {text}, nothing to save; the same command resumes'
-    if isinstance(error, MISTAKES):
+    if isinstance(error, MISTAKES) or text.startswith('DataLoader worker'):
         return EXIT_MISTAKE, text
-    if isinstance(error, RuntimeError) and 'have a deterministic implementation' in text:
-        operation = text.split(' does not ')[0]
-        return EXIT_MISTAKE, (
-            f'TRAIN.DETERMINISTIC: {operation} has no deterministic version in this PyTorch; turn '
-            'the option off, or avoid what needs this operation'
-        )
-    if isinstance(error, RuntimeError) and text.startswith('DataLoader worker'):
-        return EXIT_MISTAKE, (
-            f'{text} If it ran out of memory, lower DATA.NUM_WORKERS or --batch-size.'
-        )
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and 'gloo' in text):
         if _SILENCE.search(text):
             return EXIT_OTHER_PROCESS, _SILENT
@@ -301,21 +277,13 @@ def _set_determinism(wanted: bool) -> None:
 
 
 def _log_start(run: Run) -> None:
-    config, logger, processes = run.config, run.logger, distributed.world_size()
+    config, logger = run.config, run.logger
     logger.debug(config_text(config))
     logger.info(
-        f'run folder {run.folder}; {processes} process(es) on {run.device.type}, '
+        f'run folder {run.folder}; {distributed.world_size()} process(es) on {run.device.type}, '
         f'{torch.get_num_threads()} threads each; torch {torch.__version__}; seed {config.SEED}'
     )
-    if processes > 1:
-        logger.info(
-            f'if one process ends, all end within {distributed.END_SECONDS} s; one that does not '
-            f'answer is waited for {config.TRAIN.RANK_TIMEOUT_MINUTES:g} minutes '
-            '(TRAIN.RANK_TIMEOUT_MINUTES)'
-        )
     logger.info(describe_precision(config, run.device))
-    if config.TRAIN.DETERMINISTIC:
-        logger.info('TRAIN.DETERMINISTIC: only deterministic algorithms')
 
 
 def _finish(process: Process, main: Callable[[Run], int | None]) -> int:
@@ -343,7 +311,6 @@ def _fail(process: Process, error: BaseException) -> int:
             code, message = EXIT_OTHER_PROCESS, first
     elif run is not None:
         failures.record(message)
-    _tell_torchrun(message)
     unexpected = code == EXIT_UNEXPECTED
     if run is not None:
         run.logger.log(logging.ERROR if unexpected else logging.DEBUG, 'traceback:', exc_info=error)
@@ -357,14 +324,6 @@ def _fail(process: Process, error: BaseException) -> int:
     return code
 
 
-def _tell_torchrun(message: str) -> None:
-    """Let torchrun show what ended this process in the table that it prints at the end."""
-    if path := os.environ.get('TORCHELASTIC_ERROR_FILE'):
-        report = {'message': message, 'extraInfo': {'timestamp': str(int(time.time()))}}
-        with contextlib.suppress(OSError):
-            Path(path).write_text(json.dumps({'message': report}), encoding='utf-8')
-
-
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated(signal.Signals(number).name)
 
@@ -372,9 +331,6 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 @contextlib.contextmanager
 def _on_stop(handler: Callable | signal.Handlers) -> Iterator[None]:
     """Handle SIGTERM and SIGUSR1 in this way."""
-    if threading.current_thread() is not threading.main_thread():  # others cannot take signals
-        yield
-        return
     before = {number: signal.signal(number, handler) for number in (SIGTERM, SIGUSR1)}
     try:
         yield

@@ -18,7 +18,7 @@ from engine.interruptions import Interruptions
 from engine.parallel import wrap_parallel
 from engine.run_record import Run
 from engine.saving import Saver
-from engine.train_state import TrainState, accumulation_steps
+from engine.train_state import TrainState
 from lr_scheduler import build_scheduler
 from optimizer import build_optimizer
 from utils import checkpoint_to_resume, load_pretrained, read_resumable
@@ -101,15 +101,10 @@ def begin(
     config, logger = run.config, run.logger
     checkpoint = checkpoint_to_resume(config, run.folder, logger)
     saved = read_resumable(checkpoint) if checkpoint else None
-    compares_images = run.stage == 'contrastive'
-    accumulation = accumulation_steps(config, saved, logger, compares_images=compares_images)
-    as_trained = config.clone()  # learning rates are scaled by the images of a step
-    as_trained.defrost()
-    as_trained.TRAIN.ACCUMULATION_STEPS = accumulation
-
+    accumulation = max(1, config.TRAIN.ACCUMULATION_STEPS)
     model.to(run.device)
-    optimizer = build_optimizer(as_trained, model, logger, run.is_pretrain)
-    scheduler = build_scheduler(as_trained, optimizer, len(loader))
+    optimizer = build_optimizer(config, model, logger, run.is_pretrain)
+    scheduler = build_scheduler(config, optimizer, len(loader))
     scaler = torch.amp.GradScaler(
         run.device.type, enabled=autocast_dtype(config, run.device) == torch.float16
     )
@@ -118,7 +113,7 @@ def begin(
         state.restore(saved, config, source=str(checkpoint), logger=logger)
     elif config.PRETRAINED:
         load_pretrained(config, getattr(model, 'whole_encoder', model), logger, convert)
-        if compares_images:
+        if run.stage == 'contrastive':
             model.encoder_loaded()
     run.record.begin(checkpoint, done=state.epoch >= config.TRAIN.EPOCHS)
     num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -164,7 +159,6 @@ def train_one_epoch(
             if ends_step and saver and saver.is_due(state):
                 flush_metrics(run, state)  # a non-finite loss must not be saved
                 saver.save_step(state)
-                clock.leave_out()
     except NotFiniteError as error:
         raise FloatingPointError(
             f'{error}; no checkpoint contains these weights. Lower TRAIN.BASE_LR, lengthen the '
@@ -212,7 +206,7 @@ def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFuncti
 
 
 def flush_metrics(run: Run, state: TrainState) -> None:
-    """Add the waiting losses and norms, and log a warning for sudden large gradients.
+    """Add the waiting losses and norms to the figures of the epoch.
 
     Raises:
         NotFiniteError: If one is not finite.
@@ -226,12 +220,6 @@ def flush_metrics(run: Run, state: TrainState) -> None:
         start = batch - batch % state.accumulation
         state.scheduler.step_update(max(0, state.epoch * state.num_batches + start - 1))
         raise NotFiniteError(run, state, batch)
-    for norm, median in state.progress.spikes:
-        run.logger.warning(
-            f'gradient norm {norm:.4g} in epoch {state.epoch} before step {state.step}: '
-            f'{norm / median:.0f} times the median of the last steps'
-        )
-    state.progress.spikes.clear()
 
 
 def shown_rate(run: Run, state: TrainState) -> float:
@@ -254,12 +242,6 @@ class Clock:
         now = time.perf_counter()
         self.batch_seconds, self.last = now - self.last, now
         self.batches += 1
-
-    def leave_out(self) -> None:
-        """Do not count the time since the last batch, which was spent on saving."""
-        now = time.perf_counter()
-        self.start += now - self.last
-        self.last = now
 
     def mean_batch(self) -> float:
         return (self.last - self.start) / max(1, self.batches)

@@ -5,7 +5,7 @@ import warnings
 import torch
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -60,53 +60,16 @@ def share_batch_norm(model: nn.Module) -> None:
             )
 
 
-class _Normalise(torch.autograd.Function):
-    """Batch norm with the mean and variance of each channel over all processes.
-
-    Processes may have different numbers of values. There is one exchange in each direction: value
-    counts, means and squared deviations forward, and the sums of the gradient and of its product
-    with the normalised values backward.
-    """
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over processes; the gradient of each is the sum of all gradients."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the normalised x [B, C, ...], and mean, biased variance and count, each [C]."""
-        values, shape, dims = _at_least_float32(x), *_channel_shape(x)
-        own = values.new_zeros(3, x.shape[1])  # mean, sum of squared deviations, count
-        if x.numel():
-            variance, mean = torch.var_mean(values, dims, correction=0)
-            num_values = x.numel() // x.shape[1]
-            own = torch.stack([mean, variance * num_values, torch.full_like(mean, num_values)])
-        rows = own.new_zeros(distributed.world_size(), *own.shape)
-        rows[distributed.rank()] = own
-        means, deviations, counts = distributed.all_reduce_sum(rows).unbind(1)  # [processes, C]
-        count = counts.sum(0)
-        mean = (counts * means).sum(0) / count
-        variance = (deviations + counts * (means - mean).square()).sum(0) / count
-        scale = torch.rsqrt(variance + eps)
-        ctx.save_for_backward(x, weight, mean, scale, count)
-        y = (values - mean.view(shape)) * scale.view(shape)
-        if weight is not None:
-            y = y * weight.view(shape) + bias.view(shape)
-        ctx.mark_non_differentiable(mean, variance, count)
-        return y.to(x.dtype), mean, variance, count
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        return distributed.all_reduce_sum(x)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, scale, count = ctx.saved_tensors
-        shape, dims = _channel_shape(x)
-        grad = _at_least_float32(grad)
-        normal = (_at_least_float32(x) - mean.view(shape)) * scale.view(shape)
-        sums = torch.stack([grad.sum(dims), (grad * normal).sum(dims)])  # of this process
-        shared = distributed.all_reduce_sum(sums) / count
-        if weight is not None:
-            scale = scale * weight
-        inner = grad - shared[0].view(shape) - normal * shared[1].view(shape)
-        parameters = (None, None) if weight is None else (sums[1], sums[0])
-        return (inner * scale.view(shape)).to(x.dtype), *parameters, None
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        return distributed.all_reduce_sum(grad)
 
 
 class _SharedStatistics:
@@ -122,17 +85,23 @@ class _SharedStatistics:
 
     @torch.compiler.disable
     def _normalise(self, x: Tensor) -> Tensor:
-        y, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        """Normalise x [B, C, ...]; the sums over processes pass gradients to all of them."""
+        dims = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [1, -1] + [1] * (x.ndim - 2)  # broadcasts [C]
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        count = distributed.all_reduce_sum(values.new_tensor(x.numel() / x.shape[1]))
+        mean = _SumOverProcesses.apply(values.sum(dims)) / count
+        centred = values - mean.view(shape)
+        variance = _SumOverProcesses.apply(centred.square().sum(dims)) / count
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                share = self.momentum
-                if share is None:
-                    share = 1 / self.num_batches_tracked.float()
-                unbiased = variance * count / (count - 1).clamp(min=1)
-                self.running_mean += share * (mean - self.running_mean)
-                self.running_var += share * (unbiased - self.running_var)
-        return y
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        y = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(x.dtype)
 
 
 class SharedBatchNorm1d(_SharedStatistics, nn.BatchNorm1d):
@@ -156,12 +125,3 @@ SHARED = {
     BatchNormAct2d: SharedBatchNormAct2d,
 }
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-
-def _channel_shape(x: Tensor) -> tuple[list[int], list[int]]:
-    """Return the shape that broadcasts [C] over x [B, C, ...], and all axes but the channels'."""
-    return [1, -1] + [1] * (x.ndim - 2), [axis for axis in range(x.ndim) if axis != 1]
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

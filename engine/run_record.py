@@ -15,17 +15,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from config import (
     FREE_OPTIONS,
     PROBES,
     REPORTED_SECTIONS,
     Config,
+    config_changes,
     config_text,
-    default_config,
     flat_options,
-    load_yaml,
 )
 from data.labels import used_policies
 from data.records import find_table
@@ -88,8 +85,8 @@ class RunRecord:
         """
         if 'data' not in self.facts:
             return
-        earlier = self._earlier() if checkpoint else {}
-        first = {**self.facts, **earlier}
+        earlier = _known_record(self.folder) if checkpoint else {}
+        first = self.facts | earlier
         if not checkpoint:
             first['pretrained'] = weights_checksum(self.pretrained)
         start = {
@@ -99,11 +96,10 @@ class RunRecord:
             'resumed_from': shown_checkpoint(self.folder, checkpoint) if checkpoint else None,
         }
         if done:
-            self.options = self._trained_options()
+            self.options = ''
         else:
-            environment = self.facts.get('environment', {})
-            start['processes'] = self.facts.get('processes', 1)
-            start |= {key: environment.get(key) for key in HARDWARE}
+            start['processes'] = self.facts['processes']
+            start |= {key: self.facts['environment'].get(key) for key in HARDWARE}
         self.seconds_before, self.start_time = earlier.get('seconds', 0), time.monotonic()
         self.contents = first | {
             'starts': [*earlier.get('starts', []), start],
@@ -126,32 +122,17 @@ class RunRecord:
             self.contents['seconds'] = self.seconds_before + time.monotonic() - self.start_time
             self._write()
 
-    def _earlier(self) -> dict[str, Any]:
-        try:
-            return read_record(self.folder) or {}
-        except ValueError as error:
-            self.logger.warning(f'{error}; a new record is written')
-            return {}
-
-    def _trained_options(self) -> str:
-        """The options that the run was trained with; evaluation and report may have changed."""
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            trained = load_yaml((self.folder / OPTIONS_FILE).read_text('utf-8'))
-            now = load_yaml(self.options)
-            reported = {key: now[key] for key in REPORTED_SECTIONS}
-            return yaml.safe_dump(trained | reported, sort_keys=False)
-        return self.options
-
     def _write(self) -> None:
-        texts = {RECORD_FILE: json.dumps(self.contents, indent=1) + '\n'}
-        if self.options:
-            texts[OPTIONS_FILE] = self.options
+        texts = {
+            RECORD_FILE: json.dumps(self.contents, indent=1) + '\n',
+            OPTIONS_FILE: self.options,
+        }
         for name, text in texts.items():
-            path = self.folder / name
             try:
-                replace_file(path, text.encode())
+                if text:
+                    replace_file(self.folder / name, text)
             except OSError as error:
-                self.logger.warning(f'{path} cannot be written ({error.strerror})')
+                self.logger.warning(f'{self.folder / name} cannot be written ({error.strerror})')
 
 
 @dataclass(frozen=True)
@@ -211,23 +192,19 @@ def refuse_another_run(folder: Path, config: Config) -> None:
     resumes = config.TRAIN.AUTO_RESUME and any(folder.glob('ckpt_epoch_*.pth'))
     if not path.is_file() or not (finished or resumes):
         return
-    changes, options = [], {}
+    changes = _changed_weights(folder, config)
     try:
         text = path.read_text('utf-8')
-        options = flat_options(text)
-        if finished and config.TRAIN.EPOCHS <= options.get('TRAIN.EPOCHS', config.TRAIN.EPOCHS):
-            changes = run_changes({'options': text}, {'options': config_text(config)})
+        epochs = flat_options(text).get('TRAIN.EPOCHS', config.TRAIN.EPOCHS)
     except ValueError as error:
-        if finished:
-            raise ValueError(
-                f'{path} cannot be read ({error}): restore or remove it, or choose another --tag '
-                'or --output'
-            ) from error
-    changes += _changed_weights(folder, config, str(options.get('PRETRAINED', '')))
+        raise ValueError(f'{path} cannot be read ({error}): restore or remove it') from error
+    if finished and config.TRAIN.EPOCHS <= epochs:
+        changes += run_changes({'options': text}, {'options': config_text(config)})
     if changes:
-        more = [f'and {len(changes) - SHOWN} more'] if len(changes) > SHOWN else []
-        shown = '; '.join([line[:200] for line in changes[:SHOWN]] + more)
-        raise ValueError(f'{folder} holds another run ({shown}): choose another --tag or --output')
+        raise ValueError(
+            f'{folder} holds another run ({"; ".join(changes[:SHOWN])}): choose another --tag or '
+            '--output'
+        )
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
@@ -238,33 +215,23 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     """
     path = Path(folder) / RECORD_FILE
     try:
-        record = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise ValueError(f'{path} cannot be read: {error}') from error
-    if not isinstance(record, dict):
-        raise ValueError(f'{path} is not the record of a run')
-    return record
 
 
 def is_finished(folder: str | Path) -> bool:
     """Whether the run in this folder came to its end, including scores and report."""
-    try:
-        record = read_record(folder) or {}
-    except ValueError:  # starting the run again repairs it
-        return False
-    return record.get('finished') is not None
+    return _known_record(folder).get('finished') is not None
 
 
 def shown_checkpoint(folder: Path, checkpoint: str | Path) -> str:
-    """The name of a checkpoint in the run folder; the absolute path or address of another."""
+    """The name of a checkpoint in the run folder; the path or address of another."""
     path = Path(checkpoint)
-    if str(checkpoint).startswith('https://'):
-        return str(checkpoint)
-    if path.parent.resolve() == folder.resolve():
-        return path.name
-    return without_home(os.path.abspath(path))
+    is_own = path.parent.resolve() == folder.resolve()
+    return path.name if is_own else without_home(str(checkpoint))
 
 
 def code_version() -> str:
@@ -326,30 +293,31 @@ def without_home(text: str) -> str:
     return text.replace(f'{Path.home()}{os.sep}', f'~{os.sep}')
 
 
+def _known_record(folder: str | Path) -> dict[str, Any]:
+    """The contents of `run.json`; empty if it is missing, or damaged: the next start repairs it."""
+    try:
+        return read_record(folder) or {}
+    except ValueError:
+        return {}
+
+
 def _changed_options(before: str, now: str) -> list[str]:
-    """Options that change what is trained; an option that `before` lacks had its default."""
-    old = flat_options(config_text(default_config())) | flat_options(before)
+    """Options that change what is trained."""
+    lines = {line.partition(':')[0]: line for line in config_changes(before, now)}
     return [
-        f'{key}: {old.get(key)} -> {value}'
-        for key, value in flat_options(now).items()
-        if old.get(key) != value
-        and key not in FREE_OPTIONS
-        and key.partition('.')[0] not in REPORTED_SECTIONS
+        line
+        for key, line in lines.items()
+        if key not in FREE_OPTIONS and key.partition('.')[0] not in REPORTED_SECTIONS
     ]
 
 
 def _changed_data(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    if before.get('fingerprint') == now.get('fingerprint'):
+    if before['fingerprint'] == now['fingerprint']:
         return []
-    old, new = before.get('files', {}), now.get('files', {})
-    lines = [
-        f'data: {name} differs' if name in old and name in new else f'data: {name} is read by one'
-        for name in sorted({**old, **new})
-        if old.get(name) != new.get(name)
-    ]
-    if before.get('images') != now.get('images'):
-        lines.append(f'data: {before.get("images")} images -> {now.get("images")}')
-    return lines or ['data: other images']
+    old, new = before['files'], now['files']
+    names = sorted(name for name in {**old, **new} if old.get(name) != new.get(name))
+    images = f'{before["images"]} -> {now["images"]} images'
+    return [f'data: {", ".join(names) or "other images"} ({images})']
 
 
 def _changed_environment(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -374,18 +342,15 @@ _COMPARISONS: dict[str, Callable[[Any, Any], list[str]]] = {
 }
 
 
-def _changed_weights(folder: Path, config: Config, before: str) -> list[str]:
+def _changed_weights(folder: Path, config: Config) -> list[str]:
     """How PRETRAINED differs from the file that the run in the folder started from, if known."""
     given, is_probe = config.PRETRAINED, config.FINETUNE.MODE in PROBES
-    if not (Path(given).is_file() or (is_probe and not given)):
+    record = _known_record(folder)
+    first = next(iter(record.get('starts', [])), {})
+    is_known = Path(given).is_file() or (is_probe and not given)
+    if not is_known or first.get('resumed_from'):
         return []
-    with contextlib.suppress(ValueError):
-        record = read_record(folder) or {}
-        first = next(iter(record.get('starts', [])), {})
-        if first.get('resumed_from') or '://' in before:
-            return []
-        return run_changes(record, {'pretrained': weights_checksum(given)})
-    return []
+    return run_changes(record, {'pretrained': weights_checksum(given)})
 
 
 def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:

@@ -1,9 +1,4 @@
-"""When checkpoints are saved, and writing them in the background.
-
-For Swin-B with AdamW (1.08 GB) on 2 busy CPU cores and a local disk, `CheckpointWriter.save` delays
-training by 0.2 to 0.4 s, 4 % of the time that the write takes. The first save, which allocates the
-memory that later ones reuse, takes 2 to 6 s.
-"""
+"""When checkpoints are saved, and writing them in the background."""
 
 import copy
 import logging
@@ -12,9 +7,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from engine import distributed
@@ -24,7 +18,6 @@ from engine.train_state import TrainState
 from utils import (
     BEST_CHECKPOINT,
     checkpoint_name,
-    find_newest_checkpoint,
     prune,
     rng_state,
     save_checkpoint,
@@ -116,22 +109,13 @@ class Saver:
         raise Preempted(f'stopped by {by} and saved in {place}; the same command resumes the run')
 
 
-class Outcome(NamedTuple):
-    """The result of one attempt to write a checkpoint."""
-
-    name: str
-    error: str = ''  # why it was not written
-    removed: tuple[str, ...] = ()  # older checkpoints
-    prune_error: str = ''
-
-
 class CheckpointWriter:
     """Writes checkpoints one after another in a thread, from copies in memory.
 
     A checkpoint that cannot be written, for example on a full disk, is kept in memory and written
-    again after RETRY_SECONDS, before the next checkpoint is copied, and at the end. A later
-    checkpoint replaces an earlier one that waits; the best one is replaced only by a better one. So
-    at most two are kept.
+    again after RETRY_SECONDS, with the next checkpoint, and at the end. A later checkpoint replaces
+    an earlier one that waits; the best one is replaced only by a better one. So at most two are
+    kept.
 
     Args:
         folder: Run folder.
@@ -143,9 +127,9 @@ class CheckpointWriter:
         self.folder = Path(folder)
         self.logger = logger
         self.keep = keep
-        self._waiting: dict[str, dict] = {}  # not on disk yet; the thread only reads it
-        self._errors: dict[str, str] = {}  # of waiting checkpoints that could not be written
-        self._writing: Future[list[Outcome]] | None = None
+        self._waiting: dict[str, dict] = {}  # not on disk yet; only the thread changes it meanwhile
+        self._error = ''  # of the last attempt
+        self._writing: Future[None] | None = None
         self._retry_at = math.inf
         prune(self.folder, 0)
 
@@ -157,21 +141,17 @@ class CheckpointWriter:
             state: Contents.
             best: Whether to write them as BEST_CHECKPOINT too (first).
         """
-        names = (BEST_CHECKPOINT, name) if best else (name,)
         self.flush()
-        for repeated in names:
-            self._forget(repeated)
-        if self._waiting:
-            self._start()
-            self.flush()
-        for older in [n for n in self._waiting if BEST_CHECKPOINT not in (n, name)]:
-            self.logger.warning(f'{self.folder / older} is not written: {name} replaces it')
-            self._forget(older)
+        for older in [each for each in self._waiting if each not in (BEST_CHECKPOINT, name)]:
+            if name != BEST_CHECKPOINT:
+                self.logger.warning(f'{self.folder / older} is not written: {name} replaces it')
+                del self._waiting[older]
+        names = (BEST_CHECKPOINT, name) if best else (name,)
         self._waiting |= dict.fromkeys(names, copy_state(state))
         self._start()
 
     def poll(self) -> None:
-        """Report a finished write, and start the next attempt if one is due. Never waits."""
+        """Start the next attempt if one is due. Never waits."""
         if self._writing is not None and self._writing.done():
             self.flush()
         if self._writing is None and self._waiting and time.monotonic() >= self._retry_at:
@@ -180,9 +160,8 @@ class CheckpointWriter:
     def flush(self) -> None:
         """Wait for the current write."""
         if self._writing is not None:
-            writing, self._writing = self._writing, None
-            for outcome in writing.result():
-                self._report(outcome)
+            self._writing.result()
+            self._writing = None
 
     def close(self) -> None:
         """Wait until everything is written.
@@ -194,96 +173,44 @@ class CheckpointWriter:
         if self._waiting:
             self._start()
             self.flush()
-        if self._errors:
-            lines = [
-                f'{self.folder / name}: the checkpoint cannot be written ({error})'
-                for name, error in self._errors.items()
-            ]
-            raise ValueError('; '.join(lines))
+        if self._waiting:
+            paths = ', '.join(str(self.folder / name) for name in self._waiting)
+            raise ValueError(f'{paths}: the checkpoint cannot be written ({self._error})')
 
     def _start(self) -> None:
-        """Write what waits. `_waiting` is not changed before the write has ended."""
         pool = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
         self._writing = pool.submit(self._write_waiting)
         pool.shutdown(wait=False)  # the thread ends with the write
 
-    def _write_waiting(self) -> list[Outcome]:
-        return [self._write(name, state) for name, state in self._waiting.items()]
-
-    def _write(self, name: str, state: dict) -> Outcome:
-        try:
-            save_checkpoint(self.folder / name, state)
-        except (OSError, RuntimeError, MemoryError) as error:
-            # Only the text: the traceback would keep the copy in memory.
-            return Outcome(name, str(error) or type(error).__name__)
-        if name == BEST_CHECKPOINT:
-            return Outcome(name)
-        try:
-            removed = prune(self.folder, self.keep, newest=name)
-        except OSError as error:
-            return Outcome(name, prune_error=str(error))
-        return Outcome(name, removed=tuple(path.name for path in removed))
-
-    def _report(self, outcome: Outcome) -> None:
-        path = self.folder / outcome.name
-        if not outcome.error:
-            self._forget(outcome.name)
+    def _write_waiting(self) -> None:
+        for name in list(self._waiting):
+            path = self.folder / name
+            try:
+                save_checkpoint(path, self._waiting[name])
+            except (OSError, RuntimeError, MemoryError) as error:
+                self._error = str(error) or type(error).__name__
+                self._retry_at = time.monotonic() + RETRY_SECONDS
+                self.logger.warning(
+                    f'{path}: the checkpoint cannot be written ({self._error}). It is kept in '
+                    f'memory and written again every {RETRY_SECONDS:.0f} s'
+                )
+                continue
+            del self._waiting[name]
             self.logger.info(f'saved {path}')
-            if outcome.removed:
-                self.logger.info(f'removed {", ".join(outcome.removed)}: SAVE_KEEP is {self.keep}')
-            if outcome.prune_error:
-                self.logger.warning(f'old checkpoints cannot be removed ({outcome.prune_error})')
-            return
-        level = logging.DEBUG if outcome.name in self._errors else logging.WARNING  # warn once
-        self._errors[outcome.name] = outcome.error
-        self._retry_at = time.monotonic() + RETRY_SECONDS
-        newest = None
-        with suppress(OSError):
-            newest = find_newest_checkpoint(self.folder)
-        self.logger.log(
-            level,
-            f'{path}: the checkpoint cannot be written ({outcome.error}). It is kept in memory and '
-            f'written again every {RETRY_SECONDS:.0f} s, before the next checkpoint and at the '
-            f'end. Newest checkpoint on disk: {newest.name if newest else "none"}',
-        )
-
-    def _forget(self, name: str) -> None:
-        self._waiting.pop(name, None)
-        self._errors.pop(name, None)
+            if name != BEST_CHECKPOINT:
+                with suppress(OSError):  # the next save tries again
+                    prune(self.folder, self.keep, newest=name)
 
 
-def copy_state(state: Any) -> Any:
-    """Copy to CPU memory, so that training cannot change the copy.
-
-    Each storage is copied once: tensors that share memory still do, and the file is as large as
-    that of the original.
-    """
-    storages: dict[tuple, torch.UntypedStorage] = {}
-    copied = _copy(state, storages)
-    if any(device.type == 'cuda' for device, *_ in storages):
-        torch.cuda.synchronize()
-    return copied
-
-
-def _copy(value: Any, storages: dict[tuple, torch.UntypedStorage]) -> Any:
+def copy_state(value: Any) -> Any:
+    """Copy the contents of a checkpoint to CPU memory, so that training cannot change them."""
     if isinstance(value, Tensor):
-        return _copy_tensor(value.detach(), storages)
+        return value.detach().to('cpu', copy=True)
     if isinstance(value, dict):
         copied = copy.copy(value)  # keeps the class and its attributes
         for key, item in value.items():
-            copied[key] = _copy(item, storages)
+            copied[key] = copy_state(item)
         return copied
     if isinstance(value, list | tuple):
-        return type(value)(_copy(item, storages) for item in value)
+        return type(value)(copy_state(item) for item in value)
     return value
-
-
-def _copy_tensor(tensor: Tensor, storages: dict[tuple, torch.UntypedStorage]) -> Tensor:
-    source = tensor.untyped_storage()
-    key = (source.device, source.data_ptr(), source.nbytes())
-    if key not in storages:
-        on_gpu = source.device.type == 'cuda'
-        target = torch.empty(source.nbytes(), dtype=torch.uint8, pin_memory=on_gpu)
-        storages[key] = target.untyped_storage().copy_(source, non_blocking=on_gpu)
-    view = torch.empty(0, dtype=tensor.dtype)
-    return view.set_(storages[key], tensor.storage_offset(), tensor.size(), tensor.stride())

@@ -2,8 +2,6 @@
 
 import logging
 import math
-import statistics
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +15,6 @@ from engine.device import Compiled
 from utils import load_model_state, load_moments, name_damaged, set_rng_state
 
 EMA_DECAY = 0.98  # of the loss in the log, per batch
-SPIKE = 10  # a warning is logged for a gradient norm this many times the median
-SPIKE_WINDOW = 100  # steps behind the median; a fifth of them is needed first
 
 
 @dataclass
@@ -39,8 +35,6 @@ class Progress:
     waiting_losses: list[Tensor] = field(default_factory=list)
     # With each norm the number of losses that waited then; the last one is of the norm's step.
     waiting_norms: list[tuple[int, Tensor]] = field(default_factory=list)
-    recent_norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
-    spikes: list[tuple[float, float]] = field(default_factory=list)  # norm, median before it
 
     def flush(self, *, overflow_is_handled: bool) -> int | None:
         """Add the waiting values, losses as means over the ranks.
@@ -66,25 +60,16 @@ class Progress:
         if bad:
             return min(bad)
         for loss in losses:
-            self._add_loss(loss)
+            self.loss_sum += loss
+            self.num_losses += 1
+            self.last_loss = loss
+            is_first = math.isnan(self.loss_ema)
+            self.loss_ema = loss if is_first else EMA_DECAY * self.loss_ema + (1 - EMA_DECAY) * loss
         for norm in filter(math.isfinite, norms):
-            self._add_norm(norm)
+            self.norm_sum += norm
+            self.num_norms += 1
+            self.last_norm = norm
         return None
-
-    def _add_loss(self, loss: float) -> None:
-        self.loss_sum, self.num_losses = self.loss_sum + loss, self.num_losses + 1
-        self.last_loss = loss
-        first = math.isnan(self.loss_ema)
-        self.loss_ema = loss if first else EMA_DECAY * self.loss_ema + (1 - EMA_DECAY) * loss
-
-    def _add_norm(self, norm: float) -> None:
-        self.norm_sum, self.num_norms = self.norm_sum + norm, self.num_norms + 1
-        self.last_norm = norm
-        if len(self.recent_norms) >= SPIKE_WINDOW // 5:
-            median = statistics.median(self.recent_norms)
-            if norm > SPIKE * median:
-                self.spikes.append((norm, median))
-        self.recent_norms.append(norm)
 
     def has_losses(self) -> bool:
         return bool(self.num_losses or self.waiting_losses)
@@ -97,9 +82,7 @@ class Progress:
 
     def next_epoch(self) -> 'Progress':
         """Return an empty one that keeps what continues over epochs."""
-        return Progress(
-            loss_ema=self.loss_ema, num_skipped=self.num_skipped, recent_norms=self.recent_norms
-        )
+        return Progress(loss_ema=self.loss_ema, num_skipped=self.num_skipped)
 
     def numbers(self) -> dict[str, float]:
         """Return what a checkpoint contains."""
@@ -202,13 +185,13 @@ class TrainState:
             self._go_to(saved, config)
             for line in config_changes(saved['config'], config_text(config)):
                 logger.warning(f'changed since the checkpoint: {line}')
-            rng = saved['rng']
-            if len(rng) == distributed.world_size():
+            rng, processes = saved['rng'], distributed.world_size()
+            if len(rng) == processes:
                 set_rng_state(rng[distributed.rank()])
             else:
-                logger.info(
-                    f'the checkpoint has random states of {len(rng)} process(es) and this run has '
-                    f'{distributed.world_size()}: dropout and drop path start from new states'
+                logger.warning(
+                    f'the checkpoint is of {len(rng)} process(es) and this run has {processes}: '
+                    'dropout and drop path start from new random states'
                 )
         logger.info(f'resumed from {source}: epoch {self.epoch}, batch {self.batch}')
 
@@ -233,8 +216,8 @@ class TrainState:
         Raises:
             ValueError: If an epoch now has other data, or a step another number of images.
         """
-        batch_size, asked = _batch_options(saved)
-        accumulation, processes = saved.get('accumulation', asked), len(saved['rng'])
+        batch_size = load_yaml(saved['config'])['DATA']['BATCH_SIZE']
+        accumulation, processes = saved['accumulation'], len(saved['rng'])
         old, new = batch_size * processes, config.DATA.BATCH_SIZE * distributed.world_size()
         if old == new:
             same_data = saved['num_batches'] == self.num_batches
@@ -246,61 +229,8 @@ class TrainState:
                 f'{batch_size} images on {processes} process(es), {accumulation} per step. An '
                 f'epoch now has {self.num_batches} of {config.DATA.BATCH_SIZE} on '
                 f'{distributed.world_size()}, {self.accumulation} per step. Use the same data and '
-                'number of images per step, or resume from the end of an epoch.'
+                'as many images per step (--batch-size, --accumulation-steps), or resume from the '
+                'end of an epoch.'
             )
         step = math.ceil(saved['batch'] / accumulation)
         return min(step * self.accumulation, self.num_batches)
-
-
-def accumulation_steps(
-    config: Config, saved: dict | None, logger: logging.Logger, *, compares_images: bool = False
-) -> int:
-    """Return over how many batches gradients are accumulated for a step.
-
-    If only the number of processes has changed since the checkpoint, the number is chosen so that a
-    step has as many images as before.
-
-    Args:
-        config: Run configuration.
-        saved: Contents of the checkpoint (`utils.read_resumable`); None for a new run.
-        logger: Receives a warning if the number is not the config's.
-        compares_images: Whether the loss compares the images of a batch on all processes, so that
-            their number must not change.
-
-    Raises:
-        ValueError: If no whole number achieves that.
-    """
-    asked = max(1, config.TRAIN.ACCUMULATION_STEPS)
-    if saved is None:
-        return asked
-    before, now = len(saved['rng']), distributed.world_size()
-    batch_size, asked_before = _batch_options(saved)
-    if compares_images and batch_size * before != config.DATA.BATCH_SIZE * now:
-        raise ValueError(
-            f'the run compares {batch_size} x {before} images (DATA.BATCH_SIZE x processes), not '
-            f'{config.DATA.BATCH_SIZE} x {now}: resume with as many, or choose another --tag'
-        )
-    if (batch_size, asked_before) != (config.DATA.BATCH_SIZE, asked):
-        return asked
-    used = saved.get('accumulation', asked)
-    if used * before == asked * now:
-        return asked
-    steps, rest = divmod(used * before, now)
-    if rest:
-        raise ValueError(
-            f'the run was trained with {used * before * batch_size} images per step on {before} '
-            f'process(es), which {now} processes with DATA.BATCH_SIZE {batch_size} cannot keep: '
-            f'use a number of processes that divides {used * before}, or set --batch-size and '
-            '--accumulation-steps'
-        )
-    logger.warning(
-        f'{now} process(es) instead of {before}: gradients are accumulated over {steps} batches '
-        f'instead of {used}, so that a step has as many images as before'
-    )
-    return steps
-
-
-def _batch_options(saved: dict) -> tuple[int, int]:
-    """Return DATA.BATCH_SIZE and TRAIN.ACCUMULATION_STEPS of a checkpoint's run."""
-    options = load_yaml(saved['config'])
-    return options['DATA']['BATCH_SIZE'], max(1, options['TRAIN']['ACCUMULATION_STEPS'])

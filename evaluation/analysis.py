@@ -1,6 +1,6 @@
 """Everything that a report states about one set of cases: scores, intervals, curves, errors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from evaluation.calibration import (
 )
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples, delong_interval
-from evaluation.metrics import METRICS, Protocol, as_score, label_scores, mean_scores
+from evaluation.metrics import METRICS, Protocol, label_scores, mean_scores, summary
 from evaluation.published import RADIOLOGISTS, is_chexpert_test, points_below
 from evaluation.subgroups import score_groups
 
@@ -34,16 +34,16 @@ class HeldOut:
 def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protocol) -> HeldOut:
     """Fit thresholds and temperatures of these labels; all NaN without held-out patients."""
     thresholds, temperatures = np.full((2, len(labels)), np.nan)
-    if holdout is not None:
-        rows = holdout.at_level(protocol.level, protocol.aggregate)
-        for k, label in enumerate(labels):
-            if label in rows.labels:
-                column = rows.labels.index(label)
-                pair = rows.probabilities[:, column], rows.targets[:, column]
-                thresholds[k] = choose_threshold(
-                    *pair, rule=protocol.threshold, sensitivity=protocol.sensitivity
-                )
-                temperatures[k] = fit_temperature(*pair)
+    if holdout is None:
+        return HeldOut(thresholds, temperatures)
+    rows = holdout.at_level(protocol.level, protocol.aggregate)
+    for k, label in enumerate(labels):
+        if label in rows.labels:
+            pair = rows.of_label(label)
+            thresholds[k] = choose_threshold(
+                *pair, rule=protocol.threshold, sensitivity=protocol.sensitivity
+            )
+            temperatures[k] = fit_temperature(*pair)
     return HeldOut(thresholds, temperatures)
 
 
@@ -56,24 +56,20 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         protocol: Level, resamples and so on.
     """
     rows = cases.at_level(protocol.level, protocol.aggregate)
-    resamples = None
-    if protocol.resamples:
-        resamples = Resamples(rows.patient, resamples=protocol.resamples, seed=protocol.seed)
-    weights = resamples.weights(rows.patient) if resamples else None
+    resamples = Resamples(rows.patient, resamples=protocol.resamples, seed=protocol.seed)
+    weights = resamples.score_weights(rows.patient)
     # The labels of a single-label task have other negatives than those the radiologists read.
     were_read = protocol.level == 'study' and len(rows.labels) > 1 and is_chexpert_test(rows.study)
-    points, samples, entries = {}, {}, []
-    for k, label in enumerate(cases.labels):
-        pair, threshold = (rows.probabilities[:, k], rows.targets[:, k]), held_out.thresholds[k]
-        points[label] = label_scores(*pair, threshold=threshold)
-        if weights is not None:
-            samples[label] = label_scores(*pair, threshold=threshold, weights=weights)
+    scores, entries = {}, []
+    for k, label in enumerate(rows.labels):
+        pair, threshold = rows.of_label(label), held_out.thresholds[k]
+        scores[label] = label_scores(*pair, threshold=threshold, weights=weights)
         entries.append(
             {
                 'label': label,
                 'n': int((~np.isnan(pair[1])).sum()),
                 'positives': int((pair[1] == 1).sum()),
-                'scores': _all_scores(points[label], samples.get(label)),
+                'scores': _summaries(scores[label]),
                 'threshold': float(threshold),
                 **_calibration(*pair, held_out.temperatures[k], weights),
                 **_curves(*pair),
@@ -91,7 +87,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         'views': protocol.views,
         'uncertain': rows.count_uncertain(),
         'labels': entries,
-        'means': _means(points, samples),
+        'means': _means(scores),
         'groups': score_groups(cases, held_out.thresholds, protocol, resamples),
         'worst_errors': worst_errors(rows, held_out.thresholds),
     }
@@ -100,11 +96,11 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
 def worst_errors(rows: Cases, thresholds: np.ndarray) -> list[dict[str, Any]]:
     """The most confident false positive and false negative of each label with a threshold."""
     found = []
-    for k, label in enumerate(rows.labels):
-        values, targets = rows.probabilities[:, k], rows.targets[:, k]
+    for label, threshold in zip(rows.labels, thresholds, strict=True):
+        values, targets = rows.of_label(label)
         wrong = {
-            'false positive': ((targets == 0) & (values >= thresholds[k]), np.argmax),
-            'false negative': ((targets == 1) & (values < thresholds[k]), np.argmin),
+            'false positive': ((targets == 0) & (values >= threshold), np.argmax),
+            'false negative': ((targets == 1) & (values < threshold), np.argmin),
         }
         for kind, (mask, choose) in wrong.items():
             if mask.any():
@@ -121,37 +117,26 @@ def worst_errors(rows: Cases, thresholds: np.ndarray) -> list[dict[str, Any]]:
     return found
 
 
-def _all_scores(
-    point: dict[str, np.ndarray], samples: dict[str, np.ndarray] | None
-) -> dict[str, dict[str, float]]:
-    return {name: as_score(point, samples, name) for name in METRICS}
+def _summaries(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    return {name: summary(samples) for name, samples in scores.items()}
 
 
 def _calibration(
-    probabilities: np.ndarray, targets: np.ndarray, temperature: float, weights: np.ndarray | None
+    probabilities: np.ndarray, targets: np.ndarray, temperature: float, weights: np.ndarray
 ) -> dict[str, Any]:
     """The reliability curves, and the calibration metrics after temperature scaling."""
     found = {
         'temperature': float(temperature),
         'scaled': {},
-        'calibration': {'raw': _reliability(probabilities, targets), 'scaled': None},
+        'calibration': {'raw': reliability_curve(probabilities, targets), 'scaled': None},
     }
     if not np.isnan(temperature):
         scaled = apply_temperature(probabilities, temperature)
-        point = label_scores(scaled, targets, threshold=None)
-        samples = None
-        if weights is not None:
-            samples = label_scores(scaled, targets, threshold=None, weights=weights)
-        names = [name for name, entry in METRICS.items() if entry.is_calibration]
-        found['scaled'] = {name: as_score(point, samples, name) for name in names}
-        found['calibration']['scaled'] = _reliability(scaled, targets)
+        scores = label_scores(scaled, targets, threshold=None, weights=weights)
+        calibration = {name: scores[name] for name in METRICS if METRICS[name].is_calibration}
+        found['scaled'] = _summaries(calibration)
+        found['calibration']['scaled'] = reliability_curve(scaled, targets)
     return found
-
-
-def _reliability(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, list]:
-    curve = reliability_curve(probabilities, targets)
-    names = {'x': 'mean_probability', 'y': 'share_positive', 'count': 'count'}
-    return {short: np.asarray(curve[name]).tolist() for short, name in names.items()}
 
 
 def _curves(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
@@ -178,8 +163,7 @@ def _delong(
     known = ~np.isnan(targets)
     if len(set(patients[known])) < known.sum() or np.unique(targets[known]).size < 2:
         return None
-    value, low, high = delong_interval(probabilities[known], targets[known])
-    return {'value': value, 'low': low, 'high': high}
+    return dict(zip(('value', 'low', 'high'), delong_interval(probabilities, targets), strict=True))
 
 
 def _radiologists(
@@ -191,28 +175,24 @@ def _radiologists(
     fpr, tpr, _ = roc_curve(targets, probabilities)
     below = points_below(fpr, tpr, points)
     shown = [
-        {'specificity': point[0], 'sensitivity': point[1], 'below': bool(is_below)}
+        {'specificity': point[0], 'sensitivity': point[1], 'below': is_below}
         for point, is_below in zip(points, below, strict=True)
     ]
-    return {'radiologists': shown, 'radiologists_below': int(sum(below))}
+    return {'radiologists': shown, 'radiologists_below': sum(below)}
 
 
-def _means(points: dict[str, dict], samples: dict[str, dict]) -> dict[str, Any]:
+def _means(scores: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
     """Means over the five tasks, all labels (None if one is undefined) and the defined labels."""
-    labels = list(points)
-    defined = [label for label in labels if not np.isnan(points[label]['auroc'][0])]
-
-    def mean(chosen: list[str]) -> dict[str, dict[str, float]] | None:
-        if not chosen or not set(chosen) <= set(defined):
-            return None
-        return _all_scores(
-            mean_scores(points, chosen), mean_scores(samples, chosen) if samples else None
-        )
-
-    five = list(COMPETITION_LABELS) if set(COMPETITION_LABELS) <= set(labels) else []
-    return {
-        'five': mean(five),
-        'all': mean(labels),
-        'labels_with_both_classes': mean(defined),
-        'undefined': [label for label in labels if label not in defined],
+    defined = [label for label, values in scores.items() if not np.isnan(values['auroc'][0])]
+    chosen = {
+        'five': COMPETITION_LABELS,
+        'all': list(scores),
+        'labels_with_both_classes': defined,
     }
+    means = {
+        name: _summaries(mean_scores(scores, labels))
+        if labels and set(labels) <= set(defined)
+        else None
+        for name, labels in chosen.items()
+    }
+    return means | {'undefined': [label for label in scores if label not in defined]}

@@ -4,7 +4,6 @@ Source: Guo et al. 2017, arXiv:1706.04599, section 4.2 (temperature scaling; her
 for each label).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
 from config import Registry
-from evaluation.metrics import equal_mass_bins
+from evaluation.metrics import calibration_bins
 
 # Probabilities are moved this far from 0 and 1, where the logit is infinite. Prediction files have
 # 9 significant digits, so a 1 in them stands for anything from 1 - 5e-10 on.
@@ -22,22 +21,12 @@ THRESHOLD_RULES = Registry('EVAL.THRESHOLD')
 
 
 class Candidates(NamedTuple):
-    """The candidate thresholds of one label, from the highest on, and what each would find.
+    """What each candidate threshold of one label would find, from the highest threshold on."""
 
-    Attributes:
-        hits: [C] number of positives at or above each threshold.
-        alarms: [C] number of negatives at or above each threshold.
-        num_positive: Number of positives.
-        num_negative: Number of negatives.
-    """
-
-    hits: np.ndarray
-    alarms: np.ndarray
+    hits: np.ndarray  # [C] positives at or above each threshold
+    alarms: np.ndarray  # [C] negatives at or above each threshold
     num_positive: int
     num_negative: int
-
-
-Rule = Callable[[Candidates, float], np.ndarray]
 
 
 @THRESHOLD_RULES.register('youden')
@@ -128,26 +117,27 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     return expit(_logits(probabilities) / temperature)
 
 
-def reliability_curve(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean probability and share of positives in the equal-mass bins of the calibration error.
+def reliability_curve(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, list]:
+    """Mean probability and share of positives in the bins of the expected calibration error.
 
     Args:
         probabilities: [N].
         targets: [N], 1, 0, or NaN where the label is not scored.
 
     Returns:
-        `mean_probability`, `share_positive` and `count`, [B] each, for the B bins with cases,
-        in ascending order of probability.
+        `x` (mean probability), `y` (share of positives) and `count` of the bins with cases, in
+        ascending order of probability.
     """
     known = ~np.isnan(targets)
     values, truth = probabilities[known].astype(np.float64), targets[known].astype(np.float64)
-    bins = equal_mass_bins(values)
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    bins = calibration_bins(counts[None])[0][group]
     count = np.bincount(bins)
     used = count > 0
     return {
-        'mean_probability': np.bincount(bins, values)[used] / count[used],
-        'share_positive': np.bincount(bins, truth)[used] / count[used],
-        'count': count[used],
+        'x': (np.bincount(bins, values)[used] / count[used]).tolist(),
+        'y': (np.bincount(bins, truth)[used] / count[used]).tolist(),
+        'count': count[used].tolist(),
     }
 
 

@@ -4,21 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
-import pandas as pd
 
 from data.labels import LABELS, UNCERTAIN
-from data.records import (
-    LabelTable,
-    Predictions,
-    Records,
-    normalise_name,
-    study_name,
-    views_in_names,
-)
+from data.records import LabelTable, Predictions, Records, row_names, views_in_names
 from evaluation.metrics import study_level
 
-SHOWN = 3  # rows that a message gives as examples
-SUCH_AS = ', such as row '  # before the row numbers at the end of a note
+SHOWN = 3  # names that a message gives as examples
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +40,11 @@ class Cases:
 
     def __len__(self) -> int:
         return len(self.path)
+
+    def of_label(self, label: str) -> tuple[np.ndarray, np.ndarray]:  # [N], [N]
+        """Probabilities and targets of one label."""
+        column = self.labels.index(label)
+        return self.probabilities[:, column], self.targets[:, column]
 
     def select(self, indices: np.ndarray) -> 'Cases':
         """The rows at these positions (or where this mask is true), in that order."""
@@ -150,20 +146,11 @@ def match(
         groups=groups(records) if groups else {},
         uncertain=uncertain,
     )
-    notes += _describe_columns(predictions, table)
-    if level == 'study':
-        notes += _describe_differing(cases, table)
+    unpredicted = [label for label in table.labels if label not in labels]
+    for file, missing in ((table.file, table.missing), (predictions.file, unpredicted)):
+        if missing:
+            notes.append(f'{file}: no column of {", ".join(missing)}: not scored')
     return cases, notes
-
-
-def describe_examples(names: Sequence[str]) -> str:
-    """The first few of some names."""
-    return ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
-
-
-def _such_as(rows: np.ndarray) -> str:
-    """The first few of these 0-based rows, counted as in an editor."""
-    return SUCH_AS + describe_examples([str(row + 2) for row in rows])
 
 
 def _check_kinds(predictions: Predictions, table: LabelTable, level: str) -> None:
@@ -172,8 +159,7 @@ def _check_kinds(predictions: Predictions, table: LabelTable, level: str) -> Non
         raise ValueError(f'level image needs rows of images (Path), {of_studies[0]} has studies')
     if table.views != 'all' and predictions.key == 'Study':
         raise ValueError(
-            f'views {table.views} can be chosen among images only, {predictions.file} has studies: '
-            'its views are those that the model was given'
+            f'views {table.views} can be chosen among images only, {predictions.file} has studies'
         )
 
 
@@ -184,110 +170,53 @@ def _pair_rows(
 
     Rows are matched by study if either file has studies, and otherwise by image.
     """
-    by_study = 'Study' in (predictions.key, table.key)
-    given = _row_keys(predictions.names, by_study and predictions.key == 'Path')
-    wanted = _row_keys(table.records.path, by_study and table.key == 'Path')
+    key = 'Study' if 'Study' in (predictions.key, table.key) else 'Path'
+    given, wanted = row_names(predictions.names, key), row_names(table.records.path, key)
     if table.key == 'Path':  # a study's prediction may serve several images
         of_table, of_predictions = np.arange(len(wanted)), given.get_indexer(wanted)
     else:
-        of_table, of_predictions = wanted.get_indexer(given), np.arange(len(given))
-        of_table[(of_table >= 0) & ~_is_of_wanted_view(predictions, table, of_table >= 0)] = -1
+        of_predictions = _of_wanted_views(predictions, table.views)
+        of_table = wanted.get_indexer(given[of_predictions])
     paired = (of_predictions >= 0) & (of_table >= 0)
     of_predictions, of_table = of_predictions[paired], of_table[paired]
     if not len(of_table):
         raise ValueError(
             f'{predictions.file} and {table.file} have no row in common: predicted are '
-            f'{describe_examples(predictions.names)}; '
-            f'labelled are {describe_examples(table.records.path)}'
+            f'{_examples(predictions.names)}; labelled are {_examples(table.records.path)}'
         )
-    notes = []
-    unlabelled = np.setdiff1d(np.arange(len(given)), of_predictions)
-    if len(unlabelled):
-        notes.append(_describe_unlabelled(predictions, table, unlabelled))
-    unpredicted = np.setdiff1d(np.arange(len(wanted)), of_table)
-    # Studies with predictions for other views only are left out.
-    other_views = wanted[unpredicted].isin(given)
-    if other_views.any():
+    notes, of_views = [], '' if table.views == 'all' else f' of {table.views} views'
+    if ignored := len(given) - len(set(of_predictions)):
         notes.append(
-            f'{table.file}: {other_views.sum()} of {len(wanted)} studies have no {table.views} '
-            'image among the predictions and are left out'
-            f'{_such_as(table.records.row[unpredicted[other_views]])}'
+            f'{predictions.file}: {ignored} of {len(given)} rows have no labelled row{of_views} in '
+            f'{table.file} and are ignored'
         )
-    if not other_views.all():
-        problem = _describe_unpredicted(predictions, table, unpredicted[~other_views])
-        if complete:
-            raise ValueError(problem)
-        notes.append(problem)
+    unpredicted = np.setdiff1d(np.arange(len(wanted)), of_table)
+    has_other_views = wanted[unpredicted].isin(given)
+    if has_other_views.any():
+        notes.append(
+            f'{table.file}: {has_other_views.sum()} of {len(wanted)} studies have no prediction'
+            f'{of_views} and are left out'
+        )
+    missing = table.records.path[unpredicted[~has_other_views]]
+    if complete and len(missing):
+        raise ValueError(
+            f'{predictions.file} has no prediction for {len(missing)} of the {len(table)} labelled '
+            f'rows{of_views} of {table.file}: {_examples(missing)}'
+        )
     return of_predictions, of_table, notes
 
 
-def _row_keys(names: Sequence[str], of_study: bool) -> pd.Index:
-    return pd.Index([(study_name if of_study else normalise_name)(name) for name in names])
-
-
-def _is_of_wanted_view(
-    predictions: Predictions, table: LabelTable, labelled: np.ndarray
-) -> np.ndarray:
-    """[N] whether an image has the wanted view, which the names of labelled images must show."""
-    if table.views == 'all':
-        return np.full(len(labelled), True)
+def _of_wanted_views(predictions: Predictions, wanted: str) -> np.ndarray:
+    """Positions of the images of these views, which their names must show."""
+    if wanted == 'all':
+        return np.arange(len(predictions.names))
     views = views_in_names(predictions.names)
-    unknown = labelled & (views == '')
-    if unknown.any():
-        raise ValueError(
-            f'{predictions.file}: {predictions.names[np.argmax(unknown)]!r} contains no view, but '
-            f'views {table.views} are wanted'
-        )
-    return views == table.views
+    if (views == '').any():
+        unknown = predictions.names[np.argmax(views == '')]
+        raise ValueError(f'{predictions.file}: {unknown!r} names no view, but {wanted} is wanted')
+    return np.flatnonzero(views == wanted)
 
 
-def _describe_unlabelled(predictions: Predictions, table: LabelTable, rows: np.ndarray) -> str:
-    of_views = '' if table.views == 'all' else f' of {table.views} views'
-    return (
-        f'{predictions.file}: {len(rows)} of {len(predictions.names)} rows have no labelled row'
-        f'{of_views} in {table.file} and are ignored{_such_as(predictions.row[rows])}'
-    )
-
-
-def _describe_unpredicted(predictions: Predictions, table: LabelTable, rows: np.ndarray) -> str:
-    records = table.records.select(rows)
-    examples = [
-        f'{path} (row {row + 2})' for path, row in zip(records.path, records.row, strict=True)
-    ]
-    views, hint = set(records.view), ''
-    others = {'frontal', 'lateral'} - views
-    if table.key == 'Path' and len(views) == len(others) == 1:
-        hint = f'; all of these are {views.pop()}: views {others.pop()} leave them out'
-    return (
-        f'{predictions.file} has no prediction for {len(rows)} of the {len(table)} labelled rows '
-        f'of {table.file}, for example {describe_examples(examples)}{hint}'
-    )
-
-
-def _describe_columns(predictions: Predictions, table: LabelTable) -> list[str]:
-    """Notes about labels that are not scored because a file has no column for them."""
-    notes = []
-    if table.missing:
-        notes.append(f'{table.file}: no column of {", ".join(table.missing)}: not scored')
-    unpredicted = [label for label in table.labels if label not in predictions.labels]
-    if unpredicted:
-        notes.append(f'{predictions.file}: no column of {", ".join(unpredicted)}: not scored')
-    if predictions.ignored:
-        columns = ', '.join(map(repr, predictions.ignored))
-        notes.append(f'{predictions.file}: columns that are no labels and are ignored: {columns}')
-    return notes
-
-
-def _describe_differing(cases: Cases, table: LabelTable) -> list[str]:
-    _, greatest, names = study_level(cases.probabilities, cases.targets, cases.study)
-    _, least, _ = study_level(cases.probabilities, -cases.targets, cases.study)
-    differ = (greatest != -least) & ~np.isnan(greatest)
-    if not differ.any():
-        return []
-    studies = names[differ.any(axis=1)]
-    records = table.records
-    rows = records.row[np.isin(records.study.astype(str), studies)]
-    return [
-        f'{table.file}: {len(studies)} studies have images with different labels; the greatest '
-        f'label of each is used{_such_as(rows)}'
-    ]
+def _examples(names: Sequence[str]) -> str:
+    """The first few of some names."""
+    return ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')

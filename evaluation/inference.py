@@ -25,17 +25,14 @@ def load_classifier(
 ) -> nn.Module:
     """Build the model of the config with the weights of a checkpoint.
 
-    The checkpoint decides between one and three outputs per label (policy 'multiclass'), because
-    the policy is a training option that scoring need not repeat.
+    The checkpoint decides between one and three outputs per label (policy 'multiclass').
 
     Raises:
         ValueError: If the checkpoint is of another model; the message names the entries.
     """
-    state = read_checkpoint(path)['model']
-    num_labels = config.MODEL.NUM_CLASSES
-    given = len(state['head.weight']) if 'head.weight' in state else num_labels
-    known = (num_labels, 3 * num_labels)
-    num_outputs = given if given in known else num_labels  # load_model_state rejects others
+    state, num_labels = read_checkpoint(path)['model'], config.MODEL.NUM_CLASSES
+    has_three = len(state.get('head.weight', ())) == 3 * num_labels
+    num_outputs = 3 * num_labels if has_three else num_labels
     model = build_model(config, is_pretrain=False, num_outputs=num_outputs)
     load_model_state(model, state, str(path), logger)
     return model.to(device)
@@ -81,14 +78,11 @@ def mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def refuse_undefined(values: np.ndarray, dataset: Dataset) -> None:
-    """Check that the outputs of a model are finite.
+    """Raise a ValueError that names the first image for which a model's output is not finite.
 
     Args:
         values: [N, ...], one row per image.
         dataset: The images, with `records`, or with `paths` only.
-
-    Raises:
-        ValueError: If they are not; the message names the file of the split and the first image.
     """
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if not bad.size:

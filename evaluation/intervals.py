@@ -50,6 +50,10 @@ class Resamples:
         """
         return self._counts.take([self._column[name] for name in patients], axis=1)
 
+    def score_weights(self, patients: Sequence[str]) -> np.ndarray:  # [1 + R, M] uint8
+        """A row of ones, which gives the score itself, followed by `weights`."""
+        return np.pad(self.weights(patients), ((1, 0), (0, 0)), constant_values=1)
+
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """95 % percentile interval of a resampled score.

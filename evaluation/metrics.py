@@ -1,8 +1,8 @@
 """Metrics of multi-label predictions: the registry, study level, means, and checkpoint selection.
 
 A metric is one function decorated with `@metric`. It receives a `Tally` and returns one value per
-row of weights, so the same code gives the score itself and all of its bootstrap replicates. The
-report, its CSV tables and the console output take their columns from `METRICS`.
+row of weights: the score itself and its bootstrap replicates. The report, its CSV tables and the
+console output take their columns from `METRICS`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -111,11 +111,11 @@ METRICS: dict[str, Metric] = {}
 def metric(title: str, **options: bool) -> Callable[[Callable], Callable]:
     """Add the decorated function to METRICS under its own name.
 
+    The first line of its docstring explains the metric to readers of the report.
+
     Args:
         title: Column heading in the report.
         options: Flags of `Metric`.
-
-    The first line of the function's docstring explains the metric to readers of the report.
     """
 
     def register(function: Callable[[Tally], np.ndarray]) -> Callable[[Tally], np.ndarray]:
@@ -196,12 +196,12 @@ def brier(tally: Tally) -> np.ndarray:
 
 @metric('ECE', higher_is_better=False, is_calibration=True)
 def ece(tally: Tally) -> np.ndarray:
-    """Expected calibration error over bins of equal weight (see `equal_mass_bins`)."""
+    """Expected calibration error over bins of equal weight (see `calibration_bins`)."""
     mass = tally.positive + tally.negative
     # Weight times (mean probability - share of positives), summed over each bin.
     gap = (tally.negative * tally.values - tally.positive * (1 - tally.values)).ravel()
     row = np.arange(len(mass))[:, None] * CALIBRATION_BINS
-    slot = (row + _cut(mass, CALIBRATION_BINS)).ravel()
+    slot = (row + calibration_bins(mass)).ravel()
     gaps = np.bincount(slot, gap, minlength=row.size * CALIBRATION_BINS)
     error = np.abs(gaps).reshape(-1, CALIBRATION_BINS).sum(axis=1)
     return _ratio(error, tally.num_cases, tally.num_cases > 0)
@@ -251,41 +251,36 @@ def label_scores(
     return scores
 
 
-def as_score(
-    point: dict[str, np.ndarray], samples: dict[str, np.ndarray] | None, name: str
-) -> dict[str, float]:
-    """A point estimate and its percentile interval as {'value', 'low', 'high'}."""
-    low, high = interval(samples[name]) if samples else (np.nan, np.nan)
-    return {'value': float(point[name][0]), 'low': low, 'high': high}
+def summary(samples: np.ndarray) -> dict[str, float]:
+    """A score and its percentile interval as {'value', 'low', 'high'}.
+
+    Args:
+        samples: [1 + R], the score itself, followed by its bootstrap replicates.
+    """
+    low, high = interval(samples[1:])
+    return {'value': float(samples[0]), 'low': low, 'high': high}
 
 
 def mean_scores(
     per_label: Mapping[str, Mapping[str, np.ndarray]], labels: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Average the results of `label_scores` over labels; NaN where one label is undefined."""
-    names = per_label[labels[0]]
-    return {name: np.mean([per_label[label][name] for label in labels], axis=0) for name in names}
+    return {name: np.mean([per_label[label][name] for label in labels], axis=0) for name in METRICS}
 
 
-def equal_mass_bins(
-    probabilities: np.ndarray, bins: int = CALIBRATION_BINS, weights: np.ndarray | None = None
-) -> np.ndarray:
-    """Assign cases to bins of about equal weight; equal probabilities share a bin.
+def calibration_bins(mass: np.ndarray) -> np.ndarray:  # [R, G] int
+    """Assign distinct probabilities to CALIBRATION_BINS bins of about equal weight.
 
-    In ascending order of probability, the cases with one probability span a stretch of the total
-    weight. They fall into bin floor(bins * middle of the stretch / total). With few cases or many
-    ties some bins stay empty.
+    In ascending order, each probability spans a stretch of the total weight, whose middle decides
+    the bin: floor(bins * middle / total). With few cases or many ties some bins stay empty.
 
     Args:
-        probabilities: [N].
-        bins: Number of bins.
-        weights: [N], 0 or greater; None for ones.
-
-    Returns:
-        [N] int from 0 to bins - 1, never falling as the probability rises.
+        mass: [R, G] weight of the cases with each of G ascending probabilities.
     """
-    _, group = np.unique(probabilities, return_inverse=True)
-    return _cut(np.bincount(group, weights)[None], bins)[0][group]
+    total = mass.sum(axis=1, keepdims=True)
+    middle = np.cumsum(mass, axis=1) - mass / 2
+    bins = (CALIBRATION_BINS * middle / np.where(total > 0, total, 1)).astype(np.intp)
+    return np.minimum(bins, CALIBRATION_BINS - 1)  # A case of weight 0 may lie at the very end.
 
 
 def study_level(
@@ -306,16 +301,17 @@ def study_level(
     Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (maximum over the views of a study).
     """
     names, study = np.unique(np.asarray(studies), return_inverse=True)
+    shape = names.size, probabilities.shape[1]
     if how == 'mean':
-        joined = np.zeros((names.size, probabilities.shape[1]))
+        joined = np.zeros(shape)
         np.add.at(joined, study, probabilities)
         joined /= np.bincount(study)[:, None]
     else:
-        joined = np.full((names.size, probabilities.shape[1]), -np.inf)
+        joined = np.full(shape, -np.inf)
         np.maximum.at(joined, study, probabilities)
-    known = np.full((names.size, targets.shape[1]), -np.inf)
-    np.maximum.at(known, study, np.where(np.isnan(targets), -np.inf, targets))
-    return joined, np.where(np.isinf(known), np.nan, known), names
+    known = np.full(shape, np.nan)
+    np.fmax.at(known, study, targets)  # ignores NaN
+    return joined, known, names
 
 
 def auroc_per_label(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -329,10 +325,10 @@ def auroc_per_label(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarra
         [K], NaN for a label without both classes.
     """
     areas = np.full(targets.shape[1], np.nan)
-    for k in range(targets.shape[1]):
-        known = ~np.isnan(targets[:, k])
-        if np.unique(targets[known, k]).size == 2:
-            areas[k] = roc_auc_score(targets[known, k], probabilities[known, k])
+    for k, target in enumerate(targets.T):
+        known = ~np.isnan(target)
+        if np.unique(target[known]).size == 2:
+            areas[k] = roc_auc_score(target[known], probabilities[known, k])
     return areas
 
 
@@ -348,7 +344,6 @@ def score_table(
     studies: Sequence[str],
     *,
     labels: Sequence[str],
-    five: Sequence[str],
     level: str,
     aggregate: str = 'max',
 ) -> dict[str, Any]:
@@ -359,7 +354,6 @@ def score_table(
         targets: [N, K], 1, 0, or NaN where the label is not scored.
         studies: [N] study names of the images.
         labels: [K] label names.
-        five: Names of the competition tasks.
         level: 'study' or 'image'.
         aggregate: 'max' or 'mean' of the probabilities over the images of a study.
 
@@ -370,16 +364,16 @@ def score_table(
     if level == 'study':
         probabilities, targets, _ = study_level(probabilities, targets, studies, aggregate)
     areas = auroc_per_label(probabilities, targets)
-    positives = np.nansum(targets, axis=0)
     area_of = dict(zip(labels, areas.tolist(), strict=True))
+    positives = np.nansum(targets, axis=0).astype(int).tolist()
     return {
         'level': level,
         'rows': len(targets),
         # All or none: a mean over fewer labels is a different quantity.
-        'mean_of_five': float(np.mean([area_of.get(name, np.nan) for name in five])),
+        'mean_of_five': float(np.mean([area_of.get(name, np.nan) for name in COMPETITION_LABELS])),
         'mean_of_defined': mean_defined(areas),
         'auroc': area_of,
-        'positives': dict(zip(labels, positives.astype(int).tolist(), strict=True)),
+        'positives': dict(zip(labels, positives, strict=True)),
         'undefined': [name for name, area in area_of.items() if np.isnan(area)],
     }
 
@@ -388,15 +382,9 @@ def score_probabilities(
     config: Any, probabilities: np.ndarray, targets: np.ndarray, studies: np.ndarray
 ) -> dict[str, Any]:
     """`score_table` of the probabilities [N, K] of images, by the EVAL options of the config."""
-    return score_table(
-        probabilities,
-        targets,
-        studies,
-        labels=task_labels(config.DATA.TASK),
-        five=COMPETITION_LABELS,
-        level=config.EVAL.LEVEL,
-        aggregate=config.EVAL.AGGREGATE,
-    )
+    options = {'level': config.EVAL.LEVEL, 'aggregate': config.EVAL.AGGREGATE}
+    labels = task_labels(config.DATA.TASK)
+    return score_table(probabilities, targets, studies, labels=labels, **options)
 
 
 def selection_score(scores: dict[str, Any], rule: str) -> float:
@@ -424,20 +412,18 @@ def describe_scores(scores: dict[str, Any]) -> str:
     )
 
 
-def rarer_cases(
-    targets: np.ndarray, labels: Sequence[str], five: Sequence[str], rule: str
-) -> dict[str, int]:
+def rarer_cases(targets: np.ndarray, labels: Sequence[str], rule: str) -> dict[str, int]:
     """Number of images in the rarer class of each label that `selection_score` uses.
 
     Args:
         targets: [N, K], 1, 0, or NaN.
         labels: [K] label names.
-        five: Names of the competition tasks.
         rule: As in `selection_score`; with 'auto', the five tasks.
     """
-    asked = five if rule != 'all' and set(five) <= set(labels) else labels
-    columns = {label: targets[:, list(labels).index(label)] for label in asked}
-    return {label: int(min((c == 1).sum(), (c == 0).sum())) for label, c in columns.items()}
+    takes_five = rule != 'all' and set(COMPETITION_LABELS) <= set(labels)
+    counts = np.minimum((targets == 1).sum(axis=0), (targets == 0).sum(axis=0)).tolist()
+    asked = COMPETITION_LABELS if takes_five else labels
+    return {label: counts[list(labels).index(label)] for label in asked}
 
 
 def describe_few(cases: Mapping[str, int]) -> str:
@@ -454,11 +440,3 @@ def more_cases(split: str) -> str:
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, defined: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.full(len(defined), np.nan), where=defined)
-
-
-def _cut(mass: np.ndarray, bins: int) -> np.ndarray:
-    """Bins [R, G] of the weights [R, G] of ascending probabilities; exact for whole weights."""
-    total = mass.sum(axis=1, keepdims=True)
-    middle = np.cumsum(mass, axis=1) - mass / 2
-    cut = (bins * middle / np.where(total > 0, total, 1)).astype(np.intp)
-    return np.minimum(cut, bins - 1)  # A case of weight 0 may lie at the very end.

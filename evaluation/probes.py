@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from config import Config
 from data import Loaders
 from engine import distributed
 from engine.device import autocast, views_of
@@ -29,7 +30,6 @@ INVERSE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn, f
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018, arXiv:1805.01978
 QUERIES = 256  # images compared with all others at a time
-ROWS = 2**15  # of features, sent between processes at a time
 
 
 class KnnClassifier(nn.Module):
@@ -51,11 +51,7 @@ class KnnClassifier(nn.Module):
         self.register_buffer('targets', torch.from_numpy(targets))  # [N, K]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:  # [B, K]
-        return self.vote(self.encoder.forward_features(images))
-
-    def vote(self, features: torch.Tensor) -> torch.Tensor:  # [B, K]
-        """Logits for features [B, F]."""
-        return self.votes(features, [self.num_neighbours])[0]
+        return self.votes(self.encoder.forward_features(images), [self.num_neighbours])[0]
 
     def votes(self, features: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:  # [G, B, K]
         """Logits for features [B, F] by each of these numbers of neighbours, in float32."""
@@ -98,16 +94,10 @@ def extract_features(run: Run, model: nn.Module, loader: DataLoader) -> np.ndarr
             with autocast(run.config, run.device):
                 values = model.forward_features(view)
             features[t, index.cpu().numpy()] = values.float().cpu().numpy()
-    if distributed.world_size() > 1:
-        rows = features.reshape(-1, shape[-1])
-        for start in range(
-            0, len(rows), ROWS
-        ):  # Each row comes from one rank; the others add zeros.
-            part = rows[start : start + ROWS]
-            total = distributed.all_reduce_sum(torch.from_numpy(part).to(run.device))
-            part[:] = total.cpu().numpy()
-    for values in features:
-        refuse_undefined(values, dataset)
+    if distributed.world_size() > 1:  # Each row comes from one rank; the others add zeros.
+        total = distributed.all_reduce_sum(torch.from_numpy(features).to(run.device))
+        features = total.cpu().numpy()
+    refuse_undefined(features.swapaxes(0, 1), dataset)
     return features
 
 
@@ -126,12 +116,12 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> nn.Module:
         ValueError: If the best point of the grid cannot be chosen on held-out patients, a
             checkpoint to resume from is given, or features are not finite.
     """
-    config, logger, mode = run.config, run.logger, run.config.FINETUNE.MODE
-    _check_options(run, loaders)
+    config, mode = run.config, run.config.FINETUNE.MODE
+    _check_options(config, loaders)
     if config.PRETRAINED:
-        load_pretrained(config, model, logger, fit_pretrained)
+        load_pretrained(config, model, run.logger, fit_pretrained)
     else:
-        logger.warning('no --pretrained: the probed encoder has random weights')
+        run.logger.warning('no --pretrained: the probed encoder has random weights')
     run.record.begin(None)
     _share_weights(model)
     features = extract_features(run, model, loaders.plain)[0]
@@ -139,13 +129,15 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> nn.Module:
     targets, is_main = loaders.plain.dataset.targets, distributed.is_main()
     if mode == 'knn':
         probe = KnnClassifier(model, features, targets, max(NUM_NEIGHBOURS)).to(run.device)
-        logits = _vote_for_views(probe, held_out, run.device) if is_main else []
+        views = torch.from_numpy(held_out).to(run.device) if is_main else []
+        votes = [probe.votes(view, NUM_NEIGHBOURS).cpu().numpy() for view in views]
+        logits = mean_logits(votes) if is_main else []  # [G, N, K]
         probe.num_neighbours = NUM_NEIGHBOURS[_choose(run, loaders, NUM_NEIGHBOURS, logits)]
         return probe
-    penalties = INVERSE_PENALTIES
-    heads = fit_linear_heads(features, targets, inverse_penalties=penalties) if is_main else []
+    grid = INVERSE_PENALTIES
+    heads = fit_linear_heads(features, targets, inverse_penalties=grid) if is_main else []
     logits = [mean_logits(held_out @ weight.T + bias) for weight, bias in heads]
-    chosen = _choose(run, loaders, penalties, logits)
+    chosen = _choose(run, loaders, grid, logits)
     weight, bias = distributed.broadcast(heads[chosen] if is_main else None)
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(weight))
@@ -168,8 +160,8 @@ def fit_linear_heads(
         Weight [K, F] and bias [K] for the original features; zeros for a label without both
         classes.
 
-    Newton's method needs about four steps per penalty; L-BFGS needs hundreds, because the variances
-    of features span decades.
+    Newton's method needs about four steps per penalty, L-BFGS hundreds: the variances of features
+    span decades.
     """
     scaler = StandardScaler()
     standard = scaler.fit_transform(features.astype(np.float64))
@@ -230,9 +222,9 @@ def _weighted_pairs(target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     return rows, np.repeat([1, 0], [positive.size, negative.size]), weights
 
 
-def _check_options(run: Run, loaders: Loaders) -> None:
+def _check_options(config: Config, loaders: Loaders) -> None:
     """Check the options that probes do not support."""
-    config, mode = run.config, run.config.FINETUNE.MODE
+    mode = config.FINETUNE.MODE
     if loaders.holdout is None:
         raise ValueError(
             f'FINETUNE.MODE {mode!r} is tuned on held-out patients: DATA.HOLDOUT_FRACTION must be '
@@ -243,11 +235,6 @@ def _check_options(run: Run, loaders: Loaders) -> None:
             f'MODEL.RESUME {config.MODEL.RESUME}: FINETUNE.MODE {mode!r} cannot resume; give the '
             'encoder to probe with --pretrained'
         )
-    if config.EVAL.SELECT_ON == 'valid':
-        run.logger.warning(
-            f'EVAL.SELECT_ON valid has no effect with FINETUNE.MODE {mode}, which is tuned on '
-            'held-out patients'
-        )
 
 
 def _share_weights(model: nn.Module) -> None:
@@ -257,32 +244,25 @@ def _share_weights(model: nn.Module) -> None:
             torch.distributed.broadcast(parameter.data, src=0)
 
 
-def _vote_for_views(
-    probe: KnnClassifier, features: np.ndarray, device: torch.device
-) -> list[np.ndarray]:
-    """Logits [N, K] for each of NUM_NEIGHBOURS, averaged over the views of features [T, N, F]."""
-    views = [probe.votes(torch.from_numpy(view).to(device), NUM_NEIGHBOURS) for view in features]
-    return list(mean_logits([view.cpu().numpy() for view in views]))
-
-
 def _choose(
     run: Run, loaders: Loaders, options: Sequence[float], logits: Sequence[np.ndarray]
 ) -> int:
     """Position of the option whose logits [N, K] of the held-out images (on rank 0) are best."""
     config, held_out = run.config, loaders.holdout.dataset
-    mode, scores, undefined = config.FINETUNE.MODE, [], []
-    for values in logits:
-        probabilities = expit(values.astype(np.float64))
-        studies = held_out.records.study
-        table = score_probabilities(config, probabilities, held_out.targets, studies)
-        undefined = table['undefined']
-        scores.append(selection_score(table, config.EVAL.SELECT))
-    scores, undefined = distributed.broadcast((scores, undefined))
+    mode = config.FINETUNE.MODE
+    tables = [
+        score_probabilities(
+            config, expit(values.astype(np.float64)), held_out.targets, held_out.records.study
+        )
+        for values in logits
+    ]
+    tables = distributed.broadcast(tables)
+    scores = [selection_score(table, config.EVAL.SELECT) for table in tables]
     if np.isnan(scores).any():
         raise ValueError(
             f'FINETUNE.MODE {mode!r} cannot be tuned with EVAL.SELECT {config.EVAL.SELECT!r}: the '
-            f'{len(held_out)} held-out images lack a class of {", ".join(undefined)}; raise '
-            'DATA.HOLDOUT_FRACTION'
+            f'{len(held_out)} held-out images lack a class of '
+            f'{", ".join(tables[0]["undefined"])}; raise DATA.HOLDOUT_FRACTION'
         )
     for option, score in zip(options, scores, strict=True):
         run.logger.info(

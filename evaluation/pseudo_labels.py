@@ -30,10 +30,10 @@ MIN_EXPECTED = 5.0  # errors among them at the base rate
 
 @dataclass(frozen=True)
 class Cut:
-    """Where the pseudo-labels of one value of one label begin.
+    """Where the pseudo-labels of one value of one label begin; by default there are none.
 
     Attributes:
-        threshold: Probability; 1 from it on, 0 up to it. NaN: there are none.
+        threshold: Probability; 1 from it on, 0 up to it.
         share: With 'top_share', the chosen share in (0, 0.5]; otherwise NaN.
         cases: Held-out cases beyond the threshold (with 'top_share': in this share).
         errors: How many of them have the other real label.
@@ -70,42 +70,24 @@ def choose_values(
     Returns:
         [M, K] 1, 0, or NaN where the model is not confident (or confident of both), and for each
         label the `Cut` of its positive and of its negative values.
-
-    Raises:
-        ValueError: If `keep` or `confidence` is not allowed.
     """
-    check_choice(keep, confidence)
     values = np.full(unlabelled.shape, np.nan, np.float32)
     cuts = []
-    for k in range(unlabelled.shape[1]):
+    for k, column in enumerate(unlabelled.T):
         known = ~np.isnan(targets[:, k]) & ~np.isnan(held_out[:, k])
-        truth, given = targets[known, k] == 1, held_out[known, k]
-        column = unlabelled[~np.isnan(unlabelled[:, k]), k]
+        truth, given, wanted = targets[known, k] == 1, held_out[known, k], column[~np.isnan(column)]
         options = {'keep': keep, 'confidence': confidence}
-        positive = _choose_cut(given, ~truth, column, **options)
-        below = _choose_cut(-given, truth, -column, **options)
+        positive = _choose_cut(given, ~truth, wanted, **options)
+        below = _choose_cut(-given, truth, -wanted, **options)
         negative = Cut(-below.threshold, below.share, below.cases, below.errors)
         cuts.append((positive, negative))
-        high = unlabelled[:, k] >= positive.threshold  # False for NaN
-        low = unlabelled[:, k] <= negative.threshold
+        high, low = column >= positive.threshold, column <= negative.threshold  # False for NaN
         values[high & ~low, k] = 1
         values[low & ~high, k] = 0
     return values, cuts
 
 
-def check_choice(keep: str, confidence: float) -> None:
-    """Check the options of `choose_values`.
-
-    Raises:
-        ValueError: If `keep` or `confidence` is not allowed.
-    """
-    if keep not in KEEP:
-        raise ValueError(f'keep must be one of {", ".join(KEEP)}, got {keep!r}')
-    if not 0 < confidence <= 1:
-        raise ValueError(f'confidence must be above 0 and at most 1, got {confidence!r}')
-
-
-def audit(values: np.ndarray, real: np.ndarray) -> dict[str, dict[str, float]]:
+def audit(values: np.ndarray, real: np.ndarray) -> dict[str, float]:
     """Count how many pseudo-labels the real labels confirm, and how many chance would.
 
     Args:
@@ -113,22 +95,21 @@ def audit(values: np.ndarray, real: np.ndarray) -> dict[str, dict[str, float]]:
         real: [M, K] the labels that were set aside, 1, 0, or NaN where unknown.
 
     Returns:
-        For 'positive' and 'negative': `values` (number), `known` (number with a known real label),
-        `confirmed` (share of these that are right) and `by_chance` (the share if as many values of
-        each label went to images drawn at random); shares are NaN without any.
+        For 'positive' and 'negative': `positive_values` (number), `positive_confirmed` (share that
+        is right, of those with a known real label) and `positive_by_chance` (the share if as many
+        values of each label went to images drawn at random); shares are NaN without any.
     """
     known = ~np.isnan(real)
     figures = {}
     for name, value in (('positive', 1), ('negative', 0)):
-        counted = (values == value) & known
-        total, right = counted.sum(), (counted & (real == value)).sum()
-        rates = ((real == value) & known).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-        expected = (counted.sum(axis=0) * rates).sum()
-        figures[name] = {
-            'values': int((values == value).sum()),
-            'known': int(total),
-            'confirmed': float(right / total) if total else math.nan,
-            'by_chance': float(expected / total) if total else math.nan,
+        given, is_right = values == value, real == value
+        total = (given & known).sum()
+        rates = is_right.sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        by_chance = ((given & known).sum(axis=0) * rates).sum()
+        figures |= {
+            f'{name}_values': int(given.sum()),
+            f'{name}_confirmed': float((given & is_right).sum() / total) if total else math.nan,
+            f'{name}_by_chance': float(by_chance / total) if total else math.nan,
         }
     return figures
 
@@ -141,23 +122,22 @@ def _choose_cut(
         return Cut()
     values, cases = _tally(scores)
     errors = np.cumsum(wrong[np.argsort(-scores, kind='stable')])[cases - 1]
-    expected = cases * wrong.mean()
-    enough = (cases >= MIN_CASES) & (expected >= MIN_EXPECTED)
+    enough = (cases >= MIN_CASES) & (cases * wrong.mean() >= MIN_EXPECTED)
     # Compared as whole numbers, so that equal rates are not lost to rounding.
     rarely = errors * len(wrong) <= (1 - confidence) * cases * wrong.sum() * (1 + 1e-12)
     good = enough & rarely
     if keep == 'threshold':
         if not good.any():
             return Cut()
-        last = int(np.flatnonzero(good)[-1])
+        last = np.flatnonzero(good)[-1]
         return Cut(float(values[last]), math.nan, int(cases[last]), int(errors[last]))
     for share in reversed(SHARES):
         inside = np.flatnonzero(cases <= _part(share, len(scores)))
         if inside.size and good[inside[-1]]:
-            counts = int(cases[inside[-1]]), int(errors[inside[-1]])
             levels, sizes = _tally(unlabelled)
             fitting = levels[sizes <= _part(share, len(unlabelled))]
-            return Cut(float(fitting[-1]) if fitting.size else math.nan, share, *counts)
+            threshold = float(fitting[-1]) if fitting.size else math.nan
+            return Cut(threshold, share, int(cases[inside[-1]]), int(errors[inside[-1]]))
     return Cut()
 
 

@@ -9,7 +9,6 @@ import hashlib
 import hmac
 import io
 import json
-import math
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from evaluation.cases import Cases
 from evaluation.compare import compare
 from evaluation.metrics import FEW_POSITIVES, METRICS, Protocol
 from evaluation.published import MEAN_OF_FIVE, context_rows
+from logger import json_safe
 
 FORMAT = 1
 TITLE = 'Chest X-ray classification report'
@@ -195,10 +195,10 @@ def write_report(folder: str | Path, document: dict[str, Any]) -> Path:
         compared, report_comparisons.csv are written to the same folder.
     """
     folder = Path(folder)
-    report = _json_values(document)
+    text = json.dumps(json_safe(document), ensure_ascii=False, indent=1, sort_keys=True) + '\n'
+    report = json.loads(text)
     page = _render(folder, report)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=1) + '\n'
     replace_file(folder / 'report.json', text.encode('utf-8', 'replace'))
     _write_table(folder / 'report_labels.csv', ['set', 'level', 'views', 'label'], _labels(report))
     _write_table(folder / 'report_groups.csv', ['set', 'column', 'group', 'label'], _groups(report))
@@ -215,14 +215,12 @@ def _headline(scored: Sequence[dict[str, Any]], has_intervals: bool) -> dict[str
     """The mean of the five tasks of the last set, or a single label's AUROC, with notes."""
     last, notes = scored[-1], []
     entries = {entry['label']: entry for entry in last['labels']}
+    name, counted = 'Mean AUROC of the five CheXpert tasks', COMPETITION_LABELS
+    scores = last['means']['five']
     if len(entries) == 1:
         ((label, entry),) = entries.items()
-        name, score, counted = f'AUROC, {label}', entry['scores']['auroc'], [label]
-    else:
-        name, counted = 'Mean AUROC of the five CheXpert tasks', COMPETITION_LABELS
-        score = dict.fromkeys(('value', 'low', 'high'), np.nan)
-        if last['means']['five']:
-            score = last['means']['five']['auroc']
+        name, counted, scores = f'AUROC, {label}', [label], entry['scores']
+    score = scores['auroc'] if scores else dict.fromkeys(('value', 'low', 'high'), np.nan)
     undefined = last['means']['undefined']
     if missing := [label for label in counted if label not in entries or label in undefined]:
         notes.append(f'not defined: without both classes or absent: {", ".join(missing)}')
@@ -251,9 +249,9 @@ def _set_warnings(scored: Sequence[dict[str, Any]], *, has_holdout: bool) -> lis
     for entry in scored:
         for line in _label_warnings(entry, has_holdout):
             names.setdefault(line, []).append(entry['name'])
-    several = 1 < len(scored)
+    all_sets = len(scored) if len(scored) > 1 else None
     return [
-        f'{"all sets" if several and len(sets) == len(scored) else ", ".join(sets)}: {line}'
+        f'{"all sets" if len(sets) == all_sets else ", ".join(sets)}: {line}'
         for line, sets in names.items()
     ]
 
@@ -281,17 +279,6 @@ def _label_warnings(entry: dict[str, Any], has_holdout: bool) -> Iterator[str]:
         yield f'no threshold because the held-out cases lack a class: {", ".join(unset)}'
     if small:
         yield f'groups with fewer than {FEW_POSITIVES} positives of every label: {", ".join(small)}'
-
-
-def _json_values(value: Any) -> Any:
-    """The value with sorted keys, Python types, and None for NaN and infinity."""
-    if isinstance(value, dict):
-        return {str(key): _json_values(value[key]) for key in sorted(value, key=str)}
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_json_values(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _labels(report: dict) -> Iterator[Row]:

@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from data.labels import COMPETITION_LABELS, NO_FINDING
 from evaluation.cases import Cases
-from evaluation.intervals import Resamples, interval
-from evaluation.metrics import FEW_POSITIVES, METRICS, Protocol, as_score, label_scores, mean_scores
+from evaluation.intervals import Resamples
+from evaluation.metrics import FEW_POSITIVES, METRICS, Protocol, label_scores, mean_scores, summary
 
 STANDARD_COLUMNS = ('Age', 'Sex')  # that the standardised AUROC adjusts for
 
 
 def score_groups(
-    cases: Cases, thresholds: np.ndarray, protocol: Protocol, resamples: Resamples | None
+    cases: Cases, thresholds: np.ndarray, protocol: Protocol, resamples: Resamples
 ) -> list[dict[str, Any]]:
     """Score every group of every column: the report's `groups`.
 
@@ -26,97 +27,26 @@ def score_groups(
         cases: One row per image, or per study.
         thresholds: [K], NaN if there is none.
         protocol: How cases are scored.
-        resamples: Resamples of all patients; None for no intervals.
+        resamples: Resamples of all patients.
     """
     columns = []
     everyone = cases.at_level(protocol.level, protocol.aggregate)
     for column, values in cases.groups.items():
-        strata = [name for name in STANDARD_COLUMNS if name != column]
-        scored = {}
+        strata = [name for name in STANDARD_COLUMNS if name != column and name in cases.groups]
+        groups, areas = [], {}
         for name in sorted(set(values) - {''}, key=_natural_order):
             rows = cases.select(values == name).at_level(protocol.level, protocol.aggregate)
-            shares = standard_weights(everyone, rows, strata)
-            scored[name] = _GroupScores(name, rows, shares, thresholds, resamples)
-        if scored:
-            groups = [group.entry() for group in scored.values()]
-            columns.append(
-                {'column': column, 'groups': groups, 'gaps': _gaps(scored, cases.labels)}
-            )
-    return columns
-
-
-class _GroupScores:
-    """Every score of one group, with its resamples, which the gaps need."""
-
-    def __init__(
-        self,
-        name: str,
-        rows: Cases,
-        shares: np.ndarray,
-        thresholds: np.ndarray,
-        resamples: Resamples | None,
-    ) -> None:
-        self.name, self.rows = name, rows
-        weights = resamples.weights(rows.patient) if resamples else None
-        self.points, self.samples, self.standard = {}, {}, {}
-        for k, label in enumerate(rows.labels):
-            pair = rows.probabilities[:, k], rows.targets[:, k]
-            self.points[label] = label_scores(*pair, threshold=thresholds[k])
-            standard = label_scores(*pair, threshold=None, weights=shares[None, :, k])
-            standard_samples = None
-            if weights is not None:
-                self.samples[label] = label_scores(*pair, threshold=thresholds[k], weights=weights)
-                standard_samples = label_scores(
-                    *pair, threshold=None, weights=weights * shares[:, k]
-                )
-            self.standard[label] = as_score(standard, standard_samples, 'auroc')
-
-    def positives(self, label: str) -> int:
-        return int((self.rows.targets[:, self.rows.labels.index(label)] == 1).sum())
-
-    def entry(self) -> dict[str, Any]:
-        targets = self.rows.targets
-        labels = {}
-        for k, (label, point) in enumerate(self.points.items()):
-            samples = self.samples.get(label)
-            labels[label] = {
-                'n': int((~np.isnan(targets[:, k])).sum()),
-                'positives': self.positives(label),
-                'few': self.positives(label) < FEW_POSITIVES,
-                'scores': {metric: as_score(point, samples, metric) for metric in METRICS},
-                'standardised_auroc': self.standard[label],
+            weights = resamples.score_weights(rows.patient)
+            scores = {
+                label: label_scores(*rows.of_label(label), threshold=threshold, weights=weights)
+                for label, threshold in zip(rows.labels, thresholds, strict=True)
             }
-        return {
-            'group': self.name,
-            'rows': len(self.rows),
-            'patients': len(set(self.rows.patient)),
-            'labels': labels,
-            'means': {
-                'five': self._mean(COMPETITION_LABELS),
-                'all_defined': self._mean(self._defined()),
-            },
-            'underdiagnosis': self._underdiagnosis(),
-        }
-
-    def _defined(self) -> list[str]:
-        return [label for label, point in self.points.items() if not np.isnan(point['auroc'][0])]
-
-    def _mean(self, labels: Sequence[str]) -> dict[str, float] | None:
-        """Mean AUROC; None if one of the labels is undefined."""
-        if not labels or not set(labels) <= set(self._defined()):
-            return None
-        samples = mean_scores(self.samples, labels) if self.samples else None
-        return as_score(mean_scores(self.points, labels), samples, 'auroc')
-
-    def _underdiagnosis(self) -> dict[str, float] | None:
-        """False-positive rate of No Finding: the share of patients with a finding called healthy.
-
-        Source: Seyyed-Kalantari et al. 2021, Nature Medicine 27.
-        """
-        if NO_FINDING not in self.points or np.isnan(self.points[NO_FINDING]['specificity'][0]):
-            return None
-        score = as_score(self.points[NO_FINDING], self.samples.get(NO_FINDING), 'specificity')
-        return {'value': 1 - score['value'], 'low': 1 - score['high'], 'high': 1 - score['low']}
+            areas[name] = {label: values['auroc'] for label, values in scores.items()}
+            shares = standard_weights(everyone, rows, strata)
+            groups.append(_describe_group(name, rows, scores, weights, shares))
+        if groups:
+            columns.append({'column': column, 'groups': groups, 'gaps': _gaps(groups, areas)})
+    return columns
 
 
 def standard_weights(everyone: Cases, rows: Cases, columns: Sequence[str]) -> np.ndarray:
@@ -129,50 +59,100 @@ def standard_weights(everyone: Cases, rows: Cases, columns: Sequence[str]) -> np
     Args:
         everyone: All rows.
         rows: The rows of the group.
-        columns: Names in `groups`; names that are missing there are ignored.
+        columns: Names in `groups`.
 
     Returns:
         [N, K] weights of the rows of the group, 0 where a label is unknown.
     """
-    columns = [column for column in columns if column in everyone.groups]
     of_all, of_group = (_strata(cases, columns) for cases in (everyone, rows))
-    codes = {stratum: i for i, stratum in enumerate(dict.fromkeys([*of_all, *of_group]))}
-    of_all, of_group = (np.array([codes[s] for s in strata]) for strata in (of_all, of_group))
     weights = np.zeros(rows.targets.shape)
     for k, target in enumerate(rows.targets.T):
         known = ~np.isnan(target)
         found = of_group[known]
-        if found.size:
-            wanted = np.bincount(of_all[~np.isnan(everyone.targets[:, k])], minlength=len(codes))
-            present = np.bincount(found, minlength=len(codes))
-            weights[known, k] = wanted[found] / wanted.sum() / (present[found] / found.size)
+        wanted = of_all[~np.isnan(everyone.targets[:, k])].value_counts(normalize=True)
+        present = found.value_counts(normalize=True)
+        weights[known, k] = found.map(wanted).fillna(0) / found.map(present)
     return weights
 
 
-def _strata(cases: Cases, columns: Sequence[str]) -> list[tuple[str, ...]]:
-    return list(zip(*(cases.groups[name] for name in columns), strict=True)) or [()] * len(cases)
+def _strata(cases: Cases, columns: Sequence[str]) -> pd.Series:
+    """The combination of the columns' values in each row."""
+    strata = pd.Series([''] * len(cases), dtype=object)
+    for name in columns:
+        strata += '\n' + cases.groups[name]
+    return strata
 
 
-def _gaps(scored: dict[str, _GroupScores], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _describe_group(
+    name: str,
+    rows: Cases,
+    scores: dict[str, dict[str, np.ndarray]],
+    weights: np.ndarray,
+    shares: np.ndarray,
+) -> dict[str, Any]:
+    """The report's entry of one group, from the scores and the weights [1 + R, N] of its rows."""
+    labels = {}
+    for k, (label, values) in enumerate(scores.items()):
+        targets = rows.targets[:, k]
+        positives = int((targets == 1).sum())
+        standard = label_scores(
+            *rows.of_label(label), threshold=None, weights=weights * shares[:, k]
+        )
+        labels[label] = {
+            'n': int((~np.isnan(targets)).sum()),
+            'positives': positives,
+            'few': positives < FEW_POSITIVES,
+            'scores': {metric: summary(values[metric]) for metric in METRICS},
+            'standardised_auroc': summary(standard['auroc']),
+        }
+    defined = [label for label, values in scores.items() if not np.isnan(values['auroc'][0])]
+    means = {'five': COMPETITION_LABELS, 'all_defined': defined}
+    return {
+        'group': name,
+        'rows': len(rows),
+        'patients': len(set(rows.patient)),
+        'labels': labels,
+        'means': {
+            key: summary(mean_scores(scores, chosen)['auroc'])
+            if chosen and set(chosen) <= set(defined)
+            else None
+            for key, chosen in means.items()
+        },
+        'underdiagnosis': _underdiagnosis(scores),
+    }
+
+
+def _underdiagnosis(scores: dict[str, dict[str, np.ndarray]]) -> dict[str, float] | None:
+    """False-positive rate of No Finding: the share of patients with a finding called healthy.
+
+    Source: Seyyed-Kalantari et al. 2021, Nature Medicine 27.
+    """
+    if NO_FINDING not in scores or np.isnan(scores[NO_FINDING]['specificity'][0]):
+        return None
+    return summary(1 - scores[NO_FINDING]['specificity'])
+
+
+def _gaps(
+    groups: list[dict[str, Any]], areas: dict[str, dict[str, np.ndarray]]
+) -> dict[str, dict[str, Any]]:
     """For each label, the groups with the highest and lowest AUROC, and their difference.
 
     The interval is that of the difference over the same resamples of patients. The two groups are
     extremes, so a gap above 0 is expected even where all groups are equal.
     """
     gaps = {}
-    for label in labels:
-        areas = {name: group.points[label]['auroc'][0] for name, group in scored.items()}
-        areas = {name: area for name, area in areas.items() if not np.isnan(area)}
-        if len(areas) < 2:
-            continue
-        worst, *_, best = sorted(areas, key=areas.__getitem__)
-        low = high = np.nan
-        if scored[best].samples:
-            samples = [scored[name].samples[label]['auroc'] for name in (best, worst)]
-            low, high = interval(samples[0] - samples[1])
-        few = any(scored[name].positives(label) < FEW_POSITIVES for name in (best, worst))
-        gap = {'value': float(areas[best] - areas[worst]), 'low': low, 'high': high}
-        gaps[label] = {'best': best, 'worst': worst, 'few': few, 'gap': gap}
+    labels = {group['group']: group['labels'] for group in groups}
+    for label in groups[0]['labels']:
+        of_group = {name: found[label] for name, found in areas.items()}
+        defined = [name for name, area in of_group.items() if not np.isnan(area[0])]
+        if len(defined) > 1:
+            worst, *_, best = sorted(defined, key=lambda name: of_group[name][0])
+            gaps[label] = {
+                'best': best,
+                'worst': worst,
+                'few': any(labels[name][label]['few'] for name in (best, worst)),
+                'gap': summary(of_group[best] - of_group[worst]),
+            }
     return gaps
 
 

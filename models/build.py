@@ -13,16 +13,15 @@ import models.mae
 import models.swin_transformer
 import models.timm_classifier
 import models.vision_transformer  # noqa: F401
-from config import require
 from models.encoder import ENCODERS
 from models.losses import count_outputs
-from models.simmim import PRETRAINING, maskable_encoders
+from models.simmim import PRETRAINING
 
 
 def build_model(
     config: Any, is_pretrain: bool = True, *, num_outputs: int | None = None
 ) -> nn.Module:
-    """Build the model of a stage.
+    """Build the model of a stage; `config.check_config` has checked the options.
 
     Args:
         config: Run configuration.
@@ -30,14 +29,9 @@ def build_model(
             encoder with a classification head.
         num_outputs: Outputs of the head; None derives them from the labels. 0 means no head, as
             contrastive pre-training needs it.
-
-    Raises:
-        ValueError: If the encoder cannot hide patches or its geometry is impossible.
     """
     encoder = ENCODERS[config.MODEL.TYPE]
     if is_pretrain:
-        allowed = f'one of {maskable_encoders()} for masked pre-training'
-        require(encoder.hides_patches, config, 'MODEL.TYPE', allowed)
         return PRETRAINING[config.MODEL.PRETRAIN].from_config(config)
     num_outputs = count_outputs(config) if num_outputs is None else num_outputs
     return encoder(**encoder.constructor_arguments(config), num_classes=num_outputs)

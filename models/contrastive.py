@@ -35,9 +35,6 @@ from models.encoder import ENCODERS, Encoder
 
 METHODS = Registry('CONTRASTIVE.METHOD')
 
-# Options whose default depends on the method; None selects it.
-METHOD_DEFAULTS = ('DIM', 'TEMPERATURE', 'MOMENTUM')
-
 
 class ContrastiveMethod(nn.Module, ABC):
     """An encoder, a projector, and the number of training steps.
@@ -91,7 +88,7 @@ class ContrastiveMethod(nn.Module, ABC):
         if stage != 'contrastive':
             return
         options, own = config.CONTRASTIVE, cls.options()
-        for key in METHOD_DEFAULTS:
+        for key in ('DIM', 'TEMPERATURE', 'MOMENTUM'):  # None selects the method's own default
             holds = options[key] is None or key in own
             allowed = f'None with CONTRASTIVE.METHOD {options.METHOD!r}, which ignores it'
             require(holds, config, f'CONTRASTIVE.{key}', allowed)
@@ -141,11 +138,6 @@ class ContrastiveMethod(nn.Module, ABC):
 @METHODS.register('simclr')
 class SimCLR(ContrastiveMethod):
     """Two views of an image attract each other; all other views of the batch repel.
-
-    Args:
-        encoder: The encoder.
-        dim: Width of the vectors that are compared.
-        temperature: Temperature of the loss.
 
     Source: Chen et al. 2020, arXiv:2002.05709.
     """
@@ -197,12 +189,7 @@ class MomentumMethod(ContrastiveMethod, ABC):
 class MoCo(MomentumMethod):
     """MoCo v2: a view finds the key of the other view among the keys of earlier batches.
 
-    Args:
-        encoder: The encoder.
-        dim: Width of queries and keys.
-        queue_size: Keys of earlier batches, a multiple of the images of a batch on all processes.
-        temperature: Temperature of the loss; MoCo v2 uses 0.2.
-        momentum: Share of itself that the key encoder keeps in each step.
+    The default temperature is that of MoCo; MoCo v2 uses 0.2.
 
     Source: He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297.
     """
@@ -244,12 +231,7 @@ class MoCo(MomentumMethod):
 class BYOL(MomentumMethod):
     """Each view predicts the slower network's output for the other view; nothing repels.
 
-    Args:
-        encoder: The encoder.
-        total_steps: Optimizer steps of the run; the momentum reaches 1 at the end.
-        dim: Width of projections and predictions.
-        hidden: Width inside projector and predictor.
-        momentum: Momentum of the target network at the start.
+    The momentum of the slower network rises from `momentum` to 1 over `total_steps`.
 
     Source: Grill et al. 2020, arXiv:2006.07733.
     """
@@ -285,19 +267,10 @@ class BYOL(MomentumMethod):
 class SwAV(ContrastiveMethod):
     """Each crop of an image predicts the prototypes that another crop is assigned to.
 
-    Global crops come first. Crops of other sizes need an encoder that accepts any size, such as a
-    ResNet; for Swin and ViT the data scale small crops to DATA.IMG_SIZE.
-
-    Args:
-        encoder: The encoder.
-        num_prototypes: Number of prototypes, at most twice the images of a whole batch.
-        dim: Width of projections and prototypes.
-        hidden: Width inside the projector.
-        local_crops: Small crops of an image, which come last and are never targets.
-        temperature: Temperature of the predictions.
-        epsilon: Smoothness of the assignments.
-        freeze_prototypes_steps: First steps in which the prototypes have gradient 0. AdamW's second
-            moments count it, so the steps after it are up to 3 times as large.
+    Global crops come first; small crops are never targets. Crops of other sizes need an encoder
+    that accepts any size, such as a ResNet; for Swin and ViT the data scale small crops to
+    DATA.IMG_SIZE. Frozen prototypes have gradient 0. AdamW's second moments count it, so the steps
+    after them are up to 3 times as large.
 
     Source: Caron et al. 2020, arXiv:2006.09882.
     """
@@ -346,12 +319,7 @@ class SwAV(ContrastiveMethod):
 
 
 def build_contrastive(config: Any, *, total_steps: int) -> ContrastiveMethod:
-    """Build the method of CONTRASTIVE.METHOD around the encoder of MODEL.TYPE.
-
-    Args:
-        config: Run configuration.
-        total_steps: Optimizer steps of the run.
-    """
+    """Build the method of CONTRASTIVE.METHOD for a run of `total_steps` optimizer steps."""
     method, encoder = METHODS[config.CONTRASTIVE.METHOD], ENCODERS[config.MODEL.TYPE]
     options = {key.lower(): v for key, v in config.CONTRASTIVE.items() if v is not None}
     options['total_steps'] = total_steps
@@ -559,12 +527,8 @@ def mlp_head(
 ) -> nn.Sequential:
     """Build two linear layers with ReLU between them, [B, in_features] -> [B, out_features].
 
-    Args:
-        in_features: Width of the input.
-        out_features: Width of the output.
-        hidden: Width between the layers.
-        norm: Whether batch norm precedes the ReLU (SimCLR, BYOL, SwAV; not MoCo v2).
-        norm_output: Whether batch norm follows the second layer (SimCLR).
+    `norm` adds batch norm before the ReLU (all but MoCo v2), `norm_output` after the second layer
+    (SimCLR).
     """
     layers = [nn.Linear(in_features, hidden, bias=not norm)]  # batch norm has a bias
     if norm:

@@ -125,8 +125,7 @@ def convert(
     """Convert a checkpoint's state dict to one that the model can load.
 
     Args:
-        state: From a pre-training model (keys with `encoder.`), a classifier, MAE's own code, or
-            timm's or torchvision's model.
+        state: Entries under the names of this project, SimMIM, MAE, timm or torchvision.
         model: The model that will load it.
         source_stats: Normalisation of the pixels that the checkpoint was trained on.
         target_stats: Normalisation of the pixels that the model will see.

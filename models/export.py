@@ -119,9 +119,11 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
     config.TRAIN.USE_CHECKPOINT = False
     outputs, gives = (), 'tokens'
     if 'head.weight' in state:
-        outputs = output_names(task_labels(config.DATA.TASK), len(state['head.weight']))
-        model = build_model(config, is_pretrain=False, num_outputs=len(state['head.weight']))
-        gives = 'logits'
+        outputs, gives = task_labels(config.DATA.TASK), 'logits'
+        num_outputs = len(state['head.weight'])
+        if num_outputs != len(outputs):
+            outputs = tuple(f'{label}: {name}' for label in outputs for name in CLASSES)
+        model = build_model(config, is_pretrain=False, num_outputs=num_outputs)
     elif is_contrastive(state):
         model = build_model(config, is_pretrain=False, num_outputs=0)
         prefix = '' if model.backbone is not model else PREFIX  # a model of timm has it, too
@@ -198,13 +200,6 @@ def largest_difference(source: Source, run: Run, target: str) -> float:
     return worst
 
 
-def output_names(labels: tuple[str, ...], num_outputs: int) -> tuple[str, ...]:
-    """Return the labels, or with three outputs per label each label with its three classes."""
-    if num_outputs == len(labels):
-        return labels
-    return tuple(f'{label}: {name}' for label in labels for name in CLASSES)
-
-
 def facts(source: Source) -> dict[str, Any]:
     """Return what a program needs to prepare images and to read the outputs, as plain values."""
     config = source.config
@@ -239,7 +234,7 @@ def example_images(source: Source, count: int) -> Tensor:
 
 
 def model_card(source: Source, *, has_processor: bool) -> str:
-    """Return the text of the model card, README.md of a folder for transformers."""
+    """Return the text of the model card."""
     config, method = source.config, ''
     if source.outputs:
         keys = FINE_TUNING_OPTIONS
@@ -374,7 +369,12 @@ def _timm_swin(source: Source, state: State) -> tuple[str, dict[str, Any], State
         'num_heads': list(options.NUM_HEADS),
         'window_size': options.WINDOW_SIZE,
     }
-    return 'SwinTransformer', arguments, swin_to_timm(state)
+    renamed = {}
+    for key, value in state.items():
+        if match := re.match(r'layers\.(\d+)\.downsample', key):  # timm merges in the next stage
+            key = f'layers.{int(match[1]) + 1}.downsample{key[match.end() :]}'
+        renamed[re.sub(r'^head\.', 'head.fc.', key)] = value
+    return 'SwinTransformer', arguments, renamed
 
 
 def _timm_vit(source: Source, state: State) -> tuple[str, dict[str, Any], State]:
@@ -395,23 +395,6 @@ def _timm_vit(source: Source, state: State) -> tuple[str, dict[str, Any], State]
         }
         return 'Beit', arguments, with_pooled_norm(state)
     arguments |= {'pos_embed': 'learn' if has_positions else 'none'}
-    return 'VisionTransformer', arguments, vit_to_timm(state)
-
-
-def swin_to_timm(state: State) -> State:
-    """Rename Swin's entries for timm."""
-
-    def next_stage(match: re.Match) -> str:
-        return f'layers.{int(match[1]) + 1}.downsample'
-
-    return {
-        re.sub(r'^head\.', 'head.fc.', re.sub(r'^layers\.(\d+)\.downsample', next_stage, key)): v
-        for key, v in state.items()
-    }
-
-
-def vit_to_timm(state: State) -> State:
-    """Rename a ViT's entries for timm's VisionTransformer, whose keys have a bias (zeros)."""
     joined = {}
     for key, value in with_pooled_norm(state).items():
         if key.endswith('.q_bias'):
@@ -420,7 +403,7 @@ def vit_to_timm(state: State) -> State:
             value = torch.cat([value, torch.zeros_like(v_bias), v_bias])
         if not key.endswith('.v_bias'):
             joined[re.sub(r'\.gamma_([12])$', r'.ls\1.gamma', key)] = value
-    return joined
+    return 'VisionTransformer', arguments, joined
 
 
 def with_pooled_norm(state: State) -> State:
@@ -488,17 +471,12 @@ def _huggingface_beit(source: Source, state: State) -> tuple[dict[str, Any], Sta
         'use_mean_pooling': 'norm.weight' not in state,
         'use_mask_token': False,
     }
-    return config, _with_prefix(source, 'beit.', vit_to_huggingface(state))
-
-
-def vit_to_huggingface(state: State) -> State:
-    """Rename a ViT's entries for BEiT, whose queries and values always have a bias."""
     state = with_pooled_norm(state)
-    for key in [key for key in state if key.endswith('.attn.qkv.weight')]:
+    zeros = torch.zeros(options.EMBED_DIM)
+    for block in range(options.DEPTH):  # queries and values of BEiT always have a bias
         for name in ('q_bias', 'v_bias'):
-            zeros = torch.zeros(len(state[key]) // 3)
-            state.setdefault(key.replace('qkv.weight', name), zeros)
-    return to_huggingface(state)
+            state.setdefault(f'blocks.{block}.attn.{name}', zeros.clone())
+    return config, _with_prefix(source, 'beit.', to_huggingface(state))
 
 
 def _with_prefix(source: Source, prefix: str, state: State) -> State:

@@ -1,10 +1,12 @@
 """Relative position bias of attention: table rows for pairs of tokens, and resizing of tables."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from scipy.interpolate import RectBivariateSpline
+from torch import nn
 
 # Last rows of a ViT's table: the class token as query, as key, and as both.
 CLASS_TOKEN_ROWS = 3
@@ -43,6 +45,12 @@ def gather_bias(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1).contiguous()
 
 
+def gather_biases(attention: Sequence[nn.Module]) -> tuple[torch.Tensor, ...]:
+    """Return the bias [heads, N, N] of each attention module, gathered at once."""
+    tables = torch.cat([module.relative_position_bias_table for module in attention], dim=1)
+    return gather_bias(tables, attention[0].relative_position_index).chunk(len(attention))
+
+
 def resize_table(table: torch.Tensor, new_len: int) -> torch.Tensor:
     """Resize a bias table for another window or grid with a cubic surface, as SimMIM does.
 
@@ -58,14 +66,9 @@ def resize_table(table: torch.Tensor, new_len: int) -> torch.Tensor:
         [new_len, heads] with the table's type and device.
 
     Raises:
-        ValueError: If a table does not belong to a square grid, or only one has class-token rows.
+        ValueError: If a table does not belong to a square grid.
     """
-    (old_side, old_extra), (new_side, new_extra) = _layout(len(table)), _layout(new_len)
-    if old_extra != new_extra:
-        raise ValueError(
-            f'a relative position table of {len(table)} rows cannot become one of {new_len}: '
-            'only one of them has class-token rows'
-        )
+    old_side, new_side = _side(len(table)), _side(new_len)
     if old_side == new_side:
         return table.clone()
     offsets, extra = table[: old_side**2], table[old_side**2 :]
@@ -75,16 +78,13 @@ def resize_table(table: torch.Tensor, new_len: int) -> torch.Tensor:
     return torch.cat([resized.to(extra), extra])
 
 
-def _layout(length: int) -> tuple[int, int]:
-    """Side of the table's square of offsets, and the number of rows after it."""
+def _side(length: int) -> int:
+    """Side of the table's square of offsets."""
     for extra in (0, CLASS_TOKEN_ROWS):
         side = math.isqrt(max(length - extra, 0))
         if side**2 == length - extra and side % 2:
-            return side, extra
-    raise ValueError(
-        f'a relative position table has (2 side-1)^2 rows, or 3 more with a class token; '
-        f'got {length}: non-square grids are not supported'
-    )
+            return side
+    raise ValueError(f'a relative position table must belong to a square grid, got {length} rows')
 
 
 def _resize_surface(surface: np.ndarray, new_side: int) -> np.ndarray:

@@ -93,7 +93,8 @@ class MaskedModel(nn.Module, ABC):
             _check_masks(config)
             cls.check_options(config)
         else:
-            allowed = f'one of {maskable_encoders()} for masked pre-training'
+            names = [name for name, encoder in ENCODERS.items() if encoder.hides_patches]
+            allowed = f'one of {names} for masked pre-training'
             require(stage is None, config, 'MODEL.TYPE', allowed)
 
     @abstractmethod
@@ -120,12 +121,11 @@ class Target(ABC):
         unit: Side of a masking unit in pixels, a multiple of the cell.
 
     Attributes:
-        uses_true_statistics: Whether `to_images` uses statistics of the hidden pixels.
-        needs_unit: Whether a masking unit must contain more than one value.
+        uses_true_statistics: Whether `to_images` uses statistics of the hidden pixels. A masking
+            unit must then contain more than one value.
     """
 
     uses_true_statistics: ClassVar[bool] = False
-    needs_unit: ClassVar[bool] = False
 
     def __init__(self, *, cell: int = 1, unit: int = 1) -> None:
         self.cell = cell
@@ -161,7 +161,6 @@ class NormalisedTarget(Target):
     """
 
     uses_true_statistics = True
-    needs_unit = True
 
     def of(self, images: Tensor) -> Tensor:
         values = average_cells(images, self.cell)
@@ -320,7 +319,7 @@ class SimMIM(MaskedModel):
         allowed = f'0 or one of {sizes}, so that neither the head nor a mask cuts an averaged cell'
         require(options.TARGET_SIZE in (0, *sizes), config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
         cell = size // (options.TARGET_SIZE or size)
-        holds = cell < unit or not TARGETS[options.TARGET].needs_unit
+        holds = cell < unit or not TARGETS[options.TARGET].uses_true_statistics
         allowed = f'a target without statistics where a masking unit is one value of {cell} px'
         require(holds, config, 'MODEL.SIMMIM.TARGET', allowed)
 
@@ -333,11 +332,6 @@ class SimMIM(MaskedModel):
 
     def reconstruct(self, x: Tensor, mask: Tensor) -> Tensor:
         return self.target.to_images(self.decoder(self.encoder(x, mask)), x)
-
-
-def maskable_encoders() -> list[str]:
-    """The values of MODEL.TYPE that masked pre-training can use."""
-    return [name for name, encoder in ENCODERS.items() if encoder.hides_patches]
 
 
 def pixel_loss(

@@ -19,7 +19,7 @@ from models.encoder import (
     build_classifier_head,
     run_block,
 )
-from models.relative_position import gather_bias, window_index
+from models.relative_position import gather_biases, window_index
 
 OTHER_REGION = -100.0  # added to logits between tokens that only the shift made neighbours
 
@@ -32,11 +32,7 @@ def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
 
 
 def window_order(side: int, window_size: int, shift: int) -> torch.Tensor:
-    """Return the token at each place, window after window, of a grid rolled by -shift.
-
-    Returns:
-        [side^2] int64.
-    """
+    """Return the token at each place [side^2], window after window, of a grid rolled by -shift."""
     grid = torch.arange(side**2).view(1, side, side, 1).roll((-shift, -shift), dims=(1, 2))
     return window_partition(grid, window_size).flatten()
 
@@ -241,15 +237,10 @@ class BasicLayer(nn.Module):
         self.downsample = nn.Identity() if is_last else PatchMerging(side, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block, bias in zip(self.blocks, self._biases(), strict=True):
+        biases = gather_biases([block.attn for block in self.blocks])
+        for block, bias in zip(self.blocks, biases, strict=True):
             x = run_block(block, x, bias, keeps=self.keeps)
         return self.downsample(x)
-
-    def _biases(self) -> tuple[torch.Tensor, ...]:
-        """Gather the bias [heads, N, N] of all blocks at once."""
-        attention = [block.attn for block in self.blocks]
-        tables = torch.cat([attn.relative_position_bias_table for attn in attention], dim=1)
-        return gather_bias(tables, attention[0].relative_position_index).chunk(len(attention))
 
 
 def init_linear_or_table(module: nn.Module) -> None:

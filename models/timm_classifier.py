@@ -13,13 +13,6 @@ from config import require
 from engine.files import in_one_line
 from models.encoder import ENCODERS, Encoder, build_classifier_head
 
-# Arguments that not every model of timm takes: the option, and what such a model lacks.
-OPTIONAL = {
-    'img_size': ('DATA.IMG_SIZE', ''),
-    'drop_rate': ('MODEL.DROP_RATE', 'dropout'),
-    'drop_path_rate': ('MODEL.DROP_PATH_RATE', 'stochastic depth'),
-}
-
 
 class Layout(NamedTuple):
     """Facts about a model of timm, found without allocating weights.
@@ -169,20 +162,15 @@ def find_layout(name: str, *, img_size: int, in_chans: int, **rates: float) -> L
 
 def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """Build the model; also return the options, without an image size if it takes any size."""
-    options = dict(options)
-    while True:
+    any_size = {key: value for key, value in options.items() if key != 'img_size'}
+    for accepted in (options, any_size):
         try:
-            return timm.create_model(name, **options), options
+            return timm.create_model(name, **accepted), accepted
         except TypeError as error:
-            unknown = [key for key in OPTIONAL if key in options and f"'{key}'" in str(error)]
-            if not unknown:
-                raise
-            option, lacking = OPTIONAL[unknown[0]]
-            rate = options.pop(unknown[0])
-            if lacking:
-                raise ValueError(
-                    f'{option} must be 0 for {name} of timm, which has no {lacking}, got {rate}'
-                ) from None
+            problem = error
+    raise ValueError(
+        f'MODEL.DROP_RATE and MODEL.DROP_PATH_RATE must be 0 for {name} of timm ({problem})'
+    )
 
 
 def _look_inside(encoder: nn.Module, shape: tuple[int, ...]) -> tuple[int, str]:

@@ -23,7 +23,7 @@ from models.encoder import (
     build_classifier_head,
     run_block,
 )
-from models.relative_position import CLASS_TOKEN_ROWS, gather_bias, grid_index
+from models.relative_position import CLASS_TOKEN_ROWS, gather_bias, gather_biases, grid_index
 
 
 class RelativePositionBias(nn.Module):
@@ -231,13 +231,12 @@ class VisionTransformer(PatchEncoder):
         return self.norm(x)
 
     def _biases(self) -> Sequence[torch.Tensor | None]:
-        """Gather the bias [heads, N, N] of all blocks at once: shared, their own, or the sum."""
+        """Return the bias [heads, N, N] of each block: shared, its own, or the sum."""
         attention = [block.attn for block in self.blocks]
         shared = self.rel_pos_bias() if self.rel_pos_bias is not None else None
         if attention[0].relative_position_bias_table is None:
             return [shared] * len(attention)
-        tables = torch.cat([attn.relative_position_bias_table for attn in attention], dim=1)
-        own = gather_bias(tables, attention[0].relative_position_index).chunk(len(attention))
+        own = gather_biases(attention)
         return own if shared is None else [bias + shared for bias in own]
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
@@ -275,13 +274,8 @@ def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
     Returns:
         [1, 1 + grid_size ** 2, width].
 
-    Raises:
-        ValueError: If the width is not a multiple of 4.
-
     Source: He et al. 2022, arXiv:2111.06377.
     """
-    if width % 4:
-        raise ValueError(f'sine-cosine positions need a width that is a multiple of 4, got {width}')
     places = torch.arange(grid_size, dtype=torch.float64)
     frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = places[:, None] * frequencies  # [grid_size, width / 4]

@@ -1,8 +1,6 @@
-r"""Count the labels of a data set in CheXpert's layout; only its CSV files are read.
+"""Count the labels of a data set in CheXpert's layout; only its CSV files are read.
 
-python scripts/describe_data.py --data-path DIR --output FOLDER \
-    [--cfg configs/... --opts KEY VALUE] [--uncertain ones --blank negative] \
-    [--groups RACE --demographics FILE.csv]
+python scripts/describe_data.py --data-path DIR --output FOLDER [--cfg configs/... --opts KEY VALUE]
 """
 
 import argparse
@@ -11,17 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import config as config_merge
-from config import Config, check_config, default_config
+from config import Config, check_config, default_config, put
 from data.describe import build_description, format_description, save_description
-
-KEYS = {
-    'data_path': 'DATA.DATA_PATH',
-    'uncertain': 'DATA.UNCERTAIN',
-    'blank': 'DATA.BLANK',
-    'groups': 'EVAL.GROUPS',
-    'demographics': 'DATA.DEMOGRAPHICS',
-}
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -31,12 +20,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--data-path', required=True, metavar='DIR', help='folder of train.csv, valid.csv, ...')
     add('--output', required=True, metavar='FOLDER', help='where tables and figure are written')
-    add('--cfg', default=argparse.SUPPRESS, metavar='FILE', help='YAML file; else the defaults')
+    add(
+        '--cfg', default=argparse.SUPPRESS, metavar='FILE', help='YAML file; otherwise the defaults'
+    )
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options by key, in pairs')
-    add('--uncertain', metavar='POLICY', help='what an uncertain label becomes in training')
-    add('--blank', metavar='RULE', help='what a blank becomes: negative, ignore')
-    add('--groups', nargs='+', metavar='COLUMN', help='further columns to count by')
-    add('--demographics', metavar='FILE', help="CSV of patients, inside the data's folder")
     return parser.parse_args(arguments)
 
 
@@ -45,10 +32,7 @@ def read_config(args: argparse.Namespace) -> Config:
     if 'cfg' in args:
         config.merge_from_file(args.cfg)
     config.merge_from_list(args.opts)
-    for flag, key in KEYS.items():
-        value = getattr(args, flag)
-        if value is not None:
-            config_merge.put(config, key, value, '--' + flag.replace('_', '-'))
+    put(config, 'DATA.DATA_PATH', args.data_path, '--data-path')
     check_config(config)
     return config
 

@@ -33,7 +33,7 @@ from data.records import (
 )
 from engine.run_record import code_version
 from evaluation.analysis import HeldOut, fit_held_out
-from evaluation.cases import SUCH_AS, Cases, match
+from evaluation.cases import Cases, match
 from evaluation.metrics import METRICS, Protocol
 from evaluation.report import (
     MEAN_TITLES,
@@ -154,9 +154,7 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
     demographics = str(args.demographics.absolute()) if args.demographics else ''
 
     def groups(records: Records) -> dict[str, np.ndarray]:
-        further = group_columns(
-            records, args.groups, demographics=demographics, options=('--groups', '--demographics')
-        )
+        further = group_columns(records, args.groups, demographics=demographics)
         return standard_groups(records, default_config().EVAL.AGE_BANDS) | further
 
     sets, warnings = [], []
@@ -164,8 +162,7 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
         predictions = replace(read_predictions(file), file=Path(names.file(file)))
         cases, notes = match(predictions, labels, name=name, level=args.level, groups=groups)
         sets.append(cases)
-        # The examples at the end of a note could identify a patient.
-        warnings += [note.partition(SUCH_AS)[0] if args.anonymise else note for note in notes]
+        warnings += notes
     return sets, warnings
 
 

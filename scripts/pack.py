@@ -38,7 +38,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--csv', nargs='+', default=[], metavar='FILE', help=names)
     add('--all-images', action='store_true', help='also images that no CSV file names')
     add('--skip-bad', action='store_true', help='leave out damaged images and list them')
-    add('--workers', default=os.cpu_count(), type=_positive, metavar='N', help='processes')
+    add('--workers', default=os.cpu_count(), type=int, metavar='N', help='processes')
     add('--verify', action='store_true', help='check every byte of a store')
     args = parser.parse_args(arguments)
     if args.verify == bool(args.data_path):
@@ -94,13 +94,6 @@ def settings(args: argparse.Namespace) -> Settings:
         shard_bytes=args.shard_size,
         image_suffix=args.image_suffix,
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'must be at least 1, got {text}')
-    return value
 
 
 def _bytes(text: str) -> int:

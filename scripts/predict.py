@@ -28,8 +28,6 @@ from engine.device import local_device
 from evaluation.inference import load_classifier, predict
 from utils import read_checkpoint, trained_config
 
-LOGGER = 'predict'
-
 
 class ImageFiles(Dataset):
     """Items (model input, 0 in place of a target, index), one per file."""
@@ -52,18 +50,6 @@ class LoaderWithBar(DataLoader):
         yield from tqdm(super().__iter__(), total=len(self), unit='batch', disable=None)
 
 
-def to_device(text: str) -> torch.device:
-    try:
-        device = torch.device(text)
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f'no such device: {text}') from error
-    if device.type not in ('cpu', 'cuda'):
-        raise argparse.ArgumentTypeError(f'must be cpu, cuda or cuda:N, got {text}')
-    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(f'{text}: there are {torch.cuda.device_count()} GPUs')
-    return device
-
-
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -74,18 +60,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--output', required=True, type=Path, metavar='F.csv', help='F.json is also written')
     add('--batch-size', type=int, help='images per batch (default: as in the run)')
     add('--num-workers', type=int, help='processes that load images (default: as in the run)')
-    add(
-        '--device',
-        type=to_device,
-        help='for example cpu, cuda or cuda:1 (default: a GPU if there is one)',
-    )
+    add('--device', choices=('cpu', 'cuda'), help='default: a GPU if there is one')
     args = parser.parse_args(arguments)
     if args.output.suffix.lower() != '.csv':
         parser.error(f'--output must end in .csv, got {args.output}')
-    if args.batch_size is not None and args.batch_size < 1:
-        parser.error(f'--batch-size must be 1 or greater, got {args.batch_size}')
-    if args.num_workers is not None and args.num_workers < 0:
-        parser.error(f'--num-workers must be 0 or greater, got {args.num_workers}')
     return args
 
 
@@ -113,15 +91,13 @@ def predict_images(args: argparse.Namespace) -> int:
     """Write the predictions and return the number of images."""
     config, paths = read_config(args.checkpoint), list_images(args.images)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    device = args.device or local_device()
-    model = load_classifier(config, args.checkpoint, device, logging.getLogger(LOGGER))
-    data, given = config.DATA, (args.batch_size, args.num_workers)
-    batch_size, num_workers = (
-        default if value is None else value
-        for value, default in zip(given, (data.BATCH_SIZE, data.NUM_WORKERS), strict=True)
-    )
+    device = torch.device(args.device) if args.device else local_device()
+    model = load_classifier(config, args.checkpoint, device, logging.getLogger('predict'))
+    data, workers = config.DATA, args.num_workers
     loader = LoaderWithBar(
-        ImageFiles(paths, config), batch_size=batch_size, num_workers=num_workers
+        ImageFiles(paths, config),
+        batch_size=args.batch_size or data.BATCH_SIZE,
+        num_workers=data.NUM_WORKERS if workers is None else workers,
     )
     logits = predict(config, device, model, loader)
     write_predictions(

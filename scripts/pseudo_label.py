@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.pseudo_labels import KEEP
-from sweeps.pseudo_labels import Rounds, Setup, write_rounds
+from sweeps.pseudo_labels import TABLE, Rounds
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,41 +37,38 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='fewer epochs if there are more images: about the steps of round 0')  # fmt: skip
     add('--processes', type=int, default=1, help='of a run: the GPUs it takes (%(default)s)')
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options over the YAML file')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if min(args.rounds, args.processes) < 1:
+        parser.error('--rounds and --processes must be at least 1')
+    if not 0 < args.confidence <= 1:
+        parser.error('--confidence must be above 0 and at most 1')
+    return args
 
 
 def main(args: argparse.Namespace) -> int:
     try:
-        for name in ('rounds', 'processes'):
-            if getattr(args, name) < 1:
-                raise ValueError(f'--{name} must be at least 1, got {getattr(args, name)}')
-        setup = Setup(
+        rounds = Rounds(
             cfg=os.path.abspath(args.cfg),
             data=os.path.abspath(args.data_path),
             output=Path(args.output).absolute(),
-            pretrained=os.path.abspath(args.pretrained) if args.pretrained else '',
             options=args.opts,
+            pretrained=os.path.abspath(args.pretrained) if args.pretrained else '',
             processes=args.processes,
             keep=args.keep,
             confidence=args.confidence,
             equal_steps=args.equal_steps,
+            say=lambda line: print(f'{time.strftime("%H:%M:%S")}  {line}', flush=True),
         )
-        rounds = Rounds(setup, _say)
-        code = rounds.run(args.rounds, after_round=write_rounds)
+        code = rounds.run(args.rounds)
         if not code and args.all_labels:
-            code = rounds.run_reference()
-        if code:
-            return code
-        print(f'\n{write_rounds(rounds).read_text()}')
-        print(f'best: {rounds.jobs[rounds.best].folder}')
-        return 0
+            code = rounds.run_all_labels()
+        if not code:
+            print((rounds.output / f'{TABLE}.md').read_text())
+            print(f'best: {rounds.jobs[rounds.best].folder}')
+        return code
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-
-
-def _say(line: str) -> None:
-    print(f'{time.strftime("%H:%M:%S")}  {line}', flush=True)
 
 
 if __name__ == '__main__':

@@ -1,11 +1,9 @@
 """Rounds of pseudo-labels: predict unlabelled patients, keep confident predictions, train again.
 
-Round 0 learns from the real labels of the subset alone. Each later round learns from these and from
-the pseudo-labels that the model of the round before is confident of, from the same start. A round
-that does not raise the held-out score is the last, and the round before it is the best.
+Round 0 learns from the real labels of the subset alone. Each later round starts as round 0 did and
+learns from these and from the pseudo-labels that the model of the round before is confident of. A
+round that does not raise the held-out score is the last, and the round before it is the best.
 """
-
-from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from config import Config, build_parser, get_config
+from config import build_parser, get_config
 from data.data_finetune import unlabelled_records
 from data.labels import scored_targets, task_labels
 from data.records import (
     Records,
-    check_task,
     look_up,
     read_predictions,
     read_split,
-    row_names,
     select_views,
     split_holdout,
     training_records,
@@ -33,13 +29,8 @@ from data.records import (
 from engine.files import sha256
 from engine.run_record import read_record
 from evaluation.intervals import interval
-from evaluation.metrics import (
-    auroc_per_label,
-    mean_defined,
-    score_probabilities,
-    selection_score,
-)
-from evaluation.pseudo_labels import audit, check_choice, choose_values
+from evaluation.metrics import auroc_per_label, mean_defined, score_probabilities, selection_score
+from evaluation.pseudo_labels import audit, choose_values
 from logger import json_safe
 from sweeps.files import MAINS, Job, share_steps
 from sweeps.results import (
@@ -56,59 +47,82 @@ from sweeps.runner import Runner
 
 LOGS = 'logs'  # folder below the output
 TABLE = 'rounds'  # name of the table's files, without suffix
-ALL_LABELS = 'all_labels'  # tag of the run that learns from every real label
-MEAN_TITLES = {'mean_of_five': 'mean of five', 'mean_of_defined': 'mean of defined'}
-CHANGED = 'choose another --output, or give the --keep and --confidence of the rounds there'
+ALL_LABELS = {'DATA.TRAIN_FRACTION': '1.0', 'DATA.TRAIN_IMAGES': '0'}
+SIDES = ('positive', 'negative')
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What all rounds share.
+@dataclass
+class Rounds:
+    """Runs the rounds one after the other; finished rounds are left alone.
 
     Attributes:
         cfg: YAML file of fine-tuning; DATA.TRAIN_FRACTION or TRAIN_IMAGES are the real labels.
         data: --data-path.
         output: Folder of all rounds.
-        pretrained: Checkpoint that every round starts from, or ''.
         options: KEY VALUE pairs put over the YAML file.
-        processes: Processes of a run; above 1 it is started by torchrun.
+        pretrained: Checkpoint that every round starts from, or ''.
+        processes: Processes of a run.
         keep: See `evaluation.pseudo_labels.choose_values`.
         confidence: See `evaluation.pseudo_labels.choose_values`.
         equal_steps: Whether runs with more images have fewer epochs, so that no run is better only
             because it takes more steps.
+        say: Takes a line about the progress.
+        jobs: The runs that are finished: the rounds, and after them the one on all labels.
+        best: Number of the best round.
+        reason: Why there is no further round.
+
+    Raises:
+        ValueError: If the options do not suit rounds, or the CSV file cannot be read.
     """
 
     cfg: str
     data: str
     output: Path
-    pretrained: str = ''
     options: Sequence[str] = ()
+    pretrained: str = ''
     processes: int = 1
     keep: str = 'threshold'
     confidence: float = 0.9
     equal_steps: bool = False
+    say: Callable[[str], None] = print
+    jobs: list[Job] = field(default_factory=list, init=False)
+    best: int = field(default=0, init=False)
+    reason: str = field(default='not the last', init=False)
+
+    def __post_init__(self) -> None:
+        self.config = self.round(1).config.clone()
+        self.config.defrost()
+        self.config.DATA.CACHE_DIR = ''  # the CSV files are in the data folder
+        if not self.config.DATA.HOLDOUT_FRACTION:
+            raise ValueError(
+                'DATA.HOLDOUT_FRACTION must be above 0, got 0.0: held-out patients decide which '
+                'predictions and which round are kept'
+            )
+        self.labels = task_labels(self.config.DATA.TASK)
+        everything = read_split(self.config, 'train', logging.getLogger(__name__))
+        self.train, self.held_out = split_holdout(everything, self.config.DATA.HOLDOUT_FRACTION)
+        self.unlabelled = unlabelled_records(self.config, self.train)
+        self.real_images = len(training_records(self.config, self.train))
+
+    def file(self, number: int) -> str:
+        """The pseudo-labels that a round learns from; '' for round 0."""
+        return str(self.output / f'pseudo_labels_round{number}.csv') if number else ''
 
     def round(self, number: int, *, growth: float = 1.0) -> Job:
         """The run of a round, which has `growth` times the images of round 0."""
-        file = str(self.file(number)) if number else ''
-        options = ['EVAL.PREDICT_TRAIN', 'True', 'DATA.PSEUDO_LABELS', file]
-        return self._job(f'round{number}', growth, *options)
+        changes = {'EVAL.PREDICT_TRAIN': 'True', 'DATA.PSEUDO_LABELS': self.file(number)}
+        return self._job(f'round{number}', changes, growth)
 
     def all_labels(self, *, growth: float = 1.0) -> Job:
         """The run that learns from the real labels of all training patients."""
-        whole = ['DATA.TRAIN_FRACTION', '1.0', 'DATA.TRAIN_IMAGES', '0', 'DATA.PSEUDO_LABELS', '']
-        return self._job(ALL_LABELS, growth, *whole)
+        return self._job('all_labels', ALL_LABELS, growth)
 
-    def file(self, number: int) -> Path:
-        """The pseudo-labels that a round learns from."""
-        return self.output / f'pseudo_labels_round{number}.csv'
-
-    def _job(self, tag: str, growth: float, *options: str) -> Job:
+    def _job(self, tag: str, changes: Mapping[str, str], growth: float) -> Job:
         arguments = ['--cfg', self.cfg, '--data-path', self.data, '--output', str(self.output)]
-        arguments += ['--tag', tag]
         arguments += ['--pretrained', self.pretrained] if self.pretrained else []
-        arguments += ['--opts', *self.options, *options]
-        if self.equal_steps and growth != 1:
+        arguments += ['--tag', tag, '--opts', *self.options]
+        arguments += [word for pair in changes.items() for word in pair]
+        if self.equal_steps:
             train = get_config(build_parser('finetune').parse_args(arguments)).TRAIN
             arguments += ['TRAIN.EPOCHS', str(max(1, round(train.EPOCHS / growth)))]
             arguments += ['TRAIN.WARMUP_EPOCHS', str(round(train.WARMUP_EPOCHS / growth))]
@@ -124,194 +138,114 @@ class Setup:
             weights=self.pretrained,
         )
 
-
-class Patients:
-    """The training patients of a setup: held out, labelled and unlabelled.
-
-    Args:
-        config: Run configuration of round 0.
-
-    Raises:
-        ValueError: If the CSV cannot be read, no patient is held out, or held-out images of the
-            training views are not predicted.
-    """
-
-    def __init__(self, config: Config) -> None:
-        config = config.clone()
-        config.defrost()
-        config.DATA.CACHE_DIR = ''  # the CSV files are in the data folder
-        if not config.DATA.HOLDOUT_FRACTION:
-            raise ValueError(
-                'DATA.HOLDOUT_FRACTION must be above 0, got 0.0: held-out patients decide which '
-                'predictions and which round are kept'
-            )
-        learned, scored = config.DATA.VIEWS, config.EVAL.VIEWS or config.DATA.VIEWS
-        if scored not in (learned, 'all'):
-            raise ValueError(
-                f"EVAL.VIEWS must be '', 'all' or as DATA.VIEWS ({learned!r}), got {scored!r}: "
-                'held-out images of all training views decide which predictions are kept'
-            )
-        self.config, self.labels = config, task_labels(config.DATA.TASK)
-        everything = read_split(config, 'train', logging.getLogger(__name__))
-        self.train, self.held_out = split_holdout(everything, config.DATA.HOLDOUT_FRACTION)
-        self.unlabelled = unlabelled_records(config, self.train)
-
-    def real(self, records: Records) -> np.ndarray:
-        """The real labels of some records as they are scored, [N, K]."""
-        data = self.config.DATA
-        return scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
-
-    def predicted(self, folder: Path, split: str, records: Records) -> np.ndarray:
-        """Predictions of a run for some records, [N, K]; NaN where there are none."""
-        file = folder / f'predictions_{split}.csv'
-        predictions = read_predictions(file)
-        check_task(file, self.config.DATA.TASK)
-        return look_up(predictions, row_names(predictions, records.path), self.labels)
-
-    def held_out_score(self, folder: Path) -> float:
-        """The mean AUROC of a run's held-out predictions that EVAL.SELECT names."""
-        options = self.config.EVAL
-        records = select_views(self.held_out, options.VIEWS or self.config.DATA.VIEWS)
-        probabilities = self.predicted(folder, 'holdout', records)
-        table = score_probabilities(self.config, probabilities, self.real(records), records.study)
-        return selection_score(table, options.SELECT)
-
-
-@dataclass
-class Rounds:
-    """The rounds of a setup, run one after the other; finished rounds are left alone.
-
-    Attributes:
-        setup: What they share.
-        say: Takes a line about the progress.
-        jobs: The rounds that were run, by number.
-        scores: Their held-out scores.
-        best: Number of the best one.
-        reason: Why there is no further round.
-        reference: The run on all labels, if there is one.
-    """
-
-    setup: Setup
-    say: Callable[[str], None]
-    jobs: list[Job] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    best: int = 0
-    reason: str = ''
-    reference: Job | None = None
-
-    def __post_init__(self) -> None:
-        check_choice(self.setup.keep, self.setup.confidence)
-        self.setup.round(1)  # refuses options that no round can work with
-        self.patients = Patients(self.setup.round(0).config)
-        self.real_images = len(training_records(self.patients.config, self.patients.train))
-
-    def run(self, rounds: int, *, after_round: Callable[[Rounds], object]) -> int:
-        """Run at most this many rounds after round 0.
-
-        Args:
-            rounds: 1 or more.
-            after_round: Called after each round, and when it is known why there is no other.
-
-        Returns:
-            0, or the exit code of a run that did not finish.
-        """
+    def run(self, rounds: int) -> int:
+        """Run at most this many rounds after round 0; returns the exit code of the last run."""
+        scores = []
         for number in range(rounds + 1):
-            images = self._choose(number) if number else 0
+            images = self.choose(number) if number else 0
             if number and not images:
                 self.reason = f'no prediction of round {number - 1} is confident enough'
                 break
-            job = self.setup.round(number, growth=1 + images / self.real_images)
-            if code := self._run_job(job):
+            if code := self._run(self.round(number, growth=1 + images / self.real_images)):
                 return code
-            self.jobs.append(job)
-            self.scores.append(self.patients.held_out_score(job.folder))
-            self.say(f'round {number}: held-out mean AUROC {self.scores[-1]:.4f}')
-            if np.isnan(self.scores[0]):
-                raise ValueError(f'{job.folder}: no label has both classes among held-out patients')
-            if number and not self.scores[number] > self.scores[self.best]:
-                self.reason = (
-                    f'round {number} does not raise the held-out score of round {self.best}'
-                )
+            scores.append(self.held_out_score(self.jobs[number]))
+            self.say(f'round {number}: held-out mean AUROC {scores[-1]:.4f}')
+            if number and not scores[number] > scores[self.best]:
+                self.reason = f'round {number} does not raise the held-out score'
                 break
             self.best = number
-            after_round(self)
-        self.reason = self.reason or f'{rounds} rounds were asked for'
+            write_rounds(self)
+        else:
+            self.reason = f'{rounds} rounds were asked for'
         self.say(f'best: round {self.best}; {self.reason}')
-        after_round(self)
+        write_rounds(self)
         return 0
 
-    def run_reference(self) -> int:
-        """Run what learns from all real labels; returns its exit code."""
-        images = len(training_records(self.setup.all_labels().config, self.patients.train))
-        job = self.setup.all_labels(growth=images / self.real_images)
-        code = self._run_job(job)
-        self.reference = None if code else job
+    def run_all_labels(self) -> int:
+        """Run what learns from all real labels, for comparison; returns its exit code."""
+        images = len(training_records(self.all_labels().config, self.train))
+        code = self._run(self.all_labels(growth=images / self.real_images))
+        if not code:
+            write_rounds(self)
         return code
 
-    def _run_job(self, job: Job) -> int:
-        file = job.config.DATA.PSEUDO_LABELS
-        record = read_record(job.folder) or {}
-        known = record.get('data', {}).get('files', {}).get('DATA.PSEUDO_LABELS')
-        if known and known != sha256(Path(file)):
-            raise ValueError(f'{job.folder} was trained on another {file}: {CHANGED}')
-        logs = self.setup.output / LOGS
-        return Runner([job], [{}], self.setup.processes, logs, self.say).run()
-
-    def _choose(self, number: int) -> int:
+    def choose(self, number: int) -> int:
         """Write the pseudo-labels of a round if there are any; returns the number of images."""
-        setup, patients, teacher = self.setup, self.patients, self.jobs[number - 1]
-        # The views that are to be labelled: those that are trained on.
-        held_out = select_views(patients.held_out, patients.config.DATA.VIEWS)
-        values, cuts = choose_values(
-            patients.predicted(teacher.folder, 'holdout', held_out),
-            patients.real(held_out),
-            patients.predicted(teacher.folder, 'train', patients.unlabelled),
-            keep=setup.keep,
-            confidence=setup.confidence,
+        teacher, held_out = (
+            self.jobs[number - 1],
+            select_views(self.held_out, self.config.DATA.VIEWS),
         )
-        kept, file = ~np.isnan(values).all(axis=1), setup.file(number)
-        if kept.any() and file.exists():
-            if not np.array_equal(self._values(number), values, equal_nan=True):
-                raise ValueError(f'{file} holds other pseudo-labels than are chosen now: {CHANGED}')
-        elif kept.any():
+        values, cuts = choose_values(
+            self.predicted(teacher, 'holdout', held_out),
+            self.real(held_out),
+            self.predicted(teacher, 'train', self.unlabelled),
+            keep=self.keep,
+            confidence=self.confidence,
+        )
+        kept = ~np.isnan(values).all(axis=1)
+        if kept.any():
             source = {
-                'task': patients.config.DATA.TASK,
+                'task': self.config.DATA.TASK,
                 'teacher': teacher.run,
                 'predictions': sha256(teacher.folder / 'predictions_train.csv'),
-                'keep': setup.keep,
-                'confidence': setup.confidence,
+                'keep': self.keep,
+                'confidence': self.confidence,
                 'labels': {
-                    label: {'positive': asdict(positive), 'negative': asdict(negative)}
-                    for label, (positive, negative) in zip(patients.labels, cuts, strict=True)
+                    label: dict(zip(SIDES, map(asdict, pair), strict=True))
+                    for label, pair in zip(self.labels, cuts, strict=True)
                 },
             }
-            paths = patients.unlabelled.path[kept]
-            options = {'paths': paths, 'labels': patients.labels, 'source': json_safe(source)}
-            write_predictions(file, values[kept], **options)
+            paths = self.unlabelled.path[kept]
+            options = {'paths': paths, 'labels': self.labels, 'source': json_safe(source)}
+            write_predictions(self.file(number), values[kept], **options)
         return int(kept.sum())
 
-    def _values(self, number: int) -> np.ndarray:
-        """[N, K] pseudo-labels of a round for all unlabelled images, NaN where there are none."""
-        read = read_predictions(self.setup.file(number), allow_empty=True)
-        patients = self.patients
-        return look_up(read, row_names(read, patients.unlabelled.path), patients.labels)
+    def real(self, records: Records) -> np.ndarray:  # [N, K]
+        """The real labels of some records as they are scored."""
+        data = self.config.DATA
+        return scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
 
-    def pseudo_figures(self, number: int) -> dict[str, float]:
+    def predicted(self, job: Job, split: str, records: Records) -> np.ndarray:  # [N, K]
+        """Predictions of a run for some records; NaN where there are none."""
+        return self._values(job.folder / f'predictions_{split}.csv', records)
+
+    def held_out_score(self, job: Job) -> float:
+        """The mean AUROC of a run's held-out predictions that EVAL.SELECT names."""
+        options = self.config.EVAL
+        records = select_views(self.held_out, options.VIEWS or self.config.DATA.VIEWS)
+        probabilities = self.predicted(job, 'holdout', records)
+        table = score_probabilities(self.config, probabilities, self.real(records), records.study)
+        return selection_score(table, options.SELECT)
+
+    def pseudo_figures(self, job: Job) -> dict[str, float]:
         """How many pseudo-labels a round learned from, how well, and how many are right."""
-        values, patients = self._values(number), self.patients
+        values = self._values(job.config.DATA.PSEUDO_LABELS, self.unlabelled)
         has_value = ~np.isnan(values).all(axis=1)
-        records = patients.unlabelled.select(has_value)
-        predicted = patients.predicted(self.jobs[number].folder, 'train', records)
+        predicted = self.predicted(job, 'train', self.unlabelled.select(has_value))
         areas = auroc_per_label(predicted, values[has_value])
         return {
             'pseudo_images': int(has_value.sum()),
             'auroc': mean_defined(areas),
             'auroc_labels': int((~np.isnan(areas)).sum()),
-        } | {
-            f'{side}_{key}': value
-            for side, counts in audit(values, patients.real(patients.unlabelled)).items()
-            for key, value in counts.items()
+            **audit(values, self.real(self.unlabelled)),
         }
+
+    def _values(self, file: str | Path, records: Records) -> np.ndarray:
+        predictions = read_predictions(file, allow_empty=True)
+        return look_up(predictions, records.path, self.labels)
+
+    def _run(self, job: Job) -> int:
+        file, record = job.config.DATA.PSEUDO_LABELS, read_record(job.folder) or {}
+        learned = record.get('data', {}).get('files', {}).get('DATA.PSEUDO_LABELS')
+        if learned and learned != sha256(Path(file)):
+            raise ValueError(
+                f'{job.folder} learned from other pseudo-labels than are chosen now: give the '
+                '--keep and --confidence of the rounds there, or choose another --output'
+            )
+        code = Runner([job], [{}], self.processes, self.output / LOGS, self.say).run()
+        if not code:
+            self.jobs.append(job)
+        return code
 
 
 # The table --------------------------------------------------------------------------------------
@@ -320,15 +254,22 @@ class Rounds:
 def write_rounds(rounds: Rounds) -> Path:
     """Write rounds.md and rounds.csv into the output folder; returns the first."""
     rows = collect_rounds(rounds)
-    text = f'## Scores on real labels\n\n{markdown_table([_real_cells(row) for row in rows])}'
-    if pseudo := [_pseudo_cells(row) for row in rows if 'auroc' in row]:
-        text += f'\n## On the pseudo-labelled images\n\n{markdown_table(pseudo)}'
-    text += ''.join(['\n', *(f'- {note}\n' for note in _notes(rounds))])
-    return write_table(rounds.setup.output, TABLE, rows, text)
+    best, held_out = f'round {rounds.best}', len(set(rounds.held_out.patient))
+    text = f"""{markdown_table([_cells(row) for row in rows])}
+- Best by the held-out score: {best}; {rounds.reason}. Kept by {rounds.keep}, confidence
+  {rounds.confidence:g}; seed {rounds.config.SEED}.
+- The {held_out} held-out patients chose checkpoints, thresholds and the round, so the held-out
+  score is too optimistic.
+- In brackets: 95 % intervals over patients of one run; another seed may differ by more.
+- Confirmed: share of the pseudo-labels that the real labels confirm, which were set aside and never
+  used; by chance: the same for images drawn at random.
+- {NOT_FOR_CLINICAL_USE}
+"""
+    return write_table(rounds.output, TABLE, rows, text)
 
 
 def collect_rounds(rounds: Rounds) -> list[dict[str, Any]]:
-    """The figures of each round, and of the run on all labels if there is one.
+    """The figures of each run.
 
     Returns:
         For each run: `run`, `best` (whether the held-out score chose it), `epochs`, `real_images`,
@@ -336,107 +277,74 @@ def collect_rounds(rounds: Rounds) -> list[dict[str, Any]]:
         value with `_low` and `_high` (95 % over patients) and the same of its difference from round
         0; and what `Rounds.pseudo_figures` gives. NaN stands for undefined figures.
     """
-    patients, config = rounds.patients, rounds.jobs[0].config
-    first, rows = rounds.jobs[0].folder, []
-    resampled = {
-        split: ScoredPatients(
-            read_scores(first, split), resamples=config.EVAL.RESAMPLES, seed=config.SEED
-        )
-        for split in ('valid', 'test')
-        if (first / f'predictions_{split}.csv').is_file()
-    }
-    for i, job in enumerate([*rounds.jobs, *([rounds.reference] if rounds.reference else [])]):
-        is_pseudo = 0 < i < len(rounds.jobs)
-        row = {
+    rows = [
+        {
             'run': job.run,
             'best': i == rounds.best,
             'epochs': job.config.TRAIN.EPOCHS,
-            'real_images': len(training_records(job.config, patients.train)),
+            'real_images': len(training_records(job.config, rounds.train)),
             'pseudo_images': 0,
-            'held_out': patients.held_out_score(job.folder),
+            'held_out': rounds.held_out_score(job),
         }
-        for split, source in resampled.items():
-            row |= _split_figures(source, split, job.folder, first)
-        rows.append(row | (rounds.pseudo_figures(i) if is_pseudo else {}))
+        for i, job in enumerate(rounds.jobs)
+    ]
+    for split in ('valid', 'test'):
+        if (rounds.jobs[0].folder / f'predictions_{split}.csv').is_file():
+            for row, figures in zip(rows, _split_figures(rounds, split), strict=True):
+                row |= figures
+    for row, job in zip(rows, rounds.jobs, strict=True):
+        if job.config.DATA.PSEUDO_LABELS:
+            row |= rounds.pseudo_figures(job)
     return rows
 
 
-def _split_figures(
-    source: ScoredPatients, split: str, folder: Path, first: Path
-) -> dict[str, float]:
-    """The means of a run on a split, and their differences from those of round 0."""
-    figures = {}
-    runs = read_scores(folder, split), read_scores(first, split)
-    for mean in MEANS:
-        values = [np.nan if (v := r.figures['scores'][mean]) is None else v for r in runs]
-        drawn = [source.samples(run).get(mean, np.array([np.nan])) for run in runs]
-        figures |= _bounded(f'{split}_{mean}', values[0], drawn[0])
-        if folder != first:
-            name = f'{split}_{mean}_minus_round0'
-            figures |= _bounded(name, values[0] - values[1], drawn[0] - drawn[1])
-    return figures
+def _split_figures(rounds: Rounds, split: str) -> list[dict[str, float]]:
+    """The means of each run on a split, and their differences from those of round 0."""
+    runs, rows = [read_scores(job.folder, split) for job in rounds.jobs], []
+    resamples, seed = rounds.config.EVAL.RESAMPLES, rounds.config.SEED
+    patients = ScoredPatients(runs[0], resamples=resamples, seed=seed)
+    for run in runs:
+        row = {}
+        for mean in MEANS:
+            values = np.array([each.figures['scores'][mean] for each in (run, runs[0])], float)
+            drawn = [
+                patients.samples(each).get(mean, np.array([np.nan])) for each in (run, runs[0])
+            ]
+            columns = {f'{split}_{mean}': (values[0], drawn[0])}
+            if run is not runs[0]:
+                columns[f'{split}_{mean}_minus_round0'] = values[0] - values[1], drawn[0] - drawn[1]
+            for name, (value, samples) in columns.items():
+                low, high = interval(samples)
+                row |= {name: float(value), f'{name}_low': low, f'{name}_high': high}
+        rows.append(row)
+    return rows
 
 
-def _bounded(name: str, value: float, drawn: np.ndarray) -> dict[str, float]:
-    low, high = interval(drawn)
-    return {name: value, f'{name}_low': low, f'{name}_high': high}
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """The cells of the Markdown table; a figure that a run does not have is left out."""
 
-
-def _real_cells(row: Mapping[str, Any]) -> dict[str, str]:
     def cell(name: str, form: str) -> str:
-        return with_interval(*(row.get(f'{name}{end}') for end in ('', '_low', '_high')), form)
+        found = [row.get(f'{name}{end}') for end in ('', '_low', '_high')]
+        return with_interval(*found, form) if name in row else ''
 
     cells = {
-        'run': _title(row),
+        'run': f'**{row["run"]}**' if row['best'] else row['run'],
         'real / pseudo-labelled images': f'{row["real_images"]} / {row["pseudo_images"]}',
         'epochs': str(row['epochs']),
         'held-out AUROC (chose)': shown(row['held_out'], '.3f'),
     }
-    splits = [split for split in ('valid', 'test') if f'{split}_mean_of_five' in row]
-    for split in splits:
-        for mean, title in MEAN_TITLES.items():
-            cells[f'{split}: {title}'] = cell(f'{split}_{mean}', '.3f')
-    for split in splits[-1:]:
-        mean = MEANS[int(np.isnan(row[f'{split}_mean_of_five']))]
-        name = f'{split}_{mean}_minus_round0'
-        title = f'{split}: {MEAN_TITLES[mean]} minus round 0'
-        cells[title] = cell(name, '+.3f') if name in row else ''
+    for split in ('valid', 'test'):
+        for mean in MEANS:
+            name, title = f'{split}_{mean}', f'{split}: {mean.replace("_", " ")}'
+            if name in row:
+                cells[title] = cell(name, '.3f')
+                cells[f'{title} minus round 0'] = cell(f'{name}_minus_round0', '+.3f')
+    is_pseudo = 'auroc' in row
+    cells['AUROC against the pseudo-labels'] = shown(row['auroc'], '.3f') if is_pseudo else ''
+    for side in SIDES:
+        title, counts = f'{side} pseudo-labels, confirmed (by chance)', ''
+        if is_pseudo:
+            shares = [shown(row[f'{side}_{name}'], '.1%') for name in ('confirmed', 'by_chance')]
+            counts = f'{row[f"{side}_values"]}, {shares[0]} ({shares[1]})'
+        cells[title] = counts
     return cells
-
-
-def _pseudo_cells(row: Mapping[str, Any]) -> dict[str, str]:
-    cells = {
-        'run': _title(row),
-        'images': str(row['pseudo_images']),
-        'AUROC against the pseudo-labels': (
-            f'{shown(row["auroc"], ".3f")} ({row["auroc_labels"]} labels)'
-        ),
-    }
-    for side in ('positive', 'negative'):
-        cells[f'{side} values'] = str(row[f'{side}_values'])
-        shares = [shown(row[f'{side}_{key}'], '.1%') for key in ('confirmed', 'by_chance')]
-        cells[f'confirmed (by chance), {side}'] = f'{shares[0]} ({shares[1]})'
-    return cells
-
-
-def _title(row: Mapping[str, Any]) -> str:
-    names = {'round0': 'round 0: supervised only', ALL_LABELS: 'all labels'}
-    title = names.get(row['run'], row['run'].replace('round', 'round '))
-    return f'**{title}**' if row['best'] else title
-
-
-def _notes(rounds: Rounds) -> list[str]:
-    setup, config = rounds.setup, rounds.patients.config
-    held_out = len(set(rounds.patients.held_out.patient))
-    return [
-        f'Best by the held-out score: round {rounds.best}; {rounds.reason or "not the last"}. '
-        f'Kept by {setup.keep}, confidence {setup.confidence:g}; seed {config.SEED}.',
-        f'The {held_out} held-out patients chose checkpoints, thresholds and the round, so the '
-        'held-out score is too optimistic.',
-        f'In brackets 95 % intervals over patients ({config.EVAL.RESAMPLES} resamples) of one run: '
-        'another seed may differ by more.',
-        'Confirmed: the share of pseudo-labels that the real labels confirm, which were put aside; '
-        'by chance: the same if as many values of each label went to images drawn at random. '
-        'Nothing was trained on or chosen by these labels.',
-        NOT_FOR_CLINICAL_USE,
-    ]

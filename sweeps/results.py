@@ -23,7 +23,7 @@ from config import Config, value_at
 from data.data_simmim import mask_generator
 from data.labels import COMPETITION_LABELS, scored_targets, task_labels
 from data.masking import average_distance
-from data.records import look_up, read_predictions, read_split, row_names, select_views
+from data.records import look_up, read_predictions, read_split, select_views
 from engine.files import replace_file
 from engine.run_record import is_finished, read_record, without_home
 from evaluation.cases import Cases
@@ -394,7 +394,7 @@ class ScoredPatients:
 
     def _cases(self, file: Path) -> Cases:
         predictions, records = read_predictions(file), self.records
-        probabilities = look_up(predictions, row_names(predictions, records.path), self.labels)
+        probabilities = look_up(predictions, records.path, self.labels)
         if len(predictions.names) != len(records.path) or np.isnan(probabilities).any():
             raise ValueError(
                 f'{file}: its {len(predictions.names)} rows are not the {len(records.path)} of '

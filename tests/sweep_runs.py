@@ -12,7 +12,7 @@ import yaml
 from scipy.special import expit
 
 from config import config_text, default_config
-from data.labels import COMPETITION_LABELS, LABELS
+from data.labels import LABELS
 from data.records import DESCRIPTION, write_predictions
 from evaluation.metrics import score_table
 from logger import json_safe
@@ -122,8 +122,7 @@ class MadeRuns:
     def scores(self, probabilities: np.ndarray) -> dict[str, Any]:
         """As in scores.json."""
         studies = [path.rpartition('/')[0] for path in self.paths]
-        names = {'labels': LABELS, 'five': COMPETITION_LABELS, 'level': self.level}
-        table = score_table(probabilities, self.targets, studies, **names)
+        table = score_table(probabilities, self.targets, studies, labels=LABELS, level=self.level)
         return json_safe(table | {'views': 'frontal'})
 
     def add(

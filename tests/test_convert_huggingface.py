@@ -8,14 +8,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_models_export import CASES
-from transfers import LOGGER, load_run, make_config, make_model, randomise
+from transfers import (
+    GREY,
+    IMAGENET,
+    LOGGER,
+    grey_images,
+    load_run,
+    make_config,
+    make_model,
+    randomise,
+)
 from yacs.config import CfgNode
 
 from config import default_config
 from models import build_model
-from models.convert import (
-    to_huggingface,
-)
+from models.convert import to_huggingface
 from models.export import export
 from models.pretrained import fit_pretrained
 from utils import load_pretrained
@@ -24,8 +31,6 @@ NAMES_OF_CASES = [
     pytest.param(name, marks=[] if name == 'swin' else [pytest.mark.slow])
     for name in ('swin', 'vit, shared table', 'vit, pre-trained to be pooled', 'vit, MAE')
 ]
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-GREY = ((0.503,), (0.292,))
 PLAIN = {'MODEL__VIT__USE_APE': True, 'MODEL__VIT__INIT_VALUES': None,
          'MODEL__VIT__USE_SHARED_RPB': False}  # fmt: skip
 
@@ -39,13 +44,6 @@ def started(config: CfgNode, file: Path, *, is_pretrain: bool = False) -> torch.
 
 def images(channels: int = 1, size: int = 32) -> torch.Tensor:
     return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(5))
-
-
-def grey_images(statistics: tuple) -> torch.Tensor:
-    """The same grey images in [0, 1] as channels normalised by these statistics."""
-    grey = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(5))
-    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
-    return (grey - mean) / std
 
 
 # Folders of this project
@@ -203,9 +201,3 @@ def test_a_processor_that_does_not_fit_the_weights_is_refused(tmp_path) -> None:
         (tmp_path / 'preprocessor_config.json').write_text(text)
         with pytest.raises(ValueError, match='preprocessor_config.json'):
             started(make_config('vit', 3, **PLAIN), tmp_path / 'model.safetensors')
-
-
-def test_another_encoder_is_refused_by_name(transformers, tmp_path) -> None:
-    file = write_theirs(transformers.SwinModel(swin_config(transformers)), tmp_path)
-    with pytest.raises(ValueError, match=r'unexpected \(.*layers\.0\.blocks\.0'):
-        started(make_config('vit', 1), file)

@@ -28,10 +28,8 @@ CHAINS = [
     {'WindowCenter': -300, 'WindowWidth': 999, 'VOILUTFunction': 'LINEAR_EXACT'},
     {'WindowCenter': 300, 'WindowWidth': 999, 'VOILUTFunction': 'SIGMOID'},
     {'WindowCenter': [1000, 10], 'WindowWidth': [1500, 20]},
-    {'WindowCenter': 700, 'WindowWidth': 900} | RESCALED,
     {'WindowCenter': -900, 'WindowWidth': 700.5, 'RescaleSlope': -0.5, 'RescaleIntercept': 0},
-    WINDOW | INVERTED,
-    RESCALED,
+    {'WindowCenter': 700, 'WindowWidth': 900} | RESCALED | INVERTED,
     {'RescaleSlope': -0.5, 'RescaleIntercept': 0},  # the highest stored value is black
 ]
 NATIVE = 'ImplicitVRLittleEndian', 'ExplicitVRBigEndian', 'DeflatedExplicitVRLittleEndian'

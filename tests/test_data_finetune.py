@@ -19,7 +19,7 @@ def test_finetuning_batches_carry_targets_and_positions(data_path):
             np.testing.assert_array_equal(target, wanted)
 
 
-@pytest.mark.parametrize('policy, value', [('ones', 1.0), ('zeros', 0.0), ('ignore', np.nan)])
+@pytest.mark.parametrize('policy, value', [('ones', 1.0), ('ignore', np.nan)])
 def test_policies_are_for_training_alone(data_path, policy, value):
     config = make_config(data_path, 'DATA.UNCERTAIN', policy)
     loaders = build_loader(config, LOGGER, is_pretrain=False)
@@ -63,10 +63,3 @@ def test_evaluation_needs_no_training_data(tmp_path):
     assert len(loaders.valid.dataset) == 4
     with pytest.raises(ValueError, match=r'train\.csv'):
         build_loader(make_config(tmp_path), LOGGER, is_pretrain=False)
-
-
-def test_a_label_that_the_policy_leaves_with_one_class_is_refused(tmp_path):
-    write_split(tmp_path, 'train', 4, cycle=('1.0', '-1.0', '1.0', '-1.0'))
-    config = make_config(tmp_path, 'DATA.UNCERTAIN', 'ones', 'DATA.HOLDOUT_FRACTION', 0.0)
-    with pytest.raises(ValueError, match='No Finding.*DATA.UNCERTAIN'):
-        build_loader(config, LOGGER, is_pretrain=False)

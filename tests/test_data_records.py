@@ -28,9 +28,14 @@ from data.records import (
 
 def test_reads_every_field_by_name_whatever_the_order_of_columns(tmp_path: Path) -> None:
     rows = [
-        row(image_path(1), Sex='Male', Age='0', Edema='1.0', Fracture='-1'),
+        row(image_path(1), Sex='Male', Age='0', Edema='1.0', Fracture='-1', Pneumonia='-1.0'),
         row(image_path(1, 2, 'view2_lateral'), Sex='Unknown', Age='90', **{'AP/PA': ''}),
-        row(image_path(64540, 12), Age='61.5', **{'AP/PA': 'LL', 'No Finding': '1', 'Edema': '0'}),
+        row(
+            image_path(64540, 12),
+            Age='61.5',
+            **{'AP/PA': 'LL', 'No Finding': '1', 'Edema': '0'},
+            Fracture='0.0',
+        ),
     ]
     header = ['extra', *reversed(HEADER)]
     records = read(tmp_path, [{**cells, 'extra': 'x,"y"'} for cells in rows], header)
@@ -45,15 +50,9 @@ def test_reads_every_field_by_name_whatever_the_order_of_columns(tmp_path: Path)
     assert records.age.tolist() == [0, 90, 61.5]
     assert records.ap_pa.tolist() == ['AP', '', 'LL']
     expected = np.full((3, len(LABELS)), np.nan, np.float32)
-    expected[0, 5], expected[0, 12], expected[2, 0], expected[2, 5] = 1, -1, 1, 0
+    expected[0, [5, 7, 12]], expected[2, [0, 5, 12]] = [1, -1, -1], [1, 0, 0]
     np.testing.assert_array_equal(records.labels, expected)
     assert records.labels.dtype == np.float32
-
-
-def test_all_forms_of_a_label_are_read(tmp_path: Path) -> None:
-    cells = ['1.0', '1', '0.0', '0', '-1.0', '-1', '']
-    records = read(tmp_path, [row(image_path(i), Edema=cell) for i, cell in enumerate(cells)])
-    np.testing.assert_array_equal(records.labels[:, 5], [1, 1, 0, 0, -1, -1, np.nan])
 
 
 def test_byte_order_mark_windows_line_ends_and_empty_lines_do_not_matter(tmp_path: Path) -> None:
@@ -85,7 +84,7 @@ def test_the_prefix_of_a_path_may_differ_from_the_folder(
     touch(tmp_path, image_path(1, folder=on_disk))
     records = read_csv(tmp_path, 'train.csv', logger=logging.getLogger('test'))
     assert records.file.tolist() == [image_path(1, folder=on_disk)]
-    assert len(log.messages) == 1 and 'patient' not in log.text
+    assert '1 images' in log.text and 'patient' not in log.text
 
 
 def test_image_suffix_replaces_the_suffix_of_the_paths(tmp_path: Path) -> None:
@@ -94,9 +93,8 @@ def test_image_suffix_replaces_the_suffix_of_the_paths(tmp_path: Path) -> None:
     records = read_csv(tmp_path, 'train.csv', image_suffix='.png')
     assert records.file.tolist() == ['train/patient00001/study1/view1_frontal.png']
     assert records.path.tolist() == [image_path(1)]
-    for suffix in ('png', '.', '/../x', '.png/'):
-        with pytest.raises(ValueError, match='DATA.IMAGE_SUFFIX'):
-            read_csv(tmp_path, 'train.csv', image_suffix=suffix)
+    with pytest.raises(ValueError, match='DATA.IMAGE_SUFFIX'):
+        read_csv(tmp_path, 'train.csv', image_suffix='/../x')
 
 
 def test_labels_by_path_without_description_take_the_view_from_the_name(tmp_path: Path) -> None:
@@ -162,7 +160,6 @@ def test_bad_study_is_refused(tmp_path: Path, name: str, place: str) -> None:
     [
         ('Sex', 'male'),
         ('Age', '-1'),
-        ('AP/PA', 'XX'),
         ('Edema', '2.0'),
         ('Path', '../train/patient00001/study1/view1_frontal.jpg'),
         ('Path', '/etc/patient00001/study1/view1_frontal.jpg'),
@@ -200,8 +197,7 @@ TOP = ','.join(HEADER)
     [
         ('', 'train.csv'),
         (f'{TOP}\n{LINE}\n{LINE[:-14]}', 'row 3'),  # a truncated file
-        (b'\x89PNG\r\n', 'train.csv'),
-        (f'{TOP}\n'.encode() + LINE.replace('Male', 'M\xe4le').encode('latin-1'), 'row 2'),
+        (f'{TOP}\n'.encode() + LINE.replace('Male', 'M\xe4le').encode('latin-1'), 'train.csv'),
     ],
 )
 def test_file_that_is_not_such_a_table_is_refused(tmp_path: Path, content, part: str) -> None:
@@ -212,35 +208,19 @@ def test_file_that_is_not_such_a_table_is_refused(tmp_path: Path, content, part:
     assert str(file) in str(error.value)
 
 
-def test_missing_csv_is_named_with_a_folder_below_that_has_one(tmp_path: Path) -> None:
-    read(tmp_path / 'CheXpert-v1.0-small', [row(image_path(1))])
-    with pytest.raises(ValueError) as error:
-        read_csv(tmp_path, 'train.csv')
-    for part in (tmp_path / 'train.csv', 'DATA.DATA_PATH', tmp_path / 'CheXpert-v1.0-small'):
-        assert str(part) in str(error.value)
-
-
 # ---- Folders of images
 
 
 def test_folder_lists_visible_images_sorted(tmp_path: Path) -> None:
-    files = [
-        'a/deep/er/x.jpeg',
-        'a/z.jpg',
-        'b.PNG',
-        'c/patient00007/study2/view1_frontal.jpg',
-        'c/patient00007/y.jpg',
-    ]
+    files = ['a/deep/x.jpeg', 'b.PNG', 'c/patient00007/study2/view1_frontal.jpg']
     touch(tmp_path, *files, 'a/notes.txt', 'a/labels.csv', '.hidden/x.png', 'a/.x.png')
     (tmp_path / 'a' / 'again.jpg').symlink_to(tmp_path / 'b.PNG')
     (tmp_path / 'again').symlink_to(tmp_path / 'a')
     records = read_folder(tmp_path, allow_all_images=False)
     assert records.file.tolist() == records.path.tolist() == files
-    assert records.patient.tolist() == [*files[:3], 'patient00007', 'patient00007']
-    assert records.study.tolist() == [*files[:3], 'c/patient00007/study2', files[4]]
-    assert records.labels is None and records.csv == '' and records.row.tolist() == [0, 1, 2, 3, 4]
-    train, holdout = split_holdout(records, 0.25)
-    assert len(train) + len(holdout) == 5 and len(set(holdout.patient)) == 1
+    assert records.patient.tolist() == [*files[:2], 'patient00007']
+    assert records.study.tolist() == [*files[:2], 'c/patient00007/study2']
+    assert records.labels is None and records.csv == '' and records.row.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize('name', ['train.csv', 'below/valid.csv'])
@@ -272,8 +252,8 @@ def test_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
 # ---- Views, hold-out and subsets
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> Records:
+@pytest.fixture(scope='module')
+def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
     """200 patients with one to three studies of one or two views, in a mixed order."""
     rng = np.random.default_rng(0)
     paths = [
@@ -282,7 +262,8 @@ def records(tmp_path: Path) -> Records:
         for study in range(1, rng.integers(2, 5))
         for view in ('view1_frontal', 'view2_lateral')[: rng.integers(1, 3)]
     ]
-    return read(tmp_path, [row(paths[i]) for i in rng.permutation(len(paths))])
+    root = tmp_path_factory.mktemp('records')
+    return read(root, [row(paths[i]) for i in rng.permutation(len(paths))])
 
 
 def test_select_views(records: Records) -> None:
@@ -294,24 +275,18 @@ def test_select_views(records: Records) -> None:
         select_views(frontal, 'lateral')
 
 
-@pytest.mark.parametrize('fraction, held_out', [(0.021, 5), (0, 0)])
-def test_holdout_takes_the_rounded_up_share_of_the_patients(
-    records: Records, fraction: float, held_out: int
+def test_holdout_is_the_rounded_up_share_of_patients_by_a_hash_of_their_names(
+    records: Records,
 ) -> None:
-    train, holdout = split_holdout(records, fraction)
-    assert len(set(holdout.patient)) == held_out
-    assert not set(holdout.patient) & set(train.patient)
-    assert sorted([*train.row, *holdout.row]) == records.row.tolist()
-    assert (np.diff(train.row) > 0).all() and (np.diff(holdout.row) > 0).all()
-
-
-def test_holdout_patients_are_first_by_a_hash_of_their_names(records: Records) -> None:
     names = sorted(
         set(records.patient), key=lambda p: hashlib.blake2b(p.encode(), key=b'holdout').digest()
     )
     mixed = records.select(np.random.default_rng(1).permutation(len(records)))
     for these in (records, mixed):
-        assert set(split_holdout(these, 0.1)[1].patient) == set(names[:20])
+        train, holdout = split_holdout(these, 0.021)
+        assert set(holdout.patient) == set(names[:5]) == set(names) - set(train.patient)
+        assert sorted([*train.row, *holdout.row]) == sorted(these.row)
+    assert len(split_holdout(records, 0)[1]) == 0
     with pytest.raises(ValueError, match='DATA.HOLDOUT_FRACTION'):
         split_holdout(records, 0.999)
 
@@ -337,28 +312,12 @@ def test_subsets_are_nested_exact_and_by_patient(records: Records) -> None:
         cut = [p for p, count in Counter(subset.patient).items() if count < whole[p]]
         assert len(cut) <= 1
     assert take_subset(records, fraction=1.0, images=0, seed=0) is records
-
-
-@pytest.mark.parametrize('fraction, images', [(0.5, 10), (1.5, 0), (1, 10_000)])
-def test_impossible_subset_is_refused(records: Records, fraction: float, images: int) -> None:
-    with pytest.raises(ValueError, match='DATA.TRAIN_FRACTION.*DATA.TRAIN_IMAGES'):
-        take_subset(records, fraction=fraction, images=images, seed=0)
+    for fraction, images in ((0.5, 10), (1, 10_000)):
+        with pytest.raises(ValueError, match='DATA.TRAIN_FRACTION.*DATA.TRAIN_IMAGES'):
+            take_subset(records, fraction=fraction, images=images, seed=0)
 
 
 # ---- Groups
-
-
-@pytest.fixture
-def grouped(tmp_path: Path) -> Records:
-    """Patients 1 to 4, the first with two images; a column `Site` of their CSV file."""
-    images = [(1, 1, 'A'), (1, 2, 'A'), (2, 1, 'B'), (3, 1, ''), (4, 1, 'C')]
-    rows = [row(image_path(patient, study), Site=site) for patient, study, site in images]
-    return read(tmp_path, rows, ['Site', *HEADER])
-
-
-def demographics(records: Records, *lines: str) -> str:
-    (records.root / 'demo.csv').write_text('\n'.join(lines) + '\n')
-    return 'demo.csv'
 
 
 def test_age_falls_into_its_band_and_0_is_unknown(tmp_path: Path) -> None:
@@ -381,72 +340,51 @@ def test_sex_and_view_are_named_and_empty_where_unknown(tmp_path: Path) -> None:
     assert groups['View'].tolist() == ['Frontal AP', 'Frontal PA', 'Frontal', 'Lateral']
 
 
-def test_own_column_follows_rows_through_selections_and_empty_lines(grouped: Records) -> None:
-    assert group_columns(grouped, ['Site'])['Site'].tolist() == ['A', 'A', 'B', '', 'C']
-    some = grouped.select(np.array([4, 0, 2]))
-    assert group_columns(some, ['Site'])['Site'].tolist() == ['C', 'A', 'B']
-    csv_file = grouped.root / 'train.csv'
-    lines = csv_file.read_text().splitlines()
-    csv_file.write_text('\n'.join([*lines[:3], '', *lines[3:]]) + '\n')
-    again = read_csv(grouped.root, 'train.csv')
-    assert group_columns(again, ['Site'])['Site'].tolist() == ['A', 'A', 'B', '', 'C']
-    assert group_columns(grouped, []) == {}
+@pytest.fixture
+def grouped(tmp_path: Path) -> Records:
+    """Patients 1 to 4, the first with two images; their CSV file has a column `Site`."""
+    images = [(1, 1, 'A'), (1, 2, 'A'), (2, 1, 'B'), (3, 1, ''), (4, 1, 'C')]
+    rows = [row(image_path(patient, study), Site=site) for patient, study, site in images]
+    return read(tmp_path, rows, ['Site', *HEADER])
 
 
-@pytest.mark.parametrize('key', ['PATIENT', 'patient_id'])
-def test_demographics_are_joined_by_patient(grouped: Records, key: str) -> None:
-    name = demographics(
-        grouped,
-        f'GENDER,{key},RACE,ETHNICITY,Site',
-        'F,patient00004,"Black or African American, ""mixed""",N/A,x',
-        'M,patient00001,White,,x',
-        'M,patient99999,Asian,Unknown,x',
-        ',,,,',
-        'F,patient00002,,NA,x',
-    )
-    found = group_columns(grouped, ['RACE', 'Site', 'ETHNICITY'], demographics=name)
-    race = ['White', 'White', '', '', 'Black or African American, "mixed"']
-    assert list(found) == ['RACE', 'Site', 'ETHNICITY'] and found['RACE'].tolist() == race
-    assert found['ETHNICITY'].tolist() == ['', '', 'NA', '', 'N/A']
-    assert found['Site'].tolist() == ['A', 'A', 'B', '', 'C'], 'the own column takes precedence'
+def groups_of(records: Records, columns: list[str], *demographics: str) -> dict[str, list[str]]:
+    if demographics:
+        (records.root / 'demo.csv').write_text('\n'.join(demographics) + '\n')
+    found = group_columns(records, columns, demographics='demo.csv' if demographics else '')
+    return {name: values.tolist() for name, values in found.items()}
 
 
-def test_patient_given_twice_is_refused_only_if_the_wanted_value_differs(grouped: Records) -> None:
-    rows = ['patient00002,Asian,30', 'patient00001,White,40', '', 'patient00002,Asian,31']
-    name = demographics(grouped, 'PATIENT,RACE,AGE', *rows)
-    found = group_columns(grouped, ['RACE'], demographics=name)
-    assert found['RACE'].tolist() == ['White', 'White', 'Asian', '', '']
-    with pytest.raises(ValueError, match=r"demo\.csv.*'AGE'.* 2 .* 5 "):
-        group_columns(grouped, ['AGE'], demographics=name)
-
-
-@pytest.mark.parametrize('column', ['Race', 'Sex', 'Edema'])
-def test_column_without_groups_is_refused_by_the_name_of_the_option(
-    grouped: Records, column: str
+def test_groups_come_from_the_own_file_by_row_or_from_demographics_by_patient(
+    grouped: Records,
 ) -> None:
-    with pytest.raises(ValueError, match=f"EVAL.GROUPS.*'{column}'"):
-        group_columns(grouped, ['Site', column], options=('EVAL.GROUPS', 'DATA.DEMOGRAPHICS'))
+    assert groups_of(grouped.select(np.array([4, 0, 2])), ['Site']) == {'Site': ['C', 'A', 'B']}
+    lines = [
+        'GENDER,PATIENT,RACE,AGE,Site',
+        'F,patient00004,"Black, ""mixed""",50,x',
+        'M,patient00001,White,40,x',
+        ',,,,',
+        'M,patient99999,Asian,31,x',
+        'F,patient00002,,NA,x',
+        'F,patient00002,,30,x',
+    ]
+    found = groups_of(grouped, ['RACE', 'Site'], *lines)
+    assert list(found) == ['RACE', 'Site'], 'the own column takes precedence'
+    assert found['RACE'] == ['White', 'White', '', '', 'Black, "mixed"']
+    assert found['Site'] == ['A', 'A', 'B', '', 'C']
+    with pytest.raises(ValueError, match="DATA.DEMOGRAPHICS.*'AGE'"):
+        groups_of(grouped, ['AGE'], *lines)
 
 
-def test_column_of_too_many_values_is_refused(tmp_path: Path) -> None:
+def test_columns_and_demographics_that_do_not_fit_are_refused(
+    grouped: Records, tmp_path: Path
+) -> None:
+    for column in ('Race', 'Sex', 'Edema'):
+        with pytest.raises(ValueError, match=f"EVAL.GROUPS.*'{column}'"):
+            groups_of(grouped, ['Site', column])
+    for key, patient in (('Person', 'patient00001'), ('PATIENT', '00001')):
+        with pytest.raises(ValueError, match=r'demo\.csv.*PATIENT'):
+            groups_of(grouped, ['RACE'], f'{key},RACE', f'{patient},White')
     rows = [row(image_path(i), Site=f's{i:03d}') for i in range(MOST_GROUPS + 1)]
-    records = read(tmp_path, rows, ['Site', *HEADER])
     with pytest.raises(ValueError, match="EVAL.GROUPS.*'Site'"):
-        group_columns(records, ['Site'])
-    assert len(group_columns(records.select(records.row != 7), ['Site'])['Site']) == MOST_GROUPS
-
-
-@pytest.mark.parametrize(
-    'text, part',
-    [
-        ('Person,RACE\npatient00001,White\n', 'PATIENT'),
-        ('PATIENT,RACE\npatient00001,White\n00001,Asian\n', 'row 3'),
-    ],
-)
-def test_demographics_that_do_not_fit_are_refused(grouped: Records, text: str, part: str) -> None:
-    (grouped.root / 'demo.csv').write_text(text)
-    with pytest.raises(ValueError, match=rf'demo\.csv.*{part}'):
-        group_columns(grouped, ['RACE'], demographics='demo.csv')
-    for name in ('absent.csv', 'demo.xlsx'):
-        with pytest.raises(ValueError, match=name):
-            group_columns(grouped, ['RACE'], demographics=name)
+        groups_of(read(tmp_path / 'many', rows, ['Site', *HEADER]), ['Site'])

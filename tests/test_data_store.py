@@ -1,5 +1,6 @@
 """The packed store: the same records and images as the folder, resumable, every change is found."""
 
+import errno
 import json
 import os
 import pickle
@@ -25,7 +26,7 @@ from xray_splits import LOGGER, make_config, xray
 
 import data.store
 from data.images import BadImageError, full_size, load_image
-from data.packing import Settings, pack
+from data.packing import Settings, ShardWriter, pack
 from data.phantom import make_phantom_mimic
 from data.records import (
     Records,
@@ -94,7 +95,7 @@ def test_images_are_resized_with_pillow(root: Path, tmp_path: Path, settings: Se
 @pytest.mark.slow
 def test_mimic_records_are_those_of_the_folder(tmp_path: Path) -> None:
     root, store = tmp_path / 'mimic', tmp_path / 'store'
-    make_phantom_mimic(root, num_train=4, num_valid=2, num_test=2, size=32, seed=0, workers=1)
+    make_phantom_mimic(root, num_train=3, num_valid=1, num_test=1, size=32)
     wanted = read_mimic(root, 'train', labeller='chexpert')
     damaged = wanted.file[2]
     (root / damaged).write_bytes(b'damaged')
@@ -210,9 +211,23 @@ def test_the_script_packs_verifies_and_reports(root: Path, tmp_path: Path, capsy
     flip_bit(Path(store) / 'pixels_00000.bin', 5)
     assert run('--verify') == 1
     assert 'pixels_00000.bin' in capsys.readouterr().err
-    for wrong in (['--size', '16'], ['--data-path', str(root)], [*words, '--verify']):
-        with pytest.raises(SystemExit):
-            run(*wrong)
+
+
+def test_a_full_disk_ends_the_script_and_the_same_command_resumes(
+    root: Path, store: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def full(self: ShardWriter) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    output = tmp_path / 'store'
+    words = ['--data-path', str(root), '--output', str(output), '--size', '16', '--workers', '1']
+    args = pack_script.parse_args([*words, '--shard-size', '1000'])
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, 'complete', full)
+        assert pack_script.main(args) == 2
+    assert str(output) in capsys.readouterr().err
+    assert pack_script.main(args) == 0
+    assert contents(output) == contents(store)
 
 
 # Damage

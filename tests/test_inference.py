@@ -56,34 +56,21 @@ def random_images(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def mean_probability(models: list[Classifier], views: torch.Tensor) -> np.ndarray:
-    """Of images [N, T, ...], all at once."""
-    outputs = [model(views.flatten(0, 1)).detach().double() for model in models]
-    return torch.stack(outputs).sigmoid().unflatten(1, views.shape[:2]).mean(dim=(0, 2)).numpy()
-
-
-def test_views_are_averaged_and_no_more_than_a_batch_of_images_is_run_at_once() -> None:
-    views, model = random_images(7, 5, 3, 4, 4), Classifier(0)
-    got = predict(config_of_two_labels(), CPU, model, DataLoader(Images(views), batch_size=3))
-    assert max(model.batches) == 3
-    assert sum(model.batches) == 7 * 5
-    wanted = mean_probability([model], views)
-    np.testing.assert_allclose(1 / (1 + np.exp(-got)), wanted, rtol=0, atol=1e-6)
-
-
-def test_several_models_are_averaged_over_one_reading_of_the_images() -> None:
-    views, models = random_images(7, 2, 3, 4, 4), [Classifier(0), Classifier(1), Classifier(2)]
+@pytest.mark.parametrize('num_models', [1, 3])
+def test_views_and_models_are_averaged_over_one_reading_of_the_images(num_models: int) -> None:
+    views, models = random_images(7, 5, 3, 4, 4), [Classifier(i) for i in range(num_models)]
     dataset = Images(views)
     got = predict(config_of_two_labels(), CPU, models, DataLoader(dataset, batch_size=3))
     assert dataset.reads == [1] * 7
-    wanted = mean_probability(models, views)
+    assert max(models[0].batches) == 3  # views are processed one after the other
+    outputs = [model(views.flatten(0, 1)).detach().double().sigmoid() for model in models]
+    wanted = torch.stack(outputs).unflatten(1, (7, 5)).mean(dim=(0, 2)).numpy()
     np.testing.assert_allclose(1 / (1 + np.exp(-got)), wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_a_logit_that_is_not_finite_is_refused_with_the_first_image(value: float) -> None:
+def test_a_logit_that_is_not_finite_is_refused_with_the_first_image() -> None:
     images = random_images(7, 3, 4, 4)
-    images[[4, 6], 0, 0, 0] = value
+    images[4, 0, 0, 0], images[6, 0, 0, 0] = float('nan'), float('inf')
     dataset, config = Images(images), config_of_two_labels()
     loader = DataLoader(dataset, batch_size=3)
     with pytest.raises(ValueError, match=r'valid\.csv.*4\.png'):

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import norm
-from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
+from sklearn.metrics import recall_score, roc_auc_score
 
 from evaluation.intervals import Resamples, delong_interval, delong_test, delong_variance, interval
-from evaluation.metrics import METRICS, label_scores
+from evaluation.metrics import label_scores
 
+NAN = np.nan
 SEPARATION = 1.2  # of the classes' means, in standard deviations
 CUT = 0.6  # threshold on the score, above the negatives' mean
 
@@ -43,15 +44,6 @@ def test_weights_are_multiplicities_of_whole_patients_that_every_subset_shares()
     assert (other.weights(patients) != weights).any()
 
 
-def test_patients_are_drawn_with_replacement_and_evenly():
-    patients = [f'p{i}' for i in range(50)]
-    weights = Resamples(patients, resamples=4000, seed=0).weights(patients).astype(float)
-    # Each multiplicity is Binomial(50, 1/50).
-    assert weights.var() == pytest.approx(50 * 1 / 50 * 49 / 50, rel=0.02)
-    assert (weights == 0).mean() == pytest.approx((49 / 50) ** 50, rel=0.02)
-    np.testing.assert_allclose(weights.mean(axis=0), 1, atol=5 / np.sqrt(4000))
-
-
 def test_replicates_are_those_of_repeated_rows():
     rng = np.random.default_rng(1)
     patients = [f'p{i}' for i in rng.integers(0, 40, 120)]
@@ -65,12 +57,7 @@ def test_replicates_are_those_of_repeated_rows():
         drawn = rng.integers(len(names), size=len(names))
         rows = [i for d in drawn for i, name in enumerate(patients) if name == names[d]]
         assert scores['auroc'][r] == pytest.approx(roc_auc_score(y[rows], p[rows]), abs=1e-9)
-        precision = average_precision_score(y[rows], p[rows])
-        assert scores['average_precision'][r] == pytest.approx(precision, abs=1e-9)
         assert scores['recall'][r] == pytest.approx(recall_score(y[rows], p[rows] >= 0.3), abs=1e-9)
-        alone = label_scores(p[rows], y[rows], threshold=0.3)
-        for name in METRICS:
-            assert scores[name][r] == pytest.approx(alone[name][0], abs=1e-9), name
 
 
 def test_an_interval_holds_the_middle_95_percent_of_what_is_defined():
@@ -93,41 +80,36 @@ def test_intervals_cover_the_true_value_19_times_in_20(images_each, shared):
         'specificity': norm.cdf(CUT),
     }
     covered = dict.fromkeys(true, 0)
-    for seed in range(500):
-        p, y, patients = binormal(rng, 300, images_each, shared)
-        weights = Resamples(patients, resamples=400, seed=seed).weights(patients)
+    for seed in range(300):
+        p, y, patients = binormal(rng, 200, images_each, shared)
+        weights = Resamples(patients, resamples=300, seed=seed).weights(patients)
         scores = label_scores(p, y, threshold=norm.cdf(CUT), weights=weights)
         for name, value in true.items():
             low, high = interval(scores[name])
             covered[name] += low <= value <= high
     for name, count in covered.items():
-        assert 0.92 <= count / 500 <= 0.98, (name, count / 500)
+        assert 0.91 <= count / 300 <= 0.985, (name, count / 300)
 
 
 def test_repeated_images_of_a_patient_do_not_narrow_the_interval():
     rng = np.random.default_rng(7)
-    p, y, patients = binormal(rng, 300, 1, 0)
-    # Six views of each patient, all but the same.
-    views, targets = np.repeat(p, 6) + 1e-4 * rng.standard_normal(1800), np.repeat(y, 6)
-    names = np.repeat(patients, 6)
-    by_patient = Resamples(patients, resamples=1000, seed=0)
-    by_image = Resamples([str(i) for i in range(1800)], resamples=1000, seed=0)
-
-    def width(scores, name):
-        low, high = interval(scores[name])
-        return high - low
-
-    single = label_scores(p, y, threshold=0.7, weights=by_patient.weights(patients))
-    grouped = label_scores(views, targets, threshold=0.7, weights=by_patient.weights(names))
-    images = by_image.weights([str(i) for i in range(1800)])
-    naive = label_scores(views, targets, threshold=0.7, weights=images)
-    for name in ('auroc', 'average_precision', 'recall', 'accuracy'):
-        # The views add nothing, so the width is that of one view; images alone: 1 / sqrt(6) of it.
-        assert width(grouped, name) == pytest.approx(width(single, name), rel=0.02), name
-        assert width(naive, name) == pytest.approx(width(single, name) / 6**0.5, rel=0.15), name
+    p, y, patients = binormal(rng, 200, 1, 0)
+    single = label_scores(p, y, threshold=0.7, weights=_weights(patients))
+    repeated = [np.repeat(values, 6) for values in (p, y, patients)]
+    grouped = label_scores(*repeated[:2], threshold=0.7, weights=_weights(repeated[2]))
+    each = [str(i) for i in range(1200)]
+    naive = label_scores(*repeated[:2], threshold=0.7, weights=_weights(each))
+    for name in ('auroc', 'recall'):
+        of_single, of_grouped, of_naive = (
+            np.subtract(*interval(scores[name])) for scores in (single, grouped, naive)
+        )
+        assert of_grouped == pytest.approx(of_single)
+        # Images alone would give 1 / sqrt(6) of the width.
+        assert of_naive == pytest.approx(of_single / 6**0.5, rel=0.2), name
 
 
-NAN = np.nan
+def _weights(patients):
+    return Resamples(patients, resamples=400, seed=0).weights(patients)
 
 
 def draw(seed, *, levels, size=45):
@@ -165,7 +147,7 @@ def covariance_of_areas(a, b, targets):
 
 @pytest.mark.parametrize('levels', [3, 12, 10**6])
 def test_equals_the_u_statistic_in_double_loops(levels):
-    for seed in range(3):
+    for seed in range(2):
         a, b, targets = draw(seed, levels=levels)
         known = ~np.isnan(targets)
         area, variance = delong_variance(a, targets)
@@ -230,22 +212,6 @@ def test_rejects_five_per_cent_of_true_null_hypotheses_and_most_false_ones():
         values = [delong_test(x, y, targets) for x, y in zip(a, b, strict=True)]
         return np.mean(np.array(values) < 0.05)
 
-    # 4000 draws: a standard error of 0.0034.
-    assert rejections(second=1, draws=4000) == pytest.approx(0.05, abs=0.012)
+    # 2000 draws: a standard error of 0.005.
+    assert rejections(second=1, draws=2000) == pytest.approx(0.05, abs=0.016)
     assert rejections(second=3, draws=400) > 0.5
-
-
-@pytest.mark.slow
-def test_interval_covers_the_true_area_and_more_often_than_the_plain_one():
-    rng = np.random.default_rng(12)
-    targets = np.repeat([1.0, 0.0], [20, 180])
-    true = 0.95
-    shift = norm.ppf(true) * math.sqrt(2) * targets
-    covered, plain = [], []
-    for _ in range(2000):
-        scores = rng.normal(0, 1, 200) + shift
-        area, low, high = delong_interval(scores, targets)
-        covered.append(low <= true <= high)
-        plain.append(abs(area - true) <= 1.96 * math.sqrt(delong_variance(scores, targets)[1]))
-    assert np.mean(covered) > 0.88
-    assert np.mean(covered) > np.mean(plain) + 0.03

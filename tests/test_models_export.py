@@ -36,24 +36,26 @@ def swin(channels=1, **options):
 
 
 POOLED = vit(USE_MEAN_POOLING=True)
+SWIN_OF_TIMM = 'swin_tiny_patch4_window7_224'
+BEIT_OF_TIMM, VIT_OF_TIMM = 'beit_base_patch16_224', 'vit_base_patch16_224'
 # stage, MODEL, timm's model
 CASES = {
-    'swin': ('finetune', SWIN, 'swin_tiny_patch4_window7_224'),
-    'swin, pre-trained': ('simmim', SWIN, 'swin_tiny_patch4_window7_224'),
-    'vit, shared table': ('finetune', VIT, 'beit_base_patch16_224'),
+    'swin': ('finetune', SWIN, SWIN_OF_TIMM),
+    'swin, pre-trained': ('simmim', SWIN, SWIN_OF_TIMM),
+    'vit, shared table': ('finetune', VIT, BEIT_OF_TIMM),
     'vit, both tables, 3 channels': (
         'finetune',
         vit(3, USE_RPB=True, QKV_BIAS=False),
-        'beit_base_patch16_224',
+        BEIT_OF_TIMM,
     ),
     'vit, fixed positions, pooled': (
         'finetune',
         vit(USE_SINCOS=True, USE_MEAN_POOLING=True, **ALONE),
-        'vit_base_patch16_224',
+        VIT_OF_TIMM,
     ),
-    'vit, pre-trained to be pooled': ('simmim', POOLED, 'beit_base_patch16_224'),
-    'vit, contrastive, pooled': ('contrastive', POOLED, 'beit_base_patch16_224'),
-    'vit, MAE': ('simmim', MAE, 'vit_base_patch16_224'),
+    'vit, pre-trained to be pooled': ('simmim', POOLED, BEIT_OF_TIMM),
+    'vit, contrastive, pooled': ('contrastive', POOLED, BEIT_OF_TIMM),
+    'vit, MAE': ('simmim', MAE, VIT_OF_TIMM),
 }
 
 

@@ -14,10 +14,10 @@ from tiny import VIT, arguments, run_folder, run_main, tiny_config
 from config import get_config
 from data import build_loader
 from data.labels import LABELS, POLICIES
+from models import build_model
 from utils import read_checkpoint
 
 LOGGER = logging.getLogger('test')
-EDEMA = LABELS.index('Edema')
 PLANTED = ('Edema', 'Atelectasis', 'Pneumonia', 'Pleural Effusion', 'Lung Opacity')
 
 
@@ -98,50 +98,25 @@ def test_self_training_takes_the_predictions_of_the_first_run(
     fine_tune(planted, tmp_path / '2', *opts)
 
 
-def test_self_training_names_the_row_that_has_no_prediction(
-    planted: Path, tmp_path: Path, refused
-) -> None:
-    table = pd.read_csv(planted / 'train.csv')[['Path', *LABELS]].assign(
-        **dict.fromkeys(LABELS, 0.5)
-    )
-    table.iloc[:1].to_csv(tmp_path / 'few.csv', index=False)
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, DATA={'TRAIN_IMAGES': 0})
-    opts = ['DATA.UNCERTAIN', 'self_train', 'DATA.SELF_TRAIN_PREDICTIONS', tmp_path / 'few.csv']
-    argv = arguments(cfg, planted, tmp_path / 'o', '--opts', *map(str, opts))
-    refused('finetune', argv, 'row')
-
-
-def test_a_checkpoint_knows_that_it_has_three_outputs_a_label(
-    planted: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_a_checkpoint_knows_its_three_outputs_per_label(planted: Path, tmp_path: Path) -> None:
     folder = fine_tune(planted, tmp_path, 'DATA.UNCERTAIN', 'multiclass')
     weights = read_checkpoint(folder / 'ckpt_epoch_0.pth')['model']['head.weight']
     assert len(weights) == 3 * len(LABELS)
     written = pd.read_csv(folder / 'predictions_valid.csv')
-    # Scored under another policy, it says the same.
+    cfg = tiny_config(tmp_path / 'm.yaml', 'finetune', VIT)
+    opts = ['DATA.DATA_PATH', str(planted), 'DATA.UNCERTAIN', 'multiclass']
+    config = get_config(Namespace(cfg=str(cfg), opts=opts, stage='finetune'))
+    model = build_model(config, is_pretrain=False).eval()
+    model.load_state_dict(read_checkpoint(folder / 'ckpt_best.pth')['model'])
+    images, _, index = next(iter(build_loader(config, LOGGER, is_pretrain=False).valid))
+    with torch.no_grad():
+        outputs = model(images).reshape(len(images), len(LABELS), 3)
+    pair = outputs[:, :, :2].softmax(dim=2)[:, :, 1]  # negative, positive
+    np.testing.assert_allclose(pair, written[list(LABELS)].to_numpy()[index], rtol=1e-5)
+    # The predictions are the same if the checkpoint is scored under another policy.
     cfg = tiny_config(tmp_path / 'e.yaml', 'finetune', VIT)
     argv = arguments(cfg, planted, tmp_path / 'e', '--eval', '--resume')
     assert run_main('finetune', [*argv, str(folder / 'ckpt_best.pth')]) == 0
     again = pd.read_csv(run_folder(tmp_path / 'e', 'finetune') / 'predictions_valid_eval.csv')
     pd.testing.assert_frame_equal(again, written)
-
-
-@pytest.mark.slow
-def test_multiclass_probabilities_are_the_softmax_over_positive_and_negative(
-    planted: Path, tmp_path: Path
-) -> None:
-    folder = fine_tune(planted, tmp_path, 'DATA.UNCERTAIN_BY_LABEL', "{'Edema': 'multiclass'}")
-    cfg = tiny_config(tmp_path / 'm.yaml', 'finetune', VIT)
-    opts = ['DATA.DATA_PATH', str(planted), 'DATA.UNCERTAIN', 'multiclass']
-    config = get_config(Namespace(cfg=str(cfg), opts=opts, stage='finetune'))
-    from models import build_model
-
-    model = build_model(config, is_pretrain=False).eval()
-    state = read_checkpoint(folder / 'ckpt_best.pth')['model']
-    model.load_state_dict(state)
-    images, _, index = next(iter(build_loader(config, LOGGER, is_pretrain=False).valid))
-    with torch.no_grad():
-        outputs = model(images).reshape(len(images), len(LABELS), 3)
-    pair = outputs[:, EDEMA, :2].softmax(dim=1)[:, 1]  # negative, positive
-    written = pd.read_csv(folder / 'predictions_valid.csv')['Edema'].to_numpy()[index]
-    np.testing.assert_allclose(pair, written, rtol=1e-5)

@@ -52,22 +52,22 @@ def brute_force(
 
 
 @pytest.mark.parametrize('keep', KEEP)
-@pytest.mark.parametrize('confidence', ['0.1', '0.75', '0.9'])
+@pytest.mark.parametrize('confidence', ['0.1', '0.8'])
 def test_values_are_those_of_every_threshold_tried(keep: str, confidence: str) -> None:
     rng = np.random.default_rng(7)
-    rates = np.array([0.02, 0.1, 0.3, 0.5, 0.8, 0.97])
-    targets = (rng.random((240, 6)) < rates).astype(float)
+    rates = np.array([0.05, 0.3, 0.5, 0.9])
+    targets = (rng.random((160, 4)) < rates).astype(float)
     held_out = 1 / (1 + np.exp(-rng.normal(4 * targets - 2, 1)))
-    held_out[:, 3] = rng.random(240)  # knows nothing
+    held_out[:, 2] = rng.random(160)  # knows nothing
     held_out = np.round(held_out, 2)  # with ties
     targets[rng.random(targets.shape) < 0.1] = NAN
-    unlabelled = np.round(rng.random((150, 6)), 2)
+    unlabelled = np.round(rng.random((100, 4)), 2)
     unlabelled[rng.random(unlabelled.shape) < 0.05] = NAN
     values, cuts = choose_values(
         held_out, targets, unlabelled, keep=keep, confidence=float(confidence)
     )
     assert values.dtype == np.float32
-    for k in range(6):
+    for k in range(4):
         columns = held_out[:, k].tolist(), targets[:, k].tolist(), unlabelled[:, k].tolist()
         ones, zeros = (brute_force(*columns, side, keep, confidence) for side in (1, 0))
         expected = [
@@ -81,8 +81,8 @@ def test_values_are_those_of_every_threshold_tried(keep: str, confidence: str) -
                 assert cut.cases == (beyond & ~np.isnan(y)).sum()
                 assert cut.errors == (beyond & (y == 1 - side)).sum()
     found = ~np.isnan(values).all(axis=0)
-    assert found.sum() >= 3
-    assert confidence == '0.1' or not found[3]
+    assert found.sum() >= 2
+    assert confidence == '0.1' or not found[2]
 
 
 @pytest.mark.parametrize(('clean', 'kept'), [(249, 0), (250, 250)])
@@ -101,36 +101,28 @@ def test_a_rare_label_wants_many_cases_to_be_called_negative(clean: int, kept: i
     assert np.isnan(values).all()
 
 
-@pytest.mark.parametrize('side', [0, 1])
-def test_one_class_alone_gives_no_labels(side: int) -> None:
+@pytest.mark.parametrize('keep', KEEP)
+@pytest.mark.parametrize('value', [0.0, 1.0, NAN])
+def test_one_class_alone_gives_no_labels(keep: str, value: float) -> None:
     held_out = np.random.default_rng(0).random((100, 1))
-    for targets in (np.full((100, 1), float(side)), np.full((100, 1), NAN)):
-        for keep in KEEP:
-            values, _ = choose_values(held_out, targets, held_out, keep=keep, confidence=0.5)
-            assert np.isnan(values).all()
+    targets = np.full((100, 1), value)
+    values, _ = choose_values(held_out, targets, held_out, keep=keep, confidence=0.5)
+    assert np.isnan(values).all()
 
 
 def test_confirmed_pseudo_labels_are_counted_one_by_one() -> None:
-    rng = np.random.default_rng(1)
-    real = rng.choice([0.0, 1.0, NAN], (50, 4), p=[0.6, 0.3, 0.1])
-    values = rng.choice([0.0, 1.0, NAN], (50, 4), p=[0.3, 0.2, 0.5])
-    figures = audit(values, real)
-    for name, side in (('positive', 1), ('negative', 0)):
-        total = known = right = 0
-        chance = 0.0
-        for i, k in np.ndindex(values.shape):
-            if values[i, k] == side:
-                total += 1
-                if not np.isnan(real[i, k]):
-                    known += 1
-                    right += real[i, k] == side
-                    column = [x for x in real[:, k] if not np.isnan(x)]
-                    chance += column.count(side) / len(column)
-        assert (figures[name]['values'], figures[name]['known']) == (total, known)
-        assert figures[name]['confirmed'] == pytest.approx(right / known)
-        assert figures[name]['by_chance'] == pytest.approx(chance / known)
-    nothing = audit(np.full((3, 1), NAN), np.ones((3, 1)))['positive']
-    assert nothing['values'] == 0 and np.isnan([nothing['confirmed'], nothing['by_chance']]).all()
+    values = np.array([[1, 1, 0], [1, 0, NAN], [0, NAN, 0], [1, 1, 0]], float)
+    real = np.array([[1, 0, 0], [0, 0, 1], [0, 1, NAN], [NAN, 1, 1]], float)
+    assert audit(values, real) == {
+        'positive_values': 5,
+        'positive_confirmed': 2 / 4,  # one of two in each of the first two columns
+        'positive_by_chance': pytest.approx((2 * 1 / 3 + 2 * 2 / 4) / 4),
+        'negative_values': 5,
+        'negative_confirmed': 3 / 4,
+        'negative_by_chance': pytest.approx((2 / 3 + 2 / 4 + 2 * 1 / 3) / 4),
+    }
+    nothing = audit(np.full((3, 1), NAN), np.ones((3, 1)))
+    assert nothing['positive_values'] == 0 and np.isnan(nothing['positive_confirmed'])
 
 
 @pytest.mark.parametrize('keep', KEEP)
@@ -150,11 +142,3 @@ def test_held_out_images_without_a_prediction_are_ignored(keep: str) -> None:
     again, same = choose_values(held_out, targets, unlabelled, **options)
     np.testing.assert_array_equal(again, values)
     np.testing.assert_equal(same, cuts)
-
-
-@pytest.mark.parametrize(
-    ('keep', 'confidence', 'part'), [('most', 0.9, 'keep'), ('threshold', 0.0, 'confidence')]
-)
-def test_other_options_are_refused(keep: str, confidence: float, part: str) -> None:
-    with pytest.raises(ValueError, match=part):
-        choose_values(*[np.zeros((1, 1))] * 3, keep=keep, confidence=confidence)

@@ -19,12 +19,6 @@ def hidden() -> np.ndarray:
     return pixel_mask(np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]]), 4)
 
 
-def test_pixel_mask_repeats_each_token():
-    mask = pixel_mask(np.array([[0, 1], [1, 0]]), 2)
-    assert mask.dtype == bool
-    assert mask.astype(int).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
-
-
 def test_linear_interpolation_restores_a_plane(hidden):
     y, x = np.mgrid[:12, :12].astype(np.float64)
     image = np.stack([2 * x - 3 * y + 1, y])
@@ -52,11 +46,6 @@ def test_error_is_summed_over_hidden_pixels_in_both_units(hidden):
     item = Reconstruction(image, hidden, prediction, np.array([10.0, 100.0]), np.zeros(2))
     normalised, grey, pixels = hidden_error(item, prediction)
     assert (normalised, grey, pixels) == (16 * 1.0, 16 * (5 + 150) / 2, 16)
-
-
-def test_grey_levels_undo_the_normalisation():
-    item = Reconstruction(*[np.ones((1, 2, 2))] * 3, np.array([64.0]), np.array([128.0]))
-    assert item.grey(np.full((1, 2, 2), -0.5)).tolist() == [[96.0, 96.0], [96.0, 96.0]]
 
 
 def test_the_figure_shows_input_mask_prediction_and_both_joined(hidden, tmp_path):

@@ -1,18 +1,23 @@
 """The report of a run: its numbers follow from the prediction files, and it can hide names."""
 
 import json
+import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import f1_score, roc_auc_score
 from tiny import arguments, run_folder, run_main, tiny_config
 
+from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
+from data.phantom import make_phantom
+from evaluation.run_report import check_scoring
 
-pytestmark = pytest.mark.slow
 PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
 REPORT = {'REPORT': {'WRITE': True, 'MAPS': 1}, 'EVAL': {'RESAMPLES': 20}}
 
@@ -20,8 +25,6 @@ REPORT = {'REPORT': {'WRITE': True, 'MAPS': 1}, 'EVAL': {'RESAMPLES': 20}}
 @pytest.fixture(scope='module')
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough synthetic X-rays for thresholds and intervals."""
-    from data.phantom import make_phantom
-
     folder = tmp_path_factory.mktemp('many') / 'CheXpert-phantom'
     make_phantom(folder, num_train=90, num_valid=5, num_test=60, size=32, seed=4)
     return folder
@@ -47,6 +50,7 @@ def studies(folder: Path, data: Path, split: str) -> pd.DataFrame:
     return table.groupby(table.index.str.rsplit('/', n=1).str[0]).max()
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_prediction_files(finished: Path, many: Path) -> None:
     report = json.loads((finished / 'report.json').read_text())
     assert [part['name'] for part in report['sets']] == ['valid', 'test']
@@ -73,6 +77,7 @@ def test_scores_are_those_of_the_prediction_files(finished: Path, many: Path) ->
     assert areas['Lung Opacity']['low'] < areas['Lung Opacity']['value']
 
 
+@pytest.mark.slow
 def test_thresholds_are_youdens_on_the_held_out_patients(finished: Path, many: Path) -> None:
     report = json.loads((finished / 'report.json').read_text())
     table = studies(finished, many, 'holdout')
@@ -89,6 +94,7 @@ def test_thresholds_are_youdens_on_the_held_out_patients(finished: Path, many: P
     assert chosen > 5
 
 
+@pytest.mark.slow
 def test_groups_and_maps_are_there(finished: Path) -> None:
     report = json.loads((finished / 'report.json').read_text())
     columns = {part['column']: part for part in report['sets'][1]['groups']}
@@ -103,6 +109,7 @@ def test_groups_and_maps_are_there(finished: Path) -> None:
     assert -1 <= report['maps_check']['similarity'] <= 1
 
 
+@pytest.mark.slow
 def test_eval_of_the_same_checkpoint_gives_the_same_report_with_hashed_names(
     finished: Path, many: Path, tmp_path: Path
 ) -> None:
@@ -115,6 +122,7 @@ def test_eval_of_the_same_checkpoint_gives_the_same_report_with_hashed_names(
     for report in (first, again):
         for entry in [*report['maps'], *(e for s in report['sets'] for e in s['worst_errors'])]:
             del entry['path']
+    assert (first.pop('training')['epochs'], again.pop('training')) == ([0, 1], None)
     for key in ('headline', 'sets', 'maps', 'maps_check', 'published'):
         assert again[key] == first[key], key
     rows = {row['name']: row['value'] for row in again['run']}
@@ -125,6 +133,7 @@ def test_eval_of_the_same_checkpoint_gives_the_same_report_with_hashed_names(
         assert str(many).encode() not in file.read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_only_predictions_and_reports_name_patients(finished: Path) -> None:
     assert list(finished.rglob('events.out.tfevents.*'))
     naming = {
@@ -136,19 +145,20 @@ def test_only_predictions_and_reports_name_patients(finished: Path) -> None:
     assert naming == predictions | {'report.html', 'report.json'}
 
 
-def test_an_ensemble_averages_probabilities(finished: Path, many: Path, tmp_path: Path) -> None:
-    paths = [str(finished / name) for name in ('ckpt_epoch_0.pth', 'ckpt_epoch_1.pth')]
-    tables = []
-    for i, ensemble in enumerate(([paths[0]], [paths[1]], paths)):
-        cfg = tiny_config(tmp_path / f'{i}.yaml', 'finetune', DATA={'VIEWS': 'all'})
-        opts = ['--eval', '--opts', 'EVAL.ENSEMBLE', str(ensemble)]
-        assert run_main('finetune', arguments(cfg, many, tmp_path / str(i), *opts)) == 0
-        folder = run_folder(tmp_path / str(i), 'finetune')
-        tables.append(pd.read_csv(folder / 'predictions_test_eval.csv')[list(LABELS)].to_numpy())
-    assert not np.allclose(tables[0], tables[1])
-    np.testing.assert_allclose(tables[2], (tables[0] + tables[1]) / 2, rtol=1e-6)
+@pytest.mark.slow
+def test_an_ensemble_of_the_same_checkpoint_predicts_the_same(
+    finished: Path, many: Path, tmp_path: Path
+) -> None:
+    paths = [str(finished / 'ckpt_best.pth')] * 2
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'VIEWS': 'all'})
+    opts = ['--eval', '--opts', 'EVAL.ENSEMBLE', str(paths)]
+    assert run_main('finetune', arguments(cfg, many, tmp_path / 'o', *opts)) == 0
+    file = run_folder(tmp_path / 'o', 'finetune') / 'predictions_test_eval.csv'
+    tables = [pd.read_csv(f)[list(LABELS)] for f in (file, finished / 'predictions_test.csv')]
+    np.testing.assert_allclose(*tables, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_binary_task_from_end_to_end(many: Path, tmp_path: Path) -> None:
     task, label = 'any_finding', 'Any Finding'
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'TASK': task}, **REPORT)
@@ -169,3 +179,24 @@ def test_a_binary_task_from_end_to_end(many: Path, tmp_path: Path) -> None:
     score = report['sets'][-1]['labels'][0]['scores']['auroc']['value']
     assert score == pytest.approx(roc_auc_score(frame['y'], frame['p']), abs=1e-9)
     assert report['headline']['score']['value'] == score
+
+
+def test_eval_is_compared_with_the_options_of_the_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = default_config()
+    torch.save({'model': {}, 'config': trained.dump()}, tmp_path / 'c.pth')
+
+    def check(key: str, value: object) -> None:
+        config = default_config()
+        config.merge_from_list([key, value])
+        check_scoring(
+            SimpleNamespace(config=config, logger=logging.getLogger()), tmp_path / 'c.pth'
+        )
+
+    for key, value in (('DATA.TASK', 'effusion'), ('DATA.HOLDOUT_FRACTION', 0.3)):
+        with pytest.raises(ValueError, match=key):
+            check(key, value)
+    assert not caplog.messages
+    check('DATA.NORMALIZE', 'image')
+    assert 'DATA.NORMALIZE' in caplog.text

@@ -12,6 +12,7 @@ from evaluation.subgroups import score_groups, standard_weights
 
 def by_group(cases, *, resamples=None, level='image', column='Sex'):
     nothing = np.full(len(cases.labels), np.nan)
+    resamples = resamples or Resamples(cases.patient, resamples=0, seed=0)
     columns = score_groups(cases, nothing, Protocol(level=level), resamples)
     (found,) = (part for part in columns if part['column'] == column)
     return {group['group']: group['labels'] for group in found['groups']}, found['gaps']
@@ -61,15 +62,11 @@ def test_each_label_has_its_own_weights():
         [[1, 1], [0, NAN], [1, NAN], [0, 0], [1, 1], [0, NAN], [0, 0], [NAN, NAN]], float
     )
     everyone = make_cases(np.full((8, 2), 0.5), targets, groups={'Age': age})
-    weights = standard_weights(everyone, everyone.select(np.arange(4)), ['Age', 'Sex'])
+    weights = standard_weights(everyone, everyone.select(np.arange(4)), ['Age'])
     # Label 0: a is 4 of 7 among everyone, 3 of 4 in the group. Label 1: 2 of 4, 1 of 2.
     a, b = (4 / 7) / (3 / 4), (3 / 7) / (1 / 4)
     np.testing.assert_allclose(weights, [[a, 1], [a, 0], [a, 0], [b, 1]])
     assert weights[:, 0].mean() == pytest.approx(1)
-    none = standard_weights(everyone, everyone.select(np.arange(4)), [])
-    np.testing.assert_array_equal(none, [[1, 1], [1, 0], [1, 0], [1, 1]])
-    unknown = standard_weights(everyone, everyone.select(np.array([7])), ['Age'])
-    np.testing.assert_array_equal(unknown, [[0, 0]])
 
 
 def test_intervals_of_the_standardised_are_of_the_same_resamples():
@@ -105,8 +102,8 @@ def test_a_stratum_of_a_view_that_no_whole_study_begins_with_weighs_nothing():
 
 
 def test_the_gap_is_between_the_best_and_the_worst_group():
-    cases = two_sexes({})
-    cases.groups['Site'] = np.array([f'{i % 3}' for i in range(4000)], object)
+    cases = two_sexes({}).select(np.arange(0, 4000, 10))
+    cases.groups['Site'] = np.array([f'{i % 3}' for i in range(400)], object)
     found, gaps = by_group(cases, column='Site')
     areas = {}
     for site in '012':

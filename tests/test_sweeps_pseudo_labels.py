@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +17,7 @@ from data.labels import LABELS
 from engine.files import sha256
 from engine.run_record import RECORD_FILE, read_record
 from logger import read_metrics
-from sweeps.files import Job
-from sweeps.pseudo_labels import Patients, Rounds, Setup
-from sweeps.runner import Runner
+from sweeps.pseudo_labels import Rounds
 
 SCRIPT = load_script('pseudo_label')
 ROUNDS = ('round0', 'round1', 'round2')
@@ -31,16 +28,16 @@ OPTIONS = (
 ).split()
 
 
-def main(cfg: Path, data: Path, output: Path, *more: str) -> int:
+def main(cfg: Path, data: Path, output: Path, *more: str, confidence: str = '0.1') -> int:
     words = ['--cfg', str(cfg), '--data-path', str(data), '--output', str(output)]
-    words += ['--confidence', '0.1', *more, '--opts', *OPTIONS]
+    words += ['--confidence', confidence, *more, '--opts', *OPTIONS]
     return SCRIPT.main(SCRIPT.parse_args(words))
 
 
 def with_scores(patch: pytest.MonkeyPatch, *scores: float) -> None:
     """Prescribe the held-out scores of the rounds; all labels have 0.9."""
     by_name = dict(zip(ROUNDS, scores, strict=False)) | {'all_labels': 0.9}
-    patch.setattr(Patients, 'held_out_score', lambda self, folder: by_name[folder.name])
+    patch.setattr(Rounds, 'held_out_score', lambda self, job: by_name[job.run])
 
 
 @pytest.fixture(scope='module')
@@ -74,28 +71,21 @@ def table_in(output: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def copy_of(done: Path, folder: Path) -> Path:
-    """A copy of the runs, whose options name the new folder."""
-    copy = folder / 'copy'
-    shutil.copytree(done, copy)
-    for path in copy.rglob('config.yaml'):
-        path.write_text(path.read_text().replace(str(done), str(copy)))
-    return copy
-
-
 @pytest.mark.slow
 def test_a_round_learns_what_the_one_before_was_confident_of(done: Path, phantom: Path) -> None:
     assert set(runs_in(done)) == {*ROUNDS, 'all_labels'}
+    rows = table_in(done)
+    assert [(row['run'], row['best']) for row in rows[:3]] == [
+        ('round0', 'False'),
+        ('round1', 'False'),
+        ('round2', 'True'),
+    ]
+    assert rows[0]['pseudo_images'] == rows[3]['pseudo_images'] == '0'
     real = pd.read_csv(phantom / 'train.csv').set_index('Path')
-    for number, row in enumerate(table_in(done)[:3]):
+    for number, row in enumerate(rows[1:3], 1):
         folder = done / 'tiny_finetune' / ROUNDS[number]
-        files = read_record(folder)['data']['files']
-        assert (row['run'], row['best']) == (ROUNDS[number], str(number == 2))
-        if number == 0:
-            assert 'DATA.PSEUDO_LABELS' not in files and row['pseudo_images'] == '0'
-            continue
         file = done / f'pseudo_labels_round{number}.csv'
-        assert files['DATA.PSEUDO_LABELS'] == sha256(file)
+        assert read_record(folder)['data']['files']['DATA.PSEUDO_LABELS'] == sha256(file)
         values = pd.read_csv(file).set_index('Path')
         teacher = done / 'tiny_finetune' / ROUNDS[number - 1] / 'predictions_train.csv'
         about = json.loads(file.with_suffix('.json').read_text())
@@ -117,24 +107,13 @@ def test_a_round_learns_what_the_one_before_was_confident_of(done: Path, phantom
             if values[k].nunique() == 2
         ]
         assert int(row['auroc_labels']) == len(areas)
-        assert float(row['auroc'] or 'nan') == pytest.approx(
-            np.mean(areas) if areas else np.nan, nan_ok=True
-        )
+        wanted = np.mean(areas) if areas else np.nan
+        assert float(row['auroc'] or 'nan') == pytest.approx(wanted, nan_ok=True)
         truth = real.loc[values.index, list(LABELS)].fillna(0).replace(-1, np.nan)
         negative = (values == 0) & truth.notna()
         assert float(row['negative_confirmed']) == pytest.approx(
             ((truth == 0) & negative).sum().sum() / negative.sum().sum()
         )
-
-
-@pytest.mark.slow
-def test_the_held_out_score_is_the_one_that_selects_checkpoints(
-    done: Path, cfg: Path, phantom: Path
-) -> None:
-    setup = Setup(str(cfg), str(phantom), done, options=OPTIONS)
-    folder = setup.round(0).folder
-    best = max(record.get('score', 0) for record in read_metrics(folder / 'metrics.jsonl')[1:])
-    assert Rounds(setup, print).patients.held_out_score(folder) == pytest.approx(best, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -150,98 +129,54 @@ def test_finished_rounds_are_left_alone(
 
 
 @pytest.mark.slow
-def test_changed_pseudo_labels_are_refused(
-    done: Path, cfg: Path, phantom: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
-    with_scores(monkeypatch, 0.5, 0.6, 0.7)
-    copy = copy_of(done, tmp_path)
-    file = copy / 'pseudo_labels_round1.csv'
-    (1 - pd.read_csv(file).set_index('Path')).to_csv(file)
-    content = file.read_bytes()
-    assert main(cfg, phantom, copy, '--rounds', '2') == 2
-    assert str(file) in capsys.readouterr().err
-    assert file.read_bytes() == content
-    # A run is not mistaken for one that learned from other pseudo-labels.
-    predictions = copy / 'tiny_finetune/round0/predictions_train.csv'
-    (1 - pd.read_csv(predictions).set_index('Path')).to_csv(predictions)
-    file.unlink()
-    assert main(cfg, phantom, copy, '--rounds', '2') == 2
-    assert str(copy / 'tiny_finetune/round1') in capsys.readouterr().err
-
-
-@pytest.mark.slow
 def test_a_round_that_does_not_help_is_the_last(
-    done: Path, cfg: Path, phantom: Path, tmp_path: Path, monkeypatch, capsys
+    done: Path, cfg: Path, phantom: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setenv('PYTHON', '/bin/false')
     with_scores(monkeypatch, 0.5, 0.5, 0.9)
-    copy = copy_of(done, tmp_path)
-    assert main(cfg, phantom, copy, '--rounds', '2') == 0
-    rows = table_in(copy)
+    assert main(cfg, phantom, done, '--rounds', '2') == 0
+    rows = table_in(done)
     assert [(row['run'], row['best']) for row in rows] == [('round0', 'True'), ('round1', 'False')]
-    assert str(copy / 'tiny_finetune/round0') in capsys.readouterr().out.splitlines()[-1]
+    assert str(done / 'tiny_finetune/round0') in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.slow
-def test_without_confident_predictions_there_is_no_round(
-    done: Path, cfg: Path, phantom: Path, tmp_path: Path, monkeypatch
+def test_a_run_that_learned_from_other_pseudo_labels_is_refused(
+    done: Path, cfg: Path, phantom: Path, monkeypatch, capsys
 ) -> None:
-    with_scores(monkeypatch, 0.5)
-    copy = copy_of(done, tmp_path)
-    predictions = copy / 'tiny_finetune/round0/predictions_holdout.csv'
-    (pd.read_csv(predictions).set_index('Path') * 0 + 0.5).to_csv(predictions)
-    assert main(cfg, phantom, copy, '--rounds', '2') == 0
-    assert [row['run'] for row in table_in(copy)] == ['round0']
-
-
-def test_equal_steps_count_the_images_that_are_learned_from(
-    cfg: Path, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two rounds and all labels, without a run: the predictions are made up."""
-    ran: list[Job] = []
+    monkeypatch.setenv('PYTHON', '/bin/false')
     with_scores(monkeypatch, 0.5, 0.6, 0.7)
+    assert main(cfg, phantom, done, '--rounds', '2', confidence='0.05') == 2
+    assert str(done / 'tiny_finetune/round1') in capsys.readouterr().err
 
-    def run(self: Runner) -> int:
-        ran.extend(self.jobs)
-        ran[-1].folder.mkdir(parents=True)
-        (ran[-1].folder / 'predictions_train.csv').touch()
-        return 0
 
-    def predicted(self: Patients, folder: Path, split: str, records) -> np.ndarray:
-        # Right for ever more images, so that the rounds learn from different numbers.
-        real = np.nan_to_num(self.real(records), nan=0.5)
-        sure = np.arange(len(records)) < len(records) * {'round0': 0.3, 'round1': 0.9}[folder.name]
-        return np.where(sure[:, None] | (split == 'holdout'), real, 0.5)
+@pytest.mark.slow
+def test_the_held_out_score_is_the_one_that_selects_checkpoints(
+    done: Path, cfg: Path, phantom: Path
+) -> None:
+    rounds = Rounds(str(cfg), str(phantom), done, options=OPTIONS)
+    job = rounds.round(0)
+    best = max(record.get('score', 0) for record in read_metrics(job.folder / 'metrics.jsonl')[1:])
+    assert rounds.held_out_score(job) == pytest.approx(best, abs=1e-6)
 
-    monkeypatch.setattr(Runner, 'run', run)
-    monkeypatch.setattr(Patients, 'predicted', predicted)
+
+def test_with_equal_steps_more_images_are_trained_for_fewer_epochs(
+    cfg: Path, phantom: Path, tmp_path: Path
+) -> None:
     options = [*OPTIONS, 'TRAIN.EPOCHS', '40', 'TRAIN.WARMUP_EPOCHS', '4']
-    setup = Setup(
-        str(cfg), str(phantom), tmp_path, options=options, confidence=0.1, equal_steps=True
-    )
-    rounds = Rounds(setup, print)
-    assert rounds.run(2, after_round=lambda _: None) == rounds.run_reference() == 0
-    pseudo = [len(pd.read_csv(tmp_path / f'pseudo_labels_round{i}.csv')) for i in (1, 2)]
+    rounds = Rounds(str(cfg), str(phantom), tmp_path, options=options, equal_steps=True)
+    for growth, epochs, warmup in ((1.0, 40, 4), (2.5, 16, 2), (100.0, 1, 0)):
+        train = rounds.round(1, growth=growth).config.TRAIN
+        assert (train.EPOCHS, train.WARMUP_EPOCHS) == (epochs, warmup)
     table = pd.read_csv(phantom / 'train.csv')
     patients = table['Path'].str.extract(r'(patient\d+)')[0]
-    trained = ~patients.isin(rounds.patients.held_out.patient)
-    everyone = int(((table['Frontal/Lateral'] == 'Frontal') & trained).sum())
-    real = rounds.real_images
-    assert 0 < pseudo[0] < pseudo[1] and 0 < real < everyone
-    growth = [1, 1 + pseudo[0] / real, 1 + pseudo[1] / real, everyone / real]
-    found = [(job.run, job.config.TRAIN.EPOCHS, job.config.TRAIN.WARMUP_EPOCHS) for job in ran]
-    assert found == [
-        (run, round(40 / times), round(4 / times))
-        for run, times in zip([*ROUNDS, 'all_labels'], growth, strict=True)
-    ]
+    trained = ~patients.isin(rounds.held_out.patient) & (table['Frontal/Lateral'] == 'Frontal')
+    assert rounds.real_images + len(rounds.unlabelled) == trained.sum()
 
 
 @pytest.mark.parametrize(
     ('options', 'key'),
-    [
-        (['DATA.HOLDOUT_FRACTION', '0.0'], 'DATA.HOLDOUT_FRACTION'),
-        (['NO.KEY', '1'], 'NO.KEY'),
-    ],
+    [(['DATA.HOLDOUT_FRACTION', '0.0'], 'DATA.HOLDOUT_FRACTION'), (['NO.KEY', '1'], 'NO.KEY')],
 )
 def test_options_that_no_round_can_work_with_are_refused(
     options: list[str], key: str, cfg: Path, phantom: Path, tmp_path: Path, capsys

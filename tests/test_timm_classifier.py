@@ -1,6 +1,5 @@
 """Models of timm as classifiers: what timm computes, under this project's interface."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from tiny import arguments, run_folder, run_main, tiny_config
 from torch.nn import functional as F
 
 from config import check_config, default_config
-from evaluation.saliency import grad_cam, target_layer
+from evaluation.saliency import grad_cam
 from logger import read_metrics
 from models import build_model
 from models.timm_classifier import TimmClassifier, find_layout
@@ -64,18 +63,6 @@ def test_it_is_timms_own_classifier(name: str) -> None:
     assert all(key.startswith(('encoder.', 'head.')) for key in model.state_dict())
 
 
-def test_gradient_checkpointing_changes_no_gradient() -> None:
-    x, gradients = images(32), []
-    for use_checkpoint in (False, True):
-        torch.manual_seed(0)
-        model = TimmClassifier('resnet18', 32, 1, 3, use_checkpoint=use_checkpoint).train()
-        assert model.encoder.grad_checkpointing is use_checkpoint
-        model(x).square().sum().backward()
-        gradients.append([p.grad for p in model.parameters()])
-    for plain, again in zip(*gradients, strict=True):
-        torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5 * plain.abs().max().item())
-
-
 # Groups of the optimizer
 
 
@@ -114,7 +101,7 @@ def test_grad_cam_of_a_resnet_is_computed_by_hand() -> None:
     torch.manual_seed(0)
     model = TimmClassifier('resnet18', 64, 1, 3).eval()
     x = images(64)
-    assert target_layer(model, x) is model.encoder.layer4
+    assert model.saliency_layer() is model.encoder.layer4
     with torch.no_grad():
         features = model.encoder.forward_features(x).numpy()  # [B, 512, 2, 2]
     weights = model.head.weight.detach().numpy()[1] / 4
@@ -186,13 +173,3 @@ def test_a_resnet_learns_and_its_last_layer_alone(phantom, tmp_path) -> None:
     after = read_checkpoint(last / 'ckpt_epoch_0.pth')['model']
     for key, value in before.items():
         assert torch.equal(after[key], value) != key.startswith('head.'), key
-
-
-@pytest.mark.slow
-def test_a_resnets_report_has_its_maps_and_their_check(phantom, tmp_path) -> None:
-    sections = {'REPORT': {'WRITE': True, 'MAPS': 1}, 'EVAL': {'RESAMPLES': 0}}
-    folder = fine_tune('test_resnet', tmp_path, phantom, DATA={'IMG_SIZE': 64}, **sections)
-    document = json.loads((folder / 'report.json').read_text())
-    assert document['maps'] and all((folder / one['file']).is_file() for one in document['maps'])
-    assert -1 <= document['maps_check']['similarity'] < 0.9
-    assert {'name': 'Model', 'value': 'test_resnet, 64 px'} in document['run']

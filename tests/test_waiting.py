@@ -35,15 +35,7 @@ def test_a_step_needs_no_value(name: str, target: str) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize('read', ['tolist', 'item', 'nonzero', 'cpu', 'unique'])
-def test_what_a_gpu_is_waited_for_raises_there(read: str) -> None:
-    value = torch.empty(1, device='meta')
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        getattr(value, read)()
-
-
-@pytest.mark.parametrize('ratio', [0.05, 0.25, 0.5, 0.6, 0.75, 0.9])
-@pytest.mark.parametrize('unit', [8, 16])
+@pytest.mark.parametrize(('ratio', 'unit'), [(0.05, 8), (0.6, 16), (0.75, 8)])
 def test_the_count_from_the_config_is_that_of_the_masks(ratio: float, unit: int) -> None:
     config = mae_config(DATA__MASK_RATIO=ratio, DATA__MASK_PATCH_SIZE=unit, DATA__IMG_SIZE=80)
     masks = mask_generator(config)

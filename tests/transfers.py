@@ -15,6 +15,8 @@ from utils import load_pretrained, save_checkpoint
 
 LOGGER = logging.getLogger('pretrained')
 TABLE = 'relative_position_bias_table'
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+GREY = ((0.503,), (0.292,))
 
 
 def make_config(kind, channels, **options):
@@ -52,6 +54,20 @@ def transfer(source_config, target_config, tmp_path, *, stages=(True, True), own
     target = make_model(target_config, seed=2, is_pretrain=stages[1])
     extra = {'config': config_text(source_config)} if own else {}
     return source, load(source.state_dict(), target_config, target, tmp_path, **extra)
+
+
+def grey_images(statistics, count=2):
+    """The same grey images in [0, 1], as channels normalised by the statistics see them."""
+    generator = torch.Generator().manual_seed(5)
+    grey = torch.rand(count, 1, 32, 32, generator=generator, dtype=torch.float64)
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in statistics)
+    return ((grey - mean) / std).float()
+
+
+def in_grey_levels(images, statistics):
+    """Normalised channels back to pixels in [0, 1], averaged over the channels."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    return (images * std + mean).mean(1)
 
 
 def assert_same(got, want):

@@ -1,6 +1,6 @@
 """Pre-training in which one process fails in a given way at one step.
 
-python faulty_main.py '{"faults": [{"rank": 1, "step": 3, "do": "kill"}]}' FLAGS...
+python faulty_main.py '[{"rank": 1, "step": 3, "do": "kill"}]' FLAGS...
 """
 
 import json
@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import main_simmim
 from engine import distributed
-from engine import launch as module
 from engine.launch import launch
 
 
@@ -60,10 +59,7 @@ def with_faults(loss_fn: Callable, faults: list[dict]) -> Callable:
 
 
 if __name__ == '__main__':
-    settings = json.loads(sys.argv[1])
-    for name, value in settings.get('constants', {}).items():
-        setattr(module, name, value)
     main_simmim.reconstruction_loss = with_faults(
-        main_simmim.reconstruction_loss, settings.get('faults', [])
+        main_simmim.reconstruction_loss, json.loads(sys.argv[1])
     )
     sys.exit(launch('simmim', main_simmim.main, sys.argv[2:]))

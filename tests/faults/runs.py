@@ -8,12 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import pytest
 import torch
 from tiny import ROOT, arguments, run_folder, tiny_config
 
@@ -23,16 +21,16 @@ ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 
 def fault(rank: int, step: int, do: str, **more: str) -> dict:
-    """What `rank` does before its micro-batch `step` (counted from 0, over epochs)."""
+    """What `rank` does before its batch `step` (counted from 0, over epochs)."""
     return {'rank': rank, 'step': step, 'do': do, **more}
 
 
-def tiny_arguments(
-    folder: Path, data: Path, *more: str, train: dict | None = None, **sections: dict
-) -> list[str]:
+def tiny_arguments(folder: Path, data: Path, **train: object) -> list[str]:
     """Flags of a tiny pre-training whose output is `folder`/out."""
-    cfg = tiny_config(folder / 'run.yaml', 'simmim', TRAIN=train or {}, **sections)
-    return arguments(cfg, data, folder / 'out', *more)
+    train = {'SAVE_EVERY_STEPS': 1} | train
+    sections = {'EVAL': {'HOLDOUT_IMAGES': 2}, 'SAVE_KEEP': 3, 'PRINT_FREQ': 1}
+    cfg = tiny_config(folder / 'run.yaml', 'simmim', TRAIN=train, **sections)
+    return arguments(cfg, data, folder / 'out')
 
 
 class Started:
@@ -40,25 +38,15 @@ class Started:
 
     def __init__(self, command: list[str], output: Path, **environment: str) -> None:
         self.output = output
-        self.mark = uuid.uuid4().hex  # all that descends from the process has it, too
         with output.open('w') as file:
             self.process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, text=True,
-                env=ENVIRONMENT | environment | {'STARTED_BY_TEST': self.mark},
+                [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
+                env=ENVIRONMENT | environment,
                 start_new_session=True,  # a signal to its group is not for the tests
             )  # fmt: skip
 
-    def wait(self, seconds: float = DEADLINE) -> int:
-        return self.process.wait(seconds)
-
-    def kill(self) -> None:
-        """End it with all that it started: torchrun's workers are in sessions of their own."""
-        self.process.kill()
-        self.process.wait()
-        for path in Path('/proc').glob('[0-9]*/environ'):
-            with suppress(OSError):  # another user's, or ended
-                if self.mark.encode() in path.read_bytes():
-                    os.kill(int(path.parent.name), signal.SIGKILL)
+    def wait(self) -> int:
+        return self.process.wait(DEADLINE)
 
     @property
     def text(self) -> str:
@@ -66,47 +54,32 @@ class Started:
 
 
 @contextmanager
-def started(commands: list[Started]) -> Iterator[list[Started]]:
-    """End at the latest with the test, with all that they started."""
+def started(*commands: Started) -> Iterator[None]:
+    """End the processes at the latest with the test."""
     try:
-        yield commands
+        yield
     finally:
         for command in commands:
-            command.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(command.process.pid, signal.SIGKILL)
+            command.process.wait()
 
 
-def free_port() -> int:
+def ranks(folder: Path, argv: list[str], *faults: dict) -> list[Started]:
+    """The two processes of a group, with nobody above them that would end them."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
+        address = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(probe.getsockname()[1])}
+    environments = ({'RANK': r, 'LOCAL_RANK': r, 'WORLD_SIZE': '2'} | address for r in '01')
+    command = [str(MAIN), json.dumps(faults), *argv]
+    return [Started(command, folder / f'console_{e["RANK"]}.txt', **e) for e in environments]
 
 
-def command_of(argv: list[str], *faults: dict, **constants: float) -> list[str]:
-    settings = json.dumps({'faults': faults, 'constants': constants})
-    return [str(MAIN), settings, *argv]
-
-
-def ranks(
-    folder: Path, argv: list[str], *faults: dict, world_size: int = 2, **constants: float
-) -> list[Started]:
-    """The processes of a group, with nobody above them that would end them."""
-    port = str(free_port())
-    return [
-        Started(
-            [sys.executable, *command_of(argv, *faults, **constants)],
-            folder / f'console_{rank}.txt',
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
-            MASTER_ADDR='127.0.0.1', MASTER_PORT=port,
-        )
-        for rank in range(world_size)
-    ]  # fmt: skip
-
-
-def torchrun(
-    folder: Path, argv: list[str], *faults: dict, flags: tuple[str, ...] = ('--standalone',)
-) -> Started:
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', *flags]
-    return Started([*command, *command_of(argv, *faults)], folder / 'console.txt')
+def torchrun(folder: Path, argv: list[str], *faults: dict) -> Started:
+    """The same two processes started by torchrun, which restarts them once if one fails."""
+    flags = ['--standalone', '--nproc_per_node', '2', '--max-restarts', '1']
+    command = ['-m', 'torch.distributed.run', *flags, str(MAIN), json.dumps(faults), *argv]
+    return Started(command, folder / 'console.txt')
 
 
 def log_lines(folder: Path, rank: int = 0) -> list[str]:
@@ -116,10 +89,10 @@ def log_lines(folder: Path, rank: int = 0) -> list[str]:
     return [re.sub(r'^\[[^\]]*\] \([^)]*\): ', '', line) for line in lines]
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
-    end = time.monotonic() + seconds
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + DEADLINE
     while not condition():
-        assert time.monotonic() < end, f'{what}: not within {seconds} s'
+        assert time.monotonic() < end, f'{what}: not within {DEADLINE} s'
         time.sleep(0.05)
 
 
@@ -127,28 +100,3 @@ def assert_same_weights(got: dict, want: dict) -> None:
     """Compare the models of two checkpoints bit by bit."""
     assert list(got['model']) == list(want['model'])
     assert all(torch.equal(got['model'][key], value) for key, value in want['model'].items())
-
-
-@contextmanager
-def two_nodes(name: str) -> Iterator[Callable[[], None]]:
-    """Two network namespaces `<name>0`, `<name>1` and a cable between them; yields what cuts it."""
-    run = [f'ip netns add {name}0', f'ip netns add {name}1']
-    run += [f'ip link add {name}0 netns {name}0 type veth peer name {name}1 netns {name}1']
-    for i in (0, 1):
-        run += [f'ip -n {name}{i} addr add 10.77.0.{i + 1}/24 dev {name}{i}']
-        run += [f'ip -n {name}{i} link set {device} up' for device in ('lo', f'{name}{i}')]
-    try:
-        try:
-            for line in run:
-                subprocess.run(line.split(), check=True, capture_output=True, text=True)
-        except FileNotFoundError as error:
-            pytest.skip(f'no network namespaces here: {error}')
-        except subprocess.CalledProcessError as error:
-            reason = f'{" ".join(error.cmd)}: {error.stderr.strip()}'
-            if 'not permitted' in reason or 'denied' in reason:
-                pytest.skip(f'no right to network namespaces here: {reason}')
-            pytest.fail(f'no network namespaces: {reason}', pytrace=False)
-        yield lambda: subprocess.run(f'ip -n {name}1 link set {name}1 down'.split(), check=True)
-    finally:
-        for i in (0, 1):
-            subprocess.run(f'ip netns del {name}{i}'.split(), check=False, capture_output=True)
