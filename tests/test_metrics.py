@@ -22,7 +22,6 @@ from evaluation.metrics import (
     auroc_per_label,
     label_scores,
     mean_scores,
-    rarer_cases,
     score_table,
     selection_score,
     study_level,
@@ -227,16 +226,6 @@ def test_nothing_selects_where_no_area_is_defined():
     targets = np.ones((2, 1))
     table = score_table(targets, targets, ['u', 'v'], labels=['Edema'], level='study')
     assert all(np.isnan(selection_score(table, rule)) for rule in ('five', 'auto', 'all'))
-
-
-def test_cases_of_the_rarer_class_are_counted_for_the_labels_that_select():
-    targets = np.array([[1, 0, 1, 0, 0, 1], [0, 0, 1, 0, 0, 1], [0, 0, NAN, 0, 1, 0]], float)
-    labels = [*COMPETITION_LABELS, 'Fracture']
-    counts = dict(zip(labels, [1, 0, 0, 0, 1, 1], strict=True))
-    assert rarer_cases(targets, labels, 'all') == counts
-    del counts['Fracture']
-    assert rarer_cases(targets, labels, 'auto') == counts
-    assert rarer_cases(targets[:, 5:], ['Fracture'], 'auto') == {'Fracture': 1}
 
 
 @pytest.mark.parametrize('name', METRICS)
