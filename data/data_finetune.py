@@ -32,11 +32,9 @@ from data.loader import (
 from data.records import (
     Predictions,
     Records,
-    check_task,
     describe_subset,
     group_columns,
     look_up,
-    predictions_for,
     read_predictions,
     read_split,
     row_names,
@@ -118,7 +116,8 @@ def _training_targets(config: Config, records: Records) -> np.ndarray:  # [N, K]
         return scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
     predictions = None
     if any(policy.needs_predictions for policy in used_policies(config)):
-        predictions = predictions_for(data.SELF_TRAIN_PREDICTIONS, records.path)
+        file = read_predictions(data.SELF_TRAIN_PREDICTIONS, task=data.TASK)
+        predictions = look_up(file, records.path).astype(np.float32)
     return training_targets(
         records.labels,
         label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL),
@@ -191,8 +190,7 @@ def _read_pseudo_labels(config: Config, records: Records) -> tuple[Records, np.n
             a third class has a value between 0 and 1, or if there is no value at all.
     """
     file, labels = config.DATA.PSEUDO_LABELS, task_labels(config.DATA.TASK)
-    predictions = read_predictions(file, allow_empty=True)
-    check_task(file, config.DATA.TASK)
+    predictions = read_predictions(file, task=config.DATA.TASK, allow_empty=True)
     unlabelled = unlabelled_records(config, records)
     own, wanted = row_names(predictions.names), row_names(unlabelled.path, predictions.key)
     _refuse_row(

@@ -110,7 +110,7 @@ def decode(data: bytes) -> Image.Image:
         raise ValueError('its format is not one of ' + ', '.join(FORMATS)) from None
     with image:
         if getattr(image, 'is_animated', False):
-            raise ValueError('it holds several images; write each to a file of its own')
+            raise ValueError('it holds several images; write each image to its own file')
         pixels = _decode_plain(data, image)
         if pixels is not None:
             return _from_16_bit(pixels) if pixels.itemsize == 2 else Image.fromarray(pixels)
@@ -275,7 +275,7 @@ def _dicom_image(dataset: 'Dataset') -> Image.Image:
     if 'PixelData' not in dataset:
         raise _DicomError('it holds no pixel data, or ends before them')
     if (frames := int(dataset.get('NumberOfFrames') or 1)) > 1:
-        raise _DicomError(f'it holds {frames} frames; write each to a file of its own')
+        raise _DicomError(f'it holds {frames} frames; write each frame to its own file')
     samples, bits = dataset.SamplesPerPixel, dataset.BitsStored
     kind = str(dataset.get('PhotometricInterpretation')).strip()
     if not (samples == 1 and kind in GREY or samples == 3 and kind in COLOURS and bits == 8):

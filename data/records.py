@@ -296,17 +296,13 @@ class Folder:
         """The files in a folder that have one of these suffixes, sorted, relative to the root.
 
         Hidden files and folders are ignored, and so are links within the root: their targets are
-        listed themselves. A link that leaves the root and an unreadable folder are faults.
+        listed themselves. A link that leaves the root is a fault.
         """
         files, places = [], [place] if self.is_inside(place) else []
         while places:
             place = places.pop()
-            try:
-                with os.scandir(self.path / place) as found:
-                    entries = [entry for entry in found if not entry.name.startswith('.')]
-            except OSError as error:
-                self.on_fault(Fault('unreadable folder', f'{error}', file=place))
-                continue
+            with os.scandir(self.path / place) as found:
+                entries = [entry for entry in found if not entry.name.startswith('.')]
             for entry in entries:
                 file = f'{place}/{entry.name}' if place else entry.name
                 is_wanted = entry.name.lower().endswith(suffixes)
@@ -372,30 +368,22 @@ def read_csv(
     table.keep_first(key, 'duplicate path', table['file'])
     if key == 'Study':
         _add_images(table, images, image_suffix)
-    description = _read_description(table, table['path'])
-    good = description['view'] != ''
-    table.check(key, good, 'value of the view', 'has no view, and no name like view1_frontal.jpg')
-    cells = table.cells
-    records = Records(
-        root=root,
-        csv=csv_name,
-        row=table.row if key == 'Path' else np.arange(len(table)),
-        **{name: cells[name].to_numpy(object) for name in ('path', 'file', 'patient', 'study')},
-        **description,
-        labels=_read_labels(table),
-    )
+    records = _records_of(table)
+    problem = 'has no view, and no name like view1_frontal.jpg'
+    table.check(key, records.view != '', 'value of the view', problem)
+    if key == 'Study':
+        records = replace(records, row=np.arange(len(records)))
     if logger is not None:
         logger.info(f'{csv_name}: {len(records)} images')
     if look_up == 'none':
         return records
-    return _existing(records, table.row, images, look_up, on_fault, logger)
+    return _existing(records, table.row, images, look_up, on_fault)
 
 
 def read_folder(
     data_path: str | Path,
     *,
     allow_all_images: bool,
-    logger: logging.Logger | None = None,
     on_fault: OnFault = refuse,
 ) -> Records:
     """List every image below a folder or in a packed store, sorted, as records without labels.
@@ -442,7 +430,7 @@ def read_folder(
     )
     if isinstance(images, Folder):
         return records
-    return _existing(records, records.row, images, 'all', on_fault, logger)
+    return _existing(records, records.row, images, 'all', on_fault)
 
 
 def read_mimic(
@@ -467,11 +455,11 @@ def read_mimic(
         data_path: The folder, or a packed store of it.
         split: 'train', 'validate' or 'test'.
         labeller: Whose labels are used, see DATA.LABELLER.
-        image_suffix: What replaces '.jpg', such as '.png'; '' keeps it.
+        image_suffix: See `read_csv`, as for the arguments below.
         optional: Whether the images of the split may be absent.
         logger: Logs the number of images.
-        look_up: Whether the 'first' or 'all' images must exist.
-        on_fault: Receives what is wrong; by default the first fault is an error.
+        look_up: Which images must exist.
+        on_fault: Receives what is wrong.
 
     Returns:
         Records in the order of the split file, whose 0-based row is `row`. None for an optional
@@ -531,7 +519,7 @@ def read_mimic(
             f'{(place < 0).sum()} images have none, {(view == "").sum()} are neither frontal nor '
             'lateral'
         )
-    return _existing(records, records.row, images, look_up, on_fault, logger)
+    return _existing(records, records.row, images, look_up, on_fault)
 
 
 def named_images(data_path: str | Path, *, image_suffix: str = '') -> set[str]:
@@ -693,11 +681,11 @@ def _read_mimic_split(
 
 @register_dataset('folder', 'imagenet', labelled=False)  # SimMIM's 'imagenet' is a folder, too
 def _read_unlabelled(
-    config: Config, root: str | Path, split: str, *, optional: bool, look_up: str, **options: Any
+    config: Config, root: str | Path, split: str, *, on_fault: OnFault, **options: Any
 ) -> Records | None:
     if split != 'train':
         return None
-    return read_folder(root, allow_all_images=config.DATA.ALLOW_ALL_IMAGES, **options)
+    return read_folder(root, allow_all_images=config.DATA.ALLOW_ALL_IMAGES, on_fault=on_fault)
 
 
 @register_check
@@ -714,7 +702,8 @@ def read_split(
 ) -> Records | None:
     """All records of 'train', 'valid' or 'test'; None for an optional split that is not there."""
     root, dataset = data_root(config, logger), DATASETS[config.DATA.DATASET]
-    return dataset.read(config, root, split, optional=optional, logger=logger, look_up='first')
+    options = {'optional': optional, 'logger': logger, 'look_up': 'first', 'on_fault': refuse}
+    return dataset.read(config, root, split, **options)
 
 
 def csv_names(config: Config) -> dict[str, str]:
@@ -762,6 +751,9 @@ def log_store(config: Config, logger: logging.Logger) -> None:
         return
     about = read_about(path)
     logger.info(f'{path}: {about["images"]} images, {describe_images(path)}')
+    if about['left_out']:
+        count = len(about['left_out'])
+        logger.warning(f'{path}: {count} images could not be read when it was packed ({BAD_FILE})')
     size, side = config.DATA.IMG_SIZE, about['settings']['size']
     needed = int(256 / 224 * size) if config.TEST.CROP else size
     if side is not None and side < needed:
@@ -800,11 +792,7 @@ def standard_groups(records: Records, age_bands: Sequence[int]) -> dict[str, np.
 
 
 def group_columns(
-    records: Records,
-    columns: Sequence[str],
-    *,
-    demographics: str = '',
-    options: tuple[str, str] = ('EVAL.GROUPS', 'DATA.DEMOGRAPHICS'),
+    records: Records, columns: Sequence[str], *, demographics: str = ''
 ) -> dict[str, np.ndarray]:
     """Each image's text in further columns, '' where there is none.
 
@@ -816,7 +804,6 @@ def group_columns(
         columns: Names of columns.
         demographics: A CSV file inside the data folder with one row per patient, such as
             CheXpert's (PATIENT, GENDER, AGE_AT_CXR, PRIMARY_RACE, ETHNICITY) saved as CSV.
-        options: The names that errors use for the options of columns and demographics.
 
     Returns:
         Column -> [N] text, in the given order.
@@ -825,35 +812,27 @@ def group_columns(
         ValueError: If a column is in neither file or is not a column of groups, or if the
             demographics do not fit.
     """
-    found, more = {}, pd.DataFrame()
     if not columns or not len(records):
         return {name: np.array([], object) for name in columns}
-    own = _own_cells(records)
+    found, own, more = {}, _own_cells(records), pd.DataFrame()
     if demographics and not set(columns) <= set(own):
         more = _read_demographics(records, records.root / demographics)
     for name in columns:
         if name in (*STANDARD_GROUPS, *KEYS, *LABELS):
-            raise ValueError(
-                f'{options[0]}: {name!r} is not a further column of groups (a report always has '
-                f'{", ".join(STANDARD_GROUPS)})'
-            )
-        if name in own:
-            values = own[name]
-        elif name in more:
-            values = _values_by_patient(more, name, records.root / demographics)
-            values = values.reindex(records.patient, fill_value='')
-        else:
+            names = ', '.join(STANDARD_GROUPS)
+            raise ValueError(f'EVAL.GROUPS: {name!r}: choose other columns than labels or {names}')
+        if name not in own and name not in more:
             there = ', '.join((*own, *more)) or 'none'
             raise ValueError(
-                f'{options[0]}: no column {name!r}; found: {there} ({options[1]} may name a CSV '
-                'file with more columns)'
+                f'EVAL.GROUPS: no column {name!r}; found: {there} (others may be in the file of '
+                'DATA.DEMOGRAPHICS or --demographics)'
             )
-        found[name] = values.to_numpy(object)
+        values = own[name] if name in own else _by_patient(more, name).reindex(records.patient)
+        found[name] = values.fillna('').to_numpy(object)
         count = len(set(found[name]) - {''})
         if count > MOST_GROUPS:
             raise ValueError(
-                f'{options[0]}: {name!r} has {count} different values, at most {MOST_GROUPS} are '
-                'allowed'
+                f'EVAL.GROUPS: {name!r} has {count} values, at most {MOST_GROUPS} are allowed'
             )
     return found
 
@@ -879,17 +858,13 @@ def _read_demographics(records: Records, file: Path) -> pd.DataFrame:
     return table.cells.rename(columns={key: 'patient'})
 
 
-def _values_by_patient(table: pd.DataFrame, column: str, file: Path) -> pd.Series:
+def _by_patient(table: pd.DataFrame, column: str) -> pd.Series:
     """Patient -> value in a column of the demographics."""
-    pairs = table.drop_duplicates(['patient', column])
-    again = pairs['patient'].duplicated()
-    if again.any():
-        row, patient = pairs.index[again][0] + 2, pairs['patient'][again].iloc[0]
-        raise ValueError(
-            f'{file}, row {row} (the header is row 1): {patient} has another {column!r} in a row '
-            'above'
-        )
-    return pairs.set_index('patient')[column]
+    pairs = table.drop_duplicates(['patient', column]).set_index('patient')[column]
+    again = pairs.index[pairs.index.duplicated()]
+    if len(again):
+        raise ValueError(f'DATA.DEMOGRAPHICS: {again[0]} has several values of {column!r}')
+    return pairs
 
 
 # ---- Predictions and label files
@@ -952,11 +927,13 @@ def write_predictions(
     replace_file(Path(path), rows)
 
 
-def read_predictions(path: str | Path, *, allow_empty: bool = False) -> Predictions:
+def read_predictions(path: str | Path, *, task: str = '', allow_empty: bool = False) -> Predictions:
     """Read and check a CSV file of `Path` or `Study` and labels by name, columns in any order.
 
     Args:
         path: The CSV file.
+        task: The DATA.TASK that the predictions must be of, if the JSON file next to them names
+            one; '' for any.
         allow_empty: Whether cells may be empty.
 
     Raises:
@@ -964,6 +941,10 @@ def read_predictions(path: str | Path, *, allow_empty: bool = False) -> Predicti
             cell is not a number from 0 to 1, or the file is not such a table.
     """
     table = Table(path)
+    source = table.file.with_suffix('.json')
+    found = json.loads(source.read_bytes()).get('task') if task and source.is_file() else None
+    if found not in (None, task):
+        raise ValueError(f'{path}: the predictions are of DATA.TASK {found!r}, not {task!r}')
     known = dict.fromkeys(label for task in TASKS.values() for label in task.labels)
     labels = tuple(label for label in known if label in table)
     table.require(() if labels else [' or '.join(known)], KEYS)
@@ -981,24 +962,9 @@ def read_predictions(path: str | Path, *, allow_empty: bool = False) -> Predicti
     )
 
 
-def predictions_for(
-    file: str | Path, paths: Sequence[str], labels: Sequence[str] = LABELS
+def look_up(
+    predictions: Predictions, paths: Sequence[str], labels: Sequence[str] = LABELS
 ) -> np.ndarray:
-    """`look_up` in a file of the task 'observations', as float32."""
-    predictions = read_predictions(file)
-    check_task(file, 'observations')
-    return look_up(predictions, paths, labels).astype(np.float32)
-
-
-def check_task(file: str | Path, task: str) -> None:
-    """Refuse predictions of another DATA.TASK, according to the JSON file next to them."""
-    source = Path(file).with_suffix('.json')
-    found = json.loads(source.read_bytes()).get('task') if source.is_file() else None
-    if found not in (None, task):
-        raise ValueError(f'{file}: the predictions are of DATA.TASK {found!r}, not {task!r}')
-
-
-def look_up(predictions: Predictions, paths: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     """The probabilities for some images; in a file of studies, an image has those of its study.
 
     Args:
@@ -1049,18 +1015,8 @@ def read_label_file(
     table.require(() if uses_columns else missing, KEYS)
     _check_names(table)
     _add_studies(table)
-    names = table[table.key].to_numpy(object)
-    records = Records(
-        root=table.file.parent,
-        csv=table.file.name,
-        row=table.row,
-        path=names,
-        file=names,
-        patient=table['patient'].to_numpy(object),
-        study=table['study'].to_numpy(object),
-        **_read_description(table, names),
-        labels=_read_labels(table),
-    )
+    table.cells = table.cells.assign(path=table[table.key], file=table[table.key])
+    records = _records_of(table)
     if views != 'all' and table.key == 'Path':
         table.check('Path', records.view != '', 'value of the view', 'names no view')
         records = select_views(records, views)
@@ -1151,7 +1107,6 @@ def _existing(
     images: Store | Folder,
     look_up: str,
     on_fault: OnFault,
-    logger: logging.Logger | None,
 ) -> Records:
     """The records whose images exist; each missing one is a fault of its row [N] of the CSV."""
     hint = '(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted)'
@@ -1172,12 +1127,6 @@ def _existing(
             keep[position] = False
         else:
             keep[position] = images.is_inside(file, *place[:2])
-    left_out = sum(file in images.left_out for file in records.file[~keep])
-    if left_out and logger is not None:
-        logger.warning(
-            f'{records.csv or records.root}: {left_out} images could not be read when the store '
-            f'was packed and are excluded ({images.path / BAD_FILE})'
-        )
     return records if keep.all() else records.select(keep)
 
 
@@ -1196,15 +1145,24 @@ def _read_labels(table: Table) -> np.ndarray:  # [N, K] float32
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def _read_description(table: Table, paths: Sequence[str]) -> dict[str, np.ndarray]:
-    """View, sex, age and projection; a view that is not given comes from the image's path."""
+def _records_of(table: Table) -> Records:
+    """The records of a table that has the columns path, file, patient and study.
+
+    A view that is not given comes from the image's path.
+    """
     view = table.map('Frontal/Lateral', VIEW_CELLS, 'value of the view', dtype=object)
-    return {
-        'view': np.where(view == '', views_in_names(paths), view),
-        'sex': table.map('Sex', SEXES, 'value of the sex', dtype=object),
-        'age': table.numbers('Age', 'value of the age'),
-        'ap_pa': table.map('AP/PA', PROJECTIONS, 'value of the projection', dtype=object),
-    }
+    names = ('path', 'file', 'patient', 'study')
+    return Records(
+        root=table.file.parent,
+        csv=table.file.name,
+        row=table.row,
+        **{name: table[name].to_numpy(object) for name in names},
+        view=np.where(view == '', views_in_names(table['path']), view),
+        sex=table.map('Sex', SEXES, 'value of the sex', dtype=object),
+        age=table.numbers('Age', 'value of the age'),
+        ap_pa=table.map('AP/PA', PROJECTIONS, 'value of the projection', dtype=object),
+        labels=_read_labels(table),
+    )
 
 
 def _unknown(size: int) -> dict[str, np.ndarray]:

@@ -154,9 +154,7 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
     demographics = str(args.demographics.absolute()) if args.demographics else ''
 
     def groups(records: Records) -> dict[str, np.ndarray]:
-        further = group_columns(
-            records, args.groups, demographics=demographics, options=('--groups', '--demographics')
-        )
+        further = group_columns(records, args.groups, demographics=demographics)
         return standard_groups(records, default_config().EVAL.AGE_BANDS) | further
 
     sets, warnings = [], []

@@ -36,7 +36,7 @@ def killed_after(count: int) -> Iterator[None]:
 
 
 def noise(index: int, highest: int = 255) -> np.ndarray:
-    """Noise of a size of its own, with the highest level in it."""
+    """Noise whose size depends on the index, with the highest level in it."""
     rng = np.random.default_rng(index)
     dtype = np.uint8 if highest == 255 else np.uint16
     pixels = rng.integers(0, highest + 1, (20 + index % 7, 18 + index % 5)).astype(dtype)

@@ -4,7 +4,6 @@ import csv
 import errno
 import os
 import signal
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,7 +33,6 @@ from data.loader import (
 )
 from data.records import read_csv
 from data.transforms import TrainTransform
-from engine import distributed
 
 NAN = float('nan')
 WEIGHTS = np.arange(1, 24.0) ** 2
@@ -56,11 +54,6 @@ def assert_same(got, wanted) -> None:
             torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
 
 
-def on_rank(monkeypatch, rank: int, world_size: int) -> None:
-    monkeypatch.setattr(distributed, 'rank', lambda: rank)
-    monkeypatch.setattr(distributed, 'world_size', lambda: world_size)
-
-
 @pytest.fixture(params=[True, False], ids=['pretrain', 'finetune'])
 def is_pretrain(request) -> bool:
     return request.param
@@ -74,19 +67,6 @@ def train_loader(data_path: Path, is_pretrain: bool, *options):
 def test_number_of_workers_changes_no_sample(data_path, is_pretrain):
     wanted = samples_of(train_loader(data_path, is_pretrain), 0, 1)
     got = samples_of(train_loader(data_path, is_pretrain, 'DATA.NUM_WORKERS', 2), 0, 1)
-    assert_same(got, wanted)
-
-
-def test_number_of_ranks_changes_no_sample(data_path, is_pretrain, monkeypatch):
-    wanted = samples_of(train_loader(data_path, is_pretrain), 0, 1)
-    ranks = []
-    for rank in (0, 1):
-        on_rank(monkeypatch, rank, 2)
-        loader = train_loader(data_path, is_pretrain, 'DATA.BATCH_SIZE', 2)
-        ranks.append(samples_of(loader, 0, 1))
-    got = []
-    for first in range(0, len(ranks[0]), 2):
-        got += ranks[0][first : first + 2] + ranks[1][first : first + 2]
     assert_same(got, wanted)
 
 
@@ -202,20 +182,6 @@ def test_draws_are_in_proportion_to_the_weights():
     counts = np.bincount(drawn, minlength=23)
     assert len(counts) == 23
     assert chisquare(counts, WEIGHTS / WEIGHTS.sum() * len(drawn)).pvalue > 1e-3
-
-
-def test_weighted_batches_number_the_draws_of_an_image_over_all_ranks():
-    ranks = [
-        batches(shuffle=True, weights=WEIGHTS, epoch=4, batch_size=2, rank=rank, world_size=2)
-        for rank in (0, 1)
-    ]
-    keys = [key for parts in zip(*ranks, strict=True) for part in parts for key in part]
-    assert len(keys) == 20 and {epoch for epoch, _, _ in keys} == {4}
-    before = Counter()
-    for _, image, occurrence in keys:
-        assert occurrence == before[image]
-        before[image] += 1
-    assert max(before.values()) > 1
 
 
 def test_an_image_that_is_drawn_twice_is_augmented_twice(data_path):

@@ -9,8 +9,8 @@ import pytest
 
 from data.labels import LABELS
 from data.records import (
+    look_up,
     normalise_name,
-    predictions_for,
     read_predictions,
     study_name,
     write_predictions,
@@ -116,18 +116,17 @@ def test_predictions_for_images_come_in_their_order(tmp_path):
         'Edema': [0.03, 0.01, 0.07],
     }
     file = csv_of(tmp_path / 'p.csv', columns)
-    found = predictions_for(file, [image(i) for i in (1, 2, 3)])
-    expected = np.full((3, len(LABELS)), NAN, np.float32)
+    found = look_up(read_predictions(file), [image(i) for i in (1, 2, 3)])
+    expected = np.full((3, len(LABELS)), NAN)
     expected[:, LABELS.index('Fracture')] = 0.1, NAN, 0.3
     expected[:, LABELS.index('Edema')] = 0.01, NAN, 0.03
-    assert found.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
-    wanted = predictions_for(file, [image(7), image(1)], labels=['Edema', 'Any Finding'])
-    np.testing.assert_array_equal(wanted, np.float32([[0.07, NAN], [0.01, NAN]]))
+    wanted = look_up(read_predictions(file), [image(7), image(1)], labels=['Edema', 'Any Finding'])
+    np.testing.assert_array_equal(wanted, [[0.07, NAN], [0.01, NAN]])
 
 
 def test_predictions_of_studies_are_those_of_their_images(tmp_path):
     file = csv_of(tmp_path / 'p.csv', {'Study': [study(2), study(1)], 'Edema': [0.2, 0.1]})
     paths = [image(1), image(2), image(2, 'view2_lateral'), image(3)]
-    found = predictions_for(file, paths, labels=['Edema'])
-    np.testing.assert_array_equal(found[:, 0], np.float32([0.1, 0.2, 0.2, NAN]))
+    found = look_up(read_predictions(file), paths, labels=['Edema'])
+    np.testing.assert_array_equal(found[:, 0], [0.1, 0.2, 0.2, NAN])

@@ -372,7 +372,7 @@ def test_groups_come_from_the_own_file_by_row_or_from_demographics_by_patient(
     assert list(found) == ['RACE', 'Site'], 'the own column takes precedence'
     assert found['RACE'] == ['White', 'White', '', '', 'Black, "mixed"']
     assert found['Site'] == ['A', 'A', 'B', '', 'C']
-    with pytest.raises(ValueError, match=r"demo\.csv, row 7.*'AGE'"):
+    with pytest.raises(ValueError, match="DATA.DEMOGRAPHICS.*'AGE'"):
         groups_of(grouped, ['AGE'], *lines)
 
 
