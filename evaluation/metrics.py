@@ -195,7 +195,7 @@ def brier(tally: Tally) -> np.ndarray:
 
 @metric('ECE', higher_is_better=False, is_calibration=True)
 def ece(tally: Tally) -> np.ndarray:
-    """Expected calibration error over bins of equal weight (see `calibration_bins`)."""
+    """Expected calibration error over bins of equal weight."""
     mass = tally.positive + tally.negative
     # Weight times (mean probability - share of positives), summed over each bin.
     gap = (tally.negative * tally.values - tally.positive * (1 - tally.values)).ravel()
