@@ -260,11 +260,30 @@ def summary(samples: np.ndarray) -> dict[str, float]:
     return {'value': float(samples[0]), 'low': low, 'high': high}
 
 
-def mean_scores(
+def summaries(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """The `summary` of each score."""
+    return {name: summary(samples) for name, samples in scores.items()}
+
+
+def mean_summaries(
     per_label: Mapping[str, Mapping[str, np.ndarray]], labels: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """Average the results of `label_scores` over labels; NaN where one label is undefined."""
-    return {name: np.mean([per_label[label][name] for label in labels], axis=0) for name in METRICS}
+) -> dict[str, dict[str, float]] | None:
+    """Summaries of the results of `label_scores` averaged over labels.
+
+    Returns:
+        For each name in METRICS; None if a label is missing or has no AUROC, or there is no label.
+    """
+    if not labels or not set(labels) <= set(labels_with_both_classes(per_label)):
+        return None
+    means = {
+        name: np.mean([per_label[label][name] for label in labels], axis=0) for name in METRICS
+    }
+    return summaries(means)
+
+
+def labels_with_both_classes(per_label: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
+    """The labels whose AUROC is defined."""
+    return [label for label, scores in per_label.items() if not np.isnan(scores['auroc'][0])]
 
 
 def calibration_bins(mass: np.ndarray) -> np.ndarray:  # [R, G] int

@@ -21,7 +21,7 @@ from evaluation.metrics import (
     METRICS,
     auroc_per_label,
     label_scores,
-    mean_scores,
+    mean_summaries,
     score_table,
     selection_score,
     study_level,
@@ -170,19 +170,15 @@ def test_without_a_threshold_only_what_needs_one_is_undefined():
     }
 
 
-def test_an_unknown_probability_leaves_no_score_unless_its_target_is_unknown_too():
-    p, y = np.array([0.2, NAN, 0.7]), np.array([0.0, 1.0, 1.0])
-    assert np.isnan([*label_scores(p, y, threshold=0.5).values()]).all()
-    y[1] = NAN
-    assert label_scores(p, y, threshold=0.5)['auroc'][0] == 1
-
-
 def test_a_mean_over_labels_is_undefined_where_one_label_is():
-    values = {'a': [0.5, 0.7, 0.9], 'b': [0.7, NAN, 1.0], 'c': [NAN, NAN, 0.0]}
+    values = {'a': [0.5, 0.7, 0.9], 'b': [0.7, 0.8, 1.0], 'c': [NAN, 0.1, 0.2]}
     per_label = {k: dict.fromkeys(METRICS, np.array(v)) for k, v in values.items()}
-    means = mean_scores(per_label, ['a', 'b'])
+    means = mean_summaries(per_label, ['a', 'b'])
     assert list(means) == list(METRICS)
-    np.testing.assert_allclose(means['f1'], [0.6, NAN, 0.95])
+    low, high = np.percentile([0.75, 0.95], [2.5, 97.5])
+    assert means['f1'] == pytest.approx({'value': 0.6, 'low': low, 'high': high})
+    for labels in (['a', 'c'], ['a', 'missing'], []):
+        assert mean_summaries(per_label, labels) is None
 
 
 @pytest.mark.parametrize(
