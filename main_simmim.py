@@ -31,9 +31,8 @@ from models.pretrained import fit_pretrained
 from utils import checkpoint_to_evaluate, load_weights
 
 NUM_IMAGES = 6  # rows of reconstructions/epoch_N.png
-GIVEN_STATISTICS = (
-    '_given_patch_statistics'  # suffix of values that other runs cannot be compared with
-)
+# Suffix of values that other runs cannot be compared with.
+GIVEN_STATISTICS = '_given_patch_statistics'
 
 
 def reconstruction_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:

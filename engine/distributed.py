@@ -1,8 +1,8 @@
 """The process group: rank, number of processes, and gathering; everything works on one process too.
 
 When one process of a run ends, the others end within 40 s: the broken connection raises an
-error in the next collective operation, a recorded failure is noticed by `launch.Failures.watch`,
-and torchrun kills the rest of a group 30 s after asking it to stop. A process that hangs, or whose
+error in the next collective operation, and torchrun kills the rest of a group 30 s after asking it
+to stop. A process that hangs, or whose
 network is cut silently, is waited for TRAIN.RANK_TIMEOUT_MINUTES.
 """
 

@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from argparse import Namespace
@@ -43,9 +42,8 @@ from logger import ScalarLog, create_logger
 EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
 LOCK_FILE = 'run.lock'
+FAILURE_FILE = 'failure_rank{rank}.json'
 
-POLL_SECONDS = 2  # between two looks for failures of other processes
-GRACE_SECONDS = 15  # in which a process may end by itself after another one failed
 LOOK_SECONDS = 5  # in which the record of a failure must appear after a broken connection
 
 MISTAKES = (ValueError, FloatingPointError, OSError, torch.OutOfMemoryError)
@@ -63,71 +61,6 @@ _SILENT = 'another process of this run did not answer within TRAIN.RANK_TIMEOUT_
 
 class Terminated(BaseException):
     """A signal asked the process to stop where nothing is trained; the text names the signal."""
-
-
-class Failures:
-    """Failures of the processes of this run: each one writes `failure_rank<r>.json` in the folder.
-
-    A process that fails only because another one is gone writes no file, so that the earliest file
-    names the cause. All ranks must create this object at the same time.
-
-    Args:
-        folder: Run folder.
-        clear: Whether to remove the files of an earlier run.
-    """
-
-    def __init__(self, folder: Path, *, clear: bool) -> None:
-        self.folder = folder
-        if clear and distributed.is_main():
-            for path in folder.glob('failure_rank*.json'):
-                path.unlink(missing_ok=True)
-        # Distinguishes this run from others in the folder, such as an evaluation.
-        self.run = distributed.broadcast(f'{socket.gethostname()} {os.getpid()} {time.time_ns()}')
-
-    def record(self, message: str) -> None:
-        """Tell the other processes that this one failed."""
-        if distributed.world_size() == 1:
-            return
-        record = {
-            'run': self.run,
-            'time': time.time(),
-            'rank': distributed.rank(),
-            'host': socket.gethostname(),
-            'message': message,
-        }
-        with contextlib.suppress(OSError):  # the folder may be what failed; the log has the message
-            path = self.folder / f'failure_rank{distributed.rank()}.json'
-            replace_file(path, json.dumps(record).encode())
-
-    def first_elsewhere(self, seconds: float) -> str:
-        """The earliest failure of another process; '' if none appears within `seconds`."""
-        end = time.monotonic() + (seconds if distributed.world_size() > 1 else 0)
-        while not (records := self._others()) and time.monotonic() < end:
-            time.sleep(0.1)
-        if not records:
-            return ''
-        first = min(records, key=lambda record: record['time'])
-        return f'rank {first["rank"]} on host {first["host"]} failed first: {first["message"]}'
-
-    def watch(self, logger: logging.Logger) -> None:
-        """Start a thread that ends this process if another one fails and it does not notice."""
-
-        def look() -> None:
-            while not self._others():
-                time.sleep(POLL_SECONDS)
-            time.sleep(GRACE_SECONDS)
-            logger.error(self.first_elsewhere(0))
-            os._exit(EXIT_OTHER_PROCESS)
-
-        threading.Thread(target=look, daemon=True).start()
-
-    def _others(self) -> list[dict[str, Any]]:
-        own, records = f'failure_rank{distributed.rank()}.json', []
-        for path in self.folder.glob('failure_rank*.json'):
-            with contextlib.suppress(OSError, ValueError):  # it was just removed
-                if path.name != own:
-                    records.append(json.loads(path.read_text('utf-8')))
-        return [record for record in records if record['run'] == self.run]
 
 
 def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None = None) -> int:
@@ -155,7 +88,6 @@ class Process:
     """What this process holds while its run lasts."""
 
     run: Run | None = None
-    failures: Failures | None = None
     lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def close(self) -> None:
@@ -189,6 +121,9 @@ def setup_run(args: Namespace, process: Process) -> None:
     problem = ''
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if distributed.is_main():
+            for path in folder.glob(FAILURE_FILE.format(rank='*')):
+                path.unlink(missing_ok=True)
         if writes:
             process.lock.enter_context(run_lock(folder))
         if distributed.is_main() and (trains or config.CHECK_MODE):
@@ -204,14 +139,12 @@ def setup_run(args: Namespace, process: Process) -> None:
         problem = str(error)
     if problems := [text for text in distributed.gather(problem) if text]:
         raise ValueError(problems[0])
-    process.failures = Failures(folder, clear=trains)
     gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
     gpus = [name for name in distributed.gather(gpu) if name]
     record = RunRecord(folder, _facts(args, config.SEED, gpus), logger) if writes else RunRecord()
     process.run = Run(config, args.stage, folder, device, logger, scalars, record)
     _log_start(process.run)
     if distributed.world_size() > 1:
-        process.failures.watch(logger)
         faulthandler.enable()  # for crashes outside Python, such as NCCL aborting the process
 
 
@@ -236,6 +169,29 @@ def is_locked(folder: str | Path) -> bool:
     except PermissionError:  # of somebody else's folder
         pass
     return False
+
+
+def record_failure(folder: Path, message: str) -> None:
+    """Tell the other processes of the run why this one failed."""
+    rank, host = distributed.rank(), socket.gethostname()
+    record = {'time': time.time(), 'rank': rank, 'host': host, 'message': message}
+    with contextlib.suppress(OSError):  # the folder may be what failed; the log has the message
+        replace_file(folder / FAILURE_FILE.format(rank=rank), json.dumps(record))
+
+
+def first_failure(folder: Path) -> str:
+    """The earliest failure of another process; '' if none is recorded within LOOK_SECONDS.
+
+    A process that fails only because another one is gone records nothing, so that the earliest
+    record names the cause.
+    """
+    end = time.monotonic() + LOOK_SECONDS
+    while not (paths := list(folder.glob(FAILURE_FILE.format(rank='*')))):
+        if time.monotonic() > end:
+            return ''
+        time.sleep(0.1)
+    first = min((json.loads(path.read_bytes()) for path in paths), key=lambda each: each['time'])
+    return f'rank {first["rank"]} on host {first["host"]} failed first: {first["message"]}'
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -304,13 +260,13 @@ def _finish(process: Process, main: Callable[[Run], int | None]) -> int:
 
 def _fail(process: Process, error: BaseException) -> int:
     """Report what ended the run, or what ended the other process that the run needs."""
-    run, failures = process.run, process.failures
+    run = process.run
     code, message = explain(error)
-    if run is not None and code in (EXIT_OTHER_PROCESS, EXIT_PREEMPTED):
-        if first := failures.first_elsewhere(LOOK_SECONDS):
+    if run is not None and distributed.world_size() > 1:
+        if code not in (EXIT_OTHER_PROCESS, EXIT_PREEMPTED):
+            record_failure(run.folder, message)
+        elif first := first_failure(run.folder):
             code, message = EXIT_OTHER_PROCESS, first
-    elif run is not None:
-        failures.record(message)
     unexpected = code == EXIT_UNEXPECTED
     if run is not None:
         run.logger.log(logging.ERROR if unexpected else logging.DEBUG, 'traceback:', exc_info=error)

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from config import PROBES, Config, encoder_name
 from data import Loaders
 from data.labels import UNCERTAIN, task_labels
-from data.loader import XrayDataset
 from data.records import describe_images, group_columns, standard_groups, write_predictions
 from engine import distributed
 from engine.files import replace_file
@@ -83,11 +82,7 @@ class FinalScores:
         replace_file(file, (json.dumps(json_safe(self.table), indent=1) + '\n').encode())
         run.logger.info(f'scores in {file}. Not for clinical use.')
         if run.config.REPORT.WRITE:
-            loaders = self.loaders
-            shown = _present({'train': loaders.train or loaders.plain, 'holdout': loaders.holdout})
-            datasets = {name: loader.dataset for name, loader in (shown | self.scored).items()}
-            page = write_run_report(run, models, datasets, self.logits, sources)
-            run.logger.info(f'report in {page}')
+            run.logger.info(f'report in {self._write_report(models, sources)}')
 
     def _predict(self, split: str, models: list[nn.Module], loader: DataLoader) -> None:
         self.logits[split] = predict(self.run.config, self.run.device, models, loader)
@@ -113,6 +108,59 @@ class FinalScores:
                 source=source | {'csv': records.csv, 'rows': len(records)},
             )
 
+    def _write_report(self, models: list[nn.Module], sources: list[str]) -> Path:
+        """Write report.html, report.json, its tables, and maps of the first model."""
+        run, config, loaders = self.run, self.run.config, self.loaders
+        folder = run.folder / 'report_eval' if config.EVAL_MODE else run.folder
+        used = _present({'train': loaders.train or loaders.plain, 'holdout': loaders.holdout})
+        datasets = {name: loader.dataset for name, loader in (used | self.scored).items()}
+        sets = [self._cases(name) for name in self.scored]
+        trained = _training_config(run, sources)
+        selects_on_valid = (
+            trained and trained.EVAL.SELECT_ON == 'valid' and trained.FINETUNE.MODE not in PROBES
+        )
+        names = Names(run.folder if config.REPORT.ANONYMISE else None)
+        document = build_document(
+            sets,
+            self._cases('holdout') if loaders.holdout else None,
+            _protocol(config),
+            run=_describe_run(config, sources, trained, names),
+            policy=trained.DATA.UNCERTAIN if trained else '',
+            patients={
+                split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
+            },
+            warnings=[SELECTED_ON_VALID] if selects_on_valid else [],
+            extras={'training': _training_curves(run.folder, config, sources)},
+        )
+        thresholds = {part['label']: part['threshold'] for part in document['sets'][-1]['labels']}
+        shown = datasets[sets[-1].name]
+        document |= write_maps(
+            config, models[0], shown, sets[-1], thresholds=thresholds, folder=folder
+        )
+        rename_images(document, names)
+        return write_report(folder, document)
+
+    def _cases(self, name: str) -> Cases:
+        """The cases of a split, with the requested groups if it is scored."""
+        config, dataset = self.run.config, getattr(self.loaders, name).dataset
+        records, groups = dataset.records, {}
+        if name in SCORED:
+            groups = standard_groups(records, config.EVAL.AGE_BANDS) | group_columns(
+                records, config.EVAL.GROUPS, demographics=config.DATA.DEMOGRAPHICS
+            )
+        has_uncertain = config.DATA.TASK == 'observations'
+        return Cases(
+            name=name,
+            labels=task_labels(config.DATA.TASK),
+            path=records.path,
+            study=records.study,
+            patient=records.patient,
+            probabilities=expit(self.logits[name].astype(np.float64)),
+            targets=dataset.targets,
+            groups=groups,
+            uncertain=records.labels == UNCERTAIN if has_uncertain else None,
+        )
+
 
 def check_scoring(run: Run, path: str | Path) -> None:
     """Compare the options of --eval with those that a checkpoint was trained with.
@@ -133,78 +181,6 @@ def check_scoring(run: Run, path: str | Path) -> None:
             raise ValueError(f'{problem}: patients that it was trained on would be held out')
         if now != before:
             run.logger.warning(problem)
-
-
-def write_run_report(
-    run: Run,
-    models: list[nn.Module],
-    datasets: dict[str, XrayDataset],
-    logits: dict[str, np.ndarray],
-    sources: list[str],
-) -> Path:
-    """Write report.html, report.json, its tables and maps.
-
-    Args:
-        run: The run.
-        models: The scored models; the maps are those of the first.
-        datasets: `train` and `holdout` if they exist, `valid` and `test`.
-        logits: Of all datasets except `train`.
-        sources: Checkpoints of the models, or the kind of probe.
-
-    Returns:
-        Path of report.html.
-    """
-    config = run.config
-    folder = run.folder / 'report_eval' if config.EVAL_MODE else run.folder
-    cases = {
-        name: cases_of(config, name, datasets[name], logits[name])
-        for name in ('holdout', *SCORED)
-        if name in datasets
-    }
-    holdout, trained = cases.pop('holdout', None), _training_config(run, sources)
-    selects_on_valid = (
-        trained and trained.EVAL.SELECT_ON == 'valid' and trained.FINETUNE.MODE not in PROBES
-    )
-    names = Names(run.folder if config.REPORT.ANONYMISE else None)
-    document = build_document(
-        list(cases.values()),
-        holdout,
-        _protocol(config),
-        run=_describe_run(config, sources, trained, names),
-        policy=trained.DATA.UNCERTAIN if trained else '',
-        patients={
-            split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
-        },
-        warnings=[SELECTED_ON_VALID] if selects_on_valid else [],
-        extras={'training': _training_curves(run.folder, config, sources)},
-    )
-    thresholds = {part['label']: part['threshold'] for part in document['sets'][-1]['labels']}
-    shown = list(cases)[-1]
-    document |= write_maps(
-        config, models[0], datasets[shown], cases[shown], thresholds=thresholds, folder=folder
-    )
-    rename_images(document, names)
-    return write_report(folder, document)
-
-
-def cases_of(config: Any, name: str, dataset: XrayDataset, logits: np.ndarray) -> Cases:
-    """The cases of a split: predictions, targets and the requested groups."""
-    records, is_task = dataset.records, config.DATA.TASK != 'observations'
-    groups = {}
-    if name in SCORED:
-        groups = standard_groups(records, config.EVAL.AGE_BANDS)
-        groups |= group_columns(records, config.EVAL.GROUPS, demographics=config.DATA.DEMOGRAPHICS)
-    return Cases(
-        name=name,
-        labels=task_labels(config.DATA.TASK),
-        path=records.path,
-        study=records.study,
-        patient=records.patient,
-        probabilities=expit(logits.astype(np.float64)),
-        targets=dataset.targets,
-        groups=groups,
-        uncertain=None if is_task else records.labels == UNCERTAIN,
-    )
 
 
 def describe_views(config: Config) -> str:

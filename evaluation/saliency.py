@@ -38,16 +38,20 @@ class MapMethod(NamedTuple):
     make_maps: Callable[[nn.Module, torch.Tensor, Score], torch.Tensor]
 
 
-def grad_cam(model: nn.Module, images: torch.Tensor, score: Score) -> torch.Tensor:
+def grad_cam(
+    model: nn.Module, images: torch.Tensor, score: Score, *, layer: nn.Module | None = None
+) -> torch.Tensor:
     """Grad-CAM: where the features lie that raise a score.
 
-    Each feature map of `target_layer` is weighted by the mean of its gradient. The positive part of
-    the weighted sum is resized to the image and divided by its maximum.
+    Each feature map of a layer is weighted by the mean of its gradient. The positive part of the
+    weighted sum is resized to the image and divided by its maximum.
 
     Args:
         model: Any model that maps images to outputs [B, *]; it is set to evaluation mode.
         images: [B, C, S, S].
         score: Function from outputs to the scores [B] that are explained.
+        layer: The layer, which returns [B, F, h, w] or tokens [B, L, F]; by default the
+            `saliency_layer` of the model.
 
     Returns:
         [B, S, S] in [0, 1]; all 0 where no feature raises the score.
@@ -62,7 +66,8 @@ def grad_cam(model: nn.Module, images: torch.Tensor, score: Score) -> torch.Tens
         return kept[-1].clone()  # The model may change it in place.
 
     model.eval()
-    with target_layer(model, images).register_forward_hook(keep), torch.enable_grad():
+    layer = layer or model.saliency_layer()
+    with layer.register_forward_hook(keep), torch.enable_grad():
         # Only the first call counts: gradient checkpointing calls the hook again.
         (gradient,) = torch.autograd.grad(score(model(images)).sum(), kept[:1])
     weights = _as_grid(gradient).mean(dim=(2, 3), keepdim=True)  # [B, F, 1, 1]
@@ -88,15 +93,8 @@ def attention_rollout(
     Returns:
         [B, S, S], scaled so that each image spans [0, 1].
 
-    Raises:
-        ValueError: If the model is not a ViT.
-
     Source: Abnar and Zuidema 2020, arXiv:2005.00928.
     """
-    if not getattr(model, 'attends_globally', False):
-        raise ValueError(
-            f'attention rollout needs global attention (MODEL.TYPE vit), got {type(model).__name__}'
-        )
     model.eval()
     with torch.no_grad(), eager_attention(model), _KeepSoftmax() as probabilities:
         model(images)
@@ -113,37 +111,6 @@ def attention_rollout(
 
 METHODS.register('grad_cam')(MapMethod('Grad-CAM', grad_cam))
 METHODS.register('rollout')(MapMethod('attention rollout', attention_rollout))
-
-
-def target_layer(model: nn.Module, images: torch.Tensor) -> nn.Module:
-    """The layer whose output Grad-CAM weights.
-
-    An `Encoder` can name it (`saliency_layer`). For any other model it is the last module that
-    returns a feature map [B, F, h, w] with more than one position.
-
-    Raises:
-        ValueError: If there is no such layer.
-    """
-    own = model.saliency_layer() if isinstance(model, Encoder) else None
-    if own is not None:
-        return own
-    found: list[nn.Module] = []
-
-    def look(module: nn.Module, _inputs: tuple, result: object) -> None:
-        if isinstance(result, torch.Tensor) and result.ndim == 4 and result.shape[2:].numel() > 1:
-            found.append(module)
-
-    handles = [module.register_forward_hook(look) for module in model.modules()]
-    with torch.no_grad():
-        model(images[:1])
-    for handle in handles:
-        handle.remove()
-    if not found:
-        raise ValueError(
-            f'{type(model).__name__} has no module that returns a feature map [B, F, h, w] with '
-            'more than one position, so there are no saliency maps (REPORT.MAPS)'
-        )
-    return found[-1]
 
 
 def randomised_check(
@@ -278,10 +245,10 @@ def write_maps(
 
     Returns:
         `maps` and `maps_check` of the report; both are empty if REPORT.MAPS is 0 or the model has
-        no head whose score could be explained (nearest neighbours).
+        no layer whose features could be shown (such as nearest neighbours).
     """
     count = config.REPORT.MAPS
-    if not count or not hasattr(model, 'head'):
+    if not count or not isinstance(model, Encoder) or model.saliency_layer() is None:
         return {'maps': [], 'maps_check': None}
     view, entries = EvalTransform(config), []
     device = next(model.parameters()).device

@@ -116,7 +116,7 @@ class Encoder(nn.Module, ABC):
     def saliency_layer(self) -> nn.Module | None:
         """Return the module whose output Grad-CAM weights, [B, F, h, w] or tokens [B, L, F].
 
-        None selects the last module that returns a feature map of more than one place.
+        None if there is none; the report has no saliency maps then.
         """
         return None
 

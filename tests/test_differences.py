@@ -210,11 +210,10 @@ def test_eval_takes_the_given_checkpoint_without_training_data(phantom, copied, 
     assert sorted(folder.glob('*.pth')) == before
 
 
-def test_eval_refuses_weights_without_the_classifier(phantom, copied, tmp_path, capsys):
-    cfg, encoder = copied['finetune'] / 'run.yaml', run_folder(copied['simmim'], 'simmim')
-    words = ('--eval', '--pretrained', str(encoder / 'ckpt_epoch_1.pth'))
-    assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'new', *words)) == 2
-    assert 'ckpt_epoch_1.pth' in capsys.readouterr().out
+def test_eval_refuses_weights_without_the_classifier(phantom, copied, tmp_path, refused):
+    encoder = run_folder(copied['simmim'], 'simmim') / 'ckpt_epoch_1.pth'
+    argv = arguments(copied['finetune'] / 'run.yaml', phantom, tmp_path / 'new', '--eval')
+    refused('finetune', [*argv, '--pretrained', str(encoder)], encoder)
 
 
 def log_of_setup(folder: Path, *opts: str) -> str:
@@ -244,27 +243,16 @@ def test_the_seed_sets_all_three_global_generators(tmp_path):
     assert all(a != b for a, b in zip(draws('4'), first, strict=True))
 
 
-def test_rates_of_all_groups_are_logged_once_and_not_every_epoch(trained):
-    log = (run_folder(trained['finetune'], 'finetune') / 'log_rank0.txt').read_text()
-    groups = re.findall(r'DEBUG (layer_\d+_\w+): .*, base rate', log)
-    assert len(groups) == len(set(groups)) == int(re.search(r' in (\d+) groups, ', log)[1]) > 2
-    assert re.findall(r'EPOCH (\d) training takes', log) == ['0', '1']
-
-
-@pytest.mark.parametrize('size', [32, 48])
-def test_small_images_are_cropped_and_resized_like_large_ones(size):
+def test_small_images_are_cropped_and_resized_like_large_ones():
     config = default_config()
-    config.merge_from_list(['DATA.IMG_SIZE', size, 'AUG.COLOR_JITTER', 0.0, 'AUG.REPROB', 0.0])
-    slope = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))  # 4 levels a pixel
+    config.merge_from_list(['DATA.IMG_SIZE', 32, 'AUG.COLOR_JITTER', 0.0, 'AUG.REPROB', 0.0])
+    slope = Image.fromarray(np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1)))
 
     def levels(transform: TrainTransform | EvalTransform, seed: int = 0) -> float:
-        image = transform(Image.fromarray(slope), np.random.default_rng(seed))
-        assert image.shape[1:] == (size, size)
+        image = transform(slope, np.random.default_rng(seed))
         return np.ptp(image[0].numpy()) * transform.normalize.scale[0]
 
     assert levels(EvalTransform(config)) == pytest.approx(252 * 224 / 256, abs=9)
-    config.TEST.CROP = False
-    assert levels(EvalTransform(config)) == pytest.approx(252, abs=9)
     drawn = [levels(TrainTransform(config), seed) for seed in range(50)]
     assert min(drawn) < 252 * 0.4 and max(drawn) > 252 * 0.9, 'of crops of 0.08 to 1'
 

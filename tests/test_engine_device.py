@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from compilers import record_graphs
-from tiny import arguments, run_folder, run_main, tiny_config
+from tiny import VIT, arguments, run_folder, run_main, tiny_config
 from torch import nn
 
 from config import build_parser, get_config
@@ -70,7 +70,9 @@ def test_a_compiled_run_gives_the_same_weights_and_compiles_once(
     phantom, tmp_path, monkeypatch
 ) -> None:
     """With drop path, accumulation and scoring after each of two epochs."""
-    cfg, graphs = tiny_config(tmp_path / 'run.yaml', 'simmim'), record_graphs(monkeypatch)
+    sections = {'DATA': {'TRAIN_IMAGES': 12}, 'EVAL': {'HOLDOUT_IMAGES': 2}}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', VIT, **sections)
+    graphs = record_graphs(monkeypatch)
     assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'eager')) == 0
     options = ['--opts', 'TRAIN.COMPILE', 'max']
     assert run_main('simmim', arguments(cfg, phantom, tmp_path / 'compiled', *options)) == 0

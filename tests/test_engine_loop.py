@@ -103,7 +103,7 @@ def test_no_checkpoint_is_saved_after_a_non_finite_loss(phantom, tmp_path, monke
         return loss(model, batch) * (math.nan if len(calls) > 7 else 1)
 
     monkeypatch.setattr(main_simmim, 'reconstruction_loss', breaks_in_the_second_epoch)
-    sections = {'TRAIN': {'SAVE_EVERY_STEPS': 1}, 'PRINT_FREQ': 1000}
+    sections = {'TRAIN': {'SAVE_EVERY_STEPS': 1}, 'PRINT_FREQ': 1000, 'EVAL': {'HOLDOUT_IMAGES': 2}}
     cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', **sections)
     assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 2
     saved = {path.name for path in run_folder(tmp_path, 'simmim').glob('ckpt_*')}
@@ -200,7 +200,8 @@ def test_two_ranks_equal_one(stage, model, phantom, tmp_path) -> None:
         ''.join((phantom / 'test.csv').read_text().splitlines(keepends=True)[:2])
     )
     model = model | {'DROP_PATH_RATE': 0.0}
-    cfg = tiny_config(tmp_path / 'run.yaml', stage, model, TRAIN={'SAVE_EVERY_STEPS': 3})
+    sections = {'TRAIN': {'SAVE_EVERY_STEPS': 3}, 'EVAL': {'HOLDOUT_IMAGES': 3}}
+    cfg = tiny_config(tmp_path / 'run.yaml', stage, model, **sections)
     one, two = tmp_path / 'one', tmp_path / 'two'
     assert run_main(stage, arguments(cfg, data, one)) == 0
     done = torchrun(stage, arguments(cfg, data, two, '--batch-size', '2'), processes=2)

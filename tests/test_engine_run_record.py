@@ -15,8 +15,7 @@ from tiny import VIT, arguments, run_folder, run_main, tiny_config
 import main_simmim
 from config import config_text, default_config
 from data import Loaders
-from data.phantom import make_phantom_mimic
-from data.records import read_csv, read_mimic
+from data.records import read_csv
 from engine import run_record as module
 from engine.run_record import (
     RunRecord,
@@ -69,14 +68,6 @@ def test_the_fingerprint_covers_the_bytes_of_tables_and_the_names_of_images(eigh
     assert describe(again.select([5, 4, 3, 2, 1, 0]), again.select([7, 6, 5])) == about
     fewer = describe(records.select([0, 1, 2, 3, 4, 5, 6]))
     assert fewer['images'] == 7 and fewer['fingerprint'] != about['fingerprint']
-
-
-def test_the_fingerprint_covers_every_table_of_mimic(tmp_path):
-    make_phantom_mimic(tmp_path, num_train=3, num_valid=2, num_test=2, size=32, seed=0)
-    config = config_of('DATA.DATASET', 'mimic-cxr')
-    about = describe(read_mimic(tmp_path, 'train', labeller='chexpert'), config=config)
-    names = {path.name for path in tmp_path.glob('mimic-cxr-*')}
-    assert set(about['files']) == {name for name in names if 'negbio' not in name}
 
 
 def test_the_fingerprint_of_fine_tuning_covers_what_it_reads_besides(eight, tmp_path):

@@ -18,7 +18,6 @@ from evaluation.saliency import (
     grad_cam,
     plot_map,
     randomised_check,
-    target_layer,
 )
 from models.swin_transformer import SwinTransformer
 from models.vision_transformer import VisionTransformer
@@ -58,7 +57,7 @@ def test_linear_model_on_pooled_features_gives_its_own_weights():
     features = conv(images).detach().numpy()
     expected = np.einsum('f,bfhw->bhw', head.weight[1].detach().numpy(), features).clip(0)
     expected /= expected.max(axis=(1, 2), keepdims=True)
-    found = grad_cam(model, images, lambda outputs: outputs[:, 1])
+    found = grad_cam(model, images, lambda outputs: outputs[:, 1], layer=conv)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
@@ -66,7 +65,7 @@ def test_linear_model_on_pooled_features_gives_its_own_weights():
 def test_grad_cam_of_an_encoder_equals_finite_differences(kind):
     """The weight of a feature is the change of the score if it rises everywhere at once."""
     model, images = build(kind).double().eval(), random_images(1).double()
-    target, kept = target_layer(model, images), []
+    target, kept = model.saliency_layer(), []
 
     @torch.no_grad()
     def score(hook: Callable[..., torch.Tensor | None]) -> float:
@@ -92,15 +91,6 @@ def test_grad_cam_of_an_encoder_equals_finite_differences(kind):
     expected /= expected.max()
     found = grad_cam(model, images, lambda outputs: outputs[:, 2])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_the_last_feature_map_with_several_positions_is_found():
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1)
-    )
-    assert target_layer(nn.Sequential(model, nn.Flatten()), random_images(2, 8)) is model[2]
-    with pytest.raises(ValueError, match='Sequential'):
-        target_layer(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), random_images(2, 8))
 
 
 @pytest.mark.parametrize('kind', KINDS[1:])
@@ -133,11 +123,6 @@ def test_rollout_equals_the_product_of_attentions_from_weights(kind):
     expected -= expected.min(axis=(1, 2), keepdims=True)
     expected /= expected.max(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(attention_rollout(model, images), expected, atol=2e-5)
-
-
-def test_rollout_rejects_windowed_attention():
-    with pytest.raises(ValueError, match='MODEL.TYPE'):
-        attention_rollout(build('swin'), random_images(1))
 
 
 def test_the_check_is_spearmans_correlation_with_ties():

@@ -12,7 +12,7 @@ from tiny import arguments, run_folder, run_main, tiny_config
 from torch.nn import functional as F
 
 from config import check_config, default_config
-from evaluation.saliency import grad_cam, target_layer
+from evaluation.saliency import grad_cam
 from logger import read_metrics
 from models import build_model
 from models.timm_classifier import TimmClassifier, find_layout
@@ -101,7 +101,7 @@ def test_grad_cam_of_a_resnet_is_computed_by_hand() -> None:
     torch.manual_seed(0)
     model = TimmClassifier('resnet18', 64, 1, 3).eval()
     x = images(64)
-    assert target_layer(model, x) is model.encoder.layer4
+    assert model.saliency_layer() is model.encoder.layer4
     with torch.no_grad():
         features = model.encoder.forward_features(x).numpy()  # [B, 512, 2, 2]
     weights = model.head.weight.detach().numpy()[1] / 4
