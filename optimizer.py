@@ -31,11 +31,7 @@ def build_optimizer(
     """Build the optimizer of TRAIN.OPTIMIZER with the parameter groups of the stage.
 
     Learning rates are scaled by the images of a step (`lr_scheduler.scaled_lr`).
-
-    Raises:
-        ValueError: If TRAIN.OPTIMIZER.NAME is unknown.
     """
-    check_optimizer(config)
     name = config.TRAIN.OPTIMIZER.NAME.lower()
     base_lr = scaled_lr(config, distributed.world_size()).base
     groups = param_groups(

@@ -154,20 +154,11 @@ def count_targets(config: Config, records: Records) -> pd.DataFrame:
 
 
 def format_description(description: Description) -> str:
-    """The tables as text: counts of whole CSV files, and shares by group in the first of them."""
+    """The tables as text, without the counts by group."""
     counts, parts = description.counts, [_text(description.splits)]
-    first = counts['split'].iloc[0]
-    in_first = ('train', 'holdout') if first == BOTH else ()
-    overall = counts[(counts['column'] == EVERYTHING) & ~counts['split'].isin(in_first)]
+    overall = counts[counts['column'] == EVERYTHING]
     for (name, level), table in overall.groupby(['split', 'level'], sort=False):
         parts.append(f'{name}, {level} level\n{_text(table[["label", *KINDS]])}')
-    images = counts[(counts['split'] == first) & (counts['level'] == 'image')]
-    images = images.assign(share=images['positive'] / images[[*KINDS]].sum(axis=1))
-    for column, table in images.groupby('column', sort=False):
-        if column != EVERYTHING:
-            shares = table.pivot(index='label', columns='group', values='share')
-            shares = shares.loc[[*LABELS]].rename_axis(columns=None).reset_index()
-            parts.append(f'{first}, {column}: images that are positive\n{_text(shares)}')
     if len(description.targets):
         parts.append(f'training targets\n{_text(description.targets)}')
     return '\n\n'.join([*parts, '\n'.join(description.notes)])

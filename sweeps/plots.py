@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 from config import Config
 from logger import read_metrics
@@ -18,13 +24,12 @@ from sweeps.results import (
     MEANS,
     NOT_FOR_CLINICAL_USE,
     Collected,
-    Spread,
     choose_scores,
     is_compared,
     known_scores,
-    pretrain_spread,
+    pretrain_figure,
     row_title,
-    score_spread,
+    score_of,
     score_title,
     subset_title,
     t_interval,
@@ -46,7 +51,6 @@ TRIVIAL = {
 }
 SLANTED = {'rotation': 30, 'ha': 'right', 'rotation_mode': 'anchor'}
 WIDTH = 6.3  # inches: the text of an A4 page
-SUFFIXES = ('.png', '.pdf', '.svg')
 STYLE = {'font.size': 9, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays text
 STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True}
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 8, 'grid.color': LIGHT}
@@ -83,7 +87,7 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
     ]
     titles = ('held-out L1 (grey levels)\nlower is better',
               f'{score_title(collected, score)}\nhigher is better')  # fmt: skip
-    spreads = [pretrain_spread(row, 'l1') for row in rows], [score_spread(r, score) for r in rows]
+    spreads = [pretrain_figure(row, 'l1') for row in rows], [score_of(r, score) for r in rows]
     with _drawing(path, 3.3 if numbers else 3.8) as figure:
         panels = figure.subplots(1, 2)
         for axis, values, title in zip(panels, spreads, titles, strict=True):
@@ -146,7 +150,8 @@ def plot_labels(path: str | Path, collected: Collected, subset: str | None = Non
         steps = np.linspace(-0.36, 0.36, len(rows))
         for number, (row, step) in enumerate(zip(rows, steps, strict=True)):
             for place, score in enumerate(scores):
-                if (mean := score_spread(row, score).mean) is not None:
+                mean = score_of(row, score).mean()
+                if not np.isnan(mean):
                     bars = _patient_bars(mean, row['over_patients'].get(score))
                     axis.errorbar(mean, place + step, xerr=bars, **_method_style(number, row))
         names = [score_title(collected, score).removeprefix('AUROC, ') for score in scores]
@@ -182,12 +187,12 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
         axis.set_xscale('log')
         for number, rows in enumerate(methods.values()):
             moved = 1.04 ** (number - (len(methods) - 1) / 2)  # bars do not hide each other
-            known = [(places[row['subset']] * moved, score_spread(row, score)) for row in rows]
-            known = [(x, spread) for x, spread in known if spread.values]
-            bounds = np.array([t_interval(spread.values) for _, spread in known]).reshape(-1, 2)
+            known = [(places[row['subset']] * moved, score_of(row, score)) for row in rows]
+            known = [(x, values) for x, values in known if len(values)]
+            bounds = np.array([t_interval(values) for _, values in known]).reshape(-1, 2)
             axis.errorbar(
                 [x for x, _ in known],
-                [spread.mean for _, spread in known],
+                [values.mean() for _, values in known],
                 yerr=(bounds[:, 1] - bounds[:, 0]) / 2,
                 **_method_style(number, rows[0]) | {'linestyle': '-', 'linewidth': 1},
             )
@@ -216,59 +221,47 @@ def chance(config: Config, images: int) -> float | None:
 
 
 @contextlib.contextmanager
-def _drawing(path: str | Path, height: float) -> Iterator[Any]:
+def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
     """A figure as wide as a page, `height` inches high, which is saved at the end."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f'{path}: a figure must end in {", ".join(SUFFIXES)}')
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout='constrained')
-        FigureCanvasAgg(figure)
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=200)
 
 
 def _draw_rows(
-    axis: Any, collected: Collected, places: Sequence[float], spreads: Sequence[Spread]
+    axis: Axes, collected: Collected, places: Sequence[float], seeds: Sequence[pd.Series]
 ) -> None:
-    """Means with standard deviations and seeds."""
-    from matplotlib.transforms import ScaledTranslation
-
+    """Means with standard deviations, and the value of each seed next to them."""
     moved = ScaledTranslation(SEED_OFFSET / 72, 0, axis.figure.dpi_scale_trans)
     if row_numbers(collected):
-        known = sorted((x, s.mean) for x, s in zip(places, spreads, strict=True) if s.values)
-        axis.plot(*np.array(known).reshape(-1, 2).T, color=COLOUR, linewidth=1, zorder=2)
-    for place, row, spread in zip(places, collected['rows'], spreads, strict=True):
+        line = pd.Series([values.mean() for values in seeds], index=places).sort_index().dropna()
+        axis.plot(line.index, line, color=COLOUR, linewidth=1, zorder=2)
+    for place, row, values in zip(places, collected['rows'], seeds, strict=True):
         style = REFERENCE if row['name'] == collected['reference'] else ROW
-        if spread.values:
-            axis.errorbar(place, spread.mean, yerr=spread.sd, capsize=3, zorder=3, **style)
-        for value in spread.values:
+        error = values.std() if len(values) > 1 else None
+        axis.errorbar(place, values.mean(), yerr=error, capsize=3, zorder=3, **style)
+        for value in values:
             seed = SEED | {'color': style['color'], 'zorder': 4}
             axis.plot(place, value, transform=axis.transData + moved, **seed)
             axis.update_datalim([(place, value)])  # moved points do not count
-        if 0 < len(spread.values) < len(row['seeds']):
+        if 0 < len(values) < len(row['seeds']):
             note = {'xytext': (0, 9), 'textcoords': 'offset points', 'ha': 'center'}
-            axis.annotate(f'n = {len(spread.values)}', (place, spread.mean), fontsize=7, **note)
+            axis.annotate(f'n = {len(values)}', (place, values.mean()), fontsize=7, **note)
 
 
-def _draw_trivial(axis: Any, collected: Collected, places: Sequence[float]) -> None:
+def _draw_trivial(axis: Axes, collected: Collected, places: Sequence[float]) -> None:
     """The error of predictors without a model, as a line through the rows."""
     for predictor, (name, dashes) in TRIVIAL.items():
-        means = [pretrain_spread(row, predictor).mean for row in collected['rows']]
-        known = sorted((x, mean) for x, mean in zip(places, means, strict=True) if mean is not None)
+        means = [pretrain_figure(row, predictor).mean() for row in collected['rows']]
+        line = pd.Series(means, index=places).sort_index().dropna()
         style = {'color': GREY, 'linewidth': 0.9, 'linestyle': dashes, 'zorder': 1, 'label': name}
-        if known:
-            axis.plot(*zip(*known, strict=True), **style)
+        axis.plot(line.index, line, **style)
 
 
-def _add_row_legend(figure: Any, axis: Any, collected: Collected) -> None:
-    from matplotlib.lines import Line2D
-
+def _add_row_legend(figure: Figure, axis: Axes, collected: Collected) -> None:
     styles = {'mean ± SD over seeds': ROW, 'reference': REFERENCE, 'seed': SEED | {'color': COLOUR}}
     handles = {name: Line2D([], [], **style, linestyle='') for name, style in styles.items()}
     handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
@@ -278,7 +271,7 @@ def _add_row_legend(figure: Any, axis: Any, collected: Collected) -> None:
     figure.supxlabel(f'{text}{NOT_FOR_CLINICAL_USE}', fontsize=7, color=GREY)
 
 
-def _draw_curves(axis: Any, row: Row, seeds: Sequence[int], output: str | Path) -> None:
+def _draw_curves(axis: Axes, row: Row, seeds: Sequence[int], output: str | Path) -> None:
     """For each seed the loss by epoch, and the loss of a network without information."""
     last = []
     for seed in seeds:
@@ -330,11 +323,9 @@ def _method_style(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add_method_legend(
-    figure: Any, collected: Collected, rows: Sequence[Mapping[str, Any]], bars: str
+    figure: Figure, collected: Collected, rows: Sequence[Mapping[str, Any]], bars: str
 ) -> None:
     """Legend above the figure, and a line below that explains the bars."""
-    from matplotlib.lines import Line2D
-
     handles = [Line2D([], [], **_method_style(number, row)) for number, row in enumerate(rows)]
     names = [row_title(collected, row) for row in rows]
     style = {'ncols': 4, 'loc': 'outside upper center', 'title': collected['title']}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from config import Config, value_at
-from data.data_simmim import mask_generator, reference_mask_generator
+from data.data_simmim import mask_generator
 from data.labels import COMPETITION_LABELS, scored_targets, task_labels
 from data.masking import average_distance
 from data.records import look_up, read_predictions, read_split, select_views
@@ -116,7 +116,6 @@ def collect(
         'seeds': list(seeds),
         'published': sweep.published,
         'resamples': resamples,
-        'reference_masks': _reference_masks(reference),
         'differences_from_files': differences_from_files(sweep, seeds, output),
         'rows': [row | compared[name] for name, row in rows.items()],
     }
@@ -206,14 +205,8 @@ def _collect_row(
         'seeds': [
             {
                 'seed': seed,
-                'pretrain': _entry(
-                    run_folder(output, row.pretraining, row, seed),
-                    lambda folder: pretraining_figures(read_metrics(folder / 'metrics.jsonl')),
-                ),
-                'finetune': _entry(
-                    run_folder(output, 'finetune', row, seed),
-                    lambda folder: read_scores(folder).figures,
-                ),
+                'pretrain': _entry(run_folder(output, row.pretraining, row, seed), 'pretrain'),
+                'finetune': _entry(run_folder(output, 'finetune', row, seed), 'finetune'),
             }
             for seed in seeds
         ],
@@ -225,19 +218,20 @@ def _finished(row: Row, stage: str, seeds: Sequence[int], output: str | Path) ->
     return [folder for folder in folders if folder and is_finished(folder)]
 
 
-def _entry(folder: Path | None, read_figures: Callable) -> dict[str, Any] | None:
+def _entry(folder: Path | None, section: str) -> dict[str, Any] | None:
     """State, figures and provenance of a run; None for a stage that the row does not have."""
     if folder is None:
         return None
     if not is_finished(folder):
         return {'state': 'unfinished' if folder.is_dir() else 'missing', 'figures': None}
+    if section == 'pretrain':
+        figures = pretraining_figures(read_metrics(folder / 'metrics.jsonl'))
+    else:
+        figures = read_scores(folder).figures
     record = read_record(folder) or {}
     tables = (record.get('data') or {}).get('files') or {}
-    return {
-        'state': 'finished',
-        'figures': read_figures(folder),
-        'provenance': {'code': record.get('code'), 'tables': tables},
-    }
+    provenance = {'code': record.get('code'), 'tables': tables}
+    return {'state': 'finished', 'figures': figures, 'provenance': provenance}
 
 
 def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -268,14 +262,6 @@ def _reference_config(sweep: Sweep, seeds: Sequence[int], output: str | Path) ->
         return None
     folders = _finished(rows[0], 'simmim', seeds, output)
     return load_config(folders[0]) if folders else expected_config(rows[0], 'simmim')
-
-
-def _reference_masks(config: Config | None) -> dict[str, int] | None:
-    masks = reference_mask_generator(config) if config else None
-    if masks is None:
-        return None
-    side = masks.rand_size
-    return {'unit_px': config.DATA.IMG_SIZE // side, 'hidden': masks.count, 'units': side**2}
 
 
 def _own_masks(config: Config) -> dict[str, float]:
@@ -383,7 +369,7 @@ class ScoredPatients:
         samples = [self.samples(run) for run in runs]
         shared = [score for score in samples[0] if all(score in each for each in samples)]
         means = {score: np.mean([each[score] for each in samples], axis=0) for score in shared}
-        return {s: dict(zip(('low', 'high'), interval(means[s]), strict=True)) for s in shared}
+        return {score: _bounds(interval(means[score])) for score in shared}
 
     def _resample(self, run: Scored) -> dict[str, np.ndarray]:
         cases = self._cases(run.folder / f'predictions_{run.figures["split"]}.csv')
@@ -520,11 +506,10 @@ def _over_seeds(
         )
         if is_compared(score) and not np.isnan(values).any():
             differences = values[:, 0] - values[:, 1]
-            low, high = t_interval(differences)
             compared[score] = {
                 'difference': float(differences.mean()),
                 'seeds': len(pairs),
-                'over_seeds': {'low': low, 'high': high},
+                'over_seeds': _bounds(t_interval(differences)),
                 'over_patients': dict.fromkeys(('low', 'high', 'p', 'p_holm'), float('nan')),
             }
     return compared
@@ -540,38 +525,26 @@ def _over_patients(
     samples = [[patients.samples(rows[seed]) for seed in seeds] for rows in (runs, others)]
     for score, part in compared.items():
         own, base = (np.mean([each[score] for each in row], axis=0) for row in samples)
-        low, high = interval(own - base)
-        part['over_patients'] |= {'low': low, 'high': high, 'p': bootstrap_p(own - base)}
+        part['over_patients'] |= _bounds(interval(own - base)) | {'p': bootstrap_p(own - base)}
+
+
+def _bounds(pair: tuple[float, float]) -> dict[str, float]:
+    return dict(zip(('low', 'high'), pair, strict=True))
 
 
 # Summaries of rows ------------------------------------------------------------------------------
 
 
-class Spread(NamedTuple):
-    """Values of the finished seeds."""
-
-    values: list[float]
-
-    @property
-    def mean(self) -> float | None:
-        return round(float(np.mean(self.values)), 6) if self.values else None
-
-    @property
-    def sd(self) -> float | None:
-        """Standard deviation of the sample (n - 1); None for fewer than two values."""
-        return round(float(np.std(self.values, ddof=1)), 6) if len(self.values) > 1 else None
-
-
-def score_spread(row: Mapping[str, Any], score: str) -> Spread:
-    """A score over the seeds for which it is defined."""
+def score_of(row: Mapping[str, Any], score: str) -> pd.Series:
+    """A score of the seeds for which it is defined."""
     values = [figures['scores'].get(score) for figures in _figures(row, 'finetune')]
-    return Spread([value for value in values if value is not None])
+    return pd.Series(values, dtype=float).dropna()
 
 
-def pretrain_spread(row: Mapping[str, Any], name: str) -> Spread:
-    """One of `pretraining_figures` over the seeds."""
+def pretrain_figure(row: Mapping[str, Any], name: str) -> pd.Series:
+    """One of `pretraining_figures` of the seeds for which it is defined."""
     values = [figures.get(name) for figures in _figures(row, 'pretrain')]
-    return Spread([value for value in values if value is not None])
+    return pd.Series(values, dtype=float).dropna()
 
 
 def count_finished(row: Mapping[str, Any]) -> int:
@@ -591,9 +564,8 @@ def choose_scores(collected: Collected, scores: Sequence[str] | None = None) -> 
         ValueError: If there is no such score.
     """
     if scores is None:
-        five, defined = ([score_spread(row, m) for row in collected['rows']] for m in MEANS)
-        whole = all(len(a.values) == len(b.values) for a, b in zip(five, defined, strict=True))
-        return [MEANS[0] if whole else MEANS[1]]
+        counts = [[len(score_of(row, mean)) for row in collected['rows']] for mean in MEANS]
+        return [MEANS[0] if counts[0] == counts[1] else MEANS[1]]
     known = known_scores(collected)
     for score in scores:
         if known and score not in known:
@@ -734,19 +706,14 @@ def _score_notes(collected: Collected) -> Iterator[str]:
 
 
 def _l1_notes(collected: Collected) -> Iterator[str]:
-    masks = collected['reference_masks']
-    if masks is None:
-        return
     trivial = []
     for name, title in (('mean', 'mean of the visible pixels'), ('linear', 'interpolation')):
-        values = [v for row in collected['rows'] for v in pretrain_spread(row, f'l1_{name}').values]
-        if values:
-            trivial.append(f'{title} {np.mean(values):.2f}')
+        means = [pretrain_figure(row, f'l1_{name}').mean() for row in collected['rows']]
+        trivial.append(f'{title} {shown(pd.Series(means).mean(), ".2f")}')
     yield (
         'Held-out L1: after pre-training, on hidden pixels of held-out training patients, with '
-        f'masks that all rows share (random, units of {masks["unit_px"]} px, {masks["hidden"]} of '
-        f'{masks["units"]} hidden). Lower is better.'
-        + (f' Trivial predictors: {", ".join(trivial)}.' if trivial else '')
+        'random masks that all rows share. Lower is better. Trivial predictors: '
+        f'{", ".join(trivial)}.'
     )
     for row in collected['rows']:
         if row['l1_caveat']:
@@ -784,23 +751,26 @@ def _problem_notes(collected: Collected) -> Iterator[str]:
 def _row_figures(
     collected: Collected, row: Mapping[str, Any], scores: Sequence[str]
 ) -> dict[str, Any]:
-    l1 = pretrain_spread(row, 'l1')
     line = {'row': row['name'], 'run': row['run'], 'against': row['against']}
     if collected['subsets']:
         line |= {key: row[key] for key in ('method', 'subset', 'pretraining')}
-        line |= {f'pretrain_{k}': pretrain_spread(row, k).mean for k in ('images', 'seconds')}
+        line |= {f'pretrain_{k}': pretrain_figure(row, k).mean() for k in ('images', 'seconds')}
     line |= {
         'finished_seeds': count_finished(row),
         'seeds': len(row['seeds']),
         'average_distance_px': row['average_distance_px'],
         'hidden_percent': row['hidden_percent'],
-        'held_out_l1_grey_mean': l1.mean,
-        'held_out_l1_grey_sd': l1.sd,
         'held_out_l1_caveat': row['l1_caveat'],
     }
+    values = {'held_out_l1_grey': pretrain_figure(row, 'l1')}
+    values |= {score: score_of(row, score) for score in scores}
+    for name, seeds in values.items():
+        line |= {
+            f'{name}_mean': round(seeds.mean(), DIGITS),
+            f'{name}_sd': round(seeds.std(), DIGITS),
+        }
     for score in scores:
-        spread, part = score_spread(row, score), row['compared'].get(score, {})
-        line |= {f'{score}_mean': spread.mean, f'{score}_sd': spread.sd}
+        part = row['compared'].get(score, {})
         line |= {f'{score}_{name}': part.get(name) for name in ('difference', 'verdict')}
         for noise in ('over_seeds', 'over_patients'):
             bounds = part.get(noise, {})
@@ -818,18 +788,18 @@ def _row_cells(
     yield collected['title'], row_title(collected, row)
     if collected['subsets']:
         yield 'labels', subset_title(collected, row['subset'])
-        images, seconds = (pretrain_spread(row, name).mean for name in ('images', 'seconds'))
-        cells = shown(images, ',.0f'), shown(seconds and seconds / 60, ',.1f')
+        images, seconds = (pretrain_figure(row, name).mean() for name in ('images', 'seconds'))
+        cells = shown(images, ',.0f'), shown(seconds / 60, ',.1f')
         titles = 'images seen in pre-training', 'minutes of pre-training'
         yield from zip(titles, cells if row['pretraining'] else ('none', 'none'), strict=True)
     if any(each['average_distance_px'] is not None for each in collected['rows']):
         yield 'AvgDist (px)', shown(row['average_distance_px'], '.2f')
         yield 'hidden (%)', shown(row['hidden_percent'], '.1f')
-    l1 = _with_sd(pretrain_spread(row, 'l1'), '.2f') if row['pretraining'] == 'simmim' else 'none'
+    l1 = _with_sd(pretrain_figure(row, 'l1'), '.2f') if row['pretraining'] == 'simmim' else 'none'
     yield 'held-out L1 (grey levels)', f'{l1} *' if row['l1_caveat'] else l1
     for score in scores:
         title, part = score_title(collected, score), row['compared'].get(score, {})
-        yield title, _with_sd(score_spread(row, score), '.3f')
+        yield title, _with_sd(score_of(row, score), '.3f')
         if not is_compared(score):
             continue
         for name, noise in (('seeds', 'over_seeds'), ('patients', 'over_patients')):
@@ -843,5 +813,5 @@ def _row_cells(
         yield PUBLISHED, '' if value is None else str(value)
 
 
-def _with_sd(spread: Spread, form: str) -> str:
-    return shown(spread.mean, form) + (f' ± {spread.sd:{form}}' if spread.sd is not None else '')
+def _with_sd(values: pd.Series, form: str) -> str:
+    return shown(values.mean(), form) + (f' ± {values.std():{form}}' if len(values) > 1 else '')

@@ -17,11 +17,9 @@ from data.records import DESCRIPTION, write_predictions
 from evaluation.metrics import score_table
 from logger import json_safe
 from sweeps.files import ROOT, Row, Sweep, load_sweep, run_folder
-from sweeps.results import collect
 
 RARE = 'Fracture'  # has no positive: not scored
 SEEDS = [0, 1, 2]
-SCORES = {}  # cache
 FOLDER = tempfile.TemporaryDirectory()  # of the reference's files
 OPTIONS = {
     'simmim': {'BASE': [f'{ROOT}/configs/base/chexpert_pretrain.yaml']},
@@ -92,7 +90,7 @@ class MadeRuns:
         paths: [N].
     """
 
-    def __init__(self, folder: Path, *, size: int = 60, level: str = 'study') -> None:
+    def __init__(self, folder: Path, *, level: str = 'study', size: int = 60) -> None:
         self.level = level
         self.data, self.output = folder / 'CheXpert-made', folder / 'output'
         rng = np.random.default_rng(0)
@@ -121,35 +119,24 @@ class MadeRuns:
         own = np.random.default_rng([2, seed, int(100 * strength)])
         return expit(strength * self.targets + shared + own.normal(0, 0.4, self.targets.shape))
 
-    def scores(self, strength: float, seed: int) -> dict[str, Any]:
+    def scores(self, probabilities: np.ndarray) -> dict[str, Any]:
         """As in scores.json."""
-        key = (len(self.paths), self.level, strength, seed)
-        if key not in SCORES:
-            SCORES[key] = score_table(
-                self.probabilities(strength, seed),
-                self.targets,
-                [path.rpartition('/')[0] for path in self.paths],
-                labels=LABELS,
-                level=self.level,
-            )
-        return json_safe(SCORES[key] | {'views': 'frontal', 'loss': 0.3})
+        studies = [path.rpartition('/')[0] for path in self.paths]
+        table = score_table(probabilities, self.targets, studies, labels=LABELS, level=self.level)
+        return json_safe(table | {'views': 'frontal'})
 
-    def add(self, row: Row, seed: int, *, l1: float = 20.0, **finetuning: Any) -> np.ndarray:
-        """Write both stages of a row; returns its probabilities."""
-        if row.pretraining and not run_folder(self.output, row.pretraining, row, seed).is_dir():
-            self.add_pretraining(row, seed, l1=l1)
-        return self.add_finetuning(row, seed, **finetuning)
-
-    def add_finetuning(
+    def add(
         self, row: Row, seed: int, *, strength: float = 1.0, finished: bool = True
     ) -> np.ndarray:
+        """Write both stages of a row; returns its probabilities."""
+        if row.pretraining and not run_folder(self.output, row.pretraining, row, seed).is_dir():
+            self.add_pretraining(row, seed)
         folder = run_folder(self.output, 'finetune', row, seed)
         self._write_run(folder, 'finetune', row.changes['finetune'], seed, finished)
         probabilities = self.probabilities(strength, seed)
         if not finished:
             return probabilities
-        scores = {'test': {'last': None, 'selected': self.scores(strength, seed)}}
-        scores['valid'] = scores['test']
+        scores = {'test': {'last': None, 'selected': self.scores(probabilities)}}
         (folder / 'scores.json').write_text(json.dumps(scores))
         file = folder / 'predictions_test.csv'
         # In another order: they are matched by name.
@@ -157,11 +144,11 @@ class MadeRuns:
         write_predictions(file, probabilities[::-1], **options)
         return probabilities
 
-    def add_pretraining(self, row: Row, seed: int, *, l1: float = 20.0, **changes: Any) -> None:
+    def add_pretraining(self, row: Row, seed: int, **changes: Any) -> None:
         """A pre-training of two epochs with 80 images each, whose options may differ."""
         folder, stage = run_folder(self.output, row.pretraining, row, seed), row.pretraining
         self._write_run(folder, stage, row.changes[stage] | changes, seed, True)
-        last = {'l1_grey': l1 + seed, 'l1_grey_mean': 43.5, 'l1_grey_linear': 37.1}
+        last = {'l1_grey': 20.0 + seed, 'l1_grey_mean': 43.5, 'l1_grey_linear': 37.1}
         records = [{'epoch': n, 'seconds': 10.0, 'images_per_second': 8.0} for n in (0, 1)]
         if stage == 'simmim':
             records[-1] |= {f'reference_{name}': value for name, value in last.items()}
@@ -183,19 +170,6 @@ class MadeRuns:
             'finished': '2020-01-01T00:10:00+00:00' if finished else None,
         }
         (folder / 'run.json').write_text(json.dumps(record))
-
-
-def collect_five(folder: Path) -> dict[str, Any]:
-    """A row above the reference, one below, one inside the noise with one seed, one missing."""
-    made = MadeRuns(folder)
-    published = {'source': 'A 2020', 'measure': 'top-1', 'values': {'0.1': 82.8}}
-    names = ['0.1', '0.6', '0.7', '0.8', '0.9']
-    sweep = make_sweep(folder, names, reference=1, published=published)
-    strengths = {'0.1': 2.5, '0.6': 1.0, '0.7': 1.01, '0.8': 0.1}
-    for row in sweep.rows[:4]:
-        for seed in SEEDS[:1] if row.name == '0.7' else SEEDS:
-            made.add(row, seed, strength=strengths[row.name], l1=20)
-    return collect(sweep, SEEDS, made.output, resamples=200)
 
 
 def row_of(collected: dict[str, Any], name: str) -> dict[str, Any]:

@@ -46,9 +46,9 @@ def test_a_sweep_that_is_killed_twice_loses_no_run_and_repeats_none(
     sweep, output = tmp_path / 'mine.yaml', tmp_path / 'runs'
     sweep.write_text(yaml.safe_dump(content))
     env = os.environ | ENV | {'PYTHON': str(python)}
-    words = command('run', sweep, output, phantom, '--seeds', '2', '--parallel', '2')
-    folders = [job.folder for job in jobs_of(sweep, output, phantom, 2)]
-    assert len(folders) == 2 * 2 * 2
+    words = command('run', sweep, output, phantom, '--seeds', '1', '--parallel', '2')
+    folders = [job.folder for job in jobs_of(sweep, output, phantom, 1)]
+    assert len(folders) == 2 * 2
 
     def finished() -> dict[Path, bytes]:
         return {f: (f / RECORD_FILE).read_bytes() for f in folders if is_finished(f)}
@@ -57,7 +57,7 @@ def test_a_sweep_that_is_killed_twice_loses_no_run_and_repeats_none(
         return any((f / 'ckpt_epoch_0.pth').is_file() and not is_finished(f) for f in folders)
 
     kept = {}
-    for number, least, code in ((signal.SIGKILL, 1, -9), (signal.SIGTERM, 4, 75), (None, 8, 0)):
+    for number, least, code in ((signal.SIGKILL, 1, -9), (signal.SIGTERM, 2, 75), (None, 4, 0)):
         with subprocess.Popen(words, cwd=ROOT, env=env) as runner:
             if number is not None:
                 wait_for(lambda least=least: len(finished()) >= least and half_done())
@@ -66,17 +66,17 @@ def test_a_sweep_that_is_killed_twice_loses_no_run_and_repeats_none(
             assert runner.wait(DEADLINE) == code
         if number is not None:  # the runs of a killed runner continue to their end
             wait_for(lambda: not any(map(is_locked, folders)))
-    assert len(finished()) == 8
+    assert len(finished()) == 4
     assert {f: data for f, data in finished().items() if f in kept} == kept
     for folder in folders:
         starts = read_record(folder)['starts']
         assert [start['resumed_from'] is None for start in starts].count(True) == 1
         epochs = [record['epoch'] for record in read_metrics(folder / 'metrics.jsonl')]
         assert epochs == [-1, 0, 1, 2]
-    assert in_process('status', sweep, output, phantom, '--seeds', '2') == 0
-    assert '8 of 8 runs finished' in capsys.readouterr().out
+    assert in_process('status', sweep, output, phantom, '--seeds', '1') == 0
+    assert '4 of 4 runs finished' in capsys.readouterr().out
     for name in ('table', 'plot'):
-        assert in_process(name, sweep, output, phantom, '--seeds', '2') == 0
+        assert in_process(name, sweep, output, phantom, '--seeds', '1') == 0
     assert (output / 'mine.csv').stat().st_size > 300 < (output / 'mine.png').stat().st_size
 
 
@@ -89,14 +89,8 @@ SWIN = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ('script', 'runs'),
-    [
-        ('init_imagenet_then_xray', ['init_imagenet_then_xray'] * 2),
-        ('uncertain_self_train', ['reference', 'uncertain_ignore', 'uncertain_self_train']),
-    ],
-)
-def test_the_script_of_a_row_runs_to_its_end(script, runs, python, phantom, tmp_path) -> None:
+def test_the_script_of_a_row_runs_to_its_end(python, phantom, tmp_path) -> None:
+    run = 'init_imagenet_then_xray'
     torch.manual_seed(0)
     encoder = SwinTransformerForSimMIM(
         img_size=192, patch_size=4, in_chans=3, embed_dim=8, depths=[1, 1, 1, 1],
@@ -105,23 +99,15 @@ def test_the_script_of_a_row_runs_to_its_end(script, runs, python, phantom, tmp_
     torch.save({'model': SimMIM(encoder).state_dict()}, tmp_path / 'imagenet.pth')
     env = ENV | {'PRETRAIN_OPTS': SWIN, 'FINETUNE_OPTS': SWIN, 'SEED': '1', 'PYTHON': str(python)}
     env |= {'IMAGENET_WEIGHTS': str(tmp_path / 'imagenet.pth')}
-    words = ['bash', str(ROOT / f'scripts/ablations/{script}.sh'), str(phantom), 'o']
+    words = ['bash', str(ROOT / f'scripts/ablations/{run}.sh'), str(phantom), 'o']
     for _ in range(2):  # the second time everything is finished
         done = subprocess.run(
             words, cwd=tmp_path, env=os.environ | env, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert f'{len(runs)} runs, {len(runs)} of them' in done.stdout
-    found = [path.parent.name for path in sorted((tmp_path / 'o').rglob(RECORD_FILE))]
-    assert sorted(found) == sorted(f'{run}_seed1' for run in runs)
-
-
-@pytest.mark.slow
-def test_gpus_of_a_script_must_divide_the_accumulated_batches(tmp_path) -> None:
-    words = ['bash', str(ROOT / 'scripts/ablations/mask_ratio_0.1.sh'), str(tmp_path), 'o', '3']
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and 'TRAIN.ACCUMULATION_STEPS' in done.stderr
-    assert not (tmp_path / 'o').exists()
+    assert '2 runs, 2 of them' in done.stdout
+    found = [path.parent.name for path in (tmp_path / 'o').rglob(RECORD_FILE)]
+    assert found == [f'{run}_seed1'] * 2
 
 
 NANO = ROOT / 'configs/vit_nano__demo'

@@ -41,6 +41,8 @@ MODULES = {
 def imports(name: str) -> list[tuple[str, bool]]:
     """Return our modules that a module imports, and whether a function contains the import."""
     tree, found = ast.parse(MODULES[name].read_text(encoding='utf-8')), []
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {node for function in functions for node in ast.walk(function)}
     for node in ast.walk(tree):
         targets = []
         if isinstance(node, ast.Import):
@@ -48,7 +50,7 @@ def imports(name: str) -> list[tuple[str, bool]]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             full = [f'{node.module}.{alias.name}' for alias in node.names]
             targets = [target if target in MODULES else node.module for target in full]
-        found += [(target, node.col_offset > 0) for target in targets if target in MODULES]
+        found += [(target, node in inside) for target in targets if target in MODULES]
     return found
 
 

@@ -199,7 +199,8 @@ def run_onnx(path):
 @slow
 def test_onnxruntime_computes_the_same_for_any_number_of_images(tmp_path):
     pytest.importorskip('onnxscript')
-    source, path = write('onnx', tmp_path, 'finetune', VIT, DATA={'UNCERTAIN': 'multiclass'})
+    model = swin(APE=True, PATCH_NORM=False, QK_SCALE=0.5)
+    source, path = write('onnx', tmp_path, 'finetune', model, DATA={'UNCERTAIN': 'multiclass'})
     assert source.outputs[15:18] == ('Edema: negative', 'Edema: positive', 'Edema: uncertain')
     pytest.importorskip('onnx').checker.check_model(str(path), full_check=True)
     session, compute = run_onnx(path)
@@ -222,14 +223,9 @@ def test_a_program_of_torch_export_computes_the_same_for_any_number_of_images(tm
 
 
 @slow
-@pytest.mark.parametrize(
-    'stage, model',
-    [('finetune', swin(3, APE=True, PATCH_NORM=False, QK_SCALE=0.5)), ('contrastive', RESNET)],
-    ids=['swin', 'resnet'],
-)
-def test_any_model_can_be_exported_as_a_program(stage, model, tmp_path):
+def test_a_model_of_timm_can_be_exported_as_a_program(tmp_path):
     pytest.importorskip('onnxscript')
-    write('onnx', tmp_path, stage, model)
+    write('onnx', tmp_path, 'contrastive', RESNET)
 
 
 # Files and faults

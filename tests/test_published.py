@@ -9,10 +9,8 @@ from shared_material import SHARED
 from data.labels import COMPETITION_LABELS
 from evaluation.published import (
     IRVIN_VALIDATION_AUROC,
-    MEAN_OF_FIVE,
     PRETRAINING,
     RADIOLOGISTS,
-    context_rows,
     is_chexpert_test,
     points_below,
 )
@@ -96,13 +94,3 @@ def test_the_test_set_is_recognised_by_its_patients():
         [],
     )
     assert [is_chexpert_test(names) for names in others] == [False] * len(others)
-
-
-def test_context_rows_are_the_published_figures():
-    rows = context_rows('ones', 'test', 'study', 'frontal')
-    values = [row['values'] for row in rows]
-    assert values[: len(IRVIN_VALIDATION_AUROC)] == list(IRVIN_VALIDATION_AUROC.values())
-    assert values[len(IRVIN_VALIDATION_AUROC) :] == [
-        {MEAN_OF_FIVE: pytest.approx(row.chexpert / 100)} for row in PRETRAINING
-    ]
-    assert all('context only' in row['note'] for row in rows)

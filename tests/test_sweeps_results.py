@@ -11,7 +11,6 @@ from sweep_runs import (
     SEEDS,
     MadeRuns,
     ablation_file,
-    collect_five,
     make_sweep,
     methods_file,
     row_of,
@@ -35,26 +34,30 @@ from sweeps.results import (
     write_sweep_table,
 )
 
-STRENGTHS = {'0.1': 1.6, '0.6': 1.0, '0.8': 1.1}
+STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.7': 1.01, '0.8': 0.1}
+DRAWS = 200
 NAN = float('nan')
 
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-    """Three finished rows with three seeds, scored image by image."""
-    folder = tmp_path_factory.mktemp('runs')
-    made, sweep = MadeRuns(folder, level='image'), make_sweep(folder, [*STRENGTHS], reference=1)
+    """A row above the reference, one below, one inside the noise with one seed, one missing."""
+    folder, published = tmp_path_factory.mktemp('runs'), {'source': 'A 2020', 'measure': 'top-1'}
+    sweep = make_sweep(
+        folder, [*STRENGTHS, '0.9'], reference=1, published=published | {'values': {'0.1': 82.8}}
+    )
+    made = MadeRuns(folder, level='image')
     predicted = {
         (row.name, seed): made.add(row, seed, strength=STRENGTHS[row.name])
-        for row in sweep.rows
-        for seed in SEEDS
+        for row in sweep.rows[:4]
+        for seed in (SEEDS[:1] if row.name == '0.7' else SEEDS)
     }
-    return made, predicted, collect(sweep, SEEDS, made.output, resamples=40)
+    return made, predicted, collect(sweep, SEEDS, made.output, resamples=DRAWS)
 
 
-@pytest.fixture(scope='module')
-def five(tmp_path_factory):
-    return collect_five(tmp_path_factory.mktemp('runs'))
+@pytest.fixture
+def five(finished):
+    return finished[-1]
 
 
 def two_rows(folder: Path, *, seeds: tuple[int, ...] = (0,)):
@@ -97,7 +100,7 @@ def brute_force(made, predicted, score, rows):
 @pytest.mark.parametrize('score', ['mean_of_five', 'Edema'])
 def test_patient_intervals_equal_those_of_repeated_cases(finished, score):
     made, predicted, collected = finished
-    draws = Resamples(made.patients, resamples=40, seed=BOOTSTRAP_SEED)
+    draws = Resamples(made.patients, resamples=DRAWS, seed=BOOTSTRAP_SEED)
     part = row_of(collected, '0.1')['compared'][score]
     everyone = np.arange(len(made.patients))
     wanted = brute_force(made, predicted, score, everyone)
@@ -110,22 +113,22 @@ def test_patient_intervals_equal_those_of_repeated_cases(finished, score):
     wanted = np.percentile(drawn, [2.5, 97.5])
     assert (found['low'], found['high']) == pytest.approx(tuple(wanted), abs=1e-5)
     fewer = min(np.sum(np.array(drawn) <= 0), np.sum(np.array(drawn) >= 0))
-    assert found['p'] == pytest.approx(min(1, 2 * (1 + fewer) / 41), abs=1e-5)
+    assert found['p'] == pytest.approx(min(1, 2 * (1 + fewer) / (1 + DRAWS)), abs=1e-5)
 
 
-def test_seed_intervals_equal_those_of_a_paired_t_test(finished):
+def test_seed_intervals_equal_those_of_a_paired_t_test(five):
     for score in ('mean_of_five', 'Pneumonia'):
-        reference = scores_of(row_of(finished[-1], '0.6'), score)
+        reference = scores_of(row_of(five, '0.6'), score)
         for name in ('0.1', '0.8'):
-            row = row_of(finished[-1], name)
+            row = row_of(five, name)
             wanted = stats.ttest_rel(scores_of(row, score), reference).confidence_interval(0.95)
             found = row['compared'][score]['over_seeds']
             expected = pytest.approx((wanted.low, wanted.high), abs=1e-5)
             assert (found['low'], found['high']) == expected
 
 
-def test_p_values_are_adjusted_over_the_rows(finished):
-    rows = [row for row in finished[-1]['rows'] if row['against']]
+def test_p_values_are_adjusted_over_the_rows(five):
+    rows = [row for row in five['rows'] if row['compared']]
     parts = [row['compared']['mean_of_five']['over_patients'] for row in rows]
     adjusted = holm([part['p'] for part in parts])
     assert [part['p_holm'] for part in parts] == pytest.approx(adjusted, abs=1e-5)
