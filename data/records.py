@@ -880,7 +880,6 @@ class Predictions:
     names: np.ndarray  # [N] as in the file
     labels: tuple[str, ...]  # in CheXpert's order, followed by those of the binary tasks
     probabilities: np.ndarray  # [N, K] in [0, 1]; NaN where empty, if that is allowed
-    ignored: tuple[str, ...]  # the other columns of the file
 
 
 @dataclass(frozen=True, eq=False)
@@ -958,7 +957,6 @@ def read_predictions(path: str | Path, *, task: str = '', allow_empty: bool = Fa
         names=table[table.key].to_numpy(object),
         labels=labels,
         probabilities=np.stack(columns, axis=1),
-        ignored=tuple(name for name in table.cells if name != table.key and name not in labels),
     )
 
 

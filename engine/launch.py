@@ -267,6 +267,7 @@ def _fail(process: Process, error: BaseException) -> int:
             record_failure(run.folder, message)
         elif first := first_failure(run.folder):
             code, message = EXIT_OTHER_PROCESS, first
+    _tell_torchrun(message)
     unexpected = code == EXIT_UNEXPECTED
     if run is not None:
         run.logger.log(logging.ERROR if unexpected else logging.DEBUG, 'traceback:', exc_info=error)
@@ -278,6 +279,14 @@ def _fail(process: Process, error: BaseException) -> int:
             traceback.print_exception(error)
         print(f'error: {message}', file=sys.stderr)  # noqa: T201
     return code
+
+
+def _tell_torchrun(message: str) -> None:
+    """Let torchrun know what ended this process, and when: it shows the first failure."""
+    if path := os.environ.get('TORCHELASTIC_ERROR_FILE'):
+        report = {'message': message, 'extraInfo': {'timestamp': str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({'message': report}), encoding='utf-8')
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

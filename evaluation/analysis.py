@@ -16,7 +16,14 @@ from evaluation.calibration import (
 )
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples, delong_interval
-from evaluation.metrics import METRICS, Protocol, label_scores, mean_scores, summary
+from evaluation.metrics import (
+    METRICS,
+    Protocol,
+    label_scores,
+    labels_with_both_classes,
+    mean_summaries,
+    summaries,
+)
 from evaluation.published import RADIOLOGISTS, is_chexpert_test, points_below
 from evaluation.subgroups import score_groups
 
@@ -69,7 +76,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
                 'label': label,
                 'n': int((~np.isnan(pair[1])).sum()),
                 'positives': int((pair[1] == 1).sum()),
-                'scores': _summaries(scores[label]),
+                'scores': summaries(scores[label]),
                 'threshold': float(threshold),
                 **_calibration(*pair, held_out.temperatures[k], weights),
                 **_curves(*pair),
@@ -117,10 +124,6 @@ def worst_errors(rows: Cases, thresholds: np.ndarray) -> list[dict[str, Any]]:
     return found
 
 
-def _summaries(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    return {name: summary(samples) for name, samples in scores.items()}
-
-
 def _calibration(
     probabilities: np.ndarray, targets: np.ndarray, temperature: float, weights: np.ndarray
 ) -> dict[str, Any]:
@@ -134,7 +137,7 @@ def _calibration(
         scaled = apply_temperature(probabilities, temperature)
         scores = label_scores(scaled, targets, threshold=None, weights=weights)
         calibration = {name: scores[name] for name in METRICS if METRICS[name].is_calibration}
-        found['scaled'] = _summaries(calibration)
+        found['scaled'] = summaries(calibration)
         found['calibration']['scaled'] = reliability_curve(scaled, targets)
     return found
 
@@ -183,16 +186,10 @@ def _radiologists(
 
 def _means(scores: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
     """Means over the five tasks, all labels (None if one is undefined) and the defined labels."""
-    defined = [label for label, values in scores.items() if not np.isnan(values['auroc'][0])]
-    chosen = {
-        'five': COMPETITION_LABELS,
-        'all': list(scores),
-        'labels_with_both_classes': defined,
+    defined = labels_with_both_classes(scores)
+    return {
+        'five': mean_summaries(scores, COMPETITION_LABELS),
+        'all': mean_summaries(scores, list(scores)),
+        'labels_with_both_classes': mean_summaries(scores, defined),
+        'undefined': [label for label in scores if label not in defined],
     }
-    means = {
-        name: _summaries(mean_scores(scores, labels))
-        if labels and set(labels) <= set(defined)
-        else None
-        for name, labels in chosen.items()
-    }
-    return means | {'undefined': [label for label in scores if label not in defined]}

@@ -1,11 +1,8 @@
 """Intervals of scores: bootstrap over patients, and DeLong's variance of the AUROC.
 
-DeLong's variance is valid only where the rows are independent, that is, where each patient appears
-once. With several studies or images of a patient it is too small; use the bootstrap over patients
-then. The estimate is 0 where every positive beats the same share of negatives and every negative
-loses to the same share of positives, for example under perfect separation. That is a failure of the
-estimate and not certainty, so there is no interval (NaN). With fewer than two cases of a class
-there is no variance (NaN).
+DeLong's variance is valid only where each patient appears once; otherwise use the bootstrap over
+patients. The estimate is 0 for example under perfect separation. That is a failure of the estimate
+and not certainty, so there is no interval (NaN).
 
 Sources: DeLong et al. 1988, Biometrics 44(3), 837-845; computed by midranks as in Sun & Xu 2014,
 IEEE Signal Processing Letters 21(11), 1389-1393.
@@ -43,11 +40,7 @@ class Resamples:
             counts[:] = np.bincount(drawn, minlength=len(names))
 
     def weights(self, patients: Sequence[str]) -> np.ndarray:  # [R, M] uint8
-        """How often each resample contains the patients of these rows.
-
-        Args:
-            patients: [M] names from the resampled set, in any order, with repetitions.
-        """
+        """How often each resample contains the patients [M] of these rows."""
         return self._counts.take([self._column[name] for name in patients], axis=1)
 
     def score_weights(self, patients: Sequence[str]) -> np.ndarray:  # [1 + R, M] uint8
@@ -90,9 +83,8 @@ def delong_variance(probabilities: np.ndarray, targets: np.ndarray) -> tuple[flo
 def delong_interval(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, float, float]:
     """The AUROC and its 95 % interval on the logit scale.
 
-    The interval is symmetric about logit(AUROC) with standard error se / (AUROC (1 - AUROC)) and is
-    then mapped back, so that it stays inside [0, 1]. It also covers the truth more often than the
-    plain interval does near 1.
+    The interval is symmetric about logit(AUROC) with standard error se / (AUROC (1 - AUROC)), so
+    that it stays inside [0, 1].
 
     Args:
         probabilities: [N].

@@ -17,7 +17,6 @@ from data.labels import COMPETITION_LABELS, task_labels
 from evaluation.intervals import interval
 
 FEW_POSITIVES = 20  # Scores from fewer positives are marked in the report.
-FEW_CASES = 10  # With fewer cases of a class, selection by this label is a matter of chance.
 CALIBRATION_BINS = 15
 CHUNK = 2**15  # Weights processed at a time, so that they fit into a processor's cache.
 
@@ -196,7 +195,7 @@ def brier(tally: Tally) -> np.ndarray:
 
 @metric('ECE', higher_is_better=False, is_calibration=True)
 def ece(tally: Tally) -> np.ndarray:
-    """Expected calibration error over bins of equal weight (see `calibration_bins`)."""
+    """Expected calibration error over bins of equal weight."""
     mass = tally.positive + tally.negative
     # Weight times (mean probability - share of positives), summed over each bin.
     gap = (tally.negative * tally.values - tally.positive * (1 - tally.values)).ravel()
@@ -261,11 +260,30 @@ def summary(samples: np.ndarray) -> dict[str, float]:
     return {'value': float(samples[0]), 'low': low, 'high': high}
 
 
-def mean_scores(
+def summaries(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """The `summary` of each score."""
+    return {name: summary(samples) for name, samples in scores.items()}
+
+
+def mean_summaries(
     per_label: Mapping[str, Mapping[str, np.ndarray]], labels: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """Average the results of `label_scores` over labels; NaN where one label is undefined."""
-    return {name: np.mean([per_label[label][name] for label in labels], axis=0) for name in METRICS}
+) -> dict[str, dict[str, float]] | None:
+    """Summaries of the results of `label_scores` averaged over labels.
+
+    Returns:
+        For each name in METRICS; None if a label is missing or has no AUROC, or there is no label.
+    """
+    if not labels or not set(labels) <= set(labels_with_both_classes(per_label)):
+        return None
+    means = {
+        name: np.mean([per_label[label][name] for label in labels], axis=0) for name in METRICS
+    }
+    return summaries(means)
+
+
+def labels_with_both_classes(per_label: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
+    """The labels whose AUROC is defined."""
+    return [label for label, scores in per_label.items() if not np.isnan(scores['auroc'][0])]
 
 
 def calibration_bins(mass: np.ndarray) -> np.ndarray:  # [R, G] int
@@ -410,32 +428,6 @@ def describe_scores(scores: dict[str, Any]) -> str:
         f'mean of five {"n/a" if np.isnan(five) else f"{five:.4f}"}, loss {scores["loss"]:.4f}; '
         f'{shown}' + (f'; n/a because both classes are needed: {undefined}' if undefined else '')
     )
-
-
-def rarer_cases(targets: np.ndarray, labels: Sequence[str], rule: str) -> dict[str, int]:
-    """Number of images in the rarer class of each label that `selection_score` uses.
-
-    Args:
-        targets: [N, K], 1, 0, or NaN.
-        labels: [K] label names.
-        rule: As in `selection_score`; with 'auto', the five tasks.
-    """
-    takes_five = rule != 'all' and set(COMPETITION_LABELS) <= set(labels)
-    counts = np.minimum((targets == 1).sum(axis=0), (targets == 0).sum(axis=0)).tolist()
-    asked = COMPETITION_LABELS if takes_five else labels
-    return {label: counts[list(labels).index(label)] for label in asked}
-
-
-def describe_few(cases: Mapping[str, int]) -> str:
-    """The labels in the result of `rarer_cases` with fewer than FEW_CASES; '' if there is none."""
-    return ', '.join(f'{label} {count}' for label, count in cases.items() if count < FEW_CASES)
-
-
-def more_cases(split: str) -> str:
-    """Advice for a selection split that has few cases of a class."""
-    if split == 'holdout':
-        return 'raise DATA.HOLDOUT_FRACTION'
-    return 'set EVAL.SELECT_ON to holdout, or fix the number of epochs'
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, defined: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ INVERSE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn, f
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018, arXiv:1805.01978
 QUERIES = 256  # images compared with all others at a time
+FLOOR_COMPONENTS, FLOOR_INVERSE_PENALTY = 100, 0.01  # of the pixel baseline
 
 
 class KnnClassifier(nn.Module):
@@ -182,33 +183,24 @@ def fit_linear_heads(
     return [(weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in heads]
 
 
-def pixel_floor(
-    train: np.ndarray,
-    targets: np.ndarray,
-    test: np.ndarray,
-    *,
-    num_components: int = 100,
-    inverse_penalty: float = 0.01,
-) -> np.ndarray:
+def pixel_floor(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Fit logistic regressions on whitened principal components: a baseline for any trained model.
 
     Args:
         train: [N, P] pixels in [0, 1], usually of 64 x 64 images.
         targets: [N, K], 1, 0, or NaN where unknown.
         test: [M, P].
-        num_components: Maximum number of components.
-        inverse_penalty: C of scikit-learn's LogisticRegression.
 
     Returns:
         [M, K] probabilities; 0.5 for a label without both classes in `targets`.
     """
-    components = PCA(min(num_components, len(train)), whiten=True, svd_solver='full').fit(train)
+    components = PCA(min(FLOOR_COMPONENTS, len(train)), whiten=True, svd_solver='full').fit(train)
     train, test = components.transform(train), components.transform(test)
     probabilities = np.full((len(test), targets.shape[1]), 0.5)
     for k in range(targets.shape[1]):
         known = ~np.isnan(targets[:, k])
         if np.unique(targets[known, k]).size == 2:
-            model = LogisticRegression(C=inverse_penalty, max_iter=2000)
+            model = LogisticRegression(C=FLOOR_INVERSE_PENALTY, max_iter=2000)
             model.fit(train[known], targets[known, k])
             probabilities[:, k] = model.predict_proba(test)[:, 1]
     return probabilities
@@ -250,13 +242,13 @@ def _choose(
     """Position of the option whose logits [N, K] of the held-out images (on rank 0) are best."""
     config, held_out = run.config, loaders.holdout.dataset
     mode = config.FINETUNE.MODE
-    tables = [
-        score_probabilities(
-            config, expit(values.astype(np.float64)), held_out.targets, held_out.records.study
-        )
-        for values in logits
-    ]
-    tables = distributed.broadcast(tables)
+    targets, studies = held_out.targets, held_out.records.study
+    tables = distributed.broadcast(
+        [
+            score_probabilities(config, expit(values.astype(np.float64)), targets, studies)
+            for values in logits
+        ]
+    )
     scores = [selection_score(table, config.EVAL.SELECT) for table in tables]
     if np.isnan(scores).any():
         raise ValueError(

@@ -10,7 +10,15 @@ import pandas as pd
 from data.labels import COMPETITION_LABELS, NO_FINDING
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples
-from evaluation.metrics import FEW_POSITIVES, METRICS, Protocol, label_scores, mean_scores, summary
+from evaluation.metrics import (
+    FEW_POSITIVES,
+    Protocol,
+    label_scores,
+    labels_with_both_classes,
+    mean_summaries,
+    summaries,
+    summary,
+)
 
 STANDARD_COLUMNS = ('Age', 'Sex')  # that the standardised AUROC adjusts for
 
@@ -102,22 +110,17 @@ def _describe_group(
             'n': int((~np.isnan(targets)).sum()),
             'positives': positives,
             'few': positives < FEW_POSITIVES,
-            'scores': {metric: summary(values[metric]) for metric in METRICS},
+            'scores': summaries(values),
             'standardised_auroc': summary(standard['auroc']),
         }
-    defined = [label for label, values in scores.items() if not np.isnan(values['auroc'][0])]
-    means = {'five': COMPETITION_LABELS, 'all_defined': defined}
+    chosen = {'five': COMPETITION_LABELS, 'all_defined': labels_with_both_classes(scores)}
+    means = {key: mean_summaries(scores, names) for key, names in chosen.items()}
     return {
         'group': name,
         'rows': len(rows),
         'patients': len(set(rows.patient)),
         'labels': labels,
-        'means': {
-            key: summary(mean_scores(scores, chosen)['auroc'])
-            if chosen and set(chosen) <= set(defined)
-            else None
-            for key, chosen in means.items()
-        },
+        'means': {key: mean and mean['auroc'] for key, mean in means.items()},
         'underdiagnosis': _underdiagnosis(scores),
     }
 

@@ -86,12 +86,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         f'DIR/{SALT_FILE} (REPORT.ANONYMISE)',
     )
     args = parser.parse_args(arguments)
-    if args.resamples < 0 or args.seed < 0:
-        parser.error('--resamples and --seed must be 0 or greater')
     if not 0 < args.sensitivity <= 1:
         parser.error('--sensitivity must be above 0 and at most 1')
-    if args.demographics and not args.groups:
-        parser.error('--demographics needs --groups with the columns to score by')
     return args
 
 
@@ -174,15 +170,12 @@ def read_labels(args: argparse.Namespace, file: Path, names: Names) -> LabelTabl
 
 def set_names(args: argparse.Namespace) -> list[str]:
     """A name for each prediction file: its stem, with its folder or a number if others share it."""
-    files = args.predictions
-    stems = [file.stem for file in files]
-    if len(set(stems)) == len(stems):
-        return stems
-    paths = [str(file.with_suffix('')) for file in files]
-    if args.anonymise or len(set(paths)) < len(paths):
-        return [f'{stem} ({i})' for i, stem in enumerate(stems, start=1)]
-    in_folder = [f'{file.absolute().parent.name}/{file.stem}' for file in files]
-    return in_folder if len(set(in_folder)) == len(files) else paths
+    names = [file.stem for file in args.predictions]
+    if len(set(names)) < len(names) and not args.anonymise:
+        names = [f'{file.absolute().parent.name}/{file.stem}' for file in args.predictions]
+    if len(set(names)) < len(names):
+        names = [f'{name} ({i})' for i, name in enumerate(names, start=1)]
+    return names
 
 
 def fit_thresholds(

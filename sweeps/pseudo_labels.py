@@ -28,8 +28,13 @@ from data.records import (
 )
 from engine.files import sha256
 from engine.run_record import read_record
-from evaluation.intervals import interval
-from evaluation.metrics import auroc_per_label, mean_defined, score_probabilities, selection_score
+from evaluation.metrics import (
+    auroc_per_label,
+    mean_defined,
+    score_probabilities,
+    selection_score,
+    summary,
+)
 from evaluation.pseudo_labels import audit, choose_values
 from logger import json_safe
 from sweeps.files import MAINS, Job, share_steps
@@ -49,6 +54,7 @@ LOGS = 'logs'  # folder below the output
 TABLE = 'rounds'  # name of the table's files, without suffix
 ALL_LABELS = {'DATA.TRAIN_FRACTION': '1.0', 'DATA.TRAIN_IMAGES': '0'}
 SIDES = ('positive', 'negative')
+ENDS = {'value': '', 'low': '_low', 'high': '_high'}  # of the names of a score's columns
 
 
 @dataclass
@@ -290,41 +296,37 @@ def collect_rounds(rounds: Rounds) -> list[dict[str, Any]]:
     ]
     for split in ('valid', 'test'):
         if (rounds.jobs[0].folder / f'predictions_{split}.csv').is_file():
-            for row, figures in zip(rows, _split_figures(rounds, split), strict=True):
-                row |= figures
+            _add_scores(rows, rounds, split)
     for row, job in zip(rows, rounds.jobs, strict=True):
         if job.config.DATA.PSEUDO_LABELS:
             row |= rounds.pseudo_figures(job)
     return rows
 
 
-def _split_figures(rounds: Rounds, split: str) -> list[dict[str, float]]:
-    """The means of each run on a split, and their differences from those of round 0."""
-    runs, rows = [read_scores(job.folder, split) for job in rounds.jobs], []
+def _add_scores(rows: list[dict[str, Any]], rounds: Rounds, split: str) -> None:
+    """Add the means of each run on a split, and their differences from those of round 0."""
+    runs = [read_scores(job.folder, split) for job in rounds.jobs]
     resamples, seed = rounds.config.EVAL.RESAMPLES, rounds.config.SEED
     patients = ScoredPatients(runs[0], resamples=resamples, seed=seed)
-    for run in runs:
-        row = {}
-        for mean in MEANS:
-            values = np.array([each.figures['scores'][mean] for each in (run, runs[0])], float)
-            drawn = [
-                patients.samples(each).get(mean, np.array([np.nan])) for each in (run, runs[0])
-            ]
-            columns = {f'{split}_{mean}': (values[0], drawn[0])}
-            if run is not runs[0]:
-                columns[f'{split}_{mean}_minus_round0'] = values[0] - values[1], drawn[0] - drawn[1]
-            for name, (value, samples) in columns.items():
-                low, high = interval(samples)
-                row |= {name: float(value), f'{name}_low': low, f'{name}_high': high}
-        rows.append(row)
-    return rows
+    for mean in MEANS:
+        # [1 + R] of each run: the score and its replicates, if it is defined.
+        drawn = [
+            [run.figures['scores'][mean], *patients.samples(run).get(mean, ())] for run in runs
+        ]
+        first = np.array(drawn[0], float)
+        for i, (row, samples) in enumerate(zip(rows, drawn, strict=True)):
+            scores = {f'{split}_{mean}': np.array(samples, float)}
+            if i:
+                scores[f'{split}_{mean}_minus_round0'] = np.array(samples, float) - first
+            for name, values in scores.items():
+                row |= {f'{name}{ENDS[key]}': figure for key, figure in summary(values).items()}
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     """The cells of the Markdown table; a figure that a run does not have is left out."""
 
     def cell(name: str, form: str) -> str:
-        found = [row.get(f'{name}{end}') for end in ('', '_low', '_high')]
+        found = [row.get(f'{name}{end}') for end in ENDS.values()]
         return with_interval(*found, form) if name in row else ''
 
     cells = {

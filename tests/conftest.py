@@ -13,7 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--all', action='store_true', help='run the tests marked slow too')
 
 
-# Their tests measure memory, wait for deadlines or take the machine's network.
+# Their tests start processes and wait for deadlines.
 ALONE = {'faults', 'slurm'}
 
 

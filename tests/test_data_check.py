@@ -52,7 +52,7 @@ def read_text(file: Path) -> pd.DataFrame:
 @pytest.fixture(scope='module')
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('check') / 'CheXpert-phantom'
-    make_phantom(folder, num_train=20, num_valid=3, num_test=1, size=64, seed=1)
+    make_phantom(folder, num_train=10, num_valid=3, num_test=1, size=64, seed=1)
     (folder / 'test.csv').unlink()
     shutil.rmtree(folder / 'test')
     return folder

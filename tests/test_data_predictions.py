@@ -38,7 +38,7 @@ def test_what_is_written_is_read(tmp_path):
     labels, file = ['Edema', 'No Finding', 'Cardiomegaly'], tmp_path / 'p.csv'
     write_predictions(file, values, paths=[image(1), image(2)], labels=labels, source={})
     read = read_predictions(file)
-    assert (read.file, read.key, read.ignored) == (file, 'Path', ())
+    assert (read.file, read.key) == (file, 'Path')
     assert read.names.tolist() == [image(1), image(2)]
     assert read.labels == ('No Finding', 'Cardiomegaly', 'Edema')
     np.testing.assert_allclose(read.probabilities, values[:, [1, 2, 0]], rtol=5e-9)
@@ -56,7 +56,6 @@ def test_columns_in_any_order_give_the_same(tmp_path):
     assert read.names.tolist() == columns['Study']
     for k, label in enumerate(LABELS):
         assert read.probabilities[:, k].tolist() == columns[label].tolist()
-    assert sorted(read.ignored) == ['Edema ', 'weight']
 
 
 @pytest.mark.parametrize(

@@ -120,19 +120,15 @@ def test_thresholds_come_from_other_patients(evaluate, files, tmp_path):
     (row,) = (row['value'] for row in report['run'] if row['name'] == 'Thresholds')
     assert row.startswith('f1, on 50 rows of 50 patients')
 
+    half = write_labels(tmp_path / 'half.csv', TRUTH[:30], NAMES[:30])
+    warnings = evaluate(tmp_path / 'half', *files, '--thresholds-from', files[1], half)['warnings']
+    assert any('half.csv' in line and '30 of 60 patients' in line for line in warnings)
+
     flags = ['--thresholds-from', tmp_path / 'first/report.json']
-    again = evaluate(tmp_path / 'again', *files, *flags)
+    again = evaluate(tmp_path / 'again', *files, *flags, '--aggregate', 'mean')
     for label, part in labels_of(report).items():
         assert labels_of(again)[label]['scores'] == part['scores']
-    warnings = evaluate(tmp_path / 'again', *files, *flags, '--aggregate', 'mean')['warnings']
-    assert any('study, max, all' in line and 'study, mean, all' in line for line in warnings)
-
-
-def test_thresholds_chosen_on_scored_patients_give_a_warning(evaluate, files, tmp_path):
-    half = write_labels(tmp_path / 'half.csv', TRUTH[:30], NAMES[:30])
-    warnings = evaluate(tmp_path, *files, '--thresholds-from', files[1], half)['warnings']
-    (found,) = (line for line in warnings if 'half.csv' in line)
-    assert '30 of 60 patients' in found
+    assert any('study, max' in line and 'study, mean' in line for line in again['warnings'])
 
 
 def test_several_files_are_compared_and_each_has_its_thresholds(evaluate, files, tmp_path):

@@ -61,40 +61,16 @@ def test_a_line_that_is_not_a_record_is_refused_by_file(tmp_path):
         read_metrics(path)
 
 
-class FullDisk:
-    """Stands for `open`: while the disk is full, three more bytes fit into each file."""
-
-    def __init__(self):
-        self.full = False
-
-    def __call__(self, path, mode='r', **options):
-        file = open(path, mode, **options)
-        return self.Partly(file) if self.full and 'a' in mode else file
-
-    class Partly:
-        def __init__(self, file):
-            self.file, self.room = file, 3
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            self.file.close()
-
-        def write(self, data):
-            if not self.room:
-                raise OSError(28, 'No space left on device')
-            self.room, written = 0, self.file.write(data[: self.room])
-            return written
-
-
 def test_metrics_wait_for_space_and_keep_their_order(tmp_path, monkeypatch, log):
-    disk = FullDisk()
-    monkeypatch.setattr(module, 'open', disk, raising=False)
+    def full(*arguments, **options):
+        raise OSError(28, 'No space left on device')
+
     scalars = ScalarLog(tmp_path, logger=logging.getLogger('records'))
     for epoch in range(6):
-        disk.full = epoch in (1, 2, 4)
-        scalars.write_epoch({'epoch': epoch, 'loss': float(epoch)})
+        with monkeypatch.context() as patch:
+            if epoch in (1, 2, 4):
+                patch.setattr(module, 'open', full, raising=False)
+            scalars.write_epoch({'epoch': epoch, 'loss': float(epoch)})
     scalars.close()
     assert [r['epoch'] for r in read_metrics(scalars.path)] == list(range(6))
     (warning,) = log.messages

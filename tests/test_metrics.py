@@ -21,8 +21,7 @@ from evaluation.metrics import (
     METRICS,
     auroc_per_label,
     label_scores,
-    mean_scores,
-    rarer_cases,
+    mean_summaries,
     score_table,
     selection_score,
     study_level,
@@ -171,19 +170,15 @@ def test_without_a_threshold_only_what_needs_one_is_undefined():
     }
 
 
-def test_an_unknown_probability_leaves_no_score_unless_its_target_is_unknown_too():
-    p, y = np.array([0.2, NAN, 0.7]), np.array([0.0, 1.0, 1.0])
-    assert np.isnan([*label_scores(p, y, threshold=0.5).values()]).all()
-    y[1] = NAN
-    assert label_scores(p, y, threshold=0.5)['auroc'][0] == 1
-
-
 def test_a_mean_over_labels_is_undefined_where_one_label_is():
-    values = {'a': [0.5, 0.7, 0.9], 'b': [0.7, NAN, 1.0], 'c': [NAN, NAN, 0.0]}
+    values = {'a': [0.5, 0.7, 0.9], 'b': [0.7, 0.8, 1.0], 'c': [NAN, 0.1, 0.2]}
     per_label = {k: dict.fromkeys(METRICS, np.array(v)) for k, v in values.items()}
-    means = mean_scores(per_label, ['a', 'b'])
+    means = mean_summaries(per_label, ['a', 'b'])
     assert list(means) == list(METRICS)
-    np.testing.assert_allclose(means['f1'], [0.6, NAN, 0.95])
+    low, high = np.percentile([0.75, 0.95], [2.5, 97.5])
+    assert means['f1'] == pytest.approx({'value': 0.6, 'low': low, 'high': high})
+    for labels in (['a', 'c'], ['a', 'missing'], []):
+        assert mean_summaries(per_label, labels) is None
 
 
 @pytest.mark.parametrize(
@@ -227,16 +222,6 @@ def test_nothing_selects_where_no_area_is_defined():
     targets = np.ones((2, 1))
     table = score_table(targets, targets, ['u', 'v'], labels=['Edema'], level='study')
     assert all(np.isnan(selection_score(table, rule)) for rule in ('five', 'auto', 'all'))
-
-
-def test_cases_of_the_rarer_class_are_counted_for_the_labels_that_select():
-    targets = np.array([[1, 0, 1, 0, 0, 1], [0, 0, 1, 0, 0, 1], [0, 0, NAN, 0, 1, 0]], float)
-    labels = [*COMPETITION_LABELS, 'Fracture']
-    counts = dict(zip(labels, [1, 0, 0, 0, 1, 1], strict=True))
-    assert rarer_cases(targets, labels, 'all') == counts
-    del counts['Fracture']
-    assert rarer_cases(targets, labels, 'auto') == counts
-    assert rarer_cases(targets[:, 5:], ['Fracture'], 'auto') == {'Fracture': 1}
 
 
 @pytest.mark.parametrize('name', METRICS)

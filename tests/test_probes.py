@@ -21,7 +21,6 @@ from data.labels import LABELS
 from evaluation import probes
 from evaluation.probes import KnnClassifier, fit_linear_heads
 from models import build_model
-from utils import read_checkpoint
 
 NAN = float('nan')
 
@@ -51,15 +50,15 @@ def test_votes_equal_a_brute_force_count() -> None:
 def test_a_grid_of_linear_heads_is_at_scikit_learns_minima() -> None:
     """Features whose variances span four decades."""
     rng = np.random.default_rng(4)
-    mixing = np.linalg.qr(rng.normal(size=(40, 40)))[0]
-    features = rng.normal(size=(600, 40)) * np.arange(1, 41) ** -1.25 @ mixing + 0.5
+    mixing = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+    features = rng.normal(size=(300, 20)) * np.arange(1, 21) ** -1.5 @ mixing + 0.5
     features = features.astype(np.float32)
     before = features.copy()
-    z = features @ rng.normal(size=(40, 3))
+    z = features @ rng.normal(size=(20, 3))
     targets = ((z - z.mean(axis=0)) / z.std(axis=0) + rng.normal(size=z.shape) > [0, 1, 2]) * 1.0
     targets[rng.random(targets.shape) < 0.1] = NAN
-    one_class = np.zeros((600, 1))
-    penalties = (1e-6, 1e-3, 0.1, 10.0)
+    one_class = np.zeros((300, 1))
+    penalties = (1e-6, 1e-3, 0.1)
     all_targets = np.hstack([targets, one_class]).astype(np.float32)
     heads = fit_linear_heads(features, all_targets, inverse_penalties=penalties)
     np.testing.assert_array_equal(features, before)
@@ -107,17 +106,6 @@ def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(
     assert table[list(LABELS)].to_numpy().std() > 0
     after = kept['probe'].state_dict()
     changed = {k for k, v in kept['before'].items() if not torch.equal(v, after[k])}
-    assert changed == {'head.weight', 'head.bias'}
-
-
-@pytest.mark.slow
-def test_last_layer_trains_the_head_alone(phantom: Path, tmp_path: Path) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'last_layer'})
-    assert run_main('finetune', arguments(cfg, phantom, tmp_path / 'o')) == 0
-    folder = run_folder(tmp_path / 'o', 'finetune')
-    first = read_checkpoint(folder / 'ckpt_epoch_0.pth')['model']
-    last = read_checkpoint(folder / 'ckpt_epoch_1.pth')['model']
-    changed = {key for key, value in first.items() if not torch.equal(value, last[key])}
     assert changed == {'head.weight', 'head.bias'}
 
 

@@ -145,8 +145,8 @@ def test_the_page_shows_the_numbers_of_the_json(page: Page, written: dict) -> No
     on_page = {float(value) for value, _ in shown if value}
     for part in written['sets']:
         assert on_page.issuperset(numbers([label['scores'] for label in part['labels']]))
-    for path in (written['headline'], written['maps'], written['maps_check']):
-        assert on_page.issuperset(numbers(path))
+    for key in ('headline', 'published', 'maps', 'maps_check'):
+        assert written[key] and on_page.issuperset(numbers(written[key])), key
     assert {entry.title for entry in METRICS.values()} <= set(page.texts('th'))
 
 
