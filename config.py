@@ -935,7 +935,12 @@ def _merge_file(config: Config, path: Path) -> None:
 
 
 def _merge(config: Config, options: dict[str, Any], source: str) -> None:
-    for key, value in _with_current_keys(options, config.MODEL.TYPE).items():
+    # Legacy keys are kept, because a later source may select their encoder.
+    legacy = config.__dict__.setdefault('_legacy', {})
+    if any(key in LEGACY_KEYS.values() for key in options):
+        legacy.clear()
+    legacy |= {key: value for key, value in options.items() if LEGACY_KEYS.get(key)}
+    for key, value in _with_current_keys(legacy | options, config.MODEL.TYPE).items():
         put(config, key, value, source)
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from config import Config
-from data.images import load_image
+from data.images import colour_difference, load_image
 from data.labels import LABELS, scored_targets
 from data.packing import start_worker
 from data.records import DATASETS, Fault, Folder, Records, open_images
@@ -29,6 +29,7 @@ EXAMPLES = 3  # of each kind, in the summary
 CHUNK_IMAGES = 32
 DIGEST_BYTES = 16
 FEW_LEVELS = 16  # an X-ray has more grey levels
+COLOUR_LEVELS = 8  # difference between channels that JPEG alone can cause
 
 
 class Findings:
@@ -135,6 +136,11 @@ def look_at(images: Store | Folder, file: str) -> tuple[bytes, str, str]:
     count = np.count_nonzero(np.bincount(levels.ravel()))
     if count < FEW_LEVELS:
         return digest.digest(), 'few grey levels', f'the image has only {count} grey levels'
+    if isinstance(images, Folder):
+        levels_apart = colour_difference(images.path / file)
+        if levels_apart > COLOUR_LEVELS:
+            detail = f'the colour channels differ by up to {levels_apart} levels'
+            return digest.digest(), 'colour image', detail
     return digest.digest(), '', ''
 
 

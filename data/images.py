@@ -10,7 +10,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 try:
     from kornia_rs.io import decode_image_jpegturbo, decode_image_png_u8, decode_image_png_u16
@@ -178,6 +178,21 @@ def refuse_link_out(root: str | PathLike[str], path: str | PathLike[str]) -> Non
 def full_size(image: Image.Image) -> tuple[int, int]:
     """Return height and width of an image before it was packed; they define its aspect."""
     return image.info.get(FULL_SIZE) or (image.height, image.width)
+
+
+def colour_difference(path: str | PathLike[str]) -> int:
+    """Return by how many of 256 levels the colour channels of a file differ; 0 if it is grey.
+
+    JPEG alone causes a difference of a few levels. DICOM files of colours are converted as grey.
+    """
+    if str(path).lower().endswith('.dcm'):
+        return 0
+    with Image.open(path, formats=FORMATS) as image:
+        if image.mode not in ('P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr'):
+            return 0
+        red, green, blue = image.convert('RGB').split()
+    pairs = ((red, green), (green, blue))
+    return max(ImageChops.difference(*pair).getextrema()[1] for pair in pairs)
 
 
 def _decode_plain(data: bytes, image: Image.Image) -> np.ndarray | None:

@@ -127,7 +127,6 @@ class Runner:
     running: dict[int, tuple[Job, subprocess.Popen, float]] = field(default_factory=dict)
     broken: set[Path] = field(default_factory=set)
     failed: list[str] = field(default_factory=list)
-    stopped: set[int] = field(default_factory=set)
     signal: str = ''
 
     def run(self) -> int:
@@ -247,8 +246,19 @@ class Runner:
         self.signal = signal.Signals(number).name
 
     def _pass_on(self) -> None:
-        """Send SIGTERM once to each process; torchrun hands it on to its workers."""
+        """Send SIGTERM to the processes of all runs."""
         for _, process, _ in self.running.values():
-            if process.pid not in self.stopped:
-                self.stopped.add(process.pid)
-                process.terminate()
+            # torchrun would kill its workers after 30 s, so they get the signal themselves.
+            workers = _children(process.pid) if self.processes > 1 else []
+            for number in workers or [process.pid]:
+                with contextlib.suppress(ProcessLookupError):  # it has ended
+                    if process.poll() is None:
+                        os.kill(number, signal.SIGTERM)
+
+
+def _children(process: int) -> list[int]:
+    """The processes that a process has started; [] on systems without /proc."""
+    with contextlib.suppress(OSError):
+        text = Path(f'/proc/{process}/task/{process}/children').read_text()
+        return [int(number) for number in text.split()]
+    return []

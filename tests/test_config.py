@@ -217,6 +217,14 @@ def test_a_legacy_key_sets_the_channels_of_the_selected_encoder(tmp_path, encode
     assert config.MODEL.IN_CHANS == 3
 
 
+def test_a_legacy_key_of_a_base_file_counts_when_a_later_file_selects_its_encoder(tmp_path) -> None:
+    write(tmp_path, 'base.yaml', 'MODEL: {VIT: {IN_CHANS: 1}}')
+    path = write(tmp_path, 'run.yaml', 'BASE: [base.yaml]\nMODEL: {TYPE: vit}')
+    config = default_config()
+    config.merge_from_file(path)
+    assert config.MODEL.IN_CHANS == 1
+
+
 # Checks
 
 

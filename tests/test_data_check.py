@@ -100,8 +100,11 @@ def test_every_planted_fault_is_found_and_nothing_else(
     Image.fromarray(np.arange(6400).astype(np.uint8).reshape(80, 80) % 9).save(spoilt / files[9])
     noise(1).save(spoilt / files[10], 'PNG')
     noise(1).convert('RGB').save(spoilt / files[11], 'TIFF')
-    kinds = ['unusable image', 'unusable image', 'few grey levels', None, 'same pixels']
-    expected += [(kinds[i - 7], 'train.csv', None, files[i]) for i in (7, 8, 9, 11)]
+    colours = np.random.default_rng(3).integers(0, 256, (80, 80, 3), np.uint8)
+    Image.fromarray(colours).save(spoilt / files[13], 'PNG')
+    kinds = dict.fromkeys((7, 8), 'unusable image') | {9: 'few grey levels', 11: 'same pixels'}
+    kinds[13] = 'colour image'
+    expected += [(kind, 'train.csv', None, files[i]) for i, kind in kinds.items()]
     copy = valid['Path'][0].partition('/')[2]
     noise(1).save(spoilt / copy, 'PNG')
     expected.append(('same pixels in two splits', 'valid.csv', None, copy))

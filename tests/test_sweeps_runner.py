@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -158,18 +159,18 @@ folder.mkdir(parents=True)
 WAIT = """\
 import pathlib, signal, sys, time
 def stop(*_):
-    (folder / 'saved').touch()
+    (folder / 'saved{rank}').touch()
     sys.exit(75)
 folder = pathlib.Path({folder!r})
 folder.mkdir(parents=True, exist_ok=True)
 signal.signal(signal.SIGTERM, stop)
-(folder / 'ready').touch()
+(folder / 'ready{rank}').touch()
 time.sleep(60)
 """
 
 
 def made_job(folder: Path, code: str) -> Job:
-    arguments = ['-c', code.format(folder=str(folder))]
+    arguments = ['-c', code.format(folder=str(folder), rank='')]
     return Job('simmim', folder.name, 0, folder, arguments, default_config())
 
 
@@ -213,13 +214,36 @@ def test_an_error_of_the_runner_leaves_no_process_behind(tmp_path: Path) -> None
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_stop_is_passed_on_to_the_runs(tmp_path: Path) -> None:
-    job = made_job(tmp_path / 'run', WAIT)
+# Stands for torchrun: starts processes in sessions of their own, and waits for them.
+LAUNCHER = """\
+#!{python} -SE
+import pathlib, signal, subprocess, sys
+words = sys.argv[1:]
+count = int(words[words.index('--nproc_per_node') + 1])
+folder = words[-1]
+signal.signal(signal.SIGTERM, lambda *_: pathlib.Path(folder, 'launcher stopped').touch())
+code = {code!r}
+children = [
+    subprocess.Popen(
+        [sys.executable, '-SE', '-c', code.format(folder=folder, rank=i)], start_new_session=True)
+    for i in range(count)
+]
+sys.exit(max(child.wait() for child in children))
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs /proc')
+def test_a_stop_reaches_every_process_of_a_run(tmp_path: Path, monkeypatch) -> None:
+    launcher, folder = tmp_path / 'torchrun', tmp_path / 'run'
+    launcher.write_text(LAUNCHER.format(python=sys.executable, code=WAIT))
+    launcher.chmod(0o755)
+    monkeypatch.setenv('PYTHON', str(launcher))
 
     def say(line: str) -> None:
         if line.startswith('started'):
-            wait_for((job.folder / 'ready').exists)
+            wait_for(lambda: all((folder / f'ready{i}').exists() for i in range(2)))
             os.kill(os.getpid(), signal.SIGTERM)
 
-    assert Runner([job], [{}], 1, tmp_path / 'logs', say).run() == EXIT_PREEMPTED
-    assert (job.folder / 'saved').exists()
+    job = Job('simmim', 'a', 0, folder, [str(folder)], default_config(), processes=2)
+    assert Runner([job], [{}], 2, tmp_path / 'logs', say).run() == EXIT_PREEMPTED
+    assert {path.name for path in folder.iterdir()} == {'ready0', 'ready1', 'saved0', 'saved1'}
