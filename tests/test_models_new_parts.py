@@ -104,19 +104,19 @@ class TwoStepHead(nn.Module):
 @pytest.fixture(autouse=True)
 def parts():
     """Register the parts for one test."""
-    add_options('MODEL.CONVNEXT', {'PATCH_SIZE': 4, 'EMBED_DIM': 8, 'DEPTHS': [1, 1]})
+    add_options('MODEL.SOME_ENCODER', {'PATCH_SIZE': 4, 'EMBED_DIM': 8, 'DEPTHS': [1, 1]})
     added = {
-        'MODEL.TYPE': ('convnext', ConvNeXt),
-        'CONTRASTIVE.METHOD': ('barlow', BarlowTwins),
-        'MODEL.SIMMIM.HEAD': ('two_step', TwoStepHead),
-        'LOSS.NAME': ('squared', lambda options, targets: squared_loss),
+        'MODEL.TYPE': ('some_encoder', ConvNeXt),
+        'CONTRASTIVE.METHOD': ('some_method', BarlowTwins),
+        'MODEL.SIMMIM.HEAD': ('some_head', TwoStepHead),
+        'LOSS.NAME': ('some_loss', lambda options, targets: squared_loss),
     }
     for key, (name, part) in added.items():
         REGISTRIES[key].register(name)(part)
     yield
     for key, (name, _) in added.items():
         del REGISTRIES[key][name]
-    del config_module._C.MODEL['CONVNEXT']
+    del config_module._C.MODEL['SOME_ENCODER']
 
 
 def squared_loss(outputs, targets):
@@ -124,13 +124,13 @@ def squared_loss(outputs, targets):
     return (outputs.sigmoid() - targets.nan_to_num()).square().where(known, 0).mean()
 
 
-CONVNEXT = {'TYPE': 'convnext', 'IN_CHANS': 1, 'CONVNEXT': {'EMBED_DIM': 4}}
+CONVNEXT = {'TYPE': 'some_encoder', 'IN_CHANS': 1, 'SOME_ENCODER': {'EMBED_DIM': 4}}
 
 
 @pytest.mark.slow
 def test_a_new_encoder_is_pretrained_and_fine_tuned(phantom, tmp_path):
     """By SimMIM with a new head on one channel; then with layer decay, a new loss and maps."""
-    model = CONVNEXT | {'SIMMIM': {'HEAD': 'two_step'}}
+    model = CONVNEXT | {'SIMMIM': {'HEAD': 'some_head'}}
     cfg = tiny_config(tmp_path / 'simmim.yaml', 'simmim', model, TRAIN={'EPOCHS': 1})
     assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
     weights = run_folder(tmp_path, 'simmim') / 'ckpt_epoch_0.pth'
@@ -139,7 +139,7 @@ def test_a_new_encoder_is_pretrained_and_fine_tuned(phantom, tmp_path):
         'finetune',
         CONVNEXT,
         TRAIN={'EPOCHS': 1, 'LAYER_DECAY': 0.5, 'USE_CHECKPOINT': True},
-        LOSS={'NAME': 'squared'},
+        LOSS={'NAME': 'some_loss'},
         REPORT={'WRITE': True},
     )
     argv = arguments(cfg, phantom, tmp_path, '--pretrained', str(weights))
@@ -147,9 +147,9 @@ def test_a_new_encoder_is_pretrained_and_fine_tuned(phantom, tmp_path):
     assert (run_folder(tmp_path, 'finetune') / 'report.html').exists()
 
 
-def make_config(head='two_step', channels=3):
+def make_config(head='some_head', channels=3):
     config = default_config()
-    config.MODEL.TYPE, config.MODEL.SIMMIM.HEAD = 'convnext', head
+    config.MODEL.TYPE, config.MODEL.SIMMIM.HEAD = 'some_encoder', head
     config.MODEL.IN_CHANS, config.DATA.IMG_SIZE, config.DATA.MASK_PATCH_SIZE = channels, 32, 8
     return config
 
@@ -172,7 +172,7 @@ def test_a_head_with_named_children_is_folded_between_channels(tmp_path):
 
 def test_a_new_method_trains_a_new_encoder_and_logs_its_options():
     config = make_config()
-    config.CONTRASTIVE.METHOD, config.CONTRASTIVE.DIM = 'barlow', 8
+    config.CONTRASTIVE.METHOD, config.CONTRASTIVE.DIM = 'some_method', 8
     config_module.check_config(config, 'contrastive')
     model = build_contrastive(config, total_steps=3)
     loss = model(torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32))
