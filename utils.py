@@ -2,14 +2,14 @@
 
 import contextlib
 import hashlib
-import io
 import logging
+import os
 import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import load_file
@@ -87,15 +87,13 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
     """
     path = Path(path)
     checksum = checksum_file(path)
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    data = buffer.getbuffer()
     with atomic_writer(path) as file:
-        file.write(data)
+        digest = _HashedFile(file).save(state)
         file.flush()
+        os.fsync(file.fileno())  # on a full disk the old file keeps its checksum
         checksum.unlink(missing_ok=True)
         sync_folder(path.parent)
-    replace_file(checksum, f'{hashlib.sha256(data).hexdigest()}  {path.name}\n')
+    replace_file(checksum, f'{digest}  {path.name}\n')
 
 
 def checksum_file(path: Path) -> Path:
@@ -438,13 +436,48 @@ def _newest_begun_with(given: str, folder: Path, logger: logging.Logger) -> Path
 def _own_checkpoint(folder: Path) -> Path | None:
     """Return a run's best checkpoint, or the newest if the best is of epochs given up.
 
-    A run that resumes from an older checkpoint gives up the epochs after it.
+    A run that resumes from an older checkpoint gives up the epochs after it. The best may also be
+    of a later epoch than the newest, because SAVE_FREQ is not for the best.
     """
     best, newest = folder / BEST_CHECKPOINT, find_newest_checkpoint(folder)
-    if best.exists() and newest:
-        scores = [read_checkpoint(path).get('best_score') for path in (best, newest)]
-        return best if scores[0] == scores[1] else newest
-    return best if best.exists() else newest
+    if not best.exists() or newest is None:
+        return best if best.exists() else newest
+    try:
+        saved, last = read_checkpoint(best), read_checkpoint(newest)
+    except ValueError:  # the one that is used reports the damage
+        return best
+    reached = (last.get('epoch', -1), bool(last.get('finished')))
+    is_past_it = reached >= (saved.get('epoch', -1), True)
+    given_up = is_past_it and saved.get('best_score') != last.get('best_score')
+    return newest if given_up else best
+
+
+class _HashedFile:
+    """A file that computes the SHA-256 of what is written, so that no copy of it is in memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.flush = file, file.flush
+        self.sha256 = hashlib.sha256()
+        # Of the first error; the exception itself would keep the contents in memory.
+        self.failure: tuple[int | None, str | None] | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.sha256.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = error.errno, error.strerror
+            raise
+
+    def save(self, state: dict) -> str:
+        """Write a checkpoint and return its SHA-256."""
+        try:
+            torch.save(state, self)
+        except RuntimeError:  # torch.save replaces the system's error by its own
+            if self.failure is None:
+                raise
+            raise OSError(*self.failure) from None
+        return self.sha256.hexdigest()
 
 
 def _check_digest(path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 BLOCK_BYTES = 2**22  # bytes that are read at a time
-BUSY = (errno.EACCES, errno.EAGAIN)  # the lock is held by another process
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system has no locks
 
 

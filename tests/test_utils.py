@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
@@ -138,6 +139,33 @@ def test_an_error_at_any_moment_leaves_the_old_or_the_new_file(tmp_path, monkeyp
     assert set(values) == {1.0, 2.0} and values[0] == 1.0 and values[-1] == 2.0
 
 
+def test_a_full_disk_at_the_sync_leaves_the_old_file_with_its_checksum(
+    tmp_path, monkeypatch
+) -> None:
+    (path,) = write(tmp_path, NAME)
+    before = path.read_bytes(), checksum_file(path).read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No space left'):
+        save_checkpoint(path, state(2.0))
+    assert (path.read_bytes(), checksum_file(path).read_bytes()) == before
+
+
+def test_no_second_copy_of_a_checkpoint_is_in_memory(tmp_path) -> None:
+    tensors = {str(number): torch.zeros(250_000) for number in range(8)}  # 1 MB each
+    tracemalloc.start()
+    try:
+        save_checkpoint(tmp_path / NAME, {'model': tensors})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4e6
+    assert read_checkpoint(tmp_path / NAME)['model'].keys() == tensors.keys()
+
+
 # Which file
 
 
@@ -238,6 +266,13 @@ def test_evaluation_takes_the_given_the_best_or_the_newest_checkpoint(tmp_path) 
     assert checkpoint_to_evaluate(config_with(PRETRAINED='others.pth'), run) == 'others.pth'
     write(run, 'ckpt_best.pth', epoch=2, finished=True, best_score=0.95)  # of epochs given up
     assert checkpoint_to_evaluate(config, run) == last
+    # SAVE_FREQ may leave the best as the latest, also where an epoch had just begun.
+    write(run, 'ckpt_best.pth', epoch=7, finished=True, best_score=0.95)
+    assert checkpoint_to_evaluate(config, run) == best
+    (step,) = write(run, 'ckpt_epoch_7_step_3.pth', epoch=7, finished=False, best_score=0.9)
+    assert checkpoint_to_evaluate(config, run) == best
+    step.write_bytes(b'half')
+    assert checkpoint_to_evaluate(config, run) == best
 
 
 # Reading
