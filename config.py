@@ -12,7 +12,7 @@ import difflib
 import math
 from ast import literal_eval
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -703,6 +703,7 @@ def check_config(config: Config, stage: str | None = None) -> None:
         for key in keys.split():
             holds = _is_inside(value_at(config, key), interval)
             require(holds, config, key, f'a number in {interval}')
+    _check_names(config)
     _check_data_options(config)
     _check_schedule(config)
     if stage == 'finetune':
@@ -733,6 +734,22 @@ def _is_inside(value: Any, interval: str) -> bool:
         and (number != high or interval[-1] == ']')
         for number in (value if isinstance(value, (list, tuple)) else [value])
     )
+
+
+def _check_names(config: Config) -> None:
+    """Check the mode of the run, and the values that name files, folders or columns."""
+    modes = [key for key in ('EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE') if config[key]]
+    if len(modes) > 1:
+        require(False, config, modes[1], f'False with {modes[0]}')
+    for key in ('MODEL.NAME', 'TAG'):
+        path = PurePath(value_at(config, key))
+        holds = not path.is_absolute() and '..' not in path.parts
+        require(holds, config, key, 'the name of a folder inside OUTPUT')
+    for key in ('EVAL.ENSEMBLE', 'EVAL.GROUPS'):
+        holds = all(isinstance(name, str) and name for name in value_at(config, key))
+        require(holds, config, key, 'a list of names')
+    holds = config.DATA.IMAGE_SUFFIX[:1] in ('', '.')
+    require(holds, config, 'DATA.IMAGE_SUFFIX', "empty, or a suffix such as '.png'")
 
 
 def _check_data_options(config: Config) -> None:
@@ -922,15 +939,21 @@ def _has_type(value: Any, kind: type) -> bool:
     return type(value) is kind is not CfgNode and (kind is not float or math.isfinite(value))
 
 
-def _merge_file(config: Config, path: Path) -> None:
-    """Merge a YAML file after its BASE files."""
+def _merge_file(config: Config, path: Path, parents: tuple[Path, ...] = ()) -> None:
+    """Merge a YAML file after its BASE files; `parents` are the files whose BASE led here."""
+    chain = (*parents, path)
+    if path.resolve() in [parent.resolve() for parent in parents]:
+        raise ValueError(f'BASE files form a cycle: {" -> ".join(map(str, chain))}')
     try:
         options = _read_options(path.read_text(encoding='utf-8'))
     except (ValueError, OSError) as error:
         raise ValueError(f'{path} cannot be read: {error}') from error
     put(config, 'BASE', options.get('BASE', ['']), str(path))
-    for name in filter(None, list(config.BASE)):
-        _merge_file(config, path.parent / name)
+    names = config.BASE
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f'BASE in {path} must be a list of paths, got {names!r:.100}')
+    for name in filter(None, names):
+        _merge_file(config, path.parent / name, chain)
     _merge(config, options, str(path))
 
 

@@ -199,6 +199,16 @@ def test_a_file_that_is_not_a_config_is_named(tmp_path, text) -> None:
         load(path)
 
 
+def test_base_files_that_form_a_cycle_or_are_no_text_are_named(tmp_path) -> None:
+    path = write(tmp_path, 'run.yaml', 'BASE: [sub/base.yaml]')
+    other = write(tmp_path, 'sub/base.yaml', 'BASE: [../run.yaml]')
+    with pytest.raises(ValueError, match=f'cycle.*{re.escape(path)}.*{re.escape(other)}'):
+        load(path)
+    path = write(tmp_path, 'number.yaml', 'BASE: [7]')
+    with pytest.raises(ValueError, match=f'BASE in {re.escape(path)}.*7'):
+        load(path)
+
+
 # Keys of SimMIM and of earlier versions
 
 
@@ -248,7 +258,8 @@ def test_only_the_allowed_values_of_an_option_are_accepted(key) -> None:
         ('DATA.UNCERTAIN_BY_LABEL', {'Edema': 'no'}), ('TRAIN.LR_SCHEDULER.NAME', 'multistep'),
         ('MODEL.SWIN.DEPTHS', [2, 0, 6, 2]), ('MODEL.SWIN.NUM_HEADS', [3, 6, 12, 25]),
         ('MODEL.SWIN.WINDOW_SIZE', 6), ('DATA.MASK_PATCH_SIZE', 30), ('DATA.MASK_PATCH_SIZE', 14),
-        ('DATA.MASK_RATIO', 0.99),
+        ('DATA.MASK_RATIO', 0.99), ('MODEL.NAME', '/other'), ('TAG', '../other'),
+        ('EVAL.ENSEMBLE', [1]), ('EVAL.GROUPS', ['']), ('DATA.IMAGE_SUFFIX', 'png'),
     ],
 )  # fmt: skip
 def test_an_impossible_value_is_an_error_that_names_its_key(key, bad) -> None:
@@ -279,6 +290,13 @@ def test_a_probe_needs_held_out_patients_and_does_not_resume() -> None:
         with pytest.raises(ValueError, match=key):
             check_config(chexpert(*probe, key, value), 'finetune')
         check_config(chexpert(*probe, key, value, 'EVAL_MODE', True), 'finetune')
+
+
+@pytest.mark.parametrize('flags', [['eval', 'check'], ['throughput', 'check']])
+def test_a_run_has_one_mode(cfg, flags) -> None:
+    first, second = (FLAG_KEYS[flag] for flag in flags)
+    with pytest.raises(ValueError, match=f'{second} must be False with {first}'):
+        load(cfg, *(f'--{flag}' for flag in flags))
 
 
 def test_options_of_other_stages_and_encoders_are_not_checked() -> None:
