@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') ->
 
     place, text = '(%(filename)s %(lineno)d)', '%(levelname)s %(message)s'
     if dist_rank == 0:
-        console = logging.StreamHandler(sys.stdout)
+        console = _Console(sys.stdout)
         console.setLevel(logging.INFO)
         head = colored('[%(asctime)s %(name)s]', 'green') + colored(place, 'yellow')
         console.setFormatter(logging.Formatter(f'{head}: {text}', DATE_FORMAT))
@@ -84,12 +85,16 @@ class ScalarLog:
         """Drop the records of `epoch` and later ones, which a resumed run writes again.
 
         An incomplete last line, left by a run that was killed, is dropped too.
+
+        Raises:
+            ValueError: If another line is not a record of an epoch.
         """
         if not self.enabled or not self.path.exists():
             return
         lines = self.path.read_bytes().splitlines(keepends=True)
         complete = [line for line in lines if line.endswith(b'\n')]
-        kept = [line for line in complete if json.loads(line)['epoch'] < epoch]
+        records = zip(complete, _parse(complete, self.path), strict=True)
+        kept = [line for line, record in records if record['epoch'] < epoch]
         replace_file(self.path, b''.join(kept))
 
     def write_epoch(self, record: dict[str, Any]) -> None:
@@ -147,12 +152,9 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Read the records of a `metrics.jsonl`, in order.
 
     Raises:
-        ValueError: If a line is not JSON; the message names the file.
+        ValueError: If a line is not a record of an epoch; the message names file and line.
     """
-    try:
-        return [json.loads(line) for line in Path(path).read_bytes().splitlines()]
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error
+    return list(_parse(Path(path).read_bytes().splitlines(), path))
 
 
 def json_safe(value: Any) -> Any:
@@ -162,6 +164,24 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [json_safe(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _parse(lines: Iterable[bytes], path: str | Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record['epoch'] + 0
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f'{path}, line {number}: this is not a record of an epoch') from None
+        yield record
+
+
+class _Console(logging.StreamHandler):
+    """Standard output, which may be a file on a full disk or a closed pipe."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class _LogFile(logging.FileHandler):

@@ -1,8 +1,10 @@
 """Log files per rank, metrics that stay valid JSON, and both on a full disk."""
 
+import io
 import json
 import logging
 import math
+import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -54,11 +56,18 @@ def test_a_resumed_run_does_not_repeat_records(tmp_path):
     assert [(r['epoch'], r['loss']) for r in records] == [(-1, 1.0), (0, 1.0), (1, 2.0)]
 
 
-def test_a_line_that_is_not_a_record_is_refused_by_file(tmp_path):
+@pytest.mark.parametrize('line', ['{', '7', '{"loss": 1.0}', '{"epoch": null}'])
+def test_a_line_that_is_not_a_record_is_refused_by_file_and_number(line, tmp_path):
     path = tmp_path / 'metrics.jsonl'
-    path.write_text('{"epoch": 0}\n{\n')
-    with pytest.raises(ValueError, match='metrics.jsonl'):
+    text = f'{{"epoch": 0}}\n{line}\n'
+    path.write_text(text)
+    with pytest.raises(ValueError, match='metrics.jsonl, line 2'):
         read_metrics(path)
+    scalars = ScalarLog(tmp_path)
+    with pytest.raises(ValueError, match='metrics.jsonl, line 2'):
+        scalars.forget_from(1)
+    scalars.close()
+    assert path.read_text() == text
 
 
 def test_metrics_wait_for_space_and_keep_their_order(tmp_path, monkeypatch, log):
@@ -102,3 +111,17 @@ def test_a_log_on_a_full_disk_does_not_end_the_run(tmp_path, capfd):
     assert captured.err.count('No space left on device') == 1
     assert path.name in captured.err and 'Traceback' not in captured.err
     create_logger(tmp_path / '..', 5, name='full')  # closes the file without an error
+
+
+def test_a_console_that_takes_nothing_does_not_end_the_run(tmp_path, monkeypatch, capfd):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, 'stdout', Full())
+        log = create_logger(tmp_path, 0, name='console')
+        for number in range(3):
+            log.info(f'line {number}')
+    assert capfd.readouterr().err == ''
+    assert 'line 2' in (tmp_path / 'log_rank0.txt').read_text()
