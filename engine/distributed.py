@@ -1,12 +1,14 @@
 """The process group: rank, number of processes, and gathering; everything works on one process too.
 
-When one process of a run ends, the others end within 40 s: the broken connection raises an
-error in the next collective operation, and torchrun kills the rest of a group 30 s after asking it
-to stop. A process that hangs, or whose
-network is cut silently, is waited for TRAIN.RANK_TIMEOUT_MINUTES.
+When one process of a run fails, the others end within 40 s: the broken connection raises an error
+in the next collective operation, `launch.Failures.watch` notices the recorded failure, on all
+nodes, and torchrun kills the rest of its node's processes 30 s after asking them to stop. A process
+that hangs, or whose network is cut silently, is waited for TRAIN.RANK_TIMEOUT_MINUTES.
 """
 
 import os
+import time
+import uuid
 from datetime import timedelta
 from typing import Any
 
@@ -28,9 +30,8 @@ def init_process_group(device: torch.device, timeout_minutes: float) -> None:
     backend = 'nccl' if device.type == 'cuda' else 'gloo'
     timeout = timedelta(minutes=timeout_minutes)
     store, number, size = next(dist.rendezvous('env://', timeout=timeout))
-    # torchrun keeps its store when it restarts the processes of a node, with the addresses of those
-    # that ended; so each start uses its own keys.
-    store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'), store)
+    if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)):
+        store = dist.PrefixStore(_agree_on_prefix(store, number, size, timeout), store)
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
 
 
@@ -86,3 +87,29 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total
+
+
+def _agree_on_prefix(store: dist.Store, number: int, size: int, timeout: timedelta) -> str:
+    """A prefix for the keys of the store that only this start of the group uses.
+
+    torchrun keeps its store when it restarts the processes, with the addresses of those that ended,
+    and counts the restarts of each node alone. Rank 0 therefore invents a prefix and answers all
+    who ask for it. Questions of an earlier start are answered too, and nobody reads those answers.
+    """
+    own = uuid.uuid4().hex
+    if number > 0:
+        store.set(f'asks/{number}', own)
+        prefix = store.get(f'answer/{own}').decode()
+        store.set(f'has/{prefix}/{number}', '')
+        return prefix
+    end = time.monotonic() + timeout.total_seconds()
+    missing = set(range(1, size))
+    while missing:
+        for other in missing:
+            if store.check([f'asks/{other}']):
+                store.set(f'answer/{store.get(f"asks/{other}").decode()}', own)
+        missing = {other for other in missing if not store.check([f'has/{own}/{other}'])}
+        if time.monotonic() > end:
+            raise dist.DistStoreError(f'timed out waiting for the ranks {sorted(missing)}')
+        time.sleep(0.02)
+    return own

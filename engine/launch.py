@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from argparse import Namespace
@@ -44,6 +45,8 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the r
 LOCK_FILE = 'run.lock'
 FAILURE_FILE = 'failure_rank{rank}.json'
 
+POLL_SECONDS = 2  # between two looks for failures of other processes
+GRACE_SECONDS = 15  # in which a process may end by itself after another one failed
 LOOK_SECONDS = 5  # in which the record of a failure must appear after a broken connection
 
 MISTAKES = (ValueError, FloatingPointError, OSError, torch.OutOfMemoryError)
@@ -61,6 +64,66 @@ _SILENT = 'another process of this run did not answer within TRAIN.RANK_TIMEOUT_
 
 class Terminated(BaseException):
     """A signal asked the process to stop where nothing is trained; the text names the signal."""
+
+
+class Failures:
+    """Failures of the processes of this run: each one writes `failure_rank<r>.json` in the folder.
+
+    A process that fails only because another one is gone writes no file, so that the earliest file
+    names the cause. All ranks must create this object at the same time.
+
+    Args:
+        folder: Run folder.
+        clear: Whether to remove the files of an earlier run.
+    """
+
+    def __init__(self, folder: Path, *, clear: bool) -> None:
+        self.folder, self.own = folder, folder / FAILURE_FILE.format(rank=distributed.rank())
+        for path in folder.glob(FAILURE_FILE.format(rank='*')) if clear else []:
+            path.unlink(missing_ok=True)
+        # Tells this run from others in the folder, such as an evaluation or an earlier start.
+        self.run = distributed.broadcast(f'{socket.gethostname()} {os.getpid()} {time.time_ns()}')
+
+    def record(self, message: str) -> None:
+        """Tell the other processes of the run why this one failed."""
+        record = {'run': self.run, 'time': time.time(), 'rank': distributed.rank()}
+        record |= {'host': socket.gethostname(), 'message': message}
+        with contextlib.suppress(OSError):  # the folder may be what failed; the log has the message
+            replace_file(self.own, json.dumps(record))
+
+    def first_elsewhere(self, seconds: float) -> str:
+        """The earliest failure of another process; '' if none is recorded within `seconds`."""
+        end = time.monotonic() + seconds
+        while not (records := self._elsewhere()):
+            if time.monotonic() > end:
+                return ''
+            time.sleep(0.1)
+        first = min(records, key=lambda record: record['time'])
+        return f'rank {first["rank"]} on host {first["host"]} failed first: {first["message"]}'
+
+    def watch(self, logger: logging.Logger) -> None:
+        """Start a thread that ends this process if another one failed and it does not notice.
+
+        torchrun ends the processes of its own node only, and one that waits for its GPU may not
+        notice a broken connection.
+        """
+
+        def look() -> None:
+            while not self._elsewhere():
+                time.sleep(POLL_SECONDS)
+            time.sleep(GRACE_SECONDS)
+            logger.error(self.first_elsewhere(LOOK_SECONDS))
+            os._exit(EXIT_OTHER_PROCESS)
+
+        threading.Thread(target=look, daemon=True).start()
+
+    def _elsewhere(self) -> list[dict[str, Any]]:
+        records = []
+        for path in self.folder.glob(FAILURE_FILE.format(rank='*')):
+            with contextlib.suppress(OSError, ValueError):  # it was just removed
+                if path != self.own:
+                    records.append(json.loads(path.read_bytes()))
+        return [record for record in records if record.get('run') == self.run]
 
 
 def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None = None) -> int:
@@ -88,6 +151,7 @@ class Process:
     """What this process holds while its run lasts."""
 
     run: Run | None = None
+    failures: Failures | None = None
     lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def close(self) -> None:
@@ -121,9 +185,6 @@ def setup_run(args: Namespace, process: Process) -> None:
     problem = ''
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if distributed.is_main():
-            for path in folder.glob(FAILURE_FILE.format(rank='*')):
-                path.unlink(missing_ok=True)
         if writes:
             process.lock.enter_context(run_lock(folder))
         if distributed.is_main() and (trains or config.CHECK_MODE):
@@ -139,12 +200,14 @@ def setup_run(args: Namespace, process: Process) -> None:
         problem = str(error)
     if problems := [text for text in distributed.gather(problem) if text]:
         raise ValueError(problems[0])
+    process.failures = Failures(folder, clear=writes)
     gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
     gpus = [name for name in distributed.gather(gpu) if name]
     record = RunRecord(folder, _facts(args, config.SEED, gpus), logger) if writes else RunRecord()
     process.run = Run(config, args.stage, folder, device, logger, scalars, record)
     _log_start(process.run)
     if distributed.world_size() > 1:
+        process.failures.watch(logger)
         faulthandler.enable()  # for crashes outside Python, such as NCCL aborting the process
 
 
@@ -171,29 +234,6 @@ def is_locked(folder: str | Path) -> bool:
     return False
 
 
-def record_failure(folder: Path, message: str) -> None:
-    """Tell the other processes of the run why this one failed."""
-    rank, host = distributed.rank(), socket.gethostname()
-    record = {'time': time.time(), 'rank': rank, 'host': host, 'message': message}
-    with contextlib.suppress(OSError):  # the folder may be what failed; the log has the message
-        replace_file(folder / FAILURE_FILE.format(rank=rank), json.dumps(record))
-
-
-def first_failure(folder: Path) -> str:
-    """The earliest failure of another process; '' if none is recorded within LOOK_SECONDS.
-
-    A process that fails only because another one is gone records nothing, so that the earliest
-    record names the cause.
-    """
-    end = time.monotonic() + LOOK_SECONDS
-    while not (paths := list(folder.glob(FAILURE_FILE.format(rank='*')))):
-        if time.monotonic() > end:
-            return ''
-        time.sleep(0.1)
-    first = min((json.loads(path.read_bytes()) for path in paths), key=lambda each: each['time'])
-    return f'rank {first["rank"]} on host {first["host"]} failed first: {first["message"]}'
-
-
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit code of the process for an error, and the error in one line."""
     text = str(error).strip()
@@ -203,6 +243,12 @@ def explain(error: BaseException) -> tuple[int, str]:
         return EXIT_PREEMPTED, f'stopped by {text}, nothing to save; the same command resumes'
     if isinstance(error, MISTAKES) or text.startswith('DataLoader worker'):
         return EXIT_MISTAKE, text
+    if isinstance(error, RuntimeError) and 'have a deterministic implementation' in text:
+        operation = text.partition(' does not ')[0]
+        return EXIT_MISTAKE, (
+            f'TRAIN.DETERMINISTIC: {operation} has no deterministic version in this PyTorch; turn '
+            'the option off, or avoid what needs this operation'
+        )
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and 'gloo' in text):
         if _SILENCE.search(text):
             return EXIT_OTHER_PROCESS, _SILENT
@@ -264,8 +310,8 @@ def _fail(process: Process, error: BaseException) -> int:
     code, message = explain(error)
     if run is not None and distributed.world_size() > 1:
         if code not in (EXIT_OTHER_PROCESS, EXIT_PREEMPTED):
-            record_failure(run.folder, message)
-        elif first := first_failure(run.folder):
+            process.failures.record(message)
+        elif first := process.failures.first_elsewhere(LOOK_SECONDS):
             code, message = EXIT_OTHER_PROCESS, first
     _tell_torchrun(message)
     unexpected = code == EXIT_UNEXPECTED

@@ -109,6 +109,7 @@ def begin(
         run.device.type, enabled=autocast_dtype(config, run.device) == torch.float16
     )
     state = TrainState(model, optimizer, scheduler, scaler, len(loader), accumulation)
+    state.compares_images = run.stage == 'contrastive'
     if saved is not None:
         state.restore(saved, config, source=str(checkpoint), logger=logger)
     elif config.PRETRAINED:

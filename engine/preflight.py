@@ -129,7 +129,13 @@ class Preflight:
                 probe.flush()
             if distributed.is_main() and is_locked(folder):
                 raise ValueError(f'another run is writing to the folder {folder}')
-            self.add('output', f'can be written: {folder}')
+            own = next(folder.glob('ckpt_*.pth'), None)
+            resumes = self.config.TRAIN.AUTO_RESUME or self.config.MODEL.RESUME
+            if own and not resumes and self.loss_fn is not None:
+                found = f'{folder} has checkpoints, such as {own.name}'
+                self.add('output', found, 'choose another --tag, or they will be overwritten')
+            else:
+                self.add('output', f'can be written: {folder}')
 
     def read_batch(self, name: str) -> None:
         """Read the first batch of a split."""

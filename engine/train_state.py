@@ -103,6 +103,7 @@ class TrainState:
     batch: int = 0  # batches of this epoch that are done
     best_score: float = -math.inf
     source: str = ''  # the checkpoint that training resumed from
+    compares_images: bool = False  # whether the loss compares the images of a batch
     progress: Progress = field(default_factory=Progress)
     step_losses: list[Tensor] = field(default_factory=list)  # of the current step
     before_step: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # buffers, their copies
@@ -173,8 +174,8 @@ class TrainState:
             logger: Receives the options that changed since the checkpoint.
 
         Raises:
-            ValueError: If it is of another model, or was written within an epoch that has other
-                batches now.
+            ValueError: If it is of another model, was written within an epoch that has other
+                batches now, or of a loss that compared another number of images.
         """
         self.source = source
         with name_damaged(source):
@@ -183,6 +184,7 @@ class TrainState:
             self.best_score = saved['best_score']
             self.progress = Progress(**saved['progress'])
             self._go_to(saved, config)
+            self._compare_images(saved, config, logger)
             for line in config_changes(saved['config'], config_text(config)):
                 logger.warning(f'changed since the checkpoint: {line}')
             rng, processes = saved['rng'], distributed.world_size()
@@ -194,6 +196,29 @@ class TrainState:
                     'dropout and drop path start from new random states'
                 )
         logger.info(f'resumed from {source}: epoch {self.epoch}, batch {self.batch}')
+
+    def _compare_images(self, saved: dict, config: Config, logger: logging.Logger) -> None:
+        """Warn if a step has another number of images than before.
+
+        Raises:
+            ValueError: If the loss compares the images of a batch and their number has changed.
+        """
+        size, before = load_yaml(saved['config'])['DATA']['BATCH_SIZE'], len(saved['rng'])
+        processes = distributed.world_size()
+        old, new = size * before, config.DATA.BATCH_SIZE * processes
+        if self.compares_images and old != new:
+            raise ValueError(
+                f'{self.source}: the run compares {size} x {before} images (DATA.BATCH_SIZE x '
+                f'processes), not {config.DATA.BATCH_SIZE} x {processes}: resume with as many, or '
+                'choose another --tag'
+            )
+        old, new = old * saved.get('accumulation', 1), new * self.accumulation
+        if old != new:
+            logger.warning(
+                f'a step had {old} images on {before} process(es) and now has {new} on '
+                f'{processes}, and the learning rates follow: set --batch-size and '
+                '--accumulation-steps to keep them'
+            )
 
     def _go_to(self, saved: dict, config: Config) -> None:
         """Set epoch, batch and learning rates to where the checkpoint was written."""

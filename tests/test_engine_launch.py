@@ -1,9 +1,14 @@
 """How a run starts and ends: exit codes, last line, determinism, the run folder and its lock."""
 
+import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 import torch
@@ -11,8 +16,10 @@ import torch.distributed as dist
 from mistakes import config_of
 from tiny import ROOT, arguments, run_folder
 
+from engine import distributed
+from engine import launch as module
 from engine.interruptions import Preempted
-from engine.launch import Terminated, explain, is_locked, launch
+from engine.launch import Failures, Terminated, explain, is_locked, launch
 
 HOLD = """
 import sys
@@ -27,6 +34,7 @@ Original Traceback (most recent call last):
   File "x.py", line 1, in f
 ValueError: row 3: bad
 """
+NOT_DETERMINISTIC = 'x_backward does not have a deterministic implementation, but you set ...'
 GLOO = '[third_party/gloo/gloo/transport/tcp/pair.cc:545] '
 
 
@@ -73,6 +81,7 @@ def raising(error):
         (FileNotFoundError(2, 'No such file', 'a.jpg'), 2, 'a.jpg'),
         (torch.OutOfMemoryError('CUDA out of memory.'), 2, 'CUDA out of memory.'),
         (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), 2, 'pid 7'),
+        (RuntimeError(NOT_DETERMINISTIC), 2, 'TRAIN.DETERMINISTIC: x_backward has no'),
         (RuntimeError(GLOO + 'Read error: Connection reset by peer'), 3, 'log_rank'),
         (dist.DistBackendError('Watchdog caught collective timeout'), 3, 'RANK_TIMEOUT_MINUTES'),
         (dist.DistBackendError('Duplicate GPU detected'), 1, 'Duplicate GPU'),
@@ -110,6 +119,44 @@ def test_a_run_ends_with_its_code_and_one_line_and_frees_its_folder(
     assert ('Traceback' in log_of(folder)) == ('ERROR' in str(level))
     assert signal.getsignal(signal.SIGTERM) is before
     assert not is_locked(folder)
+
+
+# Several processes
+
+
+def test_a_process_that_does_not_notice_the_failure_of_another_is_ended(tmp_path, monkeypatch, log):
+    ended, codes = threading.Event(), []
+    monkeypatch.setattr(module, 'POLL_SECONDS', 0.01)
+    monkeypatch.setattr(module, 'GRACE_SECONDS', 0)
+    monkeypatch.setattr(os, '_exit', lambda code: (codes.append(code), ended.set()))
+    (tmp_path / 'failure_rank1.json').write_text('{"rank": 1}')  # of an earlier version
+    failures = Failures(tmp_path, clear=False)
+    failures.watch(logging.getLogger('watched'))
+    failures.record('its own')
+    other = {'run': 'another', 'time': 0, 'rank': 1, 'host': 'b', 'message': 'no memory'}
+    (tmp_path / 'failure_rank1.json').write_text(json.dumps(other))
+    assert not ended.wait(0.2)
+    (tmp_path / 'failure_rank1.json').write_text(json.dumps(other | {'run': failures.run}))
+    assert ended.wait(10) and codes == [3]
+    assert log.messages == ['rank 1 on host b failed first: no memory']
+    Failures(tmp_path, clear=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_start_of_a_group_agrees_on_a_prefix_of_its_own():
+    """The store still has the questions of the start before."""
+    store, prefixes = dist.HashStore(), []
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            ranks = [
+                pool.submit(distributed._agree_on_prefix, store, rank, 3, timedelta(seconds=20))
+                for rank in (1, 0, 2)
+            ]
+            (prefix,) = {rank.result() for rank in ranks}
+            prefixes.append(prefix)
+    assert len(set(prefixes)) == 3
+    with pytest.raises(dist.DistStoreError, match=r'\[1\]'):
+        distributed._agree_on_prefix(dist.HashStore(), 0, 2, timedelta())
 
 
 # Determinism

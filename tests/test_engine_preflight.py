@@ -60,6 +60,17 @@ def test_a_run_that_is_ready(stage, phantom, tmp_path, check):
     assert written == ['log_rank0.txt']
 
 
+@pytest.mark.parametrize('resumes', [True, False])
+def test_checkpoints_that_would_be_overwritten(resumes, eight, tmp_path, check):
+    folder = run_folder(tmp_path / 'out', 'simmim')
+    folder.mkdir(parents=True)
+    (folder / 'ckpt_best.pth').touch()
+    argv = arguments(config_of(tmp_path, 'simmim'), eight, tmp_path / 'out')
+    code, _, rows = check('simmim', [*argv, '--opts', 'TRAIN.AUTO_RESUME', str(resumes)])
+    assert code == 0 and rows['output'][0] == ('ok' if resumes else 'warning')
+    assert ('ckpt_best.pth' in rows['output'][1]) == (not resumes)
+
+
 def test_a_probe_is_checked(phantom, tmp_path, check):
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', FINETUNE={'MODE': 'linear_probe'})
     code, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
