@@ -88,6 +88,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if not 0 < args.sensitivity <= 1:
         parser.error('--sensitivity must be above 0 and at most 1')
+    if args.resamples < 0:
+        parser.error(f'--resamples must be 0 or greater, got {args.resamples}')
+    if args.demographics and not args.groups:
+        parser.error('--demographics needs --groups with the columns to score by')
     return args
 
 

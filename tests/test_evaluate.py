@@ -235,6 +235,15 @@ def test_mistakes_are_reported_and_write_nothing(
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize(
+    'words, part', [(['--resamples', '-1'], '--resamples'), (['--demographics', 'd'], '--groups')]
+)
+def test_flags_that_cannot_work_are_refused(words, part, evaluate, files, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.names['parse_args']([*map(str, files), '--output', str(tmp_path), *words])
+    assert part in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_an_anonymised_report_names_no_patient(evaluate, files, tmp_path):
     paths = [write_predictions(tmp_path / m / 'p.csv', TRUTH, NAMES, extra=3) for m in 'ab']
     words = ['--predictions', *paths, *files[2:], '--thresholds-from', *paths, files[3]]
