@@ -130,6 +130,15 @@ def test_thresholds_come_from_other_patients(evaluate, files, tmp_path):
         assert labels_of(again)[label]['scores'] == part['scores']
     assert any('study, max' in line and 'study, mean' in line for line in again['warnings'])
 
+    report = json.loads((tmp_path / 'first/report.json').read_text())
+    for part in report['sets'][0]['labels']:
+        part['threshold'] = None
+    for document in (report, {'sets': []}):
+        (tmp_path / 'other.json').write_text(json.dumps(document))
+        words = map(str, [*files, '--output', tmp_path / 'x', '--thresholds-from'])
+        words = [*words, str(tmp_path / 'other.json')]
+        assert evaluate.names['main'](evaluate.names['parse_args'](words)) == 2
+
 
 def test_several_files_are_compared_and_each_has_its_thresholds(evaluate, files, tmp_path):
     paths = [tmp_path / folder / 'test.csv' for folder in ('good', 'bad')]
