@@ -7,6 +7,7 @@ image is decoded, and splits are compared by patient and by pixels.
 import hashlib
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -186,12 +187,17 @@ def _look_at_all(
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
         looks = pool.map(partial(look_at, images), unique['file'], chunksize=CHUNK_IMAGES)
         bar = tqdm(looks, desc='check', total=len(unique), unit='image')
-        for (digest, kind, detail), entry in zip(bar, unique.itertuples(), strict=True):
-            digests.append(digest)
-            if kind:
-                severity = 'warning' if digest else 'error'
-                findings.add(Fault(kind, detail, entry.csv, None, entry.file, severity))
-    return digests
+        try:
+            for (digest, kind, detail), entry in zip(bar, unique.itertuples(), strict=True):
+                digests.append(digest)
+                if kind:
+                    severity = 'warning' if digest else 'error'
+                    findings.add(Fault(kind, detail, entry.csv, None, entry.file, severity))
+        except BrokenProcessPool:
+            detail = 'a process was killed (out of memory?) at this image or one of the next ones'
+            file = unique['file'].iloc[len(digests)]
+            findings.add(Fault('images that were not checked', detail, file=file))
+    return digests + [b''] * (len(unique) - len(digests))
 
 
 def _compare_pixels(images: pd.DataFrame, findings: Findings) -> None:

@@ -288,6 +288,12 @@ class ShardWriter:
         self._size = self._crc = 0
         self._save()
 
+    def retry_left_out(self) -> None:
+        """Start over if an earlier call left out images, which may have been repaired since."""
+        if self.left_out:
+            self.index[:] = 0
+            self.left_out, self.shards, self.done = {}, [], 0
+
     def close(self) -> None:
         if self._size:
             self._file.close()
@@ -298,14 +304,19 @@ class ShardWriter:
         replace_file(self.folder / UNFINISHED_FILE, json.dumps(self.job | state))
 
     def _resume(self, found: dict[str, Any]) -> None:
+        """Continue after the complete shards; start over if one of them is not intact."""
         _refuse_other(self.folder, found, self.job)
-        paths = [self.folder / name for name, _, _ in found.get('shards', [])]
-        if not paths or not all(path.is_file() for path in paths):
+        shards = found.get('shards')
+        if not shards or not all(self._is_intact(*shard) for shard in shards):
             return
         self.index = np.load(self.folder / PARTIAL_INDEX_FILE)
         self.shards = [tuple(shard) for shard in found['shards']]
         self.left_out = {int(position): text for position, text in found['left_out'].items()}
         self.done = found['done']
+
+    def _is_intact(self, name: str, size: int, crc: int) -> bool:
+        path = self.folder / name
+        return path.is_file() and path.stat().st_size == size and file_crc32(path) == crc
 
 
 def start_worker() -> None:
@@ -338,6 +349,8 @@ def _build(
 ) -> dict[str, Any]:
     count = len(source.files)
     with closing(ShardWriter(output, job, count, shard_bytes=settings.shard_bytes)) as writer:
+        if not skip_bad:
+            writer.retry_left_out()
         images = _encode_all(source.root, source.files[writer.done :], settings, workers)
         bar = tqdm(images, 'pack', count, unit='image', initial=writer.done, disable=None)
         with closing(images):

@@ -53,6 +53,7 @@ NUMBER = re.compile(r'(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNO
 STUDY = re.compile(
     r'\A(?P<study>(?:.*?/)?(?P<patient>patient\d+|p\d+)/(?:study|s)\d+)(?=/|\Z)(?P<image>.*)'
 )
+PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*')
 PATIENT_PART = re.compile(r'(?:\A|/)(patient\d+)/')
 VIEW_NAME = re.compile(r'_(frontal|lateral)\.[^./]+\Z')
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
@@ -373,11 +374,13 @@ def read_csv(
     table.check(key, records.view != '', 'value of the view', problem)
     if key == 'Study':
         records = replace(records, row=np.arange(len(records)))
+    if look_up != 'none':
+        records = _existing(records, table.row, images, look_up, on_fault, logger)
     if logger is not None:
         logger.info(f'{csv_name}: {len(records)} images')
-    if look_up == 'none':
-        return records
-    return _existing(records, table.row, images, look_up, on_fault)
+        if absent := [name for name in DESCRIPTION if name not in table]:
+            logger.warning(f'{csv_name} has no column {", ".join(absent)}: these are unknown')
+    return records
 
 
 def read_folder(
@@ -519,7 +522,7 @@ def read_mimic(
             f'{(place < 0).sum()} images have none, {(view == "").sum()} are neither frontal nor '
             'lateral'
         )
-    return _existing(records, records.row, images, look_up, on_fault)
+    return _existing(records, records.row, images, look_up, on_fault, logger)
 
 
 def named_images(data_path: str | Path, *, image_suffix: str = '') -> set[str]:
@@ -941,7 +944,11 @@ def read_predictions(path: str | Path, *, task: str = '', allow_empty: bool = Fa
     """
     table = Table(path)
     source = table.file.with_suffix('.json')
-    found = json.loads(source.read_bytes()).get('task') if task and source.is_file() else None
+    try:
+        about = json.loads(source.read_bytes()) if task and source.is_file() else {}
+        found = about.get('task')
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f'{source} does not describe predictions: {error}') from error
     if found not in (None, task):
         raise ValueError(f'{path}: the predictions are of DATA.TASK {found!r}, not {task!r}')
     known = dict.fromkeys(label for task in TASKS.values() for label in task.labels)
@@ -1073,9 +1080,12 @@ def _add_studies(table: Table) -> None:
 def _files_of(paths: pd.Series, images: Store | Folder, suffix: str) -> pd.Series:
     """The file of each path: without its first part, such as CheXpert-v1.0-small, or as it is.
 
-    For all paths the same one, by which more of the first ones exist.
+    For all paths the same one, by which more of the first ones exist. The folder of a patient is
+    never left out.
     """
     whole = paths.map(lambda path: os.path.splitext(path)[0] + suffix) if suffix else paths
+    if whole.str.match(PATIENT_PART).any():
+        return whole
     shorter = whole.map(lambda file: file.partition('/')[2])
     num_found = [sum(map(images.exists, files[:SAMPLE_PATHS])) for files in (shorter, whole)]
     return whole if num_found[1] > num_found[0] else shorter
@@ -1105,12 +1115,17 @@ def _existing(
     images: Store | Folder,
     look_up: str,
     on_fault: OnFault,
+    logger: logging.Logger | None = None,
 ) -> Records:
-    """The records whose images exist; each missing one is a fault of its row [N] of the CSV."""
+    """The records whose images exist; each missing one is a fault of its row [N] of the CSV.
+
+    In a folder, `look_up` 'first' looks up the first image of each part such as `train/`.
+    """
     hint = '(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted)'
     csv_file = str(records.root / records.csv) if records.csv else ''
     keep = np.full(len(records), True)
-    looked_up = np.arange(len(records) if look_up == 'all' else min(1, len(records)))
+    parts = pd.Series(records.file, dtype=object).str.replace(PATIENT_AND_BELOW, '', regex=True)
+    looked_up = np.flatnonzero((look_up == 'all') | ~parts.duplicated())
     if isinstance(images, Store):
         keep = images.position(records.file) >= 0
         looked_up = np.flatnonzero(~keep)
@@ -1125,6 +1140,12 @@ def _existing(
             keep[position] = False
         else:
             keep[position] = images.is_inside(file, *place[:2])
+    left_out = sum(file in images.left_out for file in records.file) if images.left_out else 0
+    if logger is not None and left_out:
+        logger.warning(
+            f'{records.csv}: {left_out} images could not be read when the store was packed and are '
+            f'excluded, see {images.path / BAD_FILE}'
+        )
     return records if keep.all() else records.select(keep)
 
 

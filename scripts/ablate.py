@@ -165,14 +165,9 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
     """Submit job arrays, each of runs that need only runs of the arrays before."""
     if shutil.which('sbatch') is None:
         raise ValueError('--slurm: there is no sbatch here: is this a login node of the cluster?')
-    waves: dict[Path, int] = {}
-    arrays: dict[int, list[int]] = {}
-    for number, job in enumerate(jobs):  # what a job needs comes before it
-        if state_of(job) not in ('finished', 'running'):
-            waves[job.folder] = 1 + max((waves.get(need, 0) for need in job.needs), default=0)
-            arrays.setdefault(waves[job.folder], []).append(number)
-    before = ''
-    for _, members in sorted(arrays.items()):
+    arrays, left_out = _arrays(jobs)
+    before, count = '', 0
+    for members in arrays:
         command = ['sbatch', '--parsable', f'--array={",".join(map(str, members))}']
         command += [f'--gpus-per-node={args.processes}'] if args.processes > 1 else []
         command += [f'--{option}' for option in args.slurm]
@@ -185,8 +180,31 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
             raise ValueError(f'sbatch refused ({done.stderr.strip()}): {" ".join(command)}')
         before = done.stdout.strip().partition(';')[0]
         print(f'array {before}: {len(members)} runs, such as {jobs[members[0]].name}')
-    print(f'{len(waves)} runs submitted, {len(jobs) - len(waves)} are finished or running')
+        count += len(members)
+    for job, need in left_out:
+        print(f'left out: {job.name} waits for {need}, which is running: submit again after it')
+    others = len(jobs) - count - len(left_out)
+    print(f'{count} runs submitted, {others} are finished or running, {len(left_out)} left out')
     return 0
+
+
+def _arrays(jobs: list[Job]) -> tuple[list[list[int]], list[tuple[Job, Path]]]:
+    """Numbers of the runs of each array, and the runs that wait for one that is running now."""
+    waves: dict[Path, int] = {}
+    arrays: dict[int, list[int]] = {}
+    running: dict[Path, Path] = {}  # run -> itself, or what it waits for
+    left_out = []
+    for number, job in enumerate(jobs):  # what a job needs comes before it
+        state, waits_for = state_of(job), [running[need] for need in job.needs if need in running]
+        if state == 'running':
+            running[job.folder] = job.folder
+        elif state != 'finished' and waits_for:
+            running[job.folder] = waits_for[0]
+            left_out.append((job, waits_for[0]))
+        elif state != 'finished':
+            waves[job.folder] = 1 + max((waves.get(need, 0) for need in job.needs), default=0)
+            arrays.setdefault(waves[job.folder], []).append(number)
+    return [members for _, members in sorted(arrays.items())], left_out
 
 
 def _plan_flags(args: argparse.Namespace) -> list[str]:
@@ -254,7 +272,7 @@ def plot(args: argparse.Namespace) -> int:
             '_labels': lambda path: plot_labels(path, results, args.subset),
             f'_{sweep.subsets}': lambda path: plot_subsets(path, results, score),
         }
-        if args.source is None:
+        if args.source is None and any(row.pretraining for row in sweep.rows):
             figures['_curves'] = lambda path: plot_curves(path, sweep, seeds_of(args), args.output)
     for name, draw in figures.items():
         for suffix in ('png', 'pdf'):

@@ -88,6 +88,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if not 0 < args.sensitivity <= 1:
         parser.error('--sensitivity must be above 0 and at most 1')
+    if args.resamples < 0:
+        parser.error(f'--resamples must be 0 or greater, got {args.resamples}')
+    if args.demographics and not args.groups:
+        parser.error('--demographics needs --groups with the columns to score by')
     return args
 
 
@@ -223,12 +227,14 @@ def read_thresholds(
             report = json.loads(file.read_text(encoding='utf-8'))
             (entry,) = (e for e in report['sets'] if e['name'] == report['headline']['set'])
             parts = {part['label']: part for part in entry['labels']}
+            chosen = [parts.get(label, {}) for label in cases.labels]
+            values = [[p.get(key) for p in chosen] for key in ('threshold', 'temperature')]
+            fitted.append(HeldOut(*np.array(values, float)))  # None becomes NaN
+            then = entry['level'], entry['aggregate'], entry['views']
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{file} is not a report.json: {error!r}') from error
-        chosen = [parts.get(label, {}) for label in cases.labels]
-        values = [[p.get(key) for p in chosen] for key in ('threshold', 'temperature')]
-        fitted.append(HeldOut(*np.array(values, float)))  # None becomes NaN
-        then = entry['level'], entry['aggregate'], entry['views']
+        if np.isnan(fitted[-1].thresholds).all():
+            raise ValueError(f'{file} has no threshold for any of these labels')
         now = protocol.level, protocol.aggregate, protocol.views
         if then != now:
             warnings.append(

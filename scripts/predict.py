@@ -60,11 +60,22 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--output', required=True, type=Path, metavar='F.csv', help='F.json is also written')
     add('--batch-size', type=int, help='images per batch (default: as in the run)')
     add('--num-workers', type=int, help='processes that load images (default: as in the run)')
-    add('--device', choices=('cpu', 'cuda'), help='default: a GPU if there is one')
+    add('--device', type=_device, help='cpu, cuda or cuda:N (default: a GPU if there is one)')
     args = parser.parse_args(arguments)
     if args.output.suffix.lower() != '.csv':
         parser.error(f'--output must end in .csv, got {args.output}')
+    if args.batch_size is not None and args.batch_size < 1:
+        parser.error(f'--batch-size must be at least 1, got {args.batch_size}')
     return args
+
+
+def _device(text: str) -> torch.device:
+    gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
+    if text not in ('cpu', *gpus, *(['cuda'] if gpus else [])):
+        raise argparse.ArgumentTypeError(
+            f'must be cpu, cuda or cuda:N, got {text!r}; PyTorch finds {len(gpus)} GPUs here'
+        )
+    return torch.device(text)
 
 
 def list_images(places: list[str]) -> list[str]:
@@ -91,7 +102,7 @@ def predict_images(args: argparse.Namespace) -> int:
     """Write the predictions and return the number of images."""
     config, paths = read_config(args.checkpoint), list_images(args.images)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    device = torch.device(args.device) if args.device else local_device()
+    device = args.device or local_device()
     model = load_classifier(config, args.checkpoint, device, logging.getLogger('predict'))
     data, workers = config.DATA, args.num_workers
     loader = LoaderWithBar(

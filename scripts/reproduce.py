@@ -50,7 +50,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='a metric may differ by X, above 1 by X times its value; with X above 0 the weights '
         'may differ (default: 0, everything must be identical)',
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not 0 <= args.tolerance < math.inf:  # also refuses nan
+        parser.error(f'--tolerance must be 0 or greater, got {args.tolerance}')
+    return args
 
 
 def main(args: argparse.Namespace) -> int:

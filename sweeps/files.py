@@ -9,20 +9,23 @@ a YAML file and changed options for each stage, and `plan` turns a sweep into ru
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from config import (
     FREE_OPTIONS,
+    YAML_LOADER,
     Config,
     build_parser,
     config_text,
     default_config,
     get_config,
-    load_yaml,
     put,
     value_at,
 )
@@ -47,6 +50,8 @@ ABLATION_KEYS = {'title', 'reference', 'keys', 'rows'}
 METHODS_KEYS = {'title', 'reference', 'methods'}
 ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'against'}
+NAMED_BY = ('reference', 'learns_from', 'against')  # keys whose values are names
+NAME = re.compile(r'[\w.-]+', re.ASCII)
 PUBLISHED_KEYS = {'source', 'measure', 'values', 'note'}
 
 
@@ -160,17 +165,16 @@ def load_sweep(path: str | Path) -> Sweep:
     """
     path = Path(path)
     try:
-        content = load_yaml(path.read_text(encoding='utf-8'))
+        content = yaml.load(path.read_text(encoding='utf-8'), _NamesAsWritten)
         is_ablation = isinstance(content, dict) and 'methods' not in content
         rows, reference = (_ablation_rows if is_ablation else _method_rows)(path.stem, content)
         published = content.get('published')
         if published:
             _check_keys(published, PUBLISHED_KEYS, 'published', needed=PUBLISHED_KEYS - {'note'})
-            values = {str(name): value for name, value in published['values'].items()}
-            _check_keys(values, [row.name for row in rows], 'published: values')
-            published = {'note': ''} | published | {'values': values}
-    except (OSError, UnicodeError, ValueError) as error:
-        raise ValueError(f'{path}: {error}') from error
+            _check_keys(published['values'], [row.name for row in rows], 'published: values')
+            published = {'note': ''} | published
+    except (OSError, UnicodeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f'{path}: {" ".join(str(error).split())}') from error
     return Sweep(
         name=path.stem,
         path=path,
@@ -182,6 +186,21 @@ def load_sweep(path: str | Path) -> Sweep:
     )
 
 
+class _NamesAsWritten(YAML_LOADER):
+    """Takes names as they are written; plain YAML reads 1000_0.25 as 10000.25 and no as False."""
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[str, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f'{twice[0]!r} occurs twice')
+        for key, value in node.value:
+            if key.value != '<<':
+                key.tag = self.DEFAULT_SCALAR_TAG
+            if key.value in NAMED_BY and isinstance(value, yaml.ScalarNode):
+                value.tag = self.DEFAULT_SCALAR_TAG
+        return super().construct_mapping(node, deep)
+
+
 def _ablation_rows(stem: str, content: dict) -> tuple[list[Row], str]:
     """The rows of an ablation, and the name of the reference row."""
     _check_keys(content, ABLATION_KEYS | {'published'}, 'the sweep', needed=ABLATION_KEYS)
@@ -190,16 +209,18 @@ def _ablation_rows(stem: str, content: dict) -> tuple[list[Row], str]:
         raise ValueError('reference must have the files pretrain and finetune')
     reference = configs['finetune'].stem.rpartition('__')[2]  # 'reference', 'nano_reference'
     prefix = reference.removesuffix('reference').removeprefix(f'{stem}_')
+    keys = content['keys'] or {}
+    _check_keys(keys, {'pretrain', 'finetune'}, 'keys')
     rows: list[Row] = []
     for name, entry in _named(content['rows']):
         _check_keys(entry, ROW_KEYS, f'row {name}')
         changes = {}
         for stage in configs:
-            options = entry.get(SECTIONS[stage], {})
-            if options != 'none':
-                allowed = content['keys'].get(SECTIONS[stage], [])
-                _check_keys(options, allowed, f'row {name}: {SECTIONS[stage]}')
-                changes[stage] = options
+            section = SECTIONS[stage]
+            options = entry.get(section, {})
+            if (section, options) != ('pretrain', 'none'):
+                _check_keys(options, keys.get(section) or [], f'row {name}: {section}')
+                changes[stage] = _checked(options, f'row {name}: {section}')
         learns_from = str(entry.get('learns_from', ''))
         if learns_from and learns_from not in [row.name for row in rows]:
             raise ValueError(f'row {name}: learns_from must be a row above it, got {learns_from!r}')
@@ -236,8 +257,11 @@ def _method_rows(stem: str, content: dict) -> tuple[list[Row], str]:
         for method, entry in methods.items():
             _check_keys(entry, METHOD_KEYS, f'method {method}', needed={'finetune'})
             configs = _configs(entry, f'method {method}')
-            changes = {stage: entry.get(f'{SECTIONS[stage]}_options', {}) for stage in configs}
-            changes['finetune'] = changes['finetune'] | size | options
+            changes = {}
+            for stage in configs:
+                key = f'{SECTIONS[stage]}_options'
+                changes[stage] = _checked(entry.get(key), f'method {method}: {key}')
+            changes['finetune'] = changes['finetune'] | size | _checked(options, f'{kind} {subset}')
             against = entry.get('against', '')
             row = Row(
                 name=f'{method}_{subset}',
@@ -251,8 +275,23 @@ def _method_rows(stem: str, content: dict) -> tuple[list[Row], str]:
             )
             rows.append(row)
             defaults[row.name] = f'{reference}_{subset}'
+    _refuse_unequal_training(rows)
     most = max((row.subset for row in rows), key=float)
     return _linked(rows, defaults), f'{reference}_{most}'
+
+
+def _refuse_unequal_training(rows: Sequence[Row]) -> None:
+    """Refuse methods with other epochs or batches of fine-tuning on the same subset."""
+    first: dict[str, tuple[str, dict[str, int]]] = {}
+    for row in rows:
+        config = expected_config(row, 'finetune')
+        own = {'TRAIN.EPOCHS': config.TRAIN.EPOCHS} | batch_counts(config, {}, 'finetune')
+        other, wanted = first.setdefault(row.subset, (row.name, own))
+        if own != wanted:
+            raise ValueError(
+                f'methods must be fine-tuned alike on the same labels, got {wanted} for {other} '
+                f'and {own} for {row.name}'
+            )
 
 
 def _subset_kind(content: Any) -> str:
@@ -288,7 +327,19 @@ def _named(entries: Any) -> list[tuple[str, dict]]:
     """The entries of a section by name; an entry may be empty."""
     if not isinstance(entries, dict):
         raise ValueError(f'rows, methods and subsets must be keys and values, got {entries!r}')
-    return [(str(name), entry or {}) for name, entry in entries.items()]
+    if others := [name for name in entries if not NAME.fullmatch(name)]:
+        raise ValueError(f'names consist of letters, digits and . _ -, got {others[0]!r}')
+    return [(name, entry or {}) for name, entry in entries.items()]
+
+
+def _checked(options: Any, where: str) -> dict[str, Any]:
+    """Options that exist and can have these values; {} if none are given."""
+    config, options = default_config(), options or {}
+    if not isinstance(options, dict):
+        raise ValueError(f'{where} must be keys and values, got {options!r}')
+    for key, value in options.items():
+        put(config, key, value, where)
+    return options
 
 
 def _configs(entry: Mapping[str, Any], where: str) -> dict[str, Path]:

@@ -25,6 +25,7 @@ from sweeps.results import (
     NOT_FOR_CLINICAL_USE,
     Collected,
     choose_scores,
+    has_shared_images,
     is_compared,
     known_scores,
     pretrain_figure,
@@ -80,6 +81,7 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
     """
     (score,) = choose_scores(collected, [score] if score else None)
     rows, numbers = collected['rows'], row_numbers(collected)
+    shared, everywhere = [has_shared_images(row) for row in rows], [True] * len(rows)
     places = numbers or list(range(len(rows)))
     names = [
         (row['name'] if numbers else row_title(collected, row)) + ' *' * bool(row['l1_caveat'])
@@ -90,8 +92,9 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
     spreads = [pretrain_figure(row, 'l1') for row in rows], [score_of(r, score) for r in rows]
     with _drawing(path, 3.3 if numbers else 3.8) as figure:
         panels = figure.subplots(1, 2)
-        for axis, values, title in zip(panels, spreads, titles, strict=True):
-            _draw_rows(axis, collected, places, values)
+        joined = shared, everywhere
+        for axis, values, title, on_line in zip(panels, spreads, titles, joined, strict=True):
+            _draw_rows(axis, collected, places, values, on_line)
             axis.set_xlabel(collected['title'])
             axis.set_ylabel(title)
             if numbers and min(numbers) > 0 and any(k.endswith('_SIZE') for k in collected['keys']):
@@ -99,7 +102,7 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
             axis.minorticks_off()
             axis.margins(x=0.08)
             axis.set_xticks(places, names, **({} if numbers else SLANTED))
-        _draw_trivial(panels[0], collected, places)
+        _draw_trivial(panels[0], collected, places, shared)
         _add_row_legend(figure, panels[0], collected)
 
 
@@ -232,12 +235,17 @@ def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
 
 
 def _draw_rows(
-    axis: Axes, collected: Collected, places: Sequence[float], seeds: Sequence[pd.Series]
+    axis: Axes,
+    collected: Collected,
+    places: Sequence[float],
+    seeds: Sequence[pd.Series],
+    on_line: Sequence[bool],
 ) -> None:
-    """Means with standard deviations, and the value of each seed next to them."""
+    """Means with standard deviations, a line through some, and each seed next to its mean."""
     moved = ScaledTranslation(SEED_OFFSET / 72, 0, axis.figure.dpi_scale_trans)
     if row_numbers(collected):
-        line = pd.Series([values.mean() for values in seeds], index=places).sort_index().dropna()
+        line = pd.Series([values.mean() for values in seeds], index=places)[on_line]
+        line = line.sort_index().dropna()
         axis.plot(line.index, line, color=COLOUR, linewidth=1, zorder=2)
     for place, row, values in zip(places, collected['rows'], seeds, strict=True):
         style = REFERENCE if row['name'] == collected['reference'] else ROW
@@ -252,11 +260,13 @@ def _draw_rows(
             axis.annotate(f'n = {len(values)}', (place, values.mean()), fontsize=7, **note)
 
 
-def _draw_trivial(axis: Axes, collected: Collected, places: Sequence[float]) -> None:
+def _draw_trivial(
+    axis: Axes, collected: Collected, places: Sequence[float], on_line: Sequence[bool]
+) -> None:
     """The error of predictors without a model, as a line through the rows."""
     for predictor, (name, dashes) in TRIVIAL.items():
         means = [pretrain_figure(row, predictor).mean() for row in collected['rows']]
-        line = pd.Series(means, index=places).sort_index().dropna()
+        line = pd.Series(means, index=places)[on_line].sort_index().dropna()
         style = {'color': GREY, 'linewidth': 0.9, 'linestyle': dashes, 'zorder': 1, 'label': name}
         axis.plot(line.index, line, **style)
 

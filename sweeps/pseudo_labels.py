@@ -6,6 +6,7 @@ round that does not raise the held-out score is the last, and the round before i
 """
 
 import logging
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -176,7 +177,11 @@ class Rounds:
         return code
 
     def choose(self, number: int) -> int:
-        """Write the pseudo-labels of a round if there are any; returns the number of images."""
+        """Write the pseudo-labels of a round if there are any; returns the number of images.
+
+        Raises:
+            ValueError: If its run has learned from others, which are left as they are.
+        """
         teacher, held_out = (
             self.jobs[number - 1],
             select_views(self.held_out, self.config.DATA.VIEWS),
@@ -203,7 +208,12 @@ class Rounds:
             }
             paths = self.unlabelled.path[kept]
             options = {'paths': paths, 'labels': self.labels, 'source': json_safe(source)}
-            write_predictions(self.file(number), values[kept], **options)
+            with tempfile.TemporaryDirectory(dir=self.output) as folder:
+                chosen = Path(folder) / Path(self.file(number)).name
+                write_predictions(chosen, values[kept], **options)
+                _refuse_others(self.round(number).folder, chosen)
+                for file in (chosen.with_suffix('.json'), chosen):
+                    file.replace(self.output / file.name)
         return int(kept.sum())
 
     def real(self, records: Records) -> np.ndarray:  # [N, K]
@@ -241,17 +251,21 @@ class Rounds:
         return look_up(predictions, records.path, self.labels)
 
     def _run(self, job: Job) -> int:
-        file, record = job.config.DATA.PSEUDO_LABELS, read_record(job.folder) or {}
-        learned = record.get('data', {}).get('files', {}).get('DATA.PSEUDO_LABELS')
-        if learned and learned != sha256(Path(file)):
-            raise ValueError(
-                f'{job.folder} learned from other pseudo-labels than are chosen now: give the '
-                '--keep and --confidence of the rounds there, or choose another --output'
-            )
         code = Runner([job], [{}], self.processes, self.output / LOGS, self.say).run()
         if not code:
             self.jobs.append(job)
         return code
+
+
+def _refuse_others(folder: Path, chosen: Path) -> None:
+    """Refuse a run that learned from other pseudo-labels than those of a file."""
+    record = read_record(folder) or {}
+    learned = record.get('data', {}).get('files', {}).get('DATA.PSEUDO_LABELS')
+    if learned and learned != sha256(chosen):
+        raise ValueError(
+            f'{folder} learned from other pseudo-labels than are chosen now: give the --keep and '
+            '--confidence of the rounds there, or choose another --output'
+        )
 
 
 # The table --------------------------------------------------------------------------------------

@@ -134,13 +134,17 @@ def read_collected(folder: str | Path, sweep_name: str) -> dict[str, Any]:
     """Read what `save_collected` wrote.
 
     Raises:
-        ValueError: If the file is missing or damaged; the message names it.
+        ValueError: If the file is missing, damaged or of something else; the message names it.
     """
     path = Path(folder) / f'{sweep_name}.json'
     try:
-        return json.loads(path.read_text('utf-8'))
-    except (OSError, ValueError) as error:
-        raise ValueError(f'{path} cannot be read: {error}') from error
+        found = json.loads(path.read_text('utf-8'))
+        is_known = found['sweep'] == sweep_name and 'subsets' in found
+        if not is_known or not all({'seeds', 'l1_caveat'} <= {*row} for row in found['rows']):
+            raise ValueError(f'these are not the results of {sweep_name} by table --save')
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} cannot be read: {error!r}') from error
+    return found
 
 
 def read_scores(folder: Path, split: str = '') -> Scored:
@@ -177,10 +181,10 @@ def _threshold_scores(report: Path, split: str) -> dict[str, float | None]:
     sets = json.loads(report.read_bytes())['sets'] if report.is_file() else []
     labels = next((part['labels'] for part in sets if part['name'] == split), [])
     return {
-        f'{name}:{entry["label"]}': entry['scores'][name]['value']
+        f'{name}:{entry["label"]}': score['value']
         for entry in labels
         for name in METRICS
-        if METRICS[name].needs_threshold
+        if METRICS[name].needs_threshold and (score := entry['scores'].get(name)) is not None
     }
 
 
@@ -201,6 +205,7 @@ def _collect_row(
         'subset': row.subset,
         'pretraining': row.pretraining,
         'l1_caveat': ', '.join(sorted(caveats)),
+        'other_images': any(_held_out_changes(config, reference) for config in configs),
         **masks,
         'seeds': [
             {
@@ -280,9 +285,12 @@ def _l1_caveats(config: Config, reference: Config) -> Iterator[str]:
         yield 'it predicts normalised patches and is given their mean and standard deviation'
     if simmim.TARGET_SIZE not in (0, config.DATA.IMG_SIZE):
         yield 'it predicts one value for several pixels'
-    changed = [key for key in HELD_OUT_KEYS if value_at(config, key) != value_at(reference, key)]
-    if changed:
+    if changed := _held_out_changes(config, reference):
         yield f'its held-out images are others ({", ".join(changed)})'
+
+
+def _held_out_changes(config: Config, reference: Config) -> list[str]:
+    return [key for key in HELD_OUT_KEYS if value_at(config, key) != value_at(reference, key)]
 
 
 def _rounded(value: Any) -> Any:
@@ -351,7 +359,6 @@ class ScoredPatients:
             self.records.labels, task=config.DATA.TASK, blank=config.DATA.BLANK
         )
         self.resamples = Resamples(self.records.patient, resamples=resamples, seed=seed)
-        self.count = len(set(self.records.patient))
         self._samples: dict[Path, dict[str, np.ndarray]] = {}
 
     def samples(self, run: Scored) -> dict[str, np.ndarray]:
@@ -452,10 +459,10 @@ def compare_rows(
             if runs and other not in patients:  # the labels are read once for each other row
                 first = next(iter(rows[other].values()))
                 patients[other] = ScoredPatients(first, resamples=resamples, seed=BOOTSTRAP_SEED)
-            if runs:
-                entry['over_patients'] = patients[other].intervals(runs.values())
             if against[name]:
                 _over_patients(entry['compared'], runs, rows[other], patients[other])
+            if runs:  # last: a seed in no pair may be damaged
+                entry['over_patients'] = patients[other].intervals(runs.values())
         except ValueError as error:
             entry['problem'] = without_home(str(error))
     for score in {score: None for entry in found.values() for score in entry['compared']}:
@@ -545,6 +552,11 @@ def pretrain_figure(row: Mapping[str, Any], name: str) -> pd.Series:
     """One of `pretraining_figures` of the seeds for which it is defined."""
     values = [figures.get(name) for figures in _figures(row, 'pretrain')]
     return pd.Series(values, dtype=float).dropna()
+
+
+def has_shared_images(row: Mapping[str, Any]) -> bool:
+    """Whether the held-out images of a row's pre-training are the reference's."""
+    return not row.get('other_images')  # older files of results lack it
 
 
 def count_finished(row: Mapping[str, Any]) -> int:
@@ -706,10 +718,10 @@ def _score_notes(collected: Collected) -> Iterator[str]:
 
 
 def _l1_notes(collected: Collected) -> Iterator[str]:
-    trivial = []
+    trivial, rows = [], [row for row in collected['rows'] if has_shared_images(row)]
     for name, title in (('mean', 'mean of the visible pixels'), ('linear', 'interpolation')):
-        means = [pretrain_figure(row, f'l1_{name}').mean() for row in collected['rows']]
-        trivial.append(f'{title} {shown(pd.Series(means).mean(), ".2f")}')
+        means = pd.Series([pretrain_figure(row, f'l1_{name}').mean() for row in rows], dtype=float)
+        trivial.append(f'{title} {shown(means.mean(), ".2f")}')
     yield (
         'Held-out L1: after pre-training, on hidden pixels of held-out training patients, with '
         'random masks that all rows share. Lower is better. Trivial predictors: '

@@ -80,7 +80,8 @@ def _changed_weights(job: Job, record: Mapping[str, Any]) -> list[str]:
             return []
         # The checksum written with it, because computing those of a whole sweep takes long.
         file = checksum_file(path)
-        now = file.read_text('utf-8').split()[0] if file.is_file() else _checksum(path)
+        words = file.read_text('utf-8').split() if file.is_file() else []
+        now = words[0] if words else _checksum(path)
     return run_changes({'pretrained': record['pretrained']}, {'pretrained': now})
 
 
@@ -133,12 +134,15 @@ class Runner:
         """Run all jobs; returns 0, 1 if jobs failed, or 75 if the sweep was stopped."""
         if self.logs is not None:
             self.logs.mkdir(parents=True, exist_ok=True)
-        self.waiting = [job for job in self.jobs if state_of(job) != 'finished']
+        states = [(job, state_of(job)) for job in self.jobs]
+        self.waiting = [job for job, state in states if state != 'finished']
+        finished = [job for job, state in states if state == 'finished' and job.needs]
         self.total, self.done = len(self.waiting), 0
         self.say(f'{len(self.jobs)} runs, {len(self.jobs) - self.total} of them already finished')
         with self._on_signals():
             try:
                 self._run_waiting()
+                self._check_again(finished)
             finally:
                 self._end_all()
         for line in self.failed:  # again, after all other lines
@@ -158,6 +162,14 @@ class Runner:
             self._reap()
             if self.running or self.waiting:
                 time.sleep(POLL_SECONDS)
+
+    def _check_again(self, finished: Sequence[Job]) -> None:
+        """Report finished jobs that no longer belong to what they need, which was repeated."""
+        for job in finished:
+            try:
+                state_of(job)
+            except ValueError as error:
+                self._fail(job, str(error))
 
     def _end_all(self) -> None:
         """Stop all runs after an error of the runner."""

@@ -11,14 +11,14 @@ import pytest
 import torch
 import yaml
 from sweep_commands import SWEEP, command, in_process, jobs_of, load_script
-from sweep_runs import methods_file
+from sweep_runs import MadeRuns, methods_file, reference_files
 from warm_python import warm_python
 
-from engine.launch import is_locked
+from engine.launch import is_locked, run_lock
 from engine.run_record import RECORD_FILE, is_finished, read_record
 from logger import read_metrics
 from models.simmim import SimMIM, SwinTransformerForSimMIM
-from sweeps.files import ROOT
+from sweeps.files import ROOT, load_sweep
 
 DEADLINE = 240
 ENV = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
@@ -138,6 +138,19 @@ def test_methods_are_compared_from_end_to_end(python, phantom, tmp_path) -> None
     assert in_process('plot', path, tmp_path / 'o', phantom, '--subset', '0.3') == 2
 
 
+def test_methods_without_pretraining_have_no_learning_curves(tmp_path) -> None:
+    scratch = {'finetune': str(reference_files()['finetune'])}
+    path = methods_file(tmp_path, reference='a', methods={'a': scratch, 'b': scratch})
+    made = MadeRuns(tmp_path)
+    for row in load_sweep(path).rows:
+        made.add(row, 0)
+    assert in_process('plot', path, made.output, made.data, '--seeds', '1') == 0
+    assert {file.name for file in made.output.glob('*.png')} == {
+        'mine_labels.png',
+        'mine_shares.png',
+    }
+
+
 # Job arrays -------------------------------------------------------------------------------------
 
 
@@ -163,6 +176,17 @@ def test_job_arrays_wait_for_the_runs_they_need(submitted, tmp_path) -> None:
     script = load_script('ablate')
     args = script.parse_args(['run', *words, '--job', '4'])
     assert script.jobs_of(args)[4].name == 'finetune nano_mask_size_4 seed 0'
+
+
+def test_runs_that_wait_for_a_running_one_are_left_out(submitted, tmp_path, capsys) -> None:
+    jobs = jobs_of(SWEEP, tmp_path / 'runs', tmp_path, 1)
+    with run_lock(jobs[0].folder):
+        assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, '--seeds', '1', '--slurm') == 0
+    first, second = submitted.read_text().splitlines()
+    assert '--array=1,2,3 ' in first and '--array=5,6,7 ' in second
+    said = capsys.readouterr().out
+    assert f'left out: {jobs[4].name} waits for {jobs[0].folder}' in said
+    assert '6 runs submitted, 1 are finished or running, 1 left out' in said
 
 
 # Mistakes ---------------------------------------------------------------------------------------

@@ -85,6 +85,14 @@ def test_a_bad_file_is_refused_by_row_and_column(text, parts, tmp_path):
         assert part in str(error.value)
 
 
+def test_a_damaged_description_of_predictions_is_named(tmp_path):
+    file = csv_of(tmp_path / 'p.csv', {'Path': [image(1)], 'Edema': [0.5]})
+    for text in ('{"task": ', '[]'):
+        file.with_suffix('.json').write_text(text)
+        with pytest.raises(ValueError, match='p.json'):
+            read_predictions(file, task='observations')
+
+
 @pytest.mark.parametrize(
     'name, normalised, its_study',
     [

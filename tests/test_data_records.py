@@ -87,6 +87,27 @@ def test_the_prefix_of_a_path_may_differ_from_the_folder(
     assert '1 images' in log.text and 'patient' not in log.text
 
 
+def test_the_folder_of_a_patient_is_never_left_out_of_a_path(tmp_path: Path) -> None:
+    paths = [image_path(patient, folder='').lstrip('/') for patient in (1, 2)]
+    write(tmp_path / 'train.csv', [row(path) for path in paths])
+    records = read_csv(tmp_path, 'train.csv', look_up='none')
+    assert records.file.tolist() == paths
+
+
+def test_the_first_image_of_each_folder_of_patients_must_exist(tmp_path: Path) -> None:
+    rows = [row(image_path(1)), row(image_path(2)), row(image_path(3, folder='CheXpert/valid'))]
+    write(tmp_path / 'train.csv', rows)
+    touch(tmp_path, image_path(1, folder='train'))
+    with pytest.raises(ValueError, match='row 4.*valid'):
+        read_csv(tmp_path, 'train.csv')
+
+
+def test_an_absent_column_of_the_description_is_logged(tmp_path: Path, log) -> None:
+    header = [' Age' if name == 'Age' else name for name in HEADER]
+    read(tmp_path, [row(image_path(1))], header, logger=logging.getLogger('test'))
+    assert 'Age' in log.text and 'Sex' not in log.text
+
+
 def test_image_suffix_replaces_the_suffix_of_the_paths(tmp_path: Path) -> None:
     write(tmp_path / 'train.csv', [row(image_path(1))])
     touch(tmp_path, 'train/patient00001/study1/view1_frontal.png')

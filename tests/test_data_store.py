@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import pickle
 import random
@@ -148,6 +149,21 @@ def test_workers_and_interruptions_change_no_byte(root: Path, store: Path, tmp_p
     assert contents(packed(root, tmp_path / 'killed')) == wanted  # it is complete
 
 
+def test_packing_starts_over_from_a_damaged_shard_and_a_repaired_image(tmp_path: Path) -> None:
+    root = make_data(tmp_path / 'data')
+    wanted = contents(packed(root, tmp_path / 'whole'))
+    with killed_after(7):
+        pack(root, tmp_path / 'cut', SMALL)
+    os.truncate(tmp_path / 'cut/pixels_00000.bin', 10)
+    assert contents(packed(root, tmp_path / 'cut')) == wanted
+    good = (root / file_of(2)).read_bytes()
+    (root / file_of(2)).write_bytes(b'damaged')
+    with killed_after(7):
+        pack(root, tmp_path / 'repaired', SMALL, skip_bad=True)
+    (root / file_of(2)).write_bytes(good)
+    assert contents(packed(root, tmp_path / 'repaired')) == wanted
+
+
 def test_other_settings_or_data_are_refused(root: Path, store: Path, tmp_path: Path) -> None:
     for begun in (False, True):
         output = tmp_path / 'begun' if begun else copied(store, tmp_path / 'done')
@@ -160,7 +176,7 @@ def test_other_settings_or_data_are_refused(root: Path, store: Path, tmp_path: P
             pack(make_data(tmp_path / f'other{begun}', 4), output, SMALL)
 
 
-def test_damaged_images_are_listed_and_left_out(tmp_path: Path) -> None:
+def test_damaged_images_are_listed_and_left_out(tmp_path: Path, caplog) -> None:
     root = make_data(tmp_path / 'data')
     (root / file_of(2)).write_bytes(b'damaged')
     with pytest.raises(ValueError, match='patient00002.*--skip-bad'):
@@ -168,7 +184,10 @@ def test_damaged_images_are_listed_and_left_out(tmp_path: Path) -> None:
     about = pack(root, tmp_path / 'store', SMALL, skip_bad=True)
     assert list(about['left_out']) == [file_of(2)] and about['images'] == 9
     assert file_of(2) in (tmp_path / 'store' / 'bad_images.csv').read_text()
-    assert len(read_csv(tmp_path / 'store', 'train.csv')) == len(read_csv(root, 'train.csv')) - 1
+    with caplog.at_level('INFO'):
+        records = read_csv(tmp_path / 'store', 'train.csv', logger=logging.getLogger('test'))
+    assert len(records) == len(read_csv(root, 'train.csv')) - 1
+    assert f'{len(records)} images' in caplog.text and 'bad_images.csv' in caplog.text
     (root / file_of(3)).unlink()
     with pytest.raises(ValueError, match='patient00003'):  # it may be readable later
         pack(root, tmp_path / 'other', SMALL, skip_bad=True)

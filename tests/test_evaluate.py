@@ -130,6 +130,15 @@ def test_thresholds_come_from_other_patients(evaluate, files, tmp_path):
         assert labels_of(again)[label]['scores'] == part['scores']
     assert any('study, max' in line and 'study, mean' in line for line in again['warnings'])
 
+    report = json.loads((tmp_path / 'first/report.json').read_text())
+    for part in report['sets'][0]['labels']:
+        part['threshold'] = None
+    for document in (report, {'sets': []}):
+        (tmp_path / 'other.json').write_text(json.dumps(document))
+        words = map(str, [*files, '--output', tmp_path / 'x', '--thresholds-from'])
+        words = [*words, str(tmp_path / 'other.json')]
+        assert evaluate.names['main'](evaluate.names['parse_args'](words)) == 2
+
 
 def test_several_files_are_compared_and_each_has_its_thresholds(evaluate, files, tmp_path):
     paths = [tmp_path / folder / 'test.csv' for folder in ('good', 'bad')]
@@ -233,6 +242,15 @@ def test_mistakes_are_reported_and_write_nothing(
     assert evaluate.names['main'](evaluate.names['parse_args']([*words])) == 2
     assert part in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    'words, part', [(['--resamples', '-1'], '--resamples'), (['--demographics', 'd'], '--groups')]
+)
+def test_flags_that_cannot_work_are_refused(words, part, evaluate, files, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.names['parse_args']([*map(str, files), '--output', str(tmp_path), *words])
+    assert part in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_anonymised_report_names_no_patient(evaluate, files, tmp_path):

@@ -34,6 +34,7 @@ def predict():
     def run(*arguments: object) -> int:
         return names['main'](names['parse_args']([*map(str, arguments)]))
 
+    run.parse_args = names['parse_args']
     return run
 
 
@@ -97,6 +98,22 @@ def test_a_bad_image_is_named_and_nothing_is_written(run, phantom, predict, tmp_
     assert 'Traceback' not in error
     assert os.listdir(output.parent) == ['p.csv']
     assert output.read_text() == 'before'
+
+
+@pytest.mark.parametrize(
+    'words', [['--batch-size', '0'], ['--device', 'cuda:2'], ['--device', 'cuda']]
+)
+def test_flags_that_cannot_work_are_refused(words, predict, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2 if 'cuda:2' in words else 0)
+    with pytest.raises(SystemExit) as stop:
+        predict('--checkpoint', 'c.pth', '--output', 'p.csv', *words, 'images')
+    assert stop.value.code == 2 and words[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_gpu_may_be_chosen(predict, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    words = ['--checkpoint', 'c.pth', '--output', 'p.csv', '--device', 'cuda:1', 'images']
+    assert predict.parse_args(words).device == torch.device('cuda', 1)
 
 
 def test_a_pretraining_checkpoint_is_rejected(phantom, predict, tmp_path, capsys):

@@ -68,6 +68,15 @@ def test_the_figure_shows_means_seeds_and_trivial_predictors(figures, tmp_path):
     assert trivial == pytest.approx([36.2177, 14.7297])
 
 
+def test_lines_leave_out_rows_of_other_held_out_images(figures, tmp_path):
+    collected = read_collected(ROOT / 'docs/results/nih1000', 'mask_ratio')
+    row_of(collected, '0.9')['other_images'] = True
+    plot_sweep(tmp_path / 'figure.png', collected)
+    left, right = ([line.get_xdata() for line in axis.lines if len(line.get_xdata()) > 1]
+                   for axis in figures[0].axes)  # fmt: skip
+    assert [max(xs) for xs in left] == [0.75] * 3 and [max(xs) for xs in right] == [0.9]
+
+
 def test_unknown_scores_and_subsets_are_refused(methods, tmp_path):
     with pytest.raises(ValueError, match='Oedema'):
         plot_subsets(tmp_path / 'a.png', methods, 'Oedema')

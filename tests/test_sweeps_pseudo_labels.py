@@ -146,7 +146,9 @@ def test_a_run_that_learned_from_other_pseudo_labels_is_refused(
 ) -> None:
     monkeypatch.setenv('PYTHON', '/bin/false')
     with_scores(monkeypatch, 0.5, 0.6, 0.7)
+    files = {file: file.read_bytes() for file in done.glob('pseudo_labels_*')}
     assert main(cfg, phantom, done, '--rounds', '2', confidence='0.05') == 2
+    assert {file: file.read_bytes() for file in done.glob('pseudo_labels_*')} == files != {}
     assert str(done / 'tiny_finetune/round1') in capsys.readouterr().err
 
 

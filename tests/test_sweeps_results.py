@@ -210,6 +210,15 @@ def test_without_the_labels_only_seeds_are_compared(tmp_path):
     assert part['over_seeds']['low'] is not None and row['problem']
 
 
+def test_a_damaged_seed_in_no_pair_spares_the_comparison(tmp_path):
+    made, sweep = two_rows(tmp_path)
+    made.add(sweep.rows[0], 1, strength=3.0)
+    (run_folder(made.output, 'finetune', sweep.rows[0], 1) / 'predictions_test.csv').write_text('x')
+    row = row_of(collect(sweep, [0, 1], made.output), '0.1')
+    assert row['compared']['mean_of_five']['over_patients']['p'] < SIGNIFICANT
+    assert row['over_patients'] == {} and 'predictions_test.csv' in row['problem']
+
+
 def test_a_damaged_file_of_a_finished_run_is_named(tmp_path):
     made, sweep = two_rows(tmp_path)
     folder = run_folder(made.output, 'finetune', sweep.reference, 0)
@@ -275,10 +284,18 @@ def test_saved_results_give_the_same_table(five, tmp_path):
         read_collected(tmp_path, 'other')
 
 
+def test_a_file_that_is_not_of_saved_results_is_named(five, tmp_path):
+    older = {key: value for key, value in five.items() if key != 'subsets'}
+    for content in ({}, [], older, five | {'sweep': 'other'}, five | {'rows': [{}]}):
+        (tmp_path / 'swept.json').write_text(json.dumps(content))
+        with pytest.raises(ValueError, match='swept.json'):
+            read_collected(tmp_path, 'swept')
+
+
 def test_metrics_at_the_threshold_come_from_the_report(tmp_path):
     made, sweep = two_rows(tmp_path)
     entry = {'label': 'Edema', 'scores': {name: {'value': 0.75} for name in
-             ('recall', 'specificity', 'precision', 'f1', 'kappa', 'accuracy')}}  # fmt: skip
+             ('recall', 'specificity', 'precision', 'f1', 'accuracy')}}  # fmt: skip
     folder = run_folder(made.output, 'finetune', sweep.rows[0], 0)
     report = {'sets': [{'name': 'valid'}, {'name': 'test', 'labels': [entry]}]}
     (folder / 'report.json').write_text(json.dumps(report))
@@ -286,6 +303,8 @@ def test_metrics_at_the_threshold_come_from_the_report(tmp_path):
     rows = cells_of(sweep_markdown(collected, ['Edema', 'f1:Edema', 'accuracy:Edema']))
     assert [row['F1, Edema'] for row in rows] == ['0.750', 'n/a']
     assert 'f1:Edema' not in collected['rows'][0]['compared']
+    with pytest.raises(ValueError, match='kappa:Edema'):  # not in the report
+        sweep_markdown(collected, ['kappa:Edema'])
 
 
 def test_runs_that_differ_from_the_files_are_noted(tmp_path):
@@ -307,8 +326,11 @@ def test_rows_of_other_held_out_images_are_marked(tmp_path):
     made, sweep = MadeRuns(tmp_path), load_sweep(ablation_file(tmp_path, views, keys=keys))
     for row in sweep.rows:
         made.add_pretraining(row, 0)
-    cells = cells_of(sweep_markdown(collect(sweep, [0], made.output)))
-    assert [row['held-out L1 (grey levels)'] for row in cells] == ['20.00 *', '20.00']
+    file = run_folder(made.output, 'simmim', sweep.rows[0], 0) / 'metrics.jsonl'
+    file.write_text(file.read_text().replace('43.5', '99.5'))
+    text = sweep_markdown(collect(sweep, [0], made.output))
+    l1 = [row['held-out L1 (grey levels)'] for row in cells_of(text)]
+    assert l1 == ['20.00 *', '20.00'] and 'mean of the visible pixels 43.50,' in text
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from sweep_commands import SWEEP, jobs_of
 from sweep_runs import methods_file
 
 from config import config_text, default_config
+from engine.files import sha256
 from engine.launch import EXIT_PREEMPTED, run_lock
 from engine.run_record import RECORD_FILE, is_finished
 from sweeps.files import ROOT, Job, load_sweep, plan
@@ -114,6 +115,9 @@ def test_a_finetuning_belongs_to_the_checkpoint_of_its_pretraining(tmp_path: Pat
     checksum.write_text(f'ba5  {file.name}\n')  # the pre-training was repeated
     with pytest.raises(ValueError, match='PRETRAINED'):
         state_of(job)
+    checksum.write_text('')
+    write_run(job, FINISHED | {'pretrained': sha256(file)})
+    assert state_of(job) == 'finished'
     file.unlink()  # nothing is known about a checkpoint that was removed
     assert state_of(job) == 'finished'
 
@@ -195,6 +199,20 @@ def test_what_needs_a_failed_run_is_not_run(tmp_path: Path) -> None:
     assert runner.run() == 1
     assert len(runner.failed) == 2 and str(first) in runner.failed[1]
     assert not second.exists()
+
+
+def test_a_finished_run_whose_pretraining_is_repeated_is_reported(tmp_path: Path) -> None:
+    weights, config = tmp_path / 'w.pth', default_config()
+    checksum = tmp_path / 'w.pth.sha256'
+    weights.touch()
+    checksum.write_text('f00  w.pth')
+    config.PRETRAINED = str(weights)
+    first = made_job(tmp_path / 'runs/a', f'open({str(checksum)!r}, "w").write("ba5")\n' + FINISH)
+    second = Job('finetune', 'b', 0, tmp_path / 'runs/b', [], config, needs=(first.folder,))
+    write_run(second, FINISHED | {'pretrained': 'f00'})
+    runner = Runner([first, second], [{}], 1, tmp_path / 'logs', lambda line: None)
+    assert runner.run() == 1 and runner.done == 1
+    assert len(runner.failed) == 1 and 'PRETRAINED' in runner.failed[0]
 
 
 def test_an_error_of_the_runner_leaves_no_process_behind(tmp_path: Path) -> None:
