@@ -1,5 +1,6 @@
 """The data check: planted faults are found, each once, and nothing else; the script."""
 
+import os
 import runpy
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 from tiny import ROOT
 
+import data.check
 from data.check import look_at
 from data.labels import LABELS
 from data.packing import Settings, pack
@@ -257,3 +259,8 @@ def test_labels_of_one_class_are_found(spoilt: Path, tmp_path: Path, check: Call
         values = pd.to_numeric(table[label]).fillna(0)
         for name, value in (('positive', 1), ('negative', 0)):
             assert ((name, label) in found) == (not (values == value).any()), label
+
+
+def test_what_was_found_is_listed_if_a_worker_is_killed(clean: Path, check, monkeypatch) -> None:
+    monkeypatch.setattr(data.check, 'load_image', lambda *_: os._exit(9))
+    assert [kind for kind, *_ in check(clean)] == ['images that were not checked']
