@@ -29,7 +29,7 @@ from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.cases import Cases
 from evaluation.compare import compare
-from evaluation.metrics import FEW_POSITIVES, METRICS, Protocol
+from evaluation.metrics import FEW_POSITIVES, METRICS, Protocol, headline_labels
 from evaluation.published import MEAN_OF_FIVE, context_rows
 from logger import json_safe
 
@@ -146,7 +146,7 @@ def build_document(
     ]
     headline = _headline(scored, protocol.resamples > 0)
     context = context_rows(policy, headline['set'], protocol.level, protocol.views)
-    has_five = set(COMPETITION_LABELS) <= set(sets[-1].labels)
+    has_five = scored[-1]['means']['five'] is not None
     return {
         'format': FORMAT,
         'title': TITLE,
@@ -179,7 +179,7 @@ def compare_sets(sets: Sequence[Cases], protocol: Protocol, *, name: str) -> lis
         for a, b in combinations(rows, 2)
         if set(a.path) == set(b.path) and set(a.labels) & set(b.labels)
     ]
-    options = {'resamples': protocol.resamples, 'seed': protocol.seed, 'five': COMPETITION_LABELS}
+    options = {'resamples': protocol.resamples, 'seed': protocol.seed}
     return [{'set': name, **compare(a, b, **options)} for a, b in pairs]
 
 
@@ -212,21 +212,23 @@ def write_report(folder: str | Path, document: dict[str, Any]) -> Path:
 
 
 def _headline(scored: Sequence[dict[str, Any]], has_intervals: bool) -> dict[str, Any]:
-    """The mean of the five tasks of the last set, or a single label's AUROC, with notes."""
+    """The mean AUROC of the last set over `headline_labels`, with notes."""
     last, notes = scored[-1], []
     entries = {entry['label']: entry for entry in last['labels']}
-    name, counted = 'Mean AUROC of the five CheXpert tasks', COMPETITION_LABELS
-    scores = last['means']['five']
-    if len(entries) == 1:
-        ((label, entry),) = entries.items()
-        name, counted, scores = f'AUROC, {label}', [label], entry['scores']
-    score = scores['auroc'] if scores else dict.fromkeys(('value', 'low', 'high'), np.nan)
-    undefined = last['means']['undefined']
-    if missing := [label for label in counted if label not in entries or label in undefined]:
-        notes.append(f'not defined: without both classes or absent: {", ".join(missing)}')
-    elif (fewest := min(entries[label]['positives'] for label in counted)) < FEW_POSITIVES:
+    counted = headline_labels(entries)
+    name, key = f'Mean AUROC of {len(counted)} labels', 'labels_with_both_classes'
+    if counted == COMPETITION_LABELS:
+        name, key = 'Mean AUROC of the five CheXpert tasks', 'five'
+    elif len(counted) == 1:
+        name = f'AUROC, {counted[0]}'
+    mean = last['means'][key]
+    score = mean['auroc'] if mean else dict.fromkeys(('value', 'low', 'high'), np.nan)
+    fewest = min((entries[label]['positives'] for label in counted), default=0)
+    if not counted:
+        notes.append('no label has both classes')
+    elif fewest < FEW_POSITIVES:
         notes.append(f'as few as {fewest} positives of a label: a weak estimate')
-    if has_intervals and np.isnan(score['low']) and not missing:
+    if has_intervals and counted and np.isnan(score['low']):
         notes.append(NO_INTERVAL)
     described = {key: last[key] for key in ('rows', 'patients', 'level', 'views')}
     return {'set': last['name'], 'name': name, 'score': score, 'note': '; '.join(notes)} | described
@@ -262,7 +264,7 @@ def _label_warnings(entry: dict[str, Any], has_holdout: bool) -> Iterator[str]:
     few = [
         f'{part["label"]} ({part["positives"]})'
         for part in entry['labels']
-        if part['label'] not in undefined and part['positives'] < FEW_POSITIVES
+        if part['positives'] < FEW_POSITIVES
     ]
     unset = [part['label'] for part in entry['labels'] if np.isnan(part['threshold'])]
     small = [
@@ -272,7 +274,7 @@ def _label_warnings(entry: dict[str, Any], has_holdout: bool) -> Iterator[str]:
         if all(part['few'] for part in group['labels'].values())
     ]
     if undefined:
-        yield f'without both classes, not scored: {", ".join(undefined)}'
+        yield f'without both classes, not scored and not shown: {", ".join(undefined)}'
     if few:
         yield f'fewer than {FEW_POSITIVES} positives: {", ".join(few)}'
     if has_holdout and unset:
@@ -297,7 +299,8 @@ def _labels(report: dict) -> Iterator[Row]:
                 'radiologists_below': label['radiologists_below'],
             }
         for name in ('five', 'all', 'labels_with_both_classes'):
-            yield {**keys, 'label': MEAN_TITLES[name], **_columns(entry['means'][name] or {})}
+            if entry['means'][name]:
+                yield {**keys, 'label': MEAN_TITLES[name], **_columns(entry['means'][name])}
 
 
 def _groups(report: dict) -> Iterator[Row]:
@@ -321,16 +324,16 @@ def _rows_of_group(keys: Row, group: dict) -> Iterator[Row]:
     rates = _columns({'underdiagnosis': group['underdiagnosis']})
     yield {**keys, 'label': '(all cases)', **counts, **rates}
     for name in ('five', 'all_defined'):
-        yield {**keys, 'label': MEAN_TITLES[name], **_columns({'auroc': group['means'][name]})}
+        if group['means'][name]:
+            yield {**keys, 'label': MEAN_TITLES[name], **_columns({'auroc': group['means'][name]})}
 
 
 def _comparisons(report: dict) -> Iterator[Row]:
-    """One row per label and pair of models, then the mean of the five."""
+    """One row per label and pair of models, then the means."""
     for entry in report['comparisons']:
         keys = {name: entry[name] for name in ('set', 'a', 'b')}
         rows = dict(entry['labels'])
-        if entry['means']['five']:
-            rows[MEAN_TITLES['five']] = entry['means']['five']
+        rows |= {MEAN_TITLES[name]: mean for name, mean in entry['means'].items() if mean}
         for label, row in rows.items():
             values = {name: value for name, value in row.items() if name != 'difference'}
             yield {**keys, 'label': label, **_columns({'difference': row['difference']}), **values}

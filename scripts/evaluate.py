@@ -252,7 +252,7 @@ def format_scores(document: dict[str, Any]) -> str:
         counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
         scores = {part['label']: part['scores'] for part in entry['labels']}
         for key in ('five', 'labels_with_both_classes'):
-            scores[MEAN_TITLES[key]] = entry['means'][key] or dict.fromkeys(shown)
+            scores |= {MEAN_TITLES[key]: entry['means'][key]} if entry['means'][key] else {}
         rows = {
             label: [*counts.get(label, ['', '']), *(_show(values[name]) for name in shown)]
             for label, values in scores.items()
@@ -267,8 +267,9 @@ def format_scores(document: dict[str, Any]) -> str:
             label: [_show(part['difference']), round(part['p_holm'], 4)]
             for label, part in entry['labels'].items()
         }
-        if five := entry['means']['five']:
-            rows[MEAN_TITLES['five']] = [_show(five['difference']), round(five['p_bootstrap'], 4)]
+        for key, mean in entry['means'].items():
+            if mean:
+                rows[MEAN_TITLES[key]] = [_show(mean['difference']), round(mean['p_bootstrap'], 4)]
         blocks.append(f'{entry["a"]} minus {entry["b"]}\n{_table(rows, ["AUROC", "p (Holm)"])}')
     warnings = '\n'.join(f'warning: {line}' for line in document['warnings'])
     return '\n\n'.join([*blocks, warnings])
