@@ -151,9 +151,7 @@ def test_thresholds_come_from_other_patients(evaluate, files, tmp_path):
         pytest.param('threshold', 10**400, id='threshold-400-digits'),
     ],
 )
-def test_impossible_thresholds_of_a_report_are_named(
-    evaluate, files, tmp_path, capsys, key, value
-):
+def test_impossible_thresholds_of_a_report_are_named(evaluate, files, tmp_path, capsys, key, value):
     path = tmp_path / 'other.json'
     parts = [{'label': FIVE[0], 'threshold': 0.5, 'temperature': 1, key: value}]
     entry = {'name': 'a', 'labels': parts, 'level': 'study', 'aggregate': 'max', 'views': 'all'}
