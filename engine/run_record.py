@@ -27,7 +27,7 @@ from config import (
 from data.labels import used_policies
 from data.records import find_table
 from data.store import STORE_FILE, is_store
-from engine.files import replace_file, sha256
+from engine.files import locked, replace_file, sha256
 from logger import ScalarLog
 
 if TYPE_CHECKING:  # scripts that only read records do not need torch
@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # scripts that only read records do not need torch
 
 RECORD_FILE = 'run.json'
 OPTIONS_FILE = 'config.yaml'
+LOCK_FILE = 'run.lock'
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 3  # differences in an error message
 HARDWARE = ('gpus', 'cpu', 'threads')  # the part of the environment that each start records
@@ -225,6 +227,29 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
 def is_finished(folder: str | Path) -> bool:
     """Whether the run in this folder came to its end, including scores and report."""
     return _known_record(folder).get('finished') is not None
+
+
+def run_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep other runs out of a run folder; the lock ends with this process.
+
+    Raises:
+        ValueError: If another run holds it.
+    """
+    return locked(folder / LOCK_FILE, wait=False)
+
+
+def is_locked(folder: str | Path) -> bool:
+    """Whether another run is writing to this run folder."""
+    path = Path(folder) / LOCK_FILE
+    try:
+        if path.exists():
+            with locked(path, wait=False):
+                pass
+    except ValueError:
+        return True
+    except PermissionError:  # of somebody else's folder
+        pass
+    return False
 
 
 def shown_checkpoint(folder: Path, checkpoint: str | Path) -> str:
