@@ -33,6 +33,7 @@ from data.records import (
 )
 from engine.run_record import code_version
 from evaluation.analysis import HeldOut, fit_held_out
+from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases, match
 from evaluation.metrics import METRICS, Protocol
 from evaluation.report import (
@@ -44,6 +45,9 @@ from evaluation.report import (
     rename_images,
     write_report,
 )
+
+# What `fit_held_out` can return.
+LIMITS = {'threshold': (0.0, 1.0), 'temperature': TEMPERATURES}
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -224,15 +228,15 @@ def read_thresholds(
     fitted, warnings = [], []
     for file, cases in zip(files, sets, strict=True):
         try:
-            report = json.loads(file.read_text(encoding='utf-8'))
+            # As floats, integers may have any number of digits.
+            report = json.loads(file.read_text(encoding='utf-8'), parse_int=float)
             (entry,) = (e for e in report['sets'] if e['name'] == report['headline']['set'])
             parts = {part['label']: part for part in entry['labels']}
-            chosen = [parts.get(label, {}) for label in cases.labels]
-            values = [[p.get(key) for p in chosen] for key in ('threshold', 'temperature')]
-            fitted.append(HeldOut(*np.array(values, float)))  # None becomes NaN
             then = entry['level'], entry['aggregate'], entry['views']
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{file} is not a report.json: {error!r}') from error
+        chosen = {label: parts.get(label, {}) for label in cases.labels}
+        fitted.append(HeldOut(*(_values_of(file, chosen, key) for key in LIMITS)))
         if np.isnan(fitted[-1].thresholds).all():
             raise ValueError(f'{file} has no threshold for any of these labels')
         now = protocol.level, protocol.aggregate, protocol.views
@@ -242,6 +246,18 @@ def read_thresholds(
                 f'{", ".join(now)}'
             )
     return fitted, '; '.join(f'of {names.file(file)}' for file in files), warnings
+
+
+def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
+    """The thresholds or temperatures of the labels in a report.json; NaN where it has none."""
+    low, high = LIMITS[key]
+    for label, part in chosen.items():
+        value = part.get(key)
+        if value is not None and not (type(value) is float and low <= value <= high):
+            raise ValueError(
+                f'{file}: {key} of {label!r} must be a number in [{low:g}, {high:g}], got {value!r}'
+            )
+    return np.array([part.get(key) for part in chosen.values()], float)
 
 
 def format_scores(document: dict[str, Any]) -> str:
