@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ NO_HELD_OUT = (
     'there are no held-out training patients, so no threshold or temperature is chosen, and every '
     'score that needs one is n/a'
 )
+FLOOR = 'logistic regression on pixels'
 NO_INTERVAL = 'no interval: too many resamples lack a class of one label'
 MEAN_TITLES = {
     'five': '(mean of the five tasks)',
@@ -135,7 +137,8 @@ def build_document(
         policy: Policy for uncertain labels, shown with the published figures; '' if unknown.
         patients: Split -> patients, to find patients that are in two splits.
         warnings: Further warnings.
-        extras: Further parts of the report: `comparisons`, `training`, `maps`, `maps_check`.
+        extras: Further parts of the report: `comparisons`, `training`, `maps`, `maps_check`,
+            `pixel_floor`.
     """
     if holdout is None or isinstance(holdout, Cases):
         fitted = [fit_held_out(holdout, cases.labels, protocol) for cases in sets]
@@ -161,7 +164,8 @@ def build_document(
             *_set_warnings(scored, has_holdout=holdout is not None),
         ],
         'sets': scored,
-        **{'comparisons': [], 'training': None, 'maps': [], 'maps_check': None, **(extras or {})},
+        **dict.fromkeys(('training', 'maps_check', 'pixel_floor')),
+        **{'comparisons': [], 'maps': [], **(extras or {})},
     }
 
 
@@ -181,6 +185,36 @@ def compare_sets(sets: Sequence[Cases], protocol: Protocol, *, name: str) -> lis
     ]
     options = {'resamples': protocol.resamples, 'seed': protocol.seed}
     return [{'set': name, **compare(a, b, **options)} for a, b in pairs]
+
+
+def floor_part(
+    sets: Sequence[Cases],
+    floor: Mapping[str, np.ndarray],
+    protocol: Protocol,
+    *,
+    facts: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """Score the pixel floor and compare the model with it: the report's `pixel_floor`.
+
+    Args:
+        sets: Predictions of the model.
+        floor: Name of a set -> probabilities [N, K] of the floor for its rows; empty without floor.
+        protocol: How cases are scored.
+        facts: What is known about the floor.
+    """
+    if not floor:
+        return None
+    parts = []
+    for cases in sets:
+        pixels = replace(cases, name=FLOOR, probabilities=floor[cases.name], groups={})
+        scored = score_set(pixels, fit_held_out(None, cases.labels, protocol), protocol)
+        (compared,) = compare_sets(
+            [replace(cases, name='model'), pixels], protocol, name=cases.name
+        )
+        areas = {part['label']: part['scores']['auroc'] for part in scored['labels']}
+        five = scored['means']['five']
+        parts.append(compared | {'auroc': areas, 'mean_auroc': five and five['auroc']})
+    return {**facts, 'sets': parts}
 
 
 def write_report(folder: str | Path, document: dict[str, Any]) -> Path:
@@ -376,6 +410,7 @@ def _render(folder: Path, report: dict) -> str:
     return environment.get_template('report.html.j2').render(
         report=report,
         sets=sorted(report['sets'], key=lambda entry: entry['name'] != report['headline']['set']),
+        floor=report['pixel_floor'],
         maps=_maps_by_label(folder, report['maps']),
         style=Markup((TEMPLATES / 'report.css').read_text(encoding='utf-8')),
         script=Markup(script),
