@@ -26,15 +26,15 @@ if [ -n "$unlabelled" ]; then
     images=$out/unlabelled
     $python scripts/pack.py --data-path "$unlabelled" --output "$images" --size 80 --skip-bad
 fi
-# Pre-training sees about 30,000 images, however few there are.
+# Pre-training sees about 30,000 images, or each of fewer than 150 images 200 times.
 count=$($python -c 'import json, sys; print(json.load(open(sys.argv[1]))["images"])' "$images/store.json")
-epochs=$((30000 / count > 0 ? 30000 / count : 1))
-pretrain=(DATA.BATCH_SIZE 32 TRAIN.EPOCHS "$epochs" TRAIN.WARMUP_EPOCHS $(((epochs + 9) / 10)))
+epochs=$((count > 30000 ? 1 : count < 150 ? 200 : 30000 / count))
+pretrain=(TRAIN.EPOCHS "$epochs" TRAIN.WARMUP_EPOCHS $(((epochs + 9) / 10)))
 if [ -n "$unlabelled" ]; then pretrain+=(DATA.DATASET folder); fi
 sweep() { # $1: data; the rest: further flags
     $python scripts/ablate.py run --sweep scripts/comparison/baseline.yaml --output "$out" \
         --data-path "$1" "${@:2}" --pretrain-opts "${pretrain[@]}" ${PRETRAIN_OPTS:-} \
-        --finetune-opts REPORT.PIXEL_FLOOR True ${FINETUNE_OPTS:-}
+        --finetune-opts REPORT.WRITE False ${FINETUNE_OPTS:-}
 }
 
 step "2/3 pre-training on $count images, $epochs epochs; fine-tuning (logs: $out/ablate_logs)"
