@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import build_parser, get_config
 from data import build_loader
 from data.loader import image_reader
+from engine.files import replace_file
 from evaluation.metrics import describe_scores, score_probabilities
 from evaluation.probes import pixel_floor
 from logger import create_logger, json_safe
@@ -49,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
         scores = score_probabilities(config, probabilities, targets, records.study)
         table[split] = scores | {'views': config.EVAL.VIEWS or config.DATA.VIEWS, 'loss': np.nan}
         print(f'{split}: {describe_scores(table[split])}')
-    (folder / 'pixel_floor.json').write_text(json.dumps(json_safe(table), indent=1) + '\n')
+    replace_file(folder / 'pixel_floor.json', json.dumps(json_safe(table), indent=1) + '\n')
     return 0
 
 

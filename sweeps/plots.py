@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
 from config import Config
+from engine.files import atomic_writer
 from logger import read_metrics
 from models.contrastive import METHODS
 from sweeps.files import Row, Sweep, load_config, run_folder
@@ -231,7 +232,8 @@ def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(WIDTH, height), layout='constrained')
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=200)
+        with atomic_writer(path) as file:
+            figure.savefig(file, dpi=200, format=path.suffix[1:])
 
 
 def _draw_rows(
