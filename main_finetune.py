@@ -56,7 +56,8 @@ class Selection:
         logits = predict(run.config, run.device, model, self.loader)
         scores = score(run.config, logits, self.loader)
         run.logger.info(f'{self.split}: {describe_scores(scores)}')
-        values = {f'{self.split}_{key}': scores[key] for key in ('loss', 'mean_of_five', 'auroc')}
+        keys = ('loss', 'mean_of_five', 'mean_of_defined', 'auroc')
+        values = {f'{self.split}_{key}': scores[key] for key in keys if key in scores}
         return values | {'score': selection_score(scores, run.config.EVAL.SELECT)}
 
 

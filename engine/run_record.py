@@ -315,7 +315,8 @@ def weights_checksum(path: str) -> str | None:
 
 def without_home(text: str) -> str:
     """A path or an argument with ~ for the home folder, whose name is often the user's."""
-    return text.replace(f'{Path.home()}{os.sep}', f'~{os.sep}')
+    home = os.path.expanduser('~').rstrip(os.sep)  # in containers '~' (there is none) or '/'
+    return text.replace(f'{home}{os.sep}', f'~{os.sep}') if home else text
 
 
 def _known_record(folder: str | Path) -> dict[str, Any]:
