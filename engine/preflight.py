@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from data import Loaders
 from engine import distributed
 from engine.device import autocast, synchronized_time, views_of
-from engine.launch import EXIT_OTHER_PROCESS, explain, is_locked
+from engine.launch import EXIT_OTHER_PROCESS, explain
 from engine.loop import LossFunction, begin, train_one_batch
-from engine.run_record import Run
+from engine.run_record import Run, is_locked
 from engine.train_state import TrainState
 
 Batch = tuple[torch.Tensor, ...]
