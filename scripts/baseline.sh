@@ -11,7 +11,7 @@ data=$(realpath "${1:?$usage}")
 out=$(realpath -m "${2:-baseline_output}")
 unlabelled=${UNLABELLED:+$(realpath "$UNLABELLED")}
 cd "$(dirname "$0")/.."
-if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then PYTHON=$PWD/.venv/bin/python; fi
+if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then export PYTHON=$PWD/.venv/bin/python; fi
 python=${PYTHON:-python}
 export OMP_NUM_THREADS=1 # two runs share two cores
 seeds=${SEEDS:-1}

@@ -15,6 +15,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.labels import COMPETITION_LABELS
+from engine.files import replace_file
 from logger import read_metrics
 
 RUNS = {'pre-trained': 'pretrained', 'random weights': 'random'}
@@ -75,7 +76,7 @@ def print_one(folder: Path) -> None:
         print(f'  {path}')
     seed = int((folder / 'seed').read_text())
     result = {'seed': seed, 'held_out_l1_grey': losses, 'test': scores}
-    (folder / 'demo.json').write_text(json.dumps(result, indent=1) + '\n')
+    replace_file(folder / 'demo.json', json.dumps(result, indent=1) + '\n')
 
 
 def print_several(files: list[Path]) -> None:
