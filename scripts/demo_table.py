@@ -59,13 +59,13 @@ def print_one(folder: Path) -> None:
         f'\nAUROC on the synthetic test split (n = {first["rows"]}, {first["level"]} level, '
         f'{first["views"]} views, higher is better)'
     )
-    print(f'  {"":<24}' + ''.join(f'{name:>14}' for name in scores))
+    print(f'  {"":<24}' + ''.join(f'{name:>16}' for name in scores))
     rows = {label: [t['auroc'][label] for t in scores.values()] for label in COMPETITION_LABELS}
     rows['mean of these five'] = [t['mean_of_five'] for t in scores.values()]
     defined = 14 - len(first['undefined'])
     rows[f'mean of {defined} labels'] = [t['mean_of_defined'] for t in scores.values()]
     for name, values in rows.items():
-        print(f'  {name:<24}' + ''.join(f'{_show(value):>14}' for value in values))
+        print(f'  {name:<24}' + ''.join(f'{_show(value):>16}' for value in values))
     print('  Synthetic images: these scores say nothing about patients. Not for clinical use.')
     images = sorted(
         folder.glob('runs/simmim_pretrain/demo/reconstructions/*.png'),
