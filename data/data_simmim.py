@@ -58,7 +58,7 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
 def pretrain_records(config: Config, logger: logging.Logger) -> tuple[Records, Records]:
     """Return the images to train on, and those of the held-out patients."""
     data = config.DATA
-    records = read_split(config, 'train', logger)
+    records = read_split(config, 'train', logger, labelled=False)
     train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
     if DATASETS[data.DATASET].labelled:
         train = select_views(train, data.VIEWS)
