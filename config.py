@@ -319,6 +319,8 @@ _C.TEST = CN()
 _C.TEST.CROP = True
 
 _C.EVAL = CN()
+# [CheXpert] Epochs between two validations, at least 1. The last epoch is always validated.
+_C.EVAL.EVERY = 1
 # [CheXpert] Views to evaluate: 'frontal', 'lateral' or 'all'; '': as DATA.VIEWS.
 _C.EVAL.VIEWS = ''
 # [CheXpert] Unit of evaluation: 'study' or 'image'.
@@ -329,7 +331,7 @@ _C.EVAL.AGGREGATE = 'max'
 _C.EVAL.SELECT_ON = 'holdout'
 # [CheXpert] Mean AUROC that chooses it: 'five' tasks, 'all' labels, 'auto' (five if defined).
 _C.EVAL.SELECT = 'auto'
-# [CheXpert] Held-out images that pre-training evaluates after each epoch; 0: all.
+# [CheXpert] Held-out images that pre-training validates on; 0: all.
 _C.EVAL.HOLDOUT_IMAGES = 256
 # [CheXpert] Test-time augmentation: 'none', or 'crops' (mean over centre and four corners).
 _C.EVAL.TTA = 'none'
@@ -597,7 +599,7 @@ RANGES = {
         'MODEL.VIT.DEPTH MODEL.VIT.NUM_HEADS TRAIN.EPOCHS TRAIN.LR_SCHEDULER.DECAY_EPOCHS '
         'AUG.RECOUNT SAVE_FREQ PRINT_FREQ MODEL.MAE.DECODER_EMBED_DIM MODEL.MAE.DECODER_DEPTH '
         'MODEL.MAE.DECODER_NUM_HEADS CONTRASTIVE.DIM CONTRASTIVE.QUEUE_SIZE '
-        'CONTRASTIVE.NUM_PROTOTYPES'
+        'CONTRASTIVE.NUM_PROTOTYPES EVAL.EVERY'
     ),
     '[0, inf)': (
         'DATA.NUM_WORKERS DATA.TRAIN_IMAGES MODEL.NUM_CLASSES MODEL.VIT.INIT_VALUES '

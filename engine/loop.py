@@ -54,7 +54,8 @@ def fit(
         loader: Training batches (`data.loader.make_loader`).
         loss_fn: (model, batch on the device) -> scalar, a mean over the batch.
         after_epoch: (run, model, epoch) -> values for metrics.jsonl; the epoch with the greatest
-            `score`, if given, becomes ckpt_best.pth. It is called with epoch -1 before training.
+            `score`, if given, becomes ckpt_best.pth. It is called with epoch -1 before training,
+            then after every EVAL.EVERY epochs and after the last one.
         convert: Fits pre-trained weights to the model; see `utils.load_pretrained`.
 
     Returns:
@@ -77,7 +78,9 @@ def fit(
             run.scalars.write_epoch({'epoch': -1, **after_epoch(run, state.module, -1)})
         while state.epoch < train.EPOCHS:
             figures = train_one_epoch(run, state, loader, loss_fn, saver)
-            figures |= after_epoch(run, state.module, state.epoch)
+            done = state.epoch + 1
+            if done % run.config.EVAL.EVERY == 0 or done == train.EPOCHS:
+                figures |= after_epoch(run, state.module, state.epoch)
             run.scalars.write_epoch({'epoch': state.epoch, **figures})
             saver.after_epoch(state, figures.get('score', -math.inf))
             state.next_epoch()

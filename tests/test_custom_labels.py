@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from xray_splits import LOGGER, write_split
 from config import get_config
 from data.labels import training_targets
 from data.packing import Settings, pack
+from logger import read_metrics
 from models.export import load_source
-from utils import trained_config
+from utils import read_checkpoint, trained_config
 
+TIMING = {'seconds', 'data_seconds', 'images_per_second'}
 OWN = ['Pneumonia', 'Heart size', 'No Finding']
 OPTS = ['DATA.LABELS', str(OWN), 'DATA.UNCERTAIN_BY_LABEL', "{'Heart size': 'ones_smooth'}"]
 
@@ -167,3 +170,26 @@ def test_smooth_targets_of_a_label_do_not_depend_on_the_other_labels() -> None:
     np.testing.assert_array_equal(alone[:, 0], pair[:, 1])
     np.testing.assert_array_equal(alone[:, 0], among_all[:, 5])
     assert (pair[:, 0] != pair[:, 1]).all()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_validates_the_same_epochs_and_selects_the_same_checkpoint(
+    own_data: Path, tmp_path: Path
+) -> None:
+    opts = ['EVAL.EVERY', '2', 'TRAIN.EPOCHS', '3', 'REPORT.WRITE', 'False']
+    whole = run(tmp_path, own_data, tmp_path / 'a', 'full', *opts)
+    resumed = tmp_path / 'b' / whole.parent.name / whole.name
+    shutil.copytree(whole, resumed)
+    for name in ('ckpt_epoch_1.pth', 'ckpt_epoch_2.pth', 'ckpt_best.pth'):
+        (resumed / name).unlink()
+    assert run(tmp_path, own_data, tmp_path / 'b', 'full', *opts) == resumed
+    records = read_metrics(resumed / 'metrics.jsonl')
+    assert [r['epoch'] for r in records if 'score' in r] == [-1, 1, 2]
+    for got, want in zip(records, read_metrics(whole / 'metrics.jsonl'), strict=True):
+        assert {k: got[k] for k in want if k not in TIMING} == {
+            k: want[k] for k in want if k not in TIMING
+        }
+    for name in ('ckpt_epoch_2.pth', 'ckpt_best.pth'):
+        got, want = (read_checkpoint(folder / name) for folder in (resumed, whole))
+        assert got['epoch'] == want['epoch'] > 0
+        assert all(got['model'][key].equal(value) for key, value in want['model'].items())
