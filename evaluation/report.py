@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from logger import json_safe
 FORMAT = 1
 TITLE = 'Chest X-ray classification report'
 TEMPLATES = Path(__file__).parent / 'templates'
-JPEG_QUALITY = 88  # of the maps in the page; the PNG files next to it are lossless
+JPEG_QUALITY = 88  # of the images in the page; the PNG files of maps next to it are lossless
 SALT_FILE = 'anonymise_salt'
 SALT_BYTES = 32
 DIGITS = 16  # hexadecimal digits of a hashed name
@@ -53,6 +54,8 @@ NO_HELD_OUT = (
     'there are no held-out training patients, so no threshold or temperature is chosen, and every '
     'score that needs one is n/a'
 )
+SMALL_SPAN = 0.02  # of the probabilities of a label
+CHANCE = 0.5  # AUROC
 FLOOR = 'logistic regression on pixels'
 NO_INTERVAL = 'no interval: too many resamples lack a class of one label'
 MEAN_TITLES = {
@@ -60,6 +63,10 @@ MEAN_TITLES = {
     'all': '(mean of all labels)',
     'labels_with_both_classes': '(mean of the labels with both classes)',
     'all_defined': '(mean of the defined labels)',
+}
+MEAN_ROWS = {
+    'five': 'Mean of the five CheXpert tasks',
+    'labels_with_both_classes': 'Mean of the labels',
 }
 Row = dict[str, object]
 
@@ -157,11 +164,12 @@ def build_document(
         'headline': headline,
         'not_comparable': NOT_COMPARABLE,
         'published': context if has_five else [],
+        'alerts': _set_lines(scored, _model_alerts),
         'warnings': [
             *warnings,
             *_leak_warnings(patients or {}),
             *([NO_HELD_OUT] if holdout is None else []),
-            *_set_warnings(scored, has_holdout=holdout is not None),
+            *_set_lines(scored, partial(_label_warnings, has_holdout=holdout is not None)),
         ],
         'sets': scored,
         **dict.fromkeys(('training', 'maps_check', 'pixel_floor')),
@@ -212,17 +220,23 @@ def floor_part(
             [replace(cases, name='model'), pixels], protocol, name=cases.name
         )
         areas = {part['label']: part['scores']['auroc'] for part in scored['labels']}
-        five = scored['means']['five']
-        parts.append(compared | {'auroc': areas, 'mean_auroc': five and five['auroc']})
+        mean = next((key for key, value in compared['means'].items() if value), None)
+        area = scored['means'][mean]['auroc'] if mean else None
+        parts.append(compared | {'auroc': areas, 'mean': mean, 'mean_auroc': area})
     return {**facts, 'sets': parts}
 
 
-def write_report(folder: str | Path, document: dict[str, Any]) -> Path:
+def write_report(
+    folder: str | Path,
+    document: dict[str, Any],
+    thumbnails: Mapping[tuple[str, str, str], Image.Image] | None = None,
+) -> Path:
     """Write a report; the same document gives the same bytes.
 
     Args:
         folder: Folder to write to; it contains the files of `maps`.
         document: Result of `build_document`. NaN is written as null and shown as n/a.
+        thumbnails: (set, label, kind) of a worst error -> small image to show with it.
 
     Returns:
         Path of report.html. report.json, report_labels.csv, report_groups.csv and, if models are
@@ -231,7 +245,7 @@ def write_report(folder: str | Path, document: dict[str, Any]) -> Path:
     folder = Path(folder)
     text = json.dumps(json_safe(document), ensure_ascii=False, indent=1, sort_keys=True) + '\n'
     report = json.loads(text)
-    page = _render(folder, report)
+    page = _render(folder, report, thumbnails or {})
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / 'report.json', text.encode('utf-8', 'replace'))
     _write_table(folder / 'report_labels.csv', ['set', 'level', 'views', 'label'], _labels(report))
@@ -279,11 +293,13 @@ def _leak_warnings(patients: Mapping[str, Sequence[str]]) -> list[str]:
     return lines
 
 
-def _set_warnings(scored: Sequence[dict[str, Any]], *, has_holdout: bool) -> list[str]:
-    """Warnings about the sets; a line that applies to several sets appears once."""
+def _set_lines(
+    scored: Sequence[dict[str, Any]], describe: Callable[[dict[str, Any]], Iterator[str]]
+) -> list[str]:
+    """The lines about each set; a line that applies to several sets appears once."""
     names: dict[str, list[str]] = {}
     for entry in scored:
-        for line in _label_warnings(entry, has_holdout):
+        for line in describe(entry):
             names.setdefault(line, []).append(entry['name'])
     all_sets = len(scored) if len(scored) > 1 else None
     return [
@@ -292,7 +308,30 @@ def _set_warnings(scored: Sequence[dict[str, Any]], *, has_holdout: bool) -> lis
     ]
 
 
-def _label_warnings(entry: dict[str, Any], has_holdout: bool) -> Iterator[str]:
+def _model_alerts(entry: dict[str, Any]) -> Iterator[str]:
+    """Labels with nearly constant probabilities, and those that are not better than chance."""
+    bounds = {part['label']: part['histogram'] for part in entry['labels']}
+    constant = [
+        f'{label} ({bound["low"]:.4f} to {bound["high"]:.4f})'
+        for label, bound in bounds.items()
+        if bound['high'] - bound['low'] < SMALL_SPAN
+    ]
+    by_chance = [
+        part['label'] for part in entry['labels'] if part['scores']['auroc']['low'] <= CHANCE
+    ]
+    if constant:
+        yield (
+            f'all probabilities of a label lie within {SMALL_SPAN:g}, so the model hardly tells '
+            f'the cases apart: {", ".join(constant)}'
+        )
+    if by_chance:
+        yield (
+            f'no evidence that the model is better than chance, because the interval of the AUROC '
+            f'reaches down to {CHANCE:g}: {", ".join(by_chance)}'
+        )
+
+
+def _label_warnings(entry: dict[str, Any], *, has_holdout: bool) -> Iterator[str]:
     """Labels without both classes, with few positives or no threshold, and small groups."""
     undefined = entry['means']['undefined']
     few = [
@@ -329,6 +368,7 @@ def _labels(report: dict) -> Iterator[Row]:
                 **{name: label[name] for name in ('label', 'n', 'positives')},
                 'uncertain_left_out': entry['uncertain'].get(label['label'], 0),
                 **{name: label[name] for name in ('threshold', 'temperature')},
+                **(label['confusion'] or {}),
                 **_columns({**label['scores'], **after, 'auroc_delong': label['delong']}),
                 'radiologists_below': label['radiologists_below'],
             }
@@ -390,7 +430,9 @@ def _write_table(path: Path, first: Sequence[str], rows: Iterator[Row]) -> None:
     replace_file(path, text.encode('utf-8', 'replace'))
 
 
-def _render(folder: Path, report: dict) -> str:
+def _render(
+    folder: Path, report: dict, thumbnails: Mapping[tuple[str, str, str], Image.Image]
+) -> str:
     """The page; numbers are printed by `charts.printed`, and text is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -411,7 +453,10 @@ def _render(folder: Path, report: dict) -> str:
         report=report,
         sets=sorted(report['sets'], key=lambda entry: entry['name'] != report['headline']['set']),
         floor=report['pixel_floor'],
+        names=[*names],
+        means=MEAN_ROWS,
         maps=_maps_by_label(folder, report['maps']),
+        thumbnails={key: _data_uri(image) for key, image in thumbnails.items()},
         style=Markup((TEMPLATES / 'report.css').read_text(encoding='utf-8')),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -467,9 +512,12 @@ def _maps_by_label(folder: Path, maps: list[dict]) -> dict[str, list[tuple[dict,
     """Label -> its maps, each with its image as a data URI."""
     found: dict[str, list[tuple[dict, str]]] = {}
     for entry in maps:
-        buffer = io.BytesIO()
         with Image.open(folder / entry['file']) as image:
-            image.convert('RGB').save(buffer, 'JPEG', quality=JPEG_QUALITY)
-        uri = 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
-        found.setdefault(entry['label'], []).append((entry, uri))
+            found.setdefault(entry['label'], []).append((entry, _data_uri(image.convert('RGB'))))
     return found
+
+
+def _data_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, 'JPEG', quality=JPEG_QUALITY)
+    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()

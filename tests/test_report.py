@@ -78,7 +78,7 @@ def make_document(folder: Path) -> dict:
     test.path[:] = [f'{HOSTILE}/patient{i:05d}/study1' for i in range(len(test))]
     (folder / 'maps').mkdir(parents=True)
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / 'maps/1.png')
-    entry = {'label': 'Edema', 'kind': 'true positive', 'path': HOSTILE, 'file': 'maps/1.png'}
+    entry = {'label': 'Edema', 'kind': 'true positive', 'path': HOSTILE, 'file': 'maps/1.png', 'has_signal': True}
     return build_document(
         [valid, test],
         some_cases('holdout', seed=3),
