@@ -31,13 +31,13 @@ from sweeps.results import (
     sweep_markdown,
     write_sweep_table,
 )
-from sweeps.runner import LOGS, Runner, progress, state_of
+from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
 
 DEFAULT_SEEDS = 3
 REASONS_SHOWN = 3  # of refused runs
 ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
 # Flags that give each task of a job array the same plan.
-PLAN_FLAGS = ('sweep', 'output', 'data_path', 'processes', 'seeds', 'seed', 'row',
+PLAN_FLAGS = ('sweep', 'output', 'data_path', 'processes', 'seeds', 'seed', 'row', 'keep',
               'pretrain_opts', 'finetune_opts')  # fmt: skip
 
 
@@ -80,6 +80,8 @@ def _add_run(add: Callable) -> None:
     add('--processes', type=_count, default=1, help='GPUs of one run (default 1)')
     add('--parallel', type=_count,
         help='runs at a time (default: as many as the GPUs allow; 1 without GPUs)')  # fmt: skip
+    add('--keep', choices=('all', 'best'), default='all', help='best: of each finished run, keep '
+        'only the checkpoint that is selected, or that fine-tuning starts from')  # fmt: skip
     add('--list', action='store_true', help='only show the runs and their states')
     add('--slurm', nargs='*', metavar='OPTION', help='submit the runs that are not finished as job '
         'arrays; options of sbatch without dashes, such as partition=gpu')  # fmt: skip
@@ -124,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     if args.job is not None:
         jobs = [_single(jobs, args.job)]
     logs = None if args.row else args.output / LOGS
-    return Runner(jobs, _slots(args), args.processes, logs, _say).run()
+    return Runner(jobs, _slots(args), args.processes, logs, _say, args.keep).run()
 
 
 def _say(line: str) -> None:
@@ -229,17 +231,20 @@ def status(args: argparse.Namespace) -> int:
     """Print the number, the name and the state of each run."""
     jobs, reasons, done = jobs_of(args), [], 0
     for number, job in enumerate(jobs):
+        state = folder_state(job.folder)
+        done += state == 'finished'
         try:
-            state = state_of(job)
-            done += state == 'finished'
-            state += f' ({progress(job)})' if state in ('running', 'stopped') else ''
+            state += f' ({progress(job.folder)})' if state in ('running', 'stopped') else ''
+            state_of(job)
         except ValueError as error:  # such as without the --pretrain-opts that it was run with
-            state = 'refused'
+            state += ' *'
             reasons.append(str(error))
         print(f'{number:4d}  {job.name:<50} {state}')
+    print(f'{done} of {len(jobs)} runs finished')
+    if reasons:
+        print(f'* {len(reasons)} folders hold other runs than these options give: run refuses them')
     for reason in reasons[:REASONS_SHOWN]:
-        print(f'refused: {reason}')
-    print(f'{done} of {len(jobs)} runs finished, {len(reasons)} refused')
+        print(f'  {reason}')
     return 0
 
 
@@ -270,6 +275,7 @@ def plot(args: argparse.Namespace) -> int:
     figures: dict[str, Callable[[Path], None]] = {'': lambda path: plot_sweep(path, results, score)}
     if sweep.subsets:
         figures = {
+            '_differences': figures[''],
             '_labels': lambda path: plot_labels(path, results, args.subset),
             f'_{sweep.subsets}': lambda path: plot_subsets(path, results, score),
         }

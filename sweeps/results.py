@@ -476,15 +476,17 @@ def compare_rows(
 def verdict(part: Mapping[str, Any]) -> str:
     """'above' or 'below' if both intervals exclude 0 and `p_holm` is below SIGNIFICANT.
 
-    Otherwise 'inside the noise', or 'n/a' if an interval is unknown and the rest excludes 0.
+    'not significant after correction' if only `p_holm` is not. Otherwise 'inside the noise', or
+    'n/a' if an interval is unknown and the rest excludes 0.
     """
     seeds, patients = part['over_seeds'], part['over_patients']
     bounds = [(entry['low'], entry['high']) for entry in (seeds, patients)]
-    with_zero = any(low <= 0 <= high for low, high in bounds)  # False for NaN
-    if with_zero or patients['p_holm'] >= SIGNIFICANT:
+    if any(low <= 0 <= high for low, high in bounds):  # False for NaN
         return 'inside the noise'
     if np.isnan(bounds).any():
         return MISSING
+    if patients['p_holm'] >= SIGNIFICANT:
+        return 'not significant after correction'
     return 'above' if part['difference'] > 0 else 'below'
 
 
@@ -693,7 +695,8 @@ def notes(collected: Collected) -> list[str]:
         'patients: 95 % percentile interval of the difference of the means over seeds, '
         f'{collected["resamples"]} paired resamples of the patients. Verdict: above or '
         'below if both intervals exclude 0 and the bootstrap p-value over patients, corrected by '
-        f'Holm over the rows of the table, is below {SIGNIFICANT}.',
+        f'Holm over the rows of the table, is below {SIGNIFICANT}; not significant after '
+        'correction if only that is not; inside the noise if an interval includes 0.',
         *_problem_notes(collected),
     ]
     if published := collected['published']:

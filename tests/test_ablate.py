@@ -1,5 +1,6 @@
 """scripts/ablate.py and the shell scripts on top of it: whole sweeps, job arrays, mistakes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from sweep_commands import SWEEP, command, in_process, jobs_of, load_script
 from sweep_runs import MadeRuns, methods_file, reference_files
 from warm_python import warm_python
 
+from config import config_text
 from engine.run_record import RECORD_FILE, is_finished, is_locked, read_record, run_lock
 from logger import read_metrics
 from models.simmim import SimMIM, SwinTransformerForSimMIM
@@ -132,7 +134,7 @@ def test_methods_are_compared_from_end_to_end(python, phantom, tmp_path) -> None
     words = ['bash', 'scripts/compare_methods.sh', str(phantom), str(tmp_path / 'o'), str(path)]
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    for suffix in ('.md', '.csv', '_labels.png', '_shares.pdf', '_curves.png'):
+    for suffix in ('.md', '.csv', '_differences.png', '_labels.png', '_shares.pdf', '_curves.png'):
         assert (tmp_path / 'o' / f'mine{suffix}').stat().st_size > 300
     assert in_process('plot', path, tmp_path / 'o', phantom, '--subset', '0.3') == 2
 
@@ -145,9 +147,23 @@ def test_methods_without_pretraining_have_no_learning_curves(tmp_path) -> None:
         made.add(row, 0)
     assert in_process('plot', path, made.output, made.data, '--seeds', '1') == 0
     assert {file.name for file in made.output.glob('*.png')} == {
+        'mine_differences.png',
         'mine_labels.png',
         'mine_shares.png',
     }
+
+
+def test_runs_with_other_options_count_as_finished(tmp_path, capsys) -> None:
+    job = jobs_of(SWEEP, tmp_path, tmp_path, 1)[0]
+    job.folder.mkdir(parents=True)
+    (job.folder / 'config.yaml').write_text(config_text(job.config))
+    (job.folder / RECORD_FILE).write_text(json.dumps({'finished': 'now'}))
+    words = ['status', '--sweep', str(SWEEP), '--output', str(tmp_path), '--seeds', '1']
+    script = load_script('ablate')
+    assert script.main(script.parse_args(words)) == 0  # without the options of the run
+    shown = capsys.readouterr().out
+    assert f'{job.name:<50} finished *' in shown and '1 of 8 runs finished' in shown
+    assert 'DATA.TRAIN_IMAGES' in shown
 
 
 # Job arrays -------------------------------------------------------------------------------------
