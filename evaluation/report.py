@@ -239,8 +239,8 @@ def write_report(
         thumbnails: (set, label, kind) of a worst error -> small image to show with it.
 
     Returns:
-        Path of report.html. report.json, report_labels.csv, report_groups.csv and, if models are
-        compared, report_comparisons.csv are written to the same folder.
+        Path of report.html. report.json, report_labels.csv, report_groups.csv, report_scores.tex
+        and, if models are compared, report_comparisons.csv are written to the same folder.
     """
     folder = Path(folder)
     text = json.dumps(json_safe(document), ensure_ascii=False, indent=1, sort_keys=True) + '\n'
@@ -255,8 +255,64 @@ def write_report(
         _write_table(comparisons, ['set', 'a', 'b', 'label'], _comparisons(report))
     else:
         comparisons.unlink(missing_ok=True)
+    replace_file(folder / 'report_scores.tex', _latex(document).encode('utf-8', 'replace'))
     replace_file(folder / 'report.html', page.encode('utf-8', 'replace'))
     return folder / 'report.html'
+
+
+def scores_table(entry: dict[str, Any]) -> pd.DataFrame:
+    """The main scores of a set with their intervals as text, a row for each label and mean."""
+    shown = {name: metric.title for name, metric in METRICS.items() if metric.in_summary}
+    counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
+    scores = {part['label']: part['scores'] for part in entry['labels']}
+    for key in ('five', 'labels_with_both_classes'):
+        scores |= {MEAN_TITLES[key]: entry['means'][key]} if entry['means'][key] else {}
+    rows = {
+        label: [*counts.get(label, ['', '']), *(_in_text(values[name]) for name in shown)]
+        for label, values in scores.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient='index', columns=['n', 'positives', *shown.values()])
+
+
+def differences_table(entry: dict[str, Any]) -> pd.DataFrame:
+    """The differences of a comparison with their intervals as text, and their p-values."""
+    rows = {
+        label: [_in_text(part['difference']), round(part['p_holm'], 4)]
+        for label, part in entry['labels'].items()
+    }
+    for key, mean in entry['means'].items():
+        if mean:
+            rows[MEAN_TITLES[key]] = [_in_text(mean['difference']), round(mean['p_bootstrap'], 4)]
+    return pd.DataFrame.from_dict(rows, orient='index', columns=['AUROC', 'p (Holm)'])
+
+
+def _in_text(score: dict[str, float]) -> str:
+    if np.isnan(score['value']):
+        return 'n/a'
+    interval = '' if np.isnan(score['low']) else f' [{score["low"]:.3f}, {score["high"]:.3f}]'
+    return f'{score["value"]:.3f}{interval}'
+
+
+def _latex(document: dict[str, Any]) -> str:
+    """The tables of scores and differences in LaTeX; special characters are escaped."""
+    tables = {'Scores': {entry['name']: scores_table(entry) for entry in document['sets']}}
+    tables['Differences of AUROC'] = {
+        f'{entry["a"]} minus {entry["b"]}': differences_table(entry)
+        for entry in document['comparisons']
+    }
+    parts = ['% For a document with \\usepackage{booktabs}. Not for clinical use.\n']
+    for title, frames in tables.items():
+        if frames:
+            parts.append(
+                pd.concat(frames).to_latex(
+                    caption=f'{title}, with 95 \\% intervals over patients in brackets.',
+                    escape=True,
+                    float_format='%.4f',
+                    multirow=False,
+                    na_rep='n/a',
+                )
+            )
+    return '\n'.join(parts)
 
 
 def _headline(scored: Sequence[dict[str, Any]], has_intervals: bool) -> dict[str, Any]:
@@ -310,24 +366,24 @@ def _set_lines(
 
 def _model_alerts(entry: dict[str, Any]) -> Iterator[str]:
     """Labels with nearly constant probabilities, and those that are not better than chance."""
-    bounds = {part['label']: part['histogram'] for part in entry['labels']}
-    constant = [
-        f'{label} ({bound["low"]:.4f} to {bound["high"]:.4f})'
-        for label, bound in bounds.items()
-        if bound['high'] - bound['low'] < SMALL_SPAN
-    ]
+    spans = {
+        part['label']: part['histogram']['high'] - part['histogram']['low']
+        for part in entry['labels']
+    }
+    constant = [label for label, span in spans.items() if span < SMALL_SPAN]
     by_chance = [
         part['label'] for part in entry['labels'] if part['scores']['auroc']['low'] <= CHANCE
     ]
     if constant:
+        widest = max(spans[label] for label in constant)
         yield (
-            f'all probabilities of a label lie within {SMALL_SPAN:g}, so the model hardly tells '
-            f'the cases apart: {", ".join(constant)}'
+            f'the model hardly tells the cases apart: all probabilities of a label lie within '
+            f'{widest:.4f} for {", ".join(constant)}'
         )
     if by_chance:
         yield (
-            f'no evidence that the model is better than chance, because the interval of the AUROC '
-            f'reaches down to {CHANCE:g}: {", ".join(by_chance)}'
+            f'the model may be no better than chance, because the interval of the AUROC includes '
+            f'{CHANCE:g} or lies below it: {", ".join(by_chance)}'
         )
 
 
