@@ -15,7 +15,7 @@ SIDE, LEFT, RIGHT, TOP, BOTTOM = 236, 48, 14, 10, 44
 UNDEFINED = 'not defined: one class only'
 STRIP = 38  # height of a row of a forest plot
 MARKERS = ('circle', 'square', 'triangle')
-TICK_PX = 7  # greatest width of a digit in the text of a tick
+TICK_PX, GAP_PX = 7, 5  # greatest width of a digit of a tick, and least space next to its name
 NUM_SERIES = 6  # styles of lines in the style sheet
 FEW_POINTS = 30  # up to this number, each point of a training curve gets a marker
 UNIT = (0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
@@ -103,9 +103,12 @@ class Panel:
         self.x, self.y = x, y
         self.parts: list[Markup] = []
         bottom, right = TOP + SIDE, LEFT + SIDE
-        widest = max((len(name) for _, name in x.names()), default=0)
-        # Long names would run into each other, so only every second or third tick has one.
-        every = math.ceil((widest + 1) * TICK_PX * len(x.ticks) / SIDE)
+        wide, high = (
+            TICK_PX * max((len(name) for _, name in axis.names()), default=0) + GAP_PX
+            for axis in (x, y)
+        )
+        # Where long names would run into each other, only every second or third tick has one.
+        every = max(1, math.ceil(wide * (len(x.ticks) - 1) / SIDE))
         for i, (tick, name) in enumerate(x.names()):
             at = self.place(tick, y.low)[0]
             self.parts.append(
@@ -120,7 +123,9 @@ class Panel:
             )
             self.text(LEFT - 6, at + 4, name, 'end')
         self.text(LEFT + SIDE / 2, bottom + 36, x.title, 'middle', 'axis-title')
-        turned = f'rotate(-90) translate({-(TOP + SIDE / 2):g} 12)'
+        at = min(12, LEFT - 6 - high)  # of the title, left of the longest name
+        self.left = min(0, at - 12)
+        turned = f'rotate(-90) translate({-(TOP + SIDE / 2):g} {at})'
         self.parts.append(
             element('text', y.title, class_='axis-title', transform=turned, text_anchor='middle')
         )
@@ -165,7 +170,7 @@ class Panel:
             *named,
             *self.parts,
             class_='panel',
-            viewBox=f'0 0 {LEFT + SIDE + RIGHT} {TOP + SIDE + BOTTOM}',
+            viewBox=f'{self.left} 0 {LEFT + SIDE + RIGHT - self.left} {TOP + SIDE + BOTTOM}',
             role='img',
             aria_labelledby=f'{key}-t {key}-d',
         )
