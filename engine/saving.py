@@ -15,6 +15,7 @@ from engine import distributed
 from engine.interruptions import Interruptions, Preempted
 from engine.run_record import Run
 from engine.train_state import TrainState
+from logger import DETAIL
 from utils import (
     BEST_CHECKPOINT,
     checkpoint_name,
@@ -196,7 +197,7 @@ class CheckpointWriter:
                 )
                 continue
             del self._waiting[name]
-            self.logger.info(f'saved {path}')
+            self.logger.info(f'saved {name}', extra=DETAIL)
             if name != BEST_CHECKPOINT:
                 with suppress(OSError):  # the next save tries again
                     prune(self.folder, self.keep, newest=name)
