@@ -397,6 +397,9 @@ _C.REPORT.WRITE = True
 _C.REPORT.MAPS = 2
 # [CheXpert] Saliency method: 'grad_cam', or 'rollout' (ViT, the same map for all labels).
 _C.REPORT.METHOD = 'grad_cam'
+# [CheXpert] Whether a logistic regression on the pixels of the training images is scored next to
+# the model. It reads up to 20,000 training images and all scored ones again.
+_C.REPORT.PIXEL_FLOOR = False
 # [CheXpert] Whether reports name images by salted hashes. predictions_*.csv keep the paths.
 _C.REPORT.ANONYMISE = False
 

@@ -19,7 +19,13 @@ from engine.loop import LossFunction
 from engine.run_record import Run
 from engine.stage import run_stage
 from logger import DETAIL
-from models.contrastive import build_contrastive, effective_rank, feature_spread, features
+from models.contrastive import (
+    METHODS,
+    build_contrastive,
+    effective_rank,
+    feature_spread,
+    features,
+)
 from models.pretrained import fit_pretrained
 from utils import checkpoint_to_evaluate, load_weights
 
@@ -54,7 +60,11 @@ class HeldOutViews:
             'holdout_effective_rank': float(effective_rank(z - z.mean(dim=0))),
             'holdout_images_compared': len(z) * distributed.world_size() // len(losses),
         }
-        loss, spread, rank, _ = values.values()
+        loss, spread, rank, compared = values.values()
+        options = run.config.CONTRASTIVE
+        chance = METHODS[options.METHOD].chance_loss(options, compared)
+        if chance is not None:
+            values['holdout_loss_chance'] = chance
         most = min(len(z) - 1, z.shape[1])
         run.logger.info(
             f'holdout loss {loss:.4f}, feature spread {spread:.3f}, '

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from data import Loaders, build_loader
 from data.labels import used_policies
+from engine.files import BEST_CHECKPOINT, checkpoint_name
 from engine.launch import launch
 from engine.loop import LossFunction, fit
 from engine.run_record import Run
@@ -24,13 +25,7 @@ from logger import DETAIL
 from models import build_model
 from models.losses import build_label_loss
 from models.pretrained import fit_pretrained
-from utils import (
-    BEST_CHECKPOINT,
-    checkpoint_name,
-    checkpoint_to_evaluate,
-    load_model_state,
-    read_checkpoint,
-)
+from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
 
 
 def label_loss(run: Run, loader: DataLoader) -> LossFunction:
@@ -63,7 +58,8 @@ class Selection:
         scores = score(run.config, logits, self.loader)
         line = f'{self.split}: {describe_scores(scores)}'
         run.logger.info(line, extra=DETAIL if epoch >= 0 else None)
-        values = {f'{self.split}_{key}': scores[key] for key in ('loss', 'mean_of_five', 'auroc')}
+        keys = ('loss', 'mean_of_five', 'mean_of_defined', 'auroc')
+        values = {f'{self.split}_{key}': scores[key] for key in keys if key in scores}
         return values | {'score': selection_score(scores, run.config.EVAL.SELECT)}
 
 

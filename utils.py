@@ -17,10 +17,18 @@ from torch import Tensor, nn
 
 from config import CHECKPOINT_GLOBALS, Config, config_from_text, flat_options
 from engine import distributed
-from engine.files import atomic_writer, replace_file, sha256, sync_folder
+from engine.files import (
+    BEST_CHECKPOINT,
+    atomic_writer,
+    checksum_file,
+    find_newest_checkpoint,
+    newest_first,
+    place_of,
+    replace_file,
+    sha256,
+    sync_folder,
+)
 
-BEST_CHECKPOINT = 'ckpt_best.pth'  # a run never resumes from it automatically
-CHECKPOINT_NAME = re.compile(r'ckpt_epoch_(\d+)(?:_step_(\d+))?\.pth')
 BUFFERS = ('relative_position_index', 'attn_mask')  # computed by the model, never loaded
 NUM_LISTED = 6  # entries that a message lists of each kind
 RESUME_KEYS = (
@@ -30,31 +38,6 @@ RESUME_KEYS = (
 
 
 # Files
-
-
-def checkpoint_name(epoch: int, step: int | None = None) -> str:
-    """Return the file name for the end of an epoch, or for an optimizer step within it."""
-    return f'ckpt_epoch_{epoch}.pth' if step is None else f'ckpt_epoch_{epoch}_step_{step}.pth'
-
-
-def place_of(name: str) -> tuple[float, float] | None:
-    """Return (epoch, step) of a checkpoint's file name; None for ckpt_best.pth and other files.
-
-    The step of a checkpoint at the end of an epoch is infinite: it follows every step.
-    """
-    match = CHECKPOINT_NAME.fullmatch(name)
-    return match and (int(match[1]), float('inf') if match[2] is None else int(match[2]))
-
-
-def newest_first(folder: str | Path) -> list[Path]:
-    """Return the checkpoints of a folder, the greatest (epoch, step) first."""
-    paths = [path for path in Path(folder).glob('ckpt_epoch_*.pth') if place_of(path.name)]
-    return sorted(paths, key=lambda path: place_of(path.name), reverse=True)
-
-
-def find_newest_checkpoint(folder: str | Path) -> Path | None:
-    """Return the checkpoint with the greatest (epoch, step), or None if there is none."""
-    return next(iter(newest_first(folder)), None)
 
 
 def newest_good(folder: str | Path, logger: logging.Logger) -> Path | None:
@@ -94,11 +77,6 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
         checksum.unlink(missing_ok=True)
         sync_folder(path.parent)
     replace_file(checksum, f'{digest}  {path.name}\n')
-
-
-def checksum_file(path: Path) -> Path:
-    """Return the path of a checkpoint's SHA-256, a file in the format of `sha256sum`."""
-    return path.with_name(f'{path.name}.sha256')
 
 
 def prune(folder: str | Path, keep: int, *, newest: str | None = None) -> list[Path]:

@@ -61,7 +61,9 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
         if len(holdout_records):
             holdout = _eval_loader(config, 'holdout', holdout_records, logger)
     valid, test = (_scored_loader(config, split, logger) for split in ('valid', 'test'))
-    return Loaders(holdout=holdout, valid=valid, test=test, **parts)
+    loaders = Loaders(holdout=holdout, valid=valid, test=test, **parts)
+    _warn_of_one_class(logger, loaders, task_labels(config.DATA.TASK))
+    return loaders
 
 
 def unlabelled_records(config: Config, records: Records) -> Records:
@@ -94,7 +96,6 @@ def _training_loaders(
         _log_split(logger, 'pseudo-labelled', pseudo_labelled, data.PSEUDO_LABELS)
         records = _joined(records, pseudo_labelled)
         targets = np.concatenate([targets, values])
-    _warn_of_one_class(logger, 'train', targets, task_labels(data.TASK), 'nothing to learn')
     if config.FINETUNE.MODE in PROBES:
         transform = EvalTransform(config, test_time_views=False)
         dataset = XrayDataset(records, transform, seed=config.SEED, targets=targets)
@@ -146,22 +147,21 @@ def _eval_loader(
     uncertain = count_uncertain(records.labels) if task == 'observations' else {}
     named = ', '.join(f'{label} {count}' for label, count in uncertain.items())
     _log_split(logger, split, records, f'uncertain and left out: {named}' if named else '')
-    _warn_of_one_class(logger, split, targets, task_labels(task), 'not scored')
     dataset = XrayDataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
     return make_loader(dataset, config, shuffle=False)
 
 
-def _warn_of_one_class(
-    logger: logging.Logger,
-    split: str,
-    targets: np.ndarray,
-    labels: tuple[str, ...],
-    consequence: str,
-) -> None:
-    both = ((targets >= 0.5) & (targets <= 1)).any(axis=0) & (targets < 0.5).any(axis=0)
-    if not both.all():
-        names = ', '.join(np.array(labels)[~both])
-        logger.warning(f'{split}: without both classes, {consequence}: {names}')
+def _warn_of_one_class(logger: logging.Logger, loaders: Loaders, labels: tuple[str, ...]) -> None:
+    """Warn in one line of the labels that a split has one class of; each list appears once."""
+    splits: dict[str, list[str]] = {}
+    for split, loader in loaders._asdict().items():
+        if loader is not None:
+            targets = loader.dataset.targets
+            both = ((targets >= 0.5) & (targets <= 1)).any(axis=0) & (targets < 0.5).any(axis=0)
+            splits.setdefault(', '.join(np.array(labels)[~both]), []).append(split)
+    found = [f'{", ".join(names)}: {missing}' for missing, names in splits.items() if missing]
+    if found:
+        logger.warning(f'one class only, so not learned or scored there: {"; ".join(found)}')
 
 
 def _log_split(

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from config import Config, encoder_node
 from data import Loaders
 from data.loader import XrayDataset, bad_images, make_loader
-from data.masking import MaskGenerator
+from data.masking import MaskGenerator, mask_generator
 from data.records import (
     DATASETS,
     Records,
@@ -67,17 +67,6 @@ def pretrain_records(config: Config, logger: logging.Logger) -> tuple[Records, R
         train, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
     )
     return train, holdout
-
-
-def mask_generator(config: Config) -> MaskGenerator:
-    """Build the masks that the run trains with."""
-    return MaskGenerator(
-        config.DATA.IMG_SIZE,
-        config.DATA.MASK_PATCH_SIZE,
-        encoder_node(config).PATCH_SIZE,
-        config.DATA.MASK_RATIO,
-        config.DATA.MASK_TYPE,
-    )
 
 
 def reference_mask_generator(config: Config) -> MaskGenerator | None:

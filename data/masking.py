@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from config import Registry, num_hidden
+from config import Config, Registry, encoder_node, num_hidden
 
 BLOCK_MIN_SHARE = 16 / 196  # BEiT's smallest block: 16 of its 14 x 14 patches
 BLOCK_ASPECT = (0.3, 1 / 0.3)
@@ -128,6 +128,17 @@ def block_units(rng: Rng, side: int, count: int) -> np.ndarray:
             new = new[::-1]
         hidden.flat[new[:missing]] = True
     return np.flatnonzero(hidden)
+
+
+def mask_generator(config: Config) -> MaskGenerator:
+    """Build the masks that the run trains with."""
+    return MaskGenerator(
+        config.DATA.IMG_SIZE,
+        config.DATA.MASK_PATCH_SIZE,
+        encoder_node(config).PATCH_SIZE,
+        config.DATA.MASK_RATIO,
+        config.DATA.MASK_TYPE,
+    )
 
 
 def average_distance(masks: np.ndarray, patch_size: int) -> float:

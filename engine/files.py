@@ -1,8 +1,9 @@
-"""Files that several parts write: atomic replacement, locks and checksums."""
+"""Files that several parts use: atomic replacement, locks, checksums, names of checkpoints."""
 
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 BLOCK_BYTES = 2**22  # bytes that are read at a time
+BEST_CHECKPOINT = 'ckpt_best.pth'  # a run never resumes from it automatically
+CHECKPOINT_NAME = re.compile(r'ckpt_epoch_(\d+)(?:_step_(\d+))?\.pth')
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system has no locks
 
 
@@ -93,3 +96,33 @@ def in_one_line(error: Exception) -> str:
     """Return the type and the first two lines of an error; compilers name the cause in those."""
     lines = [line.strip() for line in f'{type(error).__name__}: {error}'.splitlines()]
     return ' '.join([line for line in lines if line][:2])
+
+
+def checkpoint_name(epoch: int, step: int | None = None) -> str:
+    """Return the file name for the end of an epoch, or for an optimizer step within it."""
+    return f'ckpt_epoch_{epoch}.pth' if step is None else f'ckpt_epoch_{epoch}_step_{step}.pth'
+
+
+def place_of(name: str) -> tuple[float, float] | None:
+    """Return (epoch, step) of a checkpoint's file name; None for ckpt_best.pth and other files.
+
+    The step of a checkpoint at the end of an epoch is infinite: it follows every step.
+    """
+    match = CHECKPOINT_NAME.fullmatch(name)
+    return match and (int(match[1]), float('inf') if match[2] is None else int(match[2]))
+
+
+def newest_first(folder: str | Path) -> list[Path]:
+    """Return the checkpoints of a folder, the greatest (epoch, step) first."""
+    paths = [path for path in Path(folder).glob('ckpt_epoch_*.pth') if place_of(path.name)]
+    return sorted(paths, key=lambda path: place_of(path.name), reverse=True)
+
+
+def find_newest_checkpoint(folder: str | Path) -> Path | None:
+    """Return the checkpoint with the greatest (epoch, step), or None if there is none."""
+    return next(iter(newest_first(folder)), None)
+
+
+def checksum_file(path: Path) -> Path:
+    """Return the path of a checkpoint's SHA-256, a file in the format of `sha256sum`."""
+    return path.with_name(f'{path.name}.sha256')

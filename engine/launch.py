@@ -28,21 +28,21 @@ import torch.distributed as dist
 from config import build_parser, config_text, get_config
 from engine import distributed
 from engine.device import describe_precision, local_device
-from engine.files import locked, replace_file
+from engine.files import replace_file
 from engine.interruptions import Preempted
 from engine.run_record import (
+    EXIT_PREEMPTED,
     Run,
     RunRecord,
     code_version,
     environment,
     refuse_another_run,
+    run_lock,
     without_home,
 )
 from logger import ScalarLog, create_logger
 
 EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
-LOCK_FILE = 'run.lock'
 FAILURE_FILE = 'failure_rank{rank}.json'
 
 POLL_SECONDS = 2  # between two looks for failures of other processes
@@ -209,29 +209,6 @@ def setup_run(args: Namespace, process: Process) -> None:
     if distributed.world_size() > 1:
         process.failures.watch(logger)
         faulthandler.enable()  # for crashes outside Python, such as NCCL aborting the process
-
-
-def run_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Keep other runs out of a run folder; the lock ends with this process.
-
-    Raises:
-        ValueError: If another run holds it.
-    """
-    return locked(folder / LOCK_FILE, wait=False)
-
-
-def is_locked(folder: str | Path) -> bool:
-    """Whether another run is writing to this run folder."""
-    path = Path(folder) / LOCK_FILE
-    try:
-        if path.exists():
-            with locked(path, wait=False):
-                pass
-    except ValueError:
-        return True
-    except PermissionError:  # of somebody else's folder
-        pass
-    return False
 
 
 def explain(error: BaseException) -> tuple[int, str]:

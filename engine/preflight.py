@@ -18,9 +18,9 @@ from data import Loaders
 from engine import distributed
 from engine.clock import duration
 from engine.device import autocast, synchronized_time, views_of
-from engine.launch import EXIT_OTHER_PROCESS, explain, is_locked
+from engine.launch import EXIT_OTHER_PROCESS, explain
 from engine.loop import LossFunction, begin, train_one_batch
-from engine.run_record import Run
+from engine.run_record import Run, is_locked
 from engine.train_state import TrainState
 from logger import wrap
 

@@ -27,7 +27,7 @@ from config import (
 from data.labels import used_policies
 from data.records import find_table
 from data.store import STORE_FILE, is_store
-from engine.files import replace_file, sha256
+from engine.files import locked, replace_file, sha256
 from logger import ScalarLog
 
 if TYPE_CHECKING:  # scripts that only read records do not need torch
@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # scripts that only read records do not need torch
 
 RECORD_FILE = 'run.json'
 OPTIONS_FILE = 'config.yaml'
+LOCK_FILE = 'run.lock'
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 3  # differences in an error message
 HARDWARE = ('gpus', 'cpu', 'threads')  # the part of the environment that each start records
@@ -227,6 +229,29 @@ def is_finished(folder: str | Path) -> bool:
     return _known_record(folder).get('finished') is not None
 
 
+def run_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep other runs out of a run folder; the lock ends with this process.
+
+    Raises:
+        ValueError: If another run holds it.
+    """
+    return locked(folder / LOCK_FILE, wait=False)
+
+
+def is_locked(folder: str | Path) -> bool:
+    """Whether another run is writing to this run folder."""
+    path = Path(folder) / LOCK_FILE
+    try:
+        if path.exists():
+            with locked(path, wait=False):
+                pass
+    except ValueError:
+        return True
+    except PermissionError:  # of somebody else's folder
+        pass
+    return False
+
+
 def shown_checkpoint(folder: Path, checkpoint: str | Path) -> str:
     """The name of a checkpoint in the run folder; the path or address of another."""
     path = Path(checkpoint)
@@ -290,7 +315,8 @@ def weights_checksum(path: str) -> str | None:
 
 def without_home(text: str) -> str:
     """A path or an argument with ~ for the home folder, whose name is often the user's."""
-    return text.replace(f'{Path.home()}{os.sep}', f'~{os.sep}')
+    home = os.path.expanduser('~').rstrip(os.sep)  # in containers '~' (there is none) or '/'
+    return text.replace(f'{home}{os.sep}', f'~{os.sep}') if home else text
 
 
 def _known_record(folder: str | Path) -> dict[str, Any]:

@@ -46,6 +46,17 @@ class Cases:
         column = self.labels.index(label)
         return self.probabilities[:, column], self.targets[:, column]
 
+    def with_labels(self, wanted: Sequence[bool]) -> 'Cases':
+        """The cases with the labels for which `wanted` ([K]) is true."""
+        columns = np.flatnonzero(wanted)
+        return replace(
+            self,
+            labels=tuple(self.labels[k] for k in columns),
+            probabilities=self.probabilities[:, columns],
+            targets=self.targets[:, columns],
+            uncertain=None if self.uncertain is None else self.uncertain[:, columns],
+        )
+
     def select(self, indices: np.ndarray) -> 'Cases':
         """The rows at these positions (or where this mask is true), in that order."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}

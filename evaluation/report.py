@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.cases import Cases
 from evaluation.compare import compare
-from evaluation.metrics import FEW_POSITIVES, METRICS, Protocol
+from evaluation.metrics import FEW_POSITIVES, METRICS, Protocol, headline_labels
 from evaluation.published import MEAN_OF_FIVE, context_rows
 from logger import json_safe
 
@@ -52,6 +53,7 @@ NO_HELD_OUT = (
     'there are no held-out training patients, so no threshold or temperature is chosen, and every '
     'score that needs one is n/a'
 )
+FLOOR = 'logistic regression on pixels'
 NO_INTERVAL = 'no interval: too many resamples lack a class of one label'
 MEAN_TITLES = {
     'five': '(mean of the five tasks)',
@@ -135,7 +137,8 @@ def build_document(
         policy: Policy for uncertain labels, shown with the published figures; '' if unknown.
         patients: Split -> patients, to find patients that are in two splits.
         warnings: Further warnings.
-        extras: Further parts of the report: `comparisons`, `training`, `maps`, `maps_check`.
+        extras: Further parts of the report: `comparisons`, `training`, `maps`, `maps_check`,
+            `pixel_floor`.
     """
     if holdout is None or isinstance(holdout, Cases):
         fitted = [fit_held_out(holdout, cases.labels, protocol) for cases in sets]
@@ -146,7 +149,7 @@ def build_document(
     ]
     headline = _headline(scored, protocol.resamples > 0)
     context = context_rows(policy, headline['set'], protocol.level, protocol.views)
-    has_five = set(COMPETITION_LABELS) <= set(sets[-1].labels)
+    has_five = scored[-1]['means']['five'] is not None
     return {
         'format': FORMAT,
         'title': TITLE,
@@ -161,7 +164,8 @@ def build_document(
             *_set_warnings(scored, has_holdout=holdout is not None),
         ],
         'sets': scored,
-        **{'comparisons': [], 'training': None, 'maps': [], 'maps_check': None, **(extras or {})},
+        **dict.fromkeys(('training', 'maps_check', 'pixel_floor')),
+        **{'comparisons': [], 'maps': [], **(extras or {})},
     }
 
 
@@ -179,8 +183,38 @@ def compare_sets(sets: Sequence[Cases], protocol: Protocol, *, name: str) -> lis
         for a, b in combinations(rows, 2)
         if set(a.path) == set(b.path) and set(a.labels) & set(b.labels)
     ]
-    options = {'resamples': protocol.resamples, 'seed': protocol.seed, 'five': COMPETITION_LABELS}
+    options = {'resamples': protocol.resamples, 'seed': protocol.seed}
     return [{'set': name, **compare(a, b, **options)} for a, b in pairs]
+
+
+def floor_part(
+    sets: Sequence[Cases],
+    floor: Mapping[str, np.ndarray],
+    protocol: Protocol,
+    *,
+    facts: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """Score the pixel floor and compare the model with it: the report's `pixel_floor`.
+
+    Args:
+        sets: Predictions of the model.
+        floor: Name of a set -> probabilities [N, K] of the floor for its rows; empty without floor.
+        protocol: How cases are scored.
+        facts: What is known about the floor.
+    """
+    if not floor:
+        return None
+    parts = []
+    for cases in sets:
+        pixels = replace(cases, name=FLOOR, probabilities=floor[cases.name], groups={})
+        scored = score_set(pixels, fit_held_out(None, cases.labels, protocol), protocol)
+        (compared,) = compare_sets(
+            [replace(cases, name='model'), pixels], protocol, name=cases.name
+        )
+        areas = {part['label']: part['scores']['auroc'] for part in scored['labels']}
+        five = scored['means']['five']
+        parts.append(compared | {'auroc': areas, 'mean_auroc': five and five['auroc']})
+    return {**facts, 'sets': parts}
 
 
 def write_report(folder: str | Path, document: dict[str, Any]) -> Path:
@@ -212,21 +246,23 @@ def write_report(folder: str | Path, document: dict[str, Any]) -> Path:
 
 
 def _headline(scored: Sequence[dict[str, Any]], has_intervals: bool) -> dict[str, Any]:
-    """The mean of the five tasks of the last set, or a single label's AUROC, with notes."""
+    """The mean AUROC of the last set over `headline_labels`, with notes."""
     last, notes = scored[-1], []
     entries = {entry['label']: entry for entry in last['labels']}
-    name, counted = 'Mean AUROC of the five CheXpert tasks', COMPETITION_LABELS
-    scores = last['means']['five']
-    if len(entries) == 1:
-        ((label, entry),) = entries.items()
-        name, counted, scores = f'AUROC, {label}', [label], entry['scores']
-    score = scores['auroc'] if scores else dict.fromkeys(('value', 'low', 'high'), np.nan)
-    undefined = last['means']['undefined']
-    if missing := [label for label in counted if label not in entries or label in undefined]:
-        notes.append(f'not defined: without both classes or absent: {", ".join(missing)}')
-    elif (fewest := min(entries[label]['positives'] for label in counted)) < FEW_POSITIVES:
+    counted = headline_labels(entries)
+    name, key = f'Mean AUROC of {len(counted)} labels', 'labels_with_both_classes'
+    if counted == COMPETITION_LABELS:
+        name, key = 'Mean AUROC of the five CheXpert tasks', 'five'
+    elif len(counted) == 1:
+        name = f'AUROC, {counted[0]}'
+    mean = last['means'][key]
+    score = mean['auroc'] if mean else dict.fromkeys(('value', 'low', 'high'), np.nan)
+    fewest = min((entries[label]['positives'] for label in counted), default=0)
+    if not counted:
+        notes.append('no label has both classes')
+    elif fewest < FEW_POSITIVES:
         notes.append(f'as few as {fewest} positives of a label: a weak estimate')
-    if has_intervals and np.isnan(score['low']) and not missing:
+    if has_intervals and counted and np.isnan(score['low']):
         notes.append(NO_INTERVAL)
     described = {key: last[key] for key in ('rows', 'patients', 'level', 'views')}
     return {'set': last['name'], 'name': name, 'score': score, 'note': '; '.join(notes)} | described
@@ -262,7 +298,7 @@ def _label_warnings(entry: dict[str, Any], has_holdout: bool) -> Iterator[str]:
     few = [
         f'{part["label"]} ({part["positives"]})'
         for part in entry['labels']
-        if part['label'] not in undefined and part['positives'] < FEW_POSITIVES
+        if part['positives'] < FEW_POSITIVES
     ]
     unset = [part['label'] for part in entry['labels'] if np.isnan(part['threshold'])]
     small = [
@@ -272,7 +308,7 @@ def _label_warnings(entry: dict[str, Any], has_holdout: bool) -> Iterator[str]:
         if all(part['few'] for part in group['labels'].values())
     ]
     if undefined:
-        yield f'without both classes, not scored: {", ".join(undefined)}'
+        yield f'without both classes, not scored and not shown: {", ".join(undefined)}'
     if few:
         yield f'fewer than {FEW_POSITIVES} positives: {", ".join(few)}'
     if has_holdout and unset:
@@ -297,7 +333,8 @@ def _labels(report: dict) -> Iterator[Row]:
                 'radiologists_below': label['radiologists_below'],
             }
         for name in ('five', 'all', 'labels_with_both_classes'):
-            yield {**keys, 'label': MEAN_TITLES[name], **_columns(entry['means'][name] or {})}
+            if entry['means'][name]:
+                yield {**keys, 'label': MEAN_TITLES[name], **_columns(entry['means'][name])}
 
 
 def _groups(report: dict) -> Iterator[Row]:
@@ -321,16 +358,16 @@ def _rows_of_group(keys: Row, group: dict) -> Iterator[Row]:
     rates = _columns({'underdiagnosis': group['underdiagnosis']})
     yield {**keys, 'label': '(all cases)', **counts, **rates}
     for name in ('five', 'all_defined'):
-        yield {**keys, 'label': MEAN_TITLES[name], **_columns({'auroc': group['means'][name]})}
+        if group['means'][name]:
+            yield {**keys, 'label': MEAN_TITLES[name], **_columns({'auroc': group['means'][name]})}
 
 
 def _comparisons(report: dict) -> Iterator[Row]:
-    """One row per label and pair of models, then the mean of the five."""
+    """One row per label and pair of models, then the means."""
     for entry in report['comparisons']:
         keys = {name: entry[name] for name in ('set', 'a', 'b')}
         rows = dict(entry['labels'])
-        if entry['means']['five']:
-            rows[MEAN_TITLES['five']] = entry['means']['five']
+        rows |= {MEAN_TITLES[name]: mean for name, mean in entry['means'].items() if mean}
         for label, row in rows.items():
             values = {name: value for name, value in row.items() if name != 'difference'}
             yield {**keys, 'label': label, **_columns({'difference': row['difference']}), **values}
@@ -373,6 +410,7 @@ def _render(folder: Path, report: dict) -> str:
     return environment.get_template('report.html.j2').render(
         report=report,
         sets=sorted(report['sets'], key=lambda entry: entry['name'] != report['headline']['set']),
+        floor=report['pixel_floor'],
         maps=_maps_by_label(folder, report['maps']),
         style=Markup((TEMPLATES / 'report.css').read_text(encoding='utf-8')),
         script=Markup(script),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import expit
+from scipy.special import expit, logit
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -20,7 +20,8 @@ from engine.run_record import Run, code_version
 from evaluation.cases import Cases
 from evaluation.inference import predict
 from evaluation.metrics import Protocol, describe_scores, score_probabilities
-from evaluation.report import Names, build_document, rename_images, write_report
+from evaluation.probes import FLOOR_WHITENED_FROM, pixel_floor, read_pixels
+from evaluation.report import Names, build_document, floor_part, rename_images, write_report
 from evaluation.saliency import write_maps
 from logger import json_safe, read_metrics
 from models.losses import masked_bce
@@ -55,6 +56,8 @@ class FinalScores:
         self.scored = _present({name: getattr(loaders, name) for name in SCORED})
         self.table: dict[str, dict[str, Any]] = {}
         self.logits: dict[str, np.ndarray] = {}
+        self.floor: dict[str, Any] = {}  # facts about the pixel floor
+        self.floor_probabilities: dict[str, np.ndarray] = {}
 
     def score(self, name: str, models: list[nn.Module]) -> None:
         """Score the mean of the models on valid and test, under this name."""
@@ -75,6 +78,8 @@ class FinalScores:
         others = _present({'holdout': self.loaders.holdout, 'train': self.loaders.whole})
         for split, loader in others.items():  # in the same order on all ranks
             self._predict(split, models, loader)
+        if run.config.REPORT.PIXEL_FLOOR:
+            self._score_floor()
         if not distributed.is_main():
             return
         self._write_predictions(self.scored | others, sources)
@@ -86,6 +91,36 @@ class FinalScores:
 
     def _predict(self, split: str, models: list[nn.Module], loader: DataLoader) -> None:
         self.logits[split] = predict(self.run.config, self.run.device, models, loader)
+
+    def _score_floor(self) -> None:
+        """Fit and score the pixel floor; every rank reads images, and the first one fits."""
+        config, logger = self.run.config, self.run.logger
+        loader = self.loaders.train or self.loaders.plain
+        if loader is None:
+            logger.warning('REPORT.PIXEL_FLOOR is left out: --eval reads no training images')
+            return
+        train, targets = read_pixels(config, loader.dataset)
+        pixels = {
+            split: read_pixels(config, scored.dataset, limit=len(scored.dataset))[0]
+            for split, scored in self.scored.items()
+        }
+        if not distributed.is_main():
+            return
+        probabilities, count = pixel_floor(train, targets, np.concatenate([*pixels.values()]))
+        self.floor = {
+            'images': len(train),
+            'components': count,
+            'whitened': len(train) >= FLOOR_WHITENED_FROM,
+        }
+        ends = np.cumsum([len(values) for values in pixels.values()])[:-1]
+        for split, values in zip(pixels, np.split(probabilities, ends), strict=True):
+            scores = score(config, logit(values), self.scored[split]) | self.floor
+            logger.info(
+                f'{split}, logistic regression on pixels ({count} components of {len(train)} '
+                f'images): {describe_scores(scores)}'
+            )
+            self.table[split]['pixel_floor'] = scores
+            self.floor_probabilities[split] = values
 
     def _write_predictions(self, loaders: dict[str, DataLoader], sources: list[str]) -> None:
         config = self.run.config
@@ -130,7 +165,12 @@ class FinalScores:
                 split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
             },
             warnings=[SELECTED_ON_VALID] if selects_on_valid else [],
-            extras={'training': _training_curves(run.folder, config, sources)},
+            extras={
+                'training': _training_curves(run.folder, config, sources),
+                'pixel_floor': floor_part(
+                    sets, self.floor_probabilities, _protocol(config), facts=self.floor
+                ),
+            },
         )
         thresholds = {part['label']: part['threshold'] for part in document['sets'][-1]['labels']}
         shown = datasets[sets[-1].name]

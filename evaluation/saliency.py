@@ -254,6 +254,8 @@ def write_maps(
     device = next(model.parameters()).device
     rows = cases.at_level(config.EVAL.LEVEL, config.EVAL.AGGREGATE)
     for k, label in enumerate(cases.labels):
+        if label not in thresholds:  # it has one class, and is not shown
+            continue
         probabilities, threshold = rows.probabilities[:, k], thresholds[label]
         chosen = choose_cases(probabilities, rows.targets[:, k], threshold, count)
         places = [(kind, i, row) for kind in chosen for i, row in enumerate(chosen[kind], start=1)]

@@ -21,8 +21,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-
 from engine.run_record import is_finished
 from sweeps.files import ROOT, SECTIONS, Job, load_sweep, only_row, plan
 from sweeps.plots import plot_curves, plot_labels, plot_subsets, plot_sweep
@@ -149,10 +147,13 @@ def _single(jobs: list[Job], number: int) -> Job:
 
 def _slots(args: argparse.Namespace) -> list[dict[str, str]]:
     """Environment variables of each slot: its GPUs, or nothing on CPUs."""
-    if not torch.cuda.is_available():
+    # In a process of its own: this one never needs torch.
+    command = [sys.executable, '-c', 'import torch; print(torch.cuda.device_count())']
+    count = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    if not count:
         return [{}] * (args.parallel or 1)
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-    gpus = visible.split(',') if visible else [str(i) for i in range(torch.cuda.device_count())]
+    gpus = visible.split(',') if visible else [str(i) for i in range(count)]
     most, size = len(gpus) // args.processes, args.processes
     wanted = args.parallel or (1 if args.row else most)
     if not 1 <= wanted <= most:

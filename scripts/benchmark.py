@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, default_config, encoder_node, get_config
 from data import build_loader
-from data.data_simmim import mask_generator
+from data.masking import mask_generator
 from engine.device import autocast, synchronized_time
 from models.build import build_model
 from optimizer import build_optimizer

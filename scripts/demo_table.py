@@ -43,7 +43,7 @@ def scores_on_test(folder: Path) -> dict[str, dict]:
     for name, tag in RUNS.items():
         table = json.loads((folder / f'runs/simmim_finetune/{tag}/scores.json').read_text())['test']
         tables[name] = table.get('selected', table['last'])
-    tables['pixel floor'] = json.loads((folder / 'pixel_floor.json').read_text())['test']
+    tables['pixel floor'] = table['pixel_floor']
     return tables
 
 

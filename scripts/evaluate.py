@@ -33,6 +33,7 @@ from data.records import (
 )
 from engine.run_record import code_version
 from evaluation.analysis import HeldOut, fit_held_out
+from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases, match
 from evaluation.metrics import METRICS, Protocol
 from evaluation.report import (
@@ -44,6 +45,9 @@ from evaluation.report import (
     rename_images,
     write_report,
 )
+
+# What `fit_held_out` can return.
+LIMITS = {'threshold': (0.0, 1.0), 'temperature': TEMPERATURES}
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -224,15 +228,15 @@ def read_thresholds(
     fitted, warnings = [], []
     for file, cases in zip(files, sets, strict=True):
         try:
-            report = json.loads(file.read_text(encoding='utf-8'))
+            # As floats, integers may have any number of digits.
+            report = json.loads(file.read_text(encoding='utf-8'), parse_int=float)
             (entry,) = (e for e in report['sets'] if e['name'] == report['headline']['set'])
             parts = {part['label']: part for part in entry['labels']}
-            chosen = [parts.get(label, {}) for label in cases.labels]
-            values = [[p.get(key) for p in chosen] for key in ('threshold', 'temperature')]
-            fitted.append(HeldOut(*np.array(values, float)))  # None becomes NaN
             then = entry['level'], entry['aggregate'], entry['views']
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{file} is not a report.json: {error!r}') from error
+        chosen = {label: parts.get(label, {}) for label in cases.labels}
+        fitted.append(HeldOut(*(_values_of(file, chosen, key) for key in LIMITS)))
         if np.isnan(fitted[-1].thresholds).all():
             raise ValueError(f'{file} has no threshold for any of these labels')
         now = protocol.level, protocol.aggregate, protocol.views
@@ -244,6 +248,18 @@ def read_thresholds(
     return fitted, '; '.join(f'of {names.file(file)}' for file in files), warnings
 
 
+def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
+    """The thresholds or temperatures of the labels in a report.json; NaN where it has none."""
+    low, high = LIMITS[key]
+    for label, part in chosen.items():
+        value = part.get(key)
+        if value is not None and not (type(value) is float and low <= value <= high):
+            raise ValueError(
+                f'{file}: {key} of {label!r} must be a number in [{low:g}, {high:g}], got {value!r}'
+            )
+    return np.array([part.get(key) for part in chosen.values()], float)
+
+
 def format_scores(document: dict[str, Any]) -> str:
     """Tables of the scores of every set and of the comparisons, followed by the warnings."""
     shown = {name: entry.title for name, entry in METRICS.items() if entry.in_summary}
@@ -252,7 +268,7 @@ def format_scores(document: dict[str, Any]) -> str:
         counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
         scores = {part['label']: part['scores'] for part in entry['labels']}
         for key in ('five', 'labels_with_both_classes'):
-            scores[MEAN_TITLES[key]] = entry['means'][key] or dict.fromkeys(shown)
+            scores |= {MEAN_TITLES[key]: entry['means'][key]} if entry['means'][key] else {}
         rows = {
             label: [*counts.get(label, ['', '']), *(_show(values[name]) for name in shown)]
             for label, values in scores.items()
@@ -267,8 +283,9 @@ def format_scores(document: dict[str, Any]) -> str:
             label: [_show(part['difference']), round(part['p_holm'], 4)]
             for label, part in entry['labels'].items()
         }
-        if five := entry['means']['five']:
-            rows[MEAN_TITLES['five']] = [_show(five['difference']), round(five['p_bootstrap'], 4)]
+        for key, mean in entry['means'].items():
+            if mean:
+                rows[MEAN_TITLES[key]] = [_show(mean['difference']), round(mean['p_bootstrap'], 4)]
         blocks.append(f'{entry["a"]} minus {entry["b"]}\n{_table(rows, ["AUROC", "p (Holm)"])}')
     warnings = '\n'.join(f'warning: {line}' for line in document['warnings'])
     return '\n\n'.join([*blocks, warnings])

@@ -28,9 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from config import build_parser, get_config  # noqa: E402
+from engine.files import BEST_CHECKPOINT, checkpoint_name  # noqa: E402
 from engine.run_record import OPTIONS_FILE, RECORD_FILE, read_record, run_changes  # noqa: E402
 from logger import read_metrics  # noqa: E402
-from utils import BEST_CHECKPOINT, checkpoint_name, read_checkpoint  # noqa: E402
+from utils import read_checkpoint  # noqa: E402
 
 TIMINGS = ('seconds', 'data_seconds', 'images_per_second')
 

@@ -29,8 +29,8 @@ from config import (
     put,
     value_at,
 )
+from engine.files import checkpoint_name
 from engine.run_record import OPTIONS_FILE, run_changes
-from utils import checkpoint_name
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ('simmim', 'contrastive', 'finetune')

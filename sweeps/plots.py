@@ -16,10 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from config import Config
 from logger import read_metrics
-from models.contrastive import METHODS
-from sweeps.files import Row, Sweep, load_config, run_folder
+from sweeps.files import Row, Sweep, run_folder
 from sweeps.results import (
     MEANS,
     NOT_FOR_CLINICAL_USE,
@@ -55,7 +53,7 @@ WIDTH = 6.3  # inches: the text of an A4 page
 STYLE = {'font.size': 9, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays text
 STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True}
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 8, 'grid.color': LIGHT}
-LOSS, L1, COMPARED = 'holdout_loss', 'holdout_l1_grey', 'holdout_images_compared'
+LOSS, L1 = 'holdout_loss', 'holdout_l1_grey'
 SPREAD, RANK = 'holdout_feature_spread', 'holdout_effective_rank'
 CURVES_NOTE = (
     'One line per seed. Dotted: a network without information (for masked images, the mean of the '
@@ -218,11 +216,6 @@ def row_numbers(collected: Collected) -> list[float] | None:
         return None
 
 
-def chance(config: Config, images: int) -> float | None:
-    """Contrastive loss if all of the compared images look alike; None if the method has none."""
-    return METHODS[config.CONTRASTIVE.METHOD].chance_loss(config.CONTRASTIVE, images)
-
-
 @contextlib.contextmanager
 def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
     """A figure as wide as a page, `height` inches high, which is saved at the end."""
@@ -296,10 +289,7 @@ def _draw_curves(axis: Axes, row: Row, seeds: Sequence[int], output: str | Path)
         known = [r for r in records if key == L1 or r['epoch'] >= 0]
         epochs, values = [r['epoch'] + 1 for r in known], [r[key] for r in known]
         axis.plot(epochs, values, color=COLOUR, linewidth=1)
-        if key == L1:
-            nothing = last[-1].get(f'{L1}_mean')
-        else:
-            nothing = chance(load_config(folder), last[-1][COMPARED])
+        nothing = last[-1].get(f'{L1}_mean' if key == L1 else f'{LOSS}_chance')
         if nothing is not None:
             axis.axhline(nothing, color=GREY, linewidth=0.9, linestyle=':')
         axis.set_ylabel('L1 (grey levels)' if key == L1 else 'loss')

@@ -20,9 +20,8 @@ import pandas as pd
 from scipy import stats
 
 from config import Config, value_at
-from data.data_simmim import mask_generator
 from data.labels import COMPETITION_LABELS, scored_targets, task_labels
-from data.masking import average_distance
+from data.masking import average_distance, mask_generator
 from data.records import look_up, read_predictions, read_split, select_views
 from engine.files import replace_file
 from engine.run_record import is_finished, read_record, without_home

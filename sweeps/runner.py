@@ -16,11 +16,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from engine.files import sha256
-from engine.launch import EXIT_PREEMPTED, is_locked
-from engine.run_record import OPTIONS_FILE, is_finished, read_record, run_changes
+from engine.files import checksum_file, newest_first, sha256
+from engine.run_record import (
+    EXIT_PREEMPTED,
+    OPTIONS_FILE,
+    is_finished,
+    is_locked,
+    read_record,
+    run_changes,
+)
 from sweeps.files import ROOT, Job, load_config, option_changes, training_changes
-from utils import checksum_file, newest_first
 
 POLL_SECONDS = 0.5
 DIFFERENCES_SHOWN = 3

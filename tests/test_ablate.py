@@ -14,8 +14,7 @@ from sweep_commands import SWEEP, command, in_process, jobs_of, load_script
 from sweep_runs import MadeRuns, methods_file, reference_files
 from warm_python import warm_python
 
-from engine.launch import is_locked, run_lock
-from engine.run_record import RECORD_FILE, is_finished, read_record
+from engine.run_record import RECORD_FILE, is_finished, is_locked, read_record, run_lock
 from logger import read_metrics
 from models.simmim import SimMIM, SwinTransformerForSimMIM
 from sweeps.files import ROOT, load_sweep

@@ -19,12 +19,13 @@ from tiny import ROOT, arguments, run_folder
 from engine import distributed
 from engine import launch as module
 from engine.interruptions import Preempted
-from engine.launch import Failures, Terminated, explain, is_locked, launch
+from engine.launch import Failures, Terminated, explain, launch
+from engine.run_record import is_locked
 
 HOLD = """
 import sys
 from pathlib import Path
-from engine.launch import run_lock
+from engine.run_record import run_lock
 with run_lock(Path(sys.argv[1])):
     print('held', flush=True)
     sys.stdin.read()

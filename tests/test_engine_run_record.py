@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from engine.run_record import (
     refuse_another_run,
     run_changes,
     weights_checksum,
+    without_home,
 )
 
 LOGGER = logging.getLogger('test')
@@ -53,6 +55,21 @@ def config_of(*pairs):
     config = default_config()
     config.merge_from_list(list(pairs))
     return config
+
+
+# Paths
+
+
+@pytest.mark.parametrize('home, shown', [(None, '/data/a'), ('/', '/data/a'), ('/data', '~/a')])
+def test_the_home_folder_is_not_recorded_and_may_be_missing(home, shown, monkeypatch):
+    """A container may run under a user without an entry, whose home folder is '/' or none."""
+    if home:
+        monkeypatch.setenv('HOME', home)
+    else:
+        monkeypatch.delenv('HOME')
+        monkeypatch.setattr(os, 'getuid', lambda: 987_654_321)
+    assert without_home('/data/a') == shown
+    assert without_home('https://example.org/a') == 'https://example.org/a'
 
 
 # The fingerprint of the data

@@ -86,7 +86,8 @@ def test_imports_form_no_cycle() -> None:
 
 
 @pytest.mark.slow
-def test_the_scoring_script_does_not_import_torch() -> None:
-    command = 'import sys, scripts.evaluate; sys.exit("torch" in sys.modules)'
+@pytest.mark.parametrize('script', ['evaluate', 'ablate'])
+def test_a_script_that_trains_nothing_does_not_import_torch(script: str) -> None:
+    command = f'import sys, scripts.{script}; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', command], cwd=ROOT, check=False).returncode == 0
     assert importlib.util.find_spec('torch')

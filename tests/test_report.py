@@ -195,7 +195,9 @@ def test_the_page_loads_no_other_file(page: Page, folder: Path) -> None:
 
 def test_tables_hold_the_numbers_of_the_json(folder: Path, written: dict) -> None:
     table = pd.read_csv(folder / 'report_labels.csv')
-    assert len(table) == 2 * (len(LABELS) + 3)
+    counts = table['set'].value_counts()
+    assert (counts['test'], counts['valid']) == (len(LABELS) + 3, len(LABELS) - 1 + 2)
+    assert 'Fracture' not in set(table['label'][table['set'] == 'valid'])  # it has one class there
     edema = table.set_index(['set', 'label']).loc['test', 'Edema']
     label = written['sets'][1]['labels'][LABELS.index('Edema')]
     for name in METRICS:
@@ -241,6 +243,24 @@ def test_few_positives_and_patients_in_two_splits_are_warned_of(tmp_path: Path) 
     page = Page(write_report(tmp_path, document).read_text(encoding='utf-8'))
     marked = [text for text in page.texts('tr') if '▲\xa0few' in text]
     assert any(row.startswith(LABELS[0]) for row in marked)
+
+
+def test_labels_of_one_class_are_listed_once_and_neither_scored_nor_counted(tmp_path: Path) -> None:
+    labels = (*COMPETITION_LABELS, 'Fracture', 'Hernia')
+    cases, other = some_cases(labels=labels), some_cases('other', seed=2, labels=labels)
+    for part in (cases, other):
+        part.targets[:, :5] = 0
+        part.targets[:, 6] = np.arange(len(cases)) < 30
+    comparisons = compare_sets([cases, other], PROTOCOL, name='test')
+    document = build_document([cases], None, PROTOCOL, run={}, extras={'comparisons': comparisons})
+    headline, mean = document['headline'], document['sets'][0]['means']['labels_with_both_classes']
+    assert headline['name'] == 'Mean AUROC of 2 labels'
+    assert headline['score'] == mean['auroc']
+    assert headline['note'] == ''  # the five have no positive, and do not count
+    assert document['published'] == []
+    page = Page(write_report(tmp_path, document).read_text(encoding='utf-8'))
+    assert sum(text.count('Edema') for text in page.texts('body')) == 1
+    assert '(mean of the five tasks)' not in (tmp_path / 'report_labels.csv').read_text()
 
 
 def test_a_salt_is_readable_by_its_owner_only_and_is_kept(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Figures of a sweep: what is drawn, from the recorded results in docs/results."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -126,7 +125,7 @@ def test_curves_show_each_seed_and_the_loss_without_information(tmp_path, figure
     ends = {'holdout_feature_spread': 0.5, 'holdout_effective_rank': 1.0}
     for seed in SEEDS:
         made.add_pretraining(moco, seed)
-        epochs = [{'holdout_loss': loss, 'holdout_images_compared': 9} | ends
+        epochs = [{'holdout_loss': loss, 'holdout_loss_chance': 8.5} | ends
                   for loss in (9.0, 5.0, 4.0 + seed)]  # fmt: skip
         write_records(run_folder(made.output, 'contrastive', moco, seed), epochs)
     hidden = [{'holdout_l1_grey': l1, 'holdout_l1_grey_mean': 60.0} for l1 in (70.0, 30.0)]
@@ -138,6 +137,5 @@ def test_curves_show_each_seed_and_the_loss_without_information(tmp_path, figure
     assert [y for _, y in lines[1]] == [60.0, 60.0]
     # A contrastive loss before the first epoch is not drawn.
     drawn = [[*map(float, line.get_ydata())] for line in second.lines]
-    nothing = [math.log(1 + 4096)] * 2  # MoCo: one positive and the queue
-    assert drawn == [[5.0, 4.0], nothing, [5.0, 5.0], nothing, [5.0, 6.0], nothing]
+    assert drawn == [[5.0, 4.0], [8.5] * 2, [5.0, 5.0], [8.5] * 2, [5.0, 6.0], [8.5] * 2]
     assert second.get_title() == 'moco\nrank 1.0, spread 0.50'

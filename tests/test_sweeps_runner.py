@@ -14,8 +14,7 @@ from sweep_runs import methods_file
 
 from config import config_text, default_config
 from engine.files import sha256
-from engine.launch import EXIT_PREEMPTED, run_lock
-from engine.run_record import RECORD_FILE, is_finished
+from engine.run_record import EXIT_PREEMPTED, RECORD_FILE, is_finished, run_lock
 from sweeps.files import ROOT, Job, load_sweep, plan
 from sweeps.runner import Runner, progress, state_of
 

@@ -19,13 +19,11 @@ from yacs.config import CfgNode
 
 import engine.files
 from config import config_text, default_config
+from engine.files import checkpoint_name, checksum_file, find_newest_checkpoint
 from models import build_model
 from utils import (
-    checkpoint_name,
     checkpoint_to_evaluate,
     checkpoint_to_resume,
-    checksum_file,
-    find_newest_checkpoint,
     load_model_state,
     newest_good,
     prune,

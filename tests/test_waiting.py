@@ -7,7 +7,7 @@ from test_mae import mae_config
 from transfers import make_config
 
 from config import mask_units
-from data.data_simmim import mask_generator
+from data.masking import mask_generator
 from models import build_model
 
 CONFIGS = {
