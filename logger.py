@@ -166,6 +166,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 def wrap(line: str, indent: str) -> str:
     """Break a line into lines of at most COLUMNS, but no path or other word; indent the others."""
+    if len(line.split()) == 1:
+        return line
     return textwrap.fill(
         line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
