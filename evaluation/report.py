@@ -25,7 +25,7 @@ from PIL import Image
 
 from data.labels import COMPETITION_LABELS
 from data.records import normalise_name
-from engine.files import replace_file
+from engine.files import atomic_writer, replace_files
 from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.cases import Cases
@@ -99,9 +99,9 @@ def read_salt(folder: Path) -> bytes:
     path = folder / SALT_FILE
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, 'w', encoding='ascii') as file:
-            file.write(secrets.token_hex(SALT_BYTES))
+        with atomic_writer(path) as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(secrets.token_hex(SALT_BYTES).encode())
     text = path.read_text(encoding='ascii')
     if len(text) != 2 * SALT_BYTES:
         raise ValueError(f'{path} must contain {2 * SALT_BYTES} hexadecimal digits')
@@ -218,7 +218,7 @@ def floor_part(
 
 
 def write_report(folder: str | Path, document: dict[str, Any]) -> Path:
-    """Write a report; the same document gives the same bytes.
+    """Write a report: all of its files, or none. The same document gives the same bytes.
 
     Args:
         folder: Folder to write to; it contains the files of `maps`.
@@ -233,15 +233,18 @@ def write_report(folder: str | Path, document: dict[str, Any]) -> Path:
     report = json.loads(text)
     page = _render(folder, report)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / 'report.json', text.encode('utf-8', 'replace'))
-    _write_table(folder / 'report_labels.csv', ['set', 'level', 'views', 'label'], _labels(report))
-    _write_table(folder / 'report_groups.csv', ['set', 'column', 'group', 'label'], _groups(report))
-    comparisons = folder / 'report_comparisons.csv'
+    files = {
+        'report.html': page,
+        'report.json': text,
+        'report_labels.csv': _table(['set', 'level', 'views', 'label'], _labels(report)),
+        'report_groups.csv': _table(['set', 'column', 'group', 'label'], _groups(report)),
+    }
     if report['comparisons']:
-        _write_table(comparisons, ['set', 'a', 'b', 'label'], _comparisons(report))
-    else:
-        comparisons.unlink(missing_ok=True)
-    replace_file(folder / 'report.html', page.encode('utf-8', 'replace'))
+        header = ['set', 'a', 'b', 'label']
+        files['report_comparisons.csv'] = _table(header, _comparisons(report))
+    replace_files({folder / name: text.encode('utf-8', 'replace') for name, text in files.items()})
+    if not report['comparisons']:
+        (folder / 'report_comparisons.csv').unlink(missing_ok=True)
     return folder / 'report.html'
 
 
@@ -382,12 +385,11 @@ def _columns(scores: dict[str, dict | None]) -> Row:
     return row
 
 
-def _write_table(path: Path, first: Sequence[str], rows: Iterator[Row]) -> None:
+def _table(first: Sequence[str], rows: Iterator[Row]) -> str:
     rows = list(rows)
     header = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
     # Objects, so that whole numbers stay whole in columns with empty cells.
-    text = pd.DataFrame(rows, columns=header, dtype=object).to_csv(index=False, lineterminator='\n')
-    replace_file(path, text.encode('utf-8', 'replace'))
+    return pd.DataFrame(rows, columns=header, dtype=object).to_csv(index=False, lineterminator='\n')
 
 
 def _render(folder: Path, report: dict) -> str:

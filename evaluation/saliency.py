@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from config import Config, Registry
 from data.loader import XrayDataset
 from data.transforms import EvalTransform
+from engine.files import atomic_writer
 from evaluation.cases import Cases
 from models.build import build_model
 from models.encoder import Encoder, eager_attention
@@ -194,7 +195,8 @@ def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray) -> None:
         xray.set_data(image)
     overlay.set_data(saliency)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.canvas.print_png(path, metadata={'Software': None})
+    with atomic_writer(path) as file:
+        figure.canvas.print_png(file, metadata={'Software': None})
     figure.set_layout_engine('none')  # The layout is the same for every map.
 
 

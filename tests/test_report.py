@@ -245,6 +245,17 @@ def test_few_positives_and_patients_in_two_splits_are_warned_of(tmp_path: Path) 
     assert any(row.startswith(LABELS[0]) for row in marked)
 
 
+def test_a_full_disk_leaves_the_earlier_report_as_it_was(tmp_path: Path, full_disk) -> None:
+    old, new = (
+        build_document([some_cases(seed=seed)], None, PROTOCOL, run={}) for seed in range(2)
+    )
+    write_report(tmp_path, old)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with full_disk(), pytest.raises(OSError, match='report.html'):
+        write_report(tmp_path, new)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_labels_of_one_class_are_listed_once_and_neither_scored_nor_counted(tmp_path: Path) -> None:
     labels = (*COMPETITION_LABELS, 'Fracture', 'Hernia')
     cases, other = some_cases(labels=labels), some_cases('other', seed=2, labels=labels)
