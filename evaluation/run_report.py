@@ -168,7 +168,7 @@ def check_scoring(run: Run, path: str | Path) -> None:
     Raises:
         ValueError: If it was trained for another task, or on patients that are held out now.
     """
-    config, trained = run.config, trained_config(path)
+    config, trained = run.config, trained_config(path, 'finetune')
     if trained is None:
         return
     keys = ('TASK', 'HOLDOUT_FRACTION', 'MEAN', 'STD', 'NORMALIZE', 'PREPROCESS', 'IMG_SIZE')
