@@ -616,7 +616,7 @@ RANGES = {
     '[0, 0.66]': 'AUG.DISTORTION',
     '[0, 180]': 'AUG.ROTATION',
     '[0, 90)': 'AUG.SHEAR',
-    '[1, 1000]': 'MODEL.VIT.DEPTH MODEL.MAE.DECODER_DEPTH',
+    '[1, 200]': 'MODEL.VIT.DEPTH MODEL.MAE.DECODER_DEPTH',
     '[1, 8192]': 'DATA.IMG_SIZE',
     '[0, 9.2e18]': 'SEED',
 }
