@@ -1,6 +1,6 @@
 """Everything that a report states about one set of cases: scores, intervals, curves, errors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from evaluation.metrics import (
     METRICS,
     Protocol,
     label_scores,
-    labels_with_both_classes,
     mean_summaries,
     summaries,
 )
@@ -28,6 +27,7 @@ from evaluation.published import RADIOLOGISTS, is_chexpert_test, points_below
 from evaluation.subgroups import score_groups
 
 CURVE_POINTS = 200  # of a drawn curve, at most
+HISTOGRAM_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protoco
 
 
 def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, Any]:
-    """Compute one entry of the report's `sets`.
+    """Compute one entry of the report's `sets`. Labels of one class are listed and not scored.
 
     Args:
         cases: One row per image, or per study if only studies are known.
@@ -63,10 +63,14 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         protocol: Level, resamples and so on.
     """
     rows = cases.at_level(protocol.level, protocol.aggregate)
+    has_both = [np.unique(target[~np.isnan(target)]).size == 2 for target in rows.targets.T]
+    undefined = [label for label, both in zip(rows.labels, has_both, strict=True) if not both]
+    cases, rows = cases.with_labels(has_both), rows.with_labels(has_both)
+    held_out = HeldOut(held_out.thresholds[has_both], held_out.temperatures[has_both])
     resamples = Resamples(rows.patient, resamples=protocol.resamples, seed=protocol.seed)
     weights = resamples.score_weights(rows.patient)
     # The labels of a single-label task have other negatives than those the radiologists read.
-    were_read = protocol.level == 'study' and len(rows.labels) > 1 and is_chexpert_test(rows.study)
+    were_read = protocol.level == 'study' and len(has_both) > 1 and is_chexpert_test(rows.study)
     scores, entries = {}, []
     for k, label in enumerate(rows.labels):
         pair, threshold = rows.of_label(label), held_out.thresholds[k]
@@ -79,11 +83,14 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
                 'scores': summaries(scores[label]),
                 'threshold': float(threshold),
                 **_calibration(*pair, held_out.temperatures[k], weights),
+                'confusion': _confusion(*pair, threshold),
+                'histogram': _histogram(*pair),
                 **_curves(*pair),
                 'delong': _delong(*pair, rows.patient),
                 **_radiologists(*pair, RADIOLOGISTS.get(label, ()) if were_read else ()),
             }
         )
+    mean_of_defined = mean_summaries(scores, list(scores))
     return {
         'name': cases.name,
         'rows': len(rows),
@@ -94,7 +101,12 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         'views': protocol.views,
         'uncertain': rows.count_uncertain(),
         'labels': entries,
-        'means': _means(scores),
+        'means': {
+            'five': mean_summaries(scores, COMPETITION_LABELS),
+            'all': None if undefined else mean_of_defined,
+            'labels_with_both_classes': mean_of_defined,
+            'undefined': undefined,
+        },
         'groups': score_groups(cases, held_out.thresholds, protocol, resamples),
         'worst_errors': worst_errors(rows, held_out.thresholds),
     }
@@ -142,6 +154,33 @@ def _calibration(
     return found
 
 
+def _confusion(
+    probabilities: np.ndarray, targets: np.ndarray, threshold: float
+) -> dict[str, int] | None:
+    """Numbers of right and wrong decisions; None without a threshold."""
+    if np.isnan(threshold):
+        return None
+    called = probabilities >= threshold
+    counts = {
+        'true_positives': called & (targets == 1),
+        'false_negatives': ~called & (targets == 1),
+        'false_positives': called & (targets == 0),
+        'true_negatives': ~called & (targets == 0),
+    }
+    return {name: int(rows.sum()) for name, rows in counts.items()}
+
+
+def _histogram(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """Numbers of negative and positive cases in bins from the lowest to the highest probability."""
+    known = probabilities[~np.isnan(targets)]
+    low, high = float(known.min()), float(known.max())
+    counts = {
+        name: np.histogram(probabilities[targets == value], HISTOGRAM_BINS, (low, high))[0].tolist()
+        for name, value in (('negative', 0), ('positive', 1))
+    }
+    return {'low': low, 'high': high, **counts}
+
+
 def _curves(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
     """ROC and precision-recall curves, thinned; None for a label without both classes."""
     known = ~np.isnan(targets)
@@ -182,14 +221,3 @@ def _radiologists(
         for point, is_below in zip(points, below, strict=True)
     ]
     return {'radiologists': shown, 'radiologists_below': sum(below)}
-
-
-def _means(scores: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """Means over the five tasks, all labels (None if one is undefined) and the defined labels."""
-    defined = labels_with_both_classes(scores)
-    return {
-        'five': mean_summaries(scores, COMPETITION_LABELS),
-        'all': mean_summaries(scores, list(scores)),
-        'labels_with_both_classes': mean_summaries(scores, defined),
-        'undefined': [label for label in scores if label not in defined],
-    }

@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples, delong_test, interval
-from evaluation.metrics import label_scores
+from evaluation.metrics import headline_labels, label_scores
 
 
-def compare(
-    a: Cases, b: Cases, *, resamples: int, seed: int, five: Sequence[str]
-) -> dict[str, Any]:
+def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
     """Compare two models: an entry of the report's `comparisons`, without its `set`.
 
     Args:
@@ -21,15 +20,17 @@ def compare(
         resamples: Number of draws of patients, shared by a, b and all labels. 0: no interval and
             no bootstrap p-value.
         seed: Seed of the draws.
-        five: Labels whose mean is also compared.
 
     Returns:
-        `a` and `b` (names); `labels`, with for each common label `difference` (AUROC of a minus
-        AUROC of b: `value`, `low`, `high`), `p_bootstrap`, `p_delong` (NaN unless each patient has
-        one row) and `p_holm` (over the labels, from `p_delong` or otherwise `p_bootstrap`);
-        `means`, with `five` (None if one of the five is missing or undefined).
+        `a` and `b` (names); `labels`, with for each common label that has both classes
+        `difference` (AUROC of a minus AUROC of b: `value`, `low`, `high`), `p_bootstrap`,
+        `p_delong` (NaN unless each patient has one row) and `p_holm` (over the labels, from
+        `p_delong` or otherwise `p_bootstrap`); `means`, with `five`, or with
+        `labels_with_both_classes` if one of the five is not among them.
     """
-    labels = [label for label in a.labels if label in b.labels]
+    counts = [np.unique(target[~np.isnan(target)]).size for target in a.targets.T]
+    defined = [label for label, count in zip(a.labels, counts, strict=True) if count == 2]
+    labels = [label for label in defined if label in b.labels]
     places = {path: row for row, path in enumerate(b.path)}
     b = b.select(np.array([places[path] for path in a.path], dtype=int))
     weights = Resamples(a.patient, resamples=resamples, seed=seed).weights(a.patient)
@@ -47,12 +48,11 @@ def compare(
     ]
     for entry, adjusted in zip(entries.values(), holm(p_values), strict=True):
         entry['p_holm'] = float(adjusted)
-    return {
-        'a': a.name,
-        'b': b.name,
-        'labels': entries,
-        'means': {'five': _mean_summary(values, samples, five)},
-    }
+    counted = headline_labels(labels)
+    key = 'five' if counted == COMPETITION_LABELS else 'labels_with_both_classes'
+    mean = [np.mean([of[label] for label in counted], axis=0) for of in (values, samples)]
+    means = {'five': None} | ({key: _summary(*mean)} if counted else {})
+    return {'a': a.name, 'b': b.name, 'labels': entries, 'means': means}
 
 
 def bootstrap_p(samples: np.ndarray) -> float:
@@ -100,15 +100,6 @@ def _summary(value: np.ndarray, samples: np.ndarray) -> dict[str, Any]:
     low, high = interval(samples)
     difference = {'value': float(value[0]), 'low': low, 'high': high}
     return {'difference': difference, 'p_bootstrap': bootstrap_p(samples)}
-
-
-def _mean_summary(
-    values: dict[str, np.ndarray], samples: dict[str, np.ndarray], labels: Sequence[str]
-) -> dict[str, Any] | None:
-    """The summary of the mean over these labels; None if one is missing or undefined."""
-    if not set(labels) <= set(values) or any(np.isnan(values[label][0]) for label in labels):
-        return None
-    return _summary(*(np.mean([of[label] for label in labels], axis=0) for of in (values, samples)))
 
 
 def _p_delong(a: np.ndarray, b: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> float:

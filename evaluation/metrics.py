@@ -5,7 +5,7 @@ row of weights: the score itself and its bootstrap replicates. The report, its C
 console output take their columns from `METRICS`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -377,18 +377,21 @@ def score_table(
 
     Returns:
         `auroc` {label: area, NaN where undefined}, `positives` {label: number}, `mean_of_five`
-        (NaN if one of them is undefined), `mean_of_defined`, `undefined` [labels], `rows`, `level`.
+        (NaN if one of them is undefined; only if all five are among the labels),
+        `mean_of_defined`, `undefined` [labels], `rows`, `level`.
     """
     if level == 'study':
         probabilities, targets, _ = study_level(probabilities, targets, studies, aggregate)
     areas = auroc_per_label(probabilities, targets)
     area_of = dict(zip(labels, areas.tolist(), strict=True))
     positives = np.nansum(targets, axis=0).astype(int).tolist()
+    has_five = set(COMPETITION_LABELS) <= set(labels)
+    # All or none: a mean over fewer labels is a different quantity.
+    five = float(np.mean([area_of[name] for name in COMPETITION_LABELS])) if has_five else np.nan
     return {
         'level': level,
         'rows': len(targets),
-        # All or none: a mean over fewer labels is a different quantity.
-        'mean_of_five': float(np.mean([area_of.get(name, np.nan) for name in COMPETITION_LABELS])),
+        **({'mean_of_five': five} if has_five else {}),
         'mean_of_defined': mean_defined(areas),
         'auroc': area_of,
         'positives': dict(zip(labels, positives, strict=True)),
@@ -401,7 +404,7 @@ def score_probabilities(
 ) -> dict[str, Any]:
     """`score_table` of the probabilities [N, K] of images, by the EVAL options of the config."""
     options = {'level': config.EVAL.LEVEL, 'aggregate': config.EVAL.AGGREGATE}
-    labels = task_labels(config.DATA.TASK)
+    labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
     return score_table(probabilities, targets, studies, labels=labels, **options)
 
 
@@ -413,21 +416,32 @@ def selection_score(scores: dict[str, Any], rule: str) -> float:
         rule: 'five' (mean of the five tasks, NaN if one is undefined), 'all' (mean of all defined
             labels), or 'auto' ('five' where all five are defined, otherwise 'all').
     """
-    of_five = scores['mean_of_five']
+    of_five = scores.get('mean_of_five', np.nan)
     takes_five = rule == 'five' or (rule == 'auto' and not np.isnan(of_five))
     return of_five if takes_five else scores['mean_of_defined']
 
 
 def describe_scores(scores: dict[str, Any]) -> str:
     """One line about the result of `score_table`, to which `views` and `loss` were added."""
-    shown = ', '.join(f'{k} {v:.4f}' for k, v in scores['auroc'].items() if not np.isnan(v))
-    undefined = ', '.join(scores['undefined'])
-    five = scores['mean_of_five']
+    defined = {label: area for label, area in scores['auroc'].items() if not np.isnan(area)}
+    of_five, mean = headline_labels(defined) == COMPETITION_LABELS, selection_score(scores, 'auto')
+    counted = 'five' if of_five else '1 label' if len(defined) == 1 else f'{len(defined)} labels'
     return (
         f'AUROC at {scores["level"]} level, {scores["views"]} views, n = {scores["rows"]}: '
-        f'mean of five {"n/a" if np.isnan(five) else f"{five:.4f}"}, loss {scores["loss"]:.4f}; '
-        f'{shown}' + (f'; n/a because both classes are needed: {undefined}' if undefined else '')
+        f'mean of {counted} {"n/a" if np.isnan(mean) else f"{mean:.4f}"}, '
+        f'loss {scores["loss"]:.4f}; '
+        f'{", ".join(f"{label} {area:.4f}" for label, area in defined.items())}'
     )
+
+
+def headline_labels(defined: Iterable[str]) -> tuple[str, ...]:
+    """The labels whose mean AUROC stands for a set: the five tasks if all of them are defined.
+
+    Args:
+        defined: The labels that have both classes; otherwise all of them count.
+    """
+    defined = tuple(defined)
+    return COMPETITION_LABELS if set(COMPETITION_LABELS) <= set(defined) else defined
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, defined: np.ndarray) -> np.ndarray:

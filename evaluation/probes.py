@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.special import expit
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from config import Config
 from data import Loaders
+from data.loader import XrayDataset, make_loader
 from engine import distributed
 from engine.device import autocast, views_of
 from engine.run_record import Run
@@ -30,7 +32,10 @@ INVERSE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn, f
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018, arXiv:1805.01978
 QUERIES = 256  # images compared with all others at a time
-FLOOR_COMPONENTS, FLOOR_INVERSE_PENALTY = 100, 0.01  # of the pixel baseline
+# Of the pixel floor: side of the images, greatest number of training images and of components,
+# number of images from which components are whitened, and C of scikit-learn.
+FLOOR_SIDE_PX, FLOOR_IMAGES, FLOOR_COMPONENTS = 64, 20_000, 100
+FLOOR_WHITENED_FROM, FLOOR_INVERSE_PENALTY = 200, 0.01
 
 
 class KnnClassifier(nn.Module):
@@ -183,27 +188,70 @@ def fit_linear_heads(
     return [(weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in heads]
 
 
-def pixel_floor(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Fit logistic regressions on whitened principal components: a baseline for any trained model.
+def read_pixels(
+    config: Config, dataset: XrayDataset, limit: int = FLOOR_IMAGES
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read the images of the pixel floor, on every rank, in order.
+
+    Args:
+        config: Batch size and number of workers.
+        dataset: Images with targets.
+        limit: Of more images, as many at equal distances are read.
+
+    Returns:
+        Pixels [N, P] in [0, 1] of the images without preprocessing, and targets [N, K].
+    """
+    rows = np.linspace(0, len(dataset) - 1, min(len(dataset), limit)).round().astype(int)
+    small = XrayDataset(
+        dataset.records.select(rows),
+        _small_image,
+        seed=config.SEED,
+        targets=dataset.targets[rows],
+        bad_images=dataset.bad_images,
+    )
+    batches = list(make_loader(small, config, shuffle=False))
+    parts = [[np.concatenate(column) for column in zip(*batches, strict=True)]] if batches else []
+    parts = [part for of_rank in distributed.gather(parts) for part in of_rank]
+    pixels, targets, index = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(index, kind='stable')
+    return pixels[order].astype(np.float32) / 255, targets[order]
+
+
+def pixel_floor(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, int]:
+    """Fit logistic regressions on principal components: a baseline for any trained model.
+
+    There are at most half as many components as images, and none without variance. They are
+    whitened from 200 images on; with fewer, whitening would scale noise up to the signal.
 
     Args:
         train: [N, P] pixels in [0, 1], usually of 64 x 64 images.
-        targets: [N, K], 1, 0, or NaN where unknown.
+        targets: [N, K] in [0, 1]; NaN where unknown. Soft targets and values above 1 (a third
+            class) are treated as in `fit_linear_heads`, and as unknown.
         test: [M, P].
 
     Returns:
-        [M, K] probabilities; 0.5 for a label without both classes in `targets`.
+        [M, K] probabilities, 0.5 for a label without both classes in `targets`; and the number of
+        components.
     """
-    components = PCA(min(FLOOR_COMPONENTS, len(train)), whiten=True, svd_solver='full').fit(train)
-    train, test = components.transform(train), components.transform(test)
+    whitens = len(train) >= FLOOR_WHITENED_FROM
+    components = PCA(min(FLOOR_COMPONENTS, len(train) // 2), whiten=whitens, svd_solver='full')
+    reduced = components.fit_transform(train)
+    variances = components.explained_variance_
+    kept = int((variances > np.finfo(variances.dtype).eps * variances[:1]).sum())
+    reduced, test = reduced[:, :kept], components.transform(test)[:, :kept]
     probabilities = np.full((len(test), targets.shape[1]), 0.5)
-    for k in range(targets.shape[1]):
-        known = ~np.isnan(targets[:, k])
-        if np.unique(targets[known, k]).size == 2:
+    for k, target in enumerate(np.where(targets > 1, np.nan, targets).T):
+        rows, classes, weights = _weighted_pairs(target)
+        if kept and np.unique(classes).size == 2:
             model = LogisticRegression(C=FLOOR_INVERSE_PENALTY, max_iter=2000)
-            model.fit(train[known], targets[known, k])
+            model.fit(reduced[rows], classes, sample_weight=weights)
             probabilities[:, k] = model.predict_proba(test)[:, 1]
-    return probabilities
+    return probabilities, kept
+
+
+def _small_image(image: Image.Image, _rng: np.random.Generator) -> np.ndarray:
+    """An image of FLOOR_SIDE_PX x FLOOR_SIDE_PX as one row, uint8."""
+    return np.array(image.resize((FLOOR_SIDE_PX, FLOOR_SIDE_PX))).ravel()
 
 
 def _weighted_pairs(target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

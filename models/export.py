@@ -63,8 +63,8 @@ SHARED_OPTIONS = (
     'TRAIN.OPTIMIZER.NAME TRAIN.BASE_LR TRAIN.WEIGHT_DECAY SEED'
 ).split()
 FINE_TUNING_OPTIONS = (
-    'DATA.TASK DATA.UNCERTAIN DATA.UNCERTAIN_BY_LABEL DATA.BLANK LOSS.NAME FINETUNE.MODE '
-    'TRAIN.LAYER_DECAY'
+    'DATA.TASK DATA.LABELS DATA.UNCERTAIN DATA.UNCERTAIN_BY_LABEL DATA.BLANK LOSS.NAME '
+    'FINETUNE.MODE TRAIN.LAYER_DECAY'
 ).split()
 
 
@@ -114,8 +114,8 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
     """
     saved = read_checkpoint(path)
     state, outputs, gives = saved['model'], (), 'tokens'
-    stage = 'finetune' if 'head.weight' in state else 'simmim'
-    stage = 'contrastive' if is_contrastive(state) else stage
+    stage = 'contrastive' if is_contrastive(state) else 'simmim'
+    stage = 'finetune' if 'head.weight' in state else stage
     config = trained_config(path, stage)
     if config is None:
         raise ValueError(
@@ -125,7 +125,7 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
     config.TRAIN.USE_CHECKPOINT = False
     kind = {'is_pretrain': stage == 'simmim'}
     if stage == 'finetune':
-        outputs, gives = task_labels(config.DATA.TASK), 'logits'
+        outputs, gives = task_labels(config.DATA.TASK, config.DATA.LABELS), 'logits'
         kind['num_outputs'] = len(state['head.weight'])
         if kind['num_outputs'] != len(outputs):
             outputs = tuple(f'{label}: {name}' for label in outputs for name in CLASSES)

@@ -11,7 +11,9 @@ and plot read the run folders, or with --from the JSON file that table --save wr
 """
 
 import argparse
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.files import replace_file
 from engine.run_record import is_finished
 from sweeps.files import ROOT, SECTIONS, Job, load_sweep, only_row, plan
 from sweeps.plots import plot_curves, plot_labels, plot_subsets, plot_sweep
@@ -31,13 +34,14 @@ from sweeps.results import (
     sweep_markdown,
     write_sweep_table,
 )
-from sweeps.runner import LOGS, Runner, progress, state_of
+from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
 
 DEFAULT_SEEDS = 3
 REASONS_SHOWN = 3  # of refused runs
 ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
+SUBMITTED_FILE = 'submitted.json'  # in the output folder: run folder -> job ID of its array task
 # Flags that give each task of a job array the same plan.
-PLAN_FLAGS = ('sweep', 'output', 'data_path', 'processes', 'seeds', 'seed', 'row',
+PLAN_FLAGS = ('sweep', 'output', 'data_path', 'processes', 'seeds', 'seed', 'row', 'keep',
               'pretrain_opts', 'finetune_opts')  # fmt: skip
 
 
@@ -80,6 +84,8 @@ def _add_run(add: Callable) -> None:
     add('--processes', type=_count, default=1, help='GPUs of one run (default 1)')
     add('--parallel', type=_count,
         help='runs at a time (default: as many as the GPUs allow; 1 without GPUs)')  # fmt: skip
+    add('--keep', choices=('all', 'best'), default='all', help='best: of each finished run, keep '
+        'only the checkpoint that is selected, or that fine-tuning starts from')  # fmt: skip
     add('--list', action='store_true', help='only show the runs and their states')
     add('--slurm', nargs='*', metavar='OPTION', help='submit the runs that are not finished as job '
         'arrays; options of sbatch without dashes, such as partition=gpu')  # fmt: skip
@@ -124,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     if args.job is not None:
         jobs = [_single(jobs, args.job)]
     logs = None if args.row else args.output / LOGS
-    return Runner(jobs, _slots(args), args.processes, logs, _say).run()
+    return Runner(jobs, _slots(args), args.processes, logs, _say, args.keep).run()
 
 
 def _say(line: str) -> None:
@@ -166,37 +172,57 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
     """Submit job arrays, each of runs that need only runs of the arrays before."""
     if shutil.which('sbatch') is None:
         raise ValueError('--slurm: there is no sbatch here: is this a login node of the cluster?')
-    arrays, left_out = _arrays(jobs)
+    record = args.output / SUBMITTED_FILE
+    tasks = json.loads(record.read_text('utf-8')) if record.is_file() else {}
+    listed = _slurm(['squeue', '--me', '--array', '--noheader', '--format=%F_%K']).split()
+    arrays, left_out = _arrays(jobs, {folder for folder, task in tasks.items() if task in listed})
     before, count = '', 0
     for members in arrays:
         command = ['sbatch', '--parsable', f'--array={",".join(map(str, members))}']
-        command += [f'--gpus-per-node={args.processes}'] if args.processes > 1 else []
+        command += _resources(args.processes) if args.processes > 1 else []
         command += [f'--{option}' for option in args.slurm]
         if before:
             # afterany: a failed run does not hold back the others; each checks what it needs.
             command.append(f'--dependency=afterany:{before}')
         command += [str(ARRAY_SCRIPT), *_plan_flags(args)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ValueError(f'sbatch refused ({done.stderr.strip()}): {" ".join(command)}')
-        before = done.stdout.strip().partition(';')[0]
+        before = _slurm(command).strip().partition(';')[0]
+        tasks |= {str(jobs[number].folder): f'{before}_{number}' for number in members}
+        args.output.mkdir(parents=True, exist_ok=True)
+        replace_file(record, json.dumps(tasks, indent=1))
         print(f'array {before}: {len(members)} runs, such as {jobs[members[0]].name}')
         count += len(members)
     for job, need in left_out:
-        print(f'left out: {job.name} waits for {need}, which is running: submit again after it')
+        print(f'left out: {job.name} waits for {need}: submit again when it has finished')
     others = len(jobs) - count - len(left_out)
-    print(f'{count} runs submitted, {others} are finished or running, {len(left_out)} left out')
+    print(f'{count} runs submitted, {len(left_out)} left out, {others} finished, queued or running')
     return 0
 
 
-def _arrays(jobs: list[Job]) -> tuple[list[list[int]], list[tuple[Job, Path]]]:
-    """Numbers of the runs of each array, and the runs that wait for one that is running now."""
+def _slurm(command: list[str]) -> str:
+    """What a command of Slurm prints."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f'{command[0]} refused ({done.stderr.strip()}): {" ".join(command)}')
+    return done.stdout
+
+
+def _resources(processes: int) -> list[str]:
+    """Options of sbatch that multiply what the array script requests for one process."""
+    lines = re.findall(
+        r'^#SBATCH --(gpus-per-node|cpus-per-task|mem)=(\d+)(.*)', ARRAY_SCRIPT.read_text(), re.M
+    )
+    return [f'--{key}={int(number) * processes}{unit}' for key, number, unit in lines]
+
+
+def _arrays(jobs: list[Job], queued: set[str]) -> tuple[list[list[int]], list[tuple[Job, Path]]]:
+    """Numbers of the runs of each array, and runs that wait for one that is queued or running."""
     waves: dict[Path, int] = {}
     arrays: dict[int, list[int]] = {}
     running: dict[Path, Path] = {}  # run -> itself, or what it waits for
     left_out = []
     for number, job in enumerate(jobs):  # what a job needs comes before it
-        state, waits_for = state_of(job), [running[need] for need in job.needs if need in running]
+        state = 'running' if str(job.folder) in queued else state_of(job)
+        waits_for = [running[need] for need in job.needs if need in running]
         if state == 'running':
             running[job.folder] = job.folder
         elif state != 'finished' and waits_for:
@@ -229,17 +255,20 @@ def status(args: argparse.Namespace) -> int:
     """Print the number, the name and the state of each run."""
     jobs, reasons, done = jobs_of(args), [], 0
     for number, job in enumerate(jobs):
+        state = folder_state(job.folder)
+        done += state == 'finished'
         try:
-            state = state_of(job)
-            done += state == 'finished'
-            state += f' ({progress(job)})' if state in ('running', 'stopped') else ''
+            state += f' ({progress(job.folder)})' if state in ('running', 'stopped') else ''
+            state_of(job)
         except ValueError as error:  # such as without the --pretrain-opts that it was run with
-            state = 'refused'
+            state += ' *'
             reasons.append(str(error))
         print(f'{number:4d}  {job.name:<50} {state}')
+    print(f'{done} of {len(jobs)} runs finished')
+    if reasons:
+        print(f'* {len(reasons)} folders hold other runs than these options give: run refuses them')
     for reason in reasons[:REASONS_SHOWN]:
-        print(f'refused: {reason}')
-    print(f'{done} of {len(jobs)} runs finished, {len(reasons)} refused')
+        print(f'  {reason}')
     return 0
 
 
@@ -270,6 +299,7 @@ def plot(args: argparse.Namespace) -> int:
     figures: dict[str, Callable[[Path], None]] = {'': lambda path: plot_sweep(path, results, score)}
     if sweep.subsets:
         figures = {
+            '_differences': figures[''],
             '_labels': lambda path: plot_labels(path, results, args.subset),
             f'_{sweep.subsets}': lambda path: plot_subsets(path, results, score),
         }

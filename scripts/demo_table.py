@@ -15,6 +15,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.labels import COMPETITION_LABELS
+from engine.files import replace_file
 from logger import read_metrics
 
 RUNS = {'pre-trained': 'pretrained', 'from scratch': 'scratch'}
@@ -43,7 +44,7 @@ def scores_on_test(folder: Path) -> dict[str, dict]:
     for name, tag in RUNS.items():
         table = json.loads((folder / f'runs/simmim_finetune/{tag}/scores.json').read_text())['test']
         tables[name] = table.get('selected', table['last'])
-    tables['pixel floor'] = json.loads((folder / 'pixel_floor.json').read_text())['test']
+    tables['pixel floor'] = table['pixel_floor']
     return tables
 
 
@@ -73,7 +74,7 @@ def print_one(folder: Path) -> None:
     for path in (*images[:1], *images[-1:], folder / 'contact_sheet.png'):
         print(f'  {path}')
     result = {'held_out_l1_grey': losses, 'test': scores}
-    (folder / 'demo.json').write_text(json.dumps(result, indent=1) + '\n')
+    replace_file(folder / 'demo.json', json.dumps(result, indent=1) + '\n')
 
 
 def print_several(folders: list[Path]) -> None:

@@ -94,8 +94,9 @@ def list_images(places: list[str]) -> list[str]:
 
 def read_config(path: str) -> Config:
     """The options of the run that wrote a checkpoint."""
-    config = trained_config(path, 'finetune')
-    if config is None or 'head.weight' not in read_checkpoint(path)['model']:
+    is_classifier = 'head.weight' in read_checkpoint(path)['model']
+    config = trained_config(path, 'finetune') if is_classifier else None
+    if config is None:
         raise ValueError(f'{path} is not a fine-tuned checkpoint of main_finetune.py')
     return config
 
@@ -117,7 +118,7 @@ def predict_images(args: argparse.Namespace) -> int:
         args.output,
         expit(logits.astype('float64')),
         paths=paths,
-        labels=task_labels(data.TASK),
+        labels=task_labels(data.TASK, data.LABELS),
         source={'checkpoint': args.checkpoint, 'run': config.TAG, 'rows': len(paths)},
     )
     return len(paths)

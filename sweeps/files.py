@@ -8,6 +8,7 @@ a YAML file and changed options for each stage, and `plan` turns a sweep into ru
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -44,6 +45,7 @@ MODEL_NAMES = {
 }
 # How a comparison of methods gives subsets of the labels, and the option that sets them.
 SUBSETS = {'shares': 'DATA.TRAIN_FRACTION', 'images': 'DATA.TRAIN_IMAGES'}
+GPUS_SHOWN = 8
 SOFT_TARGETS = 'DATA.SELF_TRAIN_PREDICTIONS'
 
 ABLATION_KEYS = {'title', 'reference', 'keys', 'rows'}
@@ -471,13 +473,13 @@ def plan(
         seeds: Seeds; there is one run per row, stage and seed.
         data: --data-path.
         output: --output.
-        gpus: Processes of a run, which share the accumulated batches of an optimizer step.
+        gpus: Processes of a run, which share the images of an optimizer step.
         options: KEY VALUE pairs put over the YAML files, by stage.
         environment: Environment variables, where `weights` are looked up.
 
     Raises:
         ValueError: If the options of a run cannot work, weights are not given, or the number of
-            GPUs does not divide the accumulated batches.
+            GPUs does not fit the images of an optimizer step.
     """
     jobs: dict[Path, Job] = {}
     steps = [(seed, stage, row) for seed in seeds for stage in STAGES for row in sweep.rows]
@@ -530,7 +532,9 @@ def only_row(sweep: Sweep, name: str) -> Sweep:
 
 
 def share_steps(stage: str, arguments: list[str], gpus: int) -> tuple[list[str], Config]:
-    """Flags and options of a run whose GPUs share the accumulated batches of an optimizer step.
+    """Flags and options of a run whose GPUs share the images of an optimizer step.
+
+    They share its accumulated batches, and the images of a batch if there are more GPUs.
 
     Raises:
         ValueError: If the GPUs cannot share them equally.
@@ -538,13 +542,18 @@ def share_steps(stage: str, arguments: list[str], gpus: int) -> tuple[list[str],
     config = get_config(build_parser(stage).parse_args(arguments))
     if gpus == 1:
         return arguments, config
-    steps = max(config.TRAIN.ACCUMULATION_STEPS, 1)
-    if steps % gpus:
+    size, steps = config.DATA.BATCH_SIZE, max(config.TRAIN.ACCUMULATION_STEPS, 1)
+    images = size * steps
+    if images % gpus:
+        fitting = [str(number) for number in range(1, images + 1) if images % number == 0]
         raise ValueError(
-            f'{config.TAG}: {gpus} GPUs cannot share TRAIN.ACCUMULATION_STEPS {steps} equally: use '
-            'a number of GPUs that divides it, or smaller batches (DATA.BATCH_SIZE) and more steps'
+            f'{config.TAG}: {gpus} GPUs cannot share the {images} images of a step equally '
+            f'(DATA.BATCH_SIZE {size} x TRAIN.ACCUMULATION_STEPS {steps}): use '
+            f'{", ".join(fitting[:GPUS_SHOWN])} ... GPUs'
         )
-    arguments = [*arguments, '--accumulation-steps', str(steps // gpus)]
+    shared = math.gcd(gpus, steps)
+    arguments = [*arguments, '--accumulation-steps', str(steps // shared)]
+    arguments += ['--batch-size', str(size // (gpus // shared))]
     return arguments, get_config(build_parser(stage).parse_args(arguments))
 
 

@@ -1,4 +1,4 @@
-"""Figures of a sweep: rows and seeds, learning curves, AUROC by label and by labelled share."""
+"""Figures of a sweep: paired differences, learning curves, AUROC by label and labelled share."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import ScaledTranslation
 
+from engine.files import atomic_writer
 from logger import read_metrics
 from sweeps.files import Row, Sweep, run_folder
 from sweeps.results import (
@@ -23,10 +22,8 @@ from sweeps.results import (
     NOT_FOR_CLINICAL_USE,
     Collected,
     choose_scores,
-    has_shared_images,
     is_compared,
     known_scores,
-    pretrain_figure,
     row_title,
     score_of,
     score_title,
@@ -40,15 +37,13 @@ COLOURS = (
 )  # fmt: skip
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '<', '>')
 COLOUR, GREY, LIGHT = '#0072B2', '#595959', '#E0E0E0'
-ROW = {'color': COLOUR, 'marker': 'o', 'markersize': 5}
-REFERENCE = {'color': '#D55E00', 'marker': 'D', 'markersize': 5.5}
-SEED = {'marker': 'o', 'markersize': 3.5, 'markerfacecolor': 'white', 'markeredgewidth': 0.8}
-SEED_OFFSET = 6  # points between a mean and its seeds
-TRIVIAL = {
-    'l1_mean': ('trivial: mean of visible pixels', '--'),
-    'l1_linear': ('trivial: interpolation', ':'),
+SIGNIFICANT_COLOUR = '#D55E00'
+BARS = {
+    'over_patients': {'label': '95 % over patients', 'color': COLOURS[2], 'linewidth': 5},
+    'over_seeds': {'label': '95 % over seeds', 'color': COLOURS[0], 'linewidth': 1},
 }
-SLANTED = {'rotation': 30, 'ha': 'right', 'rotation_mode': 'anchor'}
+POINT = {'marker': 'o', 'markersize': 5, 'color': COLOURS[0], 'markerfacecolor': 'white'}
+CLEAR = {'color': SIGNIFICANT_COLOUR, 'markerfacecolor': SIGNIFICANT_COLOUR}
 WIDTH = 6.3  # inches: the text of an A4 page
 STYLE = {'font.size': 9, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays text
 STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True}
@@ -64,44 +59,42 @@ COLUMNS = 3  # panels of the learning curves side by side
 
 
 def plot_sweep(path: str | Path, collected: Collected, score: str | None = None) -> None:
-    """Draw held-out L1 and a score: mean and standard deviation over seeds, and each seed.
+    """Draw the paired difference of each row from the row it is compared with, and both intervals.
 
-    Rows whose names are numbers lie on a numeric axis (by powers of two if a size is varied),
-    other rows side by side.
+    The rows are in the order of the sweep.
 
     Args:
         path: Path of the figure, .png, .pdf or .svg; its folder is created.
         collected: See `sweeps.results.collect`.
-        score: One of the scores of the table; by default that of the table.
+        score: One of the compared scores of the table; by default that of the table.
 
     Raises:
-        ValueError: If the format or the score is unknown.
+        ValueError: If the format or the score is unknown, or rows are not compared by the score.
     """
     (score,) = choose_scores(collected, [score] if score else None)
-    rows, numbers = collected['rows'], row_numbers(collected)
-    shared, everywhere = [has_shared_images(row) for row in rows], [True] * len(rows)
-    places = numbers or list(range(len(rows)))
-    names = [
-        (row['name'] if numbers else row_title(collected, row)) + ' *' * bool(row['l1_caveat'])
-        for row in rows
-    ]
-    titles = ('held-out L1 (grey levels)\nlower is better',
-              f'{score_title(collected, score)}\nhigher is better')  # fmt: skip
-    spreads = [pretrain_figure(row, 'l1') for row in rows], [score_of(r, score) for r in rows]
-    with _drawing(path, 3.3 if numbers else 3.8) as figure:
-        panels = figure.subplots(1, 2)
-        joined = shared, everywhere
-        for axis, values, title, on_line in zip(panels, spreads, titles, joined, strict=True):
-            _draw_rows(axis, collected, places, values, on_line)
-            axis.set_xlabel(collected['title'])
-            axis.set_ylabel(title)
-            if numbers and min(numbers) > 0 and any(k.endswith('_SIZE') for k in collected['keys']):
-                axis.set_xscale('log', base=2)
-            axis.minorticks_off()
-            axis.margins(x=0.08)
-            axis.set_xticks(places, names, **({} if numbers else SLANTED))
-        _draw_trivial(panels[0], collected, places, shared)
-        _add_row_legend(figure, panels[0], collected)
+    if not is_compared(score):
+        raise ValueError(f'--scores: rows are compared by AUROC only, got {score!r}')
+    rows = collected['rows']
+    with _drawing(path, 1.1 + 0.28 * len(rows)) as figure:
+        axis = figure.subplots()
+        axis.axvline(0, color=GREY, linewidth=1.2, zorder=1)
+        for place, row in enumerate(rows):
+            _draw_difference(axis, place, row, row['compared'].get(score))
+        names = [row_title(collected, row) for row in rows]
+        if collected['subsets']:
+            subsets = [subset_title(collected, row['subset']) for row in rows]
+            names = [f'{name}, {subset}' for name, subset in zip(names, subsets, strict=True)]
+        axis.set_yticks(range(len(rows)), names)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.grid(axis='x')
+        axis.set_ylabel(collected['title'])
+        axis.set_xlabel(f'paired difference in {score_title(collected, score)}')
+        points = {'significant': CLEAR, 'not significant': {}}
+        handles = [Line2D([], [], **style) for style in BARS.values()]
+        for name, style in points.items():
+            handles.append(Line2D([], [], linestyle='', label=name, **POINT | style))
+        figure.legend(handles=handles, loc='outside upper center', ncols=4)
+        figure.supxlabel(f'Right of 0: better than the reference. {NOT_FOR_CLINICAL_USE}', fontsize=7, color=GREY)
 
 
 def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
@@ -208,14 +201,6 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
         _add_method_legend(figure, collected, first, "Bars: 95 % over seeds, by Student's t.")
 
 
-def row_numbers(collected: Collected) -> list[float] | None:
-    """The rows' names as numbers; None if they are not numbers."""
-    try:
-        return [float(row['name']) for row in collected['rows']]
-    except ValueError:
-        return None
-
-
 @contextlib.contextmanager
 def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
     """A figure as wide as a page, `height` inches high, which is saved at the end."""
@@ -224,54 +209,28 @@ def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(WIDTH, height), layout='constrained')
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=200)
+        with atomic_writer(path) as file:
+            figure.savefig(file, dpi=200, format=path.suffix[1:])
 
 
-def _draw_rows(
-    axis: Axes,
-    collected: Collected,
-    places: Sequence[float],
-    seeds: Sequence[pd.Series],
-    on_line: Sequence[bool],
+def _draw_difference(
+    axis: Axes, place: int, row: Mapping[str, Any], part: Mapping[str, Any] | None
 ) -> None:
-    """Means with standard deviations, a line through some, and each seed next to its mean."""
-    moved = ScaledTranslation(SEED_OFFSET / 72, 0, axis.figure.dpi_scale_trans)
-    if row_numbers(collected):
-        line = pd.Series([values.mean() for values in seeds], index=places)[on_line]
-        line = line.sort_index().dropna()
-        axis.plot(line.index, line, color=COLOUR, linewidth=1, zorder=2)
-    for place, row, values in zip(places, collected['rows'], seeds, strict=True):
-        style = REFERENCE if row['name'] == collected['reference'] else ROW
-        error = values.std() if len(values) > 1 else None
-        axis.errorbar(place, values.mean(), yerr=error, capsize=3, zorder=3, **style)
-        for value in values:
-            seed = SEED | {'color': style['color'], 'zorder': 4}
-            axis.plot(place, value, transform=axis.transData + moved, **seed)
-            axis.update_datalim([(place, value)])  # moved points do not count
-        if 0 < len(values) < len(row['seeds']):
-            note = {'xytext': (0, 9), 'textcoords': 'offset points', 'ha': 'center'}
-            axis.annotate(f'n = {len(values)}', (place, values.mean()), fontsize=7, **note)
-
-
-def _draw_trivial(
-    axis: Axes, collected: Collected, places: Sequence[float], on_line: Sequence[bool]
-) -> None:
-    """The error of predictors without a model, as a line through the rows."""
-    for predictor, (name, dashes) in TRIVIAL.items():
-        means = [pretrain_figure(row, predictor).mean() for row in collected['rows']]
-        line = pd.Series(means, index=places)[on_line].sort_index().dropna()
-        style = {'color': GREY, 'linewidth': 0.9, 'linestyle': dashes, 'zorder': 1, 'label': name}
-        axis.plot(line.index, line, **style)
-
-
-def _add_row_legend(figure: Figure, axis: Axes, collected: Collected) -> None:
-    styles = {'mean ± SD over seeds': ROW, 'reference': REFERENCE, 'seed': SEED | {'color': COLOUR}}
-    handles = {name: Line2D([], [], **style, linestyle='') for name, style in styles.items()}
-    handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles.keys(), loc='outside upper center', ncols=3)
-    marked = any(row['l1_caveat'] for row in collected['rows'])
-    text = '* Held-out L1: see the notes of the table. ' if marked else ''
-    figure.supxlabel(f'{text}{NOT_FOR_CLINICAL_USE}', fontsize=7, color=GREY)
+    """The difference of a row at this height, with its intervals as far as they are known."""
+    if part is None:
+        reason = 'no finished run to compare' if row['against'] else 'others are compared with it'
+        note = {'xytext': (5, 0), 'textcoords': 'offset points', 'va': 'center'}
+        axis.annotate(reason, (0, place), fontsize=7, color=GREY, **note)
+        return
+    for noise, style in BARS.items():
+        ends = [part[noise]['low'], part[noise]['high']]
+        if None not in ends:
+            axis.plot(ends, [place] * 2, solid_capstyle='butt', zorder=2, **style)
+    style = CLEAR if part['verdict'] in ('above', 'below') else {}
+    axis.plot(part['difference'], place, linestyle='', zorder=3, **POINT | style)
+    if part['seeds'] < len(row['seeds']):
+        note = {'xytext': (0, 5), 'textcoords': 'offset points', 'ha': 'center'}
+        axis.annotate(f'{part["seeds"]} seeds', (part['difference'], place), fontsize=6, **note)
 
 
 def _draw_curves(axis: Axes, row: Row, seeds: Sequence[int], output: str | Path) -> None:

@@ -23,7 +23,7 @@ from config import Config, value_at
 from data.labels import COMPETITION_LABELS, scored_targets, task_labels
 from data.masking import average_distance, mask_generator
 from data.records import look_up, read_predictions, read_split, select_views
-from engine.files import replace_file
+from engine.files import replace_file, replace_files
 from engine.run_record import is_finished, read_record, without_home
 from evaluation.cases import Cases
 from evaluation.compare import bootstrap_p, holm
@@ -168,7 +168,9 @@ def read_scores(folder: Path, split: str = '') -> Scored:
         scores = table[split][checkpoint]
         kept = ('level', 'views', 'rows', 'positives', 'undefined')
         figures = {'split': split, 'checkpoint': checkpoint} | {key: scores[key] for key in kept}
-        figures['scores'] = {name: scores[name] for name in MEANS} | scores['auroc']
+        figures['scores'] = {name: scores[name] for name in MEANS if name in scores} | scores[
+            'auroc'
+        ]
         figures['scores'] |= _threshold_scores(folder / 'report.json', split)
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
@@ -350,12 +352,15 @@ class ScoredPatients:
     def __init__(self, run: Scored, *, resamples: int, seed: int) -> None:
         config, split = load_config(run.folder), run.figures['split']
         self.level, self.aggregate = config.EVAL.LEVEL, config.EVAL.AGGREGATE
-        self.labels = task_labels(config.DATA.TASK)
+        self.labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
         config.DATA.CACHE_DIR = ''  # the CSV files are in the data folder
         records = read_split(config, split, logging.getLogger(__name__))
         self.records = select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
         self.targets = scored_targets(
-            self.records.labels, task=config.DATA.TASK, blank=config.DATA.BLANK
+            self.records.labels,
+            task=config.DATA.TASK,
+            blank=config.DATA.BLANK,
+            names=records.label_names,
         )
         self.resamples = Resamples(self.records.patient, resamples=resamples, seed=seed)
         self._samples: dict[Path, dict[str, np.ndarray]] = {}
@@ -399,7 +404,7 @@ class ScoredPatients:
         return samples
 
     def _cases(self, file: Path) -> Cases:
-        predictions, records = read_predictions(file), self.records
+        predictions, records = read_predictions(file, labels=self.labels), self.records
         probabilities = look_up(predictions, records.path, self.labels)
         if len(predictions.names) != len(records.path) or np.isnan(probabilities).any():
             raise ValueError(
@@ -476,15 +481,17 @@ def compare_rows(
 def verdict(part: Mapping[str, Any]) -> str:
     """'above' or 'below' if both intervals exclude 0 and `p_holm` is below SIGNIFICANT.
 
-    Otherwise 'inside the noise', or 'n/a' if an interval is unknown and the rest excludes 0.
+    'not significant after correction' if only `p_holm` is not. Otherwise 'inside the noise', or
+    'n/a' if an interval is unknown and the rest excludes 0.
     """
     seeds, patients = part['over_seeds'], part['over_patients']
     bounds = [(entry['low'], entry['high']) for entry in (seeds, patients)]
-    with_zero = any(low <= 0 <= high for low, high in bounds)  # False for NaN
-    if with_zero or patients['p_holm'] >= SIGNIFICANT:
+    if any(low <= 0 <= high for low, high in bounds):  # False for NaN
         return 'inside the noise'
     if np.isnan(bounds).any():
         return MISSING
+    if patients['p_holm'] >= SIGNIFICANT:
+        return 'not significant after correction'
     return 'above' if part['difference'] > 0 else 'below'
 
 
@@ -643,9 +650,9 @@ def write_table(
     """Write a table as `<name>.csv` (unrounded, empty if unknown) and `<name>.md`."""
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(figures, dtype=object)  # keeps whole numbers whole
-    replace_file(folder / f'{name}.csv', table.to_csv(index=False).encode())
-    replace_file(folder / f'{name}.md', markdown.encode())
-    return folder / f'{name}.md'
+    page = folder / f'{name}.md'
+    replace_files({page: markdown, page.with_suffix('.csv'): table.to_csv(index=False)})
+    return page
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -693,7 +700,8 @@ def notes(collected: Collected) -> list[str]:
         'patients: 95 % percentile interval of the difference of the means over seeds, '
         f'{collected["resamples"]} paired resamples of the patients. Verdict: above or '
         'below if both intervals exclude 0 and the bootstrap p-value over patients, corrected by '
-        f'Holm over the rows of the table, is below {SIGNIFICANT}.',
+        f'Holm over the rows of the table, is below {SIGNIFICANT}; not significant after '
+        'correction if only that is not; inside the noise if an interval includes 0.',
         *_problem_notes(collected),
     ]
     if published := collected['published']:

@@ -16,7 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from engine.files import checksum_file, newest_first, sha256
+from engine.files import (
+    BEST_CHECKPOINT,
+    checkpoint_name,
+    checksum_file,
+    newest_first,
+    sha256,
+)
 from engine.run_record import (
     EXIT_PREEMPTED,
     OPTIONS_FILE,
@@ -39,16 +45,22 @@ def state_of(job: Job) -> str:
         ValueError: If the folder holds a run with other options, images or weights, or if its
             options or a file they are compared with cannot be read.
     """
-    if not (job.folder / OPTIONS_FILE).is_file():  # written when the run begins to train
-        return 'running' if is_locked(job.folder) else 'not started'
-    if changes := differences(job):
+    if (job.folder / OPTIONS_FILE).is_file() and (changes := differences(job)):
         raise ValueError(
             f'{job.folder} holds another run ({"; ".join(changes[:DIFFERENCES_SHOWN])}): choose '
             'another --output, or give the options of that run'
         )
-    if is_finished(job.folder):
+    return folder_state(job.folder)
+
+
+def folder_state(folder: Path) -> str:
+    """As `state_of`, of the run in a folder, whatever its options are."""
+    has_begun = (folder / OPTIONS_FILE).is_file()  # written when the run begins to train
+    if has_begun and is_finished(folder):
         return 'finished'
-    return 'running' if is_locked(job.folder) else 'stopped'
+    if is_locked(folder):
+        return 'running'
+    return 'stopped' if has_begun else 'not started'
 
 
 def differences(job: Job) -> list[str]:
@@ -101,12 +113,29 @@ def _sha256(path: Path, changed_ns: int) -> str:
     return sha256(path)
 
 
-def progress(job: Job) -> str:
-    """How many epochs of a run are done."""
-    file = job.folder / 'metrics.jsonl'
+def progress(folder: Path) -> str:
+    """How many epochs of the run in a folder are done."""
+    file = folder / 'metrics.jsonl'
     lines = file.read_bytes().split(b'\n')[:-1] if file.is_file() else []  # without a torn line
     epoch = json.loads(lines[-1])['epoch'] if lines else -1
-    return f'epoch {epoch + 1} of {job.config.TRAIN.EPOCHS}'
+    return f'epoch {epoch + 1} of {load_config(folder).TRAIN.EPOCHS}'
+
+
+def remove_checkpoints(job: Job) -> None:
+    """Remove the checkpoints of a finished run that no later step reads.
+
+    The last one of a pre-training stays, because fine-tuning starts from it. Of a fine-tuning the
+    selected one stays, or the last one if none was selected.
+    """
+    best, kept = job.folder / BEST_CHECKPOINT, checkpoint_name(job.config.TRAIN.EPOCHS - 1)
+    if job.stage == 'finetune':
+        scores = json.loads((job.folder / 'scores.json').read_bytes())
+        kept = best.name if any('selected' in split for split in scores.values()) else kept
+    if (job.folder / kept).is_file():
+        for path in (*newest_first(job.folder), best):
+            if path.name != kept:
+                checksum_file(path).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
 
 @dataclass
@@ -123,6 +152,7 @@ class Runner:
         processes: Processes of each job; above 1 it is started by torchrun.
         logs: Folder for the output of the runs; None: they print to the terminal.
         say: Takes a line about the progress.
+        keep: 'best' removes all other checkpoints of finished runs, see `remove_checkpoints`.
     """
 
     jobs: Sequence[Job]
@@ -130,6 +160,7 @@ class Runner:
     processes: int
     logs: Path | None
     say: Callable[[str], None]
+    keep: str = 'all'
     running: dict[int, tuple[Job, subprocess.Popen, float]] = field(default_factory=dict)
     broken: set[Path] = field(default_factory=set)
     failed: list[str] = field(default_factory=list)
@@ -141,19 +172,21 @@ class Runner:
             self.logs.mkdir(parents=True, exist_ok=True)
         states = [(job, state_of(job)) for job in self.jobs]
         self.waiting = [job for job, state in states if state != 'finished']
-        finished = [job for job, state in states if state == 'finished' and job.needs]
+        finished = [job for job, state in states if state == 'finished']
+        for job in finished:
+            self._tidy(job)
         self.total, self.done = len(self.waiting), 0
         self.say(f'{len(self.jobs)} runs, {len(self.jobs) - self.total} of them already finished')
         with self._on_signals():
             try:
                 self._run_waiting()
-                self._check_again(finished)
+                self._check_again([job for job in finished if job.needs])
             finally:
                 self._end_all()
         for line in self.failed:  # again, after all other lines
             self.say(line)
-        if self.signal:
-            left = self.total - self.done
+        if self.signal and self.waiting:
+            left = len(self.waiting)
             self.say(f'stopped by {self.signal}, {left} runs left: the same command resumes them')
             return EXIT_PREEMPTED
         return 1 if self.failed else 0
@@ -236,15 +269,21 @@ class Runner:
             seconds = time.monotonic() - start
             if is_finished(job.folder):
                 self.done += 1
+                self._tidy(job)
                 self.say(f'finished {job.name}: {seconds:.0f} s [{self.done}/{self.total}]')
             elif code == EXIT_PREEMPTED or self.signal:
                 self.signal = self.signal or 'a signal to the run'
+                self.waiting.append(job)
                 self.say(f'stopped {job.name} after {seconds:.0f} s')
             elif is_locked(job.folder):  # another process started it first
                 self.waiting.append(job)
             else:
                 where = f', see {self._log(job)}' if self.logs else ''
                 self._fail(job, f'failed with code {code}{where}')
+
+    def _tidy(self, job: Job) -> None:
+        if self.keep == 'best':
+            remove_checkpoints(job)
 
     def _log(self, job: Job) -> Path:
         return self.logs / f'{job.folder.parent.name}__{job.folder.name}.log'

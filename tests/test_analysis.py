@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cases import NAN, make_cases
-from sklearn.metrics import roc_curve
+from sklearn.metrics import confusion_matrix, roc_curve
 
 from data.labels import COMPETITION_LABELS
 from evaluation.analysis import HeldOut, fit_held_out, score_set, worst_errors
@@ -73,8 +73,9 @@ def test_radiologists_are_not_shown_on_other_cases(change):
 
 def test_uncertain_labels_are_counted_at_the_level_that_is_scored():
     """A study is left out where one of its images is uncertain and none is known."""
-    study = np.array([f'test/patient{i}/study1' for i in (2, 2, 2, 1, 1, 1, 3, 3)], object)
+    study = np.array([f'test/patient{i}/study1' for i in (2, 2, 2, 1, 1, 1, 3, 3, 4, 5)], object)
     cells = np.array([[-1, -1], [-1, 1], [-1, 0], [-1, 0], [NAN, 0], [-1, 0], [NAN, -1], [NAN, -1]])
+    cells = np.concatenate([cells, [[1, 0], [0, 1]]])  # so that both labels have both classes
     uncertain = cells == -1
     targets = np.where(uncertain, NAN, cells)
     cases = make_cases(np.full(cells.shape, 0.5), targets, study=study, uncertain=uncertain)
@@ -86,7 +87,7 @@ def test_uncertain_labels_are_counted_at_the_level_that_is_scored():
         scored = score_set(cases, nothing, Protocol(level=level, resamples=0))
         assert scored['uncertain'] == wanted
     rows = cases.at_level('study')
-    assert rows.uncertain.tolist() == [[True, False], [True, False], [False, True]]
+    assert rows.uncertain[:3].tolist() == [[True, False], [True, False], [False, True]]
 
 
 def test_held_out_values_are_matched_to_labels_by_name():
@@ -118,3 +119,22 @@ def test_worst_errors_are_the_most_confident_ones():
     ]
     assert [e['path'] for e in found] == [cases.path[0], cases.path[3]]
     assert worst_errors(cases, np.array([NAN])) == []
+
+
+def test_the_confusion_matrix_is_that_of_the_threshold() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.choice([0.0, 1.0, NAN], size=(90, 1))
+    cases = make_cases(rng.random((90, 1)).round(1), targets)
+    held_out = HeldOut(np.array([0.4]), np.array([NAN]))
+    (entry,) = score_set(cases, held_out, Protocol(resamples=0))['labels']
+    known = ~np.isnan(targets[:, 0])
+    called = cases.probabilities[known, 0] >= 0.4
+    (tn, fp), (fn, tp) = confusion_matrix(targets[known, 0], called)
+    assert entry['confusion'] == {
+        'true_positives': tp,
+        'false_negatives': fn,
+        'false_positives': fp,
+        'true_negatives': tn,
+    }
+    nothing = HeldOut(*np.full((2, 1), NAN))
+    assert score_set(cases, nothing, Protocol(resamples=0))['labels'][0]['confusion'] is None

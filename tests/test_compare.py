@@ -48,7 +48,7 @@ def areas_of_resample(cases, counts, k):
 @pytest.mark.parametrize('rows_each', [1, 2])
 def test_equals_scikit_learn_on_resamples_written_out(rows_each):
     a, b = make_pair(rows_each=rows_each)
-    found = compare(a, b, resamples=20, seed=3, five=('Edema', 'Cardiomegaly'))
+    found = compare(a, b, resamples=20, seed=3)
     weights = Resamples(a.patient, resamples=20, seed=3).weights(a.patient)
     ones, per_label, values = np.ones(len(a), int), {}, {}
     for k, label in enumerate(LABELS):
@@ -56,11 +56,10 @@ def test_equals_scikit_learn_on_resamples_written_out(rows_each):
         per_label[label] = np.array(
             [areas_of_resample(a, w, k) - areas_of_resample(b, w, k) for w in weights]
         )
-    five = [name for name in LABELS if name != 'Fracture']
-    values['five'] = np.mean([values[name] for name in five])
-    per_label['five'] = np.mean([per_label[name] for name in five], axis=0)
-    entries = found['labels'] | {'five': found['means']['five']}
-    assert list(entries) == [*LABELS, 'five']
+    values['mean'] = np.mean([values[name] for name in LABELS])
+    per_label['mean'] = np.mean([per_label[name] for name in LABELS], axis=0)
+    entries = found['labels'] | {'mean': found['means']['labels_with_both_classes']}
+    assert list(entries) == [*LABELS, 'mean']
     for name, entry in entries.items():
         low, high = np.percentile(per_label[name], [2.5, 97.5])
         wanted = {'value': values[name], 'low': low, 'high': high}
@@ -72,7 +71,7 @@ def test_equals_scikit_learn_on_resamples_written_out(rows_each):
 def test_delong_needs_one_row_per_patient_and_holm_takes_what_there_is():
     for rows_each in (1, 2):
         a, b = make_pair(rows_each=rows_each)
-        entries = compare(a, b, resamples=50, seed=0, five=LABELS)['labels'].values()
+        entries = compare(a, b, resamples=50, seed=0)['labels'].values()
         p_values = [entry['p_bootstrap'] for entry in entries]
         if rows_each == 1:
             p_values = [
@@ -87,9 +86,9 @@ def test_delong_needs_one_row_per_patient_and_holm_takes_what_there_is():
 
 def test_rows_are_matched_by_path_and_labels_by_name():
     a, b = make_pair()
-    wanted = compare(a, b, resamples=40, seed=1, five=('Edema',))
+    wanted = compare(a, b, resamples=40, seed=1)
     shuffled = b.select(np.random.default_rng(0).permutation(len(b)))
-    assert compare(a, shuffled, resamples=40, seed=1, five=('Edema',)) == wanted
+    assert compare(a, shuffled, resamples=40, seed=1) == wanted
     columns = [2, 0]
     fewer = replace(
         b,
@@ -97,28 +96,28 @@ def test_rows_are_matched_by_path_and_labels_by_name():
         probabilities=b.probabilities[:, columns],
         targets=b.targets[:, columns],
     )
-    found = compare(a, fewer, resamples=40, seed=1, five=('Edema', 'Fracture'))
+    found = compare(a, fewer, resamples=40, seed=1)
     assert list(found['labels']) == ['Edema', 'Cardiomegaly']
     for label, entry in found['labels'].items():
         assert entry['difference'] == wanted['labels'][label]['difference']
-    assert found['means']['five'] is None  # Fracture is missing
 
 
-def test_an_undefined_label_is_nan_and_leaves_no_mean():
+def test_a_label_of_one_class_is_left_out_of_the_comparison_and_its_mean():
     a, b = make_pair(unknown=0)
     a.targets[:, 1] = 0.0  # the array that both share
     a.targets[1:, 2] = 0.0
     a.targets[0, 2] = 1.0
-    found = compare(a, b, resamples=200, seed=0, five=('Edema', 'Fracture'))
-    fracture, single = found['labels']['Fracture'], found['labels']['Cardiomegaly']
-    assert np.isnan([*fracture['difference'].values(), fracture['p_bootstrap']]).all()
-    assert np.isnan([fracture['p_delong'], fracture['p_holm']]).all()
+    found = compare(a, b, resamples=200, seed=0)
+    assert list(found['labels']) == ['Edema', 'Cardiomegaly']
+    single = found['labels']['Cardiomegaly']
     # One positive: there is a difference, but a third of the resamples have none.
     assert not np.isnan(single['difference']['value'])
     assert np.isnan([single['difference']['low'], single['p_bootstrap'], single['p_delong']]).all()
-    assert found['means']['five'] is None
     edema = found['labels']['Edema']
-    assert edema['p_holm'] == edema['p_delong']  # the others do not count
+    assert edema['p_holm'] == edema['p_delong']  # the other does not count
+    differences = [entry['difference']['value'] for entry in (edema, single)]
+    mean = found['means']['labels_with_both_classes']['difference']
+    assert mean['value'] == pytest.approx(np.mean(differences))
 
 
 def test_bootstrap_p_worked_by_hand():

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tiny import arguments, run_folder, run_main, tiny_config, torchrun
 from torch import nn
@@ -19,7 +21,7 @@ import main_finetune
 from config import get_config
 from data.labels import LABELS
 from evaluation import probes
-from evaluation.probes import KnnClassifier, fit_linear_heads
+from evaluation.probes import KnnClassifier, fit_linear_heads, pixel_floor
 from models import build_model
 
 NAN = float('nan')
@@ -86,6 +88,50 @@ def test_a_soft_target_counts_as_both_classes() -> None:
     np.testing.assert_allclose(
         features @ weight[0] + bias[0], want.decision_function(standard), atol=2e-3
     )
+
+
+def shaded_images(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, 1024] with smooth shades and noise, brighter on the left where the label is 1."""
+    rng = np.random.default_rng(seed)
+    target = np.arange(count) % 2
+    x, y = np.meshgrid(*[np.linspace(-1, 1, 32)] * 2)
+    shades = np.stack([np.cos(i * x + j * y) for i in range(4) for j in range(4)]).reshape(16, -1)
+    images = 0.5 + rng.normal(scale=0.05, size=(count, 16)) @ shades
+    images += 0.2 * target[:, None] * (x.ravel() < 0) + rng.normal(scale=0.05, size=images.shape)
+    return images.astype(np.float32), target.astype(np.float32)[:, None]
+
+
+@pytest.mark.parametrize(
+    'num_images, whitened, components', [(20, False, 10), (39, False, 19), (240, True, 100)]
+)
+def test_the_pixel_floor_is_a_pipeline_of_scikit_learn(num_images, whitened, components) -> None:
+    """With as many whitened components as images, the AUROC would be about 0.5."""
+    train, targets = shaded_images(1, num_images)
+    test, truth = shaded_images(2, 200)
+    found, count = pixel_floor(train, targets, test)
+    assert count == components
+    logistic = LogisticRegression(C=0.01, max_iter=2000)
+    reduce = PCA(components, whiten=whitened, svd_solver='full')
+    want = make_pipeline(reduce, logistic).fit(train, targets[:, 0]).predict_proba(test)[:, 1]
+    np.testing.assert_allclose(found[:, 0], want, atol=1e-3)
+    assert roc_auc_score(truth[:, 0], found[:, 0]) > 0.9
+
+
+def test_the_pixel_floor_has_no_component_without_variance() -> None:
+    train, targets = shaded_images(1, 8)
+    train, targets = np.repeat(train, 50, axis=0), np.repeat(targets, 50, axis=0)
+    found, count = pixel_floor(train, np.hstack([targets, 0 * targets]), train)
+    assert count == 7, 'eight different images span seven directions'
+    assert found[targets[:, 0] == 1, 0].min() > 0.6 > 0.4 > found[targets[:, 0] == 0, 0].max()
+    assert (found[:, 1] == 0.5).all(), 'one class'
+
+
+def test_the_pixel_floor_leaves_out_unknown_targets_and_a_third_class() -> None:
+    train, targets = shaded_images(1, 60)
+    want, _ = pixel_floor(train, np.where(np.arange(60)[:, None] < 9, NAN, targets), train)
+    third = targets.copy()
+    third[:9] = 2
+    np.testing.assert_allclose(pixel_floor(train, third, train)[0], want)
 
 
 def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(

@@ -271,15 +271,17 @@ def on_gpus(stage: str, size: int, steps: int, gpus: int):
     return share_steps(stage, arguments, gpus)[1]
 
 
-def test_gpus_must_divide_the_accumulated_batches() -> None:
-    with pytest.raises(ValueError, match='TRAIN.ACCUMULATION_STEPS'):
+def test_gpus_must_divide_the_images_of_a_step() -> None:
+    with pytest.raises(ValueError, match='use 1, 2, 4, 8, 16'):
         on_gpus('simmim', 64, 4, 3)
 
 
 @pytest.mark.parametrize('stage', ['simmim', 'contrastive'])
-def test_shared_steps_keep_the_images_of_a_step(stage: str) -> None:
+@pytest.mark.parametrize(('gpus', 'batch', 'steps'), [(2, 128, 1), (8, 32, 1), (6, 128, 1)])
+def test_shared_steps_keep_the_images_of_a_step(stage, gpus, batch, steps) -> None:
     config = default_config()
-    config.DATA.BATCH_SIZE, config.TRAIN.ACCUMULATION_STEPS = 256, 1
-    shared = on_gpus(stage, 128, 2, 2)
-    assert shared.TRAIN.ACCUMULATION_STEPS == 1
-    assert batch_counts(shared, {'processes': 2}, stage) == batch_counts(config, {}, stage)
+    size = batch * steps * gpus
+    config.DATA.BATCH_SIZE, config.TRAIN.ACCUMULATION_STEPS = size, 1
+    shared = on_gpus(stage, size // 2, 2, gpus)
+    assert (shared.DATA.BATCH_SIZE, shared.TRAIN.ACCUMULATION_STEPS) == (batch, steps)
+    assert batch_counts(shared, {'processes': gpus}, stage) == batch_counts(config, {}, stage)

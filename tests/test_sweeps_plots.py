@@ -10,7 +10,15 @@ from sweep_runs import SEEDS, MadeRuns, methods_file, row_of
 
 from data.labels import LABELS
 from sweeps.files import ROOT, load_sweep, run_folder
-from sweeps.plots import COLOURS, MARKERS, plot_curves, plot_labels, plot_subsets, plot_sweep
+from sweeps.plots import (
+    COLOURS,
+    MARKERS,
+    SIGNIFICANT_COLOUR,
+    plot_curves,
+    plot_labels,
+    plot_subsets,
+    plot_sweep,
+)
 from sweeps.results import read_collected
 
 METHODS = ('simmim', 'mae', 'moco', 'simclr', 'byol', 'swav', 'scratch')
@@ -49,31 +57,27 @@ def points_of(axis, colour):
     return found
 
 
-def test_the_figure_shows_means_seeds_and_trivial_predictors(figures, tmp_path):
+def test_the_figure_shows_paired_differences_with_both_intervals(figures, tmp_path):
     collected = read_collected(ROOT / 'docs/results/nih1000', 'mask_ratio')
     row = row_of(collected, '0.9')
-    row['seeds'][0]['finetune']['figures'] = None  # not finished
+    part = row['compared']['Pneumonia']
+    part |= {'verdict': 'below', 'seeds': 2}
     plot_sweep(tmp_path / 'new' / 'figure.png', collected, 'Pneumonia')
-    left, right = figures[0].axes
-    values = [e['finetune']['figures']['scores']['Pneumonia'] for e in row['seeds'][1:]]
-    drawn = [line.get_xydata().tolist() for line in right.lines]
-    assert all([[0.9, value]] in drawn for value in values)
-    assert [[0.9, pytest.approx(np.mean(values), abs=1e-6)]] in drawn
-    assert 'n = 2' in [text.get_text() for text in right.texts]
-    ticks = [text.get_text() for text in right.get_xticklabels()]
-    assert ticks == ['0.1', '0.3', '0.5', '0.6', '0.75', '0.9']
-    assert left.get_xlabel() == 'Masked share' and left.get_xscale() == 'linear'
-    trivial = [line.get_ydata()[0] for line in left.lines if line.get_linestyle() in ('--', ':')]
-    assert trivial == pytest.approx([36.2177, 14.7297])
-
-
-def test_lines_leave_out_rows_of_other_held_out_images(figures, tmp_path):
-    collected = read_collected(ROOT / 'docs/results/nih1000', 'mask_ratio')
-    row_of(collected, '0.9')['other_images'] = True
-    plot_sweep(tmp_path / 'figure.png', collected)
-    left, right = ([line.get_xdata() for line in axis.lines if len(line.get_xdata()) > 1]
-                   for axis in figures[0].axes)  # fmt: skip
-    assert [max(xs) for xs in left] == [0.75] * 3 and [max(xs) for xs in right] == [0.9]
+    (axis,) = figures[0].axes
+    names = [text.get_text() for text in axis.get_yticklabels()]
+    assert names == ['0.1', '0.3', '0.5', '0.6 (reference)', '0.75', '0.9']
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first row is at the top
+    zero, *drawn = [line.get_xydata().tolist() for line in axis.lines]
+    assert [x for x, _ in zero] == [0, 0]
+    ends = [[[part[noise][end], 5] for end in ('low', 'high')]
+            for noise in ('over_patients', 'over_seeds')]  # fmt: skip
+    assert drawn[-3:] == [*ends, [[part['difference'], 5]]] and len(drawn) == 3 * 5
+    faces = [line.get_markerfacecolor() for line in axis.lines if line.get_marker() == 'o']
+    assert faces == ['white'] * 4 + [SIGNIFICANT_COLOUR]
+    assert '2 seeds' in [text.get_text() for text in axis.texts]
+    with pytest.raises(ValueError, match='f1:Pneumonia'):
+        row['seeds'][0]['finetune']['figures']['scores']['f1:Pneumonia'] = 0.5
+        plot_sweep(tmp_path / 'figure.png', collected, 'f1:Pneumonia')
 
 
 def test_unknown_scores_and_subsets_are_refused(methods, tmp_path):

@@ -145,7 +145,7 @@ def test_draws_suffice_for_every_row_to_be_significant():
     [
         ((0.01, 0.05), (0.02, 0.04), 0.03, 0.01, 'above'),
         ((-0.01, 0.07), (0.02, 0.04), 0.03, 0.01, 'inside the noise'),
-        ((0.01, 0.05), (0.001, 0.06), 0.03, 0.05, 'inside the noise'),
+        ((0.01, 0.05), (0.001, 0.06), 0.03, 0.05, 'not significant after correction'),
         ((NAN, NAN), (0.02, 0.04), 0.03, 0.01, 'n/a'),
     ],
 )

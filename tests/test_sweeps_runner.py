@@ -56,9 +56,9 @@ def test_a_run_is_started_stopped_and_finished(tmp_path: Path) -> None:
     with run_lock(job.folder):
         assert state_of(job) == 'running'
     write_run(job, {})
-    assert state_of(job) == 'stopped' and progress(job) == 'epoch 0 of 3'
+    assert state_of(job) == 'stopped' and progress(job.folder) == 'epoch 0 of 3'
     (job.folder / 'metrics.jsonl').write_text('{"epoch": -1}\n{"epoch": 0}\n{"epoch": 1, "lo')
-    assert progress(job) == 'epoch 1 of 3'
+    assert progress(job.folder) == 'epoch 1 of 3'
     write_run(job, FINISHED)
     assert state_of(job) == 'finished'
 
@@ -212,6 +212,51 @@ def test_a_finished_run_whose_pretraining_is_repeated_is_reported(tmp_path: Path
     runner = Runner([first, second], [{}], 1, tmp_path / 'logs', lambda line: None)
     assert runner.run() == 1 and runner.done == 1
     assert len(runner.failed) == 1 and 'PRETRAINED' in runner.failed[0]
+
+
+@pytest.mark.parametrize(('waiting', 'code'), [(0, 0), (1, EXIT_PREEMPTED)])
+def test_a_signal_after_the_last_run_stops_nothing(waiting: int, code: int, tmp_path: Path) -> None:
+    stop = 'import os, signal\nos.kill(os.getppid(), signal.SIGTERM)\n'
+    jobs = [made_job(tmp_path / 'runs/0', FINISH + stop)]
+    jobs += [made_job(tmp_path / f'runs/{i + 1}', FINISH) for i in range(waiting)]
+    runner = Runner(jobs, [{}], 1, tmp_path / 'logs', lambda line: None)
+    assert runner.run() == code
+    assert is_finished(jobs[0].folder)
+
+
+@pytest.mark.parametrize(
+    ('stage', 'checkpoint', 'kept'),
+    [
+        ('simmim', 'last', 'ckpt_epoch_2.pth'),
+        ('finetune', 'selected', 'ckpt_best.pth'),
+        ('finetune', 'last', 'ckpt_epoch_2.pth'),  # the best one is of epochs that were given up
+    ],
+)
+def test_of_a_finished_run_only_what_later_steps_read_is_kept(
+    stage: str, checkpoint: str, kept: str, tmp_path: Path
+) -> None:
+    job = next(job for job in jobs_of(SWEEP, tmp_path, tmp_path, 1) if job.stage == stage)
+    write_run(job, FINISHED)
+    (job.folder / 'scores.json').write_text(json.dumps({'valid': {checkpoint: {}}}))
+    for name in (
+        'ckpt_epoch_1.pth',
+        'ckpt_epoch_2.pth',
+        'ckpt_epoch_2_step_5.pth',
+        'ckpt_best.pth',
+    ):
+        (job.folder / name).touch()
+        (job.folder / f'{name}.sha256').touch()
+    for _ in range(2):  # it stays finished
+        assert Runner([job], [{}], 1, tmp_path / 'logs', lambda line: None, 'best').run() == 0
+    assert {path.name for path in job.folder.glob('ckpt_*')} == {kept, f'{kept}.sha256'}
+
+
+def test_an_unfinished_run_keeps_its_checkpoints(tmp_path: Path) -> None:
+    job = made_job(tmp_path / 'runs/a', 'raise SystemExit(2)')
+    job.folder.mkdir(parents=True)
+    (job.folder / 'ckpt_epoch_1.pth').touch()
+    assert Runner([job], [{}], 1, tmp_path / 'logs', lambda line: None, 'best').run() == 1
+    assert (job.folder / 'ckpt_epoch_1.pth').exists()
 
 
 def test_an_error_of_the_runner_leaves_no_process_behind(tmp_path: Path) -> None:

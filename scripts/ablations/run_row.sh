@@ -2,7 +2,7 @@
 # Run one row of a sweep, with its pre-training: what the other scripts of this folder call.
 #   bash scripts/ablations/run_row.sh SWEEP ROW DATA OUTPUT [GPUS]
 # SEED=1: another seed. PRETRAIN_OPTS, FINETUNE_OPTS: further options as 'KEY VALUE ...'.
-# GPUS must divide the accumulated batches of a step. Run again after a stop, it resumes.
+# GPUS must divide the images of an optimizer step. Run again after a stop, it resumes.
 set -euo pipefail
 usage='usage: bash SCRIPT DATA OUTPUT [GPUS]'
 data=$(realpath "${3:?$usage}")
