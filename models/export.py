@@ -112,8 +112,7 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
     Raises:
         ValueError: If it cannot be read, contains no options, or belongs to another model.
     """
-    saved = read_checkpoint(path)
-    state, outputs, gives = saved['model'], (), 'tokens'
+    state, outputs, gives = read_checkpoint(path)['model'], (), 'tokens'
     stage = 'contrastive' if is_contrastive(state) else 'simmim'
     stage = 'finetune' if 'head.weight' in state else stage
     config = trained_config(path, stage)
