@@ -247,7 +247,9 @@ class Preflight:
         if self.loss_fn is not None:
             epochs = self.config.TRAIN.EPOCHS - state.epoch - state.batch / state.num_batches
         others = sum(
-            len(v.dataset) for k, v in self.loaders.items() if k not in (self.main, 'test')
+            len(v.dataset)
+            for k, v in self.loaders.items()
+            if k not in (self.main, 'test', 'internal')
         )
         images = len(self.loaders[self.main]) * data.BATCH_SIZE
         training = epochs * images * with_reading(step)
