@@ -396,7 +396,8 @@ _C.FINETUNE.MODE = 'full'
 _C.REPORT = CN()
 # [CheXpert] Whether fine-tuning and --eval write report.html and its data.
 _C.REPORT.WRITE = True
-# [CheXpert] Saliency maps per label and kind of case (true or false, positive or negative).
+# [CheXpert] Saliency maps per label and kind of case (true or false, positive or negative); 0: the
+# report shows no X-rays, not even small ones of the worst errors.
 _C.REPORT.MAPS = 2
 # [CheXpert] Saliency method: 'grad_cam', or 'rollout' (ViT, the same map for all labels).
 _C.REPORT.METHOD = 'grad_cam'

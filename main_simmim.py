@@ -26,6 +26,7 @@ from evaluation.reconstruction import (
     pixel_mask,
     plot_reconstructions,
 )
+from logger import DETAIL
 from models import build_model
 from models.pretrained import fit_pretrained
 from utils import checkpoint_to_evaluate, load_weights
@@ -63,7 +64,7 @@ class HeldOutReconstruction:
                 values[f'{name}_l1{suffix}'] = float(normalised / num_pixels)
                 values[f'{name}_l1_grey{suffix}'] = float(grey / num_pixels)
             line = describe(name, values, own)
-            run.logger.info(line)
+            run.logger.info(line, extra=DETAIL if epoch >= 0 else None)
             if name == 'holdout' and distributed.is_main() and epoch >= 0:
                 path = run.folder / 'reconstructions' / f'epoch_{epoch}.png'
                 try:
@@ -106,9 +107,8 @@ def describe(name: str, values: dict[str, float], suffix: str = '') -> str:
     """Return one line with the model's error in both units next to the trivial predictors'."""
     trivial = ', '.join(f'{k} {values[f"{name}_l1_grey_{k}"]:.2f}' for k in TRIVIAL_PREDICTORS)
     return (
-        f'{name} masked L1{suffix.replace("_", " ")}: {values[f"{name}_l1{suffix}"]:.4f} '
-        f'normalised, {values[f"{name}_l1_grey{suffix}"]:.2f} of 255 grey levels '
-        f'(trivial: {trivial})'
+        f'{name} masked L1{suffix.replace("_", " ")}: {values[f"{name}_l1{suffix}"]:.4f}, '
+        f'{values[f"{name}_l1_grey{suffix}"]:.2f} of 255 grey levels (trivial: {trivial})'
     )
 
 

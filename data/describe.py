@@ -1,6 +1,8 @@
 """What a data set in CheXpert's layout holds: splits, labels by group, and training targets."""
 
+import io
 import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -31,6 +33,7 @@ from data.records import (
     standard_groups,
     training_records,
 )
+from engine.files import replace_files
 
 # What a cell of the CSV says. Colours by Okabe and Ito, told apart without red or green.
 KINDS = {'positive': '#D55E00', 'uncertain': '#F0E442', 'negative': '#0072B2', 'blank': '#DDDDDD'}
@@ -154,31 +157,31 @@ def count_targets(config: Config, records: Records) -> pd.DataFrame:
 
 
 def format_description(description: Description) -> str:
-    """The tables as text, without the counts by group."""
+    """The tables as text, without the counts by group and without rows of zeros."""
     counts, parts = description.counts, [_text(description.splits)]
     overall = counts[counts['column'] == EVERYTHING]
     for (name, level), table in overall.groupby(['split', 'level'], sort=False):
-        parts.append(f'{name}, {level} level\n{_text(table[["label", *KINDS]])}')
+        parts.append(f'{name}, {level} level\n{_label_rows(table[["label", *KINDS]])}')
     if len(description.targets):
-        parts.append(f'training targets\n{_text(description.targets)}')
+        parts.append(f'training targets\n{_label_rows(description.targets)}')
     return '\n\n'.join([*parts, '\n'.join(description.notes)])
 
 
 def save_description(description: Description, folder: str | Path) -> None:
-    """Write splits.csv, counts.csv, targets.csv, description.json and labels.png."""
+    """Write splits.csv, counts.csv, targets.csv, description.json and labels.png, or none."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tables = {name: getattr(description, name) for name in ('splits', 'counts', 'targets')}
-    for name, table in tables.items():
-        table.to_csv(folder / f'{name}.csv', index=False)
+    files = {f'{name}.csv': table.to_csv(index=False) for name, table in tables.items()}
     contents = {name: table.to_dict('records') for name, table in tables.items()}
     contents['notes'] = description.notes
-    (folder / 'description.json').write_text(json.dumps(contents, indent=1) + '\n')
-    plot_labels(folder / 'labels.png', description)
+    files['description.json'] = json.dumps(contents, indent=1) + '\n'
+    files['labels.png'] = plot_labels(description)
+    replace_files({folder / name: data for name, data in files.items()})
 
 
-def plot_labels(path: str | Path, description: Description) -> None:
-    """Draw one panel per split: what the cells of each label say, as shares of the images."""
+def plot_labels(description: Description) -> bytes:
+    """Return a PNG, one panel per split: what the cells of each label say, in % of the images."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -203,7 +206,9 @@ def plot_labels(path: str | Path, description: Description) -> None:
     axes[0].invert_yaxis()
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc='outside upper center', ncols=len(KINDS), frameon=False)
-    figure.savefig(path, dpi=150)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150)
+    return buffer.getvalue()
 
 
 def _read_sets(config: Config) -> dict[str, Records]:
@@ -232,6 +237,14 @@ def _describe_shared(splits: Mapping[str, Records]) -> str:
         for one, other in combinations(patients, 2)
     ]
     return f'patients in two splits: {", ".join(shared) or "there is one split"}'
+
+
+def _label_rows(table: pd.DataFrame) -> str:
+    """A table of labels; those with a count in the last column alone are named below it."""
+    empty = table.iloc[:, :-1].sum(axis=1, numeric_only=True) == 0
+    kind, names = table.columns[-1], ', '.join(table['label'][empty])
+    line = textwrap.fill(f'{kind} in every row: {names}', 100) if names else ''
+    return '\n'.join(filter(None, ['' if empty.all() else _text(table[~empty]), line]))
 
 
 def _text(table: pd.DataFrame) -> str:

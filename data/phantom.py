@@ -8,6 +8,7 @@ Body coordinates: x runs to the right of the image (the patient's left), y downw
 half a thorax.
 """
 
+import gzip
 import hashlib
 import json
 import math
@@ -26,7 +27,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from tqdm import tqdm
 
 from data.labels import LABELS, NO_FINDING
-from engine.files import replace_file
+from engine.files import atomic_writer, replace_file
 
 SETTINGS_FILE = 'phantom.json'
 SIZES = (32, 1000)  # smallest and largest long side of an image
@@ -956,7 +957,7 @@ def make_phantom(
         if layout == 'mimic-cxr':
             table = _with_mimic_names(table, split, seed, output.name)
         else:
-            table[list(COLUMNS)].to_csv(output / f'{split}.csv', index=False)
+            replace_file(output / f'{split}.csv', table[list(COLUMNS)].to_csv(index=False))
         draw_all(table, output, (number, seed, size), workers)
         tables[split] = table
     if layout == 'mimic-cxr':
@@ -973,7 +974,7 @@ def make_phantom_mimic(output: str | Path, **options: int) -> dict:
 
 
 def contact_sheet(output: str | Path, file: str | Path) -> None:
-    """Write an image of the first 24 training images of a phantom in CheXpert's layout."""
+    """Write a PNG of the first 24 training images of a phantom in CheXpert's layout."""
     output, cell, columns = Path(output).resolve(), 280, 6
     paths = pd.read_csv(output / 'train.csv')['Path'].head(24)
     sheet = Image.new('L', (columns * cell, math.ceil(len(paths) / columns) * cell), 255)
@@ -981,7 +982,8 @@ def contact_sheet(output: str | Path, file: str | Path) -> None:
         with Image.open(output.parent / path) as image:
             place = number % columns * cell, number // columns * cell
             sheet.paste(ImageOps.contain(image, (cell - 4, cell - 4)), place)
-    sheet.save(file)
+    with atomic_writer(file) as target:
+        sheet.save(target, 'PNG')
 
 
 def draw_all(table: pd.DataFrame, output: Path, key: tuple[int, int, int], workers: int) -> None:
@@ -1049,7 +1051,7 @@ def _write_mimic_files(table: pd.DataFrame, output: Path, seed: int) -> None:
         'chexpert': studies,
         'negbio': studies.assign(**dict(zip(columns, labels.T, strict=True))),
     }
-    compression = {'method': 'gzip', 'mtime': 0}  # the same bytes each time
     for kind, rows in files.items():
         file = output / f'mimic-cxr-{MIMIC_VERSION}-{kind}.csv.gz'
-        rows.to_csv(file, index=False, compression=compression)
+        # Without a time, so that the bytes are the same each time.
+        replace_file(file, gzip.compress(rows.to_csv(index=False).encode(), mtime=0))

@@ -36,7 +36,7 @@ from data.store import (
     open_store,
     read_about,
 )
-from engine.files import replace_file
+from engine.files import replace_files
 
 SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of them holds images to be scored
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.dcm')
@@ -953,7 +953,7 @@ def write_predictions(
 ) -> None:
     """Write one row per image, and `source` (checkpoint, data, views...) as JSON next to it.
 
-    Each file is written completely or not at all.
+    Both files are written, or none.
 
     Args:
         path: The CSV file; the JSON file has the same name with `.json`.
@@ -966,8 +966,8 @@ def write_predictions(
     table.insert(0, 'Path', list(paths))
     # The name of a file need not be UTF-8: in that case its bytes are written as they are.
     rows = table.to_csv(index=False, float_format='%.9g').encode('utf-8', 'surrogateescape')
-    replace_file(Path(path).with_suffix('.json'), (json.dumps(source, indent=1) + '\n').encode())
-    replace_file(Path(path), rows)
+    about = json.dumps(source, indent=1) + '\n'
+    replace_files({Path(path): rows, Path(path).with_suffix('.json'): about})
 
 
 def read_predictions(path: str | Path, *, task: str = '', allow_empty: bool = False) -> Predictions:

@@ -4,8 +4,8 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +32,9 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
 
     Until the block ends, and also if it fails, the previous file stays as it was. The data goes
     to `<name>.tmp` in the same folder.
+
+    Raises:
+        OSError: Naming the file, for example on a full disk.
     """
     path = Path(path)
     temporary = path.with_name(f'{path.name}.tmp')
@@ -41,16 +44,29 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        unnamed = isinstance(error, OSError) and Path(error.filename or temporary) == temporary
+        if unnamed and error.errno:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
 
 
 def replace_file(path: str | Path, data: bytes | str) -> None:
     """Replace a file atomically; text is encoded as UTF-8."""
-    with atomic_writer(path) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+    replace_files({Path(path): data})
+
+
+def replace_files(files: Mapping[Path, bytes | str]) -> None:
+    """Replace files that belong together: no file takes its name before all are on disk."""
+    with ExitStack() as stack:
+        for path, data in files.items():
+            file = stack.enter_context(atomic_writer(path))
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

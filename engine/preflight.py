@@ -16,11 +16,13 @@ from torch.utils.data import DataLoader
 
 from data import Loaders
 from engine import distributed
+from engine.clock import duration
 from engine.device import autocast, synchronized_time, views_of
 from engine.launch import EXIT_OTHER_PROCESS, explain
 from engine.loop import LossFunction, begin, train_one_batch
 from engine.run_record import Run, is_locked
 from engine.train_state import TrainState
+from logger import wrap
 
 Batch = tuple[torch.Tensor, ...]
 
@@ -334,9 +336,10 @@ def table(findings: list[Finding]) -> str:
     width, lines = max(len(finding.check) for finding in findings), []
     for finding in findings:
         head = f'{finding.status:<7}  {finding.check:<{width}}  '
-        lines.append(head + finding.found)
+        indent = ' ' * len(head)
+        lines.append(wrap(head + finding.found, indent))
         if finding.advice:
-            lines.append(f'{" " * len(head)}-> {finding.advice}')
+            lines.append(wrap(f'{indent}-> {finding.advice}', indent))
     return '\n'.join(lines)
 
 
@@ -344,13 +347,6 @@ def amount(num_bytes: float) -> str:
     """Bytes with a unit, such as '3.2 MB'."""
     unit, size = ('GB', 1e9) if num_bytes >= 1e9 else ('MB', 1e6)
     return f'{num_bytes / size:,.1f} {unit}'
-
-
-def duration(seconds: float) -> str:
-    """Seconds with a unit, such as '3.2 hours'."""
-    units = [('hours', 3600), ('minutes', 60), ('seconds', 1)]
-    unit, size = next((each for each in units if seconds >= each[1]), units[-1])
-    return f'{seconds / size:,.1f} {unit}'
 
 
 def part(batch: Batch, size: int) -> Batch:

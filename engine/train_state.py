@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from config import Config, config_changes, config_text, load_yaml
 from engine import distributed
+from engine.clock import Clock
 from engine.device import Compiled
 from utils import load_model_state, load_moments, name_damaged, set_rng_state
 
@@ -105,6 +106,7 @@ class TrainState:
     source: str = ''  # the checkpoint that training resumed from
     compares_images: bool = False  # whether the loss compares the images of a batch
     progress: Progress = field(default_factory=Progress)
+    clock: Clock = field(default_factory=Clock)
     step_losses: list[Tensor] = field(default_factory=list)  # of the current step
     before_step: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # buffers, their copies
 

@@ -46,6 +46,11 @@ class Cases:
         column = self.labels.index(label)
         return self.probabilities[:, column], self.targets[:, column]
 
+    def strongest_image(self, name: str, label: str) -> int:
+        """Position of the image with this path, or of the highest-scoring image of this study."""
+        images = np.flatnonzero((self.path == name) | (self.study == name))
+        return int(images[np.argmax(self.of_label(label)[0][images])])
+
     def with_labels(self, wanted: Sequence[bool]) -> 'Cases':
         """The cases with the labels for which `wanted` ([K]) is true."""
         columns = np.flatnonzero(wanted)

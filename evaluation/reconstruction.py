@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from scipy.interpolate import griddata
 
+from engine.files import atomic_writer
+
 COLUMNS = ('input', 'masked', 'reconstruction', 'visible input +\nreconstruction')
 HIDDEN_COLOUR = (86, 135, 190)
 
@@ -111,4 +113,5 @@ def plot_reconstructions(path: str | Path, items: Sequence[Reconstruction], titl
         axis.set_title(name, fontsize=11)
     figure.suptitle(textwrap.fill(title, 90), fontsize=10)
     Path(path).parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with atomic_writer(path) as file:
+        figure.savefig(file, dpi=110)

@@ -1,11 +1,13 @@
 """The end of a fine-tuning run: scores, predictions and the report in the run folder."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.special import expit, logit
 from torch import nn
 from torch.utils.data import DataLoader
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader
 from config import PROBES, Config, encoder_name
 from data import Loaders
 from data.labels import UNCERTAIN, task_labels
+from data.loader import XrayDataset
 from data.records import describe_images, group_columns, standard_groups, write_predictions
 from engine import distributed
 from engine.files import replace_file
@@ -25,10 +28,11 @@ from evaluation.report import Names, build_document, floor_part, rename_images, 
 from evaluation.saliency import write_maps
 from logger import json_safe, read_metrics
 from models.losses import masked_bce
-from utils import trained_config
+from utils import BEST_CHECKPOINT, trained_config
 
 SCORED = ('internal', 'valid', 'test')
 INTERNAL = 'internal: held-out training patients, whose labels come from reports by a labeller'
+THUMBNAIL_PX = 112
 SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
 
 
@@ -160,7 +164,13 @@ class FinalScores:
             sets,
             self._cases('holdout') if loaders.holdout else None,
             _protocol(config),
-            run=_describe_run(config, sources, trained, names),
+            run=_describe_run(
+                config,
+                sources,
+                _describe_training(trained, names)
+                | _describe_effort(run.folder, config, sources, used.get('train')),
+                names,
+            ),
             policy=trained.DATA.UNCERTAIN if trained else '',
             patients={
                 split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
@@ -179,8 +189,11 @@ class FinalScores:
         document |= write_maps(
             config, models[0], shown, sets[-1], thresholds=thresholds, folder=folder
         )
+        for line in document['alerts']:
+            run.logger.warning(line)
+        thumbnails = _thumbnails(config, datasets, sets, document)
         rename_images(document, names)
-        return write_report(folder, document)
+        return write_report(folder, document, thumbnails)
 
     def _cases(self, name: str) -> Cases:
         """The cases of a split, with the requested groups if it is scored."""
@@ -263,7 +276,7 @@ def _training_config(run: Run, sources: list[str]) -> Config | None:
 
 
 def _describe_run(
-    config: Config, sources: list[str], trained: Config | None, names: Names
+    config: Config, sources: list[str], training: dict[str, str], names: Names
 ) -> dict[str, str]:
     """What was run, name -> value, for the first screen of the report."""
     data = config.DATA
@@ -275,7 +288,7 @@ def _describe_run(
         'Model': f'{encoder_name(config)}, {data.IMG_SIZE} px',
         'Run': f'{config.MODEL.NAME}/{config.TAG}',
         'Checkpoint': f'mean of {checkpoint}' if len(sources) > 1 else checkpoint,
-        **_describe_training(trained, names),
+        **training,
         'Data': data_set if config.REPORT.ANONYMISE else f'{data.DATA_PATH} ({data_set})',
         'Blank labels': data.BLANK,
         'Images': describe_images(data.DATA_PATH),
@@ -308,14 +321,56 @@ def _describe_training(trained: Config | None, names: Names) -> dict[str, str]:
     return rows | {'Loss': trained.LOSS.NAME, 'Selected on': trained.EVAL.SELECT_ON}
 
 
+def _describe_effort(
+    folder: Path, config: Config, sources: list[str], train: DataLoader | None
+) -> dict[str, str]:
+    """Number of training images, selected epoch and training time, as far as they are known."""
+    rows, records = {}, _epochs(folder, sources)
+    if train is not None:
+        images = train.dataset.records
+        rows['Training images'] = f'{len(images)}, of {len(set(images.patient))} patients'
+    scored = [record for record in records if record.get('score') is not None]
+    if scored and Path(sources[0]).name == BEST_CHECKPOINT:
+        best = max(scored, key=lambda record: record['score'])
+        rows['Selected epoch'] = (
+            f'{best["epoch"] + 1} of {records[-1]["epoch"] + 1}, mean AUROC {best["score"]:.4f} '
+            f'on {config.EVAL.SELECT_ON}'
+        )
+    if records:
+        seconds = sum(record['seconds'] for record in records)
+        rows['Training time'] = f'{timedelta(seconds=round(seconds))}, without validation'
+    return rows
+
+
+def _epochs(folder: Path, sources: list[str]) -> list[dict[str, Any]]:
+    """The records of the trained epochs; none if the model was not trained in this folder."""
+    file = folder / 'metrics.jsonl'
+    own = len(sources) == 1 and Path(sources[0]).parent == folder
+    return [r for r in read_metrics(file) if 'loss' in r] if own and file.is_file() else []
+
+
+def _thumbnails(
+    config: Config, datasets: dict[str, XrayDataset], sets: list[Cases], document: dict[str, Any]
+) -> dict[tuple[str, str, str], Image.Image]:
+    """(set, label, kind) -> small image of each of the worst errors; empty if REPORT.MAPS is 0."""
+    found = {}
+    for cases, scored in zip(sets, document['sets'], strict=True):
+        for error in scored['worst_errors'] if config.REPORT.MAPS else []:
+            label, kind = error['label'], error['kind']
+            image = datasets[cases.name].image(cases.strongest_image(error['path'], label))
+            # A new image: the metadata of a file could name the patient.
+            small = Image.fromarray(np.array(image))
+            small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+            found[cases.name, label, kind] = small
+    return found
+
+
 def _training_curves(folder: Path, config: Config, sources: list[str]) -> dict[str, Any] | None:
     """Losses and the selection score by epoch, from metrics.jsonl.
 
     None if the scored model was not trained in this folder.
     """
-    file, split = folder / 'metrics.jsonl', config.EVAL.SELECT_ON
-    own = len(sources) == 1 and Path(sources[0]).parent == folder
-    records = [r for r in read_metrics(file) if 'loss' in r] if own and file.is_file() else []
+    split, records = config.EVAL.SELECT_ON, _epochs(folder, sources)
     if not records:
         return None
     names = {

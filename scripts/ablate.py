@@ -12,8 +12,10 @@ and plot read the run folders, or with --from the JSON file that table --save wr
 """
 
 import argparse
+import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.files import replace_file
 from engine.run_record import is_finished
 from sweeps.budget import describe_budget
 from sweeps.files import ROOT, SECTIONS, Job, load_sweep, only_row, plan
@@ -41,6 +44,7 @@ from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
 DEFAULT_SEEDS = 3
 REASONS_SHOWN = 3  # of refused runs
 ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
+SUBMITTED_FILE = 'submitted.json'  # in the output folder: run folder -> job ID of its array task
 # Flags that give each task of a job array the same plan.
 PLAN_FLAGS = ('sweep', 'output', 'data_path', 'processes', 'seeds', 'seed', 'row', 'keep',
               'pretrain_opts', 'finetune_opts')  # fmt: skip
@@ -196,37 +200,57 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
     """Submit job arrays, each of runs that need only runs of the arrays before."""
     if shutil.which('sbatch') is None:
         raise ValueError('--slurm: there is no sbatch here: is this a login node of the cluster?')
-    arrays, left_out = _arrays(jobs)
+    record = args.output / SUBMITTED_FILE
+    tasks = json.loads(record.read_text('utf-8')) if record.is_file() else {}
+    listed = _slurm(['squeue', '--me', '--array', '--noheader', '--format=%F_%K']).split()
+    arrays, left_out = _arrays(jobs, {folder for folder, task in tasks.items() if task in listed})
     before, count = '', 0
     for members in arrays:
         command = ['sbatch', '--parsable', f'--array={",".join(map(str, members))}']
-        command += [f'--gpus-per-node={args.processes}'] if args.processes > 1 else []
+        command += _resources(args.processes) if args.processes > 1 else []
         command += [f'--{option}' for option in args.slurm]
         if before:
             # afterany: a failed run does not hold back the others; each checks what it needs.
             command.append(f'--dependency=afterany:{before}')
         command += [str(ARRAY_SCRIPT), *_plan_flags(args)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ValueError(f'sbatch refused ({done.stderr.strip()}): {" ".join(command)}')
-        before = done.stdout.strip().partition(';')[0]
+        before = _slurm(command).strip().partition(';')[0]
+        tasks |= {str(jobs[number].folder): f'{before}_{number}' for number in members}
+        args.output.mkdir(parents=True, exist_ok=True)
+        replace_file(record, json.dumps(tasks, indent=1))
         print(f'array {before}: {len(members)} runs, such as {jobs[members[0]].name}')
         count += len(members)
     for job, need in left_out:
-        print(f'left out: {job.name} waits for {need}, which is running: submit again after it')
+        print(f'left out: {job.name} waits for {need}: submit again when it has finished')
     others = len(jobs) - count - len(left_out)
-    print(f'{count} runs submitted, {others} are finished or running, {len(left_out)} left out')
+    print(f'{count} runs submitted, {len(left_out)} left out, {others} finished, queued or running')
     return 0
 
 
-def _arrays(jobs: list[Job]) -> tuple[list[list[int]], list[tuple[Job, Path]]]:
-    """Numbers of the runs of each array, and the runs that wait for one that is running now."""
+def _slurm(command: list[str]) -> str:
+    """What a command of Slurm prints."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f'{command[0]} refused ({done.stderr.strip()}): {" ".join(command)}')
+    return done.stdout
+
+
+def _resources(processes: int) -> list[str]:
+    """Options of sbatch that multiply what the array script requests for one process."""
+    lines = re.findall(
+        r'^#SBATCH --(gpus-per-node|cpus-per-task|mem)=(\d+)(.*)', ARRAY_SCRIPT.read_text(), re.M
+    )
+    return [f'--{key}={int(number) * processes}{unit}' for key, number, unit in lines]
+
+
+def _arrays(jobs: list[Job], queued: set[str]) -> tuple[list[list[int]], list[tuple[Job, Path]]]:
+    """Numbers of the runs of each array, and runs that wait for one that is queued or running."""
     waves: dict[Path, int] = {}
     arrays: dict[int, list[int]] = {}
     running: dict[Path, Path] = {}  # run -> itself, or what it waits for
     left_out = []
     for number, job in enumerate(jobs):  # what a job needs comes before it
-        state, waits_for = state_of(job), [running[need] for need in job.needs if need in running]
+        state = 'running' if str(job.folder) in queued else state_of(job)
+        waits_for = [running[need] for need in job.needs if need in running]
         if state == 'running':
             running[job.folder] = job.folder
         elif state != 'finished' and waits_for:

@@ -33,6 +33,7 @@ from config import Config, default_config, encoder_node, get_config
 from data import build_loader
 from data.masking import mask_generator
 from engine.device import autocast, synchronized_time
+from engine.files import replace_file
 from models.build import build_model
 from optimizer import build_optimizer
 
@@ -228,7 +229,7 @@ def main(args: argparse.Namespace) -> int:
     print(f'{where}, {time.strftime("%Y-%m-%d")}, PyTorch {torch.__version__}\n')
     print_table(rows)
     if args.json:
-        args.json.write_text(json.dumps({'device': where, 'rows': rows}, indent=1) + '\n')
+        replace_file(args.json, json.dumps({'device': where, 'rows': rows}, indent=1) + '\n')
     return 0
 
 

@@ -18,6 +18,7 @@ import main_contrastive  # noqa: F401  (the mains import every module that has a
 import main_finetune  # noqa: F401
 import main_simmim  # noqa: F401
 from config import FLAG_KEYS, LEGACY_KEYS, allowed_values, default_config, value_at
+from engine.files import replace_file
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = 'reference/config.md'
@@ -108,7 +109,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
-    args.output.write_text(options_page(), encoding='utf-8')
+    replace_file(args.output, options_page())
     print(args.output)
     return 0
 

@@ -15,6 +15,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.labels import COMPETITION_LABELS
+from engine.files import replace_file
 from logger import read_metrics
 
 RUNS = {'pre-trained': 'pretrained', 'from scratch': 'scratch'}
@@ -73,7 +74,7 @@ def print_one(folder: Path) -> None:
     for path in (*images[:1], *images[-1:], folder / 'contact_sheet.png'):
         print(f'  {path}')
     result = {'held_out_l1_grey': losses, 'test': scores}
-    (folder / 'demo.json').write_text(json.dumps(result, indent=1) + '\n')
+    replace_file(folder / 'demo.json', json.dumps(result, indent=1) + '\n')
 
 
 def print_several(folders: list[Path]) -> None:

@@ -40,11 +40,11 @@ def read_config(args: argparse.Namespace) -> Config:
 def main(args: argparse.Namespace) -> int:
     try:
         description = build_description(read_config(args))
-    except ValueError as error:
+        print(format_description(description))
+        save_description(description, args.output)
+    except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    print(format_description(description))
-    save_description(description, args.output)
     print(f'\nsaved in {args.output}: splits, counts, targets (CSV), description.json, labels.png')
     return 0
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -35,14 +34,15 @@ from engine.run_record import code_version
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases, match
-from evaluation.metrics import METRICS, Protocol
+from evaluation.metrics import Protocol
 from evaluation.report import (
-    MEAN_TITLES,
     SALT_FILE,
     Names,
     build_document,
     compare_sets,
+    differences_table,
     rename_images,
+    scores_table,
     write_report,
 )
 
@@ -262,44 +262,19 @@ def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
 
 def format_scores(document: dict[str, Any]) -> str:
     """Tables of the scores of every set and of the comparisons, followed by the warnings."""
-    shown = {name: entry.title for name, entry in METRICS.items() if entry.in_summary}
-    blocks = []
-    for entry in document['sets']:
-        counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
-        scores = {part['label']: part['scores'] for part in entry['labels']}
-        for key in ('five', 'labels_with_both_classes'):
-            scores |= {MEAN_TITLES[key]: entry['means'][key]} if entry['means'][key] else {}
-        rows = {
-            label: [*counts.get(label, ['', '']), *(_show(values[name]) for name in shown)]
-            for label, values in scores.items()
-        }
-        blocks.append(
-            f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '
-            f'n = {entry["rows"]}, {entry["patients"]} patients (95 % intervals over patients)\n'
-            f'{_table(rows, ["n", "positives", *shown.values()])}'
-        )
+    blocks = [
+        f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '
+        f'n = {entry["rows"]}, {entry["patients"]} patients (95 % intervals over patients)\n'
+        f'{scores_table(entry).to_string(na_rep="n/a")}'
+        for entry in document['sets']
+    ]
     for entry in document['comparisons']:
-        rows = {
-            label: [_show(part['difference']), round(part['p_holm'], 4)]
-            for label, part in entry['labels'].items()
-        }
-        for key, mean in entry['means'].items():
-            if mean:
-                rows[MEAN_TITLES[key]] = [_show(mean['difference']), round(mean['p_bootstrap'], 4)]
-        blocks.append(f'{entry["a"]} minus {entry["b"]}\n{_table(rows, ["AUROC", "p (Holm)"])}')
-    warnings = '\n'.join(f'warning: {line}' for line in document['warnings'])
+        table = differences_table(entry).to_string(na_rep='n/a')
+        blocks.append(f'{entry["a"]} minus {entry["b"]}\n{table}')
+    warnings = '\n'.join(
+        f'warning: {line}' for line in [*document['alerts'], *document['warnings']]
+    )
     return '\n\n'.join([*blocks, warnings])
-
-
-def _table(rows: dict[str, list], columns: list[str]) -> str:
-    return pd.DataFrame.from_dict(rows, orient='index', columns=columns).to_string(na_rep='n/a')
-
-
-def _show(score: dict[str, float] | None) -> str:
-    if score is None or np.isnan(score['value']):
-        return 'n/a'
-    interval = '' if np.isnan(score['low']) else f' [{score["low"]:.3f}, {score["high"]:.3f}]'
-    return f'{score["value"]:.3f}{interval}'
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 
+from engine.files import replace_files
 from sweeps.files import ROOT, Row, Sweep, load_sweep
 
 FOLDER = ROOT / 'scripts' / 'ablations'
@@ -87,8 +88,7 @@ def main(args: argparse.Namespace) -> int:
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    for path, text in files.items():
-        path.write_text(text)
+    replace_files(files)
     print(f'{len(files)} files written')
     return 0
 

@@ -49,12 +49,12 @@ def main(args: argparse.Namespace) -> int:
             size=args.size,
             layout=args.layout,
         )
-    except ValueError as error:
+        if args.contact_sheet:
+            contact_sheet(args.output, args.contact_sheet)
+    except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     seconds = time.perf_counter() - start
-    if args.contact_sheet:
-        contact_sheet(args.output, args.contact_sheet)
     rows = ', '.join(f'{split} {count}' for split, count in made['images'].items())
     print(f'{args.output}: images {rows}; drew {made["drawn"]} in {seconds:.1f} s')
     return 0

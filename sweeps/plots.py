@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from engine.files import atomic_writer
 from logger import read_metrics
 from sweeps.files import Row, Sweep, run_folder
 from sweeps.results import (
@@ -210,7 +211,8 @@ def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(WIDTH, height), layout='constrained')
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=200)
+        with atomic_writer(path) as file:
+            figure.savefig(file, dpi=200, format=path.suffix[1:])
 
 
 def _draw_difference(

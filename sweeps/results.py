@@ -23,7 +23,7 @@ from config import Config, value_at
 from data.labels import COMPETITION_LABELS, scored_targets, task_labels
 from data.masking import average_distance, mask_generator
 from data.records import look_up, read_predictions, scored_records
-from engine.files import replace_file
+from engine.files import replace_file, replace_files
 from engine.run_record import is_finished, read_record, without_home
 from evaluation.cases import Cases
 from evaluation.compare import bootstrap_p, holm
@@ -657,9 +657,9 @@ def write_table(
     """Write a table as `<name>.csv` (unrounded, empty if unknown) and `<name>.md`."""
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(figures, dtype=object)  # keeps whole numbers whole
-    replace_file(folder / f'{name}.csv', table.to_csv(index=False).encode())
-    replace_file(folder / f'{name}.md', markdown.encode())
-    return folder / f'{name}.md'
+    page = folder / f'{name}.md'
+    replace_files({page: markdown, page.with_suffix('.csv'): table.to_csv(index=False)})
+    return page
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:

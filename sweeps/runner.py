@@ -185,8 +185,8 @@ class Runner:
                 self._end_all()
         for line in self.failed:  # again, after all other lines
             self.say(line)
-        if self.signal:
-            left = self.total - self.done
+        if self.signal and self.waiting:
+            left = len(self.waiting)
             self.say(f'stopped by {self.signal}, {left} runs left: the same command resumes them')
             return EXIT_PREEMPTED
         return 1 if self.failed else 0
@@ -273,6 +273,7 @@ class Runner:
                 self.say(f'finished {job.name}: {seconds:.0f} s [{self.done}/{self.total}]')
             elif code == EXIT_PREEMPTED or self.signal:
                 self.signal = self.signal or 'a signal to the run'
+                self.waiting.append(job)
                 self.say(f'stopped {job.name} after {seconds:.0f} s')
             elif is_locked(job.folder):  # another process started it first
                 self.waiting.append(job)

@@ -1,7 +1,9 @@
 """Options and fixtures that all tests share."""
 
 import logging
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,22 @@ def refused(capfd: pytest.CaptureFixture) -> Callable[..., None]:
             assert part in errors[0], f'{part!r} is not in {errors[0]!r}'
 
     return check
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """In its block, writing more than 1,000 bytes to a file fails, as on a full disk."""
+
+    @contextmanager
+    def block() -> Iterator[None]:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return block
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from sweep_commands import SWEEP, command, in_process, jobs_of, load_script
+from sweep_commands import PRETRAIN, SWEEP, command, in_process, jobs_of, load_script
 from sweep_runs import MadeRuns, methods_file, reference_files
 from warm_python import warm_python
 
@@ -171,11 +171,14 @@ def test_runs_with_other_options_count_as_finished(tmp_path, capsys) -> None:
 
 @pytest.fixture
 def submitted(tmp_path, monkeypatch) -> Path:
-    """The arguments of a stand-in for sbatch."""
-    sbatch = tmp_path / 'sbatch'
-    sbatch.write_text(f'#!/usr/bin/env bash\necho "$@" >>{tmp_path}/notes\n'
-                      f'echo $((100 + $(wc -l <{tmp_path}/notes)))\n')  # fmt: skip
-    sbatch.chmod(0o755)
+    """The arguments of a stand-in for sbatch; one for squeue prints the file `queue`."""
+    programs = {
+        'sbatch': f'echo "$@" >>{tmp_path}/notes\necho $((100 + $(wc -l <{tmp_path}/notes)))\n',
+        'squeue': f'cat {tmp_path}/queue 2>/dev/null; exit 0\n',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f'#!/usr/bin/env bash\n{text}')
+        (tmp_path / name).chmod(0o755)
     monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
     return tmp_path / 'notes'
 
@@ -193,6 +196,28 @@ def test_job_arrays_wait_for_the_runs_they_need(submitted, tmp_path) -> None:
     assert script.jobs_of(args)[4].name == 'finetune nano_mask_size_4 seed 0'
 
 
+def test_queued_runs_are_not_submitted_again(submitted, tmp_path, capsys) -> None:
+    words = ('run', SWEEP, tmp_path / 'runs', tmp_path, '--seeds', '1', '--slurm')
+    assert in_process(*words) == 0
+    (tmp_path / 'queue').write_text('101_0\n101_2\n102_5\n102_6\n9_1\n')
+    assert in_process(*words) == 0
+    third, fourth = submitted.read_text().splitlines()[2:]
+    assert '--array=1,3 ' in third and '--array=7 ' in fourth
+    assert '3 runs submitted, 1 left out, 4 finished, queued or running' in capsys.readouterr().out
+    (tmp_path / 'queue').write_text('')  # all were cancelled
+    assert in_process(*words) == 0
+    assert '--array=0,1,2,3 ' in submitted.read_text().splitlines()[4]
+
+
+def test_a_task_requests_the_resources_of_all_its_processes(submitted, tmp_path) -> None:
+    more = ['--seeds', '1', '--processes', '2', '--slurm', 'mem=50G']
+    for stage in ('pretrain', 'finetune'):
+        more += [f'--{stage}-opts', *PRETRAIN, 'TRAIN.ACCUMULATION_STEPS', '2']
+    assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, *more) == 0
+    options = submitted.read_text().splitlines()[0]
+    assert '--gpus-per-node=2 --cpus-per-task=16 --mem=64G --mem=50G' in options
+
+
 def test_runs_that_wait_for_a_running_one_are_left_out(submitted, tmp_path, capsys) -> None:
     jobs = jobs_of(SWEEP, tmp_path / 'runs', tmp_path, 1)
     with run_lock(jobs[0].folder):
@@ -201,7 +226,7 @@ def test_runs_that_wait_for_a_running_one_are_left_out(submitted, tmp_path, caps
     assert '--array=1,2,3 ' in first and '--array=5,6,7 ' in second
     said = capsys.readouterr().out
     assert f'left out: {jobs[4].name} waits for {jobs[0].folder}' in said
-    assert '6 runs submitted, 1 are finished or running, 1 left out' in said
+    assert '6 runs submitted, 1 left out, 1 finished, queued or running' in said
 
 
 # Mistakes ---------------------------------------------------------------------------------------

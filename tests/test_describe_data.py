@@ -11,7 +11,7 @@ import pytest
 from csv_files import HEADER, image_path, row, write
 
 from config import Config, default_config
-from data.describe import KINDS, TARGETS, build_description
+from data.describe import KINDS, TARGETS, build_description, format_description
 from data.labels import LABELS
 
 K = len(LABELS)
@@ -174,3 +174,37 @@ def test_the_script_saves_tables_and_a_figure(
     capsys.readouterr()
     assert run('--opts', 'EVAL.GROUPS', "['Race']") == 2
     assert 'EVAL.GROUPS' in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_named_and_nothing_is_left(
+    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture, full_disk
+) -> None:
+    names = runpy.run_path(str(Path(__file__).parents[1] / 'scripts/describe_data.py'))
+
+    def run(output: Path) -> int:
+        where = ['--data-path', str(mixed), '--output', str(output)]
+        return names['main'](names['parse_args'](where))
+
+    (tmp_path / 'file').write_text('')
+    assert run(tmp_path / 'file') == 2
+    assert str(tmp_path / 'file') in capsys.readouterr().err
+    with full_disk():
+        assert run(tmp_path / 'out') == 2
+    assert str(tmp_path / 'out' / 'counts.csv') in capsys.readouterr().err
+    assert not list((tmp_path / 'out').iterdir())
+
+
+def test_labels_without_a_mention_are_named_once_a_table(tmp_path: Path) -> None:
+    rows = [row(image_path(patient), Edema='1.0', Fracture='0.0') for patient in range(9)]
+    write(tmp_path / 'train.csv', rows, HEADER)
+    description = build_description(options(tmp_path, DATA__BLANK='ignore'))
+    blocks = format_description(description).split('\n\n')
+    tables = [block.splitlines() for block in blocks if ' level\n' in block]
+    assert len(tables) == 6
+    for lines in tables:
+        assert [line.split()[0] for line in lines[2:4]] == ['Edema', 'Fracture']
+        below = ' '.join(lines[4:])
+        assert [name in below for name in LABELS] == [
+            name not in ('Edema', 'Fracture') for name in LABELS
+        ]
+    assert set(description.counts['label']) == set(LABELS)

@@ -214,6 +214,16 @@ def test_a_finished_run_whose_pretraining_is_repeated_is_reported(tmp_path: Path
     assert len(runner.failed) == 1 and 'PRETRAINED' in runner.failed[0]
 
 
+@pytest.mark.parametrize(('waiting', 'code'), [(0, 0), (1, EXIT_PREEMPTED)])
+def test_a_signal_after_the_last_run_stops_nothing(waiting: int, code: int, tmp_path: Path) -> None:
+    stop = 'import os, signal\nos.kill(os.getppid(), signal.SIGTERM)\n'
+    jobs = [made_job(tmp_path / 'runs/0', FINISH + stop)]
+    jobs += [made_job(tmp_path / f'runs/{i + 1}', FINISH) for i in range(waiting)]
+    runner = Runner(jobs, [{}], 1, tmp_path / 'logs', lambda line: None)
+    assert runner.run() == code
+    assert is_finished(jobs[0].folder)
+
+
 @pytest.mark.parametrize(
     ('stage', 'checkpoint', 'kept'),
     [

@@ -2,7 +2,8 @@
 # What the .sbatch files do: run a command on every node of the job; where it was stopped by a
 # signal and saved (code 75), put the job into the queue again. Any other code ends the job.
 #   bash scripts/slurm/job.sh [--plain] SCRIPT.py ARGUMENTS...      (--plain: without torchrun)
-# Environment: PYTHON (default .venv's), PROCESSES per node (default: its GPUs), CACHE_DIR (default
+# Environment: PYTHON (default .venv's), PROCESSES per node (default: its GPUs), CPU_ONLY (1: train
+# on the CPU; without it a node without GPUs ends the job with code 2), CACHE_DIR (default
 # $SLURM_TMPDIR), MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME, MAX_REQUEUES (default 50),
 # TORCHINDUCTOR_CACHE_DIR (default in the home folder: a requeued job finds its compiled code again).
 set -uo pipefail
@@ -50,8 +51,11 @@ END
 # scancel and the end of the time limit send SIGTERM to every process of this script, too: srun
 # would kill the nodes' processes at once, while they save.
 trap '' TERM
+# A job with --exclusive owns all GPUs of its nodes, but a step gets only those that it requests.
+gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE-}}
 # All CPUs of the job on each node, all variables; the other nodes end by themselves and tell why.
 setsid --wait srun --nodes="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none --export=ALL \
+    ${gpus:+--gpus-per-node="$gpus"} \
     --kill-on-bad-exit=0 --wait=120 bash scripts/slurm/launch.sh "$@"
 code=$?
 [ "$code" -eq 75 ] || exit "$code"

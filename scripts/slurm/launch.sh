@@ -7,14 +7,25 @@ set -uo pipefail
 trap 'exit 75' TERM USR1 # nothing is started yet
 
 name=${SLURMD_NODENAME:-$(hostname)} nodes=${SLURM_NNODES:-1} number=${SLURM_NODEID:-0}
-gpus=${SLURM_GPUS_ON_NODE:-$(nvidia-smi -L 2>/dev/null | grep -c ^GPU)}
+if [ -n "${CPU_ONLY-}" ]; then
+    gpus=0
+    export CUDA_VISIBLE_DEVICES=''
+else
+    gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())') || exit 1
+    if [ "$gpus" -lt "${SLURM_GPUS_ON_NODE:-1}" ]; then
+        echo "error: $name: PyTorch sees $gpus GPUs, Slurm assigned ${SLURM_GPUS_ON_NODE:-none}:" \
+            "request GPUs with sbatch --gpus-per-node=N, check the driver and that $PYTHON has a" \
+            "PyTorch for CUDA, or train on the CPU with CPU_ONLY=1" >&2
+        exit 2
+    fi
+fi
 has="$(env -u OMP_NUM_THREADS nproc) CPUs, $gpus GPUs"
 if [ "$1" = --plain ]; then
     echo "slurm: $name: $has"
     exec "$PYTHON" "${@:2}"
 fi
 processes=${PROCESSES:-$gpus}
-[ "$processes" -gt 0 ] || processes=1 # on the CPU
+[ "$processes" -gt 0 ] || processes=1 # CPU_ONLY
 
 # A copy of a packed store on the node's own disk, unless the command says otherwise.
 cache=${CACHE_DIR-${SLURM_TMPDIR-}} data='' before=''

@@ -12,9 +12,11 @@ from test_readme import load_script
 from tiny import ROOT
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-# Ends with CODE; with WORKER it has a child as torchrun has, tells of it, and ends with its code.
+# Ends with CODE; with WORKER it has a child as torchrun has, and ends with its code. PyTorch sees
+# SEEN GPUs.
 PROGRAM = """\
 #!/usr/bin/env bash
+case "$*" in *torch.cuda*) echo "${SEEN-1}"; exit ;; esac
 printf '%s\\n' "$@" >"$0.words"
 [ -n "${WORKER-}" ] || exit "${CODE-0}"
 trap 'echo killed >"$0.killed"' TERM
@@ -60,17 +62,23 @@ def test_a_store_is_copied_to_the_node(program: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('environment', 'processes'),
     [
-        ({}, '1'),
-        ({'SLURM_GPUS_ON_NODE': '4'}, '4'),
-        ({'SLURM_GPUS_ON_NODE': '4', 'PROCESSES': '2'}, '2'),
+        ({'SEEN': '4'}, '4'),
+        ({'SEEN': '4', 'SLURM_GPUS_ON_NODE': '4', 'PROCESSES': '2'}, '2'),
+        ({'SEEN': '0', 'CPU_ONLY': '1'}, '1'),
+        ({'SEEN': '0', 'CPU_ONLY': '1', 'PROCESSES': '2'}, '2'),
     ],
 )
 def test_a_process_for_each_gpu(environment: dict, processes: str, program: Path) -> None:
-    nobody = {'PATH': f'{program.parent}:/usr/bin:/bin:/usr/sbin:/sbin'}
-    (program.parent / 'nvidia-smi').symlink_to('/bin/false')
-    assert start(program, 'main_simmim.py', **environment | nobody).wait(20) == 0
+    assert start(program, 'main_simmim.py', **environment).wait(20) == 0
     words = Path(f'{program}.words').read_text().splitlines()
     assert words[words.index('--nproc_per_node') + 1] == processes
+
+
+@pytest.mark.parametrize('plain', [[], ['--plain']])
+@pytest.mark.parametrize('environment', [{'SEEN': '0'}, {'SEEN': '1', 'SLURM_GPUS_ON_NODE': '2'}])
+def test_missing_gpus_end_the_job(environment: dict, plain: list[str], program: Path) -> None:
+    assert start(program, *plain, 'main_simmim.py', **environment).wait(20) == 2
+    assert not Path(f'{program}.words').exists()
 
 
 def test_a_signal_is_for_the_processes_alone(program: Path, tmp_path: Path) -> None:
