@@ -736,17 +736,19 @@ def read_split(
     return dataset.read(config, root, split, **options)
 
 
-def scored_records(config: Config, split: str, logger: logging.Logger) -> Records | None:
+def scored_records(
+    config: Config, split: str, logger: logging.Logger, *, optional: bool = False
+) -> Records | None:
     """The records of 'internal' (see `split_patients`), 'valid' or 'test' in EVAL.VIEWS.
 
-    None for test if there is none, and for internal if EVAL.INTERNAL_SHARE is 0.
+    None for an optional split that is not there, and for internal if EVAL.INTERNAL_SHARE is 0.
     """
     if split == 'internal':
         if not config.EVAL.INTERNAL_SHARE:
             return None
         records = split_patients(config, read_split(config, 'train', logger))[2]
     else:
-        records = read_split(config, split, logger, optional=split == 'test')
+        records = read_split(config, split, logger, optional=optional)
     return records and select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
 
 

@@ -46,7 +46,9 @@ def count_cases(config: Config, logger: logging.Logger) -> Cases:
         config: Options of a fine-tuning.
         logger: Takes remarks about the data.
     """
-    parts = ((split, scored_records(config, split, logger)) for split in SPLITS)
+    parts = (
+        (split, scored_records(config, split, logger, optional=split == 'test')) for split in SPLITS
+    )
     split, records = next((split, part) for split, part in parts if part is not None)
     targets = scored_targets(records.labels, task=config.DATA.TASK, blank=config.DATA.BLANK)
     if config.EVAL.LEVEL == 'study':
