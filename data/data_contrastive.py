@@ -100,7 +100,7 @@ class HoldoutViewsTransform:
 
 def build_loader_contrastive(config: Config, logger: logging.Logger) -> Loaders:
     """Build the loaders of contrastive pre-training (see data.Loaders): train, holdout."""
-    train, holdout = pretrain_records(config, read_split(config, 'train', logger))
+    train, holdout = pretrain_records(config, read_split(config, 'train', logger, labelled=False))
     subset = describe_subset(config)
     held_out = whole_batches(evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES), config)
     logger.info(

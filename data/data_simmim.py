@@ -27,7 +27,7 @@ HOLDOUT_SEED = 0  # not SEED, so that all runs are scored on the same masks
 
 def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     """Build the loaders of pre-training (see data.Loaders): train, holdout, reference."""
-    train, holdout = pretrain_records(config, read_split(config, 'train', logger))
+    train, holdout = pretrain_records(config, read_split(config, 'train', logger, labelled=False))
     subset = describe_subset(config)
     logger.info(
         f'pre-training on {len(train)} images of {len(set(train.patient))} patients'
@@ -45,10 +45,13 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     if reference is None:
         unit = reference_mask_patch(config.DATA.IMG_SIZE)
         logger.info(f'no reference score: masks of {unit} px do not fit the image or its patches')
+    masks = mask_generator(config)
+    held_out = _holdout_loader(config, holdout, masks)
+    is_same = reference is not None and vars(reference) == vars(masks)
     return Loaders(
         train=make_loader(dataset, config, shuffle=True),
-        holdout=_holdout_loader(config, holdout, mask_generator(config)),
-        reference=_holdout_loader(config, holdout, reference),
+        holdout=held_out,
+        reference=held_out if is_same else _holdout_loader(config, holdout, reference),
     )
 
 

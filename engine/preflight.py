@@ -248,14 +248,13 @@ class Preflight:
         epochs = 1.0
         if self.loss_fn is not None:
             epochs = self.config.TRAIN.EPOCHS - state.epoch - state.batch / state.num_batches
-        others = sum(
-            len(v.dataset)
-            for k, v in self.loaders.items()
-            if k not in (self.main, 'test', 'internal')
-        )
+        unscored = (self.main, 'test', 'internal')
+        scored = {v for k, v in self.loaders.items() if k not in unscored}
+        others = sum(len(loader.dataset) for loader in scored)
         images = len(self.loaders[self.main]) * data.BATCH_SIZE
         training = epochs * images * with_reading(step)
-        validation = math.ceil(epochs) * others / world * with_reading(step / 3)
+        validations = math.ceil(epochs / self.config.EVAL.EVERY)
+        validation = validations * others / world * with_reading(step / 3)
         work = 'training' if self.loss_fn else 'features'
         self.add('time', f'{duration(training)} of {work}, {duration(validation)} of validation')
         return training + validation

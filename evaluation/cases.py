@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from data.labels import LABELS, UNCERTAIN
+from data.labels import UNCERTAIN
 from data.records import LabelTable, Predictions, Records, row_names, views_in_names
 from evaluation.metrics import study_level
 
@@ -150,7 +150,8 @@ def match(
     kept = [table.labels.index(label) for label in labels]
     uncertain = None
     if table.task == 'observations':
-        uncertain = records.labels[:, [LABELS.index(label) for label in labels]] == UNCERTAIN
+        columns_read = [records.label_names.index(label) for label in labels]
+        uncertain = records.labels[:, columns_read] == UNCERTAIN
     cases = Cases(
         name=name,
         labels=labels,

@@ -288,10 +288,12 @@ def training_panels(training: dict) -> list[tuple[str, list[dict], Markup]]:
         known = [v for curve in curves for v in curve['values'] if v is not None]
         panel = Panel(nice_axis(epochs, 'Epoch', exact=True), nice_axis(known, title))
         for i, curve in enumerate(curves):
-            panel.line(epochs, curve['values'], f'curve thin series-{i % 3}')
+            # Not every epoch is validated (EVAL.EVERY).
+            points = [p for p in zip(epochs, curve['values'], strict=True) if p[1] is not None]
+            xs, ys = [x for x, _ in points], [y for _, y in points]
+            panel.line(xs, ys, f'curve thin series-{i % 3}')
             if len(epochs) <= FEW_POINTS:
-                style = f'mark series-{i % 3}'
-                panel.marks(epochs, curve['values'], style, marker=MARKERS[i % 3])
+                panel.marks(xs, ys, f'mark series-{i % 3}', marker=MARKERS[i % 3])
         key = f'training-{len(panels)}'
         panels.append((title, curves, panel.svg(key, title, f'{title} by epoch.')))
     return panels

@@ -144,7 +144,7 @@ class FinalScores:
                 self.run.folder / f'predictions_{split}{self.suffix}.csv',
                 expit(self.logits[split].astype(np.float64)),
                 paths=records.path,
-                labels=task_labels(config.DATA.TASK),
+                labels=task_labels(config.DATA.TASK, config.DATA.LABELS),
                 source=source | {'csv': records.csv, 'rows': len(records)},
             )
 
@@ -206,7 +206,7 @@ class FinalScores:
         has_uncertain = config.DATA.TASK == 'observations'
         return Cases(
             name=name,
-            labels=task_labels(config.DATA.TASK),
+            labels=task_labels(config.DATA.TASK, config.DATA.LABELS),
             path=records.path,
             study=records.study,
             patient=records.patient,
@@ -221,12 +221,12 @@ def check_scoring(run: Run, path: str | Path) -> None:
     """Compare the options of --eval with those that a checkpoint was trained with.
 
     Raises:
-        ValueError: If it was trained for another task, or on patients that are held out now.
+        ValueError: If it was trained for another task or other labels, or on patients that are
+            held out now.
     """
     config, trained = run.config, trained_config(path)
     if trained is None:
         return
-    keys = ('TASK', 'HOLDOUT_FRACTION', 'MEAN', 'STD', 'NORMALIZE', 'PREPROCESS', 'IMG_SIZE')
     share, before = config.EVAL.INTERNAL_SHARE, trained.EVAL.INTERNAL_SHARE
     is_same = config.DATA.HOLDOUT_FRACTION == trained.DATA.HOLDOUT_FRACTION
     if share > (before if is_same else 0):
@@ -234,10 +234,20 @@ def check_scoring(run: Run, path: str | Path) -> None:
             f'{path} was trained with EVAL.INTERNAL_SHARE {before}, now it is {share}: patients '
             'that selected the checkpoint would be scored'
         )
+    keys = (
+        'TASK',
+        'LABELS',
+        'HOLDOUT_FRACTION',
+        'MEAN',
+        'STD',
+        'NORMALIZE',
+        'PREPROCESS',
+        'IMG_SIZE',
+    )
     for key in (*keys, 'INTERPOLATION'):
         before, now = trained.DATA[key], config.DATA[key]
         problem = f'{path} was trained with DATA.{key} {before}, now it is {now}'
-        if key == 'TASK' and now != before:
+        if key in ('TASK', 'LABELS') and now != before:
             raise ValueError(problem)
         if key == 'HOLDOUT_FRACTION' and now > before:
             raise ValueError(f'{problem}: patients that it was trained on would be held out')
@@ -285,6 +295,7 @@ def _describe_run(
     data_set = f'{data.DATASET}{labeller}'
     return {
         'Task': data.TASK,
+        **({'Labels': ', '.join(data.LABELS)} if data.LABELS else {}),
         'Model': f'{encoder_name(config)}, {data.IMG_SIZE} px',
         'Run': f'{config.MODEL.NAME}/{config.TAG}',
         'Checkpoint': f'mean of {checkpoint}' if len(sources) > 1 else checkpoint,

@@ -4,8 +4,9 @@ python scripts/evaluate.py --predictions FILE.csv [...] --labels LABELS.csv --ou
     [--thresholds-from HELD_OUT.csv [...] HELD_OUT_LABELS.csv | report.json [...]]
 
 Prediction files have a column Path (or Study) and probabilities in one column per label, in any
-order. The label file has Path (or Study) and CheXpert's observations as 1, 0, -1 (uncertain, left
-out) or empty. Several prediction files are compared with each other.
+order. The label file has Path (or Study) and the labels as 1, 0, -1 (uncertain, left out) or empty.
+Labels are CheXpert's observations, or those that the JSON files next to the predictions name, or
+--label-names. Several prediction files are compared with each other.
 """
 
 import argparse
@@ -22,8 +23,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import allowed_values, default_config
+from data.labels import TASKS, find_task
 from data.records import (
     LabelTable,
+    Predictions,
     Records,
     group_columns,
     read_label_file,
@@ -62,6 +65,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--predictions', nargs='+', type=Path, required=True, metavar='FILE', help='one per model')
     add('--labels', type=Path, required=True, metavar='CSV')
     add('--output', type=Path, required=True, metavar='DIR', help='folder of the report')
+    names = 'columns of the labels, as DATA.LABELS (default: see above)'
+    add('--label-names', nargs='+', default=[], metavar='NAME', help=names)
     add(
         '--thresholds-from',
         nargs='+',
@@ -154,7 +159,8 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
 
 def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], list[str]]:
     """The cases of every prediction file, and warnings about rows that are not scored."""
-    labels = read_labels(args, args.labels, names)
+    files = [read_predictions(file, labels=args.label_names) for file in args.predictions]
+    labels = read_labels(args, args.labels, names, files)
     demographics = str(args.demographics.absolute()) if args.demographics else ''
 
     def groups(records: Records) -> dict[str, np.ndarray]:
@@ -162,17 +168,28 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
         return standard_groups(records, default_config().EVAL.AGE_BANDS) | further
 
     sets, warnings = [], []
-    for file, name in zip(args.predictions, set_names(args), strict=True):
-        predictions = replace(read_predictions(file), file=Path(names.file(file)))
+    for predictions, name in zip(files, set_names(args), strict=True):
+        predictions = replace(predictions, file=Path(names.file(predictions.file)))
         cases, notes = match(predictions, labels, name=name, level=args.level, groups=groups)
         sets.append(cases)
         warnings += notes
     return sets, warnings
 
 
-def read_labels(args: argparse.Namespace, file: Path, names: Names) -> LabelTable:
-    """Read a label file; messages about it use its name in the report."""
-    table = read_label_file(file, task=args.task, blank=args.blank, views=args.views)
+def read_labels(
+    args: argparse.Namespace, file: Path, names: Names, predicted: Sequence[Predictions | Cases]
+) -> LabelTable:
+    """Read a label file; messages about it use its name in the report.
+
+    Its labels are those of --label-names, or the predicted ones if others than CheXpert's are
+    among them.
+    """
+    given = dict.fromkeys(label for part in predicted for label in part.labels)
+    known = {label for task in TASKS.values() for label in task.labels}
+    labels = args.label_names or (() if set(given) <= known else tuple(given))
+    labels = labels if find_task(args.task).uses_policies else ()
+    options = {'blank': args.blank, 'views': args.views, 'labels': labels}
+    table = read_label_file(file, task=args.task, **options)
     return replace(table, file=Path(names.file(file)))
 
 
@@ -202,9 +219,9 @@ def fit_thresholds(
     if from_reports:
         return read_thresholds(files, sets, protocol, names=names)
     fitted, sources, warnings = [], [], []
-    labels = read_labels(args, files[-1], names)
+    labels = read_labels(args, files[-1], names, sets)
     for file, cases in zip(files[:-1], sets, strict=True):
-        predictions = read_predictions(file)
+        predictions = read_predictions(file, labels=args.label_names)
         held_out, _ = match(predictions, labels, name='held-out', level=args.level, complete=False)
         fitted.append(fit_held_out(held_out, cases.labels, protocol))
         patients, scored = set(held_out.patient), set(cases.patient)

@@ -58,7 +58,7 @@ def describe_budget(
 
 def images_of(jobs: Sequence[Job], logger: logging.Logger) -> dict[Path, float]:
     """Images that each run processes; a held-out image counts as EVALUATION."""
-    records = read_split(jobs[0].config, 'train', logger)
+    records = read_split(jobs[-1].config, 'train', logger)  # of a fine-tuning: with labels
     known: dict[tuple, float] = {}
     found = {}
     for job in jobs:
@@ -66,7 +66,8 @@ def images_of(jobs: Sequence[Job], logger: logging.Logger) -> dict[Path, float]:
         if key not in known:  # the seed changes a subset by few images
             train, holdout, _ = split_patients(job.config, records)
             if job.stage == 'finetune':
-                known[key] = len(training_records(job.config, train)) + EVALUATION * len(holdout)
+                held_out = EVALUATION * len(holdout) / job.config.EVAL.EVERY
+                known[key] = len(training_records(job.config, train)) + held_out
             else:
                 known[key] = len(pretrain_records(job.config, records)[0])
         found[job.folder] = known[key] * job.config.TRAIN.EPOCHS

@@ -50,12 +50,15 @@ def count_cases(config: Config, logger: logging.Logger) -> Cases:
         (split, scored_records(config, split, logger, optional=split == 'test')) for split in SPLITS
     )
     split, records = next((split, part) for split, part in parts if part is not None)
-    targets = scored_targets(records.labels, task=config.DATA.TASK, blank=config.DATA.BLANK)
+    data = config.DATA
+    targets = scored_targets(
+        records.labels, task=data.TASK, blank=data.BLANK, names=records.label_names
+    )
     if config.EVAL.LEVEL == 'study':
         _, targets, _ = study_level(np.zeros(targets.shape), targets, records.study)
     counts = {
         label: (int((column == 1).sum()), int((column == 0).sum()))
-        for label, column in zip(task_labels(config.DATA.TASK), targets.T, strict=True)
+        for label, column in zip(task_labels(data.TASK, data.LABELS), targets.T, strict=True)
     }
     unit = 'studies' if config.EVAL.LEVEL == 'study' else 'images'
     return Cases(split, unit, len(targets), len(set(records.patient)), counts)
