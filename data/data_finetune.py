@@ -15,9 +15,7 @@ from data import Loaders
 from data.labels import (
     count_uncertain,
     find_task,
-    label_columns,
     label_policies,
-    multiclass_labels,
     scored_targets,
     task_labels,
     training_targets,
@@ -205,9 +203,9 @@ def _read_pseudo_labels(config: Config, records: Records) -> tuple[Records, np.n
         f'it is no image of DATA.VIEWS {config.DATA.VIEWS!r} of the training patients whose labels '
         'DATA.TRAIN_FRACTION or DATA.TRAIN_IMAGES leaves out',
     )
-    classes = multiclass_labels(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS)
     values = predictions.probabilities
-    third_class = np.array(label_columns(data.LABELS))[classes]
+    pairs = zip(labels, used_policies(config), strict=False)  # a binary task has no policies
+    third_class = [label for label, policy in pairs if policy.third_class]
     soft = np.isin(predictions.labels, third_class) & (values > 0) & (values < 1)
     for k, label in enumerate(predictions.labels):
         problem = f'{label} must be 0, 1 or empty, because uncertain is a class of its own'

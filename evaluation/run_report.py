@@ -224,7 +224,7 @@ def check_scoring(run: Run, path: str | Path) -> None:
         ValueError: If it was trained for another task or other labels, or on patients that are
             held out now.
     """
-    config, trained = run.config, trained_config(path)
+    config, trained = run.config, trained_config(path, 'finetune')
     if trained is None:
         return
     share, before = config.EVAL.INTERNAL_SHARE, trained.EVAL.INTERNAL_SHARE
@@ -234,17 +234,8 @@ def check_scoring(run: Run, path: str | Path) -> None:
             f'{path} was trained with EVAL.INTERNAL_SHARE {before}, now it is {share}: patients '
             'that selected the checkpoint would be scored'
         )
-    keys = (
-        'TASK',
-        'LABELS',
-        'HOLDOUT_FRACTION',
-        'MEAN',
-        'STD',
-        'NORMALIZE',
-        'PREPROCESS',
-        'IMG_SIZE',
-    )
-    for key in (*keys, 'INTERPOLATION'):
+    keys = 'TASK LABELS HOLDOUT_FRACTION MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'
+    for key in keys.split():
         before, now = trained.DATA[key], config.DATA[key]
         problem = f'{path} was trained with DATA.{key} {before}, now it is {now}'
         if key in ('TASK', 'LABELS') and now != before:
