@@ -329,6 +329,9 @@ _C.EVAL.LEVEL = 'study'
 _C.EVAL.AGGREGATE = 'max'
 # [CheXpert] Patients that choose the best checkpoint: 'holdout' or 'valid' (the report warns).
 _C.EVAL.SELECT_ON = 'holdout'
+# [CheXpert] Share of the held-out patients that are only scored, as the split 'internal': they
+# choose no checkpoint, threshold or probe. Their labels are the training labels.
+_C.EVAL.INTERNAL_SHARE = 0.0
 # [CheXpert] Mean AUROC that chooses it: 'five' tasks, 'all' labels, 'auto' (five if defined).
 _C.EVAL.SELECT = 'auto'
 # [CheXpert] Held-out images that pre-training validates on; 0: all.
@@ -619,8 +622,8 @@ RANGES = {
     '(0, 1]': 'DATA.TRAIN_FRACTION DATA.STD TRAIN.LAYER_DECAY',
     '(0, 1)': 'DATA.MASK_RATIO TRAIN.OPTIMIZER.MOMENTUM EVAL.SENSITIVITY',
     '[0, 1)': (
-        'DATA.HOLDOUT_FRACTION MODEL.DROP_RATE MODEL.DROP_PATH_RATE MODEL.LABEL_SMOOTHING '
-        'TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE LOSS.CLIP CONTRASTIVE.MOMENTUM'
+        'DATA.HOLDOUT_FRACTION EVAL.INTERNAL_SHARE MODEL.DROP_RATE MODEL.DROP_PATH_RATE '
+        'MODEL.LABEL_SMOOTHING TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE LOSS.CLIP CONTRASTIVE.MOMENTUM'
     ),
     '[0, 1]': (
         'DATA.MEAN AUG.REPROB AUG.MIXUP_PROB AUG.MIXUP_SWITCH_PROB AUG.HFLIP AUG.CROP_AREA '

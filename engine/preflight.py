@@ -248,7 +248,8 @@ class Preflight:
         epochs = 1.0
         if self.loss_fn is not None:
             epochs = self.config.TRAIN.EPOCHS - state.epoch - state.batch / state.num_batches
-        scored = {v for k, v in self.loaders.items() if k not in (self.main, 'test')}
+        unscored = (self.main, 'test', 'internal')
+        scored = {v for k, v in self.loaders.items() if k not in unscored}
         others = sum(len(loader.dataset) for loader in scored)
         images = len(self.loaders[self.main]) * data.BATCH_SIZE
         training = epochs * images * with_reading(step)
