@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
-from tiny import arguments, run_folder, run_main, tiny_config
+from tiny import ROOT, arguments, run_folder, run_main, tiny_config
 
 from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
@@ -220,10 +220,13 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trained = default_config()
+    # Options that a fine-tuning can have.
+    trained.merge_from_file(str(ROOT / 'configs/base/chexpert_finetune.yaml'))
+    trained.MODEL.NUM_CLASSES = 14
     torch.save({'model': {}, 'config': trained.dump()}, tmp_path / 'c.pth')
 
     def check(key: str, value: object) -> None:
-        config = default_config()
+        config = trained.clone()
         config.merge_from_list([key, value])
         check_scoring(
             SimpleNamespace(config=config, logger=logging.getLogger()), tmp_path / 'c.pth'
