@@ -1,22 +1,30 @@
 """The text log (console on rank 0, one file per rank) and the metrics (metrics.jsonl, TensorBoard).
 
+The console shows the time and the message in lines of 100 columns; the file has date and module.
 A full disk does not end a run: metrics that cannot be written are kept in memory and written later.
 """
 
 import contextlib
+import copy
 import json
 import logging
 import math
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from termcolor import colored
+from tqdm import tqdm
 
 from engine.files import replace_file
 
-DATE_FORMAT = '%Y-%m-%d %H:%M:%S'
+DATE_FORMAT, TIME_FORMAT = '%Y-%m-%d %H:%M:%S', '%H:%M:%S'
+COLUMNS = 100  # of a line on the console
+# `extra` of a line about a part of an epoch: in a terminal the progress bar takes its place. With
+# 'short' another text, the console shows that text instead of the message.
+DETAIL = {'is_detail': True}
 
 
 def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') -> logging.Logger:
@@ -38,16 +46,15 @@ def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') ->
         with contextlib.suppress(OSError):  # of a full disk
             handler.close()
 
-    place, text = '(%(filename)s %(lineno)d)', '%(levelname)s %(message)s'
     if dist_rank == 0:
         console = _Console(sys.stdout)
         console.setLevel(logging.INFO)
-        head = colored('[%(asctime)s %(name)s]', 'green') + colored(place, 'yellow')
-        console.setFormatter(logging.Formatter(f'{head}: {text}', DATE_FORMAT))
+        console.setFormatter(_ConsoleFormatter())
         logger.addHandler(console)
     path = Path(output_dir) / f'log_rank{dist_rank}.txt'
     file = _LogFile(path, encoding='utf-8', errors='backslashreplace')
-    file.setFormatter(logging.Formatter(f'[%(asctime)s %(name)s] {place}: {text}', DATE_FORMAT))
+    head = '[%(asctime)s %(name)s] (%(filename)s %(lineno)d)'
+    file.setFormatter(logging.Formatter(f'{head}: %(levelname)s %(message)s', DATE_FORMAT))
     logger.addHandler(file)
     return logger
 
@@ -157,6 +164,15 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return list(_parse(Path(path).read_bytes().splitlines(), path))
 
 
+def wrap(line: str, indent: str) -> str:
+    """Break a line into lines of at most COLUMNS, but no path or other word; indent the others."""
+    if len(line.split()) == 1:
+        return line
+    return textwrap.fill(
+        line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
 def json_safe(value: Any) -> Any:
     """Replace every float that is not finite by None."""
     if isinstance(value, dict):
@@ -177,11 +193,38 @@ def _parse(lines: Iterable[bytes], path: str | Path) -> Iterator[dict[str, Any]]
 
 
 class _Console(logging.StreamHandler):
-    """Standard output, which may be a file on a full disk or a closed pipe."""
+    """Standard output, which may be a terminal, a file on a full disk or a closed pipe."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_hidden = hasattr(record, 'is_detail') and self.stream.isatty()
+        return not is_hidden and super().filter(record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(self.stream):  # a line does not break a progress bar
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
+
+
+class _ConsoleFormatter(logging.Formatter):
+    """The time and the message in lines of at most COLUMNS, and the level of warnings.
+
+    An error stays in one line, which scripts look for.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        shown = copy.copy(record)
+        shown.msg, shown.args = getattr(record, 'short', record.getMessage()), None
+        time = self.formatTime(record, TIME_FORMAT)
+        level = f'{record.levelname} ' if record.levelno > logging.INFO else ''
+        lines = f'{time} {level}{super().format(shown)}'.split('\n')
+        if record.levelno < logging.ERROR:
+            indent = ' ' * (len(time) + 1)
+            lines = [wrap(line, indent) for line in lines]
+        lines[0] = colored(time, 'green') + lines[0].removeprefix(time)
+        return '\n'.join(lines)
 
 
 class _LogFile(logging.FileHandler):

@@ -18,6 +18,7 @@ from engine.launch import launch
 from engine.loop import LossFunction
 from engine.run_record import Run
 from engine.stage import run_stage
+from logger import DETAIL
 from models.contrastive import (
     METHODS,
     build_contrastive,
@@ -67,10 +68,11 @@ class HeldOutViews:
         most = min(len(z) - 1, z.shape[1])
         run.logger.info(
             f'holdout loss {loss:.4f}, feature spread {spread:.3f}, '
-            f'effective rank {rank:.1f} of {most}'
+            f'effective rank {rank:.1f} of {most}',
+            extra=DETAIL if epoch >= 0 else None,
         )
         has_collapsed = spread < LEAST_SPREAD or rank < LEAST_RANK
-        if has_collapsed and epoch >= 0:  # before training, at -1, nothing has been learned
+        if has_collapsed and (epoch >= 0 or run.config.EVAL_MODE):  # not before training
             run.logger.warning(
                 'the features have collapsed: lower TRAIN.BASE_LR or use larger batches'
             )
@@ -107,7 +109,7 @@ def main(run: Run) -> int:
             raise ValueError(f'--eval: DATA.HOLDOUT_FRACTION {share} holds out too few images')
         model, _ = build()
         load_weights(checkpoint_to_evaluate(config, run.folder), model.to(run.device), logger)
-        after_epoch(run, model, 0)
+        after_epoch(run, model, -1)
 
     return run_stage(
         run,

@@ -21,6 +21,7 @@ from evaluation.inference import load_classifier, predict
 from evaluation.metrics import describe_scores, selection_score
 from evaluation.probes import build_probe, freeze_encoder
 from evaluation.run_report import FinalScores, check_scoring, score
+from logger import DETAIL
 from models import build_model
 from models.losses import build_label_loss
 from models.pretrained import fit_pretrained
@@ -55,7 +56,8 @@ class Selection:
             return {}
         logits = predict(run.config, run.device, model, self.loader)
         scores = score(run.config, logits, self.loader)
-        run.logger.info(f'{self.split}: {describe_scores(scores)}')
+        line = f'{self.split}: {describe_scores(scores)}'
+        run.logger.info(line, extra=DETAIL if epoch >= 0 else None)
         keys = ('loss', 'mean_of_five', 'mean_of_defined', 'auroc')
         values = {f'{self.split}_{key}': scores[key] for key in keys if key in scores}
         return values | {'score': selection_score(scores, run.config.EVAL.SELECT)}
@@ -65,9 +67,9 @@ def evaluate(run: Run, loaders: Loaders) -> None:
     """Score one checkpoint, or the mean prediction of those in EVAL.ENSEMBLE."""
     config = run.config
     paths = config.EVAL.ENSEMBLE or [checkpoint_to_evaluate(config, run.folder)]
-    models = [load_classifier(config, path, run.device, run.logger) for path in paths]
     for path in paths:
         check_scoring(run, path)
+    models = [load_classifier(config, path, run.device, run.logger) for path in paths]
     final = FinalScores(run, loaders)
     final.score('given', models)
     final.write(models, [str(path) for path in paths])

@@ -28,7 +28,8 @@ class Loaders(NamedTuple):
             levels 0..255.
         reference: The same images with masks that do not depend on the run: random, 0.6 hidden,
             units of 32 px, or an eighth of the side for images below 128 px. None if these do
-            not fit the image or the patches of the model.
+            not fit the image or the patches of the model. The same loader as holdout if their
+            masks are equal.
 
     Contrastive pre-training:
         train: Views of images, one tensor [B, C, S, S] per view, new ones in each epoch. SwAV's
@@ -38,7 +39,8 @@ class Loaders(NamedTuple):
 
     Fine-tuning:
         train: (images, targets [B, K], index [B]), augmented. NaN targets are ignored.
-        holdout, valid, test: The same without augmentation, each image once over all ranks. NaN
+        holdout, internal, valid, test: The same without augmentation, each image once over all
+            ranks. internal are the held-out patients of EVAL.INTERNAL_SHARE, not in holdout. NaN
             targets are not scored. index is the position in dataset.records. With test-time
             views the images are [B, T, C, S, S].
         plain: Training images without augmentation, in order. They replace train with
@@ -54,6 +56,7 @@ class Loaders(NamedTuple):
     test: DataLoader | None = None
     plain: DataLoader | None = None
     whole: DataLoader | None = None
+    internal: DataLoader | None = None
 
 
 def build_loader(

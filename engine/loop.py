@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from engine import distributed
+from engine.clock import duration
 from engine.device import autocast, autocast_dtype, changed_by_forward, to_device
 from engine.device import wrap as wrap_compiled
 from engine.interruptions import Interruptions
@@ -19,6 +22,7 @@ from engine.parallel import wrap_parallel
 from engine.run_record import Run
 from engine.saving import Saver
 from engine.train_state import TrainState
+from logger import DETAIL
 from lr_scheduler import build_scheduler
 from optimizer import build_optimizer
 from utils import checkpoint_to_resume, load_pretrained, read_resumable
@@ -54,7 +58,8 @@ def fit(
         loader: Training batches (`data.loader.make_loader`).
         loss_fn: (model, batch on the device) -> scalar, a mean over the batch.
         after_epoch: (run, model, epoch) -> values for metrics.jsonl; the epoch with the greatest
-            `score`, if given, becomes ckpt_best.pth. It is called with epoch -1 before training.
+            `score`, if given, becomes ckpt_best.pth. It is called with epoch -1 before training,
+            then after every EVAL.EVERY epochs and after the last one.
         convert: Fits pre-trained weights to the model; see `utils.load_pretrained`.
 
     Returns:
@@ -74,13 +79,18 @@ def fit(
         Saver(run, interruptions) as saver,
     ):
         if state.epoch == state.batch == 0:
-            run.scalars.write_epoch({'epoch': -1, **after_epoch(run, state.module, -1)})
+            with state.clock.between_epochs():
+                run.scalars.write_epoch({'epoch': -1, **after_epoch(run, state.module, -1)})
         while state.epoch < train.EPOCHS:
             figures = train_one_epoch(run, state, loader, loss_fn, saver)
-            figures |= after_epoch(run, state.module, state.epoch)
-            run.scalars.write_epoch({'epoch': state.epoch, **figures})
-            saver.after_epoch(state, figures.get('score', -math.inf))
+            with state.clock.between_epochs():
+                done, held_out = state.epoch + 1, {}
+                if done % run.config.EVAL.EVERY == 0 or done == train.EPOCHS:
+                    held_out = after_epoch(run, state.module, state.epoch)
+                run.scalars.write_epoch({'epoch': state.epoch, **figures, **held_out})
+                saver.after_epoch(state, held_out.get('score', -math.inf))
             state.next_epoch()
+            _log_epoch(run, state, figures['loss'], held_out)
         saver.close()
     distributed.barrier()  # the files that rank 0 wrote exist for all ranks
     logger.info(f'Training time {timedelta(seconds=int(time.time() - start))}')
@@ -113,7 +123,8 @@ def begin(
     if saved is not None:
         state.restore(saved, config, source=str(checkpoint), logger=logger)
     elif config.PRETRAINED:
-        load_pretrained(config, getattr(model, 'whole_encoder', model), logger, convert)
+        whole = getattr(model, 'whole_encoder', model)
+        state.pretrained = load_pretrained(config, whole, logger, convert)
         if run.stage == 'contrastive':
             model.encoder_loaded()
     run.record.begin(checkpoint, done=state.epoch >= config.TRAIN.EPOCHS)
@@ -151,22 +162,24 @@ def train_one_epoch(
     config, epoch = run.config, state.epoch
     state.model.train()
     loader.batch_sampler.set_epoch(epoch, first_batch=state.batch)
-    clock = Clock()
+    clock = state.clock
+    clock.start_epoch()
     try:
-        for i, batch in enumerate(loader, start=state.batch):
-            clock.data_ready()
-            _train_batch_and_log(run, state, batch, loss_fn, i, clock)
-            ends_step = state.batch % state.accumulation == 0 or state.batch == state.num_batches
-            if ends_step and saver and saver.is_due(state):
-                flush_metrics(run, state)  # a non-finite loss must not be saved
-                saver.save_step(state)
+        with _progress_bar(run, state) as bar:
+            for i, batch in enumerate(loader, start=state.batch):
+                clock.data_ready()
+                _train_batch_and_log(run, state, batch, loss_fn, i, bar)
+                ends_step = state.batch % state.accumulation == 0 or i + 1 == state.num_batches
+                if ends_step and saver and saver.is_due(state):
+                    flush_metrics(run, state)  # a non-finite loss must not be saved
+                    saver.save_step(state)
     except NotFiniteError as error:
         raise FloatingPointError(
             f'{error}; no checkpoint contains these weights. Lower TRAIN.BASE_LR, lengthen the '
             'warm-up, or use --amp-opt-level O0.'
         ) from error
     seconds = time.perf_counter() - clock.start
-    run.logger.info(f'EPOCH {epoch} training takes {timedelta(seconds=int(seconds))}')
+    run.logger.debug(f'EPOCH {epoch} training takes {timedelta(seconds=int(seconds))}')
     images = clock.batches * config.DATA.BATCH_SIZE * distributed.world_size()
     figures = {
         'loss': state.progress.mean_loss(),
@@ -228,29 +241,6 @@ def shown_rate(run: Run, state: TrainState) -> float:
     return state.optimizer.param_groups[0 if run.is_pretrain else -1]['lr']
 
 
-class Clock:
-    """Seconds per batch, and how many of them were spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.perf_counter()
-        self.batches = 0
-        self.batch_seconds = self.data_seconds = 0.0
-
-    def data_ready(self) -> None:
-        self.data_seconds += time.perf_counter() - self.last
-
-    def batch_done(self) -> None:
-        now = time.perf_counter()
-        self.batch_seconds, self.last = now - self.last, now
-        self.batches += 1
-
-    def mean_batch(self) -> float:
-        return (self.last - self.start) / max(1, self.batches)
-
-    def mean_data(self) -> float:
-        return self.data_seconds / max(1, self.batches)
-
-
 def _wrap(run: Run, model: nn.Module, state: TrainState) -> nn.Module:
     """Wrap the model for several processes and compile it, as the config says."""
     config, logger, processes = run.config, run.logger, distributed.world_size()
@@ -268,8 +258,22 @@ def _wrap(run: Run, model: nn.Module, state: TrainState) -> nn.Module:
     )
 
 
+def _progress_bar(run: Run, state: TrainState) -> tqdm:
+    """The bar of an epoch, shown by rank 0 if the console is a terminal."""
+    return tqdm(
+        desc=f'epoch {state.epoch + 1}/{run.config.TRAIN.EPOCHS}',
+        total=state.num_batches,
+        initial=state.batch,
+        unit='batch',
+        file=sys.stdout,
+        disable=not (distributed.is_main() and sys.stdout.isatty()),
+        leave=False,
+        dynamic_ncols=True,
+    )
+
+
 def _train_batch_and_log(
-    run: Run, state: TrainState, batch: Any, loss_fn: LossFunction, i: int, clock: Clock
+    run: Run, state: TrainState, batch: Any, loss_fn: LossFunction, i: int, bar: tqdm
 ) -> None:
     try:
         train_one_batch(run, state, batch, loss_fn, i)
@@ -279,9 +283,11 @@ def _train_batch_and_log(
     is_due = is_due and state.progress.has_losses()
     if is_due:
         flush_metrics(run, state)
-    clock.batch_done()
+    state.clock.batch_done()
     if is_due:
-        _log_line(run, state, clock, i)
+        _log_line(run, state, i)
+    bar.set_postfix_str(f'loss {state.progress.last_loss:.4f}, {_time_left(run, state)}', False)
+    bar.update()
 
 
 def _begin_step(run: Run, state: TrainState) -> None:
@@ -350,21 +356,39 @@ def _skip_step(run: Run, state: TrainState, error: NotFiniteError) -> None:
     run.logger.warning(f'{error}: step skipped, {skipped} of at most {limit}')
 
 
-def _log_line(run: Run, state: TrainState, clock: Clock, i: int) -> None:
-    progress, config = state.progress, run.config
-    images_per_second = config.DATA.BATCH_SIZE * distributed.world_size() / clock.mean_batch()
-    left = timedelta(seconds=int(clock.mean_batch() * (state.num_batches - i)))
+def _time_left(run: Run, state: TrainState) -> str:
+    """Estimate the rest of training from the times of this process."""
+    epochs = run.config.TRAIN.EPOCHS - state.epoch
+    seconds = state.clock.seconds_left(epochs * state.num_batches - state.batch, epochs)
+    return f'{duration(seconds)} left'
+
+
+def _log_epoch(run: Run, state: TrainState, loss: float, held_out: dict[str, Any]) -> None:
+    """Log the epochs that are done, the loss of the last one and its score, if it has one."""
+    parts, key = [f'loss {loss:.4f}'], 'score' if 'score' in held_out else next(iter(held_out), '')
+    parts += [f'{key.replace("_", " ")} {held_out[key]:.4f}'] if key else []
+    parts += [_time_left(run, state)] if state.epoch < run.config.TRAIN.EPOCHS else []
+    run.logger.info(f'epoch {state.epoch} of {run.config.TRAIN.EPOCHS}: {", ".join(parts)}')
+
+
+def _log_line(run: Run, state: TrainState, i: int) -> None:
+    progress, clock, epochs = state.progress, state.clock, run.config.TRAIN.EPOCHS
+    images_per_second = run.config.DATA.BATCH_SIZE * distributed.world_size() / clock.mean_batch()
+    eta = timedelta(seconds=int(clock.mean_batch() * (state.num_batches - i)))
     memory = torch.cuda.max_memory_allocated() / 2**20 if run.device.type == 'cuda' else 0.0
+    head, left = f'Train: [{state.epoch}/{epochs}][{i}/{state.num_batches}]', _time_left(run, state)
+    loss = f'loss {progress.last_loss:.4f} ({progress.mean_loss():.4f})'
+    speed = f'{images_per_second:.0f} images/s'
+    rate = shown_rate(run, state)
     run.logger.info(
-        f'Train: [{state.epoch}/{config.TRAIN.EPOCHS}][{i}/{state.num_batches}]\t'
-        f'eta {left} lr {shown_rate(run, state):.4e}\t'
+        f'{head}\teta {eta} ({left}) lr {rate:.4e}\t'
         f'time {clock.batch_seconds:.4f} ({clock.mean_batch():.4f})\t'
-        f'data {clock.mean_data():.4f}\t'
-        f'loss {progress.last_loss:.4f} ({progress.mean_loss():.4f}) ema {progress.loss_ema:.4f}\t'
-        f'grad_norm {progress.last_norm:.4f} ({progress.mean_norm():.4f})\t'
-        f'{images_per_second:.0f} images/s' + (f'\tmem {memory:.0f}MB' if memory else '')
+        f'data {clock.mean_data():.4f}\t{loss} ema {progress.loss_ema:.4f}\t'
+        f'grad_norm {progress.last_norm:.4f} ({progress.mean_norm():.4f})\t{speed}'
+        + (f'\tmem {memory:.0f}MB' if memory else ''),
+        extra=DETAIL | {'short': f'{head} {left}, lr {rate:.1e}, {loss}, {speed}'},
     )
     run.scalars.write_step(
-        {'loss': progress.last_loss, 'loss_ema': progress.loss_ema, 'lr': shown_rate(run, state)},
+        {'loss': progress.last_loss, 'loss_ema': progress.loss_ema, 'lr': rate},
         state.epoch * state.num_batches + i,
     )

@@ -34,6 +34,9 @@ def wrap_parallel(config: Config, model: nn.Module, device: torch.device) -> nn.
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
+    for parameter in model.parameters():
+        if parameter.ndim == 4 and parameter.requires_grad:
+            parameter.register_hook(_usual_strides)
     if config.TRAIN.GRADIENT_EXCHANGE == 'bfloat16':
         model.register_comm_hook(None, bf16_compress_hook)
     return model
@@ -58,6 +61,14 @@ def share_batch_norm(model: nn.Module) -> None:
                 f'{name} is a {type(module).__name__}, which cannot use the statistics of several '
                 'processes: train in one process'
             )
+
+
+def _usual_strides(gradient: Tensor) -> Tensor:
+    """Give the gradient of a convolution the strides of its bucket in DistributedDataParallel.
+
+    The gradients of 1x1 convolutions may have those of channels_last, at which PyTorch warns.
+    """
+    return gradient.flatten().view(gradient.shape)
 
 
 class _SumOverProcesses(torch.autograd.Function):

@@ -16,11 +16,13 @@ from torch.utils.data import DataLoader
 
 from data import Loaders
 from engine import distributed
+from engine.clock import duration
 from engine.device import autocast, synchronized_time, views_of
 from engine.launch import EXIT_OTHER_PROCESS, explain
 from engine.loop import LossFunction, begin, train_one_batch
 from engine.run_record import Run, is_locked
 from engine.train_state import TrainState
+from logger import wrap
 
 Batch = tuple[torch.Tensor, ...]
 
@@ -246,12 +248,13 @@ class Preflight:
         epochs = 1.0
         if self.loss_fn is not None:
             epochs = self.config.TRAIN.EPOCHS - state.epoch - state.batch / state.num_batches
-        others = sum(
-            len(v.dataset) for k, v in self.loaders.items() if k not in (self.main, 'test')
-        )
+        unscored = (self.main, 'test', 'internal')
+        scored = {v for k, v in self.loaders.items() if k not in unscored}
+        others = sum(len(loader.dataset) for loader in scored)
         images = len(self.loaders[self.main]) * data.BATCH_SIZE
         training = epochs * images * with_reading(step)
-        validation = math.ceil(epochs) * others / world * with_reading(step / 3)
+        validations = math.ceil(epochs / self.config.EVAL.EVERY)
+        validation = validations * others / world * with_reading(step / 3)
         work = 'training' if self.loss_fn else 'features'
         self.add('time', f'{duration(training)} of {work}, {duration(validation)} of validation')
         return training + validation
@@ -332,9 +335,10 @@ def table(findings: list[Finding]) -> str:
     width, lines = max(len(finding.check) for finding in findings), []
     for finding in findings:
         head = f'{finding.status:<7}  {finding.check:<{width}}  '
-        lines.append(head + finding.found)
+        indent = ' ' * len(head)
+        lines.append(wrap(head + finding.found, indent))
         if finding.advice:
-            lines.append(f'{" " * len(head)}-> {finding.advice}')
+            lines.append(wrap(f'{indent}-> {finding.advice}', indent))
     return '\n'.join(lines)
 
 
@@ -342,13 +346,6 @@ def amount(num_bytes: float) -> str:
     """Bytes with a unit, such as '3.2 MB'."""
     unit, size = ('GB', 1e9) if num_bytes >= 1e9 else ('MB', 1e6)
     return f'{num_bytes / size:,.1f} {unit}'
-
-
-def duration(seconds: float) -> str:
-    """Seconds with a unit, such as '3.2 hours'."""
-    units = [('hours', 3600), ('minutes', 60), ('seconds', 1)]
-    unit, size = next((each for each in units if seconds >= each[1]), units[-1])
-    return f'{seconds / size:,.1f} {unit}'
 
 
 def part(batch: Batch, size: int) -> Batch:

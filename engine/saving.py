@@ -16,6 +16,7 @@ from engine.files import BEST_CHECKPOINT, checkpoint_name
 from engine.interruptions import Interruptions, Preempted
 from engine.run_record import Run
 from engine.train_state import TrainState
+from logger import DETAIL
 from utils import prune, rng_state, save_checkpoint
 
 RETRY_SECONDS = 60.0
@@ -191,7 +192,7 @@ class CheckpointWriter:
                 )
                 continue
             del self._waiting[name]
-            self.logger.info(f'saved {path}')
+            self.logger.info(f'saved {name}', extra=DETAIL)
             if name != BEST_CHECKPOINT:
                 with suppress(OSError):  # the next save tries again
                     prune(self.folder, self.keep, newest=name)

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from config import Config, config_changes, config_text, load_yaml
 from engine import distributed
+from engine.clock import Clock
 from engine.device import Compiled
 from utils import load_model_state, load_moments, name_damaged, set_rng_state
 
@@ -103,8 +104,10 @@ class TrainState:
     batch: int = 0  # batches of this epoch that are done
     best_score: float = -math.inf
     source: str = ''  # the checkpoint that training resumed from
+    pretrained: dict[str, str] = field(default_factory=dict)  # see `load_pretrained`
     compares_images: bool = False  # whether the loss compares the images of a batch
     progress: Progress = field(default_factory=Progress)
+    clock: Clock = field(default_factory=Clock)
     step_losses: list[Tensor] = field(default_factory=list)  # of the current step
     before_step: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # buffers, their copies
 
@@ -162,6 +165,7 @@ class TrainState:
             'progress': self.progress.numbers(),
             'rng': rng,
             'config': config_text(config),
+            'pretrained': self.pretrained,
         }
 
     def restore(self, saved: dict, config: Config, *, source: str, logger: logging.Logger) -> None:
@@ -181,7 +185,7 @@ class TrainState:
         with name_damaged(source):
             load_model_state(self.module, saved['model'], source, logger)
             load_moments(saved, self.optimizer, self.scaler, source)
-            self.best_score = saved['best_score']
+            self.best_score, self.pretrained = saved['best_score'], saved.get('pretrained', {})
             self.progress = Progress(**saved['progress'])
             self._go_to(saved, config)
             self._compare_images(saved, config, logger)

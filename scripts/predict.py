@@ -8,7 +8,6 @@ The exit code is 0; 1 with --skip-bad if an image was skipped; or 2 if nothing w
 import argparse
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,9 +29,11 @@ from data.records import read_folder, write_predictions
 from data.transforms import EvalTransform
 from engine.device import local_device
 from engine.files import LOADER_FILES, allow_open_files
+from engine.launch import explain
 from evaluation.inference import load_classifier, predict
 from utils import read_checkpoint, trained_config
 
+MOST_IMAGES = 128  # in a batch, whatever the checkpoint says
 SKIPPED = 'skipped: '  # begins the note about an image that is skipped
 
 
@@ -85,7 +86,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='folders are searched recursively')
     add('--checkpoint', required=True, metavar='C.pth', help='checkpoint of main_finetune.py')
     add('--output', required=True, type=Path, metavar='F.csv', help='F.json is also written')
-    add('--batch-size', type=int, help='images per batch (default: as in the run)')
+    add('--batch-size', type=int, help='images per batch (default: as in the run, at most 128)')
     add('--num-workers', type=int, help='processes that load images (default: as in the run)')
     add('--skip-bad', action='store_true', help='skip images that cannot be used, and list them')
     add('--device', type=_device, help='cpu, cuda or cuda:N (default: a GPU if there is one)')
@@ -120,8 +121,9 @@ def list_images(places: list[str]) -> list[str]:
 
 def read_config(path: str) -> Config:
     """The options of the run that wrote a checkpoint."""
-    config = trained_config(path)
-    if config is None or 'head.weight' not in read_checkpoint(path)['model']:
+    is_classifier = 'head.weight' in read_checkpoint(path)['model']
+    config = trained_config(path, 'finetune') if is_classifier else None
+    if config is None:
         raise ValueError(f'{path} is not a fine-tuned checkpoint of main_finetune.py')
     return config
 
@@ -133,11 +135,11 @@ def predict_images(args: argparse.Namespace) -> int:
     device = args.device or local_device()
     model = load_classifier(config, args.checkpoint, device, logging.getLogger('predict'))
     data, workers = config.DATA, args.num_workers
-    workers = data.NUM_WORKERS if workers is None else workers
+    workers = min(data.NUM_WORKERS, os.cpu_count()) if workers is None else workers
     allow_open_files(workers, per_worker=LOADER_FILES)
     loader = ImageLoader(
         ImageFiles(paths, config, skip_bad=args.skip_bad),
-        batch_size=args.batch_size or data.BATCH_SIZE,
+        batch_size=args.batch_size or min(data.BATCH_SIZE, MOST_IMAGES),
         num_workers=workers,
     )
     logits = predict(config, device, model, loader)
@@ -149,7 +151,7 @@ def predict_images(args: argparse.Namespace) -> int:
         args.output,
         expit(logits[used].astype('float64')),
         paths=[paths[i] for i in used],
-        labels=task_labels(data.TASK),
+        labels=task_labels(data.TASK, data.LABELS),
         source={'checkpoint': args.checkpoint, 'run': config.TAG, 'rows': len(used)},
     )
     for note in filter(None, loader.notes):
@@ -162,10 +164,8 @@ def predict_images(args: argparse.Namespace) -> int:
 def main(args: argparse.Namespace) -> int:
     try:
         return predict_images(args)
-    except (ValueError, OSError) as error:
-        # A worker of the loader includes its traceback in the message.
-        message = re.split(r'\n[\w.]+Error: ', str(error))[-1].strip()
-        print(f'error: {message}', file=sys.stderr)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        print(f'error: {explain(error)[1]}', file=sys.stderr)
         return 2
 
 

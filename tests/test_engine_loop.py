@@ -1,8 +1,10 @@
 """Training: steps by hand, non-finite losses, bit-exact resume, and several processes as one."""
 
+import copy
 import logging
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +228,7 @@ def test_two_ranks_equal_one(stage, model, phantom, tmp_path) -> None:
     assert run_main(stage, arguments(cfg, data, one)) == 0
     done = torchrun(stage, arguments(cfg, data, two, '--batch-size', '2'), processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert 'Grad strides' not in done.stderr
     one, two = run_folder(one, stage), run_folder(two, stage)
 
     for key, value in final_state(one)['model'].items():
@@ -248,18 +251,36 @@ def test_two_ranks_equal_one(stage, model, phantom, tmp_path) -> None:
         np.testing.assert_allclose(final_state(one)['model'][key], value, rtol=0, atol=1e-5)
 
 
-def test_gradients_may_be_exchanged_in_half_precision(monkeypatch) -> None:
+@pytest.fixture
+def parallel(monkeypatch) -> Iterator[None]:
+    """A process group of this process, which counts as two."""
     dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(distributed, 'world_size', lambda: 2)
+    yield
+    dist.destroy_process_group()
+
+
+def test_gradients_have_the_strides_of_their_buckets(parallel, recwarn) -> None:
+    """A 1x1 convolution of tokens: PyTorch warns once in a process, unless told to repeat."""
+    tokens, alone = torch.rand(2, 9, 4), torch.nn.Conv2d(4, 3, 1)
+    model = wrap_parallel(default_config(), copy.deepcopy(alone), torch.device('cpu'))
+    torch.set_warn_always(True)
     try:
-        monkeypatch.setattr(distributed, 'world_size', lambda: 2)
-        config, gradients = default_config(), []
-        for kind in ('float32', 'bfloat16'):
-            config.TRAIN.GRADIENT_EXCHANGE = kind
-            torch.manual_seed(0)
-            model = wrap_parallel(config, torch.nn.Linear(7, 1), torch.device('cpu'))
-            model(torch.rand(5, 7)).sum().backward()
-            gradients.append(model.module.weight.grad)
+        for each in (alone, model):
+            each(tokens.transpose(1, 2).unflatten(2, (3, 3))).square().sum().backward()
     finally:
-        dist.destroy_process_group()
+        torch.set_warn_always(False)
+    assert not [str(each.message) for each in recwarn if 'strides' in str(each.message)]
+    assert torch.equal(model.module.weight.grad, alone.weight.grad)
+
+
+def test_gradients_may_be_exchanged_in_half_precision(parallel) -> None:
+    config, gradients = default_config(), []
+    for kind in ('float32', 'bfloat16'):
+        config.TRAIN.GRADIENT_EXCHANGE = kind
+        torch.manual_seed(0)
+        model = wrap_parallel(config, torch.nn.Linear(7, 1), torch.device('cpu'))
+        model(torch.rand(5, 7)).sum().backward()
+        gradients.append(model.module.weight.grad)
     assert torch.equal(gradients[1], gradients[0].bfloat16().float())
     assert not torch.equal(*gradients)

@@ -31,7 +31,8 @@ def check(capfd):
     def run(stage: str, argv: list[str]) -> tuple[int, str, dict[str, tuple[str, str]]]:
         capfd.readouterr()
         code = run_main(stage, [*argv, '--check'])
-        lines = capfd.readouterr().out.rstrip().splitlines()
+        shown = capfd.readouterr().out.rstrip()
+        lines = re.sub(r'\n {9,}(?=[^ -])', '  ', shown).splitlines()  # a long text has several
         rows = filter(None, map(ROW.fullmatch, lines[lines.index('') :]))
         return code, lines[-1], {row[2]: (row[1], row[3]) for row in rows}
 

@@ -4,13 +4,14 @@ import io
 import json
 import logging
 import math
+import re
 import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import logger as module
-from logger import ScalarLog, create_logger, read_metrics
+from logger import DETAIL, ScalarLog, create_logger, read_metrics
 
 
 def test_every_rank_writes_a_file_and_only_rank_0_writes_to_the_console(tmp_path, capsys):
@@ -19,6 +20,38 @@ def test_every_rank_writes_a_file_and_only_rank_0_writes_to_the_console(tmp_path
     shown = capsys.readouterr().out
     assert 'from rank 0' in shown and 'from rank 1' not in shown
     assert 'INFO from rank 1' in (tmp_path / 'log_rank1.txt').read_text()
+
+
+LINE = 'a warning about ' + ', '.join(f'/data/study{i}/view1_frontal.jpg' for i in range(9))
+
+
+def test_the_console_shows_the_time_and_lines_of_100_columns(tmp_path, capsys):
+    log = create_logger(tmp_path, 0, name='lines')
+    log.warning(LINE)
+    log.info('long\tfields', extra=DETAIL | {'short': 'short'})
+    log.error(LINE)
+    first, *others = capsys.readouterr().out.splitlines()
+    assert re.match(r'\d\d:\d\d:\d\d WARNING a warning', first)
+    *others, short, error = others
+    assert max(map(len, [first, *others])) <= 100
+    assert ' '.join([first[9:], *map(str.strip, others)]) == f'WARNING {LINE}'
+    assert short[9:] == 'short' and error[9:] == f'ERROR {LINE}', 'an error is one line'
+    written = (tmp_path / 'log_rank0.txt').read_text().splitlines()
+    assert written[0].endswith(LINE) and written[1].endswith('long\tfields')
+    assert re.match(r'\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d lines\] \(test_logger.py \d+\)', written[0])
+
+
+def test_a_terminal_does_not_show_details(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, 'stdout', terminal := Terminal())
+    log = create_logger(tmp_path, 0, name='terminal')
+    log.info('Train: [0/2]', extra=DETAIL)
+    log.info('epoch 1 of 2')
+    assert 'epoch 1 of 2' in terminal.getvalue() and 'Train' not in terminal.getvalue()
+    assert 'Train: [0/2]' in (tmp_path / 'log_rank0.txt').read_text()
 
 
 def test_metrics_are_valid_json_whatever_their_values(tmp_path):

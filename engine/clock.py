@@ -1,0 +1,62 @@
+"""How long training takes: seconds per batch and between epochs, and what is left of a run."""
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator
+
+
+class Clock:
+    """Times of an epoch, and of this process, from which the rest of the run is estimated.
+
+    Args:
+        epochs_between_validations: EVAL.EVERY.
+    """
+
+    def __init__(self, epochs_between_validations: int = 1) -> None:
+        self.num_timed, self.timed_seconds = 0, 0.0  # batches of this process, but the first
+        self._between = deque(maxlen=epochs_between_validations)
+        self._has_begun = False
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.batches = 0
+        self.batch_seconds = self.data_seconds = 0.0
+
+    def data_ready(self) -> None:
+        self.data_seconds += time.perf_counter() - self.last
+
+    def batch_done(self) -> None:
+        now = time.perf_counter()
+        self.batch_seconds, self.last = now - self.last, now
+        self.batches += 1
+        if self._has_begun:  # the first batch may compile
+            self.num_timed += 1
+            self.timed_seconds += self.batch_seconds
+        self._has_begun = True
+
+    def mean_batch(self) -> float:
+        return (self.last - self.start) / max(1, self.batches)
+
+    def mean_data(self) -> float:
+        return self.data_seconds / max(1, self.batches)
+
+    @contextlib.contextmanager
+    def between_epochs(self) -> Iterator[None]:
+        """Time what follows an epoch: validation and saving."""
+        start = time.perf_counter()
+        yield
+        self._between.append(time.perf_counter() - start)
+
+    def seconds_left(self, batches: int, epochs: int) -> float:
+        """Seconds of so many batches, and of what follows so many epochs."""
+        batch = self.timed_seconds / self.num_timed if self.num_timed else self.batch_seconds
+        return batches * batch + epochs * sum(self._between) / max(1, len(self._between))
+
+
+def duration(seconds: float) -> str:
+    """Seconds with a unit, such as '3.2 h' or '4 min'."""
+    if seconds >= 3600:
+        return f'{seconds / 3600:,.1f} h'
+    return f'{seconds / 60:.0f} min' if seconds >= 120 else f'{seconds:.0f} s'

@@ -1,0 +1,86 @@
+"""The remaining time of a run, and what the log shows of it."""
+
+import logging
+import re
+
+import pytest
+from one_epoch import five_batches, one_epoch
+from tiny import arguments, run_folder, run_main, tiny_config
+
+from engine import clock as module
+from engine.clock import Clock, duration
+
+
+@pytest.fixture
+def wait(monkeypatch):
+    """Lets time pass."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, 'perf_counter', lambda: now[0])
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    return wait
+
+
+def train(clock: Clock, wait, batches: list[float]) -> None:
+    clock.start_epoch()
+    for seconds in batches:
+        wait(seconds)
+        clock.batch_done()
+
+
+def test_the_rest_is_estimated_from_batches_and_validations_of_this_process(wait) -> None:
+    clock = Clock()
+    train(clock, wait, [91.0])  # compiles
+    assert clock.seconds_left(2, 0) == 2 * 91
+    train(clock, wait, [2.0, 4.0])
+    with clock.between_epochs():
+        wait(30)  # with what only the first validation computes
+    with clock.between_epochs():
+        wait(10)
+    assert clock.seconds_left(batches=100, epochs=5) == 100 * 3 + 5 * 10
+
+
+def test_a_validation_counts_for_the_epochs_between_validations(wait) -> None:
+    clock = Clock(epochs_between_validations=4)
+    for seconds in (20, 0, 0, 0, 20):
+        with clock.between_epochs():
+            wait(seconds)
+    assert clock.seconds_left(batches=0, epochs=8) == 2 * 20
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'text'), [(0.4, '0 s'), (119, '119 s'), (240, '4 min'), (11520, '3.2 h')]
+)
+def test_durations_have_a_unit(seconds, text) -> None:
+    assert duration(seconds) == text
+
+
+def test_lines_of_training_have_the_rest_of_the_run_and_fit_into_100_columns(tmp_path, log) -> None:
+    log.set_level(logging.INFO, 'one_epoch')
+    one_epoch(tmp_path, five_batches(), PRINT_FREQ=2)
+    lines = [record for record in log.records if record.message.startswith('Train: [7/')]
+    assert len(lines) == 3
+    for record in lines:
+        assert re.search(r'\teta [\d:]+ \(\d+ s left\) lr ', record.message)
+        assert ' s left, ' in record.short and len(record.short) <= 91
+
+
+def test_a_resumed_run_logs_what_is_left_after_each_epoch(eight, tmp_path) -> None:
+    train, data = {'EPOCHS': 3, 'WARMUP_EPOCHS': 0}, {'TRAIN_IMAGES': 0}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', TRAIN=train, DATA=data)
+    folder = run_folder(tmp_path, 'simmim')
+    assert run_main('simmim', arguments(cfg, eight, tmp_path)) == 0
+    (folder / 'ckpt_epoch_2.pth').unlink()
+    (folder / 'ckpt_epoch_1.pth').unlink()
+    (folder / 'log_rank0.txt').unlink()
+    assert run_main('simmim', arguments(cfg, eight, tmp_path)) == 0
+    text = (folder / 'log_rank0.txt').read_text()
+    lines = re.findall(
+        r'INFO (epoch \d of 3): loss [\d.]+(?:, holdout l1 [\d.]+)?(, .* left)?$', text, re.M
+    )
+    assert [(head, bool(left)) for head, left in lines] == [
+        ('epoch 2 of 3', True),
+        ('epoch 3 of 3', False),
+    ]
