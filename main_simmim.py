@@ -69,6 +69,7 @@ class HeldOutReconstruction:
                 path = run.folder / 'reconstructions' / f'epoch_{epoch}.png'
                 try:
                     plot_reconstructions(path, examples, f'epoch {epoch}, {line}')
+                    run.scalars.write_image('reconstructions', path, epoch)
                 except OSError as error:  # a full disk does not stop training
                     run.logger.warning(f'{path} cannot be written ({error.strerror})')
         return values

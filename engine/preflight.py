@@ -198,19 +198,19 @@ class Preflight:
         is_contrastive, size = self.run.stage == 'contrastive', len(batch[0])
         alone = replace(state, model=state.module)
 
-        def try_step(size: int) -> float:
+        def seconds(size: int) -> float:
             return self._seconds(lambda: self._step(alone, part(batch, size)))
 
         if self.run.device.type == 'cpu' and not is_contrastive:  # whose loss needs a whole batch
             whole, size = size, 1
-            try_step(1)  # the first one takes longer
-            while size < whole and try_step(size) < STEP_SECONDS / 2:
+            seconds(1)  # the first step takes longer
+            while size < whole and seconds(size) < STEP_SECONDS / 2:
                 size = min(2 * size, whole)
         advice = 'lower --batch-size and raise --accumulation-steps, or use --use-checkpoint'
         if is_contrastive:
             advice = 'use more processes with a smaller --batch-size, or --use-checkpoint'
         try:
-            try_step(size)
+            self._step(alone, part(batch, size))
         except torch.OutOfMemoryError:
             self.add('memory', f'{size} images do not fit', advice, problem=True)
             return 0

@@ -177,6 +177,9 @@ class FinalScores:
         document |= write_maps(
             config, models[0], shown, sets[-1], thresholds=thresholds, folder=folder
         )
+        for entry in document['maps']:
+            file = folder / entry['file']
+            run.scalars.write_image(f'maps/{file.stem}', file, config.TRAIN.EPOCHS - 1)
         rename_images(document, names)
         return write_report(folder, document)
 
