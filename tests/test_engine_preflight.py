@@ -78,7 +78,7 @@ def test_time_is_that_of_whole_batches_and_of_the_validated_split(
     monkeypatch.setattr(preflight, 'STEP_SECONDS', 2.0)
     monkeypatch.setattr(preflight.Preflight, '_step', noting)
     monkeypatch.setattr(preflight.Preflight, '_seconds', seconds)
-    monkeypatch.setattr(preflight.Preflight, '_read_seconds', lambda *_: 0.0)
+    monkeypatch.setattr(preflight.Preflight, '_read_seconds', lambda *_: 1e-9)
     cfg = tiny_config(tmp_path / 'run.yaml', 'finetune')
     _, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
     assert 'over 4 images' in rows['step'][1]
