@@ -70,6 +70,8 @@ _C.DATA.IMAGE_SUFFIX = ''
 _C.DATA.VIEWS = 'frontal'
 # [CheXpert] What fine-tuning learns, such as 'observations' for all 14 labels.
 _C.DATA.TASK = 'observations'
+# [CheXpert] Columns of the CSV files that 'observations' learns; []: the 14 observations.
+_C.DATA.LABELS = []
 # [CheXpert] Policy for uncertain labels (-1) in training.
 _C.DATA.UNCERTAIN = 'ones'
 # [CheXpert] Exceptions per label, such as {'Edema': 'zeros'}. A later source replaces the mapping.
@@ -120,7 +122,7 @@ _C.MODEL.PRETRAIN = 'simmim'
 _C.MODEL.NAME = 'swin_tiny_patch4_window7_224'
 # Checkpoint to resume from, a path or an https address; '': the newest in the run folder.
 _C.MODEL.RESUME = ''
-# Outputs of the classifier: 14 for the CheXpert labels.
+# Outputs of the classifier. At its default, fine-tuning sets it to the number of labels.
 _C.MODEL.NUM_CLASSES = 1000
 # Input channels of the encoder: 1 (grey) or 3 (grey images are repeated).
 _C.MODEL.IN_CHANS = 3
@@ -317,6 +319,8 @@ _C.TEST = CN()
 _C.TEST.CROP = True
 
 _C.EVAL = CN()
+# [CheXpert] Epochs between two validations, at least 1. The last epoch is always validated.
+_C.EVAL.EVERY = 1
 # [CheXpert] Views to evaluate: 'frontal', 'lateral' or 'all'; '': as DATA.VIEWS.
 _C.EVAL.VIEWS = ''
 # [CheXpert] Unit of evaluation: 'study' or 'image'.
@@ -327,7 +331,7 @@ _C.EVAL.AGGREGATE = 'max'
 _C.EVAL.SELECT_ON = 'holdout'
 # [CheXpert] Mean AUROC that chooses it: 'five' tasks, 'all' labels, 'auto' (five if defined).
 _C.EVAL.SELECT = 'auto'
-# [CheXpert] Held-out images that pre-training evaluates after each epoch; 0: all.
+# [CheXpert] Held-out images that pre-training validates on; 0: all.
 _C.EVAL.HOLDOUT_IMAGES = 256
 # [CheXpert] Test-time augmentation: 'none', or 'crops' (mean over centre and four corners).
 _C.EVAL.TTA = 'none'
@@ -393,7 +397,8 @@ _C.FINETUNE.MODE = 'full'
 _C.REPORT = CN()
 # [CheXpert] Whether fine-tuning and --eval write report.html and its data.
 _C.REPORT.WRITE = True
-# [CheXpert] Saliency maps per label and kind of case (true or false, positive or negative).
+# [CheXpert] Saliency maps per label and kind of case (true or false, positive or negative); 0: the
+# report shows no X-rays, not even small ones of the worst errors.
 _C.REPORT.MAPS = 2
 # [CheXpert] Saliency method: 'grad_cam', or 'rollout' (ViT, the same map for all labels).
 _C.REPORT.METHOD = 'grad_cam'
@@ -490,7 +495,12 @@ def get_config(args: argparse.Namespace) -> Config:
         value = getattr(args, flag, None)
         if value is not None:
             put(config, key, value, '--' + flag.replace('_', '-'))
-    check_config(config, getattr(args, 'stage', None))
+    stage, tasks = getattr(args, 'stage', None), REGISTRIES.get('DATA.TASK', {})
+    is_default = config.MODEL.NUM_CLASSES == _C.MODEL.NUM_CLASSES
+    if stage == 'finetune' and is_default and config.DATA.TASK in tasks:
+        labels = config.DATA.LABELS or tasks[config.DATA.TASK].labels
+        config.MODEL.NUM_CLASSES = len(labels)
+    check_config(config, stage)
     config.freeze()
     return config
 
@@ -590,7 +600,7 @@ RANGES = {
         'MODEL.VIT.DEPTH MODEL.VIT.NUM_HEADS TRAIN.EPOCHS TRAIN.LR_SCHEDULER.DECAY_EPOCHS '
         'AUG.RECOUNT SAVE_FREQ PRINT_FREQ MODEL.MAE.DECODER_EMBED_DIM MODEL.MAE.DECODER_DEPTH '
         'MODEL.MAE.DECODER_NUM_HEADS CONTRASTIVE.DIM CONTRASTIVE.QUEUE_SIZE '
-        'CONTRASTIVE.NUM_PROTOTYPES'
+        'CONTRASTIVE.NUM_PROTOTYPES EVAL.EVERY'
     ),
     '[0, inf)': (
         'DATA.NUM_WORKERS DATA.TRAIN_IMAGES MODEL.NUM_CLASSES MODEL.VIT.INIT_VALUES '

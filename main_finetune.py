@@ -72,9 +72,9 @@ def evaluate(run: Run, loaders: Loaders) -> None:
     """Score one checkpoint, or the mean prediction of those in EVAL.ENSEMBLE."""
     config = run.config
     paths = config.EVAL.ENSEMBLE or [checkpoint_to_evaluate(config, run.folder)]
-    models = [load_classifier(config, path, run.device, run.logger) for path in paths]
     for path in paths:
         check_scoring(run, path)
+    models = [load_classifier(config, path, run.device, run.logger) for path in paths]
     final = FinalScores(run, loaders)
     final.score('given', models)
     final.write(models, [str(path) for path in paths])

@@ -47,7 +47,7 @@ def reconstruction_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 
 class HeldOutReconstruction:
-    """Masked L1 on the held-out patients after each epoch, next to that of trivial predictors.
+    """Masked L1 on the held-out patients, next to that of trivial predictors.
 
     `holdout` uses the run's own masks and `reference` one fixed set of masks (data.data_simmim), so
     that runs with other masks or losses can be compared. A model of normalised patches is given the
@@ -57,13 +57,15 @@ class HeldOutReconstruction:
     def __init__(self, loaders: Loaders) -> None:
         splits = {'holdout': loaders.holdout, 'reference': loaders.reference}
         self.loaders = {name: loader for name, loader in splits.items() if loader is not None}
-        self.trivial_sums = {}  # they are the same after every epoch
+        self.trivial_sums = {}  # by loader; they are the same after every epoch
 
     def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
-        values = {}
+        values, results = {}, {}
         own = GIVEN_STATISTICS if model.target.uses_true_statistics else ''
         for name, loader in self.loaders.items():
-            sums, examples = self._sums(run, model, name, loader)
+            if loader not in results:  # holdout and reference may have the same masks
+                results[loader] = self._sums(run, model, loader)
+            sums, examples = results[loader]
             for predictor, (normalised, grey, num_pixels) in sums.items():
                 suffix = own if predictor == 'model' else f'_{predictor}'
                 values[f'{name}_l1{suffix}'] = float(normalised / num_pixels)
@@ -80,11 +82,11 @@ class HeldOutReconstruction:
         return values
 
     def _sums(
-        self, run: Run, model: nn.Module, name: str, loader: DataLoader
+        self, run: Run, model: nn.Module, loader: DataLoader
     ) -> tuple[dict[str, np.ndarray], list[Reconstruction]]:
         """Return errors summed over all ranks by predictor, and the first images of this rank."""
         sums, examples = {'model': np.zeros(3)}, []
-        if name not in self.trivial_sums:
+        if loader not in self.trivial_sums:
             sums |= {key: np.zeros(3) for key in TRIVIAL_PREDICTORS}
         for item in reconstruct(run, model, loader):
             for key in sums:
@@ -93,8 +95,8 @@ class HeldOutReconstruction:
                 sums[key] += hidden_error(item, guess)
             examples += [item] if len(examples) < NUM_IMAGES else []
         sums = {key: sum(distributed.gather(value)) for key, value in sums.items()}
-        self.trivial_sums.setdefault(name, {k: v for k, v in sums.items() if k != 'model'})
-        return sums | self.trivial_sums[name], examples
+        self.trivial_sums.setdefault(loader, {k: v for k, v in sums.items() if k != 'model'})
+        return sums | self.trivial_sums[loader], examples
 
 
 @torch.no_grad()

@@ -28,7 +28,8 @@ class Loaders(NamedTuple):
             levels 0..255.
         reference: The same images with masks that do not depend on the run: random, 0.6 hidden,
             units of 32 px, or an eighth of the side for images below 128 px. None if these do
-            not fit the image or the patches of the model.
+            not fit the image or the patches of the model. The same loader as holdout if their
+            masks are equal.
 
     Contrastive pre-training:
         train: Views of images, one tensor [B, C, S, S] per view, new ones in each epoch. SwAV's

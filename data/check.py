@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from config import Config
 from data.images import colour_difference, load_image
-from data.labels import LABELS, scored_targets
+from data.labels import label_columns, scored_targets
 from data.packing import start_worker
 from data.records import DATASETS, Fault, Folder, Records, open_images
 from data.store import Store
@@ -91,6 +91,7 @@ def check_data(
     root, dataset, splits = Path(config.DATA.DATA_PATH), DATASETS[config.DATA.DATASET], {}
     for split in ('train', 'valid', 'test'):
         options = {'look_up': 'all', 'logger': None, 'on_fault': findings.add}
+        options['labels'] = label_columns(config.DATA.LABELS)
         try:
             records = dataset.read(config, root, split, optional=split in optional, **options)
         except ValueError as error:  # the folder or the store as a whole
@@ -148,14 +149,15 @@ def look_at(images: Store | Folder, file: str) -> tuple[bytes, str, str]:
 def _check_labels(split: str, records: Records, findings: Findings, *, blank: str) -> None:
     """Find labels of one class, and studies whose images differ in labels."""
     csv_file = str(records.root / records.csv)
-    targets = scored_targets(records.labels, task='observations', blank=blank)
-    for k, label in enumerate(LABELS):
+    names = records.label_names
+    targets = scored_targets(records.labels, task='observations', blank=blank, names=names)
+    for k, label in enumerate(names):
         for name, value in (('positive', 1), ('negative', 0)):
             if not (targets[:, k] == value).any():
                 kind = f'label without a {name}'
                 detail = f'{label}: no {name} in the {len(records):,} images of {split}'
                 findings.add(Fault(kind, detail, csv_file, severity='warning'))
-    labels = pd.DataFrame(records.labels, columns=LABELS)
+    labels = pd.DataFrame(records.labels, columns=names)
     counts = labels.groupby(records.study).nunique(dropna=False)
     for study, differs in (counts[(counts > 1).any(axis=1)] > 1).iterrows():
         detail, kind = ', '.join(differs[differs].index), 'labels of a study differ'

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from config import PROBES, Config
 from data import Loaders
 from data.labels import (
-    LABELS,
     count_uncertain,
     find_task,
+    label_columns,
     label_policies,
     multiclass_labels,
     scored_targets,
@@ -62,7 +62,8 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
             holdout = _eval_loader(config, 'holdout', holdout_records, logger)
     valid, test = (_scored_loader(config, split, logger) for split in ('valid', 'test'))
     loaders = Loaders(holdout=holdout, valid=valid, test=test, **parts)
-    _warn_of_one_class(logger, loaders, task_labels(config.DATA.TASK))
+    labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
+    _warn_of_one_class(logger, loaders, labels)
     return loaders
 
 
@@ -117,15 +118,16 @@ def _training_targets(config: Config, records: Records) -> np.ndarray:  # [N, K]
         return scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
     predictions = None
     if any(policy.needs_predictions for policy in used_policies(config)):
-        file = read_predictions(data.SELF_TRAIN_PREDICTIONS, task=data.TASK)
-        predictions = look_up(file, records.path).astype(np.float32)
+        file = read_predictions(data.SELF_TRAIN_PREDICTIONS, task=data.TASK, labels=data.LABELS)
+        predictions = look_up(file, records.path, records.label_names).astype(np.float32)
     return training_targets(
         records.labels,
-        label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL),
+        label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS),
         blank=data.BLANK,
         rows=records.row,
         seed=config.SEED,
         predictions=predictions,
+        names=records.label_names,
     )
 
 
@@ -143,8 +145,9 @@ def _eval_loader(
 ) -> DataLoader:
     records = select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
     task = config.DATA.TASK
-    targets = scored_targets(records.labels, task=task, blank=config.DATA.BLANK)
-    uncertain = count_uncertain(records.labels) if task == 'observations' else {}
+    names = records.label_names
+    targets = scored_targets(records.labels, task=task, blank=config.DATA.BLANK, names=names)
+    uncertain = count_uncertain(records.labels, names) if task == 'observations' else {}
     named = ', '.join(f'{label} {count}' for label, count in uncertain.items())
     _log_split(logger, split, records, f'uncertain and left out: {named}' if named else '')
     dataset = XrayDataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
@@ -158,7 +161,8 @@ def _warn_of_one_class(logger: logging.Logger, loaders: Loaders, labels: tuple[s
         if loader is not None:
             targets = loader.dataset.targets
             both = ((targets >= 0.5) & (targets <= 1)).any(axis=0) & (targets < 0.5).any(axis=0)
-            splits.setdefault(', '.join(np.array(labels)[~both]), []).append(split)
+            name = 'train' if split == 'plain' else split
+            splits.setdefault(', '.join(np.array(labels)[~both]), []).append(name)
     found = [f'{", ".join(names)}: {missing}' for missing, names in splits.items() if missing]
     if found:
         logger.warning(f'one class only, so not learned or scored there: {"; ".join(found)}')
@@ -189,8 +193,9 @@ def _read_pseudo_labels(config: Config, records: Records) -> tuple[Records, np.n
             be empty), if an image is held out, belongs to the subset or is unknown, if a label with
             a third class has a value between 0 and 1, or if there is no value at all.
     """
-    file, labels = config.DATA.PSEUDO_LABELS, task_labels(config.DATA.TASK)
-    predictions = read_predictions(file, task=config.DATA.TASK, allow_empty=True)
+    data, file = config.DATA, config.DATA.PSEUDO_LABELS
+    labels = task_labels(data.TASK, data.LABELS)
+    predictions = read_predictions(file, task=data.TASK, allow_empty=True, labels=labels)
     unlabelled = unlabelled_records(config, records)
     own, wanted = row_names(predictions.names), row_names(unlabelled.path, predictions.key)
     _refuse_row(
@@ -199,9 +204,10 @@ def _read_pseudo_labels(config: Config, records: Records) -> tuple[Records, np.n
         f'it is no image of DATA.VIEWS {config.DATA.VIEWS!r} of the training patients whose labels '
         'DATA.TRAIN_FRACTION or DATA.TRAIN_IMAGES leaves out',
     )
-    classes = multiclass_labels(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
+    classes = multiclass_labels(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS)
     values = predictions.probabilities
-    soft = np.isin(predictions.labels, np.array(LABELS)[classes]) & (values > 0) & (values < 1)
+    third_class = np.array(label_columns(data.LABELS))[classes]
+    soft = np.isin(predictions.labels, third_class) & (values > 0) & (values < 1)
     for k, label in enumerate(predictions.labels):
         problem = f'{label} must be 0, 1 or empty, because uncertain is a class of its own'
         _refuse_row(predictions, soft[:, k], problem)
@@ -224,6 +230,6 @@ def _refuse_row(predictions: Predictions, bad: np.ndarray, problem: str) -> None
 
 def _joined(first: Records, second: Records) -> Records:
     """Concatenate records of the same CSV."""
-    names = [entry.name for entry in fields(Records) if entry.name not in ('root', 'csv')]
-    arrays = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
+    pairs = {e.name: [getattr(part, e.name) for part in (first, second)] for e in fields(Records)}
+    arrays = {k: np.concatenate(v) for k, v in pairs.items() if isinstance(v[0], np.ndarray)}
     return replace(first, **arrays)

@@ -48,17 +48,20 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     if reference is None:
         unit = reference_mask_patch(config.DATA.IMG_SIZE)
         logger.info(f'no reference score: masks of {unit} px do not fit the image or its patches')
+    masks = mask_generator(config)
+    held_out = _holdout_loader(config, holdout, masks)
+    is_same = reference is not None and vars(reference) == vars(masks)
     return Loaders(
         train=make_loader(dataset, config, shuffle=True),
-        holdout=_holdout_loader(config, holdout, mask_generator(config)),
-        reference=_holdout_loader(config, holdout, reference),
+        holdout=held_out,
+        reference=held_out if is_same else _holdout_loader(config, holdout, reference),
     )
 
 
 def pretrain_records(config: Config, logger: logging.Logger) -> tuple[Records, Records]:
     """Return the images to train on, and those of the held-out patients."""
     data = config.DATA
-    records = read_split(config, 'train', logger)
+    records = read_split(config, 'train', logger, labelled=False)
     train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
     if DATASETS[data.DATASET].labelled:
         train = select_views(train, data.VIEWS)

@@ -13,12 +13,12 @@ import pandas as pd
 
 from config import Config
 from data.labels import (
-    LABELS,
     NEGATIVE,
     POSITIVE,
     UNCERTAIN,
     UNCERTAIN_CLASS,
     find_task,
+    label_columns,
     label_policies,
     scored_targets,
     task_labels,
@@ -112,7 +112,7 @@ def count_labels(records: Records, groups: Mapping[str, np.ndarray]) -> pd.DataF
     """
     values = (NEGATIVE, UNCERTAIN, POSITIVE)
     ranks = np.select([records.labels == value for value in values], [1, 2, 3], 0)
-    images = pd.DataFrame(ranks.astype(np.int8), columns=LABELS)
+    images = pd.DataFrame(ranks.astype(np.int8), columns=records.label_names)
     tables = []
     for column, names in {EVERYTHING: np.full(len(records), EVERYTHING), **groups}.items():
         names = pd.Series(names, dtype=object).replace('', UNKNOWN)
@@ -135,7 +135,7 @@ def count_targets(config: Config, records: Records) -> pd.DataFrame:
     """Count the targets of each label, for the images that a run with this config trains on."""
     data = config.DATA
     if find_task(data.TASK).uses_policies:
-        policies = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL)
+        policies = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS)
         targets = training_targets(
             records.labels,
             policies,
@@ -144,6 +144,7 @@ def count_targets(config: Config, records: Records) -> pd.DataFrame:
             seed=config.SEED,
             # Soft targets are only counted: their values do not matter.
             predictions=np.full(records.labels.shape, 0.5),
+            names=records.label_names,
         )
     else:
         policies = ['none']
@@ -152,7 +153,7 @@ def count_targets(config: Config, records: Records) -> pd.DataFrame:
     positive, negative, third_class, left_out = (kind.sum(axis=0) for kind in kinds)
     soft = len(targets) - positive - negative - third_class - left_out
     counts = (positive, negative, soft, third_class, left_out)
-    names = {'label': task_labels(data.TASK), 'policy': policies}
+    names = {'label': task_labels(data.TASK, data.LABELS), 'policy': policies}
     return pd.DataFrame(names | dict(zip(TARGETS, counts, strict=True)))
 
 
@@ -196,7 +197,7 @@ def plot_labels(description: Description) -> bytes:
         for kind, colour in KINDS.items():
             share = 100 * table[kind] / split.images
             style = {'color': colour, 'edgecolor': 'white', 'linewidth': 0.5, 'label': kind}
-            axis.barh(LABELS, share, left=left, **style)
+            axis.barh(table.index, share, left=left, **style)
             left = left + share
         for label, positive in table['positive'].items():
             axis.text(102, label, f'{positive:,}', va='center', fontsize=8)
@@ -217,7 +218,8 @@ def _read_sets(config: Config) -> dict[str, Records]:
     for split, csv_name in csv_names(config).items():
         if not (Path(data.DATA_PATH) / csv_name).is_file():
             continue
-        records = read_csv(data.DATA_PATH, csv_name, image_suffix=data.IMAGE_SUFFIX, look_up='none')
+        options = {'labels': label_columns(data.LABELS), 'look_up': 'none'}
+        records = read_csv(data.DATA_PATH, csv_name, image_suffix=data.IMAGE_SUFFIX, **options)
         if split == 'train' and data.HOLDOUT_FRACTION:
             sets[BOTH] = records
             sets['train'], sets['holdout'] = split_holdout(records, data.HOLDOUT_FRACTION)

@@ -4,6 +4,7 @@ A new policy for uncertain labels (DATA.UNCERTAIN) is one function with `@regist
 task (DATA.TASK) one function with `@register_task`. Everything else asks their attributes.
 """
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,8 +75,10 @@ class Task:
     """What fine-tuning learns."""
 
     labels: tuple[str, ...]
-    scored: Callable[[np.ndarray, str], np.ndarray]  # (labels [N, 14], blank) -> targets [N, K]
-    uses_policies: bool = False  # training targets come from the policies, not from `scored`
+    # (labels [N, 14], blank) -> targets [N, K]; with policies also `names`, the labels' [K] names
+    scored: Callable[..., np.ndarray]
+    # Training targets come from the policies, not from `scored`; DATA.LABELS may replace `labels`.
+    uses_policies: bool = False
 
 
 def register_policy(name: str, **facts: bool) -> Callable:
@@ -152,9 +155,9 @@ def self_train(images: UncertainImages) -> np.ndarray:
 
 
 @register_task('observations', LABELS, uses_policies=True)
-def evaluation_targets(labels: np.ndarray, blank: str) -> np.ndarray:
+def evaluation_targets(labels: np.ndarray, blank: str, names: Sequence[str] = LABELS) -> np.ndarray:
     """Make the targets of the metrics, [N, K] float32: NaN where uncertain, with every policy."""
-    return np.where(labels == UNCERTAIN, np.float32(np.nan), _fill_blank(labels, blank))
+    return np.where(labels == UNCERTAIN, np.float32(np.nan), _fill_blank(labels, blank, names))
 
 
 # In the binary tasks an observation takes precedence over No Finding: an image with both is
@@ -182,8 +185,9 @@ def training_targets(
     rows: np.ndarray,
     seed: int = 0,
     predictions: np.ndarray | None = None,
+    names: Sequence[str] = LABELS,
 ) -> np.ndarray:
-    """Make the targets of the training loss for the 14 observations.
+    """Make the targets of the training loss for a task with policies.
 
     Args:
         labels: [N, K], 1 present, 0 absent, -1 uncertain, NaN not mentioned.
@@ -192,6 +196,7 @@ def training_targets(
         rows: [N] sample ids (`Records.row`); with seed and label the key of random targets.
         seed: SEED of the config.
         predictions: [N, K] probabilities, for policies that need them.
+        names: [K] names of the labels.
 
     Returns:
         [N, K] float32 without -1. NaN marks labels that are not used, UNCERTAIN_CLASS a third
@@ -200,46 +205,64 @@ def training_targets(
     Raises:
         ValueError: If a policy or the blank rule is unknown, or if predictions are missing.
     """
-    targets = _fill_blank(labels, blank)
+    targets = _fill_blank(labels, blank, names)
     for k, name in enumerate(policies):
         policy, which = POLICIES[name], labels[:, k] == UNCERTAIN
         if policy.needs_predictions and predictions is None:
             raise ValueError(f'DATA.SELF_TRAIN_PREDICTIONS must name a file for {name!r}')
         predicted = predictions[which, k] if policy.needs_predictions else None
-        images = UncertainImages(LABELS[k], rows[which], seed, predicted)
+        images = UncertainImages(names[k], rows[which], seed, predicted)
         targets[which, k] = policy.targets(images)
     return targets
 
 
-def scored_targets(labels: np.ndarray, *, task: str, blank: str) -> np.ndarray:
-    """Targets [N, K] float32 of the metrics of a DATA.TASK; of binary tasks also in training."""
-    return find_task(task).scored(labels, blank)
+def scored_targets(
+    labels: np.ndarray, *, task: str, blank: str, names: Sequence[str] = LABELS
+) -> np.ndarray:
+    """Targets [N, K] float32 of the metrics of a DATA.TASK; of binary tasks also in training.
+
+    Args:
+        labels: One column for each of `names`.
+        task: DATA.TASK.
+        blank: DATA.BLANK.
+        names: Names of the labels that were read (`Records.label_names`).
+    """
+    entry = find_task(task)
+    own = {'names': names} if entry.uses_policies and tuple(names) != LABELS else {}
+    return entry.scored(labels, blank, **own)
 
 
-def label_policies(uncertain: str, by_label: Mapping[str, str]) -> list[str]:
-    """The name of the policy of each label, in the order of `LABELS`.
+def label_policies(
+    uncertain: str, by_label: Mapping[str, str], labels: Sequence[str] = ()
+) -> list[str]:
+    """The name of the policy of each label in the CSV file; `labels` is DATA.LABELS.
 
     Raises:
         ValueError: If a policy or a label is unknown.
     """
+    columns = label_columns(labels)
     _check_name('DATA.UNCERTAIN', uncertain, POLICIES)
     for label, policy in by_label.items():
-        _check_name('DATA.UNCERTAIN_BY_LABEL', label, LABELS)
+        _check_name('DATA.UNCERTAIN_BY_LABEL', label, columns)
         _check_name(f'DATA.UNCERTAIN_BY_LABEL[{label!r}]', policy, POLICIES)
-    return [by_label.get(label, uncertain) for label in LABELS]
+    return [by_label.get(label, uncertain) for label in columns]
 
 
 def used_policies(config: Config) -> list[Policy]:
     """The policy of each label as the config has it; none for a task without policies."""
     if not find_task(config.DATA.TASK).uses_policies:
         return []
-    names = label_policies(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
+    data = config.DATA
+    names = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS)
     return [POLICIES[name] for name in names]
 
 
-def multiclass_labels(uncertain: str, by_label: Mapping[str, str]) -> np.ndarray:
+def multiclass_labels(
+    uncertain: str, by_label: Mapping[str, str], labels: Sequence[str] = ()
+) -> np.ndarray:
     """[K] bool: the labels for which uncertain is a third class."""
-    return np.array([POLICIES[name].third_class for name in label_policies(uncertain, by_label)])
+    names = label_policies(uncertain, by_label, labels)
+    return np.array([POLICIES[name].third_class for name in names])
 
 
 def find_task(name: str) -> Task:
@@ -248,15 +271,20 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
-def task_labels(task: str) -> tuple[str, ...]:
-    """The names of the labels that a DATA.TASK learns."""
-    return find_task(task).labels
+def task_labels(task: str, labels: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names of the labels that a DATA.TASK learns; `labels` is DATA.LABELS."""
+    return tuple(labels) or find_task(task).labels
 
 
-def count_uncertain(labels: np.ndarray) -> dict[str, int]:
+def label_columns(labels: Sequence[str]) -> tuple[str, ...]:
+    """The columns of labels that are read from a CSV file; `labels` is DATA.LABELS."""
+    return tuple(labels) or LABELS
+
+
+def count_uncertain(labels: np.ndarray, names: Sequence[str] = LABELS) -> dict[str, int]:
     """Count the uncertain entries that evaluation excludes, for the labels that have any."""
     counts = (labels == UNCERTAIN).sum(axis=0)
-    return {label: int(count) for label, count in zip(LABELS, counts, strict=True) if count}
+    return {label: int(count) for label, count in zip(names, counts, strict=True) if count}
 
 
 @register_check
@@ -267,13 +295,20 @@ def check_label_options(config: Config, stage: str | None) -> None:
         ValueError: Naming the key, its value and what is allowed.
     """
     data, task = config.DATA, find_task(config.DATA.TASK)
-    names = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL)
+    # Maps have names without capitals and spaces, which must differ, too.
+    kinds = {label.lower().replace(' ', '_') for label in data.LABELS if isinstance(label, str)}
+    holds = len(kinds) == len(data.LABELS) and not kinds & {'', 'path', 'study'}
+    require(holds, config, 'DATA.LABELS', 'different names of columns, and not Path or Study')
+    holds = task.uses_policies or not data.LABELS
+    require(holds, config, 'DATA.LABELS', f'[] with DATA.TASK {data.TASK!r}')
+    names = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS)
     if stage != 'finetune':
         return
-    allowed = f'{len(task.labels)}, the number of labels of DATA.TASK {data.TASK!r}'
-    require(config.MODEL.NUM_CLASSES == len(task.labels), config, 'MODEL.NUM_CLASSES', allowed)
-    holds = config.EVAL.SELECT != 'five' or set(COMPETITION_LABELS) <= set(task.labels)
-    require(holds, config, 'EVAL.SELECT', "'auto' or 'all' for a task with one label")
+    labels = task_labels(data.TASK, data.LABELS)
+    allowed = f'left out, or {len(labels)}, the number of labels of DATA.TASK and DATA.LABELS'
+    require(config.MODEL.NUM_CLASSES == len(labels), config, 'MODEL.NUM_CLASSES', allowed)
+    holds = config.EVAL.SELECT != 'five' or set(COMPETITION_LABELS) <= set(labels)
+    require(holds, config, 'EVAL.SELECT', "'auto' or 'all' if not all of the five are learned")
     if any(POLICIES[name].third_class for name in names):
         because = 'with a policy that makes uncertain a third class'
         require(task.uses_policies, config, 'DATA.TASK', f'a task with label policies {because}')
@@ -298,7 +333,9 @@ def _uniform(images: UncertainImages) -> np.ndarray:
     """
     if not len(images.rows):
         return np.empty(0)
-    key = [images.seed, LABELS.index(images.label)]
+    label = images.label
+    number = LABELS.index(label) if label in LABELS else len(LABELS) + zlib.crc32(label.encode())
+    key = [images.seed, number]
     bits = np.random.Philox(key=key, counter=[0, 0, 3, 0]).random_raw(int(images.rows.max()) + 1)
     return (bits[images.rows] >> np.uint64(11)) * 2.0**-53
 
@@ -310,11 +347,10 @@ def _against_no_finding(labels: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return targets.astype(np.float32)[:, None]
 
 
-def _fill_blank(labels: np.ndarray, blank: str) -> np.ndarray:
+def _fill_blank(labels: np.ndarray, blank: str, names: Sequence[str]) -> np.ndarray:
     _check_name('DATA.BLANK', blank, BLANKS)
-    values = np.full(len(LABELS), BLANKS[blank], np.float32)
-    values[LABELS.index(NO_FINDING)] = NEGATIVE
-    return np.where(np.isnan(labels), values, labels)
+    values = [NEGATIVE if name == NO_FINDING else BLANKS[blank] for name in names]
+    return np.where(np.isnan(labels), np.array(values, np.float32), labels)
 
 
 def _check_name(key: str, name: str, allowed: Sequence[str] | Mapping[str, object]) -> None:

@@ -199,7 +199,7 @@ def read_source(
         named |= named_images(root, image_suffix=image_suffix)
     else:
         for name in csv_names or [name for name in TABLES if name in tables]:
-            named.update(read_csv(root, name, image_suffix=image_suffix).file)
+            named.update(read_csv(root, name, image_suffix=image_suffix, labels=()).file)
     scored = any(name in tables for name in SCORED_FILES)
     if all_images or not named:
         named.update(read_folder(root, allow_all_images=all_images).file)

@@ -24,7 +24,15 @@ import pandas as pd
 
 from config import CHOICES, Config, Registry, register_check
 from data.images import refuse_link_out
-from data.labels import CELLS, LABELS, TASKS, find_task, scored_targets, task_labels
+from data.labels import (
+    CELLS,
+    LABELS,
+    TASKS,
+    find_task,
+    label_columns,
+    scored_targets,
+    task_labels,
+)
 from data.store import (
     BAD_FILE,
     STORE_FILE,
@@ -152,7 +160,9 @@ class Table:
             file = next((self[name].iloc[position] for name in (*KEYS, *IDS) if name in self), '')
         self.on_fault(Fault(kind, detail, str(self.file), row, file, severity))
 
-    def require(self, columns: Sequence[str], one_of: Sequence[str] = ()) -> None:
+    def require(
+        self, columns: Sequence[str], one_of: Sequence[str] = (), labels: Sequence[str] = ()
+    ) -> None:
         """Report every missing column; of `one_of`, one must be there.
 
         Rows can be used without a label's column, but not without any other column.
@@ -162,10 +172,11 @@ class Table:
         missing = [name for name in columns if name not in self]
         if one_of and not any(name in self for name in one_of):
             missing = [' or '.join(one_of), *missing]
-        for name in missing:
+        unlabelled = [f'{name} (see DATA.LABELS)' for name in labels if name not in self]
+        for name in missing + unlabelled:
             found = ', '.join(self.cells)
             self.fault('missing column', f'there is no column {name}; found: {found}')
-        if not set(missing) <= set(LABELS):
+        if missing:
             self.cells = self.cells[:0]
 
     def check(
@@ -269,6 +280,7 @@ class Records:
     age: np.ndarray  # [N] float64, NaN where unknown
     ap_pa: np.ndarray  # [N] 'AP', 'PA', 'LL', 'RL', ''
     labels: np.ndarray | None  # [N, K] float32: 1, 0, -1 uncertain, NaN blank
+    label_names: tuple[str, ...] = LABELS  # [K]
 
     def __len__(self) -> int:
         return len(self.row)
@@ -334,6 +346,7 @@ def read_csv(
     csv_name: str,
     *,
     image_suffix: str = '',
+    labels: Sequence[str] = LABELS,
     logger: logging.Logger | None = None,
     look_up: str = 'first',
     on_fault: OnFault = refuse,
@@ -348,6 +361,7 @@ def read_csv(
         data_path: The folder that holds the CSV file and the images, or a packed store of it.
         csv_name: Name of the CSV file inside `data_path`.
         image_suffix: What replaces the suffix of the paths, such as '.png'; '' keeps it.
+        labels: Columns of the labels; may be empty.
         logger: Logs the number of images.
         look_up: Which images must exist: the 'first', 'all' (as always in a store), or 'none'.
         on_fault: Receives what is wrong; by default the first fault is an error.
@@ -358,7 +372,7 @@ def read_csv(
     root = Path(data_path)
     _check_suffix(image_suffix)
     table = Table(root / csv_name, on_fault, ' (see DATA.DATA_PATH and DATA.*_CSV)')
-    table.require(LABELS, KEYS)
+    table.require((), KEYS, labels)
     key, images = table.key, open_images(root, on_fault)
     inside = [not {'', '.', '..'} & set(path.split('/')) for path in table[key]]
     problem = 'must be a relative path without ..'
@@ -369,7 +383,7 @@ def read_csv(
     table.keep_first(key, 'duplicate path', table['file'])
     if key == 'Study':
         _add_images(table, images, image_suffix)
-    records = _records_of(table)
+    records = _records_of(table, labels)
     problem = 'has no view, and no name like view1_frontal.jpg'
     table.check(key, records.view != '', 'value of the view', problem)
     if key == 'Study':
@@ -436,12 +450,13 @@ def read_folder(
     return _existing(records, records.row, images, 'all', on_fault)
 
 
-def read_mimic(
+def read_mimic(  # noqa: PLR0913
     data_path: str | Path,
     split: str,
     *,
     labeller: str,
     image_suffix: str = '',
+    labels: Sequence[str] = LABELS,
     optional: bool = False,
     logger: logging.Logger | None = None,
     look_up: str = 'first',
@@ -459,6 +474,7 @@ def read_mimic(
         split: 'train', 'validate' or 'test'.
         labeller: Whose labels are used, see DATA.LABELLER.
         image_suffix: See `read_csv`, as for the arguments below.
+        labels: Columns of the labels.
         optional: Whether the images of the split may be absent.
         logger: Logs the number of images.
         look_up: Which images must exist.
@@ -473,12 +489,12 @@ def read_mimic(
     """
     _check_suffix(image_suffix)
     root, suffix = Path(data_path), image_suffix or '.jpg'
-    table, metadata, labels = (
+    table, metadata, of_studies = (
         Table(find_table(root, kind), on_fault) for kind in ('split', 'metadata', labeller)
     )
     table.require([*IDS, 'split'])
     metadata.require([*IDS, 'ViewPosition'])
-    labels.require(['subject_id', 'study_id', *LABELS])
+    of_studies.require(['subject_id', 'study_id'], labels=labels)
     for name in IDS:
         good = table[name].str.fullmatch(r'[A-Za-z0-9_-]+')
         table.keep(name, good, 'form of an id', 'is not made of letters, digits, - and _')
@@ -489,11 +505,11 @@ def read_mimic(
     place = _rows_of(table, metadata, IDS)
     table.keep('dicom_id', place >= 0, 'missing row', f'has no row in {metadata.file.name}')
     position = metadata['ViewPosition'].to_numpy(object)[place[place >= 0]]
-    place = _rows_of(table, labels, ['subject_id', 'study_id'])
-    problem = f'has no row in {labels.file.name}'
+    place = _rows_of(table, of_studies, ['subject_id', 'study_id'])
+    problem = f'has no row in {of_studies.file.name}'
     table.keep('study_id', place >= 0, 'study without labels', problem, 'warning')
     if not len(table):
-        detail = f'no image of the split {split!r} has a row in {labels.file.name}'
+        detail = f'no image of the split {split!r} has a row in {of_studies.file.name}'
         table.fault('missing row', detail)
         return None
     view = np.array([POSITIONS.get(name, '') for name in position[place >= 0]], object)
@@ -511,16 +527,17 @@ def read_mimic(
         study=study.to_numpy(object),
         view=view,
         **_unknown(len(table)) | {'ap_pa': projection},
-        labels=_read_labels(labels)[place[place >= 0]],
+        labels=_read_labels(of_studies, labels)[place[place >= 0]],
+        label_names=tuple(labels),
     )
     images = open_images(root, on_fault)
     if optional and not images.exists(records.file[0]):
         return None
     if logger is not None:
         logger.info(
-            f'{table.file.name}, {split}: {len(records)} images with labels of {labels.file.name}; '
-            f'{(place < 0).sum()} images have none, {(view == "").sum()} are neither frontal nor '
-            'lateral'
+            f'{table.file.name}, {split}: {len(records)} images with labels of '
+            f'{of_studies.file.name}; {(place < 0).sum()} images have none, '
+            f'{(view == "").sum()} are neither frontal nor lateral'
         )
     return _existing(records, records.row, images, look_up, on_fault, logger)
 
@@ -533,7 +550,8 @@ def named_images(data_path: str | Path, *, image_suffix: str = '') -> set[str]:
     named = set()
     for labeller in labellers or LABELLERS:
         for split in splits:
-            named.update(read_mimic(root, split, labeller=labeller, image_suffix=image_suffix).file)
+            options = {'labeller': labeller, 'image_suffix': image_suffix, 'labels': ()}
+            named.update(read_mimic(root, split, **options).file)
     return named
 
 
@@ -648,7 +666,7 @@ def describe_subset(config: Config) -> str:
 class DataSet:
     """A kind of data set: how its splits are read, and whether its images have labels."""
 
-    # (config, root, split, optional=, logger=, look_up=, on_fault=) -> Records, or None
+    # (config, root, split, labels=, optional=, logger=, look_up=, on_fault=) -> Records, or None
     read: Callable[..., Records | None]
     labelled: bool
 
@@ -701,12 +719,21 @@ def check_dataset(config: Config, stage: str | None) -> None:
 
 
 def read_split(
-    config: Config, split: str, logger: logging.Logger, *, optional: bool = False
+    config: Config,
+    split: str,
+    logger: logging.Logger,
+    *,
+    optional: bool = False,
+    labelled: bool = True,
 ) -> Records | None:
-    """All records of 'train', 'valid' or 'test'; None for an optional split that is not there."""
+    """All records of 'train', 'valid' or 'test'; None for an optional split that is not there.
+
+    Without `labelled`, no labels are read, and their columns may be missing.
+    """
     root, dataset = data_root(config, logger), DATASETS[config.DATA.DATASET]
     options = {'optional': optional, 'logger': logger, 'look_up': 'first', 'on_fault': refuse}
-    return dataset.read(config, root, split, **options)
+    labels = label_columns(config.DATA.LABELS) if labelled else ()
+    return dataset.read(config, root, split, labels=labels, **options)
 
 
 def csv_names(config: Config) -> dict[str, str]:
@@ -821,7 +848,7 @@ def group_columns(
     if demographics and not set(columns) <= set(own):
         more = _read_demographics(records, records.root / demographics)
     for name in columns:
-        if name in (*STANDARD_GROUPS, *KEYS, *LABELS):
+        if name in (*STANDARD_GROUPS, *KEYS, *records.label_names):
             names = ', '.join(STANDARD_GROUPS)
             raise ValueError(f'EVAL.GROUPS: {name!r}: choose other columns than labels or {names}')
         if name not in own and name not in more:
@@ -881,7 +908,7 @@ class Predictions:
     key: str  # 'Path' or 'Study': what a row is
     row: np.ndarray  # [N] 0-based row of the file
     names: np.ndarray  # [N] as in the file
-    labels: tuple[str, ...]  # in CheXpert's order, followed by those of the binary tasks
+    labels: tuple[str, ...]  # in CheXpert's order, then those of the binary tasks, then others
     probabilities: np.ndarray  # [N, K] in [0, 1]; NaN where empty, if that is allowed
 
 
@@ -896,7 +923,7 @@ class LabelTable:
     records: Records  # one per row of the file: of an image of these views, or of a study
     labels: tuple[str, ...]
     targets: np.ndarray  # [N, K] 1, 0, or NaN where not scored
-    missing: tuple[str, ...]  # observations without a column in the file
+    missing: tuple[str, ...]  # labels without a column in the file
 
     def __len__(self) -> int:
         return len(self.records)
@@ -923,20 +950,26 @@ def write_predictions(
     """
     table = pd.DataFrame(probabilities, columns=list(labels))
     table.insert(0, 'Path', list(paths))
+    source = {'labels': list(labels)} | source
     # The name of a file need not be UTF-8: in that case its bytes are written as they are.
     rows = table.to_csv(index=False, float_format='%.9g').encode('utf-8', 'surrogateescape')
     about = json.dumps(source, indent=1) + '\n'
     replace_files({Path(path): rows, Path(path).with_suffix('.json'): about})
 
 
-def read_predictions(path: str | Path, *, task: str = '', allow_empty: bool = False) -> Predictions:
+def read_predictions(
+    path: str | Path, *, task: str = '', allow_empty: bool = False, labels: Sequence[str] = ()
+) -> Predictions:
     """Read and check a CSV file of `Path` or `Study` and labels by name, columns in any order.
+
+    Labels are those of the tasks, those that the JSON file next to it names, and `labels`.
 
     Args:
         path: The CSV file.
         task: The DATA.TASK that the predictions must be of, if the JSON file next to them names
             one; '' for any.
         allow_empty: Whether cells may be empty.
+        labels: Names of further labels (DATA.LABELS).
 
     Raises:
         ValueError: Naming file, row and column, if a name occurs twice (see `normalise_name`), a
@@ -945,13 +978,16 @@ def read_predictions(path: str | Path, *, task: str = '', allow_empty: bool = Fa
     table = Table(path)
     source = table.file.with_suffix('.json')
     try:
-        about = json.loads(source.read_bytes()) if task and source.is_file() else {}
-        found = about.get('task')
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f'{source} does not describe predictions: {error}') from error
-    if found not in (None, task):
+        about = json.loads(source.read_bytes()) if source.is_file() else {}
+        found, own = about.get('task'), [*about.get('labels', ())]
+    except (ValueError, AttributeError, TypeError) as error:
+        if task:
+            raise ValueError(f'{source} does not describe predictions: {error}') from error
+        found, own = None, []  # another file that happens to have this name
+    if task and found not in (None, task):
         raise ValueError(f'{path}: the predictions are of DATA.TASK {found!r}, not {task!r}')
     known = dict.fromkeys(label for task in TASKS.values() for label in task.labels)
+    known |= dict.fromkeys(label for label in (*own, *labels) if label not in KEYS)
     labels = tuple(label for label in known if label in table)
     table.require(() if labels else [' or '.join(known)], KEYS)
     _check_names(table)
@@ -996,9 +1032,14 @@ def row_names(names: Sequence[str], key: str = 'Path') -> pd.Index:
 
 
 def read_label_file(
-    path: str | Path, *, task: str = 'observations', blank: str = 'negative', views: str = 'all'
+    path: str | Path,
+    *,
+    task: str = 'observations',
+    blank: str = 'negative',
+    views: str = 'all',
+    labels: Sequence[str] = (),
 ) -> LabelTable:
-    """Read and check labels: `Path` or `Study`, then observations by name, in any order.
+    """Read and check labels: `Path` or `Study`, then labels by name, in any order.
 
     Columns Sex, Age, Frontal/Lateral and AP/PA are read if they are there; a view that is not given
     comes from the image's name.
@@ -1008,28 +1049,29 @@ def read_label_file(
         task: DATA.TASK; the binary ones need all observations.
         blank: DATA.BLANK, the target of a label that is not mentioned.
         views: 'frontal', 'lateral' or 'all': the rows that are kept of a file of images.
+        labels: DATA.LABELS.
 
     Raises:
         ValueError: If anything is wrong, naming file, row and column.
     """
     table = Table(path)
-    missing = tuple(label for label in LABELS if label not in table)
-    uses_columns = find_task(task).uses_policies
-    if len(missing) == len(LABELS):
-        table.require([' or '.join(LABELS)], KEYS)
+    wanted, uses_columns = label_columns(labels), find_task(task).uses_policies
+    missing = tuple(label for label in wanted if label not in table)
+    if len(missing) == len(wanted):
+        table.require([' or '.join(wanted)], KEYS)
     table.require(() if uses_columns else missing, KEYS)
     _check_names(table)
     _add_studies(table)
     table.cells = table.cells.assign(path=table[table.key], file=table[table.key])
-    records = _records_of(table)
+    records = _records_of(table, wanted)
     if views != 'all' and table.key == 'Path':
         table.check('Path', records.view != '', 'value of the view', 'names no view')
         records = select_views(records, views)
-    labels, columns = task_labels(task), slice(None)
+    labels, columns = task_labels(task, labels), slice(None)
     if uses_columns:
-        columns = [k for k, label in enumerate(LABELS) if label not in missing]
+        columns = [k for k, label in enumerate(labels) if label not in missing]
         labels = tuple(labels[k] for k in columns)
-    targets = scored_targets(records.labels, task=task, blank=blank)[:, columns]
+    targets = scored_targets(records.labels, task=task, blank=blank, names=wanted)[:, columns]
     return LabelTable(table.file, table.key, task, views, records, labels, targets, missing)
 
 
@@ -1159,12 +1201,13 @@ def _rows_of(table: Table, other: Table, columns: Sequence[str]) -> np.ndarray: 
     return np.where(place >= 0, first[place], -1)
 
 
-def _read_labels(table: Table) -> np.ndarray:  # [N, K] float32
-    columns = [table.map(label, CELLS, 'value of a label') for label in LABELS]
-    return np.stack(columns, axis=1).astype(np.float32)
+def _read_labels(table: Table, labels: Sequence[str]) -> np.ndarray:  # [N, K] float32
+    columns = [table.map(label, CELLS, 'value of a label') for label in labels]
+    stacked = np.array(columns, np.float32).reshape(len(labels), len(table))
+    return np.ascontiguousarray(stacked.T)
 
 
-def _records_of(table: Table) -> Records:
+def _records_of(table: Table, labels: Sequence[str]) -> Records:
     """The records of a table that has the columns path, file, patient and study.
 
     A view that is not given comes from the image's path.
@@ -1180,7 +1223,8 @@ def _records_of(table: Table) -> Records:
         sex=table.map('Sex', SEXES, 'value of the sex', dtype=object),
         age=table.numbers('Age', 'value of the age'),
         ap_pa=table.map('AP/PA', PROJECTIONS, 'value of the projection', dtype=object),
-        labels=_read_labels(table),
+        labels=_read_labels(table, labels),
+        label_names=tuple(labels),
     )
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from engine import distributed
-from engine.clock import duration
+from engine.clock import Clock, duration
 from engine.device import autocast, autocast_dtype, changed_by_forward, to_device
 from engine.device import wrap as wrap_compiled
 from engine.interruptions import Interruptions
@@ -58,7 +58,8 @@ def fit(
         loader: Training batches (`data.loader.make_loader`).
         loss_fn: (model, batch on the device) -> scalar, a mean over the batch.
         after_epoch: (run, model, epoch) -> values for metrics.jsonl; the epoch with the greatest
-            `score`, if given, becomes ckpt_best.pth. It is called with epoch -1 before training.
+            `score`, if given, becomes ckpt_best.pth. It is called with epoch -1 before training,
+            then after every EVAL.EVERY epochs and after the last one.
         convert: Fits pre-trained weights to the model; see `utils.load_pretrained`.
 
     Returns:
@@ -83,7 +84,9 @@ def fit(
         while state.epoch < train.EPOCHS:
             figures = train_one_epoch(run, state, loader, loss_fn, saver)
             with state.clock.between_epochs():
-                held_out = after_epoch(run, state.module, state.epoch)
+                done, held_out = state.epoch + 1, {}
+                if done % run.config.EVAL.EVERY == 0 or done == train.EPOCHS:
+                    held_out = after_epoch(run, state.module, state.epoch)
                 run.scalars.write_epoch({'epoch': state.epoch, **figures, **held_out})
                 saver.after_epoch(state, held_out.get('score', -math.inf))
             state.next_epoch()
@@ -116,6 +119,7 @@ def begin(
         run.device.type, enabled=autocast_dtype(config, run.device) == torch.float16
     )
     state = TrainState(model, optimizer, scheduler, scaler, len(loader), accumulation)
+    state.clock = Clock(config.EVAL.EVERY)
     state.compares_images = run.stage == 'contrastive'
     if saved is not None:
         state.restore(saved, config, source=str(checkpoint), logger=logger)

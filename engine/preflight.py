@@ -259,10 +259,12 @@ class Preflight:
             epochs = self.config.TRAIN.EPOCHS - state.epoch - state.batch / state.num_batches
         own = self.config.EVAL.SELECT_ON
         validated = ('holdout', 'reference') if self.run.is_pretrain else (own,)
-        others = sum(len(self.loaders[k].dataset) for k in validated if k in self.loaders)
+        scored = {self.loaders[name] for name in validated if name in self.loaders}
+        others = sum(len(loader.dataset) for loader in scored)
         images = len(self.loaders[self.main]) * data.BATCH_SIZE
         training = epochs * images * with_reading(step)
-        validation = math.ceil(epochs) * others / world * with_reading(forward)
+        validations = math.ceil(epochs / self.config.EVAL.EVERY)
+        validation = validations * others / world * with_reading(forward)
         work = 'training' if self.loss_fn else 'features'
         self.add('time', f'{duration(training)} of {work}, {duration(validation)} of validation')
         return training + validation

@@ -27,6 +27,7 @@ from evaluation.published import RADIOLOGISTS, is_chexpert_test, points_below
 from evaluation.subgroups import score_groups
 
 CURVE_POINTS = 200  # of a drawn curve, at most
+HISTOGRAM_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
                 'scores': summaries(scores[label]),
                 'threshold': float(threshold),
                 **_calibration(*pair, held_out.temperatures[k], weights),
+                'confusion': _confusion(*pair, threshold),
+                'histogram': _histogram(*pair),
                 **_curves(*pair),
                 'delong': _delong(*pair, rows.patient),
                 **_radiologists(*pair, RADIOLOGISTS.get(label, ()) if were_read else ()),
@@ -149,6 +152,33 @@ def _calibration(
         found['scaled'] = summaries(calibration)
         found['calibration']['scaled'] = reliability_curve(scaled, targets)
     return found
+
+
+def _confusion(
+    probabilities: np.ndarray, targets: np.ndarray, threshold: float
+) -> dict[str, int] | None:
+    """Numbers of right and wrong decisions; None without a threshold."""
+    if np.isnan(threshold):
+        return None
+    called = probabilities >= threshold
+    counts = {
+        'true_positives': called & (targets == 1),
+        'false_negatives': ~called & (targets == 1),
+        'false_positives': called & (targets == 0),
+        'true_negatives': ~called & (targets == 0),
+    }
+    return {name: int(rows.sum()) for name, rows in counts.items()}
+
+
+def _histogram(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """Numbers of negative and positive cases in bins from the lowest to the highest probability."""
+    known = probabilities[~np.isnan(targets)]
+    low, high = float(known.min()), float(known.max())
+    counts = {
+        name: np.histogram(probabilities[targets == value], HISTOGRAM_BINS, (low, high))[0].tolist()
+        for name, value in (('negative', 0), ('positive', 1))
+    }
+    return {'low': low, 'high': high, **counts}
 
 
 def _curves(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:

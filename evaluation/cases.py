@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from data.labels import LABELS, UNCERTAIN
+from data.labels import UNCERTAIN
 from data.records import LabelTable, Predictions, Records, row_names, views_in_names
 from evaluation.metrics import study_level
 
@@ -45,6 +45,11 @@ class Cases:
         """Probabilities and targets of one label."""
         column = self.labels.index(label)
         return self.probabilities[:, column], self.targets[:, column]
+
+    def strongest_image(self, name: str, label: str) -> int:
+        """Position of the image with this path, or of the highest-scoring image of this study."""
+        images = np.flatnonzero((self.path == name) | (self.study == name))
+        return int(images[np.argmax(self.of_label(label)[0][images])])
 
     def with_labels(self, wanted: Sequence[bool]) -> 'Cases':
         """The cases with the labels for which `wanted` ([K]) is true."""
@@ -145,7 +150,8 @@ def match(
     kept = [table.labels.index(label) for label in labels]
     uncertain = None
     if table.task == 'observations':
-        uncertain = records.labels[:, [LABELS.index(label) for label in labels]] == UNCERTAIN
+        columns_read = [records.label_names.index(label) for label in labels]
+        uncertain = records.labels[:, columns_read] == UNCERTAIN
     cases = Cases(
         name=name,
         labels=labels,

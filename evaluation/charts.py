@@ -15,8 +15,11 @@ SIDE, LEFT, RIGHT, TOP, BOTTOM = 236, 48, 14, 10, 44
 UNDEFINED = 'not defined: one class only'
 STRIP = 38  # height of a row of a forest plot
 MARKERS = ('circle', 'square', 'triangle')
+TICK_PX, GAP_PX = 7, 5  # greatest width of a digit of a tick, and least space next to its name
+NUM_SERIES = 6  # styles of lines in the style sheet
 FEW_POINTS = 30  # up to this number, each point of a training curve gets a marker
 UNIT = (0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
+CLASSES = ('negative', 'positive')
 Values = Sequence[float | None]
 
 
@@ -100,12 +103,19 @@ class Panel:
         self.x, self.y = x, y
         self.parts: list[Markup] = []
         bottom, right = TOP + SIDE, LEFT + SIDE
-        for tick, name in x.names():
+        wide, high = (
+            TICK_PX * max((len(name) for _, name in axis.names()), default=0) + GAP_PX
+            for axis in (x, y)
+        )
+        # Where long names would run into each other, only every second or third tick has one.
+        every = max(1, math.ceil(wide * (len(x.ticks) - 1) / SIDE))
+        for i, (tick, name) in enumerate(x.names()):
             at = self.place(tick, y.low)[0]
             self.parts.append(
                 element('path', class_='grid', d=f'M{at:.1f} {TOP}L{at:.1f} {bottom}')
             )
-            self.text(at, bottom + 16, name, 'middle')
+            if i % every == 0:
+                self.text(at, bottom + 16, name, 'middle')
         for tick, name in y.names():
             at = self.place(x.low, tick)[1]
             self.parts.append(
@@ -113,7 +123,9 @@ class Panel:
             )
             self.text(LEFT - 6, at + 4, name, 'end')
         self.text(LEFT + SIDE / 2, bottom + 36, x.title, 'middle', 'axis-title')
-        turned = f'rotate(-90) translate({-(TOP + SIDE / 2):g} 12)'
+        at = min(12, LEFT - 6 - high)  # of the title, left of the longest name
+        self.left = min(0, at - 12)
+        turned = f'rotate(-90) translate({-(TOP + SIDE / 2):g} {at})'
         self.parts.append(
             element('text', y.title, class_='axis-title', transform=turned, text_anchor='middle')
         )
@@ -158,7 +170,7 @@ class Panel:
             *named,
             *self.parts,
             class_='panel',
-            viewBox=f'0 0 {LEFT + SIDE + RIGHT} {TOP + SIDE + BOTTOM}',
+            viewBox=f'{self.left} 0 {LEFT + SIDE + RIGHT - self.left} {TOP + SIDE + BOTTOM}',
             role='img',
             aria_labelledby=f'{key}-t {key}-d',
         )
@@ -186,6 +198,48 @@ def roc(label: dict, key: str) -> Markup:
         panel.marks(*place, style, marker=MARKERS[i % len(MARKERS)])
     words = 'Sensitivity against 1 minus specificity; the numbers stand above and in the table.'
     return panel.svg(f'{key}-roc', f'ROC curve: {label["label"]}', words)
+
+
+def overlaid_roc(sets: Sequence[dict], label: str, key: str) -> Markup:
+    """The ROC curves of one label, one for each model.
+
+    Args:
+        sets: The `sets` of report.json, each of another model.
+        label: Name of the label.
+        key: Id of the chart.
+    """
+    panel = Panel(Axis(*UNIT, '1 \N{MINUS SIGN} specificity'), Axis(*UNIT, 'Sensitivity'))
+    panel.line((0, 1), (0, 1), 'chance')
+    for i, scored in enumerate(sets):
+        for part in scored['labels']:
+            if part['label'] == label:
+                panel.line(*_series(part['roc']), series(i))
+    words = 'Sensitivity against 1 minus specificity of each model; the numbers are in the table.'
+    return panel.svg(key, f'ROC curves: {label}', words)
+
+
+def series(i: int) -> str:
+    """The style of the i-th line of a chart."""
+    return f'curve series-{i % NUM_SERIES}'
+
+
+def histogram(label: dict, key: str) -> Markup:
+    """Share of the positive and of the negative cases by probability, and the threshold."""
+    counts = label['histogram']
+    low, high = counts['low'], counts['high']
+    shares = [[n / (sum(counts[name]) or 1) for n in counts[name]] for name in CLASSES]
+    highest = max(max(values) for values in shares)
+    x = nice_axis([low, high], 'Probability')
+    panel = Panel(x, nice_axis([0.0, highest], 'Share of the class'))
+    for i, values in enumerate(shares):
+        edges = [low + (high - low) * j / len(values) for j in range(len(values) + 1)]
+        xs = [edge for edge in edges for _ in 'ab']
+        panel.line(xs, [0, *(value for value in values for _ in 'ab'), 0], series(i))
+    threshold = label['threshold']
+    if threshold is not None and x.low <= threshold <= x.high:
+        panel.line([threshold] * 2, [panel.y.low, panel.y.high], 'threshold')
+    words = 'Share of positive and of negative cases in bins of equal width.'
+    return panel.svg(f'{key}-histogram', f'Probabilities: {label["label"]}', words)
 
 
 def precision_recall(label: dict, key: str) -> Markup:
@@ -234,10 +288,12 @@ def training_panels(training: dict) -> list[tuple[str, list[dict], Markup]]:
         known = [v for curve in curves for v in curve['values'] if v is not None]
         panel = Panel(nice_axis(epochs, 'Epoch', exact=True), nice_axis(known, title))
         for i, curve in enumerate(curves):
-            panel.line(epochs, curve['values'], f'curve thin series-{i % 3}')
+            # Not every epoch is validated (EVAL.EVERY).
+            points = [p for p in zip(epochs, curve['values'], strict=True) if p[1] is not None]
+            xs, ys = [x for x, _ in points], [y for _, y in points]
+            panel.line(xs, ys, f'curve thin series-{i % 3}')
             if len(epochs) <= FEW_POINTS:
-                style = f'mark series-{i % 3}'
-                panel.marks(epochs, curve['values'], style, marker=MARKERS[i % 3])
+                panel.marks(xs, ys, f'mark series-{i % 3}', marker=MARKERS[i % 3])
         key = f'training-{len(panels)}'
         panels.append((title, curves, panel.svg(key, title, f'{title} by epoch.')))
     return panels

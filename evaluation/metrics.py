@@ -404,7 +404,7 @@ def score_probabilities(
 ) -> dict[str, Any]:
     """`score_table` of the probabilities [N, K] of images, by the EVAL options of the config."""
     options = {'level': config.EVAL.LEVEL, 'aggregate': config.EVAL.AGGREGATE}
-    labels = task_labels(config.DATA.TASK)
+    labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
     return score_table(probabilities, targets, studies, labels=labels, **options)
 
 

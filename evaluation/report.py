@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from logger import json_safe
 FORMAT = 1
 TITLE = 'Chest X-ray classification report'
 TEMPLATES = Path(__file__).parent / 'templates'
-JPEG_QUALITY = 88  # of the maps in the page; the PNG files next to it are lossless
+JPEG_QUALITY = 88  # of the images in the page; the PNG files of maps next to it are lossless
 SALT_FILE = 'anonymise_salt'
 SALT_BYTES = 32
 DIGITS = 16  # hexadecimal digits of a hashed name
@@ -53,6 +54,8 @@ NO_HELD_OUT = (
     'there are no held-out training patients, so no threshold or temperature is chosen, and every '
     'score that needs one is n/a'
 )
+SMALL_SPAN = 0.02  # of the probabilities of a label
+CHANCE = 0.5  # AUROC
 FLOOR = 'logistic regression on pixels'
 NO_INTERVAL = 'no interval: too many resamples lack a class of one label'
 MEAN_TITLES = {
@@ -60,6 +63,10 @@ MEAN_TITLES = {
     'all': '(mean of all labels)',
     'labels_with_both_classes': '(mean of the labels with both classes)',
     'all_defined': '(mean of the defined labels)',
+}
+MEAN_ROWS = {
+    'five': 'Mean of the five CheXpert tasks',
+    'labels_with_both_classes': 'Mean of the labels',
 }
 Row = dict[str, object]
 
@@ -157,11 +164,12 @@ def build_document(
         'headline': headline,
         'not_comparable': NOT_COMPARABLE,
         'published': context if has_five else [],
+        'alerts': _set_lines(scored, _model_alerts),
         'warnings': [
             *warnings,
             *_leak_warnings(patients or {}),
             *([NO_HELD_OUT] if holdout is None else []),
-            *_set_warnings(scored, has_holdout=holdout is not None),
+            *_set_lines(scored, partial(_label_warnings, has_holdout=holdout is not None)),
         ],
         'sets': scored,
         **dict.fromkeys(('training', 'maps_check', 'pixel_floor')),
@@ -212,30 +220,37 @@ def floor_part(
             [replace(cases, name='model'), pixels], protocol, name=cases.name
         )
         areas = {part['label']: part['scores']['auroc'] for part in scored['labels']}
-        five = scored['means']['five']
-        parts.append(compared | {'auroc': areas, 'mean_auroc': five and five['auroc']})
+        mean = next((key for key, value in compared['means'].items() if value), None)
+        area = scored['means'][mean]['auroc'] if mean else None
+        parts.append(compared | {'auroc': areas, 'mean': mean, 'mean_auroc': area})
     return {**facts, 'sets': parts}
 
 
-def write_report(folder: str | Path, document: dict[str, Any]) -> Path:
+def write_report(
+    folder: str | Path,
+    document: dict[str, Any],
+    thumbnails: Mapping[tuple[str, str, str], Image.Image] | None = None,
+) -> Path:
     """Write a report: all of its files, or none. The same document gives the same bytes.
 
     Args:
         folder: Folder to write to; it contains the files of `maps`.
         document: Result of `build_document`. NaN is written as null and shown as n/a.
+        thumbnails: (set, label, kind) of a worst error -> small image to show with it.
 
     Returns:
-        Path of report.html. report.json, report_labels.csv, report_groups.csv and, if models are
-        compared, report_comparisons.csv are written to the same folder.
+        Path of report.html. report.json, report_labels.csv, report_groups.csv, report_scores.tex
+        and, if models are compared, report_comparisons.csv are written to the same folder.
     """
     folder = Path(folder)
     text = json.dumps(json_safe(document), ensure_ascii=False, indent=1, sort_keys=True) + '\n'
     report = json.loads(text)
-    page = _render(folder, report)
+    page = _render(folder, report, thumbnails or {})
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         'report.html': page,
         'report.json': text,
+        'report_scores.tex': _latex(document),
         'report_labels.csv': _table(['set', 'level', 'views', 'label'], _labels(report)),
         'report_groups.csv': _table(['set', 'column', 'group', 'label'], _groups(report)),
     }
@@ -246,6 +261,61 @@ def write_report(folder: str | Path, document: dict[str, Any]) -> Path:
     if not report['comparisons']:
         (folder / 'report_comparisons.csv').unlink(missing_ok=True)
     return folder / 'report.html'
+
+
+def scores_table(entry: dict[str, Any]) -> pd.DataFrame:
+    """The main scores of a set with their intervals as text, a row for each label and mean."""
+    shown = {name: metric.title for name, metric in METRICS.items() if metric.in_summary}
+    counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
+    scores = {part['label']: part['scores'] for part in entry['labels']}
+    for key in ('five', 'labels_with_both_classes'):
+        scores |= {MEAN_TITLES[key]: entry['means'][key]} if entry['means'][key] else {}
+    rows = {
+        label: [*counts.get(label, ['', '']), *(_in_text(values[name]) for name in shown)]
+        for label, values in scores.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient='index', columns=['n', 'positives', *shown.values()])
+
+
+def differences_table(entry: dict[str, Any]) -> pd.DataFrame:
+    """The differences of a comparison with their intervals as text, and their p-values."""
+    rows = {
+        label: [_in_text(part['difference']), round(part['p_holm'], 4)]
+        for label, part in entry['labels'].items()
+    }
+    for key, mean in entry['means'].items():
+        if mean:
+            rows[MEAN_TITLES[key]] = [_in_text(mean['difference']), round(mean['p_bootstrap'], 4)]
+    return pd.DataFrame.from_dict(rows, orient='index', columns=['AUROC', 'p (Holm)'])
+
+
+def _in_text(score: dict[str, float]) -> str:
+    if np.isnan(score['value']):
+        return 'n/a'
+    interval = '' if np.isnan(score['low']) else f' [{score["low"]:.3f}, {score["high"]:.3f}]'
+    return f'{score["value"]:.3f}{interval}'
+
+
+def _latex(document: dict[str, Any]) -> str:
+    """The tables of scores and differences in LaTeX; special characters are escaped."""
+    tables = {'Scores': {entry['name']: scores_table(entry) for entry in document['sets']}}
+    tables['Differences of AUROC'] = {
+        f'{entry["a"]} minus {entry["b"]}': differences_table(entry)
+        for entry in document['comparisons']
+    }
+    parts = ['% For a document with \\usepackage{booktabs}. Not for clinical use.\n']
+    for title, frames in tables.items():
+        if frames:
+            parts.append(
+                pd.concat(frames).to_latex(
+                    caption=f'{title}, with 95 \\% intervals over patients in brackets.',
+                    escape=True,
+                    float_format='%.4f',
+                    multirow=False,
+                    na_rep='n/a',
+                )
+            )
+    return '\n'.join(parts)
 
 
 def _headline(scored: Sequence[dict[str, Any]], has_intervals: bool) -> dict[str, Any]:
@@ -282,11 +352,13 @@ def _leak_warnings(patients: Mapping[str, Sequence[str]]) -> list[str]:
     return lines
 
 
-def _set_warnings(scored: Sequence[dict[str, Any]], *, has_holdout: bool) -> list[str]:
-    """Warnings about the sets; a line that applies to several sets appears once."""
+def _set_lines(
+    scored: Sequence[dict[str, Any]], describe: Callable[[dict[str, Any]], Iterator[str]]
+) -> list[str]:
+    """The lines about each set; a line that applies to several sets appears once."""
     names: dict[str, list[str]] = {}
     for entry in scored:
-        for line in _label_warnings(entry, has_holdout):
+        for line in describe(entry):
             names.setdefault(line, []).append(entry['name'])
     all_sets = len(scored) if len(scored) > 1 else None
     return [
@@ -295,7 +367,30 @@ def _set_warnings(scored: Sequence[dict[str, Any]], *, has_holdout: bool) -> lis
     ]
 
 
-def _label_warnings(entry: dict[str, Any], has_holdout: bool) -> Iterator[str]:
+def _model_alerts(entry: dict[str, Any]) -> Iterator[str]:
+    """Labels with nearly constant probabilities, and those that are not better than chance."""
+    spans = {
+        part['label']: part['histogram']['high'] - part['histogram']['low']
+        for part in entry['labels']
+    }
+    constant = [label for label, span in spans.items() if span < SMALL_SPAN]
+    by_chance = [
+        part['label'] for part in entry['labels'] if part['scores']['auroc']['low'] <= CHANCE
+    ]
+    if constant:
+        widest = max(spans[label] for label in constant)
+        yield (
+            f'the model hardly tells the cases apart: all probabilities of a label lie within '
+            f'{widest:.4f} for {", ".join(constant)}'
+        )
+    if by_chance:
+        yield (
+            f'the model may be no better than chance, because the interval of the AUROC includes '
+            f'{CHANCE:g} or lies below it: {", ".join(by_chance)}'
+        )
+
+
+def _label_warnings(entry: dict[str, Any], *, has_holdout: bool) -> Iterator[str]:
     """Labels without both classes, with few positives or no threshold, and small groups."""
     undefined = entry['means']['undefined']
     few = [
@@ -332,6 +427,7 @@ def _labels(report: dict) -> Iterator[Row]:
                 **{name: label[name] for name in ('label', 'n', 'positives')},
                 'uncertain_left_out': entry['uncertain'].get(label['label'], 0),
                 **{name: label[name] for name in ('threshold', 'temperature')},
+                **(label['confusion'] or {}),
                 **_columns({**label['scores'], **after, 'auroc_delong': label['delong']}),
                 'radiologists_below': label['radiologists_below'],
             }
@@ -392,7 +488,9 @@ def _table(first: Sequence[str], rows: Iterator[Row]) -> str:
     return pd.DataFrame(rows, columns=header, dtype=object).to_csv(index=False, lineterminator='\n')
 
 
-def _render(folder: Path, report: dict) -> str:
+def _render(
+    folder: Path, report: dict, thumbnails: Mapping[tuple[str, str, str], Image.Image]
+) -> str:
     """The page; numbers are printed by `charts.printed`, and text is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -413,7 +511,10 @@ def _render(folder: Path, report: dict) -> str:
         report=report,
         sets=sorted(report['sets'], key=lambda entry: entry['name'] != report['headline']['set']),
         floor=report['pixel_floor'],
+        names=[*names],
+        means=MEAN_ROWS,
         maps=_maps_by_label(folder, report['maps']),
+        thumbnails={key: _data_uri(image) for key, image in thumbnails.items()},
         style=Markup((TEMPLATES / 'report.css').read_text(encoding='utf-8')),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -469,9 +570,12 @@ def _maps_by_label(folder: Path, maps: list[dict]) -> dict[str, list[tuple[dict,
     """Label -> its maps, each with its image as a data URI."""
     found: dict[str, list[tuple[dict, str]]] = {}
     for entry in maps:
-        buffer = io.BytesIO()
         with Image.open(folder / entry['file']) as image:
-            image.convert('RGB').save(buffer, 'JPEG', quality=JPEG_QUALITY)
-        uri = 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
-        found.setdefault(entry['label'], []).append((entry, uri))
+            found.setdefault(entry['label'], []).append((entry, _data_uri(image.convert('RGB'))))
     return found
+
+
+def _data_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, 'JPEG', quality=JPEG_QUALITY)
+    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()

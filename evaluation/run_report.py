@@ -1,11 +1,13 @@
 """The end of a fine-tuning run: scores, predictions and the report in the run folder."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.special import expit, logit
 from torch import nn
 from torch.utils.data import DataLoader
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader
 from config import PROBES, Config, encoder_name
 from data import Loaders
 from data.labels import UNCERTAIN, task_labels
+from data.loader import XrayDataset
 from data.records import describe_images, group_columns, standard_groups, write_predictions
 from engine import distributed
 from engine.files import replace_file
@@ -25,9 +28,10 @@ from evaluation.report import Names, build_document, floor_part, rename_images, 
 from evaluation.saliency import write_maps
 from logger import json_safe, read_metrics
 from models.losses import masked_bce
-from utils import trained_config
+from utils import BEST_CHECKPOINT, trained_config
 
 SCORED = ('valid', 'test')
+THUMBNAIL_PX = 112
 SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
 
 
@@ -139,7 +143,7 @@ class FinalScores:
                 self.run.folder / f'predictions_{split}{self.suffix}.csv',
                 expit(self.logits[split].astype(np.float64)),
                 paths=records.path,
-                labels=task_labels(config.DATA.TASK),
+                labels=task_labels(config.DATA.TASK, config.DATA.LABELS),
                 source=source | {'csv': records.csv, 'rows': len(records)},
             )
 
@@ -159,7 +163,13 @@ class FinalScores:
             sets,
             self._cases('holdout') if loaders.holdout else None,
             _protocol(config),
-            run=_describe_run(config, sources, trained, names),
+            run=_describe_run(
+                config,
+                sources,
+                _describe_training(trained, names)
+                | _describe_effort(run.folder, config, sources, used.get('train')),
+                names,
+            ),
             policy=trained.DATA.UNCERTAIN if trained else '',
             patients={
                 split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
@@ -180,8 +190,11 @@ class FinalScores:
         for entry in document['maps']:
             file = folder / entry['file']
             run.scalars.write_image(f'maps/{file.stem}', file, config.TRAIN.EPOCHS - 1)
+        for line in document['alerts']:
+            run.logger.warning(line)
+        thumbnails = _thumbnails(config, datasets, sets, document)
         rename_images(document, names)
-        return write_report(folder, document)
+        return write_report(folder, document, thumbnails)
 
     def _cases(self, name: str) -> Cases:
         """The cases of a split, with the requested groups if it is scored."""
@@ -194,7 +207,7 @@ class FinalScores:
         has_uncertain = config.DATA.TASK == 'observations'
         return Cases(
             name=name,
-            labels=task_labels(config.DATA.TASK),
+            labels=task_labels(config.DATA.TASK, config.DATA.LABELS),
             path=records.path,
             study=records.study,
             patient=records.patient,
@@ -209,16 +222,26 @@ def check_scoring(run: Run, path: str | Path) -> None:
     """Compare the options of --eval with those that a checkpoint was trained with.
 
     Raises:
-        ValueError: If it was trained for another task, or on patients that are held out now.
+        ValueError: If it was trained for another task or other labels, or on patients that are
+            held out now.
     """
     config, trained = run.config, trained_config(path)
     if trained is None:
         return
-    keys = ('TASK', 'HOLDOUT_FRACTION', 'MEAN', 'STD', 'NORMALIZE', 'PREPROCESS', 'IMG_SIZE')
+    keys = (
+        'TASK',
+        'LABELS',
+        'HOLDOUT_FRACTION',
+        'MEAN',
+        'STD',
+        'NORMALIZE',
+        'PREPROCESS',
+        'IMG_SIZE',
+    )
     for key in (*keys, 'INTERPOLATION'):
         before, now = trained.DATA[key], config.DATA[key]
         problem = f'{path} was trained with DATA.{key} {before}, now it is {now}'
-        if key == 'TASK' and now != before:
+        if key in ('TASK', 'LABELS') and now != before:
             raise ValueError(problem)
         if key == 'HOLDOUT_FRACTION' and now > before:
             raise ValueError(f'{problem}: patients that it was trained on would be held out')
@@ -257,7 +280,7 @@ def _training_config(run: Run, sources: list[str]) -> Config | None:
 
 
 def _describe_run(
-    config: Config, sources: list[str], trained: Config | None, names: Names
+    config: Config, sources: list[str], training: dict[str, str], names: Names
 ) -> dict[str, str]:
     """What was run, name -> value, for the first screen of the report."""
     data = config.DATA
@@ -266,10 +289,11 @@ def _describe_run(
     data_set = f'{data.DATASET}{labeller}'
     return {
         'Task': data.TASK,
+        **({'Labels': ', '.join(data.LABELS)} if data.LABELS else {}),
         'Model': f'{encoder_name(config)}, {data.IMG_SIZE} px',
         'Run': f'{config.MODEL.NAME}/{config.TAG}',
         'Checkpoint': f'mean of {checkpoint}' if len(sources) > 1 else checkpoint,
-        **_describe_training(trained, names),
+        **training,
         'Data': data_set if config.REPORT.ANONYMISE else f'{data.DATA_PATH} ({data_set})',
         'Blank labels': data.BLANK,
         'Images': describe_images(data.DATA_PATH),
@@ -302,14 +326,56 @@ def _describe_training(trained: Config | None, names: Names) -> dict[str, str]:
     return rows | {'Loss': trained.LOSS.NAME, 'Selected on': trained.EVAL.SELECT_ON}
 
 
+def _describe_effort(
+    folder: Path, config: Config, sources: list[str], train: DataLoader | None
+) -> dict[str, str]:
+    """Number of training images, selected epoch and training time, as far as they are known."""
+    rows, records = {}, _epochs(folder, sources)
+    if train is not None:
+        images = train.dataset.records
+        rows['Training images'] = f'{len(images)}, of {len(set(images.patient))} patients'
+    scored = [record for record in records if record.get('score') is not None]
+    if scored and Path(sources[0]).name == BEST_CHECKPOINT:
+        best = max(scored, key=lambda record: record['score'])
+        rows['Selected epoch'] = (
+            f'{best["epoch"] + 1} of {records[-1]["epoch"] + 1}, mean AUROC {best["score"]:.4f} '
+            f'on {config.EVAL.SELECT_ON}'
+        )
+    if records:
+        seconds = sum(record['seconds'] for record in records)
+        rows['Training time'] = f'{timedelta(seconds=round(seconds))}, without validation'
+    return rows
+
+
+def _epochs(folder: Path, sources: list[str]) -> list[dict[str, Any]]:
+    """The records of the trained epochs; none if the model was not trained in this folder."""
+    file = folder / 'metrics.jsonl'
+    own = len(sources) == 1 and Path(sources[0]).parent == folder
+    return [r for r in read_metrics(file) if 'loss' in r] if own and file.is_file() else []
+
+
+def _thumbnails(
+    config: Config, datasets: dict[str, XrayDataset], sets: list[Cases], document: dict[str, Any]
+) -> dict[tuple[str, str, str], Image.Image]:
+    """(set, label, kind) -> small image of each of the worst errors; empty if REPORT.MAPS is 0."""
+    found = {}
+    for cases, scored in zip(sets, document['sets'], strict=True):
+        for error in scored['worst_errors'] if config.REPORT.MAPS else []:
+            label, kind = error['label'], error['kind']
+            image = datasets[cases.name].image(cases.strongest_image(error['path'], label))
+            # A new image: the metadata of a file could name the patient.
+            small = Image.fromarray(np.array(image))
+            small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+            found[cases.name, label, kind] = small
+    return found
+
+
 def _training_curves(folder: Path, config: Config, sources: list[str]) -> dict[str, Any] | None:
     """Losses and the selection score by epoch, from metrics.jsonl.
 
     None if the scored model was not trained in this folder.
     """
-    file, split = folder / 'metrics.jsonl', config.EVAL.SELECT_ON
-    own = len(sources) == 1 and Path(sources[0]).parent == folder
-    records = [r for r in read_metrics(file) if 'loss' in r] if own and file.is_file() else []
+    split, records = config.EVAL.SELECT_ON, _epochs(folder, sources)
     if not records:
         return None
     names = {

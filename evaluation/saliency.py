@@ -26,6 +26,7 @@ COLOUR_MAP = 'plasma'  # perceptually uniform, safe for the colour-blind, no sha
 OPACITY = 0.75  # of the greatest importance; of none: 0
 CHECKED_IMAGES = 8
 FOLDER = 'maps'
+SIGNAL = 0.01  # A map that spans less shows nothing.
 SMALLEST = torch.finfo(torch.float32).tiny  # avoids 0 / 0 in maps of zeros
 METHODS = Registry('REPORT.METHOD')
 
@@ -262,23 +263,16 @@ def write_maps(
         chosen = choose_cases(probabilities, rows.targets[:, k], threshold, count)
         places = [(kind, i, row) for kind in chosen for i, row in enumerate(chosen[kind], start=1)]
         for kind, number, row in places:
-            index = _strongest_image(cases, rows.path[row], k)
+            index = cases.strongest_image(rows.path[row], label)
             grey, image = _read(view, dataset, index)
             map_ = _label_maps(config, model, image.to(device), k)[0].cpu().numpy()
             file = f'{FOLDER}/{label}_{kind}_{number}.png'.lower().replace(' ', '_')
             plot_map(folder / file, grey, map_)
             entry = {'label': label, 'kind': kind, 'path': cases.path[index], 'file': file}
-            entries.append(
-                entry | {'probability': float(probabilities[row]), 'threshold': threshold}
-            )
+            entry |= {'probability': float(probabilities[row]), 'threshold': threshold}
+            entries.append(entry | {'has_signal': bool(np.ptp(map_) >= SIGNAL)})
     check = _check_maps(config, model, view, dataset) if entries else None
     return {'maps': entries, 'maps_check': check}
-
-
-def _strongest_image(cases: Cases, name: str, k: int) -> int:
-    """Position of the image with this path, or of the highest-scoring image of this study."""
-    images = np.flatnonzero((cases.path == name) | (cases.study == name))
-    return int(images[np.argmax(cases.probabilities[images, k])])
 
 
 def _label_maps(config: Config, model: nn.Module, images: torch.Tensor, k: int) -> torch.Tensor:

@@ -61,8 +61,8 @@ SHARED_OPTIONS = (
     'TRAIN.OPTIMIZER.NAME TRAIN.BASE_LR TRAIN.WEIGHT_DECAY SEED'
 ).split()
 FINE_TUNING_OPTIONS = (
-    'DATA.TASK DATA.UNCERTAIN DATA.UNCERTAIN_BY_LABEL DATA.BLANK LOSS.NAME FINETUNE.MODE '
-    'TRAIN.LAYER_DECAY'
+    'DATA.TASK DATA.LABELS DATA.UNCERTAIN DATA.UNCERTAIN_BY_LABEL DATA.BLANK LOSS.NAME '
+    'FINETUNE.MODE TRAIN.LAYER_DECAY'
 ).split()
 
 
@@ -119,7 +119,7 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
     config.TRAIN.USE_CHECKPOINT = False
     outputs, gives = (), 'tokens'
     if 'head.weight' in state:
-        outputs, gives = task_labels(config.DATA.TASK), 'logits'
+        outputs, gives = task_labels(config.DATA.TASK, config.DATA.LABELS), 'logits'
         num_outputs = len(state['head.weight'])
         if num_outputs != len(outputs):
             outputs = tuple(f'{label}: {name}' for label in outputs for name in CLASSES)

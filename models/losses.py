@@ -45,7 +45,8 @@ def build_label_loss(
 
 def count_outputs(config: Any) -> int:
     """Return the outputs of the head: one per label, or three if uncertain is a class."""
-    multiclass = multiclass_labels(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
+    data = config.DATA
+    multiclass = multiclass_labels(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS)
     return config.MODEL.NUM_CLASSES * (3 if multiclass.any() else 1)
 
 

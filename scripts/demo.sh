@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole project in minutes, on a machine with nothing but Python: set-up, synthetic chest X-rays
-# packed into a store, pre-training, fine-tuning from it and from scratch on the same few labels, and
-# a table of results.
+# packed into a store, pre-training without labels, a linear probe of the frozen features next to that
+# of random weights and to logistic regression on pixels, and a table of results.
 #   bash scripts/demo.sh [DIR]           results go to DIR (default demo_output); run again, it goes on
 #   SEED=7 bash scripts/demo.sh DIR      another seed: other X-rays, weights, splits
 set -euo pipefail
@@ -39,26 +39,27 @@ $python scripts/make_phantom.py --output "$images" --train 1200 --valid 60 --tes
 # The long side of the images: nothing is lost before the crops of 64 px.
 $python scripts/pack.py --data-path "$images" --output "$data" --size 128 --workers 2
 
-step "2/3 pre-training on hidden patches, without labels, in 2 processes (about 3.5 minutes)"
+step "2/3 pre-training on hidden patches, without labels, in 2 processes (about 3 minutes)"
 $python -m torch.distributed.run --standalone --nproc_per_node 2 \
     main_simmim.py --cfg $configs/simmim_pretrain__swin_nano__img64_window4__demo.yaml \
-    --data-path "$data" --output "$runs" --tag demo --opts SEED "$seed"
+    --data-path "$data" --output "$runs" --tag demo --opts SEED "$seed" \
+    TRAIN.EPOCHS 8 TRAIN.WARMUP_EPOCHS 1
 
 # $1: tag, and name of the log; the rest: further arguments.
-finetune() {
+probe() {
     local tag=$1
     shift
-    if ! $python main_finetune.py --cfg "$finetune_cfg" --data-path "$data" --output "$runs" \
-        --tag "$tag" "$@" --opts SEED "$seed" REPORT.PIXEL_FLOOR True >"$dir/finetune_$tag.log" 2>&1; then
-        tail -n 20 "$dir/finetune_$tag.log" >&2
+    if ! $python main_finetune.py --cfg $configs/simmim_finetune__swin_nano__img64_window4__demo.yaml \
+        --data-path "$data" --output "$runs" --tag "$tag" "$@" >"$dir/probe_$tag.log" 2>&1; then
+        tail -n 20 "$dir/probe_$tag.log" >&2
         return 1
     fi
 }
-finetune_cfg="$configs/simmim_finetune__swin_nano__img64_window4__demo.yaml"
+options=(--opts SEED "$seed" FINETUNE.MODE linear_probe DATA.TRAIN_FRACTION 1.0)
 weights=$(ls "$runs"/simmim_pretrain/demo/ckpt_epoch_*.pth | sort -V | tail -n 1)
-step "3/3 fine-tuning on an eighth of the labels: pre-trained and from scratch, side by side (90 s)"
-finetune pretrained --pretrained "$weights" &
-finetune scratch
+step "3/3 linear probes of frozen features: pre-trained and random, side by side (about 1 minute)"
+probe pretrained --pretrained "$weights" "${options[@]}" &
+probe random "${options[@]}" REPORT.PIXEL_FLOOR True
 wait $!
 
 $python scripts/demo_table.py "$dir"

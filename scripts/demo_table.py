@@ -1,7 +1,7 @@
 """Print the demo's results from the files that its steps wrote, and save them as demo.json.
 
-python scripts/demo_table.py DIR            one demo
-python scripts/demo_table.py DIR DIR ...    several seeds: every one, mean difference, 95 % interval
+python scripts/demo_table.py DIR              one demo
+python scripts/demo_table.py FILE FILE ...    demo.json of several seeds, and their mean differences
 """
 
 import argparse
@@ -18,12 +18,13 @@ from data.labels import COMPETITION_LABELS
 from engine.files import replace_file
 from logger import read_metrics
 
-RUNS = {'pre-trained': 'pretrained', 'from scratch': 'scratch'}
+RUNS = {'pre-trained': 'pretrained', 'random weights': 'random'}
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('folders', nargs='+', type=Path, metavar='DIR', help="a demo's folder")
+    help_text = "a demo's folder, or several files demo.json"
+    parser.add_argument('paths', nargs='+', type=Path, metavar='DIR', help=help_text)
     return parser.parse_args()
 
 
@@ -39,11 +40,11 @@ def pretraining(folder: Path) -> dict[str, float]:
 
 
 def scores_on_test(folder: Path) -> dict[str, dict]:
-    """Scores on the test split: the selected checkpoints' and the pixel floor's."""
+    """Scores on the test split: of the probes and of the pixel floor."""
     tables = {}
     for name, tag in RUNS.items():
         table = json.loads((folder / f'runs/simmim_finetune/{tag}/scores.json').read_text())['test']
-        tables[name] = table.get('selected', table['last'])
+        tables[name] = table['selected']
     tables['pixel floor'] = table['pixel_floor']
     return tables
 
@@ -58,13 +59,13 @@ def print_one(folder: Path) -> None:
         f'\nAUROC on the synthetic test split (n = {first["rows"]}, {first["level"]} level, '
         f'{first["views"]} views, higher is better)'
     )
-    print(f'  {"":<24}' + ''.join(f'{name:>14}' for name in scores))
+    print(f'  {"":<24}' + ''.join(f'{name:>16}' for name in scores))
     rows = {label: [t['auroc'][label] for t in scores.values()] for label in COMPETITION_LABELS}
     rows['mean of these five'] = [t['mean_of_five'] for t in scores.values()]
     defined = 14 - len(first['undefined'])
     rows[f'mean of {defined} labels'] = [t['mean_of_defined'] for t in scores.values()]
     for name, values in rows.items():
-        print(f'  {name:<24}' + ''.join(f'{_show(value):>14}' for value in values))
+        print(f'  {name:<24}' + ''.join(f'{_show(value):>16}' for value in values))
     print('  Synthetic images: these scores say nothing about patients. Not for clinical use.')
     images = sorted(
         folder.glob('runs/simmim_pretrain/demo/reconstructions/*.png'),
@@ -73,28 +74,33 @@ def print_one(folder: Path) -> None:
     print('\nImages')
     for path in (*images[:1], *images[-1:], folder / 'contact_sheet.png'):
         print(f'  {path}')
-    result = {'held_out_l1_grey': losses, 'test': scores}
+    seed = int((folder / 'seed').read_text())
+    result = {'seed': seed, 'held_out_l1_grey': losses, 'test': scores}
     replace_file(folder / 'demo.json', json.dumps(result, indent=1) + '\n')
 
 
-def print_several(folders: list[Path]) -> None:
-    """Mean-of-five AUROC of each demo, and the paired difference over all of them."""
-    print('| seed | held-out L1: after, mean, linear | pre-trained | from scratch | pixel floor |')
-    print('| --- | --- | --- | --- | --- |')
-    differences = []
-    for folder in folders:
-        _, after, mean, linear = pretraining(folder).values()
-        five = [table['mean_of_five'] for table in scores_on_test(folder).values()]
-        differences.append(five[0] - five[1])
-        seed = (folder / 'seed').read_text().strip()
-        shown = ' | '.join(_show(value) for value in five)
-        print(f'| {seed} | {after:.1f}, {mean:.1f}, {linear:.1f} | {shown} |')
-    spread = stats.sem(differences) * stats.t.ppf(0.975, len(differences) - 1)
-    print(
-        f'\npre-trained minus from scratch: {np.mean(differences):+.4f}, 95 % interval '
-        f'{np.mean(differences) - spread:+.4f} to {np.mean(differences) + spread:+.4f} '
-        f"(Student's t over {len(differences)} seeds)"
-    )
+def print_several(files: list[Path]) -> None:
+    """Mean-of-five AUROC of each demo, and the paired differences over all of them."""
+    results = [json.loads(file.read_text()) for file in files]
+    names = [*results[0]['test']]
+    print('| seed | held-out L1: after, mean, linear | ' + ' | '.join(names) + ' |')
+    print('| --- | --- |' + ' --- |' * len(names))
+    for result in results:
+        _, after, mean, linear = result['held_out_l1_grey'].values()
+        shown = ' | '.join(_show(table['mean_of_five']) for table in result['test'].values())
+        print(f'| {result["seed"]} | {after:.1f}, {mean:.1f}, {linear:.1f} | {shown} |')
+    print(f"\nMean of {len(results)} seeds, 95 % interval by Student's t over the seeds")
+    for other in names[1:]:
+        pairs = [
+            [result['test'][name]['mean_of_five'] for name in (names[0], other)]
+            for result in results
+        ]
+        differences = -np.diff(pairs)[:, 0]
+        spread = stats.sem(differences) * stats.t.ppf(0.975, len(differences) - 1)
+        mean = differences.mean()
+        print(
+            f'{names[0]} minus {other}: {mean:+.4f} ({mean - spread:+.4f} to {mean + spread:+.4f})'
+        )
 
 
 def _show(value: float | None) -> str:
@@ -102,10 +108,10 @@ def _show(value: float | None) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    if len(args.folders) == 1:
-        print_one(args.folders[0])
+    if len(args.paths) == 1:
+        print_one(args.paths[0])
     else:
-        print_several(args.folders)
+        print_several(args.paths)
     return 0
 
 

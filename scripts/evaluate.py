@@ -4,8 +4,9 @@ python scripts/evaluate.py --predictions FILE.csv [...] --labels LABELS.csv --ou
     [--thresholds-from HELD_OUT.csv [...] HELD_OUT_LABELS.csv | report.json [...]]
 
 Prediction files have a column Path (or Study) and probabilities in one column per label, in any
-order. The label file has Path (or Study) and CheXpert's observations as 1, 0, -1 (uncertain, left
-out) or empty. Several prediction files are compared with each other.
+order. The label file has Path (or Study) and the labels as 1, 0, -1 (uncertain, left out) or empty.
+Labels are CheXpert's observations, or those that the JSON files next to the predictions name, or
+--label-names. Several prediction files are compared with each other.
 """
 
 import argparse
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import allowed_values, default_config
+from data.labels import TASKS, find_task
 from data.records import (
     LabelTable,
+    Predictions,
     Records,
     group_columns,
     read_label_file,
@@ -35,14 +37,15 @@ from engine.run_record import code_version
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases, match
-from evaluation.metrics import METRICS, Protocol
+from evaluation.metrics import Protocol
 from evaluation.report import (
-    MEAN_TITLES,
     SALT_FILE,
     Names,
     build_document,
     compare_sets,
+    differences_table,
     rename_images,
+    scores_table,
     write_report,
 )
 
@@ -62,6 +65,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--predictions', nargs='+', type=Path, required=True, metavar='FILE', help='one per model')
     add('--labels', type=Path, required=True, metavar='CSV')
     add('--output', type=Path, required=True, metavar='DIR', help='folder of the report')
+    names = 'columns of the labels, as DATA.LABELS (default: see above)'
+    add('--label-names', nargs='+', default=[], metavar='NAME', help=names)
     add(
         '--thresholds-from',
         nargs='+',
@@ -154,7 +159,8 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
 
 def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], list[str]]:
     """The cases of every prediction file, and warnings about rows that are not scored."""
-    labels = read_labels(args, args.labels, names)
+    files = [read_predictions(file, labels=args.label_names) for file in args.predictions]
+    labels = read_labels(args, args.labels, names, files)
     demographics = str(args.demographics.absolute()) if args.demographics else ''
 
     def groups(records: Records) -> dict[str, np.ndarray]:
@@ -162,17 +168,28 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
         return standard_groups(records, default_config().EVAL.AGE_BANDS) | further
 
     sets, warnings = [], []
-    for file, name in zip(args.predictions, set_names(args), strict=True):
-        predictions = replace(read_predictions(file), file=Path(names.file(file)))
+    for predictions, name in zip(files, set_names(args), strict=True):
+        predictions = replace(predictions, file=Path(names.file(predictions.file)))
         cases, notes = match(predictions, labels, name=name, level=args.level, groups=groups)
         sets.append(cases)
         warnings += notes
     return sets, warnings
 
 
-def read_labels(args: argparse.Namespace, file: Path, names: Names) -> LabelTable:
-    """Read a label file; messages about it use its name in the report."""
-    table = read_label_file(file, task=args.task, blank=args.blank, views=args.views)
+def read_labels(
+    args: argparse.Namespace, file: Path, names: Names, predicted: Sequence[Predictions | Cases]
+) -> LabelTable:
+    """Read a label file; messages about it use its name in the report.
+
+    Its labels are those of --label-names, or the predicted ones if others than CheXpert's are
+    among them.
+    """
+    given = dict.fromkeys(label for part in predicted for label in part.labels)
+    known = {label for task in TASKS.values() for label in task.labels}
+    labels = args.label_names or (() if set(given) <= known else tuple(given))
+    labels = labels if find_task(args.task).uses_policies else ()
+    options = {'blank': args.blank, 'views': args.views, 'labels': labels}
+    table = read_label_file(file, task=args.task, **options)
     return replace(table, file=Path(names.file(file)))
 
 
@@ -202,9 +219,9 @@ def fit_thresholds(
     if from_reports:
         return read_thresholds(files, sets, protocol, names=names)
     fitted, sources, warnings = [], [], []
-    labels = read_labels(args, files[-1], names)
+    labels = read_labels(args, files[-1], names, sets)
     for file, cases in zip(files[:-1], sets, strict=True):
-        predictions = read_predictions(file)
+        predictions = read_predictions(file, labels=args.label_names)
         held_out, _ = match(predictions, labels, name='held-out', level=args.level, complete=False)
         fitted.append(fit_held_out(held_out, cases.labels, protocol))
         patients, scored = set(held_out.patient), set(cases.patient)
@@ -262,44 +279,19 @@ def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
 
 def format_scores(document: dict[str, Any]) -> str:
     """Tables of the scores of every set and of the comparisons, followed by the warnings."""
-    shown = {name: entry.title for name, entry in METRICS.items() if entry.in_summary}
-    blocks = []
-    for entry in document['sets']:
-        counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
-        scores = {part['label']: part['scores'] for part in entry['labels']}
-        for key in ('five', 'labels_with_both_classes'):
-            scores |= {MEAN_TITLES[key]: entry['means'][key]} if entry['means'][key] else {}
-        rows = {
-            label: [*counts.get(label, ['', '']), *(_show(values[name]) for name in shown)]
-            for label, values in scores.items()
-        }
-        blocks.append(
-            f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '
-            f'n = {entry["rows"]}, {entry["patients"]} patients (95 % intervals over patients)\n'
-            f'{_table(rows, ["n", "positives", *shown.values()])}'
-        )
+    blocks = [
+        f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '
+        f'n = {entry["rows"]}, {entry["patients"]} patients (95 % intervals over patients)\n'
+        f'{scores_table(entry).to_string(na_rep="n/a")}'
+        for entry in document['sets']
+    ]
     for entry in document['comparisons']:
-        rows = {
-            label: [_show(part['difference']), round(part['p_holm'], 4)]
-            for label, part in entry['labels'].items()
-        }
-        for key, mean in entry['means'].items():
-            if mean:
-                rows[MEAN_TITLES[key]] = [_show(mean['difference']), round(mean['p_bootstrap'], 4)]
-        blocks.append(f'{entry["a"]} minus {entry["b"]}\n{_table(rows, ["AUROC", "p (Holm)"])}')
-    warnings = '\n'.join(f'warning: {line}' for line in document['warnings'])
+        table = differences_table(entry).to_string(na_rep='n/a')
+        blocks.append(f'{entry["a"]} minus {entry["b"]}\n{table}')
+    warnings = '\n'.join(
+        f'warning: {line}' for line in [*document['alerts'], *document['warnings']]
+    )
     return '\n\n'.join([*blocks, warnings])
-
-
-def _table(rows: dict[str, list], columns: list[str]) -> str:
-    return pd.DataFrame.from_dict(rows, orient='index', columns=columns).to_string(na_rep='n/a')
-
-
-def _show(score: dict[str, float] | None) -> str:
-    if score is None or np.isnan(score['value']):
-        return 'n/a'
-    interval = '' if np.isnan(score['low']) else f' [{score["low"]:.3f}, {score["high"]:.3f}]'
-    return f'{score["value"]:.3f}{interval}'
 
 
 if __name__ == '__main__':

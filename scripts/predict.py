@@ -115,7 +115,7 @@ def predict_images(args: argparse.Namespace) -> int:
         args.output,
         expit(logits.astype('float64')),
         paths=paths,
-        labels=task_labels(data.TASK),
+        labels=task_labels(data.TASK, data.LABELS),
         source={'checkpoint': args.checkpoint, 'run': config.TAG, 'rows': len(paths)},
     )
     return len(paths)

@@ -105,7 +105,7 @@ class Rounds:
                 'DATA.HOLDOUT_FRACTION must be above 0, got 0.0: held-out patients decide which '
                 'predictions and which round are kept'
             )
-        self.labels = task_labels(self.config.DATA.TASK)
+        self.labels = task_labels(self.config.DATA.TASK, self.config.DATA.LABELS)
         everything = read_split(self.config, 'train', logging.getLogger(__name__))
         self.train, self.held_out = split_holdout(everything, self.config.DATA.HOLDOUT_FRACTION)
         self.unlabelled = unlabelled_records(self.config, self.train)
@@ -219,7 +219,8 @@ class Rounds:
     def real(self, records: Records) -> np.ndarray:  # [N, K]
         """The real labels of some records as they are scored."""
         data = self.config.DATA
-        return scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
+        options = {'task': data.TASK, 'blank': data.BLANK, 'names': records.label_names}
+        return scored_targets(records.labels, **options)
 
     def predicted(self, job: Job, split: str, records: Records) -> np.ndarray:  # [N, K]
         """Predictions of a run for some records; NaN where there are none."""
@@ -247,7 +248,7 @@ class Rounds:
         }
 
     def _values(self, file: str | Path, records: Records) -> np.ndarray:
-        predictions = read_predictions(file, allow_empty=True)
+        predictions = read_predictions(file, allow_empty=True, labels=self.labels)
         return look_up(predictions, records.path, self.labels)
 
     def _run(self, job: Job) -> int:

@@ -168,7 +168,9 @@ def read_scores(folder: Path, split: str = '') -> Scored:
         scores = table[split][checkpoint]
         kept = ('level', 'views', 'rows', 'positives', 'undefined')
         figures = {'split': split, 'checkpoint': checkpoint} | {key: scores[key] for key in kept}
-        figures['scores'] = {name: scores[name] for name in MEANS} | scores['auroc']
+        figures['scores'] = {name: scores[name] for name in MEANS if name in scores} | scores[
+            'auroc'
+        ]
         figures['scores'] |= _threshold_scores(folder / 'report.json', split)
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
@@ -350,12 +352,15 @@ class ScoredPatients:
     def __init__(self, run: Scored, *, resamples: int, seed: int) -> None:
         config, split = load_config(run.folder), run.figures['split']
         self.level, self.aggregate = config.EVAL.LEVEL, config.EVAL.AGGREGATE
-        self.labels = task_labels(config.DATA.TASK)
+        self.labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
         config.DATA.CACHE_DIR = ''  # the CSV files are in the data folder
         records = read_split(config, split, logging.getLogger(__name__))
         self.records = select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
         self.targets = scored_targets(
-            self.records.labels, task=config.DATA.TASK, blank=config.DATA.BLANK
+            self.records.labels,
+            task=config.DATA.TASK,
+            blank=config.DATA.BLANK,
+            names=records.label_names,
         )
         self.resamples = Resamples(self.records.patient, resamples=resamples, seed=seed)
         self._samples: dict[Path, dict[str, np.ndarray]] = {}
@@ -399,7 +404,7 @@ class ScoredPatients:
         return samples
 
     def _cases(self, file: Path) -> Cases:
-        predictions, records = read_predictions(file), self.records
+        predictions, records = read_predictions(file, labels=self.labels), self.records
         probabilities = look_up(predictions, records.path, self.labels)
         if len(predictions.names) != len(records.path) or np.isnan(probabilities).any():
             raise ValueError(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cases import NAN, make_cases
-from sklearn.metrics import roc_curve
+from sklearn.metrics import confusion_matrix, roc_curve
 
 from data.labels import COMPETITION_LABELS
 from evaluation.analysis import HeldOut, fit_held_out, score_set, worst_errors
@@ -119,3 +119,22 @@ def test_worst_errors_are_the_most_confident_ones():
     ]
     assert [e['path'] for e in found] == [cases.path[0], cases.path[3]]
     assert worst_errors(cases, np.array([NAN])) == []
+
+
+def test_the_confusion_matrix_is_that_of_the_threshold() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.choice([0.0, 1.0, NAN], size=(90, 1))
+    cases = make_cases(rng.random((90, 1)).round(1), targets)
+    held_out = HeldOut(np.array([0.4]), np.array([NAN]))
+    (entry,) = score_set(cases, held_out, Protocol(resamples=0))['labels']
+    known = ~np.isnan(targets[:, 0])
+    called = cases.probabilities[known, 0] >= 0.4
+    (tn, fp), (fn, tp) = confusion_matrix(targets[known, 0], called)
+    assert entry['confusion'] == {
+        'true_positives': tp,
+        'false_negatives': fn,
+        'false_positives': fp,
+        'true_negatives': tn,
+    }
+    nothing = HeldOut(*np.full((2, 1), NAN))
+    assert score_set(cases, nothing, Protocol(resamples=0))['labels'][0]['confusion'] is None

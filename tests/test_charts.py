@@ -1,5 +1,6 @@
 """The report's charts: what is drawn is what the numbers say."""
 
+import itertools
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ from sklearn.metrics import auc
 
 from data.labels import COMPETITION_LABELS
 from evaluation.analysis import HeldOut, score_set
-from evaluation.charts import nice_axis, precision_recall, roc, strip
+from evaluation.charts import Panel, histogram, nice_axis, precision_recall, roc, strip
 from evaluation.metrics import Protocol
 
 
@@ -78,3 +79,31 @@ def test_axes_end_at_round_ticks(values: list, low: float, high: float, names: l
     axis = nice_axis(values)
     assert (axis.low, axis.high) == pytest.approx((low, high))
     assert [name for _, name in axis.names()] == names
+
+
+@pytest.mark.parametrize('lowest, highest', [(0, 0.0031), (0, 3e-4), (0.738, 0.7394), (0, 0.97)])
+def test_names_of_ticks_overlap_neither_each_other_nor_the_title(lowest, highest) -> None:
+    axis = nice_axis([lowest, highest], 'title')
+    svg = str(Panel(axis, axis).svg('a', '', ''))
+    ticks = re.findall(r'class="tick" x="([\d.]+)" y="262.0" text-anchor="middle">([^<]+)<', svg)
+    assert len(ticks) >= 2
+    for (x, name), (following, other) in itertools.pairwise(ticks):
+        assert float(following) - float(x) > 7 * (len(name) + len(other)) / 2
+    names = re.findall(r'class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]+)<', svg)
+    left = min(float(x) - 7 * len(name) for x, name in names)
+    title = float(re.search(r'rotate\(-90\) translate\(\S+ (\S+)\)', svg)[1])
+    assert float(re.search('viewBox="(\\S+)', svg)[1]) <= title - 12 < title < left
+
+
+def test_a_histogram_shows_the_shares_of_both_classes_and_the_threshold(labels: list[dict]) -> None:
+    label = labels[0] | {'threshold': 0.5}
+    counts = label['histogram']
+    assert sum(counts['positive']) == label['positives']
+    assert sum(counts['positive'] + counts['negative']) == label['n']
+    svg = str(histogram(label, 'a'))
+    for name, style in (('negative', 0), ('positive', 1)):
+        path = re.search(f'<path class="curve series-{style}" d="([^"]*)"', svg)[1]
+        heights = [float(p.split()[1]) for p in re.split('[ML]', path)[2:-1:2]]
+        drawn = (246 - np.array(heights)) / (246 - min(heights))
+        assert drawn == pytest.approx(np.array(counts[name]) / max(counts[name]), abs=2e-3)
+    assert 'class="threshold"' in svg

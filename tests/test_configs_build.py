@@ -133,7 +133,7 @@ def test_the_opening_gives_a_command_that_parses_or_says_that_there_is_none(path
 
 @pytest.mark.parametrize('path', CHEXPERT, ids=stem)
 def test_chexpert_options_suit_grey_images_and_their_labels(path) -> None:
-    config = load(path, None)
+    config = load(path, None if is_pretrain(path) else 'finetune')
     assert config.DATA.DATASET == 'chexpert'
     assert config.MODEL.IN_CHANS == 1
     if is_pretrain(path):
@@ -150,7 +150,8 @@ def test_chexpert_options_suit_grey_images_and_their_labels(path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize('path', [path for path in CHEXPERT if '_tiny__' in path], ids=stem)
 def test_every_parameter_moves_in_one_step(path) -> None:
-    config, pretrain = load(path, None), is_pretrain(path)
+    pretrain = is_pretrain(path)
+    config = load(path, None if pretrain else 'finetune')
     torch.manual_seed(0)
     model = build_model(config, is_pretrain=pretrain).train()
     optimizer = build_optimizer(config, model, logging.getLogger('test'), pretrain)

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_mae import mae_config
 from tiny import MAE, ROOT, arguments, run_folder, run_main, tiny_config
 
+import main_simmim
 from config import check_config, get_config
 from logger import read_metrics
 from lr_scheduler import scaled_lr
@@ -107,3 +108,26 @@ def test_fine_tuning_starts_from_the_encoder(pretrained, phantom, tmp_path) -> N
     assert new == {'head.weight', 'head.bias', 'fc_norm.weight', 'fc_norm.bias'}
     for key in tuned.keys() - new:
         torch.testing.assert_close(tuned[key], learned[f'encoder.{key}'], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_equal_masks_are_evaluated_once_and_only_in_validated_epochs(
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated, reconstruct = [], main_simmim.reconstruct
+
+    def counted(*args: object):
+        evaluated.append(0)
+        return reconstruct(*args)
+
+    monkeypatch.setattr(main_simmim, 'reconstruct', counted)
+    data = {'MASK_PATCH_SIZE': 4, 'TRAIN_IMAGES': 8}  # the reference's unit at 32 px
+    cfg = tiny_config(
+        tmp_path / 'c.yaml', 'simmim', DATA=data, TRAIN={'EPOCHS': 4}, EVAL=FEW | {'EVERY': 3}
+    )
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
+    records = read_metrics(run_folder(tmp_path, 'simmim') / 'metrics.jsonl')
+    assert [r['epoch'] for r in records if 'holdout_l1' in r] == [-1, 2, 3]  # the last one, too
+    assert ['loss' in r for r in records] == [False] + [True] * 4
+    assert len(evaluated) == 3
+    assert records[-1]['reference_l1_grey'] == records[-1]['holdout_l1_grey']

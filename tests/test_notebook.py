@@ -4,13 +4,17 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 from test_readme import commands_in, parse
 from warm_python import warm_python
@@ -107,6 +111,57 @@ def test_what_the_form_offers_and_the_text_names_is_there() -> None:
         assert load_sweep(ROOT / f'scripts/ablations/nano/{sweep}.yaml').rows
     paths = re.findall(r'`((?:docs|scripts|configs)/[^`\s]*)', TEXT)
     assert len(paths) > 4 and [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def run_cell(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **variables: Any) -> Any:
+    """What IPython returns for a cell that runs in this folder."""
+    monkeypatch.setenv('IPYTHONDIR', str(folder / 'ipython'))
+    monkeypatch.chdir(folder)  # undone after the test, whatever the cell does
+    shell = InteractiveShell(user_ns={'Path': Path, 'CHECKOUT': 'code', 'REPOSITORY': ''})
+    shell.push(variables)
+    return shell.run_cell(CODE[name])
+
+
+def test_the_code_is_asked_for_and_cloned_or_unpacked(tmp_path, monkeypatch) -> None:
+    main = tmp_path / 'pack/simmim-main/main_simmim.py'
+    main.parent.mkdir(parents=True)
+    main.touch()
+    shutil.make_archive(str(tmp_path / 'simmim'), 'zip', tmp_path / 'pack')
+    author = ['-c', 'user.name=x', '-c', 'user.email=x']
+    for words in (['init', '-q'], ['add', '.'], [*author, 'commit', '-qm', 'x']):
+        subprocess.run(['git', *words], cwd=main.parent, check=True)
+    clone, archive = str(main.parent), str(tmp_path / 'simmim.zip')
+    upload = SimpleNamespace(upload=lambda: {archive: b''})
+    cases = [
+        {'input': lambda _: f' {clone}', 'files': None},
+        {'input': lambda _: '', 'files': upload},
+        {'REPOSITORY': archive, 'files': None},
+    ]
+    for i, variables in enumerate(cases):
+        folder = tmp_path / f'session{i}'
+        folder.mkdir()
+        run_cell('checkout', folder, monkeypatch, **variables).raise_error()
+        assert Path('main_simmim.py').exists() and Path.cwd().is_relative_to(folder / 'code')
+        run_cell('checkout', folder, monkeypatch).raise_error()  # asks only once
+
+
+def test_without_an_answer_the_notebook_names_the_setting(tmp_path, monkeypatch) -> None:
+    result = run_cell('checkout', tmp_path, monkeypatch, input=lambda _: '', files=None)
+    assert isinstance(result.error_in_exec, AssertionError)
+    assert 'REPOSITORY' in str(result.error_in_exec)
+
+
+@pytest.mark.parametrize(('code', 'failed'), [(2, True), (0, False)])
+def test_the_disconnect_does_not_wait_for_a_run_that_has_ended(
+    code: int, failed: bool, tmp_path, monkeypatch
+) -> None:
+    program = tmp_path / 'python'
+    program.write_text(f'#!/bin/sh\nexit {code}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
+    names = variables(CODE['form']) | {'PRETRAINED': str(tmp_path), '_exit_code': None}
+    result = run_cell('interrupted', tmp_path, monkeypatch, **names)
+    assert isinstance(result.error_in_exec, AssertionError) == failed
 
 
 @pytest.mark.slow

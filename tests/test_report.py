@@ -1,7 +1,9 @@
 """The report: its document, the page with its numbers and escaped text, JSON, tables and names."""
 
+import base64
 import hashlib
 import hmac
+import io
 import json
 import re
 import stat
@@ -15,15 +17,18 @@ import pandas as pd
 import pytest
 from cases import make_cases
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from data.labels import COMPETITION_LABELS
 from data.records import normalise_name
 from evaluation.metrics import METRICS, Protocol, Tally, metric, recall, specificity
 from evaluation.report import (
+    CHANCE,
     SALT_FILE,
     Names,
     build_document,
     compare_sets,
+    floor_part,
     read_salt,
     write_report,
 )
@@ -78,7 +83,13 @@ def make_document(folder: Path) -> dict:
     test.path[:] = [f'{HOSTILE}/patient{i:05d}/study1' for i in range(len(test))]
     (folder / 'maps').mkdir(parents=True)
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / 'maps/1.png')
-    entry = {'label': 'Edema', 'kind': 'true positive', 'path': HOSTILE, 'file': 'maps/1.png'}
+    entry = {
+        'label': 'Edema',
+        'kind': 'true positive',
+        'path': HOSTILE,
+        'file': 'maps/1.png',
+        'has_signal': True,
+    }
     return build_document(
         [valid, test],
         some_cases('holdout', seed=3),
@@ -272,6 +283,95 @@ def test_labels_of_one_class_are_listed_once_and_neither_scored_nor_counted(tmp_
     page = Page(write_report(tmp_path, document).read_text(encoding='utf-8'))
     assert sum(text.count('Edema') for text in page.texts('body')) == 1
     assert '(mean of the five tasks)' not in (tmp_path / 'report_labels.csv').read_text()
+
+
+def test_a_model_without_signal_is_warned_of_at_the_top(tmp_path: Path) -> None:
+    cases = some_cases(labels=('Edema', 'Fracture'))
+    good = build_document([cases], None, PROTOCOL, run={})
+    assert good['alerts'] == []
+    cases.probabilities[:, 1] = 0.738 + 0.001 * np.random.default_rng(0).random(len(cases))
+    document = build_document([cases], None, PROTOCOL, run={})
+    page = Page(write_report(tmp_path, document).read_text(encoding='utf-8'))
+    span, chance = json.loads((tmp_path / 'report.json').read_text())['alerts']
+    assert '0.0010' in span and str(CHANCE) in chance
+    for line in (span, chance):
+        assert 'Fracture' in line and 'Edema' not in line
+    tags = [tag for tag, _, text in page.elements if text in (span, document['headline']['name'])]
+    assert tags == ['li', 'h2'], 'the warning comes before the headline'
+
+
+def test_a_comparison_starts_with_all_models_in_one_table_and_one_chart(page: Page) -> None:
+    assert page.texts('h2')[0] == 'Models compared'
+    table = page.texts('table')[0]
+    assert all(name in table for name in ('valid', 'test', *COMPETITION_LABELS, 'Fracture'))
+    first = next(text for text in page.texts('title') if text == 'ROC curves: Edema')
+    chart = next(el for el in page.elements if el[0] == 'svg' and el[2].startswith(first))
+    inside = page.elements[page.elements.index(chart) :]
+    styles = [attributes.get('class') for tag, attributes, _ in inside if tag == 'path'][:20]
+    assert {'curve series-0', 'curve series-1'} <= set(styles)
+
+
+def test_worst_errors_have_small_images_and_empty_maps_say_so(tmp_path: Path) -> None:
+    cases = some_cases(labels=('Edema',))
+    (tmp_path / 'maps').mkdir()
+    Image.new('L', (8, 8)).save(tmp_path / 'maps/1.png')
+    entry = {'label': 'Edema', 'kind': 'true positive', 'path': 'p', 'file': 'maps/1.png'}
+    entry |= {'probability': 0.9, 'threshold': 0.5, 'has_signal': False}
+    document = build_document(
+        [cases],
+        some_cases('holdout', labels=('Edema',)),
+        PROTOCOL,
+        run={},
+        extras={'maps': [entry]},
+    )
+    errors = document['sets'][0]['worst_errors']
+    images = {('test', 'Edema', error['kind']): Image.new('L', (9, 7)) for error in errors}
+    page = Page(write_report(tmp_path, document, images).read_text(encoding='utf-8'))
+    sources = [el[1]['src'] for el in page.elements if el[1].get('class') == 'thumbnail']
+    assert len(sources) == len(errors) == 2
+    data = base64.b64decode(sources[0].partition(',')[2])
+    assert Image.open(io.BytesIO(data)).size == (9, 7)
+    assert any('no signal' in text.lower() for text in page.texts('figcaption'))
+
+
+def test_the_pixel_floor_is_shown_next_to_the_model(tmp_path: Path) -> None:
+    cases = some_cases(labels=('Edema', 'Fracture'))
+    floor = some_cases(seed=7, labels=('Edema', 'Fracture')).probabilities
+    facts = {'images': 60, 'components': 30, 'whitened': False}
+    part = floor_part([cases], {'test': floor}, PROTOCOL, facts=facts)
+    document = build_document([cases], None, PROTOCOL, run={}, extras={'pixel_floor': part})
+    page = Page(write_report(tmp_path, document).read_text(encoding='utf-8'))
+    (entry,) = json.loads((tmp_path / 'report.json').read_text())['pixel_floor']['sets']
+    area = roc_auc_score(cases.targets[:, 0], floor[:, 0])
+    own = roc_auc_score(cases.targets[:, 0], cases.probabilities[:, 0])
+    assert entry['auroc']['Edema']['value'] == pytest.approx(area)
+    difference = entry['labels']['Edema']['difference']
+    assert difference['value'] == pytest.approx(own - area)
+    assert difference['low'] < difference['value'] < difference['high']
+    shown = {el[1]['value'] for el in page.elements if el[0] == 'data'}
+    means = [entry['mean_auroc']['value'], entry['means'][entry['mean']]['difference']['value']]
+    assert {repr(value) for value in (*difference.values(), *means)} <= shown
+    assert any('30 principal components of 60' in text for text in page.texts('p'))
+
+
+def test_latex_rows_are_complete_and_escaped(tmp_path: Path) -> None:
+    labels = ('Edema', '50 % of_a & b')
+    models = [some_cases(name, seed=i, labels=labels) for i, name in enumerate(['a_1', 'b & c'])]
+    comparisons = compare_sets(models, PROTOCOL, name='test')
+    document = build_document(models, None, PROTOCOL, run={}, extras={'comparisons': comparisons})
+    write_report(tmp_path, document)
+    text = (tmp_path / 'report_scores.tex').read_text()
+    rows = [line for line in text.splitlines() if line.endswith(r'\\')]
+    cells = [[cell.strip() for cell in re.split(r'(?<!\\)&', row)] for row in rows]
+    tables = text.split(r'\end{table}')
+    assert (len(rows), len(tables)) == (1 + 2 * 3 + 1 + 3, 3)
+    for table, num_columns in zip(tables, (8, 4), strict=False):
+        assert len(re.search(r'\\begin{tabular}{(\w+)}', table)[1]) == num_columns
+    assert [len(row) for row in cells] == [8] * 7 + [4] * 4
+    assert r'50 \% of\_a \& b' in text and r'a\_1' in text and r'b \& c' in text
+    assert not re.search(r'(?<!\\)[%_#$]', text.partition('\n')[2])
+    edema = document['sets'][0]['labels'][0]['scores']['auroc']
+    assert '{value:.3f} [{low:.3f}, {high:.3f}]'.format(**edema) in cells[1]
 
 
 def test_a_salt_is_readable_by_its_owner_only_and_is_kept(tmp_path: Path) -> None:

@@ -18,9 +18,13 @@ from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
 from data.phantom import make_phantom
 from evaluation.run_report import check_scoring
+from logger import read_metrics
 
 PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
-REPORT = {'REPORT': {'WRITE': True, 'MAPS': 1}, 'EVAL': {'RESAMPLES': 20}}
+REPORT = {
+    'REPORT': {'WRITE': True, 'MAPS': 1, 'PIXEL_FLOOR': True},
+    'EVAL': {'RESAMPLES': 20},
+}
 
 
 @pytest.fixture(scope='module')
@@ -113,6 +117,37 @@ def test_groups_and_maps_are_there(finished: Path) -> None:
         above = entry['probability'] >= entry['threshold']
         assert above == (entry['kind'] in ('true positive', 'false positive'))
     assert -1 <= report['maps_check']['similarity'] <= 1
+
+
+@pytest.mark.slow
+def test_the_head_states_training_images_epoch_and_time(finished: Path, many: Path) -> None:
+    report = json.loads((finished / 'report.json').read_text())
+    rows = {row['name']: row['value'] for row in report['run']}
+    csv = pd.read_csv(many / 'train.csv')
+    held_out = set(pd.read_csv(finished / 'predictions_holdout.csv')['Path'])
+    images, patients = map(int, re.findall(r'\d+', rows['Training images']))
+    assert images == 28
+    assert patients <= csv[~csv['Path'].isin(held_out)]['Path'].str.split('/').str[2].nunique()
+    epochs = [r for r in read_metrics(finished / 'metrics.jsonl') if 'loss' in r]
+    best = max(epochs, key=lambda record: record['score'])
+    assert rows['Selected epoch'].startswith(f'{best["epoch"] + 1} of {len(epochs)}')
+    assert f'{best["score"]:.4f}' in rows['Selected epoch']
+    assert rows['Training time']
+    page = (finished / 'report.html').read_text()
+    errors = [error for part in report['sets'] for error in part['worst_errors']]
+    assert page.count('class="thumbnail"') == len(errors) > 0
+
+
+@pytest.mark.slow
+def test_the_pixel_floor_is_fitted_to_the_training_images_of_the_run(finished: Path) -> None:
+    scores = json.loads((finished / 'scores.json').read_text())
+    report = json.loads((finished / 'report.json').read_text())['pixel_floor']
+    assert (report['images'], report['components'], report['whitened']) == (28, 14, False)
+    for part in report['sets']:
+        table = scores[part['set']]['pixel_floor']
+        assert table['loss'] > 0 and table['components'] == 14
+        for label, score in part['auroc'].items():
+            assert score['value'] == pytest.approx(table['auroc'][label])
 
 
 @pytest.mark.slow

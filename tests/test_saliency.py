@@ -1,24 +1,32 @@
 """Saliency maps against closed forms and brute force; the check; the cases; the image."""
 
+import logging
 import math
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cases import make_cases
 from PIL import Image
 from scipy.stats import spearmanr
+from tiny import tiny_config
 from torch import nn
 from torch.nn import functional as F
 
+from config import get_config
+from data import build_loader
 from evaluation.saliency import (
     attention_rollout,
     choose_cases,
     grad_cam,
     plot_map,
     randomised_check,
+    write_maps,
 )
+from models import build_model
 from models.swin_transformer import SwinTransformer
 from models.vision_transformer import VisionTransformer
 
@@ -176,3 +184,27 @@ def test_the_image_shows_the_xray_and_the_map_over_it(tmp_path: Path):
     hot = np.array([240, 249, 33]) * 0.75 + 100 * 0.25  # plasma's last colour, 75 % opaque
     inside = pixels[rows[0] + 10 : rows[0] + 90, right[0] + 10 : right[0] + 90]
     np.testing.assert_allclose(inside, np.broadcast_to(hot, inside.shape), atol=2)
+
+
+@pytest.mark.parametrize('weight, has_signal', [(0.0, False), (1.0, True)])
+def test_a_constant_map_has_no_signal(phantom: Path, tmp_path: Path, weight, has_signal) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', REPORT={'MAPS': 1})
+    config = get_config(
+        Namespace(cfg=str(cfg), opts=['DATA.DATA_PATH', str(phantom)], stage='finetune')
+    )
+    dataset = build_loader(config, logging.getLogger(), is_pretrain=False).valid.dataset
+    torch.manual_seed(0)
+    model = build_model(config, is_pretrain=False)
+    torch.nn.init.normal_(model.head.weight, std=weight)
+    labels = dataset.targets[:, :1]
+    cases = make_cases(
+        labels * 0.5,
+        labels,
+        labels=('No Finding',),
+        path=dataset.records.path,
+        study=dataset.records.study,
+    )
+    found = write_maps(
+        config, model, dataset, cases, thresholds={'No Finding': 0.3}, folder=tmp_path
+    )
+    assert {entry['has_signal'] for entry in found['maps']} == {has_signal}

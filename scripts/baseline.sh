@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# First figures of your own X-rays on a CPU: logistic regression on pixels, a small Swin from scratch,
+# and the same Swin pre-trained with SimMIM, with 1, 10 and 100 % of the labelled patients.
+#   bash scripts/baseline.sh DATA [OUT]      DATA in CheXpert's layout; OUT: default baseline_output
+#   UNLABELLED=FOLDER bash scripts/baseline.sh DATA [OUT]    pre-trains on the images in FOLDER alone
+# SEEDS=3: number of seeds (default 1). Other options: FINETUNE_OPTS='KEY VALUE ...', PRETRAIN_OPTS.
+# Writes OUT/baseline.md, .csv, .json and baseline_shares.png. Run again, it resumes.
+set -euo pipefail
+usage='usage: bash scripts/baseline.sh DATA [OUT]'
+data=$(realpath "${1:?$usage}")
+out=$(realpath -m "${2:-baseline_output}")
+unlabelled=${UNLABELLED:+$(realpath "$UNLABELLED")}
+cd "$(dirname "$0")/.."
+if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then export PYTHON=$PWD/.venv/bin/python; fi
+python=${PYTHON:-python}
+export OMP_NUM_THREADS=1 # two runs share two cores
+seeds=${SEEDS:-1}
+start=$SECONDS
+
+step() { echo; echo "== $1 [$(((SECONDS - start) / 60)) min so far]"; }
+
+step '1/3 packing the images at 80 px'
+$python scripts/pack.py --data-path "$data" --output "$out/store" --size 80 --skip-bad
+images=$out/store
+if [ -n "$unlabelled" ]; then
+    images=$out/unlabelled
+    $python scripts/pack.py --data-path "$unlabelled" --output "$images" --size 80 --skip-bad
+fi
+# Pre-training sees about 30,000 images, or each of fewer than 150 images 200 times.
+count=$($python -c 'import json, sys; print(json.load(open(sys.argv[1]))["images"])' "$images/store.json")
+epochs=$((count > 30000 ? 1 : count < 150 ? 200 : 30000 / count))
+pretrain=(TRAIN.EPOCHS "$epochs" TRAIN.WARMUP_EPOCHS $(((epochs + 9) / 10)))
+if [ -n "$unlabelled" ]; then pretrain+=(DATA.DATASET folder); fi
+sweep() { # $1: data; the rest: further flags
+    $python scripts/ablate.py run --sweep scripts/comparison/baseline.yaml --output "$out" \
+        --data-path "$1" "${@:2}" --pretrain-opts "${pretrain[@]}" ${PRETRAIN_OPTS:-} \
+        --finetune-opts REPORT.WRITE False ${FINETUNE_OPTS:-}
+}
+
+step "2/3 pre-training on $count images, $epochs epochs; fine-tuning (logs: $out/ablate_logs)"
+for ((seed = 0; seed < seeds; seed++)); do # the first run of a row is its pre-training
+    [ -z "$unlabelled" ] || sweep "$images" --row simmim_1 --seed "$seed" --job 0 \
+        >"$out/pretrain_$seed.log" 2>&1 || { tail -n 20 "$out/pretrain_$seed.log" >&2; exit 1; }
+done
+sweep "$out/store" --seeds "$seeds" --parallel 2
+
+step '3/3 table and figure'
+$python scripts/baseline_table.py --output "$out" --seeds "$seeds"
+echo "baseline: done in $(((SECONDS - start + 30) / 60)) min"

@@ -1,0 +1,195 @@
+"""DATA.LABELS: runs that learn columns of the CSV files in place of the 14 observations."""
+
+import importlib.util
+import json
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config
+from xray_splits import LOGGER, write_split
+
+from config import get_config
+from data.labels import training_targets
+from data.packing import Settings, pack
+from logger import read_metrics
+from models.export import load_source
+from utils import read_checkpoint, trained_config
+
+TIMING = {'seconds', 'data_seconds', 'images_per_second'}
+OWN = ['Pneumonia', 'Heart size', 'No Finding']
+OPTS = ['DATA.LABELS', str(OWN), 'DATA.UNCERTAIN_BY_LABEL', "{'Heart size': 'ones_smooth'}"]
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'scripts' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with three columns of labels, one of which CheXpert does not have."""
+    root = tmp_path_factory.mktemp('own')
+    for split, patients in (('train', 20), ('valid', 6)):
+        write_split(root, split, patients)
+        table = pd.read_csv(root / f'{split}.csv').rename(columns={'Cardiomegaly': 'Heart size'})
+        table['No Finding'] = (table.index % 3 == 0).astype(float)
+        table[[*table.columns[:5], *OWN]].to_csv(root / f'{split}.csv', index=False)
+    return root
+
+
+@pytest.fixture(scope='module')
+def fine_tuned(own_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on a packed store."""
+    folder = tmp_path_factory.mktemp('runs')
+    pack(own_data, folder / 'store', Settings(size=32), workers=1)
+    return run(own_data.parent, folder / 'store', folder, 'full', 'TRAIN.EPOCHS', '1')
+
+
+def run(folder: Path, data: Path, output: Path, mode: str, *opts: str) -> Path:
+    given = {'TRAIN_IMAGES': 0, 'VIEWS': 'all'}
+    cfg = tiny_config(folder / f'{mode}.yaml', 'finetune', VIT, DATA=given, REPORT={'WRITE': True})
+    text = cfg.read_text().replace('  NUM_CLASSES: 14\n', '')
+    cfg.write_text(text)
+    words = ['--opts', *OPTS, 'FINETUNE.MODE', mode, 'EVAL.RESAMPLES', '0', 'REPORT.MAPS', '0']
+    assert run_main('finetune', arguments(cfg, data, output, *words, *opts)) == 0
+    return run_folder(output, 'finetune')
+
+
+def test_a_run_learns_scores_and_reports_these_labels(fine_tuned: Path) -> None:
+    config = trained_config(fine_tuned / 'ckpt_best.pth')
+    assert (config.DATA.LABELS, config.MODEL.NUM_CLASSES) == (OWN, 3)
+    scores = json.loads((fine_tuned / 'scores.json').read_text())['valid']['selected']
+    assert list(scores['auroc']) == OWN
+    assert 'mean_of_five' not in scores
+    assert scores['mean_of_defined'] == pytest.approx(np.mean([*scores['auroc'].values()]))
+    report = json.loads((fine_tuned / 'report.json').read_text())
+    assert [entry['label'] for entry in report['sets'][0]['labels']] == OWN
+    assert report['headline']['score']['value'] == pytest.approx(scores['mean_of_defined'])
+    assert list(pd.read_csv(fine_tuned / 'predictions_valid.csv')) == ['Path', *OWN]
+    metrics = [json.loads(line) for line in (fine_tuned / 'metrics.jsonl').open()]
+    assert metrics[-1]['score'] == metrics[-1]['holdout_mean_of_defined']
+
+
+def test_scripts_take_the_labels_from_the_checkpoint_and_the_predictions(
+    fine_tuned: Path, own_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    checkpoint = str(fine_tuned / 'ckpt_best.pth')
+    assert load_source(checkpoint, LOGGER).outputs == tuple(OWN)
+    predict, evaluate = script('predict'), script('evaluate')
+    words = ['--checkpoint', checkpoint, '--output', str(tmp_path / 'p.csv'), '--num-workers', '0']
+    assert predict.main(predict.parse_args([*words, str(own_data / 'valid')])) == 0
+    assert list(pd.read_csv(tmp_path / 'p.csv')) == ['Path', *OWN]
+    scored = fine_tuned / 'predictions_valid.csv'
+    words = ['--labels', str(own_data / 'valid.csv'), '--output', str(tmp_path), '--resamples', '0']
+    assert evaluate.main(evaluate.parse_args(['--predictions', str(scored), *words])) == 0
+    wanted = json.loads((fine_tuned / 'report.json').read_text())['headline']['score']['value']
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert report['headline']['score']['value'] == pytest.approx(wanted)
+    # Predictions of another program have no JSON file.
+    alone = tmp_path / 'alone.csv'
+    alone.write_bytes(scored.read_bytes())
+    words += ['--predictions', str(alone), '--label-names', 'Heart size']
+    assert evaluate.main(evaluate.parse_args(words)) == 0
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert [entry['label'] for entry in report['sets'][0]['labels']] == ['Heart size']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['linear_probe', 'knn'])
+def test_probes_learn_these_labels(own_data: Path, tmp_path: Path, mode: str) -> None:
+    folder = run(tmp_path, own_data, tmp_path / 'out', mode, 'REPORT.WRITE', 'False')
+    assert list(pd.read_csv(folder / 'predictions_valid.csv')) == ['Path', *OWN]
+
+
+def test_evaluation_refuses_other_labels_than_those_of_the_checkpoint(
+    fine_tuned: Path, own_data: Path, tmp_path: Path, refused
+) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, DATA={'VIEWS': 'all'})
+    opts = ['--opts', 'DATA.LABELS', str(OWN[::-1]), 'MODEL.NUM_CLASSES', '3']
+    words = ['--eval', '--resume', str(fine_tuned / 'ckpt_best.pth'), *opts]
+    argv = arguments(cfg, own_data, tmp_path / 'out', *words)
+    refused('finetune', argv, 'ckpt_best.pth', 'DATA.LABELS')
+
+
+def test_a_missing_label_column_is_named_with_those_that_there_are(
+    own_data: Path, tmp_path: Path, refused
+) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT)
+    argv = arguments(cfg, own_data, tmp_path / 'out')
+    refused('finetune', argv, 'train.csv', 'Enlarged Cardiomediastinum', 'Heart size')
+
+
+def test_pre_training_needs_no_label_columns(own_data: Path, tmp_path: Path) -> None:
+    given = {'TRAIN': {'EPOCHS': 1}, 'DATA': {'TRAIN_IMAGES': 0}}
+    cfg = tiny_config(tmp_path / 'c.yaml', 'simmim', VIT, **given)
+    assert run_main('simmim', arguments(cfg, own_data, tmp_path / 'out')) == 0
+
+
+@pytest.mark.parametrize(
+    'opts, key',
+    [
+        (['DATA.LABELS', "['a']", 'MODEL.NUM_CLASSES', '14'], 'MODEL.NUM_CLASSES'),
+        (['DATA.LABELS', "['a']", 'DATA.TASK', 'any_finding'], 'DATA.LABELS'),
+        (['DATA.LABELS', "['Heart size', 'heart_size']"], 'DATA.LABELS'),
+        (['DATA.LABELS', "['Path']"], 'DATA.LABELS'),
+        (['DATA.LABELS', "['a']", 'DATA.UNCERTAIN_BY_LABEL', "{'Edema': 'ones'}"], 'Edema'),
+        (['DATA.LABELS', "['a']", 'EVAL.SELECT', 'five'], 'EVAL.SELECT'),
+    ],
+)
+def test_labels_that_cannot_work_are_refused(tmp_path: Path, opts: list, key: str) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT)
+    cfg.write_text(cfg.read_text().replace('  NUM_CLASSES: 14\n', ''))
+    with pytest.raises(ValueError, match=key):
+        get_config(Namespace(cfg=str(cfg), opts=opts, stage='finetune'))
+
+
+def test_the_task_sets_the_number_of_outputs(tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT)
+    cfg.write_text(cfg.read_text().replace('  NUM_CLASSES: 14\n', ''))
+    for opts, number in (([], 14), (['DATA.TASK', 'any_finding'], 1), (OPTS, 3)):
+        config = get_config(Namespace(cfg=str(cfg), opts=opts, stage='finetune'))
+        assert config.MODEL.NUM_CLASSES == number
+
+
+def test_smooth_targets_of_a_label_do_not_depend_on_the_other_labels() -> None:
+    cells, rows = np.full((5, 1), -1.0, np.float32), np.arange(5)
+    options = {'blank': 'negative', 'rows': rows, 'seed': 3}
+    alone, pair = (
+        training_targets(
+            np.repeat(cells, len(names), 1), ['ones_smooth'] * len(names), names=names, **options
+        )
+        for names in (['Edema'], ['Heart size', 'Edema'])
+    )
+    among_all = training_targets(np.repeat(cells, 14, 1), ['ones_smooth'] * 14, **options)
+    np.testing.assert_array_equal(alone[:, 0], pair[:, 1])
+    np.testing.assert_array_equal(alone[:, 0], among_all[:, 5])
+    assert (pair[:, 0] != pair[:, 1]).all()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_validates_the_same_epochs_and_selects_the_same_checkpoint(
+    own_data: Path, tmp_path: Path
+) -> None:
+    opts = ['EVAL.EVERY', '2', 'TRAIN.EPOCHS', '3', 'REPORT.WRITE', 'False']
+    whole = run(tmp_path, own_data, tmp_path / 'a', 'full', *opts)
+    resumed = tmp_path / 'b' / whole.parent.name / whole.name
+    shutil.copytree(whole, resumed)
+    for name in ('ckpt_epoch_1.pth', 'ckpt_epoch_2.pth', 'ckpt_best.pth'):
+        (resumed / name).unlink()
+    assert run(tmp_path, own_data, tmp_path / 'b', 'full', *opts) == resumed
+    records = read_metrics(resumed / 'metrics.jsonl')
+    assert [r['epoch'] for r in records if 'score' in r] == [-1, 1, 2]
+    for got, want in zip(records, read_metrics(whole / 'metrics.jsonl'), strict=True):
+        assert {k: got[k] for k in want if k not in TIMING} == {
+            k: want[k] for k in want if k not in TIMING
+        }
+    for name in ('ckpt_epoch_2.pth', 'ckpt_best.pth'):
+        got, want = (read_checkpoint(folder / name) for folder in (resumed, whole))
+        assert got['epoch'] == want['epoch'] > 0
+        assert all(got['model'][key].equal(value) for key, value in want['model'].items())
