@@ -4,6 +4,7 @@ A new policy for uncertain labels (DATA.UNCERTAIN) is one function with `@regist
 task (DATA.TASK) one function with `@register_task`. Everything else asks their attributes.
 """
 
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,8 +76,8 @@ class Task:
     """What fine-tuning learns."""
 
     labels: tuple[str, ...]
-    # (labels [N, 14], blank) -> targets [N, K]; with policies also `names`, the labels' [K] names
-    scored: Callable[..., np.ndarray]
+    # (labels [N, C], blank, names [C] of their columns) -> targets [N, K]
+    scored: Callable[[np.ndarray, str, Sequence[str]], np.ndarray]
     # Training targets come from the policies, not from `scored`; DATA.LABELS may replace `labels`.
     uses_policies: bool = False
 
@@ -92,7 +93,7 @@ def register_policy(name: str, **facts: bool) -> Callable:
 
 
 def register_task(name: str, labels: Sequence[str], **facts: bool) -> Callable:
-    """Return a decorator that registers a function (labels, blank) -> scored targets as a task."""
+    """Return a decorator that registers a function as a task; see `Task.scored`."""
 
     def add(function: Callable) -> Callable:
         TASKS.register(name)(Task(tuple(labels), function, **facts))
@@ -165,14 +166,14 @@ def evaluation_targets(labels: np.ndarray, blank: str, names: Sequence[str] = LA
 
 
 @register_task('any_finding', ('Any Finding',))
-def any_finding_targets(labels: np.ndarray, blank: str) -> np.ndarray:
+def any_finding_targets(labels: np.ndarray, blank: str, names: Sequence[str]) -> np.ndarray:
     """One of the 13 observations, Support Devices included (Fradkin and Boxer 2023)."""
     found = np.delete(labels == POSITIVE, LABELS.index(NO_FINDING), axis=1)
     return _against_no_finding(labels, found.any(axis=1))
 
 
 @register_task('effusion', ('Pleural Effusion',))
-def effusion_targets(labels: np.ndarray, blank: str) -> np.ndarray:
+def effusion_targets(labels: np.ndarray, blank: str, names: Sequence[str]) -> np.ndarray:
     """Pleural Effusion against No Finding."""
     return _against_no_finding(labels, labels[:, LABELS.index('Pleural Effusion')] == POSITIVE)
 
@@ -219,17 +220,8 @@ def training_targets(
 def scored_targets(
     labels: np.ndarray, *, task: str, blank: str, names: Sequence[str] = LABELS
 ) -> np.ndarray:
-    """Targets [N, K] float32 of the metrics of a DATA.TASK; of binary tasks also in training.
-
-    Args:
-        labels: One column for each of `names`.
-        task: DATA.TASK.
-        blank: DATA.BLANK.
-        names: Names of the labels that were read (`Records.label_names`).
-    """
-    entry = find_task(task)
-    own = {'names': names} if entry.uses_policies and tuple(names) != LABELS else {}
-    return entry.scored(labels, blank, **own)
+    """Targets [N, K] float32 of the metrics of a DATA.TASK; of binary tasks also in training."""
+    return find_task(task).scored(labels, blank, names)
 
 
 def label_policies(
@@ -257,12 +249,9 @@ def used_policies(config: Config) -> list[Policy]:
     return [POLICIES[name] for name in names]
 
 
-def multiclass_labels(
-    uncertain: str, by_label: Mapping[str, str], labels: Sequence[str] = ()
-) -> np.ndarray:
-    """[K] bool: the labels for which uncertain is a third class."""
-    names = label_policies(uncertain, by_label, labels)
-    return np.array([POLICIES[name].third_class for name in names])
+def file_name(label: str) -> str:
+    """The name of a label as part of the name of a file."""
+    return re.sub(r'\W+', '_', label.lower())
 
 
 def find_task(name: str) -> Task:
@@ -295,9 +284,8 @@ def check_label_options(config: Config, stage: str | None) -> None:
         ValueError: Naming the key, its value and what is allowed.
     """
     data, task = config.DATA, find_task(config.DATA.TASK)
-    # Maps have names without capitals and spaces, which must differ, too.
-    kinds = {label.lower().replace(' ', '_') for label in data.LABELS if isinstance(label, str)}
-    holds = len(kinds) == len(data.LABELS) and not kinds & {'', 'path', 'study'}
+    files = {file_name(label) for label in data.LABELS if isinstance(label, str)}
+    holds = len(files) == len(data.LABELS) and not files & {'', 'path', 'study'}
     require(holds, config, 'DATA.LABELS', 'different names of columns, and not Path or Study')
     holds = task.uses_policies or not data.LABELS
     require(holds, config, 'DATA.LABELS', f'[] with DATA.TASK {data.TASK!r}')

@@ -609,6 +609,20 @@ def split_holdout(records: Records, fraction: float) -> tuple[Records, Records]:
     return records.select(rank >= num_held_out), records.select(rank < num_held_out)
 
 
+def split_patients(config: Config, records: Records) -> tuple[Records, Records, Records]:
+    """Split the training CSV by patient, the same for every seed; see `split_holdout`.
+
+    Returns:
+        (train, holdout, internal): holdout chooses checkpoint and thresholds, and internal, the
+        fraction EVAL.INTERNAL_SHARE of those held out, is only scored.
+    """
+    train, held_out = split_holdout(records, config.DATA.HOLDOUT_FRACTION)
+    rank, num_patients = _patient_order(held_out.patient, key='internal')
+    num_internal = _share(config.EVAL.INTERNAL_SHARE, num_patients)
+    is_internal = rank < num_internal
+    return train, held_out.select(~is_internal), held_out.select(is_internal)
+
+
 def take_subset(records: Records, *, fraction: float, images: int, seed: int) -> Records:
     """Keep a share of the patients or a number of images; a larger subset contains a smaller one.
 
@@ -647,6 +661,19 @@ def training_records(config: Config, records: Records) -> Records:
     return take_subset(
         records, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
     )
+
+
+def pretrain_records(config: Config, records: Records) -> tuple[Records, Records]:
+    """The images of the training CSV to pre-train on, and those of the held-out patients."""
+    data = config.DATA
+    train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
+    if DATASETS[data.DATASET].labelled:
+        train = select_views(train, data.VIEWS)
+        holdout = select_views(holdout, data.VIEWS) if len(holdout) else holdout
+    train = take_subset(
+        train, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
+    )
+    return train, holdout
 
 
 def describe_subset(config: Config) -> str:
@@ -734,6 +761,22 @@ def read_split(
     options = {'optional': optional, 'logger': logger, 'look_up': 'first', 'on_fault': refuse}
     labels = label_columns(config.DATA.LABELS) if labelled else ()
     return dataset.read(config, root, split, labels=labels, **options)
+
+
+def scored_records(
+    config: Config, split: str, logger: logging.Logger, *, optional: bool = False
+) -> Records | None:
+    """The records of 'internal' (see `split_patients`), 'valid' or 'test' in EVAL.VIEWS.
+
+    None for an optional split that is not there, and for internal if EVAL.INTERNAL_SHARE is 0.
+    """
+    if split == 'internal':
+        if not config.EVAL.INTERNAL_SHARE:
+            return None
+        records = split_patients(config, read_split(config, 'train', logger))[2]
+    else:
+        records = read_split(config, split, logger, optional=optional)
+    return records and select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
 
 
 def csv_names(config: Config) -> dict[str, str]:

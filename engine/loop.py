@@ -124,7 +124,8 @@ def begin(
     if saved is not None:
         state.restore(saved, config, source=str(checkpoint), logger=logger)
     elif config.PRETRAINED:
-        load_pretrained(config, getattr(model, 'whole_encoder', model), logger, convert)
+        whole = getattr(model, 'whole_encoder', model)
+        state.pretrained = load_pretrained(config, whole, logger, convert)
         if run.stage == 'contrastive':
             model.encoder_loaded()
     run.record.begin(checkpoint, done=state.epoch >= config.TRAIN.EPOCHS)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from config import Config, Registry
+from data.labels import file_name
 from data.loader import XrayDataset
 from data.transforms import EvalTransform
 from engine.files import atomic_writer
@@ -266,7 +267,7 @@ def write_maps(
             index = cases.strongest_image(rows.path[row], label)
             grey, image = _read(view, dataset, index)
             map_ = _label_maps(config, model, image.to(device), k)[0].cpu().numpy()
-            file = f'{FOLDER}/{label}_{kind}_{number}.png'.lower().replace(' ', '_')
+            file = f'{FOLDER}/{file_name(f"{label}_{kind}")}_{number}.png'
             plot_map(folder / file, grey, map_)
             entry = {'label': label, 'kind': kind, 'path': cases.path[index], 'file': file}
             entry |= {'probability': float(probabilities[row]), 'threshold': threshold}

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from config import Registry
-from data.labels import multiclass_labels
+from data.labels import used_policies
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LABEL_LOSSES = Registry('LOSS.NAME')
@@ -45,9 +45,8 @@ def build_label_loss(
 
 def count_outputs(config: Any) -> int:
     """Return the outputs of the head: one per label, or three if uncertain is a class."""
-    data = config.DATA
-    multiclass = multiclass_labels(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS)
-    return config.MODEL.NUM_CLASSES * (3 if multiclass.any() else 1)
+    has_third_class = any(policy.third_class for policy in used_policies(config))
+    return config.MODEL.NUM_CLASSES * (3 if has_third_class else 1)
 
 
 @LABEL_LOSSES.register('bce')

@@ -6,7 +6,6 @@ python scripts/predict.py --checkpoint C.pth --output F.csv IMAGE_OR_FOLDER [IMA
 import argparse
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +24,11 @@ from data.labels import task_labels
 from data.records import read_folder, write_predictions
 from data.transforms import EvalTransform
 from engine.device import local_device
+from engine.launch import explain
 from evaluation.inference import load_classifier, predict
 from utils import read_checkpoint, trained_config
+
+MOST_IMAGES = 128  # in a batch, whatever the checkpoint says
 
 
 class ImageFiles(Dataset):
@@ -58,7 +60,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='folders are searched recursively')
     add('--checkpoint', required=True, metavar='C.pth', help='checkpoint of main_finetune.py')
     add('--output', required=True, type=Path, metavar='F.csv', help='F.json is also written')
-    add('--batch-size', type=int, help='images per batch (default: as in the run)')
+    add('--batch-size', type=int, help='images per batch (default: as in the run, at most 128)')
     add('--num-workers', type=int, help='processes that load images (default: as in the run)')
     add('--device', type=_device, help='cpu, cuda or cuda:N (default: a GPU if there is one)')
     args = parser.parse_args(arguments)
@@ -92,8 +94,9 @@ def list_images(places: list[str]) -> list[str]:
 
 def read_config(path: str) -> Config:
     """The options of the run that wrote a checkpoint."""
-    config = trained_config(path)
-    if config is None or 'head.weight' not in read_checkpoint(path)['model']:
+    is_classifier = 'head.weight' in read_checkpoint(path)['model']
+    config = trained_config(path, 'finetune') if is_classifier else None
+    if config is None:
         raise ValueError(f'{path} is not a fine-tuned checkpoint of main_finetune.py')
     return config
 
@@ -107,8 +110,8 @@ def predict_images(args: argparse.Namespace) -> int:
     data, workers = config.DATA, args.num_workers
     loader = LoaderWithBar(
         ImageFiles(paths, config),
-        batch_size=args.batch_size or data.BATCH_SIZE,
-        num_workers=data.NUM_WORKERS if workers is None else workers,
+        batch_size=args.batch_size or min(data.BATCH_SIZE, MOST_IMAGES),
+        num_workers=min(data.NUM_WORKERS, os.cpu_count()) if workers is None else workers,
     )
     logits = predict(config, device, model, loader)
     write_predictions(
@@ -124,10 +127,8 @@ def predict_images(args: argparse.Namespace) -> int:
 def main(args: argparse.Namespace) -> int:
     try:
         count = predict_images(args)
-    except (ValueError, OSError) as error:
-        # A worker of the loader includes its traceback in the message.
-        message = re.split(r'\n[\w.]+Error: ', str(error))[-1].strip()
-        print(f'error: {message}', file=sys.stderr)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        print(f'error: {explain(error)[1]}', file=sys.stderr)
         return 2
     print(f'probabilities for {count} images in {args.output}. Not for clinical use.')
     return 0

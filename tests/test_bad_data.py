@@ -73,11 +73,14 @@ def save_untrained(cfg: Path, path: Path) -> Path:
 ABOVE = 'CheXpert-phantom/train/../../patient00001/study1/view1_frontal.jpg'
 
 
-@pytest.mark.parametrize('row, column, value', [(5, 'Edema', '2.0'), (6, 'Path', ABOVE)])
-def test_a_bad_training_csv(row, column, value, data, tmp_path, refused):
+BAD_CELLS = [('finetune', 5, 'Edema', '2.0'), ('simmim', 6, 'Path', ABOVE)]
+
+
+@pytest.mark.parametrize('stage, row, column, value', BAD_CELLS)
+def test_a_bad_training_csv(stage, row, column, value, data, tmp_path, refused):
     edit(data / 'train.csv', lambda rows: rows[row - 1].__setitem__(rows[0].index(column), value))
-    argv = arguments(config_of(tmp_path, 'simmim'), data, tmp_path / 'out')
-    refused('simmim', argv, data / 'train.csv', f'row {row} ', repr(column), repr(value))
+    argv = arguments(config_of(tmp_path, stage), data, tmp_path / 'out')
+    refused(stage, argv, data / 'train.csv', f'row {row} ', repr(column), repr(value))
     assert not results_in(tmp_path / 'out')
 
 

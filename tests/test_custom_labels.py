@@ -20,8 +20,8 @@ from models.export import load_source
 from utils import read_checkpoint, trained_config
 
 TIMING = {'seconds', 'data_seconds', 'images_per_second'}
-OWN = ['Pneumonia', 'Heart size', 'No Finding']
-OPTS = ['DATA.LABELS', str(OWN), 'DATA.UNCERTAIN_BY_LABEL', "{'Heart size': 'ones_smooth'}"]
+OWN = ['Pneumonia', 'Heart/size', 'No Finding']
+OPTS = ['DATA.LABELS', str(OWN), 'DATA.UNCERTAIN_BY_LABEL', "{'Heart/size': 'ones_smooth'}"]
 
 
 def script(name: str):
@@ -37,7 +37,7 @@ def own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp('own')
     for split, patients in (('train', 20), ('valid', 6)):
         write_split(root, split, patients)
-        table = pd.read_csv(root / f'{split}.csv').rename(columns={'Cardiomegaly': 'Heart size'})
+        table = pd.read_csv(root / f'{split}.csv').rename(columns={'Cardiomegaly': 'Heart/size'})
         table['No Finding'] = (table.index % 3 == 0).astype(float)
         table[[*table.columns[:5], *OWN]].to_csv(root / f'{split}.csv', index=False)
     return root
@@ -56,7 +56,7 @@ def run(folder: Path, data: Path, output: Path, mode: str, *opts: str) -> Path:
     cfg = tiny_config(folder / f'{mode}.yaml', 'finetune', VIT, DATA=given, REPORT={'WRITE': True})
     text = cfg.read_text().replace('  NUM_CLASSES: 14\n', '')
     cfg.write_text(text)
-    words = ['--opts', *OPTS, 'FINETUNE.MODE', mode, 'EVAL.RESAMPLES', '0', 'REPORT.MAPS', '0']
+    words = ['--opts', *OPTS, 'FINETUNE.MODE', mode, 'EVAL.RESAMPLES', '0', 'REPORT.MAPS', '1']
     assert run_main('finetune', arguments(cfg, data, output, *words, *opts)) == 0
     return run_folder(output, 'finetune')
 
@@ -70,6 +70,7 @@ def test_a_run_learns_scores_and_reports_these_labels(fine_tuned: Path) -> None:
     assert scores['mean_of_defined'] == pytest.approx(np.mean([*scores['auroc'].values()]))
     report = json.loads((fine_tuned / 'report.json').read_text())
     assert [entry['label'] for entry in report['sets'][0]['labels']] == OWN
+    assert [*(fine_tuned / 'maps').glob('heart_size_*.png')]
     assert report['headline']['score']['value'] == pytest.approx(scores['mean_of_defined'])
     assert list(pd.read_csv(fine_tuned / 'predictions_valid.csv')) == ['Path', *OWN]
     metrics = [json.loads(line) for line in (fine_tuned / 'metrics.jsonl').open()]
@@ -94,10 +95,10 @@ def test_scripts_take_the_labels_from_the_checkpoint_and_the_predictions(
     # Predictions of another program have no JSON file.
     alone = tmp_path / 'alone.csv'
     alone.write_bytes(scored.read_bytes())
-    words += ['--predictions', str(alone), '--label-names', 'Heart size']
+    words += ['--predictions', str(alone), '--label-names', 'Heart/size']
     assert evaluate.main(evaluate.parse_args(words)) == 0
     report = json.loads((tmp_path / 'report.json').read_text())
-    assert [entry['label'] for entry in report['sets'][0]['labels']] == ['Heart size']
+    assert [entry['label'] for entry in report['sets'][0]['labels']] == ['Heart/size']
 
 
 @pytest.mark.slow
@@ -122,7 +123,7 @@ def test_a_missing_label_column_is_named_with_those_that_there_are(
 ) -> None:
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT)
     argv = arguments(cfg, own_data, tmp_path / 'out')
-    refused('finetune', argv, 'train.csv', 'Enlarged Cardiomediastinum', 'Heart size')
+    refused('finetune', argv, 'train.csv', 'Enlarged Cardiomediastinum', 'Heart/size')
 
 
 def test_pre_training_needs_no_label_columns(own_data: Path, tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_pre_training_needs_no_label_columns(own_data: Path, tmp_path: Path) -> 
     [
         (['DATA.LABELS', "['a']", 'MODEL.NUM_CLASSES', '14'], 'MODEL.NUM_CLASSES'),
         (['DATA.LABELS', "['a']", 'DATA.TASK', 'any_finding'], 'DATA.LABELS'),
-        (['DATA.LABELS', "['Heart size', 'heart_size']"], 'DATA.LABELS'),
+        (['DATA.LABELS', "['Heart/size', 'heart_size']"], 'DATA.LABELS'),
         (['DATA.LABELS', "['Path']"], 'DATA.LABELS'),
         (['DATA.LABELS', "['a']", 'DATA.UNCERTAIN_BY_LABEL', "{'Edema': 'ones'}"], 'Edema'),
         (['DATA.LABELS', "['a']", 'EVAL.SELECT', 'five'], 'EVAL.SELECT'),
@@ -164,7 +165,7 @@ def test_smooth_targets_of_a_label_do_not_depend_on_the_other_labels() -> None:
         training_targets(
             np.repeat(cells, len(names), 1), ['ones_smooth'] * len(names), names=names, **options
         )
-        for names in (['Edema'], ['Heart size', 'Edema'])
+        for names in (['Edema'], ['Heart/size', 'Edema'])
     )
     among_all = training_targets(np.repeat(cells, 14, 1), ['ones_smooth'] * 14, **options)
     np.testing.assert_array_equal(alone[:, 0], pair[:, 1])

@@ -117,6 +117,20 @@ def test_each_split_and_labeller_has_its_own_rows_and_labels(tmp_path: Path) -> 
         assert labels[3:, edema].tolist() == [value] * 4
 
 
+def test_other_columns_than_the_observations_are_read_as_labels(tmp_path: Path) -> None:
+    files = tables()
+    for row, value in zip(
+        files['chexpert'], ['Own', '-1.0', '1.0', '', '0.0', '', ''], strict=True
+    ):
+        row[-1] = value  # in place of the last observation
+    options = {'labeller': 'chexpert', 'labels': ('Own', 'Edema')}
+    records = read_mimic(write(tmp_path, files), 'train', **options)
+    assert records.label_names == ('Own', 'Edema')
+    np.testing.assert_array_equal(records.labels[3:], [[-1, -1]] * 4)
+    with pytest.raises(ValueError, match=r'Support Devices.*found.*Own'):
+        read_mimic(tmp_path, 'train', labeller='chexpert')
+
+
 def test_the_log_names_no_patient(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     root = write(tmp_path, tables())
     read_mimic(root, 'train', labeller='negbio', logger=logging.getLogger('mimic'))

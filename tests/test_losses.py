@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from config import default_config
-from data.labels import LABELS, multiclass_labels
+from data.labels import LABELS, used_policies
 from models.losses import build_label_loss, masked_bce, positive_logits, positive_weights
 
 NAN = float('nan')
@@ -34,7 +34,7 @@ def build(*options, targets=None):
         section, name = key.split('.')
         config[section][name] = value
     targets = make_targets(100) if targets is None else targets
-    multiclass = multiclass_labels(config.DATA.UNCERTAIN, config.DATA.UNCERTAIN_BY_LABEL)
+    multiclass = np.array([policy.third_class for policy in used_policies(config)])
     return build_label_loss(config, targets.numpy(), multiclass=multiclass)
 
 

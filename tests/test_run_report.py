@@ -235,7 +235,12 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
             SimpleNamespace(config=config, logger=logging.getLogger()), tmp_path / 'c.pth'
         )
 
-    for key, value in (('DATA.TASK', 'effusion'), ('DATA.HOLDOUT_FRACTION', 0.3)):
+    mistakes = (
+        ('DATA.TASK', 'effusion'),
+        ('DATA.HOLDOUT_FRACTION', 0.3),
+        ('EVAL.INTERNAL_SHARE', 0.5),
+    )
+    for key, value in mistakes:
         with pytest.raises(ValueError, match=key):
             check(key, value)
     assert not caplog.messages
