@@ -120,7 +120,7 @@ _C.MODEL.TYPE = 'swin'
 _C.MODEL.PRETRAIN = 'simmim'
 # Name of the folder below OUTPUT and of the logger; it does not select a model.
 _C.MODEL.NAME = 'swin_tiny_patch4_window7_224'
-# Checkpoint to resume from, a path or an https address; '': the newest in the run folder.
+# Checkpoint to resume from, a path or an address; '': the newest in the run folder.
 _C.MODEL.RESUME = ''
 # Outputs of the classifier. At its default, fine-tuning sets it to the number of labels.
 _C.MODEL.NUM_CLASSES = 1000
@@ -329,6 +329,9 @@ _C.EVAL.LEVEL = 'study'
 _C.EVAL.AGGREGATE = 'max'
 # [CheXpert] Patients that choose the best checkpoint: 'holdout' or 'valid' (the report warns).
 _C.EVAL.SELECT_ON = 'holdout'
+# [CheXpert] Share of the held-out patients that are only scored, as the split 'internal': they
+# choose no checkpoint, threshold or probe. Their labels are the training labels.
+_C.EVAL.INTERNAL_SHARE = 0.0
 # [CheXpert] Mean AUROC that chooses it: 'five' tasks, 'all' labels, 'auto' (five if defined).
 _C.EVAL.SELECT = 'auto'
 # [CheXpert] Held-out images that pre-training validates on; 0: all.
@@ -430,7 +433,7 @@ _C.EVAL_MODE = False
 _C.THROUGHPUT_MODE = False
 # [CheXpert] Whether to check everything that the run needs, and then stop.
 _C.CHECK_MODE = False
-# Checkpoint whose weights the run starts from, a path or an https address; '': none.
+# Checkpoint whose weights the run starts from, a path or an address (https://, hf://); '': none.
 _C.PRETRAINED = ''
 
 # Keys that may be None, and the type of their other values.
@@ -597,8 +600,8 @@ RANGES = {
     '[1, inf)': (
         'DATA.BATCH_SIZE DATA.MASK_PATCH_SIZE MODEL.SWIN.PATCH_SIZE '
         'MODEL.SWIN.EMBED_DIM MODEL.SWIN.WINDOW_SIZE MODEL.VIT.PATCH_SIZE MODEL.VIT.EMBED_DIM '
-        'MODEL.VIT.DEPTH MODEL.VIT.NUM_HEADS TRAIN.EPOCHS TRAIN.LR_SCHEDULER.DECAY_EPOCHS '
-        'AUG.RECOUNT SAVE_FREQ PRINT_FREQ MODEL.MAE.DECODER_EMBED_DIM MODEL.MAE.DECODER_DEPTH '
+        'MODEL.VIT.NUM_HEADS TRAIN.EPOCHS TRAIN.LR_SCHEDULER.DECAY_EPOCHS '
+        'AUG.RECOUNT SAVE_FREQ PRINT_FREQ MODEL.MAE.DECODER_EMBED_DIM '
         'MODEL.MAE.DECODER_NUM_HEADS CONTRASTIVE.DIM CONTRASTIVE.QUEUE_SIZE '
         'CONTRASTIVE.NUM_PROTOTYPES EVAL.EVERY'
     ),
@@ -619,8 +622,8 @@ RANGES = {
     '(0, 1]': 'DATA.TRAIN_FRACTION DATA.STD TRAIN.LAYER_DECAY',
     '(0, 1)': 'DATA.MASK_RATIO TRAIN.OPTIMIZER.MOMENTUM EVAL.SENSITIVITY',
     '[0, 1)': (
-        'DATA.HOLDOUT_FRACTION MODEL.DROP_RATE MODEL.DROP_PATH_RATE MODEL.LABEL_SMOOTHING '
-        'TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE LOSS.CLIP CONTRASTIVE.MOMENTUM'
+        'DATA.HOLDOUT_FRACTION EVAL.INTERNAL_SHARE MODEL.DROP_RATE MODEL.DROP_PATH_RATE '
+        'MODEL.LABEL_SMOOTHING TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE LOSS.CLIP CONTRASTIVE.MOMENTUM'
     ),
     '[0, 1]': (
         'DATA.MEAN AUG.REPROB AUG.MIXUP_PROB AUG.MIXUP_SWITCH_PROB AUG.HFLIP AUG.CROP_AREA '
@@ -629,6 +632,7 @@ RANGES = {
     '[0, 0.66]': 'AUG.DISTORTION',
     '[0, 180]': 'AUG.ROTATION',
     '[0, 90)': 'AUG.SHEAR',
+    '[1, 200]': 'MODEL.VIT.DEPTH MODEL.MAE.DECODER_DEPTH',
     '[1, 8192]': 'DATA.IMG_SIZE',
     '[0, 9.2e18]': 'SEED',
 }

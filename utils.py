@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from config import CHECKPOINT_GLOBALS, Config, config_from_text, flat_options
+from config import CHECKPOINT_GLOBALS, Config, check_config, config_from_text, flat_options
 from engine import distributed
+from engine.downloads import describe_weights, is_address, local_path, log_download
 from engine.files import (
     BEST_CHECKPOINT,
     atomic_writer,
@@ -108,28 +110,31 @@ def prune(folder: str | Path, keep: int, *, newest: str | None = None) -> list[P
 
 def check_exists(path: str | Path) -> None:
     """Raise a ValueError if a checkpoint file does not exist. Addresses are not checked."""
-    if not _is_address(path) and not Path(path).is_file():
+    if not is_address(path) and not Path(path).is_file():
         raise ValueError(f'{path}: there is no such checkpoint file')
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint from a file or an https address with PyTorch's safe loader.
+    """Read a checkpoint from a file or an address with PyTorch's safe loader.
 
     No code in the file is executed. The config node in SimMIM's own files becomes a plain
     dictionary. A file of weights alone (.safetensors or a plain state dict) is returned as
     {'model': weights}.
 
     Raises:
-        ValueError: If the file does not exist, is damaged, contains pickled objects, or has no
-            weights.
+        ValueError: If the file does not exist, is damaged, contains pickled objects, has no
+            weights, or cannot be downloaded.
     """
     check_exists(path)
+    file = local_path(path)
     # The safe loader fills a plain dictionary where the file names a config class.
     allowed = [(OrderedDict, f'{kind.__module__}.{kind.__name__}') for kind in CHECKPOINT_GLOBALS]
     try:
-        _check_digest(Path(path))
+        _check_digest(file)
         with torch.serialization.safe_globals(allowed):
-            checkpoint = _load(path)
+            checkpoint = _load(file)
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f'{path}: {_reason(error)}') from error
     if _are_weights(checkpoint) and checkpoint:
@@ -139,16 +144,20 @@ def read_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
-def trained_config(path: str | Path) -> Config | None:
+def trained_config(path: str | Path, stage: str | None = None) -> Config | None:
     """Return the options of the run that wrote a checkpoint, without keys that no longer exist.
 
-    None for a checkpoint without options, such as SimMIM's own.
+    None for a checkpoint without options, such as SimMIM's own. The options of a run of the given
+    stage are checked as when it started; a file from elsewhere may hold any.
     """
     text = read_checkpoint(path).get('config')
     if not isinstance(text, str):
         return None
     with name_damaged(path):
-        return config_from_text(text)
+        config = config_from_text(text)
+        if stage:
+            check_config(config, stage)
+        return config
 
 
 @contextlib.contextmanager
@@ -156,7 +165,7 @@ def name_damaged(source: str | Path) -> Iterator[None]:
     """Turn errors about the contents of a checkpoint into a ValueError that names the file."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # contents can be wrong in any way
         if isinstance(error, ValueError) and str(source) in str(error):
@@ -248,13 +257,22 @@ def load_model_state(
     Raises:
         ValueError: If entries are missing, unexpected or of another shape.
     """
+    given = same_entries(model, state_dict, source)
+    model.load_state_dict(given, strict=False)
+    log_download(source, logger)
+    logger.info(f'loaded {len(given)} entries of the model from {source}')
+
+
+def same_entries(
+    model: nn.Module, state_dict: dict[str, Tensor], source: str | Path
+) -> dict[str, Tensor]:
+    """Return the entries without BUFFERS; a ValueError names those that the model does not have."""
     own, given = drop_buffers(model.state_dict()), drop_buffers(state_dict)
     try:
         check_fit(given, own)
     except ValueError as error:
         raise ValueError(f'{source}: {error}') from None
-    model.load_state_dict(given, strict=False)
-    logger.info(f'loaded {len(given)} entries of the model from {source}')
+    return given
 
 
 def load_moments(
@@ -308,7 +326,7 @@ def set_rng_state(state: dict[str, Tensor]) -> None:
 
 def load_pretrained(
     config: Config, model: nn.Module, logger: logging.Logger, convert: Callable[..., Any]
-) -> None:
+) -> dict[str, str]:
     """Start from the weights that PRETRAINED names, and log how each entry was used.
 
     Args:
@@ -318,11 +336,15 @@ def load_pretrained(
         convert: (config, checkpoint, model) -> (entries to load, report), such as
             `models.pretrained.fit_pretrained`.
 
+    Returns:
+        Source and SHA-256 of the weights.
+
     Raises:
         ValueError: If the file cannot be read, or its entries do not fit the model.
     """
     path = config.PRETRAINED
     checkpoint = read_checkpoint(path)
+    log_download(path, logger)
     try:
         state, report = convert(config, checkpoint, model)
         trained = data_options(checkpoint)
@@ -340,6 +362,7 @@ def load_pretrained(
             ' if it was trained on these patients, it has seen some of those that are held out, '
             'and scores on them are too high'
         )
+    return describe_weights(path)
 
 
 def data_options(checkpoint: dict) -> dict[str, Any]:
@@ -467,17 +490,14 @@ def _check_digest(path: Path) -> None:
         )
 
 
-def _is_address(path: str | Path) -> bool:
-    return str(path).startswith('https://')
-
-
-def _load(path: str | Path) -> object:
-    if _is_address(path):
-        return torch.hub.load_state_dict_from_url(
-            str(path), map_location='cpu', check_hash=True, weights_only=True
-        )
-    if Path(path).suffix == '.safetensors':
+def _load(path: Path) -> object:
+    if path.suffix == '.safetensors':
         return load_file(path)
+    with open(path, 'rb') as file:
+        if file.read(4) == b'PK\3\4':  # a zip archive; older files are plain pickles
+            entries = zipfile.ZipFile(file).infolist()
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise ValueError('it is a compressed archive')
     return torch.load(path, map_location='cpu', weights_only=True)
 
 
@@ -492,6 +512,10 @@ def _reason(error: Exception) -> str:
         return (
             f'refused, it contains a pickled object of {unsafe[1]}: only tensors and plain values'
         )
-    # The unpickler's own message advises to switch the safe loader off.
-    detail = '' if isinstance(error, pickle.UnpicklingError) else f' ({error})'
+    # PyTorch's own messages advise to switch the safe loader off.
+    detail = f' ({error})'
+    if isinstance(error, pickle.UnpicklingError):
+        detail = ''
+    elif 'weights_only' in detail:
+        detail = ' (TorchScript and tar archives are not read)'
     return f'not a checkpoint, or one that is incomplete or damaged{detail}'

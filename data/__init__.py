@@ -39,7 +39,8 @@ class Loaders(NamedTuple):
 
     Fine-tuning:
         train: (images, targets [B, K], index [B]), augmented. NaN targets are ignored.
-        holdout, valid, test: The same without augmentation, each image once over all ranks. NaN
+        holdout, internal, valid, test: The same without augmentation, each image once over all
+            ranks. internal are the held-out patients of EVAL.INTERNAL_SHARE, not in holdout. NaN
             targets are not scored. index is the position in dataset.records. With test-time
             views the images are [B, T, C, S, S].
         plain: Training images without augmentation, in order. They replace train with
@@ -55,6 +56,7 @@ class Loaders(NamedTuple):
     test: DataLoader | None = None
     plain: DataLoader | None = None
     whole: DataLoader | None = None
+    internal: DataLoader | None = None
 
 
 def build_loader(

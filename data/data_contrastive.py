@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 
 from config import Config
 from data import Loaders
-from data.data_simmim import HOLDOUT_SEED, evenly_spread, pretrain_records
+from data.data_simmim import HOLDOUT_SEED, evenly_spread
 from data.images import full_size
 from data.loader import XrayDataset, bad_images, make_loader
-from data.records import Records, describe_subset
+from data.records import Records, describe_subset, pretrain_records, read_split
 from data.transforms import (
     FILTERS,
     PREPROCESS,
@@ -100,7 +100,7 @@ class HoldoutViewsTransform:
 
 def build_loader_contrastive(config: Config, logger: logging.Logger) -> Loaders:
     """Build the loaders of contrastive pre-training (see data.Loaders): train, holdout."""
-    train, holdout = pretrain_records(config, logger)
+    train, holdout = pretrain_records(config, read_split(config, 'train', logger, labelled=False))
     subset = describe_subset(config)
     held_out = whole_batches(evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES), config)
     logger.info(

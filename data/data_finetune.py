@@ -37,7 +37,7 @@ from data.records import (
     read_split,
     row_names,
     select_views,
-    split_holdout,
+    split_patients,
     training_records,
 )
 from data.transforms import EvalTransform, TrainTransform
@@ -48,18 +48,19 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
 
     With EVAL_MODE there is no train, and no holdout if the training CSV is absent.
     """
-    holdout, parts = None, {}
+    parts = {}
     everything = read_split(config, 'train', logger, optional=config.EVAL_MODE)
     if everything is not None:
-        train_records, holdout_records = split_holdout(everything, config.DATA.HOLDOUT_FRACTION)
+        train_records, *held_out = split_patients(config, everything)
         if not config.EVAL_MODE:
             parts = _training_loaders(config, train_records, logger)
         if config.EVAL.PREDICT_TRAIN:
             parts['whole'] = _eval_loader(config, 'all training', train_records, logger)
-        if len(holdout_records):
-            holdout = _eval_loader(config, 'holdout', holdout_records, logger)
+        for split, records in zip(('holdout', 'internal'), held_out, strict=True):
+            if len(records):
+                parts[split] = _eval_loader(config, split, records, logger)
     valid, test = (_scored_loader(config, split, logger) for split in ('valid', 'test'))
-    loaders = Loaders(holdout=holdout, valid=valid, test=test, **parts)
+    loaders = Loaders(valid=valid, test=test, **parts)
     labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
     _warn_of_one_class(logger, loaders, labels)
     return loaders

@@ -10,13 +10,10 @@ from data import Loaders
 from data.loader import XrayDataset, bad_images, make_loader
 from data.masking import MaskGenerator, mask_generator
 from data.records import (
-    DATASETS,
     Records,
     describe_subset,
+    pretrain_records,
     read_split,
-    select_views,
-    split_holdout,
-    take_subset,
 )
 from data.transforms import HoldoutTransform, PretrainTransform
 
@@ -30,7 +27,7 @@ HOLDOUT_SEED = 0  # not SEED, so that all runs are scored on the same masks
 
 def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     """Build the loaders of pre-training (see data.Loaders): train, holdout, reference."""
-    train, holdout = pretrain_records(config, logger)
+    train, holdout = pretrain_records(config, read_split(config, 'train', logger, labelled=False))
     subset = describe_subset(config)
     logger.info(
         f'pre-training on {len(train)} images of {len(set(train.patient))} patients'
@@ -56,20 +53,6 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
         holdout=held_out,
         reference=held_out if is_same else _holdout_loader(config, holdout, reference),
     )
-
-
-def pretrain_records(config: Config, logger: logging.Logger) -> tuple[Records, Records]:
-    """Return the images to train on, and those of the held-out patients."""
-    data = config.DATA
-    records = read_split(config, 'train', logger, labelled=False)
-    train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
-    if DATASETS[data.DATASET].labelled:
-        train = select_views(train, data.VIEWS)
-        holdout = select_views(holdout, data.VIEWS) if len(holdout) else holdout
-    train = take_subset(
-        train, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
-    )
-    return train, holdout
 
 
 def reference_mask_generator(config: Config) -> MaskGenerator | None:

@@ -371,7 +371,10 @@ def read_csv(
     """
     root = Path(data_path)
     _check_suffix(image_suffix)
-    table = Table(root / csv_name, on_fault, ' (see DATA.DATA_PATH and DATA.*_CSV)')
+    hint = ' (see DATA.DATA_PATH and DATA.*_CSV)'
+    if not any(root.glob('*.csv')):
+        hint += '; to pre-train on images without a CSV file, set DATA.DATASET folder'
+    table = Table(root / csv_name, on_fault, hint)
     table.require((), KEYS, labels)
     key, images = table.key, open_images(root, on_fault)
     inside = [not {'', '.', '..'} & set(path.split('/')) for path in table[key]]
@@ -609,6 +612,20 @@ def split_holdout(records: Records, fraction: float) -> tuple[Records, Records]:
     return records.select(rank >= num_held_out), records.select(rank < num_held_out)
 
 
+def split_patients(config: Config, records: Records) -> tuple[Records, Records, Records]:
+    """Split the training CSV by patient, the same for every seed; see `split_holdout`.
+
+    Returns:
+        (train, holdout, internal): holdout chooses checkpoint and thresholds, and internal, the
+        fraction EVAL.INTERNAL_SHARE of those held out, is only scored.
+    """
+    train, held_out = split_holdout(records, config.DATA.HOLDOUT_FRACTION)
+    rank, num_patients = _patient_order(held_out.patient, key='internal')
+    num_internal = _share(config.EVAL.INTERNAL_SHARE, num_patients)
+    is_internal = rank < num_internal
+    return train, held_out.select(~is_internal), held_out.select(is_internal)
+
+
 def take_subset(records: Records, *, fraction: float, images: int, seed: int) -> Records:
     """Keep a share of the patients or a number of images; a larger subset contains a smaller one.
 
@@ -647,6 +664,19 @@ def training_records(config: Config, records: Records) -> Records:
     return take_subset(
         records, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
     )
+
+
+def pretrain_records(config: Config, records: Records) -> tuple[Records, Records]:
+    """The images of the training CSV to pre-train on, and those of the held-out patients."""
+    data = config.DATA
+    train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
+    if DATASETS[data.DATASET].labelled:
+        train = select_views(train, data.VIEWS)
+        holdout = select_views(holdout, data.VIEWS) if len(holdout) else holdout
+    train = take_subset(
+        train, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
+    )
+    return train, holdout
 
 
 def describe_subset(config: Config) -> str:
@@ -711,11 +741,17 @@ def _read_unlabelled(
 
 @register_check
 def check_dataset(config: Config, stage: str | None) -> None:
-    """Refuse a data set without labels for fine-tuning; called by `check_config`."""
-    dataset = config.DATA.DATASET
+    """Refuse fine-tuning without labels, and an output that would become data of the next run."""
+    dataset, root = config.DATA.DATASET, config.DATA.DATA_PATH
     if stage == 'finetune' and not DATASETS[dataset].labelled:
         names = ' or '.join(repr(name) for name, entry in DATASETS.items() if entry.labelled)
         raise ValueError(f'DATA.DATASET must be {names} for fine-tuning, got {dataset!r}')
+    is_folder = stage and root and not DATASETS[dataset].labelled and not is_store(root)
+    if is_folder and Path(config.OUTPUT).resolve().is_relative_to(Path(root).resolve()):
+        raise ValueError(
+            f'OUTPUT {config.OUTPUT} must lie outside DATA.DATA_PATH {root}: the next run would '
+            'train on the images that this run writes'
+        )
 
 
 def read_split(
@@ -734,6 +770,22 @@ def read_split(
     options = {'optional': optional, 'logger': logger, 'look_up': 'first', 'on_fault': refuse}
     labels = label_columns(config.DATA.LABELS) if labelled else ()
     return dataset.read(config, root, split, labels=labels, **options)
+
+
+def scored_records(
+    config: Config, split: str, logger: logging.Logger, *, optional: bool = False
+) -> Records | None:
+    """The records of 'internal' (see `split_patients`), 'valid' or 'test' in EVAL.VIEWS.
+
+    None for an optional split that is not there, and for internal if EVAL.INTERNAL_SHARE is 0.
+    """
+    if split == 'internal':
+        if not config.EVAL.INTERNAL_SHARE:
+            return None
+        records = split_patients(config, read_split(config, 'train', logger))[2]
+    else:
+        records = read_split(config, split, logger, optional=optional)
+    return records and select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
 
 
 def csv_names(config: Config) -> dict[str, str]:
@@ -1176,7 +1228,7 @@ def _existing(
         place = (csv_file, int(rows[position]) + 2 if csv_file else None, file)
         if file in images.left_out:
             on_fault(Fault('left out of the store', images.left_out[file], *place, 'warning'))
-        elif isinstance(images, Store) or not os.path.isfile(images.path / file):
+        elif isinstance(images, Store) or not images.exists(file):
             detail = f'there is no image {images.path / file} {hint}'
             on_fault(Fault('missing image', detail, *place))
             keep[position] = False

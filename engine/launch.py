@@ -50,7 +50,8 @@ GRACE_SECONDS = 15  # in which a process may end by itself after another one fai
 LOOK_SECONDS = 5  # in which the record of a failure must appear after a broken connection
 
 MISTAKES = (ValueError, FloatingPointError, OSError, torch.OutOfMemoryError)
-_WORKER = re.compile(r'\n\w[\w.]*: ')  # in the traceback that a worker of the loader sends
+NO_MEMORY = 'not enough main memory'
+_WORKER = re.compile(r'\n\w[\w.]*: |\n\w*Error$')  # in the traceback that a worker sends
 _CONNECTION = re.compile(
     r'clos|reset|refused|broken pipe|remote|network|unreachable|no route|aborted|recv', re.I
 )
@@ -213,12 +214,10 @@ def setup_run(args: Namespace, process: Process) -> None:
 
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit code of the process for an error, and the error in one line."""
-    text = str(error).strip()
-    if text.startswith('Caught '):  # in a worker of the loader
-        text = _WORKER.split(text)[-1].strip()
+    text = _reason(error)
     if isinstance(error, Terminated):
         return EXIT_PREEMPTED, f'stopped by {text}, nothing to save; the same command resumes'
-    if isinstance(error, MISTAKES) or text.startswith('DataLoader worker'):
+    if isinstance(error, MISTAKES) or text.startswith(('DataLoader worker', NO_MEMORY)):
         return EXIT_MISTAKE, text
     if isinstance(error, RuntimeError) and 'have a deterministic implementation' in text:
         operation = text.partition(' does not ')[0]
@@ -232,6 +231,19 @@ def explain(error: BaseException) -> tuple[int, str]:
         if _CONNECTION.search(text):
             return EXIT_OTHER_PROCESS, _GONE
     return EXIT_UNEXPECTED, f'unexpected {type(error).__name__}: {text.partition(chr(10))[0]}'
+
+
+def _reason(error: BaseException) -> str:
+    """The text of an error, also of those that say nothing of the cause or the place."""
+    text = str(error).strip()
+    if text.startswith('Caught '):  # in a worker of the loader
+        text = _WORKER.split(text)[-1].strip()
+    if isinstance(error, OSError) and error.filename is None:
+        for frame in traceback.extract_tb(error.__traceback__)[-1:]:
+            text += f' ({Path(frame.filename).name}, line {frame.lineno})'
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        text = f'{NO_MEMORY}; use a smaller --batch-size or DATA.NUM_WORKERS {text}'.strip()
+    return text or type(error).__name__
 
 
 def _facts(args: Namespace, seed: int, gpus: list[str]) -> dict[str, Any]:

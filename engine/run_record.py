@@ -27,6 +27,7 @@ from config import (
 from data.labels import used_policies
 from data.records import find_table
 from data.store import STORE_FILE, is_store
+from engine.downloads import describe_weights, is_address
 from engine.files import locked, replace_file, sha256
 from logger import ScalarLog
 
@@ -91,6 +92,8 @@ class RunRecord:
         first = self.facts | earlier
         if not checkpoint:
             first['pretrained'] = weights_checksum(self.pretrained)
+            if is_address(self.pretrained):
+                first['pretrained_source'] = describe_weights(self.pretrained)['source']
         start = {
             'time': _now(),
             'code': self.facts['code'],
@@ -309,8 +312,9 @@ def describe_data(config: Config, loaders: 'Loaders') -> dict[str, Any]:
 
 
 def weights_checksum(path: str) -> str | None:
-    """The SHA-256 of pre-trained weights; None if they are not a file here."""
-    return sha256(path) if path and Path(path).is_file() else None
+    """The SHA-256 of pre-trained weights; None if there is no such file."""
+    exists = is_address(path) or Path(path).is_file()
+    return describe_weights(path)['sha256'] if exists else None
 
 
 def without_home(text: str) -> str:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from engine import distributed
 from engine.device import autocast, views_of
-from models.build import build_model
+from models.build import build_saved_model
 from models.losses import positive_logits
 from utils import load_model_state, read_checkpoint
 
@@ -33,7 +33,7 @@ def load_classifier(
     state, num_labels = read_checkpoint(path)['model'], config.MODEL.NUM_CLASSES
     has_three = len(state.get('head.weight', ())) == 3 * num_labels
     num_outputs = 3 * num_labels if has_three else num_labels
-    model = build_model(config, is_pretrain=False, num_outputs=num_outputs)
+    model = build_saved_model(config, state, path, is_pretrain=False, num_outputs=num_outputs)
     load_model_state(model, state, str(path), logger)
     return model.to(device)
 

@@ -30,7 +30,8 @@ from logger import json_safe, read_metrics
 from models.losses import masked_bce
 from utils import BEST_CHECKPOINT, trained_config
 
-SCORED = ('valid', 'test')
+SCORED = ('internal', 'valid', 'test')
+INTERNAL = 'internal: held-out training patients, whose labels come from reports by a labeller'
 THUMBNAIL_PX = 112
 SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
 
@@ -64,7 +65,7 @@ class FinalScores:
         self.floor_probabilities: dict[str, np.ndarray] = {}
 
     def score(self, name: str, models: list[nn.Module]) -> None:
-        """Score the mean of the models on valid and test, under this name."""
+        """Score the mean of the models on SCORED, under this name."""
         for split, loader in self.scored.items():
             self._predict(split, models, loader)
             scores = score(self.run.config, self.logits[split], loader)
@@ -174,7 +175,8 @@ class FinalScores:
             patients={
                 split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
             },
-            warnings=[SELECTED_ON_VALID] if selects_on_valid else [],
+            warnings=[SELECTED_ON_VALID] * bool(selects_on_valid)
+            + [INTERNAL] * ('internal' in self.scored),
             extras={
                 'training': _training_curves(run.folder, config, sources),
                 'pixel_floor': floor_part(
@@ -187,6 +189,9 @@ class FinalScores:
         document |= write_maps(
             config, models[0], shown, sets[-1], thresholds=thresholds, folder=folder
         )
+        for entry in document['maps']:
+            file = folder / entry['file']
+            run.scalars.write_image(f'maps/{file.stem}', file, config.TRAIN.EPOCHS - 1)
         for line in document['alerts']:
             run.logger.warning(line)
         thumbnails = _thumbnails(config, datasets, sets, document)
@@ -222,9 +227,16 @@ def check_scoring(run: Run, path: str | Path) -> None:
         ValueError: If it was trained for another task or other labels, or on patients that are
             held out now.
     """
-    config, trained = run.config, trained_config(path)
+    config, trained = run.config, trained_config(path, 'finetune')
     if trained is None:
         return
+    share, before = config.EVAL.INTERNAL_SHARE, trained.EVAL.INTERNAL_SHARE
+    is_same = config.DATA.HOLDOUT_FRACTION == trained.DATA.HOLDOUT_FRACTION
+    if share > (before if is_same else 0):
+        raise ValueError(
+            f'{path} was trained with EVAL.INTERNAL_SHARE {before}, now it is {share}: patients '
+            'that selected the checkpoint would be scored'
+        )
     keys = 'TASK LABELS HOLDOUT_FRACTION MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'
     for key in keys.split():
         before, now = trained.DATA[key], config.DATA[key]

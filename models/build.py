@@ -4,9 +4,11 @@ Importing this module fills the registries: a new encoder or contrastive method 
 one line here.
 """
 
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import models.contrastive
 import models.mae
@@ -16,6 +18,7 @@ import models.vision_transformer  # noqa: F401
 from models.encoder import ENCODERS
 from models.losses import count_outputs
 from models.simmim import PRETRAINING
+from utils import name_damaged, same_entries
 
 
 def build_model(
@@ -35,3 +38,16 @@ def build_model(
         return PRETRAINING[config.MODEL.PRETRAIN].from_config(config)
     num_outputs = count_outputs(config) if num_outputs is None else num_outputs
     return encoder(**encoder.constructor_arguments(config), num_classes=num_outputs)
+
+
+def build_saved_model(
+    config: Any, state: dict[str, Tensor], source: str | Path, **options: Any
+) -> nn.Module:
+    """Build the model of a checkpoint, once a model that takes no memory has the same sizes.
+
+    The options of a checkpoint could ask for any amount of memory. `options`: see `build_model`.
+    """
+    with name_damaged(source), torch.device('meta'):
+        without_memory = build_model(config, **options)
+    same_entries(without_memory, state, source)
+    return build_model(config, **options)

@@ -43,7 +43,6 @@ AUXILIARY = 'AuxLogits.'  # Inception's second classifier, used in training only
 COUNTER = '.num_batches_tracked'  # of a batch norm; old files lack it, and nothing depends on it
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)  # their weights are used without a transformation
 
-PROCESSOR = 'preprocessor_config.json'  # how images are prepared, next to the weights
 PATCHES = 'embeddings.patch_embeddings.projection.weight'  # after the prefix of the model
 NOT_USED = ('pooler.dense.', 'lm_head.')  # heads that no model here has
 QKV = ('query', 'key', 'value')  # in this order in one matrix
@@ -381,9 +380,6 @@ def _fold_first_layer(
     """Fold the layer that reads the image into the model's channels, see `fold_input`.
 
     Without a bias, the running mean of the following batch norm takes the offset.
-
-    Raises:
-        ValueError: If there is neither, or if the weights are transformed before use.
     """
     key, encoder = first_weight(model), getattr(model, 'encoder', model)
     layer = key.removesuffix('.weight')
@@ -452,11 +448,7 @@ def _convert_decoder(
 def _fold_last_layer(
     decoder: State, own: State, source_stats: Statistics, target_stats: Statistics
 ) -> State:
-    """Fold the layer whose rows are pixels of all channels: the only one whose shape differs.
-
-    Returns:
-        Its new weight and bias; {} if there is no such layer.
-    """
+    """Fold the layer whose rows are pixels of all channels: the only one whose shape differs."""
     channels, new_channels = len(source_stats.std), len(target_stats.std)
     different = [key for key in own if decoder[key].shape != own[key].shape]
     layer = different[0].rpartition('.')[0] if different else ''

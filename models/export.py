@@ -29,9 +29,11 @@ from torch.export import Dim, ExportedProgram
 from config import Config, value_at
 from data.labels import task_labels
 from data.transforms import FILTERS, enlarged_side, statistics
-from models.build import build_model
+from engine.downloads import PROCESSOR
+from models.build import build_saved_model
 from models.contrastive import METHODS
-from models.convert import PREFIX, PROCESSOR, is_contrastive, to_huggingface
+from models.convert import PREFIX, is_contrastive, to_huggingface
+from models.encoder import ENCODERS, Encoder
 from models.simmim import PRETRAINING
 from utils import drop_buffers, load_model_state, read_checkpoint, trained_config
 
@@ -110,27 +112,28 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
     Raises:
         ValueError: If it cannot be read, contains no options, or belongs to another model.
     """
-    config, state = trained_config(path), read_checkpoint(path)['model']
+    state, outputs, gives = read_checkpoint(path)['model'], (), 'tokens'
+    stage = 'contrastive' if is_contrastive(state) else 'simmim'
+    stage = 'finetune' if 'head.weight' in state else stage
+    config = trained_config(path, stage)
     if config is None:
         raise ValueError(
             f'{path} is not a checkpoint of main_simmim.py, main_contrastive.py or main_finetune.py'
         )
     config.MODEL.ATTENTION = 'eager'  # plain operations, which every format supports
     config.TRAIN.USE_CHECKPOINT = False
-    outputs, gives = (), 'tokens'
-    if 'head.weight' in state:
+    kind = {'is_pretrain': stage == 'simmim'}
+    if stage == 'finetune':
         outputs, gives = task_labels(config.DATA.TASK, config.DATA.LABELS), 'logits'
-        num_outputs = len(state['head.weight'])
-        if num_outputs != len(outputs):
+        kind['num_outputs'] = len(state['head.weight'])
+        if kind['num_outputs'] != len(outputs):
             outputs = tuple(f'{label}: {name}' for label in outputs for name in CLASSES)
-        model = build_model(config, is_pretrain=False, num_outputs=num_outputs)
-    elif is_contrastive(state):
-        model = build_model(config, is_pretrain=False, num_outputs=0)
-        prefix = '' if model.backbone is not model else PREFIX  # a model of timm has it, too
+    elif stage == 'contrastive':
+        has_prefix = ENCODERS[config.MODEL.TYPE].backbone is not Encoder.backbone  # timm's models
+        prefix = '' if has_prefix else PREFIX
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(PREFIX)}
-        gives = 'features'
-    else:
-        model = build_model(config, is_pretrain=True)
+        gives, kind['num_outputs'] = 'features', 0
+    model = build_saved_model(config, state, path, **kind)
     load_model_state(model, state, str(path), logger)
     encoder = model.encoder if gives == 'tokens' else model
     network = Tokens(encoder) if gives == 'tokens' else model
@@ -341,11 +344,7 @@ FORMATS = {
 
 
 def _by_encoder(source: Source, target: str, builders: dict[str, Callable]) -> Any:
-    """Call the builder of the encoder with the source and its learned entries.
-
-    Raises:
-        ValueError: If the target's library has no such encoder.
-    """
+    """Call the builder of the encoder with the source and its learned entries."""
     kind, options = source.config.MODEL.TYPE, source.config.MODEL.SWIN
     if kind not in builders:
         raise ValueError(
@@ -418,11 +417,7 @@ def with_pooled_norm(state: State) -> State:
 
 
 def _huggingface_swin(source: Source, state: State) -> tuple[dict[str, Any], State]:
-    """Config and entries of transformers' Swin.
-
-    Raises:
-        ValueError: If a stage is smaller than the window, which transformers does not support.
-    """
+    """Config and entries of transformers' Swin, whose stages are not smaller than the window."""
     options = source.config.MODEL.SWIN
     smallest = source.encoder.grid_size // 2 ** (len(options.DEPTHS) - 1)
     if smallest < options.WINDOW_SIZE:

@@ -1,16 +1,15 @@
 """Fit the weights that PRETRAINED names to a model of this project."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from config import Config, default_config
 from data.transforms import statistics
+from engine.downloads import PROCESSOR, local_path
 from models.convert import (
     PREFIX,
-    PROCESSOR,
     Report,
     Statistics,
     convert,
@@ -74,7 +73,7 @@ def _input_channels(state: dict[str, Tensor], model: nn.Module) -> int | None:
 
 def _processor_options(path: str, channels: int | None) -> dict[str, list[float]]:
     """Return MEAN and STD from the file that transformers writes next to the weights, if any."""
-    file = Path(path).with_name(PROCESSOR)
+    file = local_path(path).with_name(PROCESSOR)
     if not file.is_file():
         return {}
     try:
@@ -93,12 +92,7 @@ def _processor_options(path: str, channels: int | None) -> dict[str, list[float]
 
 
 def _source_statistics(trained: dict[str, Any], channels: int | None) -> Statistics:
-    """Return the mean and deviation that the checkpoint's images were normalised with.
-
-    Args:
-        trained: Options of DATA that are known of the run that trained it.
-        channels: Channels of its images; None if unknown.
-    """
+    """Return the mean and deviation of a checkpoint's images; `trained` holds options of DATA."""
     config = default_config()
     config.MODEL.IN_CHANS = channels or config.MODEL.IN_CHANS
     config.DATA.MEAN, config.DATA.STD = trained.get('MEAN', []), trained.get('STD', [])

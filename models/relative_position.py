@@ -20,10 +20,10 @@ def window_index(side: int) -> torch.Tensor:
     Returns:
         [side^2, side^2] int64, query by key.
     """
-    row, column = (axis.flatten() for axis in np.indices((side, side)))
+    row, column = torch.cartesian_prod(torch.arange(side), torch.arange(side)).unbind(1)
     rows_apart = row[:, None] - row[None, :] + side - 1
     columns_apart = column[:, None] - column[None, :] + side - 1
-    return torch.from_numpy(rows_apart * (2 * side - 1) + columns_apart)
+    return rows_apart * (2 * side - 1) + columns_apart
 
 
 def grid_index(side: int) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Run a sweep of ablations or methods, follow it, and make its table and its figures.
 
+python scripts/ablate.py budget --sweep scripts/ablations/mask_ratio.yaml --output D --data-path DIR
 python scripts/ablate.py run --sweep scripts/ablations/mask_ratio.yaml --output D --data-path DIR
 python scripts/ablate.py status --sweep scripts/ablations/mask_ratio.yaml --output D
 python scripts/ablate.py table --sweep scripts/ablations/mask_ratio.yaml --output D
@@ -12,6 +13,7 @@ and plot read the run folders, or with --from the JSON file that table --save wr
 
 import argparse
 import json
+import logging
 import os
 import re
 import shutil
@@ -25,9 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.files import replace_file
 from engine.run_record import is_finished
+from sweeps.budget import describe_budget
 from sweeps.files import ROOT, SECTIONS, Job, load_sweep, only_row, plan
 from sweeps.plots import plot_curves, plot_labels, plot_subsets, plot_sweep
+from sweeps.power import count_cases, describe_power
 from sweeps.results import (
+    SPLITS,
     collect,
     read_collected,
     save_collected,
@@ -58,7 +63,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             continue
         add('--output', type=_path, required=True, metavar='D', help='root of all run folders')
         add('--seeds', type=_count, metavar='N', help=f'seeds 0 to N - 1 (default {DEFAULT_SEEDS})')
-        if name in ('run', 'status'):
+        if name in ('run', 'status', 'budget'):
             add('--data-path', type=_path, help='root folder of the data')
             for section in ('pretrain', 'finetune'):
                 add(f'--{section}-opts', nargs='+', default=[], metavar='KEY VALUE',
@@ -67,9 +72,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             add('--scores', nargs='+', metavar='SCORE',
                 help='mean_of_five, mean_of_defined, names of labels, or METRIC:LABEL, such as '
                 'f1:Edema; plot: one')  # fmt: skip
+            add('--split', choices=SPLITS, default='', help='what is compared (default: the first '
+                f'of {", ".join(SPLITS)} that the runs were scored on)')  # fmt: skip
             add('--from', dest='source', type=Path, metavar='FOLDER',
                 help='read the file of table --save in place of run folders')  # fmt: skip
     _add_run(parsers['run'].add_argument)
+    parsers['budget'].add_argument('--images-per-second', type=float, nargs='+', default=[],
+        metavar='N', help='of a GPU: in pre-training and in fine-tuning, or one number for both '
+        '(default: as in the finished runs)')  # fmt: skip
     parsers['plot'].add_argument('--subset', metavar='S', help='of methods: share or number of '
         'labelled images of the figure by label (default: the greatest)')  # fmt: skip
     parsers['table'].add_argument(
@@ -125,12 +135,30 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         return status(args)
     jobs = jobs_of(args)
+    if args.row is None and args.job is None:
+        print_power(args, jobs)
     if args.slurm is not None:
         return submit(args, jobs)
     if args.job is not None:
         jobs = [_single(jobs, args.job)]
     logs = None if args.row else args.output / LOGS
     return Runner(jobs, _slots(args), args.processes, logs, _say, args.keep).run()
+
+
+def print_power(args: argparse.Namespace, jobs: list[Job]) -> None:
+    """Print the smallest difference that the sweep can detect, if the data can be read."""
+    sweep = load_sweep(args.sweep)
+    configs = {(job.stage, job.run): job.config for job in jobs}
+    config = configs['finetune', sweep.reference.run].clone()
+    config.defrost()
+    config.DATA.CACHE_DIR = ''  # the CSV files are in the data folder
+    comparisons = sum(bool(row.against) for row in sweep.rows)
+    try:
+        cases = count_cases(config, logging.getLogger(__name__))
+    except (ValueError, OSError) as error:
+        print(f'the smallest detectable difference is not known: {error}')
+        return
+    print(*describe_power(cases, comparisons=comparisons, seeds=len(seeds_of(args))), sep='\n')
 
 
 def _say(line: str) -> None:
@@ -275,10 +303,20 @@ def status(args: argparse.Namespace) -> int:
 def collected(args: argparse.Namespace) -> dict:
     sweep = load_sweep(args.sweep)
     if args.source is None:
-        return collect(sweep, seeds_of(args), args.output)
-    if args.seeds is not None:
-        raise ValueError('--seeds cannot be combined with --from, whose file has its own seeds')
+        return collect(sweep, seeds_of(args), args.output, split=args.split)
+    if args.seeds is not None or args.split:
+        raise ValueError('--seeds and --split cannot be combined with --from, whose file has both')
     return read_collected(args.source, sweep.name)
+
+
+def budget(args: argparse.Namespace) -> int:
+    if not args.data_path:
+        raise ValueError('budget needs --data-path, the root folder of the data')
+    jobs = jobs_of(args)
+    for line in describe_budget(jobs, args.images_per_second, logging.getLogger(__name__)):
+        print(line)
+    print_power(args, jobs)
+    return 0
 
 
 def table(args: argparse.Namespace) -> int:
@@ -315,6 +353,7 @@ def plot(args: argparse.Namespace) -> int:
 
 COMMANDS = {
     'run': (run, 'Run what is not finished yet.'),
+    'budget': (budget, 'Show how many runs, GPU hours and disk space a sweep takes.'),
     'status': (status, 'Show the progress of each run.'),
     'table': (table, 'Write the table as Markdown and CSV into the output folder.'),
     'plot': (plot, 'Write the figures into the output folder.'),

@@ -41,6 +41,7 @@ def main(args: argparse.Namespace) -> int:
     collected = collect(sweep, range(args.seeds), args.output)
     rows = collected['rows']
     rows += [floor_row(row, args.output) for row in rows if row['method'] == 'scratch']
+    rows.sort(key=lambda row: float(row['subset']))
     save_collected(collected, args.output)
     write_sweep_table(collected, args.output)
     plot_subsets(args.output / 'baseline_shares.png', collected)

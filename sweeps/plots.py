@@ -94,7 +94,9 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         for name, style in points.items():
             handles.append(Line2D([], [], linestyle='', label=name, **POINT | style))
         figure.legend(handles=handles, loc='outside upper center', ncols=4)
-        figure.supxlabel(f'Right of 0: better than the reference. {NOT_FOR_CLINICAL_USE}', fontsize=7, color=GREY)
+        figure.supxlabel(
+            f'Right of 0: better than the reference. {NOT_FOR_CLINICAL_USE}', fontsize=7, color=GREY
+        )
 
 
 def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:

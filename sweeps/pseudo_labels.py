@@ -23,7 +23,7 @@ from data.records import (
     read_predictions,
     read_split,
     select_views,
-    split_holdout,
+    split_patients,
     training_records,
     write_predictions,
 )
@@ -107,7 +107,7 @@ class Rounds:
             )
         self.labels = task_labels(self.config.DATA.TASK, self.config.DATA.LABELS)
         everything = read_split(self.config, 'train', logging.getLogger(__name__))
-        self.train, self.held_out = split_holdout(everything, self.config.DATA.HOLDOUT_FRACTION)
+        self.train, self.held_out, _ = split_patients(self.config, everything)
         self.unlabelled = unlabelled_records(self.config, self.train)
         self.real_images = len(training_records(self.config, self.train))
 

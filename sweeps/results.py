@@ -22,7 +22,7 @@ from scipy import stats
 from config import Config, value_at
 from data.labels import COMPETITION_LABELS, scored_targets, task_labels
 from data.masking import average_distance, mask_generator
-from data.records import look_up, read_predictions, read_split, select_views
+from data.records import look_up, read_predictions, scored_records
 from engine.files import replace_file, replace_files
 from engine.run_record import is_finished, read_record, without_home
 from evaluation.cases import Cases
@@ -34,6 +34,7 @@ from sweeps.files import Row, Sweep, expected_config, load_config, run_folder, t
 
 Collected = Mapping[str, Any]  # see `collect`
 
+SPLITS = ('internal', 'test', 'valid')  # the first that was scored is shown
 MEANS = ('mean_of_five', 'mean_of_defined')
 SECTIONS = {'pretrain': 'pre-training', 'finetune': 'fine-tuning'}
 SIGNIFICANT = 0.05
@@ -54,6 +55,10 @@ HELD_OUT_KEYS = (
 
 MISSING = 'n/a'
 PUBLISHED = 'published, context only'
+INTERNAL = (
+    'Internal: held-out training patients who chose no checkpoint and no threshold. Their labels '
+    'come from reports by a labeller, not from radiologists.'
+)
 NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
 
 
@@ -72,6 +77,7 @@ def collect(
     seeds: Sequence[int],
     output: str | Path,
     *,
+    split: str = '',
     resamples: int | None = None,
 ) -> dict[str, Any]:
     """Everything that a table or a figure of a sweep shows, as JSON values.
@@ -80,6 +86,7 @@ def collect(
         sweep: The sweep.
         seeds: Seeds of the runs; missing and unfinished runs are listed as such.
         output: Root of the run folders.
+        split: Split whose scores are compared, see `read_scores`.
         resamples: Draws of patients for the intervals over patients; None: as many as the number
             of compared rows needs (`enough_resamples`).
 
@@ -92,7 +99,11 @@ def collect(
         ValueError: If a file of a finished run cannot be read; the message names it.
     """
     reference = _reference_config(sweep, seeds, output)
-    rows = {row.name: _collect_row(sweep, row, seeds, output, reference) for row in sweep.rows}
+    rows = {
+        row.name: _collect_row(sweep, row, seeds, output, reference)
+        | {'seeds': [_collect_seed(row, seed, output, split) for seed in seeds]}
+        for row in sweep.rows
+    }
     scored = {
         row.name: {
             entry['seed']: Scored(
@@ -151,7 +162,7 @@ def read_scores(folder: Path, split: str = '') -> Scored:
 
     Args:
         folder: Run folder.
-        split: 'valid' or 'test'; '': test if it was scored, otherwise valid.
+        split: One of SPLITS; '': the first of them that was scored.
 
     Returns:
         Scored: with `split`, `checkpoint`, `level`, `views`, `rows`, `positives`, `undefined`, and
@@ -163,7 +174,9 @@ def read_scores(folder: Path, split: str = '') -> Scored:
     """
     try:
         table = json.loads((folder / 'scores.json').read_bytes())
-        split = split or ('test' if 'test' in table else 'valid')
+        split = split or next(name for name in SPLITS if name in table)
+        if split not in table:
+            raise ValueError(f'--split must be one of {[*table]}, got {split!r}')
         checkpoint = 'selected' if table[split].get('selected') else 'last'
         scores = table[split][checkpoint]
         kept = ('level', 'views', 'rows', 'positives', 'undefined')
@@ -208,14 +221,14 @@ def _collect_row(
         'l1_caveat': ', '.join(sorted(caveats)),
         'other_images': any(_held_out_changes(config, reference) for config in configs),
         **masks,
-        'seeds': [
-            {
-                'seed': seed,
-                'pretrain': _entry(run_folder(output, row.pretraining, row, seed), 'pretrain'),
-                'finetune': _entry(run_folder(output, 'finetune', row, seed), 'finetune'),
-            }
-            for seed in seeds
-        ],
+    }
+
+
+def _collect_seed(row: Row, seed: int, output: str | Path, split: str) -> dict[str, Any]:
+    return {
+        'seed': seed,
+        'pretrain': _entry(run_folder(output, row.pretraining, row, seed), 'pretrain'),
+        'finetune': _entry(run_folder(output, 'finetune', row, seed), 'finetune', split),
     }
 
 
@@ -224,7 +237,7 @@ def _finished(row: Row, stage: str, seeds: Sequence[int], output: str | Path) ->
     return [folder for folder in folders if folder and is_finished(folder)]
 
 
-def _entry(folder: Path | None, section: str) -> dict[str, Any] | None:
+def _entry(folder: Path | None, section: str, split: str = '') -> dict[str, Any] | None:
     """State, figures and provenance of a run; None for a stage that the row does not have."""
     if folder is None:
         return None
@@ -233,7 +246,7 @@ def _entry(folder: Path | None, section: str) -> dict[str, Any] | None:
     if section == 'pretrain':
         figures = pretraining_figures(read_metrics(folder / 'metrics.jsonl'))
     else:
-        figures = read_scores(folder).figures
+        figures = read_scores(folder, split).figures
     record = read_record(folder) or {}
     tables = (record.get('data') or {}).get('files') or {}
     provenance = {'code': record.get('code'), 'tables': tables}
@@ -354,13 +367,12 @@ class ScoredPatients:
         self.level, self.aggregate = config.EVAL.LEVEL, config.EVAL.AGGREGATE
         self.labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
         config.DATA.CACHE_DIR = ''  # the CSV files are in the data folder
-        records = read_split(config, split, logging.getLogger(__name__))
-        self.records = select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
+        self.records = scored_records(config, split, logging.getLogger(__name__))
         self.targets = scored_targets(
             self.records.labels,
             task=config.DATA.TASK,
             blank=config.DATA.BLANK,
-            names=records.label_names,
+            names=self.records.label_names,
         )
         self.resamples = Resamples(self.records.patient, resamples=resamples, seed=seed)
         self._samples: dict[Path, dict[str, np.ndarray]] = {}
@@ -721,7 +733,8 @@ def _score_notes(collected: Collected) -> Iterator[str]:
         kinds[f'{kind}, {f["checkpoint"]} checkpoint'] = f['undefined']
     for kind, undefined in kinds.items():
         missing = f' Labels without both classes: {", ".join(undefined)}.' if undefined else ''
-        yield f'{kind}. Higher is better.{missing}'
+        about = f' {INTERNAL}' if 'on internal' in kind else ''
+        yield f'{kind}. Higher is better.{missing}{about}'
 
 
 def _l1_notes(collected: Collected) -> Iterator[str]:

@@ -26,7 +26,7 @@ def load_script(name: str) -> ModuleType:
 
 def command(name: str, sweep: Path, output: Path, data: Path, *more: str) -> list[str]:
     words = ['scripts/ablate.py', name, '--sweep', str(sweep), '--output', str(output)]
-    if name in ('run', 'status'):
+    if name in ('budget', 'run', 'status'):
         words += ['--data-path', str(data), '--pretrain-opts', *PRETRAIN]
         words += ['--finetune-opts', *FINETUNE]
     return [sys.executable, *words, *more]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from csv_files import HEADER, image_path, message, read, row, touch, write
 
+from config import default_config
 from data.labels import LABELS
 from data.records import (
     MOST_GROUPS,
@@ -19,6 +20,7 @@ from data.records import (
     read_folder,
     select_views,
     split_holdout,
+    split_patients,
     standard_groups,
     take_subset,
 )
@@ -310,6 +312,22 @@ def test_holdout_is_the_rounded_up_share_of_patients_by_a_hash_of_their_names(
     assert len(split_holdout(records, 0)[1]) == 0
     with pytest.raises(ValueError, match='DATA.HOLDOUT_FRACTION'):
         split_holdout(records, 0.999)
+
+
+def test_internal_patients_are_held_out_and_choose_nothing(records: Records) -> None:
+    config = default_config()
+    config.DATA.HOLDOUT_FRACTION = 0.2
+    before = split_holdout(records, 0.2)
+    parts = {}
+    for share in (0.0, 0.25, 0.5):
+        config.EVAL.INTERNAL_SHARE = share
+        parts[share] = split_patients(config, records)
+        train, holdout, internal = ({*part.patient} for part in parts[share])
+        assert train == {*before[0].patient} and holdout | internal == {*before[1].patient}
+        assert not holdout & internal
+        assert len(internal) == math.ceil(share * len({*before[1].patient}))
+    assert parts[0.0][1].path.tolist() == before[1].path.tolist()
+    assert {*parts[0.25][2].patient} < {*parts[0.5][2].patient}
 
 
 def test_subsets_are_nested_exact_and_by_patient(records: Records) -> None:

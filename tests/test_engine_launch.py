@@ -1,5 +1,6 @@
 """How a run starts and ends: exit codes, last line, determinism, the run folder and its lock."""
 
+import contextlib
 import json
 import logging
 import os
@@ -72,6 +73,12 @@ def raising(error):
     return main
 
 
+def raised(error):
+    with contextlib.suppress(type(error)):
+        raise error
+    return error
+
+
 # Exit codes
 
 
@@ -87,6 +94,11 @@ def raising(error):
         (dist.DistBackendError('Watchdog caught collective timeout'), 3, 'RANK_TIMEOUT_MINUTES'),
         (dist.DistBackendError('Duplicate GPU detected'), 1, 'Duplicate GPU'),
         (ValueError(IN_WORKER), 2, 'row 3: bad'),
+        (MemoryError(), 2, 'memory'),
+        (MemoryError('Caught MemoryError in w.\nTraceback:\n  x\nMemoryError'), 2, 'memory'),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 2, '9 bytes'),
+        (raised(OSError(28, 'No space left on device')), 2, 'test_engine_launch.py'),
+        (OSError(), 2, 'OSError'),
         (KeyError('x'), 1, "KeyError: 'x'"),
         (Terminated('SIGUSR1'), 75, 'SIGUSR1'),
     ],

@@ -16,6 +16,7 @@ from tiny import MAE, ROOT, SWIN, VIT
 from transfers import load_run, outputs_of, randomise, write_run
 
 from data.transforms import EvalTransform
+from models import build_model
 from models import export as exports
 from models.export import FORMATS, example_images, export, largest_difference
 from utils import save_checkpoint
@@ -90,7 +91,7 @@ def header(path):
 @pytest.mark.parametrize('stage, shape', [('finetune', (3, 14)), ('simmim', (3, 64, 16))])
 def test_source_computes_what_the_run_s_model_computes(stage, shape, tmp_path):
     source = load_run(tmp_path, stage)
-    model = exports.build_model(source.config, is_pretrain=stage == 'simmim').eval()
+    model = build_model(source.config, is_pretrain=stage == 'simmim').eval()
     randomise(model)
     images = example_images(source, 3)
     with torch.no_grad():

@@ -10,7 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import arguments, run_folder, run_main, tiny_config
+import yaml
+from PIL import Image
+from tiny import SWIN, VIT, arguments, run_folder, run_main, tiny_config
+from transfers import write_run
 
 from data.labels import LABELS
 
@@ -101,6 +104,37 @@ def test_a_bad_image_is_named_and_nothing_is_written(run, phantom, predict, tmp_
     assert output.read_text() == 'before'
 
 
+def test_bad_images_are_skipped_and_listed_and_colour_is_warned_of(
+    run, phantom, predict, tmp_path, capsys
+):
+    """The probabilities of the others stay the same; without any other nothing is written."""
+    bad, pipe, colour = tmp_path / 'bad.jpg', tmp_path / 'pipe.jpg', tmp_path / 'colour.png'
+    bad.write_bytes(b'no image')
+    os.mkfifo(pipe)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(colour)
+    good = sorted((phantom / 'valid').rglob('view1_frontal.jpg'))[:3]
+    words = ['--checkpoint', checkpoint_of(run), '--num-workers', 0, '--batch-size', 2]
+    assert predict(*words, '--output', tmp_path / 'good.csv', *good, colour) == 0
+    assert str(colour) in capsys.readouterr().err
+    words += ['--skip-bad', '--output', tmp_path / 'p.csv']
+    assert predict(*words, pipe, bad, tmp_path / 'none.jpg') == 2
+    assert not (tmp_path / 'p.csv').exists()
+    assert str(pipe) in capsys.readouterr().err
+    assert predict(*words, bad, pipe, good[0], tmp_path / 'none.jpg', *good[1:], colour) == 1
+    captured = capsys.readouterr()
+    skipped = [line for line in captured.err.splitlines() if line.startswith('skipped: ')]
+    assert len(skipped) == 3
+    for line, path in zip(skipped, (bad, pipe, tmp_path / 'none.jpg'), strict=True):
+        assert str(path) in line
+    table = pd.read_csv(tmp_path / 'p.csv')
+    assert table.Path.tolist() == [str(path) for path in (*good, colour)]
+    np.testing.assert_allclose(
+        values_of(tmp_path / 'p.csv'), values_of(tmp_path / 'good.csv'), atol=1e-6
+    )
+    assert json.loads((tmp_path / 'p.json').read_text())['rows'] == 4
+
+
 @pytest.mark.parametrize(
     'words', [['--batch-size', '0'], ['--device', 'cuda:2'], ['--device', 'cuda']]
 )
@@ -115,6 +149,55 @@ def test_a_gpu_may_be_chosen(predict, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     words = ['--checkpoint', 'c.pth', '--output', 'p.csv', '--device', 'cuda:1', 'images']
     assert predict.parse_args(words).device == torch.device('cuda', 1)
+
+
+@pytest.mark.parametrize(
+    'model, key, value',
+    [
+        (VIT, 'MODEL.VIT.NUM_HEADS', 0),
+        (VIT, 'MODEL.VIT.DEPTH', 200_000),
+        (VIT, 'DATA.IMG_SIZE', 8192),
+        (VIT, 'MODEL.VIT.MLP_RATIO', 1e300),
+        (SWIN, 'MODEL.SWIN.DEPTHS', [2, 200_000]),
+        (SWIN, 'MODEL.SWIN.EMBED_DIM', 2**40),
+        (SWIN, 'MODEL.SWIN.EMBED_DIM', 'wide'),
+        (SWIN, 'MODEL.TYPE', 'other'),
+        (SWIN, 'MODEL.NUM_CLASSES', 10**10),
+    ],
+)
+def test_options_of_a_checkpoint_that_cannot_work_are_named(
+    model, key, value, predict, phantom, tmp_path, capsys
+):
+    """Such a file comes from elsewhere; nothing of the size that it asks for is built."""
+    path = write_run(tmp_path, 'finetune', model)
+    saved = torch.load(path, weights_only=True)
+    options = node = yaml.safe_load(saved['config'])
+    *sections, name = key.split('.')
+    for section in sections:
+        node = node[section]
+    node[name] = value
+    torch.save(saved | {'config': yaml.safe_dump(options)}, tmp_path / 'bad.pth')
+    export = runpy.run_path(str(SCRIPT.with_name('export.py')), run_name='export')
+    words = [str(tmp_path / 'bad.pth'), '--to', 'timm', '--output', str(tmp_path / 'a.safetensors')]
+    assert export['main'](export['parse_args'](words)) == 2
+    words = ['--checkpoint', tmp_path / 'bad.pth', '--output', tmp_path / 'p.csv']
+    assert predict(*words, phantom / 'valid') == 2
+    for line in capsys.readouterr().err.splitlines():
+        assert line.startswith('error: ') and 'bad.pth' in line
+        is_size = value in (8192, 1e300, 2**40)  # the message names the entries
+        assert is_size or name in line
+
+
+def test_a_checkpoint_does_not_decide_how_many_processes_are_started(
+    run, phantom, predict, tmp_path, monkeypatch
+):
+    saved = torch.load(checkpoint_of(run), weights_only=True)
+    options = yaml.safe_load(saved['config'])
+    options['DATA'] |= {'NUM_WORKERS': 10**6, 'BATCH_SIZE': 10**9}
+    torch.save(saved | {'config': yaml.safe_dump(options)}, tmp_path / 'c.pth')
+    monkeypatch.setattr(os, 'cpu_count', lambda: 0)
+    words = ['--checkpoint', tmp_path / 'c.pth', '--output', tmp_path / 'p.csv']
+    assert predict(*words, phantom / 'valid') == 0
 
 
 def test_a_pretraining_checkpoint_is_rejected(phantom, predict, tmp_path, capsys):

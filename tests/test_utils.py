@@ -7,7 +7,9 @@ import os
 import pickle
 import re
 import shutil
+import tarfile
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
@@ -286,18 +288,6 @@ def test_files_of_simmim_and_plain_weights_are_read(tmp_path) -> None:
     assert read_checkpoint(tmp_path / 'plain.pth')['model'].keys() == {'weight'}
 
 
-def test_addresses_are_read_by_the_safe_loader_with_hash_check(monkeypatch) -> None:
-    asked = {}
-
-    def load(address: str, **options: object) -> dict:
-        asked.update(options, address=address)
-        return {'model': {}}
-
-    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', load)
-    assert read_checkpoint('https://example.org/model-0123abcd.pth') == {'model': {}}
-    assert asked['check_hash'] is asked['weights_only'] is True
-
-
 @pytest.mark.filterwarnings('ignore:Detected pickle protocol')
 @pytest.mark.parametrize('place', ['entry', 'SimMIM config', 'plain pickle'])
 def test_pickled_code_is_refused_and_not_run(tmp_path, place) -> None:
@@ -325,6 +315,52 @@ def test_only_the_safe_loader_of_utils_reads_pickled_files() -> None:
     files = [p for p in ROOT.rglob('*.py') if not {'tests', '.venv'} & {*p.relative_to(ROOT).parts}]
     assert len(files) > 40
     assert [path.name for path in files if re.search(unsafe, path.read_text('utf-8'))] == []
+
+
+def zipped(path: Path, entries: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_compressed_archives_are_not_unpacked(tmp_path) -> None:
+    """A small file could hold any amount of zeros."""
+    torch.save({'model': {'weight': torch.zeros(500_000)}}, tmp_path / 'plain.pth')
+    with zipfile.ZipFile(tmp_path / 'plain.pth') as plain:
+        entries = {name: plain.read(name) for name in plain.namelist()}
+    path = zipped(tmp_path / 'bomb.pth', entries)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(ValueError, match=r'bomb\.pth.*compressed'):
+        read_checkpoint(path)
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind', ['TorchScript', 'tar', 'zip'])
+def test_other_archives_are_refused_without_advice_to_load_them(tmp_path, kind) -> None:
+    path = tmp_path / 'other.pth'
+    if kind == 'TorchScript':
+        torch.jit.script(torch.nn.Linear(1, 1)).save(str(path))
+    elif kind == 'tar':
+        with tarfile.open(path, 'w') as archive:
+            for name in ('pickle', 'storages', 'tensors'):
+                archive.addfile(tarfile.TarInfo(name))
+    else:
+        zipped(path, {'a.txt': b'x'})
+    with pytest.raises(ValueError, match=r'other\.pth') as caught:
+        read_checkpoint(path)
+    assert 'weights_only' not in str(caught.value)
+    assert os.listdir(tmp_path) == ['other.pth']
+
+
+def test_a_lack_of_memory_is_not_reported_as_damage(tmp_path, monkeypatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    (path,) = write(tmp_path, NAME)
+    monkeypatch.setattr(torch, 'load', full)
+    with pytest.raises(MemoryError):
+        read_checkpoint(path)
 
 
 DAMAGE = {

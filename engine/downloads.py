@@ -1,0 +1,178 @@
+"""Weights that are named by an address, https://... or hf://... (Hugging Face), and their cache.
+
+A file is kept under a hash of its whole address, with its SHA-256 and the server's ETag. Each run
+asks the server once for another version; a server without ETag sends the file again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from functools import cache
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from ssl import SSLError
+from typing import Any, NamedTuple
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from tqdm import tqdm
+
+from engine.files import BLOCK_BYTES, atomic_writer, in_one_line, locked, replace_file, sha256
+
+PROCESSOR = 'preprocessor_config.json'  # how images are prepared, next to the weights
+HUB_FILES = ('model.safetensors', 'pytorch_model.bin')  # of a repository; the first that exists
+HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?', re.IGNORECASE)
+SCHEME = re.compile(r'\w+://')
+HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.')  # the start of the SHA-256, as for torch.hub
+NO_CONNECTION = (URLError, HTTPException, ConnectionError, TimeoutError, SSLError)
+NOT_MODIFIED = 304
+TIMEOUT_SECONDS = 60
+START_TIME = time.time()
+
+
+class Download(NamedTuple):
+    """A downloaded file."""
+
+    path: Path
+    sha256: str
+    source: str  # the address; of a repository with commit and file
+    remark: str = ''  # what the log should warn of
+
+
+def is_address(path: str | Path) -> bool:
+    """Whether weights are named by an address and not by a file."""
+    return bool(SCHEME.match(str(path)))
+
+
+def local_path(path: str | Path) -> Path:
+    """The file itself, or the downloaded file of an address."""
+    return fetch(str(path)).path if is_address(path) else Path(path)
+
+
+def describe_weights(path: str | Path) -> dict[str, str]:
+    """What run.json and checkpoints record: SHA-256, and the source without its folder."""
+    if is_address(path):
+        return {'sha256': fetch(str(path)).sha256, 'source': fetch(str(path)).source}
+    return {'sha256': sha256(path), 'source': Path(path).name}
+
+
+def log_download(path: str | Path, logger: logging.Logger) -> None:
+    """Log the source and the SHA-256 of downloaded weights, and what to warn of."""
+    if is_address(path):
+        download = fetch(str(path))
+        logger.info(f'downloaded {download.source}, SHA-256 {download.sha256}')
+        if download.remark:
+            logger.warning(download.remark)
+
+
+@cache
+def fetch(address: str) -> Download:
+    """Return the file of an address; processes with the same cache wait for one download.
+
+    Raises:
+        ValueError: If the address is wrong, the server does not send the whole file over https, or
+            there is no folder for the cache. No part of a file stays in the cache.
+    """
+    scheme, folder = address.partition('://')[0].lower(), _cache_folder()
+    if scheme == 'hf':
+        return _from_hugging_face(address)
+    if scheme != 'https':
+        raise ValueError(f'{address}: weights must be a file, or an address https:// or hf://')
+    name = re.sub(r'[^\w.-]', '_', PurePosixPath(urlsplit(address).path).name)[-80:]
+    path = folder / f'{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}'
+    record_file = path.with_name(f'{path.name}.json')
+    with locked(path.with_name(f'{path.name}.lock'), wait=True):
+        try:
+            record = json.loads(record_file.read_bytes())
+            record = record if sha256(path) == record['sha256'] else {}
+            is_new = record_file.stat().st_mtime > START_TIME  # another process has just asked
+        except (OSError, ValueError, KeyError):
+            record, is_new = {}, False
+        if not (record and is_new):
+            record = _download(address, path, record)
+            replace_file(record_file, json.dumps(record))
+    return Download(path, record['sha256'], address, record['remark'])
+
+
+def _cache_folder() -> Path:
+    folder = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    if not os.path.isabs(folder):
+        raise ValueError(
+            'XDG_CACHE_HOME must be the absolute path of a folder for downloads, because there is '
+            f'no home folder; got {folder!r}'
+        )
+    return Path(folder, 'simmim')
+
+
+def _download(address: str, path: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """Download a file if it differs from the `known` one, and return its record."""
+    etag = {'If-None-Match': known['etag']} if known.get('etag') else {}
+    request = Request(address, headers={'User-Agent': 'simmim', **etag})
+    try:
+        with build_opener(_OnlyHttps).open(request, timeout=TIMEOUT_SECONDS) as response:
+            record = _save(response, address, path) | {'etag': response.headers['ETag']}
+    except HTTPError as error:
+        if error.code != NOT_MODIFIED:
+            raise ValueError(
+                f'{address}: the server answers {error.code} {error.reason}'
+            ) from error
+        return known | {'remark': ''}
+    except NO_CONNECTION as error:
+        reason = f'{address}: no connection, or it broke ({getattr(error, "reason", error)})'
+        if not known:
+            raise ValueError(reason) from error
+        return known | {'remark': f'{reason}; the file of an earlier download is used'}
+    if known and record['sha256'] != known['sha256']:
+        record['remark'] = f'{address}: the file has changed, its SHA-256 was {known["sha256"]}'
+    return record
+
+
+def _save(response: Any, address: str, path: Path) -> dict[str, Any]:
+    """Write the body of an answer to a file, if all of it arrives."""
+    length, size, digest = response.headers['Content-Length'], 0, hashlib.sha256()
+    bar = {'desc': path.name, 'total': length and int(length), 'disable': None}
+    with atomic_writer(path) as file, tqdm.wrapattr(response, 'read', **bar) as body:
+        while block := body.read(BLOCK_BYTES):
+            file.write(block)
+            digest.update(block)
+            size += len(block)
+        if length and size != int(length):
+            raise ValueError(f'{address}: the download is incomplete, {size} of {length} bytes')
+        expected = HASH_IN_NAME.search(urlsplit(address).path)
+        if expected and not digest.hexdigest().startswith(expected[1]):
+            raise ValueError(f'{address}: the SHA-256 {digest.hexdigest()} is not that of the name')
+    return {'address': address, 'sha256': digest.hexdigest(), 'remark': ''}
+
+
+class _OnlyHttps(HTTPRedirectHandler):
+    def redirect_request(self, *arguments: Any) -> Request | None:
+        request, target = arguments[0], arguments[-1]
+        if urlsplit(target).scheme != 'https':
+            raise ValueError(f'{request.full_url} redirects to {target}, which is not https')
+        return super().redirect_request(*arguments)
+
+
+def _from_hugging_face(address: str) -> Download:
+    match = HUB_ADDRESS.fullmatch(address)
+    if not match:
+        raise ValueError(f'{address}: must be hf://OWNER/NAME[@REVISION][/FILE]')
+    repository, revision, file = match.groups()
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ValueError(f'{address}: run pip install huggingface_hub') from error
+    for name in (file,) if file else HUB_FILES:
+        wanted = [name, str(PurePosixPath(name).with_name(PROCESSOR))]
+        try:
+            folder = snapshot_download(repository, revision=revision, allow_patterns=wanted)
+        except Exception as error:  # its errors have no common class
+            raise ValueError(f'{address}: {in_one_line(error)}') from error
+        path = Path(folder, name)
+        if path.is_file():
+            commit = Path(folder).name
+            return Download(path, sha256(path), f'hf://{repository}@{commit}/{name}')
+    raise ValueError(f'{address}: the repository has no {file or " or ".join(HUB_FILES)}')

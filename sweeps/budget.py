@@ -1,0 +1,121 @@
+"""What a sweep costs, before it starts: runs, GPU hours and disk space."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+from config import PROBES, Config, config_text
+from data.records import pretrain_records, read_split, split_patients, training_records
+from engine.run_record import read_record
+from logger import read_metrics
+from sweeps.files import ROOT, SECTIONS, Job
+from sweeps.runner import folder_state
+
+EVALUATION = 1 / 3  # of a training step: the time of a held-out image
+# Options that decide how many images a run trains on, and how large its checkpoints are.
+IMAGE_KEYS = ('VIEWS', 'HOLDOUT_FRACTION', 'TRAIN_FRACTION', 'TRAIN_IMAGES', 'TASK', 'BLANK')
+
+
+def describe_budget(
+    jobs: Sequence[Job], rates: Sequence[float], logger: logging.Logger
+) -> Iterator[str]:
+    """Lines about the runs of a plan: how many, how long they take, and what they leave on disk.
+
+    Args:
+        jobs: The runs.
+        rates: Images per second of a GPU in pre-training and in fine-tuning, or one for both; by
+            default the medians of the plan's finished runs.
+        logger: Takes remarks about the data.
+
+    Raises:
+        ValueError: If the data cannot be read.
+    """
+    left = [job for job in jobs if folder_state(job.folder) != 'finished']
+    yield f'{len(jobs)} runs, {len(jobs) - len(left)} of them already finished'
+    images, hours = images_of(jobs, logger), []
+    for place, section in enumerate(('pretrain', 'finetune')):
+        members = [job for job in left if SECTIONS[job.stage] == section]
+        total = sum(images[job.folder] for job in members)
+        finished = [job for job in jobs if job not in left and SECTIONS[job.stage] == section]
+        rate = rates[min(place, len(rates) - 1)] if rates else measured_rate(finished)
+        line = f'{section}: {len(members)} runs left, {total:,.0f} images'
+        if members:
+            hours.append(total / rate / 3600 if rate else None)
+            line += f', {hours[-1]:,.1f} GPU hours at {rate:,.0f} images/s of a GPU' * bool(rate)
+        yield line
+    if None in hours:
+        yield 'GPU hours: not known. Finish a run of each stage, or give --images-per-second (as '
+        yield 'reported by --check of a main script, divided by the number of GPUs)'
+    else:
+        yield f'GPU hours: {sum(hours):,.1f} (the time of scoring and reports is not included)'
+    yield from _describe_disk(jobs)
+
+
+def images_of(jobs: Sequence[Job], logger: logging.Logger) -> dict[Path, float]:
+    """Images that each run processes; a held-out image counts as EVALUATION."""
+    records = read_split(jobs[-1].config, 'train', logger)  # of a fine-tuning: with labels
+    known: dict[tuple, float] = {}
+    found = {}
+    for job in jobs:
+        key = (job.stage, *(job.config.DATA[name] for name in IMAGE_KEYS))
+        if key not in known:  # the seed changes a subset by few images
+            train, holdout, _ = split_patients(job.config, records)
+            if job.stage == 'finetune':
+                held_out = EVALUATION * len(holdout) / job.config.EVAL.EVERY
+                known[key] = len(training_records(job.config, train)) + held_out
+            else:
+                known[key] = len(pretrain_records(job.config, records)[0])
+        found[job.folder] = known[key] * job.config.TRAIN.EPOCHS
+    return found
+
+
+def measured_rate(finished: Sequence[Job]) -> float | None:
+    """Median images per second of a GPU in these runs; None if it is not known."""
+    rates = []
+    for job in finished:
+        processes = (read_record(job.folder) or {}).get('processes', 1)
+        for record in read_metrics(job.folder / 'metrics.jsonl'):
+            if record.get('images_per_second'):
+                rates.append(record['images_per_second'] / processes)
+    return median(rates) if rates else None
+
+
+def kept_checkpoints(stage: str, config: Config) -> int:
+    """Checkpoints that a finished run leaves."""
+    if stage == 'finetune' and config.FINETUNE.MODE in PROBES:
+        return 0
+    epochs = config.TRAIN.EPOCHS
+    saved = sum(e % config.SAVE_FREQ == 0 or e + 1 == epochs for e in range(epochs))
+    return min(saved, config.SAVE_KEEP or saved) + (stage == 'finetune')
+
+
+def checkpoint_sizes(jobs: Sequence[Job]) -> list[int]:
+    """Bytes of a checkpoint of each run."""
+    models = [(job.stage, job.config.MODEL.dump(), job.config.CONTRASTIVE.dump()) for job in jobs]
+    first = {model: job for model, job in zip(models[::-1], jobs[::-1], strict=True)}
+    texts = [[job.stage, config_text(job.config)] for job in first.values()]
+    command = [sys.executable, '-m', 'sweeps.checkpoint_size']
+    done = subprocess.run(
+        command, cwd=ROOT, input=json.dumps(texts), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ValueError(f'the models cannot be built: {done.stderr.strip().splitlines()[-1]}')
+    sizes = dict(zip(first, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    return [sizes[model] for model in models]
+
+
+def _describe_disk(jobs: Sequence[Job]) -> Iterator[str]:
+    sizes = checkpoint_sizes(jobs)
+    counts = [kept_checkpoints(job.stage, job.config) for job in jobs]
+    full = sum(size * count for size, count in zip(sizes, counts, strict=True))
+    least = sum(size * min(count, 1) for size, count in zip(sizes, counts, strict=True))
+    folder = next(path for path in jobs[0].folder.parents if path.is_dir())
+    yield (
+        f'disk: {full / 1e9:,.1f} GB of checkpoints of all runs, {least / 1e9:,.1f} GB with run '
+        f'--keep best; {shutil.disk_usage(folder).free / 1e9:,.1f} GB are free'
+    )

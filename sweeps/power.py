@@ -1,0 +1,120 @@
+"""The smallest difference in AUROC that the design of a sweep can detect.
+
+Hanley and McNeil give the standard error of an AUROC from the numbers of positives and negatives,
+and of a paired difference from the correlation of the two AUROCs.
+
+Sources: Hanley & McNeil 1982, Radiology 143(1), 29-36; Hanley & McNeil 1983, Radiology 148(3),
+839-843.
+"""
+
+import logging
+from collections.abc import Iterator
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import nct, norm, t
+
+from config import Config
+from data.labels import COMPETITION_LABELS, scored_targets, task_labels
+from data.records import scored_records
+from evaluation.metrics import study_level
+from sweeps.results import SIGNIFICANT, SPLITS
+
+POWER = 0.8
+AREA = 0.85  # AUROC of both rows
+# Correlation of the AUROCs of two rows on the same patients. The paired intervals in docs/results
+# imply 0.72 to 0.96 for all but one of 24 comparisons, with a lower quartile of 0.85.
+CORRELATION = 0.85
+
+
+class Cases(NamedTuple):
+    """What a run will be scored on: the split, and by label positives and negatives."""
+
+    split: str
+    unit: str
+    rows: int
+    patients: int
+    counts: dict[str, tuple[int, int]]
+
+
+def count_cases(config: Config, logger: logging.Logger) -> Cases:
+    """The cases of the split that the table of a sweep compares rows on by default.
+
+    Args:
+        config: Options of a fine-tuning.
+        logger: Takes remarks about the data.
+    """
+    parts = (
+        (split, scored_records(config, split, logger, optional=split == 'test')) for split in SPLITS
+    )
+    split, records = next((split, part) for split, part in parts if part is not None)
+    data = config.DATA
+    targets = scored_targets(
+        records.labels, task=data.TASK, blank=data.BLANK, names=records.label_names
+    )
+    if config.EVAL.LEVEL == 'study':
+        _, targets, _ = study_level(np.zeros(targets.shape), targets, records.study)
+    counts = {
+        label: (int((column == 1).sum()), int((column == 0).sum()))
+        for label, column in zip(task_labels(data.TASK, data.LABELS), targets.T, strict=True)
+    }
+    unit = 'studies' if config.EVAL.LEVEL == 'study' else 'images'
+    return Cases(split, unit, len(targets), len(set(records.patient)), counts)
+
+
+def standard_error(area: float, positives: int, negatives: int) -> float:
+    """Standard error of an AUROC, after Hanley and McNeil (1982)."""
+    of_positives, of_negatives = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area)
+    variance += (positives - 1) * (of_positives - area**2)
+    variance += (negatives - 1) * (of_negatives - area**2)
+    return sqrt(variance / (positives * negatives))
+
+
+def detectable_difference(positives: int, negatives: int, comparisons: int) -> float:
+    """The paired difference in AUROC that is found with POWER over patients.
+
+    Holm's correction is strictest for the first of the compared rows: as Bonferroni's.
+    """
+    error = standard_error(AREA, positives, negatives) * sqrt(2 * (1 - CORRELATION))
+    return (norm.isf(SIGNIFICANT / (2 * comparisons)) + norm.ppf(POWER)) * error
+
+
+def detectable_deviations(seeds: int) -> float:
+    """The difference, in standard deviations of the paired differences, found over the seeds."""
+    limit = t.isf(SIGNIFICANT / 2, seeds - 1)
+    return brentq(lambda d: nct.sf(limit, seeds - 1, d * sqrt(seeds)) - POWER, 0.01, 100)
+
+
+def describe_power(cases: Cases, *, comparisons: int, seeds: int) -> Iterator[str]:
+    """Lines about what a sweep can find, with the assumptions."""
+    yield (
+        f'Smallest detectable difference in AUROC on {cases.split} ({cases.rows:,} {cases.unit} of '
+        f'{cases.patients:,} patients), comparisons: {comparisons}'
+    )
+    found = {
+        label: detectable_difference(*counts, comparisons)
+        for label, counts in cases.counts.items()
+        if min(counts)
+    }
+    for label, difference in found.items():
+        positives, negatives = cases.counts[label]
+        yield f'  {label:<27}{positives:>7,} positive {negatives:>7,} negative   {difference:.3f}'
+    if set(COMPETITION_LABELS) <= set(found):
+        mean = np.mean([found[label] for label in COMPETITION_LABELS])
+        yield f'  {"mean of five, at most":<62}{mean:.3f}'
+    yield (
+        f'Assumed: power {POWER:.0%}, alpha {SIGNIFICANT} with Holm, AUROC {AREA}, correlation of '
+        f'the AUROCs of two rows {CORRELATION}, independent {cases.unit} (Hanley and McNeil 1983).'
+    )
+    if cases.split == 'internal':
+        yield 'The labels of internal come from reports by a labeller, not from radiologists.'
+    if seeds == 1:
+        yield 'One seed gives no interval over seeds, so no row can be above or below another.'
+    else:
+        yield (
+            f'Over {seeds} seeds it must also be at least {detectable_deviations(seeds):.1f} '
+            'standard deviations of the paired differences between seeds.'
+        )

@@ -1,0 +1,266 @@
+"""Weights from an address: a server with a certificate of its own, and a repository."""
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+import ssl
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import ROOT
+from transfers import make_config, make_model
+
+from engine import downloads
+from engine.downloads import PROCESSOR, fetch, local_path
+from engine.run_record import RunRecord, read_record
+from models.pretrained import fit_pretrained
+from utils import load_pretrained, load_weights, read_checkpoint
+
+LOGGER = logging.getLogger('test')
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Sends `server.files`; `server.asked` lists (path, sent)."""
+
+    def do_GET(self) -> None:
+        body, headers = self.server.files.get(self.path, (b'', {}))
+        etag = f'"{hashlib.md5(body).hexdigest()}"'
+        known = self.headers['If-None-Match'] == etag and not headers
+        self.server.asked.append((self.path, not known))
+        self.send_response(304 if known else 302 if 'Location' in headers else 200)
+        headers = {'ETag': etag, 'Content-Length': len(body)} | headers
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if not known:
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope='module')
+def certificate(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('tls') / 'server.pem'
+    if not shutil.which('openssl'):
+        pytest.skip('openssl makes the certificate of the server')
+    command = 'openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2'
+    command += f' -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout {path}.key'
+    subprocess.run([*command.split(), '-out', str(path)], check=True, capture_output=True)
+    return path
+
+
+@pytest.fixture
+def server(certificate, tmp_path, monkeypatch):
+    server = HTTPServer(('localhost', 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, f'{certificate}.key')
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.files, server.asked = {}, []
+    server.address = f'https://localhost:{server.server_port}'
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setenv('SSL_CERT_FILE', str(certificate))
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('no_proxy', '*')
+    new_run(monkeypatch)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def new_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process, which started after the earlier downloads."""
+    fetch.cache_clear()
+    monkeypatch.setattr(downloads, 'START_TIME', math.inf)
+
+
+def weights(value: float, folder: Path) -> bytes:
+    torch.save({'model': {'weight': torch.full((1000,), value)}}, folder / 'made.pth')
+    return (folder / 'made.pth').read_bytes()
+
+
+def value_of(address: str) -> float:
+    (value,) = read_checkpoint(address)['model']['weight'].unique().tolist()
+    return value
+
+
+def cached(tmp_path: Path) -> list[str]:
+    """Files in the cache, besides locks."""
+    names = [path.name for path in (tmp_path / 'cache/simmim').iterdir()]
+    return [name for name in names if not name.endswith('.lock')]
+
+
+def test_addresses_with_the_same_last_part_are_different_weights(server, tmp_path):
+    for value, path in enumerate(('/a/w.pth', '/b/w.pth', '/b/w.pth?v=2')):
+        server.files[path] = weights(value, tmp_path), {}
+    assert [value_of(server.address + path) for path in server.files] == [0, 1, 2]
+    assert value_of(server.address.replace('https', 'HTTPS') + '/b/w.pth') == 1
+
+
+def test_a_file_is_sent_once_until_it_changes(server, tmp_path, monkeypatch, log):
+    address = f'{server.address}/w.pth'
+    server.files['/w.pth'] = weights(1, tmp_path), {}
+    assert value_of(address) == value_of(address) == 1
+    assert server.asked == [('/w.pth', True)]
+    old = fetch(address).sha256
+    assert old == hashlib.sha256(local_path(address).read_bytes()).hexdigest()
+    fetch.cache_clear()
+    monkeypatch.setattr(downloads, 'START_TIME', 0)  # another process of the same run
+    assert value_of(address) == 1 and len(server.asked) == 1
+    new_run(monkeypatch)
+    assert value_of(address) == 1 and server.asked[1:] == [('/w.pth', False)]
+    server.files['/w.pth'] = weights(2, tmp_path), {}
+    new_run(monkeypatch)
+    model = torch.nn.Linear(1000, 1, bias=False)
+    model.weight = torch.nn.Parameter(torch.zeros(1000))
+    load_weights(address, model, LOGGER)
+    assert model.weight.unique().tolist() == [2]
+    assert any(old in message and address in message for message in log.messages)
+    assert any(fetch(address).sha256 in message for message in log.messages)
+
+
+def test_a_changed_file_of_the_cache_is_downloaded_again(server, tmp_path, monkeypatch):
+    server.files['/w.pth'] = weights(1, tmp_path), {}
+    local_path(f'{server.address}/w.pth').write_bytes(weights(2, tmp_path))
+    new_run(monkeypatch)
+    assert value_of(f'{server.address}/w.pth') == 1
+
+
+def test_without_a_connection_the_earlier_file_is_used_with_a_remark(server, tmp_path, monkeypatch):
+    server.files['/w.pth'] = weights(1, tmp_path), {}
+    address = f'{server.address}/w.pth'
+    fetch(address)
+    monkeypatch.delenv('SSL_CERT_FILE')  # nobody vouches for the server
+    new_run(monkeypatch)
+    assert value_of(address) == 1 and address in fetch(address).remark
+    with pytest.raises(ValueError, match=r'other\.pth'):
+        fetch(f'{server.address}/other.pth')
+
+
+def test_an_incomplete_or_broken_download_leaves_nothing(server, tmp_path, monkeypatch):
+    body = weights(1, tmp_path)
+    chunked = {'Transfer-Encoding': 'chunked'}
+    server.files['/short.pth'] = body[:999], {'Content-Length': len(body)}
+    server.files['/chunk.pth'] = b'%x\r\n' % len(body) + body[:999], chunked
+    server.files['/w-00000000.pth'] = body, {}
+    for path in server.files:
+        with pytest.raises(ValueError, match=path):
+            fetch(server.address + path)
+    with monkeypatch.context() as patch:
+        patch.setattr(downloads.json, 'dumps', lambda record: sys.exit('killed'))
+        server.files['/w.pth'] = body, {}
+        with pytest.raises(SystemExit):
+            fetch(f'{server.address}/w.pth')
+    server.files['/w.pth'] = weights(2, tmp_path), {}
+    assert value_of(f'{server.address}/w.pth') == 2  # a file without record is not used
+    assert [name for name in cached(tmp_path) if 'w.pth' not in name] == []
+
+
+@pytest.mark.parametrize('scheme', ['http', 'file', 'ftp'])
+def test_only_https_is_followed(server, tmp_path, scheme):
+    plain = f'{scheme}://localhost:{server.server_port}/w.pth'
+    server.files['/w.pth'] = weights(1, tmp_path), {}
+    server.files['/moved.pth'] = b'', {'Location': plain}
+    server.files['/other.pth'] = b'', {'Location': '/w.pth'}
+    assert value_of(f'{server.address}/other.pth') == 1
+    for address in (f'{server.address}/moved.pth', plain):
+        with pytest.raises(ValueError, match='https') as caught:
+            fetch(address)
+        assert address in str(caught.value)
+
+
+def test_several_processes_download_one_file(server, tmp_path):
+    server.files['/w.pth'] = weights(1, tmp_path), {}
+    code = 'import sys; from engine.downloads import fetch; fetch(sys.argv[1])'
+    command = [sys.executable, '-c', code, f'{server.address}/w.pth']
+    for process in [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]:
+        assert process.wait() == 0
+    assert server.asked == [('/w.pth', True)]
+
+
+def test_the_record_of_a_run_has_the_checksum_of_downloaded_weights(server, tmp_path):
+    server.files['/w.pth'] = weights(1, tmp_path), {}
+    record = RunRecord(tmp_path, {'data': {'fingerprint': ''}, 'code': '', 'processes': 1}, LOGGER)
+    record.facts['environment'] = {}
+    record.pretrained = f'{server.address}/w.pth'
+    record.begin(None)
+    found = read_record(tmp_path)
+    assert found['pretrained'] == hashlib.sha256(server.files['/w.pth'][0]).hexdigest()
+    assert found['pretrained_source'] == record.pretrained
+
+
+@pytest.mark.parametrize('set_home', [False, True])
+def test_without_a_home_folder_the_cache_is_that_of_xdg(tmp_path, monkeypatch, set_home):
+    monkeypatch.delenv('HOME')
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setattr('os.getuid', lambda: 987_654_321)
+    monkeypatch.chdir(tmp_path)
+    if set_home:
+        monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    match = 'localhost' if set_home else 'XDG_CACHE_HOME'
+    with pytest.raises(ValueError, match=match):
+        fetch('https://localhost:1/w.pth')
+    assert [path.name for path in tmp_path.iterdir()] == ['simmim'] * set_home
+
+
+# Hugging Face
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The folders of repositories by name and revision; `asked` lists the patterns."""
+    package = pytest.importorskip('huggingface_hub')
+    fetch.cache_clear()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    asked = []
+
+    def snapshot_download(repository: str, *, revision: str | None, allow_patterns: list) -> str:
+        asked.append((revision, *allow_patterns))
+        if repository != 'owner/name':
+            raise OSError('401 Client Error.\nRepository Not Found')
+        return str(tmp_path / 'c0ffee')
+
+    monkeypatch.setattr(package, 'snapshot_download', snapshot_download)
+    (tmp_path / 'c0ffee' / 'sub').mkdir(parents=True)
+    return asked
+
+
+def test_a_repository_gives_its_weights_and_the_statistics_of_their_pixels(hub, tmp_path, log):
+    source, folder = make_config('swin', 3), tmp_path / 'c0ffee'
+    model = make_model(source, is_pretrain=False)
+    torch.save(model.state_dict(), folder / 'pytorch_model.bin')
+    statistics = {'image_mean': [0.1, 0.2, 0.3], 'image_std': [0.4, 0.5, 0.6]}
+    (folder / PROCESSOR).write_text(json.dumps(statistics))
+    config = make_config('swin', 3)
+    config.PRETRAINED = 'hf://owner/name@main'
+    target = make_model(config, seed=2, is_pretrain=False)
+    recorded = load_pretrained(config, target, LOGGER, fit_pretrained)
+    assert torch.equal(target.norm.weight, model.norm.weight)
+    checksum = hashlib.sha256((folder / 'pytorch_model.bin').read_bytes()).hexdigest()
+    assert recorded == {'sha256': checksum, 'source': 'hf://owner/name@c0ffee/pytorch_model.bin'}
+    assert any(checksum in line and 'c0ffee' in line for line in log.messages)
+    assert hub == [(file and 'main', file, PROCESSOR) for file in downloads.HUB_FILES]
+
+
+def test_a_file_of_a_repository_and_what_is_wrong_are_named(hub, tmp_path):
+    path = tmp_path / 'c0ffee/sub/w.pth'
+    path.write_bytes(b'1')
+    assert fetch('hf://owner/name/sub/w.pth').path == path
+    assert hub == [(None, 'sub/w.pth', f'sub/{PROCESSOR}')]
+    for address in ('hf://owner/name', 'hf://owner/other', 'hf://owner'):
+        with pytest.raises(ValueError, match=address) as caught:
+            fetch(address)
+        assert '\n' not in str(caught.value)
+
+
+def test_a_repository_needs_the_optional_package(hub, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    with pytest.raises(ValueError, match='pip install huggingface_hub'):
+        fetch('hf://owner/name')

@@ -1,0 +1,77 @@
+"""What a sweep can detect and what it costs: against simulations and runs counted by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.special import ndtri
+from scipy.stats import ttest_1samp
+from sweep_commands import SWEEP, in_process, jobs_of
+
+from engine.run_record import RECORD_FILE
+from evaluation.intervals import delong_test
+from evaluation.metrics import auroc_per_label
+from models import build_model
+from sweeps.budget import checkpoint_sizes, kept_checkpoints, measured_rate
+from sweeps.power import (
+    AREA,
+    POWER,
+    detectable_deviations,
+    detectable_difference,
+    standard_error,
+)
+
+
+def test_the_standard_error_is_that_of_the_published_example() -> None:
+    # Hanley & McNeil 1982: 51 abnormal and 58 normal images, area 0.893, standard error 0.032.
+    assert standard_error(0.893, 51, 58) == pytest.approx(0.0325, abs=5e-4)
+
+
+def test_the_detectable_difference_is_found_as_often_as_promised() -> None:
+    positives = negatives = 300
+    difference, rng = detectable_difference(positives, negatives, 1), np.random.default_rng(0)
+    targets = np.repeat([1.0, 0.0], [positives, negatives])
+    # Normal scores: an area of A needs a distance of sqrt(2) times its quantile.
+    distances = np.sqrt(2) * ndtri([AREA, AREA + difference])
+    found, areas = [], []
+    for _ in range(400):
+        shared, own = rng.normal(size=targets.size), rng.normal(size=(2, targets.size))
+        scores = distances[:, None] * targets + np.sqrt(0.87) * shared + np.sqrt(0.13) * own
+        found.append(delong_test(*scores, targets) < 0.05)
+        areas.append(auroc_per_label(scores.T, np.stack([targets] * 2, axis=1)))
+    assert np.corrcoef(np.transpose(areas))[0, 1] == pytest.approx(0.85, abs=0.03)
+    assert np.mean(found) == pytest.approx(POWER, abs=0.08)
+
+
+def test_the_difference_over_seeds_is_found_as_often_as_promised() -> None:
+    draws = np.random.default_rng(0).normal(detectable_deviations(3), 1, (20_000, 3))
+    result = ttest_1samp(draws, 0, axis=1)
+    assert np.mean((result.pvalue < 0.05) & (result.statistic > 0)) == pytest.approx(
+        POWER, abs=0.01
+    )
+
+
+def test_a_budget_counts_runs_images_and_checkpoints(phantom, tmp_path, capsys) -> None:
+    assert in_process('budget', SWEEP, tmp_path / 'o', phantom, '--images-per-second', '100') == 0
+    shown = capsys.readouterr().out
+    assert '24 runs, 0 of them already finished' in shown
+    assert 'pretrain: 12 runs left, 432 images' in shown  # of 12 images in 3 epochs each
+    assert 'comparisons: 3' in shown
+    assert not (tmp_path / 'o').exists()
+    jobs = jobs_of(SWEEP, tmp_path / 'o', phantom, 1)
+    config = jobs[0].config
+    # The weights, and two moments of each.
+    weights = sum(p.nbytes for p in build_model(config, is_pretrain=True).parameters())
+    assert checkpoint_sizes(jobs[:1]) == [pytest.approx(3 * weights, rel=0.01)]
+    assert kept_checkpoints('simmim', config) == 3  # after each of three epochs
+    assert kept_checkpoints('finetune', config) == 4
+
+
+def test_the_speed_is_that_of_the_finished_runs(tmp_path) -> None:
+    job = jobs_of(SWEEP, tmp_path, tmp_path, 1)[0]
+    assert measured_rate([]) is None
+    job.folder.mkdir(parents=True)
+    (job.folder / RECORD_FILE).write_text(json.dumps({'finished': 'now', 'processes': 2}))
+    records = [{'epoch': n, 'images_per_second': rate} for n, rate in enumerate((90, 100, 400))]
+    (job.folder / 'metrics.jsonl').write_text(''.join(f'{json.dumps(r)}\n' for r in records))
+    assert measured_rate([job]) == 50
