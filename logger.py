@@ -11,10 +11,12 @@ import logging
 import math
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from termcolor import colored
 from tqdm import tqdm
 
@@ -110,16 +112,24 @@ class ScalarLog:
             return
         self._waiting += json.dumps(json_safe(record), allow_nan=False).encode() + b'\n'
         self._write_waiting()
-        scalars = {
-            f'epoch/{key}': value
-            for key, value in record.items()
-            if isinstance(value, int | float) and key != 'epoch'
-        }
-        self._write_curves(scalars, record['epoch'])
+        scalars = {key: value for key, value in record.items() if key != 'epoch'}
+        for key, value in record.items():  # such as the AUROC by label
+            if isinstance(value, dict):
+                scalars |= {f'{key}/{name}': item for name, item in value.items()}
+        numbers = {k: v for k, v in scalars.items() if isinstance(v, int | float)}
+        self._write_curves({f'epoch/{key}': v for key, v in numbers.items()}, record['epoch'])
 
     def write_step(self, values: dict[str, float], step: int) -> None:
         """Write curves within epochs to TensorBoard; `step` counts micro-batches."""
         self._write_curves({f'step/{key}': value for key, value in values.items()}, step)
+
+    def write_image(self, tag: str, path: Path, step: int) -> None:
+        """Copy an image file to TensorBoard."""
+        self._write_board(
+            lambda board: board.add_image(
+                tag, np.asarray(Image.open(path).convert('RGB')), step, dataformats='HWC'
+            )
+        )
 
     def close(self) -> None:
         """Write what is still waiting, and warn if that fails."""
@@ -144,12 +154,16 @@ class ScalarLog:
                 self.logger.warning(f'{self.path} cannot be written ({error.strerror})')
 
     def _write_curves(self, scalars: dict[str, float], step: int) -> None:
+        self._write_board(
+            lambda board: [board.add_scalar(tag, value, step) for tag, value in scalars.items()]
+        )
+
+    def _write_board(self, write: Callable[[Any], object]) -> None:
         """Write to TensorBoard. After a first error, such as a full disk, nothing is written."""
         if self._board is None:
             return
         try:
-            for tag, value in scalars.items():
-                self._board.add_scalar(tag, value, step)
+            write(self._board)
         except OSError as error:
             self._board = None
             self.logger.warning(f'tensorboard/ is not written any more ({error.strerror})')

@@ -3,6 +3,11 @@
 torchrun --nproc_per_node N main_contrastive.py --cfg configs/... --data-path DIR [--opts KEY VALUE]
 """
 
+from config import build_parser
+
+if __name__ == '__main__':  # --help is answered before torch is imported, which takes seconds
+    build_parser('contrastive').parse_args()
+
 import math
 import sys
 from typing import Any

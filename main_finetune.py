@@ -3,6 +3,11 @@
 torchrun --nproc_per_node N main_finetune.py --cfg configs/... --data-path DIR --pretrained CKPT
 """
 
+from config import build_parser
+
+if __name__ == '__main__':  # --help is answered before torch is imported, which takes seconds
+    build_parser('finetune').parse_args()
+
 import sys
 from typing import Any
 

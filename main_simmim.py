@@ -3,6 +3,11 @@
 torchrun --nproc_per_node N main_simmim.py --cfg configs/... --data-path DIR [--opts KEY VALUE ...]
 """
 
+from config import build_parser
+
+if __name__ == '__main__':  # --help is answered before torch is imported, which takes seconds
+    build_parser('simmim').parse_args()
+
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -71,6 +76,7 @@ class HeldOutReconstruction:
                 path = run.folder / 'reconstructions' / f'epoch_{epoch}.png'
                 try:
                     plot_reconstructions(path, examples, f'epoch {epoch}, {line}')
+                    run.scalars.write_image('reconstructions', path, epoch)
                 except OSError as error:  # a full disk does not stop training
                     run.logger.warning(f'{path} cannot be written ({error.strerror})')
         return values

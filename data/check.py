@@ -17,11 +17,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from config import Config
-from data.images import colour_difference, load_image
+from data.images import COLOUR_LEVELS, colour_difference, load_image
 from data.labels import label_columns, scored_targets
 from data.packing import start_worker
 from data.records import DATASETS, Fault, Folder, Records, open_images
 from data.store import Store
+from engine.files import allow_open_files
 
 COLUMNS = ('kind', 'detail', 'csv', 'row', 'file', 'severity')  # the fields of a fault
 SEVERITIES = ('error', 'warning', 'note')
@@ -30,7 +31,6 @@ EXAMPLES = 3  # of each kind, in the summary
 CHUNK_IMAGES = 32
 DIGEST_BYTES = 16
 FEW_LEVELS = 16  # an X-ray has more grey levels
-COLOUR_LEVELS = 8  # difference between channels that JPEG alone can cause
 
 
 class Findings:
@@ -186,6 +186,7 @@ def _look_at_all(
     images: Store | Folder, unique: pd.DataFrame, findings: Findings, workers: int
 ) -> list[bytes]:
     digests = []
+    allow_open_files(workers)
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
         looks = pool.map(partial(look_at, images), unique['file'], chunksize=CHUNK_IMAGES)
         bar = tqdm(looks, desc='check', total=len(unique), unit='image')

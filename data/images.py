@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import stat
 import warnings
 from functools import lru_cache
 from io import BytesIO
@@ -20,8 +21,10 @@ except ImportError:  # Pillow then reads everything
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
+MAX_BYTES = 2**30  # of an image file; the DICOM file of one X-ray has some hundred MB at most
 MIN_SIDE = 16  # in pixels
 MAX_ASPECT = 10  # long side / short side; a chest is about as wide as it is high
+COLOUR_LEVELS = 8  # difference between channels that JPEG alone can cause
 PROBES = 16  # pixels that are compared before all of them are
 
 # Formats that Pillow may recognise by their contents. Others can start programs (EPS).
@@ -75,16 +78,16 @@ def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Ima
         Mode 'L' for 8 bits, and mode 'F' in grey levels 0..255, not rounded, for more bits.
 
     Raises:
-        BadImageError: If the file is damaged, leaves the root, or cannot be learned from because
-            it has one grey level, is tiny, or is a mere strip. The message names the file.
+        BadImageError: If the file is damaged, is not a regular file, is larger than MAX_BYTES,
+            leaves the root, or cannot be learned from because it has one grey level, is tiny, or
+            is a mere strip. The message names the file.
         ValueError: If the file is missing or cannot be read at the moment. The `__cause__` is the
             error of the system.
     """
     if root:
         refuse_link_out(root, path)
     try:
-        with open(path, 'rb', buffering=0) as file:
-            data = file.read()
+        data = _read_regular(path)
         if os.fspath(path).lower().endswith('.dcm'):
             image = read_dicom(data)
         else:
@@ -94,7 +97,7 @@ def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Ima
     except (OSError, ImportError, MemoryError) as error:
         # Pillow raises OSErrors without a number for damaged files.
         kind = BadImageError if isinstance(error, OSError) and error.errno is None else ValueError
-        raise kind(f'image {path} cannot be read: {error or "not enough memory"}') from error
+        raise kind(f'image {path} cannot be read: {str(error) or "not enough memory"}') from error
     except Exception as error:  # damaged files make Pillow raise almost anything
         raise BadImageError(f'image {path} cannot be read: {error}') from error
     if fault := _fault(image):
@@ -193,6 +196,18 @@ def colour_difference(path: str | PathLike[str]) -> int:
         red, green, blue = image.convert('RGB').split()
     pairs = ((red, green), (green, blue))
     return max(ImageChops.difference(*pair).getextrema()[1] for pair in pairs)
+
+
+def _read_regular(path: str | PathLike[str]) -> bytes:
+    """Read a file that is no device or pipe, which could block or never end, nor too large."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError('it is not a regular file')
+    if found.st_size > MAX_BYTES:
+        raise ValueError(f'it has {found.st_size:,} bytes; at most {MAX_BYTES:,} are read')
+    # O_NONBLOCK: if the file has become a pipe by now, opening it must not wait for a writer.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb', buffering=0) as file:
+        return file.read()
 
 
 def _decode_plain(data: bytes, image: Image.Image) -> np.ndarray | None:

@@ -27,6 +27,7 @@ from data.images import BadImageError, load_image
 from data.records import Records
 from data.store import BAD_FILE, Store, is_store, open_store
 from engine import distributed
+from engine.files import LOADER_FILES, allow_open_files
 
 HEADER = ('file', 'row', 'reason')  # of bad_images.csv
 HINT = 'scripts/check_data.py finds all such images; DATA.BAD_IMAGE skip replaces them in training'
@@ -346,6 +347,7 @@ def make_loader(
         weights: [N]. Training epochs are drawn with replacement in proportion to them.
     """
     data = config.DATA
+    allow_open_files(data.NUM_WORKERS, per_worker=LOADER_FILES)
     sampler = EpochSampler(
         len(dataset),
         batch_size=data.BATCH_SIZE,

@@ -47,7 +47,7 @@ from data.store import (
     read_about,
     write_about,
 )
-from engine.files import locked, replace_file
+from engine.files import allow_open_files, locked, replace_file
 
 RESAMPLE = Image.Resampling.BICUBIC
 CHUNK_IMAGES = (
@@ -406,6 +406,7 @@ def _encode_all(
         return
     length = CHUNK_IMAGES if settings.size else 1
     waiting = deque()  # bounded, because the results of all chunks would not fit into memory
+    allow_open_files(workers)
     pool = ProcessPoolExecutor(workers, initializer=start_worker)
     try:
         for start in range(0, len(files), length):

@@ -371,7 +371,10 @@ def read_csv(
     """
     root = Path(data_path)
     _check_suffix(image_suffix)
-    table = Table(root / csv_name, on_fault, ' (see DATA.DATA_PATH and DATA.*_CSV)')
+    hint = ' (see DATA.DATA_PATH and DATA.*_CSV)'
+    if not any(root.glob('*.csv')):
+        hint += '; to pre-train on images without a CSV file, set DATA.DATASET folder'
+    table = Table(root / csv_name, on_fault, hint)
     table.require((), KEYS, labels)
     key, images = table.key, open_images(root, on_fault)
     inside = [not {'', '.', '..'} & set(path.split('/')) for path in table[key]]
@@ -738,11 +741,17 @@ def _read_unlabelled(
 
 @register_check
 def check_dataset(config: Config, stage: str | None) -> None:
-    """Refuse a data set without labels for fine-tuning; called by `check_config`."""
-    dataset = config.DATA.DATASET
+    """Refuse fine-tuning without labels, and an output that would become data of the next run."""
+    dataset, root = config.DATA.DATASET, config.DATA.DATA_PATH
     if stage == 'finetune' and not DATASETS[dataset].labelled:
         names = ' or '.join(repr(name) for name, entry in DATASETS.items() if entry.labelled)
         raise ValueError(f'DATA.DATASET must be {names} for fine-tuning, got {dataset!r}')
+    is_folder = stage and root and not DATASETS[dataset].labelled and not is_store(root)
+    if is_folder and Path(config.OUTPUT).resolve().is_relative_to(Path(root).resolve()):
+        raise ValueError(
+            f'OUTPUT {config.OUTPUT} must lie outside DATA.DATA_PATH {root}: the next run would '
+            'train on the images that this run writes'
+        )
 
 
 def read_split(
@@ -1219,7 +1228,7 @@ def _existing(
         place = (csv_file, int(rows[position]) + 2 if csv_file else None, file)
         if file in images.left_out:
             on_fault(Fault('left out of the store', images.left_out[file], *place, 'warning'))
-        elif isinstance(images, Store) or not os.path.isfile(images.path / file):
+        elif isinstance(images, Store) or not images.exists(file):
             detail = f'there is no image {images.path / file} {hint}'
             on_fault(Fault('missing image', detail, *place))
             keep[position] = False

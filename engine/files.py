@@ -4,6 +4,8 @@ import errno
 import hashlib
 import os
 import re
+import resource
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -14,6 +16,9 @@ from filelock import FileLock, Timeout
 BLOCK_BYTES = 2**22  # bytes that are read at a time
 BEST_CHECKPOINT = 'ckpt_best.pth'  # a run never resumes from it automatically
 CHECKPOINT_NAME = re.compile(r'ckpt_epoch_(\d+)(?:_step_(\d+))?\.pth')
+OTHER_FILES = 64  # that a process opens besides those of its workers
+LOADER_FILES = 16  # of each worker of a training and a validation loader
+MANY_FILES = 4096  # that are allowed wherever the system permits it
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system has no locks
 
 
@@ -106,6 +111,25 @@ def locked(path: str | Path, *, wait: bool) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def allow_open_files(workers: int, *, per_worker: int = 4) -> None:
+    """Let this process open the pipes and shared tensors of its workers.
+
+    Raises:
+        ValueError: If the system allows too few; workers would then wait forever.
+    """
+    needed = OTHER_FILES + per_worker * workers
+    given = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in given)
+    if soft < max(needed, MANY_FILES):
+        soft = min(max(needed, MANY_FILES), hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, given[1]))
+    if workers and soft < needed:
+        raise ValueError(
+            f'{workers} worker processes (DATA.NUM_WORKERS, --workers) need {needed} open files, '
+            f'and the system allows {soft}: raise that limit (ulimit -n), or use fewer workers'
+        )
 
 
 def in_one_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from engine import distributed
-from engine.clock import duration
+from engine.clock import Clock, duration
 from engine.device import autocast, autocast_dtype, changed_by_forward, to_device
 from engine.device import wrap as wrap_compiled
 from engine.interruptions import Interruptions
@@ -119,6 +119,7 @@ def begin(
         run.device.type, enabled=autocast_dtype(config, run.device) == torch.float16
     )
     state = TrainState(model, optimizer, scheduler, scaler, len(loader), accumulation)
+    state.clock = Clock(config.EVAL.EVERY)
     state.compares_images = run.stage == 'contrastive'
     if saved is not None:
         state.restore(saved, config, source=str(checkpoint), logger=logger)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from data import Loaders
 from engine import distributed
 from engine.clock import duration
-from engine.device import autocast, synchronized_time, views_of
+from engine.device import autocast, synchronized_time, to_device, views_of
 from engine.launch import EXIT_OTHER_PROCESS, explain
 from engine.loop import LossFunction, begin, train_one_batch
 from engine.run_record import Run, is_locked
@@ -27,7 +27,7 @@ from logger import wrap
 Batch = tuple[torch.Tensor, ...]
 
 ERRORS = (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError)
-STEP_SECONDS = 1.5  # of a step on the CPU, where a whole batch may take minutes
+STEP_SECONDS = 4.0  # of a step on the CPU, where a whole batch may take minutes
 NUM_STEPS = 5  # that are timed
 LOADER_SECONDS = 4.0  # for which the loader is timed, once its workers are busy
 WAITING = 0.1  # fraction of the time that the model may wait for data without a warning
@@ -179,7 +179,8 @@ class Preflight:
                 batch = part(batch, size)
                 self._step(state, batch)
                 step = self._seconds(lambda: self._step(state, batch), NUM_STEPS) / size
-                times = step, self._read_seconds(self.loaders[self.main])
+                forward = self._seconds(lambda: self._forward(state, batch), NUM_STEPS) / size
+                times = step, forward, self._read_seconds(self.loaders[self.main])
         measured = distributed.gather(times)
         if None in measured:
             return math.nan
@@ -188,16 +189,23 @@ class Preflight:
     def try_step(self, state: TrainState, batch: Batch) -> int:
         """Try a step of this process alone, so that no other rank waits if it fails.
 
-        On the CPU it uses only as many images as take STEP_SECONDS.
+        On the CPU it uses only as many images as take about STEP_SECONDS. With few images the time
+        would be mostly that of the optimizer.
 
         Returns:
             The images of the step; 0 if they do not fit into memory.
         """
         is_contrastive, size = self.run.stage == 'contrastive', len(batch[0])
         alone = replace(state, model=state.module)
+
+        def seconds(size: int) -> float:
+            return self._seconds(lambda: self._step(alone, part(batch, size)))
+
         if self.run.device.type == 'cpu' and not is_contrastive:  # whose loss needs a whole batch
-            seconds = self._seconds(lambda: self._step(alone, part(batch, 1)))
-            size = min(size, max(2, int(STEP_SECONDS / seconds)))
+            whole, size = size, 1
+            seconds(1)  # the first step takes longer
+            while size < whole and seconds(size) < STEP_SECONDS / 2:
+                size = min(2 * size, whole)
         advice = 'lower --batch-size and raise --accumulation-steps, or use --use-checkpoint'
         if is_contrastive:
             advice = 'use more processes with a smaller --batch-size, or --use-checkpoint'
@@ -223,16 +231,17 @@ class Preflight:
         self.add('step', found, '' if is_finite else advice, problem=not is_finite)
         return size
 
-    def time(self, state: TrainState, step: float, read: float) -> float:
+    def time(self, state: TrainState, step: float, forward: float, read: float) -> float:
         """Report whether the model waits for data, and how long the rest of the run takes.
 
         Args:
             state: Where training starts.
             step: Seconds per image of a training step, or of computing features.
+            forward: Seconds per image of the loss without its gradient.
             read: Seconds per image of the loader.
 
         Returns:
-            Seconds of the run. A held-out image is counted as the third of a step.
+            Seconds of the run.
         """
         data, world = self.config.DATA, distributed.world_size()
 
@@ -248,13 +257,14 @@ class Preflight:
         epochs = 1.0
         if self.loss_fn is not None:
             epochs = self.config.TRAIN.EPOCHS - state.epoch - state.batch / state.num_batches
-        unscored = (self.main, 'test', 'internal')
-        scored = {v for k, v in self.loaders.items() if k not in unscored}
+        own = self.config.EVAL.SELECT_ON
+        validated = ('holdout', 'reference') if self.run.is_pretrain else (own,)
+        scored = {self.loaders[name] for name in validated if name in self.loaders}
         others = sum(len(loader.dataset) for loader in scored)
         images = len(self.loaders[self.main]) * data.BATCH_SIZE
         training = epochs * images * with_reading(step)
         validations = math.ceil(epochs / self.config.EVAL.EVERY)
-        validation = validations * others / world * with_reading(step / 3)
+        validation = validations * others / world * with_reading(forward)
         work = 'training' if self.loss_fn else 'features'
         self.add('time', f'{duration(training)} of {work}, {duration(validation)} of validation')
         return training + validation
@@ -309,6 +319,16 @@ class Preflight:
             for view in views_of(batch[0], self.run.device):
                 with autocast(self.config, self.run.device):
                     model(view)
+
+    @torch.no_grad()
+    def _forward(self, state: TrainState, batch: Batch) -> None:
+        """Compute the loss of a batch as in validation."""
+        if self.loss_fn is None:
+            self._step(state, batch)
+            return
+        state.model.eval()
+        with autocast(self.config, self.run.device):
+            self.loss_fn(state.model, to_device(batch, self.run.device))
 
     def _seconds(self, work: Callable[[], None], repeats: int = 1) -> float:
         start = synchronized_time(self.run.device)

@@ -189,6 +189,9 @@ class FinalScores:
         document |= write_maps(
             config, models[0], shown, sets[-1], thresholds=thresholds, folder=folder
         )
+        for entry in document['maps']:
+            file = folder / entry['file']
+            run.scalars.write_image(f'maps/{file.stem}', file, config.TRAIN.EPOCHS - 1)
         for line in document['alerts']:
             run.logger.warning(line)
         thumbnails = _thumbnails(config, datasets, sets, document)

@@ -1,6 +1,8 @@
 """Predict the labels of new images with a fine-tuned checkpoint; not for clinical use.
 
 python scripts/predict.py --checkpoint C.pth --output F.csv IMAGE_OR_FOLDER [IMAGE_OR_FOLDER ...]
+
+The exit code is 0; 1 with --skip-bad if an image was skipped; or 2 if nothing was written.
 """
 
 import argparse
@@ -11,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from scipy.special import expit
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -19,37 +23,59 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from data.images import load_image
+from data.images import COLOUR_LEVELS, BadImageError, colour_difference, load_image
 from data.labels import task_labels
 from data.records import read_folder, write_predictions
 from data.transforms import EvalTransform
 from engine.device import local_device
+from engine.files import LOADER_FILES, allow_open_files
 from engine.launch import explain
 from evaluation.inference import load_classifier, predict
 from utils import read_checkpoint, trained_config
 
 MOST_IMAGES = 128  # in a batch, whatever the checkpoint says
+SKIPPED = 'skipped: '  # begins the note about an image that is skipped
 
 
 class ImageFiles(Dataset):
-    """Items (model input, 0 in place of a target, index), one per file."""
+    """Items (model input, note about the image, index), one per file.
 
-    def __init__(self, paths: list[str], config: Config) -> None:
+    With `skip_bad`, the input of an image that cannot be used is a placeholder.
+    """
+
+    def __init__(self, paths: list[str], config: Config, *, skip_bad: bool) -> None:
         self.paths = paths
         self.transform = EvalTransform(config)
+        self.skip_bad = skip_bad
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        return self.transform(load_image(self.paths[index]), None), 0, index
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, str, int]:
+        path, note = self.paths[index], ''
+        try:
+            image = load_image(path)
+            if (levels := colour_difference(path)) > COLOUR_LEVELS:
+                note = f'warning: {path} is read as grey: its colours differ by {levels} levels'
+        except ValueError as error:
+            is_bad = isinstance(error, BadImageError)
+            if not self.skip_bad or not (is_bad or isinstance(error.__cause__, FileNotFoundError)):
+                raise
+            image, note = Image.linear_gradient('L'), f'{SKIPPED}{error}'
+        return self.transform(image, None), note, index
 
 
-class LoaderWithBar(DataLoader):
-    """A loader with a progress bar."""
+class ImageLoader(DataLoader):
+    """A loader with a progress bar, which keeps the notes about the images in `notes`."""
+
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Any]:
-        yield from tqdm(super().__iter__(), total=len(self), unit='batch', disable=None)
+        with tqdm(total=len(self.dataset), desc='predict', unit='image', disable=None) as bar:
+            for batch in super().__iter__():
+                self.notes += tuple(batch[1])
+                yield batch
+                bar.update(len(batch[1]))
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -62,6 +88,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--output', required=True, type=Path, metavar='F.csv', help='F.json is also written')
     add('--batch-size', type=int, help='images per batch (default: as in the run, at most 128)')
     add('--num-workers', type=int, help='processes that load images (default: as in the run)')
+    add('--skip-bad', action='store_true', help='skip images that cannot be used, and list them')
     add('--device', type=_device, help='cpu, cuda or cuda:N (default: a GPU if there is one)')
     args = parser.parse_args(arguments)
     if args.output.suffix.lower() != '.csv':
@@ -102,36 +129,44 @@ def read_config(path: str) -> Config:
 
 
 def predict_images(args: argparse.Namespace) -> int:
-    """Write the predictions and return the number of images."""
+    """Write the predictions, report what is wrong with images, and return the exit code."""
     config, paths = read_config(args.checkpoint), list_images(args.images)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     device = args.device or local_device()
     model = load_classifier(config, args.checkpoint, device, logging.getLogger('predict'))
     data, workers = config.DATA, args.num_workers
-    loader = LoaderWithBar(
-        ImageFiles(paths, config),
+    workers = min(data.NUM_WORKERS, os.cpu_count()) if workers is None else workers
+    allow_open_files(workers, per_worker=LOADER_FILES)
+    loader = ImageLoader(
+        ImageFiles(paths, config, skip_bad=args.skip_bad),
         batch_size=args.batch_size or min(data.BATCH_SIZE, MOST_IMAGES),
-        num_workers=min(data.NUM_WORKERS, os.cpu_count()) if workers is None else workers,
+        num_workers=workers,
     )
     logits = predict(config, device, model, loader)
+    skipped = [note.startswith(SKIPPED) for note in loader.notes]
+    if all(skipped):
+        raise ValueError(f'none of the {len(paths)} images can be used: {loader.notes[0]}')
+    used = np.flatnonzero(~np.array(skipped))
     write_predictions(
         args.output,
-        expit(logits.astype('float64')),
-        paths=paths,
+        expit(logits[used].astype('float64')),
+        paths=[paths[i] for i in used],
         labels=task_labels(data.TASK, data.LABELS),
-        source={'checkpoint': args.checkpoint, 'run': config.TAG, 'rows': len(paths)},
+        source={'checkpoint': args.checkpoint, 'run': config.TAG, 'rows': len(used)},
     )
-    return len(paths)
+    for note in filter(None, loader.notes):
+        print(note, file=sys.stderr)
+    rest = f'; {sum(skipped)} were skipped' if any(skipped) else ''
+    print(f'probabilities for {len(used)} images in {args.output}{rest}. Not for clinical use.')
+    return int(any(skipped))
 
 
 def main(args: argparse.Namespace) -> int:
     try:
-        count = predict_images(args)
+        return predict_images(args)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         print(f'error: {explain(error)[1]}', file=sys.stderr)
         return 2
-    print(f'probabilities for {count} images in {args.output}. Not for clinical use.')
-    return 0
 
 
 if __name__ == '__main__':

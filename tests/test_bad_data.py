@@ -1,6 +1,7 @@
 """Data that cannot be used: exit code 2, one clear line, nothing half-written."""
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from mistakes import config_of, edit, linked, results_in
 from tiny import arguments
 
 from config import default_config
+from data.records import check_dataset
+from data.store import STORE_FILE
 from models import build_model
 
 
@@ -38,6 +41,14 @@ def test_an_unreadable_training_image(data, tmp_path, refused):
     argv = arguments(config_of(tmp_path, 'simmim'), data, tmp_path / 'out')
     refused('simmim', argv, data / 'train.csv', 'row 6 ', image)
     assert not results_in(tmp_path / 'out')
+
+
+def test_a_pipe_in_place_of_the_first_training_image(data, tmp_path, refused):
+    image = image_of(data, row=2)
+    image.unlink()
+    os.mkfifo(image)
+    argv = arguments(config_of(tmp_path, 'simmim'), data, tmp_path / 'out')
+    refused('simmim', argv, data / 'train.csv', 'row 2 ', image)
 
 
 def test_a_missing_training_image(data, tmp_path, refused):
@@ -107,6 +118,41 @@ def test_no_data_path(eight, tmp_path, refused, monkeypatch):
     argv = ['--cfg', str(config_of(tmp_path, 'simmim', DATASET='folder'))]
     refused('simmim', [*argv, '--output', str(tmp_path / 'out')], 'DATA.DATA_PATH')
     assert not results_in(tmp_path / 'out')
+
+
+def test_a_folder_without_a_csv(eight, tmp_path, refused):
+    argv = arguments(config_of(tmp_path, 'simmim'), eight / 'train', tmp_path / 'out')
+    refused('simmim', argv, eight / 'train', 'DATA.DATASET folder')
+
+
+def test_an_output_folder_inside_a_folder_of_images(eight, tmp_path, refused, monkeypatch):
+    """By default it is `output` in the current folder."""
+    (tmp_path / 'link').symlink_to(eight)
+    monkeypatch.chdir(tmp_path / 'link')
+    argv = [
+        '--cfg',
+        str(config_of(tmp_path, 'simmim', DATASET='folder')),
+        '--data-path',
+        str(eight),
+    ]
+    refused('simmim', argv, 'OUTPUT output', f'DATA.DATA_PATH {eight}')
+    assert not (eight / 'output').exists()
+
+
+def test_an_output_folder_next_to_or_without_images_is_accepted(phantom, tmp_path):
+    packed = tmp_path / 'store'
+    packed.mkdir()
+    (packed / STORE_FILE).write_text('')
+    pairs = {
+        'folder': (phantom, f'{phantom}-output'),
+        'imagenet': (packed, packed / 'output'),
+        'chexpert': (phantom, phantom / 'output'),
+    }
+    for dataset, (data, output) in pairs.items():
+        config = default_config()
+        options = ['DATA.DATASET', dataset, 'DATA.DATA_PATH', str(data), 'OUTPUT', str(output)]
+        config.merge_from_list(options)
+        check_dataset(config, 'simmim')
 
 
 def test_a_folder_data_set_without_images(tmp_path, refused):

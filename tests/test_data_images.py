@@ -1,5 +1,6 @@
 """Image files: which grey levels they give, and which are refused."""
 
+import os
 import re
 import struct
 import zlib
@@ -184,11 +185,25 @@ def test_bad_images_are_refused_with_their_path(kind, tmp_path):
 
 
 def test_missing_and_unreadable_files_are_not_bad_images(tmp_path):
-    for path in (tmp_path / 'no.png', tmp_path):
+    for path in (tmp_path / 'no.png', tmp_path / ('x' * 300)):
         with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
             load_image(path)
         assert not isinstance(caught.value, BadImageError)
         assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize('kind', ['pipe', 'device', 'folder', 'huge'])
+def test_only_regular_files_of_limited_size_are_read(kind, tmp_path):
+    path = Path('/dev/zero') if kind == 'device' else tmp_path / 'x.png'
+    if kind == 'pipe':
+        os.mkfifo(path)
+    elif kind == 'folder':
+        path.mkdir()
+    elif kind == 'huge':
+        path.write_bytes(PNG)
+        os.truncate(path, images.MAX_BYTES + 1)  # a sparse file
+    with pytest.raises(BadImageError, match=str(path)):
+        load_image(path)
 
 
 @pytest.mark.filterwarnings('ignore')

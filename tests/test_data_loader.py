@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import resource
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -340,3 +341,36 @@ def test_a_worker_is_born_with_signals_blocked(monkeypatch):
     (blocked,) = loader
     assert set(data.loader.STOPS) <= {int(number[0]) for number in blocked}
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+# Open files
+
+
+class Many(Dataset):
+    """Every image is several tensors, each of which a worker sends as an open file."""
+
+    seed = 0
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, key: tuple[int, int]) -> list[torch.Tensor]:
+        return [torch.zeros(2)] * 4
+
+
+def test_workers_may_open_more_files_than_the_soft_limit_allows():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/dev/fd')) + 14, hard))
+    try:
+        loader = make_loader(Many(), loader_config(2, workers=2), shuffle=False)
+        assert len(list(loader)) == 20
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_too_few_open_files_for_the_workers_are_an_error(monkeypatch):
+    monkeypatch.setattr(resource, 'getrlimit', lambda kind: (64, 80))
+    monkeypatch.setattr(resource, 'setrlimit', lambda kind, limits: None)
+    assert make_loader(Many(), loader_config(2), shuffle=False)
+    with pytest.raises(ValueError, match='DATA.NUM_WORKERS.* 80:'):
+        make_loader(Many(), loader_config(2, workers=2), shuffle=False)

@@ -61,6 +61,32 @@ def test_a_run_that_is_ready(stage, phantom, tmp_path, check):
     assert written == ['log_rank0.txt']
 
 
+def test_time_is_that_of_whole_batches_and_of_the_validated_split(
+    phantom, tmp_path, check, monkeypatch
+):
+    """Steps of n images take 0.2 + 0.1 n seconds, and the first one takes 3 s longer."""
+    step, sizes = preflight.Preflight._step, []
+
+    def noting(self, state, batch):
+        sizes.append(len(batch[0]))
+        step(self, state, batch)
+
+    def seconds(self, work, repeats=1):
+        work()
+        return 0.2 + 0.1 * sizes[-1] + 3 * (len(sizes) == 1)
+
+    monkeypatch.setattr(preflight, 'STEP_SECONDS', 2.0)
+    monkeypatch.setattr(preflight.Preflight, '_step', noting)
+    monkeypatch.setattr(preflight.Preflight, '_seconds', seconds)
+    monkeypatch.setattr(preflight.Preflight, '_read_seconds', lambda *_: 1e-9)
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune')
+    _, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
+    assert 'over 4 images' in rows['step'][1]
+    images = int(rows['data: holdout'][1].split()[0])
+    training, validation = (2 * n * 0.6 / 4 for n in (28, images))
+    assert rows['time'][1] == f'{training:.0f} s of training, {validation:.0f} s of validation'
+
+
 @pytest.mark.parametrize('resumes', [True, False])
 def test_checkpoints_that_would_be_overwritten(resumes, eight, tmp_path, check):
     folder = run_folder(tmp_path / 'out', 'simmim')

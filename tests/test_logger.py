@@ -7,7 +7,9 @@ import math
 import re
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import logger as module
@@ -64,7 +66,7 @@ def test_metrics_are_valid_json_whatever_their_values(tmp_path):
 
 def test_curves_are_in_tensorboard(tmp_path):
     scalars = ScalarLog(tmp_path)
-    scalars.write_epoch({'epoch': 3, 'loss': 0.25, 'auroc': {'a': 0.5}})
+    scalars.write_epoch({'epoch': 3, 'loss': 0.25, 'auroc': {'a': 0.5, 'b': None}})
     scalars.write_step({'lr': 0.5}, 40)
     scalars.close()
     board = EventAccumulator(str(tmp_path / 'tensorboard'))
@@ -73,7 +75,21 @@ def test_curves_are_in_tensorboard(tmp_path):
         tag: [(event.step, event.value) for event in board.Scalars(tag)]
         for tag in board.Tags()['scalars']
     }
-    assert found == {'epoch/loss': [(3, 0.25)], 'step/lr': [(40, 0.5)]}
+    curves = {'epoch/loss': [(3, 0.25)], 'epoch/auroc/a': [(3, 0.5)], 'step/lr': [(40, 0.5)]}
+    assert found == curves
+
+
+def test_images_are_in_tensorboard(tmp_path):
+    pixels = np.arange(4 * 5, dtype=np.uint8).reshape(4, 5)
+    Image.fromarray(pixels).save(tmp_path / 'map.png')
+    scalars = ScalarLog(tmp_path)
+    scalars.write_image('maps/edema', tmp_path / 'map.png', 7)
+    scalars.close()
+    board = EventAccumulator(str(tmp_path / 'tensorboard'))
+    board.Reload()
+    (event,) = board.Images('maps/edema')
+    shown = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+    assert event.step == 7 and np.array_equal(shown, np.repeat(pixels[..., None], 3, axis=2))
 
 
 def test_a_resumed_run_does_not_repeat_records(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_mae import mae_config
 from tiny import MAE, ROOT, arguments, run_folder, run_main, tiny_config
 
@@ -76,6 +77,9 @@ def test_mae_learns_and_draws_reconstructions(pretrained) -> None:
     assert epochs[-1]['loss'] < 0.9 * epochs[0]['loss']
     with Image.open(pretrained / 'reconstructions' / 'epoch_2.png') as image:
         image.verify()
+    board = EventAccumulator(str(pretrained / 'tensorboard'))
+    board.Reload()
+    assert [event.step for event in board.Images('reconstructions')] == [0, 1, 2]
 
 
 def test_evaluation_repeats_the_held_out_metrics(pretrained, phantom, tmp_path, refused) -> None:

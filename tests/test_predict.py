@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny import SWIN, VIT, arguments, run_folder, run_main, tiny_config
 from transfers import write_run
 
@@ -101,6 +102,37 @@ def test_a_bad_image_is_named_and_nothing_is_written(run, phantom, predict, tmp_
     assert 'Traceback' not in error
     assert os.listdir(output.parent) == ['p.csv']
     assert output.read_text() == 'before'
+
+
+def test_bad_images_are_skipped_and_listed_and_colour_is_warned_of(
+    run, phantom, predict, tmp_path, capsys
+):
+    """The probabilities of the others stay the same; without any other nothing is written."""
+    bad, pipe, colour = tmp_path / 'bad.jpg', tmp_path / 'pipe.jpg', tmp_path / 'colour.png'
+    bad.write_bytes(b'no image')
+    os.mkfifo(pipe)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(colour)
+    good = sorted((phantom / 'valid').rglob('view1_frontal.jpg'))[:3]
+    words = ['--checkpoint', checkpoint_of(run), '--num-workers', 0, '--batch-size', 2]
+    assert predict(*words, '--output', tmp_path / 'good.csv', *good, colour) == 0
+    assert str(colour) in capsys.readouterr().err
+    words += ['--skip-bad', '--output', tmp_path / 'p.csv']
+    assert predict(*words, pipe, bad, tmp_path / 'none.jpg') == 2
+    assert not (tmp_path / 'p.csv').exists()
+    assert str(pipe) in capsys.readouterr().err
+    assert predict(*words, bad, pipe, good[0], tmp_path / 'none.jpg', *good[1:], colour) == 1
+    captured = capsys.readouterr()
+    skipped = [line for line in captured.err.splitlines() if line.startswith('skipped: ')]
+    assert len(skipped) == 3
+    for line, path in zip(skipped, (bad, pipe, tmp_path / 'none.jpg'), strict=True):
+        assert str(path) in line
+    table = pd.read_csv(tmp_path / 'p.csv')
+    assert table.Path.tolist() == [str(path) for path in (*good, colour)]
+    np.testing.assert_allclose(
+        values_of(tmp_path / 'p.csv'), values_of(tmp_path / 'good.csv'), atol=1e-6
+    )
+    assert json.loads((tmp_path / 'p.json').read_text())['rows'] == 4
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, arguments, run_folder, run_main, tiny_config
 
 from config import default_config
@@ -106,6 +107,11 @@ def test_groups_and_maps_are_there(finished: Path) -> None:
     rows = sum(group['rows'] for group in columns['Sex']['groups'])
     assert rows == report['sets'][1]['rows']
     assert report['maps']
+    board = EventAccumulator(str(finished / 'tensorboard'))
+    board.Reload()
+    tags = board.Tags()
+    assert set(tags['images']) == {f'maps/{Path(e["file"]).stem}' for e in report['maps']}
+    assert 'epoch/holdout_auroc/Edema' in tags['scalars']
     for entry in report['maps']:
         assert (finished / entry['file']).read_bytes().startswith(b'\x89PNG')
         above = entry['probability'] >= entry['threshold']
