@@ -69,7 +69,8 @@ class Row:
         pretrain_run: Name of the pre-training run, which several rows may share.
         weights: Environment variable that names the checkpoint the row starts from, or ''.
         learns_from: Row whose predictions on the training images are this row's targets, or ''.
-        against: Row that this one is compared with; '' for rows that others are compared with.
+        against: Rows of which this one is compared with the best on held-out patients, often only
+            one; () for rows that others are compared with.
         method: Name of the method in a comparison of methods, or ''.
         subset: Share or number of labelled images as in the file, or ''.
     """
@@ -81,7 +82,7 @@ class Row:
     pretrain_run: str
     weights: str = ''
     learns_from: str = ''
-    against: str = ''
+    against: tuple[str, ...] = ()
     method: str = ''
     subset: str = ''
 
@@ -198,8 +199,10 @@ class _NamesAsWritten(YAML_LOADER):
         for key, value in node.value:
             if key.value != '<<':
                 key.tag = self.DEFAULT_SCALAR_TAG
-            if key.value in NAMED_BY and isinstance(value, yaml.ScalarNode):
-                value.tag = self.DEFAULT_SCALAR_TAG
+            if key.value in NAMED_BY:
+                for name in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if isinstance(name, yaml.ScalarNode):
+                        name.tag = self.DEFAULT_SCALAR_TAG
         return super().construct_mapping(node, deep)
 
 
@@ -236,7 +239,7 @@ def _ablation_rows(stem: str, content: dict) -> tuple[list[Row], str]:
             pretrain_run=run if is_changed else reference,
             weights=entry.get('weights', ''),
             learns_from=learns_from,
-            against=str(entry.get('against', '')),
+            against=_against(entry),
         )
         rows.append(row)
     bare = [row.name for row in rows if row.run == reference]
@@ -264,14 +267,13 @@ def _method_rows(stem: str, content: dict) -> tuple[list[Row], str]:
                 key = f'{SECTIONS[stage]}_options'
                 changes[stage] = _checked(entry.get(key), f'method {method}: {key}')
             changes['finetune'] = changes['finetune'] | size | _checked(options, f'{kind} {subset}')
-            against = entry.get('against', '')
             row = Row(
                 name=f'{method}_{subset}',
                 run=f'{stem}_{method}_{subset}',
                 configs=configs,
                 changes=changes,
                 pretrain_run=f'{stem}_{method}',
-                against=against and f'{against}_{subset}',
+                against=tuple(f'{other}_{subset}' for other in _against(entry)),
                 method=method,
                 subset=subset,
             )
@@ -306,15 +308,15 @@ def _subset_kind(content: Any) -> str:
 def _linked(rows: Sequence[Row], defaults: Mapping[str, str]) -> list[Row]:
     """Rows with shared pre-trainings and with the rows that they are compared with."""
     names = [row.name for row in rows]
-    compared_with = {*defaults.values(), *(row.against for row in rows)}
+    compared_with = {*defaults.values(), *(name for row in rows for name in row.against)}
     first: dict[str, str] = {}
     linked = []
     for row in rows:
-        if row.against and row.against not in names:
-            raise ValueError(f'row {row.name}: against must be one of {names}, got {row.against!r}')
+        if others := sorted({*row.against} - {*names}):
+            raise ValueError(f'row {row.name}: against must be of {names}, got {others[0]!r}')
         stage = row.pretraining
         start = str((row.configs.get(stage), row.changes.get(stage), row.weights))
-        default = '' if row.name in compared_with else defaults[row.name]
+        default = () if row.name in compared_with else (defaults[row.name],)
         linked.append(
             replace(
                 row,
@@ -323,6 +325,11 @@ def _linked(rows: Sequence[Row], defaults: Mapping[str, str]) -> list[Row]:
             )
         )
     return linked
+
+
+def _against(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    names = entry.get('against', [])
+    return tuple(map(str, names if isinstance(names, list) else [names]))
 
 
 def _named(entries: Any) -> list[tuple[str, dict]]:

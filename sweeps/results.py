@@ -114,7 +114,7 @@ def collect(
         }
         for row in sweep.rows
     }
-    against = {row.name: row.against for row in sweep.rows}
+    against = {row.name: _best_held_out(row.against, scored) for row in sweep.rows}
     resamples = resamples or enough_resamples(sum(map(bool, against.values())))
     compared = compare_rows(scored, against, resamples=resamples)
     collected = {
@@ -127,9 +127,18 @@ def collect(
         'published': sweep.published,
         'resamples': resamples,
         'differences_from_files': differences_from_files(sweep, seeds, output),
-        'rows': [row | compared[name] for name, row in rows.items()],
+        'rows': [row | {'against': against[n]} | compared[n] for n, row in rows.items()],
     }
     return json.loads(json.dumps(_rounded(json_safe(collected)), allow_nan=False))
+
+
+def _best_held_out(names: Sequence[str], scored: Mapping[str, Mapping[int, Scored]]) -> str:
+    """Of rows that differ in a tuned option, the one with the best mean held-out score."""
+    means = {
+        name: np.mean([run.figures['held_out'] for run in scored[name].values()] or -np.inf)
+        for name in names
+    }
+    return max(means, key=means.get, default='')
 
 
 def save_collected(collected: Collected, folder: str | Path) -> Path:
@@ -214,7 +223,6 @@ def _collect_row(
     return {
         'name': row.name,
         'run': row.run,
-        'against': row.against,
         'method': row.method,
         'subset': row.subset,
         'pretraining': row.pretraining,
@@ -246,7 +254,9 @@ def _entry(folder: Path | None, section: str, split: str = '') -> dict[str, Any]
     if section == 'pretrain':
         figures = pretraining_figures(read_metrics(folder / 'metrics.jsonl'))
     else:
-        figures = read_scores(folder, split).figures
+        epochs = read_metrics(folder / 'metrics.jsonl')
+        held_out = max((epoch.get('score') or -np.inf for epoch in epochs), default=-np.inf)
+        figures = read_scores(folder, split).figures | {'held_out': held_out}
     record = read_record(folder) or {}
     tables = (record.get('data') or {}).get('files') or {}
     provenance = {'code': record.get('code'), 'tables': tables}

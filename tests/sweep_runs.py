@@ -136,6 +136,7 @@ class MadeRuns:
         probabilities = self.probabilities(strength, seed)
         if not finished:
             return probabilities
+        _write_records(folder, [{'epoch': 0, 'score': strength / 10}, {'epoch': 1, 'score': None}])
         scores = {'test': {'last': None, 'selected': self.scores(probabilities)}}
         (folder / 'scores.json').write_text(json.dumps(scores))
         file = folder / 'predictions_test.csv'

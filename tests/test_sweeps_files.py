@@ -82,10 +82,14 @@ def test_the_sweeps_hold_what_simmim_varied() -> None:
     assert set(names['loss']) == {'l1', 'l2', 'smooth_l1'}
 
 
-def test_from_scratch_every_layer_learns_at_the_same_rate() -> None:
-    scratch = [row for sweep in SWEEPS.values() for row in sweep.rows
-               if not row.pretraining and not row.weights]  # fmt: skip
-    assert scratch and all(row.changes['finetune']['TRAIN.LAYER_DECAY'] == 1.0 for row in scratch)
+def test_from_scratch_has_the_options_of_the_pre_trained_rows_and_two_learning_rates() -> None:
+    for name in ('label_share', 'subset', 'init', 'nano/pretraining'):
+        rows = {row.name: row.changes['finetune'] for row in SWEEPS[name].rows}
+        pairs = {(row.name, row.against) for row in SWEEPS[name].rows if len(row.against) > 1}
+        assert pairs
+        for pre_trained, (scratch, low_rate) in pairs:
+            assert rows[scratch] == rows[pre_trained]
+            assert {*rows[low_rate]} - {*rows[pre_trained]} == {'TRAIN.BASE_LR'}
 
 
 def test_a_plan_has_each_run_once_after_what_it_needs() -> None:
@@ -141,11 +145,12 @@ def file_with_rows(folder: Path, rows: str) -> Path:
 
 
 def test_names_are_taken_as_written(tmp_path: Path) -> None:
-    changes = '{against: 0.30, pretrain: {MODEL.SIMMIM.LOSS: l2}}'
+    changes = '{against: [0.30, 1.0], pretrain: {MODEL.SIMMIM.LOSS: l2}}'
     rows = f'  1000_0.25: {{}}\n  no: {changes}\n  0.30: {{pretrain: none}}\n'
+    rows += '  1.0: {pretrain: none, against: 0.30}\n'
     sweep = load_sweep(file_with_rows(tmp_path, rows))
     names = [(row.name, row.against) for row in sweep.rows]
-    assert names == [('1000_0.25', ''), ('no', '0.30'), ('0.30', '')]
+    assert names == [('1000_0.25', ()), ('no', ('0.30', '1.0')), ('0.30', ()), ('1.0', ('0.30',))]
     with pytest.raises(ValueError, match=r"mine\.yaml: 'a' occurs twice"):
         load_sweep(file_with_rows(tmp_path, '  a: {}\n  a: {}\n'))
 
@@ -162,14 +167,14 @@ def test_sections_may_be_empty(tmp_path: Path) -> None:
 def test_rows_are_methods_by_shares(tmp_path: Path) -> None:
     sweep = load_sweep(methods_file(tmp_path))
     assert [(row.name, row.run, row.against, row.pretrain_run) for row in sweep.rows[:2]] == [
-        ('simmim_0.1', 'mine_simmim_0.1', '', 'mine_simmim'),
-        ('moco_0.1', 'mine_moco_0.1', 'simmim_0.1', 'mine_moco'),
+        ('simmim_0.1', 'mine_simmim_0.1', (), 'mine_simmim'),
+        ('moco_0.1', 'mine_moco_0.1', ('simmim_0.1',), 'mine_moco'),
     ]
     assert [(row.name, row.against, row.stages) for row in sweep.rows[2:]] == [
-        ('scratch_0.1', 'simmim_0.1', ('finetune',)),
-        ('simmim_1', '', ('simmim', 'finetune')),
-        ('moco_1', 'simmim_1', ('contrastive', 'finetune')),
-        ('scratch_1', 'simmim_1', ('finetune',)),
+        ('scratch_0.1', ('simmim_0.1',), ('finetune',)),
+        ('simmim_1', (), ('simmim', 'finetune')),
+        ('moco_1', ('simmim_1',), ('contrastive', 'finetune')),
+        ('scratch_1', ('simmim_1',), ('finetune',)),
     ]
     assert sweep.rows[2].changes['finetune'] == {
         'TRAIN.LAYER_DECAY': 0.9, 'DATA.TRAIN_FRACTION': 0.1, 'TRAIN.EPOCHS': 60

@@ -174,16 +174,17 @@ def test_unfinished_and_missing_runs_are_listed(tmp_path):
     assert any('0.1' in note and 'seed 1' in note for note in notes(collected))
 
 
-def test_rows_are_compared_with_the_row_they_name(tmp_path):
+def test_rows_are_compared_with_the_best_of_the_rows_they_name(tmp_path):
     few = {'TRAIN.LAYER_DECAY': 1.0}
-    rows = {'all': {}, 'few': {'finetune': few, 'against': 'few_scratch'}}
+    rows = {'all': {}, 'few': {'finetune': few, 'against': ['few_low', 'few_scratch']}}
+    rows['few_low'] = {'pretrain': 'none', 'finetune': few | {'TRAIN.LAYER_DECAY': 0.9}}
     rows['few_scratch'] = {'pretrain': 'none', 'finetune': few}
     made, sweep = MadeRuns(tmp_path), load_sweep(ablation_file(tmp_path, rows))
-    for row, strength in zip(sweep.rows, (1.0, 0.8, 0.2), strict=True):
+    for row, strength in zip(sweep.rows, (1.0, 0.8, 0.1, 0.2), strict=True):
         made.add(row, 0, strength=strength)
     collected = collect(sweep, [0], made.output, resamples=2)
-    few, base = (row_of(collected, name) for name in ('few', 'few_scratch'))
-    assert few['against'] == 'few_scratch' and base['against'] == ''
+    few, base, low = (row_of(collected, name) for name in ('few', 'few_scratch', 'few_low'))
+    assert few['against'] == 'few_scratch' and base['against'] == low['against'] == ''
     assert few['compared']['Edema']['difference'] == pytest.approx(
         scores_of(few, 'Edema')[0] - scores_of(base, 'Edema')[0], abs=2e-6
     )
