@@ -197,13 +197,13 @@ def refuse_another_run(folder: Path, config: Config) -> None:
     resumes = config.TRAIN.AUTO_RESUME and any(folder.glob('ckpt_epoch_*.pth'))
     if not path.is_file() or not (finished or resumes):
         return
-    changes = _changed_weights(folder, config)
     try:
         text = path.read_text('utf-8')
-        epochs = flat_options(text).get('TRAIN.EPOCHS', config.TRAIN.EPOCHS)
+        options = flat_options(text)
     except ValueError as error:
         raise ValueError(f'{path} cannot be read ({error}): restore or remove it') from error
-    if finished and config.TRAIN.EPOCHS <= epochs:
+    changes = _changed_weights(folder, config, options.get('PRETRAINED', ''))
+    if finished and config.TRAIN.EPOCHS <= options.get('TRAIN.EPOCHS', config.TRAIN.EPOCHS):
         changes += run_changes({'options': text}, {'options': config_text(config)})
     if changes:
         raise ValueError(
@@ -372,15 +372,21 @@ _COMPARISONS: dict[str, Callable[[Any, Any], list[str]]] = {
 }
 
 
-def _changed_weights(folder: Path, config: Config) -> list[str]:
-    """How PRETRAINED differs from the file that the run in the folder started from, if known."""
+def address_changes(before: str, now: str) -> list[str]:
+    """How an address in PRETRAINED differs from what a run was given; nothing is downloaded."""
+    return [f'PRETRAINED: {before} -> {now}'] if is_address(now) and before != now else []
+
+
+def _changed_weights(folder: Path, config: Config, before: str) -> list[str]:
+    """How PRETRAINED differs from what the run in the folder started from, if known."""
     given, is_probe = config.PRETRAINED, config.FINETUNE.MODE in PROBES
     record = _known_record(folder)
     first = next(iter(record.get('starts', [])), {})
-    is_known = Path(given).is_file() or (is_probe and not given)
-    if not is_known or first.get('resumed_from'):
+    if first.get('resumed_from'):
         return []
-    return run_changes(record, {'pretrained': weights_checksum(given)})
+    if Path(given).is_file() or (is_probe and not given):
+        return run_changes(record, {'pretrained': weights_checksum(given)})
+    return address_changes(before, given)
 
 
 def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:
