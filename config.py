@@ -828,6 +828,8 @@ FREE_OPTIONS = (
 )
 # Sections that decide what is evaluated and reported only.
 REPORTED_SECTIONS = ('TEST', 'EVAL', 'REPORT')
+# Options that decide which patients are trained on, choose a checkpoint, and are scored.
+PATIENT_OPTIONS = ('DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
 
 
 def config_text(config: CfgNode) -> str:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from config import (
     FREE_OPTIONS,
+    PATIENT_OPTIONS,
     PROBES,
     REPORTED_SECTIONS,
     Config,
     config_changes,
+    config_from_text,
     config_text,
-    flat_options,
 )
 from data.labels import used_policies
 from data.records import find_table
@@ -188,7 +189,8 @@ def refuse_another_run(folder: Path, config: Config) -> None:
     """Refuse to start a run in the folder of another one, before anything is written.
 
     A finished run may be trained for more epochs, and evaluated and reported with other options. A
-    finished run, and one that resumes, must have started from the same pre-trained weights.
+    finished run, and one that resumes, must have started from the same pre-trained weights, with
+    the same PATIENT_OPTIONS.
 
     Raises:
         ValueError: If the folder holds another run, or its config.yaml cannot be read.
@@ -198,13 +200,13 @@ def refuse_another_run(folder: Path, config: Config) -> None:
     if not path.is_file() or not (finished or resumes):
         return
     try:
-        text = path.read_text('utf-8')
-        options = flat_options(text)
+        before = config_from_text(path.read_text('utf-8'))
     except ValueError as error:
         raise ValueError(f'{path} cannot be read ({error}): restore or remove it') from error
-    changes = _changed_weights(folder, config, options.get('PRETRAINED', ''))
-    if finished and config.TRAIN.EPOCHS <= options.get('TRAIN.EPOCHS', config.TRAIN.EPOCHS):
-        changes += run_changes({'options': text}, {'options': config_text(config)})
+    changes = _changed_options(config_text(before), config_text(config))
+    if not finished or config.TRAIN.EPOCHS > before.TRAIN.EPOCHS:
+        changes = [line for line in changes if line.startswith(PATIENT_OPTIONS)]
+    changes = _changed_weights(folder, config, before.PRETRAINED) + changes
     if changes:
         raise ValueError(
             f'{folder} holds another run ({"; ".join(changes[:SHOWN])}): choose another --tag or '
@@ -337,7 +339,8 @@ def _changed_options(before: str, now: str) -> list[str]:
     return [
         line
         for key, line in lines.items()
-        if key not in FREE_OPTIONS and key.partition('.')[0] not in REPORTED_SECTIONS
+        if key in PATIENT_OPTIONS
+        or (key not in FREE_OPTIONS and key.partition('.')[0] not in REPORTED_SECTIONS)
     ]
 
 

@@ -32,10 +32,9 @@ INVERSE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn, f
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018, arXiv:1805.01978
 QUERIES = 256  # images compared with all others at a time
-# Of the pixel floor: side of the images, greatest number of training images and of components,
-# number of images from which components are whitened, and C of scikit-learn.
-FLOOR_SIDE_PX, FLOOR_IMAGES, FLOOR_COMPONENTS = 64, 20_000, 100
-FLOOR_WHITENED_FROM, FLOOR_INVERSE_PENALTY = 200, 0.01
+# Of the pixel floor: side of the images, greatest number of training images and of components, and
+# C of scikit-learn.
+FLOOR_SIDE_PX, FLOOR_IMAGES, FLOOR_COMPONENTS, FLOOR_INVERSE_PENALTY = 64, 20_000, 100, 0.01
 
 
 class KnnClassifier(nn.Module):
@@ -209,7 +208,9 @@ def read_pixels(
         targets=dataset.targets[rows],
         bad_images=dataset.bad_images,
     )
-    batches = list(make_loader(small, config, shuffle=False))
+    # Copies, because each tensor of a worker keeps a file open.
+    loader = make_loader(small, config, shuffle=False)
+    batches = [[column.numpy().copy() for column in batch] for batch in loader]
     parts = [[np.concatenate(column) for column in zip(*batches, strict=True)]] if batches else []
     parts = [part for of_rank in distributed.gather(parts) for part in of_rank]
     pixels, targets, index = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -220,8 +221,8 @@ def read_pixels(
 def pixel_floor(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, int]:
     """Fit logistic regressions on principal components: a baseline for any trained model.
 
-    There are at most half as many components as images, and none without variance. They are
-    whitened from 200 images on; with fewer, whitening would scale noise up to the signal.
+    There are at most half as many components as images, and none without variance. They keep the
+    scale of the pixels: whitening would scale noise up to the signal.
 
     Args:
         train: [N, P] pixels in [0, 1], usually of 64 x 64 images.
@@ -233,8 +234,7 @@ def pixel_floor(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> tup
         [M, K] probabilities, 0.5 for a label without both classes in `targets`; and the number of
         components.
     """
-    whitens = len(train) >= FLOOR_WHITENED_FROM
-    components = PCA(min(FLOOR_COMPONENTS, len(train) // 2), whiten=whitens, svd_solver='full')
+    components = PCA(min(FLOOR_COMPONENTS, len(train) // 2), svd_solver='full')
     reduced = components.fit_transform(train)
     variances = components.explained_variance_
     kept = int((variances > np.finfo(variances.dtype).eps * variances[:1]).sum())

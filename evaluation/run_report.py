@@ -12,7 +12,7 @@ from scipy.special import expit, logit
 from torch import nn
 from torch.utils.data import DataLoader
 
-from config import PROBES, Config, encoder_name
+from config import PATIENT_OPTIONS, PROBES, Config, encoder_name, value_at
 from data import Loaders
 from data.labels import UNCERTAIN, task_labels
 from data.loader import XrayDataset
@@ -23,7 +23,7 @@ from engine.run_record import Run, code_version
 from evaluation.cases import Cases
 from evaluation.inference import predict
 from evaluation.metrics import Protocol, describe_scores, score_probabilities
-from evaluation.probes import FLOOR_WHITENED_FROM, pixel_floor, read_pixels
+from evaluation.probes import pixel_floor, read_pixels
 from evaluation.report import Names, build_document, floor_part, rename_images, write_report
 from evaluation.saliency import write_maps
 from logger import json_safe, read_metrics
@@ -83,15 +83,13 @@ class FinalScores:
         others = _present({'holdout': self.loaders.holdout, 'train': self.loaders.whole})
         for split, loader in others.items():  # in the same order on all ranks
             self._predict(split, models, loader)
-        if run.config.REPORT.PIXEL_FLOOR:
+        is_main = distributed.is_main()
+        if is_main:
+            self._write_predictions(self.scored | others, sources)
+            run.logger.info(f'scores in {self._write_scores()}. Not for clinical use.')
+        if run.config.REPORT.PIXEL_FLOOR:  # after the scores, which its failure must not lose
             self._score_floor()
-        if not distributed.is_main():
-            return
-        self._write_predictions(self.scored | others, sources)
-        file = run.folder / f'scores{self.suffix}.json'
-        replace_file(file, (json.dumps(json_safe(self.table), indent=1) + '\n').encode())
-        run.logger.info(f'scores in {file}. Not for clinical use.')
-        if run.config.REPORT.WRITE:
+        if is_main and run.config.REPORT.WRITE:
             run.logger.info(f'report in {self._write_report(models, sources)}')
 
     def _predict(self, split: str, models: list[nn.Module], loader: DataLoader) -> None:
@@ -112,11 +110,7 @@ class FinalScores:
         if not distributed.is_main():
             return
         probabilities, count = pixel_floor(train, targets, np.concatenate([*pixels.values()]))
-        self.floor = {
-            'images': len(train),
-            'components': count,
-            'whitened': len(train) >= FLOOR_WHITENED_FROM,
-        }
+        self.floor = {'images': len(train), 'components': count}
         ends = np.cumsum([len(values) for values in pixels.values()])[:-1]
         for split, values in zip(pixels, np.split(probabilities, ends), strict=True):
             scores = score(config, logit(values), self.scored[split]) | self.floor
@@ -126,6 +120,12 @@ class FinalScores:
             )
             self.table[split]['pixel_floor'] = scores
             self.floor_probabilities[split] = values
+        self._write_scores()
+
+    def _write_scores(self) -> Path:
+        file = self.run.folder / f'scores{self.suffix}.json'
+        replace_file(file, (json.dumps(json_safe(self.table), indent=1) + '\n').encode())
+        return file
 
     def _write_predictions(self, loaders: dict[str, DataLoader], sources: list[str]) -> None:
         config = self.run.config
@@ -230,12 +230,13 @@ def check_scoring(run: Run, path: str | Path) -> None:
     config, trained = run.config, trained_config(path, 'finetune')
     if trained is None:
         return
-    share, before = config.EVAL.INTERNAL_SHARE, trained.EVAL.INTERNAL_SHARE
-    is_same = config.DATA.HOLDOUT_FRACTION == trained.DATA.HOLDOUT_FRACTION
-    if share > (before if is_same else 0):
+    options = {key: (value_at(trained, key), value_at(config, key)) for key in PATIENT_OPTIONS}
+    (old, new), (before, share) = options.values()
+    if share > (before if old == new else 0):
+        changes = [f'{key} {a}, now it is {b}' for key, (a, b) in options.items() if a != b]
         raise ValueError(
-            f'{path} was trained with EVAL.INTERNAL_SHARE {before}, now it is {share}: patients '
-            'that selected the checkpoint would be scored'
+            f'{path} was trained with {"; ".join(changes)}: patients that selected the checkpoint '
+            'would be scored'
         )
     keys = 'TASK LABELS HOLDOUT_FRACTION MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'
     for key in keys.split():

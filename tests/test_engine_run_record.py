@@ -197,6 +197,7 @@ def changed(*pairs):
 
 def test_only_options_that_change_the_training_are_compared():
     assert changed('PRINT_FREQ', 3, 'OUTPUT', 'b', 'EVAL.LEVEL', 'image') == []
+    assert changed('EVAL.INTERNAL_SHARE', 0.5) == ['EVAL.INTERNAL_SHARE']
     assert changed('SEED', 4, 'DATA.MASK_RATIO', 0.5) == ['DATA.MASK_RATIO', 'SEED']
     assert changed('DATA.UNCERTAIN_BY_LABEL', {'Edema': 'zeros'}) == ['DATA.UNCERTAIN_BY_LABEL']
 
@@ -209,8 +210,15 @@ def test_a_finished_run_may_be_trained_longer(tmp_path):
     for epochs in (299, 300):
         with pytest.raises(ValueError, match='SEED'):
             refuse_another_run(tmp_path, config_of('SEED', 4, 'TRAIN.EPOCHS', epochs))
+    (tmp_path / 'ckpt_epoch_0.pth').touch()
+    other = ('EVAL.INTERNAL_SHARE', 0.5)  # patients who chose the checkpoint would be scored
+    for pairs in (other, (*other, 'TRAIN.EPOCHS', 301)):
+        with pytest.raises(ValueError, match='INTERNAL_SHARE'):
+            refuse_another_run(tmp_path, config_of(*pairs))
     (tmp_path / 'run.json').write_text('{"finished": null}')
     refuse_another_run(tmp_path, config_of('SEED', 4))
+    with pytest.raises(ValueError, match='INTERNAL_SHARE'):
+        refuse_another_run(tmp_path, config_of(*other))
 
 
 def test_a_run_that_started_from_other_weights_is_refused(tmp_path):

@@ -337,7 +337,7 @@ def test_worst_errors_have_small_images_and_empty_maps_say_so(tmp_path: Path) ->
 def test_the_pixel_floor_is_shown_next_to_the_model(tmp_path: Path) -> None:
     cases = some_cases(labels=('Edema', 'Fracture'))
     floor = some_cases(seed=7, labels=('Edema', 'Fracture')).probabilities
-    facts = {'images': 60, 'components': 30, 'whitened': False}
+    facts = {'images': 60, 'components': 30}
     part = floor_part([cases], {'test': floor}, PROTOCOL, facts=facts)
     document = build_document([cases], None, PROTOCOL, run={}, extras={'pixel_floor': part})
     page = Page(write_report(tmp_path, document).read_text(encoding='utf-8'))

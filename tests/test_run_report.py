@@ -5,6 +5,7 @@ import logging
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,8 @@ from tiny import ROOT, arguments, run_folder, run_main, tiny_config
 from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
 from data.phantom import make_phantom
-from evaluation.run_report import check_scoring
+from evaluation import run_report
+from evaluation.run_report import SCORED, FinalScores, check_scoring
 from logger import read_metrics
 
 PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
@@ -142,12 +144,26 @@ def test_the_head_states_training_images_epoch_and_time(finished: Path, many: Pa
 def test_the_pixel_floor_is_fitted_to_the_training_images_of_the_run(finished: Path) -> None:
     scores = json.loads((finished / 'scores.json').read_text())
     report = json.loads((finished / 'report.json').read_text())['pixel_floor']
-    assert (report['images'], report['components'], report['whitened']) == (28, 14, False)
+    assert (report['images'], report['components']) == (28, 14)
     for part in report['sets']:
         table = scores[part['set']]['pixel_floor']
         assert table['loss'] > 0 and table['components'] == 14
         for label, score in part['auroc'].items():
             assert score['value'] == pytest.approx(table['auroc'][label])
+
+
+def test_a_failure_of_the_pixel_floor_keeps_the_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = default_config()
+    config.REPORT.PIXEL_FLOOR = True
+    run = SimpleNamespace(config=config, folder=tmp_path, logger=logging.getLogger())
+    final = FinalScores(run, MagicMock(**dict.fromkeys((*SCORED, 'holdout', 'whole'))))
+    final.table = {'valid': {'last': {'loss': 0.5}}}
+    monkeypatch.setattr(run_report, 'read_pixels', MagicMock(side_effect=OSError('disk')))
+    with pytest.raises(OSError, match='disk'):
+        final.write([], [])
+    assert json.loads((tmp_path / 'scores.json').read_text()) == final.table
 
 
 @pytest.mark.slow
@@ -246,6 +262,11 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
     for key, value in mistakes:
         with pytest.raises(ValueError, match=key):
             check(key, value)
+    trained.EVAL.INTERNAL_SHARE = 0.5
+    torch.save({'model': {}, 'config': trained.dump()}, tmp_path / 'c.pth')
+    with pytest.raises(ValueError, match='trained with DATA.HOLDOUT_FRACTION'):
+        check('DATA.HOLDOUT_FRACTION', 0.01)
+    trained.EVAL.INTERNAL_SHARE = 0.0
     assert not caplog.messages
     check('DATA.NORMALIZE', 'image')
     assert 'DATA.NORMALIZE' in caplog.text
