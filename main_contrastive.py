@@ -45,7 +45,7 @@ def views_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 
 class HeldOutViews:
-    """The loss on views of held-out patients after each epoch, and whether the features collapse.
+    """The loss on views of held-out patients at each validation, and whether the features collapse.
 
     The views are the same in all epochs. Feature spread and effective rank are computed over all
     processes from the encoder's features of the images without augmentation; the rank is that of

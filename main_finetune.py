@@ -50,7 +50,7 @@ def label_loss(run: Run, loader: DataLoader) -> LossFunction:
 
 
 class Selection:
-    """Scores after each epoch on the split that selects the checkpoint, if there is one."""
+    """Scores at each validation on the split that selects the checkpoint, if there is one."""
 
     def __init__(self, loader: DataLoader | None, split: str) -> None:
         self.loader = loader

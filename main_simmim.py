@@ -8,6 +8,7 @@ from config import build_parser
 if __name__ == '__main__':  # --help is answered before torch is imported, which takes seconds
     build_parser('simmim').parse_args()
 
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -37,6 +38,7 @@ from models.pretrained import fit_pretrained
 from utils import checkpoint_to_evaluate, load_weights
 
 NUM_IMAGES = 6  # rows of reconstructions/epoch_N.png
+IN_TENSORBOARD = 40  # of these files at most, each of which takes a megabyte
 # Suffix of values that other runs cannot be compared with.
 GIVEN_STATISTICS = '_given_patch_statistics'
 
@@ -76,7 +78,9 @@ class HeldOutReconstruction:
                 path = run.folder / 'reconstructions' / f'epoch_{epoch}.png'
                 try:
                     plot_reconstructions(path, examples, f'epoch {epoch}, {line}')
-                    run.scalars.write_image('reconstructions', path, epoch)
+                    done, epochs = epoch + 1, run.config.TRAIN.EPOCHS
+                    if done % math.ceil(epochs / IN_TENSORBOARD) == 0 or done == epochs:
+                        run.scalars.write_image('reconstructions', path, epoch)
                 except OSError as error:  # a full disk does not stop training
                     run.logger.warning(f'{path} cannot be written ({error.strerror})')
         return values

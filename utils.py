@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from config import CHECKPOINT_GLOBALS, Config, check_config, config_from_text, flat_options
 from engine import distributed
-from engine.downloads import describe_weights, is_address, local_path, log_download
+from engine.downloads import is_address, local_path, log_download
 from engine.files import (
     BEST_CHECKPOINT,
     atomic_writer,
@@ -326,7 +326,7 @@ def set_rng_state(state: dict[str, Tensor]) -> None:
 
 def load_pretrained(
     config: Config, model: nn.Module, logger: logging.Logger, convert: Callable[..., Any]
-) -> dict[str, str]:
+) -> None:
     """Start from the weights that PRETRAINED names, and log how each entry was used.
 
     Args:
@@ -335,9 +335,6 @@ def load_pretrained(
         logger: Receives the table of entries.
         convert: (config, checkpoint, model) -> (entries to load, report), such as
             `models.pretrained.fit_pretrained`.
-
-    Returns:
-        Source and SHA-256 of the weights.
 
     Raises:
         ValueError: If the file cannot be read, or its entries do not fit the model.
@@ -362,7 +359,6 @@ def load_pretrained(
             ' if it was trained on these patients, it has seen some of those that are held out, '
             'and scores on them are too high'
         )
-    return describe_weights(path)
 
 
 def data_options(checkpoint: dict) -> dict[str, Any]:

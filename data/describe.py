@@ -245,7 +245,7 @@ def _label_rows(table: pd.DataFrame) -> str:
     """A table of labels; those with a count in the last column alone are named below it."""
     empty = table.iloc[:, :-1].sum(axis=1, numeric_only=True) == 0
     kind, names = table.columns[-1], ', '.join(table['label'][empty])
-    line = textwrap.fill(f'{kind} in every row: {names}', 100) if names else ''
+    line = textwrap.fill(f'{kind} everywhere: {names}', 100) if names else ''
     return '\n'.join(filter(None, ['' if empty.all() else _text(table[~empty]), line]))
 
 

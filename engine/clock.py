@@ -52,7 +52,7 @@ class Clock:
     def seconds_left(self, batches: int, epochs: int) -> float:
         """Seconds of so many batches, and of what follows so many epochs."""
         batch = self.timed_seconds / self.num_timed if self.num_timed else self.batch_seconds
-        return batches * batch + epochs * sum(self._between) / max(1, len(self._between))
+        return batches * batch + epochs * sum(self._between) / self._between.maxlen
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """Weights that are named by an address, https://... or hf://... (Hugging Face), and their cache.
 
-A file is kept under a hash of its whole address, with its SHA-256 and the server's ETag. Each run
-asks the server once for another version; a server without ETag sends the file again.
+A file is kept under a hash of its whole address, with its SHA-256 and the server's ETag. Each
+process asks the server once for another version; a server without ETag sends the file again.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import time
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -27,11 +26,9 @@ PROCESSOR = 'preprocessor_config.json'  # how images are prepared, next to the w
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')  # of a repository; the first that exists
 HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?', re.IGNORECASE)
 SCHEME = re.compile(r'\w+://')
-HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.')  # the start of the SHA-256, as for torch.hub
 NO_CONNECTION = (URLError, HTTPException, ConnectionError, TimeoutError, SSLError)
-NOT_MODIFIED = 304
+NOT_MODIFIED, TOO_MANY_REQUESTS, SERVER_ERROR = 304, 429, 500
 TIMEOUT_SECONDS = 60
-START_TIME = time.time()
 
 
 class Download(NamedTuple):
@@ -54,7 +51,7 @@ def local_path(path: str | Path) -> Path:
 
 
 def describe_weights(path: str | Path) -> dict[str, str]:
-    """What run.json and checkpoints record: SHA-256, and the source without its folder."""
+    """What run.json records: SHA-256, and the source without its folder."""
     if is_address(path):
         return {'sha256': fetch(str(path)).sha256, 'source': fetch(str(path)).source}
     return {'sha256': sha256(path), 'source': Path(path).name}
@@ -77,25 +74,23 @@ def fetch(address: str) -> Download:
         ValueError: If the address is wrong, the server does not send the whole file over https, or
             there is no folder for the cache. No part of a file stays in the cache.
     """
-    scheme, folder = address.partition('://')[0].lower(), _cache_folder()
+    scheme = address.partition('://')[0].lower()
     if scheme == 'hf':
         return _from_hugging_face(address)
     if scheme != 'https':
         raise ValueError(f'{address}: weights must be a file, or an address https:// or hf://')
     name = re.sub(r'[^\w.-]', '_', PurePosixPath(urlsplit(address).path).name)[-80:]
-    path = folder / f'{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}'
+    path = _cache_folder() / f'{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}'
     record_file = path.with_name(f'{path.name}.json')
     with locked(path.with_name(f'{path.name}.lock'), wait=True):
         try:
             record = json.loads(record_file.read_bytes())
             record = record if sha256(path) == record['sha256'] else {}
-            is_new = record_file.stat().st_mtime > START_TIME  # another process has just asked
         except (OSError, ValueError, KeyError):
-            record, is_new = {}, False
-        if not (record and is_new):
-            record = _download(address, path, record)
-            replace_file(record_file, json.dumps(record))
-    return Download(path, record['sha256'], address, record['remark'])
+            record = {}
+        record, remark = _download(address, path, record)
+        replace_file(record_file, json.dumps(record))
+    return Download(path, record['sha256'], address, remark)
 
 
 def _cache_folder() -> Path:
@@ -108,27 +103,24 @@ def _cache_folder() -> Path:
     return Path(folder, 'simmim')
 
 
-def _download(address: str, path: Path, known: dict[str, Any]) -> dict[str, Any]:
-    """Download a file if it differs from the `known` one, and return its record."""
+def _download(address: str, path: Path, known: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Download a file if it differs from the `known` one; return its record and a remark."""
     etag = {'If-None-Match': known['etag']} if known.get('etag') else {}
     request = Request(address, headers={'User-Agent': 'simmim', **etag})
     try:
         with build_opener(_OnlyHttps).open(request, timeout=TIMEOUT_SECONDS) as response:
             record = _save(response, address, path) | {'etag': response.headers['ETag']}
-    except HTTPError as error:
-        if error.code != NOT_MODIFIED:
-            raise ValueError(
-                f'{address}: the server answers {error.code} {error.reason}'
-            ) from error
-        return known | {'remark': ''}
     except NO_CONNECTION as error:
-        reason = f'{address}: no connection, or it broke ({getattr(error, "reason", error)})'
-        if not known:
+        code = error.code if isinstance(error, HTTPError) else SERVER_ERROR
+        if known and code == NOT_MODIFIED:
+            return known, ''
+        reason = f'{address} cannot be downloaded ({error})'
+        if not known or (code < SERVER_ERROR and code != TOO_MANY_REQUESTS):
             raise ValueError(reason) from error
-        return known | {'remark': f'{reason}; the file of an earlier download is used'}
+        return known, f'{reason}; the file of an earlier download is used'
     if known and record['sha256'] != known['sha256']:
-        record['remark'] = f'{address}: the file has changed, its SHA-256 was {known["sha256"]}'
-    return record
+        return record, f'{address}: the file has changed, its SHA-256 was {known["sha256"]}'
+    return record, ''
 
 
 def _save(response: Any, address: str, path: Path) -> dict[str, Any]:
@@ -136,16 +128,20 @@ def _save(response: Any, address: str, path: Path) -> dict[str, Any]:
     length, size, digest = response.headers['Content-Length'], 0, hashlib.sha256()
     bar = {'desc': path.name, 'total': length and int(length), 'disable': None}
     with atomic_writer(path) as file, tqdm.wrapattr(response, 'read', **bar) as body:
-        while block := body.read(BLOCK_BYTES):
+        while block := _read(body):
             file.write(block)
             digest.update(block)
             size += len(block)
         if length and size != int(length):
             raise ValueError(f'{address}: the download is incomplete, {size} of {length} bytes')
-        expected = HASH_IN_NAME.search(urlsplit(address).path)
-        if expected and not digest.hexdigest().startswith(expected[1]):
-            raise ValueError(f'{address}: the SHA-256 {digest.hexdigest()} is not that of the name')
-    return {'address': address, 'sha256': digest.hexdigest(), 'remark': ''}
+    return {'address': address, 'sha256': digest.hexdigest()}
+
+
+def _read(body: Any) -> bytes:
+    try:
+        return body.read(BLOCK_BYTES)
+    except OSError as error:  # `atomic_writer` would put the file's name in it
+        raise URLError(error) from error
 
 
 class _OnlyHttps(HTTPRedirectHandler):

@@ -127,8 +127,8 @@ def allow_open_files(workers: int, *, per_worker: int = 4) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, given[1]))
     if workers and soft < needed:
         raise ValueError(
-            f'{workers} worker processes (DATA.NUM_WORKERS, --workers) need {needed} open files, '
-            f'and the system allows {soft}: raise that limit (ulimit -n), or use fewer workers'
+            f'{workers} workers (DATA.NUM_WORKERS, --workers, --num-workers) need {needed} open '
+            f'files, and the system allows {soft}: raise that limit (ulimit -n), or use fewer'
         )
 
 

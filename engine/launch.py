@@ -242,7 +242,10 @@ def _reason(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)[-1:]:
             text += f' ({Path(frame.filename).name}, line {frame.lineno})'
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        text = f'{NO_MEMORY}; use a smaller --batch-size or DATA.NUM_WORKERS {text}'.strip()
+        text = (
+            f'{NO_MEMORY}; use a smaller --batch-size or fewer workers (DATA.NUM_WORKERS, '
+            f'--num-workers) {text}'
+        ).strip()
     return text or type(error).__name__
 
 

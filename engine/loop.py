@@ -125,7 +125,7 @@ def begin(
         state.restore(saved, config, source=str(checkpoint), logger=logger)
     elif config.PRETRAINED:
         whole = getattr(model, 'whole_encoder', model)
-        state.pretrained = load_pretrained(config, whole, logger, convert)
+        load_pretrained(config, whole, logger, convert)
         if run.stage == 'contrastive':
             model.encoder_loaded()
     run.record.begin(checkpoint, done=state.epoch >= config.TRAIN.EPOCHS)

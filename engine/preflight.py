@@ -179,7 +179,9 @@ class Preflight:
                 batch = part(batch, size)
                 self._step(state, batch)
                 step = self._seconds(lambda: self._step(state, batch), NUM_STEPS) / size
-                forward = self._seconds(lambda: self._forward(state, batch), NUM_STEPS) / size
+                forward = step
+                if self.loss_fn is not None:
+                    forward = self._seconds(lambda: self._forward(state, batch), NUM_STEPS) / size
                 times = step, forward, self._read_seconds(self.loaders[self.main])
         measured = distributed.gather(times)
         if None in measured:
@@ -237,7 +239,7 @@ class Preflight:
         Args:
             state: Where training starts.
             step: Seconds per image of a training step, or of computing features.
-            forward: Seconds per image of the loss without its gradient.
+            forward: Seconds per image of the loss without its gradient; of a probe as `step`.
             read: Seconds per image of the loader.
 
         Returns:
@@ -254,8 +256,9 @@ class Preflight:
         advice = 'raise DATA.NUM_WORKERS, or pack the images with scripts/pack.py'
         self.add('speed', found, advice if waits > WAITING else '')
 
-        epochs = 1.0
+        epochs, before = 1.0, 0
         if self.loss_fn is not None:
+            before = state.epoch == state.batch == 0  # is validated before training
             epochs = self.config.TRAIN.EPOCHS - state.epoch - state.batch / state.num_batches
         own = self.config.EVAL.SELECT_ON
         validated = ('holdout', 'reference') if self.run.is_pretrain else (own,)
@@ -263,10 +266,12 @@ class Preflight:
         others = sum(len(loader.dataset) for loader in scored)
         images = len(self.loaders[self.main]) * data.BATCH_SIZE
         training = epochs * images * with_reading(step)
-        validations = math.ceil(epochs / self.config.EVAL.EVERY)
+        validations = math.ceil(epochs / self.config.EVAL.EVERY) + before
         validation = validations * others / world * with_reading(forward)
         work = 'training' if self.loss_fn else 'features'
-        self.add('time', f'{duration(training)} of {work}, {duration(validation)} of validation')
+        found = f'{duration(training)} of {work}, {duration(validation)} of validation'
+        rest = '' if self.run.is_pretrain else ', without the final scores and report'
+        self.add('time', found + rest)
         return training + validation
 
     def schedule(self, state: TrainState) -> None:
@@ -301,8 +306,6 @@ class Preflight:
         verdict = f'not ready: {problems} problem(s)' if problems else 'ready'
         if not problems and not math.isnan(seconds):
             verdict += f', about {duration(seconds)}'
-            if not self.run.is_pretrain:
-                verdict += ', plus the final scoring and report'
         self.run.logger.info(f'preflight\n\n{table(first)}\n\nverdict: {verdict}')
         return min(1, problems)
 
@@ -323,9 +326,6 @@ class Preflight:
     @torch.no_grad()
     def _forward(self, state: TrainState, batch: Batch) -> None:
         """Compute the loss of a batch as in validation."""
-        if self.loss_fn is None:
-            self._step(state, batch)
-            return
         state.model.eval()
         with autocast(self.config, self.run.device):
             self.loss_fn(state.model, to_device(batch, self.run.device))

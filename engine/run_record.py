@@ -206,7 +206,7 @@ def refuse_another_run(folder: Path, config: Config) -> None:
     changes = _changed_options(config_text(before), config_text(config))
     if not finished or config.TRAIN.EPOCHS > before.TRAIN.EPOCHS:
         changes = [line for line in changes if line.startswith(PATIENT_OPTIONS)]
-    changes = _changed_weights(folder, config) + changes
+    changes = _changed_weights(folder, config, before.PRETRAINED) + changes
     if changes:
         raise ValueError(
             f'{folder} holds another run ({"; ".join(changes[:SHOWN])}): choose another --tag or '
@@ -375,15 +375,21 @@ _COMPARISONS: dict[str, Callable[[Any, Any], list[str]]] = {
 }
 
 
-def _changed_weights(folder: Path, config: Config) -> list[str]:
-    """How PRETRAINED differs from the file that the run in the folder started from, if known."""
+def address_changes(before: str, now: str) -> list[str]:
+    """How an address in PRETRAINED differs from what a run was given; nothing is downloaded."""
+    return [f'PRETRAINED: {before} -> {now}'] if is_address(now) and before != now else []
+
+
+def _changed_weights(folder: Path, config: Config, before: str) -> list[str]:
+    """How PRETRAINED differs from what the run in the folder started from, if known."""
     given, is_probe = config.PRETRAINED, config.FINETUNE.MODE in PROBES
     record = _known_record(folder)
     first = next(iter(record.get('starts', [])), {})
-    is_known = Path(given).is_file() or (is_probe and not given)
-    if not is_known or first.get('resumed_from'):
+    if first.get('resumed_from'):
         return []
-    return run_changes(record, {'pretrained': weights_checksum(given)})
+    if Path(given).is_file() or (is_probe and not given):
+        return run_changes(record, {'pretrained': weights_checksum(given)})
+    return address_changes(before, given)
 
 
 def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:

@@ -31,7 +31,7 @@ def run_stage(
         build: Returns the model and the loss of a batch; None if nothing is trained.
         evaluate: Evaluates a checkpoint.
         convert: Fits pre-trained weights to the model; see `utils.load_pretrained`.
-        after_epoch: Evaluates the model after each epoch; see `engine.loop.fit`.
+        after_epoch: Evaluates the model; see `engine.loop.fit`.
         train: Trains the model, or fits a probe; by default `engine.loop.fit`.
         example: Returns a batch of inputs of the model; by default a training batch.
 

@@ -104,7 +104,6 @@ class TrainState:
     batch: int = 0  # batches of this epoch that are done
     best_score: float = -math.inf
     source: str = ''  # the checkpoint that training resumed from
-    pretrained: dict[str, str] = field(default_factory=dict)  # see `load_pretrained`
     compares_images: bool = False  # whether the loss compares the images of a batch
     progress: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
@@ -165,7 +164,6 @@ class TrainState:
             'progress': self.progress.numbers(),
             'rng': rng,
             'config': config_text(config),
-            'pretrained': self.pretrained,
         }
 
     def restore(self, saved: dict, config: Config, *, source: str, logger: logging.Logger) -> None:
@@ -185,7 +183,7 @@ class TrainState:
         with name_damaged(source):
             load_model_state(self.module, saved['model'], source, logger)
             load_moments(saved, self.optimizer, self.scaler, source)
-            self.best_score, self.pretrained = saved['best_score'], saved.get('pretrained', {})
+            self.best_score = saved['best_score']
             self.progress = Progress(**saved['progress'])
             self._go_to(saved, config)
             self._compare_images(saved, config, logger)

@@ -1,4 +1,4 @@
-"""Probes of frozen features: logistic regression, nearest neighbours, and a pixel baseline.
+"""Probes of frozen features: logistic regression and nearest neighbours.
 
 Features are computed once. The grid of a probe is small, and its best point is chosen on held-out
 training patients with the metric of the run, never on the data that is scored in the end.
@@ -8,9 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy.special import expit
-from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -19,12 +17,12 @@ from torch.utils.data import DataLoader
 
 from config import Config
 from data import Loaders
-from data.loader import XrayDataset, make_loader
 from engine import distributed
 from engine.device import autocast, views_of
 from engine.run_record import Run
 from evaluation.inference import SMALLEST_PROBABILITY, mean_logits, refuse_undefined
 from evaluation.metrics import score_probabilities, selection_score
+from evaluation.pixel_floor import weighted_pairs
 from models.pretrained import fit_pretrained
 from utils import load_pretrained
 
@@ -32,9 +30,6 @@ INVERSE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn, f
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018, arXiv:1805.01978
 QUERIES = 256  # images compared with all others at a time
-# Of the pixel floor: side of the images, greatest number of training images and of components, and
-# C of scikit-learn.
-FLOOR_SIDE_PX, FLOOR_IMAGES, FLOOR_COMPONENTS, FLOOR_INVERSE_PENALTY = 64, 20_000, 100, 0.01
 
 
 class KnnClassifier(nn.Module):
@@ -175,7 +170,7 @@ def fit_linear_heads(
         for _ in inverse_penalties
     ]
     for k, target in enumerate(targets.T):
-        rows, classes, weights = _weighted_pairs(target)
+        rows, classes, weights = weighted_pairs(target)
         if np.unique(classes).size < 2:
             continue
         known = standard[rows]
@@ -185,81 +180,6 @@ def fit_linear_heads(
             weight[k] = model.coef_[0] / scaler.scale_
             bias[k] = model.intercept_[0] - weight[k] @ scaler.mean_
     return [(weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in heads]
-
-
-def read_pixels(
-    config: Config, dataset: XrayDataset, limit: int = FLOOR_IMAGES
-) -> tuple[np.ndarray, np.ndarray]:
-    """Read the images of the pixel floor, on every rank, in order.
-
-    Args:
-        config: Batch size and number of workers.
-        dataset: Images with targets.
-        limit: Of more images, as many at equal distances are read.
-
-    Returns:
-        Pixels [N, P] in [0, 1] of the images without preprocessing, and targets [N, K].
-    """
-    rows = np.linspace(0, len(dataset) - 1, min(len(dataset), limit)).round().astype(int)
-    small = XrayDataset(
-        dataset.records.select(rows),
-        _small_image,
-        seed=config.SEED,
-        targets=dataset.targets[rows],
-        bad_images=dataset.bad_images,
-    )
-    # Copies, because each tensor of a worker keeps a file open.
-    loader = make_loader(small, config, shuffle=False)
-    batches = [[column.numpy().copy() for column in batch] for batch in loader]
-    parts = [[np.concatenate(column) for column in zip(*batches, strict=True)]] if batches else []
-    parts = [part for of_rank in distributed.gather(parts) for part in of_rank]
-    pixels, targets, index = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(index, kind='stable')
-    return pixels[order].astype(np.float32) / 255, targets[order]
-
-
-def pixel_floor(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, int]:
-    """Fit logistic regressions on principal components: a baseline for any trained model.
-
-    There are at most half as many components as images, and none without variance. They keep the
-    scale of the pixels: whitening would scale noise up to the signal.
-
-    Args:
-        train: [N, P] pixels in [0, 1], usually of 64 x 64 images.
-        targets: [N, K] in [0, 1]; NaN where unknown. Soft targets and values above 1 (a third
-            class) are treated as in `fit_linear_heads`, and as unknown.
-        test: [M, P].
-
-    Returns:
-        [M, K] probabilities, 0.5 for a label without both classes in `targets`; and the number of
-        components.
-    """
-    components = PCA(min(FLOOR_COMPONENTS, len(train) // 2), svd_solver='full')
-    reduced = components.fit_transform(train)
-    variances = components.explained_variance_
-    kept = int((variances > np.finfo(variances.dtype).eps * variances[:1]).sum())
-    reduced, test = reduced[:, :kept], components.transform(test)[:, :kept]
-    probabilities = np.full((len(test), targets.shape[1]), 0.5)
-    for k, target in enumerate(np.where(targets > 1, np.nan, targets).T):
-        rows, classes, weights = _weighted_pairs(target)
-        if kept and np.unique(classes).size == 2:
-            model = LogisticRegression(C=FLOOR_INVERSE_PENALTY, max_iter=2000)
-            model.fit(reduced[rows], classes, sample_weight=weights)
-            probabilities[:, k] = model.predict_proba(test)[:, 1]
-    return probabilities, kept
-
-
-def _small_image(image: Image.Image, _rng: np.random.Generator) -> np.ndarray:
-    """An image of FLOOR_SIDE_PX x FLOOR_SIDE_PX as one row, uint8."""
-    return np.array(image.resize((FLOOR_SIDE_PX, FLOOR_SIDE_PX))).ravel()
-
-
-def _weighted_pairs(target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, classes 0 or 1, and weights; a soft target gives one row of each class."""
-    positive, negative = np.flatnonzero(target > 0), np.flatnonzero(target < 1)  # False for NaN
-    rows = np.concatenate([positive, negative])
-    weights = np.concatenate([target[positive], 1 - target[negative]])
-    return rows, np.repeat([1, 0], [positive.size, negative.size]), weights
 
 
 def _check_options(config: Config, loaders: Loaders) -> None:

@@ -30,7 +30,7 @@ from engine.run_record import Run, code_version
 from evaluation.cases import Cases
 from evaluation.inference import predict
 from evaluation.metrics import Protocol, describe_scores, score_probabilities
-from evaluation.probes import pixel_floor, read_pixels
+from evaluation.pixel_floor import pixel_floor, read_pixels
 from evaluation.report import Names, build_document, floor_part, rename_images, write_report
 from evaluation.saliency import write_maps
 from logger import json_safe, read_metrics

@@ -331,8 +331,8 @@ class SwinTransformer(PatchEncoder):
         stages = len(swin.DEPTHS)
         for key in ('DEPTHS', 'NUM_HEADS'):
             holds = bool(swin[key]) and all(type(n) is int and n > 0 for n in swin[key])
-            allowed = 'one positive integer per stage, together at most 1000'
-            require(holds and sum(swin[key]) <= 1000, config, f'MODEL.SWIN.{key}', allowed)
+            require(holds, config, f'MODEL.SWIN.{key}', 'one positive integer per stage')
+        require(sum(swin.DEPTHS) <= 1000, config, 'MODEL.SWIN.DEPTHS', 'together at most 1000')
         allowed = f'as long as MODEL.SWIN.DEPTHS, {stages}'
         require(len(swin.NUM_HEADS) == stages, config, 'MODEL.SWIN.NUM_HEADS', allowed)
         for stage_number, heads in enumerate(swin.NUM_HEADS):

@@ -29,12 +29,14 @@ from data.records import read_folder, write_predictions
 from data.transforms import EvalTransform
 from engine.device import local_device
 from engine.files import LOADER_FILES, allow_open_files
-from engine.launch import explain
+from engine.launch import EXIT_UNEXPECTED, explain
 from evaluation.inference import load_classifier, predict
 from utils import read_checkpoint, trained_config
 
 MOST_IMAGES = 128  # in a batch, whatever the checkpoint says
 SKIPPED = 'skipped: '  # begins the note about an image that is skipped
+COLOURED = 'coloured'  # the note about an image that is read as grey
+NAMED = 3  # coloured images that are named
 
 
 class ImageFiles(Dataset):
@@ -55,8 +57,8 @@ class ImageFiles(Dataset):
         path, note = self.paths[index], ''
         try:
             image = load_image(path)
-            if (levels := colour_difference(path)) > COLOUR_LEVELS:
-                note = f'warning: {path} is read as grey: its colours differ by {levels} levels'
+            if colour_difference(path) > COLOUR_LEVELS:
+                note = COLOURED
         except ValueError as error:
             is_bad = isinstance(error, BadImageError)
             if not self.skip_bad or not (is_bad or isinstance(error.__cause__, FileNotFoundError)):
@@ -154,8 +156,12 @@ def predict_images(args: argparse.Namespace) -> int:
         labels=task_labels(data.TASK, data.LABELS),
         source={'checkpoint': args.checkpoint, 'run': config.TAG, 'rows': len(used)},
     )
-    for note in filter(None, loader.notes):
+    for note in (note for note in loader.notes if note.startswith(SKIPPED)):
         print(note, file=sys.stderr)
+    coloured = [paths[i] for i, note in enumerate(loader.notes) if note == COLOURED]
+    if coloured:
+        names = ', '.join(coloured[:NAMED]) + (' ...' if len(coloured) > NAMED else '')
+        print(f'warning: {len(coloured)} coloured image(s) read as grey: {names}', file=sys.stderr)
     rest = f'; {sum(skipped)} were skipped' if any(skipped) else ''
     print(f'probabilities for {len(used)} images in {args.output}{rest}. Not for clinical use.')
     return int(any(skipped))
@@ -165,8 +171,11 @@ def main(args: argparse.Namespace) -> int:
     try:
         return predict_images(args)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        print(f'error: {explain(error)[1]}', file=sys.stderr)
-        return 2
+        code, text = explain(error)
+        if code == EXIT_UNEXPECTED:
+            raise
+        print(f'error: {text}', file=sys.stderr)
+        return code
 
 
 if __name__ == '__main__':

@@ -31,6 +31,7 @@ from config import (
     put,
     value_at,
 )
+from engine.downloads import is_address
 from engine.files import checkpoint_name
 from engine.run_record import OPTIONS_FILE, run_changes
 
@@ -580,7 +581,8 @@ def _weights(row: Row, environment: Mapping[str, str]) -> str:
             f'{row.run} starts from a checkpoint: set the environment variable {row.weights} to '
             'its path'
         )
-    return os.path.abspath(environment[row.weights])
+    weights = environment[row.weights]
+    return weights if is_address(weights) else os.path.abspath(weights)
 
 
 def _words(changes: Mapping[str, Any]) -> list[str]:

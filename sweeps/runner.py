@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from engine.downloads import is_address
 from engine.files import (
     BEST_CHECKPOINT,
     checkpoint_name,
@@ -26,6 +27,7 @@ from engine.files import (
 from engine.run_record import (
     EXIT_PREEMPTED,
     OPTIONS_FILE,
+    address_changes,
     is_finished,
     is_locked,
     read_record,
@@ -77,6 +79,7 @@ def differences(job: Job) -> list[str]:
         known = record.get('data', {}).get('files', {}).get(name)
         if known and known != _checksum(Path(data.DATA_PATH) / name):
             lines.append(f'data: {name} of {data.DATA_PATH} is another file')
+    lines += address_changes(config.PRETRAINED, job.config.PRETRAINED)
     return lines + _changed_weights(job, record)
 
 
@@ -87,7 +90,8 @@ def _changed_weights(job: Job, record: Mapping[str, Any]) -> list[str]:
     checkpoint of another run that was removed.
     """
     path, first = Path(job.config.PRETRAINED), next(iter(record.get('starts', [])), {})
-    if 'pretrained' not in record or first.get('resumed_from'):
+    unknown = 'pretrained' not in record or first.get('resumed_from')
+    if unknown or is_address(job.config.PRETRAINED):
         return []
     now = None
     if job.weights:

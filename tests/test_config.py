@@ -267,6 +267,13 @@ def test_an_impossible_value_is_an_error_that_names_its_key(key, bad) -> None:
         check_config(changed(key, bad), 'simmim')
 
 
+def test_a_wide_swin_may_have_a_head_per_channel() -> None:
+    width = default_config().MODEL.SWIN.EMBED_DIM
+    heads = [width * 2**stage for stage in range(4)]
+    assert sum(heads) > 1000
+    check_config(changed('MODEL.SWIN.NUM_HEADS', heads), 'simmim')
+
+
 @pytest.mark.parametrize(
     'key, value',
     [

@@ -47,7 +47,7 @@ def test_a_validation_counts_for_the_epochs_between_validations(wait) -> None:
     for seconds in (20, 0, 0, 0, 20):
         with clock.between_epochs():
             wait(seconds)
-    assert clock.seconds_left(batches=0, epochs=8) == 2 * 20
+        assert clock.seconds_left(batches=0, epochs=8) == 2 * 20
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import logging
-import math
 import shutil
 import ssl
 import subprocess
 import sys
 import threading
+from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tiny import ROOT
 from transfers import make_config, make_model
 
 from engine import downloads
-from engine.downloads import PROCESSOR, fetch, local_path
+from engine.downloads import PROCESSOR, describe_weights, fetch, local_path
 from engine.run_record import RunRecord, read_record
 from models.pretrained import fit_pretrained
 from utils import load_pretrained, load_weights, read_checkpoint
@@ -27,14 +27,15 @@ LOGGER = logging.getLogger('test')
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Sends `server.files`; `server.asked` lists (path, sent)."""
+    """Sends `server.files`, with `server.error` if it is set; `server.asked` lists (path, sent)."""
 
     def do_GET(self) -> None:
         body, headers = self.server.files.get(self.path, (b'', {}))
         etag = f'"{hashlib.md5(body).hexdigest()}"'
-        known = self.headers['If-None-Match'] == etag and not headers
+        known = self.headers['If-None-Match'] == etag and not headers and not self.server.error
         self.server.asked.append((self.path, not known))
-        self.send_response(304 if known else 302 if 'Location' in headers else 200)
+        status = 304 if known else 302 if 'Location' in headers else 200
+        self.send_response(self.server.error or status)
         headers = {'ETag': etag, 'Content-Length': len(body)} | headers
         for name, value in headers.items():
             self.send_header(name, str(value))
@@ -63,22 +64,16 @@ def server(certificate, tmp_path, monkeypatch):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, f'{certificate}.key')
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.files, server.asked = {}, []
+    server.files, server.asked, server.error = {}, [], 0
     server.address = f'https://localhost:{server.server_port}'
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv('SSL_CERT_FILE', str(certificate))
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     monkeypatch.setenv('no_proxy', '*')
-    new_run(monkeypatch)
+    fetch.cache_clear()
     yield server
     server.shutdown()
     server.server_close()
-
-
-def new_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a new process, which started after the earlier downloads."""
-    fetch.cache_clear()
-    monkeypatch.setattr(downloads, 'START_TIME', math.inf)
 
 
 def weights(value: float, folder: Path) -> bytes:
@@ -104,20 +99,17 @@ def test_addresses_with_the_same_last_part_are_different_weights(server, tmp_pat
     assert value_of(server.address.replace('https', 'HTTPS') + '/b/w.pth') == 1
 
 
-def test_a_file_is_sent_once_until_it_changes(server, tmp_path, monkeypatch, log):
+def test_a_file_is_sent_once_until_it_changes(server, tmp_path, log):
     address = f'{server.address}/w.pth'
     server.files['/w.pth'] = weights(1, tmp_path), {}
     assert value_of(address) == value_of(address) == 1
     assert server.asked == [('/w.pth', True)]
     old = fetch(address).sha256
     assert old == hashlib.sha256(local_path(address).read_bytes()).hexdigest()
-    fetch.cache_clear()
-    monkeypatch.setattr(downloads, 'START_TIME', 0)  # another process of the same run
-    assert value_of(address) == 1 and len(server.asked) == 1
-    new_run(monkeypatch)
+    fetch.cache_clear()  # as in a new process
     assert value_of(address) == 1 and server.asked[1:] == [('/w.pth', False)]
     server.files['/w.pth'] = weights(2, tmp_path), {}
-    new_run(monkeypatch)
+    fetch.cache_clear()
     model = torch.nn.Linear(1000, 1, bias=False)
     model.weight = torch.nn.Parameter(torch.zeros(1000))
     load_weights(address, model, LOGGER)
@@ -126,10 +118,10 @@ def test_a_file_is_sent_once_until_it_changes(server, tmp_path, monkeypatch, log
     assert any(fetch(address).sha256 in message for message in log.messages)
 
 
-def test_a_changed_file_of_the_cache_is_downloaded_again(server, tmp_path, monkeypatch):
+def test_a_changed_file_of_the_cache_is_downloaded_again(server, tmp_path):
     server.files['/w.pth'] = weights(1, tmp_path), {}
     local_path(f'{server.address}/w.pth').write_bytes(weights(2, tmp_path))
-    new_run(monkeypatch)
+    fetch.cache_clear()
     assert value_of(f'{server.address}/w.pth') == 1
 
 
@@ -137,8 +129,15 @@ def test_without_a_connection_the_earlier_file_is_used_with_a_remark(server, tmp
     server.files['/w.pth'] = weights(1, tmp_path), {}
     address = f'{server.address}/w.pth'
     fetch(address)
+    for server.error in (503, 429, 404):
+        fetch.cache_clear()
+        if server.error == 404:
+            with pytest.raises(ValueError, match='404'):
+                fetch(address)
+        else:
+            assert value_of(address) == 1 and str(server.error) in fetch(address).remark
     monkeypatch.delenv('SSL_CERT_FILE')  # nobody vouches for the server
-    new_run(monkeypatch)
+    fetch.cache_clear()
     assert value_of(address) == 1 and address in fetch(address).remark
     with pytest.raises(ValueError, match=r'other\.pth'):
         fetch(f'{server.address}/other.pth')
@@ -149,10 +148,18 @@ def test_an_incomplete_or_broken_download_leaves_nothing(server, tmp_path, monke
     chunked = {'Transfer-Encoding': 'chunked'}
     server.files['/short.pth'] = body[:999], {'Content-Length': len(body)}
     server.files['/chunk.pth'] = b'%x\r\n' % len(body) + body[:999], chunked
-    server.files['/w-00000000.pth'] = body, {}
     for path in server.files:
         with pytest.raises(ValueError, match=path):
             fetch(server.address + path)
+
+    def read(*_: object) -> bytes:
+        raise ssl.SSLError(1, 'bad record')
+
+    server.files['/w-20240131.pth'] = body, {}
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r'-20240131.*bad record'):
+        patch.setattr(HTTPResponse, 'read', read)
+        fetch(f'{server.address}/w-20240131.pth')
+    fetch(f'{server.address}/w-20240131.pth')  # a date, not a checksum
     with monkeypatch.context() as patch:
         patch.setattr(downloads.json, 'dumps', lambda record: sys.exit('killed'))
         server.files['/w.pth'] = body, {}
@@ -160,7 +167,8 @@ def test_an_incomplete_or_broken_download_leaves_nothing(server, tmp_path, monke
             fetch(f'{server.address}/w.pth')
     server.files['/w.pth'] = weights(2, tmp_path), {}
     assert value_of(f'{server.address}/w.pth') == 2  # a file without record is not used
-    assert [name for name in cached(tmp_path) if 'w.pth' not in name] == []
+    kept = ('w.pth', 'w-20240131.pth')
+    assert [name for name in cached(tmp_path) if not any(map(name.count, kept))] == []
 
 
 @pytest.mark.parametrize('scheme', ['http', 'file', 'ftp'])
@@ -182,7 +190,7 @@ def test_several_processes_download_one_file(server, tmp_path):
     command = [sys.executable, '-c', code, f'{server.address}/w.pth']
     for process in [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]:
         assert process.wait() == 0
-    assert server.asked == [('/w.pth', True)]
+    assert server.asked == [('/w.pth', True), ('/w.pth', False)]
 
 
 def test_the_record_of_a_run_has_the_checksum_of_downloaded_weights(server, tmp_path):
@@ -241,10 +249,13 @@ def test_a_repository_gives_its_weights_and_the_statistics_of_their_pixels(hub, 
     config = make_config('swin', 3)
     config.PRETRAINED = 'hf://owner/name@main'
     target = make_model(config, seed=2, is_pretrain=False)
-    recorded = load_pretrained(config, target, LOGGER, fit_pretrained)
+    load_pretrained(config, target, LOGGER, fit_pretrained)
     assert torch.equal(target.norm.weight, model.norm.weight)
     checksum = hashlib.sha256((folder / 'pytorch_model.bin').read_bytes()).hexdigest()
-    assert recorded == {'sha256': checksum, 'source': 'hf://owner/name@c0ffee/pytorch_model.bin'}
+    assert describe_weights(config.PRETRAINED) == {
+        'sha256': checksum,
+        'source': 'hf://owner/name@c0ffee/pytorch_model.bin',
+    }
     assert any(checksum in line and 'c0ffee' in line for line in log.messages)
     assert hub == [(file and 'main', file, PROCESSOR) for file in downloads.HUB_FILES]
 

@@ -232,13 +232,21 @@ def test_a_run_that_started_from_other_weights_is_refused(tmp_path):
     record = {'pretrained': weights_checksum(str(weights)), 'starts': [{'resumed_from': None}]}
     moved = config_of('PRETRAINED', str(shutil.copy(weights, tmp_path / 'moved.pth')))
     changed = config_of('PRETRAINED', str(other))
+    address = config_of('PRETRAINED', 'https://example.invalid/a.pth')
+    other_address = config_of('PRETRAINED', 'https://example.invalid/b.pth')
     (folder / 'ckpt_epoch_0.pth').touch()  # from which the run would resume
     for finished in (None, '2026-01-01T00:00:00+00:00'):
         (folder / 'run.json').write_text(json.dumps(record | {'finished': finished}))
         refuse_another_run(folder, started)
         refuse_another_run(folder, moved)
+        for another in (changed, address):
+            with pytest.raises(ValueError, match='PRETRAINED'):
+                refuse_another_run(folder, another)
+        (folder / 'config.yaml').write_text(config_text(address))
+        refuse_another_run(folder, address)
         with pytest.raises(ValueError, match='PRETRAINED'):
-            refuse_another_run(folder, changed)
+            refuse_another_run(folder, other_address)
+        (folder / 'config.yaml').write_text(config_text(started))
     probe = config_of('FINETUNE.MODE', 'linear_probe', 'TRAIN.EPOCHS', 301)
     with pytest.raises(ValueError, match='PRETRAINED'):  # it would be fitted on random weights
         refuse_another_run(folder, probe)

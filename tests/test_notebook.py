@@ -137,9 +137,14 @@ def test_the_code_is_asked_for_and_cloned_or_unpacked(tmp_path, monkeypatch) -> 
         {'input': lambda _: '', 'files': upload},
         {'REPOSITORY': archive, 'files': None},
     ]
+    wrong = shutil.make_archive(
+        str(tmp_path / 'wrong'), 'zip', tmp_path / 'pack', 'simmim-main/.git'
+    )
     for i, variables in enumerate(cases):
         folder = tmp_path / f'session{i}'
         folder.mkdir()
+        result = run_cell('checkout', folder, monkeypatch, REPOSITORY=wrong, files=None)
+        assert isinstance(result.error_in_exec, AssertionError)
         run_cell('checkout', folder, monkeypatch, **variables).raise_error()
         assert Path('main_simmim.py').exists() and Path.cwd().is_relative_to(folder / 'code')
         run_cell('checkout', folder, monkeypatch).raise_error()  # asks only once

@@ -5,6 +5,7 @@ import os
 import runpy
 import shutil
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,7 @@ def predict():
     def run(*arguments: object) -> int:
         return names['main'](names['parse_args']([*map(str, arguments)]))
 
-    run.parse_args = names['parse_args']
+    run.parse_args, run.names = names['parse_args'], names['main'].__globals__
     return run
 
 
@@ -115,6 +116,10 @@ def test_bad_images_are_skipped_and_listed_and_colour_is_warned_of(
     Image.fromarray(pixels).save(colour)
     good = sorted((phantom / 'valid').rglob('view1_frontal.jpg'))[:3]
     words = ['--checkpoint', checkpoint_of(run), '--num-workers', 0, '--batch-size', 2]
+    more = [shutil.copy(colour, tmp_path / f'colour{i}.png') for i in range(3)]
+    assert predict(*words, '--output', tmp_path / 'more.csv', *good, *more, colour) == 0
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if 'warning' in line]
+    assert ': 4 ' in warning and all(map(warning.count, map(str, more)))
     assert predict(*words, '--output', tmp_path / 'good.csv', *good, colour) == 0
     assert str(colour) in capsys.readouterr().err
     words += ['--skip-bad', '--output', tmp_path / 'p.csv']
@@ -133,6 +138,14 @@ def test_bad_images_are_skipped_and_listed_and_colour_is_warned_of(
         values_of(tmp_path / 'p.csv'), values_of(tmp_path / 'good.csv'), atol=1e-6
     )
     assert json.loads((tmp_path / 'p.json').read_text())['rows'] == 4
+
+
+def test_a_defect_of_the_program_is_not_reported_as_a_mistake(predict, monkeypatch):
+    monkeypatch.setitem(
+        predict.names, 'predict_images', MagicMock(side_effect=RuntimeError('size'))
+    )
+    with pytest.raises(RuntimeError, match='size'):
+        predict('--checkpoint', 'c.pth', '--output', 'p.csv', 'images')
 
 
 @pytest.mark.parametrize(

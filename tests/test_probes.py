@@ -22,8 +22,10 @@ from torch import nn
 import main_finetune
 from config import default_config, get_config
 from data.labels import LABELS
+from evaluation import pixel_floor as module
 from evaluation import probes
-from evaluation.probes import KnnClassifier, fit_linear_heads, pixel_floor
+from evaluation.pixel_floor import pixel_floor
+from evaluation.probes import KnnClassifier, fit_linear_heads
 from models import build_model
 
 NAN = float('nan')
@@ -146,11 +148,11 @@ def test_pixels_are_copied_so_that_no_tensor_of_a_worker_stays_open(
             del batch
             assert all(ref() is None for ref in refs[:-3])
 
-    monkeypatch.setattr(probes, 'make_loader', loader)
-    monkeypatch.setattr(probes, 'XrayDataset', MagicMock())
+    monkeypatch.setattr(module, 'make_loader', loader)
+    monkeypatch.setattr(module, 'XrayDataset', MagicMock())
     dataset = MagicMock(targets=np.zeros((3, 2)))
     dataset.__len__.return_value = 3
-    pixels, _ = probes.read_pixels(default_config(), dataset)
+    pixels, _ = module.read_pixels(default_config(), dataset)
     np.testing.assert_allclose(pixels[:, 0] * 255, range(3), atol=1e-5)
 
 

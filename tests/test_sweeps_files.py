@@ -111,6 +111,13 @@ def test_missing_weights_stop_the_plan() -> None:
         plan(SWEEPS['init'], seeds=[0], data='/data', output='/runs')
 
 
+def test_weights_may_be_named_by_an_address() -> None:
+    address = 'hf://owner/name'
+    environment = {'IMAGENET_WEIGHTS': address}
+    jobs = plan(SWEEPS['init'], seeds=[0], data='/data', output='/runs', environment=environment)
+    assert address in {job.config.PRETRAINED for job in jobs}
+
+
 @pytest.mark.parametrize(
     ('changes', 'key'),
     [

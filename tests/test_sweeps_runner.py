@@ -100,6 +100,17 @@ def test_a_run_with_other_data_weights_or_batch_is_another_run(
         assert state_of(job) == 'stopped'
 
 
+def test_a_run_from_another_address_is_another_run(tmp_path: Path) -> None:
+    job = job_with_weights(tmp_path)
+    job.config.defrost()
+    job.config.PRETRAINED = 'https://example.invalid/a.pth'
+    write_run(job, FINISHED | {'pretrained': 'f00'})
+    assert state_of(job) == 'finished'
+    job.config.PRETRAINED = 'https://example.invalid/b.pth'
+    with pytest.raises(ValueError, match=r'a\.pth -> .*b\.pth'):
+        state_of(job)
+
+
 def test_a_finetuning_belongs_to_the_checkpoint_of_its_pretraining(tmp_path: Path) -> None:
     jobs = jobs_of(SWEEP, tmp_path / 'runs', tmp_path, 1)
     job = next(job for job in jobs if job.stage == 'finetune')
