@@ -498,14 +498,20 @@ def get_config(args: argparse.Namespace) -> Config:
         value = getattr(args, flag, None)
         if value is not None:
             put(config, key, value, '--' + flag.replace('_', '-'))
-    stage, tasks = getattr(args, 'stage', None), REGISTRIES.get('DATA.TASK', {})
+    stage = getattr(args, 'stage', None)
+    count_classes(config, stage)
+    check_config(config, stage)
+    config.freeze()
+    return config
+
+
+def count_classes(config: Config, stage: str | None) -> None:
+    """Set MODEL.NUM_CLASSES of a fine-tuning to the number of labels, unless it is given."""
+    tasks = REGISTRIES.get('DATA.TASK', {})
     is_default = config.MODEL.NUM_CLASSES == _C.MODEL.NUM_CLASSES
     if stage == 'finetune' and is_default and config.DATA.TASK in tasks:
         labels = config.DATA.LABELS or tasks[config.DATA.TASK].labels
         config.MODEL.NUM_CLASSES = len(labels)
-    check_config(config, stage)
-    config.freeze()
-    return config
 
 
 def build_parser(stage: str) -> argparse.ArgumentParser:

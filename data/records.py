@@ -66,6 +66,8 @@ PATIENT_PART = re.compile(r'(?:\A|/)(patient\d+)/')
 VIEW_NAME = re.compile(r'_(frontal|lateral)\.[^./]+\Z')
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
 SAMPLE_PATHS = 100  # which decide how paths become files
+SCORED_SPLITS = ('internal', 'valid', 'test')  # in the order of reports
+TRAINING_LABELS = "labels of the training CSV (of CheXpert: a labeller's, not radiologists')"
 
 # MIMIC-CXR-JPG: values of its split column, by split; its ViewPosition, by view (others: neither).
 MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
@@ -621,7 +623,13 @@ def split_patients(config: Config, records: Records) -> tuple[Records, Records, 
     """
     train, held_out = split_holdout(records, config.DATA.HOLDOUT_FRACTION)
     rank, num_patients = _patient_order(held_out.patient, key='internal')
-    num_internal = _share(config.EVAL.INTERNAL_SHARE, num_patients)
+    share = config.EVAL.INTERNAL_SHARE
+    num_internal = _share(share, num_patients)
+    if share and not 0 < num_internal < num_patients:
+        raise ValueError(
+            f'EVAL.INTERNAL_SHARE {share} leaves none of the {num_patients} patients held out by '
+            f'DATA.HOLDOUT_FRACTION {config.DATA.HOLDOUT_FRACTION} to choose a checkpoint'
+        )
     is_internal = rank < num_internal
     return train, held_out.select(~is_internal), held_out.select(is_internal)
 
@@ -1031,7 +1039,9 @@ def read_predictions(
     source = table.file.with_suffix('.json')
     try:
         about = json.loads(source.read_bytes()) if source.is_file() else {}
-        found, own = about.get('task'), [*about.get('labels', ())]
+        found, own = about.get('task'), about.get('labels', [])
+        if not (isinstance(own, list) and all(isinstance(label, str) for label in own)):
+            raise TypeError(f'labels must be a list of names, got {own!r:.100}')
     except (ValueError, AttributeError, TypeError) as error:
         if task:
             raise ValueError(f'{source} does not describe predictions: {error}') from error

@@ -278,15 +278,22 @@ def scores_table(entry: dict[str, Any]) -> pd.DataFrame:
 
 
 def differences_table(entry: dict[str, Any]) -> pd.DataFrame:
-    """The differences of a comparison with their intervals as text, and their p-values."""
+    """The differences of a comparison with their intervals and p-values, as text."""
+    parts = entry['labels'] | {MEAN_TITLES[key]: m for key, m in entry['means'].items() if m}
     rows = {
-        label: [_in_text(part['difference']), round(part['p_holm'], 4)]
-        for label, part in entry['labels'].items()
+        label: [
+            _in_text(part['difference']),
+            _p_in_text(part['p_bootstrap']),
+            _p_in_text(part['p_holm']) if 'p_holm' in part else '',
+        ]
+        for label, part in parts.items()
     }
-    for key, mean in entry['means'].items():
-        if mean:
-            rows[MEAN_TITLES[key]] = [_in_text(mean['difference']), round(mean['p_bootstrap'], 4)]
-    return pd.DataFrame.from_dict(rows, orient='index', columns=['AUROC', 'p (Holm)'])
+    columns = ['difference of AUROC', 'p (bootstrap)', 'p (Holm)']
+    return pd.DataFrame.from_dict(rows, orient='index', columns=columns)
+
+
+def _p_in_text(value: float) -> str:
+    return 'n/a' if np.isnan(value) else f'{value:.4f}' if value >= 1e-4 else '<0.0001'
 
 
 def _in_text(score: dict[str, float]) -> str:
@@ -306,15 +313,11 @@ def _latex(document: dict[str, Any]) -> str:
     parts = ['% For a document with \\usepackage{booktabs}. Not for clinical use.\n']
     for title, frames in tables.items():
         if frames:
-            parts.append(
-                pd.concat(frames).to_latex(
-                    caption=f'{title}, with 95 \\% intervals over patients in brackets.',
-                    escape=True,
-                    float_format='%.4f',
-                    multirow=False,
-                    na_rep='n/a',
-                )
-            )
+            table = pd.concat(frames)
+            has_intervals = table.map(lambda cell: '[' in str(cell)).any(axis=None)
+            note = ', with 95 \\% intervals over patients in brackets' * bool(has_intervals)
+            text = table.to_latex(caption=f'{title}{note}.', escape=True, multirow=False)
+            parts.append(text.replace('<', r'\textless{}'))
     return '\n'.join(parts)
 
 
@@ -403,7 +406,7 @@ def _label_warnings(entry: dict[str, Any], *, has_holdout: bool) -> Iterator[str
         f'{group["group"]} ({column["column"]})'
         for column in entry['groups']
         for group in column['groups']
-        if all(part['few'] for part in group['labels'].values())
+        if group['labels'] and all(part['few'] for part in group['labels'].values())
     ]
     if undefined:
         yield f'without both classes, not scored and not shown: {", ".join(undefined)}'

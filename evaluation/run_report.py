@@ -16,7 +16,14 @@ from config import PATIENT_OPTIONS, PROBES, Config, encoder_name, value_at
 from data import Loaders
 from data.labels import UNCERTAIN, task_labels
 from data.loader import XrayDataset
-from data.records import describe_images, group_columns, standard_groups, write_predictions
+from data.records import (
+    SCORED_SPLITS,
+    TRAINING_LABELS,
+    describe_images,
+    group_columns,
+    standard_groups,
+    write_predictions,
+)
 from engine import distributed
 from engine.files import replace_file
 from engine.run_record import Run, code_version
@@ -30,8 +37,7 @@ from logger import json_safe, read_metrics
 from models.losses import masked_bce
 from utils import BEST_CHECKPOINT, trained_config
 
-SCORED = ('internal', 'valid', 'test')
-INTERNAL = 'internal: held-out training patients, whose labels come from reports by a labeller'
+INTERNAL = f'internal: held-out training patients, with {TRAINING_LABELS}'
 THUMBNAIL_PX = 112
 SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
 
@@ -58,14 +64,14 @@ class FinalScores:
         self.run = run
         self.suffix = '_eval' if run.config.EVAL_MODE else ''
         self.loaders = loaders
-        self.scored = _present({name: getattr(loaders, name) for name in SCORED})
+        self.scored = _present({name: getattr(loaders, name) for name in SCORED_SPLITS})
         self.table: dict[str, dict[str, Any]] = {}
         self.logits: dict[str, np.ndarray] = {}
         self.floor: dict[str, Any] = {}  # facts about the pixel floor
         self.floor_probabilities: dict[str, np.ndarray] = {}
 
     def score(self, name: str, models: list[nn.Module]) -> None:
-        """Score the mean of the models on SCORED, under this name."""
+        """Score the mean of the models on SCORED_SPLITS, under this name."""
         for split, loader in self.scored.items():
             self._predict(split, models, loader)
             scores = score(self.run.config, self.logits[split], loader)
@@ -202,7 +208,7 @@ class FinalScores:
         """The cases of a split, with the requested groups if it is scored."""
         config, dataset = self.run.config, getattr(self.loaders, name).dataset
         records, groups = dataset.records, {}
-        if name in SCORED:
+        if name in SCORED_SPLITS:
             groups = standard_groups(records, config.EVAL.AGE_BANDS) | group_columns(
                 records, config.EVAL.GROUPS, demographics=config.DATA.DEMOGRAPHICS
             )

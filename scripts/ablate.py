@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.files import replace_file
 from engine.run_record import is_finished
 from sweeps.budget import describe_budget
-from sweeps.files import ROOT, SECTIONS, Job, load_sweep, only_row, plan
+from sweeps.files import ROOT, SECTIONS, Job, load_sweep, only_row, plan, without_cache
 from sweeps.plots import plot_curves, plot_labels, plot_subsets, plot_sweep
 from sweeps.power import count_cases, describe_power
 from sweeps.results import (
@@ -77,7 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             add('--from', dest='source', type=Path, metavar='FOLDER',
                 help='read the file of table --save in place of run folders')  # fmt: skip
     _add_run(parsers['run'].add_argument)
-    parsers['budget'].add_argument('--images-per-second', type=float, nargs='+', default=[],
+    parsers['budget'].add_argument('--images-per-second', type=_rate, nargs='+', default=[],
         metavar='N', help='of a GPU: in pre-training and in fine-tuning, or one number for both '
         '(default: as in the finished runs)')  # fmt: skip
     parsers['plot'].add_argument('--subset', metavar='S', help='of methods: share or number of '
@@ -110,6 +110,12 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'must be at least 1, got {text!r}')
     return int(text)
+
+
+def _rate(text: str) -> float:
+    if not 0 < float(text) < float('inf'):
+        raise argparse.ArgumentTypeError(f'must be above 0, got {text!r}')
+    return float(text)
 
 
 def seeds_of(args: argparse.Namespace) -> list[int]:
@@ -149,9 +155,7 @@ def print_power(args: argparse.Namespace, jobs: list[Job]) -> None:
     """Print the smallest difference that the sweep can detect, if the data can be read."""
     sweep = load_sweep(args.sweep)
     configs = {(job.stage, job.run): job.config for job in jobs}
-    config = configs['finetune', sweep.reference.run].clone()
-    config.defrost()
-    config.DATA.CACHE_DIR = ''  # the CSV files are in the data folder
+    config = without_cache(configs['finetune', sweep.reference.run])
     comparisons = sum(bool(row.against) for row in sweep.rows)
     try:
         cases = count_cases(config, logging.getLogger(__name__))

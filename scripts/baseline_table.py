@@ -32,7 +32,8 @@ def floor_row(scratch: dict, output: Path) -> dict:
             folder = output / f'simmim_finetune/{scratch["run"]}_seed{entry["seed"]}'
             scores = json.loads((folder / 'scores.json').read_text())[figures['split']]
             floor = scores['pixel_floor']
-            figures['scores'] = {name: floor[name] for name in MEANS} | floor['auroc']
+            means = {name: floor[name] for name in MEANS if name in floor}
+            figures['scores'] = means | floor['auroc']
     return row
 
 

@@ -279,14 +279,16 @@ def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
 
 def format_scores(document: dict[str, Any]) -> str:
     """Tables of the scores of every set and of the comparisons, followed by the warnings."""
-    blocks = [
-        f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '
-        f'n = {entry["rows"]}, {entry["patients"]} patients (95 % intervals over patients)\n'
-        f'{scores_table(entry).to_string(na_rep="n/a")}'
-        for entry in document['sets']
-    ]
+    blocks = []
+    for entry in document['sets']:
+        table = scores_table(entry).to_string(na_rep='n/a')
+        note = ' (95 % intervals over patients)' * ('[' in table)
+        blocks.append(
+            f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '
+            f'n = {entry["rows"]}, {entry["patients"]} patients{note}\n{table}'
+        )
     for entry in document['comparisons']:
-        table = differences_table(entry).to_string(na_rep='n/a')
+        table = differences_table(entry).to_string()
         blocks.append(f'{entry["a"]} minus {entry["b"]}\n{table}')
     warnings = '\n'.join(
         f'warning: {line}' for line in [*document['alerts'], *document['warnings']]

@@ -13,7 +13,7 @@ from config import PROBES, Config, config_text
 from data.records import pretrain_records, read_split, split_patients, training_records
 from engine.run_record import read_record
 from logger import read_metrics
-from sweeps.files import ROOT, SECTIONS, Job
+from sweeps.files import ROOT, SECTIONS, Job, without_cache
 from sweeps.runner import folder_state
 
 EVALUATION = 1 / 3  # of a training step: the time of a held-out image
@@ -58,7 +58,8 @@ def describe_budget(
 
 def images_of(jobs: Sequence[Job], logger: logging.Logger) -> dict[Path, float]:
     """Images that each run processes; a held-out image counts as EVALUATION."""
-    records = read_split(jobs[-1].config, 'train', logger)  # of a fine-tuning: with labels
+    config = without_cache(jobs[-1].config)  # of a fine-tuning: with labels
+    records = read_split(config, 'train', logger)
     known: dict[tuple, float] = {}
     found = {}
     for job in jobs:

@@ -25,6 +25,7 @@ from config import (
     Config,
     build_parser,
     config_text,
+    count_classes,
     default_config,
     get_config,
     put,
@@ -396,6 +397,15 @@ def expected_config(row: Row, stage: str) -> Config:
     """The options of a row's stage according to the files of the sweep, before flags."""
     config = _options_of(row.configs[stage]).clone()
     config.merge_from_list(_words(row.changes[stage]))
+    count_classes(config, stage)
+    return config
+
+
+def without_cache(config: Config) -> Config:
+    """A copy of the options that reads the CSV files in the data folder, and copies no store."""
+    config = config.clone()
+    config.defrost()
+    config.DATA.CACHE_DIR = ''
     return config
 
 

@@ -19,6 +19,7 @@ from logger import read_metrics
 from sweeps.files import Row, Sweep, run_folder
 from sweeps.results import (
     MEANS,
+    MISSING,
     NOT_FOR_CLINICAL_USE,
     Collected,
     choose_scores,
@@ -44,6 +45,7 @@ BARS = {
 }
 POINT = {'marker': 'o', 'markersize': 5, 'color': COLOURS[0], 'markerfacecolor': 'white'}
 CLEAR = {'color': SIGNIFICANT_COLOUR, 'markerfacecolor': SIGNIFICANT_COLOUR}
+UNKNOWN = {'marker': 'x', 'color': GREY}
 WIDTH = 6.3  # inches: the text of an A4 page
 STYLE = {'font.size': 9, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays text
 STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True}
@@ -79,7 +81,7 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         axis = figure.subplots()
         axis.axvline(0, color=GREY, linewidth=1.2, zorder=1)
         for place, row in enumerate(rows):
-            _draw_difference(axis, place, row, row['compared'].get(score))
+            _draw_difference(axis, place, rows, row['compared'].get(score))
         names = [row_title(collected, row) for row in rows]
         if collected['subsets']:
             subsets = [subset_title(collected, row['subset']) for row in rows]
@@ -90,10 +92,12 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         axis.set_ylabel(collected['title'])
         axis.set_xlabel(f'paired difference in {score_title(collected, score)}')
         points = {'significant': CLEAR, 'not significant': {}}
+        if any(row['compared'].get(score, {}).get('verdict') == MISSING for row in rows):
+            points['no verdict'] = UNKNOWN
         handles = [Line2D([], [], **style) for style in BARS.values()]
         for name, style in points.items():
             handles.append(Line2D([], [], linestyle='', label=name, **POINT | style))
-        figure.legend(handles=handles, loc='outside upper center', ncols=4)
+        figure.legend(handles=handles, loc='outside upper center', ncols=5, columnspacing=1)
         figure.supxlabel(
             f'Right of 0: better than the reference. {NOT_FOR_CLINICAL_USE}', fontsize=7, color=GREY
         )
@@ -216,19 +220,24 @@ def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
 
 
 def _draw_difference(
-    axis: Axes, place: int, row: Mapping[str, Any], part: Mapping[str, Any] | None
+    axis: Axes, place: int, rows: Sequence[Mapping[str, Any]], part: Mapping[str, Any] | None
 ) -> None:
     """The difference of a row at this height, with its intervals as far as they are known."""
+    row = rows[place]
     if part is None:
-        reason = 'no finished run to compare' if row['against'] else 'others are compared with it'
-        note = {'xytext': (5, 0), 'textcoords': 'offset points', 'va': 'center'}
-        axis.annotate(reason, (0, place), fontsize=7, color=GREY, **note)
+        is_base = any(other['against'] == row['name'] for other in rows)
+        reason = 'others are compared with it' if is_base else 'not compared'
+        reason = 'no finished run to compare' if row['against'] else reason
+        style = {'fontsize': 7, 'color': GREY, 'va': 'center'}
+        style |= {'bbox': {'facecolor': 'white', 'edgecolor': 'none', 'pad': 1}}
+        axis.text(0.01, place, reason, transform=axis.get_yaxis_transform(), **style)
         return
     for noise, style in BARS.items():
         ends = [part[noise]['low'], part[noise]['high']]
         if None not in ends:
             axis.plot(ends, [place] * 2, solid_capstyle='butt', zorder=2, **style)
     style = CLEAR if part['verdict'] in ('above', 'below') else {}
+    style = UNKNOWN if part['verdict'] == MISSING else style
     axis.plot(part['difference'], place, linestyle='', zorder=3, **POINT | style)
     if part['seeds'] < len(row['seeds']):
         note = {'xytext': (0, 5), 'textcoords': 'offset points', 'ha': 'center'}

@@ -1,4 +1,4 @@
-"""The smallest difference in AUROC that the design of a sweep can detect.
+"""A lower bound of the differences in AUROC that the design of a sweep can detect.
 
 Hanley and McNeil give the standard error of an AUROC from the numbers of positives and negatives,
 and of a paired difference from the correlation of the two AUROCs.
@@ -18,18 +18,18 @@ from scipy.stats import nct, norm, t
 
 from config import Config
 from data.labels import COMPETITION_LABELS, scored_targets, task_labels
-from data.records import scored_records
+from data.records import TRAINING_LABELS, scored_records
 from evaluation.metrics import study_level
 from sweeps.results import SIGNIFICANT, SPLITS
 
 POWER = 0.8
 AREA = 0.85  # AUROC of both rows
 # Correlation of the AUROCs of two rows on the same patients. The paired intervals in docs/results
-# imply 0.72 to 0.96 for all but one of 24 comparisons, with a lower quartile of 0.85.
+# (Pneumonia) imply 0.72 to 0.96 for all but one of 24 comparisons, with a lower quartile of 0.85.
 CORRELATION = 0.85
 
 
-class Cases(NamedTuple):
+class CaseCounts(NamedTuple):
     """What a run will be scored on: the split, and by label positives and negatives."""
 
     split: str
@@ -39,7 +39,7 @@ class Cases(NamedTuple):
     counts: dict[str, tuple[int, int]]
 
 
-def count_cases(config: Config, logger: logging.Logger) -> Cases:
+def count_cases(config: Config, logger: logging.Logger) -> CaseCounts:
     """The cases of the split that the table of a sweep compares rows on by default.
 
     Args:
@@ -61,7 +61,7 @@ def count_cases(config: Config, logger: logging.Logger) -> Cases:
         for label, column in zip(task_labels(data.TASK, data.LABELS), targets.T, strict=True)
     }
     unit = 'studies' if config.EVAL.LEVEL == 'study' else 'images'
-    return Cases(split, unit, len(targets), len(set(records.patient)), counts)
+    return CaseCounts(split, unit, len(targets), len(set(records.patient)), counts)
 
 
 def standard_error(area: float, positives: int, negatives: int) -> float:
@@ -88,7 +88,7 @@ def detectable_deviations(seeds: int) -> float:
     return brentq(lambda d: nct.sf(limit, seeds - 1, d * sqrt(seeds)) - POWER, 0.01, 100)
 
 
-def describe_power(cases: Cases, *, comparisons: int, seeds: int) -> Iterator[str]:
+def describe_power(cases: CaseCounts, *, comparisons: int, seeds: int) -> Iterator[str]:
     """Lines about what a sweep can find, with the assumptions."""
     yield (
         f'Smallest detectable difference in AUROC on {cases.split} ({cases.rows:,} {cases.unit} of '
@@ -101,16 +101,21 @@ def describe_power(cases: Cases, *, comparisons: int, seeds: int) -> Iterator[st
     }
     for label, difference in found.items():
         positives, negatives = cases.counts[label]
-        yield f'  {label:<27}{positives:>7,} positive {negatives:>7,} negative   {difference:.3f}'
+        counts = f'{label:<27}{positives:>7,} positive {negatives:>7,} negative'
+        yield f'  {counts}   at least {difference:.3f}'
     if set(COMPETITION_LABELS) <= set(found):
         mean = np.mean([found[label] for label in COMPETITION_LABELS])
-        yield f'  {"mean of five, at most":<62}{mean:.3f}'
+        yield f'  {"mean of the five":<62}at least {mean:.3f}'
     yield (
         f'Assumed: power {POWER:.0%}, alpha {SIGNIFICANT} with Holm, AUROC {AREA}, correlation of '
         f'the AUROCs of two rows {CORRELATION}, independent {cases.unit} (Hanley and McNeil 1983).'
     )
+    yield (
+        f'At least: {cases.unit} of a patient are not independent, the correlation is that of '
+        'Pneumonia in docs/results, and the power over seeds comes on top.'
+    )
     if cases.split == 'internal':
-        yield 'The labels of internal come from reports by a labeller, not from radiologists.'
+        yield f'Internal has {TRAINING_LABELS}.'
     if seeds == 1:
         yield 'One seed gives no interval over seeds, so no row can be above or below another.'
     else:

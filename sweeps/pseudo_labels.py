@@ -38,7 +38,7 @@ from evaluation.metrics import (
 )
 from evaluation.pseudo_labels import audit, choose_values
 from logger import json_safe
-from sweeps.files import MAINS, Job, share_steps
+from sweeps.files import MAINS, Job, share_steps, without_cache
 from sweeps.results import (
     MEANS,
     NOT_FOR_CLINICAL_USE,
@@ -97,9 +97,7 @@ class Rounds:
     reason: str = field(default='not the last', init=False)
 
     def __post_init__(self) -> None:
-        self.config = self.round(1).config.clone()
-        self.config.defrost()
-        self.config.DATA.CACHE_DIR = ''  # the CSV files are in the data folder
+        self.config = without_cache(self.round(1).config)
         if not self.config.DATA.HOLDOUT_FRACTION:
             raise ValueError(
                 'DATA.HOLDOUT_FRACTION must be above 0, got 0.0: held-out patients decide which '

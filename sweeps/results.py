@@ -22,7 +22,13 @@ from scipy import stats
 from config import Config, value_at
 from data.labels import COMPETITION_LABELS, scored_targets, task_labels
 from data.masking import average_distance, mask_generator
-from data.records import look_up, read_predictions, scored_records
+from data.records import (
+    SCORED_SPLITS,
+    TRAINING_LABELS,
+    look_up,
+    read_predictions,
+    scored_records,
+)
 from engine.files import replace_file, replace_files
 from engine.run_record import is_finished, read_record, without_home
 from evaluation.cases import Cases
@@ -30,11 +36,19 @@ from evaluation.compare import bootstrap_p, holm
 from evaluation.intervals import Resamples, interval
 from evaluation.metrics import METRICS, label_scores
 from logger import json_safe, read_metrics
-from sweeps.files import Row, Sweep, expected_config, load_config, run_folder, training_changes
+from sweeps.files import (
+    Row,
+    Sweep,
+    expected_config,
+    load_config,
+    run_folder,
+    training_changes,
+    without_cache,
+)
 
 Collected = Mapping[str, Any]  # see `collect`
 
-SPLITS = ('internal', 'test', 'valid')  # the first that was scored is shown
+SPLITS = tuple(sorted(SCORED_SPLITS))  # internal, test, valid: the first scored one is shown
 MEANS = ('mean_of_five', 'mean_of_defined')
 SECTIONS = {'pretrain': 'pre-training', 'finetune': 'fine-tuning'}
 SIGNIFICANT = 0.05
@@ -56,8 +70,8 @@ HELD_OUT_KEYS = (
 MISSING = 'n/a'
 PUBLISHED = 'published, context only'
 INTERNAL = (
-    'Internal: held-out training patients who chose no checkpoint and no threshold. Their labels '
-    'come from reports by a labeller, not from radiologists.'
+    'Internal: held-out training patients who chose no checkpoint and no threshold, with '
+    f'{TRAINING_LABELS}.'
 )
 NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
 
@@ -183,9 +197,16 @@ def read_scores(folder: Path, split: str = '') -> Scored:
     """
     try:
         table = json.loads((folder / 'scores.json').read_bytes())
-        split = split or next(name for name in SPLITS if name in table)
-        if split not in table:
-            raise ValueError(f'--split must be one of {[*table]}, got {split!r}')
+        known = [name for name in SPLITS if name in table]
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
+    if not known or split not in ('', *known):
+        raise ValueError(
+            f'{folder} has scores on {", ".join(known) or "no split"}, and not on '
+            f'{split or " or ".join(SPLITS)} (--split)'
+        )
+    split = split or known[0]
+    try:
         checkpoint = 'selected' if table[split].get('selected') else 'last'
         scores = table[split][checkpoint]
         kept = ('level', 'views', 'rows', 'positives', 'undefined')
@@ -373,10 +394,9 @@ class ScoredPatients:
     """
 
     def __init__(self, run: Scored, *, resamples: int, seed: int) -> None:
-        config, split = load_config(run.folder), run.figures['split']
+        config, split = without_cache(load_config(run.folder)), run.figures['split']
         self.level, self.aggregate = config.EVAL.LEVEL, config.EVAL.AGGREGATE
         self.labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
-        config.DATA.CACHE_DIR = ''  # the CSV files are in the data folder
         self.records = scored_records(config, split, logging.getLogger(__name__))
         self.targets = scored_targets(
             self.records.labels,
@@ -775,14 +795,17 @@ def _problem_notes(collected: Collected) -> Iterator[str]:
         if row['problem']:
             yield f'{row["name"]}: {row["problem"]}.'
     runs = [e[s] for row in collected['rows'] for e in row['seeds'] for s in SECTIONS]
-    finished = [run['provenance'] for run in runs if run and run['state'] == 'finished']
-    codes = sorted({str(provenance['code']) for provenance in finished})
+    finished = [run for run in runs if run and run['state'] == 'finished']
+    codes = sorted({str(run['provenance']['code']) for run in finished})
     if len(codes) > 1:
         yield f'The runs used {len(codes)} versions of the code: {", ".join(codes)}.'
-    tables = {item for provenance in finished for item in provenance['tables'].items()}
-    names = [name for name, _ in tables]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f'The runs have read {names.count(name)} different files {name}.'
+    for section, title in SECTIONS.items():
+        members = [entry[section] for row in collected['rows'] for entry in row['seeds']]
+        found = [run['provenance']['tables'] for run in members if run and 'provenance' in run]
+        tables = {item for files in found for item in files.items()}
+        names = [name for name, _ in tables]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f'The runs of {title} have read {names.count(name)} different files {name}.'
     differences = defaultdict(list)
     for part in collected['differences_from_files']:
         differences[part['stage'], ', '.join(part['runs']) or 'all'].append(part['change'])

@@ -87,10 +87,11 @@ def test_a_bad_file_is_refused_by_row_and_column(text, parts, tmp_path):
 
 def test_a_damaged_description_of_predictions_is_named(tmp_path):
     file = csv_of(tmp_path / 'p.csv', {'Path': [image(1)], 'Edema': [0.5]})
-    for text in ('{"task": ', '[]'):
+    for text in ('{"task": ', '[]', '{"labels": [{"id": 1}]}', '{"labels": "My label"}'):
         file.with_suffix('.json').write_text(text)
         with pytest.raises(ValueError, match='p.json'):
             read_predictions(file, task='observations')
+        assert read_predictions(file).labels == ('Edema',)  # another file with this name
 
 
 @pytest.mark.parametrize(

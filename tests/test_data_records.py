@@ -328,6 +328,10 @@ def test_internal_patients_are_held_out_and_choose_nothing(records: Records) -> 
         assert len(internal) == math.ceil(share * len({*before[1].patient}))
     assert parts[0.0][1].path.tolist() == before[1].path.tolist()
     assert {*parts[0.25][2].patient} < {*parts[0.5][2].patient}
+    for share, held_out in ((0.999, 0.2), (0.5, 0.0), (0.5, 0.001)):
+        config.EVAL.INTERNAL_SHARE, config.DATA.HOLDOUT_FRACTION = share, held_out
+        with pytest.raises(ValueError, match='EVAL.INTERNAL_SHARE .* DATA.HOLDOUT_FRACTION'):
+            split_patients(config, records)
 
 
 def test_subsets_are_nested_exact_and_by_patient(records: Records) -> None:

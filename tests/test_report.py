@@ -26,8 +26,10 @@ from evaluation.report import (
     CHANCE,
     SALT_FILE,
     Names,
+    _label_warnings,
     build_document,
     compare_sets,
+    differences_table,
     floor_part,
     read_salt,
     write_report,
@@ -365,13 +367,35 @@ def test_latex_rows_are_complete_and_escaped(tmp_path: Path) -> None:
     cells = [[cell.strip() for cell in re.split(r'(?<!\\)&', row)] for row in rows]
     tables = text.split(r'\end{table}')
     assert (len(rows), len(tables)) == (1 + 2 * 3 + 1 + 3, 3)
-    for table, num_columns in zip(tables, (8, 4), strict=False):
+    for table, num_columns in zip(tables, (8, 5), strict=False):
         assert len(re.search(r'\\begin{tabular}{(\w+)}', table)[1]) == num_columns
-    assert [len(row) for row in cells] == [8] * 7 + [4] * 4
+    assert [len(row) for row in cells] == [8] * 7 + [5] * 4
     assert r'50 \% of\_a \& b' in text and r'a\_1' in text and r'b \& c' in text
     assert not re.search(r'(?<!\\)[%_#$]', text.partition('\n')[2])
     edema = document['sets'][0]['labels'][0]['scores']['auroc']
     assert '{value:.3f} [{low:.3f}, {high:.3f}]'.format(**edema) in cells[1]
+    assert cells[-4][2:] == ['difference of AUROC', 'p (bootstrap)', r'p (Holm) \\']
+    assert cells[-1][3] and not cells[-1][4].rstrip(' \\'), 'the mean is not corrected'
+
+
+def test_tables_tell_small_p_values_and_missing_intervals(tmp_path: Path) -> None:
+    sure = some_cases('a', labels=('Edema',))
+    sure.probabilities[:] = 0.5 + 0.4 * (sure.targets - 0.5)
+    protocol = replace(PROTOCOL, resamples=0)
+    other = replace(sure, name='b', probabilities=1 - sure.probabilities)
+    comparisons = compare_sets([sure, other], protocol, name='test')
+    comparisons[0]['labels']['Edema']['p_holm'] = 1e-9
+    assert differences_table(comparisons[0])['p (Holm)'].iloc[0] == '<0.0001'
+    document = build_document([sure], None, protocol, run={}, extras={'comparisons': comparisons})
+    write_report(tmp_path, document)
+    assert 'intervals' not in (tmp_path / 'report_scores.tex').read_text()
+
+
+def test_a_group_without_a_defined_label_is_not_small() -> None:
+    group = {'group': 'F', 'labels': {}}
+    entry = {'means': {'undefined': []}, 'labels': [],
+             'groups': [{'column': 'Sex', 'groups': [group]}]}  # fmt: skip
+    assert not [*_label_warnings(entry, has_holdout=False)]
 
 
 def test_a_salt_is_readable_by_its_owner_only_and_is_kept(tmp_path: Path) -> None:

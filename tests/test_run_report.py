@@ -18,8 +18,9 @@ from tiny import ROOT, arguments, run_folder, run_main, tiny_config
 from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
 from data.phantom import make_phantom
+from data.records import SCORED_SPLITS
 from evaluation import run_report
-from evaluation.run_report import SCORED, FinalScores, check_scoring
+from evaluation.run_report import FinalScores, check_scoring
 from logger import read_metrics
 
 PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
@@ -158,7 +159,7 @@ def test_a_failure_of_the_pixel_floor_keeps_the_scores(
     config = default_config()
     config.REPORT.PIXEL_FLOOR = True
     run = SimpleNamespace(config=config, folder=tmp_path, logger=logging.getLogger())
-    final = FinalScores(run, MagicMock(**dict.fromkeys((*SCORED, 'holdout', 'whole'))))
+    final = FinalScores(run, MagicMock(**dict.fromkeys((*SCORED_SPLITS, 'holdout', 'whole'))))
     final.table = {'valid': {'last': {'loss': 0.5}}}
     monkeypatch.setattr(run_report, 'read_pixels', MagicMock(side_effect=OSError('disk')))
     with pytest.raises(OSError, match='disk'):

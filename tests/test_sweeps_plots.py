@@ -75,6 +75,14 @@ def test_the_figure_shows_paired_differences_with_both_intervals(figures, tmp_pa
     faces = [line.get_markerfacecolor() for line in axis.lines if line.get_marker() == 'o']
     assert faces == ['white'] * 4 + [SIGNIFICANT_COLOUR]
     assert '2 seeds' in [text.get_text() for text in axis.texts]
+    assert [text.get_text() for text in axis.texts][0] == 'others are compared with it'
+    collected['rows'].append(row | {'name': 'pixels', 'against': '', 'compared': {}})
+    part |= {'verdict': 'n/a'}
+    plot_sweep(tmp_path / 'figure.png', collected, 'Pneumonia')
+    (axis,) = figures[1].axes
+    assert 'not compared' in [text.get_text() for text in axis.texts]
+    assert [line.get_marker() for line in axis.lines if line.get_marker() in 'ox'] == [*'oooox']
+    assert 'no verdict' in [text.get_text() for text in figures[1].legends[0].get_texts()]
     with pytest.raises(ValueError, match='f1:Pneumonia'):
         row['seeds'][0]['finetune']['figures']['scores']['f1:Pneumonia'] = 0.5
         plot_sweep(tmp_path / 'figure.png', collected, 'f1:Pneumonia')

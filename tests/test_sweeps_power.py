@@ -52,8 +52,12 @@ def test_the_difference_over_seeds_is_found_as_often_as_promised() -> None:
 
 
 def test_a_budget_counts_runs_images_and_checkpoints(phantom, tmp_path, capsys) -> None:
-    assert in_process('budget', SWEEP, tmp_path / 'o', phantom, '--images-per-second', '100') == 0
+    more = ['--images-per-second', '100', '--finetune-opts', 'DATA.CACHE_DIR', str(tmp_path / 'c')]
+    assert in_process('budget', SWEEP, tmp_path / 'o', phantom, *more) == 0
     shown = capsys.readouterr().out
+    assert 'at least 0.' in shown and 'Pneumonia in docs/results' in shown
+    with pytest.raises(SystemExit):
+        in_process('budget', SWEEP, tmp_path / 'o', phantom, '--images-per-second', '-5')
     assert '24 runs, 0 of them already finished' in shown
     assert 'pretrain: 12 runs left, 432 images' in shown  # of 12 images in 3 epochs each
     assert 'comparisons: 3' in shown

@@ -19,7 +19,7 @@ from sweep_runs import (
 from data.labels import COMPETITION_LABELS, LABELS
 from evaluation.compare import bootstrap_p, holm
 from evaluation.intervals import Resamples
-from sweeps.files import ROOT, load_sweep, run_folder
+from sweeps.files import ROOT, expected_config, load_sweep, run_folder
 from sweeps.results import (
     BOOTSTRAP_SEED,
     SIGNIFICANT,
@@ -226,6 +226,39 @@ def test_a_damaged_file_of_a_finished_run_is_named(tmp_path):
     (folder / 'scores.json').write_text('x')
     with pytest.raises(ValueError, match=str(folder)):
         collect(sweep, [0], made.output)
+
+
+def test_a_split_without_scores_is_named(tmp_path):
+    made, sweep = two_rows(tmp_path)
+    file = run_folder(made.output, 'finetune', sweep.reference, 0) / 'scores.json'
+    with pytest.raises(ValueError, match='has scores on test, and not on internal'):
+        collect(sweep, [0], made.output, split='internal')
+    file.write_text('{"other": {}}')
+    with pytest.raises(ValueError, match='no split'):
+        collect(sweep, [0], made.output)
+
+
+def test_files_are_compared_within_a_stage(tmp_path):
+    made, sweep = two_rows(tmp_path)
+
+    def read(stage, name):
+        file = run_folder(made.output, stage, sweep.reference, 0) / 'run.json'
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps(record | {'data': {'files': {'train.csv': name}}}))
+        return [n for n in notes(collect(sweep, [0], made.output)) if 'different files' in n]
+
+    others = [row for row in sweep.rows if row is not sweep.reference]
+    for row in others:
+        file = run_folder(made.output, 'simmim', row, 0) / 'run.json'
+        file.write_text(file.read_text().replace('ba5e', 'c0de'))
+    assert read('simmim', 'c0de') == []
+    assert 'fine-tuning' in read('finetune', 'other')[0]
+
+
+def test_the_number_of_labels_is_no_difference_from_the_files(tmp_path):
+    sweep = make_sweep(tmp_path, ['0.1', '0.6'])
+    assert expected_config(sweep.reference, 'finetune').MODEL.NUM_CLASSES == 14
+    assert expected_config(sweep.reference, 'simmim').MODEL.NUM_CLASSES == 1000
 
 
 def test_cost_is_epochs_times_the_median_epoch():
