@@ -203,8 +203,8 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch) -> None:
     assert 'verdict: ready' in streams(cells['check'])
     assert 'ended with code 75' in streams(cells['interrupted'])
     log = (pretrained / 'log_rank0.txt').read_text()
-    stopped = re.search(r'saved (ckpt_epoch_\d_step_\d+\.pth)', log)[1]
-    assert re.search(rf'resum.*{re.escape(stopped)}', streams(cells['pretrain']))
+    stopped = re.search(r'saved (ckpt_epoch_\w+\.pth)\n.*stopped by SIGTERM', log)[1]
+    assert re.search(rf'resumed from [^,]*{re.escape(stopped)}', log)
     records = (pretrained / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line)['epoch'] for line in records] == list(range(-1, EPOCHS))
     assert f'ckpt_epoch_{EPOCHS - 1}.pth' in streams(cells['finetune'])
