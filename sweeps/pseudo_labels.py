@@ -199,7 +199,7 @@ class Rounds:
                 'predictions': sha256(teacher.folder / 'predictions_train.csv'),
                 'keep': self.keep,
                 'confidence': self.confidence,
-                'labels': {
+                'cuts': {
                     label: dict(zip(SIDES, map(asdict, pair), strict=True))
                     for label, pair in zip(self.labels, cuts, strict=True)
                 },

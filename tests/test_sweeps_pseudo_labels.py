@@ -91,7 +91,7 @@ def test_a_round_learns_what_the_one_before_was_confident_of(done: Path, phantom
         about = json.loads(file.with_suffix('.json').read_text())
         assert about['predictions'] == sha256(teacher)
         for label, predicted in pd.read_csv(teacher).set_index('Path').loc[values.index].items():
-            cuts = about['labels'][label]
+            cuts = about['cuts'][label]
             high, low = (cuts[side]['threshold'] for side in ('positive', 'negative'))
             ones = predicted >= (np.inf if high is None else high)
             zeros = predicted <= (-np.inf if low is None else low)
