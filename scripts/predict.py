@@ -42,7 +42,7 @@ NAMED = 3  # coloured images that are named
 class ImageFiles(Dataset):
     """Items (model input, note about the image, index), one per file.
 
-    With `skip_bad`, the input of an image that cannot be used is a placeholder.
+    With `skip_bad`, an image that cannot be used is replaced by a grey ramp, and its note says why.
     """
 
     def __init__(self, paths: list[str], config: Config, *, skip_bad: bool) -> None:
