@@ -25,7 +25,12 @@ MODES = {'auto': 'default', 'max': 'max-autotune'}  # of torch.compile
 
 
 def local_device() -> torch.device:
-    """The CUDA device of this process (torchrun's LOCAL_RANK), or the CPU if there is none."""
+    """The CUDA device of this process (torchrun's LOCAL_RANK), or the CPU if there is none.
+
+    From then on float32 is float32 and not TF32, which PyTorch allows for convolutions.
+    """
+    # The older switches: PyTorch 2.6 has no others, and cannot be asked for them after the newer.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if not torch.cuda.is_available():
         return torch.device('cpu')
     device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
@@ -71,7 +76,13 @@ def autocast(config: Config, device: torch.device) -> contextlib.AbstractContext
 def describe_precision(config: Config, device: torch.device) -> str:
     """One line for the log; it says when a level is accepted but means another."""
     dtype = autocast_dtype(config, device)
-    line = f'precision {config.AMP_OPT_LEVEL}: {f"autocast to {dtype}" if dtype else "float32"}'
+    switches = {'convolutions': torch.backends.cudnn, 'matrix products': torch.backends.cuda.matmul}
+    plain = ', '.join(
+        f'{name} in {"TF32" if device.type == "cuda" and switch.allow_tf32 else "float32"}'
+        for name, switch in switches.items()
+    )
+    line = f'precision {config.AMP_OPT_LEVEL}: '
+    line += f'autocast to {dtype}, outside it {plain}' if dtype else plain
     if config.AMP_OPT_LEVEL == 'O2':
         line += ' (O2 means O1: apex.amp no longer exists, and PyTorch has one level)'
     return line

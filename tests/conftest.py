@@ -10,9 +10,13 @@ import pytest
 import torch
 from shared_material import SHARED
 
+from engine.device import local_device
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--all', action='store_true', help='run the tests marked slow too')
+    where = 'where recorded numbers are compared; cpu: also of GPU tests, at tiny sizes'
+    parser.addoption('--device', choices=('cpu', 'cuda'), help=where)
 
 
 # Their tests start processes and wait for deadlines.
@@ -25,8 +29,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.alone)
         if 'slow' in item.keywords and not config.getoption('--all'):
             item.add_marker(pytest.mark.skip(reason='slow: run with --all'))
-        if 'gpu' in item.keywords and not torch.cuda.is_available():
+        has_device = torch.cuda.is_available() or config.getoption('--device')
+        if 'gpu' in item.keywords and not has_device:
             item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
+
+
+@pytest.fixture
+def device(pytestconfig: pytest.Config) -> Iterator[torch.device]:
+    """Where recorded numbers are compared, in float32: `--device cuda` on a GPU."""
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    local_device()
+    yield torch.device(pytestconfig.getoption('--device') or 'cpu')
+    for switch, allowed in zip(switches, before, strict=True):
+        switch.allow_tf32 = allowed
 
 
 @pytest.fixture(scope='session')
