@@ -6,35 +6,46 @@ python scripts/benchmark.py train --cfg CFG --batch-size 128 [--steps 20] [--jso
 
 `input` reads the same images through SimMIM's pipeline, rebuilt from torchvision, and through this
 project's pipeline from image files and from a packed store, in one process with one thread. `train`
-runs pre-training steps on random images: the published way is eager float16 autocast on a GPU and
-eager float32 on a CPU; ours is the config's own precision, attention and compilation. Repeats of
-all cases alternate, so that a slow moment of the machine affects every case.
+runs training steps on random images: the published way is eager float16 autocast with a gradient
+scaler on a GPU and eager float32 on a CPU; ours is the training loop with the config's own
+precision, attention and compilation. Repeats of all cases alternate, so that a slow moment of the
+machine affects every case.
 """
 
 import argparse
-import contextlib
 import json
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import Config, default_config, encoder_node, get_config
+from config import Config, default_config, get_config
 from data import build_loader
+from data.data_contrastive import ViewsTransform
 from data.masking import mask_generator
-from engine.device import autocast, synchronized_time
+from engine import loop
+from engine.device import local_device, synchronized_time, to_device
 from engine.files import replace_file
+from engine.run_record import Run
+from engine.train_state import TrainState
+from logger import ScalarLog
 from models.build import build_model
+from models.contrastive import build_contrastive
 from optimizer import build_optimizer
 
 LOGGER = logging.getLogger('benchmark')
@@ -78,7 +89,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--size', default=192, type=int, metavar='PX', help='side of the crops')
     _add_common(add, batch_size=64, repeats=5)
     add = commands.add_parser('train', help='images per second of training steps').add_argument
-    add('--cfg', required=True, metavar='FILE', help='YAML file of main_simmim.py')
+    add('--cfg', required=True, metavar='FILE', help='YAML file of the stage')
+    add('--stage', default='simmim', choices=['simmim', 'contrastive', 'finetune'])
     add('--steps', default=20, type=int, metavar='N', help='optimizer steps of a repeat')
     add('--opts', default=[], nargs='+', action='extend', metavar='KEY VALUE', help='options')
     _add_common(add, batch_size=128, repeats=3)
@@ -95,7 +107,7 @@ def input_cases(args: argparse.Namespace) -> dict[str, Case]:
     """Return the published pipeline and ours, each reading some batches per call."""
     torch.set_num_threads(1)
     roots = {'files': args.data_path} | ({'store': args.store} if args.store else {})
-    cases, count = {}, 512 // args.batch_size + 1
+    cases, num_batches = {}, 512 // args.batch_size + 1
     for name, root in roots.items():
         config = _input_config(root, args)
         loader = build_loader(config, LOGGER, is_pretrain=True).train
@@ -105,8 +117,8 @@ def input_cases(args: argparse.Namespace) -> dict[str, Case]:
             published = DataLoader(
                 PublishedDataset(files, config), config.DATA.BATCH_SIZE, shuffle=True
             )
-            cases[PUBLISHED] = _reading(_forever(published), count)
-        cases[name] = _reading(_forever(loader), count)
+            cases[PUBLISHED] = _reading(_forever(published), num_batches)
+        cases[name] = _reading(_forever(loader), num_batches)
     return cases
 
 
@@ -129,85 +141,160 @@ def _forever(loader: DataLoader) -> Iterator[tuple]:
         yield from loader
 
 
-def _reading(batches: Iterator[tuple], count: int) -> Case:
-    return lambda: sum(len(next(batches)[0]) for _ in range(count))
+def _reading(batches: Iterator[tuple], num_batches: int) -> Case:
+    return lambda: sum(len(next(batches)[0]) for _ in range(num_batches))
 
 
 def training_cases(args: argparse.Namespace) -> dict[str, Case]:
     """Return training steps the published way and as configured, on the same random images."""
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    cases = {}
-    for name in (PUBLISHED, 'ours'):
-        eager = ['MODEL.ATTENTION', 'eager', 'TRAIN.COMPILE', 'none']
-        opts = [*args.opts, *(eager if name == PUBLISHED else [])]
-        config = get_config(
-            argparse.Namespace(cfg=args.cfg, opts=opts, batch_size=args.batch_size, stage='simmim')
-        )
-        cases[name] = _training(config, device, args.steps, is_published=name == PUBLISHED)
-    return cases
+    ours, eager = training_config(args, []), ['TRAIN.COMPILE', 'none']
+    if ours.MODEL.TYPE != 'timm':  # which has its own attention
+        eager += ['MODEL.ATTENTION', 'eager']
+    return {
+        PUBLISHED: published_steps(training_config(args, eager), args.stage, args.steps),
+        'ours': our_steps(ours, args.stage, args.steps),
+    }
 
 
-def _training(config: Config, device: torch.device, steps: int, *, is_published: bool) -> Case:
-    torch.manual_seed(config.SEED)
-    model = build_model(config, is_pretrain=True).to(device).train()
-    optimizer = build_optimizer(config, model, LOGGER, is_pretrain=True)
-    scaler = torch.amp.GradScaler(enabled=is_published and device.type == 'cuda')
-    is_compiled = config.TRAIN.COMPILE == 'max' or (
-        config.TRAIN.COMPILE == 'auto' and device.type == 'cuda'
+def training_config(args: argparse.Namespace, opts: list) -> Config:
+    """The config of a run whose every batch is a step."""
+    opts = [*args.opts, *opts, 'TRAIN.ACCUMULATION_STEPS', 1]
+    return get_config(
+        argparse.Namespace(cfg=args.cfg, opts=opts, batch_size=args.batch_size, stage=args.stage)
     )
-    forward = torch.compile(model) if is_compiled else model
-    images, masks = _random_batch(config, device)
 
-    def precision() -> contextlib.AbstractContextManager:
-        if not is_published:
-            return autocast(config, device)
-        return torch.autocast('cuda', torch.float16, enabled=device.type == 'cuda')
+
+def published_steps(
+    config: Config, stage: str, steps: int, build: Callable[[Config], nn.Module] | None = None
+) -> Case:
+    """Eager steps in float16 with a gradient scaler; `build` replaces the model."""
+
+    @cache
+    def begin() -> tuple:
+        device = local_device()
+        model, loss_fn = build_task(config, stage)
+        model = (build(config) if build else model).to(device).train()
+        optimizer = build_optimizer(config, model, LOGGER, stage != 'finetune')
+        scaler = torch.amp.GradScaler(enabled=device.type == 'cuda')
+        return model, loss_fn, optimizer, scaler, random_batch(config, stage, device)
 
     def train() -> int:
+        model, loss_fn, optimizer, scaler, batch = begin()
+        on_gpu = batch[0].is_cuda
         for _ in range(steps):
+            getattr(model, 'begin_step', int)()
             optimizer.zero_grad()
-            with precision():
-                loss = forward(images, masks)
+            with torch.autocast('cuda', torch.float16, enabled=on_gpu):
+                loss = loss_fn(model, batch)
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.TRAIN.CLIP_GRAD or 1e9)
+            nn.utils.clip_grad_norm_(model.parameters(), config.TRAIN.CLIP_GRAD or 1e9)
             scaler.step(optimizer)
             scaler.update()
-        return steps * len(images)
+        return steps * len(batch[0])
 
     return train
 
 
-def _random_batch(config: Config, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    rng, generator = np.random.default_rng(config.SEED), mask_generator(config)
-    count, size = config.DATA.BATCH_SIZE, config.DATA.IMG_SIZE
-    images = rng.standard_normal((count, config.MODEL.IN_CHANS, size, size), np.float32)
-    masks = np.stack([generator(rng) for _ in range(count)])
-    assert masks.shape[1] == size // encoder_node(config).PATCH_SIZE
-    return torch.from_numpy(images).to(device), torch.from_numpy(masks).to(device)
+def our_steps(config: Config, stage: str, steps: int) -> Case:
+    """Steps of the training loop as configured."""
+
+    @cache
+    def begin() -> tuple:
+        return begin_run(config, stage), random_batch(config, stage, local_device()), count()
+
+    def train() -> int:
+        (run, state, loss_fn), batch, numbers = begin()
+        for _ in range(steps):
+            loop.train_one_batch(run, state, batch, loss_fn, next(numbers))
+        return steps * len(batch[0])
+
+    return train
+
+
+def begin_run(
+    config: Config, stage: str, num_batches: int = 10**5
+) -> tuple[Run, TrainState, loop.LossFunction]:
+    """Begin a run without data; `loop.train_one_batch` makes its steps."""
+    folder = Path(tempfile.mkdtemp())
+    run = Run(config, stage, folder, local_device(), LOGGER, ScalarLog(folder, enabled=False))
+    model, loss_fn = build_task(config, stage)
+    return run, loop.begin(run, model.train(), range(num_batches), convert=None), loss_fn
+
+
+def build_task(config: Config, stage: str) -> tuple[nn.Module, loop.LossFunction]:
+    """Build the model of a stage and the loss of a batch of `random_batch`."""
+    torch.manual_seed(config.SEED)
+    if stage == 'contrastive':
+        return build_contrastive(config, total_steps=10**6), lambda model, views: model(*views)
+    if stage == 'simmim':
+        return build_model(config), lambda model, batch: model(*batch)
+    bce = functional.binary_cross_entropy_with_logits
+    return build_model(config, is_pretrain=False), lambda model, batch: bce(
+        model(batch[0]).float(), batch[1]
+    )
+
+
+def random_batch(config: Config, stage: str, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Draw images with masks, views or targets; the images are smooth, so that they can be learnt.
+
+    All are the same for the same seed.
+    """
+    rng, generator = np.random.default_rng(config.SEED), torch.Generator().manual_seed(config.SEED)
+    count, channels, size = config.DATA.BATCH_SIZE, config.MODEL.IN_CHANS, config.DATA.IMG_SIZE
+
+    def draw(size: int) -> torch.Tensor:
+        coarse = torch.randn(count, channels, 12, 12, generator=generator)
+        return functional.interpolate(coarse, size, mode='bicubic')
+
+    if stage == 'contrastive':
+        batch = tuple(draw(size) for size, _ in ViewsTransform(config).views)
+    elif stage == 'simmim':
+        masks = mask_generator(config)
+        batch = draw(size), torch.from_numpy(np.stack([masks(rng) for _ in range(count)]))
+    else:
+        targets = torch.rand(count, config.MODEL.NUM_CLASSES, generator=generator).round()
+        batch = draw(size), targets
+    return to_device(batch, device)
 
 
 def measure(cases: dict[str, Case], repeats: int) -> list[dict]:
-    """Return the rate of each case and its ratio to the published way, medians over repeats."""
+    """Return the rate of each case and its ratio to the published way, medians over repeats.
+
+    The first turn, of which only the seconds count, builds, compiles and warms up. The memory of a
+    case is its own: what the others keep is subtracted.
+    """
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    rates = {name: [] for name in cases}
+    rates, firsts, own, peaks = {name: [] for name in cases}, {}, {}, {}
     for turn in tqdm(range(repeats + 1), unit='repeat', disable=None):
         for name, case in cases.items():
+            if device.type == 'cuda':
+                torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
             start = synchronized_time(device)
             images = case()
             seconds = synchronized_time(device) - start
-            if turn:  # the first turn warms up
+            if turn:
                 rates[name].append(images / seconds)
-    return [
-        {
-            'case': name,
-            'images_per_second': float(np.median(found)),
-            'lowest': min(found),
-            'highest': max(found),
-            'ratio': float(np.median(np.divide(found, rates[PUBLISHED]))),
-        }
-        for name, found in rates.items()
-    ]
+                peaks[name] = torch.cuda.max_memory_allocated() - before + own[name]
+            else:
+                firsts[name], own[name] = seconds, torch.cuda.memory_allocated() - before
+    rows = []
+    for name, found in rates.items():
+        ratios = np.divide(found, rates[PUBLISHED])
+        rows.append(
+            {
+                'case': name,
+                'images_per_second': float(np.median(found)),
+                'lowest': min(found),
+                'highest': max(found),
+                'ratio': float(np.median(ratios)),
+                'ratio_range': [float(ratios.min()), float(ratios.max())],
+                'first_turn_seconds': firsts[name],
+                'peak_gib': peaks[name] / 2**30,
+            }
+        )
+    return rows
 
 
 def print_table(rows: list[dict]) -> None:
