@@ -90,7 +90,7 @@ _C.DATA.TRAIN_IMAGES = 0
 _C.DATA.SAMPLER = 'uniform'
 # [CheXpert] First processing step of every image, such as 'none' or 'clahe'.
 _C.DATA.PREPROCESS = 'none'
-# [CheXpert] CSV file in DATA_PATH with further columns per patient, such as race; '': none.
+# [CheXpert] CSV or .xlsx file in DATA_PATH with columns per patient, such as race; '': none.
 _C.DATA.DEMOGRAPHICS = ''
 # [CheXpert] Label file of MIMIC-CXR: 'chexpert' or 'negbio'.
 _C.DATA.LABELLER = 'chexpert'
