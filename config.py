@@ -60,7 +60,7 @@ _C.DATA.MASK_PATCH_SIZE = 32
 _C.DATA.MASK_RATIO = 0.6
 # [CheXpert] Training labels, a file in DATA_PATH.
 _C.DATA.TRAIN_CSV = 'train.csv'
-# [CheXpert] Validation labels.
+# [CheXpert] Validation labels; may be absent if TEST_CSV is another file than 'test.csv'.
 _C.DATA.VALID_CSV = 'valid.csv'
 # [CheXpert] Test labels; this file may be absent.
 _C.DATA.TEST_CSV = 'test.csv'

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import CHOICES, Config, Registry, register_check
+from config import CHOICES, Config, Registry, default_config, register_check
 from data.images import refuse_link_out
 from data.labels import (
     CELLS,
@@ -744,6 +744,8 @@ def _read_chexpert(
 ) -> Records | None:
     csv_name = csv_names(config)[split]
     if optional and not (Path(root) / csv_name).is_file():
+        if options['logger'] and split == 'valid':
+            options['logger'].warning(f'there is no {csv_name}, so only test is scored')
         return None
     return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
 
@@ -796,6 +798,14 @@ def read_split(
     options = {'optional': optional, 'logger': logger, 'look_up': 'first', 'on_fault': refuse}
     labels = label_columns(config.DATA.LABELS) if labelled else ()
     return dataset.read(config, root, split, labels=labels, **options)
+
+
+def may_be_absent(config: Config, split: str) -> bool:
+    """Whether a split may be missing: test, and valid if TEST_CSV names a file of its own."""
+    data = config.DATA
+    is_given = data.TEST_CSV != default_config().DATA.TEST_CSV
+    has_test = is_given and (Path(data.DATA_PATH) / data.TEST_CSV).is_file()
+    return split == 'test' or (has_test and config.EVAL.SELECT_ON != 'valid')
 
 
 def scored_records(
