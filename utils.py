@@ -348,7 +348,7 @@ def load_pretrained(
     except ValueError as error:
         raise ValueError(f'PRETRAINED {path}: {error}') from error
     model.load_state_dict(state, strict=False)
-    before = trained.get('PREPROCESS', 'none')
+    before = trained.get('PREPROCESS', [])
     if before != config.DATA.PREPROCESS:
         report.remarks.append(f'DATA.PREPROCESS is {config.DATA.PREPROCESS!r}, was {before!r}')
     logger.info(f'weights from {path}:\n{report.table()}')

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.images import BadImageError, load_image
+from data.preprocess import apply_steps
 from data.records import SCORED_FILES, named_images, read_csv, read_folder
 from data.store import (
     BAD_FILE,
@@ -69,6 +70,7 @@ class Settings:
         keep_16bit: Keep more than 8 bits; otherwise such images are rounded to 8 bits.
         shard_bytes: Largest size of a file of pixels.
         image_suffix: As DATA.IMAGE_SUFFIX.
+        preprocess: Steps that images go through before they are resized, as DATA.PREPROCESS.
     """
 
     size: int | None
@@ -76,6 +78,7 @@ class Settings:
     keep_16bit: bool = False
     shard_bytes: int = 10**9
     image_suffix: str = ''
+    preprocess: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.square and self.size is None:
@@ -212,7 +215,7 @@ def encode(
     path: str | os.PathLike[str], settings: Settings, root: str | os.PathLike[str] = ''
 ) -> Encoded:
     """Read an image and convert it to what is stored; raises the errors of `load_image`."""
-    image = load_image(path, root)
+    image = apply_steps(load_image(path, root), settings.preprocess)
     full_width, full_height = image.size
     size, short = settings.size, min(image.size)
     if settings.square:
@@ -329,7 +332,8 @@ def start_worker() -> None:
 
 def _refuse_other(output: Path, found: dict[str, Any], job: dict[str, Any]) -> None:
     """Refuse to resume with other settings or another source than the store was begun with."""
-    found, job = ({**d, **d['settings'], **d['source']} for d in (found, job))
+    # Stores of earlier versions have no 'preprocess'.
+    found, job = ({'preprocess': [], **d, **d['settings'], **d['source']} for d in (found, job))
     for key in ('version', *job['settings'], *job['source']):
         if found[key] != job[key]:
             raise ValueError(

@@ -33,6 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.images import FULL_SIZE, BadImageError
+from data.preprocess import PACKED_STEPS
 from engine.files import BLOCK_BYTES, atomic_writer, locked, replace_file
 
 VERSION = 2
@@ -144,6 +145,7 @@ class Store:
             pixels = pixels.astype(np.float32)  # the byte order of this machine
         image = Image.fromarray(pixels)
         image.info[FULL_SIZE] = tuple(full)
+        image.info[PACKED_STEPS] = packed_steps(self.about)
         return image
 
     def _read(self, position: int, entry: tuple[int, ...]) -> np.ndarray:  # [H, W]
@@ -250,9 +252,15 @@ def write_about(folder: Path, about: dict[str, Any]) -> None:
     replace_file(folder / STORE_FILE, data)
 
 
+def packed_steps(about: dict[str, Any]) -> list[str]:
+    """Return the steps of DATA.PREPROCESS that the images of a store have been through."""
+    return about['settings'].get('preprocess', [])  # earlier versions lack it
+
+
 def describe_form(settings: dict[str, Any]) -> str:
     """Describe the form of the images that these settings produce."""
     size, bits = settings['size'], 'more than 8 bits kept' if settings['keep_16bit'] else '8 bits'
+    bits = ', '.join([bits, *settings.get('preprocess', [])])
     if size is None:
         return f'at their own sizes, {bits}'
     if settings['square']:

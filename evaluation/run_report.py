@@ -294,6 +294,7 @@ def _describe_run(
     checkpoint = ', '.join(names.file(source) for source in sources)
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
     data_set = f'{data.DATASET}{labeller}'
+    steps = ', '.join(data.PREPROCESS) or 'none'
     return {
         'Task': data.TASK,
         **({'Labels': ', '.join(data.LABELS)} if data.LABELS else {}),
@@ -304,7 +305,7 @@ def _describe_run(
         'Data': data_set if config.REPORT.ANONYMISE else f'{data.DATA_PATH} ({data_set})',
         'Blank labels': data.BLANK,
         'Images': describe_images(data.DATA_PATH),
-        'Pixels': f'preprocessing {data.PREPROCESS}, normalised by {data.NORMALIZE}',
+        'Pixels': f'preprocessing {steps}, normalised by {data.NORMALIZE}',
         'Threshold rule': config.EVAL.THRESHOLD,
         'Test-time views': describe_views(config),
         'Seed': str(config.SEED),

@@ -499,7 +499,7 @@ def _label_config(source: Source) -> dict[str, Any]:
 def _processor_config(source: Source) -> dict[str, Any]:
     """Configure CLIP's processor to prepare images as evaluation does; {} if it cannot."""
     config = source.config
-    if config.DATA.PREPROCESS != 'none' or config.DATA.NORMALIZE != 'dataset':
+    if config.DATA.PREPROCESS or config.DATA.NORMALIZE != 'dataset':
         return {}
     size = config.DATA.IMG_SIZE
     square = {'height': size, 'width': size}
