@@ -141,10 +141,6 @@ def pack(
 
     Returns:
         The contents of store.json.
-
-    Raises:
-        ValueError: If an image cannot be read, or if `output` was begun with other settings or
-            contains something else.
     """
     output = Path(output)
     source = read_source(
@@ -177,16 +173,8 @@ def read_source(
     """List what has to be packed; all CSV files directly in the folder belong to it.
 
     The images are those that the CSV files name: those of MIMIC-CXR-JPG, or in CheXpert's layout
-    train.csv, valid.csv and test.csv. Without such files, they are all images below the folder.
-
-    Args:
-        data_path: The folder.
-        csv_names: In CheXpert's layout, the files whose images are packed instead of those three.
-        image_suffix: As DATA.IMAGE_SUFFIX.
-        all_images: Also pack all other images below the folder.
-
-    Raises:
-        ValueError: If a CSV file or the folder cannot be read.
+    train.csv, valid.csv and test.csv, or `csv_names` instead of these three. Without such files, or
+    with `all_images`, they are all images below the folder.
     """
     root = Path(data_path)
     if not root.is_dir() or is_store(root):
@@ -238,11 +226,8 @@ def encode(
 class ShardWriter:
     """Writes images one after another into shards of limited size.
 
-    Args:
-        folder: The store.
-        job: What is packed; an unfinished store must have been begun with the same.
-        count: Number of images.
-        shard_bytes: Largest size of a shard. A larger image has a shard for itself.
+    An unfinished store must have been begun with the same job. An image that is larger than a shard
+    has one for itself.
 
     Attributes:
         index: [count] ENTRY, filled up to `done`.

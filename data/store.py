@@ -178,11 +178,7 @@ class Store:
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a packed store.
-
-    Raises:
-        ValueError: If it is a store that is not finished.
-    """
+    """Whether a folder is a packed store; a ValueError if it is one that is not finished."""
     if (Path(path) / STORE_FILE).is_file():
         return True
     if (Path(path) / UNFINISHED_FILE).is_file():
@@ -219,11 +215,7 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read store.json.
-
-    Raises:
-        ValueError: If it cannot be read, was changed, or has another version.
-    """
+    """Read store.json; a ValueError if it cannot be read, was changed, or has another version."""
     file = Path(path) / STORE_FILE
     try:
         about = json.loads(file.read_bytes())
