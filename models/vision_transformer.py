@@ -10,20 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, PatchEmbed, gen_relative_position_index
 from torch import nn
 from torch.nn import functional as F
 
 from config import require
 from models.encoder import (
     ENCODERS,
-    PatchEmbed,
     PatchEncoder,
     attend,
     build_classifier_head,
     run_block,
 )
-from models.relative_position import CLASS_TOKEN_ROWS, gather_bias, gather_biases, grid_index
+from models.relative_position import CLASS_TOKEN_ROWS, gather_bias, gather_biases
 
 
 class RelativePositionBias(nn.Module):
@@ -32,7 +31,7 @@ class RelativePositionBias(nn.Module):
     def __init__(self, grid_size: int, num_heads: int) -> None:
         super().__init__()
         self.relative_position_bias_table = _new_table(grid_size, num_heads)
-        self.register_buffer('relative_position_index', grid_index(grid_size))
+        self.register_buffer('relative_position_index', _grid_index(grid_size))
 
     def forward(self) -> torch.Tensor:
         return gather_bias(self.relative_position_bias_table, self.relative_position_index)
@@ -59,7 +58,7 @@ class Attention(nn.Module):
         self.relative_position_bias_table = None
         if grid_size is not None:
             self.relative_position_bias_table = _new_table(grid_size, num_heads)
-            self.register_buffer('relative_position_index', grid_index(grid_size))
+            self.register_buffer('relative_position_index', _grid_index(grid_size))
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -279,6 +278,11 @@ def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
     along = torch.cat([angles.sin(), angles.cos()], dim=1)  # [grid_size, width / 2]
     rows, columns = along.repeat_interleave(grid_size, dim=0), along.repeat(grid_size, 1)
     return F.pad(torch.cat([columns, rows], dim=1), (0, 0, 1, 0)).float()[None]
+
+
+def _grid_index(grid_size: int) -> torch.Tensor:
+    """Return the row of the bias table for each query and key; the class token comes first."""
+    return gen_relative_position_index((grid_size, grid_size), class_token=True)
 
 
 def _new_table(grid_size: int, num_heads: int) -> nn.Parameter:
