@@ -180,11 +180,9 @@ def _histogram(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]
 
 
 def _curves(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-    """ROC and precision-recall curves, thinned; None for a label without both classes."""
+    """ROC and precision-recall curves, thinned."""
     known = ~np.isnan(targets)
     probabilities, targets = probabilities[known], targets[known]
-    if np.unique(targets).size < 2:
-        return {'roc': None, 'precision_recall': None}
     fpr, tpr, _ = roc_curve(targets, probabilities)
     precision, recall, _ = precision_recall_curve(targets, probabilities, drop_intermediate=True)
     return {'roc': _thin(fpr, tpr), 'precision_recall': _thin(recall[::-1], precision[::-1])}
@@ -201,7 +199,7 @@ def _delong(
 ) -> dict[str, float] | None:
     """DeLong's interval, which is valid where each patient appears once; otherwise None."""
     known = ~np.isnan(targets)
-    if len(set(patients[known])) < known.sum() or np.unique(targets[known]).size < 2:
+    if len(set(patients[known])) < known.sum():
         return None
     return dict(zip(('value', 'low', 'high'), delong_interval(probabilities, targets), strict=True))
 
@@ -210,7 +208,7 @@ def _radiologists(
     probabilities: np.ndarray, targets: np.ndarray, points: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
     """The radiologists' points, and how many lie below the curve of all studies."""
-    if not points or np.isnan(targets).any() or np.unique(targets).size < 2:
+    if not points or np.isnan(targets).any():
         return {'radiologists': [], 'radiologists_below': None}
     fpr, tpr, _ = roc_curve(targets, probabilities)
     below = points_below(fpr, tpr, points)
