@@ -88,8 +88,8 @@ _C.DATA.TRAIN_FRACTION = 1.0
 _C.DATA.TRAIN_IMAGES = 0
 # [CheXpert] Order of the images in fine-tuning: 'uniform', or 'weighted' by label frequency.
 _C.DATA.SAMPLER = 'uniform'
-# [CheXpert] First processing step of every image, such as 'none' or 'clahe'.
-_C.DATA.PREPROCESS = 'none'
+# [CheXpert] First processing steps of every image, in order, such as ['equalize']; []: none.
+_C.DATA.PREPROCESS = []
 # [CheXpert] CSV file in DATA_PATH with further columns per patient, such as race; '': none.
 _C.DATA.DEMOGRAPHICS = ''
 # [CheXpert] Label file of MIMIC-CXR: 'chexpert' or 'negbio'.
@@ -394,6 +394,8 @@ _C.CONTRASTIVE.LOCAL_CROP_AREA = [0.05, 0.14]
 _C.CONTRASTIVE.LOCAL_SIZE = 0
 # [CheXpert] Probability that a view is blurred.
 _C.CONTRASTIVE.BLUR = 0.5
+# [CheXpert] Whether the second view is a weak one, which is only cropped and flipped.
+_C.CONTRASTIVE.WEAK_VIEW = False
 
 _C.FINETUNE = CN()
 # [CheXpert] What is fitted. 'linear_probe' and 'knn' use features of the frozen encoder.
@@ -476,6 +478,8 @@ FLAG_KEYS = {
     'throughput': 'THROUGHPUT_MODE',
     'check': 'CHECK_MODE',
 }
+# Keys whose value is a list of names; for earlier versions it was one name, or 'none' for no name.
+NAME_LISTS = ('DATA.PREPROCESS',)
 # Classes besides tensors in the checkpoints of SimMIM and MAE, for the safe loader.
 CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
 # libyaml reads a config about ten times as fast as the loader in Python.
@@ -727,7 +731,9 @@ def check_config(config: Config, stage: str | None = None) -> None:
     """
     for key in {**CHOICES, **REGISTRIES}:
         allowed = allowed_values(key)
-        require(value_at(config, key) in allowed, config, key, f'one of {list(allowed)}')
+        holds = all(name in allowed for name in _chosen(config, key))
+        which = 'some' if key in NAME_LISTS else 'one'
+        require(holds, config, key, f'{which} of {list(allowed)}')
     for interval, keys in RANGES.items():
         for key in keys.split():
             holds = _is_inside(value_at(config, key), interval)
@@ -738,9 +744,9 @@ def check_config(config: Config, stage: str | None = None) -> None:
     if stage == 'finetune':
         _check_finetuning(config)
     for key, parts in REGISTRIES.items():
-        part = parts[value_at(config, key)]
-        if hasattr(part, 'check'):
-            part.check(config, stage)
+        for name in _chosen(config, key):
+            if hasattr(parts[name], 'check'):
+                parts[name].check(config, stage)
     for check in CHECKS:
         check(config, stage)
 
@@ -749,6 +755,12 @@ def require(holds: bool, config: CfgNode, key: str, allowed: str) -> None:
     """Raise a ValueError that names the key, its value and what is allowed, unless `holds`."""
     if not holds:
         raise ValueError(f'{key} must be {allowed}, got {value_at(config, key)!r}')
+
+
+def _chosen(config: CfgNode, key: str) -> list:
+    """Return the names at a key: one, or those of a list."""
+    value = value_at(config, key)
+    return value if key in NAME_LISTS else [value]
 
 
 def _is_inside(value: Any, interval: str) -> bool:
@@ -892,7 +904,8 @@ def flat_options(text: str) -> dict[str, Any]:
     Raises:
         ValueError: If the text is not a mapping.
     """
-    return _with_current_keys(_read_options(text), _C.MODEL.TYPE)
+    options = _with_current_keys(_read_options(text), _C.MODEL.TYPE)
+    return {key: _current_value(key, value) for key, value in options.items()}
 
 
 def load_yaml(text: str) -> Any:
@@ -955,7 +968,7 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
         ValueError: If there is no such key or the value has another type.
     """
     kind = OR_NONE.get(key) or type(_find(config, key, source))
-    typed = _as_type(value, kind)
+    typed = _current_value(key, _as_type(value, kind))
     if key in MAPPINGS and isinstance(typed, dict):
         typed = CN(dict(typed), new_allowed=True)
     elif not (_has_type(typed, kind) or (typed is None and key in OR_NONE)):
@@ -964,6 +977,13 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
         raise ValueError(f'{key} in {source} must be {allowed}, got {got}')
     section, _, name = key.rpartition('.')
     setattr(value_at(config, section) if section else config, name, typed)
+
+
+def _current_value(key: str, value: Any) -> Any:
+    """Return a name as earlier versions wrote it as the list of NAME_LISTS."""
+    if key in NAME_LISTS and isinstance(value, str):
+        return [name for name in [value] if name != 'none']
+    return value
 
 
 def _as_type(value: Any, kind: type) -> Any:

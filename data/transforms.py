@@ -8,17 +8,17 @@ normalised.
 
 import math
 from collections.abc import Callable
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.transforms import functional as F
 
-from config import Config, Registry
+from config import Config
 from data.images import full_size
 from data.masking import MaskGenerator
+from data.preprocess import Preprocess
 
 GREY_STATISTICS = (0.503,), (0.292,)  # 870 images of CheXpert-v1.0-small
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,10 +37,6 @@ FILTERS = {
     'hamming': (Image.Resampling.HAMMING,),
     'random': (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
 }
-
-CLAHE_CLIP_LIMIT = 2.0  # limit of a histogram bin, relative to a flat histogram
-CLAHE_TILES = (8, 8)
-MEDIAN_SIDE = 3
 
 # How a corner moves inward, as (x, y): top left, top right, bottom right, bottom left.
 INWARD = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)])
@@ -65,10 +61,6 @@ RANDAUGMENT: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     'AutoContrast': lambda image, share: F.autocontrast(image),
     'Equalize': lambda image, share: F.equalize(image),
 }
-
-# Name -> function(image) that changes the grey levels of a whole image at its own size. The
-# histograms of 'equalize' and 'clahe' have 256 levels, so 16-bit images are rounded for them.
-PREPROCESS = Registry('DATA.PREPROCESS')
 
 
 class Box(NamedTuple):
@@ -118,7 +110,7 @@ class RandomCrop:
 
     def __init__(self, config: Config, interpolation: str, area: tuple[float, float]) -> None:
         self.size = config.DATA.IMG_SIZE
-        self.preprocess = PREPROCESS[config.DATA.PREPROCESS]
+        self.preprocess = Preprocess(config)
         self.area = tuple(config.AUG.CROP_AREA) or area
         self.hflip = config.AUG.HFLIP
         self.filters = FILTERS[interpolation]
@@ -194,7 +186,7 @@ class EvalTransform:
         self, config: Config, interpolation: str | None = None, *, test_time_views: bool = True
     ) -> None:
         self.size = config.DATA.IMG_SIZE
-        self.preprocess = PREPROCESS[config.DATA.PREPROCESS]
+        self.preprocess = Preprocess(config)
         self.crop = config.TEST.CROP
         self.five_crops = test_time_views and config.EVAL.TTA == 'crops'
         self.mirror = test_time_views and config.EVAL.TTA_FLIP
@@ -305,31 +297,6 @@ def statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the standard deviation per channel, for pixels in [0, 1]."""
     mean, std = GREY_STATISTICS if config.MODEL.IN_CHANS == 1 else IMAGENET_STATISTICS
     return tuple(config.DATA.MEAN) or mean, tuple(config.DATA.STD) or std
-
-
-@PREPROCESS.register('none')
-def unchanged(image: Image.Image) -> Image.Image:
-    """Return the image as it is."""
-    return image
-
-
-@PREPROCESS.register('equalize')
-def equalize(image: Image.Image) -> Image.Image:
-    """Make all grey levels about equally frequent."""
-    return _like(image, np.asarray(ImageOps.equalize(Image.fromarray(_to_8_bit(image)))))
-
-
-@PREPROCESS.register('clahe')
-def clahe(image: Image.Image) -> Image.Image:
-    """Equalise the histogram of each tile, with limited contrast (needs OpenCV)."""
-    filter_ = _opencv().createCLAHE(clipLimit=CLAHE_CLIP_LIMIT, tileGridSize=CLAHE_TILES)
-    return _like(image, filter_.apply(_to_8_bit(image)))
-
-
-@PREPROCESS.register('denoise')
-def denoise(image: Image.Image) -> Image.Image:
-    """Replace each pixel by the median of its 3 x 3 neighbourhood (needs OpenCV)."""
-    return _like(image, _opencv().medianBlur(np.asarray(image), MEDIAN_SIDE))
 
 
 def draw_crop(
@@ -543,27 +510,3 @@ def _resize(
 ) -> np.ndarray:  # [H, W]
     pixels = np.asarray(image.resize(size, resample, box), np.float32)
     return pixels if image.mode == 'L' else np.clip(pixels, 0, 255)  # 'F' may overshoot
-
-
-def _to_8_bit(image: Image.Image) -> np.ndarray:
-    return np.rint(np.asarray(image)).astype(np.uint8)
-
-
-def _like(image: Image.Image, pixels: np.ndarray) -> Image.Image:
-    """Return changed pixels of an image with its metadata, which contains its full size."""
-    changed = Image.fromarray(pixels)
-    changed.info = image.info
-    return changed
-
-
-def _opencv() -> ModuleType:
-    """Import OpenCV and keep it on one thread, because loader workers already share the cores."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise ValueError(
-            "DATA.PREPROCESS 'clahe' and 'denoise' need OpenCV: "
-            f'pip install opencv-python-headless ({error})'
-        ) from error
-    cv2.setNumThreads(0)
-    return cv2

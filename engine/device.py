@@ -54,9 +54,7 @@ def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
 def views_of(images: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
     """Yield the views [B, C, S, S] of a batch one at a time, to save device memory.
 
-    Args:
-        images: [B, C, S, S], one view, or [B, T, C, S, S].
-        device: Device to move each view to.
+    `images` are [B, C, S, S], a single view, or [B, T, C, S, S].
     """
     for view in images.unbind(1) if images.ndim == 5 else [images]:
         yield view.to(device, non_blocking=True)

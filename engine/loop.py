@@ -62,9 +62,6 @@ def fit(
             then after every EVAL.EVERY epochs and after the last one.
         convert: Fits pre-trained weights to the model; see `utils.load_pretrained`.
 
-    Returns:
-        The state after the last epoch.
-
     Raises:
         Preempted: If a signal asked the run to stop. A checkpoint has been saved then.
     """
@@ -102,11 +99,7 @@ def begin(
 ) -> TrainState:
     """Move the model to its device, build optimizer and schedule, and load or resume.
 
-    Args:
-        run: The run.
-        model: The model, on any device.
-        loader: Training batches.
-        convert: Fits pre-trained weights to the model; see `utils.load_pretrained`.
+    See `fit` for the arguments.
     """
     config, logger = run.config, run.logger
     checkpoint = checkpoint_to_resume(config, run.folder, logger)
@@ -146,18 +139,14 @@ def train_one_epoch(
     loss_fn: LossFunction,
     saver: Saver | None = None,
 ) -> dict[str, Any]:
-    """Train from where `state` stands to the end of its epoch.
+    """Train from where `state` stands to the end of its epoch; return the values for metrics.jsonl.
 
     With TRAIN.ACCUMULATION_STEPS gradients are accumulated over several batches. The last group of
     an epoch may be shorter and is divided by its own length. Gradients are clipped once per step.
 
-    Returns:
-        Values of the epoch: loss, grad_norm, lr, images_per_second, data_seconds, seconds, and with
-        TRAIN.ON_NAN 'skip' skipped_steps, the number of skipped steps of the run so far.
-
     Raises:
         FloatingPointError: If a loss, or a gradient norm without gradient scaler, is not finite;
-            with 'skip', in more than TRAIN.NAN_LIMIT steps.
+            with TRAIN.ON_NAN 'skip', in more than TRAIN.NAN_LIMIT steps.
         Preempted: If a signal asked the run to stop (see `Saver`).
     """
     config, epoch = run.config, state.epoch

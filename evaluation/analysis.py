@@ -64,10 +64,8 @@ def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protoco
 def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, Any]:
     """Compute one entry of the report's `sets`. Labels of one class are listed and not scored.
 
-    Args:
-        cases: One row per image, or per study if only studies are known.
-        held_out: Thresholds and temperatures in the order of the labels of the cases.
-        protocol: Level, resamples and so on.
+    The cases have one row per image, or per study if only studies are known. The held-out values
+    are in the order of their labels.
     """
     rows = cases.at_level(protocol.level, protocol.aggregate)
     has_both = [np.unique(target[~np.isnan(target)]).size == 2 for target in rows.targets.T]

@@ -78,10 +78,7 @@ class Axis:
 def nice_axis(values: Iterable[float], title: str = '', *, exact: bool = False) -> Axis:
     """An axis over these values with round ticks.
 
-    Args:
-        values: Values that it must contain.
-        title: Title with the unit.
-        exact: Whether the axis ends at the values instead of the next ticks.
+    With `exact` it ends at the values instead of the next ticks.
     """
     values = list(values) or [0.0, 1.0]
     low, high = min(values), max(values)
@@ -177,12 +174,7 @@ class Panel:
 
 
 def roc(label: dict, key: str) -> Markup:
-    """The ROC curve, the operating point of the threshold, and radiologists' points.
-
-    Args:
-        label: A label's entry in report.json.
-        key: Id of the chart.
-    """
+    """The ROC curve of a label of report.json, its operating point, and radiologists' points."""
     panel = Panel(Axis(*UNIT, '1 \N{MINUS SIGN} specificity'), Axis(*UNIT, 'Sensitivity'))
     panel.line((0, 1), (0, 1), 'chance')
     xs, ys = _series(label['roc'])
@@ -201,13 +193,7 @@ def roc(label: dict, key: str) -> Markup:
 
 
 def overlaid_roc(sets: Sequence[dict], label: str, key: str) -> Markup:
-    """The ROC curves of one label, one for each model.
-
-    Args:
-        sets: The `sets` of report.json, each of another model.
-        label: Name of the label.
-        key: Id of the chart.
-    """
+    """The ROC curves of one label; `sets` are those of report.json, each of another model."""
     panel = Panel(Axis(*UNIT, '1 \N{MINUS SIGN} specificity'), Axis(*UNIT, 'Sensitivity'))
     panel.line((0, 1), (0, 1), 'chance')
     for i, scored in enumerate(sets):
@@ -274,10 +260,9 @@ def calibration(label: dict, key: str) -> Markup:
 
 
 def training_panels(training: dict) -> list[tuple[str, list[dict], Markup]]:
-    """Training curves: the losses share one panel, and every other curve has its own.
+    """(title, curves, chart) of each panel of training curves.
 
-    Returns:
-        (title, curves, chart) of each panel.
+    The losses share one panel, and every other curve has its own.
     """
     epochs, groups = training['epochs'], {}
     for curve in training['curves']:

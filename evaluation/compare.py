@@ -17,16 +17,16 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
     Args:
         a: Cases at the level to compare; their order of rows and labels is kept.
         b: Cases with the same paths, in any order, and the same targets.
-        resamples: Number of draws of patients, shared by a, b and all labels. 0: no interval and
-            no bootstrap p-value.
+        resamples: Number of draws of patients, shared by a, b and all labels. 0: no interval and no
+            bootstrap p-value.
         seed: Seed of the draws.
 
     Returns:
-        `a` and `b` (names); `labels`, with for each common label that has both classes
-        `difference` (AUROC of a minus AUROC of b: `value`, `low`, `high`), `p_bootstrap`,
-        `p_delong` (NaN unless each patient has one row) and `p_holm` (over the labels, from
-        `p_delong` or otherwise `p_bootstrap`); `means`, with `five`, or with
-        `labels_with_both_classes` if one of the five is not among them.
+        `a` and `b` (names); `labels`, with for each common label that has both classes `difference`
+        (AUROC of a minus AUROC of b: `value`, `low`, `high`), `p_bootstrap`, `p_delong` (NaN unless
+        each patient has one row) and `p_holm` (over the labels, from `p_delong` or otherwise
+        `p_bootstrap`); `means`, with `five`, or with `labels_with_both_classes` if one of the five
+        is not among them.
     """
     counts = [np.unique(target[~np.isnan(target)]).size for target in a.targets.T]
     defined = [label for label, count in zip(a.labels, counts, strict=True) if count == 2]
@@ -56,16 +56,10 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
 
 
 def bootstrap_p(samples: np.ndarray) -> float:
-    """Two-sided p-value that a difference is 0, from its resamples.
+    """Two-sided p-value that a difference is 0, from its resamples [R]; NaN without an interval.
 
     It is twice the smaller share of resamples on one side of 0, at most 1. One is added to each
     count and to the number of resamples, so R resamples give at least 2 / (R + 1).
-
-    Args:
-        samples: [R], NaN where a resample leaves the difference undefined.
-
-    Returns:
-        The p-value; NaN where too few resamples are defined for an interval.
 
     Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 4.2.
     """

@@ -74,13 +74,10 @@ PRETRAINING = (
 def points_below(
     fpr: np.ndarray, tpr: np.ndarray, points: Sequence[tuple[float, float]]
 ) -> list[bool]:
-    """Whether each operating point lies below a ROC curve.
+    """Whether each operating point (specificity, sensitivity) lies below a ROC curve.
 
-    Args:
-        fpr: [C] 1 - specificity at the corners of the curve, never falling. The curve is linear
-            between corners, and its upper end counts where it rises vertically.
-        tpr: [C] sensitivity at the corners.
-        points: (specificity, sensitivity) of each point.
+    `fpr` [C] (never falling) and `tpr` [C] are the corners of the curve. It is linear between them,
+    and its upper end counts where it rises vertically.
     """
     specificity, sensitivity = np.array(points, float).reshape(-1, 2).T
     # Rounded, so that an error in the last digit does not decide.
@@ -97,13 +94,7 @@ def is_chexpert_test(studies: Sequence[str]) -> bool:
 
 
 def context_rows(policy: str, split: str, level: str, views: str) -> list[dict[str, Any]]:
-    """The `published` part of a report.
-
-    Args:
-        policy: Policy for uncertain labels in the run, '' if unknown.
-        split: Name of the scored set.
-        level: 'study' or 'image'.
-        views: 'frontal', 'lateral' or 'all'.
+    """The `published` part of a report, under the conditions of the run ('' for an unknown policy).
 
     Returns:
         `name`, `values` {label or MEAN_OF_FIVE: AUROC} and `note`, which states how the conditions

@@ -20,15 +20,7 @@ def pixel_mask(mask: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def visible_mean(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Fill hidden pixels with the mean of the visible pixels of each channel.
-
-    Args:
-        image: [C, H, W].
-        hidden: [H, W] bool.
-
-    Returns:
-        [C, H, W] with unchanged visible pixels.
-    """
+    """Fill the hidden pixels of an image [C, H, W] with the mean of each channel's visible ones."""
     means = image[:, ~hidden].mean(axis=1)
     return np.where(hidden, means[:, None, None], image)
 
@@ -36,7 +28,7 @@ def visible_mean(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
 def linear_interpolation(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """Fill hidden pixels by linear interpolation, and by the nearest pixel outside the hull.
 
-    Uses a Delaunay triangulation of the visible pixels. Arguments and result as `visible_mean`.
+    Uses a Delaunay triangulation of the visible pixels.
     """
     visible, wanted = np.argwhere(~hidden), np.argwhere(hidden)
     values = image[:, ~hidden].T  # [V, C]
@@ -87,13 +79,7 @@ def hidden_error(item: Reconstruction, prediction: np.ndarray) -> np.ndarray:
 
 
 def plot_reconstructions(path: str | Path, items: Sequence[Reconstruction], title: str) -> None:
-    """Plot one row per image: input, masked (tinted), reconstruction, and both joined.
-
-    Args:
-        path: PNG file; its folder is created.
-        items: Images to show.
-        title: Line above the figure.
-    """
+    """Plot one row per image as a PNG: input, masked (tinted), reconstruction, and both joined."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -69,14 +69,9 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def check(cls, config: Any, stage: str | None) -> None:
-        """Check the options of this encoder before anything is built.
+        """Check the options of this encoder before anything is built; a ValueError names the key.
 
-        Args:
-            config: Run configuration.
-            stage: 'simmim', 'contrastive', 'finetune', or None for a check of the values alone.
-
-        Raises:
-            ValueError: If an option does not fit the others. The message names the key.
+        The stage is 'simmim', 'contrastive', 'finetune', or None for a check of the values alone.
         """
 
     @classmethod
@@ -182,11 +177,7 @@ class MaskedEncoder:
         self.init_normal_(self.mask_token)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Encode images [B, C, S, S] with hidden patches [B, h, w] to [B, F, S / stride, ...].
-
-        Raises:
-            ValueError: If the image or the mask does not have the size of the encoder.
-        """
+        """Encode images [B, C, S, S] with hidden patches [B, h, w] to [B, F, S / stride, ...]."""
         check_mask(mask, self.grid_size)
         tokens = self.patch_embed(x)  # [B, L, D]
         hidden = mask.flatten(1).unsqueeze(-1).bool()
@@ -197,11 +188,7 @@ class MaskedEncoder:
 
 
 def check_mask(mask: Tensor, grid_size: int) -> None:
-    """Check that a mask has one value per patch.
-
-    Raises:
-        ValueError: If it has another grid.
-    """
+    """Raise a ValueError unless a mask [B, h, w] has one value per patch."""
     if tuple(mask.shape[1:]) != (grid_size, grid_size):
         raise ValueError(
             f'mask must be [{len(mask)}, {grid_size}, {grid_size}], one value per patch, '
@@ -276,20 +263,17 @@ def attend(
     attention: str,
     in_windows: bool,
 ) -> Tensor:
-    """Compute softmax(scale * q k^T + bias) v.
+    """Compute softmax(scale * q k^T + bias) v for q, k and v with the same shape.
 
     Args:
         q: Queries, [B, heads, N, d] or [B, windows, heads, N, d].
-        k: Keys with the shape of q.
-        v: Values with the shape of q.
+        k: Keys.
+        v: Values.
         bias: [heads, N, N] or [windows, heads, N, N], or None.
         scale: Factor of the products.
         attention: MODEL.ATTENTION. 'sdpa' uses PyTorch's fused kernels, 'eager' does not, and
             'auto' uses them on a GPU for attention over the whole grid.
         in_windows: Whether the tokens attend within windows.
-
-    Returns:
-        A tensor with the shape of q.
     """
     if attention == 'auto':
         attention = 'sdpa' if q.device.type == 'cuda' and not in_windows else 'eager'

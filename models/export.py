@@ -107,11 +107,7 @@ class Format(NamedTuple):
 
 
 def load_source(path: str | Path, logger: logging.Logger) -> Source:
-    """Read a checkpoint of any of the mains.
-
-    Raises:
-        ValueError: If it cannot be read, contains no options, or belongs to another model.
-    """
+    """Read a checkpoint of any of the mains; a ValueError if it is none, or of another model."""
     state, outputs, gives = read_checkpoint(path)['model'], (), 'tokens'
     stage = 'contrastive' if is_contrastive(state) else 'simmim'
     stage = 'finetune' if 'head.weight' in state else stage
@@ -141,22 +137,13 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
 
 
 def export(source: Source, target: str, path: Path, *, overwrite: bool) -> float:
-    """Write an export and compare its outputs with the checkpoint's.
+    """Write an export and compare its outputs with the checkpoint's; return the largest difference.
 
-    The path appears, or is replaced, only if everything succeeded.
-
-    Args:
-        source: The model.
-        target: A name in FORMATS.
-        path: File or folder to write.
-        overwrite: Whether an existing export is replaced.
-
-    Returns:
-        The largest difference of an output.
+    The path, a file or folder, appears or is replaced only if everything succeeded.
 
     Raises:
-        ValueError: If the path is taken, a package is missing, or the format cannot represent
-            the model.
+        ValueError: If the path is taken, a package is missing, or the format cannot represent the
+            model.
     """
     kind = FORMATS[target]
     if path.suffix != kind.suffix and kind.suffix:
@@ -499,7 +486,7 @@ def _label_config(source: Source) -> dict[str, Any]:
 def _processor_config(source: Source) -> dict[str, Any]:
     """Configure CLIP's processor to prepare images as evaluation does; {} if it cannot."""
     config = source.config
-    if config.DATA.PREPROCESS != 'none' or config.DATA.NORMALIZE != 'dataset':
+    if config.DATA.PREPROCESS or config.DATA.NORMALIZE != 'dataset':
         return {}
     size = config.DATA.IMG_SIZE
     square = {'height': size, 'width': size}

@@ -111,15 +111,9 @@ class MAE(MaskedModel):
     def predict(
         self, x: torch.Tensor, mask: torch.Tensor, num_visible: int | None = None
     ) -> torch.Tensor:
-        """Predict the target of images, [B, C, S, S].
+        """Predict the target of images, [B, C, S, S], with hidden patches [B, h, w].
 
-        Args:
-            x: Images [B, C, S, S].
-            mask: [B, h, w], 1 where a patch is hidden.
-            num_visible: Patches that each mask leaves visible; None counts them.
-
-        Raises:
-            ValueError: If the image or the mask does not have the size of the encoder.
+        `num_visible` is the number of patches that each mask leaves visible; None counts them.
         """
         check_mask(mask, self.encoder.grid_size)
         order = visible_first(mask)

@@ -13,12 +13,9 @@ CLASS_TOKEN_ROWS = 3
 
 
 def window_index(side: int) -> torch.Tensor:
-    """Return the row of the bias table for every pair of tokens in a window.
+    """Return the row of the bias table for every pair of tokens in a window, [side^2, side^2].
 
     Query (r, c) and key (r', c') share row (r - r' + side-1) * (2 side-1) + (c - c' + side-1).
-
-    Returns:
-        [side^2, side^2] int64, query by key.
     """
     row, column = torch.cartesian_prod(torch.arange(side), torch.arange(side)).unbind(1)
     rows_apart = row[:, None] - row[None, :] + side - 1
@@ -52,18 +49,11 @@ def gather_biases(attention: Sequence[nn.Module]) -> tuple[torch.Tensor, ...]:
 
 
 def resize_table(table: torch.Tensor, new_len: int) -> torch.Tensor:
-    """Resize a bias table for another window or grid with a cubic surface, as SimMIM does.
+    """Resize a bias table [T, heads] for another window or grid with a cubic surface.
 
-    The old positions are spread geometrically until the outermost lies at the new edge. They are
-    evaluated at whole numbers, clamped to the old edge. A window of 2 tokens has too few positions
-    for a cubic surface and uses a quadratic one. Rows of a class token do not change.
-
-    Args:
-        table: [T, heads], T = (2 side-1)^2, and 3 more with a class token.
-        new_len: The new T.
-
-    Returns:
-        [new_len, heads] with the table's type and device.
+    As in SimMIM, the old positions are spread geometrically until the outermost lies at the new
+    edge. They are evaluated at whole numbers, clamped to the old edge. A window of 2 tokens has too
+    few positions for a cubic surface and uses a quadratic one. Rows of a class token do not change.
 
     Raises:
         ValueError: If a table does not belong to a square grid.

@@ -66,8 +66,7 @@ def reorder(x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torc
 def shifted_window_mask(side: int, window_size: int, shift: int) -> torch.Tensor:
     """Return the mask that separates tokens from opposite edges of a rolled grid.
 
-    Returns:
-        [windows, window_size^2, window_size^2]: OTHER_REGION between two regions, else 0.
+    It is [windows, window_size^2, window_size^2]: OTHER_REGION between two regions, else 0.
     """
     band = torch.zeros(side, dtype=torch.int64)
     band[-window_size:] += 1
@@ -115,14 +114,11 @@ class WindowAttention(nn.Module):
         """Attend within windows of N tokens.
 
         Args:
-            x: Tokens [B, L, C], row by row.
+            x: Tokens [B, L, C], row by row, like the result.
             bias: Relative position bias [heads, N, N].
             order: [L], the token at each place, window after window.
             inverse: [L], the place of each token.
             mask: [windows, N, N], added to the logits; None for unshifted windows.
-
-        Returns:
-            [B, L, C], row by row.
         """
         qkv = self.qkv(reorder(x, order, inverse))
         x = reorder(self._attend(qkv, bias, mask), inverse, order)

@@ -276,13 +276,10 @@ class VisionTransformer(PatchEncoder):
 
 
 def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
-    """Return fixed position embeddings: zeros for the class token, then one row per patch.
+    """Return fixed position embeddings [1, 1 + patches, width]; the class token's are zeros.
 
     Each quarter of the width holds one of: sine and cosine of the patch's column, sine and cosine
     of its row, at frequencies from 1 down to almost 1 / 10,000.
-
-    Returns:
-        [1, 1 + grid_size ** 2, width].
 
     Source: He et al. 2022, arXiv:2111.06377.
     """

@@ -4,6 +4,7 @@ import math
 import random
 from functools import partial
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,9 +21,9 @@ from config import check_config, default_config
 from data.images import FULL_SIZE
 from data.loader import sample_rng
 from data.masking import MaskGenerator
+from data.preprocess import PREPROCESS, apply_steps
 from data.transforms import (
     FILTERS,
-    PREPROCESS,
     RANDAUGMENT,
     Box,
     EvalTransform,
@@ -85,7 +86,21 @@ def test_denoising_takes_the_median_of_3_x_3_pixels():
         assert np.array_equal(got, ndimage.median_filter(pixels, 3, mode='nearest'))
 
 
-@pytest.mark.parametrize('name', ['equalize', 'clahe'])
+def test_steps_are_applied_in_their_order():
+    image = xray(90, 80)
+    smooth = Image.fromarray(cv2.fastNlMeansDenoising(np.asarray(image), None, 3, 7, 21))
+    wanted = {
+        ('non_local_means', 'equalize'): np.asarray(ImageOps.equalize(smooth)),
+        ('equalize', 'non_local_means'): cv2.fastNlMeansDenoising(
+            np.asarray(ImageOps.equalize(image)), None, 3, 7, 21
+        ),
+    }
+    assert not np.array_equal(*wanted.values())
+    for steps, pixels in wanted.items():
+        assert np.array_equal(apply_steps(image, steps), pixels)
+
+
+@pytest.mark.parametrize('name', ['equalize', 'clahe', 'non_local_means'])
 def test_a_16_bit_image_is_rounded_to_the_256_levels_of_a_histogram(name):
     levels = np.asarray(xray(), np.float32)
     offsets = np.random.RandomState(1).uniform(-0.49, 0.49, levels.shape).astype(np.float32)
@@ -94,17 +109,17 @@ def test_a_16_bit_image_is_rounded_to_the_256_levels_of_a_histogram(name):
     assert np.array_equal(PREPROCESS[name](fine), PREPROCESS[name](xray()))
 
 
-@pytest.mark.parametrize('name', PREPROCESS)
-def test_every_transform_begins_with_the_preprocessing_of_the_whole_image(name):
+@pytest.mark.parametrize('names', [['equalize'], ['denoise', 'clahe']])
+def test_every_transform_begins_with_the_preprocessing_of_the_whole_image(names):
     masks, rng = [MaskGenerator(64, 16, 4, 0.6)], partial(sample_rng, 0, 0, 1)
     kinds = (PretrainTransform, masks), (TrainTransform, []), (EvalTransform, [])
     image = xray()
     image.info[FULL_SIZE] = (120, 110)
     for kind, rest in (*kinds, (HoldoutTransform, masks)):
-        changed = PREPROCESS[name](image.copy())
+        changed = apply_steps(image.copy(), names)
         assert changed.info[FULL_SIZE] == (120, 110)
         wanted = kind(make_config(), *rest)(changed, rng())
-        got = kind(make_config(DATA__PREPROCESS=name), *rest)(image, rng())
+        got = kind(make_config(DATA__PREPROCESS=names), *rest)(image, rng())
         first = [sample[0] if isinstance(sample, tuple) else sample for sample in (got, wanted)]
         assert torch.equal(*first)
 

@@ -179,7 +179,7 @@ def test_a_new_method_trains_a_new_encoder_and_logs_its_options():
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
     assert model.projector[-1].out_features == 8
-    assert BarlowTwins.options() == ['METHOD', 'DIM', 'BLUR']
+    assert BarlowTwins.options() == ['METHOD', 'DIM', 'BLUR', 'WEAK_VIEW']
 
 
 @pytest.mark.parametrize('registry', [ENCODERS, HEADS, LABEL_LOSSES], ids=lambda r: r.key)
