@@ -9,6 +9,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from data.labels import COMPETITION_LABELS
 from evaluation.calibration import (
+    THRESHOLD_RULES,
     apply_temperature,
     choose_threshold,
     fit_temperature,
@@ -39,17 +40,23 @@ class HeldOut:
 
 
 def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protocol) -> HeldOut:
-    """Fit thresholds and temperatures of these labels; all NaN without held-out patients."""
+    """Fit thresholds and temperatures of these labels; NaN without held-out patients.
+
+    The threshold 'half' is 0.5 in any case.
+    """
     thresholds, temperatures = np.full((2, len(labels)), np.nan)
+    if is_fixed := protocol.threshold == 'half':
+        thresholds[:] = THRESHOLD_RULES['half']
     if holdout is None:
         return HeldOut(thresholds, temperatures)
     rows = holdout.at_level(protocol.level, protocol.aggregate)
     for k, label in enumerate(labels):
         if label in rows.labels:
             pair = rows.of_label(label)
-            thresholds[k] = choose_threshold(
-                *pair, rule=protocol.threshold, sensitivity=protocol.sensitivity
-            )
+            if not is_fixed:
+                thresholds[k] = choose_threshold(
+                    *pair, rule=protocol.threshold, sensitivity=protocol.sensitivity
+                )
             temperatures[k] = fit_temperature(*pair)
     return HeldOut(thresholds, temperatures)
 

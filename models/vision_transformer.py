@@ -192,6 +192,10 @@ class VisionTransformer(PatchEncoder):
         holds = not vit.USE_SINCOS or not (vit.USE_APE or vit.EMBED_DIM % 4)
         allowed = 'False with USE_APE or with an EMBED_DIM that is not a multiple of 4'
         require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
+        if stage == 'finetune':
+            holds = not (config.FINETUNE.MASK_RATIO and (vit.USE_RPB or vit.USE_SHARED_RPB))
+            allowed = '0 with MODEL.VIT.USE_RPB or USE_SHARED_RPB, which need the whole grid'
+            require(holds, config, 'FINETUNE.MASK_RATIO', allowed)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -215,15 +219,17 @@ class VisionTransformer(PatchEncoder):
         else:
             nn.init.normal_(tensor, std=0.02)
 
-    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Encode patch tokens [B, L, D] to normalised tokens [B, 1 + L, D], class token first."""
+    def encode(self, tokens: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """Encode patch tokens [B, L, D] to normalised tokens [B, 1 + L, D], class token first.
+
+        `kept` [B, V] are the places of the patches that remain after the position embeddings are
+        added, as in MAE; None: all of them.
+        """
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         if self.pos_embed is not None:
             x = x + self.pos_embed
-        return self.run_blocks(x)
-
-    def run_blocks(self, x: torch.Tensor) -> torch.Tensor:
-        """Run all blocks and the norm on tokens [B, N, D] that have their position embeddings."""
+        if kept is not None:
+            x = torch.cat([x[:, :1], take(x[:, 1:], kept)], dim=1)
         x = self.pos_drop(x)
         for block, bias in zip(self.blocks, self._biases(), strict=True):
             x = run_block(block, x, bias, keeps=self.keeps)
@@ -238,8 +244,12 @@ class VisionTransformer(PatchEncoder):
         own = gather_biases(attention)
         return own if shared is None else [bias + shared for bias in own]
 
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.encode(self.patch_embed(x))
+    def forward(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the logits of images [B, C, S, S]; `kept`: see `encode`."""
+        return self.head(self.forward_features(x, kept))
+
+    def forward_features(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.encode(self.patch_embed(x), kept)
         return x[:, 0] if self.fc_norm is None else self.fc_norm(x[:, 1:].mean(dim=1))
 
     def get_num_layers(self) -> int:
@@ -283,6 +293,18 @@ def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
 def _grid_index(grid_size: int) -> torch.Tensor:
     """Return the row of the bias table for each query and key; the class token comes first."""
     return gen_relative_position_index((grid_size, grid_size), class_token=True)
+
+
+def draw_kept(images: torch.Tensor, num_patches: int, mask_ratio: float) -> torch.Tensor:
+    """Draw the places [B, V] of the patches that remain when a share of each image's is dropped."""
+    num_kept = num_patches - math.ceil(num_patches * mask_ratio)
+    noise = torch.rand(len(images), num_patches, device=images.device)
+    return noise.argsort(dim=1)[:, :num_kept]
+
+
+def take(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Select tokens [B, N, D] at places [B, M], in this order: [B, M, D]."""
+    return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
 
 
 def _new_table(grid_size: int, num_heads: int) -> nn.Parameter:
