@@ -88,8 +88,8 @@ _C.DATA.TRAIN_FRACTION = 1.0
 _C.DATA.TRAIN_IMAGES = 0
 # [CheXpert] Order of the images in fine-tuning: 'uniform', or 'weighted' by label frequency.
 _C.DATA.SAMPLER = 'uniform'
-# [CheXpert] First processing step of every image, such as 'none' or 'clahe'.
-_C.DATA.PREPROCESS = 'none'
+# [CheXpert] First processing steps of every image, in order, such as ['equalize']; []: none.
+_C.DATA.PREPROCESS = []
 # [CheXpert] CSV or .xlsx file in DATA_PATH with columns per patient, such as race; '': none.
 _C.DATA.DEMOGRAPHICS = ''
 # [CheXpert] Label file of MIMIC-CXR: 'chexpert' or 'negbio'.
@@ -313,6 +313,8 @@ _C.AUG.SCALE = []
 _C.AUG.SHEAR = 0.0
 # [CheXpert] Maximum shift of a corner as a share of half the side; 0: none. Not for SimMIM and MAE.
 _C.AUG.DISTORTION = 0.0
+# [CheXpert] Fine-tuning: RandAugment as [number of operations, magnitude from 0 to 30]; []: none.
+_C.AUG.RANDAUGMENT = []
 
 _C.TEST = CN()
 # Evaluation: resize to 256/224 of the input and crop the centre; False: resize the whole image.
@@ -344,7 +346,7 @@ _C.EVAL.TTA_FLIP = False
 _C.EVAL.ENSEMBLE = []
 # [CheXpert] Whether to write predictions of the training images, too.
 _C.EVAL.PREDICT_TRAIN = False
-# [CheXpert] Rule for the thresholds, which are set on the held-out patients.
+# [CheXpert] Rule for the thresholds, which are set on the held-out patients; 'half' is always 0.5.
 _C.EVAL.THRESHOLD = 'youden'
 # [CheXpert] Sensitivity that the rule 'sensitivity' aims at, in (0, 1).
 _C.EVAL.SENSITIVITY = 0.9
@@ -392,10 +394,15 @@ _C.CONTRASTIVE.LOCAL_CROP_AREA = [0.05, 0.14]
 _C.CONTRASTIVE.LOCAL_SIZE = 0
 # [CheXpert] Probability that a view is blurred.
 _C.CONTRASTIVE.BLUR = 0.5
+# [CheXpert] Whether the second view is a weak one, which is only cropped and flipped.
+_C.CONTRASTIVE.WEAK_VIEW = False
 
 _C.FINETUNE = CN()
 # [CheXpert] What is fitted. 'linear_probe' and 'knn' use features of the frozen encoder.
 _C.FINETUNE.MODE = 'full'
+# [CheXpert] Share of the patch tokens of a ViT that each training step drops, as MAE's encoder does
+# in pre-training, in [0, 1). Evaluation sees all of them.
+_C.FINETUNE.MASK_RATIO = 0.0
 
 _C.REPORT = CN()
 # [CheXpert] Whether fine-tuning and --eval write report.html and its data.
@@ -471,6 +478,8 @@ FLAG_KEYS = {
     'throughput': 'THROUGHPUT_MODE',
     'check': 'CHECK_MODE',
 }
+# Keys whose value is a list of names; for earlier versions it was one name, or 'none' for no name.
+NAME_LISTS = ('DATA.PREPROCESS',)
 # Classes besides tensors in the checkpoints of SimMIM and MAE, for the safe loader.
 CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
 # libyaml reads a config about ten times as fast as the loader in Python.
@@ -629,7 +638,8 @@ RANGES = {
     '(0, 1)': 'DATA.MASK_RATIO TRAIN.OPTIMIZER.MOMENTUM EVAL.SENSITIVITY',
     '[0, 1)': (
         'DATA.HOLDOUT_FRACTION EVAL.INTERNAL_SHARE MODEL.DROP_RATE MODEL.DROP_PATH_RATE '
-        'MODEL.LABEL_SMOOTHING TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE LOSS.CLIP CONTRASTIVE.MOMENTUM'
+        'MODEL.LABEL_SMOOTHING TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE LOSS.CLIP CONTRASTIVE.MOMENTUM '
+        'FINETUNE.MASK_RATIO'
     ),
     '[0, 1]': (
         'DATA.MEAN AUG.REPROB AUG.MIXUP_PROB AUG.MIXUP_SWITCH_PROB AUG.HFLIP AUG.CROP_AREA '
@@ -721,7 +731,9 @@ def check_config(config: Config, stage: str | None = None) -> None:
     """
     for key in {**CHOICES, **REGISTRIES}:
         allowed = allowed_values(key)
-        require(value_at(config, key) in allowed, config, key, f'one of {list(allowed)}')
+        holds = all(name in allowed for name in _chosen(config, key))
+        which = 'some' if key in NAME_LISTS else 'one'
+        require(holds, config, key, f'{which} of {list(allowed)}')
     for interval, keys in RANGES.items():
         for key in keys.split():
             holds = _is_inside(value_at(config, key), interval)
@@ -732,9 +744,9 @@ def check_config(config: Config, stage: str | None = None) -> None:
     if stage == 'finetune':
         _check_finetuning(config)
     for key, parts in REGISTRIES.items():
-        part = parts[value_at(config, key)]
-        if hasattr(part, 'check'):
-            part.check(config, stage)
+        for name in _chosen(config, key):
+            if hasattr(parts[name], 'check'):
+                parts[name].check(config, stage)
     for check in CHECKS:
         check(config, stage)
 
@@ -743,6 +755,12 @@ def require(holds: bool, config: CfgNode, key: str, allowed: str) -> None:
     """Raise a ValueError that names the key, its value and what is allowed, unless `holds`."""
     if not holds:
         raise ValueError(f'{key} must be {allowed}, got {value_at(config, key)!r}')
+
+
+def _chosen(config: CfgNode, key: str) -> list:
+    """Return the names at a key: one, or those of a list."""
+    value = value_at(config, key)
+    return value if key in NAME_LISTS else [value]
 
 
 def _is_inside(value: Any, interval: str) -> bool:
@@ -787,6 +805,15 @@ def _check_data_options(config: Config) -> None:
         pair = config.AUG[key]
         holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
         require(holds, config, f'AUG.{key}', f'[low, high] with 0 < low <= high, or {off}')
+    operations = config.AUG.RANDAUGMENT
+    holds = not operations or (
+        len(operations) == 2
+        and all(type(number) is int for number in operations)
+        and operations[0] >= 1
+        and 0 <= operations[1] <= 30
+    )
+    allowed = '[number of operations from 1 on, magnitude from 0 to 30], or []'
+    require(holds, config, 'AUG.RANDAUGMENT', allowed)
     bands = config.EVAL.AGE_BANDS
     holds = bool(bands) and bands == sorted(set(bands))
     require(holds, config, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]')
@@ -816,9 +843,13 @@ def _check_finetuning(config: Config) -> None:
     holds = not (is_probe and config.MODEL.RESUME)
     require(holds, config, 'MODEL.RESUME', 'empty with a probe; give the encoder with --pretrained')
     encoder = REGISTRIES.get('MODEL.TYPE', {}).get(config.MODEL.TYPE)
-    holds = config.REPORT.METHOD == 'grad_cam' or getattr(encoder, 'attends_globally', True)
+    is_global = getattr(encoder, 'attends_globally', True)
+    holds = config.REPORT.METHOD == 'grad_cam' or is_global
     allowed = "'grad_cam' for an encoder without global attention"
     require(holds, config, 'REPORT.METHOD', allowed)
+    holds = not config.FINETUNE.MASK_RATIO or (is_global and config.FINETUNE.MODE not in PROBES)
+    allowed = "0 with a probe and for an encoder other than 'vit'"
+    require(holds, config, 'FINETUNE.MASK_RATIO', allowed)
 
 
 # Options as text ---------------------------------------------------------------------------------
@@ -873,7 +904,8 @@ def flat_options(text: str) -> dict[str, Any]:
     Raises:
         ValueError: If the text is not a mapping.
     """
-    return _with_current_keys(_read_options(text), _C.MODEL.TYPE)
+    options = _with_current_keys(_read_options(text), _C.MODEL.TYPE)
+    return {key: _current_value(key, value) for key, value in options.items()}
 
 
 def load_yaml(text: str) -> Any:
@@ -936,7 +968,7 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
         ValueError: If there is no such key or the value has another type.
     """
     kind = OR_NONE.get(key) or type(_find(config, key, source))
-    typed = _as_type(value, kind)
+    typed = _current_value(key, _as_type(value, kind))
     if key in MAPPINGS and isinstance(typed, dict):
         typed = CN(dict(typed), new_allowed=True)
     elif not (_has_type(typed, kind) or (typed is None and key in OR_NONE)):
@@ -945,6 +977,13 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
         raise ValueError(f'{key} in {source} must be {allowed}, got {got}')
     section, _, name = key.rpartition('.')
     setattr(value_at(config, section) if section else config, name, typed)
+
+
+def _current_value(key: str, value: Any) -> Any:
+    """Return a name as earlier versions wrote it as the list of NAME_LISTS."""
+    if key in NAME_LISTS and isinstance(value, str):
+        return [name for name in [value] if name != 'none']
+    return value
 
 
 def _as_type(value: Any, kind: type) -> Any:

@@ -43,6 +43,7 @@ from data.store import (
     file_crc32,
     is_store,
     open_store,
+    packed_steps,
     read_about,
 )
 from engine.files import replace_files
@@ -837,12 +838,19 @@ def data_root(config: Config, logger: logging.Logger) -> str:
     DATA.CACHE_DIR.
 
     Raises:
-        ValueError: If DATA.CACHE_DIR is set for anything but a store, or cannot hold it.
+        ValueError: If DATA.CACHE_DIR is set for anything but a store, or cannot hold it, or if the
+            store was packed with other steps than DATA.PREPROCESS.
     """
     data = config.DATA
+    source = Path(data.DATA_PATH)
+    packed = packed_steps(read_about(source)) if is_store(source) else []
+    if packed and packed != data.PREPROCESS:
+        raise ValueError(
+            f'DATA.PREPROCESS must be {packed}, with which the store {source} was packed '
+            f'(scripts/pack.py --preprocess), got {data.PREPROCESS}'
+        )
     if not data.CACHE_DIR:
         return data.DATA_PATH
-    source = Path(data.DATA_PATH)
     if not is_store(source):
         raise ValueError(
             f'DATA.CACHE_DIR is for packed stores, but DATA.DATA_PATH {source} is not a store: '

@@ -53,12 +53,7 @@ def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]
 
 
 class FinalScores:
-    """Writes the scores, the predictions and the report of a run into its folder.
-
-    Args:
-        run: The run (`engine.run_record.Run`): config, folder, device and logger.
-        loaders: Data of all splits.
-    """
+    """Writes the scores, the predictions and the report of a run into its folder."""
 
     def __init__(self, run: Run, loaders: Loaders) -> None:
         self.run = run
@@ -81,9 +76,7 @@ class FinalScores:
     def write(self, models: list[nn.Module], sources: list[str]) -> None:
         """Write all scores, and the predictions and the report of the last scored models.
 
-        Args:
-            models: The models that were scored last.
-            sources: Their checkpoints, or the kind of probe.
+        `sources` are their checkpoints, or the kind of probe.
         """
         run = self.run
         others = _present({'holdout': self.loaders.holdout, 'train': self.loaders.whole})
@@ -294,6 +287,7 @@ def _describe_run(
     checkpoint = ', '.join(names.file(source) for source in sources)
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
     data_set = f'{data.DATASET}{labeller}'
+    steps = ', '.join(data.PREPROCESS) or 'none'
     return {
         'Task': data.TASK,
         **({'Labels': ', '.join(data.LABELS)} if data.LABELS else {}),
@@ -304,7 +298,7 @@ def _describe_run(
         'Data': data_set if config.REPORT.ANONYMISE else f'{data.DATA_PATH} ({data_set})',
         'Blank labels': data.BLANK,
         'Images': describe_images(data.DATA_PATH),
-        'Pixels': f'preprocessing {data.PREPROCESS}, normalised by {data.NORMALIZE}',
+        'Pixels': f'preprocessing {steps}, normalised by {data.NORMALIZE}',
         'Threshold rule': config.EVAL.THRESHOLD,
         'Test-time views': describe_views(config),
         'Seed': str(config.SEED),
@@ -378,10 +372,7 @@ def _thumbnails(
 
 
 def _training_curves(folder: Path, config: Config, sources: list[str]) -> dict[str, Any] | None:
-    """Losses and the selection score by epoch, from metrics.jsonl.
-
-    None if the scored model was not trained in this folder.
-    """
+    """Losses and the selection score by epoch; None if the model was not trained in this folder."""
     split, records = config.EVAL.SELECT_ON, _epochs(folder, sources)
     if not records:
         return None

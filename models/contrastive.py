@@ -45,7 +45,7 @@ class ContrastiveMethod(nn.Module, ABC):
 
     Attributes:
         title: Class attribute. Name of the method.
-        view_options: Class attribute. Options of CONTRASTIVE that its views need beyond BLUR.
+        view_options: Class attribute. Options of CONTRASTIVE that only its views need.
         encoder: The part of the encoder that is trained; its entries are `encoder.*`.
         step: Number of training steps that have begun.
     """
@@ -69,7 +69,7 @@ class ContrastiveMethod(nn.Module, ABC):
     def options(cls) -> list[str]:
         """Return the keys of section CONTRASTIVE that the method reads."""
         own = {name.upper() for name in signature(cls).parameters}
-        own |= {'METHOD', 'BLUR', *cls.view_options}
+        own |= {'METHOD', 'BLUR', 'WEAK_VIEW', *cls.view_options}
         return [key for key in default_config().CONTRASTIVE if key in own]
 
     @classmethod
