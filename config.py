@@ -318,6 +318,8 @@ _C.AUG.SCALE = []
 _C.AUG.SHEAR = 0.0
 # [CheXpert] Maximum shift of a corner as a share of half the side; 0: none. Not for SimMIM and MAE.
 _C.AUG.DISTORTION = 0.0
+# [CheXpert] Fine-tuning: RandAugment as [number of operations, magnitude from 0 to 30]; []: none.
+_C.AUG.RANDAUGMENT = []
 
 _C.TEST = CN()
 # Evaluation: resize to 256/224 of the input and crop the centre; False: resize the whole image.
@@ -349,7 +351,7 @@ _C.EVAL.TTA_FLIP = False
 _C.EVAL.ENSEMBLE = []
 # [CheXpert] Whether to write predictions of the training images, too.
 _C.EVAL.PREDICT_TRAIN = False
-# [CheXpert] Rule for the thresholds, which are set on the held-out patients.
+# [CheXpert] Rule for the thresholds, which are set on the held-out patients; 'half' is always 0.5.
 _C.EVAL.THRESHOLD = 'youden'
 # [CheXpert] Sensitivity that the rule 'sensitivity' aims at, in (0, 1).
 _C.EVAL.SENSITIVITY = 0.9
@@ -406,6 +408,9 @@ _C.CONTRASTIVE.WEAK_VIEW = False
 _C.FINETUNE = CN()
 # [CheXpert] What is fitted. 'linear_probe' and 'knn' use features of the frozen encoder.
 _C.FINETUNE.MODE = 'full'
+# [CheXpert] Share of the patch tokens of a ViT that each training step drops, as MAE's encoder does
+# in pre-training, in [0, 1). Evaluation sees all of them.
+_C.FINETUNE.MASK_RATIO = 0.0
 
 _C.REPORT = CN()
 # [CheXpert] Whether fine-tuning and --eval write report.html and its data.
@@ -641,7 +646,8 @@ RANGES = {
     '(0, 1)': 'DATA.MASK_RATIO TRAIN.OPTIMIZER.MOMENTUM EVAL.SENSITIVITY',
     '[0, 1)': (
         'DATA.HOLDOUT_FRACTION EVAL.INTERNAL_SHARE MODEL.DROP_RATE MODEL.DROP_PATH_RATE '
-        'MODEL.LABEL_SMOOTHING TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE LOSS.CLIP CONTRASTIVE.MOMENTUM'
+        'MODEL.LABEL_SMOOTHING TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE LOSS.CLIP CONTRASTIVE.MOMENTUM '
+        'FINETUNE.MASK_RATIO'
     ),
     '[0, 1]': (
         'DATA.MEAN AUG.REPROB AUG.MIXUP_PROB AUG.MIXUP_SWITCH_PROB AUG.HFLIP AUG.CROP_AREA '
@@ -811,6 +817,15 @@ def _check_data_options(config: Config) -> None:
         pair = config.AUG[key]
         holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
         require(holds, config, f'AUG.{key}', f'[low, high] with 0 < low <= high, or {off}')
+    operations = config.AUG.RANDAUGMENT
+    holds = not operations or (
+        len(operations) == 2
+        and all(type(number) is int for number in operations)
+        and operations[0] >= 1
+        and 0 <= operations[1] <= 30
+    )
+    allowed = '[number of operations from 1 on, magnitude from 0 to 30], or []'
+    require(holds, config, 'AUG.RANDAUGMENT', allowed)
     bands = config.EVAL.AGE_BANDS
     holds = bool(bands) and bands == sorted(set(bands))
     require(holds, config, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]')
@@ -840,9 +855,13 @@ def _check_finetuning(config: Config) -> None:
     holds = not (is_probe and config.MODEL.RESUME)
     require(holds, config, 'MODEL.RESUME', 'empty with a probe; give the encoder with --pretrained')
     encoder = REGISTRIES.get('MODEL.TYPE', {}).get(config.MODEL.TYPE)
-    holds = config.REPORT.METHOD == 'grad_cam' or getattr(encoder, 'attends_globally', True)
+    is_global = getattr(encoder, 'attends_globally', True)
+    holds = config.REPORT.METHOD == 'grad_cam' or is_global
     allowed = "'grad_cam' for an encoder without global attention"
     require(holds, config, 'REPORT.METHOD', allowed)
+    holds = not config.FINETUNE.MASK_RATIO or (is_global and config.FINETUNE.MODE not in PROBES)
+    allowed = "0 with a probe and for an encoder other than 'vit'"
+    require(holds, config, 'FINETUNE.MASK_RATIO', allowed)
 
 
 # Options as text ---------------------------------------------------------------------------------

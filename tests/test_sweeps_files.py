@@ -29,6 +29,7 @@ SWEEPS = {
     for path in sorted(FOLDER.rglob('*.yaml'))
 }
 METHODS = {path.stem: load_sweep(path) for path in sorted(ROOT.glob('scripts/comparison/*.yaml'))}
+STUDIES = sorted(ROOT.glob('scripts/studies/*.yaml'))
 FINETUNE = str(reference_files()['finetune'])
 PRETRAIN = str(reference_files()['simmim'])
 SMALL_BATCH = {'DATA.BATCH_SIZE': 2}
@@ -242,6 +243,16 @@ def test_an_unknown_scale_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='tiny') as caught:
         load_sweep(scaled_file(tmp_path), 'huge')
     assert 'huge' in str(caught.value)
+
+
+@pytest.mark.parametrize('scale', ['full', 'small', 'tiny'])
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_the_runs_of_a_study_have_possible_options_at_every_scale(path: Path, scale: str) -> None:
+    sweep = load_sweep(path, scale)
+    weights = {row.weights: 'weights.pth' for row in sweep.rows}
+    jobs = plan(sweep, seeds=[0], data='/data', output='/runs', environment=weights)
+    assert {job.stage for job in jobs} == {stage for row in sweep.rows for stage in row.stages}
+    assert (path.with_suffix('.sh')).is_file()
 
 
 def test_any_row_may_be_the_reference_of_an_ablation(tmp_path: Path) -> None:
