@@ -32,11 +32,6 @@ DETAIL = {'is_detail': True}
 def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') -> logging.Logger:
     """Create a logger that appends to `log_rank<r>.txt`, and on rank 0 also writes to the console.
 
-    Args:
-        output_dir: Run folder, which must exist.
-        dist_rank: Rank of this process.
-        name: Name of the logger, shown in each line.
-
     Raises:
         OSError: If the log file cannot be opened.
     """
@@ -64,12 +59,8 @@ def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') ->
 class ScalarLog:
     """Metrics of a run: one JSON object per epoch in `metrics.jsonl`, curves in `tensorboard/`.
 
-    Values that are not finite are written as null.
-
-    Args:
-        folder: Run folder.
-        enabled: Whether this process writes; only rank 0 does.
-        logger: Receives a warning if something cannot be written.
+    Values that are not finite are written as null. Only rank 0 is `enabled`, and the logger
+    receives a warning if something cannot be written.
 
     Raises:
         OSError: If the files cannot be created.
@@ -94,9 +85,6 @@ class ScalarLog:
         """Drop the records of `epoch` and later ones, which a resumed run writes again.
 
         An incomplete last line, left by a run that was killed, is dropped too.
-
-        Raises:
-            ValueError: If another line is not a record of an epoch.
         """
         if not self.enabled or not self.path.exists():
             return
@@ -170,11 +158,7 @@ class ScalarLog:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read the records of a `metrics.jsonl`, in order.
-
-    Raises:
-        ValueError: If a line is not a record of an epoch; the message names file and line.
-    """
+    """Read the records of a `metrics.jsonl` in order; a ValueError names a line that is none."""
     return list(_parse(Path(path).read_bytes().splitlines(), path))
 
 

@@ -45,8 +45,6 @@ RESUME_KEYS = (
 def newest_good(folder: str | Path, logger: logging.Logger) -> Path | None:
     """Return the newest checkpoint that can be read, or None if the folder has no checkpoint.
 
-    A warning is logged for each checkpoint that cannot be read.
-
     Raises:
         ValueError: If there are checkpoints but none can be read. Starting from scratch would
             overwrite them.
@@ -64,11 +62,8 @@ def newest_good(folder: str | Path, logger: logging.Logger) -> Path | None:
 def save_checkpoint(path: str | Path, state: dict) -> None:
     """Write a checkpoint and its checksum `<name>.sha256` atomically.
 
-    Whatever interrupts the write, a power failure included, either the previous file or the new
-    one can be read afterwards: the old checksum is removed before the new file takes its name.
-
-    Raises:
-        OSError: If the file cannot be written, for example on a full disk.
+    Whatever interrupts the write, a power failure included, either the previous file or the new one
+    can be read afterwards: the old checksum is removed before the new file takes its name.
     """
     path = Path(path)
     checksum = checksum_file(path)
@@ -89,9 +84,6 @@ def prune(folder: str | Path, keep: int, *, newest: str | None = None) -> list[P
         keep: Number of the newest checkpoints to keep; ckpt_best.pth always stays. 0 keeps all.
         newest: Name of the checkpoint just written. Later ones are neither counted nor removed: a
             run that resumed from an older checkpoint has not reached them yet.
-
-    Returns:
-        The checkpoints that were removed.
     """
     for path in Path(folder).glob('ckpt_*.tmp'):
         path.unlink(missing_ok=True)
@@ -209,10 +201,7 @@ def checkpoint_to_evaluate(config: Config, folder: Path) -> str | Path:
     """Return the checkpoint for --eval: --resume, --pretrained, or the run folder's best or newest.
 
     A run's config.yaml, given as --cfg, contains the RESUME or PRETRAINED that the run began with.
-    The run's own checkpoints are preferred to these.
-
-    Raises:
-        ValueError: If there is none. An untrained model is not evaluated.
+    The run's own checkpoints are preferred to these. An untrained model is not evaluated.
     """
     own = _own_checkpoint(folder)
     given = config.MODEL.RESUME or config.PRETRAINED
@@ -229,11 +218,7 @@ def checkpoint_to_evaluate(config: Config, folder: Path) -> str | Path:
 
 
 def read_resumable(path: str | Path) -> dict:
-    """Read a checkpoint that has all RESUME_KEYS.
-
-    Raises:
-        ValueError: If it cannot be read or holds only weights.
-    """
+    """Read a checkpoint that has all RESUME_KEYS; a ValueError if it holds only weights."""
     saved = read_checkpoint(path)
     missing = [key for key in RESUME_KEYS if key not in saved]
     if missing:
@@ -329,12 +314,8 @@ def load_pretrained(
 ) -> None:
     """Start from the weights that PRETRAINED names, and log how each entry was used.
 
-    Args:
-        config: Run configuration.
-        model: Model of either stage.
-        logger: Receives the table of entries.
-        convert: (config, checkpoint, model) -> (entries to load, report), such as
-            `models.pretrained.fit_pretrained`.
+    `convert`, such as `models.pretrained.fit_pretrained`, maps (config, checkpoint, model) to
+    (entries to load, report).
 
     Raises:
         ValueError: If the file cannot be read, or its entries do not fit the model.
@@ -348,17 +329,21 @@ def load_pretrained(
     except ValueError as error:
         raise ValueError(f'PRETRAINED {path}: {error}') from error
     model.load_state_dict(state, strict=False)
-    before = trained.get('PREPROCESS', 'none')
+    before = trained.get('PREPROCESS', [])
     if before != config.DATA.PREPROCESS:
         report.remarks.append(f'DATA.PREPROCESS is {config.DATA.PREPROCESS!r}, was {before!r}')
     logger.info(f'weights from {path}:\n{report.table()}')
-    before, now = trained.get('HOLDOUT_FRACTION', 1.0), config.DATA.HOLDOUT_FRACTION
-    if before < now:
-        logger.warning(
-            f'{path} was trained with DATA.HOLDOUT_FRACTION {before}, and this run holds out {now}:'
-            ' if it was trained on these patients, it has seen some of those that are held out, '
-            'and scores on them are too high'
-        )
+    for key, now in (
+        ('HOLDOUT_FRACTION', config.DATA.HOLDOUT_FRACTION),
+        ('FOLD', config.DATA.FOLD),
+    ):
+        before = trained.get(key, now)
+        if before < now if key == 'HOLDOUT_FRACTION' else now not in ('', before):
+            logger.warning(
+                f'{path} was trained with DATA.{key} {before!r}, and this run has {now!r}: if it '
+                'was trained on these patients, it has seen some of those that are held out or '
+                'scored, and scores on them are too high'
+            )
 
 
 def data_options(checkpoint: dict) -> dict[str, Any]:
@@ -379,16 +364,9 @@ def check_fit(
     left: Container[str] = (),
     new: Container[str] = (),
 ) -> None:
-    """Check that a state dict has the entries of a model.
+    """Check that a state dict has the entries of a model; a ValueError names those that do not fit.
 
-    Args:
-        state: Entries of a checkpoint.
-        target: Entries of the model.
-        left: Names that the model may lack.
-        new: Names that the checkpoint may lack.
-
-    Raises:
-        ValueError: If entries are unexpected, missing or of another shape.
+    The model may lack the entries in `left`, and the checkpoint those in `new`.
     """
     problems = {
         'unexpected': [key for key in state if key not in target and key not in left],

@@ -80,13 +80,9 @@ class Checked:
 def check_data(
     config: Config, findings: Findings, *, optional: tuple[str, ...], workers: int
 ) -> Checked:
-    """Check the data set of a config, which may be a packed store.
+    """Check the data set of a config, which may be a packed store, and collect all that is wrong.
 
-    Args:
-        config: Run configuration; its DATA section says how the data set is read.
-        findings: Collects everything that is wrong.
-        optional: The splits that may be absent.
-        workers: Number of processes that read images.
+    The splits in `optional` may be absent.
     """
     root, dataset, splits = Path(config.DATA.DATA_PATH), DATASETS[config.DATA.DATASET], {}
     for split in ('train', 'valid', 'test'):

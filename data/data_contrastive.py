@@ -16,10 +16,10 @@ from data import Loaders
 from data.data_simmim import HOLDOUT_SEED, evenly_spread
 from data.images import full_size
 from data.loader import XrayDataset, bad_images, make_loader
+from data.preprocess import Preprocess
 from data.records import Records, describe_subset, pretrain_records, read_split
 from data.transforms import (
     FILTERS,
-    PREPROCESS,
     EvalTransform,
     Normalize,
     RandomWarp,
@@ -46,13 +46,18 @@ class ViewsTransform:
     SimCLR's at 224 px and the same share of the side at other sizes. MoCo-CXR (Sowrirajan et al.
     2021, arXiv:2010.05352) uses flips and rotations only.
 
+    Both views are drawn from this one pipeline, unless CONTRASTIVE.WEAK_VIEW replaces the second
+    by a weak one, which is only cropped and flipped. (BYOL's own pair differs in the probabilities
+    of blur, 1 and 0.1, and of solarisation, 0 and 0.2; nothing is solarised here.)
+
     Each view takes 27 uniform draws, whatever is turned off: crop (22), flip, brightness,
-    contrast, whether it is blurred, and how much. Then follow the draws of RandomWarp.
+    contrast, whether it is blurred, and how much. Then follow the draws of RandomWarp, except for
+    a weak view.
     """
 
     def __init__(self, config: Config) -> None:
         options, size = config.CONTRASTIVE, config.DATA.IMG_SIZE
-        self.preprocess = PREPROCESS[config.DATA.PREPROCESS]
+        self.preprocess = Preprocess(config)
         self.hflip = config.AUG.HFLIP
         self.filter = FILTERS[config.DATA.PRETRAIN_INTERPOLATION][0]
         self.jitter = config.AUG.COLOR_JITTER
@@ -62,19 +67,32 @@ class ViewsTransform:
         num_global, num_local = METHODS[options.METHOD].num_views(config)
         self.views = num_global * [(size, tuple(config.AUG.CROP_AREA) or GLOBAL_AREA)]
         self.views += num_local * [(options.LOCAL_SIZE or size, tuple(options.LOCAL_CROP_AREA))]
+        self.weak = [options.WEAK_VIEW and number == 1 for number in range(len(self.views))]
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
         image = self.preprocess(image)
-        views = (self._view(image, rng, size, area) for size, area in self.views)
+        views = (
+            self._view(image, rng, size, area, weak=weak)
+            for (size, area), weak in zip(self.views, self.weak, strict=True)
+        )
         return tuple(torch.from_numpy(self.normalize(view)[0]) for view in views)
 
     def _view(
-        self, image: Image.Image, rng: np.random.Generator, size: int, area: tuple[float, float]
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        size: int,
+        area: tuple[float, float],
+        *,
+        weak: bool,
     ) -> np.ndarray:  # [size, size]
         box = draw_crop(rng, *full_size(image), area=area)
         flip, brightness, contrast, blur, strength = rng.random(5)
         pixels = resized_crop(image, box, size, self.filter)
-        pixels = self.warp(pixels[:, ::-1] if flip < self.hflip else pixels, rng)
+        pixels = pixels[:, ::-1] if flip < self.hflip else pixels
+        if weak:
+            return pixels
+        pixels = self.warp(pixels, rng)
         if self.jitter:
             low, high = max(0.0, 1 - self.jitter), 1 + self.jitter
             brightness, contrast = (low + (high - low) * u for u in (brightness, contrast))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -40,12 +41,8 @@ CAN_WAIT = hasattr(signal, 'sigwaitinfo')  # not on macOS
 class BadImages:
     """The list of images that a run cannot use, `bad_images.csv` in the run folder.
 
-    All workers and ranks append to the file, and a run that resumes finds its earlier entries.
-
-    Args:
-        folder: Run folder.
-        limit: Largest number of different bad images.
-        logger: Receives the number of bad images after each epoch.
+    All workers and ranks append to the file, and a run that resumes finds its earlier entries. More
+    than `limit` different images are an error. Their number is logged after each epoch.
     """
 
     def __init__(self, folder: str | os.PathLike[str], limit: int, logger: logging.Logger) -> None:
@@ -54,12 +51,7 @@ class BadImages:
         self.logger = logger
 
     def add(self, file: str, row: int | None, reason: str) -> None:
-        """List a file unless it is listed already.
-
-        Args:
-            file: The image, relative to the data root.
-            row: Row of the CSV, whose header is row 1.
-            reason: Why the image cannot be used.
+        """List a file, relative to the data root, unless it is listed already.
 
         Raises:
             ValueError: If there are more bad images than the limit.
@@ -255,14 +247,9 @@ class EpochSampler(Sampler[list[tuple[int, ...]]]):
 def sample_rng(seed: int, epoch: int, index: int, occurrence: int = 0) -> np.random.Generator:
     """Return the generator of one sample, which no worker, rank or restart changes.
 
-    It is counter-based (Philox): epoch and seed are its key, and index and occurrence are part of
-    the counter. The order of draws is fixed: crop, flip, mask, then what fine-tuning adds.
-
-    Args:
-        seed: SEED, 0 or greater.
-        epoch: The epoch, from 0.
-        index: Stable number of the image (its row in the CSV), 0 or greater.
-        occurrence: How often the epoch contained the image before.
+    It is counter-based (Philox): epoch and seed are its key, and index (the stable number of the
+    image, its row in the CSV) and occurrence (how often the epoch contained the image before) are
+    part of the counter. The order of draws is fixed: crop, flip, mask, then what fine-tuning adds.
     """
     return _generator(seed, epoch, SAMPLE, index, occurrence)
 
@@ -281,24 +268,18 @@ def weighted_order(seed: int, epoch: int, weights: np.ndarray) -> np.ndarray:
 
 def occurrences(order: np.ndarray) -> np.ndarray:
     """Return how often each entry of an order [N] came up before, [N]."""
-    by_image = np.argsort(order, kind='stable')
-    ordered = order[by_image]
-    counts = np.empty_like(order)
-    counts[by_image] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
-    return counts
+    return pd.Series(order).groupby(order).cumcount().to_numpy()
 
 
 def inverse_frequency_weights(targets: np.ndarray) -> np.ndarray:
-    """Return sampling weights that are larger for images with rare labels.
+    """Return sampling weights [N] that are larger for images with rare labels.
 
     A weight is the mean, over the known labels of an image, of 1 / (number of images with the same
-    value of that label). With one label, each of its values is drawn equally often.
+    value of that label). With one label, each of its values is drawn equally often. An image
+    without known labels has the mean weight of the others.
 
     Args:
         targets: [N, K]. 0.5 or more is positive, 2 is a third class, NaN is unknown.
-
-    Returns:
-        [N]. An image without known labels has the mean weight of the others.
     """
     known = ~np.isnan(targets)
     values = np.where(targets > 1, 2, targets >= 0.5)
@@ -340,11 +321,8 @@ def make_loader(
 ) -> DataLoader:
     """Build the batches of this rank; `loader.batch_sampler.set_epoch` selects the epoch.
 
-    Args:
-        dataset: The dataset. Its seed determines the order of the epochs as well.
-        config: DATA.BATCH_SIZE, DATA.NUM_WORKERS and DATA.PIN_MEMORY.
-        shuffle: True for training (see EpochSampler), False for evaluation.
-        weights: [N]. Training epochs are drawn with replacement in proportion to them.
+    `shuffle` is True for training (see EpochSampler). With weights [N], training epochs are drawn
+    with replacement in proportion to them. The dataset's seed determines the order of the epochs.
     """
     data = config.DATA
     allow_open_files(data.NUM_WORKERS, per_worker=LOADER_FILES)

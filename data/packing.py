@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.images import BadImageError, load_image
+from data.preprocess import apply_steps
 from data.records import SCORED_FILES, named_images, read_csv, read_folder
 from data.store import (
     BAD_FILE,
@@ -69,6 +70,7 @@ class Settings:
         keep_16bit: Keep more than 8 bits; otherwise such images are rounded to 8 bits.
         shard_bytes: Largest size of a file of pixels.
         image_suffix: As DATA.IMAGE_SUFFIX.
+        preprocess: Steps that images go through before they are resized, as DATA.PREPROCESS.
     """
 
     size: int | None
@@ -76,6 +78,7 @@ class Settings:
     keep_16bit: bool = False
     shard_bytes: int = 10**9
     image_suffix: str = ''
+    preprocess: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.square and self.size is None:
@@ -90,7 +93,7 @@ class Source:
 
     root: Path
     files: list[str]  # image files, relative to root, sorted
-    tables: dict[str, Path]  # CSV files: name in the store -> path
+    tables: dict[str, Path]  # CSV and Excel files: name in the store -> path
     scored: bool  # whether `read_folder` refuses to train on all images of the folder
 
     def signature(self) -> dict[str, object]:
@@ -138,10 +141,6 @@ def pack(
 
     Returns:
         The contents of store.json.
-
-    Raises:
-        ValueError: If an image cannot be read, or if `output` was begun with other settings or
-            contains something else.
     """
     output = Path(output)
     source = read_source(
@@ -171,24 +170,17 @@ def read_source(
     image_suffix: str = '',
     all_images: bool = False,
 ) -> Source:
-    """List what has to be packed; all CSV files directly in the folder belong to it.
+    """List what has to be packed; all CSV and Excel files directly in the folder belong to it.
 
     The images are those that the CSV files name: those of MIMIC-CXR-JPG, or in CheXpert's layout
-    train.csv, valid.csv and test.csv. Without such files, they are all images below the folder.
-
-    Args:
-        data_path: The folder.
-        csv_names: In CheXpert's layout, the files whose images are packed instead of those three.
-        image_suffix: As DATA.IMAGE_SUFFIX.
-        all_images: Also pack all other images below the folder.
-
-    Raises:
-        ValueError: If a CSV file or the folder cannot be read.
+    train.csv, valid.csv and test.csv, or `csv_names` instead of these three. Without such files, or
+    with `all_images`, they are all images below the folder.
     """
     root = Path(data_path)
     if not root.is_dir() or is_store(root):
         raise ValueError(f'--data-path must be a folder with CSV files and images, got {root}')
-    tables = {path.name: path for path in sorted([*root.glob('*.csv'), *root.glob('*.csv.gz')])}
+    paths = [path for form in ('*.csv', '*.csv.gz', '*.xlsx') for path in root.glob(form)]
+    tables = {path.name: path for path in sorted(paths)}
     if BAD_FILE in tables:
         raise ValueError(f'{tables[BAD_FILE]}: a store has another file of this name')
     for name in csv_names:
@@ -212,7 +204,7 @@ def encode(
     path: str | os.PathLike[str], settings: Settings, root: str | os.PathLike[str] = ''
 ) -> Encoded:
     """Read an image and convert it to what is stored; raises the errors of `load_image`."""
-    image = load_image(path, root)
+    image = apply_steps(load_image(path, root), settings.preprocess)
     full_width, full_height = image.size
     size, short = settings.size, min(image.size)
     if settings.square:
@@ -235,11 +227,8 @@ def encode(
 class ShardWriter:
     """Writes images one after another into shards of limited size.
 
-    Args:
-        folder: The store.
-        job: What is packed; an unfinished store must have been begun with the same.
-        count: Number of images.
-        shard_bytes: Largest size of a shard. A larger image has a shard for itself.
+    An unfinished store must have been begun with the same job. An image that is larger than a shard
+    has one for itself.
 
     Attributes:
         index: [count] ENTRY, filled up to `done`.
@@ -329,7 +318,8 @@ def start_worker() -> None:
 
 def _refuse_other(output: Path, found: dict[str, Any], job: dict[str, Any]) -> None:
     """Refuse to resume with other settings or another source than the store was begun with."""
-    found, job = ({**d, **d['settings'], **d['source']} for d in (found, job))
+    # Stores of earlier versions have no 'preprocess'.
+    found, job = ({'preprocess': [], **d, **d['settings'], **d['source']} for d in (found, job))
     for key in ('version', *job['settings'], *job['source']):
         if found[key] != job[key]:
             raise ValueError(

@@ -322,14 +322,10 @@ def make_body(subject: Subject) -> dict[str, float]:
 
 
 def frontal(scene: Scene, body: dict, severity: dict, where: dict, turn: float) -> None:
-    """Fill a scene with the anatomy of a frontal view.
+    """Fill an empty scene with the anatomy of a frontal view.
 
-    Args:
-        scene: Empty scene.
-        body: Measures of the patient.
-        severity: Severity by label.
-        where: NUM_UNIFORMS uniform numbers by label, which place its sign.
-        turn: Rotation of the patient, which moves the middle sideways.
+    `where` holds the NUM_UNIFORMS numbers that place the sign of each label, and `turn` is the
+    rotation of the patient, which moves the middle sideways.
     """
     half, soft = body['half'], max(0.011, 0.8 / scene.px)
     x, y, ax = scene.x, scene.y, np.abs(scene.x)
@@ -782,11 +778,7 @@ SIGNS = {
 def sample_rows(num_patients: int, split: str, seed: int, name: str) -> pd.DataFrame:
     """Return the rows of a split, with the severities and numbers that drawing needs.
 
-    Args:
-        num_patients: Number of patients.
-        split: 'train', 'valid' or 'test'.
-        seed: Seed of the phantom.
-        name: Folder of the data set, the first part of every `Path`.
+    `name` is the folder of the data set, the first part of every `Path`.
     """
     studies = _studies(num_patients, split, seed)
     table = studies.loc[studies.index.repeat(studies['num_frontal'] + studies['num_lateral'])]
@@ -878,7 +870,7 @@ def draw(
     view: str = 'frontal',
     size: int = 390,
 ) -> np.ndarray:
-    """Draw one X-ray.
+    """Draw one X-ray, uint8 [H, W].
 
     Args:
         findings: Severity (0 to 1) by label; 0.5 is the threshold of a positive label.
@@ -886,9 +878,6 @@ def draw(
         rng: For what differs between images: position, exposure, noise and marker.
         view: 'frontal' or 'lateral'.
         size: Long side in pixels.
-
-    Returns:
-        uint8 [H, W].
     """
     severity = {label: float(findings.get(label, 0)) for label in LABELS}
     uniforms = np.random.default_rng(subject.findings_seed).random((len(LABELS), NUM_UNIFORMS))
@@ -918,7 +907,8 @@ def make_phantom(
 ) -> dict:
     """Write the CSV files and images of a phantom data set into a folder.
 
-    Both layouts have the same images and CheXpert labels, image by image.
+    Both layouts have the same images and CheXpert labels, image by image. The images do not depend
+    on the number of workers.
 
     Args:
         output: Empty or absent folder. In 'chexpert' its name begins every `Path`.
@@ -926,7 +916,7 @@ def make_phantom(
         num_valid: Validation patients, with one study and about 1.2 images each.
         num_test: Test patients, as `num_valid`.
         seed: Seed of everything.
-        workers: Processes that draw. The images do not depend on their number.
+        workers: Processes that draw.
         size: Long side of the images in pixels.
         layout: 'chexpert' or 'mimic-cxr'.
 
@@ -966,11 +956,6 @@ def make_phantom(
     done = settings | {'images': counts}
     replace_file(output / SETTINGS_FILE, json.dumps(done, indent=1) + '\n')
     return done | {'drawn': sum(counts.values())}
-
-
-def make_phantom_mimic(output: str | Path, **options: int) -> dict:
-    """Write a phantom in the layout of MIMIC-CXR-JPG; see `make_phantom`."""
-    return make_phantom(output, layout='mimic-cxr', **options)
 
 
 def contact_sheet(output: str | Path, file: str | Path) -> None:

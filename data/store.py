@@ -33,6 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.images import FULL_SIZE, BadImageError
+from data.preprocess import PACKED_STEPS
 from engine.files import BLOCK_BYTES, atomic_writer, locked, replace_file
 
 VERSION = 2
@@ -144,6 +145,7 @@ class Store:
             pixels = pixels.astype(np.float32)  # the byte order of this machine
         image = Image.fromarray(pixels)
         image.info[FULL_SIZE] = tuple(full)
+        image.info[PACKED_STEPS] = packed_steps(self.about)
         return image
 
     def _read(self, position: int, entry: tuple[int, ...]) -> np.ndarray:  # [H, W]
@@ -176,11 +178,7 @@ class Store:
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a packed store.
-
-    Raises:
-        ValueError: If it is a store that is not finished.
-    """
+    """Whether a folder is a packed store; a ValueError if it is one that is not finished."""
     if (Path(path) / STORE_FILE).is_file():
         return True
     if (Path(path) / UNFINISHED_FILE).is_file():
@@ -217,11 +215,7 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read store.json.
-
-    Raises:
-        ValueError: If it cannot be read, was changed, or has another version.
-    """
+    """Read store.json; a ValueError if it cannot be read, was changed, or has another version."""
     file = Path(path) / STORE_FILE
     try:
         about = json.loads(file.read_bytes())
@@ -250,9 +244,15 @@ def write_about(folder: Path, about: dict[str, Any]) -> None:
     replace_file(folder / STORE_FILE, data)
 
 
+def packed_steps(about: dict[str, Any]) -> list[str]:
+    """Return the steps of DATA.PREPROCESS that the images of a store have been through."""
+    return about['settings'].get('preprocess', [])  # earlier versions lack it
+
+
 def describe_form(settings: dict[str, Any]) -> str:
     """Describe the form of the images that these settings produce."""
     size, bits = settings['size'], 'more than 8 bits kept' if settings['keep_16bit'] else '8 bits'
+    bits = ', '.join([bits, *settings.get('preprocess', [])])
     if size is None:
         return f'at their own sizes, {bits}'
     if settings['square']:

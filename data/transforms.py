@@ -7,16 +7,18 @@ normalised.
 """
 
 import math
-from types import ModuleType
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+from torchvision.transforms import functional as F
 
-from config import Config, Registry
+from config import Config
 from data.images import full_size
 from data.masking import MaskGenerator
+from data.preprocess import Preprocess
 
 GREY_STATISTICS = (0.503,), (0.292,)  # 870 images of CheXpert-v1.0-small
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -36,19 +38,29 @@ FILTERS = {
     'random': (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
 }
 
-CLAHE_CLIP_LIMIT = 2.0  # limit of a histogram bin, relative to a flat histogram
-CLAHE_TILES = (8, 8)
-MEDIAN_SIDE = 3
-
 # How a corner moves inward, as (x, y): top left, top right, bottom right, bottom left.
 INWARD = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)])
 ERASE_AREA = (0.02, 1 / 3)
 ERASE_ASPECT = (0.3, 1 / 0.3)
 ERASE_ATTEMPTS = 10
-
-# Name -> function(image) that changes the grey levels of a whole image at its own size. The
-# histograms of 'equalize' and 'clahe' have 256 levels, so 16-bit images are rounded for them.
-PREPROCESS = Registry('DATA.PREPROCESS')
+RANDAUGMENT_STEPS = 30  # from no change to the greatest
+# Name -> function(image, share of the greatest strength, in [-1, 1]). Those of torchvision but for
+# 'Color', which changes no grey image; the filter is bilinear.
+RANDAUGMENT: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+    'Identity': lambda image, share: image,
+    'ShearX': lambda image, share: _moved(image, slope=(0.3 * share, 0)),
+    'ShearY': lambda image, share: _moved(image, slope=(0, 0.3 * share)),
+    'TranslateX': lambda image, share: _moved(image, shift=(150 / 331 * share, 0)),
+    'TranslateY': lambda image, share: _moved(image, shift=(0, 150 / 331 * share)),
+    'Rotate': lambda image, share: F.rotate(image, 30 * share, F.InterpolationMode.BILINEAR),
+    'Brightness': lambda image, share: F.adjust_brightness(image, 1 + 0.9 * share),
+    'Contrast': lambda image, share: F.adjust_contrast(image, 1 + 0.9 * share),
+    'Sharpness': lambda image, share: F.adjust_sharpness(image, 1 + 0.9 * share),
+    'Posterize': lambda image, share: F.posterize(image, 8 - round(4 * abs(share))),
+    'Solarize': lambda image, share: F.solarize(image, 255 * (1 - abs(share))),
+    'AutoContrast': lambda image, share: F.autocontrast(image),
+    'Equalize': lambda image, share: F.equalize(image),
+}
 
 
 class Box(NamedTuple):
@@ -98,7 +110,7 @@ class RandomCrop:
 
     def __init__(self, config: Config, interpolation: str, area: tuple[float, float]) -> None:
         self.size = config.DATA.IMG_SIZE
-        self.preprocess = PREPROCESS[config.DATA.PREPROCESS]
+        self.preprocess = Preprocess(config)
         self.area = tuple(config.AUG.CROP_AREA) or area
         self.hflip = config.AUG.HFLIP
         self.filters = FILTERS[interpolation]
@@ -141,11 +153,13 @@ class TrainTransform(RandomCrop):
         super().__init__(config, config.DATA.INTERPOLATION, FINETUNE_AREA)
         aug = config.AUG
         self.warp = RandomWarp(config)
+        self.randaugment = RandAugment(config)
         self.jitter = aug.COLOR_JITTER
         self.erasing = {'probability': aug.REPROB, 'mode': aug.REMODE, 'max_count': aug.RECOUNT}
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
         pixels = self.warp(self.cut(*self.draw(image, rng), rng), rng)
+        pixels = self.randaugment(pixels, rng)
         if self.jitter:
             brightness, contrast = rng.uniform(max(0.0, 1 - self.jitter), 1 + self.jitter, size=2)
             pixels = jitter(pixels, brightness=brightness, contrast=contrast)
@@ -172,7 +186,7 @@ class EvalTransform:
         self, config: Config, interpolation: str | None = None, *, test_time_views: bool = True
     ) -> None:
         self.size = config.DATA.IMG_SIZE
-        self.preprocess = PREPROCESS[config.DATA.PREPROCESS]
+        self.preprocess = Preprocess(config)
         self.crop = config.TEST.CROP
         self.five_crops = test_time_views and config.EVAL.TTA == 'crops'
         self.mirror = test_time_views and config.EVAL.TTA_FLIP
@@ -253,35 +267,36 @@ class RandomWarp:
         return warp(pixels, matrix)
 
 
+class RandAugment:
+    """A number of operations of RANDAUGMENT one after another, all of one strength.
+
+    For each operation two numbers are drawn: which one it is, and the sign of its strength. The
+    operations take 8 bits, so grey levels are rounded.
+
+    Source: Cubuk et al. 2020, arXiv:1909.13719, with the strengths of torchvision.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.count, self.magnitude = config.AUG.RANDAUGMENT or (0, 0)
+
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Change a square image [S, S]."""
+        if not self.count:
+            return pixels
+        image, operations = (
+            Image.fromarray(np.rint(pixels).astype(np.uint8)),
+            [*RANDAUGMENT.values()],
+        )
+        for _ in range(self.count):
+            change, sign = operations[rng.integers(len(operations))], rng.choice((-1, 1))
+            image = change(image, sign * self.magnitude / RANDAUGMENT_STEPS)
+        return np.asarray(image, np.float32)
+
+
 def statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the standard deviation per channel, for pixels in [0, 1]."""
     mean, std = GREY_STATISTICS if config.MODEL.IN_CHANS == 1 else IMAGENET_STATISTICS
     return tuple(config.DATA.MEAN) or mean, tuple(config.DATA.STD) or std
-
-
-@PREPROCESS.register('none')
-def unchanged(image: Image.Image) -> Image.Image:
-    """Return the image as it is."""
-    return image
-
-
-@PREPROCESS.register('equalize')
-def equalize(image: Image.Image) -> Image.Image:
-    """Make all grey levels about equally frequent."""
-    return _like(image, np.asarray(ImageOps.equalize(Image.fromarray(_to_8_bit(image)))))
-
-
-@PREPROCESS.register('clahe')
-def clahe(image: Image.Image) -> Image.Image:
-    """Equalise the histogram of each tile, with limited contrast (needs OpenCV)."""
-    filter_ = _opencv().createCLAHE(clipLimit=CLAHE_CLIP_LIMIT, tileGridSize=CLAHE_TILES)
-    return _like(image, filter_.apply(_to_8_bit(image)))
-
-
-@PREPROCESS.register('denoise')
-def denoise(image: Image.Image) -> Image.Image:
-    """Replace each pixel by the median of its 3 x 3 neighbourhood (needs OpenCV)."""
-    return _like(image, _opencv().medianBlur(np.asarray(image), MEDIAN_SIDE))
 
 
 def draw_crop(
@@ -457,6 +472,15 @@ def _enlarge(
     return _resize(image, (side * width // short, side * height // short), resample)
 
 
+def _moved(
+    image: Image.Image, *, shift: tuple[float, float] = (0, 0), slope: tuple[float, float] = (0, 0)
+) -> Image.Image:
+    """Shift by parts of the side, cut towards 0 to pixels, or shear from the top left corner."""
+    shift = [int(part * image.width) for part in shift]
+    shear = [math.degrees(math.atan(part)) for part in slope]
+    return F.affine(image, 0, shift, 1, shear, F.InterpolationMode.BILINEAR, center=[0, 0])
+
+
 def _perspective(corners: np.ndarray, size: int) -> np.ndarray:  # [4, 2] -> [3, 3]
     """Return the homography that maps the corners of a square (clockwise) to these corners.
 
@@ -486,27 +510,3 @@ def _resize(
 ) -> np.ndarray:  # [H, W]
     pixels = np.asarray(image.resize(size, resample, box), np.float32)
     return pixels if image.mode == 'L' else np.clip(pixels, 0, 255)  # 'F' may overshoot
-
-
-def _to_8_bit(image: Image.Image) -> np.ndarray:
-    return np.rint(np.asarray(image)).astype(np.uint8)
-
-
-def _like(image: Image.Image, pixels: np.ndarray) -> Image.Image:
-    """Return changed pixels of an image with its metadata, which contains its full size."""
-    changed = Image.fromarray(pixels)
-    changed.info = image.info
-    return changed
-
-
-def _opencv() -> ModuleType:
-    """Import OpenCV and keep it on one thread, because loader workers already share the cores."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise ValueError(
-            "DATA.PREPROCESS 'clahe' and 'denoise' need OpenCV: "
-            f'pip install opencv-python-headless ({error})'
-        ) from error
-    cv2.setNumThreads(0)
-    return cv2

@@ -19,11 +19,8 @@ import torch.distributed as dist
 def init_process_group(device: torch.device, timeout_minutes: float) -> None:
     """Join the group that torchrun's environment describes; do nothing without one.
 
-    The backend is NCCL on CUDA and gloo on the CPU.
-
-    Args:
-        device: Device of this process.
-        timeout_minutes: A collective operation that takes longer raises an error.
+    The backend is NCCL on CUDA and gloo on the CPU. A collective operation that takes longer than
+    `timeout_minutes` raises an error.
     """
     if 'WORLD_SIZE' not in os.environ or dist.is_initialized():
         return
@@ -94,7 +91,7 @@ def _agree_on_prefix(store: dist.Store, number: int, size: int, timeout: timedel
 
     torchrun keeps its store when it restarts the processes, with the addresses of those that ended,
     and counts the restarts of each node alone. Rank 0 therefore invents a prefix and answers all
-    who ask for it. Questions of an earlier start are answered too, and nobody reads those answers.
+    who ask for it, also those of an earlier start, which nobody reads.
     """
     own = uuid.uuid4().hex
     if number > 0:

@@ -90,10 +90,6 @@ def locked(path: str | Path, *, wait: bool) -> Iterator[None]:
 
     On file systems without locks, such as some network drives, the block runs unprotected.
 
-    Args:
-        path: The lock file. Its folder is created.
-        wait: Whether to wait until another process releases the lock.
-
     Raises:
         ValueError: If another process holds the lock and `wait` is False.
     """
@@ -164,5 +160,5 @@ def find_newest_checkpoint(folder: str | Path) -> Path | None:
 
 
 def checksum_file(path: Path) -> Path:
-    """Return the path of a checkpoint's SHA-256, a file in the format of `sha256sum`."""
+    """Return the path of a file's SHA-256, in the format of `sha256sum`."""
     return path.with_name(f'{path.name}.sha256')

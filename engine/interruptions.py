@@ -21,11 +21,11 @@ class Interruptions:
     """Requests to stop or to save during training, on which all ranks agree.
 
     SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) ask to stop after the current step; a second SIGINT stops
-    at once. With several ranks, all of them know of a request one step later, so that no step has
+    at once. With several ranks, all of them learn of a request one step later, so that no step has
     to wait for the exchange, and all stop at the same step.
 
     Args:
-        save_minutes: Minutes after which another save is due, by rank 0's clock; 0 for never.
+        save_minutes: Minutes between saves, by the clock of rank 0; 0 for never.
         timeout_minutes: How long a rank waits for the others.
     """
 
@@ -58,10 +58,8 @@ class Interruptions:
     def due(self, *, wait: bool) -> tuple[bool, bool]:
         """Whether to stop now, and whether to save now; the answer is the same on all ranks.
 
-        Every rank must call this after every step.
-
-        Args:
-            wait: Whether requests of this step count, and not only those of the step before.
+        Every rank must call this after every step. With `wait`, requests of this step count, and
+        not only those of the step before.
         """
         late = 0 < self.save_seconds <= time.monotonic() - self.last_save
         if self.group is None:

@@ -68,14 +68,11 @@ class Terminated(BaseException):
 
 
 class Failures:
-    """Failures of the processes of this run: each one writes `failure_rank<r>.json` in the folder.
+    """Failures of the processes of this run: each writes `failure_rank<r>.json` to its folder.
 
     A process that fails only because another one is gone writes no file, so that the earliest file
-    names the cause. All ranks must create this object at the same time.
-
-    Args:
-        folder: Run folder.
-        clear: Whether to remove the files of an earlier run.
+    names the cause. All ranks must create this object at the same time. `clear` removes the files
+    of an earlier run.
     """
 
     def __init__(self, folder: Path, *, clear: bool) -> None:
@@ -105,8 +102,8 @@ class Failures:
     def watch(self, logger: logging.Logger) -> None:
         """Start a thread that ends this process if another one failed and it does not notice.
 
-        torchrun ends the processes of its own node only, and one that waits for its GPU may not
-        notice a broken connection.
+        torchrun ends the processes of its own node only, and a process that waits for its GPU may
+        not notice a broken connection.
         """
 
         def look() -> None:

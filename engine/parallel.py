@@ -84,7 +84,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class _SharedStatistics:
-    """Mixed into a batch norm of PyTorch or timm: in training it uses shared statistics."""
+    """Mixed into a batch norm: in training it uses the statistics of all processes."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

@@ -54,14 +54,8 @@ def preflight(
     """Check and measure a run, and log a table of the findings that ends in a verdict.
 
     The training steps use the engine's own code and the run's own batches. The weights are thrown
-    away, and nothing but the log is written into the run folder.
-
-    Args:
-        run: The run.
-        model: Built model, on any device.
-        loaders: Loaders of the stage.
-        loss_fn: As for `engine.loop.fit`; None if nothing is trained (a probe).
-        convert: Fits pre-trained weights to the model; see `utils.load_pretrained`.
+    away, and nothing but the log is written into the run folder. `loss_fn` is None if nothing is
+    trained (a probe).
 
     Returns:
         Exit code: 0 if the run is ready, 1 if there is a problem.
@@ -195,7 +189,7 @@ class Preflight:
         would be mostly that of the optimizer.
 
         Returns:
-            The images of the step; 0 if they do not fit into memory.
+            The number of images in the step; 0 if they do not fit into memory.
         """
         is_contrastive, size = self.run.stage == 'contrastive', len(batch[0])
         alone = replace(state, model=state.module)
@@ -241,9 +235,6 @@ class Preflight:
             step: Seconds per image of a training step, or of computing features.
             forward: Seconds per image of the loss without its gradient; of a probe as `step`.
             read: Seconds per image of the loader.
-
-        Returns:
-            Seconds of the run.
         """
         data, world = self.config.DATA, distributed.world_size()
 

@@ -49,13 +49,8 @@ HARDWARE = ('gpus', 'cpu', 'threads')  # the part of the environment that each s
 class RunRecord:
     """Writes `run.json` (how the run was started, on which data, when it ended) and `config.yaml`.
 
-    Problems with these files are logged and never stop a run.
-
-    Args:
-        folder: Run folder; None if nothing is to be recorded.
-        facts: What is known when the process starts: stage, command, code, seed, processes and
-            environment.
-        logger: Logger of the run.
+    Problems with these files are logged and never stop a run. `facts` are what is known when the
+    process starts. Without a folder, nothing is recorded.
     """
 
     def __init__(
@@ -174,9 +169,6 @@ def run_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
     Returns:
         One line for each difference. Options that do not change what is trained are not compared.
-
-    Raises:
-        ValueError: If the options cannot be read.
     """
     lines = []
     for fact, compare in _COMPARISONS.items():
@@ -215,11 +207,7 @@ def refuse_another_run(folder: Path, config: Config) -> None:
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
-    """Read `run.json` in a run folder; None if there is none.
-
-    Raises:
-        ValueError: If it is damaged.
-    """
+    """Read `run.json` in a run folder; None if there is none, a ValueError if it is damaged."""
     path = Path(folder) / RECORD_FILE
     try:
         return json.loads(path.read_bytes())
@@ -235,11 +223,7 @@ def is_finished(folder: str | Path) -> bool:
 
 
 def run_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Keep other runs out of a run folder; the lock ends with this process.
-
-    Raises:
-        ValueError: If another run holds it.
-    """
+    """Keep other runs out of a run folder until this process ends; a ValueError if one holds it."""
     return locked(folder / LOCK_FILE, wait=False)
 
 
@@ -277,9 +261,7 @@ def code_version() -> str:
 def environment(*, gpus: Iterable[str], threads: int) -> dict[str, Any]:
     """Describe the machine and the installed packages, without naming a host or a user.
 
-    Args:
-        gpus: Name of each process's GPU; empty on the CPU.
-        threads: CPU threads of each process.
+    `gpus` are the names of each process's GPU, `threads` the CPU threads of each process.
     """
     return {
         'python': platform.python_version(),
@@ -295,7 +277,7 @@ def environment(*, gpus: Iterable[str], threads: int) -> dict[str, Any]:
 def describe_data(config: Config, loaders: 'Loaders') -> dict[str, Any]:
     """Compute a fingerprint of the data of a run without opening any image.
 
-    It covers the bytes of the tables that are read and the file names of all images. For a packed
+    It covers the bytes of the tables that are read and the file names of all images; of a packed
     store it covers `store.json`, which holds checksums of the store's files. It does not cover the
     pixels of images in separate files.
 
@@ -304,7 +286,7 @@ def describe_data(config: Config, loaders: 'Loaders') -> dict[str, Any]:
         number of different images.
     """
     records = [loader.dataset.records for loader in loaders if loader is not None]
-    tables = dict(_tables(config, records, is_pretrain=loaders.valid is None))
+    tables = dict(_tables(config, records, is_pretrain=not (loaders.valid or loaders.test)))
     files = {name: sha256(path) for name, path in sorted(tables.items())}
     images = sorted({os.fsencode(file) for part in records for file in part.file})
     total = hashlib.sha256(json.dumps(files).encode())

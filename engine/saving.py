@@ -54,11 +54,7 @@ class Saver:
         return self.stops or saves or (every > 0 and steps_done % every == 0)
 
     def save_step(self, state: TrainState) -> None:
-        """Save within an epoch.
-
-        Raises:
-            Preempted: If the run was asked to stop.
-        """
+        """Save within an epoch; raise Preempted if the run was asked to stop."""
         self._save(state, checkpoint_name(state.epoch, state.step))
         if self.stops:
             self._stop(state)
@@ -132,10 +128,7 @@ class CheckpointWriter:
     def save(self, name: str, state: dict, *, best: bool = False) -> None:
         """Wait for the previous write, copy the contents of a checkpoint and start to write them.
 
-        Args:
-            name: File name.
-            state: Contents.
-            best: Whether to write them as BEST_CHECKPOINT too (first).
+        With `best`, they are also written as BEST_CHECKPOINT, before the file with this name.
         """
         self.flush()
         for older in [each for each in self._waiting if each not in (BEST_CHECKPOINT, name)]:

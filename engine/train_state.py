@@ -40,9 +40,8 @@ class Progress:
     def flush(self, *, overflow_is_handled: bool) -> int | None:
         """Add the waiting values, losses as means over the ranks.
 
-        Args:
-            overflow_is_handled: Whether a gradient scaler has skipped the steps whose norm is not
-                finite. Their norms are ignored then.
+        If `overflow_is_handled`, a gradient scaler has skipped the steps whose norm is not finite,
+        and these norms are ignored.
 
         Returns:
             None, or the position in the waiting losses of the first non-finite value (of a norm:
@@ -137,19 +136,11 @@ class TrainState:
     def next_epoch(self) -> None:
         self.epoch, self.batch, self.progress = self.epoch + 1, 0, self.progress.next_epoch()
 
-    @torch.no_grad()
-    def restore_buffers(self) -> None:
-        """Undo what the forward passes of a skipped step changed, such as running statistics."""
-        for tensor, before in self.before_step:
-            tensor.copy_(before)
-
     def contents(self, config: Config, rng: list[dict[str, Tensor]], *, finished: bool) -> dict:
         """Return the contents of a checkpoint; see `utils.RESUME_KEYS`.
 
-        Args:
-            config: Run configuration.
-            rng: States of the random generators of all ranks.
-            finished: Whether the epoch is finished; otherwise `batch` of its batches are done.
+        `rng` holds the states of the random generators of all ranks. If the epoch is not
+        `finished`, `batch` of its batches are done.
         """
         return {
             'model': self.module.state_dict(),
@@ -168,12 +159,6 @@ class TrainState:
 
     def restore(self, saved: dict, config: Config, *, source: str, logger: logging.Logger) -> None:
         """Resume from a checkpoint, with learning rates, weight decay and lengths of the config.
-
-        Args:
-            saved: Contents of the checkpoint (`utils.read_resumable`).
-            config: Run configuration.
-            source: The checkpoint's path.
-            logger: Receives the options that changed since the checkpoint.
 
         Raises:
             ValueError: If it is of another model, was written within an epoch that has other

@@ -1,5 +1,7 @@
 """Decision thresholds and temperature scaling, both fitted on held-out patients.
 
+The threshold 'half' is fixed and needs none.
+
 Source: Guo et al. 2017, arXiv:1706.04599, section 4.2 (temperature scaling; here one temperature
 for each label).
 """
@@ -18,6 +20,7 @@ from evaluation.metrics import calibration_bins
 CLIP = 1e-9
 TEMPERATURES = (0.01, 100.0)  # lowest and highest that are tried
 THRESHOLD_RULES = Registry('EVAL.THRESHOLD')
+THRESHOLD_RULES['half'] = 0.5  # not chosen: the same for all labels
 
 
 class Candidates(NamedTuple):
@@ -53,7 +56,7 @@ def wanted_sensitivity(found: Candidates, sensitivity: float) -> np.ndarray:
 def choose_threshold(
     probabilities: np.ndarray, targets: np.ndarray, *, rule: str, sensitivity: float
 ) -> float:
-    """Choose the best threshold among the observed probabilities.
+    """Choose the best threshold among the observed probabilities; NaN without both classes.
 
     A case is positive if its probability is at least the threshold. Among equally good thresholds
     the greatest is taken, which calls the fewest cases positive.
@@ -61,11 +64,8 @@ def choose_threshold(
     Args:
         probabilities: [N].
         targets: [N], 1, 0, or NaN where the label is not scored.
-        rule: Name in THRESHOLD_RULES.
+        rule: Name in THRESHOLD_RULES, but not 'half'.
         sensitivity: The wanted sensitivity of the rule 'sensitivity', above 0 and at most 1.
-
-    Returns:
-        The threshold; NaN without both classes.
     """
     positive, negative = probabilities[targets == 1], probabilities[targets == 0]
     if not (positive.size and negative.size):
@@ -87,9 +87,9 @@ def fit_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:
         targets: [N], 1, 0, or NaN where the label is not scored.
 
     Returns:
-        T within TEMPERATURES; above 1 softens overconfident probabilities. It is the lower bound
-        if 0.5 separates the classes, the upper bound if the probabilities are no better than a
-        constant 0.5, and exactly 1 if no other T is better. NaN without both classes.
+        T within TEMPERATURES, NaN without both classes. It is the lower bound if 0.5 separates the
+        classes, the upper bound if the probabilities are no better than a constant 0.5, and exactly
+        1 if no other T is better.
     """
     known = ~np.isnan(targets)
     truth, logits = targets[known], _logits(probabilities[known])
@@ -120,9 +120,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 def reliability_curve(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, list]:
     """Mean probability and share of positives in the bins of the expected calibration error.
 
-    Args:
-        probabilities: [N].
-        targets: [N], 1, 0, or NaN where the label is not scored.
+    Targets [N] are 1, 0, or NaN where the label is not scored.
 
     Returns:
         `x` (mean probability), `y` (share of positives) and `count` of the bins with cases, in

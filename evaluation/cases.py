@@ -70,13 +70,11 @@ class Cases:
         return replace(self, **arrays, groups=groups)
 
     def at_level(self, level: str, how: str = 'max') -> 'Cases':
-        """Combine the images of each study into one row.
+        """Combine the images of each study into one row; with the level 'image' nothing changes.
 
-        Args:
-            level: 'study', or 'image' for the unchanged cases.
-            how: 'max' or 'mean' of the probabilities over the images of a study. A target is the
-                greatest known one, and uncertain if one is uncertain and none is known. Text comes
-                from the first image of the study.
+        `how` is 'max' or 'mean' of the probabilities over the images of a study. A target is the
+        greatest known one, and uncertain if one is uncertain and none is known. Text comes from the
+        first image of the study.
         """
         if level == 'image':
             return self

@@ -12,7 +12,6 @@ from markupsafe import Markup
 
 # Pixels of a panel: about 300 wide, so that the text stays legible on a phone.
 SIDE, LEFT, RIGHT, TOP, BOTTOM = 236, 48, 14, 10, 44
-UNDEFINED = 'not defined: one class only'
 STRIP = 38  # height of a row of a forest plot
 MARKERS = ('circle', 'square', 'triangle')
 TICK_PX, GAP_PX = 7, 5  # greatest width of a digit of a tick, and least space next to its name
@@ -78,10 +77,7 @@ class Axis:
 def nice_axis(values: Iterable[float], title: str = '', *, exact: bool = False) -> Axis:
     """An axis over these values with round ticks.
 
-    Args:
-        values: Values that it must contain.
-        title: Title with the unit.
-        exact: Whether the axis ends at the values instead of the next ticks.
+    With `exact` it ends at the values instead of the next ticks.
     """
     values = list(values) or [0.0, 1.0]
     low, high = min(values), max(values)
@@ -155,10 +151,6 @@ class Panel:
         place = {'x': f'{x:.1f}', 'y': f'{y:.1f}'}
         self.parts.append(element('text', words, class_=style, **place, text_anchor=anchor))
 
-    def note(self, words: str) -> None:
-        """A remark in the middle of an empty chart."""
-        self.text(LEFT + SIDE / 2, TOP + SIDE / 2 - 8, words, 'middle', 'axis-title')
-
     def svg(self, key: str, title: str, description: str) -> Markup:
         """The finished chart; `key` must be unique on the page."""
         named = [
@@ -177,18 +169,10 @@ class Panel:
 
 
 def roc(label: dict, key: str) -> Markup:
-    """The ROC curve, the operating point of the threshold, and radiologists' points.
-
-    Args:
-        label: A label's entry in report.json.
-        key: Id of the chart.
-    """
+    """The ROC curve of a label of report.json, its operating point, and radiologists' points."""
     panel = Panel(Axis(*UNIT, '1 \N{MINUS SIGN} specificity'), Axis(*UNIT, 'Sensitivity'))
     panel.line((0, 1), (0, 1), 'chance')
-    xs, ys = _series(label['roc'])
-    panel.line(xs, ys, 'curve series-0')
-    if not xs:
-        panel.note(UNDEFINED)
+    panel.line(*_series(label['roc']), 'curve series-0')
     specificity, recall = (label['scores'][name]['value'] for name in ('specificity', 'recall'))
     if specificity is not None:
         panel.marks([1 - specificity], [recall], 'operating', marker='cross')
@@ -201,13 +185,7 @@ def roc(label: dict, key: str) -> Markup:
 
 
 def overlaid_roc(sets: Sequence[dict], label: str, key: str) -> Markup:
-    """The ROC curves of one label, one for each model.
-
-    Args:
-        sets: The `sets` of report.json, each of another model.
-        label: Name of the label.
-        key: Id of the chart.
-    """
+    """The ROC curves of one label; `sets` are those of report.json, each of another model."""
     panel = Panel(Axis(*UNIT, '1 \N{MINUS SIGN} specificity'), Axis(*UNIT, 'Sensitivity'))
     panel.line((0, 1), (0, 1), 'chance')
     for i, scored in enumerate(sets):
@@ -245,11 +223,8 @@ def histogram(label: dict, key: str) -> Markup:
 def precision_recall(label: dict, key: str) -> Markup:
     """Precision over recall in steps, as average precision sums it, with the positive share."""
     panel = Panel(Axis(*UNIT, 'Recall (sensitivity)'), Axis(*UNIT, 'Precision'))
-    if label['n']:
-        panel.line((0, 1), [label['positives'] / label['n']] * 2, 'chance')
+    panel.line((0, 1), [label['positives'] / label['n']] * 2, 'chance')
     xs, ys = _series(label['precision_recall'])
-    if not xs:
-        panel.note(UNDEFINED)
     # Between two recalls, the precision is that of the higher recall.
     panel.line(
         [x for x in xs for _ in 'ab'][:-1], [y for y in ys for _ in 'ab'][1:], 'curve series-0'
@@ -274,10 +249,9 @@ def calibration(label: dict, key: str) -> Markup:
 
 
 def training_panels(training: dict) -> list[tuple[str, list[dict], Markup]]:
-    """Training curves: the losses share one panel, and every other curve has its own.
+    """(title, curves, chart) of each panel of training curves.
 
-    Returns:
-        (title, curves, chart) of each panel.
+    The losses share one panel, and every other curve has its own.
     """
     epochs, groups = training['epochs'], {}
     for curve in training['curves']:

@@ -26,9 +26,6 @@ def load_classifier(
     """Build the model of the config with the weights of a checkpoint.
 
     The checkpoint decides between one and three outputs per label (policy 'multiclass').
-
-    Raises:
-        ValueError: If the checkpoint is of another model; the message names the entries.
     """
     state, num_labels = read_checkpoint(path)['model'], config.MODEL.NUM_CLASSES
     has_three = len(state.get('head.weight', ())) == 3 * num_labels
@@ -80,9 +77,7 @@ def mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
 def refuse_undefined(values: np.ndarray, dataset: Dataset) -> None:
     """Raise a ValueError that names the first image for which a model's output is not finite.
 
-    Args:
-        values: [N, ...], one row per image.
-        dataset: The images, with `records`, or with `paths` only.
+    `values` [N, ...] has one row per image of the dataset, which has `records`, or `paths` only.
     """
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if not bad.size:

@@ -22,11 +22,6 @@ class Resamples:
 
     The same draws serve every subset of the rows (subgroups) and every model (paired differences).
     They depend on the seed and the set of patients, not on the order of the rows.
-
-    Args:
-        patients: Patient names, one per row; repetitions do not matter.
-        resamples: Number of draws R.
-        seed: Seed of the Philox stream.
     """
 
     def __init__(self, patients: Sequence[str], *, resamples: int, seed: int) -> None:
@@ -51,11 +46,8 @@ class Resamples:
 def interval(values: np.ndarray) -> tuple[float, float]:
     """95 % percentile interval of a resampled score.
 
-    Args:
-        values: [R], NaN where a resample leaves the score undefined.
-
-    Returns:
-        The 2.5 and 97.5 percentiles of the defined values; NaN if fewer than 95 % are defined.
+    Values [R] are NaN where a resample leaves the score undefined. The interval is NaN if fewer
+    than 95 % are defined.
     """
     defined = values[~np.isnan(values)]
     if not defined.size or defined.size / len(values) < 0.95:
@@ -67,12 +59,8 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def delong_variance(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     """The AUROC and DeLong's estimate of its variance.
 
-    Args:
-        probabilities: [N], or any increasing score.
-        targets: [N], 1, 0, or NaN where the label is not scored.
-
-    Returns:
-        The AUROC (NaN without both classes) and the variance (NaN with fewer than two of a class).
+    Probabilities [N] may be any increasing score. The AUROC is NaN without both classes, and the
+    variance with fewer than two cases of a class.
     """
     wins, losses = _components(probabilities, targets)
     if not (wins.size and losses.size):
@@ -81,17 +69,10 @@ def delong_variance(probabilities: np.ndarray, targets: np.ndarray) -> tuple[flo
 
 
 def delong_interval(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, float, float]:
-    """The AUROC and its 95 % interval on the logit scale.
+    """The AUROC, and the low and high end of its 95 % interval on the logit scale.
 
     The interval is symmetric about logit(AUROC) with standard error se / (AUROC (1 - AUROC)), so
-    that it stays inside [0, 1].
-
-    Args:
-        probabilities: [N].
-        targets: [N], 1, 0, or NaN.
-
-    Returns:
-        AUROC, low, high; the bounds are NaN where the variance is 0 or undefined.
+    that it stays inside [0, 1]. It is NaN where the variance is 0 or undefined.
 
     Source: Pepe 2003, The Statistical Evaluation of Medical Tests, section 5.2; Qin & Hotilovac
     2008, Statistical Methods in Medical Research 17(2), 207-221.
@@ -104,16 +85,10 @@ def delong_interval(probabilities: np.ndarray, targets: np.ndarray) -> tuple[flo
 
 
 def delong_test(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> float:
-    """Two-sided p-value that two predictions of the same cases have the same AUROC.
+    """Two-sided p-value that predictions a and b [N] of the same cases have the same AUROC.
 
-    Args:
-        a: [N] probabilities.
-        b: [N] probabilities of the same cases in the same order.
-        targets: [N], 1, 0, or NaN.
-
-    Returns:
-        The p-value; 1 where both order all pairs alike; NaN where the variance of the difference
-        is undefined, or 0 although the areas differ.
+    It is 1 where both order all pairs alike, and NaN where the variance of the difference is
+    undefined, or 0 although the areas differ.
     """
     (wins_a, losses_a), (wins_b, losses_b) = _components(a, targets), _components(b, targets)
     wins, losses = wins_a - wins_b, losses_a - losses_b
@@ -128,8 +103,7 @@ def delong_test(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> float:
 def _components(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """DeLong's structural components as counts (a tie counts half), which floats hold exactly.
 
-    Returns:
-        [P] number of negatives below each positive; [Q] number of positives above each negative.
+    They are the negatives below each positive [P], and the positives above each negative [Q].
     """
     positive, negative = probabilities[targets == 1], probabilities[targets == 0]
     ranks = rankdata(np.concatenate([positive, negative]))  # midranks

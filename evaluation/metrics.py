@@ -108,13 +108,9 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(title: str, **options: bool) -> Callable[[Callable], Callable]:
-    """Add the decorated function to METRICS under its own name.
+    """Add the decorated function to METRICS under its own name; the options are flags of `Metric`.
 
     The first line of its docstring explains the metric to readers of the report.
-
-    Args:
-        title: Column heading in the report.
-        options: Flags of `Metric`.
     """
 
     def register(function: Callable[[Tally], np.ndarray]) -> Callable[[Tally], np.ndarray]:
@@ -253,8 +249,7 @@ def label_scores(
 def summary(samples: np.ndarray) -> dict[str, float]:
     """A score and its percentile interval as {'value', 'low', 'high'}.
 
-    Args:
-        samples: [1 + R], the score itself, followed by its bootstrap replicates.
+    `samples` [1 + R] are the score itself, followed by its bootstrap replicates.
     """
     low, high = interval(samples[1:])
     return {'value': float(samples[0]), 'low': low, 'high': high}
@@ -268,10 +263,9 @@ def summaries(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
 def mean_summaries(
     per_label: Mapping[str, Mapping[str, np.ndarray]], labels: Sequence[str]
 ) -> dict[str, dict[str, float]] | None:
-    """Summaries of the results of `label_scores` averaged over labels.
+    """Summaries of the results of `label_scores` averaged over labels, by name in METRICS.
 
-    Returns:
-        For each name in METRICS; None if a label is missing or has no AUROC, or there is no label.
+    None if a label is missing or has no AUROC, or there is no label.
     """
     if not labels or not set(labels) <= set(labels_with_both_classes(per_label)):
         return None
@@ -289,11 +283,9 @@ def labels_with_both_classes(per_label: Mapping[str, Mapping[str, np.ndarray]]) 
 def calibration_bins(mass: np.ndarray) -> np.ndarray:  # [R, G] int
     """Assign distinct probabilities to CALIBRATION_BINS bins of about equal weight.
 
-    In ascending order, each probability spans a stretch of the total weight, whose middle decides
-    the bin: floor(bins * middle / total). With few cases or many ties some bins stay empty.
-
-    Args:
-        mass: [R, G] weight of the cases with each of G ascending probabilities.
+    `mass` [R, G] is the weight of the cases with each of G ascending probabilities. Each
+    probability spans a stretch of the total weight, whose middle decides the bin: floor(bins *
+    middle / total). With few cases or many ties some bins stay empty.
     """
     total = mass.sum(axis=1, keepdims=True)
     middle = np.cumsum(mass, axis=1) - mass / 2
@@ -333,14 +325,9 @@ def study_level(
 
 
 def auroc_per_label(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """AUROC of each label over the rows whose target is known.
+    """AUROC [K] of each label over the rows whose target is known; NaN without both classes.
 
-    Args:
-        probabilities: [N, K], or any increasing score.
-        targets: [N, K], 1, 0, or NaN where the label is not scored.
-
-    Returns:
-        [K], NaN for a label without both classes.
+    Probabilities [N, K] may be any increasing score. Targets [N, K] are 1, 0, or NaN.
     """
     areas = np.full(targets.shape[1], np.nan)
     for k, target in enumerate(targets.T):
@@ -376,9 +363,9 @@ def score_table(
         aggregate: 'max' or 'mean' of the probabilities over the images of a study.
 
     Returns:
-        `auroc` {label: area, NaN where undefined}, `positives` {label: number}, `mean_of_five`
-        (NaN if one of them is undefined; only if all five are among the labels),
-        `mean_of_defined`, `undefined` [labels], `rows`, `level`.
+        `auroc` {label: area, NaN where undefined}, `positives` {label: number}, `mean_of_five` (NaN
+        if one of them is undefined; only if all five are among the labels), `mean_of_defined`,
+        `undefined` [labels], `rows`, `level`.
     """
     if level == 'study':
         probabilities, targets, _ = study_level(probabilities, targets, studies, aggregate)
@@ -409,12 +396,10 @@ def score_probabilities(
 
 
 def selection_score(scores: dict[str, Any], rule: str) -> float:
-    """The number by which a checkpoint is selected.
+    """The number by which a checkpoint is selected, from the result of `score_table`.
 
-    Args:
-        scores: Result of `score_table`.
-        rule: 'five' (mean of the five tasks, NaN if one is undefined), 'all' (mean of all defined
-            labels), or 'auto' ('five' where all five are defined, otherwise 'all').
+    The rule is 'five' (mean of the five tasks, NaN if one is undefined), 'all' (mean of all defined
+    labels), or 'auto' ('five' where all five are defined, otherwise 'all').
     """
     of_five = scores.get('mean_of_five', np.nan)
     takes_five = rule == 'five' or (rule == 'auto' and not np.isnan(of_five))
@@ -437,8 +422,7 @@ def describe_scores(scores: dict[str, Any]) -> str:
 def headline_labels(defined: Iterable[str]) -> tuple[str, ...]:
     """The labels whose mean AUROC stands for a set: the five tasks if all of them are defined.
 
-    Args:
-        defined: The labels that have both classes; otherwise all of them count.
+    Otherwise these are all labels that have both classes.
     """
     defined = tuple(defined)
     return COMPETITION_LABELS if set(COMPETITION_LABELS) <= set(defined) else defined

@@ -19,10 +19,7 @@ def read_pixels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read the images of the pixel floor, on every rank, in order.
 
-    Args:
-        config: Batch size and number of workers.
-        dataset: Images with targets.
-        limit: Of more images, as many at equal distances are read.
+    Of more images than `limit`, as many at equal distances are read.
 
     Returns:
         Pixels [N, P] in [0, 1] of the images without preprocessing, and targets [N, K].

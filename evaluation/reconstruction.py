@@ -20,15 +20,7 @@ def pixel_mask(mask: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def visible_mean(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Fill hidden pixels with the mean of the visible pixels of each channel.
-
-    Args:
-        image: [C, H, W].
-        hidden: [H, W] bool.
-
-    Returns:
-        [C, H, W] with unchanged visible pixels.
-    """
+    """Fill the hidden pixels of an image [C, H, W] with the mean of each channel's visible ones."""
     means = image[:, ~hidden].mean(axis=1)
     return np.where(hidden, means[:, None, None], image)
 
@@ -36,7 +28,7 @@ def visible_mean(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
 def linear_interpolation(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """Fill hidden pixels by linear interpolation, and by the nearest pixel outside the hull.
 
-    Uses a Delaunay triangulation of the visible pixels. Arguments and result as `visible_mean`.
+    Uses a Delaunay triangulation of the visible pixels.
     """
     visible, wanted = np.argwhere(~hidden), np.argwhere(hidden)
     values = image[:, ~hidden].T  # [V, C]
@@ -54,21 +46,16 @@ TRIVIAL_PREDICTORS = {'mean': visible_mean, 'linear': linear_interpolation}
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One image, its hidden pixels, and the model's prediction.
+    """One normalised image, its hidden pixels (bool), and the model's prediction.
 
-    Attributes:
-        image: [C, H, W] normalised.
-        hidden: [H, W] bool.
-        prediction: [C, H, W] normalised.
-        grey_scale: [C], with value * grey_scale + grey_offset in grey levels (0 to 255).
-        grey_offset: [C].
+    For each channel, value * grey_scale + grey_offset is in grey levels (0 to 255).
     """
 
-    image: np.ndarray
-    hidden: np.ndarray
-    prediction: np.ndarray
-    grey_scale: np.ndarray
-    grey_offset: np.ndarray
+    image: np.ndarray  # [C, H, W]
+    hidden: np.ndarray  # [H, W]
+    prediction: np.ndarray  # [C, H, W]
+    grey_scale: np.ndarray  # [C]
+    grey_offset: np.ndarray  # [C]
 
     def grey(self, values: np.ndarray) -> np.ndarray:
         """Normalised values [C, H, W] as one image [H, W] in grey levels."""
@@ -87,13 +74,7 @@ def hidden_error(item: Reconstruction, prediction: np.ndarray) -> np.ndarray:
 
 
 def plot_reconstructions(path: str | Path, items: Sequence[Reconstruction], title: str) -> None:
-    """Plot one row per image: input, masked (tinted), reconstruction, and both joined.
-
-    Args:
-        path: PNG file; its folder is created.
-        items: Images to show.
-        title: Line above the figure.
-    """
+    """Plot one row per image as a PNG: input, masked (tinted), reconstruction, and both joined."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

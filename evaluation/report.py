@@ -52,7 +52,7 @@ NOT_COMPARABLE = (
 )
 NO_HELD_OUT = (
     'there are no held-out training patients, so no threshold or temperature is chosen, and every '
-    'score that needs one is n/a'
+    'score that needs a chosen one is n/a'
 )
 SMALL_SPAN = 0.02  # of the probabilities of a label
 CHANCE = 0.5  # AUROC
@@ -75,11 +75,9 @@ class Names:
     """The names of images, patients and files in a report: unchanged, or hashed.
 
     A hash is the first 16 hexadecimal digits of the HMAC-SHA256 of the name, as `normalise_name`
-    returns it, with a salt as key. It is the same wherever the salt is the same, and not
-    reversible without it.
-
-    Args:
-        folder: Folder with the salt, which is created if it is missing. None: names are unchanged.
+    returns it, with the salt in `folder` as key (it is created if it is missing). It is the same
+    wherever the salt is the same, and not reversible without it. Without a folder, names are
+    unchanged.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -180,10 +178,7 @@ def build_document(
 def compare_sets(sets: Sequence[Cases], protocol: Protocol, *, name: str) -> list[dict[str, Any]]:
     """Compare every pair of models that predict the same rows: the report's `comparisons`.
 
-    Args:
-        sets: Predictions, each of another model.
-        protocol: How cases are scored.
-        name: Name of what is predicted.
+    Each of `sets` is of another model; `name` is the name of what they predict.
     """
     rows = [cases.at_level(protocol.level, protocol.aggregate) for cases in sets]
     pairs = [
@@ -239,8 +234,7 @@ def write_report(
         thumbnails: (set, label, kind) of a worst error -> small image to show with it.
 
     Returns:
-        Path of report.html. report.json, report_labels.csv, report_groups.csv, report_scores.tex
-        and, if models are compared, report_comparisons.csv are written to the same folder.
+        Path of report.html. The JSON, CSV and LaTeX files are written to the same folder.
     """
     folder = Path(folder)
     text = json.dumps(json_safe(document), ensure_ascii=False, indent=1, sort_keys=True) + '\n'

@@ -53,12 +53,7 @@ def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]
 
 
 class FinalScores:
-    """Writes the scores, the predictions and the report of a run into its folder.
-
-    Args:
-        run: The run (`engine.run_record.Run`): config, folder, device and logger.
-        loaders: Data of all splits.
-    """
+    """Writes the scores, the predictions and the report of a run into its folder."""
 
     def __init__(self, run: Run, loaders: Loaders) -> None:
         self.run = run
@@ -81,9 +76,7 @@ class FinalScores:
     def write(self, models: list[nn.Module], sources: list[str]) -> None:
         """Write all scores, and the predictions and the report of the last scored models.
 
-        Args:
-            models: The models that were scored last.
-            sources: Their checkpoints, or the kind of probe.
+        `sources` are their checkpoints, or the kind of probe.
         """
         run = self.run
         others = _present({'holdout': self.loaders.holdout, 'train': self.loaders.whole})
@@ -182,7 +175,9 @@ class FinalScores:
                 split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
             },
             warnings=[SELECTED_ON_VALID] * bool(selects_on_valid)
-            + [INTERNAL] * ('internal' in self.scored),
+            + [INTERNAL] * ('internal' in self.scored)
+            + [f'valid: part {config.DATA.FOLD} of the training patients, with {TRAINING_LABELS}']
+            * bool(config.DATA.FOLD),
             extras={
                 'training': _training_curves(run.folder, config, sources),
                 'pixel_floor': floor_part(
@@ -237,14 +232,14 @@ def check_scoring(run: Run, path: str | Path) -> None:
     if trained is None:
         return
     options = {key: (value_at(trained, key), value_at(config, key)) for key in PATIENT_OPTIONS}
-    (old, new), (before, share) = options.values()
-    if share > (before if old == new else 0):
+    fold, (old, new), (before, share) = options.values()
+    if share > (before if old == new else 0) or fold[1] not in ('', fold[0]):
         changes = [f'{key} {a}, now it is {b}' for key, (a, b) in options.items() if a != b]
         raise ValueError(
-            f'{path} was trained with {"; ".join(changes)}: patients that selected the checkpoint '
-            'would be scored'
+            f'{path} was trained with {"; ".join(changes)}: patients that it was trained on, or '
+            'that selected the checkpoint, would be scored'
         )
-    keys = 'TASK LABELS HOLDOUT_FRACTION MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'
+    keys = 'TASK LABELS FOLD HOLDOUT_FRACTION MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'
     for key in keys.split():
         before, now = trained.DATA[key], config.DATA[key]
         problem = f'{path} was trained with DATA.{key} {before}, now it is {now}'
@@ -294,6 +289,7 @@ def _describe_run(
     checkpoint = ', '.join(names.file(source) for source in sources)
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
     data_set = f'{data.DATASET}{labeller}'
+    steps = ', '.join(data.PREPROCESS) or 'none'
     return {
         'Task': data.TASK,
         **({'Labels': ', '.join(data.LABELS)} if data.LABELS else {}),
@@ -304,7 +300,7 @@ def _describe_run(
         'Data': data_set if config.REPORT.ANONYMISE else f'{data.DATA_PATH} ({data_set})',
         'Blank labels': data.BLANK,
         'Images': describe_images(data.DATA_PATH),
-        'Pixels': f'preprocessing {data.PREPROCESS}, normalised by {data.NORMALIZE}',
+        'Pixels': f'preprocessing {steps}, normalised by {data.NORMALIZE}',
         'Threshold rule': config.EVAL.THRESHOLD,
         'Test-time views': describe_views(config),
         'Seed': str(config.SEED),
@@ -378,10 +374,7 @@ def _thumbnails(
 
 
 def _training_curves(folder: Path, config: Config, sources: list[str]) -> dict[str, Any] | None:
-    """Losses and the selection score by epoch, from metrics.jsonl.
-
-    None if the scored model was not trained in this folder.
-    """
+    """Losses and the selection score by epoch; None if the model was not trained in this folder."""
     split, records = config.EVAL.SELECT_ON, _epochs(folder, sources)
     if not records:
         return None

@@ -29,13 +29,8 @@ def score_groups(
     """Score every group of every column: the report's `groups`.
 
     Groups are formed from images and then brought to the level of the protocol, so with views as
-    groups a study counts with its images of that view. All groups share the same thresholds.
-
-    Args:
-        cases: One row per image, or per study.
-        thresholds: [K], NaN if there is none.
-        protocol: How cases are scored.
-        resamples: Resamples of all patients.
+    groups a study counts with its images of that view. All groups share the same thresholds [K]
+    (NaN if there is none) and the same resamples of all patients.
     """
     columns = []
     everyone = cases.at_level(protocol.level, protocol.aggregate)
@@ -63,11 +58,6 @@ def standard_weights(everyone: Cases, rows: Cases, columns: Sequence[str]) -> np
     For each label, over the rows where it is known, the weight of a row is the share of its stratum
     (the combination of the columns' values) among all rows divided by its share in the group.
     Strata that the group lacks cannot be compensated.
-
-    Args:
-        everyone: All rows.
-        rows: The rows of the group.
-        columns: Names in `groups`.
 
     Returns:
         [N, K] weights of the rows of the group, 0 where a label is unknown.

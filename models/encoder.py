@@ -17,6 +17,7 @@ from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
@@ -69,14 +70,9 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def check(cls, config: Any, stage: str | None) -> None:
-        """Check the options of this encoder before anything is built.
+        """Check the options of this encoder before anything is built; a ValueError names the key.
 
-        Args:
-            config: Run configuration.
-            stage: 'simmim', 'contrastive', 'finetune', or None for a check of the values alone.
-
-        Raises:
-            ValueError: If an option does not fit the others. The message names the key.
+        The stage is 'simmim', 'contrastive', 'finetune', or None for a check of the values alone.
         """
 
     @classmethod
@@ -128,7 +124,7 @@ class PatchEncoder(Encoder):
     The section of options must contain PATCH_SIZE.
 
     Attributes:
-        patch_embed: A `PatchEmbed`. Its convolution `proj` is the only layer that reads the image:
+        patch_embed: timm's. Its convolution `proj` is the only layer that reads the image:
             weights are converted between numbers of channels there.
         patch_size: Side of an input token in pixels.
         embed_dim: Width of the input tokens.
@@ -138,7 +134,7 @@ class PatchEncoder(Encoder):
 
     hides_patches = True
     is_masked: ClassVar[bool] = False
-    patch_embed: 'PatchEmbed'
+    patch_embed: PatchEmbed
     patch_size: int
     embed_dim: int
     stride: int
@@ -146,7 +142,7 @@ class PatchEncoder(Encoder):
     @property
     def grid_size(self) -> int:
         """Tokens along a side of the image."""
-        return self.patch_embed.grid_size
+        return self.patch_embed.grid_size[0]
 
     @classmethod
     def stride_of(cls, config: Any) -> int:
@@ -182,11 +178,7 @@ class MaskedEncoder:
         self.init_normal_(self.mask_token)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Encode images [B, C, S, S] with hidden patches [B, h, w] to [B, F, S / stride, ...].
-
-        Raises:
-            ValueError: If the image or the mask does not have the size of the encoder.
-        """
+        """Encode images [B, C, S, S] with hidden patches [B, h, w] to [B, F, S / stride, ...]."""
         check_mask(mask, self.grid_size)
         tokens = self.patch_embed(x)  # [B, L, D]
         hidden = mask.flatten(1).unsqueeze(-1).bool()
@@ -197,11 +189,7 @@ class MaskedEncoder:
 
 
 def check_mask(mask: Tensor, grid_size: int) -> None:
-    """Check that a mask has one value per patch.
-
-    Raises:
-        ValueError: If it has another grid.
-    """
+    """Raise a ValueError unless a mask [B, h, w] has one value per patch."""
     if tuple(mask.shape[1:]) != (grid_size, grid_size):
         raise ValueError(
             f'mask must be [{len(mask)}, {grid_size}, {grid_size}], one value per patch, '
@@ -213,37 +201,6 @@ def check_mask(mask: Tensor, grid_size: int) -> None:
 def masked_version(encoder: type[PatchEncoder]) -> type[PatchEncoder]:
     """Return the class of the same encoder with hidden patches."""
     return type(encoder)(f'{encoder.__name__}ForSimMIM', (MaskedEncoder, encoder), {})
-
-
-class PatchEmbed(nn.Module):
-    """One token per patch, row by row: a convolution whose stride is its size."""
-
-    def __init__(
-        self,
-        img_size: int,
-        patch_size: int,
-        in_chans: int,
-        embed_dim: int,
-        norm_layer: type[nn.Module] = nn.Identity,
-    ) -> None:
-        super().__init__()
-        if img_size % patch_size:
-            raise ValueError(
-                f'DATA.IMG_SIZE must be a multiple of PATCH_SIZE, {patch_size}, got {img_size}'
-            )
-        self.img_size = img_size
-        self.grid_size = img_size // patch_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
-        self.norm = norm_layer(embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        if (height, width) != (self.img_size, self.img_size):
-            raise ValueError(
-                f'image size: got {height}x{width}, the encoder was built for '
-                f'{self.img_size}x{self.img_size} (DATA.IMG_SIZE)'
-            )
-        return self.norm(self.proj(x).flatten(2).transpose(1, 2))  # [B, L, D]
 
 
 class ClassifierHead(nn.Linear):
@@ -276,20 +233,17 @@ def attend(
     attention: str,
     in_windows: bool,
 ) -> Tensor:
-    """Compute softmax(scale * q k^T + bias) v.
+    """Compute softmax(scale * q k^T + bias) v for q, k and v with the same shape.
 
     Args:
         q: Queries, [B, heads, N, d] or [B, windows, heads, N, d].
-        k: Keys with the shape of q.
-        v: Values with the shape of q.
+        k: Keys.
+        v: Values.
         bias: [heads, N, N] or [windows, heads, N, N], or None.
         scale: Factor of the products.
         attention: MODEL.ATTENTION. 'sdpa' uses PyTorch's fused kernels, 'eager' does not, and
             'auto' uses them on a GPU for attention over the whole grid.
         in_windows: Whether the tokens attend within windows.
-
-    Returns:
-        A tensor with the shape of q.
     """
     if attention == 'auto':
         attention = 'sdpa' if q.device.type == 'cuda' and not in_windows else 'eager'

@@ -7,7 +7,7 @@ Swin's patch merging and relative positions have the same order in SimMIM, timm 
 Only names differ, and in timm the merging begins the next stage.
 """
 
-import importlib
+import importlib.util
 import json
 import logging
 import re
@@ -107,11 +107,7 @@ class Format(NamedTuple):
 
 
 def load_source(path: str | Path, logger: logging.Logger) -> Source:
-    """Read a checkpoint of any of the mains.
-
-    Raises:
-        ValueError: If it cannot be read, contains no options, or belongs to another model.
-    """
+    """Read a checkpoint of any of the mains; a ValueError if it is none, or of another model."""
     state, outputs, gives = read_checkpoint(path)['model'], (), 'tokens'
     stage = 'contrastive' if is_contrastive(state) else 'simmim'
     stage = 'finetune' if 'head.weight' in state else stage
@@ -141,22 +137,13 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
 
 
 def export(source: Source, target: str, path: Path, *, overwrite: bool) -> float:
-    """Write an export and compare its outputs with the checkpoint's.
+    """Write an export and compare its outputs with the checkpoint's; return the largest difference.
 
-    The path appears, or is replaced, only if everything succeeded.
-
-    Args:
-        source: The model.
-        target: A name in FORMATS.
-        path: File or folder to write.
-        overwrite: Whether an existing export is replaced.
-
-    Returns:
-        The largest difference of an output.
+    The path, a file or folder, appears or is replaced only if everything succeeded.
 
     Raises:
-        ValueError: If the path is taken, a package is missing, or the format cannot represent
-            the model.
+        ValueError: If the path is taken, a package is missing, or the format cannot represent the
+            model.
     """
     kind = FORMATS[target]
     if path.suffix != kind.suffix and kind.suffix:
@@ -166,12 +153,10 @@ def export(source: Source, target: str, path: Path, *, overwrite: bool) -> float
     if path.is_dir() and (others := {file.name for file in path.iterdir()} - FOLDER_FILES):
         raise ValueError(f'--output {path} contains other files than an export: {min(others)}')
     for package in kind.packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
+        if importlib.util.find_spec(package) is None:
             raise ValueError(
                 f'--to {target} needs {package}: pip install -r requirements-export.txt'
-            ) from error
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
         temporary = Path(folder) / path.name
@@ -499,7 +484,7 @@ def _label_config(source: Source) -> dict[str, Any]:
 def _processor_config(source: Source) -> dict[str, Any]:
     """Configure CLIP's processor to prepare images as evaluation does; {} if it cannot."""
     config = source.config
-    if config.DATA.PREPROCESS != 'none' or config.DATA.NORMALIZE != 'dataset':
+    if config.DATA.PREPROCESS or config.DATA.NORMALIZE != 'dataset':
         return {}
     size = config.DATA.IMG_SIZE
     square = {'height': size, 'width': size}

@@ -19,7 +19,8 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import Registry, default_config, encoder_node, mask_units, require, value_at
+from config import Registry, default_config, require, value_at
+from data.masking import mask_generator
 from models.encoder import ENCODERS, PatchEncoder, masked_version
 from models.swin_transformer import BasicLayer, SwinTransformer, init_linear_or_table
 from models.vision_transformer import VisionTransformer
@@ -82,15 +83,11 @@ class MaskedModel(nn.Module, ABC):
 
     @classmethod
     def check(cls, config: Any, stage: str | None) -> None:
-        """Check encoder, masks and method, if the stage pre-trains with masks.
-
-        Raises:
-            ValueError: If an option does not fit the others. The message names the key.
-        """
+        """Check encoder, masks and method, if the stage pre-trains with masks."""
         if stage not in (None, 'simmim'):
             return
         if ENCODERS[config.MODEL.TYPE].hides_patches:
-            _check_masks(config)
+            mask_generator(config)  # checks the sizes
             cls.check_options(config)
         else:
             names = [name for name, encoder in ENCODERS.items() if encoder.hides_patches]
@@ -195,11 +192,6 @@ class InverseSwin(nn.Sequential):
 
     Xie et al. 2022 (arXiv:2111.09886) compare linear heads with these. `widths`, `depths` and
     `num_heads` are those of a Swin, narrowest stage first.
-
-    Args:
-        encoder: Returns features [B, num_features, h, w].
-        cell: Side in pixels of one output value.
-        use_checkpoint: Whether blocks are recomputed in the backward pass.
     """
 
     widths: ClassVar[tuple[int, ...]]
@@ -342,14 +334,8 @@ def pixel_loss(
 ) -> Tensor:
     """Return the mean error over the weighted pixels and the channels, in float32.
 
-    Args:
-        reconstruction: [B, C, S, S].
-        image: [B, C, S, S].
-        weight: [B, 1, S, S], 1 for pixels that count, else 0.
-        error: One of LOSSES.
-
-    Returns:
-        Scalar; 0 if no pixel counts.
+    Reconstruction and image are [B, C, S, S], the weight [B, 1, S, S] is 1 for pixels that count,
+    else 0. If no pixel counts, the loss is 0.
     """
     weight = weight.float()
     errors = error(reconstruction.float(), image.float(), reduction='none')
@@ -369,16 +355,10 @@ def repeat(values: Tensor, times: int) -> Tensor:
 
 
 def unit_statistics(values: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of the unit around each value, in float32.
+    """Return mean and deviation [B, 1, H, W] of the unit around each value, in float32.
 
-    The deviation is sqrt(unbiased variance + VARIANCE_EPS); all channels of a unit count together.
-
-    Args:
-        values: [B, C, H, W].
-        side: Side of a unit in values.
-
-    Returns:
-        Two tensors [B, 1, H, W].
+    A unit has side x side of the values [B, C, H, W]. The deviation is sqrt(unbiased variance +
+    VARIANCE_EPS); all channels of a unit count together.
     """
     blocks = values.float().unfold(2, side, side).unfold(3, side, side)  # [B, C, h, w, side, side]
     var, mean = blocks.var(dim=(1, 4, 5)), blocks.mean(dim=(1, 4, 5))  # [B, h, w]
@@ -420,16 +400,3 @@ def _patch_expanding(dim: int) -> nn.Sequential:
 def _to_pixels(width: int, stride: int, in_chans: int) -> nn.Sequential:
     """[B, width, h, w] to [B, in_chans, h * stride, w * stride]."""
     return nn.Sequential(nn.Conv2d(width, stride**2 * in_chans, 1), nn.PixelShuffle(stride))
-
-
-def _check_masks(config: Any) -> None:
-    data, patch = config.DATA, encoder_node(config).PATCH_SIZE
-    allowed = (
-        f'a divisor of DATA.IMG_SIZE, {data.IMG_SIZE}, and a multiple of '
-        f'MODEL.{config.MODEL.TYPE.upper()}.PATCH_SIZE, {patch}'
-    )
-    holds = data.IMG_SIZE % data.MASK_PATCH_SIZE == 0 and data.MASK_PATCH_SIZE % patch == 0
-    require(holds, config, 'DATA.MASK_PATCH_SIZE', allowed)
-    units, hidden = mask_units(config)
-    allowed = f'such that 1 to {units - 1} of the {units} units are hidden, not {hidden}'
-    require(hidden < units, config, 'DATA.MASK_RATIO', allowed)

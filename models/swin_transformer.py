@@ -7,19 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, PatchEmbed, gen_relative_position_index
 from torch import nn
 
 from config import encoder_node, require
 from models.encoder import (
     ENCODERS,
-    PatchEmbed,
     PatchEncoder,
     attend,
     build_classifier_head,
     run_block,
 )
-from models.relative_position import gather_biases, window_index
+from models.relative_position import gather_biases
 
 OTHER_REGION = -100.0  # added to logits between tokens that only the shift made neighbours
 
@@ -66,8 +65,7 @@ def reorder(x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torc
 def shifted_window_mask(side: int, window_size: int, shift: int) -> torch.Tensor:
     """Return the mask that separates tokens from opposite edges of a rolled grid.
 
-    Returns:
-        [windows, window_size^2, window_size^2]: OTHER_REGION between two regions, else 0.
+    It is [windows, window_size^2, window_size^2]: OTHER_REGION between two regions, else 0.
     """
     band = torch.zeros(side, dtype=torch.int64)
     band[-window_size:] += 1
@@ -98,7 +96,8 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window_size - 1) ** 2, num_heads)
         )
-        self.register_buffer('relative_position_index', window_index(window_size))
+        index = gen_relative_position_index((window_size, window_size))
+        self.register_buffer('relative_position_index', index)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -115,14 +114,11 @@ class WindowAttention(nn.Module):
         """Attend within windows of N tokens.
 
         Args:
-            x: Tokens [B, L, C], row by row.
+            x: Tokens [B, L, C], row by row, like the result.
             bias: Relative position bias [heads, N, N].
             order: [L], the token at each place, window after window.
             inverse: [L], the place of each token.
             mask: [windows, N, N], added to the logits; None for unshifted windows.
-
-        Returns:
-            [B, L, C], row by row.
         """
         qkv = self.qkv(reorder(x, order, inverse))
         x = reorder(self._attend(qkv, bias, mask), inverse, order)
@@ -287,7 +283,7 @@ class SwinTransformer(PatchEncoder):
         self.num_features = embed_dim * 2**last
         self.depths = list(depths)
 
-        norm_layer = nn.LayerNorm if patch_norm else nn.Identity
+        norm_layer = nn.LayerNorm if patch_norm else None
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, norm_layer)
         self.absolute_pos_embed = (
             nn.Parameter(torch.zeros(1, self.grid_size**2, embed_dim)) if ape else None

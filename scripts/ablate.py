@@ -8,7 +8,8 @@ python scripts/ablate.py plot --sweep scripts/ablations/mask_ratio.yaml --output
 
 run leaves finished runs alone and resumes half-done ones: start the same command again after a stop
 or a crash. With several GPUs it runs as many at a time; --slurm submits job arrays instead. table
-and plot read the run folders, or with --from the JSON file that table --save wrote.
+and plot read the run folders, or with --from the JSON file that table --save wrote. --scale takes
+one of the scales of the sweep file, such as `tiny`.
 """
 
 import argparse
@@ -20,16 +21,23 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.files import replace_file
 from engine.run_record import is_finished
-from sweeps.budget import describe_budget
-from sweeps.files import ROOT, SECTIONS, Job, load_sweep, only_row, plan, without_cache
-from sweeps.plots import plot_curves, plot_labels, plot_subsets, plot_sweep
+from sweeps.budget import describe_budget, describe_runs
+from sweeps.files import ROOT, SECTIONS, Job, Sweep, load_sweep, only_row, plan, without_cache
+from sweeps.plots import (
+    mask_rows,
+    plot_curves,
+    plot_labels,
+    plot_masks,
+    plot_subsets,
+    plot_sweep,
+)
 from sweeps.power import count_cases, describe_power
 from sweeps.results import (
     SPLITS,
@@ -46,7 +54,7 @@ REASONS_SHOWN = 3  # of refused runs
 ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
 SUBMITTED_FILE = 'submitted.json'  # in the output folder: run folder -> job ID of its array task
 # Flags that give each task of a job array the same plan.
-PLAN_FLAGS = ('sweep', 'output', 'data_path', 'processes', 'seeds', 'seed', 'row', 'keep',
+PLAN_FLAGS = ('sweep', 'scale', 'output', 'data_path', 'processes', 'seeds', 'seed', 'row', 'keep',
               'pretrain_opts', 'finetune_opts')  # fmt: skip
 
 
@@ -59,10 +67,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         command.set_defaults(function=function, row=None, seed=None, processes=1, list=False)
         add = command.add_argument
         add('--sweep', type=_path, required=True, metavar='F', help='sweep file')
+        add('--scale', default='', metavar='S', help='one of the scales of the sweep file')
         if name == 'list':
             continue
         add('--output', type=_path, required=True, metavar='D', help='root of all run folders')
-        add('--seeds', type=_count, metavar='N', help=f'seeds 0 to N - 1 (default {DEFAULT_SEEDS})')
+        add('--seeds', type=_count, metavar='N', help='seeds 0 to N - 1 '
+            f'(default: those of the scale, or {DEFAULT_SEEDS})')  # fmt: skip
         if name in ('run', 'status', 'budget'):
             add('--data-path', type=_path, help='root folder of the data')
             for section in ('pretrain', 'finetune'):
@@ -77,9 +87,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             add('--from', dest='source', type=Path, metavar='FOLDER',
                 help='read the file of table --save in place of run folders')  # fmt: skip
     _add_run(parsers['run'].add_argument)
-    parsers['budget'].add_argument('--images-per-second', type=_rate, nargs='+', default=[],
-        metavar='N', help='of a GPU: in pre-training and in fine-tuning, or one number for both '
-        '(default: as in the finished runs)')  # fmt: skip
+    for name in ('run', 'budget'):
+        parsers[name].add_argument('--images-per-second', type=_rate, nargs='+', default=[],
+            metavar='N', help='of a GPU: in pre-training and in fine-tuning, or one number for '
+            'both (default: as in the finished runs, or as the scale states)')  # fmt: skip
     parsers['plot'].add_argument('--subset', metavar='S', help='of methods: share or number of '
         'labelled images of the figure by label (default: the greatest)')  # fmt: skip
     parsers['table'].add_argument(
@@ -96,7 +107,8 @@ def _add_run(add: Callable) -> None:
         help='runs at a time (default: as many as the GPUs allow; 1 without GPUs)')  # fmt: skip
     add('--keep', choices=('all', 'best'), default='all', help='best: of each finished run, keep '
         'only the checkpoint that is selected, or that fine-tuning starts from')  # fmt: skip
-    add('--list', action='store_true', help='only show the runs and their states')
+    add('--list', action='store_true', help='only show the runs: state, config, options and '
+        'estimated GPU hours')  # fmt: skip
     add('--slurm', nargs='*', metavar='OPTION', help='submit the runs that are not finished as job '
         'arrays; options of sbatch without dashes, such as partition=gpu')  # fmt: skip
     add('--job', type=int, metavar='I', help='only run number I of --list')
@@ -118,12 +130,18 @@ def _rate(text: str) -> float:
     return float(text)
 
 
+def sweep_of(args: argparse.Namespace) -> Sweep:
+    return load_sweep(args.sweep, args.scale)
+
+
 def seeds_of(args: argparse.Namespace) -> list[int]:
-    return list(range(args.seeds or DEFAULT_SEEDS)) if args.seed is None else [args.seed]
+    if args.seed is not None:
+        return [args.seed]
+    return list(range(args.seeds or sweep_of(args).scale.seeds or DEFAULT_SEEDS))
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
-    sweep = load_sweep(args.sweep)
+    sweep = sweep_of(args)
     return plan(
         only_row(sweep, args.row) if args.row else sweep,
         seeds=seeds_of(args),
@@ -136,10 +154,11 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.list:
+        print(*_described(describe_runs, args), sep='\n')
+        return 0
     if not args.data_path:
         raise ValueError('run needs --data-path, the root folder of the data')
-    if args.list:
-        return status(args)
     jobs = jobs_of(args)
     if args.row is None and args.job is None:
         print_power(args, jobs)
@@ -153,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
 
 def print_power(args: argparse.Namespace, jobs: list[Job]) -> None:
     """Print the smallest difference that the sweep can detect, if the data can be read."""
-    sweep = load_sweep(args.sweep)
+    sweep = sweep_of(args)
     configs = {(job.stage, job.run): job.config for job in jobs}
     config = without_cache(configs['finetune', sweep.reference.run])
     comparisons = sum(bool(row.against) for row in sweep.rows)
@@ -277,8 +296,8 @@ def _plan_flags(args: argparse.Namespace) -> list[str]:
 
 
 def list_rows(args: argparse.Namespace) -> int:
-    for row in load_sweep(args.sweep).rows:
-        changes = [f'{k} {v}' for stage in row.stages for k, v in row.changes[stage].items()]
+    for row in sweep_of(args).rows:
+        changes = [f'{k} {v}' for stage in row.stages for k, v in row.options(stage).items()]
         print(f'{row.name:<24} {row.run:<40} {", ".join(changes)}'.rstrip())
     return 0
 
@@ -305,7 +324,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def collected(args: argparse.Namespace) -> dict:
-    sweep = load_sweep(args.sweep)
+    sweep = sweep_of(args)
     if args.source is None:
         return collect(sweep, seeds_of(args), args.output, split=args.split)
     if args.seeds is not None or args.split:
@@ -316,19 +335,25 @@ def collected(args: argparse.Namespace) -> dict:
 def budget(args: argparse.Namespace) -> int:
     if not args.data_path:
         raise ValueError('budget needs --data-path, the root folder of the data')
-    jobs = jobs_of(args)
-    for line in describe_budget(jobs, args.images_per_second, logging.getLogger(__name__)):
+    for line in _described(describe_budget, args):
         print(line)
-    print_power(args, jobs)
+    print_power(args, jobs_of(args))
     return 0
+
+
+def _described(describe: Callable, args: argparse.Namespace) -> Iterator[str]:
+    """Lines of one of the functions of `sweeps.budget`."""
+    scale, logger = sweep_of(args).scale, logging.getLogger(__name__)
+    return describe(jobs_of(args), args.images_per_second, scale, logger)
 
 
 def table(args: argparse.Namespace) -> int:
     results = collected(args)
     if args.save is not None:
         save_collected(results, args.save)
-    path = write_sweep_table(results, args.output, args.scores)
-    print(sweep_markdown(results, args.scores))
+    scores = args.scores or sweep_of(args).scores or None
+    path = write_sweep_table(results, args.output, scores)
+    print(sweep_markdown(results, scores))
     print(f'{path}, {path.with_suffix(".csv")}', file=sys.stderr)
     return 0
 
@@ -336,8 +361,8 @@ def table(args: argparse.Namespace) -> int:
 def plot(args: argparse.Namespace) -> int:
     if len(args.scores or ()) > 1:
         raise ValueError(f'--scores: a figure shows one score, got {", ".join(args.scores)}')
-    results, sweep = collected(args), load_sweep(args.sweep)
-    score = args.scores[0] if args.scores else None
+    results, sweep = collected(args), sweep_of(args)
+    score = next(iter(args.scores or sweep.scores), None)
     figures: dict[str, Callable[[Path], None]] = {'': lambda path: plot_sweep(path, results, score)}
     if sweep.subsets:
         figures = {
@@ -347,6 +372,8 @@ def plot(args: argparse.Namespace) -> int:
         }
         if args.source is None and any(row.pretraining for row in sweep.rows):
             figures['_curves'] = lambda path: plot_curves(path, sweep, seeds_of(args), args.output)
+    elif len(mask_rows(sweep)) > 1:
+        figures['_masks'] = lambda path: plot_masks(path, sweep, results, score)
     for name, draw in figures.items():
         for suffix in ('png', 'pdf'):
             path = args.output / f'{sweep.name}{name}.{suffix}'

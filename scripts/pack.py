@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.packing import Settings, pack
+from data.preprocess import PREPROCESS
 from data.store import BAD_FILE, verify
 
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
@@ -34,6 +35,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--keep-16bit', action='store_true', help='store images of more than 8 bits with 16 bits')
     add('--shard-size', default='1GB', type=_bytes, metavar='N', help='largest file of pixels')
     add('--image-suffix', default='', metavar='.png', help='same as DATA.IMAGE_SUFFIX')
+    steps = 'compute these steps of DATA.PREPROCESS once, in order'
+    add('--preprocess', nargs='+', default=[], choices=[*PREPROCESS], metavar='STEP',
+        help=f'{steps}: {", ".join(PREPROCESS)}')  # fmt: skip
     names = 'CSV files whose images are packed, instead of train.csv, valid.csv and test.csv'
     add('--csv', nargs='+', default=[], metavar='FILE', help=names)
     add('--all-images', action='store_true', help='also images that no CSV file names')
@@ -93,6 +97,7 @@ def settings(args: argparse.Namespace) -> Settings:
         keep_16bit=args.keep_16bit,
         shard_bytes=args.shard_size,
         image_suffix=args.image_suffix,
+        preprocess=args.preprocess,
     )
 
 

@@ -2,10 +2,11 @@
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -13,7 +14,7 @@ from config import PROBES, Config, config_text
 from data.records import pretrain_records, read_split, split_patients, training_records
 from engine.run_record import read_record
 from logger import read_metrics
-from sweeps.files import ROOT, SECTIONS, Job, without_cache
+from sweeps.files import ROOT, SECTIONS, Job, Scale, without_cache
 from sweeps.runner import folder_state
 
 EVALUATION = 1 / 3  # of a training step: the time of a held-out image
@@ -22,14 +23,15 @@ IMAGE_KEYS = ('VIEWS', 'HOLDOUT_FRACTION', 'TRAIN_FRACTION', 'TRAIN_IMAGES', 'TA
 
 
 def describe_budget(
-    jobs: Sequence[Job], rates: Sequence[float], logger: logging.Logger
+    jobs: Sequence[Job], given: Sequence[float], scale: Scale, logger: logging.Logger
 ) -> Iterator[str]:
     """Lines about the runs of a plan: how many, how long they take, and what they leave on disk.
 
     Args:
         jobs: The runs.
-        rates: Images per second of a GPU in pre-training and in fine-tuning, or one for both; by
-            default the medians of the plan's finished runs.
+        given: Images per second of a GPU in pre-training and in fine-tuning, or one for both; by
+            default the medians of the plan's finished runs, or what the sweep file states.
+        scale: Scale of the sweep.
         logger: Takes remarks about the data.
 
     Raises:
@@ -37,16 +39,15 @@ def describe_budget(
     """
     left = [job for job in jobs if folder_state(job.folder) != 'finished']
     yield f'{len(jobs)} runs, {len(jobs) - len(left)} of them already finished'
-    images, hours = images_of(jobs, logger), []
-    for place, section in enumerate(('pretrain', 'finetune')):
+    images, hours = images_of(jobs, scale, logger), []
+    for section, (rate, source) in rates_of(jobs, given, scale).items():
         members = [job for job in left if SECTIONS[job.stage] == section]
         total = sum(images[job.folder] for job in members)
-        finished = [job for job in jobs if job not in left and SECTIONS[job.stage] == section]
-        rate = rates[min(place, len(rates) - 1)] if rates else measured_rate(finished)
         line = f'{section}: {len(members)} runs left, {total:,.0f} images'
         if members:
             hours.append(total / rate / 3600 if rate else None)
-            line += f', {hours[-1]:,.1f} GPU hours at {rate:,.0f} images/s of a GPU' * bool(rate)
+        if members and rate:
+            line += f', {hours[-1]:,.1f} GPU hours at {rate:,.0f} images/s of a GPU ({source})'
         yield line
     if None in hours:
         yield 'GPU hours: not known. Finish a run of each stage, or give --images-per-second (as '
@@ -56,8 +57,55 @@ def describe_budget(
     yield from _describe_disk(jobs)
 
 
-def images_of(jobs: Sequence[Job], logger: logging.Logger) -> dict[Path, float]:
-    """Images that each run processes; a held-out image counts as EVALUATION."""
+def describe_runs(
+    jobs: Sequence[Job], given: Sequence[float], scale: Scale, logger: logging.Logger
+) -> Iterator[str]:
+    """Lines about each run, with its config, options and GPU hours; arguments as above.
+
+    Raises:
+        ValueError: If the data cannot be read.
+    """
+    images, rates = images_of(jobs, scale, logger), rates_of(jobs, given, scale)
+    total = 0.0
+    for number, job in enumerate(jobs):
+        rate, _ = rates[SECTIONS[job.stage]]
+        hours = images[job.folder] / rate / 3600 if rate else float('nan')
+        total += hours
+        words = job.arguments[job.arguments.index('--opts') + 1 :]
+        yield f'{number:4d}  {job.name:<50} {folder_state(job.folder)}, {hours:,.2f} GPU hours'
+        yield f'      {os.path.relpath(job.arguments[2], ROOT)}: {" ".join(words)}'
+    known = [f'{r:,.0f} images/s in {s} ({source})' for s, (r, source) in rates.items() if r]
+    yield (
+        f'{len(jobs)} runs, {total:,.1f} GPU hours: computed, not measured, from '
+        f'{" and ".join(known) or "no speed: give --images-per-second"}'
+    )
+
+
+def rates_of(
+    jobs: Sequence[Job], given: Sequence[float], scale: Scale
+) -> dict[str, tuple[float | None, str]]:
+    """Images per second of a GPU in each section, and where the number is from."""
+    rates = {}
+    for place, section in enumerate(('pretrain', 'finetune')):
+        members = [job for job in jobs if SECTIONS[job.stage] == section]
+        finished = [job for job in members if folder_state(job.folder) == 'finished']
+        measured = None if given else measured_rate(finished)
+        stated = given or scale.images_per_second
+        if measured or not stated:
+            rates[section] = measured, 'finished runs'
+        else:
+            source = 'as given' if given else 'as the sweep file states'
+            rates[section] = stated[min(place, len(stated) - 1)], source
+    return rates
+
+
+def images_of(jobs: Sequence[Job], scale: Scale, logger: logging.Logger) -> dict[Path, float]:
+    """Images that each run processes; a held-out image counts as EVALUATION.
+
+    Without data they follow from the number of training images that the sweep file states.
+    """
+    if not jobs[0].config.DATA.DATA_PATH:
+        return {job.folder: _stated_images(job, scale.training_images) for job in jobs}
     config = without_cache(jobs[-1].config)  # of a fine-tuning: with labels
     records = read_split(config, 'train', logger)
     known: dict[tuple, float] = {}
@@ -73,6 +121,18 @@ def images_of(jobs: Sequence[Job], logger: logging.Logger) -> dict[Path, float]:
                 known[key] = len(pretrain_records(job.config, records)[0])
         found[job.folder] = known[key] * job.config.TRAIN.EPOCHS
     return found
+
+
+def _stated_images(job: Job, totals: Mapping[str, int]) -> float:
+    data, view = job.config.DATA, job.config.DATA.VIEWS
+    if view not in totals:
+        raise ValueError(f'give --data-path: the scale states no training_images of {view} views')
+    held_out = totals[view] * data.HOLDOUT_FRACTION
+    images = data.TRAIN_IMAGES or (totals[view] - held_out) * data.TRAIN_FRACTION
+    if job.stage == 'finetune':
+        selected_on = held_out * (1 - job.config.EVAL.INTERNAL_SHARE)
+        images += EVALUATION * selected_on / job.config.EVAL.EVERY
+    return images * job.config.TRAIN.EPOCHS
 
 
 def measured_rate(finished: Sequence[Job]) -> float | None:

@@ -3,7 +3,8 @@
 There are two kinds of sweep file. An ablation has rows that change a few options of a reference
 (`scripts/ablations/*.yaml`). A comparison of methods has YAML files for each method and fine-tunes
 it on subsets of the labels (`scripts/comparison/*.yaml`). Both become a `Sweep` of rows, each with
-a YAML file and changed options for each stage, and `plan` turns a sweep into runs.
+a YAML file and changed options for each stage, and `plan` turns a sweep into runs. A file may
+have `scales`, such as a small one for a CPU, which select rows and change options of all rows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import yaml
 
 from config import (
     FREE_OPTIONS,
+    VIEWS,
     YAML_LOADER,
     Config,
     build_parser,
@@ -52,9 +54,13 @@ SOFT_TARGETS = 'DATA.SELF_TRAIN_PREDICTIONS'
 
 ABLATION_KEYS = {'title', 'reference', 'keys', 'rows'}
 METHODS_KEYS = {'title', 'reference', 'methods'}
+FREE_KEYS = {'published', 'scores'}
+SELECTED = ('rows', 'methods', *SUBSETS)  # sections of which a scale selects some
+SCALE_KEYS = {'reference', 'seeds', 'pretrain', 'finetune', 'images_per_second', 'training_images'}
 ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'against'}
-NAMED_BY = ('reference', 'learns_from', 'against')  # keys whose values are names
+# Keys whose values are names, or lists of names.
+NAMED_BY = ('reference', 'row', 'learns_from', 'against', *SELECTED)
 NAME = re.compile(r'[\w.-]+', re.ASCII)
 PUBLISHED_KEYS = {'source', 'measure', 'values', 'note'}
 
@@ -75,6 +81,7 @@ class Row:
             one; () for rows that others are compared with.
         method: Name of the method in a comparison of methods, or ''.
         subset: Share or number of labelled images as in the file, or ''.
+        shared: Options of all rows at a scale, by section; `changes` are put over them.
     """
 
     name: str
@@ -87,6 +94,11 @@ class Row:
     against: tuple[str, ...] = ()
     method: str = ''
     subset: str = ''
+    shared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def options(self, stage: str) -> dict[str, Any]:
+        """All options that are put over the YAML file of a stage."""
+        return {**self.shared.get(SECTIONS[stage], {}), **self.changes[stage]}
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -100,6 +112,24 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """What a scale of a sweep sets for all rows; everything is optional.
+
+    Attributes:
+        seeds: Number of seeds; 0: as the command says.
+        options: Options put over the YAML files of all rows, by section.
+        images_per_second: Of a GPU in pre-training and in fine-tuning, or one number for both.
+        training_images: Images of the training CSV by DATA.VIEWS. With `images_per_second` it
+            allows an estimate of the time without the data.
+    """
+
+    seeds: int = 0
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    images_per_second: tuple[float, ...] = ()
+    training_images: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Sweep:
     """Rows around one reference row, or rows of several methods.
 
@@ -108,9 +138,12 @@ class Sweep:
         path: The sweep file.
         title: What is varied.
         rows: Rows in the order of the file.
-        reference: The row that changes nothing, or the reference method with the most labels.
+        reference: The row that others are compared with unless they name another one: the row
+            that changes nothing or that `reference` names, or the method with the most labels.
         published: `source`, `measure`, `note` and `values` by row name: context, not a comparison.
         subsets: 'shares' or 'images' in a comparison of methods, '' in an ablation.
+        scores: Scores of its table by default; () for the usual one.
+        scale: What the chosen scale sets.
     """
 
     name: str
@@ -120,6 +153,8 @@ class Sweep:
     reference: Row
     published: dict[str, Any] | None = None
     subsets: str = ''
+    scores: tuple[str, ...] = ()
+    scale: Scale = Scale()
 
     @property
     def keys(self) -> list[str]:
@@ -162,22 +197,30 @@ class Job:
 # Reading sweep files ----------------------------------------------------------------------------
 
 
-def load_sweep(path: str | Path) -> Sweep:
-    """Read a sweep file.
+def load_sweep(path: str | Path, scale: str = '') -> Sweep:
+    """Read a sweep file, at one of its scales or as it is.
 
     Raises:
-        ValueError: If it is not a sweep file; the message names the file, the row and the key.
+        ValueError: If it is not a sweep file or has no such scale; the message names the file, the
+            row and the key.
     """
     path = Path(path)
     try:
         content = yaml.load(path.read_text(encoding='utf-8'), _NamesAsWritten)
+        content, chosen = _at_scale(content, scale)
         is_ablation = isinstance(content, dict) and 'methods' not in content
-        rows, reference = (_ablation_rows if is_ablation else _method_rows)(path.stem, content)
+        rows, reference = (_ablation_rows if is_ablation else _method_rows)(
+            path.stem, content, chosen.options
+        )
+        names = [row.name for row in rows]
         published = content.get('published')
         if published:
             _check_keys(published, PUBLISHED_KEYS, 'published', needed=PUBLISHED_KEYS - {'note'})
-            _check_keys(published['values'], [row.name for row in rows], 'published: values')
-            published = {'note': ''} | published
+            values = published['values']
+            if scale:  # which may leave rows out
+                values = {name: value for name, value in values.items() if name in names}
+            _check_keys(values, names, 'published: values')
+            published = {'note': ''} | published | {'values': values} if values else None
     except (OSError, UnicodeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f'{path}: {" ".join(str(error).split())}') from error
     return Sweep(
@@ -188,7 +231,52 @@ def load_sweep(path: str | Path) -> Sweep:
         reference=next(row for row in rows if row.name == reference),
         published=published,
         subsets='' if is_ablation else _subset_kind(content),
+        scores=tuple(content.get('scores') or ()),
+        scale=chosen,
     )
+
+
+def _at_scale(content: Any, name: str) -> tuple[Any, Scale]:
+    """The content of a sweep file at a scale, and what the scale sets for all rows."""
+    if not isinstance(content, dict):
+        return content, Scale()
+    scales = dict(_named(content.get('scales') or {}))
+    content = {key: value for key, value in content.items() if key != 'scales'}
+    if not name:
+        return content, Scale()
+    if name not in scales:
+        raise ValueError(f'--scale must be one of {[*scales]}, got {name!r}')
+    entry, where = scales[name], f'scale {name}'
+    _check_keys(entry, {*SCALE_KEYS, *SELECTED} & {*SCALE_KEYS, *content}, where)
+    for key in [key for key in SELECTED if key in entry]:
+        content[key] = _selected(content[key], entry[key], f'{where}: {key}')
+    content['reference'] = entry.get('reference', content.get('reference'))
+    sections = ('pretrain', 'finetune')
+    options = {key: _checked(entry.get(key), f'{where}: {key}') for key in sections}
+    seeds, images = entry.get('seeds', 0), entry.get('training_images', {})
+    rates = entry.get('images_per_second', [])
+    rates = rates if isinstance(rates, list) else [rates]
+    _check_keys(images, VIEWS, f'{where}: training_images')
+    for key, values in (
+        ('seeds', [seeds] * ('seeds' in entry)),
+        ('images_per_second', rates),
+        ('training_images', images.values()),
+    ):
+        if not all(isinstance(value, int | float) and value > 0 for value in values):
+            raise ValueError(f'{where}: {key} must be above 0, got {[*values]}')
+    return content, Scale(int(seeds), options, tuple(rates), images)
+
+
+def _selected(section: Any, chosen: Any, where: str) -> dict[str, dict]:
+    """Entries of a section of a sweep file: those named, with the changes that are given."""
+    known, found = dict(_named(section)), {}
+    entries = dict.fromkeys(chosen, {}) if isinstance(chosen, list) else dict(_named(chosen))
+    for name, entry in entries.items():
+        if name not in known and isinstance(chosen, list):
+            raise ValueError(f'{where}: {name!r} is not one of {[*known]}')
+        _check_keys(entry, entry, f'{where}: {name}')  # keys and values
+        found[name] = known.get(name, {}) | entry
+    return found
 
 
 class _NamesAsWritten(YAML_LOADER):
@@ -208,19 +296,22 @@ class _NamesAsWritten(YAML_LOADER):
         return super().construct_mapping(node, deep)
 
 
-def _ablation_rows(stem: str, content: dict) -> tuple[list[Row], str]:
+def _ablation_rows(
+    stem: str, content: dict, shared: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Row], str]:
     """The rows of an ablation, and the name of the reference row."""
-    _check_keys(content, ABLATION_KEYS | {'published'}, 'the sweep', needed=ABLATION_KEYS)
-    configs = _configs(content['reference'], 'reference')
-    if len(configs) != 2:
-        raise ValueError('reference must have the files pretrain and finetune')
+    _check_keys(content, ABLATION_KEYS | FREE_KEYS, 'the sweep', needed=ABLATION_KEYS)
+    start = content['reference']
+    _check_keys(start, {'pretrain', 'finetune', 'row'}, 'reference', needed={'finetune'})
+    configs = _configs(start, 'reference')
+    allowed = ROW_KEYS if 'pretrain' in start else ROW_KEYS - {'pretrain'}
     reference = configs['finetune'].stem.rpartition('__')[2]  # 'reference', 'nano_reference'
     prefix = reference.removesuffix('reference').removeprefix(f'{stem}_')
     keys = content['keys'] or {}
     _check_keys(keys, {'pretrain', 'finetune'}, 'keys')
     rows: list[Row] = []
     for name, entry in _named(content['rows']):
-        _check_keys(entry, ROW_KEYS, f'row {name}')
+        _check_keys(entry, allowed, f'row {name}')
         changes = {}
         for stage in configs:
             section = SECTIONS[stage]
@@ -242,18 +333,25 @@ def _ablation_rows(stem: str, content: dict) -> tuple[list[Row], str]:
             weights=entry.get('weights', ''),
             learns_from=learns_from,
             against=_against(entry),
+            shared=shared,
         )
         rows.append(row)
+    names = [row.name for row in rows]
     bare = [row.name for row in rows if row.run == reference]
-    if len(bare) != 1:
+    if len(bare) > 1 or not (bare or 'row' in start):
         raise ValueError(f'exactly one row must change nothing, got {len(bare)}')
-    return _linked(rows, dict.fromkeys((row.name for row in rows), bare[0])), bare[0]
+    base = str(start.get('row', *bare))
+    if base not in names:
+        raise ValueError(f'reference: row must be one of {names}, got {base!r}')
+    return _linked(rows, dict.fromkeys(names, base)), base
 
 
-def _method_rows(stem: str, content: dict) -> tuple[list[Row], str]:
+def _method_rows(
+    stem: str, content: dict, shared: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Row], str]:
     """The rows of a comparison of methods, and the name of the reference row."""
     kind = _subset_kind(content)
-    _check_keys(content, METHODS_KEYS | {kind, 'published'}, 'the sweep', needed=METHODS_KEYS)
+    _check_keys(content, METHODS_KEYS | FREE_KEYS | {kind}, 'the sweep', needed=METHODS_KEYS)
     methods = dict(_named(content['methods']))
     reference = str(content['reference'])
     if reference not in methods:
@@ -278,6 +376,7 @@ def _method_rows(stem: str, content: dict) -> tuple[list[Row], str]:
                 against=tuple(f'{other}_{subset}' for other in _against(entry)),
                 method=method,
                 subset=subset,
+                shared=shared,
             )
             rows.append(row)
             defaults[row.name] = f'{reference}_{subset}'
@@ -396,7 +495,7 @@ def run_folder(output: str | Path, stage: str, row: Row, seed: int) -> Path | No
 def expected_config(row: Row, stage: str) -> Config:
     """The options of a row's stage according to the files of the sweep, before flags."""
     config = _options_of(row.configs[stage]).clone()
-    config.merge_from_list(_words(row.changes[stage]))
+    config.merge_from_list(_words(row.options(stage)))
     count_classes(config, stage)
     return config
 
@@ -519,7 +618,7 @@ def plan(
             teacher = next(other for other in sweep.rows if other.name == row.learns_from)
             needs.append(run_folder(output, stage, teacher, seed))
             words = [SOFT_TARGETS, str(needs[-1] / 'predictions_train.csv')]
-        words = ['SEED', str(seed), *_words(row.changes[stage]), *words]
+        words = ['SEED', str(seed), *_words(row.options(stage)), *words]
         arguments += ['--tag', folder.name, '--opts', *words, *(options or {}).get(stage, [])]
         arguments, config = share_steps(stage, arguments, gpus)
         jobs[folder] = Job(

@@ -243,7 +243,19 @@ def test_only_the_allowed_values_of_an_option_are_accepted(key) -> None:
     kind = int if key == 'MODEL.IN_CHANS' else str
     with pytest.raises(ValueError, match=re.escape(key)):
         check_config(changed(key, 7 if kind is int else 'nonsense'))
-    assert value_at(default_config(), key) in allowed_values(key)
+    default = value_at(default_config(), key)
+    assert not set(default if isinstance(default, list) else [default]) - {*allowed_values(key)}
+
+
+@pytest.mark.parametrize('name, steps', [('none', []), ('clahe', ['clahe'])])
+def test_the_single_preprocessing_step_of_earlier_versions_is_a_list(tmp_path, name, steps) -> None:
+    earlier = f'DATA: {{PREPROCESS: {name}}}'
+    config = default_config()
+    config.merge_from_file(write(tmp_path, 'run.yaml', earlier))
+    sources = config, changed('DATA.PREPROCESS', name), config_from_text(earlier)
+    assert [each.DATA.PREPROCESS for each in sources] == [steps] * 3
+    assert config_changes(earlier, f'DATA: {{PREPROCESS: {steps}}}') == []
+    check_config(config)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +272,7 @@ def test_only_the_allowed_values_of_an_option_are_accepted(key) -> None:
         ('MODEL.SWIN.WINDOW_SIZE', 6), ('DATA.MASK_PATCH_SIZE', 30), ('DATA.MASK_PATCH_SIZE', 14),
         ('DATA.MASK_RATIO', 0.99), ('MODEL.NAME', '/other'), ('TAG', '../other'),
         ('EVAL.ENSEMBLE', [1]), ('EVAL.GROUPS', ['']), ('DATA.IMAGE_SUFFIX', 'png'),
+        ('DATA.FOLD', '5/5'), ('DATA.FOLD', '0'), ('DATA.FOLD', '0/1'), ('DATA.FOLD', '-1/5'),
     ],
 )  # fmt: skip
 def test_an_impossible_value_is_an_error_that_names_its_key(key, bad) -> None:

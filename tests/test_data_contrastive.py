@@ -102,6 +102,21 @@ def test_small_crops_follow_the_views_for_swav_alone(data_path, local_size, size
         assert torch.equal(view, same)
 
 
+def test_a_weak_second_view_is_only_cropped_and_flipped(data_path) -> None:
+    options = ['AUG.ROTATION', 10.0, 'CONTRASTIVE.METHOD', 'byol', 'CONTRASTIVE.WEAK_VIEW']
+    both, weak = (ViewsTransform(config_of(data_path, *options, each)) for each in (False, True))
+    draws = sample_rng(3, 5, 0)
+    draws.random(PER_VIEW + 13)  # the first view and its warp
+    uniforms = draws.random(PER_VIEW)
+    box = box_by_hand(uniforms, 150, 120, 0.3, 1.0)
+    pixels = noise(0).crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    pixels = np.fliplr(pixels) if uniforms[22] < 0.5 else np.asarray(pixels)
+    strong, second = weak(noise(0), sample_rng(3, 5, 0))
+    np.testing.assert_allclose(second[0].numpy(), (pixels / 255 - 0.503) / 0.292, atol=2e-5)
+    others = both(noise(0), sample_rng(3, 5, 0))
+    assert torch.equal(strong, others[0]) and not torch.allclose(second, others[1], atol=0.1)
+
+
 def test_images_are_those_of_pre_training(data_path) -> None:
     config = config_of(data_path, 'DATA.TRAIN_IMAGES', 20)
     masked = build_loader(config, LOGGER, is_pretrain=True)

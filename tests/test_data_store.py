@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from packed_data import (
@@ -22,21 +23,23 @@ from packed_data import (
     make_data,
     packed,
 )
-from PIL import Image
+from PIL import Image, ImageOps
 from xray_splits import LOGGER, make_config, xray
 
 import data.store
 from data.images import BadImageError, full_size, load_image
 from data.packing import Settings, ShardWriter, pack
-from data.phantom import make_phantom_mimic
+from data.phantom import make_phantom
 from data.records import (
     Records,
     data_root,
     read_csv,
     read_folder,
     read_mimic,
+    read_split,
 )
 from data.store import copy_store, is_store, open_store, read_about, verify
+from data.transforms import EvalTransform
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))
 import pack as pack_script  # noqa: E402
@@ -93,10 +96,39 @@ def test_images_are_resized_with_pillow(root: Path, tmp_path: Path, settings: Se
         assert image.mode == ('F' if original.mode == 'F' and settings.keep_16bit else 'L')
 
 
+def test_preprocessing_is_computed_once_when_packing(root: Path, tmp_path: Path) -> None:
+    steps = ['non_local_means', 'equalize']
+    store = packed(root, tmp_path / 'store', Settings(16, preprocess=steps))
+    image = open_store(store).image(0)
+    smooth = cv2.fastNlMeansDenoising(np.asarray(load_image(root / file_of(1))), None, 3, 7, 21)
+    wanted = ImageOps.equalize(Image.fromarray(smooth)).resize((16, 16), Image.Resampling.BICUBIC)
+    assert np.array_equal(image, wanted)
+    options = ['DATA.IMG_SIZE', 16, 'TEST.CROP', False, 'DATA.PREPROCESS']
+    same, other = (make_config(store, *options, names) for names in (steps, steps[::-1]))
+    assert len(read_split(same, 'valid', LOGGER)) == 2
+    assert np.array_equal(EvalTransform(same).pixels(image), wanted)
+    with pytest.raises(ValueError, match='DATA.PREPROCESS'):
+        read_split(other, 'valid', LOGGER)
+    with pytest.raises(ValueError, match='preprocess'):
+        packed(root, store, Settings(16, preprocess=steps[::-1]))
+
+
+def test_a_store_of_an_earlier_version_has_no_preprocessing(
+    root: Path, store: Path, tmp_path: Path
+) -> None:
+    earlier = copied(store, tmp_path / 'store')
+    about = read_about(earlier)
+    assert about['settings'].pop('preprocess') == []
+    data.store.write_about(earlier, about)
+    config = make_config(earlier, 'DATA.PREPROCESS', ['equalize'])
+    assert len(read_split(config, 'valid', LOGGER)) == 2
+    assert packed(root, earlier) == earlier
+
+
 @pytest.mark.slow
 def test_mimic_records_are_those_of_the_folder(tmp_path: Path) -> None:
     root, store = tmp_path / 'mimic', tmp_path / 'store'
-    make_phantom_mimic(root, num_train=3, num_valid=1, num_test=1, size=32)
+    make_phantom(root, num_train=3, num_valid=1, num_test=1, size=32, layout='mimic-cxr')
     wanted = read_mimic(root, 'train', labeller='chexpert')
     damaged = wanted.file[2]
     (root / damaged).write_bytes(b'damaged')

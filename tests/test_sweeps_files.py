@@ -21,7 +21,7 @@ from config import (
 from models import build_model
 from models.contrastive import build_contrastive
 from models.convert import Statistics, convert
-from sweeps.files import ROOT, batch_counts, load_sweep, plan, share_steps
+from sweeps.files import ROOT, batch_counts, expected_config, load_sweep, plan, share_steps
 
 FOLDER = ROOT / 'scripts/ablations'
 SWEEPS = {
@@ -29,6 +29,7 @@ SWEEPS = {
     for path in sorted(FOLDER.rglob('*.yaml'))
 }
 METHODS = {path.stem: load_sweep(path) for path in sorted(ROOT.glob('scripts/comparison/*.yaml'))}
+STUDIES = sorted(ROOT.glob('scripts/studies/*.yaml'))
 FINETUNE = str(reference_files()['finetune'])
 PRETRAIN = str(reference_files()['simmim'])
 SMALL_BATCH = {'DATA.BATCH_SIZE': 2}
@@ -128,6 +129,8 @@ def test_weights_may_be_named_by_an_address() -> None:
         ({'reference': {'pretrain': 'no.yaml', 'finetune': 'no.yaml'}}, 'no.yaml'),
         ({'rows': {'a': {}, 'b': {'finetune': 'none'}}}, 'row b: finetune'),
         ({'rows': {'a/b': {}}}, 'a/b'),
+        ({'reference': {'pretrain': PRETRAIN, 'finetune': FINETUNE, 'row': 'c'}}, 'c'),
+        ({'reference': {'finetune': FINETUNE}}, 'row l2'),
         (
             {
                 'keys': {'pretrain': ['DATA.MASK_RATO']},
@@ -166,6 +169,102 @@ def test_sections_may_be_empty(tmp_path: Path) -> None:
     assert load_sweep(sweep_file(tmp_path, keys=None, rows={'a': {}})).reference.name == 'a'
     empty = methods(b={'finetune': FINETUNE, 'finetune_options': None})
     assert len(load_sweep(methods_file(tmp_path, methods=empty)).rows) == 4
+
+
+# Scales -----------------------------------------------------------------------------------------
+
+SCALED_ROWS = {
+    'l1': {},
+    'l2': {'pretrain': {'MODEL.SIMMIM.LOSS': 'l2'}},
+    'long': {'finetune': {'TRAIN.EPOCHS': 9}},
+}
+
+
+def scaled_file(folder: Path, **scale: object) -> Path:
+    keys = {'pretrain': ['MODEL.SIMMIM.LOSS'], 'finetune': ['TRAIN.EPOCHS']}
+    published = {'source': 's', 'measure': 'm', 'values': {'l2': 1, 'long': 2}}
+    content = {'keys': keys, 'rows': SCALED_ROWS, 'published': published}
+    return sweep_file(folder, **content, scales={'full': None, 'tiny': scale})
+
+
+def test_a_scale_selects_rows_and_puts_options_under_the_changes_of_all(tmp_path: Path) -> None:
+    options = {'pretrain': {'TRAIN.EPOCHS': 4}, 'finetune': {'TRAIN.EPOCHS': 3}}
+    path = scaled_file(tmp_path, rows=['l1', 'long'], seeds=2, **options)
+    assert [row.name for row in load_sweep(path, 'full').rows] == [*SCALED_ROWS]
+    sweep = load_sweep(path, 'tiny')
+    jobs = plan(sweep, seeds=[0], data='/data', output='/runs')
+    # Both rows share one pre-training, although a scale sets its options.
+    assert [(job.run, job.config.TRAIN.EPOCHS) for job in jobs] == [
+        ('nano_reference', 4),
+        ('nano_reference', 3),
+        ('nano_mine_long', 9),
+    ]
+    assert [expected_config(row, 'finetune').TRAIN.EPOCHS for row in sweep.rows] == [3, 9]
+    assert sweep.scale.seeds == 2 and sweep.published['values'] == {'long': 2}
+
+
+def test_a_scale_changes_entries_and_configs_by_name(tmp_path: Path) -> None:
+    rows = {'l1': {}, 'l2': {'pretrain': {'MODEL.SIMMIM.LOSS': 'smooth_l1'}}}
+    files = reference_files()
+    reference = {'pretrain': str(files['simmim']), 'finetune': str(files['finetune'])}
+    sweep = load_sweep(scaled_file(tmp_path, rows=rows, reference=reference), 'tiny')
+    assert sweep.rows[1].changes['simmim'] == {'MODEL.SIMMIM.LOSS': 'smooth_l1'}
+    assert sweep.rows[0].configs == {stage: files[stage] for stage in ('simmim', 'finetune')}
+    tiny = {'reference': 'scratch', 'methods': ['simmim', 'scratch']}
+    tiny['shares'] = {'1': {'TRAIN.WARMUP_EPOCHS': 1}, '0.50': {}}
+    sweep = load_sweep(methods_file(tmp_path, scales={'tiny': tiny}), 'tiny')
+    assert [row.name for row in sweep.rows] == [
+        'simmim_1', 'scratch_1', 'simmim_0.50', 'scratch_0.50'
+    ]  # fmt: skip
+    assert sweep.rows[0].against == ('scratch_1',)
+    known = {'DATA.TRAIN_FRACTION': 1.0, 'TRAIN.EPOCHS': 20, 'TRAIN.WARMUP_EPOCHS': 1}
+    assert sweep.rows[0].changes['finetune'] == known
+
+
+@pytest.mark.parametrize(
+    ('scale', 'key'),
+    [
+        ({'rows': ['l3']}, 'l3'),
+        ({'rows': ['l2']}, 'row'),
+        ({'methods': ['l1']}, 'methods'),
+        ({'pretrain': {'NO.KEY': 1}}, 'NO.KEY'),
+        ({'seeds': 0}, 'seeds'),
+        ({'images_per_second': [900, 0]}, 'images_per_second'),
+        ({'training_images': {'side': 9}}, 'side'),
+    ],
+)
+def test_a_bad_scale_is_refused(scale: dict, key: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'mine\.yaml') as caught:
+        load_sweep(scaled_file(tmp_path, **scale), 'tiny')
+    assert key in str(caught.value)
+
+
+def test_an_unknown_scale_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='tiny') as caught:
+        load_sweep(scaled_file(tmp_path), 'huge')
+    assert 'huge' in str(caught.value)
+
+
+@pytest.mark.parametrize('scale', ['full', 'small', 'tiny'])
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_the_runs_of_a_study_have_possible_options_at_every_scale(path: Path, scale: str) -> None:
+    sweep = load_sweep(path, scale)
+    weights = {row.weights: 'weights.pth' for row in sweep.rows}
+    jobs = plan(sweep, seeds=[0], data='/data', output='/runs', environment=weights)
+    assert {job.stage for job in jobs} == {stage for row in sweep.rows for stage in row.stages}
+    assert (path.with_suffix('.sh')).is_file()
+
+
+def test_any_row_may_be_the_reference_of_an_ablation(tmp_path: Path) -> None:
+    named = {'pretrain': PRETRAIN, 'finetune': FINETUNE, 'row': 'scratch'}
+    rows = SCALED_ROWS | {'scratch': {'pretrain': 'none'}}
+    keys = {'pretrain': ['MODEL.SIMMIM.LOSS'], 'finetune': ['TRAIN.EPOCHS']}
+    sweep = load_sweep(sweep_file(tmp_path, reference=named, keys=keys, rows=rows))
+    assert sweep.reference.name == 'scratch' and sweep.reference.stages == ('finetune',)
+    assert [row.against for row in sweep.rows] == [('scratch',)] * 3 + [()]
+    supervised = {'a': {}, 'b': {'finetune': {'TRAIN.EPOCHS': 9}}}
+    path = sweep_file(tmp_path, reference={'finetune': FINETUNE}, keys=keys, rows=supervised)
+    assert {row.stages for row in load_sweep(path).rows} == {('finetune',)}
 
 
 # Comparisons of methods -------------------------------------------------------------------------
@@ -297,3 +396,33 @@ def test_shared_steps_keep_the_images_of_a_step(stage, gpus, batch, steps) -> No
     shared = on_gpus(stage, size // 2, 2, gpus)
     assert (shared.DATA.BATCH_SIZE, shared.TRAIN.ACCUMULATION_STEPS) == (batch, steps)
     assert batch_counts(shared, {'processes': gpus}, stage) == batch_counts(config, {}, stage)
+
+
+@pytest.mark.parametrize('name', ['methods', 'methods_small', 'probe_small'])
+def test_methods_are_compared_with_rows_of_the_same_encoder(name: str) -> None:
+    """Otherwise a difference between encoders would count as one between methods."""
+    sweep = load_sweep(ROOT / f'scripts/comparison/{name}.yaml')
+    rows = {row.name: row for row in sweep.rows}
+
+    def encoder(row_name: str) -> tuple:
+        model = expected_config(rows[row_name], 'finetune').MODEL
+        vit = dict(model.VIT)
+        has_added_positions = vit.pop('USE_APE') != vit.pop('USE_SINCOS')  # learned or fixed
+        return model.TYPE, model.TIMM.NAME, has_added_positions, vit
+
+    compared = [(row.name, other) for row in sweep.rows for other in row.against]
+    assert len(compared) >= 6
+    for one, other in compared:
+        assert encoder(one) == encoder(other), (one, other)
+
+
+def test_methods_at_the_same_compute_have_the_operations_of_simmim() -> None:
+    """Epochs times the operations of an image, which the file states, to half an epoch."""
+    sweep = load_sweep(ROOT / 'scripts/comparison/methods_small.yaml', 'same_compute')
+    rows = {row.name: row for row in sweep.rows}
+    gflop = {'mae': 0.172, 'moco': 0.669, 'simclr': 1.003, 'byol': 1.387, 'swav': 1.009}
+    for method, each in gflop.items():
+        row = rows[f'{method}_same_compute_1']
+        epochs = expected_config(row, row.pretraining).TRAIN.EPOCHS
+        assert epochs == pytest.approx(60 * 0.504 / each, abs=0.5)
+        assert rows[f'{method}_1'].pretrain_run != row.pretrain_run

@@ -1,12 +1,14 @@
 """What a sweep can detect and what it costs: against simulations and runs counted by hand."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from scipy.special import ndtri
 from scipy.stats import ttest_1samp
-from sweep_commands import SWEEP, in_process, jobs_of
+from sweep_commands import SWEEP, in_process, jobs_of, load_script
+from sweep_runs import methods_file
 
 from engine.run_record import RECORD_FILE
 from evaluation.intervals import delong_test
@@ -69,6 +71,22 @@ def test_a_budget_counts_runs_images_and_checkpoints(phantom, tmp_path, capsys) 
     assert checkpoint_sizes(jobs[:1]) == [pytest.approx(3 * weights, rel=0.01)]
     assert kept_checkpoints('simmim', config) == 3  # after each of three epochs
     assert kept_checkpoints('finetune', config) == 4
+
+
+def test_runs_are_listed_with_their_hours_without_the_data(tmp_path, capsys) -> None:
+    scale = {'training_images': {'frontal': 10_000, 'all': 1}, 'images_per_second': [20, 10]}
+    path = methods_file(tmp_path, scales={'full': scale | {'methods': ['simmim'], 'seeds': 1}})
+    words = ['run', '--sweep', str(path), '--scale', 'full', '--output', str(tmp_path), '--list']
+    words += ['--finetune-opts', 'EVAL.EVERY', '2']
+    script = load_script('ablate')
+    assert script.main(script.parse_args(words)) == 0
+    shown = capsys.readouterr().out
+    # 2 % of the patients are held out. They count a third, in every second epoch.
+    hours = [9800 * 300 / 20, (980 + 200 / 6) * 60 / 10, (9800 + 200 / 6) * 20 / 10]
+    for name, seconds in zip(('', '_0.1', '_1'), hours, strict=True):
+        assert re.search(rf'mine_simmim{name} seed 0 .*, {seconds / 3600:.2f} GPU', shown)
+    assert f'3 runs, {sum(hours) / 3600:.1f} GPU hours: computed, not measured' in shown
+    assert 'reference.yaml: SEED 0 DATA.TRAIN_FRACTION 0.1 TRAIN.EPOCHS 60 EVAL.EVERY 2' in shown
 
 
 def test_the_speed_is_that_of_the_finished_runs(tmp_path) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 from sweep_runs import (
     SEEDS,
     MadeRuns,
     ablation_file,
     make_sweep,
     methods_file,
+    reference_files,
     row_of,
 )
 
@@ -35,6 +37,7 @@ from sweeps.results import (
 )
 
 STRENGTHS = {'0.1': 2.5, '0.6': 1.0, '0.7': 1.01, '0.8': 0.1}
+REFERENCE = {'pretrain': 'simmim', 'finetune': 'finetune'}  # section -> stage
 DRAWS = 200
 NAN = float('nan')
 
@@ -365,6 +368,37 @@ def test_rows_of_other_held_out_images_are_marked(tmp_path):
     text = sweep_markdown(collect(sweep, [0], made.output))
     l1 = [row['held-out L1 (grey levels)'] for row in cells_of(text)]
     assert l1 == ['20.00 *', '20.00'] and 'mean of the visible pixels 43.50,' in text
+
+
+@pytest.mark.parametrize('kind', ['ablation', 'methods'])
+def test_a_supervised_row_may_be_the_reference(kind, tmp_path):
+    made = MadeRuns(tmp_path, level='image')
+    files = {section: str(reference_files()[s]) for section, s in REFERENCE.items()}
+    if kind == 'methods':
+        sweep = load_sweep(methods_file(tmp_path, reference='scratch', shares={1: {}}))
+    else:
+        rows = {'simmim_1': {}, 'scratch_1': {'pretrain': 'none'}}
+        reference = files | {'row': 'scratch_1'}
+        sweep = load_sweep(ablation_file(tmp_path, rows, reference=reference))
+    predicted = {}
+    for row in sweep.rows:
+        for seed in (0, 1):
+            strength = 2.0 if row.pretraining else 1.0
+            predicted[row.name, seed] = made.add(row, seed, strength=strength)
+    collected = collect(sweep, [0, 1], made.output, resamples=50)
+    assert collected['reference'] == 'scratch_1'
+    found = row_of(collected, 'simmim_1')['compared']['Edema']
+    edema, pairs = LABELS.index('Edema'), [('simmim_1', 1), ('scratch_1', -1)]
+    areas = [
+        sign * roc_auc_score(made.targets[:, edema], predicted[name, seed][:, edema])
+        for name, sign in pairs
+        for seed in (0, 1)
+    ]
+    assert found['difference'] == pytest.approx(sum(areas) / 2, abs=1e-5)
+    cells = cells_of(sweep_markdown(collected))
+    assert [row[sweep.title] for row in cells if 'reference' in row[sweep.title]] == [
+        f'{sweep.reference.method or "scratch_1"} (reference)'
+    ]
 
 
 @pytest.mark.slow

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Run a study from set-up to table and figures: what the other scripts of this folder call.
+#   bash scripts/studies/NAME.sh SCALE [DATA] [OUT]
+#   bash scripts/studies/NAME.sh SCALE --list     only shows the runs: config, options, GPU hours
+# SCALE: full (several GPUs), small (one GPU) or tiny (two CPU cores, minutes).
+# DATA: CheXpert's layout or a packed store; tiny without DATA draws synthetic X-rays.
+# OUT: by default output/studies/NAME_SCALE. Run again after a stop, it resumes.
+# SEEDS=3: number of seeds, in place of the scale's. PROCESSES=8: GPUs of one run.
+# PRETRAIN_OPTS, FINETUNE_OPTS: further options of all runs as 'KEY VALUE ...'.
+# PHANTOM: options of scripts/make_phantom.py, by default as below.
+set -euo pipefail
+usage='usage: bash scripts/studies/NAME.sh full|small|tiny [DATA|--list] [OUT]'
+name=${1:?$usage}
+scale=${2:?$usage}
+data=${3:-}
+out=${4:+$(realpath -m "$4")}
+[ -z "$data" ] || [ "$data" = --list ] || data=$(realpath "$data")
+cd "$(dirname "$0")/../.."
+out=${out:-$PWD/output/studies/${name}_$scale}
+. scripts/setup.sh
+setup requirements.txt
+python=.venv/bin/python
+sweep=(--sweep "scripts/studies/$name.yaml" --scale "$scale" --output "$out" ${SEEDS:+--seeds "$SEEDS"})
+options=(${PROCESSES:+--processes "$PROCESSES"} ${PRETRAIN_OPTS:+--pretrain-opts $PRETRAIN_OPTS}
+    ${FINETUNE_OPTS:+--finetune-opts $FINETUNE_OPTS})
+start=$SECONDS
+
+if [ "$data" = --list ]; then exec $python scripts/ablate.py run "${sweep[@]}" "${options[@]}" --list; fi
+if [ "$scale" = tiny ]; then
+    export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= # two runs share two cores
+    options+=(--parallel 2)
+    if [ -z "$data" ]; then
+        data=$out/CheXpert-phantom
+        [ -f "$data/phantom.json" ] || rm -rf "$data"
+        $python scripts/make_phantom.py --output "$data" \
+            ${PHANTOM:---train 200 --valid 60 --test 200 --size 80 --workers 2}
+    fi
+fi
+if [ -z "$data" ]; then
+    echo "error: DATA is missing; $usage" >&2
+    exit 2
+fi
+$python scripts/ablate.py run "${sweep[@]}" "${options[@]}" --data-path "$data" --keep best
+$python scripts/ablate.py table "${sweep[@]}" --save "$out/results"
+$python scripts/ablate.py plot "${sweep[@]}"
+echo "$name, $scale: done in $(((SECONDS - start + 30) / 60)) min; everything is in $out"
