@@ -104,7 +104,8 @@ def _add_run(add: Callable) -> None:
     add('--seed', type=int, metavar='S', help='only this seed, in place of --seeds')
     add('--processes', type=_count, default=1, help='GPUs of one run (default 1)')
     add('--parallel', type=_count,
-        help='runs at a time (default: as many as the GPUs allow; 1 without GPUs)')  # fmt: skip
+        help='runs at a time; they share GPUs if there are fewer (default: one run a GPU, 1 '
+        'without GPUs)')  # fmt: skip
     add('--keep', choices=('all', 'best'), default='all', help='best: of each finished run, keep '
         'only the checkpoint that is selected, or that fine-tuning starts from')  # fmt: skip
     add('--list', action='store_true', help='only show the runs: state, config, options and '
@@ -213,9 +214,9 @@ def _slots(args: argparse.Namespace) -> list[dict[str, str]]:
     gpus = visible.split(',') if visible else [str(i) for i in range(count)]
     most, size = len(gpus) // args.processes, args.processes
     wanted = args.parallel or (1 if args.row else most)
-    if not 1 <= wanted <= most:
+    if most < 1 or (wanted > most and size > 1):
         raise ValueError(f'{wanted} runs of {size} GPUs each: there are {len(gpus)}')
-    shares = [gpus[i * size : (i + 1) * size] for i in range(wanted)]
+    shares = [gpus[i % most * size :][:size] for i in range(wanted)]
     return [{'CUDA_VISIBLE_DEVICES': ','.join(share)} for share in shares]
 
 

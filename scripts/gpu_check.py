@@ -266,10 +266,10 @@ def main(args: argparse.Namespace) -> int:
     found['environment'] = environment(gpus=gpus, threads=torch.get_num_threads())
     end = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as root:
-        for group, limit, workers in ((together, 330, 5 if ON_GPU else 2), (alone, 120, 1)):
+        for group, share, workers in ((together, 0.6, 5 if ON_GPU else 2), (alone, 0.2, 1)):
             names = [name for name in group if name.startswith(tuple(args.only))]
 
-            def run(name: str, limit: int = limit) -> dict:
+            def run(name: str, limit: float = 60 * args.minutes * share) -> dict:
                 return run_part(name, Path(root), min(limit, end - time.monotonic()))
 
             with ThreadPoolExecutor(workers) as pool:

@@ -1,5 +1,6 @@
 """scripts/ablate.py and the shell scripts on top of it: whole sweeps, job arrays, mistakes."""
 
+import argparse
 import json
 import os
 import signal
@@ -245,3 +246,20 @@ def test_mistakes_are_reported_before_anything_runs(more, key, tmp_path, capsys,
     assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, *more) == 2
     assert key in capsys.readouterr().err
     assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize(
+    ('parallel', 'processes', 'gpus'),
+    [(None, 1, ['0', '1']), (5, 1, ['0', '1', '0', '1', '0']), (1, 2, ['0,1']), (2, 2, None)],
+)
+def test_runs_of_one_gpu_share_what_there_is(parallel, processes, gpus, monkeypatch) -> None:
+    ablate = load_script('ablate')
+    counted = subprocess.CompletedProcess([], 0, stdout='2\n')
+    monkeypatch.setattr(ablate.subprocess, 'run', lambda *_, **__: counted)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    args = argparse.Namespace(parallel=parallel, processes=processes, row=None)
+    if gpus is None:
+        with pytest.raises(ValueError):
+            ablate._slots(args)
+        return
+    assert [slot['CUDA_VISIBLE_DEVICES'] for slot in ablate._slots(args)] == gpus
