@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         command.set_defaults(function=function, row=None, seed=None, processes=1, list=False)
         add = command.add_argument
         add('--sweep', type=_path, required=True, metavar='F', help='sweep file')
-        add('--scale', default='', metavar='S', help='one of the scales of the sweep file')
+        add('--scale', metavar='S', help='one of the scales of the sweep file')
         if name == 'list':
             continue
         add('--output', type=_path, required=True, metavar='D', help='root of all run folders')
@@ -124,7 +124,7 @@ def _rate(text: str) -> float:
 
 
 def sweep_of(args: argparse.Namespace) -> Sweep:
-    return load_sweep(args.sweep, args.scale)
+    return load_sweep(args.sweep, args.scale or '')
 
 
 def seeds_of(args: argparse.Namespace) -> list[int]:
