@@ -67,8 +67,10 @@ def training_args(name: str, batch_size: int, *opts: object) -> argparse.Namespa
     stage = name if name in ('finetune', 'contrastive') else 'simmim'
     if stage == 'contrastive' and ON_GPU:
         opts = ('MODEL.TIMM.NAME', 'resnet50', *opts)
+    if name == 'swin' and not ON_GPU:  # transformers has no stage that is smaller than a window
+        opts = ('MODEL.SWIN.WINDOW_SIZE', 2, *opts)
     cfg, steps = f'configs/{CONFIGS[name][0 if ON_GPU else 1]}.yaml', 10 if ON_GPU else 1
-    size = batch_size if ON_GPU else 4
+    size = batch_size if ON_GPU else 16
     return argparse.Namespace(cfg=cfg, stage=stage, batch_size=size, opts=list(opts), steps=steps)
 
 
@@ -113,7 +115,8 @@ def compile_steps(folder: Path, name: str, batch_size: int) -> dict:
 def kernels(case: benchmark.Case) -> list[tuple[str, float]]:
     """Return the most expensive kernels (on a CPU: operators) and their shares of the time."""
     kind, key = ('CUDA', 'device') if ON_GPU else ('CPU', 'cpu')
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity[kind]]) as profile:
+    activity = getattr(torch.profiler.ProfilerActivity, kind)
+    with torch.profiler.profile(activities=[activity]) as profile:
         case()
     times = {e.key[:80]: getattr(e, f'self_{key}_time_total') for e in profile.key_averages()}
     most = sorted(times, key=times.get, reverse=True)[:12]

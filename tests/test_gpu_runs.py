@@ -80,7 +80,7 @@ def test_losses_are_as_near_to_float32_as_those_of_eager_bfloat16(
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if name != 'small'])
 def test_no_step_of_a_full_size_model_waits(name: str) -> None:
-    case = benchmark.training_cases(training_args(name, 8, 'TRAIN.COMPILE', 'none'))['ours']
+    case = benchmark.training_cases(training_args(name, 16, 'TRAIN.COMPILE', 'none'))['ours']
     case()
     assert not waits_for_gpu(case)
 
