@@ -23,6 +23,7 @@ from engine.loop import LossFunction, begin, train_one_batch
 from engine.run_record import Run, is_locked
 from engine.train_state import TrainState
 from logger import wrap
+from utils import checkpoint_bytes
 
 Batch = tuple[torch.Tensor, ...]
 
@@ -283,7 +284,8 @@ class Preflight:
             count += len(epochs) * state.steps_per_epoch // train.SAVE_EVERY_STEPS
         # Also the best one, and the next one before an old one is removed.
         count = min(count, config.SAVE_KEEP or count) + (not self.run.is_pretrain) + 1
-        needed, free = count * checkpoint_bytes(state), shutil.disk_usage(self.run.folder).free
+        needed = count * checkpoint_bytes(config, state.module)
+        free = shutil.disk_usage(self.run.folder).free
         found = f'{amount(needed)} of {amount(free)} free, for up to {count:,} checkpoints'
         advice = 'set SAVE_KEEP (such as 3), raise SAVE_FREQ, or choose another --output'
         full = needed > NEARLY_FULL * free
@@ -362,13 +364,6 @@ def amount(num_bytes: float) -> str:
 def part(batch: Batch, size: int) -> Batch:
     """The first `size` images of a batch."""
     return tuple(item[:size] for item in batch)
-
-
-def checkpoint_bytes(state: TrainState) -> int:
-    """Bytes of a checkpoint's tensors: the model, and the moments after the first step."""
-    moments = (v for each in state.optimizer.state.values() for v in each.values())
-    tensors = [*state.module.state_dict().values(), *filter(torch.is_tensor, moments)]
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _endless(loader: DataLoader) -> Iterator[Batch]:
