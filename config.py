@@ -96,6 +96,9 @@ _C.DATA.DEMOGRAPHICS = ''
 _C.DATA.LABELLER = 'chexpert'
 # [CheXpert] Share of the training patients that all stages hold out, in [0, 1).
 _C.DATA.HOLDOUT_FRACTION = 0.02
+# [CheXpert] Cross-validation: 'k/n' leaves part k (from 0) of n parts of the training patients out
+# of all stages and scores it as the split valid, without reading VALID_CSV; '': none.
+_C.DATA.FOLD = ''
 # [CheXpert] Pixel mean per channel, in [0, 1]; []: 0.503 for 1 channel, ImageNet's for 3.
 _C.DATA.MEAN = []
 # [CheXpert] Pixel standard deviation per channel, in (0, 1]; []: 0.292, ImageNet's for 3 channels.
@@ -256,6 +259,8 @@ _C.TRAIN.RANK_TIMEOUT_MINUTES = 30.0
 _C.TRAIN.LR_SCHEDULER = CN()
 # Learning rate schedule: 'cosine', 'linear', 'step', 'multistep' or, not in SimMIM, 'onecycle'.
 _C.TRAIN.LR_SCHEDULER.NAME = 'cosine'
+# [CheXpert] 'cosine': whether it begins where the warm-up ends, as in MAE, and not at step 0.
+_C.TRAIN.LR_SCHEDULER.WARMUP_PREFIX = False
 # 'step': epochs between two drops.
 _C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = 30
 # 'step': factor of a drop.
@@ -378,10 +383,13 @@ _C.CONTRASTIVE.METHOD = 'moco'
 _C.CONTRASTIVE.DIM = None
 # [CheXpert] Temperature that divides cosines; None: the default of the method.
 _C.CONTRASTIVE.TEMPERATURE = None
-# [CheXpert] Momentum of the averaged encoder, in [0, 1); None: the default of the method.
+# [CheXpert] Momentum of the averaged encoder, in [0, 1); None: that of the method's authors, or in
+# short runs a smaller one that leaves about 1 % of the initial weights.
 _C.CONTRASTIVE.MOMENTUM = None
 # [CheXpert] 'moco': keys in the queue, a multiple of the global batch.
 _C.CONTRASTIVE.QUEUE_SIZE = 4096
+# [CheXpert] 'moco': groups of a batch, each with its own batch norm; a divisor of BATCH_SIZE.
+_C.CONTRASTIVE.BN_GROUPS = 1
 # [CheXpert] 'swav': number of prototypes, at most twice the images of the global batch.
 _C.CONTRASTIVE.NUM_PROTOTYPES = 3000
 # [CheXpert] 'swav': optimizer steps at the start for which the prototypes are frozen.
@@ -618,7 +626,7 @@ RANGES = {
         'MODEL.VIT.NUM_HEADS TRAIN.EPOCHS TRAIN.LR_SCHEDULER.DECAY_EPOCHS '
         'AUG.RECOUNT SAVE_FREQ PRINT_FREQ MODEL.MAE.DECODER_EMBED_DIM '
         'MODEL.MAE.DECODER_NUM_HEADS CONTRASTIVE.DIM CONTRASTIVE.QUEUE_SIZE '
-        'CONTRASTIVE.NUM_PROTOTYPES EVAL.EVERY'
+        'CONTRASTIVE.NUM_PROTOTYPES CONTRASTIVE.BN_GROUPS EVAL.EVERY'
     ),
     '[0, inf)': (
         'DATA.NUM_WORKERS DATA.TRAIN_IMAGES MODEL.NUM_CLASSES MODEL.VIT.INIT_VALUES '
@@ -801,6 +809,10 @@ def _check_data_options(config: Config) -> None:
         require(holds, config, f'DATA.{key}', allowed)
     holds = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
     require(holds, config, 'DATA.TRAIN_IMAGES', '0 if DATA.TRAIN_FRACTION is below 1')
+    part, _, parts = data.FOLD.partition('/')
+    are_numbers = part.isdecimal() and parts.isdecimal()
+    holds = not data.FOLD or (are_numbers and int(part) < int(parts) > 1)
+    require(holds, config, 'DATA.FOLD', "empty, or 'k/n' with k from 0 to n - 1, such as '0/5'")
     for key, off in (('CROP_AREA', []), ('SCALE', []), ('CUTMIX_MINMAX', None)):
         pair = config.AUG[key]
         holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
@@ -866,7 +878,7 @@ FREE_OPTIONS = (
 # Sections that decide what is evaluated and reported only.
 REPORTED_SECTIONS = ('TEST', 'EVAL', 'REPORT')
 # Options that decide which patients are trained on, choose a checkpoint, and are scored.
-PATIENT_OPTIONS = ('DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
+PATIENT_OPTIONS = ('DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
 
 
 def config_text(config: CfgNode) -> str:

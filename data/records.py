@@ -595,10 +595,28 @@ def select_views(records: Records, views: str) -> Records:
     return records.select(keep)
 
 
+def split_fold(records: Records, fold: str) -> tuple[Records, Records]:
+    """Split off part k of n of the patients, for a `fold` 'k/n'; returns (the others, the part).
+
+    A patient's part is a hash of the name modulo n. It depends neither on the seed nor on the other
+    patients, so files that share some patients (labelled ones and others) agree on them.
+    """
+    part, parts = map(int, fold.split('/'))
+    codes, names = pd.factorize(records.patient)
+    hashes = [hashlib.blake2b(os.fsencode(name), key=b'fold').digest() for name in names]
+    is_scored = np.array([int.from_bytes(h, 'big') % parts == part for h in hashes], bool)[codes]
+    if is_scored.all() or not is_scored.any():
+        raise ValueError(
+            f'DATA.FOLD {fold} contains {is_scored.sum()} of the {len(records)} images of '
+            f'{records.csv}: it must leave some to train on and some to score'
+        )
+    return records.select(~is_scored), records.select(is_scored)
+
+
 def split_holdout(records: Records, fraction: float) -> tuple[Records, Records]:
     """Split off a fraction of the patients, the same ones for every seed.
 
-    Call it on all records of the CSV file. Views and subsets are chosen afterwards, so that they do
+    Call it on all records of `read_split`. Views and subsets are chosen afterwards, so that they do
     not change who is held out.
 
     Returns:
@@ -690,12 +708,14 @@ def pretrain_records(config: Config, records: Records) -> tuple[Records, Records
 
 def describe_subset(config: Config) -> str:
     """Which part of the training images is used, and by which option; '' for all of them."""
-    data = config.DATA
+    data, parts = config.DATA, []
+    if data.FOLD:
+        parts.append(f'without part {data.FOLD} of the patients: DATA.FOLD')
     if data.TRAIN_IMAGES:
-        return f'{data.TRAIN_IMAGES} of the images: DATA.TRAIN_IMAGES'
+        parts.append(f'{data.TRAIN_IMAGES} of the images: DATA.TRAIN_IMAGES')
     if data.TRAIN_FRACTION < 1:
-        return f'{100 * data.TRAIN_FRACTION:g} % of the patients: DATA.TRAIN_FRACTION'
-    return ''
+        parts.append(f'{100 * data.TRAIN_FRACTION:g} % of the patients: DATA.TRAIN_FRACTION')
+    return ', '.join(parts)
 
 
 # ---- The data set of a config
@@ -773,12 +793,17 @@ def read_split(
 ) -> Records | None:
     """All records of 'train', 'valid' or 'test'; None for an optional split that is not there.
 
-    Without `labelled`, no labels are read, and their columns may be missing.
+    Without `labelled`, no labels are read, and their columns may be missing. With DATA.FOLD, valid
+    is that part of the training patients, and train the others.
     """
     root, dataset = data_root(config, logger), DATASETS[config.DATA.DATASET]
     options = {'optional': optional, 'logger': logger, 'look_up': 'first', 'on_fault': refuse}
-    labels = label_columns(config.DATA.LABELS) if labelled else ()
-    return dataset.read(config, root, split, labels=labels, **options)
+    options['labels'] = label_columns(config.DATA.LABELS) if labelled else ()
+    fold = config.DATA.FOLD if split in ('train', 'valid') else ''
+    records = dataset.read(config, root, 'train' if fold else split, **options)
+    if not fold or records is None:
+        return records
+    return split_fold(records, fold)[split == 'valid']
 
 
 def scored_records(
