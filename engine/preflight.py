@@ -49,8 +49,6 @@ def preflight(
     model: nn.Module,
     loaders: Loaders,
     loss_fn: LossFunction | None = None,
-    *,
-    convert: Callable[..., Any],
 ) -> int:
     """Check and measure a run, and log a table of the findings that ends in a verdict.
 
@@ -61,7 +59,7 @@ def preflight(
     Returns:
         Exit code: 0 if the run is ready, 1 if there is a problem.
     """
-    check = Preflight(run, model, loaders, loss_fn, convert)
+    check = Preflight(run, model, loaders, loss_fn)
     check.device()
     check.output()
     for name in check.loaders:
@@ -83,10 +81,8 @@ class Preflight:
         model: nn.Module,
         loaders: Loaders,
         loss_fn: LossFunction | None,
-        convert: Callable[..., Any],
     ) -> None:
         self.run, self.config, self.model, self.loss_fn = run, run.config, model, loss_fn
-        self.convert = convert
         self.loaders = {k: loader for k, loader in loaders._asdict().items() if loader is not None}
         self.main = 'plain' if loaders.train is None else 'train'
         self.batches: dict[str, Batch | None] = {}
@@ -149,7 +145,7 @@ class Preflight:
         resumes = config.TRAIN.AUTO_RESUME and self.loss_fn is not None
         own = {'CHECK_MODE': False, 'TRAIN.AUTO_RESUME': resumes}
         with self.attempt('weights', 'choose another --pretrained or --resume, or another --tag'):
-            state = begin(_with(self.run, own), self.model, loader, self.convert)
+            state = begin(_with(self.run, own), self.model, loader)
             found, advice = f'starts from {config.PRETRAINED or "random weights"}', ''
             if state.epoch or state.batch:
                 found = f'resumes from {state.source}: {state.epoch} of {epochs} epochs are done'
@@ -160,7 +156,7 @@ class Preflight:
             self.add('weights', found, advice)
             return state
         nothing = {'MODEL.RESUME': '', 'PRETRAINED': '', 'TRAIN.AUTO_RESUME': False}
-        return begin(_with(self.run, nothing), self.model, loader, self.convert)
+        return begin(_with(self.run, nothing), self.model, loader)
 
     def measure(self, state: TrainState) -> float:
         """Try a step, and time steps and the loader; returns the seconds of the run, or NaN."""
