@@ -32,8 +32,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from data.images import FULL_SIZE, BadImageError
-from data.preprocess import PACKED_STEPS
+from data.images import FULL_SIZE, PACKED_STEPS, BadImageError
 from engine.files import BLOCK_BYTES, atomic_writer, locked, replace_file
 
 VERSION = 2

@@ -217,11 +217,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MISTAKES) or text.startswith(('DataLoader worker', NO_MEMORY)):
         return EXIT_MISTAKE, text
     if isinstance(error, RuntimeError) and 'have a deterministic implementation' in text:
-        operation = text.partition(' does not ')[0]
-        return EXIT_MISTAKE, (
-            f'TRAIN.DETERMINISTIC: {operation} has no deterministic version in this PyTorch; turn '
-            'the option off, or avoid what needs this operation'
-        )
+        return EXIT_MISTAKE, f'TRAIN.DETERMINISTIC: {text}'
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and 'gloo' in text):
         if _SILENCE.search(text):
             return EXIT_OTHER_PROCESS, _SILENT

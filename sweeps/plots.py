@@ -18,7 +18,6 @@ from engine.files import atomic_writer
 from logger import read_metrics
 from sweeps.files import Row, Sweep, expected_config, run_folder
 from sweeps.results import (
-    MASK_KEYS,
     MEANS,
     MISSING,
     NOT_FOR_CLINICAL_USE,
@@ -99,9 +98,7 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         for name, style in points.items():
             handles.append(Line2D([], [], linestyle='', label=name, **POINT | style))
         figure.legend(handles=handles, loc='outside upper center', ncols=5, columnspacing=1)
-        figure.supxlabel(
-            f'Right of 0: better than the reference. {NOT_FOR_CLINICAL_USE}', fontsize=7, color=GREY
-        )
+        _add_note(figure, f'Right of 0: better than the reference. {NOT_FOR_CLINICAL_USE}')
 
 
 def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
@@ -125,7 +122,7 @@ def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: st
         for axis, row in zip(panels, reversed(rows.values()), strict=False):
             axis.set_title(row.method, fontsize=9)
             _draw_curves(axis, row, seeds, output)
-        figure.supxlabel(CURVES_NOTE, fontsize=7, color=GREY, wrap=True)
+        _add_note(figure, CURVES_NOTE)
 
 
 def plot_labels(path: str | Path, collected: Collected, subset: str | None = None) -> None:
@@ -220,10 +217,10 @@ def plot_masks(
         score: As in `plot_sweep`.
     """
     (score,) = choose_scores(collected, [score] if score else None)
-    rows = {row['name']: row for row in collected['rows']}
+    results = {row['name']: row for row in collected['rows']}
     lines: dict[str, list[tuple]] = {}
-    for row in mask_rows(sweep):
-        data, found = expected_config(row, 'simmim').DATA, rows[row.name]
+    for row in sweep.mask_rows:
+        data, found = expected_config(row, 'simmim').DATA, results[row.name]
         mean, distance = score_of(found, score).mean(), found['average_distance_px']
         if distance is not None and not np.isnan(mean):
             bars = _patient_bars(mean, found['over_patients'].get(score))
@@ -243,23 +240,8 @@ def plot_masks(
         axis.set_xlabel('AvgDist: mean distance from hidden pixels to the nearest visible one (px)')
         axis.set_ylabel(score_title(collected, score))
         figure.legend(loc='outside upper center', ncols=4)
-        figure.supxlabel(
-            'Numbers: masked share. Bars: 95 % over patients, of the mean over seeds, if known. '
-            f'{NOT_FOR_CLINICAL_USE}',
-            fontsize=7,
-            color=GREY,
-        )
-
-
-def mask_rows(sweep: Sweep) -> list[Row]:
-    """The rows of an ablation that differ in nothing but the mask."""
-    return [
-        row
-        for row in sweep.rows
-        if row.pretraining == 'simmim'
-        and not (row.changes['finetune'] or row.weights)
-        and set(row.changes['simmim']) <= MASK_KEYS
-    ]
+        bars = 'Bars: 95 % over patients, of the mean over seeds, if known.'
+        _add_note(figure, f'Numbers: masked share. {bars} {NOT_FOR_CLINICAL_USE}')
 
 
 @contextlib.contextmanager
@@ -356,4 +338,8 @@ def _add_method_legend(
     style = {'ncols': 4, 'loc': 'outside upper center', 'title': collected['title']}
     figure.legend(handles, names, **style)
     open_ones = '' if all(row['pretraining'] for row in rows) else 'Open: not pre-trained. '
-    figure.supxlabel(f'{bars} {open_ones}{NOT_FOR_CLINICAL_USE}', fontsize=7, color=GREY)
+    _add_note(figure, f'{bars} {open_ones}{NOT_FOR_CLINICAL_USE}')
+
+
+def _add_note(figure: Figure, text: str) -> None:
+    figure.supxlabel(text, fontsize=7, color=GREY, wrap=True)
