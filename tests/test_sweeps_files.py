@@ -305,6 +305,22 @@ def test_each_method_is_pretrained_once_per_seed_by_its_main(tmp_path: Path) -> 
     assert scratch.needs == () and scratch.config.PRETRAINED == ''
 
 
+def test_the_pre_training_of_a_method_starts_from_its_weights(tmp_path: Path) -> None:
+    entries = methods(scratch={'finetune': FINETUNE})
+    for entry in entries.values():
+        entry['weights'] = 'IMAGENET'
+    sweep = load_sweep(methods_file(tmp_path, methods=entries, shares={1: {}}))
+    settings = {'seeds': [0], 'data': '/data', 'output': '/runs'}
+    jobs = plan(sweep, environment={'IMAGENET': '/weights.pth'}, **settings)
+    starts = {job.name: job.config.PRETRAINED for job in jobs}
+    assert [
+        starts.pop(f'{run} seed 0') for run in ('pretrain mine_simmim', 'finetune mine_scratch_1')
+    ] == ['/weights.pth'] * 2
+    assert [*map(Path, starts.values())] == [jobs[0].folder / 'ckpt_epoch_99.pth']
+    with pytest.raises(ValueError, match='IMAGENET'):
+        plan(sweep, environment={}, **settings)
+
+
 @pytest.mark.parametrize(
     ('changes', 'key'),
     [
