@@ -21,7 +21,7 @@ from config import config_text
 from engine.run_record import RECORD_FILE, is_finished, is_locked, read_record, run_lock
 from logger import read_metrics
 from models.simmim import SimMIM, SwinTransformerForSimMIM
-from sweeps.files import ROOT, load_sweep
+from sweeps.files import ROOT, load_sweep, run_folder
 
 DEADLINE = 240
 ENV = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
@@ -159,14 +159,15 @@ def test_methods_without_pretraining_have_no_learning_curves(tmp_path) -> None:
 def test_a_table_of_methods_comes_with_one_by_label(tmp_path) -> None:
     scratch = {'finetune': str(reference_files()['finetune'])}
     path = methods_file(tmp_path, reference='a', methods={'a': scratch, 'b': scratch})
-    made, values = MadeRuns(tmp_path), []
+    made, areas = MadeRuns(tmp_path), []
     for row in load_sweep(path).rows:
         for seed in (0, 1):
-            folder = made.add(row, seed)
-            values += [json.loads((folder / 'scores.json').read_text())] * (row.name == 'b_1')
+            made.add(row, seed)
+            file = run_folder(made.output, 'finetune', row, seed) / 'scores.json'
+            if row.name == 'b_1':
+                areas.append(json.loads(file.read_text())['test']['selected']['auroc']['Edema'])
     assert in_process('table', path, made.output, made.data, '--seeds', '2') == 0
     table = pd.read_csv(made.output / 'mine_labels.csv', index_col='label')
-    areas = [next(iter(each.values()))['selected']['auroc']['Edema'] for each in values]
     assert table.b_mean['Edema'] == pytest.approx(np.mean(areas), abs=1e-5)
     assert [*table.columns] == ['a_mean', 'b_mean']
 
