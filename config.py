@@ -60,7 +60,7 @@ _C.DATA.MASK_PATCH_SIZE = 32
 _C.DATA.MASK_RATIO = 0.6
 # [CheXpert] Training labels, a file in DATA_PATH.
 _C.DATA.TRAIN_CSV = 'train.csv'
-# [CheXpert] Validation labels.
+# [CheXpert] Validation labels; may be absent if TEST_CSV is another file than 'test.csv'.
 _C.DATA.VALID_CSV = 'valid.csv'
 # [CheXpert] Test labels; this file may be absent.
 _C.DATA.TEST_CSV = 'test.csv'
@@ -90,12 +90,15 @@ _C.DATA.TRAIN_IMAGES = 0
 _C.DATA.SAMPLER = 'uniform'
 # [CheXpert] First processing steps of every image, in order, such as ['equalize']; []: none.
 _C.DATA.PREPROCESS = []
-# [CheXpert] CSV file in DATA_PATH with further columns per patient, such as race; '': none.
+# [CheXpert] CSV or .xlsx file in DATA_PATH with columns per patient, such as race; '': none.
 _C.DATA.DEMOGRAPHICS = ''
 # [CheXpert] Label file of MIMIC-CXR: 'chexpert' or 'negbio'.
 _C.DATA.LABELLER = 'chexpert'
 # [CheXpert] Share of the training patients that all stages hold out, in [0, 1).
 _C.DATA.HOLDOUT_FRACTION = 0.02
+# [CheXpert] Cross-validation: 'k/n' leaves part k (from 0) of n parts of the training patients out
+# of all stages and scores it as the split valid, without reading VALID_CSV; '': none.
+_C.DATA.FOLD = ''
 # [CheXpert] Pixel mean per channel, in [0, 1]; []: 0.503 for 1 channel, ImageNet's for 3.
 _C.DATA.MEAN = []
 # [CheXpert] Pixel standard deviation per channel, in (0, 1]; []: 0.292, ImageNet's for 3 channels.
@@ -256,6 +259,8 @@ _C.TRAIN.RANK_TIMEOUT_MINUTES = 30.0
 _C.TRAIN.LR_SCHEDULER = CN()
 # Learning rate schedule: 'cosine', 'linear', 'step', 'multistep' or, not in SimMIM, 'onecycle'.
 _C.TRAIN.LR_SCHEDULER.NAME = 'cosine'
+# [CheXpert] 'cosine': whether it begins where the warm-up ends, as in MAE, and not at step 0.
+_C.TRAIN.LR_SCHEDULER.WARMUP_PREFIX = False
 # 'step': epochs between two drops.
 _C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = 30
 # 'step': factor of a drop.
@@ -313,6 +318,8 @@ _C.AUG.SCALE = []
 _C.AUG.SHEAR = 0.0
 # [CheXpert] Maximum shift of a corner as a share of half the side; 0: none. Not for SimMIM and MAE.
 _C.AUG.DISTORTION = 0.0
+# [CheXpert] Fine-tuning: RandAugment as [number of operations, magnitude from 0 to 30]; []: none.
+_C.AUG.RANDAUGMENT = []
 
 _C.TEST = CN()
 # Evaluation: resize to 256/224 of the input and crop the centre; False: resize the whole image.
@@ -344,7 +351,7 @@ _C.EVAL.TTA_FLIP = False
 _C.EVAL.ENSEMBLE = []
 # [CheXpert] Whether to write predictions of the training images, too.
 _C.EVAL.PREDICT_TRAIN = False
-# [CheXpert] Rule for the thresholds, which are set on the held-out patients.
+# [CheXpert] Rule for the thresholds, which are set on the held-out patients; 'half' is always 0.5.
 _C.EVAL.THRESHOLD = 'youden'
 # [CheXpert] Sensitivity that the rule 'sensitivity' aims at, in (0, 1).
 _C.EVAL.SENSITIVITY = 0.9
@@ -376,10 +383,13 @@ _C.CONTRASTIVE.METHOD = 'moco'
 _C.CONTRASTIVE.DIM = None
 # [CheXpert] Temperature that divides cosines; None: the default of the method.
 _C.CONTRASTIVE.TEMPERATURE = None
-# [CheXpert] Momentum of the averaged encoder, in [0, 1); None: the default of the method.
+# [CheXpert] Momentum of the averaged encoder, in [0, 1); None: that of the method's authors, or in
+# short runs a smaller one that leaves about 1 % of the initial weights.
 _C.CONTRASTIVE.MOMENTUM = None
 # [CheXpert] 'moco': keys in the queue, a multiple of the global batch.
 _C.CONTRASTIVE.QUEUE_SIZE = 4096
+# [CheXpert] 'moco': groups of a batch, each with its own batch norm; a divisor of BATCH_SIZE.
+_C.CONTRASTIVE.BN_GROUPS = 1
 # [CheXpert] 'swav': number of prototypes, at most twice the images of the global batch.
 _C.CONTRASTIVE.NUM_PROTOTYPES = 3000
 # [CheXpert] 'swav': optimizer steps at the start for which the prototypes are frozen.
@@ -398,6 +408,9 @@ _C.CONTRASTIVE.WEAK_VIEW = False
 _C.FINETUNE = CN()
 # [CheXpert] What is fitted. 'linear_probe' and 'knn' use features of the frozen encoder.
 _C.FINETUNE.MODE = 'full'
+# [CheXpert] Share of the patch tokens of a ViT that each training step drops, as MAE's encoder does
+# in pre-training, in [0, 1). Evaluation sees all of them.
+_C.FINETUNE.MASK_RATIO = 0.0
 
 _C.REPORT = CN()
 # [CheXpert] Whether fine-tuning and --eval write report.html and its data.
@@ -613,7 +626,7 @@ RANGES = {
         'MODEL.VIT.NUM_HEADS TRAIN.EPOCHS TRAIN.LR_SCHEDULER.DECAY_EPOCHS '
         'AUG.RECOUNT SAVE_FREQ PRINT_FREQ MODEL.MAE.DECODER_EMBED_DIM '
         'MODEL.MAE.DECODER_NUM_HEADS CONTRASTIVE.DIM CONTRASTIVE.QUEUE_SIZE '
-        'CONTRASTIVE.NUM_PROTOTYPES EVAL.EVERY'
+        'CONTRASTIVE.NUM_PROTOTYPES CONTRASTIVE.BN_GROUPS EVAL.EVERY'
     ),
     '[0, inf)': (
         'DATA.NUM_WORKERS DATA.TRAIN_IMAGES MODEL.NUM_CLASSES MODEL.VIT.INIT_VALUES '
@@ -633,7 +646,8 @@ RANGES = {
     '(0, 1)': 'DATA.MASK_RATIO TRAIN.OPTIMIZER.MOMENTUM EVAL.SENSITIVITY',
     '[0, 1)': (
         'DATA.HOLDOUT_FRACTION EVAL.INTERNAL_SHARE MODEL.DROP_RATE MODEL.DROP_PATH_RATE '
-        'MODEL.LABEL_SMOOTHING TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE LOSS.CLIP CONTRASTIVE.MOMENTUM'
+        'MODEL.LABEL_SMOOTHING TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE LOSS.CLIP CONTRASTIVE.MOMENTUM '
+        'FINETUNE.MASK_RATIO'
     ),
     '[0, 1]': (
         'DATA.MEAN AUG.REPROB AUG.MIXUP_PROB AUG.MIXUP_SWITCH_PROB AUG.HFLIP AUG.CROP_AREA '
@@ -795,10 +809,23 @@ def _check_data_options(config: Config) -> None:
         require(holds, config, f'DATA.{key}', allowed)
     holds = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
     require(holds, config, 'DATA.TRAIN_IMAGES', '0 if DATA.TRAIN_FRACTION is below 1')
+    part, _, parts = data.FOLD.partition('/')
+    are_numbers = part.isdecimal() and parts.isdecimal()
+    holds = not data.FOLD or (are_numbers and int(part) < int(parts) > 1)
+    require(holds, config, 'DATA.FOLD', "empty, or 'k/n' with k from 0 to n - 1, such as '0/5'")
     for key, off in (('CROP_AREA', []), ('SCALE', []), ('CUTMIX_MINMAX', None)):
         pair = config.AUG[key]
         holds = pair == off or (len(pair) == 2 and 0 < pair[0] <= pair[1])
         require(holds, config, f'AUG.{key}', f'[low, high] with 0 < low <= high, or {off}')
+    operations = config.AUG.RANDAUGMENT
+    holds = not operations or (
+        len(operations) == 2
+        and all(type(number) is int for number in operations)
+        and operations[0] >= 1
+        and 0 <= operations[1] <= 30
+    )
+    allowed = '[number of operations from 1 on, magnitude from 0 to 30], or []'
+    require(holds, config, 'AUG.RANDAUGMENT', allowed)
     bands = config.EVAL.AGE_BANDS
     holds = bool(bands) and bands == sorted(set(bands))
     require(holds, config, 'EVAL.AGE_BANDS', 'ascending ages such as [0, 40, 60, 80]')
@@ -828,9 +855,13 @@ def _check_finetuning(config: Config) -> None:
     holds = not (is_probe and config.MODEL.RESUME)
     require(holds, config, 'MODEL.RESUME', 'empty with a probe; give the encoder with --pretrained')
     encoder = REGISTRIES.get('MODEL.TYPE', {}).get(config.MODEL.TYPE)
-    holds = config.REPORT.METHOD == 'grad_cam' or getattr(encoder, 'attends_globally', True)
+    is_global = getattr(encoder, 'attends_globally', True)
+    holds = config.REPORT.METHOD == 'grad_cam' or is_global
     allowed = "'grad_cam' for an encoder without global attention"
     require(holds, config, 'REPORT.METHOD', allowed)
+    holds = not config.FINETUNE.MASK_RATIO or (is_global and config.FINETUNE.MODE not in PROBES)
+    allowed = "0 with a probe and for an encoder other than 'vit'"
+    require(holds, config, 'FINETUNE.MASK_RATIO', allowed)
 
 
 # Options as text ---------------------------------------------------------------------------------
@@ -847,7 +878,7 @@ FREE_OPTIONS = (
 # Sections that decide what is evaluated and reported only.
 REPORTED_SECTIONS = ('TEST', 'EVAL', 'REPORT')
 # Options that decide which patients are trained on, choose a checkpoint, and are scored.
-PATIENT_OPTIONS = ('DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
+PATIENT_OPTIONS = ('DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
 
 
 def config_text(config: CfgNode) -> str:

@@ -86,10 +86,12 @@ def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int)
 
 @SCHEDULES.register('cosine')
 def cosine(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
-    """Half a cosine over the whole run.
+    """Half a cosine over the whole run, or with WARMUP_PREFIX from the end of the warm-up.
 
-    The warm-up is not subtracted from the step, so the rate drops slightly where it ends.
+    SimMIM does not subtract the warm-up from the step, so the rate drops slightly where it ends.
     """
+    if config.TRAIN.LR_SCHEDULER.WARMUP_PREFIX:
+        return onecycle(config, n_iter_per_epoch, floor)
     total = int(config.TRAIN.EPOCHS * n_iter_per_epoch)
     return lambda step, base: floor if step >= total else _half_cosine(base, floor, step, total)
 

@@ -26,6 +26,7 @@ from engine.stage import run_stage
 from logger import DETAIL
 from models.contrastive import (
     METHODS,
+    MomentumMethod,
     build_contrastive,
     effective_rank,
     feature_spread,
@@ -106,7 +107,11 @@ def main(run: Run) -> int:
 
     def build() -> tuple[nn.Module, LossFunction]:
         steps = math.ceil(len(loaders.train) / max(1, config.TRAIN.ACCUMULATION_STEPS))
-        return build_contrastive(config, total_steps=config.TRAIN.EPOCHS * steps), views_loss
+        model = build_contrastive(config, total_steps=config.TRAIN.EPOCHS * steps)
+        if isinstance(model, MomentumMethod):
+            momentum = float(model.momentum())
+            logger.info(f'momentum of the averaged encoder {momentum:.6g} (CONTRASTIVE.MOMENTUM)')
+        return model, views_loss
 
     def evaluate() -> None:
         if loaders.holdout is None:

@@ -30,6 +30,7 @@ from logger import DETAIL
 from models import build_model
 from models.losses import build_label_loss
 from models.pretrained import fit_pretrained
+from models.vision_transformer import draw_kept
 from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
 
 
@@ -39,12 +40,15 @@ def label_loss(run: Run, loader: DataLoader) -> LossFunction:
     multiclass = np.array([policy.third_class for policy in used_policies(run.config)], bool)
     loss_fn = build_label_loss(run.config, targets, multiclass=multiclass)
     is_frozen = run.config.FINETUNE.MODE == 'last_layer'
+    ratio = run.config.FINETUNE.MASK_RATIO
+    num_patches = (run.config.DATA.IMG_SIZE // run.config.MODEL.VIT.PATCH_SIZE) ** 2
 
     def batch_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         images, targets, _ = batch
         if is_frozen:
             model.eval()
-        return loss_fn(model(images), targets)
+        inputs = (images, draw_kept(images, num_patches, ratio)) if ratio else (images,)
+        return loss_fn(model(*inputs), targets)
 
     return batch_loss
 
@@ -131,7 +135,7 @@ def main(run: Run) -> int:
             finetune(run, model, loaders, loss_fn)
 
     def example() -> tuple[Tensor]:
-        images, *_ = next(iter(loaders.valid))
+        images, *_ = next(iter(loaders.valid or loaders.test))
         return (images[:, 0] if images.ndim == 5 else images,)  # one of the test-time views
 
     return run_stage(

@@ -55,17 +55,10 @@ def param_groups(
 ) -> list[dict]:
     """Split the trainable parameters by weight decay and, in fine-tuning, by layer.
 
-    Args:
-        model: Names the parameters without weight decay, and in fine-tuning the layers.
-        weight_decay: Weight decay of the other parameters.
-        base_lr: Learning rate of the topmost layer.
-        layer_decay: None (pre-training) for two groups, with and without weight decay. Otherwise
-            one group for each layer and kind of decay, with rate
-            base_lr * layer_decay ** (top layer - layer).
-
-    Returns:
-        Groups for a PyTorch optimizer in the order of first occurrence. In fine-tuning they have a
-        group_name and an lr_scale, which is already included in lr.
+    In pre-training (`layer_decay` None) there are two groups, with and without weight decay.
+    Otherwise there is one group for each layer and kind of decay, with rate base_lr * layer_decay
+    ** (top layer - layer), a group_name, and an lr_scale, which is already included in lr. Groups
+    are in the order of first occurrence.
     """
     # In pre-training the group with weight decay comes first.
     groups = {(None, True): [], (None, False): []} if layer_decay is None else {}

@@ -333,13 +333,17 @@ def load_pretrained(
     if before != config.DATA.PREPROCESS:
         report.remarks.append(f'DATA.PREPROCESS is {config.DATA.PREPROCESS!r}, was {before!r}')
     logger.info(f'weights from {path}:\n{report.table()}')
-    before, now = trained.get('HOLDOUT_FRACTION', 1.0), config.DATA.HOLDOUT_FRACTION
-    if before < now:
-        logger.warning(
-            f'{path} was trained with DATA.HOLDOUT_FRACTION {before}, and this run holds out {now}:'
-            ' if it was trained on these patients, it has seen some of those that are held out, '
-            'and scores on them are too high'
-        )
+    for key, now in (
+        ('HOLDOUT_FRACTION', config.DATA.HOLDOUT_FRACTION),
+        ('FOLD', config.DATA.FOLD),
+    ):
+        before = trained.get(key, now)
+        if before < now if key == 'HOLDOUT_FRACTION' else now not in ('', before):
+            logger.warning(
+                f'{path} was trained with DATA.{key} {before!r}, and this run has {now!r}: if it '
+                'was trained on these patients, it has seen some of those that are held out or '
+                'scored, and scores on them are too high'
+            )
 
 
 def data_options(checkpoint: dict) -> dict[str, Any]:

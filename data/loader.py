@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -267,11 +268,7 @@ def weighted_order(seed: int, epoch: int, weights: np.ndarray) -> np.ndarray:
 
 def occurrences(order: np.ndarray) -> np.ndarray:
     """Return how often each entry of an order [N] came up before, [N]."""
-    by_image = np.argsort(order, kind='stable')
-    ordered = order[by_image]
-    counts = np.empty_like(order)
-    counts[by_image] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
-    return counts
+    return pd.Series(order).groupby(order).cumcount().to_numpy()
 
 
 def inverse_frequency_weights(targets: np.ndarray) -> np.ndarray:

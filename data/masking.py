@@ -32,10 +32,6 @@ class MaskGenerator:
         model_patch_size: Side of a token in pixels.
         mask_ratio: Share of the units that are hidden; the count is rounded up.
         mask_type: A name in MASKS.
-
-    Raises:
-        ValueError: If the sizes do not divide each other, if no unit or every unit would be
-            hidden, or if the type is unknown.
     """
 
     def __init__(
@@ -69,13 +65,9 @@ class MaskGenerator:
         self.hidden_units: Callable[..., np.ndarray] = MASKS[mask_type]
 
     def __call__(self, rng: Rng | None = None) -> np.ndarray:
-        """Draw one mask.
+        """Draw one mask, int64 [h, w] on the grid of tokens, 1 where a token is hidden.
 
-        Args:
-            rng: Source of the draws. The default is NumPy's global legacy state.
-
-        Returns:
-            int64 [h, w] on the grid of tokens, 1 where a token is hidden.
+        The default source of the draws is NumPy's global legacy state.
         """
         side, scale = self.rand_size, self.scale
         mask = np.zeros(side**2, dtype=np.int64)
@@ -144,14 +136,8 @@ def mask_generator(config: Config) -> MaskGenerator:
 def average_distance(masks: np.ndarray, patch_size: int) -> float:
     """Return the mean Euclidean distance in pixels from a hidden pixel to the nearest visible one.
 
-    This is SimMIM's AvgDist (Xie et al. 2022, arXiv:2111.09886), which compares masks of any type.
-
-    Args:
-        masks: [N, h, w], 1 where a token is hidden.
-        patch_size: Side of a token in pixels.
-
-    Raises:
-        ValueError: If nothing is hidden, or if a mask leaves nothing visible.
+    This is SimMIM's AvgDist (Xie et al. 2022, arXiv:2111.09886), which compares masks [N, h, w] of
+    any type. A token has patch_size x patch_size pixels.
     """
     hidden = np.asarray(masks, dtype=bool).repeat(patch_size, axis=1).repeat(patch_size, axis=2)
     if not hidden.any() or hidden.all(axis=(1, 2)).any():

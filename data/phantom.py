@@ -958,11 +958,6 @@ def make_phantom(
     return done | {'drawn': sum(counts.values())}
 
 
-def make_phantom_mimic(output: str | Path, **options: int) -> dict:
-    """Write a phantom in the layout of MIMIC-CXR-JPG; see `make_phantom`."""
-    return make_phantom(output, layout='mimic-cxr', **options)
-
-
 def contact_sheet(output: str | Path, file: str | Path) -> None:
     """Write a PNG of the first 24 training images of a phantom in CheXpert's layout."""
     output, cell, columns = Path(output).resolve(), 280, 6

@@ -7,11 +7,13 @@ normalised.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms import functional as F
 
 from config import Config
 from data.images import full_size
@@ -41,6 +43,24 @@ INWARD = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)])
 ERASE_AREA = (0.02, 1 / 3)
 ERASE_ASPECT = (0.3, 1 / 0.3)
 ERASE_ATTEMPTS = 10
+RANDAUGMENT_STEPS = 30  # from no change to the greatest
+# Name -> function(image, share of the greatest strength, in [-1, 1]). Those of torchvision but for
+# 'Color', which changes no grey image; the filter is bilinear.
+RANDAUGMENT: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+    'Identity': lambda image, share: image,
+    'ShearX': lambda image, share: _moved(image, slope=(0.3 * share, 0)),
+    'ShearY': lambda image, share: _moved(image, slope=(0, 0.3 * share)),
+    'TranslateX': lambda image, share: _moved(image, shift=(150 / 331 * share, 0)),
+    'TranslateY': lambda image, share: _moved(image, shift=(0, 150 / 331 * share)),
+    'Rotate': lambda image, share: F.rotate(image, 30 * share, F.InterpolationMode.BILINEAR),
+    'Brightness': lambda image, share: F.adjust_brightness(image, 1 + 0.9 * share),
+    'Contrast': lambda image, share: F.adjust_contrast(image, 1 + 0.9 * share),
+    'Sharpness': lambda image, share: F.adjust_sharpness(image, 1 + 0.9 * share),
+    'Posterize': lambda image, share: F.posterize(image, 8 - round(4 * abs(share))),
+    'Solarize': lambda image, share: F.solarize(image, 255 * (1 - abs(share))),
+    'AutoContrast': lambda image, share: F.autocontrast(image),
+    'Equalize': lambda image, share: F.equalize(image),
+}
 
 
 class Box(NamedTuple):
@@ -133,11 +153,13 @@ class TrainTransform(RandomCrop):
         super().__init__(config, config.DATA.INTERPOLATION, FINETUNE_AREA)
         aug = config.AUG
         self.warp = RandomWarp(config)
+        self.randaugment = RandAugment(config)
         self.jitter = aug.COLOR_JITTER
         self.erasing = {'probability': aug.REPROB, 'mode': aug.REMODE, 'max_count': aug.RECOUNT}
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
         pixels = self.warp(self.cut(*self.draw(image, rng), rng), rng)
+        pixels = self.randaugment(pixels, rng)
         if self.jitter:
             brightness, contrast = rng.uniform(max(0.0, 1 - self.jitter), 1 + self.jitter, size=2)
             pixels = jitter(pixels, brightness=brightness, contrast=contrast)
@@ -243,6 +265,32 @@ class RandomWarp:
             inward=uniforms[5:].reshape(4, 2) * self.distortion * size / 2,
         )
         return warp(pixels, matrix)
+
+
+class RandAugment:
+    """A number of operations of RANDAUGMENT one after another, all of one strength.
+
+    For each operation two numbers are drawn: which one it is, and the sign of its strength. The
+    operations take 8 bits, so grey levels are rounded.
+
+    Source: Cubuk et al. 2020, arXiv:1909.13719, with the strengths of torchvision.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.count, self.magnitude = config.AUG.RANDAUGMENT or (0, 0)
+
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Change a square image [S, S]."""
+        if not self.count:
+            return pixels
+        image, operations = (
+            Image.fromarray(np.rint(pixels).astype(np.uint8)),
+            [*RANDAUGMENT.values()],
+        )
+        for _ in range(self.count):
+            change, sign = operations[rng.integers(len(operations))], rng.choice((-1, 1))
+            image = change(image, sign * self.magnitude / RANDAUGMENT_STEPS)
+        return np.asarray(image, np.float32)
 
 
 def statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -422,6 +470,15 @@ def _enlarge(
     height, width = full_size(image) if keep_aspect else (1, 1)
     side, short = enlarged_side(size), min(height, width)
     return _resize(image, (side * width // short, side * height // short), resample)
+
+
+def _moved(
+    image: Image.Image, *, shift: tuple[float, float] = (0, 0), slope: tuple[float, float] = (0, 0)
+) -> Image.Image:
+    """Shift by parts of the side, cut towards 0 to pixels, or shear from the top left corner."""
+    shift = [int(part * image.width) for part in shift]
+    shear = [math.degrees(math.atan(part)) for part in slope]
+    return F.affine(image, 0, shift, 1, shear, F.InterpolationMode.BILINEAR, center=[0, 0])
 
 
 def _perspective(corners: np.ndarray, size: int) -> np.ndarray:  # [4, 2] -> [3, 3]

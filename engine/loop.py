@@ -15,8 +15,14 @@ from tqdm import tqdm
 
 from engine import distributed
 from engine.clock import Clock, duration
-from engine.device import autocast, autocast_dtype, changed_by_forward, to_device
-from engine.device import wrap as wrap_compiled
+from engine.device import (
+    Compiled,
+    autocast,
+    autocast_dtype,
+    copy_changing,
+    put_back,
+    to_device,
+)
 from engine.interruptions import Interruptions
 from engine.parallel import wrap_parallel
 from engine.run_record import Run
@@ -234,14 +240,16 @@ def shown_rate(run: Run, state: TrainState) -> float:
 def _wrap(run: Run, model: nn.Module, state: TrainState) -> nn.Module:
     """Wrap the model for several processes and compile it, as the config says."""
     config, logger, processes = run.config, run.logger, distributed.world_size()
-    model = wrap_parallel(config, model, run.device)
+    model, how = wrap_parallel(config, model, run.device), config.TRAIN.COMPILE
+    # Compiling gains little on a CPU: docs/explanation/speed.md.
+    if how == 'none' or (how == 'auto' and run.device.type == 'cpu'):
+        return model
     if run.stage == 'contrastive' and processes > 1:
         logger.info('TRAIN.COMPILE: not compiled, processes exchange features in the forward pass')
         return model
-    return wrap_compiled(
-        config,
+    return Compiled(
         model,
-        run.device,
+        how,
         num_images=config.TRAIN.EPOCHS * state.num_batches * config.DATA.BATCH_SIZE,
         graphs=state.accumulation == processes == 1,
         logger=logger,
@@ -281,10 +289,9 @@ def _train_batch_and_log(
 
 
 def _begin_step(run: Run, state: TrainState) -> None:
-    """Copy what `restore_buffers` restores, and call the model's own `begin_step`, if any."""
+    """Copy what a skipped step must not change, and call the model's own `begin_step`, if any."""
     if run.config.TRAIN.ON_NAN == 'skip':
-        changing = changed_by_forward(state.module)
-        state.before_step = [(tensor, tensor.clone()) for tensor in changing]
+        state.before_step = copy_changing(state.module)
     if hasattr(state.module, 'begin_step'):
         state.module.begin_step()
 
@@ -338,7 +345,7 @@ def _is_finite(state: TrainState, norm: Tensor) -> bool:
 
 def _skip_step(run: Run, state: TrainState, error: NotFiniteError) -> None:
     """Undo and count a skipped step; stop the run after too many of them."""
-    state.restore_buffers()
+    put_back(state.before_step)
     state.progress.num_skipped += 1
     skipped, limit = state.progress.num_skipped, run.config.TRAIN.NAN_LIMIT
     if skipped > limit:

@@ -136,12 +136,6 @@ class TrainState:
     def next_epoch(self) -> None:
         self.epoch, self.batch, self.progress = self.epoch + 1, 0, self.progress.next_epoch()
 
-    @torch.no_grad()
-    def restore_buffers(self) -> None:
-        """Undo what the forward passes of a skipped step changed, such as running statistics."""
-        for tensor, before in self.before_step:
-            tensor.copy_(before)
-
     def contents(self, config: Config, rng: list[dict[str, Tensor]], *, finished: bool) -> dict:
         """Return the contents of a checkpoint; see `utils.RESUME_KEYS`.
 

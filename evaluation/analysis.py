@@ -9,6 +9,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from data.labels import COMPETITION_LABELS
 from evaluation.calibration import (
+    THRESHOLD_RULES,
     apply_temperature,
     choose_threshold,
     fit_temperature,
@@ -39,17 +40,23 @@ class HeldOut:
 
 
 def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protocol) -> HeldOut:
-    """Fit thresholds and temperatures of these labels; all NaN without held-out patients."""
+    """Fit thresholds and temperatures of these labels; NaN without held-out patients.
+
+    The threshold 'half' is 0.5 in any case.
+    """
     thresholds, temperatures = np.full((2, len(labels)), np.nan)
+    if is_fixed := protocol.threshold == 'half':
+        thresholds[:] = THRESHOLD_RULES['half']
     if holdout is None:
         return HeldOut(thresholds, temperatures)
     rows = holdout.at_level(protocol.level, protocol.aggregate)
     for k, label in enumerate(labels):
         if label in rows.labels:
             pair = rows.of_label(label)
-            thresholds[k] = choose_threshold(
-                *pair, rule=protocol.threshold, sensitivity=protocol.sensitivity
-            )
+            if not is_fixed:
+                thresholds[k] = choose_threshold(
+                    *pair, rule=protocol.threshold, sensitivity=protocol.sensitivity
+                )
             temperatures[k] = fit_temperature(*pair)
     return HeldOut(thresholds, temperatures)
 
@@ -180,11 +187,9 @@ def _histogram(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]
 
 
 def _curves(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-    """ROC and precision-recall curves, thinned; None for a label without both classes."""
+    """ROC and precision-recall curves, thinned."""
     known = ~np.isnan(targets)
     probabilities, targets = probabilities[known], targets[known]
-    if np.unique(targets).size < 2:
-        return {'roc': None, 'precision_recall': None}
     fpr, tpr, _ = roc_curve(targets, probabilities)
     precision, recall, _ = precision_recall_curve(targets, probabilities, drop_intermediate=True)
     return {'roc': _thin(fpr, tpr), 'precision_recall': _thin(recall[::-1], precision[::-1])}
@@ -201,7 +206,7 @@ def _delong(
 ) -> dict[str, float] | None:
     """DeLong's interval, which is valid where each patient appears once; otherwise None."""
     known = ~np.isnan(targets)
-    if len(set(patients[known])) < known.sum() or np.unique(targets[known]).size < 2:
+    if len(set(patients[known])) < known.sum():
         return None
     return dict(zip(('value', 'low', 'high'), delong_interval(probabilities, targets), strict=True))
 
@@ -210,7 +215,7 @@ def _radiologists(
     probabilities: np.ndarray, targets: np.ndarray, points: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
     """The radiologists' points, and how many lie below the curve of all studies."""
-    if not points or np.isnan(targets).any() or np.unique(targets).size < 2:
+    if not points or np.isnan(targets).any():
         return {'radiologists': [], 'radiologists_below': None}
     fpr, tpr, _ = roc_curve(targets, probabilities)
     below = points_below(fpr, tpr, points)

@@ -1,5 +1,7 @@
 """Decision thresholds and temperature scaling, both fitted on held-out patients.
 
+The threshold 'half' is fixed and needs none.
+
 Source: Guo et al. 2017, arXiv:1706.04599, section 4.2 (temperature scaling; here one temperature
 for each label).
 """
@@ -18,6 +20,7 @@ from evaluation.metrics import calibration_bins
 CLIP = 1e-9
 TEMPERATURES = (0.01, 100.0)  # lowest and highest that are tried
 THRESHOLD_RULES = Registry('EVAL.THRESHOLD')
+THRESHOLD_RULES['half'] = 0.5  # not chosen: the same for all labels
 
 
 class Candidates(NamedTuple):
@@ -61,7 +64,7 @@ def choose_threshold(
     Args:
         probabilities: [N].
         targets: [N], 1, 0, or NaN where the label is not scored.
-        rule: Name in THRESHOLD_RULES.
+        rule: Name in THRESHOLD_RULES, but not 'half'.
         sensitivity: The wanted sensitivity of the rule 'sensitivity', above 0 and at most 1.
     """
     positive, negative = probabilities[targets == 1], probabilities[targets == 0]

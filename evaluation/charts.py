@@ -12,7 +12,6 @@ from markupsafe import Markup
 
 # Pixels of a panel: about 300 wide, so that the text stays legible on a phone.
 SIDE, LEFT, RIGHT, TOP, BOTTOM = 236, 48, 14, 10, 44
-UNDEFINED = 'not defined: one class only'
 STRIP = 38  # height of a row of a forest plot
 MARKERS = ('circle', 'square', 'triangle')
 TICK_PX, GAP_PX = 7, 5  # greatest width of a digit of a tick, and least space next to its name
@@ -152,10 +151,6 @@ class Panel:
         place = {'x': f'{x:.1f}', 'y': f'{y:.1f}'}
         self.parts.append(element('text', words, class_=style, **place, text_anchor=anchor))
 
-    def note(self, words: str) -> None:
-        """A remark in the middle of an empty chart."""
-        self.text(LEFT + SIDE / 2, TOP + SIDE / 2 - 8, words, 'middle', 'axis-title')
-
     def svg(self, key: str, title: str, description: str) -> Markup:
         """The finished chart; `key` must be unique on the page."""
         named = [
@@ -177,10 +172,7 @@ def roc(label: dict, key: str) -> Markup:
     """The ROC curve of a label of report.json, its operating point, and radiologists' points."""
     panel = Panel(Axis(*UNIT, '1 \N{MINUS SIGN} specificity'), Axis(*UNIT, 'Sensitivity'))
     panel.line((0, 1), (0, 1), 'chance')
-    xs, ys = _series(label['roc'])
-    panel.line(xs, ys, 'curve series-0')
-    if not xs:
-        panel.note(UNDEFINED)
+    panel.line(*_series(label['roc']), 'curve series-0')
     specificity, recall = (label['scores'][name]['value'] for name in ('specificity', 'recall'))
     if specificity is not None:
         panel.marks([1 - specificity], [recall], 'operating', marker='cross')
@@ -231,11 +223,8 @@ def histogram(label: dict, key: str) -> Markup:
 def precision_recall(label: dict, key: str) -> Markup:
     """Precision over recall in steps, as average precision sums it, with the positive share."""
     panel = Panel(Axis(*UNIT, 'Recall (sensitivity)'), Axis(*UNIT, 'Precision'))
-    if label['n']:
-        panel.line((0, 1), [label['positives'] / label['n']] * 2, 'chance')
+    panel.line((0, 1), [label['positives'] / label['n']] * 2, 'chance')
     xs, ys = _series(label['precision_recall'])
-    if not xs:
-        panel.note(UNDEFINED)
     # Between two recalls, the precision is that of the higher recall.
     panel.line(
         [x for x in xs for _ in 'ab'][:-1], [y for y in ys for _ in 'ab'][1:], 'curve series-0'

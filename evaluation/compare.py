@@ -8,7 +8,7 @@ import numpy as np
 from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples, delong_test, interval
-from evaluation.metrics import headline_labels, label_scores
+from evaluation.metrics import headline_labels, label_scores, summary
 
 
 def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
@@ -33,15 +33,17 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
     labels = [label for label in defined if label in b.labels]
     places = {path: row for row, path in enumerate(b.path)}
     b = b.select(np.array([places[path] for path in a.path], dtype=int))
-    weights = Resamples(a.patient, resamples=resamples, seed=seed).weights(a.patient)
-    entries, values, samples = {}, {}, {}
+    weights = Resamples(a.patient, resamples=resamples, seed=seed).score_weights(a.patient)
+    entries, differences = {}, {}
     for label in labels:
-        predictions = [cases.probabilities[:, cases.labels.index(label)] for cases in (a, b)]
-        targets = a.targets[:, a.labels.index(label)]
-        values[label] = _difference(*predictions, targets)
-        samples[label] = _difference(*predictions, targets, weights)
-        entries[label] = _summary(values[label], samples[label])
-        entries[label]['p_delong'] = _p_delong(*predictions, targets, a.patient)
+        (of_a, targets), (of_b, _) = a.of_label(label), b.of_label(label)
+        areas = [
+            label_scores(values, targets, threshold=None, weights=weights)['auroc']
+            for values in (of_a, of_b)
+        ]
+        differences[label] = areas[0] - areas[1]
+        entries[label] = _summary(differences[label])
+        entries[label]['p_delong'] = _p_delong(of_a, of_b, targets, a.patient)
     p_values = [
         entry['p_bootstrap' if np.isnan(entry['p_delong']) else 'p_delong']
         for entry in entries.values()
@@ -50,8 +52,9 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
         entry['p_holm'] = float(adjusted)
     counted = headline_labels(labels)
     key = 'five' if counted == COMPETITION_LABELS else 'labels_with_both_classes'
-    mean = [np.mean([of[label] for label in counted], axis=0) for of in (values, samples)]
-    means = {'five': None} | ({key: _summary(*mean)} if counted else {})
+    means = {'five': None}
+    if counted:
+        means[key] = _summary(np.mean([differences[label] for label in counted], axis=0))
     return {'a': a.name, 'b': b.name, 'labels': entries, 'means': means}
 
 
@@ -82,18 +85,9 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def _difference(
-    a: np.ndarray, b: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None
-) -> np.ndarray:
-    """[R] AUROC of a minus AUROC of b, for each row of weights."""
-    of_a, of_b = (label_scores(p, targets, threshold=None, weights=weights) for p in (a, b))
-    return of_a['auroc'] - of_b['auroc']
-
-
-def _summary(value: np.ndarray, samples: np.ndarray) -> dict[str, Any]:
-    low, high = interval(samples)
-    difference = {'value': float(value[0]), 'low': low, 'high': high}
-    return {'difference': difference, 'p_bootstrap': bootstrap_p(samples)}
+def _summary(samples: np.ndarray) -> dict[str, Any]:
+    """The figures of a difference and its resamples, [1 + R]."""
+    return {'difference': summary(samples), 'p_bootstrap': bootstrap_p(samples[1:])}
 
 
 def _p_delong(a: np.ndarray, b: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> float:

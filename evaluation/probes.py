@@ -161,7 +161,7 @@ def fit_linear_heads(
         classes.
 
     Newton's method needs about four steps per penalty, L-BFGS hundreds: the variances of features
-    span decades.
+    span decades. The tolerance is that of the gradient; 1e-6 left errors of up to 0.0006 in AUROCs.
     """
     scaler = StandardScaler()
     standard = scaler.fit_transform(features.astype(np.float64))
@@ -174,7 +174,7 @@ def fit_linear_heads(
         if np.unique(classes).size < 2:
             continue
         known = standard[rows]
-        model = LogisticRegression(solver='newton-cholesky', tol=1e-6, warm_start=True)
+        model = LogisticRegression(solver='newton-cholesky', tol=1e-8, warm_start=True)
         for penalty, (weight, bias) in zip(inverse_penalties, heads, strict=True):
             model.set_params(C=penalty).fit(known, classes, sample_weight=weights)
             weight[k] = model.coef_[0] / scaler.scale_
@@ -231,4 +231,6 @@ def _choose(
         )
     chosen = int(np.argmax(scores))
     run.logger.info(f'{mode}: chosen {options[chosen]} of {list(options)}')
+    if chosen in (0, len(options) - 1):
+        run.logger.warning(f'{mode}: {options[chosen]} is at the edge of the grid {list(options)}')
     return chosen

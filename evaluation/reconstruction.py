@@ -46,21 +46,16 @@ TRIVIAL_PREDICTORS = {'mean': visible_mean, 'linear': linear_interpolation}
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One image, its hidden pixels, and the model's prediction.
+    """One normalised image, its hidden pixels (bool), and the model's prediction.
 
-    Attributes:
-        image: [C, H, W] normalised.
-        hidden: [H, W] bool.
-        prediction: [C, H, W] normalised.
-        grey_scale: [C], with value * grey_scale + grey_offset in grey levels (0 to 255).
-        grey_offset: [C].
+    For each channel, value * grey_scale + grey_offset is in grey levels (0 to 255).
     """
 
-    image: np.ndarray
-    hidden: np.ndarray
-    prediction: np.ndarray
-    grey_scale: np.ndarray
-    grey_offset: np.ndarray
+    image: np.ndarray  # [C, H, W]
+    hidden: np.ndarray  # [H, W]
+    prediction: np.ndarray  # [C, H, W]
+    grey_scale: np.ndarray  # [C]
+    grey_offset: np.ndarray  # [C]
 
     def grey(self, values: np.ndarray) -> np.ndarray:
         """Normalised values [C, H, W] as one image [H, W] in grey levels."""

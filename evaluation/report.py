@@ -52,7 +52,7 @@ NOT_COMPARABLE = (
 )
 NO_HELD_OUT = (
     'there are no held-out training patients, so no threshold or temperature is chosen, and every '
-    'score that needs one is n/a'
+    'score that needs a chosen one is n/a'
 )
 SMALL_SPAN = 0.02  # of the probabilities of a label
 CHANCE = 0.5  # AUROC

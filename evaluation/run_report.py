@@ -175,7 +175,9 @@ class FinalScores:
                 split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
             },
             warnings=[SELECTED_ON_VALID] * bool(selects_on_valid)
-            + [INTERNAL] * ('internal' in self.scored),
+            + [INTERNAL] * ('internal' in self.scored)
+            + [f'valid: part {config.DATA.FOLD} of the training patients, with {TRAINING_LABELS}']
+            * bool(config.DATA.FOLD),
             extras={
                 'training': _training_curves(run.folder, config, sources),
                 'pixel_floor': floor_part(
@@ -230,14 +232,14 @@ def check_scoring(run: Run, path: str | Path) -> None:
     if trained is None:
         return
     options = {key: (value_at(trained, key), value_at(config, key)) for key in PATIENT_OPTIONS}
-    (old, new), (before, share) = options.values()
-    if share > (before if old == new else 0):
+    fold, (old, new), (before, share) = options.values()
+    if share > (before if old == new else 0) or fold[1] not in ('', fold[0]):
         changes = [f'{key} {a}, now it is {b}' for key, (a, b) in options.items() if a != b]
         raise ValueError(
-            f'{path} was trained with {"; ".join(changes)}: patients that selected the checkpoint '
-            'would be scored'
+            f'{path} was trained with {"; ".join(changes)}: patients that it was trained on, or '
+            'that selected the checkpoint, would be scored'
         )
-    keys = 'TASK LABELS HOLDOUT_FRACTION MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'
+    keys = 'TASK LABELS FOLD HOLDOUT_FRACTION MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'
     for key in keys.split():
         before, now = trained.DATA[key], config.DATA[key]
         problem = f'{path} was trained with DATA.{key} {before}, now it is {now}'

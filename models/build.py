@@ -26,12 +26,9 @@ def build_model(
 ) -> nn.Module:
     """Build the model of a stage; `config.check_config` has checked the options.
 
-    Args:
-        config: Run configuration.
-        is_pretrain: Whether to build the model of masked pre-training (MODEL.PRETRAIN), or the
-            encoder with a classification head.
-        num_outputs: Outputs of the head; None derives them from the labels. 0 means no head, as
-            contrastive pre-training needs it.
+    With `is_pretrain` it is the model of masked pre-training (MODEL.PRETRAIN), otherwise the
+    encoder with a classification head of `num_outputs`. None derives them from the labels, and 0
+    means no head, as contrastive pre-training needs it.
     """
     encoder = ENCODERS[config.MODEL.TYPE]
     if is_pretrain:

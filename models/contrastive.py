@@ -34,6 +34,7 @@ from engine import distributed
 from models.encoder import ENCODERS, Encoder
 
 METHODS = Registry('CONTRASTIVE.METHOD')
+SHARE_LEFT = 0.01  # most of its initial weights that an averaged encoder keeps to the end of a run
 
 
 class ContrastiveMethod(nn.Module, ABC):
@@ -159,12 +160,29 @@ class SimCLR(ContrastiveMethod):
 
 
 class MomentumMethod(ContrastiveMethod, ABC):
-    """A method with slowly moving copies of encoder and projector, which compute the targets."""
+    """A method with slowly moving copies of encoder and projector, which compute the targets.
+
+    Attributes:
+        mean_rate: Class attribute. Mean of 1 - momentum over a run, as a share of its first value.
+    """
+
+    mean_rate: ClassVar[float] = 1.0
 
     def __init__(self, encoder: Encoder, projector: nn.Module) -> None:
         super().__init__(encoder, projector)
         self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
+
+    @classmethod
+    def default_momentum(cls, total_steps: int) -> float:
+        """Return the published momentum, or in short runs the largest that forgets the start.
+
+        The product of the momenta of all steps is the share of the initial, random weights that is
+        left in the copies. Published schedules leave less than 1e-200; here it is at most about
+        `SHARE_LEFT`. All methods follow this rule.
+        """
+        published = signature(cls).parameters['momentum'].default
+        return min(published, SHARE_LEFT ** (1 / (cls.mean_rate * total_steps)))
 
     @abstractmethod
     def momentum(self) -> Tensor:
@@ -189,7 +207,9 @@ class MomentumMethod(ContrastiveMethod, ABC):
 class MoCo(MomentumMethod):
     """MoCo v2: a view finds the key of the other view among the keys of earlier batches.
 
-    The default temperature is that of MoCo; MoCo v2 uses 0.2.
+    The default temperature is that of MoCo; MoCo v2 uses 0.2. With `bn_groups`, as many parts of
+    the batch are normalised apart, as on that many GPUs, and keys change places before it: a query
+    and its key then share no statistics that could tell them apart from others.
 
     Source: He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297.
     """
@@ -204,12 +224,22 @@ class MoCo(MomentumMethod):
         queue_size: int = 4096,
         temperature: float = 0.07,
         momentum: float = 0.999,
+        bn_groups: int = 1,
     ) -> None:
         width = encoder.num_features
         super().__init__(encoder, mlp_head(width, dim, hidden=width, norm=False))
         self.queue = KeyQueue(queue_size, dim)
         self.temperature = temperature
         self.key_momentum = momentum
+        self.bn_groups = bn_groups
+
+    @classmethod
+    def check(cls, config: Any, stage: str | None) -> None:
+        super().check(config, stage)
+        batch, groups = config.DATA.BATCH_SIZE, config.CONTRASTIVE.BN_GROUPS
+        holds = stage != 'contrastive' or groups == 1 or (batch % groups == 0 and batch > groups)
+        allowed = f'1, or a divisor of DATA.BATCH_SIZE {batch} that leaves 2 images or more'
+        require(holds, config, 'CONTRASTIVE.BN_GROUPS', allowed)
 
     @classmethod
     def chance_loss(cls, options: Any, images: int) -> float:
@@ -219,24 +249,37 @@ class MoCo(MomentumMethod):
         return torch.full_like(self.step, self.key_momentum, dtype=torch.float64)
 
     def loss(self, query_view: Tensor, key_view: Tensor) -> Tensor:
-        queries = self.project(query_view)
-        keys = unit(self.momentum_project(key_view))
+        queries = self._in_groups(self.project, query_view)
+        keys = unit(self._in_groups(self.momentum_project, key_view, shuffle=True))
         earlier = self.queue.keys.clone()  # the backward pass needs them unchanged
         if self.training:
             self.queue.enqueue(keys)
         return info_nce(queries, keys, earlier, self.temperature)
+
+    def _in_groups(
+        self, project: Callable[[Tensor], Tensor], images: Tensor, *, shuffle: bool = False
+    ) -> Tensor:
+        """Project images group by group, each with its own statistics of batch norm."""
+        if self.bn_groups == 1 or not self.training:
+            return project(images)
+        draw = torch.randperm if shuffle else torch.arange
+        order = draw(len(images), device=images.device)
+        groups = images[order].chunk(self.bn_groups)
+        return torch.cat([project(group) for group in groups])[order.argsort()]
 
 
 @METHODS.register('byol')
 class BYOL(MomentumMethod):
     """Each view predicts the slower network's output for the other view; nothing repels.
 
-    The momentum of the slower network rises from `momentum` to 1 over `total_steps`.
+    The momentum of the slower network rises from `momentum` to 1 over `total_steps`. Its authors
+    lower the first value for shorter schedules, too.
 
     Source: Grill et al. 2020, arXiv:2006.07733.
     """
 
     title = 'BYOL'
+    mean_rate = 0.5  # of half a cosine
 
     def __init__(
         self,
@@ -323,6 +366,8 @@ def build_contrastive(config: Any, *, total_steps: int) -> ContrastiveMethod:
     method, encoder = METHODS[config.CONTRASTIVE.METHOD], ENCODERS[config.MODEL.TYPE]
     options = {key.lower(): v for key, v in config.CONTRASTIVE.items() if v is not None}
     options['total_steps'] = total_steps
+    if issubclass(method, MomentumMethod):
+        options.setdefault('momentum', method.default_momentum(total_steps))
     taken = {name: options[name] for name in signature(method).parameters if name in options}
     return method(encoder(**encoder.constructor_arguments(config), num_classes=0), **taken)
 

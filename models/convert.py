@@ -5,7 +5,8 @@ transformers. Keys are compared without the prefix `encoder.` of pre-training mo
 belongs to their head, which may be any module.
 
 Transformers' Swin merges patches and counts relative positions in the same order as here. Only
-names differ, and queries, keys and values are three matrices instead of one.
+names differ, and queries, keys and values are three matrices instead of one. The names of its
+ResNet become those of timm.
 """
 
 import re
@@ -35,7 +36,7 @@ PATCH_WEIGHT = 'patch_embed.proj.weight'
 NORM, POOLED_NORM = ('norm.weight', 'norm.bias'), ('fc_norm.weight', 'fc_norm.bias')
 MAY_BE_NEW = (DECODER, *HEAD, *POOLED_NORM, 'mask_token')
 MAE_TOKEN = 'decoder.mask_token'
-MAE_QKV_BIAS = re.compile(r'((?:decoder_)?blocks\.\d+\.attn\.)qkv\.bias')
+MAE_QKV_BIAS = re.compile(r'((?:decoder[_.])?blocks\.\d+\.attn\.)qkv\.bias')
 MAE_DECODER = re.compile(r'^decoder_(embed|pos_embed|blocks|norm|pred)\b')
 # torchvision's published DenseNets: `denselayer1.norm.1.weight` is `denselayer1.norm1.weight` now.
 OLD_DENSENET = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12]\.)')
@@ -43,7 +44,9 @@ AUXILIARY = 'AuxLogits.'  # Inception's second classifier, used in training only
 COUNTER = '.num_batches_tracked'  # of a batch norm; old files lack it, and nothing depends on it
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)  # their weights are used without a transformation
 
-PATCHES = 'embeddings.patch_embeddings.projection.weight'  # after the prefix of the model
+# The layer that reads the image, after the prefix of the model: of Swin, ViT and BEiT; of ResNet.
+PATCHES = 'embeddings.patch_embeddings.projection.weight'
+RESNET_STEM = 'embedder.embedder.convolution.weight'
 NOT_USED = ('pooler.dense.', 'lm_head.')  # heads that no model here has
 QKV = ('query', 'key', 'value')  # in this order in one matrix
 
@@ -79,6 +82,27 @@ NAMES = (
     ('norm.', 'layernorm.'),
     ('fc_norm.', 'pooler.layernorm.'),
     ('head.', 'classifier.'),
+)
+# Of files that are only read: ResNet, and MAE's decoder (`decoder_encoder`: by transformers 5).
+RESNET_BLOCK = (
+    *((f'conv{k + 1}.', f'layer.{k}.convolution.') for k in range(3)),
+    *((f'bn{k + 1}.', f'layer.{k}.normalization.') for k in range(3)),
+    ('downsample.0.', 'shortcut.convolution.'),
+    ('downsample.1.', 'shortcut.normalization.'),
+)
+NAMES_READ = (
+    ('conv1.', 'embedder.embedder.convolution.'),
+    ('bn1.', 'embedder.embedder.normalization.'),
+    *(
+        (f'layer{k + 1}.{{}}.{a}', f'encoder.stages.{k}.layers.{{}}.{b}')
+        for k in range(4)
+        for a, b in RESNET_BLOCK
+    ),
+    ('head.', 'classifier.1.'),
+    *(('decoder.blocks.{}.' + a, 'decoder.decoder_layers.{}.' + b) for a, b in VIT_BLOCK),
+    *(('decoder.blocks.{}.' + a, 'decoder.decoder_encoder.layer.{}.' + b) for a, b in VIT_BLOCK),
+    ('decoder.', 'decoder.decoder_'),
+    *NAMES,
 )
 
 
@@ -176,7 +200,7 @@ def to_huggingface(state: State) -> State:
 
 
 def is_huggingface(state: State) -> bool:
-    """Return whether the names are those of transformers' Swin, ViT or BEiT."""
+    """Return whether the names are those of transformers' Swin, ViT, BEiT, MAE or ResNet."""
     return _huggingface_prefix(state) is not None
 
 
@@ -189,7 +213,7 @@ def from_huggingface(state: State) -> tuple[State, list[str]]:
         Entries with unknown names keep them and are refused later.
     """
     prefix = _huggingface_prefix(state) or ''
-    back = tuple((theirs, ours) for ours, theirs in NAMES)
+    back = tuple((theirs, ours) for ours, theirs in NAMES_READ)
     bare = {key.removeprefix(prefix): key for key in state}
     left_over = [key for name, key in bare.items() if name.startswith(NOT_USED)]
     kept = {name: state[key] for name, key in bare.items() if key not in left_over}
@@ -494,7 +518,8 @@ def _select(state: State, target: State, report: Report) -> State:
 def _huggingface_prefix(state: State) -> str | None:
     """The prefix of the encoder, such as `vit.`; None for other names."""
     keys = [key for key, value in state.items() if value.ndim == 4]
-    found = (re.fullmatch(rf'((?:\w+\.)?){re.escape(PATCHES)}', key) for key in keys)
+    layers = '|'.join(map(re.escape, (PATCHES, RESNET_STEM)))
+    found = (re.fullmatch(rf'((?:\w+\.)?)(?:{layers})', key) for key in keys)
     return next((match[1] for match in found if match), None)
 
 

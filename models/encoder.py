@@ -17,6 +17,7 @@ from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
@@ -123,7 +124,7 @@ class PatchEncoder(Encoder):
     The section of options must contain PATCH_SIZE.
 
     Attributes:
-        patch_embed: A `PatchEmbed`. Its convolution `proj` is the only layer that reads the image:
+        patch_embed: timm's. Its convolution `proj` is the only layer that reads the image:
             weights are converted between numbers of channels there.
         patch_size: Side of an input token in pixels.
         embed_dim: Width of the input tokens.
@@ -133,7 +134,7 @@ class PatchEncoder(Encoder):
 
     hides_patches = True
     is_masked: ClassVar[bool] = False
-    patch_embed: 'PatchEmbed'
+    patch_embed: PatchEmbed
     patch_size: int
     embed_dim: int
     stride: int
@@ -141,7 +142,7 @@ class PatchEncoder(Encoder):
     @property
     def grid_size(self) -> int:
         """Tokens along a side of the image."""
-        return self.patch_embed.grid_size
+        return self.patch_embed.grid_size[0]
 
     @classmethod
     def stride_of(cls, config: Any) -> int:
@@ -200,37 +201,6 @@ def check_mask(mask: Tensor, grid_size: int) -> None:
 def masked_version(encoder: type[PatchEncoder]) -> type[PatchEncoder]:
     """Return the class of the same encoder with hidden patches."""
     return type(encoder)(f'{encoder.__name__}ForSimMIM', (MaskedEncoder, encoder), {})
-
-
-class PatchEmbed(nn.Module):
-    """One token per patch, row by row: a convolution whose stride is its size."""
-
-    def __init__(
-        self,
-        img_size: int,
-        patch_size: int,
-        in_chans: int,
-        embed_dim: int,
-        norm_layer: type[nn.Module] = nn.Identity,
-    ) -> None:
-        super().__init__()
-        if img_size % patch_size:
-            raise ValueError(
-                f'DATA.IMG_SIZE must be a multiple of PATCH_SIZE, {patch_size}, got {img_size}'
-            )
-        self.img_size = img_size
-        self.grid_size = img_size // patch_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
-        self.norm = norm_layer(embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        if (height, width) != (self.img_size, self.img_size):
-            raise ValueError(
-                f'image size: got {height}x{width}, the encoder was built for '
-                f'{self.img_size}x{self.img_size} (DATA.IMG_SIZE)'
-            )
-        return self.norm(self.proj(x).flatten(2).transpose(1, 2))  # [B, L, D]
 
 
 class ClassifierHead(nn.Linear):

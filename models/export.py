@@ -7,7 +7,7 @@ Swin's patch merging and relative positions have the same order in SimMIM, timm 
 Only names differ, and in timm the merging begins the next stage.
 """
 
-import importlib
+import importlib.util
 import json
 import logging
 import re
@@ -153,12 +153,10 @@ def export(source: Source, target: str, path: Path, *, overwrite: bool) -> float
     if path.is_dir() and (others := {file.name for file in path.iterdir()} - FOLDER_FILES):
         raise ValueError(f'--output {path} contains other files than an export: {min(others)}')
     for package in kind.packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
+        if importlib.util.find_spec(package) is None:
             raise ValueError(
                 f'--to {target} needs {package}: pip install -r requirements-export.txt'
-            ) from error
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
         temporary = Path(folder) / path.name

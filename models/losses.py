@@ -28,15 +28,13 @@ TINY = torch.finfo(torch.float32).tiny
 def build_label_loss(
     config: Any, targets: np.ndarray, *, multiclass: np.ndarray | None = None
 ) -> LabelLoss:
-    """Return the loss that LOSS.NAME and the label policies select.
+    """Return the loss (outputs, targets [B, K]) -> scalar of LOSS.NAME and the label policies.
 
     Args:
         config: Run configuration.
         targets: [N, K] of the training images, NaN where unknown.
-        multiclass: [K] bool, the labels with the policy 'multiclass'; None for none.
-
-    Returns:
-        (outputs, targets [B, K]) -> scalar. Outputs are [B, K], or [B, 3K] with 'multiclass'.
+        multiclass: [K] bool, the labels with the policy 'multiclass', for which outputs are [B,
+            3K]; None for none.
     """
     if multiclass is not None and multiclass.any():
         return partial(masked_multiclass, multiclass=torch.from_numpy(multiclass))
@@ -142,12 +140,9 @@ def masked_multiclass(
 
     Args:
         outputs: [B, 3K], see `positive_logits`.
-        targets: [B, K], NaN where unknown; 0, 1 or 2 (uncertain) for labels with three classes,
-            in [0, 1] for the others.
+        targets: [B, K], NaN where unknown; 0, 1 or 2 (uncertain) for labels with three classes, in
+            [0, 1] for the others.
         multiclass: [K] bool, the labels with three classes.
-
-    Returns:
-        Scalar, float32.
     """
     outputs, clean = outputs.float(), targets.float().nan_to_num()
     three = F.cross_entropy(outputs.reshape(-1, 3), clean.long().flatten(), reduction='none')
@@ -159,14 +154,10 @@ def masked_multiclass(
 
 
 def positive_logits(outputs: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Return the logits whose sigmoid is the probability of each label.
+    """Return the logits [B, K] whose sigmoid is the probability of each label.
 
-    Args:
-        outputs: [B, K], returned unchanged, or [B, 3K] = [B, K, 3]: negative, positive, uncertain.
-        num_labels: K.
-
-    Returns:
-        [B, K]. Of three classes, only positive and negative enter the softmax.
+    Outputs are [B, K], returned unchanged, or [B, 3K] = [B, K, 3]: negative, positive, uncertain.
+    Of three classes, only positive and negative enter the softmax.
     """
     if outputs.shape[1] == num_labels:
         return outputs
@@ -175,13 +166,9 @@ def positive_logits(outputs: torch.Tensor, num_labels: int) -> torch.Tensor:
 
 
 def positive_weights(targets: np.ndarray) -> np.ndarray:
-    """Return the ratio of negatives to positives for each label.
+    """Return the ratio [K] of negatives to positives of each label; 1 if it lacks one of the two.
 
-    Args:
-        targets: [N, K] in [0, 1], soft targets counted by their value; NaN where unknown.
-
-    Returns:
-        [K] float32; 1 for a label without positives or without negatives.
+    Targets [N, K] are in [0, 1], NaN where unknown. Soft targets are counted by their value.
     """
     positives = np.nansum(targets, axis=0, dtype=np.float64)
     negatives = np.nansum(1 - targets, axis=0, dtype=np.float64)

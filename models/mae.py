@@ -11,7 +11,7 @@ from torch import nn
 from config import default_config, mask_units, require
 from models.encoder import ENCODERS, check_mask, run_block
 from models.simmim import LOSSES, PRETRAINING, TARGETS, MaskedModel, pixel_loss, repeat
-from models.vision_transformer import Block, VisionTransformer, sincos_positions
+from models.vision_transformer import Block, VisionTransformer, sincos_positions, take
 
 
 @PRETRAINING.register('mae')
@@ -128,11 +128,7 @@ class MAE(MaskedModel):
 
         The class token comes first. Position embeddings are added before patches are removed.
         """
-        encoder = self.encoder
-        tokens = encoder.patch_embed(x) + encoder.pos_embed[:, 1:]
-        tokens = take(tokens, visible)
-        first = encoder.cls_token + encoder.pos_embed[:, :1]
-        return encoder.run_blocks(torch.cat([first.expand(len(x), -1, -1), tokens], dim=1))
+        return self.encoder.encode(self.encoder.patch_embed(x), visible)
 
     def no_weight_decay(self) -> set[str]:
         return super().no_weight_decay() | {'decoder.mask_token'}
@@ -188,8 +184,3 @@ def visible_first(mask: torch.Tensor) -> torch.Tensor:
 def count_visible(mask: torch.Tensor) -> int:
     """Count the visible patches of masks [B, h, w] (1 hidden), the same number in each."""
     return int((mask[0] == 0).sum())
-
-
-def take(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Select tokens [B, N, D] at places [B, M], in this order: [B, M, D]."""
-    return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))

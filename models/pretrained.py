@@ -26,12 +26,8 @@ def fit_pretrained(
 ) -> tuple[dict[str, Tensor], Report]:
     """Convert a checkpoint's weights to entries that the model can load.
 
-    See `models.convert` for the files that are understood.
-
-    Args:
-        config: Run configuration; PRETRAINED is the path of the file.
-        checkpoint: Contents of the file, as `utils.read_checkpoint` returns them.
-        model: The model that receives the weights.
+    See `models.convert` for the files that are understood. The checkpoint is what
+    `utils.read_checkpoint` returns for PRETRAINED.
 
     Returns:
         The entries under the model's names, and a report on every entry.

@@ -1,4 +1,4 @@
-"""Relative position bias of attention: table rows for pairs of tokens, and resizing of tables."""
+"""Relative position bias of attention: gathering it from its table, and resizing of tables."""
 
 import math
 from collections.abc import Sequence
@@ -10,31 +10,6 @@ from torch import nn
 
 # Last rows of a ViT's table: the class token as query, as key, and as both.
 CLASS_TOKEN_ROWS = 3
-
-
-def window_index(side: int) -> torch.Tensor:
-    """Return the row of the bias table for every pair of tokens in a window, [side^2, side^2].
-
-    Query (r, c) and key (r', c') share row (r - r' + side-1) * (2 side-1) + (c - c' + side-1).
-    """
-    row, column = torch.cartesian_prod(torch.arange(side), torch.arange(side)).unbind(1)
-    rows_apart = row[:, None] - row[None, :] + side - 1
-    columns_apart = column[:, None] - column[None, :] + side - 1
-    return rows_apart * (2 * side - 1) + columns_apart
-
-
-def grid_index(side: int) -> torch.Tensor:
-    """Return `window_index` of the whole grid, with the class token first.
-
-    Returns:
-        [side^2 + 1, side^2 + 1] int64, query by key.
-    """
-    length = (2 * side - 1) ** 2 + CLASS_TOKEN_ROWS
-    index = torch.full((side**2 + 1, side**2 + 1), length - 1)
-    index[0, 1:] = length - 3
-    index[1:, 0] = length - 2
-    index[1:, 1:] = window_index(side)
-    return index
 
 
 def gather_bias(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,8 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import Registry, default_config, encoder_node, mask_units, require, value_at
+from config import Registry, default_config, require, value_at
+from data.masking import mask_generator
 from models.encoder import ENCODERS, PatchEncoder, masked_version
 from models.swin_transformer import BasicLayer, SwinTransformer, init_linear_or_table
 from models.vision_transformer import VisionTransformer
@@ -86,7 +87,7 @@ class MaskedModel(nn.Module, ABC):
         if stage not in (None, 'simmim'):
             return
         if ENCODERS[config.MODEL.TYPE].hides_patches:
-            _check_masks(config)
+            mask_generator(config)  # checks the sizes
             cls.check_options(config)
         else:
             names = [name for name, encoder in ENCODERS.items() if encoder.hides_patches]
@@ -399,16 +400,3 @@ def _patch_expanding(dim: int) -> nn.Sequential:
 def _to_pixels(width: int, stride: int, in_chans: int) -> nn.Sequential:
     """[B, width, h, w] to [B, in_chans, h * stride, w * stride]."""
     return nn.Sequential(nn.Conv2d(width, stride**2 * in_chans, 1), nn.PixelShuffle(stride))
-
-
-def _check_masks(config: Any) -> None:
-    data, patch = config.DATA, encoder_node(config).PATCH_SIZE
-    allowed = (
-        f'a divisor of DATA.IMG_SIZE, {data.IMG_SIZE}, and a multiple of '
-        f'MODEL.{config.MODEL.TYPE.upper()}.PATCH_SIZE, {patch}'
-    )
-    holds = data.IMG_SIZE % data.MASK_PATCH_SIZE == 0 and data.MASK_PATCH_SIZE % patch == 0
-    require(holds, config, 'DATA.MASK_PATCH_SIZE', allowed)
-    units, hidden = mask_units(config)
-    allowed = f'such that 1 to {units - 1} of the {units} units are hidden, not {hidden}'
-    require(hidden < units, config, 'DATA.MASK_RATIO', allowed)

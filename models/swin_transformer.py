@@ -7,19 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, PatchEmbed, gen_relative_position_index
 from torch import nn
 
 from config import encoder_node, require
 from models.encoder import (
     ENCODERS,
-    PatchEmbed,
     PatchEncoder,
     attend,
     build_classifier_head,
     run_block,
 )
-from models.relative_position import gather_biases, window_index
+from models.relative_position import gather_biases
 
 OTHER_REGION = -100.0  # added to logits between tokens that only the shift made neighbours
 
@@ -97,7 +96,8 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window_size - 1) ** 2, num_heads)
         )
-        self.register_buffer('relative_position_index', window_index(window_size))
+        index = gen_relative_position_index((window_size, window_size))
+        self.register_buffer('relative_position_index', index)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -283,7 +283,7 @@ class SwinTransformer(PatchEncoder):
         self.num_features = embed_dim * 2**last
         self.depths = list(depths)
 
-        norm_layer = nn.LayerNorm if patch_norm else nn.Identity
+        norm_layer = nn.LayerNorm if patch_norm else None
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, norm_layer)
         self.absolute_pos_embed = (
             nn.Parameter(torch.zeros(1, self.grid_size**2, embed_dim)) if ape else None

@@ -38,11 +38,8 @@ class TimmClassifier(Encoder):
     """Any model of timm with random weights and a linear head on its pooled features.
 
     MODEL.DROP_RATE is timm's drop_rate: in most of its models, dropout before the head only. With
-    gradient checkpointing a batch norm runs twice per batch, so its running statistics move as
-    with momentum 0.19 instead of 0.1.
-
-    Attributes:
-        layout: See `Layout`.
+    gradient checkpointing a batch norm runs twice per batch, so its running statistics move as with
+    momentum 0.19 instead of 0.1.
     """
 
     def __init__(

@@ -10,20 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, PatchEmbed, gen_relative_position_index
 from torch import nn
 from torch.nn import functional as F
 
 from config import require
 from models.encoder import (
     ENCODERS,
-    PatchEmbed,
     PatchEncoder,
     attend,
     build_classifier_head,
     run_block,
 )
-from models.relative_position import CLASS_TOKEN_ROWS, gather_bias, gather_biases, grid_index
+from models.relative_position import CLASS_TOKEN_ROWS, gather_bias, gather_biases
 
 
 class RelativePositionBias(nn.Module):
@@ -32,7 +31,7 @@ class RelativePositionBias(nn.Module):
     def __init__(self, grid_size: int, num_heads: int) -> None:
         super().__init__()
         self.relative_position_bias_table = _new_table(grid_size, num_heads)
-        self.register_buffer('relative_position_index', grid_index(grid_size))
+        self.register_buffer('relative_position_index', _grid_index(grid_size))
 
     def forward(self) -> torch.Tensor:
         return gather_bias(self.relative_position_bias_table, self.relative_position_index)
@@ -59,7 +58,7 @@ class Attention(nn.Module):
         self.relative_position_bias_table = None
         if grid_size is not None:
             self.relative_position_bias_table = _new_table(grid_size, num_heads)
-            self.register_buffer('relative_position_index', grid_index(grid_size))
+            self.register_buffer('relative_position_index', _grid_index(grid_size))
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -193,6 +192,10 @@ class VisionTransformer(PatchEncoder):
         holds = not vit.USE_SINCOS or not (vit.USE_APE or vit.EMBED_DIM % 4)
         allowed = 'False with USE_APE or with an EMBED_DIM that is not a multiple of 4'
         require(holds, config, 'MODEL.VIT.USE_SINCOS', allowed)
+        if stage == 'finetune':
+            holds = not (config.FINETUNE.MASK_RATIO and (vit.USE_RPB or vit.USE_SHARED_RPB))
+            allowed = '0 with MODEL.VIT.USE_RPB or USE_SHARED_RPB, which need the whole grid'
+            require(holds, config, 'FINETUNE.MASK_RATIO', allowed)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -216,15 +219,17 @@ class VisionTransformer(PatchEncoder):
         else:
             nn.init.normal_(tensor, std=0.02)
 
-    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Encode patch tokens [B, L, D] to normalised tokens [B, 1 + L, D], class token first."""
+    def encode(self, tokens: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """Encode patch tokens [B, L, D] to normalised tokens [B, 1 + L, D], class token first.
+
+        `kept` [B, V] are the places of the patches that remain after the position embeddings are
+        added, as in MAE; None: all of them.
+        """
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         if self.pos_embed is not None:
             x = x + self.pos_embed
-        return self.run_blocks(x)
-
-    def run_blocks(self, x: torch.Tensor) -> torch.Tensor:
-        """Run all blocks and the norm on tokens [B, N, D] that have their position embeddings."""
+        if kept is not None:
+            x = torch.cat([x[:, :1], take(x[:, 1:], kept)], dim=1)
         x = self.pos_drop(x)
         for block, bias in zip(self.blocks, self._biases(), strict=True):
             x = run_block(block, x, bias, keeps=self.keeps)
@@ -239,8 +244,12 @@ class VisionTransformer(PatchEncoder):
         own = gather_biases(attention)
         return own if shared is None else [bias + shared for bias in own]
 
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.encode(self.patch_embed(x))
+    def forward(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the logits of images [B, C, S, S]; `kept`: see `encode`."""
+        return self.head(self.forward_features(x, kept))
+
+    def forward_features(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.encode(self.patch_embed(x), kept)
         return x[:, 0] if self.fc_norm is None else self.fc_norm(x[:, 1:].mean(dim=1))
 
     def get_num_layers(self) -> int:
@@ -279,6 +288,23 @@ def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
     along = torch.cat([angles.sin(), angles.cos()], dim=1)  # [grid_size, width / 2]
     rows, columns = along.repeat_interleave(grid_size, dim=0), along.repeat(grid_size, 1)
     return F.pad(torch.cat([columns, rows], dim=1), (0, 0, 1, 0)).float()[None]
+
+
+def _grid_index(grid_size: int) -> torch.Tensor:
+    """Return the row of the bias table for each query and key; the class token comes first."""
+    return gen_relative_position_index((grid_size, grid_size), class_token=True)
+
+
+def draw_kept(images: torch.Tensor, num_patches: int, mask_ratio: float) -> torch.Tensor:
+    """Draw the places [B, V] of the patches that remain when a share of each image's is dropped."""
+    num_kept = num_patches - math.ceil(num_patches * mask_ratio)
+    noise = torch.rand(len(images), num_patches, device=images.device)
+    return noise.argsort(dim=1)[:, :num_kept]
+
+
+def take(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Select tokens [B, N, D] at places [B, M], in this order: [B, M, D]."""
+    return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
 
 
 def _new_table(grid_size: int, num_heads: int) -> nn.Parameter:

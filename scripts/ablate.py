@@ -30,7 +30,15 @@ from engine.files import replace_file
 from engine.run_record import is_finished
 from sweeps.budget import describe_budget, describe_runs
 from sweeps.files import ROOT, SECTIONS, Job, Sweep, load_sweep, only_row, plan, without_cache
-from sweeps.plots import plot_curves, plot_labels, plot_losses, plot_subsets, plot_sweep
+from sweeps.plots import (
+    mask_rows,
+    plot_curves,
+    plot_labels,
+    plot_losses,
+    plot_masks,
+    plot_subsets,
+    plot_sweep,
+)
 from sweeps.power import count_cases, describe_power
 from sweeps.results import (
     SPLITS,
@@ -372,6 +380,8 @@ def plot(args: argparse.Namespace) -> int:
             figures['_losses'] = lambda path: plot_losses(path, sweep, seeds_of(args), args.output)
         if args.source is None and any(row.pretraining for row in sweep.rows):
             figures['_curves'] = lambda path: plot_curves(path, sweep, seeds_of(args), args.output)
+    elif len(mask_rows(sweep)) > 1:
+        figures['_masks'] = lambda path: plot_masks(path, sweep, results, score)
     for name, draw in figures.items():
         for suffix in ('png', 'pdf'):
             path = args.output / f'{sweep.name}{name}.{suffix}'

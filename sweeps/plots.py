@@ -1,4 +1,4 @@
-"""Figures of a sweep: paired differences, learning curves, AUROC by label and labelled share."""
+"""Figures of a sweep: paired differences, learning curves, AUROC by label, labelled share, mask."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from matplotlib.lines import Line2D
 
 from engine.files import atomic_writer
 from logger import read_metrics
-from sweeps.files import Row, Sweep, run_folder
+from sweeps.files import Row, Sweep, expected_config, run_folder
 from sweeps.results import (
+    MASK_KEYS,
     MEANS,
     MISSING,
     NOT_FOR_CLINICAL_USE,
@@ -215,6 +216,60 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
         axis.set_ylabel(score_title(collected, score))
         first = [rows[0] for rows in methods.values()]
         _add_method_legend(figure, collected, first, "Bars: 95 % over seeds, by Student's t.")
+
+
+def plot_masks(
+    path: str | Path, sweep: Sweep, collected: Collected, score: str | None = None
+) -> None:
+    """Draw a score by AvgDist (`data.masking.average_distance`), one line per mask type and size.
+
+    Args:
+        path: As in `plot_sweep`.
+        sweep: An ablation.
+        collected: Its results, of which rows that change more than the mask are left out.
+        score: As in `plot_sweep`.
+    """
+    (score,) = choose_scores(collected, [score] if score else None)
+    rows = {row['name']: row for row in collected['rows']}
+    lines: dict[str, list[tuple]] = {}
+    for row in mask_rows(sweep):
+        data, found = expected_config(row, 'simmim').DATA, rows[row.name]
+        mean, distance = score_of(found, score).mean(), found['average_distance_px']
+        if distance is not None and not np.isnan(mean):
+            bars = _patient_bars(mean, found['over_patients'].get(score))
+            name = f'{data.MASK_TYPE}, {data.MASK_PATCH_SIZE} px'
+            lines.setdefault(name, []).append((distance, mean, bars, data.MASK_RATIO))
+    with _drawing(path, 3.8) as figure:
+        axis = figure.subplots()
+        for number, (name, points) in enumerate(lines.items()):
+            style = {'color': COLOURS[number % len(COLOURS)], 'marker': MARKERS[number], 'ms': 4}
+            points = sorted(points, key=lambda point: point[0])
+            axis.plot(*zip(*(point[:2] for point in points), strict=True), label=name, **style)
+            for distance, mean, bars, ratio in points:
+                axis.errorbar(distance, mean, yerr=bars, color=style['color'], linewidth=0.6)
+                note = {'xytext': (4, 3), 'textcoords': 'offset points', 'fontsize': 7}
+                axis.annotate(f'{ratio:g}', (distance, mean), **note)
+        axis.grid(axis='y')
+        axis.set_xlabel('AvgDist: mean distance from hidden pixels to the nearest visible one (px)')
+        axis.set_ylabel(score_title(collected, score))
+        figure.legend(loc='outside upper center', ncols=4)
+        figure.supxlabel(
+            'Numbers: masked share. Bars: 95 % over patients, of the mean over seeds, if known. '
+            f'{NOT_FOR_CLINICAL_USE}',
+            fontsize=7,
+            color=GREY,
+        )
+
+
+def mask_rows(sweep: Sweep) -> list[Row]:
+    """The rows of an ablation that differ in nothing but the mask."""
+    return [
+        row
+        for row in sweep.rows
+        if row.pretraining == 'simmim'
+        and not (row.changes['finetune'] or row.weights)
+        and set(row.changes['simmim']) <= MASK_KEYS
+    ]
 
 
 @contextlib.contextmanager

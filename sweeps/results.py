@@ -63,7 +63,7 @@ MASK_KEYS = {'DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO'}
 NUM_MASKS, MASK_SEED = 200, 0  # for the mean distance to a visible pixel
 # Options that decide which images are held out and how they are read.
 HELD_OUT_KEYS = (
-    *('DATA.VIEWS', 'DATA.HOLDOUT_FRACTION', 'DATA.DATASET', 'EVAL.HOLDOUT_IMAGES'),
+    *('DATA.VIEWS', 'DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'DATA.DATASET', 'EVAL.HOLDOUT_IMAGES'),
     *('DATA.IMG_SIZE', 'DATA.PREPROCESS', 'DATA.PRETRAIN_INTERPOLATION', 'TEST.CROP'),
 )
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cases import NAN, make_cases
-from sklearn.metrics import confusion_matrix, roc_curve
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_curve
 
 from data.labels import COMPETITION_LABELS
 from evaluation.analysis import HeldOut, fit_held_out, score_set, worst_errors
@@ -106,6 +106,22 @@ def test_held_out_values_are_matched_to_labels_by_name():
     np.testing.assert_array_equal(fitted.thresholds, expected)
     assert np.isnan(fitted.temperatures).tolist() == [False, True, False]
     assert np.isnan(fit_held_out(None, ('a',), Protocol()).thresholds).all()
+
+
+def test_the_threshold_half_is_not_chosen():
+    rng = np.random.default_rng(2)
+    cases = make_cases(
+        rng.random((80, 1)), (rng.random((80, 1)) < 0.5).astype(float), labels=('a',)
+    )
+    protocol = Protocol(level='image', threshold='half', resamples=0)
+    for holdout in (None, cases):
+        held_out = fit_held_out(holdout, ('a', 'missing'), protocol)
+        assert held_out.thresholds.tolist() == [0.5, 0.5]
+    held_out = fit_held_out(None, ('a',), protocol)
+    scores = score_set(cases, held_out, protocol)['labels'][0]['scores']
+    targets, called = cases.targets[:, 0], cases.probabilities[:, 0] >= 0.5
+    for name, function in (('accuracy', accuracy_score), ('f1', f1_score)):
+        assert scores[name]['value'] == pytest.approx(function(targets, called))
 
 
 def test_worst_errors_are_the_most_confident_ones():

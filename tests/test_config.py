@@ -272,6 +272,7 @@ def test_the_single_preprocessing_step_of_earlier_versions_is_a_list(tmp_path, n
         ('MODEL.SWIN.WINDOW_SIZE', 6), ('DATA.MASK_PATCH_SIZE', 30), ('DATA.MASK_PATCH_SIZE', 14),
         ('DATA.MASK_RATIO', 0.99), ('MODEL.NAME', '/other'), ('TAG', '../other'),
         ('EVAL.ENSEMBLE', [1]), ('EVAL.GROUPS', ['']), ('DATA.IMAGE_SUFFIX', 'png'),
+        ('DATA.FOLD', '5/5'), ('DATA.FOLD', '0'), ('DATA.FOLD', '0/1'), ('DATA.FOLD', '-1/5'),
     ],
 )  # fmt: skip
 def test_an_impossible_value_is_an_error_that_names_its_key(key, bad) -> None:

@@ -299,6 +299,8 @@ def config_with(options: dict) -> object:
         {'CONTRASTIVE.METHOD': 'byol', 'CONTRASTIVE.TEMPERATURE': 0.1},
         {'CONTRASTIVE.LOCAL_CROP_AREA': [0.2, 0.1]},
         {'DATA.BATCH_SIZE': 1},
+        {'DATA.BATCH_SIZE': 64, 'CONTRASTIVE.BN_GROUPS': 24},
+        {'DATA.BATCH_SIZE': 64, 'CONTRASTIVE.BN_GROUPS': 64},
         CROPS | {'CONTRASTIVE.LOCAL_SIZE': 96},
     ],
 )
@@ -324,7 +326,63 @@ def test_options_reach_the_methods() -> None:
     assert moco.queue.keys.shape == (32, 6)
     assert (moco.temperature, moco.key_momentum) == (0.3, 0.5)
     byol = build_contrastive(config_with(TIMM | {'CONTRASTIVE.METHOD': 'byol'}), total_steps=7)
-    assert (byol.total_steps, byol.first_momentum) == (7, 0.996)
+    assert byol.total_steps == 7
+
+
+@pytest.mark.parametrize('steps', [100, 440, 3000])
+@pytest.mark.parametrize('name', ['moco', 'byol'])
+def test_a_short_run_forgets_the_initial_weights(name: str, steps: int) -> None:
+    """About 1 % of them is left in the averaged encoder; the product is of the momenta used."""
+    method = {'moco': MoCo, 'byol': partial(BYOL, total_steps=steps, hidden=12)}[name]
+    default = {'moco': MoCo, 'byol': BYOL}[name].default_momentum(steps)
+    model, left = method(Convolution(), momentum=default), 1.0
+    for step in range(steps):
+        model.step.fill_(step + 1)
+        left *= float(model.momentum())
+    published = {'moco': 0.999**steps, 'byol': 0.996 ** (steps / 2)}[name]
+    assert left == pytest.approx(min(0.01, published), rel=0.1)
+
+
+def test_long_runs_have_the_published_momentum_and_a_given_one_wins() -> None:
+    for method, published in ((MoCo, 0.999), (BYOL, 0.996)):
+        assert method.default_momentum(73_100) == published
+    options = TIMM | {'CONTRASTIVE.METHOD': 'byol', 'CONTRASTIVE.MOMENTUM': 0.996}
+    assert build_contrastive(config_with(options), total_steps=300).first_momentum == 0.996
+
+
+class Normalised(Convolution):
+    """Its features depend on the other images of the batch, by batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(7)
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.layer(images)).tanh().mean(dim=(2, 3))
+
+
+def test_mocos_groups_have_their_own_batch_norm_and_keys_change_groups() -> None:
+    """Against batch norm of each group alone, for the order of the keys that the seed gives."""
+    torch.manual_seed(0)
+    model = MoCo(Normalised(), dim=6, queue_size=24, bn_groups=4).double().train()
+    a, b = views('moco', 0)
+
+    def of_groups(images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(images, model.encoder.layer.weight, model.encoder.layer.bias)
+        norm, z = model.encoder.norm, torch.empty(BATCH, 7, dtype=torch.float64)
+        for rows in order.view(4, 2):
+            y = F.batch_norm(x[rows], None, None, norm.weight, norm.bias, training=True)
+            z[rows] = y.tanh().mean(dim=(2, 3))
+        return model.projector(z)
+
+    torch.manual_seed(1)
+    order = torch.randperm(BATCH)
+    assert not torch.equal(order, torch.arange(BATCH))
+    queries, keys = of_groups(a, torch.arange(BATCH)), of_groups(b, order)
+    want = info_nce(queries, keys, torch.zeros(24, 6).double(), 0.07)
+    torch.manual_seed(1)
+    torch.testing.assert_close(model(a, b), want)
+    torch.testing.assert_close(model.queue.keys[:BATCH], F.normalize(keys, dim=1))
 
 
 # Layers of the papers

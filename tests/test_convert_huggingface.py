@@ -1,4 +1,4 @@
-"""Weights from transformers' folders: its own Swin, ViT and BEiT, and what this project exports."""
+"""Weights from transformers' folders: its own models, and what this project exports."""
 
 import json
 import re
@@ -168,6 +168,74 @@ def test_beit_of_transformers_gives_its_features(transformers, tmp_path) -> None
     found = started(ours, file).forward_features(images())
     assert wanted.std() > 0.3
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+def mae_of_transformers(
+    transformers, kind: str, channels: int, mask_ratio: float
+) -> torch.nn.Module:
+    """Random weights with the positions of sines and cosines, as the published file has them."""
+    sizes = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4}
+    decoder = {'hidden_size': 16, 'num_hidden_layers': 1, 'num_attention_heads': 4}
+    sizes |= {'intermediate_size': 128, 'image_size': 32, 'patch_size': 8}
+    sizes |= {f'decoder_{key}': value for key, value in decoder.items()}
+    sizes |= {'decoder_intermediate_size': 64, 'num_channels': channels}
+    # MAE's own epsilon; transformers' 1e-12 moves these features by 2e-5.
+    config = transformers.ViTMAEConfig(**sizes, mask_ratio=mask_ratio, layer_norm_eps=1e-6)
+    model = getattr(transformers, kind)(config).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if not name.endswith(('position_embeddings', 'decoder_pos_embed')):
+                centre = 1.0 if 'norm' in name and name.endswith('.weight') else 0.0
+                value.normal_(centre, 0.15)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('kind', ['ViTMAEForPreTraining', 'ViTMAEModel'])
+@pytest.mark.parametrize('channels', [3, 1])
+def test_mae_of_transformers_gives_its_features(
+    kind: str, channels: int, transformers, tmp_path
+) -> None:
+    """Both kinds of position embedding; one channel is folded from three."""
+    torch.manual_seed(1)
+    theirs = mae_of_transformers(transformers, kind, 3, mask_ratio=0.0)
+    theirs.save_pretrained(tmp_path)
+    in_order = torch.arange(16.0).expand(2, -1)  # its order of patches, which is random otherwise
+    x = grey_images(IMAGENET)
+    wanted = getattr(theirs, 'vit', theirs)(pixel_values=x, noise=in_order).last_hidden_state
+    assert wanted.std() > 0.5
+    for fixed in (True, False):
+        options = PLAIN | {'MODEL__VIT__USE_APE': not fixed, 'MODEL__VIT__USE_SINCOS': fixed}
+        ours = started(make_config('vit', channels, **options), tmp_path / 'model.safetensors')
+        found = ours.encode(ours.patch_embed(x if channels == 3 else grey_images(GREY)))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('layers', ['decoder_layers', 'decoder_encoder.layer'])
+def test_mae_of_transformers_predicts_the_same_pixels(layers: str, transformers, tmp_path) -> None:
+    """Its decoder, too, with either name of the blocks; the published file has the first."""
+    torch.manual_seed(2)
+    theirs = mae_of_transformers(transformers, 'ViTMAEForPreTraining', 1, mask_ratio=0.75)
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / 'model.safetensors'
+    state = {
+        re.sub(r'decoder_(layers|encoder\.layer)', layers, key): value
+        for key, value in load_file(file).items()
+    }
+    save_file(state, file)
+    config = make_config(
+        'vit', 1, **PLAIN | {'MODEL__PRETRAIN': 'mae', 'MODEL__VIT__USE_APE': False}
+    )
+    config.MODEL.VIT.USE_SINCOS, config.DATA.MASK_PATCH_SIZE, config.DATA.MASK_RATIO = True, 8, 0.75
+    config.MODEL.MAE.update(DECODER_EMBED_DIM=16, DECODER_DEPTH=1, DECODER_NUM_HEADS=4)
+    ours = started(config, file, is_pretrain=True)
+    noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(3))
+    wanted = theirs(pixel_values=images(), noise=noise)
+    found = ours.predict(images(), wanted.mask.unflatten(1, (4, 4)).long())
+    pixels = found.unfold(2, 8, 8).unfold(3, 8, 8).flatten(2, 3).flatten(3).squeeze(1)
+    assert wanted.logits.std() > 0.3
+    torch.testing.assert_close(pixels, wanted.logits, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

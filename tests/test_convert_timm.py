@@ -91,6 +91,33 @@ def test_timms_own_file_gives_timms_features(name: str, tmp_path, log) -> None:
     assert re.search(r'left over +2  head 2', log.text), 'its classifier'
 
 
+@pytest.mark.parametrize(
+    'kind',
+    ['ResNetForImageClassification', pytest.param('ResNetModel', marks=pytest.mark.slow)],
+)
+@torch.no_grad()
+def test_resnet_of_transformers_gives_its_features(kind: str, tmp_path, log) -> None:
+    transformers = pytest.importorskip('transformers', reason='needs requirements-export.txt')
+    torch.manual_seed(3)
+    sizes = {'embedding_size': 64, 'hidden_sizes': [64, 128, 256, 512], 'depths': [2, 2, 2, 2]}
+    theirs = getattr(transformers, kind)(transformers.ResNetConfig(**sizes, layer_type='basic'))
+    bare = lived_in(getattr(theirs, 'resnet', theirs))
+    theirs.save_pretrained(tmp_path)
+    ours = started(make_config('resnet18'), tmp_path / 'model.safetensors')
+    wanted = bare(pixel_values=images()).pooler_output.flatten(1)
+    assert wanted.std() > 0.3
+    torch.testing.assert_close(ours.forward_features(images()), wanted, rtol=0, atol=1e-5)
+    left_over = 2 if 'Classification' in kind else 0
+    assert re.search(rf'left over +{left_over}\b', log.text), 'its classifier'
+    assert re.search(r'left new +2  head 2', log.text)
+
+    ours = started(make_config('resnet18', 1), tmp_path / 'model.safetensors').encoder
+    stem = bare.embedder.embedder
+    wanted = stem.normalization(stem.convolution(grey_images(IMAGENET)))[..., 2:-2, 2:-2]
+    found = ours.bn1(ours.conv1(grey_images(GREY)))[..., 2:-2, 2:-2]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
 def test_positions_of_a_vit_are_resized_as_timm_does(tmp_path) -> None:
     theirs = make_timm('test_vit', img_size=32)
     save_file(theirs.state_dict(), tmp_path / 'model.safetensors')

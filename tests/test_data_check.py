@@ -16,7 +16,7 @@ import data.check
 from data.check import look_at
 from data.labels import LABELS
 from data.packing import Settings, pack
-from data.phantom import make_phantom, make_phantom_mimic
+from data.phantom import make_phantom
 from data.records import Folder
 
 Found = tuple[str, str, float | None, str]  # kind, csv, row, file
@@ -153,7 +153,7 @@ def test_faults_in_a_file_of_studies(spoilt: Path, check: Callable) -> None:
 
 def test_faults_in_mimic(tmp_path: Path, check: Callable) -> None:
     root = tmp_path / 'MIMIC'
-    make_phantom_mimic(root, num_train=4, num_valid=2, num_test=2, size=64, seed=1)
+    make_phantom(root, num_train=4, num_valid=2, num_test=2, size=64, seed=1, layout='mimic-cxr')
     assert check(root) == []
     files = [next(root.glob(f'mimic-cxr-*-{k}.csv*')) for k in ('split', 'metadata', 'chexpert')]
     images, others, labels = map(read_text, files)

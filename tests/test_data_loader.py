@@ -62,6 +62,7 @@ def is_pretrain(request) -> bool:
 
 def train_loader(data_path: Path, is_pretrain: bool, *options):
     augment = ['AUG.COLOR_JITTER', 0.4, 'AUG.REPROB', 0.5, 'DATA.INTERPOLATION', 'random']
+    augment += ['AUG.RANDAUGMENT', [2, 15]]
     return build_loader(make_config(data_path, *augment, *options), LOGGER, is_pretrain).train
 
 

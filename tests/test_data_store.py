@@ -29,7 +29,7 @@ from xray_splits import LOGGER, make_config, xray
 import data.store
 from data.images import BadImageError, full_size, load_image
 from data.packing import Settings, ShardWriter, pack
-from data.phantom import make_phantom_mimic
+from data.phantom import make_phantom
 from data.records import (
     Records,
     data_root,
@@ -128,7 +128,7 @@ def test_a_store_of_an_earlier_version_has_no_preprocessing(
 @pytest.mark.slow
 def test_mimic_records_are_those_of_the_folder(tmp_path: Path) -> None:
     root, store = tmp_path / 'mimic', tmp_path / 'store'
-    make_phantom_mimic(root, num_train=3, num_valid=1, num_test=1, size=32)
+    make_phantom(root, num_train=3, num_valid=1, num_test=1, size=32, layout='mimic-cxr')
     wanted = read_mimic(root, 'train', labeller='chexpert')
     damaged = wanted.file[2]
     (root / damaged).write_bytes(b'damaged')

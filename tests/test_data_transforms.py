@@ -11,18 +11,20 @@ import torch
 from PIL import Image, ImageOps
 from scipy import ndimage
 from timm.data.random_erasing import RandomErasing
+from torchvision.transforms import RandAugment as TorchvisionRandAugment
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
 from torchvision.transforms.v2 import functional as F2
 from xray_splits import xray
 
-from config import default_config
+from config import check_config, default_config
 from data.images import FULL_SIZE
 from data.loader import sample_rng
 from data.masking import MaskGenerator
 from data.preprocess import PREPROCESS, apply_steps
 from data.transforms import (
     FILTERS,
+    RANDAUGMENT,
     Box,
     EvalTransform,
     HoldoutTransform,
@@ -291,7 +293,46 @@ def test_finetuning_draws_crop_flip_filter_warp_jitter_erasing(warps):
         assert np.array_equal(transform(xray(), sample_rng(1, 2, index)), wanted)
 
 
-# Jitter and erasing
+# RandAugment, jitter and erasing
+
+
+@pytest.mark.parametrize('name', RANDAUGMENT)
+def test_each_operation_of_randaugment_equals_torchvisions(name):
+    class OneOperation(TorchvisionRandAugment):
+        def _augmentation_space(self, num_bins, size):
+            strengths, is_signed = super()._augmentation_space(num_bins, size)[name]
+            return {name: (strengths * sign if is_signed else strengths, False)}
+
+    image = xray().resize((64, 64))
+    for level in (0, 9, 30):
+        for sign in (-1, 1):
+            theirs = OneOperation(1, level, interpolation=F.InterpolationMode.BILINEAR)
+            got = np.asarray(RANDAUGMENT[name](image, sign * level / 30), np.float32)
+            # Its strengths are float32: slopes differ in the eighth digit.
+            np.testing.assert_allclose(got, theirs(image), atol=int(name[:5] == 'Shear'))
+
+
+def test_randaugment_applies_as_many_operations_as_asked_after_the_warp():
+    config = make_config(AUG__RANDAUGMENT=[3, 9], AUG__ROTATION=20.0)
+    plain = TrainTransform(make_config(AUG__ROTATION=20.0))
+    changed = 0
+    for index in range(20):
+        got = TrainTransform(config)(xray(), sample_rng(1, 2, index))
+        rng = sample_rng(1, 2, index)
+        pixels = plain.warp(plain.cut(*plain.draw(xray(), rng), rng), rng)
+        image = Image.fromarray(np.rint(pixels).astype(np.uint8))
+        for _ in range(3):
+            operation, sign = [*RANDAUGMENT][rng.integers(13)], rng.choice((-1, 1))
+            image = RANDAUGMENT[operation](image, sign * 0.3)
+        assert np.array_equal(got, plain.normalize(np.asarray(image, np.float32))[0])
+        changed += not np.array_equal(image, np.rint(pixels))
+    assert changed > 15
+
+
+@pytest.mark.parametrize('value', [[2], [0, 9], [2, 31], [2, 9.5]])
+def test_randaugment_needs_two_whole_numbers(value):
+    with pytest.raises(ValueError, match='AUG.RANDAUGMENT'):
+        check_config(make_config(AUG__RANDAUGMENT=value))
 
 
 def test_jitter_equals_torchvisions_on_tensors():

@@ -28,11 +28,14 @@ LOGGER = logging.getLogger('compilation')
 
 
 @pytest.mark.parametrize(
-    ('level', 'on_cpu', 'dtype'),
-    [('O1', False, None), ('O1', True, torch.bfloat16), ('O0', True, None)],
+    ('level', 'on_cpu', 'mode', 'dtype'),
+    [('O1', False, 'full', None), ('O1', True, 'full', torch.bfloat16), ('O0', True, 'full', None)]
+    + [('O1', True, 'last_layer', torch.bfloat16)]
+    + [('O1', True, mode, None) for mode in ('linear_probe', 'knn')],
 )
-def test_precision_on_a_cpu(level, on_cpu, dtype) -> None:
-    options = SimpleNamespace(AMP_OPT_LEVEL=level, AMP_ON_CPU=on_cpu)
+def test_precision_on_a_cpu(level, on_cpu, mode, dtype) -> None:
+    finetune = SimpleNamespace(MODE=mode)
+    options = SimpleNamespace(AMP_OPT_LEVEL=level, AMP_ON_CPU=on_cpu, FINETUNE=finetune)
     assert autocast_dtype(options, CPU) is dtype
     line = describe_precision(options, CPU)
     assert level in line and ('bfloat16' if dtype else 'float32') in line

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from timm.scheduler import CosineLRScheduler
 from torch.optim.lr_scheduler import OneCycleLR
 
 from config import default_config
@@ -59,6 +60,22 @@ def rates_of_torch(scheduler, num_steps):
         scheduler.optimizer.step()
         scheduler.step()
     return rates
+
+
+def test_the_shifted_cosine_is_that_of_timm():
+    """Timm's `warmup_prefix`: the cosine begins where the warm-up ends."""
+    total, warmup, base = 8 * BATCHES, 2 * BATCHES, 5e-3
+    rates = {'WARMUP_LR': 1e-6, 'MIN_LR': 3e-7, 'EPOCHS': 8, 'WARMUP_EPOCHS': 2}
+    shapes = {'t_initial': total - warmup, 'warmup_t': warmup, 'warmup_prefix': True}
+    theirs = CosineLRScheduler(
+        make_optimizer(base), lr_min=3e-7, warmup_lr_init=1e-6, t_in_epochs=False, **shapes
+    )
+    steps = [0, 1, 700, warmup - 1, warmup, warmup + 1, 3333, total - 1]
+    want = [theirs._get_lr(step)[0] for step in steps]
+    shifted = make_config(LR_SCHEDULER__WARMUP_PREFIX=True, **rates)
+    assert rate_at(shifted, steps, base) == pytest.approx(want, rel=1e-9)
+    plain = rate_at(make_config(**rates), [warmup], base)[0]
+    assert plain < 0.9 * base == pytest.approx(0.9 * rate_at(shifted, [warmup], base)[0])
 
 
 @pytest.mark.parametrize(('scale', 'warmup_epochs'), [(1.0, 3), (0.65**13, 8)])

@@ -6,9 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny import VIT, arguments, run_folder, run_main, tiny_config
+import torch
+from tiny import MAE, SWIN, VIT, arguments, run_folder, run_main, tiny_config
 
 import main_finetune
+from config import check_config, default_config
+from models.vision_transformer import Block, draw_kept
 from utils import read_checkpoint
 
 
@@ -64,3 +67,50 @@ def test_an_epoch_without_a_score_does_not_end_the_selection(
     assert scored(folder) == 'ckpt_best.pth'
     assert read_checkpoint(folder / 'ckpt_best.pth')['epoch'] == 1
     assert read_checkpoint(folder / 'ckpt_epoch_2.pth')['best_score'] == 0.5
+
+
+@pytest.mark.parametrize('mode', ['full', 'last_layer'])
+def test_fine_tuning_drops_patches_in_training_alone(
+    mode: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 4 x 4 patches and the class token; the scores are those of a run without the option."""
+    tokens: dict[bool, set[int]] = {True: set(), False: set()}
+    plain_forward = Block.forward
+
+    def forward(block: Block, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        tokens[torch.is_grad_enabled()].add(x.shape[1])
+        return plain_forward(block, x, bias)
+
+    monkeypatch.setattr(Block, 'forward', forward)
+    options = {'FINETUNE': {'MASK_RATIO': 0.7, 'MODE': mode}, 'TRAIN': {'EPOCHS': 1}}
+    model = {key: value for key, value in MAE.items() if key != 'PRETRAIN'}
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', model, **options)
+    argv = arguments(cfg, phantom, tmp_path / 'out')
+    assert run_main('finetune', argv) == 0
+    assert tokens == {True: {1 + 4}, False: {1 + 16}}
+    folder = run_folder(tmp_path / 'out', 'finetune')
+    trained = (folder / 'predictions_test.csv').read_text()
+    assert run_main('finetune', [*argv, '--eval', '--opts', 'FINETUNE.MASK_RATIO', '0']) == 0
+    assert (folder / 'predictions_test_eval.csv').read_text() == trained
+
+
+@pytest.mark.parametrize('ratio, kept', [(0.25, 147), (0.5, 98), (0.75, 49)])
+def test_each_image_keeps_patches_of_its_own(ratio: float, kept: int) -> None:
+    places = draw_kept(torch.empty(3, 1, 224, 224), 196, ratio)
+    assert places.shape == (3, kept)
+    assert all(len(set(row)) == kept and 0 <= min(row) <= max(row) < 196 for row in places.tolist())
+    assert len({tuple(sorted(row)) for row in places.tolist()}) == 3
+
+
+@pytest.mark.parametrize(
+    'model, mode', [(SWIN, 'full'), (VIT, 'full'), (MAE, 'linear_probe'), (MAE, 'knn')]
+)
+def test_dropping_patches_is_refused_where_it_cannot_work(
+    model: dict, mode: str, tmp_path: Path
+) -> None:
+    """A Swin, a ViT with relative positions, and probes."""
+    config = default_config()
+    options = {'FINETUNE': {'MASK_RATIO': 0.5, 'MODE': mode}}
+    config.merge_from_file(tiny_config(tmp_path / 'c.yaml', 'finetune', model, **options))
+    with pytest.raises(ValueError, match=r'FINETUNE\.MASK_RATIO'):
+        check_config(config, 'finetune')

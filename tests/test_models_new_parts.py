@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.layers import PatchEmbed
 from tiny import arguments, run_folder, run_main, tiny_config
 from torch import nn
 from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images, in_grey_levels
@@ -10,7 +11,7 @@ import config as config_module
 from config import REGISTRIES, add_options, default_config, encoder_node
 from models.build import build_model
 from models.contrastive import ContrastiveMethod, build_contrastive, in_float32, mlp_head
-from models.encoder import ENCODERS, PatchEmbed, PatchEncoder, build_classifier_head, run_block
+from models.encoder import ENCODERS, PatchEncoder, build_classifier_head, run_block
 from models.losses import LABEL_LOSSES
 from models.pretrained import fit_pretrained
 from models.simmim import HEADS

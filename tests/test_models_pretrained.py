@@ -152,7 +152,7 @@ def test_checkpoint_of_another_model_stops_the_run(tmp_path):
     refused(wider, make_config('swin', 1), tmp_path, message)
 
 
-def test_a_smaller_hold_out_before_is_warned_of(tmp_path, log):
+def test_a_smaller_hold_out_or_another_fold_before_is_warned_of(tmp_path, log):
     """The model may have been trained on patients that are held out now."""
     for before, now, warned in ((0.1, 0.2, 1), (0.2, 0.2, 1)):
         transfer(
@@ -162,6 +162,10 @@ def test_a_smaller_hold_out_before_is_warned_of(tmp_path, log):
             own=True,
         )
         assert sum('HOLDOUT_FRACTION' in message for message in log.messages) == warned
+    for before, now, warned in (('0/5', '1/5', 1), ('0/5', '0/5', 1), ('', '0/5', 2)):
+        configs = (make_config('swin', 1, DATA__FOLD=fold) for fold in (before, now))
+        transfer(*configs, tmp_path, own=True)
+        assert sum('DATA.FOLD' in message for message in log.messages) == warned
 
 
 # ViT's position tables

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.labels import LABELS
-from data.phantom import Subject, draw, make_phantom, make_phantom_mimic
+from data.phantom import Subject, draw, make_phantom
 from scripts.make_phantom import main, parse_args
 
 SMALL = {'num_train': 5, 'num_valid': 2, 'num_test': 2, 'size': 40}
@@ -23,10 +23,12 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize('make', [make_phantom, make_phantom_mimic])
-def test_the_files_depend_on_the_seed_and_not_on_the_number_of_workers(make, tmp_path) -> None:
+@pytest.mark.parametrize('layout', ['chexpert', 'mimic-cxr'])
+def test_the_files_depend_on_the_seed_and_not_on_the_number_of_workers(layout, tmp_path) -> None:
     for name, seed, workers in (('a', 1, 1), ('b', 1, 2), ('c', 2, 1)):
-        make(tmp_path / name / 'phantom', seed=seed, workers=workers, **SMALL)
+        make_phantom(
+            tmp_path / name / 'phantom', seed=seed, workers=workers, layout=layout, **SMALL
+        )
     first, second, other = (digests(tmp_path / name) for name in 'abc')
     assert first == second
     assert set(first.values()).isdisjoint(other.values())
@@ -48,7 +50,7 @@ def test_csv_rows_name_the_images_with_chexperts_columns_and_cells(tmp_path) -> 
 
 def test_both_layouts_contain_the_same_images_and_labels(tmp_path) -> None:
     make_phantom(tmp_path / 'chexpert', seed=4, **SMALL)
-    make_phantom_mimic(tmp_path / 'mimic', seed=4, **SMALL)
+    make_phantom(tmp_path / 'mimic', seed=4, **SMALL, layout='mimic-cxr')
     images = [
         sorted(value for name, value in digests(tmp_path / name).items() if name.endswith('.jpg'))
         for name in ('chexpert', 'mimic')

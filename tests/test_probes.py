@@ -1,10 +1,12 @@
 """Probes: votes by brute force, heads against scikit-learn, and unchanged encoders."""
 
 import json
+import logging
 import re
 import weakref
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -175,6 +177,22 @@ def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(
     after = kept['probe'].state_dict()
     changed = {k for k, v in kept['before'].items() if not torch.equal(v, after[k])}
     assert changed == {'head.weight', 'head.bias'}
+
+
+@pytest.mark.parametrize(('best', 'warnings'), [(0, 1), (1, 0), (2, 1)])
+def test_a_choice_at_the_edge_of_the_grid_is_warned_of(
+    best: int, warnings: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores = iter([0.9 if place == best else 0.5 for place in range(3)])
+    monkeypatch.setattr(probes, 'score_probabilities', lambda *values: {})
+    monkeypatch.setattr(probes, 'selection_score', lambda *values: next(scores))
+    config = default_config()
+    config.FINETUNE.MODE = 'linear_probe'
+    run = SimpleNamespace(config=config, logger=logging.getLogger())
+    loaders = SimpleNamespace(holdout=SimpleNamespace(dataset=MagicMock()))
+    with caplog.at_level(logging.WARNING):
+        assert probes._choose(run, loaders, (0.01, 0.1, 1.0), 3 * [np.zeros((2, 2))]) == best
+    assert len(caplog.records) == warnings
 
 
 def probe_run(phantom: Path, folder: Path, mode: str, **sections: dict) -> Path:

@@ -11,7 +11,7 @@ from xray_splits import LOGGER, make_config
 
 from data import build_loader
 from data.labels import LABELS
-from data.phantom import make_phantom, make_phantom_mimic
+from data.phantom import make_phantom
 
 NAN = np.nan
 
@@ -23,7 +23,9 @@ def files(folder: Path) -> Path:
 
 
 def mimic(folder: Path) -> Path:
-    make_phantom_mimic(folder / 'mimic', num_train=20, num_valid=3, num_test=3, size=32, seed=0)
+    make_phantom(
+        folder / 'mimic', num_train=20, num_valid=3, num_test=3, size=32, seed=0, layout='mimic-cxr'
+    )
     return folder / 'mimic'
 
 

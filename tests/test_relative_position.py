@@ -5,17 +5,23 @@ import pytest
 import torch
 from scipy.interpolate import RectBivariateSpline
 
-from models.relative_position import (
-    grid_index,
-    resize_table,
-    window_index,
-)
+from models.relative_position import resize_table
 from models.swin_transformer import (
+    WindowAttention,
     reorder,
     shifted_window_mask,
     window_order,
     window_partition,
 )
+from models.vision_transformer import RelativePositionBias
+
+
+def window_index(side: int) -> torch.Tensor:
+    return WindowAttention(4, side, num_heads=1).relative_position_index
+
+
+def grid_index(side: int) -> torch.Tensor:
+    return RelativePositionBias(side, num_heads=1).relative_position_index
 
 
 def nested_loop_index(side: int) -> np.ndarray:

@@ -259,6 +259,7 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
         ('DATA.TASK', 'effusion'),
         ('DATA.HOLDOUT_FRACTION', 0.3),
         ('EVAL.INTERNAL_SHARE', 0.5),
+        ('DATA.FOLD', '0/5'),
     )
     for key, value in mistakes:
         with pytest.raises(ValueError, match=key):

@@ -29,6 +29,7 @@ SWEEPS = {
     for path in sorted(FOLDER.rglob('*.yaml'))
 }
 METHODS = {path.stem: load_sweep(path) for path in sorted(ROOT.glob('scripts/comparison/*.yaml'))}
+STUDIES = sorted(ROOT.glob('scripts/studies/*.yaml'))
 FINETUNE = str(reference_files()['finetune'])
 PRETRAIN = str(reference_files()['simmim'])
 SMALL_BATCH = {'DATA.BATCH_SIZE': 2}
@@ -244,6 +245,16 @@ def test_an_unknown_scale_is_refused(tmp_path: Path) -> None:
     assert 'huge' in str(caught.value)
 
 
+@pytest.mark.parametrize('scale', ['full', 'small', 'tiny'])
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_the_runs_of_a_study_have_possible_options_at_every_scale(path: Path, scale: str) -> None:
+    sweep = load_sweep(path, scale)
+    weights = {row.weights: 'weights.pth' for row in sweep.rows}
+    jobs = plan(sweep, seeds=[0], data='/data', output='/runs', environment=weights)
+    assert {job.stage for job in jobs} == {stage for row in sweep.rows for stage in row.stages}
+    assert (path.with_suffix('.sh')).is_file()
+
+
 def test_any_row_may_be_the_reference_of_an_ablation(tmp_path: Path) -> None:
     named = {'pretrain': PRETRAIN, 'finetune': FINETUNE, 'row': 'scratch'}
     rows = SCALED_ROWS | {'scratch': {'pretrain': 'none'}}
@@ -401,3 +412,33 @@ def test_shared_steps_keep_the_images_of_a_step(stage, gpus, batch, steps) -> No
     shared = on_gpus(stage, size // 2, 2, gpus)
     assert (shared.DATA.BATCH_SIZE, shared.TRAIN.ACCUMULATION_STEPS) == (batch, steps)
     assert batch_counts(shared, {'processes': gpus}, stage) == batch_counts(config, {}, stage)
+
+
+@pytest.mark.parametrize('name', ['methods', 'methods_small', 'probe_small'])
+def test_methods_are_compared_with_rows_of_the_same_encoder(name: str) -> None:
+    """Otherwise a difference between encoders would count as one between methods."""
+    sweep = load_sweep(ROOT / f'scripts/comparison/{name}.yaml')
+    rows = {row.name: row for row in sweep.rows}
+
+    def encoder(row_name: str) -> tuple:
+        model = expected_config(rows[row_name], 'finetune').MODEL
+        vit = dict(model.VIT)
+        has_added_positions = vit.pop('USE_APE') != vit.pop('USE_SINCOS')  # learned or fixed
+        return model.TYPE, model.TIMM.NAME, has_added_positions, vit
+
+    compared = [(row.name, other) for row in sweep.rows for other in row.against]
+    assert len(compared) >= 6
+    for one, other in compared:
+        assert encoder(one) == encoder(other), (one, other)
+
+
+def test_methods_at_the_same_compute_have_the_operations_of_simmim() -> None:
+    """Epochs times the operations of an image, which the file states, to half an epoch."""
+    sweep = load_sweep(ROOT / 'scripts/comparison/methods_small.yaml', 'same_compute')
+    rows = {row.name: row for row in sweep.rows}
+    gflop = {'mae': 0.172, 'moco': 0.669, 'simclr': 1.003, 'byol': 1.387, 'swav': 1.009}
+    for method, each in gflop.items():
+        row = rows[f'{method}_same_compute_1']
+        epochs = expected_config(row, row.pretraining).TRAIN.EPOCHS
+        assert epochs == pytest.approx(60 * 0.504 / each, abs=0.5)
+        assert rows[f'{method}_1'].pretrain_run != row.pretrain_run

@@ -14,9 +14,11 @@ from sweeps.plots import (
     COLOURS,
     MARKERS,
     SIGNIFICANT_COLOUR,
+    mask_rows,
     plot_curves,
     plot_labels,
     plot_losses,
+    plot_masks,
     plot_subsets,
     plot_sweep,
 )
@@ -124,6 +126,27 @@ def test_the_figure_of_shares_shows_means_with_seed_intervals(methods, figures, 
             assert point[1] == pytest.approx((percent, np.mean(values)), rel=0.15)
             interval = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
             assert sorted(point[2][:, 1]) == pytest.approx(interval, abs=1e-5)
+
+
+def test_scores_are_drawn_by_the_distance_to_visible_pixels(figures, tmp_path):
+    collected = read_collected(ROOT / 'docs/results/nih1000', 'mask_size')
+    sweep = load_sweep(ROOT / 'scripts/ablations/nano/mask_size.yaml')
+    plot_masks(tmp_path / 'masks.png', sweep, collected, 'Pneumonia')
+    (axis,) = figures[0].axes
+    drawn = {
+        line.get_label(): line.get_xydata() for line in axis.lines if line.get_marker() != 'None'
+    }
+    assert [*drawn] == [f'random, {size} px' for size in (4, 8, 16, 32)]
+    for label, ((distance, score),) in drawn.items():
+        row = row_of(collected, label.split()[1])
+        assert distance == row['average_distance_px']
+        assert score == pytest.approx(np.mean(scores_of(row, 'Pneumonia')))
+    assert {text.get_text() for text in axis.texts} == {'0.6'}
+
+
+def test_only_rows_with_other_masks_are_drawn_by_distance():
+    rows = {row.name for row in mask_rows(load_sweep(ROOT / 'scripts/studies/simmim.yaml', 'tiny'))}
+    assert rows == {'reference', 'square', 'block', '4_0.4', '4_0.8', '16_0.4', '16_0.8'}
 
 
 def write_records(folder, epochs):
