@@ -14,7 +14,6 @@ from sweeps.plots import (
     COLOURS,
     MARKERS,
     SIGNIFICANT_COLOUR,
-    mask_rows,
     plot_curves,
     plot_labels,
     plot_losses,
@@ -145,7 +144,7 @@ def test_scores_are_drawn_by_the_distance_to_visible_pixels(figures, tmp_path):
 
 
 def test_only_rows_with_other_masks_are_drawn_by_distance():
-    rows = {row.name for row in mask_rows(load_sweep(ROOT / 'scripts/studies/simmim.yaml', 'tiny'))}
+    rows = {row.name for row in load_sweep(ROOT / 'scripts/studies/simmim.yaml', 'tiny').mask_rows}
     assert rows == {'reference', 'square', 'block', '4_0.4', '4_0.8', '16_0.4', '16_0.8'}
 
 
