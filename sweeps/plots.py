@@ -245,7 +245,9 @@ def plot_masks(
             for distance, mean, bars, ratio in points:
                 axis.errorbar(distance, mean, yerr=bars, color=style['color'], linewidth=0.6)
                 note = {'xytext': (4, 3), 'textcoords': 'offset points', 'fontsize': 7}
-                axis.annotate(f'{ratio:g}', (distance, mean), **note)
+                axis.annotate(f'{ratio:g}', (distance, mean), color=style['color'], **note)
+        axis.set_xscale('log', base=2)
+        axis.xaxis.set_major_formatter('{x:g}')
         axis.grid(axis='y')
         axis.set_xlabel('AvgDist: mean distance from hidden pixels to the nearest visible one (px)')
         axis.set_ylabel(score_title(collected, score))
