@@ -93,13 +93,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--output', required=True, type=Path, metavar='F.csv', help='F.json is also written')
     add('--batch-size', type=int, help='images per batch (default: as in the run, at most 128)')
     add('--num-workers', type=int, help='processes that load images (default: as in the run)')
-    add(
-        '--maps',
-        nargs='+',
-        default=[],
-        metavar='LABEL',
-        help='also write F_maps/: a figure per image with the Grad-CAM of these labels',
-    )
+    add('--maps', nargs='+', default=[], metavar='LABEL',
+        help='also write F_maps/: a figure per image with Grad-CAM of these labels')  # fmt: skip
     add('--skip-bad', action='store_true', help='skip images that cannot be used, and list them')
     add('--device', type=_device, help='cpu, cuda or cuda:N (default: a GPU if there is one)')
     args = parser.parse_args(arguments)

@@ -59,7 +59,7 @@ FREE_KEYS = {'published', 'scores'}
 SELECTED = ('rows', 'methods', *SUBSETS)  # sections of which a scale selects some
 SCALE_KEYS = {'reference', 'seeds', 'pretrain', 'finetune', 'images_per_second', 'training_images'}
 ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
-METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'against'}
+METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights', 'against'}
 # Keys whose values are names, or lists of names.
 NAMED_BY = ('reference', 'row', 'learns_from', 'against', *SELECTED)
 NAME = re.compile(r'[\w.-]+', re.ASCII)
@@ -376,6 +376,7 @@ def _method_rows(
                 configs=configs,
                 changes=changes,
                 pretrain_run=f'{stem}_{method}',
+                weights=entry.get('weights', ''),
                 against=tuple(f'{other}_{subset}' for other in _against(entry)),
                 method=method,
                 subset=subset,

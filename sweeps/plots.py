@@ -57,6 +57,8 @@ STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow'
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 8, 'grid.color': LIGHT}
 LOSS, L1 = 'holdout_loss', 'holdout_l1_grey'
 SPREAD, RANK = 'holdout_feature_spread', 'holdout_effective_rank'
+TRAIN_LOSS = 'loss'
+LOSSES_NOTE = 'One line per seed: of held-out patients, and dashed of the training images.'
 CURVES_NOTE = (
     'One line per seed. Dotted: a network without information (for masked images, the mean of the '
     'visible pixels). Losses of different methods cannot be compared. Spread and rank of held-out '
@@ -104,16 +106,24 @@ def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: st
     A pre-training without such a loss has an empty panel.
     """
     rows = {row.pretrain_run: row for row in reversed(sweep.rows) if row.pretraining}
-    columns = min(COLUMNS, len(rows))
-    lines = math.ceil(len(rows) / columns)
-    with _drawing(path, 0.5 + 1.75 * lines) as figure:
-        panels = figure.subplots(lines, columns, squeeze=False).ravel()
-        for axis in panels[len(rows) :]:
-            axis.set_axis_off()
-        for axis, row in zip(panels, reversed(rows.values()), strict=False):
-            axis.set_title(row.method, fontsize=9)
+    with _panels(path, [*reversed(rows.values())], CURVES_NOTE) as panels:
+        for row, axis in panels:
             _draw_curves(axis, row, seeds, output)
-        _add_note(figure, CURVES_NOTE)
+
+
+def plot_losses(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
+    """Draw the losses of each fine-tuning with the most labels by epoch, as `plot_curves` does."""
+    most = max((row.subset for row in sweep.rows), key=float)
+    rows = [row for row in sweep.rows if row.subset == most]
+    with _panels(path, rows, LOSSES_NOTE) as panels:
+        for row, axis in panels:
+            for seed in seeds:
+                records = _epochs(run_folder(output, 'finetune', row, seed))
+                for key, dashes in ((LOSS, '-'), (TRAIN_LOSS, '--')):
+                    known = {r['epoch'] + 1: r[key] for r in records if r.get(key) is not None}
+                    axis.plot([*known], [*known.values()], dashes, color=COLOUR, linewidth=1)
+            axis.set_xlabel('epochs')
+            axis.set_ylabel('loss')
 
 
 def plot_labels(path: str | Path, collected: Collected, subset: str | None = None) -> None:
@@ -230,6 +240,27 @@ def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
             figure.savefig(file, dpi=200, format=path.suffix[1:])
 
 
+@contextlib.contextmanager
+def _panels(path: str | Path, rows: Sequence[Row], note: str) -> Iterator[list[tuple[Row, Axes]]]:
+    """A panel for each row with the name of its method, and a note below."""
+    columns = min(COLUMNS, len(rows))
+    lines = math.ceil(len(rows) / columns)
+    with _drawing(path, 0.5 + 1.75 * lines) as figure:
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axis in panels[len(rows) :]:
+            axis.set_axis_off()
+        for row, axis in zip(rows, panels, strict=False):
+            axis.set_title(row.method, fontsize=9)
+        yield [*zip(rows, panels, strict=False)]
+        _add_note(figure, note)
+
+
+def _epochs(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; [] without a run."""
+    file = folder / 'metrics.jsonl'
+    return read_metrics(file) if file.is_file() else []
+
+
 def _draw_difference(
     axis: Axes, place: int, rows: Sequence[Mapping[str, Any]], part: Mapping[str, Any] | None
 ) -> None:
@@ -260,8 +291,7 @@ def _draw_curves(axis: Axes, row: Row, seeds: Sequence[int], output: str | Path)
     last = []
     for seed in seeds:
         folder = run_folder(output, row.pretraining, row, seed)
-        file = folder / 'metrics.jsonl'
-        records = [r for r in read_metrics(file) if LOSS in r or L1 in r] if file.is_file() else []
+        records = [r for r in _epochs(folder) if LOSS in r or L1 in r]
         if not records:
             continue
         last.append(records[-1])
