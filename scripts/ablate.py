@@ -30,7 +30,14 @@ from engine.files import replace_file
 from engine.run_record import is_finished
 from sweeps.budget import describe_budget
 from sweeps.files import ROOT, SECTIONS, Job, Sweep, load_sweep, only_row, plan, without_cache
-from sweeps.plots import plot_curves, plot_labels, plot_masks, plot_subsets, plot_sweep
+from sweeps.plots import (
+    plot_curves,
+    plot_labels,
+    plot_losses,
+    plot_masks,
+    plot_subsets,
+    plot_sweep,
+)
 from sweeps.power import count_cases, describe_power
 from sweeps.results import (
     SPLITS,
@@ -38,6 +45,7 @@ from sweeps.results import (
     read_collected,
     save_collected,
     sweep_markdown,
+    write_label_table,
     write_sweep_table,
 )
 from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
@@ -135,7 +143,9 @@ def seeds_of(args: argparse.Namespace) -> list[int]:
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
-    sweep = sweep_of(args)
+    sweep, environment = sweep_of(args), dict(os.environ)
+    if args.list:  # weights need not be at hand
+        environment = {row.weights: f'${row.weights}' for row in sweep.rows} | environment
     return plan(
         only_row(sweep, args.row) if args.row else sweep,
         seeds=seeds_of(args),
@@ -143,7 +153,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         output=str(args.output),
         gpus=args.processes,
         options={stage: getattr(args, f'{section}_opts') for stage, section in SECTIONS.items()},
-        environment=os.environ,
+        environment=environment,
     )
 
 
@@ -342,7 +352,9 @@ def table(args: argparse.Namespace) -> int:
     scores = args.scores or sweep_of(args).scores or None
     path = write_sweep_table(results, args.output, scores)
     print(sweep_markdown(results, scores))
-    print(f'{path}, {path.with_suffix(".csv")}', file=sys.stderr)
+    paths = [path, write_label_table(results, args.output)] if results['subsets'] else [path]
+    for path in paths:
+        print(f'{path}, {path.with_suffix(".csv")}', file=sys.stderr)
     return 0
 
 
@@ -358,6 +370,8 @@ def plot(args: argparse.Namespace) -> int:
             '_labels': lambda path: plot_labels(path, results, args.subset),
             f'_{sweep.subsets}': lambda path: plot_subsets(path, results, score),
         }
+        if args.source is None:
+            figures['_losses'] = lambda path: plot_losses(path, sweep, seeds_of(args), args.output)
         if args.source is None and any(row.pretraining for row in sweep.rows):
             figures['_curves'] = lambda path: plot_curves(path, sweep, seeds_of(args), args.output)
     elif len(sweep.mask_rows) > 1:

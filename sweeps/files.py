@@ -59,7 +59,7 @@ FREE_KEYS = {'published', 'scores'}
 SELECTED = ('rows', 'methods', *SUBSETS)  # sections of which a scale selects some
 SCALE_KEYS = {'reference', 'seeds', 'pretrain', 'finetune', 'images_per_second', 'training_images'}
 ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
-METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'against'}
+METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights', 'against'}
 # Keys whose values are names, or lists of names.
 NAMED_BY = ('reference', 'row', 'learns_from', 'against', *SELECTED)
 NAME = re.compile(r'[\w.-]+', re.ASCII)
@@ -260,8 +260,7 @@ def _at_scale(content: Any, name: str) -> tuple[Any, Scale]:
     for key in [key for key in SELECTED if key in entry]:
         content[key] = _selected(content[key], entry[key], f'{where}: {key}')
     content['reference'] = entry.get('reference', content.get('reference'))
-    sections = ('pretrain', 'finetune')
-    options = {key: _checked(entry.get(key), f'{where}: {key}') for key in sections}
+    options = {key: _checked(entry.get(key), f'{where}: {key}') for key in ('pretrain', 'finetune')}
     images, rates = entry.get('training_images', {}), entry.get('images_per_second', [])
     _check_keys(images, VIEWS, f'{where}: training_images')
     rates = rates if isinstance(rates, list) else [rates]
@@ -377,6 +376,7 @@ def _method_rows(
                 configs=configs,
                 changes=changes,
                 pretrain_run=f'{stem}_{method}',
+                weights=entry.get('weights', ''),
                 against=tuple(f'{other}_{subset}' for other in _against(entry)),
                 method=method,
                 subset=subset,

@@ -1,4 +1,9 @@
-"""Figures of a sweep: paired differences, learning curves, AUROC by label, labelled share, mask."""
+"""Figures of a sweep: paired differences, learning curves, AUROC by label, labelled share, mask.
+
+Each function writes `path` (.png, .pdf or .svg) and creates its folder. `collected` is what
+`sweeps.results.collect` finds, and `score` one of the scores of the table, by default its first
+one. An unknown format, score or subset raises a ValueError that names it.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +57,8 @@ STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow'
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 8, 'grid.color': LIGHT}
 LOSS, L1 = 'holdout_loss', 'holdout_l1_grey'
 SPREAD, RANK = 'holdout_feature_spread', 'holdout_effective_rank'
+TRAIN_LOSS = 'loss'
+LOSSES_NOTE = 'One line per seed: of held-out patients, and dashed of the training images.'
 CURVES_NOTE = (
     'One line per seed. Dotted: a network without information (for masked images, the mean of the '
     'visible pixels). Losses of different methods cannot be compared. Spread and rank of held-out '
@@ -64,14 +71,6 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
     """Draw the paired difference of each row from the row it is compared with, and both intervals.
 
     The rows are in the order of the sweep.
-
-    Args:
-        path: Path of the figure, .png, .pdf or .svg; its folder is created.
-        collected: See `sweeps.results.collect`.
-        score: One of the compared scores of the table; by default that of the table.
-
-    Raises:
-        ValueError: If the format or the score is unknown, or rows are not compared by the score.
     """
     (score,) = choose_scores(collected, [score] if score else None)
     if not is_compared(score):
@@ -105,36 +104,32 @@ def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: st
     """Draw the held-out loss of each pre-training by epoch, one line per seed, from run folders.
 
     A pre-training without such a loss has an empty panel.
-
-    Args:
-        path: As in `plot_sweep`.
-        sweep: A sweep of methods.
-        seeds: Seeds of the runs.
-        output: Root of the run folders.
     """
     rows = {row.pretrain_run: row for row in reversed(sweep.rows) if row.pretraining}
-    columns = min(COLUMNS, len(rows))
-    lines = math.ceil(len(rows) / columns)
-    with _drawing(path, 0.5 + 1.75 * lines) as figure:
-        panels = figure.subplots(lines, columns, squeeze=False).ravel()
-        for axis in panels[len(rows) :]:
-            axis.set_axis_off()
-        for axis, row in zip(panels, reversed(rows.values()), strict=False):
-            axis.set_title(row.method, fontsize=9)
+    with _panels(path, [*reversed(rows.values())], CURVES_NOTE) as panels:
+        for row, axis in panels:
             _draw_curves(axis, row, seeds, output)
-        _add_note(figure, CURVES_NOTE)
+
+
+def plot_losses(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
+    """Draw the losses of each fine-tuning with the most labels by epoch, as `plot_curves` does."""
+    most = max((row.subset for row in sweep.rows), key=float)
+    rows = [row for row in sweep.rows if row.subset == most]
+    with _panels(path, rows, LOSSES_NOTE) as panels:
+        for row, axis in panels:
+            for seed in seeds:
+                records = _epochs(run_folder(output, 'finetune', row, seed))
+                for key, dashes in ((LOSS, '-'), (TRAIN_LOSS, '--')):
+                    known = {r['epoch'] + 1: r[key] for r in records if r.get(key) is not None}
+                    axis.plot([*known], [*known.values()], dashes, color=COLOUR, linewidth=1)
+            axis.set_xlabel('epochs')
+            axis.set_ylabel('loss')
 
 
 def plot_labels(path: str | Path, collected: Collected, subset: str | None = None) -> None:
     """Draw AUROC of every label and their mean, one point per method, with patient intervals.
 
-    Args:
-        path: As in `plot_sweep`.
-        collected: See `sweeps.results.collect`, of a sweep of methods.
-        subset: Share or number of labelled images; by default the greatest.
-
-    Raises:
-        ValueError: If the format or the subset is unknown.
+    `subset` is a share or number of labelled images, by default the greatest.
     """
     subsets = sorted({row['subset'] for row in collected['rows']}, key=float)
     subset = subsets[-1] if subset is None else subset
@@ -164,16 +159,7 @@ def plot_labels(path: str | Path, collected: Collected, subset: str | None = Non
 
 
 def plot_subsets(path: str | Path, collected: Collected, score: str | None = None) -> None:
-    """Draw a score by the labelled share, one line per method, with intervals over seeds.
-
-    Args:
-        path: As in `plot_sweep`.
-        collected: As in `plot_labels`.
-        score: As in `plot_sweep`.
-
-    Raises:
-        ValueError: If the format or the score is unknown.
-    """
+    """Draw a score by the labelled share, one line per method, with intervals over seeds."""
     (score,) = choose_scores(collected, [score] if score else None)
     is_share = collected['subsets'] == 'shares'
     methods: dict[str, list[Mapping[str, Any]]] = {}
@@ -210,11 +196,7 @@ def plot_masks(
 ) -> None:
     """Draw a score by AvgDist (`data.masking.average_distance`), one line per mask type and size.
 
-    Args:
-        path: As in `plot_sweep`.
-        sweep: An ablation.
-        collected: Its results, of which rows that change more than the mask are left out.
-        score: As in `plot_sweep`.
+    Rows that change more than the mask are left out.
     """
     (score,) = choose_scores(collected, [score] if score else None)
     results = {row['name']: row for row in collected['rows']}
@@ -235,7 +217,9 @@ def plot_masks(
             for distance, mean, bars, ratio in points:
                 axis.errorbar(distance, mean, yerr=bars, color=style['color'], linewidth=0.6)
                 note = {'xytext': (4, 3), 'textcoords': 'offset points', 'fontsize': 7}
-                axis.annotate(f'{ratio:g}', (distance, mean), **note)
+                axis.annotate(f'{ratio:g}', (distance, mean), color=style['color'], **note)
+        axis.set_xscale('log', base=2)
+        axis.xaxis.set_major_formatter('{x:g}')
         axis.grid(axis='y')
         axis.set_xlabel('AvgDist: mean distance from hidden pixels to the nearest visible one (px)')
         axis.set_ylabel(score_title(collected, score))
@@ -254,6 +238,27 @@ def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_writer(path) as file:
             figure.savefig(file, dpi=200, format=path.suffix[1:])
+
+
+@contextlib.contextmanager
+def _panels(path: str | Path, rows: Sequence[Row], note: str) -> Iterator[list[tuple[Row, Axes]]]:
+    """A panel for each row with the name of its method, and a note below."""
+    columns = min(COLUMNS, len(rows))
+    lines = math.ceil(len(rows) / columns)
+    with _drawing(path, 0.5 + 1.75 * lines) as figure:
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axis in panels[len(rows) :]:
+            axis.set_axis_off()
+        for row, axis in zip(rows, panels, strict=False):
+            axis.set_title(row.method, fontsize=9)
+        yield [*zip(rows, panels, strict=False)]
+        _add_note(figure, note)
+
+
+def _epochs(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; [] without a run."""
+    file = folder / 'metrics.jsonl'
+    return read_metrics(file) if file.is_file() else []
 
 
 def _draw_difference(
@@ -286,8 +291,7 @@ def _draw_curves(axis: Axes, row: Row, seeds: Sequence[int], output: str | Path)
     last = []
     for seed in seeds:
         folder = run_folder(output, row.pretraining, row, seed)
-        file = folder / 'metrics.jsonl'
-        records = [r for r in read_metrics(file) if LOSS in r or L1 in r] if file.is_file() else []
+        records = [r for r in _epochs(folder) if LOSS in r or L1 in r]
         if not records:
             continue
         last.append(records[-1])

@@ -189,8 +189,8 @@ def read_scores(folder: Path, split: str = '') -> Scored:
 
     Returns:
         Scored: with `split`, `checkpoint`, `level`, `views`, `rows`, `positives`, `undefined`, and
-        `scores`: AUROC by label and the MEANS, and from report.json the metrics at the threshold
-        as 'metric:label', such as 'f1:Edema'; None where undefined.
+        `scores`: AUROC by label and the MEANS, and from report.json other metrics of both as
+        'metric:label', such as 'f1:Edema' or 'f1:mean_of_five'; None where undefined.
 
     Raises:
         ValueError: If scores.json or report.json cannot be read; the message names the folder.
@@ -214,21 +214,26 @@ def read_scores(folder: Path, split: str = '') -> Scored:
         figures['scores'] = {name: scores[name] for name in MEANS if name in scores} | scores[
             'auroc'
         ]
-        figures['scores'] |= _threshold_scores(folder / 'report.json', split)
+        figures['scores'] |= _report_scores(folder / 'report.json', split)
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
     return Scored(folder, figures)
 
 
-def _threshold_scores(report: Path, split: str) -> dict[str, float | None]:
-    """The metrics of a report that need a threshold; {} without a report of the split."""
+def _report_scores(report: Path, split: str) -> dict[str, float | None]:
+    """The metrics of a report other than AUROC; {} without a report of the split."""
     sets = json.loads(report.read_bytes())['sets'] if report.is_file() else []
-    labels = next((part['labels'] for part in sets if part['name'] == split), [])
+    scores: dict[str, Mapping[str, Any] | None] = {}
+    for part in [part for part in sets if part['name'] == split]:
+        scores |= {entry['label']: entry['scores'] for entry in part['labels']}
+        parts = part['means']['five'], part['means']['labels_with_both_classes']
+        scores |= dict(zip(MEANS, parts, strict=True))
     return {
-        f'{name}:{entry["label"]}': score['value']
-        for entry in labels
+        f'{name}:{label}': score['value']
+        for label, values in scores.items()
         for name in METRICS
-        if METRICS[name].needs_threshold and (score := entry['scores'].get(name)) is not None
+        if name != 'auroc' and METRICS[name].higher_is_better
+        if values and (score := values.get(name)) is not None
     }
 
 
@@ -602,18 +607,13 @@ def pretrain_figure(row: Mapping[str, Any], name: str) -> pd.Series:
     return pd.Series(values, dtype=float).dropna()
 
 
-def has_shared_images(row: Mapping[str, Any]) -> bool:
-    """Whether the held-out images of a row's pre-training are the reference's."""
-    return not row.get('other_images')  # older files of results lack it
-
-
 def count_finished(row: Mapping[str, Any]) -> int:
     """Seeds of which every stage is finished."""
     return sum(not _unfinished_stages(entry) for entry in row['seeds'])
 
 
 def is_compared(score: str) -> bool:
-    """Whether rows are compared by a score; metrics at a threshold are only shown."""
+    """Whether rows are compared by a score; metrics other than AUROC are only shown."""
     return ':' not in score
 
 
@@ -640,15 +640,13 @@ def known_scores(collected: Collected) -> list[str]:
 
 def score_title(collected: Collected, score: str) -> str:
     """A score's name for readers."""
-    if not is_compared(score):
-        name, _, label = score.partition(':')
-        return f'{METRICS[name].title}, {label}'
-    if score == 'mean_of_five':
-        return 'AUROC, mean of five'
-    if score == 'mean_of_defined':
+    name, _, label = score.rpartition(':')
+    if label == 'mean_of_five':
+        label = 'mean of five'
+    if label == 'mean_of_defined':
         counts = {len(f['positives']) - len(f['undefined']) for f in _all_scores(collected)}
-        return f'AUROC, mean of {" or ".join(map(str, sorted(counts))) or "all"} labels'
-    return f'AUROC, {score}'
+        label = f'mean of {" or ".join(map(str, sorted(counts))) or "all"} labels'
+    return f'{METRICS[name or "auroc"].title}, {label}'
 
 
 def row_title(collected: Collected, row: Mapping[str, Any]) -> str:
@@ -732,6 +730,24 @@ def sweep_markdown(collected: Collected, scores: Sequence[str] | None = None) ->
     return f'{markdown_table(cells)}\n{listed}'
 
 
+def write_label_table(collected: Collected, folder: Path) -> Path:
+    """Write AUROC by label and method, of the greatest subset; see `write_table`."""
+    most = max((row['subset'] for row in collected['rows']), key=float)
+    rows = [row for row in collected['rows'] if row['subset'] == most]
+    labels = [score for score in known_scores(collected) if is_compared(score)]
+    values = {label: {row['method']: score_of(row, label) for row in rows} for label in labels}
+    figures = [
+        {'label': label} | {f'{method}_mean': seeds.mean() for method, seeds in scores.items()}
+        for label, scores in values.items()
+    ]
+    cells = [
+        {f'AUROC, labelled: {subset_title(collected, most)}': score_title(collected, label)[7:]}
+        | {method: _with_sd(seeds, '.3f') for method, seeds in scores.items()}
+        for label, scores in values.items()
+    ]
+    return write_table(folder, f'{collected["sweep"]}_labels', figures, markdown_table(cells))
+
+
 def notes(collected: Collected) -> list[str]:
     """What a reader must know of the table, one paragraph each."""
     found = [
@@ -768,7 +784,8 @@ def _score_notes(collected: Collected) -> Iterator[str]:
 
 
 def _l1_notes(collected: Collected) -> Iterator[str]:
-    trivial, rows = [], [row for row in collected['rows'] if has_shared_images(row)]
+    # Older files of results do not say whether a row's held-out images are the reference's.
+    trivial, rows = [], [row for row in collected['rows'] if not row.get('other_images')]
     for name, title in (('mean', 'mean of the visible pixels'), ('linear', 'interpolation')):
         means = pd.Series([pretrain_figure(row, f'l1_{name}').mean() for row in rows], dtype=float)
         trivial.append(f'{title} {shown(means.mean(), ".2f")}')

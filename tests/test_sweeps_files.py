@@ -316,6 +316,22 @@ def test_each_method_is_pretrained_once_per_seed_by_its_main(tmp_path: Path) -> 
     assert scratch.needs == () and scratch.config.PRETRAINED == ''
 
 
+def test_the_pre_training_of_a_method_starts_from_its_weights(tmp_path: Path) -> None:
+    entries = methods(scratch={'finetune': FINETUNE})
+    for entry in entries.values():
+        entry['weights'] = 'IMAGENET'
+    sweep = load_sweep(methods_file(tmp_path, methods=entries, shares={1: {}}))
+    settings = {'seeds': [0], 'data': '/data', 'output': '/runs'}
+    jobs = plan(sweep, environment={'IMAGENET': '/weights.pth'}, **settings)
+    starts = {job.name: job.config.PRETRAINED for job in jobs}
+    assert [
+        starts.pop(f'{run} seed 0') for run in ('pretrain mine_simmim', 'finetune mine_scratch_1')
+    ] == ['/weights.pth'] * 2
+    assert [Path(path).parent for path in starts.values()] == [jobs[0].folder]
+    with pytest.raises(ValueError, match='IMAGENET'):
+        plan(sweep, environment={}, **settings)
+
+
 @pytest.mark.parametrize(
     ('changes', 'key'),
     [
@@ -370,6 +386,16 @@ def test_pretrained_weights_fit_the_encoder_that_is_fine_tuned(row) -> None:
     new += r'|fc_norm\.(weight|bias)' if row.pretraining == 'simmim' else ''
     assert report.new and [key for key in report.new if not re.fullmatch(new, key)] == []
     assert report.resized == report.folded == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('scale', ['full', 'small', 'tiny'])
+@pytest.mark.parametrize('path', sorted(ROOT.glob('scripts/studies/*.yaml')), ids=lambda p: p.stem)
+def test_a_study_can_be_planned_at_every_scale(path: Path, scale: str) -> None:
+    sweep = load_sweep(path, scale)
+    weights = {row.weights: '/weights.pth' for row in sweep.rows}
+    jobs = plan(sweep, seeds=[0], data='/data', output='/runs', environment=weights)
+    assert len({job.folder for job in jobs}) == len(jobs) >= len(sweep.rows)
 
 
 # Several GPUs -----------------------------------------------------------------------------------
