@@ -45,6 +45,7 @@ from sweeps.results import (
     read_collected,
     save_collected,
     sweep_markdown,
+    write_published_table,
     write_sweep_table,
 )
 from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
@@ -177,7 +178,7 @@ def print_power(args: argparse.Namespace, jobs: list[Job]) -> None:
     config = without_cache(configs['finetune', sweep.reference.run])
     comparisons = sum(bool(row.against) for row in sweep.rows)
     try:
-        cases = count_cases(config, logging.getLogger(__name__))
+        cases = count_cases(config, logging.getLogger(__name__), sweep.split)
     except (ValueError, OSError) as error:
         print(f'the smallest detectable difference is not known: {error}')
         return
@@ -326,7 +327,8 @@ def status(args: argparse.Namespace) -> int:
 def collected(args: argparse.Namespace) -> dict:
     sweep = sweep_of(args)
     if args.source is None:
-        return collect(sweep, seeds_of(args), args.output, split=args.split)
+        split = args.split or sweep.split
+        return collect(sweep, seeds_of(args), args.output, split=split)
     if args.seeds is not None or args.split:
         raise ValueError('--seeds and --split cannot be combined with --from, whose file has both')
     return read_collected(args.source, sweep.name)
@@ -355,6 +357,10 @@ def table(args: argparse.Namespace) -> int:
     path = write_sweep_table(results, args.output, scores)
     print(sweep_markdown(results, scores))
     print(f'{path}, {path.with_suffix(".csv")}', file=sys.stderr)
+    published = results['published']
+    if published and any(isinstance(value, list) for value in published['values'].values()):
+        path = write_published_table(results, sweep_of(args).scores, args.output)
+        print(f'{path}, {path.with_suffix(".csv")}', file=sys.stderr)
     return 0
 
 

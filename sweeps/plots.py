@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from engine.files import atomic_writer
 from logger import read_metrics
-from sweeps.files import Row, Sweep, expected_config, run_folder
+from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
 from sweeps.results import (
     MASK_KEYS,
     MEANS,
@@ -53,11 +53,14 @@ STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow'
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 8, 'grid.color': LIGHT}
 LOSS, L1 = 'holdout_loss', 'holdout_l1_grey'
 SPREAD, RANK = 'holdout_feature_spread', 'holdout_effective_rank'
+TRAIN_LOSS = 'loss'
+LOSSES_NOTE = 'One line per seed: of held-out patients, and dashed of the training images.'
 CURVES_NOTE = (
     'One line per seed. Dotted: a network without information (for masked images, the mean of the '
     'visible pixels). Losses of different methods cannot be compared. Spread and rank of held-out '
     'features at the end: below 0.05 or 2 they have collapsed.'
 )
+ALL_IMAGES = 4  # 'all' images are drawn at this multiple of the greatest number
 COLUMNS = 3  # panels of the learning curves side by side
 
 
@@ -116,16 +119,24 @@ def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: st
         output: Root of the run folders.
     """
     rows = {row.pretrain_run: row for row in reversed(sweep.rows) if row.pretraining}
-    columns = min(COLUMNS, len(rows))
-    lines = math.ceil(len(rows) / columns)
-    with _drawing(path, 0.5 + 1.75 * lines) as figure:
-        panels = figure.subplots(lines, columns, squeeze=False).ravel()
-        for axis in panels[len(rows) :]:
-            axis.set_axis_off()
-        for axis, row in zip(panels, reversed(rows.values()), strict=False):
-            axis.set_title(row.method, fontsize=9)
+    with _panels(path, [*reversed(rows.values())], CURVES_NOTE) as panels:
+        for row, axis in panels:
             _draw_curves(axis, row, seeds, output)
-        figure.supxlabel(CURVES_NOTE, fontsize=7, color=GREY, wrap=True)
+
+
+def plot_losses(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
+    """Draw the losses of each fine-tuning with the most labels by epoch, as `plot_curves` does."""
+    most = max((row.subset for row in sweep.rows), key=subset_size)
+    rows = [row for row in sweep.rows if row.subset == most]
+    with _panels(path, rows, LOSSES_NOTE) as panels:
+        for row, axis in panels:
+            for seed in seeds:
+                records = _epochs(run_folder(output, 'finetune', row, seed))
+                for key, dashes in ((LOSS, '-'), (TRAIN_LOSS, '--')):
+                    known = {r['epoch'] + 1: r[key] for r in records if r.get(key) is not None}
+                    axis.plot([*known], [*known.values()], dashes, color=COLOUR, linewidth=1)
+            axis.set_xlabel('epochs')
+            axis.set_ylabel('loss')
 
 
 def plot_labels(path: str | Path, collected: Collected, subset: str | None = None) -> None:
@@ -139,7 +150,7 @@ def plot_labels(path: str | Path, collected: Collected, subset: str | None = Non
     Raises:
         ValueError: If the format or the subset is unknown.
     """
-    subsets = sorted({row['subset'] for row in collected['rows']}, key=float)
+    subsets = sorted({row['subset'] for row in collected['rows']}, key=subset_size)
     subset = subsets[-1] if subset is None else subset
     if subset not in subsets:
         raise ValueError(f'--subset must be one of {subsets}, got {subset!r}')
@@ -180,15 +191,19 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
     (score,) = choose_scores(collected, [score] if score else None)
     is_share = collected['subsets'] == 'shares'
     methods: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(collected['rows'], key=lambda row: float(row['subset'])):
+    for row in sorted(collected['rows'], key=lambda row: subset_size(row['subset'])):
         methods.setdefault(row['method'], []).append(row)
-    places = {r['subset']: float(r['subset']) * (100 if is_share else 1) for r in collected['rows']}
+    sizes = sorted({subset_size(row['subset']) for row in collected['rows']})
+    known = [size * (100 if is_share else 1) for size in sizes if size < math.inf]
+    places = dict(zip(sizes, [*known, ALL_IMAGES * known[-1]], strict=False))
     with _drawing(path, 4.2) as figure:
         axis = figure.subplots()
         axis.set_xscale('log')
         for number, rows in enumerate(methods.values()):
             moved = 1.04 ** (number - (len(methods) - 1) / 2)  # bars do not hide each other
-            known = [(places[row['subset']] * moved, score_of(row, score)) for row in rows]
+            known = [
+                (places[subset_size(row['subset'])] * moved, score_of(row, score)) for row in rows
+            ]
             known = [(x, values) for x, values in known if len(values)]
             bounds = np.array([t_interval(values) for _, values in known]).reshape(-1, 2)
             axis.errorbar(
@@ -197,7 +212,8 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
                 yerr=(bounds[:, 1] - bounds[:, 0]) / 2,
                 **_method_style(number, rows[0]) | {'linestyle': '-', 'linewidth': 1},
             )
-        axis.set_xticks([*places.values()], [f'{place:,g}' for place in places.values()])
+        names = ['all' if size == math.inf else f'{place:,g}' for size, place in places.items()]
+        axis.set_xticks([*places.values()], names)
         axis.minorticks_off()
         axis.grid(axis='y')
         low, high = axis.get_ylim()
@@ -274,6 +290,27 @@ def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
             figure.savefig(file, dpi=200, format=path.suffix[1:])
 
 
+@contextlib.contextmanager
+def _panels(path: str | Path, rows: Sequence[Row], note: str) -> Iterator[list[tuple[Row, Axes]]]:
+    """A panel for each row with the name of its method, and a note below."""
+    columns = min(COLUMNS, len(rows))
+    lines = math.ceil(len(rows) / columns)
+    with _drawing(path, 0.5 + 1.75 * lines) as figure:
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axis in panels[len(rows) :]:
+            axis.set_axis_off()
+        for row, axis in zip(rows, panels, strict=False):
+            axis.set_title(row.method, fontsize=9)
+        yield [*zip(rows, panels, strict=False)]
+        figure.supxlabel(note, fontsize=7, color=GREY, wrap=True)
+
+
+def _epochs(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; [] without a run."""
+    file = folder / 'metrics.jsonl'
+    return read_metrics(file) if file.is_file() else []
+
+
 def _draw_difference(
     axis: Axes, place: int, rows: Sequence[Mapping[str, Any]], part: Mapping[str, Any] | None
 ) -> None:
@@ -304,8 +341,7 @@ def _draw_curves(axis: Axes, row: Row, seeds: Sequence[int], output: str | Path)
     last = []
     for seed in seeds:
         folder = run_folder(output, row.pretraining, row, seed)
-        file = folder / 'metrics.jsonl'
-        records = [r for r in read_metrics(file) if LOSS in r or L1 in r] if file.is_file() else []
+        records = [r for r in _epochs(folder) if LOSS in r or L1 in r]
         if not records:
             continue
         last.append(records[-1])

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
 # MAE ViT-B against ResNet-18 on MIMIC-CXR-JPG: docs/studies/mae_resnet.md. Outside tiny, MAE_WEIGHTS and RESNET_WEIGHTS name the two files.
-export PHANTOM=${PHANTOM:---layout mimic-cxr --train 500 --valid 200 --test 20 --size 80 --workers 2}
+export PHANTOM=${PHANTOM:---layout mimic-cxr --train 250 --valid 150 --test 20 --size 80 --workers 2}
 exec bash "$(dirname "$0")/run.sh" mae_resnet "$@"
