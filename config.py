@@ -60,7 +60,7 @@ _C.DATA.MASK_PATCH_SIZE = 32
 _C.DATA.MASK_RATIO = 0.6
 # [CheXpert] Training labels, a file in DATA_PATH.
 _C.DATA.TRAIN_CSV = 'train.csv'
-# [CheXpert] Validation labels.
+# [CheXpert] Validation labels; may be absent if TEST_CSV is another file than 'test.csv'.
 _C.DATA.VALID_CSV = 'valid.csv'
 # [CheXpert] Test labels; this file may be absent.
 _C.DATA.TEST_CSV = 'test.csv'
@@ -90,7 +90,7 @@ _C.DATA.TRAIN_IMAGES = 0
 _C.DATA.SAMPLER = 'uniform'
 # [CheXpert] First processing steps of every image, in order, such as ['equalize']; []: none.
 _C.DATA.PREPROCESS = []
-# [CheXpert] CSV file in DATA_PATH with further columns per patient, such as race; '': none.
+# [CheXpert] CSV or .xlsx file in DATA_PATH with columns per patient, such as race; '': none.
 _C.DATA.DEMOGRAPHICS = ''
 # [CheXpert] Label file of MIMIC-CXR: 'chexpert' or 'negbio'.
 _C.DATA.LABELLER = 'chexpert'

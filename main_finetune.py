@@ -135,7 +135,7 @@ def main(run: Run) -> int:
             finetune(run, model, loaders, loss_fn)
 
     def example() -> tuple[Tensor]:
-        images, *_ = next(iter(loaders.valid))
+        images, *_ = next(iter(loaders.valid or loaders.test))
         return (images[:, 0] if images.ndim == 5 else images,)  # one of the test-time views
 
     return run_stage(

@@ -33,6 +33,7 @@ from data.records import (
     describe_subset,
     group_columns,
     look_up,
+    may_be_absent,
     read_predictions,
     read_split,
     row_names,
@@ -131,8 +132,8 @@ def _training_targets(config: Config, records: Records) -> np.ndarray:  # [N, K]
 
 
 def _scored_loader(config: Config, split: str, logger: logging.Logger) -> DataLoader | None:
-    """Build the loader of valid, or of test if present, and check the columns of subgroups."""
-    records = read_split(config, split, logger, optional=split == 'test')
+    """Build the loader of valid or test, if present, and check the columns of subgroups."""
+    records = read_split(config, split, logger, optional=may_be_absent(config, split))
     if records is None:
         return None
     group_columns(records, config.EVAL.GROUPS, demographics=config.DATA.DEMOGRAPHICS)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,11 +38,19 @@ from engine.files import replace_files
 
 # What a cell of the CSV says. Colours by Okabe and Ito, told apart without red or green.
 KINDS = {'positive': '#D55E00', 'uncertain': '#F0E442', 'negative': '#0072B2', 'blank': '#DDDDDD'}
+# A group differs from the others in colour and marker.
+GROUP_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#000000', '#E69F00')
+GROUP_STYLES = [
+    {'color': colour, 'marker': marker}
+    for colour, marker in zip(GROUP_COLOURS, 'os^DvP*', strict=True)
+]
 BY_RANK = ('blank', 'negative', 'uncertain', 'positive')  # a study has the highest of its images
 TARGETS = ('positive', 'negative', 'soft', 'third class', 'left out')
 EVERYTHING = 'All'  # column and group of the counts over a whole split
 UNKNOWN = 'unknown'
 BOTH = 'train + holdout'  # the training CSV before patients are held out
+RACE = 'PRIMARY_RACE'  # column of CheXpert's demographics file
+TABLES = ('splits', 'counts', 'targets', 'ages')
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class Description:
     splits: pd.DataFrame  # split, images, studies, patients, shares of these, views
     counts: pd.DataFrame  # split, level, column, group, label, then KINDS
     targets: pd.DataFrame  # label, policy, then TARGETS: of the images that are trained on
+    ages: pd.DataFrame  # split, sex, age in years, number of images; without unknown ages
     notes: list[str]
 
 
@@ -60,12 +70,15 @@ def build_description(config: Config) -> Description:
     Only a file of studies (`Study` in place of `Path`) needs them: its images are those on disk.
     """
     sets, counts = _read_sets(config), []
+    demographics = config.DATA.DEMOGRAPHICS
+    further = config.EVAL.GROUPS or ([RACE] if demographics else [])
     for name, records in sets.items():
-        groups = standard_groups(records, config.EVAL.AGE_BANDS) | group_columns(
-            records, config.EVAL.GROUPS, demographics=config.DATA.DEMOGRAPHICS
-        )
+        groups = standard_groups(records, config.EVAL.AGE_BANDS)
+        groups |= group_columns(records, further, demographics=demographics)
         counts.append(count_labels(records, groups).assign(split=name))
     counts = pd.concat(counts)[['split', 'level', 'column', 'group', 'label', *KINDS]]
+    ages = pd.concat({name: count_ages(records) for name, records in sets.items()}, names=['split'])
+    ages = ages.reset_index('split').reset_index(drop=True)
     splits = {name: records for name, records in sets.items() if name != BOTH}
     targets, notes = pd.DataFrame(), [_describe_shared(splits)]
     if 'train' in splits:
@@ -76,7 +89,7 @@ def build_description(config: Config) -> Description:
             f'DATA.TASK {data.TASK}, DATA.BLANK {data.BLANK}); soft: between 0 and 1, left out: '
             'no loss'
         )
-    return Description(count_splits(splits), counts, targets, notes)
+    return Description(count_splits(splits), counts, targets, ages, notes)
 
 
 def count_splits(splits: Mapping[str, Records]) -> pd.DataFrame:
@@ -131,6 +144,13 @@ def count_labels(records: Records, groups: Mapping[str, np.ndarray]) -> pd.DataF
     return pd.concat(tables, ignore_index=True)
 
 
+def count_ages(records: Records) -> pd.DataFrame:
+    """Count the images by sex and age in years; age 0 is a missing age in CheXpert."""
+    table = pd.DataFrame({'sex': records.sex, 'age': np.floor(records.age)})
+    known = table[table['age'] > 0].astype({'age': int})
+    return known.value_counts().sort_index().reset_index(name='images')
+
+
 def count_targets(config: Config, records: Records) -> pd.DataFrame:
     """Count the targets of each label, for the images that a run with this config trains on."""
     data = config.DATA
@@ -169,26 +189,22 @@ def format_description(description: Description) -> str:
 
 
 def save_description(description: Description, folder: str | Path) -> None:
-    """Write splits.csv, counts.csv, targets.csv, description.json and labels.png, or none."""
+    """Write the four tables as CSV files and JSON, labels.png and groups.png, or nothing."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tables = {name: getattr(description, name) for name in ('splits', 'counts', 'targets')}
+    tables = {name: getattr(description, name) for name in TABLES}
     files = {f'{name}.csv': table.to_csv(index=False) for name, table in tables.items()}
     contents = {name: table.to_dict('records') for name, table in tables.items()}
     contents['notes'] = description.notes
     files['description.json'] = json.dumps(contents, indent=1) + '\n'
-    files['labels.png'] = plot_labels(description)
+    files |= {'labels.png': plot_labels(description), 'groups.png': plot_groups(description)}
     replace_files({folder / name: data for name, data in files.items()})
 
 
 def plot_labels(description: Description) -> bytes:
     """Return a PNG, one panel per split: what the cells of each label say, in % of the images."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     splits, counts = description.splits, description.counts
-    figure = Figure(figsize=(3 + 2.6 * len(splits), 5.6), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = _new_figure(3 + 2.6 * len(splits), 5.6)
     axes = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
     counts = counts[(counts['column'] == EVERYTHING) & (counts['level'] == 'image')]
     for axis, split in zip(axes, splits.itertuples(), strict=True):
@@ -207,6 +223,79 @@ def plot_labels(description: Description) -> bytes:
     axes[0].invert_yaxis()
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc='outside upper center', ncols=len(KINDS), frameon=False)
+    return _png(figure)
+
+
+def plot_groups(description: Description) -> bytes:
+    """Return a PNG of the first split: age by sex, images by group, labels by group."""
+    counts, ages = description.counts, description.ages
+    split = counts['split'].iloc[0]
+    counts = counts[(counts['split'] == split) & (counts['level'] == 'image')]
+    tables = dict(list(counts.groupby('column', sort=False)))
+    images = tables.pop(EVERYTHING)[[*KINDS]].iloc[0].sum()
+    sizes = {column: _group_sizes(table) for column, table in tables.items()}
+    counted = [column for column in tables if column not in ('Sex', 'Age')]
+    figure = _new_figure(4 * len(tables), 9.5)
+    figure.suptitle(f'{split}: {images:,} images')
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.7))
+    first, *others = top.subplots(1, 1 + len(counted), squeeze=False)[0]
+    _plot_ages(first, ages[ages['split'] == split])
+    for axis, column in zip(others, counted, strict=True):
+        axis.barh(sizes[column].index, sizes[column], color=GROUP_COLOURS[0])
+        axis.set(title=_title(column, tables[column]), xlabel='images')
+        axis.invert_yaxis()
+    axes = bottom.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+    for axis, (column, table) in zip(axes, tables.items(), strict=True):
+        positive = table.pivot(index='label', columns='group', values='positive')
+        for style, (group, size) in zip(GROUP_STYLES, sizes[column].items(), strict=False):
+            share = 100 * positive.loc[table['label'].unique(), group] / size
+            style = style | {'linestyle': '', 'alpha': 0.8, 'label': f'{group} ({size:,})'}
+            axis.plot(share, share.index, **style)
+        axis.set(title=_title(column, table), xlabel='% of images positive', xlim=(0, None))
+        axis.grid(axis='y', color='0.9')
+        axis.legend(loc='upper center', bbox_to_anchor=(0.5, -0.1), frameon=False, fontsize=8)
+    axes[0].invert_yaxis()
+    for axis in (first, *others, *axes):
+        axis.spines[['top', 'right']].set_visible(False)
+    return _png(figure)
+
+
+def _plot_ages(axis: Any, ages: pd.DataFrame) -> None:
+    """Plot the number of images by age, in bands of 5 years, with a bar for each sex."""
+    sexes = dict(list(ages.groupby('sex')))
+    bins = np.arange(0, ages['age'].max() + 6, 5) if len(ages) else [0, 5]
+    axis.hist(
+        [table['age'] for table in sexes.values()],
+        bins,
+        weights=[table['images'] for table in sexes.values()],
+        color=GROUP_COLOURS[: len(sexes)],
+        label=[*sexes],
+    )
+    axis.set(title='Age by sex', xlabel='years' if sexes else 'unknown', ylabel='images')
+    axis.legend(frameon=False)
+
+
+def _group_sizes(table: pd.DataFrame) -> pd.Series:
+    """Group -> number of images, of the largest groups that can be told apart in a figure."""
+    sizes = table.drop_duplicates('group').set_index('group')[[*KINDS]].sum(axis=1)
+    return sizes[sizes.index.isin(sizes.nlargest(len(GROUP_STYLES)).index)]
+
+
+def _title(column: str, table: pd.DataFrame) -> str:
+    number, shown = table['group'].nunique(), len(GROUP_STYLES)
+    return f'{column}: {shown} largest of {number} groups' if number > shown else column
+
+
+def _new_figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout='constrained')
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=150)
     return buffer.getvalue()

@@ -93,7 +93,7 @@ class Source:
 
     root: Path
     files: list[str]  # image files, relative to root, sorted
-    tables: dict[str, Path]  # CSV files: name in the store -> path
+    tables: dict[str, Path]  # CSV and Excel files: name in the store -> path
     scored: bool  # whether `read_folder` refuses to train on all images of the folder
 
     def signature(self) -> dict[str, object]:
@@ -170,7 +170,7 @@ def read_source(
     image_suffix: str = '',
     all_images: bool = False,
 ) -> Source:
-    """List what has to be packed; all CSV files directly in the folder belong to it.
+    """List what has to be packed; all CSV and Excel files directly in the folder belong to it.
 
     The images are those that the CSV files name: those of MIMIC-CXR-JPG, or in CheXpert's layout
     train.csv, valid.csv and test.csv, or `csv_names` instead of these three. Without such files, or
@@ -179,7 +179,8 @@ def read_source(
     root = Path(data_path)
     if not root.is_dir() or is_store(root):
         raise ValueError(f'--data-path must be a folder with CSV files and images, got {root}')
-    tables = {path.name: path for path in sorted([*root.glob('*.csv'), *root.glob('*.csv.gz')])}
+    paths = [path for form in ('*.csv', '*.csv.gz', '*.xlsx') for path in root.glob(form)]
+    tables = {path.name: path for path in sorted(paths)}
     if BAD_FILE in tables:
         raise ValueError(f'{tables[BAD_FILE]}: a store has another file of this name')
     for name in csv_names:

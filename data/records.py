@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import re
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import CHOICES, Config, Registry, register_check
+from config import CHOICES, Config, Registry, default_config, register_check
 from data.images import refuse_link_out
 from data.labels import (
     CELLS,
@@ -82,6 +83,12 @@ POSITIONS = {
     'XTABLE LATERAL': 'lateral',
 }
 
+# What reading a damaged CSV or Excel file raises.
+UNREADABLE = (
+    *(ValueError, OSError, EOFError, KeyError),
+    *(zipfile.BadZipFile, zlib.error, csv.Error),
+)
+
 PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id')
 STANDARD_GROUPS = ('Sex', 'Age', 'View')
 MOST_GROUPS = 50  # of one column
@@ -115,7 +122,7 @@ def refuse(fault: Fault) -> None:
 
 
 class Table:
-    """A CSV file (or .csv.gz) as text cells; a missing column reads as empty cells.
+    """A CSV file (or .csv.gz, .xlsx) as text cells; a missing column reads as empty cells.
 
     Empty rows are ignored. A row of another width than the header is a fault, so that the last row
     of a truncated file does not pass for an image without labels.
@@ -241,14 +248,12 @@ class Table:
 
     def _read(self, hint: str) -> pd.DataFrame:
         if not self.file.is_file():
-            self.fault('missing file', f'there is no such CSV file{hint}')
+            self.fault('missing file', f'there is no such file{hint}')
             return pd.DataFrame()
-        opener = gzip.open if self.file.suffix == '.gz' else open
         try:
-            with opener(self.file, 'rt', encoding='utf-8-sig', newline='') as file:
-                header, *rows = list(csv.reader(file)) or [[]]
-        except (ValueError, OSError, EOFError, zlib.error, csv.Error) as error:
-            self.fault('unreadable CSV', f'it is not a readable CSV file: {error}')
+            header, *rows = _read_rows(self.file) or [[]]
+        except UNREADABLE as error:
+            self.fault('unreadable table', f'it cannot be read: {error}')
             return pd.DataFrame()
         for name in {name for name in header if name and header.count(name) > 1}:
             self.fault('repeated column', f'column {name} is given twice')
@@ -265,6 +270,19 @@ class Table:
         if table.empty:
             self.fault('empty CSV', 'there is no usable row below the header')
         return table
+
+
+def _read_rows(file: Path) -> list[list[str]]:
+    """The rows of a CSV file, or of the first sheet of an Excel file."""
+    if file.suffix == '.xlsx':
+        options = {'header': None, 'dtype': str, 'keep_default_na': False, 'engine': 'openpyxl'}
+        try:
+            return pd.read_excel(file, **options).to_numpy().tolist()
+        except ImportError as error:
+            raise ValueError(".xlsx needs openpyxl: pip install 'openpyxl>=3.1'") from error
+    opener = gzip.open if file.suffix == '.gz' else open
+    with opener(file, 'rt', encoding='utf-8-sig', newline='') as lines:
+        return list(csv.reader(lines))
 
 
 @dataclass(frozen=True, eq=False)
@@ -747,6 +765,8 @@ def _read_chexpert(
 ) -> Records | None:
     csv_name = csv_names(config)[split]
     if optional and not (Path(root) / csv_name).is_file():
+        if options['logger'] and split == 'valid':
+            options['logger'].warning(f'there is no {csv_name}, so only test is scored')
         return None
     return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
 
@@ -804,6 +824,14 @@ def read_split(
     if not fold or records is None:
         return records
     return split_fold(records, fold)[split == 'valid']
+
+
+def may_be_absent(config: Config, split: str) -> bool:
+    """Whether a split may be missing: test, and valid if TEST_CSV names a file of its own."""
+    data = config.DATA
+    is_given = data.TEST_CSV != default_config().DATA.TEST_CSV
+    has_test = is_given and (Path(data.DATA_PATH) / data.TEST_CSV).is_file()
+    return split == 'test' or (has_test and config.EVAL.SELECT_ON != 'valid')
 
 
 def scored_records(
@@ -925,8 +953,8 @@ def group_columns(
     Args:
         records: The images.
         columns: Names of columns.
-        demographics: A CSV file inside the data folder with one row per patient, such as
-            CheXpert's (PATIENT, GENDER, AGE_AT_CXR, PRIMARY_RACE, ETHNICITY) saved as CSV.
+        demographics: A CSV or Excel file (.xlsx) inside the data folder with one row per patient,
+            such as CheXpert's (PATIENT, GENDER, AGE_AT_CXR, PRIMARY_RACE, ETHNICITY).
 
     Returns:
         Column -> [N] text, in the given order.

@@ -286,7 +286,7 @@ def describe_data(config: Config, loaders: 'Loaders') -> dict[str, Any]:
         number of different images.
     """
     records = [loader.dataset.records for loader in loaders if loader is not None]
-    tables = dict(_tables(config, records, is_pretrain=loaders.valid is None))
+    tables = dict(_tables(config, records, is_pretrain=not (loaders.valid or loaders.test)))
     files = {name: sha256(path) for name, path in sorted(tables.items())}
     images = sorted({os.fsencode(file) for part in records for file in part.file})
     total = hashlib.sha256(json.dumps(files).encode())

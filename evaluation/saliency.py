@@ -1,13 +1,14 @@
-"""Saliency maps: Grad-CAM, attention rollout, the maps of a report, and the check of the method."""
+"""Saliency maps: Grad-CAM, rollout, maps of a report and of new images, check of the method."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.stats import rankdata
 from torch import nn
 from torch.nn import functional as F
@@ -202,16 +203,68 @@ def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray) -> None:
     figure.set_layout_engine('none')  # The layout is the same for every map.
 
 
-@cache
-def _map_figure(size_px: int) -> tuple[Any, list, Any]:
-    """An empty figure, its two X-rays and the map over the second."""
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import ListedColormap
+def plot_prediction(
+    path: str | Path,
+    image: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    probabilities: Mapping[str, float],
+) -> None:
+    """Plot an X-ray, its maps of some labels, these over the X-ray, and all probabilities.
+
+    Args:
+        path: PNG file; its folder is created.
+        image: [S, S] uint8.
+        maps: Label -> [S, S] in [0, 1]; a row of the figure each.
+        probabilities: Label -> probability; the labels of the maps are highlighted.
+    """
     from matplotlib.figure import Figure
+
+    height = max(2.5 * len(maps), 0.25 * len(probabilities), 2.5)
+    figure = Figure(figsize=(12, height + 0.5), dpi=110, layout='constrained')
+    names = [('image', f'{label}: Grad-CAM', f'{label}: overlay', 'probability') for label in maps]
+    axes = figure.subplot_mosaic(names, width_ratios=(1, 1.1, 1, 1))
+    for name, axis in axes.items():
+        axis.set_title(name, fontsize=9)
+        axis.set_axis_off()
+    for (_, heat, overlay, _), saliency in zip(names, maps.values(), strict=True):
+        shown = axes[heat].imshow(saliency, cmap=COLOUR_MAP, vmin=0, vmax=1)
+        bar = figure.colorbar(shown, ax=axes[heat], ticks=(0, 0.5, 1), fraction=0.05, pad=0.03)
+        bar.set_label('relative importance (0 to 1)', fontsize=7)
+        axes[overlay].imshow(image, cmap='gray', vmin=0, vmax=255)
+        axes[overlay].imshow(saliency, cmap=_transparent_colours(), vmin=0, vmax=1)
+    axes['image'].imshow(image, cmap='gray', vmin=0, vmax=255)
+    bars = axes['probability']
+    bars.set_axis_on()
+    colours = ['#D55E00' if label in maps else '#0072B2' for label in probabilities]
+    drawn = bars.barh([*probabilities], [*probabilities.values()], color=colours)
+    bars.bar_label(drawn, fmt='%.3f', padding=2, fontsize=8)
+    bars.set_xlim(0, 1.15)
+    bars.set_xticks((0, 0.5, 1))
+    bars.tick_params(labelsize=8)
+    bars.invert_yaxis()
+    bars.spines[['top', 'right']].set_visible(False)
+    figure.supxlabel('Not for clinical use.', fontsize=7)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_writer(path) as file:
+        figure.savefig(file, format='png')
+
+
+def _transparent_colours() -> Any:
+    """The colour map of overlays, which is transparent at 0."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
 
     colours = colormaps[COLOUR_MAP](np.linspace(0, 1, 256))
     colours[:, 3] = np.linspace(0, OPACITY, 256)
+    return ListedColormap(colours)
+
+
+@cache
+def _map_figure(size_px: int) -> tuple[Any, list, Any]:
+    """An empty figure, its two X-rays and the map over the second."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     empty = np.zeros((size_px, size_px))
     figure = Figure(figsize=(4.5, 2.05), dpi=110, layout='constrained')
     FigureCanvasAgg(figure)
@@ -219,7 +272,7 @@ def _map_figure(size_px: int) -> tuple[Any, list, Any]:
     xrays = [axis.imshow(empty, cmap='gray', vmin=0, vmax=255) for axis in axes]
     for axis in axes:
         axis.set_axis_off()
-    overlay = axes[1].imshow(empty, cmap=ListedColormap(colours), vmin=0, vmax=1)
+    overlay = axes[1].imshow(empty, cmap=_transparent_colours(), vmin=0, vmax=1)
     bar = figure.colorbar(overlay, ax=axes[1], ticks=(0, 0.5, 1), fraction=0.05, pad=0.03)
     bar.ax.set_facecolor('0.5')  # the grey of an X-ray shines through here too
     bar.ax.tick_params(labelsize=7)
@@ -265,8 +318,9 @@ def write_maps(
         places = [(kind, i, row) for kind in chosen for i, row in enumerate(chosen[kind], start=1)]
         for kind, number, row in places:
             index = cases.strongest_image(rows.path[row], label)
-            grey, image = _read(view, dataset, index)
-            map_ = _label_maps(config, model, image.to(device), k)[0].cpu().numpy()
+            grey, image = read_view(view, dataset.image(index))
+            maps = label_maps(config, model, image.to(device), k, method=config.REPORT.METHOD)
+            map_ = maps[0].cpu().numpy()
             file = f'{FOLDER}/{file_name(f"{label}_{kind}")}_{number}.png'
             plot_map(folder / file, grey, map_)
             entry = {'label': label, 'kind': kind, 'path': cases.path[index], 'file': file}
@@ -276,16 +330,18 @@ def write_maps(
     return {'maps': entries, 'maps_check': check}
 
 
-def _label_maps(config: Config, model: nn.Module, images: torch.Tensor, k: int) -> torch.Tensor:
+def label_maps(
+    config: Config, model: nn.Module, images: torch.Tensor, k: int, *, method: str = 'grad_cam'
+) -> torch.Tensor:
     """Maps [B, S, S] of label k."""
     num_labels = config.MODEL.NUM_CLASSES
-    make_maps = METHODS[config.REPORT.METHOD].make_maps
+    make_maps = METHODS[method].make_maps
     return make_maps(model, images, lambda outputs: positive_logits(outputs, num_labels)[:, k])
 
 
-def _read(view: EvalTransform, dataset: XrayDataset, index: int) -> tuple[np.ndarray, torch.Tensor]:
+def read_view(view: EvalTransform, image: Image.Image) -> tuple[np.ndarray, torch.Tensor]:
     """What the model sees of an image: grey levels [S, S], and its input [1, C, S, S]."""
-    pixels = view.pixels(dataset.image(index))
+    pixels = view.pixels(image)
     normalized = torch.from_numpy(view.normalize(pixels)[0])
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), normalized[None]
 
@@ -294,17 +350,18 @@ def _check_maps(
     config: Config, model: nn.Module, view: EvalTransform, dataset: XrayDataset
 ) -> dict[str, Any]:
     """Similarity of the first label's maps to those of random weights (`randomised_check`)."""
+    method = config.REPORT.METHOD
     indices = np.linspace(0, len(dataset) - 1, min(CHECKED_IMAGES, len(dataset))).astype(int)
-    images = torch.cat([_read(view, dataset, index)[1] for index in indices])
+    images = torch.cat([read_view(view, dataset.image(index))[1] for index in indices])
     similarity = randomised_check(
         model,
         lambda: build_model(config, is_pretrain=False, num_outputs=len(model.head.weight)),
         images.to(next(model.parameters()).device),
-        lambda any_model, batch: _label_maps(config, any_model, batch, 0),
+        lambda any_model, batch: label_maps(config, any_model, batch, 0, method=method),
         seed=config.SEED,
     )
     return {
-        'method': METHODS[config.REPORT.METHOD].title,
+        'method': METHODS[method].title,
         'similarity': similarity,
         'note': (
             'mean rank correlation of the maps with those of the same model with random weights, '

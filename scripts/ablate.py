@@ -21,19 +21,19 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.files import replace_file
 from engine.run_record import is_finished
-from sweeps.budget import describe_budget, describe_runs
+from sweeps.budget import describe_budget
 from sweeps.files import ROOT, SECTIONS, Job, Sweep, load_sweep, only_row, plan, without_cache
 from sweeps.plots import (
-    mask_rows,
     plot_curves,
     plot_labels,
+    plot_losses,
     plot_masks,
     plot_subsets,
     plot_sweep,
@@ -45,6 +45,7 @@ from sweeps.results import (
     read_collected,
     save_collected,
     sweep_markdown,
+    write_label_table,
     write_published_table,
     write_sweep_table,
 )
@@ -68,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         command.set_defaults(function=function, row=None, seed=None, processes=1, list=False)
         add = command.add_argument
         add('--sweep', type=_path, required=True, metavar='F', help='sweep file')
-        add('--scale', default='', metavar='S', help='one of the scales of the sweep file')
+        add('--scale', metavar='S', help='one of the scales of the sweep file')
         if name == 'list':
             continue
         add('--output', type=_path, required=True, metavar='D', help='root of all run folders')
@@ -132,7 +133,7 @@ def _rate(text: str) -> float:
 
 
 def sweep_of(args: argparse.Namespace) -> Sweep:
-    return load_sweep(args.sweep, args.scale)
+    return load_sweep(args.sweep, args.scale or '')
 
 
 def seeds_of(args: argparse.Namespace) -> list[int]:
@@ -142,7 +143,9 @@ def seeds_of(args: argparse.Namespace) -> list[int]:
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
-    sweep = sweep_of(args)
+    sweep, environment = sweep_of(args), dict(os.environ)
+    if args.list:  # weights need not be at hand
+        environment = {row.weights: f'${row.weights}' for row in sweep.rows} | environment
     return plan(
         only_row(sweep, args.row) if args.row else sweep,
         seeds=seeds_of(args),
@@ -150,14 +153,13 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         output=str(args.output),
         gpus=args.processes,
         options={stage: getattr(args, f'{section}_opts') for stage, section in SECTIONS.items()},
-        environment=os.environ,
+        environment=environment,
     )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.list:
-        print(*_described(describe_runs, args), sep='\n')
-        return 0
+        return budget(args)
     if not args.data_path:
         raise ValueError('run needs --data-path, the root folder of the data')
     jobs = jobs_of(args)
@@ -335,18 +337,13 @@ def collected(args: argparse.Namespace) -> dict:
 
 
 def budget(args: argparse.Namespace) -> int:
-    if not args.data_path:
-        raise ValueError('budget needs --data-path, the root folder of the data')
-    for line in _described(describe_budget, args):
+    """Print what the plan takes, or with --list every run."""
+    jobs, scale, logger = jobs_of(args), sweep_of(args).scale, logging.getLogger(__name__)
+    for line in describe_budget(jobs, args.images_per_second, scale, logger, each=args.list):
         print(line)
-    print_power(args, jobs_of(args))
+    if args.data_path:
+        print_power(args, jobs)
     return 0
-
-
-def _described(describe: Callable, args: argparse.Namespace) -> Iterator[str]:
-    """Lines of one of the functions of `sweeps.budget`."""
-    scale, logger = sweep_of(args).scale, logging.getLogger(__name__)
-    return describe(jobs_of(args), args.images_per_second, scale, logger)
 
 
 def table(args: argparse.Namespace) -> int:
@@ -356,10 +353,11 @@ def table(args: argparse.Namespace) -> int:
     scores = args.scores or sweep_of(args).scores or None
     path = write_sweep_table(results, args.output, scores)
     print(sweep_markdown(results, scores))
-    print(f'{path}, {path.with_suffix(".csv")}', file=sys.stderr)
+    paths = [path, write_label_table(results, args.output)] if results['subsets'] else [path]
     published = results['published']
     if published and any(isinstance(value, list) for value in published['values'].values()):
-        path = write_published_table(results, sweep_of(args).scores, args.output)
+        paths.append(write_published_table(results, sweep_of(args).scores, args.output))
+    for path in paths:
         print(f'{path}, {path.with_suffix(".csv")}', file=sys.stderr)
     return 0
 
@@ -376,9 +374,11 @@ def plot(args: argparse.Namespace) -> int:
             '_labels': lambda path: plot_labels(path, results, args.subset),
             f'_{sweep.subsets}': lambda path: plot_subsets(path, results, score),
         }
+        if args.source is None:
+            figures['_losses'] = lambda path: plot_losses(path, sweep, seeds_of(args), args.output)
         if args.source is None and any(row.pretraining for row in sweep.rows):
             figures['_curves'] = lambda path: plot_curves(path, sweep, seeds_of(args), args.output)
-    elif len(mask_rows(sweep)) > 1:
+    elif len(sweep.mask_rows) > 1:
         figures['_masks'] = lambda path: plot_masks(path, sweep, results, score)
     for name, draw in figures.items():
         for suffix in ('png', 'pdf'):

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, check_config, default_config, put
 from data.check import Checked, Findings, check_data
-from data.records import csv_names
+from data.records import csv_names, may_be_absent
 from engine.files import replace_file
 
 
@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError(f'--output must lie outside {args.data_path}, got {args.output}')
         config = read_config(args)
         has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
-        optional = ('test',) if has_default_test else ()
+        optional = ('test',) * has_default_test + ('valid',) * may_be_absent(config, 'valid')
         checked = check_data(config, findings, optional=optional, workers=args.workers)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         text = findings.table().to_csv(index=False)

@@ -1,4 +1,4 @@
-"""Count the labels of a data set in CheXpert's layout; only its CSV files are read.
+"""Count labels, ages and groups of a data set in CheXpert's layout; no image is read.
 
 python scripts/describe_data.py --data-path DIR --output FOLDER [--cfg configs/... --opts KEY VALUE]
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, check_config, default_config, put
-from data.describe import build_description, format_description, save_description
+from data.describe import TABLES, build_description, format_description, save_description
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -45,7 +45,8 @@ def main(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    print(f'\nsaved in {args.output}: splits, counts, targets (CSV), description.json, labels.png')
+    names = ', '.join((*TABLES, 'labels.png', 'groups.png', 'description.json'))
+    print(f'\nsaved in {args.output}: {names}')
     return 0
 
 

@@ -87,7 +87,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--resamples', type=int, default=default.EVAL.RESAMPLES, help='0: no intervals')
     add('--seed', type=int, default=default.SEED, help='of the resamples')
     add('--groups', nargs='+', default=[], metavar='COLUMN', help='further columns to score by')
-    add('--demographics', type=Path, metavar='CSV', help='of patients, with these columns')
+    add('--demographics', type=Path, metavar='FILE', help='.csv or .xlsx with these columns')
     add(
         '--anonymise',
         action='store_true',

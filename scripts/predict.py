@@ -1,6 +1,6 @@
 """Predict the labels of new images with a fine-tuned checkpoint; not for clinical use.
 
-python scripts/predict.py --checkpoint C.pth --output F.csv IMAGE_OR_FOLDER [IMAGE_OR_FOLDER ...]
+python scripts/predict.py IMAGE_OR_FOLDER ... --checkpoint C.pth --output F.csv [--maps LABEL ...]
 
 The exit code is 0; 1 with --skip-bad if an image was skipped; or 2 if nothing was written.
 """
@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from scipy.special import expit
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -31,6 +33,7 @@ from engine.device import local_device
 from engine.files import LOADER_FILES, allow_open_files
 from engine.launch import EXIT_UNEXPECTED, explain
 from evaluation.inference import load_classifier, predict
+from evaluation.saliency import label_maps, plot_prediction, read_view
 from utils import read_checkpoint, trained_config
 
 MOST_IMAGES = 128  # in a batch, whatever the checkpoint says
@@ -90,6 +93,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--output', required=True, type=Path, metavar='F.csv', help='F.json is also written')
     add('--batch-size', type=int, help='images per batch (default: as in the run, at most 128)')
     add('--num-workers', type=int, help='processes that load images (default: as in the run)')
+    add(
+        '--maps',
+        nargs='+',
+        default=[],
+        metavar='LABEL',
+        help='also write F_maps/: a figure per image with the Grad-CAM of these labels',
+    )
     add('--skip-bad', action='store_true', help='skip images that cannot be used, and list them')
     add('--device', type=_device, help='cpu, cuda or cuda:N (default: a GPU if there is one)')
     args = parser.parse_args(arguments)
@@ -136,6 +146,11 @@ def predict_images(args: argparse.Namespace) -> int:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     device = args.device or local_device()
     model = load_classifier(config, args.checkpoint, device, logging.getLogger('predict'))
+    labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
+    if unknown := set(args.maps) - set(labels):
+        raise ValueError(f'--maps must name labels of {", ".join(labels)}; got {sorted(unknown)}')
+    if args.maps and model.saliency_layer() is None:
+        raise ValueError(f'--maps: {args.checkpoint} has no layer whose features could be shown')
     data, workers = config.DATA, args.num_workers
     workers = min(data.NUM_WORKERS, os.cpu_count()) if workers is None else workers
     allow_open_files(workers, per_worker=LOADER_FILES)
@@ -149,13 +164,16 @@ def predict_images(args: argparse.Namespace) -> int:
     if all(skipped):
         raise ValueError(f'none of the {len(paths)} images can be used: {loader.notes[0]}')
     used = np.flatnonzero(~np.array(skipped))
+    probabilities, paths_used = expit(logits[used].astype('float64')), [paths[i] for i in used]
     write_predictions(
         args.output,
-        expit(logits[used].astype('float64')),
-        paths=[paths[i] for i in used],
-        labels=task_labels(data.TASK, data.LABELS),
+        probabilities,
+        paths=paths_used,
+        labels=labels,
         source={'checkpoint': args.checkpoint, 'run': config.TAG, 'rows': len(used)},
     )
+    if args.maps:
+        write_figures(args, config, model, pd.DataFrame(probabilities, paths_used, labels))
     for note in (note for note in loader.notes if note.startswith(SKIPPED)):
         print(note, file=sys.stderr)
     coloured = [paths[i] for i, note in enumerate(loader.notes) if note == COLOURED]
@@ -165,6 +183,24 @@ def predict_images(args: argparse.Namespace) -> int:
     rest = f'; {sum(skipped)} were skipped' if any(skipped) else ''
     print(f'probabilities for {len(used)} images in {args.output}{rest}. Not for clinical use.')
     return int(any(skipped))
+
+
+def write_figures(
+    args: argparse.Namespace, config: Config, model: nn.Module, probabilities: pd.DataFrame
+) -> None:
+    """Write a figure per image (index of the table): Grad-CAM of --maps and all probabilities."""
+    folder = args.output.with_name(f'{args.output.stem}_maps')
+    view, device = EvalTransform(config), next(model.parameters()).device
+    bar = tqdm(probabilities.iterrows(), 'maps', len(probabilities), unit='image', disable=None)
+    for number, (path, row) in enumerate(bar, start=1):
+        grey, image = read_view(view, load_image(path))
+        maps = {
+            label: label_maps(config, model, image.to(device), [*row.index].index(label))
+            for label in args.maps
+        }
+        maps = {label: found[0].cpu().numpy() for label, found in maps.items()}
+        plot_prediction(folder / f'{number:04d}_{Path(path).stem}.png', grey, maps, dict(row))
+    print(f'{len(probabilities)} figures in {folder}')
 
 
 def main(args: argparse.Namespace) -> int:

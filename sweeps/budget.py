@@ -23,80 +23,59 @@ IMAGE_KEYS = ('VIEWS', 'HOLDOUT_FRACTION', 'TRAIN_FRACTION', 'TRAIN_IMAGES', 'TA
 
 
 def describe_budget(
-    jobs: Sequence[Job], given: Sequence[float], scale: Scale, logger: logging.Logger
+    jobs: Sequence[Job],
+    given: Sequence[float],
+    scale: Scale,
+    logger: logging.Logger,
+    *,
+    each: bool = False,
 ) -> Iterator[str]:
     """Lines about the runs of a plan: how many, how long they take, and what they leave on disk.
 
     Args:
         jobs: The runs.
         given: Images per second of a GPU in pre-training and in fine-tuning, or one for both; by
-            default the medians of the plan's finished runs, or what the sweep file states.
+            default the medians of the plan's finished runs, or what the scale states.
         scale: Scale of the sweep.
         logger: Takes remarks about the data.
+        each: Also the state, config, options and GPU hours of every run, but nothing of the disk.
 
     Raises:
         ValueError: If the data cannot be read.
     """
-    left = [job for job in jobs if folder_state(job.folder) != 'finished']
-    yield f'{len(jobs)} runs, {len(jobs) - len(left)} of them already finished'
+    states = {job.folder: folder_state(job.folder) for job in jobs}
+    finished = [job for job in jobs if states[job.folder] == 'finished']
+    yield f'{len(jobs)} runs, {len(finished)} of them already finished'
     images, hours = images_of(jobs, scale, logger), []
-    for section, (rate, source) in rates_of(jobs, given, scale).items():
-        members = [job for job in left if SECTIONS[job.stage] == section]
-        total = sum(images[job.folder] for job in members)
-        line = f'{section}: {len(members)} runs left, {total:,.0f} images'
-        if members:
+    for place, section in enumerate(('pretrain', 'finetune')):
+        members = [job for job in jobs if SECTIONS[job.stage] == section]
+        measured = None if given else measured_rate([job for job in members if job in finished])
+        stated = given or scale.images_per_second
+        rate = measured or (stated[min(place, len(stated) - 1)] if stated else None)
+        for job in members if each else ():
+            words = job.arguments[job.arguments.index('--opts') + 1 :]
+            time = f'{images[job.folder] / rate / 3600:,.2f} GPU hours' if rate else 'not known'
+            yield f'{jobs.index(job):4d}  {job.name:<50} {states[job.folder]:<12} {time}'
+            yield f'      {os.path.relpath(job.arguments[2], ROOT)}: {" ".join(words)}'
+        left = [job for job in members if job not in finished]
+        total = sum(images[job.folder] for job in left)
+        line = f'{section}: {len(left)} runs left, {total:,.0f} images'
+        if left:
             hours.append(total / rate / 3600 if rate else None)
-        if members and rate:
-            line += f', {hours[-1]:,.1f} GPU hours at {rate:,.0f} images/s of a GPU ({source})'
+        if left and rate:
+            source = 'measured' if measured else 'stated'
+            line += f', {hours[-1]:,.1f} GPU hours at {source} {rate:,.0f} images/s of a GPU'
         yield line
     if None in hours:
         yield 'GPU hours: not known. Finish a run of each stage, or give --images-per-second (as '
         yield 'reported by --check of a main script, divided by the number of GPUs)'
     else:
-        yield f'GPU hours: {sum(hours):,.1f} (the time of scoring and reports is not included)'
-    yield from _describe_disk(jobs)
-
-
-def describe_runs(
-    jobs: Sequence[Job], given: Sequence[float], scale: Scale, logger: logging.Logger
-) -> Iterator[str]:
-    """Lines about each run, with its config, options and GPU hours; arguments as above.
-
-    Raises:
-        ValueError: If the data cannot be read.
-    """
-    images, rates = images_of(jobs, scale, logger), rates_of(jobs, given, scale)
-    total = 0.0
-    for number, job in enumerate(jobs):
-        rate, _ = rates[SECTIONS[job.stage]]
-        hours = images[job.folder] / rate / 3600 if rate else float('nan')
-        total += hours
-        words = job.arguments[job.arguments.index('--opts') + 1 :]
-        yield f'{number:4d}  {job.name:<50} {folder_state(job.folder)}, {hours:,.2f} GPU hours'
-        yield f'      {os.path.relpath(job.arguments[2], ROOT)}: {" ".join(words)}'
-    known = [f'{r:,.0f} images/s in {s} ({source})' for s, (r, source) in rates.items() if r]
-    yield (
-        f'{len(jobs)} runs, {total:,.1f} GPU hours: computed, not measured, from '
-        f'{" and ".join(known) or "no speed: give --images-per-second"}'
-    )
-
-
-def rates_of(
-    jobs: Sequence[Job], given: Sequence[float], scale: Scale
-) -> dict[str, tuple[float | None, str]]:
-    """Images per second of a GPU in each section, and where the number is from."""
-    rates = {}
-    for place, section in enumerate(('pretrain', 'finetune')):
-        members = [job for job in jobs if SECTIONS[job.stage] == section]
-        finished = [job for job in members if folder_state(job.folder) == 'finished']
-        measured = None if given else measured_rate(finished)
-        stated = given or scale.images_per_second
-        if measured or not stated:
-            rates[section] = measured, 'finished runs'
-        else:
-            source = 'as given' if given else 'as the sweep file states'
-            rates[section] = stated[min(place, len(stated) - 1)], source
-    return rates
+        yield (
+            f'GPU hours: {sum(hours):,.1f}, computed, not measured (the time of scoring and '
+            'reports is not included)'
+        )
+    if not each:
+        yield from _describe_disk(jobs)
 
 
 def images_of(jobs: Sequence[Job], scale: Scale, logger: logging.Logger) -> dict[Path, float]:

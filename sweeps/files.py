@@ -50,6 +50,7 @@ MODEL_NAMES = {
 # How a comparison of methods gives subsets of the labels, and the option that sets them.
 SUBSETS = {'shares': 'DATA.TRAIN_FRACTION', 'images': 'DATA.TRAIN_IMAGES'}
 GPUS_SHOWN = 8
+MASK_KEYS = {'DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO'}
 SOFT_TARGETS = 'DATA.SELF_TRAIN_PREDICTIONS'
 
 ABLATION_KEYS = {'title', 'reference', 'keys', 'rows'}
@@ -164,6 +165,14 @@ class Sweep:
         changes = (options for row in self.rows for options in row.changes.values())
         return sorted({key for options in changes for key in options})
 
+    @property
+    def mask_rows(self) -> list[Row]:
+        """The rows with SimMIM that change nothing but the masks."""
+        rows = [row for row in self.rows if row.pretraining == 'simmim' and not row.weights]
+        return [
+            row for row in rows if {*row.changes['simmim'], *row.changes['finetune']} <= MASK_KEYS
+        ]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -256,18 +265,13 @@ def _at_scale(content: Any, name: str) -> tuple[Any, Scale]:
     content['reference'] = entry.get('reference', content.get('reference'))
     sections = ('pretrain', 'finetune')
     options = {key: _checked(entry.get(key), f'{where}: {key}') for key in sections}
-    seeds, images = entry.get('seeds', 0), entry.get('training_images', {})
-    rates = entry.get('images_per_second', [])
-    rates = rates if isinstance(rates, list) else [rates]
+    images, rates = entry.get('training_images', {}), entry.get('images_per_second', [])
     _check_keys(images, VIEWS, f'{where}: training_images')
-    for key, values in (
-        ('seeds', [seeds] * ('seeds' in entry)),
-        ('images_per_second', rates),
-        ('training_images', images.values()),
-    ):
-        if not all(isinstance(value, int | float) and value > 0 for value in values):
-            raise ValueError(f'{where}: {key} must be above 0, got {[*values]}')
-    return content, Scale(int(seeds), options, tuple(rates), images)
+    rates = rates if isinstance(rates, list) else [rates]
+    for value in (entry.get('seeds', 1), *rates, *images.values()):
+        if not isinstance(value, int | float) or value <= 0:
+            raise ValueError(f'{where}: seeds and numbers of images must be above 0, got {value!r}')
+    return content, Scale(entry.get('seeds', 0), options, tuple(rates), images)
 
 
 def _selected(section: Any, chosen: Any, where: str) -> dict[str, dict]:

@@ -18,7 +18,6 @@ from engine.files import atomic_writer
 from logger import read_metrics
 from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
 from sweeps.results import (
-    MASK_KEYS,
     MEANS,
     MISSING,
     NOT_FOR_CLINICAL_USE,
@@ -102,9 +101,7 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         for name, style in points.items():
             handles.append(Line2D([], [], linestyle='', label=name, **POINT | style))
         figure.legend(handles=handles, loc='outside upper center', ncols=5, columnspacing=1)
-        figure.supxlabel(
-            f'Right of 0: better than the reference. {NOT_FOR_CLINICAL_USE}', fontsize=7, color=GREY
-        )
+        _add_note(figure, f'Right of 0: better than the reference. {NOT_FOR_CLINICAL_USE}')
 
 
 def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
@@ -236,10 +233,10 @@ def plot_masks(
         score: As in `plot_sweep`.
     """
     (score,) = choose_scores(collected, [score] if score else None)
-    rows = {row['name']: row for row in collected['rows']}
+    results = {row['name']: row for row in collected['rows']}
     lines: dict[str, list[tuple]] = {}
-    for row in mask_rows(sweep):
-        data, found = expected_config(row, 'simmim').DATA, rows[row.name]
+    for row in sweep.mask_rows:
+        data, found = expected_config(row, 'simmim').DATA, results[row.name]
         mean, distance = score_of(found, score).mean(), found['average_distance_px']
         if distance is not None and not np.isnan(mean):
             bars = _patient_bars(mean, found['over_patients'].get(score))
@@ -259,23 +256,8 @@ def plot_masks(
         axis.set_xlabel('AvgDist: mean distance from hidden pixels to the nearest visible one (px)')
         axis.set_ylabel(score_title(collected, score))
         figure.legend(loc='outside upper center', ncols=4)
-        figure.supxlabel(
-            'Numbers: masked share. Bars: 95 % over patients, of the mean over seeds, if known. '
-            f'{NOT_FOR_CLINICAL_USE}',
-            fontsize=7,
-            color=GREY,
-        )
-
-
-def mask_rows(sweep: Sweep) -> list[Row]:
-    """The rows of an ablation that differ in nothing but the mask."""
-    return [
-        row
-        for row in sweep.rows
-        if row.pretraining == 'simmim'
-        and not (row.changes['finetune'] or row.weights)
-        and set(row.changes['simmim']) <= MASK_KEYS
-    ]
+        bars = 'Bars: 95 % over patients, of the mean over seeds, if known.'
+        _add_note(figure, f'Numbers: masked share. {bars} {NOT_FOR_CLINICAL_USE}')
 
 
 @contextlib.contextmanager
@@ -302,7 +284,7 @@ def _panels(path: str | Path, rows: Sequence[Row], note: str) -> Iterator[list[t
         for row, axis in zip(rows, panels, strict=False):
             axis.set_title(row.method, fontsize=9)
         yield [*zip(rows, panels, strict=False)]
-        figure.supxlabel(note, fontsize=7, color=GREY, wrap=True)
+        _add_note(figure, note)
 
 
 def _epochs(folder: Path) -> list[dict[str, Any]]:
@@ -392,4 +374,8 @@ def _add_method_legend(
     style = {'ncols': 4, 'loc': 'outside upper center', 'title': collected['title']}
     figure.legend(handles, names, **style)
     open_ones = '' if all(row['pretraining'] for row in rows) else 'Open: not pre-trained. '
-    figure.supxlabel(f'{bars} {open_ones}{NOT_FOR_CLINICAL_USE}', fontsize=7, color=GREY)
+    _add_note(figure, f'{bars} {open_ones}{NOT_FOR_CLINICAL_USE}')
+
+
+def _add_note(figure: Figure, text: str) -> None:
+    figure.supxlabel(text, fontsize=7, color=GREY, wrap=True)

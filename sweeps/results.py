@@ -37,6 +37,7 @@ from evaluation.intervals import Resamples, interval
 from evaluation.metrics import METRICS, label_scores
 from logger import json_safe, read_metrics
 from sweeps.files import (
+    MASK_KEYS,
     Row,
     Sweep,
     expected_config,
@@ -60,7 +61,6 @@ PROTOCOL = ('split', 'level', 'views', 'rows', 'undefined', 'positives')
 TOLERANCE = 1e-4  # of an AUROC that is computed again; predictions have 9 digits
 DIGITS = 6  # significant digits of saved figures
 
-MASK_KEYS = {'DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO'}
 NUM_MASKS, MASK_SEED = 200, 0  # for the mean distance to a visible pixel
 # Options that decide which images are held out and how they are read.
 HELD_OUT_KEYS = (

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -19,7 +21,7 @@ from config import config_text
 from engine.run_record import RECORD_FILE, is_finished, is_locked, read_record, run_lock
 from logger import read_metrics
 from models.simmim import SimMIM, SwinTransformerForSimMIM
-from sweeps.files import ROOT, load_sweep
+from sweeps.files import ROOT, load_sweep, run_folder
 
 DEADLINE = 240
 ENV = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
@@ -149,8 +151,25 @@ def test_methods_without_pretraining_have_no_learning_curves(tmp_path) -> None:
     assert {file.name for file in made.output.glob('*.png')} == {
         'mine_differences.png',
         'mine_labels.png',
+        'mine_losses.png',
         'mine_shares.png',
     }
+
+
+def test_a_table_of_methods_comes_with_one_by_label(tmp_path) -> None:
+    scratch = {'finetune': str(reference_files()['finetune'])}
+    path = methods_file(tmp_path, reference='a', methods={'a': scratch, 'b': scratch})
+    made, areas = MadeRuns(tmp_path), []
+    for row in load_sweep(path).rows:
+        for seed in (0, 1):
+            made.add(row, seed)
+            file = run_folder(made.output, 'finetune', row, seed) / 'scores.json'
+            if row.name == 'b_1':
+                areas.append(json.loads(file.read_text())['test']['selected']['auroc']['Edema'])
+    assert in_process('table', path, made.output, made.data, '--seeds', '2') == 0
+    table = pd.read_csv(made.output / 'mine_labels.csv', index_col='label')
+    assert table.b_mean['Edema'] == pytest.approx(np.mean(areas), abs=1e-5)
+    assert [*table.columns] == ['a_mean', 'b_mean']
 
 
 def test_runs_with_other_options_count_as_finished(tmp_path, capsys) -> None:

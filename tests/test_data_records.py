@@ -3,10 +3,12 @@
 import hashlib
 import logging
 import math
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from csv_files import HEADER, image_path, message, read, row, touch, write
 
@@ -417,6 +419,28 @@ def test_groups_come_from_the_own_file_by_row_or_from_demographics_by_patient(
     assert found['Site'] == ['A', 'A', 'B', '', 'C']
     with pytest.raises(ValueError, match="DATA.DEMOGRAPHICS.*'AGE'"):
         groups_of(grouped, ['AGE'], *lines)
+
+
+def test_an_excel_file_reads_like_the_csv_file(
+    grouped: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = grouped.root / 'demo.xlsx'
+    rows = [['patient00001', 'NA', 67], ['patient00003', None, 41]]
+    pd.DataFrame(rows, columns=['PATIENT', 'PRIMARY_RACE', 'AGE_AT_CXR']).to_excel(
+        file, index=False
+    )
+    columns = ['PRIMARY_RACE', 'AGE_AT_CXR']
+    found = group_columns(grouped, columns, demographics=file.name)
+    assert found['PRIMARY_RACE'].tolist() == ['NA', 'NA', '', '', '']
+    assert found['AGE_AT_CXR'].tolist() == ['67', '67', '', '41', '']
+    monkeypatch.setitem(sys.modules, 'openpyxl', None)
+    with pytest.raises(ValueError, match=r'demo\.xlsx.*pip install .*openpyxl'):
+        group_columns(grouped, columns, demographics=file.name)
+    monkeypatch.undo()
+    for damaged in (b'no archive', file.read_bytes()[:-40]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r'demo\.xlsx'):
+            group_columns(grouped, columns, demographics=file.name)
 
 
 def test_columns_and_demographics_that_do_not_fit_are_refused(

@@ -7,11 +7,19 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from csv_files import HEADER, image_path, row, write
 
 from config import Config, default_config
-from data.describe import KINDS, TARGETS, build_description, format_description
+from data.describe import (
+    KINDS,
+    TABLES,
+    TARGETS,
+    build_description,
+    format_description,
+    plot_groups,
+)
 from data.labels import LABELS
 
 K = len(LABELS)
@@ -111,6 +119,47 @@ def test_shares_of_the_splits(mixed: Path) -> None:
     assert (table['frontal'] + table['lateral'] == table['images']).all()
 
 
+def test_ages_by_sex_agree_with_a_loop_over_the_rows(mixed: Path) -> None:
+    description = build_description(options(mixed, DATA__HOLDOUT_FRACTION=0.0))
+    expected = Counter()
+    for split in ('train', 'valid', 'test'):
+        with open(mixed / f'{split}.csv', newline='') as file:
+            for cells in csv.DictReader(file):
+                if cells['Age'] != '0':
+                    expected[(split, cells['Sex'], int(cells['Age']))] += 1
+    assert {tuple(row[:3]): row[3] for row in description.ages.values.tolist()} == dict(expected)
+
+
+def test_stanfords_demographics_file_gives_race(mixed: Path) -> None:
+    columns = ['PATIENT', 'GENDER', 'AGE_AT_CXR', 'PRIMARY_RACE', 'ETHNICITY']
+    rows = [['patient00001', 'Female', 67, 'White', 'Non-Hispanic/Non-Latino']]
+    pd.DataFrame(rows, columns=columns).to_excel(mixed / 'demo.xlsx', index=False)
+    counts = build_description(options(mixed, DATA__DEMOGRAPHICS='demo.xlsx')).counts
+    groups = counts[(counts['column'] == 'PRIMARY_RACE') & (counts['split'] == 'train + holdout')]
+    assert set(groups['group']) == {'White', 'unknown'}
+
+
+def test_the_figure_of_groups_shows_the_counts(mixed: Path, monkeypatch) -> None:
+    """Ages, images by view, and the prevalence of each label by sex, against pandas."""
+    monkeypatch.setattr('data.describe._png', lambda figure: figure)
+    description = build_description(options(mixed, DATA__HOLDOUT_FRACTION=0.0))
+    ages, views, by_sex, *_ = plot_groups(description).axes
+    table = pd.read_csv(mixed / 'train.csv')
+    heights = [bar.get_height() for group in ages.containers for bar in group]
+    assert sum(heights) == (table['Age'] > 0).sum()
+    sizes = table['Frontal/Lateral'].value_counts()
+    names = [text.get_text() for text in views.get_yticklabels()]
+    assert dict(zip(names, [bar.get_width() for bar in views.patches], strict=True)) == {
+        'Frontal AP': sizes['Frontal'],
+        'Lateral': sizes['Lateral'],
+    }
+    female, labels = table[table['Sex'] == 'Female'], list(LABELS)
+    [line] = [line for line in by_sex.lines if line.get_label() == f'Female ({len(female)})']
+    expected = 100 * (female[labels] == 1).mean()
+    assert list(line.get_ydata()) == labels
+    np.testing.assert_allclose(np.asarray(line.get_xdata(), float), expected)
+
+
 # ---- training targets
 
 
@@ -166,7 +215,7 @@ def test_the_script_saves_tables_and_a_figure(
     saved = json.loads((out / 'description.json').read_text())
     assert {record['policy'] for record in saved['targets']} == {'zeros'}
     assert {r['group'] for r in saved['counts'] if r['column'] == 'RACE'} == {'White', 'unknown'}
-    for name in ('splits', 'counts', 'targets'):
+    for name in TABLES:
         with open(out / f'{name}.csv', newline='') as file:
             rows = list(csv.DictReader(file))
         assert rows == [{k: str(v) for k, v in record.items()} for record in saved[name]]

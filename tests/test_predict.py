@@ -1,10 +1,12 @@
 """scripts/predict.py: a checkpoint and images give the predictions of the run itself."""
 
 import json
+import logging
 import os
 import runpy
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -16,7 +18,13 @@ from PIL import Image
 from tiny import SWIN, VIT, arguments, run_folder, run_main, tiny_config
 from transfers import write_run
 
+from data.images import load_image
 from data.labels import LABELS
+from data.transforms import EvalTransform
+from evaluation.inference import load_classifier
+from evaluation.saliency import grad_cam
+from models.losses import positive_logits
+from utils import trained_config
 
 SCRIPT = Path(__file__).resolve().parents[1] / 'scripts/predict.py'
 
@@ -67,6 +75,39 @@ def test_predicts_what_the_run_predicted(run, phantom, predict, tmp_path, capsys
     assert source.pop('labels') == list(LABELS)
     assert source == {'checkpoint': checkpoint_of(run), 'run': 'default', 'rows': len(images)}
     assert 'Not for clinical use' in capsys.readouterr().out
+
+
+def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
+    run, phantom, predict, tmp_path, monkeypatch, capsys
+):
+    shown, draw = [], predict.names['plot_prediction']
+
+    def record(path: Path, *parts: Any) -> None:
+        shown.append((path, *parts))
+        if len(shown) == 1:
+            draw(path, *parts)
+
+    monkeypatch.setitem(predict.names, 'plot_prediction', record)
+    images = sorted((phantom / 'valid').rglob('view1_frontal.jpg'))[:2]
+    words = ['--checkpoint', checkpoint_of(run), '--output', tmp_path / 'p.csv', '--num-workers', 0]
+    assert predict(*images, *words, '--maps', 'Pleural Effusion', 'Edema') == 0
+    assert [path.parent for path, *_ in shown] == [tmp_path / 'p_maps'] * 2
+    assert shown[0][0] != shown[1][0] and Image.open(shown[0][0]).width > 1000
+    table, config = pd.read_csv(tmp_path / 'p.csv'), trained_config(checkpoint_of(run))
+    model = load_classifier(config, checkpoint_of(run), torch.device('cpu'), logging.getLogger())
+    view = EvalTransform(config, test_time_views=False)
+    for row, image, (_, grey, maps, probabilities) in zip(range(2), images, shown, strict=True):
+        assert list(maps) == ['Pleural Effusion', 'Edema'] and grey.shape == (32, 32)
+        np.testing.assert_allclose(list(probabilities.values()), values_of(tmp_path / 'p.csv')[row])
+        assert list(probabilities) == table.columns.tolist()[1:]
+        batch = view(load_image(image), None)[None]
+        for label, found in maps.items():
+            k = LABELS.index(label)
+            expected = grad_cam(model, batch, lambda out, k=k: positive_logits(out, 14)[:, k])[0]
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(maps['Edema'] - maps['Pleural Effusion']).max() > 1e-3
+    assert predict(*images, *words, '--maps', 'Oedema') == 2
+    assert '--maps' in (error := capsys.readouterr().err) and 'Oedema' in error
 
 
 def test_folders_are_searched_sorted_and_names_stay_as_given(

@@ -229,7 +229,7 @@ def test_a_scale_changes_entries_and_configs_by_name(tmp_path: Path) -> None:
         ({'methods': ['l1']}, 'methods'),
         ({'pretrain': {'NO.KEY': 1}}, 'NO.KEY'),
         ({'seeds': 0}, 'seeds'),
-        ({'images_per_second': [900, 0]}, 'images_per_second'),
+        ({'images_per_second': [900, 0]}, 'images'),
         ({'training_images': {'side': 9}}, 'side'),
     ],
 )
@@ -315,6 +315,22 @@ def test_each_method_is_pretrained_once_per_seed_by_its_main(tmp_path: Path) -> 
     assert (moco.config.SEED, moco.config.SAVE_FREQ) == (1, 9)
     scratch = found['mine_scratch_1', 0]
     assert scratch.needs == () and scratch.config.PRETRAINED == ''
+
+
+def test_the_pre_training_of_a_method_starts_from_its_weights(tmp_path: Path) -> None:
+    entries = methods(scratch={'finetune': FINETUNE})
+    for entry in entries.values():
+        entry['weights'] = 'IMAGENET'
+    sweep = load_sweep(methods_file(tmp_path, methods=entries, shares={1: {}}))
+    settings = {'seeds': [0], 'data': '/data', 'output': '/runs'}
+    jobs = plan(sweep, environment={'IMAGENET': '/weights.pth'}, **settings)
+    starts = {job.name: job.config.PRETRAINED for job in jobs}
+    assert [
+        starts.pop(f'{run} seed 0') for run in ('pretrain mine_simmim', 'finetune mine_scratch_1')
+    ] == ['/weights.pth'] * 2
+    assert [*map(Path, starts.values())] == [jobs[0].folder / 'ckpt_epoch_99.pth']
+    with pytest.raises(ValueError, match='IMAGENET'):
+        plan(sweep, environment={}, **settings)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from sweeps.plots import (
     COLOURS,
     MARKERS,
     SIGNIFICANT_COLOUR,
-    mask_rows,
     plot_curves,
     plot_labels,
+    plot_losses,
     plot_masks,
     plot_subsets,
     plot_sweep,
@@ -158,7 +158,7 @@ def test_scores_are_drawn_by_the_distance_to_visible_pixels(figures, tmp_path):
 
 
 def test_only_rows_with_other_masks_are_drawn_by_distance():
-    rows = {row.name for row in mask_rows(load_sweep(ROOT / 'scripts/studies/simmim.yaml', 'tiny'))}
+    rows = {row.name for row in load_sweep(ROOT / 'scripts/studies/simmim.yaml', 'tiny').mask_rows}
     assert rows == {'reference', 'square', 'block', '4_0.4', '4_0.8', '16_0.4', '16_0.8'}
 
 
@@ -188,3 +188,16 @@ def test_curves_show_each_seed_and_the_loss_without_information(tmp_path, figure
     drawn = [[*map(float, line.get_ydata())] for line in second.lines]
     assert drawn == [[5.0, 4.0], [8.5] * 2, [5.0, 5.0], [8.5] * 2, [5.0, 6.0], [8.5] * 2]
     assert second.get_title() == 'moco\nrank 1.0, spread 0.50'
+
+
+def test_losses_of_fine_tuning_are_those_of_the_most_labels(tmp_path, figures):
+    made, sweep = MadeRuns(tmp_path), load_sweep(methods_file(tmp_path))
+    for row in sweep.rows:
+        start = {'holdout_loss': 9.0}
+        epochs = [start, {'loss': float(row.subset), 'holdout_loss': 3.0}, {'loss': 0.5}]
+        write_records(run_folder(made.output, 'finetune', row, 0), epochs)
+    plot_losses(tmp_path / 'losses.png', sweep, SEEDS, made.output)
+    titles = [axis.get_title() for axis in figures[0].axes]
+    assert titles == ['simmim', 'moco', 'scratch']
+    lines = [[*zip(*line.get_data(), strict=True)] for line in figures[0].axes[0].lines[:2]]
+    assert lines == [[(0, 9.0), (1, 3.0)], [(1, 1.0), (2, 0.5)]]

@@ -27,6 +27,7 @@ from sweeps.results import (
     SIGNIFICANT,
     collect,
     enough_resamples,
+    known_scores,
     notes,
     pretraining_figures,
     read_collected,
@@ -334,13 +335,17 @@ def test_metrics_at_the_threshold_come_from_the_report(tmp_path):
     made, sweep = two_rows(tmp_path)
     entry = {'label': 'Edema', 'scores': {name: {'value': 0.75} for name in
              ('recall', 'specificity', 'precision', 'f1', 'accuracy')}}  # fmt: skip
+    means = {'five': None, 'labels_with_both_classes': {'f1': {'value': 0.25}, 'ece': {'value': 1}}}
     folder = run_folder(made.output, 'finetune', sweep.rows[0], 0)
-    report = {'sets': [{'name': 'valid'}, {'name': 'test', 'labels': [entry]}]}
+    report = {'sets': [{'name': 'valid'}, {'name': 'test', 'labels': [entry], 'means': means}]}
     (folder / 'report.json').write_text(json.dumps(report))
     collected = collect(sweep, [0], made.output, resamples=2)
     rows = cells_of(sweep_markdown(collected, ['Edema', 'f1:Edema', 'accuracy:Edema']))
     assert [row['F1, Edema'] for row in rows] == ['0.750', 'n/a']
     assert 'f1:Edema' not in collected['rows'][0]['compared']
+    (row, _) = cells_of(sweep_markdown(collected, ['f1:mean_of_defined']))
+    assert row[f'F1, mean of {len(LABELS) - 1} labels'] == '0.250'
+    assert 'ece:mean_of_defined' not in known_scores(collected)  # lower is better
     with pytest.raises(ValueError, match='kappa:Edema'):  # not in the report
         sweep_markdown(collected, ['kappa:Edema'])
 
