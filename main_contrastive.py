@@ -32,8 +32,6 @@ from models.contrastive import (
     feature_spread,
     features,
 )
-from models.pretrained import fit_pretrained
-from utils import checkpoint_to_evaluate, load_weights
 
 # Features have collapsed below these values. A spread of 1 means that they point in all
 # directions, a rank of 1 that they lie on one line.
@@ -113,22 +111,7 @@ def main(run: Run) -> int:
             logger.info(f'momentum of the averaged encoder {momentum:.6g} (CONTRASTIVE.MOMENTUM)')
         return model, views_loss
 
-    def evaluate() -> None:
-        if loaders.holdout is None:
-            share = config.DATA.HOLDOUT_FRACTION
-            raise ValueError(f'--eval: DATA.HOLDOUT_FRACTION {share} holds out too few images')
-        model, _ = build()
-        load_weights(checkpoint_to_evaluate(config, run.folder), model.to(run.device), logger)
-        after_epoch(run, model, -1)
-
-    return run_stage(
-        run,
-        loaders,
-        build=build,
-        evaluate=evaluate,
-        convert=fit_pretrained,
-        after_epoch=after_epoch,
-    )
+    return run_stage(run, loaders, build=build, after_epoch=after_epoch)
 
 
 if __name__ == '__main__':

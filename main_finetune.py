@@ -29,7 +29,6 @@ from evaluation.run_report import FinalScores, check_scoring, score
 from logger import DETAIL
 from models import build_model
 from models.losses import build_label_loss
-from models.pretrained import fit_pretrained
 from models.vision_transformer import draw_kept
 from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
 
@@ -100,7 +99,7 @@ def finetune(run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction
     if split == 'valid':
         logger.warning('EVAL.SELECT_ON valid: the scores on valid are of a checkpoint chosen there')
     selection = Selection(loader, split)
-    state = fit(run, model, loaders.train, loss_fn, after_epoch=selection, convert=fit_pretrained)
+    state = fit(run, model, loaders.train, loss_fn, after_epoch=selection)
     model = state.module
     final.score('last', [model])
     source, best = checkpoint_name(config.TRAIN.EPOCHS - 1), run.folder / BEST_CHECKPOINT
@@ -145,7 +144,6 @@ def main(run: Run) -> int:
         evaluate=lambda: evaluate(run, loaders),
         train=train,
         example=example,
-        convert=fit_pretrained,
     )
 
 

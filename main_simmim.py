@@ -34,8 +34,6 @@ from evaluation.reconstruction import (
 )
 from logger import DETAIL
 from models import build_model
-from models.pretrained import fit_pretrained
-from utils import checkpoint_to_evaluate, load_weights
 
 NUM_IMAGES = 6  # rows of reconstructions/epoch_N.png
 IN_TENSORBOARD = 40  # of these files at most, each of which takes a megabyte
@@ -132,22 +130,7 @@ def main(run: Run) -> int:
     def build() -> tuple[nn.Module, LossFunction]:
         return build_model(config, is_pretrain=True), reconstruction_loss
 
-    def evaluate() -> None:
-        if loaders.holdout is None:
-            share = config.DATA.HOLDOUT_FRACTION
-            raise ValueError(f'--eval: DATA.HOLDOUT_FRACTION must be above 0, got {share}')
-        model = build_model(config, is_pretrain=True).to(run.device)
-        load_weights(checkpoint_to_evaluate(config, run.folder), model, logger)
-        after_epoch(run, model, -1)
-
-    return run_stage(
-        run,
-        loaders,
-        build=build,
-        evaluate=evaluate,
-        convert=fit_pretrained,
-        after_epoch=after_epoch,
-    )
+    return run_stage(run, loaders, build=build, after_epoch=after_epoch)
 
 
 if __name__ == '__main__':

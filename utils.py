@@ -76,6 +76,13 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
     replace_file(checksum, f'{digest}  {path.name}\n')
 
 
+def checkpoint_bytes(config: Config, model: nn.Module) -> int:
+    """Bytes of a checkpoint: the model, and the moments, two of AdamW and one of SGD."""
+    moments = 2 if config.TRAIN.OPTIMIZER.NAME.lower() == 'adamw' else 1
+    trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
+    return sum(tensor.nbytes for tensor in model.state_dict().values()) + moments * trained
+
+
 def prune(folder: str | Path, keep: int, *, newest: str | None = None) -> list[Path]:
     """Remove old checkpoints with their checksums, and the remains of interrupted writes.
 

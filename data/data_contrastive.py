@@ -40,8 +40,8 @@ class ViewsTransform:
     """(image, rng) -> views [C, S, S]: two, followed by SwAV's small crops [C, s, s].
 
     The augmentation keeps what an X-ray shows, and changes what a network could otherwise use to
-    recognise an image: a crop of at least 0.3 of the area (in SimCLR's 0.08, two views often share
-    no anatomy), horizontal flip, the warps of AUG, brightness and contrast by 1 +-
+    recognise an image: a crop of at least 0.3 of the area (in SimCLR's 0.08, two views may share
+    little anatomy), horizontal flip, the warps of AUG, brightness and contrast by 1 +-
     AUG.COLOR_JITTER, and Gaussian blur with probability CONTRASTIVE.BLUR, whose strength is
     SimCLR's at 224 px and the same share of the side at other sizes. MoCo-CXR (Sowrirajan et al.
     2021, arXiv:2010.05352) uses flips and rotations only.

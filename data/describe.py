@@ -40,10 +40,7 @@ from engine.files import replace_files
 KINDS = {'positive': '#D55E00', 'uncertain': '#F0E442', 'negative': '#0072B2', 'blank': '#DDDDDD'}
 # A group differs from the others in colour and marker.
 GROUP_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#000000', '#E69F00')
-GROUP_STYLES = [
-    {'color': colour, 'marker': marker}
-    for colour, marker in zip(GROUP_COLOURS, 'os^DvP*', strict=True)
-]
+GROUP_MARKERS = 'os^DvP*'
 BY_RANK = ('blank', 'negative', 'uncertain', 'positive')  # a study has the highest of its images
 TARGETS = ('positive', 'negative', 'soft', 'third class', 'left out')
 EVERYTHING = 'All'  # column and group of the counts over a whole split
@@ -247,10 +244,10 @@ def plot_groups(description: Description) -> bytes:
     axes = bottom.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for axis, (column, table) in zip(axes, tables.items(), strict=True):
         positive = table.pivot(index='label', columns='group', values='positive')
-        for style, (group, size) in zip(GROUP_STYLES, sizes[column].items(), strict=False):
+        for number, (group, size) in enumerate(sizes[column].items()):
             share = 100 * positive.loc[table['label'].unique(), group] / size
-            style = style | {'linestyle': '', 'alpha': 0.8, 'label': f'{group} ({size:,})'}
-            axis.plot(share, share.index, **style)
+            style = {'color': GROUP_COLOURS[number], 'alpha': 0.8, 'label': f'{group} ({size:,})'}
+            axis.plot(share, share.index, GROUP_MARKERS[number], **style)
         axis.set(title=_title(column, table), xlabel='% of images positive', xlim=(0, None))
         axis.grid(axis='y', color='0.9')
         axis.legend(loc='upper center', bbox_to_anchor=(0.5, -0.1), frameon=False, fontsize=8)
@@ -262,27 +259,23 @@ def plot_groups(description: Description) -> bytes:
 
 def _plot_ages(axis: Any, ages: pd.DataFrame) -> None:
     """Plot the number of images by age, in bands of 5 years, with a bar for each sex."""
-    sexes = dict(list(ages.groupby('sex')))
-    bins = np.arange(0, ages['age'].max() + 6, 5) if len(ages) else [0, 5]
-    axis.hist(
-        [table['age'] for table in sexes.values()],
-        bins,
-        weights=[table['images'] for table in sexes.values()],
-        color=GROUP_COLOURS[: len(sexes)],
-        label=[*sexes],
-    )
-    axis.set(title='Age by sex', xlabel='years' if sexes else 'unknown', ylabel='images')
-    axis.legend(frameon=False)
+    bands = ages.assign(age=ages['age'] // 5 * 5).groupby(['sex', 'age'])['images'].sum()
+    for number, (sex, images) in enumerate(bands.groupby('sex')):
+        years = images.index.get_level_values('age') + 1.6 * number + 0.9
+        axis.bar(years, images, width=1.6, color=GROUP_COLOURS[number], label=sex)
+    axis.set(title='Age by sex', xlabel='years' if len(ages) else 'unknown', ylabel='images')
+    if len(ages):
+        axis.legend(frameon=False)
 
 
 def _group_sizes(table: pd.DataFrame) -> pd.Series:
     """Group -> number of images, of the largest groups that can be told apart in a figure."""
     sizes = table.drop_duplicates('group').set_index('group')[[*KINDS]].sum(axis=1)
-    return sizes[sizes.index.isin(sizes.nlargest(len(GROUP_STYLES)).index)]
+    return sizes[sizes.index.isin(sizes.nlargest(len(GROUP_MARKERS)).index)]
 
 
 def _title(column: str, table: pd.DataFrame) -> str:
-    number, shown = table['group'].nunique(), len(GROUP_STYLES)
+    number, shown = table['group'].nunique(), len(GROUP_MARKERS)
     return f'{column}: {shown} largest of {number} groups' if number > shown else column
 
 

@@ -32,7 +32,8 @@ FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'GIF', 'PPM', 'WEBP', 'JPEG2000')
 MODES_8_BIT = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
 MODES_16_BIT = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')
 FULL_RANGE_BITS = (8, 10, 12, 14, 16)
-FULL_SIZE = ('full size',)  # key in Image.info; not a string, so that no file can contain it
+# Keys in Image.info; they are not strings, so that no file can contain them.
+FULL_SIZE, PACKED_STEPS = ('full size',), ('packed steps',)
 
 # Files that contain one of these may be rotated by their metadata; Pillow reads them.
 ROTATION_MARKERS = (b'eXIf', b'Exif', b'exif', b'xmp', b'http://ns.adobe.com')

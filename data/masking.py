@@ -26,12 +26,8 @@ MASKS = Registry('DATA.MASK_TYPE')
 class MaskGenerator:
     """Draws masks that hide an exact share of the square units of an image.
 
-    Args:
-        input_size: Side of the image in pixels.
-        mask_patch_size: Side of a unit in pixels.
-        model_patch_size: Side of a token in pixels.
-        mask_ratio: Share of the units that are hidden; the count is rounded up.
-        mask_type: A name in MASKS.
+    All sizes are sides in pixels: of the image, of a unit, and of a token. The number of hidden
+    units is rounded up. The mask type is a name in MASKS.
     """
 
     def __init__(

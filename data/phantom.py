@@ -908,10 +908,10 @@ def make_phantom(
     """Write the CSV files and images of a phantom data set into a folder.
 
     Both layouts have the same images and CheXpert labels, image by image. The images do not depend
-    on the number of workers.
+    on the number of workers. In CheXpert's layout the name of the folder begins every `Path`.
 
     Args:
-        output: Empty or absent folder. In 'chexpert' its name begins every `Path`.
+        output: Empty or absent folder, or one with this finished phantom.
         num_train: Training patients, with about 3.5 images each.
         num_valid: Validation patients, with one study and about 1.2 images each.
         num_test: Test patients, as `num_valid`.
@@ -922,10 +922,6 @@ def make_phantom(
 
     Returns:
         The contents of phantom.json, and 'drawn', the number of images that this call drew.
-
-    Raises:
-        ValueError: If a number is not allowed, or if the folder contains anything else than this
-            finished phantom.
     """
     output = Path(output).resolve()
     patients = dict(zip(SPLITS, (num_train, num_valid, num_test), strict=True))

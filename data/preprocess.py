@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from config import Config, Registry
-
-PACKED_STEPS = ('packed steps',)  # key in Image.info; not a string, so that no file can contain it
+from data.images import PACKED_STEPS
 
 CLAHE_CLIP_LIMIT = 2.0  # limit of a histogram bin, relative to a flat histogram
 CLAHE_TILES = (8, 8)

@@ -32,8 +32,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from data.images import FULL_SIZE, BadImageError
-from data.preprocess import PACKED_STEPS
+from data.images import FULL_SIZE, PACKED_STEPS, BadImageError
 from engine.files import BLOCK_BYTES, atomic_writer, locked, replace_file
 
 VERSION = 2
@@ -286,11 +285,9 @@ def copy_store(
     """Copy a store, for example from a network drive to the disk of a node; return the target.
 
     Any number of processes may call it at once: one copies and the others wait. Every file is
-    checked while it is copied, and store.json is written last. An interrupted copy is resumed
-    after a check of the files that are there; a complete one is left as it is.
-
-    Raises:
-        ValueError: If a file of the source is not what was packed, or the disk is too small.
+    checked while it is copied, and store.json is written last. An interrupted copy is resumed after
+    a check of the files that are there; a complete one is left as it is. A ValueError names a file
+    that is not what was packed, or says that the disk is too small.
     """
     source, target = Path(source), Path(target)
     about = read_about(source)

@@ -35,11 +35,8 @@ def sha256(path: str | Path) -> str:
 def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its name only when all of it is on disk.
 
-    Until the block ends, and also if it fails, the previous file stays as it was. The data goes
-    to `<name>.tmp` in the same folder.
-
-    Raises:
-        OSError: Naming the file, for example on a full disk.
+    Until the block ends, and also if it fails, the previous file stays as it was. The data goes to
+    `<name>.tmp` in the same folder. An OSError, such as of a full disk, names the file.
     """
     path = Path(path)
     temporary = path.with_name(f'{path.name}.tmp')

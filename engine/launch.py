@@ -162,11 +162,9 @@ class Process:
 def setup_run(args: Namespace, process: Process) -> None:
     """Read the config, join the process group, seed, prepare the run folder and open the logs.
 
-    A run that does not train writes nothing but its log.
-
-    Raises:
-        ValueError: On all ranks, for an invalid config or a folder that cannot be used: it is not
-            writable, another run is writing to it, or it holds another run.
+    A run that does not train writes nothing but its log. All ranks raise a ValueError for an
+    invalid config, and for a folder that is not writable, that another run is writing to, or that
+    holds another run.
     """
     config = get_config(args)
     _set_determinism(config.TRAIN.DETERMINISTIC)
@@ -217,11 +215,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MISTAKES) or text.startswith(('DataLoader worker', NO_MEMORY)):
         return EXIT_MISTAKE, text
     if isinstance(error, RuntimeError) and 'have a deterministic implementation' in text:
-        operation = text.partition(' does not ')[0]
-        return EXIT_MISTAKE, (
-            f'TRAIN.DETERMINISTIC: {operation} has no deterministic version in this PyTorch; turn '
-            'the option off, or avoid what needs this operation'
-        )
+        return EXIT_MISTAKE, f'TRAIN.DETERMINISTIC: {text}'
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and 'gloo' in text):
         if _SILENCE.search(text):
             return EXIT_OTHER_PROCESS, _SILENT

@@ -30,6 +30,7 @@ from engine.saving import Saver
 from engine.train_state import TrainState
 from logger import DETAIL
 from lr_scheduler import build_scheduler
+from models.pretrained import fit_pretrained
 from optimizer import build_optimizer
 from utils import checkpoint_to_resume, load_pretrained, read_resumable
 
@@ -54,7 +55,6 @@ def fit(
     loss_fn: LossFunction,
     *,
     after_epoch: Callable[[Run, nn.Module, int], dict[str, Any]],
-    convert: Callable[..., Any],
 ) -> TrainState:
     """Train for TRAIN.EPOCHS epochs, from a checkpoint or pre-trained weights if there are any.
 
@@ -66,13 +66,12 @@ def fit(
         after_epoch: (run, model, epoch) -> values for metrics.jsonl; the epoch with the greatest
             `score`, if given, becomes ckpt_best.pth. It is called with epoch -1 before training,
             then after every EVAL.EVERY epochs and after the last one.
-        convert: Fits pre-trained weights to the model; see `utils.load_pretrained`.
 
     Raises:
         Preempted: If a signal asked the run to stop. A checkpoint has been saved then.
     """
     train, logger = run.config.TRAIN, run.logger
-    state = begin(run, model, loader, convert)
+    state = begin(run, model, loader)
     run.scalars.forget_from(state.epoch if state.epoch or state.batch else -1)
     if state.epoch == train.EPOCHS:
         logger.warning(f'all {state.epoch} epochs are already done: nothing is trained')
@@ -100,13 +99,8 @@ def fit(
     return state
 
 
-def begin(
-    run: Run, model: nn.Module, loader: DataLoader, convert: Callable[..., Any]
-) -> TrainState:
-    """Move the model to its device, build optimizer and schedule, and load or resume.
-
-    See `fit` for the arguments.
-    """
+def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
+    """Move the model to its device, build optimizer and schedule, and load or resume."""
     config, logger = run.config, run.logger
     checkpoint = checkpoint_to_resume(config, run.folder, logger)
     saved = read_resumable(checkpoint) if checkpoint else None
@@ -124,7 +118,7 @@ def begin(
         state.restore(saved, config, source=str(checkpoint), logger=logger)
     elif config.PRETRAINED:
         whole = getattr(model, 'whole_encoder', model)
-        load_pretrained(config, whole, logger, convert)
+        load_pretrained(config, whole, logger, fit_pretrained)
         if run.stage == 'contrastive':
             model.encoder_loaded()
     run.record.begin(checkpoint, done=state.epoch >= config.TRAIN.EPOCHS)

@@ -89,10 +89,8 @@ class _SharedStatistics:
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        return self.activate(self._normalise(x))
-
-    def activate(self, x: Tensor) -> Tensor:
-        return x
+        x = self._normalise(x)
+        return self.act(self.drop(x)) if isinstance(self, BatchNormAct2d) else x
 
     @torch.compiler.disable
     def _normalise(self, x: Tensor) -> Tensor:
@@ -115,24 +113,8 @@ class _SharedStatistics:
         return y.to(x.dtype)
 
 
-class SharedBatchNorm1d(_SharedStatistics, nn.BatchNorm1d):
-    """BatchNorm1d over all processes."""
-
-
-class SharedBatchNorm2d(_SharedStatistics, nn.BatchNorm2d):
-    """BatchNorm2d over all processes."""
-
-
-class SharedBatchNormAct2d(_SharedStatistics, BatchNormAct2d):
-    """timm's batch norm with activation, over all processes."""
-
-    def activate(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(x))
-
-
 SHARED = {
-    nn.BatchNorm1d: SharedBatchNorm1d,
-    nn.BatchNorm2d: SharedBatchNorm2d,
-    BatchNormAct2d: SharedBatchNormAct2d,
+    kind: type(f'Shared{kind.__name__}', (_SharedStatistics, kind), {})
+    for kind in (nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d)
 }
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

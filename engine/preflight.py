@@ -23,6 +23,7 @@ from engine.loop import LossFunction, begin, train_one_batch
 from engine.run_record import Run, is_locked
 from engine.train_state import TrainState
 from logger import wrap
+from utils import checkpoint_bytes
 
 Batch = tuple[torch.Tensor, ...]
 
@@ -48,8 +49,6 @@ def preflight(
     model: nn.Module,
     loaders: Loaders,
     loss_fn: LossFunction | None = None,
-    *,
-    convert: Callable[..., Any],
 ) -> int:
     """Check and measure a run, and log a table of the findings that ends in a verdict.
 
@@ -60,7 +59,7 @@ def preflight(
     Returns:
         Exit code: 0 if the run is ready, 1 if there is a problem.
     """
-    check = Preflight(run, model, loaders, loss_fn, convert)
+    check = Preflight(run, model, loaders, loss_fn)
     check.device()
     check.output()
     for name in check.loaders:
@@ -82,10 +81,8 @@ class Preflight:
         model: nn.Module,
         loaders: Loaders,
         loss_fn: LossFunction | None,
-        convert: Callable[..., Any],
     ) -> None:
         self.run, self.config, self.model, self.loss_fn = run, run.config, model, loss_fn
-        self.convert = convert
         self.loaders = {k: loader for k, loader in loaders._asdict().items() if loader is not None}
         self.main = 'plain' if loaders.train is None else 'train'
         self.batches: dict[str, Batch | None] = {}
@@ -148,7 +145,7 @@ class Preflight:
         resumes = config.TRAIN.AUTO_RESUME and self.loss_fn is not None
         own = {'CHECK_MODE': False, 'TRAIN.AUTO_RESUME': resumes}
         with self.attempt('weights', 'choose another --pretrained or --resume, or another --tag'):
-            state = begin(_with(self.run, own), self.model, loader, self.convert)
+            state = begin(_with(self.run, own), self.model, loader)
             found, advice = f'starts from {config.PRETRAINED or "random weights"}', ''
             if state.epoch or state.batch:
                 found = f'resumes from {state.source}: {state.epoch} of {epochs} epochs are done'
@@ -159,7 +156,7 @@ class Preflight:
             self.add('weights', found, advice)
             return state
         nothing = {'MODEL.RESUME': '', 'PRETRAINED': '', 'TRAIN.AUTO_RESUME': False}
-        return begin(_with(self.run, nothing), self.model, loader, self.convert)
+        return begin(_with(self.run, nothing), self.model, loader)
 
     def measure(self, state: TrainState) -> float:
         """Try a step, and time steps and the loader; returns the seconds of the run, or NaN."""
@@ -283,7 +280,8 @@ class Preflight:
             count += len(epochs) * state.steps_per_epoch // train.SAVE_EVERY_STEPS
         # Also the best one, and the next one before an old one is removed.
         count = min(count, config.SAVE_KEEP or count) + (not self.run.is_pretrain) + 1
-        needed, free = count * checkpoint_bytes(state), shutil.disk_usage(self.run.folder).free
+        needed = count * checkpoint_bytes(config, state.module)
+        free = shutil.disk_usage(self.run.folder).free
         found = f'{amount(needed)} of {amount(free)} free, for up to {count:,} checkpoints'
         advice = 'set SAVE_KEEP (such as 3), raise SAVE_FREQ, or choose another --output'
         full = needed > NEARLY_FULL * free
@@ -362,13 +360,6 @@ def amount(num_bytes: float) -> str:
 def part(batch: Batch, size: int) -> Batch:
     """The first `size` images of a batch."""
     return tuple(item[:size] for item in batch)
-
-
-def checkpoint_bytes(state: TrainState) -> int:
-    """Bytes of a checkpoint's tensors: the model, and the moments after the first step."""
-    moments = (v for each in state.optimizer.state.values() for v in each.values())
-    tensors = [*state.module.state_dict().values(), *filter(torch.is_tensor, moments)]
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _endless(loader: DataLoader) -> Iterator[Batch]:

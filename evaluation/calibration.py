@@ -59,13 +59,8 @@ def choose_threshold(
     """Choose the best threshold among the observed probabilities; NaN without both classes.
 
     A case is positive if its probability is at least the threshold. Among equally good thresholds
-    the greatest is taken, which calls the fewest cases positive.
-
-    Args:
-        probabilities: [N].
-        targets: [N], 1, 0, or NaN where the label is not scored.
-        rule: Name in THRESHOLD_RULES, but not 'half'.
-        sensitivity: The wanted sensitivity of the rule 'sensitivity', above 0 and at most 1.
+    the greatest is taken, which calls the fewest cases positive. Targets [N] are 1, 0, or NaN, the
+    rule is a name in THRESHOLD_RULES, and the sensitivity is that of the rule 'sensitivity'.
     """
     positive, negative = probabilities[targets == 1], probabilities[targets == 0]
     if not (positive.size and negative.size):

@@ -42,10 +42,8 @@ def predict(
     """Logits of a split in the order of its records, on every rank; each image is read once.
 
     A label with three outputs has the logit of the softmax over positive and negative. For several
-    models, or several views of an image, it is the logit of the mean probability.
-
-    Raises:
-        ValueError: If a logit is not finite; the message names the first such image.
+    models, or several views of an image, it is the logit of the mean probability. A ValueError
+    names the first image with a logit that is not finite.
     """
     models = [models] if isinstance(models, nn.Module) else models
     for model in models:

@@ -199,11 +199,8 @@ def floor_part(
 ) -> dict[str, Any] | None:
     """Score the pixel floor and compare the model with it: the report's `pixel_floor`.
 
-    Args:
-        sets: Predictions of the model.
-        floor: Name of a set -> probabilities [N, K] of the floor for its rows; empty without floor.
-        protocol: How cases are scored.
-        facts: What is known about the floor.
+    `floor` maps the name of a set to the probabilities [N, K] of the floor for its rows; it is
+    empty if there is no floor. `facts` are what is known about it.
     """
     if not floor:
         return None

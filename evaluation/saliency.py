@@ -238,9 +238,7 @@ def plot_prediction(
     colours = ['#D55E00' if label in maps else '#0072B2' for label in probabilities]
     drawn = bars.barh([*probabilities], [*probabilities.values()], color=colours)
     bars.bar_label(drawn, fmt='%.3f', padding=2, fontsize=8)
-    bars.set_xlim(0, 1.15)
-    bars.set_xticks((0, 0.5, 1))
-    bars.tick_params(labelsize=8)
+    bars.set(xlim=(0, 1.15), xticks=(0, 0.5, 1))
     bars.invert_yaxis()
     bars.spines[['top', 'right']].set_visible(False)
     figure.supxlabel('Not for clinical use.', fontsize=7)

@@ -53,14 +53,11 @@ def score_groups(
 
 
 def standard_weights(everyone: Cases, rows: Cases, columns: Sequence[str]) -> np.ndarray:
-    """Weights that give a group the composition of all rows (direct standardisation).
+    """Weights [N, K] that give a group the composition of all rows (direct standardisation).
 
     For each label, over the rows where it is known, the weight of a row is the share of its stratum
-    (the combination of the columns' values) among all rows divided by its share in the group.
-    Strata that the group lacks cannot be compensated.
-
-    Returns:
-        [N, K] weights of the rows of the group, 0 where a label is unknown.
+    (the combination of the columns' values) among all rows divided by its share in the group. It is
+    0 where the label is unknown. Strata that the group lacks cannot be compensated.
     """
     of_all, of_group = (_strata(cases, columns) for cases in (everyone, rows))
     weights = np.zeros(rows.targets.shape)

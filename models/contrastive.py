@@ -8,7 +8,7 @@ and one line in models/build.py that imports the file.
 Batch norm: a query and its key come from the same image. If batch norm used the statistics of the
 few images of one process, a network could recognise the key by them without looking at the image
 (He et al., arXiv:1911.05722, section 3.3). The engine therefore shares batch norm over all
-processes, as SimCLR does (arXiv:2002.05709, section 2.2).
+processes, as SimCLR does (arXiv:2002.05709, section 2.2), and MoCo can normalise groups apart.
 
 Each loss is a mean over the images of one process, whose number must be the same on every process:
 DistributedDataParallel then averages to the loss of the whole batch. All losses are computed in

@@ -157,14 +157,11 @@ class Decoder(nn.Module):
         self.pred = nn.Linear(width, encoder.patch_size**2 * encoder.in_chans)
 
     def forward(self, x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """Return the pixels of every patch.
+        """Return the pixels of every patch, [B, L, p * p * C], the channels of a pixel together.
 
         Args:
             x: Class token and visible tokens, [B, 1 + V, D].
             order: Places of the visible patches, then of the hidden ones, [B, L].
-
-        Returns:
-            [B, L, p * p * C], row by row, the channels of a pixel together.
         """
         x = self.embed(x)
         num_hidden = 1 + order.shape[1] - x.shape[1]

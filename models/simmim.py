@@ -49,11 +49,10 @@ class MaskedModel(nn.Module, ABC):
     """What a method of masked pre-training (MODEL.PRETRAIN) provides to the rest of the program.
 
     Attributes:
-        title: Class attribute. The method in a few words.
-        section: Class attribute. The section of the method's own options.
-        in_chans: Channels of the images.
+        title: The method in a few words.
+        section: The section of the method's own options.
         patch_size: Side in pixels of a place of the mask.
-        target: What is predicted, a `Target`.
+        target: What is predicted.
         encoder: The encoder, without head.
     """
 

@@ -12,7 +12,6 @@ all cases alternate, so that a slow moment of the machine affects every case.
 """
 
 import argparse
-import contextlib
 import json
 import logging
 import sys
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import Config, default_config, encoder_node, get_config
+from config import Config, default_config, get_config
 from data import build_loader
 from data.masking import mask_generator
 from engine.device import autocast, synchronized_time
@@ -156,17 +155,16 @@ def _training(config: Config, device: torch.device, steps: int, *, is_published:
         config.TRAIN.COMPILE == 'auto' and device.type == 'cuda'
     )
     forward = torch.compile(model) if is_compiled else model
-    images, masks = _random_batch(config, device)
-
-    def precision() -> contextlib.AbstractContextManager:
-        if not is_published:
-            return autocast(config, device)
-        return torch.autocast('cuda', torch.float16, enabled=device.type == 'cuda')
+    count, size = config.DATA.BATCH_SIZE, config.DATA.IMG_SIZE
+    rng, draw_mask = np.random.default_rng(config.SEED), mask_generator(config)
+    images = torch.randn(count, config.MODEL.IN_CHANS, size, size).to(device)
+    masks = torch.from_numpy(np.stack([draw_mask(rng) for _ in range(count)])).to(device)
+    half = torch.autocast('cuda', torch.float16, enabled=device.type == 'cuda')
 
     def train() -> int:
         for _ in range(steps):
             optimizer.zero_grad()
-            with precision():
+            with half if is_published else autocast(config, device):
                 loss = forward(images, masks)
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
@@ -176,15 +174,6 @@ def _training(config: Config, device: torch.device, steps: int, *, is_published:
         return steps * len(images)
 
     return train
-
-
-def _random_batch(config: Config, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    rng, generator = np.random.default_rng(config.SEED), mask_generator(config)
-    count, size = config.DATA.BATCH_SIZE, config.DATA.IMG_SIZE
-    images = rng.standard_normal((count, config.MODEL.IN_CHANS, size, size), np.float32)
-    masks = np.stack([generator(rng) for _ in range(count)])
-    assert masks.shape[1] == size // encoder_node(config).PATCH_SIZE
-    return torch.from_numpy(images).to(device), torch.from_numpy(masks).to(device)
 
 
 def measure(cases: dict[str, Case], repeats: int) -> list[dict]:

@@ -93,13 +93,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--output', required=True, type=Path, metavar='F.csv', help='F.json is also written')
     add('--batch-size', type=int, help='images per batch (default: as in the run, at most 128)')
     add('--num-workers', type=int, help='processes that load images (default: as in the run)')
-    add(
-        '--maps',
-        nargs='+',
-        default=[],
-        metavar='LABEL',
-        help='also write F_maps/: a figure per image with the Grad-CAM of these labels',
-    )
+    add('--maps', nargs='+', default=[], metavar='LABEL',
+        help='also write F_maps/: a figure per image with Grad-CAM of these labels')  # fmt: skip
     add('--skip-bad', action='store_true', help='skip images that cannot be used, and list them')
     add('--device', type=_device, help='cpu, cuda or cuda:N (default: a GPU if there is one)')
     args = parser.parse_args(arguments)
@@ -194,11 +189,10 @@ def write_figures(
     bar = tqdm(probabilities.iterrows(), 'maps', len(probabilities), unit='image', disable=None)
     for number, (path, row) in enumerate(bar, start=1):
         grey, image = read_view(view, load_image(path))
-        maps = {
-            label: label_maps(config, model, image.to(device), [*row.index].index(label))
-            for label in args.maps
-        }
-        maps = {label: found[0].cpu().numpy() for label, found in maps.items()}
+        maps = {}
+        for label in args.maps:
+            found = label_maps(config, model, image.to(device), row.index.get_loc(label))
+            maps[label] = found[0].cpu().numpy()
         plot_prediction(folder / f'{number:04d}_{Path(path).stem}.png', grey, maps, dict(row))
     print(f'{len(probabilities)} figures in {folder}')
 

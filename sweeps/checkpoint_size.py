@@ -12,20 +12,16 @@ import torch
 from config import Config, config_from_text
 from models.build import build_model
 from models.contrastive import build_contrastive
+from utils import checkpoint_bytes
 
 
-def checkpoint_bytes(stage: str, config: Config) -> int:
-    """Bytes of the model and of the optimizer's moments, two of AdamW and one of SGD."""
+def bytes_of(stage: str, config: Config) -> int:
     if stage == 'contrastive':
-        model = build_contrastive(config, total_steps=1)
-    else:
-        model = build_model(config, is_pretrain=stage == 'simmim')
-    moments = 2 if config.TRAIN.OPTIMIZER.NAME.lower() == 'adamw' else 1
-    trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
-    return sum(tensor.nbytes for tensor in model.state_dict().values()) + moments * trained
+        return checkpoint_bytes(config, build_contrastive(config, total_steps=1))
+    return checkpoint_bytes(config, build_model(config, is_pretrain=stage == 'simmim'))
 
 
 if __name__ == '__main__':
     with torch.no_grad():
         runs = [(stage, config_from_text(text)) for stage, text in json.load(sys.stdin)]
-        sys.stdout.write(json.dumps([checkpoint_bytes(*run) for run in runs]))
+        sys.stdout.write(json.dumps([bytes_of(*run) for run in runs]))

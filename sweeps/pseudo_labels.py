@@ -232,6 +232,12 @@ class Rounds:
         table = score_probabilities(self.config, probabilities, self.real(records), records.study)
         return selection_score(table, options.SELECT)
 
+    def labelled_score(self, job: Job) -> float:
+        """The mean AUROC of a round on the labelled images that it learned from."""
+        records = training_records(self.config, self.train)
+        predicted = self.predicted(job, 'train', records)
+        return mean_defined(auroc_per_label(predicted, self.real(records)))
+
     def pseudo_figures(self, job: Job) -> dict[str, float]:
         """How many pseudo-labels a round learned from, how well, and how many are right."""
         values = self._values(job.config.DATA.PSEUDO_LABELS, self.unlabelled)
@@ -279,6 +285,8 @@ def write_rounds(rounds: Rounds) -> Path:
   {rounds.confidence:g}; seed {rounds.config.SEED}.
 - The {held_out} held-out patients chose checkpoints, thresholds and the round, so the held-out
   score is too optimistic.
+- Labelled and pseudo-labelled images: training images, scored against the labels that the round
+  learned, real ones and pseudo-labels.
 - In brackets: 95 % intervals over patients of one run; another seed may differ by more.
 - Confirmed: share of the pseudo-labels that the real labels confirm, which were set aside and never
   used; by chance: the same for images drawn at random.
@@ -294,7 +302,8 @@ def collect_rounds(rounds: Rounds) -> list[dict[str, Any]]:
         For each run: `run`, `best` (whether the held-out score chose it), `epochs`, `real_images`,
         `pseudo_images` and `held_out` (the score that chose); for each scored split and mean its
         value with `_low` and `_high` (95 % over patients) and the same of its difference from round
-        0; and what `Rounds.pseudo_figures` gives. NaN stands for undefined figures.
+        0; of rounds `labelled_auroc`, and what `Rounds.pseudo_figures` gives. NaN stands for
+        undefined figures.
     """
     rows = [
         {
@@ -311,6 +320,8 @@ def collect_rounds(rounds: Rounds) -> list[dict[str, Any]]:
         if (rounds.jobs[0].folder / f'predictions_{split}.csv').is_file():
             _add_scores(rows, rounds, split)
     for row, job in zip(rows, rounds.jobs, strict=True):
+        if job.config.EVAL.PREDICT_TRAIN:
+            row['labelled_auroc'] = rounds.labelled_score(job)
         if job.config.DATA.PSEUDO_LABELS:
             row |= rounds.pseudo_figures(job)
     return rows
@@ -354,11 +365,11 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
             if name in row:
                 cells[title] = cell(name, '.3f')
                 cells[f'{title} minus round 0'] = cell(f'{name}_minus_round0', '+.3f')
-    is_pseudo = 'auroc' in row
-    cells['AUROC against the pseudo-labels'] = shown(row['auroc'], '.3f') if is_pseudo else ''
+    titles = {'labelled_auroc': 'labelled images: AUROC', 'auroc': 'pseudo-labelled images: AUROC'}
+    cells |= {t: shown(row[name], '.3f') if name in row else '' for name, t in titles.items()}
     for side in SIDES:
         title, counts = f'{side} pseudo-labels, confirmed (by chance)', ''
-        if is_pseudo:
+        if 'auroc' in row:
             shares = [shown(row[f'{side}_{name}'], '.1%') for name in ('confirmed', 'by_chance')]
             counts = f'{row[f"{side}_values"]}, {shares[0]} ({shares[1]})'
         cells[title] = counts

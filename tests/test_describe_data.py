@@ -4,6 +4,7 @@ import csv
 import json
 import runpy
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,8 @@ def test_the_figure_of_groups_shows_the_counts(mixed: Path, monkeypatch) -> None
     expected = 100 * (female[labels] == 1).mean()
     assert list(line.get_ydata()) == labels
     np.testing.assert_allclose(np.asarray(line.get_xdata(), float), expected)
+    unknown = replace(description, ages=description.ages[:0])
+    assert not plot_groups(unknown).axes[0].patches
 
 
 # ---- training targets

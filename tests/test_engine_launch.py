@@ -89,7 +89,7 @@ def raised(error):
         (FileNotFoundError(2, 'No such file', 'a.jpg'), 2, 'a.jpg'),
         (torch.OutOfMemoryError('CUDA out of memory.'), 2, 'CUDA out of memory.'),
         (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), 2, 'pid 7'),
-        (RuntimeError(NOT_DETERMINISTIC), 2, 'TRAIN.DETERMINISTIC: x_backward has no'),
+        (RuntimeError(NOT_DETERMINISTIC), 2, 'TRAIN.DETERMINISTIC: x_backward'),
         (RuntimeError(GLOO + 'Read error: Connection reset by peer'), 3, 'log_rank'),
         (dist.DistBackendError('Watchdog caught collective timeout'), 3, 'RANK_TIMEOUT_MINUTES'),
         (dist.DistBackendError('Duplicate GPU detected'), 1, 'Duplicate GPU'),

@@ -49,7 +49,7 @@ def training(folder: Path, model: dict, **options: object):
     torch.manual_seed(0)
     module = build_model(config, is_pretrain=True)
     batches = Batches(module)
-    state = loop.begin(run, module, batches, convert=None)
+    state = loop.begin(run, module, batches)
     count = itertools.count()
 
     def step() -> torch.Tensor:

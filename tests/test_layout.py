@@ -3,11 +3,13 @@
 import ast
 import functools
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOT_MODULES = {
@@ -100,3 +102,17 @@ def test_help_of_a_main_does_not_import_torch(stage: str) -> None:
     assert done.returncode == 0 and '--cfg' in done.stdout
     imported = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines()}
     assert 'yacs' in imported and 'torch' not in imported
+
+
+def test_conda_installs_the_requirements_and_nothing_imports_apex() -> None:
+    environment = yaml.safe_load((ROOT / 'environment.yml').read_text())
+    python, _, packages = environment['dependencies']
+    assert packages == {'pip': ['-r requirements.txt']}
+    limits = re.search(
+        r'\((\d, \d+)\) <= .* <= \((\d, \d+)\)', (ROOT / 'scripts/setup.sh').read_text()
+    )
+    version = tuple(map(int, re.fullmatch(r'python=(\d+)\.(\d+)', python).groups()))
+    low, high = (tuple(map(int, limit.split(', '))) for limit in limits.groups())
+    assert low <= version <= high
+    for path in MODULES.values():
+        assert not re.search(r'^\s*(?:from|import) apex\b', path.read_text('utf-8'), re.M), path

@@ -328,7 +328,7 @@ def test_the_pre_training_of_a_method_starts_from_its_weights(tmp_path: Path) ->
     assert [
         starts.pop(f'{run} seed 0') for run in ('pretrain mine_simmim', 'finetune mine_scratch_1')
     ] == ['/weights.pth'] * 2
-    assert [*map(Path, starts.values())] == [jobs[0].folder / 'ckpt_epoch_99.pth']
+    assert [Path(path).parent for path in starts.values()] == [jobs[0].folder]
     with pytest.raises(ValueError, match='IMAGENET'):
         plan(sweep, environment={}, **settings)
 
@@ -387,6 +387,16 @@ def test_pretrained_weights_fit_the_encoder_that_is_fine_tuned(row) -> None:
     new += r'|fc_norm\.(weight|bias)' if row.pretraining == 'simmim' else ''
     assert report.new and [key for key in report.new if not re.fullmatch(new, key)] == []
     assert report.resized == report.folded == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('scale', ['full', 'small', 'tiny'])
+@pytest.mark.parametrize('path', sorted(ROOT.glob('scripts/studies/*.yaml')), ids=lambda p: p.stem)
+def test_a_study_can_be_planned_at_every_scale(path: Path, scale: str) -> None:
+    sweep = load_sweep(path, scale)
+    weights = {row.weights: '/weights.pth' for row in sweep.rows}
+    jobs = plan(sweep, seeds=[0], data='/data', output='/runs', environment=weights)
+    assert len({job.folder for job in jobs}) == len(jobs) >= len(sweep.rows)
 
 
 # Several GPUs -----------------------------------------------------------------------------------

@@ -72,7 +72,10 @@ def table_in(output: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_round_learns_what_the_one_before_was_confident_of(done: Path, phantom: Path) -> None:
+def test_a_round_learns_what_the_one_before_was_confident_of(
+    done: Path, cfg: Path, phantom: Path
+) -> None:
+    unlabelled = Rounds(str(cfg), str(phantom), done, options=OPTIONS).unlabelled.path
     assert set(runs_in(done)) == {*ROUNDS, 'all_labels'}
     rows = table_in(done)
     assert [(row['run'], row['best']) for row in rows[:3]] == [
@@ -98,6 +101,15 @@ def test_a_round_learns_what_the_one_before_was_confident_of(done: Path, phantom
             expected = np.where(ones == zeros, np.nan, ones.astype(float))
             np.testing.assert_array_equal(values[label], expected)
         # The table against scikit-learn and pandas.
+        everything = pd.read_csv(folder / 'predictions_train.csv').set_index('Path')
+        labelled = everything.loc[~everything.index.isin(unlabelled)]
+        scored = real.loc[labelled.index, list(LABELS)].fillna(0).replace(-1, np.nan)
+        areas = [
+            roc_auc_score(scored[k].dropna(), labelled[k][scored[k].notna()])
+            for k in LABELS
+            if scored[k].nunique() == 2
+        ]
+        assert float(row['labelled_auroc']) == pytest.approx(np.mean(areas))
         assert int(row['pseudo_images']) == len(values) > 0
         assert int(row['positive_values']) == (values == 1).sum().sum()
         learned = pd.read_csv(folder / 'predictions_train.csv').set_index('Path').loc[values.index]
