@@ -189,11 +189,10 @@ def write_figures(
     bar = tqdm(probabilities.iterrows(), 'maps', len(probabilities), unit='image', disable=None)
     for number, (path, row) in enumerate(bar, start=1):
         grey, image = read_view(view, load_image(path))
-        maps = {
-            label: label_maps(config, model, image.to(device), [*row.index].index(label))
-            for label in args.maps
-        }
-        maps = {label: found[0].cpu().numpy() for label, found in maps.items()}
+        maps = {}
+        for label in args.maps:
+            found = label_maps(config, model, image.to(device), row.index.get_loc(label))
+            maps[label] = found[0].cpu().numpy()
         plot_prediction(folder / f'{number:04d}_{Path(path).stem}.png', grey, maps, dict(row))
     print(f'{len(probabilities)} figures in {folder}')
 

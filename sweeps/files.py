@@ -260,8 +260,7 @@ def _at_scale(content: Any, name: str) -> tuple[Any, Scale]:
     for key in [key for key in SELECTED if key in entry]:
         content[key] = _selected(content[key], entry[key], f'{where}: {key}')
     content['reference'] = entry.get('reference', content.get('reference'))
-    sections = ('pretrain', 'finetune')
-    options = {key: _checked(entry.get(key), f'{where}: {key}') for key in sections}
+    options = {key: _checked(entry.get(key), f'{where}: {key}') for key in ('pretrain', 'finetune')}
     images, rates = entry.get('training_images', {}), entry.get('images_per_second', [])
     _check_keys(images, VIEWS, f'{where}: training_images')
     rates = rates if isinstance(rates, list) else [rates]

@@ -1,4 +1,9 @@
-"""Figures of a sweep: paired differences, learning curves, AUROC by label, labelled share, mask."""
+"""Figures of a sweep: paired differences, learning curves, AUROC by label, labelled share, mask.
+
+Each function writes `path` (.png, .pdf or .svg) and creates its folder. `collected` is what
+`sweeps.results.collect` finds, and `score` one of the scores of the table, by default its first
+one. An unknown format, score or subset raises a ValueError that names it.
+"""
 
 from __future__ import annotations
 
@@ -66,14 +71,6 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
     """Draw the paired difference of each row from the row it is compared with, and both intervals.
 
     The rows are in the order of the sweep.
-
-    Args:
-        path: Path of the figure, .png, .pdf or .svg; its folder is created.
-        collected: See `sweeps.results.collect`.
-        score: One of the compared scores of the table; by default that of the table.
-
-    Raises:
-        ValueError: If the format or the score is unknown, or rows are not compared by the score.
     """
     (score,) = choose_scores(collected, [score] if score else None)
     if not is_compared(score):
@@ -107,12 +104,6 @@ def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: st
     """Draw the held-out loss of each pre-training by epoch, one line per seed, from run folders.
 
     A pre-training without such a loss has an empty panel.
-
-    Args:
-        path: As in `plot_sweep`.
-        sweep: A sweep of methods.
-        seeds: Seeds of the runs.
-        output: Root of the run folders.
     """
     rows = {row.pretrain_run: row for row in reversed(sweep.rows) if row.pretraining}
     with _panels(path, [*reversed(rows.values())], CURVES_NOTE) as panels:
@@ -138,13 +129,7 @@ def plot_losses(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: st
 def plot_labels(path: str | Path, collected: Collected, subset: str | None = None) -> None:
     """Draw AUROC of every label and their mean, one point per method, with patient intervals.
 
-    Args:
-        path: As in `plot_sweep`.
-        collected: See `sweeps.results.collect`, of a sweep of methods.
-        subset: Share or number of labelled images; by default the greatest.
-
-    Raises:
-        ValueError: If the format or the subset is unknown.
+    `subset` is a share or number of labelled images, by default the greatest.
     """
     subsets = sorted({row['subset'] for row in collected['rows']}, key=float)
     subset = subsets[-1] if subset is None else subset
@@ -174,16 +159,7 @@ def plot_labels(path: str | Path, collected: Collected, subset: str | None = Non
 
 
 def plot_subsets(path: str | Path, collected: Collected, score: str | None = None) -> None:
-    """Draw a score by the labelled share, one line per method, with intervals over seeds.
-
-    Args:
-        path: As in `plot_sweep`.
-        collected: As in `plot_labels`.
-        score: As in `plot_sweep`.
-
-    Raises:
-        ValueError: If the format or the score is unknown.
-    """
+    """Draw a score by the labelled share, one line per method, with intervals over seeds."""
     (score,) = choose_scores(collected, [score] if score else None)
     is_share = collected['subsets'] == 'shares'
     methods: dict[str, list[Mapping[str, Any]]] = {}
@@ -220,11 +196,7 @@ def plot_masks(
 ) -> None:
     """Draw a score by AvgDist (`data.masking.average_distance`), one line per mask type and size.
 
-    Args:
-        path: As in `plot_sweep`.
-        sweep: An ablation.
-        collected: Its results, of which rows that change more than the mask are left out.
-        score: As in `plot_sweep`.
+    Rows that change more than the mask are left out.
     """
     (score,) = choose_scores(collected, [score] if score else None)
     results = {row['name']: row for row in collected['rows']}

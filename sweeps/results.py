@@ -607,11 +607,6 @@ def pretrain_figure(row: Mapping[str, Any], name: str) -> pd.Series:
     return pd.Series(values, dtype=float).dropna()
 
 
-def has_shared_images(row: Mapping[str, Any]) -> bool:
-    """Whether the held-out images of a row's pre-training are the reference's."""
-    return not row.get('other_images')  # older files of results lack it
-
-
 def count_finished(row: Mapping[str, Any]) -> int:
     """Seeds of which every stage is finished."""
     return sum(not _unfinished_stages(entry) for entry in row['seeds'])
@@ -789,7 +784,8 @@ def _score_notes(collected: Collected) -> Iterator[str]:
 
 
 def _l1_notes(collected: Collected) -> Iterator[str]:
-    trivial, rows = [], [row for row in collected['rows'] if has_shared_images(row)]
+    # Older files of results do not say whether a row's held-out images are the reference's.
+    trivial, rows = [], [row for row in collected['rows'] if not row.get('other_images')]
     for name, title in (('mean', 'mean of the visible pixels'), ('linear', 'interpolation')):
         means = pd.Series([pretrain_figure(row, f'l1_{name}').mean() for row in rows], dtype=float)
         trivial.append(f'{title} {shown(means.mean(), ".2f")}')

@@ -34,7 +34,8 @@ def test_options_that_mae_cannot_use_are_refused_by_name(options: dict, key: str
 
 
 def load(pair: str, stage: str):
-    (path,) = (ROOT / 'configs' / pair).glob(f'simmim_{stage}__*.yaml')
+    recipe = pair.partition('__')[2]
+    (path,) = (ROOT / 'configs' / pair).glob(f'simmim_{stage}__*__{recipe}.yaml')
     name = {'pretrain': 'simmim'}.get(stage, stage)
     return get_config(argparse.Namespace(cfg=str(path), stage=name, opts=[]))
 

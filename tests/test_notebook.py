@@ -39,6 +39,7 @@ SMALL = {
     'PRETRAIN_OPTIONS': f'TRAIN.EPOCHS {EPOCHS} {TINY}',
     'FINETUNE_OPTIONS': f'TRAIN.EPOCHS 1 {TINY} EVAL.RESAMPLES 20 REPORT.MAPS 1',
     'SWEEP': 'mask_type',
+    'STUDIES': '',  # they have a test of their own
     'ABLATION_OPTIONS': f'TRAIN.EPOCHS 1 {TINY} EVAL.RESAMPLES 0 REPORT.WRITE False',
 }
 
@@ -92,6 +93,14 @@ def test_every_command_parses_whatever_the_form_says(model, monkeypatch) -> None
     names = variables(form)
     assert ('nano' if model == 'phantom' else model) in names['PRETRAIN_CFG']
     typed = typed_commands(names)
+    studies = [shlex.split(command) for command in typed if command.startswith('bash ')]
+    there = {path.stem for path in Path('scripts/studies').glob('*.yaml')}
+    assert {Path(words[1]).stem for words in studies} >= there
+    for _, path, scale, data, output in studies:
+        assert Path(path).stem not in there or load_sweep(f'{path[:-3]}.yaml', scale).rows
+        assert (scale, data) == (names['STUDY_SCALE'], '')
+        assert output == f'{names["DRIVE_FOLDER"]}/studies/{Path(path).stem}'
+    typed = [command for command in typed if not command.startswith('bash ')]
     assert len(typed) == '\n'.join(CODE.values()).count('.py ') == len(COMMANDS) + 2
     assert all(any(each in command for command in typed) for each in COMMANDS)
     for command in typed:
@@ -169,18 +178,19 @@ def test_the_disconnect_does_not_wait_for_a_run_that_has_ended(
     assert isinstance(result.error_in_exec, AssertionError) == failed
 
 
-@pytest.mark.slow
-def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch) -> None:
-    drive = tmp_path / 'My Drive' / 'simmim'
-    small = SMALL | {
-        'DRIVE_FOLDER': str(drive),
-        'LOCAL_FOLDER': str(tmp_path / 'local'),
-        'IMAGES': str(tmp_path / 'local' / 'phantom'),
+def execute(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, skipped: tuple[str, ...], **settings: Any
+) -> dict[str, Any]:
+    """Run all cells but those skipped, with these settings; returns the cells with outputs."""
+    small = settings | {
+        'DRIVE_FOLDER': str(folder / 'My Drive' / 'simmim'),
+        'LOCAL_FOLDER': str(folder / 'local'),
+        'IMAGES': str(folder / 'local' / 'phantom'),
     }
     # After the form, as papermill does after the cell that is tagged 'parameters'.
     settings = nbformat.v4.new_code_cell('\n'.join(f'{k} = {v!r}' for k, v in small.items()))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    kept = [cell for cell in notebook.cells if cell.id != 'install']
+    kept = [cell for cell in notebook.cells if cell.id not in skipped]
     notebook.cells = []
     for cell in kept:
         cell.source = cell.source.replace('--valid 60 --test 100', '--valid 12 --test 12')
@@ -189,15 +199,39 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch) -> None:
             notebook.cells.append(settings)
     resources = {'metadata': {'path': str(NOTEBOOK.parent)}}
     monkeypatch.setenv('PATH', f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
-    monkeypatch.setenv('IPYTHONDIR', str(tmp_path / 'ipython'))
-    with warm_python(tmp_path) as python:
+    monkeypatch.setenv('IPYTHONDIR', str(folder / 'ipython'))
+    with warm_python(folder) as python:
         monkeypatch.setenv('PYTHON', str(python))  # starts the runs of the ablation
         NotebookClient(notebook, timeout=900, kernel_name='python3', resources=resources).execute()
 
     cells = {cell.id: cell for cell in notebook.cells if cell.cell_type == 'code'}
     for name, cell in cells.items():
         assert 'Traceback' not in streams(cell), (name, streams(cell))
-    runs = drive / 'runs'
+    return cells
+
+
+@pytest.mark.slow
+def test_a_study_runs_on_synthetic_xrays(tmp_path, monkeypatch) -> None:
+    """Its command with one seed, one epoch and few images: the table and the figures are shown."""
+    monkeypatch.setenv('SEEDS', '1')
+    monkeypatch.setenv('PHANTOM', '--train 40 --valid 12 --test 12 --size 64 --workers 2')
+    monkeypatch.setenv('PRETRAIN_OPTS', f'TRAIN.EPOCHS 1 {TINY}')
+    options = 'EVAL.RESAMPLES 0 REPORT.WRITE False REPORT.PIXEL_FLOOR False'
+    monkeypatch.setenv('FINETUNE_OPTS', f'TRAIN.EPOCHS 1 {TINY} {options}')
+    needed = ('form', 'names', 'mount', 'checkout', 'study_simmim')
+    skipped = tuple(name for name in CODE if name not in needed)
+    cells = execute(tmp_path, monkeypatch, skipped=skipped, STUDIES='simmim')
+    shown = cells['study_simmim']
+    table = next(o['data']['text/markdown'] for o in shown.outputs if 'data' in o)
+    rows = load_sweep(ROOT / 'scripts/studies/simmim.yaml', 'tiny').rows
+    assert all(re.search(rf'^\| {re.escape(row.name)}\b.*\d\.\d', table, re.M) for row in rows)
+    assert images(shown)
+
+
+@pytest.mark.slow
+def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch) -> None:
+    cells = execute(tmp_path, monkeypatch, skipped=('install',), **SMALL)
+    runs = tmp_path / 'My Drive' / 'simmim' / 'runs'
     pretrained, finetuned = runs / 'simmim_pretrain' / 'first', runs / 'simmim_finetune' / 'first'
     assert 'errors 0' in streams(cells['pack'])
     assert 'verdict: ready' in streams(cells['check'])

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CLIENT = """\
 #!{python} -SE
 import array, json, os, socket, sys
+if sys.argv[1:] == ['-']:  # a program on standard input
+    os.execv({python!r}, [{python!r}, '-'])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 call = json.dumps([os.getcwd(), dict(os.environ), sys.argv[1:]]).encode()
