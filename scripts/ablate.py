@@ -46,6 +46,7 @@ from sweeps.results import (
     save_collected,
     sweep_markdown,
     write_label_table,
+    write_published_table,
     write_sweep_table,
 )
 from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
@@ -180,7 +181,7 @@ def print_power(args: argparse.Namespace, jobs: list[Job]) -> None:
     config = without_cache(configs['finetune', sweep.reference.run])
     comparisons = sum(bool(row.against) for row in sweep.rows)
     try:
-        cases = count_cases(config, logging.getLogger(__name__))
+        cases = count_cases(config, logging.getLogger(__name__), sweep.split)
     except (ValueError, OSError) as error:
         print(f'the smallest detectable difference is not known: {error}')
         return
@@ -329,7 +330,8 @@ def status(args: argparse.Namespace) -> int:
 def collected(args: argparse.Namespace) -> dict:
     sweep = sweep_of(args)
     if args.source is None:
-        return collect(sweep, seeds_of(args), args.output, split=args.split)
+        split = args.split or sweep.split
+        return collect(sweep, seeds_of(args), args.output, split=split)
     if args.seeds is not None or args.split:
         raise ValueError('--seeds and --split cannot be combined with --from, whose file has both')
     return read_collected(args.source, sweep.name)
@@ -353,6 +355,9 @@ def table(args: argparse.Namespace) -> int:
     path = write_sweep_table(results, args.output, scores)
     print(sweep_markdown(results, scores))
     paths = [path, write_label_table(results, args.output)] if results['subsets'] else [path]
+    published = results['published']
+    if published and any(isinstance(value, list) for value in published['values'].values()):
+        paths.append(write_published_table(results, sweep_of(args).scores, args.output))
     for path in paths:
         print(f'{path}, {path.with_suffix(".csv")}', file=sys.stderr)
     return 0

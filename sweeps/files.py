@@ -55,7 +55,7 @@ SOFT_TARGETS = 'DATA.SELF_TRAIN_PREDICTIONS'
 
 ABLATION_KEYS = {'title', 'reference', 'keys', 'rows'}
 METHODS_KEYS = {'title', 'reference', 'methods'}
-FREE_KEYS = {'published', 'scores'}
+FREE_KEYS = {'published', 'scores', 'split'}
 SELECTED = ('rows', 'methods', *SUBSETS)  # sections of which a scale selects some
 SCALE_KEYS = {'reference', 'seeds', 'pretrain', 'finetune', 'images_per_second', 'training_images'}
 ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
@@ -144,6 +144,7 @@ class Sweep:
         published: `source`, `measure`, `note` and `values` by row name: context, not a comparison.
         subsets: 'shares' or 'images' in a comparison of methods, '' in an ablation.
         scores: Scores of its table by default; () for the usual one.
+        split: Split that is compared by default; '' for the first that the runs were scored on.
         scale: What the chosen scale sets.
     """
 
@@ -155,6 +156,7 @@ class Sweep:
     published: dict[str, Any] | None = None
     subsets: str = ''
     scores: tuple[str, ...] = ()
+    split: str = ''
     scale: Scale = Scale()
 
     @property
@@ -241,6 +243,7 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
         published=published,
         subsets='' if is_ablation else _subset_kind(content),
         scores=tuple(content.get('scores') or ()),
+        split=str(content.get('split', '')),
         scale=chosen,
     )
 
@@ -361,7 +364,7 @@ def _method_rows(
         raise ValueError(f'reference must be one of {[*methods]}, got {reference!r}')
     rows, defaults = [], {}
     for subset, options in _named(content[kind]):
-        size = {SUBSETS[kind]: float(subset) if kind == 'shares' else int(subset)}
+        size = {SUBSETS[kind]: float(subset) if kind == 'shares' else num_images(subset)}
         for method, entry in methods.items():
             _check_keys(entry, METHOD_KEYS, f'method {method}', needed={'finetune'})
             configs = _configs(entry, f'method {method}')
@@ -385,8 +388,18 @@ def _method_rows(
             rows.append(row)
             defaults[row.name] = f'{reference}_{subset}'
     _refuse_unequal_training(rows)
-    most = max((row.subset for row in rows), key=float)
+    most = max((row.subset for row in rows), key=subset_size)
     return _linked(rows, defaults), f'{reference}_{most}'
+
+
+def num_images(subset: str) -> int:
+    """The value of DATA.TRAIN_IMAGES for a number of images, or 'all'."""
+    return 0 if subset == 'all' else int(subset)
+
+
+def subset_size(subset: str) -> float:
+    """A number by which subsets of the labels are ordered; 'all' is the greatest."""
+    return math.inf if subset == 'all' else float(subset)
 
 
 def _refuse_unequal_training(rows: Sequence[Row]) -> None:

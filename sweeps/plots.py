@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 
 from engine.files import atomic_writer
 from logger import read_metrics
-from sweeps.files import Row, Sweep, expected_config, run_folder
+from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
 from sweeps.results import (
     MEANS,
     MISSING,
@@ -64,6 +64,7 @@ CURVES_NOTE = (
     'visible pixels). Losses of different methods cannot be compared. Spread and rank of held-out '
     'features at the end: below 0.05 or 2 they have collapsed.'
 )
+ALL_IMAGES = 4  # 'all' images are drawn at this multiple of the greatest number
 COLUMNS = 3  # panels of the learning curves side by side
 
 
@@ -113,7 +114,7 @@ def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: st
 
 def plot_losses(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
     """Draw the losses of each fine-tuning with the most labels by epoch, as `plot_curves` does."""
-    most = max((row.subset for row in sweep.rows), key=float)
+    most = max((row.subset for row in sweep.rows), key=subset_size)
     rows = [row for row in sweep.rows if row.subset == most]
     with _panels(path, rows, LOSSES_NOTE) as panels:
         for row, axis in panels:
@@ -131,7 +132,7 @@ def plot_labels(path: str | Path, collected: Collected, subset: str | None = Non
 
     `subset` is a share or number of labelled images, by default the greatest.
     """
-    subsets = sorted({row['subset'] for row in collected['rows']}, key=float)
+    subsets = sorted({row['subset'] for row in collected['rows']}, key=subset_size)
     subset = subsets[-1] if subset is None else subset
     if subset not in subsets:
         raise ValueError(f'--subset must be one of {subsets}, got {subset!r}')
@@ -163,15 +164,19 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
     (score,) = choose_scores(collected, [score] if score else None)
     is_share = collected['subsets'] == 'shares'
     methods: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(collected['rows'], key=lambda row: float(row['subset'])):
+    for row in sorted(collected['rows'], key=lambda row: subset_size(row['subset'])):
         methods.setdefault(row['method'], []).append(row)
-    places = {r['subset']: float(r['subset']) * (100 if is_share else 1) for r in collected['rows']}
+    sizes = sorted({subset_size(row['subset']) for row in collected['rows']})
+    known = [size * (100 if is_share else 1) for size in sizes if size < math.inf]
+    places = dict(zip(sizes, [*known, ALL_IMAGES * known[-1]], strict=False))
     with _drawing(path, 4.2) as figure:
         axis = figure.subplots()
         axis.set_xscale('log')
         for number, rows in enumerate(methods.values()):
             moved = 1.04 ** (number - (len(methods) - 1) / 2)  # bars do not hide each other
-            known = [(places[row['subset']] * moved, score_of(row, score)) for row in rows]
+            known = [
+                (places[subset_size(row['subset'])] * moved, score_of(row, score)) for row in rows
+            ]
             known = [(x, values) for x, values in known if len(values)]
             bounds = np.array([t_interval(values) for _, values in known]).reshape(-1, 2)
             axis.errorbar(
@@ -180,7 +185,8 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
                 yerr=(bounds[:, 1] - bounds[:, 0]) / 2,
                 **_method_style(number, rows[0]) | {'linestyle': '-', 'linewidth': 1},
             )
-        axis.set_xticks([*places.values()], [f'{place:,g}' for place in places.values()])
+        names = ['all' if size == math.inf else f'{place:,g}' for size, place in places.items()]
+        axis.set_xticks([*places.values()], names)
         axis.minorticks_off()
         axis.grid(axis='y')
         low, high = axis.get_ylim()

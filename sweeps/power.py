@@ -39,17 +39,19 @@ class CaseCounts(NamedTuple):
     counts: dict[str, tuple[int, int]]
 
 
-def count_cases(config: Config, logger: logging.Logger) -> CaseCounts:
+def count_cases(config: Config, logger: logging.Logger, split: str = '') -> CaseCounts:
     """The cases of the split that the table of a sweep compares rows on by default.
 
     Args:
         config: Options of a fine-tuning.
         logger: Takes remarks about the data.
+        split: The split, if the sweep names one.
     """
     parts = (
-        (split, scored_records(config, split, logger, optional=split == 'test')) for split in SPLITS
+        (name, scored_records(config, name, logger, optional=name == 'test'))
+        for name in ([split] if split else SPLITS)
     )
-    split, records = next((split, part) for split, part in parts if part is not None)
+    split, records = next((name, part) for name, part in parts if part is not None)
     data = config.DATA
     targets = scored_targets(
         records.labels, task=data.TASK, blank=data.BLANK, names=records.label_names

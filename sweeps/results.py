@@ -43,6 +43,7 @@ from sweeps.files import (
     expected_config,
     load_config,
     run_folder,
+    subset_size,
     training_changes,
     without_cache,
 )
@@ -190,7 +191,8 @@ def read_scores(folder: Path, split: str = '') -> Scored:
     Returns:
         Scored: with `split`, `checkpoint`, `level`, `views`, `rows`, `positives`, `undefined`, and
         `scores`: AUROC by label and the MEANS, and from report.json other metrics of both as
-        'metric:label', such as 'f1:Edema' or 'f1:mean_of_five'; None where undefined.
+        'metric:label', such as 'f1:Edema' or 'f1:mean_of_five'; None where undefined. `thresholds`
+        are those of the report by label.
 
     Raises:
         ValueError: If scores.json or report.json cannot be read; the message names the folder.
@@ -215,6 +217,7 @@ def read_scores(folder: Path, split: str = '') -> Scored:
             'auroc'
         ]
         figures['scores'] |= _report_scores(folder / 'report.json', split)
+        figures['thresholds'] = _thresholds(folder / 'report.json', split)
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
     return Scored(folder, figures)
@@ -235,6 +238,12 @@ def _report_scores(report: Path, split: str) -> dict[str, float | None]:
         if name != 'auroc' and METRICS[name].higher_is_better
         if values and (score := values.get(name)) is not None
     }
+
+
+def _thresholds(report: Path, split: str) -> dict[str, float | None]:
+    sets = json.loads(report.read_bytes())['sets'] if report.is_file() else []
+    labels = [entry for part in sets if part['name'] == split for entry in part['labels']]
+    return {entry['label']: entry.get('threshold') for entry in labels}
 
 
 def _collect_row(
@@ -415,6 +424,8 @@ class ScoredPatients:
     def samples(self, run: Scored) -> dict[str, np.ndarray]:
         """Score -> [R] AUROC of a run in each resample, NaN where a class is missing.
 
+        With a single label, its other metrics follow, at the threshold of the report.
+
         Raises:
             ValueError: If its predictions are not those that its scores were computed from.
         """
@@ -442,8 +453,12 @@ class ScoredPatients:
                     f'{run.folder}: AUROC of {label} is {area} from predictions and labels, but '
                     f'{written} in scores.json: one of these files has changed'
                 )
-            drawn = label_scores(probabilities, targets, threshold=None, weights=weights)
-            samples[label] = drawn['auroc']
+            threshold = run.figures.get('thresholds', {}).get(label)
+            drawn = label_scores(probabilities, targets, threshold=threshold, weights=weights)
+            samples[label] = drawn.pop('auroc')
+            if len(cases.labels) == 1:  # of many labels they would fill the memory
+                for mean in (label, MEANS[1]):
+                    samples |= {f'{name}:{mean}': values for name, values in drawn.items()}
         defined = [label for label in cases.labels if label not in run.figures['undefined']]
         for mean, labels in zip(MEANS, (COMPETITION_LABELS, defined), strict=True):
             if labels and set(labels) <= set(defined):
@@ -644,8 +659,10 @@ def score_title(collected: Collected, score: str) -> str:
     if label == 'mean_of_five':
         label = 'mean of five'
     if label == 'mean_of_defined':
+        names = {name for figures in _all_scores(collected) for name in figures['positives']}
         counts = {len(f['positives']) - len(f['undefined']) for f in _all_scores(collected)}
         label = f'mean of {" or ".join(map(str, sorted(counts))) or "all"} labels'
+        label = names.pop() if len(names) == 1 else label
     return f'{METRICS[name or "auroc"].title}, {label}'
 
 
@@ -662,8 +679,9 @@ def row_title(collected: Collected, row: Mapping[str, Any]) -> str:
 
 def subset_title(collected: Collected, subset: str) -> str:
     """A subset of the labels for readers, such as '10 %'."""
-    is_share = collected['subsets'] == 'shares'
-    return f'{100 * float(subset):g} %' if is_share else f'{int(subset):,} images'
+    if collected['subsets'] == 'shares':
+        return f'{100 * float(subset):g} %'
+    return 'all images' if subset == 'all' else f'{int(subset):,} images'
 
 
 def _figures(row: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]:
@@ -730,9 +748,41 @@ def sweep_markdown(collected: Collected, scores: Sequence[str] | None = None) ->
     return f'{markdown_table(cells)}\n{listed}'
 
 
+def write_published_table(collected: Collected, scores: Sequence[str], folder: Path) -> Path:
+    """Write the scores of all rows with their intervals over patients next to published ones.
+
+    Args:
+        collected: See `collect`; a published value is a list in the order of the scores.
+        scores: `Sweep.scores`.
+        folder: See `write_table`.
+    """
+    figures, cells = [], []
+    for row in collected['rows']:
+        line = {'row': row['name']}
+        cell = {collected['title']: row['method'], 'labels': subset_title(collected, row['subset'])}
+        published = collected['published']['values'].get(row['name'], [None] * len(scores))
+        for score, other in zip(scores, published, strict=True):
+            own, title = score_of(row, score).mean(), score_title(collected, score)
+            ends = row['over_patients'].get(score, {})
+            low, high = (ends.get(end) for end in ('low', 'high'))
+            line |= {score: own, f'{score}_low': low, f'{score}_high': high}
+            line[f'{score}_published'] = other
+            cell[title] = with_interval(own, low, high, '.3f')
+            cell[f'{title}, published'] = '' if other is None else shown(other, '.3f')
+        figures.append(line)
+        cells.append(cell)
+    about = collected['published']
+    text = (
+        f'{markdown_table(cells)}\nMean over the finished seeds, with the 95 % percentile interval '
+        f'over patients of that mean. {PUBLISHED.capitalize()}: {about["measure"]}, '
+        f'{about["source"]}. {about["note"]} {NOT_FOR_CLINICAL_USE}\n'
+    )
+    return write_table(folder, f'{collected["sweep"]}_published', figures, text)
+
+
 def write_label_table(collected: Collected, folder: Path) -> Path:
     """Write AUROC by label and method, of the greatest subset; see `write_table`."""
-    most = max((row['subset'] for row in collected['rows']), key=float)
+    most = max((row['subset'] for row in collected['rows']), key=subset_size)
     rows = [row for row in collected['rows'] if row['subset'] == most]
     labels = [score for score in known_scores(collected) if is_compared(score)]
     values = {label: {row['method']: score_of(row, label) for row in rows} for label in labels}
@@ -892,6 +942,7 @@ def _row_cells(
     yield 'finished seeds', f'{count_finished(row)} of {len(row["seeds"])}'
     if collected['published']:
         value = collected['published']['values'].get(row['name'])
+        value = ', '.join(map(str, value)) if isinstance(value, list) else value
         yield PUBLISHED, '' if value is None else str(value)
 
 

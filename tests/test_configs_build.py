@@ -40,7 +40,6 @@ PARAMETERS = {
     'finetune__swin_base__img224_window7__100ep': 87_768_224,
     'finetune__swin_base__img224_window7__800ep': 87_768_224,
     'finetune__swin_large__img224_window14__800ep': 196_794_556,
-    'mae_study_finetune__vit_small__img224__chexpert_100ep': 21_451_105,
     'finetune__vit_base__img224__800ep': 86_530_984,
     'pretrain__swin_base__img192_window6__chexpert_800ep': 87_770_808,
     'pretrain__swin_base__img224_window7__chexpert_800ep': 87_788_856,

@@ -53,11 +53,14 @@ def test_pretraining_rows_are_those_of_the_sheet():
 
 
 def test_scores_of_the_mae_study_are_those_of_the_sheet():
-    published = load_sweep(ROOT / 'scripts/comparison/mae_resnet.yaml').published['values']
+    published = load_sweep(ROOT / 'scripts/studies/mae_resnet.yaml').published['values']
     _, *rows = table('MAE ViT-B')
-    wanted = [[area, *scores] for *_, a, p, f, r, area in rows for scores in [(a, p, f, r)]]
-    found = [re.findall(r'0(\.\d+)', text) for text in published.values()]
-    assert found == wanted and len(wanted) == 12
+    wanted = [[float(row[-1]), *map(float, row[4:-1])] for row in rows]
+    assert [*published.values()] == wanted and len(wanted) == 12
+    for name, (images, model, augmented, masked, *_) in zip(published, rows, strict=True):
+        start = 'mae' if 'MAE' in model else 'resnet'
+        share = 'plain' if augmented == 'no' else f'0{masked}'.rstrip('0') if masked != '-' else ''
+        assert name == '_'.join(filter(None, (start, share, images.replace(',', ''))))
 
 
 def test_radiologists_are_those_of_the_sheet():

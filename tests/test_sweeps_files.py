@@ -289,10 +289,11 @@ def test_rows_are_methods_by_shares(tmp_path: Path) -> None:
 
 
 def test_numbers_of_images_are_subsets_too(tmp_path: Path) -> None:
-    images = {1000: None, 10000: {'TRAIN.EPOCHS': 3}}
+    images = {1000: None, 'all': None, 10000: {'TRAIN.EPOCHS': 3}}
     sweep = load_sweep(methods_file(tmp_path, shares=None, images=images))
-    assert sweep.reference.name == 'simmim_10000' and sweep.rows[0].name == 'simmim_1000'
+    assert sweep.reference.name == 'simmim_all' and sweep.rows[0].name == 'simmim_1000'
     assert sweep.rows[0].changes['finetune'] == {'DATA.TRAIN_IMAGES': 1000}
+    assert sweep.reference.changes['finetune'] == {'DATA.TRAIN_IMAGES': 0}
 
 
 def test_each_method_is_pretrained_once_per_seed_by_its_main(tmp_path: Path) -> None:

@@ -127,6 +127,20 @@ def test_the_figure_of_shares_shows_means_with_seed_intervals(methods, figures, 
             assert sorted(point[2][:, 1]) == pytest.approx(interval, abs=1e-5)
 
 
+def test_all_images_are_right_of_the_greatest_number(methods, figures, tmp_path):
+    subsets = {'0.1': '1000', '1': 'all'}
+    rows = [row | {'subset': subsets[row['subset']]} for row in methods['rows']]
+    plot_subsets(tmp_path / 'images.png', methods | {'rows': rows, 'subsets': 'images'})
+    (axis,) = figures[0].axes
+    assert [text.get_text() for text in axis.get_xticklabels()] == ['1,000', 'all']
+    own = [xy for _, xy, _ in points_of(axis, COLOURS[0])]
+    assert own[1][0] > 2 * own[0][0]
+    wanted = [
+        np.mean(scores_of(row, 'mean_of_five')) for row in rows if row['method'] == METHODS[0]
+    ]
+    assert sorted(y for _, y in own) == pytest.approx(sorted(wanted))
+
+
 def test_scores_are_drawn_by_the_distance_to_visible_pixels(figures, tmp_path):
     collected = read_collected(ROOT / 'docs/results/nih1000', 'mask_size')
     sweep = load_sweep(ROOT / 'scripts/ablations/nano/mask_size.yaml')

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 from sweep_runs import (
     SEEDS,
     MadeRuns,
@@ -34,6 +34,7 @@ from sweeps.results import (
     save_collected,
     sweep_markdown,
     verdict,
+    write_published_table,
     write_sweep_table,
 )
 
@@ -347,6 +348,48 @@ def test_metrics_at_the_threshold_come_from_the_report(tmp_path):
     assert 'ece:mean_of_defined' not in known_scores(collected)  # lower is better
     with pytest.raises(ValueError, match='kappa:Edema'):  # not in the report
         sweep_markdown(collected, ['kappa:Edema'])
+
+
+def test_published_scores_stand_next_to_ours_with_intervals(tmp_path):
+    """Of a single label, at the threshold of the report; over the mean of two seeds."""
+    made, scores = MadeRuns(tmp_path, level='image'), ['Edema', 'f1:Edema']
+    files = {section: str(reference_files()[stage]) for section, stage in REFERENCE.items()}
+    methods = {'simmim': files | {'finetune_options': {'DATA.LABELS': "['Edema']"}}}
+    published = {
+        'source': 'A 2020',
+        'measure': 'AUROC and F1',
+        'values': {'simmim_all': [0.8, 0.7]},
+    }
+    changes = {'methods': methods, 'shares': None, 'images': {50: {}, 'all': {}}}
+    sweep = load_sweep(methods_file(tmp_path, published=published, scores=scores, **changes))
+    edema, predicted = LABELS.index('Edema'), []
+    for row in sweep.rows:
+        for seed in (0, 1):
+            p = made.add(row, seed, strength=2.0)[:, edema]
+            f1 = {'value': f1_score(made.targets[:, edema], p >= 0.6)}
+            label = {'label': 'Edema', 'threshold': 0.6, 'scores': {'f1': f1}}
+            means = {'five': None, 'labels_with_both_classes': None}
+            report = {'sets': [{'name': 'test', 'labels': [label], 'means': means}]}
+            folder = run_folder(made.output, 'finetune', row, seed)
+            (folder / 'report.json').write_text(json.dumps(report))
+            predicted += [p] if row.subset == 'all' else []
+    collected = collect(sweep, [0, 1], made.output, resamples=DRAWS)
+    assert not any(row['problem'] for row in collected['rows'])
+    page = write_published_table(collected, scores, tmp_path)
+    first, last = csv.DictReader(page.with_suffix('.csv').open())
+    assert (first['row'], first['Edema_published']) == ('simmim_50', '')
+    assert (last['Edema_published'], last['f1:Edema_published']) == ('0.8', '0.7')
+    drawn = [
+        np.mean([f1_score(made.targets[:, edema], p >= 0.6, sample_weight=w) for p in predicted])
+        for w in Resamples(made.patients, resamples=DRAWS, seed=BOOTSTRAP_SEED).weights(
+            made.patients
+        )
+    ]
+    ends = [float(last[f'f1:Edema_{end}']) for end in ('low', 'high')]
+    assert ends == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=1e-5)
+    cells = cells_of(page.read_text())[1]
+    assert cells['labels'] == 'all images' and cells['F1, Edema, published'] == '0.700'
+    assert cells['F1, Edema'] == f'{float(last["f1:Edema"]):.3f} ({ends[0]:.3f} to {ends[1]:.3f})'
 
 
 def test_runs_that_differ_from_the_files_are_noted(tmp_path):
