@@ -32,6 +32,8 @@ DETAIL = {'is_detail': True}
 def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') -> logging.Logger:
     """Create a logger that appends to `log_rank<r>.txt`, and on rank 0 also writes to the console.
 
+    The folder must exist. The name is shown in each line.
+
     Raises:
         OSError: If the log file cannot be opened.
     """

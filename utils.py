@@ -63,7 +63,8 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
     """Write a checkpoint and its checksum `<name>.sha256` atomically.
 
     Whatever interrupts the write, a power failure included, either the previous file or the new one
-    can be read afterwards: the old checksum is removed before the new file takes its name.
+    can be read afterwards: the old checksum is removed before the new file takes its name. An
+    OSError, such as of a full disk, names the file.
     """
     path = Path(path)
     checksum = checksum_file(path)
@@ -91,6 +92,9 @@ def prune(folder: str | Path, keep: int, *, newest: str | None = None) -> list[P
         keep: Number of the newest checkpoints to keep; ckpt_best.pth always stays. 0 keeps all.
         newest: Name of the checkpoint just written. Later ones are neither counted nor removed: a
             run that resumed from an older checkpoint has not reached them yet.
+
+    Returns:
+        The checkpoints that were removed.
     """
     for path in Path(folder).glob('ckpt_*.tmp'):
         path.unlink(missing_ok=True)
@@ -208,7 +212,10 @@ def checkpoint_to_evaluate(config: Config, folder: Path) -> str | Path:
     """Return the checkpoint for --eval: --resume, --pretrained, or the run folder's best or newest.
 
     A run's config.yaml, given as --cfg, contains the RESUME or PRETRAINED that the run began with.
-    The run's own checkpoints are preferred to these. An untrained model is not evaluated.
+    The run's own checkpoints are preferred to these.
+
+    Raises:
+        ValueError: If there is none. An untrained model is not evaluated.
     """
     own = _own_checkpoint(folder)
     given = config.MODEL.RESUME or config.PRETRAINED

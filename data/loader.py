@@ -12,7 +12,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,11 +84,11 @@ class BadImages:
 
     def _append(self, row: list[Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Only the process that creates the file writes the header. Each row is a single write.
-        with suppress(FileExistsError), open(self.path, 'x', encoding='utf-8', newline='') as file:
-            csv.writer(file, lineterminator='\n').writerow(HEADER)
         with open(self.path, 'a', encoding='utf-8', errors='surrogateescape', newline='') as file:
-            csv.writer(file, lineterminator='\n').writerow(row)
+            # A single write, which no other process can overwrite. Two that start at the same
+            # moment may both write the header.
+            rows = [row] if file.tell() else [HEADER, row]
+            csv.writer(file, lineterminator='\n').writerows(rows)
 
 
 class XrayDataset(Dataset):

@@ -26,8 +26,16 @@ MASKS = Registry('DATA.MASK_TYPE')
 class MaskGenerator:
     """Draws masks that hide an exact share of the square units of an image.
 
-    All sizes are sides in pixels: of the image, of a unit, and of a token. The number of hidden
-    units is rounded up. The mask type is a name in MASKS.
+    Args:
+        input_size: Side of the image in pixels.
+        mask_patch_size: Side of a unit in pixels.
+        model_patch_size: Side of a token in pixels.
+        mask_ratio: Share of the units that are hidden, in (0, 1); the count is rounded up.
+        mask_type: A name in MASKS.
+
+    Raises:
+        ValueError: If the sizes do not divide each other, if no unit or every unit would be
+            hidden, or if the type is unknown.
     """
 
     def __init__(
@@ -132,8 +140,14 @@ def mask_generator(config: Config) -> MaskGenerator:
 def average_distance(masks: np.ndarray, patch_size: int) -> float:
     """Return the mean Euclidean distance in pixels from a hidden pixel to the nearest visible one.
 
-    This is SimMIM's AvgDist (Xie et al. 2022, arXiv:2111.09886), which compares masks [N, h, w] of
-    any type. A token has patch_size x patch_size pixels.
+    This is SimMIM's AvgDist (Xie et al. 2022, arXiv:2111.09886), which compares masks of any type.
+
+    Args:
+        masks: [N, h, w], 1 where a token is hidden.
+        patch_size: Side of a token in pixels.
+
+    Raises:
+        ValueError: If nothing is hidden, or if a mask leaves nothing visible.
     """
     hidden = np.asarray(masks, dtype=bool).repeat(patch_size, axis=1).repeat(patch_size, axis=2)
     if not hidden.any() or hidden.all(axis=(1, 2)).any():

@@ -141,6 +141,10 @@ def pack(
 
     Returns:
         The contents of store.json.
+
+    Raises:
+        ValueError: If an image cannot be read, or if `output` was begun with other settings or
+            contains something else.
     """
     output = Path(output)
     source = read_source(
@@ -174,7 +178,7 @@ def read_source(
 
     The images are those that the CSV files name: those of MIMIC-CXR-JPG, or in CheXpert's layout
     train.csv, valid.csv and test.csv, or `csv_names` instead of these three. Without such files, or
-    with `all_images`, they are all images below the folder.
+    with `all_images`, they are all images below the folder. A ValueError names what is unreadable.
     """
     root = Path(data_path)
     if not root.is_dir() or is_store(root):

@@ -922,6 +922,9 @@ def make_phantom(
 
     Returns:
         The contents of phantom.json, and 'drawn', the number of images that this call drew.
+
+    Raises:
+        ValueError: If a number is not allowed, or if the folder contains anything else.
     """
     output = Path(output).resolve()
     patients = dict(zip(SPLITS, (num_train, num_valid, num_test), strict=True))

@@ -139,10 +139,14 @@ def train_one_epoch(
     loss_fn: LossFunction,
     saver: Saver | None = None,
 ) -> dict[str, Any]:
-    """Train from where `state` stands to the end of its epoch; return the values for metrics.jsonl.
+    """Train from where `state` stands to the end of its epoch.
 
     With TRAIN.ACCUMULATION_STEPS gradients are accumulated over several batches. The last group of
     an epoch may be shorter and is divided by its own length. Gradients are clipped once per step.
+
+    Returns:
+        Values for metrics.jsonl: loss, grad_norm, lr, images_per_second, data_seconds, seconds, and
+        with TRAIN.ON_NAN 'skip' skipped_steps, the number of skipped steps of the run so far.
 
     Raises:
         FloatingPointError: If a loss, or a gradient norm without gradient scaler, is not finite;

@@ -232,6 +232,9 @@ class Preflight:
             step: Seconds per image of a training step, or of computing features.
             forward: Seconds per image of the loss without its gradient; of a probe as `step`.
             read: Seconds per image of the loader.
+
+        Returns:
+            Seconds of the run.
         """
         data, world = self.config.DATA, distributed.world_size()
 

@@ -33,6 +33,9 @@ def run_stage(
         after_epoch: Evaluates the model; see `engine.loop.fit`.
         train: Trains the model, or fits a probe; by default `engine.loop.fit`.
         example: Returns a batch of inputs of the model; by default a training batch.
+
+    Returns:
+        The exit code.
     """
     config = run.config
     if config.EVAL_MODE and evaluate:

@@ -59,8 +59,13 @@ def choose_threshold(
     """Choose the best threshold among the observed probabilities; NaN without both classes.
 
     A case is positive if its probability is at least the threshold. Among equally good thresholds
-    the greatest is taken, which calls the fewest cases positive. Targets [N] are 1, 0, or NaN, the
-    rule is a name in THRESHOLD_RULES, and the sensitivity is that of the rule 'sensitivity'.
+    the greatest is taken, which calls the fewest cases positive.
+
+    Args:
+        probabilities: [N].
+        targets: [N], 1, 0, or NaN where the label is not scored.
+        rule: Name in THRESHOLD_RULES except 'half', which chooses nothing.
+        sensitivity: The wanted sensitivity of the rule 'sensitivity', above 0 and at most 1.
     """
     positive, negative = probabilities[targets == 1], probabilities[targets == 0]
     if not (positive.size and negative.size):
@@ -82,9 +87,9 @@ def fit_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:
         targets: [N], 1, 0, or NaN where the label is not scored.
 
     Returns:
-        T within TEMPERATURES, NaN without both classes. It is the lower bound if 0.5 separates the
-        classes, the upper bound if the probabilities are no better than a constant 0.5, and exactly
-        1 if no other T is better.
+        T within TEMPERATURES, NaN without both classes; above 1 softens overconfident
+        probabilities. It is the lower bound if 0.5 separates the classes, the upper bound if the
+        probabilities are no better than a constant 0.5, and exactly 1 if no other T is better.
     """
     known = ~np.isnan(targets)
     truth, logits = targets[known], _logits(probabilities[known])
@@ -115,7 +120,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 def reliability_curve(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, list]:
     """Mean probability and share of positives in the bins of the expected calibration error.
 
-    Targets [N] are 1, 0, or NaN where the label is not scored.
+    Probabilities are [N], and targets [N] are 1, 0, or NaN where the label is not scored.
 
     Returns:
         `x` (mean probability), `y` (share of positives) and `count` of the bins with cases, in

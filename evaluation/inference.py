@@ -25,7 +25,8 @@ def load_classifier(
 ) -> nn.Module:
     """Build the model of the config with the weights of a checkpoint.
 
-    The checkpoint decides between one and three outputs per label (policy 'multiclass').
+    The checkpoint decides between one and three outputs per label (policy 'multiclass'). If it is
+    of another model, a ValueError names the entries.
     """
     state, num_labels = read_checkpoint(path)['model'], config.MODEL.NUM_CLASSES
     has_three = len(state.get('head.weight', ())) == 3 * num_labels

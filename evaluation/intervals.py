@@ -22,6 +22,11 @@ class Resamples:
 
     The same draws serve every subset of the rows (subgroups) and every model (paired differences).
     They depend on the seed and the set of patients, not on the order of the rows.
+
+    Args:
+        patients: Patient names, one per row; repetitions do not matter.
+        resamples: Number of draws R.
+        seed: Seed of the draws.
     """
 
     def __init__(self, patients: Sequence[str], *, resamples: int, seed: int) -> None:
@@ -59,8 +64,9 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def delong_variance(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     """The AUROC and DeLong's estimate of its variance.
 
-    Probabilities [N] may be any increasing score. The AUROC is NaN without both classes, and the
-    variance with fewer than two cases of a class.
+    Probabilities [N] may be any increasing score. Targets [N] are 1, 0, or NaN where the label is
+    not scored. The AUROC is NaN without both classes, and the variance with fewer than two cases of
+    a class.
     """
     wins, losses = _components(probabilities, targets)
     if not (wins.size and losses.size):
@@ -72,7 +78,8 @@ def delong_interval(probabilities: np.ndarray, targets: np.ndarray) -> tuple[flo
     """The AUROC, and the low and high end of its 95 % interval on the logit scale.
 
     The interval is symmetric about logit(AUROC) with standard error se / (AUROC (1 - AUROC)), so
-    that it stays inside [0, 1]. It is NaN where the variance is 0 or undefined.
+    that it stays inside [0, 1]. It is NaN where the variance is 0 or undefined. Probabilities and
+    targets are as in `delong_variance`.
 
     Source: Pepe 2003, The Statistical Evaluation of Medical Tests, section 5.2; Qin & Hotilovac
     2008, Statistical Methods in Medical Research 17(2), 207-221.
@@ -88,7 +95,7 @@ def delong_test(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> float:
     """Two-sided p-value that predictions a and b [N] of the same cases have the same AUROC.
 
     It is 1 where both order all pairs alike, and NaN where the variance of the difference is
-    undefined, or 0 although the areas differ.
+    undefined, or 0 although the areas differ. Targets are as in `delong_variance`.
     """
     (wins_a, losses_a), (wins_b, losses_b) = _components(a, targets), _components(b, targets)
     wins, losses = wins_a - wins_b, losses_a - losses_b

@@ -20,7 +20,7 @@ def pixel_mask(mask: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def visible_mean(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Fill the hidden pixels of an image [C, H, W] with the mean of each channel's visible ones."""
+    """Fill pixels of an image [C, H, W], `hidden` [H, W] bool, with each channel's visible mean."""
     means = image[:, ~hidden].mean(axis=1)
     return np.where(hidden, means[:, None, None], image)
 
@@ -28,7 +28,7 @@ def visible_mean(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
 def linear_interpolation(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """Fill hidden pixels by linear interpolation, and by the nearest pixel outside the hull.
 
-    Uses a Delaunay triangulation of the visible pixels.
+    Uses a Delaunay triangulation of the visible pixels. Shapes are those of `visible_mean`.
     """
     visible, wanted = np.argwhere(~hidden), np.argwhere(hidden)
     values = image[:, ~hidden].T  # [V, C]
@@ -46,9 +46,14 @@ TRIVIAL_PREDICTORS = {'mean': visible_mean, 'linear': linear_interpolation}
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One normalised image, its hidden pixels (bool), and the model's prediction.
+    """One image, its hidden pixels, and the model's prediction.
 
-    For each channel, value * grey_scale + grey_offset is in grey levels (0 to 255).
+    Attributes:
+        image: [C, H, W] normalised.
+        hidden: [H, W] bool.
+        prediction: [C, H, W] normalised.
+        grey_scale: [C], with value * grey_scale + grey_offset in grey levels (0 to 255).
+        grey_offset: [C].
     """
 
     image: np.ndarray  # [C, H, W]

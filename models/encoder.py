@@ -178,7 +178,7 @@ class MaskedEncoder:
         self.init_normal_(self.mask_token)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Encode images [B, C, S, S] with hidden patches [B, h, w] to [B, F, S / stride, ...]."""
+        """Encode images [B, C, S, S], masks [B, h, w] (1 hidden) to [B, F, S / stride, ...]."""
         check_mask(mask, self.grid_size)
         tokens = self.patch_embed(x)  # [B, L, D]
         hidden = mask.flatten(1).unsqueeze(-1).bool()

@@ -111,9 +111,10 @@ class MAE(MaskedModel):
     def predict(
         self, x: torch.Tensor, mask: torch.Tensor, num_visible: int | None = None
     ) -> torch.Tensor:
-        """Predict the target of images, [B, C, S, S], with hidden patches [B, h, w].
+        """Predict the target of images, [B, C, S, S], with masks [B, h, w], 1 where one is hidden.
 
-        `num_visible` is the number of patches that each mask leaves visible; None counts them.
+        `num_visible` is the number of patches that each mask leaves visible; None counts them. A
+        mask of another grid than the encoder's is a ValueError.
         """
         check_mask(mask, self.encoder.grid_size)
         order = visible_first(mask)

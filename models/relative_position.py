@@ -30,6 +30,10 @@ def resize_table(table: torch.Tensor, new_len: int) -> torch.Tensor:
     edge. They are evaluated at whole numbers, clamped to the old edge. A window of 2 tokens has too
     few positions for a cubic surface and uses a quadratic one. Rows of a class token do not change.
 
+    Args:
+        table: [T, heads], T = (2 side-1)^2, and 3 more with a class token.
+        new_len: The new T.
+
     Raises:
         ValueError: If a table does not belong to a square grid.
     """

@@ -190,7 +190,8 @@ class InverseSwin(nn.Sequential):
     """A Swin in reverse, widest stage first: features [B, F, h, w] to pixels.
 
     Xie et al. 2022 (arXiv:2111.09886) compare linear heads with these. `widths`, `depths` and
-    `num_heads` are those of a Swin, narrowest stage first.
+    `num_heads` are those of a Swin, narrowest stage first. The encoder returns features
+    [B, num_features, h, w], and `cell` is the side in pixels of one output value.
     """
 
     widths: ClassVar[tuple[int, ...]]
@@ -334,7 +335,7 @@ def pixel_loss(
     """Return the mean error over the weighted pixels and the channels, in float32.
 
     Reconstruction and image are [B, C, S, S], the weight [B, 1, S, S] is 1 for pixels that count,
-    else 0. If no pixel counts, the loss is 0.
+    else 0. If no pixel counts, the loss is 0. The error is one of LOSSES.
     """
     weight = weight.float()
     errors = error(reconstruction.float(), image.float(), reduction='none')

@@ -196,6 +196,10 @@ class VisionTransformer(PatchEncoder):
             holds = not (config.FINETUNE.MASK_RATIO and (vit.USE_RPB or vit.USE_SHARED_RPB))
             allowed = '0 with MODEL.VIT.USE_RPB or USE_SHARED_RPB, which need the whole grid'
             require(holds, config, 'FINETUNE.MASK_RATIO', allowed)
+            patches = (config.DATA.IMG_SIZE // vit.PATCH_SIZE) ** 2
+            allowed = f'such that 1 or more of the {patches} patches remain'
+            holds = num_kept(patches, config.FINETUNE.MASK_RATIO) > 0
+            require(holds, config, 'FINETUNE.MASK_RATIO', allowed)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -297,9 +301,13 @@ def _grid_index(grid_size: int) -> torch.Tensor:
 
 def draw_kept(images: torch.Tensor, num_patches: int, mask_ratio: float) -> torch.Tensor:
     """Draw the places [B, V] of the patches that remain when a share of each image's is dropped."""
-    num_kept = num_patches - math.ceil(num_patches * mask_ratio)
     noise = torch.rand(len(images), num_patches, device=images.device)
-    return noise.argsort(dim=1)[:, :num_kept]
+    return noise.argsort(dim=1)[:, : num_kept(num_patches, mask_ratio)]
+
+
+def num_kept(num_patches: int, mask_ratio: float) -> int:
+    """Return how many patches `draw_kept` keeps; the number of dropped ones is rounded up."""
+    return num_patches - math.ceil(num_patches * mask_ratio)
 
 
 def take(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -69,7 +69,8 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError(f'--output must lie outside {args.data_path}, got {args.output}')
         config = read_config(args)
         has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
-        optional = ('test',) * has_default_test + ('valid',) * may_be_absent(config, 'valid')
+        needs_no_valid = config.DATA.FOLD or may_be_absent(config, 'valid')
+        optional = ('test',) * has_default_test + ('valid',) * bool(needs_no_valid)
         checked = check_data(config, findings, optional=optional, workers=args.workers)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         text = findings.table().to_csv(index=False)

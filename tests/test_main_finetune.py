@@ -103,14 +103,21 @@ def test_each_image_keeps_patches_of_its_own(ratio: float, kept: int) -> None:
 
 
 @pytest.mark.parametrize(
-    'model, mode', [(SWIN, 'full'), (VIT, 'full'), (MAE, 'linear_probe'), (MAE, 'knn')]
+    'model, mode, ratio',
+    [
+        (SWIN, 'full', 0.5),
+        (VIT, 'full', 0.5),
+        (MAE, 'linear_probe', 0.5),
+        (MAE, 'knn', 0.5),
+        (MAE, 'full', 0.95),
+    ],
 )
 def test_dropping_patches_is_refused_where_it_cannot_work(
-    model: dict, mode: str, tmp_path: Path
+    model: dict, mode: str, ratio: float, tmp_path: Path
 ) -> None:
-    """A Swin, a ViT with relative positions, and probes."""
+    """A Swin, a ViT with relative positions, probes, and a ratio that leaves none of 16 patches."""
     config = default_config()
-    options = {'FINETUNE': {'MASK_RATIO': 0.5, 'MODE': mode}}
+    options = {'FINETUNE': {'MASK_RATIO': ratio, 'MODE': mode}}
     config.merge_from_file(tiny_config(tmp_path / 'c.yaml', 'finetune', model, **options))
     with pytest.raises(ValueError, match=r'FINETUNE\.MASK_RATIO'):
         check_config(config, 'finetune')

@@ -58,3 +58,12 @@ def test_held_out_patients_select_and_the_test_file_is_scored(
     refused('finetune', arguments(cfg, two_splits, tmp_path, '--opts', *NAMES, *more), 'valid.csv')
     (two_splits / 'test_split.csv').unlink()
     refused('finetune', arguments(cfg, two_splits, tmp_path, '--opts', *NAMES), 'valid.csv')
+
+
+def test_the_check_of_a_cross_validation_needs_no_valid_csv(
+    two_splits: Path, tmp_path: Path
+) -> None:
+    words = ['--data-path', two_splits, '--output', tmp_path / 'problems.csv', '--workers', '1']
+    check = runpy.run_path(str(ROOT / 'scripts/check_data.py'))
+    fold = ['--opts', *NAMES[:2], 'DATA.FOLD', '0/5']
+    assert check['main'](check['parse_args']([*map(str, words), *fold])) == 0
