@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -54,19 +55,23 @@ def describe_budget(
         rate = measured or (stated[min(place, len(stated) - 1)] if stated else None)
         for job in members if each else ():
             words = job.arguments[job.arguments.index('--opts') + 1 :]
-            time = f'{images[job.folder] / rate / 3600:,.2f} GPU hours' if rate else 'not known'
+            time = images[job.folder] / rate / 3600 if rate else math.nan
+            time = 'not known' if math.isnan(time) else f'{time:,.2f} GPU hours'
             yield f'{jobs.index(job):4d}  {job.name:<50} {states[job.folder]:<12} {time}'
             yield f'      {os.path.relpath(job.arguments[2], ROOT)}: {" ".join(words)}'
         left = [job for job in members if job not in finished]
         total = sum(images[job.folder] for job in left)
-        line = f'{section}: {len(left)} runs left, {total:,.0f} images'
+        line = f'{section}: {len(left)} runs left'
+        line += '' if math.isnan(total) else f', {total:,.0f} images'
         if left:
-            hours.append(total / rate / 3600 if rate else None)
-        if left and rate:
+            hours.append(total / rate / 3600 if rate else math.nan)
+        if left and not math.isnan(hours[-1]):
             source = 'measured' if measured else 'stated'
             line += f', {hours[-1]:,.1f} GPU hours at {source} {rate:,.0f} images/s of a GPU'
         yield line
-    if None in hours:
+    if any(map(math.isnan, images.values())):
+        yield 'GPU hours: not known without --data-path, from which images are counted'
+    elif any(map(math.isnan, hours)):
         yield 'GPU hours: not known. Finish a run of each stage, or give --images-per-second (as '
         yield 'reported by --check of a main script, divided by the number of GPUs)'
     else:
@@ -81,7 +86,8 @@ def describe_budget(
 def images_of(jobs: Sequence[Job], scale: Scale, logger: logging.Logger) -> dict[Path, float]:
     """Images that each run processes; a held-out image counts as EVALUATION.
 
-    Without data they follow from the number of training images that the sweep file states.
+    Without data they follow from the number of training images that the sweep file states; NaN if
+    it states none.
     """
     if not jobs[0].config.DATA.DATA_PATH:
         return {job.folder: _stated_images(job, scale.training_images) for job in jobs}
@@ -105,7 +111,7 @@ def images_of(jobs: Sequence[Job], scale: Scale, logger: logging.Logger) -> dict
 def _stated_images(job: Job, totals: Mapping[str, int]) -> float:
     data, view = job.config.DATA, job.config.DATA.VIEWS
     if view not in totals:
-        raise ValueError(f'give --data-path: the scale states no training_images of {view} views')
+        return math.nan
     held_out = totals[view] * data.HOLDOUT_FRACTION
     images = data.TRAIN_IMAGES or (totals[view] - held_out) * data.TRAIN_FRACTION
     if job.stage == 'finetune':

@@ -63,7 +63,7 @@ METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', '
 # Keys whose values are names, or lists of names.
 NAMED_BY = ('reference', 'row', 'learns_from', 'against', *SELECTED)
 NAME = re.compile(r'[\w.-]+', re.ASCII)
-PUBLISHED_KEYS = {'source', 'measure', 'values', 'note'}
+PUBLISHED_KEYS = {'source', 'measure', 'values', 'note', 'label'}
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ class Sweep:
         reference: The row that others are compared with unless they name another one: the row
             that changes nothing or that `reference` names, or the method with the most labels.
         published: `source`, `measure`, `note` and `values` by row name: context, not a comparison.
+            With a `label` only for runs that learned this label.
         subsets: 'shares' or 'images' in a comparison of methods, '' in an ablation.
         scores: Scores of its table by default; () for the usual one.
         split: Split that is compared by default; '' for the first that the runs were scored on.
@@ -226,7 +227,9 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
         names = [row.name for row in rows]
         published = content.get('published')
         if published:
-            _check_keys(published, PUBLISHED_KEYS, 'published', needed=PUBLISHED_KEYS - {'note'})
+            _check_keys(
+                published, PUBLISHED_KEYS, 'published', needed=PUBLISHED_KEYS - {'note', 'label'}
+            )
             values = published['values']
             if scale:  # which may leave rows out
                 values = {name: value for name, value in values.items() if name in names}

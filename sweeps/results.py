@@ -139,12 +139,21 @@ def collect(
         'reference': sweep.reference.name,
         'subsets': sweep.subsets,
         'seeds': list(seeds),
-        'published': sweep.published,
+        'published': _published(sweep, scored),
         'resamples': resamples,
         'differences_from_files': differences_from_files(sweep, seeds, output),
         'rows': [row | {'against': against[n]} | compared[n] for n, row in rows.items()],
     }
     return json.loads(json.dumps(_rounded(json_safe(collected)), allow_nan=False))
+
+
+def _published(sweep: Sweep, scored: Mapping[str, Mapping[int, Scored]]) -> dict[str, Any] | None:
+    """What is published on a sweep; None if it is on a label that no run learned."""
+    label = (sweep.published or {}).get('label')
+    learned = {
+        name for runs in scored.values() for s in runs.values() for name in s.figures['positives']
+    }
+    return None if label and learned and label not in learned else sweep.published
 
 
 def _best_held_out(names: Sequence[str], scored: Mapping[str, Mapping[int, Scored]]) -> str:

@@ -89,6 +89,16 @@ def test_runs_are_listed_with_their_hours_without_the_data(tmp_path, capsys) -> 
     assert 'reference.yaml: SEED 0 DATA.TRAIN_FRACTION 0.1 TRAIN.EPOCHS 60 EVAL.EVERY 2' in shown
 
 
+def test_runs_are_listed_without_the_data_if_nothing_is_stated_about_it(tmp_path, capsys) -> None:
+    path = methods_file(tmp_path, scales={'tiny': {'methods': ['simmim'], 'seeds': 1}})
+    script = load_script('ablate')
+    words = ['run', '--sweep', str(path), '--scale', 'tiny', '--output', str(tmp_path), '--list']
+    assert script.main(script.parse_args(words)) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r'mine_simmim seed 0 .* not known\n', shown)
+    assert 'pretrain: 1 runs left\n' in shown and '--data-path' in shown and 'nan' not in shown
+
+
 def test_the_speed_is_that_of_the_finished_runs(tmp_path) -> None:
     job = jobs_of(SWEEP, tmp_path, tmp_path, 1)[0]
     assert measured_rate([]) is None

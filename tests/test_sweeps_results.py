@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -387,6 +388,9 @@ def test_published_scores_stand_next_to_ours_with_intervals(tmp_path):
     ]
     ends = [float(last[f'f1:Edema_{end}']) for end in ('low', 'high')]
     assert ends == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=1e-5)
+    for label, known in (('Edema', True), ('Any Finding', False)):
+        other = replace(sweep, published=sweep.published | {'label': label})
+        assert bool(collect(other, [0, 1], made.output, resamples=2)['published']) == known
     cells = cells_of(page.read_text())[1]
     assert cells['labels'] == 'all images' and cells['F1, Edema, published'] == '0.700'
     assert cells['F1, Edema'] == f'{float(last["f1:Edema"]):.3f} ({ends[0]:.3f} to {ends[1]:.3f})'

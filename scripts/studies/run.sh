@@ -13,22 +13,23 @@ usage='usage: bash scripts/studies/NAME.sh full|small|tiny [DATA|--list] [OUT]'
 name=${1:?$usage}
 scale=${2:?$usage}
 data=${3:-}
-out=${4:+$(realpath -m "$4")}
-[ -z "$data" ] || [ "$data" = --list ] || data=$(realpath "$data")
+out=${4:-}
+[ -z "$data" ] || [ "$data" = --list ] || data=$(cd "$data" && pwd)
+case $out in '' | /*) ;; *) out=$PWD/$out ;; esac
 cd "$(dirname "$0")/../.."
 out=${out:-$PWD/output/studies/${name}_$scale}
 . scripts/setup.sh
 setup requirements.txt
 python=.venv/bin/python
 sweep=(--sweep "scripts/studies/$name.yaml" --scale "$scale" --output "$out" ${SEEDS:+--seeds "$SEEDS"})
-options=(${PROCESSES:+--processes "$PROCESSES"} ${PRETRAIN_OPTS:+--pretrain-opts $PRETRAIN_OPTS}
+run=("${sweep[@]}" ${PROCESSES:+--processes "$PROCESSES"} ${PRETRAIN_OPTS:+--pretrain-opts $PRETRAIN_OPTS}
     ${FINETUNE_OPTS:+--finetune-opts $FINETUNE_OPTS})
 start=$SECONDS
 
-if [ "$data" = --list ]; then exec $python scripts/ablate.py run "${sweep[@]}" "${options[@]}" --list; fi
+if [ "$data" = --list ]; then exec $python scripts/ablate.py run "${run[@]}" --list; fi
 if [ "$scale" = tiny ]; then
     export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= # two runs share two cores
-    options+=(--parallel 2)
+    run+=(--parallel 2)
     if [ -z "$data" ]; then
         data=$out/CheXpert-phantom
         [ -f "$data/phantom.json" ] || rm -rf "$data"
@@ -40,7 +41,7 @@ if [ -z "$data" ]; then
     echo "error: DATA is missing; $usage" >&2
     exit 2
 fi
-$python scripts/ablate.py run "${sweep[@]}" "${options[@]}" --data-path "$data" --keep best
+$python scripts/ablate.py run "${run[@]}" --data-path "$data" --keep best
 $python scripts/ablate.py table "${sweep[@]}" --save "$out/results"
 $python scripts/ablate.py plot "${sweep[@]}"
 echo "$name, $scale: done in $(((SECONDS - start + 30) / 60)) min; everything is in $out"
