@@ -904,8 +904,13 @@ def config_from_text(text: str) -> Config:
 
 
 def config_changes(before: str, after: str) -> list[str]:
-    """Return the options that differ between two texts of `config_text`, 'KEY: old -> new'."""
+    """Return the options that differ between two texts of `config_text`, 'KEY: old -> new'.
+
+    An option that one of them lacks, because its version did not have it, has its default there.
+    """
     old, new = flat_options(before), flat_options(after)
+    added = {key: value for key, value in _flatten(_C) if key in old or key in new}
+    old, new = {**added, **old}, {**added, **new}
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return [f'{key}: {old.get(key)} -> {new.get(key)}' for key in keys]
 

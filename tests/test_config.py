@@ -356,6 +356,11 @@ def test_changes_between_two_texts_are_listed_by_key() -> None:
     assert sorted(changes) == ['MODEL.IN_CHANS: 3 -> 1', 'TRAIN.EPOCHS: 300 -> 5']
     old = before.replace('  IN_CHANS: 3\n', '').replace('  SWIN:\n', '  SWIN:\n    IN_CHANS: 3\n')
     assert config_changes(old, before) == []
+    older = before.replace("  FOLD: ''\n", '')
+    assert older != before
+    assert config_changes(older, before) == config_changes(before, older) == []
+    fold = config_changes(older, config_text(changed('DATA.FOLD', '0/5')))
+    assert fold == ['DATA.FOLD:  -> 0/5']
     assert flat_options(before)['TRAIN.OPTIMIZER.NAME'] == 'adamw'
 
 
