@@ -84,7 +84,10 @@ POSITIONS = {
 }
 
 # What reading a damaged CSV or Excel file raises.
-UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, csv.Error)
+UNREADABLE = (
+    *(ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, csv.Error),
+    SyntaxError,  # of XML
+)
 
 PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id')
 STANDARD_GROUPS = ('Sex', 'Age', 'View')

@@ -283,10 +283,8 @@ class RandAugment:
         """Change a square image [S, S]."""
         if not self.count:
             return pixels
-        image, operations = (
-            Image.fromarray(np.rint(pixels).astype(np.uint8)),
-            [*RANDAUGMENT.values()],
-        )
+        image = Image.fromarray(np.rint(pixels).astype(np.uint8))
+        operations = [*RANDAUGMENT.values()]
         for _ in range(self.count):
             change, sign = operations[rng.integers(len(operations))], rng.choice((-1, 1))
             image = change(image, sign * self.magnitude / RANDAUGMENT_STEPS)

@@ -8,7 +8,8 @@
 set -euo pipefail
 usage='usage: bash scripts/baseline.sh DATA [OUT]'
 data=$(realpath "${1:?$usage}")
-out=$(realpath -m "${2:-baseline_output}")
+out=${2:-baseline_output}
+case $out in /*) ;; *) out=$PWD/$out ;; esac
 unlabelled=${UNLABELLED:+$(realpath "$UNLABELLED")}
 cd "$(dirname "$0")/.."
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then export PYTHON=$PWD/.venv/bin/python; fi

@@ -5,7 +5,8 @@
 # PRETRAIN_OPTS, FINETUNE_OPTS: further options as 'KEY VALUE ...'. Run again, it resumes.
 set -euo pipefail
 data=$(realpath "${1:?usage: bash scripts/compare_methods.sh DATA OUTPUT [SWEEP]}")
-output=$(realpath -m "${2:?usage: bash scripts/compare_methods.sh DATA OUTPUT [SWEEP]}")
+output=${2:?usage: bash scripts/compare_methods.sh DATA OUTPUT [SWEEP]}
+case $output in /*) ;; *) output=$PWD/$output ;; esac
 sweep=$(realpath "${3:-$(dirname "$0")/comparison/methods.yaml}")
 cd "$(dirname "$0")/.."
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then export PYTHON=$PWD/.venv/bin/python; fi

@@ -1,9 +1,11 @@
 """Readers of CSV files and folders: values, paths, splits, groups, and faults that users meet."""
 
 import hashlib
+import io
 import logging
 import math
 import sys
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -437,7 +439,11 @@ def test_an_excel_file_reads_like_the_csv_file(
     with pytest.raises(ValueError, match=r'demo\.xlsx.*pip install .*openpyxl'):
         group_columns(grouped, columns, demographics=file.name)
     monkeypatch.undo()
-    for damaged in (b'no archive', file.read_bytes()[:-40]):
+    broken = io.BytesIO()
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(broken, 'w') as copy:
+        for name in archive.namelist():
+            copy.writestr(name, '<' if name.endswith('sheet1.xml') else archive.read(name))
+    for damaged in (b'no archive', file.read_bytes()[:-40], broken.getvalue()):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=r'demo\.xlsx'):
             group_columns(grouped, columns, demographics=file.name)

@@ -6,7 +6,8 @@
 set -euo pipefail
 usage='usage: bash SCRIPT DATA OUTPUT [GPUS]'
 data=$(realpath "${3:?$usage}")
-output=$(realpath -m "${4:?$usage}")
+output=${4:?$usage}
+case $output in /*) ;; *) output=$PWD/$output ;; esac
 cd "$(dirname "$0")/../.."
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then export PYTHON=$PWD/.venv/bin/python; fi
 exec "${PYTHON:-python}" scripts/ablate.py run --sweep "$1" --row "$2" --data-path "$data" \
