@@ -57,7 +57,8 @@ ABLATION_KEYS = {'title', 'reference', 'keys', 'rows'}
 METHODS_KEYS = {'title', 'reference', 'methods'}
 FREE_KEYS = {'published', 'scores', 'split'}
 SELECTED = ('rows', 'methods', *SUBSETS)  # sections of which a scale selects some
-SCALE_KEYS = {'reference', 'seeds', 'pretrain', 'finetune', 'images_per_second', 'training_images'}
+SCALE_KEYS = {'seeds', 'pretrain', 'finetune', 'images_per_second', 'training_images'}
+REPLACED = ('reference', 'published')  # whole values that a scale replaces
 ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights', 'against'}
 # Keys whose values are names, or lists of names.
@@ -225,7 +226,7 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
             path.stem, content, chosen.options
         )
         names = [row.name for row in rows]
-        published = content.get('published')
+        published = content.get('published') or None
         if published:
             _check_keys(
                 published, PUBLISHED_KEYS, 'published', needed=PUBLISHED_KEYS - {'note', 'label'}
@@ -262,10 +263,10 @@ def _at_scale(content: Any, name: str) -> tuple[Any, Scale]:
     if name not in scales:
         raise ValueError(f'--scale must be one of {[*scales]}, got {name!r}')
     entry, where = scales[name], f'scale {name}'
-    _check_keys(entry, {*SCALE_KEYS, *SELECTED} & {*SCALE_KEYS, *content}, where)
+    _check_keys(entry, {*SCALE_KEYS, *({*SELECTED, *REPLACED} & {*content})}, where)
     for key in [key for key in SELECTED if key in entry]:
         content[key] = _selected(content[key], entry[key], f'{where}: {key}')
-    content['reference'] = entry.get('reference', content.get('reference'))
+    content |= {key: entry[key] for key in REPLACED if key in entry}
     options = {key: _checked(entry.get(key), f'{where}: {key}') for key in ('pretrain', 'finetune')}
     images, rates = entry.get('training_images', {}), entry.get('images_per_second', [])
     _check_keys(images, VIEWS, f'{where}: training_images')

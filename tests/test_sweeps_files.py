@@ -201,6 +201,7 @@ def test_a_scale_selects_rows_and_puts_options_under_the_changes_of_all(tmp_path
     ]
     assert [expected_config(row, 'finetune').TRAIN.EPOCHS for row in sweep.rows] == [3, 9]
     assert sweep.scale.seeds == 2 and sweep.published['values'] == {'long': 2}
+    assert load_sweep(scaled_file(tmp_path, published={}), 'tiny').published is None
 
 
 def test_a_scale_changes_entries_and_configs_by_name(tmp_path: Path) -> None:
