@@ -44,7 +44,8 @@ _C.DATA.BATCH_SIZE = 128
 _C.DATA.DATA_PATH = ''
 # [CheXpert] Folder on each node's local disk to which a packed store is copied first; '': none.
 _C.DATA.CACHE_DIR = ''
-# [CheXpert] Layout of DATA_PATH. 'folder' is a tree of unlabelled images, as is 'imagenet'.
+# [CheXpert] Layout of DATA_PATH, or a YAML file that describes it, such as 'mine.yaml'. 'folder' is
+# a tree of unlabelled images, as is 'imagenet'.
 _C.DATA.DATASET = 'imagenet'
 # Side of the model's square input, in pixels.
 _C.DATA.IMG_SIZE = 224
@@ -738,10 +739,10 @@ def check_config(config: Config, stage: str | None = None) -> None:
         ValueError: At the first problem. The message names the key, its value and what is allowed.
     """
     for key in {**CHOICES, **REGISTRIES}:
-        allowed = allowed_values(key)
-        holds = all(name in allowed for name in _chosen(config, key))
-        which = 'some' if key in NAME_LISTS else 'one'
-        require(holds, config, key, f'{which} of {list(allowed)}')
+        parts = REGISTRIES.get(key, CHOICES.get(key))
+        holds = all(name in parts for name in _chosen(config, key))
+        which, others = 'some' if key in NAME_LISTS else 'one', getattr(parts, 'others', '')
+        require(holds, config, key, f'{which} of {list(parts)}{others}')
     for interval, keys in RANGES.items():
         for key in keys.split():
             holds = _is_inside(value_at(config, key), interval)

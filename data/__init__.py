@@ -9,6 +9,7 @@ import logging
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
+import data.layouts  # noqa: F401 (registers the data sets that layouts describe)
 from config import Config
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ MAX_ASPECT = 10  # long side / short side; a chest is about as wide as it is hig
 COLOUR_LEVELS = 8  # difference between channels that JPEG alone can cause
 PROBES = 16  # pixels that are compared before all of them are
 
+DICOM_SUFFIXES = ('.dcm', '.dicom')
 # Formats that Pillow may recognise by their contents. Others can start programs (EPS).
 FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'GIF', 'PPM', 'WEBP', 'JPEG2000')
 MODES_8_BIT = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
@@ -68,8 +69,8 @@ def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Ima
 
     Colour becomes ITU-R 601 luma, transparency is put on black, and an EXIF rotation is applied.
     16-bit images are scaled by their true range: the smallest of 8, 10, 12, 14 or 16 bits that
-    holds their values. The contents decide the format, except that `.dcm` files are DICOM files
-    (see `read_dicom`).
+    holds their values. The contents decide the format, except that `.dcm` and `.dicom` files are
+    DICOM files (see `read_dicom`).
 
     Args:
         path: An image file.
@@ -89,7 +90,7 @@ def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Ima
         refuse_link_out(root, path)
     try:
         data = _read_regular(path)
-        if os.fspath(path).lower().endswith('.dcm'):
+        if os.fspath(path).lower().endswith(DICOM_SUFFIXES):
             image = read_dicom(data)
         else:
             image = decode(data)
@@ -185,7 +186,7 @@ def colour_difference(path: str | PathLike[str]) -> int:
 
     JPEG alone causes a difference of a few levels. DICOM files of colours are converted as grey.
     """
-    if str(path).lower().endswith('.dcm'):
+    if str(path).lower().endswith(DICOM_SUFFIXES):
         return 0
     with Image.open(path, formats=FORMATS) as image:
         if image.mode not in ('P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr'):

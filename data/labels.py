@@ -249,6 +249,13 @@ def used_policies(config: Config) -> list[Policy]:
     return [POLICIES[name] for name in names]
 
 
+def any_of(values: np.ndarray) -> np.ndarray:  # [..., S] -> [...] float32
+    """Combine labels of which one is enough: the strongest of positive, uncertain and negative."""
+    marks = (POSITIVE, UNCERTAIN, NEGATIVE)
+    has = [(values == mark).any(axis=-1) for mark in marks]
+    return np.select(has, marks, BLANK).astype(np.float32)
+
+
 def file_name(label: str) -> str:
     """The name of a label as part of the name of a file."""
     return re.sub(r'\W+', '_', label.lower())

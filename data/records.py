@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from config import CHOICES, Config, Registry, default_config, register_check
-from data.images import refuse_link_out
+from data.images import DICOM_SUFFIXES, refuse_link_out
 from data.labels import (
     CELLS,
     LABELS,
@@ -49,7 +49,7 @@ from data.store import (
 from engine.files import replace_files
 
 SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of them holds images to be scored
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.dcm')
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', *DICOM_SUFFIXES)
 
 KEYS = ('Path', 'Study')  # columns of names: a row is an image, or a study
 IDS = ('dicom_id', 'study_id', 'subject_id')  # of MIMIC-CXR
@@ -63,7 +63,7 @@ NUMBER = re.compile(r'(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNO
 STUDY = re.compile(
     r'\A(?P<study>(?:.*?/)?(?P<patient>patient\d+|p\d+)/(?:study|s)\d+)(?=/|\Z)(?P<image>.*)'
 )
-PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*')
+PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*|[^/]*\Z')  # or the name of the file
 PATIENT_PART = re.compile(r'(?:\A|/)(patient\d+)/')
 VIEW_NAME = re.compile(r'_(frontal|lateral)\.[^./]+\Z')
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
@@ -93,7 +93,24 @@ PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id')
 STANDARD_GROUPS = ('Sex', 'Age', 'View')
 MOST_GROUPS = 50  # of one column
 
-DATASETS = Registry('DATA.DATASET')
+LAYOUT_SUFFIX = '.yaml'  # of a file that describes a data set
+
+
+class _DataSets(Registry):
+    """The kinds of data sets; any YAML file describes one more, see `data.layouts`."""
+
+    others = f', or the path of a layout that ends in {LAYOUT_SUFFIX}'
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or str(name).endswith(LAYOUT_SUFFIX)
+
+    def __missing__(self, name: str) -> 'DataSet':
+        if not name.endswith(LAYOUT_SUFFIX):
+            raise KeyError(name)
+        return self['nih']  # the reader of all layouts
+
+
+DATASETS = _DataSets('DATA.DATASET')
 
 
 @dataclass(frozen=True)
@@ -413,7 +430,7 @@ def read_csv(
     if key == 'Study':
         records = replace(records, row=np.arange(len(records)))
     if look_up != 'none':
-        records = _existing(records, table.row, images, look_up, on_fault, logger)
+        records = existing_records(records, table.row, images, look_up, on_fault, logger)
     if logger is not None:
         logger.info(f'{csv_name}: {len(records)} images')
         if absent := [name for name in DESCRIPTION if name not in table]:
@@ -471,7 +488,7 @@ def read_folder(
     )
     if isinstance(images, Folder):
         return records
-    return _existing(records, records.row, images, 'all', on_fault)
+    return existing_records(records, records.row, images, 'all', on_fault)
 
 
 def read_mimic(  # noqa: PLR0913
@@ -563,7 +580,7 @@ def read_mimic(  # noqa: PLR0913
             f'{of_studies.file.name}; {(place < 0).sum()} images have none, '
             f'{(view == "").sum()} are neither frontal nor lateral'
         )
-    return _existing(records, records.row, images, look_up, on_fault, logger)
+    return existing_records(records, records.row, images, look_up, on_fault, logger)
 
 
 def named_images(data_path: str | Path, *, image_suffix: str = '') -> set[str]:
@@ -746,20 +763,33 @@ class DataSet:
     # (config, root, split, labels=, optional=, logger=, look_up=, on_fault=) -> Records, or None
     read: Callable[..., Records | None]
     labelled: bool
+    # (config, root) -> the files besides images that are read, as far as they are there
+    tables: Callable[[Config, Path], list[Path]]
+    # config -> the splits that a layout describes; None: train, valid and test
+    splits: Callable[[Config], Sequence[str]] | None = None
 
 
-def register_dataset(*names: str, labelled: bool) -> Callable:
-    """Return a decorator that registers a reader of splits, see `DataSet.read`."""
+def register_dataset(*names: str, **facts: Any) -> Callable:
+    """Return a decorator that registers a reader of splits, see `DataSet`."""
 
     def add(read: Callable) -> Callable:
         for name in names:
-            DATASETS.register(name)(DataSet(read, labelled))
+            DATASETS.register(name)(DataSet(read, **facts))
         return read
 
     return add
 
 
-@register_dataset('chexpert', labelled=True)
+def _chexpert_tables(config: Config, root: Path) -> list[Path]:
+    files = [root / name for name in csv_names(config).values()]
+    return [file for file in files if file.is_file()]
+
+
+def _mimic_tables(config: Config, root: Path) -> list[Path]:
+    return [find_table(root, kind) for kind in ('split', 'metadata', config.DATA.LABELLER)]
+
+
+@register_dataset('chexpert', labelled=True, tables=_chexpert_tables)
 def _read_chexpert(
     config: Config, root: str | Path, split: str, *, optional: bool, **options: Any
 ) -> Records | None:
@@ -771,7 +801,7 @@ def _read_chexpert(
     return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
 
 
-@register_dataset('mimic-cxr', labelled=True)
+@register_dataset('mimic-cxr', labelled=True, tables=_mimic_tables)
 def _read_mimic_split(
     config: Config, root: str | Path, split: str, **options: Any
 ) -> Records | None:
@@ -779,7 +809,8 @@ def _read_mimic_split(
     return read_mimic(root, MIMIC_SPLITS[split], **options)
 
 
-@register_dataset('folder', 'imagenet', labelled=False)  # SimMIM's 'imagenet' is a folder, too
+# SimMIM's 'imagenet' is a folder, too.
+@register_dataset('folder', 'imagenet', labelled=False, tables=lambda config, root: [])
 def _read_unlabelled(
     config: Config, root: str | Path, split: str, *, on_fault: OnFault, **options: Any
 ) -> Records | None:
@@ -827,10 +858,15 @@ def read_split(
 
 
 def may_be_absent(config: Config, split: str) -> bool:
-    """Whether a split may be missing: test, and valid if TEST_CSV names a file of its own."""
-    data = config.DATA
+    """Whether a split may be missing: test, and valid if TEST_CSV names a file of its own.
+
+    Of a data set that a layout describes, valid if there is a test split instead of it.
+    """
+    data, splits = config.DATA, DATASETS[config.DATA.DATASET].splits
     is_given = data.TEST_CSV != default_config().DATA.TEST_CSV
     has_test = is_given and (Path(data.DATA_PATH) / data.TEST_CSV).is_file()
+    if splits is not None:
+        has_test = set(splits(config)) & {'valid', 'test'} == {'test'}
     return split == 'test' or (has_test and config.EVAL.SELECT_ON != 'valid')
 
 
@@ -1274,7 +1310,7 @@ def _add_images(table: Table, images: Store | Folder, image_suffix: str) -> None
     table.cells = cells.assign(path=cells['Study'] + below, file=cells['image'])
 
 
-def _existing(
+def existing_records(
     records: Records,
     rows: np.ndarray,
     images: Store | Folder,

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 YAMLS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / 'configs').rglob('*.yaml')
-    if path.parent.name != 'base' and not path.parent.name.endswith('__ablations')
+    if path.parent.name not in ('base', 'datasets') and not path.parent.name.endswith('__ablations')
 )
 CHEXPERT = [path for path in YAMLS if '__chexpert_' in path]
 NINE = [path for path in YAMLS if re.fullmatch(r'.*__\d+ep\.yaml', path)]

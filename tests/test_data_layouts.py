@@ -1,0 +1,249 @@
+"""Data sets that a YAML file describes: hand-written files by value, and faults by name."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from config import default_config
+from data.layouts import SHIPPED, open_layout, read_layout
+from data.records import DATASETS, Records, may_be_absent, read_split
+
+LOGGER = logging.getLogger('test')
+NAN = np.nan
+NIH = """Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,\
+View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]
+00000001_000.png,Cardiomegaly|Emphysema,0,1,057Y,M,PA,2682,2749,0.143,0.143
+00000001_001.png,No Finding,1,1,58,M,PA,2894,2729,0.143,0.143
+00000002_000.png,Pleural_Thickening,0,2,81,F,AP,2500,2048,0.168,0.168
+00000003_000.png,Hernia|Nodule|Mass,0,3,412,F,PA,2582,2991,0.143,0.143
+00000003_001.png,Effusion,1,3,75,F,AP,2582,2991,0.143,0.143
+"""
+FOLDERS = {'00000001': 'images_001', '00000002': 'images_001', '00000003': 'images_012'}
+MINE = """\
+table: export.csv
+image: pictures/{file}
+patient: who
+sex: sex
+age: years
+view: projection
+views: {PA: [pa], lateral: [lat]}
+labels: {column: findings, separator: ;}
+rename: {enlarged heart: Cardiomegaly, normal: No Finding}
+splits: {column: part, train: [a, b], valid: c, test: d}
+"""
+EXPORT = """file,who,sex,years,projection,findings,part
+x/1.png,P1,F,61,pa,effusion; enlarged heart,a
+x/2.png,P1,F,61,lat,normal,a
+y/3.png,P2,,,oblique,,b
+y/4.png,P3,male,0.5,pa,normal,c
+y/5.png,P4,u,030Y,pa,effusion,d
+"""
+
+
+def nih(root: Path, table: str = NIH, **lists: str) -> Path:
+    """A folder in NIH's layout; the images are empty files."""
+    root.mkdir(exist_ok=True)
+    (root / 'Data_Entry_2017_v2020.csv').write_text(table)
+    given = {'train_val': '00000001_000.png\n00000001_001.png\n00000002_000.png\n'}
+    given |= {'test': '00000003_000.png\n00000003_001.png\n'} | lists
+    (root / 'train_val_list.txt').write_text(given['train_val'])
+    (root / 'test_list.txt').write_text(given['test'])
+    for line in NIH.splitlines()[1:]:
+        name = line.partition(',')[0]
+        image = root / FOLDERS[name[:8]] / 'images' / name
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.touch()
+    return root
+
+
+def read(root: Path, layout: str, split: str, labels: tuple[str, ...] = (), **options) -> Records:
+    return read_layout(open_layout(layout), root, split, labels=labels, **options)
+
+
+def described(root: Path, text: str = MINE, table: str = EXPORT) -> str:
+    """A data set of the user below a folder; returns the path of its layout."""
+    for line in table.splitlines()[1:]:
+        image = root / 'pictures' / line.partition(',')[0]
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.touch()
+    (root / 'export.csv').write_text(table)
+    (root / 'mine.yaml').write_text(text)
+    return str(root / 'mine.yaml')
+
+
+def test_nih_is_read_as_written(tmp_path: Path) -> None:
+    root = nih(tmp_path)
+    labels = ('Cardiomegaly', 'Pleural_Thickening', 'Emphysema', 'No Finding')
+    train = read(root, 'nih', 'train', labels)
+    assert train.csv == 'Data_Entry_2017_v2020.csv' and train.row.tolist() == [0, 1, 2]
+    names = ['00000001_000.png', '00000001_001.png', '00000002_000.png']
+    assert train.file.tolist() == [f'images_001/images/{name}' for name in names]
+    assert train.path.tolist() == train.file.tolist()
+    assert train.patient.tolist() == ['1', '1', '2'] and train.study.tolist() == [
+        '1/0',
+        '1/1',
+        '2/0',
+    ]
+    assert train.view.tolist() == ['frontal'] * 3 and train.ap_pa.tolist() == ['PA', 'PA', 'AP']
+    assert train.sex.tolist() == ['Male', 'Male', 'Female'] and train.age.tolist() == [57, 58, 81]
+    assert train.labels.dtype == np.float32 and train.label_names == labels
+    assert train.labels.tolist() == [[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
+    test = read(root, 'nih', 'test', ('Mass', 'Effusion'))
+    assert test.row.tolist() == [3, 4] and test.labels.tolist() == [[1, 0], [0, 1]]
+    assert np.isnan(test.age[0]) and test.age[1] == 75
+    assert test.file[0] == 'images_012/images/00000003_000.png'
+    assert read(root, 'nih', 'valid', optional=True) is None
+
+
+def test_images_of_nih_may_lie_in_one_folder(tmp_path: Path) -> None:
+    root = nih(tmp_path)
+    (root / 'images').mkdir()
+    for file in list(root.glob('images_*/images/*.png')):
+        file.rename(root / 'images' / file.name)
+    assert read(root, 'nih', 'train').file[0] == 'images/00000001_000.png'
+
+
+def test_a_file_of_the_user_is_read_without_a_line_of_python(tmp_path: Path) -> None:
+    name = described(tmp_path)
+    labels = ('Cardiomegaly', 'effusion', 'No Finding')
+    train = read(tmp_path, name, 'train', labels)
+    assert train.file.tolist() == ['pictures/x/1.png', 'pictures/x/2.png', 'pictures/y/3.png']
+    assert train.patient.tolist() == ['P1', 'P1', 'P2']
+    assert train.study.tolist() == train.file.tolist()
+    assert train.view.tolist() == ['frontal', 'lateral', '']
+    assert train.ap_pa.tolist() == ['PA', '', ''] and train.sex.tolist()[1:] == [
+        'Female',
+        'Unknown',
+    ]
+    np.testing.assert_array_equal(train.age, [61, 61, NAN])
+    np.testing.assert_array_equal(train.labels, [[1, 1, 0], [0, 0, 1], [NAN] * 3])
+    valid, test = (read(tmp_path, name, split, labels) for split in ('valid', 'test'))
+    assert valid.row.tolist() == [3] and valid.age.tolist() == [0.5]
+    assert test.labels.tolist() == [[0, 1, 0]] and test.age.tolist() == [30]
+
+
+def test_columns_of_labels_have_the_cells_that_the_file_names(tmp_path: Path) -> None:
+    text = (
+        'table: export.csv\nimage: pictures/{file}\n'
+        'labels: {positive: [yes, "1"], negative: no, uncertain: maybe}\n'
+        'rename: {heart: Cardiomegaly, Nodule: Lung Lesion, Mass: Lung Lesion}\n'
+    )
+    table = 'file,heart,Nodule,Mass\n1.png,yes,no,1\n2.png,maybe,maybe,no\n3.png,,,no\n4.png,no,,\n'
+    name = described(tmp_path, text, table)
+    records = read(tmp_path, name, 'train', ('Cardiomegaly', 'Lung Lesion'))
+    np.testing.assert_array_equal(records.labels, [[1, 1], [-1, -1], [NAN, 0], [0, NAN]])
+    assert records.patient.tolist() == ['1.png', '2.png', '3.png', '4.png']
+    with pytest.raises(ValueError, match=r'mine.yaml.*DATA\.FOLD'):
+        read(tmp_path, name, 'valid')
+
+
+def test_the_option_takes_a_name_or_a_file(tmp_path: Path) -> None:
+    config = default_config()
+    config.DATA.DATASET, config.DATA.DATA_PATH = described(tmp_path), str(tmp_path)
+    config.DATA.LABELS = ['effusion']
+    assert read_split(config, 'train', LOGGER).labels.tolist()[:2] == [[1], [0]]
+    assert not may_be_absent(config, 'valid')
+    assert DATASETS[config.DATA.DATASET].tables(config, tmp_path) == [tmp_path / 'export.csv']
+    config.DATA.DATASET = 'nih'
+    config.DATA.DATA_PATH = str(nih(tmp_path / 'nih'))
+    assert (
+        may_be_absent(config, 'valid')
+        and read_split(config, 'valid', LOGGER, optional=True) is None
+    )
+    names = [file.name for file in DATASETS['nih'].tables(config, tmp_path / 'nih')]
+    assert names == ['Data_Entry_2017_v2020.csv', 'train_val_list.txt', 'test_list.txt']
+
+
+@pytest.mark.parametrize(
+    ('table', 'lists', 'parts'),
+    [
+        (NIH, {'test': '00000003_000.png\n00000003_001.png\n00000001_000.png\n'},
+         ['test_list.txt', 'line 3', '00000001_000.png']),
+        (NIH, {'train_val': '00000001_000.png\n' * 2}, ['train_val_list.txt', 'line 2']),
+        (NIH, {'test': '00000003_000.png\n00000009_000.png\n'},
+         ['test_list.txt', 'line 2', '00000009_000.png']),
+        (NIH, {'train_val': '00000001_000.png\n', 'test': '00000001_001.png\n'},
+         ['Data_Entry_2017_v2020.csv, row 3', "'Patient ID'"]),
+        (NIH.replace('Hernia|', 'Hernja|'), {},
+         ['Data_Entry_2017_v2020.csv, row 5', "'Finding Labels'", 'nih.yaml']),
+        (NIH.replace('Patient Gender', 'Gender'), {}, ['no column Patient Gender']),
+        (NIH.replace('057Y', '?'), {}, ['row 2', "'Patient Age'"]),
+        (NIH.replace('58,M', '58,X'), {}, ['row 3', "'Patient Gender'", 'Female']),
+        (NIH.replace('00000001_001', '00000001_000'), {'train_val': '00000001_000.png\n'},
+         ['row 3', "'Image Index'", 'row 2']),
+        (NIH.replace('00000002_000.png', '../2.png'), {'train_val': '../2.png\n'},
+         ['row 4', "'Image Index'"]),
+        (NIH.replace(',1,58', ',,58'), {}, ['row 3', "'Patient ID'"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(tmp_path: Path, table: str, lists: dict, parts: list[str]) -> None:
+    root = nih(tmp_path, table, **lists)
+    with pytest.raises(ValueError) as error:
+        read(root, 'nih', 'train', ('Hernia',))
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_every_fault_is_collected_and_its_row_left_out(tmp_path: Path) -> None:
+    root = nih(tmp_path, NIH.replace('58,M', '58,X'))
+    (root / 'images_001/images/00000002_000.png').unlink()
+    faults = []
+    records = read(root, 'nih', 'train', look_up='all', on_fault=faults.append)
+    assert [fault.row for fault in faults] == [3, 4] and records.row.tolist() == [0, 1]
+    assert 'images*/00000002_000.png' in str(faults[1])
+
+
+def test_a_missing_label_or_split_names_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'Lung Opacity.*DATA\.LABELS.*Hernia'):
+        read(nih(tmp_path), 'nih', 'train', ('Hernia', 'Lung Opacity'))
+    with pytest.raises(ValueError, match=r'nih\.yaml.*valid'):
+        read(tmp_path, 'nih', 'valid')
+    (tmp_path / 'Data_Entry_2017.csv').touch()
+    with pytest.raises(ValueError, match=r'Data_Entry_2017\.csv, Data_Entry_2017_v2020\.csv'):
+        read(tmp_path, 'nih', 'train')
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'key'),
+    [
+        ('patient: who', 'patients: who', 'patient'),
+        ('table: export.csv', '', 'table'),
+        ('table: export.csv', 'table: {dev: export.csv}', 'table'),
+        ('patient: who', 'patient: [who]', 'patient'),
+        ('{file}', 'x.png', 'image'),
+        ('pictures/{file}', '{split}/*/{file}', 'image'),
+        ('lateral: [lat]', 'oblique: [lat]', 'views'),
+        ('separator: ;', 'names: [a]', 'labels'),
+        ('column: part, train: [a, b], valid: c, test: d', 'column: part', 'splits'),
+        ('patient: who', 'majority_vote: 2', 'majority_vote'),
+        ('patient: who', 'patient: {', 'mine.yaml'),
+    ],
+)
+def test_a_faulty_layout_names_its_file_and_key(
+    tmp_path: Path, old: str, new: str, key: str
+) -> None:
+    assert old in MINE
+    name = described(tmp_path, MINE.replace(old, new))
+    with pytest.raises(ValueError, match='mine.yaml') as error:
+        open_layout(name)
+    assert key in str(error.value)
+
+
+def test_four_channels_are_read_as_grey(tmp_path: Path) -> None:
+    from data.images import load_image
+
+    grey = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
+    Image.fromarray(np.stack([grey] * 3 + [np.full_like(grey, 255)], axis=2)).save(
+        tmp_path / 'x.png'
+    )
+    assert Image.open(tmp_path / 'x.png').mode == 'RGBA'
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / 'x.png')), grey)
+
+
+def test_shipped_layouts_can_be_opened() -> None:
+    names = sorted(file.stem for file in SHIPPED.glob('*.yaml'))
+    assert 'nih' in names and set(names) <= set(DATASETS)
+    for name in names:
+        assert open_layout(name).split_names[0] == 'train'
