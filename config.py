@@ -47,6 +47,10 @@ _C.DATA.CACHE_DIR = ''
 # [CheXpert] Layout of DATA_PATH, or a YAML file that describes it, such as 'mine.yaml'. 'folder' is
 # a tree of unlabelled images, as is 'imagenet'.
 _C.DATA.DATASET = 'imagenet'
+# [CheXpert] Pre-training on several data sets: list of mappings with name, dataset (as DATASET),
+# path (relative to DATA_PATH) and, if wanted, share (of the training patients) or images (at most);
+# []: DATASET and DATA_PATH alone.
+_C.DATA.SOURCES = []
 # Side of the model's square input, in pixels.
 _C.DATA.IMG_SIZE = 224
 # Resize filter of fine-tuning: 'random', 'bilinear', 'bicubic', 'lanczos' or 'hamming'.
@@ -108,6 +112,9 @@ _C.DATA.STD = []
 _C.DATA.NORMALIZE = 'dataset'
 # [CheXpert] How mask units are chosen, such as 'random'.
 _C.DATA.MASK_TYPE = 'random'
+# [CheXpert] Pre-training: CSV file whose column `file` names images that are left out, such as the
+# duplicates that check_data.py finds between DATA.SOURCES; '': none.
+_C.DATA.LEAVE_OUT = ''
 # [CheXpert] Whether 'folder' may pre-train on a folder with label files, which has scored images.
 _C.DATA.ALLOW_ALL_IMAGES = False
 # [CheXpert] Resize filter of pre-training: 'bilinear', 'bicubic', 'lanczos' or 'hamming'.
@@ -342,7 +349,7 @@ _C.EVAL.SELECT_ON = 'holdout'
 _C.EVAL.INTERNAL_SHARE = 0.0
 # [CheXpert] Mean AUROC that chooses it: 'five' tasks, 'all' labels, 'auto' (five if defined).
 _C.EVAL.SELECT = 'auto'
-# [CheXpert] Held-out images that pre-training validates on; 0: all.
+# [CheXpert] Held-out images of each data set that pre-training validates on; 0: all.
 _C.EVAL.HOLDOUT_IMAGES = 256
 # [CheXpert] Test-time augmentation: 'none', or 'crops' (mean over centre and four corners).
 _C.EVAL.TTA = 'none'

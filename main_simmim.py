@@ -8,6 +8,7 @@ from config import build_parser
 if __name__ == '__main__':  # --help is answered before torch is imported, which takes seconds
     build_parser('simmim').parse_args()
 
+import itertools
 import math
 import sys
 from collections.abc import Iterator
@@ -50,8 +51,10 @@ class HeldOutReconstruction:
     """Masked L1 on the held-out patients, next to that of trivial predictors.
 
     `holdout` uses the run's own masks and `reference` one fixed set of masks (data.data_simmim), so
-    that runs with other masks or losses can be compared. A model of normalised patches is given the
-    mean and deviation of the patches it cannot see; its values have their own names.
+    that runs with other masks or losses can be compared. With DATA.SOURCES these are means over the
+    images of all sources, followed by the values of each (`holdout_<name of the source>`). A model
+    of normalised patches is given the mean and deviation of the patches it cannot see; its values
+    have their own names.
     """
 
     def __init__(self, loaders: Loaders) -> None:
@@ -65,13 +68,15 @@ class HeldOutReconstruction:
         for name, loader in self.loaders.items():
             if loader not in results:  # holdout and reference may have the same masks
                 results[loader] = self._sums(run, model, loader)
-            sums, examples = results[loader]
-            for predictor, (normalised, grey, num_pixels) in sums.items():
-                suffix = own if predictor == 'model' else f'_{predictor}'
-                values[f'{name}_l1{suffix}'] = float(normalised / num_pixels)
-                values[f'{name}_l1_grey{suffix}'] = float(grey / num_pixels)
+            by_source, examples = results[loader]
+            values |= mean_errors(name, sum(by_source.values()), own)
             line = describe(name, values, own)
-            run.logger.info(line, extra=DETAIL if epoch >= 0 else None)
+            lines = [line]
+            for source in filter(None, by_source):
+                values |= mean_errors(f'{name}_{source}', by_source[source], own)
+                lines.append(describe(f'{name}_{source}', values, own))
+            for text in lines:
+                run.logger.info(text, extra=DETAIL if epoch >= 0 else None)
             if name == 'holdout' and distributed.is_main() and epoch >= 0:
                 path = run.folder / 'reconstructions' / f'epoch_{epoch}.png'
                 try:
@@ -86,19 +91,29 @@ class HeldOutReconstruction:
     def _sums(
         self, run: Run, model: nn.Module, loader: DataLoader
     ) -> tuple[dict[str, np.ndarray], list[Reconstruction]]:
-        """Return errors summed over all ranks by predictor, and the first images of this rank."""
-        sums, examples = {'model': np.zeros(3)}, []
-        if loader not in self.trivial_sums:
-            sums |= {key: np.zeros(3) for key in TRIVIAL_PREDICTORS}
-        for item in reconstruct(run, model, loader):
-            for key in sums:
-                trivial = TRIVIAL_PREDICTORS.get(key)
-                guess = trivial(item.image, item.hidden) if trivial else item.prediction
-                sums[key] += hidden_error(item, guess)
-            examples += [item] if len(examples) < NUM_IMAGES else []
-        sums = {key: sum(distributed.gather(value)) for key, value in sums.items()}
-        self.trivial_sums.setdefault(loader, {k: v for k, v in sums.items() if k != 'model'})
-        return sums | self.trivial_sums[loader], examples
+        """Return errors summed over all ranks, and the first images of this rank.
+
+        The errors are [P, 3] by source: those of the model and of the trivial predictors, in turn.
+        """
+        dataset, is_first = loader.dataset, loader not in self.trivial_sums
+        trivial = TRIVIAL_PREDICTORS.values() if is_first else ()
+        sums = {source: np.zeros((1 + len(trivial), 3)) for source in dataset.parts}
+        examples = {source: [] for source in dataset.parts}
+        keys = itertools.chain.from_iterable(loader.batch_sampler)
+        for item, (_, index) in zip(reconstruct(run, model, loader), keys, strict=True):
+            source, _ = dataset.place(index)
+            guesses = [item.prediction, *(guess(item.image, item.hidden) for guess in trivial)]
+            sums[source] += [hidden_error(item, guess) for guess in guesses]
+            examples[source] += [item] if len(examples[source]) < NUM_IMAGES else []
+        gathered = distributed.gather(sums)
+        sums = {source: sum(each[source] for each in gathered) for source in sums}
+        if is_first:
+            self.trivial_sums[loader] = {source: each[1:] for source, each in sums.items()}
+        before = self.trivial_sums[loader]
+        sums = {source: np.concatenate([each[:1], before[source]]) for source, each in sums.items()}
+        # One image of each source in turn.
+        shown = itertools.chain.from_iterable(itertools.zip_longest(*examples.values()))
+        return sums, [item for item in shown if item][:NUM_IMAGES]
 
 
 @torch.no_grad()
@@ -111,6 +126,19 @@ def reconstruct(run: Run, model: nn.Module, loader: DataLoader) -> Iterator[Reco
             predictions = model.reconstruct(*to_device(batch[:2], run.device)).float().cpu().numpy()
         hidden = (pixel_mask(mask, model.patch_size) for mask in masks)
         yield from map(Reconstruction, images, hidden, predictions, scales, offsets)
+
+
+def mean_errors(name: str, sums: np.ndarray, suffix: str) -> dict[str, float]:
+    """Return the mean errors of the model and the trivial predictors from their sums [P, 3].
+
+    `name` begins the names of the values, and `suffix` ends those of the model's.
+    """
+    suffixes = [suffix, *(f'_{predictor}' for predictor in TRIVIAL_PREDICTORS)]
+    values = {}
+    for (normalised, grey, num_pixels), end in zip(sums, suffixes, strict=True):
+        values[f'{name}_l1{end}'] = float(normalised / num_pixels)
+        values[f'{name}_l1_grey{end}'] = float(grey / num_pixels)
+    return values
 
 
 def describe(name: str, values: dict[str, float], suffix: str = '') -> str:

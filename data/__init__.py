@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Loaders(NamedTuple):
     """The loaders of a stage; None if a stage has no such split.
 
-    The `dataset.records` of a loader say where an image comes from, and `dataset.targets` are its
-    targets. B images, C channels, side S, h x w tokens, K labels.
+    The `dataset.records` of a loader say where an image comes from (with DATA.SOURCES, the records
+    of each of `dataset.parts`), and `dataset.targets` are its targets. B images, C channels, side
+    S, h x w tokens, K labels.
 
     Pre-training:
         train: (images [B, C, S, S], masks [B, h, w]), augmented, with new masks in each epoch.
@@ -64,17 +65,19 @@ def build_loader(
     config: Config, logger: logging.Logger, is_pretrain: bool, *, contrastive: bool = False
 ) -> Loaders:
     """Build the loaders of pre-training, of contrastive pre-training or of fine-tuning."""
-    if not config.DATA.DATA_PATH:
+    if not (config.DATA.DATA_PATH or config.DATA.SOURCES):
         raise ValueError('DATA.DATA_PATH is empty: give the folder of the data with --data-path')
     # Imported here, because these modules import torch.
     from data.data_contrastive import build_loader_contrastive
     from data.data_finetune import build_loader_finetune
     from data.data_simmim import build_loader_simmim
     from data.records import log_store
+    from data.sources import source_configs
 
     if config.CHECK_MODE:  # its table reports the number of workers
         warnings.filterwarnings('ignore', message='This DataLoader will create')
-    log_store(config, logger)
+    for own in source_configs(config).values():
+        log_store(own, logger)
     if contrastive:
         return build_loader_contrastive(config, logger)
     if is_pretrain:

@@ -5,15 +5,18 @@ image is decoded, and splits are compared by patient and by pixels.
 """
 
 import hashlib
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
+from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from config import Config
@@ -21,6 +24,7 @@ from data.images import COLOUR_LEVELS, colour_difference, load_image
 from data.labels import label_columns, scored_targets
 from data.packing import start_worker
 from data.records import DATASETS, Fault, Folder, Records, open_images
+from data.sources import source_configs
 from data.store import Store
 from engine.files import allow_open_files
 
@@ -31,23 +35,35 @@ EXAMPLES = 3  # of each kind, in the summary
 CHUNK_IMAGES = 32
 DIGEST_BYTES = 16
 FEW_LEVELS = 16  # an X-ray has more grey levels
+OPTIONAL = ('valid', 'test')  # splits that a source may lack, as pre-training reads neither
+THUMBNAIL = 8
+# Largest difference of two thumbnails of one X-ray. On real X-rays, JPEG compression at quality 50
+# changed them by up to 0.04 and halving the size by up to 0.12; those of other X-rays differed by
+# 0.5 and more.
+SAME_XRAY = 0.2
 
 
 class Findings:
-    """The faults of a data set, each once."""
+    """The faults of a data set, each once.
+
+    Attributes:
+        source: Name of the source that is checked; it begins the names of CSV files and images.
+    """
 
     def __init__(self) -> None:
+        self.source = ''
         self.faults: dict[Fault, None] = {}
 
     def add(self, fault: Fault) -> None:
         """Add a fault; the same fault is added once."""
-        self.faults.setdefault(fault)
+        names = {'csv': Path(fault.csv).name, 'file': fault.file}
+        names = {k: os.path.join(self.source, name) if name else '' for k, name in names.items()}
+        self.faults.setdefault(replace(fault, **names))
 
     def table(self) -> pd.DataFrame:
         """One row per fault, with the name of the CSV file and not its folder."""
         table = pd.DataFrame([astuple(fault) for fault in self.faults], columns=COLUMNS)
         table = table.astype({'row': 'Int64'})
-        table['csv'] = [Path(name).name for name in table['csv']]
         return table[['severity', 'kind', 'csv', 'row', 'file', 'detail']]
 
     def count(self, severity: str) -> int:
@@ -75,19 +91,76 @@ class Checked:
     rows: dict[str, int]  # split -> images that exist
     images: int
     seconds: float  # for the images
+    looks: pd.DataFrame  # of each image that can be compared: file, split, thumbnail
+
+
+def check_sources(
+    config: Config, findings: Findings, *, workers: int
+) -> tuple[dict[str, Checked], pd.DataFrame]:
+    """Check each data set of DATA.SOURCES, and find X-rays that are in several of them.
+
+    Returns:
+        What was checked by source, and the training images that are also in another source, as
+        DATA.LEAVE_OUT expects them.
+    """
+    checked = {}
+    for findings.source, own in source_configs(config).items():
+        options = {'optional': OPTIONAL, 'workers': workers, 'labelled': False}
+        checked[findings.source] = check_data(own, findings, **options)
+    findings.source = ''
+    duplicates = find_duplicates({name: each.looks for name, each in checked.items()})
+    for entry in duplicates.itertuples():
+        detail = f'the X-ray is also in another source: {entry.same_as}'
+        findings.add(Fault('same X-ray in two sources', detail, '', None, entry.file, 'warning'))
+    return checked, duplicates
+
+
+def find_duplicates(looks: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Find the training images whose X-ray another source has, too, by their thumbnails.
+
+    A training image is listed if it is among the images that another source scores, or among the
+    training images of an earlier source: so one copy of each X-ray stays, and no scored one is
+    trained on.
+
+    Args:
+        looks: By source, a table with file, split and thumbnail.
+
+    Returns:
+        Table with `file` and `same_as`, names of images that begin with the name of the source.
+    """
+    named = [part.assign(file=f'{name}/' + part['file']) for name, part in looks.items()]
+    found = [pd.DataFrame(columns=['file', 'same_as'])]
+    for number, part in enumerate(named):
+        train = part[part['split'] == 'train']
+        others = pd.concat(
+            [other[other['split'] != 'train'] for k, other in enumerate(named) if k != number]
+            + named[:number]
+        )
+        if len(train) and len(others):
+            tree = cKDTree(np.stack(others['thumbnail']))
+            distance, place = tree.query(np.stack(train['thumbnail']), p=np.inf)
+            same = distance <= SAME_XRAY
+            same_as = others['file'].to_numpy()[place[same]]
+            found.append(pd.DataFrame({'file': train['file'][same], 'same_as': same_as}))
+    return pd.concat(found, ignore_index=True)
 
 
 def check_data(
-    config: Config, findings: Findings, *, optional: tuple[str, ...], workers: int
+    config: Config,
+    findings: Findings,
+    *,
+    optional: tuple[str, ...],
+    workers: int,
+    labelled: bool = True,
 ) -> Checked:
     """Check the data set of a config, which may be a packed store, and collect all that is wrong.
 
-    The splits in `optional` may be absent.
+    The splits in `optional` may be absent. Without `labelled`, labels are not read.
     """
     root, dataset, splits = Path(config.DATA.DATA_PATH), DATASETS[config.DATA.DATASET], {}
     for split in ('train', 'valid', 'test'):
         options = {'look_up': 'all', 'logger': None, 'on_fault': findings.add}
-        options['labels'] = label_columns(config.DATA.LABELS)
+        options['labels'] = label_columns(config.DATA.LABELS) if labelled else ()
         try:
             records = dataset.read(config, root, split, optional=split in optional, **options)
         except ValueError as error:  # the folder or the store as a whole
@@ -95,10 +168,10 @@ def check_data(
             continue
         if records is not None and len(records):
             splits[split] = records
-            if dataset.labelled:
+            if dataset.labelled and labelled:
                 _check_labels(split, records, findings, blank=config.DATA.BLANK)
     if not splits:
-        return Checked({}, 0, 0.0)
+        return Checked({}, 0, 0.0, pd.DataFrame(columns=['file', 'split', 'thumbnail']))
     images = open_images(root)
     named = pd.concat(
         pd.DataFrame({'file': part.file, 'patient': part.patient, 'split': split, 'csv': part.csv})
@@ -109,17 +182,21 @@ def check_data(
         _find_unnamed(images, set(named['file']), findings)
     unique = named.drop_duplicates('file')
     start = time.perf_counter()
-    digests = _look_at_all(images, unique, findings, workers)
+    digests, thumbnails = _look_at_all(images, unique, findings, workers)
     seconds = time.perf_counter() - start
     _compare_pixels(unique.assign(digest=digests), findings)
-    return Checked({name: len(part) for name, part in splits.items()}, len(unique), seconds)
+    rows = {name: len(part) for name, part in splits.items()}
+    looks = unique[['file', 'split']].assign(thumbnail=thumbnails).dropna()
+    return Checked(rows, len(unique), seconds, looks)
 
 
-def look_at(images: Store | Folder, file: str) -> tuple[bytes, str, str]:
-    """Read an image; return a digest of its pixels (b'' if it is unusable), a kind and a detail.
+def look_at(images: Store | Folder, file: str) -> tuple[bytes, str, str, np.ndarray | None]:
+    """Read an image; return a digest of its pixels, a kind, a detail and a thumbnail.
 
     The digest is of grey levels that are rounded to 8 bits, so that it does not depend on the form
-    of the file. The kind is '' if nothing is wrong.
+    of the file; b'' if the image is unusable. The kind is '' if nothing is wrong. The thumbnail,
+    None if the image has few grey levels, holds the means of THUMBNAIL x THUMBNAIL areas, with a
+    mean of 0 and a deviation of 1: the image's size, brightness and contrast do not change it.
     """
     try:
         if isinstance(images, Store):
@@ -127,19 +204,23 @@ def look_at(images: Store | Folder, file: str) -> tuple[bytes, str, str]:
         else:
             image = load_image(images.path / file, images.path)
     except ValueError as error:
-        return b'', 'unusable image', str(error)
+        return b'', 'unusable image', str(error), None
     levels = np.rint(np.clip(np.asarray(image), 0, 255)).astype(np.uint8)
     digest = hashlib.blake2b(repr(levels.shape).encode(), digest_size=DIGEST_BYTES)
     digest.update(np.ascontiguousarray(levels).data)
     count = np.count_nonzero(np.bincount(levels.ravel()))
     if count < FEW_LEVELS:
-        return digest.digest(), 'few grey levels', f'the image has only {count} grey levels'
+        detail = f'the image has only {count} grey levels'
+        return digest.digest(), 'few grey levels', detail, None
+    small = image.convert('F').resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    small = np.asarray(small).ravel()
+    small = (small - small.mean()) / max(small.std(), 1.0)
     if isinstance(images, Folder):
         levels_apart = colour_difference(images.path / file)
         if levels_apart > COLOUR_LEVELS:
             detail = f'the colour channels differ by up to {levels_apart} levels'
-            return digest.digest(), 'colour image', detail
-    return digest.digest(), '', ''
+            return digest.digest(), 'colour image', detail, small
+    return digest.digest(), '', '', small
 
 
 def _check_labels(split: str, records: Records, findings: Findings, *, blank: str) -> None:
@@ -180,15 +261,17 @@ def _find_unnamed(images: Store | Folder, named: set[str], findings: Findings) -
 
 def _look_at_all(
     images: Store | Folder, unique: pd.DataFrame, findings: Findings, workers: int
-) -> list[bytes]:
-    digests = []
+) -> tuple[list[bytes], list[np.ndarray | None]]:
+    digests, thumbnails = [], []
     allow_open_files(workers)
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
         looks = pool.map(partial(look_at, images), unique['file'], chunksize=CHUNK_IMAGES)
         bar = tqdm(looks, desc='check', total=len(unique), unit='image')
         try:
-            for (digest, kind, detail), entry in zip(bar, unique.itertuples(), strict=True):
+            looked = zip(bar, unique.itertuples(), strict=True)
+            for (digest, kind, detail, thumbnail), entry in looked:
                 digests.append(digest)
+                thumbnails.append(thumbnail)
                 if kind:
                     severity = 'warning' if digest else 'error'
                     findings.add(Fault(kind, detail, entry.csv, None, entry.file, severity))
@@ -196,7 +279,8 @@ def _look_at_all(
             detail = 'a process was killed (out of memory?) at this image or one of the next ones'
             file = unique['file'].iloc[len(digests)]
             findings.add(Fault('images that were not checked', detail, file=file))
-    return digests + [b''] * (len(unique) - len(digests))
+    rest = len(unique) - len(digests)
+    return digests + [b''] * rest, thumbnails + [None] * rest
 
 
 def _compare_pixels(images: pd.DataFrame, findings: Findings) -> None:

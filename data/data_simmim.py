@@ -1,20 +1,24 @@
 """Data of pre-training: images with masks, and held-out patients with fixed masks."""
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 from torch.utils.data import DataLoader
 
 from config import Config, encoder_node
 from data import Loaders
-from data.loader import XrayDataset, bad_images, make_loader
-from data.masking import MaskGenerator, mask_generator
-from data.records import (
-    Records,
-    describe_subset,
-    pretrain_records,
-    read_split,
+from data.loader import (
+    JoinedDataset,
+    XrayDataset,
+    bad_images,
+    join,
+    make_loader,
+    source_seed,
 )
+from data.masking import MaskGenerator, mask_generator
+from data.records import Records
+from data.sources import Source, read_sources
 from data.transforms import HoldoutTransform, PretrainTransform
 
 # Every run is also scored on these masks, whatever it trains with. In small images, units of 32 px
@@ -27,20 +31,13 @@ HOLDOUT_SEED = 0  # not SEED, so that all runs are scored on the same masks
 
 def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     """Build the loaders of pre-training (see data.Loaders): train, holdout, reference."""
-    train, holdout = pretrain_records(config, read_split(config, 'train', logger, labelled=False))
-    subset = describe_subset(config)
-    logger.info(
-        f'pre-training on {len(train)} images of {len(set(train.patient))} patients'
-        f'{f" ({subset})" if subset else ""}; '
-        f'{len(holdout)} images of {len(set(holdout.patient))} patients held out'
-    )
-    dataset = XrayDataset(
-        train,
-        PretrainTransform(config, mask_generator(config)),
-        seed=config.SEED,
-        bad_images=bad_images(config, logger),
-    )
-    holdout = evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES)
+    sources = read_sources(config, logger)
+    transform = PretrainTransform(config, mask_generator(config))
+    dataset = training_dataset(config, sources, transform, logger)
+    holdout = {
+        name: evenly_spread(source.holdout, config.EVAL.HOLDOUT_IMAGES)
+        for name, source in sources.items()
+    }
     reference = reference_mask_generator(config)
     if reference is None:
         unit = reference_mask_patch(config.DATA.IMG_SIZE)
@@ -53,6 +50,22 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
         holdout=held_out,
         reference=held_out if is_same else _holdout_loader(config, holdout, reference),
     )
+
+
+def training_dataset(
+    config: Config, sources: dict[str, Source], transform: Callable, logger: logging.Logger
+) -> XrayDataset | JoinedDataset:
+    """Return the training images of all sources, transformed."""
+    parts = {
+        name: XrayDataset(
+            source.train,
+            transform,
+            seed=source_seed(config.SEED, name),
+            bad_images=bad_images(config, logger, name),
+        )
+        for name, source in sources.items()
+    }
+    return join(parts, seed=config.SEED)
 
 
 def reference_mask_generator(config: Config) -> MaskGenerator | None:
@@ -77,9 +90,13 @@ def evenly_spread(records: Records, count: int) -> Records:
 
 
 def _holdout_loader(
-    config: Config, records: Records, masks: MaskGenerator | None
+    config: Config, records: dict[str, Records], masks: MaskGenerator | None
 ) -> DataLoader | None:
-    if masks is None or not len(records):
+    """Build the batches of held-out images; a source's images and masks are those of it alone."""
+    if masks is None or not sum(map(len, records.values())):
         return None
-    dataset = XrayDataset(records, HoldoutTransform(config, masks), seed=HOLDOUT_SEED)
-    return make_loader(dataset, config, shuffle=False)
+    transform = HoldoutTransform(config, masks)
+    parts = {
+        name: XrayDataset(part, transform, seed=HOLDOUT_SEED) for name, part in records.items()
+    }
+    return make_loader(join(parts, seed=HOLDOUT_SEED), config, shuffle=False)

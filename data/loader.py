@@ -1,11 +1,13 @@
 """Records to batches: one dataset, one batch sampler and one DataLoader for every stage.
 
 The batch sampler passes (epoch, index) to the workers, and a sample depends only on (SEED, epoch,
-row of the CSV). So neither the number of workers or ranks nor a restart changes a sample. If an
-epoch can contain an image several times, the number of its previous occurrences is passed as well.
+row of the CSV), with DATA.SOURCES also on the name of its source. So neither the number of workers
+or ranks nor a restart changes a sample. If an epoch can contain an image several times, the number
+of its previous occurrences is passed as well.
 """
 
 import csv
+import hashlib
 import logging
 import multiprocessing
 import os
@@ -44,10 +46,17 @@ class BadImages:
     than `limit` different images are an error. Their number is logged after each epoch.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], limit: int, logger: logging.Logger) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        limit: int,
+        logger: logging.Logger,
+        source: str = '',
+    ) -> None:
         self.path = Path(folder) / BAD_FILE
         self.limit = limit
         self.logger = logger
+        self.source = source  # whose name begins the files of this list
 
     def add(self, file: str, row: int | None, reason: str) -> None:
         """List a file, relative to the data root, unless it is listed already.
@@ -55,7 +64,7 @@ class BadImages:
         Raises:
             ValueError: If there are more bad images than the limit.
         """
-        listed = self.files()
+        listed, file = self.files(), os.path.join(self.source, file)
         if file not in listed:
             self._append([file, '' if row is None else row, ' '.join(reason.split())])
         if (count := len(listed | {file})) > self.limit:
@@ -122,6 +131,15 @@ class XrayDataset(Dataset):
         self.targets = targets
         self.bad_images = bad_images
 
+    @property
+    def parts(self) -> dict[str, 'XrayDataset']:
+        """The datasets of the sources by name; '' if there is one without a name."""
+        return {'': self}
+
+    def place(self, index: int) -> tuple[str, int]:
+        """Return the name of an image's source, and its position in the dataset of that source."""
+        return '', index
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -165,6 +183,48 @@ class XrayDataset(Dataset):
             self.bad_images.add(records.file[position], row, str(error))
         except ValueError as too_many:
             raise ValueError(f'{place}: {too_many}') from error
+
+
+class JoinedDataset(Dataset):
+    """The images of several sources, one source after another.
+
+    Args:
+        parts: The dataset of each source by name; its generators do not depend on the others.
+        seed: Seed of the order of the epochs.
+    """
+
+    def __init__(self, parts: dict[str, XrayDataset], *, seed: int) -> None:
+        self.parts = {name: part for name, part in parts.items() if len(part)}
+        self.seed = seed
+        self.ends = np.cumsum([len(part) for part in self.parts.values()])
+        self.bad_images = next((part.bad_images for part in self.parts.values()), None)
+
+    def place(self, index: int) -> tuple[str, int]:
+        """Return the name of an image's source, and its position in the dataset of that source."""
+        number = int(np.searchsorted(self.ends, index, side='right'))
+        name, part = list(self.parts.items())[number]
+        return name, index - int(self.ends[number]) + len(part)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, index = key
+        name, position = self.place(index)
+        return self.parts[name][epoch, position]
+
+
+def join(parts: dict[str, XrayDataset], *, seed: int) -> XrayDataset | JoinedDataset:
+    """Join the datasets of sources; the dataset without a name is the only one."""
+    return parts[''] if '' in parts else JoinedDataset(parts, seed=seed)
+
+
+def source_seed(seed: int, source: str) -> int:
+    """Return the seed of the samples of a source, which the other sources do not change."""
+    if not source:
+        return seed
+    digest = hashlib.blake2b(f'{seed} {source}'.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, 'big')
 
 
 class EpochSampler(Sampler[list[tuple[int, ...]]]):
@@ -303,16 +363,16 @@ def image_reader(records: Records) -> Callable[[int], Image.Image]:
     return partial(_read_file, records.root, files)
 
 
-def bad_images(config: Config, logger: logging.Logger) -> BadImages | None:
+def bad_images(config: Config, logger: logging.Logger, source: str = '') -> BadImages | None:
     """Return the list of bad images of a run, or None if they are errors (DATA.BAD_IMAGE)."""
     if config.DATA.BAD_IMAGE == 'error':
         return None
     folder = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG
-    return BadImages(folder, config.DATA.BAD_IMAGE_LIMIT, logger)
+    return BadImages(folder, config.DATA.BAD_IMAGE_LIMIT, logger, source)
 
 
 def make_loader(
-    dataset: XrayDataset,
+    dataset: XrayDataset | JoinedDataset,
     config: Config,
     *,
     shuffle: bool,

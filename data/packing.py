@@ -26,9 +26,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from config import default_config
 from data.images import BadImageError, load_image
 from data.preprocess import apply_steps
-from data.records import SCORED_FILES, named_images, read_csv, read_folder
+from data.records import (
+    DATASETS,
+    SCORED_FILES,
+    named_images,
+    read_csv,
+    read_folder,
+    refuse,
+)
 from data.store import (
     BAD_FILE,
     BYTES,
@@ -89,12 +97,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Source:
-    """What is packed."""
+    """What is packed: one folder, or several whose names begin the names of files and tables."""
 
-    root: Path
-    files: list[str]  # image files, relative to root, sorted
+    roots: dict[str, Path]  # by the name of the source; '' for one folder
+    files: list[str]  # image files, relative to their root, sorted
     tables: dict[str, Path]  # CSV and Excel files: name in the store -> path
-    scored: bool  # whether `read_folder` refuses to train on all images of the folder
+    scored: dict[str, bool]  # whether `read_folder` refuses to train on all images of the folder
+
+    def place(self, file: str) -> tuple[Path, str]:
+        """Return the folder of a file and its name there."""
+        source, _, name = ('', '', file) if '' in self.roots else file.partition('/')
+        return self.roots[source], name
 
     def signature(self) -> dict[str, object]:
         """Return numbers by which the same source is recognised."""
@@ -119,25 +132,31 @@ class Encoded(NamedTuple):
 
 
 def pack(
-    data_path: str | Path,
+    data_path: str | Path, output: str | Path, settings: Settings, **options: Any
+) -> dict[str, Any]:
+    """Pack a folder; see `read_source` and `pack_source`."""
+    names = ('csv_names', 'all_images')
+    what = {name: options.pop(name) for name in names if name in options}
+    source = read_source(data_path, image_suffix=settings.image_suffix, **what)
+    return pack_source(source, output, settings, **options)
+
+
+def pack_source(
+    source: Source,
     output: str | Path,
     settings: Settings,
     *,
     workers: int = 1,
     skip_bad: bool = False,
-    csv_names: Sequence[str] = (),
-    all_images: bool = False,
 ) -> dict[str, Any]:
-    """Pack a folder (see `read_source`), or resume an earlier call with the same settings.
+    """Pack what `read_source` listed, or resume an earlier call with the same settings.
 
     Args:
-        data_path: The folder.
+        source: What is packed.
         output: The store: a new folder, or one that an earlier call began.
         settings: What is stored.
         workers: Number of processes that read and resize.
         skip_bad: Leave out damaged images and list them in bad_images.csv.
-        csv_names: The CSV files whose images are packed, see `read_source`.
-        all_images: Pack all images below the folder.
 
     Returns:
         The contents of store.json.
@@ -147,12 +166,10 @@ def pack(
             contains something else.
     """
     output = Path(output)
-    source = read_source(
-        data_path, csv_names=csv_names, image_suffix=settings.image_suffix, all_images=all_images
-    )
     job = {'version': VERSION, 'settings': asdict(settings), 'source': source.signature()}
-    if output.resolve().is_relative_to(source.root.resolve()):
-        raise ValueError(f'--output {output} must not lie in --data-path {source.root}')
+    for root in source.roots.values():
+        if output.resolve().is_relative_to(root.resolve()):
+            raise ValueError(f'--output {output} must not lie in the folder to be packed, {root}')
     found = set(os.listdir(output)) if output.is_dir() else set()
     if found - {LOCK_FILE} and not found & {STORE_FILE, UNFINISHED_FILE}:
         raise ValueError(f'--output {output} is neither a store nor empty: it holds {min(found)}')
@@ -173,12 +190,15 @@ def read_source(
     csv_names: Sequence[str] = (),
     image_suffix: str = '',
     all_images: bool = False,
+    dataset: str = '',
 ) -> Source:
     """List what has to be packed; all CSV and Excel files directly in the folder belong to it.
 
     The images are those that the CSV files name: those of MIMIC-CXR-JPG, or in CheXpert's layout
     train.csv, valid.csv and test.csv, or `csv_names` instead of these three. Without such files, or
-    with `all_images`, they are all images below the folder. A ValueError names what is unreadable.
+    with `all_images`, they are all images below the folder. If `dataset` is a layout (see
+    data.layouts), the images of its splits are packed with its tables. A ValueError names what is
+    unreadable.
     """
     root = Path(data_path)
     if not root.is_dir() or is_store(root):
@@ -190,18 +210,46 @@ def read_source(
     for name in csv_names:
         if name not in tables:
             raise ValueError(f'--csv must name CSV files directly in {root}, got {name!r}')
-    named = set()
-    if not csv_names and any(root.glob('mimic-cxr-*-split.csv*')):
+    named, scored = set(), any(name in tables for name in SCORED_FILES)
+    if dataset and DATASETS[dataset].splits:
+        named, own_tables, scored = _read_layout(dataset, root, image_suffix)
+        tables |= own_tables
+    elif not csv_names and any(root.glob('mimic-cxr-*-split.csv*')):
         named |= named_images(root, image_suffix=image_suffix)
     else:
         for name in csv_names or [name for name in TABLES if name in tables]:
             named.update(read_csv(root, name, image_suffix=image_suffix, labels=()).file)
-    scored = any(name in tables for name in SCORED_FILES)
     if all_images or not named:
         named.update(read_folder(root, allow_all_images=all_images).file)
         below = (found for _, _, found in os.walk(root))
         scored = scored or any(name in found for found in below for name in SCORED_FILES)
-    return Source(root, sorted(named, key=os.fsencode), tables, scored)
+    return Source({'': root}, sorted(named, key=os.fsencode), tables, {'': scored})
+
+
+def _read_layout(
+    dataset: str, root: Path, image_suffix: str
+) -> tuple[set[str], dict[str, Path], bool]:
+    """Return images and tables of a data set that a layout describes, and if some are scored."""
+    kind, config = DATASETS[dataset], default_config()
+    config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset, image_suffix
+    options = {'labels': (), 'optional': False, 'logger': None, 'look_up': 'first'}
+    splits = kind.splits(config)
+    parts = (kind.read(config, root, split, on_fault=refuse, **options) for split in splits)
+    files = {file for part in parts for file in part.file}
+    tables = {file.relative_to(root).as_posix(): file for file in kind.tables(config, root)}
+    return files, tables, len(splits) > 1
+
+
+def join_sources(sources: dict[str, Source]) -> Source:
+    """Join what is packed of several folders, by the names of the sources."""
+    return Source(
+        {name: source.roots[''] for name, source in sources.items()},
+        sorted(
+            (f'{n}/{f}' for n, source in sources.items() for f in source.files), key=os.fsencode
+        ),
+        {f'{n}/{t}': path for n, source in sources.items() for t, path in source.tables.items()},
+        {name: source.scored[''] for name, source in sources.items()},
+    )
 
 
 def encode(
@@ -345,7 +393,7 @@ def _build(
     with closing(ShardWriter(output, job, count, shard_bytes=settings.shard_bytes)) as writer:
         if not skip_bad:
             writer.retry_left_out()
-        images = _encode_all(source.root, source.files[writer.done :], settings, workers)
+        images = _encode_all(source, source.files[writer.done :], settings, workers)
         bar = tqdm(images, 'pack', count, unit='image', initial=writer.done, disable=None)
         with closing(images):
             for image in bar:
@@ -364,8 +412,11 @@ def _finish(
     names = np.array([os.fsencode(file) for file in source.files], bytes)
     packed = np.ones(len(names), bool)
     packed[list(writer.left_out)] = False
-    if not packed.any():
-        raise ValueError(f'none of the {len(names)} images of {source.root} can be read')
+    left_out = {source.files[position]: text for position, text in writer.left_out.items()}
+    parts = {name: _part(name, source, left_out) for name in source.roots}
+    for name, part in parts.items():
+        if not part['images']:
+            raise ValueError(f'none of the images in {source.roots[name]} can be read')
     index = writer.index[packed]
     files = {}
     for name, values in {NAMES_FILE: names[packed], INDEX_FILE: index}.items():
@@ -376,13 +427,13 @@ def _finish(
         files[name] = [path.stat().st_size, job['source']['tables_crc32'][name]]
         copy_file(path, output / name, *files[name])
     files |= {name: numbers for name, *numbers in writer.shards}
-    left_out = {source.files[position]: text for position, text in writer.left_out.items()}
     about = {
         **job,
         'images': len(index),
         'rounded': int((index['form'] == ROUNDED).sum()),
         'left_out': left_out,
-        'scored': source.scored,
+        'scored': any(source.scored.values()),
+        **({} if '' in parts else {'sources': parts}),
         'shards': [name for name, _, _ in writer.shards],
         'files': dict(sorted(files.items())),
     }
@@ -390,11 +441,20 @@ def _finish(
     return about
 
 
+def _part(name: str, source: Source, left_out: dict[str, str]) -> dict[str, Any]:
+    """Return what store.json says of one source."""
+    prefix = f'{name}/' if name else ''
+    count = sum(file.startswith(prefix) for file in source.files)
+    bad = {f[len(prefix) :]: why for f, why in left_out.items() if f.startswith(prefix)}
+    return {'images': count - len(bad), 'left_out': bad, 'scored': source.scored[name]}
+
+
 def _encode_all(
-    root: Path, files: Sequence[str], settings: Settings, workers: int
+    source: Source, files: Sequence[str], settings: Settings, workers: int
 ) -> Iterator[Encoded | str]:
     """Encode files in order; a text says why an image is damaged."""
-    encode_one = partial(_encode_or_explain, root, settings)
+    encode_one = partial(_encode_or_explain, settings)
+    files = [source.place(file) for file in files]
     if workers == 1:
         yield from map(encode_one, files)
         return
@@ -415,11 +475,12 @@ def _encode_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode_chunk(encode_one: partial, files: Sequence[str]) -> list[Encoded | str]:
+def _encode_chunk(encode_one: partial, files: Sequence[tuple[Path, str]]) -> list[Encoded | str]:
     return [encode_one(file) for file in files]
 
 
-def _encode_or_explain(root: Path, settings: Settings, file: str) -> Encoded | str:
+def _encode_or_explain(settings: Settings, place: tuple[Path, str]) -> Encoded | str:
+    root, file = place
     try:
         return encode(root / file, settings, root)
     except BadImageError as error:

@@ -44,6 +44,7 @@ from data.store import (
     is_store,
     open_store,
     packed_steps,
+    place_of,
     read_about,
 )
 from engine.files import replace_files
@@ -826,7 +827,8 @@ def check_dataset(config: Config, stage: str | None) -> None:
     if stage == 'finetune' and not DATASETS[dataset].labelled:
         names = ' or '.join(repr(name) for name, entry in DATASETS.items() if entry.labelled)
         raise ValueError(f'DATA.DATASET must be {names} for fine-tuning, got {dataset!r}')
-    is_folder = stage and root and not DATASETS[dataset].labelled and not is_store(root)
+    is_read = stage and root and not config.DATA.SOURCES
+    is_folder = is_read and not DATASETS[dataset].labelled and not is_store(root)
     if is_folder and Path(config.OUTPUT).resolve().is_relative_to(Path(root).resolve()):
         raise ValueError(
             f'OUTPUT {config.OUTPUT} must lie outside DATA.DATA_PATH {root}: the next run would '
@@ -917,9 +919,10 @@ def data_root(config: Config, logger: logging.Logger) -> str:
             f'DATA.CACHE_DIR is for packed stores, but DATA.DATA_PATH {source} is not a store: '
             'pack it with scripts/pack.py, or leave DATA.CACHE_DIR empty'
         )
-    target = Path(data.CACHE_DIR) / f'{source.resolve().name}-{file_crc32(source / STORE_FILE):08x}'
+    source, part = place_of(source.resolve())
+    target = Path(data.CACHE_DIR) / f'{source.name}-{file_crc32(source / STORE_FILE):08x}'
     try:
-        return str(copy_store(source, target, logger))
+        return str(copy_store(source, target, logger) / part)
     except OSError as error:
         raise ValueError(f'DATA.CACHE_DIR: cannot copy {source} to {target}: {error}') from error
 

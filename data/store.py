@@ -10,6 +10,9 @@ copied into it unchanged, and the readers look up its images where they otherwis
     pixels_*.bin       the pixels, one image after another
     bad_images.csv     the files that could not be read and were left out
 
+A store of several sources has a folder for the CSV files of each. The name of a source begins the
+names of its images, and its folder STORE/<name> is read like the store of that source alone.
+
 The index and the CSV files are checked when a store is opened, and an image when a process reads
 it for the first time (15 us for 256 x 256 pixels). Pixels are read and not memory-mapped: if a
 file is cut short while it is in use, that is a ValueError, and no signal ends the process.
@@ -70,34 +73,38 @@ DTYPES = {
 
 
 class Store:
-    """An open store. It is pickled as its path; use `open_store` to open one.
+    """An open store, or one source of it. It is pickled as its path; `open_store` opens one.
 
     Attributes:
         path: Folder of the store.
-        about: Contents of store.json.
-        names: [N] names of the image files as bytes, sorted.
+        source: Name of the source; '' for the whole store.
+        about: Contents of store.json, see `read_about`.
+        names: [N] names of the image files as bytes, sorted; they begin with the source's name.
         index: [N] ENTRY.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path, self.source = place_of(path)
+        self.prefix = f'{self.source}/' if self.source else ''
         self.about = read_about(path)
         if problems := file_problems(self.path, self.about):
             raise ValueError(problems[0])
         # The names come first in all stores; earlier versions have other names for the index.
         files = sorted(name for name in self.about['files'] if name.endswith('.npy'))
         arrays = (np.load(self.path / name, mmap_mode='r') for name in files)
-        self.names, self.index = (array.view(np.ndarray) for array in arrays)
+        names, index = (array.view(np.ndarray) for array in arrays)
+        own = _below(names, self.source) if self.source else slice(None)
+        self.names, self.index = names[own], index[own]
         self._shards: dict[int, int] = {}  # descriptors of the open shards
         self._checked = np.zeros(len(self.names), bool)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (str(self.path),)
+        return open_store, (str(self.path / self.source),)
 
     @property
     def files(self) -> list[str]:
         """The names of the image files, sorted; position i is the i-th."""
-        return [os.fsdecode(name) for name in self.names.tolist()]
+        return [os.fsdecode(name)[len(self.prefix) :] for name in self.names.tolist()]
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -106,7 +113,7 @@ class Store:
 
     def position(self, files: Sequence[str]) -> np.ndarray:
         """Return the positions [N] of image files, -1 for those that are not in the store."""
-        wanted = np.array([os.fsencode(file) for file in files], bytes)
+        wanted = np.array([os.fsencode(self.prefix + file) for file in files], bytes)
         # Cast to the type of the names, or the search would copy all names.
         place = np.searchsorted(self.names, wanted.astype(self.names.dtype))
         place = np.minimum(place, len(self.names) - 1)
@@ -119,9 +126,8 @@ class Store:
 
     def below(self, folder: str) -> list[str]:
         """Return the image files in a folder, including those left out, sorted."""
-        ends = [os.fsencode(folder) + end for end in (b'/', b'0')]  # 0 is what follows /
-        start, stop = np.searchsorted(self.names, np.array(ends, self.names.dtype))
-        packed = [os.fsdecode(name) for name in self.names[start:stop].tolist()]
+        names = self.names[_below(self.names, self.prefix + folder)].tolist()
+        packed = [os.fsdecode(name)[len(self.prefix) :] for name in names]
         return sorted([*packed, *(f for f in self.left_out if f.startswith(f'{folder}/'))])
 
     def image(self, position: int) -> Image.Image:
@@ -176,9 +182,26 @@ class Store:
         return self._shards[shard]
 
 
+def place_of(path: str | os.PathLike[str]) -> tuple[Path, str]:
+    """Return the folder of a store, and the name of its source that the path is; '' for the whole.
+
+    Any other path is returned as it is.
+    """
+    path = Path(path)
+    folder, name = path.parent, path.name
+    is_below = not (path / STORE_FILE).is_file() and (folder / STORE_FILE).is_file()
+    if is_below and name in read_about(folder).get('sources', {}):
+        return folder, name
+    return path, ''
+
+
 def is_store(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a packed store; a ValueError if it is one that is not finished."""
-    if (Path(path) / STORE_FILE).is_file():
+    """Whether a folder is a packed store, or a source of one.
+
+    Raises:
+        ValueError: If it is a store that is not finished.
+    """
+    if (place_of(path)[0] / STORE_FILE).is_file():
         return True
     if (Path(path) / UNFINISHED_FILE).is_file():
         raise ValueError(f'the store {path} is not finished: run scripts/pack.py on it again')
@@ -214,8 +237,13 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read store.json; a ValueError if it cannot be read, was changed, or has another version."""
-    file = Path(path) / STORE_FILE
+    """Read store.json; for a source, its own number of images and the like replace the totals.
+
+    Raises:
+        ValueError: If it cannot be read, was changed, or has another version.
+    """
+    folder, source = place_of(path)
+    file = folder / STORE_FILE
     try:
         about = json.loads(file.read_bytes())
         version, crc = about['version'], about.pop('crc32')
@@ -230,7 +258,7 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     if crc != _checksum(about):
         raise ValueError(f'{file} is not what was written: its checksum differs')
-    return about
+    return about | about.get('sources', {}).get(source, {})
 
 
 def write_about(folder: Path, about: dict[str, Any]) -> None:
@@ -239,6 +267,8 @@ def write_about(folder: Path, about: dict[str, Any]) -> None:
         bad = pd.DataFrame(about['left_out'].items(), columns=['file', 'problem'])
         text = bad.to_csv(index=False)
         replace_file(folder / BAD_FILE, text.encode('utf-8', 'backslashreplace'))
+    for name in about.get('sources', {}):
+        (folder / name).mkdir(exist_ok=True)  # a source may have no CSV file
     data = json.dumps({**about, 'crc32': _checksum(about)}, indent=1) + '\n'
     replace_file(folder / STORE_FILE, data)
 
@@ -322,6 +352,7 @@ def copy_store(
 def copy_file(source: Path, target: Path, size: int, crc32: int) -> None:
     """Copy a file that must have this size and checksum; the target is complete or absent."""
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with open(source, 'rb') as reader, atomic_writer(target) as writer:
             found_size = found_crc = 0
             while block := reader.read(BLOCK_BYTES):
@@ -336,6 +367,12 @@ def copy_file(source: Path, target: Path, size: int, crc32: int) -> None:
 @lru_cache(maxsize=OPEN_STORES)
 def _open_once(folder: Path, checksum: int) -> Store:
     return Store(folder)
+
+
+def _below(names: np.ndarray, folder: str) -> slice:
+    """Return which of the sorted names [N] lie in a folder."""
+    ends = [os.fsencode(folder) + end for end in (b'/', b'0')]  # 0 is what follows /
+    return slice(*np.searchsorted(names, np.array(ends, names.dtype)).tolist())
 
 
 def _checksum(about: dict[str, Any]) -> int:

@@ -26,8 +26,9 @@ from config import (
     config_text,
 )
 from data.labels import used_policies
-from data.records import find_table
-from data.store import STORE_FILE, is_store
+from data.records import DATASETS
+from data.sources import source_configs
+from data.store import STORE_FILE, is_store, place_of
 from engine.downloads import describe_weights, is_address
 from engine.files import locked, replace_file, sha256
 from logger import ScalarLog
@@ -283,12 +284,18 @@ def describe_data(config: Config, loaders: 'Loaders') -> dict[str, Any]:
 
     Returns:
         `fingerprint`, the SHA-256 of everything; `files`, the SHA-256 of each table; `images`, the
-        number of different images.
+        number of different images. The names of DATA.SOURCES begin their files' names.
     """
-    records = [loader.dataset.records for loader in loaders if loader is not None]
-    tables = dict(_tables(config, records, is_pretrain=not (loaders.valid or loaders.test)))
+    datasets = [loader.dataset for loader in loaders if loader is not None]
+    tables, names = {}, set()
+    for source, own in source_configs(config).items():
+        parts = [dataset.parts[source] for dataset in datasets if source in dataset.parts]
+        records = [part.records for part in parts]
+        own_tables = _tables(own, records, is_pretrain=not (loaders.valid or loaders.test))
+        tables |= {os.path.join(source, name): path for name, path in own_tables}
+        names |= {os.path.join(source, file) for part in records for file in part.file}
     files = {name: sha256(path) for name, path in sorted(tables.items())}
-    images = sorted({os.fsencode(file) for part in records for file in part.file})
+    images = sorted(map(os.fsencode, names))
     total = hashlib.sha256(json.dumps(files).encode())
     for image in images:
         total.update(b'\0' + image)
@@ -378,12 +385,11 @@ def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterato
     """The files besides images that are read, by name."""
     data, root = config.DATA, records[0].root
     yield from ((part.csv, root / part.csv) for part in records if part.csv)
-    if data.DATASET == 'mimic-cxr':
-        for kind in ('metadata', data.LABELLER):
-            file = find_table(root, kind)
-            yield file.name, file
+    if data.DATASET != 'chexpert':  # whose other tables are not read
+        for file in DATASETS[data.DATASET].tables(config, root):
+            yield file.relative_to(root).as_posix(), file
     if is_store(root):
-        yield STORE_FILE, root / STORE_FILE
+        yield STORE_FILE, place_of(root)[0] / STORE_FILE
     if is_pretrain:
         return
     demographics = root / data.DEMOGRAPHICS

@@ -3,8 +3,10 @@ r"""Find everything that is wrong with a data set: its CSV files, its splits, ev
 python scripts/check_data.py --data-path DIR --output problems.csv \
     [--cfg configs/... --opts KEY VALUE]
 
-DIR may also be a packed store; it is never written to. The list has one row per finding. The exit
-code is 0 if there is no error, 1 if there is one, and 2 if the check could not be made.
+DIR may also be a packed store; it is never written to. With DATA.SOURCES in the config, DIR is the
+folder that their paths begin in, and X-rays that are in several sources are found as well. The list
+has one row per finding. The exit code is 0 if there is no error, 1 if there is one, and 2 if the
+check could not be made.
 """
 
 import argparse
@@ -15,8 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, check_config, default_config, put
-from data.check import Checked, Findings, check_data
+from data.check import Checked, Findings, check_data, check_sources
 from data.records import csv_names, may_be_absent
+from data.sources import source_configs
 from engine.files import replace_file
 
 
@@ -27,6 +30,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--data-path', required=True, metavar='DIR', help='CSV files and images, or a store')
     add('--output', default='problems.csv', type=Path, metavar='FILE', help='(problems.csv)')
+    names = 'list of the training images that another source has, too, for DATA.LEAVE_OUT'
+    add('--duplicates', type=Path, metavar='FILE', help=names)
     add('--workers', default=os.cpu_count(), type=int, metavar='N', help='processes')
     add(
         '--cfg', default=argparse.SUPPRESS, metavar='FILE', help='YAML file; otherwise the defaults'
@@ -45,7 +50,7 @@ def read_config(args: argparse.Namespace) -> Config:
     root = Path(args.data_path)
     if not root.is_dir():
         raise ValueError(f'--data-path is not a folder: {root}')
-    if config.DATA.DATASET == default_config().DATA.DATASET:
+    if not config.DATA.SOURCES and config.DATA.DATASET == default_config().DATA.DATASET:
         is_labelled = any((root / name).is_file() for name in csv_names(config).values())
         config.DATA.DATASET = 'chexpert' if is_labelled else 'folder'
         if any(root.glob('mimic-cxr-*-split.csv*')):
@@ -54,27 +59,40 @@ def read_config(args: argparse.Namespace) -> Config:
     return config
 
 
-def summary(config: Config, checked: Checked, findings: Findings) -> str:
-    rows = ', '.join(f'{name} {count:,}' for name, count in checked.rows.items())
-    return (
-        f'{findings.describe()}\nread as {config.DATA.DATASET}; images by split: {rows or "none"}; '
-        f'{checked.images:,} images in {checked.seconds:.1f} s'
-    )
+def summary(config: Config, checked: dict[str, Checked], findings: Findings) -> str:
+    lines = [findings.describe()]
+    for name, own in source_configs(config).items():
+        part = checked[name]
+        rows = ', '.join(f'{name} {count:,}' for name, count in part.rows.items())
+        lines.append(
+            f'{f"{name}: " if name else ""}read as {own.DATA.DATASET}; images by split: '
+            f'{rows or "none"}; {part.images:,} images in {part.seconds:.1f} s'
+        )
+    return '\n'.join(lines)
 
 
 def main(args: argparse.Namespace) -> int:
     findings = Findings()
     try:
-        if args.output.resolve().is_relative_to(Path(args.data_path).resolve()):
-            raise ValueError(f'--output must lie outside {args.data_path}, got {args.output}')
         config = read_config(args)
-        has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
-        needs_no_valid = config.DATA.FOLD or may_be_absent(config, 'valid')
-        optional = ('test',) * has_default_test + ('valid',) * bool(needs_no_valid)
-        checked = check_data(config, findings, optional=optional, workers=args.workers)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        text = findings.table().to_csv(index=False)
-        replace_file(args.output, text.encode(errors='backslashreplace'))
+        if args.duplicates and not config.DATA.SOURCES:
+            raise ValueError('--duplicates needs a config with DATA.SOURCES')
+        tables = {args.output: findings.table}
+        for own in source_configs(config).values():
+            for file in filter(None, (args.output, args.duplicates)):
+                if file.resolve().is_relative_to(Path(own.DATA.DATA_PATH).resolve()):
+                    raise ValueError(f'{file} must lie outside {own.DATA.DATA_PATH}')
+        if config.DATA.SOURCES:
+            checked, duplicates = check_sources(config, findings, workers=args.workers)
+            tables |= {args.duplicates: lambda: duplicates} if args.duplicates else {}
+        else:
+            has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
+            needs_no_valid = config.DATA.FOLD or may_be_absent(config, 'valid')
+            optional = ('test',) * has_default_test + ('valid',) * bool(needs_no_valid)
+            checked = {'': check_data(config, findings, optional=optional, workers=args.workers)}
+        for file, table in tables.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(file, table().to_csv(index=False).encode(errors='backslashreplace'))
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -1,10 +1,11 @@
 """Pack a data set into a store: a few files that training reads instead of one for each image.
 
 python scripts/pack.py --data-path CheXpert-v1.0-small --output CheXpert-256 --size 256 --workers 8
+python scripts/pack.py --data-path DRIVE --sources sources.yaml --output STORE --size 256
 python scripts/pack.py --output CheXpert-256 --verify
 
 The store replaces the folder as --data-path of all mains. If packing was interrupted, the same
-command resumes it.
+command resumes it. With --sources, STORE/<name> is the data path of a single source.
 """
 
 import argparse
@@ -15,8 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.packing import Settings, pack
+from config import check_config, default_config, put
+from data.packing import Settings, Source, join_sources, pack_source, read_source
 from data.preprocess import PREPROCESS
+from data.records import DATASETS
+from data.sources import source_configs
 from data.store import BAD_FILE, verify
 
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
@@ -28,6 +32,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('--data-path', metavar='DIR', help='CSV files and images, or a tree of images')
+    add('--sources', metavar='FILE', help='YAML file with DATA.SOURCES, all of which are packed')
+    layout = 'as DATA.DATASET, for a data set that a layout describes, such as nih'
+    add('--dataset', default='', metavar='NAME', help=layout)
     add('--output', required=True, metavar='STORE', help='the store')
     add('--size', metavar='PX', help='side in pixels, for example 256, or native: keep the sizes')
     keep = 'keep the aspect: --size is the short side, and smaller images keep their size'
@@ -45,8 +52,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--workers', default=os.cpu_count(), type=int, metavar='N', help='processes')
     add('--verify', action='store_true', help='check every byte of a store')
     args = parser.parse_args(arguments)
-    if args.verify == bool(args.data_path):
-        parser.error('give either --data-path or --verify')
+    if args.verify == bool(args.data_path or args.sources):
+        parser.error('give either --data-path or --sources, or --verify')
+    if args.sources and (args.csv or args.all_images or args.dataset):
+        parser.error('--csv, --all-images and --dataset are for a single data set')
+    if args.dataset and args.dataset not in DATASETS:
+        parser.error(f'--dataset must be one of {[*DATASETS]}{DATASETS.others}')
     if not (args.verify or args.size):
         parser.error('give --size')
     return args
@@ -60,14 +71,12 @@ def main(args: argparse.Namespace) -> int:
         print(f'{args.output}: {len(problems) or "no"} problems')
         return 1 if problems else 0
     try:
-        about = pack(
-            args.data_path,
+        about = pack_source(
+            read(args),
             args.output,
             settings(args),
             workers=args.workers,
             skip_bad=args.skip_bad,
-            csv_names=args.csv,
-            all_images=args.all_images,
         )
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
@@ -85,6 +94,26 @@ def main(args: argparse.Namespace) -> int:
     if about['left_out']:
         print(f'{len(about["left_out"])} images could not be read: see {args.output}/{BAD_FILE}')
     return 0
+
+
+def read(args: argparse.Namespace) -> Source:
+    """List what is packed: a data set, or those of DATA.SOURCES."""
+    options = {'image_suffix': args.image_suffix}
+    if not args.sources:
+        options |= {'csv_names': args.csv, 'all_images': args.all_images}
+        return read_source(args.data_path, dataset=args.dataset, **options)
+    config = default_config()
+    config.merge_from_file(args.sources)
+    put(config, 'DATA.DATA_PATH', args.data_path or config.DATA.DATA_PATH, '--data-path')
+    check_config(config)
+    if not config.DATA.SOURCES:
+        raise ValueError(f'--sources {args.sources} has no DATA.SOURCES')
+    return join_sources(
+        {
+            name: read_source(own.DATA.DATA_PATH, dataset=own.DATA.DATASET, **options)
+            for name, own in source_configs(config).items()
+        }
+    )
 
 
 def settings(args: argparse.Namespace) -> Settings:

@@ -43,7 +43,8 @@ FACTS = {
 
 def describe(*records, config=None, **splits):
     names = dict(zip(('train', 'holdout'), records, strict=False)) | splits
-    loaders = {k: SimpleNamespace(dataset=SimpleNamespace(records=r)) for k, r in names.items()}
+    parts = {k: {'': SimpleNamespace(records=r)} for k, r in names.items()}
+    loaders = {k: SimpleNamespace(dataset=SimpleNamespace(parts=p)) for k, p in parts.items()}
     return describe_data(config or default_config(), Loaders(**loaders))
 
 

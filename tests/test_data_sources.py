@@ -1,0 +1,297 @@
+"""Several sources in pre-training: entries, splits, samples, held-out errors, the run record."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_data_loader import assert_same
+from tiny import run_folder, run_main, tiny_config, torchrun
+from xray_splits import LOGGER, make_config, samples_of, write_split, xray
+
+from data import build_loader
+from data.loader import sample_rng, source_seed
+from data.phantom import make_phantom
+from data.records import read_csv, split_holdout
+from data.sources import check_sources
+from engine.run_record import describe_data, read_record
+from logger import read_metrics
+
+HERE = {'name': 'here', 'dataset': 'chexpert', 'path': 'A'}
+THERE = {'name': 'there', 'dataset': 'chexpert', 'path': 'B'}
+LOOSE = {'name': 'loose', 'dataset': 'folder', 'path': 'C'}
+
+
+@pytest.fixture(scope='module')
+def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two data sets in CheXpert's layout, whose names of files are the same, and a folder."""
+    drive = tmp_path_factory.mktemp('drive')
+    for name, patients in (('A', 10), ('B', 6)):
+        (drive / name).mkdir()
+        write_split(drive / name, 'train', patients)
+    (drive / 'C').mkdir()
+    for number in range(5):
+        xray(seed=number).save(drive / 'C' / f'{number}.png')
+    return drive
+
+
+def config_of(drive: Path, *entries: dict, options: tuple = ()):
+    return make_config(drive, 'DATA.SOURCES', list(entries), *options)
+
+
+def loaders_of(drive: Path, *entries: dict, options: tuple = ()):
+    return build_loader(config_of(drive, *entries, options=options), LOGGER, is_pretrain=True)
+
+
+# Which images
+
+
+def test_each_source_holds_out_its_own_patients(drive):
+    loaders = loaders_of(drive, HERE, THERE, LOOSE)
+    for name, entry in (('here', HERE), ('there', THERE)):
+        whole = read_csv(drive / entry['path'], 'train.csv')
+        for loader, want in zip(loaders[:2], split_holdout(whole, 0.2), strict=True):
+            assert loader.dataset.parts[name].records.file.tolist() == want.file.tolist()
+    sizes = [[len(part) for part in loader.dataset.parts.values()] for loader in loaders[:2]]
+    assert sizes == [[16, 8, 4], [4, 4, 1]]
+    assert [len(loader.dataset) for loader in loaders[:2]] == [28, 9]
+
+
+def test_share_and_images_limit_a_source_and_not_its_held_out_patients(drive):
+    entries = HERE | {'share': 0.5}, THERE | {'images': 3}, LOOSE | {'images': 100}
+    loaders = loaders_of(drive, *entries)
+    records = {name: part.records for name, part in loaders.train.dataset.parts.items()}
+    assert len(set(records['here'].patient)) == 4
+    assert [len(part) for part in records.values()] == [8, 3, 4]
+    assert [len(part) for part in loaders.holdout.dataset.parts.values()] == [4, 4, 1]
+    held_out = loaders_of(drive, *entries, options=('EVAL.HOLDOUT_IMAGES', 2)).holdout
+    assert [len(part) for part in held_out.dataset.parts.values()] == [2, 2, 1]
+
+
+# Samples
+
+
+def test_an_image_has_the_draws_of_its_source_and_row(drive):
+    """The mask of a sample is drawn after 22 + 1 numbers of its generator: crop and flip."""
+    alone = loaders_of(drive, THERE).train
+    joined = loaders_of(drive, HERE, THERE, LOOSE).train
+    for epoch in (0, 1):
+        found = {}
+        for loader in (alone, joined):
+            samples = samples_of(loader, epoch)
+            keys = [key for batch in loader.batch_sampler for key in batch]
+            assert len(keys) == len(samples) and {key[0] for key in keys} == {epoch}
+            for (_, index), sample in zip(keys, samples, strict=True):
+                name, position = loader.dataset.place(index)
+                row = int(loader.dataset.parts[name].records.row[position])
+                if name == 'there':
+                    found.setdefault(row, []).append(sample)
+        twice = [pair for pair in found.values() if len(pair) == 2]
+        assert len(twice) >= 4
+        for (image, mask), (same_image, same_mask) in twice:
+            assert torch.equal(image, same_image) and torch.equal(mask, same_mask)
+    draws = {sample_rng(source_seed(0, name), 0, 5).random() for name in ('', 'here', 'there')}
+    assert len(draws) == 3 and source_seed(7, '') == 7
+
+
+def test_workers_and_a_restart_in_an_epoch_change_no_sample(drive):
+    sources = HERE, THERE, LOOSE
+    wanted = samples_of(loaders_of(drive, *sources).train, 0, 1)
+    workers = loaders_of(drive, *sources, options=('DATA.NUM_WORKERS', 3)).train
+    assert_same(samples_of(workers, 0, 1), wanted)
+    got = samples_of(loaders_of(drive, *sources).train, 1, first_batch=3)
+    assert_same(got, wanted[len(wanted) // 2 + 3 * 4 :])
+
+
+def test_the_joined_images_are_those_of_the_files(drive):
+    """Whole images at their own size: the pixels of each sample are those of its file."""
+    loader = loaders_of(drive, HERE, LOOSE, options=('EVAL.HOLDOUT_IMAGES', 0)).holdout
+    dataset, means = loader.dataset, []
+    for image, _, scale, offset in samples_of(loader, 0):
+        means.append(float(image.mean() * scale + offset))
+    for index, mean in enumerate(means):
+        name, position = dataset.place(index)
+        part = dataset.parts[name]
+        pixels = np.asarray(part.image(position), np.float32)
+        alone = loaders_of(drive, {'here': HERE, 'loose': LOOSE}[name]).holdout
+        (image, _, scale, offset) = samples_of(alone, 0)[position]
+        assert float(image.mean() * scale + offset) == mean
+        assert abs(pixels.mean() - mean) < 40
+
+
+# Errors
+
+REFUSED = [
+    ([{'name': 'a', 'dataset': 'chexpert'}], r'SOURCES\[0\] .*path'),
+    (['A'], r'SOURCES\[0\]'),
+    ([HERE, THERE | {'paht': 'x'}], r'SOURCES\[1\] .*paht'),
+    ([HERE, THERE | {'name': 'here'}], 'SOURCES.*here'),
+    ([HERE | {'name': 'a/b'}], r'SOURCES\[0\] .*name'),
+    ([HERE | {'dataset': 'chexprt'}], r'SOURCES\[0\] .*dataset.*chexprt'),
+    ([HERE | {'share': 0}], r'SOURCES\[0\] .*share'),
+    ([HERE | {'images': 2.5}], r'SOURCES\[0\] .*images'),
+    ([HERE | {'images': 2, 'share': 0.5}], r'SOURCES\[0\] .*not both'),
+    ([HERE, THERE | {'path': 'A/train'}], "SOURCES.*'there'.*'here'"),
+    ([HERE, THERE | {'path': 'B/../A'}], "SOURCES.*'here'"),
+]
+
+
+@pytest.mark.parametrize(('entries', 'message'), REFUSED)
+def test_entries_that_cannot_be_read_are_refused_by_name(drive, entries, message):
+    with pytest.raises(ValueError, match=message):
+        check_sources(config_of(drive, *entries), 'simmim')
+
+
+@pytest.mark.parametrize('key, value', [('TRAIN_FRACTION', 0.5), ('TRAIN_IMAGES', 5)])
+def test_limits_of_one_data_set_are_refused(drive, key, value):
+    with pytest.raises(ValueError, match=f'DATA.{key}'):
+        check_sources(config_of(drive, HERE, options=(f'DATA.{key}', value)), 'simmim')
+
+
+def test_fine_tuning_refuses_sources_and_an_output_in_a_folder_source_is_refused(drive):
+    config = config_of(drive, HERE)
+    with pytest.raises(ValueError, match='DATA.SOURCES'):
+        check_sources(config, 'finetune')
+    check_sources(config, 'simmim')
+    check_sources(config_of(drive, HERE, options=('OUTPUT', str(drive / 'C'))), 'simmim')
+    with pytest.raises(ValueError, match='OUTPUT'):
+        check_sources(config_of(drive, LOOSE, options=('OUTPUT', str(drive / 'C'))), 'simmim')
+
+
+# Runs
+
+
+@pytest.fixture(scope='module')
+def phantoms(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with phantoms in CheXpert's layout, in MIMIC-CXR's, and a folder of images."""
+    folder = tmp_path_factory.mktemp('phantoms')
+    shutil.copytree(phantom, folder / 'CheXpert-phantom')
+    size = {'num_train': 12, 'num_valid': 2, 'num_test': 2, 'size': 48, 'seed': 1}
+    make_phantom(folder / 'mimic', **size, layout='mimic-cxr')
+    (folder / 'clinic').mkdir()
+    for number in range(8):
+        xray(seed=number).save(folder / 'clinic' / f'{number}.png')
+    return folder
+
+
+SOURCES = [
+    {'name': 'chexpert', 'dataset': 'chexpert', 'path': 'CheXpert-phantom', 'images': 12},
+    {'name': 'mimic', 'dataset': 'mimic-cxr', 'path': 'mimic', 'share': 0.5},
+    {'name': 'clinic', 'dataset': 'folder', 'path': 'clinic'},
+]
+NAMES = [entry['name'] for entry in SOURCES]
+DATA = {'SOURCES': SOURCES, 'TRAIN_IMAGES': 0, 'NUM_WORKERS': 1}
+TRAIN = {'EPOCHS': 1, 'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1}
+
+
+def argv(folder: Path, output: Path, *more: str) -> list[str]:
+    cfg = tiny_config(output / 'c.yaml', 'simmim', DATA=DATA, TRAIN=TRAIN)
+    return ['--cfg', str(cfg), '--data-path', str(folder), '--output', str(output), *more]
+
+
+@pytest.fixture(scope='module')
+def run(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on all three."""
+    output = tmp_path_factory.mktemp('run')
+    assert run_main('simmim', argv(phantoms, output)) == 0
+    return run_folder(output, 'simmim')
+
+
+def test_held_out_errors_of_the_sources_and_their_mean(run):
+    """The mean is over images, whose masks hide equally many pixels."""
+    for record in read_metrics(run / 'metrics.jsonl'):
+        for end in ('l1', 'l1_grey', 'l1_grey_linear'):
+            for split in ('holdout', 'reference'):
+                each = {name: record[f'{split}_{name}_{end}'] for name in NAMES}
+                assert len(set(each.values())) == 3
+                counts = {name: count_held_out(run, name) for name in NAMES}
+                mean = sum(each[name] * counts[name] for name in NAMES) / sum(counts.values())
+                assert record[f'{split}_{end}'] == pytest.approx(mean, rel=1e-6)
+    log = (run / 'log_rank0.txt').read_text()
+    assert all(f'holdout_{name} masked L1' in log for name in NAMES)
+
+
+def count_held_out(run: Path, name: str) -> int:
+    """How many held-out images of a source the log counts."""
+    log = (run / 'log_rank0.txt').read_text()
+    found = re.search(rf'{name}: pre-training on \d+ images .*; (\d+) images of', log)
+    return int(found[1])
+
+
+def test_the_record_names_the_tables_and_images_of_each_source(run, phantoms):
+    data = read_record(run)['data']
+    tables = [path.name for path in (phantoms / 'mimic').glob('*.csv*')]
+    wanted = {'split', 'metadata', 'chexpert'}
+    kinds = {name.split('.')[2].split('-')[-1]: name for name in tables}
+    assert set(data['files']) == {
+        'chexpert/train.csv',
+        *(f'mimic/{kinds[kind]}' for kind in wanted),
+    }
+    config = config_of(phantoms, *SOURCES, options=('DATA.VIEWS', 'frontal'))
+    loaders = build_loader(config, LOGGER, is_pretrain=True)
+    files = {
+        os.path.join(name, file)
+        for loader in loaders[:2]
+        for name, part in loader.dataset.parts.items()
+        for file in part.records.file
+    }
+    assert describe_data(config, loaders)['images'] == len(files) == data['images']
+
+
+def test_check_reports_a_run_on_sources_as_ready(phantoms, tmp_path):
+    assert run_main('simmim', argv(phantoms, tmp_path, '--check')) == 0
+    log = (run_folder(tmp_path, 'simmim') / 'log_rank0.txt').read_text()
+    assert 'verdict: ready' in log
+
+
+def test_two_processes_and_a_restart_end_with_the_same_held_out_errors(run, phantoms, tmp_path):
+    """The images of a step are the same, so that the losses agree up to rounding."""
+    done = torchrun('simmim', argv(phantoms, tmp_path, '--batch-size', '2'), 2)
+    assert done.returncode == 0, done.stderr
+    alone, two = (
+        read_metrics(folder / 'metrics.jsonl') for folder in (run, run_folder(tmp_path, 'simmim'))
+    )
+    for a, b in zip(alone, two, strict=True):
+        for name in ('', *(f'_{name}' for name in NAMES)):
+            assert a[f'holdout{name}_l1'] == pytest.approx(b[f'holdout{name}_l1'], rel=1e-4)
+
+
+# Images that are left out
+
+
+def test_listed_images_are_left_out_and_no_other_patient_is_held_out(drive, tmp_path):
+    sources, listed = (HERE, LOOSE), tmp_path / 'list.csv'
+    before = loaders_of(drive, *sources)
+    records = {name: part.records for name, part in before.train.dataset.parts.items()}
+    held_out = before.holdout.dataset.parts['here'].records.file
+    out = [f'here/{records["here"].file[3]}', f'loose/{records["loose"].file[0]}']
+    out += [f'here/{held_out[1]}']
+    listed.write_text('same_as,file\n' + ''.join(f'x,{file}\n' for file in out))
+    after = loaders_of(drive, *sources, options=('DATA.LEAVE_OUT', str(listed)))
+    for loader, whole in ((after.train, before.train), (after.holdout, before.holdout)):
+        for name, part in loader.dataset.parts.items():
+            files = whole.dataset.parts[name].records.file
+            want = [file for file in files if f'{name}/{file}' not in out]
+            assert part.records.file.tolist() == want
+    assert [len(loader.dataset) for loader in before[:2]] == [20, 5]
+    assert [len(loader.dataset) for loader in after[:2]] == [18, 4]
+    with pytest.raises(ValueError, match=r'DATA\.LEAVE_OUT.*list\.csv'):
+        loaders_of(drive, LOOSE | {'name': 'other'}, options=('DATA.LEAVE_OUT', str(listed)))
+    listed.write_text('file,same_as\n')  # a check that found nothing
+    loaders = loaders_of(drive, *sources, options=('DATA.LEAVE_OUT', str(listed)))
+    assert len(loaders.train.dataset) == 20
+
+
+def test_an_image_that_cannot_be_used_is_listed_with_its_source(drive, tmp_path):
+    shutil.copytree(drive / 'A', tmp_path / 'A')
+    shutil.copytree(drive / 'C', tmp_path / 'C')
+    options = ('DATA.BAD_IMAGE', 'skip', 'OUTPUT', str(tmp_path / 'out'))
+    loader = loaders_of(tmp_path, HERE, LOOSE, options=options).train
+    bad = loader.dataset.parts['loose'].records.file[1]
+    (tmp_path / 'C' / bad).write_bytes(b'')
+    assert len(samples_of(loader, 0)) == 20
+    (listed,) = (tmp_path / 'out').rglob('bad_images.csv')
+    assert f'loose/{bad}' in listed.read_text()
