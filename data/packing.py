@@ -132,16 +132,6 @@ class Encoded(NamedTuple):
 
 
 def pack(
-    data_path: str | Path, output: str | Path, settings: Settings, **options: Any
-) -> dict[str, Any]:
-    """Pack a folder; see `read_source` and `pack_source`."""
-    names = ('csv_names', 'all_images')
-    what = {name: options.pop(name) for name in names if name in options}
-    source = read_source(data_path, image_suffix=settings.image_suffix, **what)
-    return pack_source(source, output, settings, **options)
-
-
-def pack_source(
     source: Source,
     output: str | Path,
     settings: Settings,

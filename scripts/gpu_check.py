@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from config import Config
-from data.packing import Settings, pack
+from data.packing import Settings, pack, read_source
 from data.phantom import make_phantom
 from engine.files import replace_file
 from engine.run_record import ROOT, code_version, environment
@@ -170,7 +170,7 @@ def wait_for_data(folder: Path) -> dict:
     )
     phantom, store, output = folder / 'phantom', folder / 'store', folder / 'out'
     make_phantom(phantom, num_train=patients, num_valid=2, num_test=2, seed=0, size=size)
-    pack(phantom, store, Settings(size=size))
+    pack(read_source(phantom), store, Settings(size=size))
     command = ['-c', MAIN, '--cfg', training_args('swin', batch).cfg, '--data-path', store]
     command += ['--output', output, '--tag', 'x', '--batch-size', batch, '--accumulation-steps', 1]
     command += ['--opts', 'TRAIN.EPOCHS', epochs, 'TRAIN.WARMUP_EPOCHS', 1, 'DATA.VIEWS', 'all']

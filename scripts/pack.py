@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import check_config, default_config, put
-from data.packing import Settings, Source, join_sources, pack_source, read_source
+from data.packing import Settings, Source, join_sources, pack, read_source
 from data.preprocess import PREPROCESS
 from data.records import DATASETS
 from data.sources import source_configs
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
         print(f'{args.output}: {len(problems) or "no"} problems')
         return 1 if problems else 0
     try:
-        about = pack_source(
+        about = pack(
             read(args),
             args.output,
             settings(args),

@@ -10,7 +10,7 @@ import pytest
 from csv_files import PREFIX, image_path, row, write
 from PIL import Image
 
-from data.packing import Settings, ShardWriter, pack
+from data.packing import Settings, ShardWriter, pack, read_source
 
 SMALL = Settings(size=16, shard_bytes=1000)  # three images in a shard
 
@@ -69,7 +69,9 @@ def file_of(number: int) -> str:
 
 
 def packed(root: Path, store: Path, settings: Settings = SMALL, **options) -> Path:
-    pack(root, store, settings, **options)
+    names = ('csv_names', 'all_images')
+    what = {name: options.pop(name) for name in names if name in options}
+    pack(read_source(root, **what), store, settings, **options)
     return store
 
 

@@ -14,7 +14,7 @@ from xray_splits import LOGGER, write_split
 
 from config import get_config
 from data.labels import training_targets
-from data.packing import Settings, pack
+from data.packing import Settings, pack, read_source
 from logger import read_metrics
 from models.export import load_source
 from utils import read_checkpoint, trained_config
@@ -47,7 +47,7 @@ def own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fine_tuned(own_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run on a packed store."""
     folder = tmp_path_factory.mktemp('runs')
-    pack(own_data, folder / 'store', Settings(size=32), workers=1)
+    pack(read_source(own_data), folder / 'store', Settings(size=32), workers=1)
     return run(own_data.parent, folder / 'store', folder, 'full', 'TRAIN.EPOCHS', '1')
 
 

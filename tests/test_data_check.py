@@ -15,7 +15,7 @@ from tiny import ROOT
 import data.check
 from data.check import look_at
 from data.labels import LABELS
-from data.packing import Settings, pack
+from data.packing import Settings, pack, read_source
 from data.phantom import make_phantom
 from data.records import Folder
 
@@ -214,7 +214,7 @@ def test_a_folder_of_images_and_a_damaged_store(
     ]
     store = tmp_path / 'store'
     min((spoilt / 'train').rglob('*.jpg')).write_bytes(b'')
-    pack(spoilt, store, Settings(size=32), skip_bad=True)
+    pack(read_source(spoilt), store, Settings(size=32), skip_bad=True)
     shard = next(store.glob('pixels_*.bin'))
     pixels = bytearray(shard.read_bytes())
     pixels[5] ^= 1

@@ -28,7 +28,7 @@ from xray_splits import LOGGER, make_config, xray
 
 import data.store
 from data.images import BadImageError, full_size, load_image
-from data.packing import Settings, ShardWriter, pack
+from data.packing import Settings, ShardWriter, pack, read_source
 from data.phantom import make_phantom
 from data.records import (
     Records,
@@ -132,7 +132,7 @@ def test_mimic_records_are_those_of_the_folder(tmp_path: Path) -> None:
     wanted = read_mimic(root, 'train', labeller='chexpert')
     damaged = wanted.file[2]
     (root / damaged).write_bytes(b'damaged')
-    pack(root, store, SMALL, skip_bad=True)
+    pack(read_source(root), store, SMALL, skip_bad=True)
     shutil.rmtree(root)
     assert_same_records(
         read_mimic(store, 'train', labeller='chexpert'), wanted.select(wanted.file != damaged)
@@ -174,7 +174,7 @@ def test_workers_and_interruptions_change_no_byte(root: Path, store: Path, tmp_p
     assert contents(packed(root, tmp_path / 'two', workers=2)) == wanted
     for count in (2, 7):
         with killed_after(count):
-            pack(root, tmp_path / 'killed', SMALL)
+            pack(read_source(root), tmp_path / 'killed', SMALL)
     with pytest.raises(ValueError, match='not finished'):
         is_store(tmp_path / 'killed')
     assert contents(packed(root, tmp_path / 'killed')) == wanted
@@ -185,13 +185,13 @@ def test_packing_starts_over_from_a_damaged_shard_and_a_repaired_image(tmp_path:
     root = make_data(tmp_path / 'data')
     wanted = contents(packed(root, tmp_path / 'whole'))
     with killed_after(7):
-        pack(root, tmp_path / 'cut', SMALL)
+        pack(read_source(root), tmp_path / 'cut', SMALL)
     os.truncate(tmp_path / 'cut/pixels_00000.bin', 10)
     assert contents(packed(root, tmp_path / 'cut')) == wanted
     good = (root / file_of(2)).read_bytes()
     (root / file_of(2)).write_bytes(b'damaged')
     with killed_after(7):
-        pack(root, tmp_path / 'repaired', SMALL, skip_bad=True)
+        pack(read_source(root), tmp_path / 'repaired', SMALL, skip_bad=True)
     (root / file_of(2)).write_bytes(good)
     assert contents(packed(root, tmp_path / 'repaired')) == wanted
 
@@ -201,19 +201,19 @@ def test_other_settings_or_data_are_refused(root: Path, store: Path, tmp_path: P
         output = tmp_path / 'begun' if begun else copied(store, tmp_path / 'done')
         if begun:
             with killed_after(2):
-                pack(root, output, SMALL)
+                pack(read_source(root), output, SMALL)
         with pytest.raises(ValueError, match='size'):
-            pack(root, output, Settings(17, shard_bytes=1000))
+            pack(read_source(root), output, Settings(17, shard_bytes=1000))
         with pytest.raises(ValueError, match='images'):
-            pack(make_data(tmp_path / f'other{begun}', 4), output, SMALL)
+            pack(read_source(make_data(tmp_path / f'other{begun}', 4)), output, SMALL)
 
 
 def test_damaged_images_are_listed_and_left_out(tmp_path: Path, caplog) -> None:
     root = make_data(tmp_path / 'data')
     (root / file_of(2)).write_bytes(b'damaged')
     with pytest.raises(ValueError, match='patient00002.*--skip-bad'):
-        pack(root, tmp_path / 'store', SMALL)
-    about = pack(root, tmp_path / 'store', SMALL, skip_bad=True)
+        pack(read_source(root), tmp_path / 'store', SMALL)
+    about = pack(read_source(root), tmp_path / 'store', SMALL, skip_bad=True)
     assert list(about['left_out']) == [file_of(2)] and about['images'] == 9
     assert file_of(2) in (tmp_path / 'store' / 'bad_images.csv').read_text()
     with caplog.at_level('INFO'):
@@ -222,7 +222,7 @@ def test_damaged_images_are_listed_and_left_out(tmp_path: Path, caplog) -> None:
     assert f'{len(records)} images' in caplog.text and 'bad_images.csv' in caplog.text
     (root / file_of(3)).unlink()
     with pytest.raises(ValueError, match='patient00003'):  # it may be readable later
-        pack(root, tmp_path / 'other', SMALL, skip_bad=True)
+        pack(read_source(root), tmp_path / 'other', SMALL, skip_bad=True)
 
 
 def test_places_that_cannot_be_a_store_are_refused(root: Path, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_places_that_cannot_be_a_store_are_refused(root: Path, tmp_path: Path) -
     (tmp_path / 'full' / 'notes.txt').write_text('mine')
     for output in (root / 'store', tmp_path / 'full'):
         with pytest.raises(ValueError, match='--output'):
-            pack(root, output, SMALL)
+            pack(read_source(root), output, SMALL)
     assert os.listdir(tmp_path / 'full') == ['notes.txt']
 
 

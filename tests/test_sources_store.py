@@ -16,12 +16,12 @@ from xray_splits import samples_of, write_split, xray
 
 from data.check import SAME_XRAY, look_at
 from data.layouts import open_layout, read_layout
-from data.packing import join_sources, pack_source, read_source
+from data.packing import join_sources, pack, read_source
 from data.records import Folder, open_images, read_csv, read_folder
 from data.store import copy_store, is_store, open_store, read_about, verify
 from scripts.check_data import main as check
 from scripts.check_data import parse_args as check_args
-from scripts.pack import main as pack
+from scripts.pack import main as pack_main
 from scripts.pack import parse_args as pack_args
 
 
@@ -51,7 +51,7 @@ def store(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('packed')
     cfg = sources_file(folder, HERE, THERE, LOOSE)
     argv = ['--data-path', str(drive), '--sources', str(cfg), '--output', str(folder / 'store')]
-    assert pack(pack_args([*argv, '--size', 'native', '--workers', '2'])) == 0
+    assert pack_main(pack_args([*argv, '--size', 'native', '--workers', '2'])) == 0
     return folder / 'store'
 
 
@@ -105,21 +105,21 @@ def test_any_number_of_workers_and_a_resumed_packing_write_the_same_bytes(tmp_pa
     tables = [f'{name}/{split}.csv' for name in 'ab' for split in ('test', 'train', 'valid')]
     found = []
     for output, workers in (('one', 1), ('three', 3)):
-        about = pack_source(source, tmp_path / output, SMALL, workers=workers)
+        about = pack(source, tmp_path / output, SMALL, workers=workers)
         found.append(contents_of(tmp_path / output))
         assert set(tables) < set(found[-1]) and about['images'] == 16
     with killed_after(9):
-        pack_source(source, tmp_path / 'killed', SMALL)
+        pack(source, tmp_path / 'killed', SMALL)
     with killed_after(3):
-        pack_source(source, tmp_path / 'killed', SMALL)
-    pack_source(source, tmp_path / 'killed', SMALL)
+        pack(source, tmp_path / 'killed', SMALL)
+    pack(source, tmp_path / 'killed', SMALL)
     copy_store(tmp_path / 'one', tmp_path / 'copy')
     assert (
         found[0] == found[1] == contents_of(tmp_path / 'killed') == contents_of(tmp_path / 'copy')
     )
     other = join_sources({name: read_source(tmp_path / name) for name in 'a'})
     with pytest.raises(ValueError, match='killed.*images'):
-        pack_source(other, tmp_path / 'killed', SMALL)
+        pack(other, tmp_path / 'killed', SMALL)
 
 
 def contents_of(store: Path) -> dict[str, bytes]:
@@ -133,8 +133,8 @@ def test_images_that_cannot_be_read_are_left_out_of_their_source(tmp_path):
     (tmp_path / 'b' / file_of(2)).write_bytes(b'')
     source = join_sources({name: read_source(tmp_path / name) for name in 'ab'})
     with pytest.raises(ValueError, match='--skip-bad'):
-        pack_source(source, tmp_path / 'store', SMALL)
-    pack_source(source, tmp_path / 'store', SMALL, skip_bad=True)
+        pack(source, tmp_path / 'store', SMALL)
+    pack(source, tmp_path / 'store', SMALL, skip_bad=True)
     assert [*open_images(tmp_path / 'store' / 'b').left_out] == [file_of(2)]
     assert not open_images(tmp_path / 'store' / 'a').left_out
     assert 'b/' + file_of(2) in (tmp_path / 'store' / 'bad_images.csv').read_text()
@@ -143,7 +143,7 @@ def test_images_that_cannot_be_read_are_left_out_of_their_source(tmp_path):
 def test_an_output_in_a_source_is_refused(drive, tmp_path, capsys):
     cfg = sources_file(tmp_path, HERE)
     argv = ['--data-path', str(drive), '--sources', str(cfg), '--size', '16']
-    assert pack(pack_args([*argv, '--output', str(drive / 'A' / 'store')])) == 2
+    assert pack_main(pack_args([*argv, '--output', str(drive / 'A' / 'store')])) == 2
     assert '--output' in capsys.readouterr().err
 
 
@@ -230,12 +230,12 @@ def test_a_data_set_with_a_layout_is_packed_with_its_tables_and_lists(tmp_path):
     for number, path in enumerate(sorted(root.rglob('*.png'))):
         xray(seed=number).save(path)
     xray(seed=9).save(root / 'images_001' / 'images' / 'unlisted.png')
-    assert pack(pack_args(['--data-path', str(root), '--dataset', 'nih', '--size', '16',
+    assert pack_main(pack_args(['--data-path', str(root), '--dataset', 'nih', '--size', '16',
                            '--output', str(tmp_path / 'alone')])) == 0  # fmt: skip
     cfg = sources_file(tmp_path, {'name': 'n', 'dataset': 'nih', 'path': 'nih'}, LOOSE)
     shutil.copytree(root / 'images_001', tmp_path / 'C')
     argv = ['--data-path', str(tmp_path), '--sources', str(cfg), '--size', '16']
-    assert pack(pack_args([*argv, '--output', str(tmp_path / 'joined')])) == 0
+    assert pack_main(pack_args([*argv, '--output', str(tmp_path / 'joined')])) == 0
     layout = open_layout('nih')
     for store in (tmp_path / 'alone', tmp_path / 'joined' / 'n'):
         for split in ('train', 'test'):
