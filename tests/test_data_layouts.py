@@ -1,14 +1,20 @@
 """Data sets that a YAML file describes: hand-written files by value, and faults by name."""
 
+import json
 import logging
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
+from tiny import VIT, arguments, run_folder, run_main, tiny_config
 
 from config import default_config
+from data.images import load_image
 from data.layouts import SHIPPED, open_layout, read_layout
+from data.phantom import make_phantom
 from data.records import DATASETS, Records, may_be_absent, read_split
 
 LOGGER = logging.getLogger('test')
@@ -232,8 +238,6 @@ def test_a_faulty_layout_names_its_file_and_key(
 
 
 def test_four_channels_are_read_as_grey(tmp_path: Path) -> None:
-    from data.images import load_image
-
     grey = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
     Image.fromarray(np.stack([grey] * 3 + [np.full_like(grey, 255)], axis=2)).save(
         tmp_path / 'x.png'
@@ -247,3 +251,25 @@ def test_shipped_layouts_can_be_opened() -> None:
     assert 'nih' in names and set(names) <= set(DATASETS)
     for name in names:
         assert open_layout(name).split_names[0] == 'train'
+
+
+def test_fine_tuning_scores_nihs_official_test_split(tmp_path: Path) -> None:
+    make_phantom(tmp_path / 'nih', num_train=24, num_valid=2, num_test=6, size=40, layout='nih')
+    findings = ['Effusion', 'Edema', 'Infiltration', 'Hernia']
+    data = {'DATASET': 'nih', 'LABELS': findings, 'TRAIN_IMAGES': 0}
+    more = {'DATA': data, 'EVAL': {'LEVEL': 'image', 'RESAMPLES': 20}}
+    cfg = tiny_config(tmp_path / 'ft.yaml', 'finetune', VIT, TRAIN={'EPOCHS': 1}, **more)
+    cfg.write_text(cfg.read_text().replace('  NUM_CLASSES: 14\n', ''))
+    assert run_main('finetune', arguments(cfg, tmp_path / 'nih', tmp_path / 'out')) == 0
+    folder = run_folder(tmp_path / 'out', 'finetune')
+    predictions = pd.read_csv(folder / 'predictions_test.csv')
+    listed = (tmp_path / 'nih' / 'test_list.txt').read_text().split()
+    assert [Path(path).name for path in predictions['Path']] == listed
+    assert predictions.columns.tolist() == ['Path', *findings]
+    table = pd.read_csv(tmp_path / 'nih' / 'Data_Entry_2017_v2020.csv').set_index('Image Index')
+    truth = table.loc[listed, 'Finding Labels'].str.get_dummies('|').reindex(columns=findings)
+    scores = json.loads((folder / 'scores.json').read_text())['test']['selected']
+    for name in ('Effusion', 'Edema'):
+        wanted = roc_auc_score(truth[name], predictions[name])
+        assert scores['auroc'][name] == pytest.approx(wanted)
+    assert not (folder / 'predictions_valid.csv').exists()
