@@ -57,7 +57,7 @@ ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
 SUBMITTED_FILE = 'submitted.json'  # in the output folder: run folder -> job ID of its array task
 # Flags that give each task of a job array the same plan.
 PLAN_FLAGS = ('sweep', 'scale', 'output', 'data_path', 'processes', 'seeds', 'seed', 'row', 'keep',
-              'pretrain_opts', 'finetune_opts')  # fmt: skip
+              'folds', 'unlabelled', 'pretrain_opts', 'finetune_opts')  # fmt: skip
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -77,6 +77,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             f'(default: those of the scale, or {DEFAULT_SEEDS})')  # fmt: skip
         if name in ('run', 'status', 'budget'):
             add('--data-path', type=_path, help='root folder of the data')
+            add('--unlabelled', type=_path, metavar='DIR', help='folder or store of images that '
+                'pre-training learns from, in place of --data-path')  # fmt: skip
+            add('--folds', type=_count, metavar='N', help='cross-validation: fine-tune N times, '
+                'with DATA.FOLD 0/N to N-1/N; scripts/fold_table.py makes the table')  # fmt: skip
             for section in ('pretrain', 'finetune'):
                 add(f'--{section}-opts', nargs='+', default=[], metavar='KEY VALUE',
                     help='options put over the YAML files of this stage')  # fmt: skip
@@ -155,6 +159,8 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         gpus=args.processes,
         options={stage: getattr(args, f'{section}_opts') for stage, section in SECTIONS.items()},
         environment=environment,
+        folds=args.folds or 0,
+        unlabelled=str(args.unlabelled or ''),
     )
 
 
@@ -164,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.data_path:
         raise ValueError('run needs --data-path, the root folder of the data')
     jobs = jobs_of(args)
-    if args.row is None and args.job is None:
+    if args.row is None and args.job is None and not args.folds:
         print_power(args, jobs)
     if args.slurm is not None:
         return submit(args, jobs)
@@ -342,7 +348,7 @@ def budget(args: argparse.Namespace) -> int:
     jobs, scale, logger = jobs_of(args), sweep_of(args).scale, logging.getLogger(__name__)
     for line in describe_budget(jobs, args.images_per_second, scale, logger, each=args.list):
         print(line)
-    if args.data_path:
+    if args.data_path and not args.folds:
         print_power(args, jobs)
     return 0
 

@@ -31,19 +31,12 @@ fi
 count=$($python -c 'import json, sys; print(json.load(open(sys.argv[1]))["images"])' "$images/store.json")
 epochs=$((count > 30000 ? 1 : count < 150 ? 200 : 30000 / count))
 pretrain=(TRAIN.EPOCHS "$epochs" TRAIN.WARMUP_EPOCHS $(((epochs + 9) / 10)))
-if [ -n "$unlabelled" ]; then pretrain+=(DATA.DATASET folder); fi
-sweep() { # $1: data; the rest: further flags
-    $python scripts/ablate.py run --sweep scripts/comparison/baseline.yaml --output "$out" \
-        --data-path "$1" "${@:2}" --pretrain-opts "${pretrain[@]}" ${PRETRAIN_OPTS:-} \
-        --finetune-opts REPORT.WRITE False ${FINETUNE_OPTS:-}
-}
 
 step "2/3 pre-training on $count images, $epochs epochs; fine-tuning (logs: $out/ablate_logs)"
-for ((seed = 0; seed < seeds; seed++)); do # the first run of a row is its pre-training
-    [ -z "$unlabelled" ] || sweep "$images" --row simmim_1 --seed "$seed" --job 0 \
-        >"$out/pretrain_$seed.log" 2>&1 || { tail -n 20 "$out/pretrain_$seed.log" >&2; exit 1; }
-done
-sweep "$out/store" --seeds "$seeds" --parallel 2
+$python scripts/ablate.py run --sweep scripts/comparison/baseline.yaml --output "$out" \
+    --data-path "$out/store" ${unlabelled:+--unlabelled "$images"} --seeds "$seeds" --parallel 2 \
+    --pretrain-opts "${pretrain[@]}" ${PRETRAIN_OPTS:-} \
+    --finetune-opts REPORT.WRITE False ${FINETUNE_OPTS:-}
 
 step '3/3 table and figure'
 $python scripts/baseline_table.py --output "$out" --seeds "$seeds"

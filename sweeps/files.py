@@ -201,10 +201,12 @@ class Job:
     needs: tuple[Path, ...] = ()
     processes: int = 1
     weights: str = ''
+    fold: str = ''
 
     @property
     def name(self) -> str:
-        return f'{SECTIONS[self.stage]} {self.run} seed {self.seed}'
+        fold = f' fold {self.fold}' if self.fold else ''
+        return f'{SECTIONS[self.stage]} {self.run} seed {self.seed}{fold}'
 
 
 # Reading sweep files ----------------------------------------------------------------------------
@@ -505,12 +507,21 @@ def _check_keys(
 # Options and folders of runs --------------------------------------------------------------------
 
 
-def run_folder(output: str | Path, stage: str, row: Row, seed: int) -> Path | None:
-    """Run folder of a row's stage, the shared one of a shared pre-training; None without it."""
+def run_folder(output: str | Path, stage: str, row: Row, seed: int, fold: str = '') -> Path | None:
+    """Run folder of a row's stage, the shared one of a shared pre-training; None without it.
+
+    Args:
+        output: Root of all run folders.
+        stage: One of STAGES.
+        row: The row.
+        seed: Seed of the run.
+        fold: DATA.FOLD of a fine-tuning, or ''; pre-training serves all folds.
+    """
     if stage not in row.configs:
         return None
     run = row.run if stage == 'finetune' else row.pretrain_run
-    return Path(output) / MODEL_NAMES[stage] / f'{run}_seed{seed}'
+    part = f'_fold{fold.partition("/")[0]}' if fold and stage == 'finetune' else ''
+    return Path(output) / MODEL_NAMES[stage] / f'{run}_seed{seed}{part}'
 
 
 def expected_config(row: Row, stage: str) -> Config:
@@ -594,7 +605,7 @@ def training_changes(
 # Planning runs ----------------------------------------------------------------------------------
 
 
-def plan(
+def plan(  # noqa: PLR0913
     sweep: Sweep,
     *,
     seeds: Sequence[int],
@@ -603,6 +614,8 @@ def plan(
     gpus: int = 1,
     options: Mapping[str, list[str]] | None = None,
     environment: Mapping[str, str] | None = None,
+    folds: int = 0,
+    unlabelled: str = '',
 ) -> list[Job]:
     """The runs of a sweep, each once, and each after the runs that it needs.
 
@@ -614,19 +627,37 @@ def plan(
         gpus: Processes of a run, which share the images of an optimizer step.
         options: KEY VALUE pairs put over the YAML files, by stage.
         environment: Environment variables, where `weights` are looked up.
+        folds: Fine-tune once for each part of a cross-validation (DATA.FOLD k/folds); 0: without.
+        unlabelled: Folder or store of images that all pre-trainings learn from, in place of `data`.
 
     Raises:
         ValueError: If the options of a run cannot work, weights are not given, or the number of
-            GPUs does not fit the images of an optimizer step.
+            GPUs does not fit the images of an optimizer step. With folds and without `unlabelled`,
+            if a row pre-trains: it would learn from the images that are scored.
     """
+    if folds and not unlabelled and any(row.pretraining for row in sweep.rows):
+        raise ValueError(
+            '--folds needs --unlabelled: one pre-training serves all folds, and on the images of '
+            '--data-path it would learn from those that are scored'
+        )
     jobs: dict[Path, Job] = {}
-    steps = [(seed, stage, row) for seed in seeds for stage in STAGES for row in sweep.rows]
-    for seed, stage, row in steps:
-        folder = run_folder(output, stage, row, seed)
+    parts = [f'{part}/{folds}' for part in range(folds)] or ['']
+    steps = [
+        (seed, stage, fold, row)
+        for seed in seeds
+        for stage in STAGES
+        for fold in (parts if stage == 'finetune' else [''])
+        for row in sweep.rows
+    ]
+    for seed, stage, fold, row in steps:
+        folder = run_folder(output, stage, row, seed, fold)
         if folder is None or folder in jobs:
             continue
-        arguments = ['--cfg', str(row.configs[stage]), '--data-path', data, '--output', output]
-        needs, weights, words = [], '', []
+        needs, weights, words = [], '', ['DATA.FOLD', fold] if fold else []
+        images = data
+        if stage != 'finetune' and unlabelled:
+            images, words = unlabelled, ['DATA.DATASET', 'folder']
+        arguments = ['--cfg', str(row.configs[stage]), '--data-path', images, '--output', output]
         if stage == 'finetune' and row.pretraining:
             source = jobs[run_folder(output, row.pretraining, row, seed)]
             needs.append(source.folder)
@@ -637,15 +668,16 @@ def plan(
             arguments += ['--pretrained', weights]
         if stage == 'finetune' and row.learns_from:
             teacher = next(other for other in sweep.rows if other.name == row.learns_from)
-            needs.append(run_folder(output, stage, teacher, seed))
-            words = [SOFT_TARGETS, str(needs[-1] / 'predictions_train.csv')]
+            needs.append(run_folder(output, stage, teacher, seed, fold))
+            words += [SOFT_TARGETS, str(needs[-1] / 'predictions_train.csv')]
         words = ['SEED', str(seed), *_words(row.options(stage)), *words]
         arguments += ['--tag', folder.name, '--opts', *words, *(options or {}).get(stage, [])]
         arguments, config = share_steps(stage, arguments, gpus)
         jobs[folder] = Job(
             stage=stage,
-            run=folder.name.removesuffix(f'_seed{seed}'),
+            run=folder.name.rpartition(f'_seed{seed}')[0],
             seed=seed,
+            fold=fold,
             folder=folder,
             arguments=[MAINS[stage], *arguments],
             config=config,

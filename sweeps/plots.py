@@ -54,6 +54,7 @@ UNKNOWN = {'marker': 'x', 'color': GREY}
 WIDTH = 6.3  # inches: the text of an A4 page
 STYLE = {'font.size': 9, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays text
 STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True}
+LONG_NAME = 16  # letters of a method's name that leave room for three columns of a legend
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 8, 'grid.color': LIGHT}
 LOSS, L1 = 'holdout_loss', 'holdout_l1_grey'
 SPREAD, RANK = 'holdout_feature_spread', 'holdout_effective_rank'
@@ -90,7 +91,8 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.grid(axis='x')
         axis.set_ylabel(collected['title'])
-        axis.set_xlabel(f'paired difference in {score_title(collected, score)}')
+        # To the right: long names of rows leave a narrow axis.
+        axis.set_xlabel(f'paired difference in {score_title(collected, score)}', loc='right')
         points = {'significant': CLEAR, 'not significant': {}}
         if any(row['compared'].get(score, {}).get('verdict') == MISSING for row in rows):
             points['no verdict'] = UNKNOWN
@@ -344,8 +346,9 @@ def _add_method_legend(
 ) -> None:
     """Legend above the figure, and a line below that explains the bars."""
     handles = [Line2D([], [], **_method_style(number, row)) for number, row in enumerate(rows)]
-    names = [row_title(collected, row) for row in rows]
-    style = {'ncols': 4, 'loc': 'outside upper center', 'title': collected['title']}
+    names = [row['method'] for row in rows]
+    columns = 4 if max(map(len, names)) < LONG_NAME else 3
+    style = {'ncols': columns, 'loc': 'outside upper center', 'title': collected['title']}
     figure.legend(handles, names, **style)
     open_ones = '' if all(row['pretraining'] for row in rows) else 'Open: not pre-trained. '
     _add_note(figure, f'{bars} {open_ones}{NOT_FOR_CLINICAL_USE}')

@@ -319,6 +319,24 @@ def test_each_method_is_pretrained_once_per_seed_by_its_main(tmp_path: Path) -> 
     assert scratch.needs == () and scratch.config.PRETRAINED == ''
 
 
+def test_cross_validation_shares_a_pre_training_on_images_without_labels(tmp_path: Path) -> None:
+    sweep = load_sweep(methods_file(tmp_path))
+    settings = {'seeds': [1], 'data': '/data', 'output': '/runs', 'folds': 3}
+    with pytest.raises(ValueError, match='--unlabelled'):
+        plan(sweep, **settings)
+    jobs = plan(sweep, unlabelled='/images', **settings)
+    found = {job.name: job.config.DATA for job in jobs}
+    assert len(found) == len({job.folder for job in jobs}) == len(jobs) == 2 + 3 * len(sweep.rows)
+    pretraining = found['pretrain mine_moco seed 1']
+    assert (pretraining.DATA_PATH, pretraining.DATASET) == ('/images', 'folder')
+    for part in range(3):
+        data = found[f'finetune mine_moco_0.1 seed 1 fold {part}/3']
+        assert (data.DATA_PATH, data.FOLD, data.DATASET) == ('/data', f'{part}/3', 'chexpert')
+    folder = Path('/runs/contrastive_pretrain/mine_moco_seed1')
+    needs = [job.needs for job in jobs if job.run == 'mine_moco_0.1']
+    assert needs == [(folder,)] * 3 and pretraining.FOLD == ''
+
+
 def test_the_pre_training_of_a_method_starts_from_its_weights(tmp_path: Path) -> None:
     entries = methods(scratch={'finetune': FINETUNE})
     for entry in entries.values():
