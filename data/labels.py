@@ -8,10 +8,11 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from config import PROBES, Config, Registry, register_check, require
+from config import PROBES, Config, Registry, load_yaml, register_check, require
 
 NO_FINDING = 'No Finding'
 LABELS = (
@@ -45,6 +46,8 @@ CELLS = {
     '-1': UNCERTAIN,
     '': BLANK,
 }
+
+LABEL_SETS = Path(__file__).with_name('label_sets.yaml')
 
 POLICIES = Registry('DATA.UNCERTAIN')
 TASKS = Registry('DATA.TASK')
@@ -80,6 +83,15 @@ class Task:
     scored: Callable[[np.ndarray, str, Sequence[str]], np.ndarray]
     # Training targets come from the policies, not from `scored`; DATA.LABELS may replace `labels`.
     uses_policies: bool = False
+
+
+@dataclass(frozen=True)
+class SharedLabel:
+    """A finding for which two label sets have labels; any of the labels of a set means it."""
+
+    name: str
+    predicted: tuple[str, ...]
+    labelled: tuple[str, ...]
 
 
 def register_policy(name: str, **facts: bool) -> Callable:
@@ -254,6 +266,32 @@ def any_of(values: np.ndarray) -> np.ndarray:  # [..., S] -> [...] float32
     marks = (POSITIVE, UNCERTAIN, NEGATIVE)
     has = [(values == mark).any(axis=-1) for mark in marks]
     return np.select(has, marks, BLANK).astype(np.float32)
+
+
+def label_set(name: str) -> tuple[str, ...]:
+    """The labels of a set in LABEL_SETS; a ValueError for an unknown one."""
+    return tuple(dict.fromkeys(label for labels in _read_label_sets(name) for label in labels))
+
+
+def shared_labels(predicted: str, labelled: str) -> list[SharedLabel]:
+    """The findings of LABEL_SETS that a model's label set and that of the data share.
+
+    A finding is called by its one predicted label; if it has several, by its one label in the data.
+    """
+    shared = []
+    for ours, theirs in zip(_read_label_sets(predicted), _read_label_sets(labelled), strict=True):
+        if ours and theirs:
+            names = next((names for names in (ours, theirs) if len(names) == 1), ours)
+            shared.append(SharedLabel(' or '.join(names), ours, theirs))
+    return shared
+
+
+def _read_label_sets(name: str) -> list[tuple[str, ...]]:
+    """The labels of a set in each line of LABEL_SETS."""
+    rows = load_yaml(LABEL_SETS.read_text('utf-8'))
+    _check_name('--label-sets', name, list(dict.fromkeys(key for row in rows for key in row)))
+    found = [row.get(name, []) for row in rows]
+    return [(labels,) if isinstance(labels, str) else tuple(labels) for labels in found]
 
 
 def file_name(label: str) -> str:

@@ -1,4 +1,4 @@
-"""Synthetic chest X-rays in the layouts of CheXpert and MIMIC-CXR-JPG, for the demo and the tests.
+"""Synthetic chest X-rays in the layouts of CheXpert, MIMIC-CXR-JPG and NIH ChestX-ray14.
 
 A study has a latent state for each observation. Its images show the state as a severity, and its
 label is read from the state with an error, so that states near the threshold get uncertain or wrong
@@ -30,6 +30,7 @@ from data.labels import LABELS, NO_FINDING
 from engine.files import atomic_writer, replace_file
 
 SETTINGS_FILE = 'phantom.json'
+LAYOUTS = ('chexpert', 'mimic-cxr', 'nih')
 SIZES = (32, 1000)  # smallest and largest long side of an image
 
 # CSV files of CheXpert.
@@ -74,6 +75,24 @@ MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
 MIMIC_VERSION = '2.0.0'
 # NegBio's labels are CheXpert's except for these shares of the uncertain and the negative labels.
 UNCERTAIN_TO_POSITIVE, NEGATIVE_TO_BLANK = 0.25, 0.05
+
+# Files of NIH ChestX-ray14. Its Emphysema, Fibrosis and Hernia are not drawn.
+NIH_FINDINGS = {  # finding -> CheXpert's label; a Lung Lesion is a Mass in every second patient
+    'Atelectasis': 'Atelectasis',
+    'Cardiomegaly': 'Cardiomegaly',
+    'Effusion': 'Pleural Effusion',
+    'Infiltration': 'Lung Opacity',
+    'Mass': 'Lung Lesion',
+    'Nodule': 'Lung Lesion',
+    'Pneumonia': 'Pneumonia',
+    'Pneumothorax': 'Pneumothorax',
+    'Consolidation': 'Consolidation',
+    'Edema': 'Edema',
+    'Pleural_Thickening': 'Pleural Other',
+}
+NIH_LISTS = {'train': 'train_val_list', 'valid': 'train_val_list', 'test': 'test_list'}  # by split
+NIH_FOLDERS = 12
+FOUR_CHANNELS = 10  # every tenth patient has PNG files of four channels, as some of NIH's
 
 # Anatomy.
 AIR = 0.40  # attenuation that full lungs take from the trunk
@@ -907,8 +926,9 @@ def make_phantom(
 ) -> dict:
     """Write the CSV files and images of a phantom data set into a folder.
 
-    Both layouts have the same images and CheXpert labels, image by image. The images do not depend
-    on the number of workers. In CheXpert's layout the name of the folder begins every `Path`.
+    All layouts have the same images and labels, image by image; NIH's has the frontal ones only, as
+    PNG files. The images do not depend on the number of workers. In CheXpert's layout the name of
+    the folder begins every `Path`.
 
     Args:
         output: Empty or absent folder, or one with this finished phantom.
@@ -918,7 +938,7 @@ def make_phantom(
         seed: Seed of everything.
         workers: Processes that draw.
         size: Long side of the images in pixels.
-        layout: 'chexpert' or 'mimic-cxr'.
+        layout: 'chexpert', 'mimic-cxr' or 'nih', whose train_val has training and validation.
 
     Returns:
         The contents of phantom.json, and 'drawn', the number of images that this call drew.
@@ -945,12 +965,16 @@ def make_phantom(
         table = sample_rows(num_patients, split, seed, output.name)
         if layout == 'mimic-cxr':
             table = _with_mimic_names(table, split, seed, output.name)
+        elif layout == 'nih':
+            table = _with_nih_names(table, split, output.name)
         else:
             replace_file(output / f'{split}.csv', table[list(COLUMNS)].to_csv(index=False))
         draw_all(table, output, (number, seed, size), workers)
         tables[split] = table
     if layout == 'mimic-cxr':
         _write_mimic_files(pd.concat(tables.values(), ignore_index=True), output, seed)
+    if layout == 'nih':
+        _write_nih_files(pd.concat(tables.values(), ignore_index=True), output, size)
     counts = {split: len(table) for split, table in tables.items()}
     done = settings | {'images': counts}
     replace_file(output / SETTINGS_FILE, json.dumps(done, indent=1) + '\n')
@@ -995,8 +1019,10 @@ def _draw_one(task: tuple) -> int:
     subject = Subject(sex, age, projection, [2, *who], [3, *who, study])
     rng = np.random.default_rng([5, *who, study, view])
     findings = dict(zip(LABELS, severity, strict=True))
-    image = draw(findings, subject, rng, view=kind.lower(), size=size)
-    Image.fromarray(image).save(root / path, quality=90)
+    image = Image.fromarray(draw(findings, subject, rng, view=kind.lower(), size=size))
+    if path.endswith('.png') and patient % FOUR_CHANNELS == 1:
+        image = image.convert('RGBA')
+    image.save(root / path, quality=90)
     return 1
 
 
@@ -1039,3 +1065,35 @@ def _write_mimic_files(table: pd.DataFrame, output: Path, seed: int) -> None:
         file = output / f'mimic-cxr-{MIMIC_VERSION}-{kind}.csv.gz'
         # Without a time, so that the bytes are the same each time.
         replace_file(file, gzip.compress(rows.to_csv(index=False).encode(), mtime=0))
+
+
+def _with_nih_names(table: pd.DataFrame, split: str, name: str) -> pd.DataFrame:
+    """The frontal images with NIH's columns, and its paths in place of CheXpert's."""
+    table = table[table['Frontal/Lateral'] == 'Frontal'].reset_index(drop=True)
+    number = table.groupby('index').cumcount()
+    table['Follow-up #'], table['list'] = number, NIH_LISTS[split]
+    pairs = zip(table['index'], number, strict=True)
+    table['Image Index'] = [f'{patient:08d}_{count:03d}.png' for patient, count in pairs]
+    folder = (table['index'] % NIH_FOLDERS + 1).map('images_{:03d}'.format)
+    table['Path'] = f'{name}/' + folder + '/images/' + table['Image Index']
+    return table
+
+
+def _write_nih_files(table: pd.DataFrame, output: Path, size: int) -> None:
+    found = table[[*NIH_FINDINGS.values()]].to_numpy() == 1
+    is_mass = table['index'].to_numpy() % 2 == 1
+    for finding, other_patients in (('Mass', ~is_mass), ('Nodule', is_mass)):
+        found[other_patients, list(NIH_FINDINGS).index(finding)] = False
+    findings = np.array([*NIH_FINDINGS], object)
+    names = ['|'.join(findings[row]) or 'No Finding' for row in found]
+    rows = table[['Image Index']].assign(
+        **{'Finding Labels': names, 'Follow-up #': table['Follow-up #']},
+        **{'Patient ID': table['index'], 'Patient Age': table['Age']},
+        **{'Patient Gender': table['Sex'].str[0], 'View Position': table['projection']},
+        # The names of NIH's last columns have commas without quotes.
+        **{'OriginalImage[Width': size, 'Height]': size},
+        **{'OriginalImagePixelSpacing[x': 0.143, 'y]': 0.143},
+    )
+    replace_file(output / 'Data_Entry_2017_v2020.csv', rows.to_csv(index=False))
+    for name, part in table.groupby('list'):
+        replace_file(output / f'{name}.txt', '\n'.join(part['Image Index']) + '\n')

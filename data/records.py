@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import CHOICES, Config, Registry, default_config, register_check
+from config import CHOICES, Config, Registry, check_config, default_config, put, register_check
 from data.images import DICOM_SUFFIXES, refuse_link_out
 from data.labels import (
     CELLS,
@@ -857,6 +857,15 @@ def read_split(
     if not fold or records is None:
         return records
     return split_fold(records, fold)[split == 'valid']
+
+
+def read_data_set(dataset: str, root: str, split: str, labels: Sequence[str] = ()) -> Records:
+    """All records of a split outside a run; the other options have their defaults."""
+    config = default_config()
+    for name, value in {'DATASET': dataset, 'DATA_PATH': root, 'LABELS': list(labels)}.items():
+        put(config, f'DATA.{name}', value, '--dataset')
+    check_config(config)
+    return read_split(config, split, logging.getLogger(__name__), labelled=bool(labels))
 
 
 def may_be_absent(config: Config, split: str) -> bool:

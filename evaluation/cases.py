@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from data.labels import UNCERTAIN
+from data.labels import UNCERTAIN, SharedLabel, any_of
 from data.records import LabelTable, Predictions, Records, row_names, views_in_names
 from evaluation.metrics import study_level
 
@@ -166,6 +166,54 @@ def match(
         if missing:
             notes.append(f'{file}: no column of {", ".join(missing)}: not scored')
     return cases, notes
+
+
+def share_labels(
+    predictions: Predictions, table: LabelTable, shared: Sequence[SharedLabel]
+) -> tuple[Predictions, LabelTable, str]:
+    """Replace the labels of both by the findings that they share, and list the others.
+
+    The probability of a finding with several labels is their maximum. Such a finding is present if
+    one of its labels is, and otherwise not scored if one of them is not.
+
+    Raises:
+        ValueError: If they share no finding.
+    """
+    both = [
+        label
+        for label in shared
+        if {*label.predicted} <= {*predictions.labels} and {*label.labelled} <= {*table.labels}
+    ]
+    if not both:
+        raise ValueError(
+            f'{predictions.file} and {table.file} share no finding: predicted are '
+            f'{", ".join(predictions.labels)}, labelled {", ".join(table.labels)}'
+        )
+    marks = np.where(np.isnan(table.targets), UNCERTAIN, table.targets)
+    probabilities, values = [], []
+    for label in both:
+        columns = [predictions.labels.index(name) for name in label.predicted]
+        probabilities.append(predictions.probabilities[:, columns].max(axis=1))
+        values.append(any_of(marks[:, [table.labels.index(name) for name in label.labelled]]))
+    names, values = tuple(label.name for label in both), np.stack(values, axis=1)
+    predicted = {name for label in both for name in label.predicted}
+    labelled = {name for label in both for name in label.labelled}
+    left_out = (
+        ', '.join(name for name in part.labels if name not in used) or 'none'
+        for part, used in ((predictions, predicted), (table, labelled))
+    )
+    note = '{}: labels that are not shared and left out: predicted {}; labelled {}'
+    return (
+        replace(predictions, labels=names, probabilities=np.stack(probabilities, axis=1)),
+        replace(
+            table,
+            records=replace(table.records, labels=values, label_names=names),
+            labels=names,
+            targets=np.where(values == UNCERTAIN, np.float32(np.nan), values),
+            missing=(),
+        ),
+        note.format(predictions.file, *left_out),
+    )
 
 
 def _check_kinds(predictions: Predictions, table: LabelTable, level: str) -> None:

@@ -84,7 +84,8 @@ class FinalScores:
             self._predict(split, models, loader)
         is_main = distributed.is_main()
         if is_main:
-            self._write_predictions(self.scored | others, sources)
+            values = {s: expit(self.logits[s].astype(np.float64)) for s in self.scored | others}
+            self._write_predictions(values, ', '.join(sources))
             run.logger.info(f'scores in {self._write_scores()}. Not for clinical use.')
         if run.config.REPORT.PIXEL_FLOOR:  # after the scores, which its failure must not lose
             self._score_floor()
@@ -119,6 +120,8 @@ class FinalScores:
             )
             self.table[split]['pixel_floor'] = scores
             self.floor_probabilities[split] = values
+        about = f'logistic regression on pixels ({count} components of {len(train)} images)'
+        self._write_predictions(self.floor_probabilities, about, kind='_pixels')
         self._write_scores()
 
     def _write_scores(self) -> Path:
@@ -126,10 +129,13 @@ class FinalScores:
         replace_file(file, (json.dumps(json_safe(self.table), indent=1) + '\n').encode())
         return file
 
-    def _write_predictions(self, loaders: dict[str, DataLoader], sources: list[str]) -> None:
+    def _write_predictions(
+        self, probabilities: dict[str, np.ndarray], checkpoint: str, *, kind: str = ''
+    ) -> None:
+        """Write predictions_<split><kind>.csv for the probabilities [N, K] of each split."""
         config = self.run.config
         source = {
-            'checkpoint': ', '.join(sources),
+            'checkpoint': checkpoint,
             'run': f'{config.MODEL.NAME}/{config.TAG}',
             'task': config.DATA.TASK,
             'views': config.EVAL.VIEWS or config.DATA.VIEWS,
@@ -137,11 +143,12 @@ class FinalScores:
             'test_time_views': describe_views(config),
             'code': code_version(),
         }
-        for split, loader in loaders.items():
-            records = loader.dataset.records
+        loaders = self.scored | {'holdout': self.loaders.holdout, 'train': self.loaders.whole}
+        for split, values in probabilities.items():
+            records = loaders[split].dataset.records
             write_predictions(
-                self.run.folder / f'predictions_{split}{self.suffix}.csv',
-                expit(self.logits[split].astype(np.float64)),
+                self.run.folder / f'predictions_{split}{kind}{self.suffix}.csv',
+                values,
                 paths=records.path,
                 labels=task_labels(config.DATA.TASK, config.DATA.LABELS),
                 source=source | {'csv': records.csv, 'rows': len(records)},

@@ -1,12 +1,16 @@
-"""Score predictions of any model: the same report as for a run, without torch and without images.
+r"""Score predictions of any model: the same report as for a run, without torch and without images.
 
 python scripts/evaluate.py --predictions FILE.csv [...] --labels LABELS.csv --output DIR
     [--thresholds-from HELD_OUT.csv [...] HELD_OUT_LABELS.csv | report.json [...]]
+python scripts/evaluate.py --predictions FILE.csv --labels NIH_FOLDER --dataset nih --split test \
+    --label-sets chexpert nih --level image --output DIR
 
 Prediction files have a column Path (or Study) and probabilities in one column per label, in any
 order. The label file has Path (or Study) and the labels as 1, 0, -1 (uncertain, left out) or empty.
 Labels are CheXpert's observations, or those that the JSON files next to the predictions name, or
---label-names. Several prediction files are compared with each other.
+--label-names. Several prediction files are compared with each other. The second command is an
+external validation: the labels are those of a data set, and the findings are scored that
+data/label_sets.yaml names for both label sets.
 """
 
 import argparse
@@ -23,20 +27,22 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import allowed_values, default_config
-from data.labels import TASKS, find_task
+from data.labels import TASKS, find_task, label_set, scored_targets, shared_labels
 from data.records import (
     LabelTable,
     Predictions,
     Records,
     group_columns,
+    read_data_set,
     read_label_file,
     read_predictions,
+    select_views,
     standard_groups,
 )
 from engine.run_record import code_version
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES
-from evaluation.cases import Cases, match
+from evaluation.cases import Cases, match, share_labels
 from evaluation.metrics import Protocol
 from evaluation.report import (
     SALT_FILE,
@@ -63,7 +69,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         add(flag, choices=allowed_values(key), default=value, help=f'{text} (%(default)s)')
 
     add('--predictions', nargs='+', type=Path, required=True, metavar='FILE', help='one per model')
-    add('--labels', type=Path, required=True, metavar='CSV')
+    labels = 'label file; with --dataset the folder of the data set, or its packed store'
+    add('--labels', type=Path, required=True, metavar='CSV', help=labels)
+    add('--dataset', metavar='NAME', help='data set with the labels, as DATA.DATASET')
+    add('--split', default='test', choices=('train', 'valid', 'test'), help='of --dataset (test)')
+    sets = 'label sets of the predictions and of the labels, such as chexpert nih'
+    add('--label-sets', nargs=2, metavar='NAME', help=sets)
     add('--output', type=Path, required=True, metavar='DIR', help='folder of the report')
     names = 'columns of the labels, as DATA.LABELS (default: see above)'
     add('--label-names', nargs='+', default=[], metavar='NAME', help=names)
@@ -99,6 +110,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error('--sensitivity must be above 0 and at most 1')
     if args.resamples < 0:
         parser.error(f'--resamples must be 0 or greater, got {args.resamples}')
+    if args.dataset and args.task != default.DATA.TASK:
+        parser.error(f'--dataset needs --task {default.DATA.TASK}')
     if args.demographics and not args.groups:
         parser.error('--demographics needs --groups with the columns to score by')
     return args
@@ -159,8 +172,15 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
 
 def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], list[str]]:
     """The cases of every prediction file, and warnings about rows that are not scored."""
-    files = [read_predictions(file, labels=args.label_names) for file in args.predictions]
-    labels = read_labels(args, args.labels, names, files)
+    shared = shared_labels(*args.label_sets) if args.label_sets else []
+    predicted, wanted = map(label_set, args.label_sets) if shared else ((), ())
+    predicted = [*args.label_names, *predicted]
+    files = [read_predictions(file, labels=predicted) for file in args.predictions]
+    if args.dataset:
+        labels = labels_of_data_set(args, wanted or files[0].labels)
+        files = [relative_to(predictions, args.labels) for predictions in files]
+    else:
+        labels = read_labels(args, args.labels, names, files, wanted)
     demographics = str(args.demographics.absolute()) if args.demographics else ''
 
     def groups(records: Records) -> dict[str, np.ndarray]:
@@ -169,24 +189,47 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
 
     sets, warnings = [], []
     for predictions, name in zip(files, set_names(args), strict=True):
-        predictions = replace(predictions, file=Path(names.file(predictions.file)))
-        cases, notes = match(predictions, labels, name=name, level=args.level, groups=groups)
+        predictions, table = replace(predictions, file=Path(names.file(predictions.file))), labels
+        if shared:
+            predictions, table, note = share_labels(predictions, labels, shared)
+            warnings.append(note)
+        cases, notes = match(predictions, table, name=name, level=args.level, groups=groups)
         sets.append(cases)
         warnings += notes
     return sets, warnings
 
 
+def labels_of_data_set(args: argparse.Namespace, labels: Sequence[str]) -> LabelTable:
+    """The labels of a split of --dataset."""
+    records = read_data_set(args.dataset, str(args.labels), args.split, labels)
+    records = select_views(records, args.views)
+    targets = scored_targets(records.labels, task=args.task, blank=args.blank, names=labels)
+    file = args.labels / records.csv
+    return LabelTable(file, 'Path', args.task, args.views, records, tuple(labels), targets, ())
+
+
+def relative_to(predictions: Predictions, root: Path) -> Predictions:
+    """Predictions with the names of the images below a folder as its tables give them."""
+    start = f'{root}/'
+    names = [name.removeprefix(start) for name in predictions.names]
+    return replace(predictions, names=np.array(names, object))
+
+
 def read_labels(
-    args: argparse.Namespace, file: Path, names: Names, predicted: Sequence[Predictions | Cases]
+    args: argparse.Namespace,
+    file: Path,
+    names: Names,
+    predicted: Sequence[Predictions | Cases],
+    wanted: Sequence[str] = (),
 ) -> LabelTable:
     """Read a label file; messages about it use its name in the report.
 
-    Its labels are those of --label-names, or the predicted ones if others than CheXpert's are
-    among them.
+    Its labels are the wanted ones, those of --label-names, or the predicted ones if others than
+    CheXpert's are among them.
     """
     given = dict.fromkeys(label for part in predicted for label in part.labels)
     known = {label for task in TASKS.values() for label in task.labels}
-    labels = args.label_names or (() if set(given) <= known else tuple(given))
+    labels = wanted or args.label_names or (() if set(given) <= known else tuple(given))
     labels = labels if find_task(args.task).uses_policies else ()
     options = {'blank': args.blank, 'views': args.views, 'labels': labels}
     table = read_label_file(file, task=args.task, **options)

@@ -1,4 +1,4 @@
-r"""Make synthetic chest X-rays in CheXpert's or MIMIC-CXR-JPG's layout.
+r"""Make synthetic chest X-rays in the layout of CheXpert, MIMIC-CXR-JPG or NIH.
 
 python scripts/make_phantom.py --output demo_output/CheXpert-phantom --train 700 --valid 100 \
     --test 300 --seed 0 --workers 2 --contact-sheet demo_output/phantom.png
@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.phantom import contact_sheet, make_phantom
+from data.phantom import LAYOUTS, contact_sheet, make_phantom
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -22,7 +22,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     number = {'type': int, 'metavar': 'N'}
     add('--output', required=True, metavar='DIR', help='empty or absent folder')
-    add('--layout', default='chexpert', choices=('chexpert', 'mimic-cxr'), help='layout of files')
+    add('--layout', default='chexpert', choices=LAYOUTS, help='layout of files')
     add('--train', default=700, **number, help='patients (3.4 images each)')
     add('--valid', default=100, **number, help='patients (1.2 images each)')
     add('--test', default=300, **number, help='patients (1.2 images each)')

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from data.images import COLOUR_LEVELS, BadImageError, colour_difference, load_image
 from data.labels import task_labels
-from data.records import read_folder, write_predictions
+from data.records import read_data_set, read_folder, write_predictions
 from data.transforms import EvalTransform
 from engine.device import local_device
 from engine.files import LOADER_FILES, allow_open_files
@@ -91,6 +91,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='folders are searched recursively')
     add('--checkpoint', required=True, metavar='C.pth', help='checkpoint of main_finetune.py')
     add('--output', required=True, type=Path, metavar='F.csv', help='F.json is also written')
+    what = 'predict a split of the data set in the folder, such as nih (see DATA.DATASET)'
+    add('--dataset', default='', metavar='NAME', help=what)
+    add('--split', default='test', choices=('train', 'valid', 'test'), help='of --dataset (test)')
     add('--batch-size', type=int, help='images per batch (default: as in the run, at most 128)')
     add('--num-workers', type=int, help='processes that load images (default: as in the run)')
     add('--maps', nargs='+', default=[], metavar='LABEL',
@@ -114,13 +117,19 @@ def _device(text: str) -> torch.device:
     return torch.device(text)
 
 
-def list_images(places: list[str]) -> list[str]:
-    """The given files and the images below the given folders, sorted; each once."""
+def list_images(places: list[str], dataset: str = '', split: str = 'test') -> list[str]:
+    """The given files and the images of the given folders, sorted; each once.
+
+    The images of a folder are all below it, or those of a split of a data set.
+    """
     found = []
     for place in places:
         if os.path.isdir(place):
-            below = read_folder(place, allow_all_images=True).file
-            found += [os.path.join(place, file) for file in below]
+            if dataset:
+                records = read_data_set(dataset, place, split)
+            else:
+                records = read_folder(place, allow_all_images=True)
+            found += [os.path.join(place, file) for file in records.file]
         else:
             found.append(place)
     return list(dict.fromkeys(found))
@@ -137,7 +146,7 @@ def read_config(path: str) -> Config:
 
 def predict_images(args: argparse.Namespace) -> int:
     """Write the predictions, report what is wrong with images, and return the exit code."""
-    config, paths = read_config(args.checkpoint), list_images(args.images)
+    config, paths = read_config(args.checkpoint), list_images(args.images, args.dataset, args.split)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     device = args.device or local_device()
     model = load_classifier(config, args.checkpoint, device, logging.getLogger('predict'))

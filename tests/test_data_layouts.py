@@ -1,14 +1,21 @@
 """Data sets that a YAML file describes: hand-written files by value, and faults by name."""
 
+import json
 import logging
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
+from tiny import VIT, arguments, run_folder, run_main, tiny_config
 
 from config import default_config
+from data.images import load_image
+from data.labels import LABELS
 from data.layouts import SHIPPED, open_layout, read_layout
+from data.phantom import make_phantom
 from data.records import DATASETS, Records, may_be_absent, read_split
 
 LOGGER = logging.getLogger('test')
@@ -232,8 +239,6 @@ def test_a_faulty_layout_names_its_file_and_key(
 
 
 def test_four_channels_are_read_as_grey(tmp_path: Path) -> None:
-    from data.images import load_image
-
     grey = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
     Image.fromarray(np.stack([grey] * 3 + [np.full_like(grey, 255)], axis=2)).save(
         tmp_path / 'x.png'
@@ -247,3 +252,117 @@ def test_shipped_layouts_can_be_opened() -> None:
     assert 'nih' in names and set(names) <= set(DATASETS)
     for name in names:
         assert open_layout(name).split_names[0] == 'train'
+
+
+def test_fine_tuning_scores_nihs_official_test_split(tmp_path: Path) -> None:
+    make_phantom(tmp_path / 'nih', num_train=24, num_valid=2, num_test=6, size=40, layout='nih')
+    findings = ['Effusion', 'Edema', 'Infiltration', 'Hernia']
+    data = {'DATASET': 'nih', 'LABELS': findings, 'TRAIN_IMAGES': 0}
+    more = {'DATA': data, 'EVAL': {'LEVEL': 'image', 'RESAMPLES': 20}}
+    cfg = tiny_config(tmp_path / 'ft.yaml', 'finetune', VIT, TRAIN={'EPOCHS': 1}, **more)
+    cfg.write_text(cfg.read_text().replace('  NUM_CLASSES: 14\n', ''))
+    assert run_main('finetune', arguments(cfg, tmp_path / 'nih', tmp_path / 'out')) == 0
+    folder = run_folder(tmp_path / 'out', 'finetune')
+    predictions = pd.read_csv(folder / 'predictions_test.csv')
+    listed = (tmp_path / 'nih' / 'test_list.txt').read_text().split()
+    assert [Path(path).name for path in predictions['Path']] == listed
+    assert predictions.columns.tolist() == ['Path', *findings]
+    table = pd.read_csv(tmp_path / 'nih' / 'Data_Entry_2017_v2020.csv').set_index('Image Index')
+    truth = table.loc[listed, 'Finding Labels'].str.get_dummies('|').reindex(columns=findings)
+    scores = json.loads((folder / 'scores.json').read_text())['test']['selected']
+    for name in ('Effusion', 'Edema'):
+        wanted = roc_auc_score(truth[name], predictions[name])
+        assert scores['auroc'][name] == pytest.approx(wanted)
+    assert not (folder / 'predictions_valid.csv').exists()
+
+
+def write(root: Path, name: str, text: str, *images: str) -> Path:
+    """A table below a folder, and empty files for its images."""
+    for file in (name, *images):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    (root / name).write_text(text)
+    return root
+
+
+VINDR = """image_id,rad_id,Cardiomegaly,Nodule/Mass,No finding
+aa,R1,1,0,0
+bb,R8,0,0,1
+aa,R2,1,1,0
+aa,R3,0,0,0
+bb,R9,0,0,1
+bb,R10,0,1,0
+"""
+
+
+def test_the_majority_of_vindrs_radiologists_labels_an_image(tmp_path: Path) -> None:
+    files = ['train/aa.dicom', 'train/bb.dicom', 'test/cc.dicom']
+    write(tmp_path, 'annotations/image_labels_train.csv', VINDR, *files)
+    test = 'image_id,Cardiomegaly,Nodule/Mass,No finding\ncc,0,1,0\n'
+    write(tmp_path, 'annotations/image_labels_test.csv', test)
+    labels = ('Cardiomegaly', 'Nodule/Mass', 'No Finding')
+    train = read(tmp_path, 'vindr', 'train', labels)
+    assert train.file.tolist() == files[:2] and train.patient.tolist() == files[:2]
+    assert train.labels.tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert train.csv == 'annotations/image_labels_train.csv' and train.row.tolist() == [0, 1]
+    assert set(train.view) == {'frontal'} and set(train.ap_pa) == {'PA'}
+    test = read(tmp_path, 'vindr', 'test', labels)
+    assert test.file.tolist() == files[2:] and test.labels.tolist() == [[0, 1, 0]]
+    (tmp_path / 'train/aa.png').touch()
+    png = read(tmp_path, 'vindr', 'train', image_suffix='.png')
+    assert png.file.tolist() == ['train/aa.png', 'train/bb.png'] and png.labels.shape == (2, 0)
+
+
+def test_equal_votes_are_uncertain_and_blank_cells_are_none(tmp_path: Path) -> None:
+    text = 'table: export.csv\nimage: pictures/{file}\nmajority_vote: true\n'
+    table = 'file,reader,Mass,Edema\n1.png,A,1,\n1.png,B,0,\n2.png,A,-1,0\n2.png,B,,\n3.png,A,,1\n'
+    name = described(tmp_path, text, table)
+    records = read(tmp_path, name, 'train', ('Mass', 'Edema'))
+    np.testing.assert_array_equal(records.labels, [[-1, NAN], [-1, 0], [NAN, 1]])
+    text = text.replace('majority_vote: true', '')
+    with pytest.raises(ValueError, match=r'export\.csv, row 3.*row 2'):
+        read(tmp_path, described(tmp_path, text, table), 'train')
+
+
+def test_padchest_is_read_as_written(tmp_path: Path) -> None:
+    table = (
+        ',ImageID,ImageDir,StudyID,PatientID,PatientBirth,PatientSex_DICOM,Projection,Labels\n'
+        "0,a.png,0,S1,P1,1930,F,PA,\"['pleural effusion', 'loc right ']\"\n"
+        '1,b.png,0,S1,P1,1930,F,L,"[\'normal\']"\n'
+        "2,c.png,54,S2,P2,,None,AP_horizontal,\"['COPD signs',  'pleural effusion']\"\n"
+        '3,d.png,54,S3,P3,1980,M,COSTAL,\n'
+    )
+    files = ['0/a.png', '0/b.png', '54/c.png', '54/d.png']
+    write(tmp_path, 'PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv', table, *files)
+    records = read(tmp_path, 'padchest', 'train', ('pleural effusion', 'No Finding'))
+    assert records.file.tolist() == files
+    assert records.study.tolist() == ['P1/S1', 'P1/S1', 'P2/S2', 'P3/S3']
+    assert records.view.tolist() == ['frontal', 'lateral', 'frontal', '']
+    assert records.ap_pa.tolist() == ['PA', '', 'AP', '']
+    assert records.sex.tolist() == ['Female', 'Female', 'Unknown', 'Male']
+    expected = [[1, 0], [0, 1], [1, 0], [NAN, NAN]]
+    np.testing.assert_array_equal(records.labels, expected)
+
+
+def test_brax_is_read_as_written(tmp_path: Path) -> None:
+    table = (
+        'DicomPath,PngPath,PatientID,PatientSex,PatientAge,AccessionNumber,ViewPosition,'
+        f'{",".join(LABELS)}\n'
+        f'x,images/1.png,id1,M,85 or more,A1,PA,{",".join(["1.0", "", "-1.0"] + ["0.0"] * 11)}\n'
+        f'y,images/2.png,id2,F,40,A2,RL,{"," * 13}\n'
+    )
+    write(tmp_path, 'master_spreadsheet_update.csv', table, 'images/1.png', 'images/2.png')
+    records = read(tmp_path, 'brax', 'train', LABELS)
+    assert records.age.tolist() == [85, 40] and records.view.tolist() == ['frontal', 'lateral']
+    assert records.patient.tolist() == ['id1', 'id2'] and records.study[0] == 'id1/A1'
+    np.testing.assert_array_equal(records.labels[0], [1, NAN, -1, *[0] * 11])
+    assert np.isnan(records.labels[1]).all()
+
+
+def test_the_boxes_of_an_rsna_image_are_one_row(tmp_path: Path) -> None:
+    table = 'patientId,x,y,width,height,Target\nu1,,,,,0\nu2,1,2,3,4,1\nu2,5,6,7,8,1\n'
+    files = ['stage_2_train_images/u1.dcm', 'stage_2_train_images/u2.dcm']
+    write(tmp_path, 'stage_2_train_labels.csv', table, *files)
+    records = read(tmp_path, 'rsna', 'train', ('Pneumonia',))
+    assert records.file.tolist() == files and records.labels.tolist() == [[0], [1]]
+    assert set(records.view) == {'frontal'}

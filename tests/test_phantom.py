@@ -1,4 +1,4 @@
-"""Phantom X-rays: reproducible files in the layouts of CheXpert and MIMIC-CXR-JPG."""
+"""Phantom X-rays: reproducible files in the layouts of CheXpert, MIMIC-CXR-JPG and NIH."""
 
 import hashlib
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.labels import LABELS
-from data.phantom import Subject, draw, make_phantom
+from data.phantom import LAYOUTS, SPLITS, Subject, draw, make_phantom
 from scripts.make_phantom import main, parse_args
 
 SMALL = {'num_train': 5, 'num_valid': 2, 'num_test': 2, 'size': 40}
@@ -23,7 +23,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize('layout', ['chexpert', 'mimic-cxr'])
+@pytest.mark.parametrize('layout', LAYOUTS)
 def test_the_files_depend_on_the_seed_and_not_on_the_number_of_workers(layout, tmp_path) -> None:
     for name, seed, workers in (('a', 1, 1), ('b', 1, 2), ('c', 2, 1)):
         make_phantom(
@@ -31,7 +31,8 @@ def test_the_files_depend_on_the_seed_and_not_on_the_number_of_workers(layout, t
         )
     first, second, other = (digests(tmp_path / name) for name in 'abc')
     assert first == second
-    assert set(first.values()).isdisjoint(other.values())
+    drawn = {first[name] for name in first if not name.endswith('.txt')}  # NIH's lists of names
+    assert drawn.isdisjoint(other.values())
 
 
 def test_csv_rows_name_the_images_with_chexperts_columns_and_cells(tmp_path) -> None:
@@ -60,6 +61,41 @@ def test_both_layouts_contain_the_same_images_and_labels(tmp_path) -> None:
     metadata = pd.read_csv(tmp_path / 'mimic' / 'mimic-cxr-2.0.0-metadata.csv.gz')
     assert set(labels['study_id']) == set(metadata['study_id'])
     assert set(labels.columns) == {'subject_id', 'study_id', *LABELS}
+
+
+def test_nihs_layout_has_the_frontal_images_of_chexperts(tmp_path) -> None:
+    make_phantom(tmp_path / 'chexpert', seed=4, **SMALL)
+    make_phantom(tmp_path / 'nih', seed=4, **SMALL, layout='nih')
+    tables = [pd.read_csv(tmp_path / 'chexpert' / f'{split}.csv') for split in SPLITS]
+    table = pd.concat(tables, ignore_index=True)
+    table = table[table['Frontal/Lateral'] == 'Frontal'].reset_index(drop=True)
+    table['patient'] = table['Path'].str.extract(r'patient(\d+)')[0].astype(int)
+    entry = pd.read_csv(tmp_path / 'nih' / 'Data_Entry_2017_v2020.csv')
+    assert entry['Patient ID'].tolist() == table['patient'].tolist()
+    assert entry['Patient Age'].tolist() == table['Age'].tolist()
+    assert entry['Patient Gender'].tolist() == table['Sex'].str[0].tolist()
+    assert entry['View Position'].tolist() == table['AP/PA'].tolist()
+    listed = [set(cell.split('|')) for cell in entry['Finding Labels']]
+    theirs = {'Effusion': 'Pleural Effusion', 'Edema': 'Edema', 'Infiltration': 'Lung Opacity'}
+    for finding, label in theirs.items():
+        assert [finding in names for names in listed] == (table[label] == 1).tolist()
+    lesions = [bool({'Mass', 'Nodule'} & names) for names in listed]
+    assert lesions == (table['Lung Lesion'] == 1).tolist()
+    assert not any({'Mass', 'Nodule'} <= names for names in listed)
+    assert all(names == {'No Finding'} or 'No Finding' not in names for names in listed)
+    lists = [
+        (tmp_path / 'nih' / f'{n}_list.txt').read_text().split() for n in ('train_val', 'test')
+    ]
+    assert [len(names) for names in lists] == [(table['patient'] < 90001).sum(), 2]
+    assert lists[0] + lists[1] == entry['Image Index'].tolist()
+    modes = set()
+    for path, name in zip(table['Path'], entry['Image Index'], strict=True):
+        (file,) = (tmp_path / 'nih').glob(f'images_*/images/{name}')
+        with Image.open(tmp_path / path) as jpeg, Image.open(file) as png:
+            modes.add(png.mode)
+            difference = np.asarray(jpeg, float) - np.asarray(png.convert('L'), float)
+            assert np.abs(difference).mean() < 5  # JPEG alone loses a little
+    assert modes == {'L', 'RGBA'}
 
 
 def test_a_sign_changes_the_image_only_where_it_is() -> None:

@@ -1,0 +1,144 @@
+"""A model of one label set scored on data of another: the findings that both have."""
+
+import json
+import runpy
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from data.labels import LABELS, label_set, shared_labels
+from data.layouts import open_layout
+
+ROOT = Path(__file__).resolve().parents[1]
+FINDINGS = [name for name in open_layout('nih').labels['names'] if name != 'No Finding']
+OPACITIES = ['Atelectasis', 'Consolidation', 'Edema', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia']
+NUM_IMAGES = 60
+
+
+@pytest.fixture(scope='module')
+def evaluate():
+    return runpy.run_path(str(ROOT / 'scripts' / 'evaluate.py'))
+
+
+def report(evaluate: dict, folder: Path, *words: object) -> dict:
+    words = map(str, [*words, '--output', folder, '--resamples', 30])
+    assert evaluate['main'](evaluate['parse_args']([*words])) == 0
+    return json.loads((folder / 'report.json').read_text())
+
+
+def aurocs(found: dict) -> dict[str, float]:
+    (entry,) = found['sets']
+    return {part['label']: part['scores']['auroc']['value'] for part in entry['labels']}
+
+
+@pytest.fixture
+def nih(tmp_path: Path) -> tuple[Path, pd.DataFrame]:
+    """A folder in NIH's layout, every image of which is in the test list, and its findings."""
+    root, rng = tmp_path / 'nih', np.random.default_rng(0)
+    truth = pd.DataFrame(rng.random((NUM_IMAGES, len(FINDINGS))) < 0.3, columns=FINDINGS)
+    truth.index = [f'{i // 2:08d}_{i % 2:03d}.png' for i in range(NUM_IMAGES)]
+    table = pd.DataFrame({'Image Index': truth.index, 'Patient ID': np.arange(NUM_IMAGES) // 2})
+    names = ['|'.join(np.array(FINDINGS)[row]) or 'No Finding' for row in truth.to_numpy()]
+    table['Finding Labels'], table['Follow-up #'], table['View Position'] = names, 0, 'PA'
+    table['Patient Age'], table['Patient Gender'] = '050Y', 'F'
+    (root / 'images').mkdir(parents=True)
+    table.to_csv(root / 'Data_Entry_2017.csv', index=False)
+    (root / 'train_val_list.txt').write_text('')
+    (root / 'test_list.txt').write_text('\n'.join(truth.index))
+    for name in truth.index:
+        (root / 'images' / name).touch()
+    return root, truth
+
+
+def test_a_model_of_chexperts_labels_is_scored_on_nih(tmp_path: Path, evaluate, nih) -> None:
+    root, truth = nih
+    scores = pd.DataFrame(np.random.default_rng(1).random((NUM_IMAGES, 14)), columns=LABELS)
+    scores.insert(0, 'Path', [f'{root}/images/{name}' for name in truth.index])
+    scores.to_csv(tmp_path / 'model.csv', index=False)
+    words = ['--predictions', tmp_path / 'model.csv', '--labels', root, '--dataset', 'nih']
+    words += ['--label-sets', 'chexpert', 'nih', '--level', 'image']
+    found = report(evaluate, tmp_path / 'out', *words)
+    truth['Pleural Effusion'], truth['Pleural Other'] = (
+        truth['Effusion'],
+        truth['Pleural_Thickening'],
+    )
+    truth['Lung Lesion'] = truth['Mass'] | truth['Nodule']
+    truth['Lung Opacity'] = truth[OPACITIES].any(axis=1)
+    truth['No Finding'] = ~truth[FINDINGS].any(axis=1)
+    shared = [label for label in LABELS if label in truth and truth[label].nunique() == 2]
+    assert {*shared} >= {*LABELS} - {
+        'No Finding', 'Enlarged Cardiomediastinum', 'Fracture', 'Support Devices',
+    }  # fmt: skip
+    expected = {label: roc_auc_score(truth[label], scores[label]) for label in shared}
+    assert aurocs(found) == pytest.approx(expected)
+    (entry,) = found['sets']
+    assert (entry['rows'], entry['patients']) == (NUM_IMAGES, NUM_IMAGES // 2)
+    scored = {part['label']: part['scores']['auroc'] for part in entry['labels']}
+    assert scored['Edema']['low'] < scored['Edema']['value'] < scored['Edema']['high']
+    (note,) = [line for line in found['warnings'] if 'left out' in line]
+    left = {'Enlarged Cardiomediastinum', 'Fracture', 'Support Devices'}
+    left |= {'Emphysema', 'Fibrosis', 'Hernia'}
+    assert all(name in note for name in left) and 'Pneumothorax' not in note
+
+
+def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path, evaluate) -> None:
+    rng = np.random.default_rng(2)
+    paths = [
+        f'CheXpert/test/patient{i + 1:05d}/study1/view1_frontal.jpg' for i in range(NUM_IMAGES)
+    ]
+    labels = pd.DataFrame(rng.choice([0, 1, -1], (NUM_IMAGES, 14)), columns=LABELS)
+    pd.concat([pd.Series(paths, name='Path'), labels], axis=1).to_csv(tmp_path / 'test.csv')
+    scores = pd.DataFrame(rng.random((NUM_IMAGES, len(FINDINGS))), columns=FINDINGS)
+    predicted = pd.concat([pd.Series(paths, name='Path'), scores], axis=1)
+    predicted.to_csv(tmp_path / 'model.csv', index=False)
+    words = ['--predictions', tmp_path / 'model.csv', '--labels', tmp_path / 'test.csv']
+    found = report(evaluate, tmp_path / 'out', *words, '--label-sets', 'nih', 'chexpert')
+    theirs = {'Effusion': 'Pleural Effusion', 'Pleural_Thickening': 'Pleural Other'}
+    both = [name for name in FINDINGS if theirs.get(name, name) in LABELS]
+    pairs = {name: (theirs.get(name, name), scores[name]) for name in both}
+    pairs['Lung Lesion'] = ('Lung Lesion', scores[['Mass', 'Nodule']].max(axis=1))
+    pairs['Lung Opacity'] = ('Lung Opacity', scores[OPACITIES].max(axis=1))
+    known = labels >= 0
+    expected = {
+        name: roc_auc_score(labels[label][known[label]], score[known[label]])
+        for name, (label, score) in pairs.items()
+    }
+    assert aurocs(found) == pytest.approx(expected)
+
+
+def test_a_finding_of_several_labels_is_unknown_if_one_of_them_is(tmp_path, evaluate) -> None:
+    marks = [*product([0, 1, -1], repeat=2)]
+    paths = [f'patient{i:05d}/study1' for i in range(len(marks))]
+    table = pd.DataFrame({'Study': paths, 'Clavicle fracture': 0, 'Rib fracture': 0})
+    table[['Clavicle fracture', 'Rib fracture']] = marks
+    table.to_csv(tmp_path / 'labels.csv', index=False)
+    scores = np.linspace(0.1, 0.9, len(marks))
+    pd.DataFrame({'Study': paths, 'Fracture': scores}).to_csv(tmp_path / 'model.csv', index=False)
+    words = ['--predictions', tmp_path / 'model.csv', '--labels', tmp_path / 'labels.csv']
+    found = report(evaluate, tmp_path / 'out', *words, '--label-sets', 'chexpert', 'vindr')
+    is_known = [1 in pair or -1 not in pair for pair in marks]
+    truth = [1 in pair for pair in marks]
+    wanted = roc_auc_score(np.array(truth)[is_known], scores[is_known])
+    assert aurocs(found) == {'Fracture': pytest.approx(wanted)}
+
+
+def test_the_images_of_a_split_are_predicted(nih) -> None:
+    root, truth = nih
+    list_images = runpy.run_path(str(ROOT / 'scripts' / 'predict.py'))['list_images']
+    (root / 'test_list.txt').write_text('\n'.join(truth.index[:4]))
+    found = list_images([str(root)], 'nih')
+    assert found == [f'{root}/images/{name}' for name in truth.index[:4]]
+    Image.new('L', (20, 20)).save(root / 'x.png')
+    assert len(list_images([str(root)])) == NUM_IMAGES + 1
+
+
+def test_the_label_sets_of_chexpert_and_nih_are_complete() -> None:
+    with pytest.raises(ValueError, match='label-sets'):
+        shared_labels('chexpert', 'imagenet')
+    assert {*label_set('chexpert')} == {*LABELS}
+    assert {*label_set('nih')} == {*FINDINGS, 'No Finding'}

@@ -1,0 +1,130 @@
+"""The table of a cross-validated sweep: joined ranks, differences and intervals."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from data.records import write_predictions
+from evaluation.compare import holm
+from scripts import fold_table
+from tests.test_sweeps_files import methods_file
+
+LABELS = ('Edema', 'Pneumonia')
+FOLDS, PER_FOLD = 3, 40
+
+
+def draw(folder: Path) -> tuple[Path, np.ndarray]:
+    """Write the label file of all images; return it and the targets."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 2, (FOLDS * PER_FOLD, len(LABELS))).astype(float)
+    table = pd.DataFrame(targets, columns=LABELS)
+    table.insert(0, 'Path', names())
+    table.to_csv(folder / 'all.csv', index=False)
+    return folder / 'all.csv', targets
+
+
+def names() -> list[str]:
+    count = FOLDS * PER_FOLD
+    return [f'train/patient{i // 2:05}/study{i % 2 + 1}/view1_frontal.png' for i in range(count)]
+
+
+def write_run(folder: Path, values: np.ndarray, part: int, kind: str = '') -> None:
+    rows = slice(part * PER_FOLD, (part + 1) * PER_FOLD)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_predictions(
+        folder / f'predictions_valid{kind}.csv',
+        values[rows],
+        paths=names()[rows],
+        labels=LABELS,
+        source={},
+    )
+
+
+@pytest.fixture
+def joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray, dict]:
+    """A sweep whose rows have finished but one: sweep file, targets, predictions by row."""
+    sweep = methods_file(tmp_path)
+    _, targets = draw(tmp_path)
+    values = {}
+    for number, name in enumerate(('simmim_1', 'scratch_1', 'moco_1')):
+        for seed in range(2):
+            rng = np.random.default_rng([number, seed])
+            noise = rng.normal(scale=0.6 + 0.4 * number, size=targets.shape)
+            values[name, seed] = 1 / (1 + np.exp(-targets - noise))
+            for part in range(FOLDS):
+                if (name, part) == ('moco_1', 1):
+                    continue  # this row has not finished
+                folder = tmp_path / f'simmim_finetune/mine_{name}_seed{seed}_fold{part}'
+                write_run(folder, values[name, seed], part)
+                if name == 'scratch_1':
+                    write_run(folder, np.full_like(targets, 0.5), part, '_pixels')
+    monkeypatch.setattr(fold_table, 'is_finished', Path.is_dir)
+    arguments = ['--output', tmp_path, '--folds', FOLDS, '--seeds', 2, '--save', tmp_path / 'p']
+    assert run('join', '--sweep', sweep, *arguments) == 0
+    return sweep, targets, values
+
+
+def run(*words: object) -> int:
+    return fold_table.main(fold_table.parse_args([*map(str, words)]))
+
+
+def fold_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks within each fold, by counting pairs."""
+    parts = values.reshape(FOLDS, PER_FOLD, -1)
+    below = (parts[:, None] < parts[:, :, None]).sum(axis=2) + 0.5
+    return (below / PER_FOLD).reshape(values.shape)
+
+
+def test_joined_predictions_are_ranks_within_folds(joined: tuple) -> None:
+    sweep, _, values = joined
+    files = sorted(path.name for path in (sweep.parent / 'p').iterdir())
+    kinds = ('pixels_1', 'scratch_1', 'simmim_1')  # and not moco_1
+    assert files == [f'{kind}_seed{seed}.csv.gz' for kind in kinds for seed in range(2)]
+    table = pd.read_csv(sweep.parent / 'p/simmim_1_seed1.csv.gz').set_index('Path')
+    expected = fold_ranks(values['simmim_1', 1])
+    np.testing.assert_allclose(table.loc[names(), [*LABELS]], expected, atol=1e-4)
+
+
+def test_the_table_has_the_differences_of_scikit_learn(joined: tuple) -> None:
+    sweep, targets, values = joined
+    folder = sweep.parent
+    arguments = ['--labels', folder / 'all.csv', '--save', folder / 't', '--resamples', 50]
+    assert run('table', '--sweep', sweep, '--predictions', folder / 'p', *arguments) == 0
+
+    def area(name: str, seed: int) -> float:
+        ranks = fold_ranks(values[name, seed])
+        return np.mean([roc_auc_score(targets[:, k], ranks[:, k]) for k in range(2)])
+
+    table = pd.read_csv(folder / 't/mine_mean.csv').set_index('row')
+    own, base = ([area(name, seed) for seed in range(2)] for name in ('simmim_1', 'scratch_1'))
+    # The reference of the sweep is simmim, so scratch is compared with it.
+    assert table.loc['simmim_1', 'value'] == pytest.approx(np.mean(own), abs=1e-3)
+    entry = table.loc['scratch_1']
+    assert entry['against'] == 'simmim_1'
+    assert entry['difference'] == pytest.approx(np.mean(base) - np.mean(own), abs=1e-3)
+    assert entry['patients_low'] < entry['difference'] < entry['patients_high']
+    assert entry['p_holm'] == pytest.approx(holm([entry['p']])[0])
+    assert table.loc['pixels_1', 'value'] == 0.5
+    page = (folder / 't/mine_mean.md').read_text()
+    assert 'scratch_1' in page and 'Not for clinical use' in page
+
+
+def test_an_image_in_two_folds_is_refused(joined: tuple) -> None:
+    sweep, targets, _ = joined
+    folder = sweep.parent / 'simmim_finetune/mine_simmim_1_seed0_fold2'
+    write_run(folder, targets, 0)
+    first = sweep.parent / 'simmim_finetune/mine_simmim_1_seed0_fold0/predictions_valid.csv'
+    files = [first, folder / 'predictions_valid.csv']
+    with pytest.raises(ValueError, match='patient00000') as caught:
+        fold_table.save_ranks(sweep.parent / 'x.csv.gz', files)
+    assert 'fold0' in str(caught.value) and not (sweep.parent / 'x.csv.gz').exists()
+
+
+def test_joined_files_do_not_depend_on_the_time(joined: tuple) -> None:
+    path = joined[0].parent / 'p/simmim_1_seed0.csv.gz'
+    content = path.read_bytes()
+    assert gzip.compress(gzip.decompress(content), mtime=0) == content
