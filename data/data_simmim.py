@@ -1,7 +1,6 @@
 """Data of pre-training: images with masks, and held-out patients with fixed masks."""
 
 import logging
-from collections.abc import Callable
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -9,7 +8,6 @@ from torch.utils.data import DataLoader
 from config import Config, encoder_node
 from data import Loaders
 from data.loader import (
-    JoinedDataset,
     XrayDataset,
     bad_images,
     join,
@@ -18,7 +16,7 @@ from data.loader import (
 )
 from data.masking import MaskGenerator, mask_generator
 from data.records import Records
-from data.sources import Source, read_sources
+from data.sources import read_sources
 from data.transforms import HoldoutTransform, PretrainTransform
 
 # Every run is also scored on these masks, whatever it trains with. In small images, units of 32 px
@@ -33,7 +31,15 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     """Build the loaders of pre-training (see data.Loaders): train, holdout, reference."""
     sources = read_sources(config, logger)
     transform = PretrainTransform(config, mask_generator(config))
-    dataset = training_dataset(config, sources, transform, logger)
+    train = {
+        name: XrayDataset(
+            source.train,
+            transform,
+            seed=source_seed(config.SEED, name),
+            bad_images=bad_images(config, logger, name),
+        )
+        for name, source in sources.items()
+    }
     holdout = {
         name: evenly_spread(source.holdout, config.EVAL.HOLDOUT_IMAGES)
         for name, source in sources.items()
@@ -46,26 +52,10 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     held_out = _holdout_loader(config, holdout, masks)
     is_same = reference is not None and vars(reference) == vars(masks)
     return Loaders(
-        train=make_loader(dataset, config, shuffle=True),
+        train=make_loader(join(train, seed=config.SEED), config, shuffle=True),
         holdout=held_out,
         reference=held_out if is_same else _holdout_loader(config, holdout, reference),
     )
-
-
-def training_dataset(
-    config: Config, sources: dict[str, Source], transform: Callable, logger: logging.Logger
-) -> XrayDataset | JoinedDataset:
-    """Return the training images of all sources, transformed."""
-    parts = {
-        name: XrayDataset(
-            source.train,
-            transform,
-            seed=source_seed(config.SEED, name),
-            bad_images=bad_images(config, logger, name),
-        )
-        for name, source in sources.items()
-    }
-    return join(parts, seed=config.SEED)
 
 
 def reference_mask_generator(config: Config) -> MaskGenerator | None:

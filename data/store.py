@@ -44,7 +44,7 @@ NAMES_FILE, INDEX_FILE = 'names_00000.npy', 'places_00000.npy'
 UNFINISHED_FILE = 'packing.json'
 BAD_FILE = 'bad_images.csv'
 LOCK_FILE = 'store.lock'
-OPEN_STORES = 2  # stores that a process keeps open
+OPEN_STORES = 16  # stores, or sources of them, that a process keeps open
 COPY_THREADS = 4  # several readers get more out of a network drive
 
 ENTRY = np.dtype(

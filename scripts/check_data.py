@@ -79,9 +79,9 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError('--duplicates needs a config with DATA.SOURCES')
         tables = {args.output: findings.table}
         for own in source_configs(config).values():
-            for file in filter(None, (args.output, args.duplicates)):
-                if file.resolve().is_relative_to(Path(own.DATA.DATA_PATH).resolve()):
-                    raise ValueError(f'{file} must lie outside {own.DATA.DATA_PATH}')
+            for flag, file in (('--output', args.output), ('--duplicates', args.duplicates)):
+                if file and file.resolve().is_relative_to(Path(own.DATA.DATA_PATH).resolve()):
+                    raise ValueError(f'{flag} must lie outside {own.DATA.DATA_PATH}, got {file}')
         if config.DATA.SOURCES:
             checked, duplicates = check_sources(config, findings, workers=args.workers)
             tables |= {args.duplicates: lambda: duplicates} if args.duplicates else {}

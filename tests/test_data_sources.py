@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_data_loader import assert_same
-from tiny import run_folder, run_main, tiny_config, torchrun
+from tiny import SWIN, run_folder, run_main, tiny_config, torchrun
 from xray_splits import LOGGER, make_config, samples_of, write_split, xray
 
 from data import build_loader
@@ -19,6 +19,7 @@ from data.records import read_csv, split_holdout
 from data.sources import check_sources
 from engine.run_record import describe_data, read_record
 from logger import read_metrics
+from utils import read_checkpoint
 
 HERE = {'name': 'here', 'dataset': 'chexpert', 'path': 'A'}
 THERE = {'name': 'there', 'dataset': 'chexpert', 'path': 'B'}
@@ -166,11 +167,12 @@ def test_fine_tuning_refuses_sources_and_an_output_in_a_folder_source_is_refused
 
 @pytest.fixture(scope='module')
 def phantoms(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with phantoms in CheXpert's layout, in MIMIC-CXR's, and a folder of images."""
+    """Phantoms in the layouts of CheXpert, MIMIC-CXR and NIH, and a folder of images."""
     folder = tmp_path_factory.mktemp('phantoms')
     shutil.copytree(phantom, folder / 'CheXpert-phantom')
     size = {'num_train': 12, 'num_valid': 2, 'num_test': 2, 'size': 48, 'seed': 1}
     make_phantom(folder / 'mimic', **size, layout='mimic-cxr')
+    make_phantom(folder / 'nih', **size, layout='nih')
     (folder / 'clinic').mkdir()
     for number in range(8):
         xray(seed=number).save(folder / 'clinic' / f'{number}.png')
@@ -180,21 +182,23 @@ def phantoms(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 SOURCES = [
     {'name': 'chexpert', 'dataset': 'chexpert', 'path': 'CheXpert-phantom', 'images': 12},
     {'name': 'mimic', 'dataset': 'mimic-cxr', 'path': 'mimic', 'share': 0.5},
+    {'name': 'nih', 'dataset': 'nih', 'path': 'nih', 'images': 9},
     {'name': 'clinic', 'dataset': 'folder', 'path': 'clinic'},
 ]
 NAMES = [entry['name'] for entry in SOURCES]
 DATA = {'SOURCES': SOURCES, 'TRAIN_IMAGES': 0, 'NUM_WORKERS': 1}
-TRAIN = {'EPOCHS': 1, 'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1}
+TRAIN = {'EPOCHS': 2, 'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'SAVE_EVERY_STEPS': 2}
+SAME_ON_RANKS = SWIN | {'DROP_PATH_RATE': 0.0}  # each process drops paths of its own
 
 
 def argv(folder: Path, output: Path, *more: str) -> list[str]:
-    cfg = tiny_config(output / 'c.yaml', 'simmim', DATA=DATA, TRAIN=TRAIN)
+    cfg = tiny_config(output / 'c.yaml', 'simmim', SAME_ON_RANKS, DATA=DATA, TRAIN=TRAIN)
     return ['--cfg', str(cfg), '--data-path', str(folder), '--output', str(output), *more]
 
 
 @pytest.fixture(scope='module')
 def run(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on all three."""
+    """The folder of a run on all four."""
     output = tmp_path_factory.mktemp('run')
     assert run_main('simmim', argv(phantoms, output)) == 0
     return run_folder(output, 'simmim')
@@ -206,7 +210,7 @@ def test_held_out_errors_of_the_sources_and_their_mean(run):
         for end in ('l1', 'l1_grey', 'l1_grey_linear'):
             for split in ('holdout', 'reference'):
                 each = {name: record[f'{split}_{name}_{end}'] for name in NAMES}
-                assert len(set(each.values())) == 3
+                assert len(set(each.values())) == len(NAMES)
                 counts = {name: count_held_out(run, name) for name in NAMES}
                 mean = sum(each[name] * counts[name] for name in NAMES) / sum(counts.values())
                 assert record[f'{split}_{end}'] == pytest.approx(mean, rel=1e-6)
@@ -226,7 +230,9 @@ def test_the_record_names_the_tables_and_images_of_each_source(run, phantoms):
     tables = [path.name for path in (phantoms / 'mimic').glob('*.csv*')]
     wanted = {'split', 'metadata', 'chexpert'}
     kinds = {name.split('.')[2].split('-')[-1]: name for name in tables}
-    assert set(data['files']) == {
+    lists = [f'nih/{path.name}' for path in (phantoms / 'nih').iterdir() if path.is_file()]
+    assert len(lists) >= 3 and all(name in data['files'] for name in lists if '_list' in name)
+    assert set(data['files']) - set(lists) == {
         'chexpert/train.csv',
         *(f'mimic/{kinds[kind]}' for kind in wanted),
     }
@@ -247,16 +253,28 @@ def test_check_reports_a_run_on_sources_as_ready(phantoms, tmp_path):
     assert 'verdict: ready' in log
 
 
-def test_two_processes_and_a_restart_end_with_the_same_held_out_errors(run, phantoms, tmp_path):
-    """The images of a step are the same, so that the losses agree up to rounding."""
+def test_two_processes_train_on_the_same_images(run, phantoms, tmp_path):
+    """The images and masks of each step are the same, so that errors agree up to rounding."""
     done = torchrun('simmim', argv(phantoms, tmp_path, '--batch-size', '2'), 2)
     assert done.returncode == 0, done.stderr
-    alone, two = (
+    one, two = (
         read_metrics(folder / 'metrics.jsonl') for folder in (run, run_folder(tmp_path, 'simmim'))
     )
-    for a, b in zip(alone, two, strict=True):
-        for name in ('', *(f'_{name}' for name in NAMES)):
-            assert a[f'holdout{name}_l1'] == pytest.approx(b[f'holdout{name}_l1'], rel=1e-4)
+    for a, b in zip(one, two, strict=True):
+        keys = [f'holdout{name}_l1' for name in ('', *(f'_{name}' for name in NAMES))]
+        keys += ['loss'] if 'loss' in a else []
+        assert [a[key] for key in keys] == pytest.approx([b[key] for key in keys], rel=1e-4)
+
+
+def test_a_run_that_resumes_in_an_epoch_ends_bit_for_bit_the_same(run, phantoms, tmp_path):
+    stop = str(sorted(run.glob('ckpt_epoch_1_step_*.pth'))[1])
+    assert run_main('simmim', argv(phantoms, tmp_path, '--resume', stop)) == 0
+    folder = run_folder(tmp_path, 'simmim')
+    whole, resumed = (read_checkpoint(f / 'ckpt_epoch_1.pth')['model'] for f in (run, folder))
+    assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+    names = [f'reference_{name}_l1' for name in NAMES]
+    last = [read_metrics(f / 'metrics.jsonl')[-1] for f in (run, folder)]
+    assert [last[0][name] for name in names] == [last[1][name] for name in names]
 
 
 # Images that are left out
