@@ -842,7 +842,14 @@ def _score_notes(collected: Collected) -> Iterator[str]:
         yield f'{kind}. Higher is better.{missing}{about}'
 
 
+def _has_l1(collected: Collected) -> bool:
+    """Whether a row has a reconstruction error, which contrastive methods do not have."""
+    return any(row['pretraining'] == 'simmim' for row in collected['rows'])
+
+
 def _l1_notes(collected: Collected) -> Iterator[str]:
+    if not _has_l1(collected):
+        return
     # Older files of results do not say whether a row's held-out images are the reference's.
     trivial, rows = [], [row for row in collected['rows'] if not row.get('other_images')]
     for name, title in (('mean', 'mean of the visible pixels'), ('linear', 'interpolation')):
@@ -936,8 +943,10 @@ def _row_cells(
     if any(each['average_distance_px'] is not None for each in collected['rows']):
         yield 'AvgDist (px)', shown(row['average_distance_px'], '.2f')
         yield 'hidden (%)', shown(row['hidden_percent'], '.1f')
-    l1 = _with_sd(pretrain_figure(row, 'l1'), '.2f') if row['pretraining'] == 'simmim' else 'none'
-    yield 'held-out L1 (grey levels)', f'{l1} *' if row['l1_caveat'] else l1
+    if _has_l1(collected):
+        l1 = _with_sd(pretrain_figure(row, 'l1'), '.2f')
+        l1 = l1 if row['pretraining'] == 'simmim' else 'none'
+        yield 'held-out L1 (grey levels)', f'{l1} *' if row['l1_caveat'] else l1
     for score in scores:
         title, part = score_title(collected, score), row['compared'].get(score, {})
         yield title, _with_sd(score_of(row, score), '.3f')
