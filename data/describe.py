@@ -1,4 +1,4 @@
-"""What a data set in CheXpert's layout holds: splits, labels by group, and training targets."""
+"""What a data set holds: splits, labels by group, and training targets."""
 
 import io
 import json
@@ -26,10 +26,11 @@ from data.labels import (
     training_targets,
 )
 from data.records import (
+    DATASETS,
     Records,
     csv_names,
     group_columns,
-    read_csv,
+    refuse,
     split_holdout,
     standard_groups,
     training_records,
@@ -295,13 +296,19 @@ def _png(figure: Any) -> bytes:
 
 
 def _read_sets(config: Config) -> dict[str, Records]:
-    """The splits whose CSV is there, and before them the training CSV as a whole."""
-    data, sets = config.DATA, {}
-    for split, csv_name in csv_names(config).items():
-        if not (Path(data.DATA_PATH) / csv_name).is_file():
-            continue
-        options = {'labels': label_columns(data.LABELS), 'look_up': 'none'}
-        records = read_csv(data.DATA_PATH, csv_name, image_suffix=data.IMAGE_SUFFIX, **options)
+    """The splits that are there, and before them the training images as a whole."""
+    data, sets, dataset = config.DATA, {}, DATASETS[config.DATA.DATASET]
+    if dataset.splits is None:
+        dataset = DATASETS['chexpert']
+        names = csv_names(config).items()
+        splits = [split for split, name in names if (Path(data.DATA_PATH) / name).is_file()]
+    else:
+        splits = dataset.splits(config)
+    options = {'labels': label_columns(data.LABELS), 'look_up': 'none', 'on_fault': refuse}
+    for split in splits:
+        records = dataset.read(
+            config, data.DATA_PATH, split, optional=False, logger=None, **options
+        )
         if split == 'train' and data.HOLDOUT_FRACTION:
             sets[BOTH] = records
             sets['train'], sets['holdout'] = split_holdout(records, data.HOLDOUT_FRACTION)

@@ -1,4 +1,4 @@
-"""Count labels, ages and groups of a data set in CheXpert's layout; no image is read.
+"""Count labels, ages and groups of a data set; no image is read.
 
 python scripts/describe_data.py --data-path DIR --output FOLDER [--cfg configs/... --opts KEY VALUE]
 """
