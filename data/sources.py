@@ -65,6 +65,10 @@ def read_sources(config: Config, logger: logging.Logger) -> dict[str, Source]:
             f'{len(set(train.patient))} patients{f" ({subset})" if subset else ""}; '
             f'{len(holdout)} images of {len(set(holdout.patient))} patients held out'
         )
+        if name and not len(train):
+            raise ValueError(
+                f'DATA.SOURCES: no training image of {name!r} is left (DATA.VIEWS, DATA.LEAVE_OUT)'
+            )
         sources[name] = Source(train, holdout)
     if left_out:
         logger.info(f'{len(found)} training images are left out ({config.DATA.LEAVE_OUT})')

@@ -298,6 +298,10 @@ def test_listed_images_are_left_out_and_no_other_patient_is_held_out(drive, tmp_
     assert [len(loader.dataset) for loader in after[:2]] == [18, 4]
     with pytest.raises(ValueError, match=r'DATA\.LEAVE_OUT.*list\.csv'):
         loaders_of(drive, LOOSE | {'name': 'other'}, options=('DATA.LEAVE_OUT', str(listed)))
+    every = [f'loose/{path.name}' for path in (drive / 'C').iterdir()]
+    listed.write_text('\n'.join(['file', *every]))
+    with pytest.raises(ValueError, match=r'DATA\.SOURCES.*loose'):
+        loaders_of(drive, *sources, options=('DATA.LEAVE_OUT', str(listed)))
     listed.write_text('file,same_as\n')  # a check that found nothing
     loaders = loaders_of(drive, *sources, options=('DATA.LEAVE_OUT', str(listed)))
     assert len(loaders.train.dataset) == 20
