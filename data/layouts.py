@@ -31,6 +31,7 @@ from data.records import (
     refuse,
     register_dataset,
 )
+from data.store import Store
 
 SHIPPED = Path(__file__).resolve().parents[1] / 'configs' / 'datasets'
 SPLITS = ('train', 'valid', 'test')
@@ -168,22 +169,11 @@ def read_layout(  # noqa: PLR0913
     look_up: str = 'first',
     on_fault: OnFault = refuse,
 ) -> Records | None:
-    """Read and check one split of a data set that a layout describes.
-
-    Args:
-        layout: The description.
-        data_path: The folder that holds tables and images, or a packed store of it.
-        split: 'train', 'valid' or 'test'.
-        image_suffix: See `read_csv`, as for the other arguments.
-        labels: Names of the labels, as in DATA.LABELS.
-        optional: Whether the split may be absent.
-        logger: Logs the number of images.
-        look_up: Which images must exist.
-        on_fault: Receives what is wrong.
+    """Read and check one split of a data set that a layout describes; see `read_csv`.
 
     Returns:
-        Records in the order of the table, or None if an optional split is absent. The names of the
-        images (`path`) are those of the files below the folder.
+        Records in the order of the table, whose names of images (`path`) are the files below the
+        folder. None if an optional split is absent, or if nothing can be used.
 
     Raises:
         ValueError: If anything is wrong, naming file, row and column.
@@ -217,7 +207,11 @@ def read_layout(  # noqa: PLR0913
     else:
         table.keep_first(layout.columns[0], 'duplicate image', table[NAME])
         values = values[is_first]
-    files = _locate(layout, table, images, image_suffix)
+    files = table[NAME]
+    if image_suffix:
+        files = files.map(lambda file: os.path.splitext(file)[0] + image_suffix)
+    if '*' in layout.image:
+        files = _locate(layout.image, files, images, on_fault)
     study = table[PATIENT] + '/' + table[layout.study] if layout.study else files
     records = Records(
         root=root,
@@ -234,11 +228,8 @@ def read_layout(  # noqa: PLR0913
     if optional and not images.exists(records.file[0]):
         return None
     if logger is not None:
-        unknown = (records.view == '').sum()
-        logger.info(
-            f'{records.csv}, {split}: {len(records)} images; {unknown} are neither frontal nor '
-            'lateral'
-        )
+        unknown = f'{(records.view == "").sum()} are neither frontal nor lateral'
+        logger.info(f'{records.csv}, {split}: {len(records)} images; {unknown}')
     return existing_records(records, table.row, images, look_up, on_fault, logger)
 
 
@@ -304,7 +295,7 @@ def _refuse_shared_patients(layout: Layout, tables: Mapping[str, Table]) -> None
 
 
 def _in_file(layout: Layout, label: str) -> list[str]:
-    """The names that the file has for a label; if they are several, one of them is enough."""
+    """The names that the file has for a label; any of several makes the label positive."""
     return [theirs for theirs, name in layout.rename.items() if name == label] or [label]
 
 
@@ -360,14 +351,9 @@ def _vote(values: np.ndarray, image: np.ndarray) -> np.ndarray:
     return np.select(conditions, [POSITIVE, NEGATIVE, UNCERTAIN], BLANK).astype(np.float32)
 
 
-def _locate(layout: Layout, table: Table, images: Any, suffix: str) -> pd.Series:
-    """The file of each row; one that is not found keeps the *."""
-    files = table[NAME]
-    if suffix:
-        files = files.map(lambda file: os.path.splitext(file)[0] + suffix)
-    start, star, end = layout.image.rpartition('*')
-    if not star:
-        return files
+def _locate(pattern: str, files: pd.Series, images: Store | Folder, on_fault: OnFault) -> pd.Series:
+    """The files whose folders fit what precedes the last * of a pattern; without one, the *."""
+    start, _, end = pattern.rpartition('*')
     depth, wanted = end.count('/'), files.str.rpartition('*/')[2]
     is_folder, is_named, places = isinstance(images, Folder), set(wanted), {}
     for file in images.below() if is_folder else sorted([*images.files, *images.left_out]):
@@ -376,7 +362,7 @@ def _locate(layout: Layout, table: Table, images: Any, suffix: str) -> pd.Series
             continue
         if places.setdefault(name, file) != file:
             detail = f'{images.path}: {file} and {places[name]} have the same name'
-            images.on_fault(Fault('image in two folders', detail, file=file))
+            on_fault(Fault('image in two folders', detail, file=file))
     return wanted.map(places).fillna(files)
 
 

@@ -1072,10 +1072,12 @@ def _with_nih_names(table: pd.DataFrame, split: str, name: str) -> pd.DataFrame:
     table = table[table['Frontal/Lateral'] == 'Frontal'].reset_index(drop=True)
     number = table.groupby('index').cumcount()
     table['Follow-up #'], table['list'] = number, NIH_LISTS[split]
-    pairs = zip(table['index'], number, strict=True)
+    pairs = [*zip(table['index'], number, strict=True)]
     table['Image Index'] = [f'{patient:08d}_{count:03d}.png' for patient, count in pairs]
-    folder = (table['index'] % NIH_FOLDERS + 1).map('images_{:03d}'.format)
-    table['Path'] = f'{name}/' + folder + '/images/' + table['Image Index']
+    table['Path'] = [
+        f'{name}/images_{patient % NIH_FOLDERS + 1:03d}/images/{patient:08d}_{count:03d}.png'
+        for patient, count in pairs
+    ]
     return table
 
 
@@ -1095,5 +1097,6 @@ def _write_nih_files(table: pd.DataFrame, output: Path, size: int) -> None:
         **{'OriginalImagePixelSpacing[x': 0.143, 'y]': 0.143},
     )
     replace_file(output / 'Data_Entry_2017_v2020.csv', rows.to_csv(index=False))
-    for name, part in table.groupby('list'):
-        replace_file(output / f'{name}.txt', '\n'.join(part['Image Index']) + '\n')
+    for name in set(NIH_LISTS.values()):
+        listed = table['Image Index'][table['list'] == name]
+        replace_file(output / f'{name}.txt', ''.join(f'{image}\n' for image in listed))

@@ -68,7 +68,7 @@ def delong_variance(probabilities: np.ndarray, targets: np.ndarray) -> tuple[flo
     not scored. The AUROC is NaN without both classes, and the variance with fewer than two cases of
     a class.
     """
-    wins, losses = _components(probabilities, targets)
+    wins, losses = components(probabilities, targets)
     if not (wins.size and losses.size):
         return float('nan'), float('nan')
     return float(wins.mean() / losses.size), _variance_of_mean(wins, losses)
@@ -97,7 +97,7 @@ def delong_test(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> float:
     It is 1 where both order all pairs alike, and NaN where the variance of the difference is
     undefined, or 0 although the areas differ. Targets are as in `delong_variance`.
     """
-    (wins_a, losses_a), (wins_b, losses_b) = _components(a, targets), _components(b, targets)
+    (wins_a, losses_a), (wins_b, losses_b) = components(a, targets), components(b, targets)
     wins, losses = wins_a - wins_b, losses_a - losses_b
     if min(wins.size, losses.size) < 2:
         return float('nan')
@@ -107,7 +107,7 @@ def delong_test(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> float:
     return float(2 * norm.sf(abs(difference) / np.sqrt(variance)))
 
 
-def _components(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def components(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """DeLong's structural components as counts (a tie counts half), which floats hold exactly.
 
     They are the negatives below each positive [P], and the positives above each negative [Q].

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.files import replace_file
 from engine.run_record import is_finished
 from sweeps.budget import describe_budget
-from sweeps.files import ROOT, SECTIONS, Job, Sweep, load_sweep, only_row, plan, without_cache
+from sweeps.files import ROOT, SECTIONS, Job, Sweep, load_sweep, only_rows, plan, without_cache
 from sweeps.plots import (
     plot_curves,
     plot_labels,
@@ -106,7 +106,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _add_run(add: Callable) -> None:
-    add('--row', metavar='NAME', help='only this row of the sweep')
+    add('--row', nargs='+', metavar='NAME', help='only these rows of the sweep; the log of a '
+        'single one is printed')  # fmt: skip
     add('--seed', type=int, metavar='S', help='only this seed, in place of --seeds')
     add('--processes', type=_count, default=1, help='GPUs of one run (default 1)')
     add('--parallel', type=_count,
@@ -152,7 +153,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     if args.list:  # weights need not be at hand
         environment = {row.weights: f'${row.weights}' for row in sweep.rows} | environment
     return plan(
-        only_row(sweep, args.row) if args.row else sweep,
+        only_rows(sweep, args.row) if args.row else sweep,
         seeds=seeds_of(args),
         data=str(args.data_path or ''),
         output=str(args.output),
@@ -176,7 +177,7 @@ def run(args: argparse.Namespace) -> int:
         return submit(args, jobs)
     if args.job is not None:
         jobs = [_single(jobs, args.job)]
-    logs = None if args.row else args.output / LOGS
+    logs = None if len(args.row or ()) == 1 else args.output / LOGS
     return Runner(jobs, _slots(args), args.processes, logs, _say, args.keep).run()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from config import PROBES, Config, config_text
-from data.records import pretrain_records, read_split, split_patients, training_records
+from data.records import Records, pretrain_records, read_split, split_patients, training_records
 from engine.run_record import read_record
 from logger import read_metrics
 from sweeps.files import ROOT, SECTIONS, Job, Scale, without_cache
@@ -20,6 +20,7 @@ from sweeps.runner import folder_state
 
 EVALUATION = 1 / 3  # of a training step: the time of a held-out image
 # Options that decide how many images a run trains on, and how large its checkpoints are.
+SOURCE_KEYS = ('DATASET', 'DATA_PATH', 'FOLD')
 IMAGE_KEYS = ('VIEWS', 'HOLDOUT_FRACTION', 'TRAIN_FRACTION', 'TRAIN_IMAGES', 'TASK', 'BLANK')
 
 
@@ -91,12 +92,15 @@ def images_of(jobs: Sequence[Job], scale: Scale, logger: logging.Logger) -> dict
     """
     if not jobs[0].config.DATA.DATA_PATH:
         return {job.folder: _stated_images(job, scale.training_images) for job in jobs}
-    config = without_cache(jobs[-1].config)  # of a fine-tuning: with labels
-    records = read_split(config, 'train', logger)
+    read: dict[tuple, Records] = {}
     known: dict[tuple, float] = {}
     found = {}
-    for job in jobs:
-        key = (job.stage, *(job.config.DATA[name] for name in IMAGE_KEYS))
+    for job in reversed(jobs):  # from a fine-tuning on: with labels
+        source = tuple(job.config.DATA[name] for name in SOURCE_KEYS)
+        if source not in read:
+            read[source] = read_split(without_cache(job.config), 'train', logger)
+        records = read[source]
+        key = (job.stage, *source, *(job.config.DATA[name] for name in IMAGE_KEYS))
         if key not in known:  # the seed changes a subset by few images
             train, holdout, _ = split_patients(job.config, records)
             if job.stage == 'finetune':

@@ -688,16 +688,16 @@ def plan(  # noqa: PLR0913
     return list(jobs.values())
 
 
-def only_row(sweep: Sweep, name: str) -> Sweep:
-    """The sweep with one row, and the row whose predictions it learns from.
+def only_rows(sweep: Sweep, names: Sequence[str]) -> Sweep:
+    """The sweep with these rows, and the rows whose predictions they learn from.
 
     Raises:
         ValueError: If there is no such row.
     """
     rows = {row.name: row for row in sweep.rows}
-    if name not in rows:
-        raise ValueError(f'--row must be one of {[*rows]} of {sweep.path}, got {name!r}')
-    kept = (name, rows[name].learns_from)
+    if others := [name for name in names if name not in rows]:
+        raise ValueError(f'--row must be of {[*rows]} of {sweep.path}, got {others[0]!r}')
+    kept = {*names, *(rows[name].learns_from for name in names)}
     return replace(sweep, rows=tuple(row for row in sweep.rows if row.name in kept))
 
 

@@ -21,7 +21,15 @@ from config import (
 from models import build_model
 from models.contrastive import build_contrastive
 from models.convert import Statistics, convert
-from sweeps.files import ROOT, batch_counts, expected_config, load_sweep, plan, share_steps
+from sweeps.files import (
+    ROOT,
+    batch_counts,
+    expected_config,
+    load_sweep,
+    only_rows,
+    plan,
+    share_steps,
+)
 
 FOLDER = ROOT / 'scripts/ablations'
 SWEEPS = {
@@ -29,7 +37,11 @@ SWEEPS = {
     for path in sorted(FOLDER.rglob('*.yaml'))
 }
 METHODS = {path.stem: load_sweep(path) for path in sorted(ROOT.glob('scripts/comparison/*.yaml'))}
-STUDIES = sorted(ROOT.glob('scripts/studies/*.yaml'))
+STUDIES = [
+    (path, scale)
+    for path in sorted(ROOT.glob('scripts/studies/*.yaml'))
+    for scale in yaml.safe_load(path.read_text())['scales']
+]
 FINETUNE = str(reference_files()['finetune'])
 PRETRAIN = str(reference_files()['simmim'])
 SMALL_BATCH = {'DATA.BATCH_SIZE': 2}
@@ -105,6 +117,13 @@ def test_a_plan_has_each_run_once_after_what_it_needs() -> None:
     assert learner.config.DATA.SELF_TRAIN_PREDICTIONS == str(teacher / 'predictions_train.csv')
     assert learner.config.SEED == 1
     assert learner.config.PRETRAINED == '/runs/simmim_pretrain/reference_seed1/ckpt_epoch_99.pth'
+
+
+def test_some_rows_of_a_sweep_bring_those_that_they_learn_from() -> None:
+    sweep = only_rows(SWEEPS['uncertain'], ['self_train', 'zeros'])
+    assert {row.name for row in sweep.rows} == {'self_train', 'zeros', 'ignore'}
+    with pytest.raises(ValueError, match='none'):
+        only_rows(sweep, ['zeros', 'none'])
 
 
 def test_missing_weights_stop_the_plan() -> None:
@@ -246,8 +265,9 @@ def test_an_unknown_scale_is_refused(tmp_path: Path) -> None:
     assert 'huge' in str(caught.value)
 
 
-@pytest.mark.parametrize('scale', ['full', 'small', 'tiny'])
-@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ('path', 'scale'), STUDIES, ids=[f'{path.stem}-{scale}' for path, scale in STUDIES]
+)
 def test_the_runs_of_a_study_have_possible_options_at_every_scale(path: Path, scale: str) -> None:
     sweep = load_sweep(path, scale)
     weights = {row.weights: 'weights.pth' for row in sweep.rows}
