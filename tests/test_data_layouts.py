@@ -204,6 +204,13 @@ def test_every_fault_is_collected_and_its_row_left_out(tmp_path: Path) -> None:
     records = read(root, 'nih', 'train', look_up='all', on_fault=faults.append)
     assert [fault.row for fault in faults] == [3, 4] and records.row.tolist() == [0, 1]
     assert 'images*/00000002_000.png' in str(faults[1])
+    root, faults = nih(tmp_path, NIH.replace('00000001_001', '00000001_000')), []
+    records = read(root, 'nih', 'train', ('Pleural_Thickening',), on_fault=faults.append)
+    assert [(fault.kind, fault.row) for fault in faults] == [
+        ('missing row', None),
+        ('duplicate image', 3),
+    ]
+    assert records.row.tolist() == [0, 2] and records.labels.tolist() == [[0], [1]]
 
 
 def test_an_image_in_two_folders_is_named_and_a_store_is_searched_like_a_folder(

@@ -1,10 +1,9 @@
 """Simulate which differences in AUROC the design of docs/studies/real_xrays.md can detect.
 
-python scripts/studies/real_xrays_power.py      prints the share of trials that find a difference
-
-The score of an image is normal. Most of its variance is shared by two methods, a part is a method's
-own, and the rest is a seed's. A difference is found if the intervals over images (DeLong) and over
-seeds (Student's t) exclude 0, the former with the level of the first step of Holm's correction.
+For each design it prints the share of trials that find a difference. The score of an image is
+normal. Most of its variance is shared by two methods, a part is a method's own, and the rest is a
+seed's. A difference is found if the intervals over images (DeLong) and over seeds (Student's t)
+exclude 0, the former with the level of the first step of Holm's correction.
 """
 
 import sys
