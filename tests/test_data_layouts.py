@@ -18,7 +18,7 @@ from data.describe import build_description
 from data.images import load_image
 from data.labels import LABELS
 from data.layouts import SHIPPED, open_layout, read_layout
-from data.packing import Settings, pack
+from data.packing import Settings, pack, read_source
 from data.phantom import make_phantom
 from data.records import DATASETS, Records, may_be_absent, read_csv, read_split
 
@@ -218,11 +218,7 @@ def test_an_image_in_two_folders_is_named_and_a_store_is_searched_like_a_folder(
 ) -> None:
     make_phantom(tmp_path / 'nih', num_train=2, num_valid=0, num_test=1, size=40, layout='nih')
     files = read(tmp_path / 'nih', 'nih', 'train').file
-    table = (tmp_path / 'nih' / 'Data_Entry_2017_v2020.csv').read_text()
-    pack(tmp_path / 'nih', tmp_path / 'store', Settings(size=32), all_images=True)
-    for name in ('train_val_list.txt', 'test_list.txt'):
-        shutil.copy(tmp_path / 'nih' / name, tmp_path / 'store')
-    assert (tmp_path / 'store' / 'Data_Entry_2017_v2020.csv').read_text() == table
+    pack(read_source(tmp_path / 'nih', dataset='nih'), tmp_path / 'store', Settings(size=32))
     assert read(tmp_path / 'store', 'nih', 'train').file.tolist() == files.tolist()
     (tmp_path / 'nih' / 'images').mkdir()
     shutil.copy(tmp_path / 'nih' / files[0], tmp_path / 'nih' / 'images')
