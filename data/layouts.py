@@ -51,14 +51,16 @@ AGE = re.compile(r'(\d+(?:\.\d*)?) ?([YMWD]?)(?: or more|\+)?', re.ASCII)  # 61,
 PER_YEAR = {'': 1.0, 'Y': 1.0, 'M': 12.0, 'W': 52.18, 'D': 365.25}
 OLDEST = 120  # years; a greater age is an error of typing, such as NIH's 412, and means unknown
 COLUMN = re.compile(r'\{([^{}]+)\}')
+IMAGE = re.compile(r'([^{]*\*/)?[^*]*\{[^{}*]+\}[^*]*')  # folders with *, then columns
+Labels = Mapping[str, Sequence[str]]  # label -> its names in the file, of which one is enough
 # Columns that the reader adds; the * keeps them apart from those of the file.
 NAME, PATIENT, SPLIT = '*name', '*patient', '*split'
-# Keys of the mappings in a layout; None: any.
+# Keys of the mappings in a layout; none: any.
 KEYS = {
     'table': SPLITS,
     'views': tuple(VIEWS),
     'labels': ('column', 'separator', 'names', *MARKS),
-    'rename': None,
+    'rename': (),
     'splits': ('column', *SPLITS),
 }
 
@@ -79,7 +81,7 @@ class Layout:
     labels: Mapping[str, Any] = field(default_factory=dict)
     rename: Mapping[str, str] = field(default_factory=dict)  # name in the file -> in DATA.LABELS
     splits: Mapping[str, Any] = field(default_factory=dict)  # split -> text file, or cells
-    majority_vote: bool = False  # whether an image has several rows, such as one per reader
+    majority_vote: str = 'false'  # 'true' if an image has several rows, such as one per reader
 
     @property
     def tables(self) -> dict[str, str]:
@@ -131,21 +133,20 @@ def open_layout(name: str) -> Layout:
         if not holds:
             raise ValueError(f'{file}: {key} must be {allowed}, got {given.get(key)!r:.200}')
 
-    known = [entry.name for entry in fields(Layout) if entry.name != 'file']
+    known = [entry.name for entry in fields(Layout)[1:]]
     if not isinstance(given, dict) or not {'table', 'image'} <= set(given) <= set(known):
         raise ValueError(f'{file}: it must have the keys table and image, and of {known} any other')
     for key, value in given.items():
-        is_mapping = isinstance(value, dict) and key in KEYS
-        holds = is_mapping or (isinstance(value, str) and key not in ('labels', 'rename', 'splits'))
-        demand(holds, key, 'a mapping' if key in KEYS else 'text')
-        holds = not is_mapping or KEYS[key] is None or set(value) <= set(KEYS[key])
-        demand(holds, key, f'a mapping with keys of {KEYS.get(key)}')
-    vote = given.get('majority_vote', 'false')
-    demand(vote in ('true', 'false'), 'majority_vote', 'true or false')
-    layout = Layout(file, **{**given, 'majority_vote': vote == 'true'})
-    before, star, after = layout.image.rpartition('*')
-    holds = COLUMN.search(after) and '{' not in before and (not star or after.startswith('/'))
-    demand(bool(holds), 'image', 'a path with {columns}, and * for folders before them')
+        if isinstance(value, dict):
+            holds = key in KEYS and set(value) <= set(KEYS[key] or value)
+        else:
+            holds = isinstance(value, str) and key not in ('labels', 'rename', 'splits')
+        names = f'a mapping with keys of {KEYS[key] or "your own"}' if key in KEYS else 'text'
+        demand(holds, key, names)
+    layout = Layout(file, **given)
+    demand(layout.majority_vote in ('true', 'false'), 'majority_vote', 'true or false')
+    holds = IMAGE.fullmatch(layout.image) is not None
+    demand(holds, 'image', 'a path with {columns}, and * for folders before them')
     holds = '{split}' not in layout.image or (layout.split_names != ['train'] and not layout.lists)
     demand(holds, 'image', 'without {split}, which needs a table or a cell for each split')
     holds = not isinstance(layout.views, str) or layout.views in ('', *VIEWS)
@@ -201,7 +202,7 @@ def read_layout(  # noqa: PLR0913
         table.fault('empty split', f'it has no usable row of the split {split}')
         return None
     is_first = ~table[NAME].duplicated().to_numpy()
-    if layout.majority_vote:
+    if layout.majority_vote == 'true':
         values = _vote(values, pd.factorize(table[NAME])[0])
         table.cells = table.cells[is_first]
     else:
@@ -250,8 +251,8 @@ def _read_rows(
         cells = {cell: name for name in SPLITS for cell in _listed(layout.splits.get(name, []))}
         split[:] = table.map(column, cells, 'value of the split', dtype=object)
     name = pd.Series('', table.cells.index, object)
-    for piece, is_column in zip(pieces, [True, False] * len(pieces), strict=False):
-        name += (split if piece == 'split' else table[piece]) if is_column else piece
+    for column, text in zip(pieces[::2], pieces[1::2], strict=True):
+        name += (split if column == 'split' else table[column]) + text
     if layout.lists:
         split = name.map(_read_lists(layout, root, set(name), on_fault))
     patient = table[layout.patient] if layout.patient else name
@@ -295,7 +296,7 @@ def _refuse_shared_patients(layout: Layout, tables: Mapping[str, Table]) -> None
 
 
 def _in_file(layout: Layout, label: str) -> list[str]:
-    """The names that the file has for a label; any of several makes the label positive."""
+    """The names that the file has for a label."""
     return [theirs for theirs, name in layout.rename.items() if name == label] or [label]
 
 
@@ -305,31 +306,37 @@ def _listed(value: str | Sequence[str]) -> Sequence[str]:
 
 def _read_labels(layout: Layout, table: Table, labels: Sequence[str]) -> np.ndarray:
     """[N, K] float32: 1, 0, -1 uncertain, NaN blank."""
-    values = np.full((len(table), len(labels)), BLANK, np.float32)
-    if 'column' in layout.labels:
-        codes, cells = pd.factorize(table[layout.labels['column']].to_numpy(object))
-        found = [_names_in(cell, layout.labels['separator']) for cell in cells]
-        known = set(_listed(layout.labels.get('names', [*set().union(*found)])))
-        good = np.array([names <= known for names in found], bool)[codes]
-        problem = f'has other labels than {layout.file} names'
-        table.check(layout.labels['column'], good, 'value of a label', problem)
-        is_blank = np.array([cell == '' for cell in cells], bool)[codes]
-    else:
-        given = {mark: layout.labels.get(mark, []) for mark in MARKS}
-        cells = {cell: MARKS[mark] for mark in MARKS for cell in _listed(given[mark])}
-        cells = {'': BLANK} | cells if cells else CELLS
-    for k, label in enumerate(labels):
-        names = _in_file(layout, label)
-        if 'column' not in layout.labels:
-            columns = [table.map(name, cells, 'value of a label') for name in names]
-            values[:, k] = any_of(np.stack(columns, axis=1))
-            continue
-        if not known & set(names):
+    marks_of = _listed_marks if 'column' in layout.labels else _marks_of_columns
+    columns = marks_of(layout, table, {label: _in_file(layout, label) for label in labels})
+    return np.array(columns, np.float32).reshape(len(labels), len(table)).T
+
+
+def _marks_of_columns(layout: Layout, table: Table, labels: Labels) -> list[np.ndarray]:
+    """The labels, each [N], that have columns of their own."""
+    cells = {cell: MARKS[mark] for mark in MARKS for cell in _listed(layout.labels.get(mark, []))}
+    cells = {'': BLANK} | cells if cells else CELLS
+    return [
+        any_of(np.stack([table.map(name, cells, 'value of a label') for name in names], axis=1))
+        for names in labels.values()
+    ]
+
+
+def _listed_marks(layout: Layout, table: Table, labels: Labels) -> list[np.ndarray]:
+    """The labels, each [N], that are listed in one column."""
+    column, separator = layout.labels['column'], layout.labels['separator']
+    codes, cells = pd.factorize(table[column].to_numpy(object))
+    found = [_names_in(cell, separator) for cell in cells]
+    known = set(_listed(layout.labels.get('names', [*set().union(*found)])))
+    good = np.array([names <= known for names in found], bool)[codes]
+    table.check(column, good, 'value of a label', f'has other labels than {layout.file} names')
+    columns = []
+    for label, names in labels.items():
+        if known.isdisjoint(names):
             there = ', '.join(sorted({layout.rename.get(name, name) for name in known}))
             table.fault('missing label', f'no label {label} (see DATA.LABELS); there are: {there}')
-        has_label = np.array([not listed.isdisjoint(names) for listed in found], bool)[codes]
-        values[:, k] = np.where(is_blank, BLANK, has_label)
-    return values
+        is_listed = [not listed.isdisjoint(names) for listed in found]
+        columns.append(np.where(cells == '', BLANK, is_listed)[codes])
+    return columns
 
 
 def _names_in(cell: str, separator: str) -> set[str]:
@@ -340,13 +347,9 @@ def _names_in(cell: str, separator: str) -> set[str]:
 
 def _vote(values: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Labels [N, K] of rows -> of images: what more rows say; uncertain if as many say either."""
-
-    def count(mark: float) -> np.ndarray:
-        return np.stack([np.bincount(image, column == mark) for column in values.T], axis=1)
-
-    if not values.shape[1]:
-        return values[: image.max() + 1]
-    positive, negative, uncertain = map(count, (POSITIVE, NEGATIVE, UNCERTAIN))
+    positive, negative, uncertain = (
+        pd.DataFrame(values == mark).groupby(image).sum().to_numpy() for mark in MARKS.values()
+    )
     conditions = [positive > negative, negative > positive, positive + negative + uncertain > 0]
     return np.select(conditions, [POSITIVE, NEGATIVE, UNCERTAIN], BLANK).astype(np.float32)
 
@@ -373,26 +376,14 @@ def _describe(layout: Layout, table: Table) -> dict[str, np.ndarray]:
         given = layout.views if isinstance(layout.views, dict) else {}
         cells = {cell: name for name, cells in given.items() for cell in _listed(cells)}
         views = table[layout.view].map(cells or VIEW_CELLS).fillna('').to_numpy(object)
-    names = {'': ('', ''), **VIEWS}
+    view, ap_pa = np.array([VIEWS.get(name, ('', '')) for name in views], object).reshape(-1, 2).T
     sexes = {cell: SEXES[cell.lower()] for cell in table[layout.sex] if cell.lower() in SEXES}
     ages = {cell: _years(match) for cell in table[layout.age] if (match := AGE.fullmatch(cell))}
-    return {
-        'view': np.array([names[name][0] for name in views], object),
-        'ap_pa': np.array([names[name][1] for name in views], object),
-        'sex': table.map(
-            layout.sex,
-            sexes,
-            'value of the sex',
-            allowed='F, M, Female, Male, Other, Unknown, or empty',
-            dtype=object,
-        ),
-        'age': table.map(
-            layout.age,
-            {'': np.nan} | ages,
-            'value of the age',
-            allowed='years such as 61, 061Y, 85 or more, or empty',
-        ),
-    }
+    allowed = 'F, M, Female, Male, Other, Unknown, or empty'
+    sex = table.map(layout.sex, sexes, 'value of the sex', allowed=allowed, dtype=object)
+    allowed = 'years such as 61, 061Y, 85 or more, or empty'
+    age = table.map(layout.age, {'': np.nan} | ages, 'value of the age', allowed=allowed)
+    return {'view': view, 'ap_pa': ap_pa, 'sex': sex, 'age': age}
 
 
 def _years(match: re.Match[str]) -> float:
@@ -400,24 +391,17 @@ def _years(match: re.Match[str]) -> float:
     return years if years <= OLDEST else np.nan
 
 
-# ---- Registration
-
-
-def _tables(config: Config, root: Path) -> list[Path]:
+def _files(config: Config, root: Path) -> list[Path]:
     layout = open_layout(config.DATA.DATASET)
     names = [*layout.tables.values(), *layout.lists.values()]
     return [file for name in names for file in sorted(root.glob(name))]
 
 
-def _split_names(config: Config) -> list[str]:
-    return open_layout(config.DATA.DATASET).split_names
-
-
 @register_dataset(
     *sorted(file.stem for file in SHIPPED.glob(f'*{LAYOUT_SUFFIX}')),
     labelled=True,
-    tables=_tables,
-    splits=_split_names,
+    tables=_files,
+    splits=lambda config: open_layout(config.DATA.DATASET).split_names,
 )
 def _read_split(config: Config, root: str | Path, split: str, **options: Any) -> Records | None:
     layout = open_layout(config.DATA.DATASET)
