@@ -26,6 +26,7 @@ from config import (
     config_text,
 )
 from data.labels import used_policies
+from data.layouts import open_layout
 from data.records import DATASETS
 from data.sources import source_configs
 from data.store import STORE_FILE, is_store, place_of
@@ -278,13 +279,14 @@ def environment(*, gpus: Iterable[str], threads: int) -> dict[str, Any]:
 def describe_data(config: Config, loaders: 'Loaders') -> dict[str, Any]:
     """Compute a fingerprint of the data of a run without opening any image.
 
-    It covers the bytes of the tables that are read and the file names of all images; of a packed
-    store it covers `store.json`, which holds checksums of the store's files. It does not cover the
-    pixels of images in separate files.
+    It covers the bytes of the tables that are read, of the layout that describes them, and the file
+    names of all images; of a packed store it covers `store.json`, which holds checksums of the
+    store's files. It does not cover the pixels of images in separate files.
 
     Returns:
-        `fingerprint`, the SHA-256 of everything; `files`, the SHA-256 of each table; `images`, the
-        number of different images. The names of DATA.SOURCES begin their files' names.
+        `fingerprint`, the SHA-256 of everything; `files`, the SHA-256 of each table and layout;
+        `images`, the number of different images. The names of DATA.SOURCES begin their files'
+        names.
     """
     datasets = [loader.dataset for loader in loaders if loader is not None]
     tables, names = {}, set()
@@ -388,6 +390,8 @@ def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterato
     if data.DATASET != 'chexpert':  # whose other tables are not read
         for file in DATASETS[data.DATASET].tables(config, root):
             yield file.relative_to(root).as_posix(), file
+    if DATASETS[data.DATASET].splits is not None:
+        yield 'DATA.DATASET', open_layout(data.DATASET).file
     if is_store(root):
         yield STORE_FILE, place_of(root)[0] / STORE_FILE
     if is_pretrain:

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from tiny import VIT, arguments, run_folder, run_main, tiny_config
 
 from config import default_config
+from data import Loaders
 from data.check import Findings, check_data
 from data.describe import build_description
 from data.images import load_image
@@ -21,6 +23,7 @@ from data.layouts import SHIPPED, open_layout, read_layout
 from data.packing import Settings, pack, read_source
 from data.phantom import make_phantom
 from data.records import DATASETS, Records, may_be_absent, read_csv, read_split
+from engine.run_record import describe_data, run_changes
 
 LOGGER = logging.getLogger('test')
 NAN = np.nan
@@ -166,6 +169,22 @@ def test_the_option_takes_a_name_or_a_file(tmp_path: Path) -> None:
     )
     names = [file.name for file in DATASETS['nih'].tables(config, tmp_path / 'nih')]
     assert names == ['Data_Entry_2017_v2020.csv', 'train_val_list.txt', 'test_list.txt']
+
+
+def test_an_edited_layout_is_noticed_when_a_run_resumes(tmp_path: Path) -> None:
+    config = default_config()
+    config.DATA.DATASET = described(tmp_path)
+    record = read(tmp_path, config.DATA.DATASET, 'train')
+
+    def describe() -> dict:
+        dataset = SimpleNamespace(parts={'': SimpleNamespace(records=record)})
+        return describe_data(config, Loaders(train=SimpleNamespace(dataset=dataset)))
+
+    before = describe()
+    assert set(before['files']) == {'export.csv', 'DATA.DATASET'}
+    described(tmp_path, MINE.replace('enlarged heart', 'wide heart'))
+    (change,) = run_changes({'data': before}, {'data': describe()})
+    assert change == 'data: DATA.DATASET (3 -> 3 images)'
 
 
 @pytest.mark.parametrize(

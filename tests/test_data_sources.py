@@ -234,6 +234,7 @@ def test_the_record_names_the_tables_and_images_of_each_source(run, phantoms):
     assert len(lists) >= 3 and all(name in data['files'] for name in lists if '_list' in name)
     assert set(data['files']) - set(lists) == {
         'chexpert/train.csv',
+        'nih/DATA.DATASET',
         *(f'mimic/{kinds[kind]}' for kind in wanted),
     }
     config = config_of(phantoms, *SOURCES, options=('DATA.VIEWS', 'frontal'))
