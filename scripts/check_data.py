@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, check_config, default_config, put
 from data.check import Checked, Findings, check_data, check_sources
-from data.records import csv_names, may_be_absent
+from data.records import DATASETS, csv_names, may_be_absent
 from data.sources import source_configs
 from engine.files import replace_file
 
@@ -87,7 +87,9 @@ def main(args: argparse.Namespace) -> int:
             tables |= {args.duplicates: lambda: duplicates} if args.duplicates else {}
         else:
             has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
-            needs_no_valid = config.DATA.FOLD or may_be_absent(config, 'valid')
+            splits = DATASETS[config.DATA.DATASET].splits
+            has_only_train = splits is not None and list(splits(config)) == ['train']
+            needs_no_valid = config.DATA.FOLD or has_only_train or may_be_absent(config, 'valid')
             optional = ('test',) * has_default_test + ('valid',) * bool(needs_no_valid)
             checked = {'': check_data(config, findings, optional=optional, workers=args.workers)}
         for file, table in tables.items():

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import runpy
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from tiny import VIT, arguments, run_folder, run_main, tiny_config
+from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config
 
 from config import default_config
 from data import Loaders
@@ -491,3 +492,19 @@ def test_the_boxes_of_an_rsna_image_are_one_row(tmp_path: Path) -> None:
     records = read(tmp_path, 'rsna', 'train', ('Pneumonia',))
     assert records.file.tolist() == files and records.labels.tolist() == [[0], [1]]
     assert set(records.view) == {'frontal'}
+
+
+def test_the_check_of_a_layout_without_splits_needs_no_valid_split(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    root = write(tmp_path / 'rsna', 'stage_2_train_labels.csv', 'patientId,Target\nu1,0\nu2,1\n')
+    (root / 'stage_2_train_images').mkdir()
+    for name in ('u1', 'u2'):
+        pixels = rng.integers(0, 256, (40, 40), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / 'stage_2_train_images' / f'{name}.png')
+    check = runpy.run_path(str(ROOT / 'scripts' / 'check_data.py'))
+    words = ['--data-path', root, '--output', tmp_path / 'problems.csv', '--workers', 1, '--opts']
+    words += ['DATA.DATASET', 'rsna', 'DATA.IMAGE_SUFFIX', '.png', 'DATA.LABELS', "['Pneumonia']"]
+    assert check['main'](check['parse_args']([*map(str, words)])) == 0
+    table = root / 'stage_2_train_labels.csv'
+    table.write_text(table.read_text().replace('u2,1', 'u2,?'))
+    assert check['main'](check['parse_args']([*map(str, words)])) == 1
