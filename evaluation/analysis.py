@@ -37,6 +37,7 @@ class HeldOut:
 
     thresholds: np.ndarray  # [K]
     temperatures: np.ndarray  # [K]
+    missing: tuple[str, ...] = ()  # labels that the held-out patients do not have
 
 
 def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protocol) -> HeldOut:
@@ -58,7 +59,8 @@ def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protoco
                     *pair, rule=protocol.threshold, sensitivity=protocol.sensitivity
                 )
             temperatures[k] = fit_temperature(*pair)
-    return HeldOut(thresholds, temperatures)
+    missing = tuple(label for label in labels if label not in rows.labels)
+    return HeldOut(thresholds, temperatures, missing)
 
 
 def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, Any]:

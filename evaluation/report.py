@@ -11,7 +11,7 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -152,6 +152,8 @@ def build_document(
     scored = [
         score_set(cases, held_out, protocol) for cases, held_out in zip(sets, fitted, strict=True)
     ]
+    missing = {label for held_out in fitted for label in held_out.missing}
+    label_warnings = partial(_label_warnings, has_holdout=holdout is not None, missing=missing)
     headline = _headline(scored, protocol.resamples > 0)
     context = context_rows(policy, headline['set'], protocol.level, protocol.views)
     has_five = scored[-1]['means']['five'] is not None
@@ -167,7 +169,7 @@ def build_document(
             *warnings,
             *_leak_warnings(patients or {}),
             *([NO_HELD_OUT] if holdout is None else []),
-            *_set_lines(scored, partial(_label_warnings, has_holdout=holdout is not None)),
+            *_set_lines(scored, label_warnings),
         ],
         'sets': scored,
         **dict.fromkeys(('training', 'maps_check', 'pixel_floor')),
@@ -384,7 +386,9 @@ def _model_alerts(entry: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _label_warnings(entry: dict[str, Any], *, has_holdout: bool) -> Iterator[str]:
+def _label_warnings(
+    entry: dict[str, Any], *, has_holdout: bool, missing: Container[str] = ()
+) -> Iterator[str]:
     """Labels without both classes, with few positives or no threshold, and small groups."""
     undefined = entry['means']['undefined']
     few = [
@@ -403,8 +407,15 @@ def _label_warnings(entry: dict[str, Any], *, has_holdout: bool) -> Iterator[str
         yield f'without both classes, not scored and not shown: {", ".join(undefined)}'
     if few:
         yield f'fewer than {FEW_POSITIVES} positives: {", ".join(few)}'
-    if has_holdout and unset:
-        yield f'no threshold because the held-out cases lack a class: {", ".join(unset)}'
+    one_class = [label for label in unset if label not in missing]
+    unchosen = [label for label in unset if label in missing]
+    if has_holdout and one_class:
+        yield f'no threshold because the held-out cases lack a class: {", ".join(one_class)}'
+    if has_holdout and unchosen:
+        yield (
+            'no threshold because none was chosen for the label (a finding of several labels has '
+            f'none of its own): {", ".join(unchosen)}'
+        )
     if small:
         yield f'groups with fewer than {FEW_POSITIVES} positives of every label: {", ".join(small)}'
 

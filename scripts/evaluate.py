@@ -296,7 +296,8 @@ def read_thresholds(
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{file} is not a report.json: {error!r}') from error
         chosen = {label: parts.get(label, {}) for label in cases.labels}
-        fitted.append(HeldOut(*(_values_of(file, chosen, key) for key in LIMITS)))
+        missing = tuple(label for label in cases.labels if label not in parts)
+        fitted.append(HeldOut(*(_values_of(file, chosen, key) for key in LIMITS), missing))
         if np.isnan(fitted[-1].thresholds).all():
             raise ValueError(f'{file} has no threshold for any of these labels')
         now = protocol.level, protocol.aggregate, protocol.views

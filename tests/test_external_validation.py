@@ -111,6 +111,27 @@ def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path, evaluate
     assert aurocs(found) == pytest.approx(expected)
 
 
+def test_a_finding_of_several_labels_has_no_threshold_for_the_right_reason(
+    tmp_path: Path, evaluate
+) -> None:
+    rng = np.random.default_rng(3)
+    paths = pd.Series([f'patient{i:05d}/study1' for i in range(NUM_IMAGES)], name='Study')
+    own = pd.DataFrame(rng.integers(0, 2, (NUM_IMAGES, len(FINDINGS))), columns=FINDINGS)
+    own['Edema'] = 0  # is not scored, so the report of the model's own data does not choose for it
+    theirs = pd.DataFrame(rng.integers(0, 2, (NUM_IMAGES, 14)), columns=LABELS)
+    scores = pd.DataFrame(rng.random((NUM_IMAGES, len(FINDINGS))), columns=FINDINGS)
+    model, own_file, labels = (tmp_path / f'{name}.csv' for name in ('model', 'own', 'labels'))
+    for file, table in ((model, scores), (own_file, own), (labels, theirs)):
+        pd.concat([paths, table], axis=1).to_csv(file, index=False)
+    words = ['--predictions', model, '--labels', own_file, '--label-names', *FINDINGS]
+    report(evaluate, tmp_path / 'own', *words, '--thresholds-from', model, own_file)
+    words = ['--predictions', model, '--labels', labels, '--label-sets', 'nih', 'chexpert']
+    words += ['--thresholds-from', tmp_path / 'own' / 'report.json']
+    warnings = report(evaluate, tmp_path / 'out', *words)['warnings']
+    (line,) = [line for line in warnings if 'no threshold' in line]
+    assert 'several labels' in line and line.endswith(': Edema, Lung Lesion, Lung Opacity')
+
+
 def test_a_finding_of_several_labels_is_unknown_if_one_of_them_is(tmp_path, evaluate) -> None:
     marks = [*product([0, 1, -1], repeat=2)]
     paths = [f'patient{i:05d}/study1' for i in range(len(marks))]
