@@ -18,7 +18,7 @@ from tiny import ROOT, arguments, run_folder, run_main, tiny_config
 from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
 from data.phantom import make_phantom
-from data.records import SCORED_SPLITS
+from data.records import SCORED_SPLITS, read_predictions
 from evaluation import run_report
 from evaluation.run_report import FinalScores, check_scoring
 from logger import read_metrics
@@ -151,6 +151,10 @@ def test_the_pixel_floor_is_fitted_to_the_training_images_of_the_run(finished: P
         assert table['loss'] > 0 and table['components'] == 14
         for label, score in part['auroc'].items():
             assert score['value'] == pytest.approx(table['auroc'][label])
+        own = read_predictions(finished / f'predictions_{part["set"]}_pixels.csv')
+        model = read_predictions(finished / f'predictions_{part["set"]}.csv')
+        assert own.names.tolist() == model.names.tolist() and own.labels == model.labels
+        assert not np.allclose(own.probabilities, model.probabilities)
 
 
 def test_a_failure_of_the_pixel_floor_keeps_the_scores(
@@ -200,6 +204,7 @@ def test_only_predictions_and_reports_name_patients(finished: Path) -> None:
         if file.is_file() and PATIENT.search(file.read_bytes())
     }
     predictions = {f'predictions_{split}.csv' for split in ('holdout', 'valid', 'test')}
+    predictions |= {f'predictions_{split}_pixels.csv' for split in ('valid', 'test')}
     assert naming == predictions | {'report.html', 'report.json'}
 
 
