@@ -1,8 +1,8 @@
-"""Published figures that a report shows as context, with their sources and conditions.
+"""Published scores that a report shows as context, with sources and conditions.
 
-A published figure may be compared with a score only if split, level, views, label policy and
-ensembling are known to be the same. Every figure here differs in at least one of them, or does not
-state it, so all of them are context and not a comparison.
+Scores are only comparable if split, level, views, label policy and ensembling are known to be the
+same. Each score below differs in at least one of these conditions or does not state it, so the
+scores are context and not a comparison.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from data.labels import COMPETITION_LABELS
 
 IRVIN = 'Irvin et al. 2019, arXiv:1901.07031'
 
-# Table 3: policy for uncertain labels -> its name in the paper and the AUROCs in the order of
-# COMPETITION_LABELS; 200 validation studies, an ensemble of checkpoints. Which views were scored is
-# not stated.
+# Table 3: policy for uncertain labels -> name in the paper, and AUROCs in the order of
+# COMPETITION_LABELS, for 200 validation studies and an ensemble of checkpoints. The paper does not
+# state which views were scored.
 IRVIN_VALIDATION_AUROC = {
     'ignore': ('U-Ignore', (0.818, 0.828, 0.938, 0.934, 0.928)),
     'zeros': ('U-Zeros', (0.811, 0.840, 0.932, 0.929, 0.931)),
@@ -37,18 +37,25 @@ TEST_PATIENTS = frozenset(f'patient{number}' for number in range(64741, 65241))
 
 
 class Pretraining(NamedTuple):
-    """Mean AUROC in per cent after fine-tuning, and its standard deviation over runs."""
+    """A published mean AUROC after fine-tuning.
 
-    name: str  # model and initialisation
-    chexpert: float  # mean of the five tasks
-    chexpert_deviation: float | None  # None if not stated
+    Attributes:
+        name: Model and initialisation.
+        chexpert: Mean AUROC of the five tasks, in percent.
+        chexpert_deviation: Standard deviation over runs, in percent; None if not stated.
+        source: Publication.
+    """
+
+    name: str
+    chexpert: float
+    chexpert_deviation: float | None
     source: str
 
 
 MA = 'Ma et al. 2022, BenchmarkTransformers'
 XIAO = 'Xiao et al. 2023, medical_mae'
 MEAN_OF_FIVE = 'Mean of the five'
-# Split, level, views, label policy and ensembling are not stated.
+# The papers do not state split, level, views, label policy and ensembling.
 PRETRAINING = (
     Pretraining('Swin-B, random', 83.39, 0.84, MA),
     Pretraining('Swin-B, supervised ImageNet', 87.80, 0.42, MA),
@@ -64,19 +71,22 @@ PRETRAINING = (
 def points_below(
     fpr: np.ndarray, tpr: np.ndarray, points: Sequence[tuple[float, float]]
 ) -> list[bool]:
-    """Whether each operating point (specificity, sensitivity) lies below a ROC curve.
+    """Return whether each operating point (specificity, sensitivity) lies below a ROC curve.
 
-    `fpr` [C] (never falling) and `tpr` [C] are the corners of the curve. It is linear between them,
-    and its upper end counts where it rises vertically.
+    Args:
+        fpr: False positive rates of the points of the curve in ascending order, [C].
+        tpr: True positive rates of these points, [C]. The curve is linear between the points. Where
+            it is vertical, the upper end counts.
+        points: Specificity and sensitivity of each operating point.
     """
     specificity, sensitivity = np.array(points, float).reshape(-1, 2).T
-    # Rounded, so that an error in the last digit does not decide.
+    # Rounding prevents that an error in the last digit decides the result.
     curve = np.interp(np.round(1 - specificity, 9), np.round(fpr, 9), tpr)
     return (np.round(curve - sensitivity, 9) > 0).tolist()
 
 
 def is_chexpert_test(studies: Sequence[str]) -> bool:
-    """Whether these paths of studies are the 500 test studies of CheXpert."""
+    """Return whether these paths of studies are the 500 test studies of CheXpert."""
     names = set(studies)
     patients = {name.split('/')[-2] for name in names if '/' in name}
     is_phantom = any('phantom' in name.lower() for name in names)
@@ -84,13 +94,15 @@ def is_chexpert_test(studies: Sequence[str]) -> bool:
 
 
 def context_rows(policy: str, split: str, level: str, views: str) -> list[dict[str, Any]]:
-    """The `published` part of a report, under the conditions of the run ('' for an unknown policy).
+    """Return the `published` part of a report.
+
+    The arguments are the conditions of the run; policy '' is unknown.
 
     Returns:
-        `name`, `values` {label or MEAN_OF_FIVE: AUROC} and `note`, which states how the conditions
-        differ from those of the run and which are unknown.
+        `name`, `values` {label or MEAN_OF_FIVE: AUROC}, and `note`, which states the known
+        conditions of both and the unknown ones.
     """
-    here = f'here {split}, {level} level, {views} views, policy {policy or "unknown"}'
+    here = f'this report: {split}, {level} level, {views} views, policy {policy or "unknown"}'
     rows = []
     for name, (title, areas) in IRVIN_VALIDATION_AUROC.items():
         conditions = f'an ensemble of checkpoints, 200 validation studies, policy {name}'
@@ -98,7 +110,7 @@ def context_rows(policy: str, split: str, level: str, views: str) -> list[dict[s
             {
                 'name': f'{title}, ensemble ({IRVIN}, Table 3)',
                 'values': dict(zip(COMPETITION_LABELS, areas, strict=True)),
-                'note': f'context only: {conditions}; views not stated; {here}',
+                'note': f'context only: {conditions}, views not stated; {here}',
             }
         )
     for row in PRETRAINING:
