@@ -27,17 +27,11 @@ HISTOGRAM_BINS = 20
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Thresholds and temperatures that were fitted on held-out training patients.
+    """Values that were fitted on held-out training patients, NaN where there is none."""
 
-    Attributes:
-        thresholds: Threshold of each label, [K], NaN if there is none.
-        temperatures: Temperature of each label, [K], NaN if there is none.
-        missing: Labels that the held-out cases do not have.
-    """
-
-    thresholds: np.ndarray
-    temperatures: np.ndarray
-    missing: tuple[str, ...] = ()
+    thresholds: np.ndarray  # [K]
+    temperatures: np.ndarray  # [K]
+    missing: tuple[str, ...] = ()  # labels that the held-out cases do not have
 
 
 def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protocol) -> HeldOut:
@@ -66,12 +60,8 @@ def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protoco
 def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, Any]:
     """Compute one entry of the report's `sets`.
 
-    Labels without both classes are listed but not scored.
-
-    Args:
-        cases: One row per image, or per study if only studies are known.
-        held_out: Thresholds and temperatures in the order of the labels of the cases.
-        protocol: Options for scoring.
+    The cases have one row per image, or per study if only studies are known. The held-out values
+    are in the order of their labels. Labels without both classes are listed but not scored.
     """
     rows = cases.at_level(protocol.level, protocol.aggregate)
     has_both = [np.unique(target[~np.isnan(target)]).size == 2 for target in rows.targets.T]

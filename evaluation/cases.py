@@ -14,9 +14,7 @@ SHOWN = 3  # number of example names in a message
 
 @dataclass(frozen=True, eq=False)
 class Cases:
-    """The rows of one set, which is a split or a file of predictions.
-
-    Text arrays have the dtype object.
+    """The rows of one set, which is a split or a file of predictions. Text has the dtype object.
 
     Attributes:
         name: Name of the set.
@@ -27,8 +25,7 @@ class Cases:
         probabilities: Probabilities, [N, K].
         targets: 1, 0, or NaN where the label is not scored, [N, K].
         groups: Column ('Sex', 'Age' bands, 'View', ...) -> group of each row, [N], '' if unknown.
-        uncertain: Mask of the labels that are not scored because they are uncertain, [N, K], or
-            None if there are none.
+        uncertain: Mask of labels that are not scored because they are uncertain, [N, K], or None.
     """
 
     name: str
@@ -121,7 +118,7 @@ def match(
 
     Args:
         predictions: Predictions of one model.
-        table: Labels of the same images or studies.
+        table: Labels of the images or studies.
         name: Name of the resulting set.
         level: Level of the scores. 'image' requires labels and predictions of images.
         complete: Whether each labelled row must have a prediction.
@@ -138,9 +135,8 @@ def match(
     labels = tuple(label for label in table.labels if label in predictions.labels)
     if not labels:
         raise ValueError(
-            f'{predictions.file} and {table.file} have no label in common: the predictions are for '
-            f'{", ".join(predictions.labels)}, and the labels of the task {table.task} are '
-            f'{", ".join(table.labels)}'
+            f'{predictions.file} ({", ".join(predictions.labels)}) and {table.file} (task '
+            f'{table.task}: {", ".join(table.labels)}) have no label in common'
         )
     of_predictions, of_table, notes = _pair_rows(predictions, table, complete)
     records = table.records.select(of_table)
@@ -177,15 +173,8 @@ def share_labels(
     """Reduce predictions and labels to the findings that both contain.
 
     The probability of a finding with several labels is their maximum. The finding is present if one
-    of these labels is present. Otherwise it is not scored if one of these labels is not scored.
-
-    Args:
-        predictions: Predictions of one model.
-        table: Labels of another data set.
-        shared: Findings with the labels of both.
-
-    Returns:
-        Predictions and labels of the common findings, and a note that lists the other labels.
+    of these labels is present. Otherwise it is not scored if one of these labels is not scored. The
+    last result is a note that lists the remaining labels.
 
     Raises:
         ValueError: If there is no common finding.
@@ -197,8 +186,8 @@ def share_labels(
     ]
     if not both:
         raise ValueError(
-            f'{predictions.file} and {table.file} have no finding in common: the predictions are '
-            f'for {", ".join(predictions.labels)}, and the labels are {", ".join(table.labels)}'
+            f'{predictions.file} ({", ".join(predictions.labels)}) and {table.file} '
+            f'({", ".join(table.labels)}) have no finding in common'
         )
     marks = np.where(np.isnan(table.targets), UNCERTAIN, table.targets)
     probabilities, values = [], []
@@ -230,13 +219,10 @@ def share_labels(
 def _check_kinds(predictions: Predictions, table: LabelTable, level: str) -> None:
     of_studies = [part.file for part in (predictions, table) if part.key == 'Study']
     if level == 'image' and of_studies:
-        raise ValueError(
-            f'level image needs rows of images (Path), but {of_studies[0]} has rows of studies'
-        )
+        raise ValueError(f'level image requires images (Path), but {of_studies[0]} has studies')
     if table.views != 'all' and predictions.key == 'Study':
         raise ValueError(
-            f'views {table.views} can only be selected among images, but {predictions.file} has '
-            'rows of studies'
+            f'views {table.views} requires images (Path), but {predictions.file} has studies'
         )
 
 
@@ -245,8 +231,7 @@ def _pair_rows(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Match the rows of both files, by study if either file has studies, otherwise by image.
 
-    Returns:
-        Row indices of predictions [M] and of labels [M], and notes about the unmatched rows.
+    Returns row indices [M] of predictions and of labels, and notes about the unmatched rows.
     """
     key = 'Study' if 'Study' in (predictions.key, table.key) else 'Path'
     given, wanted = row_names(predictions.names, key), row_names(table.records.path, key)
@@ -259,9 +244,8 @@ def _pair_rows(
     of_predictions, of_table = of_predictions[paired], of_table[paired]
     if not len(of_table):
         raise ValueError(
-            f'{predictions.file} and {table.file} have no row in common: the predictions are for '
-            f'{_examples(predictions.names)}, and the labels are for '
-            f'{_examples(table.records.path)}'
+            f'{predictions.file} ({_examples(predictions.names)}) and {table.file} '
+            f'({_examples(table.records.path)}) have no row in common'
         )
     notes, of_views = [], '' if table.views == 'all' else f' of {table.views} views'
     if ignored := len(given) - len(set(of_predictions)):
@@ -293,8 +277,8 @@ def _of_wanted_views(predictions: Predictions, wanted: str) -> np.ndarray:
     if (views == '').any():
         unknown = predictions.names[np.argmax(views == '')]
         raise ValueError(
-            f'{predictions.file}: the view of {unknown!r} is not known from its name, so views '
-            f'{wanted} cannot be selected'
+            f'{predictions.file}: views {wanted} cannot be selected, because the name {unknown!r} '
+            'does not contain a view'
         )
     return np.flatnonzero(views == wanted)
 

@@ -244,10 +244,7 @@ def calibration(label: dict, key: str) -> Markup:
     for i, (xs, ys) in enumerate(curves):
         panel.line(xs, ys, f'curve thin series-{i}')
         panel.marks(xs, ys, f'mark series-{i}', marker=MARKERS[i])
-    words = (
-        'Observed share of positives against predicted probability. The diagonal is perfect '
-        'calibration.'
-    )
+    words = 'Observed share of positives against predicted probability. The diagonal is ideal.'
     return panel.svg(f'{key}-calibration', f'Calibration: {label["label"]}', words)
 
 

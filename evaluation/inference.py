@@ -26,9 +26,7 @@ def load_classifier(
     """Build the model of the config and load the weights of a checkpoint.
 
     The checkpoint determines the number of outputs per label: one, or three (policy 'multiclass').
-
-    Raises:
-        ValueError: If the weights belong to another model. The message names the entries.
+    Weights of another model raise a ValueError that names the entries.
     """
     state, num_labels = read_checkpoint(path)['model'], config.MODEL.NUM_CLASSES
     has_three = len(state.get('head.weight', ())) == 3 * num_labels
@@ -45,10 +43,8 @@ def predict(
     """Compute the logits [N, K] of a split in the order of the records, on every rank.
 
     For a label with three outputs, the logit is that of the softmax over positive and negative.
-    For several models or several test-time views, it is the logit of the mean probability.
-
-    Raises:
-        ValueError: If a logit is not finite. The message names the first image.
+    For several models or several test-time views, it is the logit of the mean probability. A
+    logit that is not finite raises a ValueError that names the image.
     """
     models = [models] if isinstance(models, nn.Module) else models
     for model in models:
@@ -80,9 +76,7 @@ def mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
 def refuse_undefined(values: np.ndarray, dataset: Dataset) -> None:
     """Raise a ValueError with the name of the first image whose output is not finite.
 
-    Args:
-        values: Outputs of the model, [N, ...], one row per image.
-        dataset: Dataset of the images with `records` or with `paths`.
+    `values` [N, ...] has one row per image of the dataset, which has `records` or `paths`.
     """
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if not bad.size:

@@ -64,12 +64,9 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def delong_variance(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     """Compute the AUROC and DeLong's estimate of the variance.
 
-    Args:
-        probabilities: Probabilities or any other increasing scores, [N].
-        targets: 1, 0, or NaN where the label is not scored, [N].
-
-    Returns:
-        AUROC, NaN without both classes, and variance, NaN with fewer than two cases of a class.
+    Probabilities [N] may be any increasing scores. Targets [N] are 1, 0, or NaN where the label is
+    not scored. The AUROC is NaN without both classes, and the variance with fewer than two cases of
+    a class.
     """
     wins, losses = components(probabilities, targets)
     if not (wins.size and losses.size):
@@ -78,7 +75,7 @@ def delong_variance(probabilities: np.ndarray, targets: np.ndarray) -> tuple[flo
 
 
 def delong_interval(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, float, float]:
-    """Compute the AUROC and the lower and upper limit of its 95 % interval on the logit scale.
+    """Compute the AUROC and the limits of the 95 % interval on the logit scale.
 
     The interval is symmetric about logit(AUROC) with standard error se / (AUROC (1 - AUROC)), so
     that it stays inside [0, 1]. It is NaN if the variance is 0 or undefined. `delong_variance`
@@ -95,15 +92,10 @@ def delong_interval(probabilities: np.ndarray, targets: np.ndarray) -> tuple[flo
 
 
 def delong_test(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> float:
-    """Return the two-sided p-value of the hypothesis that two models have the same AUROC.
+    """Return the two-sided p-value of the hypothesis that predictions a and b have the same AUROC.
 
-    The p-value is 1 if both models rank all pairs alike. It is NaN if the variance of the
-    difference is undefined, or 0 although the AUROCs differ.
-
-    Args:
-        a: Probabilities of the first model, [N].
-        b: Probabilities of the second model for the same cases, [N].
-        targets: 1, 0, or NaN where the label is not scored, [N].
+    The p-value is 1 if both rank all pairs alike. It is NaN if the variance of the difference is
+    undefined, or 0 although the AUROCs differ. `delong_variance` explains the arguments.
     """
     (wins_a, losses_a), (wins_b, losses_b) = components(a, targets), components(b, targets)
     wins, losses = wins_a - wins_b, losses_a - losses_b
@@ -118,8 +110,7 @@ def delong_test(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> float:
 def components(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return DeLong's structural components as exact counts, in which a tie counts half.
 
-    The counts are the negatives below each positive, [P], and the positives above each negative,
-    [Q].
+    They are the negatives below each positive, [P], and the positives above each negative, [Q].
     """
     positive, negative = probabilities[targets == 1], probabilities[targets == 0]
     ranks = rankdata(np.concatenate([positive, negative]))  # midranks

@@ -74,11 +74,7 @@ def pixel_floor(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> tup
 
 
 def weighted_pairs(target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Convert soft targets to weighted classes.
-
-    Returns:
-        Row indices, classes 0 or 1, and weights. A soft target gives one entry for each class.
-    """
+    """Return rows, classes (0 or 1) and weights. A soft target gives one entry for each class."""
     positive, negative = np.flatnonzero(target > 0), np.flatnonzero(target < 1)  # False for NaN
     rows = np.concatenate([positive, negative])
     weights = np.concatenate([target[positive], 1 - target[negative]])

@@ -6,7 +6,7 @@ scores are context and not a comparison.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -35,36 +35,20 @@ RADIOLOGISTS = {
 }
 TEST_PATIENTS = frozenset(f'patient{number}' for number in range(64741, 65241))
 
-
-class Pretraining(NamedTuple):
-    """A published mean AUROC after fine-tuning.
-
-    Attributes:
-        name: Model and initialisation.
-        chexpert: Mean AUROC of the five tasks, in percent.
-        chexpert_deviation: Standard deviation over runs, in percent; None if not stated.
-        source: Publication.
-    """
-
-    name: str
-    chexpert: float
-    chexpert_deviation: float | None
-    source: str
-
-
 MA = 'Ma et al. 2022, BenchmarkTransformers'
 XIAO = 'Xiao et al. 2023, medical_mae'
 MEAN_OF_FIVE = 'Mean of the five'
-# The papers do not state split, level, views, label policy and ensembling.
+# Model and initialisation, mean AUROC of the five tasks in percent, standard deviation over runs,
+# and source. The papers do not state split, level, views, label policy and ensembling.
 PRETRAINING = (
-    Pretraining('Swin-B, random', 83.39, 0.84, MA),
-    Pretraining('Swin-B, supervised ImageNet', 87.80, 0.42, MA),
-    Pretraining('Swin-B, SimMIM ImageNet', 88.16, 0.31, MA),
-    Pretraining('Swin-B, SimMIM NIH14 from random', 86.75, 0.96, MA),
-    Pretraining('Swin-B, SimMIM 926K X-rays from random', 87.83, 0.23, MA),
-    Pretraining('Swin-B, SimMIM ImageNet then 926K X-rays', 88.37, 0.40, MA),
-    Pretraining('ViT-S, MAE 0.3M X-rays', 89.2, None, XIAO),
-    Pretraining('ViT-B, MAE 0.5M X-rays', 89.3, None, XIAO),
+    ('Swin-B, random', 83.39, 0.84, MA),
+    ('Swin-B, supervised ImageNet', 87.80, 0.42, MA),
+    ('Swin-B, SimMIM ImageNet', 88.16, 0.31, MA),
+    ('Swin-B, SimMIM NIH14 from random', 86.75, 0.96, MA),
+    ('Swin-B, SimMIM 926K X-rays from random', 87.83, 0.23, MA),
+    ('Swin-B, SimMIM ImageNet then 926K X-rays', 88.37, 0.40, MA),
+    ('ViT-S, MAE 0.3M X-rays', 89.2, None, XIAO),
+    ('ViT-B, MAE 0.5M X-rays', 89.3, None, XIAO),
 )
 
 
@@ -73,14 +57,11 @@ def points_below(
 ) -> list[bool]:
     """Return whether each operating point (specificity, sensitivity) lies below a ROC curve.
 
-    Args:
-        fpr: False positive rates of the points of the curve in ascending order, [C].
-        tpr: True positive rates of these points, [C]. The curve is linear between the points. Where
-            it is vertical, the upper end counts.
-        points: Specificity and sensitivity of each operating point.
+    The curve is linear between the points `fpr` [C], in ascending order, and `tpr` [C]. Where the
+    curve is vertical, the upper end counts.
     """
     specificity, sensitivity = np.array(points, float).reshape(-1, 2).T
-    # Rounding prevents that an error in the last digit decides the result.
+    # Rounding avoids that an error in the last digit decides the result.
     curve = np.interp(np.round(1 - specificity, 9), np.round(fpr, 9), tpr)
     return (np.round(curve - sensitivity, 9) > 0).tolist()
 
@@ -113,14 +94,14 @@ def context_rows(policy: str, split: str, level: str, views: str) -> list[dict[s
                 'note': f'context only: {conditions}, views not stated; {here}',
             }
         )
-    for row in PRETRAINING:
+    for name, area, deviation, source in PRETRAINING:
         notes = ['context only: split, level, views, label policy and ensembling not stated']
-        if row.chexpert_deviation is not None:
-            notes.append(f'published as +- {row.chexpert_deviation / 100:.4f}')
+        if deviation is not None:
+            notes.append(f'published as +- {deviation / 100:.4f}')
         rows.append(
             {
-                'name': f'{row.name} ({row.source})',
-                'values': {MEAN_OF_FIVE: round(row.chexpert / 100, 4)},
+                'name': f'{name} ({source})',
+                'values': {MEAN_OF_FIVE: round(area / 100, 4)},
                 'note': '; '.join([*notes, here]),
             }
         )

@@ -20,21 +20,15 @@ def pixel_mask(mask: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def visible_mean(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Fill the hidden pixels with the mean of each channel's visible pixels.
-
-    Args:
-        image: Image, [C, H, W].
-        hidden: Mask of the hidden pixels, [H, W] bool.
-    """
+    """Fill the `hidden` pixels [H, W] of an image [C, H, W] with the mean of the visible pixels."""
     means = image[:, ~hidden].mean(axis=1)
     return np.where(hidden, means[:, None, None], image)
 
 
 def linear_interpolation(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Fill the hidden pixels by linear interpolation on a triangulation of the visible pixels.
+    """Fill the `hidden` pixels by linear interpolation on a triangulation of the visible pixels.
 
-    Pixels outside the convex hull get the value of the nearest visible pixel. `visible_mean`
-    explains the arguments.
+    Pixels outside the convex hull get the value of the nearest visible pixel.
     """
     visible, wanted = np.argwhere(~hidden), np.argwhere(hidden)
     values = image[:, ~hidden].T  # [V, C]
@@ -78,8 +72,7 @@ def hidden_error(item: Reconstruction, prediction: np.ndarray) -> np.ndarray:
     """Sum the absolute error of a prediction [C, H, W] over the hidden pixels.
 
     Returns:
-        The error in normalised units and in grey levels, both averaged over channels, and the
-        number of hidden pixels, [3].
+        Mean error over channels in normalised units and in grey levels, and number of pixels, [3].
     """
     error = np.abs(prediction - item.image)[:, item.hidden].sum(axis=1, dtype=np.float64)
     return np.array([error.mean(), (error * item.grey_scale).mean(), item.hidden.sum()])

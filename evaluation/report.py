@@ -200,11 +200,8 @@ def floor_part(
 ) -> dict[str, Any] | None:
     """Score the baseline on pixels and compare the model with it, for the report's `pixel_floor`.
 
-    Args:
-        sets: Sets of cases with the predictions of the model.
-        floor: Name of a set -> probabilities of the baseline, [N, K]. Empty without a baseline.
-        protocol: Options for scoring.
-        facts: Further entries about the baseline.
+    `floor` maps the name of a set to the probabilities [N, K] of the baseline. It is empty without
+    a baseline. `facts` are further entries about the baseline.
     """
     if not floor:
         return None

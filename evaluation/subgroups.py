@@ -86,11 +86,7 @@ def _describe_group(
     weights: np.ndarray,
     shares: np.ndarray,
 ) -> dict[str, Any]:
-    """Return the report's entry of one group.
-
-    `weights` [1 + R, N] are the bootstrap weights of the rows, and `shares` [N, K] the result of
-    `standard_weights`.
-    """
+    """Return the report's entry of one group, from bootstrap weights and `standard_weights`."""
     labels = {}
     for k, (label, values) in enumerate(scores.items()):
         targets = rows.targets[:, k]

@@ -45,8 +45,8 @@ def build_saved_model(
 ) -> nn.Module:
     """Build the model of a checkpoint after comparing all shapes on the meta device.
 
-    The comparison allocates no memory, so a damaged checkpoint cannot request a huge model.
-    `options` are passed to `build_model`.
+    The comparison needs no memory, so the options of a downloaded or damaged checkpoint cannot
+    allocate a huge model. `options` are passed to `build_model`.
     """
     with name_damaged(source), torch.device('meta'):
         without_memory = build_model(config, **options)

@@ -107,12 +107,7 @@ class ContrastiveMethod(nn.Module, ABC):
 
     @classmethod
     def chance_loss(cls, options: Any, images: int) -> float | None:
-        """Return the loss of a model that cannot distinguish images; None if undefined.
-
-        Args:
-            options: Section CONTRASTIVE of the configuration.
-            images: Number of images that the loss compares.
-        """
+        """Return the loss of a model that cannot distinguish `images` images; None if undefined."""
         return None
 
     def forward(self, *views: Tensor) -> Tensor:
@@ -580,12 +575,8 @@ def mlp_head(
 ) -> nn.Sequential:
     """Build two linear layers with a ReLU between them, [B, in_features] -> [B, out_features].
 
-    Args:
-        in_features: Width of the input.
-        out_features: Width of the output.
-        hidden: Width of the hidden layer.
-        norm: Whether to add batch norm before the ReLU (all methods except MoCo v2).
-        norm_output: Whether to add batch norm after the second layer (SimCLR).
+    `norm` adds batch norm before the ReLU (all methods except MoCo v2), and `norm_output` adds it
+    after the second layer (SimCLR).
     """
     layers = [nn.Linear(in_features, hidden, bias=not norm)]  # batch norm adds its own bias
     if norm:
@@ -616,8 +607,7 @@ class Prototypes(nn.Linear):
     def forward(self, z: Tensor, learn: Tensor) -> Tensor:
         """Compute cosine similarities, [..., D] -> [..., K].
 
-        If `learn` is False, the prototypes get the gradient 0. They must have a gradient, because
-        DistributedDataParallel waits for it.
+        Without `learn`, the prototypes' gradient is 0; DistributedDataParallel requires a gradient.
         """
         if not self.training:
             return products(unit(z), unit(self.weight))

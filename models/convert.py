@@ -82,8 +82,7 @@ NAMES = (
     ('fc_norm.', 'pooler.layernorm.'),
     ('head.', 'classifier.'),
 )
-# Further names that are read but never exported: ResNet, and MAE's decoder, whose blocks are
-# `decoder_encoder` in transformers 5.
+# Names that are only read: ResNet, and MAE's decoder (`decoder_encoder` in transformers 5).
 RESNET_BLOCK = (
     *((f'conv{k + 1}.', f'layer.{k}.convolution.') for k in range(3)),
     *((f'bn{k + 1}.', f'layer.{k}.normalization.') for k in range(3)),
@@ -258,13 +257,9 @@ def first_weight(model: nn.Module) -> str:
 
 
 def resize_position_embedding(embedding: Tensor, new_length: int) -> Tensor:
-    """Resize position embeddings of a square grid by bicubic interpolation.
+    """Resize position embeddings by bicubic interpolation, [1, L, D] -> [1, new_length, D].
 
     The row of a class token, which comes before the grid, does not change.
-
-    Args:
-        embedding: Position embeddings, [1, L, D].
-        new_length: New number of rows.
 
     Raises:
         ValueError: If the grid is not square.
@@ -275,8 +270,8 @@ def resize_position_embedding(embedding: Tensor, new_length: int) -> Tensor:
     side = isqrt(grid.shape[1])
     if side**2 != grid.shape[1]:
         raise ValueError(
-            f'position embeddings must belong to a square grid to be resized to {new_length} rows, '
-            f'got {embedding.shape[1]} rows'
+            f'position embeddings must be a square grid, got {embedding.shape[1]} rows instead of '
+            f'{new_length}'
         )
     planes = grid.transpose(1, 2).unflatten(2, (side, side))  # [1, D, side, side]
     planes = F.interpolate(planes, size=(new_side, new_side), mode='bicubic', align_corners=False)
@@ -295,10 +290,7 @@ def fold_input(
         weight: Weight of the checkpoint, [E, C, p, p].
         bias: Bias of the checkpoint, [E].
         source: Statistics of the checkpoint's C channels.
-        target: Statistics of the model's C' channels.
-
-    Returns:
-        Weight [E, C', p, p] and bias [E].
+        target: Statistics of the model's channels.
     """
     dtype, (mean, std) = weight.dtype, _columns(source)
     new_mean, new_std = _columns(target)
@@ -321,10 +313,7 @@ def fold_output(
             pixel (a, b) of channel c.
         bias: Bias, [C * stride ** 2].
         source: Statistics of the checkpoint's C channels.
-        target: Statistics of the model's C' channels.
-
-    Returns:
-        Weight [C' * stride ** 2, D, ...] and bias [C' * stride ** 2].
+        target: Statistics of the model's channels.
     """
     dtype, (mean, std) = weight.dtype, _columns(source)
     new_mean, new_std = _columns(target)
@@ -438,10 +427,7 @@ def _fold_first_layer(
     bias = state[offset_key] if has_bias else weight.new_zeros(len(weight))
     folded, offset = fold_input(weight, bias, source_stats, target_stats)
     report.folded += [key, offset_key]
-    report.remarks.append(
-        f'the first layer was converted from {channels} to {new_channels} channels; the checkpoint '
-        f'used {source_stats}'
-    )
+    report.remarks.append(f'converted from {channels} to {new_channels} channels, {source_stats}')
     if convolution.padding not in (0, (0, 0)):
         report.remarks.append('the conversion is exact except at the padded border of the image')
     return state | {key: folded, offset_key: offset if has_bias else state[offset_key] - offset}
@@ -471,9 +457,7 @@ def _convert_decoder(
         if all(value.shape == own[key].shape for key, value in (decoder | folded).items()):
             report.folded += folded
             return state | folded
-    report.remarks.append(
-        'the decoder is not used, because the model has a different decoder or none'
-    )
+    report.remarks.append('the decoder is not used, because the model has another one or none')
     report.left_over += decoder
     return {key: value for key, value in state.items() if key not in decoder}
 

@@ -44,8 +44,8 @@ class Encoder(nn.Module, ABC):
         num_features: Width of the output of `forward_features`.
         head: Result of `build_classifier_head`.
         hides_patches: Whether masked pre-training can use the encoder (class attribute).
-        attends_globally: Whether all tokens, starting with a class token, attend to each other in
-            `blocks`. Attention rollout requires this (class attribute).
+        attends_globally: Whether attention rollout supports the encoder: in all `blocks`, all
+            tokens attend to each other, and the first is a class token (class attribute).
     """
 
     in_chans: int
@@ -72,12 +72,8 @@ class Encoder(nn.Module, ABC):
     def check(cls, config: Any, stage: str | None) -> None:
         """Check the options of this encoder before anything is built.
 
-        Args:
-            config: Run configuration.
-            stage: 'simmim', 'contrastive', 'finetune', or None to check only the values.
-
-        Raises:
-            ValueError: If an option is invalid. The message names the key.
+        The stage is 'simmim', 'contrastive' or 'finetune', or None to check only the values. A
+        ValueError names the invalid key.
         """
 
     @classmethod
@@ -134,8 +130,7 @@ class PatchEncoder(Encoder):
         patch_size: Side of an input token in pixels.
         embed_dim: Width of the input tokens.
         stride: Side of an output token in pixels.
-        is_masked: Whether this is the version for masked images, see `masked_version` (class
-            attribute).
+        is_masked: Whether this is the `masked_version` of an encoder (class attribute).
     """
 
     hides_patches = True
@@ -184,7 +179,7 @@ class MaskedEncoder:
         self.init_normal_(self.mask_token)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Encode masked images to features.
+        """Encode images with hidden patches.
 
         Args:
             x: Images, [B, C, S, S].

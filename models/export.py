@@ -99,13 +99,7 @@ class Tokens(nn.Module):
 
 
 class Format(NamedTuple):
-    """An export format.
-
-    Attributes:
-        write: Function that writes an export and returns a function from images to outputs.
-        suffix: Suffix of the file; '' for a folder.
-        packages: Packages that the format requires.
-    """
+    """An export format: function that writes it, file suffix ('' for a folder), and packages."""
 
     write: Callable[[Source, Path], Run]
     suffix: str
@@ -113,19 +107,14 @@ class Format(NamedTuple):
 
 
 def load_source(path: str | Path, logger: logging.Logger) -> Source:
-    """Load the model of a checkpoint from any training stage.
-
-    Raises:
-        ValueError: If the file is not such a checkpoint, or if the weights do not fit its config.
-    """
+    """Load the model of a checkpoint from any training stage, or raise a ValueError."""
     state, outputs, gives = read_checkpoint(path)['model'], (), 'tokens'
     stage = 'contrastive' if is_contrastive(state) else 'simmim'
     stage = 'finetune' if 'head.weight' in state else stage
     config = trained_config(path, stage)
     if config is None:
         raise ValueError(
-            f'{path} must be a checkpoint of main_simmim.py, main_contrastive.py or '
-            'main_finetune.py, but it contains no config of them'
+            f'{path} is not a checkpoint of main_simmim.py, main_contrastive.py or main_finetune.py'
         )
     config.MODEL.ATTENTION = 'eager'  # every format supports the operations of eager attention
     config.TRAIN.USE_CHECKPOINT = False
@@ -148,18 +137,9 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
 
 
 def export(source: Source, target: str, path: Path, *, overwrite: bool) -> float:
-    """Write an export after comparing its outputs with those of the checkpoint.
+    """Write an export in a format of FORMATS and return `largest_difference`.
 
     If anything fails, the output path does not change.
-
-    Args:
-        source: Model to export.
-        target: Name in FORMATS.
-        path: File or folder to write.
-        overwrite: Whether to replace an existing export.
-
-    Returns:
-        Largest absolute difference between the outputs of export and checkpoint.
 
     Raises:
         ValueError: If the path exists, a package is missing, or the format does not support the
@@ -171,9 +151,7 @@ def export(source: Source, target: str, path: Path, *, overwrite: bool) -> float
     if path.exists() and not overwrite:
         raise ValueError(f'--output {path} already exists; use --overwrite to replace it')
     if path.is_dir() and (others := {file.name for file in path.iterdir()} - FOLDER_FILES):
-        raise ValueError(
-            f'--output {path} cannot be replaced: {min(others)} is not a file of an export'
-        )
+        raise ValueError(f'--output {path} contains {min(others)}, which is not part of an export')
     for package in kind.packages:
         if importlib.util.find_spec(package) is None:
             raise ValueError(
@@ -351,11 +329,7 @@ FORMATS = {
 
 
 def _by_encoder(source: Source, target: str, builders: dict[str, Callable]) -> Any:
-    """Call the builder for the type of encoder with the source and the learned weights.
-
-    Raises:
-        ValueError: If the format does not support the encoder or one of its options.
-    """
+    """Check the encoder, and call its builder with the source and the learned weights."""
     kind, options = source.config.MODEL.TYPE, source.config.MODEL.SWIN
     if kind not in builders:
         raise ValueError(
@@ -388,10 +362,7 @@ def _timm_swin(source: Source, state: State) -> tuple[str, dict[str, Any], State
 
 
 def _timm_vit(source: Source, state: State) -> tuple[str, dict[str, Any], State]:
-    """Return class name, arguments and state dict for timm's VisionTransformer or Beit.
-
-    Only Beit supports relative position bias.
-    """
+    """Return class name, arguments and state dict for timm's VisionTransformer or Beit."""
     options = source.config.MODEL.VIT
     arguments = {
         'depth': options.DEPTH,
@@ -431,11 +402,7 @@ def with_pooled_norm(state: State) -> State:
 
 
 def _huggingface_swin(source: Source, state: State) -> tuple[dict[str, Any], State]:
-    """Return config and state dict for Swin in transformers.
-
-    Raises:
-        ValueError: If the last stage is smaller than the window, which transformers rejects.
-    """
+    """Return config and state dict for Swin in transformers, or raise if a stage is too small."""
     options = source.config.MODEL.SWIN
     smallest = source.encoder.grid_size // 2 ** (len(options.DEPTHS) - 1)
     if smallest < options.WINDOW_SIZE:
@@ -443,11 +410,7 @@ def _huggingface_swin(source: Source, state: State) -> tuple[dict[str, Any], Sta
             f'--to huggingface: MODEL.SWIN.WINDOW_SIZE must be at most {smallest}, the side of the '
             f'last stage in tokens, got {options.WINDOW_SIZE}; {ANY_MODEL}'
         )
-    indices = {
-        key: value
-        for key, value in source.encoder.state_dict().items()
-        if key.endswith('.relative_position_index')  # transformers before 5 loads these buffers
-    }
+
     config = {
         'model_type': 'swin',
         'architectures': ['SwinForImageClassification' if source.outputs else 'SwinModel'],
@@ -462,7 +425,7 @@ def _huggingface_swin(source: Source, state: State) -> tuple[dict[str, Any], Sta
         'layer_norm_eps': source.encoder.norm.eps,
         'encoder_stride': source.encoder.stride,
     }
-    return config, _with_prefix(source, 'swin.', to_huggingface(state | indices))
+    return config, _with_prefix(source, 'swin.', to_huggingface(state))
 
 
 def _huggingface_beit(source: Source, state: State) -> tuple[dict[str, Any], State]:
@@ -516,10 +479,7 @@ def _label_config(source: Source) -> dict[str, Any]:
 
 
 def _processor_config(source: Source) -> dict[str, Any]:
-    """Return a config of CLIP's processor that prepares images as in evaluation.
-
-    The result is empty if the processor does not support DATA.PREPROCESS or DATA.NORMALIZE.
-    """
+    """Return a config of CLIP's processor for images as in evaluation; {} if not supported."""
     config = source.config
     if config.DATA.PREPROCESS or config.DATA.NORMALIZE != 'dataset':
         return {}

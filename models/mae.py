@@ -112,15 +112,12 @@ class MAE(MaskedModel):
     def predict(
         self, x: torch.Tensor, mask: torch.Tensor, num_visible: int | None = None
     ) -> torch.Tensor:
-        """Predict the target of every pixel, [B, C, S, S].
+        """Predict the target of images, [B, C, S, S] -> [B, C, S, S].
 
         Args:
             x: Images, [B, C, S, S].
             mask: Masks, [B, h, w], 1 where a patch is hidden.
             num_visible: Number of visible patches in each mask. None counts them.
-
-        Raises:
-            ValueError: If the masks do not fit the encoder's grid.
         """
         check_mask(mask, self.encoder.grid_size)
         order = mask.flatten(1).argsort(dim=1, stable=True)  # [B, L], visible patches first

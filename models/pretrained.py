@@ -58,9 +58,7 @@ def fit_pretrained(
     if by_image and report.folded:
         report.remarks.append("DATA.NORMALIZE 'image': channels were folded without statistics")
     elif source_stats != target_stats and not report.folded:
-        report.remarks.append(
-            f'pixels are normalised with {target_stats}; the checkpoint used {source_stats}'
-        )
+        report.remarks.append(f'the normalisation changes from {source_stats} to {target_stats}')
     return converted, report
 
 

@@ -2,15 +2,12 @@
 
 Xie et al. 2022, arXiv:2111.09886.
 
-To add a head, target or loss, register one function or class:
-
-- A head takes the encoder and the keywords `cell` and `use_checkpoint`. It returns a module that
-  maps features [B, F, h, w] to [B, C, S / cell, S / cell]. The rows of its last layer are ordered
-  by channel first, as for nn.PixelShuffle, so that models/convert.py can convert the number of
-  channels. A head that upsamples in several stages also needs a static method
-  `output_patch(stride)`, which returns the side in pixels of one position in its last stage.
-- A target is a subclass of `Target`.
-- A loss has the signature of torch.nn.functional.l1_loss.
+To add a head, target or loss, register one function or class. A head takes the encoder and the
+keywords `cell` and `use_checkpoint`, and returns a module that maps features [B, F, h, w] to
+[B, C, S / cell, S / cell]. The rows of the last layer are ordered by channel first, as for
+nn.PixelShuffle, so that models/convert.py can convert the number of channels. A head that upsamples
+in several stages also has a static method `output_patch(stride)`, which returns the side in pixels
+of one position in the last stage. A loss has the signature of torch.nn.functional.l1_loss.
 """
 
 from abc import ABC, abstractmethod
@@ -196,17 +193,8 @@ def mlp_head(
 class InverseSwin(nn.Sequential):
     """A reversed Swin, widest stage first, that maps features [B, F, h, w] to pixels.
 
-    Xie et al. 2022 (arXiv:2111.09886) compare this kind of head with the linear head.
-
-    Args:
-        encoder: Encoder whose features the head reads.
-        cell: Side in pixels of one output value.
-        use_checkpoint: Whether to use gradient checkpointing.
-
-    Attributes:
-        widths: Width of each stage, narrowest stage first as in a Swin (class attribute).
-        depths: Number of blocks in each stage (class attribute).
-        num_heads: Number of attention heads in each stage (class attribute).
+    Xie et al. 2022 (arXiv:2111.09886) compare this kind of head with the linear head. Subclasses
+    define width, number of blocks and attention heads of each stage, narrowest first as in a Swin.
     """
 
     widths: ClassVar[tuple[int, ...]]
@@ -344,14 +332,10 @@ class SimMIM(MaskedModel):
 def pixel_loss(
     reconstruction: Tensor, image: Tensor, weight: Tensor, error: Callable[..., Tensor] = F.l1_loss
 ) -> Tensor:
-    """Compute the mean error over the counted pixels and all channels, in float32.
+    """Compute the mean error of pixels [B, C, S, S] over channels and counted pixels, in float32.
 
-    Args:
-        reconstruction: Predicted pixels, [B, C, S, S].
-        image: Target pixels, [B, C, S, S].
-        weight: 1 for pixels that count and 0 for the others, [B, 1, S, S]. If no pixel counts, the
-            loss is 0.
-        error: One of LOSSES.
+    The weight [B, 1, S, S] is 1 for counted pixels and 0 for others. Without counted pixels, the
+    loss is 0. The error is one of LOSSES.
     """
     weight = weight.float()
     errors = error(reconstruction.float(), image.float(), reduction='none')
@@ -371,14 +355,10 @@ def repeat(values: Tensor, times: int) -> Tensor:
 
 
 def unit_statistics(values: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Compute the mean and standard deviation of the masking unit around each value, in float32.
+    """Compute the mean and standard deviation [B, 1, H, W] of the masking unit around each value.
 
-    Args:
-        values: Pixels or averages of cells, [B, C, H, W].
-        side: Number of values along the side of a masking unit.
-
-    Returns:
-        Mean and sqrt(unbiased variance + VARIANCE_EPS) over all channels, both [B, 1, H, W].
+    A unit contains side x side values of all channels of [B, C, H, W]. The standard deviation is
+    sqrt(unbiased variance + VARIANCE_EPS). The results are in float32.
     """
     blocks = values.float().unfold(2, side, side).unfold(3, side, side)  # [B, C, h, w, side, side]
     var, mean = blocks.var(dim=(1, 4, 5)), blocks.mean(dim=(1, 4, 5))  # [B, h, w]

@@ -127,13 +127,10 @@ class TimmClassifier(Encoder):
 
 @cache
 def find_layout(name: str, *, img_size: int, in_chans: int, **rates: float) -> Layout:
-    """Find the layout of a timm model by running it on the meta device.
-
-    This needs no memory and draws no random numbers.
+    """Find the layout of a timm model on the meta device, without memory and random numbers.
 
     Raises:
-        ValueError: If timm has no such model, or if the model does not support the image size or
-            the rates.
+        ValueError: If timm has no such model, or if it does not support the image size or rates.
     """
     if name not in timm.list_models():
         raise ValueError(f"MODEL.TIMM.NAME must be a timm model such as 'resnet50', got {name!r}")
@@ -159,11 +156,7 @@ def find_layout(name: str, *, img_size: int, in_chans: int, **rates: float) -> L
 
 
 def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the model and return it with its options.
-
-    If the constructor takes no image size, the model accepts any size, and the returned options do
-    not contain 'img_size'.
-    """
+    """Build the model; also return the options, without 'img_size' if the model takes any size."""
     any_size = {key: value for key, value in options.items() if key != 'img_size'}
     for accepted in (options, any_size):
         try:

@@ -218,15 +218,10 @@ class VisionTransformer(PatchEncoder):
             nn.init.normal_(tensor, std=0.02)
 
     def encode(self, tokens: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
-        """Encode patch tokens to normalised tokens, class token first.
+        """Encode patch tokens [B, L, D] to normalised tokens [B, 1 + L, D], class token first.
 
-        Args:
-            tokens: Patch tokens, [B, L, D].
-            kept: Grid positions of the patches to keep, [B, V]. The others are dropped after the
-                position embeddings are added, as in MAE. None keeps all patches.
-
-        Returns:
-            Tokens, [B, 1 + V, D], or [B, 1 + L, D] if all patches are kept.
+        If positions `kept` [B, V] are given, the other patches are dropped after the position
+        embeddings are added, as in MAE, and the result is [B, 1 + V, D].
         """
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         if self.pos_embed is not None:
