@@ -1,7 +1,7 @@
-"""Several data sets in one pre-training: the entries of DATA.SOURCES.
+"""Read the data sets of DATA.SOURCES for pre-training.
 
-Each source is read as a data set of its own, through a config that has its DATA.DATASET and
-DATA.DATA_PATH, and holds out its own patients.
+Each source is read like a single data set, with a copy of the config that has its DATA.DATASET and
+DATA.DATA_PATH, and patients are held out from each source.
 """
 
 import logging
@@ -28,12 +28,12 @@ from data.records import (
 from data.store import is_store, read_about
 
 REQUIRED = ('name', 'dataset', 'path')
-LIMITS = ('share', 'images')  # optional, at most one of them
+LIMITS = ('share', 'images')  # optional; at most one of them is allowed
 NAME = re.compile(r'[A-Za-z0-9_-]+')
 
 
 def source_configs(config: Config) -> dict[str, Config]:
-    """Return the config of each source by its name; without DATA.SOURCES, {'': config}."""
+    """Return the config of each source by name; without DATA.SOURCES, {'': config}."""
     if not config.DATA.SOURCES:
         return {'': config}
     return {entry['name']: _own_config(config, entry) for entry in config.DATA.SOURCES}
@@ -73,8 +73,8 @@ def read_sources(
         logger.info(f'{len(found)} training images are left out ({config.DATA.LEAVE_OUT})')
     if left_out and not found:
         raise ValueError(
-            f'DATA.LEAVE_OUT {config.DATA.LEAVE_OUT}: none of its {len(left_out)} images is a '
-            f'training image; with DATA.SOURCES a name begins with that of its source'
+            f'DATA.LEAVE_OUT {config.DATA.LEAVE_OUT}: none of the {len(left_out)} listed images is '
+            'a training image; with DATA.SOURCES, names must begin with the name of the source'
         )
     return training, held_out
 
@@ -111,7 +111,7 @@ def check_sources(config: Config, stage: str | None) -> None:
 
 
 def _left_out(config: Config) -> set[str]:
-    """Return the images that DATA.LEAVE_OUT lists, which may be none."""
+    """Return the names of the images that DATA.LEAVE_OUT lists."""
     if not config.DATA.LEAVE_OUT:
         return set()
 
@@ -125,7 +125,7 @@ def _left_out(config: Config) -> set[str]:
 
 
 def _names(source: str, records: Records) -> list[str]:
-    """Return the names of images, which the name of their source begins."""
+    """Return the names of images, each with the name of the source in front."""
     return [os.path.join(source, file) for file in records.file]
 
 
@@ -134,7 +134,7 @@ def _without(source: str, records: Records, left_out: set[str]) -> Records:
 
 
 def _problem(entry: Any) -> str:
-    """Return what is wrong with an entry, '' if nothing."""
+    """Describe the fault of an entry; '' if there is none."""
     if not isinstance(entry, dict) or set(REQUIRED) - set(entry):
         return f'must be a mapping with {", ".join(REQUIRED)}'
     if unknown := set(entry) - {*REQUIRED, *LIMITS}:

@@ -72,11 +72,7 @@ def main(args: argparse.Namespace) -> int:
         return 1 if problems else 0
     try:
         about = pack(
-            read(args),
-            args.output,
-            settings(args),
-            workers=args.workers,
-            skip_bad=args.skip_bad,
+            read(args), args.output, settings(args), workers=args.workers, skip_bad=args.skip_bad
         )
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
