@@ -242,11 +242,7 @@ def scored_targets(
 def label_policies(
     uncertain: str, by_label: Mapping[str, str], labels: Sequence[str] = ()
 ) -> list[str]:
-    """Return the name of the policy of each label; `labels` is DATA.LABELS.
-
-    Raises:
-        ValueError: If a policy or a label is unknown.
-    """
+    """Return the name of the policy of each label; `labels` is DATA.LABELS."""
     columns = label_columns(labels)
     _check_name('DATA.UNCERTAIN', uncertain, POLICIES)
     for label, policy in by_label.items():

@@ -56,11 +56,7 @@ class BadImages:
         self.source = source  # put before the names of the files
 
     def add(self, file: str, row: int | None, reason: str) -> None:
-        """Add a file, relative to the data root, unless it is listed already.
-
-        Raises:
-            ValueError: If there are more bad images than the limit.
-        """
+        """List a file, relative to the data root; too many bad images raise a ValueError."""
         listed, file = self.files(), os.path.join(self.source, file)
         if file not in listed:
             self._append([file, '' if row is None else row, ' '.join(reason.split())])

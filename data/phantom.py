@@ -13,9 +13,10 @@ import hashlib
 import json
 import math
 import multiprocessing
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
@@ -343,12 +344,8 @@ def make_body(subject: Subject) -> dict[str, float]:
 def frontal(scene: Scene, body: dict, severity: dict, where: dict, turn: float) -> None:
     """Fill an empty scene with the anatomy of a frontal view.
 
-    Args:
-        scene: Empty scene.
-        body: Measures of the patient, see `make_body`.
-        severity: Severity by label.
-        where: NUM_UNIFORMS numbers by label, which place the sign of the label.
-        turn: Rotation of the patient, which moves the midline sideways.
+    `where` holds NUM_UNIFORMS numbers that place the sign of each label, and `turn` is the rotation
+    of the patient, which moves the midline sideways.
     """
     half, soft = body['half'], max(0.011, 0.8 / scene.px)
     x, y, ax = scene.x, scene.y, np.abs(scene.x)
@@ -1007,17 +1004,16 @@ def draw_all(table: pd.DataFrame, output: Path, key: tuple[int, int, int], worke
     rows = table[columns].itertuples(index=False, name=None)
     severities = table[SEVERITIES].to_numpy()
     tasks = [(output.parent, key, *task) for task in zip(rows, severities, strict=True)]
-    with tqdm(total=len(tasks), desc=SPLITS[key[0]], unit='image', disable=None) as progress:
-        if workers <= 1:
-            for task in tasks:
-                progress.update(_draw_one(task))
-        else:
-            with multiprocessing.Pool(workers) as pool:
-                for done in pool.imap_unordered(_draw_one, tasks, chunksize=16):
-                    progress.update(done)
+    bar = partial(tqdm, total=len(tasks), desc=SPLITS[key[0]], unit='image', disable=None)
+    if workers <= 1:
+        deque(bar(map(_draw_one, tasks)), maxlen=0)
+    else:
+        with multiprocessing.Pool(workers) as pool:
+            deque(bar(pool.imap_unordered(_draw_one, tasks, chunksize=16)), maxlen=0)
 
 
-def _draw_one(task: tuple) -> int:
+def _draw_one(task: tuple) -> None:
+    """Draw and write the image of a task of `draw_all`."""
     root, (split, seed, size), row, severity = task
     path, sex, age, projection, patient, study, view, kind = row
     who = [split, seed, patient - FIRST_PATIENT[SPLITS[split]]]
@@ -1028,7 +1024,6 @@ def _draw_one(task: tuple) -> int:
     if path.endswith('.png') and patient % FOUR_CHANNELS == 1:
         image = image.convert('RGBA')
     image.save(root / path, quality=90)
-    return 1
 
 
 def _with_mimic_names(table: pd.DataFrame, split: str, seed: int, name: str) -> pd.DataFrame:

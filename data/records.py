@@ -69,14 +69,8 @@ TRAINING_LABELS = "labels of the training CSV (of CheXpert: a labeller's, not ra
 # other ViewPosition are neither frontal nor lateral.
 MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
 LABELLERS = CHOICES['DATA.LABELLER']
-POSITIONS = {
-    'AP': 'frontal',
-    'PA': 'frontal',
-    'LATERAL': 'lateral',
-    'LL': 'lateral',
-    'RL': 'lateral',
-    'XTABLE LATERAL': 'lateral',
-}
+POSITIONS = {'AP': 'frontal', 'PA': 'frontal'}
+POSITIONS |= dict.fromkeys(('LATERAL', 'LL', 'RL', 'XTABLE LATERAL'), 'lateral')
 
 # Exceptions that damaged CSV and Excel files raise; the XML parser raises a SyntaxError.
 UNREADABLE = (ValueError, OSError, EOFError, KeyError, SyntaxError)
@@ -512,7 +506,7 @@ def read_mimic(  # noqa: PLR0913
     _check_suffix(image_suffix)
     root, suffix = Path(data_path), image_suffix or '.jpg'
     table, metadata, of_studies = (
-        Table(find_table(root, kind), on_fault) for kind in ('split', 'metadata', labeller)
+        Table(_mimic_file(root, kind), on_fault) for kind in ('split', 'metadata', labeller)
     )
     table.require([*IDS, 'split'])
     metadata.require([*IDS, 'ViewPosition'])
@@ -567,7 +561,7 @@ def read_mimic(  # noqa: PLR0913
 def named_images(data_path: str | Path, *, image_suffix: str = '') -> set[str]:
     """Return the image files of all splits of MIMIC-CXR-JPG, for all label files that exist."""
     root = Path(data_path)
-    splits = Table(find_table(root, 'split'))['split'].unique()
+    splits = Table(_mimic_file(root, 'split'))['split'].unique()
     labellers = [name for name in LABELLERS if list(root.glob(f'mimic-cxr-*-{name}.csv*'))]
     named = set()
     for labeller in labellers or LABELLERS:
@@ -577,17 +571,20 @@ def named_images(data_path: str | Path, *, image_suffix: str = '') -> set[str]:
     return named
 
 
-def find_table(root: Path, kind: str) -> Path:
-    """Find the one MIMIC-CXR file of a kind, such as 'split', of any version."""
-    pattern = f'mimic-cxr-*-{kind}.csv'
-    found = sorted([*root.glob(pattern), *root.glob(f'{pattern}.gz')])
+def find_file(root: Path, *patterns: str, hint: str) -> Path:
+    """Find the one file in a folder that matches one of the patterns."""
+    found = sorted(file for pattern in patterns for file in root.glob(pattern))
     if len(found) != 1:
         names = ', '.join(file.name for file in found) or 'none'
-        raise ValueError(
-            f'{root} must hold exactly one {pattern} or {pattern}.gz, found: {names} '
-            '(see DATA.DATA_PATH, DATA.LABELLER)'
-        )
+        wanted = ' or '.join(patterns)
+        raise ValueError(f'{root} must have exactly one file {wanted}, found: {names} (see {hint})')
     return found[0]
+
+
+def _mimic_file(root: Path, kind: str) -> Path:
+    """Find the MIMIC-CXR file of a kind, such as 'split', of any version."""
+    pattern = f'mimic-cxr-*-{kind}.csv'
+    return find_file(root, pattern, f'{pattern}.gz', hint='DATA.DATA_PATH, DATA.LABELLER')
 
 
 def open_images(root: str | Path, on_fault: OnFault = refuse) -> Store | Folder:
@@ -680,13 +677,10 @@ def take_subset(records: Records, *, fraction: float, images: int, seed: int) ->
     """
     if images == 0 and fraction == 1:
         return records
-    given = f'got DATA.TRAIN_FRACTION {fraction}, DATA.TRAIN_IMAGES {images}'
-    if images and fraction != 1:
-        raise ValueError(f'give a fraction or a number of images, not both: {given}')
-    if not 0 < fraction <= 1:
-        raise ValueError(f'the fraction must be above 0 and at most 1: {given}')
-    if not 0 <= images <= len(records):
-        raise ValueError(f'there are {len(records)} images to choose from: {given}')
+    if images > len(records):
+        raise ValueError(
+            f'DATA.TRAIN_IMAGES must be at most {len(records)}, the number of images, got {images}'
+        )
     rank, num_patients = _patient_order(records.patient, key=str(seed))
     if images:
         return records.select(np.sort(np.argsort(rank, kind='stable')[:images]))
@@ -767,7 +761,7 @@ def _chexpert_tables(config: Config, root: Path) -> list[Path]:
 
 
 def _mimic_tables(config: Config, root: Path) -> list[Path]:
-    return [find_table(root, kind) for kind in ('split', 'metadata', config.DATA.LABELLER)]
+    return [_mimic_file(root, kind) for kind in ('split', 'metadata', config.DATA.LABELLER)]
 
 
 @register_dataset('chexpert', labelled=True, tables=_chexpert_tables)

@@ -54,7 +54,9 @@ def read_sources(
         train, holdout = pretrain_records(own, whole)
         if left_out:
             found |= left_out.intersection(_names(name, whole))
-            train, holdout = (_without(name, part, left_out) for part in (train, holdout))
+            train, holdout = (
+                part.select(~np.isin(_names(name, part), [*left_out])) for part in (train, holdout)
+            )
         if most := min(entry.get('images', 0), len(train)):
             train = take_subset(train, fraction=1.0, images=most, seed=config.SEED)
         limits = [f'{key} {entry[key]}' for key in LIMITS if key in entry]
@@ -88,10 +90,9 @@ def check_sources(config: Config, stage: str | None) -> None:
     if not entries:
         return
     require(stage != 'finetune', config, 'DATA.SOURCES', '[] for fine-tuning')
-    for key in ('TRAIN_FRACTION', 'TRAIN_IMAGES'):
-        holds = data[key] == (1 if key == 'TRAIN_FRACTION' else 0)
-        allowed = 'at its default with DATA.SOURCES, whose entries have share or images'
-        require(holds, config, f'DATA.{key}', allowed)
+    for key, default in (('TRAIN_FRACTION', 1), ('TRAIN_IMAGES', 0)):
+        allowed = f'{default} with DATA.SOURCES, whose entries have share or images'
+        require(data[key] == default, config, f'DATA.{key}', allowed)
     for number, entry in enumerate(entries):
         if problem := _problem(entry):
             raise ValueError(f'DATA.SOURCES[{number}] {problem}, got {entry!r}')
@@ -127,10 +128,6 @@ def _left_out(config: Config) -> set[str]:
 def _names(source: str, records: Records) -> list[str]:
     """Return the names of images, each with the name of the source in front."""
     return [os.path.join(source, file) for file in records.file]
-
-
-def _without(source: str, records: Records, left_out: set[str]) -> Records:
-    return records.select(np.array([n not in left_out for n in _names(source, records)], bool))
 
 
 def _problem(entry: Any) -> str:
