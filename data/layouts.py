@@ -280,7 +280,7 @@ def _most_frequent(cells: pd.Series) -> str:
     """Describe the most frequent cells with their counts."""
     counts = cells.value_counts()
     more = f', and {len(counts) - EXAMPLES} others' if len(counts) > EXAMPLES else ''
-    shown = (f'{cell!r} ({count:,} rows)' for cell, count in counts.head(EXAMPLES).items())
+    shown = (f'{cell!r} (rows: {count:,})' for cell, count in counts.head(EXAMPLES).items())
     return ', '.join(shown) + more
 
 

@@ -19,7 +19,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -437,18 +436,18 @@ def _encode_all(
     source: Source, files: Sequence[str], settings: Settings, workers: int
 ) -> Iterator[Encoded | str]:
     """Yield the encoded files in order, or the reason why an image is damaged."""
-    encode_one = partial(_encode_or_explain, settings)
-    files = [source.place(file) for file in files]
+    places = [source.place(file) for file in files]
     if workers == 1:
-        yield from map(encode_one, files)
+        for place in places:
+            yield from _encode_chunk(settings, [place])
         return
     length = CHUNK_IMAGES if settings.size else 1
     waiting = deque()  # bounded, because the results of all chunks would not fit into memory
     allow_open_files(workers)
     pool = ProcessPoolExecutor(workers, initializer=start_worker)
     try:
-        for start in range(0, len(files), length):
-            waiting.append(pool.submit(_encode_chunk, encode_one, files[start : start + length]))
+        for start in range(0, len(places), length):
+            waiting.append(pool.submit(_encode_chunk, settings, places[start : start + length]))
             if len(waiting) == 2 * workers:
                 yield from waiting.popleft().result()
         while waiting:
@@ -459,16 +458,14 @@ def _encode_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode_chunk(encode_one: partial, files: Sequence[tuple[Path, str]]) -> list[Encoded | str]:
-    return [encode_one(file) for file in files]
-
-
-def _encode_or_explain(settings: Settings, place: tuple[Path, str]) -> Encoded | str:
-    root, file = place
-    try:
-        return encode(root / file, settings, root)
-    except BadImageError as error:
-        return str(error)
+def _encode_chunk(settings: Settings, places: Sequence[tuple[Path, str]]) -> list[Encoded | str]:
+    encoded: list[Encoded | str] = []
+    for root, file in places:
+        try:
+            encoded.append(encode(root / file, settings, root))
+        except BadImageError as error:
+            encoded.append(str(error))
+    return encoded
 
 
 def _exact_levels(pixels: np.ndarray) -> tuple[int, np.ndarray]:

@@ -27,9 +27,15 @@ from data.records import (
 )
 from data.store import is_store, read_about
 
-REQUIRED = ('name', 'dataset', 'path')
-LIMITS = ('share', 'images')  # optional; at most one of them is allowed
-NAME = re.compile(r'[A-Za-z0-9_-]+')
+LIMITS = ('share', 'images')  # optional keys, of which an entry may have one
+# Key of an entry -> check of the value, and allowed values. Keys outside LIMITS are required.
+RULES = {
+    'name': (lambda v: re.fullmatch(r'[A-Za-z0-9_-]+', str(v)), 'made of letters, digits, - and _'),
+    'dataset': (lambda v: str(v) in DATASETS, f'one of {[*DATASETS]}{DATASETS.others}'),
+    'path': (lambda v: isinstance(v, str) and v, 'a folder'),
+    'share': (lambda v: type(v) in (int, float) and 0 < v <= 1, 'a number in (0, 1]'),
+    'images': (lambda v: type(v) is int and v >= 1, 'a whole number from 1 on'),
+}
 
 
 def source_configs(config: Config) -> dict[str, Config]:
@@ -94,8 +100,7 @@ def check_sources(config: Config, stage: str | None) -> None:
         allowed = f'{default} with DATA.SOURCES, whose entries have share or images'
         require(data[key] == default, config, f'DATA.{key}', allowed)
     for number, entry in enumerate(entries):
-        if problem := _problem(entry):
-            raise ValueError(f'DATA.SOURCES[{number}] {problem}, got {entry!r}')
+        _check_entry(f'DATA.SOURCES[{number}]', entry)
     names = [entry['name'] for entry in entries]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ValueError(f'DATA.SOURCES: the name {min(repeated)!r} is given twice')
@@ -130,26 +135,18 @@ def _names(source: str, records: Records) -> list[str]:
     return [os.path.join(source, file) for file in records.file]
 
 
-def _problem(entry: Any) -> str:
-    """Describe the fault of an entry; '' if there is none."""
-    if not isinstance(entry, dict) or set(REQUIRED) - set(entry):
-        return f'must be a mapping with {", ".join(REQUIRED)}'
-    if unknown := set(entry) - {*REQUIRED, *LIMITS}:
-        return f'has an unknown key {min(unknown, key=str)!r} (allowed: {REQUIRED + LIMITS})'
-    if not all(isinstance(entry[key], str) and entry[key] for key in REQUIRED):
-        return f'must have text for {", ".join(REQUIRED)}'
-    if not NAME.fullmatch(entry['name']):
-        return 'must have a name of letters, digits, - and _'
-    if entry['dataset'] not in DATASETS:
-        return f'must have one of {list(DATASETS)}{DATASETS.others} as dataset'
-    share, images = entry.get('share', 1.0), entry.get('images', 1)
-    if set(LIMITS) <= set(entry):
-        return 'must have share or images, not both'
-    if type(share) not in (int, float) or not 0 < share <= 1:
-        return 'must have a share in (0, 1]'
-    if type(images) is not int or images < 1:
-        return 'must have a number of images from 1 on'
-    return ''
+def _check_entry(place: str, entry: Any) -> None:
+    """Refuse an entry of DATA.SOURCES with a missing, unknown or wrong key."""
+    if not isinstance(entry, dict):
+        raise ValueError(f'{place} must be a mapping with the keys {", ".join(RULES)}, got {entry}')
+    for key in [*entry, *(key for key in RULES if key not in LIMITS)]:
+        if key not in RULES:
+            raise ValueError(f'{place} has the unknown key {key}; allowed: {", ".join(RULES)}')
+        is_allowed, allowed = RULES[key]
+        if not is_allowed(entry.get(key)):
+            raise ValueError(f'{place}: {key} must be {allowed}, got {entry.get(key)!r}')
+    if entry.keys() >= set(LIMITS):
+        raise ValueError(f'{place} must have share or images, not both')
 
 
 def _own_config(config: Config, entry: dict[str, Any]) -> Config:

@@ -64,12 +64,8 @@ ENTRY = np.dtype(
 # (FLOATS).
 BYTES, ROUNDED, FLOATS = 0, 1, 32
 LEVEL_FORMS = (8, 10, 12, 14, 16)
-DTYPES = {
-    BYTES: np.dtype('u1'),
-    ROUNDED: np.dtype('u1'),
-    FLOATS: np.dtype('<f4'),
-    **dict.fromkeys(LEVEL_FORMS, np.dtype('<u2')),
-}
+DTYPES = {BYTES: np.dtype('u1'), ROUNDED: np.dtype('u1'), FLOATS: np.dtype('<f4')}
+DTYPES |= dict.fromkeys(LEVEL_FORMS, np.dtype('<u2'))
 
 
 class Store:
