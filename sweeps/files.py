@@ -33,7 +33,7 @@ from config import (
     put,
     value_at,
 )
-from engine.downloads import is_address
+from engine.downloads import is_url
 from engine.files import checkpoint_name
 from engine.run_record import OPTIONS_FILE, run_changes
 
@@ -734,7 +734,7 @@ def _weights(row: Row, environment: Mapping[str, str]) -> str:
             'its path'
         )
     weights = environment[row.weights]
-    return weights if is_address(weights) else os.path.abspath(weights)
+    return weights if is_url(weights) else os.path.abspath(weights)
 
 
 def _words(changes: Mapping[str, Any]) -> list[str]:

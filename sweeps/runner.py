@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from engine.downloads import is_address
+from engine.downloads import is_url
 from engine.files import (
     BEST_CHECKPOINT,
     checkpoint_name,
@@ -27,11 +27,11 @@ from engine.files import (
 from engine.run_record import (
     EXIT_PREEMPTED,
     OPTIONS_FILE,
-    address_changes,
     is_finished,
     is_locked,
     read_record,
     run_changes,
+    url_changes,
 )
 from sweeps.files import ROOT, Job, load_config, option_changes, training_changes
 
@@ -79,7 +79,7 @@ def differences(job: Job) -> list[str]:
         known = record.get('data', {}).get('files', {}).get(name)
         if known and known != _checksum(Path(data.DATA_PATH) / name):
             lines.append(f'data: {name} of {data.DATA_PATH} is another file')
-    lines += address_changes(config.PRETRAINED, job.config.PRETRAINED)
+    lines += url_changes(config.PRETRAINED, job.config.PRETRAINED)
     return lines + _changed_weights(job, record)
 
 
@@ -91,7 +91,7 @@ def _changed_weights(job: Job, record: Mapping[str, Any]) -> list[str]:
     """
     path, first = Path(job.config.PRETRAINED), next(iter(record.get('starts', [])), {})
     unknown = 'pretrained' not in record or first.get('resumed_from')
-    if unknown or is_address(job.config.PRETRAINED):
+    if unknown or is_url(job.config.PRETRAINED):
         return []
     now = None
     if job.weights:
