@@ -102,10 +102,10 @@ def prune(folder: str | Path, keep: int, *, newest: str | None = None) -> list[P
         path.unlink(missing_ok=True)
     if not keep:
         return []
-    limit = checkpoint_position(newest) if newest else None
-    counted = [
-        p for p in newest_first(folder) if limit is None or checkpoint_position(p.name) <= limit
-    ]
+    counted = newest_first(folder)
+    if newest:
+        limit = checkpoint_position(newest)
+        counted = [path for path in counted if checkpoint_position(path.name) <= limit]
     for path in counted[keep:]:
         checksum_file(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)

@@ -154,10 +154,8 @@ def checkpoint_position(name: str) -> tuple[float, float] | None:
 
 def newest_first(folder: str | Path) -> list[Path]:
     """Return the checkpoints of a folder in descending order of (epoch, step)."""
-    paths = [
-        path for path in Path(folder).glob('ckpt_epoch_*.pth') if checkpoint_position(path.name)
-    ]
-    return sorted(paths, key=lambda path: checkpoint_position(path.name), reverse=True)
+    found = {path: checkpoint_position(path.name) for path in Path(folder).glob('ckpt_epoch_*.pth')}
+    return sorted(filter(found.get, found), key=found.get, reverse=True)
 
 
 def find_newest_checkpoint(folder: str | Path) -> Path | None:
