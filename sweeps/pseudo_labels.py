@@ -38,18 +38,11 @@ from evaluation.metrics import (
 )
 from evaluation.pseudo_labels import audit, choose_values
 from logger import json_safe
+from sweeps.comparison import MEANS, ScoredPatients
 from sweeps.files import MAINS, Job, share_steps, without_cache
-from sweeps.results import (
-    MEANS,
-    NOT_FOR_CLINICAL_USE,
-    ScoredPatients,
-    markdown_table,
-    read_scores,
-    shown,
-    with_interval,
-    write_table,
-)
+from sweeps.results import read_scores
 from sweeps.runner import Runner
+from sweeps.tables import NOT_FOR_CLINICAL_USE, markdown_table, shown, with_interval, write_table
 
 LOGS = 'logs'  # folder below the output
 TABLE = 'rounds'  # name of the table without suffix

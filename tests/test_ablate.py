@@ -245,7 +245,7 @@ def test_runs_that_wait_for_a_running_one_are_left_out(submitted, tmp_path, caps
     first, second = submitted.read_text().splitlines()
     assert '--array=1,2,3 ' in first and '--array=5,6,7 ' in second
     said = capsys.readouterr().out
-    assert f'left out: {jobs[4].name} waits for {jobs[0].folder}' in said
+    assert f'{jobs[4].name}, which waits for {jobs[0].folder}' in said
     assert '6 runs submitted, 1 left out, 1 finished, queued or running' in said
 
 
