@@ -20,10 +20,12 @@ seeds=(--seeds "${SEEDS:-3}")
 
 $python scripts/pack.py --data-path "$labelled" --csv all.csv --output "$out/labelled" --size 64
 $python scripts/pack.py --data-path "$unlabelled" --output "$out/unlabelled" --size 64
-methods=${ROWS:-$($python scripts/ablate.py list "${sweep[@]}" | sed -n 's/^\([a-z_]*\)_1 .*/\1/p')}
+methods=${ROWS:-$($python scripts/ablate.py list "${sweep[@]}" | sed -n 's/^\([a-z0-9_]*\)_1 .*/\1/p')}
 rows=()
 for method in $methods; do
-    for share in 0.1 0.5 1; do rows+=("${method}_$share"); done
+    shares='0.1 0.5 1'
+    case $method in *epochs*) shares=1 ;; esac # more pre-training is scored with all labels alone
+    for share in $shares; do rows+=("${method}_$share"); done
 done
 $python scripts/ablate.py run "${sweep[@]}" "${seeds[@]}" --row "${rows[@]}" --folds 5 --parallel 2 --keep best \
     --data-path "$out/labelled" --unlabelled "$out/unlabelled" --output "$out"
