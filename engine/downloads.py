@@ -1,11 +1,10 @@
 """Downloads of weights from URLs, https://... or hf://... (Hugging Face), and their cache.
 
-The cache stores a file under a hash of the URL, with the SHA-256 of the file and the server's ETag.
-Each process asks the server once for a newer version. A server without ETag sends the file again.
+A file is downloaded once and cached under a hash of the URL. Remove it from the cache to download a
+newer version.
 """
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -14,20 +13,19 @@ from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from ssl import SSLError
 from typing import Any, NamedTuple
-from urllib.error import HTTPError, URLError
+from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
-from engine.files import BLOCK_BYTES, atomic_writer, in_one_line, locked, replace_file, sha256
+from engine.files import BLOCK_BYTES, atomic_writer, in_one_line, locked, sha256
 
 PROCESSOR = 'preprocessor_config.json'  # describes the input images of a model
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')  # the first one that exists is used
 HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?', re.IGNORECASE)
 SCHEME = re.compile(r'\w+://')
 NO_CONNECTION = (URLError, HTTPException, ConnectionError, TimeoutError, SSLError)
-NOT_MODIFIED, TOO_MANY_REQUESTS, SERVER_ERROR = 304, 429, 500
 TIMEOUT_SECONDS = 60
 
 
@@ -37,7 +35,6 @@ class Download(NamedTuple):
     path: Path
     sha256: str
     source: str  # URL; for a Hugging Face repository with commit and file
-    remark: str = ''  # warning for the log
 
 
 def is_url(path: str | Path) -> bool:
@@ -58,12 +55,10 @@ def describe_weights(path: str | Path) -> dict[str, str]:
 
 
 def log_download(path: str | Path, logger: logging.Logger) -> None:
-    """Log the source and the SHA-256 of downloaded weights, and possible warnings."""
+    """Log the source and the SHA-256 of downloaded weights."""
     if is_url(path):
         download = fetch(str(path))
         logger.info(f'downloaded {download.source}, SHA-256 {download.sha256}')
-        if download.remark:
-            logger.warning(download.remark)
 
 
 @cache
@@ -81,16 +76,10 @@ def fetch(address: str) -> Download:
         raise ValueError(f'{address}: weights must be a file or a URL with https:// or hf://')
     name = re.sub(r'[^\w.-]', '_', PurePosixPath(urlsplit(address).path).name)[-80:]
     path = _cache_folder() / f'{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}'
-    record_file = path.with_name(f'{path.name}.json')
     with locked(path.with_name(f'{path.name}.lock'), wait=True):
-        try:
-            record = json.loads(record_file.read_bytes())
-            record = record if sha256(path) == record['sha256'] else {}
-        except (OSError, ValueError, KeyError):
-            record = {}
-        record, remark = _download(address, path, record)
-        replace_file(record_file, json.dumps(record))
-    return Download(path, record['sha256'], address, remark)
+        if not path.is_file():
+            _download(address, path)
+    return Download(path, sha256(path), address)
 
 
 def _cache_folder() -> Path:
@@ -103,44 +92,22 @@ def _cache_folder() -> Path:
     return Path(folder, 'simmim')
 
 
-def _download(address: str, path: Path, known: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Download a file if it has changed, and return its record and a warning for the log.
-
-    Args:
-        address: URL.
-        path: File in the cache.
-        known: Record of the file that is already in the cache, or {}.
-    """
-    etag = {'If-None-Match': known['etag']} if known.get('etag') else {}
-    request = Request(address, headers={'User-Agent': 'simmim', **etag})
+def _download(address: str, path: Path) -> None:
+    """Download a file over https. An incomplete file is not kept."""
+    request = Request(address, headers={'User-Agent': 'simmim'})
     try:
         with build_opener(_OnlyHttps).open(request, timeout=TIMEOUT_SECONDS) as response:
-            record = _save(response, address, path) | {'etag': response.headers['ETag']}
+            length = response.headers['Content-Length']
+            bar = {'desc': path.name, 'total': length and int(length), 'disable': None}
+            with atomic_writer(path) as file, tqdm.wrapattr(response, 'read', **bar) as body:
+                while block := _read(body):
+                    file.write(block)
+                if length and file.tell() != int(length):
+                    raise ValueError(
+                        f'{address}: the download is incomplete, {file.tell()} of {length} bytes'
+                    )
     except NO_CONNECTION as error:
-        code = error.code if isinstance(error, HTTPError) else SERVER_ERROR
-        if known and code == NOT_MODIFIED:
-            return known, ''
-        reason = f'{address} cannot be downloaded ({error})'
-        if not known or (code < SERVER_ERROR and code != TOO_MANY_REQUESTS):
-            raise ValueError(reason) from error
-        return known, f'{reason}; the previously downloaded file is used'
-    if known and record['sha256'] != known['sha256']:
-        return record, f'{address}: the file has changed; its SHA-256 was {known["sha256"]}'
-    return record, ''
-
-
-def _save(response: Any, address: str, path: Path) -> dict[str, Any]:
-    """Write the body of a response to a file, if it is complete."""
-    length, size, digest = response.headers['Content-Length'], 0, hashlib.sha256()
-    bar = {'desc': path.name, 'total': length and int(length), 'disable': None}
-    with atomic_writer(path) as file, tqdm.wrapattr(response, 'read', **bar) as body:
-        while block := _read(body):
-            file.write(block)
-            digest.update(block)
-            size += len(block)
-        if length and size != int(length):
-            raise ValueError(f'{address}: the download is incomplete, {size} of {length} bytes')
-    return {'address': address, 'sha256': digest.hexdigest()}
+        raise ValueError(f'{address} cannot be downloaded ({error})') from error
 
 
 def _read(body: Any) -> bytes:

@@ -225,7 +225,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     """Return the exit code for an error and a one-line message."""
     text = _reason(error)
     if isinstance(error, Terminated):
-        return EXIT_PREEMPTED, f'stopped by {text} outside training; repeat the same command'
+        return EXIT_PREEMPTED, f'stopped by {text} outside training: the same command resumes'
     if isinstance(error, MISTAKES) or text.startswith(('DataLoader worker', NO_MEMORY)):
         return EXIT_MISTAKE, text
     if isinstance(error, RuntimeError) and 'have a deterministic implementation' in text:

@@ -196,7 +196,7 @@ class Runner:
             self.say(line)
         if self.signal and self.waiting:
             left = len(self.waiting)
-            self.say(f'stopped by {self.signal}, {left} runs left: the same command continues')
+            self.say(f'stopped by {self.signal}, {left} runs left: the same command resumes them')
             return EXIT_PREEMPTED
         return 1 if self.failed else 0
 
