@@ -74,7 +74,8 @@ class Findings:
         """Counts by kind, and the first examples of each."""
         lines, table = [], self.table()
         for severity in SEVERITIES:
-            for kind, group in table[table['severity'] == severity].groupby('kind'):
+            kinds = table[table['severity'] == severity].groupby('kind', sort=False)
+            for kind, group in kinds:  # in the order of discovery: a cause before what follows
                 lines.append(f'{severity}: {kind}: {len(group):,}')
                 for entry in group.head(EXAMPLES).itertuples():
                     row = '' if pd.isna(entry.row) else f'row {entry.row}'

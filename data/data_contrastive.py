@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy import ndimage
-from torch.utils.data import DataLoader
 
 from config import Config
 from data import Loaders
-from data.data_simmim import HOLDOUT_SEED, evenly_spread
+from data.data_simmim import evenly_spread
 from data.images import full_size
-from data.loader import XrayDataset, bad_images, make_loader
+from data.loader import holdout_dataset, make_loader, training_dataset
 from data.preprocess import Preprocess
-from data.records import Records, describe_subset, pretrain_records, read_split
+from data.records import Records
+from data.sources import read_sources
 from data.transforms import (
     FILTERS,
     EvalTransform,
@@ -117,40 +117,35 @@ class HoldoutViewsTransform:
 
 
 def build_loader_contrastive(config: Config, logger: logging.Logger) -> Loaders:
-    """Build the loaders of contrastive pre-training (see data.Loaders): train, holdout."""
-    train, holdout = pretrain_records(config, read_split(config, 'train', logger, labelled=False))
-    subset = describe_subset(config)
-    held_out = whole_batches(evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES), config)
-    logger.info(
-        f'views of {len(train)} images of {len(set(train.patient))} patients'
-        f'{f" ({subset})" if subset else ""}; {len(held_out)} of {len(holdout)} held-out images '
-        'are scored'
-    )
-    dataset = XrayDataset(
-        train, ViewsTransform(config), seed=config.SEED, bad_images=bad_images(config, logger)
-    )
+    """Build the loaders of contrastive pre-training (see data.Loaders): train and holdout."""
+    train, holdout = read_sources(config, logger)
+    count = config.EVAL.HOLDOUT_IMAGES
+    holdout = {name: evenly_spread(part, count) for name, part in holdout.items()}
+    held_out = holdout_dataset(whole_batches(holdout, config), HoldoutViewsTransform(config))
+    logger.info(f'{len(held_out)} held-out images are scored')
+    dataset = training_dataset(train, ViewsTransform(config), config, logger)
     return Loaders(
         train=make_loader(dataset, config, shuffle=True),
-        holdout=_holdout_loader(config, held_out),
+        holdout=make_loader(held_out, config, shuffle=False) if len(held_out) else None,
     )
 
 
-def whole_batches(records: Records, config: Config) -> Records:
+def whole_batches(parts: dict[str, Records], config: Config) -> dict[str, Records]:
     """Select as many records, evenly spread, as give all processes the same batches.
 
     The loss compares the images of a batch over all processes, so only batches of one size are
     comparable. Too few images for whole batches become one smaller batch per process.
+
+    Args:
+        parts: Records by the name of their source.
+        config: Run configuration.
     """
-    processes = distributed.world_size()
+    processes, total = distributed.world_size(), sum(map(len, parts.values()))
     whole = processes * config.DATA.BATCH_SIZE
-    unit = whole if len(records) >= whole else processes
-    if len(records) < unit:
-        return records.select(np.arange(0))
-    return evenly_spread(records, len(records) // unit * unit)
-
-
-def _holdout_loader(config: Config, records: Records) -> DataLoader | None:
-    if not len(records):
-        return None
-    dataset = XrayDataset(records, HoldoutViewsTransform(config), seed=HOLDOUT_SEED)
-    return make_loader(dataset, config, shuffle=False)
+    unit = whole if total >= whole else processes
+    chosen = np.zeros(total, bool)
+    count = total // unit * unit
+    chosen[np.arange(count) * total // max(count, 1)] = True
+    ends = np.cumsum([len(part) for part in parts.values()])
+    masks = np.split(chosen, ends[:-1])
+    return {name: parts[name].select(mask) for name, mask in zip(parts, masks, strict=True)}

@@ -7,13 +7,7 @@ from torch.utils.data import DataLoader
 
 from config import Config, encoder_node
 from data import Loaders
-from data.loader import (
-    XrayDataset,
-    bad_images,
-    join,
-    make_loader,
-    source_seed,
-)
+from data.loader import holdout_dataset, make_loader, training_dataset
 from data.masking import MaskGenerator, mask_generator
 from data.records import Records
 from data.sources import read_sources
@@ -24,26 +18,15 @@ from data.transforms import HoldoutTransform, PretrainTransform
 REFERENCE_MASK_PATCH = 32
 REFERENCE_SMALL = 128
 REFERENCE_MASK_RATIO = 0.6
-HOLDOUT_SEED = 0  # not SEED, so that all runs are scored on the same masks
 
 
 def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     """Build the loaders of pre-training (see data.Loaders): train, holdout, reference."""
-    sources = read_sources(config, logger)
+    train, holdout = read_sources(config, logger)
     transform = PretrainTransform(config, mask_generator(config))
-    train = {
-        name: XrayDataset(
-            source.train,
-            transform,
-            seed=source_seed(config.SEED, name),
-            bad_images=bad_images(config, logger, name),
-        )
-        for name, source in sources.items()
-    }
-    holdout = {
-        name: evenly_spread(source.holdout, config.EVAL.HOLDOUT_IMAGES)
-        for name, source in sources.items()
-    }
+    train = training_dataset(train, transform, config, logger)
+    count = config.EVAL.HOLDOUT_IMAGES
+    holdout = {name: evenly_spread(part, count) for name, part in holdout.items()}
     reference = reference_mask_generator(config)
     if reference is None:
         unit = reference_mask_patch(config.DATA.IMG_SIZE)
@@ -52,7 +35,7 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     held_out = _holdout_loader(config, holdout, masks)
     is_same = reference is not None and vars(reference) == vars(masks)
     return Loaders(
-        train=make_loader(join(train, seed=config.SEED), config, shuffle=True),
+        train=make_loader(train, config, shuffle=True),
         holdout=held_out,
         reference=held_out if is_same else _holdout_loader(config, holdout, reference),
     )
@@ -82,11 +65,8 @@ def evenly_spread(records: Records, count: int) -> Records:
 def _holdout_loader(
     config: Config, records: dict[str, Records], masks: MaskGenerator | None
 ) -> DataLoader | None:
-    """Build the batches of held-out images; a source's images and masks are those of it alone."""
+    """Build the batches of held-out images, with masks that do not depend on other sources."""
     if masks is None or not sum(map(len, records.values())):
         return None
-    transform = HoldoutTransform(config, masks)
-    parts = {
-        name: XrayDataset(part, transform, seed=HOLDOUT_SEED) for name, part in records.items()
-    }
-    return make_loader(join(parts, seed=HOLDOUT_SEED), config, shuffle=False)
+    dataset = holdout_dataset(records, HoldoutTransform(config, masks))
+    return make_loader(dataset, config, shuffle=False)

@@ -35,6 +35,7 @@ HEADER = ('file', 'row', 'reason')  # of bad_images.csv
 HINT = 'scripts/check_data.py finds all such images; DATA.BAD_IMAGE skip replaces them in training'
 # The first entries of Philox counters. Streams with different entries never overlap.
 SAMPLE, ORDER, WEIGHTED, REPLACEMENT = 0, 1, 2, 4
+HOLDOUT_SEED = 0  # not SEED, so that all runs are scored on the same masks and views
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 CAN_WAIT = hasattr(signal, 'sigwaitinfo')  # not on macOS
 
@@ -214,8 +215,34 @@ class JoinedDataset(Dataset):
         return self.parts[name][epoch, position]
 
 
-def join(parts: dict[str, XrayDataset], *, seed: int) -> XrayDataset | JoinedDataset:
-    """Join the datasets of sources; the dataset without a name is the only one."""
+def training_dataset(
+    records: dict[str, Records], transform: Callable, config: Config, logger: logging.Logger
+) -> XrayDataset | JoinedDataset:
+    """Build the training dataset of the records of each source; see `read_sources`."""
+    parts = {
+        name: XrayDataset(
+            part,
+            transform,
+            seed=source_seed(config.SEED, name),
+            bad_images=bad_images(config, logger, name),
+        )
+        for name, part in records.items()
+    }
+    return _join(parts, seed=config.SEED)
+
+
+def holdout_dataset(
+    records: dict[str, Records], transform: Callable
+) -> XrayDataset | JoinedDataset:
+    """Build the dataset of the held-out records of each source, with fixed random draws."""
+    parts = {
+        name: XrayDataset(part, transform, seed=HOLDOUT_SEED) for name, part in records.items()
+    }
+    return _join(parts, seed=HOLDOUT_SEED)
+
+
+def _join(parts: dict[str, XrayDataset], *, seed: int) -> XrayDataset | JoinedDataset:
+    """Join the datasets of sources; without DATA.SOURCES there is one, whose name is ''."""
     return parts[''] if '' in parts else JoinedDataset(parts, seed=seed)
 
 

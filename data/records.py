@@ -200,10 +200,12 @@ class Table:
         missing = [name for name in columns if name not in self]
         if one_of and not any(name in self for name in one_of):
             missing = [' or '.join(one_of), *missing]
-        unlabelled = [f'{name} (see DATA.LABELS)' for name in labels if name not in self]
-        for name in missing + unlabelled:
+        unlabelled = [name for name in labels if name not in self]
+        for names in filter(None, (missing, unlabelled)):
             found = ', '.join(self.cells)
-            self.fault('missing column', f'there is no column {name}; found: {found}')
+            hint = ' (see DATA.LABELS)' if names is unlabelled else ''
+            detail = f'there is no column {", ".join(names)}{hint}; found: {found}'
+            self.fault('missing column', detail)
         if missing:
             self.cells = self.cells[:0]
 
@@ -271,7 +273,12 @@ class Table:
         try:
             header, *rows = _read_rows(self.file) or [[]]
         except UNREADABLE as error:
-            self.fault('unreadable table', f'it cannot be read: {error}')
+            hint = '; save it as UTF-8' if isinstance(error, UnicodeDecodeError) else ''
+            self.fault('unreadable table', f'it cannot be read: {error}{hint}')
+            return pd.DataFrame()
+        if len(header) == 1 and (separator := re.search('[;\t|]', header[0])):
+            detail = f'the columns are separated by {separator[0]!r}: save it with commas instead'
+            self.fault('unreadable table', detail)
             return pd.DataFrame()
         for name in {name for name in header if name and header.count(name) > 1}:
             self.fault('repeated column', f'column {name} is given twice')

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -32,13 +32,6 @@ LIMITS = ('share', 'images')  # optional, at most one of them
 NAME = re.compile(r'[A-Za-z0-9_-]+')
 
 
-class Source(NamedTuple):
-    """The images of a source that pre-training uses."""
-
-    train: Records
-    holdout: Records
-
-
 def source_configs(config: Config) -> dict[str, Config]:
     """Return the config of each source by its name; without DATA.SOURCES, {'': config}."""
     if not config.DATA.SOURCES:
@@ -46,9 +39,15 @@ def source_configs(config: Config) -> dict[str, Config]:
     return {entry['name']: _own_config(config, entry) for entry in config.DATA.SOURCES}
 
 
-def read_sources(config: Config, logger: logging.Logger) -> dict[str, Source]:
-    """Read the images of each source, by its name; without DATA.SOURCES, the name is ''."""
-    sources, left_out, found = {}, _left_out(config), set()
+def read_sources(
+    config: Config, logger: logging.Logger
+) -> tuple[dict[str, Records], dict[str, Records]]:
+    """Read the images of each source for pre-training.
+
+    Returns:
+        (train, holdout), each by the name of the source; without DATA.SOURCES the name is ''.
+    """
+    training, held_out, left_out, found = {}, {}, _left_out(config), set()
     entries = {entry['name']: entry for entry in config.DATA.SOURCES}
     for name, own in source_configs(config).items():
         whole, entry = read_split(own, 'train', logger, labelled=False), entries.get(name, {})
@@ -69,7 +68,7 @@ def read_sources(config: Config, logger: logging.Logger) -> dict[str, Source]:
             raise ValueError(
                 f'DATA.SOURCES: no training image of {name!r} is left (DATA.VIEWS, DATA.LEAVE_OUT)'
             )
-        sources[name] = Source(train, holdout)
+        training[name], held_out[name] = train, holdout
     if left_out:
         logger.info(f'{len(found)} training images are left out ({config.DATA.LEAVE_OUT})')
     if left_out and not found:
@@ -77,7 +76,7 @@ def read_sources(config: Config, logger: logging.Logger) -> dict[str, Source]:
             f'DATA.LEAVE_OUT {config.DATA.LEAVE_OUT}: none of its {len(left_out)} images is a '
             f'training image; with DATA.SOURCES a name begins with that of its source'
         )
-    return sources
+    return training, held_out
 
 
 @register_check
@@ -88,8 +87,7 @@ def check_sources(config: Config, stage: str | None) -> None:
     require(holds, config, 'DATA.LEAVE_OUT', "'' for fine-tuning")
     if not entries:
         return
-    holds = stage in ('simmim', None)
-    require(holds, config, 'DATA.SOURCES', f'[] in {stage}: main_simmim.py reads several sources')
+    require(stage != 'finetune', config, 'DATA.SOURCES', '[] for fine-tuning')
     for key in ('TRAIN_FRACTION', 'TRAIN_IMAGES'):
         holds = data[key] == (1 if key == 'TRAIN_FRACTION' else 0)
         allowed = 'at its default with DATA.SOURCES, whose entries have share or images'

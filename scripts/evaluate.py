@@ -263,8 +263,9 @@ def fit_thresholds(
         return read_thresholds(files, sets, protocol, names=names)
     fitted, sources, warnings = [], [], []
     labels = read_labels(args, files[-1], names, sets)
+    predicted = args.label_names or (label_set(args.label_sets[0]) if args.label_sets else ())
     for file, cases in zip(files[:-1], sets, strict=True):
-        predictions = read_predictions(file, labels=args.label_names)
+        predictions = read_predictions(file, labels=predicted)
         held_out, _ = match(predictions, labels, name='held-out', level=args.level, complete=False)
         fitted.append(fit_held_out(held_out, cases.labels, protocol))
         patients, scored = set(held_out.patient), set(cases.patient)

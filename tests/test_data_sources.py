@@ -72,6 +72,16 @@ def test_share_and_images_limit_a_source_and_not_its_held_out_patients(drive):
     assert [len(part) for part in held_out.dataset.parts.values()] == [2, 2, 1]
 
 
+def test_contrastive_pre_training_reads_the_same_images(drive):
+    config = config_of(drive, HERE, THERE, LOOSE)
+    masked = build_loader(config, LOGGER, is_pretrain=True)
+    views = build_loader(config, LOGGER, is_pretrain=True, contrastive=True)
+    for name, part in masked.train.dataset.parts.items():
+        assert part.records.file.tolist() == views.train.dataset.parts[name].records.file.tolist()
+    assert [len(part) for part in views.holdout.dataset.parts.values()] == [4, 4]  # of 4, 4, 1
+    assert [len(batch) for batch in samples_of(views.holdout, 0)]
+
+
 # Samples
 
 

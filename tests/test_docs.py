@@ -13,7 +13,8 @@ from test_readme import ROOT
 from scripts.config_reference import options_page
 
 DOCS = ROOT / 'docs'
-PAGES = [ROOT / 'README.md', *sorted(DOCS.rglob('*.md'))]
+SITE = sorted(DOCS.rglob('*.md'))
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *SITE]
 FENCED = re.compile(r'^```.*?^```', re.M | re.S)
 LINK = re.compile(r'\]\(([^)\s]+)\)')
 
@@ -55,7 +56,7 @@ def pages_in(entry: object) -> list[str]:
 def test_the_navigation_lists_every_page_once() -> None:
     settings = yaml.safe_load((ROOT / 'mkdocs.yml').read_text(encoding='utf-8'))
     listed = sorted(pages_in(settings['nav']))
-    assert listed == sorted(str(path.relative_to(DOCS)) for path in PAGES[1:])
+    assert listed == sorted(str(path.relative_to(DOCS)) for path in SITE)
 
 
 def test_the_page_of_options_lists_every_key() -> None:

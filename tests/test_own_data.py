@@ -24,11 +24,11 @@ def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
     """A made-up export in the current folder: of every patient two images, some cells blank."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    (tmp_path / 'export' / 'pictures').mkdir(parents=True)
+    (tmp_path / 'export' / 'images').mkdir(parents=True)
     rows = []
     for i in range(2 * NUM_PATIENTS):
         pixels = rng.integers(0, 256, (70, 80), dtype=np.uint8)
-        Image.fromarray(pixels).save(f'export/pictures/x{i}.png')
+        Image.fromarray(pixels).save(f'export/images/x{i}.png')
         person = i % NUM_PATIENTS
         sex, age = ('F', 'M', '')[person % 3], '' if person == 4 else 30 + person
         rows.append((f'x{i}.png', f'P-{900 - person}', sex, age, FINDINGS[i % 4]))
@@ -46,7 +46,7 @@ def test_the_page_makes_a_data_set_of_a_flat_export(export, capsys):
         'train': NUM_PATIENTS * 8 // 10, 'valid': NUM_PATIENTS // 10, 'test': NUM_PATIENTS // 10,
     }  # fmt: skip
     assert len(set.union(*patients.values())) == NUM_PATIENTS
-    origin = {Path('export/pictures', file).stat().st_ino: file for file in export['file']}
+    origin = {Path('export/images', file).stat().st_ino: file for file in export['file']}
     rows, seen = export.set_index('file'), set()
     for name, records in splits.items():
         for i, file in enumerate(records.file):

@@ -17,7 +17,7 @@ from config import build_parser, default_config, get_config, value_at
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding='utf-8')
-    for path in [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+    for path in [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/**/*.md'))]
 }
 BLOCK = re.compile(r'^```bash\n(.*?)^```', re.M | re.S)
 SETTINGS = r"(?:[A-Z_]+=(?:'[^']*'|\S+) )*"
