@@ -295,7 +295,7 @@ def faults_of(root: Path, text: str, table: str, *labels: str) -> dict[str, tupl
 
 def test_parts_of_a_layout_without_effect_are_reported(tmp_path: Path) -> None:
     found = faults_of(tmp_path, MINE, EXPORT, 'effusion', 'Cardiomegaly')
-    assert list(found) == ['unknown view'] and "'oblique' (1 rows)" in found['unknown view'][1]
+    assert list(found) == ['unknown view'] and "'oblique' (rows: 1)" in found['unknown view'][1]
     text = MINE.replace('patient: who\n', '').replace('separator: ;', "separator: '|'")
     text = text.replace('[pa]', '[PA]').replace('normal:', 'Normal:')
     found = faults_of(tmp_path, text, EXPORT, 'effusion')
@@ -304,8 +304,8 @@ def test_parts_of_a_layout_without_effect_are_reported(tmp_path: Path) -> None:
         'unknown patients': 'note'
     }
     detail = found['rows without a label'][1]
-    assert "'effusion; enlarged heart' (1 rows)" in detail and '3 of 5' in detail
-    assert "'pa' (3 rows), 'oblique'" in found['unknown view'][1]
+    assert "'effusion; enlarged heart' (rows: 1)" in detail and '3 of 5' in detail
+    assert "'pa' (rows: 3), 'oblique'" in found['unknown view'][1]
 
 
 def test_names_of_labels_may_be_given_as_they_are_renamed(tmp_path: Path) -> None:
