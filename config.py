@@ -1,8 +1,8 @@
-"""Every option of a run: its default, meaning and allowed values, and how a run sets it.
+"""All options of a run: defaults, meanings, allowed values, and how they are read and checked.
 
-A run takes its options from the defaults below, then from the BASE files of its YAML file, the YAML
-file (`--cfg`), `--opts KEY VALUE ...` and the other flags; each source overrides the ones before.
-`check_config` then rejects values and combinations that cannot work, and the config is frozen.
+Options come from the defaults below, the BASE files of the YAML file, the YAML file (`--cfg`),
+`--opts KEY VALUE ...` and the other flags. Each source overrides the previous ones. `check_config`
+then rejects values and combinations that cannot work, and the config is frozen.
 
 Keys, defaults and meanings are SimMIM's. [CheXpert] marks the keys that SimMIM does not have.
 """
@@ -21,7 +21,7 @@ from yacs.config import CfgNode as CN
 
 
 class Config(CfgNode):
-    """The root node. Merging follows BASE and checks keys and types."""
+    """Root node of the options. Merging follows BASE and checks keys and types."""
 
     def merge_from_file(self, cfg_filename: str | Path) -> None:
         _merge_file(self, Path(cfg_filename))
@@ -42,14 +42,14 @@ _C.DATA = CN()
 _C.DATA.BATCH_SIZE = 128
 # Root folder of the CSV files and images, or of a tree of images ('folder').
 _C.DATA.DATA_PATH = ''
-# [CheXpert] Folder on each node's local disk to which a packed store is copied first; '': none.
+# [CheXpert] Folder on each node's local disk to which a packed store is copied; '': no copy.
 _C.DATA.CACHE_DIR = ''
-# [CheXpert] Layout of DATA_PATH, or a YAML file that describes it, such as 'mine.yaml'. 'folder' is
-# a tree of unlabelled images, as is 'imagenet'.
+# [CheXpert] Layout of DATA_PATH, or a YAML file that describes it, such as 'mine.yaml'. 'folder'
+# and 'imagenet' are trees of unlabelled images.
 _C.DATA.DATASET = 'imagenet'
-# [CheXpert] Pre-training on several data sets: list of mappings with name, dataset (as DATASET),
-# path (relative to DATA_PATH) and, if wanted, share (of the training patients) or images (at most);
-# []: DATASET and DATA_PATH alone.
+# [CheXpert] Pre-training on several data sets: list of mappings with name, dataset (as in DATASET),
+# path (relative to DATA_PATH) and optionally share (of the training patients) or images (at most);
+# []: only DATASET and DATA_PATH.
 _C.DATA.SOURCES = []
 # Side of the model's square input, in pixels.
 _C.DATA.IMG_SIZE = 224
@@ -73,27 +73,30 @@ _C.DATA.TEST_CSV = 'test.csv'
 _C.DATA.IMAGE_SUFFIX = ''
 # [CheXpert] Views to train on: 'frontal', 'lateral' or 'all'.
 _C.DATA.VIEWS = 'frontal'
-# [CheXpert] What fine-tuning learns, such as 'observations' for all 14 labels.
+# [CheXpert] Task of fine-tuning, such as 'observations' for all 14 labels.
 _C.DATA.TASK = 'observations'
-# [CheXpert] Columns of the CSV files that 'observations' learns; []: the 14 observations.
+# [CheXpert] Columns of the CSV files that are the labels of 'observations'; []: all 14.
 _C.DATA.LABELS = []
 # [CheXpert] Policy for uncertain labels (-1) in training.
 _C.DATA.UNCERTAIN = 'ones'
-# [CheXpert] Exceptions per label, such as {'Edema': 'zeros'}. A later source replaces the mapping.
+# [CheXpert] Policies of single labels, such as {'Edema': 'zeros'}. A later source replaces the
+# whole mapping.
 _C.DATA.UNCERTAIN_BY_LABEL = CN(new_allowed=True)
-# [CheXpert] For 'self_train': predictions of the training images from a run with 'ignore'.
+# [CheXpert] 'self_train': CSV file with predictions of the training images by a run with 'ignore'.
 _C.DATA.SELF_TRAIN_PREDICTIONS = ''
 # [CheXpert] CSV file of pseudo-labels for training patients outside the subset; '': none.
 _C.DATA.PSEUDO_LABELS = ''
-# [CheXpert] How a label that is not mentioned counts.
+# [CheXpert] Training target of a label that is not mentioned.
 _C.DATA.BLANK = 'negative'
-# [CheXpert] Share of the training patients to use, in (0, 1]. Smaller shares are subsets of larger.
+# [CheXpert] Share of the training patients to use, in (0, 1]. A smaller share is a subset of a
+# larger one.
 _C.DATA.TRAIN_FRACTION = 1.0
-# [CheXpert] Number of training images to use, patient by patient; 0: as TRAIN_FRACTION says.
+# [CheXpert] Number of training images to use, patient by patient; 0: TRAIN_FRACTION decides.
 _C.DATA.TRAIN_IMAGES = 0
 # [CheXpert] Order of the images in fine-tuning: 'uniform', or 'weighted' by label frequency.
 _C.DATA.SAMPLER = 'uniform'
-# [CheXpert] First processing steps of every image, in order, such as ['equalize']; []: none.
+# [CheXpert] Processing steps applied to every image first, in order, such as ['equalize'];
+# []: none.
 _C.DATA.PREPROCESS = []
 # [CheXpert] CSV or .xlsx file in DATA_PATH with columns per patient, such as race; '': none.
 _C.DATA.DEMOGRAPHICS = ''
@@ -101,27 +104,28 @@ _C.DATA.DEMOGRAPHICS = ''
 _C.DATA.LABELLER = 'chexpert'
 # [CheXpert] Share of the training patients that all stages hold out, in [0, 1).
 _C.DATA.HOLDOUT_FRACTION = 0.02
-# [CheXpert] Cross-validation: 'k/n' leaves part k (from 0) of n parts of the training patients out
-# of all stages and scores it as the split valid, without reading VALID_CSV; '': none.
+# [CheXpert] Cross-validation: 'k/n' excludes fold k (from 0) of n folds of the training patients
+# from all stages and scores it as the split valid instead of VALID_CSV; '': no folds.
 _C.DATA.FOLD = ''
 # [CheXpert] Pixel mean per channel, in [0, 1]; []: 0.503 for 1 channel, ImageNet's for 3.
 _C.DATA.MEAN = []
 # [CheXpert] Pixel standard deviation per channel, in (0, 1]; []: 0.292, ImageNet's for 3 channels.
 _C.DATA.STD = []
-# [CheXpert] Statistics that normalise an image: 'dataset' (MEAN, STD) or its own ('image').
+# [CheXpert] Statistics that normalise an image: 'dataset' (MEAN, STD) or 'image' (its own).
 _C.DATA.NORMALIZE = 'dataset'
-# [CheXpert] How mask units are chosen, such as 'random'.
+# [CheXpert] Method that chooses the hidden mask units, such as 'random'.
 _C.DATA.MASK_TYPE = 'random'
-# [CheXpert] Pre-training: CSV file whose column `file` names images that are left out, such as the
+# [CheXpert] Pre-training: CSV file whose column `file` lists images to exclude, such as the
 # duplicates that check_data.py finds between DATA.SOURCES; '': none.
 _C.DATA.LEAVE_OUT = ''
-# [CheXpert] Whether 'folder' may pre-train on a folder with label files, which has scored images.
+# [CheXpert] Whether DATASET 'folder' may pre-train on a folder with label files, and thereby on
+# the images that are scored later.
 _C.DATA.ALLOW_ALL_IMAGES = False
 # [CheXpert] Resize filter of pre-training: 'bilinear', 'bicubic', 'lanczos' or 'hamming'.
 _C.DATA.PRETRAIN_INTERPOLATION = 'bilinear'
-# [CheXpert] Unusable training image: 'error' stops the run, 'skip' uses another image.
+# [CheXpert] Unusable training images: 'error' stops the run, 'skip' uses another image instead.
 _C.DATA.BAD_IMAGE = 'error'
-# [CheXpert] With 'skip', the run stops after this many different unusable images.
+# [CheXpert] With BAD_IMAGE 'skip', the run stops after this many different unusable images.
 _C.DATA.BAD_IMAGE_LIMIT = 100
 
 _C.MODEL = CN()
@@ -131,15 +135,15 @@ _C.MODEL.TYPE = 'swin'
 _C.MODEL.PRETRAIN = 'simmim'
 # Name of the folder below OUTPUT and of the logger; it does not select a model.
 _C.MODEL.NAME = 'swin_tiny_patch4_window7_224'
-# Checkpoint to resume from, a path or an address; '': the newest in the run folder.
+# Checkpoint to resume from, a path or a URL; '': the newest in the run folder.
 _C.MODEL.RESUME = ''
-# Outputs of the classifier. At its default, fine-tuning sets it to the number of labels.
+# Outputs of the classifier. Fine-tuning replaces the default by the number of labels.
 _C.MODEL.NUM_CLASSES = 1000
-# Input channels of the encoder: 1 (grey) or 3 (grey images are repeated).
+# Input channels of the encoder: 1 (grey) or 3 (the grey channel is repeated).
 _C.MODEL.IN_CHANS = 3
 # Dropout after the embedding, attention and MLP, in [0, 1).
 _C.MODEL.DROP_RATE = 0.0
-# Stochastic depth of the last block, in [0, 1). It grows linearly from 0 at the first block.
+# Stochastic depth rate of the last block, in [0, 1). It grows linearly from 0 at the first block.
 _C.MODEL.DROP_PATH_RATE = 0.1
 # Label smoothing, in [0, 1). It must be 0 for the CheXpert labels.
 _C.MODEL.LABEL_SMOOTHING = 0.1
@@ -149,11 +153,11 @@ _C.MODEL.ATTENTION = 'auto'
 _C.MODEL.SWIN = CN()
 # Side of a token, in pixels.
 _C.MODEL.SWIN.PATCH_SIZE = 4
-# Width of the first stage. Every stage doubles it.
+# Width of the first stage. Every further stage doubles it.
 _C.MODEL.SWIN.EMBED_DIM = 96
 # Blocks per stage.
 _C.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
-# Attention heads per stage. They divide the width of the stage.
+# Attention heads per stage. The number divides the width of the stage.
 _C.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
 # Side of an attention window, in tokens.
 _C.MODEL.SWIN.WINDOW_SIZE = 7
@@ -171,11 +175,11 @@ _C.MODEL.SWIN.PATCH_NORM = True
 _C.MODEL.VIT = CN()
 # Side of a token, in pixels.
 _C.MODEL.VIT.PATCH_SIZE = 16
-# Width.
+# Width of the tokens.
 _C.MODEL.VIT.EMBED_DIM = 768
 # Number of blocks.
 _C.MODEL.VIT.DEPTH = 12
-# Attention heads. They divide the width.
+# Attention heads. The number divides the width.
 _C.MODEL.VIT.NUM_HEADS = 12
 # Width of the MLP divided by the width of the block.
 _C.MODEL.VIT.MLP_RATIO = 4.0
@@ -189,13 +193,13 @@ _C.MODEL.VIT.USE_APE = False
 _C.MODEL.VIT.USE_MEAN_POOLING = False
 # Whether each block has its own relative position bias.
 _C.MODEL.VIT.USE_RPB = False
-# Whether all blocks share a relative position bias. It is added to the one of USE_RPB.
+# Whether all blocks share a relative position bias, in addition to the bias of USE_RPB.
 _C.MODEL.VIT.USE_SHARED_RPB = True
 # [CheXpert] Whether fixed sine-cosine positions are added, as in MAE.
 _C.MODEL.VIT.USE_SINCOS = False
 
 _C.MODEL.TIMM = CN()
-# [CheXpert] A classifier of timm, such as 'resnet50', 'densenet121' or 'vit_small_patch16_224'.
+# [CheXpert] Name of a timm model, such as 'resnet50', 'densenet121' or 'vit_small_patch16_224'.
 _C.MODEL.TIMM.NAME = 'resnet50'
 
 _C.MODEL.SIMMIM = CN()
@@ -205,9 +209,10 @@ _C.MODEL.SIMMIM.HEAD = 'linear'
 _C.MODEL.SIMMIM.LOSS = 'l1'
 # [CheXpert] Pixels in the loss: 'masked' or 'all'.
 _C.MODEL.SIMMIM.LOSS_PIXELS = 'masked'
-# [CheXpert] Side of the predicted image; a value is a mean of pixels. 0: DATA.IMG_SIZE.
+# [CheXpert] Side of the predicted image; smaller than DATA.IMG_SIZE, each value is the mean of
+# several pixels. 0: DATA.IMG_SIZE.
 _C.MODEL.SIMMIM.TARGET_SIZE = 0
-# [CheXpert] Prediction target, such as 'pixels', or 'patch_normalised' for standardised mask units.
+# [CheXpert] Prediction target, such as 'pixels' or 'patch_normalised' (standardised mask units).
 _C.MODEL.SIMMIM.TARGET = 'pixels'
 
 _C.MODEL.MAE = CN()
@@ -215,21 +220,21 @@ _C.MODEL.MAE = CN()
 _C.MODEL.MAE.DECODER_EMBED_DIM = 512
 # [CheXpert] Blocks of the decoder.
 _C.MODEL.MAE.DECODER_DEPTH = 8
-# [CheXpert] Attention heads of the decoder. They divide its width.
+# [CheXpert] Attention heads of the decoder. The number divides the width of the decoder.
 _C.MODEL.MAE.DECODER_NUM_HEADS = 16
-# [CheXpert] Whether the decoder predicts patches standardised by their own mean and deviation.
+# [CheXpert] Whether the target patches are standardised by their own mean and deviation.
 _C.MODEL.MAE.NORM_PIX_LOSS = False
 
 _C.TRAIN = CN()
 # Always 0. A resumed run continues where its checkpoint ended.
 _C.TRAIN.START_EPOCH = 0
-# Number of epochs, warm-up included.
+# Number of epochs, including warm-up.
 _C.TRAIN.EPOCHS = 300
 # Epochs of linear warm-up.
 _C.TRAIN.WARMUP_EPOCHS = 20
-# Weight decay. It is not applied to biases, norms, and the tables and tokens that the model names.
+# Weight decay. It is not applied to biases, norms, position tables and special tokens.
 _C.TRAIN.WEIGHT_DECAY = 0.05
-# Peak learning rate per 512 images of the global batch.
+# Peak learning rate per 512 images of the effective batch.
 _C.TRAIN.BASE_LR = 5e-4
 # Learning rate at the start of the warm-up, per 512 images.
 _C.TRAIN.WARMUP_LR = 5e-7
@@ -243,11 +248,11 @@ _C.TRAIN.AUTO_RESUME = True
 _C.TRAIN.ACCUMULATION_STEPS = 0
 # Whether blocks are recomputed in the backward pass, which saves memory.
 _C.TRAIN.USE_CHECKPOINT = False
-# [CheXpert] What USE_CHECKPOINT keeps: 'nothing', or 'products' of linear layers.
+# [CheXpert] Results that USE_CHECKPOINT keeps: 'nothing', or the 'products' of linear layers.
 _C.TRAIN.CHECKPOINT_KEEPS = 'nothing'
 # [CheXpert] torch.compile: 'none', 'auto' (on a GPU if the run is long enough) or 'max' (always).
 _C.TRAIN.COMPILE = 'auto'
-# [CheXpert] Number format in which processes exchange gradients: 'float32' or 'bfloat16'.
+# [CheXpert] Number format for the exchange of gradients: 'float32' or 'bfloat16'.
 _C.TRAIN.GRADIENT_EXCHANGE = 'float32'
 # Fine-tuning: learning rate of a layer divided by that of the next layer, in (0, 1].
 _C.TRAIN.LAYER_DECAY = 1.0
@@ -257,7 +262,7 @@ _C.TRAIN.SAVE_EVERY_STEPS = 0
 _C.TRAIN.SAVE_EVERY_MINUTES = 0.0
 # [CheXpert] Non-finite loss or gradient: 'stop' ends the run, 'skip' skips the optimizer step.
 _C.TRAIN.ON_NAN = 'stop'
-# [CheXpert] With 'skip', the run stops after this many skipped steps.
+# [CheXpert] With ON_NAN 'skip', the run stops after more than this many skipped steps.
 _C.TRAIN.NAN_LIMIT = 10
 # [CheXpert] Whether to use only deterministic algorithms, which are slower.
 _C.TRAIN.DETERMINISTIC = False
@@ -267,15 +272,16 @@ _C.TRAIN.RANK_TIMEOUT_MINUTES = 30.0
 _C.TRAIN.LR_SCHEDULER = CN()
 # Learning rate schedule: 'cosine', 'linear', 'step', 'multistep' or, not in SimMIM, 'onecycle'.
 _C.TRAIN.LR_SCHEDULER.NAME = 'cosine'
-# [CheXpert] 'cosine': whether it begins where the warm-up ends, as in MAE, and not at step 0.
+# [CheXpert] 'cosine': whether the cosine begins at the end of the warm-up, as in MAE, and not at
+# step 0.
 _C.TRAIN.LR_SCHEDULER.WARMUP_PREFIX = False
 # 'step': epochs between two drops.
 _C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = 30
-# 'step': factor of a drop.
+# 'step': factor of each drop.
 _C.TRAIN.LR_SCHEDULER.DECAY_RATE = 0.1
-# 'multistep': factor of a drop.
+# 'multistep': factor of each drop.
 _C.TRAIN.LR_SCHEDULER.GAMMA = 0.1
-# 'multistep': ascending epochs of the drops, not before the end of the warm-up.
+# 'multistep': epochs of the drops, ascending, the first one not before the end of the warm-up.
 _C.TRAIN.LR_SCHEDULER.MULTISTEPS = []
 
 _C.TRAIN.OPTIMIZER = CN()
@@ -291,7 +297,7 @@ _C.TRAIN.OPTIMIZER.MOMENTUM = 0.9
 _C.AUG = CN()
 # Brightness and contrast jitter; 0: none. Not for SimMIM and MAE, nor with AUTO_AUGMENT.
 _C.AUG.COLOR_JITTER = 0.4
-# SimMIM's timm policy for ImageNet. It must be 'none' for the CheXpert labels.
+# timm's augmentation policy as in SimMIM. It must be 'none' for the CheXpert labels.
 _C.AUG.AUTO_AUGMENT = 'rand-m9-mstd0.5-inc1'
 # Fine-tuning: probability of random erasing.
 _C.AUG.REPROB = 0.25
@@ -303,16 +309,16 @@ _C.AUG.RECOUNT = 1
 _C.AUG.MIXUP = 0.8
 # Beta parameter of CutMix. It must be 0 for the CheXpert labels.
 _C.AUG.CUTMIX = 1.0
-# Range [low, high] of CutMix's ratio. It must be None for the CheXpert labels.
+# Range [low, high] of CutMix's area ratio. It must be None for the CheXpert labels.
 _C.AUG.CUTMIX_MINMAX = None
 # Probability that a batch is mixed.
 _C.AUG.MIXUP_PROB = 1.0
-# Probability of CutMix if Mixup is on too.
+# Probability of CutMix if Mixup is also on.
 _C.AUG.MIXUP_SWITCH_PROB = 0.5
-# What shares a mixing ratio: 'batch', 'pair' or 'elem'.
+# Unit that shares a mixing ratio: 'batch', 'pair' or 'elem'.
 _C.AUG.MIXUP_MODE = 'batch'
-# [CheXpert] Area of random crops [low, high]; []: [0.67, 1] in masked pre-training, [0.3, 1] in
-# contrastive pre-training, [0.08, 1] in fine-tuning.
+# [CheXpert] Area of random crops [low, high] as a share of the image; []: [0.67, 1] in masked
+# pre-training, [0.3, 1] in contrastive pre-training, [0.08, 1] in fine-tuning.
 _C.AUG.CROP_AREA = []
 # [CheXpert] Probability of a horizontal flip, in all stages.
 _C.AUG.HFLIP = 0.5
@@ -340,24 +346,25 @@ _C.EVAL.EVERY = 1
 _C.EVAL.VIEWS = ''
 # [CheXpert] Unit of evaluation: 'study' or 'image'.
 _C.EVAL.LEVEL = 'study'
-# [CheXpert] Probability of a study from those of its images: 'max' or 'mean'.
+# [CheXpert] Probability of a study: the 'max' or 'mean' over its images.
 _C.EVAL.AGGREGATE = 'max'
 # [CheXpert] Patients that choose the best checkpoint: 'holdout' or 'valid' (the report warns).
 _C.EVAL.SELECT_ON = 'holdout'
-# [CheXpert] Share of the held-out patients that are only scored, as the split 'internal': they
-# choose no checkpoint, threshold or probe. Their labels are the training labels.
+# [CheXpert] Share of the held-out patients that form the split 'internal', which is only scored
+# and chooses no checkpoint, threshold or probe. Its labels are the training labels.
 _C.EVAL.INTERNAL_SHARE = 0.0
-# [CheXpert] Mean AUROC that chooses it: 'five' tasks, 'all' labels, 'auto' (five if defined).
+# [CheXpert] Mean AUROC that chooses the best checkpoint: over the 'five' competition tasks or
+# 'all' labels; 'auto': the five if all are defined.
 _C.EVAL.SELECT = 'auto'
 # [CheXpert] Held-out images of each data set that pre-training validates on; 0: all.
 _C.EVAL.HOLDOUT_IMAGES = 256
-# [CheXpert] Test-time augmentation: 'none', or 'crops' (mean over centre and four corners).
+# [CheXpert] Test-time augmentation: 'none', or 'crops' (mean over centre and corner crops).
 _C.EVAL.TTA = 'none'
-# [CheXpert] Whether to average with the prediction for the mirrored image.
+# [CheXpert] Whether predictions are averaged with those of the mirrored image.
 _C.EVAL.TTA_FLIP = False
-# [CheXpert] Checkpoints whose probabilities --eval averages, paths; []: one checkpoint.
+# [CheXpert] Paths of checkpoints whose probabilities --eval averages; []: a single checkpoint.
 _C.EVAL.ENSEMBLE = []
-# [CheXpert] Whether to write predictions of the training images, too.
+# [CheXpert] Whether predictions of the training images are also written.
 _C.EVAL.PREDICT_TRAIN = False
 # [CheXpert] Rule for the thresholds, which are set on the held-out patients; 'half' is always 0.5.
 _C.EVAL.THRESHOLD = 'youden'
@@ -365,7 +372,8 @@ _C.EVAL.THRESHOLD = 'youden'
 _C.EVAL.SENSITIVITY = 0.9
 # [CheXpert] Bootstrap resamples of the patients for each interval; 0: no intervals.
 _C.EVAL.RESAMPLES = 1000
-# [CheXpert] Further columns to evaluate by, of the CSV files or DATA.DEMOGRAPHICS: ['RACE'].
+# [CheXpert] Additional columns for subgroups, from the CSV files or DATA.DEMOGRAPHICS, such as
+# ['RACE'].
 _C.EVAL.GROUPS = []
 # [CheXpert] Lower ends of the age bands, in years.
 _C.EVAL.AGE_BANDS = [0, 40, 60, 80]
@@ -381,7 +389,7 @@ _C.LOSS.ALPHA = None
 _C.LOSS.GAMMA_POS = 0.0
 # [CheXpert] 'asymmetric': exponent of negatives.
 _C.LOSS.GAMMA_NEG = 4.0
-# [CheXpert] 'asymmetric': negatives below this probability do not count, in [0, 1).
+# [CheXpert] 'asymmetric': negatives below this probability have no loss, in [0, 1).
 _C.LOSS.CLIP = 0.05
 
 _C.CONTRASTIVE = CN()
@@ -391,12 +399,12 @@ _C.CONTRASTIVE.METHOD = 'moco'
 _C.CONTRASTIVE.DIM = None
 # [CheXpert] Temperature that divides cosines; None: the default of the method.
 _C.CONTRASTIVE.TEMPERATURE = None
-# [CheXpert] Momentum of the averaged encoder, in [0, 1); None: that of the method's authors, or in
-# short runs a smaller one that leaves about 1 % of the initial weights.
+# [CheXpert] Momentum of the averaged encoder, in [0, 1); None: the published value of the method,
+# or in short runs a smaller value that leaves about 1 % of the initial weights.
 _C.CONTRASTIVE.MOMENTUM = None
 # [CheXpert] 'moco': keys in the queue, a multiple of the global batch.
 _C.CONTRASTIVE.QUEUE_SIZE = 4096
-# [CheXpert] 'moco': groups of a batch, each with its own batch norm; a divisor of BATCH_SIZE.
+# [CheXpert] 'moco': groups of a batch with separate batch norm statistics; divides BATCH_SIZE.
 _C.CONTRASTIVE.BN_GROUPS = 1
 # [CheXpert] 'swav': number of prototypes, at most twice the images of the global batch.
 _C.CONTRASTIVE.NUM_PROTOTYPES = 3000
@@ -404,39 +412,40 @@ _C.CONTRASTIVE.NUM_PROTOTYPES = 3000
 _C.CONTRASTIVE.FREEZE_PROTOTYPES_STEPS = 0
 # [CheXpert] 'swav': small crops per image in addition to the two views; 0: none.
 _C.CONTRASTIVE.LOCAL_CROPS = 0
-# [CheXpert] Area of a small crop [low, high].
+# [CheXpert] Area of a small crop [low, high] as a share of the image.
 _C.CONTRASTIVE.LOCAL_CROP_AREA = [0.05, 0.14]
 # [CheXpert] Side of a small crop in pixels; 0: DATA.IMG_SIZE, the only size for Swin and ViT.
 _C.CONTRASTIVE.LOCAL_SIZE = 0
 # [CheXpert] Probability that a view is blurred.
 _C.CONTRASTIVE.BLUR = 0.5
-# [CheXpert] Whether the second view is a weak one, which is only cropped and flipped.
+# [CheXpert] Whether the second view is only cropped and flipped.
 _C.CONTRASTIVE.WEAK_VIEW = False
 
 _C.FINETUNE = CN()
-# [CheXpert] What is fitted. 'linear_probe' and 'knn' use features of the frozen encoder.
+# [CheXpert] Trained part: the 'full' model, the 'last_layer', or a classifier ('linear_probe',
+# 'knn') on the features of the frozen encoder.
 _C.FINETUNE.MODE = 'full'
 # [CheXpert] Share of the patch tokens of a ViT that each training step drops, as MAE's encoder does
-# in pre-training, in [0, 1). Evaluation sees all of them.
+# in pre-training, in [0, 1). Evaluation uses all tokens.
 _C.FINETUNE.MASK_RATIO = 0.0
 
 _C.REPORT = CN()
 # [CheXpert] Whether fine-tuning and --eval write report.html and its data.
 _C.REPORT.WRITE = True
 # [CheXpert] Saliency maps per label and kind of case (true or false, positive or negative); 0: the
-# report shows no X-rays, not even small ones of the worst errors.
+# report shows no X-rays at all, not even thumbnails of the worst errors.
 _C.REPORT.MAPS = 2
-# [CheXpert] Saliency method: 'grad_cam', or 'rollout' (ViT, the same map for all labels).
+# [CheXpert] Saliency method: 'grad_cam', or 'rollout' (ViT only, the same map for all labels).
 _C.REPORT.METHOD = 'grad_cam'
-# [CheXpert] Whether a logistic regression on the pixels of the training images is scored next to
-# the model. It reads up to 20,000 training images and all scored ones again.
+# [CheXpert] Whether a logistic regression on pixels is scored next to the model. It reads up to
+# 20,000 training images and all scored images again.
 _C.REPORT.PIXEL_FLOOR = False
 # [CheXpert] Whether reports name images by salted hashes. predictions_*.csv keep the paths.
 _C.REPORT.ANONYMISE = False
 
 # Precision: 'O0' is float32; 'O1' and 'O2' are autocast. SimMIM's default '' has its flag's 'O1'.
 _C.AMP_OPT_LEVEL = 'O1'
-# [CheXpert] Whether autocast (bfloat16) is used on a CPU, too.
+# [CheXpert] Whether autocast (bfloat16) is also used on a CPU.
 _C.AMP_ON_CPU = False
 # Root of all run folders; a run writes to OUTPUT/MODEL.NAME/TAG. SimMIM's flag has this default.
 _C.OUTPUT = 'output'
@@ -450,16 +459,16 @@ _C.SAVE_KEEP = 0
 _C.PRINT_FREQ = 10
 # Seed of all random numbers, at least 0.
 _C.SEED = 0
-# Whether to evaluate only.
+# Whether to only evaluate.
 _C.EVAL_MODE = False
-# Whether to measure the throughput in images per second only.
+# Whether to only measure the throughput in images per second.
 _C.THROUGHPUT_MODE = False
-# [CheXpert] Whether to check everything that the run needs, and then stop.
+# [CheXpert] Whether to only check everything that the run needs.
 _C.CHECK_MODE = False
-# Checkpoint whose weights the run starts from, a path or an address (https://, hf://); '': none.
+# Checkpoint whose weights the run starts from, a path or a URL (https://, hf://); '': none.
 _C.PRETRAINED = ''
 
-# Keys that may be None, and the type of their other values.
+# Keys that may be None, with the type of all other values.
 OR_NONE = {
     'MODEL.SWIN.QK_SCALE': float,
     'MODEL.VIT.INIT_VALUES': float,
@@ -469,17 +478,17 @@ OR_NONE = {
     'CONTRASTIVE.TEMPERATURE': float,
     'CONTRASTIVE.MOMENTUM': float,
 }
-# Keys whose value is a mapping with names of the user's choice.
+# Keys whose value is a mapping with names that the user chooses.
 MAPPINGS = ('DATA.UNCERTAIN_BY_LABEL',)
-# Keys of SimMIM that every source still accepts, and the keys that replace them; None: the key has
-# no effect. The channels of an encoder count if MODEL.TYPE selects it.
+# Keys of SimMIM that are still accepted, with their replacements; None: the key has no effect. An
+# encoder's IN_CHANS only has an effect if MODEL.TYPE selects the encoder.
 LEGACY_KEYS = {
     'MODEL.SWIN.IN_CHANS': 'MODEL.IN_CHANS',
     'MODEL.VIT.IN_CHANS': 'MODEL.IN_CHANS',
     'MODEL.TIMM.IN_CHANS': 'MODEL.IN_CHANS',
     'LOCAL_RANK': None,
 }
-# Attribute of the parsed flags -> key.
+# Name of a flag -> key.
 FLAG_KEYS = {
     'batch_size': 'DATA.BATCH_SIZE',
     'data_path': 'DATA.DATA_PATH',
@@ -494,24 +503,24 @@ FLAG_KEYS = {
     'throughput': 'THROUGHPUT_MODE',
     'check': 'CHECK_MODE',
 }
-# Keys whose value is a list of names; for earlier versions it was one name, or 'none' for no name.
+# Keys whose value is a list of names. Earlier versions wrote one name, or 'none' for an empty list.
 NAME_LISTS = ('DATA.PREPROCESS',)
-# Classes besides tensors in the checkpoints of SimMIM and MAE, for the safe loader.
+# Classes in the checkpoints of SimMIM and MAE that the safe loader must accept.
 CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
 # libyaml reads a config about ten times as fast as the loader in Python.
 YAML_LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 
 
 def default_config() -> Config:
-    """Return a copy of all options at their defaults. It is not frozen."""
+    """Return an unfrozen copy of the default options."""
     return _C.clone()
 
 
 def get_config(args: argparse.Namespace) -> Config:
-    """Return the checked and frozen options of a run.
+    """Read, check and freeze the options of a run.
 
     Args:
-        args: Parsed flags of `build_parser`. Flags may be absent or None.
+        args: Flags as parsed by `build_parser`. Flags may be absent or None.
 
     Raises:
         ValueError: If a key or value is wrong. The message names the key and the source.
@@ -531,7 +540,7 @@ def get_config(args: argparse.Namespace) -> Config:
 
 
 def count_classes(config: Config, stage: str | None) -> None:
-    """Set MODEL.NUM_CLASSES of a fine-tuning to the number of labels, unless it is given."""
+    """Set MODEL.NUM_CLASSES of a fine-tuning run to the number of labels, unless it was set."""
     tasks = REGISTRIES.get('DATA.TASK', {})
     is_default = config.MODEL.NUM_CLASSES == _C.MODEL.NUM_CLASSES
     if stage == 'finetune' and is_default and config.DATA.TASK in tasks:
@@ -540,32 +549,32 @@ def count_classes(config: Config, stage: str | None) -> None:
 
 
 def build_parser(stage: str) -> argparse.ArgumentParser:
-    """Return the flags of a main ('simmim', 'contrastive' or 'finetune'); absent ones are None."""
-    what = {
+    """Build the parser of a stage: 'simmim', 'contrastive' or 'finetune'. Absent flags are None."""
+    title = {
         'simmim': 'SimMIM pre-training',
         'contrastive': 'Contrastive pre-training',
         'finetune': 'Fine-tuning and evaluation',
     }[stage]
     parser = argparse.ArgumentParser(
-        description=f'{what}. Start it with python, or with torchrun for several processes.',
+        description=f'{title}. Start it with python, or with torchrun for several processes.',
         allow_abbrev=False,
     )
     parser.set_defaults(stage=stage)
     add = parser.add_argument
     add('--cfg', required=True, metavar='FILE', help='YAML file of options')
-    add('--opts', nargs='+', action='extend', metavar='KEY VALUE', help='pairs of option and value')
+    add('--opts', nargs='+', action='extend', metavar='KEY VALUE', help='pairs of key and value')
     add('--batch-size', type=int, help='images per process and forward pass')
     add('--data-path', help='root folder of the data')
     add('--pretrained', help='checkpoint whose encoder the run starts from')
     add('--resume', help='checkpoint to resume from')
     add('--accumulation-steps', type=int, help='batches over which gradients are accumulated')
-    add('--use-checkpoint', action='store_const', const=True, help='recompute blocks, save memory')
+    add('--use-checkpoint', action='store_const', const=True, help='gradient checkpointing')
     add('--amp-opt-level', choices=['O0', 'O1', 'O2'], help='O0: float32; O1, O2: autocast')
-    add('--output', help='root of all runs; this run writes to OUTPUT/MODEL.NAME/TAG')
+    add('--output', help='root of all run folders; this run writes to OUTPUT/MODEL.NAME/TAG')
     add('--tag', help='last part of the run folder')
-    add('--eval', action='store_const', const=True, help='evaluate only')
-    add('--throughput', action='store_const', const=True, help='measure images per second only')
-    add('--check', action='store_const', const=True, help='check what the run needs, then stop')
+    add('--eval', action='store_const', const=True, help='only evaluate')
+    add('--throughput', action='store_const', const=True, help='only measure images per second')
+    add('--check', action='store_const', const=True, help='only check everything the run needs')
     add('--local_rank', '--local-rank', type=int, help='accepted and ignored')
     return parser
 
@@ -576,30 +585,30 @@ def encoder_node(config: CfgNode) -> CfgNode:
 
 
 def encoder_name(config: CfgNode) -> str:
-    """Return MODEL.TYPE, or the name of the timm model."""
+    """Return MODEL.TYPE, or MODEL.TIMM.NAME for a timm model."""
     return config.MODEL.TIMM.NAME if config.MODEL.TYPE == 'timm' else config.MODEL.TYPE
 
 
 def mask_units(config: CfgNode) -> tuple[int, int]:
-    """Return the number of mask units of an image, and how many of them a mask hides."""
+    """Return the number of mask units of an image and the number of hidden ones."""
     data = config.DATA
     units = (data.IMG_SIZE // data.MASK_PATCH_SIZE) ** 2
     return units, num_hidden(units, data.MASK_RATIO, data.MASK_TYPE)
 
 
 def num_hidden(units: int, mask_ratio: float, mask_type: str) -> int:
-    """Return how many units a mask hides. A mask type with an attribute `ratio` has its own."""
+    """Return the number of hidden mask units. The attribute `ratio` of a mask type comes first."""
     draw = REGISTRIES.get('DATA.MASK_TYPE', {}).get(mask_type)
     return math.ceil(units * getattr(draw, 'ratio', mask_ratio))
 
 
 # Allowed values ----------------------------------------------------------------------------------
 
-PROBES = ('linear_probe', 'knn')  # modes that are fitted on the features of a frozen encoder
+PROBES = ('linear_probe', 'knn')  # modes that fit a classifier on features of a frozen encoder
 VIEWS = ('frontal', 'lateral', 'all')
 FILTERS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
 
-# Allowed values of the options that no registry describes.
+# Allowed values of options that have no registry.
 CHOICES = {
     'DATA.SAMPLER': ('uniform', 'weighted'),
     'DATA.LABELLER': ('chexpert', 'negbio'),
@@ -626,7 +635,7 @@ CHOICES = {
     'FINETUNE.MODE': ('full', 'last_layer', *PROBES),
     'AMP_OPT_LEVEL': ('O0', 'O1', 'O2'),
 }
-# Interval -> the keys whose number, or each number of their list, must lie in it.
+# Interval -> keys whose number, or every number of whose list, must lie in the interval.
 RANGES = {
     '[1, inf)': (
         'DATA.BATCH_SIZE DATA.MASK_PATCH_SIZE MODEL.SWIN.PATCH_SIZE '
@@ -668,8 +677,8 @@ RANGES = {
     '[1, 8192]': 'DATA.IMG_SIZE',
     '[0, 9.2e18]': 'SEED',
 }
-# Options that mix or recolour images or targets: the one value that works with CheXpert's labels,
-# which are several per image and may be unknown.
+# Options that mix images or targets, with the only value that works for CheXpert: an image has
+# several labels, and some are unknown.
 CHEXPERT_VALUES = {
     'MODEL.LABEL_SMOOTHING': 0.0,
     'AUG.AUTO_AUGMENT': 'none',
@@ -683,14 +692,14 @@ CHECKS: list[Check] = []  # filled when a module with `register_check` is import
 
 
 class Registry(dict):
-    """The parts of one kind by name. The names are the values that one option allows.
+    """Maps the values that an option allows to the parts that they select.
 
     The module that defines the parts fills the registry: `MASKS = Registry('DATA.MASK_TYPE')`, then
-    `@MASKS.register('random')` before each part. A part may have a function `check(config, stage)`,
-    which `check_config` calls if the part is selected.
+    `@MASKS.register('random')` before each part. If the selected part has a function
+    `check(config, stage)`, `check_config` calls it.
 
     Args:
-        key: The option that selects a part.
+        key: Option that selects a part.
     """
 
     def __init__(self, key: str) -> None:
@@ -699,7 +708,7 @@ class Registry(dict):
         REGISTRIES[key] = self
 
     def register(self, name: str) -> Callable[[Any], Any]:
-        """Return a decorator that adds a part under this name."""
+        """Return a decorator that adds a part under a name."""
 
         def add(part: Any) -> Any:
             assert name not in self, f'{self.key} {name!r} is registered twice'
@@ -709,20 +718,20 @@ class Registry(dict):
         return add
 
 
-REGISTRIES: dict[str, Registry] = {}  # by option key, filled when a module with parts is imported
+REGISTRIES: dict[str, Registry] = {}  # by option, filled when a module with parts is imported
 
 
 def register_check(check: Check) -> Check:
-    """Decorator: `check_config` calls this function with the config and the stage (or None)."""
+    """Register a function (config, stage or None) that `check_config` calls, as a decorator."""
     CHECKS.append(check)
     return check
 
 
 def add_options(section: str, options: dict[str, Any]) -> None:
-    """Declare the options of a part in its own file, before a config is read.
+    """Declare the options of a part in the module of the part, before a config is read.
 
     Args:
-        section: Key of a new section such as 'MODEL.CONVNEXT', or of one that exists.
+        section: Key of a new or existing section, such as 'MODEL.CONVNEXT'.
         options: Default values by name.
     """
     parent, _, name = section.rpartition('.')
@@ -731,7 +740,7 @@ def add_options(section: str, options: dict[str, Any]) -> None:
 
 
 def allowed_values(key: str) -> tuple | None:
-    """Return the values that an option allows: the names of its registry, or its CHOICES."""
+    """Return the allowed values of an option from its registry or CHOICES; None for any value."""
     return tuple(REGISTRIES[key]) if key in REGISTRIES else CHOICES.get(key)
 
 
@@ -743,7 +752,8 @@ def check_config(config: Config, stage: str | None = None) -> None:
         stage: 'simmim', 'contrastive' or 'finetune' adds the checks of that stage.
 
     Raises:
-        ValueError: At the first problem. The message names the key, its value and what is allowed.
+        ValueError: At the first problem. The message names the key, the value and the allowed
+            values.
     """
     for key in {**CHOICES, **REGISTRIES}:
         parts = REGISTRIES.get(key, CHOICES.get(key))
@@ -768,19 +778,19 @@ def check_config(config: Config, stage: str | None = None) -> None:
 
 
 def require(holds: bool, config: CfgNode, key: str, allowed: str) -> None:
-    """Raise a ValueError that names the key, its value and what is allowed, unless `holds`."""
+    """Raise a ValueError with the key, its value and the allowed values, unless `holds` is true."""
     if not holds:
         raise ValueError(f'{key} must be {allowed}, got {value_at(config, key)!r}')
 
 
 def _chosen(config: CfgNode, key: str) -> list:
-    """Return the names at a key: one, or those of a list."""
+    """Return the value of a key as a list of names."""
     value = value_at(config, key)
     return value if key in NAME_LISTS else [value]
 
 
 def _is_inside(value: Any, interval: str) -> bool:
-    """Return whether a number, or each number of a list, lies in '[low, high)' or the like."""
+    """Return whether a number, or each number of a list, lies in an interval like '[0, 1)'."""
     if value is None:
         return True
     low, high = map(float, interval[1:-1].split(','))
@@ -794,14 +804,14 @@ def _is_inside(value: Any, interval: str) -> bool:
 
 
 def _check_names(config: Config) -> None:
-    """Check the mode of the run, and the values that name files, folders or columns."""
+    """Check the mode of the run, and values that name files, folders or columns."""
     modes = [key for key in ('EVAL_MODE', 'THROUGHPUT_MODE', 'CHECK_MODE') if config[key]]
     if len(modes) > 1:
         require(False, config, modes[1], f'False with {modes[0]}')
     for key in ('MODEL.NAME', 'TAG'):
         path = PurePath(value_at(config, key))
         holds = not path.is_absolute() and '..' not in path.parts
-        require(holds, config, key, 'the name of a folder inside OUTPUT')
+        require(holds, config, key, 'a relative path without .. below OUTPUT')
     for key in ('EVAL.ENSEMBLE', 'EVAL.GROUPS'):
         holds = all(isinstance(name, str) and name for name in value_at(config, key))
         require(holds, config, key, 'a list of names')
@@ -813,7 +823,7 @@ def _check_data_options(config: Config) -> None:
     data, channels = config.DATA, config.MODEL.IN_CHANS
     for key in ('MEAN', 'STD'):
         holds = len(data[key]) == (channels if data.MEAN or data.STD else 0)
-        allowed = f'{channels} numbers, one per channel, or [] for both'
+        allowed = f'{channels} numbers, one per channel, or [] for both MEAN and STD'
         require(holds, config, f'DATA.{key}', allowed)
     holds = data.TRAIN_FRACTION == 1 or data.TRAIN_IMAGES == 0
     require(holds, config, 'DATA.TRAIN_IMAGES', '0 if DATA.TRAIN_FRACTION is below 1')
@@ -832,7 +842,7 @@ def _check_data_options(config: Config) -> None:
         and operations[0] >= 1
         and 0 <= operations[1] <= 30
     )
-    allowed = '[number of operations from 1 on, magnitude from 0 to 30], or []'
+    allowed = '[number of operations (at least 1), magnitude (0 to 30)], or []'
     require(holds, config, 'AUG.RANDAUGMENT', allowed)
     bands = config.EVAL.AGE_BANDS
     holds = bool(bands) and bands == sorted(set(bands))
@@ -848,7 +858,7 @@ def _check_schedule(config: Config) -> None:
         holds = bool(steps) and _is_inside(steps, '[1, inf)') and steps == sorted(steps)
         require(holds, config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', 'ascending epochs such as [700]')
         latest = min(latest, steps[0])
-    allowed = f'at most {latest}, the number of epochs or the first drop'
+    allowed = f'at most {latest}, the number of epochs or the epoch of the first drop'
     require(train.WARMUP_EPOCHS <= latest, config, 'TRAIN.WARMUP_EPOCHS', allowed)
 
 
@@ -858,10 +868,11 @@ def _check_finetuning(config: Config) -> None:
     is_probe = config.FINETUNE.MODE in PROBES and not config.EVAL_MODE
     needs_holdout = is_probe or config.EVAL.SELECT_ON == 'holdout'
     holds = config.DATA.HOLDOUT_FRACTION > 0 or not needs_holdout
-    allowed = f'above 0 with {"FINETUNE.MODE" if is_probe else "EVAL.SELECT_ON"}'
-    require(holds, config, 'DATA.HOLDOUT_FRACTION', allowed)
+    reason = f'FINETUNE.MODE {config.FINETUNE.MODE}' if is_probe else 'EVAL.SELECT_ON holdout'
+    require(holds, config, 'DATA.HOLDOUT_FRACTION', f'above 0 with {reason}')
     holds = not (is_probe and config.MODEL.RESUME)
-    require(holds, config, 'MODEL.RESUME', 'empty with a probe; give the encoder with --pretrained')
+    allowed = 'empty with a probe (use --pretrained for the encoder)'
+    require(holds, config, 'MODEL.RESUME', allowed)
     encoder = REGISTRIES.get('MODEL.TYPE', {}).get(config.MODEL.TYPE)
     is_global = getattr(encoder, 'attends_globally', True)
     holds = config.REPORT.METHOD == 'grad_cam' or is_global
@@ -874,7 +885,7 @@ def _check_finetuning(config: Config) -> None:
 
 # Options as text ---------------------------------------------------------------------------------
 
-# Options that do not decide what is trained: paths, division of work, saving and printing.
+# Options that do not change the trained model: paths, division of work, saving and printing.
 FREE_OPTIONS = (
     *('OUTPUT', 'MODEL.NAME', 'TAG', 'PRETRAINED', 'MODEL.RESUME', 'TRAIN.AUTO_RESUME'),
     *('TRAIN.START_EPOCH', 'DATA.DATA_PATH', 'DATA.CACHE_DIR', 'DATA.NUM_WORKERS'),
@@ -883,14 +894,14 @@ FREE_OPTIONS = (
     *('TRAIN.SAVE_EVERY_MINUTES', 'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE'),
     'CHECK_MODE',
 )
-# Sections that decide what is evaluated and reported only.
+# Sections that only affect evaluation and the report.
 REPORTED_SECTIONS = ('TEST', 'EVAL', 'REPORT')
-# Options that decide which patients are trained on, choose a checkpoint, and are scored.
+# Options that decide which patients train the model, choose a checkpoint and are scored.
 PATIENT_OPTIONS = ('DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
 
 
 def config_text(config: CfgNode) -> str:
-    """Return the options as YAML that repeats the run as --cfg. BASE is empty: it is merged."""
+    """Return the options as YAML that repeats the run if used as --cfg. BASE is already merged."""
     plain = config.clone()
     plain.defrost()
     plain.BASE = ['']
@@ -898,10 +909,10 @@ def config_text(config: CfgNode) -> str:
 
 
 def config_from_text(text: str) -> Config:
-    """Return the options that `config_text` wrote, without keys that no longer exist.
+    """Read the options that `config_text` wrote, without keys that no longer exist.
 
     Raises:
-        ValueError: If the text is not a mapping, or a value has another type.
+        ValueError: If the text is not a mapping, or a value has the wrong type.
     """
     config = default_config()
     known = dict(_flatten(config))
@@ -912,9 +923,9 @@ def config_from_text(text: str) -> Config:
 
 
 def config_changes(before: str, after: str) -> list[str]:
-    """Return the options that differ between two texts of `config_text`, 'KEY: old -> new'.
+    """List the options that differ between two texts of `config_text` as 'KEY: old -> new'.
 
-    An option that one of them lacks, because its version did not have it, has its default there.
+    An option that did not exist yet when a text was written counts as having its default value.
     """
     old, new = flat_options(before), flat_options(after)
     added = {key: value for key, value in _flatten(_C) if key in old or key in new}
@@ -924,7 +935,7 @@ def config_changes(before: str, after: str) -> list[str]:
 
 
 def flat_options(text: str) -> dict[str, Any]:
-    """Read options by their dotted keys from YAML. LEGACY_KEYS are replaced, no key is checked.
+    """Read options from YAML as {dotted key: value}, with LEGACY_KEYS replaced and no key checked.
 
     Raises:
         ValueError: If the text is not a mapping.
@@ -937,18 +948,18 @@ def load_yaml(text: str) -> Any:
     """Read YAML text as plain values.
 
     Raises:
-        ValueError: If it is not YAML or contains Python objects.
+        ValueError: If the text is not YAML or contains Python objects.
     """
     try:
         return yaml.load(text, YAML_LOADER)
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f'it is not plain YAML: {" ".join(str(error).split())}') from error
+        raise ValueError(f'this is not plain YAML: {" ".join(str(error).split())}') from error
 
 
 def _read_options(text: str) -> dict[str, Any]:
     options = load_yaml(text)
     if not isinstance(options, dict):
-        raise ValueError(f'it must be a mapping of keys to values, got {options!r:.100}')
+        raise ValueError(f'options must be a mapping of keys to values, got {options!r:.100}')
     return dict(_flatten(options))
 
 
@@ -962,7 +973,7 @@ def _flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def _with_current_keys(options: dict[str, Any], encoder: str) -> dict[str, Any]:
-    """Replace LEGACY_KEYS in options by their dotted keys; `encoder` is the present MODEL.TYPE."""
+    """Replace LEGACY_KEYS. `encoder` is MODEL.TYPE, unless the options set it."""
     encoder = options.get('MODEL.TYPE', encoder)
     current = {key: value for key, value in options.items() if key not in LEGACY_KEYS}
     channels = f'MODEL.{str(encoder).upper()}.IN_CHANS'
@@ -983,14 +994,14 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
     """Set the value at a dotted key.
 
     Args:
-        config: Options that are changed.
-        key: A key of the config.
-        value: A value of the type of the default, or a Python literal of that type as text. An
-            integer may stand for a float.
-        source: Where the value comes from, for error messages.
+        config: Options to change.
+        key: Dotted key.
+        value: Value of the default's type, or a Python literal of this type as text. Integers
+            are accepted for floats.
+        source: Source of the value, for error messages.
 
     Raises:
-        ValueError: If there is no such key or the value has another type.
+        ValueError: If the key does not exist or the value has the wrong type.
     """
     kind = OR_NONE.get(key) or type(_find(config, key, source))
     typed = _current_value(key, _as_type(value, kind))
@@ -1005,14 +1016,14 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
 
 
 def _current_value(key: str, value: Any) -> Any:
-    """Return a name as earlier versions wrote it as the list of NAME_LISTS."""
+    """Convert a single name, as earlier versions wrote NAME_LISTS, to a list."""
     if key in NAME_LISTS and isinstance(value, str):
         return [name for name in [value] if name != 'none']
     return value
 
 
 def _as_type(value: Any, kind: type) -> Any:
-    """Read text as a literal, an integer as float and a list as tuple, if that is the type."""
+    """Convert text to a literal, integers to float and lists to tuple where `kind` needs it."""
     if isinstance(value, str):
         literal = _literal(value)  # PyYAML reads 1e-4 as text
         value = literal if kind is not str or isinstance(literal, str) else value
@@ -1024,12 +1035,12 @@ def _as_type(value: Any, kind: type) -> Any:
 
 
 def _has_type(value: Any, kind: type) -> bool:
-    """Return whether an option of this type accepts the value: no section, and no infinity."""
+    """Return whether a value has the type of an option and is neither a section nor infinite."""
     return type(value) is kind is not CfgNode and (kind is not float or math.isfinite(value))
 
 
 def _merge_file(config: Config, path: Path, parents: tuple[Path, ...] = ()) -> None:
-    """Merge a YAML file after its BASE files; `parents` are the files whose BASE led here."""
+    """Merge a YAML file after its BASE files. `parents` is the chain of files that include it."""
     chain = (*parents, path)
     if path.resolve() in [parent.resolve() for parent in parents]:
         raise ValueError(f'BASE files form a cycle: {" -> ".join(map(str, chain))}')
@@ -1057,7 +1068,7 @@ def _merge(config: Config, options: dict[str, Any], source: str) -> None:
 
 
 def _literal(text: str) -> Any:
-    """Return the value of a Python literal, or the text if it is none."""
+    """Return the value of a Python literal, or the text itself if it is not a literal."""
     try:
         return literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

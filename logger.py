@@ -1,7 +1,7 @@
-"""The text log (console on rank 0, one file per rank) and the metrics (metrics.jsonl, TensorBoard).
+"""Text log (console on rank 0, one file per rank) and metrics (metrics.jsonl, TensorBoard).
 
-The console shows the time and the message in lines of 100 columns; the file has date and module.
-A full disk does not end a run: metrics that cannot be written are kept in memory and written later.
+The console shows time and message in lines of at most 100 columns. The file also contains the date
+and the module. A full disk does not end a run: metrics are kept in memory and written later.
 """
 
 import contextlib
@@ -23,16 +23,19 @@ from tqdm import tqdm
 from engine.files import replace_file
 
 DATE_FORMAT, TIME_FORMAT = '%Y-%m-%d %H:%M:%S', '%H:%M:%S'
-COLUMNS = 100  # of a line on the console
-# `extra` of a line about a part of an epoch: in a terminal the progress bar takes its place. With
-# 'short' another text, the console shows that text instead of the message.
+COLUMNS = 100  # width of the console
+# Passed as `extra` with messages within an epoch. A terminal shows the progress bar instead of
+# them. If `extra` also has the key 'short', the console shows this text instead of the message.
 DETAIL = {'is_detail': True}
 
 
 def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') -> logging.Logger:
     """Create a logger that appends to `log_rank<r>.txt`, and on rank 0 also writes to the console.
 
-    The folder must exist. The name is shown in each line.
+    Args:
+        output_dir: Existing folder.
+        dist_rank: Rank of this process.
+        name: Name of the logger, which each line of the file contains.
 
     Raises:
         OSError: If the log file cannot be opened.
@@ -42,7 +45,7 @@ def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') ->
     logger.propagate = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-        with contextlib.suppress(OSError):  # of a full disk
+        with contextlib.suppress(OSError):  # the disk may be full
             handler.close()
 
     if dist_rank == 0:
@@ -59,10 +62,14 @@ def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') ->
 
 
 class ScalarLog:
-    """Metrics of a run: one JSON object per epoch in `metrics.jsonl`, curves in `tensorboard/`.
+    """Writes the metrics of a run: one JSON object per epoch to `metrics.jsonl`, and TensorBoard.
 
-    Values that are not finite are written as null. Only rank 0 is `enabled`, and the logger
-    receives a warning if something cannot be written.
+    Non-finite values are written as null. Failed writes are logged as warnings.
+
+    Args:
+        folder: Run folder.
+        enabled: Whether anything is written. Only rank 0 writes.
+        logger: Receives warnings.
 
     Raises:
         OSError: If the files cannot be created.
@@ -74,19 +81,19 @@ class ScalarLog:
         self.path = Path(folder) / 'metrics.jsonl'
         self.enabled = enabled
         self.logger = logger or logging.getLogger(__name__)
-        self._waiting = b''  # records that are not in the file yet
+        self._waiting = b''  # records that are not written yet
         self._has_warned = False
         self._board = None
         if enabled:
-            # Imported here because it takes seconds, and only rank 0 of a run needs it.
+            # The import takes seconds, and only rank 0 needs it.
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self.path.parent / 'tensorboard'))
 
     def forget_from(self, epoch: int) -> None:
-        """Drop the records of `epoch` and later ones, which a resumed run writes again.
+        """Remove the records from `epoch` on, which a resumed run writes again.
 
-        An incomplete last line, left by a run that was killed, is dropped too.
+        An incomplete last line, which a killed run can leave, is also removed.
         """
         if not self.enabled or not self.path.exists():
             return
@@ -97,7 +104,7 @@ class ScalarLog:
         replace_file(self.path, b''.join(kept))
 
     def write_epoch(self, record: dict[str, Any]) -> None:
-        """Append the metrics of one epoch: `epoch` and further scalars or dictionaries."""
+        """Append the metrics of one epoch: `epoch`, scalars, and dictionaries of scalars."""
         if not self.enabled:
             return
         self._waiting += json.dumps(json_safe(record), allow_nan=False).encode() + b'\n'
@@ -110,7 +117,7 @@ class ScalarLog:
         self._write_curves({f'epoch/{key}': v for key, v in numbers.items()}, record['epoch'])
 
     def write_step(self, values: dict[str, float], step: int) -> None:
-        """Write curves within epochs to TensorBoard; `step` counts micro-batches."""
+        """Write values within an epoch to TensorBoard. `step` counts batches over the whole run."""
         self._write_curves({f'step/{key}': value for key, value in values.items()}, step)
 
     def write_image(self, tag: str, path: Path, step: int) -> None:
@@ -122,10 +129,10 @@ class ScalarLog:
         )
 
     def close(self) -> None:
-        """Write what is still waiting, and warn if that fails."""
+        """Write the remaining records, and warn if that fails."""
         self._write_waiting()
         if self._waiting:
-            self.logger.warning(f'{self.path}: the last records could not be written')
+            self.logger.warning(f'{self.path}: the last records cannot be written')
         if self._board is not None:
             with contextlib.suppress(OSError):
                 self._board.close()
@@ -149,23 +156,27 @@ class ScalarLog:
         )
 
     def _write_board(self, write: Callable[[Any], object]) -> None:
-        """Write to TensorBoard. After a first error, such as a full disk, nothing is written."""
+        """Write to TensorBoard until the first error, such as a full disk."""
         if self._board is None:
             return
         try:
             write(self._board)
         except OSError as error:
             self._board = None
-            self.logger.warning(f'tensorboard/ is not written any more ({error.strerror})')
+            self.logger.warning(f'writing to tensorboard/ has stopped ({error.strerror})')
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read the records of a `metrics.jsonl` in order; a ValueError names a line that is none."""
+    """Read the records of a `metrics.jsonl` in order.
+
+    Raises:
+        ValueError: If a line is not a record. The message names the line.
+    """
     return list(_parse(Path(path).read_bytes().splitlines(), path))
 
 
 def wrap(line: str, indent: str) -> str:
-    """Break a line into lines of at most COLUMNS, but no path or other word; indent the others."""
+    """Wrap a line at COLUMNS without breaking words or paths, and indent the following lines."""
     if len(line.split()) == 1:
         return line
     return textwrap.fill(
@@ -174,7 +185,7 @@ def wrap(line: str, indent: str) -> str:
 
 
 def json_safe(value: Any) -> Any:
-    """Replace every float that is not finite by None."""
+    """Replace every non-finite float by None."""
     if isinstance(value, dict):
         return {key: json_safe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -188,19 +199,19 @@ def _parse(lines: Iterable[bytes], path: str | Path) -> Iterator[dict[str, Any]]
             record = json.loads(line)
             record['epoch'] + 0
         except (ValueError, TypeError, KeyError):
-            raise ValueError(f'{path}, line {number}: this is not a record of an epoch') from None
+            raise ValueError(f'{path}, line {number} is not the record of an epoch') from None
         yield record
 
 
 class _Console(logging.StreamHandler):
-    """Standard output, which may be a terminal, a file on a full disk or a closed pipe."""
+    """Writes to standard output: a terminal, a file on a disk that may be full, or a pipe."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         is_hidden = hasattr(record, 'is_detail') and self.stream.isatty()
         return not is_hidden and super().filter(record)
 
     def emit(self, record: logging.LogRecord) -> None:
-        with tqdm.external_write_mode(self.stream):  # a line does not break a progress bar
+        with tqdm.external_write_mode(self.stream):  # keeps the progress bar intact
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
@@ -209,9 +220,9 @@ class _Console(logging.StreamHandler):
 
 
 class _ConsoleFormatter(logging.Formatter):
-    """The time and the message in lines of at most COLUMNS, and the level of warnings.
+    """Formats time, level (from warnings on) and message in lines of at most COLUMNS.
 
-    An error stays in one line, which scripts look for.
+    An error stays on one line, because scripts search for it.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -228,7 +239,7 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 class _LogFile(logging.FileHandler):
-    """A log file whose disk may be full for a while; what Python still buffers is written later."""
+    """Writes the log file. On a full disk it warns once, and Python writes its buffer later."""
 
     has_warned = False
 

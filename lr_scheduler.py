@@ -1,4 +1,4 @@
-"""Learning rates: scaled by the images of a step, and scheduled as a function of the batch."""
+"""Learning rates: scaled with the effective batch size, and scheduled per batch."""
 
 import math
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 from config import Config, Registry
 from engine import distributed
 
-REFERENCE_BATCH = 512  # images per step that the config's learning rates are meant for
-LINEAR_END = 0.01  # share of its base rate at which the linear schedule ends
+REFERENCE_BATCH = 512  # effective batch size for which the config gives the learning rates
+LINEAR_END = 0.01  # final learning rate of the linear schedule, as a share of the base rate
 
 Decay = Callable[[int, float], float]  # (batch, base rate) -> rate after the warm-up
 # Each schedule is a function (config, batches per epoch, MIN_LR) -> Decay.
@@ -18,7 +18,7 @@ SCHEDULES: dict[str, Callable[[Config, int, float], Decay]] = Registry('TRAIN.LR
 
 
 class ScaledLR(NamedTuple):
-    """TRAIN.BASE_LR, WARMUP_LR and MIN_LR for the images of a step."""
+    """TRAIN.BASE_LR, WARMUP_LR and MIN_LR, scaled with the effective batch size."""
 
     base: float
     warmup: float
@@ -26,7 +26,7 @@ class ScaledLR(NamedTuple):
 
 
 def scaled_lr(config: Config, world_size: int) -> ScaledLR:
-    """Return the config's three rates times the images of a step / 512."""
+    """Multiply the config's three learning rates by the effective batch size / 512."""
     accumulation = max(1, config.TRAIN.ACCUMULATION_STEPS)
     factor = config.DATA.BATCH_SIZE * world_size * accumulation / REFERENCE_BATCH
     train = config.TRAIN
@@ -34,10 +34,10 @@ def scaled_lr(config: Config, world_size: int) -> ScaledLR:
 
 
 class Scheduler:
-    """Sets the rate of every parameter group from the number of the batch alone.
+    """Sets the learning rate of every parameter group as a function of the batch number.
 
-    There is no state to save. A group's base rate is its `lr` at construction, which includes its
-    layer scale, so the scale is applied once. All groups have the same warm-up start and minimum.
+    There is no state to save. The base rate of a group is its `lr` at construction, which already
+    includes the factor of its layer. All groups share the start of the warm-up and the minimum.
     """
 
     def __init__(
@@ -60,19 +60,19 @@ class Scheduler:
         self.step_update(0)
 
     def rate(self, step: int, base: float) -> float:
-        """Return a group's rate after batch `step`, counted from 0 over the whole run."""
+        """Return the learning rate of a group after batch `step` of the run, counted from 0."""
         if step < self.warmup_steps:
             return self.warmup(self.warmup_lr, base, step, self.warmup_steps)
         return self.decay(step, base)
 
     def step_update(self, step: int) -> None:
-        """Set the rates for the optimizer step after batch `step`."""
+        """Set the learning rates of all groups after batch `step` of the run."""
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group['lr'] = self.rate(step, base)
 
 
 def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int) -> Scheduler:
-    """Build the schedule of TRAIN.LR_SCHEDULER, counted in batches."""
+    """Build the learning rate schedule of TRAIN.LR_SCHEDULER."""
     name = config.TRAIN.LR_SCHEDULER.NAME
     rates = scaled_lr(config, distributed.world_size())
     return Scheduler(
@@ -86,9 +86,10 @@ def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int)
 
 @SCHEDULES.register('cosine')
 def cosine(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
-    """Half a cosine over the whole run, or with WARMUP_PREFIX from the end of the warm-up.
+    """Follow half a cosine over the whole run, or with WARMUP_PREFIX from the end of the warm-up.
 
-    SimMIM does not subtract the warm-up from the step, so the rate drops slightly where it ends.
+    Without WARMUP_PREFIX the cosine begins at step 0, as in SimMIM, so the learning rate drops
+    slightly at the end of the warm-up.
     """
     if config.TRAIN.LR_SCHEDULER.WARMUP_PREFIX:
         return onecycle(config, n_iter_per_epoch, floor)
@@ -98,7 +99,7 @@ def cosine(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
 
 @SCHEDULES.register('linear')
 def linear(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
-    """A line from the end of the warm-up to LINEAR_END times the base rate."""
+    """Decrease linearly from the end of the warm-up to LINEAR_END times the base rate."""
     warmup = int(config.TRAIN.WARMUP_EPOCHS * n_iter_per_epoch)
     length = max(1, int(config.TRAIN.EPOCHS * n_iter_per_epoch) - warmup)
     return lambda step, base: base - (1 - LINEAR_END) * base * (step - warmup) / length
@@ -106,7 +107,7 @@ def linear(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
 
 @SCHEDULES.register('step')
 def step_decay(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
-    """A factor of DECAY_RATE every DECAY_EPOCHS."""
+    """Multiply by DECAY_RATE every DECAY_EPOCHS epochs."""
     interval = int(config.TRAIN.LR_SCHEDULER.DECAY_EPOCHS * n_iter_per_epoch)
     factor = config.TRAIN.LR_SCHEDULER.DECAY_RATE
     return lambda step, base: base * factor ** (step // interval)
@@ -114,7 +115,7 @@ def step_decay(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
 
 @SCHEDULES.register('multistep')
 def multistep(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
-    """A factor of GAMMA at each of the epochs MULTISTEPS."""
+    """Multiply by GAMMA at each epoch in MULTISTEPS."""
     milestones = [epoch * n_iter_per_epoch for epoch in config.TRAIN.LR_SCHEDULER.MULTISTEPS]
     gamma = config.TRAIN.LR_SCHEDULER.GAMMA
     return lambda step, base: base * gamma ** sum(milestone <= step for milestone in milestones)
@@ -122,7 +123,7 @@ def multistep(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
 
 @SCHEDULES.register('onecycle')
 def onecycle(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
-    """Half a cosine up during the warm-up, and half a cosine down after it.
+    """Follow half a cosine up during the warm-up, and half a cosine down after it.
 
     Source: Smith & Topin 2018, arXiv:1708.07120.
     """

@@ -33,8 +33,8 @@ from models.contrastive import (
     features,
 )
 
-# Features have collapsed below these values. A spread of 1 means that they point in all
-# directions, a rank of 1 that they lie on one line.
+# Below these values the features have collapsed. A spread of 1 means that they point in all
+# directions, and a rank of 1 means that they lie on one line.
 LEAST_SPREAD = 0.05
 LEAST_RANK = 2.0
 
@@ -44,11 +44,11 @@ def views_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 
 class HeldOutViews:
-    """The loss on views of held-out patients at each validation, and whether the features collapse.
+    """Computes the loss on views of held-out patients, and warns if the features collapse.
 
     The views are the same in all epochs. Feature spread and effective rank are computed over all
-    processes from the encoder's features of the images without augmentation; the rank is that of
-    their deviations from the mean.
+    processes, from the encoder's features of the images without augmentation. The effective rank
+    uses the deviations of the features from their mean.
     """
 
     def __init__(self, loader: DataLoader | None) -> None:
@@ -84,7 +84,7 @@ class HeldOutViews:
 
     @torch.no_grad()
     def _score(self, run: Run, model: nn.Module) -> tuple[list[float], Tensor]:
-        """Return losses of the batches, and features [N, F] of the images, of all processes."""
+        """Return the loss of each batch and the features [N, F] of all images, over all ranks."""
         model.eval()
         losses, rows = [], []
         for batch in self.loader:

@@ -1,4 +1,4 @@
-"""Fine-tune or probe an encoder for CheXpert's observations, or evaluate a fine-tuned one.
+"""Fine-tune or probe an encoder on CheXpert's observations, or evaluate a fine-tuned model.
 
 torchrun --nproc_per_node N main_finetune.py --cfg configs/... --data-path DIR --pretrained CKPT
 """
@@ -34,7 +34,11 @@ from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
 
 
 def label_loss(run: Run, loader: DataLoader) -> LossFunction:
-    """Return the loss of a batch. With 'last_layer' the frozen encoder has no drop path."""
+    """Return the loss function of a batch.
+
+    With FINETUNE.MODE 'last_layer' it keeps the model in evaluation mode, so that the frozen
+    encoder applies neither dropout nor drop path.
+    """
     targets = loader.dataset.targets
     multiclass = np.array([policy.third_class for policy in used_policies(run.config)], bool)
     loss_fn = build_label_loss(run.config, targets, multiclass=multiclass)
@@ -53,7 +57,7 @@ def label_loss(run: Run, loader: DataLoader) -> LossFunction:
 
 
 class Selection:
-    """Scores at each validation on the split that selects the checkpoint, if there is one."""
+    """Scores the model at each validation on the split that selects the checkpoint, if any."""
 
     def __init__(self, loader: DataLoader | None, split: str) -> None:
         self.loader = loader
@@ -72,7 +76,7 @@ class Selection:
 
 
 def evaluate(run: Run, loaders: Loaders) -> None:
-    """Score one checkpoint, or the mean prediction of those in EVAL.ENSEMBLE."""
+    """Score one checkpoint, or the mean prediction of the checkpoints in EVAL.ENSEMBLE."""
     config = run.config
     paths = config.EVAL.ENSEMBLE or [checkpoint_to_evaluate(config, run.folder)]
     for path in paths:
@@ -97,21 +101,25 @@ def finetune(run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction
     split = config.EVAL.SELECT_ON
     loader = getattr(loaders, split)
     if split == 'valid':
-        logger.warning('EVAL.SELECT_ON valid: the scores on valid are of a checkpoint chosen there')
+        logger.warning(
+            'EVAL.SELECT_ON valid: the split valid selects the checkpoint, so the scores on valid '
+            'are too high'
+        )
     selection = Selection(loader, split)
     state = fit(run, model, loaders.train, loss_fn, after_epoch=selection)
     model = state.module
     final.score('last', [model])
     source, best = checkpoint_name(config.TRAIN.EPOCHS - 1), run.folder / BEST_CHECKPOINT
     saved = read_checkpoint(best) if best.exists() else {}
-    if saved.get('best_score') == state.best_score:  # otherwise of epochs that the run gave up
+    # Otherwise the file belongs to epochs that were discarded when the run resumed.
+    if saved.get('best_score') == state.best_score:
         load_model_state(model, saved['model'], str(best), logger)
         final.score('selected', [model])
         source = best.name
     else:
         logger.warning(
-            f'there is no selected checkpoint in {run.folder}: there is no score on {split}, or no '
-            'checkpoint is better than the one this run resumed from. Only the last one is scored.'
+            f'{run.folder} has no selected checkpoint: {split} has no score, or no checkpoint is '
+            'better than the one this run resumed from. Only the last checkpoint is scored.'
         )
     final.write([model], [str(run.folder / source)])
 

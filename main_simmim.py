@@ -37,8 +37,8 @@ from logger import DETAIL
 from models import build_model
 
 NUM_IMAGES = 6  # rows of reconstructions/epoch_N.png
-IN_TENSORBOARD = 40  # of these files at most, each of which takes a megabyte
-# Suffix of values that other runs cannot be compared with.
+IN_TENSORBOARD = 40  # at most this many reconstruction images, because each takes a megabyte
+# Suffix of values that cannot be compared with other runs.
 GIVEN_STATISTICS = '_given_patch_statistics'
 
 
@@ -48,25 +48,25 @@ def reconstruction_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 
 class HeldOutReconstruction:
-    """Masked L1 on the held-out patients, next to that of trivial predictors.
+    """Computes the masked L1 of the model and of trivial predictors on the held-out patients.
 
-    `holdout` uses the run's own masks and `reference` one fixed set of masks (data.data_simmim), so
-    that runs with other masks or losses can be compared. With DATA.SOURCES these are means over the
-    images of all sources, followed by the values of each (`holdout_<name of the source>`). A model
-    of normalised patches is given the mean and deviation of the patches it cannot see; its values
-    have their own names.
+    `holdout` uses the masks of the run. `reference` uses one fixed set of masks (data.data_simmim),
+    so that runs with different masks or losses can be compared. With DATA.SOURCES, both are means
+    over the images of all sources, and each source also has its own value, `holdout_<source>`. A
+    model that predicts normalised patches receives the true mean and deviation of the hidden
+    patches, so its values carry the suffix GIVEN_STATISTICS.
     """
 
     def __init__(self, loaders: Loaders) -> None:
         splits = {'holdout': loaders.holdout, 'reference': loaders.reference}
         self.loaders = {name: loader for name, loader in splits.items() if loader is not None}
-        self.trivial_sums = {}  # by loader; they are the same after every epoch
+        self.trivial_sums = {}  # loader -> sums, computed once because they never change
 
     def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
         values, results = {}, {}
         own = GIVEN_STATISTICS if model.target.uses_true_statistics else ''
         for name, loader in self.loaders.items():
-            if loader not in results:  # holdout and reference may have the same masks
+            if loader not in results:  # holdout and reference may share a loader
                 results[loader] = self._sums(run, model, loader)
             by_source, examples = results[loader]
             values |= mean_errors(name, sum(by_source.values()), own)
@@ -91,9 +91,10 @@ class HeldOutReconstruction:
     def _sums(
         self, run: Run, model: nn.Module, loader: DataLoader
     ) -> tuple[dict[str, np.ndarray], list[Reconstruction]]:
-        """Return errors summed over all ranks, and the first images of this rank.
+        """Return the errors of each source, summed over all ranks, and images of this rank.
 
-        The errors are [P, 3] by source: those of the model and of the trivial predictors, in turn.
+        The errors have the shape [P, 3]. The first row belongs to the model and the others to
+        the trivial predictors.
         """
         dataset, is_first = loader.dataset, loader not in self.trivial_sums
         trivial = TRIVIAL_PREDICTORS.values() if is_first else ()
@@ -111,14 +112,14 @@ class HeldOutReconstruction:
             self.trivial_sums[loader] = {source: each[1:] for source, each in sums.items()}
         before = self.trivial_sums[loader]
         sums = {source: np.concatenate([each[:1], before[source]]) for source, each in sums.items()}
-        # One image of each source in turn.
+        # The sources take turns, so that each one is shown.
         shown = itertools.chain.from_iterable(itertools.zip_longest(*examples.values()))
         return sums, [item for item in shown if item][:NUM_IMAGES]
 
 
 @torch.no_grad()
 def reconstruct(run: Run, model: nn.Module, loader: DataLoader) -> Iterator[Reconstruction]:
-    """Reconstruct the held-out images of this rank, one by one, with their fixed masks."""
+    """Yield the reconstruction of each held-out image of this rank under its fixed mask."""
     model.eval()
     for batch in loader:
         images, masks, scales, offsets = (item.cpu().numpy() for item in batch)
@@ -129,9 +130,13 @@ def reconstruct(run: Run, model: nn.Module, loader: DataLoader) -> Iterator[Reco
 
 
 def mean_errors(name: str, sums: np.ndarray, suffix: str) -> dict[str, float]:
-    """Return the mean errors of the model and the trivial predictors from their sums [P, 3].
+    """Compute the mean errors of the model and of the trivial predictors.
 
-    `name` begins the names of the values, and `suffix` ends those of the model's.
+    Args:
+        name: Prefix of the names of all values.
+        sums: [P, 3], the summed normalised error, the summed error in grey levels and the number
+            of pixels, for the model and then for each trivial predictor.
+        suffix: Suffix of the names of the model's values.
     """
     suffixes = [suffix, *(f'_{predictor}' for predictor in TRIVIAL_PREDICTORS)]
     values = {}
@@ -142,7 +147,7 @@ def mean_errors(name: str, sums: np.ndarray, suffix: str) -> dict[str, float]:
 
 
 def describe(name: str, values: dict[str, float], suffix: str = '') -> str:
-    """Return one line with the model's error in both units next to the trivial predictors'."""
+    """Return a log line with the model's error in both units and the trivial predictors' errors."""
     trivial = ', '.join(f'{k} {values[f"{name}_l1_grey_{k}"]:.2f}' for k in TRIVIAL_PREDICTORS)
     return (
         f'{name} masked L1{suffix.replace("_", " ")}: {values[f"{name}_l1{suffix}"]:.4f}, '

@@ -1,4 +1,4 @@
-"""The optimizer and its parameter groups: weight decay and learning rates by layer."""
+"""Optimizer and parameter groups: weight decay and learning rates by layer."""
 
 import logging
 from functools import partial
@@ -9,7 +9,7 @@ from config import Config, register_check, require
 from engine import distributed
 from lr_scheduler import scaled_lr
 
-# Names (TRAIN.OPTIMIZER.NAME in lower case) to constructors, which read the section's options.
+# TRAIN.OPTIMIZER.NAME in lower case -> function from the options of the section to a constructor.
 OPTIMIZERS = {
     'adamw': lambda options: partial(
         optim.AdamW, eps=options.EPS, betas=tuple(options.BETAS), fused=True
@@ -20,7 +20,7 @@ OPTIMIZERS = {
 
 @register_check
 def check_optimizer(config: Config, stage: str | None = None) -> None:
-    """Check TRAIN.OPTIMIZER.NAME, which ignores upper case as in SimMIM."""
+    """Check TRAIN.OPTIMIZER.NAME, which may be upper or lower case as in SimMIM."""
     is_known = config.TRAIN.OPTIMIZER.NAME.lower() in OPTIMIZERS
     require(is_known, config, 'TRAIN.OPTIMIZER.NAME', f'one of {list(OPTIMIZERS)}')
 
@@ -28,10 +28,7 @@ def check_optimizer(config: Config, stage: str | None = None) -> None:
 def build_optimizer(
     config: Config, model: nn.Module, logger: logging.Logger, is_pretrain: bool
 ) -> optim.Optimizer:
-    """Build the optimizer of TRAIN.OPTIMIZER with the parameter groups of the stage.
-
-    Learning rates are scaled by the images of a step (`lr_scheduler.scaled_lr`).
-    """
+    """Build the optimizer of TRAIN.OPTIMIZER with the parameter groups of the stage."""
     name = config.TRAIN.OPTIMIZER.NAME.lower()
     base_lr = scaled_lr(config, distributed.world_size()).base
     groups = param_groups(
@@ -55,10 +52,16 @@ def param_groups(
 ) -> list[dict]:
     """Split the trainable parameters by weight decay and, in fine-tuning, by layer.
 
-    In pre-training (`layer_decay` None) there are two groups, with and without weight decay.
-    Otherwise there is one group for each layer and kind of decay, with rate base_lr * layer_decay
-    ** (top layer - layer), a group_name, and an lr_scale, which is already included in lr. Groups
-    are in the order of first occurrence.
+    In pre-training there are two groups, with and without weight decay. In fine-tuning, the
+    parameters of each layer form up to two groups in the order of first occurrence. They have a
+    `group_name`, the learning rate base_lr * layer_decay ** (top layer - layer), and an `lr_scale`,
+    which the learning rate already includes.
+
+    Args:
+        model: Model with SimMIM's methods `no_weight_decay` and `get_layer_id`.
+        weight_decay: Weight decay of the decayed parameters.
+        base_lr: Learning rate of the top layer.
+        layer_decay: Factor between the learning rates of two layers; None in pre-training.
     """
     # In pre-training the group with weight decay comes first.
     groups = {(None, True): [], (None, False): []} if layer_decay is None else {}
@@ -86,7 +89,7 @@ def param_groups(
 
 
 def _is_exempt(name: str, parameter: nn.Parameter, model: nn.Module) -> bool:
-    """Return whether a parameter has no weight decay: vectors, biases, and the model's own list."""
+    """Return whether a parameter has no weight decay: vectors, biases and the model's list."""
     return (
         parameter.ndim == 1
         or name.endswith('.bias')
@@ -96,7 +99,7 @@ def _is_exempt(name: str, parameter: nn.Parameter, model: nn.Module) -> bool:
 
 
 def _describe(name: str, groups: list[dict]) -> str:
-    """Return one line on all groups."""
+    """Return a log line about all groups."""
     decays = [group['weight_decay'] for group in groups for _ in group['params']]
     rates = [group['lr'] for group in groups]
     low, high = min(rates), max(rates)

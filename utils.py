@@ -18,21 +18,21 @@ from torch import Tensor, nn
 
 from config import CHECKPOINT_GLOBALS, Config, check_config, config_from_text, flat_options
 from engine import distributed
-from engine.downloads import is_address, local_path, log_download
+from engine.downloads import is_url, local_path, log_download
 from engine.files import (
     BEST_CHECKPOINT,
     atomic_writer,
+    checkpoint_position,
     checksum_file,
     find_newest_checkpoint,
     newest_first,
-    place_of,
     replace_file,
     sha256,
     sync_folder,
 )
 
 BUFFERS = ('relative_position_index', 'attn_mask')  # computed by the model, never loaded
-NUM_LISTED = 6  # entries that a message lists of each kind
+NUM_LISTED = 6  # entries of each kind that an error message lists
 RESUME_KEYS = (
     *('optimizer', 'scaler', 'epoch', 'batch', 'num_batches', 'finished', 'best_score'),
     *('progress', 'rng', 'config'),
@@ -53,8 +53,8 @@ def newest_good(folder: str | Path, logger: logging.Logger) -> Path | None:
     good = next(_readable(paths, logger), None)
     if paths and not good:
         raise ValueError(
-            f'none of the {len(paths)} checkpoint(s) in {folder} can be read, the newest is '
-            f'{paths[0].name}: restore one, or start from scratch with another --tag'
+            f'none of the {len(paths)} checkpoint(s) in {folder} can be read (the newest is '
+            f'{paths[0].name}): restore one of them, or start from scratch with another --tag'
         )
     return good and good[0]
 
@@ -62,23 +62,25 @@ def newest_good(folder: str | Path, logger: logging.Logger) -> Path | None:
 def save_checkpoint(path: str | Path, state: dict) -> None:
     """Write a checkpoint and its checksum `<name>.sha256` atomically.
 
-    Whatever interrupts the write, a power failure included, either the previous file or the new one
-    can be read afterwards: the old checksum is removed before the new file takes its name. An
-    OSError, such as of a full disk, names the file.
+    After any interruption, including a power failure, either the previous file or the new one can
+    be read, because the old checksum is removed before the new file takes its name.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written. The error names the file.
     """
     path = Path(path)
     checksum = checksum_file(path)
     with atomic_writer(path) as file:
         digest = _HashedFile(file).save(state)
         file.flush()
-        os.fsync(file.fileno())  # on a full disk the old file keeps its checksum
+        os.fsync(file.fileno())  # fails on a full disk, while the old file still has its checksum
         checksum.unlink(missing_ok=True)
         sync_folder(path.parent)
     replace_file(checksum, f'{digest}  {path.name}\n')
 
 
 def checkpoint_bytes(config: Config, model: nn.Module) -> int:
-    """Bytes of a checkpoint: the model, and the moments, two of AdamW and one of SGD."""
+    """Estimate the size of a checkpoint in bytes: the model and the optimizer's moments."""
     moments = 2 if config.TRAIN.OPTIMIZER.NAME.lower() == 'adamw' else 1
     trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
     return sum(tensor.nbytes for tensor in model.state_dict().values()) + moments * trained
@@ -88,10 +90,10 @@ def prune(folder: str | Path, keep: int, *, newest: str | None = None) -> list[P
     """Remove old checkpoints with their checksums, and the remains of interrupted writes.
 
     Args:
-        folder: A run folder in which nothing is being written.
-        keep: Number of the newest checkpoints to keep; ckpt_best.pth always stays. 0 keeps all.
-        newest: Name of the checkpoint just written. Later ones are neither counted nor removed: a
-            run that resumed from an older checkpoint has not reached them yet.
+        folder: Run folder in which nothing is being written.
+        keep: Number of newest checkpoints to keep, in addition to ckpt_best.pth. 0 keeps all.
+        newest: Name of the checkpoint just written. Later checkpoints are neither counted nor
+            removed, because a run that resumed from an older checkpoint has not reached them yet.
 
     Returns:
         The checkpoints that were removed.
@@ -100,8 +102,10 @@ def prune(folder: str | Path, keep: int, *, newest: str | None = None) -> list[P
         path.unlink(missing_ok=True)
     if not keep:
         return []
-    limit = place_of(newest) if newest else None
-    counted = [p for p in newest_first(folder) if limit is None or place_of(p.name) <= limit]
+    counted = newest_first(folder)
+    if newest:
+        limit = checkpoint_position(newest)
+        counted = [path for path in counted if checkpoint_position(path.name) <= limit]
     for path in counted[keep:]:
         checksum_file(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
@@ -112,17 +116,17 @@ def prune(folder: str | Path, keep: int, *, newest: str | None = None) -> list[P
 
 
 def check_exists(path: str | Path) -> None:
-    """Raise a ValueError if a checkpoint file does not exist. Addresses are not checked."""
-    if not is_address(path) and not Path(path).is_file():
+    """Raise a ValueError if a checkpoint file does not exist. URLs are not checked."""
+    if not is_url(path) and not Path(path).is_file():
         raise ValueError(f'{path}: there is no such checkpoint file')
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint from a file or an address with PyTorch's safe loader.
+    """Read a checkpoint from a file or a URL with PyTorch's safe loader.
 
-    No code in the file is executed. The config node in SimMIM's own files becomes a plain
-    dictionary. A file of weights alone (.safetensors or a plain state dict) is returned as
-    {'model': weights}.
+    No code in the file is executed. The config node in SimMIM's own checkpoints becomes a plain
+    dictionary. A file that contains only weights (.safetensors or a plain state dict) is returned
+    as {'model': weights}.
 
     Raises:
         ValueError: If the file does not exist, is damaged, contains pickled objects, has no
@@ -143,15 +147,19 @@ def read_checkpoint(path: str | Path) -> dict:
     if _are_weights(checkpoint) and checkpoint:
         return {'model': checkpoint}
     if not isinstance(checkpoint, dict) or not _are_weights(checkpoint.get('model')):
-        raise ValueError(f"{path}: not a checkpoint, it has no weights under the key 'model'")
+        raise ValueError(f"{path} is not a checkpoint: it has no weights under the key 'model'")
     return checkpoint
 
 
 def trained_config(path: str | Path, stage: str | None = None) -> Config | None:
     """Return the options of the run that wrote a checkpoint, without keys that no longer exist.
 
-    None for a checkpoint without options, such as SimMIM's own. The options of a run of the given
-    stage are checked as when it started; a file from elsewhere may hold any.
+    Args:
+        path: Checkpoint file or URL.
+        stage: Stage whose option checks are applied; None for no checks.
+
+    Returns:
+        The options, or None for a checkpoint without options, such as SimMIM's own.
     """
     text = read_checkpoint(path).get('config')
     if not isinstance(text, str):
@@ -174,22 +182,25 @@ def name_damaged(source: str | Path) -> Iterator[None]:
         if isinstance(error, ValueError) and str(source) in str(error):
             raise
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise ValueError(f'{source}: its contents are damaged ({reason:.300})') from error
+        raise ValueError(f'{source}: the contents are damaged ({reason:.300})') from error
 
 
 # Resuming and evaluating
 
 
 def checkpoint_to_resume(config: Config, folder: Path, logger: logging.Logger) -> str | Path | None:
-    """Return the checkpoint that the run resumes from, the same on all ranks; None for a new run.
+    """Choose the checkpoint that the run resumes from, the same on all ranks.
 
-    This is the newest readable checkpoint of the run folder, else MODEL.RESUME. If MODEL.RESUME is
-    given, only checkpoints of the run that began with it count, so the same command can be
-    repeated. TRAIN.AUTO_RESUME False ignores the run folder.
+    The newest readable checkpoint of the run folder comes first, then MODEL.RESUME. If MODEL.RESUME
+    is given, only checkpoints of a run that began with it count, so that the same command can be
+    repeated. With TRAIN.AUTO_RESUME False the run folder is ignored.
+
+    Returns:
+        The checkpoint, or None for a new run.
 
     Raises:
         ValueError: On all ranks, if there are checkpoints but none can be read, or if the file
-            named by MODEL.RESUME or PRETRAINED is needed and does not exist.
+            in MODEL.RESUME or PRETRAINED is needed and does not exist.
     """
     newest, problem, given = None, '', config.MODEL.RESUME
     if distributed.is_main():
@@ -209,13 +220,13 @@ def checkpoint_to_resume(config: Config, folder: Path, logger: logging.Logger) -
 
 
 def checkpoint_to_evaluate(config: Config, folder: Path) -> str | Path:
-    """Return the checkpoint for --eval: --resume, --pretrained, or the run folder's best or newest.
+    """Choose the checkpoint for --eval: --resume, --pretrained, or one from the run folder.
 
-    A run's config.yaml, given as --cfg, contains the RESUME or PRETRAINED that the run began with.
-    The run's own checkpoints are preferred to these.
+    If --cfg is the config.yaml of the run folder, --resume and --pretrained may only repeat where
+    that run started from. In this case the run's own best or newest checkpoint is used.
 
     Raises:
-        ValueError: If there is none. An untrained model is not evaluated.
+        ValueError: If there is no checkpoint. An untrained model is never evaluated.
     """
     own = _own_checkpoint(folder)
     given = config.MODEL.RESUME or config.PRETRAINED
@@ -225,36 +236,40 @@ def checkpoint_to_evaluate(config: Config, folder: Path) -> str | Path:
             given = None
     if not given and not own:
         raise ValueError(
-            '--eval: there is nothing to evaluate: give --resume, --pretrained, or a run folder '
-            f'with checkpoints (there are none in {folder})'
+            f'--eval: there is nothing to evaluate, because {folder} has no checkpoints. Give '
+            '--resume, --pretrained, or the --output and --tag of a trained run.'
         )
     return given or own
 
 
 def read_resumable(path: str | Path) -> dict:
-    """Read a checkpoint that has all RESUME_KEYS; a ValueError if it holds only weights."""
+    """Read a checkpoint from which training can resume.
+
+    Raises:
+        ValueError: If RESUME_KEYS are missing, such as in a file that contains only weights.
+    """
     saved = read_checkpoint(path)
     missing = [key for key in RESUME_KEYS if key not in saved]
     if missing:
         raise ValueError(
-            f'{path}: training cannot resume from it, because it lacks {missing}; start from its '
-            'weights with --pretrained'
+            f'{path}: training cannot resume from this checkpoint, because {missing} are missing. '
+            'Start from the weights with --pretrained.'
         )
     return saved
 
 
 def load_weights(path: str | Path, model: nn.Module, logger: logging.Logger) -> None:
-    """Load only the weights of a checkpoint of the same model, to evaluate it."""
+    """Load the weights of a checkpoint of the same model for evaluation."""
     load_model_state(model, read_checkpoint(path)['model'], str(path), logger)
 
 
 def load_model_state(
     model: nn.Module, state_dict: dict[str, Tensor], source: str, logger: logging.Logger
 ) -> None:
-    """Load the weights of the same model: every entry must exist and fit, except for BUFFERS.
+    """Load the weights of the same model. Every entry except BUFFERS must exist and fit.
 
     Raises:
-        ValueError: If entries are missing, unexpected or of another shape.
+        ValueError: If entries are missing or unexpected, or have another shape.
     """
     given = same_entries(model, state_dict, source)
     model.load_state_dict(given, strict=False)
@@ -265,7 +280,11 @@ def load_model_state(
 def same_entries(
     model: nn.Module, state_dict: dict[str, Tensor], source: str | Path
 ) -> dict[str, Tensor]:
-    """Return the entries without BUFFERS; a ValueError names those that the model does not have."""
+    """Return the entries without BUFFERS, after checking that they are those of the model.
+
+    Raises:
+        ValueError: If entries are missing or unexpected, or have another shape.
+    """
     own, given = drop_buffers(model.state_dict()), drop_buffers(state_dict)
     try:
         check_fit(given, own)
@@ -277,9 +296,9 @@ def same_entries(
 def load_moments(
     saved: dict, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, source: str | Path
 ) -> None:
-    """Load the moments of the optimizer and the gradient scale from a resumable checkpoint.
+    """Load the optimizer's moments and the gradient scale from a resumable checkpoint.
 
-    Learning rates, weight decay and the other options of the groups stay those of the config.
+    The parameter groups keep the learning rates, weight decay and other options of the config.
 
     Raises:
         ValueError: If the moments belong to another optimizer or to other parameters.
@@ -287,8 +306,8 @@ def load_moments(
     name = flat_options(saved['config'])['TRAIN.OPTIMIZER.NAME'].lower()
     if name != type(optimizer).__name__.lower():
         raise ValueError(
-            f'{source}: it was trained with TRAIN.OPTIMIZER.NAME {name}, whose moments do not fit '
-            f'{type(optimizer).__name__}; start from its weights with --pretrained'
+            f'{source} was trained with TRAIN.OPTIMIZER.NAME {name}, whose moments do not fit '
+            f'{type(optimizer).__name__}: start from its weights with --pretrained'
         )
     groups = optimizer.state_dict()['param_groups']
     before, now = (
@@ -297,8 +316,8 @@ def load_moments(
     )
     if before != now:
         raise ValueError(
-            f'{source}: it trained {before} tensors and this run trains {now} (another '
-            'FINETUNE.MODE?); start from its weights with --pretrained and another --tag'
+            f'{source} has moments of {before} tensors, and this run trains {now} (has '
+            'FINETUNE.MODE changed?): start from its weights with --pretrained and another --tag'
         )
     optimizer.load_state_dict({'state': saved['optimizer']['state'], 'param_groups': groups})
     if saved['scaler']:
@@ -306,7 +325,7 @@ def load_moments(
 
 
 def rng_state() -> dict[str, Tensor]:
-    """Return the states of the random generators of this process that training draws from."""
+    """Return the states of this process's random generators that training uses."""
     state = {'torch': torch.get_rng_state()}
     if torch.cuda.is_available():
         state['cuda'] = torch.cuda.get_rng_state()
@@ -314,7 +333,7 @@ def rng_state() -> dict[str, Tensor]:
 
 
 def set_rng_state(state: dict[str, Tensor]) -> None:
-    """Set the random generators to what `rng_state` returned."""
+    """Restore the random generators to the states that `rng_state` returned."""
     torch.set_rng_state(state['torch'])
     if 'cuda' in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state['cuda'])
@@ -326,10 +345,14 @@ def set_rng_state(state: dict[str, Tensor]) -> None:
 def load_pretrained(
     config: Config, model: nn.Module, logger: logging.Logger, convert: Callable[..., Any]
 ) -> None:
-    """Start from the weights that PRETRAINED names, and log how each entry was used.
+    """Load the weights in PRETRAINED into a model, and log how each entry was used.
 
-    `convert`, such as `models.pretrained.fit_pretrained`, maps (config, checkpoint, model) to
-    (entries to load, report).
+    Args:
+        config: Run configuration.
+        model: Model that receives the weights.
+        logger: Receives the report.
+        convert: Function (config, checkpoint, model) -> (entries to load, report), such as
+            `models.pretrained.fit_pretrained`.
 
     Raises:
         ValueError: If the file cannot be read, or its entries do not fit the model.
@@ -354,20 +377,20 @@ def load_pretrained(
         before = trained.get(key, now)
         if before < now if key == 'HOLDOUT_FRACTION' else now not in ('', before):
             logger.warning(
-                f'{path} was trained with DATA.{key} {before!r}, and this run has {now!r}: if it '
-                'was trained on these patients, it has seen some of those that are held out or '
-                'scored, and scores on them are too high'
+                f'{path} was trained with DATA.{key} {before!r}, and this run has {now!r}. If it '
+                'was trained on the same data set, it has seen some of the patients that are now '
+                'held out or scored, and their scores are too high.'
             )
 
 
 def data_options(checkpoint: dict) -> dict[str, Any]:
-    """Return the DATA section of a checkpoint's config text; {} for files of other projects."""
+    """Return the DATA section of a checkpoint's config, or {} for files of other projects."""
     text = checkpoint.get('config')
     return dict(config_from_text(text).DATA) if isinstance(text, str) else {}
 
 
 def drop_buffers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out position indices and attention masks, which the model computes for its own size."""
+    """Remove position indices and attention masks, which the model computes for its own size."""
     return {key: value for key, value in state.items() if key.split('.')[-1] not in BUFFERS}
 
 
@@ -378,9 +401,16 @@ def check_fit(
     left: Container[str] = (),
     new: Container[str] = (),
 ) -> None:
-    """Check that a state dict has the entries of a model; a ValueError names those that do not fit.
+    """Check that a state dict has the entries of a model.
 
-    The model may lack the entries in `left`, and the checkpoint those in `new`.
+    Args:
+        state: Entries of the checkpoint.
+        target: Entries of the model.
+        left: Entries of the checkpoint that the model may lack.
+        new: Entries of the model that the checkpoint may lack.
+
+    Raises:
+        ValueError: If entries do not fit. The message lists them.
     """
     problems = {
         'unexpected': [key for key in state if key not in target and key not in left],
@@ -404,16 +434,16 @@ def check_fit(
 
 
 def _readable(paths: list[Path], logger: logging.Logger) -> Iterator[tuple[Path, Config | None]]:
-    """Yield the checkpoints that can be read and their options; a warning names the others."""
+    """Yield each readable checkpoint with its options, and log a warning for each other one."""
     for path in paths:
         try:
             yield path, trained_config(path)
         except ValueError as error:
-            logger.warning(f'{error}; trying the checkpoint before it')
+            logger.warning(f'{error}; trying the previous checkpoint')
 
 
 def _newest_begun_with(given: str, folder: Path, logger: logging.Logger) -> Path | None:
-    """Return the newest readable checkpoint of the run that began with MODEL.RESUME `given`."""
+    """Return the newest readable checkpoint of a run that began with MODEL.RESUME `given`."""
     for path, trained in _readable(newest_first(folder), logger):
         begun_with = trained.MODEL.RESUME if trained else ''
         if begun_with and Path(begun_with).resolve() == Path(given).resolve():
@@ -423,31 +453,31 @@ def _newest_begun_with(given: str, folder: Path, logger: logging.Logger) -> Path
 
 
 def _own_checkpoint(folder: Path) -> Path | None:
-    """Return a run's best checkpoint, or the newest if the best is of epochs given up.
+    """Return the best checkpoint of a run, or the newest if the best belongs to discarded epochs.
 
-    A run that resumes from an older checkpoint gives up the epochs after it. The best may also be
-    of a later epoch than the newest, because SAVE_FREQ is not for the best.
+    A run that resumes from an older checkpoint discards the epochs after it. The best checkpoint
+    may also be later than the newest regular one, because SAVE_FREQ does not apply to it.
     """
     best, newest = folder / BEST_CHECKPOINT, find_newest_checkpoint(folder)
     if not best.exists() or newest is None:
         return best if best.exists() else newest
     try:
         saved, last = read_checkpoint(best), read_checkpoint(newest)
-    except ValueError:  # the one that is used reports the damage
+    except ValueError:  # reading the chosen checkpoint reports the damage
         return best
     reached = (last.get('epoch', -1), bool(last.get('finished')))
     is_past_it = reached >= (saved.get('epoch', -1), True)
-    given_up = is_past_it and saved.get('best_score') != last.get('best_score')
-    return newest if given_up else best
+    is_discarded = is_past_it and saved.get('best_score') != last.get('best_score')
+    return newest if is_discarded else best
 
 
 class _HashedFile:
-    """A file that computes the SHA-256 of what is written, so that no copy of it is in memory."""
+    """A file that computes the SHA-256 of the data while writing, without a copy in memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.flush = file, file.flush
         self.sha256 = hashlib.sha256()
-        # Of the first error; the exception itself would keep the contents in memory.
+        # errno and text of the first error. The exception itself would keep the data in memory.
         self.failure: tuple[int | None, str | None] | None = None
 
     def write(self, data: bytes | memoryview) -> int:
@@ -462,7 +492,7 @@ class _HashedFile:
         """Write a checkpoint and return its SHA-256."""
         try:
             torch.save(state, self)
-        except RuntimeError:  # torch.save replaces the system's error by its own
+        except RuntimeError:  # torch.save hides the system's error behind its own
             if self.failure is None:
                 raise
             raise OSError(*self.failure) from None
@@ -470,11 +500,11 @@ class _HashedFile:
 
 
 def _check_digest(path: Path) -> None:
-    """Compare a file with its SHA-256. Files without one, such as SimMIM's own, are accepted."""
+    """Compare a file with its checksum file. Files without one are accepted."""
     checksum = checksum_file(path)
     if checksum.is_file() and checksum.read_text('utf-8', 'replace').split()[:1] != [sha256(path)]:
         raise ValueError(
-            f'its SHA-256 differs from {checksum.name}; remove that file to load it nevertheless'
+            f'SHA-256 differs from {checksum.name}; remove that file to load the checkpoint anyway'
         )
 
 
@@ -485,7 +515,7 @@ def _load(path: Path) -> object:
         if file.read(4) == b'PK\3\4':  # a zip archive; older files are plain pickles
             entries = zipfile.ZipFile(file).infolist()
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise ValueError('it is a compressed archive')
+                raise ValueError('compressed archives are not supported')
     return torch.load(path, map_location='cpu', weights_only=True)
 
 
@@ -494,16 +524,17 @@ def _are_weights(values: object) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return why a checkpoint could not be read, in one line."""
+    """Explain in one line why a checkpoint could not be read."""
     unsafe = re.search(r'GLOBAL (\S+)', str(error))
     if unsafe:
         return (
-            f'refused, it contains a pickled object of {unsafe[1]}: only tensors and plain values'
+            f'refused, because it contains a pickled object of the class {unsafe[1]}. Only tensors '
+            'and plain values are loaded.'
         )
-    # PyTorch's own messages advise to switch the safe loader off.
+    # PyTorch's own messages advise to switch off the safe loader.
     detail = f' ({error})'
     if isinstance(error, pickle.UnpicklingError):
         detail = ''
     elif 'weights_only' in detail:
-        detail = ' (TorchScript and tar archives are not read)'
-    return f'not a checkpoint, or one that is incomplete or damaged{detail}'
+        detail = ' (TorchScript and tar archives are not supported)'
+    return f'this is not a checkpoint, or it is incomplete or damaged{detail}'

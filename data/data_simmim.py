@@ -1,19 +1,12 @@
-"""Data of pre-training: images with masks, and held-out patients with fixed masks."""
+"""Build the data of pre-training: masked images, and held-out images with fixed masks."""
 
 import logging
 
-import numpy as np
 from torch.utils.data import DataLoader
 
 from config import Config, encoder_node
 from data import Loaders
-from data.loader import (
-    XrayDataset,
-    bad_images,
-    join,
-    make_loader,
-    source_seed,
-)
+from data.loader import holdout_dataset, make_loader, training_dataset
 from data.masking import MaskGenerator, mask_generator
 from data.records import Records
 from data.sources import read_sources
@@ -24,26 +17,13 @@ from data.transforms import HoldoutTransform, PretrainTransform
 REFERENCE_MASK_PATCH = 32
 REFERENCE_SMALL = 128
 REFERENCE_MASK_RATIO = 0.6
-HOLDOUT_SEED = 0  # not SEED, so that all runs are scored on the same masks
 
 
 def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
-    """Build the loaders of pre-training (see data.Loaders): train, holdout, reference."""
-    sources = read_sources(config, logger)
+    """Build the loaders train, holdout and reference of pre-training (see data.Loaders)."""
+    train, holdout = read_sources(config, logger)
     transform = PretrainTransform(config, mask_generator(config))
-    train = {
-        name: XrayDataset(
-            source.train,
-            transform,
-            seed=source_seed(config.SEED, name),
-            bad_images=bad_images(config, logger, name),
-        )
-        for name, source in sources.items()
-    }
-    holdout = {
-        name: evenly_spread(source.holdout, config.EVAL.HOLDOUT_IMAGES)
-        for name, source in sources.items()
-    }
+    train = training_dataset(train, transform, config, logger)
     reference = reference_mask_generator(config)
     if reference is None:
         unit = reference_mask_patch(config.DATA.IMG_SIZE)
@@ -52,14 +32,14 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     held_out = _holdout_loader(config, holdout, masks)
     is_same = reference is not None and vars(reference) == vars(masks)
     return Loaders(
-        train=make_loader(join(train, seed=config.SEED), config, shuffle=True),
+        train=make_loader(train, config, shuffle=True),
         holdout=held_out,
         reference=held_out if is_same else _holdout_loader(config, holdout, reference),
     )
 
 
 def reference_mask_generator(config: Config) -> MaskGenerator | None:
-    """Build the masks that runs are compared on; None if they do not fit image or patches."""
+    """Build the generator of the reference masks; None if they do not fit the image or patches."""
     size, patch = config.DATA.IMG_SIZE, encoder_node(config).PATCH_SIZE
     unit = reference_mask_patch(size)
     if not unit or size % unit or unit % patch:
@@ -68,25 +48,15 @@ def reference_mask_generator(config: Config) -> MaskGenerator | None:
 
 
 def reference_mask_patch(size: int) -> int:
-    """Return the unit, in pixels, of the masks that runs are compared on, for an image size."""
+    """Return the side of a unit of the reference masks in pixels, for an image size in pixels."""
     return REFERENCE_MASK_PATCH if size >= REFERENCE_SMALL else size // 8
-
-
-def evenly_spread(records: Records, count: int) -> Records:
-    """Select this many records, evenly spread over their order; 0 selects all."""
-    if count == 0 or count >= len(records):
-        return records
-    return records.select(np.arange(count) * len(records) // count)
 
 
 def _holdout_loader(
     config: Config, records: dict[str, Records], masks: MaskGenerator | None
 ) -> DataLoader | None:
-    """Build the batches of held-out images; a source's images and masks are those of it alone."""
+    """Build the batches of held-out images, with masks that do not depend on other sources."""
     if masks is None or not sum(map(len, records.values())):
         return None
-    transform = HoldoutTransform(config, masks)
-    parts = {
-        name: XrayDataset(part, transform, seed=HOLDOUT_SEED) for name, part in records.items()
-    }
-    return make_loader(join(parts, seed=HOLDOUT_SEED), config, shuffle=False)
+    dataset = holdout_dataset(records, HoldoutTransform(config, masks))
+    return make_loader(dataset, config, shuffle=False)

@@ -1,13 +1,13 @@
-"""Layouts: data sets that a YAML file of about ten lines describes, all read by one reader.
+"""Read data sets that a YAML file of about ten lines, the layout, describes.
 
-DATA.DATASET is the name of a shipped layout (the files in configs/datasets/), or the path of a
-YAML file. docs/howto/datasets.md explains the keys, which are the fields of `Layout`.
+DATA.DATASET is the name of a shipped layout (a file in configs/datasets/) or the path of a YAML
+file. docs/howto/datasets.md explains the keys, which are the fields of `Layout`.
 """
 
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 
 from config import Config
-from data.labels import BLANK, CELLS, NEGATIVE, POSITIVE, UNCERTAIN, any_of
+from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
 from data.records import (
     LAYOUT_SUFFIX,
     Fault,
@@ -27,6 +27,7 @@ from data.records import (
     Records,
     Table,
     existing_records,
+    find_file,
     open_images,
     refuse,
     register_dataset,
@@ -49,35 +50,39 @@ SEXES = {'f': 'Female', 'female': 'Female', 'm': 'Male', 'male': 'Male'}
 SEXES |= dict.fromkeys(('', 'u', 'unknown', 'o', 'other', 'none', 'nan'), 'Unknown')
 AGE = re.compile(r'(\d+(?:\.\d*)?) ?([YMWD]?)(?: or more|\+)?', re.ASCII)  # 61, 061Y, 85 or more
 PER_YEAR = {'': 1.0, 'Y': 1.0, 'M': 12.0, 'W': 52.18, 'D': 365.25}
-OLDEST = 120  # years; a greater age is an error of typing, such as NIH's 412, and means unknown
+OLDEST = 120  # years; a greater age, such as NIH's 412, is a typing error and counts as unknown
 COLUMN = re.compile(r'\{([^{}]+)\}')
 IMAGE = re.compile(r'([^{]*\*/)?[^*]*\{[^{}*]+\}[^*]*')  # folders with *, then columns
-Labels = Mapping[str, Sequence[str]]  # label -> its names in the file, of which one is enough
-# Columns that the reader adds; the * keeps them apart from those of the file.
+# Columns that the reader adds; the * keeps them apart from the columns of the file.
 NAME, PATIENT, SPLIT = '*name', '*patient', '*split'
-# Keys of the mappings in a layout; none: any.
+# Allowed keys of the mappings in a layout; an empty tuple allows any key.
 KEYS = {
     'table': SPLITS,
     'views': tuple(VIEWS),
+    'sexes': ('Female', 'Male', 'Unknown'),
     'labels': ('column', 'separator', 'names', *MARKS),
     'rename': (),
     'splits': ('column', *SPLITS),
 }
+QUOTES = 'a value that starts with * or { must be in quotes'
+MANY_ROWS = 0.2  # share of rows without a known label above which the check lists their cells
+EXAMPLES = 5  # of cells in a warning
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a YAML file says about a data set; all values are text, or lists or mappings of text."""
+    """The content of a YAML file that describes a data set; values are text, or lists of text."""
 
     file: Path
     table: str | Mapping[str, str]  # pattern of the CSV file; or split -> pattern
     image: str  # path below the data folder: {column} is a cell of the row, * any folders
-    patient: str = ''  # name of a column, as the next four
+    patient: str = ''  # name of a column, like the next four
     study: str = ''
     view: str = ''
     sex: str = ''
     age: str = ''
-    views: str | Mapping[str, Sequence[str]] = ''  # name in VIEWS -> cells; or that of all images
+    views: str | Mapping[str, Sequence[str]] = ''  # key of VIEWS -> cells; or the view of all
+    sexes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # sex -> cells
     labels: Mapping[str, Any] = field(default_factory=dict)
     rename: Mapping[str, str] = field(default_factory=dict)  # name in the file -> in DATA.LABELS
     splits: Mapping[str, Any] = field(default_factory=dict)  # split -> text file, or cells
@@ -85,64 +90,54 @@ class Layout:
 
     @property
     def tables(self) -> dict[str, str]:
-        """Split -> pattern of its CSV file; '' is one file for all splits."""
+        """Return the pattern of the CSV file by split; the key '' is one file for all splits."""
         return {'': self.table} if isinstance(self.table, str) else dict(self.table)
 
     @property
     def lists(self) -> dict[str, str]:
-        """Split -> text file that lists its images."""
+        """Return the text file that lists the images of each split."""
         return {} if 'column' in self.splits else dict(self.splits)
 
     @property
     def split_names(self) -> list[str]:
-        """The splits that there are; without any in the file, all images are for training."""
+        """Return the splits that the layout describes, by default only train."""
         named = self.splits if '' in self.tables else self.tables
         return [split for split in SPLITS if split in named] or ['train']
 
     @property
     def columns(self) -> list[str]:
-        """The columns that each row needs."""
+        """Return the columns that the CSV file must have, except columns of labels."""
         names = [*COLUMN.findall(self.image), self.patient, self.study, self.view, self.sex]
         names += [self.age, self.labels.get('column', ''), self.splits.get('column', '')]
         return [name for name in dict.fromkeys(names) if name not in ('', 'split')]
 
-    def find(self, root: Path, pattern: str) -> Path:
-        """The one file in the data folder that fits a pattern."""
-        found = sorted(root.glob(pattern))
-        if len(found) != 1:
-            names = ', '.join(file.name for file in found) or 'none'
-            raise ValueError(f'{root} must hold one {pattern} (see {self.file}), found: {names}')
-        return found[0]
-
 
 def open_layout(name: str) -> Layout:
-    """Read a layout: a shipped one by its name, or the YAML file at a path.
-
-    Raises:
-        ValueError: Naming the file, the key and what is allowed.
-    """
+    """Read and check a shipped layout by its name, or the YAML file at a path."""
     file = Path(name) if name.endswith(LAYOUT_SUFFIX) else SHIPPED / f'{name}{LAYOUT_SUFFIX}'
     try:
         # This loader leaves all values as text, so that `yes` and `1.0` equal cells of a table.
         given = yaml.load(file.read_text('utf-8'), yaml.BaseLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = ' '.join(str(error).split())
-        raise ValueError(f'DATA.DATASET: the layout {file} cannot be read: {reason}') from error
+        hint = f' ({QUOTES})' if isinstance(error, yaml.YAMLError) else ''
+        raise ValueError(f'DATA.DATASET: cannot read the layout {file}: {reason}{hint}') from error
 
     def demand(holds: bool, key: str, allowed: str) -> None:
         if not holds:
             raise ValueError(f'{file}: {key} must be {allowed}, got {given.get(key)!r:.200}')
 
-    known = [entry.name for entry in fields(Layout)[1:]]
-    if not isinstance(given, dict) or not {'table', 'image'} <= set(given) <= set(known):
-        raise ValueError(f'{file}: it must have the keys table and image, and of {known} any other')
+    if not isinstance(given, dict):
+        raise ValueError(f'{file}: a layout must have keys such as table and image')
+    _refuse_unknown(str(file), given, [entry.name for entry in fields(Layout)[1:]])
+    for key in ('table', 'image'):
+        demand(key in given, key, 'given')
     for key, value in given.items():
-        if isinstance(value, dict):
-            holds = key in KEYS and set(value) <= set(KEYS[key] or value)
+        if key in KEYS and isinstance(value, dict):
+            _refuse_unknown(f'{file}: {key}', value, KEYS[key] or [*value])
         else:
-            holds = isinstance(value, str) and key not in ('labels', 'rename', 'splits')
-        names = f'a mapping with keys of {KEYS[key] or "your own"}' if key in KEYS else 'text'
-        demand(holds, key, names)
+            holds = isinstance(value, str) and key in ('table', 'views', *{*given} - {*KEYS})
+            demand(holds, key, f'{"a mapping" if key in KEYS else "text"} ({QUOTES})')
     layout = Layout(file, **given)
     demand(layout.majority_vote in ('true', 'false'), 'majority_vote', 'true or false')
     holds = IMAGE.fullmatch(layout.image) is not None
@@ -150,12 +145,18 @@ def open_layout(name: str) -> Layout:
     holds = '{split}' not in layout.image or (layout.split_names != ['train'] and not layout.lists)
     demand(holds, 'image', 'without {split}, which needs a table or a cell for each split')
     holds = not isinstance(layout.views, str) or layout.views in ('', *VIEWS)
-    demand(holds, 'views', f'one of {tuple(VIEWS)}, or a mapping from them to cells')
+    demand(holds, 'views', f'one of {", ".join(VIEWS)}, or a mapping from them to cells')
     holds = ('column' in layout.labels) == ('separator' in layout.labels)
     demand(holds, 'labels', 'with both column and separator, or with neither')
     holds = not layout.splits or ('' in layout.tables and set(layout.splits) != {'column'})
-    demand(holds, 'splits', 'of one table, and name train, valid or test')
+    demand(holds, 'splits', 'for a layout with one table, and must name train, valid or test')
     return layout
+
+
+def _refuse_unknown(place: str, keys: Iterable[str], allowed: Sequence[str]) -> None:
+    for key in keys:
+        if key not in allowed:
+            raise ValueError(f'{place}: unknown key {key}; allowed: {", ".join(allowed)}')
 
 
 def read_layout(  # noqa: PLR0913
@@ -173,11 +174,8 @@ def read_layout(  # noqa: PLR0913
     """Read and check one split of a data set that a layout describes; see `read_csv`.
 
     Returns:
-        Records in the order of the table, whose names of images (`path`) are the files below the
-        folder. None if an optional split is absent, or if nothing can be used.
-
-    Raises:
-        ValueError: If anything is wrong, naming file, row and column.
+        Records in the order of the table. `path` and `file` are the image files, relative to the
+        data folder. None if an optional split is absent, or if no row can be used.
     """
     root, images = Path(data_path), open_images(data_path, on_fault)
     own = split if split in layout.tables else ''
@@ -196,6 +194,8 @@ def read_layout(  # noqa: PLR0913
     }
     _refuse_shared_patients(layout, tables)
     table = tables[own]
+    if not len(table):  # the reason has been reported
+        return None
     values, is_wanted = _read_labels(layout, table, labels), (table[SPLIT] == split).to_numpy(bool)
     table.cells, values = table.cells[is_wanted], values[is_wanted]
     if not len(table):
@@ -237,18 +237,18 @@ def read_layout(  # noqa: PLR0913
 def _read_rows(
     layout: Layout, root: Path, part: str, *, labels: Sequence[str], on_fault: OnFault
 ) -> Table:
-    """A table with the columns NAME, PATIENT and SPLIT, which is NaN for rows of no split."""
-    table = Table(layout.find(root, layout.tables[part]), on_fault)
+    """Read a table and add the columns NAME, PATIENT and SPLIT (NaN for rows of no split)."""
+    table = Table(find_file(root, layout.tables[part], hint=str(layout.file)), on_fault)
     own = () if 'column' in layout.labels else labels
     table.require(
-        layout.columns, labels=[name for label in own for name in _in_file(layout, label)]
+        layout.columns, labels=[name for label in own for name in _names_in_file(layout, label)]
     )
     prefix, *pieces = COLUMN.split(layout.image)  # text and columns in turn
     if not len(table):
         return table
     split = pd.Series(part or 'train', table.cells.index, object)
     if column := layout.splits.get('column'):
-        cells = {cell: name for name in SPLITS for cell in _listed(layout.splits.get(name, []))}
+        cells = _by_cell({name: layout.splits.get(name, []) for name in SPLITS})
         split[:] = table.map(column, cells, 'value of the split', dtype=object)
     name = pd.Series('', table.cells.index, object)
     for column, text in zip(pieces[::2], pieces[1::2], strict=True):
@@ -261,14 +261,34 @@ def _read_rows(
     table.keep(layout.columns[0], inside, 'name of an image', 'gives no path below the folder')
     has_patient = (table[PATIENT] != '').to_numpy(bool)
     table.keep(layout.patient, has_patient, 'missing patient', 'names no patient')
+    _report_gaps(layout, table)
     return table
 
 
+def _report_gaps(layout: Layout, table: Table) -> None:
+    """Report that patients are unknown, and cells of the view column that have no meaning."""
+    if not layout.patient:
+        detail = f'{layout.file} has no key patient, so each image counts as its own patient'
+        table.fault('unknown patients', f'{detail} and splits may share patients', severity='note')
+    unknown = table[layout.view][~table[layout.view].isin(_view_cells(layout))]
+    if layout.view and len(unknown):
+        detail = f'column {layout.view!r}: views of {layout.file} has no {_most_frequent(unknown)}'
+        table.fault('unknown view', f'{detail}: these images have no view', severity='warning')
+
+
+def _most_frequent(cells: pd.Series) -> str:
+    """Describe the most frequent cells with their counts."""
+    counts = cells.value_counts()
+    more = f', and {len(counts) - EXAMPLES} others' if len(counts) > EXAMPLES else ''
+    shown = (f'{cell!r} (rows: {count:,})' for cell, count in counts.head(EXAMPLES).items())
+    return ', '.join(shown) + more
+
+
 def _read_lists(layout: Layout, root: Path, known: set[str], on_fault: OnFault) -> dict[str, str]:
-    """Image -> split, from the text files that list the images of the splits, one a line."""
+    """Map each image to its split, from the text files that list one image per line."""
     found: dict[str, str] = {}
     for split, pattern in layout.lists.items():
-        file = layout.find(root, pattern)
+        file = find_file(root, pattern, hint=str(layout.file))
         for number, line in enumerate(file.read_text('utf-8').splitlines(), start=1):
             name = line.strip()
             if name in found:
@@ -283,20 +303,29 @@ def _read_lists(layout: Layout, root: Path, known: set[str], on_fault: OnFault) 
 
 
 def _refuse_shared_patients(layout: Layout, tables: Mapping[str, Table]) -> None:
-    """Drop the rows of patients who are in an earlier split of the tables, and report them."""
+    """Report and drop the rows of patients who are already in another split of the tables."""
     every = pd.concat(
-        pd.DataFrame({PATIENT: table[PATIENT], SPLIT: table[SPLIT]}) for table in tables.values()
-    )
-    first = every.dropna().drop_duplicates(PATIENT).set_index(PATIENT)[SPLIT]
+        pd.DataFrame({'patient': table[PATIENT], 'split': table[SPLIT], 'file': table.file.name})
+        for table in tables.values()
+    ).dropna()
+    first = every.assign(row=every.index + 2).drop_duplicates('patient').set_index('patient')
+    column = layout.patient or layout.columns[0]
     for table in tables.values():
-        split = table[SPLIT]
-        good = (split.isna() | (split == table[PATIENT].map(first))).to_numpy(bool)
-        problem = 'is of a patient who is also in another split'
-        table.keep(layout.patient or layout.columns[0], good, 'patient in two splits', problem)
+        other = first.reindex(table[PATIENT])
+        good = table[SPLIT].isna().to_numpy() | (table[SPLIT].array == other['split'].array)
+        for position in np.flatnonzero(~good).tolist():
+            patient, place = table[PATIENT].iloc[position], other.iloc[position]
+            detail = (
+                f'column {column!r}: {patient!r} is in the split {table[SPLIT].iloc[position]} and '
+                f'in {place["split"]} (row {place["row"]:.0f} of {place["file"]}); all images of a '
+                'patient must be in one split'
+            )
+            table.fault('patient in two splits', detail, position)
+        table.cells = table.cells[good]
 
 
-def _in_file(layout: Layout, label: str) -> list[str]:
-    """The names that the file has for a label."""
+def _names_in_file(layout: Layout, label: str) -> list[str]:
+    """Return the names that a label has in the file."""
     return [theirs for theirs, name in layout.rename.items() if name == label] or [label]
 
 
@@ -304,49 +333,80 @@ def _listed(value: str | Sequence[str]) -> Sequence[str]:
     return [value] if isinstance(value, str) else value
 
 
+def _by_cell(cells: Mapping[str, str | Sequence[str]]) -> dict[str, str]:
+    """Invert a mapping of a layout: from each cell to the key that lists it."""
+    return {cell: name for name, several in cells.items() for cell in _listed(several)}
+
+
+def _view_cells(layout: Layout) -> dict[str, str]:
+    """Return the meaning of the cells of the view column, as keys of VIEWS."""
+    return _by_cell(layout.views) if isinstance(layout.views, dict) else VIEW_CELLS
+
+
 def _read_labels(layout: Layout, table: Table, labels: Sequence[str]) -> np.ndarray:
-    """[N, K] float32: 1, 0, -1 uncertain, NaN blank."""
-    marks_of = _listed_marks if 'column' in layout.labels else _marks_of_columns
-    columns = marks_of(layout, table, {label: _in_file(layout, label) for label in labels})
+    """Read the labels as [N, K] float32: 1, 0, -1 uncertain, NaN blank."""
+    if 'column' in layout.labels:
+        columns, names = _read_listed_labels(layout, table, labels)
+    else:
+        columns, names = _read_label_columns(layout, table, labels), {*table.cells}
+    for name in layout.rename:
+        if name not in names:
+            detail = f'rename of {layout.file} has {name!r}, which does not occur here'
+            table.fault('unused rename', detail, severity='warning')
     return np.array(columns, np.float32).reshape(len(labels), len(table)).T
 
 
-def _marks_of_columns(layout: Layout, table: Table, labels: Labels) -> list[np.ndarray]:
-    """The labels, each [N], that have columns of their own."""
-    cells = {cell: MARKS[mark] for mark in MARKS for cell in _listed(layout.labels.get(mark, []))}
+def _read_label_columns(layout: Layout, table: Table, labels: Sequence[str]) -> list[np.ndarray]:
+    """Read labels, each [N], that have their own columns."""
+    marks = {name: cells for name, cells in layout.labels.items() if name in MARKS}
+    cells = {cell: MARKS[mark] for cell, mark in _by_cell(marks).items()}
     cells = {'': BLANK} | cells if cells else CELLS
-    return [
-        any_of(np.stack([table.map(name, cells, 'value of a label') for name in names], axis=1))
-        for names in labels.values()
-    ]
-
-
-def _listed_marks(layout: Layout, table: Table, labels: Labels) -> list[np.ndarray]:
-    """The labels, each [N], that are listed in one column."""
-    column, separator = layout.labels['column'], layout.labels['separator']
-    codes, cells = pd.factorize(table[column].to_numpy(object))
-    found = [_names_in(cell, separator) for cell in cells]
-    known = set(_listed(layout.labels.get('names', [*set().union(*found)])))
-    good = np.array([names <= known for names in found], bool)[codes]
-    table.check(column, good, 'value of a label', f'has other labels than {layout.file} names')
     columns = []
-    for label, names in labels.items():
-        if known.isdisjoint(names):
-            there = ', '.join(sorted({layout.rename.get(name, name) for name in known}))
-            table.fault('missing label', f'no label {label} (see DATA.LABELS); there are: {there}')
-        is_listed = [not listed.isdisjoint(names) for listed in found]
-        columns.append(np.where(cells == '', BLANK, is_listed)[codes])
+    for label in labels:
+        names = _names_in_file(layout, label)
+        values = [table.map(name, cells, 'value of a label') for name in names]
+        columns.append(any_of(np.stack(values, axis=1)))
     return columns
 
 
-def _names_in(cell: str, separator: str) -> set[str]:
-    """The labels in a cell such as A|B or ['a', 'b']."""
+def _read_listed_labels(
+    layout: Layout, table: Table, labels: Sequence[str]
+) -> tuple[list[np.ndarray], set[str]]:
+    """Read labels, each [N], that one column lists; return them with all names in that column."""
+    column, separator = layout.labels['column'], layout.labels['separator']
+    codes, cells = pd.factorize(table[column].to_numpy(object))
+    names = [_names_in_cell(cell, separator) for cell in cells]
+    listed = [{layout.rename.get(name, name) for name in own} for own in names]
+    every = set().union(*listed)
+    named = {layout.rename.get(name, name) for name in _listed(layout.labels.get('names', []))}
+    for name in sorted(every - named if named else ()):
+        good = np.array([name not in own for own in listed], bool)[codes]
+        problem = f'lists {name!r}, which is not in the names of {layout.file}'
+        table.check(column, good, 'value of a label', problem)
+    for label in set(labels) - (named or every):
+        there = ', '.join(sorted(named or every))
+        table.fault('missing label', f'no label {label} (see DATA.LABELS); there are: {there}')
+    wanted = {*labels, NO_FINDING}
+    is_other = np.array([bool(own) and wanted.isdisjoint(own) for own in listed], bool)[codes]
+    if labels and not named and is_other.mean() > MANY_ROWS:
+        detail = (
+            f'column {column!r}: {is_other.sum():,} of {len(table):,} rows list neither a label of '
+            f'DATA.LABELS nor {NO_FINDING}, such as {_most_frequent(table[column][is_other])}; '
+            f'check separator and rename in {layout.file}'
+        )
+        table.fault('rows without a label', detail, severity='warning')
+    columns = [np.where(cells == '', BLANK, [label in own for own in listed]) for label in labels]
+    return [column[codes] for column in columns], set().union(*names)
+
+
+def _names_in_cell(cell: str, separator: str) -> set[str]:
+    """Split a cell such as A|B or ['a', 'b'] into labels."""
     names = (name.strip(' \'"') for name in cell.strip('[] ').split(separator))
     return {name for name in names if name}
 
 
 def _vote(values: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Labels [N, K] of rows -> of images: what more rows say; uncertain if as many say either."""
+    """Combine the labels [N, K] of rows with the same image [N] by majority; a tie is uncertain."""
     positive, negative, uncertain = (
         pd.DataFrame(values == mark).groupby(image).sum().to_numpy() for mark in MARKS.values()
     )
@@ -355,7 +415,10 @@ def _vote(values: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def _locate(pattern: str, files: pd.Series, images: Store | Folder, on_fault: OnFault) -> pd.Series:
-    """The files whose folders fit what precedes the last * of a pattern; without one, the *."""
+    """Replace the `*` folders in names of files by the folders in which the files are.
+
+    The name of a file that is not found keeps its `*`.
+    """
     start, _, end = pattern.rpartition('*')
     depth, wanted = end.count('/'), files.str.rpartition('*/')[2]
     is_folder, is_named, places = isinstance(images, Folder), set(wanted), {}
@@ -370,18 +433,17 @@ def _locate(pattern: str, files: pd.Series, images: Store | Folder, on_fault: On
 
 
 def _describe(layout: Layout, table: Table) -> dict[str, np.ndarray]:
-    """View, projection, sex and age of each row, as in `Records`."""
-    views = np.full(len(table), layout.views if isinstance(layout.views, str) else '', object)
+    """Read the view, projection, sex and age of each row, as in `Records`."""
+    names = np.full(len(table), layout.views if isinstance(layout.views, str) else '', object)
     if layout.view:
-        given = layout.views if isinstance(layout.views, dict) else {}
-        cells = {cell: name for name, cells in given.items() for cell in _listed(cells)}
-        views = table[layout.view].map(cells or VIEW_CELLS).fillna('').to_numpy(object)
-    view, ap_pa = np.array([VIEWS.get(name, ('', '')) for name in views], object).reshape(-1, 2).T
+        names = table[layout.view].map(_view_cells(layout)).fillna('').to_numpy(object)
+    view, ap_pa = np.array([VIEWS.get(name, ('', '')) for name in names], object).reshape(-1, 2).T
     sexes = {cell: SEXES[cell.lower()] for cell in table[layout.sex] if cell.lower() in SEXES}
+    sexes |= _by_cell(layout.sexes)
     ages = {cell: _years(match) for cell in table[layout.age] if (match := AGE.fullmatch(cell))}
-    allowed = 'F, M, Female, Male, Other, Unknown, or empty'
+    allowed = f'F, M, Female, Male, Other, Unknown, empty, or a cell in sexes of {layout.file}'
     sex = table.map(layout.sex, sexes, 'value of the sex', allowed=allowed, dtype=object)
-    allowed = 'years such as 61, 061Y, 85 or more, or empty'
+    allowed = 'years such as 61, 061Y, 85 or more, months such as 006M, or empty'
     age = table.map(layout.age, {'': np.nan} | ages, 'value of the age', allowed=allowed)
     return {'view': view, 'ap_pa': ap_pa, 'sex': sex, 'age': age}
 

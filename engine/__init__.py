@@ -1,1 +1,1 @@
-"""Everything around the training step: launch, loop, saving, processes."""
+"""The training engine: launch, loop, saving and distributed processes."""

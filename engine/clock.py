@@ -1,4 +1,4 @@
-"""How long training takes: seconds per batch and between epochs, and what is left of a run."""
+"""Training time: seconds per batch and between epochs, and an estimate of the remaining time."""
 
 import contextlib
 import time
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 
 class Clock:
-    """Times of an epoch, and of this process, from which the rest of the run is estimated.
+    """Measures batches and validations, and estimates the remaining time of the run.
 
     Args:
         epochs_between_validations: EVAL.EVERY.
     """
 
     def __init__(self, epochs_between_validations: int = 1) -> None:
-        self.num_timed, self.timed_seconds = 0, 0.0  # batches of this process, but the first
+        self.num_timed, self.timed_seconds = 0, 0.0  # all batches of this process but the first
         self._between = deque(maxlen=epochs_between_validations)
         self._has_begun = False
         self.start_epoch()
@@ -44,19 +44,19 @@ class Clock:
 
     @contextlib.contextmanager
     def between_epochs(self) -> Iterator[None]:
-        """Time what follows an epoch: validation and saving."""
+        """Measure validation and saving after an epoch."""
         start = time.perf_counter()
         yield
         self._between.append(time.perf_counter() - start)
 
     def seconds_left(self, batches: int, epochs: int) -> float:
-        """Seconds of so many batches, and of what follows so many epochs."""
+        """Estimate the seconds of this many batches, and of validation after this many epochs."""
         batch = self.timed_seconds / self.num_timed if self.num_timed else self.batch_seconds
         return batches * batch + epochs * sum(self._between) / self._between.maxlen
 
 
 def duration(seconds: float) -> str:
-    """Seconds with a unit, such as '3.2 h' or '4 min'."""
+    """Format seconds with a unit, such as '3.2 h' or '4 min'."""
     if seconds >= 3600:
         return f'{seconds / 3600:,.1f} h'
     return f'{seconds / 60:.0f} min' if seconds >= 120 else f'{seconds:.0f} s'

@@ -1,4 +1,4 @@
-"""Where a run computes: its device, precision and compilation."""
+"""Device, precision, throughput and compilation of a model."""
 
 import contextlib
 import logging
@@ -15,20 +15,20 @@ from config import PROBES, Config
 from engine import distributed
 from engine.files import in_one_line
 
-# Training FLOPs of a process from which TRAIN.COMPILE 'auto' compiles: 10 minutes at the
-# 63 TFLOP/s that SimMIM's own code reaches on an H200 (Swin-B, batch 128). Compiling took 91 s
-# and saves about half of the time. The decision depends on the config only, so that a run computes
-# in the same way after a restart.
+# TRAIN.COMPILE 'auto' compiles if a process trains with at least this many FLOPs. They take 10
+# minutes at the 63 TFLOP/s that SimMIM's own code reaches on an H200 (Swin-B, batch 128). Compiling
+# took 91 s and saves about half of the time. The decision depends only on the config, so that a run
+# computes in the same way after a restart.
 PAYS_FROM = 4e16
-MODES = {'auto': 'default', 'max': 'max-autotune'}  # of torch.compile
+MODES = {'auto': 'default', 'max': 'max-autotune'}  # TRAIN.COMPILE -> mode of torch.compile
 
 
 def local_device() -> torch.device:
-    """The CUDA device of this process (torchrun's LOCAL_RANK), or the CPU if there is none.
+    """Select the CUDA device of this process (torchrun's LOCAL_RANK), or the CPU without CUDA.
 
-    From then on float32 is float32 and not TF32, which PyTorch allows for convolutions.
+    This also disables TF32, which PyTorch allows for convolutions by default.
     """
-    # The older switches: PyTorch 2.6 has no others, and cannot be asked for them after the newer.
+    # PyTorch 2.6 only has these switches. Newer versions cannot read them once the newer are set.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if not torch.cuda.is_available():
         return torch.device('cpu')
@@ -43,10 +43,10 @@ def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[to
 
 
 def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
-    """The type that matrix products use under AMP_OPT_LEVEL O1 and O2; None for float32.
+    """Return the data type of autocast under AMP_OPT_LEVEL O1 and O2; None for float32.
 
-    On the CPU this is float32, unless AMP_ON_CPU is set. Probes always use float32: features are
-    computed once, and rounding them to bfloat16 changed AUROCs by up to 0.004.
+    On the CPU this is float32 unless AMP_ON_CPU is set. Probes always use float32, because their
+    features are computed only once and rounding to bfloat16 changed AUROCs by up to 0.004.
     """
     if config.AMP_OPT_LEVEL == 'O0' or config.FINETUNE.MODE in PROBES:
         return None
@@ -57,22 +57,24 @@ def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
 
 
 def views_of(images: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
-    """Yield the views [B, C, S, S] of a batch one at a time, to save device memory.
+    """Yield the test-time views of a batch one at a time, to save device memory.
 
-    `images` are [B, C, S, S], a single view, or [B, T, C, S, S].
+    Args:
+        images: [B, C, S, S] for a single view, or [B, T, C, S, S] for T views.
+        device: Device of the views [B, C, S, S].
     """
     for view in images.unbind(1) if images.ndim == 5 else [images]:
         yield view.to(device, non_blocking=True)
 
 
 def autocast(config: Config, device: torch.device) -> contextlib.AbstractContextManager:
-    """The context of a forward pass."""
+    """Return the autocast context of a forward pass."""
     dtype = autocast_dtype(config, device)
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
 def describe_precision(config: Config, device: torch.device) -> str:
-    """One line for the log; it says when a level is accepted but means another."""
+    """Return a log line about the precision inside and outside autocast."""
     dtype = autocast_dtype(config, device)
     switches = {'convolutions': torch.backends.cudnn, 'matrix products': torch.backends.cuda.matmul}
     plain = ', '.join(
@@ -82,7 +84,7 @@ def describe_precision(config: Config, device: torch.device) -> str:
     line = f'precision {config.AMP_OPT_LEVEL}: '
     line += f'autocast to {dtype}, outside it {plain}' if dtype else plain
     if config.AMP_OPT_LEVEL == 'O2':
-        line += ' (O2 means O1: apex.amp no longer exists, and PyTorch has one level)'
+        line += ' (O2 is treated as O1: apex.amp no longer exists, and PyTorch has only one level)'
     return line
 
 
@@ -90,7 +92,7 @@ def describe_precision(config: Config, device: torch.device) -> str:
 def throughput(
     config: Config, model: nn.Module, inputs: tuple[torch.Tensor, ...], device: torch.device
 ) -> float:
-    """Images per second of the forward pass on one batch: 50 passes to warm up, 30 timed."""
+    """Measure images per second of the forward pass in 30 passes, after 50 for warm-up."""
     model.to(device).eval()
     inputs = to_device(inputs, device)
     for num_passes in (50, 30):
@@ -103,23 +105,25 @@ def throughput(
 
 
 def synchronized_time(device: torch.device) -> float:
-    """Seconds on a monotonic clock, read after the device has finished its work."""
+    """Wait until the device is idle and return the seconds of a monotonic clock."""
     if device.type == 'cuda':
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class Compiled(nn.Module):
-    """Compiles a model at its first call if that pays, and uses it uncompiled if compiling fails.
+    """Compiles a model at the first call if the run is long enough.
 
-    Evaluation uses `TrainState.module`, which is never compiled.
+    The model is used uncompiled if compilation fails. Evaluation uses `TrainState.module`, which is
+    never compiled.
 
     Args:
-        module: The model, or DistributedDataParallel around it.
+        module: Model, or DistributedDataParallel around the model.
         how: TRAIN.COMPILE, 'auto' or 'max'.
-        num_images: Images that this process trains on in the whole run.
-        graphs: Whether CUDA graphs are possible: each gradient comes from a single backward pass.
-        logger: Receives one line that says what was done.
+        num_images: Number of images that this process trains on in the whole run.
+        graphs: Whether CUDA graphs are possible, because each gradient comes from a single backward
+            pass.
+        logger: Receives one line about the decision.
     """
 
     def __init__(
@@ -150,27 +154,27 @@ class Compiled(nn.Module):
         flops = training_flops(self.module, inputs) * self.num_images
         if flops < PAYS_FROM:
             self.logger.info(
-                f'TRAIN.COMPILE auto: not compiled, because the run is short '
-                f'({flops:.1e} FLOPs, compiled from {PAYS_FROM:.0e} on)'
+                f'TRAIN.COMPILE auto: the model is not compiled, because the run is short '
+                f'({flops:.1e} FLOPs; compilation pays from {PAYS_FROM:.0e})'
             )
         return flops >= PAYS_FROM
 
     def _compile(self, inputs: tuple[torch.Tensor, ...]) -> Callable[..., torch.Tensor]:
-        """Compile and try a forward and a backward pass; all processes take the same decision."""
+        """Compile and try a forward and backward pass. All processes make the same decision."""
         start, problem, device = time.perf_counter(), '', inputs[0].device
         try:
             compiled = torch.compile(self.module, mode=self._mode(device), dynamic=False)
             with _restoring(self.module, device):
                 compiled(*inputs).sum().backward()
-        except Exception as error:  # compilers raise errors of any kind, and the run needs none
+        except Exception as error:  # compilers raise any error, and the run works without them
             problem = in_one_line(error)
         failed = torch.tensor(float(bool(problem)), device=device)
         if distributed.all_reduce_sum(failed).item():
-            problem = problem or 'another process failed'
-            self.logger.warning(f'TRAIN.COMPILE {self.how}: not compiled, {problem}')
+            problem = problem or 'compilation failed in another process'
+            self.logger.warning(f'TRAIN.COMPILE {self.how}: the model is not compiled: {problem}')
             return self.module
         seconds = time.perf_counter() - start
-        self.logger.info(f'TRAIN.COMPILE {self.how}: compiled in {seconds:.0f} s')
+        self.logger.info(f'TRAIN.COMPILE {self.how}: the model was compiled in {seconds:.0f} s')
         return compiled
 
     def _mode(self, device: torch.device) -> str:
@@ -181,36 +185,36 @@ class Compiled(nn.Module):
 
 
 def training_flops(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
-    """FLOPs of a training step for one image, as three times those of the forward pass.
+    """Estimate the FLOPs of a training step per image as three times the forward pass.
 
-    This overestimates models with frozen layers.
+    Models with frozen layers need fewer.
     """
     was_training = module.training
     module.eval()  # so that no random numbers are drawn
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(*(each[:1] for each in inputs))
-    torch.clear_autocast_cache()  # it holds weights that were cast without a gradient
+    torch.clear_autocast_cache()  # the cached weights were cast without a gradient
     module.train(was_training)
     return 3.0 * counter.get_total_flops()
 
 
-def copy_changing(module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The tensors that a forward pass may change (buffers, frozen weights) with their copies."""
+def copy_buffers(module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Copy the tensors that a forward pass may change: buffers and frozen weights."""
     frozen = (parameter for parameter in module.parameters() if not parameter.requires_grad)
     return [(tensor, tensor.clone()) for tensor in (*module.buffers(), *frozen)]
 
 
 @torch.no_grad()
-def put_back(copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Undo what forward passes changed since `copy_changing`."""
+def restore_buffers(copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Restore the tensors from the copies of `copy_buffers`."""
     for tensor, before in copies:
         tensor.copy_(before)
 
 
 @contextlib.contextmanager
 def _restoring(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Undo what a forward and a backward pass change: buffers, random state and gradients."""
-    copies = copy_changing(module)
+    """Restore buffers, random state and gradients after a forward and backward pass."""
+    copies = copy_buffers(module)
     is_parallel = isinstance(module, DistributedDataParallel)
     no_sync = module.no_sync() if is_parallel else contextlib.nullcontext()
     with torch.random.fork_rng([device] if device.type == 'cuda' else []), no_sync:
@@ -219,4 +223,4 @@ def _restoring(module: nn.Module, device: torch.device) -> Iterator[None]:
         finally:
             module.zero_grad(set_to_none=True)
             torch.clear_autocast_cache()
-            put_back(copies)
+            restore_buffers(copies)

@@ -1,9 +1,9 @@
-"""The process group: rank, number of processes, and gathering; everything works on one process too.
+"""Process group: rank, number of processes and collective operations, also for a single process.
 
-When one process of a run fails, the others end within 40 s: the broken connection raises an error
-in the next collective operation, `launch.Failures.watch` notices the recorded failure, on all
-nodes, and torchrun kills the rest of its node's processes 30 s after asking them to stop. A process
-that hangs, or whose network is cut silently, is waited for TRAIN.RANK_TIMEOUT_MINUTES.
+When one process of a run fails, the others end within 40 s. The broken connection raises an error
+in the next collective operation, `launch.Failures.watch` notices the recorded failure on all nodes,
+and torchrun kills the other processes of its node 30 s after asking them to stop. If a process
+hangs or loses its network silently, the others wait for TRAIN.RANK_TIMEOUT_MINUTES.
 """
 
 import os
@@ -17,10 +17,11 @@ import torch.distributed as dist
 
 
 def init_process_group(device: torch.device, timeout_minutes: float) -> None:
-    """Join the group that torchrun's environment describes; do nothing without one.
+    """Join the process group that torchrun's environment describes, if there is one.
 
-    The backend is NCCL on CUDA and gloo on the CPU. A collective operation that takes longer than
-    `timeout_minutes` raises an error.
+    Args:
+        device: Device of this process. CUDA uses NCCL and the CPU gloo.
+        timeout_minutes: Minutes after which a collective operation raises an error.
     """
     if 'WORLD_SIZE' not in os.environ or dist.is_initialized():
         return
@@ -33,23 +34,23 @@ def init_process_group(device: torch.device, timeout_minutes: float) -> None:
 
 
 def destroy_process_group() -> None:
-    """Leave the group, if there is one."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """The rank of this process."""
+    """Return the rank of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is rank 0."""
+    """Return whether this process is rank 0."""
     return rank() == 0
 
 
@@ -60,7 +61,11 @@ def barrier() -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every rank's value (any picklable object), in the order of the ranks, on every rank."""
+    """Return the values of all ranks, in the order of the ranks, on every rank.
+
+    Args:
+        value: Picklable object.
+    """
     if not dist.is_initialized():
         return [value]
     values = [None] * world_size()
@@ -69,7 +74,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def broadcast(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
+    """Return the value of rank 0 on every rank."""
     if not dist.is_initialized():
         return value
     values = [value]
@@ -78,7 +83,7 @@ def broadcast(value: Any) -> Any:
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """The sum over ranks of each element, as a new tensor."""
+    """Sum a tensor over all ranks, elementwise."""
     if not dist.is_initialized():
         return values
     total = values.clone()
@@ -87,11 +92,11 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def _agree_on_prefix(store: dist.Store, number: int, size: int, timeout: timedelta) -> str:
-    """A prefix for the keys of the store that only this start of the group uses.
+    """Agree on a key prefix in torchrun's store that only this start of the group uses.
 
-    torchrun keeps its store when it restarts the processes, with the addresses of those that ended,
-    and counts the restarts of each node alone. Rank 0 therefore invents a prefix and answers all
-    who ask for it, also those of an earlier start, which nobody reads.
+    When torchrun restarts the processes, its store keeps the addresses of the previous ones, and
+    each node counts restarts separately. Rank 0 therefore chooses a random prefix and answers every
+    request in the store. Answers to requests of an earlier start are never read.
     """
     own = uuid.uuid4().hex
     if number > 0:

@@ -1,11 +1,10 @@
-"""Weights that are named by an address, https://... or hf://... (Hugging Face), and their cache.
+"""Downloads of weights from URLs, https://... or hf://... (Hugging Face), and their cache.
 
-A file is kept under a hash of its whole address, with its SHA-256 and the server's ETag. Each
-process asks the server once for another version; a server without ETag sends the file again.
+A file is downloaded once and cached under a hash of the URL. Remove it from the cache to download a
+newer version.
 """
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -14,20 +13,19 @@ from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from ssl import SSLError
 from typing import Any, NamedTuple
-from urllib.error import HTTPError, URLError
+from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
-from engine.files import BLOCK_BYTES, atomic_writer, in_one_line, locked, replace_file, sha256
+from engine.files import BLOCK_BYTES, atomic_writer, in_one_line, locked, sha256
 
-PROCESSOR = 'preprocessor_config.json'  # how images are prepared, next to the weights
-HUB_FILES = ('model.safetensors', 'pytorch_model.bin')  # of a repository; the first that exists
+PROCESSOR = 'preprocessor_config.json'  # describes the input images of a model
+HUB_FILES = ('model.safetensors', 'pytorch_model.bin')  # the first one that exists is used
 HUB_ADDRESS = re.compile(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?', re.IGNORECASE)
 SCHEME = re.compile(r'\w+://')
 NO_CONNECTION = (URLError, HTTPException, ConnectionError, TimeoutError, SSLError)
-NOT_MODIFIED, TOO_MANY_REQUESTS, SERVER_ERROR = 304, 429, 500
 TIMEOUT_SECONDS = 60
 
 
@@ -36,111 +34,86 @@ class Download(NamedTuple):
 
     path: Path
     sha256: str
-    source: str  # the address; of a repository with commit and file
-    remark: str = ''  # what the log should warn of
+    source: str  # URL; for a Hugging Face repository with commit and file
 
 
-def is_address(path: str | Path) -> bool:
-    """Whether weights are named by an address and not by a file."""
+def is_url(path: str | Path) -> bool:
+    """Return whether a path is a URL."""
     return bool(SCHEME.match(str(path)))
 
 
 def local_path(path: str | Path) -> Path:
-    """The file itself, or the downloaded file of an address."""
-    return fetch(str(path)).path if is_address(path) else Path(path)
+    """Return the path itself, or the downloaded file of a URL."""
+    return fetch(str(path)).path if is_url(path) else Path(path)
 
 
 def describe_weights(path: str | Path) -> dict[str, str]:
-    """What run.json records: SHA-256, and the source without its folder."""
-    if is_address(path):
+    """Return the SHA-256 and the source of weights for run.json, without the local folder."""
+    if is_url(path):
         return {'sha256': fetch(str(path)).sha256, 'source': fetch(str(path)).source}
     return {'sha256': sha256(path), 'source': Path(path).name}
 
 
 def log_download(path: str | Path, logger: logging.Logger) -> None:
-    """Log the source and the SHA-256 of downloaded weights, and what to warn of."""
-    if is_address(path):
+    """Log the source and the SHA-256 of downloaded weights."""
+    if is_url(path):
         download = fetch(str(path))
         logger.info(f'downloaded {download.source}, SHA-256 {download.sha256}')
-        if download.remark:
-            logger.warning(download.remark)
 
 
 @cache
 def fetch(address: str) -> Download:
-    """Return the file of an address; processes with the same cache wait for one download.
+    """Download the file of a URL. Processes with the same cache wait for a single download.
 
     Raises:
-        ValueError: If the address is wrong, the server does not send the whole file over https, or
-            there is no folder for the cache. No part of a file stays in the cache.
+        ValueError: If the URL is wrong, the server does not send the whole file over https, or
+            there is no folder for the cache. Incomplete files do not stay in the cache.
     """
     scheme = address.partition('://')[0].lower()
     if scheme == 'hf':
         return _from_hugging_face(address)
     if scheme != 'https':
-        raise ValueError(f'{address}: weights must be a file, or an address https:// or hf://')
+        raise ValueError(f'{address}: weights must be a file or a URL with https:// or hf://')
     name = re.sub(r'[^\w.-]', '_', PurePosixPath(urlsplit(address).path).name)[-80:]
     path = _cache_folder() / f'{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}'
-    record_file = path.with_name(f'{path.name}.json')
     with locked(path.with_name(f'{path.name}.lock'), wait=True):
-        try:
-            record = json.loads(record_file.read_bytes())
-            record = record if sha256(path) == record['sha256'] else {}
-        except (OSError, ValueError, KeyError):
-            record = {}
-        record, remark = _download(address, path, record)
-        replace_file(record_file, json.dumps(record))
-    return Download(path, record['sha256'], address, remark)
+        if not path.is_file():
+            _download(address, path)
+    return Download(path, sha256(path), address)
 
 
 def _cache_folder() -> Path:
     folder = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     if not os.path.isabs(folder):
         raise ValueError(
-            'XDG_CACHE_HOME must be the absolute path of a folder for downloads, because there is '
-            f'no home folder; got {folder!r}'
+            'there is no home folder: set XDG_CACHE_HOME to the absolute path of a folder for '
+            f'downloads, got {folder!r}'
         )
     return Path(folder, 'simmim')
 
 
-def _download(address: str, path: Path, known: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Download a file if it differs from the `known` one; return its record and a remark."""
-    etag = {'If-None-Match': known['etag']} if known.get('etag') else {}
-    request = Request(address, headers={'User-Agent': 'simmim', **etag})
+def _download(address: str, path: Path) -> None:
+    """Download a file over https. An incomplete file is not kept."""
+    request = Request(address, headers={'User-Agent': 'simmim'})
     try:
         with build_opener(_OnlyHttps).open(request, timeout=TIMEOUT_SECONDS) as response:
-            record = _save(response, address, path) | {'etag': response.headers['ETag']}
+            length = response.headers['Content-Length']
+            bar = {'desc': path.name, 'total': length and int(length), 'disable': None}
+            with atomic_writer(path) as file, tqdm.wrapattr(response, 'read', **bar) as body:
+                while block := _read(body):
+                    file.write(block)
+                if length and file.tell() != int(length):
+                    raise ValueError(
+                        f'{address}: the download is incomplete, {file.tell()} of {length} bytes'
+                    )
     except NO_CONNECTION as error:
-        code = error.code if isinstance(error, HTTPError) else SERVER_ERROR
-        if known and code == NOT_MODIFIED:
-            return known, ''
-        reason = f'{address} cannot be downloaded ({error})'
-        if not known or (code < SERVER_ERROR and code != TOO_MANY_REQUESTS):
-            raise ValueError(reason) from error
-        return known, f'{reason}; the file of an earlier download is used'
-    if known and record['sha256'] != known['sha256']:
-        return record, f'{address}: the file has changed, its SHA-256 was {known["sha256"]}'
-    return record, ''
-
-
-def _save(response: Any, address: str, path: Path) -> dict[str, Any]:
-    """Write the body of an answer to a file, if all of it arrives."""
-    length, size, digest = response.headers['Content-Length'], 0, hashlib.sha256()
-    bar = {'desc': path.name, 'total': length and int(length), 'disable': None}
-    with atomic_writer(path) as file, tqdm.wrapattr(response, 'read', **bar) as body:
-        while block := _read(body):
-            file.write(block)
-            digest.update(block)
-            size += len(block)
-        if length and size != int(length):
-            raise ValueError(f'{address}: the download is incomplete, {size} of {length} bytes')
-    return {'address': address, 'sha256': digest.hexdigest()}
+        raise ValueError(f'{address} cannot be downloaded ({error})') from error
 
 
 def _read(body: Any) -> bytes:
     try:
         return body.read(BLOCK_BYTES)
-    except OSError as error:  # `atomic_writer` would put the file's name in it
+    except OSError as error:  # otherwise `atomic_writer` would report it as an error of the file
         raise URLError(error) from error
 
 
@@ -155,17 +128,17 @@ class _OnlyHttps(HTTPRedirectHandler):
 def _from_hugging_face(address: str) -> Download:
     match = HUB_ADDRESS.fullmatch(address)
     if not match:
-        raise ValueError(f'{address}: must be hf://OWNER/NAME[@REVISION][/FILE]')
+        raise ValueError(f'{address} must have the form hf://OWNER/NAME[@REVISION][/FILE]')
     repository, revision, file = match.groups()
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ValueError(f'{address}: run pip install huggingface_hub') from error
+        raise ValueError(f'{address} needs a package: pip install huggingface_hub') from error
     for name in (file,) if file else HUB_FILES:
         wanted = [name, str(PurePosixPath(name).with_name(PROCESSOR))]
         try:
             folder = snapshot_download(repository, revision=revision, allow_patterns=wanted)
-        except Exception as error:  # its errors have no common class
+        except Exception as error:  # huggingface_hub has no common class of errors
             raise ValueError(f'{address}: {in_one_line(error)}') from error
         path = Path(folder, name)
         if path.is_file():

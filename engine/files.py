@@ -1,4 +1,4 @@
-"""Files that several parts use: atomic replacement, locks, checksums, names of checkpoints."""
+"""File operations: atomic replacement, locks, checksums, and names of checkpoints."""
 
 import errno
 import hashlib
@@ -13,12 +13,12 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-BLOCK_BYTES = 2**22  # bytes that are read at a time
+BLOCK_BYTES = 2**22  # bytes read at a time
 BEST_CHECKPOINT = 'ckpt_best.pth'  # a run never resumes from it automatically
 CHECKPOINT_NAME = re.compile(r'ckpt_epoch_(\d+)(?:_step_(\d+))?\.pth')
-OTHER_FILES = 64  # that a process opens besides those of its workers
-LOADER_FILES = 16  # of each worker of a training and a validation loader
-MANY_FILES = 4096  # that are allowed wherever the system permits it
+OTHER_FILES = 64  # open files of a process without its workers
+LOADER_FILES = 16  # open files per worker of a training and a validation loader
+MANY_FILES = 4096  # limit that is set where the system permits it
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system has no locks
 
 
@@ -33,10 +33,13 @@ def sha256(path: str | Path) -> str:
 
 @contextmanager
 def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its name only when all of it is on disk.
+    """Open a file for writing, and replace the previous file once all data is on disk.
 
-    Until the block ends, and also if it fails, the previous file stays as it was. The data goes to
-    `<name>.tmp` in the same folder. An OSError, such as of a full disk, names the file.
+    The data is first written to `<name>.tmp` in the same folder. If the block fails, the previous
+    file remains unchanged.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written. The error names the file.
     """
     path = Path(path)
     temporary = path.with_name(f'{path.name}.tmp')
@@ -57,12 +60,12 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def replace_file(path: str | Path, data: bytes | str) -> None:
-    """Replace a file atomically; text is encoded as UTF-8."""
+    """Replace a file atomically. Text is encoded as UTF-8."""
     replace_files({Path(path): data})
 
 
 def replace_files(files: Mapping[Path, bytes | str]) -> None:
-    """Replace files that belong together: no file takes its name before all are on disk."""
+    """Replace files that belong together, after all of them are on disk."""
     with ExitStack() as stack:
         for path, data in files.items():
             file = stack.enter_context(atomic_writer(path))
@@ -72,7 +75,7 @@ def replace_files(files: Mapping[Path, bytes | str]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Write the names in a folder to disk, where the file system supports that."""
+    """Flush the entries of a folder to disk, where the file system supports it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -83,9 +86,9 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(path: str | Path, *, wait: bool) -> Iterator[None]:
-    """Hold a lock file; the operating system releases the lock if the process dies.
+    """Hold a lock file. The operating system releases the lock if the process dies.
 
-    On file systems without locks, such as some network drives, the block runs unprotected.
+    On file systems without locks, such as some network drives, the block runs without a lock.
 
     Raises:
         ValueError: If another process holds the lock and `wait` is False.
@@ -107,10 +110,14 @@ def locked(path: str | Path, *, wait: bool) -> Iterator[None]:
 
 
 def allow_open_files(workers: int, *, per_worker: int = 4) -> None:
-    """Let this process open the pipes and shared tensors of its workers.
+    """Raise the limit of open files for the pipes and shared tensors of worker processes.
+
+    Args:
+        workers: Number of worker processes.
+        per_worker: Open files per worker.
 
     Raises:
-        ValueError: If the system allows too few; workers would then wait forever.
+        ValueError: If the system allows too few open files, because workers would wait forever.
     """
     needed = OTHER_FILES + per_worker * workers
     given = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -121,34 +128,34 @@ def allow_open_files(workers: int, *, per_worker: int = 4) -> None:
     if workers and soft < needed:
         raise ValueError(
             f'{workers} workers (DATA.NUM_WORKERS, --workers, --num-workers) need {needed} open '
-            f'files, and the system allows {soft}: raise that limit (ulimit -n), or use fewer'
+            f'files, but the system allows {soft}: raise the limit (ulimit -n) or use fewer workers'
         )
 
 
 def in_one_line(error: Exception) -> str:
-    """Return the type and the first two lines of an error; compilers name the cause in those."""
+    """Return the type and the first two lines of an error, where compilers state the cause."""
     lines = [line.strip() for line in f'{type(error).__name__}: {error}'.splitlines()]
     return ' '.join([line for line in lines if line][:2])
 
 
 def checkpoint_name(epoch: int, step: int | None = None) -> str:
-    """Return the file name for the end of an epoch, or for an optimizer step within it."""
+    """Return the file name of a checkpoint after an epoch, or after an optimizer step within it."""
     return f'ckpt_epoch_{epoch}.pth' if step is None else f'ckpt_epoch_{epoch}_step_{step}.pth'
 
 
-def place_of(name: str) -> tuple[float, float] | None:
-    """Return (epoch, step) of a checkpoint's file name; None for ckpt_best.pth and other files.
+def checkpoint_position(name: str) -> tuple[float, float] | None:
+    """Parse (epoch, step) from the name of a checkpoint; None for ckpt_best.pth and other files.
 
-    The step of a checkpoint at the end of an epoch is infinite: it follows every step.
+    After an epoch the step is infinite, because such a checkpoint is newer than all within it.
     """
     match = CHECKPOINT_NAME.fullmatch(name)
     return match and (int(match[1]), float('inf') if match[2] is None else int(match[2]))
 
 
 def newest_first(folder: str | Path) -> list[Path]:
-    """Return the checkpoints of a folder, the greatest (epoch, step) first."""
-    paths = [path for path in Path(folder).glob('ckpt_epoch_*.pth') if place_of(path.name)]
-    return sorted(paths, key=lambda path: place_of(path.name), reverse=True)
+    """Return the checkpoints of a folder in descending order of (epoch, step)."""
+    found = {path: checkpoint_position(path.name) for path in Path(folder).glob('ckpt_epoch_*.pth')}
+    return sorted(filter(found.get, found), key=found.get, reverse=True)
 
 
 def find_newest_checkpoint(folder: str | Path) -> Path | None:
@@ -157,5 +164,5 @@ def find_newest_checkpoint(folder: str | Path) -> Path | None:
 
 
 def checksum_file(path: Path) -> Path:
-    """Return the path of a file's SHA-256, in the format of `sha256sum`."""
+    """Return the path of the checksum file of a file, in the format of `sha256sum`."""
     return path.with_name(f'{path.name}.sha256')

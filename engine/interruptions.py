@@ -1,4 +1,4 @@
-"""Requests to stop or to save during training: signals and the clock, agreed on by all ranks."""
+"""Requests to stop or to save during training, on which all ranks agree."""
 
 import os
 import signal
@@ -14,24 +14,24 @@ STOP_SIGNALS = (SIGTERM, SIGUSR1, SIGINT)  # Slurm sends SIGUSR1 or SIGTERM with
 
 
 class Preempted(Exception):  # noqa: N818 (not an error: the run resumes later)
-    """The run was asked to stop, and has saved its state."""
+    """Raised after a run was asked to stop and has saved its state."""
 
 
 class Interruptions:
-    """Requests to stop or to save during training, on which all ranks agree.
+    """Collects requests to stop or to save during training, on which all ranks agree.
 
-    SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) ask to stop after the current step; a second SIGINT stops
-    at once. With several ranks, all of them learn of a request one step later, so that no step has
-    to wait for the exchange, and all stop at the same step.
+    SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) request a stop after the current step. A second SIGINT
+    stops immediately. With several ranks, a request takes effect one step later on all of them, so
+    that no step waits for communication.
 
     Args:
-        save_minutes: Minutes between saves, by the clock of rank 0; 0 for never.
-        timeout_minutes: How long a rank waits for the others.
+        save_minutes: Minutes between two saves by the clock of rank 0, or 0 for none.
+        timeout_minutes: Minutes that a rank waits for the others.
     """
 
     def __init__(self, save_minutes: float = 0.0, timeout_minutes: float = 30.0) -> None:
         self.timeout = timedelta(minutes=timeout_minutes)
-        self.signal = ''  # the first one that this process received
+        self.signal = ''  # first signal that this process received
         self.save_seconds = save_minutes * 60
         self.last_save = time.monotonic()
         self.group = None
@@ -39,7 +39,7 @@ class Interruptions:
 
     def __enter__(self) -> 'Interruptions':
         if dist.is_initialized():
-            # Its own group on the CPU waits neither for the device nor for the gradients.
+            # A separate group on the CPU does not wait for the device or the gradients.
             self.group = dist.new_group(backend='gloo', timeout=self.timeout)
         self.before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
         return self
@@ -52,20 +52,23 @@ class Interruptions:
             dist.destroy_process_group(self.group)
 
     def saved(self) -> None:
-        """Note that a checkpoint was written."""
+        """Restart the time until the next save."""
         self.last_save = time.monotonic()
 
     def due(self, *, wait: bool) -> tuple[bool, bool]:
-        """Whether to stop now, and whether to save now; the answer is the same on all ranks.
+        """Return whether to stop and whether to save now, the same on all ranks.
 
-        Every rank must call this after every step. With `wait`, requests of this step count, and
-        not only those of the step before.
+        Every rank must call this after every step.
+
+        Args:
+            wait: Whether requests during this step count, and not only requests until the previous
+                step.
         """
         late = 0 < self.save_seconds <= time.monotonic() - self.last_save
         if self.group is None:
             return bool(self.signal), late
         answer = self._finish()
-        # A requested save is not requested again before it is done.
+        # A save that is about to happen is not requested again.
         self._start([bool(self.signal), late and dist.get_rank() == 0 and not answer[1]])
         if wait:
             answer = [a or b for a, b in zip(answer, self._finish(), strict=True)]
@@ -76,7 +79,7 @@ class Interruptions:
             raise KeyboardInterrupt
         if not self.signal:
             self.signal = signal.Signals(number).name
-            # No logging here: the signal may have interrupted the logger.
+            # The signal may have interrupted the logger, so the message does not use it.
             os.write(2, f'{self.signal}: stopping after this step, then saving\n'.encode())
 
     def _start(self, requests: list[bool]) -> None:
@@ -85,7 +88,7 @@ class Interruptions:
         self.pending = work, flags
 
     def _finish(self) -> list[bool]:
-        """The result of the exchange that was started, if any."""
+        """Return the result of the pending communication, if any."""
         if self.pending is None:
             return [False, False]
         (work, flags), self.pending = self.pending, None

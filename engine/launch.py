@@ -1,4 +1,4 @@
-"""From the command line to a run: process group, seeds, run folder and lock, logs and exit code."""
+"""Start and end of a run: process group, seeds, run folder, lock, logs and exit codes."""
 
 import contextlib
 import faulthandler
@@ -45,52 +45,55 @@ from logger import ScalarLog, create_logger
 EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3
 FAILURE_FILE = 'failure_rank{rank}.json'
 
-POLL_SECONDS = 2  # between two looks for failures of other processes
-GRACE_SECONDS = 15  # in which a process may end by itself after another one failed
-LOOK_SECONDS = 5  # in which the record of a failure must appear after a broken connection
+POLL_SECONDS = 2  # interval at which a process looks for failures of others
+GRACE_SECONDS = 15  # time for a process to end by itself after another one failed
+LOOK_SECONDS = 5  # time for the record of a failure to appear after a broken connection
 
 MISTAKES = (ValueError, FloatingPointError, OSError, torch.OutOfMemoryError)
 NO_MEMORY = 'not enough main memory'
-_WORKER = re.compile(r'\n\w[\w.]*: |\n\w*Error$')  # in the traceback that a worker sends
+_WORKER = re.compile(r'\n\w[\w.]*: |\n\w*Error$')  # precedes the message in a worker's traceback
 _CONNECTION = re.compile(
     r'clos|reset|refused|broken pipe|remote|network|unreachable|no route|aborted|recv', re.I
 )
 _SILENCE = re.compile(r'timed? ?out', re.I)
 _GONE = (
-    'another process of this run ended without a message, or the network to it failed: see the '
-    "last lines of each log_rank<r>.txt, torchrun's output, and the kernel log (dmesg)"
+    'another process of this run ended without a message, or its network connection failed: see '
+    "the last lines of each log_rank<r>.txt, torchrun's output, and the kernel log (dmesg)"
 )
 _SILENT = 'another process of this run did not answer within TRAIN.RANK_TIMEOUT_MINUTES'
 
 
 class Terminated(BaseException):
-    """A signal asked the process to stop where nothing is trained; the text names the signal."""
+    """Raised when a signal stops a process outside training. The text is the signal's name."""
 
 
 class Failures:
-    """Failures of the processes of this run: each writes `failure_rank<r>.json` to its folder.
+    """Shares the failures of a run's processes through files `failure_rank<r>.json`.
 
-    A process that fails only because another one is gone writes no file, so that the earliest file
-    names the cause. All ranks must create this object at the same time. `clear` removes the files
-    of an earlier run.
+    A process that fails only because another one is gone writes no file, so the earliest file
+    contains the cause. All ranks must create this object at the same time.
+
+    Args:
+        folder: Run folder.
+        clear: Whether to remove the files of an earlier run.
     """
 
     def __init__(self, folder: Path, *, clear: bool) -> None:
         self.folder, self.own = folder, folder / FAILURE_FILE.format(rank=distributed.rank())
         for path in folder.glob(FAILURE_FILE.format(rank='*')) if clear else []:
             path.unlink(missing_ok=True)
-        # Tells this run from others in the folder, such as an evaluation or an earlier start.
+        # Distinguishes this run from others in the folder, such as an evaluation.
         self.run = distributed.broadcast(f'{socket.gethostname()} {os.getpid()} {time.time_ns()}')
 
     def record(self, message: str) -> None:
-        """Tell the other processes of the run why this one failed."""
+        """Write a file that tells the other processes why this one failed."""
         record = {'run': self.run, 'time': time.time(), 'rank': distributed.rank()}
         record |= {'host': socket.gethostname(), 'message': message}
-        with contextlib.suppress(OSError):  # the folder may be what failed; the log has the message
+        with contextlib.suppress(OSError):  # the folder may be the cause; the log has the message
             replace_file(self.own, json.dumps(record))
 
     def first_elsewhere(self, seconds: float) -> str:
-        """The earliest failure of another process; '' if none is recorded within `seconds`."""
+        """Return the earliest failure of another process, or '' if there is none in `seconds`."""
         end = time.monotonic() + seconds
         while not (records := self._elsewhere()):
             if time.monotonic() > end:
@@ -100,9 +103,9 @@ class Failures:
         return f'rank {first["rank"]} on host {first["host"]} failed first: {first["message"]}'
 
     def watch(self, logger: logging.Logger) -> None:
-        """Start a thread that ends this process if another one failed and it does not notice.
+        """Start a thread that ends this process after another one failed.
 
-        torchrun ends the processes of its own node only, and a process that waits for its GPU may
+        torchrun only ends the processes of its own node, and a process that waits for its GPU may
         not notice a broken connection.
         """
 
@@ -118,19 +121,24 @@ class Failures:
     def _elsewhere(self) -> list[dict[str, Any]]:
         records = []
         for path in self.folder.glob(FAILURE_FILE.format(rank='*')):
-            with contextlib.suppress(OSError, ValueError):  # it was just removed
+            with contextlib.suppress(OSError, ValueError):  # the file was just removed
                 if path != self.own:
                     records.append(json.loads(path.read_bytes()))
         return [record for record in records if record.get('run') == self.run]
 
 
 def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None = None) -> int:
-    """Parse the flags, set up the run and call `main`; an error becomes the last line of the log.
+    """Parse the flags, set up the run and call `main`. An error becomes the last line of the log.
+
+    Args:
+        stage: 'simmim', 'contrastive' or 'finetune'.
+        main: Function that runs the stage and may return an exit code.
+        argv: Command-line flags; None for those of this process.
 
     Returns:
-        The exit code: that of `main`, or 0; 2 for a mistake of the user; 75 for a run that a signal
-        stopped and that has saved its state; 3 if another process of the run failed or does not
-        answer; 1 for an unexpected error, whose traceback is in the log.
+        Exit code: the code of `main` or 0; 1 for an unexpected error, whose traceback is logged; 2
+        for a mistake of the user; 3 if another process failed or does not answer; 75 if a signal
+        stopped the run after its state was saved.
     """
     args = build_parser(stage).parse_args(argv)
     args.command = sys.argv if argv is None else [f'main_{stage}.py', *argv]
@@ -140,31 +148,37 @@ def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None
             setup_run(args, process)
             return _finish(process, main)
         except (Exception, Terminated) as error:
-            with _on_stop(signal.SIG_IGN):  # torchrun sends it after another process failed
+            with _on_stop(signal.SIG_IGN):  # torchrun sends SIGTERM after another process failed
                 return _fail(process, error)
 
 
 @dataclass
 class Process:
-    """What this process holds while its run lasts."""
+    """Holds the resources of this process during a run."""
 
     run: Run | None = None
     failures: Failures | None = None
     lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def close(self) -> None:
-        """Close the run, and let another one use the folder."""
+        """Close the run and release the lock of its folder."""
         with self.lock:
             if self.run is not None:
                 self.run.close()
 
 
 def setup_run(args: Namespace, process: Process) -> None:
-    """Read the config, join the process group, seed, prepare the run folder and open the logs.
+    """Read the config, join the process group, set the seeds, and open the run folder and the logs.
 
-    A run that does not train writes nothing but its log. All ranks raise a ValueError for an
-    invalid config, and for a folder that is not writable, that another run is writing to, or that
-    holds another run.
+    A run that does not train only writes its log.
+
+    Args:
+        args: Parsed flags.
+        process: Receives the run, the lock and the record of failures.
+
+    Raises:
+        ValueError: On all ranks, if the config is invalid, or if the folder is not writable, is
+            in use, or contains another run.
     """
     config = get_config(args)
     _set_determinism(config.TRAIN.DETERMINISTIC)
@@ -189,8 +203,8 @@ def setup_run(args: Namespace, process: Process) -> None:
         scalars = ScalarLog(folder, enabled=writes, logger=logger)
     except OSError as error:
         problem = (
-            f'OUTPUT: cannot write to the folder {folder} ({error.strerror}); '
-            'choose another with --output'
+            f'OUTPUT: the folder {folder} cannot be written ({error.strerror}): choose another '
+            'with --output'
         )
     except ValueError as error:
         problem = str(error)
@@ -208,10 +222,10 @@ def setup_run(args: Namespace, process: Process) -> None:
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """The exit code of the process for an error, and the error in one line."""
+    """Return the exit code for an error and a one-line message."""
     text = _reason(error)
     if isinstance(error, Terminated):
-        return EXIT_PREEMPTED, f'stopped by {text}, nothing to save; the same command resumes'
+        return EXIT_PREEMPTED, f'stopped by {text} outside training: the same command resumes'
     if isinstance(error, MISTAKES) or text.startswith(('DataLoader worker', NO_MEMORY)):
         return EXIT_MISTAKE, text
     if isinstance(error, RuntimeError) and 'have a deterministic implementation' in text:
@@ -225,23 +239,23 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 
 def _reason(error: BaseException) -> str:
-    """The text of an error, also of those that say nothing of the cause or the place."""
+    """Return the message of an error, completed by the cause or place where Python omits it."""
     text = str(error).strip()
-    if text.startswith('Caught '):  # in a worker of the loader
+    if text.startswith('Caught '):  # raised in a worker of the loader
         text = _WORKER.split(text)[-1].strip()
     if isinstance(error, OSError) and error.filename is None:
         for frame in traceback.extract_tb(error.__traceback__)[-1:]:
             text += f' ({Path(frame.filename).name}, line {frame.lineno})'
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         text = (
-            f'{NO_MEMORY}; use a smaller --batch-size or fewer workers (DATA.NUM_WORKERS, '
-            f'--num-workers) {text}'
+            f'{NO_MEMORY}: use a smaller --batch-size or fewer workers (DATA.NUM_WORKERS, '
+            f'--num-workers). {text}'
         ).strip()
     return text or type(error).__name__
 
 
 def _facts(args: Namespace, seed: int, gpus: list[str]) -> dict[str, Any]:
-    """What `run.json` says about the start of this process."""
+    """Return the facts about the start of this process for `run.json`."""
     program, *words = getattr(args, 'command', sys.argv)
     return {
         'stage': args.stage,
@@ -272,14 +286,14 @@ def _log_start(run: Run) -> None:
 
 
 def _finish(process: Process, main: Callable[[Run], int | None]) -> int:
-    """Call `main` until it ends, or until it was asked to stop."""
+    """Call `main` and return the exit code when it ends or was asked to stop."""
     run = process.run
     try:
         code = main(run) or 0
         run.record.finish()
     except Preempted as stop:
         with _on_stop(signal.SIG_IGN):  # the state is already saved
-            distributed.barrier()  # torchrun ends the others soon after the first one leaves
+            distributed.barrier()  # torchrun ends all processes soon after the first one exits
         run.logger.warning(str(stop))
         code = EXIT_PREEMPTED
     process.close()
@@ -288,7 +302,7 @@ def _finish(process: Process, main: Callable[[Run], int | None]) -> int:
 
 
 def _fail(process: Process, error: BaseException) -> int:
-    """Report what ended the run, or what ended the other process that the run needs."""
+    """Report why this process or another process of the run failed, and return the exit code."""
     run = process.run
     code, message = explain(error)
     if run is not None and distributed.world_size() > 1:
@@ -296,22 +310,22 @@ def _fail(process: Process, error: BaseException) -> int:
             process.failures.record(message)
         elif first := process.failures.first_elsewhere(LOOK_SECONDS):
             code, message = EXIT_OTHER_PROCESS, first
-    _tell_torchrun(message)
+    _report_to_torchrun(message)
     unexpected = code == EXIT_UNEXPECTED
     if run is not None:
         run.logger.log(logging.ERROR if unexpected else logging.DEBUG, 'traceback:', exc_info=error)
         run.logger.error(message)
-    with contextlib.suppress(Exception):  # metrics that cannot be written any more
+    with contextlib.suppress(Exception):  # the last metrics may be impossible to write
         process.close()
-    if run is None or not distributed.is_main():  # there is no logger that writes to the console
+    if run is None or not distributed.is_main():  # no logger writes to the console
         if unexpected:
             traceback.print_exception(error)
         print(f'error: {message}', file=sys.stderr)  # noqa: T201
     return code
 
 
-def _tell_torchrun(message: str) -> None:
-    """Let torchrun know what ended this process, and when: it shows the first failure."""
+def _report_to_torchrun(message: str) -> None:
+    """Write message and time to torchrun's error file, because torchrun shows the first failure."""
     if path := os.environ.get('TORCHELASTIC_ERROR_FILE'):
         report = {'message': message, 'extraInfo': {'timestamp': str(int(time.time()))}}
         with contextlib.suppress(OSError):
@@ -324,7 +338,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _on_stop(handler: Callable | signal.Handlers) -> Iterator[None]:
-    """Handle SIGTERM and SIGUSR1 in this way."""
+    """Handle SIGTERM and SIGUSR1 with `handler` inside the block."""
     before = {number: signal.signal(number, handler) for number in (SIGTERM, SIGUSR1)}
     try:
         yield

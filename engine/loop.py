@@ -1,4 +1,4 @@
-"""The training loop of every stage: one optimizer step, one epoch, all epochs."""
+"""Training loop of every stage: optimizer steps, epochs, and logging."""
 
 import contextlib
 import math
@@ -19,8 +19,8 @@ from engine.device import (
     Compiled,
     autocast,
     autocast_dtype,
-    copy_changing,
-    put_back,
+    copy_buffers,
+    restore_buffers,
     to_device,
 )
 from engine.interruptions import Interruptions
@@ -34,16 +34,16 @@ from models.pretrained import fit_pretrained
 from optimizer import build_optimizer
 from utils import checkpoint_to_resume, load_pretrained, read_resumable
 
-SMALLEST_SCALE = 2.0**-10  # of a gradient scaler: below it every step has overflowed for long
+SMALLEST_SCALE = 2.0**-10  # a gradient scaler below this has seen only overflows for many steps
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
 class NotFiniteError(FloatingPointError):
-    """A loss or gradient norm is not finite in the step that contains this batch."""
+    """Raised if a loss or gradient norm of the step that contains a batch is not finite."""
 
     def __init__(self, run: Run, state: TrainState, batch: int) -> None:
         super().__init__(
-            f'the loss or its gradient is not finite in epoch {state.epoch}, batch {batch}, '
+            f'the loss or its gradient is not finite in epoch {state.epoch}, batch {batch}, with '
             f'learning rate {shown_rate(run, state):.4e}'
         )
 
@@ -56,25 +56,25 @@ def fit(
     *,
     after_epoch: Callable[[Run, nn.Module, int], dict[str, Any]],
 ) -> TrainState:
-    """Train for TRAIN.EPOCHS epochs, from a checkpoint or pre-trained weights if there are any.
+    """Train for TRAIN.EPOCHS epochs, starting from a checkpoint or pre-trained weights if given.
 
     Args:
-        run: The run.
-        model: The model, on any device.
-        loader: Training batches (`data.loader.make_loader`).
-        loss_fn: (model, batch on the device) -> scalar, a mean over the batch.
-        after_epoch: (run, model, epoch) -> values for metrics.jsonl; the epoch with the greatest
-            `score`, if given, becomes ckpt_best.pth. It is called with epoch -1 before training,
-            then after every EVAL.EVERY epochs and after the last one.
+        run: Run.
+        model: Model on any device.
+        loader: Loader of the training batches (`data.loader.make_loader`).
+        loss_fn: Function (model, batch on the device) -> scalar mean over the batch.
+        after_epoch: Function (run, model, epoch) -> values for metrics.jsonl. It is called with
+            epoch -1 before training, after every EVAL.EVERY epochs and after the last epoch. The
+            epoch with the highest value `score` becomes ckpt_best.pth.
 
     Raises:
-        Preempted: If a signal asked the run to stop. A checkpoint has been saved then.
+        Preempted: If a signal asked the run to stop, after a checkpoint was saved.
     """
     train, logger = run.config.TRAIN, run.logger
     state = begin(run, model, loader)
     run.scalars.forget_from(state.epoch if state.epoch or state.batch else -1)
     if state.epoch == train.EPOCHS:
-        logger.warning(f'all {state.epoch} epochs are already done: nothing is trained')
+        logger.warning(f'all {state.epoch} epochs are already trained: nothing is left to do')
     start = time.time()
     with (
         Interruptions(train.SAVE_EVERY_MINUTES, train.RANK_TIMEOUT_MINUTES) as interruptions,
@@ -94,13 +94,13 @@ def fit(
             state.next_epoch()
             _log_epoch(run, state, figures['loss'], held_out)
         saver.close()
-    distributed.barrier()  # the files that rank 0 wrote exist for all ranks
+    distributed.barrier()  # all ranks can now read the files of rank 0
     logger.info(f'Training time {timedelta(seconds=int(time.time() - start))}')
     return state
 
 
 def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
-    """Move the model to its device, build optimizer and schedule, and load or resume."""
+    """Build the training state: optimizer, schedule, and a checkpoint or pre-trained weights."""
     config, logger = run.config, run.logger
     checkpoint = checkpoint_to_resume(config, run.folder, logger)
     saved = read_resumable(checkpoint) if checkpoint else None
@@ -139,18 +139,19 @@ def train_one_epoch(
     loss_fn: LossFunction,
     saver: Saver | None = None,
 ) -> dict[str, Any]:
-    """Train from where `state` stands to the end of its epoch.
+    """Train from the current batch of `state` to the end of the epoch.
 
-    With TRAIN.ACCUMULATION_STEPS gradients are accumulated over several batches. The last group of
-    an epoch may be shorter and is divided by its own length. Gradients are clipped once per step.
+    With TRAIN.ACCUMULATION_STEPS gradients are accumulated over several batches. The last step of
+    an epoch may have fewer batches and divides by their number. Gradients are clipped once per
+    step.
 
     Returns:
-        Values for metrics.jsonl: loss, grad_norm, lr, images_per_second, data_seconds, seconds, and
-        with TRAIN.ON_NAN 'skip' skipped_steps, the number of skipped steps of the run so far.
+        Values for metrics.jsonl: loss, grad_norm, lr, images_per_second, data_seconds and seconds.
+        With TRAIN.ON_NAN 'skip' also skipped_steps, counted over the whole run.
 
     Raises:
-        FloatingPointError: If a loss, or a gradient norm without gradient scaler, is not finite;
-            with TRAIN.ON_NAN 'skip', in more than TRAIN.NAN_LIMIT steps.
+        FloatingPointError: If a loss, or a gradient norm without gradient scaler, is not finite.
+            With TRAIN.ON_NAN 'skip' only after more than TRAIN.NAN_LIMIT skipped steps.
         Preempted: If a signal asked the run to stop (see `Saver`).
     """
     config, epoch = run.config, state.epoch
@@ -169,8 +170,8 @@ def train_one_epoch(
                     saver.save_step(state)
     except NotFiniteError as error:
         raise FloatingPointError(
-            f'{error}; no checkpoint contains these weights. Lower TRAIN.BASE_LR, lengthen the '
-            'warm-up, or use --amp-opt-level O0.'
+            f'{error}; no checkpoint contains these weights. Lower TRAIN.BASE_LR, raise '
+            'TRAIN.WARMUP_EPOCHS, or use --amp-opt-level O0.'
         ) from error
     seconds = time.perf_counter() - clock.start
     run.logger.debug(f'EPOCH {epoch} training takes {timedelta(seconds=int(seconds))}')
@@ -189,10 +190,10 @@ def train_one_epoch(
 
 
 def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFunction, i: int) -> None:
-    """Run forward and backward of batch `i`, and the optimizer step if it ends one.
+    """Run forward and backward passes of batch `i`, and the optimizer step after the last batch.
 
     Raises:
-        NotFiniteError: With TRAIN.ON_NAN 'skip', if the step is not finite. It was not made.
+        NotFiniteError: With TRAIN.ON_NAN 'skip', if the step is not finite and was not made.
     """
     start = i - i % state.accumulation
     size = min(state.accumulation, state.num_batches - start)
@@ -201,7 +202,7 @@ def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFuncti
     ends_step = i + 1 == start + size
     loss = _backward(run, state, batch, loss_fn, group_size=size, exchange=ends_step)
     state.step_losses.append(loss)
-    if run.config.TRAIN.ON_NAN == 'stop':  # with 'skip' they count once the step is made
+    if run.config.TRAIN.ON_NAN == 'stop':  # with 'skip', losses count once the step is made
         state.progress.waiting_losses.append(loss)
     try:
         if ends_step:
@@ -214,10 +215,10 @@ def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFuncti
 
 
 def flush_metrics(run: Run, state: TrainState) -> None:
-    """Add the waiting losses and norms to the figures of the epoch.
+    """Add the waiting losses and norms to the metrics of the epoch.
 
     Raises:
-        NotFiniteError: If one is not finite.
+        NotFiniteError: If a loss or norm is not finite.
     """
     first_waiting = state.batch - len(state.progress.waiting_losses)
     bad = state.progress.flush(overflow_is_handled=state.scaler.is_enabled())
@@ -231,19 +232,22 @@ def flush_metrics(run: Run, state: TrainState) -> None:
 
 
 def shown_rate(run: Run, state: TrainState) -> float:
-    """Return the first group's rate in pre-training, and the head's (the last) in fine-tuning."""
+    """Return the logged learning rate: the first group's, or in fine-tuning the head's."""
     return state.optimizer.param_groups[0 if run.is_pretrain else -1]['lr']
 
 
 def _wrap(run: Run, model: nn.Module, state: TrainState) -> nn.Module:
-    """Wrap the model for several processes and compile it, as the config says."""
+    """Wrap the model for several processes, and compile it according to TRAIN.COMPILE."""
     config, logger, processes = run.config, run.logger, distributed.world_size()
     model, how = wrap_parallel(config, model, run.device), config.TRAIN.COMPILE
     # Compiling gains little on a CPU: docs/explanation/speed.md.
     if how == 'none' or (how == 'auto' and run.device.type == 'cpu'):
         return model
     if run.stage == 'contrastive' and processes > 1:
-        logger.info('TRAIN.COMPILE: not compiled, processes exchange features in the forward pass')
+        logger.info(
+            'TRAIN.COMPILE: the model is not compiled, because contrastive pre-training in several '
+            'processes exchanges features in the forward pass'
+        )
         return model
     return Compiled(
         model,
@@ -255,7 +259,7 @@ def _wrap(run: Run, model: nn.Module, state: TrainState) -> nn.Module:
 
 
 def _progress_bar(run: Run, state: TrainState) -> tqdm:
-    """The bar of an epoch, shown by rank 0 if the console is a terminal."""
+    """Return the progress bar of an epoch, which rank 0 shows if the console is a terminal."""
     return tqdm(
         desc=f'epoch {state.epoch + 1}/{run.config.TRAIN.EPOCHS}',
         total=state.num_batches,
@@ -287,9 +291,9 @@ def _train_batch_and_log(
 
 
 def _begin_step(run: Run, state: TrainState) -> None:
-    """Copy what a skipped step must not change, and call the model's own `begin_step`, if any."""
+    """Copy the buffers that a skipped step must not change, and call the model's `begin_step`."""
     if run.config.TRAIN.ON_NAN == 'skip':
-        state.before_step = copy_changing(state.module)
+        state.before_step = copy_buffers(state.module)
     if hasattr(state.module, 'begin_step'):
         state.module.begin_step()
 
@@ -303,25 +307,25 @@ def _backward(
     group_size: int,
     exchange: bool,
 ) -> Tensor:
-    """Add the gradient of loss / group_size; the ranks exchange gradients only if `exchange`."""
+    """Add the gradient of loss / group_size, and exchange gradients with other ranks if asked."""
     is_quiet = state.parallel is not None and not exchange
     with state.parallel.no_sync() if is_quiet else contextlib.nullcontext():
         with autocast(run.config, run.device):
             loss = loss_fn(state.model, to_device(batch, run.device))
         state.scaler.scale(loss / group_size).backward()
-    return loss.detach().clone()  # CUDA graphs overwrite the loss in the next pass
+    return loss.detach().clone()  # CUDA graphs overwrite the loss in the next forward pass
 
 
 def _optimizer_step(run: Run, state: TrainState) -> None:
-    """Clip the gradients, make the step and clear the gradients.
+    """Clip the gradients, make the optimizer step and clear the gradients.
 
     Raises:
-        NotFiniteError: With TRAIN.ON_NAN 'skip', if the step is not finite. It is not made.
+        NotFiniteError: With TRAIN.ON_NAN 'skip', if the step is not finite and was not made.
     """
     state.scaler.unscale_(state.optimizer)
     limit = run.config.TRAIN.CLIP_GRAD or math.inf
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
-    skips = run.config.TRAIN.ON_NAN == 'skip'  # 'stop' looks at the values in flush_metrics
+    skips = run.config.TRAIN.ON_NAN == 'skip'  # with 'stop', flush_metrics checks the values
     is_made = not skips or _is_finite(state, norm)
     if is_made:
         state.scaler.step(state.optimizer)
@@ -334,7 +338,7 @@ def _optimizer_step(run: Run, state: TrainState) -> None:
 
 
 def _is_finite(state: TrainState, norm: Tensor) -> bool:
-    """Return whether a step is finite on all ranks; this waits for the device."""
+    """Return whether a step is finite on all ranks. This waits for the device."""
     values = torch.stack(state.step_losses)
     if not state.scaler.is_enabled():  # a scaler skips overflowing steps itself
         values = torch.cat([values, norm.reshape(1).to(values)])
@@ -342,24 +346,24 @@ def _is_finite(state: TrainState, norm: Tensor) -> bool:
 
 
 def _skip_step(run: Run, state: TrainState, error: NotFiniteError) -> None:
-    """Undo and count a skipped step; stop the run after too many of them."""
-    put_back(state.before_step)
+    """Restore the buffers after a skipped step, and stop the run after too many of them."""
+    restore_buffers(state.before_step)
     state.progress.num_skipped += 1
     skipped, limit = state.progress.num_skipped, run.config.TRAIN.NAN_LIMIT
     if skipped > limit:
         raise FloatingPointError(f'{error}; more than TRAIN.NAN_LIMIT {limit} steps were skipped')
-    run.logger.warning(f'{error}: step skipped, {skipped} of at most {limit}')
+    run.logger.warning(f'{error}: the step is skipped ({skipped} of at most {limit})')
 
 
 def _time_left(run: Run, state: TrainState) -> str:
-    """Estimate the rest of training from the times of this process."""
+    """Estimate the remaining training time."""
     epochs = run.config.TRAIN.EPOCHS - state.epoch
     seconds = state.clock.seconds_left(epochs * state.num_batches - state.batch, epochs)
     return f'{duration(seconds)} left'
 
 
 def _log_epoch(run: Run, state: TrainState, loss: float, held_out: dict[str, Any]) -> None:
-    """Log the epochs that are done, the loss of the last one and its score, if it has one."""
+    """Log the finished epochs, and the loss and the first held-out value of the last epoch."""
     parts, key = [f'loss {loss:.4f}'], 'score' if 'score' in held_out else next(iter(held_out), '')
     parts += [f'{key.replace("_", " ")} {held_out[key]:.4f}'] if key else []
     parts += [_time_left(run, state)] if state.epoch < run.config.TRAIN.EPOCHS else []

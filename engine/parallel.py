@@ -1,4 +1,4 @@
-"""A model in several processes: DistributedDataParallel, and batch norm over all processes."""
+"""Training in several processes: DistributedDataParallel, and batch norm over all processes."""
 
 import warnings
 
@@ -16,9 +16,9 @@ from engine import distributed
 def wrap_parallel(config: Config, model: nn.Module, device: torch.device) -> nn.Module:
     """Wrap the model in DistributedDataParallel if there are several processes.
 
-    Gradients are exchanged in buckets during the backward pass. With TRAIN.GRADIENT_EXCHANGE
-    'bfloat16' they are rounded to that type and summed in it. Batch norms use the statistics of
-    all processes: PyTorch's SyncBatchNorm on GPUs, and `share_batch_norm` on CPUs.
+    With TRAIN.GRADIENT_EXCHANGE 'bfloat16', gradients are rounded to bfloat16 and summed in it.
+    Batch norms use the statistics of all processes: PyTorch's SyncBatchNorm on GPUs, and
+    `share_batch_norm` on CPUs.
     """
     if distributed.world_size() == 1:
         return model
@@ -26,7 +26,7 @@ def wrap_parallel(config: Config, model: nn.Module, device: torch.device) -> nn.
         model = convert_sync_batchnorm(model)
     else:
         share_batch_norm(model)
-    with warnings.catch_warnings():  # older versions of PyTorch lack the argument's new name
+    with warnings.catch_warnings():  # older versions of PyTorch only know this name
         warnings.filterwarnings('ignore', message='`broadcast_buffers` is deprecated')
         model = DistributedDataParallel(
             model,
@@ -36,7 +36,7 @@ def wrap_parallel(config: Config, model: nn.Module, device: torch.device) -> nn.
         )
     for parameter in model.parameters():
         if parameter.ndim == 4 and parameter.requires_grad:
-            parameter.register_hook(_usual_strides)
+            parameter.register_hook(_contiguous_strides)
     if config.TRAIN.GRADIENT_EXCHANGE == 'bfloat16':
         model.register_comm_hook(None, bf16_compress_hook)
     return model
@@ -45,34 +45,34 @@ def wrap_parallel(config: Config, model: nn.Module, device: torch.device) -> nn.
 def share_batch_norm(model: nn.Module) -> None:
     """Make the batch norms of a model use the statistics of all processes in training.
 
-    PyTorch's SyncBatchNorm does this only on GPUs. The modules are changed in place, so parameters,
-    buffers, hooks and state-dict keys stay. Every process must run them equally often. Under
-    gradient accumulation the statistics are those of one batch of all processes, not of the whole
-    step.
+    PyTorch's SyncBatchNorm only works on GPUs. The modules are changed in place, so that
+    parameters, buffers, hooks and state-dict keys stay the same. Every process must call them
+    equally often. With gradient accumulation the statistics cover one batch of all processes, not
+    the whole step.
 
     Raises:
-        ValueError: If the model has another kind of batch norm.
+        ValueError: If the model has an unsupported kind of batch norm.
     """
     for name, module in model.named_modules():
         if type(module) in SHARED:
             module.__class__ = SHARED[type(module)]
         elif isinstance(module, BATCH_NORMS) and not isinstance(module, _SharedStatistics):
             raise ValueError(
-                f'{name} is a {type(module).__name__}, which cannot use the statistics of several '
+                f'{name} is a {type(module).__name__}, which cannot share its statistics between '
                 'processes: train in one process'
             )
 
 
-def _usual_strides(gradient: Tensor) -> Tensor:
-    """Give the gradient of a convolution the strides of its bucket in DistributedDataParallel.
+def _contiguous_strides(gradient: Tensor) -> Tensor:
+    """Give the gradient of a convolution the strides that DistributedDataParallel expects.
 
-    The gradients of 1x1 convolutions may have those of channels_last, at which PyTorch warns.
+    Gradients of 1x1 convolutions may have the strides of channels_last, and PyTorch warns of this.
     """
     return gradient.flatten().view(gradient.shape)
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum over processes; the gradient of each is the sum of all gradients."""
+    """Sums a tensor over processes, and sums the gradients in the backward pass."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class _SharedStatistics:
-    """Mixed into a batch norm: in training it uses the statistics of all processes."""
+    """Mixin for a batch norm that uses the statistics of all processes in training."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -94,7 +94,7 @@ class _SharedStatistics:
 
     @torch.compiler.disable
     def _normalise(self, x: Tensor) -> Tensor:
-        """Normalise x [B, C, ...]; the sums over processes pass gradients to all of them."""
+        """Normalise x [B, C, ...] with statistics over all processes, including gradients."""
         dims = [axis for axis in range(x.ndim) if axis != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)  # broadcasts [C]
         values = x.to(torch.promote_types(x.dtype, torch.float32))

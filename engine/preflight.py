@@ -1,4 +1,4 @@
-"""--check: whether a run has everything it needs, whether it fits, and how long it will take."""
+"""--check: test data, memory, disk and a training step of a run, and estimate its duration."""
 
 import itertools
 import math
@@ -28,15 +28,15 @@ from utils import checkpoint_bytes
 Batch = tuple[torch.Tensor, ...]
 
 ERRORS = (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError)
-STEP_SECONDS = 4.0  # of a step on the CPU, where a whole batch may take minutes
-NUM_STEPS = 5  # that are timed
-LOADER_SECONDS = 4.0  # for which the loader is timed, once its workers are busy
-WAITING = 0.1  # fraction of the time that the model may wait for data without a warning
-NEARLY_FULL = 0.95  # fraction of memory or disk that may be used without a warning
+STEP_SECONDS = 4.0  # target duration of a step on the CPU, where a whole batch may take minutes
+NUM_STEPS = 5  # number of timed steps
+LOADER_SECONDS = 4.0  # time to measure the loader, after all workers have started
+WAITING = 0.1  # share of the time that the model may wait for data without a warning
+NEARLY_FULL = 0.95  # share of memory or disk that may be used without a warning
 
 
 class Finding(NamedTuple):
-    """One line of the table; `status` is ok, warning or problem."""
+    """One line of the table. The status is 'ok', 'warning' or 'problem'."""
 
     check: str
     status: str
@@ -50,11 +50,16 @@ def preflight(
     loaders: Loaders,
     loss_fn: LossFunction | None = None,
 ) -> int:
-    """Check and measure a run, and log a table of the findings that ends in a verdict.
+    """Check and time a run, and log a table of findings and a verdict.
 
-    The training steps use the engine's own code and the run's own batches. The weights are thrown
-    away, and nothing but the log is written into the run folder. `loss_fn` is None if nothing is
-    trained (a probe).
+    The steps use the training code and real batches. The weights are discarded, and only the log is
+    written to the run folder.
+
+    Args:
+        run: Run.
+        model: Model.
+        loaders: Loaders of all splits.
+        loss_fn: Loss function of a batch; None for a probe, which trains nothing.
 
     Returns:
         Exit code: 0 if the run is ready, 1 if there is a problem.
@@ -73,7 +78,7 @@ def preflight(
 
 
 class Preflight:
-    """The checks of one run; each adds findings of this rank."""
+    """Checks a run. Each method adds the findings of this rank."""
 
     def __init__(
         self,
@@ -89,13 +94,13 @@ class Preflight:
         self.findings: list[Finding] = []
 
     def add(self, check: str, found: str, advice: str = '', *, problem: bool = False) -> None:
-        """Add a finding; with an advice it is a warning."""
+        """Add a finding. With advice it is a warning."""
         status = 'problem' if problem else 'warning' if advice else 'ok'
         self.findings.append(Finding(check, status, found, advice))
 
     @contextmanager
     def attempt(self, check: str, advice: str = '') -> Iterator[None]:
-        """Turn an error inside the block into a problem."""
+        """Report an error inside the block as a problem."""
         try:
             yield
         except ERRORS as error:
@@ -105,9 +110,9 @@ class Preflight:
             self.add(check, message, advice, problem=True)
 
     def device(self) -> None:
-        """Report the device, and GPUs that are not used."""
+        """Report the device and unused GPUs."""
         if self.run.device.type == 'cpu':
-            self.add('device', 'the CPU', 'use a GPU, and a PyTorch that fits its driver')
+            self.add('device', 'CPU', 'use a GPU and a PyTorch version that supports its driver')
             return
         used, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
         advice = f'use all: torchrun --nproc_per_node {gpus}' if used < gpus else ''
@@ -128,7 +133,7 @@ class Preflight:
                 found = f'{folder} has checkpoints, such as {own.name}'
                 self.add('output', found, 'choose another --tag, or they will be overwritten')
             else:
-                self.add('output', f'can be written: {folder}')
+                self.add('output', f'{folder} can be written')
 
     def read_batch(self, name: str) -> None:
         """Read the first batch of a split."""
@@ -139,13 +144,13 @@ class Preflight:
             self.add(f'data: {name}', found)
 
     def weights(self) -> TrainState:
-        """Load what the run would start from; random weights if that fails."""
+        """Load the weights that the run would start from, or random weights if that fails."""
         config, epochs, loader = self.config, self.config.TRAIN.EPOCHS, self.loaders[self.main]
         # A probe never resumes from a checkpoint.
         resumes = config.TRAIN.AUTO_RESUME and self.loss_fn is not None
         own = {'CHECK_MODE': False, 'TRAIN.AUTO_RESUME': resumes}
         with self.attempt('weights', 'choose another --pretrained or --resume, or another --tag'):
-            state = begin(_with(self.run, own), self.model, loader)
+            state = begin(_with_options(self.run, own), self.model, loader)
             found, advice = f'starts from {config.PRETRAINED or "random weights"}', ''
             if state.epoch or state.batch:
                 found = f'resumes from {state.source}: {state.epoch} of {epochs} epochs are done'
@@ -156,10 +161,10 @@ class Preflight:
             self.add('weights', found, advice)
             return state
         nothing = {'MODEL.RESUME': '', 'PRETRAINED': '', 'TRAIN.AUTO_RESUME': False}
-        return begin(_with(self.run, nothing), self.model, loader)
+        return begin(_with_options(self.run, nothing), self.model, loader)
 
     def measure(self, state: TrainState) -> float:
-        """Try a step, and time steps and the loader; returns the seconds of the run, or NaN."""
+        """Try a step, time steps and loader, and return the estimated seconds of the run or NaN."""
         batch, size, times = self.batches.get(self.main), 0, None
         if batch is not None:
             with self.attempt('step', 'speed and time were not measured'):
@@ -167,7 +172,7 @@ class Preflight:
         size = min(distributed.gather(size))
         if size:
             with self.attempt('speed'):
-                batch = part(batch, size)
+                batch = first_images(batch, size)
                 self._step(state, batch)
                 step = self._seconds(lambda: self._step(state, batch), NUM_STEPS) / size
                 forward = step
@@ -180,21 +185,22 @@ class Preflight:
         return self.time(state, *map(max, zip(*measured, strict=True)))
 
     def try_step(self, state: TrainState, batch: Batch) -> int:
-        """Try a step of this process alone, so that no other rank waits if it fails.
+        """Try a step without the other ranks, so that none of them waits if it fails.
 
-        On the CPU it uses only as many images as take about STEP_SECONDS. With few images the time
-        would be mostly that of the optimizer.
+        On the CPU, the number of images is chosen so that a step takes about STEP_SECONDS. With
+        fewer images, the optimizer would take most of the time.
 
         Returns:
-            The number of images in the step; 0 if they do not fit into memory.
+            Number of images in the step, or 0 if they do not fit into memory.
         """
         is_contrastive, size = self.run.stage == 'contrastive', len(batch[0])
         alone = replace(state, model=state.module)
 
         def seconds(size: int) -> float:
-            return self._seconds(lambda: self._step(alone, part(batch, size)))
+            return self._seconds(lambda: self._step(alone, first_images(batch, size)))
 
-        if self.run.device.type == 'cpu' and not is_contrastive:  # whose loss needs a whole batch
+        # A contrastive loss needs the whole batch.
+        if self.run.device.type == 'cpu' and not is_contrastive:
             whole, size = size, 1
             seconds(1)  # the first step takes longer
             while size < whole and seconds(size) < STEP_SECONDS / 2:
@@ -203,21 +209,21 @@ class Preflight:
         if is_contrastive:
             advice = 'use more processes with a smaller --batch-size, or --use-checkpoint'
         try:
-            self._step(alone, part(batch, size))
+            self._step(alone, first_images(batch, size))
         except torch.OutOfMemoryError:
-            self.add('memory', f'{size} images do not fit', advice, problem=True)
+            self.add('memory', f'a step of {size} images does not fit', advice, problem=True)
             return 0
         if self.run.device.type == 'cuda':
             peak = torch.cuda.max_memory_allocated()
             available = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-            found = f'{amount(peak)} of {amount(available)} for {size} images'
+            found = f'{format_bytes(peak)} of {format_bytes(available)} for {size} images'
             self.add('memory', found, advice if peak > NEARLY_FULL * available else '')
         if self.loss_fn is None:
             self.add('step', f'computed the features of {size} images')
             return size
         progress = alone.progress
         loss, norm = progress.waiting_losses[-1].item(), progress.waiting_norms[-1][1].item()
-        scaled = state.scaler.is_enabled()  # it finds its scale in the first steps
+        scaled = state.scaler.is_enabled()  # the first steps of a gradient scaler may overflow
         is_finite = math.isfinite(loss) and (math.isfinite(norm) or scaled)
         advice = 'check DATA.MEAN, DATA.STD and the weights; then try --amp-opt-level O0'
         found = f'loss {loss:.4g}, gradient norm {norm:.4g} over {size} images'
@@ -225,16 +231,16 @@ class Preflight:
         return size
 
     def time(self, state: TrainState, step: float, forward: float, read: float) -> float:
-        """Report whether the model waits for data, and how long the rest of the run takes.
+        """Report whether the model waits for data, and estimate the duration of the run.
 
         Args:
-            state: Where training starts.
-            step: Seconds per image of a training step, or of computing features.
-            forward: Seconds per image of the loss without its gradient; of a probe as `step`.
+            state: State at the start of training.
+            step: Seconds per image of a training step, or of computing features for a probe.
+            forward: Seconds per image of a forward pass, or for a probe the same as `step`.
             read: Seconds per image of the loader.
 
         Returns:
-            Seconds of the run.
+            Estimated seconds of the run.
         """
         data, world = self.config.DATA, distributed.world_size()
 
@@ -249,7 +255,7 @@ class Preflight:
 
         epochs, before = 1.0, 0
         if self.loss_fn is not None:
-            before = state.epoch == state.batch == 0  # is validated before training
+            before = state.epoch == state.batch == 0  # a new run is validated before training
             epochs = self.config.TRAIN.EPOCHS - state.epoch - state.batch / state.num_batches
         own = self.config.EVAL.SELECT_ON
         validated = ('holdout', 'reference') if self.run.is_pretrain else (own,)
@@ -261,12 +267,12 @@ class Preflight:
         validation = validations * others / world * with_reading(forward)
         work = 'training' if self.loss_fn else 'features'
         found = f'{duration(training)} of {work}, {duration(validation)} of validation'
-        rest = '' if self.run.is_pretrain else ', without the final scores and report'
+        rest = '' if self.run.is_pretrain else ', without final scores and report'
         self.add('time', found + rest)
         return training + validation
 
     def schedule(self, state: TrainState) -> None:
-        """Report epochs, steps, images per step and warm-up."""
+        """Report epochs, steps, effective batch size and warm-up."""
         train, steps = self.config.TRAIN, state.steps_per_epoch
         warmup = int(train.WARMUP_EPOCHS * steps)
         images = self.config.DATA.BATCH_SIZE * state.accumulation * distributed.world_size()
@@ -275,23 +281,24 @@ class Preflight:
         self.add('schedule', found, 'raise TRAIN.WARMUP_EPOCHS' if warmup < 2 else '')
 
     def disk(self, state: TrainState) -> None:
-        """Compare the checkpoints that are kept with the free space."""
+        """Compare the size of all kept checkpoints with the free space."""
         config, train = self.config, self.config.TRAIN
         epochs = range(state.epoch, train.EPOCHS)
         count = sum(e % config.SAVE_FREQ == 0 or e + 1 == train.EPOCHS for e in epochs)
         if train.SAVE_EVERY_STEPS:
             count += len(epochs) * state.steps_per_epoch // train.SAVE_EVERY_STEPS
-        # Also the best one, and the next one before an old one is removed.
+        # The best checkpoint, and the next one before an old one is removed, also need space.
         count = min(count, config.SAVE_KEEP or count) + (not self.run.is_pretrain) + 1
         needed = count * checkpoint_bytes(config, state.module)
         free = shutil.disk_usage(self.run.folder).free
-        found = f'{amount(needed)} of {amount(free)} free, for up to {count:,} checkpoints'
+        found = f'up to {count:,} checkpoints need {format_bytes(needed)}, '
+        found += f'{format_bytes(free)} are free'
         advice = 'set SAVE_KEEP (such as 3), raise SAVE_FREQ, or choose another --output'
         full = needed > NEARLY_FULL * free
         self.add('disk', found, advice if full else '', problem=needed > free)
 
     def verdict(self, seconds: float) -> int:
-        """Log the table of rank 0 with the problems of all ranks; returns the exit code."""
+        """Log the findings of rank 0 and the problems of all ranks, and return the exit code."""
         first, *others = distributed.gather(self.findings)
         first += [each for rank in others for each in rank if each.status == 'problem']
         problems = sum(finding.status == 'problem' for finding in first)
@@ -305,8 +312,8 @@ class Preflight:
         """Make a training step, or compute the features for a probe."""
         if self.loss_fn is not None:
             state.model.train()
-            # Each batch makes a step, and a step with a non-finite loss must be found.
-            run = _with(self.run, {'TRAIN.ON_NAN': 'stop'})
+            # With 'skip' a non-finite loss would not be reported.
+            run = _with_options(self.run, {'TRAIN.ON_NAN': 'stop'})
             train_one_batch(run, replace(state, accumulation=1), batch, self.loss_fn, 0)
             return
         with torch.no_grad():
@@ -329,7 +336,7 @@ class Preflight:
         return (synchronized_time(self.run.device) - start) / repeats
 
     def _read_seconds(self, loader: DataLoader) -> float:
-        """Seconds per image of the loader alone, after each worker has returned a batch."""
+        """Measure the seconds per image of the loader, after each worker has returned a batch."""
         images = 0
         for number, batch in enumerate(_endless(loader)):
             now = synchronized_time(self.run.device)
@@ -343,7 +350,7 @@ class Preflight:
 
 
 def table(findings: list[Finding]) -> str:
-    """A line for each finding, with the advice below it."""
+    """Format the findings as lines, each with its advice below."""
     width, lines = max(len(finding.check) for finding in findings), []
     for finding in findings:
         head = f'{finding.status:<7}  {finding.check:<{width}}  '
@@ -354,14 +361,14 @@ def table(findings: list[Finding]) -> str:
     return '\n'.join(lines)
 
 
-def amount(num_bytes: float) -> str:
-    """Bytes with a unit, such as '3.2 MB'."""
+def format_bytes(num_bytes: float) -> str:
+    """Format bytes with a unit, such as '3.2 MB'."""
     unit, size = ('GB', 1e9) if num_bytes >= 1e9 else ('MB', 1e6)
     return f'{num_bytes / size:,.1f} {unit}'
 
 
-def part(batch: Batch, size: int) -> Batch:
-    """The first `size` images of a batch."""
+def first_images(batch: Batch, size: int) -> Batch:
+    """Return the first `size` images of a batch."""
     return tuple(item[:size] for item in batch)
 
 
@@ -371,8 +378,8 @@ def _endless(loader: DataLoader) -> Iterator[Batch]:
         yield from loader
 
 
-def _with(run: Run, options: dict[str, Any]) -> Run:
-    """The run with other options."""
+def _with_options(run: Run, options: dict[str, Any]) -> Run:
+    """Return a copy of the run with other options."""
     config = run.config.clone()
     config.defrost()
     config.merge_from_list([item for pair in options.items() for item in pair])

@@ -1,4 +1,4 @@
-"""What a run is: its settings and folder, its record `run.json`, and how two runs differ."""
+"""Runs: settings and folder, the record `run.json`, and the differences between two runs."""
 
 import contextlib
 import hashlib
@@ -30,7 +30,7 @@ from data.layouts import open_layout
 from data.records import DATASETS
 from data.sources import source_configs
 from data.store import STORE_FILE, is_store, place_of
-from engine.downloads import describe_weights, is_address
+from engine.downloads import describe_weights, is_url
 from engine.files import locked, replace_file, sha256
 from logger import ScalarLog
 
@@ -44,15 +44,19 @@ OPTIONS_FILE = 'config.yaml'
 LOCK_FILE = 'run.lock'
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
 ROOT = Path(__file__).resolve().parents[1]
-SHOWN = 3  # differences in an error message
-HARDWARE = ('gpus', 'cpu', 'threads')  # the part of the environment that each start records
+SHOWN = 3  # maximum number of differences in an error message
+HARDWARE = ('gpus', 'cpu', 'threads')  # facts about the environment recorded at each start
 
 
 class RunRecord:
-    """Writes `run.json` (how the run was started, on which data, when it ended) and `config.yaml`.
+    """Writes `run.json` (command, code, data, starts and end of a run) and `config.yaml`.
 
-    Problems with these files are logged and never stop a run. `facts` are what is known when the
-    process starts. Without a folder, nothing is recorded.
+    Problems with these files are logged and never stop a run.
+
+    Args:
+        folder: Run folder; None to record nothing.
+        facts: Facts that are known when the process starts.
+        logger: Receives warnings.
     """
 
     def __init__(
@@ -64,25 +68,25 @@ class RunRecord:
         self.folder = folder
         self.facts = facts or {}
         self.logger = logger
-        self.contents: dict[str, Any] = {}  # of run.json, once training has begun
-        self.options = ''  # of config.yaml
+        self.contents: dict[str, Any] = {}  # contents of run.json, once training has begun
+        self.options = ''  # contents of config.yaml
         self.pretrained = ''
         self.start_time = 0.0
         self.seconds_before = 0.0
 
     def describe(self, config: Config, loaders: 'Loaders') -> None:
-        """Note the options, the data and the initial weights; nothing is written yet."""
+        """Store options, data and initial weights, without writing them yet."""
         if self.folder is not None:
             self.facts['data'] = describe_data(config, loaders)
             self.options, self.pretrained = config_text(config), config.PRETRAINED
 
     def begin(self, checkpoint: str | Path | None, *, done: bool = False) -> None:
-        """Record a start of the run, and warn if code or data changed since its first start.
+        """Record a start of the run, and warn if code or data have changed since the first start.
 
         Args:
-            checkpoint: The checkpoint that the run resumes from; None for a new run.
-            done: Whether all epochs are already trained. Then a finished run stays finished, and
-                config.yaml keeps the options that it was trained with.
+            checkpoint: Checkpoint that the run resumes from; None for a new run.
+            done: Whether all epochs are already trained. In this case a finished run stays
+                finished, and config.yaml keeps the options of the training.
         """
         if 'data' not in self.facts:
             return
@@ -90,7 +94,7 @@ class RunRecord:
         first = self.facts | earlier
         if not checkpoint:
             first['pretrained'] = weights_checksum(self.pretrained)
-            if is_address(self.pretrained):
+            if is_url(self.pretrained):
                 first['pretrained_source'] = describe_weights(self.pretrained)['source']
         start = {
             'time': _now(),
@@ -111,16 +115,16 @@ class RunRecord:
         }
         now = {key: self.facts[key] for key in ('code', 'data')}
         if changes := run_changes(first, now):
-            self.logger.warning(f'the run resumes with other code or data: {"; ".join(changes)}')
+            self.logger.warning(f'code or data changed since the first start: {"; ".join(changes)}')
         self._write()
 
     def finish(self) -> None:
-        """Mark the run as finished, with everything that it writes; `close` saves that."""
+        """Mark the run as finished, including all its files. `close` writes the record."""
         if self.contents:
             self.contents['finished'] = _now()
 
     def close(self) -> None:
-        """Add the time since the start, however the run ended."""
+        """Write the record with the time since the start, however the run ended."""
         if self.contents:
             self.contents['seconds'] = self.seconds_before + time.monotonic() - self.start_time
             self._write()
@@ -140,7 +144,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a main: its options, folder, device and logs."""
+    """A run of a main: options, folder, device, logs and record."""
 
     config: Config
     stage: str
@@ -161,16 +165,16 @@ class Run:
 
 
 def run_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Compare two runs: the one definition of "the same run".
+    """List the differences between two runs. Without any, they count as the same run.
 
     Args:
-        before: Facts about a run, such as the contents of run.json: `options` (the text of
+        before: Facts about a run, such as the contents of run.json: `options` (text of
             config.yaml), `pretrained` (SHA-256 of the initial weights), `code`, `data` (see
             `describe_data`), `processes` and `environment`.
-        now: The same of the other run. Only facts that both have are compared.
+        now: Facts about the other run. Only facts that exist for both runs are compared.
 
     Returns:
-        One line for each difference. Options that do not change what is trained are not compared.
+        One line for each difference. Options that do not change the trained model are ignored.
     """
     lines = []
     for fact, compare in _COMPARISONS.items():
@@ -180,14 +184,14 @@ def run_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def refuse_another_run(folder: Path, config: Config) -> None:
-    """Refuse to start a run in the folder of another one, before anything is written.
+    """Refuse to start a run in the folder of another run, before anything is written.
 
-    A finished run may be trained for more epochs, and evaluated and reported with other options. A
-    finished run, and one that resumes, must have started from the same pre-trained weights, with
-    the same PATIENT_OPTIONS.
+    A run may resume with other options, and a finished run may be trained for more epochs, as long
+    as the pre-trained weights and the PATIENT_OPTIONS stay the same. If a finished run is started
+    without more epochs, all options that change the trained model must stay the same.
 
     Raises:
-        ValueError: If the folder holds another run, or its config.yaml cannot be read.
+        ValueError: If the folder contains another run, or its config.yaml cannot be read.
     """
     path, finished = folder / OPTIONS_FILE, is_finished(folder)
     resumes = config.TRAIN.AUTO_RESUME and any(folder.glob('ckpt_epoch_*.pth'))
@@ -196,20 +200,24 @@ def refuse_another_run(folder: Path, config: Config) -> None:
     try:
         before = config_from_text(path.read_text('utf-8'))
     except ValueError as error:
-        raise ValueError(f'{path} cannot be read ({error}): restore or remove it') from error
+        raise ValueError(f'{path} cannot be read ({error}): restore or remove the file') from error
     changes = _changed_options(config_text(before), config_text(config))
     if not finished or config.TRAIN.EPOCHS > before.TRAIN.EPOCHS:
         changes = [line for line in changes if line.startswith(PATIENT_OPTIONS)]
     changes = _changed_weights(folder, config, before.PRETRAINED) + changes
     if changes:
         raise ValueError(
-            f'{folder} holds another run ({"; ".join(changes[:SHOWN])}): choose another --tag or '
-            '--output'
+            f'{folder} contains another run ({"; ".join(changes[:SHOWN])}): choose another --tag '
+            'or --output'
         )
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
-    """Read `run.json` in a run folder; None if there is none, a ValueError if it is damaged."""
+    """Read `run.json` in a run folder, or return None if it does not exist.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
     path = Path(folder) / RECORD_FILE
     try:
         return json.loads(path.read_bytes())
@@ -220,17 +228,21 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
 
 
 def is_finished(folder: str | Path) -> bool:
-    """Whether the run in this folder came to its end, including scores and report."""
+    """Return whether the run in this folder has finished, including scores and report."""
     return _known_record(folder).get('finished') is not None
 
 
 def run_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Keep other runs out of a run folder until this process ends; a ValueError if one holds it."""
+    """Lock a run folder against other runs.
+
+    Raises:
+        ValueError: If another run is writing to the folder.
+    """
     return locked(folder / LOCK_FILE, wait=False)
 
 
 def is_locked(folder: str | Path) -> bool:
-    """Whether another run is writing to this run folder."""
+    """Return whether another run is writing to this run folder."""
     path = Path(folder) / LOCK_FILE
     try:
         if path.exists():
@@ -238,20 +250,20 @@ def is_locked(folder: str | Path) -> bool:
                 pass
     except ValueError:
         return True
-    except PermissionError:  # of somebody else's folder
+    except PermissionError:  # the folder belongs to another user
         pass
     return False
 
 
 def shown_checkpoint(folder: Path, checkpoint: str | Path) -> str:
-    """The name of a checkpoint in the run folder; the path or address of another."""
+    """Return the name of a checkpoint in the run folder, or the path or URL of another one."""
     path = Path(checkpoint)
     is_own = path.parent.resolve() == folder.resolve()
     return path.name if is_own else without_home(str(checkpoint))
 
 
 def code_version() -> str:
-    """The commit of this code, `with changes` if files differ from it; 'unknown' without git."""
+    """Return the commit of this code, 'with changes' if files differ; 'unknown' without git."""
     command = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty', '--tags']
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
@@ -261,9 +273,11 @@ def code_version() -> str:
 
 
 def environment(*, gpus: Iterable[str], threads: int) -> dict[str, Any]:
-    """Describe the machine and the installed packages, without naming a host or a user.
+    """Describe the machine and the installed packages, without the names of host and user.
 
-    `gpus` are the names of each process's GPU, `threads` the CPU threads of each process.
+    Args:
+        gpus: Names of the GPUs of all processes.
+        threads: CPU threads of each process.
     """
     return {
         'python': platform.python_version(),
@@ -279,14 +293,14 @@ def environment(*, gpus: Iterable[str], threads: int) -> dict[str, Any]:
 def describe_data(config: Config, loaders: 'Loaders') -> dict[str, Any]:
     """Compute a fingerprint of the data of a run without opening any image.
 
-    It covers the bytes of the tables that are read, of the layout that describes them, and the file
-    names of all images; of a packed store it covers `store.json`, which holds checksums of the
-    store's files. It does not cover the pixels of images in separate files.
+    The fingerprint covers the contents of all tables and layouts and the file names of all images.
+    For a packed store it covers `store.json`, which contains checksums of the packed files. It does
+    not cover the pixels of images in separate files.
 
     Returns:
         `fingerprint`, the SHA-256 of everything; `files`, the SHA-256 of each table and layout;
-        `images`, the number of different images. The names of DATA.SOURCES begin their files'
-        names.
+        `images`, the number of different images. With DATA.SOURCES, file names begin with the
+        name of the source.
     """
     datasets = [loader.dataset for loader in loaders if loader is not None]
     tables, names = {}, set()
@@ -305,19 +319,19 @@ def describe_data(config: Config, loaders: 'Loaders') -> dict[str, Any]:
 
 
 def weights_checksum(path: str) -> str | None:
-    """The SHA-256 of pre-trained weights; None if there is no such file."""
-    exists = is_address(path) or Path(path).is_file()
+    """Return the SHA-256 of pre-trained weights, or None if the file does not exist."""
+    exists = is_url(path) or Path(path).is_file()
     return describe_weights(path)['sha256'] if exists else None
 
 
 def without_home(text: str) -> str:
-    """A path or an argument with ~ for the home folder, whose name is often the user's."""
-    home = os.path.expanduser('~').rstrip(os.sep)  # in containers '~' (there is none) or '/'
+    """Replace the home folder in a text by ~, because it often contains the user's name."""
+    home = os.path.expanduser('~').rstrip(os.sep)  # may be '~' or '/' in containers
     return text.replace(f'{home}{os.sep}', f'~{os.sep}') if home else text
 
 
 def _known_record(folder: str | Path) -> dict[str, Any]:
-    """The contents of `run.json`; empty if it is missing, or damaged: the next start repairs it."""
+    """Read `run.json`, or return {} if it is missing or damaged. The next start repairs it."""
     try:
         return read_record(folder) or {}
     except ValueError:
@@ -325,7 +339,7 @@ def _known_record(folder: str | Path) -> dict[str, Any]:
 
 
 def _changed_options(before: str, now: str) -> list[str]:
-    """Options that change what is trained."""
+    """List the differences in options that change the trained model."""
     lines = {line.partition(':')[0]: line for line in config_changes(before, now)}
     return [
         line
@@ -366,13 +380,13 @@ _COMPARISONS: dict[str, Callable[[Any, Any], list[str]]] = {
 }
 
 
-def address_changes(before: str, now: str) -> list[str]:
-    """How an address in PRETRAINED differs from what a run was given; nothing is downloaded."""
-    return [f'PRETRAINED: {before} -> {now}'] if is_address(now) and before != now else []
+def url_changes(before: str, now: str) -> list[str]:
+    """List the change of a URL in PRETRAINED, without downloading anything."""
+    return [f'PRETRAINED: {before} -> {now}'] if is_url(now) and before != now else []
 
 
 def _changed_weights(folder: Path, config: Config, before: str) -> list[str]:
-    """How PRETRAINED differs from what the run in the folder started from, if known."""
+    """List how PRETRAINED differs from the initial weights of the run in the folder, if known."""
     given, is_probe = config.PRETRAINED, config.FINETUNE.MODE in PROBES
     record = _known_record(folder)
     first = next(iter(record.get('starts', [])), {})
@@ -380,14 +394,14 @@ def _changed_weights(folder: Path, config: Config, before: str) -> list[str]:
         return []
     if Path(given).is_file() or (is_probe and not given):
         return run_changes(record, {'pretrained': weights_checksum(given)})
-    return address_changes(before, given)
+    return url_changes(before, given)
 
 
 def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:
-    """The files besides images that are read, by name."""
+    """Yield name and path of each file except images that a run reads."""
     data, root = config.DATA, records[0].root
     yield from ((part.csv, root / part.csv) for part in records if part.csv)
-    if data.DATASET != 'chexpert':  # whose other tables are not read
+    if data.DATASET != 'chexpert':  # the other tables of CheXpert are not read
         for file in DATASETS[data.DATASET].tables(config, root):
             yield file.relative_to(root).as_posix(), file
     if DATASETS[data.DATASET].splits is not None:
@@ -406,7 +420,7 @@ def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterato
 
 
 def _packages() -> dict[str, str | None]:
-    """The installed version of each package in requirements.txt; None if it is missing."""
+    """Return the installed version of each package in requirements.txt, or None if missing."""
     versions = {}
     for line in (ROOT / 'requirements.txt').read_text('utf-8').splitlines():
         if name := re.match(r'[\w.-]+', line):

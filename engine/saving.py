@@ -1,4 +1,4 @@
-"""When checkpoints are saved, and writing them in the background."""
+"""Schedule of checkpoints, and writing them in the background."""
 
 import copy
 import logging
@@ -23,17 +23,16 @@ RETRY_SECONDS = 60.0
 
 
 class Saver:
-    """Decides, in the same way on all ranks, when checkpoints are saved and when the run stops.
+    """Decides when checkpoints are saved and when the run stops, the same on all ranks.
 
-    Epoch and step in the file names count from 0 as in SimMIM; the step is the one within the
-    epoch.
+    Epochs in file names count from 0 as in SimMIM. Steps count within the epoch.
     """
 
     def __init__(self, run: Run, interruptions: Interruptions) -> None:
         self.run = run
         self.interruptions = interruptions
         self.writer = None
-        self.stops = False  # at the step that `is_due` was asked about
+        self.stops = False  # whether the run stops at the step of the last `is_due`
         if distributed.is_main():
             self.writer = CheckpointWriter(run.folder, run.logger, keep=run.config.SAVE_KEEP)
 
@@ -45,7 +44,7 @@ class Saver:
             self.writer.flush()  # the run folder stays locked until its files are complete
 
     def is_due(self, state: TrainState) -> bool:
-        """Return whether to save after the step that was just made. Call it after every step."""
+        """Return whether to save after the current step. It must be called after every step."""
         every = self.run.config.TRAIN.SAVE_EVERY_STEPS
         steps_done = state.epoch * state.steps_per_epoch + state.step
         self.stops, saves = self.interruptions.due(wait=state.batch == state.num_batches)
@@ -54,20 +53,24 @@ class Saver:
         return self.stops or saves or (every > 0 and steps_done % every == 0)
 
     def save_step(self, state: TrainState) -> None:
-        """Save within an epoch; raise Preempted if the run was asked to stop."""
+        """Save a checkpoint within an epoch.
+
+        Raises:
+            Preempted: If the run was asked to stop.
+        """
         self._save(state, checkpoint_name(state.epoch, state.step))
         if self.stops:
             self._stop(state)
 
     def after_epoch(self, state: TrainState, score: float) -> None:
-        """Save ckpt_best.pth and the epoch's checkpoint if they are due.
+        """Save ckpt_best.pth and the checkpoint of the epoch if they are due.
 
         Raises:
             Preempted: If the run was asked to stop.
         """
         config, epoch = self.run.config, state.epoch
         is_best = score > state.best_score
-        if is_best:  # never with NaN, which no later score would exceed
+        if is_best:  # False for NaN, which no later score could exceed
             state.best_score = score
         stops, _ = self.interruptions.due(wait=True)
         is_last = epoch + 1 == config.TRAIN.EPOCHS
@@ -79,14 +82,18 @@ class Saver:
             self._stop(state)
 
     def close(self) -> None:
-        """Wait until everything is written; ValueError if a checkpoint could not be written."""
+        """Wait until all checkpoints are written.
+
+        Raises:
+            ValueError: If a checkpoint cannot be written.
+        """
         if self.writer:
             self.writer.close()
 
     def _save(
         self, state: TrainState, name: str, *, finished: bool = False, best: bool = False
     ) -> None:
-        """Start writing on rank 0; every rank contributes its random state."""
+        """Start writing on rank 0 with the random states of all ranks."""
         rng = distributed.gather(rng_state())
         if self.writer:
             contents = state.contents(self.run.config, rng, finished=finished)
@@ -98,49 +105,51 @@ class Saver:
         self.close()
         place = f'epoch {state.epoch}, step {state.step} of {state.steps_per_epoch}'
         by = self.interruptions.signal or 'a signal to another process'
-        raise Preempted(f'stopped by {by} and saved in {place}; the same command resumes the run')
+        raise Preempted(f'stopped by {by}, saved in {place}: the same command resumes the run')
 
 
 class CheckpointWriter:
-    """Writes checkpoints one after another in a thread, from copies in memory.
+    """Writes checkpoints in a background thread, from copies in memory.
 
-    A checkpoint that cannot be written, for example on a full disk, is kept in memory and written
-    again after RETRY_SECONDS, with the next checkpoint, and at the end. A later checkpoint replaces
-    an earlier one that waits; the best one is replaced only by a better one. So at most two are
-    kept.
+    If a checkpoint cannot be written, for example because the disk is full, it stays in memory and
+    is tried again after RETRY_SECONDS, with the next checkpoint and at the end. Only the newest and
+    the best checkpoint can wait, because each one replaces its predecessor.
 
     Args:
         folder: Run folder.
-        logger: Receives what was saved, removed, or could not be written.
-        keep: Number of the newest checkpoints to keep besides the best; 0 keeps all.
+        logger: Receives a line for each saved checkpoint and each failure.
+        keep: Number of newest checkpoints to keep in addition to the best one. 0 keeps all.
     """
 
     def __init__(self, folder: str | Path, logger: logging.Logger, *, keep: int) -> None:
         self.folder = Path(folder)
         self.logger = logger
         self.keep = keep
-        self._waiting: dict[str, dict] = {}  # not on disk yet; only the thread changes it meanwhile
-        self._error = ''  # of the last attempt
+        self._waiting: dict[str, dict] = {}  # file name -> contents, until the thread has written
+        self._error = ''  # message of the last failed attempt
         self._writing: Future[None] | None = None
         self._retry_at = math.inf
         prune(self.folder, 0)
 
     def save(self, name: str, state: dict, *, best: bool = False) -> None:
-        """Wait for the previous write, copy the contents of a checkpoint and start to write them.
+        """Copy the contents of a checkpoint and start writing, after the previous write has ended.
 
-        With `best`, they are also written as BEST_CHECKPOINT, before the file with this name.
+        Args:
+            name: File name.
+            state: Contents of the checkpoint.
+            best: Whether to write the contents also as BEST_CHECKPOINT, before `name`.
         """
         self.flush()
         for older in [each for each in self._waiting if each not in (BEST_CHECKPOINT, name)]:
             if name != BEST_CHECKPOINT:
-                self.logger.warning(f'{self.folder / older} is not written: {name} replaces it')
+                self.logger.warning(f'{self.folder / older} was never written: {name} replaces it')
                 del self._waiting[older]
         names = (BEST_CHECKPOINT, name) if best else (name,)
         self._waiting |= dict.fromkeys(names, copy_state(state))
         self._start()
 
     def poll(self) -> None:
-        """Start the next attempt if one is due. Never waits."""
+        """Retry a failed write if it is due, without waiting."""
         if self._writing is not None and self._writing.done():
             self.flush()
         if self._writing is None and self._waiting and time.monotonic() >= self._retry_at:
@@ -153,10 +162,10 @@ class CheckpointWriter:
             self._writing = None
 
     def close(self) -> None:
-        """Wait until everything is written.
+        """Wait until all checkpoints are written, and retry failed writes once.
 
         Raises:
-            ValueError: If a checkpoint could not be written at the last attempt.
+            ValueError: If a checkpoint cannot be written.
         """
         self.flush()
         if self._waiting:
@@ -180,23 +189,23 @@ class CheckpointWriter:
                 self._error = str(error) or type(error).__name__
                 self._retry_at = time.monotonic() + RETRY_SECONDS
                 self.logger.warning(
-                    f'{path}: the checkpoint cannot be written ({self._error}). It is kept in '
-                    f'memory and written again every {RETRY_SECONDS:.0f} s'
+                    f'{path}: the checkpoint cannot be written ({self._error}). It stays in memory '
+                    f'and is tried again every {RETRY_SECONDS:.0f} s'
                 )
                 continue
             del self._waiting[name]
             self.logger.info(f'saved {name}', extra=DETAIL)
             if name != BEST_CHECKPOINT:
-                with suppress(OSError):  # the next save tries again
+                with suppress(OSError):  # the next save prunes again
                     prune(self.folder, self.keep, newest=name)
 
 
 def copy_state(value: Any) -> Any:
-    """Copy the contents of a checkpoint to CPU memory, so that training cannot change them."""
+    """Copy the contents of a checkpoint to CPU memory, where training cannot change them."""
     if isinstance(value, Tensor):
         return value.detach().to('cpu', copy=True)
     if isinstance(value, dict):
-        copied = copy.copy(value)  # keeps the class and its attributes
+        copied = copy.copy(value)  # keeps the class and the attributes of the dictionary
         for key, item in value.items():
             copied[key] = copy_state(item)
         return copied

@@ -1,4 +1,4 @@
-"""What every main does with its model: evaluate, measure the throughput, check, or train."""
+"""Modes that every main shares: evaluate, measure the throughput, check, or train."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,19 +23,20 @@ def run_stage(
     train: Callable[[nn.Module, LossFunction | None], None] | None = None,
     example: Callable[[], tuple[Tensor, ...]] | None = None,
 ) -> int:
-    """Do what the flags --eval, --throughput and --check ask for, or else train.
+    """Run the mode that --eval, --throughput or --check selects, or else train.
 
     Args:
-        run: The run.
-        loaders: Batches of all splits.
-        build: Returns the model and the loss of a batch; None if nothing is trained.
-        evaluate: Evaluates a checkpoint; by default with `after_epoch`, on the held-out images.
-        after_epoch: Evaluates the model; see `engine.loop.fit`.
-        train: Trains the model, or fits a probe; by default `engine.loop.fit`.
-        example: Returns a batch of inputs of the model; by default a training batch.
+        run: Run.
+        loaders: Loaders of all splits.
+        build: Function that returns the model and its loss function, which is None for a probe.
+        evaluate: Function that evaluates a checkpoint. By default `after_epoch` evaluates it on the
+            held-out images.
+        after_epoch: Function that evaluates the model, see `engine.loop.fit`.
+        train: Function that trains the model or fits a probe. The default is `engine.loop.fit`.
+        example: Function that returns a batch of model inputs. The default is a training batch.
 
     Returns:
-        The exit code.
+        Exit code.
     """
     config = run.config
     if config.EVAL_MODE and evaluate:

@@ -1,4 +1,4 @@
-"""The state of training: progress within an epoch, contents of checkpoints, and resuming."""
+"""State of training: progress within an epoch, contents of checkpoints, and resuming."""
 
 import logging
 import math
@@ -15,14 +15,14 @@ from engine.clock import Clock
 from engine.device import Compiled
 from utils import load_model_state, load_moments, name_damaged, set_rng_state
 
-EMA_DECAY = 0.98  # of the loss in the log, per batch
+EMA_DECAY = 0.98  # decay per batch of the logged moving average of the loss
 
 
 @dataclass
 class Progress:
-    """Losses and gradient norms of the current epoch; checkpoints contain their sums.
+    """Accumulates losses and gradient norms of the current epoch. Checkpoints contain the sums.
 
-    Losses and norms stay on the device until `flush`, so that no step waits for them.
+    The values stay on the device until `flush`, so that no step waits for them.
     """
 
     loss_sum: float = 0.0
@@ -32,20 +32,21 @@ class Progress:
     loss_ema: float = math.nan
     last_loss: float = math.nan
     last_norm: float = math.nan
-    num_skipped: int = 0  # steps of the run skipped under TRAIN.ON_NAN 'skip'
+    num_skipped: int = 0  # skipped steps of the whole run under TRAIN.ON_NAN 'skip'
     waiting_losses: list[Tensor] = field(default_factory=list)
-    # With each norm the number of losses that waited then; the last one is of the norm's step.
+    # (number of waiting losses up to the end of the step, norm of the step)
     waiting_norms: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def flush(self, *, overflow_is_handled: bool) -> int | None:
-        """Add the waiting values, losses as means over the ranks.
+        """Add the waiting losses, averaged over the ranks, and the waiting norms.
 
-        If `overflow_is_handled`, a gradient scaler has skipped the steps whose norm is not finite,
-        and these norms are ignored.
+        Args:
+            overflow_is_handled: Whether a gradient scaler has already skipped steps with a
+                non-finite norm, so that these norms are ignored.
 
         Returns:
-            None, or the position in the waiting losses of the first non-finite value (of a norm:
-            the position of its step's last loss). Nothing is added then.
+            None if all values are finite. Otherwise nothing is added, and the result is the index
+            of the first non-finite loss, or of the last loss before the first non-finite norm.
         """
         if not self.waiting_losses:
             return None
@@ -81,43 +82,43 @@ class Progress:
         return self.norm_sum / self.num_norms if self.num_norms else math.nan
 
     def next_epoch(self) -> 'Progress':
-        """Return an empty one that keeps what continues over epochs."""
+        """Return the initial progress of the next epoch."""
         return Progress(loss_ema=self.loss_ema, num_skipped=self.num_skipped)
 
     def numbers(self) -> dict[str, float]:
-        """Return what a checkpoint contains."""
+        """Return the values for a checkpoint."""
         return {k: v for k, v in vars(self).items() if isinstance(v, int | float)}
 
 
 @dataclass
 class TrainState:
-    """Everything that changes during training and is written into checkpoints."""
+    """Everything that changes during training and is written to checkpoints."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: Any
     scaler: torch.amp.GradScaler
-    num_batches: int  # of an epoch
-    accumulation: int = 1  # batches whose gradients are accumulated for a step
+    num_batches: int  # batches per epoch
+    accumulation: int = 1  # batches per optimizer step
     epoch: int = 0
-    batch: int = 0  # batches of this epoch that are done
+    batch: int = 0  # finished batches of the current epoch
     best_score: float = -math.inf
-    source: str = ''  # the checkpoint that training resumed from
+    source: str = ''  # checkpoint that training resumed from
     compares_images: bool = False  # whether the loss compares the images of a batch
     progress: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
-    step_losses: list[Tensor] = field(default_factory=list)  # of the current step
-    before_step: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # buffers, their copies
+    step_losses: list[Tensor] = field(default_factory=list)  # losses of the current step
+    before_step: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (buffer, copy)
 
     @property
     def parallel(self) -> DistributedDataParallel | None:
-        """The wrapper that exchanges gradients, if there are several processes."""
+        """Return the wrapper that exchanges gradients, or None in a single process."""
         model = self.model.module if isinstance(self.model, Compiled) else self.model
         return model if isinstance(model, DistributedDataParallel) else None
 
     @property
     def module(self) -> nn.Module:
-        """The model without wrappers."""
+        """Return the model without wrappers."""
         model = self.model
         while isinstance(model, Compiled | DistributedDataParallel):
             model = model.module
@@ -125,22 +126,24 @@ class TrainState:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch; the last one may have fewer batches."""
+        """Return the number of optimizer steps per epoch. The last one may have fewer batches."""
         return math.ceil(self.num_batches / self.accumulation)
 
     @property
     def step(self) -> int:
-        """Optimizer steps of this epoch that are done."""
+        """Return the number of finished optimizer steps of the current epoch."""
         return math.ceil(self.batch / self.accumulation)
 
     def next_epoch(self) -> None:
         self.epoch, self.batch, self.progress = self.epoch + 1, 0, self.progress.next_epoch()
 
     def contents(self, config: Config, rng: list[dict[str, Tensor]], *, finished: bool) -> dict:
-        """Return the contents of a checkpoint; see `utils.RESUME_KEYS`.
+        """Return the contents of a checkpoint (see `utils.RESUME_KEYS`).
 
-        `rng` holds the states of the random generators of all ranks. If the epoch is not
-        `finished`, `batch` of its batches are done.
+        Args:
+            config: Run configuration.
+            rng: States of the random generators of all ranks.
+            finished: Whether the epoch is finished.
         """
         return {
             'model': self.module.state_dict(),
@@ -158,11 +161,17 @@ class TrainState:
         }
 
     def restore(self, saved: dict, config: Config, *, source: str, logger: logging.Logger) -> None:
-        """Resume from a checkpoint, with learning rates, weight decay and lengths of the config.
+        """Resume from a checkpoint. Learning rates, weight decay and epochs come from the config.
+
+        Args:
+            saved: Contents of the checkpoint.
+            config: Run configuration.
+            source: Name of the checkpoint for messages.
+            logger: Receives warnings about changes.
 
         Raises:
-            ValueError: If it is of another model, was written within an epoch that has other
-                batches now, or of a loss that compared another number of images.
+            ValueError: If the model, the batches of an unfinished epoch, or the number of images
+                that the loss compares have changed.
         """
         self.source = source
         with name_damaged(source):
@@ -170,7 +179,7 @@ class TrainState:
             load_moments(saved, self.optimizer, self.scaler, source)
             self.best_score = saved['best_score']
             self.progress = Progress(**saved['progress'])
-            self._go_to(saved, config)
+            self._set_position(saved, config)
             self._compare_images(saved, config, logger)
             for line in config_changes(saved['config'], config_text(config)):
                 logger.warning(f'changed since the checkpoint: {line}')
@@ -179,54 +188,54 @@ class TrainState:
                 set_rng_state(rng[distributed.rank()])
             else:
                 logger.warning(
-                    f'the checkpoint is of {len(rng)} process(es) and this run has {processes}: '
-                    'dropout and drop path start from new random states'
+                    f'the checkpoint was written by {len(rng)} process(es) and this run has '
+                    f'{processes}: dropout and drop path start from new random states'
                 )
         logger.info(f'resumed from {source}: epoch {self.epoch}, batch {self.batch}')
 
     def _compare_images(self, saved: dict, config: Config, logger: logging.Logger) -> None:
-        """Warn if a step has another number of images than before.
+        """Warn if the effective batch size has changed.
 
         Raises:
-            ValueError: If the loss compares the images of a batch and their number has changed.
+            ValueError: If the number of images that the loss compares has changed.
         """
         size, before = load_yaml(saved['config'])['DATA']['BATCH_SIZE'], len(saved['rng'])
         processes = distributed.world_size()
         old, new = size * before, config.DATA.BATCH_SIZE * processes
         if self.compares_images and old != new:
             raise ValueError(
-                f'{self.source}: the run compares {size} x {before} images (DATA.BATCH_SIZE x '
-                f'processes), not {config.DATA.BATCH_SIZE} x {processes}: resume with as many, or '
-                'choose another --tag'
+                f'{self.source}: the loss compared {size} x {before} images (DATA.BATCH_SIZE x '
+                f'processes), and now {config.DATA.BATCH_SIZE} x {processes}. Resume with the same '
+                'number of images, or choose another --tag.'
             )
         old, new = old * saved.get('accumulation', 1), new * self.accumulation
         if old != new:
             logger.warning(
-                f'a step had {old} images on {before} process(es) and now has {new} on '
-                f'{processes}, and the learning rates follow: set --batch-size and '
-                '--accumulation-steps to keep them'
+                f'the effective batch size was {old} on {before} process(es) and is now {new} on '
+                f'{processes}, and the learning rates change in proportion. Set --batch-size and '
+                '--accumulation-steps to keep them.'
             )
 
-    def _go_to(self, saved: dict, config: Config) -> None:
-        """Set epoch, batch and learning rates to where the checkpoint was written."""
+    def _set_position(self, saved: dict, config: Config) -> None:
+        """Set epoch, batch and learning rates from a checkpoint."""
         self.epoch = saved['epoch']
         if saved['finished']:
             self.next_epoch()
         elif saved['batch']:
-            self.batch = self._same_place(saved, config)
+            self.batch = self._same_batch(saved, config)
         if (self.epoch, self.batch) > (config.TRAIN.EPOCHS, 0):
             raise ValueError(
-                f'{self.source}: {self.epoch} epochs and {self.batch} batches are done, more than '
-                f'TRAIN.EPOCHS {config.TRAIN.EPOCHS}: raise it, or choose another --tag'
+                f'{self.source}: {self.epoch} epochs and {self.batch} batches are trained, more '
+                f'than TRAIN.EPOCHS {config.TRAIN.EPOCHS}: raise it, or choose another --tag'
             )
         if self.epoch or self.batch:
             self.scheduler.step_update(self.epoch * self.num_batches + self.batch - 1)
 
-    def _same_place(self, saved: dict, config: Config) -> int:
-        """Return the batch of this run at which the checkpoint's last step is done.
+    def _same_batch(self, saved: dict, config: Config) -> int:
+        """Return the batch at which this run continues a checkpoint within an epoch.
 
         Raises:
-            ValueError: If an epoch now has other data, or a step another number of images.
+            ValueError: If the data or the effective batch size has changed.
         """
         batch_size = load_yaml(saved['config'])['DATA']['BATCH_SIZE']
         accumulation, processes = saved['accumulation'], len(saved['rng'])
@@ -238,11 +247,11 @@ class TrainState:
         if old * accumulation != new * self.accumulation or not same_data:
             raise ValueError(
                 f'{self.source} was written within an epoch of {saved["num_batches"]} batches of '
-                f'{batch_size} images on {processes} process(es), {accumulation} per step. An '
-                f'epoch now has {self.num_batches} of {config.DATA.BATCH_SIZE} on '
-                f'{distributed.world_size()}, {self.accumulation} per step. Use the same data and '
-                'as many images per step (--batch-size, --accumulation-steps), or resume from the '
-                'end of an epoch.'
+                f'{batch_size} images on {processes} process(es) with {accumulation} batches per '
+                f'step. Now an epoch has {self.num_batches} batches of {config.DATA.BATCH_SIZE} '
+                f'images on {distributed.world_size()} process(es) with {self.accumulation} per '
+                'step. Use the same data and effective batch size (--batch-size, '
+                '--accumulation-steps), or resume from the end of an epoch.'
             )
         step = math.ceil(saved['batch'] / accumulation)
         return min(step * self.accumulation, self.num_batches)

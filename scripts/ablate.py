@@ -1,4 +1,4 @@
-"""Run a sweep of ablations or methods, follow it, and make its table and its figures.
+"""Run a sweep of ablations or methods, show the progress, and write tables and figures.
 
 python scripts/ablate.py budget --sweep scripts/ablations/mask_ratio.yaml --output D --data-path DIR
 python scripts/ablate.py run --sweep scripts/ablations/mask_ratio.yaml --output D --data-path DIR
@@ -6,10 +6,10 @@ python scripts/ablate.py status --sweep scripts/ablations/mask_ratio.yaml --outp
 python scripts/ablate.py table --sweep scripts/ablations/mask_ratio.yaml --output D
 python scripts/ablate.py plot --sweep scripts/ablations/mask_ratio.yaml --output D
 
-run leaves finished runs alone and resumes half-done ones: start the same command again after a stop
-or a crash. With several GPUs it runs as many at a time; --slurm submits job arrays instead. table
-and plot read the run folders, or with --from the JSON file that table --save wrote. --scale takes
-one of the scales of the sweep file, such as `tiny`.
+`run` skips finished runs and resumes interrupted ones, so repeat the same command after a stop or a
+crash. With several GPUs it starts one run per GPU. --slurm submits job arrays instead. `table` and
+`plot` read the run folders, or with --from the JSON file from `table --save`. --scale selects a
+scale of the sweep file, such as `tiny`.
 """
 
 import argparse
@@ -39,23 +39,20 @@ from sweeps.plots import (
     plot_sweep,
 )
 from sweeps.power import count_cases, describe_power
-from sweeps.results import (
-    SPLITS,
-    collect,
-    read_collected,
-    save_collected,
+from sweeps.results import SPLITS, collect, read_collected, save_collected
+from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
+from sweeps.tables import (
     sweep_markdown,
     write_label_table,
     write_published_table,
     write_sweep_table,
 )
-from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
 
 DEFAULT_SEEDS = 3
-REASONS_SHOWN = 3  # of refused runs
+REASONS_SHOWN = 3  # maximum number of reasons for refused runs
 ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
-SUBMITTED_FILE = 'submitted.json'  # in the output folder: run folder -> job ID of its array task
-# Flags that give each task of a job array the same plan.
+SUBMITTED_FILE = 'submitted.json'  # in the output folder: run folder -> ID of the array task
+# Flags that every task of a job array receives, so that all have the same plan.
 PLAN_FLAGS = ('sweep', 'scale', 'output', 'data_path', 'processes', 'seeds', 'seed', 'row', 'keep',
               'folds', 'unlabelled', 'pretrain_opts', 'finetune_opts')  # fmt: skip
 
@@ -69,36 +66,36 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         command.set_defaults(function=function, row=None, seed=None, processes=1, list=False)
         add = command.add_argument
         add('--sweep', type=_path, required=True, metavar='F', help='sweep file')
-        add('--scale', metavar='S', help='one of the scales of the sweep file')
+        add('--scale', metavar='S', help='scale of the sweep file')
         if name == 'list':
             continue
         add('--output', type=_path, required=True, metavar='D', help='root of all run folders')
         add('--seeds', type=_count, metavar='N', help='seeds 0 to N - 1 '
-            f'(default: those of the scale, or {DEFAULT_SEEDS})')  # fmt: skip
+            f'(default: as in the scale, or {DEFAULT_SEEDS})')  # fmt: skip
         if name in ('run', 'status', 'budget'):
             add('--data-path', type=_path, help='root folder of the data')
-            add('--unlabelled', type=_path, metavar='DIR', help='folder or store of images that '
-                'pre-training learns from, in place of --data-path')  # fmt: skip
-            add('--folds', type=_count, metavar='N', help='cross-validation: fine-tune N times, '
-                'with DATA.FOLD 0/N to N-1/N; scripts/fold_table.py makes the table')  # fmt: skip
+            add('--unlabelled', type=_path, metavar='DIR', help='folder or store of images for '
+                'pre-training, instead of --data-path')  # fmt: skip
+            add('--folds', type=_count, metavar='N', help='cross-validation: fine-tune N times '
+                'with DATA.FOLD 0/N to N-1/N (table: scripts/fold_table.py)')  # fmt: skip
             for section in ('pretrain', 'finetune'):
                 add(f'--{section}-opts', nargs='+', default=[], metavar='KEY VALUE',
-                    help='options put over the YAML files of this stage')  # fmt: skip
+                    help='options that override the YAML files of this stage')  # fmt: skip
         else:
             add('--scores', nargs='+', metavar='SCORE',
-                help='mean_of_five, mean_of_defined, names of labels, or METRIC:LABEL, such as '
-                'f1:Edema; plot: one')  # fmt: skip
-            add('--split', choices=SPLITS, default='', help='what is compared (default: the first '
+                help='mean_of_five, mean_of_defined, a label, or METRIC:LABEL such as f1:Edema; '
+                'plot takes one score')  # fmt: skip
+            add('--split', choices=SPLITS, default='', help='split to compare (default: the first '
                 f'of {", ".join(SPLITS)} that the runs were scored on)')  # fmt: skip
             add('--from', dest='source', type=Path, metavar='FOLDER',
-                help='read the file of table --save in place of run folders')  # fmt: skip
+                help='read the results of table --save instead of run folders')  # fmt: skip
     _add_run(parsers['run'].add_argument)
     for name in ('run', 'budget'):
         parsers[name].add_argument('--images-per-second', type=_rate, nargs='+', default=[],
-            metavar='N', help='of a GPU: in pre-training and in fine-tuning, or one number for '
-            'both (default: as in the finished runs, or as the scale states)')  # fmt: skip
-    parsers['plot'].add_argument('--subset', metavar='S', help='of methods: share or number of '
-        'labelled images of the figure by label (default: the greatest)')  # fmt: skip
+            metavar='N', help='images/s per GPU in pre-training and fine-tuning, or one number '
+            'for both (default: from finished runs, or as in the scale)')  # fmt: skip
+    parsers['plot'].add_argument('--subset', metavar='S', help='share or number of labelled '
+        'images for the figure by label (default: the largest)')  # fmt: skip
     parsers['table'].add_argument(
         '--save', type=Path, metavar='FOLDER', help='also write the results as JSON'
     )
@@ -106,20 +103,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _add_run(add: Callable) -> None:
-    add('--row', nargs='+', metavar='NAME', help='only these rows of the sweep; the log of a '
-        'single one is printed')  # fmt: skip
-    add('--seed', type=int, metavar='S', help='only this seed, in place of --seeds')
-    add('--processes', type=_count, default=1, help='GPUs of one run (default 1)')
+    add('--row', nargs='+', metavar='NAME', help='only these rows of the sweep; with a single row '
+        'the log is printed')  # fmt: skip
+    add('--seed', type=int, metavar='S', help='only this seed, instead of --seeds')
+    add('--processes', type=_count, default=1, help='GPUs per run (default: 1)')
     add('--parallel', type=_count,
-        help='runs at a time; they share GPUs if there are fewer (default: one run a GPU, 1 '
-        'without GPUs)')  # fmt: skip
-    add('--keep', choices=('all', 'best'), default='all', help='best: of each finished run, keep '
-        'only the checkpoint that is selected, or that fine-tuning starts from')  # fmt: skip
+        help='number of simultaneous runs, which share GPUs if there are fewer (default: one per '
+        'GPU, or 1 without GPUs)')  # fmt: skip
+    add('--keep', choices=('all', 'best'), default='all', help='best: finished runs only keep '
+        'the selected checkpoint, or the one that fine-tuning starts from')  # fmt: skip
     add('--list', action='store_true', help='only show the runs: state, config, options and '
         'estimated GPU hours')  # fmt: skip
-    add('--slurm', nargs='*', metavar='OPTION', help='submit the runs that are not finished as job '
-        'arrays; options of sbatch without dashes, such as partition=gpu')  # fmt: skip
-    add('--job', type=int, metavar='I', help='only run number I of --list')
+    add('--slurm', nargs='*', metavar='OPTION', help='submit all unfinished runs as job arrays, '
+        'with options of sbatch without dashes, such as partition=gpu')  # fmt: skip
+    add('--job', type=int, metavar='I', help='only the run with number I of --list')
 
 
 def _path(text: str) -> Path:
@@ -150,7 +147,7 @@ def seeds_of(args: argparse.Namespace) -> list[int]:
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
     sweep, environment = sweep_of(args), dict(os.environ)
-    if args.list:  # weights need not be at hand
+    if args.list:  # the weights do not have to exist
         environment = {row.weights: f'${row.weights}' for row in sweep.rows} | environment
     return plan(
         only_rows(sweep, args.row) if args.row else sweep,
@@ -182,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_power(args: argparse.Namespace, jobs: list[Job]) -> None:
-    """Print the smallest difference that the sweep can detect, if the data can be read."""
+    """Print the smallest detectable difference of the sweep, if the data can be read."""
     sweep = sweep_of(args)
     configs = {(job.stage, job.run): job.config for job in jobs}
     config = without_cache(configs['finetune', sweep.reference.run])
@@ -190,7 +187,7 @@ def print_power(args: argparse.Namespace, jobs: list[Job]) -> None:
     try:
         cases = count_cases(config, logging.getLogger(__name__), sweep.split)
     except (ValueError, OSError) as error:
-        print(f'the smallest detectable difference is not known: {error}')
+        print(f'the smallest detectable difference is unknown: {error}')
         return
     print(*describe_power(cases, comparisons=comparisons, seeds=len(seeds_of(args))), sep='\n')
 
@@ -200,7 +197,7 @@ def _say(line: str) -> None:
 
 
 def _single(jobs: list[Job], number: int) -> Job:
-    """One run of a plan, which can be started now."""
+    """Return the run with a number if it can be started now."""
     if not 0 <= number < len(jobs):
         raise ValueError(f'--job must be 0 to {len(jobs) - 1}, got {number}')
     job = jobs[number]
@@ -208,14 +205,14 @@ def _single(jobs: list[Job], number: int) -> Job:
         if not is_finished(folder):
             raise ValueError(f'--job {number}, {job.name}: {folder} is not finished')
     if state_of(job) == 'running':
-        # The task has not done it, so an array that waits for this one must not start.
+        # An error keeps later arrays from starting before the run has finished.
         raise ValueError(f'--job {number}, {job.name}, is already running elsewhere')
     return job
 
 
 def _slots(args: argparse.Namespace) -> list[dict[str, str]]:
-    """Environment variables of each slot: its GPUs, or nothing on CPUs."""
-    # In a process of its own: this one never needs torch.
+    """Return the environment variables of each slot, which select its GPUs."""
+    # A separate process counts the GPUs, because this one does not import torch.
     command = [sys.executable, '-c', 'import torch; print(torch.cuda.device_count())']
     count = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     if not count:
@@ -225,15 +222,18 @@ def _slots(args: argparse.Namespace) -> list[dict[str, str]]:
     most, size = len(gpus) // args.processes, args.processes
     wanted = args.parallel or (1 if args.row else most)
     if most < 1 or (wanted > most and size > 1):
-        raise ValueError(f'{wanted} runs of {size} GPUs each: there are {len(gpus)}')
+        raise ValueError(
+            f'--parallel {wanted} with --processes {size} needs {wanted * size} GPUs, but there '
+            f'are {len(gpus)}'
+        )
     shares = [gpus[i % most * size :][:size] for i in range(wanted)]
     return [{'CUDA_VISIBLE_DEVICES': ','.join(share)} for share in shares]
 
 
 def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
-    """Submit job arrays, each of runs that need only runs of the arrays before."""
+    """Submit job arrays. The runs of each array only need runs of earlier arrays."""
     if shutil.which('sbatch') is None:
-        raise ValueError('--slurm: there is no sbatch here: is this a login node of the cluster?')
+        raise ValueError('--slurm: sbatch was not found; use a login node of the cluster')
     record = args.output / SUBMITTED_FILE
     tasks = json.loads(record.read_text('utf-8')) if record.is_file() else {}
     listed = _slurm(['squeue', '--me', '--array', '--noheader', '--format=%F_%K']).split()
@@ -244,7 +244,7 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
         command += _resources(args.processes) if args.processes > 1 else []
         command += [f'--{option}' for option in args.slurm]
         if before:
-            # afterany: a failed run does not hold back the others; each checks what it needs.
+            # With afterany a failed run does not stop the others. Each run checks its needs.
             command.append(f'--dependency=afterany:{before}')
         command += [str(ARRAY_SCRIPT), *_plan_flags(args)]
         before = _slurm(command).strip().partition(';')[0]
@@ -254,22 +254,22 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
         print(f'array {before}: {len(members)} runs, such as {jobs[members[0]].name}')
         count += len(members)
     for job, need in left_out:
-        print(f'left out: {job.name} waits for {need}: submit again when it has finished')
+        print(f'skipped {job.name}, which waits for {need}: submit again when that has finished')
     others = len(jobs) - count - len(left_out)
-    print(f'{count} runs submitted, {len(left_out)} left out, {others} finished, queued or running')
+    print(f'{count} runs submitted, {len(left_out)} skipped, {others} finished, queued or running')
     return 0
 
 
 def _slurm(command: list[str]) -> str:
-    """What a command of Slurm prints."""
+    """Run a Slurm command and return the output."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f'{command[0]} refused ({done.stderr.strip()}): {" ".join(command)}')
+        raise ValueError(f'{command[0]} failed ({done.stderr.strip()}): {" ".join(command)}')
     return done.stdout
 
 
 def _resources(processes: int) -> list[str]:
-    """Options of sbatch that multiply what the array script requests for one process."""
+    """Return sbatch options that multiply the resources of the array script by the processes."""
     lines = re.findall(
         r'^#SBATCH --(gpus-per-node|cpus-per-task|mem)=(\d+)(.*)', ARRAY_SCRIPT.read_text(), re.M
     )
@@ -277,12 +277,12 @@ def _resources(processes: int) -> list[str]:
 
 
 def _arrays(jobs: list[Job], queued: set[str]) -> tuple[list[list[int]], list[tuple[Job, Path]]]:
-    """Numbers of the runs of each array, and runs that wait for one that is queued or running."""
+    """Return the run numbers of each array, and runs that wait for queued or running ones."""
     waves: dict[Path, int] = {}
     arrays: dict[int, list[int]] = {}
-    running: dict[Path, Path] = {}  # run -> itself, or what it waits for
+    running: dict[Path, Path] = {}  # run -> itself if it is running, or the run that it waits for
     left_out = []
-    for number, job in enumerate(jobs):  # what a job needs comes before it
+    for number, job in enumerate(jobs):  # the needs of a job come before the job
         state = 'running' if str(job.folder) in queued else state_of(job)
         waits_for = [running[need] for need in job.needs if need in running]
         if state == 'running':
@@ -314,7 +314,7 @@ def list_rows(args: argparse.Namespace) -> int:
 
 
 def status(args: argparse.Namespace) -> int:
-    """Print the number, the name and the state of each run."""
+    """Print number, name and state of each run."""
     jobs, reasons, done = jobs_of(args), [], 0
     for number, job in enumerate(jobs):
         state = folder_state(job.folder)
@@ -322,13 +322,13 @@ def status(args: argparse.Namespace) -> int:
         try:
             state += f' ({progress(job.folder)})' if state in ('running', 'stopped') else ''
             state_of(job)
-        except ValueError as error:  # such as without the --pretrain-opts that it was run with
+        except ValueError as error:  # for example without the --pretrain-opts of the run
             state += ' *'
             reasons.append(str(error))
         print(f'{number:4d}  {job.name:<50} {state}')
     print(f'{done} of {len(jobs)} runs finished')
     if reasons:
-        print(f'* {len(reasons)} folders hold other runs than these options give: run refuses them')
+        print(f'* {len(reasons)} folders contain runs with other options, which `run` refuses')
     for reason in reasons[:REASONS_SHOWN]:
         print(f'  {reason}')
     return 0
@@ -340,12 +340,12 @@ def collected(args: argparse.Namespace) -> dict:
         split = args.split or sweep.split
         return collect(sweep, seeds_of(args), args.output, split=split)
     if args.seeds is not None or args.split:
-        raise ValueError('--seeds and --split cannot be combined with --from, whose file has both')
+        raise ValueError('--seeds and --split cannot be used with --from')
     return read_collected(args.source, sweep.name)
 
 
 def budget(args: argparse.Namespace) -> int:
-    """Print what the plan takes, or with --list every run."""
+    """Print the cost of the plan, or with --list every run."""
     jobs, scale, logger = jobs_of(args), sweep_of(args).scale, logging.getLogger(__name__)
     for line in describe_budget(jobs, args.images_per_second, scale, logger, each=args.list):
         print(line)
@@ -372,7 +372,7 @@ def table(args: argparse.Namespace) -> int:
 
 def plot(args: argparse.Namespace) -> int:
     if len(args.scores or ()) > 1:
-        raise ValueError(f'--scores: a figure shows one score, got {", ".join(args.scores)}')
+        raise ValueError(f'--scores: a figure shows only one score, got {", ".join(args.scores)}')
     results, sweep = collected(args), sweep_of(args)
     score = next(iter(args.scores or sweep.scores), None)
     figures: dict[str, Callable[[Path], None]] = {'': lambda path: plot_sweep(path, results, score)}
@@ -397,12 +397,12 @@ def plot(args: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    'run': (run, 'Run what is not finished yet.'),
-    'budget': (budget, 'Show how many runs, GPU hours and disk space a sweep takes.'),
+    'run': (run, 'Run all unfinished runs.'),
+    'budget': (budget, 'Estimate runs, GPU hours and disk space.'),
     'status': (status, 'Show the progress of each run.'),
-    'table': (table, 'Write the table as Markdown and CSV into the output folder.'),
-    'plot': (plot, 'Write the figures into the output folder.'),
-    'list': (list_rows, 'List the rows of the sweep and what they change.'),
+    'table': (table, 'Write the table as Markdown and CSV to the output folder.'),
+    'plot': (plot, 'Write the figures to the output folder.'),
+    'list': (list_rows, 'List the rows of the sweep with their changed options.'),
 }
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# First figures of your own X-rays on a CPU: logistic regression on pixels, a small Swin from scratch,
+# First scores on your own X-rays on a CPU: logistic regression on pixels, a small Swin from scratch,
 # and the same Swin pre-trained with SimMIM, with 1, 10 and 100 % of the labelled patients.
 #   bash scripts/baseline.sh DATA [OUT]      DATA in CheXpert's layout; OUT: default baseline_output
-#   UNLABELLED=FOLDER bash scripts/baseline.sh DATA [OUT]    pre-trains on the images in FOLDER alone
+#   UNLABELLED=FOLDER bash scripts/baseline.sh DATA [OUT]    pre-trains only on the images in FOLDER
 # SEEDS=3: number of seeds (default 1). Other options: FINETUNE_OPTS='KEY VALUE ...', PRETRAIN_OPTS.
-# Writes OUT/baseline.md, .csv, .json and baseline_shares.png. Run again, it resumes.
+# Writes OUT/baseline.md, .csv, .json and baseline_shares.png. The same command resumes after a stop.
 set -euo pipefail
 usage='usage: bash scripts/baseline.sh DATA [OUT]'
 data=$(realpath "${1:?$usage}")
@@ -27,7 +27,7 @@ if [ -n "$unlabelled" ]; then
     images=$out/unlabelled
     $python scripts/pack.py --data-path "$unlabelled" --output "$images" --size 80 --skip-bad
 fi
-# Pre-training sees about 30,000 images, or each of fewer than 150 images 200 times.
+# Pre-training sees about 30,000 images, but fewer than 150 images are repeated only 200 times.
 count=$($python -c 'import json, sys; print(json.load(open(sys.argv[1]))["images"])' "$images/store.json")
 epochs=$((count > 30000 ? 1 : count < 150 ? 200 : 30000 / count))
 pretrain=(TRAIN.EPOCHS "$epochs" TRAIN.WARMUP_EPOCHS $(((epochs + 9) / 10)))

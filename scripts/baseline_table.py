@@ -1,4 +1,4 @@
-"""Make the table and the figure of scripts/baseline.sh, with a row for the pixels of each share.
+"""Write the table and the figure of scripts/baseline.sh, with a pixel baseline for each share.
 
 python scripts/baseline_table.py --output OUT --seeds 1
 """
@@ -11,20 +11,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sweeps.comparison import MEANS
 from sweeps.files import ROOT, load_sweep
 from sweeps.plots import plot_subsets
-from sweeps.results import MEANS, collect, save_collected, sweep_markdown, write_sweep_table
+from sweeps.results import collect, save_collected
+from sweeps.tables import sweep_markdown, write_sweep_table
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--output', type=Path, required=True, help='OUT of scripts/baseline.sh')
+    parser.add_argument('--output', type=Path, required=True, help='output of scripts/baseline.sh')
     parser.add_argument('--seeds', type=int, default=1, help='seeds 0 to N - 1')
     return parser.parse_args()
 
 
 def floor_row(scratch: dict, output: Path) -> dict:
-    """The row of the logistic regressions on pixels that the runs of this row scored."""
+    """Return a row with the logistic regressions on pixels that the runs of a row have scored."""
     row = copy.deepcopy(scratch) | {'method': 'pixels', 'name': f'pixels_{scratch["subset"]}'}
     row |= {'against': '', 'compared': {}, 'over_patients': {}}
     for entry in row['seeds']:

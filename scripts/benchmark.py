@@ -1,4 +1,4 @@
-r"""Measure the input pipeline and training steps against the published way.
+r"""Compare the speed of the input pipeline and of training steps with SimMIM's published code.
 
 python scripts/benchmark.py input --data-path DIR [--store STORE] [--size 192] [--json FILE]
 python scripts/benchmark.py train --cfg CFG --batch-size 128 [--steps 20] [--json FILE] \
@@ -6,10 +6,10 @@ python scripts/benchmark.py train --cfg CFG --batch-size 128 [--steps 20] [--jso
 
 `input` reads the same images through SimMIM's pipeline, rebuilt from torchvision, and through this
 project's pipeline from image files and from a packed store, in one process with one thread. `train`
-runs training steps on random images: the published way is eager float16 autocast with a gradient
-scaler on a GPU and eager float32 on a CPU; ours is the training loop with the config's own
-precision, attention and compilation. Repeats of all cases alternate, so that a slow moment of the
-machine affects every case.
+runs training steps on random images. The published code uses eager float16 autocast with a gradient
+scaler on a GPU and eager float32 on a CPU. Ours is the training loop with the precision, attention
+and compilation of the config. The cases take turns, so that a slow moment of the machine affects
+all of them.
 """
 
 import argparse
@@ -52,11 +52,11 @@ LOGGER = logging.getLogger('benchmark')
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PUBLISHED = 'published'
 
-Case = Callable[[], int]  # does a piece of work and returns the number of images
+Case = Callable[[], int]  # processes some images and returns their number
 
 
 class PublishedDataset(Dataset):
-    """SimMIM's images and masks: PIL, torchvision's transforms and the global random state."""
+    """Images and masks as in SimMIM: PIL, torchvision's transforms and the global random state."""
 
     def __init__(self, files: list[Path], config: Config) -> None:
         self.files, self.masks = files, mask_generator(config)
@@ -84,14 +84,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest='command', required=True)
     add = commands.add_parser('input', help='images per second of each input pipeline').add_argument
-    add('--data-path', required=True, metavar='DIR', help='folder of train.csv and images')
+    add('--data-path', required=True, metavar='DIR', help='folder with train.csv and images')
     add('--store', metavar='STORE', help='the same data packed by scripts/pack.py')
     add('--size', default=192, type=int, metavar='PX', help='side of the crops')
     _add_common(add, batch_size=64, repeats=5)
     add = commands.add_parser('train', help='images per second of training steps').add_argument
     add('--cfg', required=True, metavar='FILE', help='YAML file of the stage')
-    add('--stage', default='simmim', choices=['simmim', 'contrastive', 'finetune'])
-    add('--steps', default=20, type=int, metavar='N', help='optimizer steps of a repeat')
+    stages = ['simmim', 'contrastive', 'finetune']
+    add('--stage', default='simmim', choices=stages, help='stage of the YAML file')
+    add('--steps', default=20, type=int, metavar='N', help='optimizer steps per repeat')
     add('--opts', default=[], nargs='+', action='extend', metavar='KEY VALUE', help='options')
     _add_common(add, batch_size=128, repeats=3)
     return parser.parse_args(arguments)
@@ -104,7 +105,7 @@ def _add_common(add: Callable, *, batch_size: int, repeats: int) -> None:
 
 
 def input_cases(args: argparse.Namespace) -> dict[str, Case]:
-    """Return the published pipeline and ours, each reading some batches per call."""
+    """Return the published pipeline and ours as cases that read some batches per call."""
     torch.set_num_threads(1)
     roots = {'files': args.data_path} | ({'store': args.store} if args.store else {})
     cases, num_batches = {}, 512 // args.batch_size + 1
@@ -134,7 +135,7 @@ def _input_config(root: str, args: argparse.Namespace) -> Config:
 
 
 def _forever(loader: DataLoader) -> Iterator[tuple]:
-    """Yield the batches of epoch after epoch."""
+    """Yield the batches of all epochs without end."""
     for epoch in range(10**6):
         if hasattr(loader.batch_sampler, 'set_epoch'):
             loader.batch_sampler.set_epoch(epoch, first_batch=0)
@@ -146,9 +147,9 @@ def _reading(batches: Iterator[tuple], num_batches: int) -> Case:
 
 
 def training_cases(args: argparse.Namespace) -> dict[str, Case]:
-    """Return training steps the published way and as configured, on the same random images."""
+    """Return training steps of the published code and of ours, on the same random images."""
     ours, eager = training_config(args, []), ['TRAIN.COMPILE', 'none']
-    if ours.MODEL.TYPE != 'timm':  # which has its own attention
+    if ours.MODEL.TYPE != 'timm':  # timm models have their own attention
         eager += ['MODEL.ATTENTION', 'eager']
     return {
         PUBLISHED: published_steps(training_config(args, eager), args.stage, args.steps),
@@ -157,7 +158,7 @@ def training_cases(args: argparse.Namespace) -> dict[str, Case]:
 
 
 def training_config(args: argparse.Namespace, opts: list) -> Config:
-    """The config of a run whose every batch is a step."""
+    """Return the config of a run without gradient accumulation."""
     opts = [*args.opts, *opts, 'TRAIN.ACCUMULATION_STEPS', 1]
     return get_config(
         argparse.Namespace(cfg=args.cfg, opts=opts, batch_size=args.batch_size, stage=args.stage)
@@ -167,7 +168,14 @@ def training_config(args: argparse.Namespace, opts: list) -> Config:
 def published_steps(
     config: Config, stage: str, steps: int, build: Callable[[Config], nn.Module] | None = None
 ) -> Case:
-    """Eager steps in float16 with a gradient scaler; `build` replaces the model."""
+    """Return a case of eager steps in float16 with a gradient scaler.
+
+    Args:
+        config: Run configuration.
+        stage: Stage of the config.
+        steps: Optimizer steps per call.
+        build: Function that builds another model; None for the model of the config.
+    """
 
     @cache
     def begin() -> tuple:
@@ -197,7 +205,7 @@ def published_steps(
 
 
 def our_steps(config: Config, stage: str, steps: int) -> Case:
-    """Steps of the training loop as configured."""
+    """Return a case of steps of the training loop as configured."""
 
     @cache
     def begin() -> tuple:
@@ -215,7 +223,7 @@ def our_steps(config: Config, stage: str, steps: int) -> Case:
 def begin_run(
     config: Config, stage: str, num_batches: int = 10**5
 ) -> tuple[Run, TrainState, loop.LossFunction]:
-    """Begin a run without data; `loop.train_one_batch` makes its steps."""
+    """Begin a run without data for `loop.train_one_batch`."""
     folder = Path(tempfile.mkdtemp())
     run = Run(config, stage, folder, local_device(), LOGGER, ScalarLog(folder, enabled=False))
     model, loss_fn = build_task(config, stage)
@@ -223,7 +231,7 @@ def begin_run(
 
 
 def build_task(config: Config, stage: str) -> tuple[nn.Module, loop.LossFunction]:
-    """Build the model of a stage and the loss of a batch of `random_batch`."""
+    """Build the model of a stage and its loss function for batches of `random_batch`."""
     torch.manual_seed(config.SEED)
     if stage == 'contrastive':
         return build_contrastive(config, total_steps=10**6), lambda model, views: model(*views)
@@ -236,10 +244,7 @@ def build_task(config: Config, stage: str) -> tuple[nn.Module, loop.LossFunction
 
 
 def random_batch(config: Config, stage: str, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Draw images with masks, views or targets; the images are smooth, so that they can be learnt.
-
-    All are the same for the same seed.
-    """
+    """Draw smooth, learnable images with masks, views or targets from the seed of the config."""
     rng, generator = np.random.default_rng(config.SEED), torch.Generator().manual_seed(config.SEED)
     count, channels, size = config.DATA.BATCH_SIZE, config.MODEL.IN_CHANS, config.DATA.IMG_SIZE
 
@@ -259,10 +264,10 @@ def random_batch(config: Config, stage: str, device: torch.device) -> tuple[torc
 
 
 def measure(cases: dict[str, Case], repeats: int) -> list[dict]:
-    """Return the rate of each case and its ratio to the published way, medians over repeats.
+    """Measure each case, with its ratio to the published code, as medians over repeats.
 
-    The first turn, of which only the seconds count, builds, compiles and warms up. The memory of a
-    case is its own: what the others keep is subtracted.
+    The first turn builds, compiles and warms up, and only its duration is reported. Memory that
+    other cases hold is subtracted.
     """
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     rates, firsts, own, peaks = {name: [] for name in cases}, {}, {}, {}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Compare pre-training methods: run a sweep of methods, then write its table and figures to OUTPUT.
 #   bash scripts/compare_methods.sh DATA OUTPUT [SWEEP]
-# SWEEP: by default scripts/comparison/methods.yaml. SEEDS=3: number of seeds.
-# PRETRAIN_OPTS, FINETUNE_OPTS: further options as 'KEY VALUE ...'. Run again, it resumes.
+# SWEEP: sweep file (default scripts/comparison/methods.yaml). SEEDS=3: number of seeds.
+# PRETRAIN_OPTS, FINETUNE_OPTS: other options as 'KEY VALUE ...'. The same command resumes.
 set -euo pipefail
 data=$(realpath "${1:?usage: bash scripts/compare_methods.sh DATA OUTPUT [SWEEP]}")
 output=${2:?usage: bash scripts/compare_methods.sh DATA OUTPUT [SWEEP]}

@@ -2,8 +2,8 @@
 
 python scripts/config_reference.py
 
-The page comes from the comments in config.py and from the registries of the parts. Building the
-documentation (mkdocs.yml) generates it again.
+The text comes from the comments in config.py, and the allowed values from the registries. Building
+the documentation (mkdocs.yml) regenerates the page.
 """
 
 import argparse
@@ -27,17 +27,17 @@ HEADER = """# Options
 
 `scripts/config_reference.py` writes this page from the comments in `config.py`.
 
-A run takes its options from these defaults, then from the `BASE` files of its YAML file, the YAML
-file (`--cfg`), `--opts KEY VALUE ...` and the other flags; each source overrides the ones before.
-Keys, types and combinations are checked before anything is built.
+Options come from these defaults, the `BASE` files of the YAML file, the YAML file (`--cfg`),
+`--opts KEY VALUE ...` and the other flags. Each source overrides the previous ones. Keys, types and
+combinations are checked before anything is built.
 
-**Own** marks a key that SimMIM does not have. The other defaults are SimMIM's and suit ImageNet;
-the YAML files in `configs/` set what X-rays need.
+**Own** marks a key that SimMIM does not have. All other defaults are SimMIM's and suit ImageNet.
+The YAML files in `configs/` set values for X-rays.
 
 ## Flags
 
-`--cfg FILE` is the YAML file of the run, `--opts KEY VALUE ...` sets options in pairs, and
-`--local_rank` is accepted and ignored. The other flags set one option each:
+`--cfg FILE` is the YAML file of the run, `--opts KEY VALUE ...` sets pairs of key and value, and
+`--local_rank` is accepted and ignored. Each of the other flags sets one option:
 
 """
 
@@ -52,7 +52,7 @@ class Option(NamedTuple):
 
 
 def read_options(source: str) -> list[Option]:
-    """Return the options that the source of config.py sets, in order."""
+    """Read the options from the source of config.py, in order."""
     lines, options, defaults = source.splitlines(), [], default_config()
     for node in ast.parse(source).body:
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
@@ -104,7 +104,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--output', type=Path, default=ROOT / 'docs' / PAGE)
+    parser.add_argument('--output', type=Path, default=ROOT / 'docs' / PAGE, help='page to write')
     return parser.parse_args()
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The whole project in minutes, on a machine with nothing but Python: set-up, synthetic chest X-rays
-# packed into a store, pre-training without labels, a linear probe of the frozen features next to that
-# of random weights and to logistic regression on pixels, and a table of results.
-#   bash scripts/demo.sh [DIR]           results go to DIR (default demo_output); run again, it goes on
-#   SEED=7 bash scripts/demo.sh DIR      another seed: other X-rays, weights, splits
+# The whole project in minutes on a machine that only has Python: set-up, a packed store of synthetic
+# chest X-rays, pre-training without labels, and a linear probe of the frozen features in comparison
+# with random weights and with logistic regression on pixels.
+#   bash scripts/demo.sh [DIR]           results in DIR (default demo_output); the same command resumes
+#   SEED=7 bash scripts/demo.sh DIR      another seed for X-rays, weights and splits
 set -euo pipefail
 dir=${1:-}
 case $dir in
-    '') dir=demo_output ;; # in the repository
+    '') dir=demo_output ;; # relative to the repository
     /*) ;;
     *) dir=$PWD/$dir ;;
 esac
@@ -26,7 +26,7 @@ start=$SECONDS
 step() { echo; echo "== $1 [$((SECONDS - start)) s so far]"; }
 
 if [ -f "$dir/seed" ] && [ "$(cat "$dir/seed")" != "$seed" ]; then
-    echo "error: $dir holds the demo with seed $(cat "$dir/seed"); choose another folder" >&2
+    echo "error: $dir contains the demo with seed $(cat "$dir/seed"): choose another folder" >&2
     exit 2
 fi
 mkdir -p "$dir"
@@ -36,7 +36,7 @@ step "1/3 drawing synthetic chest X-rays and packing them (about 30 s)"
 [ -f "$images/phantom.json" ] || rm -rf "$images"
 $python scripts/make_phantom.py --output "$images" --train 1200 --valid 60 --test 500 --size 128 \
     --seed "$seed" --workers 2 --contact-sheet "$dir/contact_sheet.png"
-# The long side of the images: nothing is lost before the crops of 64 px.
+# 128 px is the long side of the images, so that packing loses nothing.
 $python scripts/pack.py --data-path "$images" --output "$data" --size 128 --workers 2
 
 step "2/3 pre-training on hidden patches, without labels, in 2 processes (about 3 minutes)"
@@ -45,7 +45,7 @@ $python -m torch.distributed.run --standalone --nproc_per_node 2 \
     --data-path "$data" --output "$runs" --tag demo --opts SEED "$seed" \
     TRAIN.EPOCHS 8 TRAIN.WARMUP_EPOCHS 1
 
-# $1: tag, and name of the log; the rest: further arguments.
+# $1: tag, which also names the log; others: arguments of main_finetune.py.
 probe() {
     local tag=$1
     shift

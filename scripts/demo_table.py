@@ -1,7 +1,7 @@
-"""Print the demo's results from the files that its steps wrote, and save them as demo.json.
+"""Print the results of the demo, and save them as demo.json.
 
 python scripts/demo_table.py DIR              one demo
-python scripts/demo_table.py FILE FILE ...    demo.json of several seeds, and their mean differences
+python scripts/demo_table.py FILE FILE ...    demo.json of several seeds, with mean differences
 """
 
 import argparse
@@ -10,26 +10,26 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.labels import COMPETITION_LABELS
 from engine.files import replace_file
 from logger import read_metrics
+from sweeps.comparison import t_interval
 
 RUNS = {'pre-trained': 'pretrained', 'random weights': 'random'}
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    help_text = "a demo's folder, or several files demo.json"
+    help_text = 'folder of a demo, or several files demo.json'
     parser.add_argument('paths', nargs='+', type=Path, metavar='DIR', help=help_text)
     return parser.parse_args()
 
 
 def pretraining(folder: Path) -> dict[str, float]:
-    """Held-out masked L1 in grey levels before and after pre-training, and the trivial ones."""
+    """Return the held-out masked L1 in grey levels of the model and of trivial predictors."""
     records = read_metrics(folder / 'runs/simmim_pretrain/demo/metrics.jsonl')
     return {
         'before training': records[0]['holdout_l1_grey'],
@@ -40,7 +40,7 @@ def pretraining(folder: Path) -> dict[str, float]:
 
 
 def scores_on_test(folder: Path) -> dict[str, dict]:
-    """Scores on the test split: of the probes and of the pixel floor."""
+    """Return the scores of the probes and of the pixel floor on the test split."""
     tables = {}
     for name, tag in RUNS.items():
         table = json.loads((folder / f'runs/simmim_finetune/{tag}/scores.json').read_text())['test']
@@ -80,7 +80,7 @@ def print_one(folder: Path) -> None:
 
 
 def print_several(files: list[Path]) -> None:
-    """Mean-of-five AUROC of each demo, and the paired differences over all of them."""
+    """Print the mean-of-five AUROC of each demo, and the paired differences over all demos."""
     results = [json.loads(file.read_text()) for file in files]
     names = [*results[0]['test']]
     print('| seed | held-out L1: after, mean, linear | ' + ' | '.join(names) + ' |')
@@ -96,11 +96,8 @@ def print_several(files: list[Path]) -> None:
             for result in results
         ]
         differences = -np.diff(pairs)[:, 0]
-        spread = stats.sem(differences) * stats.t.ppf(0.975, len(differences) - 1)
-        mean = differences.mean()
-        print(
-            f'{names[0]} minus {other}: {mean:+.4f} ({mean - spread:+.4f} to {mean + spread:+.4f})'
-        )
+        low, high = t_interval(differences)
+        print(f'{names[0]} minus {other}: {differences.mean():+.4f} ({low:+.4f} to {high:+.4f})')
 
 
 def _show(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Count labels, ages and groups of a data set; no image is read.
+"""Count labels, ages and groups of a data set without reading images.
 
 python scripts/describe_data.py --data-path DIR --output FOLDER [--cfg configs/... --opts KEY VALUE]
 """
@@ -18,12 +18,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('--data-path', required=True, metavar='DIR', help='folder of train.csv, valid.csv, ...')
-    add('--output', required=True, metavar='FOLDER', help='where tables and figure are written')
-    add(
-        '--cfg', default=argparse.SUPPRESS, metavar='FILE', help='YAML file; otherwise the defaults'
-    )
-    add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options by key, in pairs')
+    add('--data-path', required=True, metavar='DIR', help='folder with train.csv, valid.csv, ...')
+    add('--output', required=True, metavar='FOLDER', help='folder for tables and figures')
+    cfg = 'YAML file of options (default: the default options)'
+    add('--cfg', default=argparse.SUPPRESS, metavar='FILE', help=cfg)
+    add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='pairs of key and value')
     return parser.parse_args(arguments)
 
 

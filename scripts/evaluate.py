@@ -1,16 +1,16 @@
-r"""Score predictions of any model: the same report as for a run, without torch and without images.
+r"""Score predictions of any model with the same report as for a run, without torch or images.
 
 python scripts/evaluate.py --predictions FILE.csv [...] --labels LABELS.csv --output DIR
     [--thresholds-from HELD_OUT.csv [...] HELD_OUT_LABELS.csv | report.json [...]]
 python scripts/evaluate.py --predictions FILE.csv --labels NIH_FOLDER --dataset nih --split test \
     --label-sets chexpert nih --level image --output DIR
 
-Prediction files have a column Path (or Study) and probabilities in one column per label, in any
-order. The label file has Path (or Study) and the labels as 1, 0, -1 (uncertain, left out) or empty.
-Labels are CheXpert's observations, or those that the JSON files next to the predictions name, or
---label-names. Several prediction files are compared with each other. The second command is an
-external validation: the labels are those of a data set, and the findings are scored that
-data/label_sets.yaml names for both label sets.
+Prediction files have a column Path (or Study) and one column of probabilities per label, in any
+order. The label file has a column Path (or Study) and the labels as 1, 0, -1 (uncertain, excluded)
+or empty. The names of the labels come from --label-names, from the JSON files next to the
+predictions, or are CheXpert's observations. Several prediction files are compared with each other.
+The second command is an external validation on another data set. It scores the findings that both
+label sets have in common (data/label_sets.yaml).
 """
 
 import argparse
@@ -55,7 +55,7 @@ from evaluation.report import (
     write_report,
 )
 
-# What `fit_held_out` can return.
+# Possible values of `fit_held_out`.
 LIMITS = {'threshold': (0.0, 1.0), 'temperature': TEMPERATURES}
 
 
@@ -68,15 +68,17 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     def choice(flag: str, key: str, value: str, text: str) -> None:
         add(flag, choices=allowed_values(key), default=value, help=f'{text} (%(default)s)')
 
-    add('--predictions', nargs='+', type=Path, required=True, metavar='FILE', help='one per model')
-    labels = 'label file; with --dataset the folder of the data set, or its packed store'
+    files = 'prediction files, one per model'
+    add('--predictions', nargs='+', type=Path, required=True, metavar='FILE', help=files)
+    labels = 'label file, or with --dataset the folder or packed store of the data set'
     add('--labels', type=Path, required=True, metavar='CSV', help=labels)
-    add('--dataset', metavar='NAME', help='data set with the labels, as DATA.DATASET')
-    add('--split', default='test', choices=('train', 'valid', 'test'), help='of --dataset (test)')
+    add('--dataset', metavar='NAME', help='data set with the labels, as in DATA.DATASET')
+    split = 'split of --dataset (%(default)s)'
+    add('--split', default='test', choices=('train', 'valid', 'test'), help=split)
     sets = 'label sets of the predictions and of the labels, such as chexpert nih'
     add('--label-sets', nargs=2, metavar='NAME', help=sets)
     add('--output', type=Path, required=True, metavar='DIR', help='folder of the report')
-    names = 'columns of the labels, as DATA.LABELS (default: see above)'
+    names = 'columns of the labels, as in DATA.LABELS (default: see above)'
     add('--label-names', nargs='+', default=[], metavar='NAME', help=names)
     add(
         '--thresholds-from',
@@ -84,25 +86,29 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         default=[],
         metavar='FILE',
-        help='predictions for other patients, one file per model in the same order, followed by '
-        'their labels; or one report.json per model; otherwise scores that need a threshold are '
-        'n/a',
+        help='predictions of other patients, one file per model in the same order, followed by '
+        'their label file; or one report.json per model. Without it, scores that need a threshold '
+        'are n/a',
     )
-    choice('--task', 'DATA.TASK', default.DATA.TASK, 'what the labels are converted to')
-    choice('--level', 'EVAL.LEVEL', default.EVAL.LEVEL, 'what is scored')
-    choice('--aggregate', 'EVAL.AGGREGATE', default.EVAL.AGGREGATE, 'over the images of a study')
-    choice('--views', 'DATA.VIEWS', 'all', 'images that are scored')
-    choice('--blank', 'DATA.BLANK', default.DATA.BLANK, 'a label that is not mentioned')
-    choice('--threshold', 'EVAL.THRESHOLD', default.EVAL.THRESHOLD, 'rule')
-    add('--sensitivity', type=float, default=default.EVAL.SENSITIVITY, help='for that rule')
-    add('--resamples', type=int, default=default.EVAL.RESAMPLES, help='0: no intervals')
-    add('--seed', type=int, default=default.SEED, help='of the resamples')
-    add('--groups', nargs='+', default=[], metavar='COLUMN', help='further columns to score by')
-    add('--demographics', type=Path, metavar='FILE', help='.csv or .xlsx with these columns')
+    choice('--task', 'DATA.TASK', default.DATA.TASK, 'task that defines the labels')
+    choice('--level', 'EVAL.LEVEL', default.EVAL.LEVEL, 'unit of evaluation')
+    aggregate = 'probability of a study from its images'
+    choice('--aggregate', 'EVAL.AGGREGATE', default.EVAL.AGGREGATE, aggregate)
+    choice('--views', 'DATA.VIEWS', 'all', 'views to score')
+    choice('--blank', 'DATA.BLANK', default.DATA.BLANK, 'value of a label that is not mentioned')
+    choice('--threshold', 'EVAL.THRESHOLD', default.EVAL.THRESHOLD, 'rule for thresholds')
+    sensitivity = "sensitivity for the rule 'sensitivity' (%(default)s)"
+    add('--sensitivity', type=float, default=default.EVAL.SENSITIVITY, help=sensitivity)
+    resamples = 'bootstrap resamples of the patients; 0: no intervals (%(default)s)'
+    add('--resamples', type=int, default=default.EVAL.RESAMPLES, help=resamples)
+    add('--seed', type=int, default=default.SEED, help='seed of the resamples (%(default)s)')
+    groups = 'additional columns for subgroups'
+    add('--groups', nargs='+', default=[], metavar='COLUMN', help=groups)
+    add('--demographics', type=Path, metavar='FILE', help='.csv or .xlsx file with these columns')
     add(
         '--anonymise',
         action='store_true',
-        help='replace the names of images in the report by hashes, salted with '
+        help='replace image names in the report by salted hashes, with the salt in '
         f'DIR/{SALT_FILE} (REPORT.ANONYMISE)',
     )
     args = parser.parse_args(arguments)
@@ -113,7 +119,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.dataset and args.task != default.DATA.TASK:
         parser.error(f'--dataset needs --task {default.DATA.TASK}')
     if args.demographics and not args.groups:
-        parser.error('--demographics needs --groups with the columns to score by')
+        parser.error('--demographics needs --groups with the columns for subgroups')
     return args
 
 
@@ -125,7 +131,7 @@ def main(args: argparse.Namespace) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     print(format_scores(document))
-    print(f'report in {page}. Not for clinical use.')
+    print(f'The report is {page}. Not for clinical use.')
     return 0
 
 
@@ -147,7 +153,8 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
     compared = {(entry['a'], entry['b']) for entry in comparisons}
     for pair in combinations([cases.name for cases in sets], 2):
         if pair not in compared:
-            notes.append(f'{" and ".join(pair)} are not compared: their rows or labels differ')
+            names_of_pair = ' and '.join(pair)
+            notes.append(f'{names_of_pair} are not compared, because their rows or labels differ')
     files = zip(sets, args.predictions, strict=True)
     document = build_document(
         sets,
@@ -171,7 +178,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], list[str]]:
-    """The cases of every prediction file, and warnings about rows that are not scored."""
+    """Read the cases of every prediction file, with warnings about rows that are not scored."""
     shared = shared_labels(*args.label_sets) if args.label_sets else []
     predicted, wanted = map(label_set, args.label_sets) if shared else ((), ())
     predicted = [*args.label_names, *predicted]
@@ -200,7 +207,7 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
 
 
 def labels_of_data_set(args: argparse.Namespace, labels: Sequence[str]) -> LabelTable:
-    """The labels of a split of --dataset."""
+    """Read the labels of a split of --dataset."""
     records = read_data_set(args.dataset, str(args.labels), args.split, labels)
     records = select_views(records, args.views)
     targets = scored_targets(records.labels, task=args.task, blank=args.blank, names=labels)
@@ -209,7 +216,7 @@ def labels_of_data_set(args: argparse.Namespace, labels: Sequence[str]) -> Label
 
 
 def relative_to(predictions: Predictions, root: Path) -> Predictions:
-    """Predictions with the names of the images below a folder as its tables give them."""
+    """Make the names of predicted images relative to a folder."""
     start = f'{root}/'
     names = [name.removeprefix(start) for name in predictions.names]
     return replace(predictions, names=np.array(names, object))
@@ -222,10 +229,14 @@ def read_labels(
     predicted: Sequence[Predictions | Cases],
     wanted: Sequence[str] = (),
 ) -> LabelTable:
-    """Read a label file; messages about it use its name in the report.
+    """Read a label file.
 
-    Its labels are the wanted ones, those of --label-names, or the predicted ones if others than
-    CheXpert's are among them.
+    Args:
+        args: Parsed flags.
+        file: Label file.
+        names: Names of files in the report, which messages use.
+        predicted: Predictions whose labels are read if some are not CheXpert's.
+        wanted: Labels to read; () for --label-names or the predicted labels.
     """
     given = dict.fromkeys(label for part in predicted for label in part.labels)
     known = {label for task in TASKS.values() for label in task.labels}
@@ -237,7 +248,7 @@ def read_labels(
 
 
 def set_names(args: argparse.Namespace) -> list[str]:
-    """A name for each prediction file: its stem, with its folder or a number if others share it."""
+    """Name each prediction file by its stem, with the folder or a number if stems are equal."""
     names = [file.stem for file in args.predictions]
     if len(set(names)) < len(names) and not args.anonymise:
         names = [f'{file.absolute().parent.name}/{file.stem}' for file in args.predictions]
@@ -249,22 +260,28 @@ def set_names(args: argparse.Namespace) -> list[str]:
 def fit_thresholds(
     args: argparse.Namespace, sets: Sequence[Cases], protocol: Protocol, *, names: Names
 ) -> tuple[list[HeldOut] | None, str, list[str]]:
-    """Thresholds and temperatures of each model, a description of their source, and warnings."""
+    """Choose thresholds and temperatures of each model on other patients.
+
+    Returns:
+        Values of each model or None, a description of their source, and warnings.
+    """
     files = args.thresholds_from
     if not files:
         return None, 'none', []
     from_reports = all(file.suffix == '.json' for file in files)
     if len(files) != len(sets) + (not from_reports):
         raise ValueError(
-            f'--thresholds-from takes {len(sets)} prediction file(s), one for each of '
-            f'--predictions, and their labels, or {len(sets)} report.json; got {len(files)} file(s)'
+            f'--thresholds-from needs {len(sets)} prediction file(s), one for each file in '
+            f'--predictions, and their label file, or {len(sets)} report.json; got {len(files)} '
+            'file(s)'
         )
     if from_reports:
         return read_thresholds(files, sets, protocol, names=names)
     fitted, sources, warnings = [], [], []
     labels = read_labels(args, files[-1], names, sets)
+    predicted = args.label_names or (label_set(args.label_sets[0]) if args.label_sets else ())
     for file, cases in zip(files[:-1], sets, strict=True):
-        predictions = read_predictions(file, labels=args.label_names)
+        predictions = read_predictions(file, labels=predicted)
         held_out, _ = match(predictions, labels, name='held-out', level=args.level, complete=False)
         fitted.append(fit_held_out(held_out, cases.labels, protocol))
         patients, scored = set(held_out.patient), set(cases.patient)
@@ -274,9 +291,9 @@ def fit_thresholds(
         )
         if shared := patients & scored:
             warnings.append(
-                f'{cases.name}: the thresholds were chosen on patients that are scored: '
-                f'{len(shared)} of {len(scored)} patients are also in {labels.file}; scores that '
-                'need a threshold or a temperature are optimistic'
+                f'{cases.name}: the thresholds were chosen on scored patients, because '
+                f'{len(shared)} of {len(scored)} patients are also in {labels.file}. Scores that '
+                'need a threshold or a temperature are optimistic.'
             )
     return fitted, '; '.join(sources), warnings
 
@@ -284,11 +301,11 @@ def fit_thresholds(
 def read_thresholds(
     files: Sequence[Path], sets: Sequence[Cases], protocol: Protocol, *, names: Names
 ) -> tuple[list[HeldOut], str, list[str]]:
-    """The same as `fit_thresholds`, of the headline set of one report.json per model."""
+    """Read thresholds and temperatures from the headline set of one report.json per model."""
     fitted, warnings = [], []
     for file, cases in zip(files, sets, strict=True):
         try:
-            # As floats, integers may have any number of digits.
+            # Integers with too many digits would raise an error.
             report = json.loads(file.read_text(encoding='utf-8'), parse_int=float)
             (entry,) = (e for e in report['sets'] if e['name'] == report['headline']['set'])
             parts = {part['label']: part for part in entry['labels']}
@@ -303,14 +320,14 @@ def read_thresholds(
         now = protocol.level, protocol.aggregate, protocol.views
         if then != now:
             warnings.append(
-                f'{names.file(file)}: its thresholds are for {", ".join(then)}; scored here: '
-                f'{", ".join(now)}'
+                f'{names.file(file)}: the thresholds were chosen for {", ".join(then)}, but these '
+                f'scores are for {", ".join(now)}'
             )
     return fitted, '; '.join(f'of {names.file(file)}' for file in files), warnings
 
 
 def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
-    """The thresholds or temperatures of the labels in a report.json; NaN where it has none."""
+    """Return thresholds or temperatures of labels from a report.json, with NaN where missing."""
     low, high = LIMITS[key]
     for label, part in chosen.items():
         value = part.get(key)
@@ -322,7 +339,7 @@ def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
 
 
 def format_scores(document: dict[str, Any]) -> str:
-    """Tables of the scores of every set and of the comparisons, followed by the warnings."""
+    """Format the scores of every set and the comparisons as tables, followed by the warnings."""
     blocks = []
     for entry in document['sets']:
         table = scores_table(entry).to_string(na_rep='n/a')

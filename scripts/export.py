@@ -2,12 +2,12 @@
 
 python scripts/export.py CHECKPOINT --to timm --output PATH.safetensors
 
---to timm           .safetensors: weights under timm's names; the header says how timm builds it
---to huggingface    a folder that transformers loads without this project's code
---to onnx           .onnx: from images [B, C, S, S] to logits, or to an encoder's tokens or features
---to torch_export   .pt2: the same as a program of torch.export
+--to timm           .safetensors: weights with timm's names; the header has timm's model arguments
+--to huggingface    folder that transformers loads without this project's code
+--to onnx           .onnx: images [B, C, S, S] to logits, or to the tokens or features of an encoder
+--to torch_export   .pt2: the same as a torch.export program
 
-The outputs of the export are compared with the checkpoint's before the file gets its name.
+The export is only saved if its outputs agree with those of the checkpoint.
 """
 
 import argparse
@@ -25,23 +25,24 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('checkpoint', metavar='CHECKPOINT', help='checkpoint of any of the mains')
-    add('--to', required=True, choices=FORMATS, help='format')
+    add('checkpoint', metavar='CHECKPOINT', help='checkpoint of any main script')
+    add('--to', required=True, choices=FORMATS, help='format of the export')
     add('--output', required=True, type=Path, metavar='PATH', help='file, or folder (huggingface)')
     add('--overwrite', action='store_true', help='replace an existing export')
     return parser.parse_args(arguments)
 
 
 def main(args: argparse.Namespace) -> int:
-    logging.getLogger('onnxscript').setLevel(logging.ERROR)  # it warns about every simplification
+    # onnxscript warns about every simplification.
+    logging.getLogger('onnxscript').setLevel(logging.ERROR)
     try:
         source = load_source(args.checkpoint, logging.getLogger('export'))
         worst = export(source, args.to, args.output, overwrite=args.overwrite)
     except (ValueError, OSError, RuntimeError) as error:  # PyTorch cannot trace every model
         print(f'error: {error}', file=sys.stderr)
         return 2
-    what = f'{len(source.outputs)} logits' if source.outputs else source.gives
-    print(f'{args.output}: {what}, within {worst:.1e} of the checkpoint.')
+    outputs = f'{len(source.outputs)} logits' if source.outputs else source.gives
+    print(f'{args.output}: {outputs}, at most {worst:.1e} from the checkpoint.')
     print('Not for clinical use.')
     return 0
 

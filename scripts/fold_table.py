@@ -1,13 +1,13 @@
-"""Join the folds of a cross-validated sweep, and make its table from the joined predictions.
+"""Join the folds of a cross-validated sweep, and write a table from the joined predictions.
 
 python scripts/ablate.py run --sweep F --output D --data-path DATA --folds 5 --unlabelled IMAGES
 python scripts/fold_table.py join --sweep F --output D --folds 5 --seeds 3 --save P
 python scripts/fold_table.py table --sweep F --predictions P --labels DATA/all.csv --save T
 
-`join` writes P/ROW_seed0.csv.gz for each row and seed. Each image is in it once, with the rank of
-its prediction among the images of its fold, from 0 to 1: the models of different folds have no
-common scale. scripts/evaluate.py reads these files, too. `table` compares each row with each of
-the rows that its `against` names.
+`join` writes P/ROW_seed0.csv.gz for each row and seed. It contains each image once, with the rank
+of the prediction among the images of the fold, from 0 to 1, because predictions of different models
+have no common scale. scripts/evaluate.py can also read these files. `table` compares each row with
+all rows in `against`.
 """
 
 import argparse
@@ -27,21 +27,14 @@ from data.records import Predictions, read_label_file, read_predictions
 from engine.files import replace_file
 from engine.run_record import is_finished
 from evaluation.cases import match
-from evaluation.compare import bootstrap_p, holm
 from evaluation.intervals import Resamples, interval
 from evaluation.metrics import label_scores
+from sweeps.comparison import compare_over_patients, compare_over_seeds, correct_comparisons
 from sweeps.files import Sweep, load_sweep, run_folder
-from sweeps.results import (
-    NOT_FOR_CLINICAL_USE,
-    markdown_table,
-    shown,
-    t_interval,
-    verdict,
-    write_table,
-)
+from sweeps.tables import NOT_FOR_CLINICAL_USE, markdown_table, shown, write_table
 
-MEAN = 'mean'  # over the labels with enough positives
-PIXELS = 'pixels'  # method of the pixel floor, which runs with REPORT.PIXEL_FLOOR predict with
+MEAN = 'mean'  # score: mean over the labels with enough positives
+PIXELS = 'pixels'  # method: logistic regression on pixels, from runs with REPORT.PIXEL_FLOOR
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,33 +47,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         command.set_defaults(function=function)
         add = command.add_argument
         add('--sweep', type=Path, required=True, help='sweep file')
-        add('--scale', default='', help='one of its scales')
-        add('--save', type=Path, required=True, help='folder for what is written')
+        add('--scale', default='', help='scale of the sweep')
+        add('--save', type=Path, required=True, help='output folder')
         if name == 'join':
             add('--output', type=Path, required=True, help='root of the run folders')
-            add('--folds', type=int, required=True, help='as ablate.py run --folds')
+            add('--folds', type=int, required=True, help='the same as for ablate.py run')
             add('--seeds', type=int, default=3, help='seeds 0 to N - 1')
             continue
         add('--predictions', type=Path, required=True, help='folder that join wrote')
         add('--labels', type=Path, required=True, help='CSV file with the labels of all images')
-        add(
-            '--scores', nargs='+', default=[], help='labels; mean: over those with enough positives'
-        )
-        add('--positives', type=int, default=20, help='that a label needs to be in the mean')
-        add('--resamples', type=int, default=10_000, help='draws of patients')
-        add('--seed', type=int, default=0, help='of the draws')
+        add('--scores', nargs='+', default=[], help="labels, or 'mean'; default: all")
+        add('--positives', type=int, default=20, help='positives that a label in the mean needs')
+        add('--resamples', type=int, default=10_000, help='number of resamples of the patients')
+        add('--seed', type=int, default=0, help='seed of the resamples')
     return parser.parse_args(argv)
 
 
 def join(args: argparse.Namespace) -> None:
-    """Write the joined predictions of every row whose folds have all finished."""
+    """Write the joined predictions of every row and seed whose folds have all finished."""
     sweep = load_sweep(args.sweep, args.scale)
     for row in sweep.rows:
         for seed in range(args.seeds):
             parts = [f'{part}/{args.folds}' for part in range(args.folds)]
             folders = [run_folder(args.output, 'finetune', row, seed, part) for part in parts]
             if missing := [folder for folder in folders if not is_finished(folder)]:
-                print(f'left out: {row.name} seed {seed}: {missing[0]} is not finished')
+                print(f'skipped {row.name} seed {seed}: {missing[0]} is not finished')
                 continue
             for kind, name in (('', row.name), ('_pixels', f'{PIXELS}_{row.subset}')):
                 files = [folder / f'predictions_valid{kind}.csv' for folder in folders]
@@ -89,32 +80,32 @@ def join(args: argparse.Namespace) -> None:
 
 
 def save_ranks(path: Path, files: Sequence[Path]) -> None:
-    """Write the predictions of all folds as ranks in (0, 1) within the fold; ties share a rank.
+    """Write the predictions of all folds as ranks in (0, 1) within their fold. Ties share a rank.
 
     Raises:
-        ValueError: If an image is in two folds, or the folds have other labels.
+        ValueError: If an image is in two folds, or the folds have different labels.
     """
     parts = [ranks(read_predictions(file)) for file in files]
     if len({tuple(part.columns) for part in parts}) > 1:
-        raise ValueError(f'{files[0]} and the files of the other folds have other labels')
+        raise ValueError(f'{files[0]} and the files of the other folds have different labels')
     joined = pd.concat(parts)
     if joined.index.duplicated().any():
         name = joined.index[joined.index.duplicated()][0]
-        raise ValueError(f'{name} is in two folds, one of which is that of {files[0]}')
+        raise ValueError(f'{name} is in two of the folds that begin with {files[0]}')
     text = joined.sort_index().to_csv(float_format='%.4g').encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, gzip.compress(text, mtime=0))  # the same bytes at any time
+    replace_file(path, gzip.compress(text, mtime=0))  # without a time, the file is reproducible
 
 
 def ranks(predictions: Predictions) -> pd.DataFrame:
-    """The rank of each prediction of a label among all, from 0 to 1; the index are the names."""
+    """Return the ranks of the predictions of each label, in (0, 1), indexed by image."""
     values = (rankdata(predictions.probabilities, axis=0) - 0.5) / len(predictions.names)
     index = pd.Index(predictions.names, name=predictions.key)
     return pd.DataFrame(values, index, predictions.labels)
 
 
 def table(args: argparse.Namespace) -> None:
-    """Write the table of each score as Markdown, and all figures as one CSV file."""
+    """Write a table of each score as Markdown and CSV files."""
     sweep = load_sweep(args.sweep, args.scale)
     samples = read_samples(args, [row.name for row in sweep.rows])
     rows = [*sweep_rows(sweep, samples)]
@@ -133,7 +124,7 @@ def table(args: argparse.Namespace) -> None:
 def read_samples(
     args: argparse.Namespace, names: Sequence[str]
 ) -> dict[str, dict[int, dict[str, np.ndarray]]]:
-    """Row -> seed -> score -> [1 + R] AUROC: of all patients, and of each resample."""
+    """Return row -> seed -> score -> [1 + R], the AUROC of all patients and of each resample."""
     found: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     draws: Resamples | None = None
     for file in sorted(args.predictions.glob('*_seed*.csv.gz')):
@@ -156,12 +147,12 @@ def read_samples(
         scores[MEAN] = np.mean([scores[label] for label in counted], axis=0)
         found.setdefault(name, {})[int(seed)] = scores
     if not found:
-        raise ValueError(f'{args.predictions} has no files of rows of {args.sweep}')
+        raise ValueError(f'{args.predictions} has no predictions of the rows of {args.sweep}')
     return found
 
 
 def sweep_rows(sweep: Sweep, samples: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Row and the row it is compared with, '' for none, each pair once; then the pixel floor."""
+    """Yield (row, labels, compared row or '') for each comparison, and then the pixel floor."""
     for row in sweep.rows:
         if row.name in samples:
             for other in row.against or ('',):
@@ -176,9 +167,9 @@ def compare_scores(
     samples: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
     score: str,
 ) -> list[dict[str, Any]]:
-    """The figures of every row and comparison for one score, corrected by Holm over all of them."""
-    figures = []
-    for name, subset, other in rows:
+    """Return a table row for each row and comparison, corrected by Holm over all comparisons."""
+    figures, parts = [], {}
+    for place, (name, subset, other) in enumerate(rows):
         values = np.array([scores[score] for scores in samples[name].values()])  # [seeds, 1 + R]
         low, high = interval(values.mean(axis=0)[1:])
         entry = {
@@ -195,37 +186,23 @@ def compare_scores(
         if other:
             seeds = [seed for seed in samples[name] if seed in samples[other]]
             paired = np.array([samples[name][s][score] - samples[other][s][score] for s in seeds])
-            mean = paired.mean(axis=0)
-            over_seeds, over_patients = t_interval(paired[:, 0]), interval(mean[1:])
-            entry |= {
-                'difference': mean[0],
-                'seeds_low': over_seeds[0],
-                'seeds_high': over_seeds[1],
-                'patients_low': over_patients[0],
-                'patients_high': over_patients[1],
-                'p': bootstrap_p(mean[1:]),
-            }
+            parts[place] = compare_over_seeds(paired[:, 0])
+            parts[place]['over_patients'] |= compare_over_patients(paired.mean(axis=0)[1:])
         figures.append(entry)
-    adjusted = holm([entry.get('p', np.nan) for entry in figures])
-    for entry, p_holm in zip(figures, adjusted, strict=True):
-        if entry['against']:
-            entry['p_holm'] = float(p_holm)
-            entry['verdict'] = verdict(
-                {
-                    'difference': entry['difference'],
-                    'over_seeds': {'low': entry['seeds_low'], 'high': entry['seeds_high']},
-                    'over_patients': {
-                        'low': entry['patients_low'],
-                        'high': entry['patients_high'],
-                        'p_holm': p_holm,
-                    },
-                }
-            )
+    correct_comparisons(list(parts.values()))
+    for place, part in parts.items():
+        figures[place] |= {
+            'difference': part['difference'],
+            **{f'seeds_{end}': part['over_seeds'][end] for end in ('low', 'high')},
+            **{f'patients_{end}': part['over_patients'][end] for end in ('low', 'high')},
+            **{name: part['over_patients'][name] for name in ('p', 'p_holm')},
+            'verdict': part['verdict'],
+        }
     return figures
 
 
 def page(score: str, figures: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> str:
-    """The table of a score as Markdown."""
+    """Return the table of a score as Markdown."""
 
     def bounds(entry: Mapping[str, Any], kind: str) -> str:
         return f'{shown(entry[f"{kind}low"], "+.3f")} to {shown(entry[f"{kind}high"], "+.3f")}'
@@ -246,12 +223,12 @@ def page(score: str, figures: Sequence[Mapping[str, Any]], args: argparse.Namesp
     compared = sum(bool(entry['against']) for entry in figures)
     mean = f'Mean: labels with at least {args.positives} positives. ' if score == MEAN else ''
     notes = (
-        'Each image is scored by a model that was not trained on its patient, by its rank within '
-        f'its fold. {mean}Mean ± standard deviation over seeds.',
-        f'Over patients: 95 % percentile interval of {args.resamples:,} draws of patients, seed '
-        f"{args.seed}. Over seeds: 95 % by Student's t. Verdict: above or below if both exclude 0 "
-        f'and the bootstrap p-value, corrected by Holm over the {compared} comparisons of this '
-        'table, is below 0.05.',
+        'Each image is scored by a model that was not trained on its patient, with the rank of the '
+        f'prediction within the fold. {mean}Mean ± standard deviation over seeds.',
+        f'Over patients: 95 % percentile interval from {args.resamples:,} resamples of the '
+        f"patients, seed {args.seed}. Over seeds: 95 % interval by Student's t. Verdict: above or "
+        'below if both intervals exclude 0 and the bootstrap p-value, corrected by Holm over the '
+        f'{compared} comparisons of this table, is below 0.05.',
         NOT_FOR_CLINICAL_USE,
     )
     return markdown_table(rows) + ''.join(f'\n- {note}' for note in notes) + '\n'

@@ -1,9 +1,9 @@
 """Check and measure this project on one GPU: bash scripts/gpu_check.sh [OUT].
 
-Each part runs in its own process with a time limit, and a part that fails stops no other. The
-checks come first; meanwhile the compiler fills its cache for the measurements, which run one at a
-time. On a CPU everything is tiny. OUT/gpu_check.json and OUT/gpu_check.md are written after each
-part.
+Each part runs in its own process with a time limit, and a failed part does not stop the others. The
+checks run first, several at a time, while the compiler fills its cache. Then the measurements run
+one at a time. On a CPU everything is tiny. OUT/gpu_check.json and OUT/gpu_check.md are updated
+after each part.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from scripts import benchmark
 
 ON_GPU = torch.cuda.is_available()
 TINY = 'swin_nano__demo/simmim_pretrain__swin_nano__img64_window4__demo'
-CONFIGS = {  # on a GPU, and on a CPU
+CONFIGS = {  # name -> (config on a GPU, config on a CPU)
     'swin': (
         'swin_base__chexpert_800ep/simmim_pretrain__swin_base__img192_window6__chexpert_800ep',
         TINY,
@@ -61,7 +61,7 @@ CONFIGS = {  # on a GPU, and on a CPU
         TINY,
     ),
 }
-# Compiles even a short run.
+# A run that is compiled although it is short.
 MAIN = """
 import sys
 import main_simmim
@@ -72,11 +72,11 @@ sys.exit(launch.launch('simmim', main_simmim.main, sys.argv[1:]))
 
 
 def training_args(name: str, batch_size: int, *opts: object) -> argparse.Namespace:
-    """Return what `benchmark` needs to know of a run of CONFIGS."""
+    """Return arguments of `benchmark` for an entry of CONFIGS."""
     stage = name if name in ('finetune', 'contrastive') else 'simmim'
     if stage == 'contrastive' and ON_GPU:
         opts = ('MODEL.TIMM.NAME', 'resnet50', *opts)
-    if name == 'swin' and not ON_GPU:  # transformers has no stage that is smaller than a window
+    if name == 'swin' and not ON_GPU:  # transformers needs stages at least as large as a window
         opts = ('MODEL.SWIN.WINDOW_SIZE', 2, *opts)
     cfg, steps = f'configs/{CONFIGS[name][0 if ON_GPU else 1]}.yaml', 10 if ON_GPU else 1
     size = batch_size if ON_GPU else 16
@@ -84,7 +84,7 @@ def training_args(name: str, batch_size: int, *opts: object) -> argparse.Namespa
 
 
 class HuggingFaceSwin(nn.Module):
-    """The SwinForMaskedImageModeling of transformers, of the size of a config."""
+    """SwinForMaskedImageModeling of transformers with the size of a config."""
 
     def __init__(self, config: Config) -> None:
         from transformers import SwinConfig, SwinForMaskedImageModeling
@@ -103,7 +103,7 @@ class HuggingFaceSwin(nn.Module):
 
 
 def run_steps(folder: Path, name: str, batch_size: int) -> dict:
-    """Measure training steps: the published way, ours, and once those of transformers."""
+    """Measure training steps of the published code and ours, and for Swin those of transformers."""
     args = training_args(name, batch_size)
     cases = benchmark.training_cases(args)
     if (name, batch_size) == ('swin', 128):
@@ -122,7 +122,7 @@ def compile_steps(folder: Path, name: str, batch_size: int) -> dict:
 
 
 def kernels(case: benchmark.Case) -> list[tuple[str, float]]:
-    """Return the most expensive kernels (on a CPU: operators) and their shares of the time."""
+    """Return the slowest kernels (operators on a CPU) and their shares of the time."""
     kind, key = ('CUDA', 'device') if ON_GPU else ('CPU', 'cpu')
     activity = getattr(torch.profiler.ProfilerActivity, kind)
     with torch.profiler.profile(activities=[activity]) as profile:
@@ -133,7 +133,7 @@ def kernels(case: benchmark.Case) -> list[tuple[str, float]]:
 
 
 def waits_for_gpu(case: benchmark.Case) -> str:
-    """Return the call of a step that waits for the GPU; '' if none does, or without a GPU."""
+    """Return the traceback of a call that waits for the GPU, or '' if there is none."""
     if ON_GPU:
         torch.cuda.set_sync_debug_mode('error')
     try:
@@ -149,7 +149,7 @@ def waits_for_gpu(case: benchmark.Case) -> str:
 
 
 def run_tests(folder: Path, words: list[str]) -> dict:
-    """Run tests; `values` are what they record."""
+    """Run tests and return the counts and the values that they record."""
     report, device = folder / 'report.xml', 'cuda' if ON_GPU else 'cpu'
     command = [sys.executable, '-m', 'pytest', '-q', '--all', f'--junitxml={report}']
     command += ['-p', 'no:cacheprovider', '--device', device, *words]
@@ -164,7 +164,7 @@ def run_tests(folder: Path, words: list[str]) -> dict:
 
 
 def wait_for_data(folder: Path) -> dict:
-    """Train about 300 steps from a packed store of phantoms and return the share of waiting."""
+    """Train about 300 steps from a packed store of phantoms, and return the waiting time."""
     patients, epochs, size, batch, workers = (
         (1200, 10, 256, 128, 8) if ON_GPU else (16, 2, 80, 8, 1)
     )
@@ -177,14 +177,14 @@ def wait_for_data(folder: Path) -> dict:
     command += ['EVAL.EVERY', epochs, 'SAVE_FREQ', epochs, 'DATA.NUM_WORKERS', workers]
     subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
     rows = read_metrics(output / 'simmim_pretrain' / 'x' / 'metrics.jsonl')
-    rows = [row for row in rows if row['epoch'] > 0]  # the first one starts workers and compiles
+    rows = [row for row in rows if row['epoch'] > 0]  # the first epoch starts workers and compiles
     waited, whole = (sum(row[key] for row in rows) for key in ('data_seconds', 'seconds'))
     rates = [round(row['images_per_second']) for row in rows]
     return {'values': {'share of time': waited / whole, 'images/s of epochs': rates}}
 
 
 def parts() -> tuple[dict[str, Callable], dict[str, Callable]]:
-    """Return the parts that run several at a time, and those that run alone."""
+    """Return the parts that run in parallel, and the parts that run alone."""
     runs, golden = 'tests/test_gpu_runs.py', ['models', 'training'] if ON_GPU else ['training']
     golden = [f'tests/test_parity_{name}.py' for name in golden]
     tests = {
@@ -211,7 +211,7 @@ def parts() -> tuple[dict[str, Callable], dict[str, Callable]]:
 
 
 def run_part(name: str, root: Path, seconds: float) -> dict:
-    """Run a part in a process of its own and return what it found."""
+    """Run a part in a separate process and return the result."""
     folder, start = Path(tempfile.mkdtemp(dir=root)), time.monotonic()
     if seconds < 5:
         return {'error': 'no time was left'}
@@ -223,7 +223,7 @@ def run_part(name: str, root: Path, seconds: float) -> dict:
             command, cwd=ROOT, env=cache | os.environ, stdout=log, stderr=log, check=False
         )
         log.seek(0)
-        late = f'\nlonger than {seconds:.0f} s' if done.returncode in (124, 137) else ''
+        late = f'\nstopped after {seconds:.0f} s' if done.returncode in (124, 137) else ''
         found = {'error': log.read()[-6000:] + late}
     if (folder / 'result.json').is_file():
         found = json.loads((folder / 'result.json').read_text('utf-8'))
@@ -231,7 +231,7 @@ def run_part(name: str, root: Path, seconds: float) -> dict:
 
 
 def table(found: dict) -> str:
-    """Return what the parts found as Markdown."""
+    """Return the results of all parts as Markdown."""
     where = ', '.join(found['environment']['gpus']) or 'no GPU: this says nothing about speed'
     lines = [f'{where}; torch {torch.__version__}, commit {found["commit"]}, {found["date"]}', '']
     lines += ['| part | case | images/s (range) | to published (range) | peak GiB | first turn s |']
@@ -257,11 +257,12 @@ def table(found: dict) -> str:
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('--output', required=True, type=Path, metavar='OUT')
-    parser.add_argument('--only', nargs='+', default=[''], metavar='X', help='parts, such as a c')
-    late = 'what has not begun by then is left out'
-    parser.add_argument('--minutes', default=9.2, type=float, metavar='N', help=late)
-    parser.add_argument('--part', help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add('--output', required=True, type=Path, metavar='OUT', help='output folder')
+    add('--only', nargs='+', default=[''], metavar='X', help='letters of parts, such as a c')
+    late = 'time limit; parts that have not begun by then are skipped'
+    add('--minutes', default=9.2, type=float, metavar='N', help=late)
+    add('--part', help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def all_files() -> dict[Path, str]:
-    """Every file to write, with its text."""
+    """Return path and text of every file to write."""
     files: dict[Path, str] = {}
     for path in sorted(FOLDER.rglob('*.yaml')):
         sweep = load_sweep(path)
@@ -38,7 +38,7 @@ def all_files() -> dict[Path, str]:
 
 
 def config_file(row: Row, stage: str) -> Path:
-    """The YAML file of a row's stage: the reference's, or the one next to it."""
+    """Return the YAML file for a stage of a row: the reference's, or one next to it."""
     reference = row.configs[stage]
     run = row.run if stage == 'finetune' else row.pretrain_run
     name = f'{reference.stem.rpartition("__")[0]}__{run}.yaml'
@@ -46,7 +46,7 @@ def config_file(row: Row, stage: str) -> Path:
 
 
 def script_text(sweep: Sweep, row: Row) -> str:
-    """The shell script of a row: what it runs with which configs, and the call of the launcher."""
+    """Return the shell script of a row, which calls the launcher."""
     path = sweep.path.with_name(f'{row.run}.sh')
     what = 'Reference' if row is sweep.reference else f'{sweep.title}: {row.name}'
     configs = ', '.join(config_file(row, stage).name for stage in row.stages)
@@ -60,7 +60,7 @@ def script_text(sweep: Sweep, row: Row) -> str:
 
 
 def yaml_text(sweep: Sweep, row: Row, stage: str) -> str:
-    """The YAML file of a row's stage: the reference's file and the changed options."""
+    """Return the YAML file for a stage of a row: the reference as BASE, and the changed options."""
     run = row.run if stage == 'finetune' else row.pretrain_run
     nested: dict[str, Any] = {}
     for key, value in row.changes[stage].items():

@@ -1,8 +1,8 @@
-"""Predict the labels of new images with a fine-tuned checkpoint; not for clinical use.
+"""Predict the labels of new images with a fine-tuned checkpoint. Not for clinical use.
 
 python scripts/predict.py IMAGE_OR_FOLDER ... --checkpoint C.pth --output F.csv [--maps LABEL ...]
 
-The exit code is 0; 1 with --skip-bad if an image was skipped; or 2 if nothing was written.
+Exit code: 0; 1 if an image was skipped (--skip-bad); 2 if nothing was written.
 """
 
 import argparse
@@ -36,16 +36,19 @@ from evaluation.inference import load_classifier, predict
 from evaluation.saliency import label_maps, plot_prediction, read_view
 from utils import read_checkpoint, trained_config
 
-MOST_IMAGES = 128  # in a batch, whatever the checkpoint says
-SKIPPED = 'skipped: '  # begins the note about an image that is skipped
-COLOURED = 'coloured'  # the note about an image that is read as grey
-NAMED = 3  # coloured images that are named
+MOST_IMAGES = 128  # maximum default batch size
+SKIPPED = 'skipped: '  # prefix of the note about a skipped image
+COLOURED = 'coloured'  # note about a coloured image that is read as grey
+NAMED = 3  # maximum number of coloured images in a message
 
 
 class ImageFiles(Dataset):
-    """Items (model input, note about the image, index), one per file.
+    """Data set of (model input, note about the image, index), one item per file.
 
-    With `skip_bad`, an image that cannot be used is replaced by a grey ramp, and its note says why.
+    Args:
+        paths: Image files.
+        config: Options of the run.
+        skip_bad: Whether an unusable image is replaced by a grey ramp, with the reason as note.
     """
 
     def __init__(self, paths: list[str], config: Config, *, skip_bad: bool) -> None:
@@ -71,7 +74,7 @@ class ImageFiles(Dataset):
 
 
 class ImageLoader(DataLoader):
-    """A loader with a progress bar, which keeps the notes about the images in `notes`."""
+    """Loader with a progress bar, which collects the notes about the images in `notes`."""
 
     notes: tuple[str, ...] = ()
 
@@ -90,15 +93,17 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='folders are searched recursively')
     add('--checkpoint', required=True, metavar='C.pth', help='checkpoint of main_finetune.py')
-    add('--output', required=True, type=Path, metavar='F.csv', help='F.json is also written')
-    what = 'predict a split of the data set in the folder, such as nih (see DATA.DATASET)'
-    add('--dataset', default='', metavar='NAME', help=what)
-    add('--split', default='test', choices=('train', 'valid', 'test'), help='of --dataset (test)')
+    output = 'file of probabilities; F.json is also written'
+    add('--output', required=True, type=Path, metavar='F.csv', help=output)
+    dataset = 'predict a split of this data set in the folder, such as nih (see DATA.DATASET)'
+    add('--dataset', default='', metavar='NAME', help=dataset)
+    split = 'split of --dataset (%(default)s)'
+    add('--split', default='test', choices=('train', 'valid', 'test'), help=split)
     add('--batch-size', type=int, help='images per batch (default: as in the run, at most 128)')
     add('--num-workers', type=int, help='processes that load images (default: as in the run)')
     add('--maps', nargs='+', default=[], metavar='LABEL',
-        help='also write F_maps/: a figure per image with Grad-CAM of these labels')  # fmt: skip
-    add('--skip-bad', action='store_true', help='skip images that cannot be used, and list them')
+        help='also write a figure per image with Grad-CAM of these labels to F_maps/')  # fmt: skip
+    add('--skip-bad', action='store_true', help='skip unusable images and list them')
     add('--device', type=_device, help='cpu, cuda or cuda:N (default: a GPU if there is one)')
     args = parser.parse_args(arguments)
     if args.output.suffix.lower() != '.csv':
@@ -112,15 +117,18 @@ def _device(text: str) -> torch.device:
     gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
     if text not in ('cpu', *gpus, *(['cuda'] if gpus else [])):
         raise argparse.ArgumentTypeError(
-            f'must be cpu, cuda or cuda:N, got {text!r}; PyTorch finds {len(gpus)} GPUs here'
+            f'must be cpu, cuda or cuda:N, got {text!r}; PyTorch finds {len(gpus)} GPUs'
         )
     return torch.device(text)
 
 
 def list_images(places: list[str], dataset: str = '', split: str = 'test') -> list[str]:
-    """The given files and the images of the given folders, sorted; each once.
+    """List image files and the images in folders, each only once.
 
-    The images of a folder are all below it, or those of a split of a data set.
+    Args:
+        places: Files and folders.
+        dataset: Data set in the folders; '' for all images below them.
+        split: Split of the data set.
     """
     found = []
     for place in places:
@@ -136,7 +144,7 @@ def list_images(places: list[str], dataset: str = '', split: str = 'test') -> li
 
 
 def read_config(path: str) -> Config:
-    """The options of the run that wrote a checkpoint."""
+    """Return the options of the run that wrote a fine-tuned checkpoint."""
     is_classifier = 'head.weight' in read_checkpoint(path)['model']
     config = trained_config(path, 'finetune') if is_classifier else None
     if config is None:
@@ -145,16 +153,16 @@ def read_config(path: str) -> Config:
 
 
 def predict_images(args: argparse.Namespace) -> int:
-    """Write the predictions, report what is wrong with images, and return the exit code."""
+    """Write the predictions, report problems with images, and return the exit code."""
     config, paths = read_config(args.checkpoint), list_images(args.images, args.dataset, args.split)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     device = args.device or local_device()
     model = load_classifier(config, args.checkpoint, device, logging.getLogger('predict'))
     labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
     if unknown := set(args.maps) - set(labels):
-        raise ValueError(f'--maps must name labels of {", ".join(labels)}; got {sorted(unknown)}')
+        raise ValueError(f'--maps must be labels of {", ".join(labels)}; got {sorted(unknown)}')
     if args.maps and model.saliency_layer() is None:
-        raise ValueError(f'--maps: {args.checkpoint} has no layer whose features could be shown')
+        raise ValueError(f'--maps: {args.checkpoint} has no layer for saliency maps')
     data, workers = config.DATA, args.num_workers
     workers = min(data.NUM_WORKERS, os.cpu_count()) if workers is None else workers
     allow_open_files(workers, per_worker=LOADER_FILES)
@@ -185,14 +193,14 @@ def predict_images(args: argparse.Namespace) -> int:
         names = ', '.join(coloured[:NAMED]) + (' ...' if len(coloured) > NAMED else '')
         print(f'warning: {len(coloured)} coloured image(s) read as grey: {names}', file=sys.stderr)
     rest = f'; {sum(skipped)} were skipped' if any(skipped) else ''
-    print(f'probabilities for {len(used)} images in {args.output}{rest}. Not for clinical use.')
+    print(f'{args.output}: probabilities of {len(used)} images{rest}. Not for clinical use.')
     return int(any(skipped))
 
 
 def write_figures(
     args: argparse.Namespace, config: Config, model: nn.Module, probabilities: pd.DataFrame
 ) -> None:
-    """Write a figure per image (index of the table): Grad-CAM of --maps and all probabilities."""
+    """Write a figure per image with Grad-CAM of the labels in --maps and all probabilities."""
     folder = args.output.with_name(f'{args.output.stem}_maps')
     view, device = EvalTransform(config), next(model.parameters()).device
     bar = tqdm(probabilities.iterrows(), 'maps', len(probabilities), unit='image', disable=None)

@@ -3,8 +3,8 @@
 python scripts/pseudo_label.py --cfg configs/... --data-path DIR --output D [--pretrained CKPT]
     --rounds 3 --keep threshold --confidence 0.9 [--all-labels] --opts DATA.TRAIN_FRACTION 0.1
 
-The patients outside DATA.TRAIN_FRACTION (or DATA.TRAIN_IMAGES) count as unlabelled. The same
-command resumes after a stop. The results are D/rounds.md and D/rounds.csv.
+Patients outside DATA.TRAIN_FRACTION (or DATA.TRAIN_IMAGES) count as unlabelled. After a stop, the
+same command resumes. The results are in D/rounds.md and D/rounds.csv.
 """
 
 import argparse
@@ -24,19 +24,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('--cfg', required=True, metavar='FILE', help='YAML of fine-tuning')
+    add('--cfg', required=True, metavar='FILE', help='YAML file of fine-tuning')
     add('--data-path', required=True, metavar='DIR', help='root folder of the data')
     add('--output', required=True, metavar='D', help='folder of all rounds')
-    add('--pretrained', default='', metavar='CKPT', help='what every round starts from')
-    add('--rounds', type=int, default=3, metavar='R', help='at most, after round 0 (%(default)s)')
-    add('--keep', choices=KEEP, default='threshold', help='what is kept (%(default)s)')
-    add('--confidence', type=float, default=0.9, metavar='C',
-        help='share of the errors at the base rate that must be gone (%(default)s)')  # fmt: skip
+    add('--pretrained', default='', metavar='CKPT', help='checkpoint that every round starts from')
+    add('--rounds', type=int, default=3, metavar='R',
+        help='maximum number of rounds after round 0 (%(default)s)')  # fmt: skip
+    add('--keep', choices=KEEP, default='threshold',
+        help='rule that selects predictions (%(default)s)')  # fmt: skip
+    add('--confidence', type=float, default=0.9, metavar='C', help='required reduction of the '
+        'errors, as a share of the errors at the base rate (%(default)s)')  # fmt: skip
     add('--all-labels', action='store_true', help='also run with the real labels of all patients')
     add('--equal-steps', action='store_true',
-        help='fewer epochs if there are more images: about the steps of round 0')  # fmt: skip
-    add('--processes', type=int, default=1, help='of a run: the GPUs it takes (%(default)s)')
-    add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options over the YAML file')
+        help='fewer epochs with more images, for about the same number of steps')  # fmt: skip
+    add('--processes', type=int, default=1, help='processes (GPUs) of a run (%(default)s)')
+    add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='pairs of key and value')
     args = parser.parse_args(argv)
     if min(args.rounds, args.processes) < 1:
         parser.error('--rounds and --processes must be at least 1')

@@ -2,13 +2,13 @@
 
 python scripts/reproduce.py RUN_DIR [--data-path DIR] [--output OUT] [--tolerance 0.001]
 
-RUN_DIR is the folder of the run. The run is repeated from its config.yaml and its pre-trained
-weights, with as many processes and threads, in its own folder; nothing in RUN_DIR changes. Call
-the script where the run was started if its config contains relative paths. Afterwards the script
-prints how code, packages, machine, data and weights differ from those of the run, and compares the
-metrics of each epoch, the scores and the weights, but not the timings.
+The run in the folder RUN_DIR is repeated in another folder from its config.yaml and pre-trained
+weights, with the same number of processes and threads. If config.yaml contains relative paths, call
+the script where the run was started. Afterwards the script prints the differences in code,
+packages, machine, data and weights, and compares the metrics of each epoch, the scores and the
+weights, but not the timings.
 
-Exit code 0: identical, or within the tolerance; 1: different; 2: the runs cannot be compared.
+Exit code: 0 if identical or within the tolerance; 1 if different; 2 if the runs cannot be compared.
 """
 
 import argparse
@@ -40,15 +40,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     add = parser.add_argument
     add('run_dir', type=Path, help='folder of the run')
-    add('--data-path', help='folder of the data now; default: that of the run')
-    add('--pretrained', help='file of the weights now; default: that of the run')
-    add('--output', type=Path, help='keep the repeated run below this folder; default: remove it')
+    add('--data-path', help='new folder of the data (default: as in the run)')
+    add('--pretrained', help='new path of the pre-trained weights (default: as in the run)')
+    add('--output', type=Path, help='folder to keep the repeated run in (default: remove it)')
     add(
         '--tolerance',
         type=float,
         default=0.0,
         metavar='X',
-        help='a metric may differ by X, above 1 by X times its value; with X above 0 the weights '
+        help='allowed difference of a metric, relative for values above 1; above 0 the weights '
         'may differ (default: 0, everything must be identical)',
     )
     args = parser.parse_args(argv)
@@ -67,31 +67,31 @@ def main(args: argparse.Namespace) -> int:
 
 
 def reproduce(args: argparse.Namespace, output: Path) -> int:
-    """Repeat the run below `output` and print how it differs; returns 0 or 1."""
+    """Repeat the run below `output`, print the differences, and return the exit code."""
     record = read_record(args.run_dir)
     if record is None or not record.get('finished'):
-        raise ValueError(f'{args.run_dir / RECORD_FILE}: there is no finished run')
+        raise ValueError(f'{args.run_dir / RECORD_FILE} does not describe a finished run')
     flags = repeat_flags(args, record, output)
     config = get_config(build_parser(record['stage']).parse_args(flags))
     folder = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f'--output: {folder} already holds a run; choose another folder')
+        raise ValueError(f'--output: {folder} already contains a run; choose another folder')
     repeat(record, flags)
     changes = run_changes(record, read_record(folder))
     if len({(start.get('code'), start.get('data')) for start in record['starts']}) > 1:
-        changes.append('the run itself resumed with other code or data')
+        changes.append('the original run resumed with other code or data')
     for change in changes:
-        print(f'differs from the run: {change}')
+        print(f'changed: {change}')
     if not changes:
-        print('code, packages, machine, data and pre-trained weights are those of the run')
+        print('code, packages, machine, data and pre-trained weights are unchanged')
     last = checkpoint_name(config.TRAIN.EPOCHS - 1)
     return report(compare(args.run_dir, folder, (last, BEST_CHECKPOINT)), args.tolerance)
 
 
 def repeat_flags(args: argparse.Namespace, record: dict[str, Any], output: Path) -> list[str]:
-    """The command-line flags of the main that repeat the run."""
+    """Return the command-line flags that repeat the run."""
     resumed_from = str(record['starts'][0].get('resumed_from') or '')
-    if resumed_from == Path(resumed_from).name:  # its own checkpoint: repeat all of it
+    if resumed_from == Path(resumed_from).name:  # the run's own checkpoint: repeat the whole run
         resumed_from = ''
     flags = ['--cfg', str(args.run_dir / OPTIONS_FILE), '--output', str(output)]
     flags += ['--resume', os.path.expanduser(resumed_from)]
@@ -100,7 +100,7 @@ def repeat_flags(args: argparse.Namespace, record: dict[str, Any], output: Path)
 
 
 def repeat(record: dict[str, Any], flags: list[str]) -> None:
-    """Run the main to its end, with as many processes and threads as the run had."""
+    """Run the main script with the number of processes and threads of the original run."""
     command, processes = [sys.executable], record['processes']
     if processes > 1:
         command += ['-m', 'torch.distributed.run', '--standalone']
@@ -114,10 +114,10 @@ def repeat(record: dict[str, Any], flags: list[str]) -> None:
 
 
 def compare(before: Path, after: Path, checkpoints: tuple[str, ...]) -> dict[str, float]:
-    """The largest difference of each metric, and of the weights in each checkpoint."""
+    """Return the largest difference of each metric and of the weights in each checkpoint."""
     old, new = (dict(_results(folder, checkpoints)) for folder in (before, after))
     if not old:
-        raise ValueError(f'{before} holds no metrics and no weights to compare')
+        raise ValueError(f'{before} contains neither metrics nor weights')
     differences: dict[str, float] = {}
     for name, place in {**old, **new}:
         amount = difference(old.get((name, place)), new.get((name, place)))
@@ -126,7 +126,7 @@ def compare(before: Path, after: Path, checkpoints: tuple[str, ...]) -> dict[str
 
 
 def difference(old: Any, new: Any) -> float:
-    """The difference of two values, as a fraction of the first one where that is above 1.
+    """Return the difference of two values, relative to the first value if that is above 1.
 
     Values that cannot be subtracted differ by infinity.
     """
@@ -145,7 +145,7 @@ def difference(old: Any, new: Any) -> float:
 
 
 def report(differences: dict[str, float], tolerance: float) -> int:
-    """Print all differences and the verdict; returns 1 if one exceeds the tolerance."""
+    """Print all differences and the verdict, and return 1 if one exceeds the tolerance."""
     for name, amount in sorted(differences.items(), key=lambda item: -item[1]):
         if amount:
             print(f'differs: {name}: {amount:.3g}')
@@ -164,7 +164,7 @@ def report(differences: dict[str, float], tolerance: float) -> int:
 
 
 def _results(folder: Path, checkpoints: tuple[str, ...]) -> Iterator[tuple[tuple[str, str], Any]]:
-    """Every metric, score and weight of a run: its name and its place, and the value."""
+    """Yield ((name, place), value) for every metric, score and weight of a run."""
     metrics, scores = folder / 'metrics.jsonl', folder / 'scores.json'
     for record in read_metrics(metrics) if metrics.is_file() else ():
         for name, value in _flat(record):
@@ -180,7 +180,7 @@ def _results(folder: Path, checkpoints: tuple[str, ...]) -> Iterator[tuple[tuple
 
 
 def _flat(value: Any, name: str = '') -> Iterator[tuple[str, Any]]:
-    """Names such as 'test selected auroc Edema' with the values that are not dictionaries."""
+    """Yield the values of nested dictionaries with names such as 'test selected auroc Edema'."""
     if not isinstance(value, dict):
         yield name.strip(), value
         return

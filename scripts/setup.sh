@@ -1,17 +1,17 @@
-# Sourced by the other scripts: makes .venv and installs a requirements file, once.
-# setup REQUIREMENTS_FILE; PYTHON names the interpreter (default python3, 3.10 to 3.13).
+# Other scripts source this file. `setup REQUIREMENTS_FILE` creates .venv and installs the file, once.
+# PYTHON is the interpreter (default python3, 3.10 to 3.13).
 
 setup() {
     local requirements=$1 python=${PYTHON:-python3} stamp sum
     "$python" - <<'PY' || return 1
 import sys
 if not (3, 10) <= sys.version_info[:2] <= (3, 13):
-    sys.exit(f'error: Python 3.10 to 3.13 is needed, {sys.executable} is '
-             f'{sys.version.split()[0]}; name another with PYTHON=...')
+    sys.exit(f'error: Python 3.10 to 3.13 is needed, but {sys.executable} is '
+             f'{sys.version.split()[0]}: choose another with PYTHON=...')
 PY
     stamp=.venv/.installed-${requirements%.txt}
     sum=$(cat requirements*.txt | cksum)
-    # requirements-dev.txt installs requirements.txt too.
+    # requirements-dev.txt also installs requirements.txt.
     if grep -qx "$sum" "$stamp" .venv/.installed-requirements-dev 2>/dev/null; then
         echo "set-up: .venv is up to date"
         return 0

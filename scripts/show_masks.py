@@ -1,4 +1,4 @@
-"""Draw one X-ray under every type of mask, at several unit sizes and ratios.
+"""Draw an X-ray under every type of mask with several unit sizes and ratios.
 
 python scripts/show_masks.py --image FILE --output FILE.png [--size 192 --patch 4]
 """
@@ -28,27 +28,27 @@ DPI = 160
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add('--image', required=True, help='an X-ray')
-    add('--output', required=True, type=Path, help='the image file to write, .png')
+    add('--image', required=True, help='file of an X-ray')
+    add('--output', required=True, type=Path, help='.png file to write')
     add('--size', type=int, default=192, help='side of the model input in pixels')
     add('--patch', type=int, default=4, help='side of a token in pixels')
-    add('--units', type=int, nargs='+', default=[16, 32], help='sides of a masking unit in pixels')
-    add('--ratios', type=float, nargs='+', default=[0.3, 0.6, 0.8], help='shares of units hidden')
-    add('--seed', type=int, default=0, help='another seed, other masks')
+    add('--units', type=int, nargs='+', default=[16, 32], help='sides of a mask unit in pixels')
+    add('--ratios', type=float, nargs='+', default=[0.3, 0.6, 0.8], help='shares of hidden units')
+    add('--seed', type=int, default=0, help='seed of the masks')
     return parser.parse_args()
 
 
 def cover(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:  # [S, S, 3] uint8
-    """The image with its hidden tokens in one flat colour."""
+    """Return the image with all hidden tokens in one colour."""
     scale = len(pixels) // len(mask)
     hidden = mask.repeat(scale, axis=0).repeat(scale, axis=1)[..., None]
     return np.where(hidden, HIDDEN_COLOUR, pixels[..., None]).round().astype(np.uint8)
 
 
 def draw_grid(pixels: np.ndarray, args: argparse.Namespace) -> Figure:
-    """Types downwards, unit sizes and ratios across, the image itself on the left.
+    """Draw a row per mask type, a column per unit size and ratio, and the image on the left.
 
-    A line for each mask tells how far its hidden pixels lie from visible ones.
+    The mean distance from hidden to visible pixels of each mask is printed.
     """
     columns = [(unit, ratio) for unit in args.units for ratio in args.ratios]
     width, height = (len(columns) + 1.1) * CELL_INCHES, len(MASKS) * CELL_INCHES * 1.12 + 0.3

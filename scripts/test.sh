@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# All tests on a fresh machine: makes .venv, installs the requirements, runs pytest.
+# Create .venv, install the requirements and run pytest.
 #   bash scripts/test.sh            the fast suite (about 2.5 minutes on 2 cores)
 #   bash scripts/test.sh --all      also the tests marked slow (about 10 minutes)
-# Further arguments go to pytest, which uses one process per core (-n 0: only one). Slow tests marked
-# alone, which measure memory or wait for deadlines, run one by one after the others.
+# Other arguments go to pytest, which uses one process per core (-n 0: only one). Tests marked slow
+# and alone, which measure memory or wait for deadlines, run one by one after the others.
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
 setup requirements-dev.txt
 start=$SECONDS
-export OMP_NUM_THREADS=1 # tiny models: more threads only wait for each other
-unset PYTHONDONTWRITEBYTECODE # or each process of the tests compiles every module again
+export OMP_NUM_THREADS=1 # with tiny models, more threads only wait for each other
+unset PYTHONDONTWRITEBYTECODE # otherwise each test process compiles every module again
 echo "tests: running (a few minutes on 2 cores)"
 parallel=(-n auto --maxprocesses 8 --dist worksteal)
 if [[ " $* " == *' --all '* ]]; then

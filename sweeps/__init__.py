@@ -1,1 +1,1 @@
-"""Sweeps: many runs around a question, and the tables and figures of what they came to."""
+"""Sweeps: groups of runs that are compared with each other, and their tables and figures."""

@@ -1,4 +1,4 @@
-"""What a sweep costs, before it starts: runs, GPU hours and disk space."""
+"""Estimate the cost of a sweep before it starts: runs, GPU hours and disk space."""
 
 import json
 import logging
@@ -18,8 +18,8 @@ from logger import read_metrics
 from sweeps.files import ROOT, SECTIONS, Job, Scale, without_cache
 from sweeps.runner import folder_state
 
-EVALUATION = 1 / 3  # of a training step: the time of a held-out image
-# Options that decide how many images a run trains on, and how large its checkpoints are.
+EVALUATION = 1 / 3  # time of an evaluated image, as a share of the time of a training image
+# Options that decide how many images a run trains on.
 SOURCE_KEYS = ('DATASET', 'DATA_PATH', 'FOLD')
 IMAGE_KEYS = ('VIEWS', 'HOLDOUT_FRACTION', 'TRAIN_FRACTION', 'TRAIN_IMAGES', 'TASK', 'BLANK')
 
@@ -32,15 +32,16 @@ def describe_budget(
     *,
     each: bool = False,
 ) -> Iterator[str]:
-    """Lines about the runs of a plan: how many, how long they take, and what they leave on disk.
+    """Yield lines about the number of runs of a plan, their GPU hours and their disk space.
 
     Args:
-        jobs: The runs.
-        given: Images per second of a GPU in pre-training and in fine-tuning, or one for both; by
-            default the medians of the plan's finished runs, or what the scale states.
+        jobs: Runs of the plan.
+        given: Images per second per GPU in pre-training and fine-tuning, or one number for both.
+            If empty, the medians of the finished runs or the numbers of the scale are used.
         scale: Scale of the sweep.
-        logger: Takes remarks about the data.
-        each: Also the state, config, options and GPU hours of every run, but nothing of the disk.
+        logger: Receives remarks about the data.
+        each: Whether to yield state, config, options and GPU hours of every run instead of the
+            disk space.
 
     Raises:
         ValueError: If the data cannot be read.
@@ -57,7 +58,7 @@ def describe_budget(
         for job in members if each else ():
             words = job.arguments[job.arguments.index('--opts') + 1 :]
             time = images[job.folder] / rate / 3600 if rate else math.nan
-            time = 'not known' if math.isnan(time) else f'{time:,.2f} GPU hours'
+            time = 'unknown' if math.isnan(time) else f'{time:,.2f} GPU hours'
             yield f'{jobs.index(job):4d}  {job.name:<50} {states[job.folder]:<12} {time}'
             yield f'      {os.path.relpath(job.arguments[2], ROOT)}: {" ".join(words)}'
         left = [job for job in members if job not in finished]
@@ -68,40 +69,40 @@ def describe_budget(
             hours.append(total / rate / 3600 if rate else math.nan)
         if left and not math.isnan(hours[-1]):
             source = 'measured' if measured else 'stated'
-            line += f', {hours[-1]:,.1f} GPU hours at {source} {rate:,.0f} images/s of a GPU'
+            line += f', {hours[-1]:,.1f} GPU hours at {rate:,.0f} images/s per GPU ({source})'
         yield line
     if any(map(math.isnan, images.values())):
-        yield 'GPU hours: not known without --data-path, from which images are counted'
+        yield 'GPU hours: unknown, because counting the images needs --data-path'
     elif any(map(math.isnan, hours)):
-        yield 'GPU hours: not known. Finish a run of each stage, or give --images-per-second (as '
-        yield 'reported by --check of a main script, divided by the number of GPUs)'
+        yield 'GPU hours: unknown. Finish a run of each stage, or give --images-per-second (as '
+        yield 'reported by --check of a main script, divided by the number of GPUs).'
     else:
         yield (
-            f'GPU hours: {sum(hours):,.1f}, computed, not measured (the time of scoring and '
-            'reports is not included)'
+            f'GPU hours: {sum(hours):,.1f}, computed, not measured (without the time of scoring '
+            'and reports)'
         )
     if not each:
         yield from _describe_disk(jobs)
 
 
 def images_of(jobs: Sequence[Job], scale: Scale, logger: logging.Logger) -> dict[Path, float]:
-    """Images that each run processes; a held-out image counts as EVALUATION.
+    """Count the images that each run processes, with EVALUATION for each held-out image.
 
-    Without data they follow from the number of training images that the sweep file states; NaN if
-    it states none.
+    Without --data-path, the counts are computed from the number of training images in the sweep
+    file. They are NaN if the sweep file has no such number.
     """
     if not jobs[0].config.DATA.DATA_PATH:
         return {job.folder: _stated_images(job, scale.training_images) for job in jobs}
     read: dict[tuple, Records] = {}
     known: dict[tuple, float] = {}
     found = {}
-    for job in reversed(jobs):  # from a fine-tuning on: with labels
+    for job in reversed(jobs):  # fine-tuning comes first and reads the labels
         source = tuple(job.config.DATA[name] for name in SOURCE_KEYS)
         if source not in read:
             read[source] = read_split(without_cache(job.config), 'train', logger)
         records = read[source]
         key = (job.stage, *source, *(job.config.DATA[name] for name in IMAGE_KEYS))
-        if key not in known:  # the seed changes a subset by few images
+        if key not in known:  # another seed changes the number only slightly
             train, holdout, _ = split_patients(job.config, records)
             if job.stage == 'finetune':
                 held_out = EVALUATION * len(holdout) / job.config.EVAL.EVERY
@@ -125,7 +126,7 @@ def _stated_images(job: Job, totals: Mapping[str, int]) -> float:
 
 
 def measured_rate(finished: Sequence[Job]) -> float | None:
-    """Median images per second of a GPU in these runs; None if it is not known."""
+    """Return the median images per second per GPU of finished runs, or None if unknown."""
     rates = []
     for job in finished:
         processes = (read_record(job.folder) or {}).get('processes', 1)
@@ -136,7 +137,7 @@ def measured_rate(finished: Sequence[Job]) -> float | None:
 
 
 def kept_checkpoints(stage: str, config: Config) -> int:
-    """Checkpoints that a finished run leaves."""
+    """Return the number of checkpoints that a finished run keeps."""
     if stage == 'finetune' and config.FINETUNE.MODE in PROBES:
         return 0
     epochs = config.TRAIN.EPOCHS
@@ -145,7 +146,7 @@ def kept_checkpoints(stage: str, config: Config) -> int:
 
 
 def checkpoint_sizes(jobs: Sequence[Job]) -> list[int]:
-    """Bytes of a checkpoint of each run."""
+    """Return the size of a checkpoint of each run in bytes."""
     models = [(job.stage, job.config.MODEL.dump(), job.config.CONTRASTIVE.dump()) for job in jobs]
     first = {model: job for model, job in zip(models[::-1], jobs[::-1], strict=True)}
     texts = [[job.stage, config_text(job.config)] for job in first.values()]

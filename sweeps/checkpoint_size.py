@@ -1,7 +1,7 @@
-"""Bytes of a checkpoint of each run: `python -m sweeps.checkpoint_size`, for sweeps.budget.
+"""Compute the checkpoint sizes of runs for sweeps.budget: `python -m sweeps.checkpoint_size`.
 
-It is a process of its own, because it needs torch, which scripts/ablate.py does not import.
-Standard input is a JSON list of [stage, text of config.yaml], and the output a JSON list of bytes.
+This is a separate process, because it needs torch and scripts/ablate.py does not import it. The
+input is a JSON list of [stage, text of config.yaml], and the output a JSON list of bytes.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Sweep files and what they stand for: rows, options, run folders and the runs of a sweep.
+"""Sweep files, and the rows, options, run folders and runs that they define.
 
 There are two kinds of sweep file. An ablation has rows that change a few options of a reference
 (`scripts/ablations/*.yaml`). A comparison of methods has YAML files for each method and fine-tunes
@@ -33,21 +33,21 @@ from config import (
     put,
     value_at,
 )
-from engine.downloads import is_address
+from engine.downloads import is_url
 from engine.files import checkpoint_name
 from engine.run_record import OPTIONS_FILE, run_changes
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ('simmim', 'contrastive', 'finetune')
 MAINS = {stage: f'main_{stage}.py' for stage in STAGES}
-# Section of a sweep file for each stage, and MODEL.NAME of a stage, which names its folder.
+# Section of a sweep file for each stage, and MODEL.NAME of each stage, which is also its folder.
 SECTIONS = {'simmim': 'pretrain', 'contrastive': 'pretrain', 'finetune': 'finetune'}
 MODEL_NAMES = {
     'simmim': 'simmim_pretrain',
     'contrastive': 'contrastive_pretrain',
     'finetune': 'simmim_finetune',
 }
-# How a comparison of methods gives subsets of the labels, and the option that sets them.
+# Section of a comparison of methods with the subsets of the labels -> option that selects them.
 SUBSETS = {'shares': 'DATA.TRAIN_FRACTION', 'images': 'DATA.TRAIN_IMAGES'}
 GPUS_SHOWN = 8
 MASK_KEYS = {'DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO'}
@@ -56,9 +56,9 @@ SOFT_TARGETS = 'DATA.SELF_TRAIN_PREDICTIONS'
 ABLATION_KEYS = {'title', 'reference', 'keys', 'rows'}
 METHODS_KEYS = {'title', 'reference', 'methods'}
 FREE_KEYS = {'published', 'scores', 'split'}
-SELECTED = ('rows', 'methods', *SUBSETS)  # sections of which a scale selects some
+SELECTED = ('rows', 'methods', *SUBSETS)  # sections from which a scale selects entries
 SCALE_KEYS = {'seeds', 'pretrain', 'finetune', 'images_per_second', 'training_images'}
-REPLACED = ('reference', 'published')  # whole values that a scale replaces
+REPLACED = ('reference', 'published')  # values that a scale replaces entirely
 ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights', 'against'}
 # Keys whose values are names, or lists of names.
@@ -73,17 +73,17 @@ class Row:
 
     Attributes:
         name: Name in the sweep, such as '0.1'.
-        run: Name of its fine-tuning's folder and of its script, such as 'mask_ratio_0.1'.
-        configs: For each stage of the row the YAML file under its changes.
-        changes: For each stage the changed options, by key.
+        run: Name of the fine-tuning run and of its script, such as 'mask_ratio_0.1'.
+        configs: Stage -> YAML file.
+        changes: Stage -> options that the row changes, by key.
         pretrain_run: Name of the pre-training run, which several rows may share.
-        weights: Environment variable that names the checkpoint the row starts from, or ''.
-        learns_from: Row whose predictions on the training images are this row's targets, or ''.
-        against: Rows of which this one is compared with the best on held-out patients, often only
-            one; () for rows that others are compared with.
+        weights: Environment variable with the checkpoint that the row starts from, or ''.
+        learns_from: Row whose predictions on the training images are the targets, or ''.
+        against: Rows to compare with, usually one. Of several, the best on held-out patients is
+            used. () if this row is only a reference for others.
         method: Name of the method in a comparison of methods, or ''.
-        subset: Share or number of labelled images as in the file, or ''.
-        shared: Options of all rows at a scale, by section; `changes` are put over them.
+        subset: Share or number of labelled images as written in the file, or ''.
+        shared: Section -> options that a scale sets for all rows. `changes` override them.
     """
 
     name: str
@@ -99,30 +99,31 @@ class Row:
     shared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def options(self, stage: str) -> dict[str, Any]:
-        """All options that are put over the YAML file of a stage."""
+        """Return all options that override the YAML file of a stage."""
         return {**self.shared.get(SECTIONS[stage], {}), **self.changes[stage]}
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages of the row in their order."""
+        """Return the stages of the row in the order in which they run."""
         return tuple(stage for stage in STAGES if stage in self.configs)
 
     @property
     def pretraining(self) -> str:
-        """The stage of its pre-training; '' without one."""
+        """Return the pre-training stage of the row, or '' if it has none."""
         return self.stages[0] if len(self.stages) > 1 else ''
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a scale of a sweep sets for all rows; everything is optional.
+    """Settings of a scale for all rows of a sweep.
 
     Attributes:
-        seeds: Number of seeds; 0: as the command says.
-        options: Options put over the YAML files of all rows, by section.
-        images_per_second: Of a GPU in pre-training and in fine-tuning, or one number for both.
-        training_images: Images of the training CSV by DATA.VIEWS. With `images_per_second` it
-            allows an estimate of the time without the data.
+        seeds: Number of seeds; 0 for the number in the command.
+        options: Section -> options that override the YAML files of all rows.
+        images_per_second: Images per second per GPU in pre-training and fine-tuning, or one number
+            for both.
+        training_images: DATA.VIEWS -> number of images in the training CSV. With
+            `images_per_second` it allows an estimate of the time without the data.
     """
 
     seeds: int = 0
@@ -137,17 +138,17 @@ class Sweep:
 
     Attributes:
         name: Name of the file without suffix, such as 'mask_ratio'.
-        path: The sweep file.
-        title: What is varied.
+        path: Sweep file.
+        title: Name of the varied option for readers.
         rows: Rows in the order of the file.
-        reference: The row that others are compared with unless they name another one: the row
-            that changes nothing or that `reference` names, or the method with the most labels.
-        published: `source`, `measure`, `note` and `values` by row name: context, not a comparison.
-            With a `label` only for runs that learned this label.
+        reference: Row that other rows are compared with by default: the row that changes nothing
+            or that `reference` selects, or the method with the most labels.
+        published: `source`, `measure`, `note` and `values` by row name, shown as context only.
+            With `label`, they are shown only for runs that learned this label.
         subsets: 'shares' or 'images' in a comparison of methods, '' in an ablation.
-        scores: Scores of its table by default; () for the usual one.
-        split: Split that is compared by default; '' for the first that the runs were scored on.
-        scale: What the chosen scale sets.
+        scores: Default scores of the table; () for the mean over the labels.
+        split: Default split of the table; '' for the first split that the runs were scored on.
+        scale: Settings of the selected scale.
     """
 
     name: str
@@ -163,13 +164,13 @@ class Sweep:
 
     @property
     def keys(self) -> list[str]:
-        """All options that rows change."""
+        """Return all options that rows change."""
         changes = (options for row in self.rows for options in row.changes.values())
         return sorted({key for options in changes for key in options})
 
     @property
     def mask_rows(self) -> list[Row]:
-        """The rows with SimMIM that change nothing but the masks."""
+        """Return the SimMIM rows that only change the masks."""
         rows = [row for row in self.rows if row.pretraining == 'simmim' and not row.weights]
         return [
             row for row in rows if {*row.changes['simmim'], *row.changes['finetune']} <= MASK_KEYS
@@ -182,14 +183,15 @@ class Job:
 
     Attributes:
         stage: 'simmim', 'contrastive' or 'finetune'.
-        run: Name of its folder without the seed.
+        run: Name of the run folder without the seed.
         seed: SEED.
         folder: Run folder.
         arguments: Script and flags, for python or torchrun.
-        config: Run configuration that these flags give.
+        config: Run configuration after these flags.
         needs: Folders of the runs that must finish first.
-        processes: Number of processes the run is started with.
-        weights: Checkpoint that the run starts from if it is not another run's, or ''.
+        processes: Number of processes of the run.
+        weights: Initial checkpoint if it does not come from another run of the sweep, or ''.
+        fold: DATA.FOLD of a fine-tuning, or ''.
     """
 
     stage: str
@@ -213,11 +215,11 @@ class Job:
 
 
 def load_sweep(path: str | Path, scale: str = '') -> Sweep:
-    """Read a sweep file, at one of its scales or as it is.
+    """Read a sweep file, optionally at one of its scales.
 
     Raises:
-        ValueError: If it is not a sweep file or has no such scale; the message names the file, the
-            row and the key.
+        ValueError: If it is not a valid sweep file or has no such scale. The message names the
+            file, the row and the key.
     """
     path = Path(path)
     try:
@@ -234,7 +236,7 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
                 published, PUBLISHED_KEYS, 'published', needed=PUBLISHED_KEYS - {'note', 'label'}
             )
             values = published['values']
-            if scale:  # which may leave rows out
+            if scale:  # a scale may leave out rows
                 values = {name: value for name, value in values.items() if name in names}
             _check_keys(values, names, 'published: values')
             published = {'note': ''} | published | {'values': values} if values else None
@@ -255,7 +257,7 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
 
 
 def _at_scale(content: Any, name: str) -> tuple[Any, Scale]:
-    """The content of a sweep file at a scale, and what the scale sets for all rows."""
+    """Return the content of a sweep file at a scale, and the settings of the scale."""
     if not isinstance(content, dict):
         return content, Scale()
     scales = dict(_named(content.get('scales') or {}))
@@ -280,19 +282,19 @@ def _at_scale(content: Any, name: str) -> tuple[Any, Scale]:
 
 
 def _selected(section: Any, chosen: Any, where: str) -> dict[str, dict]:
-    """Entries of a section of a sweep file: those named, with the changes that are given."""
+    """Select entries of a section of a sweep file, and apply the changes of a scale to them."""
     known, found = dict(_named(section)), {}
     entries = dict.fromkeys(chosen, {}) if isinstance(chosen, list) else dict(_named(chosen))
     for name, entry in entries.items():
         if name not in known and isinstance(chosen, list):
             raise ValueError(f'{where}: {name!r} is not one of {[*known]}')
-        _check_keys(entry, entry, f'{where}: {name}')  # keys and values
+        _check_keys(entry, entry, f'{where}: {name}')  # the entry must be a mapping
         found[name] = known.get(name, {}) | entry
     return found
 
 
 class _NamesAsWritten(YAML_LOADER):
-    """Takes names as they are written; plain YAML reads 1000_0.25 as 10000.25 and no as False."""
+    """Reads names as text, because plain YAML reads 1000_0.25 as 10000.25 and no as False."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[str, Any]:
         names = [key.value for key, _ in node.value]
@@ -311,7 +313,7 @@ class _NamesAsWritten(YAML_LOADER):
 def _ablation_rows(
     stem: str, content: dict, shared: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[Row], str]:
-    """The rows of an ablation, and the name of the reference row."""
+    """Return the rows of an ablation and the name of the reference row."""
     _check_keys(content, ABLATION_KEYS | FREE_KEYS, 'the sweep', needed=ABLATION_KEYS)
     start = content['reference']
     _check_keys(start, {'pretrain', 'finetune', 'row'}, 'reference', needed={'finetune'})
@@ -333,7 +335,7 @@ def _ablation_rows(
                 changes[stage] = _checked(options, f'row {name}: {section}')
         learns_from = str(entry.get('learns_from', ''))
         if learns_from and learns_from not in [row.name for row in rows]:
-            raise ValueError(f'row {name}: learns_from must be a row above it, got {learns_from!r}')
+            raise ValueError(f'row {name}: learns_from must be an earlier row, got {learns_from!r}')
         run = f'{prefix}{stem}_{name}' if set(entry) - {'against'} else reference
         is_changed = entry.get('weights') or any(changes.get(s) for s in configs if s != 'finetune')
         row = Row(
@@ -351,7 +353,7 @@ def _ablation_rows(
     names = [row.name for row in rows]
     bare = [row.name for row in rows if row.run == reference]
     if len(bare) > 1 or not (bare or 'row' in start):
-        raise ValueError(f'exactly one row must change nothing, got {len(bare)}')
+        raise ValueError(f'exactly one row must have no changes, got {len(bare)} such rows')
     base = str(start.get('row', *bare))
     if base not in names:
         raise ValueError(f'reference: row must be one of {names}, got {base!r}')
@@ -361,7 +363,7 @@ def _ablation_rows(
 def _method_rows(
     stem: str, content: dict, shared: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[Row], str]:
-    """The rows of a comparison of methods, and the name of the reference row."""
+    """Return the rows of a comparison of methods and the name of the reference row."""
     kind = _subset_kind(content)
     _check_keys(content, METHODS_KEYS | FREE_KEYS | {kind}, 'the sweep', needed=METHODS_KEYS)
     methods = dict(_named(content['methods']))
@@ -399,17 +401,17 @@ def _method_rows(
 
 
 def num_images(subset: str) -> int:
-    """The value of DATA.TRAIN_IMAGES for a number of images, or 'all'."""
+    """Return DATA.TRAIN_IMAGES for a subset, which is a number of images or 'all'."""
     return 0 if subset == 'all' else int(subset)
 
 
 def subset_size(subset: str) -> float:
-    """A number by which subsets of the labels are ordered; 'all' is the greatest."""
+    """Return a number to sort subsets of the labels by. 'all' is the largest."""
     return math.inf if subset == 'all' else float(subset)
 
 
 def _refuse_unequal_training(rows: Sequence[Row]) -> None:
-    """Refuse methods with other epochs or batches of fine-tuning on the same subset."""
+    """Refuse methods whose fine-tuning on the same subset has other epochs or batches."""
     first: dict[str, tuple[str, dict[str, int]]] = {}
     for row in rows:
         config = expected_config(row, 'finetune')
@@ -417,8 +419,8 @@ def _refuse_unequal_training(rows: Sequence[Row]) -> None:
         other, wanted = first.setdefault(row.subset, (row.name, own))
         if own != wanted:
             raise ValueError(
-                f'methods must be fine-tuned alike on the same labels, got {wanted} for {other} '
-                f'and {own} for {row.name}'
+                'methods must be fine-tuned with the same epochs and batches on the same labels, '
+                f'got {wanted} for {other} and {own} for {row.name}'
             )
 
 
@@ -430,7 +432,7 @@ def _subset_kind(content: Any) -> str:
 
 
 def _linked(rows: Sequence[Row], defaults: Mapping[str, str]) -> list[Row]:
-    """Rows with shared pre-trainings and with the rows that they are compared with."""
+    """Complete the rows with shared pre-training runs and with the rows to compare with."""
     names = [row.name for row in rows]
     compared_with = {*defaults.values(), *(name for row in rows for name in row.against)}
     first: dict[str, str] = {}
@@ -457,16 +459,16 @@ def _against(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _named(entries: Any) -> list[tuple[str, dict]]:
-    """The entries of a section by name; an entry may be empty."""
+    """Return the names and entries of a section. Entries may be empty."""
     if not isinstance(entries, dict):
         raise ValueError(f'rows, methods and subsets must be keys and values, got {entries!r}')
     if others := [name for name in entries if not NAME.fullmatch(name)]:
-        raise ValueError(f'names consist of letters, digits and . _ -, got {others[0]!r}')
+        raise ValueError(f'names may contain letters, digits and . _ -, got {others[0]!r}')
     return [(name, entry or {}) for name, entry in entries.items()]
 
 
 def _checked(options: Any, where: str) -> dict[str, Any]:
-    """Options that exist and can have these values; {} if none are given."""
+    """Check that options exist and accept the values, and return them."""
     config, options = default_config(), options or {}
     if not isinstance(options, dict):
         raise ValueError(f'{where} must be keys and values, got {options!r}')
@@ -476,7 +478,7 @@ def _checked(options: Any, where: str) -> dict[str, Any]:
 
 
 def _configs(entry: Mapping[str, Any], where: str) -> dict[str, Path]:
-    """The YAML file of each stage, which is known by its MODEL.NAME."""
+    """Return the YAML file of each stage. MODEL.NAME in the file determines the stage."""
     configs = {}
     for section in ('pretrain', 'finetune'):
         if section in entry:
@@ -495,7 +497,7 @@ def _configs(entry: Mapping[str, Any], where: str) -> dict[str, Path]:
 def _check_keys(
     entry: Any, allowed: Collection[str], where: str, *, needed: Iterable[str] = ()
 ) -> None:
-    """Refuse anything but a mapping with these keys."""
+    """Raise a ValueError unless an entry is a mapping with allowed and all needed keys."""
     if not isinstance(entry, dict):
         raise ValueError(f'{where} must be keys and values, got {entry!r}')
     if others := [key for key in entry if key not in allowed]:
@@ -508,14 +510,14 @@ def _check_keys(
 
 
 def run_folder(output: str | Path, stage: str, row: Row, seed: int, fold: str = '') -> Path | None:
-    """Run folder of a row's stage, the shared one of a shared pre-training; None without it.
+    """Return the run folder of a stage of a row, or None if the row does not have this stage.
 
     Args:
         output: Root of all run folders.
         stage: One of STAGES.
-        row: The row.
+        row: Row of the sweep.
         seed: Seed of the run.
-        fold: DATA.FOLD of a fine-tuning, or ''; pre-training serves all folds.
+        fold: DATA.FOLD of a fine-tuning, or ''. All folds share a pre-training run.
     """
     if stage not in row.configs:
         return None
@@ -525,7 +527,7 @@ def run_folder(output: str | Path, stage: str, row: Row, seed: int, fold: str = 
 
 
 def expected_config(row: Row, stage: str) -> Config:
-    """The options of a row's stage according to the files of the sweep, before flags."""
+    """Return the options of a stage of a row according to the sweep file, without flags."""
     config = _options_of(row.configs[stage]).clone()
     config.merge_from_list(_words(row.options(stage)))
     count_classes(config, stage)
@@ -533,7 +535,7 @@ def expected_config(row: Row, stage: str) -> Config:
 
 
 def without_cache(config: Config) -> Config:
-    """A copy of the options that reads the CSV files in the data folder, and copies no store."""
+    """Return a copy of the options that reads the data folder directly and copies no store."""
     config = config.clone()
     config.defrost()
     config.DATA.CACHE_DIR = ''
@@ -541,10 +543,10 @@ def without_cache(config: Config) -> Config:
 
 
 def load_config(folder: Path) -> Config:
-    """The options of a run from its config.yaml; options it does not have are at their defaults.
+    """Read the options of a run from config.yaml. Missing options have their defaults.
 
     Raises:
-        ValueError: If the file is damaged; the message names it.
+        ValueError: If the file is damaged. The message names the file.
     """
     file = folder / OPTIONS_FILE
     return _parsed(file, file.stat().st_mtime_ns).clone()
@@ -552,7 +554,7 @@ def load_config(folder: Path) -> Config:
 
 def _options_of(file: Path) -> Config:
     if not file.is_file():
-        raise ValueError(f'there is no file {file}')
+        raise ValueError(f'the file {file} does not exist')
     return _parsed(file, file.stat().st_mtime_ns)
 
 
@@ -564,10 +566,10 @@ def _parsed(file: Path, changed_ns: int) -> Config:
 
 
 def option_changes(before: Config, after: Config) -> list[str]:
-    """The options that change what is trained; see `engine.run_record.run_changes`."""
+    """List the changed options that affect the trained model (`engine.run_record.run_changes`)."""
     same = after.clone()
     same.defrost()
-    for key in ('BASE', *FREE_OPTIONS):  # BASE is merged already
+    for key in ('BASE', *FREE_OPTIONS):  # BASE is already merged
         put(same, key, value_at(before, key), 'before')
     if same == before:  # comparing texts is slow
         return []
@@ -575,15 +577,15 @@ def option_changes(before: Config, after: Config) -> list[str]:
 
 
 def batch_counts(config: Config, record: Mapping[str, Any], stage: str) -> dict[str, int]:
-    """Images per optimizer step, and in contrastive pre-training images compared at once.
+    """Return the images per optimizer step and, for contrastive methods, those compared at once.
 
     Args:
         config: Run configuration.
-        record: Contents of run.json, of which `processes` and `starts` are read; {}: one process.
+        record: Contents of run.json with `processes` and `starts`; {} for one process.
         stage: Stage of the run.
     """
     processes = record.get('processes', 1)
-    if stage == 'contrastive':  # it may resume on other processes with as many images
+    if stage == 'contrastive':  # a run may resume with more or fewer processes
         for start in record.get('starts', []):
             processes = start.get('processes', processes)
     batch = config.DATA.BATCH_SIZE * processes
@@ -596,7 +598,7 @@ def training_changes(
     before: tuple[Config, Mapping[str, Any]],
     now: tuple[Config, Mapping[str, Any]],
 ) -> list[str]:
-    """How the training of two runs of a stage differs, each with its options and its run.json."""
+    """List how the training of two runs of a stage differs, given (options, run.json) of each."""
     old, new = (batch_counts(*run, stage) for run in (before, now))
     counts = [f'{key}: {old[key]} -> {new[key]}' for key in old if old[key] != new[key]]
     return option_changes(before[0], now[0]) + counts
@@ -617,28 +619,27 @@ def plan(  # noqa: PLR0913
     folds: int = 0,
     unlabelled: str = '',
 ) -> list[Job]:
-    """The runs of a sweep, each once, and each after the runs that it needs.
+    """Return the runs of a sweep in an order in which each run comes after those that it needs.
 
     Args:
-        sweep: The sweep.
-        seeds: Seeds; there is one run per row, stage and seed.
+        sweep: Sweep.
+        seeds: Seeds. Every stage of every row has one run per seed.
         data: --data-path.
         output: --output.
-        gpus: Processes of a run, which share the images of an optimizer step.
-        options: KEY VALUE pairs put over the YAML files, by stage.
-        environment: Environment variables, where `weights` are looked up.
-        folds: Fine-tune once for each part of a cross-validation (DATA.FOLD k/folds); 0: without.
-        unlabelled: Folder or store of images that all pre-trainings learn from, in place of `data`.
+        gpus: Number of processes of a run, which share the images of an optimizer step.
+        options: Stage -> KEY VALUE pairs that override the YAML files.
+        environment: Environment variables that contain the `weights` of rows.
+        folds: Number of folds of a cross-validation (DATA.FOLD); 0 for none.
+        unlabelled: Folder or store of images for all pre-training runs, instead of `data`.
 
     Raises:
-        ValueError: If the options of a run cannot work, weights are not given, or the number of
-            GPUs does not fit the images of an optimizer step. With folds and without `unlabelled`,
-            if a row pre-trains: it would learn from the images that are scored.
+        ValueError: If the options of a run cannot work, weights are missing, the GPUs cannot share
+            the images of a step, or a row of a cross-validation would pre-train on scored images.
     """
     if folds and not unlabelled and any(row.pretraining for row in sweep.rows):
         raise ValueError(
-            '--folds needs --unlabelled: one pre-training serves all folds, and on the images of '
-            '--data-path it would learn from those that are scored'
+            '--folds needs --unlabelled, because all folds share one pre-training run. With '
+            '--data-path it would learn from images that are scored.'
         )
     jobs: dict[Path, Job] = {}
     parts = [f'{part}/{folds}' for part in range(folds)] or ['']
@@ -689,10 +690,10 @@ def plan(  # noqa: PLR0913
 
 
 def only_rows(sweep: Sweep, names: Sequence[str]) -> Sweep:
-    """The sweep with these rows, and the rows whose predictions they learn from.
+    """Reduce a sweep to some rows and the rows whose predictions they learn from.
 
     Raises:
-        ValueError: If there is no such row.
+        ValueError: If a row does not exist.
     """
     rows = {row.name: row for row in sweep.rows}
     if others := [name for name in names if name not in rows]:
@@ -702,12 +703,12 @@ def only_rows(sweep: Sweep, names: Sequence[str]) -> Sweep:
 
 
 def share_steps(stage: str, arguments: list[str], gpus: int) -> tuple[list[str], Config]:
-    """Flags and options of a run whose GPUs share the images of an optimizer step.
+    """Return flags and options with which several GPUs share the images of an optimizer step.
 
-    They share its accumulated batches, and the images of a batch if there are more GPUs.
+    The GPUs first share the accumulated batches and then the images of a batch.
 
     Raises:
-        ValueError: If the GPUs cannot share them equally.
+        ValueError: If the images cannot be divided equally.
     """
     config = get_config(build_parser(stage).parse_args(arguments))
     if gpus == 1:
@@ -731,10 +732,10 @@ def _weights(row: Row, environment: Mapping[str, str]) -> str:
     if not environment.get(row.weights):
         raise ValueError(
             f'{row.run} starts from a checkpoint: set the environment variable {row.weights} to '
-            'its path'
+            'the path of the checkpoint'
         )
     weights = environment[row.weights]
-    return weights if is_address(weights) else os.path.abspath(weights)
+    return weights if is_url(weights) else os.path.abspath(weights)
 
 
 def _words(changes: Mapping[str, Any]) -> list[str]:

@@ -1,8 +1,8 @@
 """Figures of a sweep: paired differences, learning curves, AUROC by label, labelled share, mask.
 
-Each function writes `path` (.png, .pdf or .svg) and creates its folder. `collected` is what
-`sweeps.results.collect` finds, and `score` one of the scores of the table, by default its first
-one. An unknown format, score or subset raises a ValueError that names it.
+Each function writes `path` (.png, .pdf or .svg) and creates the folder. `collected` is the result
+of `sweeps.results.collect`, and `score` is a score of the table, by default the first one. An
+unknown format, score or subset raises a ValueError.
 """
 
 from __future__ import annotations
@@ -21,23 +21,20 @@ from matplotlib.lines import Line2D
 
 from engine.files import atomic_writer
 from logger import read_metrics
+from sweeps.comparison import MEANS, MISSING, is_compared, t_interval
 from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
-from sweeps.results import (
-    MEANS,
-    MISSING,
+from sweeps.tables import (
     NOT_FOR_CLINICAL_USE,
     Collected,
     choose_scores,
-    is_compared,
     known_scores,
     row_title,
     score_of,
     score_title,
     subset_title,
-    t_interval,
 )
 
-# Colours of Okabe and Ito without yellow, which colour-blind readers can tell apart.
+# Colours of Okabe and Ito, which colour-blind readers can distinguish, without yellow.
 COLOURS = (
     '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7', '#8C8C8C',
 )  # fmt: skip
@@ -51,29 +48,26 @@ BARS = {
 POINT = {'marker': 'o', 'markersize': 5, 'color': COLOURS[0], 'markerfacecolor': 'white'}
 CLEAR = {'color': SIGNIFICANT_COLOUR, 'markerfacecolor': SIGNIFICANT_COLOUR}
 UNKNOWN = {'marker': 'x', 'color': GREY}
-WIDTH = 6.3  # inches: the text of an A4 page
-STYLE = {'font.size': 9, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays text
+WIDTH = 6.3  # text width of an A4 page in inches
+STYLE = {'font.size': 9, 'pdf.fonttype': 42, 'svg.fonttype': 'none'}  # text stays selectable
 STYLE |= {'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True}
-LONG_NAME = 16  # letters of a method's name that leave room for three columns of a legend
+LONG_NAME = 16  # method names of this length only leave room for three columns in the legend
 STYLE |= {'legend.frameon': False, 'legend.fontsize': 8, 'grid.color': LIGHT}
 LOSS, L1 = 'holdout_loss', 'holdout_l1_grey'
 SPREAD, RANK = 'holdout_feature_spread', 'holdout_effective_rank'
 TRAIN_LOSS = 'loss'
-LOSSES_NOTE = 'One line per seed: of held-out patients, and dashed of the training images.'
+LOSSES_NOTE = 'One line per seed. Solid: held-out patients. Dashed: training images.'
 CURVES_NOTE = (
     'One line per seed. Dotted: a network without information (for masked images, the mean of the '
-    'visible pixels). Losses of different methods cannot be compared. Spread and rank of held-out '
-    'features at the end: below 0.05 or 2 they have collapsed.'
+    'visible pixels). Losses of different methods cannot be compared. Held-out features have '
+    'collapsed if their final spread is below 0.05 or their final rank is below 2.'
 )
-ALL_IMAGES = 4  # 'all' images are drawn at this multiple of the greatest number
-COLUMNS = 3  # panels of the learning curves side by side
+ALL_IMAGES = 4  # 'all' images are drawn at this multiple of the largest number
+COLUMNS = 3  # columns of panels with learning curves
 
 
 def plot_sweep(path: str | Path, collected: Collected, score: str | None = None) -> None:
-    """Draw the paired difference of each row from the row it is compared with, and both intervals.
-
-    The rows are in the order of the sweep.
-    """
+    """Draw the paired difference of each row with its intervals over patients and seeds."""
     (score,) = choose_scores(collected, [score] if score else None)
     if not is_compared(score):
         raise ValueError(f'--scores: rows are compared by AUROC only, got {score!r}')
@@ -91,7 +85,7 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.grid(axis='x')
         axis.set_ylabel(collected['title'])
-        # To the right: long names of rows leave a narrow axis.
+        # Long row names leave a narrow axis, so the label is aligned to the right.
         axis.set_xlabel(f'paired difference in {score_title(collected, score)}', loc='right')
         points = {'significant': CLEAR, 'not significant': {}}
         if any(row['compared'].get(score, {}).get('verdict') == MISSING for row in rows):
@@ -104,9 +98,9 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
 
 
 def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
-    """Draw the held-out loss of each pre-training by epoch, one line per seed, from run folders.
+    """Draw the held-out loss of each pre-training run by epoch, with one line per seed.
 
-    A pre-training without such a loss has an empty panel.
+    The panel of a method without held-out loss is empty.
     """
     rows = {row.pretrain_run: row for row in reversed(sweep.rows) if row.pretraining}
     with _panels(path, [*reversed(rows.values())], CURVES_NOTE) as panels:
@@ -115,7 +109,7 @@ def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: st
 
 
 def plot_losses(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
-    """Draw the losses of each fine-tuning with the most labels by epoch, as `plot_curves` does."""
+    """Draw the losses of each fine-tuning run with the most labels by epoch."""
     most = max((row.subset for row in sweep.rows), key=subset_size)
     rows = [row for row in sweep.rows if row.subset == most]
     with _panels(path, rows, LOSSES_NOTE) as panels:
@@ -130,9 +124,12 @@ def plot_losses(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: st
 
 
 def plot_labels(path: str | Path, collected: Collected, subset: str | None = None) -> None:
-    """Draw AUROC of every label and their mean, one point per method, with patient intervals.
+    """Draw the AUROC of every label and the mean for each method, with intervals over patients.
 
-    `subset` is a share or number of labelled images, by default the greatest.
+    Args:
+        path: File to write.
+        collected: Results of the sweep.
+        subset: Share or number of labelled images; None for the largest.
     """
     subsets = sorted({row['subset'] for row in collected['rows']}, key=subset_size)
     subset = subsets[-1] if subset is None else subset
@@ -162,7 +159,7 @@ def plot_labels(path: str | Path, collected: Collected, subset: str | None = Non
 
 
 def plot_subsets(path: str | Path, collected: Collected, score: str | None = None) -> None:
-    """Draw a score by the labelled share, one line per method, with intervals over seeds."""
+    """Draw a score by the labelled share with one line per method and intervals over seeds."""
     (score,) = choose_scores(collected, [score] if score else None)
     is_share = collected['subsets'] == 'shares'
     methods: dict[str, list[Mapping[str, Any]]] = {}
@@ -175,7 +172,7 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
         axis = figure.subplots()
         axis.set_xscale('log')
         for number, rows in enumerate(methods.values()):
-            moved = 1.04 ** (number - (len(methods) - 1) / 2)  # bars do not hide each other
+            moved = 1.04 ** (number - (len(methods) - 1) / 2)  # keeps bars apart
             known = [
                 (places[subset_size(row['subset'])] * moved, score_of(row, score)) for row in rows
             ]
@@ -192,7 +189,7 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
         axis.minorticks_off()
         axis.grid(axis='y')
         low, high = axis.get_ylim()
-        axis.set_ylim(max(low, 0), min(high, 1))  # intervals over few seeds reach beyond
+        axis.set_ylim(max(low, 0), min(high, 1))  # intervals over few seeds may exceed [0, 1]
         axis.set_xlabel('labelled patients (%)' if is_share else 'labelled images')
         axis.set_ylabel(score_title(collected, score))
         first = [rows[0] for rows in methods.values()]
@@ -202,9 +199,9 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
 def plot_masks(
     path: str | Path, sweep: Sweep, collected: Collected, score: str | None = None
 ) -> None:
-    """Draw a score by AvgDist (`data.masking.average_distance`), one line per mask type and size.
+    """Draw a score by AvgDist (`data.masking.average_distance`) for rows that only change masks.
 
-    Rows that change more than the mask are left out.
+    Each combination of mask type and mask size has a line.
     """
     (score,) = choose_scores(collected, [score] if score else None)
     results = {row['name']: row for row in collected['rows']}
@@ -238,7 +235,7 @@ def plot_masks(
 
 @contextlib.contextmanager
 def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
-    """A figure as wide as a page, `height` inches high, which is saved at the end."""
+    """Provide a figure of page width and `height` inches, and save it after the block."""
     path = Path(path)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout='constrained')
@@ -250,7 +247,7 @@ def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
 
 @contextlib.contextmanager
 def _panels(path: str | Path, rows: Sequence[Row], note: str) -> Iterator[list[tuple[Row, Axes]]]:
-    """A panel for each row with the name of its method, and a note below."""
+    """Provide a panel for each row, titled with the method, and add a note below."""
     columns = min(COLUMNS, len(rows))
     lines = math.ceil(len(rows) / columns)
     with _drawing(path, 0.5 + 1.75 * lines) as figure:
@@ -264,7 +261,7 @@ def _panels(path: str | Path, rows: Sequence[Row], note: str) -> Iterator[list[t
 
 
 def _epochs(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; [] without a run."""
+    """Read metrics.jsonl of a run, or return [] without a run."""
     file = folder / 'metrics.jsonl'
     return read_metrics(file) if file.is_file() else []
 
@@ -272,11 +269,11 @@ def _epochs(folder: Path) -> list[dict[str, Any]]:
 def _draw_difference(
     axis: Axes, place: int, rows: Sequence[Mapping[str, Any]], part: Mapping[str, Any] | None
 ) -> None:
-    """The difference of a row at this height, with its intervals as far as they are known."""
+    """Draw the difference of a row at height `place` with the known intervals."""
     row = rows[place]
     if part is None:
         is_base = any(other['against'] == row['name'] for other in rows)
-        reason = 'others are compared with it' if is_base else 'not compared'
+        reason = 'reference of other rows' if is_base else 'not compared'
         reason = 'no finished run to compare' if row['against'] else reason
         style = {'fontsize': 7, 'color': GREY, 'va': 'center'}
         style |= {'bbox': {'facecolor': 'white', 'edgecolor': 'none', 'pad': 1}}
@@ -295,7 +292,7 @@ def _draw_difference(
 
 
 def _draw_curves(axis: Axes, row: Row, seeds: Sequence[int], output: str | Path) -> None:
-    """For each seed the loss by epoch, and the loss of a network without information."""
+    """Draw the loss by epoch for each seed, and the loss of a network without information."""
     last = []
     for seed in seeds:
         folder = run_folder(output, row.pretraining, row, seed)
@@ -304,7 +301,7 @@ def _draw_curves(axis: Axes, row: Row, seeds: Sequence[int], output: str | Path)
             continue
         last.append(records[-1])
         key = L1 if L1 in last[-1] else LOSS
-        # Before the first epoch a contrastive method has no batch statistics and no queue.
+        # Before training a contrastive method has no batch statistics and no queue.
         known = [r for r in records if key == L1 or r['epoch'] >= 0]
         epochs, values = [r['epoch'] + 1 for r in known], [r[key] for r in known]
         axis.plot(epochs, values, color=COLOUR, linewidth=1)
@@ -321,7 +318,7 @@ def _draw_curves(axis: Axes, row: Row, seeds: Sequence[int], output: str | Path)
 
 
 def _patient_bars(mean: float, part: Mapping[str, float | None] | None) -> np.ndarray | None:
-    """[2, 1] lengths of a bar; None if the interval is unknown."""
+    """Return the lengths [2, 1] of an error bar, or None if the interval is unknown."""
     if part is None or part['low'] is None:
         return None
     # With few cases the score may lie outside the percentiles of its resamples.
@@ -329,7 +326,7 @@ def _patient_bars(mean: float, part: Mapping[str, float | None] | None) -> np.nd
 
 
 def _method_style(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Style of a method by its number; methods without pre-training have open markers."""
+    """Return the style of the method with this number. Without pre-training, markers are open."""
     colour = COLOURS[number % len(COLOURS)]
     return {
         'color': colour,
@@ -344,13 +341,14 @@ def _method_style(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
 def _add_method_legend(
     figure: Figure, collected: Collected, rows: Sequence[Mapping[str, Any]], bars: str
 ) -> None:
-    """Legend above the figure, and a line below that explains the bars."""
+    """Add a legend above the figure, and a note that explains the bars below."""
     handles = [Line2D([], [], **_method_style(number, row)) for number, row in enumerate(rows)]
     names = [row['method'] for row in rows]
     columns = 4 if max(map(len, names)) < LONG_NAME else 3
     style = {'ncols': columns, 'loc': 'outside upper center', 'title': collected['title']}
     figure.legend(handles, names, **style)
-    open_ones = '' if all(row['pretraining'] for row in rows) else 'Open: not pre-trained. '
+    is_pretrained = all(row['pretraining'] for row in rows)
+    open_ones = '' if is_pretrained else 'Open markers: not pre-trained. '
     _add_note(figure, f'{bars} {open_ones}{NOT_FOR_CLINICAL_USE}')
 
 

@@ -20,7 +20,8 @@ from config import Config
 from data.labels import COMPETITION_LABELS, scored_targets, task_labels
 from data.records import TRAINING_LABELS, scored_records
 from evaluation.metrics import study_level
-from sweeps.results import SIGNIFICANT, SPLITS
+from sweeps.comparison import SIGNIFICANT
+from sweeps.results import SPLITS
 
 POWER = 0.8
 AREA = 0.85  # AUROC of both rows

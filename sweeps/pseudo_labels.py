@@ -1,8 +1,8 @@
 """Rounds of pseudo-labels: predict unlabelled patients, keep confident predictions, train again.
 
-Round 0 learns from the real labels of the subset alone. Each later round starts as round 0 did and
-learns from these and from the pseudo-labels that the model of the round before is confident of. A
-round that does not raise the held-out score is the last, and the round before it is the best.
+Round 0 learns only from the real labels of the subset. Each later round starts from the same
+weights and also learns from the confident predictions of the previous round. Rounds stop as soon as
+one of them does not raise the held-out score.
 """
 
 import logging
@@ -38,48 +38,41 @@ from evaluation.metrics import (
 )
 from evaluation.pseudo_labels import audit, choose_values
 from logger import json_safe
+from sweeps.comparison import MEANS, ScoredPatients
 from sweeps.files import MAINS, Job, share_steps, without_cache
-from sweeps.results import (
-    MEANS,
-    NOT_FOR_CLINICAL_USE,
-    ScoredPatients,
-    markdown_table,
-    read_scores,
-    shown,
-    with_interval,
-    write_table,
-)
+from sweeps.results import read_scores
 from sweeps.runner import Runner
+from sweeps.tables import NOT_FOR_CLINICAL_USE, markdown_table, shown, with_interval, write_table
 
 LOGS = 'logs'  # folder below the output
-TABLE = 'rounds'  # name of the table's files, without suffix
+TABLE = 'rounds'  # name of the table without suffix
 ALL_LABELS = {'DATA.TRAIN_FRACTION': '1.0', 'DATA.TRAIN_IMAGES': '0'}
 SIDES = ('positive', 'negative')
-ENDS = {'value': '', 'low': '_low', 'high': '_high'}  # of the names of a score's columns
+ENDS = {'value': '', 'low': '_low', 'high': '_high'}  # suffixes of the columns of a score
 
 
 @dataclass
 class Rounds:
-    """Runs the rounds one after the other; finished rounds are left alone.
+    """Runs the rounds one after the other, and skips finished ones.
 
     Attributes:
-        cfg: YAML file of fine-tuning; DATA.TRAIN_FRACTION or TRAIN_IMAGES are the real labels.
+        cfg: YAML file of fine-tuning. DATA.TRAIN_FRACTION or TRAIN_IMAGES selects the real labels.
         data: --data-path.
         output: Folder of all rounds.
-        options: KEY VALUE pairs put over the YAML file.
+        options: KEY VALUE pairs that override the YAML file.
         pretrained: Checkpoint that every round starts from, or ''.
-        processes: Processes of a run.
+        processes: Number of processes of a run.
         keep: See `evaluation.pseudo_labels.choose_values`.
         confidence: See `evaluation.pseudo_labels.choose_values`.
-        equal_steps: Whether runs with more images have fewer epochs, so that no run is better only
-            because it takes more steps.
-        say: Takes a line about the progress.
-        jobs: The runs that are finished: the rounds, and after them the one on all labels.
+        equal_steps: Whether runs with more images have fewer epochs, so that all runs take about
+            the same number of steps.
+        say: Function that receives each line about the progress.
+        jobs: Finished runs: the rounds, and then the run on all labels.
         best: Number of the best round.
-        reason: Why there is no further round.
+        reason: Reason why there are no further rounds.
 
     Raises:
-        ValueError: If the options do not suit rounds, or the CSV file cannot be read.
+        ValueError: If no patients are held out, or the CSV file cannot be read.
     """
 
     cfg: str
@@ -100,8 +93,8 @@ class Rounds:
         self.config = without_cache(self.round(1).config)
         if not self.config.DATA.HOLDOUT_FRACTION:
             raise ValueError(
-                'DATA.HOLDOUT_FRACTION must be above 0, got 0.0: held-out patients decide which '
-                'predictions and which round are kept'
+                'DATA.HOLDOUT_FRACTION must be above 0, got 0.0: held-out patients select the '
+                'predictions and the round'
             )
         self.labels = task_labels(self.config.DATA.TASK, self.config.DATA.LABELS)
         everything = read_split(self.config, 'train', logging.getLogger(__name__))
@@ -110,16 +103,16 @@ class Rounds:
         self.real_images = len(training_records(self.config, self.train))
 
     def file(self, number: int) -> str:
-        """The pseudo-labels that a round learns from; '' for round 0."""
+        """Return the file with the pseudo-labels of a round, or '' for round 0."""
         return str(self.output / f'pseudo_labels_round{number}.csv') if number else ''
 
     def round(self, number: int, *, growth: float = 1.0) -> Job:
-        """The run of a round, which has `growth` times the images of round 0."""
+        """Return the run of a round with `growth` times the images of round 0."""
         changes = {'EVAL.PREDICT_TRAIN': 'True', 'DATA.PSEUDO_LABELS': self.file(number)}
         return self._job(f'round{number}', changes, growth)
 
     def all_labels(self, *, growth: float = 1.0) -> Job:
-        """The run that learns from the real labels of all training patients."""
+        """Return the run that learns from the real labels of all training patients."""
         return self._job('all_labels', ALL_LABELS, growth)
 
     def _job(self, tag: str, changes: Mapping[str, str], growth: float) -> Job:
@@ -144,7 +137,7 @@ class Rounds:
         )
 
     def run(self, rounds: int) -> int:
-        """Run at most this many rounds after round 0; returns the exit code of the last run."""
+        """Run round 0 and at most `rounds` further rounds, and return the last exit code."""
         scores = []
         for number in range(rounds + 1):
             images = self.choose(number) if number else 0
@@ -161,13 +154,13 @@ class Rounds:
             self.best = number
             write_rounds(self)
         else:
-            self.reason = f'{rounds} rounds were asked for'
+            self.reason = f'{rounds} rounds were requested'
         self.say(f'best: round {self.best}; {self.reason}')
         write_rounds(self)
         return 0
 
     def run_all_labels(self) -> int:
-        """Run what learns from all real labels, for comparison; returns its exit code."""
+        """Run the comparison that learns from all real labels, and return its exit code."""
         images = len(training_records(self.all_labels().config, self.train))
         code = self._run(self.all_labels(growth=images / self.real_images))
         if not code:
@@ -175,15 +168,13 @@ class Rounds:
         return code
 
     def choose(self, number: int) -> int:
-        """Write the pseudo-labels of a round if there are any; returns the number of images.
+        """Choose and write the pseudo-labels of a round, and return the number of images.
 
         Raises:
-            ValueError: If its run has learned from others, which are left as they are.
+            ValueError: If the run of the round has already learned from other pseudo-labels.
         """
-        teacher, held_out = (
-            self.jobs[number - 1],
-            select_views(self.held_out, self.config.DATA.VIEWS),
-        )
+        teacher = self.jobs[number - 1]
+        held_out = select_views(self.held_out, self.config.DATA.VIEWS)
         values, cuts = choose_values(
             self.predicted(teacher, 'holdout', held_out),
             self.real(held_out),
@@ -215,17 +206,17 @@ class Rounds:
         return int(kept.sum())
 
     def real(self, records: Records) -> np.ndarray:  # [N, K]
-        """The real labels of some records as they are scored."""
+        """Return the real labels of records as they are scored."""
         data = self.config.DATA
         options = {'task': data.TASK, 'blank': data.BLANK, 'names': records.label_names}
         return scored_targets(records.labels, **options)
 
     def predicted(self, job: Job, split: str, records: Records) -> np.ndarray:  # [N, K]
-        """Predictions of a run for some records; NaN where there are none."""
+        """Return the predictions of a run for records, with NaN where there is no prediction."""
         return self._values(job.folder / f'predictions_{split}.csv', records)
 
     def held_out_score(self, job: Job) -> float:
-        """The mean AUROC of a run's held-out predictions that EVAL.SELECT names."""
+        """Return the mean AUROC (EVAL.SELECT) of a run on the held-out patients."""
         options = self.config.EVAL
         records = select_views(self.held_out, options.VIEWS or self.config.DATA.VIEWS)
         probabilities = self.predicted(job, 'holdout', records)
@@ -233,13 +224,13 @@ class Rounds:
         return selection_score(table, options.SELECT)
 
     def labelled_score(self, job: Job) -> float:
-        """The mean AUROC of a round on the labelled images that it learned from."""
+        """Return the mean AUROC of a round on the labelled images of its training."""
         records = training_records(self.config, self.train)
         predicted = self.predicted(job, 'train', records)
         return mean_defined(auroc_per_label(predicted, self.real(records)))
 
     def pseudo_figures(self, job: Job) -> dict[str, float]:
-        """How many pseudo-labels a round learned from, how well, and how many are right."""
+        """Return number, AUROC and correctness of the pseudo-labels that a round learned from."""
         values = self._values(job.config.DATA.PSEUDO_LABELS, self.unlabelled)
         has_value = ~np.isnan(values).all(axis=1)
         predicted = self.predicted(job, 'train', self.unlabelled.select(has_value))
@@ -263,13 +254,13 @@ class Rounds:
 
 
 def _refuse_others(folder: Path, chosen: Path) -> None:
-    """Refuse a run that learned from other pseudo-labels than those of a file."""
+    """Raise a ValueError if a run has learned from other pseudo-labels than those in a file."""
     record = read_record(folder) or {}
     learned = record.get('data', {}).get('files', {}).get('DATA.PSEUDO_LABELS')
     if learned and learned != sha256(chosen):
         raise ValueError(
-            f'{folder} learned from other pseudo-labels than are chosen now: give the --keep and '
-            '--confidence of the rounds there, or choose another --output'
+            f'{folder} learned from other pseudo-labels than the present options choose: give the '
+            'same --keep and --confidence as for that run, or choose another --output'
         )
 
 
@@ -277,7 +268,7 @@ def _refuse_others(folder: Path, chosen: Path) -> None:
 
 
 def write_rounds(rounds: Rounds) -> Path:
-    """Write rounds.md and rounds.csv into the output folder; returns the first."""
+    """Write rounds.md and rounds.csv to the output folder, and return the path of rounds.md."""
     rows = collect_rounds(rounds)
     best, held_out = f'round {rounds.best}', len(set(rounds.held_out.patient))
     text = f"""{markdown_table([_cells(row) for row in rows])}
@@ -296,14 +287,14 @@ def write_rounds(rounds: Rounds) -> Path:
 
 
 def collect_rounds(rounds: Rounds) -> list[dict[str, Any]]:
-    """The figures of each run.
+    """Collect the results of each run.
 
     Returns:
-        For each run: `run`, `best` (whether the held-out score chose it), `epochs`, `real_images`,
-        `pseudo_images` and `held_out` (the score that chose); for each scored split and mean its
-        value with `_low` and `_high` (95 % over patients) and the same of its difference from round
-        0; of rounds `labelled_auroc`, and what `Rounds.pseudo_figures` gives. NaN stands for
-        undefined figures.
+        For each run: `run`, `best` (whether the held-out score selected it), `epochs`,
+        `real_images`, `pseudo_images` and `held_out` (the held-out score); for each scored split
+        and mean the value and its difference from round 0, each with `_low` and `_high` (95 % over
+        patients); for rounds also `labelled_auroc` and the values of `Rounds.pseudo_figures`. NaN
+        marks undefined values.
     """
     rows = [
         {
@@ -333,7 +324,7 @@ def _add_scores(rows: list[dict[str, Any]], rounds: Rounds, split: str) -> None:
     resamples, seed = rounds.config.EVAL.RESAMPLES, rounds.config.SEED
     patients = ScoredPatients(runs[0], resamples=resamples, seed=seed)
     for mean in MEANS:
-        # [1 + R] of each run: the score and its replicates, if it is defined.
+        # For each run [1 + R]: the score and its value in each resample, if defined.
         drawn = [
             [run.figures['scores'][mean], *patients.samples(run).get(mean, ())] for run in runs
         ]
@@ -347,7 +338,7 @@ def _add_scores(rows: list[dict[str, Any]], rounds: Rounds, split: str) -> None:
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """The cells of the Markdown table; a figure that a run does not have is left out."""
+    """Return the cells of a row of the Markdown table. Missing values are empty."""
 
     def cell(name: str, form: str) -> str:
         found = [row.get(f'{name}{end}') for end in ENDS.values()]

@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep as processes on this machine: each once, several at a time."""
+"""Run the jobs of a sweep as processes on this machine, several at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from engine.downloads import is_address
+from engine.downloads import is_url
 from engine.files import (
     BEST_CHECKPOINT,
     checkpoint_name,
@@ -27,11 +27,11 @@ from engine.files import (
 from engine.run_record import (
     EXIT_PREEMPTED,
     OPTIONS_FILE,
-    address_changes,
     is_finished,
     is_locked,
     read_record,
     run_changes,
+    url_changes,
 )
 from sweeps.files import ROOT, Job, load_config, option_changes, training_changes
 
@@ -41,23 +41,23 @@ LOGS = 'ablate_logs'  # folder below the output
 
 
 def state_of(job: Job) -> str:
-    """'finished', 'running', 'stopped' (it resumes when started again) or 'not started'.
+    """Return the state of a job: 'finished', 'running', 'stopped' or 'not started'.
 
     Raises:
-        ValueError: If the folder holds a run with other options, images or weights, or if its
-            options or a file they are compared with cannot be read.
+        ValueError: If the folder contains a run with other options, images or weights, or if the
+            options or a file to compare cannot be read.
     """
     if (job.folder / OPTIONS_FILE).is_file() and (changes := differences(job)):
         raise ValueError(
-            f'{job.folder} holds another run ({"; ".join(changes[:DIFFERENCES_SHOWN])}): choose '
-            'another --output, or give the options of that run'
+            f'{job.folder} contains another run ({"; ".join(changes[:DIFFERENCES_SHOWN])}): choose '
+            'another --output, or give the same options as for that run'
         )
     return folder_state(job.folder)
 
 
 def folder_state(folder: Path) -> str:
-    """As `state_of`, of the run in a folder, whatever its options are."""
-    has_begun = (folder / OPTIONS_FILE).is_file()  # written when the run begins to train
+    """Return the state of the run in a folder (see `state_of`), without comparing options."""
+    has_begun = (folder / OPTIONS_FILE).is_file()  # written at the start of training
     if has_begun and is_finished(folder):
         return 'finished'
     if is_locked(folder):
@@ -66,11 +66,11 @@ def folder_state(folder: Path) -> str:
 
 
 def differences(job: Job) -> list[str]:
-    """How the run in the job's folder differs from the job."""
+    """List how the run in the folder of a job differs from the job."""
     config = load_config(job.folder)
     try:
         record = read_record(job.folder) or {}
-    except ValueError:  # starting the run again repairs it
+    except ValueError:  # the next start of the run repairs the record
         return option_changes(config, job.config)
     now = (job.config, {'processes': job.processes})
     lines = training_changes(job.stage, (config, record), now)
@@ -79,19 +79,19 @@ def differences(job: Job) -> list[str]:
         known = record.get('data', {}).get('files', {}).get(name)
         if known and known != _checksum(Path(data.DATA_PATH) / name):
             lines.append(f'data: {name} of {data.DATA_PATH} is another file')
-    lines += address_changes(config.PRETRAINED, job.config.PRETRAINED)
+    lines += url_changes(config.PRETRAINED, job.config.PRETRAINED)
     return lines + _changed_weights(job, record)
 
 
 def _changed_weights(job: Job, record: Mapping[str, Any]) -> list[str]:
-    """How the weights that the run started from differ from those that the job starts from.
+    """List how the initial weights of the run differ from those of the job.
 
-    Nothing is known about a run that was resumed by hand, or whose record is lost, or about a
-    checkpoint of another run that was removed.
+    The result is empty if they are unknown, because the run was resumed by hand, its record is
+    lost, or the checkpoint of another run was removed.
     """
     path, first = Path(job.config.PRETRAINED), next(iter(record.get('starts', [])), {})
     unknown = 'pretrained' not in record or first.get('resumed_from')
-    if unknown or is_address(job.config.PRETRAINED):
+    if unknown or is_url(job.config.PRETRAINED):
         return []
     now = None
     if job.weights:
@@ -99,7 +99,7 @@ def _changed_weights(job: Job, record: Mapping[str, Any]) -> list[str]:
     elif job.config.PRETRAINED:
         if not path.is_file():
             return []
-        # The checksum written with it, because computing those of a whole sweep takes long.
+        # Computing the checksums of a whole sweep takes long, so the checksum file is used.
         file = checksum_file(path)
         words = file.read_text('utf-8').split() if file.is_file() else []
         now = words[0] if words else _checksum(path)
@@ -108,7 +108,7 @@ def _changed_weights(job: Job, record: Mapping[str, Any]) -> list[str]:
 
 def _checksum(path: Path) -> str:
     if not path.is_file():
-        raise ValueError(f'there is no file {path}, which the run was started with')
+        raise ValueError(f'the file {path} does not exist, but the run was started with it')
     return _sha256(path, path.stat().st_mtime_ns)
 
 
@@ -118,9 +118,10 @@ def _sha256(path: Path, changed_ns: int) -> str:
 
 
 def progress(folder: Path) -> str:
-    """How many epochs of the run in a folder are done."""
+    """Return the number of finished epochs of the run in a folder as text."""
     file = folder / 'metrics.jsonl'
-    lines = file.read_bytes().split(b'\n')[:-1] if file.is_file() else []  # without a torn line
+    # The last line may be incomplete.
+    lines = file.read_bytes().split(b'\n')[:-1] if file.is_file() else []
     epoch = json.loads(lines[-1])['epoch'] if lines else -1
     return f'epoch {epoch + 1} of {load_config(folder).TRAIN.EPOCHS}'
 
@@ -128,8 +129,8 @@ def progress(folder: Path) -> str:
 def remove_checkpoints(job: Job) -> None:
     """Remove the checkpoints of a finished run that no later step reads.
 
-    The last one of a pre-training stays, because fine-tuning starts from it. Of a fine-tuning the
-    selected one stays, or the last one if none was selected.
+    Pre-training keeps the last checkpoint, from which fine-tuning starts. Fine-tuning keeps the
+    selected checkpoint, or the last one if none was selected.
     """
     best, kept = job.folder / BEST_CHECKPOINT, checkpoint_name(job.config.TRAIN.EPOCHS - 1)
     if job.stage == 'finetune':
@@ -144,19 +145,19 @@ def remove_checkpoints(job: Job) -> None:
 
 @dataclass
 class Runner:
-    """Starts the jobs of a plan as processes, as many at a time as there are slots.
+    """Runs the jobs of a plan as processes, one at a time in each slot.
 
-    Finished jobs are left alone and half-done ones resume. A job that another process is running
-    is waited for. SIGTERM and Ctrl-C are passed on: the runs save a checkpoint, and the same
+    Finished jobs are skipped and interrupted ones resume. If another process is running a job, the
+    runner waits for it. SIGTERM and Ctrl-C are forwarded: the runs save a checkpoint, and the same
     command resumes them later.
 
     Args:
-        jobs: Jobs, each after the jobs that it needs.
-        slots: Environment variables of each slot; a slot holds one job at a time.
-        processes: Processes of each job; above 1 it is started by torchrun.
-        logs: Folder for the output of the runs; None: they print to the terminal.
-        say: Takes a line about the progress.
-        keep: 'best' removes all other checkpoints of finished runs, see `remove_checkpoints`.
+        jobs: Jobs in an order in which every job comes after the jobs that it needs.
+        slots: Environment variables of each slot.
+        processes: Number of processes of each job. Above 1, torchrun starts the job.
+        logs: Folder for the output of the runs; None to print to the terminal.
+        say: Function that receives each line about the progress.
+        keep: 'all', or 'best' to call `remove_checkpoints` for finished runs.
     """
 
     jobs: Sequence[Job]
@@ -171,14 +172,18 @@ class Runner:
     signal: str = ''
 
     def run(self) -> int:
-        """Run all jobs; returns 0, 1 if jobs failed, or 75 if the sweep was stopped."""
+        """Run all jobs.
+
+        Returns:
+            Exit code: 0, 1 if jobs failed, or 75 if the sweep was stopped.
+        """
         if self.logs is not None:
             self.logs.mkdir(parents=True, exist_ok=True)
         states = [(job, state_of(job)) for job in self.jobs]
         self.waiting = [job for job, state in states if state != 'finished']
         finished = [job for job, state in states if state == 'finished']
         for job in finished:
-            self._tidy(job)
+            self._remove_checkpoints(job)
         self.total, self.done = len(self.waiting), 0
         self.say(f'{len(self.jobs)} runs, {len(self.jobs) - self.total} of them already finished')
         with self._on_signals():
@@ -187,7 +192,7 @@ class Runner:
                 self._check_again([job for job in finished if job.needs])
             finally:
                 self._end_all()
-        for line in self.failed:  # again, after all other lines
+        for line in self.failed:  # failures are repeated at the end
             self.say(line)
         if self.signal and self.waiting:
             left = len(self.waiting)
@@ -198,15 +203,15 @@ class Runner:
     def _run_waiting(self) -> None:
         while (self.waiting and not self.signal) or self.running:
             if self.signal:
-                self._pass_on()
+                self._forward_signal()
             else:
                 self.waiting = [job for job in self.waiting if not self._start(job)]
-            self._reap()
+            self._collect_ended()
             if self.running or self.waiting:
                 time.sleep(POLL_SECONDS)
 
     def _check_again(self, finished: Sequence[Job]) -> None:
-        """Report finished jobs that no longer belong to what they need, which was repeated."""
+        """Report finished jobs whose needed runs were repeated with another result."""
         for job in finished:
             try:
                 state_of(job)
@@ -216,20 +221,20 @@ class Runner:
     def _end_all(self) -> None:
         """Stop all runs after an error of the runner."""
         while any(process.poll() is None for _, process, _ in self.running.values()):
-            self._pass_on()
+            self._forward_signal()
             time.sleep(POLL_SECONDS)
 
     def _start(self, job: Job) -> bool:
-        """Start a job if possible; returns whether it is dealt with."""
+        """Start a job if possible, and return whether it no longer has to wait."""
         if lost := [folder for folder in job.needs if folder in self.broken]:
-            self._fail(job, f'not run, because it needs {lost[0]}')
+            self._fail(job, f'not run, because the run {lost[0]} failed')
             return True
         try:
             state = state_of(job)
-        except ValueError as error:  # its folder or its data changed meanwhile
+        except ValueError as error:  # the folder or the data have changed
             self._fail(job, f'not run: {error}')
             return True
-        if state == 'finished':  # by another process
+        if state == 'finished':  # another process has run the job
             self.done += 1
             return True
         free = len(self.running) < len(self.slots)
@@ -258,13 +263,13 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT if log else None,
-                start_new_session=True,  # Ctrl-C reaches it only through this process
+                start_new_session=True,  # this process forwards Ctrl-C
             )
         self.running[slot] = (job, process, time.monotonic())
         self.say(f'{"resumed" if newest_first(job.folder) else "started"} {job.name}')
 
-    def _reap(self) -> None:
-        """Look which jobs have ended, and how."""
+    def _collect_ended(self) -> None:
+        """Report the jobs that have ended, and queue stopped ones again."""
         for slot, (job, process, start) in list(self.running.items()):
             code = process.poll()
             if code is None:
@@ -273,7 +278,7 @@ class Runner:
             seconds = time.monotonic() - start
             if is_finished(job.folder):
                 self.done += 1
-                self._tidy(job)
+                self._remove_checkpoints(job)
                 self.say(f'finished {job.name}: {seconds:.0f} s [{self.done}/{self.total}]')
             elif code == EXIT_PREEMPTED or self.signal:
                 self.signal = self.signal or 'a signal to the run'
@@ -285,7 +290,7 @@ class Runner:
                 where = f', see {self._log(job)}' if self.logs else ''
                 self._fail(job, f'failed with code {code}{where}')
 
-    def _tidy(self, job: Job) -> None:
+    def _remove_checkpoints(self, job: Job) -> None:
         if self.keep == 'best':
             remove_checkpoints(job)
 
@@ -305,19 +310,19 @@ class Runner:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name
 
-    def _pass_on(self) -> None:
+    def _forward_signal(self) -> None:
         """Send SIGTERM to the processes of all runs."""
         for _, process, _ in self.running.values():
-            # torchrun would kill its workers after 30 s, so they get the signal themselves.
+            # torchrun would kill its workers after 30 s, so they receive the signal directly.
             workers = _children(process.pid) if self.processes > 1 else []
             for number in workers or [process.pid]:
-                with contextlib.suppress(ProcessLookupError):  # it has ended
+                with contextlib.suppress(ProcessLookupError):  # the process has ended
                     if process.poll() is None:
                         os.kill(number, signal.SIGTERM)
 
 
 def _children(process: int) -> list[int]:
-    """The processes that a process has started; [] on systems without /proc."""
+    """Return the child processes of a process, or [] on systems without /proc."""
     with contextlib.suppress(OSError):
         text = Path(f'/proc/{process}/task/{process}/children').read_text()
         return [int(number) for number in text.split()]

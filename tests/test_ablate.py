@@ -223,7 +223,7 @@ def test_queued_runs_are_not_submitted_again(submitted, tmp_path, capsys) -> Non
     assert in_process(*words) == 0
     third, fourth = submitted.read_text().splitlines()[2:]
     assert '--array=1,3 ' in third and '--array=7 ' in fourth
-    assert '3 runs submitted, 1 left out, 4 finished, queued or running' in capsys.readouterr().out
+    assert '3 runs submitted, 1 skipped, 4 finished' in capsys.readouterr().out
     (tmp_path / 'queue').write_text('')  # all were cancelled
     assert in_process(*words) == 0
     assert '--array=0,1,2,3 ' in submitted.read_text().splitlines()[4]
@@ -245,8 +245,8 @@ def test_runs_that_wait_for_a_running_one_are_left_out(submitted, tmp_path, caps
     first, second = submitted.read_text().splitlines()
     assert '--array=1,2,3 ' in first and '--array=5,6,7 ' in second
     said = capsys.readouterr().out
-    assert f'left out: {jobs[4].name} waits for {jobs[0].folder}' in said
-    assert '6 runs submitted, 1 left out, 1 finished, queued or running' in said
+    assert f'{jobs[4].name}, which waits for {jobs[0].folder}' in said
+    assert '6 runs submitted, 1 skipped, 1 finished' in said
 
 
 # Mistakes ---------------------------------------------------------------------------------------

@@ -151,4 +151,9 @@ def test_all_processes_score_the_same_batches(
     """Whole batches of 4 on each process; where these are too many, one smaller batch each."""
     records = loaders_of(data_path).holdout.dataset.records.select(np.arange(count))
     monkeypatch.setattr(distributed, 'world_size', lambda: processes)
-    assert len(whole_batches(records, config_of(data_path))) == kept
+    (part,) = whole_batches({'': records}, config_of(data_path)).values()
+    want = np.arange(kept) * count // max(kept, 1)
+    assert part.row.tolist() == records.row[want].tolist()
+    parts = {'a': records.select(np.arange(1)), 'b': records.select(np.arange(1, count))}
+    parts = whole_batches(parts, config_of(data_path)).values()
+    assert sum((each.row.tolist() for each in parts), []) == part.row.tolist()

@@ -39,7 +39,7 @@ View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]
 FOLDERS = {'00000001': 'images_001', '00000002': 'images_001', '00000003': 'images_012'}
 MINE = """\
 table: export.csv
-image: pictures/{file}
+image: xrays/{file}
 patient: who
 sex: sex
 age: years
@@ -81,7 +81,7 @@ def read(root: Path, layout: str, split: str, labels: tuple[str, ...] = (), **op
 def described(root: Path, text: str = MINE, table: str = EXPORT) -> str:
     """A data set of the user below a folder; returns the path of its layout."""
     for line in table.splitlines()[1:]:
-        image = root / 'pictures' / line.partition(',')[0]
+        image = root / 'xrays' / line.partition(',')[0]
         image.parent.mkdir(parents=True, exist_ok=True)
         image.touch()
     (root / 'export.csv').write_text(table)
@@ -125,7 +125,7 @@ def test_a_file_of_the_user_is_read_without_a_line_of_python(tmp_path: Path) -> 
     name = described(tmp_path)
     labels = ('Cardiomegaly', 'effusion', 'No Finding')
     train = read(tmp_path, name, 'train', labels)
-    assert train.file.tolist() == ['pictures/x/1.png', 'pictures/x/2.png', 'pictures/y/3.png']
+    assert train.file.tolist() == ['xrays/x/1.png', 'xrays/x/2.png', 'xrays/y/3.png']
     assert train.patient.tolist() == ['P1', 'P1', 'P2']
     assert train.study.tolist() == train.file.tolist()
     assert train.view.tolist() == ['frontal', 'lateral', '']
@@ -142,7 +142,7 @@ def test_a_file_of_the_user_is_read_without_a_line_of_python(tmp_path: Path) -> 
 
 def test_columns_of_labels_have_the_cells_that_the_file_names(tmp_path: Path) -> None:
     text = (
-        'table: export.csv\nimage: pictures/{file}\n'
+        'table: export.csv\nimage: xrays/{file}\n'
         'labels: {positive: [yes, "1"], negative: no, uncertain: maybe}\n'
         'rename: {heart: Cardiomegaly, Nodule: Lung Lesion, Mass: Lung Lesion}\n'
     )
@@ -197,11 +197,11 @@ def test_an_edited_layout_is_noticed_when_a_run_resumes(tmp_path: Path) -> None:
         (NIH, {'test': '00000003_000.png\n00000009_000.png\n'},
          ['test_list.txt', 'line 2', '00000009_000.png']),
         (NIH, {'train_val': '00000001_000.png\n', 'test': '00000001_001.png\n'},
-         ['Data_Entry_2017_v2020.csv, row 3', "'Patient ID'"]),
+         ['Data_Entry_2017_v2020.csv, row 3', "'Patient ID'", 'test', 'train', 'row 2 of Data']),
         (NIH.replace('Hernia|', 'Hernja|'), {},
-         ['Data_Entry_2017_v2020.csv, row 5', "'Finding Labels'", 'nih.yaml']),
+         ['Data_Entry_2017_v2020.csv, row 5', "'Finding Labels'", "'Hernja'", 'nih.yaml']),
         (NIH.replace('Patient Gender', 'Gender'), {}, ['no column Patient Gender']),
-        (NIH.replace('057Y', '?'), {}, ['row 2', "'Patient Age'"]),
+        (NIH.replace('057Y', '?'), {}, ['row 2', "'Patient Age'", '006M']),
         (NIH.replace('58,M', '58,X'), {}, ['row 3', "'Patient Gender'", 'Female']),
         (NIH.replace('00000001_001', '00000001_000'), {'train_val': '00000001_000.png\n'},
          ['row 3', "'Image Index'", 'row 2']),
@@ -260,17 +260,19 @@ def test_a_missing_label_or_split_names_what_there_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('old', 'new', 'key'),
     [
-        ('patient: who', 'patients: who', 'patient'),
+        ('patient: who', 'patients: who', 'unknown key patients; allowed: table, image, patient'),
         ('table: export.csv', '', 'table'),
         ('table: export.csv', 'table: {dev: export.csv}', 'table'),
         ('patient: who', 'patient: [who]', 'patient'),
         ('{file}', 'x.png', 'image'),
-        ('pictures/{file}', '{split}/*/{file}', 'image'),
-        ('lateral: [lat]', 'oblique: [lat]', 'views'),
+        ('xrays/{file}', '{split}/*/{file}', 'image'),
+        ('lateral: [lat]', 'oblique: [lat]', 'views: unknown key oblique; allowed: frontal'),
         ('separator: ;', 'names: [a]', 'labels'),
         ('column: part, train: [a, b], valid: c, test: d', 'column: part', 'splits'),
         ('patient: who', 'majority_vote: 2', 'majority_vote'),
-        ('patient: who', 'patient: {', 'mine.yaml'),
+        ('patient: who', 'patient: {', 'quotes'),
+        ('xrays/{file}', '*/{file}', 'quotes'),
+        ('xrays/{file}', '{file}', 'quotes'),
     ],
 )
 def test_a_faulty_layout_names_its_file_and_key(
@@ -281,6 +283,55 @@ def test_a_faulty_layout_names_its_file_and_key(
     with pytest.raises(ValueError, match='mine.yaml') as error:
         open_layout(name)
     assert key in str(error.value)
+
+
+def faults_of(root: Path, text: str, table: str, *labels: str) -> dict[str, tuple[str, str]]:
+    """Return the kinds of the faults of three splits, with severity and detail."""
+    name, faults = described(root, text, table), []
+    for split in ('train', 'valid', 'test'):
+        read(root, name, split, labels, on_fault=faults.append)
+    return {fault.kind: (fault.severity, fault.detail) for fault in faults}
+
+
+def test_parts_of_a_layout_without_effect_are_reported(tmp_path: Path) -> None:
+    found = faults_of(tmp_path, MINE, EXPORT, 'effusion', 'Cardiomegaly')
+    assert list(found) == ['unknown view'] and "'oblique' (rows: 1)" in found['unknown view'][1]
+    text = MINE.replace('patient: who\n', '').replace('separator: ;', "separator: '|'")
+    text = text.replace('[pa]', '[PA]').replace('normal:', 'Normal:')
+    found = faults_of(tmp_path, text, EXPORT, 'effusion')
+    severities = dict.fromkeys(('unknown view', 'rows without a label', 'unused rename'), 'warning')
+    assert {kind: each for kind, (each, _) in found.items()} == severities | {
+        'unknown patients': 'note'
+    }
+    detail = found['rows without a label'][1]
+    assert "'effusion; enlarged heart' (rows: 1)" in detail and '3 of 5' in detail
+    assert "'pa' (rows: 3), 'oblique'" in found['unknown view'][1]
+
+
+def test_names_of_labels_may_be_given_as_they_are_renamed(tmp_path: Path) -> None:
+    for names in ('enlarged heart, normal', 'Cardiomegaly, No Finding'):
+        text = MINE.replace('separator: ;', f'separator: ;, names: [effusion, {names}]')
+        assert list(faults_of(tmp_path, text, EXPORT, 'Cardiomegaly')) == ['unknown view']
+
+
+def test_the_cause_of_an_unreadable_table_is_the_only_fault(tmp_path: Path) -> None:
+    found = faults_of(tmp_path, MINE, EXPORT.replace(';', '|').replace(',', ';'), 'effusion')
+    assert list(found) == ['unreadable table'] and "';'" in found['unreadable table'][1]
+    found = faults_of(tmp_path, MINE, EXPORT.replace('projection,', 'view,'), 'effusion')
+    assert list(found) == ['missing column']
+    name = described(tmp_path)
+    (tmp_path / 'export.csv').write_bytes(EXPORT.replace('normal', 'Öd').encode('latin-1'))
+    with pytest.raises(ValueError, match=r'export\.csv.*UTF-8'):
+        read(tmp_path, name, 'train')
+
+
+def test_other_codes_of_the_sex_are_mapped(tmp_path: Path) -> None:
+    table = EXPORT.replace(',F,', ',w,')
+    found = faults_of(tmp_path, MINE, table)
+    assert 'sexes' in found['value of the sex'][1]
+    name = described(tmp_path, MINE + 'sexes: {Female: [w, x]}\n', table)
+    assert read(tmp_path, name, 'train').sex.tolist() == ['Female', 'Female', 'Unknown']
+    assert read(tmp_path, name, 'valid').sex.tolist() == ['Male']
 
 
 def test_four_channels_are_read_as_grey(tmp_path: Path) -> None:
@@ -440,7 +491,7 @@ def test_the_majority_of_vindrs_radiologists_labels_an_image(tmp_path: Path) -> 
 
 
 def test_equal_votes_are_uncertain_and_blank_cells_are_none(tmp_path: Path) -> None:
-    text = 'table: export.csv\nimage: pictures/{file}\nmajority_vote: true\n'
+    text = 'table: export.csv\nimage: xrays/{file}\nmajority_vote: true\n'
     table = 'file,reader,Mass,Edema\n1.png,A,1,\n1.png,B,0,\n2.png,A,-1,0\n2.png,B,,\n3.png,A,,1\n'
     name = described(tmp_path, text, table)
     records = read(tmp_path, name, 'train', ('Mass', 'Edema'))

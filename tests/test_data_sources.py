@@ -72,6 +72,16 @@ def test_share_and_images_limit_a_source_and_not_its_held_out_patients(drive):
     assert [len(part) for part in held_out.dataset.parts.values()] == [2, 2, 1]
 
 
+def test_contrastive_pre_training_reads_the_same_images(drive):
+    config = config_of(drive, HERE, THERE, LOOSE)
+    masked = build_loader(config, LOGGER, is_pretrain=True)
+    views = build_loader(config, LOGGER, is_pretrain=True, contrastive=True)
+    for name, part in masked.train.dataset.parts.items():
+        assert part.records.file.tolist() == views.train.dataset.parts[name].records.file.tolist()
+    assert [len(part) for part in views.holdout.dataset.parts.values()] == [4, 4]  # of 4, 4, 1
+    assert [len(batch) for batch in samples_of(views.holdout, 0)]
+
+
 # Samples
 
 
@@ -126,15 +136,15 @@ def test_the_joined_images_are_those_of_the_files(drive):
 # Errors
 
 REFUSED = [
-    ([{'name': 'a', 'dataset': 'chexpert'}], r'SOURCES\[0\] .*path'),
+    ([{'name': 'a', 'dataset': 'chexpert'}], r'SOURCES\[0\].*path'),
     (['A'], r'SOURCES\[0\]'),
-    ([HERE, THERE | {'paht': 'x'}], r'SOURCES\[1\] .*paht'),
+    ([HERE, THERE | {'paht': 'x'}], r'SOURCES\[1\].*paht'),
     ([HERE, THERE | {'name': 'here'}], 'SOURCES.*here'),
-    ([HERE | {'name': 'a/b'}], r'SOURCES\[0\] .*name'),
-    ([HERE | {'dataset': 'chexprt'}], r'SOURCES\[0\] .*dataset.*chexprt'),
-    ([HERE | {'share': 0}], r'SOURCES\[0\] .*share'),
-    ([HERE | {'images': 2.5}], r'SOURCES\[0\] .*images'),
-    ([HERE | {'images': 2, 'share': 0.5}], r'SOURCES\[0\] .*not both'),
+    ([HERE | {'name': 'a/b'}], r'SOURCES\[0\].*name'),
+    ([HERE | {'dataset': 'chexprt'}], r'SOURCES\[0\].*dataset.*chexprt'),
+    ([HERE | {'share': 0}], r'SOURCES\[0\].*share'),
+    ([HERE | {'images': 2.5}], r'SOURCES\[0\].*images'),
+    ([HERE | {'images': 2, 'share': 0.5}], r'SOURCES\[0\].*not both'),
     ([HERE, THERE | {'path': 'A/train'}], "SOURCES.*'there'.*'here'"),
     ([HERE, THERE | {'path': 'B/../A'}], "SOURCES.*'here'"),
 ]

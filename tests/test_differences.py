@@ -230,7 +230,8 @@ def log_of_setup(folder: Path, *opts: str) -> str:
 
 
 def test_level_o2_is_logged_as_o1(tmp_path):
-    assert 'O2 means O1' in log_of_setup(tmp_path, 'AMP_OPT_LEVEL', 'O2')
+    log = log_of_setup(tmp_path, 'AMP_OPT_LEVEL', 'O2')
+    assert any('O2' in line and 'O1' in line for line in log.splitlines())
 
 
 def test_the_seed_sets_all_three_global_generators(tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,7 +183,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
 
 
 @pytest.mark.parametrize('compares', [False, True])
-def test_another_number_of_images_between_epochs_is_told_or_refused(tmp_path, log, compares):
+def test_another_number_of_images_between_epochs_is_logged_or_refused(tmp_path, log, compares):
     """The checkpoint is of two processes, of 4 images each and 2 batches per step."""
     _, state, _ = one_epoch(tmp_path, five_batches(), TRAIN__ACCUMULATION_STEPS=2)
     config, state.compares_images, state.source = default_config(), compares, 'x.pth'
@@ -190,14 +191,14 @@ def test_another_number_of_images_between_epochs_is_told_or_refused(tmp_path, lo
     saved = state.contents(config, [{}, {}], finished=True)
     log.clear()
     if compares:
-        with pytest.raises(ValueError, match='x.pth.* 4 x 2 images .*, not 4 x 1'):
+        with pytest.raises(ValueError, match='x.pth.* 4 x 2 images .* 4 x 1'):
             state._compare_images(saved, config, logger)
         return
     state._compare_images(saved, config, logger)
     config.DATA.BATCH_SIZE = 8
     state._compare_images(saved, config, logger)
     (warning,) = log.messages
-    assert 'had 16 images on 2 process(es) and now has 8 on 1' in warning
+    assert re.search('16 on 2 process.* 8 on 1', warning)
 
 
 # Several processes

@@ -123,7 +123,7 @@ def test_changed_inputs_are_reported(folder, copied, capsys):
     rewrite(folder / 'run.json', change)
     code, output = result(capsys, folder)
     assert code == 0, 'the results decide'
-    found = [line for line in output.splitlines() if line.startswith('differs from the run: ')]
+    found = [line for line in output.splitlines() if line.startswith('changed: ')]
     for part in ('0123abc', 'torch', 'resumed'):
         assert any(part in line for line in found), part
 

@@ -95,7 +95,7 @@ def test_runs_are_listed_without_the_data_if_nothing_is_stated_about_it(tmp_path
     words = ['run', '--sweep', str(path), '--scale', 'tiny', '--output', str(tmp_path), '--list']
     assert script.main(script.parse_args(words)) == 0
     shown = capsys.readouterr().out
-    assert re.search(r'mine_simmim seed 0 .* not known\n', shown)
+    assert re.search(r'mine_simmim seed 0 .* unknown\n', shown)
     assert 'pretrain: 1 runs left\n' in shown and '--data-path' in shown and 'nan' not in shown
 
 

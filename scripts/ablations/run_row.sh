@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Run one row of a sweep, with its pre-training: what the other scripts of this folder call.
+# Run one row of a sweep including its pre-training. The other scripts of this folder call this file.
 #   bash scripts/ablations/run_row.sh SWEEP ROW DATA OUTPUT [GPUS]
-# SEED=1: another seed. PRETRAIN_OPTS, FINETUNE_OPTS: further options as 'KEY VALUE ...'.
-# GPUS must divide the images of an optimizer step. Run again after a stop, it resumes.
+# SEED=1: another seed. PRETRAIN_OPTS, FINETUNE_OPTS: other options as 'KEY VALUE ...'.
+# GPUS must divide the images of an optimizer step. The same command resumes after a stop.
 set -euo pipefail
 usage='usage: bash SCRIPT DATA OUTPUT [GPUS]'
 data=$(realpath "${3:?$usage}")

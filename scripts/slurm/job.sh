@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# What the .sbatch files do: run a command on every node of the job; where it was stopped by a
-# signal and saved (code 75), put the job into the queue again. Any other code ends the job.
+# Called by the .sbatch files: run a command on every node of the job. If a signal stopped the run
+# after it was saved (code 75), requeue the job. Any other code ends the job.
 #   bash scripts/slurm/job.sh [--plain] SCRIPT.py ARGUMENTS...      (--plain: without torchrun)
 # Environment: PYTHON (default .venv's), PROCESSES per node (default: its GPUs), CPU_ONLY (1: train
 # on the CPU; without it a node without GPUs ends the job with code 2), CACHE_DIR (default
 # $SLURM_TMPDIR), MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME, MAX_REQUEUES (default 50),
-# TORCHINDUCTOR_CACHE_DIR (default in the home folder: a requeued job finds its compiled code again).
+# TORCHINDUCTOR_CACHE_DIR (default in the home folder, where a requeued job finds its compiled code).
 set -uo pipefail
 
 script=${1-}
 [ "$script" != --plain ] || script=${2-}
 if [ ! -f scripts/slurm/launch.sh ] || [ ! -f "$script" ]; then
-    echo "error: no script '$script' here ($PWD): submit in the root of the repository, as" \
-        "sbatch scripts/slurm/node.sbatch main_simmim.py --cfg FILE --data-path DIR" >&2
+    echo "error: the script '$script' does not exist in $PWD: submit in the root of the repository," \
+        "such as sbatch scripts/slurm/node.sbatch main_simmim.py --cfg FILE --data-path DIR" >&2
     exit 2
 fi
 if [ -z "${PYTHON-}" ]; then
@@ -21,13 +21,13 @@ if [ -z "${PYTHON-}" ]; then
 fi
 export PYTHON
 
-address() { # by which Slurm itself reaches a node
+address() { # the address by which Slurm reaches a node
     scontrol show node "$1" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p'
 }
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 if [ "${#nodes[@]}" -gt 1 ]; then
     export MASTER_ADDR=${MASTER_ADDR:-$(address "${nodes[0]}")}
-    PEER_ADDR=$(address "${nodes[1]}") # the way to it is the first node's network
+    PEER_ADDR=$(address "${nodes[1]}") # the first node reaches it through the right network
     export PEER_ADDR
 else
     export MASTER_ADDR=127.0.0.1
@@ -36,38 +36,39 @@ export MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
 
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/torchinductor}
 
-job=$SLURM_JOB_ID # of an array's task it may stand for the whole array
+job=$SLURM_JOB_ID # for a task of an array this may be the ID of the whole array
 [ -z "${SLURM_ARRAY_JOB_ID-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 requeued=${SLURM_RESTART_COUNT:-0}
 version=$("$PYTHON" -c 'from engine.run_record import code_version; print(code_version())')
 cat <<END
-slurm: job $job, queued again $requeued times, $(date '+%F %T')
+slurm: job $job, requeued $requeued times, $(date '+%F %T')
 slurm: ${#nodes[@]} node(s) $SLURM_JOB_NODELIST, master $MASTER_ADDR:$MASTER_PORT
 slurm: commit $version, python $PYTHON
 slurm: compiled code in $TORCHINDUCTOR_CACHE_DIR
 slurm: command $*
 END
 
-# scancel and the end of the time limit send SIGTERM to every process of this script, too: srun
-# would kill the nodes' processes at once, while they save.
+# scancel and the end of the time limit also send SIGTERM to every process of this script. srun would
+# then kill the processes of all nodes while they save.
 trap '' TERM
-# A job with --exclusive owns all GPUs of its nodes, but a step gets only those that it requests.
+# A job with --exclusive owns all GPUs of its nodes, but a step only gets the GPUs that it requests.
 gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE-}}
-# All CPUs of the job on each node, all variables; the other nodes end by themselves and tell why.
+# Each node gets all CPUs and variables of the job. After a failure, the other nodes end by themselves
+# and report the reason.
 setsid --wait srun --nodes="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none --export=ALL \
     ${gpus:+--gpus-per-node="$gpus"} \
     --kill-on-bad-exit=0 --wait=120 bash scripts/slurm/launch.sh "$@"
 code=$?
 [ "$code" -eq 75 ] || exit "$code"
 
-# A job that was cancelled, or that Slurm itself puts back, does not run any more.
+# A job that was cancelled, or that Slurm requeues by itself, is no longer running.
 state=$(squeue --noheader --jobs "$job" --format %T)
 if [ "$state" != RUNNING ]; then
-    echo "slurm: stopped and not queued again: the job is ${state:-gone}"
+    echo "slurm: stopped and not requeued, because the job is ${state:-gone}"
 elif [ "$requeued" -ge "${MAX_REQUEUES:-50}" ]; then
-    echo "slurm: stopped and not queued again: it was $requeued times (MAX_REQUEUES)"
+    echo "slurm: stopped and not requeued, because it was requeued $requeued times (MAX_REQUEUES)"
 else
-    echo "slurm: stopped and saved; queued again, to resume"
-    scontrol requeue "$job" || echo 'slurm: that failed; the same sbatch command resumes the run'
+    echo "slurm: stopped and saved; the job is requeued and resumes"
+    scontrol requeue "$job" || echo 'slurm: requeue failed; the same sbatch command resumes the run'
 fi
 exit "$code"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The part of a job on one node, started by job.sh through srun: torchrun, with a process per GPU.
+# The part of a job on one node, which job.sh starts through srun: torchrun with a process per GPU.
 #   bash scripts/slurm/launch.sh [--plain] SCRIPT.py ARGUMENTS...
-# It ends with the processes' own code. SIGTERM is handed to the processes alone: torchrun would
-# kill them 30 s after its own SIGTERM, in the middle of a long step or of saving.
+# The exit code is the code of the processes. SIGTERM is only sent to the processes: torchrun would
+# kill them 30 s after receiving SIGTERM, in the middle of a long step or of saving.
 set -uo pipefail
-trap 'exit 75' TERM USR1 # nothing is started yet
+trap 'exit 75' TERM USR1 # no process has started yet
 
 name=${SLURMD_NODENAME:-$(hostname)} nodes=${SLURM_NNODES:-1} number=${SLURM_NODEID:-0}
 if [ -n "${CPU_ONLY-}" ]; then
@@ -13,9 +13,9 @@ if [ -n "${CPU_ONLY-}" ]; then
 else
     gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())') || exit 1
     if [ "$gpus" -lt "${SLURM_GPUS_ON_NODE:-1}" ]; then
-        echo "error: $name: PyTorch sees $gpus GPUs, Slurm assigned ${SLURM_GPUS_ON_NODE:-none}:" \
-            "request GPUs with sbatch --gpus-per-node=N, check the driver and that $PYTHON has a" \
-            "PyTorch for CUDA, or train on the CPU with CPU_ONLY=1" >&2
+        echo "error: $name: PyTorch sees $gpus GPUs and Slurm assigned ${SLURM_GPUS_ON_NODE:-none}." \
+            "Request GPUs with sbatch --gpus-per-node=N, check the driver, and check that $PYTHON has" \
+            "a PyTorch for CUDA, or train on the CPU with CPU_ONLY=1." >&2
         exit 2
     fi
 fi
@@ -27,7 +27,7 @@ fi
 processes=${PROCESSES:-$gpus}
 [ "$processes" -gt 0 ] || processes=1 # CPU_ONLY
 
-# A copy of a packed store on the node's own disk, unless the command says otherwise.
+# A packed store is copied to the local disk, unless the command sets DATA.CACHE_DIR.
 cache=${CACHE_DIR-${SLURM_TMPDIR-}} data='' before=''
 for word in "$@"; do
     [ "$before" != --data-path ] || data=$word
@@ -41,7 +41,7 @@ else
     cache=none
 fi
 
-# gloo would take the network of the host's name, which often is the machine itself.
+# gloo uses the network of the host name, which is often the loopback interface.
 if [ "$nodes" -gt 1 ] && [ -z "${GLOO_SOCKET_IFNAME-}" ]; then
     other=$MASTER_ADDR
     [ "$number" -gt 0 ] || other=$PEER_ADDR
@@ -55,13 +55,13 @@ echo "slurm: $name: node $((number + 1)) of $nodes, $has, $processes process(es)
 asked='' again='' torchrun=''
 tell() {
     until pkill -TERM -P "$torchrun" || ! kill -0 "$torchrun" 2>/dev/null; do
-        sleep 0.5 # none is started yet
+        sleep 0.5 # no process has started yet
     done
 }
 # shellcheck disable=SC2317 # the trap calls it
 stop() {
     asked=yes again=yes
-    echo "slurm: $name: asked to stop; the processes are told"
+    echo "slurm: $name: received a stop signal and forwards it to the processes"
     [ -z "$torchrun" ] || tell
 }
 trap stop TERM USR1
@@ -73,8 +73,8 @@ while
     again=''
     wait "$torchrun"
     code=$?
-    [ -n "$again" ] # it was the signal that ended the waiting
+    [ -n "$again" ] # the signal interrupted the waiting
 do :; done
-# 128 + SIGTERM: told before they could take signals, with nothing to save.
+# 128 + SIGTERM: the processes received the signal before they could handle it, with nothing to save.
 [ "$asked:$code" != yes:143 ] || code=75
 exit "$code"

@@ -1,4 +1,4 @@
-"""torchrun that ends with the code of the process that failed first, where its own is always 1.
+"""Run torchrun, but exit with the code of the process that failed first instead of 1.
 
 python scripts/slurm/torchrun.py --nproc_per_node N SCRIPT.py ARGUMENTS...
 """
@@ -8,7 +8,7 @@ import sys
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
-EXIT_PREEMPTED = 75  # it was asked to stop and has saved: no failure to be shown
+EXIT_PREEMPTED = 75  # the process was asked to stop and has saved, which is not a failure
 
 
 def exit_code() -> int:
@@ -18,7 +18,7 @@ def exit_code() -> int:
         code = error.get_first_failure()[1].exitcode
         if code != EXIT_PREEMPTED:
             print(error, file=sys.stderr)
-        return code if code > 0 else 128 - code  # negative: the signal that killed it
+        return code if code > 0 else 128 - code  # a negative code is the signal that killed it
     return 0
 
 

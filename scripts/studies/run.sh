@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Run a study from set-up to table and figures: what the other scripts of this folder call.
+# Run a study from set-up to table and figures. The other scripts of this folder call this file.
 #   bash scripts/studies/NAME.sh SCALE [DATA] [OUT]
-#   bash scripts/studies/NAME.sh SCALE --list     only shows the runs: config, options, GPU hours
+#   bash scripts/studies/NAME.sh SCALE --list     only show the runs: config, options, GPU hours
 # SCALE: full (several GPUs), small (one GPU) or tiny (two CPU cores, minutes).
 # DATA: CheXpert's layout or a packed store; tiny without DATA draws synthetic X-rays.
-# OUT: by default output/studies/NAME_SCALE. Run again after a stop, it resumes.
-# SEEDS=3: number of seeds, in place of the scale's. PROCESSES=8: GPUs of one run.
-# PRETRAIN_OPTS, FINETUNE_OPTS: further options of all runs as 'KEY VALUE ...'.
-# PHANTOM: options of scripts/make_phantom.py, by default as below.
+# OUT: output folder (default output/studies/NAME_SCALE). The same command resumes after a stop.
+# SEEDS=3: number of seeds (default: as in the scale). PROCESSES=8: GPUs per run.
+# PRETRAIN_OPTS, FINETUNE_OPTS: other options of all runs as 'KEY VALUE ...'.
+# PHANTOM: options of scripts/make_phantom.py (default: see below).
 set -euo pipefail
 usage='usage: bash scripts/studies/NAME.sh full|small|tiny [DATA|--list] [OUT]'
 name=${1:?$usage}

@@ -148,4 +148,4 @@ def test_a_job_is_queued_again_if_it_was_stopped_and_still_runs(
     assert done.returncode == int(environment['CODE']), done.stderr
     asked = tmp_path / 'scontrol.requeued'
     assert (asked.read_text().strip() if asked.exists() else None) == requeued
-    assert ('not queued again' in done.stdout) == (done.returncode == 75 and requeued is None)
+    assert ('not requeued' in done.stdout) == (done.returncode == 75 and requeued is None)

@@ -175,7 +175,7 @@ def test_a_cancelled_job_is_not_queued_again(cluster: Cluster, tmp_path: Path) -
     cluster.run('scancel', job)
     facts = cluster.end_of(job)
     assert (facts['JobState'], facts['Restarts']) == ('CANCELLED', '0')
-    assert 'stopped and not queued again' in cluster.text(job)
+    assert 'stopped and not requeued' in cluster.text(job)
 
 
 def test_only_the_stopped_task_of_an_array_is_queued_again(
@@ -193,7 +193,7 @@ def test_only_the_stopped_task_of_an_array_is_queued_again(
         ('COMPLETED', '0'),
         ('COMPLETED', '1'),
     ]
-    assert f'slurm: job {array}_1, queued again 1 times' in cluster.text(array)
+    assert f'slurm: job {array}_1, requeued 1 times' in cluster.text(array)
 
 
 def test_a_sweep_requests_what_its_processes_need_and_is_queued_once(
