@@ -1,4 +1,4 @@
-"""The report's charts: what is drawn is what the numbers say."""
+"""Charts of the report show the numbers of the report."""
 
 import itertools
 import re
@@ -16,7 +16,7 @@ from evaluation.metrics import Protocol
 
 @pytest.fixture(scope='module')
 def labels() -> list[dict]:
-    """Entries of the five labels on CheXpert's test studies."""
+    """Return the entries of the five labels on CheXpert's test studies."""
     rng = np.random.default_rng(0)
     targets = (rng.random((500, 5)) < 0.3).astype(float)
     study = [f'test/patient{number}/study1' for number in range(64741, 65241)]
@@ -31,7 +31,7 @@ def labels() -> list[dict]:
 
 
 def drawn(svg: str) -> tuple[np.ndarray, np.ndarray]:
-    """Data coordinates of the curve, by the panel's frame in pixels."""
+    """Convert the pixels of the drawn curve to data coordinates."""
     path = re.search('<path class="curve series-0" d="([^"]*)"', svg)[1]
     points = np.array([[float(v) for v in p.split()] for p in re.split('[ML]', path)[1:]])
     return (points[:, 0] - 48) / 236, (246 - points[:, 1]) / 236
@@ -82,7 +82,7 @@ def test_axes_end_at_round_ticks(values: list, low: float, high: float, names: l
 
 
 @pytest.mark.parametrize('lowest, highest', [(0, 0.0031), (0, 3e-4), (0.738, 0.7394), (0, 0.97)])
-def test_names_of_ticks_overlap_neither_each_other_nor_the_title(lowest, highest) -> None:
+def test_tick_labels_overlap_neither_each_other_nor_the_title(lowest, highest) -> None:
     axis = nice_axis([lowest, highest], 'title')
     svg = str(Panel(axis, axis).svg('a', '', ''))
     ticks = re.findall(r'class="tick" x="([\d.]+)" y="262.0" text-anchor="middle">([^<]+)<', svg)
