@@ -495,11 +495,11 @@ def _table(first: Sequence[str], rows: Iterator[Row]) -> str:
 def _render(
     folder: Path, report: dict, thumbnails: Mapping[tuple[str, str, str], Image.Image]
 ) -> str:
-    """Render the page. `charts.printed` formats numbers, and all text is escaped."""
+    """Render the page. `charts.format_value` formats numbers, and all text is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
-        finalize=charts.printed,
+        finalize=charts.format_value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

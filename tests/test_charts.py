@@ -10,7 +10,7 @@ from sklearn.metrics import auc
 
 from data.labels import COMPETITION_LABELS
 from evaluation.analysis import HeldOut, score_set
-from evaluation.charts import Panel, histogram, nice_axis, precision_recall, roc, strip
+from evaluation.charts import Panel, forest_row, histogram, nice_axis, precision_recall, roc
 from evaluation.metrics import Protocol
 
 
@@ -58,10 +58,10 @@ def test_radiologists_are_drawn_filled_below_the_curve(labels: list[dict]) -> No
 
 def test_a_forest_row_places_value_and_interval() -> None:
     axis = nice_axis([0.5, 1.0])
-    svg = str(strip({'value': 0.75, 'low': 0.6, 'high': 1.0}, axis, 0.5))
+    svg = str(forest_row({'value': 0.75, 'low': 0.6, 'high': 1.0}, axis, 0.5))
     assert 'cx="50.00%"' in svg
     assert 'class="whisker" x1="21.80%" x2="97.00%"' in svg
-    few = str(strip({'value': 0.75, 'low': None, 'high': None}, axis, 0.5, True))
+    few = str(forest_row({'value': 0.75, 'low': None, 'high': None}, axis, 0.5, True))
     assert 'class="dot few"' in few
     assert 'whisker' not in few
 

@@ -134,7 +134,7 @@ def test_maes_weights_give_the_same_loss_and_pixels(channels, norm_pix, tmp_path
     loss, pixels = official_mae(state, images, mask, norm_pix=norm_pix)
     assert_same(patchify(model.predict(images, mask)), pixels)
     assert_same(model(images, mask), loss)
-    for line in ('left new     0', 'left over    0', 'resized      0', 'folded       0'):
+    for line in ('new          0', 'unused       0', 'resized      0', 'folded       0'):
         assert f'\n{line}\n' in log.text + '\n'
 
 
@@ -213,4 +213,4 @@ def test_timms_vit_gives_the_same_logits(pool: str, tmp_path, log) -> None:
     load(vit.state_dict(), config, model, tmp_path)
     images = torch.randn(3, 3, 32, 32)
     assert_same(model(images), vit(images))
-    assert 'left new     0' in log.text and 'left over    0' in log.text
+    assert 'new          0' in log.text and 'unused       0' in log.text

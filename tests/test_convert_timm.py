@@ -74,8 +74,8 @@ def test_torchvisions_weights_give_torchvisions_logits(name: str, tmp_path, log)
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
     ours = started(make_config(name, labels=1000), tmp_path / 'file.pth')
     torch.testing.assert_close(ours(images()), theirs(images()), rtol=1e-4, atol=1e-4)
-    assert re.search(r'left new +0$', log.text, re.MULTILINE)
-    assert re.search(r'left over +0$', log.text, re.MULTILINE)
+    assert re.search(r'new +0$', log.text, re.MULTILINE)
+    assert re.search(r'unused +0$', log.text, re.MULTILINE)
 
 
 @pytest.mark.parametrize('name', ['test_vit', 'test_efficientnet'])
@@ -87,8 +87,8 @@ def test_timms_own_file_gives_timms_features(name: str, tmp_path, log) -> None:
     ours = started(make_config(name), tmp_path / 'model.safetensors')
     features = theirs.forward_head(theirs.forward_features(images()), pre_logits=True)
     assert_same(ours.forward_features(images()), features)
-    assert re.search(r'left new +2  head 2', log.text)
-    assert re.search(r'left over +2  head 2', log.text), 'its classifier'
+    assert re.search(r'new +2  head 2', log.text)
+    assert re.search(r'unused +2  head 2', log.text), 'its classifier'
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_resnet_of_transformers_gives_its_features(kind: str, tmp_path, log) -> 
     assert wanted.std() > 0.3
     torch.testing.assert_close(ours.forward_features(images()), wanted, rtol=0, atol=1e-5)
     left_over = 2 if 'Classification' in kind else 0
-    assert re.search(rf'left over +{left_over}\b', log.text), 'its classifier'
-    assert re.search(r'left new +2  head 2', log.text)
+    assert re.search(rf'unused +{left_over}\b', log.text), 'its classifier'
+    assert re.search(r'new +2  head 2', log.text)
 
     ours = started(make_config('resnet18', 1), tmp_path / 'model.safetensors').encoder
     stem = bare.embedder.embedder
