@@ -421,7 +421,8 @@ def _fold_first_layer(
     bias = state[offset_key] if has_bias else weight.new_zeros(len(weight))
     folded, offset = fold_input(weight, bias, source_stats, target_stats)
     report.folded += [key, offset_key]
-    report.remarks.append(f'converted from {channels} to {new_channels} channels, {source_stats}')
+    change = f'converted from {channels} to {new_channels} channels'
+    report.remarks.append(f'{change}; the checkpoint used {source_stats}')
     if convolution.padding not in (0, (0, 0)):
         report.remarks.append('the conversion is exact except at the padded border of the image')
     return state | {key: folded, offset_key: offset if has_bias else state[offset_key] - offset}
