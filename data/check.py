@@ -270,6 +270,7 @@ def _find_unnamed(images: Store | Folder, named: set[str], findings: Findings) -
 def _look_at_all(
     images: Store | Folder, unique: pd.DataFrame, findings: Findings, workers: int
 ) -> tuple[list[bytes], list[np.ndarray | None]]:
+    """Look at all images in parallel, and return their digests and thumbnails."""
     digests, thumbnails = [], []
     allow_open_files(workers)
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:

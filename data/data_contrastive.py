@@ -12,7 +12,6 @@ from scipy import ndimage
 
 from config import Config
 from data import Loaders
-from data.data_simmim import evenly_spread
 from data.images import full_size
 from data.loader import holdout_dataset, make_loader, training_dataset
 from data.preprocess import Preprocess
@@ -118,8 +117,6 @@ class HoldoutViewsTransform:
 def build_loader_contrastive(config: Config, logger: logging.Logger) -> Loaders:
     """Build the loaders of contrastive pre-training (see data.Loaders): train and holdout."""
     train, holdout = read_sources(config, logger)
-    count = config.EVAL.HOLDOUT_IMAGES
-    holdout = {name: evenly_spread(part, count) for name, part in holdout.items()}
     held_out = holdout_dataset(whole_batches(holdout, config), HoldoutViewsTransform(config))
     logger.info(f'{len(held_out)} held-out images are scored')
     dataset = training_dataset(train, ViewsTransform(config), config, logger)

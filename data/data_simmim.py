@@ -2,7 +2,6 @@
 
 import logging
 
-import numpy as np
 from torch.utils.data import DataLoader
 
 from config import Config, encoder_node
@@ -25,8 +24,6 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
     train, holdout = read_sources(config, logger)
     transform = PretrainTransform(config, mask_generator(config))
     train = training_dataset(train, transform, config, logger)
-    count = config.EVAL.HOLDOUT_IMAGES
-    holdout = {name: evenly_spread(part, count) for name, part in holdout.items()}
     reference = reference_mask_generator(config)
     if reference is None:
         unit = reference_mask_patch(config.DATA.IMG_SIZE)
@@ -53,13 +50,6 @@ def reference_mask_generator(config: Config) -> MaskGenerator | None:
 def reference_mask_patch(size: int) -> int:
     """Return the side of a unit of the reference masks in pixels, for an image size in pixels."""
     return REFERENCE_MASK_PATCH if size >= REFERENCE_SMALL else size // 8
-
-
-def evenly_spread(records: Records, count: int) -> Records:
-    """Select this many records, evenly spread over their order; 0 selects all."""
-    if count == 0 or count >= len(records):
-        return records
-    return records.select(np.arange(count) * len(records) // count)
 
 
 def _holdout_loader(

@@ -307,7 +307,7 @@ def _dicom_image(dataset: 'Dataset') -> Image.Image:
 
 
 def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
-    """Decode the stored values; bits above those stored may be anything."""
+    """Decode the stored values; the bits above the stored bits are undefined."""
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder, pixel_array
     from pydicom.uid import JPEGExtended12Bit, RLELossless

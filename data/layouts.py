@@ -106,7 +106,7 @@ class Layout:
 
     @property
     def columns(self) -> list[str]:
-        """Return the columns that the CSV file must have, without those of the labels."""
+        """Return the columns that the CSV file must have, except columns of labels."""
         names = [*COLUMN.findall(self.image), self.patient, self.study, self.view, self.sex]
         names += [self.age, self.labels.get('column', ''), self.splits.get('column', '')]
         return [name for name in dict.fromkeys(names) if name not in ('', 'split')]

@@ -79,12 +79,6 @@ class Settings:
     image_suffix: str = ''
     preprocess: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        if self.square and self.size is None:
-            raise ValueError('images that are squeezed to squares need a --size in pixels')
-        if self.size is not None and self.size < 1:
-            raise ValueError(f'--size must be a number of pixels or native, got {self.size}')
-
 
 @dataclass(frozen=True)
 class Source:
@@ -178,8 +172,8 @@ def read_source(
 ) -> Source:
     """List the files of a folder to pack.
 
-    All CSV and Excel files directly in the folder are packed. The images are those of the splits of
-    a layout (`dataset`), of MIMIC-CXR-JPG, or of the CSV files in `csv_names` (by default
+    All CSV and Excel files directly in the folder are packed, and the images that they name: images
+    of a layout (`dataset`), of MIMIC-CXR-JPG, or of the CSV files in `csv_names` (by default
     train.csv, valid.csv and test.csv). Without such files, or with `all_images`, all images below
     the folder are packed.
     """

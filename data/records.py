@@ -704,7 +704,7 @@ def training_records(config: Config, records: Records) -> Records:
 
 
 def pretrain_records(config: Config, records: Records) -> tuple[Records, Records]:
-    """Split the images of the training CSV into those to pre-train on and the held-out ones."""
+    """Split the images of the training CSV into images for pre-training and held-out images."""
     data = config.DATA
     train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
     if DATASETS[data.DATASET].labelled:
@@ -1053,7 +1053,7 @@ class Predictions:
     key: str  # 'Path' if a row is an image, 'Study' if it is a study
     row: np.ndarray  # [N] 0-based row of the file
     names: np.ndarray  # [N] names of images or studies in the file
-    labels: tuple[str, ...]  # in CheXpert's order, then those of the binary tasks, then others
+    labels: tuple[str, ...]  # in CheXpert's order, followed by labels of binary tasks and others
     probabilities: np.ndarray  # [N, K] in [0, 1]; NaN where empty, if that is allowed
 
 
@@ -1106,7 +1106,7 @@ def read_predictions(
 ) -> Predictions:
     """Read and check a CSV file with a column `Path` or `Study` and one column per label.
 
-    The labels are those of all tasks, of the JSON file next to the CSV file, and `labels`.
+    A column is a label if a task, the JSON file next to the CSV file or `labels` names it.
 
     Args:
         path: Path of the CSV file.
@@ -1151,7 +1151,7 @@ def read_predictions(
 def look_up(
     predictions: Predictions, paths: Sequence[str], labels: Sequence[str] = LABELS
 ) -> np.ndarray:
-    """Look up the probabilities of images; in a file of studies, those of the image's study.
+    """Look up the probabilities of images, or of their studies in a file of studies.
 
     Args:
         predictions: Predictions of a model.

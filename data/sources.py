@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from config import Config, register_check, require
 from data.records import (
@@ -51,7 +52,8 @@ def read_sources(
     """Read the images of each source for pre-training.
 
     Returns:
-        (train, holdout), each by the name of the source; without DATA.SOURCES the name is ''.
+        (train, holdout), each by the name of the source; without DATA.SOURCES the name is ''. The
+        held-out images are limited to EVAL.HOLDOUT_IMAGES per source.
     """
     training, held_out, left_out, found = {}, {}, _left_out(config), set()
     entries = {entry['name']: entry for entry in config.DATA.SOURCES}
@@ -61,7 +63,8 @@ def read_sources(
         if left_out:
             found |= left_out.intersection(_names(name, whole))
             train, holdout = (
-                part.select(~np.isin(_names(name, part), [*left_out])) for part in (train, holdout)
+                part.select(~pd.Index(_names(name, part)).isin(left_out))
+                for part in (train, holdout)
             )
         if most := min(entry.get('images', 0), len(train)):
             train = take_subset(train, fraction=1.0, images=most, seed=config.SEED)
@@ -76,7 +79,8 @@ def read_sources(
             raise ValueError(
                 f'DATA.SOURCES: no training image of {name!r} is left (DATA.VIEWS, DATA.LEAVE_OUT)'
             )
-        training[name], held_out[name] = train, holdout
+        training[name] = train
+        held_out[name] = _evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES)
     if left_out:
         logger.info(f'{len(found)} training images are left out ({config.DATA.LEAVE_OUT})')
     if left_out and not found:
@@ -110,8 +114,8 @@ def check_sources(config: Config, stage: str | None) -> None:
         for other in names:
             if other != name and folder.is_relative_to(folders[other]):
                 raise ValueError(
-                    f'DATA.SOURCES: the path of {name!r} lies in that of {other!r} ({folder}): '
-                    'an image must belong to one source'
+                    f'DATA.SOURCES: the folder of {name!r} ({folder}) is inside the folder of '
+                    f'{other!r}, but an image must belong to one source'
                 )
         check_dataset(configs[name], stage)
 
@@ -128,6 +132,13 @@ def _left_out(config: Config) -> set[str]:
     table = Table(config.DATA.LEAVE_OUT, on_fault, ' (see DATA.LEAVE_OUT)')
     table.require(['file'])
     return set(table['file'])
+
+
+def _evenly_spread(records: Records, count: int) -> Records:
+    """Select this many records, evenly spread over their order; 0 selects all."""
+    if count == 0 or count >= len(records):
+        return records
+    return records.select(np.arange(count) * len(records) // count)
 
 
 def _names(source: str, records: Records) -> list[str]:
@@ -150,6 +161,7 @@ def _check_entry(place: str, entry: Any) -> None:
 
 
 def _own_config(config: Config, entry: dict[str, Any]) -> Config:
+    """Return a copy of the config that describes the data set of an entry."""
     own = config.clone()
     own.defrost()
     own.DATA.SOURCES = []

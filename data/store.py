@@ -108,7 +108,7 @@ class Store:
         return self.about['left_out']
 
     def position(self, files: Sequence[str]) -> np.ndarray:
-        """Return the positions [N] of image files, -1 for those that are not in the store."""
+        """Return the positions [N] of image files, -1 for files that are not in the store."""
         wanted = np.array([os.fsencode(self.prefix + file) for file in files], bytes)
         # Cast to the type of the names, or the search would copy all names.
         place = np.searchsorted(self.names, wanted.astype(self.names.dtype))

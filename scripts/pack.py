@@ -114,7 +114,7 @@ def read(args: argparse.Namespace) -> Source:
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    if args.size != 'native' and not args.size.isdecimal():
+    if not re.fullmatch(r'native|[1-9]\d*', args.size):
         raise ValueError(f"--size must be a number of pixels or 'native', got {args.size!r}")
     native = args.size == 'native'
     return Settings(
