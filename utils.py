@@ -258,11 +258,6 @@ def read_resumable(path: str | Path) -> dict:
     return saved
 
 
-def load_weights(path: str | Path, model: nn.Module, logger: logging.Logger) -> None:
-    """Load the weights of a checkpoint of the same model for evaluation."""
-    load_model_state(model, read_checkpoint(path)['model'], str(path), logger)
-
-
 def load_model_state(
     model: nn.Module, state_dict: dict[str, Tensor], source: str, logger: logging.Logger
 ) -> None:

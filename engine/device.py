@@ -127,13 +127,7 @@ class Compiled(nn.Module):
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        how: str,
-        *,
-        num_images: int,
-        graphs: bool,
-        logger: logging.Logger,
+        self, module: nn.Module, how: str, *, num_images: int, graphs: bool, logger: logging.Logger
     ) -> None:
         super().__init__()
         self.module = module

@@ -204,8 +204,8 @@ class TrainState:
         old, new = size * before, config.DATA.BATCH_SIZE * processes
         if self.compares_images and old != new:
             raise ValueError(
-                f'{self.source}: the loss compared {size} x {before} images (DATA.BATCH_SIZE x '
-                f'processes), and now {config.DATA.BATCH_SIZE} x {processes}. Resume with the same '
+                f'{self.source}: the loss compared the images of {before} process(es) x {size} '
+                f'(DATA.BATCH_SIZE), and now of {processes} x {config.DATA.BATCH_SIZE}. Keep the '
                 'number of images, or choose another --tag.'
             )
         old, new = old * saved.get('accumulation', 1), new * self.accumulation

@@ -594,9 +594,7 @@ def batch_counts(config: Config, record: Mapping[str, Any], stage: str) -> dict[
 
 
 def training_changes(
-    stage: str,
-    before: tuple[Config, Mapping[str, Any]],
-    now: tuple[Config, Mapping[str, Any]],
+    stage: str, before: tuple[Config, Mapping[str, Any]], now: tuple[Config, Mapping[str, Any]]
 ) -> list[str]:
     """List how the training of two runs of a stage differs, given (options, run.json) of each."""
     old, new = (batch_counts(*run, stage) for run in (before, now))

@@ -17,13 +17,7 @@ from types import FrameType
 from typing import Any
 
 from engine.downloads import is_url
-from engine.files import (
-    BEST_CHECKPOINT,
-    checkpoint_name,
-    checksum_file,
-    newest_first,
-    sha256,
-)
+from engine.files import BEST_CHECKPOINT, checkpoint_name, checksum_file, newest_first, sha256
 from engine.run_record import (
     EXIT_PREEMPTED,
     OPTIONS_FILE,
@@ -181,15 +175,13 @@ class Runner:
             self.logs.mkdir(parents=True, exist_ok=True)
         states = [(job, state_of(job)) for job in self.jobs]
         self.waiting = [job for job, state in states if state != 'finished']
-        finished = [job for job, state in states if state == 'finished']
-        for job in finished:
+        for job in [job for job, state in states if state == 'finished']:
             self._remove_checkpoints(job)
         self.total, self.done = len(self.waiting), 0
         self.say(f'{len(self.jobs)} runs, {len(self.jobs) - self.total} of them already finished')
         with self._on_signals():
             try:
                 self._run_waiting()
-                self._check_again([job for job in finished if job.needs])
             finally:
                 self._end_all()
         for line in self.failed:  # failures are repeated at the end
@@ -209,14 +201,6 @@ class Runner:
             self._collect_ended()
             if self.running or self.waiting:
                 time.sleep(POLL_SECONDS)
-
-    def _check_again(self, finished: Sequence[Job]) -> None:
-        """Report finished jobs whose needed runs were repeated with another result."""
-        for job in finished:
-            try:
-                state_of(job)
-            except ValueError as error:
-                self._fail(job, str(error))
 
     def _end_all(self) -> None:
         """Stop all runs after an error of the runner."""
