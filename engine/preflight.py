@@ -50,13 +50,7 @@ def preflight(
     """Check and time a run, and log a table of findings and a verdict.
 
     The steps use the training code and real batches. The weights are discarded, and only the log is
-    written to the run folder.
-
-    Args:
-        run: Run.
-        model: Model.
-        loaders: Loaders of all splits.
-        loss_fn: Loss function of a batch; None for a probe, which trains nothing.
+    written to the run folder. `loss_fn` is None for a probe, which trains nothing.
 
     Returns:
         Exit code: 0 if the run is ready, 1 if there is a problem.

@@ -161,14 +161,7 @@ def training_config(args: argparse.Namespace, opts: list) -> Config:
 def published_steps(
     config: Config, stage: str, steps: int, build: Callable[[Config], nn.Module] | None = None
 ) -> Case:
-    """Return a case of eager steps in float16 with a gradient scaler.
-
-    Args:
-        config: Run configuration.
-        stage: Stage of the config.
-        steps: Optimizer steps per call.
-        build: Function that builds another model; None for the model of the config.
-    """
+    """Return a case of eager steps in float16 with a gradient scaler, of the model from `build`."""
 
     @cache
     def begin() -> tuple:

@@ -75,18 +75,7 @@ def collect(
     reference = _reference_config(sweep, seeds, output)
     rows = {
         row.name: _collect_row(sweep, row, seeds, output, reference)
-        | {
-            'seeds': [
-                {
-                    'seed': seed,
-                    'pretrain': _entry(run_folder(output, row.pretraining, row, seed), 'pretrain'),
-                    'finetune': _entry(
-                        run_folder(output, 'finetune', row, seed), 'finetune', split
-                    ),
-                }
-                for seed in seeds
-            ]
-        }
+        | {'seeds': [_collect_seed(row, seed, output, split) for seed in seeds]}
         for row in sweep.rows
     }
     scored = {
@@ -242,6 +231,14 @@ def _collect_row(
         'l1_caveat': ', '.join(sorted(caveats)),
         'other_images': any(_held_out_changes(config, reference) for config in configs),
         **masks,
+    }
+
+
+def _collect_seed(row: Row, seed: int, output: str | Path, split: str) -> dict[str, Any]:
+    return {
+        'seed': seed,
+        'pretrain': _entry(run_folder(output, row.pretraining, row, seed), 'pretrain'),
+        'finetune': _entry(run_folder(output, 'finetune', row, seed), 'finetune', split),
     }
 
 

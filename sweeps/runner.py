@@ -9,14 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from engine.downloads import is_url
 from engine.files import BEST_CHECKPOINT, checkpoint_name, checksum_file, newest_first, sha256
 from engine.run_record import (
     EXIT_PREEMPTED,
@@ -24,8 +22,7 @@ from engine.run_record import (
     is_finished,
     is_locked,
     read_record,
-    run_changes,
-    url_changes,
+    weights_changes,
 )
 from sweeps.files import ROOT, Job, load_config, option_changes, training_changes
 
@@ -73,31 +70,7 @@ def differences(job: Job) -> list[str]:
         known = record.get('data', {}).get('files', {}).get(name)
         if known and known != _checksum(Path(data.DATA_PATH) / name):
             lines.append(f'data: {name} of {data.DATA_PATH} is another file')
-    lines += url_changes(config.PRETRAINED, job.config.PRETRAINED)
-    return lines + _changed_weights(job, record)
-
-
-def _changed_weights(job: Job, record: Mapping[str, Any]) -> list[str]:
-    """List how the initial weights of the run differ from those of the job.
-
-    The result is empty if they are unknown, because the run was resumed by hand, its record is
-    lost, or the checkpoint of another run was removed.
-    """
-    path, first = Path(job.config.PRETRAINED), next(iter(record.get('starts', [])), {})
-    unknown = 'pretrained' not in record or first.get('resumed_from')
-    if unknown or is_url(job.config.PRETRAINED):
-        return []
-    now = None
-    if job.weights:
-        now = _checksum(path)
-    elif job.config.PRETRAINED:
-        if not path.is_file():
-            return []
-        # Computing the checksums of a whole sweep takes long, so the checksum file is used.
-        file = checksum_file(path)
-        words = file.read_text('utf-8').split() if file.is_file() else []
-        now = words[0] if words else _checksum(path)
-    return run_changes({'pretrained': record['pretrained']}, {'pretrained': now})
+    return lines + weights_changes(job.folder, job.config, config.PRETRAINED)
 
 
 def _checksum(path: Path) -> str:
@@ -166,11 +139,7 @@ class Runner:
     signal: str = ''
 
     def run(self) -> int:
-        """Run all jobs.
-
-        Returns:
-            Exit code: 0, 1 if jobs failed, or 75 if the sweep was stopped.
-        """
+        """Run all jobs, and return 0, 1 if jobs failed, or 75 if the sweep was stopped."""
         if self.logs is not None:
             self.logs.mkdir(parents=True, exist_ok=True)
         states = [(job, state_of(job)) for job in self.jobs]
