@@ -211,12 +211,7 @@ def refuse_another_run(folder: Path, config: Config) -> None:
 def weights_changes(folder: Path, config: Config, before: str) -> list[str]:
     """List how PRETRAINED differs from the initial weights of the run in a folder, if known.
 
-    Nothing is downloaded, so URLs are compared as text.
-
-    Args:
-        folder: Run folder.
-        config: Options with the new PRETRAINED.
-        before: PRETRAINED in the run folder.
+    `before` is PRETRAINED of this run. URLs are compared as text, because nothing is downloaded.
     """
     given, is_probe = config.PRETRAINED, config.FINETUNE.MODE in PROBES
     record = _known_record(folder)

@@ -19,6 +19,7 @@ from engine.files import BEST_CHECKPOINT, checkpoint_name, checksum_file, newest
 from engine.run_record import (
     EXIT_PREEMPTED,
     OPTIONS_FILE,
+    SHOWN,
     is_finished,
     is_locked,
     read_record,
@@ -27,7 +28,6 @@ from engine.run_record import (
 from sweeps.files import ROOT, Job, load_config, option_changes, training_changes
 
 POLL_SECONDS = 0.5
-DIFFERENCES_SHOWN = 3
 LOGS = 'ablate_logs'  # folder below the output
 
 
@@ -40,7 +40,7 @@ def state_of(job: Job) -> str:
     """
     if (job.folder / OPTIONS_FILE).is_file() and (changes := differences(job)):
         raise ValueError(
-            f'{job.folder} contains another run ({"; ".join(changes[:DIFFERENCES_SHOWN])}): choose '
+            f'{job.folder} contains another run ({"; ".join(changes[:SHOWN])}): choose '
             'another --output, or give the same options as for that run'
         )
     return folder_state(job.folder)
