@@ -1,4 +1,4 @@
-"""Chest X-rays: from CSV rows or folders to batches.
+"""Load chest X-rays, from CSV files or folders to batches.
 
 Importing this package, `data.labels` or `data.records` does not import torch.
 """
@@ -17,38 +17,37 @@ if TYPE_CHECKING:
 
 
 class Loaders(NamedTuple):
-    """The loaders of a stage; None if a stage has no such split.
+    """The loaders of a stage; None for a split that the stage does not have.
 
-    The `dataset.records` of a loader say where an image comes from (with DATA.SOURCES, the records
-    of each of `dataset.parts`), and `dataset.targets` are its targets. B images, C channels, side
-    S, h x w tokens, K labels.
+    The sources of the images are in `dataset.records` of a loader (with DATA.SOURCES, of each of
+    `dataset.parts`), and the targets in `dataset.targets`. Shapes: B images, C channels, side S,
+    h x w tokens, K labels.
 
     Pre-training:
         train: (images [B, C, S, S], masks [B, h, w]), augmented, with new masks in each epoch.
-        holdout: (images, masks, scale [B, C], offset [B, C]) of held-out patients, with the run's
-            type of masks, which are the same in each epoch. images * scale + offset are grey
-            levels 0..255.
+        holdout: (images, masks, scale [B, C], offset [B, C]) of held-out patients, with the mask
+            type of the run and the same masks in each epoch. images * scale + offset restores the
+            grey levels in [0, 255].
         reference: The same images with masks that do not depend on the run: random, 0.6 hidden,
-            units of 32 px, or an eighth of the side for images below 128 px. None if these do
-            not fit the image or the patches of the model. The same loader as holdout if their
-            masks are equal.
+            units of 32 px, or an eighth of the side for images below 128 px. None if the masks do
+            not fit the image or the patches of the model; holdout itself if the masks are equal.
 
     Contrastive pre-training:
-        train: Views of images, one tensor [B, C, S, S] per view, new ones in each epoch. SwAV's
-            small crops come last and may be smaller.
+        train: One tensor [B, C, S, S] per view, with new views in each epoch. SwAV's small crops
+            come last and may be smaller.
         holdout: (images [B, C, S, S] without augmentation, views ...) of held-out patients, with
             the same views in each epoch and the same number of batches on every rank.
 
     Fine-tuning:
         train: (images, targets [B, K], index [B]), augmented. NaN targets are ignored.
         holdout, internal, valid, test: The same without augmentation, each image once over all
-            ranks. internal are the held-out patients of EVAL.INTERNAL_SHARE, not in holdout. NaN
-            targets are not scored. index is the position in dataset.records. With test-time
-            views the images are [B, T, C, S, S].
-        plain: Training images without augmentation, in order. They replace train with
+            ranks. internal has the held-out patients of EVAL.INTERNAL_SHARE. NaN targets are not
+            scored. index is the position in dataset.records. Images with test-time views are
+            [B, T, C, S, S].
+        plain: Training images without augmentation, in order, which replace train with
             FINETUNE.MODE 'linear_probe' and 'knn'.
-        whole: Every training image without augmentation, before a subset is taken (with
-            EVAL.PREDICT_TRAIN).
+        whole: All training images, before a subset is taken, without augmentation
+            (EVAL.PREDICT_TRAIN).
     """
 
     train: DataLoader | None = None

@@ -1,7 +1,7 @@
-"""Check a whole data set: find everything that is wrong with it, not only the first fault.
+"""Check a whole data set and list all its faults.
 
-The CSV files are read by the readers of `data.records`, which here collect their faults. Every
-image is decoded, and splits are compared by patient and by pixels.
+The readers of `data.records` collect the faults of the CSV files. Every image is decoded, and the
+splits are compared by patient and by pixels.
 """
 
 import hashlib
@@ -37,17 +37,17 @@ DIGEST_BYTES = 16
 FEW_LEVELS = 16  # an X-ray has more grey levels
 OPTIONAL = ('valid', 'test')  # splits that a source may lack, as pre-training reads neither
 THUMBNAIL = 8
-# Largest difference of two thumbnails of one X-ray. Those of 600 real X-rays of 256 px changed by
-# up to 0.04 in JPEG files of quality 50 and by up to 0.12 at 150 x 140 px, and differed from each
-# other by 0.52 and more.
+# Largest difference between two thumbnails of one X-ray. For 600 real X-rays of 256 px, thumbnails
+# changed by up to 0.04 in JPEG files of quality 50 and by up to 0.12 at 150 x 140 px. Thumbnails of
+# different X-rays differed by 0.52 or more.
 SAME_XRAY = 0.2
 
 
 class Findings:
-    """The faults of a data set, each once.
+    """The faults of a data set, without repetitions.
 
     Attributes:
-        source: Name of the source that is checked; it begins the names of CSV files and images.
+        source: Name of the current source, which is put before the names of CSV files and images.
     """
 
     def __init__(self) -> None:
@@ -55,27 +55,27 @@ class Findings:
         self.faults: dict[Fault, None] = {}
 
     def add(self, fault: Fault) -> None:
-        """Add a fault; the same fault is added once."""
+        """Add a fault unless it has been added before."""
         names = {'csv': Path(fault.csv).name, 'file': fault.file}
         names = {k: os.path.join(self.source, name) if name else '' for k, name in names.items()}
         self.faults.setdefault(replace(fault, **names))
 
     def table(self) -> pd.DataFrame:
-        """One row per fault, with the name of the CSV file and not its folder."""
+        """Return a table with one row per fault; CSV files are named without their folder."""
         table = pd.DataFrame([astuple(fault) for fault in self.faults], columns=COLUMNS)
         table = table.astype({'row': 'Int64'})
         return table[['severity', 'kind', 'csv', 'row', 'file', 'detail']]
 
     def count(self, severity: str) -> int:
-        """How many faults there are of a severity."""
+        """Count the faults of a severity."""
         return sum(fault.severity == severity for fault in self.faults)
 
     def describe(self) -> str:
-        """Counts by kind, and the first examples of each."""
+        """List the kinds of faults with their counts and first examples."""
         lines, table = [], self.table()
         for severity in SEVERITIES:
             kinds = table[table['severity'] == severity].groupby('kind', sort=False)
-            for kind, group in kinds:  # in the order of discovery: a cause before what follows
+            for kind, group in kinds:  # in the order of discovery, so that causes come first
                 lines.append(f'{severity}: {kind}: {len(group):,}')
                 for entry in group.head(EXAMPLES).itertuples():
                     row = '' if pd.isna(entry.row) else f'row {entry.row}'
@@ -87,12 +87,12 @@ class Findings:
 
 @dataclass(frozen=True)
 class Checked:
-    """What was checked."""
+    """The extent of a check, and the thumbnails of the images."""
 
-    rows: dict[str, int]  # split -> images that exist
+    rows: dict[str, int]  # number of existing images by split
     images: int
-    seconds: float  # for the images
-    looks: pd.DataFrame  # of each image that can be compared: file, split, thumbnail
+    seconds: float  # time for the images
+    looks: pd.DataFrame  # file, split and thumbnail of each image that can be compared
 
 
 def check_sources(
@@ -101,8 +101,7 @@ def check_sources(
     """Check each data set of DATA.SOURCES, and find X-rays that are in several of them.
 
     Returns:
-        What was checked by source, and the training images that are also in another source, as
-        DATA.LEAVE_OUT expects them.
+        The extent of the check by source, and the table of `find_duplicates`.
     """
     checked = {}
     for findings.source, own in source_configs(config).items():
@@ -117,17 +116,17 @@ def check_sources(
 
 
 def find_duplicates(looks: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Find the training images whose X-ray another source has, too, by their thumbnails.
+    """Find training images whose X-ray is also in another source, by their thumbnails.
 
-    A training image is listed if it is among the images that another source scores, or among the
-    training images of an earlier source: so one copy of each X-ray stays, and no scored one is
-    trained on.
+    A training image is listed if another source scores the X-ray, or if an earlier source trains on
+    it. Without the listed images, one copy of each X-ray remains and no scored X-ray is trained on.
 
     Args:
-        looks: By source, a table with file, split and thumbnail.
+        looks: Table with file, split and thumbnail by source.
 
     Returns:
-        Table with `file` and `same_as`, names of images that begin with the name of the source.
+        Table for DATA.LEAVE_OUT with the columns `file` and `same_as`: names of images that begin
+        with the name of the source.
     """
     named = [part.assign(file=f'{name}/' + part['file']) for name, part in looks.items()]
     found = [pd.DataFrame(columns=['file', 'same_as'])]
@@ -156,9 +155,14 @@ def check_data(
     workers: int,
     labelled: bool = True,
 ) -> Checked:
-    """Check the data set of a config, which may be a packed store, and collect all that is wrong.
+    """Check the data set of a config, which may be a packed store, and collect all faults.
 
-    The splits in `optional` may be absent. Without `labelled`, labels are not read.
+    Args:
+        config: Run configuration.
+        findings: Receives the faults.
+        optional: Splits that may be absent.
+        workers: Number of processes that read images.
+        labelled: Whether labels are read.
     """
     root, dataset, splits = Path(config.DATA.DATA_PATH), DATASETS[config.DATA.DATASET], {}
     for split in ('train', 'valid', 'test'):
@@ -166,7 +170,7 @@ def check_data(
         options['labels'] = label_columns(config.DATA.LABELS) if labelled else ()
         try:
             records = dataset.read(config, root, split, optional=split in optional, **options)
-        except ValueError as error:  # the folder or the store as a whole
+        except ValueError as error:  # concerns the whole folder or store
             findings.add(Fault('unreadable data set', str(error)))
             continue
         if records is not None and len(records):
@@ -194,12 +198,13 @@ def check_data(
 
 
 def look_at(images: Store | Folder, file: str) -> tuple[bytes, str, str, np.ndarray | None]:
-    """Read an image; return a digest of its pixels, a kind, a detail and a thumbnail.
+    """Read an image to find faults and copies of it.
 
-    The digest is of grey levels that are rounded to 8 bits, so that it does not depend on the form
-    of the file; b'' if the image is unusable. The kind is '' if nothing is wrong. The thumbnail,
-    None if the image has few grey levels, holds the means of THUMBNAIL x THUMBNAIL areas, with a
-    mean of 0 and a deviation of 1: the image's size, brightness and contrast do not change it.
+    Returns:
+        Digest of the grey levels, rounded to 8 bits so that it does not depend on the file format;
+        b'' if the image is unusable. Kind of the fault; '' for none. Detail of the fault.
+        Thumbnail, the means of THUMBNAIL x THUMBNAIL areas scaled to mean 0 and deviation 1, which
+        size, brightness and contrast of the image do not change; None for few grey levels.
     """
     try:
         if isinstance(images, Store):
@@ -227,7 +232,7 @@ def look_at(images: Store | Folder, file: str) -> tuple[bytes, str, str, np.ndar
 
 
 def _check_labels(split: str, records: Records, findings: Findings, *, blank: str) -> None:
-    """Find labels of one class, and studies whose images differ in labels."""
+    """Report labels with one class only, and studies whose images have different labels."""
     csv_file = str(records.root / records.csv)
     names = records.label_names
     targets = scored_targets(records.labels, task='observations', blank=blank, names=names)
@@ -253,7 +258,7 @@ def _compare_patients(named: pd.DataFrame, findings: Findings) -> None:
 
 
 def _find_unnamed(images: Store | Folder, named: set[str], findings: Findings) -> None:
-    """Find images that no CSV file names. Links matter only if a CSV file names them."""
+    """Report images that no CSV file names; links out of the folder are ignored here."""
     if isinstance(images, Folder):
         images = Folder(images.path, lambda fault: None)
     files = images.below() if isinstance(images, Folder) else images.files
@@ -265,6 +270,7 @@ def _find_unnamed(images: Store | Folder, named: set[str], findings: Findings) -
 def _look_at_all(
     images: Store | Folder, unique: pd.DataFrame, findings: Findings, workers: int
 ) -> tuple[list[bytes], list[np.ndarray | None]]:
+    """Look at all images in parallel, and return their digests and thumbnails."""
     digests, thumbnails = [], []
     allow_open_files(workers)
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
@@ -279,7 +285,7 @@ def _look_at_all(
                     severity = 'warning' if digest else 'error'
                     findings.add(Fault(kind, detail, entry.csv, None, entry.file, severity))
         except BrokenProcessPool:
-            detail = 'a process was killed (out of memory?) at this image or one of the next ones'
+            detail = 'a worker process was killed (out of memory?) at or soon after this image'
             file = unique['file'].iloc[len(digests)]
             findings.add(Fault('images that were not checked', detail, file=file))
     rest = len(unique) - len(digests)
@@ -287,13 +293,13 @@ def _look_at_all(
 
 
 def _compare_pixels(images: pd.DataFrame, findings: Findings) -> None:
-    """Find images with the pixels of an earlier one."""
+    """Report images with the same pixels as an earlier image."""
     images = images[images['digest'] != b'']
     first = images.drop_duplicates('digest').set_index('digest')
     for entry in images[images.duplicated('digest')].itertuples():
         earlier = first.loc[entry.digest]
         is_leak = entry.split != earlier['split']
         kind = 'same pixels in two splits' if is_leak else 'same pixels'
-        detail = f'the pixels are those of {earlier["file"]}'
+        detail = f'{earlier["file"]} has the same pixels'
         severity = 'error' if is_leak else 'warning'
         findings.add(Fault(kind, detail, entry.csv, None, entry.file, severity))

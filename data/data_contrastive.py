@@ -1,6 +1,6 @@
-"""Data of contrastive pre-training: views of each image, and held-out patients with fixed views.
+"""Build the data of contrastive pre-training: random views, and fixed views of held-out patients.
 
-The images are those that `data.data_simmim` trains on and holds out.
+Training and held-out images are the same as in `data.data_simmim`.
 """
 
 import logging
@@ -12,7 +12,6 @@ from scipy import ndimage
 
 from config import Config
 from data import Loaders
-from data.data_simmim import evenly_spread
 from data.images import full_size
 from data.loader import holdout_dataset, make_loader, training_dataset
 from data.preprocess import Preprocess
@@ -31,28 +30,27 @@ from engine import distributed
 from models.contrastive import METHODS
 
 GLOBAL_AREA = (0.3, 1.0)
-BLUR_SIGMA = (0.1, 2.0)  # of a view of BLUR_SIZE px; as a share of the side for others
+BLUR_SIGMA = (0.1, 2.0)  # for views of BLUR_SIZE px; other sizes have the same share of the side
 BLUR_SIZE = 224
 BLUR_REACH = 3.0  # standard deviations at which the kernel ends
 
 
 class ViewsTransform:
-    """(image, rng) -> views [C, S, S]: two, followed by SwAV's small crops [C, s, s].
+    """Draw two views [C, S, S] of an image, followed by SwAV's small crops [C, s, s].
 
-    The augmentation keeps what an X-ray shows, and changes what a network could otherwise use to
-    recognise an image: a crop of at least 0.3 of the area (in SimCLR's 0.08, two views may share
+    The augmentation preserves the anatomy and changes low-level cues by which a network could
+    recognise an image: a crop of at least 0.3 of the area (with SimCLR's 0.08, two views may share
     little anatomy), horizontal flip, the warps of AUG, brightness and contrast by 1 +-
-    AUG.COLOR_JITTER, and Gaussian blur with probability CONTRASTIVE.BLUR, whose strength is
-    SimCLR's at 224 px and the same share of the side at other sizes. MoCo-CXR (Sowrirajan et al.
+    AUG.COLOR_JITTER, and Gaussian blur with probability CONTRASTIVE.BLUR. The blur has SimCLR's
+    strength at 224 px and the same share of the side at other sizes. MoCo-CXR (Sowrirajan et al.
     2021, arXiv:2010.05352) uses flips and rotations only.
 
-    Both views are drawn from this one pipeline, unless CONTRASTIVE.WEAK_VIEW replaces the second
-    by a weak one, which is only cropped and flipped. (BYOL's own pair differs in the probabilities
-    of blur, 1 and 0.1, and of solarisation, 0 and 0.2; nothing is solarised here.)
+    With CONTRASTIVE.WEAK_VIEW, the second view is only cropped and flipped. In BYOL, the two views
+    differ in the probabilities of blur (1 and 0.1) and of solarisation (0 and 0.2) instead.
 
-    Each view takes 27 uniform draws, whatever is turned off: crop (22), flip, brightness,
-    contrast, whether it is blurred, and how much. Then follow the draws of RandomWarp, except for
-    a weak view.
+    Each view takes 27 uniform draws, even if some augmentations are off: crop (22), flip,
+    brightness, contrast, whether to blur, and strength of the blur. The draws of RandomWarp follow,
+    except for a weak view.
     """
 
     def __init__(self, config: Config) -> None:
@@ -105,7 +103,7 @@ class ViewsTransform:
 
 
 class HoldoutViewsTransform:
-    """(image, rng) -> (image [C, S, S] without augmentation, views drawn from rng ...)."""
+    """Return an image [C, S, S] without augmentation, followed by views drawn from `rng`."""
 
     def __init__(self, config: Config) -> None:
         interpolation = config.DATA.PRETRAIN_INTERPOLATION
@@ -119,8 +117,6 @@ class HoldoutViewsTransform:
 def build_loader_contrastive(config: Config, logger: logging.Logger) -> Loaders:
     """Build the loaders of contrastive pre-training (see data.Loaders): train and holdout."""
     train, holdout = read_sources(config, logger)
-    count = config.EVAL.HOLDOUT_IMAGES
-    holdout = {name: evenly_spread(part, count) for name, part in holdout.items()}
     held_out = holdout_dataset(whole_batches(holdout, config), HoldoutViewsTransform(config))
     logger.info(f'{len(held_out)} held-out images are scored')
     dataset = training_dataset(train, ViewsTransform(config), config, logger)
@@ -131,10 +127,10 @@ def build_loader_contrastive(config: Config, logger: logging.Logger) -> Loaders:
 
 
 def whole_batches(parts: dict[str, Records], config: Config) -> dict[str, Records]:
-    """Select as many records, evenly spread, as give all processes the same batches.
+    """Select evenly spread records so that all processes have the same number of full batches.
 
-    The loss compares the images of a batch over all processes, so only batches of one size are
-    comparable. Too few images for whole batches become one smaller batch per process.
+    The loss compares the images of a batch over all processes, so only batches of equal size are
+    comparable. If there are too few images for full batches, each process has one smaller batch.
 
     Args:
         parts: Records by the name of their source.

@@ -1,6 +1,6 @@
-"""Data of fine-tuning: labelled images, and pseudo-labels for images without labels.
+"""Build the data of fine-tuning: labelled images, and images with pseudo-labels.
 
-Training targets follow the policies for uncertain labels; uncertain labels are never scored.
+Training targets follow the policies for uncertain labels. Uncertain labels are never scored.
 """
 
 import logging
@@ -21,12 +21,7 @@ from data.labels import (
     training_targets,
     used_policies,
 )
-from data.loader import (
-    XrayDataset,
-    bad_images,
-    inverse_frequency_weights,
-    make_loader,
-)
+from data.loader import XrayDataset, bad_images, inverse_frequency_weights, make_loader
 from data.records import (
     Predictions,
     Records,
@@ -71,11 +66,11 @@ def unlabelled_records(config: Config, records: Records) -> Records:
     """Select the images of DATA.VIEWS of the patients outside the training subset.
 
     Args:
-        config: DATA.TRAIN_FRACTION or DATA.TRAIN_IMAGES, and SEED, determine the subset.
-        records: All training images that are not held out.
+        config: Run configuration, which selects the labelled subset.
+        records: Records of all training images that are not held out.
 
     Returns:
-        Their records with the labels that were read; training must not use these labels.
+        Records with their labels, which training must not use.
     """
     labelled = training_records(config, records).patient
     outside = ~pd.Index(records.patient).isin(labelled)
@@ -155,7 +150,7 @@ def _eval_loader(
 
 
 def _warn_of_one_class(logger: logging.Logger, loaders: Loaders, labels: tuple[str, ...]) -> None:
-    """Warn in one line of the labels that a split has one class of; each list appears once."""
+    """Log the labels for which a split has one class only."""
     splits: dict[str, list[str]] = {}
     for split, loader in loaders._asdict().items():
         if loader is not None:
@@ -179,19 +174,20 @@ def _log_split(
 
 
 def _read_pseudo_labels(config: Config, records: Records) -> tuple[Records, np.ndarray]:
-    """Read the values in the file DATA.PSEUDO_LABELS and the images they belong to.
+    """Read pseudo-labels from the file DATA.PSEUDO_LABELS.
 
     Args:
-        config: See `unlabelled_records`; the labels are those of DATA.TASK.
-        records: All training images that are not held out.
+        config: Run configuration, see `unlabelled_records`.
+        records: Records of all training images that are not held out.
 
     Returns:
-        Records without labels (all NaN), and [M, K] float32 in [0, 1], NaN where the file is empty.
+        Records of M images without labels (all NaN), and pseudo-labels [M, K] float32 in [0, 1],
+        NaN for empty cells.
 
     Raises:
-        ValueError: Naming the file and the row, if the file is not a predictions file (cells may
-            be empty), if an image is held out, belongs to the subset or is unknown, if a label with
-            a third class has a value between 0 and 1, or if there is no value at all.
+        ValueError: If the file is not a predictions file, if it has no values, if an image is held
+            out, unknown or in the labelled subset, or if a label with a third class has a value
+            between 0 and 1.
     """
     data, file = config.DATA, config.DATA.PSEUDO_LABELS
     labels = task_labels(data.TASK, data.LABELS)
@@ -201,15 +197,15 @@ def _read_pseudo_labels(config: Config, records: Records) -> tuple[Records, np.n
     _refuse_row(
         predictions,
         ~own.isin(wanted),
-        f'it is no image of DATA.VIEWS {config.DATA.VIEWS!r} of the training patients whose labels '
-        'DATA.TRAIN_FRACTION or DATA.TRAIN_IMAGES leaves out',
+        f'the image must have a view of DATA.VIEWS {config.DATA.VIEWS!r} and belong to a training '
+        'patient outside the subset of DATA.TRAIN_FRACTION or DATA.TRAIN_IMAGES',
     )
     values = predictions.probabilities
     pairs = zip(labels, used_policies(config), strict=False)  # a binary task has no policies
     third_class = [label for label, policy in pairs if policy.third_class]
     soft = np.isin(predictions.labels, third_class) & (values > 0) & (values < 1)
     for k, label in enumerate(predictions.labels):
-        problem = f'{label} must be 0, 1 or empty, because uncertain is a class of its own'
+        problem = f'{label} must be 0, 1 or empty, because uncertain is a third class'
         _refuse_row(predictions, soft[:, k], problem)
     values = look_up(predictions, unlabelled.path, labels).astype(np.float32)
     has_value = ~np.isnan(values).all(axis=1)

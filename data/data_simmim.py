@@ -1,8 +1,7 @@
-"""Data of pre-training: images with masks, and held-out patients with fixed masks."""
+"""Build the data of pre-training: masked images, and held-out images with fixed masks."""
 
 import logging
 
-import numpy as np
 from torch.utils.data import DataLoader
 
 from config import Config, encoder_node
@@ -21,12 +20,10 @@ REFERENCE_MASK_RATIO = 0.6
 
 
 def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
-    """Build the loaders of pre-training (see data.Loaders): train, holdout, reference."""
+    """Build the loaders train, holdout and reference of pre-training (see data.Loaders)."""
     train, holdout = read_sources(config, logger)
     transform = PretrainTransform(config, mask_generator(config))
     train = training_dataset(train, transform, config, logger)
-    count = config.EVAL.HOLDOUT_IMAGES
-    holdout = {name: evenly_spread(part, count) for name, part in holdout.items()}
     reference = reference_mask_generator(config)
     if reference is None:
         unit = reference_mask_patch(config.DATA.IMG_SIZE)
@@ -42,7 +39,7 @@ def build_loader_simmim(config: Config, logger: logging.Logger) -> Loaders:
 
 
 def reference_mask_generator(config: Config) -> MaskGenerator | None:
-    """Build the masks that runs are compared on; None if they do not fit image or patches."""
+    """Build the generator of the reference masks; None if they do not fit the image or patches."""
     size, patch = config.DATA.IMG_SIZE, encoder_node(config).PATCH_SIZE
     unit = reference_mask_patch(size)
     if not unit or size % unit or unit % patch:
@@ -51,15 +48,8 @@ def reference_mask_generator(config: Config) -> MaskGenerator | None:
 
 
 def reference_mask_patch(size: int) -> int:
-    """Return the unit, in pixels, of the masks that runs are compared on, for an image size."""
+    """Return the side of a unit of the reference masks in pixels, for an image size in pixels."""
     return REFERENCE_MASK_PATCH if size >= REFERENCE_SMALL else size // 8
-
-
-def evenly_spread(records: Records, count: int) -> Records:
-    """Select this many records, evenly spread over their order; 0 selects all."""
-    if count == 0 or count >= len(records):
-        return records
-    return records.select(np.arange(count) * len(records) // count)
 
 
 def _holdout_loader(

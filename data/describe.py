@@ -1,4 +1,4 @@
-"""What a data set holds: splits, labels by group, and training targets."""
+"""Describe a data set: splits, labels by group, and training targets."""
 
 import io
 import json
@@ -37,16 +37,16 @@ from data.records import (
 )
 from engine.files import replace_files
 
-# What a cell of the CSV says. Colours by Okabe and Ito, told apart without red or green.
+# Kinds of cells of the CSV file, with colours by Okabe and Ito for colour-blind readers.
 KINDS = {'positive': '#D55E00', 'uncertain': '#F0E442', 'negative': '#0072B2', 'blank': '#DDDDDD'}
-# A group differs from the others in colour and marker.
+# Colours and markers of groups.
 GROUP_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#000000', '#E69F00')
 GROUP_MARKERS = 'os^DvP*'
-BY_RANK = ('blank', 'negative', 'uncertain', 'positive')  # a study has the highest of its images
+BY_RANK = ('blank', 'negative', 'uncertain', 'positive')  # a study has its highest-ranked cell
 TARGETS = ('positive', 'negative', 'soft', 'third class', 'left out')
-EVERYTHING = 'All'  # column and group of the counts over a whole split
+EVERYTHING = 'All'  # name of the column and group of counts over a whole split
 UNKNOWN = 'unknown'
-BOTH = 'train + holdout'  # the training CSV before patients are held out
+BOTH = 'train + holdout'  # name of the training CSV before patients are held out
 RACE = 'PRIMARY_RACE'  # column of CheXpert's demographics file
 TABLES = ('splits', 'counts', 'targets', 'ages')
 
@@ -57,15 +57,15 @@ class Description:
 
     splits: pd.DataFrame  # split, images, studies, patients, shares of these, views
     counts: pd.DataFrame  # split, level, column, group, label, then KINDS
-    targets: pd.DataFrame  # label, policy, then TARGETS: of the images that are trained on
-    ages: pd.DataFrame  # split, sex, age in years, number of images; without unknown ages
+    targets: pd.DataFrame  # label, policy, then TARGETS of the training images
+    ages: pd.DataFrame  # split, sex, age in years, number of images, without unknown ages
     notes: list[str]
 
 
 def build_description(config: Config) -> Description:
-    """Describe the CSV files of DATA.DATA_PATH; the images need not be there.
+    """Describe the CSV files of DATA.DATA_PATH.
 
-    Only a file of studies (`Study` in place of `Path`) needs them: its images are those on disk.
+    The images need not exist, unless a CSV file has a column `Study` in place of `Path`.
     """
     sets, counts = _read_sets(config), []
     demographics = config.DATA.DEMOGRAPHICS
@@ -85,13 +85,13 @@ def build_description(config: Config) -> Description:
         notes.append(
             f'training targets: {len(records):,} images of train (DATA.VIEWS {data.VIEWS}, '
             f'DATA.TASK {data.TASK}, DATA.BLANK {data.BLANK}); soft: between 0 and 1, left out: '
-            'no loss'
+            'excluded from the loss'
         )
     return Description(count_splits(splits), counts, targets, ages, notes)
 
 
 def count_splits(splits: Mapping[str, Records]) -> pd.DataFrame:
-    """Images, studies, patients and views of each split, and its share of all splits."""
+    """Count the images, studies, patients and views of each split."""
     table = pd.DataFrame(
         {
             'split': name,
@@ -109,17 +109,17 @@ def count_splits(splits: Mapping[str, Records]) -> pd.DataFrame:
 
 
 def count_labels(records: Records, groups: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Count what the cells say, over images and over studies, overall and by group.
+    """Count the kinds of cells of each label over images and studies, overall and by group.
 
-    A study belongs to each group that one of its images is in, and is labelled there by its
-    images of that group: with views as groups, a study of both views counts in both.
+    A study belongs to the groups of all its images. Within a group it has the labels of its images
+    in this group.
 
     Args:
-        records: the images.
-        groups: column -> [N] text, '' where unknown.
+        records: Records of N images.
+        groups: Groups [N] by column, '' for an unknown group.
 
     Returns:
-        The table: level, column, group, label, then KINDS.
+        Table with the columns level, column, group, label and KINDS.
     """
     values = (NEGATIVE, UNCERTAIN, POSITIVE)
     ranks = np.select([records.labels == value for value in values], [1, 2, 3], 0)
@@ -150,7 +150,7 @@ def count_ages(records: Records) -> pd.DataFrame:
 
 
 def count_targets(config: Config, records: Records) -> pd.DataFrame:
-    """Count the targets of each label, for the images that a run with this config trains on."""
+    """Count the targets of each label over the training images of a run."""
     data = config.DATA
     if find_task(data.TASK).uses_policies:
         policies = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS)
@@ -160,7 +160,7 @@ def count_targets(config: Config, records: Records) -> pd.DataFrame:
             blank=data.BLANK,
             rows=records.row,
             seed=config.SEED,
-            # Soft targets are only counted: their values do not matter.
+            # The values do not matter, because soft targets are only counted.
             predictions=np.full(records.labels.shape, 0.5),
             names=records.label_names,
         )
@@ -176,7 +176,7 @@ def count_targets(config: Config, records: Records) -> pd.DataFrame:
 
 
 def format_description(description: Description) -> str:
-    """The tables as text, without the counts by group and without rows of zeros."""
+    """Format the tables as text, without the counts by group and without rows of zeros."""
     counts, parts = description.counts, [_text(description.splits)]
     overall = counts[counts['column'] == EVERYTHING]
     for (name, level), table in overall.groupby(['split', 'level'], sort=False):
@@ -187,7 +187,7 @@ def format_description(description: Description) -> str:
 
 
 def save_description(description: Description, folder: str | Path) -> None:
-    """Write the four tables as CSV files and JSON, labels.png and groups.png, or nothing."""
+    """Write the tables as CSV files and JSON, labels.png and groups.png; all or none of them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tables = {name: getattr(description, name) for name in TABLES}
@@ -200,7 +200,7 @@ def save_description(description: Description, folder: str | Path) -> None:
 
 
 def plot_labels(description: Description) -> bytes:
-    """Return a PNG, one panel per split: what the cells of each label say, in % of the images."""
+    """Plot the kinds of cells of each label in % of the images, one panel per split; return PNG."""
     splits, counts = description.splits, description.counts
     figure = _new_figure(3 + 2.6 * len(splits), 5.6)
     axes = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
@@ -225,7 +225,7 @@ def plot_labels(description: Description) -> bytes:
 
 
 def plot_groups(description: Description) -> bytes:
-    """Return a PNG of the first split: age by sex, images by group, labels by group."""
+    """Plot age by sex, images by group and labels by group of the first split; return a PNG."""
     counts, ages = description.counts, description.ages
     split = counts['split'].iloc[0]
     counts = counts[(counts['split'] == split) & (counts['level'] == 'image')]
@@ -270,7 +270,7 @@ def _plot_ages(axis: Any, ages: pd.DataFrame) -> None:
 
 
 def _group_sizes(table: pd.DataFrame) -> pd.Series:
-    """Group -> number of images, of the largest groups that can be told apart in a figure."""
+    """Return the number of images of the largest groups, one for each marker of a figure."""
     sizes = table.drop_duplicates('group').set_index('group')[[*KINDS]].sum(axis=1)
     return sizes[sizes.index.isin(sizes.nlargest(len(GROUP_MARKERS)).index)]
 
@@ -281,12 +281,9 @@ def _title(column: str, table: pd.DataFrame) -> str:
 
 
 def _new_figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout='constrained')
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout='constrained')
 
 
 def _png(figure: Any) -> bytes:
@@ -296,7 +293,7 @@ def _png(figure: Any) -> bytes:
 
 
 def _read_sets(config: Config) -> dict[str, Records]:
-    """The splits that are there, and before them the training images as a whole."""
+    """Read the splits that exist, and BOTH if patients are held out."""
     data, sets, dataset = config.DATA, {}, DATASETS[config.DATA.DATASET]
     if dataset.splits is None:
         dataset = DATASETS['chexpert']
@@ -316,12 +313,12 @@ def _read_sets(config: Config) -> dict[str, Records]:
             sets[split] = records
     if not sets:
         names = ', '.join(csv_names(config).values())
-        raise ValueError(f'DATA.DATA_PATH: no {names} in {data.DATA_PATH}')
+        raise ValueError(f'DATA.DATA_PATH {data.DATA_PATH} has none of {names}')
     return sets
 
 
 def _describe_shared(splits: Mapping[str, Records]) -> str:
-    """How many patients each two splits share, which should be none."""
+    """Describe how many patients each pair of splits shares, which should be none."""
     patients = {name: set(records.patient) for name, records in splits.items()}
     shared = [
         f'{one} and {other} {len(patients[one] & patients[other])}'
@@ -331,7 +328,7 @@ def _describe_shared(splits: Mapping[str, Records]) -> str:
 
 
 def _label_rows(table: pd.DataFrame) -> str:
-    """A table of labels; those with a count in the last column alone are named below it."""
+    """Format a table of labels; list labels that only have counts in the last column below it."""
     empty = table.iloc[:, :-1].sum(axis=1, numeric_only=True) == 0
     kind, names = table.columns[-1], ', '.join(table['label'][empty])
     line = textwrap.fill(f'{kind} everywhere: {names}', 100) if names else ''
@@ -339,7 +336,7 @@ def _label_rows(table: pd.DataFrame) -> str:
 
 
 def _text(table: pd.DataFrame) -> str:
-    """A table for people: thousands apart, shares in per cent."""
+    """Format a table with separators of thousands, and shares in per cent."""
     forms = {'i': '{:,}'.format, 'f': '{:.1%}'.format}
     formatters = [forms.get(dtype.kind, str) for dtype in table.dtypes]
     return table.to_string(index=False, formatters=formatters)

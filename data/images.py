@@ -1,4 +1,4 @@
-"""Reading images: PNG, JPEG, DICOM and other files as one channel of grey levels."""
+"""Read PNG, JPEG, DICOM and other image files as one channel of grey levels."""
 
 import logging
 import os
@@ -21,22 +21,22 @@ except ImportError:  # Pillow then reads everything
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-MAX_BYTES = 2**30  # of an image file; the DICOM file of one X-ray has some hundred MB at most
+MAX_BYTES = 2**30  # largest image file; the DICOM file of an X-ray has at most some hundred MB
 MIN_SIDE = 16  # in pixels
 MAX_ASPECT = 10  # long side / short side; a chest is about as wide as it is high
-COLOUR_LEVELS = 8  # difference between channels that JPEG alone can cause
-PROBES = 16  # pixels that are compared before all of them are
+COLOUR_LEVELS = 8  # difference between channels that JPEG compression of grey images can cause
+PROBES = 16  # number of pixels that are compared before all pixels are
 
 DICOM_SUFFIXES = ('.dcm', '.dicom')
-# Formats that Pillow may recognise by their contents. Others can start programs (EPS).
+# Formats that Pillow may recognise by their contents. Other formats can start programs (EPS).
 FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'GIF', 'PPM', 'WEBP', 'JPEG2000')
 MODES_8_BIT = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
 MODES_16_BIT = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')
 FULL_RANGE_BITS = (8, 10, 12, 14, 16)
-# Keys in Image.info; they are not strings, so that no file can contain them.
+# Keys in Image.info. They are tuples, because files can set keys that are strings.
 FULL_SIZE, PACKED_STEPS = ('full size',), ('packed steps',)
 
-# Files that contain one of these may be rotated by their metadata; Pillow reads them.
+# Metadata with one of these markers may rotate the image, so Pillow reads these files.
 ROTATION_MARKERS = (b'eXIf', b'Exif', b'exif', b'xmp', b'http://ns.adobe.com')
 
 PYDICOM = "pip install 'pydicom>=3.0'"
@@ -44,10 +44,10 @@ DECODERS = (
     'pip install pyjpegls for JPEG-LS; pylibjpeg with pylibjpeg-openjpeg for HTJ2K, or with '
     'pylibjpeg-libjpeg (GPL) for 12-bit JPEG; the latter or python-gdcm for JPEG Lossless'
 )
-# The first one that is installed decodes, so that pixels do not depend on what else is installed.
-# gdcm comes last because some damaged frames make it end the process.
+# The first installed plugin decodes, so that the pixels do not depend on the other plugins. gdcm
+# comes last, because some damaged frames make it kill the process.
 PLUGINS = ('pillow', 'pyjpegls', 'pylibjpeg', 'pydicom', 'gdcm')
-# Elements that are read. None of them identifies a patient.
+# DICOM elements that are read. None of them identifies a patient.
 TAGS = """
     SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns
     BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit
@@ -61,7 +61,7 @@ WHOLE = 1e-6  # grey levels this close to whole numbers count as whole numbers
 
 
 class BadImageError(ValueError):
-    """An image that is damaged or unusable, so that reading it again does not help."""
+    """Raised for a damaged or unusable image, for which reading it again does not help."""
 
 
 def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Image.Image:
@@ -73,18 +73,18 @@ def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Ima
     DICOM files (see `read_dicom`).
 
     Args:
-        path: An image file.
-        root: The folder that no link on the way may leave; '' allows any.
+        path: Path of an image file.
+        root: Folder that no link in the path may leave; '' allows any link.
 
     Returns:
-        Mode 'L' for 8 bits, and mode 'F' in grey levels 0..255, not rounded, for more bits.
+        Image of mode 'L' for 8 bits, or of mode 'F' with grey levels in [0, 255], not rounded, for
+        more bits.
 
     Raises:
         BadImageError: If the file is damaged, is not a regular file, is larger than MAX_BYTES,
-            leaves the root, or cannot be learned from because it has one grey level, is tiny, or
-            is a mere strip. The message names the file.
+            leaves the root, or is useless for training (one grey level, tiny, or a narrow strip).
         ValueError: If the file is missing or cannot be read at the moment. The `__cause__` is the
-            error of the system.
+            system error.
     """
     if root:
         refuse_link_out(root, path)
@@ -108,14 +108,14 @@ def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Ima
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode the contents of an image file, see `load_image`. Raises any exception of a decoder."""
+    """Decode the contents of an image file, see `load_image`; may raise any exception."""
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError('its format is not one of ' + ', '.join(FORMATS)) from None
+        raise ValueError(f'the format must be one of {", ".join(FORMATS)}') from None
     with image:
         if getattr(image, 'is_animated', False):
-            raise ValueError('it holds several images; write each image to its own file')
+            raise ValueError('the file holds several images; write each image to its own file')
         pixels = _decode_plain(data, image)
         if pixels is not None:
             return _from_16_bit(pixels) if pixels.itemsize == 2 else Image.fromarray(pixels)
@@ -128,19 +128,19 @@ def decode(data: bytes) -> Image.Image:
 def read_dicom(data: bytes) -> Image.Image:
     """Decode the one image of a DICOM file as the grey levels that a viewer would show.
 
-    - Stored values become modality values (by a table, or by slope and intercept), and these
+    - Stored values become modality values, by a table or by slope and intercept. Modality values
       become grey levels by the first VOI table, or else by the first window. MONOCHROME1 is
-      inverted after that.
-    - Without a table or window, the range is that of the stored bits. Because 16 stored bits may
-      just be the container, the range is then the smallest of 8, 10, 12, 14 or 16 bits that holds
-      the values of the image (signed if one of them is negative), as for a 16-bit PNG.
-    - Padding pixels are black and do not count for that range.
+      inverted afterwards.
+    - Without a table or window, the range of the stored bits is mapped to 0..255. With 16 stored
+      bits, which may just be the container, the range is the smallest of 8, 10, 12, 14 or 16 bits
+      that holds the values of the image (signed if a value is negative), as for a 16-bit PNG.
+    - Padding pixels are black and do not affect the range.
     - 8-bit colour becomes ITU-R 601 luma. Palettes and several frames are refused.
 
     Only the elements in TAGS are read, and no message quotes the text of an element.
 
     Returns:
-        Mode 'L' if every grey level is a whole number, otherwise mode 'F', not rounded.
+        Image of mode 'L' if every grey level is a whole number, otherwise of mode 'F'.
 
     Raises:
         ImportError: If pydicom, or a decoder for the transfer syntax, is not installed.
@@ -152,7 +152,7 @@ def read_dicom(data: bytes) -> Image.Image:
         from pydicom.errors import InvalidDicomError
     except ImportError as error:
         raise ImportError(f'DICOM needs pydicom: {PYDICOM} ({error})') from error
-    # Its log and its warnings quote values of elements.
+    # The log and the warnings of pydicom quote values of elements.
     logging.getLogger('pydicom').setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
@@ -160,15 +160,15 @@ def read_dicom(data: bytes) -> Image.Image:
             dataset = dcmread(BytesIO(data), specific_tags=TAGS)
             return _dicom_image(dataset)
     except InvalidDicomError:
-        raise ValueError('it is not a DICOM file') from None
+        raise ValueError('the file is not a DICOM file') from None
     except (_DicomError, ImportError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes pydicom raise almost anything
-        raise ValueError(f'it is damaged ({type(error).__name__})') from None
+        raise ValueError(f'the file is damaged ({type(error).__name__})') from None
 
 
 def refuse_link_out(root: str | PathLike[str], path: str | PathLike[str]) -> None:
-    """Raise a BadImageError for a path below a folder if a link on the way leaves that folder."""
+    """Raise a BadImageError if a link in a path below a folder leaves the folder."""
     if not os.path.join(os.path.realpath(path), '').startswith(_real_root(os.fspath(root))):
         raise BadImageError(
             f'{path} is a link that leaves the data root {root}; copy or hard-link the images, '
@@ -177,14 +177,14 @@ def refuse_link_out(root: str | PathLike[str], path: str | PathLike[str]) -> Non
 
 
 def full_size(image: Image.Image) -> tuple[int, int]:
-    """Return height and width of an image before it was packed; they define its aspect."""
+    """Return the height and width of an image before it was packed."""
     return image.info.get(FULL_SIZE) or (image.height, image.width)
 
 
 def colour_difference(path: str | PathLike[str]) -> int:
-    """Return by how many of 256 levels the colour channels of a file differ; 0 if it is grey.
+    """Return the largest difference between colour channels in levels of 256; 0 for grey images.
 
-    JPEG alone causes a difference of a few levels. DICOM files of colours are converted as grey.
+    JPEG compression of a grey image causes a few levels. DICOM files count as grey.
     """
     if str(path).lower().endswith(DICOM_SUFFIXES):
         return 0
@@ -197,13 +197,13 @@ def colour_difference(path: str | PathLike[str]) -> int:
 
 
 def _read_regular(path: str | PathLike[str]) -> bytes:
-    """Read a file that is no device or pipe, which could block or never end, nor too large."""
+    """Read a regular file of limited size, because a device or pipe could block or never end."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError('it is not a regular file')
+        raise ValueError('not a regular file')
     if found.st_size > MAX_BYTES:
-        raise ValueError(f'it has {found.st_size:,} bytes; at most {MAX_BYTES:,} are read')
-    # O_NONBLOCK: if the file has become a pipe by now, opening it must not wait for a writer.
+        raise ValueError(f'the file has {found.st_size:,} bytes; {MAX_BYTES:,} are allowed')
+    # With O_NONBLOCK, opening does not wait for a writer if the file has just become a pipe.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb', buffering=0) as file:
         return file.read()
 
@@ -211,8 +211,8 @@ def _read_regular(path: str | PathLike[str]) -> bytes:
 def _decode_plain(data: bytes, image: Image.Image) -> np.ndarray | None:
     """Decode a plain grey PNG or JPEG with kornia-rs, which is up to 2.8 times as fast as Pillow.
 
-    The pixels are the same to the bit. None leaves the file to Pillow, which has read the header
-    (`image`): if anything is unusual, or if the file is damaged, because Pillow's message says how.
+    The pixels are identical. Return None if Pillow, which has read the header (`image`), must
+    decode the file: if the file is unusual, or damaged, because Pillow's messages are better.
     """
     plain = not image.info.get('interlace') and 'transparency' not in image.info
     if decode_image_png_u8 is None or not plain or any(m in data for m in ROTATION_MARKERS):
@@ -251,12 +251,12 @@ def _from_16_bit(pixels: np.ndarray) -> Image.Image:
 
 
 def _fault(image: Image.Image) -> str:
-    """Why nothing can be learned from an image; '' for usable images."""
+    """Describe why an image is useless for training; '' for a usable image."""
     width, height = image.size
     if min(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
         return (
-            f'it has {width} x {height} pixels; no side may be under {MIN_SIDE} pixels or more '
-            f'than {MAX_ASPECT} times the other'
+            f'{width} x {height} pixels; sides must have at least {MIN_SIDE} pixels, and none may '
+            f'be longer than {MAX_ASPECT} times the other'
         )
     first = image.getpixel((0, 0))
     places = ((i * width // PROBES, i * height // PROBES) for i in range(1, PROBES))
@@ -272,19 +272,19 @@ def _real_root(root: str) -> str:
     return os.path.join(os.path.realpath(root), '')
 
 
-# DICOM. A stored value has one grey level, so modality, window and inversion are applied to a
-# table of all 65,536 values and not to the pixels, which takes half the time.
+# DICOM. Modality, window and inversion are applied to a table of all 65,536 stored values instead
+# of to the pixels, which takes half the time.
 
 
 class _DicomError(ValueError):
-    """What is wrong with a DICOM file, without any text of the file."""
+    """Raised for a faulty DICOM file; the message quotes no text of the file."""
 
 
 def _dicom_image(dataset: 'Dataset') -> Image.Image:
     if 'PixelData' not in dataset:
-        raise _DicomError('it holds no pixel data, or ends before them')
+        raise _DicomError('the file has no pixel data, or ends before them')
     if (frames := int(dataset.get('NumberOfFrames') or 1)) > 1:
-        raise _DicomError(f'it holds {frames} frames; write each frame to its own file')
+        raise _DicomError(f'the file has {frames} frames; write each frame to its own file')
     samples, bits = dataset.SamplesPerPixel, dataset.BitsStored
     kind = str(dataset.get('PhotometricInterpretation')).strip()
     if not (samples == 1 and kind in GREY or samples == 3 and kind in COLOURS and bits == 8):
@@ -307,7 +307,7 @@ def _dicom_image(dataset: 'Dataset') -> Image.Image:
 
 
 def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
-    """Decode the stored values; bits above those stored may be anything."""
+    """Decode the stored values; the bits above the stored bits are undefined."""
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder, pixel_array
     from pydicom.uid import JPEGExtended12Bit, RLELossless
@@ -325,18 +325,18 @@ def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
         if not plugin:
             raise ImportError(f'no decoder of {syntax.name} ({syntax}) is installed: {DECODERS}')
         frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-        # Some decoders make up what is missing at the end of a frame. Padding may follow the end.
+        # Some decoders invent the missing end of a frame. Padding may follow the end.
         if syntax != RLELossless and JPEG_END not in frame.rstrip(b'\0')[-16:]:
-            raise _DicomError('its compressed frame is cut off')
+            raise _DicomError('the compressed frame is truncated')
     options = {'decoding_plugin': plugin, 'view_only': True, 'correct_unused_bits': False}
     pixels = pixel_array(dataset, index=0, **options)
     if pixels.shape[:2] != (dataset.Rows, dataset.Columns):
-        raise _DicomError(f'its frame has the shape {pixels.shape}, not that of its header')
+        raise _DicomError(f'the shape of the frame {pixels.shape} differs from the header')
     return pixels
 
 
 def _grey_levels(dataset: 'Dataset', codes: np.ndarray, *, inverted: bool) -> np.ndarray:
-    """Return the grey level in 0..255 of every code that a pixel can hold: [256] or [65536].
+    """Return the grey level in [0, 255] of every possible pixel value, [256] or [65536].
 
     The codes [H, W] are the pixels as unsigned numbers.
     """
@@ -352,17 +352,17 @@ def _grey_levels(dataset: 'Dataset', codes: np.ndarray, *, inverted: bool) -> np
     grey = 255 - grey if inverted else grey
     grey[padding] = 0
     if not np.isfinite(grey).all():
-        raise _DicomError('a number of its header is not finite')
+        raise _DicomError('a number in the header is not finite')
     return grey
 
 
 def _signed(values: np.ndarray, bits: int) -> np.ndarray:
-    """Two's complement."""
+    """Interpret unsigned values as two's complement."""
     return np.where(values >= 2 ** (bits - 1), values - 2**bits, values)
 
 
 def _padding(dataset: 'Dataset', container: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """Return which codes are padding; its value may need more bits than those stored."""
+    """Return a mask of the padding values, which may need more bits than the stored bits."""
     if dataset.get('PixelPaddingValue') is None:
         return np.zeros(len(stored), bool)
     value = dataset.PixelPaddingValue
@@ -374,7 +374,7 @@ def _padding(dataset: 'Dataset', container: np.ndarray, stored: np.ndarray) -> n
 def _stored_limits(
     bits: int, codes: np.ndarray, stored: np.ndarray, padding: np.ndarray
 ) -> tuple[int, int]:
-    """Return the stored values that are black and white unless the file says otherwise."""
+    """Return the stored values that are black and white by default."""
     if bits < FULL_RANGE_BITS[-1]:
         return stored.min(), stored.max()
     occurs = np.zeros(len(stored), bool)
@@ -403,7 +403,7 @@ def _modality(
 
 
 def _voi(dataset: 'Dataset', values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Return the grey levels of modality values."""
+    """Convert modality values to grey levels."""
     if dataset.get('VOILUTSequence'):
         values, limits = _looked_up(dataset.VOILUTSequence[0], values)
     elif dataset.get('WindowCenter') is not None and dataset.get('WindowWidth') is not None:
@@ -413,7 +413,7 @@ def _voi(dataset: 'Dataset', values: np.ndarray, limits: tuple[float, float]) ->
 
 
 def _windowed(dataset: 'Dataset', values: np.ndarray) -> np.ndarray:
-    """Apply the window with pydicom, in a data set whose output range is 0..255."""
+    """Apply the window with pydicom, to the output range 0..255."""
     from pydicom.dataset import Dataset
     from pydicom.pixels import apply_windowing
 
@@ -423,10 +423,10 @@ def _windowed(dataset: 'Dataset', values: np.ndarray) -> np.ndarray:
     view.add(dataset['WindowCenter'])
     view.add(dataset['WindowWidth'])
     try:
-        with np.errstate(over='ignore'):  # the exponential of SIGMOID, which then gives 0
+        with np.errstate(over='ignore'):  # an overflow in SIGMOID gives 0
             return apply_windowing(values, view)
     except ValueError:
-        raise _DicomError('its VOILUTFunction or WindowWidth is not allowed') from None
+        raise _DicomError('the VOILUTFunction or WindowWidth is not allowed') from None
 
 
 def _looked_up(item: 'Dataset', values: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:

@@ -1,7 +1,7 @@
-"""Labels: their names and order, targets of uncertain and blank labels, and the tasks.
+"""Define the names of labels, the targets for uncertain and blank labels, and the tasks.
 
-A new policy for uncertain labels (DATA.UNCERTAIN) is one function with `@register_policy`, a new
-task (DATA.TASK) one function with `@register_task`. Everything else asks their attributes.
+To add a policy for uncertain labels (DATA.UNCERTAIN), write one function with `@register_policy`.
+To add a task (DATA.TASK), write one function with `@register_task`.
 """
 
 import re
@@ -34,9 +34,9 @@ LABELS = (
 COMPETITION_LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Pleural Effusion')
 
 POSITIVE, NEGATIVE, UNCERTAIN, BLANK = 1.0, 0.0, -1.0, np.nan
-# Target of an uncertain label that is a class of its own: neither positive nor negative.
+# Target of an uncertain label that is a third class, neither positive nor negative.
 UNCERTAIN_CLASS = 2.0
-# What the cells of a CSV file mean.
+# Meaning of the cells of a CSV file.
 CELLS = {
     '1.0': POSITIVE,
     '1': POSITIVE,
@@ -57,7 +57,7 @@ BLANKS.update(negative=NEGATIVE, ignore=np.nan)
 
 @dataclass(frozen=True)
 class UncertainImages:
-    """The n training images for which one label is uncertain: what a policy can use."""
+    """The input of a policy: the n training images for which one label is uncertain."""
 
     label: str
     rows: np.ndarray  # [n] sample ids, 0 or greater
@@ -70,24 +70,24 @@ class Policy:
     """A policy for uncertain labels."""
 
     targets: Callable[[UncertainImages], np.ndarray | float]  # NaN: excluded from the loss
-    third_class: bool = False  # uncertain is a class of its own: three outputs per label
+    third_class: bool = False  # uncertain is a third class: three outputs per label
     needs_predictions: bool = False  # reads the file of DATA.SELF_TRAIN_PREDICTIONS
 
 
 @dataclass(frozen=True)
 class Task:
-    """What fine-tuning learns."""
+    """A task of fine-tuning: its labels and their targets."""
 
     labels: tuple[str, ...]
     # (labels [N, C], blank, names [C] of their columns) -> targets [N, K]
     scored: Callable[[np.ndarray, str, Sequence[str]], np.ndarray]
-    # Training targets come from the policies, not from `scored`; DATA.LABELS may replace `labels`.
+    # Whether policies give the training targets instead of `scored`, and DATA.LABELS is allowed.
     uses_policies: bool = False
 
 
 @dataclass(frozen=True)
 class SharedLabel:
-    """A finding for which two label sets have labels; any of the labels of a set means it."""
+    """A finding of two label sets; in each set, any of its labels stands for the finding."""
 
     name: str
     predicted: tuple[str, ...]
@@ -119,13 +119,13 @@ def register_task(name: str, labels: Sequence[str], **facts: bool) -> Callable:
 
 @register_policy('zeros')
 def zeros(images: UncertainImages) -> float:
-    """Treat uncertain as negative."""
+    """Treat uncertain labels as negative."""
     return NEGATIVE
 
 
 @register_policy('ones')
 def ones(images: UncertainImages) -> float:
-    """Treat uncertain as positive."""
+    """Treat uncertain labels as positive."""
     return POSITIVE
 
 
@@ -149,13 +149,13 @@ def ones_smooth(images: UncertainImages) -> np.ndarray:
 
 @register_policy('multiclass', third_class=True)
 def multiclass(images: UncertainImages) -> float:
-    """Make uncertain a third class next to negative and positive."""
+    """Treat uncertain labels as a third class next to negative and positive."""
     return UNCERTAIN_CLASS
 
 
 @register_policy('self_train', needs_predictions=True)
 def self_train(images: UncertainImages) -> np.ndarray:
-    """Use the predictions of a model that was trained with 'ignore'."""
+    """Use the predictions of a model that was trained with the policy 'ignore'."""
     allowed = (images.predictions >= 0) & (images.predictions <= 1)
     if not allowed.all():
         first = int(np.argmin(allowed))
@@ -169,7 +169,7 @@ def self_train(images: UncertainImages) -> np.ndarray:
 
 @register_task('observations', LABELS, uses_policies=True)
 def evaluation_targets(labels: np.ndarray, blank: str, names: Sequence[str] = LABELS) -> np.ndarray:
-    """Make the targets of the metrics, [N, K] float32: NaN where uncertain, with every policy."""
+    """Return the targets of the metrics, [N, K] float32, with NaN for uncertain labels."""
     return np.where(labels == UNCERTAIN, np.float32(np.nan), _fill_blank(labels, blank, names))
 
 
@@ -179,14 +179,17 @@ def evaluation_targets(labels: np.ndarray, blank: str, names: Sequence[str] = LA
 
 @register_task('any_finding', ('Any Finding',))
 def any_finding_targets(labels: np.ndarray, blank: str, names: Sequence[str]) -> np.ndarray:
-    """One of the 13 observations, Support Devices included (Fradkin and Boxer 2023)."""
+    """Score any of the 13 observations, with Support Devices, against No Finding.
+
+    Source: Fradkin and Boxer 2023.
+    """
     found = np.delete(labels == POSITIVE, LABELS.index(NO_FINDING), axis=1)
     return _against_no_finding(labels, found.any(axis=1))
 
 
 @register_task('effusion', ('Pleural Effusion',))
 def effusion_targets(labels: np.ndarray, blank: str, names: Sequence[str]) -> np.ndarray:
-    """Pleural Effusion against No Finding."""
+    """Score Pleural Effusion against No Finding."""
     return _against_no_finding(labels, labels[:, LABELS.index('Pleural Effusion')] == POSITIVE)
 
 
@@ -200,20 +203,20 @@ def training_targets(
     predictions: np.ndarray | None = None,
     names: Sequence[str] = LABELS,
 ) -> np.ndarray:
-    """Make the targets of the training loss for a task with policies.
+    """Return the targets of the training loss for a task with policies.
 
     Args:
-        labels: [N, K], 1 present, 0 absent, -1 uncertain, NaN not mentioned.
-        policies: [K] names, see `label_policies`.
-        blank: 'negative' or 'ignore'. No Finding, never 0 in CheXpert, is negative either way.
-        rows: [N] sample ids (`Records.row`); with seed and label the key of random targets.
-        seed: SEED of the config.
-        predictions: [N, K] probabilities, for policies that need them.
-        names: [K] names of the labels.
+        labels: Labels [N, K]: 1 present, 0 absent, -1 uncertain, NaN not mentioned.
+        policies: Names [K] of policies, see `label_policies`.
+        blank: Target of NaN, 'negative' or 'ignore'. No Finding, which is never 0 in CheXpert, is
+            negative in both cases.
+        rows: Sample ids [N] (`Records.row`), which determine random targets.
+        seed: SEED of the config, which determines random targets.
+        predictions: Probabilities [N, K] for policies that need them.
+        names: Names [K] of the labels.
 
     Returns:
-        [N, K] float32 without -1. NaN marks labels that are not used, UNCERTAIN_CLASS a third
-        class.
+        Targets [N, K] float32. NaN is excluded from the loss, UNCERTAIN_CLASS is a third class.
 
     Raises:
         ValueError: If a policy or the blank rule is unknown, or if predictions are missing.
@@ -232,18 +235,14 @@ def training_targets(
 def scored_targets(
     labels: np.ndarray, *, task: str, blank: str, names: Sequence[str] = LABELS
 ) -> np.ndarray:
-    """Targets [N, K] float32 of the metrics of a DATA.TASK; of binary tasks also in training."""
+    """Return the targets of the metrics, [N, K] float32; a binary task also trains on them."""
     return find_task(task).scored(labels, blank, names)
 
 
 def label_policies(
     uncertain: str, by_label: Mapping[str, str], labels: Sequence[str] = ()
 ) -> list[str]:
-    """The name of the policy of each label in the CSV file; `labels` is DATA.LABELS.
-
-    Raises:
-        ValueError: If a policy or a label is unknown.
-    """
+    """Return the name of the policy of each label; `labels` is DATA.LABELS."""
     columns = label_columns(labels)
     _check_name('DATA.UNCERTAIN', uncertain, POLICIES)
     for label, policy in by_label.items():
@@ -253,7 +252,7 @@ def label_policies(
 
 
 def used_policies(config: Config) -> list[Policy]:
-    """The policy of each label as the config has it; none for a task without policies."""
+    """Return the policy of each label in a config; [] for a task without policies."""
     if not find_task(config.DATA.TASK).uses_policies:
         return []
     data = config.DATA
@@ -262,21 +261,22 @@ def used_policies(config: Config) -> list[Policy]:
 
 
 def any_of(values: np.ndarray) -> np.ndarray:  # [..., S] -> [...] float32
-    """Combine labels of which one is enough: the strongest of positive, uncertain and negative."""
+    """Combine labels of one finding: positive outranks uncertain, which outranks negative."""
     marks = (POSITIVE, UNCERTAIN, NEGATIVE)
     has = [(values == mark).any(axis=-1) for mark in marks]
     return np.select(has, marks, BLANK).astype(np.float32)
 
 
 def label_set(name: str) -> tuple[str, ...]:
-    """The labels of a set in LABEL_SETS; a ValueError for an unknown one."""
+    """Return the labels of a label set in LABEL_SETS."""
     return tuple(dict.fromkeys(label for labels in _read_label_sets(name) for label in labels))
 
 
 def shared_labels(predicted: str, labelled: str) -> list[SharedLabel]:
-    """The findings of LABEL_SETS that a model's label set and that of the data share.
+    """Return the findings that the label set of a model and the label set of the data share.
 
-    A finding is called by its one predicted label; if it has several, by its one label in the data.
+    A finding has the name of its predicted label, or of its label in the data if several labels are
+    predicted for it.
     """
     shared = []
     for ours, theirs in zip(_read_label_sets(predicted), _read_label_sets(labelled), strict=True):
@@ -287,7 +287,7 @@ def shared_labels(predicted: str, labelled: str) -> list[SharedLabel]:
 
 
 def _read_label_sets(name: str) -> list[tuple[str, ...]]:
-    """The labels of a set in each line of LABEL_SETS."""
+    """Read the labels of a label set for each finding (line) of LABEL_SETS."""
     rows = load_yaml(LABEL_SETS.read_text('utf-8'))
     _check_name('--label-sets', name, list(dict.fromkeys(key for row in rows for key in row)))
     found = [row.get(name, []) for row in rows]
@@ -295,43 +295,39 @@ def _read_label_sets(name: str) -> list[tuple[str, ...]]:
 
 
 def file_name(label: str) -> str:
-    """The name of a label as part of the name of a file."""
+    """Return the name of a label in the form that is used in file names."""
     return re.sub(r'\W+', '_', label.lower())
 
 
 def find_task(name: str) -> Task:
-    """The task of this name; a ValueError for an unknown one."""
+    """Return a task by its name; raise a ValueError if it is unknown."""
     _check_name('DATA.TASK', name, TASKS)
     return TASKS[name]
 
 
 def task_labels(task: str, labels: Sequence[str] = ()) -> tuple[str, ...]:
-    """The names of the labels that a DATA.TASK learns; `labels` is DATA.LABELS."""
+    """Return the names of the labels that a task learns; `labels` is DATA.LABELS."""
     return tuple(labels) or find_task(task).labels
 
 
 def label_columns(labels: Sequence[str]) -> tuple[str, ...]:
-    """The columns of labels that are read from a CSV file; `labels` is DATA.LABELS."""
+    """Return the columns of labels that are read from a CSV file; `labels` is DATA.LABELS."""
     return tuple(labels) or LABELS
 
 
 def count_uncertain(labels: np.ndarray, names: Sequence[str] = LABELS) -> dict[str, int]:
-    """Count the uncertain entries that evaluation excludes, for the labels that have any."""
+    """Count the uncertain labels, which evaluation excludes; labels without any are not listed."""
     counts = (labels == UNCERTAIN).sum(axis=0)
     return {label: int(count) for label, count in zip(names, counts, strict=True) if count}
 
 
 @register_check
 def check_label_options(config: Config, stage: str | None) -> None:
-    """Check the options that depend on the label settings; called by `check_config`.
-
-    Raises:
-        ValueError: Naming the key, its value and what is allowed.
-    """
+    """Check the options that depend on the label settings."""
     data, task = config.DATA, find_task(config.DATA.TASK)
     files = {file_name(label) for label in data.LABELS if isinstance(label, str)}
     holds = len(files) == len(data.LABELS) and not files & {'', 'path', 'study'}
-    require(holds, config, 'DATA.LABELS', 'different names of columns, and not Path or Study')
+    require(holds, config, 'DATA.LABELS', 'different names of columns other than Path and Study')
     holds = task.uses_policies or not data.LABELS
     require(holds, config, 'DATA.LABELS', f'[] with DATA.TASK {data.TASK!r}')
     names = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS)
@@ -343,7 +339,7 @@ def check_label_options(config: Config, stage: str | None) -> None:
     holds = config.EVAL.SELECT != 'five' or set(COMPETITION_LABELS) <= set(labels)
     require(holds, config, 'EVAL.SELECT', "'auto' or 'all' if not all of the five are learned")
     if any(POLICIES[name].third_class for name in names):
-        because = 'with a policy that makes uncertain a third class'
+        because = 'with a policy for which uncertain is a third class'
         require(task.uses_policies, config, 'DATA.TASK', f'a task with label policies {because}')
         require(config.LOSS.NAME == 'bce', config, 'LOSS.NAME', f"'bce' {because}")
         holds = config.FINETUNE.MODE not in PROBES
@@ -359,10 +355,10 @@ def check_label_options(config: Config, stage: str | None) -> None:
 
 
 def _uniform(images: UncertainImages) -> np.ndarray:
-    """[n] in [0, 1), each a function of (seed, row, label) alone.
+    """Draw one number in [0, 1) per image, [n], which depends only on the seed, row and label.
 
-    Row r takes the r-th number of its label's stream. The 3 in the counter keeps these streams
-    apart from those of data/loader.py.
+    Row r takes the r-th number of the stream of its label. The 3 in the counter separates these
+    streams from those in data/loader.py.
     """
     if not len(images.rows):
         return np.empty(0)
@@ -374,7 +370,7 @@ def _uniform(images: UncertainImages) -> np.ndarray:
 
 
 def _against_no_finding(labels: np.ndarray, positive: np.ndarray) -> np.ndarray:  # [N, 1] float32
-    """1 where positive, otherwise 0 where No Finding is marked, otherwise NaN."""
+    """Return 1 for positive images, 0 for other images with No Finding, and NaN for the rest."""
     negative = labels[:, LABELS.index(NO_FINDING)] == POSITIVE
     targets = np.where(positive, POSITIVE, np.where(negative, NEGATIVE, np.nan))
     return targets.astype(np.float32)[:, None]

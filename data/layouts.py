@@ -27,6 +27,7 @@ from data.records import (
     Records,
     Table,
     existing_records,
+    find_file,
     open_images,
     refuse,
     register_dataset,
@@ -105,26 +106,14 @@ class Layout:
 
     @property
     def columns(self) -> list[str]:
-        """Return the columns that the CSV file must have, without those of the labels."""
+        """Return the columns that the CSV file must have, except columns of labels."""
         names = [*COLUMN.findall(self.image), self.patient, self.study, self.view, self.sex]
         names += [self.age, self.labels.get('column', ''), self.splits.get('column', '')]
         return [name for name in dict.fromkeys(names) if name not in ('', 'split')]
 
-    def find(self, root: Path, pattern: str) -> Path:
-        """Find the one file in the data folder that matches a pattern."""
-        found = sorted(root.glob(pattern))
-        if len(found) != 1:
-            names = ', '.join(file.name for file in found) or 'none'
-            raise ValueError(f'{root} must hold one {pattern} (see {self.file}), found: {names}')
-        return found[0]
-
 
 def open_layout(name: str) -> Layout:
-    """Read a shipped layout by its name, or the YAML file at a path.
-
-    Raises:
-        ValueError: If the file is not a layout. The message names the file and the key.
-    """
+    """Read and check a shipped layout by its name, or the YAML file at a path."""
     file = Path(name) if name.endswith(LAYOUT_SUFFIX) else SHIPPED / f'{name}{LAYOUT_SUFFIX}'
     try:
         # This loader leaves all values as text, so that `yes` and `1.0` equal cells of a table.
@@ -187,9 +176,6 @@ def read_layout(  # noqa: PLR0913
     Returns:
         Records in the order of the table. `path` and `file` are the image files, relative to the
         data folder. None if an optional split is absent, or if no row can be used.
-
-    Raises:
-        ValueError: If anything is wrong. The message names the file, the row and the column.
     """
     root, images = Path(data_path), open_images(data_path, on_fault)
     own = split if split in layout.tables else ''
@@ -252,7 +238,7 @@ def _read_rows(
     layout: Layout, root: Path, part: str, *, labels: Sequence[str], on_fault: OnFault
 ) -> Table:
     """Read a table and add the columns NAME, PATIENT and SPLIT (NaN for rows of no split)."""
-    table = Table(layout.find(root, layout.tables[part]), on_fault)
+    table = Table(find_file(root, layout.tables[part], hint=str(layout.file)), on_fault)
     own = () if 'column' in layout.labels else labels
     table.require(
         layout.columns, labels=[name for label in own for name in _names_in_file(layout, label)]
@@ -294,7 +280,7 @@ def _most_frequent(cells: pd.Series) -> str:
     """Describe the most frequent cells with their counts."""
     counts = cells.value_counts()
     more = f', and {len(counts) - EXAMPLES} others' if len(counts) > EXAMPLES else ''
-    shown = (f'{cell!r} ({count:,} rows)' for cell, count in counts.head(EXAMPLES).items())
+    shown = (f'{cell!r} (rows: {count:,})' for cell, count in counts.head(EXAMPLES).items())
     return ', '.join(shown) + more
 
 
@@ -302,7 +288,7 @@ def _read_lists(layout: Layout, root: Path, known: set[str], on_fault: OnFault) 
     """Map each image to its split, from the text files that list one image per line."""
     found: dict[str, str] = {}
     for split, pattern in layout.lists.items():
-        file = layout.find(root, pattern)
+        file = find_file(root, pattern, hint=str(layout.file))
         for number, line in enumerate(file.read_text('utf-8').splitlines(), start=1):
             name = line.strip()
             if name in found:
@@ -420,15 +406,7 @@ def _names_in_cell(cell: str, separator: str) -> set[str]:
 
 
 def _vote(values: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Combine the rows of each image by majority; a tie is uncertain.
-
-    Args:
-        values: [N, K], labels of the rows.
-        image: [N], number of the image of each row.
-
-    Returns:
-        [images, K] float32.
-    """
+    """Combine the labels [N, K] of rows with the same image [N] by majority; a tie is uncertain."""
     positive, negative, uncertain = (
         pd.DataFrame(values == mark).groupby(image).sum().to_numpy() for mark in MARKS.values()
     )

@@ -1,9 +1,9 @@
-"""Records to batches: one dataset, one batch sampler and one DataLoader for every stage.
+"""Load batches of records, with one dataset, batch sampler and DataLoader for every stage.
 
-The batch sampler passes (epoch, index) to the workers, and a sample depends only on (SEED, epoch,
-row of the CSV), with DATA.SOURCES also on the name of its source. So neither the number of workers
-or ranks nor a restart changes a sample. If an epoch can contain an image several times, the number
-of its previous occurrences is passed as well.
+The batch sampler passes (epoch, index) to the workers. A sample depends only on SEED, the epoch and
+the row of the CSV (with DATA.SOURCES also on the name of the source), so neither the number of
+workers or ranks nor a restart changes a sample. If an epoch can contain an image several times, the
+number of previous occurrences is passed as well.
 """
 
 import csv
@@ -48,23 +48,15 @@ class BadImages:
     """
 
     def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        limit: int,
-        logger: logging.Logger,
-        source: str = '',
+        self, folder: str | os.PathLike[str], limit: int, logger: logging.Logger, source: str = ''
     ) -> None:
         self.path = Path(folder) / BAD_FILE
         self.limit = limit
         self.logger = logger
-        self.source = source  # whose name begins the files of this list
+        self.source = source  # put before the names of the files
 
     def add(self, file: str, row: int | None, reason: str) -> None:
-        """List a file, relative to the data root, unless it is listed already.
-
-        Raises:
-            ValueError: If there are more bad images than the limit.
-        """
+        """List a file, relative to the data root; too many bad images raise a ValueError."""
         listed, file = self.files(), os.path.join(self.source, file)
         if file not in listed:
             self._append([file, '' if row is None else row, ' '.join(reason.split())])
@@ -76,11 +68,11 @@ class BadImages:
             )
 
     def files(self) -> set[str]:
-        """Return the listed files. Several processes may list a file; it counts once."""
+        """Return the listed files, each once even if several processes have listed it."""
         if not self.path.exists():
             return set()
         with open(self.path, encoding='utf-8', errors='surrogateescape', newline='') as file:
-            # Each line by itself, so that a line that was cut off does not swallow the next one.
+            # Lines are parsed one by one, so that an incomplete line does not swallow the next.
             rows = [next(csv.reader([line]), []) for line in file]
         return {row[0] for row in rows if len(row) == len(HEADER)} - {HEADER[0]}
 
@@ -104,16 +96,16 @@ class BadImages:
 class XrayDataset(Dataset):
     """Images of the records, each transformed with its own generator.
 
-    An item is what the transform returns; with targets it is (that, targets of the image, index).
-    With `bad_images`, another image replaces one that cannot be used. It is transformed with the
-    generator of the original, and targets and index are its own.
+    An item is the output of the transform; with targets it is (output, targets, index). With
+    `bad_images`, another image, with its own targets and index, replaces an image that cannot be
+    used; it is transformed with the generator of the original.
 
     Args:
-        records: The images.
-        transform: Called with (image, generator of the sample).
+        records: Records of N images.
+        transform: Function that is called with (image, generator of the sample).
         seed: Part of the key of the generators.
-        targets: [N, K] float32, or None.
-        bad_images: The list of unusable images. If None, an unusable image is an error.
+        targets: Targets [N, K] float32, or None.
+        bad_images: List of unusable images. If None, an unusable image is an error.
     """
 
     def __init__(
@@ -134,7 +126,7 @@ class XrayDataset(Dataset):
 
     @property
     def parts(self) -> dict[str, 'XrayDataset']:
-        """The datasets of the sources by name; '' if there is one without a name."""
+        """Return the dataset of each source by name; without DATA.SOURCES the name is ''."""
         return {'': self}
 
     def place(self, index: int) -> tuple[str, int]:
@@ -152,7 +144,7 @@ class XrayDataset(Dataset):
         return sample if self.targets is None else (sample, self.targets[index], index)
 
     def _usable_image(self, epoch: int, index: int) -> tuple[Image.Image, int]:
-        """Read the image at a position, or the first usable one that replaces it."""
+        """Read the image at a position, or the first usable image that replaces it."""
         for position in self._candidates(epoch, index):
             try:
                 return self.image(position), position
@@ -178,7 +170,7 @@ class XrayDataset(Dataset):
             raise ValueError(f'{place}: {error} ({HINT})') from error
         is_missing = isinstance(error.__cause__, FileNotFoundError) and records.root.exists()
         if not (is_missing or isinstance(error, BadImageError)):
-            raise ValueError(f'{place}: {error}') from error  # for example a lost network drive
+            raise ValueError(f'{place}: {error}') from error  # such as a lost network drive
         row = int(records.row[position]) + 2 if records.csv else None
         try:
             self.bad_images.add(records.file[position], row, str(error))
@@ -190,8 +182,8 @@ class JoinedDataset(Dataset):
     """The images of several sources, one source after another.
 
     Args:
-        parts: The dataset of each source by name; its generators do not depend on the others.
-        seed: Seed of the order of the epochs.
+        parts: Dataset of each source by name.
+        seed: Seed of the order of the images in each epoch.
     """
 
     def __init__(self, parts: dict[str, XrayDataset], *, seed: int) -> None:
@@ -247,7 +239,7 @@ def _join(parts: dict[str, XrayDataset], *, seed: int) -> XrayDataset | JoinedDa
 
 
 def source_seed(seed: int, source: str) -> int:
-    """Return the seed of the samples of a source, which the other sources do not change."""
+    """Return the seed of the samples of a source, which does not depend on other sources."""
     if not source:
         return seed
     digest = hashlib.blake2b(f'{seed} {source}'.encode(), digest_size=8).digest()
@@ -258,12 +250,12 @@ class EpochSampler(Sampler[list[tuple[int, ...]]]):
     """Batches of (epoch, index) of one rank, or of (epoch, index, occurrence) with weights.
 
     For training (shuffle), the order of the epoch is cut into global batches of batch_size x
-    world_size, and an incomplete last one is dropped. Rank r takes the r-th part of each, so the
-    global batches are those of one process with the larger batch. With weights [N], the order is
-    N draws with replacement in proportion to them.
+    world_size images, and an incomplete last batch is dropped. Rank r takes the r-th part of each
+    global batch, so n ranks train on the same global batches as one rank with n times the batch
+    size. With weights [N], the order consists of N draws with replacement in proportion to them.
 
-    Otherwise rank r takes images r, r + world_size, ... in order, nothing is padded or dropped,
-    and the epoch is always 0.
+    Otherwise rank r takes images r, r + world_size, ... in order. Nothing is padded or dropped, and
+    the epoch is always 0.
 
     Raises:
         ValueError: If the training images do not fill one global batch.
@@ -302,7 +294,7 @@ class EpochSampler(Sampler[list[tuple[int, ...]]]):
         self.first_batch = first_batch
 
     def __len__(self) -> int:
-        """Return the number of batches of a whole epoch, wherever the next pass begins."""
+        """Return the number of batches of a whole epoch, even if the next pass skips some."""
         if self.shuffle:
             return self.num_images // (self.batch_size * self.world_size)
         return -(-len(range(self.rank, self.num_images, self.world_size)) // self.batch_size)
@@ -315,7 +307,7 @@ class EpochSampler(Sampler[list[tuple[int, ...]]]):
             yield [(epoch, *row) for row in rows]
 
     def _epoch_and_columns(self) -> tuple[int, list[np.ndarray]]:
-        """Return the epoch and this rank's images (with occurrences) in the order of batches."""
+        """Return the epoch, and images (with occurrences) of this rank in the order of batches."""
         if not self.shuffle:
             return 0, [np.arange(self.rank, self.num_images, self.world_size)]
         if self.weights is None:
@@ -333,9 +325,9 @@ class EpochSampler(Sampler[list[tuple[int, ...]]]):
 def sample_rng(seed: int, epoch: int, index: int, occurrence: int = 0) -> np.random.Generator:
     """Return the generator of one sample, which no worker, rank or restart changes.
 
-    It is counter-based (Philox): epoch and seed are its key, and index (the stable number of the
-    image, its row in the CSV) and occurrence (how often the epoch contained the image before) are
-    part of the counter. The order of draws is fixed: crop, flip, mask, then what fine-tuning adds.
+    The generator is counter-based (Philox). Its key is the seed and the epoch. The row of the image
+    in the CSV (index) and the number of previous occurrences of the image in the epoch are part of
+    the counter. The order of draws is fixed: crop, flip, mask, then augmentations of fine-tuning.
     """
     return _generator(seed, epoch, SAMPLE, index, occurrence)
 
@@ -365,7 +357,7 @@ def inverse_frequency_weights(targets: np.ndarray) -> np.ndarray:
     without known labels has the mean weight of the others.
 
     Args:
-        targets: [N, K]. 0.5 or more is positive, 2 is a third class, NaN is unknown.
+        targets: Targets [N, K]: 0.5 or more is positive, 2 is a third class, NaN is unknown.
     """
     known = ~np.isnan(targets)
     values = np.where(targets > 1, 2, targets >= 0.5)
@@ -405,10 +397,13 @@ def make_loader(
     shuffle: bool,
     weights: np.ndarray | None = None,
 ) -> DataLoader:
-    """Build the batches of this rank; `loader.batch_sampler.set_epoch` selects the epoch.
+    """Build the DataLoader of this rank; `loader.batch_sampler.set_epoch` selects the epoch.
 
-    `shuffle` is True for training (see EpochSampler). With weights [N], training epochs are drawn
-    with replacement in proportion to them. The dataset's seed determines the order of the epochs.
+    Args:
+        dataset: Dataset, whose seed determines the order of the images.
+        config: Run configuration.
+        shuffle: Whether this is training, see EpochSampler.
+        weights: Sampling weights [N] for drawing with replacement.
     """
     data = config.DATA
     allow_open_files(data.NUM_WORKERS, per_worker=LOADER_FILES)
@@ -435,10 +430,9 @@ def make_loader(
 
 
 class _Loader(DataLoader):
-    """Starts workers with signals blocked, and logs the number of bad images after each pass.
+    """A DataLoader that blocks signals while workers start, and logs bad images after each pass.
 
-    A signal that arrives while a worker starts is not lost: it is delivered when the worker is
-    ready.
+    A signal that arrives while a worker starts is delivered when the worker is ready.
     """
 
     def __iter__(self) -> Iterator[Any]:
@@ -473,7 +467,7 @@ def _read_packed(store: Store, positions: np.ndarray, position: int) -> Image.Im
 
 
 def _leave_signals_to_main_process(worker: int) -> None:
-    """Keep a worker alive after a signal to the whole process group, as clusters send it.
+    """Keep a worker alive when a cluster sends a signal to the whole process group.
 
     The main process needs its workers until the current step and checkpoint are finished.
     """

@@ -1,7 +1,7 @@
-"""Mask generators: which patches of an image are hidden.
+"""Draw masks, which hide patches of an image.
 
-A mask type is a function that draws the hidden units of one image. It is registered under the
-name that DATA.MASK_TYPE selects, and nothing else has to be changed to add one.
+To add a mask type, write a function that draws the hidden units of one image and register it under
+the name for DATA.MASK_TYPE.
 """
 
 import math
@@ -12,14 +12,14 @@ from scipy.ndimage import distance_transform_edt
 
 from config import Config, Registry, encoder_node, num_hidden
 
-BLOCK_MIN_SHARE = 16 / 196  # BEiT's smallest block: 16 of its 14 x 14 patches
+BLOCK_MIN_SHARE = 16 / 196  # BEiT's smallest block has 16 of 14 x 14 patches
 BLOCK_ASPECT = (0.3, 1 / 0.3)
 
 Rng = np.random.Generator | np.random.RandomState
 
-# Name -> function(rng, side, count). The function returns the flat indices of the hidden units on
-# a grid of side x side units. It hides exactly `count` units, which follow from DATA.MASK_RATIO,
-# or from the function's attribute `ratio` if it has one (a type with a fixed ratio).
+# Name -> function(rng, side, count). The function returns the flat indices of exactly `count`
+# hidden units on a grid of side x side units. The count follows from DATA.MASK_RATIO, or from the
+# attribute `ratio` of the function if its ratio is fixed.
 MASKS = Registry('DATA.MASK_TYPE')
 
 
@@ -30,11 +30,11 @@ class MaskGenerator:
         input_size: Side of the image in pixels.
         mask_patch_size: Side of a unit in pixels.
         model_patch_size: Side of a token in pixels.
-        mask_ratio: Share of the units that are hidden, in (0, 1); the count is rounded up.
+        mask_ratio: Share of hidden units in (0, 1); the number of units is rounded up.
         mask_type: A name in MASKS.
 
     Raises:
-        ValueError: If the sizes do not divide each other, if no unit or every unit would be
+        ValueError: If a size is not a multiple of the next, if no unit or every unit would be
             hidden, or if the type is unknown.
     """
 
@@ -69,9 +69,9 @@ class MaskGenerator:
         self.hidden_units: Callable[..., np.ndarray] = MASKS[mask_type]
 
     def __call__(self, rng: Rng | None = None) -> np.ndarray:
-        """Draw one mask, int64 [h, w] on the grid of tokens, 1 where a token is hidden.
+        """Draw a mask int64 [h, w] on the grid of tokens, with 1 for hidden tokens.
 
-        The default source of the draws is NumPy's global legacy state.
+        By default, NumPy's global legacy generator is used.
         """
         side, scale = self.rand_size, self.scale
         mask = np.zeros(side**2, dtype=np.int64)
@@ -85,7 +85,7 @@ def random_units(rng: Rng, side: int, count: int) -> np.ndarray:
     """Hide units anywhere, each with the same probability (SimMIM)."""
     if isinstance(rng, np.random.Generator):
         order = np.argsort(rng.random(side**2), kind='stable')
-    else:  # SimMIM's draw from the legacy state
+    else:  # the same draw as SimMIM's
         order = rng.permutation(side**2)
     return order[:count]
 
@@ -103,7 +103,7 @@ def square_units(rng: Rng, side: int, count: int) -> np.ndarray:
 
 @MASKS.register('block')
 def block_units(rng: Rng, side: int, count: int) -> np.ndarray:
-    """Hide rectangles that may overlap; the last one is cut to reach the count.
+    """Hide rectangles that may overlap; the last rectangle is cut to reach the count.
 
     Source: Bao et al. 2021, arXiv:2106.08254, algorithm 1 (BEiT).
     """
@@ -120,14 +120,14 @@ def block_units(rng: Rng, side: int, count: int) -> np.ndarray:
         block = np.zeros_like(hidden)
         block[top : top + height, left : left + width] = True
         new = np.flatnonzero(block & ~hidden)
-        if end < 0.5:  # cut at the bottom or at the top, so that neither is favoured
+        if end < 0.5:  # cut at the bottom or at the top with equal probability
             new = new[::-1]
         hidden.flat[new[:missing]] = True
     return np.flatnonzero(hidden)
 
 
 def mask_generator(config: Config) -> MaskGenerator:
-    """Build the masks that the run trains with."""
+    """Build the mask generator of a run."""
     return MaskGenerator(
         config.DATA.IMG_SIZE,
         config.DATA.MASK_PATCH_SIZE,
@@ -140,10 +140,10 @@ def mask_generator(config: Config) -> MaskGenerator:
 def average_distance(masks: np.ndarray, patch_size: int) -> float:
     """Return the mean Euclidean distance in pixels from a hidden pixel to the nearest visible one.
 
-    This is SimMIM's AvgDist (Xie et al. 2022, arXiv:2111.09886), which compares masks of any type.
+    This is SimMIM's AvgDist (Xie et al. 2022, arXiv:2111.09886).
 
     Args:
-        masks: [N, h, w], 1 where a token is hidden.
+        masks: Masks [N, h, w] with 1 for hidden tokens.
         patch_size: Side of a token in pixels.
 
     Raises:

@@ -1,8 +1,9 @@
-"""Writing a packed store: in parallel, resumable, and always with the same bytes.
+"""Write packed stores, in parallel, resumably and reproducibly.
 
 Worker processes read and resize the images. The main process writes them in the order of the file
-names, so the store does not depend on the number of workers. Whenever a file of pixels (a shard) is
-complete, packing.json lists it with its checksum, and an interrupted call resumes after it.
+names, so the store does not depend on the number of workers. When a file of pixels (a shard) is
+complete, packing.json lists it with its checksum. An interrupted call resumes after the last
+complete shard.
 """
 
 import io
@@ -18,7 +19,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,14 +29,7 @@ from tqdm import tqdm
 from config import default_config
 from data.images import BadImageError, load_image
 from data.preprocess import apply_steps
-from data.records import (
-    DATASETS,
-    SCORED_FILES,
-    named_images,
-    read_csv,
-    read_folder,
-    refuse,
-)
+from data.records import DATASETS, SCORED_FILES, named_images, read_csv, read_folder, refuse
 from data.store import (
     BAD_FILE,
     BYTES,
@@ -59,26 +52,24 @@ from data.store import (
 from engine.files import allow_open_files, locked, replace_file
 
 RESAMPLE = Image.Resampling.BICUBIC
-CHUNK_IMAGES = (
-    16  # resized images that a worker returns at once; images of their own size are large
-)
+CHUNK_IMAGES = 16  # number of resized images that a worker returns at once
 TABLES = (*SCORED_FILES, 'test.csv')
 PARTIAL_INDEX_FILE = 'packing.npy'
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings that the bytes of a store depend on.
+    """The settings that determine the bytes of a store.
 
     Attributes:
-        size: Side of square images in pixels, or the short side if the aspect is kept, in which
-            case no image is enlarged. None keeps the sizes of the images.
-        square: Squeeze images to squares. The crop of training undoes the squeeze, because the
+        size: Side of square images in pixels. If the aspect is kept, the short side, and smaller
+            images are not enlarged. None keeps the sizes of the images.
+        square: Whether images are squeezed to squares. Training crops undo the squeeze, because the
             original height and width are stored.
-        keep_16bit: Keep more than 8 bits; otherwise such images are rounded to 8 bits.
+        keep_16bit: Whether to keep more than 8 bits instead of rounding to 8 bits.
         shard_bytes: Largest size of a file of pixels.
-        image_suffix: As DATA.IMAGE_SUFFIX.
-        preprocess: Steps that images go through before they are resized, as DATA.PREPROCESS.
+        image_suffix: Suffix of the image files (DATA.IMAGE_SUFFIX).
+        preprocess: Steps of DATA.PREPROCESS that are applied before resizing.
     """
 
     size: int | None
@@ -88,29 +79,26 @@ class Settings:
     image_suffix: str = ''
     preprocess: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        if self.square and self.size is None:
-            raise ValueError('images that are squeezed to squares need a --size in pixels')
-        if self.size is not None and self.size < 1:
-            raise ValueError(f'--size must be a number of pixels or native, got {self.size}')
-
 
 @dataclass(frozen=True)
 class Source:
-    """What is packed: one folder, or several whose names begin the names of files and tables."""
+    """The files to pack, of one folder or of several sources.
 
-    roots: dict[str, Path]  # by the name of the source; '' for one folder
-    files: list[str]  # image files, relative to their root, sorted
-    tables: dict[str, Path]  # CSV and Excel files: name in the store -> path
-    scored: dict[str, bool]  # whether `read_folder` refuses to train on all images of the folder
+    With several sources, names of files and tables begin with the name of their source.
+    """
+
+    roots: dict[str, Path]  # folder by the name of the source; '' for a single folder
+    files: list[str]  # sorted image files, relative to the root
+    tables: dict[str, Path]  # path of CSV and Excel files by the name in the store
+    scored: dict[str, bool]  # whether `read_folder` refuses to train on all images, by source
 
     def place(self, file: str) -> tuple[Path, str]:
-        """Return the folder of a file and its name there."""
+        """Return the folder of a file and its name in this folder."""
         source, _, name = ('', '', file) if '' in self.roots else file.partition('/')
         return self.roots[source], name
 
     def signature(self) -> dict[str, object]:
-        """Return numbers by which the same source is recognised."""
+        """Return checksums that identify the source."""
         names = b'\0'.join(map(os.fsencode, self.files))
         return {
             'images': len(self.files),
@@ -120,12 +108,12 @@ class Source:
 
 
 class Encoded(NamedTuple):
-    """An image as it is stored."""
+    """An image in its stored form."""
 
     form: int
     height: int
     width: int
-    full_height: int  # of the image before it was resized
+    full_height: int  # height of the image before it was resized
     full_width: int
     crc32: int
     data: bytes
@@ -139,12 +127,12 @@ def pack(
     workers: int = 1,
     skip_bad: bool = False,
 ) -> dict[str, Any]:
-    """Pack what `read_source` listed, or resume an earlier call with the same settings.
+    """Pack the files of a source, or resume an interrupted call with the same settings.
 
     Args:
-        source: What is packed.
-        output: The store: a new folder, or one that an earlier call began.
-        settings: What is stored.
+        source: Files to pack, see `read_source`.
+        output: Folder of the store: a new folder, or the folder of an interrupted call.
+        settings: Settings of the store.
         workers: Number of processes that read and resize.
         skip_bad: Leave out damaged images and list them in bad_images.csv.
 
@@ -152,8 +140,8 @@ def pack(
         The contents of store.json.
 
     Raises:
-        ValueError: If an image cannot be read, or if `output` was begun with other settings or
-            contains something else.
+        ValueError: If an image cannot be read, or if `output` has other contents or was begun with
+            other settings.
     """
     output = Path(output)
     job = {'version': VERSION, 'settings': asdict(settings), 'source': source.signature()}
@@ -162,7 +150,7 @@ def pack(
             raise ValueError(f'--output {output} must not lie in the folder to be packed, {root}')
     found = set(os.listdir(output)) if output.is_dir() else set()
     if found - {LOCK_FILE} and not found & {STORE_FILE, UNFINISHED_FILE}:
-        raise ValueError(f'--output {output} is neither a store nor empty: it holds {min(found)}')
+        raise ValueError(f'--output {output} must be empty or a store, but it has {min(found)}')
     with locked(output / LOCK_FILE, wait=False):
         if (output / STORE_FILE).is_file():
             about = read_about(output)
@@ -182,13 +170,12 @@ def read_source(
     all_images: bool = False,
     dataset: str = '',
 ) -> Source:
-    """List what has to be packed; all CSV and Excel files directly in the folder belong to it.
+    """List the files of a folder to pack.
 
-    The images are those that the CSV files name: those of MIMIC-CXR-JPG, or in CheXpert's layout
-    train.csv, valid.csv and test.csv, or `csv_names` instead of these three. Without such files, or
-    with `all_images`, they are all images below the folder. If `dataset` is a layout (see
-    data.layouts), the images of its splits are packed with its tables. A ValueError names what is
-    unreadable.
+    All CSV and Excel files directly in the folder are packed, and the images that they name: images
+    of a layout (`dataset`), of MIMIC-CXR-JPG, or of the CSV files in `csv_names` (by default
+    train.csv, valid.csv and test.csv). Without such files, or with `all_images`, all images below
+    the folder are packed.
     """
     root = Path(data_path)
     if not root.is_dir() or is_store(root):
@@ -196,7 +183,7 @@ def read_source(
     paths = [path for form in ('*.csv', '*.csv.gz', '*.xlsx') for path in root.glob(form)]
     tables = {path.name: path for path in sorted(paths)}
     if BAD_FILE in tables:
-        raise ValueError(f'{tables[BAD_FILE]}: a store has another file of this name')
+        raise ValueError(f'{tables[BAD_FILE]}: rename this file, because a store uses its name')
     for name in csv_names:
         if name not in tables:
             raise ValueError(f'--csv must name CSV files directly in {root}, got {name!r}')
@@ -219,7 +206,7 @@ def read_source(
 def _read_layout(
     dataset: str, root: Path, image_suffix: str
 ) -> tuple[set[str], dict[str, Path], bool]:
-    """Return images and tables of a data set that a layout describes, and if some are scored."""
+    """Return the images and tables of a layout, and whether some images are scored."""
     kind, config = DATASETS[dataset], default_config()
     config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset, image_suffix
     options = {'labels': (), 'optional': False, 'logger': None, 'look_up': 'first'}
@@ -231,7 +218,7 @@ def _read_layout(
 
 
 def join_sources(sources: dict[str, Source]) -> Source:
-    """Join what is packed of several folders, by the names of the sources."""
+    """Join the files of several folders, by the names of the sources."""
     return Source(
         {name: source.roots[''] for name, source in sources.items()},
         sorted(
@@ -245,7 +232,7 @@ def join_sources(sources: dict[str, Source]) -> Source:
 def encode(
     path: str | os.PathLike[str], settings: Settings, root: str | os.PathLike[str] = ''
 ) -> Encoded:
-    """Read an image and convert it to what is stored; raises the errors of `load_image`."""
+    """Read an image and convert it to its stored form; see `load_image` for the errors."""
     image = apply_steps(load_image(path, root), settings.preprocess)
     full_width, full_height = image.size
     size, short = settings.size, min(image.size)
@@ -269,12 +256,12 @@ def encode(
 class ShardWriter:
     """Writes images one after another into shards of limited size.
 
-    An unfinished store must have been begun with the same job. An image that is larger than a shard
-    has one for itself.
+    An unfinished store must have been begun with the same job. An image that is larger than the
+    limit has its own shard.
 
     Attributes:
-        index: [count] ENTRY, filled up to `done`.
-        left_out: Position of an image -> why it could not be read.
+        index: Array [count] of ENTRY, filled up to `done`.
+        left_out: Reason why an image could not be read, by position.
         shards: Name, size and CRC-32 of each complete shard.
         done: Number of images so far.
     """
@@ -294,7 +281,7 @@ class ShardWriter:
         self._size = self._crc = 0  # of the open shard
 
     def add(self, image: Encoded | str) -> None:
-        """Write the next image, or note why there is none."""
+        """Write the next image, or record the reason why it could not be read."""
         if isinstance(image, str):
             self.left_out[self.done] = image
         else:
@@ -309,7 +296,7 @@ class ShardWriter:
         self.done += 1
 
     def complete(self) -> None:
-        """Write the open shard to disk, and then the files from which packing resumes."""
+        """Write the open shard to disk, followed by the files from which packing resumes."""
         if not self._size:
             return
         self._file.flush()
@@ -320,7 +307,7 @@ class ShardWriter:
         self._save()
 
     def retry_left_out(self) -> None:
-        """Start over if an earlier call left out images, which may have been repaired since."""
+        """Start from scratch if images were left out, because they may have been repaired since."""
         if self.left_out:
             self.index[:] = 0
             self.left_out, self.shards, self.done = {}, [], 0
@@ -335,7 +322,7 @@ class ShardWriter:
         replace_file(self.folder / UNFINISHED_FILE, json.dumps(self.job | state))
 
     def _resume(self, found: dict[str, Any]) -> None:
-        """Continue after the complete shards; start over if one of them is not intact."""
+        """Resume after the complete shards, or start from scratch if one of them is damaged."""
         _refuse_other(self.folder, found, self.job)
         shards = found.get('shards')
         if not shards or not all(self._is_intact(*shard) for shard in shards):
@@ -351,7 +338,7 @@ class ShardWriter:
 
 
 def start_worker() -> None:
-    """Leave Ctrl-C to the parent process, and end when it ends, which releases its lock."""
+    """Let the parent process handle Ctrl-C, and end with it, which releases its lock."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     end = (os.getpid(), signal.SIGTERM)
@@ -359,14 +346,14 @@ def start_worker() -> None:
 
 
 def _refuse_other(output: Path, found: dict[str, Any], job: dict[str, Any]) -> None:
-    """Refuse to resume with other settings or another source than the store was begun with."""
-    # Stores of earlier versions have no 'preprocess'.
+    """Refuse to resume if the settings or the source have changed."""
+    # Older stores have no 'preprocess'.
     found, job = ({'preprocess': [], **d, **d['settings'], **d['source']} for d in (found, job))
     for key in ('version', *job['settings'], *job['source']):
         if found[key] != job[key]:
             raise ValueError(
                 f'{output} was packed with other settings or from other data: {key} was '
-                f'{found[key]}, is now {job[key]}; use the same, or a new folder'
+                f'{found[key]} and is now {job[key]}; use the same ones, or a new folder'
             )
 
 
@@ -432,7 +419,7 @@ def _finish(
 
 
 def _part(name: str, source: Source, left_out: dict[str, str]) -> dict[str, Any]:
-    """Return what store.json says of one source."""
+    """Return the entry of a source in store.json."""
     prefix = f'{name}/' if name else ''
     count = sum(file.startswith(prefix) for file in source.files)
     bad = {f[len(prefix) :]: why for f, why in left_out.items() if f.startswith(prefix)}
@@ -442,19 +429,19 @@ def _part(name: str, source: Source, left_out: dict[str, str]) -> dict[str, Any]
 def _encode_all(
     source: Source, files: Sequence[str], settings: Settings, workers: int
 ) -> Iterator[Encoded | str]:
-    """Encode files in order; a text says why an image is damaged."""
-    encode_one = partial(_encode_or_explain, settings)
-    files = [source.place(file) for file in files]
+    """Yield the encoded files in order, or the reason why an image is damaged."""
+    places = [source.place(file) for file in files]
     if workers == 1:
-        yield from map(encode_one, files)
+        for place in places:
+            yield from _encode_chunk(settings, [place])
         return
     length = CHUNK_IMAGES if settings.size else 1
     waiting = deque()  # bounded, because the results of all chunks would not fit into memory
     allow_open_files(workers)
     pool = ProcessPoolExecutor(workers, initializer=start_worker)
     try:
-        for start in range(0, len(files), length):
-            waiting.append(pool.submit(_encode_chunk, encode_one, files[start : start + length]))
+        for start in range(0, len(places), length):
+            waiting.append(pool.submit(_encode_chunk, settings, places[start : start + length]))
             if len(waiting) == 2 * workers:
                 yield from waiting.popleft().result()
         while waiting:
@@ -465,20 +452,18 @@ def _encode_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode_chunk(encode_one: partial, files: Sequence[tuple[Path, str]]) -> list[Encoded | str]:
-    return [encode_one(file) for file in files]
-
-
-def _encode_or_explain(settings: Settings, place: tuple[Path, str]) -> Encoded | str:
-    root, file = place
-    try:
-        return encode(root / file, settings, root)
-    except BadImageError as error:
-        return str(error)
+def _encode_chunk(settings: Settings, places: Sequence[tuple[Path, str]]) -> list[Encoded | str]:
+    encoded: list[Encoded | str] = []
+    for root, file in places:
+        try:
+            encoded.append(encode(root / file, settings, root))
+        except BadImageError as error:
+            encoded.append(str(error))
+    return encoded
 
 
 def _exact_levels(pixels: np.ndarray) -> tuple[int, np.ndarray]:
-    """Return the integer levels that these grey levels came from, or the grey levels themselves."""
+    """Return the form and the integer levels of grey levels, or FLOATS and the grey levels."""
     for bits in LEVEL_FORMS:
         scale = np.float32(255 / (2**bits - 1))
         levels = np.clip(np.rint(pixels / scale), 0, 2**bits - 1).astype('<u2')

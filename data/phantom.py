@@ -1,11 +1,11 @@
-"""Synthetic chest X-rays in the layouts of CheXpert, MIMIC-CXR-JPG and NIH ChestX-ray14.
+"""Draw synthetic chest X-rays in the layouts of CheXpert, MIMIC-CXR-JPG and NIH ChestX-ray14.
 
-A study has a latent state for each observation. Its images show the state as a severity, and its
-label is read from the state with an error, so that states near the threshold get uncertain or wrong
+A study has a latent state for each observation. The images show the state as a severity. The label
+is read from the state with an error, so that states near the threshold have uncertain or wrong
 labels. Everything is a function of the seed and the numbers of split, patient, study and view.
 
-Body coordinates: x runs to the right of the image (the patient's left), y downwards; 1 is about
-half a thorax.
+Body coordinates: x runs to the right of the image (the patient's left), y downwards, and 1 is about
+half the width of a thorax.
 """
 
 import gzip
@@ -13,9 +13,10 @@ import hashlib
 import json
 import math
 import multiprocessing
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
@@ -40,9 +41,9 @@ FIRST_PATIENT = {'train': 1, 'valid': 80001, 'test': 90001}
 MOST_PATIENTS = {'train': 80000, 'valid': 10000, 'test': 9999}
 
 # Per observation: number of positive and uncertain studies (Irvin et al. 2019, Table 1); share of
-# the other images whose CSV cell is 0.0 and not blank (train.csv); loadings of the latent
-# state on six factors: heart failure, acute care, infection, chest wall and pleura, age, male sex
-# (chosen so that they give the published share of No Finding).
+# the other images whose CSV cell is 0.0 and not blank (train.csv); loadings of the latent state on
+# six factors: heart failure, acute care, infection, chest wall and pleura, age, male sex (chosen to
+# give the published share of No Finding).
 POPULATION = {
     'No Finding': (16627, 0, 0.0, (0, 0, 0, 0, 0, 0)),
     'Enlarged Cardiomediastinum': (9020, 10148, 0.108, (0.35, 0.1, 0, 0, 0.2, 0)),
@@ -63,9 +64,9 @@ SEVERITIES = [f'severity of {label}' for label in LABELS]
 NUM_STUDIES = 187641
 PA_SHARE, LATERAL_OF_PA, LATERAL_OF_AP, TWO_FRONTAL = 0.154, 0.9, 0.04, 0.018
 MALE_SHARE = 0.594
-READING = {'train': 0.88, 'valid': 0.97, 'test': 0.97}  # correlation of reading and latent state
+READING = {'train': 0.88, 'valid': 0.97, 'test': 0.97}  # correlation of reading with latent state
 MEAN_SEVERITY = 0.73  # of positive studies; 0.5 is the threshold
-CHILDREN = {  # what readers of valid and test mark with its parent, as CheXpert's radiologists do
+CHILDREN = {  # CheXpert's radiologists (valid and test) mark the parent together with a child
     'Lung Opacity': ('Lung Lesion', 'Edema', 'Consolidation', 'Pneumonia', 'Atelectasis'),
     'Enlarged Cardiomediastinum': ('Cardiomegaly',),
 }
@@ -73,11 +74,11 @@ CHILDREN = {  # what readers of valid and test mark with its parent, as CheXpert
 # CSV files of MIMIC-CXR-JPG.
 MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
 MIMIC_VERSION = '2.0.0'
-# NegBio's labels are CheXpert's except for these shares of the uncertain and the negative labels.
+# Shares of the uncertain and negative labels in which NegBio differs from CheXpert.
 UNCERTAIN_TO_POSITIVE, NEGATIVE_TO_BLANK = 0.25, 0.05
 
 # Files of NIH ChestX-ray14. Its Emphysema, Fibrosis and Hernia are not drawn.
-NIH_FINDINGS = {  # finding -> CheXpert's label; a Lung Lesion is a Mass in every second patient
+NIH_FINDINGS = {  # finding -> CheXpert's label; in every second patient, a Lung Lesion is a Mass
     'Atelectasis': 'Atelectasis',
     'Cardiomegaly': 'Cardiomegaly',
     'Effusion': 'Pleural Effusion',
@@ -90,15 +91,15 @@ NIH_FINDINGS = {  # finding -> CheXpert's label; a Lung Lesion is a Mass in ever
     'Edema': 'Edema',
     'Pleural_Thickening': 'Pleural Other',
 }
-NIH_LISTS = {'train': 'train_val_list', 'valid': 'train_val_list', 'test': 'test_list'}  # by split
+NIH_LISTS = {'train': 'train_val_list', 'valid': 'train_val_list', 'test': 'test_list'}
 NIH_FOLDERS = 12
-FOUR_CHANNELS = 10  # every tenth patient has PNG files of four channels, as some of NIH's
+FOUR_CHANNELS = 10  # every tenth patient has PNG files of four channels, which occur in NIH's data
 
 # Anatomy.
-AIR = 0.40  # attenuation that full lungs take from the trunk
+AIR = 0.40  # attenuation that air in the lungs removes
 TISSUE = 0.62  # attenuation of the trunk
-APEX = -0.95  # height of the lungs' tops
-# Silhouette of vessels and heart: reach from the midline at these heights.
+APEX = -0.95  # y of the top of the lungs
+# Silhouette of vessels and heart: distance from the midline at these heights.
 BORDER_Y = (-1.1, -0.6, -0.4, -0.22, -0.08, 0.1, 0.3, 0.5, 0.64, 0.85)
 LEFT_BORDER = (0.2, 0.155, 0.165, 0.165, 0.225, 0.3, 0.42, 0.53, 0.55, 0.44)
 RIGHT_BORDER = (0.18, 0.15, 0.16, 0.165, 0.17, 0.24, 0.31, 0.32, 0.28, 0.2)
@@ -110,7 +111,7 @@ LETTERS = {
 
 @dataclass
 class Lung:
-    """A lung as a frame: u runs from its inner (0) to its outer edge (1), v from apex to base."""
+    """The frame of a lung: u runs from the inner (0) to the outer edge (1), v from apex to base."""
 
     inner: float
     outer: float
@@ -152,7 +153,7 @@ class Scene:
     def ellipse(
         self, center: tuple[float, float], radii: tuple[float, float], tilt: float = 0.0
     ) -> tuple[tuple[slice, slice], np.ndarray]:
-        """Return the window around an ellipse and the squared radius there (1 on the edge)."""
+        """Return the window around an ellipse, and the squared radius in it (1 on the edge)."""
         (cx, cy), (rx, ry) = center, radii
         reach = (max(radii), max(radii)) if tilt else radii
         window = self.window(cx, cy, 2.2 * reach[0], 2.2 * reach[1])
@@ -163,7 +164,7 @@ class Scene:
         return window, (dx / rx) ** 2 + (dy / ry) ** 2
 
     def haze(self, center: tuple, radii: tuple, amount: float, patchy: float = 0.0) -> None:
-        """Fill lung with an ill-defined opacity."""
+        """Add an ill-defined opacity to the lung."""
         window, r2 = self.ellipse(center, radii)
         opacity = amount * np.exp(-0.9 * r2 * r2 - 0.5 * r2)
         if patchy:
@@ -171,12 +172,12 @@ class Scene:
         self.air[window] *= 1 - np.minimum(opacity, 0.97)
 
     def line(self, points: np.ndarray | list, width: float, grey: float) -> None:
-        """Lay a tube or wire through body points [N, 2]."""
+        """Draw a tube or wire through body points [N, 2]."""
         pen, width_px = ImageDraw.Draw(self.layer), max(1, round(width * self.px * 2))
         pen.line(self._layer_points(points), fill=int(grey * 255), width=width_px, joint='curve')
 
     def plate(self, points: np.ndarray | list, grey: float) -> None:
-        """Lay a solid shape with corners [N, 2]."""
+        """Draw a solid polygon with corners [N, 2]."""
         ImageDraw.Draw(self.layer).polygon(self._layer_points(points), fill=int(grey * 255))
 
     def _layer_points(self, points: np.ndarray | list) -> list[tuple[float, float]]:
@@ -225,7 +226,7 @@ def noise_tiles() -> tuple[np.ndarray, np.ndarray]:
 def cut(
     tile: np.ndarray, place: tuple[float, float], shape: tuple[int, int], scale: float = 1.0
 ) -> np.ndarray:
-    """Return part of a tile, [H, W] of unit deviation; `scale` of its pixels make one of these."""
+    """Return part of a tile, [H, W] with deviation 1; a pixel covers `scale` pixels of the tile."""
     height, width = (max(2, math.ceil(side * scale)) for side in shape)
     sides = zip(place, (height, width), tile.shape, strict=True)
     top, left = (int(u * (whole - side)) for u, side, whole in sides)
@@ -238,7 +239,7 @@ def cut(
 def make_scene(
     rng: np.random.Generator, view: str, projection: str, size: int, place: tuple[float, float]
 ) -> tuple[Scene, tuple[int, int], float]:
-    """Return an empty scene that is large enough to be rotated, the image's shape and rotation."""
+    """Return an empty scene that is large enough to be rotated, the image shape, and the angle."""
     short = round(size * min(max(rng.normal(0.82, 0.02), 0.75), 0.9))
     wide = rng.random() < (0.8 if projection == 'AP' else 0.35) and view == 'frontal'
     height, width = (short, size) if wide else (size, short)
@@ -255,7 +256,7 @@ def make_scene(
 
 
 def add_marker(scene: Scene, rng: np.random.Generator) -> None:
-    """Lay the letter of the patient's side next to the shoulder."""
+    """Draw a side marker (L or R) next to the shoulder."""
     letter, sign = ('L', 1) if rng.random() < 0.6 else ('R', -1)
     x = sign * abs(float(scene.x[0, -1 if sign > 0 else 0])) * rng.uniform(0.75, 0.88)
     y = float(scene.y[0, 0]) + rng.uniform(0.15, 0.5)
@@ -267,7 +268,7 @@ def add_marker(scene: Scene, rng: np.random.Generator) -> None:
 def expose(
     scene: Scene, rng: np.random.Generator, shape: tuple[int, int], angle: float
 ) -> np.ndarray:
-    """Turn attenuation into grey levels: scatter, film curve, rotation, noise, collimation."""
+    """Convert attenuation to grey levels with scatter, film curve, rotation and collimation."""
     scatter, contrast = rng.uniform(0.0, 0.12), rng.uniform(0.9, 1.15)
     dark, bright = rng.normal(0.13, 0.04), rng.normal(0.80, 0.05)
     power = math.exp(rng.normal(0.25, 0.2))
@@ -288,7 +289,7 @@ def expose(
 
 
 def _rotate(image: np.ndarray, shape: tuple[int, int], angle: float) -> np.ndarray:
-    """Turn about the centre and cut out [H, W]."""
+    """Rotate an image about the centre and cut out [H, W]."""
     (height, width), cos, sin = shape, math.cos(angle), math.sin(angle)
     cy, cx = (side / 2 for side in image.shape)
     left, top = cx - (cos * width + sin * height) / 2, cy + (sin * width - cos * height) / 2
@@ -343,8 +344,8 @@ def make_body(subject: Subject) -> dict[str, float]:
 def frontal(scene: Scene, body: dict, severity: dict, where: dict, turn: float) -> None:
     """Fill an empty scene with the anatomy of a frontal view.
 
-    `where` holds the NUM_UNIFORMS numbers that place the sign of each label, and `turn` is the
-    rotation of the patient, which moves the middle sideways.
+    `where` holds NUM_UNIFORMS numbers that place the sign of each label, and `turn` is the rotation
+    of the patient, which moves the midline sideways.
     """
     half, soft = body['half'], max(0.011, 0.8 / scene.px)
     x, y, ax = scene.x, scene.y, np.abs(scene.x)
@@ -387,7 +388,7 @@ def frontal(scene: Scene, body: dict, severity: dict, where: dict, turn: float) 
 
 
 def lateral(scene: Scene, body: dict, severity: dict, where: dict, turn: float) -> None:
-    """Fill a scene like `frontal`, for a lateral view with the breastbone on the left."""
+    """Fill an empty scene like `frontal`, for a lateral view with the sternum on the left."""
     x, y, soft = scene.x, scene.y, max(0.012, 0.8 / scene.px)
     apex, base = APEX + 0.05, body['base'] - 0.05 - 0.15 * severity['Atelectasis']
     vault = dome((y - apex) / 0.9, 2.2)
@@ -421,7 +422,7 @@ def lateral(scene: Scene, body: dict, severity: dict, where: dict, turn: float) 
 
 
 def add_vessels(scene: Scene, body: dict) -> None:
-    """Add the lungs' vessels where there is air and no bare rim."""
+    """Draw lung vessels where there is air and no pneumothorax."""
     for number, lung in enumerate(scene.lungs):
         low, high = sorted((lung.inner, lung.outer))
         middle = (low + high) / 2, (lung.apex + lung.base + 0.2) / 2
@@ -439,7 +440,7 @@ def _limit(value: float, low: float, high: float) -> float:
 
 
 def _mediastinum(y: np.ndarray, body: dict, severity: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Return how far the silhouette of vessels and heart reaches right and left, [H, 1]."""
+    """Return the right and left extent of the silhouette of vessels and heart, [H, 1] each."""
     level, larger, cardiac = y[:, 0], body['heart'] - 1, severity['Cardiomegaly']
     lower = np.clip((level + 0.05) / 0.35, 0, 1)
     upper = 0.16 * severity['Enlarged Cardiomediastinum'] * bump(level, -0.32, 0.4) + body['vessel']
@@ -462,7 +463,7 @@ def _across_ribs(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ribs(scene: Scene, body: dict, fracture: float, where: list[float]) -> None:
-    """Add posterior and anterior ribs; a fracture breaks some of them."""
+    """Draw posterior and anterior ribs; a fracture breaks some of them."""
     x, y, wall = scene.x, scene.y, scene.lungs[0].wall
     u, edge = np.abs(x) / body['half'], wall - np.abs(x)
     arc, front_arc = 0.5 * u**2.3 - 0.22 * u + 0.04, 0.62 * u**1.4 - 0.5
@@ -481,7 +482,7 @@ def _ribs(scene: Scene, body: dict, fracture: float, where: list[float]) -> None
 
 
 def _break_ribs(scene: Scene, phase: np.ndarray, severity: float, u: list[float]) -> np.ndarray:
-    """Displace ribs beyond their breaks (changes `phase`); return callus and gap, [H, W]."""
+    """Displace broken ribs by changing `phase` in place; return callus and gap, [H, W]."""
     marks = np.zeros_like(phase)
     lung, jump = scene.lungs[int(u[0] >= 0.5)], 0.5 * severity * (1 if u[8] < 0.5 else -1)
     for number in range(1 + int(2.4 * severity * u[3])):
@@ -495,7 +496,7 @@ def _break_ribs(scene: Scene, phase: np.ndarray, severity: float, u: list[float]
 
 
 def _spine(scene: Scene, body: dict, shift: float) -> None:
-    """Add vertebrae, and the dark windpipe in front of them."""
+    """Draw vertebrae, and the dark trachea in front of them."""
     window = scene.window(0.4 * shift, 0, 0.3, 9)
     x, y = scene.x[:, window[1]], scene.y
     axis = 0.3 * shift + body['bend'] * np.sin(2 * y + 90 * body['bend'])
@@ -512,7 +513,7 @@ def _spine(scene: Scene, body: dict, shift: float) -> None:
 
 
 def _shoulders(scene: Scene, body: dict) -> None:
-    """Add clavicles, shoulder blades and heads of the upper arms."""
+    """Draw clavicles, scapulae and heads of the humeri."""
     window, ax, bone = scene.window(0, -0.9, 9, 0.35), np.abs(scene.x), body['bone']
     centre = body['clavicle'] - 0.72 - 0.2 * np.sin(1.9 * np.clip(ax - 0.1, 0, 1))
     centre = centre + body['slope'] * scene.x
@@ -527,7 +528,7 @@ def _shoulders(scene: Scene, body: dict) -> None:
 
 
 def _soft_parts(scene: Scene, body: dict) -> None:
-    """Add breast shadows and the gas in the stomach."""
+    """Draw breast shadows and stomach gas."""
     if body['breast']:
         dy = scene.y - body['breast_y']
         across = (np.abs(scene.x) - 0.47) / 0.4
@@ -541,7 +542,7 @@ def _soft_parts(scene: Scene, body: dict) -> None:
 
 
 def _outline(scene: Scene, body: dict, soft: float) -> None:
-    """Add the upper arms, and cut the body out of the air around it."""
+    """Draw the upper arms, and set everything outside the body to air."""
     y, ax, fat = scene.y, np.abs(scene.x), body['fat']
     arm = 1.24 + 0.05 * fat + body['arms'] * (y + 0.75)
     shaft = 0.05 - np.abs(ax - arm)
@@ -556,7 +557,7 @@ def _outline(scene: Scene, body: dict, soft: float) -> None:
 
 @lru_cache(maxsize=1)
 def _vessel_trees() -> list[Image.Image]:
-    """Return vessels of lungs whose hilum is at the left edge, 8 bit."""
+    """Return 8-bit images of vessel trees with the hilum at the left edge."""
     trees = []
     for number in range(12):
         rng = np.random.default_rng([20190121, number])
@@ -573,7 +574,7 @@ def _vessel_trees() -> list[Image.Image]:
 def _branch(
     pen: ImageDraw.ImageDraw, rng: np.random.Generator, start: tuple, angle: float, width: float
 ) -> None:
-    """Draw a vessel and what it divides into, down to the finest."""
+    """Draw a vessel and all its branches."""
     if width < 0.8:
         return
     points = [start]
@@ -586,9 +587,10 @@ def _branch(
         _branch(pen, rng, points[-1], direction + turn, width * rng.uniform(0.62, 0.86))
 
 
-# Signs of disease and support devices. Each sign takes the scene, its severity (0 to 1; readers
-# disagree at 0.5) and NUM_UNIFORMS uniform numbers that place and shape it, so that all views of a
-# study show the same sign. Cardiomegaly, Enlarged Cardiomediastinum and Fracture are anatomy.
+# Signs of disease and support devices. A function takes the scene, the severity s (0 to 1; readers
+# disagree at 0.5) and NUM_UNIFORMS uniform numbers u that place and shape the sign, so that all
+# views of a study show the same sign. Cardiomegaly, Enlarged Cardiomediastinum and Fracture are
+# part of the anatomy.
 NUM_UNIFORMS = 24
 CIRCLE = np.linspace(0, 2 * np.pi, 25)
 
@@ -598,7 +600,7 @@ def _side(scene: Scene, u: float) -> Lung:
 
 
 def _edema(scene: Scene, s: float, u: list[float]) -> None:
-    """Haze around both hila, uneven, with plainer vessels and a fine grain."""
+    """Draw uneven haze around both hila, prominent vessels and a fine grain."""
     for lung, share in zip(scene.lungs, (u[2], 1 - u[2]), strict=True):
         center = lung.point(0.32 + 0.1 * u[3], 0.55 + 0.15 * u[4])
         radii = (0.38 + 0.15 * s, 0.45 + 0.25 * s)
@@ -609,7 +611,7 @@ def _edema(scene: Scene, s: float, u: list[float]) -> None:
 
 
 def _consolidation(scene: Scene, s: float, u: list[float]) -> None:
-    """Dense opacity of part of a lobe that stops at a fissure."""
+    """Draw a dense opacity in part of a lobe that ends at a fissure."""
     upper = u[1] < 0.35
     center = _side(scene, u[0]).point(0.35 + 0.4 * u[2], 0.3 if upper else 0.62 + 0.2 * u[3])
     radii = 0.2 + 0.14 * u[4], 0.17 + 0.12 * u[5]
@@ -622,7 +624,7 @@ def _consolidation(scene: Scene, s: float, u: list[float]) -> None:
 
 
 def _pneumonia(scene: Scene, s: float, u: list[float]) -> None:
-    """Patches of unequal size, close together."""
+    """Draw patches of different size, close together."""
     lung = _side(scene, u[0])
     for k in range(3 + int(4 * u[1])):
         a, b = u[4 + 2 * k], u[5 + 2 * k]
@@ -632,7 +634,7 @@ def _pneumonia(scene: Scene, s: float, u: list[float]) -> None:
 
 
 def _lung_opacity(scene: Scene, s: float, u: list[float]) -> None:
-    """Ill-defined opacities anywhere, of no particular shape."""
+    """Draw ill-defined opacities anywhere."""
     for k in range(1 + int(2.5 * u[0])):
         side, across, along, large = u[1 + 4 * k : 5 + 4 * k]
         radius = 0.13 + 0.15 * large
@@ -641,7 +643,7 @@ def _lung_opacity(scene: Scene, s: float, u: list[float]) -> None:
 
 
 def _lesion(scene: Scene, s: float, u: list[float]) -> None:
-    """One to three nodules, or a mass."""
+    """Draw one to three nodules, or a mass."""
     for k in range(1 + int(2.3 * u[0] * s)):
         side, across, along, large = u[1 + 4 * k : 5 + 4 * k]
         center = _side(scene, side).point(0.25 + 0.6 * across, 0.18 + 0.65 * along)
@@ -652,7 +654,7 @@ def _lesion(scene: Scene, s: float, u: list[float]) -> None:
 
 
 def _atelectasis(scene: Scene, s: float, u: list[float]) -> None:
-    """Plates of collapsed lung and haze at the base; the anatomy raises the diaphragm."""
+    """Draw plates of collapsed lung and basal haze; the anatomy raises the diaphragm."""
     lung = _side(scene, u[0])
     for k in range(1 + int(2.2 * u[1])):
         across, along, long = u[2 + 3 * k : 5 + 3 * k]
@@ -664,7 +666,7 @@ def _atelectasis(scene: Scene, s: float, u: list[float]) -> None:
 
 
 def _pneumothorax(scene: Scene, s: float, u: list[float]) -> None:
-    """Dark rim without vessels outside a thin pleural line, widest at the apex."""
+    """Draw a dark rim without vessels outside a thin pleural line, widest at the apex."""
     lung = _side(scene, u[0])
     v = lung.depth(scene.y)
     gap = s * (0.06 + 0.3 * s) * (1.15 - v * (0.75 + 0.35 * u[1]))
@@ -675,12 +677,12 @@ def _pneumothorax(scene: Scene, s: float, u: list[float]) -> None:
     beyond, inside = step(outside, 0.012), scene.air * step(lung.sign * scene.x, 0.02)
     line = 0.05 * bump(outside, 0, 0.011) * step(0.92 - v, 0.05)
     scene.dense += inside * min(1, 2 * s) * (line - (0.03 + 0.07 * s) * beyond)
-    scene.dense += 0.05 * s * s * inside * (1 - beyond)  # the lung that is left is denser
+    scene.dense += 0.05 * s * s * inside * (1 - beyond)  # the collapsed lung is denser
     scene.bare = np.maximum(scene.bare, min(1, 2 * s) * beyond * (lung.sign * scene.x > 0))
 
 
 def _effusion(scene: Scene, s: float, u: list[float]) -> None:
-    """Fluid that rises towards the wall, on one or both sides; a veil in some who lie."""
+    """Draw fluid that rises towards the wall, on one or both sides, or a veil."""
     main, other = _side(scene, u[1]), 0.4 + 0.5 * u[2] if u[0] < 0.4 else 0.0
     for lung in scene.lungs:
         amount = (s if lung is main else s * other) ** 1.2
@@ -697,7 +699,7 @@ def _effusion(scene: Scene, s: float, u: list[float]) -> None:
 
 
 def _pleural_other(scene: Scene, s: float, u: list[float]) -> None:
-    """Thickened pleura along the wall, uneven, perhaps with a cap at the apex or a plaque."""
+    """Draw unevenly thickened pleura along the wall, sometimes with an apical cap or a plaque."""
     lung = _side(scene, u[0])
     v = lung.depth(scene.y)
     wavy = 1 + 0.25 * np.sin((6 + 8 * u[3]) * v + 6 * u[10])
@@ -773,7 +775,7 @@ DEVICES += [_electrodes, _chest_tube, _sternal_wires]
 
 
 def _support_devices(scene: Scene, s: float, u: list[float]) -> None:
-    """Tubes, lines and wires: the more severe, the more of them and the plainer."""
+    """Draw tubes, lines and wires; their number and contrast increase with the severity."""
     grey = min(max(1.6 * s - 0.25, 0), 1)
     order = np.argsort(u[: len(DEVICES)])
     for number in order[: 1 + int(3 * s * u[7])]:
@@ -795,9 +797,9 @@ SIGNS = {
 
 
 def sample_rows(num_patients: int, split: str, seed: int, name: str) -> pd.DataFrame:
-    """Return the rows of a split, with the severities and numbers that drawing needs.
+    """Return the rows of a split with the severities and numbers for drawing.
 
-    `name` is the folder of the data set, the first part of every `Path`.
+    `name` is the name of the data folder, which begins every `Path`.
     """
     studies = _studies(num_patients, split, seed)
     table = studies.loc[studies.index.repeat(studies['num_frontal'] + studies['num_lateral'])]
@@ -840,7 +842,7 @@ def _studies(num_patients: int, split: str, seed: int) -> pd.DataFrame:
     table = pd.DataFrame(numbers, columns=['index', 'study'], dtype=int)
     table['Sex'] = np.where(factors[:, 5] > _threshold(MALE_SHARE * NUM_STUDIES), 'Male', 'Female')
     table['Age'] = np.clip(np.rint(60 + 17 * factors[:, 4]), 18, 90).astype(int)
-    # Patients in acute care are imaged lying or sitting (AP).
+    # Patients in acute care are imaged in bed (AP).
     table['AP/PA'] = np.where(factors[:, 1] > normal.inv_cdf(PA_SHARE), 'AP', 'PA')
     lateral_share = np.where(table['AP/PA'] == 'PA', LATERAL_OF_PA, LATERAL_OF_AP)
     table['num_lateral'] = (uniforms[:, 14] < lateral_share).astype(int)
@@ -857,7 +859,7 @@ def _threshold(count: float) -> float:
 
 
 def _labels_of_reports(read: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-    """Return 1, -1 below the threshold, 0 or blank (NaN) otherwise."""
+    """Return the labels of a report: 1, -1 just below the threshold, and otherwise 0 or NaN."""
     labels = np.full(read.shape, np.nan)
     for k, (positive, uncertain, denied, _) in enumerate(POPULATION.values()):
         labels[uniforms[:, k] < denied, k] = 0
@@ -868,7 +870,7 @@ def _labels_of_reports(read: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
 
 
 def _labels_of_panel(read: np.ndarray) -> np.ndarray:
-    """Return 1 or 0, with parents marked when a child is."""
+    """Return the labels of a panel of readers: 1 or 0; a parent is 1 if a child is."""
     thresholds = [_threshold(row[0] + row[1] / 2) for row in POPULATION.values()]
     labels = (read > thresholds).astype(float)
     for parent, children in CHILDREN.items():
@@ -892,9 +894,9 @@ def draw(
     """Draw one X-ray, uint8 [H, W].
 
     Args:
-        findings: Severity (0 to 1) by label; 0.5 is the threshold of a positive label.
-        subject: The patient. The seeds determine the anatomy and the position of the signs.
-        rng: For what differs between images: position, exposure, noise and marker.
+        findings: Severity in [0, 1] by label; 0.5 is the threshold of a positive label.
+        subject: Patient, whose seeds determine the anatomy and the position of the signs.
+        rng: Generator of the differences between images: position, exposure, noise and marker.
         view: 'frontal' or 'lateral'.
         size: Long side in pixels.
     """
@@ -926,32 +928,32 @@ def make_phantom(
 ) -> dict:
     """Write the CSV files and images of a phantom data set into a folder.
 
-    All layouts have the same images and labels, image by image; NIH's has the frontal ones only, as
-    PNG files. The images do not depend on the number of workers. In CheXpert's layout the name of
-    the folder begins every `Path`.
+    All layouts have the same images and labels; NIH's layout has only the frontal images, as PNG
+    files, and train_val contains training and validation. The images do not depend on the number of
+    workers. In CheXpert's layout, every `Path` begins with the name of the folder.
 
     Args:
-        output: Empty or absent folder, or one with this finished phantom.
-        num_train: Training patients, with about 3.5 images each.
-        num_valid: Validation patients, with one study and about 1.2 images each.
-        num_test: Test patients, as `num_valid`.
-        seed: Seed of everything.
-        workers: Processes that draw.
+        output: Empty or absent folder, or the folder of the same finished phantom.
+        num_train: Number of training patients, with about 3.5 images each.
+        num_valid: Number of validation patients, with one study and about 1.2 images each.
+        num_test: Number of test patients, with one study and about 1.2 images each.
+        seed: Seed of the whole data set.
+        workers: Number of processes that draw.
         size: Long side of the images in pixels.
-        layout: 'chexpert', 'mimic-cxr' or 'nih', whose train_val has training and validation.
+        layout: 'chexpert', 'mimic-cxr' or 'nih'.
 
     Returns:
-        The contents of phantom.json, and 'drawn', the number of images that this call drew.
+        Contents of phantom.json, and 'drawn', the number of images that this call drew.
 
     Raises:
-        ValueError: If a number is not allowed, or if the folder contains anything else.
+        ValueError: If a number is not allowed, or if the folder has other contents.
     """
     output = Path(output).resolve()
     patients = dict(zip(SPLITS, (num_train, num_valid, num_test), strict=True))
     if not SIZES[0] <= size <= SIZES[1]:
         raise ValueError(f'size must be between {SIZES[0]} and {SIZES[1]}, got {size}')
     if any(count > MOST_PATIENTS[split] for split, count in patients.items()):
-        raise ValueError(f'the splits have at most {MOST_PATIENTS} patients, got {patients}')
+        raise ValueError(f'at most {MOST_PATIENTS} patients are allowed, got {patients}')
     settings = {'layout': layout, 'patients': patients, 'seed': seed, 'size': size}
     if output.exists() and any(output.iterdir()):
         file = output / SETTINGS_FILE
@@ -982,7 +984,7 @@ def make_phantom(
 
 
 def contact_sheet(output: str | Path, file: str | Path) -> None:
-    """Write a PNG of the first 24 training images of a phantom in CheXpert's layout."""
+    """Write a PNG with the first 24 training images of a phantom in CheXpert's layout."""
     output, cell, columns = Path(output).resolve(), 280, 6
     paths = pd.read_csv(output / 'train.csv')['Path'].head(24)
     sheet = Image.new('L', (columns * cell, math.ceil(len(paths) / columns) * cell), 255)
@@ -995,24 +997,23 @@ def contact_sheet(output: str | Path, file: str | Path) -> None:
 
 
 def draw_all(table: pd.DataFrame, output: Path, key: tuple[int, int, int], workers: int) -> None:
-    """Draw and write the images of a split; the key is (number of the split, seed, size)."""
+    """Draw and write the images of a split; `key` is (number of the split, seed, size)."""
     for path in table['Path']:
         (output.parent / path).parent.mkdir(parents=True, exist_ok=True)
     columns = ['Path', 'Sex', 'Age', 'projection', 'index', 'study', 'view', 'Frontal/Lateral']
     rows = table[columns].itertuples(index=False, name=None)
     severities = table[SEVERITIES].to_numpy()
     tasks = [(output.parent, key, *task) for task in zip(rows, severities, strict=True)]
-    with tqdm(total=len(tasks), desc=SPLITS[key[0]], unit='image', disable=None) as progress:
-        if workers <= 1:
-            for task in tasks:
-                progress.update(_draw_one(task))
-        else:
-            with multiprocessing.Pool(workers) as pool:
-                for done in pool.imap_unordered(_draw_one, tasks, chunksize=16):
-                    progress.update(done)
+    bar = partial(tqdm, total=len(tasks), desc=SPLITS[key[0]], unit='image', disable=None)
+    if workers <= 1:
+        deque(bar(map(_draw_one, tasks)), maxlen=0)
+    else:
+        with multiprocessing.Pool(workers) as pool:
+            deque(bar(pool.imap_unordered(_draw_one, tasks, chunksize=16)), maxlen=0)
 
 
-def _draw_one(task: tuple) -> int:
+def _draw_one(task: tuple) -> None:
+    """Draw and write the image of a task of `draw_all`."""
     root, (split, seed, size), row, severity = task
     path, sex, age, projection, patient, study, view, kind = row
     who = [split, seed, patient - FIRST_PATIENT[SPLITS[split]]]
@@ -1023,11 +1024,10 @@ def _draw_one(task: tuple) -> int:
     if path.endswith('.png') and patient % FOUR_CHANNELS == 1:
         image = image.convert('RGBA')
     image.save(root / path, quality=90)
-    return 1
 
 
 def _with_mimic_names(table: pd.DataFrame, split: str, seed: int, name: str) -> pd.DataFrame:
-    """Add MIMIC-CXR-JPG's columns, and replace CheXpert's paths by its paths."""
+    """Add the columns of MIMIC-CXR-JPG, and replace the paths."""
     table['subject_id'] = (10_000_000 + 100 * table['index']).astype(str)
     table['study_id'] = (50_000_000 + 100 * table['index'] + table['study']).astype(str)
     table['dicom_id'] = [_dicom_id(seed, path.partition('/')[2]) for path in table['Path']]
@@ -1043,7 +1043,7 @@ def _with_mimic_names(table: pd.DataFrame, split: str, seed: int, name: str) -> 
 
 
 def _dicom_id(seed: int, path: str) -> str:
-    """Return five groups of eight hexadecimal digits, as MIMIC-CXR-JPG's files are named."""
+    """Return a name like those of MIMIC-CXR-JPG: five groups of eight hexadecimal digits."""
     digits = hashlib.blake2b(f'{seed} {path}'.encode(), digest_size=20).hexdigest()
     return '-'.join(digits[start : start + 8] for start in range(0, 40, 8))
 
@@ -1063,12 +1063,12 @@ def _write_mimic_files(table: pd.DataFrame, output: Path, seed: int) -> None:
     }
     for kind, rows in files.items():
         file = output / f'mimic-cxr-{MIMIC_VERSION}-{kind}.csv.gz'
-        # Without a time, so that the bytes are the same each time.
+        # Without the time stamp, the bytes are reproducible.
         replace_file(file, gzip.compress(rows.to_csv(index=False).encode(), mtime=0))
 
 
 def _with_nih_names(table: pd.DataFrame, split: str, name: str) -> pd.DataFrame:
-    """The frontal images with NIH's columns, and its paths in place of CheXpert's."""
+    """Select the frontal images, add the columns of NIH, and replace the paths."""
     table = table[table['Frontal/Lateral'] == 'Frontal'].reset_index(drop=True)
     number = table.groupby('index').cumcount()
     table['Follow-up #'], table['list'] = number, NIH_LISTS[split]
@@ -1092,7 +1092,7 @@ def _write_nih_files(table: pd.DataFrame, output: Path, size: int) -> None:
         **{'Finding Labels': names, 'Follow-up #': table['Follow-up #']},
         **{'Patient ID': table['index'], 'Patient Age': table['Age']},
         **{'Patient Gender': table['Sex'].str[0], 'View Position': table['projection']},
-        # The names of NIH's last columns have commas without quotes.
+        # In NIH's file, the names of the last columns contain commas without quotes.
         **{'OriginalImage[Width': size, 'Height]': size},
         **{'OriginalImagePixelSpacing[x': 0.143, 'y]': 0.143},
     )

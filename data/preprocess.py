@@ -1,8 +1,7 @@
-"""The steps of DATA.PREPROCESS, which change the grey levels of a whole image at its own size.
+"""Apply the steps of DATA.PREPROCESS, which change the grey levels of whole images.
 
-The steps are applied in the order of the option before anything else. A packed store may contain
-images that have been through them (`scripts/pack.py --preprocess`), so that slow ones are computed
-once; these images are not processed again.
+The steps are applied first, in the order of the option. `scripts/pack.py --preprocess` applies them
+when a store is packed, so that slow steps are computed once. They are then not applied again.
 """
 
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ MEDIAN_SIDE = 3
 # OpenCV's defaults: filter strength, and sides of the compared patches and of the searched area.
 NON_LOCAL_MEANS = {'h': 3, 'templateWindowSize': 7, 'searchWindowSize': 21}
 
-# Name -> function(image) -> image. All steps but 'denoise' are defined for 256 levels, so 16-bit
-# images are rounded for them.
+# Name -> function(image) -> image. Steps except 'denoise' are defined for 256 levels, so they round
+# 16-bit images.
 PREPROCESS = Registry('DATA.PREPROCESS')
 
 
@@ -36,7 +35,7 @@ class Preprocess:
 
 
 def apply_steps(image: Image.Image, steps: Sequence[str]) -> Image.Image:
-    """Apply steps, names in PREPROCESS, one after the other."""
+    """Apply steps, which are names in PREPROCESS, one after another."""
     for name in steps:
         image = PREPROCESS[name](image)
     return image
@@ -75,7 +74,7 @@ def _to_8_bit(image: Image.Image) -> np.ndarray:
 
 
 def _like(image: Image.Image, pixels: np.ndarray) -> Image.Image:
-    """Return changed pixels of an image with its metadata, which contains its full size."""
+    """Make an image of changed pixels with the metadata of the original, such as its full size."""
     changed = Image.fromarray(pixels)
     changed.info = image.info
     return changed

@@ -1,8 +1,9 @@
-"""Records: one reader for every CSV file (CheXpert, MIMIC-CXR, predictions, labels), and splits.
+"""Read every kind of CSV file (CheXpert, MIMIC-CXR, predictions, labels), and split patients.
 
-All readers take a function `on_fault`. By default the first fault is an error that names file, row
-and column; the data check passes a function that collects the faults, and gets the rows that can
-be used. A data set is one function with `@register_dataset`.
+By default, the first fault in a file raises a ValueError that names the file, the row and the
+column. The data check passes a function `on_fault` to the readers instead. It collects all faults,
+and the readers return the rows that can be used. To add a data set, write one function with
+`@register_dataset`.
 """
 
 import csv
@@ -25,15 +26,7 @@ import pandas as pd
 
 from config import CHOICES, Config, Registry, check_config, default_config, put, register_check
 from data.images import DICOM_SUFFIXES, refuse_link_out
-from data.labels import (
-    CELLS,
-    LABELS,
-    TASKS,
-    find_task,
-    label_columns,
-    scored_targets,
-    task_labels,
-)
+from data.labels import CELLS, LABELS, TASKS, find_task, label_columns, scored_targets, task_labels
 from data.store import (
     BAD_FILE,
     STORE_FILE,
@@ -49,18 +42,18 @@ from data.store import (
 )
 from engine.files import replace_files
 
-SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of them holds images to be scored
+SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of these holds images to be scored
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', *DICOM_SUFFIXES)
 
-KEYS = ('Path', 'Study')  # columns of names: a row is an image, or a study
-IDS = ('dicom_id', 'study_id', 'subject_id')  # of MIMIC-CXR
+KEYS = ('Path', 'Study')  # column that names the image or the study of a row
+IDS = ('dicom_id', 'study_id', 'subject_id')  # columns of MIMIC-CXR
 DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
 SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'}
 VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral', '': ''}
 PROJECTIONS = {name: name for name in ('AP', 'PA', 'LL', 'RL', '')}
 NUMBER = re.compile(r'(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
 
-# A study in a name: CheXpert's patient00001/study1, MIMIC-CXR's p10000032/s50414267.
+# Matches a study in a name: CheXpert's patient00001/study1, MIMIC-CXR's p10000032/s50414267.
 STUDY = re.compile(
     r'\A(?P<study>(?:.*?/)?(?P<patient>patient\d+|p\d+)/(?:study|s)\d+)(?=/|\Z)(?P<image>.*)'
 )
@@ -68,37 +61,30 @@ PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*|[^/]*\Z')  # or the name of
 PATIENT_PART = re.compile(r'(?:\A|/)(patient\d+)/')
 VIEW_NAME = re.compile(r'_(frontal|lateral)\.[^./]+\Z')
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
-SAMPLE_PATHS = 100  # which decide how paths become files
+SAMPLE_PATHS = 100  # number of paths that decide how paths become files
 SCORED_SPLITS = ('internal', 'valid', 'test')  # in the order of reports
 TRAINING_LABELS = "labels of the training CSV (of CheXpert: a labeller's, not radiologists')"
 
-# MIMIC-CXR-JPG: values of its split column, by split; its ViewPosition, by view (others: neither).
+# MIMIC-CXR-JPG: the values of its split column, and the view of each ViewPosition. Images with any
+# other ViewPosition are neither frontal nor lateral.
 MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
 LABELLERS = CHOICES['DATA.LABELLER']
-POSITIONS = {
-    'AP': 'frontal',
-    'PA': 'frontal',
-    'LATERAL': 'lateral',
-    'LL': 'lateral',
-    'RL': 'lateral',
-    'XTABLE LATERAL': 'lateral',
-}
+POSITIONS = {'AP': 'frontal', 'PA': 'frontal'}
+POSITIONS |= dict.fromkeys(('LATERAL', 'LL', 'RL', 'XTABLE LATERAL'), 'lateral')
 
-# What reading a damaged CSV or Excel file raises.
-UNREADABLE = (
-    *(ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, csv.Error),
-    SyntaxError,  # of XML
-)
+# Exceptions that damaged CSV and Excel files raise; the XML parser raises a SyntaxError.
+UNREADABLE = (ValueError, OSError, EOFError, KeyError, SyntaxError)
+UNREADABLE += (zipfile.BadZipFile, zlib.error, csv.Error)
 
 PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id')
 STANDARD_GROUPS = ('Sex', 'Age', 'View')
-MOST_GROUPS = 50  # of one column
+MOST_GROUPS = 50  # in one column
 
-LAYOUT_SUFFIX = '.yaml'  # of a file that describes a data set
+LAYOUT_SUFFIX = '.yaml'  # of files that describe a data set
 
 
 class _DataSets(Registry):
-    """The kinds of data sets; any YAML file describes one more, see `data.layouts`."""
+    """Registry of data sets; the path of a YAML file is a valid name, too (see `data.layouts`)."""
 
     others = f', or the path of a layout that ends in {LAYOUT_SUFFIX}'
 
@@ -108,7 +94,7 @@ class _DataSets(Registry):
     def __missing__(self, name: str) -> 'DataSet':
         if not name.endswith(LAYOUT_SUFFIX):
             raise KeyError(name)
-        return self['nih']  # the reader of all layouts
+        return self['nih']  # all layouts have the same reader
 
 
 DATASETS = _DataSets('DATA.DATASET')
@@ -116,13 +102,13 @@ DATASETS = _DataSets('DATA.DATASET')
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is wrong with a data set; its text is the message of an error."""
+    """A problem of a data set; as text it is the message of an error."""
 
     kind: str
     detail: str
-    csv: str = ''  # the CSV file
-    row: int | None = None  # of the CSV file, whose header is row 1
-    file: str = ''  # the image, study or other file that is concerned
+    csv: str = ''  # path of the CSV file
+    row: int | None = None  # row of the CSV file; the header is row 1
+    file: str = ''  # image, study or other file
     severity: str = 'error'  # 'error': a score would be wrong; 'warning', 'note': readers continue
 
     def __str__(self) -> str:
@@ -140,18 +126,19 @@ def refuse(fault: Fault) -> None:
 
 
 class Table:
-    """A CSV file (or .csv.gz, .xlsx) as text cells; a missing column reads as empty cells.
+    """The text cells of a CSV file (.csv, .csv.gz or .xlsx).
 
-    Empty rows are ignored. A row of another width than the header is a fault, so that the last row
-    of a truncated file does not pass for an image without labels.
+    A missing column reads as empty cells, and empty rows are ignored. A row that is wider or
+    narrower than the header is a fault, because the last row of a truncated file would otherwise
+    look like an image without labels.
 
     Args:
-        file: The CSV file.
-        on_fault: Receives what is wrong with the file.
-        hint: Added to the message for a missing file.
+        file: Path of the file.
+        on_fault: Function that receives each fault.
+        hint: Text that is added to the message for a missing file.
 
     Attributes:
-        cells: The usable rows, by column; the index is the 0-based row below the header.
+        cells: Usable rows by column; the index is the 0-based row below the header.
     """
 
     def __init__(self, file: str | Path, on_fault: OnFault = refuse, hint: str = '') -> None:
@@ -170,18 +157,18 @@ class Table:
 
     @property
     def key(self) -> str:
-        """'Path' if a row is an image, 'Study' if it is a study."""
+        """Return 'Path' if each row is an image, and 'Study' if each row is a study."""
         return 'Study' if 'Study' in self and 'Path' not in self else 'Path'
 
     @property
     def row(self) -> np.ndarray:
-        """[N] int64, the 0-based row of the file."""
+        """Return the 0-based rows of the file, [N] int64."""
         return self.cells.index.to_numpy(np.int64)
 
     def fault(
         self, kind: str, detail: str, position: int | None = None, severity: str = 'error'
     ) -> None:
-        """Report a fault of the file, or of the row at a position."""
+        """Report a fault in the file, or in the row at a position."""
         row, file = None, ''
         if position is not None:
             row = int(self.row[position]) + 2
@@ -191,9 +178,14 @@ class Table:
     def require(
         self, columns: Sequence[str], one_of: Sequence[str] = (), labels: Sequence[str] = ()
     ) -> None:
-        """Report every missing column; of `one_of`, one must be there.
+        """Report the missing columns.
 
-        Rows can be used without a label's column, but not without any other column.
+        A row without the column of a label can be used. If another column is missing, no row can.
+
+        Args:
+            columns: Columns that must exist.
+            one_of: Columns of which at least one must exist.
+            labels: Columns of labels.
         """
         if not len(self):
             return
@@ -212,7 +204,7 @@ class Table:
     def check(
         self, column: str, good: np.ndarray, kind: str, problem: str, severity: str = 'error'
     ) -> None:
-        """Report every cell of a column that is not good ([N] bool)."""
+        """Report every cell of a column where `good` ([N] bool) is false."""
         for position in np.flatnonzero(~good).tolist():
             detail = f'column {column!r}: {self[column].iloc[position]!r} {problem}'
             self.fault(kind, detail, position, severity)
@@ -220,13 +212,13 @@ class Table:
     def keep(
         self, column: str, good: Sequence[bool], kind: str, problem: str, severity: str = 'error'
     ) -> None:
-        """Drop every row whose cell is not good ([N] bool), and report it."""
+        """Report and drop every row where `good` ([N] bool) is false."""
         good = np.asarray(good, bool)
         self.check(column, good, kind, problem, severity)
         self.cells = self.cells[good]
 
     def keep_first(self, column: str, kind: str, values: Sequence[str] | None = None) -> None:
-        """Drop every row whose cell (or value, [N]) occurs in an earlier row, and report it."""
+        """Report and drop every row whose cell (or value, [N]) occurs in an earlier row."""
         values = pd.Series(np.asarray(self[column] if values is None else values, object))
         later = values.duplicated().to_numpy()
         first_rows = dict(zip(values[~later], self.row[~later] + 2, strict=True))
@@ -247,7 +239,7 @@ class Table:
         allowed: str = '',
         dtype: type = float,
     ) -> np.ndarray:  # [N]
-        """Replace each cell by its meaning; a cell without one is a fault and reads as empty."""
+        """Return the meaning of each cell; a cell without a meaning is a fault, read as empty."""
         allowed = allowed or ', '.join(name or 'empty' for name in meanings)
         codes, values = pd.factorize(self[column].to_numpy(object))
         good = np.array([value in meanings for value in values], bool)[codes]
@@ -258,7 +250,7 @@ class Table:
     def numbers(
         self, column: str, kind: str, *, most: float = math.inf, can_be_empty: bool = True
     ) -> np.ndarray:  # [N]
-        """The cells as numbers from 0 to `most`, NaN where they are empty."""
+        """Return the cells as numbers from 0 to `most`, and NaN for empty cells."""
         texts = [text for text in self[column].unique() if NUMBER.fullmatch(text)]
         meanings = {text: float(text) for text in texts if float(text) <= most}
         allowed = 'numbers from 0' if most == math.inf else f'numbers from 0 to {most}'
@@ -268,7 +260,7 @@ class Table:
 
     def _read(self, hint: str) -> pd.DataFrame:
         if not self.file.is_file():
-            self.fault('missing file', f'there is no such file{hint}')
+            self.fault('missing file', f'the file does not exist{hint}')
             return pd.DataFrame()
         try:
             header, *rows = _read_rows(self.file) or [[]]
@@ -298,7 +290,7 @@ class Table:
 
 
 def _read_rows(file: Path) -> list[list[str]]:
-    """The rows of a CSV file, or of the first sheet of an Excel file."""
+    """Read the rows of a CSV file, or of the first sheet of an Excel file."""
     if file.suffix == '.xlsx':
         options = {'header': None, 'dtype': str, 'keep_default_na': False, 'engine': 'openpyxl'}
         try:
@@ -316,14 +308,14 @@ class Records:
 
     root: Path
     csv: str  # name of the CSV file; '' for a folder of images
-    row: np.ndarray  # [N] int64, sample id: 0-based row of the CSV (of `Study` files: of the image)
-    path: np.ndarray  # [N] as in the CSV
-    file: np.ndarray  # [N] relative to root
+    row: np.ndarray  # [N] int64, sample id: 0-based row of the CSV (`Study` files: number of image)
+    path: np.ndarray  # [N] path in the CSV
+    file: np.ndarray  # [N] path relative to root
     patient: np.ndarray  # [N]
-    study: np.ndarray  # [N] the part of `path` that names the study
-    view: np.ndarray  # [N] 'frontal', 'lateral'; '' where it is neither or unknown
+    study: np.ndarray  # [N] part of `path` that names the study
+    view: np.ndarray  # [N] 'frontal', 'lateral', or '' for other and unknown views
     sex: np.ndarray  # [N] 'Male', 'Female', 'Unknown'
-    age: np.ndarray  # [N] float64, NaN where unknown
+    age: np.ndarray  # [N] float64 in years, NaN if unknown
     ap_pa: np.ndarray  # [N] 'AP', 'PA', 'LL', 'RL', ''
     labels: np.ndarray | None  # [N, K] float32: 1, 0, -1 uncertain, NaN blank
     label_names: tuple[str, ...] = LABELS  # [K]
@@ -332,14 +324,14 @@ class Records:
         return len(self.row)
 
     def select(self, indices: np.ndarray) -> 'Records':
-        """The records at these positions (or where this mask is true), in that order."""
+        """Select records by their positions, in the given order, or by a boolean mask [N]."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         arrays = {name: v[indices] for name, v in values.items() if isinstance(v, np.ndarray)}
         return replace(self, **arrays)
 
 
 class Folder:
-    """The images below a folder, looked up as in a `Store`."""
+    """The image files below a folder, with the methods of a `Store` that look up images."""
 
     left_out: Mapping[str, str] = {}
 
@@ -348,14 +340,14 @@ class Folder:
         self.on_fault = on_fault
 
     def exists(self, file: str) -> bool:
-        """Whether there is such a file or folder."""
+        """Return whether a file or folder exists."""
         return os.path.exists(self.path / file)
 
     def below(self, place: str = '', suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
-        """The files in a folder that have one of these suffixes, sorted, relative to the root.
+        """List the files below a folder that have one of the suffixes, sorted, as paths below root.
 
-        Hidden files and folders are ignored, and so are links within the root: their targets are
-        listed themselves. A link that leaves the root is a fault.
+        Hidden files and folders are ignored. Links within the root are ignored, too, because their
+        targets are listed. A link that leaves the root is a fault.
         """
         files, places = [], [place] if self.is_inside(place) else []
         while places:
@@ -375,7 +367,7 @@ class Folder:
         return sorted(files)
 
     def is_inside(self, file: str, csv: str = '', row: int | None = None) -> bool:
-        """Whether a file stays below the root when links are followed; otherwise it is a fault."""
+        """Return whether a path stays below the root when links are followed; if not, report it."""
         try:
             refuse_link_out(self.path, self.path / file)
         except ValueError as error:
@@ -399,21 +391,18 @@ def read_csv(
 ) -> Records:
     """Read and check a CSV file in CheXpert's layout.
 
-    A row is an image (`Path`) or a study (`Study`: its images are those below that folder). Columns
-    are found by name. Those of `DESCRIPTION` are optional; a view that is not given comes from the
-    name of the image.
+    Each row is an image (column `Path`) or a study (column `Study`, a folder with the images of the
+    study). The columns of `DESCRIPTION` are optional; a missing view is taken from the name of the
+    image.
 
     Args:
-        data_path: The folder that holds the CSV file and the images, or a packed store of it.
-        csv_name: Name of the CSV file inside `data_path`.
-        image_suffix: What replaces the suffix of the paths, such as '.png'; '' keeps it.
+        data_path: Folder of the CSV file and the images, or a packed store of this folder.
+        csv_name: Name of the CSV file in `data_path`.
+        image_suffix: Suffix that replaces the suffix of the paths, such as '.png'; '' keeps it.
         labels: Columns of the labels; may be empty.
-        logger: Logs the number of images.
-        look_up: Which images must exist: the 'first', 'all' (as always in a store), or 'none'.
-        on_fault: Receives what is wrong; by default the first fault is an error.
-
-    Raises:
-        ValueError: If anything is wrong, naming file, row and column.
+        logger: Logger for the number of images.
+        look_up: Images that must exist: 'first', 'all' (always the case in a store), or 'none'.
+        on_fault: Function that receives each fault; by default the first fault raises a ValueError.
     """
     root = Path(data_path)
     _check_suffix(image_suffix)
@@ -433,7 +422,7 @@ def read_csv(
     if key == 'Study':
         _add_images(table, images, image_suffix)
     records = _records_of(table, labels)
-    problem = 'has no view, and no name like view1_frontal.jpg'
+    problem = 'has neither a view nor a name like view1_frontal.jpg'
     table.check(key, records.view != '', 'value of the view', problem)
     if key == 'Study':
         records = replace(records, row=np.arange(len(records)))
@@ -442,24 +431,17 @@ def read_csv(
     if logger is not None:
         logger.info(f'{csv_name}: {len(records)} images')
         if absent := [name for name in DESCRIPTION if name not in table]:
-            logger.warning(f'{csv_name} has no column {", ".join(absent)}: these are unknown')
+            logger.warning(f'{csv_name} has no column {", ".join(absent)}: the values are unknown')
     return records
 
 
 def read_folder(
-    data_path: str | Path,
-    *,
-    allow_all_images: bool,
-    on_fault: OnFault = refuse,
+    data_path: str | Path, *, allow_all_images: bool, on_fault: OnFault = refuse
 ) -> Records:
     """List every image below a folder or in a packed store, sorted, as records without labels.
 
-    Images that a store was packed without are excluded; for links see `Folder.below`.
-
-    Raises:
-        ValueError: If there is no image, if a link leaves the folder, or if the folder holds
-            train.csv or valid.csv (so it holds images that are scored later) and not
-            `allow_all_images`.
+    Images that were left out when the store was packed are excluded. Unless `allow_all_images` is
+    set, a folder with train.csv or valid.csv is a fault, because it holds images that are scored.
     """
     root, images = Path(data_path), open_images(data_path, on_fault)
     if isinstance(images, Folder):
@@ -473,13 +455,13 @@ def read_folder(
         scored = [STORE_FILE] if images.about['scored'] else []
     for file in () if allow_all_images else scored:
         detail = (
-            f'{root / file} is there, so this folder holds images that are scored later: train on '
-            'the folder of the training images alone, use DATA.DATASET chexpert, or set '
+            f'the folder has {root / file}, so some of its images are scored later: train on the '
+            'folder of the training images alone, use DATA.DATASET chexpert, or set '
             'DATA.ALLOW_ALL_IMAGES True'
         )
         on_fault(Fault('folder with scores', detail, file=file))
     if not files:
-        detail = f'there is no image below {root} (looked for {", ".join(IMAGE_SUFFIXES)})'
+        detail = f'no image was found below {root} (looked for {", ".join(IMAGE_SUFFIXES)})'
         on_fault(Fault('missing image', detail))
     size, paths = len(files), pd.Series(files, dtype=object)
     records = Records(
@@ -511,35 +493,20 @@ def read_mimic(  # noqa: PLR0913
     look_up: str = 'first',
     on_fault: OnFault = refuse,
 ) -> Records | None:
-    """Read and check a split of MIMIC-CXR-JPG.
+    """Read and check 'train', 'validate' or 'test' of MIMIC-CXR-JPG; see `read_csv`.
 
-    The folder holds mimic-cxr-*-split.csv, -metadata.csv and -<labeller>.csv, each as it is or as
-    .gz, and files/p10/p10000032/s50414267/<dicom_id>.jpg. Views other than frontal and lateral are
-    ''. Sex and age are unknown: these files do not contain them. Images of studies that are missing
-    from the label file are excluded.
-
-    Args:
-        data_path: The folder, or a packed store of it.
-        split: 'train', 'validate' or 'test'.
-        labeller: Whose labels are used, see DATA.LABELLER.
-        image_suffix: See `read_csv`, as for the arguments below.
-        labels: Columns of the labels.
-        optional: Whether the images of the split may be absent.
-        logger: Logs the number of images.
-        look_up: Which images must exist.
-        on_fault: Receives what is wrong.
+    The folder holds mimic-cxr-*-split.csv, -metadata.csv and -<labeller>.csv (or .csv.gz), and the
+    images files/p10/p10000032/s50414267/<dicom_id>.jpg. Sex and age are unknown, because these
+    files do not contain them. Images of studies without a row in the label file are excluded.
 
     Returns:
-        Records in the order of the split file, whose 0-based row is `row`. None for an optional
-        split whose first image does not exist, or if nothing can be used.
-
-    Raises:
-        ValueError: If anything is wrong, naming file, row and column.
+        Records in the order of the split file; `row` is the 0-based row of this file. None for an
+        optional split whose first image does not exist, or if no row can be used.
     """
     _check_suffix(image_suffix)
     root, suffix = Path(data_path), image_suffix or '.jpg'
     table, metadata, of_studies = (
-        Table(find_table(root, kind), on_fault) for kind in ('split', 'metadata', labeller)
+        Table(_mimic_file(root, kind), on_fault) for kind in ('split', 'metadata', labeller)
     )
     table.require([*IDS, 'split'])
     metadata.require([*IDS, 'ViewPosition'])
@@ -592,9 +559,9 @@ def read_mimic(  # noqa: PLR0913
 
 
 def named_images(data_path: str | Path, *, image_suffix: str = '') -> set[str]:
-    """The files that `read_mimic` names for all splits and all labellers that are there."""
+    """Return the image files of all splits of MIMIC-CXR-JPG, for all label files that exist."""
     root = Path(data_path)
-    splits = Table(find_table(root, 'split'))['split'].unique()
+    splits = Table(_mimic_file(root, 'split'))['split'].unique()
     labellers = [name for name in LABELLERS if list(root.glob(f'mimic-cxr-*-{name}.csv*'))]
     named = set()
     for labeller in labellers or LABELLERS:
@@ -604,21 +571,24 @@ def named_images(data_path: str | Path, *, image_suffix: str = '') -> set[str]:
     return named
 
 
-def find_table(root: Path, kind: str) -> Path:
-    """The one MIMIC-CXR file of this kind, of any version."""
-    pattern = f'mimic-cxr-*-{kind}.csv'
-    found = sorted([*root.glob(pattern), *root.glob(f'{pattern}.gz')])
+def find_file(root: Path, *patterns: str, hint: str) -> Path:
+    """Find the one file in a folder that matches one of the patterns."""
+    found = sorted(file for pattern in patterns for file in root.glob(pattern))
     if len(found) != 1:
         names = ', '.join(file.name for file in found) or 'none'
-        raise ValueError(
-            f'{root} must hold exactly one {pattern} or {pattern}.gz, found: {names} '
-            '(see DATA.DATA_PATH, DATA.LABELLER)'
-        )
+        wanted = ' or '.join(patterns)
+        raise ValueError(f'{root} must have exactly one file {wanted}, found: {names} (see {hint})')
     return found[0]
 
 
+def _mimic_file(root: Path, kind: str) -> Path:
+    """Find the MIMIC-CXR file of a kind, such as 'split', of any version."""
+    pattern = f'mimic-cxr-*-{kind}.csv'
+    return find_file(root, pattern, f'{pattern}.gz', hint='DATA.DATA_PATH, DATA.LABELLER')
+
+
 def open_images(root: str | Path, on_fault: OnFault = refuse) -> Store | Folder:
-    """The images of a data set, which are looked up in a packed store or in a folder."""
+    """Return the object that looks up the images of a data set: a packed store or a folder."""
     return open_store(root) if is_store(root) else Folder(root, on_fault)
 
 
@@ -626,7 +596,7 @@ def open_images(root: str | Path, on_fault: OnFault = refuse) -> Store | Folder:
 
 
 def select_views(records: Records, views: str) -> Records:
-    """Keep the images of these views: 'frontal', 'lateral' or 'all'."""
+    """Select the images of the views 'frontal', 'lateral' or 'all'."""
     if views == 'all':
         return records
     keep = records.view == views
@@ -639,10 +609,10 @@ def select_views(records: Records, views: str) -> Records:
 
 
 def split_fold(records: Records, fold: str) -> tuple[Records, Records]:
-    """Split off part k of n of the patients, for a `fold` 'k/n'; returns (the others, the part).
+    """Split off fold k of n of the patients, for a `fold` 'k/n'; return (the others, the fold).
 
-    A patient's part is a hash of the name modulo n. It depends neither on the seed nor on the other
-    patients, so files that share some patients (labelled ones and others) agree on them.
+    The fold of a patient is a hash of the name modulo n. It depends neither on the seed nor on the
+    other patients, so two files that share some patients assign them to the same folds.
     """
     part, parts = map(int, fold.split('/'))
     codes, names = pd.factorize(records.patient)
@@ -657,14 +627,14 @@ def split_fold(records: Records, fold: str) -> tuple[Records, Records]:
 
 
 def split_holdout(records: Records, fraction: float) -> tuple[Records, Records]:
-    """Split off a fraction of the patients, the same ones for every seed.
+    """Split off a fraction of the patients, which is the same for every seed.
 
-    Call it on all records of `read_split`. Views and subsets are chosen afterwards, so that they do
-    not change who is held out.
+    Call this on all records of `read_split`, before views and subsets are selected, so that the
+    same patients are held out whatever is selected.
 
     Returns:
-        (train, holdout): holdout has the first `fraction` of all patients, rounded up, in the
-        order of a hash of their names.
+        (train, holdout): holdout has the first `fraction` of the patients, rounded up, in the order
+        of a hash of their names.
     """
     rank, num_patients = _patient_order(records.patient, key='holdout')
     num_held_out = _share(fraction, num_patients)
@@ -677,11 +647,11 @@ def split_holdout(records: Records, fraction: float) -> tuple[Records, Records]:
 
 
 def split_patients(config: Config, records: Records) -> tuple[Records, Records, Records]:
-    """Split the training CSV by patient, the same for every seed; see `split_holdout`.
+    """Split the training CSV by patient, in the same way for every seed; see `split_holdout`.
 
     Returns:
-        (train, holdout, internal): holdout chooses checkpoint and thresholds, and internal, the
-        fraction EVAL.INTERNAL_SHARE of those held out, is only scored.
+        (train, holdout, internal): holdout chooses the checkpoint and the thresholds; internal, the
+        fraction EVAL.INTERNAL_SHARE of the held-out patients, is only scored.
     """
     train, held_out = split_holdout(records, config.DATA.HOLDOUT_FRACTION)
     rank, num_patients = _patient_order(held_out.patient, key='internal')
@@ -697,23 +667,20 @@ def split_patients(config: Config, records: Records) -> tuple[Records, Records, 
 
 
 def take_subset(records: Records, *, fraction: float, images: int, seed: int) -> Records:
-    """Keep a share of the patients or a number of images; a larger subset contains a smaller one.
+    """Select a share of the patients or a number of images; larger subsets contain smaller ones.
 
     Args:
-        records: The records to choose from; their order is kept.
-        fraction: DATA.TRAIN_FRACTION, share of the patients, rounded up; 1 for all.
-        images: DATA.TRAIN_IMAGES, images of the first patients, of the last one in part; 0 for all.
-        seed: Draws the order of the patients.
+        records: Records to select from; their order is kept.
+        fraction: Share of the patients, rounded up; 1 selects all (DATA.TRAIN_FRACTION).
+        images: Number of images, patient by patient; 0 selects all (DATA.TRAIN_IMAGES).
+        seed: Seed of the order of the patients.
     """
     if images == 0 and fraction == 1:
         return records
-    given = f'got DATA.TRAIN_FRACTION {fraction}, DATA.TRAIN_IMAGES {images}'
-    if images and fraction != 1:
-        raise ValueError(f'give a fraction or a number of images, not both: {given}')
-    if not 0 < fraction <= 1:
-        raise ValueError(f'the fraction must be above 0 and at most 1: {given}')
-    if not 0 <= images <= len(records):
-        raise ValueError(f'there are {len(records)} images to choose from: {given}')
+    if images > len(records):
+        raise ValueError(
+            f'DATA.TRAIN_IMAGES must be at most {len(records)}, the number of images, got {images}'
+        )
     rank, num_patients = _patient_order(records.patient, key=str(seed))
     if images:
         return records.select(np.sort(np.argsort(rank, kind='stable')[:images]))
@@ -721,10 +688,10 @@ def take_subset(records: Records, *, fraction: float, images: int, seed: int) ->
 
 
 def training_records(config: Config, records: Records) -> Records:
-    """The images that fine-tuning learns from, given all that are not held out.
+    """Select the images that fine-tuning learns from, out of all that are not held out.
 
-    These are the images of DATA.VIEWS, in a binary task only those with a target, and of these the
-    subset of DATA.TRAIN_FRACTION or DATA.TRAIN_IMAGES.
+    Images of other views than DATA.VIEWS are dropped. In a binary task, images without a target are
+    dropped, too. Then the subset of DATA.TRAIN_FRACTION or DATA.TRAIN_IMAGES is taken.
     """
     data = config.DATA
     records = select_views(records, data.VIEWS)
@@ -737,7 +704,7 @@ def training_records(config: Config, records: Records) -> Records:
 
 
 def pretrain_records(config: Config, records: Records) -> tuple[Records, Records]:
-    """The images of the training CSV to pre-train on, and those of the held-out patients."""
+    """Split the images of the training CSV into images for pre-training and held-out images."""
     data = config.DATA
     train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
     if DATASETS[data.DATASET].labelled:
@@ -750,7 +717,7 @@ def pretrain_records(config: Config, records: Records) -> tuple[Records, Records
 
 
 def describe_subset(config: Config) -> str:
-    """Which part of the training images is used, and by which option; '' for all of them."""
+    """Describe the part of the training images that is used; '' for all of them."""
     data, parts = config.DATA, []
     if data.FOLD:
         parts.append(f'without part {data.FOLD} of the patients: DATA.FOLD')
@@ -766,19 +733,19 @@ def describe_subset(config: Config) -> str:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A kind of data set: how its splits are read, and whether its images have labels."""
+    """An entry of DATASETS."""
 
-    # (config, root, split, labels=, optional=, logger=, look_up=, on_fault=) -> Records, or None
+    # Reader: (config, root, split, labels=, optional=, logger=, look_up=, on_fault=) -> Records
     read: Callable[..., Records | None]
-    labelled: bool
-    # (config, root) -> the files besides images that are read, as far as they are there
+    labelled: bool  # whether images have labels
+    # (config, root) -> existing files that are read, without the images
     tables: Callable[[Config, Path], list[Path]]
-    # config -> the splits that a layout describes; None: train, valid and test
+    # config -> splits of a layout; None for train, valid and test
     splits: Callable[[Config], Sequence[str]] | None = None
 
 
 def register_dataset(*names: str, **facts: Any) -> Callable:
-    """Return a decorator that registers a reader of splits, see `DataSet`."""
+    """Return a decorator that registers a reader of splits with the fields of `DataSet`."""
 
     def add(read: Callable) -> Callable:
         for name in names:
@@ -794,7 +761,7 @@ def _chexpert_tables(config: Config, root: Path) -> list[Path]:
 
 
 def _mimic_tables(config: Config, root: Path) -> list[Path]:
-    return [find_table(root, kind) for kind in ('split', 'metadata', config.DATA.LABELLER)]
+    return [_mimic_file(root, kind) for kind in ('split', 'metadata', config.DATA.LABELLER)]
 
 
 @register_dataset('chexpert', labelled=True, tables=_chexpert_tables)
@@ -804,7 +771,7 @@ def _read_chexpert(
     csv_name = csv_names(config)[split]
     if optional and not (Path(root) / csv_name).is_file():
         if options['logger'] and split == 'valid':
-            options['logger'].warning(f'there is no {csv_name}, so only test is scored')
+            options['logger'].warning(f'{csv_name} does not exist, so only test is scored')
         return None
     return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
 
@@ -817,7 +784,7 @@ def _read_mimic_split(
     return read_mimic(root, MIMIC_SPLITS[split], **options)
 
 
-# SimMIM's 'imagenet' is a folder, too.
+# 'imagenet' is SimMIM's name for a folder of images.
 @register_dataset('folder', 'imagenet', labelled=False, tables=lambda config, root: [])
 def _read_unlabelled(
     config: Config, root: str | Path, split: str, *, on_fault: OnFault, **options: Any
@@ -829,7 +796,7 @@ def _read_unlabelled(
 
 @register_check
 def check_dataset(config: Config, stage: str | None) -> None:
-    """Refuse fine-tuning without labels, and an output that would become data of the next run."""
+    """Refuse fine-tuning without labels, and an output folder inside the folder of images."""
     dataset, root = config.DATA.DATASET, config.DATA.DATA_PATH
     if stage == 'finetune' and not DATASETS[dataset].labelled:
         names = ' or '.join(repr(name) for name, entry in DATASETS.items() if entry.labelled)
@@ -851,10 +818,10 @@ def read_split(
     optional: bool = False,
     labelled: bool = True,
 ) -> Records | None:
-    """All records of 'train', 'valid' or 'test'; None for an optional split that is not there.
+    """Read all records of 'train', 'valid' or 'test'; return None if an optional split is absent.
 
-    Without `labelled`, no labels are read, and their columns may be missing. With DATA.FOLD, valid
-    is that part of the training patients, and train the others.
+    With `labelled=False` no labels are read, and their columns may be missing. With DATA.FOLD,
+    valid is this fold of the training patients, and train are the other training patients.
     """
     root, dataset = data_root(config, logger), DATASETS[config.DATA.DATASET]
     options = {'optional': optional, 'logger': logger, 'look_up': 'first', 'on_fault': refuse}
@@ -867,7 +834,7 @@ def read_split(
 
 
 def read_data_set(dataset: str, root: str, split: str, labels: Sequence[str] = ()) -> Records:
-    """All records of a split outside a run; the other options have their defaults."""
+    """Read all records of a split outside a run; all other options have their defaults."""
     config = default_config()
     for name, value in {'DATASET': dataset, 'DATA_PATH': root, 'LABELS': list(labels)}.items():
         put(config, f'DATA.{name}', value, '--dataset')
@@ -876,9 +843,10 @@ def read_data_set(dataset: str, root: str, split: str, labels: Sequence[str] = (
 
 
 def may_be_absent(config: Config, split: str) -> bool:
-    """Whether a split may be missing: test, and valid if TEST_CSV names a file of its own.
+    """Return whether a split may be missing.
 
-    Of a data set that a layout describes, valid if there is a test split instead of it.
+    The test split may always be missing. The valid split may be missing if there is a test split:
+    in a layout, or in a CSV file other than the default that DATA.TEST_CSV names.
     """
     data, splits = config.DATA, DATASETS[config.DATA.DATASET].splits
     is_given = data.TEST_CSV != default_config().DATA.TEST_CSV
@@ -891,9 +859,10 @@ def may_be_absent(config: Config, split: str) -> bool:
 def scored_records(
     config: Config, split: str, logger: logging.Logger, *, optional: bool = False
 ) -> Records | None:
-    """The records of 'internal' (see `split_patients`), 'valid' or 'test' in EVAL.VIEWS.
+    """Read the records of 'internal' (see `split_patients`), 'valid' or 'test' in EVAL.VIEWS.
 
-    None for an optional split that is not there, and for internal if EVAL.INTERNAL_SHARE is 0.
+    Returns:
+        Records. None for an absent optional split, and for internal if EVAL.INTERNAL_SHARE is 0.
     """
     if split == 'internal':
         if not config.EVAL.INTERNAL_SHARE:
@@ -905,20 +874,20 @@ def scored_records(
 
 
 def csv_names(config: Config) -> dict[str, str]:
-    """Split -> name of its CSV file in CheXpert's layout."""
+    """Return the name of the CSV file of each split in CheXpert's layout."""
     data = config.DATA
     return {'train': data.TRAIN_CSV, 'valid': data.VALID_CSV, 'test': data.TEST_CSV}
 
 
 def data_root(config: Config, logger: logging.Logger) -> str:
-    """The folder to read: DATA.DATA_PATH, or the copy of that store in DATA.CACHE_DIR.
+    """Return the folder to read: DATA.DATA_PATH, or the copy of this store in DATA.CACHE_DIR.
 
-    The name of a copy contains the checksum of its contents, so that several stores can share
+    The name of a copy contains the checksum of its contents, so several stores can share
     DATA.CACHE_DIR.
 
     Raises:
-        ValueError: If DATA.CACHE_DIR is set for anything but a store, or cannot hold it, or if the
-            store was packed with other steps than DATA.PREPROCESS.
+        ValueError: If DATA.CACHE_DIR is set but DATA.DATA_PATH is not a store, if the copy fails,
+            or if the store was packed with other steps than DATA.PREPROCESS.
     """
     data = config.DATA
     source = Path(data.DATA_PATH)
@@ -944,7 +913,7 @@ def data_root(config: Config, logger: logging.Logger) -> str:
 
 
 def describe_images(data_path: str | Path) -> str:
-    """The form in which the images are read: files, or those of a packed store."""
+    """Describe the form in which the images are read: as files or from a packed store."""
     if not is_store(data_path):
         return 'files'
     return f'packed {describe_form(read_about(data_path)["settings"])}'
@@ -973,17 +942,17 @@ def log_store(config: Config, logger: logging.Logger) -> None:
 
 
 def standard_groups(records: Records, age_bands: Sequence[int]) -> dict[str, np.ndarray]:
-    """Sex, age band and view of each image, as text that is '' where unknown.
+    """Return the sex, age band and view of each image as text, '' if unknown.
 
-    Age 0 counts as unknown: CheXpert's patients are adults, and 0 is a missing age there.
+    Age 0 counts as unknown, because CheXpert's patients are adults and 0 is a missing age there.
 
     Args:
-        records: The images.
-        age_bands: Where the bands begin, in years, ascending; the last has no end.
+        records: Records of N images.
+        age_bands: First ages of the bands in years, ascending; the last band has no upper end.
 
     Returns:
-        'Sex'; 'Age' such as '40-59' or '80 and over'; 'View': 'Lateral', or 'Frontal' with its
-        projection if it has one ('Frontal AP').
+        Arrays [N] by column: 'Sex'; 'Age', such as '40-59' or '80 and over'; and 'View', which is
+        'Lateral', 'Frontal', or 'Frontal AP' with a projection.
     """
     frontal = np.array([f'Frontal {name}'.strip() for name in records.ap_pa], object)
     frontal = np.where(records.view == 'frontal', frontal, '')
@@ -1000,23 +969,23 @@ def standard_groups(records: Records, age_bands: Sequence[int]) -> dict[str, np.
 def group_columns(
     records: Records, columns: Sequence[str], *, demographics: str = ''
 ) -> dict[str, np.ndarray]:
-    """Each image's text in further columns, '' where there is none.
+    """Return the text of each image in further columns, '' for an empty or missing cell.
 
-    A column is taken from the records' own CSV file, by row, otherwise from the demographics file,
-    by patient; patients that are not in that file have ''.
+    A column is read from the CSV file of the records, by row, or else from the demographics file,
+    by patient. Patients who are not in the demographics file have ''.
 
     Args:
-        records: The images.
+        records: Records of N images.
         columns: Names of columns.
-        demographics: A CSV or Excel file (.xlsx) inside the data folder with one row per patient,
-            such as CheXpert's (PATIENT, GENDER, AGE_AT_CXR, PRIMARY_RACE, ETHNICITY).
+        demographics: CSV or Excel file (.xlsx) in the data folder with one row per patient, such as
+            CheXpert's (PATIENT, GENDER, AGE_AT_CXR, PRIMARY_RACE, ETHNICITY).
 
     Returns:
-        Column -> [N] text, in the given order.
+        Text [N] by column, in the given order.
 
     Raises:
-        ValueError: If a column is in neither file or is not a column of groups, or if the
-            demographics do not fit.
+        ValueError: If a column is in neither file or does not form groups, or if the demographics
+            do not fit the records.
     """
     if not columns or not len(records):
         return {name: np.array([], object) for name in columns}
@@ -1026,12 +995,12 @@ def group_columns(
     for name in columns:
         if name in (*STANDARD_GROUPS, *KEYS, *records.label_names):
             names = ', '.join(STANDARD_GROUPS)
-            raise ValueError(f'EVAL.GROUPS: {name!r}: choose other columns than labels or {names}')
+            raise ValueError(f'EVAL.GROUPS must not contain labels or {names}, got {name!r}')
         if name not in own and name not in more:
             there = ', '.join((*own, *more)) or 'none'
             raise ValueError(
-                f'EVAL.GROUPS: no column {name!r}; found: {there} (others may be in the file of '
-                'DATA.DEMOGRAPHICS or --demographics)'
+                f'EVAL.GROUPS: there is no column {name!r}; found: {there}. A file of DATA.'
+                'DEMOGRAPHICS or --demographics may add columns'
             )
         values = own[name] if name in own else _by_patient(more, name).reindex(records.patient)
         found[name] = values.fillna('').to_numpy(object)
@@ -1044,7 +1013,7 @@ def group_columns(
 
 
 def _own_cells(records: Records) -> pd.DataFrame:
-    """The records' own CSV file, one row per record; nothing for a folder of images."""
+    """Return the cells of the CSV file for each record; no column for a folder of images."""
     if not records.csv:
         return pd.DataFrame()
     table = Table(records.root / records.csv)
@@ -1054,18 +1023,18 @@ def _own_cells(records: Records) -> pd.DataFrame:
 
 
 def _read_demographics(records: Records, file: Path) -> pd.DataFrame:
-    """The demographics, with the column 'patient'; the index is the row of the file."""
+    """Read the demographics file and name its column of patients 'patient'."""
     table = Table(file)
     table.require((), PATIENT_COLUMNS)
     key = next(column for column in PATIENT_COLUMNS if column in table)
     example = records.patient[0]
     if not table[key].str.startswith(example.rstrip('0123456789')).any():
-        raise ValueError(f'{file}: column {key!r} has no names such as {example}')
+        raise ValueError(f'{file}: no cell of the column {key!r} is a patient such as {example}')
     return table.cells.rename(columns={key: 'patient'})
 
 
 def _by_patient(table: pd.DataFrame, column: str) -> pd.Series:
-    """Patient -> value in a column of the demographics."""
+    """Return the values of a column of the demographics, indexed by patient."""
     pairs = table.drop_duplicates(['patient', column]).set_index('patient')[column]
     again = pairs.index[pairs.index.duplicated()]
     if len(again):
@@ -1078,25 +1047,25 @@ def _by_patient(table: pd.DataFrame, column: str) -> pd.Series:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model predicts for images or studies, one row each."""
+    """The predictions of a model for images or studies, one row each."""
 
     file: Path
-    key: str  # 'Path' or 'Study': what a row is
+    key: str  # 'Path' if a row is an image, 'Study' if it is a study
     row: np.ndarray  # [N] 0-based row of the file
-    names: np.ndarray  # [N] as in the file
-    labels: tuple[str, ...]  # in CheXpert's order, then those of the binary tasks, then others
+    names: np.ndarray  # [N] names of images or studies in the file
+    labels: tuple[str, ...]  # in CheXpert's order, followed by labels of binary tasks and others
     probabilities: np.ndarray  # [N, K] in [0, 1]; NaN where empty, if that is allowed
 
 
 @dataclass(frozen=True, eq=False)
 class LabelTable:
-    """A CSV file of labels."""
+    """The labels of a CSV file."""
 
     file: Path
-    key: str  # 'Path' or 'Study': what a row is
+    key: str  # 'Path' if a row is an image, 'Study' if it is a study
     task: str
     views: str  # views of the images that are scored
-    records: Records  # one per row of the file: of an image of these views, or of a study
+    records: Records  # one per row of the file: an image of these views, or a study
     labels: tuple[str, ...]
     targets: np.ndarray  # [N, K] 1, 0, or NaN where not scored
     missing: tuple[str, ...]  # labels without a column in the file
@@ -1113,21 +1082,20 @@ def write_predictions(
     labels: Sequence[str],
     source: dict[str, Any],
 ) -> None:
-    """Write one row per image, and `source` (checkpoint, data, views...) as JSON next to it.
-
-    Both files are written, or none.
+    """Write predictions as a CSV file, and their source as a JSON file; either both or none.
 
     Args:
-        path: The CSV file; the JSON file has the same name with `.json`.
-        probabilities: [N, K] in [0, 1], written with 9 significant digits; NaN as an empty cell.
-        paths: [N] as in the CSV file of the data set.
-        labels: [K] names of the columns, in order.
-        source: What made the file.
+        path: Path of the CSV file; the JSON file has the same name with the suffix `.json`.
+        probabilities: Probabilities [N, K] in [0, 1], written with 9 significant digits; NaN
+            becomes an empty cell.
+        paths: Paths [N] of the images in the CSV file of the data set.
+        labels: Names [K] of the columns.
+        source: Checkpoint, data, views and other facts about the predictions.
     """
     table = pd.DataFrame(probabilities, columns=list(labels))
     table.insert(0, 'Path', list(paths))
     source = {'labels': list(labels)} | source
-    # The name of a file need not be UTF-8: in that case its bytes are written as they are.
+    # The bytes of a file name that is not UTF-8 are written unchanged.
     rows = table.to_csv(index=False, float_format='%.9g').encode('utf-8', 'surrogateescape')
     about = json.dumps(source, indent=1) + '\n'
     replace_files({Path(path): rows, Path(path).with_suffix('.json'): about})
@@ -1136,20 +1104,19 @@ def write_predictions(
 def read_predictions(
     path: str | Path, *, task: str = '', allow_empty: bool = False, labels: Sequence[str] = ()
 ) -> Predictions:
-    """Read and check a CSV file of `Path` or `Study` and labels by name, columns in any order.
+    """Read and check a CSV file with a column `Path` or `Study` and one column per label.
 
-    Labels are those of the tasks, those that the JSON file next to it names, and `labels`.
+    A column is a label if a task, the JSON file next to the CSV file or `labels` names it.
 
     Args:
-        path: The CSV file.
-        task: The DATA.TASK that the predictions must be of, if the JSON file next to them names
-            one; '' for any.
+        path: Path of the CSV file.
+        task: DATA.TASK that the JSON file must name, if it names one; '' accepts any task.
         allow_empty: Whether cells may be empty.
         labels: Names of further labels (DATA.LABELS).
 
     Raises:
-        ValueError: Naming file, row and column, if a name occurs twice (see `normalise_name`), a
-            cell is not a number from 0 to 1, or the file is not such a table.
+        ValueError: If a name occurs twice (see `normalise_name`), if a cell is not a number from 0
+            to 1, or if the file has no such columns.
     """
     table = Table(path)
     source = table.file.with_suffix('.json')
@@ -1161,7 +1128,7 @@ def read_predictions(
     except (ValueError, AttributeError, TypeError) as error:
         if task:
             raise ValueError(f'{source} does not describe predictions: {error}') from error
-        found, own = None, []  # another file that happens to have this name
+        found, own = None, []  # an unrelated file has this name
     if task and found not in (None, task):
         raise ValueError(f'{path}: the predictions are of DATA.TASK {found!r}, not {task!r}')
     known = dict.fromkeys(label for task in TASKS.values() for label in task.labels)
@@ -1184,15 +1151,15 @@ def read_predictions(
 def look_up(
     predictions: Predictions, paths: Sequence[str], labels: Sequence[str] = LABELS
 ) -> np.ndarray:
-    """The probabilities for some images; in a file of studies, an image has those of its study.
+    """Look up the probabilities of images, or of their studies in a file of studies.
 
     Args:
-        predictions: The predictions.
-        paths: [N] of images; what precedes a patient's folder and the suffix may differ.
-        labels: [K] wanted.
+        predictions: Predictions of a model.
+        paths: Paths [N] of images, which are matched by `normalise_name`.
+        labels: Names [K] of labels.
 
     Returns:
-        [N, K], NaN where there is no such row or column.
+        Probabilities [N, K], NaN for a missing row or column.
     """
     rows = row_names(predictions.names).get_indexer(row_names(paths, predictions.key))
     found = np.full((len(paths), len(labels)), np.nan)
@@ -1204,7 +1171,7 @@ def look_up(
 
 
 def row_names(names: Sequence[str], key: str = 'Path') -> pd.Index:
-    """The normalised names that rows are matched by: of images, or with 'Study' of studies."""
+    """Return the normalised names by which rows of images (or 'Study': of studies) are matched."""
     normalise = study_name if key == 'Study' else normalise_name
     return pd.Index([normalise(name) for name in names], dtype=object)
 
@@ -1217,20 +1184,16 @@ def read_label_file(
     views: str = 'all',
     labels: Sequence[str] = (),
 ) -> LabelTable:
-    """Read and check labels: `Path` or `Study`, then labels by name, in any order.
+    """Read and check a CSV file with a column `Path` or `Study` and one column per label.
 
-    Columns Sex, Age, Frontal/Lateral and AP/PA are read if they are there; a view that is not given
-    comes from the image's name.
+    The columns of `DESCRIPTION` are optional; a missing view is taken from the name of the image.
 
     Args:
-        path: The CSV file.
-        task: DATA.TASK; the binary ones need all observations.
-        blank: DATA.BLANK, the target of a label that is not mentioned.
-        views: 'frontal', 'lateral' or 'all': the rows that are kept of a file of images.
-        labels: DATA.LABELS.
-
-    Raises:
-        ValueError: If anything is wrong, naming file, row and column.
+        path: Path of the CSV file.
+        task: DATA.TASK; binary tasks need the columns of all observations.
+        blank: Target of a label that is not mentioned (DATA.BLANK).
+        views: Views of the images that are kept: 'frontal', 'lateral' or 'all'.
+        labels: Names of the labels (DATA.LABELS).
     """
     table = Table(path)
     wanted, uses_columns = label_columns(labels), find_task(task).uses_policies
@@ -1254,11 +1217,11 @@ def read_label_file(
 
 
 def normalise_name(name: str) -> str:
-    """A name without what precedes the patient's folder and without an image's suffix.
+    """Remove the folders above the folder of the patient, and the suffix of an image.
 
     'CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg' becomes
-    'patient64541/study1/view1_frontal', MIMIC-CXR's 'files/p10/p10000032/s50414267/x.jpg'
-    'p10000032/s50414267/x'. A name without a patient's folder keeps all but its suffix.
+    'patient64541/study1/view1_frontal', and MIMIC-CXR's 'files/p10/p10000032/s50414267/x.jpg'
+    becomes 'p10000032/s50414267/x'. A name without a patient's folder only loses its suffix.
     """
     match = STUDY.match(name)
     name = name[match.start('patient') :] if match else name
@@ -1266,13 +1229,13 @@ def normalise_name(name: str) -> str:
 
 
 def study_name(name: str) -> str:
-    """The normalised name of an image's study; the name itself if it names no study."""
+    """Return the normalised name of the study of an image; the name itself if it has no study."""
     match = STUDY.match(name)
     return name[match.start('patient') : match.end('study')] if match else name
 
 
 def views_in_names(names: Sequence[str]) -> np.ndarray:
-    """[N] 'frontal' or 'lateral' as in names such as view1_frontal.jpg, '' for other names."""
+    """Return the view [N] in names such as view1_frontal.jpg, and '' for other names."""
     found = [VIEW_NAME.search(name) for name in names]
     return np.array([view[1] if view else '' for view in found], object)
 
@@ -1281,14 +1244,14 @@ def views_in_names(names: Sequence[str]) -> np.ndarray:
 
 
 def _check_names(table: Table) -> None:
-    """Refuse empty names, and names that are equal once they are normalised."""
+    """Report empty names, and names that are equal after normalisation."""
     names = row_names(table[table.key]).to_numpy()
     table.check(table.key, names != '', 'form of a path', 'is not a name')
     table.keep_first(table.key, 'duplicate path', names)
 
 
 def _add_studies(table: Table) -> None:
-    """Add the columns 'study' and 'patient', which are parts of the names of the rows."""
+    """Add the columns 'study' and 'patient', which are extracted from the names of the rows."""
     parts = table[table.key].str.extract(STUDY)
     good = parts['image'].str.len() > 1 if table.key == 'Path' else parts['image'] == ''
     image = '/IMAGE.jpg' if table.key == 'Path' else ''
@@ -1298,10 +1261,10 @@ def _add_studies(table: Table) -> None:
 
 
 def _files_of(paths: pd.Series, images: Store | Folder, suffix: str) -> pd.Series:
-    """The file of each path: without its first part, such as CheXpert-v1.0-small, or as it is.
+    """Return the file of each path: the path itself, or without its first folder.
 
-    For all paths the same one, by which more of the first ones exist. The folder of a patient is
-    never left out.
+    The first folder, such as CheXpert-v1.0-small, is removed from all paths or from none, depending
+    on which of the two finds more of the first files. The folder of a patient is never removed.
     """
     whole = paths.map(lambda path: os.path.splitext(path)[0] + suffix) if suffix else paths
     if whole.str.match(PATIENT_PART).any():
@@ -1312,7 +1275,7 @@ def _files_of(paths: pd.Series, images: Store | Folder, suffix: str) -> pd.Serie
 
 
 def _add_images(table: Table, images: Store | Folder, image_suffix: str) -> None:
-    """Replace each row of a study by one row per image, with the image's path and file."""
+    """Replace each row of a study by one row per image with its path and file."""
     suffixes = (image_suffix.lower(),) if image_suffix else IMAGE_SUFFIXES
     found = [
         [file for file in images.below(place) if file.lower().endswith(suffixes)]
@@ -1337,9 +1300,16 @@ def existing_records(
     on_fault: OnFault,
     logger: logging.Logger | None = None,
 ) -> Records:
-    """The records whose images exist; each missing one is a fault of its row [N] of the CSV.
+    """Select the records whose images exist, and report each missing image.
 
-    In a folder, `look_up` 'first' looks up the first image of each part such as `train/`.
+    Args:
+        records: Records of N images.
+        rows: 0-based rows [N] of the CSV file.
+        images: Store or folder with the images.
+        look_up: 'all', 'none', or 'first': the first image of each folder such as `train/`. In a
+            store, all images are looked up.
+        on_fault: Function that receives each fault.
+        logger: Logger for the number of images that a store lacks.
     """
     hint = '(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted)'
     csv_file = str(records.root / records.csv) if records.csv else ''
@@ -1355,7 +1325,7 @@ def existing_records(
         if file in images.left_out:
             on_fault(Fault('left out of the store', images.left_out[file], *place, 'warning'))
         elif isinstance(images, Store) or not images.exists(file):
-            detail = f'there is no image {images.path / file} {hint}'
+            detail = f'the image {images.path / file} does not exist {hint}'
             on_fault(Fault('missing image', detail, *place))
             keep[position] = False
         else:
@@ -1370,7 +1340,7 @@ def existing_records(
 
 
 def _rows_of(table: Table, other: Table, columns: Sequence[str]) -> np.ndarray:  # [N]
-    """Position of each row of a table in another one by some columns; -1 where there is none."""
+    """Return the position of each row of a table in another by some columns; -1 if it is absent."""
     if not len(table) or not len(other):
         return np.full(len(table), -1)
     names, wanted = (pd.MultiIndex.from_frame(part.cells[[*columns]]) for part in (other, table))
@@ -1386,10 +1356,7 @@ def _read_labels(table: Table, labels: Sequence[str]) -> np.ndarray:  # [N, K] f
 
 
 def _records_of(table: Table, labels: Sequence[str]) -> Records:
-    """The records of a table that has the columns path, file, patient and study.
-
-    A view that is not given comes from the image's path.
-    """
+    """Build the records of a table to which path, file, patient and study have been added."""
     view = table.map('Frontal/Lateral', VIEW_CELLS, 'value of the view', dtype=object)
     names = ('path', 'file', 'patient', 'study')
     return Records(
@@ -1420,7 +1387,7 @@ def _check_suffix(image_suffix: str) -> None:
 
 
 def _patient_order(patients: np.ndarray, *, key: str) -> tuple[np.ndarray, int]:
-    """Rank of each record's patient under a keyed hash of the name, and the number of patients."""
+    """Rank patients by a keyed hash; return the rank of each record [N] and their number."""
     codes, names = pd.factorize(patients)
     hashes = [hashlib.blake2b(os.fsencode(name), key=key.encode()).digest() for name in names]
     order = sorted(range(len(names)), key=hashes.__getitem__)
@@ -1430,5 +1397,5 @@ def _patient_order(patients: np.ndarray, *, key: str) -> tuple[np.ndarray, int]:
 
 
 def _share(fraction: float, count: int) -> int:
-    """The fraction of the count, rounded up; 0.07 of 100 is 7, not 8 by rounding errors."""
+    """Return a fraction of a count, rounded up; 0.07 of 100 is 7, without rounding errors."""
     return math.ceil(fraction * count * (1 - 1e-12))

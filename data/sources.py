@@ -1,7 +1,7 @@
-"""Several data sets in one pre-training: the entries of DATA.SOURCES.
+"""Read the data sets of DATA.SOURCES for pre-training.
 
-Each source is read as a data set of its own, through a config that has its DATA.DATASET and
-DATA.DATA_PATH, and holds out its own patients.
+Each source is read like a single data set, with a copy of the config that has its DATA.DATASET and
+DATA.DATA_PATH, and patients are held out from each source.
 """
 
 import logging
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from config import Config, register_check, require
 from data.records import (
@@ -27,13 +28,19 @@ from data.records import (
 )
 from data.store import is_store, read_about
 
-REQUIRED = ('name', 'dataset', 'path')
-LIMITS = ('share', 'images')  # optional, at most one of them
-NAME = re.compile(r'[A-Za-z0-9_-]+')
+LIMITS = ('share', 'images')  # optional keys, of which an entry may have one
+# Key of an entry -> check of the value, and allowed values. Keys outside LIMITS are required.
+RULES = {
+    'name': (lambda v: re.fullmatch(r'[A-Za-z0-9_-]+', str(v)), 'made of letters, digits, - and _'),
+    'dataset': (lambda v: str(v) in DATASETS, f'one of {[*DATASETS]}{DATASETS.others}'),
+    'path': (lambda v: isinstance(v, str) and v, 'a folder'),
+    'share': (lambda v: type(v) in (int, float) and 0 < v <= 1, 'a number in (0, 1]'),
+    'images': (lambda v: type(v) is int and v >= 1, 'a whole number from 1 on'),
+}
 
 
 def source_configs(config: Config) -> dict[str, Config]:
-    """Return the config of each source by its name; without DATA.SOURCES, {'': config}."""
+    """Return the config of each source by name; without DATA.SOURCES, {'': config}."""
     if not config.DATA.SOURCES:
         return {'': config}
     return {entry['name']: _own_config(config, entry) for entry in config.DATA.SOURCES}
@@ -45,7 +52,8 @@ def read_sources(
     """Read the images of each source for pre-training.
 
     Returns:
-        (train, holdout), each by the name of the source; without DATA.SOURCES the name is ''.
+        (train, holdout), each by the name of the source; without DATA.SOURCES the name is ''. The
+        held-out images are limited to EVAL.HOLDOUT_IMAGES per source.
     """
     training, held_out, left_out, found = {}, {}, _left_out(config), set()
     entries = {entry['name']: entry for entry in config.DATA.SOURCES}
@@ -54,7 +62,10 @@ def read_sources(
         train, holdout = pretrain_records(own, whole)
         if left_out:
             found |= left_out.intersection(_names(name, whole))
-            train, holdout = (_without(name, part, left_out) for part in (train, holdout))
+            train, holdout = (
+                part.select(~pd.Index(_names(name, part)).isin(left_out))
+                for part in (train, holdout)
+            )
         if most := min(entry.get('images', 0), len(train)):
             train = take_subset(train, fraction=1.0, images=most, seed=config.SEED)
         limits = [f'{key} {entry[key]}' for key in LIMITS if key in entry]
@@ -68,13 +79,14 @@ def read_sources(
             raise ValueError(
                 f'DATA.SOURCES: no training image of {name!r} is left (DATA.VIEWS, DATA.LEAVE_OUT)'
             )
-        training[name], held_out[name] = train, holdout
+        training[name] = train
+        held_out[name] = _evenly_spread(holdout, config.EVAL.HOLDOUT_IMAGES)
     if left_out:
         logger.info(f'{len(found)} training images are left out ({config.DATA.LEAVE_OUT})')
     if left_out and not found:
         raise ValueError(
-            f'DATA.LEAVE_OUT {config.DATA.LEAVE_OUT}: none of its {len(left_out)} images is a '
-            f'training image; with DATA.SOURCES a name begins with that of its source'
+            f'DATA.LEAVE_OUT {config.DATA.LEAVE_OUT}: none of the {len(left_out)} listed images is '
+            'a training image; with DATA.SOURCES, names must begin with the name of the source'
         )
     return training, held_out
 
@@ -88,13 +100,11 @@ def check_sources(config: Config, stage: str | None) -> None:
     if not entries:
         return
     require(stage != 'finetune', config, 'DATA.SOURCES', '[] for fine-tuning')
-    for key in ('TRAIN_FRACTION', 'TRAIN_IMAGES'):
-        holds = data[key] == (1 if key == 'TRAIN_FRACTION' else 0)
-        allowed = 'at its default with DATA.SOURCES, whose entries have share or images'
-        require(holds, config, f'DATA.{key}', allowed)
+    for key, default in (('TRAIN_FRACTION', 1), ('TRAIN_IMAGES', 0)):
+        allowed = f'{default} with DATA.SOURCES, whose entries have share or images'
+        require(data[key] == default, config, f'DATA.{key}', allowed)
     for number, entry in enumerate(entries):
-        if problem := _problem(entry):
-            raise ValueError(f'DATA.SOURCES[{number}] {problem}, got {entry!r}')
+        _check_entry(f'DATA.SOURCES[{number}]', entry)
     names = [entry['name'] for entry in entries]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ValueError(f'DATA.SOURCES: the name {min(repeated)!r} is given twice')
@@ -104,14 +114,14 @@ def check_sources(config: Config, stage: str | None) -> None:
         for other in names:
             if other != name and folder.is_relative_to(folders[other]):
                 raise ValueError(
-                    f'DATA.SOURCES: the path of {name!r} lies in that of {other!r} ({folder}): '
-                    'an image must belong to one source'
+                    f'DATA.SOURCES: the folder of {name!r} ({folder}) is inside the folder of '
+                    f'{other!r}, but an image must belong to one source'
                 )
         check_dataset(configs[name], stage)
 
 
 def _left_out(config: Config) -> set[str]:
-    """Return the images that DATA.LEAVE_OUT lists, which may be none."""
+    """Return the names of the images that DATA.LEAVE_OUT lists."""
     if not config.DATA.LEAVE_OUT:
         return set()
 
@@ -124,38 +134,34 @@ def _left_out(config: Config) -> set[str]:
     return set(table['file'])
 
 
+def _evenly_spread(records: Records, count: int) -> Records:
+    """Select this many records, evenly spread over their order; 0 selects all."""
+    if count == 0 or count >= len(records):
+        return records
+    return records.select(np.arange(count) * len(records) // count)
+
+
 def _names(source: str, records: Records) -> list[str]:
-    """Return the names of images, which the name of their source begins."""
+    """Return the names of images, each with the name of the source in front."""
     return [os.path.join(source, file) for file in records.file]
 
 
-def _without(source: str, records: Records, left_out: set[str]) -> Records:
-    return records.select(np.array([n not in left_out for n in _names(source, records)], bool))
-
-
-def _problem(entry: Any) -> str:
-    """Return what is wrong with an entry, '' if nothing."""
-    if not isinstance(entry, dict) or set(REQUIRED) - set(entry):
-        return f'must be a mapping with {", ".join(REQUIRED)}'
-    if unknown := set(entry) - {*REQUIRED, *LIMITS}:
-        return f'has an unknown key {min(unknown, key=str)!r} (allowed: {REQUIRED + LIMITS})'
-    if not all(isinstance(entry[key], str) and entry[key] for key in REQUIRED):
-        return f'must have text for {", ".join(REQUIRED)}'
-    if not NAME.fullmatch(entry['name']):
-        return 'must have a name of letters, digits, - and _'
-    if entry['dataset'] not in DATASETS:
-        return f'must have one of {list(DATASETS)}{DATASETS.others} as dataset'
-    share, images = entry.get('share', 1.0), entry.get('images', 1)
-    if set(LIMITS) <= set(entry):
-        return 'must have share or images, not both'
-    if type(share) not in (int, float) or not 0 < share <= 1:
-        return 'must have a share in (0, 1]'
-    if type(images) is not int or images < 1:
-        return 'must have a number of images from 1 on'
-    return ''
+def _check_entry(place: str, entry: Any) -> None:
+    """Refuse an entry of DATA.SOURCES with a missing, unknown or wrong key."""
+    if not isinstance(entry, dict):
+        raise ValueError(f'{place} must be a mapping with the keys {", ".join(RULES)}, got {entry}')
+    for key in [*entry, *(key for key in RULES if key not in LIMITS)]:
+        if key not in RULES:
+            raise ValueError(f'{place} has the unknown key {key}; allowed: {", ".join(RULES)}')
+        is_allowed, allowed = RULES[key]
+        if not is_allowed(entry.get(key)):
+            raise ValueError(f'{place}: {key} must be {allowed}, got {entry.get(key)!r}')
+    if entry.keys() >= set(LIMITS):
+        raise ValueError(f'{place} must have share or images, not both')
 
 
 def _own_config(config: Config, entry: dict[str, Any]) -> Config:
+    """Return a copy of the config that describes the data set of an entry."""
     own = config.clone()
     own.defrost()
     own.DATA.SOURCES = []

@@ -1,21 +1,21 @@
-"""The packed image store: all images of a data set in a few files, with checksums.
+"""Read packed image stores: all images of a data set in a few files, with checksums.
 
-A store is a folder that replaces the folder of the data set. The CSV files of the data set are
-copied into it unchanged, and the readers look up its images where they otherwise look up files.
+A store is a folder that replaces the folder of the data set. It contains unchanged copies of the
+CSV files, and the readers look up images in the store instead of image files.
 
     store.json         version, settings, and size and CRC-32 of every other file
     names_00000.npy    [N] names of the image files, sorted
-    places_00000.npy   [N] ENTRY: where the pixels of each image are, their form, their CRC-32, and
-                       the size of the image before it was packed
+    places_00000.npy   [N] ENTRY: position, form and CRC-32 of the pixels of each image, and the
+                       size of the image before it was packed
     pixels_*.bin       the pixels, one image after another
     bad_images.csv     the files that could not be read and were left out
 
-A store of several sources has a folder for the CSV files of each. The name of a source begins the
-names of its images, and its folder STORE/<name> is read like the store of that source alone.
+A store of several sources has one folder of CSV files per source. The names of images begin with
+the name of their source, and the folder STORE/<name> can be read like a store of this source alone.
 
 The index and the CSV files are checked when a store is opened, and an image when a process reads
-it for the first time (15 us for 256 x 256 pixels). Pixels are read and not memory-mapped: if a
-file is cut short while it is in use, that is a ValueError, and no signal ends the process.
+it for the first time (15 us for 256 x 256 pixels). Pixels are read and not memory-mapped, so that a
+truncated file causes a ValueError instead of a signal that kills the process.
 """
 
 import json
@@ -44,8 +44,8 @@ NAMES_FILE, INDEX_FILE = 'names_00000.npy', 'places_00000.npy'
 UNFINISHED_FILE = 'packing.json'
 BAD_FILE = 'bad_images.csv'
 LOCK_FILE = 'store.lock'
-OPEN_STORES = 16  # stores, or sources of them, that a process keeps open
-COPY_THREADS = 4  # several readers get more out of a network drive
+OPEN_STORES = 16  # number of stores or sources that a process keeps open
+COPY_THREADS = 4  # several readers make better use of a network drive
 
 ENTRY = np.dtype(
     [
@@ -53,34 +53,30 @@ ENTRY = np.dtype(
         ('offset', '<u8'),  # in bytes
         ('height', '<u4'),
         ('width', '<u4'),
-        ('full_height', '<u4'),  # before it was packed
+        ('full_height', '<u4'),  # before packing
         ('full_width', '<u4'),
         ('form', 'u1'),
         ('crc32', '<u4'),
     ]
 )
-# Forms of pixels. Mode 'L': unchanged 8-bit pixels (BYTES), or rounded to 8 bits (ROUNDED).
-# Mode 'F': levels 0..2**form - 1 that stand for grey levels 0..255 (LEVEL_FORMS), or float32
-# grey levels (FLOATS).
+# Forms of pixels. Mode 'L': unchanged 8-bit pixels (BYTES), or pixels rounded to 8 bits (ROUNDED).
+# Mode 'F': integers 0..2**form - 1 for grey levels 0..255 (LEVEL_FORMS), or float32 grey levels
+# (FLOATS).
 BYTES, ROUNDED, FLOATS = 0, 1, 32
 LEVEL_FORMS = (8, 10, 12, 14, 16)
-DTYPES = {
-    BYTES: np.dtype('u1'),
-    ROUNDED: np.dtype('u1'),
-    FLOATS: np.dtype('<f4'),
-    **dict.fromkeys(LEVEL_FORMS, np.dtype('<u2')),
-}
+DTYPES = {BYTES: np.dtype('u1'), ROUNDED: np.dtype('u1'), FLOATS: np.dtype('<f4')}
+DTYPES |= dict.fromkeys(LEVEL_FORMS, np.dtype('<u2'))
 
 
 class Store:
-    """An open store, or one source of it. It is pickled as its path; `open_store` opens one.
+    """An open store, or one source of a store; see `open_store`. It is pickled as a path.
 
     Attributes:
         path: Folder of the store.
         source: Name of the source; '' for the whole store.
         about: Contents of store.json, see `read_about`.
-        names: [N] names of the image files as bytes, sorted; they begin with the source's name.
-        index: [N] ENTRY.
+        names: Names [N] of the image files as sorted bytes, with the name of the source in front.
+        index: Array [N] of ENTRY.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -103,16 +99,16 @@ class Store:
 
     @property
     def files(self) -> list[str]:
-        """The names of the image files, sorted; position i is the i-th."""
+        """Return the sorted names of the image files, in the order of positions."""
         return [os.fsdecode(name)[len(self.prefix) :] for name in self.names.tolist()]
 
     @property
     def left_out(self) -> dict[str, str]:
-        """The files that could not be read when the store was packed, and why."""
+        """Return the reason by file, for files that could not be read when the store was packed."""
         return self.about['left_out']
 
     def position(self, files: Sequence[str]) -> np.ndarray:
-        """Return the positions [N] of image files, -1 for those that are not in the store."""
+        """Return the positions [N] of image files, -1 for files that are not in the store."""
         wanted = np.array([os.fsencode(self.prefix + file) for file in files], bytes)
         # Cast to the type of the names, or the search would copy all names.
         place = np.searchsorted(self.names, wanted.astype(self.names.dtype))
@@ -120,24 +116,24 @@ class Store:
         return np.where(self.names[place] == wanted, place, -1).astype(np.int64)
 
     def exists(self, file: str) -> bool:
-        """Whether this is an image, packed or left out, or a folder that contains one."""
+        """Return whether a name is an image, packed or left out, or a folder of images."""
         is_image = file in self.left_out or self.position([file])[0] >= 0
         return bool(is_image or self.below(file))
 
     def below(self, folder: str) -> list[str]:
-        """Return the image files in a folder, including those left out, sorted."""
+        """Return the sorted image files in a folder, including those left out."""
         names = self.names[_below(self.names, self.prefix + folder)].tolist()
         packed = [os.fsdecode(name)[len(self.prefix) :] for name in names]
         return sorted([*packed, *(f for f in self.left_out if f.startswith(f'{folder}/'))])
 
     def image(self, position: int) -> Image.Image:
-        """Return an image as `load_image` gives its file, at the size it was packed at.
+        """Return an image at its packed size, in the modes of `load_image`.
 
-        `data.images.full_size` of the image is the size that it had before.
+        `data.images.full_size` returns the size of the image before packing.
 
         Raises:
-            BadImageError: If the pixels are not what was written.
-            ValueError: If they cannot be read; the `__cause__` is the error of the system.
+            BadImageError: If the checksum of the pixels differs.
+            ValueError: If the pixels cannot be read; the `__cause__` is the system error.
         """
         if position < 0:
             raise IndexError(f'{self.path} has no image at position {position}')
@@ -154,7 +150,7 @@ class Store:
         return image
 
     def _read(self, position: int, entry: tuple[int, ...]) -> np.ndarray:  # [H, W]
-        """Read the pixels as they are stored; the result is a view of the bytes read."""
+        """Read the stored pixels; the result is a view of the bytes."""
         shard, offset, height, width, *_, form, crc = entry
         dtype = DTYPES[form]
         size = height * width * dtype.itemsize
@@ -166,8 +162,8 @@ class Store:
         if len(data) < size or not self._checked[position] and zlib.crc32(data) != crc:
             name = os.fsdecode(self.names[position])
             raise BadImageError(
-                f'{file} is damaged: the {size} bytes of {name} from byte {offset} on are not '
-                'what was packed; copy or pack the store again'
+                f'{file} is damaged: the checksum of {name} ({size} bytes from byte {offset}) '
+                'differs; copy or pack the store again'
             )
         self._checked[position] = True
         return np.frombuffer(data, dtype).reshape(height, width)
@@ -183,9 +179,9 @@ class Store:
 
 
 def place_of(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    """Return the folder of a store, and the name of its source that the path is; '' for the whole.
+    """Split a path into the folder of a store and the name of a source, '' for the whole store.
 
-    Any other path is returned as it is.
+    A path outside stores is returned unchanged.
     """
     path = Path(path)
     folder, name = path.parent, path.name
@@ -196,10 +192,10 @@ def place_of(path: str | os.PathLike[str]) -> tuple[Path, str]:
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a packed store, or a source of one.
+    """Return whether a folder is a packed store, or a source of a store.
 
     Raises:
-        ValueError: If it is a store that is not finished.
+        ValueError: If the store is not finished.
     """
     if (place_of(path)[0] / STORE_FILE).is_file():
         return True
@@ -209,17 +205,17 @@ def is_store(path: str | os.PathLike[str]) -> bool:
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
-    """Open a store, or return the one that this process has open if it did not change since.
+    """Open a store, or return the open store of this process if it has not changed since.
 
     Raises:
-        ValueError: If a file is missing or is not what was written. The message names the file.
+        ValueError: If a file is missing or its size or checksum differs.
     """
     folder = Path(path).resolve()
     return _open_once(folder, _checksum(read_about(folder)))
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
-    """Read every byte of a store and return what is wrong with it; [] if nothing is."""
+    """Read every byte of a store and return a list of problems."""
     try:
         problems = file_problems(Path(path), read_about(path))
     except ValueError as error:
@@ -237,10 +233,10 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read store.json; for a source, its own number of images and the like replace the totals.
+    """Read store.json; for a source, the entries of the source replace those of the store.
 
     Raises:
-        ValueError: If it cannot be read, was changed, or has another version.
+        ValueError: If the file cannot be read, was changed, or has another version.
     """
     folder, source = place_of(path)
     file = folder / STORE_FILE
@@ -257,12 +253,12 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
             'images again, into a new folder'
         )
     if crc != _checksum(about):
-        raise ValueError(f'{file} is not what was written: its checksum differs')
+        raise ValueError(f'{file} was changed: the checksum differs')
     return about | about.get('sources', {}).get(source, {})
 
 
 def write_about(folder: Path, about: dict[str, Any]) -> None:
-    """Write store.json, which makes the folder a store, and the list of what was left out."""
+    """Write the list of images that were left out, and store.json, which completes the store."""
     if about['left_out']:
         bad = pd.DataFrame(about['left_out'].items(), columns=['file', 'problem'])
         text = bad.to_csv(index=False)
@@ -274,12 +270,12 @@ def write_about(folder: Path, about: dict[str, Any]) -> None:
 
 
 def packed_steps(about: dict[str, Any]) -> list[str]:
-    """Return the steps of DATA.PREPROCESS that the images of a store have been through."""
-    return about['settings'].get('preprocess', [])  # earlier versions lack it
+    """Return the steps of DATA.PREPROCESS that were applied to the images of a store."""
+    return about['settings'].get('preprocess', [])  # absent in older stores
 
 
 def describe_form(settings: dict[str, Any]) -> str:
-    """Describe the form of the images that these settings produce."""
+    """Describe the form of the images in a store with these settings."""
     size, bits = settings['size'], 'more than 8 bits kept' if settings['keep_16bit'] else '8 bits'
     bits = ', '.join([bits, *settings.get('preprocess', [])])
     if size is None:
@@ -290,7 +286,7 @@ def describe_form(settings: dict[str, Any]) -> str:
 
 
 def file_problems(path: Path, about: dict[str, Any]) -> list[str]:
-    """List the files of a store that are missing or changed; of shards only the size is checked."""
+    """List missing and changed files of a store; only the size of shards is checked."""
     found = (
         _file_problem(path / name, size, None if name in about['shards'] else crc)
         for name, (size, crc) in about['files'].items()
@@ -314,17 +310,19 @@ def copy_store(
 ) -> Path:
     """Copy a store, for example from a network drive to the disk of a node; return the target.
 
-    Any number of processes may call it at once: one copies and the others wait. Every file is
-    checked while it is copied, and store.json is written last. An interrupted copy is resumed after
-    a check of the files that are there; a complete one is left as it is. A ValueError names a file
-    that is not what was packed, or says that the disk is too small.
+    Several processes may call this at once: one copies and the others wait. Every file is checked
+    while it is copied, and store.json is written last. An interrupted copy is resumed after a check
+    of the existing files; a complete copy is not changed.
+
+    Raises:
+        ValueError: If a checksum differs, or if the disk is too small.
     """
     source, target = Path(source), Path(target)
     about = read_about(source)
     if source.resolve() == target.resolve() or _is_copied(target, about):
         return target
     if logger is not None:
-        logger.info(f'copying {source} to {target}, or waiting for another process that does')
+        logger.info(f'copying {source} to {target}, or waiting for another process that copies it')
     with locked(target / LOCK_FILE, wait=True):
         if _is_copied(target, about):
             return target
@@ -350,7 +348,7 @@ def copy_store(
 
 
 def copy_file(source: Path, target: Path, size: int, crc32: int) -> None:
-    """Copy a file that must have this size and checksum; the target is complete or absent."""
+    """Copy a file and check its size and CRC-32; the target is never incomplete."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(source, 'rb') as reader, atomic_writer(target) as writer:
@@ -359,7 +357,7 @@ def copy_file(source: Path, target: Path, size: int, crc32: int) -> None:
                 found_size, found_crc = found_size + len(block), zlib.crc32(block, found_crc)
                 writer.write(block)
             if (found_size, found_crc) != (size, crc32):
-                raise ValueError(f'{source} is not what was written: its checksum differs')
+                raise ValueError(f'{source} was changed: the size or the checksum differs')
     except OSError as error:
         raise ValueError(f'{source} cannot be copied to {target.parent}: {error}') from error
 
@@ -370,8 +368,8 @@ def _open_once(folder: Path, checksum: int) -> Store:
 
 
 def _below(names: np.ndarray, folder: str) -> slice:
-    """Return which of the sorted names [N] lie in a folder."""
-    ends = [os.fsencode(folder) + end for end in (b'/', b'0')]  # 0 is what follows /
+    """Return the slice of the sorted names [N] that lie in a folder."""
+    ends = [os.fsencode(folder) + end for end in (b'/', b'0')]  # 0 is the character after /
     return slice(*np.searchsorted(names, np.array(ends, names.dtype)).tolist())
 
 
@@ -387,7 +385,7 @@ def _is_copied(target: Path, about: dict[str, Any]) -> bool:
 
 
 def _file_problem(path: Path, size: int, crc: int | None) -> str:
-    """Return what is wrong with a file, '' if nothing; without crc only the size is checked."""
+    """Describe the problem of a file, '' if there is none; `crc` None only checks the size."""
     try:
         found = os.stat(path).st_size
     except OSError as error:
@@ -395,5 +393,5 @@ def _file_problem(path: Path, size: int, crc: int | None) -> str:
     if found != size:
         return f'{path} has {found} bytes, but {size} were written'
     if crc is not None and file_crc32(path) != crc:
-        return f'{path} is not what was written: its checksum differs'
+        return f'{path} was changed: the checksum differs'
     return ''

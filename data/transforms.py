@@ -1,9 +1,8 @@
-"""Image transforms: preprocessing, crop, resize, flip, augmentation, normalisation.
+"""Transform images: preprocessing, crop, resize, flip, augmentation, normalisation.
 
-A transform is called with an image from `data.images` or a packed store and with the generator of
-the sample. It draws in a fixed order: crop, flip, mask, then what fine-tuning adds. No global
-random state is read. Pixels are float32 arrays [H, W] in grey levels 0..255 until they are
-normalised.
+A transform takes an image and the random generator of the sample. It draws in a fixed order: crop,
+flip, mask, then augmentations of fine-tuning. No global random state is read. Pixels are float32
+arrays [H, W] with grey levels in [0, 255] until they are normalised.
 """
 
 import math
@@ -27,9 +26,9 @@ PRETRAIN_AREA = (0.67, 1.0)
 FINETUNE_AREA = (0.08, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
-BOX_STEPS = 1024  # boxes are rounded to this fraction of a pixel, which float32 represents exactly
+BOX_STEPS = 1024  # boxes are rounded to 1/1024 pixel, which float32 represents exactly
 
-# One filter, or those that 'random' chooses from for each image.
+# Filters by name; 'random' chooses one of two for each image.
 FILTERS = {
     'bilinear': (Image.Resampling.BILINEAR,),
     'bicubic': (Image.Resampling.BICUBIC,),
@@ -38,14 +37,14 @@ FILTERS = {
     'random': (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
 }
 
-# How a corner moves inward, as (x, y): top left, top right, bottom right, bottom left.
+# Inward directions (x, y) of the corners: top left, top right, bottom right, bottom left.
 INWARD = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)])
 ERASE_AREA = (0.02, 1 / 3)
 ERASE_ASPECT = (0.3, 1 / 0.3)
 ERASE_ATTEMPTS = 10
-RANDAUGMENT_STEPS = 30  # from no change to the greatest
-# Name -> function(image, share of the greatest strength, in [-1, 1]). Those of torchvision but for
-# 'Color', which changes no grey image; the filter is bilinear.
+RANDAUGMENT_STEPS = 30  # number of steps from no change to the greatest strength
+# Name -> function(image, share of the greatest strength in [-1, 1]). These are torchvision's
+# operations, with a bilinear filter and without 'Color', which does not change grey images.
 RANDAUGMENT: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     'Identity': lambda image, share: image,
     'ShearX': lambda image, share: _moved(image, slope=(0.3 * share, 0)),
@@ -64,7 +63,7 @@ RANDAUGMENT: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels of its full size."""
+    """A rectangle in an image, in pixels of the full size."""
 
     top: int
     left: int
@@ -73,11 +72,11 @@ class Box(NamedTuple):
 
 
 class Normalize:
-    """Turns grey levels into the model's input: (pixels - offset) / scale for each channel.
+    """Convert grey levels to the input of the model: (pixels - offset) / scale for each channel.
 
     With DATA.NORMALIZE 'dataset', offset and scale are 255 times the mean and the standard
-    deviation of the data set. With 'image', they are those of the image itself (the scale is at
-    least one grey level).
+    deviation of the data set. With 'image', they are the mean and the standard deviation of the
+    image (at least one grey level).
     """
 
     def __init__(self, config: Config) -> None:
@@ -106,7 +105,7 @@ class Normalize:
 
 
 class RandomCrop:
-    """Preprocessing, random crop and flip, which all training transforms begin with."""
+    """The common start of all training transforms: preprocessing, random crop and flip."""
 
     def __init__(self, config: Config, interpolation: str, area: tuple[float, float]) -> None:
         self.size = config.DATA.IMG_SIZE
@@ -124,14 +123,14 @@ class RandomCrop:
     def cut(
         self, image: Image.Image, box: Box, flipped: bool, rng: np.random.Generator
     ) -> np.ndarray:  # [S, S]
-        """Cut out the crop in grey levels; only a random filter draws from rng."""
+        """Cut out the crop in grey levels; only the filter 'random' draws from `rng`."""
         resample = self.filters[0 if len(self.filters) == 1 else rng.integers(len(self.filters))]
         pixels = resized_crop(image, box, self.size, resample)
         return pixels[:, ::-1] if flipped else pixels
 
 
 class PretrainTransform(RandomCrop):
-    """(image, rng) -> (normalised image [C, S, S], mask [h, w])."""
+    """Return a normalised crop [C, S, S] of an image, and a mask [h, w], for pre-training."""
 
     def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
         super().__init__(config, config.DATA.PRETRAIN_INTERPOLATION, PRETRAIN_AREA)
@@ -147,7 +146,7 @@ class PretrainTransform(RandomCrop):
 
 
 class TrainTransform(RandomCrop):
-    """Fine-tuning: (image, rng) -> normalised image [C, S, S], augmented."""
+    """Return an augmented and normalised crop [C, S, S] of an image for fine-tuning."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, config.DATA.INTERPOLATION, FINETUNE_AREA)
@@ -169,17 +168,17 @@ class TrainTransform(RandomCrop):
 
 
 class EvalTransform:
-    """(image, rng) -> normalised image [C, S, S] or views of it [T, C, S, S]; nothing is random.
+    """Return a normalised image [C, S, S], or several views of it [T, C, S, S]; nothing is random.
 
-    The image is either the centre crop of an enlarged image (TEST.CROP) or the whole image
-    squeezed to a square. With EVAL.TTA 'crops', the views are the centre and the four corners of
-    the enlarged image (T = 5), and TEST.CROP decides whether the aspect is kept. With
+    With TEST.CROP, the view is the centre crop of the enlarged image. Otherwise it is the whole
+    image squeezed to a square. With EVAL.TTA 'crops', the views are the centre and the four corners
+    of the enlarged image (T = 5), and TEST.CROP decides whether the aspect is kept. With
     EVAL.TTA_FLIP, the mirrored views follow (T = 2 or 10).
 
     Args:
-        config: All options.
-        interpolation: A name in FILTERS. The default is DATA.INTERPOLATION.
-        test_time_views: If False, there is one view regardless of EVAL.TTA and EVAL.TTA_FLIP.
+        config: Run configuration.
+        interpolation: Name in FILTERS. The default is DATA.INTERPOLATION.
+        test_time_views: If False, there is one view, and EVAL.TTA and EVAL.TTA_FLIP are ignored.
     """
 
     def __init__(
@@ -195,14 +194,14 @@ class EvalTransform:
         self.normalize = Normalize(config)
 
     def pixels(self, image: Image.Image) -> np.ndarray:  # [S, S]
-        """Return the single view of an image without EVAL.TTA, in grey levels."""
+        """Return the view of an image without EVAL.TTA in grey levels."""
         image = self.preprocess(image)
         if self.crop:
             return centre_crop(image, self.size, self.filter)
         return _resize(image, (self.size, self.size), self.filter)
 
     def views(self, image: Image.Image) -> np.ndarray:  # [T, S, S]
-        """Return what the model is given, in grey levels."""
+        """Return all views of an image in grey levels."""
         if self.five_crops:
             image = self.preprocess(image)
             enlarged = _enlarge(image, self.size, self.filter, keep_aspect=self.crop)
@@ -217,10 +216,9 @@ class EvalTransform:
 
 
 class HoldoutTransform:
-    """(image, rng) -> (image [C, S, S], mask [h, w], scale [C], offset [C]) without augmentation.
+    """Return an image [C, S, S] without augmentation, a mask [h, w], scale [C] and offset [C].
 
-    image * scale + offset are grey levels, so a difference of normalised values times the scale
-    is in grey levels. Only the mask is drawn from rng.
+    image * scale + offset restores the grey levels. Only the mask is drawn from `rng`.
     """
 
     def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
@@ -237,10 +235,10 @@ class HoldoutTransform:
 
 
 class RandomWarp:
-    """Rotation, shift, scaling, shear and perspective with AUG's ranges, in one resampling.
+    """Apply rotation, shift, scaling, shear and perspective with one resampling (AUG options).
 
-    If all of them are off, nothing is drawn. Otherwise there are always 13 uniform draws, so that
-    no option changes the draws of the others. Areas from outside the crop are black.
+    If all are off, nothing is drawn. Otherwise there are always 13 uniform draws, so that no option
+    changes the draws of the others. Areas from outside the crop are black.
     """
 
     def __init__(self, config: Config) -> None:
@@ -268,10 +266,10 @@ class RandomWarp:
 
 
 class RandAugment:
-    """A number of operations of RANDAUGMENT one after another, all of one strength.
+    """Apply several random operations of RANDAUGMENT with the same strength.
 
-    For each operation two numbers are drawn: which one it is, and the sign of its strength. The
-    operations take 8 bits, so grey levels are rounded.
+    Two numbers are drawn for each operation: its index, and the sign of its strength. Grey levels
+    are rounded, because the operations take 8 bits.
 
     Source: Cubuk et al. 2020, arXiv:1909.13719, with the strengths of torchvision.
     """
@@ -312,7 +310,7 @@ def draw_crop(
     allowed aspect.
 
     Args:
-        rng: The generator of the sample.
+        rng: Random generator of the sample.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         area: Range of the share of the image that the box covers.
@@ -338,7 +336,7 @@ def resized_crop(
 ) -> np.ndarray:  # [size, size]
     """Cut a box out and resize it to a square with antialiasing.
 
-    The box is in pixels of `full_size(image)`, which differs from the image's own size if the
+    The box is in pixels of `full_size(image)`, which differs from the size of the image if the
     image was resized when it was packed.
     """
     full, found = full_size(image), (image.height, image.width)
@@ -348,7 +346,7 @@ def resized_crop(
     else:
         top, left, bottom, right = box.top, box.left, box.top + box.height, box.left + box.width
     x, y = math.floor(left), math.floor(top)
-    # resize(box=...) on the whole image would let pixels outside the box into its edges.
+    # resize(box=...) on the whole image would mix pixels outside the box into the edges.
     cut = image.crop((x, y, math.ceil(right), math.ceil(bottom)))
     return _resize(cut, (size, size), resample, (left - x, top - y, right - x, bottom - y))
 
@@ -361,12 +359,12 @@ def centre_crop(
 
 
 def enlarged_side(size: int) -> int:
-    """Return the short side in pixels from which `centre_crop` cuts."""
+    """Return the short side in pixels to which `centre_crop` enlarges an image."""
     return int(256 / 224 * size)
 
 
 def five_crops(pixels: np.ndarray, size: int) -> np.ndarray:  # [H, W] -> [5, size, size]
-    """Cut out the centre, then top left, top right, bottom left, bottom right."""
+    """Cut out the centre, top left, top right, bottom left and bottom right."""
     bottom, right = pixels.shape[0] - size, pixels.shape[1] - size
     places = [(round(bottom / 2), round(right / 2)), (0, 0), (0, right), (bottom, 0)]
     places.append((bottom, right))
@@ -382,20 +380,20 @@ def warp_matrix(
     shear: float = 0.0,
     inward: np.ndarray | float = 0.0,
 ) -> np.ndarray:  # [3, 3]
-    """Return the homography from points (x, y, 1) of a square image to those of the warped one.
+    """Return the homography from points (x, y, 1) of a square image to points of the warped image.
 
-    The order is torchvision's: an affine map around the centre (shear, then scaling and rotation,
-    then shift), followed by a perspective. Points are in pixels; (0, 0) is the outer corner of
-    the first pixel.
+    As in torchvision, an affine map around the centre (shear, then scaling and rotation, then
+    shift) is followed by a perspective. Points are in pixels; (0, 0) is the outer corner of the
+    first pixel.
 
     Args:
         size: Side of the image in pixels.
         angle: Clockwise rotation in degrees.
         shift: (right, down) in pixels.
         scale: Scaling factor.
-        shear: Shear of the rows against each other in degrees.
-        inward: [4, 2], how far (x, y) each corner moves inward in pixels: top left, top right,
-            bottom right, bottom left. Below a third of the side the corners stay convex.
+        shear: Shear of the rows in degrees.
+        inward: Inward shifts (x, y) in pixels, [4, 2], of the top left, top right, bottom right and
+            bottom left corner. Below a third of the side, the corners stay convex.
     """
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     linear = (
@@ -409,10 +407,7 @@ def warp_matrix(
 
 
 def warp(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:  # [S, S] both ways
-    """Move the points of an image by a homography; areas from outside the image are black.
-
-    The filter is bicubic, which blurs less than bilinear; scored images are not resampled twice.
-    """
+    """Warp an image by a homography with a bicubic filter; areas from outside are black."""
     inverse = np.linalg.inv(matrix)
     warped = Image.fromarray(pixels).transform(
         pixels.shape[::-1],
@@ -424,7 +419,7 @@ def warp(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:  # [S, S] both w
 
 
 def jitter(pixels: np.ndarray, *, brightness: float, contrast: float) -> np.ndarray:
-    """Multiply by the brightness, then scale around the mean by the contrast, both clipped."""
+    """Multiply pixels by the brightness, scale them around the mean by the contrast, and clip."""
     pixels = np.clip(pixels * np.float32(brightness), 0, 255)
     mean = pixels.mean()
     return np.clip(mean + (pixels - mean) * np.float32(contrast), 0, 255)
@@ -433,15 +428,15 @@ def jitter(pixels: np.ndarray, *, brightness: float, contrast: float) -> np.ndar
 def erase(
     image: np.ndarray, rng: np.random.Generator, *, probability: float, mode: str, max_count: int
 ) -> None:
-    """Overwrite 1 to max_count random rectangles in place, as timm's random erasing does.
+    """Erase 1 to max_count random rectangles in place, like timm's random erasing.
 
     Args:
-        image: [C, H, W], normalised.
-        rng: The generator of the sample.
-        probability: Probability that anything is erased.
-        mode: What fills a rectangle: 'const' zeros, 'rand' one normal value per channel, 'pixel'
-            one normal value per channel and pixel.
-        max_count: Largest number of rectangles; the number is uniform, and they share the area.
+        image: Normalised image [C, H, W].
+        rng: Random generator of the sample.
+        probability: Probability of erasing.
+        mode: Content of a rectangle: zeros ('const'), one normal value per channel ('rand'), or one
+            normal value per channel and pixel ('pixel').
+        max_count: Largest number of rectangles, which share the erased area.
     """
     if rng.random() >= probability:
         return
@@ -464,7 +459,7 @@ def erase(
 def _enlarge(
     image: Image.Image, size: int, resample: Image.Resampling, *, keep_aspect: bool
 ) -> np.ndarray:  # [H, W]
-    """Resize the short side to `enlarged_side`; without keep_aspect, both sides."""
+    """Resize the short side (without keep_aspect, both sides) to `enlarged_side`."""
     height, width = full_size(image) if keep_aspect else (1, 1)
     side, short = enlarged_side(size), min(height, width)
     return _resize(image, (side * width // short, side * height // short), resample)
@@ -473,14 +468,14 @@ def _enlarge(
 def _moved(
     image: Image.Image, *, shift: tuple[float, float] = (0, 0), slope: tuple[float, float] = (0, 0)
 ) -> Image.Image:
-    """Shift by parts of the side, cut towards 0 to pixels, or shear from the top left corner."""
+    """Shift by shares of the side, in whole pixels, or shear from the top left corner."""
     shift = [int(part * image.width) for part in shift]
     shear = [math.degrees(math.atan(part)) for part in slope]
     return F.affine(image, 0, shift, 1, shear, F.InterpolationMode.BILINEAR, center=[0, 0])
 
 
 def _perspective(corners: np.ndarray, size: int) -> np.ndarray:  # [4, 2] -> [3, 3]
-    """Return the homography that maps the corners of a square (clockwise) to these corners.
+    """Return the homography that maps the corners of a square to four corners, clockwise.
 
     Source: Heckbert 1989, Fundamentals of Texture Mapping and Image Warping, section 2.2.3.
     """
@@ -494,7 +489,7 @@ def _perspective(corners: np.ndarray, size: int) -> np.ndarray:  # [4, 2] -> [3,
 
 
 def _scaled(start: int, length: int, found: int, full: int) -> tuple[float, float]:
-    """Scale an interval from the full size of an image to the size it is stored at."""
+    """Scale an interval from the full size of an image to its stored size."""
     ends = start * found / full, (start + length) * found / full
     start, end = (round(value * BOX_STEPS) / BOX_STEPS for value in ends)
     return start, end

@@ -1,1 +1,1 @@
-"""Evaluation: metrics with intervals, probes, saliency maps, reconstruction errors, the report."""
+"""Metrics with intervals, probes, saliency maps, reconstruction errors, and the report."""

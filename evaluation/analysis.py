@@ -1,4 +1,4 @@
-"""Everything that a report states about one set of cases: scores, intervals, curves, errors."""
+"""Compute the scores, intervals, curves and worst errors of one set of cases for the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,33 +17,27 @@ from evaluation.calibration import (
 )
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples, delong_interval
-from evaluation.metrics import (
-    METRICS,
-    Protocol,
-    label_scores,
-    mean_summaries,
-    summaries,
-)
+from evaluation.metrics import METRICS, Protocol, label_scores, mean_summaries, summaries
 from evaluation.published import RADIOLOGISTS, is_chexpert_test, points_below
 from evaluation.subgroups import score_groups
 
-CURVE_POINTS = 200  # of a drawn curve, at most
+CURVE_POINTS = 200  # largest number of points in a curve
 HISTOGRAM_BINS = 20
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Values fitted on held-out training patients, one per label; NaN where there is none."""
+    """Values that were fitted on held-out training patients, NaN where there is none."""
 
     thresholds: np.ndarray  # [K]
     temperatures: np.ndarray  # [K]
-    missing: tuple[str, ...] = ()  # labels that the held-out patients do not have
+    missing: tuple[str, ...] = ()  # labels that the held-out cases do not have
 
 
 def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protocol) -> HeldOut:
-    """Fit thresholds and temperatures of these labels; NaN without held-out patients.
+    """Fit thresholds and temperatures for these labels.
 
-    The threshold 'half' is 0.5 in any case.
+    Without held-out cases they are NaN, except for the threshold 'half', which is always 0.5.
     """
     thresholds, temperatures = np.full((2, len(labels)), np.nan)
     if is_fixed := protocol.threshold == 'half':
@@ -64,10 +58,10 @@ def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protoco
 
 
 def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, Any]:
-    """Compute one entry of the report's `sets`. Labels of one class are listed and not scored.
+    """Compute one entry of the report's `sets`.
 
     The cases have one row per image, or per study if only studies are known. The held-out values
-    are in the order of their labels.
+    are in the order of their labels. Labels without both classes are listed but not scored.
     """
     rows = cases.at_level(protocol.level, protocol.aggregate)
     has_both = [np.unique(target[~np.isnan(target)]).size == 2 for target in rows.targets.T]
@@ -76,7 +70,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     held_out = HeldOut(held_out.thresholds[has_both], held_out.temperatures[has_both])
     resamples = Resamples(rows.patient, resamples=protocol.resamples, seed=protocol.seed)
     weights = resamples.score_weights(rows.patient)
-    # The labels of a single-label task have other negatives than those the radiologists read.
+    # A task with a single label has other negatives than the radiologists' study.
     were_read = protocol.level == 'study' and len(has_both) > 1 and is_chexpert_test(rows.study)
     scores, entries = {}, []
     for k, label in enumerate(rows.labels):
@@ -120,7 +114,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
 
 
 def worst_errors(rows: Cases, thresholds: np.ndarray) -> list[dict[str, Any]]:
-    """The most confident false positive and false negative of each label with a threshold."""
+    """Find the most confident false positive and false negative of each label."""
     found = []
     for label, threshold in zip(rows.labels, thresholds, strict=True):
         values, targets = rows.of_label(label)
@@ -146,7 +140,7 @@ def worst_errors(rows: Cases, thresholds: np.ndarray) -> list[dict[str, Any]]:
 def _calibration(
     probabilities: np.ndarray, targets: np.ndarray, temperature: float, weights: np.ndarray
 ) -> dict[str, Any]:
-    """The reliability curves, and the calibration metrics after temperature scaling."""
+    """Compute reliability curves, and calibration metrics after temperature scaling."""
     found = {
         'temperature': float(temperature),
         'scaled': {},
@@ -164,7 +158,7 @@ def _calibration(
 def _confusion(
     probabilities: np.ndarray, targets: np.ndarray, threshold: float
 ) -> dict[str, int] | None:
-    """Numbers of right and wrong decisions; None without a threshold."""
+    """Count true and false decisions; None without a threshold."""
     if np.isnan(threshold):
         return None
     called = probabilities >= threshold
@@ -178,7 +172,7 @@ def _confusion(
 
 
 def _histogram(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-    """Numbers of negative and positive cases in bins from the lowest to the highest probability."""
+    """Count negatives and positives in equal bins between lowest and highest probability."""
     known = probabilities[~np.isnan(targets)]
     low, high = float(known.min()), float(known.max())
     counts = {
@@ -189,7 +183,7 @@ def _histogram(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]
 
 
 def _curves(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-    """ROC and precision-recall curves, thinned."""
+    """Compute ROC and precision-recall curves with at most CURVE_POINTS points."""
     known = ~np.isnan(targets)
     probabilities, targets = probabilities[known], targets[known]
     fpr, tpr, _ = roc_curve(targets, probabilities)
@@ -198,7 +192,7 @@ def _curves(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> dict[str, list[float]]:
-    """At most CURVE_POINTS points, including the first and the last."""
+    """Select at most CURVE_POINTS points, including the first and the last."""
     keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), CURVE_POINTS)).round().astype(int))
     return {'x': x[keep].tolist(), 'y': y[keep].tolist()}
 
@@ -206,7 +200,7 @@ def _thin(x: np.ndarray, y: np.ndarray) -> dict[str, list[float]]:
 def _delong(
     probabilities: np.ndarray, targets: np.ndarray, patients: np.ndarray
 ) -> dict[str, float] | None:
-    """DeLong's interval, which is valid where each patient appears once; otherwise None."""
+    """Compute DeLong's interval; None if a patient appears more than once."""
     known = ~np.isnan(targets)
     if len(set(patients[known])) < known.sum():
         return None
@@ -216,7 +210,7 @@ def _delong(
 def _radiologists(
     probabilities: np.ndarray, targets: np.ndarray, points: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
-    """The radiologists' points, and how many lie below the curve of all studies."""
+    """Return the radiologists' operating points and how many of them lie below the ROC curve."""
     if not points or np.isnan(targets).any():
         return {'radiologists': [], 'radiologists_below': None}
     fpr, tpr, _ = roc_curve(targets, probabilities)

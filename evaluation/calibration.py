@@ -1,9 +1,8 @@
 """Decision thresholds and temperature scaling, both fitted on held-out patients.
 
-The threshold 'half' is fixed and needs none.
+The threshold 'half' is fixed. Each label has its own temperature.
 
-Source: Guo et al. 2017, arXiv:1706.04599, section 4.2 (temperature scaling; here one temperature
-for each label).
+Source: Guo et al. 2017, arXiv:1706.04599, section 4.2 (temperature scaling).
 """
 
 from typing import NamedTuple
@@ -15,26 +14,26 @@ from scipy.special import expit, logit
 from config import Registry
 from evaluation.metrics import calibration_bins
 
-# Probabilities are moved this far from 0 and 1, where the logit is infinite. Prediction files have
-# 9 significant digits, so a 1 in them stands for anything from 1 - 5e-10 on.
+# Probabilities are clipped to [CLIP, 1 - CLIP], because the logit is infinite at 0 and 1. Files of
+# predictions have 9 significant digits, so a 1 stands for a probability of at least 1 - 5e-10.
 CLIP = 1e-9
-TEMPERATURES = (0.01, 100.0)  # lowest and highest that are tried
+TEMPERATURES = (0.01, 100.0)  # lower and upper bound of the search
 THRESHOLD_RULES = Registry('EVAL.THRESHOLD')
-THRESHOLD_RULES['half'] = 0.5  # not chosen: the same for all labels
+THRESHOLD_RULES['half'] = 0.5  # fixed for all labels
 
 
 class Candidates(NamedTuple):
-    """What each candidate threshold of one label would find, from the highest threshold on."""
+    """True and false positives of one label at each candidate threshold, in descending order."""
 
-    hits: np.ndarray  # [C] positives at or above each threshold
-    alarms: np.ndarray  # [C] negatives at or above each threshold
+    hits: np.ndarray  # [C] true positives
+    alarms: np.ndarray  # [C] false positives
     num_positive: int
     num_negative: int
 
 
 @THRESHOLD_RULES.register('youden')
 def youden(found: Candidates, _sensitivity: float) -> np.ndarray:
-    """Sensitivity + specificity - 1, times both counts, so that ties are exact.
+    """Return sensitivity + specificity - 1 times both counts, so that ties are exact.
 
     Source: Youden 1950, Cancer 3(1), 32-35.
     """
@@ -43,13 +42,13 @@ def youden(found: Candidates, _sensitivity: float) -> np.ndarray:
 
 @THRESHOLD_RULES.register('f1')
 def best_f1(found: Candidates, _sensitivity: float) -> np.ndarray:
-    """F1."""
+    """Return the F1 score of each candidate."""
     return 2 * found.hits / (found.num_positive + found.hits + found.alarms)
 
 
 @THRESHOLD_RULES.register('sensitivity')
 def wanted_sensitivity(found: Candidates, sensitivity: float) -> np.ndarray:
-    """Whether the sensitivity is at least the wanted one."""
+    """Return whether each candidate has at least this sensitivity."""
     return found.hits / found.num_positive >= sensitivity
 
 
@@ -58,37 +57,37 @@ def choose_threshold(
 ) -> float:
     """Choose the best threshold among the observed probabilities; NaN without both classes.
 
-    A case is positive if its probability is at least the threshold. Among equally good thresholds
-    the greatest is taken, which calls the fewest cases positive.
+    A case is predicted positive if its probability is at least the threshold. The highest of
+    several equally good thresholds is chosen, which predicts the fewest positives.
 
     Args:
-        probabilities: [N].
-        targets: [N], 1, 0, or NaN where the label is not scored.
-        rule: Name in THRESHOLD_RULES except 'half', which chooses nothing.
-        sensitivity: The wanted sensitivity of the rule 'sensitivity', above 0 and at most 1.
+        probabilities: Probabilities, [N].
+        targets: 1, 0, or NaN where the label is not scored, [N].
+        rule: Name in THRESHOLD_RULES except 'half'.
+        sensitivity: Lowest sensitivity that the rule 'sensitivity' accepts, in (0, 1].
     """
     positive, negative = probabilities[targets == 1], probabilities[targets == 0]
     if not (positive.size and negative.size):
         return float('nan')
-    thresholds = np.unique(np.concatenate([positive, negative]))[::-1]  # from the greatest on
+    thresholds = np.unique(np.concatenate([positive, negative]))[::-1]  # descending
     hits, alarms = _at_least(positive, thresholds), _at_least(negative, thresholds)
     found = Candidates(hits, alarms, positive.size, negative.size)
-    # The first of the greatest.
+    # argmax returns the first maximum, and therefore the highest threshold.
     return float(thresholds[np.argmax(THRESHOLD_RULES[rule](found, sensitivity))])
 
 
 def fit_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:
-    """Fit the temperature T for which sigmoid(logit / T) has the least binary cross-entropy.
+    """Fit the temperature T that minimises the binary cross-entropy of sigmoid(logit / T).
 
-    The cross-entropy is convex in 1 / T, so a minimum in log T is the only one.
+    The cross-entropy is convex in 1 / T, so a minimum in log T is unique.
 
     Args:
-        probabilities: [N], in [0, 1]; 0 and 1 count as CLIP and 1 - CLIP.
-        targets: [N], 1, 0, or NaN where the label is not scored.
+        probabilities: Probabilities, [N], clipped to [CLIP, 1 - CLIP].
+        targets: 1, 0, or NaN where the label is not scored, [N].
 
     Returns:
-        T within TEMPERATURES, NaN without both classes; above 1 softens overconfident
-        probabilities. It is the lower bound if 0.5 separates the classes, the upper bound if the
+        T within TEMPERATURES, or NaN without both classes. T above 1 softens overconfident
+        probabilities. T is the lower bound if 0.5 separates the classes, the upper bound if the
         probabilities are no better than a constant 0.5, and exactly 1 if no other T is better.
     """
     known = ~np.isnan(targets)
@@ -106,25 +105,27 @@ def fit_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:
         method='bounded',
         options={'xatol': 1e-8},
     )
-    # The search does not reach the bounds; among equals, the first is taken.
+    # The search does not reach the bounds. If several values are equal, min returns the first.
     return min((1.0, *TEMPERATURES, float(np.exp(found.x))), key=cross_entropy)
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Divide the logits by T and return probabilities; unchanged if T is NaN (not fitted)."""
+    """Divide the logits by T and return probabilities. If T is NaN, nothing changes."""
     if np.isnan(temperature):
         return probabilities
     return expit(_logits(probabilities) / temperature)
 
 
 def reliability_curve(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, list]:
-    """Mean probability and share of positives in the bins of the expected calibration error.
+    """Compute the reliability curve over the bins of the expected calibration error.
 
-    Probabilities are [N], and targets [N] are 1, 0, or NaN where the label is not scored.
+    Args:
+        probabilities: Probabilities, [N].
+        targets: 1, 0, or NaN where the label is not scored, [N].
 
     Returns:
-        `x` (mean probability), `y` (share of positives) and `count` of the bins with cases, in
-        ascending order of probability.
+        `x` (mean probability), `y` (share of positives) and `count` (number of cases) of the
+        non-empty bins in ascending order.
     """
     known = ~np.isnan(targets)
     values, truth = probabilities[known].astype(np.float64), targets[known].astype(np.float64)
@@ -140,7 +141,7 @@ def reliability_curve(probabilities: np.ndarray, targets: np.ndarray) -> dict[st
 
 
 def _at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """How many values are at least each threshold."""
+    """Count the values at or above each threshold."""
     return values.size - np.searchsorted(np.sort(values), thresholds, side='left')
 
 

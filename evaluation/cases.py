@@ -1,4 +1,4 @@
-"""The cases that are scored: probabilities, targets, patients and groups, one row per image."""
+"""Cases to score: probabilities, targets, patients and groups, with one row per image."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -9,23 +9,23 @@ from data.labels import UNCERTAIN, SharedLabel, any_of
 from data.records import LabelTable, Predictions, Records, row_names, views_in_names
 from evaluation.metrics import study_level
 
-SHOWN = 3  # names that a message gives as examples
+SHOWN = 3  # number of example names in a message
 
 
 @dataclass(frozen=True, eq=False)
 class Cases:
-    """The rows of one set (a split, or a file of predictions); text is in object arrays.
+    """The rows of one set, which is a split or a file of predictions. Text has the dtype object.
 
     Attributes:
         name: Name of the set.
         labels: Label names.
-        path: [N] image, or study, as in the CSV.
-        study: [N] study of each row.
-        patient: [N] patient of each row.
-        probabilities: [N, K] in [0, 1].
-        targets: [N, K] 1, 0, or NaN where the label is not scored.
-        groups: Column ('Sex', 'Age' bands, 'View', ...) -> [N] text, '' where unknown.
-        uncertain: [N, K] True where a label is left out as uncertain; None if nowhere.
+        path: Image or study of each row as in the CSV file, [N].
+        study: Study of each row, [N].
+        patient: Patient of each row, [N].
+        probabilities: Probabilities, [N, K].
+        targets: 1, 0, or NaN where the label is not scored, [N, K].
+        groups: Column ('Sex', 'Age' bands, 'View', ...) -> group of each row, [N], '' if unknown.
+        uncertain: Mask of labels that are not scored because they are uncertain, [N, K], or None.
     """
 
     name: str
@@ -42,17 +42,17 @@ class Cases:
         return len(self.path)
 
     def of_label(self, label: str) -> tuple[np.ndarray, np.ndarray]:  # [N], [N]
-        """Probabilities and targets of one label."""
+        """Return the probabilities and targets of one label."""
         column = self.labels.index(label)
         return self.probabilities[:, column], self.targets[:, column]
 
     def strongest_image(self, name: str, label: str) -> int:
-        """Position of the image with this path, or of the highest-scoring image of this study."""
+        """Return the row of the image with this path, or of a study's highest-scoring image."""
         images = np.flatnonzero((self.path == name) | (self.study == name))
         return int(images[np.argmax(self.of_label(label)[0][images])])
 
     def with_labels(self, wanted: Sequence[bool]) -> 'Cases':
-        """The cases with the labels for which `wanted` ([K]) is true."""
+        """Select the labels for which `wanted` [K] is true."""
         columns = np.flatnonzero(wanted)
         return replace(
             self,
@@ -63,18 +63,18 @@ class Cases:
         )
 
     def select(self, indices: np.ndarray) -> 'Cases':
-        """The rows at these positions (or where this mask is true), in that order."""
+        """Select rows by a boolean mask, or by indices in the order of the indices."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         arrays = {name: v[indices] for name, v in values.items() if isinstance(v, np.ndarray)}
         groups = {name: values[indices] for name, values in self.groups.items()}
         return replace(self, **arrays, groups=groups)
 
     def at_level(self, level: str, how: str = 'max') -> 'Cases':
-        """Combine the images of each study into one row; with the level 'image' nothing changes.
+        """Combine the images of each study into one row if the level is 'study'.
 
-        `how` is 'max' or 'mean' of the probabilities over the images of a study. A target is the
-        greatest known one, and uncertain if one is uncertain and none is known. Text comes from the
-        first image of the study.
+        `how` is 'max' or 'mean' and combines the probabilities. The target is the largest known
+        target. It is uncertain if at least one image is uncertain and no target is known. Paths
+        and groups come from the first image of the study.
         """
         if level == 'image':
             return self
@@ -95,7 +95,7 @@ class Cases:
         )
 
     def count_uncertain(self) -> dict[str, int]:
-        """Number of rows left out as uncertain, for the labels that have any."""
+        """Count the uncertain rows of each label that has any."""
         if self.uncertain is None:
             return {}
         counts = self.uncertain.sum(axis=0).tolist()
@@ -111,33 +111,32 @@ def match(
     complete: bool = True,
     groups: Callable[[Records], Mapping[str, np.ndarray]] | None = None,
 ) -> tuple[Cases, list[str]]:
-    """Match predictions and labels by the names of their images or studies.
+    """Match predictions and labels by the names of images or studies.
 
-    If only the labels are of studies, each image gets the labels of its study, and if only the
-    predictions are, each image gets the prediction of its study.
+    If only the labels or only the predictions belong to studies, each image gets the labels or the
+    prediction of its study.
 
     Args:
         predictions: Predictions of one model.
-        table: The labels.
-        name: Name of the cases.
-        level: Level to score at; 'image' needs labels and predictions of images.
+        table: Labels of the images or studies.
+        name: Name of the resulting set.
+        level: Level of the scores. 'image' requires labels and predictions of images.
         complete: Whether each labelled row must have a prediction.
         groups: Function from records to the groups of the cases.
 
     Returns:
-        The cases, and notes about what is not scored.
+        The cases, and notes about rows and labels that are not scored.
 
     Raises:
         ValueError: If the files have no label or no row in common, if labelled rows have no
-            prediction, or if these files cannot be scored at this level or with these views.
+            prediction, or if the files do not support this level or these views.
     """
     _check_kinds(predictions, table, level)
     labels = tuple(label for label in table.labels if label in predictions.labels)
     if not labels:
         raise ValueError(
-            f'{predictions.file} and {table.file} share no label: predicted are '
-            f'{", ".join(predictions.labels)}, labelled for the task {table.task} '
-            f'{", ".join(table.labels)}'
+            f'{predictions.file} ({", ".join(predictions.labels)}) and {table.file} (task '
+            f'{table.task}: {", ".join(table.labels)}) have no label in common'
         )
     of_predictions, of_table, notes = _pair_rows(predictions, table, complete)
     records = table.records.select(of_table)
@@ -164,20 +163,21 @@ def match(
     unpredicted = [label for label in table.labels if label not in labels]
     for file, missing in ((table.file, table.missing), (predictions.file, unpredicted)):
         if missing:
-            notes.append(f'{file}: no column of {", ".join(missing)}: not scored')
+            notes.append(f'{file} has no column {", ".join(missing)}, which is not scored')
     return cases, notes
 
 
 def share_labels(
     predictions: Predictions, table: LabelTable, shared: Sequence[SharedLabel]
 ) -> tuple[Predictions, LabelTable, str]:
-    """Replace the labels of both by the findings that they share, and list the others.
+    """Reduce predictions and labels to the findings that both contain.
 
-    The probability of a finding with several labels is their maximum. Such a finding is present if
-    one of its labels is, and otherwise not scored if one of them is not.
+    The probability of a finding with several labels is their maximum. The finding is present if one
+    of these labels is present. Otherwise it is not scored if one of these labels is not scored. The
+    last result is a note that lists the remaining labels.
 
     Raises:
-        ValueError: If they share no finding.
+        ValueError: If there is no common finding.
     """
     both = [
         label
@@ -186,8 +186,8 @@ def share_labels(
     ]
     if not both:
         raise ValueError(
-            f'{predictions.file} and {table.file} share no finding: predicted are '
-            f'{", ".join(predictions.labels)}, labelled {", ".join(table.labels)}'
+            f'{predictions.file} ({", ".join(predictions.labels)}) and {table.file} '
+            f'({", ".join(table.labels)}) have no finding in common'
         )
     marks = np.where(np.isnan(table.targets), UNCERTAIN, table.targets)
     probabilities, values = [], []
@@ -202,7 +202,7 @@ def share_labels(
         ', '.join(name for name in part.labels if name not in used) or 'none'
         for part, used in ((predictions, predicted), (table, labelled))
     )
-    note = '{}: labels that are not shared and left out: predicted {}; labelled {}'
+    note = '{}: labels without a counterpart are left out: predictions of {}; labels of {}'
     return (
         replace(predictions, labels=names, probabilities=np.stack(probabilities, axis=1)),
         replace(
@@ -219,23 +219,23 @@ def share_labels(
 def _check_kinds(predictions: Predictions, table: LabelTable, level: str) -> None:
     of_studies = [part.file for part in (predictions, table) if part.key == 'Study']
     if level == 'image' and of_studies:
-        raise ValueError(f'level image needs rows of images (Path), {of_studies[0]} has studies')
+        raise ValueError(f'level image requires images (Path), but {of_studies[0]} has studies')
     if table.views != 'all' and predictions.key == 'Study':
         raise ValueError(
-            f'views {table.views} can be chosen among images only, {predictions.file} has studies'
+            f'views {table.views} requires images (Path), but {predictions.file} has studies'
         )
 
 
 def _pair_rows(
     predictions: Predictions, table: LabelTable, complete: bool
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Matching rows of both, [M] each, and notes about the other rows.
+    """Match the rows of both files, by study if either file has studies, otherwise by image.
 
-    Rows are matched by study if either file has studies, and otherwise by image.
+    Returns row indices [M] of predictions and of labels, and notes about the unmatched rows.
     """
     key = 'Study' if 'Study' in (predictions.key, table.key) else 'Path'
     given, wanted = row_names(predictions.names, key), row_names(table.records.path, key)
-    if table.key == 'Path':  # a study's prediction may serve several images
+    if table.key == 'Path':  # the prediction of a study may belong to several images
         of_table, of_predictions = np.arange(len(wanted)), given.get_indexer(wanted)
     else:
         of_predictions = _of_wanted_views(predictions, table.views)
@@ -244,8 +244,8 @@ def _pair_rows(
     of_predictions, of_table = of_predictions[paired], of_table[paired]
     if not len(of_table):
         raise ValueError(
-            f'{predictions.file} and {table.file} have no row in common: predicted are '
-            f'{_examples(predictions.names)}; labelled are {_examples(table.records.path)}'
+            f'{predictions.file} ({_examples(predictions.names)}) and {table.file} '
+            f'({_examples(table.records.path)}) have no row in common'
         )
     notes, of_views = [], '' if table.views == 'all' else f' of {table.views} views'
     if ignored := len(given) - len(set(of_predictions)):
@@ -270,16 +270,19 @@ def _pair_rows(
 
 
 def _of_wanted_views(predictions: Predictions, wanted: str) -> np.ndarray:
-    """Positions of the images of these views, which their names must show."""
+    """Return the rows of the images with these views, which the file names must contain."""
     if wanted == 'all':
         return np.arange(len(predictions.names))
     views = views_in_names(predictions.names)
     if (views == '').any():
         unknown = predictions.names[np.argmax(views == '')]
-        raise ValueError(f'{predictions.file}: {unknown!r} names no view, but {wanted} is wanted')
+        raise ValueError(
+            f'{predictions.file}: views {wanted} cannot be selected, because the name {unknown!r} '
+            'does not contain a view'
+        )
     return np.flatnonzero(views == wanted)
 
 
 def _examples(names: Sequence[str]) -> str:
-    """The first few of some names."""
+    """List the first few names for a message."""
     return ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')

@@ -1,7 +1,7 @@
-"""Charts of the report as SVG, and the numbers that its templates print.
+"""SVG charts of the report, and number formats for the templates.
 
-Colours come from the style sheet of the page. Every series differs from its neighbours in dash or
-marker, not in colour alone.
+Colours come from the style sheet of the page. Neighbouring series differ in dash or marker and not
+only in colour.
 """
 
 import math
@@ -10,22 +10,22 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-# Pixels of a panel: about 300 wide, so that the text stays legible on a phone.
+# Sizes in pixels. A panel is about 300 px wide, so that the text stays legible on a phone.
 SIDE, LEFT, RIGHT, TOP, BOTTOM = 236, 48, 14, 10, 44
-STRIP = 38  # height of a row of a forest plot
+STRIP = 38  # height in pixels of a row in a forest plot
 MARKERS = ('circle', 'square', 'triangle')
-TICK_PX, GAP_PX = 7, 5  # greatest width of a digit of a tick, and least space next to its name
-NUM_SERIES = 6  # styles of lines in the style sheet
-FEW_POINTS = 30  # up to this number, each point of a training curve gets a marker
+TICK_PX, GAP_PX = 7, 5  # largest width of a digit, and smallest gap next to a tick label
+NUM_SERIES = 6  # number of line styles in the style sheet
+FEW_POINTS = 30  # training curves with at most this number of points have markers
 UNIT = (0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
 CLASSES = ('negative', 'positive')
 Values = Sequence[float | None]
 
 
 def printed(value: object) -> object:
-    """What a template prints for a value: three decimals of a float, and all digits of a count.
+    """Format a value for the page: three decimals for a float, and all digits of an integer.
 
-    The exact value, by which the page sorts, is an attribute of the element.
+    The exact value is an attribute of the element. The page sorts tables by this attribute.
     """
     if isinstance(value, float):
         return number(value, f'{value:.3f}'.replace('-', '\N{MINUS SIGN}'))
@@ -35,27 +35,27 @@ def printed(value: object) -> object:
 
 
 def number(value: float | None, shown: str) -> Markup:
-    """A number with the text that is shown for it; 'n/a' for None."""
+    """Return an element with a number and the text that shows it; 'n/a' for None."""
     if value is None:
         return Markup('<data value="" class="na">n/a</data>')
     return Markup('<data value="{}">{}</data>').format(repr(value), shown)
 
 
 def probability(value: float | None) -> object:
-    """Three decimals, or powers of ten if it would look like 0."""
+    """Format a probability with three decimals, or as a power of ten if it would be 0.000."""
     is_small = value and abs(value) < 0.0005
     return number(value, f'{value:.1e}') if is_small else printed(value)
 
 
 def p_value(value: float | None) -> object:
-    """Three decimals, or '< 0.001'."""
+    """Format a p-value with three decimals, or as '< 0.001'."""
     is_small = value is not None and value < 0.001
     return number(value, '< 0.001') if is_small else printed(value)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A range and its ticks."""
+    """Range and ticks of an axis."""
 
     low: float
     high: float
@@ -63,11 +63,11 @@ class Axis:
     title: str = ''
 
     def share(self, value: float) -> float:
-        """Position of a value: 0 at the low end, 1 at the high end."""
+        """Return the relative position of a value, 0 at the low end and 1 at the high end."""
         return (value - self.low) / (self.high - self.low)
 
     def names(self) -> list[tuple[float, str]]:
-        """The ticks and their text, with as many decimals as their step needs."""
+        """Return the ticks and their text, with as many decimals as the step needs."""
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else 1.0
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
         style = 'g' if step >= 1e5 or decimals > 4 else f',.{decimals}f'
@@ -75,9 +75,9 @@ class Axis:
 
 
 def nice_axis(values: Iterable[float], title: str = '', *, exact: bool = False) -> Axis:
-    """An axis over these values with round ticks.
+    """Return an axis with round ticks that contains all values.
 
-    With `exact` it ends at the values instead of the next ticks.
+    With `exact`, the axis ends at the smallest and largest value instead of at the next ticks.
     """
     values = list(values) or [0.0, 1.0]
     low, high = min(values), max(values)
@@ -93,7 +93,7 @@ def nice_axis(values: Iterable[float], title: str = '', *, exact: bool = False) 
 
 
 class Panel:
-    """A chart with a frame: data coordinates in, SVG out."""
+    """A chart with two axes that converts data coordinates to SVG."""
 
     def __init__(self, x: Axis, y: Axis) -> None:
         self.x, self.y = x, y
@@ -103,7 +103,7 @@ class Panel:
             TICK_PX * max((len(name) for _, name in axis.names()), default=0) + GAP_PX
             for axis in (x, y)
         )
-        # Where long names would run into each other, only every second or third tick has one.
+        # If long tick labels would overlap, only every second or third tick has a label.
         every = max(1, math.ceil(wide * (len(x.ticks) - 1) / SIDE))
         for i, (tick, name) in enumerate(x.names()):
             at = self.place(tick, y.low)[0]
@@ -119,7 +119,7 @@ class Panel:
             )
             self.text(LEFT - 6, at + 4, name, 'end')
         self.text(LEFT + SIDE / 2, bottom + 36, x.title, 'middle', 'axis-title')
-        at = min(12, LEFT - 6 - high)  # of the title, left of the longest name
+        at = min(12, LEFT - 6 - high)  # the title is to the left of the longest tick label
         self.left = min(0, at - 12)
         turned = f'rotate(-90) translate({-(TOP + SIDE / 2):g} {at})'
         self.parts.append(
@@ -127,11 +127,11 @@ class Panel:
         )
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        """Pixels of a point."""
+        """Return the pixel coordinates of a point."""
         return LEFT + SIDE * self.x.share(x), TOP + SIDE * (1 - self.y.share(y))
 
     def line(self, xs: Values, ys: Values, style: str) -> None:
-        """A line through the points, interrupted where a value is missing."""
+        """Draw a line through the points with a gap at each missing value."""
         pieces, pen = [], 'M'
         for x, y in zip(xs, ys, strict=True):
             is_known = x is not None and y is not None
@@ -141,18 +141,18 @@ class Panel:
         self.parts.append(element('path', class_=style, d=''.join(pieces)))
 
     def marks(self, xs: Values, ys: Values, style: str, *, marker: str) -> None:
-        """A marker at each known point."""
+        """Draw a marker at each point that is not missing."""
         for x, y in zip(xs, ys, strict=True):
             if x is not None and y is not None:
                 self.parts.append(mark(*self.place(x, y), marker, style))
 
     def text(self, x: float, y: float, words: str, anchor: str, style: str = 'tick') -> None:
-        """Text at a place in pixels; `anchor` is 'middle' or 'end'."""
+        """Draw text at pixel coordinates. `anchor` is 'middle' or 'end'."""
         place = {'x': f'{x:.1f}', 'y': f'{y:.1f}'}
         self.parts.append(element('text', words, class_=style, **place, text_anchor=anchor))
 
     def svg(self, key: str, title: str, description: str) -> Markup:
-        """The finished chart; `key` must be unique on the page."""
+        """Return the finished chart. `key` must be unique on the page."""
         named = [
             element('title', title, id=f'{key}-t'),
             element('desc', description, id=f'{key}-d'),
@@ -169,7 +169,7 @@ class Panel:
 
 
 def roc(label: dict, key: str) -> Markup:
-    """The ROC curve of a label of report.json, its operating point, and radiologists' points."""
+    """Draw the ROC curve of a label with the operating points of model and radiologists."""
     panel = Panel(Axis(*UNIT, '1 \N{MINUS SIGN} specificity'), Axis(*UNIT, 'Sensitivity'))
     panel.line((0, 1), (0, 1), 'chance')
     panel.line(*_series(label['roc']), 'curve series-0')
@@ -180,29 +180,29 @@ def roc(label: dict, key: str) -> Markup:
         style = 'reader ' + ('below' if reader['below'] else 'above')
         place = [1 - reader['specificity']], [reader['sensitivity']]
         panel.marks(*place, style, marker=MARKERS[i % len(MARKERS)])
-    words = 'Sensitivity against 1 minus specificity; the numbers stand above and in the table.'
+    words = 'Sensitivity against 1 minus specificity. The numbers are above and in the table.'
     return panel.svg(f'{key}-roc', f'ROC curve: {label["label"]}', words)
 
 
 def overlaid_roc(sets: Sequence[dict], label: str, key: str) -> Markup:
-    """The ROC curves of one label; `sets` are those of report.json, each of another model."""
+    """Draw the ROC curves of several models for one label; each set belongs to one model."""
     panel = Panel(Axis(*UNIT, '1 \N{MINUS SIGN} specificity'), Axis(*UNIT, 'Sensitivity'))
     panel.line((0, 1), (0, 1), 'chance')
     for i, scored in enumerate(sets):
         for part in scored['labels']:
             if part['label'] == label:
                 panel.line(*_series(part['roc']), series(i))
-    words = 'Sensitivity against 1 minus specificity of each model; the numbers are in the table.'
+    words = 'Sensitivity against 1 minus specificity of each model. The numbers are in the table.'
     return panel.svg(key, f'ROC curves: {label}', words)
 
 
 def series(i: int) -> str:
-    """The style of the i-th line of a chart."""
+    """Return the style of the i-th line of a chart."""
     return f'curve series-{i % NUM_SERIES}'
 
 
 def histogram(label: dict, key: str) -> Markup:
-    """Share of the positive and of the negative cases by probability, and the threshold."""
+    """Draw histograms of the probabilities of positives and negatives, and the threshold."""
     counts = label['histogram']
     low, high = counts['low'], counts['high']
     shares = [[n / (sum(counts[name]) or 1) for n in counts[name]] for name in CLASSES]
@@ -216,42 +216,42 @@ def histogram(label: dict, key: str) -> Markup:
     threshold = label['threshold']
     if threshold is not None and x.low <= threshold <= x.high:
         panel.line([threshold] * 2, [panel.y.low, panel.y.high], 'threshold')
-    words = 'Share of positive and of negative cases in bins of equal width.'
+    words = 'Shares of the positive and of the negative cases in bins of equal width.'
     return panel.svg(f'{key}-histogram', f'Probabilities: {label["label"]}', words)
 
 
 def precision_recall(label: dict, key: str) -> Markup:
-    """Precision over recall in steps, as average precision sums it, with the positive share."""
+    """Draw the stepwise precision-recall curve and the share of positives."""
     panel = Panel(Axis(*UNIT, 'Recall (sensitivity)'), Axis(*UNIT, 'Precision'))
     panel.line((0, 1), [label['positives'] / label['n']] * 2, 'chance')
     xs, ys = _series(label['precision_recall'])
-    # Between two recalls, the precision is that of the higher recall.
+    # Average precision uses the precision of the higher recall between two points.
     panel.line(
         [x for x in xs for _ in 'ab'][:-1], [y for y in ys for _ in 'ab'][1:], 'curve series-0'
     )
-    words = 'Precision against recall; the dashed line is the share of positives.'
+    words = 'Precision against recall. The dashed line is the share of positives.'
     return panel.svg(f'{key}-pr', f'Precision-recall curve: {label["label"]}', words)
 
 
 def calibration(label: dict, key: str) -> Markup:
-    """Share of positives over mean predicted probability, raw and after temperature scaling."""
+    """Draw the reliability curves before and after temperature scaling."""
     curves = [_series(label['calibration'][name]) for name in ('raw', 'scaled')]
     known = [v for curve in curves for series in curve for v in series if v is not None]
-    # With an axis up to 1, the points of a rare label would crowd in the corner.
+    # With an axis up to 1, the points of a rare label would all lie in the corner.
     x = nice_axis([0.0, max(known, default=0.0) or 1.0], 'Mean predicted probability')
     panel = Panel(x, replace(x, title='Share of positives'))
     panel.line((0, x.high), (0, x.high), 'chance')
     for i, (xs, ys) in enumerate(curves):
         panel.line(xs, ys, f'curve thin series-{i}')
         panel.marks(xs, ys, f'mark series-{i}', marker=MARKERS[i])
-    words = 'Observed share of positives against predicted probability; the diagonal is perfect.'
+    words = 'Observed share of positives against predicted probability. The diagonal is ideal.'
     return panel.svg(f'{key}-calibration', f'Calibration: {label["label"]}', words)
 
 
 def training_panels(training: dict) -> list[tuple[str, list[dict], Markup]]:
-    """(title, curves, chart) of each panel of training curves.
+    """Return the title, the curves and the chart of each panel of training curves.
 
-    The losses share one panel, and every other curve has its own.
+    All losses share one panel. Every other curve has a separate panel.
     """
     epochs, groups = training['epochs'], {}
     for curve in training['curves']:
@@ -262,7 +262,7 @@ def training_panels(training: dict) -> list[tuple[str, list[dict], Markup]]:
         known = [v for curve in curves for v in curve['values'] if v is not None]
         panel = Panel(nice_axis(epochs, 'Epoch', exact=True), nice_axis(known, title))
         for i, curve in enumerate(curves):
-            # Not every epoch is validated (EVAL.EVERY).
+            # Epochs without validation (EVAL.EVERY) have no value.
             points = [p for p in zip(epochs, curve['values'], strict=True) if p[1] is not None]
             xs, ys = [x for x, _ in points], [y for _, y in points]
             panel.line(xs, ys, f'curve thin series-{i % 3}')
@@ -274,15 +274,15 @@ def training_panels(training: dict) -> list[tuple[str, list[dict], Markup]]:
 
 
 def forest_axis(scores: Iterable[dict], reference: float) -> Axis:
-    """The common axis of a forest plot; it contains the reference value."""
+    """Return the common axis of a forest plot, which includes the reference value."""
     values = [v for score in scores for v in score.values() if v is not None]
     return nice_axis([*values, reference])
 
 
 def strip(score: dict, axis: Axis, reference: float, few: bool = False) -> Markup:
-    """One row of a forest plot, as wide as its cell: the value, its interval, the reference.
+    """Draw a row of a forest plot with the value, the interval and the reference.
 
-    The other cells of the row contain the numbers, so it is hidden from screen readers.
+    Other cells of the row contain the numbers, so the drawing is hidden from screen readers.
     """
     upright = {'y1': '0', 'y2': '100%'}
     styles = [*((tick, 'grid') for tick in axis.ticks), (reference, 'chance')]
@@ -302,7 +302,7 @@ def strip(score: dict, axis: Axis, reference: float, few: bool = False) -> Marku
 
 
 def strip_axis(axis: Axis) -> Markup:
-    """The axis labels below the rows of a forest plot."""
+    """Draw the axis labels below a forest plot."""
     texts = []
     for tick, name in axis.names():
         style = 'tick' if tick in (axis.low, axis.high) else 'tick between'
@@ -312,14 +312,14 @@ def strip_axis(axis: Axis) -> Markup:
 
 
 def key_mark(marker: str, style: str, line: str = '') -> Markup:
-    """A sample for a legend: a marker, a line, or both."""
+    """Draw a legend entry with a marker, a line, or both."""
     parts = [element('path', class_=line, d='M1 8L27 8')] if line else []
     parts += [mark(14, 8, marker, style)] if marker else []
     return element('svg', *parts, class_='key', width=28, height=16, aria_hidden='true')
 
 
 def mark(x: float, y: float, marker: str, style: str) -> Markup:
-    """A marker at a place in pixels."""
+    """Draw a marker at pixel coordinates."""
     shapes = {
         'circle': ('circle', {'cx': f'{x:.1f}', 'cy': f'{y:.1f}', 'r': '3.8'}),
         'square': (
@@ -334,7 +334,7 @@ def mark(x: float, y: float, marker: str, style: str) -> Markup:
 
 
 def element(tag: str, *children: str, **attributes: object) -> Markup:
-    """An SVG element; text is escaped. Underscores in the names of attributes become hyphens."""
+    """Return an SVG element with escaped text. Underscores in attribute names become hyphens."""
     written = Markup('').join(
         Markup(' {}="{}"').format(name.rstrip('_').replace('_', '-'), value)
         for name, value in attributes.items()

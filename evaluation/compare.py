@@ -1,4 +1,4 @@
-"""Paired comparison of two models: differences of AUROC, their intervals and p-values."""
+"""Paired comparison of two models: differences in AUROC with intervals and p-values."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,21 +12,21 @@ from evaluation.metrics import headline_labels, label_scores, summary
 
 
 def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
-    """Compare two models: an entry of the report's `comparisons`, without its `set`.
+    """Compare two models.
 
     Args:
-        a: Cases at the level to compare; their order of rows and labels is kept.
-        b: Cases with the same paths, in any order, and the same targets.
-        resamples: Number of draws of patients, shared by a, b and all labels. 0: no interval and no
-            bootstrap p-value.
-        seed: Seed of the draws.
+        a: Cases of the first model at the level to compare.
+        b: Cases of the second model with the same paths, in any order, and the same targets.
+        resamples: Number of bootstrap resamples of patients, shared by both models and all labels.
+            With 0 there are no intervals and no bootstrap p-values.
+        seed: Seed of the resamples.
 
     Returns:
-        `a` and `b` (names); `labels`, with for each common label that has both classes `difference`
-        (AUROC of a minus AUROC of b: `value`, `low`, `high`), `p_bootstrap`, `p_delong` (NaN unless
-        each patient has one row) and `p_holm` (over the labels, from `p_delong` or otherwise
-        `p_bootstrap`); `means`, with `five`, or with `labels_with_both_classes` if one of the five
-        is not among them.
+        Entry of the report's `comparisons` without its `set`. `a` and `b` are the names. `labels`
+        contains the common labels with both classes: `difference` (AUROC of a minus AUROC of b),
+        `p_bootstrap`, `p_delong` (NaN unless each patient has one row) and `p_holm` (adjusted over
+        the labels, from `p_delong` or otherwise `p_bootstrap`). `means` contains `five`, or
+        `labels_with_both_classes` if one of the five labels is missing.
     """
     counts = [np.unique(target[~np.isnan(target)]).size for target in a.targets.T]
     defined = [label for label, count in zip(a.labels, counts, strict=True) if count == 2]
@@ -59,10 +59,11 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
 
 
 def bootstrap_p(samples: np.ndarray) -> float:
-    """Two-sided p-value that a difference is 0, from its resamples [R]; NaN without an interval.
+    """Return the two-sided bootstrap p-value of the hypothesis that a difference is 0.
 
-    It is twice the smaller share of resamples on one side of 0, at most 1. One is added to each
-    count and to the number of resamples, so R resamples give at least 2 / (R + 1).
+    The p-value is twice the smaller share of the resamples [R] on one side of 0, at most 1. Each
+    count and the number of resamples are increased by one, so the smallest p-value is 2 / (R + 1).
+    It is NaN if the interval is undefined.
 
     Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 4.2.
     """
@@ -74,7 +75,7 @@ def bootstrap_p(samples: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Adjust p-values by Holm's step-down method; NaN stays and does not count.
+    """Adjust p-values by Holm's step-down method, ignoring NaN.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6(2), 65-70.
     """
@@ -86,10 +87,11 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def _summary(samples: np.ndarray) -> dict[str, Any]:
-    """The figures of a difference and its resamples, [1 + R]."""
+    """Summarise a difference and the bootstrap replicates, [1 + R]."""
     return {'difference': summary(samples), 'p_bootstrap': bootstrap_p(samples[1:])}
 
 
 def _p_delong(a: np.ndarray, b: np.ndarray, targets: np.ndarray, patients: np.ndarray) -> float:
+    """Return DeLong's p-value; NaN if a patient appears more than once."""
     of_known = patients[~np.isnan(targets)]
     return delong_test(a, b, targets) if len(set(of_known)) == len(of_known) else float('nan')

@@ -1,4 +1,4 @@
-"""Inference: a classifier from a checkpoint, and logits over a loader from one or several."""
+"""Load a classifier from a checkpoint, and compute the logits of one or several models."""
 
 import logging
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from models.build import build_saved_model
 from models.losses import positive_logits
 from utils import load_model_state, read_checkpoint
 
-SMALLEST_PROBABILITY = 1e-12  # of a mean of probabilities that goes back to a logit
+SMALLEST_PROBABILITY = 1e-12  # lower limit of a mean probability before it becomes a logit
 
 
 def load_classifier(
     config: Any, path: str | Path, device: torch.device, logger: logging.Logger
 ) -> nn.Module:
-    """Build the model of the config with the weights of a checkpoint.
+    """Build the model of the config and load the weights of a checkpoint.
 
-    The checkpoint decides between one and three outputs per label (policy 'multiclass'). If it is
-    of another model, a ValueError names the entries.
+    The checkpoint determines the number of outputs per label: one, or three (policy 'multiclass').
+    Weights of another model raise a ValueError that names the entries.
     """
     state, num_labels = read_checkpoint(path)['model'], config.MODEL.NUM_CLASSES
     has_three = len(state.get('head.weight', ())) == 3 * num_labels
@@ -40,11 +40,11 @@ def load_classifier(
 def predict(
     config: Any, device: torch.device, models: nn.Module | Sequence[nn.Module], loader: DataLoader
 ) -> np.ndarray:  # [N, K]
-    """Logits of a split in the order of its records, on every rank; each image is read once.
+    """Compute the logits [N, K] of a split in the order of the records, on every rank.
 
-    A label with three outputs has the logit of the softmax over positive and negative. For several
-    models, or several views of an image, it is the logit of the mean probability. A ValueError
-    names the first image with a logit that is not finite.
+    For a label with three outputs, the logit is that of the softmax over positive and negative.
+    For several models or several test-time views, it is the logit of the mean probability. A
+    logit that is not finite raises a ValueError that names the image.
     """
     models = [models] if isinstance(models, nn.Module) else models
     for model in models:
@@ -66,7 +66,7 @@ def predict(
 
 
 def mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
-    """Logit of the mean probability of several predictions; a single one is returned unchanged."""
+    """Return the logit of the mean probability. A single prediction does not change."""
     if len(logits) == 1:
         return logits[0]
     mean = np.mean([expit(values.astype(np.float64)) for values in logits], axis=0)
@@ -74,9 +74,9 @@ def mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def refuse_undefined(values: np.ndarray, dataset: Dataset) -> None:
-    """Raise a ValueError that names the first image for which a model's output is not finite.
+    """Raise a ValueError with the name of the first image whose output is not finite.
 
-    `values` [N, ...] has one row per image of the dataset, which has `records`, or `paths` only.
+    `values` [N, ...] has one row per image of the dataset, which has `records` or `paths`.
     """
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if not bad.size:
@@ -86,5 +86,5 @@ def refuse_undefined(values: np.ndarray, dataset: Dataset) -> None:
     source = '' if records is None else f'{records.root / records.csv}: '
     raise ValueError(
         f'{source}the model returns NaN or infinity for {bad.size} of {len(values)} images, first '
-        f'for {path}: its weights are damaged, or half precision overflows (--amp-opt-level O0)'
+        f'for {path}: the weights are damaged, or half precision overflows; try --amp-opt-level O0'
     )

@@ -1,8 +1,8 @@
-"""Intervals of scores: bootstrap over patients, and DeLong's variance of the AUROC.
+"""Confidence intervals of scores: bootstrap over patients, and DeLong's variance of the AUROC.
 
-DeLong's variance is valid only where each patient appears once; otherwise use the bootstrap over
-patients. The estimate is 0 for example under perfect separation. That is a failure of the estimate
-and not certainty, so there is no interval (NaN).
+DeLong's variance is only valid if each patient appears once. Otherwise, use the bootstrap. DeLong's
+estimate can be 0, for example for perfectly separated classes. This does not mean that the AUROC is
+certain, so the interval is NaN.
 
 Sources: DeLong et al. 1988, Biometrics 44(3), 837-845; computed by midranks as in Sun & Xu 2014,
 IEEE Signal Processing Letters 21(11), 1389-1393.
@@ -18,41 +18,41 @@ LEVEL = 0.95
 
 
 class Resamples:
-    """Patients drawn with replacement; the images of a patient stay together.
+    """Bootstrap resamples of patients, with all images of a patient.
 
-    The same draws serve every subset of the rows (subgroups) and every model (paired differences).
-    They depend on the seed and the set of patients, not on the order of the rows.
+    The same resamples are used for every subgroup and for every model, so that differences are
+    paired. They depend on the seed and the set of patients, not on the order of the rows.
 
     Args:
-        patients: Patient names, one per row; repetitions do not matter.
-        resamples: Number of draws R.
-        seed: Seed of the draws.
+        patients: Patient of each row.
+        resamples: Number of resamples R.
+        seed: Seed of the random generator.
     """
 
     def __init__(self, patients: Sequence[str], *, resamples: int, seed: int) -> None:
         names = sorted(set(patients))
         self._column = {name: column for column, name in enumerate(names)}
         rng = np.random.Generator(np.random.Philox(seed))
-        # One byte is enough: nobody is drawn 256 times.
+        # uint8 is sufficient, because no patient is drawn 256 times.
         self._counts = np.empty((resamples, len(names)), dtype=np.uint8)
         for counts in self._counts:
             drawn = rng.integers(len(names), size=len(names))
             counts[:] = np.bincount(drawn, minlength=len(names))
 
     def weights(self, patients: Sequence[str]) -> np.ndarray:  # [R, M] uint8
-        """How often each resample contains the patients [M] of these rows."""
+        """Count how often each resample contains the patient of each row [M]."""
         return self._counts.take([self._column[name] for name in patients], axis=1)
 
     def score_weights(self, patients: Sequence[str]) -> np.ndarray:  # [1 + R, M] uint8
-        """A row of ones, which gives the score itself, followed by `weights`."""
+        """Return a row of ones, which gives the score, followed by `weights`."""
         return np.pad(self.weights(patients), ((1, 0), (0, 0)), constant_values=1)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of a resampled score.
+    """Compute the 95 % percentile interval of bootstrap replicates [R].
 
-    Values [R] are NaN where a resample leaves the score undefined. The interval is NaN if fewer
-    than 95 % are defined.
+    Replicates are NaN where the score is undefined. The interval is NaN if fewer than 95 % are
+    defined.
     """
     defined = values[~np.isnan(values)]
     if not defined.size or defined.size / len(values) < 0.95:
@@ -62,9 +62,9 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def delong_variance(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
-    """The AUROC and DeLong's estimate of its variance.
+    """Compute the AUROC and DeLong's estimate of the variance.
 
-    Probabilities [N] may be any increasing score. Targets [N] are 1, 0, or NaN where the label is
+    Probabilities [N] may be any increasing scores. Targets [N] are 1, 0, or NaN where the label is
     not scored. The AUROC is NaN without both classes, and the variance with fewer than two cases of
     a class.
     """
@@ -75,11 +75,11 @@ def delong_variance(probabilities: np.ndarray, targets: np.ndarray) -> tuple[flo
 
 
 def delong_interval(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, float, float]:
-    """The AUROC, and the low and high end of its 95 % interval on the logit scale.
+    """Compute the AUROC and the limits of the 95 % interval on the logit scale.
 
     The interval is symmetric about logit(AUROC) with standard error se / (AUROC (1 - AUROC)), so
-    that it stays inside [0, 1]. It is NaN where the variance is 0 or undefined. Probabilities and
-    targets are as in `delong_variance`.
+    that it stays inside [0, 1]. It is NaN if the variance is 0 or undefined. `delong_variance`
+    explains the arguments.
 
     Source: Pepe 2003, The Statistical Evaluation of Medical Tests, section 5.2; Qin & Hotilovac
     2008, Statistical Methods in Medical Research 17(2), 207-221.
@@ -92,10 +92,10 @@ def delong_interval(probabilities: np.ndarray, targets: np.ndarray) -> tuple[flo
 
 
 def delong_test(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> float:
-    """Two-sided p-value that predictions a and b [N] of the same cases have the same AUROC.
+    """Return the two-sided p-value of the hypothesis that predictions a and b have the same AUROC.
 
-    It is 1 where both order all pairs alike, and NaN where the variance of the difference is
-    undefined, or 0 although the areas differ. Targets are as in `delong_variance`.
+    The p-value is 1 if both rank all pairs alike. It is NaN if the variance of the difference is
+    undefined, or 0 although the AUROCs differ. `delong_variance` explains the arguments.
     """
     (wins_a, losses_a), (wins_b, losses_b) = components(a, targets), components(b, targets)
     wins, losses = wins_a - wins_b, losses_a - losses_b
@@ -108,9 +108,9 @@ def delong_test(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> float:
 
 
 def components(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """DeLong's structural components as counts (a tie counts half), which floats hold exactly.
+    """Return DeLong's structural components as exact counts, in which a tie counts half.
 
-    They are the negatives below each positive [P], and the positives above each negative [Q].
+    They are the negatives below each positive, [P], and the positives above each negative, [Q].
     """
     positive, negative = probabilities[targets == 1], probabilities[targets == 0]
     ranks = rankdata(np.concatenate([positive, negative]))  # midranks
@@ -120,7 +120,7 @@ def components(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarr
 
 
 def _variance_of_mean(wins: np.ndarray, losses: np.ndarray) -> float:
-    """Variance of the AUROC (or of a difference) from its components; NaN with fewer than two."""
+    """Compute the variance of an AUROC or a difference; NaN with fewer than two components."""
     num_positive, num_negative = wins.size, losses.size
     if min(num_positive, num_negative) < 2:
         return float('nan')

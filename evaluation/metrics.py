@@ -1,8 +1,8 @@
-"""Metrics of multi-label predictions: the registry, study level, means, and checkpoint selection.
+"""Metrics of multi-label predictions, their means, and the score that selects a checkpoint.
 
-A metric is one function decorated with `@metric`. It receives a `Tally` and returns one value per
-row of weights: the score itself and its bootstrap replicates. The report, its CSV tables and the
-console output take their columns from `METRICS`.
+To add a metric, write one function and decorate it with `@metric`. The function receives a `Tally`
+and returns one value per row of weights: the score and the bootstrap replicates. The columns of the
+report, the CSV tables and the console output come from `METRICS`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,20 +16,20 @@ from sklearn.metrics import roc_auc_score
 from data.labels import COMPETITION_LABELS, task_labels
 from evaluation.intervals import interval
 
-FEW_POSITIVES = 20  # Scores from fewer positives are marked in the report.
+FEW_POSITIVES = 20  # The report marks scores that are based on fewer positives.
 CALIBRATION_BINS = 15
-CHUNK = 2**15  # Weights processed at a time, so that they fit into a processor's cache.
+CHUNK = 2**15  # number of weights that are processed at a time and fit into a CPU cache
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How cases are scored."""
+    """Options for scoring cases."""
 
     level: str = 'study'  # or 'image'
-    aggregate: str = 'max'  # or 'mean', over the images of a study
-    views: str = 'all'  # for display
+    aggregate: str = 'max'  # probability of a study: 'max' or 'mean' over the images
+    views: str = 'all'  # only shown in the report
     threshold: str = 'youden'  # rule of evaluation.calibration.choose_threshold
-    sensitivity: float = 0.9  # for the rule 'sensitivity'
+    sensitivity: float = 0.9  # target of the threshold rule 'sensitivity'
     resamples: int = 1000
     seed: int = 0
 
@@ -39,10 +39,10 @@ class Tally:
     """Weighted cases of one label, grouped by distinct probability.
 
     Attributes:
-        values: [G] distinct probabilities in ascending order.
-        positive: [R, G] weight of the positive cases with each probability, for R rows of weights.
-        negative: [R, G] the same for the negative cases.
-        first: Index of the first probability that counts as positive; None without a threshold.
+        values: Distinct probabilities in ascending order, [G].
+        positive: Weight of the positive cases with each probability, [R, G], for R rows of weights.
+        negative: Weight of the negative cases with each probability, [R, G].
+        first: Index of the first probability at or above the threshold; None without a threshold.
     """
 
     values: np.ndarray
@@ -86,8 +86,8 @@ class Metric:
     Attributes:
         name: Key in report.json and column in the CSV tables.
         title: Column heading in the report.
-        explanation: One sentence, shown with the heading.
-        compute: Maps a `Tally` to [R] values, NaN where the metric is undefined.
+        explanation: One sentence that the report shows as tooltip of the heading.
+        compute: Function from a `Tally` to values [R], NaN where the metric is undefined.
         needs_threshold: Whether the metric scores decisions at a threshold.
         higher_is_better: Whether a higher value is better.
         is_calibration: Whether the metric is also reported after temperature scaling.
@@ -108,9 +108,9 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(title: str, **options: bool) -> Callable[[Callable], Callable]:
-    """Add the decorated function to METRICS under its own name; the options are flags of `Metric`.
+    """Decorate a function to add it to METRICS under its name, with these flags of `Metric`.
 
-    The first line of its docstring explains the metric to readers of the report.
+    The first line of the function's docstring explains the metric in the report.
     """
 
     def register(function: Callable[[Tally], np.ndarray]) -> Callable[[Tally], np.ndarray]:
@@ -124,9 +124,9 @@ def metric(title: str, **options: bool) -> Callable[[Callable], Callable]:
 
 @metric('AUROC', in_summary=True)
 def auroc(tally: Tally) -> np.ndarray:
-    """Area under the ROC curve: the share of pairs of a positive and a negative in right order."""
+    """Area under the ROC curve: share of positive-negative pairs that are ranked correctly."""
     false = np.cumsum(tally.negative[:, ::-1], axis=1)[:, ::-1]
-    # A positive loses to the negatives above it and half to those with the same probability.
+    # A positive loses to each negative with a higher probability, and half to each tied negative.
     lost = np.einsum('rg,rg->r', tally.positive, false - tally.negative / 2)
     return 1 - _ratio(lost, tally.num_positive * tally.num_negative, tally.has_both_classes)
 
@@ -143,20 +143,20 @@ def average_precision(tally: Tally) -> np.ndarray:
 
 @metric('Recall (sensitivity)', needs_threshold=True, in_summary=True)
 def recall(tally: Tally) -> np.ndarray:
-    """Share of the positive cases that are called positive."""
+    """Share of the positive cases that are predicted positive."""
     return _ratio(tally.true_positives, tally.num_positive, tally.num_positive > 0)
 
 
 @metric('Specificity', needs_threshold=True, in_summary=True)
 def specificity(tally: Tally) -> np.ndarray:
-    """Share of the negative cases that are called negative."""
+    """Share of the negative cases that are predicted negative."""
     right = tally.num_negative - tally.false_positives
     return _ratio(right, tally.num_negative, tally.num_negative > 0)
 
 
 @metric('Precision', needs_threshold=True)
 def precision(tally: Tally) -> np.ndarray:
-    """Share of the cases called positive that are positive."""
+    """Share of the cases predicted positive that are positive."""
     called = tally.true_positives + tally.false_positives
     return _ratio(tally.true_positives, called, tally.has_both_classes & (called > 0))
 
@@ -170,7 +170,7 @@ def f1(tally: Tally) -> np.ndarray:
 
 @metric('Cohen\N{RIGHT SINGLE QUOTATION MARK}s kappa', needs_threshold=True)
 def kappa(tally: Tally) -> np.ndarray:
-    """Agreement of decisions and labels beyond what chance would give."""
+    """Agreement between decisions and labels, corrected for chance."""
     called = tally.true_positives + tally.false_positives
     by_chance = called * tally.num_negative + (tally.num_cases - called) * tally.num_positive
     return 1 - _ratio(tally.num_wrong * tally.num_cases, by_chance, tally.has_both_classes)
@@ -178,22 +178,22 @@ def kappa(tally: Tally) -> np.ndarray:
 
 @metric('Accuracy', needs_threshold=True)
 def accuracy(tally: Tally) -> np.ndarray:
-    """Share of right decisions."""
+    """Share of correct decisions."""
     return _ratio(tally.num_cases - tally.num_wrong, tally.num_cases, tally.num_cases > 0)
 
 
 @metric('Brier score', higher_is_better=False, is_calibration=True)
 def brier(tally: Tally) -> np.ndarray:
-    """Mean squared difference between probability and label."""
+    """Mean squared difference between probability and label (0 or 1)."""
     squares = tally.positive @ (1 - tally.values) ** 2 + tally.negative @ tally.values**2
     return _ratio(squares, tally.num_cases, tally.num_cases > 0)
 
 
 @metric('ECE', higher_is_better=False, is_calibration=True)
 def ece(tally: Tally) -> np.ndarray:
-    """Expected calibration error over bins of equal weight."""
+    """Expected calibration error over bins with about equal numbers of cases."""
     mass = tally.positive + tally.negative
-    # Weight times (mean probability - share of positives), summed over each bin.
+    # The sum over a bin is weight * (mean probability - share of positives).
     gap = (tally.negative * tally.values - tally.positive * (1 - tally.values)).ravel()
     row = np.arange(len(mass))[:, None] * CALIBRATION_BINS
     slot = (row + calibration_bins(mass)).ravel()
@@ -209,19 +209,20 @@ def label_scores(
     threshold: float | None,
     weights: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Compute every metric of one label, once for each row of weights.
+    """Compute all metrics of one label for each row of weights.
 
-    Weights of one give the scores themselves. The multiplicities of a resample give one bootstrap
+    A row of ones gives the scores. A row with the multiplicities of a resample gives a bootstrap
     replicate. The values equal those of scikit-learn with `sample_weight`.
 
     Args:
-        probabilities: [N]. A case is called positive if its probability is at least the threshold.
-        targets: [N], 1, 0, or NaN where the label is not scored.
-        threshold: None or NaN if there is none; metrics that need one are NaN then.
-        weights: [R, N], 0 or greater; None for a single row of ones.
+        probabilities: Probabilities, [N].
+        targets: 1, 0, or NaN where the label is not scored, [N].
+        threshold: Lowest probability that is predicted positive. Metrics that need a threshold are
+            NaN if it is None or NaN.
+        weights: Non-negative weights, [R, N]. None means a single row of ones.
 
     Returns:
-        [R] for each name in METRICS, NaN where the metric is undefined.
+        Values [R] for each name in METRICS, NaN where the metric is undefined.
     """
     weights = np.ones((1, len(targets))) if weights is None else weights
     scores = {name: np.full(len(weights), np.nan) for name in METRICS}
@@ -247,25 +248,25 @@ def label_scores(
 
 
 def summary(samples: np.ndarray) -> dict[str, float]:
-    """A score and its percentile interval as {'value', 'low', 'high'}.
+    """Return a score and its percentile interval as {'value', 'low', 'high'}.
 
-    `samples` [1 + R] are the score itself, followed by its bootstrap replicates.
+    `samples` [1 + R] contains the score, followed by the bootstrap replicates.
     """
     low, high = interval(samples[1:])
     return {'value': float(samples[0]), 'low': low, 'high': high}
 
 
 def summaries(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """The `summary` of each score."""
+    """Return the `summary` of each score."""
     return {name: summary(samples) for name, samples in scores.items()}
 
 
 def mean_summaries(
     per_label: Mapping[str, Mapping[str, np.ndarray]], labels: Sequence[str]
 ) -> dict[str, dict[str, float]] | None:
-    """Summaries of the results of `label_scores` averaged over labels, by name in METRICS.
+    """Average the results of `label_scores` over labels and summarise each metric.
 
-    None if a label is missing or has no AUROC, or there is no label.
+    The result is None if `labels` is empty, or if a label is missing or has no AUROC.
     """
     if not labels or not set(labels) <= set(labels_with_both_classes(per_label)):
         return None
@@ -276,7 +277,7 @@ def mean_summaries(
 
 
 def labels_with_both_classes(per_label: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
-    """The labels whose AUROC is defined."""
+    """Return the labels with a defined AUROC."""
     return [label for label, scores in per_label.items() if not np.isnan(scores['auroc'][0])]
 
 
@@ -284,13 +285,13 @@ def calibration_bins(mass: np.ndarray) -> np.ndarray:  # [R, G] int
     """Assign distinct probabilities to CALIBRATION_BINS bins of about equal weight.
 
     `mass` [R, G] is the weight of the cases with each of G ascending probabilities. Each
-    probability spans a stretch of the total weight, whose middle decides the bin: floor(bins *
-    middle / total). With few cases or many ties some bins stay empty.
+    probability covers an interval of the cumulative weight, whose middle determines the bin:
+    floor(bins * middle / total). With few cases or many ties, some bins are empty.
     """
     total = mass.sum(axis=1, keepdims=True)
     middle = np.cumsum(mass, axis=1) - mass / 2
     bins = (CALIBRATION_BINS * middle / np.where(total > 0, total, 1)).astype(np.intp)
-    return np.minimum(bins, CALIBRATION_BINS - 1)  # A case of weight 0 may lie at the very end.
+    return np.minimum(bins, CALIBRATION_BINS - 1)  # A last case with weight 0 is at the upper end.
 
 
 def study_level(
@@ -299,14 +300,14 @@ def study_level(
     """Combine the images of each study into one row.
 
     Args:
-        probabilities: [N, K].
-        targets: [N, K], 1, 0, or NaN.
-        studies: [N] study names.
-        how: 'max' (as in CheXpert) or 'mean' of the probabilities.
+        probabilities: Probabilities of the images, [N, K].
+        targets: 1, 0, or NaN where the label is not scored, [N, K].
+        studies: Study of each image, [N].
+        how: Rule for probabilities, 'max' (as in CheXpert) or 'mean'.
 
     Returns:
-        Probabilities [S, K], the greatest known targets [S, K] (NaN where no image has one), and
-        the sorted names [S].
+        Probabilities [S, K], the largest known targets [S, K] (NaN if no image has one), and the
+        sorted study names [S].
 
     Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (maximum over the views of a study).
     """
@@ -325,9 +326,11 @@ def study_level(
 
 
 def auroc_per_label(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """AUROC [K] of each label over the rows whose target is known; NaN without both classes.
+    """Compute the AUROC of each label over the rows with known targets; NaN without both classes.
 
-    Probabilities [N, K] may be any increasing score. Targets [N, K] are 1, 0, or NaN.
+    Args:
+        probabilities: Probabilities or any other increasing scores, [N, K].
+        targets: 1, 0, or NaN where the label is not scored, [N, K].
     """
     areas = np.full(targets.shape[1], np.nan)
     for k, target in enumerate(targets.T):
@@ -338,7 +341,7 @@ def auroc_per_label(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarra
 
 
 def mean_defined(values: np.ndarray) -> float:
-    """Mean of the values that are not NaN; NaN if there is none."""
+    """Return the mean of the values that are not NaN; NaN if there is none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else float('nan')
 
@@ -352,19 +355,19 @@ def score_table(
     level: str,
     aggregate: str = 'max',
 ) -> dict[str, Any]:
-    """AUROC of every label of one set of predictions, and the means.
+    """Compute the AUROC of every label and the means.
 
     Args:
-        probabilities: [N, K], one row per image.
-        targets: [N, K], 1, 0, or NaN where the label is not scored.
-        studies: [N] study names of the images.
-        labels: [K] label names.
-        level: 'study' or 'image'.
-        aggregate: 'max' or 'mean' of the probabilities over the images of a study.
+        probabilities: Probabilities of the images, [N, K].
+        targets: 1, 0, or NaN where the label is not scored, [N, K].
+        studies: Study of each image, [N].
+        labels: Label names, [K].
+        level: Level of the scores, 'study' or 'image'.
+        aggregate: Probability of a study, 'max' or 'mean' over the images.
 
     Returns:
         `auroc` {label: area, NaN where undefined}, `positives` {label: number}, `mean_of_five` (NaN
-        if one of them is undefined; only if all five are among the labels), `mean_of_defined`,
+        if one of the five is undefined; missing if one is not among the labels), `mean_of_defined`,
         `undefined` [labels], `rows`, `level`.
     """
     if level == 'study':
@@ -373,7 +376,7 @@ def score_table(
     area_of = dict(zip(labels, areas.tolist(), strict=True))
     positives = np.nansum(targets, axis=0).astype(int).tolist()
     has_five = set(COMPETITION_LABELS) <= set(labels)
-    # All or none: a mean over fewer labels is a different quantity.
+    # A mean over fewer than five labels would be a different quantity.
     five = float(np.mean([area_of[name] for name in COMPETITION_LABELS])) if has_five else np.nan
     return {
         'level': level,
@@ -389,17 +392,17 @@ def score_table(
 def score_probabilities(
     config: Any, probabilities: np.ndarray, targets: np.ndarray, studies: np.ndarray
 ) -> dict[str, Any]:
-    """`score_table` of the probabilities [N, K] of images, by the EVAL options of the config."""
+    """Compute the `score_table` of images with the EVAL options of the config."""
     options = {'level': config.EVAL.LEVEL, 'aggregate': config.EVAL.AGGREGATE}
     labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
     return score_table(probabilities, targets, studies, labels=labels, **options)
 
 
 def selection_score(scores: dict[str, Any], rule: str) -> float:
-    """The number by which a checkpoint is selected, from the result of `score_table`.
+    """Return the score that selects a checkpoint, from the result of `score_table`.
 
     The rule is 'five' (mean of the five tasks, NaN if one is undefined), 'all' (mean of all defined
-    labels), or 'auto' ('five' where all five are defined, otherwise 'all').
+    labels), or 'auto' ('five' if all five are defined, otherwise 'all').
     """
     of_five = scores.get('mean_of_five', np.nan)
     takes_five = rule == 'five' or (rule == 'auto' and not np.isnan(of_five))
@@ -407,7 +410,7 @@ def selection_score(scores: dict[str, Any], rule: str) -> float:
 
 
 def describe_scores(scores: dict[str, Any]) -> str:
-    """One line about the result of `score_table`, to which `views` and `loss` were added."""
+    """Format the result of `score_table`, extended by `views` and `loss`, in one line."""
     defined = {label: area for label, area in scores['auroc'].items() if not np.isnan(area)}
     of_five, mean = headline_labels(defined) == COMPETITION_LABELS, selection_score(scores, 'auto')
     counted = 'five' if of_five else '1 label' if len(defined) == 1 else f'{len(defined)} labels'
@@ -420,10 +423,7 @@ def describe_scores(scores: dict[str, Any]) -> str:
 
 
 def headline_labels(defined: Iterable[str]) -> tuple[str, ...]:
-    """The labels whose mean AUROC stands for a set: the five tasks if all of them are defined.
-
-    Otherwise these are all labels that have both classes.
-    """
+    """Return the labels of the headline score: the five tasks if all are defined, else all."""
     defined = tuple(defined)
     return COMPETITION_LABELS if set(COMPETITION_LABELS) <= set(defined) else defined
 

@@ -1,4 +1,4 @@
-"""The pixel floor: logistic regressions on small images, a baseline for any trained model."""
+"""Baseline for any trained model: logistic regressions on the pixels of small images."""
 
 import numpy as np
 from PIL import Image
@@ -9,20 +9,20 @@ from config import Config
 from data.loader import XrayDataset, make_loader
 from engine import distributed
 
-# Of the pixel floor: side of the images, greatest number of training images and of components, and
-# C of scikit-learn.
+# Side of the images, largest number of training images and of principal components, and C of
+# scikit-learn's LogisticRegression.
 FLOOR_SIDE_PX, FLOOR_IMAGES, FLOOR_COMPONENTS, FLOOR_INVERSE_PENALTY = 64, 20_000, 100, 0.01
 
 
 def read_pixels(
     config: Config, dataset: XrayDataset, limit: int = FLOOR_IMAGES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read the images of the pixel floor, on every rank, in order.
+    """Read small images without preprocessing, in order, on every rank.
 
-    Of more images than `limit`, as many at equal distances are read.
+    A data set with more than `limit` images is subsampled at equal distances.
 
     Returns:
-        Pixels [N, P] in [0, 1] of the images without preprocessing, and targets [N, K].
+        Pixels in [0, 1], [N, P], and targets [N, K].
     """
     rows = np.linspace(0, len(dataset) - 1, min(len(dataset), limit)).round().astype(int)
     small = XrayDataset(
@@ -32,7 +32,7 @@ def read_pixels(
         targets=dataset.targets[rows],
         bad_images=dataset.bad_images,
     )
-    # Copies, because each tensor of a worker keeps a file open.
+    # The tensors are copied, because each tensor from a worker keeps a file open.
     loader = make_loader(small, config, shuffle=False)
     batches = [[column.numpy().copy() for column in batch] for batch in loader]
     parts = [[np.concatenate(column) for column in zip(*batches, strict=True)]] if batches else []
@@ -43,19 +43,19 @@ def read_pixels(
 
 
 def pixel_floor(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, int]:
-    """Fit logistic regressions on principal components: a baseline for any trained model.
+    """Fit a logistic regression on principal components for each label.
 
-    There are at most half as many components as images, and none without variance. They keep the
-    scale of the pixels: whitening would scale noise up to the signal.
+    The number of components is at most half the number of images, and components without variance
+    are dropped. There is no whitening, because it would amplify noise.
 
     Args:
-        train: [N, P] pixels in [0, 1], usually of 64 x 64 images.
-        targets: [N, K] in [0, 1]; NaN where unknown. Soft targets and values above 1 (a third
-            class) are treated as in `evaluation.probes.fit_linear_heads`, and as unknown.
-        test: [M, P].
+        train: Pixels of the training images in [0, 1], [N, P].
+        targets: Targets in [0, 1], [N, K], NaN where unknown. Soft targets are used as in
+            `evaluation.probes.fit_linear_heads`. Values above 1 (a third class) count as unknown.
+        test: Pixels of the images to score, [M, P].
 
     Returns:
-        [M, K] probabilities, 0.5 for a label without both classes in `targets`; and the number of
+        Probabilities [M, K], 0.5 for a label without both classes in `targets`, and the number of
         components.
     """
     components = PCA(min(FLOOR_COMPONENTS, len(train) // 2), svd_solver='full')
@@ -74,7 +74,7 @@ def pixel_floor(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> tup
 
 
 def weighted_pairs(target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, classes 0 or 1, and weights; a soft target gives one row of each class."""
+    """Return rows, classes (0 or 1) and weights. A soft target gives one entry for each class."""
     positive, negative = np.flatnonzero(target > 0), np.flatnonzero(target < 1)  # False for NaN
     rows = np.concatenate([positive, negative])
     weights = np.concatenate([target[positive], 1 - target[negative]])
@@ -82,5 +82,5 @@ def weighted_pairs(target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _small_image(image: Image.Image, _rng: np.random.Generator) -> np.ndarray:
-    """An image of FLOOR_SIDE_PX x FLOOR_SIDE_PX as one row, uint8."""
+    """Resize an image to FLOOR_SIDE_PX x FLOOR_SIDE_PX and flatten it to one uint8 row."""
     return np.array(image.resize((FLOOR_SIDE_PX, FLOOR_SIDE_PX))).ravel()

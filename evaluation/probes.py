@@ -1,7 +1,7 @@
 """Probes of frozen features: logistic regression and nearest neighbours.
 
-Features are computed once. The grid of a probe is small, and its best point is chosen on held-out
-training patients with the metric of the run, never on the data that is scored in the end.
+Features are computed once. The best hyperparameter of a small grid is chosen on held-out training
+patients with the metric of the run, never on the data that is finally scored.
 """
 
 from collections.abc import Sequence
@@ -26,17 +26,17 @@ from evaluation.pixel_floor import weighted_pairs
 from models.pretrained import fit_pretrained
 from utils import load_pretrained
 
-INVERSE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn, features standardised
+INVERSE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C for standardised features
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018, arXiv:1805.01978
-QUERIES = 256  # images compared with all others at a time
+QUERIES = 256  # number of images that are compared with all training images at a time
 
 
 class KnnClassifier(nn.Module):
-    """Weighted vote of the nearest training images by cosine similarity of their features.
+    """Classify by a weighted vote of the training images with the most similar features.
 
-    A neighbour with similarity s votes for its target with weight exp(s / 0.07). Neighbours whose
-    target is unknown do not vote on that label. The output is the logit of the positive share.
+    A neighbour with cosine similarity s votes for its target with weight exp(s / 0.07). Neighbours
+    with an unknown target do not vote on that label. The output is the logit of the positive share.
 
     Source: Wu et al. 2018, arXiv:1805.01978.
     """
@@ -54,7 +54,7 @@ class KnnClassifier(nn.Module):
         return self.votes(self.encoder.forward_features(images), [self.num_neighbours])[0]
 
     def votes(self, features: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:  # [G, B, K]
-        """Logits for features [B, F] by each of these numbers of neighbours, in float32."""
+        """Compute the logits of features [B, F] for each number of neighbours, in float32."""
         counts = [min(count, len(self.bank)) for count in counts]
         with torch.autocast(features.device.type, enabled=False):
             chunks = features.float().split(QUERIES)
@@ -80,10 +80,10 @@ def freeze_encoder(model: nn.Module) -> None:
 
 @torch.no_grad()
 def extract_features(run: Run, model: nn.Module, loader: DataLoader) -> np.ndarray:  # [T, N, F]
-    """Compute the input of the head for each view of each image, in order, on every rank.
+    """Compute the features of each test-time view of each image, in order, on every rank.
 
     Raises:
-        ValueError: If a feature is not finite; the message names the first such image.
+        ValueError: If a feature is not finite. The message names the first such image.
     """
     model.eval()
     dataset = loader.dataset
@@ -94,7 +94,7 @@ def extract_features(run: Run, model: nn.Module, loader: DataLoader) -> np.ndarr
             with autocast(run.config, run.device):
                 values = model.forward_features(view)
             features[t, index.cpu().numpy()] = values.float().cpu().numpy()
-    if distributed.world_size() > 1:  # Each row comes from one rank; the others add zeros.
+    if distributed.world_size() > 1:  # each row is computed by one rank and is 0 on the others
         total = distributed.all_reduce_sum(torch.from_numpy(features).to(run.device))
         features = total.cpu().numpy()
     refuse_undefined(features.swapaxes(0, 1), dataset)
@@ -102,26 +102,28 @@ def extract_features(run: Run, model: nn.Module, loader: DataLoader) -> np.ndarr
 
 
 def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> nn.Module:
-    """Fit the probe of FINETUNE.MODE on the encoder of PRETRAINED, or on random weights.
+    """Fit the probe FINETUNE.MODE on the encoder of PRETRAINED, or on random weights.
 
     Args:
-        run: The run (`engine.run_record.Run`): config, device, logger and record.
+        run: Run with config, device, logger and record.
         model: Encoder with a linear head.
-        loaders: `plain` training images and the `holdout`.
+        loaders: Data loaders, of which `plain` and `holdout` are used.
 
     Returns:
-        The model with a fitted head ('linear_probe'), or a `KnnClassifier`.
+        The model with a fitted head ('linear_probe'), or a `KnnClassifier` ('knn').
 
     Raises:
-        ValueError: If the best point of the grid cannot be chosen on held-out patients, a
-            checkpoint to resume from is given, or features are not finite.
+        ValueError: If there are no suitable held-out patients for choosing the hyperparameter, if
+            MODEL.RESUME is set, or if features are not finite.
     """
     config, mode = run.config, run.config.FINETUNE.MODE
     _check_options(config, loaders)
     if config.PRETRAINED:
         load_pretrained(config, model, run.logger, fit_pretrained)
     else:
-        run.logger.warning('no --pretrained: the probed encoder has random weights')
+        run.logger.warning(
+            '--pretrained is not given, so the probe uses an encoder with random weights'
+        )
     run.record.begin(None)
     _share_weights(model)
     features = extract_features(run, model, loaders.plain)[0]
@@ -150,18 +152,19 @@ def fit_linear_heads(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Fit logistic regressions on standardised features and return them as linear layers.
 
+    Newton's method needs about four steps per penalty. L-BFGS would need hundreds, because the
+    variances of the features differ by orders of magnitude. A tolerance of 1e-6 for the gradient
+    caused errors of up to 0.0006 in AUROCs.
+
     Args:
-        features: [N, F] float32.
-        targets: [N, K] in [0, 1]; NaN where unknown. A soft target counts as both classes, weighted
-            by its shares.
-        inverse_penalties: C of LogisticRegression, in ascending order, one for each result.
+        features: Features, [N, F] float32.
+        targets: Targets in [0, 1], [N, K], NaN where unknown. A soft target y counts as a positive
+            with weight y and a negative with weight 1 - y.
+        inverse_penalties: Values of C for LogisticRegression in ascending order.
 
     Returns:
-        Weight [K, F] and bias [K] for the original features; zeros for a label without both
-        classes.
-
-    Newton's method needs about four steps per penalty, L-BFGS hundreds: the variances of features
-    span decades. The tolerance is that of the gradient; 1e-6 left errors of up to 0.0006 in AUROCs.
+        Weight [K, F] and bias [K] for the original features and each C; zeros for a label without
+        both classes.
     """
     scaler = StandardScaler()
     standard = scaler.fit_transform(features.astype(np.float64))
@@ -183,22 +186,22 @@ def fit_linear_heads(
 
 
 def _check_options(config: Config, loaders: Loaders) -> None:
-    """Check the options that probes do not support."""
+    """Raise a ValueError if an option does not suit a probe."""
     mode = config.FINETUNE.MODE
     if loaders.holdout is None:
         raise ValueError(
-            f'FINETUNE.MODE {mode!r} is tuned on held-out patients: DATA.HOLDOUT_FRACTION must be '
-            'above 0'
+            f'DATA.HOLDOUT_FRACTION must be above 0 with FINETUNE.MODE {mode!r}, which is tuned on '
+            'held-out patients'
         )
     if config.MODEL.RESUME:
         raise ValueError(
-            f'MODEL.RESUME {config.MODEL.RESUME}: FINETUNE.MODE {mode!r} cannot resume; give the '
-            'encoder to probe with --pretrained'
+            f'MODEL.RESUME must be empty with FINETUNE.MODE {mode!r}, which cannot resume, got '
+            f'{config.MODEL.RESUME}; use --pretrained to select the encoder'
         )
 
 
 def _share_weights(model: nn.Module) -> None:
-    """Copy the weights of rank 0 to every rank; random weights differ because seeds do."""
+    """Copy the weights of rank 0 to all ranks, whose seeds and random weights differ."""
     if distributed.world_size() > 1:
         for parameter in model.parameters():
             torch.distributed.broadcast(parameter.data, src=0)
@@ -207,7 +210,10 @@ def _share_weights(model: nn.Module) -> None:
 def _choose(
     run: Run, loaders: Loaders, options: Sequence[float], logits: Sequence[np.ndarray]
 ) -> int:
-    """Position of the option whose logits [N, K] of the held-out images (on rank 0) are best."""
+    """Return the index of the option whose logits [N, K] of the held-out images score best.
+
+    Only rank 0 needs to have the logits.
+    """
     config, held_out = run.config, loaders.holdout.dataset
     mode = config.FINETUNE.MODE
     targets, studies = held_out.targets, held_out.records.study
@@ -220,9 +226,9 @@ def _choose(
     scores = [selection_score(table, config.EVAL.SELECT) for table in tables]
     if np.isnan(scores).any():
         raise ValueError(
-            f'FINETUNE.MODE {mode!r} cannot be tuned with EVAL.SELECT {config.EVAL.SELECT!r}: the '
-            f'{len(held_out)} held-out images lack a class of '
-            f'{", ".join(tables[0]["undefined"])}; raise DATA.HOLDOUT_FRACTION'
+            f'FINETUNE.MODE {mode!r} cannot be tuned with EVAL.SELECT {config.EVAL.SELECT!r}, '
+            f'because the {len(held_out)} held-out images lack a class of '
+            f'{", ".join(tables[0]["undefined"])}; increase DATA.HOLDOUT_FRACTION'
         )
     for option, score in zip(options, scores, strict=True):
         run.logger.info(
@@ -230,7 +236,7 @@ def _choose(
             f'{score:.4f}'
         )
     chosen = int(np.argmax(scores))
-    run.logger.info(f'{mode}: chosen {options[chosen]} of {list(options)}')
+    run.logger.info(f'{mode}: selected {options[chosen]} from {list(options)}')
     if chosen in (0, len(options) - 1):
         run.logger.warning(f'{mode}: {options[chosen]} is at the edge of the grid {list(options)}')
     return chosen

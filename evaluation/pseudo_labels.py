@@ -1,20 +1,21 @@
-"""Pseudo-labels: which predictions are confident enough to train on, and how often they are right.
+"""Choose pseudo-labels from confident predictions, and measure how often they are correct.
 
-A prediction becomes a hard label, 1 or 0, where held-out patients with real labels show that the
-model is rarely wrong (`choose_values`). Errors count relative to the base rate, the error rate of
-giving everybody that value: 1 - prevalence for the value 1, prevalence for the value 0. With
-`confidence` c, the error rate among the held-out cases that would get the value must be at most
-(1 - c) times the base rate. For c = 0.9 and a prevalence of 2 % that is a positive predictive value
-of 0.902 and a negative predictive value of 0.998.
+A prediction becomes a hard label (1 or 0) if the model is rarely wrong at this probability on
+held-out patients (`choose_values`). The error rate is compared with the base rate, which is the
+error rate if all cases get the same value: 1 - prevalence for the value 1, and the prevalence for
+the value 0. With `confidence` c, the error rate among the held-out cases that would get the value
+must be at most (1 - c) times the base rate. For c = 0.9 and a prevalence of 2 %, this requires a
+positive predictive value of 0.902 for positives and a negative predictive value of 0.998 for
+negatives.
 
-A rate is not known from a few cases. There must be at least MIN_CASES of them, and as many as would
-contain MIN_EXPECTED errors at the base rate; otherwise the label gets no pseudo-labels of that
-value. The reported error rates are those of the chosen threshold on the patients that it was chosen
-on, so they are optimistic.
+Few cases do not determine a rate. There must be at least MIN_CASES, and at least as many as contain
+MIN_EXPECTED errors at the base rate. Otherwise, the label gets no pseudo-labels with this value.
+The reported error rates are optimistic, because they are measured on the patients that determined
+the threshold.
 
-Sources: hard labels from the model's own predictions: Lee 2013 (Pseudo-Label, ICML workshop);
-repeated rounds: Xie et al. 2020, arXiv:1911.04252 (Noisy Student); separate positive and negative
-labels: Rizve et al. 2021, arXiv:2101.06329. The error relative to the base rate is this project's.
+Sources: Lee 2013, Pseudo-Label, ICML workshop (hard labels); Xie et al. 2020, arXiv:1911.04252
+(Noisy Student, repeated rounds); Rizve et al. 2021, arXiv:2101.06329 (separate positive and
+negative labels). The comparison with the base rate is specific to this project.
 """
 
 import math
@@ -23,20 +24,20 @@ from dataclasses import dataclass
 import numpy as np
 
 KEEP = ('threshold', 'top_share')
-SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # that 'top_share' chooses from
-MIN_CASES = 10  # held-out cases beyond a threshold
-MIN_EXPECTED = 5.0  # errors among them at the base rate
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # candidates of the rule 'top_share'
+MIN_CASES = 10  # smallest number of held-out cases beyond a threshold
+MIN_EXPECTED = 5.0  # smallest number of errors that these cases contain at the base rate
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Where the pseudo-labels of one value of one label begin; by default there are none.
+    """Threshold for the pseudo-labels with one value of one label. The default selects none.
 
     Attributes:
-        threshold: Probability; 1 from it on, 0 up to it.
-        share: With 'top_share', the chosen share in (0, 0.5]; otherwise NaN.
-        cases: Held-out cases beyond the threshold (with 'top_share': in this share).
-        errors: How many of them have the other real label.
+        threshold: Lowest probability that becomes 1, or highest probability that becomes 0.
+        share: Chosen share in (0, 0.5] with 'top_share'; otherwise NaN.
+        cases: Number of held-out cases beyond the threshold, or in the share with 'top_share'.
+        errors: Number of these cases with the opposite real label.
     """
 
     threshold: float = math.nan
@@ -53,23 +54,23 @@ def choose_values(
     keep: str,
     confidence: float,
 ) -> tuple[np.ndarray, list[tuple[Cut, Cut]]]:
-    """Choose hard labels for the unlabelled images where the model is confident.
+    """Choose hard labels for the unlabelled images with confident predictions.
 
-    'threshold' takes the lowest held-out probability from which on (for 0: the highest up to which)
-    the error rate is low enough. 'top_share' takes the greatest of SHARES with a low enough error
-    rate, and gives the value to that share of the unlabelled images, rounded down, and to fewer
-    where equal probabilities would exceed it.
+    The rule 'threshold' uses the lowest held-out probability for 1, and the highest for 0, beyond
+    which the error rate is low enough. The rule 'top_share' uses the largest of SHARES with a low
+    enough error rate. This share of the unlabelled images, rounded down, gets the value. Fewer
+    images get the value if tied probabilities would exceed the share.
 
     Args:
-        held_out: [N, K] probabilities of held-out images, NaN where there is none.
-        targets: [N, K] their real labels, 1, 0, or NaN where unknown.
-        unlabelled: [M, K] probabilities, NaN where there is none.
-        keep: 'threshold' or 'top_share'.
-        confidence: Above 0 and at most 1.
+        held_out: Probabilities of held-out images, [N, K], NaN where there is none.
+        targets: Real labels of these images, [N, K]: 1, 0, or NaN where unknown.
+        unlabelled: Probabilities of the unlabelled images, [M, K], NaN where there is none.
+        keep: Rule, 'threshold' or 'top_share'.
+        confidence: Required confidence, in (0, 1].
 
     Returns:
-        [M, K] 1, 0, or NaN where the model is not confident (or confident of both), and for each
-        label the `Cut` of its positive and of its negative values.
+        Pseudo-labels [M, K]: 1, 0, or NaN where the model is not confident or confident of both;
+        and the `Cut` of the positive and of the negative values for each label.
     """
     values = np.full(unlabelled.shape, np.nan, np.float32)
     cuts = []
@@ -88,16 +89,16 @@ def choose_values(
 
 
 def audit(values: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """Count how many pseudo-labels the real labels confirm, and how many chance would.
+    """Compute the share of correct pseudo-labels and the share expected by chance.
 
     Args:
-        values: [M, K] pseudo-labels 1 or 0, NaN where there is none, of all unlabelled images.
-        real: [M, K] the labels that were set aside, 1, 0, or NaN where unknown.
+        values: Pseudo-labels of all unlabelled images, [M, K]: 1, 0, or NaN where there is none.
+        real: Real labels that training does not use, [M, K]: 1, 0, or NaN where unknown.
 
     Returns:
-        For 'positive' and 'negative': `positive_values` (number), `positive_confirmed` (share that
-        is right, of those with a known real label) and `positive_by_chance` (the share if as many
-        values of each label went to images drawn at random); shares are NaN without any.
+        `positive_values` (number), `positive_confirmed` (correct share of those with a known real
+        label) and `positive_by_chance` (correct share if the images were drawn at random), and the
+        same for 'negative'. Shares are NaN if there are no such pseudo-labels.
     """
     known = ~np.isnan(real)
     figures = {}
@@ -117,13 +118,13 @@ def audit(values: np.ndarray, real: np.ndarray) -> dict[str, float]:
 def _choose_cut(
     scores: np.ndarray, wrong: np.ndarray, unlabelled: np.ndarray, *, keep: str, confidence: float
 ) -> Cut:
-    """The lowest score from which on the cases are rarely enough wrong."""
+    """Choose the lowest score beyond which the error rate is low enough."""
     if not scores.size:
         return Cut()
     values, cases = _tally(scores)
     errors = np.cumsum(wrong[np.argsort(-scores, kind='stable')])[cases - 1]
     enough = (cases >= MIN_CASES) & (cases * wrong.mean() >= MIN_EXPECTED)
-    # Compared as whole numbers, so that equal rates are not lost to rounding.
+    # The tolerance accepts equal rates in spite of rounding.
     rarely = errors * len(wrong) <= (1 - confidence) * cases * wrong.sum() * (1 + 1e-12)
     good = enough & rarely
     if keep == 'threshold':
@@ -142,11 +143,11 @@ def _choose_cut(
 
 
 def _tally(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct scores from the highest on, and how many scores are at least each."""
+    """Return the distinct scores in descending order, and how many scores reach each of them."""
     values, counts = np.unique(scores, return_counts=True)
     return values[::-1], np.cumsum(counts[::-1])
 
 
 def _part(share: float, count: int) -> int:
-    """The share of the count, rounded down; 0.29 of 100 is 29 in spite of floating point."""
+    """Return share * count rounded down, so that 0.29 of 100 is 29 in spite of rounding errors."""
     return math.floor(share * count * (1 + 1e-12))

@@ -1,12 +1,12 @@
-"""Published figures that a report shows as context, with their sources and conditions.
+"""Published scores that a report shows as context, with sources and conditions.
 
-A published figure may be compared with a score only if split, level, views, label policy and
-ensembling are known to be the same. Every figure here differs in at least one of them, or does not
-state it, so all of them are context and not a comparison.
+Scores are only comparable if split, level, views, label policy and ensembling are known to be the
+same. Each score below differs in at least one of these conditions or does not state it, so the
+scores are context and not a comparison.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,9 @@ from data.labels import COMPETITION_LABELS
 
 IRVIN = 'Irvin et al. 2019, arXiv:1901.07031'
 
-# Table 3: policy for uncertain labels -> its name in the paper and the AUROCs in the order of
-# COMPETITION_LABELS; 200 validation studies, an ensemble of checkpoints. Which views were scored is
-# not stated.
+# Table 3: policy for uncertain labels -> name in the paper, and AUROCs in the order of
+# COMPETITION_LABELS, for 200 validation studies and an ensemble of checkpoints. The paper does not
+# state which views were scored.
 IRVIN_VALIDATION_AUROC = {
     'ignore': ('U-Ignore', (0.818, 0.828, 0.938, 0.934, 0.928)),
     'zeros': ('U-Zeros', (0.811, 0.840, 0.932, 0.929, 0.931)),
@@ -35,48 +35,39 @@ RADIOLOGISTS = {
 }
 TEST_PATIENTS = frozenset(f'patient{number}' for number in range(64741, 65241))
 
-
-class Pretraining(NamedTuple):
-    """Mean AUROC in per cent after fine-tuning, and its standard deviation over runs."""
-
-    name: str  # model and initialisation
-    chexpert: float  # mean of the five tasks
-    chexpert_deviation: float | None  # None if not stated
-    source: str
-
-
 MA = 'Ma et al. 2022, BenchmarkTransformers'
 XIAO = 'Xiao et al. 2023, medical_mae'
 MEAN_OF_FIVE = 'Mean of the five'
-# Split, level, views, label policy and ensembling are not stated.
+# Model and initialisation, mean AUROC of the five tasks in percent, standard deviation over runs,
+# and source. The papers do not state split, level, views, label policy and ensembling.
 PRETRAINING = (
-    Pretraining('Swin-B, random', 83.39, 0.84, MA),
-    Pretraining('Swin-B, supervised ImageNet', 87.80, 0.42, MA),
-    Pretraining('Swin-B, SimMIM ImageNet', 88.16, 0.31, MA),
-    Pretraining('Swin-B, SimMIM NIH14 from random', 86.75, 0.96, MA),
-    Pretraining('Swin-B, SimMIM 926K X-rays from random', 87.83, 0.23, MA),
-    Pretraining('Swin-B, SimMIM ImageNet then 926K X-rays', 88.37, 0.40, MA),
-    Pretraining('ViT-S, MAE 0.3M X-rays', 89.2, None, XIAO),
-    Pretraining('ViT-B, MAE 0.5M X-rays', 89.3, None, XIAO),
+    ('Swin-B, random', 83.39, 0.84, MA),
+    ('Swin-B, supervised ImageNet', 87.80, 0.42, MA),
+    ('Swin-B, SimMIM ImageNet', 88.16, 0.31, MA),
+    ('Swin-B, SimMIM NIH14 from random', 86.75, 0.96, MA),
+    ('Swin-B, SimMIM 926K X-rays from random', 87.83, 0.23, MA),
+    ('Swin-B, SimMIM ImageNet then 926K X-rays', 88.37, 0.40, MA),
+    ('ViT-S, MAE 0.3M X-rays', 89.2, None, XIAO),
+    ('ViT-B, MAE 0.5M X-rays', 89.3, None, XIAO),
 )
 
 
 def points_below(
     fpr: np.ndarray, tpr: np.ndarray, points: Sequence[tuple[float, float]]
 ) -> list[bool]:
-    """Whether each operating point (specificity, sensitivity) lies below a ROC curve.
+    """Return whether each operating point (specificity, sensitivity) lies below a ROC curve.
 
-    `fpr` [C] (never falling) and `tpr` [C] are the corners of the curve. It is linear between them,
-    and its upper end counts where it rises vertically.
+    The curve is linear between the points `fpr` [C], in ascending order, and `tpr` [C]. Where the
+    curve is vertical, the upper end counts.
     """
     specificity, sensitivity = np.array(points, float).reshape(-1, 2).T
-    # Rounded, so that an error in the last digit does not decide.
+    # Rounding avoids that an error in the last digit decides the result.
     curve = np.interp(np.round(1 - specificity, 9), np.round(fpr, 9), tpr)
     return (np.round(curve - sensitivity, 9) > 0).tolist()
 
 
 def is_chexpert_test(studies: Sequence[str]) -> bool:
-    """Whether these paths of studies are the 500 test studies of CheXpert."""
+    """Return whether these paths of studies are the 500 test studies of CheXpert."""
     names = set(studies)
     patients = {name.split('/')[-2] for name in names if '/' in name}
     is_phantom = any('phantom' in name.lower() for name in names)
@@ -84,13 +75,15 @@ def is_chexpert_test(studies: Sequence[str]) -> bool:
 
 
 def context_rows(policy: str, split: str, level: str, views: str) -> list[dict[str, Any]]:
-    """The `published` part of a report, under the conditions of the run ('' for an unknown policy).
+    """Return the `published` part of a report.
+
+    The arguments are the conditions of the run; policy '' is unknown.
 
     Returns:
-        `name`, `values` {label or MEAN_OF_FIVE: AUROC} and `note`, which states how the conditions
-        differ from those of the run and which are unknown.
+        `name`, `values` {label or MEAN_OF_FIVE: AUROC}, and `note`, which states the known
+        conditions of both and the unknown ones.
     """
-    here = f'here {split}, {level} level, {views} views, policy {policy or "unknown"}'
+    here = f'this report: {split}, {level} level, {views} views, policy {policy or "unknown"}'
     rows = []
     for name, (title, areas) in IRVIN_VALIDATION_AUROC.items():
         conditions = f'an ensemble of checkpoints, 200 validation studies, policy {name}'
@@ -98,17 +91,17 @@ def context_rows(policy: str, split: str, level: str, views: str) -> list[dict[s
             {
                 'name': f'{title}, ensemble ({IRVIN}, Table 3)',
                 'values': dict(zip(COMPETITION_LABELS, areas, strict=True)),
-                'note': f'context only: {conditions}; views not stated; {here}',
+                'note': f'context only: {conditions}, views not stated; {here}',
             }
         )
-    for row in PRETRAINING:
+    for name, area, deviation, source in PRETRAINING:
         notes = ['context only: split, level, views, label policy and ensembling not stated']
-        if row.chexpert_deviation is not None:
-            notes.append(f'published as +- {row.chexpert_deviation / 100:.4f}')
+        if deviation is not None:
+            notes.append(f'published as +- {deviation / 100:.4f}')
         rows.append(
             {
-                'name': f'{row.name} ({row.source})',
-                'values': {MEAN_OF_FIVE: round(row.chexpert / 100, 4)},
+                'name': f'{name} ({source})',
+                'values': {MEAN_OF_FIVE: round(area / 100, 4)},
                 'note': '; '.join([*notes, here]),
             }
         )

@@ -1,4 +1,4 @@
-"""Masked reconstruction: trivial predictors, errors on hidden pixels, and figures."""
+"""Trivial predictors, errors on hidden pixels, and figures for masked reconstruction."""
 
 import textwrap
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ HIDDEN_COLOUR = (86, 135, 190)
 
 
 def pixel_mask(mask: np.ndarray, patch_size: int) -> np.ndarray:
-    """Token mask [h, w] (1 hidden) -> pixel mask [h * patch_size, w * patch_size], bool."""
+    """Enlarge a mask of patches [h, w] (1 hidden) to pixels [h * patch_size, w * patch_size]."""
     return mask.astype(bool).repeat(patch_size, axis=0).repeat(patch_size, axis=1)
 
 
 def visible_mean(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Fill pixels of an image [C, H, W], `hidden` [H, W] bool, with each channel's visible mean."""
+    """Fill the `hidden` pixels [H, W] of an image [C, H, W] with the mean of the visible pixels."""
     means = image[:, ~hidden].mean(axis=1)
     return np.where(hidden, means[:, None, None], image)
 
 
 def linear_interpolation(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Fill hidden pixels by linear interpolation, and by the nearest pixel outside the hull.
+    """Fill the `hidden` pixels by linear interpolation on a triangulation of the visible pixels.
 
-    Uses a Delaunay triangulation of the visible pixels. Shapes are those of `visible_mean`.
+    Pixels outside the convex hull get the value of the nearest visible pixel.
     """
     visible, wanted = np.argwhere(~hidden), np.argwhere(hidden)
     values = image[:, ~hidden].T  # [V, C]
@@ -46,40 +46,40 @@ TRIVIAL_PREDICTORS = {'mean': visible_mean, 'linear': linear_interpolation}
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One image, its hidden pixels, and the model's prediction.
+    """An image, a mask of hidden pixels, and the model's prediction.
 
     Attributes:
-        image: [C, H, W] normalised.
-        hidden: [H, W] bool.
-        prediction: [C, H, W] normalised.
-        grey_scale: [C], with value * grey_scale + grey_offset in grey levels (0 to 255).
-        grey_offset: [C].
+        image: Normalised image, [C, H, W].
+        hidden: Mask of the hidden pixels, [H, W] bool.
+        prediction: Normalised prediction, [C, H, W].
+        grey_scale: Factor of each channel from normalised values to grey levels (0 to 255), [C].
+        grey_offset: Offset that is added after this factor, [C].
     """
 
-    image: np.ndarray  # [C, H, W]
-    hidden: np.ndarray  # [H, W]
-    prediction: np.ndarray  # [C, H, W]
-    grey_scale: np.ndarray  # [C]
-    grey_offset: np.ndarray  # [C]
+    image: np.ndarray
+    hidden: np.ndarray
+    prediction: np.ndarray
+    grey_scale: np.ndarray
+    grey_offset: np.ndarray
 
     def grey(self, values: np.ndarray) -> np.ndarray:
-        """Normalised values [C, H, W] as one image [H, W] in grey levels."""
+        """Convert normalised values [C, H, W] to one image [H, W] in grey levels."""
         levels = values * self.grey_scale[:, None, None] + self.grey_offset[:, None, None]
         return levels.mean(axis=0)
 
 
 def hidden_error(item: Reconstruction, prediction: np.ndarray) -> np.ndarray:
-    """Absolute error of a prediction [C, H, W], summed over the hidden pixels, mean over channels.
+    """Sum the absolute error of a prediction [C, H, W] over the hidden pixels.
 
     Returns:
-        [3]: in normalised units, in grey levels, and the number of hidden pixels.
+        Mean error over channels in normalised units and in grey levels, and number of pixels, [3].
     """
     error = np.abs(prediction - item.image)[:, item.hidden].sum(axis=1, dtype=np.float64)
     return np.array([error.mean(), (error * item.grey_scale).mean(), item.hidden.sum()])
 
 
 def plot_reconstructions(path: str | Path, items: Sequence[Reconstruction], title: str) -> None:
-    """Plot one row per image as a PNG: input, masked (tinted), reconstruction, and both joined."""
+    """Plot input, masked input, reconstruction, and their combination in one PNG row per image."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

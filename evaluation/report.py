@@ -1,7 +1,7 @@
-"""The report of an evaluation: report.json, one self-contained report.html, and CSV tables.
+"""Evaluation report: report.json, a self-contained report.html, and tables in CSV and LaTeX.
 
-`build_document` puts the whole report into one dictionary, and `write_report` writes it. Nothing
-here imports torch, so predictions of any model can be scored without it.
+`build_document` collects the report in one dictionary, and `write_report` writes the files. This
+module does not import torch, so predictions of any model can be scored without torch.
 """
 
 import base64
@@ -38,26 +38,26 @@ from logger import json_safe
 FORMAT = 1
 TITLE = 'Chest X-ray classification report'
 TEMPLATES = Path(__file__).parent / 'templates'
-JPEG_QUALITY = 88  # of the images in the page; the PNG files of maps next to it are lossless
+JPEG_QUALITY = 88  # for images in the page; the PNG files of the maps are lossless
 SALT_FILE = 'anonymise_salt'
 SALT_BYTES = 32
-DIGITS = 16  # hexadecimal digits of a hashed name
+DIGITS = 16  # number of hexadecimal digits of a hashed name
 NOT_COMPARABLE = (
-    'These scores hold for the images, label rules and views named here. Published figures were '
-    'made on other splits, views, label policies or with ensembles, and are context, not a '
-    'comparison. Scores on images whose labels were extracted from reports by a program, as those '
-    "of CheXpert's training patients are, may not be compared with scores on labels by "
-    'radiologists. Differences smaller than the intervals show nothing. A score at one hospital '
-    'does not carry over to another. Not for clinical use.'
+    'These scores are valid for the images, label rules and views of this report. Published scores '
+    'use other splits, views or label policies, or ensembles. They are context, not a comparison. '
+    "Labels that a program extracted from reports, as for CheXpert's training patients, give "
+    'scores that must not be compared with scores on labels by radiologists. Differences smaller '
+    'than the intervals show nothing. A score from one hospital does not apply to another '
+    'hospital. Not for clinical use.'
 )
 NO_HELD_OUT = (
-    'there are no held-out training patients, so no threshold or temperature is chosen, and every '
-    'score that needs a chosen one is n/a'
+    'there are no held-out training patients, so thresholds and temperatures cannot be chosen, and '
+    'all scores that require them are n/a'
 )
-SMALL_SPAN = 0.02  # of the probabilities of a label
-CHANCE = 0.5  # AUROC
+SMALL_SPAN = 0.02  # a smaller range of the probabilities of a label raises an alert
+CHANCE = 0.5  # AUROC of random predictions
 FLOOR = 'logistic regression on pixels'
-NO_INTERVAL = 'no interval: too many resamples lack a class of one label'
+NO_INTERVAL = 'there is no interval, because too many resamples lack a class of one label'
 MEAN_TITLES = {
     'five': '(mean of the five tasks)',
     'all': '(mean of all labels)',
@@ -72,31 +72,30 @@ Row = dict[str, object]
 
 
 class Names:
-    """The names of images, patients and files in a report: unchanged, or hashed.
+    """Names of images, patients and files in a report, either unchanged or hashed.
 
-    A hash is the first 16 hexadecimal digits of the HMAC-SHA256 of the name, as `normalise_name`
-    returns it, with the salt in `folder` as key (it is created if it is missing). It is the same
-    wherever the salt is the same, and not reversible without it. Without a folder, names are
-    unchanged.
+    A hash is the first 16 hexadecimal digits of the HMAC-SHA256 of the result of `normalise_name`.
+    The key is the salt in `folder`, which is created if it is missing. The same salt gives the same
+    hashes, which cannot be reversed without the salt. Without a folder, names do not change.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.key = read_salt(folder) if folder else None
 
     def __call__(self, name: str) -> str:
-        """The name of an image, a study or a patient."""
+        """Return the name of an image, a study or a patient."""
         if self.key is None:
             return name
         text = normalise_name(name).encode('utf-8', 'surrogateescape')
         return hmac.new(self.key, text, hashlib.sha256).hexdigest()[:DIGITS]
 
     def file(self, path: str | Path) -> str:
-        """The name of a file on this machine; hashed names leave out its folder."""
+        """Return the path of a file, or only the file name if names are hashed."""
         return str(path) if self.key is None else Path(path).name
 
 
 def read_salt(folder: Path) -> bytes:
-    """Read the salt of a folder's reports; create it, readable only by its owner, if missing.
+    """Read the salt of a folder. If it is missing, create it with access only for the owner.
 
     Raises:
         ValueError: If the file does not contain a salt.
@@ -114,7 +113,7 @@ def read_salt(folder: Path) -> bytes:
 
 
 def rename_images(document: dict[str, Any], name: Callable[[str], str]) -> None:
-    """Rename every image and study that a report contains, in place."""
+    """Rename every image and study in a report, in place."""
     entries = [error for scored in document['sets'] for error in scored['worst_errors']]
     for entry in [*entries, *document['maps']]:
         entry['path'] = name(entry['path'])
@@ -134,15 +133,15 @@ def build_document(
     """Score every set and assemble the report.
 
     Args:
-        sets: What is scored. The headline is about the last one.
-        holdout: Held-out training patients for thresholds and temperatures, or the values that
-            were already fitted for each set (each from another model), or None.
-        protocol: How cases are scored.
-        run: What was run, name -> value, in the order shown.
-        policy: Policy for uncertain labels, shown with the published figures; '' if unknown.
-        patients: Split -> patients, to find patients that are in two splits.
-        warnings: Further warnings.
-        extras: Further parts of the report: `comparisons`, `training`, `maps`, `maps_check`,
+        sets: Sets of cases to score. The headline shows the last set.
+        holdout: Held-out training patients for choosing thresholds and temperatures, or values that
+            were already fitted for each set, or None.
+        protocol: Options for scoring.
+        run: Details of the run, name -> value, in the order of the report.
+        policy: Policy for uncertain labels, shown with the published scores; '' if unknown.
+        patients: Split -> patients, used to detect patients in two splits.
+        warnings: Additional warnings.
+        extras: Additional parts of the report: `comparisons`, `training`, `maps`, `maps_check`,
             `pixel_floor`.
     """
     if holdout is None or isinstance(holdout, Cases):
@@ -178,9 +177,9 @@ def build_document(
 
 
 def compare_sets(sets: Sequence[Cases], protocol: Protocol, *, name: str) -> list[dict[str, Any]]:
-    """Compare every pair of models that predict the same rows: the report's `comparisons`.
+    """Compare every pair of models that predict the same rows, for the report's `comparisons`.
 
-    Each of `sets` is of another model; `name` is the name of what they predict.
+    Each of the `sets` belongs to another model. `name` is the name of the scored set.
     """
     rows = [cases.at_level(protocol.level, protocol.aggregate) for cases in sets]
     pairs = [
@@ -199,10 +198,10 @@ def floor_part(
     *,
     facts: Mapping[str, Any],
 ) -> dict[str, Any] | None:
-    """Score the pixel floor and compare the model with it: the report's `pixel_floor`.
+    """Score the baseline on pixels and compare the model with it, for the report's `pixel_floor`.
 
-    `floor` maps the name of a set to the probabilities [N, K] of the floor for its rows; it is
-    empty if there is no floor. `facts` are what is known about it.
+    `floor` maps the name of a set to the probabilities [N, K] of the baseline. It is empty without
+    a baseline. `facts` are further entries about the baseline.
     """
     if not floor:
         return None
@@ -225,15 +224,15 @@ def write_report(
     document: dict[str, Any],
     thumbnails: Mapping[tuple[str, str, str], Image.Image] | None = None,
 ) -> Path:
-    """Write a report: all of its files, or none. The same document gives the same bytes.
+    """Write all files of a report, or none of them. The same document gives the same bytes.
 
     Args:
-        folder: Folder to write to; it contains the files of `maps`.
-        document: Result of `build_document`. NaN is written as null and shown as n/a.
-        thumbnails: (set, label, kind) of a worst error -> small image to show with it.
+        folder: Output folder, which already contains the image files of `maps`.
+        document: Result of `build_document`. NaN becomes null in JSON and n/a on the page.
+        thumbnails: (set, label, kind) of a worst error -> small image to show.
 
     Returns:
-        Path of report.html. The JSON, CSV and LaTeX files are written to the same folder.
+        Path of report.html. The other files are in the same folder.
     """
     folder = Path(folder)
     text = json.dumps(json_safe(document), ensure_ascii=False, indent=1, sort_keys=True) + '\n'
@@ -257,7 +256,7 @@ def write_report(
 
 
 def scores_table(entry: dict[str, Any]) -> pd.DataFrame:
-    """The main scores of a set with their intervals as text, a row for each label and mean."""
+    """Format the main scores of a set with intervals, in one row for each label and mean."""
     shown = {name: metric.title for name, metric in METRICS.items() if metric.in_summary}
     counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
     scores = {part['label']: part['scores'] for part in entry['labels']}
@@ -271,7 +270,7 @@ def scores_table(entry: dict[str, Any]) -> pd.DataFrame:
 
 
 def differences_table(entry: dict[str, Any]) -> pd.DataFrame:
-    """The differences of a comparison with their intervals and p-values, as text."""
+    """Format the differences of a comparison with intervals and p-values."""
     parts = entry['labels'] | {MEAN_TITLES[key]: m for key, m in entry['means'].items() if m}
     rows = {
         label: [
@@ -281,7 +280,7 @@ def differences_table(entry: dict[str, Any]) -> pd.DataFrame:
         ]
         for label, part in parts.items()
     }
-    columns = ['difference of AUROC', 'p (bootstrap)', 'p (Holm)']
+    columns = ['difference in AUROC', 'p (bootstrap)', 'p (Holm)']
     return pd.DataFrame.from_dict(rows, orient='index', columns=columns)
 
 
@@ -297,9 +296,9 @@ def _in_text(score: dict[str, float]) -> str:
 
 
 def _latex(document: dict[str, Any]) -> str:
-    """The tables of scores and differences in LaTeX; special characters are escaped."""
+    """Format the tables of scores and differences in LaTeX with escaped special characters."""
     tables = {'Scores': {entry['name']: scores_table(entry) for entry in document['sets']}}
-    tables['Differences of AUROC'] = {
+    tables['Differences in AUROC'] = {
         f'{entry["a"]} minus {entry["b"]}': differences_table(entry)
         for entry in document['comparisons']
     }
@@ -315,7 +314,7 @@ def _latex(document: dict[str, Any]) -> str:
 
 
 def _headline(scored: Sequence[dict[str, Any]], has_intervals: bool) -> dict[str, Any]:
-    """The mean AUROC of the last set over `headline_labels`, with notes."""
+    """Return the mean AUROC of the last set over `headline_labels`, with notes."""
     last, notes = scored[-1], []
     entries = {entry['label']: entry for entry in last['labels']}
     counted = headline_labels(entries)
@@ -330,7 +329,7 @@ def _headline(scored: Sequence[dict[str, Any]], has_intervals: bool) -> dict[str
     if not counted:
         notes.append('no label has both classes')
     elif fewest < FEW_POSITIVES:
-        notes.append(f'as few as {fewest} positives of a label: a weak estimate')
+        notes.append(f'a label has only {fewest} positives, so the estimate is weak')
     if has_intervals and counted and np.isnan(score['low']):
         notes.append(NO_INTERVAL)
     described = {key: last[key] for key in ('rows', 'patients', 'level', 'views')}
@@ -342,8 +341,8 @@ def _leak_warnings(patients: Mapping[str, Sequence[str]]) -> list[str]:
     for (one, names), (other, others) in combinations(patients.items(), 2):
         if both := sorted(set(names) & set(others)):
             lines.append(
-                f'{len(both)} patient(s) are in both {one} and {other}, for example {both[0]}: the '
-                'scores include patients that the model may have been trained on'
+                f'{len(both)} patient(s) are in both {one} and {other}, for example {both[0]}, so '
+                'the scores include patients with which the model may have been trained'
             )
     return lines
 
@@ -351,7 +350,7 @@ def _leak_warnings(patients: Mapping[str, Sequence[str]]) -> list[str]:
 def _set_lines(
     scored: Sequence[dict[str, Any]], describe: Callable[[dict[str, Any]], Iterator[str]]
 ) -> list[str]:
-    """The lines about each set; a line that applies to several sets appears once."""
+    """Collect the lines about each set. A line that applies to several sets appears once."""
     names: dict[str, list[str]] = {}
     for entry in scored:
         for line in describe(entry):
@@ -364,7 +363,7 @@ def _set_lines(
 
 
 def _model_alerts(entry: dict[str, Any]) -> Iterator[str]:
-    """Labels with nearly constant probabilities, and those that are not better than chance."""
+    """Report labels with nearly constant probabilities or without evidence of being learned."""
     spans = {
         part['label']: part['histogram']['high'] - part['histogram']['low']
         for part in entry['labels']
@@ -376,20 +375,20 @@ def _model_alerts(entry: dict[str, Any]) -> Iterator[str]:
     if constant:
         widest = max(spans[label] for label in constant)
         yield (
-            f'the model hardly tells the cases apart: all probabilities of a label lie within '
+            f'the model hardly distinguishes the cases: all probabilities of a label lie within '
             f'{widest:.4f} for {", ".join(constant)}'
         )
     if by_chance:
         yield (
-            f'the model may be no better than chance, because the interval of the AUROC includes '
-            f'{CHANCE:g} or lies below it: {", ".join(by_chance)}'
+            f'the model may not be better than chance, because the interval of the AUROC reaches '
+            f'{CHANCE:g} or lies below: {", ".join(by_chance)}'
         )
 
 
 def _label_warnings(
     entry: dict[str, Any], *, has_holdout: bool, missing: Container[str] = ()
 ) -> Iterator[str]:
-    """Labels without both classes, with few positives or no threshold, and small groups."""
+    """Report labels without both classes, few positives, missing thresholds, and small groups."""
     undefined = entry['means']['undefined']
     few = [
         f'{part["label"]} ({part["positives"]})'
@@ -404,7 +403,7 @@ def _label_warnings(
         if group['labels'] and all(part['few'] for part in group['labels'].values())
     ]
     if undefined:
-        yield f'without both classes, not scored and not shown: {", ".join(undefined)}'
+        yield f'labels without both classes are not scored: {", ".join(undefined)}'
     if few:
         yield f'fewer than {FEW_POSITIVES} positives: {", ".join(few)}'
     one_class = [label for label in unset if label not in missing]
@@ -413,15 +412,15 @@ def _label_warnings(
         yield f'no threshold because the held-out cases lack a class: {", ".join(one_class)}'
     if has_holdout and unchosen:
         yield (
-            'no threshold because none was chosen for the label (a finding of several labels has '
-            f'none of its own): {", ".join(unchosen)}'
+            'no threshold because none was chosen for this label (for example a finding that '
+            f'combines several labels): {", ".join(unchosen)}'
         )
     if small:
         yield f'groups with fewer than {FEW_POSITIVES} positives of every label: {", ".join(small)}'
 
 
 def _labels(report: dict) -> Iterator[Row]:
-    """One row per label and set, followed by the means of the set."""
+    """Yield one row for each set and label, and the means of the set."""
     scaled = [name for name, entry in METRICS.items() if entry.is_calibration]
     for entry in report['sets']:
         keys = {'set': entry['name'], 'level': entry['level'], 'views': entry['views']}
@@ -442,7 +441,7 @@ def _labels(report: dict) -> Iterator[Row]:
 
 
 def _groups(report: dict) -> Iterator[Row]:
-    """One row per label and group, the means of the group, and the gap of each label."""
+    """Yield one row for each group and label, the means of the group, and the gaps."""
     for entry in report['sets']:
         for column in entry['groups']:
             keys = {'set': entry['name'], 'column': column['column']}
@@ -467,7 +466,7 @@ def _rows_of_group(keys: Row, group: dict) -> Iterator[Row]:
 
 
 def _comparisons(report: dict) -> Iterator[Row]:
-    """One row per label and pair of models, then the means."""
+    """Yield one row for each pair of models and label, and the means."""
     for entry in report['comparisons']:
         keys = {name: entry[name] for name in ('set', 'a', 'b')}
         rows = dict(entry['labels'])
@@ -478,7 +477,7 @@ def _comparisons(report: dict) -> Iterator[Row]:
 
 
 def _columns(scores: dict[str, dict | None]) -> Row:
-    """Three columns per score: its value and its interval."""
+    """Return three columns for each score: value, low and high."""
     row = {}
     for name, score in scores.items():
         score = score or {'value': None, 'low': None, 'high': None}
@@ -489,14 +488,14 @@ def _columns(scores: dict[str, dict | None]) -> Row:
 def _table(first: Sequence[str], rows: Iterator[Row]) -> str:
     rows = list(rows)
     header = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
-    # Objects, so that whole numbers stay whole in columns with empty cells.
+    # The dtype object keeps integers in columns with empty cells.
     return pd.DataFrame(rows, columns=header, dtype=object).to_csv(index=False, lineterminator='\n')
 
 
 def _render(
     folder: Path, report: dict, thumbnails: Mapping[tuple[str, str, str], Image.Image]
 ) -> str:
-    """The page; numbers are printed by `charts.printed`, and text is escaped."""
+    """Render the page. `charts.printed` formats numbers, and all text is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -541,7 +540,7 @@ def _render(
 
 
 def _ranking_columns() -> list[tuple[str, str, str]]:
-    """(heading, part of a label's entry, name in it) of the metrics without a threshold."""
+    """Return (heading, part of a label's entry, name) of the metrics without a threshold."""
     columns = []
     for name, entry in METRICS.items():
         if not entry.needs_threshold:
@@ -554,7 +553,7 @@ def _ranking_columns() -> list[tuple[str, str, str]]:
 
 
 def _summary_columns() -> list[tuple[str, str]]:
-    """(heading, name) of the scores in the table of labels by group."""
+    """Return (heading, name) of the scores in the table of labels by group."""
     columns = []
     for name, entry in METRICS.items():
         if entry.in_summary:
@@ -565,14 +564,14 @@ def _summary_columns() -> list[tuple[str, str]]:
 
 
 def _few_labels(group: dict, mean: str) -> list[str]:
-    """The labels of a mean that have few positives in a group."""
+    """Return the labels of a mean that have few positives in a group."""
     labels = group['labels']
     names = COMPETITION_LABELS if mean == 'five' else labels
     return [name for name in names if name in labels and labels[name]['few']]
 
 
 def _maps_by_label(folder: Path, maps: list[dict]) -> dict[str, list[tuple[dict, str]]]:
-    """Label -> its maps, each with its image as a data URI."""
+    """Return label -> maps, each with the image as a data URI."""
     found: dict[str, list[tuple[dict, str]]] = {}
     for entry in maps:
         with Image.open(folder / entry['file']) as image:

@@ -1,4 +1,4 @@
-"""The end of a fine-tuning run: scores, predictions and the report in the run folder."""
+"""Write the scores, the predictions and the report of a fine-tuning run to the run folder."""
 
 import json
 from datetime import timedelta
@@ -37,13 +37,13 @@ from logger import json_safe, read_metrics
 from models.losses import masked_bce
 from utils import BEST_CHECKPOINT, trained_config
 
-INTERNAL = f'internal: held-out training patients, with {TRAINING_LABELS}'
+INTERNAL = f'internal: these are held-out training patients, with {TRAINING_LABELS}'
 THUMBNAIL_PX = 112
 SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
 
 
 def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]:
-    """Scores of one split: `score_probabilities`, the loss and the views."""
+    """Compute the scores of one split: `score_probabilities`, the loss and the views."""
     dataset = loader.dataset
     probabilities = expit(logits.astype(np.float64))
     scores = score_probabilities(config, probabilities, dataset.targets, dataset.records.study)
@@ -53,7 +53,7 @@ def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]
 
 
 class FinalScores:
-    """Writes the scores, the predictions and the report of a run into its folder."""
+    """Collect the scores and predictions of a run, and write them and the report."""
 
     def __init__(self, run: Run, loaders: Loaders) -> None:
         self.run = run
@@ -62,11 +62,11 @@ class FinalScores:
         self.scored = _present({name: getattr(loaders, name) for name in SCORED_SPLITS})
         self.table: dict[str, dict[str, Any]] = {}
         self.logits: dict[str, np.ndarray] = {}
-        self.floor: dict[str, Any] = {}  # facts about the pixel floor
+        self.floor: dict[str, Any] = {}  # numbers of images and components of the pixel baseline
         self.floor_probabilities: dict[str, np.ndarray] = {}
 
     def score(self, name: str, models: list[nn.Module]) -> None:
-        """Score the mean of the models on SCORED_SPLITS, under this name."""
+        """Score the averaged predictions of the models on SCORED_SPLITS under this name."""
         for split, loader in self.scored.items():
             self._predict(split, models, loader)
             scores = score(self.run.config, self.logits[split], loader)
@@ -74,9 +74,9 @@ class FinalScores:
             self.table.setdefault(split, {})[name] = scores
 
     def write(self, models: list[nn.Module], sources: list[str]) -> None:
-        """Write all scores, and the predictions and the report of the last scored models.
+        """Write all scores, and the predictions and the report of these models.
 
-        `sources` are their checkpoints, or the kind of probe.
+        `sources` contains their checkpoints, or the kind of probe.
         """
         run = self.run
         others = _present({'holdout': self.loaders.holdout, 'train': self.loaders.whole})
@@ -87,7 +87,7 @@ class FinalScores:
             values = {s: expit(self.logits[s].astype(np.float64)) for s in self.scored | others}
             self._write_predictions(values, ', '.join(sources))
             run.logger.info(f'scores in {self._write_scores()}. Not for clinical use.')
-        if run.config.REPORT.PIXEL_FLOOR:  # after the scores, which its failure must not lose
+        if run.config.REPORT.PIXEL_FLOOR:  # after the scores, so that a failure does not lose them
             self._score_floor()
         if is_main and run.config.REPORT.WRITE:
             run.logger.info(f'report in {self._write_report(models, sources)}')
@@ -96,11 +96,11 @@ class FinalScores:
         self.logits[split] = predict(self.run.config, self.run.device, models, loader)
 
     def _score_floor(self) -> None:
-        """Fit and score the pixel floor; every rank reads images, and the first one fits."""
+        """Fit and score the baseline on pixels. All ranks read images, and rank 0 fits."""
         config, logger = self.run.config, self.run.logger
         loader = self.loaders.train or self.loaders.plain
         if loader is None:
-            logger.warning('REPORT.PIXEL_FLOOR is left out: --eval reads no training images')
+            logger.warning('REPORT.PIXEL_FLOOR is skipped, because --eval reads no training images')
             return
         train, targets = read_pixels(config, loader.dataset)
         pixels = {
@@ -155,7 +155,7 @@ class FinalScores:
             )
 
     def _write_report(self, models: list[nn.Module], sources: list[str]) -> Path:
-        """Write report.html, report.json, its tables, and maps of the first model."""
+        """Write report.html, report.json, the tables, and saliency maps of the first model."""
         run, config, loaders = self.run, self.run.config, self.loaders
         folder = run.folder / 'report_eval' if config.EVAL_MODE else run.folder
         used = _present({'train': loaders.train or loaders.plain, 'holdout': loaders.holdout})
@@ -207,7 +207,7 @@ class FinalScores:
         return write_report(folder, document, thumbnails)
 
     def _cases(self, name: str) -> Cases:
-        """The cases of a split, with the requested groups if it is scored."""
+        """Return the cases of a split, with groups if the split is scored."""
         config, dataset = self.run.config, getattr(self.loaders, name).dataset
         records, groups = dataset.records, {}
         if name in SCORED_SPLITS:
@@ -229,11 +229,11 @@ class FinalScores:
 
 
 def check_scoring(run: Run, path: str | Path) -> None:
-    """Compare the options of --eval with those that a checkpoint was trained with.
+    """Compare the options of --eval with the options that a checkpoint was trained with.
 
     Raises:
-        ValueError: If it was trained for another task or other labels, or on patients that are
-            held out now.
+        ValueError: If the checkpoint was trained for another task or other labels, or on patients
+            that would be scored now.
     """
     config, trained = run.config, trained_config(path, 'finetune')
     if trained is None:
@@ -241,31 +241,31 @@ def check_scoring(run: Run, path: str | Path) -> None:
     options = {key: (value_at(trained, key), value_at(config, key)) for key in PATIENT_OPTIONS}
     fold, (old, new), (before, share) = options.values()
     if share > (before if old == new else 0) or fold[1] not in ('', fold[0]):
-        changes = [f'{key} {a}, now it is {b}' for key, (a, b) in options.items() if a != b]
+        changes = [f'{key} {a} instead of {b}' for key, (a, b) in options.items() if a != b]
         raise ValueError(
-            f'{path} was trained with {"; ".join(changes)}: patients that it was trained on, or '
-            'that selected the checkpoint, would be scored'
+            f'{path} was trained with {", ".join(changes)}, so --eval would score patients that '
+            'trained the model or selected the checkpoint'
         )
     keys = 'TASK LABELS FOLD HOLDOUT_FRACTION MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'
     for key in keys.split():
         before, now = trained.DATA[key], config.DATA[key]
-        problem = f'{path} was trained with DATA.{key} {before}, now it is {now}'
+        problem = f'{path} was trained with DATA.{key} {before}, but --eval uses {now}'
         if key in ('TASK', 'LABELS') and now != before:
             raise ValueError(problem)
         if key == 'HOLDOUT_FRACTION' and now > before:
-            raise ValueError(f'{problem}: patients that it was trained on would be held out')
+            raise ValueError(f'{problem}, which holds out patients that trained the model')
         if now != before:
             run.logger.warning(problem)
 
 
 def describe_views(config: Config) -> str:
-    """The test-time views of an image that are averaged."""
+    """Describe the test-time views of an image that are averaged."""
     views = 'one view' if config.EVAL.TTA == 'none' else config.EVAL.TTA
     return f'{views}, each also mirrored' if config.EVAL.TTA_FLIP else views
 
 
 def _present(loaders: dict[str, DataLoader | None]) -> dict[str, DataLoader]:
-    """The loaders that exist; they are the same on all ranks."""
+    """Return the loaders that are not None. All ranks have the same loaders."""
     return {name: loader for name, loader in loaders.items() if loader is not None}
 
 
@@ -282,7 +282,7 @@ def _protocol(config: Any) -> Protocol:
 
 
 def _training_config(run: Run, sources: list[str]) -> Config | None:
-    """The options that the scored model was trained with; None if they are not known."""
+    """Return the config that the scored model was trained with; None if unknown."""
     if sources[0] in PROBES:
         return run.config
     return trained_config(sources[0]) if len(sources) == 1 else None
@@ -291,7 +291,7 @@ def _training_config(run: Run, sources: list[str]) -> Config | None:
 def _describe_run(
     config: Config, sources: list[str], training: dict[str, str], names: Names
 ) -> dict[str, str]:
-    """What was run, name -> value, for the first screen of the report."""
+    """Return the table of run details for the first screen of the report."""
     data = config.DATA
     checkpoint = ', '.join(names.file(source) for source in sources)
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
@@ -317,7 +317,7 @@ def _describe_run(
 
 def _describe_training(trained: Config | None, names: Names) -> dict[str, str]:
     if trained is None:
-        return {'Training': 'not known'}
+        return {'Training': 'unknown'}
     data, is_probe = trained.DATA, trained.FINETUNE.MODE in PROBES
     exceptions = ', '.join(f'{k}: {v}' for k, v in data.UNCERTAIN_BY_LABEL.items())
     policy = data.UNCERTAIN + (f' ({exceptions})' if exceptions else '')
@@ -339,11 +339,11 @@ def _describe_training(trained: Config | None, names: Names) -> dict[str, str]:
 def _describe_effort(
     folder: Path, config: Config, sources: list[str], train: DataLoader | None
 ) -> dict[str, str]:
-    """Number of training images, selected epoch and training time, as far as they are known."""
+    """Return the number of training images, the selected epoch and the training time, if known."""
     rows, records = {}, _epochs(folder, sources)
     if train is not None:
         images = train.dataset.records
-        rows['Training images'] = f'{len(images)}, of {len(set(images.patient))} patients'
+        rows['Training images'] = f'{len(images)} of {len(set(images.patient))} patients'
     scored = [record for record in records if record.get('score') is not None]
     if scored and Path(sources[0]).name == BEST_CHECKPOINT:
         best = max(scored, key=lambda record: record['score'])
@@ -358,7 +358,7 @@ def _describe_effort(
 
 
 def _epochs(folder: Path, sources: list[str]) -> list[dict[str, Any]]:
-    """The records of the trained epochs; none if the model was not trained in this folder."""
+    """Read the records of the trained epochs, if the model was trained in this folder."""
     file = folder / 'metrics.jsonl'
     own = len(sources) == 1 and Path(sources[0]).parent == folder
     return [r for r in read_metrics(file) if 'loss' in r] if own and file.is_file() else []
@@ -367,13 +367,13 @@ def _epochs(folder: Path, sources: list[str]) -> list[dict[str, Any]]:
 def _thumbnails(
     config: Config, datasets: dict[str, XrayDataset], sets: list[Cases], document: dict[str, Any]
 ) -> dict[tuple[str, str, str], Image.Image]:
-    """(set, label, kind) -> small image of each of the worst errors; empty if REPORT.MAPS is 0."""
+    """Return (set, label, kind) -> thumbnail of each worst error, or {} if REPORT.MAPS is 0."""
     found = {}
     for cases, scored in zip(sets, document['sets'], strict=True):
         for error in scored['worst_errors'] if config.REPORT.MAPS else []:
             label, kind = error['label'], error['kind']
             image = datasets[cases.name].image(cases.strongest_image(error['path'], label))
-            # A new image: the metadata of a file could name the patient.
+            # A new image has no metadata, which could contain the patient's name.
             small = Image.fromarray(np.array(image))
             small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
             found[cases.name, label, kind] = small
@@ -381,7 +381,7 @@ def _thumbnails(
 
 
 def _training_curves(folder: Path, config: Config, sources: list[str]) -> dict[str, Any] | None:
-    """Losses and the selection score by epoch; None if the model was not trained in this folder."""
+    """Return losses and selection score by epoch, if the model was trained in this folder."""
     split, records = config.EVAL.SELECT_ON, _epochs(folder, sources)
     if not records:
         return None

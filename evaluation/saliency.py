@@ -1,4 +1,4 @@
-"""Saliency maps: Grad-CAM, rollout, maps of a report and of new images, check of the method."""
+"""Saliency maps by Grad-CAM and attention rollout, figures of them, and a check of the method."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -24,11 +24,11 @@ from models.build import build_model
 from models.encoder import Encoder, eager_attention
 from models.losses import positive_logits
 
-COLOUR_MAP = 'plasma'  # perceptually uniform, safe for the colour-blind, no shade of grey
-OPACITY = 0.75  # of the greatest importance; of none: 0
+COLOUR_MAP = 'plasma'  # perceptually uniform, safe for colour-blind readers, without grey
+OPACITY = 0.75  # opacity at importance 1; the opacity at importance 0 is 0
 CHECKED_IMAGES = 8
 FOLDER = 'maps'
-SIGNAL = 0.01  # A map that spans less shows nothing.
+SIGNAL = 0.01  # smallest range of values of a map with a signal
 SMALLEST = torch.finfo(torch.float32).tiny  # avoids 0 / 0 in maps of zeros
 METHODS = Registry('REPORT.METHOD')
 
@@ -36,7 +36,7 @@ Score = Callable[[torch.Tensor], torch.Tensor]  # outputs [B, *] -> scores [B]
 
 
 class MapMethod(NamedTuple):
-    """A value of REPORT.METHOD: its name in the report, and the function that makes the maps."""
+    """A method (REPORT.METHOD): the name in the report, and the function that computes maps."""
 
     title: str
     make_maps: Callable[[nn.Module, torch.Tensor, Score], torch.Tensor]
@@ -45,34 +45,34 @@ class MapMethod(NamedTuple):
 def grad_cam(
     model: nn.Module, images: torch.Tensor, score: Score, *, layer: nn.Module | None = None
 ) -> torch.Tensor:
-    """Grad-CAM: where the features lie that raise a score.
+    """Compute Grad-CAM maps, which show the regions whose features increase a score.
 
-    Each feature map of a layer is weighted by the mean of its gradient. The positive part of the
-    weighted sum is resized to the image and divided by its maximum.
+    Each feature map of a layer is weighted by the mean gradient. The positive part of the weighted
+    sum is resized to the image and divided by the maximum.
 
     Args:
-        model: Any model that maps images to outputs [B, *]; it is set to evaluation mode.
-        images: [B, C, S, S].
-        score: Function from outputs to the scores [B] that are explained.
-        layer: The layer, which returns [B, F, h, w] or tokens [B, L, F]; by default the
-            `saliency_layer` of the model.
+        model: Model that maps images to outputs [B, *]. It is set to evaluation mode.
+        images: Images, [B, C, S, S].
+        score: Function from outputs to the scores [B] to explain.
+        layer: Layer that returns [B, F, h, w] or tokens [B, L, F]. The default is the model's
+            `saliency_layer`.
 
     Returns:
-        [B, S, S] in [0, 1]; all 0 where no feature raises the score.
+        Maps in [0, 1], [B, S, S]. A map is 0 everywhere if no feature increases the score.
 
     Source: Selvaraju et al. 2017, arXiv:1610.02391.
     """
     kept: list[torch.Tensor] = []
 
     def keep(_module: nn.Module, _inputs: tuple, features: torch.Tensor) -> torch.Tensor:
-        # A new leaf works with frozen parameters, and nothing before it is differentiated.
+        # A new leaf tensor works with frozen parameters and ends the backward pass here.
         kept.append(features.detach().requires_grad_())
-        return kept[-1].clone()  # The model may change it in place.
+        return kept[-1].clone()  # the model may modify the tensor in place
 
     model.eval()
     layer = layer or model.saliency_layer()
     with layer.register_forward_hook(keep), torch.enable_grad():
-        # Only the first call counts: gradient checkpointing calls the hook again.
+        # Only the first tensor is used, because gradient checkpointing calls the hook again.
         (gradient,) = torch.autograd.grad(score(model(images)).sum(), kept[:1])
     weights = _as_grid(gradient).mean(dim=(2, 3), keepdim=True)  # [B, F, 1, 1]
     maps = (weights * _as_grid(kept[0].detach())).sum(dim=1).relu()  # [B, h, w]
@@ -83,19 +83,19 @@ def grad_cam(
 def attention_rollout(
     model: nn.Module, images: torch.Tensor, score: Score | None = None
 ) -> torch.Tensor:
-    """Attention rollout: the share of each patch in the token that the head reads.
+    """Compute attention rollout maps, which show how much each patch contributes to the output.
 
-    In each block the mean attention over heads and the identity (for the residual path) count half
-    each. The product over the blocks gives the share of each patch in the class token, or in the
-    mean of the patch tokens if the model pools them.
+    In each block, the attention averaged over heads and the identity (for the residual connection)
+    have the weight 0.5. The product over all blocks gives the contribution of each patch to the
+    class token, or to the mean of the patch tokens if the model pools them.
 
     Args:
-        model: A ViT; it is set to evaluation mode.
-        images: [B, C, S, S].
-        score: Not used; the maps are the same for all labels.
+        model: ViT. It is set to evaluation mode.
+        images: Images, [B, C, S, S].
+        score: Not used, because the maps are the same for all labels.
 
     Returns:
-        [B, S, S], scaled so that each image spans [0, 1].
+        Maps, [B, S, S], each scaled to [0, 1].
 
     Source: Abnar and Zuidema 2020, arXiv:2005.00928.
     """
@@ -126,22 +126,22 @@ def randomised_check(
     copies: int = 5,
     seed: int = 0,
 ) -> float:
-    """Similarity of a model's maps to those of the same architecture with random weights.
+    """Compare the maps of a model with the maps of the same architecture with random weights.
 
-    Maps that explain the model change with its weights, so their similarity is near 0. A similarity
-    near 1 means that the maps show the image alone, like an edge detector.
+    Maps that explain the model depend on the weights, so the similarity is near 0. A similarity
+    near 1 means that the maps only show the image, like an edge detector.
 
     Args:
-        model: The trained model.
-        make_model: Builds the same model with random weights.
-        images: [B, C, S, S].
-        make_maps: Maps model and images to maps [B, S, S].
+        model: Trained model.
+        make_model: Function that builds the same model with random weights.
+        images: Images, [B, C, S, S].
+        make_maps: Function from model and images to maps [B, S, S].
         copies: Number of random models.
-        seed: Seed of their weights; the global random state is left unchanged.
+        seed: Seed of the random weights. The global random state does not change.
 
     Returns:
-        Spearman's rank correlation, averaged over copies and images. A constant map has similarity
-        1 to another constant map and 0 to any other map.
+        Spearman's rank correlation, averaged over random models and images. The similarity of two
+        constant maps is 1, and that of a constant map and any other map is 0.
 
     Source: Adebayo et al. 2018, arXiv:1810.03292 (all layers randomised).
     """
@@ -159,16 +159,16 @@ def randomised_check(
 def choose_cases(
     probabilities: np.ndarray, targets: np.ndarray, threshold: float, count: int
 ) -> dict[str, list[int]]:
-    """The most confident right and wrong predictions of one label.
+    """Choose the most confident correct and wrong predictions of one label.
 
     Args:
-        probabilities: [N]; NaN is never chosen.
-        targets: [N], 1 or 0; NaN is never chosen.
-        threshold: Positive at this probability or above; NaN chooses nothing.
-        count: Maximum number of each kind.
+        probabilities: Probabilities, [N]. NaN is never chosen.
+        targets: 1 or 0, [N]. NaN is never chosen.
+        threshold: Lowest probability that is predicted positive. Nothing is chosen if it is NaN.
+        count: Largest number of cases of each kind.
 
     Returns:
-        Kind -> positions, the most confident first; among equals, the earlier first.
+        Kind -> row indices, the most confident first.
     """
     probabilities, targets = np.asarray(probabilities, float), np.asarray(targets, float)
     positive, negative = probabilities >= threshold, probabilities < threshold
@@ -186,12 +186,12 @@ def choose_cases(
 
 
 def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray) -> None:
-    """Plot an X-ray next to the same X-ray under its map; the same input gives the same bytes.
+    """Plot an X-ray, and the X-ray with the map as overlay. The PNG file is reproducible.
 
     Args:
-        path: PNG file; its folder is created.
-        image: [S, S] uint8.
-        saliency: [S, S] in [0, 1]; lower values are more transparent.
+        path: PNG file to write. The folder is created.
+        image: X-ray, [S, S] uint8.
+        saliency: Map in [0, 1], [S, S]. Lower values are more transparent.
     """
     figure, xrays, overlay = _map_figure(len(image))
     for xray in xrays:
@@ -200,7 +200,7 @@ def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_writer(path) as file:
         figure.canvas.print_png(file, metadata={'Software': None})
-    figure.set_layout_engine('none')  # The layout is the same for every map.
+    figure.set_layout_engine('none')  # every map has the same layout, which is computed only once
 
 
 def plot_prediction(
@@ -209,13 +209,13 @@ def plot_prediction(
     maps: Mapping[str, np.ndarray],
     probabilities: Mapping[str, float],
 ) -> None:
-    """Plot an X-ray, its maps of some labels, these over the X-ray, and all probabilities.
+    """Plot an X-ray, maps of some labels, their overlays, and the probabilities of all labels.
 
     Args:
-        path: PNG file; its folder is created.
-        image: [S, S] uint8.
-        maps: Label -> [S, S] in [0, 1]; a row of the figure each.
-        probabilities: Label -> probability; the labels of the maps are highlighted.
+        path: PNG file to write. The folder is created.
+        image: X-ray, [S, S] uint8.
+        maps: Label -> map in [0, 1], [S, S]. Each map is a row of the figure.
+        probabilities: Label -> probability. The labels with maps are highlighted.
     """
     from matplotlib.figure import Figure
 
@@ -248,7 +248,7 @@ def plot_prediction(
 
 
 def _transparent_colours() -> Any:
-    """The colour map of overlays, which is transparent at 0."""
+    """Return the colour map of overlays, which is transparent at 0."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
@@ -259,7 +259,7 @@ def _transparent_colours() -> Any:
 
 @cache
 def _map_figure(size_px: int) -> tuple[Any, list, Any]:
-    """An empty figure, its two X-rays and the map over the second."""
+    """Return an empty figure, the two X-rays in it, and the overlay of the second."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -272,7 +272,7 @@ def _map_figure(size_px: int) -> tuple[Any, list, Any]:
         axis.set_axis_off()
     overlay = axes[1].imshow(empty, cmap=_transparent_colours(), vmin=0, vmax=1)
     bar = figure.colorbar(overlay, ax=axes[1], ticks=(0, 0.5, 1), fraction=0.05, pad=0.03)
-    bar.ax.set_facecolor('0.5')  # the grey of an X-ray shines through here too
+    bar.ax.set_facecolor('0.5')  # grey like an X-ray behind the transparent colours
     bar.ax.tick_params(labelsize=7)
     bar.set_label('relative importance (0 to 1)', fontsize=7)
     return figure, xrays, overlay
@@ -287,20 +287,22 @@ def write_maps(
     thresholds: dict[str, float],
     folder: Path,
 ) -> dict[str, Any]:
-    """Write the maps of one split below `folder`.
+    """Write the maps of one split for the report.
+
+    At study level, cases are chosen by the probability of the study, and the map shows the
+    highest-scoring image of the study.
 
     Args:
         config: Run configuration.
-        model: The classifier that made the predictions.
-        dataset: The images in the order of the cases.
+        model: Classifier that made the predictions.
+        dataset: Images in the order of the cases.
         cases: One row per image.
-        thresholds: Label -> threshold between negative and positive; NaN if there is none. At study
-            level a study is judged by its probability and shown by its highest-scoring image.
+        thresholds: Label -> threshold, NaN if there is none. Other labels get no maps.
         folder: Folder of the report.
 
     Returns:
-        `maps` and `maps_check` of the report; both are empty if REPORT.MAPS is 0 or the model has
-        no layer whose features could be shown (such as nearest neighbours).
+        `maps` and `maps_check` of the report. Both are empty if REPORT.MAPS is 0 or if the model
+        has no layer for maps, such as nearest neighbours.
     """
     count = config.REPORT.MAPS
     if not count or not isinstance(model, Encoder) or model.saliency_layer() is None:
@@ -309,7 +311,7 @@ def write_maps(
     device = next(model.parameters()).device
     rows = cases.at_level(config.EVAL.LEVEL, config.EVAL.AGGREGATE)
     for k, label in enumerate(cases.labels):
-        if label not in thresholds:  # it has one class, and is not shown
+        if label not in thresholds:  # labels with a single class are not scored
             continue
         probabilities, threshold = rows.probabilities[:, k], thresholds[label]
         chosen = choose_cases(probabilities, rows.targets[:, k], threshold, count)
@@ -331,14 +333,14 @@ def write_maps(
 def label_maps(
     config: Config, model: nn.Module, images: torch.Tensor, k: int, *, method: str = 'grad_cam'
 ) -> torch.Tensor:
-    """Maps [B, S, S] of label k."""
+    """Compute the maps [B, S, S] of label k."""
     num_labels = config.MODEL.NUM_CLASSES
     make_maps = METHODS[method].make_maps
     return make_maps(model, images, lambda outputs: positive_logits(outputs, num_labels)[:, k])
 
 
 def read_view(view: EvalTransform, image: Image.Image) -> tuple[np.ndarray, torch.Tensor]:
-    """What the model sees of an image: grey levels [S, S], and its input [1, C, S, S]."""
+    """Return an image as the model sees it: grey levels [S, S] and the input [1, C, S, S]."""
     pixels = view.pixels(image)
     normalized = torch.from_numpy(view.normalize(pixels)[0])
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), normalized[None]
@@ -347,7 +349,7 @@ def read_view(view: EvalTransform, image: Image.Image) -> tuple[np.ndarray, torc
 def _check_maps(
     config: Config, model: nn.Module, view: EvalTransform, dataset: XrayDataset
 ) -> dict[str, Any]:
-    """Similarity of the first label's maps to those of random weights (`randomised_check`)."""
+    """Apply `randomised_check` to the maps of the first label."""
     method = config.REPORT.METHOD
     indices = np.linspace(0, len(dataset) - 1, min(CHECKED_IMAGES, len(dataset))).astype(int)
     images = torch.cat([read_view(view, dataset.image(index))[1] for index in indices])
@@ -362,15 +364,15 @@ def _check_maps(
         'method': METHODS[method].title,
         'similarity': similarity,
         'note': (
-            'mean rank correlation of the maps with those of the same model with random weights, '
-            f'over {len(indices)} images: near 0, the maps depend on what was learned; near 1, '
-            'they show the image alone (Adebayo et al. 2018)'
+            'the mean rank correlation with maps of the same model with random weights, over '
+            f'{len(indices)} images. Near 0, the maps depend on the trained weights. Near 1, they '
+            'only show the image (Adebayo et al. 2018).'
         ),
     }
 
 
 class _KeepSoftmax(TorchFunctionMode):
-    """Keeps the result of every softmax within the context: the attention of each block."""
+    """Record the results of all softmax calls, which are the attention of each block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -386,7 +388,7 @@ class _KeepSoftmax(TorchFunctionMode):
 
 
 def _as_grid(features: torch.Tensor) -> torch.Tensor:
-    """Tokens [B, L, F] as a grid [B, F, h, h] without the class token; a grid is unchanged."""
+    """Convert tokens [B, L, F] to a grid [B, F, h, h] without class token. Grids do not change."""
     if features.ndim == 4:
         return features
     side = math.isqrt(features.shape[1])
@@ -394,7 +396,7 @@ def _as_grid(features: torch.Tensor) -> torch.Tensor:
 
 
 def _resize(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Resize [B, h, w] to the size of the images."""
+    """Resize maps [B, h, w] to the size of the images."""
     size = images.shape[-2:]
     return F.interpolate(maps[:, None].float(), size, mode='bilinear', align_corners=False)[:, 0]
 

@@ -1,4 +1,4 @@
-"""Scores by sex, age band, view and other columns, and the gaps between groups."""
+"""Scores of groups by sex, age, view and other columns, and the gaps between groups."""
 
 import re
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ from evaluation.metrics import (
     summary,
 )
 
-STANDARD_COLUMNS = ('Age', 'Sex')  # that the standardised AUROC adjusts for
+STANDARD_COLUMNS = ('Age', 'Sex')  # columns that the standardised AUROC adjusts for
 
 
 def score_groups(
     cases: Cases, thresholds: np.ndarray, protocol: Protocol, resamples: Resamples
 ) -> list[dict[str, Any]]:
-    """Score every group of every column: the report's `groups`.
+    """Score every group of every column for the report's `groups`.
 
-    Groups are formed from images and then brought to the level of the protocol, so with views as
-    groups a study counts with its images of that view. All groups share the same thresholds [K]
-    (NaN if there is none) and the same resamples of all patients.
+    Groups contain images, which are then combined to the level of the protocol. In a group of a
+    view, a study is therefore scored by the images with this view. All groups share the thresholds
+    [K], NaN if there is none, and the resamples of patients.
     """
     columns = []
     everyone = cases.at_level(protocol.level, protocol.aggregate)
@@ -53,11 +53,12 @@ def score_groups(
 
 
 def standard_weights(everyone: Cases, rows: Cases, columns: Sequence[str]) -> np.ndarray:
-    """Weights [N, K] that give a group the composition of all rows (direct standardisation).
+    """Return weights [N, K] that give a group the composition of all rows.
 
-    For each label, over the rows where it is known, the weight of a row is the share of its stratum
-    (the combination of the columns' values) among all rows divided by its share in the group. It is
-    0 where the label is unknown. Strata that the group lacks cannot be compensated.
+    This is direct standardisation. A stratum is a combination of values of the columns. For each
+    label, the weight of a row is the share of the row's stratum among all rows divided by the share
+    of this stratum in the group. Both shares count only rows where the label is known. The weight
+    is 0 where the label is unknown. Strata that the group lacks cannot be compensated.
     """
     of_all, of_group = (_strata(cases, columns) for cases in (everyone, rows))
     weights = np.zeros(rows.targets.shape)
@@ -71,7 +72,7 @@ def standard_weights(everyone: Cases, rows: Cases, columns: Sequence[str]) -> np
 
 
 def _strata(cases: Cases, columns: Sequence[str]) -> pd.Series:
-    """The combination of the columns' values in each row."""
+    """Return the combination of the columns' values in each row."""
     strata = pd.Series([''] * len(cases), dtype=object)
     for name in columns:
         strata += '\n' + cases.groups[name]
@@ -85,7 +86,7 @@ def _describe_group(
     weights: np.ndarray,
     shares: np.ndarray,
 ) -> dict[str, Any]:
-    """The report's entry of one group, from the scores and the weights [1 + R, N] of its rows."""
+    """Return the report's entry of one group, from bootstrap weights and `standard_weights`."""
     labels = {}
     for k, (label, values) in enumerate(scores.items()):
         targets = rows.targets[:, k]
@@ -113,7 +114,7 @@ def _describe_group(
 
 
 def _underdiagnosis(scores: dict[str, dict[str, np.ndarray]]) -> dict[str, float] | None:
-    """False-positive rate of No Finding: the share of patients with a finding called healthy.
+    """Compute the share of cases with a finding for which the model predicts No Finding.
 
     Source: Seyyed-Kalantari et al. 2021, Nature Medicine 27.
     """
@@ -125,10 +126,10 @@ def _underdiagnosis(scores: dict[str, dict[str, np.ndarray]]) -> dict[str, float
 def _gaps(
     groups: list[dict[str, Any]], areas: dict[str, dict[str, np.ndarray]]
 ) -> dict[str, dict[str, Any]]:
-    """For each label, the groups with the highest and lowest AUROC, and their difference.
+    """Find the groups with the highest and lowest AUROC for each label, and the difference.
 
-    The interval is that of the difference over the same resamples of patients. The two groups are
-    extremes, so a gap above 0 is expected even where all groups are equal.
+    The interval of the difference uses the same resamples for both groups. The groups are selected
+    as extremes, so a gap above 0 is expected even if all groups are equal.
     """
     gaps = {}
     labels = {group['group']: group['labels'] for group in groups}
@@ -147,6 +148,6 @@ def _gaps(
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
-    """Sort numbers in a name by value: '5-9' before '10-14'."""
+    """Return a sort key that orders numbers in a name by value: '5-9' before '10-14'."""
     parts = re.findall(r'\d+|\D+', name)
     return [(int(part), '') if part.isdecimal() else (-1, part) for part in parts]

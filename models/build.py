@@ -1,7 +1,7 @@
-"""Builds the model that the configuration selects.
+"""Build the model that the configuration selects.
 
-Importing this module fills the registries: a new encoder or contrastive method is one new file and
-one line here.
+Importing this module fills the registries. To add an encoder or a contrastive method, write one new
+file and import it here.
 """
 
 from pathlib import Path
@@ -24,11 +24,14 @@ from utils import name_damaged, same_entries
 def build_model(
     config: Any, is_pretrain: bool = True, *, num_outputs: int | None = None
 ) -> nn.Module:
-    """Build the model of a stage; `config.check_config` has checked the options.
+    """Build the model of a training stage.
 
-    With `is_pretrain` it is the model of masked pre-training (MODEL.PRETRAIN), otherwise the
-    encoder with a classification head of `num_outputs`. None derives them from the labels, and 0
-    means no head, as contrastive pre-training needs it.
+    Args:
+        config: Run configuration, checked by `config.check_config`.
+        is_pretrain: Whether to build the model of masked pre-training (MODEL.PRETRAIN) instead of
+            the encoder with a classification head.
+        num_outputs: Number of outputs of the classification head. None derives the number from the
+            labels; 0 builds no head, for contrastive pre-training.
     """
     encoder = ENCODERS[config.MODEL.TYPE]
     if is_pretrain:
@@ -40,9 +43,10 @@ def build_model(
 def build_saved_model(
     config: Any, state: dict[str, Tensor], source: str | Path, **options: Any
 ) -> nn.Module:
-    """Build the model of a checkpoint, once a model that takes no memory has the same sizes.
+    """Build the model of a checkpoint after comparing all shapes on the meta device.
 
-    The options of a checkpoint could ask for any amount of memory. `options`: see `build_model`.
+    The comparison needs no memory, so the options of a downloaded or damaged checkpoint cannot
+    allocate a huge model. `options` are passed to `build_model`.
     """
     with name_damaged(source), torch.device('meta'):
         without_memory = build_model(config, **options)

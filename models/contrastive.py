@@ -1,18 +1,19 @@
-"""Contrastive and clustering pre-training: MoCo v2, SimCLR, BYOL and SwAV around any encoder.
+"""Contrastive pre-training (MoCo v2, SimCLR, BYOL) and clustering (SwAV) for any encoder.
 
-A method is a model whose forward pass returns the loss of a batch's views: tensors [B, C, S, S],
-one argument per view. Everything that changes in training is in the state dict, so that a resumed
-run continues exactly. A new method is one file with a registered subclass of `ContrastiveMethod`,
-and one line in models/build.py that imports the file.
+A method is a model whose forward pass takes the views of a batch as separate arguments, each
+[B, C, S, S], and returns the loss. All state that changes in training is in the state dict, so that
+a resumed run continues exactly. To add a method, write one file that registers a subclass of
+`ContrastiveMethod`, and import it in models/build.py.
 
-Batch norm: a query and its key come from the same image. If batch norm used the statistics of the
-few images of one process, a network could recognise the key by them without looking at the image
-(He et al., arXiv:1911.05722, section 3.3). The engine therefore shares batch norm over all
-processes, as SimCLR does (arXiv:2002.05709, section 2.2), and MoCo can normalise groups apart.
+Batch norm: a query and its key come from the same image. If batch norm used the statistics of a
+small batch on one process, the network could recognise the key by these statistics without using
+the image (He et al., arXiv:1911.05722, section 3.3). The engine therefore synchronises batch norm
+over all processes, as SimCLR does (arXiv:2002.05709, section 2.2). MoCo can also normalise groups
+of images separately.
 
-Each loss is a mean over the images of one process, whose number must be the same on every process:
-DistributedDataParallel then averages to the loss of the whole batch. All losses are computed in
-float32, also under autocast.
+Each loss is the mean over the images of one process. All processes must have the same number of
+images, so that DistributedDataParallel averages to the loss of the whole batch. All losses are
+computed in float32, also under autocast.
 """
 
 import copy
@@ -34,20 +35,21 @@ from engine import distributed
 from models.encoder import ENCODERS, Encoder
 
 METHODS = Registry('CONTRASTIVE.METHOD')
-SHARE_LEFT = 0.01  # most of its initial weights that an averaged encoder keeps to the end of a run
+SHARE_LEFT = 0.01  # largest share of the initial weights left in a momentum encoder after a run
 
 
 class ContrastiveMethod(nn.Module, ABC):
-    """An encoder, a projector, and the number of training steps.
+    """Base class of the methods: an encoder, a projector, and a counter of training steps.
 
-    The arguments of a method's constructor are the options of section CONTRASTIVE that it reads,
-    in lower case; those with the value None get the default of the constructor. `total_steps`
-    receives the number of optimizer steps of the run.
+    The constructor's arguments are the options of section CONTRASTIVE that the method reads, in
+    lower case. For an option with the value None, the constructor's default is used. An argument
+    `total_steps` receives the number of optimizer steps of the run.
 
     Attributes:
-        title: Class attribute. Name of the method.
-        view_options: Class attribute. Options of CONTRASTIVE that only its views need.
-        encoder: The part of the encoder that is trained; its entries are `encoder.*`.
+        title: Name of the method (class attribute).
+        view_options: Options of CONTRASTIVE that only affect the views (class attribute).
+        encoder: Part of the encoder that is trained. Its state-dict keys start with `encoder.`.
+        projector: Module that maps features [B, F] to the vectors that the loss compares.
         step: Number of training steps that have begun.
     """
 
@@ -63,19 +65,19 @@ class ContrastiveMethod(nn.Module, ABC):
 
     @property
     def whole_encoder(self) -> Encoder:
-        """The encoder as it was given, which pre-trained weights are loaded into."""
+        """Return the complete encoder, which can load pre-trained weights."""
         return self._whole_encoder[0]
 
     @classmethod
     def options(cls) -> list[str]:
-        """Return the keys of section CONTRASTIVE that the method reads."""
+        """Return the options of section CONTRASTIVE that the method reads."""
         own = {name.upper() for name in signature(cls).parameters}
         own |= {'METHOD', 'BLUR', 'WEAK_VIEW', *cls.view_options}
         return [key for key in default_config().CONTRASTIVE if key in own]
 
     @classmethod
     def num_views(cls, config: Any) -> tuple[int, int]:
-        """Return the number of global views and of small crops of each image."""
+        """Return the number of global views and the number of small crops for each image."""
         reads_crops = 'LOCAL_CROPS' in cls.options()
         return 2, config.CONTRASTIVE.LOCAL_CROPS if reads_crops else 0
 
@@ -105,26 +107,26 @@ class ContrastiveMethod(nn.Module, ABC):
 
     @classmethod
     def chance_loss(cls, options: Any, images: int) -> float | None:
-        """Return the loss if all `images` that are compared look alike; None if undefined."""
+        """Return the loss of a model that cannot distinguish `images` images; None if undefined."""
         return None
 
     def forward(self, *views: Tensor) -> Tensor:
-        """Return the loss of the views [B, C, S, S] of B images."""
+        """Compute the loss of the views of B images, each [B, C, S, S]."""
         return self.loss(*views)
 
     @abstractmethod
     def loss(self, *views: Tensor) -> Tensor:
-        """Return the loss of the views [B, C, S, S] of B images, a scalar."""
+        """Compute the loss of the views of B images, each [B, C, S, S]. Returns a scalar."""
 
     def encoder_loaded(self) -> None:
-        """Called after pre-trained weights have been loaded into `whole_encoder`."""
+        """Update copies of the encoder after pre-trained weights were loaded."""
 
     def begin_step(self) -> None:
-        """Called once per training step, before its views are processed."""
+        """Update the state of the method at the start of each training step."""
         self.step += 1
 
     def project(self, images: Tensor) -> Tensor:
-        """Return the vectors that the loss compares, [B, C, S, S] -> [B, D]."""
+        """Compute the vectors that the loss compares, [B, C, S, S] -> [B, D]."""
         return self.projector(features(self.encoder, images))
 
     def no_weight_decay(self) -> set[str]:
@@ -132,13 +134,13 @@ class ContrastiveMethod(nn.Module, ABC):
         return {f'encoder.{name}' for name in names}
 
     def no_weight_decay_keywords(self) -> set[str]:
-        """Swin's position tables do not decay, unlike in SimMIM."""
+        """Return the encoder's keywords: unlike in SimMIM, Swin's bias tables do not decay."""
         return set(getattr(self.encoder, 'no_weight_decay_keywords', set)())
 
 
 @METHODS.register('simclr')
 class SimCLR(ContrastiveMethod):
-    """Two views of an image attract each other; all other views of the batch repel.
+    """SimCLR: two views of an image attract each other and repel all other views in the batch.
 
     Source: Chen et al. 2020, arXiv:2002.05709.
     """
@@ -160,10 +162,10 @@ class SimCLR(ContrastiveMethod):
 
 
 class MomentumMethod(ContrastiveMethod, ABC):
-    """A method with slowly moving copies of encoder and projector, which compute the targets.
+    """A method whose targets come from moving averages of encoder and projector.
 
     Attributes:
-        mean_rate: Class attribute. Mean of 1 - momentum over a run, as a share of its first value.
+        mean_rate: Mean of 1 - momentum over a run, divided by its first value (class attribute).
     """
 
     mean_rate: ClassVar[float] = 1.0
@@ -175,18 +177,18 @@ class MomentumMethod(ContrastiveMethod, ABC):
 
     @classmethod
     def default_momentum(cls, total_steps: int) -> float:
-        """Return the published momentum, or in short runs the largest that forgets the start.
+        """Return the published momentum, or a smaller one in short runs.
 
         The product of the momenta of all steps is the share of the initial, random weights that is
-        left in the copies. Published schedules leave less than 1e-200; here it is at most about
-        `SHARE_LEFT`. All methods follow this rule.
+        left in the averages. Published schedules leave less than 1e-200. In short runs, the
+        momentum is reduced so that at most about `SHARE_LEFT` is left.
         """
         published = signature(cls).parameters['momentum'].default
         return min(published, SHARE_LEFT ** (1 / (cls.mean_rate * total_steps)))
 
     @abstractmethod
     def momentum(self) -> Tensor:
-        """Return the share of themselves that the copies keep in the next step."""
+        """Return the momentum of the next update, in [0, 1]."""
 
     def encoder_loaded(self) -> None:
         self.momentum_encoder.load_state_dict(self.encoder.state_dict())
@@ -199,17 +201,17 @@ class MomentumMethod(ContrastiveMethod, ABC):
 
     @torch.no_grad()
     def momentum_project(self, images: Tensor) -> Tensor:
-        """Return the targets, [B, C, S, S] -> [B, D], without gradient."""
+        """Compute the targets without gradient, [B, C, S, S] -> [B, D]."""
         return self.momentum_projector(features(self.momentum_encoder, images))
 
 
 @METHODS.register('moco')
 class MoCo(MomentumMethod):
-    """MoCo v2: a view finds the key of the other view among the keys of earlier batches.
+    """MoCo v2: a query must identify its key among the keys of earlier batches.
 
-    The default temperature is that of MoCo; MoCo v2 uses 0.2. With `bn_groups`, as many parts of
-    the batch are normalised apart, as on that many GPUs, and keys change places before it: a query
-    and its key then share no statistics that could tell them apart from others.
+    The default temperature is MoCo's 0.07; MoCo v2 uses 0.2. Batch norm processes the batch in
+    `bn_groups` separate groups, as on that many GPUs, and keys are shuffled before. A query and its
+    key then share no statistics by which the network could recognise the key.
 
     Source: He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297.
     """
@@ -238,7 +240,7 @@ class MoCo(MomentumMethod):
         super().check(config, stage)
         batch, groups = config.DATA.BATCH_SIZE, config.CONTRASTIVE.BN_GROUPS
         holds = stage != 'contrastive' or groups == 1 or (batch % groups == 0 and batch > groups)
-        allowed = f'1, or a divisor of DATA.BATCH_SIZE {batch} that leaves 2 images or more'
+        allowed = f'1, or a divisor of DATA.BATCH_SIZE {batch} with at least 2 images per group'
         require(holds, config, 'CONTRASTIVE.BN_GROUPS', allowed)
 
     @classmethod
@@ -251,7 +253,7 @@ class MoCo(MomentumMethod):
     def loss(self, query_view: Tensor, key_view: Tensor) -> Tensor:
         queries = self._in_groups(self.project, query_view)
         keys = unit(self._in_groups(self.momentum_project, key_view, shuffle=True))
-        earlier = self.queue.keys.clone()  # the backward pass needs them unchanged
+        earlier = self.queue.keys.clone()  # the backward pass needs the keys before the update
         if self.training:
             self.queue.enqueue(keys)
         return info_nce(queries, keys, earlier, self.temperature)
@@ -259,7 +261,7 @@ class MoCo(MomentumMethod):
     def _in_groups(
         self, project: Callable[[Tensor], Tensor], images: Tensor, *, shuffle: bool = False
     ) -> Tensor:
-        """Project images group by group, each with its own statistics of batch norm."""
+        """Project images in groups with separate batch norm statistics."""
         if self.bn_groups == 1 or not self.training:
             return project(images)
         draw = torch.randperm if shuffle else torch.arange
@@ -270,16 +272,16 @@ class MoCo(MomentumMethod):
 
 @METHODS.register('byol')
 class BYOL(MomentumMethod):
-    """Each view predicts the slower network's output for the other view; nothing repels.
+    """BYOL: each view predicts the momentum network's output for the other view.
 
-    The momentum of the slower network rises from `momentum` to 1 over `total_steps`. Its authors
-    lower the first value for shorter schedules, too.
+    The momentum increases from `momentum` to 1 over `total_steps`. The authors also use a lower
+    initial momentum for shorter schedules.
 
     Source: Grill et al. 2020, arXiv:2006.07733.
     """
 
     title = 'BYOL'
-    mean_rate = 0.5  # of half a cosine
+    mean_rate = 0.5  # the mean of half a cosine
 
     def __init__(
         self,
@@ -308,12 +310,12 @@ class BYOL(MomentumMethod):
 
 @METHODS.register('swav')
 class SwAV(ContrastiveMethod):
-    """Each crop of an image predicts the prototypes that another crop is assigned to.
+    """SwAV: each crop of an image predicts the prototypes that another crop is assigned to.
 
-    Global crops come first; small crops are never targets. Crops of other sizes need an encoder
-    that accepts any size, such as a ResNet; for Swin and ViT the data scale small crops to
-    DATA.IMG_SIZE. Frozen prototypes have gradient 0. AdamW's second moments count it, so the steps
-    after them are up to 3 times as large.
+    Global crops come first. Small crops are never targets. They may only have another size if the
+    encoder accepts any size, such as a ResNet; for Swin and ViT the data loader resizes them to
+    DATA.IMG_SIZE. While prototypes are frozen, their gradient is 0. This also lowers AdamW's second
+    moments, so the first steps after the freeze are up to 3 times as large.
 
     Source: Caron et al. 2020, arXiv:2006.09882.
     """
@@ -362,7 +364,7 @@ class SwAV(ContrastiveMethod):
 
 
 def build_contrastive(config: Any, *, total_steps: int) -> ContrastiveMethod:
-    """Build the method of CONTRASTIVE.METHOD for a run of `total_steps` optimizer steps."""
+    """Build the method CONTRASTIVE.METHOD for a run with `total_steps` optimizer steps."""
     method, encoder = METHODS[config.CONTRASTIVE.METHOD], ENCODERS[config.MODEL.TYPE]
     options = {key.lower(): v for key, v in config.CONTRASTIVE.items() if v is not None}
     options['total_steps'] = total_steps
@@ -373,7 +375,7 @@ def build_contrastive(config: Any, *, total_steps: int) -> ContrastiveMethod:
 
 
 def features(encoder: nn.Module, images: Tensor) -> Tensor:
-    """Return pooled features, [B, C, S, S] -> [B, F], of an `Encoder` or of a timm model."""
+    """Compute pooled features, [B, C, S, S] -> [B, F], with an `Encoder` or a timm model."""
     if isinstance(encoder, Encoder):
         return encoder.forward_features(images)
     return encoder(images)
@@ -381,13 +383,13 @@ def features(encoder: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def feature_spread(z: Tensor) -> Tensor:
-    """Return the mean standard deviation of unit vectors over the batch, times sqrt(D).
+    """Compute the mean standard deviation of the normalised vectors over the batch, times sqrt(D).
 
     Args:
-        z: [B, D], of any length.
+        z: Vectors of any length, [B, D].
 
     Returns:
-        Scalar, 1 if they point in all directions, 0 if all point in one.
+        Scalar that is 1 for vectors in uniformly random directions and 0 if all have the same one.
 
     Source: Chen & He 2021, arXiv:2011.10566, section 4.1.
     """
@@ -397,13 +399,13 @@ def feature_spread(z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def effective_rank(z: Tensor) -> Tensor:
-    """Return the exponential of the entropy of the normalised singular values.
+    """Compute the exponential of the entropy of the normalised singular values.
 
     Args:
-        z: [B, D].
+        z: Vectors, [B, D].
 
     Returns:
-        Scalar from 1 (all rows are multiples of one) to min(B, D).
+        Scalar from 1 (all vectors are parallel) to min(B, D).
 
     Source: Roy & Vetterli 2007, The effective rank, EUSIPCO.
     """
@@ -413,7 +415,7 @@ def effective_rank(z: Tensor) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Every row takes part in the losses of all processes, so its gradients are summed."""
+    """An all-gather that sums the gradients, because each row affects the loss of every process."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor) -> Tensor:
@@ -428,7 +430,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Gather [B, ...] of each process to [processes * B, ...], with the gradient of all losses.
+    """Concatenate the rows [B, ...] of all processes, with gradients from the losses of all.
 
     B must be the same on every process.
     """
@@ -436,7 +438,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorate a function of tensors to run without autocast, in at least float32."""
+    """Decorate a function so that it computes in at least float32, without autocast."""
 
     @functools.wraps(function)
     def wrapped(*values: Tensor | float, **settings: float) -> Tensor:
@@ -452,27 +454,27 @@ def in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @in_float32
 def unit(z: Tensor) -> Tensor:
-    """Divide vectors [..., D] by their length."""
+    """Normalise vectors [..., D] to length 1."""
     return F.normalize(z, dim=-1)
 
 
 @in_float32
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """SimCLR's loss: each view finds the other view of its image among all views of the batch.
+    """Compute SimCLR's loss: each view must identify the other view of its image in the batch.
 
     Args:
-        z1: [B, D], first views of this process's images; normalised here.
-        z2: [B, D], second views.
-        temperature: Divides the cosines.
+        z1: Projections of the first views on this process, [B, D], of any length.
+        z2: Projections of the second views, [B, D].
+        temperature: Divisor of the cosine similarities.
 
     Returns:
-        Scalar, the mean cross-entropy of this process's 2 B views, each against the 2 N - 1 other
-        views of the N images on all processes.
+        Mean cross-entropy of the 2 B views on this process, a scalar. Each view is compared with
+        the 2 N - 1 other views of the N images on all processes.
 
     Source: Chen et al. 2020, arXiv:2002.05709, algorithm 1.
     """
     own = unit(torch.cat([z1, z2]))  # [2B, D]
-    every = gather_rows(own)  # [2N, D], this process's rows from `first` on
+    every = gather_rows(own)  # [2N, D]; the rows of this process start at `first`
     first = distributed.rank() * len(own)
     places = first + torch.arange(len(own), device=own.device)
     logits = own @ every.T / temperature  # [2B, 2N]
@@ -482,16 +484,16 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 
 @in_float32
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """MoCo's loss: each query finds its key among the keys of earlier batches.
+    """Compute MoCo's loss: each query must identify its key among the keys of earlier batches.
 
     Args:
-        q: Queries [B, D]; normalised here.
-        k: The key of each query, [B, D]; normalised here, without gradient.
-        queue: Keys of length 1, [K, D], without gradient.
-        temperature: Divides the cosines.
+        q: Queries of any length, [B, D].
+        k: Keys of the queries, [B, D], of any length. No gradient flows to them.
+        queue: Normalised keys of earlier batches, [K, D]. No gradient flows to them.
+        temperature: Divisor of the cosine similarities.
 
     Returns:
-        Scalar, the mean cross-entropy over 1 + K keys.
+        Mean cross-entropy over 1 + K keys, a scalar.
 
     Source: He et al. 2020, arXiv:1911.05722, algorithm 1.
     """
@@ -503,14 +505,14 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
 
 @in_float32
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """BYOL's loss in one direction: the squared distance of unit vectors, 2 - 2 cos.
+    """Compute BYOL's loss in one direction: the squared distance of unit vectors, 2 - 2 cos.
 
     Args:
-        prediction: [B, D].
-        target: [B, D], without gradient.
+        prediction: Predictions of any length, [B, D].
+        target: Targets of any length, [B, D]. No gradient flows to them.
 
     Returns:
-        Scalar in [0, 4], the mean over the batch.
+        Mean over the batch, a scalar in [0, 4].
 
     Source: Grill et al. 2020, arXiv:2006.07733, equation 2.
     """
@@ -519,16 +521,16 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 @in_float32
 def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
-    """Assign samples softly to prototypes so that all prototypes are used about equally.
+    """Compute soft assignments to prototypes in which all prototypes are used about equally.
 
     Args:
-        scores: [..., B, K], cosines of this process's samples and the prototypes.
-        epsilon: The smaller, the harder the assignments.
-        iterations: Each normalises prototypes, then samples.
+        scores: Cosine similarities of the samples on this process and the prototypes, [..., B, K].
+        epsilon: Entropy regularisation. Smaller values give harder assignments.
+        iterations: Number of times that prototypes and then samples are normalised.
 
     Returns:
-        [..., B, K] without gradient. The shares of a sample sum to 1; those of a prototype, over
-        the samples of all processes, to about samples / K.
+        Assignments without gradient, [..., B, K]. The row of a sample sums to 1. The column of a
+        prototype, over the samples on all processes, sums to about samples / K.
 
     Source: Caron et al. 2020, arXiv:2006.09882, appendix A; Cuturi 2013, arXiv:1306.0895.
     """
@@ -541,16 +543,17 @@ def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> T
 
 @in_float32
 def swav_loss(scores: Tensor, *, num_global: int, temperature: float, epsilon: float) -> Tensor:
-    """SwAV's loss: every crop predicts the assignments of the other global crops of its image.
+    """Compute SwAV's loss: each crop predicts the assignments of the image's other global crops.
 
     Args:
-        scores: [V, B, K], cosines of V crops of B images and the prototypes, global crops first.
-        num_global: Crops whose assignments are targets.
-        temperature: Divides the cosines of the predictions.
-        epsilon: See `sinkhorn`.
+        scores: Cosine similarities of V crops of B images and K prototypes, [V, B, K]. Global crops
+            come first.
+        num_global: Number of global crops, whose assignments are the targets.
+        temperature: Divisor of the cosine similarities in the predictions.
+        epsilon: Entropy regularisation of `sinkhorn`.
 
     Returns:
-        Scalar, the mean cross-entropy over images and pairs of crops.
+        Mean cross-entropy over images and pairs of crops, a scalar.
 
     Source: Caron et al. 2020, arXiv:2006.09882, equations 2 and 6.
     """
@@ -570,12 +573,12 @@ def mlp_head(
     norm: bool = True,
     norm_output: bool = False,
 ) -> nn.Sequential:
-    """Build two linear layers with ReLU between them, [B, in_features] -> [B, out_features].
+    """Build two linear layers with a ReLU between them, [B, in_features] -> [B, out_features].
 
-    `norm` adds batch norm before the ReLU (all but MoCo v2), `norm_output` after the second layer
-    (SimCLR).
+    `norm` adds batch norm before the ReLU (all methods except MoCo v2), and `norm_output` adds it
+    after the second layer (SimCLR).
     """
-    layers = [nn.Linear(in_features, hidden, bias=not norm)]  # batch norm has a bias
+    layers = [nn.Linear(in_features, hidden, bias=not norm)]  # batch norm adds its own bias
     if norm:
         layers.append(nn.BatchNorm1d(hidden))
     layers += [nn.ReLU(), nn.Linear(hidden, out_features, bias=not norm_output)]
@@ -588,9 +591,9 @@ products = in_float32(F.linear)
 
 
 class Prototypes(nn.Linear):
-    """SwAV's prototypes [K, D], a linear layer without bias whose rows have length 1.
+    """Prototypes of SwAV, a linear layer [K, D] without bias whose rows have length 1.
 
-    They are normalised before each training step and, because the step changes them, in evaluation.
+    The rows are normalised before each training step, and in evaluation after the last step.
     """
 
     def __init__(self, dim: int, num_prototypes: int) -> None:
@@ -602,9 +605,9 @@ class Prototypes(nn.Linear):
         self.weight.copy_(F.normalize(self.weight, dim=1))
 
     def forward(self, z: Tensor, learn: Tensor) -> Tensor:
-        """Return cosines [..., K] of vectors [..., D]; the prototypes learn if `learn` is True.
+        """Compute cosine similarities, [..., D] -> [..., K].
 
-        Otherwise their gradient is 0, not absent, because DistributedDataParallel waits for it.
+        Without `learn`, the prototypes' gradient is 0; DistributedDataParallel requires a gradient.
         """
         if not self.training:
             return products(unit(z), unit(self.weight))
@@ -613,14 +616,14 @@ class Prototypes(nn.Linear):
 
 
 class KeyQueue(nn.Module):
-    """MoCo's ring buffer of keys, the same on all processes; new keys replace the oldest.
+    """Ring buffer of MoCo's keys, identical on all processes. New keys replace the oldest.
 
-    At first it contains zeros, which are similar to no query. Random keys, as in MoCo's own code,
-    would have to be synchronised.
+    The buffer starts with zeros, whose similarity to every query is 0. Random keys, as in MoCo's
+    code, would have to be synchronised between processes.
 
     Attributes:
-        keys: [size, D], of length 1.
-        pointer: Place of the next key.
+        keys: Normalised keys, [size, D].
+        pointer: Position of the next key.
 
     Source: He et al. 2020, arXiv:1911.05722.
     """
@@ -632,18 +635,18 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Add the keys [B, D] of each process, those of rank 0 first.
+        """Add the keys [B, D] of all processes in the order of their ranks.
 
         Raises:
-            ValueError: If the size of the queue is not a multiple of the keys of all processes.
+            ValueError: If the queue size is not a multiple of the number of new keys.
         """
         keys, size = gather_rows(keys), len(self.keys)
         if size % len(keys):
             raise ValueError(
-                f'CONTRASTIVE.QUEUE_SIZE must be a multiple of {len(keys)}, the images of a batch '
-                f'on all processes, got {size}'
+                f'CONTRASTIVE.QUEUE_SIZE must be a multiple of the total batch size on all '
+                f'processes, {len(keys)}, got {size}'
             )
-        # A tensor, so that nothing waits for the device.
+        # The pointer is a tensor, so that the CPU does not wait for the GPU.
         places = (self.pointer + torch.arange(len(keys), device=keys.device)) % size
         self.keys.index_copy_(0, places, keys.to(self.keys.dtype))
         self.pointer.copy_((self.pointer + len(keys)) % size)
@@ -651,16 +654,16 @@ class KeyQueue(nn.Module):
 
 @torch.no_grad()
 def follow_(target: nn.Module, online: nn.Module, momentum: Tensor) -> None:
-    """Set each parameter of `target` to momentum * itself + (1 - momentum) * that of `online`.
+    """Update the parameters of `target` to momentum * target + (1 - momentum) * online.
 
-    Buffers, such as running statistics of batch norm, are not copied.
+    Buffers, such as running statistics of batch norm, do not change.
     """
     for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
         slow.lerp_(fast, (1 - momentum).to(slow.dtype))
 
 
 def cosine_momentum(step: Tensor, *, total_steps: int, start: float) -> Tensor:
-    """Return BYOL's momentum after step `step` (from 0): from `start` to 1 along half a cosine.
+    """Return BYOL's momentum at a step, which increases from `start` to 1 along half a cosine.
 
     Source: Grill et al. 2020, arXiv:2006.07733, section 3.3.
     """

@@ -1,12 +1,11 @@
-"""Fits the weights of a checkpoint to a model: names, position tables, channels.
+"""Convert the weights of a checkpoint to a model: names, position tables and input channels.
 
-Sources are checkpoints of this project and of SimMIM (either stage), of MAE, timm, torchvision and
-transformers. Keys are compared without the prefix `encoder.` of pre-training models; `decoder.*`
-belongs to their head, which may be any module.
+Supported sources are checkpoints of this project and of SimMIM (either stage), MAE, timm,
+torchvision and transformers. Keys are compared without the prefix `encoder.` of pre-training
+models. Keys that start with `decoder.` belong to the pre-training head.
 
-Transformers' Swin merges patches and counts relative positions in the same order as here. Only
-names differ, and queries, keys and values are three matrices instead of one. The names of its
-ResNet become those of timm.
+In transformers, Swin merges patches and numbers relative positions as here. Only the names differ,
+and queries, keys and values have separate matrices. ResNets get timm's names.
 """
 
 import re
@@ -38,17 +37,17 @@ MAY_BE_NEW = (DECODER, *HEAD, *POOLED_NORM, 'mask_token')
 MAE_TOKEN = 'decoder.mask_token'
 MAE_QKV_BIAS = re.compile(r'((?:decoder[_.])?blocks\.\d+\.attn\.)qkv\.bias')
 MAE_DECODER = re.compile(r'^decoder_(embed|pos_embed|blocks|norm|pred)\b')
-# torchvision's published DenseNets: `denselayer1.norm.1.weight` is `denselayer1.norm1.weight` now.
+# torchvision's published DenseNet files have `denselayer1.norm.1.` instead of `denselayer1.norm1.`.
 OLD_DENSENET = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12]\.)')
-AUXILIARY = 'AuxLogits.'  # Inception's second classifier, used in training only
-COUNTER = '.num_batches_tracked'  # of a batch norm; old files lack it, and nothing depends on it
-CONVOLUTIONS = (nn.Conv2d, Conv2dSame)  # their weights are used without a transformation
+AUXILIARY = 'AuxLogits.'  # Inception's second classifier, which is only used in training
+COUNTER = '.num_batches_tracked'  # unused counter of batch norm, which old files do not have
+CONVOLUTIONS = (nn.Conv2d, Conv2dSame)  # layers that do not transform their weights
 
-# The layer that reads the image, after the prefix of the model: of Swin, ViT and BEiT; of ResNet.
+# First layers in transformers, without the model's prefix: Swin, ViT and BEiT; ResNet.
 PATCHES = 'embeddings.patch_embeddings.projection.weight'
 RESNET_STEM = 'embedder.embedder.convolution.weight'
-NOT_USED = ('pooler.dense.', 'lm_head.')  # heads that no model here has
-QKV = ('query', 'key', 'value')  # in this order in one matrix
+NOT_USED = ('pooler.dense.', 'lm_head.')  # heads that do not exist in this project
+QKV = ('query', 'key', 'value')  # the order of the rows in the joint matrix
 
 BLOCK = (
     ('norm1.', 'layernorm_before.'),
@@ -68,7 +67,7 @@ VIT_BLOCK = (
     ('gamma_', 'lambda_'),
     *BLOCK,
 )
-# How keys begin, here and in transformers; {} stands for the same number in both.
+# Beginnings of keys in this project and in transformers. {} is the same number in both.
 NAMES = (
     ('patch_embed.proj.', 'embeddings.patch_embeddings.projection.'),
     ('patch_embed.norm.', 'embeddings.norm.'),
@@ -83,7 +82,7 @@ NAMES = (
     ('fc_norm.', 'pooler.layernorm.'),
     ('head.', 'classifier.'),
 )
-# Of files that are only read: ResNet, and MAE's decoder (`decoder_encoder`: by transformers 5).
+# Names that are only read: ResNet, and MAE's decoder (`decoder_encoder` in transformers 5).
 RESNET_BLOCK = (
     *((f'conv{k + 1}.', f'layer.{k}.convolution.') for k in range(3)),
     *((f'bn{k + 1}.', f'layer.{k}.normalization.') for k in range(3)),
@@ -107,7 +106,7 @@ NAMES_READ = (
 
 
 class Statistics(NamedTuple):
-    """Mean and deviation that pixels in [0, 1] are normalised with, one value per channel."""
+    """Mean and standard deviation for normalising pixels in [0, 1], one value per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -115,7 +114,7 @@ class Statistics(NamedTuple):
 
 @dataclass
 class Report:
-    """What happened to each entry: names by outcome, and remarks for the log."""
+    """Keys of all entries by outcome of the conversion, and remarks for the log."""
 
     loaded: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
@@ -125,7 +124,7 @@ class Report:
     remarks: list[str] = field(default_factory=list)
 
     def table(self) -> str:
-        """Return one line per outcome with the number of entries in each part of the model."""
+        """Format one line per outcome with the number of entries in each part of the model."""
         rows = {
             'loaded': self.loaded,
             'resized': self.resized,
@@ -145,19 +144,19 @@ class Report:
 def convert(
     state: State, model: nn.Module, *, source_stats: Statistics, target_stats: Statistics
 ) -> tuple[State, Report]:
-    """Convert a checkpoint's state dict to one that the model can load.
+    """Convert the state dict of a checkpoint to one that the model can load.
 
     Args:
-        state: Entries under the names of this project, SimMIM, MAE, timm or torchvision.
-        model: The model that will load it.
-        source_stats: Normalisation of the pixels that the checkpoint was trained on.
-        target_stats: Normalisation of the pixels that the model will see.
+        state: State dict with the names of this project, SimMIM, MAE, timm or torchvision.
+        model: Model that will load the result.
+        source_stats: Pixel normalisation with which the checkpoint was trained.
+        target_stats: Pixel normalisation that the model will use.
 
     Returns:
-        Entries under the model's own keys, and the report.
+        State dict with the model's keys, and the report.
 
     Raises:
-        ValueError: If entries are missing, left over or of another shape beyond what is allowed.
+        ValueError: If entries are missing, unknown or have another shape, and no rule allows it.
     """
     own = model.state_dict()
     target = drop_buffers(strip_prefix(own))
@@ -174,17 +173,17 @@ def convert(
 
 
 def is_contrastive(state: State) -> bool:
-    """Return whether a state dict is from contrastive pre-training, which counts its steps."""
+    """Return whether a state dict is from contrastive pre-training, which stores `step`."""
     return 'step' in state and any(key.startswith(PREFIX) for key in state)
 
 
 def strip_prefix(state: State) -> State:
-    """Remove the prefix `encoder.`; a state dict without it does not change.
+    """Remove the prefix `encoder.`. A state dict without this prefix does not change.
 
-    Contrastive pre-training stores its own networks next to the encoder; they are removed.
+    The projectors and momentum encoders of contrastive pre-training are removed.
 
     Raises:
-        ValueError: If another checkpoint has keys outside encoder, decoder and head.
+        ValueError: If any other checkpoint has keys outside encoder, decoder and head.
     """
     if not any(key.startswith(PREFIX) for key in state):
         return dict(state)
@@ -195,22 +194,23 @@ def strip_prefix(state: State) -> State:
 
 
 def to_huggingface(state: State) -> State:
-    """Rename entries for transformers, without a model's prefix, and split q, k and v."""
+    """Rename entries for transformers, without the model prefix, and split q, k and v."""
     return {_renamed(key, NAMES): value for key, value in split_qkv(state).items()}
 
 
 def is_huggingface(state: State) -> bool:
-    """Return whether the names are those of transformers' Swin, ViT, BEiT, MAE or ResNet."""
+    """Return whether the names are those of Swin, ViT, BEiT, MAE or ResNet in transformers."""
     return _huggingface_prefix(state) is not None
 
 
 def from_huggingface(state: State) -> tuple[State, list[str]]:
-    """Rename transformers' entries.
+    """Rename the entries of a model of transformers.
+
+    Entries with unknown names do not change and are rejected later.
 
     Returns:
-        The entries, with biases of the keys as `attn.qkv.bias`, or (BEiT) with `attn.q_bias` and
-        `attn.v_bias`; and the names of the heads that no model here has, which are removed.
-        Entries with unknown names keep them and are refused later.
+        The renamed entries, and the names of removed entries of unsupported heads. Biases become
+        `attn.qkv.bias`, or `attn.q_bias` and `attn.v_bias` if keys have none (BEiT).
     """
     prefix = _huggingface_prefix(state) or ''
     back = tuple((theirs, ours) for ours, theirs in NAMES_READ)
@@ -239,7 +239,7 @@ def join_qkv(state: State) -> State:
     for key in [key for key in state if '.attn.query.' in key]:
         q, k, v = (joined.pop(key.replace('.query.', f'.{name}.'), None) for name in QKV)
         if v is None:
-            continue  # the model's own entry is reported as missing
+            continue  # the incomplete entry is reported as missing later
         if k is None:
             start = key.removesuffix('query.bias')
             joined |= {f'{start}q_bias': q, f'{start}v_bias': v}
@@ -249,7 +249,7 @@ def join_qkv(state: State) -> State:
 
 
 def first_weight(model: nn.Module) -> str:
-    """Return the key of the weights that read the image, in the encoder; '' if unknown."""
+    """Return the key of the encoder's first weights, which read the image; '' if unknown."""
     if not isinstance(model, TimmClassifier):
         return PATCH_WEIGHT
     layer = model.encoder.default_cfg.get('first_conv')
@@ -257,9 +257,9 @@ def first_weight(model: nn.Module) -> str:
 
 
 def resize_position_embedding(embedding: Tensor, new_length: int) -> Tensor:
-    """Resize rows of a square grid, [1, L, D] to [1, new_length, D] (bicubic).
+    """Resize position embeddings by bicubic interpolation, [1, L, D] -> [1, new_length, D].
 
-    Rows in front of the grid, such as the class token's, do not change.
+    The row of a class token, which comes before the grid, does not change.
 
     Raises:
         ValueError: If the grid is not square.
@@ -270,7 +270,7 @@ def resize_position_embedding(embedding: Tensor, new_length: int) -> Tensor:
     side = isqrt(grid.shape[1])
     if side**2 != grid.shape[1]:
         raise ValueError(
-            f'position embeddings must be a square grid, got {embedding.shape[1]} rows for '
+            f'position embeddings must be a square grid, got {embedding.shape[1]} rows instead of '
             f'{new_length}'
         )
     planes = grid.transpose(1, 2).unflatten(2, (side, side))  # [1, D, side, side]
@@ -281,15 +281,15 @@ def resize_position_embedding(embedding: Tensor, new_length: int) -> Tensor:
 def fold_input(
     weight: Tensor, bias: Tensor, source: Statistics, target: Statistics
 ) -> tuple[Tensor, Tensor]:
-    """Convert a patch convolution exactly, for grey images, to another number of channels.
+    """Convert a patch convolution to another number of channels, exactly for grey images.
 
-    Each old channel contained (grey - mean_c) / std_c. Grey is the average of std_k x_k + mean_k
-    over the new channels.
+    Each old channel contained (grey - mean_c) / std_c. The grey level is the average of
+    std_k x_k + mean_k over the new channels.
 
     Args:
-        weight: [E, C, p, p] from the checkpoint.
-        bias: [E].
-        source: Statistics of its C channels.
+        weight: Weight of the checkpoint, [E, C, p, p].
+        bias: Bias of the checkpoint, [E].
+        source: Statistics of the checkpoint's C channels.
         target: Statistics of the model's channels.
     """
     dtype, (mean, std) = weight.dtype, _columns(source)
@@ -303,15 +303,16 @@ def fold_input(
 def fold_output(
     weight: Tensor, bias: Tensor, source: Statistics, target: Statistics
 ) -> tuple[Tensor, Tensor]:
-    """Convert a decoder's last layer: its channels are averaged in grey levels.
+    """Convert the last layer of a decoder to another number of channels.
 
-    Each new channel predicts this average with its own normalisation.
+    The old channels are averaged in grey levels, and each new channel predicts the average with the
+    normalisation of the new channel.
 
     Args:
-        weight: [C * stride ** 2, D, ...]; row c * stride ** 2 + a * stride + b is pixel (a, b)
-            of channel c.
-        bias: [C * stride ** 2].
-        source: Statistics of its C channels.
+        weight: Weight, [C * stride ** 2, D, ...]. Row c * stride ** 2 + a * stride + b predicts
+            pixel (a, b) of channel c.
+        bias: Bias, [C * stride ** 2].
+        source: Statistics of the checkpoint's C channels.
         target: Statistics of the model's channels.
     """
     dtype, (mean, std) = weight.dtype, _columns(source)
@@ -332,14 +333,14 @@ def _columns(statistics: Statistics) -> tuple[Tensor, Tensor]:
 
 
 def _renamed_state(state: State, model: nn.Module, target: State) -> State:
-    """Rename the entries of MAE's, timm's and torchvision's files; other names do not change."""
+    """Rename the entries of MAE, timm and torchvision. Other names do not change."""
     if not isinstance(model, TimmClassifier):
         return _translate_mae(state, target)
     if any(key.startswith(PREFIX) for key in state):
         return state
     classifier = model.layout.classifier
     unused = [AUXILIARY]
-    if len(classifier) > 2:  # a distilled model has two classifiers, which no head here can take
+    if len(classifier) > 2:  # a distilled model has two classifiers, and our models have one
         unused += classifier
     names = {key: f'head.{key.split(".")[-1]}' for key in classifier}
     return {
@@ -352,8 +353,8 @@ def _renamed_state(state: State, model: nn.Module, target: State) -> State:
 def _translate_mae(state: State, target: State) -> State:
     """Rename the entries of MAE and of timm's ViT.
 
-    Biases of the keys are left out, which changes no feature: such a bias adds the same number to
-    all logits of a query.
+    The biases of the keys are dropped. Such a bias adds the same number to all logits of a query,
+    so it does not affect the attention.
     """
     has_decoder = any(MAE_DECODER.match(key) for key in state)
     renamed = {}
@@ -369,13 +370,13 @@ def _translate_mae(state: State, target: State) -> State:
 
 
 def _spread_shared_table(state: State, target: State, report: Report) -> State:
-    """Add a ViT's shared bias table to every block's own, if the model has only those."""
+    """Add a ViT's shared bias table to the table of each block if the model shares none."""
     tables = [key for key in target if key.startswith('blocks.') and key.endswith(f'.{TABLE}')]
     if SHARED_TABLE not in state or SHARED_TABLE in target or not tables:
         return state
     shared = state[SHARED_TABLE]
     spread = {key: shared + state[key] if key in state else shared for key in tables}
-    report.remarks.append(f'shared position table added to {len(tables)} blocks')
+    report.remarks.append(f'the shared position table was added to {len(tables)} blocks')
     return {key: value for key, value in state.items() if key != SHARED_TABLE} | spread
 
 
@@ -385,7 +386,7 @@ def _resize_positions(state: State, target: State, report: Report) -> State:
     for key, value in state.items():
         new_shape = target[key].shape if key in target else value.shape
         if value.shape == new_shape or value.shape[-1] != new_shape[-1]:
-            continue  # another width or number of heads is refused later
+            continue  # another width or number of heads is rejected later
         if key.split('.')[-1] == TABLE:
             resized[key] = resize_table(value, len(target[key]))
         elif key.split('.')[-1] in POSITIONS and value.ndim == 3:
@@ -401,15 +402,15 @@ def _fold_first_layer(
     target_stats: Statistics,
     report: Report,
 ) -> State:
-    """Fold the layer that reads the image into the model's channels, see `fold_input`.
+    """Convert the first layer to the model's number of channels, see `fold_input`.
 
-    Without a bias, the running mean of the following batch norm takes the offset.
+    If the layer has no bias, the offset is added to the running mean of the following batch norm.
     """
     key, encoder = first_weight(model), getattr(model, 'encoder', model)
     layer = key.removesuffix('.weight')
     own = encoder.state_dict().get(key)
     if key not in state or own is None or state[key].shape[2:] != own.shape[2:]:
-        return state  # another kernel is refused later
+        return state  # another kernel size is rejected later
     channels, new_channels = state[key].shape[1], own.shape[1]
     if channels == new_channels:
         return state
@@ -419,42 +420,34 @@ def _fold_first_layer(
     if type(convolution) not in CONVOLUTIONS or offset_key not in state:
         raise ValueError(
             f'MODEL.IN_CHANS must be {channels} for these weights, got {new_channels}: {key} '
-            'cannot be folded, because there is no bias or batch norm for the offset, or because '
-            'its weights are standardised'
+            'cannot be converted, because the layer has neither a bias nor a batch norm, or '
+            'because it standardises the weights'
         )
     weight = state[key]
     bias = state[offset_key] if has_bias else weight.new_zeros(len(weight))
     folded, offset = fold_input(weight, bias, source_stats, target_stats)
     report.folded += [key, offset_key]
-    report.remarks.append(f'channels: {channels} -> {new_channels}, before: {source_stats}')
+    report.remarks.append(f'converted from {channels} to {new_channels} channels, {source_stats}')
     if convolution.padding not in (0, (0, 0)):
-        report.remarks.append('folded exactly except at the border, where the image is padded')
+        report.remarks.append('the conversion is exact except at the padded border of the image')
     return state | {key: folded, offset_key: offset if has_bias else state[offset_key] - offset}
 
 
 def _norm_after(encoder: nn.Module, layer: str) -> str:
-    """The name of the batch norm after a convolution; '' if there is none."""
-    named = [
-        (n, m) for n, m in encoder.named_modules() if next(m.parameters(False), None) is not None
-    ]
-    place = [name for name, _ in named].index(layer)
-    for name, module in named[place + 1 : place + 2]:
-        if (
-            isinstance(module, nn.BatchNorm2d)
-            and module.num_features == named[place][1].out_channels
-        ):
-            return name
-    return ''
+    """Return the name of the batch norm after a convolution; '' if there is none."""
+    names = [n for n, m in encoder.named_modules() if next(m.parameters(False), None) is not None]
+    following = names[names.index(layer) + 1 :][:1]
+    if not following:
+        return ''
+    norm, width = encoder.get_submodule(following[0]), encoder.get_submodule(layer).out_channels
+    fits = isinstance(norm, nn.BatchNorm2d) and norm.num_features == width
+    return following[0] if fits else ''
 
 
 def _convert_decoder(
-    state: State,
-    target: State,
-    source_stats: Statistics,
-    target_stats: Statistics,
-    report: Report,
+    state: State, target: State, source_stats: Statistics, target_stats: Statistics, report: Report
 ) -> State:
-    """Fold the decoder into the model's channels, or drop it if the model has another one."""
+    """Convert the decoder to the model's channels, or drop it if the model has another one."""
     decoder = {key: value for key, value in state.items() if key.startswith(DECODER)}
     own = {key: value for key, value in target.items() if key.startswith(DECODER)}
     if not decoder:
@@ -472,7 +465,7 @@ def _convert_decoder(
 def _fold_last_layer(
     decoder: State, own: State, source_stats: Statistics, target_stats: Statistics
 ) -> State:
-    """Fold the layer whose rows are pixels of all channels: the only one whose shape differs."""
+    """Convert the last layer of the decoder, the only layer whose shape depends on the channels."""
     channels, new_channels = len(source_stats.std), len(target_stats.std)
     different = [key for key in own if decoder[key].shape != own[key].shape]
     layer = different[0].rpartition('.')[0] if different else ''
@@ -495,14 +488,14 @@ def _fold_last_layer(
 
 
 def _select(state: State, target: State, report: Report) -> State:
-    """Keep the entries that fit, record the others, and refuse those that no rule allows."""
+    """Select the entries that fit, record the others, and raise if no rule allows them."""
     head = [key for key in HEAD if key in state]
     if any(key not in target or state[key].shape != target[key].shape for key in head):
         report.left_over += head
         state = {key: value for key, value in state.items() if key not in head}
     left = [key for key in state if key not in target]
     new = [key for key in target if key not in state]
-    # A classifier that pools has no norm before it; a pre-training model has no pooled norm.
+    # A classifier that pools has no norm before pooling; a pre-training model has none after it.
     pretrains = 'mask_token' in target or MAE_TOKEN in target
     may_be_left = ('mask_token', *NORM, *(POOLED_NORM if pretrains else ()))
     may_be_new = (*MAY_BE_NEW, *(NORM if MAE_TOKEN in target and POOLED_NORM[0] in state else ()))
@@ -516,7 +509,7 @@ def _select(state: State, target: State, report: Report) -> State:
 
 
 def _huggingface_prefix(state: State) -> str | None:
-    """The prefix of the encoder, such as `vit.`; None for other names."""
+    """Return the encoder prefix of transformers, such as `vit.`; None for other names."""
     keys = [key for key, value in state.items() if value.ndim == 4]
     layers = '|'.join(map(re.escape, (PATCHES, RESNET_STEM)))
     found = (re.fullmatch(rf'((?:\w+\.)?)(?:{layers})', key) for key in keys)
@@ -524,7 +517,7 @@ def _huggingface_prefix(state: State) -> str | None:
 
 
 def _renamed(key: str, names: tuple[tuple[str, str], ...]) -> str:
-    """The key with the beginning replaced as the first fitting row of the table says."""
+    """Replace the beginning of a key by the first row of the table that matches."""
     for begins, becomes in names:
         pattern = re.escape(begins).replace(r'\{\}', r'(\d+)')
         if match := re.match(pattern, key):

@@ -1,8 +1,8 @@
-"""What every encoder provides to the rest of the program, and the parts that encoders share.
+"""Base classes of all encoders, and the parts that encoders share.
 
-A new encoder is one file and one line. The file declares its options with `config.add_options`
-and registers a subclass of `PatchEncoder` (or of `Encoder`, if it cannot hide patches) under the
-value of MODEL.TYPE; the line in models/build.py imports the file:
+To add an encoder, write one file and import it in models/build.py. The file declares its options
+with `config.add_options` and registers a subclass of `PatchEncoder` (or of `Encoder`, if it cannot
+hide patches) under the value of MODEL.TYPE:
 
     add_options('MODEL.CONVNEXT', {'PATCH_SIZE': 4, 'EMBED_DIM': 96, 'DEPTHS': [3, 3, 9, 3]})
 
@@ -26,7 +26,7 @@ from config import Registry, encoder_node
 
 ENCODERS = Registry('MODEL.TYPE')
 
-# TRAIN.CHECKPOINT_KEEPS: which results gradient checkpointing keeps in addition to a block's input.
+# TRAIN.CHECKPOINT_KEEPS: activations that gradient checkpointing stores besides the block inputs.
 KEEPS = {
     'nothing': [],
     'products': [torch.ops.aten.mm.default, torch.ops.aten.addmm.default],  # of linear layers
@@ -34,18 +34,18 @@ KEEPS = {
 
 
 class Encoder(nn.Module, ABC):
-    """A classifier whose features can also be used without its head.
+    """A classifier whose features can also be used without the head.
 
-    The options of an encoder are the section MODEL.<TYPE>, for example MODEL.SWIN. The constructor
-    takes `constructor_arguments(config)` and `num_classes`; 0 means no head.
+    The options of an encoder are in the section MODEL.<TYPE>, for example MODEL.SWIN. The
+    constructor takes `constructor_arguments(config)` and `num_classes`; 0 builds no head.
 
     Attributes:
-        in_chans: Input channels.
-        num_features: Width of `forward_features`.
-        head: See `build_classifier_head`.
-        hides_patches: Class attribute. Whether masked pre-training can use the encoder.
-        attends_globally: Class attribute. Whether all tokens attend to each other in `blocks`
-            with a class token first, which attention rollout needs.
+        in_chans: Number of input channels.
+        num_features: Width of the output of `forward_features`.
+        head: Result of `build_classifier_head`.
+        hides_patches: Whether masked pre-training can use the encoder (class attribute).
+        attends_globally: Whether attention rollout supports the encoder: in all `blocks`, all
+            tokens attend to each other, and the first is a class token (class attribute).
     """
 
     in_chans: int
@@ -56,7 +56,7 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def constructor_arguments(cls, config: Any) -> dict[str, Any]:
-        """Return the keyword arguments: the encoder's options in lower case, and common ones."""
+        """Return the shared constructor arguments and the encoder's options in lower case."""
         return {
             'img_size': config.DATA.IMG_SIZE,
             'in_chans': config.MODEL.IN_CHANS,
@@ -70,66 +70,67 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def check(cls, config: Any, stage: str | None) -> None:
-        """Check the options of this encoder before anything is built; a ValueError names the key.
+        """Check the options of this encoder before anything is built.
 
-        The stage is 'simmim', 'contrastive', 'finetune', or None for a check of the values alone.
+        The stage is 'simmim', 'contrastive' or 'finetune', or None to check only the values. A
+        ValueError names the invalid key.
         """
 
     @classmethod
     def takes_size(cls, config: Any, size: int) -> bool:
-        """Return whether images with this side can be mixed with those of DATA.IMG_SIZE."""
+        """Return whether the encoder accepts `size` x `size` images as well as DATA.IMG_SIZE."""
         return size == config.DATA.IMG_SIZE
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the pooled features that the head reads, [B, C, S, S] -> [B, F]."""
+        """Compute the pooled features for the head, [B, C, S, S] -> [B, F]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of images, [B, C, S, S] -> [B, K]."""
+        """Compute the logits of images, [B, C, S, S] -> [B, K]."""
         return self.head(self.forward_features(x))
 
     @property
     def backbone(self) -> nn.Module:
-        """The module that contrastive pre-training trains and stores under `encoder.*`."""
+        """Return the module that contrastive pre-training trains and stores under `encoder.*`."""
         return self
 
     @abstractmethod
     def get_num_layers(self) -> int:
-        """Return the number of layers between the input (layer 0) and the head, for layer decay."""
+        """Return the number of layers between input and head, for layer-wise lr decay."""
 
     @abstractmethod
     def get_layer_id(self, name: str) -> int:
-        """Return the layer of a parameter: 0 is the input, get_num_layers() + 1 the head."""
+        """Return the layer of a parameter, from 0 (input) to get_num_layers() + 1 (head)."""
 
     def no_weight_decay(self) -> set[str]:
-        """Return names of parameters without weight decay, in addition to vectors and biases."""
+        """Return the parameters without weight decay, in addition to vectors and biases."""
         return set()
 
     def no_weight_decay_keywords(self) -> set[str]:
-        """Return parts of dotted names that exclude a parameter from weight decay."""
+        """Return substrings that exclude every parameter containing one from weight decay."""
         return set()
 
     def saliency_layer(self) -> nn.Module | None:
-        """Return the module whose output Grad-CAM weights, [B, F, h, w] or tokens [B, L, F].
+        """Return the module whose output Grad-CAM explains, [B, F, h, w] or tokens [B, L, F].
 
-        None if there is none; the report has no saliency maps then.
+        None means that the encoder has no such module, and the report contains no saliency maps.
         """
         return None
 
 
 class PatchEncoder(Encoder):
-    """An encoder of patch tokens, which masked pre-training can replace by a mask token.
+    """An encoder that can hide patches: it replaces their tokens by a mask token.
 
-    A ViT or Swin works on tokens; a convolutional encoder can reshape them to a grid in `encode`.
-    The section of options must contain PATCH_SIZE.
+    A ViT or Swin processes tokens directly. A convolutional encoder can reshape them to a grid in
+    `encode`. The encoder's options must include PATCH_SIZE.
 
     Attributes:
-        patch_embed: timm's. Its convolution `proj` is the only layer that reads the image:
-            weights are converted between numbers of channels there.
+        patch_embed: Patch embedding of timm. Only its convolution `proj` reads the image, so only
+            `proj` changes when weights are converted to another number of channels.
         patch_size: Side of an input token in pixels.
         embed_dim: Width of the input tokens.
         stride: Side of an output token in pixels.
-        is_masked: Class attribute. True in the version that hides patches (`masked_version`).
+        is_masked: Whether this is the `masked_version` of an encoder (class attribute).
     """
 
     hides_patches = True
@@ -141,23 +142,23 @@ class PatchEncoder(Encoder):
 
     @property
     def grid_size(self) -> int:
-        """Tokens along a side of the image."""
+        """Return the number of tokens along a side of the image."""
         return self.patch_embed.grid_size[0]
 
     @classmethod
     def stride_of(cls, config: Any) -> int:
-        """Return the side of an output token in pixels; a hierarchical encoder overrides it."""
+        """Return the side of an output token in pixels. Hierarchical encoders override this."""
         return encoder_node(config).PATCH_SIZE
 
     @abstractmethod
     def encode(self, tokens: Tensor) -> Tensor:
-        """Encode patch tokens [B, L, D] to normalised output tokens [B, l, F], row by row.
+        """Encode patch tokens [B, L, D] to normalised output tokens [B, l, F].
 
-        Class tokens, if any, come first.
+        Tokens are in row-major order. Class tokens come first, if there are any.
         """
 
     def init_normal_(self, tensor: Tensor) -> None:
-        """Initialise a weight, also the mask token."""
+        """Initialise a weight or the mask token."""
         nn.init.normal_(tensor, std=0.02)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -178,7 +179,15 @@ class MaskedEncoder:
         self.init_normal_(self.mask_token)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Encode images [B, C, S, S], masks [B, h, w] (1 hidden) to [B, F, S / stride, ...]."""
+        """Encode images with hidden patches.
+
+        Args:
+            x: Images, [B, C, S, S].
+            mask: Masks, [B, h, w], 1 where a patch is hidden.
+
+        Returns:
+            Features, [B, F, S / stride, S / stride].
+        """
         check_mask(mask, self.grid_size)
         tokens = self.patch_embed(x)  # [B, L, D]
         hidden = mask.flatten(1).unsqueeze(-1).bool()
@@ -189,7 +198,7 @@ class MaskedEncoder:
 
 
 def check_mask(mask: Tensor, grid_size: int) -> None:
-    """Raise a ValueError unless a mask [B, h, w] has one value per patch."""
+    """Raise a ValueError unless a mask [B, h, w] has one value for each patch."""
     if tuple(mask.shape[1:]) != (grid_size, grid_size):
         raise ValueError(
             f'mask must be [{len(mask)}, {grid_size}, {grid_size}], one value per patch, '
@@ -199,15 +208,15 @@ def check_mask(mask: Tensor, grid_size: int) -> None:
 
 @cache
 def masked_version(encoder: type[PatchEncoder]) -> type[PatchEncoder]:
-    """Return the class of the same encoder with hidden patches."""
+    """Return the class that encodes images with hidden patches (`MaskedEncoder`)."""
     return type(encoder)(f'{encoder.__name__}ForSimMIM', (MaskedEncoder, encoder), {})
 
 
 class ClassifierHead(nn.Linear):
-    """A linear head, [B, F] -> [B, K], that is evaluated in the precision of its weights (float32).
+    """A linear head, [B, F] -> [B, K], that computes in float32 during evaluation.
 
-    In training, autocast decides. Logits in bfloat16 have only 8 significant bits, so images tie
-    and an AUROC changes in its third or fourth decimal.
+    Logits in bfloat16 have only 8 significant bits, so images tie and the AUROC changes in the
+    third or fourth decimal. During training, autocast selects the precision.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -233,17 +242,17 @@ def attend(
     attention: str,
     in_windows: bool,
 ) -> Tensor:
-    """Compute softmax(scale * q k^T + bias) v for q, k and v with the same shape.
+    """Compute softmax(scale * q k^T + bias) v.
 
     Args:
         q: Queries, [B, heads, N, d] or [B, windows, heads, N, d].
-        k: Keys.
-        v: Values.
-        bias: [heads, N, N] or [windows, heads, N, N], or None.
-        scale: Factor of the products.
-        attention: MODEL.ATTENTION. 'sdpa' uses PyTorch's fused kernels, 'eager' does not, and
-            'auto' uses them on a GPU for attention over the whole grid.
-        in_windows: Whether the tokens attend within windows.
+        k: Keys with the shape of q.
+        v: Values with the shape of q.
+        bias: Bias of the logits, [heads, N, N] or [windows, heads, N, N], or None.
+        scale: Factor of the dot products.
+        attention: Implementation (MODEL.ATTENTION). 'sdpa' uses PyTorch's fused kernels and
+            'eager' does not. 'auto' uses them only on a GPU and only without windows.
+        in_windows: Whether tokens attend only within their window.
     """
     if attention == 'auto':
         attention = 'sdpa' if q.device.type == 'cuda' and not in_windows else 'eager'
@@ -257,7 +266,10 @@ def attend(
 
 @contextmanager
 def eager_attention(model: nn.Module) -> Iterator[None]:
-    """Within this context, compute all attention with Tensor.softmax, so that it can be read."""
+    """Make the model compute attention with Tensor.softmax inside this context.
+
+    Hooks can then read the attention probabilities, which fused kernels do not return.
+    """
     modules = [module for module in model.modules() if hasattr(module, 'attention')]
     before = [module.attention for module in modules]
     for module in modules:
@@ -270,10 +282,7 @@ def eager_attention(model: nn.Module) -> Iterator[None]:
 
 
 def run_block(block: nn.Module, *inputs: Tensor | None, keeps: str | None) -> Tensor:
-    """Run a block, with gradient checkpointing unless `keeps` is None.
-
-    `keeps` is one of KEEPS: what is stored for the backward pass in addition to the inputs.
-    """
+    """Run a block, with gradient checkpointing if `keeps` is a name in KEEPS instead of None."""
     if keeps is None:
         return block(*inputs)
     options = {'use_reentrant': False}
@@ -283,7 +292,10 @@ def run_block(block: nn.Module, *inputs: Tensor | None, keeps: str | None) -> Te
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """The fused kernels take four dimensions: windows join the heads if each has its own bias."""
+    """Compute attention with PyTorch's fused kernels, which require tensors with four dimensions.
+
+    The windows are merged into the heads if each window has its own bias, otherwise into the batch.
+    """
     shape = q.shape
     if bias is not None:
         bias = bias.to(q.dtype)

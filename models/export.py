@@ -1,10 +1,10 @@
-"""Writes trained weights for other programs: timm, transformers, ONNX and torch.export.
+"""Export trained weights for other programs: timm, transformers, ONNX and torch.export.
 
 Each format is one function that writes to a path and returns a function from images to outputs.
-`export` compares these outputs with the checkpoint's before the file gets its name.
+`export` compares these outputs with the checkpoint's before it renames the temporary file.
 
 Swin's patch merging and relative positions have the same order in SimMIM, timm and transformers.
-Only names differ, and in timm the merging begins the next stage.
+Only the names differ, and in timm patch merging belongs to the next stage.
 """
 
 import importlib.util
@@ -40,14 +40,14 @@ from utils import drop_buffers, load_model_state, read_checkpoint, trained_confi
 State = dict[str, Tensor]
 Run = Callable[[Tensor], Tensor]  # images [B, C, S, S] to outputs
 
-CLASSES = ('negative', 'positive', 'uncertain')  # of a label with three outputs, in order
-LARGEST_DIFFERENCE = 1e-4  # allowed between the outputs of an export and of the checkpoint
-PLAIN_SWIN = {'APE': False, 'PATCH_NORM': True, 'QK_SCALE': None}  # in timm and transformers
+CLASSES = ('negative', 'positive', 'uncertain')  # order of the three outputs of a label
+LARGEST_DIFFERENCE = 1e-4  # tolerance between the outputs of an export and of the checkpoint
+PLAIN_SWIN = {'APE': False, 'PATCH_NORM': True, 'QK_SCALE': None}  # fixed in timm and transformers
 ANY_MODEL = '--to onnx and --to torch_export support any model'
-METADATA = 'simmim'  # key of the facts in the header of a .safetensors or .onnx file
-FACTS_FILE = 'simmim.json'  # in a .pt2 file
+METADATA = 'simmim'  # key of the metadata in the header of a .safetensors or .onnx file
+FACTS_FILE = 'simmim.json'  # name of the metadata file inside a .pt2 file
 TIMM_CLASSES = {kind.__name__: kind for kind in (SwinTransformer, Beit, VisionTransformer)}
-# Names of `Source.gives` in transformers.
+# Values of `Source.gives` and the names of these outputs in transformers.
 HUGGINGFACE_OUTPUTS = {
     'logits': 'logits',
     'tokens': 'last_hidden_state',
@@ -55,9 +55,9 @@ HUGGINGFACE_OUTPUTS = {
 }
 CONFIG, WEIGHTS, CARD = 'config.json', 'model.safetensors', 'README.md'
 FOLDER_FILES = {CONFIG, WEIGHTS, CARD, PROCESSOR}
-EXAMPLES = 2  # images; a program traced with one image would only accept one
-MOST_IMAGES = 65535  # in a batch; PyTorch 2.6 needs a bound
-# Options in the model card, besides those of the stage.
+EXAMPLES = 2  # batch size for tracing; a program traced with one image would accept only one
+MOST_IMAGES = 65535  # largest batch of a traced program; PyTorch 2.6 requires a limit
+# Options in the model card, in addition to the options of the stage.
 SHARED_OPTIONS = (
     'MODEL.NAME TAG DATA.DATASET DATA.VIEWS DATA.TRAIN_FRACTION DATA.TRAIN_IMAGES TRAIN.EPOCHS '
     'TRAIN.OPTIMIZER.NAME TRAIN.BASE_LR TRAIN.WEIGHT_DECAY SEED'
@@ -69,15 +69,15 @@ FINE_TUNING_OPTIONS = (
 
 
 class Source(NamedTuple):
-    """A checkpoint's model on the CPU.
+    """The model of a checkpoint, on the CPU.
 
     Attributes:
         config: Configuration of the run.
-        encoder: The encoder; with its head after fine-tuning.
-        network: From images [B, C, S, S] to outputs.
+        encoder: Encoder, including the head after fine-tuning.
+        network: Module that maps images [B, C, S, S] to outputs.
         outputs: Names of the K logits; empty after pre-training.
-        gives: 'logits' [B, K]; 'tokens' [B, L, D] after masked pre-training; 'features' [B, F]
-            after contrastive pre-training.
+        gives: Kind of output: 'logits' [B, K] after fine-tuning, 'tokens' [B, L, D] after masked
+            pre-training, or 'features' [B, F] after contrastive pre-training.
     """
 
     config: Config
@@ -88,7 +88,7 @@ class Source(NamedTuple):
 
 
 class Tokens(nn.Module):
-    """A pre-trained encoder's normalised tokens, [B, C, S, S] -> [B, L, D], without a mask."""
+    """Compute the normalised tokens of unmasked images, [B, C, S, S] -> [B, L, D]."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Tokens(nn.Module):
 
 
 class Format(NamedTuple):
-    """One export format: how it is written, its suffix ('' for a folder), required packages."""
+    """An export format: function that writes it, file suffix ('' for a folder), and packages."""
 
     write: Callable[[Source, Path], Run]
     suffix: str
@@ -107,7 +107,7 @@ class Format(NamedTuple):
 
 
 def load_source(path: str | Path, logger: logging.Logger) -> Source:
-    """Read a checkpoint of any of the mains; a ValueError if it is none, or of another model."""
+    """Load the model of a checkpoint from any training stage, or raise a ValueError."""
     state, outputs, gives = read_checkpoint(path)['model'], (), 'tokens'
     stage = 'contrastive' if is_contrastive(state) else 'simmim'
     stage = 'finetune' if 'head.weight' in state else stage
@@ -116,7 +116,7 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
         raise ValueError(
             f'{path} is not a checkpoint of main_simmim.py, main_contrastive.py or main_finetune.py'
         )
-    config.MODEL.ATTENTION = 'eager'  # plain operations, which every format supports
+    config.MODEL.ATTENTION = 'eager'  # every format supports the operations of eager attention
     config.TRAIN.USE_CHECKPOINT = False
     kind = {'is_pretrain': stage == 'simmim'}
     if stage == 'finetune':
@@ -125,7 +125,7 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
         if kind['num_outputs'] != len(outputs):
             outputs = tuple(f'{label}: {name}' for label in outputs for name in CLASSES)
     elif stage == 'contrastive':
-        has_prefix = ENCODERS[config.MODEL.TYPE].backbone is not Encoder.backbone  # timm's models
+        has_prefix = ENCODERS[config.MODEL.TYPE].backbone is not Encoder.backbone  # timm models
         prefix = '' if has_prefix else PREFIX
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(PREFIX)}
         gives, kind['num_outputs'] = 'features', 0
@@ -137,25 +137,25 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
 
 
 def export(source: Source, target: str, path: Path, *, overwrite: bool) -> float:
-    """Write an export and compare its outputs with the checkpoint's; return the largest difference.
+    """Write an export in a format of FORMATS and return `largest_difference`.
 
-    The path, a file or folder, appears or is replaced only if everything succeeded.
+    If anything fails, the output path does not change.
 
     Raises:
-        ValueError: If the path is taken, a package is missing, or the format cannot represent the
+        ValueError: If the path exists, a package is missing, or the format does not support the
             model.
     """
     kind = FORMATS[target]
     if path.suffix != kind.suffix and kind.suffix:
         raise ValueError(f'--to {target}: --output must end in {kind.suffix}, got {path}')
     if path.exists() and not overwrite:
-        raise ValueError(f'--output {path} exists already; use --overwrite to replace it')
+        raise ValueError(f'--output {path} already exists; use --overwrite to replace it')
     if path.is_dir() and (others := {file.name for file in path.iterdir()} - FOLDER_FILES):
-        raise ValueError(f'--output {path} contains other files than an export: {min(others)}')
+        raise ValueError(f'--output {path} contains {min(others)}, which is not part of an export')
     for package in kind.packages:
         if importlib.util.find_spec(package) is None:
             raise ValueError(
-                f'--to {target} needs {package}: pip install -r requirements-export.txt'
+                f'--to {target} requires {package}: run pip install -r requirements-export.txt'
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
@@ -169,10 +169,10 @@ def export(source: Source, target: str, path: Path, *, overwrite: bool) -> float
 
 @torch.no_grad()
 def largest_difference(source: Source, run: Run, target: str) -> float:
-    """Return the largest difference between an export's outputs and the model's.
+    """Return the largest absolute difference between the outputs of an export and of the model.
 
     Raises:
-        ValueError: If it is more than rounding, or not a number.
+        ValueError: If the difference is NaN or larger than LARGEST_DIFFERENCE.
     """
     differences = []
     for count in (1, 3):
@@ -189,12 +189,12 @@ def largest_difference(source: Source, run: Run, target: str) -> float:
 
 
 def facts(source: Source) -> dict[str, Any]:
-    """Return what a program needs to prepare images and to read the outputs, as plain values."""
+    """Return the metadata that a program needs to prepare images and interpret the outputs."""
     config = source.config
     mean, std = statistics(config)
     return {
         'input_size': [config.MODEL.IN_CHANS, config.DATA.IMG_SIZE, config.DATA.IMG_SIZE],
-        'grey_levels': [0, 1],  # of pixels before mean and std
+        'grey_levels': [0, 1],  # range of the pixels before mean and std are applied
         'mean': list(mean),
         'std': list(std),
         'normalize': config.DATA.NORMALIZE,
@@ -208,13 +208,13 @@ def facts(source: Source) -> dict[str, Any]:
 
 
 def interpolation(source: Source) -> Any:
-    """Return Pillow's filter that images are resized with in evaluation."""
+    """Return the Pillow filter that resizes images in evaluation."""
     data = source.config.DATA
     return FILTERS[data.INTERPOLATION if source.outputs else data.PRETRAIN_INTERPOLATION][0]
 
 
 def example_images(source: Source, count: int) -> Tensor:
-    """Return the same random images [count, C, S, S] every time."""
+    """Draw random images [count, C, S, S] with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     config = source.config
     shape = (count, config.MODEL.IN_CHANS, config.DATA.IMG_SIZE, config.DATA.IMG_SIZE)
@@ -222,7 +222,7 @@ def example_images(source: Source, count: int) -> Tensor:
 
 
 def model_card(source: Source, *, has_processor: bool) -> str:
-    """Return the text of the model card."""
+    """Render the model card; `has_processor` states whether the export has an image processor."""
     config, method = source.config, ''
     if source.outputs:
         keys = FINE_TUNING_OPTIONS
@@ -247,7 +247,7 @@ def model_card(source: Source, *, has_processor: bool) -> str:
 
 
 def write_timm(source: Source, path: Path) -> Run:
-    """Write a .safetensors file under timm's names; its header says how timm builds the model."""
+    """Write a .safetensors file with timm's names, and the arguments for timm in the header."""
     name, arguments, state = _by_encoder(source, 'timm', {'swin': _timm_swin, 'vit': _timm_vit})
     options = source.config.MODEL[source.config.MODEL.TYPE.upper()]
     arguments |= {
@@ -267,7 +267,7 @@ def write_timm(source: Source, path: Path) -> Run:
 
 
 def write_huggingface(source: Source, path: Path) -> Run:
-    """Write a folder for transformers: weights, config, image processor and model card."""
+    """Write a folder for transformers with weights, config, image processor and model card."""
     builders = {'swin': _huggingface_swin, 'vit': _huggingface_beit}
     config, state = _by_encoder(source, 'huggingface', builders)
     config |= {
@@ -296,14 +296,14 @@ def write_huggingface(source: Source, path: Path) -> Run:
 
 
 def write_torch_export(source: Source, path: Path) -> Run:
-    """Write a .pt2 file: a program of torch.export, which runs without the model's code."""
+    """Write a .pt2 file with a program of torch.export, which needs no model code."""
     program = _trace(source)
     torch.export.save(program, path, extra_files={FACTS_FILE: json.dumps(facts(source))})
     return torch.export.load(path).module()
 
 
 def write_onnx(source: Source, path: Path) -> Run:
-    """Write an .onnx file for any number of images."""
+    """Write an .onnx file that accepts any batch size."""
     import onnxruntime
 
     graph = torch.onnx.export(
@@ -329,7 +329,7 @@ FORMATS = {
 
 
 def _by_encoder(source: Source, target: str, builders: dict[str, Callable]) -> Any:
-    """Call the builder of the encoder with the source and its learned entries."""
+    """Check the encoder, and call its builder with the source and the learned weights."""
     kind, options = source.config.MODEL.TYPE, source.config.MODEL.SWIN
     if kind not in builders:
         raise ValueError(
@@ -346,7 +346,7 @@ def _by_encoder(source: Source, target: str, builders: dict[str, Callable]) -> A
 
 
 def _timm_swin(source: Source, state: State) -> tuple[str, dict[str, Any], State]:
-    """Class, arguments and entries of timm's SwinTransformer."""
+    """Return the class name, constructor arguments and state dict for timm's SwinTransformer."""
     options = source.config.MODEL.SWIN
     arguments = {
         'depths': list(options.DEPTHS),
@@ -355,19 +355,19 @@ def _timm_swin(source: Source, state: State) -> tuple[str, dict[str, Any], State
     }
     renamed = {}
     for key, value in state.items():
-        if match := re.match(r'layers\.(\d+)\.downsample', key):  # timm merges in the next stage
+        if match := re.match(r'layers\.(\d+)\.downsample', key):  # part of the next stage in timm
             key = f'layers.{int(match[1]) + 1}.downsample{key[match.end() :]}'
         renamed[re.sub(r'^head\.', 'head.fc.', key)] = value
     return 'SwinTransformer', arguments, renamed
 
 
 def _timm_vit(source: Source, state: State) -> tuple[str, dict[str, Any], State]:
-    """Class, arguments and entries of timm's VisionTransformer, or Beit with relative positions."""
+    """Return class name, arguments and state dict for timm's VisionTransformer or Beit."""
     options = source.config.MODEL.VIT
     arguments = {
         'depth': options.DEPTH,
         'num_heads': options.NUM_HEADS,
-        'init_values': 1.0 if 'blocks.0.gamma_1' in state else 0.0,  # 0: none
+        'init_values': 1.0 if 'blocks.0.gamma_1' in state else 0.0,  # 0 disables layer scale
         'global_pool': 'token' if 'norm.weight' in state else 'avg',
     }
     has_positions = 'pos_embed' in state
@@ -391,9 +391,9 @@ def _timm_vit(source: Source, state: State) -> tuple[str, dict[str, Any], State]
 
 
 def with_pooled_norm(state: State) -> State:
-    """Add a norm after pooling to a ViT that has no norm at all.
+    """Add an identity norm after pooling to a ViT that has no norm.
 
-    A pre-trained encoder with MODEL.VIT.USE_MEAN_POOLING has none.
+    An encoder that was pre-trained with MODEL.VIT.USE_MEAN_POOLING has no norm.
     """
     if 'norm.weight' in state or 'fc_norm.weight' in state:
         return dict(state)
@@ -402,7 +402,7 @@ def with_pooled_norm(state: State) -> State:
 
 
 def _huggingface_swin(source: Source, state: State) -> tuple[dict[str, Any], State]:
-    """Config and entries of transformers' Swin, whose stages are not smaller than the window."""
+    """Return config and state dict for Swin in transformers, or raise if a stage is too small."""
     options = source.config.MODEL.SWIN
     smallest = source.encoder.grid_size // 2 ** (len(options.DEPTHS) - 1)
     if smallest < options.WINDOW_SIZE:
@@ -410,11 +410,7 @@ def _huggingface_swin(source: Source, state: State) -> tuple[dict[str, Any], Sta
             f'--to huggingface: MODEL.SWIN.WINDOW_SIZE must be at most {smallest}, the side of the '
             f'last stage in tokens, got {options.WINDOW_SIZE}; {ANY_MODEL}'
         )
-    indices = {
-        key: value
-        for key, value in source.encoder.state_dict().items()
-        if key.endswith('.relative_position_index')  # transformers before 5 reads them
-    }
+
     config = {
         'model_type': 'swin',
         'architectures': ['SwinForImageClassification' if source.outputs else 'SwinModel'],
@@ -429,11 +425,11 @@ def _huggingface_swin(source: Source, state: State) -> tuple[dict[str, Any], Sta
         'layer_norm_eps': source.encoder.norm.eps,
         'encoder_stride': source.encoder.stride,
     }
-    return config, _with_prefix(source, 'swin.', to_huggingface(state | indices))
+    return config, _with_prefix(source, 'swin.', to_huggingface(state))
 
 
 def _huggingface_beit(source: Source, state: State) -> tuple[dict[str, Any], State]:
-    """Config and entries of transformers' BEiT, which supports all options of the ViT."""
+    """Return config and state dict for BEiT in transformers, which supports all ViT options."""
     options = source.config.MODEL.VIT
     config = {
         'model_type': 'beit',
@@ -444,7 +440,7 @@ def _huggingface_beit(source: Source, state: State) -> tuple[dict[str, Any], Sta
         'num_attention_heads': options.NUM_HEADS,
         'intermediate_size': len(state['blocks.0.mlp.fc1.weight']),
         'layer_norm_eps': source.encoder.blocks[0].norm1.eps,
-        'layer_scale_init_value': 1.0 if 'blocks.0.gamma_1' in state else 0.0,  # 0: none
+        'layer_scale_init_value': 1.0 if 'blocks.0.gamma_1' in state else 0.0,  # 0 disables it
         'use_absolute_position_embeddings': 'pos_embed' in state,
         'use_relative_position_bias': options.USE_RPB,
         'use_shared_relative_position_bias': options.USE_SHARED_RPB,
@@ -453,26 +449,27 @@ def _huggingface_beit(source: Source, state: State) -> tuple[dict[str, Any], Sta
     }
     state = with_pooled_norm(state)
     zeros = torch.zeros(options.EMBED_DIM)
-    for block in range(options.DEPTH):  # queries and values of BEiT always have a bias
+    for block in range(options.DEPTH):  # BEiT always has biases of queries and values
         for name in ('q_bias', 'v_bias'):
             state.setdefault(f'blocks.{block}.attn.{name}', zeros.clone())
     return config, _with_prefix(source, 'beit.', to_huggingface(state))
 
 
 def _with_prefix(source: Source, prefix: str, state: State) -> State:
-    """A classifier of transformers has its encoder's entries under a prefix."""
+    """Add the prefix that classifiers of transformers use for the encoder."""
     if not source.outputs:
         return state
     return {k if k.startswith('classifier.') else prefix + k: v for k, v in state.items()}
 
 
 def _label_config(source: Source) -> dict[str, Any]:
+    """Return the config entries of transformers about labels; {} after pre-training."""
     if not source.outputs:
         return {}
     if len(source.outputs) != source.config.MODEL.NUM_CLASSES:
         raise ValueError(
-            "--to huggingface: DATA.UNCERTAIN 'multiclass' gives three outputs per label, which a "
-            'classifier of transformers does not support; the other formats do'
+            "--to huggingface does not support DATA.UNCERTAIN 'multiclass', which gives three "
+            'outputs per label; use another format'
         )
     return {
         'problem_type': 'multi_label_classification',
@@ -482,7 +479,7 @@ def _label_config(source: Source) -> dict[str, Any]:
 
 
 def _processor_config(source: Source) -> dict[str, Any]:
-    """Configure CLIP's processor to prepare images as evaluation does; {} if it cannot."""
+    """Return a config of CLIP's processor for images as in evaluation; {} if not supported."""
     config = source.config
     if config.DATA.PREPROCESS or config.DATA.NORMALIZE != 'dataset':
         return {}
@@ -507,15 +504,15 @@ def _processor_config(source: Source) -> dict[str, Any]:
 
 @torch.no_grad()
 def _trace(source: Source) -> ExportedProgram:
-    """The network as a program for batches of up to MOST_IMAGES."""
+    """Trace the network as a program for batches of up to MOST_IMAGES images."""
     shapes = ({0: Dim('batch', max=MOST_IMAGES)},)
     images = example_images(source, EXAMPLES)
-    # Not strict, a length such as len(tokens) would become a constant.
+    # With strict=False, a length such as len(tokens) would become a constant.
     return torch.export.export(source.network, (images,), dynamic_shapes=shapes, strict=True)
 
 
 def _option(config: Config, key: str) -> object:
-    """The value as the card shows it; of a path only the name."""
+    """Return the value of an option for the model card, with only the name of a path."""
     value = value_at(config, key)
     if key == 'PRETRAINED':
         return PurePath(value).name or 'nothing'

@@ -1,11 +1,11 @@
 """Multi-label losses that ignore unknown targets.
 
-Each is a sum over known entries divided by (images x labels), in float32. The divisor does not
-depend on how many entries are known, so the losses of equal batches and ranks average to the loss
-of the whole batch.
+Each loss is the sum over all known targets divided by (images x labels), in float32. The divisor
+does not depend on how many targets are known. The losses of equally large batches or ranks
+therefore average to the loss of the whole batch.
 
-A new loss is one function with a `register` line: it takes the section LOSS of the configuration
-and the training targets [N, K], and returns (outputs, targets [B, K]) -> scalar.
+To add a loss, register a function that takes the section LOSS of the configuration and the training
+targets [N, K], and that returns a function (outputs, targets [B, K]) -> scalar.
 """
 
 import math
@@ -28,13 +28,13 @@ TINY = torch.finfo(torch.float32).tiny
 def build_label_loss(
     config: Any, targets: np.ndarray, *, multiclass: np.ndarray | None = None
 ) -> LabelLoss:
-    """Return the loss (outputs, targets [B, K]) -> scalar of LOSS.NAME and the label policies.
+    """Return the loss function (outputs, targets [B, K]) -> scalar of a run.
 
     Args:
         config: Run configuration.
-        targets: [N, K] of the training images, NaN where unknown.
-        multiclass: [K] bool, the labels with the policy 'multiclass', for which outputs are [B,
-            3K]; None for none.
+        targets: Targets of the training images, [N, K], NaN where unknown.
+        multiclass: Mask of the labels with the policy 'multiclass', [K] bool, or None. If any label
+            has this policy, the model has outputs [B, 3K].
     """
     if multiclass is not None and multiclass.any():
         return partial(masked_multiclass, multiclass=torch.from_numpy(multiclass))
@@ -42,7 +42,7 @@ def build_label_loss(
 
 
 def count_outputs(config: Any) -> int:
-    """Return the outputs of the head: one per label, or three if uncertain is a class."""
+    """Return the number of outputs: one per label, or three if 'uncertain' is a class."""
     has_third_class = any(policy.third_class for policy in used_policies(config))
     return config.MODEL.NUM_CLASSES * (3 if has_third_class else 1)
 
@@ -72,15 +72,15 @@ def _asymmetric(options: Any, targets: np.ndarray) -> LabelLoss:
 def masked_bce(
     logits: torch.Tensor, targets: torch.Tensor, positive_weight: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Binary cross-entropy.
+    """Compute the binary cross-entropy.
 
     Args:
-        logits: [B, K].
-        targets: [B, K] in [0, 1]; NaN where unknown.
-        positive_weight: [K], factor of the positive term of each label; None means 1.
+        logits: Logits, [B, K].
+        targets: Targets in [0, 1], [B, K], NaN where unknown.
+        positive_weight: Factor of the positive term for each label, [K]; None means 1.
 
     Returns:
-        Scalar, float32.
+        Loss, a float32 scalar.
     """
     if positive_weight is not None:
         positive_weight = positive_weight.to(logits.device, non_blocking=True)
@@ -99,29 +99,30 @@ def masked_asymmetric(
     clip: float = 0.0,
     alpha: float | None = None,
 ) -> torch.Tensor:
-    """Asymmetric loss, which is the focal loss with equal exponents and no clip.
+    """Compute the asymmetric loss, which equals the focal loss for equal exponents and clip 0.
 
-    With the probability p and q = max(p - clip, 0), a target y in [0, 1] costs
+    For a target y in [0, 1], the probability p, and q = max(p - clip, 0), the loss is
     -y alpha (1 - p)^gamma_pos log(p) - (1 - y) (1 - alpha) q^gamma_neg log(1 - q). The gradient
     also flows through the powers.
 
     Args:
-        logits: [B, K].
-        targets: [B, K] in [0, 1]; NaN where unknown.
-        gamma_pos: Exponent for positives.
-        gamma_neg: Exponent for negatives.
-        clip: Probability below which a negative costs nothing.
-        alpha: Weight of positives, with 1 - alpha for negatives; None means 1 for both.
+        logits: Logits, [B, K].
+        targets: Targets in [0, 1], [B, K], NaN where unknown.
+        gamma_pos: Exponent for positives, at least 0.
+        gamma_neg: Exponent for negatives, at least 0.
+        clip: Probability in [0, 1) below which a negative has no loss.
+        alpha: Weight of positives; negatives have the weight 1 - alpha. None means 1 for both.
 
     Returns:
-        Scalar, float32. Without exponents, clip and alpha it is exactly `masked_bce`.
+        Loss, a float32 scalar. If all exponents and clip are 0 and alpha is None, it equals
+        `masked_bce` exactly.
 
     Source: Lin et al. 2017, arXiv:1708.02002; Ridnik et al. 2021, arXiv:2009.14119.
     """
     if alpha is None and gamma_pos == gamma_neg == clip == 0:
         return masked_bce(logits, targets)
     logits, soft = logits.float(), targets.float().nan_to_num()
-    # TINY avoids the infinite slope of a power at 0.
+    # The slope of a power can be infinite at 0, so values are at least TINY.
     missed = (-logits).sigmoid().clamp(min=TINY)  # 1 - p
     shifted = (logits.sigmoid() - clip).clamp(min=TINY)  # q
     log_clip = logits.new_full((), math.log(clip) if clip else -math.inf)
@@ -136,13 +137,13 @@ def masked_asymmetric(
 def masked_multiclass(
     outputs: torch.Tensor, targets: torch.Tensor, *, multiclass: torch.Tensor
 ) -> torch.Tensor:
-    """Cross-entropy over three classes for some labels, binary cross-entropy for the others.
+    """Compute cross-entropy for labels with three classes and binary cross-entropy for the others.
 
     Args:
-        outputs: [B, 3K], see `positive_logits`.
-        targets: [B, K], NaN where unknown; 0, 1 or 2 (uncertain) for labels with three classes, in
-            [0, 1] for the others.
-        multiclass: [K] bool, the labels with three classes.
+        outputs: Outputs of the model, [B, 3K], see `positive_logits`.
+        targets: Targets, [B, K], NaN where unknown. They are 0, 1 or 2 (uncertain) for labels with
+            three classes, and in [0, 1] for the others.
+        multiclass: Mask of the labels with three classes, [K] bool.
     """
     outputs, clean = outputs.float(), targets.float().nan_to_num()
     three = F.cross_entropy(outputs.reshape(-1, 3), clean.long().flatten(), reduction='none')
@@ -156,8 +157,8 @@ def masked_multiclass(
 def positive_logits(outputs: torch.Tensor, num_labels: int) -> torch.Tensor:
     """Return the logits [B, K] whose sigmoid is the probability of each label.
 
-    Outputs are [B, K], returned unchanged, or [B, 3K] = [B, K, 3]: negative, positive, uncertain.
-    Of three classes, only positive and negative enter the softmax.
+    Outputs [B, K] are returned unchanged. Outputs [B, 3K] are read as [B, K, 3] with the classes
+    negative, positive and uncertain. The uncertain class is left out of the softmax.
     """
     if outputs.shape[1] == num_labels:
         return outputs
@@ -166,9 +167,10 @@ def positive_logits(outputs: torch.Tensor, num_labels: int) -> torch.Tensor:
 
 
 def positive_weights(targets: np.ndarray) -> np.ndarray:
-    """Return the ratio [K] of negatives to positives of each label; 1 if it lacks one of the two.
+    """Return the ratio of negatives to positives for each label, [K]; 1 without both classes.
 
-    Targets [N, K] are in [0, 1], NaN where unknown. Soft targets are counted by their value.
+    Targets [N, K] are in [0, 1], NaN where unknown. A soft target y counts as y positives and
+    1 - y negatives.
     """
     positives = np.nansum(targets, axis=0, dtype=np.float64)
     negatives = np.nansum(1 - targets, axis=0, dtype=np.float64)
@@ -178,4 +180,5 @@ def positive_weights(targets: np.ndarray) -> np.ndarray:
 
 
 def _over_known(losses: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum the losses of known targets and divide by the number of all targets."""
     return losses.where(~targets.isnan(), 0.0).sum() / losses.numel()

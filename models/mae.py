@@ -1,4 +1,4 @@
-"""MAE: the encoder sees visible patches alone, a light decoder predicts the hidden ones.
+"""MAE: the encoder processes only visible patches, and a small decoder predicts the hidden ones.
 
 He et al. 2022, arXiv:2111.06377.
 """
@@ -16,17 +16,18 @@ from models.vision_transformer import Block, VisionTransformer, sincos_positions
 
 @PRETRAINING.register('mae')
 class MAE(MaskedModel):
-    """Predicts hidden patches from visible ones, with the masks and targets of `SimMIM`.
+    """Predict hidden patches from visible ones, with the masks and targets of `SimMIM`.
 
     Args:
-        encoder: A ViT with position embeddings and without relative position bias.
-        num_visible: Patches that each training mask leaves visible. They are not counted,
-            because that would wait for the GPU.
-        decoder_embed_dim: Width of the decoder, a multiple of 4 and of its heads.
-        decoder_depth: Blocks of the decoder.
-        decoder_num_heads: Attention heads of the decoder.
-        norm_pix_loss: Whether each patch is normalised by its own mean and deviation.
-        attention: MODEL.ATTENTION of the decoder.
+        encoder: ViT with position embeddings and without relative position bias.
+        num_visible: Number of visible patches in each training mask. Counting them in the forward
+            pass would synchronise with the GPU.
+        decoder_embed_dim: Width of the decoder, a multiple of 4 and of `decoder_num_heads`.
+        decoder_depth: Number of blocks in the decoder.
+        decoder_num_heads: Number of attention heads in the decoder.
+        norm_pix_loss: Whether the target of each patch is normalised by the patch's mean and
+            standard deviation.
+        attention: Implementation of attention in the decoder (MODEL.ATTENTION).
     """
 
     title = 'MAE'
@@ -57,7 +58,7 @@ class MAE(MaskedModel):
 
     @classmethod
     def from_config(cls, config: Any) -> 'MAE':
-        # Nothing is pooled, so the encoder ends in its norm even if the classifier will pool.
+        # MAE does not pool, so the encoder ends with a norm even if the classifier will pool.
         arguments = VisionTransformer.constructor_arguments(config)
         encoder = VisionTransformer(**arguments | {'use_mean_pooling': False, 'num_classes': 0})
         units, hidden = mask_units(config)
@@ -89,7 +90,7 @@ class MAE(MaskedModel):
         require(holds, config, 'MODEL.MAE.DECODER_NUM_HEADS', allowed)
 
     def _init_weights(self) -> None:
-        """Use Xavier weights (a patch counts as one vector) and zero biases, as MAE does."""
+        """Initialise weights as in MAE: Xavier, with a patch as one vector, and zero biases."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
@@ -99,52 +100,43 @@ class MAE(MaskedModel):
         nn.init.normal_(self.decoder.mask_token, std=0.02)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the mean squared error over hidden patches [B, h, w] of images [B, C, S, S]."""
+        """Return the mean squared error over hidden pixels, see `MaskedModel.forward`."""
         weight = repeat(mask.unsqueeze(1).float(), self.patch_size)  # [B, 1, S, S]
         predictions = self.predict(x, mask, self.num_visible)
         return pixel_loss(predictions, self.target.of(x), weight, LOSSES['l2'])
 
     def reconstruct(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Predict all pixels; masks may hide another share of the patches than in training."""
+        """Predict all pixels. The mask ratio may differ from the one in training."""
         return self.target.to_images(self.predict(x, mask), x)
 
     def predict(
         self, x: torch.Tensor, mask: torch.Tensor, num_visible: int | None = None
     ) -> torch.Tensor:
-        """Predict the target of images, [B, C, S, S], with masks [B, h, w], 1 where one is hidden.
+        """Predict the target of images, [B, C, S, S] -> [B, C, S, S].
 
-        `num_visible` is the number of patches that each mask leaves visible; None counts them. A
-        mask of another grid than the encoder's is a ValueError.
+        Args:
+            x: Images, [B, C, S, S].
+            mask: Masks, [B, h, w], 1 where a patch is hidden.
+            num_visible: Number of visible patches in each mask. None counts them.
         """
         check_mask(mask, self.encoder.grid_size)
-        order = visible_first(mask)
-        num_visible = count_visible(mask) if num_visible is None else num_visible
-        patches = self.decoder(self.encode(x, order[:, :num_visible]), order)
+        order = mask.flatten(1).argsort(dim=1, stable=True)  # [B, L], visible patches first
+        num_visible = int((mask[0] == 0).sum()) if num_visible is None else num_visible
+        tokens = self.encoder.encode(self.encoder.patch_embed(x), order[:, :num_visible])
+        patches = self.decoder(tokens, order)
         side, patch = self.encoder.grid_size, self.patch_size
         pixels = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (side, side))
         return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
-
-    def encode(self, x: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """Encode the patches [B, V] of images [B, C, S, S] to tokens [B, 1 + V, D].
-
-        The class token comes first. Position embeddings are added before patches are removed.
-        """
-        return self.encoder.encode(self.encoder.patch_embed(x), visible)
 
     def no_weight_decay(self) -> set[str]:
         return super().no_weight_decay() | {'decoder.mask_token'}
 
 
 class Decoder(nn.Module):
-    """Plain blocks over visible tokens and mask tokens, then a linear layer to pixels."""
+    """Transformer blocks over visible tokens and mask tokens, then a linear layer to pixels."""
 
     def __init__(
-        self,
-        encoder: VisionTransformer,
-        width: int,
-        depth: int,
-        num_heads: int,
-        attention: str,
+        self, encoder: VisionTransformer, width: int, depth: int, num_heads: int, attention: str
     ) -> None:
         super().__init__()
         self.keeps = encoder.keeps
@@ -158,11 +150,11 @@ class Decoder(nn.Module):
         self.pred = nn.Linear(width, encoder.patch_size**2 * encoder.in_chans)
 
     def forward(self, x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """Return the pixels of every patch, [B, L, p * p * C], the channels of a pixel together.
+        """Predict the pixels of every patch, [B, L, p * p * C] with the channels last.
 
         Args:
             x: Class token and visible tokens, [B, 1 + V, D].
-            order: Places of the visible patches, then of the hidden ones, [B, L].
+            order: Positions of all patches in the grid, visible patches first, [B, L].
         """
         x = self.embed(x)
         num_hidden = 1 + order.shape[1] - x.shape[1]
@@ -172,13 +164,3 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = run_block(block, x, None, keeps=self.keeps)
         return self.pred(self.norm(x[:, 1:]))
-
-
-def visible_first(mask: torch.Tensor) -> torch.Tensor:
-    """Return the places [B, L] of the visible patches, then of the hidden ones, in grid order."""
-    return mask.flatten(1).argsort(dim=1, stable=True)
-
-
-def count_visible(mask: torch.Tensor) -> int:
-    """Count the visible patches of masks [B, h, w] (1 hidden), the same number in each."""
-    return int((mask[0] == 0).sum())

@@ -1,4 +1,4 @@
-"""Fit the weights that PRETRAINED names to a model of this project."""
+"""Convert the weights of the PRETRAINED checkpoint for a model of this project."""
 
 import json
 from typing import Any
@@ -24,13 +24,16 @@ from utils import data_options
 def fit_pretrained(
     config: Config, checkpoint: dict[str, Any], model: nn.Module
 ) -> tuple[dict[str, Tensor], Report]:
-    """Convert a checkpoint's weights to entries that the model can load.
+    """Convert the weights of a checkpoint to a state dict that the model can load.
 
-    See `models.convert` for the files that are understood. The checkpoint is what
-    `utils.read_checkpoint` returns for PRETRAINED.
+    Args:
+        config: Run configuration.
+        checkpoint: Result of `utils.read_checkpoint` for PRETRAINED. `models.convert` lists the
+            supported sources.
+        model: Model that will load the weights.
 
     Returns:
-        The entries under the model's names, and a report on every entry.
+        The state dict, and a report on every entry.
 
     Raises:
         ValueError: If entries are missing or do not fit.
@@ -44,7 +47,7 @@ def fit_pretrained(
     if is_theirs:
         trained = _processor_options(config.PRETRAINED, channels)
     if isinstance(model, TimmClassifier) and not trained and channels == 3:
-        known = model.encoder.default_cfg  # what timm documents for its weights of colour images
+        known = model.encoder.default_cfg  # the normalisation of timm's published weights
         trained = {key.upper(): list(known[key]) for key in ('mean', 'std') if known.get(key)}
     source_stats = _source_statistics(trained, channels)
     by_image = 'image' in (config.DATA.NORMALIZE, trained.get('NORMALIZE'))
@@ -53,14 +56,14 @@ def fit_pretrained(
     converted, report = convert(state, model, source_stats=source_stats, target_stats=target_stats)
     report.left_over += not_used
     if by_image and report.folded:
-        report.remarks.append("DATA.NORMALIZE 'image': plain sums over channels, no statistics")
+        report.remarks.append("DATA.NORMALIZE 'image': channels were folded without statistics")
     elif source_stats != target_stats and not report.folded:
-        report.remarks.append(f'pixels are normalised with {target_stats}, were {source_stats}')
+        report.remarks.append(f'the normalisation changes from {source_stats} to {target_stats}')
     return converted, report
 
 
 def _input_channels(state: dict[str, Tensor], model: nn.Module) -> int | None:
-    """Return the channels of the images that the checkpoint was trained on, if they are known."""
+    """Return the number of image channels that the checkpoint was trained on; None if unknown."""
     for key in (first_weight(model), PREFIX + first_weight(model)):
         if key in state and state[key].ndim == 4:
             return state[key].shape[1]
@@ -68,7 +71,7 @@ def _input_channels(state: dict[str, Tensor], model: nn.Module) -> int | None:
 
 
 def _processor_options(path: str, channels: int | None) -> dict[str, list[float]]:
-    """Return MEAN and STD from the file that transformers writes next to the weights, if any."""
+    """Read MEAN and STD from transformers' image processor file next to the weights, if any."""
     file = local_path(path).with_name(PROCESSOR)
     if not file.is_file():
         return {}
@@ -88,7 +91,7 @@ def _processor_options(path: str, channels: int | None) -> dict[str, list[float]
 
 
 def _source_statistics(trained: dict[str, Any], channels: int | None) -> Statistics:
-    """Return the mean and deviation of a checkpoint's images; `trained` holds options of DATA."""
+    """Return the pixel statistics of a checkpoint that was trained with these options of DATA."""
     config = default_config()
     config.MODEL.IN_CHANS = channels or config.MODEL.IN_CHANS
     config.DATA.MEAN, config.DATA.STD = trained.get('MEAN', []), trained.get('STD', [])
@@ -96,4 +99,5 @@ def _source_statistics(trained: dict[str, Any], channels: int | None) -> Statist
 
 
 def _neutral(stats: Statistics) -> Statistics:
+    """Return mean 0 and standard deviation 1 for each channel."""
     return Statistics((0.0,) * len(stats.mean), (1.0,) * len(stats.std))

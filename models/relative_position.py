@@ -1,4 +1,4 @@
-"""Relative position bias of attention: gathering it from its table, and resizing of tables."""
+"""Gather and resize tables of relative position biases."""
 
 import math
 from collections.abc import Sequence
@@ -8,34 +8,35 @@ import torch
 from scipy.interpolate import RectBivariateSpline
 from torch import nn
 
-# Last rows of a ViT's table: the class token as query, as key, and as both.
+# The last rows of a ViT's table are for the class token as query, as key, and as both.
 CLASS_TOKEN_ROWS = 3
 
 
 def gather_bias(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return the bias of the logits, [heads, N, N], from table [T, heads] and index [N, N]."""
+    """Gather the bias of the logits, [heads, N, N], from a table [T, heads] and an index [N, N]."""
     return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1).contiguous()
 
 
 def gather_biases(attention: Sequence[nn.Module]) -> tuple[torch.Tensor, ...]:
-    """Return the bias [heads, N, N] of each attention module, gathered at once."""
+    """Gather the biases [heads, N, N] of all attention modules in one operation."""
     tables = torch.cat([module.relative_position_bias_table for module in attention], dim=1)
     return gather_bias(tables, attention[0].relative_position_index).chunk(len(attention))
 
 
 def resize_table(table: torch.Tensor, new_len: int) -> torch.Tensor:
-    """Resize a bias table [T, heads] for another window or grid with a cubic surface.
+    """Resize a bias table to another window or grid by cubic interpolation.
 
-    As in SimMIM, the old positions are spread geometrically until the outermost lies at the new
-    edge. They are evaluated at whole numbers, clamped to the old edge. A window of 2 tokens has too
-    few positions for a cubic surface and uses a quadratic one. Rows of a class token do not change.
+    As in SimMIM, the old positions are spaced geometrically so that the outermost one lies at the
+    new edge. The spline is evaluated at whole positions, clamped to the old edge. A window of 2
+    tokens has too few positions for a cubic spline, so a quadratic one is used. The rows of a class
+    token do not change.
 
     Args:
-        table: [T, heads], T = (2 side-1)^2, and 3 more with a class token.
-        new_len: The new T.
+        table: Bias table, [T, heads]. T is (2 side - 1)^2, plus 3 with a class token.
+        new_len: New number of rows T.
 
     Raises:
-        ValueError: If a table does not belong to a square grid.
+        ValueError: If the old or new table does not belong to a square grid.
     """
     old_side, new_side = _side(len(table)), _side(new_len)
     if old_side == new_side:
@@ -48,7 +49,7 @@ def resize_table(table: torch.Tensor, new_len: int) -> torch.Tensor:
 
 
 def _side(length: int) -> int:
-    """Side of the table's square of offsets."""
+    """Return the side of the square of offsets in a table with this number of rows."""
     for extra in (0, CLASS_TOKEN_ROWS):
         side = math.isqrt(max(length - extra, 0))
         if side**2 == length - extra and side % 2:
@@ -57,7 +58,7 @@ def _side(length: int) -> int:
 
 
 def _resize_surface(surface: np.ndarray, new_side: int) -> np.ndarray:
-    """One head's [side, side] table of offsets at the new offsets, clamped to the old edge."""
+    """Interpolate the [side, side] table of one head at the new offsets."""
     side = len(surface)
     if side == 1:
         return np.full((new_side, new_side), surface.item())
@@ -68,9 +69,9 @@ def _resize_surface(surface: np.ndarray, new_side: int) -> np.ndarray:
 
 
 def _old_positions(steps: int, new_steps: int) -> np.ndarray:
-    """Return 0 and +-(1 + q + ... + q^k) for k < steps; the last is about new_steps.
+    """Return 0 and +-(1 + q + ... + q^k) for all k < steps, with the largest about new_steps.
 
-    As in SimMIM, the bisection returns the last q that it tried, not the final middle.
+    As in SimMIM, q is the last value that the bisection tried, not the final midpoint.
     """
     left, right = 1.01, 1.5
     while right - left > 1e-6:

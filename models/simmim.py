@@ -2,12 +2,12 @@
 
 Xie et al. 2022, arXiv:2111.09886.
 
-A new part is one function or class with a `register` line. A head is called with the encoder and
-the keywords `cell` and `use_checkpoint`, and returns a module from features [B, F, h, w] to
-[B, C, S / cell, S / cell]. The rows of its last layer are ordered by channel first, as for
-nn.PixelShuffle, so that models/convert.py can convert them between numbers of channels. A head that
-enlarges the features in steps has a static method `output_patch(stride)`: the side in pixels of
-what its last layer returns at once. A loss has the signature of torch.nn.functional.l1_loss.
+To add a head, target or loss, register one function or class. A head takes the encoder and the
+keywords `cell` and `use_checkpoint`, and returns a module that maps features [B, F, h, w] to
+[B, C, S / cell, S / cell]. The rows of the last layer are ordered by channel first, as for
+nn.PixelShuffle, so that models/convert.py can convert the number of channels. A head that upsamples
+in several stages also has a static method `output_patch(stride)`, which returns the side in pixels
+of one position in the last stage. A loss has the signature of torch.nn.functional.l1_loss.
 """
 
 from abc import ABC, abstractmethod
@@ -34,26 +34,27 @@ LOSSES.register('l1')(F.l1_loss)
 LOSSES.register('l2')(F.mse_loss)
 LOSSES.register('smooth_l1')(F.smooth_l1_loss)
 
-# SimMIM's names.
+# Names of these classes in SimMIM.
 SwinTransformerForSimMIM = masked_version(SwinTransformer)
 VisionTransformerForSimMIM = masked_version(VisionTransformer)
 
 VARIANCE_EPS = 1e-6  # added to the variance of a unit, as in MAE
 MAX_STAGES = 4
-FINEST_PATCH = 4  # pixels; an inverse Swin doubles the resolution until patches have this side
+FINEST_PATCH = 4  # side of a patch in pixels at which an inverse Swin stops upsampling
 SMALLEST_WINDOW, LARGEST_WINDOW = 4, 7
-NORM_EPS = 1e-5  # of nn.LayerNorm
+NORM_EPS = 1e-5  # the default of nn.LayerNorm
 
 
 class MaskedModel(nn.Module, ABC):
-    """What a method of masked pre-training (MODEL.PRETRAIN) provides to the rest of the program.
+    """Base class of the methods of masked pre-training (MODEL.PRETRAIN).
 
     Attributes:
-        title: The method in a few words.
-        section: The section of the method's own options.
-        patch_size: Side in pixels of a place of the mask.
-        target: What is predicted.
-        encoder: The encoder, without head.
+        title: Name of the method for model cards.
+        section: Config section with the method's own options.
+        in_chans: Number of image channels.
+        patch_size: Side in pixels of one mask entry.
+        target: Prediction target.
+        encoder: Encoder without a head.
     """
 
     title: ClassVar[str]
@@ -65,7 +66,7 @@ class MaskedModel(nn.Module, ABC):
 
     @classmethod
     def options(cls) -> list[str]:
-        """Return the keys of the options that the method reads."""
+        """Return the config keys that the method reads."""
         own = value_at(default_config(), cls.section)
         masks = ['DATA.MASK_TYPE', 'DATA.MASK_PATCH_SIZE', 'DATA.MASK_RATIO']
         return [*masks, *(f'{cls.section}.{key}' for key in own)]
@@ -78,11 +79,11 @@ class MaskedModel(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def check_options(cls, config: Any) -> None:
-        """Check the options of this method, after those of the encoder and the masks."""
+        """Check the options of this method. Encoder and mask options were checked before."""
 
     @classmethod
     def check(cls, config: Any, stage: str | None) -> None:
-        """Check encoder, masks and method, if the stage pre-trains with masks."""
+        """Check the options of the encoder, the masks and the method for masked pre-training."""
         if stage not in (None, 'simmim'):
             return
         if ENCODERS[config.MODEL.TYPE].hides_patches:
@@ -95,30 +96,33 @@ class MaskedModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return the loss of reconstructing images [B, C, S, S] with hidden patches [B, h, w]."""
+        """Return the reconstruction loss of images [B, C, S, S].
+
+        The masks [B, h, w] are 1 where a patch is hidden.
+        """
 
     @abstractmethod
     def reconstruct(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Predict all pixels from the visible ones, normalised as x is: [B, C, S, S]."""
+        """Predict all pixels from the visible ones, [B, C, S, S], with the normalisation of x."""
 
     def no_weight_decay(self) -> set[str]:
         return {f'encoder.{name}' for name in self.encoder.no_weight_decay()}
 
     def no_weight_decay_keywords(self) -> set[str]:
-        """None: Swin's position tables decay in pre-training, as they did for published weights."""
+        """Return no keywords: Swin's bias tables use weight decay in pre-training, as in SimMIM."""
         return set()
 
 
 class Target(ABC):
-    """Turns images into what the head predicts, and predictions back into images.
+    """Convert images to prediction targets, and predictions back to images.
 
     Args:
-        cell: Side in pixels of the squares whose pixels are averaged to one value.
-        unit: Side of a masking unit in pixels, a multiple of the cell.
+        cell: Side in pixels of the squares that are averaged to one target value.
+        unit: Side of a masking unit in pixels, a multiple of `cell`.
 
     Attributes:
         uses_true_statistics: Whether `to_images` uses statistics of the hidden pixels. A masking
-            unit must then contain more than one value.
+            unit must then contain more than one target value.
     """
 
     uses_true_statistics: ClassVar[bool] = False
@@ -129,16 +133,16 @@ class Target(ABC):
 
     @abstractmethod
     def of(self, images: Tensor) -> Tensor:
-        """Return the target of images [B, C, S, S], [B, C, S / cell, S / cell]."""
+        """Compute the target of images, [B, C, S, S] -> [B, C, S / cell, S / cell]."""
 
     @abstractmethod
     def to_images(self, predictions: Tensor, images: Tensor) -> Tensor:
-        """Turn predictions [B, C, S / cell, S / cell] for `images` into images [B, C, S, S]."""
+        """Convert predictions for `images`, [B, C, S / cell, S / cell], to images [B, C, S, S]."""
 
 
 @TARGETS.register('pixels')
 class PixelTarget(Target):
-    """Pixels, or their averages over cells."""
+    """Predict pixels, or their averages over cells."""
 
     def of(self, images: Tensor) -> Tensor:
         return average_cells(images, self.cell)
@@ -149,9 +153,9 @@ class PixelTarget(Target):
 
 @TARGETS.register('patch_normalised')
 class NormalisedTarget(Target):
-    """Each masking unit minus its mean, divided by its standard deviation.
+    """Predict pixels normalised by the mean and standard deviation of each masking unit.
 
-    `to_images` uses the true mean and deviation of each unit, hidden or not.
+    `to_images` uses the true mean and standard deviation of each unit, whether hidden or not.
 
     Source: He et al. 2021, arXiv:2111.06377, `norm_pix_loss`.
     """
@@ -173,7 +177,7 @@ class NormalisedTarget(Target):
 def linear_head(
     encoder: PatchEncoder, *, cell: int = 1, use_checkpoint: bool = False
 ) -> nn.Sequential:
-    """A 1x1 convolution and a pixel shuffle."""
+    """Build a 1x1 convolution followed by a pixel shuffle, as in SimMIM."""
     return _to_pixels(encoder.num_features, encoder.stride // cell, encoder.in_chans)
 
 
@@ -181,17 +185,16 @@ def linear_head(
 def mlp_head(
     encoder: PatchEncoder, *, cell: int = 1, use_checkpoint: bool = False
 ) -> nn.Sequential:
-    """The linear head after a hidden layer of the same width."""
+    """Build the linear head after a hidden layer with the width of the features."""
     width = encoder.num_features
     return nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), *linear_head(encoder, cell=cell))
 
 
 class InverseSwin(nn.Sequential):
-    """A Swin in reverse, widest stage first: features [B, F, h, w] to pixels.
+    """A reversed Swin, widest stage first, that maps features [B, F, h, w] to pixels.
 
-    Xie et al. 2022 (arXiv:2111.09886) compare linear heads with these. `widths`, `depths` and
-    `num_heads` are those of a Swin, narrowest stage first. The encoder returns features
-    [B, num_features, h, w], and `cell` is the side in pixels of one output value.
+    Xie et al. 2022 (arXiv:2111.09886) compare this kind of head with the linear head. Subclasses
+    define width, number of blocks and attention heads of each stage, narrowest first as in a Swin.
     """
 
     widths: ClassVar[tuple[int, ...]]
@@ -245,18 +248,18 @@ class InverseSwinBase(InverseSwin):
 
 @PRETRAINING.register('simmim')
 class SimMIM(MaskedModel):
-    """Predicts hidden pixels from visible ones.
+    """Predict hidden pixels from visible ones.
 
     Args:
-        encoder: Takes images [B, C, S, S] and masks [B, h, w], returns [B, F, S / stride, ...].
-        head: A name in HEADS.
-        loss: A name in LOSSES.
-        loss_pixels: 'masked' or 'all'.
-        target: A name in TARGETS.
-        target_cell: Side in pixels of the cells whose averages are predicted. It divides the
-            head's last patch and the masking unit.
-        mask_patch_size: Side of a masking unit in pixels; only normalised targets need it.
-        use_checkpoint: Whether the head may recompute its blocks in the backward pass.
+        encoder: Masked encoder (`models.encoder.MaskedEncoder`).
+        head: Name in HEADS.
+        loss: Name in LOSSES.
+        loss_pixels: Pixels that the loss averages over, 'masked' or 'all'.
+        target: Name in TARGETS.
+        target_cell: Side in pixels of the cells whose averages are predicted. It must divide the
+            masking unit and the patch that the head predicts at once.
+        mask_patch_size: Side of a masking unit in pixels. Only normalised targets use it.
+        use_checkpoint: Whether the head uses gradient checkpointing.
     """
 
     title = 'SimMIM'
@@ -301,18 +304,18 @@ class SimMIM(MaskedModel):
 
     @classmethod
     def check_options(cls, config: Any) -> None:
-        """Check that the head can predict the cells, and that no masking unit cuts one."""
+        """Check that neither the head nor a masking unit divides a cell."""
         size, unit, options = config.DATA.IMG_SIZE, config.DATA.MASK_PATCH_SIZE, config.MODEL.SIMMIM
         patch = ENCODERS[config.MODEL.TYPE].stride_of(config)
         if hasattr(HEADS[options.HEAD], 'output_patch'):
             patch = HEADS[options.HEAD].output_patch(patch)
         cells = [cell for cell in range(1, patch + 1) if patch % cell == 0 and unit % cell == 0]
         sizes = [size // cell for cell in reversed(cells)]
-        allowed = f'0 or one of {sizes}, so that neither the head nor a mask cuts an averaged cell'
+        allowed = f'0 or one of {sizes}, so that neither the head nor a mask divides a cell'
         require(options.TARGET_SIZE in (0, *sizes), config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
         cell = size // (options.TARGET_SIZE or size)
         holds = cell < unit or not TARGETS[options.TARGET].uses_true_statistics
-        allowed = f'a target without statistics where a masking unit is one value of {cell} px'
+        allowed = f'a target without statistics if a masking unit is a single cell of {cell} px'
         require(holds, config, 'MODEL.SIMMIM.TARGET', allowed)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -327,15 +330,12 @@ class SimMIM(MaskedModel):
 
 
 def pixel_loss(
-    reconstruction: Tensor,
-    image: Tensor,
-    weight: Tensor,
-    error: Callable[..., Tensor] = F.l1_loss,
+    reconstruction: Tensor, image: Tensor, weight: Tensor, error: Callable[..., Tensor] = F.l1_loss
 ) -> Tensor:
-    """Return the mean error over the weighted pixels and the channels, in float32.
+    """Compute the mean error of pixels [B, C, S, S] over channels and counted pixels, in float32.
 
-    Reconstruction and image are [B, C, S, S], the weight [B, 1, S, S] is 1 for pixels that count,
-    else 0. If no pixel counts, the loss is 0. The error is one of LOSSES.
+    The weight [B, 1, S, S] is 1 for counted pixels and 0 for others. Without counted pixels, the
+    loss is 0. The error is one of LOSSES.
     """
     weight = weight.float()
     errors = error(reconstruction.float(), image.float(), reduction='none')
@@ -343,22 +343,22 @@ def pixel_loss(
 
 
 def average_cells(values: Tensor, cell: int) -> Tensor:
-    """Average [B, C, S, S] over cells of cell x cell pixels, to [B, C, S / cell, S / cell]."""
+    """Average over cells of cell x cell pixels, [B, C, S, S] -> [B, C, S / cell, S / cell]."""
     return values if cell == 1 else F.avg_pool2d(values, cell)
 
 
 def repeat(values: Tensor, times: int) -> Tensor:
-    """Repeat every value of [..., h, w] over a square of times x times."""
+    """Repeat every value in a square, [..., h, w] -> [..., h * times, w * times]."""
     for axis in (-2, -1):
         values = values.repeat_interleave(times, dim=axis)
     return values
 
 
 def unit_statistics(values: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation [B, 1, H, W] of the unit around each value, in float32.
+    """Compute the mean and standard deviation [B, 1, H, W] of the masking unit around each value.
 
-    A unit has side x side of the values [B, C, H, W]. The deviation is sqrt(unbiased variance +
-    VARIANCE_EPS); all channels of a unit count together.
+    A unit contains side x side values of all channels of [B, C, H, W]. The standard deviation is
+    sqrt(unbiased variance + VARIANCE_EPS). The results are in float32.
     """
     blocks = values.float().unfold(2, side, side).unfold(3, side, side)  # [B, C, h, w, side, side]
     var, mean = blocks.var(dim=(1, 4, 5)), blocks.mean(dim=(1, 4, 5))  # [B, h, w]
@@ -366,7 +366,7 @@ def unit_statistics(values: Tensor, side: int) -> tuple[Tensor, Tensor]:
 
 
 def inverse_patches(stride: int) -> list[int]:
-    """Side of a token in pixels in each stage of an inverse Swin: stride, stride / 2, ..."""
+    """Return the side of a token in pixels for each stage of an inverse Swin, coarsest first."""
     patches = [stride]
     while len(patches) < MAX_STAGES and patches[-1] % 2 == 0 and patches[-1] >= 2 * FINEST_PATCH:
         patches.append(patches[-1] // 2)
@@ -374,13 +374,13 @@ def inverse_patches(stride: int) -> list[int]:
 
 
 def window_of(side: int) -> int:
-    """Return the window for features of this side: its largest divisor from 4 to 7, else all."""
+    """Return the largest divisor of `side` from 4 to 7 as window size, or `side` without one."""
     window = max(size for size in range(1, LARGEST_WINDOW + 1) if side % size == 0)
     return window if window >= SMALLEST_WINDOW else side
 
 
 class _OnGrid(nn.Module):
-    """A stage of Swin over tokens, applied to a grid [B, D, h, w]."""
+    """Apply a Swin stage, which processes tokens, to a grid [B, D, h, w]."""
 
     def __init__(self, stage: BasicLayer) -> None:
         super().__init__()
@@ -392,11 +392,11 @@ class _OnGrid(nn.Module):
 
 
 def _patch_expanding(dim: int) -> nn.Sequential:
-    """The inverse of patch merging: every token becomes 2 x 2 tokens of half the width."""
+    """Build the inverse of patch merging, which maps a token to 2 x 2 tokens of half the width."""
     expand = nn.Conv2d(dim, 2 * dim, 1, bias=False)
     return nn.Sequential(expand, nn.PixelShuffle(2), LayerNorm2d(dim // 2, NORM_EPS))
 
 
 def _to_pixels(width: int, stride: int, in_chans: int) -> nn.Sequential:
-    """[B, width, h, w] to [B, in_chans, h * stride, w * stride]."""
+    """Build a layer to pixels, [B, width, h, w] -> [B, in_chans, h * stride, w * stride]."""
     return nn.Sequential(nn.Conv2d(width, stride**2 * in_chans, 1), nn.PixelShuffle(stride))

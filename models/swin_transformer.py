@@ -1,4 +1,4 @@
-"""Swin Transformer: attention in windows, shifted in every second block.
+"""Swin Transformer: attention within windows, which every second block shifts.
 
 Liu et al. 2021, arXiv:2103.14030.
 """
@@ -11,33 +11,27 @@ from timm.layers import DropPath, Mlp, PatchEmbed, gen_relative_position_index
 from torch import nn
 
 from config import encoder_node, require
-from models.encoder import (
-    ENCODERS,
-    PatchEncoder,
-    attend,
-    build_classifier_head,
-    run_block,
-)
+from models.encoder import ENCODERS, PatchEncoder, attend, build_classifier_head, run_block
 from models.relative_position import gather_biases
 
-OTHER_REGION = -100.0  # added to logits between tokens that only the shift made neighbours
+OTHER_REGION = -100.0  # added to logits between tokens that are only neighbours after the shift
 
 
 def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
-    """[B, H, W, C] to [B * windows, window_size^2, C], windows row by row."""
+    """Split a grid into windows, [B, H, W, C] -> [B * windows, window_size^2, C]."""
     B, H, W, C = x.shape
     x = x.view(B, H // window_size, window_size, W // window_size, window_size, C)
     return x.transpose(2, 3).reshape(-1, window_size**2, C)
 
 
 def window_order(side: int, window_size: int, shift: int) -> torch.Tensor:
-    """Return the token at each place [side^2], window after window, of a grid rolled by -shift."""
+    """Return the token indices [side^2] of a grid rolled by -shift, one window after the other."""
     grid = torch.arange(side**2).view(1, side, side, 1).roll((-shift, -shift), dims=(1, 2))
     return window_partition(grid, window_size).flatten()
 
 
 class _Reorder(torch.autograd.Function):
-    """index_select whose gradient is an index_select too, which is faster than a sum."""
+    """A permutation of tokens with a faster gradient: index_select instead of a sum."""
 
     @staticmethod
     def forward(
@@ -58,14 +52,15 @@ class _Reorder(torch.autograd.Function):
 
 
 def reorder(x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """Put token order[i] of x [B, L, C] in place i; `inverse` undoes it."""
+    """Permute tokens x [B, L, C] so that token order[i] moves to i. `inverse` is for backward."""
     return _Reorder.apply(x, order, inverse)
 
 
 def shifted_window_mask(side: int, window_size: int, shift: int) -> torch.Tensor:
-    """Return the mask that separates tokens from opposite edges of a rolled grid.
+    """Return the attention mask that separates tokens from opposite edges of a rolled grid.
 
-    It is [windows, window_size^2, window_size^2]: OTHER_REGION between two regions, else 0.
+    The mask [windows, window_size^2, window_size^2] is OTHER_REGION between tokens from different
+    regions, and otherwise 0.
     """
     band = torch.zeros(side, dtype=torch.int64)
     band[-window_size:] += 1
@@ -77,7 +72,7 @@ def shifted_window_mask(side: int, window_size: int, shift: int) -> torch.Tensor
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside each window, with a bias by relative position."""
+    """Multi-head self-attention within each window, with relative position bias."""
 
     def __init__(
         self,
@@ -111,14 +106,14 @@ class WindowAttention(nn.Module):
         inverse: torch.Tensor,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attend within windows of N tokens.
+        """Compute attention within windows of N tokens, [B, L, C] -> [B, L, C].
 
         Args:
-            x: Tokens [B, L, C], row by row, like the result.
-            bias: Relative position bias [heads, N, N].
-            order: [L], the token at each place, window after window.
-            inverse: [L], the place of each token.
-            mask: [windows, N, N], added to the logits; None for unshifted windows.
+            x: Tokens in row-major order, [B, L, C].
+            bias: Relative position bias, [heads, N, N].
+            order: Token indices in the order of the windows, [L].
+            inverse: Inverse permutation of `order`, [L].
+            mask: Mask that is added to the logits, [windows, N, N]. None for unshifted windows.
         """
         qkv = self.qkv(reorder(x, order, inverse))
         x = reorder(self._attend(qkv, bias, mask), inverse, order)
@@ -127,7 +122,7 @@ class WindowAttention(nn.Module):
     def _attend(
         self, qkv: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Map [B, L, 3C] to [B, L, C], both window after window."""
+        """Compute attention [B, L, C] from queries, keys and values [B, L, 3C] in window order."""
         B, L, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         N = bias.shape[-1]
         qkv = qkv.view(B, L // N, N, 3, self.num_heads, C // self.num_heads)
@@ -141,7 +136,7 @@ class WindowAttention(nn.Module):
 
 
 class SwinTransformerBlock(nn.Module):
-    """Attention in windows, shifted if `shift` is not 0, and MLP, each after a norm."""
+    """A pre-norm block with attention within windows, shifted by `shift` tokens, and an MLP."""
 
     def __init__(
         self,
@@ -176,14 +171,14 @@ class SwinTransformerBlock(nn.Module):
         self.register_buffer('inverse', order.argsort(), persistent=False)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Map tokens [B, L, C] to tokens; bias [heads, N, N] is added to the logits."""
+        """Transform tokens [B, L, C]. The bias [heads, N, N] is added to the attention logits."""
         places = {'order': self.order, 'inverse': self.inverse, 'mask': self.attn_mask}
         x = x + self.drop_path(self.attn(self.norm1(x), bias, **places))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class PatchMerging(nn.Module):
-    """Four neighbouring tokens become one of twice the width."""
+    """Merge 2 x 2 tokens to one token of twice the width."""
 
     def __init__(self, side: int, dim: int) -> None:
         super().__init__()
@@ -200,7 +195,7 @@ class PatchMerging(nn.Module):
 
 
 class BasicLayer(nn.Module):
-    """One stage: blocks at one resolution, then patch merging unless it is the last."""
+    """One stage: blocks at one resolution, then patch merging except in the last stage."""
 
     def __init__(
         self,
@@ -240,7 +235,7 @@ class BasicLayer(nn.Module):
 
 
 def init_linear_or_table(module: nn.Module) -> None:
-    """Initialise linear layers and bias tables; convolutions and norms keep PyTorch's defaults."""
+    """Initialise linear layers and bias tables. Other layers keep PyTorch's defaults."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -251,7 +246,7 @@ def init_linear_or_table(module: nn.Module) -> None:
 
 @ENCODERS.register('swin')
 class SwinTransformer(PatchEncoder):
-    """Swin with a linear head on the mean of its last tokens. See `PatchEncoder`."""
+    """Swin with a linear head on the mean of the tokens of the last stage."""
 
     def __init__(
         self,
@@ -322,7 +317,7 @@ class SwinTransformer(PatchEncoder):
 
     @classmethod
     def check(cls, config: Any, stage: str | None) -> None:
-        """Check that the stages fit the image, the windows and the attention heads."""
+        """Check that image size, windows and attention heads fit the stages."""
         swin, size = config.MODEL.SWIN, config.DATA.IMG_SIZE
         stages = len(swin.DEPTHS)
         for key in ('DEPTHS', 'NUM_HEADS'):
@@ -340,7 +335,7 @@ class SwinTransformer(PatchEncoder):
         require(size % stride == 0, config, 'DATA.IMG_SIZE', allowed)
         sides = [size // swin.PATCH_SIZE // 2**i for i in range(stages)]
         fits = all(side <= swin.WINDOW_SIZE or side % swin.WINDOW_SIZE == 0 for side in sides)
-        allowed = f'a divisor of each stage that is larger; the stages are {sides} tokens wide'
+        allowed = f'a divisor of the side of each larger stage; the sides are {sides} tokens'
         require(fits, config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -361,7 +356,7 @@ class SwinTransformer(PatchEncoder):
             return 0
         if part == 'layers':
             stage, kind = int(rest[0]), rest[1]
-            if kind == 'downsample':  # goes with the last block of its stage
+            if kind == 'downsample':  # belongs to the same layer as the last block of the stage
                 return sum(self.depths[: stage + 1])
             return sum(self.depths[:stage]) + int(rest[2]) + 1
         return self.get_num_layers() + 1
@@ -373,5 +368,5 @@ class SwinTransformer(PatchEncoder):
         return {'relative_position_bias_table'}
 
     def saliency_layer(self) -> nn.Module:
-        """The tokens that enter the last block: after it, a token may describe its whole window."""
+        """Return the last block's input: after this block, a token may describe a whole window."""
         return [self.pos_drop, *self.layers[:-1], *self.layers[-1].blocks][-2]

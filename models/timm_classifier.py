@@ -1,4 +1,4 @@
-"""Any model of timm as a classifier: the supervised baselines."""
+"""Wrap any timm model as an encoder, for example for supervised baselines."""
 
 from collections.abc import Callable
 from functools import cache
@@ -15,15 +15,15 @@ from models.encoder import ENCODERS, Encoder, build_classifier_head
 
 
 class Layout(NamedTuple):
-    """Facts about a model of timm, found without allocating weights.
+    """Properties of a timm model, found without allocating weights.
 
     Attributes:
-        options: Arguments that build it as an encoder without classifier.
-        width: Width of its pooled features.
-        map_layer: Module whose output a saliency map weights; '' if there is none.
-        layer_ids: Layer of each parameter by timm's own groups, including the classifier's; empty
-            if timm has no groups.
-        classifier: State-dict keys of timm's own classifier.
+        options: Arguments of timm.create_model that build the model without a classifier.
+        width: Width of the pooled features.
+        map_layer: Name of the module for saliency maps; '' if there is none.
+        layer_ids: Layer of each parameter by timm's parameter groups, including the classifier;
+            empty if timm defines no groups for this model.
+        classifier: State-dict keys of the classifier that timm would add.
     """
 
     options: dict[str, Any]
@@ -35,11 +35,11 @@ class Layout(NamedTuple):
 
 @ENCODERS.register('timm')
 class TimmClassifier(Encoder):
-    """Any model of timm with random weights and a linear head on its pooled features.
+    """A timm model with random weights and a linear head on the pooled features.
 
-    MODEL.DROP_RATE is timm's drop_rate: in most of its models, dropout before the head only. With
-    gradient checkpointing a batch norm runs twice per batch, so its running statistics move as with
-    momentum 0.19 instead of 0.1.
+    MODEL.DROP_RATE is passed to timm as drop_rate, which most models apply only before the head.
+    With gradient checkpointing, batch norm layers run twice per batch, so their running statistics
+    move as with momentum 0.19 instead of 0.1.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TimmClassifier(Encoder):
                 self.encoder.set_grad_checkpointing(True)
             except (AssertionError, AttributeError):  # timm raises these if it is not supported
                 raise ValueError(
-                    f'TRAIN.USE_CHECKPOINT must be False for {name} of timm, got True'
+                    f"TRAIN.USE_CHECKPOINT must be False for timm's {name}, got True"
                 ) from None
         self.head = build_classifier_head(self.num_features, num_classes)
         if num_classes > 0:
@@ -76,12 +76,12 @@ class TimmClassifier(Encoder):
 
     @classmethod
     def check(cls, config: Any, stage: str | None) -> None:
-        """Check what the model supports; only fine-tuning reads layer decay and REPORT.MAPS."""
+        """Check that the model supports the options."""
         with torch.device('meta'):
             layout = cls(**cls.constructor_arguments(config), num_classes=1).layout
         name, train = config.MODEL.TIMM.NAME, config.TRAIN
         attention, keeps = config.MODEL.ATTENTION == 'auto', train.CHECKPOINT_KEEPS == 'nothing'
-        why = f'for {name} of timm'
+        why = f"for timm's {name}"
         require(attention, config, 'MODEL.ATTENTION', f"'auto' {why}, which has its own attention")
         require(keeps, config, 'TRAIN.CHECKPOINT_KEEPS', f"'nothing' {why}")
         if stage == 'finetune':
@@ -110,7 +110,7 @@ class TimmClassifier(Encoder):
         return max(self.layout.layer_ids.values(), default=1) - 1
 
     def get_layer_id(self, name: str) -> int:
-        """Return the layer by timm's groups; without groups, all parameters are in one layer."""
+        """Return the layer by timm's groups. Without groups, all parameters share one layer."""
         top = self.get_num_layers() + 1
         if not name.startswith('encoder.'):
             return top
@@ -127,15 +127,13 @@ class TimmClassifier(Encoder):
 
 @cache
 def find_layout(name: str, *, img_size: int, in_chans: int, **rates: float) -> Layout:
-    """Build a model without memory and let it compute shapes; this draws no random numbers.
+    """Find the layout of a timm model on the meta device, without memory and random numbers.
 
     Raises:
-        ValueError: If timm has no such model, or it does not take such images or rates.
+        ValueError: If timm has no such model, or if it does not support the image size or rates.
     """
     if name not in timm.list_models():
-        raise ValueError(
-            f"MODEL.TIMM.NAME must be a model of timm, such as 'resnet50', got {name!r}"
-        )
+        raise ValueError(f"MODEL.TIMM.NAME must be a timm model such as 'resnet50', got {name!r}")
     options = {'num_classes': 0, 'in_chans': in_chans, 'img_size': img_size}
     options |= {key: rate for key, rate in rates.items() if rate}
     try:
@@ -145,7 +143,7 @@ def find_layout(name: str, *, img_size: int, in_chans: int, **rates: float) -> L
             width, map_layer = _look_inside(encoder.eval(), (1, in_chans, img_size, img_size))
     except (RuntimeError, AssertionError, IndexError) as error:
         raise ValueError(
-            f'DATA.IMG_SIZE must be a size that {name} of timm accepts, got {img_size} '
+            f"DATA.IMG_SIZE must be a size that timm's {name} accepts, got {img_size} "
             f'({in_one_line(error)})'
         ) from error
     layer_ids = {}
@@ -158,7 +156,7 @@ def find_layout(name: str, *, img_size: int, in_chans: int, **rates: float) -> L
 
 
 def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the model; also return the options, without an image size if it takes any size."""
+    """Build the model; also return the options, without 'img_size' if the model takes any size."""
     any_size = {key: value for key, value in options.items() if key != 'img_size'}
     for accepted in (options, any_size):
         try:
@@ -166,16 +164,16 @@ def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any
         except TypeError as error:
             problem = error
     raise ValueError(
-        f'MODEL.DROP_RATE and MODEL.DROP_PATH_RATE must be 0 for {name} of timm ({problem})'
+        f"MODEL.DROP_RATE and MODEL.DROP_PATH_RATE must be 0 for timm's {name} ({problem})"
     )
 
 
 def _look_inside(encoder: nn.Module, shape: tuple[int, ...]) -> tuple[int, str]:
-    """Return the width of the features for images of this shape, and the layer for saliency maps.
+    """Return the width of the pooled features and the name of the layer for saliency maps.
 
-    The layer is the last module that returns a square map [B, F, h, w] of more than one place. If
-    tokens follow (ViT), it is the block before the last, as in our own ViT. Maps [B, h, w, F] do
-    not count.
+    The layer is the last module that returns a square map [B, F, h, w] with more than one position.
+    If tokens follow (ViT), it is the last block but one, as in `VisionTransformer.saliency_layer`.
+    Models that return maps [B, h, w, F] have no such layer.
     """
     last, has_tokens = '', False
 
@@ -194,7 +192,7 @@ def _look_inside(encoder: nn.Module, shape: tuple[int, ...]) -> tuple[int, str]:
     for handle in handles:
         handle.remove()
     if pooled.ndim != 2:
-        raise RuntimeError(f'it returns {list(pooled.shape)} instead of one vector per image')
+        raise RuntimeError(f'the output is {list(pooled.shape)}, not one vector per image')
     if has_tokens:
         blocks = getattr(encoder, 'blocks', ())
         last = f'blocks.{len(blocks) - 2}' if len(blocks) > 1 else ''

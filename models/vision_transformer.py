@@ -15,18 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import require
-from models.encoder import (
-    ENCODERS,
-    PatchEncoder,
-    attend,
-    build_classifier_head,
-    run_block,
-)
+from models.encoder import ENCODERS, PatchEncoder, attend, build_classifier_head, run_block
 from models.relative_position import CLASS_TOKEN_ROWS, gather_bias, gather_biases
 
 
 class RelativePositionBias(nn.Module):
-    """Bias of the attention logits by relative position, shared by all blocks."""
+    """Relative position bias of the attention logits, shared by all blocks."""
 
     def __init__(self, grid_size: int, num_heads: int) -> None:
         super().__init__()
@@ -38,7 +32,7 @@ class RelativePositionBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with biases of q and v, and optionally its own position bias."""
+    """Multi-head self-attention with biases for q and v and an optional relative position bias."""
 
     def __init__(
         self,
@@ -64,7 +58,7 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Map tokens [B, N, D] to tokens; bias [heads, N, N] is added to the logits."""
+        """Transform tokens [B, N, D]. The bias [heads, N, N] is added to the attention logits."""
         B, N, D = x.shape
         qkv_bias = None
         if self.q_bias is not None:
@@ -78,7 +72,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each after a norm and before layer scale and stochastic depth."""
+    """A pre-norm block of attention and MLP with layer scale and stochastic depth."""
 
     def __init__(
         self,
@@ -115,8 +109,8 @@ class Block(nn.Module):
 class VisionTransformer(PatchEncoder):
     """ViT with a linear head on the class token, or on the mean of the patch tokens.
 
-    See `PatchEncoder`. When patches are hidden, nothing is pooled, and the initial weights are
-    cut at one standard deviation, as in SimMIM.
+    The version for masked images does not pool, and its initial weights are truncated at one
+    standard deviation, as in SimMIM.
     """
 
     attends_globally = True
@@ -176,7 +170,7 @@ class VisionTransformer(PatchEncoder):
         )
         norm_layer = partial(nn.LayerNorm, eps=1e-6)
         self.norm = nn.Identity() if use_mean_pooling else norm_layer(embed_dim)
-        # DistributedDataParallel refuses parameters without gradient.
+        # DistributedDataParallel rejects parameters without gradient, so no unused norm is built.
         pools = use_mean_pooling and not self.is_masked
         self.fc_norm = norm_layer(embed_dim) if pools else None
         self.head = build_classifier_head(embed_dim, num_classes)
@@ -211,7 +205,7 @@ class VisionTransformer(PatchEncoder):
         if isinstance(self.pos_embed, nn.Parameter):
             self.init_normal_(self.pos_embed)
         with torch.no_grad():
-            for k, block in enumerate(self.blocks):  # deeper blocks start smaller
+            for k, block in enumerate(self.blocks):  # smaller weights in deeper blocks, as in BEiT
                 block.attn.proj.weight /= math.sqrt(2 * (k + 1))
                 block.mlp.fc2.weight /= math.sqrt(2 * (k + 1))
             if isinstance(self.head, nn.Linear):
@@ -226,8 +220,8 @@ class VisionTransformer(PatchEncoder):
     def encode(self, tokens: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
         """Encode patch tokens [B, L, D] to normalised tokens [B, 1 + L, D], class token first.
 
-        `kept` [B, V] are the places of the patches that remain after the position embeddings are
-        added, as in MAE; None: all of them.
+        If positions `kept` [B, V] are given, the other patches are dropped after the position
+        embeddings are added, as in MAE, and the result is [B, 1 + V, D].
         """
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         if self.pos_embed is not None:
@@ -240,7 +234,7 @@ class VisionTransformer(PatchEncoder):
         return self.norm(x)
 
     def _biases(self) -> Sequence[torch.Tensor | None]:
-        """Return the bias [heads, N, N] of each block: shared, its own, or the sum."""
+        """Return the bias [heads, N, N] of each block: shared, separate, or the sum of both."""
         attention = [block.attn for block in self.blocks]
         shared = self.rel_pos_bias() if self.rel_pos_bias is not None else None
         if attention[0].relative_position_bias_table is None:
@@ -249,7 +243,7 @@ class VisionTransformer(PatchEncoder):
         return own if shared is None else [bias + shared for bias in own]
 
     def forward(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the logits of images [B, C, S, S]; `kept`: see `encode`."""
+        """Compute the logits of images [B, C, S, S]. `encode` explains `kept`."""
         return self.head(self.forward_features(x, kept))
 
     def forward_features(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
@@ -271,18 +265,19 @@ class VisionTransformer(PatchEncoder):
         return {'pos_embed', 'cls_token'}
 
     def saliency_layer(self) -> nn.Module:
-        """The tokens that enter the last block: after it, each may describe the whole image.
+        """Return the module whose output enters the last block.
 
-        The gradient of a class token does not reach the patch tokens that leave the last block.
+        The class token does not depend on the patch tokens that leave the last block, so their
+        gradient would be 0.
         """
         return [self.pos_drop, *self.blocks][-2]
 
 
 def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
-    """Return fixed position embeddings [1, 1 + patches, width]; the class token's are zeros.
+    """Return fixed position embeddings [1, 1 + patches, width], with zeros for the class token.
 
-    Each quarter of the width holds one of: sine and cosine of the patch's column, sine and cosine
-    of its row, at frequencies from 1 down to almost 1 / 10,000.
+    The four quarters of the width are the sine and cosine of the column and the sine and cosine of
+    the row, at frequencies from 1 down to almost 1 / 10,000.
 
     Source: He et al. 2022, arXiv:2111.06377.
     """
@@ -295,23 +290,23 @@ def sincos_positions(grid_size: int, width: int) -> torch.Tensor:
 
 
 def _grid_index(grid_size: int) -> torch.Tensor:
-    """Return the row of the bias table for each query and key; the class token comes first."""
+    """Return the bias table's row for each query and key, with the class token first."""
     return gen_relative_position_index((grid_size, grid_size), class_token=True)
 
 
 def draw_kept(images: torch.Tensor, num_patches: int, mask_ratio: float) -> torch.Tensor:
-    """Draw the places [B, V] of the patches that remain when a share of each image's is dropped."""
+    """Draw the positions [B, V] of the patches that each image keeps, at random."""
     noise = torch.rand(len(images), num_patches, device=images.device)
     return noise.argsort(dim=1)[:, : num_kept(num_patches, mask_ratio)]
 
 
 def num_kept(num_patches: int, mask_ratio: float) -> int:
-    """Return how many patches `draw_kept` keeps; the number of dropped ones is rounded up."""
+    """Return the number of patches that `draw_kept` keeps. The masked number is rounded up."""
     return num_patches - math.ceil(num_patches * mask_ratio)
 
 
 def take(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Select tokens [B, N, D] at places [B, M], in this order: [B, M, D]."""
+    """Select the tokens at these positions in this order, [B, N, D] and [B, M] -> [B, M, D]."""
     return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
 
 

@@ -1,12 +1,11 @@
-r"""Find everything that is wrong with a data set: its CSV files, its splits, every image.
+r"""Check a data set and list all faults of the CSV files, the splits and the images.
 
 python scripts/check_data.py --data-path DIR --output problems.csv \
     [--cfg configs/... --opts KEY VALUE]
 
-DIR may also be a packed store; it is never written to. With DATA.SOURCES in the config, DIR is the
-folder that their paths begin in, and X-rays that are in several sources are found as well. The list
-has one row per finding. The exit code is 0 if there is no error, 1 if there is one, and 2 if the
-check could not be made.
+DIR may also be a packed store, and is not changed. With DATA.SOURCES in the config, the paths of
+the sources are relative to DIR, and X-rays that are in several sources are found, too. The list has
+one row per finding. The exit code is 0 without errors, 1 with errors, and 2 if the check failed.
 """
 
 import argparse
@@ -28,20 +27,19 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('--data-path', required=True, metavar='DIR', help='CSV files and images, or a store')
-    add('--output', default='problems.csv', type=Path, metavar='FILE', help='(problems.csv)')
-    names = 'list of the training images that another source has, too, for DATA.LEAVE_OUT'
+    add('--data-path', required=True, metavar='DIR', help='folder of the data set, or a store')
+    findings = 'list of the findings (problems.csv)'
+    add('--output', default='problems.csv', type=Path, metavar='FILE', help=findings)
+    names = 'list of training images that are also in another source, for DATA.LEAVE_OUT'
     add('--duplicates', type=Path, metavar='FILE', help=names)
-    add('--workers', default=os.cpu_count(), type=int, metavar='N', help='processes')
-    add(
-        '--cfg', default=argparse.SUPPRESS, metavar='FILE', help='YAML file; otherwise the defaults'
-    )
+    add('--workers', default=os.cpu_count(), type=int, metavar='N', help='number of processes')
+    add('--cfg', default=argparse.SUPPRESS, metavar='FILE', help='YAML config (default options)')
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='options of DATA, in pairs')
     return parser.parse_args(arguments)
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The options; if DATA.DATASET is not given, the files decide."""
+    """Return the config; unless DATA.DATASET is given, detect the data set from the files."""
     config = default_config()
     if 'cfg' in args:
         config.merge_from_file(args.cfg)
@@ -81,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
         for own in source_configs(config).values():
             for flag, file in (('--output', args.output), ('--duplicates', args.duplicates)):
                 if file and file.resolve().is_relative_to(Path(own.DATA.DATA_PATH).resolve()):
-                    raise ValueError(f'{flag} must lie outside {own.DATA.DATA_PATH}, got {file}')
+                    raise ValueError(f'{flag} {file} must lie outside {own.DATA.DATA_PATH}')
         if config.DATA.SOURCES:
             checked, duplicates = check_sources(config, findings, workers=args.workers)
             tables |= {args.duplicates: lambda: duplicates} if args.duplicates else {}
@@ -99,9 +97,9 @@ def main(args: argparse.Namespace) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('stopped; no list was written', file=sys.stderr)
+        print('interrupted; no list was written', file=sys.stderr)
         return 130
-    print(f'{summary(config, checked, findings)}\nthe list: {args.output}')
+    print(f'{summary(config, checked, findings)}\nall findings: {args.output}')
     return 1 if findings.count('error') else 0
 
 

@@ -30,7 +30,7 @@ from evaluation.cases import match
 from evaluation.intervals import Resamples, interval
 from evaluation.metrics import label_scores
 from sweeps.comparison import compare_over_patients, compare_over_seeds, correct_comparisons
-from sweeps.files import Sweep, load_sweep, run_folder
+from sweeps.files import Sweep, load_sweep, only_rows, run_folder
 from sweeps.tables import NOT_FOR_CLINICAL_USE, markdown_table, shown, write_table
 
 MEAN = 'mean'  # score: mean over the labels with enough positives
@@ -56,6 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             continue
         add('--predictions', type=Path, required=True, help='folder that join wrote')
         add('--labels', type=Path, required=True, help='CSV file with the labels of all images')
+        add('--row', nargs='+', default=[], help='only these rows, and Holm over their comparisons')
         add('--scores', nargs='+', default=[], help="labels, or 'mean'; default: all")
         add('--positives', type=int, default=20, help='positives that a label in the mean needs')
         add('--resamples', type=int, default=10_000, help='number of resamples of the patients')
@@ -107,6 +108,7 @@ def ranks(predictions: Predictions) -> pd.DataFrame:
 def table(args: argparse.Namespace) -> None:
     """Write a table of each score as Markdown and CSV files."""
     sweep = load_sweep(args.sweep, args.scale)
+    sweep = only_rows(sweep, args.row) if args.row else sweep
     samples = read_samples(args, [row.name for row in sweep.rows])
     rows = [*sweep_rows(sweep, samples)]
     known = next(iter(next(iter(samples.values())).values()))

@@ -1,11 +1,11 @@
-"""Pack a data set into a store: a few files that training reads instead of one for each image.
+"""Pack a data set into a store, so that training reads a few large files.
 
 python scripts/pack.py --data-path CheXpert-v1.0-small --output CheXpert-256 --size 256 --workers 8
 python scripts/pack.py --data-path DRIVE --sources sources.yaml --output STORE --size 256
 python scripts/pack.py --output CheXpert-256 --verify
 
-The store replaces the folder as --data-path of all mains. If packing was interrupted, the same
-command resumes it. With --sources, STORE/<name> is the data path of a single source.
+The store replaces the folder of the data set as --data-path of all mains. If packing was
+interrupted, the same command resumes it. With --sources, STORE/<name> is the path of one source.
 """
 
 import argparse
@@ -31,35 +31,36 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('--data-path', metavar='DIR', help='CSV files and images, or a tree of images')
-    add('--sources', metavar='FILE', help='YAML file with DATA.SOURCES, all of which are packed')
-    layout = 'as DATA.DATASET, for a data set that a layout describes, such as nih'
+    add('--data-path', metavar='DIR', help='folder of the data set')
+    add('--sources', metavar='FILE', help='YAML file with DATA.SOURCES to pack')
+    layout = 'DATA.DATASET, if a layout describes the data set, such as nih'
     add('--dataset', default='', metavar='NAME', help=layout)
-    add('--output', required=True, metavar='STORE', help='the store')
-    add('--size', metavar='PX', help='side in pixels, for example 256, or native: keep the sizes')
-    keep = 'keep the aspect: --size is the short side, and smaller images keep their size'
+    add('--output', required=True, metavar='STORE', help='folder of the store')
+    add('--size', metavar='PX', help='side in pixels, such as 256, or native to keep the sizes')
+    keep = 'keep the aspect; --size is the short side, and smaller images are not enlarged'
     add('--keep-aspect', action='store_true', help=keep)
-    add('--keep-16bit', action='store_true', help='store images of more than 8 bits with 16 bits')
-    add('--shard-size', default='1GB', type=_bytes, metavar='N', help='largest file of pixels')
-    add('--image-suffix', default='', metavar='.png', help='same as DATA.IMAGE_SUFFIX')
-    steps = 'compute these steps of DATA.PREPROCESS once, in order'
+    add('--keep-16bit', action='store_true', help='keep 16 bits of images with more than 8')
+    shard = 'largest size of a file of pixels (1GB)'
+    add('--shard-size', default='1GB', type=_bytes, metavar='N', help=shard)
+    add('--image-suffix', default='', metavar='.png', help='DATA.IMAGE_SUFFIX')
+    steps = 'apply these steps of DATA.PREPROCESS, in this order'
     add('--preprocess', nargs='+', default=[], choices=[*PREPROCESS], metavar='STEP',
         help=f'{steps}: {", ".join(PREPROCESS)}')  # fmt: skip
-    names = 'CSV files whose images are packed, instead of train.csv, valid.csv and test.csv'
+    names = 'pack the images of these CSV files instead of train.csv, valid.csv and test.csv'
     add('--csv', nargs='+', default=[], metavar='FILE', help=names)
-    add('--all-images', action='store_true', help='also images that no CSV file names')
+    add('--all-images', action='store_true', help='also pack images that no CSV file names')
     add('--skip-bad', action='store_true', help='leave out damaged images and list them')
-    add('--workers', default=os.cpu_count(), type=int, metavar='N', help='processes')
-    add('--verify', action='store_true', help='check every byte of a store')
+    add('--workers', default=os.cpu_count(), type=int, metavar='N', help='number of processes')
+    add('--verify', action='store_true', help='check every byte of a store instead of packing')
     args = parser.parse_args(arguments)
     if args.verify == bool(args.data_path or args.sources):
         parser.error('give either --data-path or --sources, or --verify')
     if args.sources and (args.csv or args.all_images or args.dataset):
-        parser.error('--csv, --all-images and --dataset are for a single data set')
+        parser.error('--csv, --all-images and --dataset cannot be combined with --sources')
     if args.dataset and args.dataset not in DATASETS:
         parser.error(f'--dataset must be one of {[*DATASETS]}{DATASETS.others}')
     if not (args.verify or args.size):
-        parser.error('give --size')
+        parser.error('--size is missing')
     return args
 
 
@@ -72,11 +73,7 @@ def main(args: argparse.Namespace) -> int:
         return 1 if problems else 0
     try:
         about = pack(
-            read(args),
-            args.output,
-            settings(args),
-            workers=args.workers,
-            skip_bad=args.skip_bad,
+            read(args), args.output, settings(args), workers=args.workers, skip_bad=args.skip_bad
         )
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
@@ -97,7 +94,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def read(args: argparse.Namespace) -> Source:
-    """List what is packed: a data set, or those of DATA.SOURCES."""
+    """List the files to pack, of one data set or of all data sets in DATA.SOURCES."""
     options = {'image_suffix': args.image_suffix}
     if not args.sources:
         options |= {'csv_names': args.csv, 'all_images': args.all_images}
@@ -117,7 +114,7 @@ def read(args: argparse.Namespace) -> Source:
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    if args.size != 'native' and not args.size.isdecimal():
+    if not re.fullmatch(r'native|[1-9]\d*', args.size):
         raise ValueError(f"--size must be a number of pixels or 'native', got {args.size!r}")
     native = args.size == 'native'
     return Settings(

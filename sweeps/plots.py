@@ -72,7 +72,7 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
     if not is_compared(score):
         raise ValueError(f'--scores: rows are compared by AUROC only, got {score!r}')
     rows = collected['rows']
-    with _drawing(path, 1.1 + 0.28 * len(rows)) as figure:
+    with drawing(path, 1.1 + 0.28 * len(rows)) as figure:
         axis = figure.subplots()
         axis.axvline(0, color=GREY, linewidth=1.2, zorder=1)
         for place, row in enumerate(rows):
@@ -94,7 +94,7 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         for name, style in points.items():
             handles.append(Line2D([], [], linestyle='', label=name, **POINT | style))
         figure.legend(handles=handles, loc='outside upper center', ncols=5, columnspacing=1)
-        _add_note(figure, f'Right of 0: better than the reference. {NOT_FOR_CLINICAL_USE}')
+        add_note(figure, f'Right of 0: better than the reference. {NOT_FOR_CLINICAL_USE}')
 
 
 def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
@@ -135,7 +135,7 @@ def plot_labels(path: str | Path, collected: Collected, subset: str | None = Non
     rows = [row for row in collected['rows'] if row['subset'] == subset]
     labels = [s for s in known_scores(collected) if is_compared(s) and s not in MEANS]
     scores = [*choose_scores(collected), *labels] if len(labels) != 1 else labels
-    with _drawing(path, 1.5 + 0.05 * (len(rows) + 3) * len(scores)) as figure:
+    with drawing(path, 1.5 + 0.05 * (len(rows) + 3) * len(scores)) as figure:
         axis = figure.subplots()
         steps = np.linspace(-0.36, 0.36, len(rows))
         for number, (row, step) in enumerate(zip(rows, steps, strict=True)):
@@ -165,7 +165,7 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
     sizes = sorted({subset_size(row['subset']) for row in collected['rows']})
     known = [size * (100 if is_share else 1) for size in sizes if size < math.inf]
     places = dict(zip(sizes, [*known, ALL_IMAGES * known[-1]], strict=False))
-    with _drawing(path, 4.2) as figure:
+    with drawing(path, 4.2) as figure:
         axis = figure.subplots()
         axis.set_xscale('log')
         for number, rows in enumerate(methods.values()):
@@ -210,7 +210,7 @@ def plot_masks(
             bars = _patient_bars(mean, found['over_patients'].get(score))
             name = f'{data.MASK_TYPE}, {data.MASK_PATCH_SIZE} px'
             lines.setdefault(name, []).append((distance, mean, bars, data.MASK_RATIO))
-    with _drawing(path, 3.8) as figure:
+    with drawing(path, 3.8) as figure:
         axis = figure.subplots()
         for number, (name, points) in enumerate(lines.items()):
             style = {'color': COLOURS[number % len(COLOURS)], 'marker': MARKERS[number], 'ms': 4}
@@ -227,11 +227,11 @@ def plot_masks(
         axis.set_ylabel(score_title(collected, score))
         figure.legend(loc='outside upper center', ncols=4)
         bars = 'Bars: 95 % over patients, of the mean over seeds, if known.'
-        _add_note(figure, f'Numbers: masked share. {bars} {NOT_FOR_CLINICAL_USE}')
+        add_note(figure, f'Numbers: masked share. {bars} {NOT_FOR_CLINICAL_USE}')
 
 
 @contextlib.contextmanager
-def _drawing(path: str | Path, height: float) -> Iterator[Figure]:
+def drawing(path: str | Path, height: float) -> Iterator[Figure]:
     """Provide a figure of page width and `height` inches, and save it after the block."""
     path = Path(path)
     with rc_context(STYLE):
@@ -247,14 +247,14 @@ def _panels(path: str | Path, rows: Sequence[Row], note: str) -> Iterator[list[t
     """Provide a panel for each row, titled with the method, and add a note below."""
     columns = min(COLUMNS, len(rows))
     lines = math.ceil(len(rows) / columns)
-    with _drawing(path, 0.5 + 1.75 * lines) as figure:
+    with drawing(path, 0.5 + 1.75 * lines) as figure:
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for axis in panels[len(rows) :]:
             axis.set_axis_off()
         for row, axis in zip(rows, panels, strict=False):
             axis.set_title(row.method, fontsize=9)
         yield [*zip(rows, panels, strict=False)]
-        _add_note(figure, note)
+        add_note(figure, note)
 
 
 def _epochs(folder: Path) -> list[dict[str, Any]]:
@@ -346,8 +346,8 @@ def _add_method_legend(
     figure.legend(handles, names, **style)
     is_pretrained = all(row['pretraining'] for row in rows)
     open_ones = '' if is_pretrained else 'Open markers: not pre-trained. '
-    _add_note(figure, f'{bars} {open_ones}{NOT_FOR_CLINICAL_USE}')
+    add_note(figure, f'{bars} {open_ones}{NOT_FOR_CLINICAL_USE}')
 
 
-def _add_note(figure: Figure, text: str) -> None:
+def add_note(figure: Figure, text: str) -> None:
     figure.supxlabel(text, fontsize=7, color=GREY, wrap=True)

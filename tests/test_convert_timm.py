@@ -140,7 +140,7 @@ def test_folded_channels_are_exact_away_from_the_padded_border(tmp_path, log) ->
     inner = [result[..., 1:-1, 1:-1] for result in results]
     assert_same(inner[1], inner[0])
     assert (results[0] - results[1]).abs().max() > 0.01, 'as the log says of the border'
-    assert 'channels: 3 -> 1' in log.text and 'border' in log.text
+    assert 'from 3 to 1 channels' in log.text and 'border' in log.text
 
 
 @torch.no_grad()

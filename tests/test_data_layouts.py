@@ -39,7 +39,7 @@ View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]
 FOLDERS = {'00000001': 'images_001', '00000002': 'images_001', '00000003': 'images_012'}
 MINE = """\
 table: export.csv
-image: pictures/{file}
+image: xrays/{file}
 patient: who
 sex: sex
 age: years
@@ -81,7 +81,7 @@ def read(root: Path, layout: str, split: str, labels: tuple[str, ...] = (), **op
 def described(root: Path, text: str = MINE, table: str = EXPORT) -> str:
     """A data set of the user below a folder; returns the path of its layout."""
     for line in table.splitlines()[1:]:
-        image = root / 'pictures' / line.partition(',')[0]
+        image = root / 'xrays' / line.partition(',')[0]
         image.parent.mkdir(parents=True, exist_ok=True)
         image.touch()
     (root / 'export.csv').write_text(table)
@@ -125,7 +125,7 @@ def test_a_file_of_the_user_is_read_without_a_line_of_python(tmp_path: Path) -> 
     name = described(tmp_path)
     labels = ('Cardiomegaly', 'effusion', 'No Finding')
     train = read(tmp_path, name, 'train', labels)
-    assert train.file.tolist() == ['pictures/x/1.png', 'pictures/x/2.png', 'pictures/y/3.png']
+    assert train.file.tolist() == ['xrays/x/1.png', 'xrays/x/2.png', 'xrays/y/3.png']
     assert train.patient.tolist() == ['P1', 'P1', 'P2']
     assert train.study.tolist() == train.file.tolist()
     assert train.view.tolist() == ['frontal', 'lateral', '']
@@ -142,7 +142,7 @@ def test_a_file_of_the_user_is_read_without_a_line_of_python(tmp_path: Path) -> 
 
 def test_columns_of_labels_have_the_cells_that_the_file_names(tmp_path: Path) -> None:
     text = (
-        'table: export.csv\nimage: pictures/{file}\n'
+        'table: export.csv\nimage: xrays/{file}\n'
         'labels: {positive: [yes, "1"], negative: no, uncertain: maybe}\n'
         'rename: {heart: Cardiomegaly, Nodule: Lung Lesion, Mass: Lung Lesion}\n'
     )
@@ -265,14 +265,14 @@ def test_a_missing_label_or_split_names_what_there_is(tmp_path: Path) -> None:
         ('table: export.csv', 'table: {dev: export.csv}', 'table'),
         ('patient: who', 'patient: [who]', 'patient'),
         ('{file}', 'x.png', 'image'),
-        ('pictures/{file}', '{split}/*/{file}', 'image'),
+        ('xrays/{file}', '{split}/*/{file}', 'image'),
         ('lateral: [lat]', 'oblique: [lat]', 'views: unknown key oblique; allowed: frontal'),
         ('separator: ;', 'names: [a]', 'labels'),
         ('column: part, train: [a, b], valid: c, test: d', 'column: part', 'splits'),
         ('patient: who', 'majority_vote: 2', 'majority_vote'),
         ('patient: who', 'patient: {', 'quotes'),
-        ('pictures/{file}', '*/{file}', 'quotes'),
-        ('pictures/{file}', '{file}', 'quotes'),
+        ('xrays/{file}', '*/{file}', 'quotes'),
+        ('xrays/{file}', '{file}', 'quotes'),
     ],
 )
 def test_a_faulty_layout_names_its_file_and_key(
@@ -295,7 +295,7 @@ def faults_of(root: Path, text: str, table: str, *labels: str) -> dict[str, tupl
 
 def test_parts_of_a_layout_without_effect_are_reported(tmp_path: Path) -> None:
     found = faults_of(tmp_path, MINE, EXPORT, 'effusion', 'Cardiomegaly')
-    assert list(found) == ['unknown view'] and "'oblique' (1 rows)" in found['unknown view'][1]
+    assert list(found) == ['unknown view'] and "'oblique' (rows: 1)" in found['unknown view'][1]
     text = MINE.replace('patient: who\n', '').replace('separator: ;', "separator: '|'")
     text = text.replace('[pa]', '[PA]').replace('normal:', 'Normal:')
     found = faults_of(tmp_path, text, EXPORT, 'effusion')
@@ -304,8 +304,8 @@ def test_parts_of_a_layout_without_effect_are_reported(tmp_path: Path) -> None:
         'unknown patients': 'note'
     }
     detail = found['rows without a label'][1]
-    assert "'effusion; enlarged heart' (1 rows)" in detail and '3 of 5' in detail
-    assert "'pa' (3 rows), 'oblique'" in found['unknown view'][1]
+    assert "'effusion; enlarged heart' (rows: 1)" in detail and '3 of 5' in detail
+    assert "'pa' (rows: 3), 'oblique'" in found['unknown view'][1]
 
 
 def test_names_of_labels_may_be_given_as_they_are_renamed(tmp_path: Path) -> None:
@@ -491,7 +491,7 @@ def test_the_majority_of_vindrs_radiologists_labels_an_image(tmp_path: Path) -> 
 
 
 def test_equal_votes_are_uncertain_and_blank_cells_are_none(tmp_path: Path) -> None:
-    text = 'table: export.csv\nimage: pictures/{file}\nmajority_vote: true\n'
+    text = 'table: export.csv\nimage: xrays/{file}\nmajority_vote: true\n'
     table = 'file,reader,Mass,Edema\n1.png,A,1,\n1.png,B,0,\n2.png,A,-1,0\n2.png,B,,\n3.png,A,,1\n'
     name = described(tmp_path, text, table)
     records = read(tmp_path, name, 'train', ('Mass', 'Edema'))

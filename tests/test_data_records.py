@@ -359,9 +359,8 @@ def test_subsets_are_nested_exact_and_by_patient(records: Records) -> None:
         cut = [p for p, count in Counter(subset.patient).items() if count < whole[p]]
         assert len(cut) <= 1
     assert take_subset(records, fraction=1.0, images=0, seed=0) is records
-    for fraction, images in ((0.5, 10), (1, 10_000)):
-        with pytest.raises(ValueError, match='DATA.TRAIN_FRACTION.*DATA.TRAIN_IMAGES'):
-            take_subset(records, fraction=fraction, images=images, seed=0)
+    with pytest.raises(ValueError, match='DATA.TRAIN_IMAGES'):
+        take_subset(records, fraction=1, images=10_000, seed=0)
 
 
 # ---- Groups

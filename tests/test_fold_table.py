@@ -128,3 +128,15 @@ def test_joined_files_do_not_depend_on_the_time(joined: tuple) -> None:
     path = joined[0].parent / 'p/simmim_1_seed0.csv.gz'
     content = path.read_bytes()
     assert gzip.compress(gzip.decompress(content), mtime=0) == content
+
+
+def test_a_table_of_named_rows_leaves_out_the_others(joined: tuple) -> None:
+    sweep, _, _ = joined
+    folder = sweep.parent
+    arguments = ['--labels', folder / 'all.csv', '--save', folder / 't', '--resamples', 50]
+    arguments += ['--sweep', sweep, '--predictions', folder / 'p', '--row', 'simmim_1']
+    assert run('table', *arguments) == 0
+    table = pd.read_csv(folder / 't/mine_mean.csv')
+    assert {*table['row']} == {'simmim_1', 'pixels_1'}
+    assert table['against'].isna().all()
+    assert run('table', *arguments, 'swav') == 2

@@ -374,7 +374,7 @@ def test_latex_rows_are_complete_and_escaped(tmp_path: Path) -> None:
     assert not re.search(r'(?<!\\)[%_#$]', text.partition('\n')[2])
     edema = document['sets'][0]['labels'][0]['scores']['auroc']
     assert '{value:.3f} [{low:.3f}, {high:.3f}]'.format(**edema) in cells[1]
-    assert cells[-4][2:] == ['difference of AUROC', 'p (bootstrap)', r'p (Holm) \\']
+    assert cells[-4][2:] == ['difference in AUROC', 'p (bootstrap)', r'p (Holm) \\']
     assert cells[-1][3] and not cells[-1][4].rstrip(' \\'), 'the mean is not corrected'
 
 

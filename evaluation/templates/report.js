@@ -1,6 +1,6 @@
 'use strict';
 
-// Sorting: the exact value of the cell's number, or its text; n/a stays last.
+// Tables are sorted by the exact numbers or by text. Cells with n/a are always last.
 function keyOf(row, column) {
   const cell = row.cells[column];
   const number = cell.querySelector('data');
@@ -43,8 +43,8 @@ for (const table of document.querySelectorAll('table.sortable')) {
   }
 }
 
-// Folded sections: all at once; open for a link into them, and for printing. A phone starts with
-// the first one open.
+// Sections can be folded one by one or all at once. They open for printing and for links to their
+// content. On a phone, only the first section is open at the start.
 const sections = [...document.querySelectorAll('main details')];
 const tools = document.querySelector('.tools');
 for (const [name, open] of [['Open all sections', true], ['Fold all sections', false]]) {

@@ -29,6 +29,10 @@ for method in $methods; do
 done
 $python scripts/ablate.py run "${sweep[@]}" "${seeds[@]}" --row "${rows[@]}" --folds 5 --parallel 2 --keep best \
     --data-path "$out/labelled" --unlabelled "$out/unlabelled" --output "$out"
-$python scripts/fold_table.py join "${sweep[@]}" "${seeds[@]}" --folds 5 --output "$out" --save "$out/predictions"
-$python scripts/fold_table.py table "${sweep[@]}" --predictions "$out/predictions" \
-    --labels "$labelled/all.csv" --scores mean Pneumonia --save "$out/results"
+results=$out/results
+$python scripts/fold_table.py join "${sweep[@]}" "${seeds[@]}" --folds 5 --output "$out" --save "$results/predictions"
+table=("$python" scripts/fold_table.py table "${sweep[@]}" --predictions "$results/predictions" --labels "$labelled/all.csv")
+"${table[@]}" --scores mean Pneumonia --save "$results"
+"${table[@]}" --scores Pneumonia --save "$results/primary" \
+    --row {,linear_}simmim_{0.1,0.5,1} scratch_{0.1,0.5,1} linear_random_{0.1,0.5,1}
+$python scripts/studies/real_xrays_figures.py --output "$out" --results "$results"

@@ -1,0 +1,153 @@
+"""Record the runs of docs/studies/real_xrays.md, and draw its two figures.
+
+python scripts/studies/real_xrays_figures.py --output OUT --results docs/results/real_xrays
+
+Finished runs below OUT are added to runs.csv in the folder of results, so that the study can be run
+in parts. The figures show runs.csv and the tables that scripts/fold_table.py wrote to that folder.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from engine.files import replace_file
+from engine.run_record import is_finished
+from logger import read_metrics
+from sweeps.plots import COLOURS, MARKERS, add_note, drawing
+from sweeps.tables import NOT_FOR_CLINICAL_USE
+
+SHARES = ('0.1', '0.5', '1')
+MODES = {'': 'Fine-tuning', 'linear_': 'Linear probe', 'knn_': 'k-NN'}
+METHODS = {
+    'simmim': 'SimMIM',
+    'mae': 'MAE',
+    'moco': 'MoCo v2',
+    'simclr': 'SimCLR',
+    'byol': 'BYOL',
+    'swav': 'SwAV',
+    'scratch': 'no pre-training',
+    'random': 'random encoder',
+    'pixels': 'pixels',
+}
+EPOCHS = {0: ('scratch', 'linear_random'), 5: ('epochs5', 'linear_epochs5')}
+EPOCHS |= {20: ('epochs20', 'linear_epochs20'), 60: ('simmim', 'linear_simmim')}
+EPOCHS |= {150: ('epochs150', 'linear_epochs150')}
+
+
+def record_runs(output: Path, results: Path) -> pd.DataFrame:
+    """Add the finished runs below `output` to runs.csv, and return all lines.
+
+    A line contains the name of the run, its code version, seed, minutes and training images. For
+    SimMIM it also contains the held-out L1 error in grey levels under the masks of the run, and the
+    error of linear interpolation.
+    """
+    file = results / 'runs.csv'
+    known = pd.read_csv(file, index_col='run') if file.is_file() else pd.DataFrame()
+    lines = {}
+    for path in sorted(output.glob('*/*/run.json')) if output else []:
+        if not is_finished(path.parent):
+            continue
+        record = json.loads(path.read_text())
+        last = read_metrics(path.parent / 'metrics.jsonl')[-1:] or [{}]
+        lines[path.parent.name] = {
+            'code': record['code'],
+            'seed': record['seed'],
+            'minutes': round(record['seconds'] / 60, 2),
+            'images': record['data']['images'],
+            'holdout_l1_grey': last[0].get('holdout_l1_grey'),
+            'linear': last[0].get('holdout_l1_grey_linear'),
+        }
+    found = pd.DataFrame.from_dict(lines, orient='index').rename_axis('run')
+    runs = pd.concat([known[~known.index.isin(found.index)], found]).sort_index()
+    results.mkdir(parents=True, exist_ok=True)
+    replace_file(file, runs.to_csv(float_format='%.4g').encode())
+    return runs
+
+
+def draw_shares(path: Path, scores: pd.DataFrame, score: str) -> None:
+    """Draw AUROC by labelled share for fine-tuning, linear probe and k-NN."""
+    with drawing(path, 3.2) as figure:
+        panels = figure.subplots(1, len(MODES), sharey=True)
+        for axis, (mode, title) in zip(panels, MODES.items(), strict=True):
+            names = [name for name in METHODS if f'{mode}{name}_1' in scores.index]
+            if mode == 'linear_':
+                names.append('pixels')
+            for number, name in enumerate(names):
+                prefix = '' if name == 'pixels' else mode
+                part = scores.reindex([f'{prefix}{name}_{share}' for share in SHARES])
+                places = [place + 0.08 * (number - (len(names) - 1) / 2) for place in range(3)]
+                draw_line(axis, places, part, METHODS[name], [*METHODS].index(name))
+            axis.set_title(title)
+            axis.set_xticks(range(3), ['10 %', '50 %', '100 %'])
+            axis.grid(axis='y')
+        panels[0].set_ylabel(f'AUROC, {score}')
+        panels[1].set_xlabel('labelled training images')
+        handles = {
+            text: line
+            for axis in panels
+            for line, text in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles, ncols=5, loc='outside upper center')
+        add_note(figure, f'Mean of the seeds. Bars: 95 % over patients. {NOT_FOR_CLINICAL_USE}')
+
+
+def draw_line(axis: Axes, places: list, part: pd.DataFrame, label: str, number: int) -> None:
+    bars = [part['value'] - part['low'], part['high'] - part['value']]
+    style = {'color': COLOURS[number % len(COLOURS)], 'marker': MARKERS[number % len(MARKERS)]}
+    axis.errorbar(places, part['value'], bars, markersize=4, linewidth=0.8, label=label, **style)
+
+
+def draw_epochs(path: Path, scores: pd.DataFrame, runs: pd.DataFrame, score: str) -> None:
+    """Draw AUROC with all labels, and the held-out error, by epochs of SimMIM's pre-training."""
+    with drawing(path, 2.8) as figure:
+        left, right = figure.subplots(1, 2)
+        for number, title in enumerate(('fine-tuning', 'linear probe')):
+            rows = {epochs: f'{pair[number]}_1' for epochs, pair in EPOCHS.items()}
+            rows = {epochs: row for epochs, row in rows.items() if row in scores.index}
+            draw_line(left, [*map(str, rows)], scores.loc[[*rows.values()]], title, number)
+        left.set_ylabel(f'AUROC, {score}')
+        left.legend()
+        for epochs, (name, _) in EPOCHS.items():
+            errors = runs.filter(regex=f'^real_xrays_{name}_seed', axis=0)
+            if epochs and len(errors):
+                places = [str(epochs)] * len(errors)
+                right.plot(places, errors['holdout_l1_grey'], 'o', color=COLOURS[0])
+                right.plot(places, errors['linear'], '_', color=COLOURS[1], markersize=12)
+        right.plot([], 'o', color=COLOURS[0], label='SimMIM, one point per seed')
+        right.plot([], '_', color=COLOURS[1], label='linear interpolation')
+        right.legend()
+        right.set_ylim(bottom=0)
+        right.set_ylabel('held-out error (grey levels)')
+        for axis in (left, right):
+            axis.set_xlabel('epochs of pre-training')
+            axis.grid(axis='y')
+        add_note(
+            figure,
+            'Left: all labels, mean of the seeds, bars: 95 % over patients; 0: no pre-training. '
+            f'Right: under the masks of pre-training. {NOT_FOR_CLINICAL_USE}',
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--output', type=Path, help='root folder of the runs to add')
+    parser.add_argument('--results', type=Path, required=True, help='folder of the results')
+    args = parser.parse_args()
+    runs = record_runs(args.output, args.results)
+    for score in ('Pneumonia', 'mean'):
+        scores = pd.read_csv(args.results / f'real_xrays_{score}.csv')
+        scores = scores.drop_duplicates('row').set_index('row')
+        draw_shares(args.results / f'shares_{score}.png', scores, score)
+        draw_epochs(args.results / f'epochs_{score}.png', scores, runs, score)
+
+
+if __name__ == '__main__':
+    main()

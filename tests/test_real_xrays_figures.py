@@ -1,0 +1,39 @@
+"""The figures of the cross-validated study, from tables of made-up scores."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from scripts.studies import real_xrays_figures as figures
+
+
+def write_run(folder: Path, error: float) -> None:
+    """Write the files of a finished pre-training."""
+    folder.mkdir(parents=True)
+    record = {'code': 'abc1234', 'seed': 0, 'seconds': 90, 'data': {'images': 5700}}
+    (folder / 'run.json').write_text(json.dumps(record | {'finished': '2026-01-01T00:00:00'}))
+    line = {'epoch': 4, 'holdout_l1_grey': error, 'holdout_l1_grey_linear': 39.7}
+    (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
+
+
+def test_runs_of_earlier_parts_stay_in_the_list(tmp_path: Path) -> None:
+    write_run(tmp_path / 'first/simmim_pretrain/real_xrays_simmim_seed0', 17.5)
+    write_run(tmp_path / 'second/simmim_pretrain/real_xrays_epochs5_seed0', 28.0)
+    (tmp_path / 'second/simmim_pretrain/real_xrays_swin_seed0').mkdir()
+    for part in ('first', 'second', 'second'):
+        figures.record_runs(tmp_path / part, tmp_path / 'results')
+    runs = pd.read_csv(tmp_path / 'results/runs.csv', index_col='run')
+    assert runs.index.tolist() == ['real_xrays_epochs5_seed0', 'real_xrays_simmim_seed0']
+    assert runs['holdout_l1_grey'].tolist() == [28.0, 17.5]
+    assert runs.loc['real_xrays_simmim_seed0', 'minutes'] == 1.5
+
+
+@pytest.mark.parametrize('rows', [('simmim_0.1', 'scratch_0.1'), ('linear_epochs5_1', 'pixels_1')])
+def test_figures_show_a_study_that_is_not_finished(tmp_path: Path, rows: tuple[str, str]) -> None:
+    scores = pd.DataFrame({'value': [0.8, 0.7], 'low': [0.7, 0.6], 'high': [0.9, 0.8]}, index=rows)
+    runs = pd.DataFrame(columns=['holdout_l1_grey', 'linear'], dtype=float)
+    figures.draw_shares(tmp_path / 'shares.png', scores, 'Pneumonia')
+    figures.draw_epochs(tmp_path / 'epochs.png', scores, runs, 'Pneumonia')
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ('shares.png', 'epochs.png'))
