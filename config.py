@@ -254,7 +254,7 @@ _C.TRAIN.CHECKPOINT_KEEPS = 'nothing'
 _C.TRAIN.COMPILE = 'auto'
 # [CheXpert] Number format for the exchange of gradients: 'float32' or 'bfloat16'.
 _C.TRAIN.GRADIENT_EXCHANGE = 'float32'
-# Fine-tuning: learning rate of a layer divided by that of the next layer, in (0, 1].
+# Fine-tuning: ratio of the learning rates of a layer and the next layer, in (0, 1].
 _C.TRAIN.LAYER_DECAY = 1.0
 # [CheXpert] Optimizer steps between two checkpoints within an epoch; 0: none.
 _C.TRAIN.SAVE_EVERY_STEPS = 0
@@ -360,7 +360,7 @@ _C.EVAL.SELECT = 'auto'
 _C.EVAL.HOLDOUT_IMAGES = 256
 # [CheXpert] Test-time augmentation: 'none', or 'crops' (mean over centre and corner crops).
 _C.EVAL.TTA = 'none'
-# [CheXpert] Whether predictions are averaged with those of the mirrored image.
+# [CheXpert] Whether predictions are averaged over the image and the mirrored image.
 _C.EVAL.TTA_FLIP = False
 # [CheXpert] Paths of checkpoints whose probabilities --eval averages; []: a single checkpoint.
 _C.EVAL.ENSEMBLE = []

@@ -269,7 +269,7 @@ def load_model_state(
 def same_entries(
     model: nn.Module, state_dict: dict[str, Tensor], source: str | Path
 ) -> dict[str, Tensor]:
-    """Return the entries without BUFFERS, after checking that they are those of the model.
+    """Return the entries without BUFFERS, after checking that they fit the model.
 
     Raises:
         ValueError: If entries are missing or unexpected, or have another shape.

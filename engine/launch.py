@@ -83,7 +83,7 @@ class Failures:
         self.run = distributed.broadcast(f'{socket.gethostname()} {os.getpid()} {time.time_ns()}')
 
     def record(self, message: str) -> None:
-        """Write a file that tells the other processes why this one failed."""
+        """Write the reason of a failure to a file for the other processes."""
         record = {'run': self.run, 'time': time.time(), 'rank': distributed.rank()}
         record |= {'host': socket.gethostname(), 'message': message}
         with contextlib.suppress(OSError):  # the folder may be the cause; the log has the message
