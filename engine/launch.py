@@ -142,6 +142,8 @@ def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None
         except (Exception, Terminated) as error:
             with _on_stop(signal.SIG_IGN):  # torchrun sends SIGTERM after another process failed
                 return _fail(process, error)
+        finally:
+            process.lock.close()  # also after a second Ctrl-C, for example in a notebook
 
 
 @dataclass
