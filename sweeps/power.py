@@ -31,7 +31,7 @@ CORRELATION = 0.85
 
 
 class CaseCounts(NamedTuple):
-    """What a run will be scored on: the split, and by label positives and negatives."""
+    """Split that scores a run, with the positives and negatives of each label."""
 
     split: str
     unit: str
