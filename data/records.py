@@ -615,8 +615,7 @@ def split_fold(records: Records, fold: str) -> tuple[Records, Records]:
     other patients, so two files that share some patients assign them to the same folds.
     """
     part, parts = map(int, fold.split('/'))
-    codes, names = pd.factorize(records.patient)
-    hashes = [hashlib.blake2b(os.fsencode(name), key=b'fold').digest() for name in names]
+    codes, hashes = _patient_hashes(records.patient, 'fold')
     is_scored = np.array([int.from_bytes(h, 'big') % parts == part for h in hashes], bool)[codes]
     if is_scored.all() or not is_scored.any():
         raise ValueError(
@@ -1388,12 +1387,18 @@ def _check_suffix(image_suffix: str) -> None:
 
 def _patient_order(patients: np.ndarray, *, key: str) -> tuple[np.ndarray, int]:
     """Rank patients by a keyed hash; return the rank of each record [N] and their number."""
+    codes, hashes = _patient_hashes(patients, key)
+    order = sorted(range(len(hashes)), key=hashes.__getitem__)
+    rank = np.empty(len(hashes), np.int64)
+    rank[order] = np.arange(len(hashes))
+    return rank[codes], len(hashes)
+
+
+def _patient_hashes(patients: np.ndarray, key: str) -> tuple[np.ndarray, list[bytes]]:
+    """Return the number of the patient of each record [N], and a keyed hash of each patient."""
     codes, names = pd.factorize(patients)
-    hashes = [hashlib.blake2b(os.fsencode(name), key=key.encode()).digest() for name in names]
-    order = sorted(range(len(names)), key=hashes.__getitem__)
-    rank = np.empty(len(names), np.int64)
-    rank[order] = np.arange(len(names))
-    return rank[codes], len(names)
+    hashes = (hashlib.blake2b(os.fsencode(name), key=key.encode()) for name in names)
+    return codes, [each.digest() for each in hashes]
 
 
 def _share(fraction: float, count: int) -> int:

@@ -22,7 +22,7 @@ CLASSES = ('negative', 'positive')
 Values = Sequence[float | None]
 
 
-def printed(value: object) -> object:
+def format_value(value: object) -> object:
     """Format a value for the page: three decimals for a float, and all digits of an integer.
 
     The exact value is an attribute of the element. The page sorts tables by this attribute.
@@ -44,13 +44,13 @@ def number(value: float | None, shown: str) -> Markup:
 def probability(value: float | None) -> object:
     """Format a probability with three decimals, or as a power of ten if it would be 0.000."""
     is_small = value and abs(value) < 0.0005
-    return number(value, f'{value:.1e}') if is_small else printed(value)
+    return number(value, f'{value:.1e}') if is_small else format_value(value)
 
 
 def p_value(value: float | None) -> object:
     """Format a p-value with three decimals, or as '< 0.001'."""
     is_small = value is not None and value < 0.001
-    return number(value, '< 0.001') if is_small else printed(value)
+    return number(value, '< 0.001') if is_small else format_value(value)
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def forest_axis(scores: Iterable[dict], reference: float) -> Axis:
     return nice_axis([*values, reference])
 
 
-def strip(score: dict, axis: Axis, reference: float, few: bool = False) -> Markup:
+def forest_row(score: dict, axis: Axis, reference: float, few: bool = False) -> Markup:
     """Draw a row of a forest plot with the value, the interval and the reference.
 
     Other cells of the row contain the numbers, so the drawing is hidden from screen readers.
@@ -301,7 +301,7 @@ def strip(score: dict, axis: Axis, reference: float, few: bool = False) -> Marku
     return element('svg', *parts, class_='strip', height=STRIP, aria_hidden='true')
 
 
-def strip_axis(axis: Axis) -> Markup:
+def forest_ticks(axis: Axis) -> Markup:
     """Draw the axis labels below a forest plot."""
     texts = []
     for tick, name in axis.names():

@@ -61,7 +61,7 @@ def predict(
     for rank_parts in distributed.gather(parts):
         for index, values in rank_parts:
             logits[index] = values
-    refuse_undefined(logits, loader.dataset)
+    require_finite(logits, loader.dataset)
     return logits
 
 
@@ -73,7 +73,7 @@ def mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
     return logit(np.clip(mean, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
 
 
-def refuse_undefined(values: np.ndarray, dataset: Dataset) -> None:
+def require_finite(values: np.ndarray, dataset: Dataset) -> None:
     """Raise a ValueError with the name of the first image whose output is not finite.
 
     `values` [N, ...] has one row per image of the dataset, which has `records` or `paths`.

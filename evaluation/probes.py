@@ -20,7 +20,7 @@ from data import Loaders
 from engine import distributed
 from engine.device import autocast, views_of
 from engine.run_record import Run
-from evaluation.inference import SMALLEST_PROBABILITY, mean_logits, refuse_undefined
+from evaluation.inference import SMALLEST_PROBABILITY, mean_logits, require_finite
 from evaluation.metrics import score_probabilities, selection_score
 from evaluation.pixel_floor import weighted_pairs
 from models.pretrained import fit_pretrained
@@ -97,7 +97,7 @@ def extract_features(run: Run, model: nn.Module, loader: DataLoader) -> np.ndarr
     if distributed.world_size() > 1:  # each row is computed by one rank and is 0 on the others
         total = distributed.all_reduce_sum(torch.from_numpy(features).to(run.device))
         features = total.cpu().numpy()
-    refuse_undefined(features.swapaxes(0, 1), dataset)
+    require_finite(features.swapaxes(0, 1), dataset)
     return features
 
 

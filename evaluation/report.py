@@ -263,7 +263,7 @@ def scores_table(entry: dict[str, Any]) -> pd.DataFrame:
     for key in ('five', 'labels_with_both_classes'):
         scores |= {MEAN_TITLES[key]: entry['means'][key]} if entry['means'][key] else {}
     rows = {
-        label: [*counts.get(label, ['', '']), *(_in_text(values[name]) for name in shown)]
+        label: [*counts.get(label, ['', '']), *(_format_score(values[name]) for name in shown)]
         for label, values in scores.items()
     }
     return pd.DataFrame.from_dict(rows, orient='index', columns=['n', 'positives', *shown.values()])
@@ -274,9 +274,9 @@ def differences_table(entry: dict[str, Any]) -> pd.DataFrame:
     parts = entry['labels'] | {MEAN_TITLES[key]: m for key, m in entry['means'].items() if m}
     rows = {
         label: [
-            _in_text(part['difference']),
-            _p_in_text(part['p_bootstrap']),
-            _p_in_text(part['p_holm']) if 'p_holm' in part else '',
+            _format_score(part['difference']),
+            _format_p(part['p_bootstrap']),
+            _format_p(part['p_holm']) if 'p_holm' in part else '',
         ]
         for label, part in parts.items()
     }
@@ -284,11 +284,11 @@ def differences_table(entry: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient='index', columns=columns)
 
 
-def _p_in_text(value: float) -> str:
+def _format_p(value: float) -> str:
     return 'n/a' if np.isnan(value) else f'{value:.4f}' if value >= 1e-4 else '<0.0001'
 
 
-def _in_text(score: dict[str, float]) -> str:
+def _format_score(score: dict[str, float]) -> str:
     if np.isnan(score['value']):
         return 'n/a'
     interval = '' if np.isnan(score['low']) else f' [{score["low"]:.3f}, {score["high"]:.3f}]'
@@ -495,11 +495,11 @@ def _table(first: Sequence[str], rows: Iterator[Row]) -> str:
 def _render(
     folder: Path, report: dict, thumbnails: Mapping[tuple[str, str, str], Image.Image]
 ) -> str:
-    """Render the page. `charts.printed` formats numbers, and all text is escaped."""
+    """Render the page. `charts.format_value` formats numbers, and all text is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
-        finalize=charts.printed,
+        finalize=charts.format_value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

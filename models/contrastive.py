@@ -195,8 +195,8 @@ class MomentumMethod(ContrastiveMethod, ABC):
 
     def begin_step(self) -> None:
         momentum = self.momentum()
-        follow_(self.momentum_encoder, self.encoder, momentum)
-        follow_(self.momentum_projector, self.projector, momentum)
+        update_average_(self.momentum_encoder, self.encoder, momentum)
+        update_average_(self.momentum_projector, self.projector, momentum)
         super().begin_step()
 
     @torch.no_grad()
@@ -653,7 +653,7 @@ class KeyQueue(nn.Module):
 
 
 @torch.no_grad()
-def follow_(target: nn.Module, online: nn.Module, momentum: Tensor) -> None:
+def update_average_(target: nn.Module, online: nn.Module, momentum: Tensor) -> None:
     """Update the parameters of `target` to momentum * target + (1 - momentum) * online.
 
     Buffers, such as running statistics of batch norm, do not change.

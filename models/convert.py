@@ -120,20 +120,14 @@ class Report:
     resized: list[str] = field(default_factory=list)
     folded: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
-    left_over: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     def table(self) -> str:
         """Format one line per outcome with the number of entries in each part of the model."""
-        rows = {
-            'loaded': self.loaded,
-            'resized': self.resized,
-            'folded': self.folded,
-            'left new': self.new,
-            'left over': self.left_over,
-        }
         lines = []
-        for name, keys in rows.items():
+        for name in ('loaded', 'resized', 'folded', 'new', 'unused'):
+            keys = getattr(self, name)
             parts = Counter(key.removeprefix(PREFIX).split('.')[0] for key in keys)
             counts = ', '.join(f'{part} {count}' for part, count in parts.items())
             lines.append(f'{name:<9} {len(keys):>4}  {counts}'.rstrip())
@@ -163,7 +157,7 @@ def convert(
     state = _renamed_state(state, model, target)
     kept = drop_buffers(strip_prefix(state))
     outside = [key for key in drop_buffers(state) if key.removeprefix(PREFIX) not in kept]
-    report = Report(left_over=outside)
+    report = Report(unused=outside)
     kept = _spread_shared_table(kept, target, report)
     kept = _resize_positions(kept, target, report)
     kept = _fold_first_layer(kept, model, source_stats, target_stats, report)
@@ -215,9 +209,9 @@ def from_huggingface(state: State) -> tuple[State, list[str]]:
     prefix = _huggingface_prefix(state) or ''
     back = tuple((theirs, ours) for ours, theirs in NAMES_READ)
     bare = {key.removeprefix(prefix): key for key in state}
-    left_over = [key for name, key in bare.items() if name.startswith(NOT_USED)]
-    kept = {name: state[key] for name, key in bare.items() if key not in left_over}
-    return join_qkv({_renamed(name, back): value for name, value in kept.items()}), left_over
+    unused = [key for name, key in bare.items() if name.startswith(NOT_USED)]
+    kept = {name: state[key] for name, key in bare.items() if key not in unused}
+    return join_qkv({_renamed(name, back): value for name, value in kept.items()}), unused
 
 
 def split_qkv(state: State) -> State:
@@ -427,7 +421,8 @@ def _fold_first_layer(
     bias = state[offset_key] if has_bias else weight.new_zeros(len(weight))
     folded, offset = fold_input(weight, bias, source_stats, target_stats)
     report.folded += [key, offset_key]
-    report.remarks.append(f'converted from {channels} to {new_channels} channels, {source_stats}')
+    change = f'converted from {channels} to {new_channels} channels'
+    report.remarks.append(f'{change}; the checkpoint used {source_stats}')
     if convolution.padding not in (0, (0, 0)):
         report.remarks.append('the conversion is exact except at the padded border of the image')
     return state | {key: folded, offset_key: offset if has_bias else state[offset_key] - offset}
@@ -458,7 +453,7 @@ def _convert_decoder(
             report.folded += folded
             return state | folded
     report.remarks.append('the decoder is not used, because the model has another one or none')
-    report.left_over += decoder
+    report.unused += decoder
     return {key: value for key, value in state.items() if key not in decoder}
 
 
@@ -491,7 +486,7 @@ def _select(state: State, target: State, report: Report) -> State:
     """Select the entries that fit, record the others, and raise if no rule allows them."""
     head = [key for key in HEAD if key in state]
     if any(key not in target or state[key].shape != target[key].shape for key in head):
-        report.left_over += head
+        report.unused += head
         state = {key: value for key, value in state.items() if key not in head}
     left = [key for key in state if key not in target]
     new = [key for key in target if key not in state]
@@ -501,7 +496,7 @@ def _select(state: State, target: State, report: Report) -> State:
     may_be_new = (*MAY_BE_NEW, *(NORM if MAE_TOKEN in target and POOLED_NORM[0] in state else ()))
     allowed = [key for key in new if key.startswith(may_be_new) or key.endswith(COUNTER)]
     check_fit(state, target, left=may_be_left, new=allowed)
-    report.left_over += left
+    report.unused += left
     report.new += new
     changed = {*report.resized, *report.folded}
     report.loaded += [key for key in target if key in state and key not in changed]

@@ -411,6 +411,11 @@ def _huggingface_swin(source: Source, state: State) -> tuple[dict[str, Any], Sta
             f'last stage in tokens, got {options.WINDOW_SIZE}; {ANY_MODEL}'
         )
 
+    indices = {
+        key: value
+        for key, value in source.encoder.state_dict().items()
+        if key.endswith('.relative_position_index')  # transformers before 5 loads these buffers
+    }
     config = {
         'model_type': 'swin',
         'architectures': ['SwinForImageClassification' if source.outputs else 'SwinModel'],
@@ -425,7 +430,7 @@ def _huggingface_swin(source: Source, state: State) -> tuple[dict[str, Any], Sta
         'layer_norm_eps': source.encoder.norm.eps,
         'encoder_stride': source.encoder.stride,
     }
-    return config, _with_prefix(source, 'swin.', to_huggingface(state))
+    return config, _with_prefix(source, 'swin.', to_huggingface(state | indices))
 
 
 def _huggingface_beit(source: Source, state: State) -> tuple[dict[str, Any], State]:

@@ -11,7 +11,7 @@ from torch import nn
 from config import default_config, mask_units, require
 from models.encoder import ENCODERS, check_mask, run_block
 from models.simmim import LOSSES, PRETRAINING, TARGETS, MaskedModel, pixel_loss, repeat
-from models.vision_transformer import Block, VisionTransformer, sincos_positions, take
+from models.vision_transformer import Block, VisionTransformer, select_tokens, sincos_positions
 
 
 @PRETRAINING.register('mae')
@@ -159,7 +159,7 @@ class Decoder(nn.Module):
         x = self.embed(x)
         num_hidden = 1 + order.shape[1] - x.shape[1]
         hidden = self.mask_token.to(x.dtype).expand(len(x), num_hidden, -1)
-        tokens = take(torch.cat([x[:, 1:], hidden], dim=1), order.argsort(dim=1))
+        tokens = select_tokens(torch.cat([x[:, 1:], hidden], dim=1), order.argsort(dim=1))
         x = torch.cat([x[:, :1], tokens], dim=1) + self.pos_embed
         for block in self.blocks:
             x = run_block(block, x, None, keeps=self.keeps)

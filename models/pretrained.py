@@ -54,7 +54,7 @@ def fit_pretrained(
     if by_image:
         source_stats, target_stats = _neutral(source_stats), _neutral(target_stats)
     converted, report = convert(state, model, source_stats=source_stats, target_stats=target_stats)
-    report.left_over += not_used
+    report.unused += not_used
     if by_image and report.folded:
         report.remarks.append("DATA.NORMALIZE 'image': channels were folded without statistics")
     elif source_stats != target_stats and not report.folded:

@@ -216,7 +216,7 @@ class InverseSwin(nn.Sequential):
                 dim,
                 side * stride // patch,
                 num_heads,
-                window_of(side),
+                choose_window(side),
                 drop_path=[0.0] * depth,
                 is_last=True,  # no patch merging
                 use_checkpoint=use_checkpoint,
@@ -373,7 +373,7 @@ def inverse_patches(stride: int) -> list[int]:
     return patches
 
 
-def window_of(side: int) -> int:
+def choose_window(side: int) -> int:
     """Return the largest divisor of `side` from 4 to 7 as window size, or `side` without one."""
     window = max(size for size in range(1, LARGEST_WINDOW + 1) if side % size == 0)
     return window if window >= SMALLEST_WINDOW else side

@@ -227,7 +227,7 @@ class VisionTransformer(PatchEncoder):
         if self.pos_embed is not None:
             x = x + self.pos_embed
         if kept is not None:
-            x = torch.cat([x[:, :1], take(x[:, 1:], kept)], dim=1)
+            x = torch.cat([x[:, :1], select_tokens(x[:, 1:], kept)], dim=1)
         x = self.pos_drop(x)
         for block, bias in zip(self.blocks, self._biases(), strict=True):
             x = run_block(block, x, bias, keeps=self.keeps)
@@ -305,9 +305,9 @@ def num_kept(num_patches: int, mask_ratio: float) -> int:
     return num_patches - math.ceil(num_patches * mask_ratio)
 
 
-def take(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def select_tokens(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Select the tokens at these positions in this order, [B, N, D] and [B, M] -> [B, M, D]."""
-    return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
+    return tokens.gather(1, positions.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
 
 
 def _new_table(grid_size: int, num_heads: int) -> nn.Parameter:

@@ -31,7 +31,7 @@ CORRELATION = 0.85
 
 
 class CaseCounts(NamedTuple):
-    """Split that a run will be scored on, with positives and negatives of each label."""
+    """Split that scores a run, with the positives and negatives of each label."""
 
     split: str
     unit: str

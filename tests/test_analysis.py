@@ -1,4 +1,4 @@
-"""The analysis of one set: radiologists, uncertain labels, held-out values and worst errors."""
+"""Analysis of one set: radiologists, uncertain labels, held-out values, worst errors."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ TEST_STUDIES = [f'CheXpert-v1.0/test/patient{n}/study1' for n in range(64741, 65
 
 
 def of_test_set(labels=(*FIVE, 'Fracture')):
-    """All of CheXpert's test studies, with a model that knows something."""
+    """Return all test studies of CheXpert with predictions better than chance."""
     rng = np.random.default_rng(0)
     targets = (rng.random((500, len(labels))) < 0.3).astype(float)
     probabilities = 1 / (1 + np.exp(-rng.normal(2 * targets - 1)))
@@ -32,7 +32,7 @@ def entries(cases, **protocol):
 
 
 def shown(found):
-    """Labels with radiologists' points; without points there is no count of them either."""
+    """Return the labels with radiologists, and check that others have no count of them."""
     assert all(
         bool(p['radiologists']) == (p['radiologists_below'] is not None) for p in found.values()
     )
@@ -58,7 +58,7 @@ def test_radiologists_are_not_shown_on_other_cases(change):
     cases, level, left = of_test_set(), 'study', []
     if change == 'image level':
         level = 'image'
-    elif change == 'single label':  # they did not tell effusion from no finding
+    elif change == 'single label':  # the negatives differ from the study
         cases = of_test_set(labels=('Pleural Effusion',))
     elif change == 'unknown':
         cases.targets[17, FIVE.index('Edema')] = NAN
@@ -72,7 +72,7 @@ def test_radiologists_are_not_shown_on_other_cases(change):
 
 
 def test_uncertain_labels_are_counted_at_the_level_that_is_scored():
-    """A study is left out where one of its images is uncertain and none is known."""
+    """A study is uncertain if one image is uncertain and none is known."""
     study = np.array([f'test/patient{i}/study1' for i in (2, 2, 2, 1, 1, 1, 3, 3, 4, 5)], object)
     cells = np.array([[-1, -1], [-1, 1], [-1, 0], [-1, 0], [NAN, 0], [-1, 0], [NAN, -1], [NAN, -1]])
     cells = np.concatenate([cells, [[1, 0], [0, 1]]])  # so that both labels have both classes
@@ -91,7 +91,7 @@ def test_uncertain_labels_are_counted_at_the_level_that_is_scored():
 
 
 def test_held_out_values_are_matched_to_labels_by_name():
-    """Held-out cases with other labels, in another order; a label that they lack has nothing."""
+    """Held-out cases can have other labels in another order, or lack a label."""
     rng = np.random.default_rng(1)
     targets = (rng.random((80, 2)) < 0.5).astype(float)
     holdout = make_cases(rng.random((80, 2)), targets, labels=('b', 'a'))

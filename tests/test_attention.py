@@ -1,4 +1,4 @@
-"""Ways to compute attention and to save memory: the same numbers, and what each costs."""
+"""All implementations of attention and checkpointing give the same results; their cost."""
 
 import copy
 
@@ -33,7 +33,7 @@ MODELS = {
 
 
 def randomised(name: str, **keys: object) -> nn.Module:
-    """Of the same weights each time, in float64; none of them is zero."""
+    """Build a float64 model with fixed non-zero weights."""
     model = MODELS[name](**keys).double()
     torch.manual_seed(0)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def randomised(name: str, **keys: object) -> nn.Module:
 
 
 def results(model: nn.Module) -> list[torch.Tensor]:
-    """Output, and the gradient of every parameter."""
+    """Return the output and the gradients of all parameters."""
     torch.manual_seed(1)
     inputs = [torch.randn(3, 1, 32, 32, dtype=torch.float64)]
     if isinstance(model, SimMIM):
@@ -99,7 +99,7 @@ def test_eager_attention_ends_with_its_context(monkeypatch) -> None:
 
 
 def flops(model: nn.Module) -> tuple[int, int]:
-    """Of linear layers, and of the products inside attention, forward and backward."""
+    """Count the operations of linear layers and of attention, forward and backward."""
     with FlopCounterMode(display=False) as counter:
         results(model)
     by_kind = counter.get_flop_counts()['Global']

@@ -22,7 +22,7 @@ CHOSEN = [rule for rule in THRESHOLD_RULES if rule != 'half']
 
 
 def overconfident(temperature, *, size, seed=0, spread=2.0):
-    """Probabilities whose logits are `temperature` times those the targets are drawn by."""
+    """Draw targets, and probabilities whose logits are `temperature` times too large."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(-1, spread, size)
     targets = (rng.random(size) < expit(logits)).astype(float)
@@ -39,7 +39,7 @@ def test_equals_a_grid_search_over_the_known_entries():
     assert found == pytest.approx(grid[np.argmin(losses)], rel=1e-3)
 
 
-def test_scaling_by_the_temperature_mends_calibration_and_keeps_the_order():
+def test_temperature_scaling_improves_calibration_and_keeps_the_order():
     probabilities, targets = overconfident(3.0, size=4000)
     scaled = apply_temperature(probabilities, fit_temperature(probabilities, targets))
     before = label_scores(probabilities, targets, threshold=None)
@@ -62,7 +62,9 @@ def test_degenerate_labels_give_a_bound_or_one():
     separable = np.array([1.0, 0.6, 0.4, 0.0, 0.5])
     assert fit_temperature(separable, targets) == TEMPERATURES[0]
     assert fit_temperature(1 - separable, targets) == TEMPERATURES[1]
-    assert fit_temperature(np.full(5, 0.5), targets) == 1.0  # every temperature does the same
+    assert (
+        fit_temperature(np.full(5, 0.5), targets) == 1.0
+    )  # every temperature gives the same result
     sharp = apply_temperature(separable, TEMPERATURES[0])
     np.testing.assert_allclose(sharp, [1, 1, 0, 0, 0.5], atol=1e-12)
 
@@ -100,7 +102,7 @@ def test_curve_of_equal_bins_worked_by_hand():
 
 
 def draw(seed, *, levels, size=40):
-    """Probabilities with many ties, targets that lean with them, some of them unknown."""
+    """Draw probabilities with many ties, and correlated targets, some of which are unknown."""
     rng = np.random.default_rng(seed)
     probabilities = rng.integers(0, levels + 1, size) / levels
     targets = (rng.random(size) < 0.2 + 0.5 * probabilities).astype(float)
@@ -109,7 +111,7 @@ def draw(seed, *, levels, size=40):
 
 
 def merit(rule, called, truth, wanted):
-    """What a rule maximises, as an exact fraction, from a confusion matrix."""
+    """Compute the criterion of a rule as an exact fraction."""
     (true_negative, alarms), (misses, hits) = confusion_matrix(truth, called).tolist()
     sensitivity = Fraction(hits, hits + misses)
     if rule == 'youden':
@@ -120,7 +122,7 @@ def merit(rule, called, truth, wanted):
 
 
 @pytest.mark.parametrize('rule', CHOSEN)
-def test_is_the_greatest_of_the_best_of_all_observed_probabilities(rule):
+def test_the_threshold_is_the_highest_of_the_best_observed_probabilities(rule):
     for seed, levels in enumerate((4, 20, 20)):
         probabilities, targets = draw(seed, levels=levels)
         wanted = ['0.5', '0.8', '1'][seed]

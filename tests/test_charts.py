@@ -1,4 +1,4 @@
-"""The report's charts: what is drawn is what the numbers say."""
+"""Charts of the report show the numbers of the report."""
 
 import itertools
 import re
@@ -10,13 +10,13 @@ from sklearn.metrics import auc
 
 from data.labels import COMPETITION_LABELS
 from evaluation.analysis import HeldOut, score_set
-from evaluation.charts import Panel, histogram, nice_axis, precision_recall, roc, strip
+from evaluation.charts import Panel, forest_row, histogram, nice_axis, precision_recall, roc
 from evaluation.metrics import Protocol
 
 
 @pytest.fixture(scope='module')
 def labels() -> list[dict]:
-    """Entries of the five labels on CheXpert's test studies."""
+    """Return the entries of the five labels on CheXpert's test studies."""
     rng = np.random.default_rng(0)
     targets = (rng.random((500, 5)) < 0.3).astype(float)
     study = [f'test/patient{number}/study1' for number in range(64741, 65241)]
@@ -31,7 +31,7 @@ def labels() -> list[dict]:
 
 
 def drawn(svg: str) -> tuple[np.ndarray, np.ndarray]:
-    """Data coordinates of the curve, by the panel's frame in pixels."""
+    """Convert the pixels of the drawn curve to data coordinates."""
     path = re.search('<path class="curve series-0" d="([^"]*)"', svg)[1]
     points = np.array([[float(v) for v in p.split()] for p in re.split('[ML]', path)[1:]])
     return (points[:, 0] - 48) / 236, (246 - points[:, 1]) / 236
@@ -58,10 +58,10 @@ def test_radiologists_are_drawn_filled_below_the_curve(labels: list[dict]) -> No
 
 def test_a_forest_row_places_value_and_interval() -> None:
     axis = nice_axis([0.5, 1.0])
-    svg = str(strip({'value': 0.75, 'low': 0.6, 'high': 1.0}, axis, 0.5))
+    svg = str(forest_row({'value': 0.75, 'low': 0.6, 'high': 1.0}, axis, 0.5))
     assert 'cx="50.00%"' in svg
     assert 'class="whisker" x1="21.80%" x2="97.00%"' in svg
-    few = str(strip({'value': 0.75, 'low': None, 'high': None}, axis, 0.5, True))
+    few = str(forest_row({'value': 0.75, 'low': None, 'high': None}, axis, 0.5, True))
     assert 'class="dot few"' in few
     assert 'whisker' not in few
 
@@ -82,7 +82,7 @@ def test_axes_end_at_round_ticks(values: list, low: float, high: float, names: l
 
 
 @pytest.mark.parametrize('lowest, highest', [(0, 0.0031), (0, 3e-4), (0.738, 0.7394), (0, 0.97)])
-def test_names_of_ticks_overlap_neither_each_other_nor_the_title(lowest, highest) -> None:
+def test_tick_labels_overlap_neither_each_other_nor_the_title(lowest, highest) -> None:
     axis = nice_axis([lowest, highest], 'title')
     svg = str(Panel(axis, axis).svg('a', '', ''))
     ticks = re.findall(r'class="tick" x="([\d.]+)" y="262.0" text-anchor="middle">([^<]+)<', svg)

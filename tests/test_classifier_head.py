@@ -1,4 +1,4 @@
-"""Logits are float32 in evaluation, whatever the encoder computes in."""
+"""Logits are float32 in evaluation, independent of the encoder's precision."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Paired comparisons against scikit-learn on written-out resamples, and p-values by hand."""
+"""Paired comparisons against scikit-learn on explicit resamples, and p-values by hand."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ LABELS = ('Edema', 'Fracture', 'Cardiomegaly')
 
 
 def make_pair(*, size=80, rows_each=1, unknown=0.1, seed=0, noise=(0.5, 1.5)):
-    """Two sets of cases with the same rows: the second's predictions are the noisier ones."""
+    """Return two sets of cases with the same rows. The second has noisier predictions."""
     rng = np.random.default_rng(seed)
     patients = np.array([f'patient{i // rows_each:05d}' for i in range(size)], object)
     paths = np.array([f'test/{name}/study{i}' for i, name in enumerate(patients)], object)
@@ -39,7 +39,7 @@ def make_pair(*, size=80, rows_each=1, unknown=0.1, seed=0, noise=(0.5, 1.5)):
 
 
 def areas_of_resample(cases, counts, k):
-    """AUROC by scikit-learn with each row written out as often as it was drawn."""
+    """Compute the AUROC by scikit-learn with each row repeated as often as it was drawn."""
     rows = np.repeat(np.arange(len(cases)), counts)
     rows = rows[~np.isnan(cases.targets[rows, k])]
     return roc_auc_score(cases.targets[rows, k], cases.probabilities[rows, k])
@@ -68,7 +68,7 @@ def test_equals_scikit_learn_on_resamples_written_out(rows_each):
         assert entry['p_bootstrap'] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 21))
 
 
-def test_delong_needs_one_row_per_patient_and_holm_takes_what_there_is():
+def test_delong_requires_one_row_per_patient_and_holm_uses_available_p_values():
     for rows_each in (1, 2):
         a, b = make_pair(rows_each=rows_each)
         entries = compare(a, b, resamples=50, seed=0)['labels'].values()
@@ -104,17 +104,17 @@ def test_rows_are_matched_by_path_and_labels_by_name():
 
 def test_a_label_of_one_class_is_left_out_of_the_comparison_and_its_mean():
     a, b = make_pair(unknown=0)
-    a.targets[:, 1] = 0.0  # the array that both share
+    a.targets[:, 1] = 0.0  # the array is shared by both
     a.targets[1:, 2] = 0.0
     a.targets[0, 2] = 1.0
     found = compare(a, b, resamples=200, seed=0)
     assert list(found['labels']) == ['Edema', 'Cardiomegaly']
     single = found['labels']['Cardiomegaly']
-    # One positive: there is a difference, but a third of the resamples have none.
+    # With one positive, a third of the resamples has no positive.
     assert not np.isnan(single['difference']['value'])
     assert np.isnan([single['difference']['low'], single['p_bootstrap'], single['p_delong']]).all()
     edema = found['labels']['Edema']
-    assert edema['p_holm'] == edema['p_delong']  # the other does not count
+    assert edema['p_holm'] == edema['p_delong']  # the other label does not count
     differences = [entry['difference']['value'] for entry in (edema, single)]
     mean = found['means']['labels_with_both_classes']['difference']
     assert mean['value'] == pytest.approx(np.mean(differences))

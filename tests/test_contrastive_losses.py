@@ -1,4 +1,4 @@
-"""Contrastive losses against their papers' formulas, written out in NumPy; and the monitor."""
+"""Contrastive losses against the formulas of the papers in NumPy, and monitored quantities."""
 
 import math
 
@@ -18,7 +18,7 @@ from models.contrastive import (
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Random vectors of differing lengths, float64."""
+    """Draw random vectors of different lengths, float64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64) * 3
 
@@ -60,7 +60,7 @@ def test_byol_loss_is_the_distance_of_unit_vectors():
 
 
 def numpy_sinkhorn(scores: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
-    """SwAV's pseudo-code (arXiv:2006.09882, appendix A), in its own steps: [B, K] to [B, K]."""
+    """Compute SwAV's pseudo-code (arXiv:2006.09882, appendix A), [B, K] -> [B, K]."""
     q = np.exp(scores / epsilon).T
     q /= q.sum()
     num_prototypes, num_images = q.shape
@@ -83,7 +83,7 @@ def test_sinkhorn_is_swavs_pseudo_code():
 
 
 def test_sinkhorn_neither_overflows_nor_vanishes():
-    """In float32, with all cosines at their ends and half of SwAV's epsilon."""
+    """The cosines are -1 or 1, and epsilon is half of SwAV's, in float32."""
     scores = torch.tensor([[1.0, -1.0], [1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])
     shares = sinkhorn(scores, epsilon=0.025)
     assert shares.isfinite().all()
@@ -136,7 +136,7 @@ CALLS = {
 
 @pytest.mark.parametrize('name', CALLS)
 def test_under_autocast_losses_are_those_of_float32(name):
-    """To the last bit, from the same bfloat16 numbers."""
+    """The losses are bit-identical for the same bfloat16 inputs."""
     a, b = rows(6, 16).bfloat16(), rows(6, 16, seed=1).bfloat16()
     with torch.autocast('cpu', torch.bfloat16):
         got = CALLS[name](a, b)
@@ -145,7 +145,7 @@ def test_under_autocast_losses_are_those_of_float32(name):
 
 
 def test_spread_of_known_embeddings():
-    """One direction: 0; both ends of each axis: all directions alike, 1; known spread between."""
+    """The spread is 0 for one direction and 1 for both directions of every axis."""
     assert feature_spread(torch.tensor([[1.0, 2.0]]) * torch.arange(1.0, 9)[:, None]) < 1e-6
     axes = torch.cat([torch.eye(5), -torch.eye(5)]) * 7
     assert feature_spread(axes).item() == pytest.approx(1)

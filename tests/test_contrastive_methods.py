@@ -1,4 +1,4 @@
-"""MoCo v2, SimCLR, BYOL and SwAV as models: what they keep, and who learns."""
+"""MoCo v2, SimCLR, BYOL and SwAV as models: state, gradients and options."""
 
 import copy
 import math
@@ -59,7 +59,7 @@ class Convolution(Encoder):
 
 
 def build(name: str, **keys: object) -> nn.Module:
-    """Of the same weights each time, float64; batch norm does not mix the images of a batch."""
+    """Build a float64 method with fixed weights, without batch norm across images."""
     model = build_mixing(name, **keys)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
@@ -89,7 +89,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[list[torch.Tensor]]
 ) -> list[float]:
-    """A step for each batch, as the engine makes them; the losses."""
+    """Train one step per batch as the engine does, and return the losses."""
     losses = []
     for batch in batches:
         model.begin_step()
@@ -108,8 +108,8 @@ def assert_same_state(got: dict, want: dict, **tolerance: float) -> None:
         torch.testing.assert_close(got[key], value, **tolerances, msg=lambda m, k=key: f'{k}: {m}')
 
 
-def test_losses_are_of_what_the_methods_describe():
-    """Each by hand from its parts, at the first step: copies are equal, the queue is of zeros."""
+def test_losses_equal_the_definitions_of_the_methods():
+    """At the first step, the momentum copies are equal and the queue contains zeros."""
     a, b = views('moco', 0)
     moco, simclr, byol = (build(name) for name in ('moco', 'simclr', 'byol'))
     momentum_keys = moco.momentum_project(b)
@@ -128,7 +128,7 @@ def test_losses_are_of_what_the_methods_describe():
 
 
 def test_the_queue_holds_the_last_keys_oldest_first_from_its_pointer():
-    """Against a list, over four rounds."""
+    """The reference is a list over four steps."""
     queue, twin = KeyQueue(12, 2), [[0.0, 0.0]] * 12
     for step in range(16):
         keys = torch.arange(6.0).view(3, 2) + 10 * step
@@ -138,7 +138,7 @@ def test_the_queue_holds_the_last_keys_oldest_first_from_its_pointer():
 
 
 def test_mocos_queue_has_unit_keys_of_the_momentum_encoder():
-    """By hand: the copy follows first, then makes the keys; the loss sees the keys before."""
+    """The momentum encoder is updated before it computes keys, and the loss uses older keys."""
     model, twin = build('moco'), []
     optimizer = sgd(model)
     for step in range(5):
@@ -173,7 +173,7 @@ def test_byols_momentum_rises_by_half_a_cosine():
 
 
 def test_byols_target_after_k_steps():
-    """Momentum k is that of the k-th update, which is made as step k + 1 begins."""
+    """Momentum k belongs to the k-th update, at the start of step k + 1."""
     model = build('byol')
     optimizer, online, num_steps = sgd(model), [], 6
     for step in range(num_steps):
@@ -189,10 +189,10 @@ def test_byols_target_after_k_steps():
 
 
 def test_copies_are_equal_at_the_first_step_whatever_was_loaded():
-    """Weights, and the running statistics of batch norm."""
+    """The copies include the running statistics of batch norm."""
     encoder, loaded = (TimmClassifier('resnet10t', 32, 1, num_classes=0) for _ in range(2))
     with torch.no_grad():
-        loaded(torch.randn(4, 1, 32, 32))  # in training: its statistics move
+        loaded(torch.randn(4, 1, 32, 32))  # running statistics change in training
     model = BUILD['byol'](encoder)
     model.whole_encoder.load_state_dict(loaded.state_dict())
     model.encoder_loaded()
@@ -214,8 +214,8 @@ def test_evaluation_changes_nothing(name):
 
 
 @pytest.mark.parametrize('name', BUILD)
-def test_gradients_flow_to_all_that_learns_and_to_nothing_else(name):
-    """Where DistributedDataParallel would miss one, or the optimizer move a copy."""
+def test_only_trained_parameters_get_gradients(name):
+    """DistributedDataParallel needs all gradients, and the optimizer must not move a copy."""
     model = build(name)
     if name == 'swav':
         model.freeze_prototypes_steps = 0
@@ -254,8 +254,8 @@ VIT = {'img_size': 16, 'patch_size': 8, 'in_chans': 1, 'embed_dim': 8, 'depth': 
 
 
 @pytest.mark.parametrize('kind, keys', [(SwinTransformer, SWIN), (VisionTransformer, VIT)])
-def test_transformers_are_found_under_encoder_and_all_of_them_learns(kind, keys):
-    """The entries under encoder.* are those of the backbone alone, for fine-tuning to take."""
+def test_transformers_are_stored_under_encoder_and_all_parameters_learn(kind, keys):
+    """The entries under encoder.* belong to the backbone, for fine-tuning."""
     model = BUILD['byol'](kind(**keys, num_classes=0, drop_path_rate=0.0)).train()
     generator = torch.Generator().manual_seed(0)
     model(*torch.randn(2, 8, 1, 16, 16, generator=generator)).backward()
@@ -264,8 +264,8 @@ def test_transformers_are_found_under_encoder_and_all_of_them_learns(kind, keys)
     assert own == set(kind(**keys, num_classes=0).state_dict())
 
 
-def test_a_residual_network_of_timm_learns_under_the_classifiers_own_names():
-    """SwAV gives it crops of two sizes."""
+def test_a_resnet_of_timm_learns_with_the_names_of_the_classifier():
+    """SwAV uses crops of two sizes."""
     torch.manual_seed(0)
     classifier = TimmClassifier('resnet10t', img_size=32, in_chans=1, num_classes=0)
     model = BUILD['swav'](classifier).train()
@@ -304,17 +304,17 @@ def config_with(options: dict) -> object:
         CROPS | {'CONTRASTIVE.LOCAL_SIZE': 96},
     ],
 )
-def test_impossible_options_are_refused(options: dict) -> None:
+def test_invalid_options_raise_an_error(options: dict) -> None:
     with pytest.raises(ValueError, match=list(options)[-1]):
         check_config(config_with(options), 'contrastive')
 
 
 @pytest.mark.parametrize('options', [CROPS | TIMM | {'CONTRASTIVE.LOCAL_SIZE': 96}, TIMM])
-def test_possible_options_are_accepted(options: dict) -> None:
+def test_valid_options_are_accepted(options: dict) -> None:
     check_config(config_with(options), 'contrastive')
 
 
-def test_a_queue_that_holds_no_whole_batches_is_refused():
+def test_a_queue_that_is_not_a_multiple_of_the_batch_raises_an_error():
     with pytest.raises(ValueError, match='CONTRASTIVE.QUEUE_SIZE'):
         build('moco', queue_size=20)(*views('moco', 0))
 
@@ -332,7 +332,7 @@ def test_options_reach_the_methods() -> None:
 @pytest.mark.parametrize('steps', [100, 440, 3000])
 @pytest.mark.parametrize('name', ['moco', 'byol'])
 def test_a_short_run_forgets_the_initial_weights(name: str, steps: int) -> None:
-    """About 1 % of them is left in the averaged encoder; the product is of the momenta used."""
+    """The product of all momenta leaves about 1 % of the initial weights."""
     method = {'moco': MoCo, 'byol': partial(BYOL, total_steps=steps, hidden=12)}[name]
     default = {'moco': MoCo, 'byol': BYOL}[name].default_momentum(steps)
     model, left = method(Convolution(), momentum=default), 1.0
@@ -351,7 +351,7 @@ def test_long_runs_have_the_published_momentum_and_a_given_one_wins() -> None:
 
 
 class Normalised(Convolution):
-    """Its features depend on the other images of the batch, by batch norm."""
+    """An encoder whose features depend on the other images of the batch by batch norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -362,7 +362,7 @@ class Normalised(Convolution):
 
 
 def test_mocos_groups_have_their_own_batch_norm_and_keys_change_groups() -> None:
-    """Against batch norm of each group alone, for the order of the keys that the seed gives."""
+    """The reference applies batch norm to each group in the order given by the seed."""
     torch.manual_seed(0)
     model = MoCo(Normalised(), dim=6, queue_size=24, bn_groups=4).double().train()
     a, b = views('moco', 0)
@@ -389,7 +389,7 @@ def test_mocos_groups_have_their_own_batch_norm_and_keys_change_groups() -> None
 
 
 def layers(head: nn.Sequential) -> list[tuple]:
-    """(inputs, outputs, whether there is a bias), 'relu', or channels of a batch norm."""
+    """Describe each layer: (inputs, outputs, has bias), 'relu', or channels of a batch norm."""
     described = []
     for layer in head:
         if isinstance(layer, nn.Linear):

@@ -1,4 +1,4 @@
-"""Weights from transformers' folders: its own models, and what this project exports."""
+"""Weights from folders of transformers: published models, and exports of this project."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def test_an_exported_folder_gives_the_checkpoint_s_weights_back(name: str, tmp_p
     config = default_config()
     config.merge_from_file(str(tmp_path / 'run.yaml'))
     if not config.MODEL.VIT.QKV_BIAS:
-        config.MODEL.VIT.QKV_BIAS = True  # transformers' queries and values always have one
+        config.MODEL.VIT.QKV_BIAS = True  # queries and values always have a bias in transformers
     is_pretrain = stage == 'simmim'
     torch.manual_seed(3)
     config.PRETRAINED = str(tmp_path / 'hf' / 'model.safetensors')
@@ -113,12 +113,12 @@ def test_swin_of_transformers_gives_its_features(kind: str, transformers, tmp_pa
     assert wanted.last_hidden_state.std() > 0.5
     torch.testing.assert_close(tokens, wanted.last_hidden_state, rtol=0, atol=1e-4)
     torch.testing.assert_close(ours.forward_features(x), wanted.pooler_output, rtol=0, atol=1e-4)
-    assert re.search(r'left new +2  head 2$', log.text, re.MULTILINE)
+    assert re.search(r'new +2  head 2$', log.text, re.MULTILINE)
 
 
 @torch.no_grad()
 def test_simmim_of_transformers_reconstructs_the_same(transformers, tmp_path, log) -> None:
-    """Encoder, mask token and decoder, for hidden patches alone."""
+    """The test compares encoder, mask token and decoder on hidden patches."""
     theirs = transformers.SwinForMaskedImageModeling(swin_config(transformers))
     file = write_theirs(theirs, tmp_path)
     ours = started(make_config('swin', 1), file, is_pretrain=True)
@@ -127,15 +127,15 @@ def test_simmim_of_transformers_reconstructs_the_same(transformers, tmp_path, lo
     found = ours.reconstruct(images(), mask.long())
     assert wanted.std() > 0.5
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
-    assert re.search(r'left new +0$', log.text, re.MULTILINE)
+    assert re.search(r'new +0$', log.text, re.MULTILINE)
 
 
 @pytest.mark.slow
 @torch.no_grad()
 def test_vit_of_transformers_gives_its_features(transformers, tmp_path) -> None:
-    """A ViT of timm gets the biases of the keys, ours does not: they change nothing.
+    """The biases of the keys, which only timm's ViT has, do not affect the features.
 
-    In float64: twelve blocks of large weights would amplify rounding to about 1e-4.
+    The test uses float64, because twelve blocks would amplify rounding to about 1e-4.
     """
     sizes = {'hidden_size': 192, 'num_hidden_layers': 12, 'num_attention_heads': 3}
     sizes |= {'intermediate_size': 768, 'patch_size': 16, 'layer_norm_eps': 1e-6}
@@ -173,7 +173,7 @@ def test_beit_of_transformers_gives_its_features(transformers, tmp_path) -> None
 def mae_of_transformers(
     transformers, kind: str, channels: int, mask_ratio: float
 ) -> torch.nn.Module:
-    """Random weights with the positions of sines and cosines, as the published file has them."""
+    """Build MAE with random weights and sine-cosine positions, as in the published file."""
     sizes = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4}
     decoder = {'hidden_size': 16, 'num_hidden_layers': 1, 'num_attention_heads': 4}
     sizes |= {'intermediate_size': 128, 'image_size': 32, 'patch_size': 8}
@@ -196,11 +196,11 @@ def mae_of_transformers(
 def test_mae_of_transformers_gives_its_features(
     kind: str, channels: int, transformers, tmp_path
 ) -> None:
-    """Both kinds of position embedding; one channel is folded from three."""
+    """The test covers both kinds of position embeddings, and one or three channels."""
     torch.manual_seed(1)
     theirs = mae_of_transformers(transformers, kind, 3, mask_ratio=0.0)
     theirs.save_pretrained(tmp_path)
-    in_order = torch.arange(16.0).expand(2, -1)  # its order of patches, which is random otherwise
+    in_order = torch.arange(16.0).expand(2, -1)  # a fixed order of patches instead of a random one
     x = grey_images(IMAGENET)
     wanted = getattr(theirs, 'vit', theirs)(pixel_values=x, noise=in_order).last_hidden_state
     assert wanted.std() > 0.5
@@ -214,7 +214,7 @@ def test_mae_of_transformers_gives_its_features(
 @torch.no_grad()
 @pytest.mark.parametrize('layers', ['decoder_layers', 'decoder_encoder.layer'])
 def test_mae_of_transformers_predicts_the_same_pixels(layers: str, transformers, tmp_path) -> None:
-    """Its decoder, too, with either name of the blocks; the published file has the first."""
+    """The decoder's blocks can have two names. The published file uses the first."""
     torch.manual_seed(2)
     theirs = mae_of_transformers(transformers, 'ViTMAEForPreTraining', 1, mask_ratio=0.75)
     theirs.save_pretrained(tmp_path)
@@ -243,7 +243,7 @@ def test_mae_of_transformers_predicts_the_same_pixels(layers: str, transformers,
 def test_channels_are_folded_by_the_processor_s_statistics(
     says: bool, transformers, tmp_path
 ) -> None:
-    """ViT's are 0.5 and 0.5; without the file they count as ImageNet's."""
+    """The ViT uses 0.5 and 0.5. Without the file, ImageNet's statistics are assumed."""
     theirs = transformers.ViTModel(vit_config(transformers.ViTConfig, 3))
     file = write_theirs(theirs, tmp_path)
     half = ((0.5,) * 3,) * 2
@@ -256,10 +256,10 @@ def test_channels_are_folded_by_the_processor_s_statistics(
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
-# What is refused
+# Errors
 
 
-def test_a_processor_that_does_not_fit_the_weights_is_refused(tmp_path) -> None:
+def test_a_processor_that_does_not_fit_the_weights_raises_an_error(tmp_path) -> None:
     state = to_huggingface(
         make_model(make_config('vit', 3, **PLAIN), is_pretrain=False).state_dict()
     )

@@ -1,6 +1,6 @@
-"""MAE's own checkpoints, and timm's ViT: the numbers are as before, in pre-training and after it.
+"""Checkpoints of MAE and of timm's ViT give the same outputs after conversion.
 
-MAE is written here once more, by its paper and with the names of its code, in plain tensors.
+The reference is an implementation of MAE in plain tensors, with the names of MAE's code.
 """
 
 import math
@@ -20,7 +20,7 @@ State = dict[str, torch.Tensor]
 
 
 def official_state(channels: int, *, seed: int = 0, decoder: bool = True) -> State:
-    """Random weights under MAE's names: width 32, 2 blocks; decoder of width 16, 1 block."""
+    """Draw random weights with MAE's names: width 32, 2 blocks; decoder of width 16, 1 block."""
     shapes = {'cls_token': (1, 1, 32), 'patch_embed.proj.weight': (32, channels, PATCH, PATCH),
               'patch_embed.proj.bias': (32,), 'norm.weight': (32,), 'norm.bias': (32,)}  # fmt: skip
     for k in range(2):
@@ -50,7 +50,7 @@ def block_shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def official_blocks(state: State, name: str, x: torch.Tensor, heads: int) -> torch.Tensor:
-    """The blocks of that name one after another."""
+    """Apply all blocks with this name."""
 
     def linear(key: str, x: torch.Tensor) -> torch.Tensor:
         return x @ state[f'{key}.weight'].T + state[f'{key}.bias']
@@ -73,7 +73,7 @@ def official_norm(state: State, name: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def official_tokens(state: State, images: torch.Tensor) -> torch.Tensor:
-    """Patches with their positions, [B, L, 32]."""
+    """Compute patch tokens with position embeddings, [B, L, 32]."""
     patches = torch.einsum('nchpwq->nhwcpq', images.reshape(len(images), -1, 4, PATCH, 4, PATCH))
     weight = state['patch_embed.proj.weight'].flatten(1)
     tokens = patches.reshape(len(images), 16, -1) @ weight.T + state['patch_embed.proj.bias']
@@ -83,7 +83,7 @@ def official_tokens(state: State, images: torch.Tensor) -> torch.Tensor:
 def official_mae(
     state: State, images: torch.Tensor, mask: torch.Tensor, *, norm_pix: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss, and pixels of all patches [B, L, p * p * C]; visible patches in an order by chance."""
+    """Compute loss and pixels [B, L, p * p * C] with visible patches in random order."""
     batch, length, mask = len(images), 16, mask.flatten(1)
     shuffle = (torch.rand(batch, length) + mask).argsort(dim=1)
     restore = shuffle.argsort(dim=1)
@@ -125,7 +125,7 @@ def masks(count: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize('channels, norm_pix', [(1, False), (3, True)])
 @torch.no_grad()
-def test_maes_weights_compute_what_they_did(channels, norm_pix, tmp_path, log) -> None:
+def test_maes_weights_give_the_same_loss_and_pixels(channels, norm_pix, tmp_path, log) -> None:
     state = official_state(channels)
     assert all(state[f'blocks.{k}.attn.qkv.bias'][32:64].abs().min() > 0 for k in range(2))
     config = mae_config(channels, MODEL__MAE__NORM_PIX_LOSS=norm_pix)
@@ -134,7 +134,7 @@ def test_maes_weights_compute_what_they_did(channels, norm_pix, tmp_path, log) -
     loss, pixels = official_mae(state, images, mask, norm_pix=norm_pix)
     assert_same(patchify(model.predict(images, mask)), pixels)
     assert_same(model(images, mask), loss)
-    for line in ('left new     0', 'left over    0', 'resized      0', 'folded       0'):
+    for line in ('new          0', 'unused       0', 'resized      0', 'folded       0'):
         assert f'\n{line}\n' in log.text + '\n'
 
 
@@ -182,7 +182,7 @@ def test_another_decoder_is_dropped(options, tmp_path, log) -> None:
 @pytest.mark.parametrize('positions, pools', [('USE_APE', False), ('USE_SINCOS', True)])
 @torch.no_grad()
 def test_features_of_a_classifier_are_those_of_mae(positions, pools, tmp_path) -> None:
-    """Over all patches: the class token after the norm, or the mean before it."""
+    """The features are the class token after the norm, or the mean of the patches before it."""
     state = official_state(3)
     options = {'MODEL__VIT__USE_SINCOS': False, f'MODEL__VIT__{positions}': True}
     config = mae_config(3, MODEL__VIT__USE_MEAN_POOLING=pools, **options)
@@ -198,7 +198,7 @@ def test_features_of_a_classifier_are_those_of_mae(positions, pools, tmp_path) -
 @pytest.mark.parametrize('pool', ['token', 'avg'])
 @torch.no_grad()
 def test_timms_vit_gives_the_same_logits(pool: str, tmp_path, log) -> None:
-    """As fine-tuned by MAE's code: its keys have biases, which change nothing."""
+    """MAE's code fine-tunes this ViT. The biases of the keys do not affect the result."""
     torch.manual_seed(0)
     vit = VisionTransformer(
         img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=14,
@@ -213,4 +213,4 @@ def test_timms_vit_gives_the_same_logits(pool: str, tmp_path, log) -> None:
     load(vit.state_dict(), config, model, tmp_path)
     images = torch.randn(3, 3, 32, 32)
     assert_same(model(images), vit(images))
-    assert 'left new     0' in log.text and 'left over    0' in log.text
+    assert 'new          0' in log.text and 'unused       0' in log.text

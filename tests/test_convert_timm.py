@@ -1,4 +1,4 @@
-"""Weights for models of timm: torchvision's, timm's own files, and checkpoints of this project."""
+"""Weights of torchvision, timm and this project for timm models."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def make_config(name: str, channels: int = 3, size: int = 32, labels: int = 14) 
 
 
 def started(config: CfgNode, path: Path) -> TimmClassifier:
-    """A model of the config that starts from a file, as with --pretrained."""
+    """Build the model of the config with the weights of a file, as with --pretrained."""
     torch.manual_seed(9)
     model = build_model(config, is_pretrain=False).eval()
     config.PRETRAINED = str(path)
@@ -36,8 +36,8 @@ def started(config: CfgNode, path: Path) -> TimmClassifier:
     return model
 
 
-def lived_in(model: torch.nn.Module) -> torch.nn.Module:
-    """A model whose batch norms have seen something, in evaluation mode."""
+def with_statistics(model: torch.nn.Module) -> torch.nn.Module:
+    """Build a model with non-trivial batch norm statistics, in evaluation mode."""
     generator = torch.Generator().manual_seed(4)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -50,14 +50,14 @@ def lived_in(model: torch.nn.Module) -> torch.nn.Module:
 
 def make_timm(name: str, **options: object) -> torch.nn.Module:
     torch.manual_seed(1)
-    return lived_in(timm.create_model(name, **options))
+    return with_statistics(timm.create_model(name, **options))
 
 
 def images(channels: int = 3, size: int = 32) -> torch.Tensor:
     return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(5))
 
 
-# Files of others
+# Files of other projects
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def images(channels: int = 3, size: int = 32) -> torch.Tensor:
 @torch.no_grad()
 def test_torchvisions_weights_give_torchvisions_logits(name: str, tmp_path, log) -> None:
     torch.manual_seed(1)
-    theirs = lived_in(getattr(torchvision.models, name)(weights=None))
+    theirs = with_statistics(getattr(torchvision.models, name)(weights=None))
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
     ours = started(make_config(name, labels=1000), tmp_path / 'file.pth')
     torch.testing.assert_close(ours(images()), theirs(images()), rtol=1e-4, atol=1e-4)
-    assert re.search(r'left new +0$', log.text, re.MULTILINE)
-    assert re.search(r'left over +0$', log.text, re.MULTILINE)
+    assert re.search(r'new +0$', log.text, re.MULTILINE)
+    assert re.search(r'unused +0$', log.text, re.MULTILINE)
 
 
 @pytest.mark.parametrize('name', ['test_vit', 'test_efficientnet'])
@@ -87,8 +87,8 @@ def test_timms_own_file_gives_timms_features(name: str, tmp_path, log) -> None:
     ours = started(make_config(name), tmp_path / 'model.safetensors')
     features = theirs.forward_head(theirs.forward_features(images()), pre_logits=True)
     assert_same(ours.forward_features(images()), features)
-    assert re.search(r'left new +2  head 2', log.text)
-    assert re.search(r'left over +2  head 2', log.text), 'its classifier'
+    assert re.search(r'new +2  head 2', log.text)
+    assert re.search(r'unused +2  head 2', log.text), 'its classifier'
 
 
 @pytest.mark.parametrize(
@@ -101,15 +101,15 @@ def test_resnet_of_transformers_gives_its_features(kind: str, tmp_path, log) -> 
     torch.manual_seed(3)
     sizes = {'embedding_size': 64, 'hidden_sizes': [64, 128, 256, 512], 'depths': [2, 2, 2, 2]}
     theirs = getattr(transformers, kind)(transformers.ResNetConfig(**sizes, layer_type='basic'))
-    bare = lived_in(getattr(theirs, 'resnet', theirs))
+    bare = with_statistics(getattr(theirs, 'resnet', theirs))
     theirs.save_pretrained(tmp_path)
     ours = started(make_config('resnet18'), tmp_path / 'model.safetensors')
     wanted = bare(pixel_values=images()).pooler_output.flatten(1)
     assert wanted.std() > 0.3
     torch.testing.assert_close(ours.forward_features(images()), wanted, rtol=0, atol=1e-5)
     left_over = 2 if 'Classification' in kind else 0
-    assert re.search(rf'left over +{left_over}\b', log.text), 'its classifier'
-    assert re.search(r'left new +2  head 2', log.text)
+    assert re.search(rf'unused +{left_over}\b', log.text), 'its classifier'
+    assert re.search(r'new +2  head 2', log.text)
 
     ours = started(make_config('resnet18', 1), tmp_path / 'model.safetensors').encoder
     stem = bare.embedder.embedder
@@ -145,7 +145,7 @@ def test_folded_channels_are_exact_away_from_the_padded_border(tmp_path, log) ->
 
 @torch.no_grad()
 def test_folding_patches_is_exact(tmp_path, log) -> None:
-    """A patch convolution has a bias and no padding; the statistics are the checkpoint's own."""
+    """A patch convolution has a bias and no padding. The checkpoint contains the statistics."""
     config = make_config('test_vit', 3)
     theirs = build_model(config, is_pretrain=False).eval()
     saved = {'model': theirs.state_dict(), 'config': config_text(config)}
@@ -156,8 +156,8 @@ def test_folding_patches_is_exact(tmp_path, log) -> None:
 
 
 @torch.no_grad()
-def test_files_without_options_were_normalised_as_timm_says(tmp_path) -> None:
-    """By 0.5 and 0.5 for timm's ViT; ImageNet's would be wrong."""
+def test_files_without_options_use_the_normalisation_that_timm_documents(tmp_path) -> None:
+    """For this ViT of timm they are 0.5 and 0.5, and ImageNet's values would be wrong."""
     theirs = make_timm('test_vit', img_size=32)
     assert theirs.default_cfg['mean'] == (0.5, 0.5, 0.5)
     torch.save(theirs.state_dict(), tmp_path / 'file.pth')
@@ -166,11 +166,11 @@ def test_files_without_options_were_normalised_as_timm_says(tmp_path) -> None:
     assert_same(ours.forward_features(grey_images(GREY)), features)
 
 
-# What is refused
+# Errors
 
 
-def test_channels_that_cannot_be_folded_are_refused(tmp_path) -> None:
-    """Its weights are standardised before they are used."""
+def test_channels_that_cannot_be_converted_raise_an_error(tmp_path) -> None:
+    """The layer standardises its weights."""
     torch.save(make_timm('test_nfnet').state_dict(), tmp_path / 'file.pth')
     with pytest.raises(ValueError, match=r'file.pth: .*MODEL.IN_CHANS'):
         started(make_config('test_nfnet', 1), tmp_path / 'file.pth')

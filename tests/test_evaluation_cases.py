@@ -1,4 +1,4 @@
-"""Cases: how predictions and label files are matched by name, and label files that are refused."""
+"""Matching of predictions and labels by name, and errors in label files."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def refusal(*arguments, **options) -> str:
 
 
 def write_pair(folder: Path, *, extra: int = 0, prefix: str = PREFIX) -> tuple[Path, Path]:
-    """Six labelled images of six patients, predicted in reverse, with further rows between."""
+    """Write six labelled images of six patients, and predictions in reverse with more rows."""
     paths = [image(i, prefix=prefix) for i in reversed(range(6))]
     scores = SCORES[::-1]
     for i in range(extra):
@@ -42,7 +42,7 @@ def write_pair(folder: Path, *, extra: int = 0, prefix: str = PREFIX) -> tuple[P
 
 
 @pytest.mark.parametrize('extra, prefix', [(0, PREFIX), (14, 'elsewhere/CheXpert')])
-def test_rows_meet_by_name_and_rows_without_labels_do_not_count(extra, prefix, tmp_path):
+def test_rows_are_matched_by_name_and_rows_without_labels_are_ignored(extra, prefix, tmp_path):
     cases, notes = matched(*write_pair(tmp_path, extra=extra, prefix=prefix))
     assert cases.path.tolist() == [image(i) for i in range(6)]
     assert cases.study.tolist() == [study(i) for i in range(6)]
@@ -55,7 +55,7 @@ def test_rows_meet_by_name_and_rows_without_labels_do_not_count(extra, prefix, t
 
 
 def test_images_get_the_labels_of_their_study(tmp_path):
-    """The study's probability is the greatest, or the mean, of its images'."""
+    """The probability of a study is the maximum or mean over the images."""
     paths = [image(1), image(1, 'view2_lateral'), image(2), image(3), image(3, 'view2_frontal')]
     predictions = csv_of(tmp_path / 'p.csv', {'Path': paths, 'Edema': [0.1, 0.9, 0.6, 0.5, 0.3]})
     labels = csv_of(
@@ -97,7 +97,7 @@ def test_studies_are_not_scored_as_images(of_studies, tmp_path):
     assert str(files[of_studies]) in refusal(files['p'], files['l'], level='image')
 
 
-def test_views_that_are_not_asked_for_need_no_prediction(tmp_path):
+def test_views_that_are_not_selected_need_no_prediction(tmp_path):
     predictions, _ = write_pair(tmp_path)
     paths = [image(0), image(0, 'view2_lateral'), image(1), image(1, 'view2'), image(2)]
     columns = {'Path': paths, 'Edema': [1, 1, 0, 0, 1]}
@@ -148,14 +148,14 @@ def test_a_binary_task_is_scored_by_its_own_targets(tmp_path):
         ({'Path': ['images/1.png'], 'Edema': [1]}, ['l.csv, row 2', 'Path']),
     ],
 )
-def test_a_bad_label_file_is_refused_by_row_and_column(columns, parts, tmp_path):
+def test_an_error_in_a_label_file_names_row_and_column(columns, parts, tmp_path):
     with pytest.raises(ValueError) as error:
         read_label_file(csv_of(tmp_path / 'l.csv', columns))
     for part in parts:
         assert part in str(error.value)
 
 
-def test_groups_are_of_the_rows_that_are_scored(tmp_path):
+def test_groups_contain_only_scored_rows(tmp_path):
     labels = {
         'Study': [study(i) for i in (4, 3, 2)],
         'Sex': ['Male', 'Female', ''],
@@ -186,7 +186,7 @@ def test_patients_and_studies_of_mimic_are_known(tmp_path):
     assert cases.probabilities[:, 0].tolist() == [0.3, 0.2, 0.1]
 
 
-def test_a_labelled_row_without_prediction_is_refused(tmp_path):
+def test_a_labelled_row_without_prediction_raises_an_error(tmp_path):
     predictions, _ = write_pair(tmp_path)
     columns = {'Path': [image(i) for i in (0, 7, 1)], 'Edema': [1, 0, 0]}
     labels = csv_of(tmp_path / 'l.csv', columns)

@@ -1,4 +1,4 @@
-"""A model of one label set scored on data of another: the findings that both have."""
+"""A model with one label set is scored on the common findings of another data set."""
 
 import json
 import runpy
@@ -38,7 +38,7 @@ def aurocs(found: dict) -> dict[str, float]:
 
 @pytest.fixture
 def nih(tmp_path: Path) -> tuple[Path, pd.DataFrame]:
-    """A folder in NIH's layout, every image of which is in the test list, and its findings."""
+    """Write a folder in NIH's layout with all images in the test list, and return the findings."""
     root, rng = tmp_path / 'nih', np.random.default_rng(0)
     truth = pd.DataFrame(rng.random((NUM_IMAGES, len(FINDINGS))) < 0.3, columns=FINDINGS)
     truth.index = [f'{i // 2:08d}_{i % 2:03d}.png' for i in range(NUM_IMAGES)]
@@ -111,13 +111,13 @@ def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path, evaluate
     assert aurocs(found) == pytest.approx(expected)
 
 
-def test_a_finding_of_several_labels_has_no_threshold_for_the_right_reason(
+def test_the_warning_states_why_a_combined_finding_has_no_threshold(
     tmp_path: Path, evaluate
 ) -> None:
     rng = np.random.default_rng(3)
     paths = pd.Series([f'patient{i:05d}/study1' for i in range(NUM_IMAGES)], name='Study')
     own = pd.DataFrame(rng.integers(0, 2, (NUM_IMAGES, len(FINDINGS))), columns=FINDINGS)
-    own['Edema'] = 0  # is not scored, so the report of the model's own data does not choose for it
+    own['Edema'] = 0  # has no score, so no threshold is chosen for the label
     theirs = pd.DataFrame(rng.integers(0, 2, (NUM_IMAGES, 14)), columns=LABELS)
     scores = pd.DataFrame(rng.random((NUM_IMAGES, len(FINDINGS))), columns=FINDINGS)
     model, own_file, labels = (tmp_path / f'{name}.csv' for name in ('model', 'own', 'labels'))
@@ -133,7 +133,7 @@ def test_a_finding_of_several_labels_has_no_threshold_for_the_right_reason(
 
 
 def test_thresholds_come_from_held_out_csv_files(tmp_path: Path, evaluate) -> None:
-    """Youden's threshold of each label that both sets share, from files of the model's own data."""
+    """Files of held-out cases give Youden's threshold for each common label."""
     rng = np.random.default_rng(4)
     own = pd.DataFrame(rng.integers(0, 2, (NUM_IMAGES, len(FINDINGS))), columns=FINDINGS)
     theirs = pd.DataFrame(rng.integers(0, 2, (NUM_IMAGES, 14)), columns=LABELS)

@@ -19,7 +19,7 @@ def seeded(kind: str, channels: int = 1, **options: object) -> nn.Module:
 
 
 def features_of(stride: int, channels: int, side: int) -> SimpleNamespace:
-    """What a head reads of an encoder of width 1024 with side x side output tokens."""
+    """Return the properties that a head reads from an encoder with 1024 features."""
     sizes = {'grid_size': side, 'patch_size': stride}
     return SimpleNamespace(num_features=1024, stride=stride, in_chans=channels, **sizes)
 

@@ -1,4 +1,4 @@
-"""Inference: views and models are averaged, and non-finite outputs are refused."""
+"""Inference averages views and models, and non-finite outputs raise an error."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -16,7 +16,7 @@ CPU = torch.device('cpu')
 
 
 class Images(Dataset):
-    """(image, 0, index); how often each was read is counted."""
+    """A dataset of (image, 0, index) that counts how often each image is read."""
 
     def __init__(self, images: torch.Tensor) -> None:
         self.images = images
@@ -33,7 +33,7 @@ class Images(Dataset):
 
 
 class Classifier(nn.Module):
-    """Two linear outputs; remembers how many images it got at a time."""
+    """A classifier with two linear outputs that records its batch sizes."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def test_views_and_models_are_averaged_over_one_reading_of_the_images(num_models
     np.testing.assert_allclose(1 / (1 + np.exp(-got)), wanted, rtol=0, atol=1e-6)
 
 
-def test_a_logit_that_is_not_finite_is_refused_with_the_first_image() -> None:
+def test_a_non_finite_logit_raises_an_error_with_the_first_image() -> None:
     images = random_images(7, 3, 4, 4)
     images[4, 0, 0, 0], images[6, 0, 0, 0] = float('nan'), float('inf')
     dataset, config = Images(images), config_of_two_labels()

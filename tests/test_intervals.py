@@ -1,4 +1,4 @@
-"""Bootstrap and DeLong intervals by brute force, against known figures and true values."""
+"""Bootstrap and DeLong intervals against brute force, published values and true values."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_weights_are_multiplicities_of_whole_patients_that_every_subset_shares()
     np.testing.assert_array_equal(weights[:, 0], weights[:, 6])
     np.testing.assert_array_equal(weights[:, [0, 1, 2, 4, 5]].sum(axis=1), 5)
     np.testing.assert_array_equal(resamples.weights(['e', 'b', 'e']), weights[:, [5, 2, 5]])
-    # Other rows of the same patients: the same draws, so models can be compared.
+    # Other rows of the same patients use the same resamples, so models can be compared.
     again = Resamples(['e', 'd', 'c', 'b', 'a'], resamples=200, seed=3)
     np.testing.assert_array_equal(again.weights(patients), weights)
     other = Resamples(patients, resamples=200, seed=4)
@@ -45,7 +45,7 @@ def test_replicates_are_those_of_repeated_rows():
         assert scores['recall'][r] == pytest.approx(recall_score(y[rows], p[rows] >= 0.3), abs=1e-9)
 
 
-def test_an_interval_holds_the_middle_95_percent_of_what_is_defined():
+def test_an_interval_contains_the_middle_95_percent_of_the_defined_values():
     values = np.arange(1001.0)
     assert interval(np.random.default_rng(0).permutation(values)) == pytest.approx((25, 975))
     values[951:] = np.nan  # 5 % of 1001, rounded down
@@ -69,7 +69,7 @@ def test_repeated_images_of_a_patient_do_not_narrow_the_interval():
             np.subtract(*interval(scores[name])) for scores in (single, grouped, naive)
         )
         assert of_grouped == pytest.approx(of_single)
-        # Images alone would give 1 / sqrt(6) of the width.
+        # Resampling images would give 1 / sqrt(6) of the width.
         assert of_naive == pytest.approx(of_single / 6**0.5, rel=0.2), name
 
 
@@ -78,7 +78,7 @@ def _weights(patients):
 
 
 def draw(seed, *, levels, size=45):
-    """Two predictions with ties that share noise, and targets, some of them unknown."""
+    """Draw two correlated predictions with ties, and targets, some of which are unknown."""
     rng = np.random.default_rng(seed)
     targets = (rng.random(size) < 0.35).astype(float)
     shared = targets + rng.normal(0, 1, size)
@@ -88,7 +88,7 @@ def draw(seed, *, levels, size=45):
 
 
 def components(scores, targets):
-    """V10 and V01 of DeLong et al. 1988, equations 4 and 5, one pair at a time."""
+    """Compute V10 and V01 of DeLong et al. 1988, equations 4 and 5, over all pairs."""
     positive, negative = scores[targets == 1].tolist(), scores[targets == 0].tolist()
 
     def wins(x, y):
@@ -133,7 +133,7 @@ def test_equals_the_u_statistic_in_double_loops(levels):
 
 
 def test_equals_the_published_figures_of_a_rated_ct_study():
-    """Hanley & McNeil 1982, Table I: 58 normal, 51 abnormal; figures: Stata's manual of roctab."""
+    """Hanley & McNeil 1982, Table I (58 normal, 51 abnormal), and Stata's manual of roctab."""
     normal, abnormal = [33, 6, 6, 11, 2], [3, 2, 2, 11, 33]
     ratings = np.repeat(np.tile(np.arange(1.0, 6.0), 2), normal + abnormal)
     targets = np.repeat([0.0, 1.0], [58, 51])

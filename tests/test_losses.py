@@ -1,4 +1,4 @@
-"""The label losses against written-out sums, torch's and torchvision's own, and their slopes."""
+"""Label losses and gradients against explicit sums, torch and torchvision."""
 
 import math
 
@@ -39,7 +39,7 @@ def build(*options, targets=None):
 
 
 def make_targets(num_images: int, seed: int = 9) -> torch.Tensor:
-    """[N, 14]: a third negative, a third positive, a sixth soft, a sixth unknown."""
+    """Draw targets [N, 14]: a third negative, a third positive, a sixth soft, a sixth unknown."""
     generator = torch.Generator().manual_seed(seed)
     kinds = torch.randint(6, (num_images, 14), generator=generator)
     targets = torch.rand(num_images, 14, generator=generator)
@@ -71,7 +71,7 @@ def test_equals_torch_on_the_known_entries_rescaled() -> None:
 @every_loss
 def test_gradient_accumulation_gives_the_loss_of_the_whole_batch(name):
     loss, outputs, targets = build(*OPTIONS[name]), make_outputs(name, 8), make_targets(8)
-    targets[:4, :9] = NAN  # the first half knows far less
+    targets[:4, :9] = NAN  # the first half has far fewer known targets
     halves = [loss(outputs[i : i + 4], targets[i : i + 4]) for i in (0, 4)]
     torch.testing.assert_close(sum(halves) / 2, loss(outputs, targets))
     assert loss(outputs, targets) > 0.01
@@ -88,11 +88,13 @@ def test_outputs_for_unknown_labels_do_not_matter(name):
     assert torch.equal(value.detach(), loss(outputs, targets))
     slopes = other.grad.reshape(8, 14, -1)
     assert (slopes[unknown] == 0).all()
-    assert (slopes[~unknown] != 0).any(dim=1).float().mean() > 0.8  # clipped negatives: 0
+    assert (slopes[~unknown] != 0).any(
+        dim=1
+    ).float().mean() > 0.8  # the gradient of clipped negatives is 0
 
 
 @every_loss
-def test_far_logits_have_finite_losses_and_slopes(name):
+def test_extreme_logits_have_finite_losses_and_gradients(name):
     loss, targets = build(*OPTIONS[name]), make_targets(40)
     outputs = (make_outputs(name, 40).sign() * 200).requires_grad_()
     value = loss(outputs, targets)
@@ -146,7 +148,7 @@ def test_weighted_bce_is_torchs_with_weights_of_the_training_targets():
 
 
 def asymmetric(logits, targets, *, gammas, clip=0.0, alpha=None):
-    """The formula as written in the papers, entry by entry, in float64."""
+    """Compute the formula of the papers for each entry in float64."""
     p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
     shifted = np.maximum(p - clip, 0)
     positive = -((1 - p) ** gammas[0]) * np.log(p)
@@ -167,7 +169,7 @@ def test_focal_loss_is_torchvisions(gamma, alpha):
 
 
 @pytest.mark.parametrize('gammas, clip', [((0.0, 4.0), 0.05), ((0.5, 0.5), 0.3)])
-def test_asymmetric_loss_and_slopes_are_those_of_the_formula(gammas, clip):
+def test_asymmetric_loss_and_gradients_equal_the_formula(gammas, clip):
     logits, targets = make_outputs('asymmetric', 30), make_targets(30)
     options = ('LOSS.GAMMA_POS', gammas[0], 'LOSS.GAMMA_NEG', gammas[1])
     loss = build(*ASYMMETRIC, clip, *options)(logits.requires_grad_(), targets)
@@ -186,7 +188,7 @@ def test_asymmetric_loss_and_slopes_are_those_of_the_formula(gammas, clip):
 # Three classes -------------------------------------------------------------------------------
 
 
-def test_three_classes_take_cross_entropy_and_other_labels_two_outputs():
+def test_labels_with_three_classes_use_cross_entropy_and_others_two_outputs():
     outputs, targets = make_outputs('multiclass', 60).requires_grad_(), make_targets(60)
     three = [LABELS.index('Edema'), LABELS.index('Fracture')]
     targets[:, three] = torch.tensor([0.0, 1.0, 2.0, NAN]).repeat(15)[:, None]

@@ -1,4 +1,4 @@
-"""MAE: positions, which tokens are seen, places restored, loss and pixels, training."""
+"""MAE: position embeddings, visible tokens, order of patches, loss and pixels, and training."""
 
 import math
 
@@ -23,7 +23,7 @@ MAE_OPTIONS = {
 
 
 def mae_config(channels: int = 1, **options: object):
-    """A ViT of 4 x 4 patches of 8 px, width 32, decoder of width 16."""
+    """Return a config of a ViT with 4 x 4 patches of 8 px, width 32 and decoder width 16."""
     return make_config('vit', channels, **(MAE_OPTIONS | options))
 
 
@@ -35,7 +35,7 @@ def seeded(channels: int = 1, **options: object) -> MAE:
 
 
 def batch(model: nn.Module, unit: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three images of 4 x 4 patches and masks that hide three quarters, other ones in each."""
+    """Return three images of 4 x 4 patches and different masks that hide 75 %."""
     torch.manual_seed(1)
     generator, rng = MaskGenerator(32, unit, 8, 0.75), np.random.default_rng(0)
     masks = torch.from_numpy(np.stack([generator(rng) for _ in range(3)]))
@@ -46,8 +46,8 @@ def batch(model: nn.Module, unit: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize('grid, width', [(4, 16), (14, 20)])
-def test_positions_are_maes_formula(grid: int, width: int) -> None:
-    """Written out as MAE has it: column first, omega = 10000 ** -(i / (width / 4))."""
+def test_position_embeddings_equal_maes_formula(grid: int, width: int) -> None:
+    """MAE puts columns first and uses omega = 10000 ** -(i / (width / 4))."""
     got = sincos_positions(grid, width).numpy()
     assert got.shape == (1, 1 + grid**2, width) and got.dtype == np.float32
     assert not got[0, 0].any()
@@ -79,7 +79,7 @@ def test_the_encoder_sees_visible_patches_and_the_class_token(ratio: float, toke
     assert set(decoded) == {(4, 17, 16)}
 
 
-def test_masks_of_another_grid_are_refused() -> None:
+def test_masks_of_another_grid_raise_an_error() -> None:
     model = seeded()
     x, masks = batch(model)
     with pytest.raises(ValueError, match='mask'):
@@ -95,7 +95,7 @@ def test_masks_of_another_grid_are_refused() -> None:
 @pytest.mark.parametrize('channels, normalised, unit', [(1, False, 8), (3, True, 16)])
 @torch.no_grad()
 def test_loss_and_pixels_equal_a_loop_over_patches(channels, normalised, unit) -> None:
-    """MAE's patchify: row by row, a pixel's channels together; the model's patch is 8 px."""
+    """MAE's patchify uses row-major order with channels last. Patches have 8 px."""
     model = seeded(channels, MODEL__MAE__NORM_PIX_LOSS=normalised, DATA__MASK_PATCH_SIZE=unit)
     x, masks = batch(model, unit)
     outputs = []
@@ -124,7 +124,7 @@ def test_loss_and_pixels_equal_a_loop_over_patches(channels, normalised, unit) -
 
 
 def test_every_parameter_gets_a_gradient_and_positions_have_none() -> None:
-    """As DDP asks; whichever way the classifier will pool."""
+    """DistributedDataParallel requires gradients, however the classifier will pool."""
     for pooling in (False, True):
         model = seeded(MODEL__VIT__USE_MEAN_POOLING=pooling)
         model(*batch(model)).backward()
@@ -135,8 +135,8 @@ def test_every_parameter_gets_a_gradient_and_positions_have_none() -> None:
         }  # fmt: skip
 
 
-def test_initial_weights_are_maes() -> None:
-    """Xavier's uniform over each whole matrix; a patch's pixels count as one vector."""
+def test_initial_weights_equal_maes() -> None:
+    """Weights are Xavier uniform, with the pixels of a patch as one vector."""
     model = seeded(MODEL__VIT__EMBED_DIM=128, MODEL__MAE__DECODER_EMBED_DIM=64)
     matrices = 0
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, brute force and cases worked out by hand."""
+"""Metrics against scikit-learn, brute force and values computed by hand."""
 
 from fractions import Fraction
 
@@ -32,7 +32,7 @@ NAN = np.nan
 
 
 def ece_in_fractions(probabilities, targets, weights):
-    """The definition, case by case: a bin for each distinct probability, then the bins' gaps."""
+    """Compute the ECE by definition with exact fractions."""
     total, below, sums = Fraction(sum(weights)), Fraction(0), {}
     for value in sorted(set(probabilities)):
         tied = [i for i, p in enumerate(probabilities) if p == value]
@@ -47,7 +47,7 @@ def ece_in_fractions(probabilities, targets, weights):
 
 
 def by_sklearn(probabilities, targets, threshold, weights=None):
-    """Every metric but the ECE, the cases with known targets alone."""
+    """Compute all metrics except the ECE over the cases with known targets."""
     known = ~np.isnan(targets)
     p, y = probabilities[known], targets[known].astype(int)
     weights = None if weights is None else weights[known]
@@ -67,7 +67,7 @@ def by_sklearn(probabilities, targets, threshold, weights=None):
 
 
 def drawn_cases(seed, num_cases, num_values, dtype=np.float64):
-    """Probabilities with many ties (the threshold 0.5 among them), targets with NaN."""
+    """Draw probabilities with many ties, also at the threshold 0.5, and targets with NaN."""
     rng = np.random.default_rng(seed)
     probabilities = (rng.integers(0, num_values + 1, num_cases) / num_values).astype(dtype)
     targets = (rng.random(num_cases) < 0.2 + 0.5 * probabilities).astype(float)
@@ -78,7 +78,7 @@ def drawn_cases(seed, num_cases, num_values, dtype=np.float64):
 def test_auroc_per_label_ignores_unknown_targets_and_needs_both_classes():
     scores = np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.4, 0.8, 0.9], [0.9, 0.1, 0.2]])
     targets = np.array([[0, 0, NAN], [1, 0, NAN], [0, 0, NAN], [NAN, 0, 1]], float)
-    # The positive of the first label beats one negative and ties with the other.
+    # The positive of the first label ranks above one negative and ties with the other.
     np.testing.assert_array_equal(auroc_per_label(scores, targets), [0.75, NAN, NAN])
 
 
@@ -153,7 +153,7 @@ def test_scores_without_both_classes_are_undefined_without_a_warning():
     assert all(np.isnan(values).all() for values in none.values())
 
 
-def test_a_row_of_weights_is_undefined_by_itself():
+def test_each_row_of_weights_can_be_undefined():
     p, y = np.array([0.2, 0.6, 0.7]), np.array([0.0, 1.0, 0.0])
     weights = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 0]])
     scores = label_scores(p, y, threshold=0.5, weights=weights)
@@ -164,7 +164,7 @@ def test_a_row_of_weights_is_undefined_by_itself():
     assert nothing_called['f1'][0] == nothing_called['recall'][0] == 0
 
 
-def test_without_a_threshold_only_what_needs_one_is_undefined():
+def test_only_metrics_of_decisions_are_undefined_without_a_threshold():
     probabilities, targets, _ = drawn_cases(6, 80, 9)
     scores = label_scores(probabilities, targets, threshold=NAN)
     assert {name for name, values in scores.items() if np.isnan(values).any()} == {
@@ -207,7 +207,7 @@ def test_a_study_combines_the_probabilities_and_has_the_greatest_target(how, wan
     ],
 )
 def test_selection_by_the_five_tasks_or_by_all_defined_labels(undefined, rule, wanted):
-    """Of the five tasks, the first has an area of 0 and the others of 1/2; the sixth has 1."""
+    """The first task has AUROC 0, the other four 1/2, and the sixth label 1."""
     labels = [*COMPETITION_LABELS, 'Fracture']
     probabilities = np.array([[0.9, 0.5, 0.5, 0.5, 0.5, 0.1], [0.1, 0.5, 0.5, 0.5, 0.5, 0.9]])
     targets = np.array([[0.0] * 6, [1.0] * 6])
@@ -231,7 +231,7 @@ def test_a_log_line_names_the_defined_labels_and_their_mean():
     assert 'mean_of_five' not in table
 
 
-def test_nothing_selects_where_no_area_is_defined():
+def test_the_selection_score_is_nan_without_a_defined_auroc():
     targets = np.ones((2, 1))
     table = score_table(targets, targets, ['u', 'v'], labels=['Edema'], level='study')
     assert all(np.isnan(selection_score(table, rule)) for rule in ('five', 'auto', 'all'))
@@ -239,7 +239,7 @@ def test_nothing_selects_where_no_area_is_defined():
 
 @pytest.mark.parametrize('name', METRICS)
 def test_a_perfect_prediction_has_the_best_value(name):
-    """The direction of every registered metric is right."""
+    """`higher_is_better` is correct for every registered metric."""
     p, y = np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0, 1.0])
     best = label_scores(p, y, threshold=0.5)[name][0]
     other = label_scores(np.array([0.3, 0.8, 0.4, 0.6]), y, threshold=0.5)[name][0]

@@ -105,7 +105,7 @@ def test_source_computes_what_the_run_s_model_computes(stage, shape, tmp_path):
     np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
 
 
-def test_different_outputs_are_refused(tmp_path):
+def test_different_outputs_raise_an_error(tmp_path):
     source = load_run(tmp_path, 'finetune')
     assert largest_difference(source, lambda x: source.network(x) + 5e-5, 'timm') < 1e-4
     for wrong in (2e-4, float('nan')):
@@ -118,7 +118,7 @@ def test_different_outputs_are_refused(tmp_path):
 
 @pytest.mark.parametrize('stage, model, name', CASES.values(), ids=CASES)
 def test_timm_computes_the_same(stage, model, name, tmp_path):
-    """Timm's own model, built by name with the header's arguments, loads all entries strictly."""
+    """A model of timm with the arguments in the header loads all entries strictly."""
     source, path = write('timm', tmp_path, stage, model)
     theirs = timm.create_model(name, **header(path)['arguments']).eval()
     assert type(theirs).__name__ == header(path)['class']
@@ -167,7 +167,7 @@ def test_the_code_in_the_card_runs(tmp_path):
 
 
 def card_rows(source):
-    """The table of options of the card, and its text."""
+    """Return the options in the table of the card, and the text of the card."""
     card = exports.model_card(source, has_processor=True)
     _, front, text = card.split('---\n', 2)
     assert yaml.safe_load(front)['library_name'] == 'transformers'
@@ -207,7 +207,7 @@ def test_onnxruntime_computes_the_same_for_any_number_of_images(tmp_path):
     session, compute = run_onnx(path)
     for count in (1, 5):
         assert_outputs(compute(example_images(source, count).numpy()), source, count)
-    assert list(path.parent.iterdir()) == [path]  # the weights are inside
+    assert list(path.parent.iterdir()) == [path]  # the file contains the weights
     about = json.loads(session.get_modelmeta().custom_metadata_map['simmim'])
     assert about['outputs'] == list(source.outputs) and about['input_size'] == [1, 32, 32]
 
@@ -265,7 +265,7 @@ def test_a_failed_export_leaves_the_old_one(tmp_path, monkeypatch):
         ('huggingface', SWIN, {'UNCERTAIN': 'multiclass'}, 'DATA.UNCERTAIN'),
     ],
 )
-def test_a_model_that_the_library_lacks_is_refused(target, model, data, part, tmp_path):
+def test_an_unsupported_model_raises_an_error(target, model, data, part, tmp_path):
     if target == 'huggingface':
         pytest.importorskip('transformers')
     source = load_run(tmp_path, 'finetune', model, DATA=data)

@@ -1,4 +1,4 @@
-"""New parts need one file: an encoder, a contrastive method, a head and a loss defined here."""
+"""A new encoder, contrastive method, head and loss need only one file."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from utils import load_pretrained
 
 
 class Block(nn.Module):
-    """ConvNeXt's block on a grid [B, D, h, w]."""
+    """A block of ConvNeXt on a grid [B, D, h, w]."""
 
     def __init__(self, dim):
         super().__init__()
@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class ConvNeXt(PatchEncoder):
-    """Two stages, one downsampling."""
+    """A small ConvNeXt with two stages."""
 
     def __init__(self, *, img_size, patch_size, in_chans, embed_dim, depths, num_classes, **others):
         super().__init__()
@@ -71,7 +71,7 @@ class ConvNeXt(PatchEncoder):
 
 
 class BarlowTwins(ContrastiveMethod):
-    """Zbontar et al. 2021, arXiv:2103.03230."""
+    """Barlow Twins, Zbontar et al. 2021, arXiv:2103.03230."""
 
     title = 'Barlow Twins'
 
@@ -130,7 +130,7 @@ CONVNEXT = {'TYPE': 'some_encoder', 'IN_CHANS': 1, 'SOME_ENCODER': {'EMBED_DIM':
 
 @pytest.mark.slow
 def test_a_new_encoder_is_pretrained_and_fine_tuned(phantom, tmp_path):
-    """By SimMIM with a new head on one channel; then with layer decay, a new loss and maps."""
+    """SimMIM uses a new head. Fine-tuning uses layer decay, a new loss and maps."""
     model = CONVNEXT | {'SIMMIM': {'HEAD': 'some_head'}}
     cfg = tiny_config(tmp_path / 'simmim.yaml', 'simmim', model, TRAIN={'EPOCHS': 1})
     assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
@@ -156,7 +156,7 @@ def make_config(head='some_head', channels=3):
 
 
 def test_a_head_with_named_children_is_folded_between_channels(tmp_path):
-    """Folded images agree in grey levels, as for the linear head."""
+    """The converted reconstructions agree in grey levels, as for the linear head."""
     torch.manual_seed(0)
     rgb = build_model(make_config()).eval()
     torch.save({'model': rgb.state_dict()}, tmp_path / 'rgb.pth')

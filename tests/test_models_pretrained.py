@@ -1,4 +1,4 @@
-"""Weights of other models, stages and channel counts: what they become in ours."""
+"""Conversion of weights from other models, stages and numbers of channels."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_pretraining_loads_decoder_and_mask_token(tmp_path):
         assert torch.equal(target.state_dict()[key], value), key
 
 
-def test_classifier_starts_from_pretraining_but_for_its_head(tmp_path, log):
+def test_classifier_starts_from_pretraining_except_for_the_head(tmp_path, log):
     config = make_config('swin', 1)
     fresh = make_model(config, seed=2, is_pretrain=False).state_dict()
     source, target = transfer(config, make_config('swin', 1), tmp_path, stages=(True, False))
@@ -95,7 +95,7 @@ def test_classifier_starts_from_pretraining_but_for_its_head(tmp_path, log):
 
 
 @torch.no_grad()
-def test_official_finetuned_swin_goes_into_both_stages(tmp_path):
+def test_official_finetuned_swin_loads_into_both_stages(tmp_path):
     official = make_model(make_config('swin', 3, MODEL__NUM_CLASSES=1000), is_pretrain=False)
     state = {key: value.clone() for key, value in official.state_dict().items()}
     for key, value in state.items():
@@ -106,7 +106,7 @@ def test_official_finetuned_swin_goes_into_both_stages(tmp_path):
     load(state, make_config('swin', 1), classifier, tmp_path)
     assert torch.equal(classifier.head.weight, head)
     index = classifier.state_dict()['layers.0.blocks.0.attn.relative_position_index']
-    assert index.any()  # the model's own
+    assert index.any()  # the initial weights of the model
 
     pretraining = make_model(make_config('swin', 1), seed=2)
     decoder = pretraining.decoder[0].weight.clone()
@@ -117,7 +117,7 @@ def test_official_finetuned_swin_goes_into_both_stages(tmp_path):
     assert_same(pretraining.encoder(grey_images(GREY), visible).mean((2, 3)), features)
 
 
-# What is refused
+# Errors
 
 
 def refused(state, config, tmp_path, message, *, is_pretrain=True):
@@ -137,7 +137,7 @@ def refused(state, config, tmp_path, message, *, is_pretrain=True):
         ({'encoder.norm.weight': None}, r'norm\.weight'),
     ],
 )
-def test_entries_that_fit_nowhere_stop_the_run(change, message, tmp_path):
+def test_unknown_entries_stop_the_run(change, message, tmp_path):
     state = make_model(make_config('swin', 1)).state_dict()
     state.update(change)
     state = {key: value for key, value in state.items() if value is not None}
@@ -152,8 +152,8 @@ def test_checkpoint_of_another_model_stops_the_run(tmp_path):
     refused(wider, make_config('swin', 1), tmp_path, message)
 
 
-def test_a_smaller_hold_out_or_another_fold_before_is_warned_of(tmp_path, log):
-    """The model may have been trained on patients that are held out now."""
+def test_a_smaller_earlier_hold_out_or_another_fold_gives_a_warning(tmp_path, log):
+    """The model may have been trained with patients that are held out now."""
     for before, now, warned in ((0.1, 0.2, 1), (0.2, 0.2, 1)):
         transfer(
             make_config('swin', 1, DATA__HOLDOUT_FRACTION=before),
@@ -240,7 +240,7 @@ def test_position_embeddings_keep_rows_and_columns():
     columns = torch.arange(6.0).repeat(6).reshape(1, 36, 1)  # each row of the grid is 0 ... 5
     resized = resize_position_embedding(columns, 144).reshape(12, 12)
     assert_same(resized, resized[:1].expand(12, 12))
-    # Cubic convolution (a = -0.75) a quarter of a pixel beside columns 2 and 3.
+    # Cubic convolution (a = -0.75) at a distance of a quarter of a pixel from columns 2 and 3.
     assert_same(resized[0, 5:7], torch.tensor([2.296875, 2.703125]))
 
 

@@ -1,6 +1,6 @@
-"""Models against the numbers recorded from SimMIM: every case of the kinds below.
+"""Models against the numbers recorded from SimMIM.
 
-`pytest tests/test_parity_models.py -s` prints the greatest error of each kind and quantity.
+`pytest tests/test_parity_models.py -s` prints the largest error of each kind and quantity.
 """
 
 import sys
@@ -25,13 +25,13 @@ def all_cases(*kinds: str) -> pytest.MarkDecorator:
 
 
 class Worst:
-    """Compares, and remembers the greatest error of each kind and quantity."""
+    """Compare arrays, and record the largest error of each kind and quantity."""
 
     def __init__(self) -> None:
         self.errors: dict[tuple[str, str], tuple[float, float]] = {}
 
     def close(self, case: dict, quantity: str, got: object, want: object, **limits: float) -> None:
-        """Check one array; limits: rtol, atol."""
+        """Check one array with limits (rtol, atol)."""
         assert_close(got, want, what=f'{case["name"]} {quantity}', **limits)
         error = np.abs(np.asarray(got, np.float64) - np.asarray(want, np.float64))
         allowed = limits['atol'] + limits['rtol'] * np.abs(np.asarray(want, np.float64))
@@ -57,7 +57,7 @@ def worst() -> Iterator[Worst]:
 
 
 def limits_on(device: torch.device, **limits: float) -> dict[str, float]:
-    """The limits of a case; a GPU adds in another order."""
+    """Return the tolerances of a case, which are larger on a GPU."""
     return limits if device.type == 'cpu' else {k: max(v, 1e-4) for k, v in limits.items()}
 
 
@@ -150,7 +150,7 @@ def test_classifier_gives_recorded_logits(case: dict, worst: Worst, device: torc
 
 
 def pooled_values(case: dict) -> dict[str, np.ndarray]:
-    """Every parameter's initial values, pooled over several constructions."""
+    """Pool the initial values of each parameter over several models."""
     inputs, pools = case['inputs'], {}
     for repeat in range(inputs['check_repeats']):
         torch.manual_seed(inputs['seed'] + repeat)
@@ -161,7 +161,7 @@ def pooled_values(case: dict) -> dict[str, np.ndarray]:
 
 
 def check_distribution(name: str, values: np.ndarray, want: dict, tolerance: dict) -> None:
-    """Mean and spread within the sampling error of both pools; a bounded law keeps its bound."""
+    """Check that mean and spread agree within sampling error, and that bounds hold."""
     if 'constant' in want:
         np.testing.assert_allclose(values, want['constant'], rtol=1e-6, err_msg=name)
         return
@@ -211,7 +211,7 @@ def test_full_size_state_dict_has_recorded_keys_in_order(case: dict) -> None:
 
 
 def test_no_case_is_left_out() -> None:
-    """The recorded set has cases of every kind that this file checks, as many as it came with."""
+    """The recorded set contains all cases of every kind in this file."""
     count = {'swin_simmim': 7, 'vit_simmim': 6, 'swin_cls': 2, 'vit_cls': 3, 'init': 4}
     count |= {'drop_path': 3, 'full_keys': 7}
     assert {kind: len(cases(kind)) for kind in count} == count

@@ -1,4 +1,4 @@
-"""Probes: votes by brute force, heads against scikit-learn, and unchanged encoders."""
+"""Probes: k-NN against brute force, linear heads against scikit-learn, unchanged encoders."""
 
 import json
 import logging
@@ -56,7 +56,7 @@ def test_votes_equal_a_brute_force_count() -> None:
 
 
 def test_a_grid_of_linear_heads_is_at_scikit_learns_minima() -> None:
-    """Features whose variances span four decades."""
+    """The variances of the features span four orders of magnitude."""
     rng = np.random.default_rng(4)
     mixing = np.linalg.qr(rng.normal(size=(20, 20)))[0]
     features = rng.normal(size=(300, 20)) * np.arange(1, 21) ** -1.5 @ mixing + 0.5
@@ -97,7 +97,7 @@ def test_a_soft_target_counts_as_both_classes() -> None:
 
 
 def shaded_images(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, 1024] with smooth shades and noise, brighter on the left where the label is 1."""
+    """Draw images [N, 1024] with noise that are brighter on the left if the label is 1."""
     rng = np.random.default_rng(seed)
     target = np.arange(count) % 2
     x, y = np.meshgrid(*[np.linspace(-1, 1, 32)] * 2)
@@ -180,7 +180,7 @@ def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(
 
 
 @pytest.mark.parametrize(('best', 'warnings'), [(0, 1), (1, 0), (2, 1)])
-def test_a_choice_at_the_edge_of_the_grid_is_warned_of(
+def test_a_choice_at_the_edge_of_the_grid_gives_a_warning(
     best: int, warnings: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     scores = iter([0.9 if place == best else 0.5 for place in range(3)])
@@ -207,7 +207,7 @@ def log_of(folder: Path) -> str:
 
 @pytest.mark.slow
 def test_the_grid_is_scored_as_the_run_is(phantom: Path, tmp_path: Path) -> None:
-    """The best score in the log is that of the predictions, by level, aggregate and views."""
+    """The best logged score equals the score of the predictions with the EVAL options."""
     options = {'LEVEL': 'study', 'AGGREGATE': 'mean', 'TTA_FLIP': True, 'SELECT': 'all'}
     data = {'VIEWS': 'all', 'HOLDOUT_FRACTION': 0.4, 'TRAIN_IMAGES': 0, 'UNCERTAIN': 'ones'}
     folder = probe_run(phantom, tmp_path, 'knn', EVAL=options, DATA=data)
@@ -242,7 +242,7 @@ def test_two_processes_probe_the_same_random_weights_as_one(phantom: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_features_that_are_not_finite_are_refused(phantom: Path, tmp_path: Path, refused) -> None:
+def test_non_finite_features_raise_an_error(phantom: Path, tmp_path: Path, refused) -> None:
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'linear_probe'})
     model = build_model(get_config(Namespace(cfg=str(cfg), opts=[], stage='finetune')), False)
     torch.nn.init.constant_(model.norm.weight, NAN)
@@ -252,7 +252,7 @@ def test_features_that_are_not_finite_are_refused(phantom: Path, tmp_path: Path,
     refused('finetune', argv, 'train.csv', 'CheXpert')
 
 
-def test_a_probe_without_held_out_patients_is_refused(phantom: Path, tmp_path: Path, refused):
+def test_a_probe_without_held_out_patients_raises_an_error(phantom: Path, tmp_path: Path, refused):
     cfg = tiny_config(
         tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'knn'}, EVAL={'SELECT_ON': 'valid'}
     )

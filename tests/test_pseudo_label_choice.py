@@ -1,4 +1,4 @@
-"""Pseudo-labels: which predictions are confident enough, and how many real labels confirm them."""
+"""Pseudo-labels: choice of confident predictions, and the share that real labels confirm."""
 
 from fractions import Fraction
 
@@ -11,7 +11,7 @@ NAN = np.nan
 
 
 def is_seldom_wrong(cases: list[bool], wrong: list[bool], confidence: str) -> bool:
-    """Whether these cases are enough, and seldom enough wrong, in exact fractions."""
+    """Check number and error rate of these cases with exact fractions."""
     base = Fraction(sum(wrong), len(wrong))
     expected, limit = len(cases) * base, (1 - Fraction(confidence)) * base
     is_enough = len(cases) >= MIN_CASES and expected >= Fraction(MIN_EXPECTED)
@@ -21,7 +21,7 @@ def is_seldom_wrong(cases: list[bool], wrong: list[bool], confidence: str) -> bo
 def brute_force(
     p: list[float], y: list[float], q: list[float], side: int, keep: str, confidence: str
 ) -> list[bool]:
-    """Which of the probabilities q get the value `side`, by trying every threshold or share."""
+    """Find the probabilities q that get the value `side` by trying all thresholds or shares."""
     known = [(a, b != side) for a, b in zip(p, y, strict=True) if not np.isnan(b)]
     wrong = [b for _, b in known]
 
@@ -29,7 +29,7 @@ def brute_force(
         return a >= t if side == 1 else a <= t
 
     def most_confident(values: list[float], share: float) -> float | None:
-        """The threshold that the most of these values reach which are not over the share."""
+        """Find the threshold that selects most of these values without exceeding the share."""
         room = int(Fraction(str(share)) * len(values))
         fitting = [t for t in values if sum(beyond(a, t) for a in values) <= room]
         return (min if side == 1 else max)(fitting, default=None)
@@ -53,12 +53,12 @@ def brute_force(
 
 @pytest.mark.parametrize('keep', KEEP)
 @pytest.mark.parametrize('confidence', ['0.1', '0.8'])
-def test_values_are_those_of_every_threshold_tried(keep: str, confidence: str) -> None:
+def test_values_equal_those_of_a_search_over_all_thresholds(keep: str, confidence: str) -> None:
     rng = np.random.default_rng(7)
     rates = np.array([0.05, 0.3, 0.5, 0.9])
     targets = (rng.random((160, 4)) < rates).astype(float)
     held_out = 1 / (1 + np.exp(-rng.normal(4 * targets - 2, 1)))
-    held_out[:, 2] = rng.random(160)  # knows nothing
+    held_out[:, 2] = rng.random(160)  # no better than chance
     held_out = np.round(held_out, 2)  # with ties
     targets[rng.random(targets.shape) < 0.1] = NAN
     unlabelled = np.round(rng.random((100, 4)), 2)
@@ -86,8 +86,8 @@ def test_values_are_those_of_every_threshold_tried(keep: str, confidence: str) -
 
 
 @pytest.mark.parametrize(('clean', 'kept'), [(249, 0), (250, 250)])
-def test_a_rare_label_wants_many_cases_to_be_called_negative(clean: int, kept: int) -> None:
-    """Of 2 % positives, 5 errors are expected of 250 cases called negative, and none is found."""
+def test_a_rare_label_needs_many_cases_for_negative_values(clean: int, kept: int) -> None:
+    """With 2 % positives, 250 cases contain 5 errors by chance. The model makes none."""
     held_out = np.arange(1000)[:, None] / 1000
     targets = np.zeros((1000, 1))
     targets[clean : clean + 20] = 1
@@ -95,7 +95,7 @@ def test_a_rare_label_wants_many_cases_to_be_called_negative(clean: int, kept: i
         held_out, targets, held_out, keep='threshold', confidence=0.99
     )
     assert (values == 0).sum() == kept == negative.cases
-    # An NPV of 98 % is what calling everybody negative has: not even a little confidence.
+    # Predicting all cases negative has an NPV of 98 %, so this is no confidence.
     shuffled = np.random.default_rng(0).permutation(targets)
     values, _ = choose_values(held_out, shuffled, held_out, keep='threshold', confidence=0.9)
     assert np.isnan(values).all()
@@ -115,7 +115,7 @@ def test_confirmed_pseudo_labels_are_counted_one_by_one() -> None:
     real = np.array([[1, 0, 0], [0, 0, 1], [0, 1, NAN], [NAN, 1, 1]], float)
     assert audit(values, real) == {
         'positive_values': 5,
-        'positive_confirmed': 2 / 4,  # one of two in each of the first two columns
+        'positive_confirmed': 2 / 4,  # one of two is correct in each of the first two columns
         'positive_by_chance': pytest.approx((2 * 1 / 3 + 2 * 2 / 4) / 4),
         'negative_values': 5,
         'negative_confirmed': 3 / 4,

@@ -1,4 +1,4 @@
-"""Pseudo-labels: whose they may be, and what is trained on."""
+"""Pseudo-labels: permitted patients, and the labels of training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,7 @@ def loaders_of(root: Path, *options: object):
 
 
 def parts_of(root: Path, *options: object) -> tuple:
-    """Records that are labelled, held out, and the others, as loaders without the key have them."""
+    """Return labelled, held-out and other records as in loaders without pseudo-labels."""
     loaders = loaders_of(root, 'EVAL.PREDICT_TRAIN', True, *options)
     whole, labelled = loaders.whole.dataset.records, loaders.train.dataset
     others = whole.select(~np.isin(whole.patient.astype(str), labelled.records.patient.astype(str)))
@@ -59,7 +59,7 @@ def test_the_values_of_the_file_are_learned_with_the_labels_of_the_subset(
     assert min(len(labelled), len(held_out), len(others)) > 3
     rng = np.random.default_rng(0)
     values = rng.choice([0.0, 0.25, 1.0, NAN], (len(others), len(LABELS)))
-    values[[0, 2]] = NAN  # rows without a value are not learned from
+    values[[0, 2]] = NAN  # rows without a value are not used for training
     order = rng.permutation(len(others))
     file = write(tmp_path / 'p.csv', others.path[order], values[order])
     loaders = loaders_of(root, 'DATA.PSEUDO_LABELS', str(file))
@@ -73,8 +73,8 @@ def test_the_values_of_the_file_are_learned_with_the_labels_of_the_subset(
     assert loaders.holdout.dataset.records.path.tolist() == held_out.path.tolist()
 
 
-def test_the_labels_that_were_put_aside_are_never_learned(tmp_path: Path) -> None:
-    """Two data sets whose labels contradict each other there train on the same targets."""
+def test_the_labels_outside_the_subset_are_never_learned(tmp_path: Path) -> None:
+    """Two data sets with contradicting labels for these patients have the same targets."""
     root = files(tmp_path)
     _, _, others = parts_of(root)
     values = np.random.default_rng(0).choice([0.0, 1.0, NAN], (len(others), len(LABELS)))
@@ -111,7 +111,7 @@ def test_a_binary_task_takes_its_own_column(tmp_path: Path) -> None:
         loaders_of(root, *options)
 
 
-def test_rows_that_may_have_no_pseudo_labels_are_refused(tmp_path: Path) -> None:
+def test_rows_that_may_not_have_pseudo_labels_raise_an_error(tmp_path: Path) -> None:
     root, views = files(tmp_path), ['DATA.VIEWS', 'frontal', 'EVAL.VIEWS', 'all']
     labelled, held_out, others = parts_of(root, *views)
     frontal, lateral = (others.path[others.view == view] for view in ('frontal', 'lateral'))
@@ -127,7 +127,7 @@ def test_rows_that_may_have_no_pseudo_labels_are_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize('cells', [['-1'] * 14, [''] * 14])
-def test_a_file_without_usable_values_is_refused(cells: list[str], tmp_path: Path) -> None:
+def test_a_file_without_usable_values_raises_an_error(cells: list[str], tmp_path: Path) -> None:
     root, file = files(tmp_path), tmp_path / 'p.csv'
     _, _, others = parts_of(root)
     write(file, others.path[:1], np.array([cells]))
@@ -135,8 +135,8 @@ def test_a_file_without_usable_values_is_refused(cells: list[str], tmp_path: Pat
         loaders_of(root, 'DATA.PSEUDO_LABELS', str(file))
 
 
-def test_of_a_label_of_three_classes_values_are_classes(tmp_path: Path) -> None:
-    """A share such as 0.9 would be learned as a whole negative."""
+def test_values_of_a_label_with_three_classes_are_classes(tmp_path: Path) -> None:
+    """A share such as 0.9 would be learned as a negative."""
     root, file = files(tmp_path), tmp_path / 'p.csv'
     _, _, others = parts_of(root)
     values = np.random.default_rng(0).choice([0.0, 1.0, NAN], (len(others), len(LABELS)))

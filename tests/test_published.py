@@ -1,4 +1,4 @@
-"""Published figures against the sheet they come from, and how a report uses them."""
+"""Published scores against the fact sheet, and their use in a report."""
 
 import re
 
@@ -20,7 +20,7 @@ SHEET = SHARED / 'facts' / 'published.md'
 
 
 def section(keyword: str) -> str:
-    """The section of the sheet whose heading contains the keyword."""
+    """Return the section of the sheet whose heading contains the keyword."""
     if not SHEET.is_file():
         pytest.skip(f'published figures not found at {SHEET} (set SIMMIM_SHARED)')
     parts = re.split('^## ', SHEET.read_text(encoding='utf-8'), flags=re.MULTILINE)
@@ -29,7 +29,7 @@ def section(keyword: str) -> str:
 
 
 def table(keyword: str) -> list[list[str]]:
-    """The rows of a section's table as lists of cells, with its header first."""
+    """Return the rows of a section's table as lists of cells, header first."""
     lines = [line for line in section(keyword).splitlines() if line.startswith('|')]
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
     return [rows[0], *rows[2:]]

@@ -1,4 +1,4 @@
-"""Trivial predictors and errors against closed forms; the figure against its pixels."""
+"""Trivial predictors and errors against closed forms, and the pixels of the figure."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_linear_interpolation_restores_a_plane(hidden):
     np.testing.assert_allclose(linear_interpolation(damaged, hidden), image, atol=1e-9)
 
 
-def test_outside_the_hull_the_nearest_visible_pixel_counts():
+def test_pixels_outside_the_hull_get_the_nearest_visible_pixel():
     hidden = pixel_mask(np.array([[1, 0, 0]]), 2)
     image = np.tile(np.arange(6.0), (1, 2, 1))
     filled = linear_interpolation(image, hidden)

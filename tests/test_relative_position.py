@@ -1,4 +1,4 @@
-"""Relative positions, windows and patch merging against tables, loops and timm's twins."""
+"""Relative positions, windows and patch merging against published tables, loops and timm."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def grid_index(side: int) -> torch.Tensor:
 
 
 def nested_loop_index(side: int) -> np.ndarray:
-    """Numbers (row difference, column difference) pairs in rising order."""
+    """Number the pairs (row difference, column difference) in ascending order."""
     span = range(-(side - 1), side)
     number = {pair: i for i, pair in enumerate((dr, dc) for dr in span for dc in span)}
     tokens = [(r, c) for r in range(side) for c in range(side)]
@@ -102,14 +102,14 @@ def test_class_token_rows_are_kept() -> None:
 
 def test_small_windows_repeat_their_edge() -> None:
     assert torch.equal(resize_table(torch.tensor([[2.5]]), 9), torch.full((9, 1), 2.5))
-    assert torch.equal(resize_table(ramp(), 1), ramp()[60:61])  # the centre is cut out
+    assert torch.equal(resize_table(ramp(), 1), ramp()[60:61])  # the centre is selected
     grown = resize_table(torch.arange(9.0)[:, None], 25)[:, 0].view(5, 5)  # window 2 to 3
     want = np.pad(np.arange(9.0).reshape(3, 3), 1, mode='edge')
     np.testing.assert_allclose(grown, want, atol=1e-6)
 
 
 @pytest.mark.parametrize('side, window, shift', [(4, 2, 1), (6, 3, 0)])
-def test_order_is_that_of_a_rolled_and_parted_grid(side: int, window: int, shift: int) -> None:
+def test_order_equals_a_rolled_and_partitioned_grid(side: int, window: int, shift: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, side**2, 3, dtype=torch.float64, requires_grad=True)
     rolled = x.view(2, side, side, 3).roll((-shift, -shift), dims=(1, 2))
@@ -125,14 +125,14 @@ def test_order_is_that_of_a_rolled_and_parted_grid(side: int, window: int, shift
 
 
 @pytest.mark.parametrize('side, window, shift', [(4, 2, 1), (6, 3, 1)])
-def test_shift_mask_separates_what_was_not_near_before_the_roll(
+def test_shift_mask_separates_tokens_that_were_not_neighbours_before_the_roll(
     side: int, window: int, shift: int
 ) -> None:
     mask = shifted_window_mask(side, window, shift)
     across = side // window
     assert mask.shape == (across**2, window**2, window**2)
     for number in range(across**2):
-        tokens = []  # where each token of the window stood before the roll
+        tokens = []  # position of each token before the roll
         for i in range(window**2):
             row = number // across * window + i // window
             column = number % across * window + i % window

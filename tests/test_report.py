@@ -1,4 +1,4 @@
-"""The report: its document, the page with its numbers and escaped text, JSON, tables and names."""
+"""The report: document, HTML page, JSON, tables and hashed names."""
 
 import base64
 import hashlib
@@ -69,7 +69,7 @@ class Page(HTMLParser):
 
 
 def some_cases(name: str = 'test', *, seed: int = 0, labels: tuple = LABELS, size: int = 150):
-    """Cases of a model that knows something; the rows and targets do not depend on the seed."""
+    """Draw cases of a model better than chance. Rows and targets do not depend on the seed."""
     rng = np.random.default_rng(9)
     targets = (rng.random((size, len(labels))) < 0.4).astype(float)
     sex = rng.choice(np.array(['Female', 'Male', HOSTILE], object), size)
@@ -79,7 +79,7 @@ def some_cases(name: str = 'test', *, seed: int = 0, labels: tuple = LABELS, siz
 
 
 def make_document(folder: Path) -> dict:
-    """A report with every part; 'Fracture' has one class only in the set 'valid'."""
+    """Build a report with every part. 'Fracture' has only one class in the set 'valid'."""
     valid, test, other = some_cases('valid'), some_cases(seed=1), some_cases('other', seed=2)
     valid.targets[:, LABELS.index('Fracture')] = 0
     test.path[:] = [f'{HOSTILE}/patient{i:05d}/study1' for i in range(len(test))]
@@ -132,7 +132,7 @@ def written(page: Page, folder: Path) -> dict:
 
 
 def numbers(report: object) -> Iterator[float]:
-    """All numbers in a document."""
+    """Yield all numbers in a document."""
     if isinstance(report, dict | list):
         for part in report.values() if isinstance(report, dict) else report:
             yield from numbers(part)
@@ -210,7 +210,9 @@ def test_tables_hold_the_numbers_of_the_json(folder: Path, written: dict) -> Non
     table = pd.read_csv(folder / 'report_labels.csv')
     counts = table['set'].value_counts()
     assert (counts['test'], counts['valid']) == (len(LABELS) + 3, len(LABELS) - 1 + 2)
-    assert 'Fracture' not in set(table['label'][table['set'] == 'valid'])  # it has one class there
+    assert 'Fracture' not in set(
+        table['label'][table['set'] == 'valid']
+    )  # the label has one class in this set
     edema = table.set_index(['set', 'label']).loc['test', 'Edema']
     label = written['sets'][1]['labels'][LABELS.index('Edema')]
     for name in METRICS:
@@ -241,7 +243,7 @@ def test_a_set_with_one_class_shows_na_and_no_empty_section(tmp_path: Path) -> N
         assert part not in headings
 
 
-def test_few_positives_and_patients_in_two_splits_are_warned_of(tmp_path: Path) -> None:
+def test_few_positives_and_patients_in_two_splits_give_warnings(tmp_path: Path) -> None:
     cases = some_cases()
     cases.targets[:, 0] = np.arange(len(cases)) < 7
     holdout = some_cases('holdout', seed=5)
@@ -280,14 +282,14 @@ def test_labels_of_one_class_are_listed_once_and_neither_scored_nor_counted(tmp_
     headline, mean = document['headline'], document['sets'][0]['means']['labels_with_both_classes']
     assert headline['name'] == 'Mean AUROC of 2 labels'
     assert headline['score'] == mean['auroc']
-    assert headline['note'] == ''  # the five have no positive, and do not count
+    assert headline['note'] == ''  # labels without a positive do not count
     assert document['published'] == []
     page = Page(write_report(tmp_path, document).read_text(encoding='utf-8'))
     assert sum(text.count('Edema') for text in page.texts('body')) == 1
     assert '(mean of the five tasks)' not in (tmp_path / 'report_labels.csv').read_text()
 
 
-def test_a_model_without_signal_is_warned_of_at_the_top(tmp_path: Path) -> None:
+def test_a_model_without_signal_gives_an_alert(tmp_path: Path) -> None:
     cases = some_cases(labels=('Edema', 'Fracture'))
     good = build_document([cases], None, PROTOCOL, run={})
     assert good['alerts'] == []
@@ -378,7 +380,7 @@ def test_latex_rows_are_complete_and_escaped(tmp_path: Path) -> None:
     assert cells[-1][3] and not cells[-1][4].rstrip(' \\'), 'the mean is not corrected'
 
 
-def test_tables_tell_small_p_values_and_missing_intervals(tmp_path: Path) -> None:
+def test_tables_show_small_p_values_and_missing_intervals(tmp_path: Path) -> None:
     sure = some_cases('a', labels=('Edema',))
     sure.probabilities[:] = 0.5 + 0.4 * (sure.targets - 0.5)
     protocol = replace(PROTOCOL, resamples=0)

@@ -1,4 +1,4 @@
-"""The report of a run: its numbers follow from the prediction files, and it can hide names."""
+"""The report of a run: scores from the prediction files, details, and hashed names."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ REPORT = {
 
 @pytest.fixture(scope='module')
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough synthetic X-rays for thresholds and intervals."""
+    """Write enough synthetic X-rays for thresholds and intervals."""
     folder = tmp_path_factory.mktemp('many') / 'CheXpert-phantom'
     make_phantom(folder, num_train=90, num_valid=5, num_test=60, size=32, seed=4)
     return folder
@@ -40,7 +40,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module')
 def finished(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder."""
+    """Fine-tune and return the run folder."""
     tmp_path = tmp_path_factory.mktemp('run')
     cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'VIEWS': 'all'}, **REPORT)
     assert run_main('finetune', arguments(cfg, many, tmp_path / 'o')) == 0
@@ -48,11 +48,11 @@ def finished(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def studies(folder: Path, data: Path, split: str) -> pd.DataFrame:
-    """Greatest probability and label of each study, '<label> p' and '<label> y'."""
+    """Return the largest probability ('<label> p') and label ('<label> y') of each study."""
     predicted = pd.read_csv(folder / f'predictions_{split}.csv').set_index('Path')
     csv = 'train.csv' if split == 'holdout' else f'{split}.csv'
     labels = pd.read_csv(data / csv).set_index('Path').loc[predicted.index, list(LABELS)]
-    # As the data has it: blank is negative, uncertain is not scored.
+    # In this data set, blank is negative, and uncertain is not scored.
     labels = labels.fillna(0).where(lambda cells: cells != -1)
     table = pd.concat([predicted.add_suffix(' p'), labels.add_suffix(' y')], axis=1)
     return table.groupby(table.index.str.rsplit('/', n=1).str[0]).max()
@@ -75,7 +75,7 @@ def test_scores_are_those_of_the_prediction_files(finished: Path, many: Path) ->
         want = roc_auc_score(y[known], p[known])
         assert part['scores']['auroc']['value'] == pytest.approx(want, abs=1e-9)
         if part['threshold'] is not None:
-            called = p[known] >= part['threshold'] * (1 - 1e-8)  # the file has nine digits
+            called = p[known] >= part['threshold'] * (1 - 1e-8)  # the file contains nine digits
             want = f1_score(y[known], called, zero_division=np.nan)
             assert part['scores']['f1']['value'] == pytest.approx(want, nan_ok=True)
     assert scored > 8
@@ -103,7 +103,7 @@ def test_thresholds_are_youdens_on_the_held_out_patients(finished: Path, many: P
 
 
 @pytest.mark.slow
-def test_groups_and_maps_are_there(finished: Path) -> None:
+def test_the_report_contains_groups_and_maps(finished: Path) -> None:
     report = json.loads((finished / 'report.json').read_text())
     columns = {part['column']: part for part in report['sets'][1]['groups']}
     assert set(columns) == {'Sex', 'Age', 'View'}
@@ -123,7 +123,7 @@ def test_groups_and_maps_are_there(finished: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_head_states_training_images_epoch_and_time(finished: Path, many: Path) -> None:
+def test_the_overview_states_training_images_epoch_and_time(finished: Path, many: Path) -> None:
     report = json.loads((finished / 'report.json').read_text())
     rows = {row['name']: row['value'] for row in report['run']}
     csv = pd.read_csv(many / 'train.csv')
@@ -248,7 +248,7 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trained = default_config()
-    # Options that a fine-tuning can have.
+    # Options of fine-tuning.
     trained.merge_from_file(str(ROOT / 'configs/base/chexpert_finetune.yaml'))
     trained.MODEL.NUM_CLASSES = 14
     torch.save({'model': {}, 'config': trained.dump()}, tmp_path / 'c.pth')

@@ -1,4 +1,4 @@
-"""Saliency maps against closed forms and brute force; the check; the cases; the image."""
+"""Saliency maps against closed forms and brute force, the check, and the figures."""
 
 import logging
 import math
@@ -38,7 +38,7 @@ VIT = {'img_size': SIZE, 'patch_size': 8, 'in_chans': 1, 'num_classes': 3, 'embe
 
 
 def build(kind: str, **options: object) -> nn.Module:
-    """A small encoder with weights large enough to matter."""
+    """Build a small encoder with large weights."""
     torch.manual_seed(0)
     if kind == 'swin':
         model = SwinTransformer(**SWIN | options)
@@ -58,7 +58,7 @@ KINDS = ('swin', 'vit', 'vit_class_token')
 
 
 def test_linear_model_on_pooled_features_gives_its_own_weights():
-    """A score w . mean(A): the weights are w / places, so the map is max(w . A, 0) over its max."""
+    """For the score w . mean(A), the map is max(w . A, 0) divided by its maximum."""
     conv, head = nn.Conv2d(1, 5, 3, padding=1), nn.Linear(5, 2)
     model = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     images = random_images(4, 6)
@@ -71,7 +71,7 @@ def test_linear_model_on_pooled_features_gives_its_own_weights():
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_grad_cam_of_an_encoder_equals_finite_differences(kind):
-    """The weight of a feature is the change of the score if it rises everywhere at once."""
+    """The weight of a feature is the change of the score if the feature rises everywhere."""
     model, images = build(kind).double().eval(), random_images(1).double()
     target, kept = model.saliency_layer(), []
 
@@ -103,7 +103,7 @@ def test_grad_cam_of_an_encoder_equals_finite_differences(kind):
 
 @pytest.mark.parametrize('kind', KINDS[1:])
 def test_rollout_equals_the_product_of_attentions_from_weights(kind):
-    """The attention is computed from the weights of each block, and multiplied from the last."""
+    """The reference computes the attention from the weights of each block."""
     model, images = build(kind, use_rpb=True).eval(), random_images(2)
     inputs = []
     for block in model.blocks:
@@ -179,7 +179,7 @@ def test_the_image_shows_the_xray_and_the_map_over_it(tmp_path: Path):
     left, right = np.split(shown, np.flatnonzero(np.diff(shown) > 1)[:1] + 1)
     plain = (pixels == 100).all(axis=2)
     rows = np.flatnonzero(plain[:, left[0]])
-    assert plain[rows[0] : rows[-1] + 1, left].all()  # the X-ray, grey throughout
+    assert plain[rows[0] : rows[-1] + 1, left].all()  # the X-ray contains only grey
     assert plain[:, right].sum() == pytest.approx(0.75 * plain[:, left].sum(), rel=0.05)
     hot = np.array([240, 249, 33]) * 0.75 + 100 * 0.25  # plasma's last colour, 75 % opaque
     inside = pixels[rows[0] + 10 : rows[0] + 90, right[0] + 10 : right[0] + 90]

@@ -1,4 +1,4 @@
-"""Masked encoders, reconstruction heads and losses, and what the optimizer asks of them."""
+"""Masked encoders, reconstruction heads and losses, and the layers for the optimizer."""
 
 from types import SimpleNamespace
 
@@ -37,7 +37,7 @@ both_encoders = pytest.mark.parametrize('kind', ['swin', 'vit'])
 
 
 def tiny_model(kind: str, is_pretrain: bool = True, **overrides: object) -> nn.Module:
-    """A small seeded model; in names of overrides `__` stands for a dot."""
+    """Build a small seeded model. `__` in the names of overrides stands for a dot."""
     config = default_config()
     options = TINY[kind] | {key.replace('__', '.'): value for key, value in overrides.items()}
     for key, value in options.items():
@@ -46,8 +46,8 @@ def tiny_model(kind: str, is_pretrain: bool = True, **overrides: object) -> nn.M
     return build_model(config, is_pretrain=is_pretrain)
 
 
-def livelier(model: nn.Module) -> nn.Module:
-    """Larger weights than fresh ones, so that every part shows in the output."""
+def enlarge_weights(model: nn.Module) -> nn.Module:
+    """Enlarge the initial weights, so that every part affects the output."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -63,13 +63,13 @@ def half_hidden(model: nn.Module, images: int = 2) -> torch.Tensor:
 
 
 def hidden_pixels(model: nn.Module, mask: torch.Tensor) -> torch.Tensor:
-    """[B, 1, S, S] bool, by a Kronecker product."""
+    """Return the hidden pixels, [B, 1, S, S] bool, by a Kronecker product."""
     patch = np.ones((1, model.patch_size, model.patch_size), dtype=np.int64)
     return torch.from_numpy(np.kron(mask.numpy(), patch)).bool().unsqueeze(1)
 
 
 class ZeroFeatures(nn.Module):
-    """An encoder whose features are 0, so that the head's bias is the reconstruction."""
+    """An encoder with features 0, so that the reconstruction is the bias of the head."""
 
     num_features, patch_size, stride = 3, 2, 4
 
@@ -81,7 +81,7 @@ class ZeroFeatures(nn.Module):
         return x.new_zeros(len(x), 3, x.shape[-2] // 4, x.shape[-1] // 4)
 
 
-def test_one_channel_loss_is_the_written_out_mean_not_three_times_it() -> None:
+def test_loss_with_one_channel_is_the_mean_and_not_three_times_the_mean() -> None:
     model = SimMIM(ZeroFeatures(in_chans=1))
     nn.init.zeros_(model.decoder[0].bias)
     x = torch.zeros(1, 1, 4, 4)
@@ -103,7 +103,7 @@ ERRORS = {
 )
 def test_loss_equals_a_loop_over_pixels(loss: str, pixels: str, channels: int) -> None:
     options = {'MODEL__SIMMIM__LOSS': loss, 'MODEL__SIMMIM__LOSS_PIXELS': pixels}
-    model = livelier(tiny_model('vit', MODEL__IN_CHANS=channels, **options))
+    model = enlarge_weights(tiny_model('vit', MODEL__IN_CHANS=channels, **options))
     x, mask = torch.randn(2, channels, 32, 32), half_hidden(model)
     mask[0, 3, 3] = 1  # the images differ in how much is hidden
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_head_puts_channels_where_the_shuffle_expects_them() -> None:
 
 @both_encoders
 def test_mlp_head_is_two_convolutions_with_gelu_between(kind: str) -> None:
-    model = livelier(tiny_model(kind, MODEL__SIMMIM__HEAD='mlp'))
+    model = enlarge_weights(tiny_model(kind, MODEL__SIMMIM__HEAD='mlp'))
     width = model.encoder.num_features
     state = model.state_dict()
     shapes = {key: list(state[key].shape) for key in state if key.startswith('decoder.')}
@@ -156,7 +156,7 @@ def test_mlp_head_is_two_convolutions_with_gelu_between(kind: str) -> None:
 
 @both_encoders
 def test_hidden_pixels_do_not_reach_the_features(kind: str) -> None:
-    model = livelier(tiny_model(kind)).eval()
+    model = enlarge_weights(tiny_model(kind)).eval()
     mask = half_hidden(model)
     hidden = hidden_pixels(model, mask)
     x = torch.randn(2, 1, 32, 32)
@@ -171,7 +171,7 @@ def test_hidden_pixels_do_not_reach_the_features(kind: str) -> None:
 
 @both_encoders
 def test_every_pretraining_parameter_gets_a_gradient(kind: str) -> None:
-    """DDP stops at the second step otherwise."""
+    """DistributedDataParallel would stop at the second step otherwise."""
     overrides = {'MODEL__VIT__USE_MEAN_POOLING': True, 'MODEL__SWIN__APE': True}
     model = tiny_model(kind, **overrides)
     model(torch.randn(2, 1, 32, 32), half_hidden(model)).backward()
@@ -181,7 +181,7 @@ def test_every_pretraining_parameter_gets_a_gradient(kind: str) -> None:
 
 @both_encoders
 def test_loss_is_float32_under_autocast(kind: str) -> None:
-    model = livelier(tiny_model(kind))
+    model = enlarge_weights(tiny_model(kind))
     x, mask = torch.randn(2, 1, 32, 32), half_hidden(model)
     full = model(x, mask)
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -198,10 +198,10 @@ def test_loss_is_float32_under_autocast(kind: str) -> None:
 
 @both_encoders
 def test_checkpointing_changes_no_gradient(kind: str) -> None:
-    """Dropout and stochastic depth are on: the second pass must draw the same."""
+    """With dropout and stochastic depth, the second forward pass must draw the same numbers."""
     gradients = []
     for use_checkpoint in (False, True):
-        model = livelier(
+        model = enlarge_weights(
             tiny_model(
                 kind,
                 TRAIN__USE_CHECKPOINT=use_checkpoint,

@@ -1,4 +1,4 @@
-"""Scores by group, standardised ones against scikit-learn's weighted AUROC and by hand."""
+"""Scores of groups, and standardised scores against scikit-learn and by hand."""
 
 import numpy as np
 import pytest
@@ -19,9 +19,9 @@ def by_group(cases, *, resamples=None, level='image', column='Sex'):
 
 
 def two_sexes(known):
-    """2,000 of either sex, half of them old; `known` {(sex, age): rows} have a target.
+    """Draw 2,000 cases of each sex, half of them old, with `known` {(sex, age): rows} targets.
 
-    The old are harder: the score tells little of them.
+    Old cases have noisier scores.
     """
     rng = np.random.default_rng(0)
     sex = np.repeat(np.array(['Female', 'Male'], object), 2000)
@@ -35,7 +35,7 @@ def two_sexes(known):
 
 
 def test_standardised_is_weighed_over_the_known_rows():
-    """Both sexes are made up alike; of the one the young are labelled, of the other the old."""
+    """Both sexes have the same ages, but known labels are mostly of young women and old men."""
     counts = {('Female', '40-59'): 900, ('Female', '60-79'): 100,
               ('Male', '40-59'): 100, ('Male', '60-79'): 900}  # fmt: skip
     cases = two_sexes(counts)
@@ -44,7 +44,7 @@ def test_standardised_is_weighed_over_the_known_rows():
     for sex in ('Female', 'Male'):
         rows = (cases.groups['Sex'] == sex) & ~np.isnan(cases.targets[:, 0])
         pair = cases.targets[rows, 0], cases.probabilities[rows, 0]
-        # Among everyone known the ages are equal: 1,000 each of 2,000.
+        # Among all known cases, both ages are equally frequent: 1,000 each of 2,000.
         weights = [0.5 / (counts[sex, age] / 1000) for age in cases.groups['Age'][rows]]
         areas[sex] = [roc_auc_score(*pair), roc_auc_score(*pair, sample_weight=weights)]
         part = found[sex]['label 0']
@@ -56,20 +56,20 @@ def test_standardised_is_weighed_over_the_known_rows():
 
 
 def test_each_label_has_its_own_weights():
-    """Four rows of a group and four others; strata a and b by hand."""
+    """The weights for four rows of a group and four other rows are computed by hand."""
     age = np.array(['a', 'a', 'a', 'b', 'a', 'b', 'b', 'b'], object)
     targets = np.array(
         [[1, 1], [0, NAN], [1, NAN], [0, 0], [1, 1], [0, NAN], [0, 0], [NAN, NAN]], float
     )
     everyone = make_cases(np.full((8, 2), 0.5), targets, groups={'Age': age})
     weights = standard_weights(everyone, everyone.select(np.arange(4)), ['Age'])
-    # Label 0: a is 4 of 7 among everyone, 3 of 4 in the group. Label 1: 2 of 4, 1 of 2.
+    # Label 0: a has 4 of all 7 rows and 3 of 4 in the group. Label 1: 2 of 4 and 1 of 2.
     a, b = (4 / 7) / (3 / 4), (3 / 7) / (1 / 4)
     np.testing.assert_allclose(weights, [[a, 1], [a, 0], [a, 0], [b, 1]])
     assert weights[:, 0].mean() == pytest.approx(1)
 
 
-def test_intervals_of_the_standardised_are_of_the_same_resamples():
+def test_standardised_intervals_use_the_same_resamples():
     rng = np.random.default_rng(2)
     cases = two_sexes({('Female', '60-79'): 40, ('Male', '40-59'): 60})
     cases = cases.select(rng.permutation(4000)[:300])
@@ -87,8 +87,8 @@ def test_intervals_of_the_standardised_are_of_the_same_resamples():
     assert [part['low'], part['high']] == pytest.approx(np.percentile(areas, [2.5, 97.5]))
 
 
-def test_a_stratum_of_a_view_that_no_whole_study_begins_with_weighs_nothing():
-    """A study's text is its first image's: here the lateral image alone has an age."""
+def test_a_stratum_that_no_study_has_gets_weight_0():
+    """The age of a study is the age of the first image. Here only the lateral image has one."""
     study = np.array(['test/patient1/study1'] * 2 + ['test/patient2/study1'] * 2, object)
     groups = {
         'View': np.array(['Frontal', 'Lateral'] * 2, object),

@@ -1,4 +1,4 @@
-"""Targets of reconstruction: averaged over cells, normalised by masking unit, and their figures."""
+"""Reconstruction targets: averages over cells, normalised masking units, and logged errors."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ GIVEN = '_given_patch_statistics'
 
 
 def seeded(kind: str = 'vit', channels: int = 1, **options: object) -> nn.Module:
-    """A small model of stride 8 at 32 px."""
+    """Build a small model with stride 8 for 32 px images."""
     config = make_config(kind, channels, DATA__MASK_PATCH_SIZE=8, **options)
     check_config(config, 'simmim')
     torch.manual_seed(0)
@@ -25,7 +25,7 @@ def seeded(kind: str = 'vit', channels: int = 1, **options: object) -> nn.Module
 
 
 def batch(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two images and masks in units of 8 px; the images differ in how much is hidden."""
+    """Return two images with masks of 8 px units and different mask ratios."""
     torch.manual_seed(1)
     units = torch.tensor([[[1, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 0, 1]],
                           [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]])  # fmt: skip
@@ -40,7 +40,7 @@ def predictions(model: nn.Module, x: torch.Tensor, mask: torch.Tensor) -> np.nda
 
 
 def patches_as_mae(images: np.ndarray, p: int) -> np.ndarray:
-    """MAE's patchify and norm_pix_loss, patch by patch: [B, h, w, p * p * C]."""
+    """Apply MAE's patchify and norm_pix_loss to each patch: [B, h, w, p * p * C]."""
     side = images.shape[-1] // p
     target = np.zeros((len(images), side, side, p * p * images.shape[1]))
     for b, row, column in np.ndindex(len(images), side, side):
@@ -75,7 +75,7 @@ def test_loss_equals_a_loop_over_cells(kind, channels, head, size, pixels) -> No
 
 
 @pytest.mark.parametrize('channels, unit', [(1, 16), (3, 4)])
-def test_normalised_patches_are_maes(channels: int, unit: int) -> None:
+def test_normalised_patches_equal_maes_patches(channels: int, unit: int) -> None:
     torch.manual_seed(3)
     x = torch.randn(2, channels, 32, 32) * 5 + 2
     x[0, :, :16, :16] = 0.25  # a border without structure
@@ -90,7 +90,7 @@ def test_normalised_patches_are_maes(channels: int, unit: int) -> None:
 
 
 def test_loss_of_normalised_patches_equals_a_loop() -> None:
-    """Statistics are those of the masking unit, 8 px, after averaging; the ViT's patch is 4 px."""
+    """The statistics belong to masking units of 8 px, although the ViT's patches have 4 px."""
     size = 16
     options = {'TARGET': 'patch_normalised', 'TARGET_SIZE': size}
     options = {f'MODEL__SIMMIM__{key}': value for key, value in options.items()}
@@ -128,13 +128,13 @@ def test_a_perfect_prediction_becomes_the_image(kind: str, cell: int) -> None:
         ('TARGET', {'TARGET': 'patch_normalised', 'TARGET_SIZE': 4}),
     ],
 )
-def test_impossible_targets_are_refused(key: str, options: dict) -> None:
+def test_invalid_targets_raise_an_error(key: str, options: dict) -> None:
     with pytest.raises(ValueError, match=f'MODEL.SIMMIM.{key} '):
         seeded(**{f'MODEL__SIMMIM__{name}': value for name, value in options.items()})
 
 
 def pretrain(phantom, tmp_path, **options: object) -> list[dict]:
-    """Metrics of a run at 64 px with units of 16 px, before training and after each epoch."""
+    """Return the metrics of a 64 px run with 16 px units, before training and after each epoch."""
     data = {'IMG_SIZE': 64, 'MASK_PATCH_SIZE': 16, 'TRAIN_IMAGES': 40}
     train = {'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.5, 'EPOCHS': 3}
     model, few = VIT | {'SIMMIM': options, 'DROP_PATH_RATE': 0.0}, {'HOLDOUT_IMAGES': 6}

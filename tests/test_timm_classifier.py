@@ -1,4 +1,4 @@
-"""Models of timm as classifiers: what timm computes, under this project's interface."""
+"""Timm models as classifiers compute the same as in timm."""
 
 import logging
 from pathlib import Path
@@ -27,7 +27,7 @@ def images(size: int, count: int = 2, channels: int = 1, seed: int = 0) -> torch
 
 
 def timm_twin(model: TimmClassifier) -> torch.nn.Module:
-    """The classifier of timm with the same weights."""
+    """Build the classifier of timm with the same weights."""
     options = dict(model.layout.options, num_classes=len(model.head.weight))
     twin = timm.create_model(model.name, **options)
     weight, bias = sorted(model.layout.classifier, reverse=True)
@@ -37,7 +37,7 @@ def timm_twin(model: TimmClassifier) -> torch.nn.Module:
 
 
 def make_config(name: str = 'resnet18', size: int = 32, **options):
-    """Options of fine-tuning; others by key, __ for a dot."""
+    """Return a config of fine-tuning. `__` in the names of overrides stands for a dot."""
     config = default_config()
     config.MODEL.TYPE, config.MODEL.TIMM.NAME, config.MODEL.IN_CHANS = 'timm', name, 1
     config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES, config.DATA.DATASET = size, 14, 'chexpert'
@@ -48,11 +48,11 @@ def make_config(name: str = 'resnet18', size: int = 32, **options):
     return config
 
 
-# What it computes
+# Outputs
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'test_vit'])
-def test_it_is_timms_own_classifier(name: str) -> None:
+def test_logits_equal_those_of_timm(name: str) -> None:
     torch.manual_seed(0)
     model = TimmClassifier(name, 32, 1, 3).eval()
     x = images(32)
@@ -97,7 +97,7 @@ def test_rates_and_decay_of_layers_are_timms() -> None:
 
 
 def test_grad_cam_of_a_resnet_is_computed_by_hand() -> None:
-    """64 px: the last map has 2 x 2 places; its gradient is the head's weight over 4."""
+    """At 64 px, the last map is 2 x 2, and the gradient is the weight of the head over 4."""
     torch.manual_seed(0)
     model = TimmClassifier('resnet18', 64, 1, 3).eval()
     x = images(64)
@@ -128,7 +128,7 @@ def test_maps_are_of_the_last_features_before_pooling(name: str, size: int, laye
     assert layout.width == timm.create_model(name).head_hidden_size
 
 
-# What is refused
+# Errors
 
 REFUSED = [
     ('MODEL.TIMM.NAME', dict(MODEL__TIMM__NAME='resnet5O')),
@@ -140,7 +140,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize('key, options', REFUSED)
-def test_impossible_options_are_refused(key: str, options: dict) -> None:
+def test_invalid_options_raise_an_error(key: str, options: dict) -> None:
     with pytest.raises(ValueError, match=key):
         check_config(make_config(**options), 'finetune')
 
@@ -149,7 +149,7 @@ def test_impossible_options_are_refused(key: str, options: dict) -> None:
 
 
 def fine_tune(name: str, folder: Path, phantom: Path, *options: str, **sections: dict) -> Path:
-    """The folder of a tiny run."""
+    """Fine-tune in a tiny run and return the run folder."""
     model = RESNET | {'TIMM': {'NAME': name}}
     cfg = tiny_config(folder / 'run.yaml', 'finetune', model, **sections)
     assert run_main('finetune', arguments(cfg, phantom, folder / 'out', *options)) == 0
@@ -158,7 +158,7 @@ def fine_tune(name: str, folder: Path, phantom: Path, *options: str, **sections:
 
 @pytest.mark.slow
 def test_a_resnet_learns_and_its_last_layer_alone(phantom, tmp_path) -> None:
-    """Loss falls on 28 images; 'last_layer' leaves the encoder, running statistics included."""
+    """The loss falls, and 'last_layer' changes neither encoder nor running statistics."""
     name = 'test_resnet'
     train = {'EPOCHS': 3, 'WARMUP_EPOCHS': 0, 'BASE_LR': 0.5, 'ACCUMULATION_STEPS': 1}
     full = fine_tune(name, tmp_path / 'full', phantom, TRAIN=train)
