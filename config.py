@@ -254,7 +254,7 @@ _C.TRAIN.CHECKPOINT_KEEPS = 'nothing'
 _C.TRAIN.COMPILE = 'auto'
 # [CheXpert] Number format for the exchange of gradients: 'float32' or 'bfloat16'.
 _C.TRAIN.GRADIENT_EXCHANGE = 'float32'
-# Fine-tuning: learning rate of a layer divided by that of the next layer, in (0, 1].
+# Fine-tuning: ratio of the learning rates of a layer and the next layer, in (0, 1].
 _C.TRAIN.LAYER_DECAY = 1.0
 # [CheXpert] Optimizer steps between two checkpoints within an epoch; 0: none.
 _C.TRAIN.SAVE_EVERY_STEPS = 0
@@ -360,7 +360,7 @@ _C.EVAL.SELECT = 'auto'
 _C.EVAL.HOLDOUT_IMAGES = 256
 # [CheXpert] Test-time augmentation: 'none', or 'crops' (mean over centre and corner crops).
 _C.EVAL.TTA = 'none'
-# [CheXpert] Whether predictions are averaged with those of the mirrored image.
+# [CheXpert] Whether predictions are averaged over the image and the mirrored image.
 _C.EVAL.TTA_FLIP = False
 # [CheXpert] Paths of checkpoints whose probabilities --eval averages; []: a single checkpoint.
 _C.EVAL.ENSEMBLE = []
@@ -488,21 +488,22 @@ LEGACY_KEYS = {
     'MODEL.TIMM.IN_CHANS': 'MODEL.IN_CHANS',
     'LOCAL_RANK': None,
 }
-# Name of a flag -> key.
-FLAG_KEYS = {
-    'batch_size': 'DATA.BATCH_SIZE',
-    'data_path': 'DATA.DATA_PATH',
-    'pretrained': 'PRETRAINED',
-    'resume': 'MODEL.RESUME',
-    'accumulation_steps': 'TRAIN.ACCUMULATION_STEPS',
-    'use_checkpoint': 'TRAIN.USE_CHECKPOINT',
-    'amp_opt_level': 'AMP_OPT_LEVEL',
-    'output': 'OUTPUT',
-    'tag': 'TAG',
-    'eval': 'EVAL_MODE',
-    'throughput': 'THROUGHPUT_MODE',
-    'check': 'CHECK_MODE',
+# Name of a flag -> (key, help text).
+FLAGS = {
+    'batch_size': ('DATA.BATCH_SIZE', 'images per process and forward pass'),
+    'data_path': ('DATA.DATA_PATH', 'root folder of the data'),
+    'pretrained': ('PRETRAINED', 'checkpoint whose encoder the run starts from'),
+    'resume': ('MODEL.RESUME', 'checkpoint to resume from'),
+    'accumulation_steps': ('TRAIN.ACCUMULATION_STEPS', 'batches per optimizer step'),
+    'use_checkpoint': ('TRAIN.USE_CHECKPOINT', 'gradient checkpointing'),
+    'amp_opt_level': ('AMP_OPT_LEVEL', 'O0: float32; O1, O2: autocast'),
+    'output': ('OUTPUT', 'root of all run folders; this run writes to OUTPUT/MODEL.NAME/TAG'),
+    'tag': ('TAG', 'last part of the run folder'),
+    'eval': ('EVAL_MODE', 'only evaluate'),
+    'throughput': ('THROUGHPUT_MODE', 'only measure images per second'),
+    'check': ('CHECK_MODE', 'only check everything that the run needs'),
 }
+FLAG_KEYS = {flag: key for flag, (key, _) in FLAGS.items()}
 # Keys whose value is a list of names. Earlier versions wrote one name, or 'none' for an empty list.
 NAME_LISTS = ('DATA.PREPROCESS',)
 # Classes in the checkpoints of SimMIM and MAE that the safe loader must accept.
@@ -563,18 +564,11 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add('--cfg', required=True, metavar='FILE', help='YAML file of options')
     add('--opts', nargs='+', action='extend', metavar='KEY VALUE', help='pairs of key and value')
-    add('--batch-size', type=int, help='images per process and forward pass')
-    add('--data-path', help='root folder of the data')
-    add('--pretrained', help='checkpoint whose encoder the run starts from')
-    add('--resume', help='checkpoint to resume from')
-    add('--accumulation-steps', type=int, help='batches over which gradients are accumulated')
-    add('--use-checkpoint', action='store_const', const=True, help='gradient checkpointing')
-    add('--amp-opt-level', choices=['O0', 'O1', 'O2'], help='O0: float32; O1, O2: autocast')
-    add('--output', help='root of all run folders; this run writes to OUTPUT/MODEL.NAME/TAG')
-    add('--tag', help='last part of the run folder')
-    add('--eval', action='store_const', const=True, help='only evaluate')
-    add('--throughput', action='store_const', const=True, help='only measure images per second')
-    add('--check', action='store_const', const=True, help='only check everything the run needs')
+    for flag, (key, text) in FLAGS.items():
+        kind = type(value_at(_C, key))
+        value = {'type': kind, 'choices': CHOICES.get(key)}
+        options = {'action': 'store_const', 'const': True} if kind is bool else value
+        add(f'--{flag.replace("_", "-")}', help=text, **options)
     add('--local_rank', '--local-rank', type=int, help='accepted and ignored')
     return parser
 

@@ -32,10 +32,7 @@ DETAIL = {'is_detail': True}
 def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') -> logging.Logger:
     """Create a logger that appends to `log_rank<r>.txt`, and on rank 0 also writes to the console.
 
-    Args:
-        output_dir: Existing folder.
-        dist_rank: Rank of this process.
-        name: Name of the logger, which each line of the file contains.
+    The folder must exist. Each line of the file contains the name of the logger.
 
     Raises:
         OSError: If the log file cannot be opened.
@@ -64,12 +61,8 @@ def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') ->
 class ScalarLog:
     """Writes the metrics of a run: one JSON object per epoch to `metrics.jsonl`, and TensorBoard.
 
-    Non-finite values are written as null. Failed writes are logged as warnings.
-
-    Args:
-        folder: Run folder.
-        enabled: Whether anything is written. Only rank 0 writes.
-        logger: Receives warnings.
+    Non-finite values are written as null. Failed writes are logged as warnings. Only rank 0 is
+    `enabled`.
 
     Raises:
         OSError: If the files cannot be created.

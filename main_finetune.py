@@ -102,8 +102,7 @@ def finetune(run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction
     loader = getattr(loaders, split)
     if split == 'valid':
         logger.warning(
-            'EVAL.SELECT_ON valid: the split valid selects the checkpoint, so the scores on valid '
-            'are too high'
+            'EVAL.SELECT_ON valid: scores on valid are too high, as it selects the epoch'
         )
     selection = Selection(loader, split)
     state = fit(run, model, loaders.train, loss_fn, after_epoch=selection)

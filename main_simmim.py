@@ -132,11 +132,9 @@ def reconstruct(run: Run, model: nn.Module, loader: DataLoader) -> Iterator[Reco
 def mean_errors(name: str, sums: np.ndarray, suffix: str) -> dict[str, float]:
     """Compute the mean errors of the model and of the trivial predictors.
 
-    Args:
-        name: Prefix of the names of all values.
-        sums: [P, 3], the summed normalised error, the summed error in grey levels and the number
-            of pixels, for the model and then for each trivial predictor.
-        suffix: Suffix of the names of the model's values.
+    The sums [P, 3] are the normalised error, the error in grey levels and the number of pixels, for
+    the model and then for each trivial predictor. `name` is the prefix of the names of all values,
+    and `suffix` the suffix for the model.
     """
     suffixes = [suffix, *(f'_{predictor}' for predictor in TRIVIAL_PREDICTORS)]
     values = {}

@@ -63,10 +63,8 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
     """Write a checkpoint and its checksum `<name>.sha256` atomically.
 
     After any interruption, including a power failure, either the previous file or the new one can
-    be read, because the old checksum is removed before the new file takes its name.
-
-    Raises:
-        OSError: If the disk is full or the folder cannot be written. The error names the file.
+    be read, because the old checksum is removed before the new file takes its name. An OSError, for
+    example on a full disk, names the file.
     """
     path = Path(path)
     checksum = checksum_file(path)
@@ -243,11 +241,7 @@ def checkpoint_to_evaluate(config: Config, folder: Path) -> str | Path:
 
 
 def read_resumable(path: str | Path) -> dict:
-    """Read a checkpoint from which training can resume.
-
-    Raises:
-        ValueError: If RESUME_KEYS are missing, such as in a file that contains only weights.
-    """
+    """Read a checkpoint, or raise a ValueError if training cannot resume from it."""
     saved = read_checkpoint(path)
     missing = [key for key in RESUME_KEYS if key not in saved]
     if missing:
@@ -256,11 +250,6 @@ def read_resumable(path: str | Path) -> dict:
             'Start from the weights with --pretrained.'
         )
     return saved
-
-
-def load_weights(path: str | Path, model: nn.Module, logger: logging.Logger) -> None:
-    """Load the weights of a checkpoint of the same model for evaluation."""
-    load_model_state(model, read_checkpoint(path)['model'], str(path), logger)
 
 
 def load_model_state(
@@ -280,7 +269,7 @@ def load_model_state(
 def same_entries(
     model: nn.Module, state_dict: dict[str, Tensor], source: str | Path
 ) -> dict[str, Tensor]:
-    """Return the entries without BUFFERS, after checking that they are those of the model.
+    """Return the entries without BUFFERS, after checking that they fit the model.
 
     Raises:
         ValueError: If entries are missing or unexpected, or have another shape.
@@ -347,12 +336,8 @@ def load_pretrained(
 ) -> None:
     """Load the weights in PRETRAINED into a model, and log how each entry was used.
 
-    Args:
-        config: Run configuration.
-        model: Model that receives the weights.
-        logger: Receives the report.
-        convert: Function (config, checkpoint, model) -> (entries to load, report), such as
-            `models.pretrained.fit_pretrained`.
+    `convert` is a function (config, checkpoint, model) -> (entries to load, report), such as
+    `models.pretrained.fit_pretrained`.
 
     Raises:
         ValueError: If the file cannot be read, or its entries do not fit the model.

@@ -57,11 +57,9 @@ def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
 
 
 def views_of(images: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
-    """Yield the test-time views of a batch one at a time, to save device memory.
+    """Yield the test-time views [B, C, S, S] of a batch one at a time, to save device memory.
 
-    Args:
-        images: [B, C, S, S] for a single view, or [B, T, C, S, S] for T views.
-        device: Device of the views [B, C, S, S].
+    The images are [B, C, S, S] for a single view, or [B, T, C, S, S] for T views.
     """
     for view in images.unbind(1) if images.ndim == 5 else [images]:
         yield view.to(device, non_blocking=True)
@@ -127,13 +125,7 @@ class Compiled(nn.Module):
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        how: str,
-        *,
-        num_images: int,
-        graphs: bool,
-        logger: logging.Logger,
+        self, module: nn.Module, how: str, *, num_images: int, graphs: bool, logger: logging.Logger
     ) -> None:
         super().__init__()
         self.module = module

@@ -61,11 +61,7 @@ def barrier() -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """Return the values of all ranks, in the order of the ranks, on every rank.
-
-    Args:
-        value: Picklable object.
-    """
+    """Return the (picklable) values of all ranks, in the order of the ranks, on every rank."""
     if not dist.is_initialized():
         return [value]
     values = [None] * world_size()

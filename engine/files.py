@@ -36,10 +36,7 @@ def atomic_writer(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for writing, and replace the previous file once all data is on disk.
 
     The data is first written to `<name>.tmp` in the same folder. If the block fails, the previous
-    file remains unchanged.
-
-    Raises:
-        OSError: If the disk is full or the folder cannot be written. The error names the file.
+    file remains unchanged. An OSError, for example on a full disk, names the file.
     """
     path = Path(path)
     temporary = path.with_name(f'{path.name}.tmp')

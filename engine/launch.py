@@ -71,11 +71,8 @@ class Failures:
     """Shares the failures of a run's processes through files `failure_rank<r>.json`.
 
     A process that fails only because another one is gone writes no file, so the earliest file
-    contains the cause. All ranks must create this object at the same time.
-
-    Args:
-        folder: Run folder.
-        clear: Whether to remove the files of an earlier run.
+    contains the cause. All ranks must create this object at the same time. `clear` removes the
+    files of an earlier run.
     """
 
     def __init__(self, folder: Path, *, clear: bool) -> None:
@@ -86,7 +83,7 @@ class Failures:
         self.run = distributed.broadcast(f'{socket.gethostname()} {os.getpid()} {time.time_ns()}')
 
     def record(self, message: str) -> None:
-        """Write a file that tells the other processes why this one failed."""
+        """Write the reason of a failure to a file for the other processes."""
         record = {'run': self.run, 'time': time.time(), 'rank': distributed.rank()}
         record |= {'host': socket.gethostname(), 'message': message}
         with contextlib.suppress(OSError):  # the folder may be the cause; the log has the message
@@ -130,11 +127,6 @@ class Failures:
 def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None = None) -> int:
     """Parse the flags, set up the run and call `main`. An error becomes the last line of the log.
 
-    Args:
-        stage: 'simmim', 'contrastive' or 'finetune'.
-        main: Function that runs the stage and may return an exit code.
-        argv: Command-line flags; None for those of this process.
-
     Returns:
         Exit code: the code of `main` or 0; 1 for an unexpected error, whose traceback is logged; 2
         for a mistake of the user; 3 if another process failed or does not answer; 75 if a signal
@@ -150,6 +142,8 @@ def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None
         except (Exception, Terminated) as error:
             with _on_stop(signal.SIG_IGN):  # torchrun sends SIGTERM after another process failed
                 return _fail(process, error)
+        finally:
+            process.lock.close()  # also after a second Ctrl-C, for example in a notebook
 
 
 @dataclass
@@ -171,10 +165,6 @@ def setup_run(args: Namespace, process: Process) -> None:
     """Read the config, join the process group, set the seeds, and open the run folder and the logs.
 
     A run that does not train only writes its log.
-
-    Args:
-        args: Parsed flags.
-        process: Receives the run, the lock and the record of failures.
 
     Raises:
         ValueError: On all ranks, if the config is invalid, or if the folder is not writable, is

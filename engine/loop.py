@@ -280,7 +280,8 @@ def _train_batch_and_log(
     except NotFiniteError as error:
         _skip_step(run, state, error)
     is_due = i % run.config.PRINT_FREQ == 0 or i + 1 == state.num_batches
-    is_due = is_due and state.progress.has_losses()
+    progress = state.progress
+    is_due = is_due and bool(progress.num_losses or progress.waiting_losses)
     if is_due:
         flush_metrics(run, state)
     state.clock.batch_done()

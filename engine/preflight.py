@@ -45,21 +45,12 @@ class Finding(NamedTuple):
 
 
 def preflight(
-    run: Run,
-    model: nn.Module,
-    loaders: Loaders,
-    loss_fn: LossFunction | None = None,
+    run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction | None = None
 ) -> int:
     """Check and time a run, and log a table of findings and a verdict.
 
     The steps use the training code and real batches. The weights are discarded, and only the log is
-    written to the run folder.
-
-    Args:
-        run: Run.
-        model: Model.
-        loaders: Loaders of all splits.
-        loss_fn: Loss function of a batch; None for a probe, which trains nothing.
+    written to the run folder. `loss_fn` is None for a probe, which trains nothing.
 
     Returns:
         Exit code: 0 if the run is ready, 1 if there is a problem.
@@ -81,11 +72,7 @@ class Preflight:
     """Checks a run. Each method adds the findings of this rank."""
 
     def __init__(
-        self,
-        run: Run,
-        model: nn.Module,
-        loaders: Loaders,
-        loss_fn: LossFunction | None,
+        self, run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction | None
     ) -> None:
         self.run, self.config, self.model, self.loss_fn = run, run.config, model, loss_fn
         self.loaders = {k: loader for k, loader in loaders._asdict().items() if loader is not None}
@@ -338,7 +325,7 @@ class Preflight:
     def _read_seconds(self, loader: DataLoader) -> float:
         """Measure the seconds per image of the loader, after each worker has returned a batch."""
         images = 0
-        for number, batch in enumerate(_endless(loader)):
+        for number, batch in enumerate(endless_batches(loader)):
             now = synchronized_time(self.run.device)
             if number < max(1, loader.num_workers):
                 start = now
@@ -367,15 +354,17 @@ def format_bytes(num_bytes: float) -> str:
     return f'{num_bytes / size:,.1f} {unit}'
 
 
+def endless_batches(loader: DataLoader) -> Iterator[Batch]:
+    """Yield the batches of all epochs without end."""
+    for epoch in itertools.count():
+        if hasattr(loader.batch_sampler, 'set_epoch'):
+            loader.batch_sampler.set_epoch(epoch)
+        yield from loader
+
+
 def first_images(batch: Batch, size: int) -> Batch:
     """Return the first `size` images of a batch."""
     return tuple(item[:size] for item in batch)
-
-
-def _endless(loader: DataLoader) -> Iterator[Batch]:
-    for epoch in itertools.count():
-        loader.batch_sampler.set_epoch(epoch)
-        yield from loader
 
 
 def _with_options(run: Run, options: dict[str, Any]) -> Run:

@@ -31,7 +31,7 @@ from data.records import DATASETS
 from data.sources import source_configs
 from data.store import STORE_FILE, is_store, place_of
 from engine.downloads import describe_weights, is_url
-from engine.files import locked, replace_file, sha256
+from engine.files import checksum_file, locked, replace_file, sha256
 from logger import ScalarLog
 
 if TYPE_CHECKING:  # scripts that only read records do not need torch
@@ -51,12 +51,8 @@ HARDWARE = ('gpus', 'cpu', 'threads')  # facts about the environment recorded at
 class RunRecord:
     """Writes `run.json` (command, code, data, starts and end of a run) and `config.yaml`.
 
-    Problems with these files are logged and never stop a run.
-
-    Args:
-        folder: Run folder; None to record nothing.
-        facts: Facts that are known when the process starts.
-        logger: Receives warnings.
+    Problems with these files are logged and never stop a run. `facts` are known when the process
+    starts. Without a folder, nothing is recorded.
     """
 
     def __init__(
@@ -204,12 +200,27 @@ def refuse_another_run(folder: Path, config: Config) -> None:
     changes = _changed_options(config_text(before), config_text(config))
     if not finished or config.TRAIN.EPOCHS > before.TRAIN.EPOCHS:
         changes = [line for line in changes if line.startswith(PATIENT_OPTIONS)]
-    changes = _changed_weights(folder, config, before.PRETRAINED) + changes
+    changes = weights_changes(folder, config, before.PRETRAINED) + changes
     if changes:
         raise ValueError(
             f'{folder} contains another run ({"; ".join(changes[:SHOWN])}): choose another --tag '
             'or --output'
         )
+
+
+def weights_changes(folder: Path, config: Config, before: str) -> list[str]:
+    """List how PRETRAINED differs from the initial weights of the run in a folder, if known.
+
+    `before` is PRETRAINED of this run. URLs are compared as text, because nothing is downloaded.
+    """
+    given, is_probe = config.PRETRAINED, config.FINETUNE.MODE in PROBES
+    record = _known_record(folder)
+    first = next(iter(record.get('starts', [])), {})
+    if first.get('resumed_from'):
+        return []
+    if Path(given).is_file() or (is_probe and not given):
+        return run_changes(record, {'pretrained': weights_checksum(given)})
+    return [f'PRETRAINED: {before} -> {given}'] if is_url(given) and before != given else []
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
@@ -320,8 +331,14 @@ def describe_data(config: Config, loaders: 'Loaders') -> dict[str, Any]:
 
 def weights_checksum(path: str) -> str | None:
     """Return the SHA-256 of pre-trained weights, or None if the file does not exist."""
-    exists = is_url(path) or Path(path).is_file()
-    return describe_weights(path)['sha256'] if exists else None
+    if is_url(path):
+        return describe_weights(path)['sha256']
+    if not Path(path).is_file():
+        return None
+    # Computing the checksums of all runs of a sweep would take long.
+    file = checksum_file(Path(path))
+    known = file.read_text('utf-8', 'replace').split() if file.is_file() else []
+    return known[0] if known else sha256(path)
 
 
 def without_home(text: str) -> str:
@@ -378,23 +395,6 @@ _COMPARISONS: dict[str, Callable[[Any, Any], list[str]]] = {
     'environment': _changed_environment,
     'data': _changed_data,
 }
-
-
-def url_changes(before: str, now: str) -> list[str]:
-    """List the change of a URL in PRETRAINED, without downloading anything."""
-    return [f'PRETRAINED: {before} -> {now}'] if is_url(now) and before != now else []
-
-
-def _changed_weights(folder: Path, config: Config, before: str) -> list[str]:
-    """List how PRETRAINED differs from the initial weights of the run in the folder, if known."""
-    given, is_probe = config.PRETRAINED, config.FINETUNE.MODE in PROBES
-    record = _known_record(folder)
-    first = next(iter(record.get('starts', [])), {})
-    if first.get('resumed_from'):
-        return []
-    if Path(given).is_file() or (is_probe and not given):
-        return run_changes(record, {'pretrained': weights_checksum(given)})
-    return url_changes(before, given)
 
 
 def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:

@@ -53,11 +53,7 @@ class Saver:
         return self.stops or saves or (every > 0 and steps_done % every == 0)
 
     def save_step(self, state: TrainState) -> None:
-        """Save a checkpoint within an epoch.
-
-        Raises:
-            Preempted: If the run was asked to stop.
-        """
+        """Save a checkpoint within an epoch, and raise Preempted if the run was asked to stop."""
         self._save(state, checkpoint_name(state.epoch, state.step))
         if self.stops:
             self._stop(state)
@@ -134,10 +130,7 @@ class CheckpointWriter:
     def save(self, name: str, state: dict, *, best: bool = False) -> None:
         """Copy the contents of a checkpoint and start writing, after the previous write has ended.
 
-        Args:
-            name: File name.
-            state: Contents of the checkpoint.
-            best: Whether to write the contents also as BEST_CHECKPOINT, before `name`.
+        With `best`, the contents are first written as BEST_CHECKPOINT.
         """
         self.flush()
         for older in [each for each in self._waiting if each not in (BEST_CHECKPOINT, name)]:

@@ -10,7 +10,7 @@ from engine.device import throughput
 from engine.loop import LossFunction, fit
 from engine.preflight import preflight
 from engine.run_record import Run
-from utils import checkpoint_to_evaluate, load_weights
+from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
 
 
 def run_stage(
@@ -48,7 +48,8 @@ def run_stage(
     model, loss_fn = build()
     if config.EVAL_MODE:
         path = checkpoint_to_evaluate(config, run.folder)
-        load_weights(path, model.to(run.device), run.logger)
+        weights = read_checkpoint(path)['model']
+        load_model_state(model.to(run.device), weights, str(path), run.logger)
         after_epoch(run, model, -1)
         return 0
     if config.THROUGHPUT_MODE:

@@ -72,9 +72,6 @@ class Progress:
             self.last_norm = norm
         return None
 
-    def has_losses(self) -> bool:
-        return bool(self.num_losses or self.waiting_losses)
-
     def mean_loss(self) -> float:
         return self.loss_sum / self.num_losses if self.num_losses else math.nan
 
@@ -140,10 +137,7 @@ class TrainState:
     def contents(self, config: Config, rng: list[dict[str, Tensor]], *, finished: bool) -> dict:
         """Return the contents of a checkpoint (see `utils.RESUME_KEYS`).
 
-        Args:
-            config: Run configuration.
-            rng: States of the random generators of all ranks.
-            finished: Whether the epoch is finished.
+        `rng` has the states of the random generators of all ranks.
         """
         return {
             'model': self.module.state_dict(),
@@ -162,12 +156,6 @@ class TrainState:
 
     def restore(self, saved: dict, config: Config, *, source: str, logger: logging.Logger) -> None:
         """Resume from a checkpoint. Learning rates, weight decay and epochs come from the config.
-
-        Args:
-            saved: Contents of the checkpoint.
-            config: Run configuration.
-            source: Name of the checkpoint for messages.
-            logger: Receives warnings about changes.
 
         Raises:
             ValueError: If the model, the batches of an unfinished epoch, or the number of images
@@ -204,8 +192,8 @@ class TrainState:
         old, new = size * before, config.DATA.BATCH_SIZE * processes
         if self.compares_images and old != new:
             raise ValueError(
-                f'{self.source}: the loss compared {size} x {before} images (DATA.BATCH_SIZE x '
-                f'processes), and now {config.DATA.BATCH_SIZE} x {processes}. Resume with the same '
+                f'{self.source}: the loss compared the images of {before} process(es) x {size} '
+                f'(DATA.BATCH_SIZE), and now of {processes} x {config.DATA.BATCH_SIZE}. Keep the '
                 'number of images, or choose another --tag.'
             )
         old, new = old * saved.get('accumulation', 1), new * self.accumulation

@@ -30,14 +30,7 @@ from engine.files import replace_file
 from engine.run_record import is_finished
 from sweeps.budget import describe_budget
 from sweeps.files import ROOT, SECTIONS, Job, Sweep, load_sweep, only_rows, plan, without_cache
-from sweeps.plots import (
-    plot_curves,
-    plot_labels,
-    plot_losses,
-    plot_masks,
-    plot_subsets,
-    plot_sweep,
-)
+from sweeps.plots import plot_curves, plot_labels, plot_losses, plot_masks, plot_subsets, plot_sweep
 from sweeps.power import count_cases, describe_power
 from sweeps.results import SPLITS, collect, read_collected, save_collected
 from sweeps.runner import LOGS, Runner, folder_state, progress, state_of

@@ -41,6 +41,7 @@ from data.masking import mask_generator
 from engine import loop
 from engine.device import local_device, synchronized_time, to_device
 from engine.files import replace_file
+from engine.preflight import endless_batches
 from engine.run_record import Run
 from engine.train_state import TrainState
 from logger import ScalarLog
@@ -118,8 +119,8 @@ def input_cases(args: argparse.Namespace) -> dict[str, Case]:
             published = DataLoader(
                 PublishedDataset(files, config), config.DATA.BATCH_SIZE, shuffle=True
             )
-            cases[PUBLISHED] = _reading(_forever(published), num_batches)
-        cases[name] = _reading(_forever(loader), num_batches)
+            cases[PUBLISHED] = _reading(endless_batches(published), num_batches)
+        cases[name] = _reading(endless_batches(loader), num_batches)
     return cases
 
 
@@ -132,14 +133,6 @@ def _input_config(root: str, args: argparse.Namespace) -> Config:
         + ['DATA.NUM_WORKERS', 0, 'DATA.VIEWS', 'all', 'DATA.PIN_MEMORY', False]
     )
     return config
-
-
-def _forever(loader: DataLoader) -> Iterator[tuple]:
-    """Yield the batches of all epochs without end."""
-    for epoch in range(10**6):
-        if hasattr(loader.batch_sampler, 'set_epoch'):
-            loader.batch_sampler.set_epoch(epoch, first_batch=0)
-        yield from loader
 
 
 def _reading(batches: Iterator[tuple], num_batches: int) -> Case:
@@ -168,14 +161,7 @@ def training_config(args: argparse.Namespace, opts: list) -> Config:
 def published_steps(
     config: Config, stage: str, steps: int, build: Callable[[Config], nn.Module] | None = None
 ) -> Case:
-    """Return a case of eager steps in float16 with a gradient scaler.
-
-    Args:
-        config: Run configuration.
-        stage: Stage of the config.
-        steps: Optimizer steps per call.
-        build: Function that builds another model; None for the model of the config.
-    """
+    """Return a case of eager steps in float16 with a gradient scaler, of the model from `build`."""
 
     @cache
     def begin() -> tuple:

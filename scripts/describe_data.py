@@ -20,15 +20,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--data-path', required=True, metavar='DIR', help='folder with train.csv, valid.csv, ...')
     add('--output', required=True, metavar='FOLDER', help='folder for tables and figures')
-    cfg = 'YAML file of options (default: the default options)'
-    add('--cfg', default=argparse.SUPPRESS, metavar='FILE', help=cfg)
+    add('--cfg', metavar='FILE', help='YAML file of options (default: the default options)')
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='pairs of key and value')
     return parser.parse_args(arguments)
 
 
 def read_config(args: argparse.Namespace) -> Config:
     config = default_config()
-    if 'cfg' in args:
+    if args.cfg:
         config.merge_from_file(args.cfg)
     config.merge_from_list(args.opts)
     put(config, 'DATA.DATA_PATH', args.data_path, '--data-path')

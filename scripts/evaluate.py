@@ -73,8 +73,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     labels = 'label file, or with --dataset the folder or packed store of the data set'
     add('--labels', type=Path, required=True, metavar='CSV', help=labels)
     add('--dataset', metavar='NAME', help='data set with the labels, as in DATA.DATASET')
-    split = 'split of --dataset (%(default)s)'
-    add('--split', default='test', choices=('train', 'valid', 'test'), help=split)
+    add('--split', default='test', choices=('train', 'valid', 'test'), help='split of --dataset')
     sets = 'label sets of the predictions and of the labels, such as chexpert nih'
     add('--label-sets', nargs=2, metavar='NAME', help=sets)
     add('--output', type=Path, required=True, metavar='DIR', help='folder of the report')
@@ -97,13 +96,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     choice('--views', 'DATA.VIEWS', 'all', 'views to score')
     choice('--blank', 'DATA.BLANK', default.DATA.BLANK, 'value of a label that is not mentioned')
     choice('--threshold', 'EVAL.THRESHOLD', default.EVAL.THRESHOLD, 'rule for thresholds')
-    sensitivity = "sensitivity for the rule 'sensitivity' (%(default)s)"
-    add('--sensitivity', type=float, default=default.EVAL.SENSITIVITY, help=sensitivity)
-    resamples = 'bootstrap resamples of the patients; 0: no intervals (%(default)s)'
-    add('--resamples', type=int, default=default.EVAL.RESAMPLES, help=resamples)
+    add('--sensitivity', type=float, default=default.EVAL.SENSITIVITY, help='target of this rule')
+    add('--resamples', type=int, default=default.EVAL.RESAMPLES, help='resamples of the patients')
     add('--seed', type=int, default=default.SEED, help='seed of the resamples (%(default)s)')
-    groups = 'additional columns for subgroups'
-    add('--groups', nargs='+', default=[], metavar='COLUMN', help=groups)
+    add('--groups', nargs='+', default=[], metavar='COLUMN', help='more columns for subgroups')
     add('--demographics', type=Path, metavar='FILE', help='.csv or .xlsx file with these columns')
     add(
         '--anonymise',

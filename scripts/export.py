@@ -7,7 +7,7 @@ python scripts/export.py CHECKPOINT --to timm --output PATH.safetensors
 --to onnx           .onnx: images [B, C, S, S] to logits, or to the tokens or features of an encoder
 --to torch_export   .pt2: the same as a torch.export program
 
-The export is only saved if its outputs agree with those of the checkpoint.
+The export is only saved if its outputs agree with the outputs of the checkpoint.
 """
 
 import argparse

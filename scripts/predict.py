@@ -45,10 +45,7 @@ NAMED = 3  # maximum number of coloured images in a message
 class ImageFiles(Dataset):
     """Data set of (model input, note about the image, index), one item per file.
 
-    Args:
-        paths: Image files.
-        config: Options of the run.
-        skip_bad: Whether an unusable image is replaced by a grey ramp, with the reason as note.
+    With `skip_bad`, an unusable image is replaced by a grey ramp, and the note has the reason.
     """
 
     def __init__(self, paths: list[str], config: Config, *, skip_bad: bool) -> None:
@@ -93,12 +90,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('images', nargs='+', metavar='IMAGE_OR_FOLDER', help='folders are searched recursively')
     add('--checkpoint', required=True, metavar='C.pth', help='checkpoint of main_finetune.py')
-    output = 'file of probabilities; F.json is also written'
-    add('--output', required=True, type=Path, metavar='F.csv', help=output)
+    add('--output', required=True, type=Path, metavar='F.csv', help='F.json is also written')
     dataset = 'predict a split of this data set in the folder, such as nih (see DATA.DATASET)'
     add('--dataset', default='', metavar='NAME', help=dataset)
-    split = 'split of --dataset (%(default)s)'
-    add('--split', default='test', choices=('train', 'valid', 'test'), help=split)
+    add('--split', default='test', choices=('train', 'valid', 'test'), help='split of --dataset')
     add('--batch-size', type=int, help='images per batch (default: as in the run, at most 128)')
     add('--num-workers', type=int, help='processes that load images (default: as in the run)')
     add('--maps', nargs='+', default=[], metavar='LABEL',
@@ -123,12 +118,9 @@ def _device(text: str) -> torch.device:
 
 
 def list_images(places: list[str], dataset: str = '', split: str = 'test') -> list[str]:
-    """List image files and the images in folders, each only once.
+    """List the given image files and the images in folders, each only once.
 
-    Args:
-        places: Files and folders.
-        dataset: Data set in the folders; '' for all images below them.
-        split: Split of the data set.
+    With `dataset`, folders contain this data set, and only the images of the split are listed.
     """
     found = []
     for place in places:

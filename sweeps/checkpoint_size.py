@@ -9,19 +9,19 @@ import sys
 
 import torch
 
-from config import Config, config_from_text
+from config import config_from_text
 from models.build import build_model
 from models.contrastive import build_contrastive
 from utils import checkpoint_bytes
 
-
-def bytes_of(stage: str, config: Config) -> int:
-    if stage == 'contrastive':
-        return checkpoint_bytes(config, build_contrastive(config, total_steps=1))
-    return checkpoint_bytes(config, build_model(config, is_pretrain=stage == 'simmim'))
-
-
 if __name__ == '__main__':
+    sizes = []
     with torch.no_grad():
-        runs = [(stage, config_from_text(text)) for stage, text in json.load(sys.stdin)]
-        sys.stdout.write(json.dumps([bytes_of(*run) for run in runs]))
+        for stage, text in json.load(sys.stdin):
+            config = config_from_text(text)
+            if stage == 'contrastive':
+                model = build_contrastive(config, total_steps=1)
+            else:
+                model = build_model(config, is_pretrain=stage == 'simmim')
+            sizes.append(checkpoint_bytes(config, model))
+    sys.stdout.write(json.dumps(sizes))

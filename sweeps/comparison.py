@@ -135,10 +135,7 @@ def enough_resamples(num_rows: int) -> int:
 
 
 def compare_rows(
-    rows: Mapping[str, Mapping[int, Scored]],
-    against: Mapping[str, str],
-    *,
-    resamples: int,
+    rows: Mapping[str, Mapping[int, Scored]], against: Mapping[str, str], *, resamples: int
 ) -> dict[str, dict[str, Any]]:
     """Compare each row with another row over the seeds that both have.
 

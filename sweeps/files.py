@@ -372,7 +372,8 @@ def _method_rows(
         raise ValueError(f'reference must be one of {[*methods]}, got {reference!r}')
     rows, defaults = [], {}
     for subset, options in _named(content[kind]):
-        size = {SUBSETS[kind]: float(subset) if kind == 'shares' else num_images(subset)}
+        number = 0 if subset == 'all' else int(subset) if kind == 'images' else float(subset)
+        size = {SUBSETS[kind]: number}
         for method, entry in methods.items():
             _check_keys(entry, METHOD_KEYS, f'method {method}', needed={'finetune'})
             configs = _configs(entry, f'method {method}')
@@ -398,11 +399,6 @@ def _method_rows(
     _refuse_unequal_training(rows)
     most = max((row.subset for row in rows), key=subset_size)
     return _linked(rows, defaults), f'{reference}_{most}'
-
-
-def num_images(subset: str) -> int:
-    """Return DATA.TRAIN_IMAGES for a subset, which is a number of images or 'all'."""
-    return 0 if subset == 'all' else int(subset)
 
 
 def subset_size(subset: str) -> float:
@@ -594,9 +590,7 @@ def batch_counts(config: Config, record: Mapping[str, Any], stage: str) -> dict[
 
 
 def training_changes(
-    stage: str,
-    before: tuple[Config, Mapping[str, Any]],
-    now: tuple[Config, Mapping[str, Any]],
+    stage: str, before: tuple[Config, Mapping[str, Any]], now: tuple[Config, Mapping[str, Any]]
 ) -> list[str]:
     """List how the training of two runs of a stage differs, given (options, run.json) of each."""
     old, new = (batch_counts(*run, stage) for run in (before, now))

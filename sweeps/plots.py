@@ -126,10 +126,7 @@ def plot_losses(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: st
 def plot_labels(path: str | Path, collected: Collected, subset: str | None = None) -> None:
     """Draw the AUROC of every label and the mean for each method, with intervals over patients.
 
-    Args:
-        path: File to write.
-        collected: Results of the sweep.
-        subset: Share or number of labelled images; None for the largest.
+    `subset` is a share or number of labelled images, by default the largest.
     """
     subsets = sorted({row['subset'] for row in collected['rows']}, key=subset_size)
     subset = subsets[-1] if subset is None else subset

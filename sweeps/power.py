@@ -1,7 +1,7 @@
-"""A lower bound of the differences in AUROC that the design of a sweep can detect.
+"""Lower bound of the differences in AUROC that a sweep can detect.
 
-Hanley and McNeil give the standard error of an AUROC from the numbers of positives and negatives,
-and of a paired difference from the correlation of the two AUROCs.
+Hanley and McNeil derive the standard error of an AUROC from the numbers of positives and negatives,
+and the standard error of a paired difference from the correlation of the two AUROCs.
 
 Sources: Hanley & McNeil 1982, Radiology 143(1), 29-36; Hanley & McNeil 1983, Radiology 148(3),
 839-843.
@@ -24,14 +24,14 @@ from sweeps.comparison import SIGNIFICANT
 from sweeps.results import SPLITS
 
 POWER = 0.8
-AREA = 0.85  # AUROC of both rows
+AREA = 0.85  # assumed AUROC of both rows
 # Correlation of the AUROCs of two rows on the same patients. The paired intervals in docs/results
 # (Pneumonia) imply 0.72 to 0.96 for all but one of 24 comparisons, with a lower quartile of 0.85.
 CORRELATION = 0.85
 
 
 class CaseCounts(NamedTuple):
-    """What a run will be scored on: the split, and by label positives and negatives."""
+    """Split that scores a run, with the positives and negatives of each label."""
 
     split: str
     unit: str
@@ -41,12 +41,12 @@ class CaseCounts(NamedTuple):
 
 
 def count_cases(config: Config, logger: logging.Logger, split: str = '') -> CaseCounts:
-    """The cases of the split that the table of a sweep compares rows on by default.
+    """Count the cases of the split on which a sweep compares its rows.
 
     Args:
-        config: Options of a fine-tuning.
-        logger: Takes remarks about the data.
-        split: The split, if the sweep names one.
+        config: Options of fine-tuning.
+        logger: Receives remarks about the data.
+        split: Split of the sweep; '' for the first scored split.
     """
     parts = (
         (name, scored_records(config, name, logger, optional=name == 'test'))
@@ -68,7 +68,7 @@ def count_cases(config: Config, logger: logging.Logger, split: str = '') -> Case
 
 
 def standard_error(area: float, positives: int, negatives: int) -> float:
-    """Standard error of an AUROC, after Hanley and McNeil (1982)."""
+    """Compute the standard error of an AUROC (Hanley and McNeil 1982)."""
     of_positives, of_negatives = area / (2 - area), 2 * area**2 / (1 + area)
     variance = area * (1 - area)
     variance += (positives - 1) * (of_positives - area**2)
@@ -77,22 +77,22 @@ def standard_error(area: float, positives: int, negatives: int) -> float:
 
 
 def detectable_difference(positives: int, negatives: int, comparisons: int) -> float:
-    """The paired difference in AUROC that is found with POWER over patients.
+    """Compute the paired difference in AUROC that is detected with POWER over patients.
 
-    Holm's correction is strictest for the first of the compared rows: as Bonferroni's.
+    Holm's correction equals Bonferroni's for the comparison with the smallest p-value.
     """
     error = standard_error(AREA, positives, negatives) * sqrt(2 * (1 - CORRELATION))
     return (norm.isf(SIGNIFICANT / (2 * comparisons)) + norm.ppf(POWER)) * error
 
 
 def detectable_deviations(seeds: int) -> float:
-    """The difference, in standard deviations of the paired differences, found over the seeds."""
+    """Compute the detectable difference over seeds, in deviations of the paired differences."""
     limit = t.isf(SIGNIFICANT / 2, seeds - 1)
     return brentq(lambda d: nct.sf(limit, seeds - 1, d * sqrt(seeds)) - POWER, 0.01, 100)
 
 
 def describe_power(cases: CaseCounts, *, comparisons: int, seeds: int) -> Iterator[str]:
-    """Lines about what a sweep can find, with the assumptions."""
+    """Yield lines about the detectable differences of a sweep, with all assumptions."""
     yield (
         f'Smallest detectable difference in AUROC on {cases.split} ({cases.rows:,} {cases.unit} of '
         f'{cases.patients:,} patients), comparisons: {comparisons}'
@@ -114,15 +114,16 @@ def describe_power(cases: CaseCounts, *, comparisons: int, seeds: int) -> Iterat
         f'the AUROCs of two rows {CORRELATION}, independent {cases.unit} (Hanley and McNeil 1983).'
     )
     yield (
-        f'At least: {cases.unit} of a patient are not independent, the correlation is that of '
-        'Pneumonia in docs/results, and the power over seeds comes on top.'
+        f'These are lower bounds: {cases.unit} of a patient are not independent, the correlation '
+        'comes from Pneumonia in docs/results, and the power over seeds is not included.'
     )
     if cases.split == 'internal':
-        yield f'Internal has {TRAINING_LABELS}.'
+        yield f'The split internal has {TRAINING_LABELS}.'
     if seeds == 1:
         yield 'One seed gives no interval over seeds, so no row can be above or below another.'
     else:
         yield (
-            f'Over {seeds} seeds it must also be at least {detectable_deviations(seeds):.1f} '
-            'standard deviations of the paired differences between seeds.'
+            f'With {seeds} seeds the difference must also be at least '
+            f'{detectable_deviations(seeds):.1f} standard deviations of the paired differences '
+            'between seeds.'
         )

@@ -272,15 +272,15 @@ def write_rounds(rounds: Rounds) -> Path:
     rows = collect_rounds(rounds)
     best, held_out = f'round {rounds.best}', len(set(rounds.held_out.patient))
     text = f"""{markdown_table([_cells(row) for row in rows])}
-- Best by the held-out score: {best}; {rounds.reason}. Kept by {rounds.keep}, confidence
+- The held-out score selects {best}; {rounds.reason}. Rule {rounds.keep}, confidence
   {rounds.confidence:g}; seed {rounds.config.SEED}.
-- The {held_out} held-out patients chose checkpoints, thresholds and the round, so the held-out
-  score is too optimistic.
-- Labelled and pseudo-labelled images: training images, scored against the labels that the round
-  learned, real ones and pseudo-labels.
-- In brackets: 95 % intervals over patients of one run; another seed may differ by more.
-- Confirmed: share of the pseudo-labels that the real labels confirm, which were set aside and never
-  used; by chance: the same for images drawn at random.
+- The {held_out} held-out patients also selected checkpoints and thresholds, so the held-out score
+  is too optimistic.
+- Labelled and pseudo-labelled images are training images, scored against the labels that the round
+  learned from.
+- In brackets: 95 % intervals over patients of one run. Another seed may differ by more.
+- Confirmed: share of the pseudo-labels that agree with the real labels, which were set aside and
+  never used. By chance: the same share for images drawn at random.
 - {NOT_FOR_CLINICAL_USE}
 """
     return write_table(rounds.output, TABLE, rows, text)

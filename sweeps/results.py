@@ -181,24 +181,29 @@ def read_scores(folder: Path, split: str = '') -> Scored:
         scores = table[split][checkpoint]
         kept = ('level', 'views', 'rows', 'positives', 'undefined')
         figures = {'split': split, 'checkpoint': checkpoint} | {key: scores[key] for key in kept}
-        figures['scores'] = {name: scores[name] for name in MEANS if name in scores} | scores[
-            'auroc'
-        ]
-        figures['scores'] |= _report_scores(folder / 'report.json', split)
-        figures['thresholds'] = _thresholds(folder / 'report.json', split)
+        report = _read_report(folder / 'report.json', split)
+        means = {name: scores[name] for name in MEANS if name in scores}
+        figures['scores'] = means | scores['auroc'] | _report_scores(report)
+        labels = report['labels'] if report else []
+        figures['thresholds'] = {entry['label']: entry.get('threshold') for entry in labels}
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
     return Scored(folder, figures)
 
 
-def _report_scores(report: Path, split: str) -> dict[str, float | None]:
-    """Read the metrics other than AUROC from a report, or return {} if the split has no report."""
+def _read_report(report: Path, split: str) -> dict[str, Any] | None:
+    """Read the part of a report on a split, or return None if there is none."""
     sets = json.loads(report.read_bytes())['sets'] if report.is_file() else []
+    return next((part for part in sets if part['name'] == split), None)
+
+
+def _report_scores(report: Mapping[str, Any] | None) -> dict[str, float | None]:
+    """Return the metrics other than AUROC from a part of a report."""
     scores: dict[str, Mapping[str, Any] | None] = {}
-    for part in [part for part in sets if part['name'] == split]:
-        scores |= {entry['label']: entry['scores'] for entry in part['labels']}
-        parts = part['means']['five'], part['means']['labels_with_both_classes']
-        scores |= dict(zip(MEANS, parts, strict=True))
+    if report:
+        scores |= {entry['label']: entry['scores'] for entry in report['labels']}
+        means = report['means']['five'], report['means']['labels_with_both_classes']
+        scores |= dict(zip(MEANS, means, strict=True))
     return {
         f'{name}:{label}': score['value']
         for label, values in scores.items()
@@ -206,12 +211,6 @@ def _report_scores(report: Path, split: str) -> dict[str, float | None]:
         if name != 'auroc' and METRICS[name].higher_is_better
         if values and (score := values.get(name)) is not None
     }
-
-
-def _thresholds(report: Path, split: str) -> dict[str, float | None]:
-    sets = json.loads(report.read_bytes())['sets'] if report.is_file() else []
-    labels = [entry for part in sets if part['name'] == split for entry in part['labels']]
-    return {entry['label']: entry.get('threshold') for entry in labels}
 
 
 def _collect_row(

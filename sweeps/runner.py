@@ -9,34 +9,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from engine.downloads import is_url
-from engine.files import (
-    BEST_CHECKPOINT,
-    checkpoint_name,
-    checksum_file,
-    newest_first,
-    sha256,
-)
+from engine.files import BEST_CHECKPOINT, checkpoint_name, checksum_file, newest_first, sha256
 from engine.run_record import (
     EXIT_PREEMPTED,
     OPTIONS_FILE,
+    SHOWN,
     is_finished,
     is_locked,
     read_record,
-    run_changes,
-    url_changes,
+    weights_changes,
 )
 from sweeps.files import ROOT, Job, load_config, option_changes, training_changes
 
 POLL_SECONDS = 0.5
-DIFFERENCES_SHOWN = 3
 LOGS = 'ablate_logs'  # folder below the output
 
 
@@ -49,7 +40,7 @@ def state_of(job: Job) -> str:
     """
     if (job.folder / OPTIONS_FILE).is_file() and (changes := differences(job)):
         raise ValueError(
-            f'{job.folder} contains another run ({"; ".join(changes[:DIFFERENCES_SHOWN])}): choose '
+            f'{job.folder} contains another run ({"; ".join(changes[:SHOWN])}): choose '
             'another --output, or give the same options as for that run'
         )
     return folder_state(job.folder)
@@ -79,31 +70,7 @@ def differences(job: Job) -> list[str]:
         known = record.get('data', {}).get('files', {}).get(name)
         if known and known != _checksum(Path(data.DATA_PATH) / name):
             lines.append(f'data: {name} of {data.DATA_PATH} is another file')
-    lines += url_changes(config.PRETRAINED, job.config.PRETRAINED)
-    return lines + _changed_weights(job, record)
-
-
-def _changed_weights(job: Job, record: Mapping[str, Any]) -> list[str]:
-    """List how the initial weights of the run differ from those of the job.
-
-    The result is empty if they are unknown, because the run was resumed by hand, its record is
-    lost, or the checkpoint of another run was removed.
-    """
-    path, first = Path(job.config.PRETRAINED), next(iter(record.get('starts', [])), {})
-    unknown = 'pretrained' not in record or first.get('resumed_from')
-    if unknown or is_url(job.config.PRETRAINED):
-        return []
-    now = None
-    if job.weights:
-        now = _checksum(path)
-    elif job.config.PRETRAINED:
-        if not path.is_file():
-            return []
-        # Computing the checksums of a whole sweep takes long, so the checksum file is used.
-        file = checksum_file(path)
-        words = file.read_text('utf-8').split() if file.is_file() else []
-        now = words[0] if words else _checksum(path)
-    return run_changes({'pretrained': record['pretrained']}, {'pretrained': now})
+    return lines + weights_changes(job.folder, job.config, config.PRETRAINED)
 
 
 def _checksum(path: Path) -> str:
@@ -172,24 +139,18 @@ class Runner:
     signal: str = ''
 
     def run(self) -> int:
-        """Run all jobs.
-
-        Returns:
-            Exit code: 0, 1 if jobs failed, or 75 if the sweep was stopped.
-        """
+        """Run all jobs, and return 0, 1 if jobs failed, or 75 if the sweep was stopped."""
         if self.logs is not None:
             self.logs.mkdir(parents=True, exist_ok=True)
         states = [(job, state_of(job)) for job in self.jobs]
         self.waiting = [job for job, state in states if state != 'finished']
-        finished = [job for job, state in states if state == 'finished']
-        for job in finished:
+        for job in [job for job, state in states if state == 'finished']:
             self._remove_checkpoints(job)
         self.total, self.done = len(self.waiting), 0
         self.say(f'{len(self.jobs)} runs, {len(self.jobs) - self.total} of them already finished')
         with self._on_signals():
             try:
                 self._run_waiting()
-                self._check_again([job for job in finished if job.needs])
             finally:
                 self._end_all()
         for line in self.failed:  # failures are repeated at the end
@@ -209,14 +170,6 @@ class Runner:
             self._collect_ended()
             if self.running or self.waiting:
                 time.sleep(POLL_SECONDS)
-
-    def _check_again(self, finished: Sequence[Job]) -> None:
-        """Report finished jobs whose needed runs were repeated with another result."""
-        for job in finished:
-            try:
-                state_of(job)
-            except ValueError as error:
-                self._fail(job, str(error))
 
     def _end_all(self) -> None:
         """Stop all runs after an error of the runner."""

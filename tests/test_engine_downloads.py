@@ -21,7 +21,7 @@ from engine import downloads
 from engine.downloads import PROCESSOR, describe_weights, fetch
 from engine.run_record import RunRecord, read_record
 from models.pretrained import fit_pretrained
-from utils import load_pretrained, load_weights, read_checkpoint
+from utils import load_model_state, load_pretrained, read_checkpoint
 
 LOGGER = logging.getLogger('test')
 
@@ -99,7 +99,7 @@ def test_a_file_is_downloaded_once_and_logged(server, tmp_path, log):
     server.files['/w.pth'] = weights(1, tmp_path), {}
     model = torch.nn.Linear(1000, 1, bias=False)
     model.weight = torch.nn.Parameter(torch.zeros(1000))
-    load_weights(address, model, LOGGER)
+    load_model_state(model, read_checkpoint(address)['model'], address, LOGGER)
     assert model.weight.unique().tolist() == [1]
     digest = hashlib.sha256(server.files['/w.pth'][0]).hexdigest()
     assert any(digest in message and address in message for message in log.messages)

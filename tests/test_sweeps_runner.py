@@ -211,20 +211,6 @@ def test_what_needs_a_failed_run_is_not_run(tmp_path: Path) -> None:
     assert not second.exists()
 
 
-def test_a_finished_run_whose_pretraining_is_repeated_is_reported(tmp_path: Path) -> None:
-    weights, config = tmp_path / 'w.pth', default_config()
-    checksum = tmp_path / 'w.pth.sha256'
-    weights.touch()
-    checksum.write_text('f00  w.pth')
-    config.PRETRAINED = str(weights)
-    first = made_job(tmp_path / 'runs/a', f'open({str(checksum)!r}, "w").write("ba5")\n' + FINISH)
-    second = Job('finetune', 'b', 0, tmp_path / 'runs/b', [], config, needs=(first.folder,))
-    write_run(second, FINISHED | {'pretrained': 'f00'})
-    runner = Runner([first, second], [{}], 1, tmp_path / 'logs', lambda line: None)
-    assert runner.run() == 1 and runner.done == 1
-    assert len(runner.failed) == 1 and 'PRETRAINED' in runner.failed[0]
-
-
 @pytest.mark.parametrize(('waiting', 'code'), [(0, 0), (1, EXIT_PREEMPTED)])
 def test_a_signal_after_the_last_run_stops_nothing(waiting: int, code: int, tmp_path: Path) -> None:
     stop = 'import os, signal\nos.kill(os.getppid(), signal.SIGTERM)\n'
