@@ -5,7 +5,7 @@ and returns one value per row of weights: the score and the bootstrap replicates
 report, the CSV tables and the console output come from `METRICS`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -208,8 +208,9 @@ def label_scores(
     *,
     threshold: float | None,
     weights: np.ndarray | None = None,
+    names: Collection[str] = METRICS,
 ) -> dict[str, np.ndarray]:
-    """Compute all metrics of one label for each row of weights.
+    """Compute metrics of one label for each row of weights.
 
     A row of ones gives the scores. A row with the multiplicities of a resample gives a bootstrap
     replicate. The values equal those of scikit-learn with `sample_weight`.
@@ -220,12 +221,13 @@ def label_scores(
         threshold: Lowest probability that is predicted positive. Metrics that need a threshold are
             NaN if it is None or NaN.
         weights: Non-negative weights, [R, N]. None means a single row of ones.
+        names: Metrics to compute, by default all of METRICS.
 
     Returns:
-        Values [R] for each name in METRICS, NaN where the metric is undefined.
+        Values [R] for each name, NaN where the metric is undefined.
     """
     weights = np.ones((1, len(targets))) if weights is None else weights
-    scores = {name: np.full(len(weights), np.nan) for name in METRICS}
+    scores = {name: np.full(len(weights), np.nan) for name in names}
     order = np.argsort(probabilities)
     order = order[~np.isnan(targets[order])]
     values, first = np.unique(probabilities[order].astype(np.float64), return_index=True)
@@ -241,9 +243,9 @@ def label_scores(
         positive = np.add.reduceat(mass * is_positive, first, axis=1)
         negative = np.add.reduceat(mass * ~is_positive, first, axis=1)
         tally = Tally(values, positive, negative, at_threshold)
-        for name, entry in METRICS.items():
-            if has_threshold or not entry.needs_threshold:
-                scores[name][rows] = entry.compute(tally)
+        for name in names:
+            if has_threshold or not METRICS[name].needs_threshold:
+                scores[name][rows] = METRICS[name].compute(tally)
     return scores
 
 

@@ -139,8 +139,10 @@ def read_samples(
         draws = draws or Resamples(cases.patient, resamples=args.resamples, seed=args.seed)
         weights, scores = draws.score_weights(cases.patient), {}
         for label in cases.labels:
-            values, targets = cases.of_label(label)
-            scores[label] = label_scores(values, targets, threshold=None, weights=weights)['auroc']
+            part = label_scores(
+                *cases.of_label(label), threshold=None, weights=weights, names=['auroc']
+            )
+            scores[label] = part['auroc']
         counted = [
             label
             for label in cases.labels

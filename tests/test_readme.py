@@ -94,7 +94,7 @@ def test_command_parses(source, command, monkeypatch) -> None:
         assert all(word in text for word in words if word.startswith('-'))
         return
     args = parse(path, words, monkeypatch)
-    if 'cfg' in args and args.cfg not in ('configs/...', 'CFG'):
+    if getattr(args, 'cfg', None) not in (None, 'configs/...', 'CFG'):
         assert Path(args.cfg).is_file()
         if path.startswith('main_'):
             get_config(args)

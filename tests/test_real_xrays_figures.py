@@ -21,12 +21,14 @@ def write_run(folder: Path, error: float) -> None:
 def test_runs_of_earlier_parts_stay_in_the_list(tmp_path: Path) -> None:
     write_run(tmp_path / 'first/simmim_pretrain/real_xrays_simmim_seed0', 17.5)
     write_run(tmp_path / 'second/simmim_pretrain/real_xrays_epochs5_seed0', 28.0)
-    (tmp_path / 'second/simmim_pretrain/real_xrays_swin_seed0').mkdir()
+    write_run(tmp_path / 'second/simmim_pretrain/real_xrays_swin_seed0', 12.0)
+    (tmp_path / 'second/simmim_pretrain/real_xrays_swin_seed0/metrics.jsonl').unlink()
     for part in ('first', 'second', 'second'):
         figures.record_runs(tmp_path / part, tmp_path / 'results')
     runs = pd.read_csv(tmp_path / 'results/runs.csv', index_col='run')
-    assert runs.index.tolist() == ['real_xrays_epochs5_seed0', 'real_xrays_simmim_seed0']
-    assert runs['holdout_l1_grey'].tolist() == [28.0, 17.5]
+    names = ('epochs5', 'simmim', 'swin')
+    assert runs.index.tolist() == [f'real_xrays_{name}_seed0' for name in names]
+    assert runs['holdout_l1_grey'][:2].tolist() == [28.0, 17.5]
     assert runs.loc['real_xrays_simmim_seed0', 'minutes'] == 1.5
 
 

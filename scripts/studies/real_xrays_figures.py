@@ -54,14 +54,15 @@ def record_runs(output: Path, results: Path) -> pd.DataFrame:
         if not is_finished(path.parent):
             continue
         record = json.loads(path.read_text())
-        last = read_metrics(path.parent / 'metrics.jsonl')[-1:] or [{}]
+        metrics = path.parent / 'metrics.jsonl'  # probes have none
+        last = read_metrics(metrics)[-1] if metrics.is_file() else {}
         lines[path.parent.name] = {
             'code': record['code'],
             'seed': record['seed'],
             'minutes': round(record['seconds'] / 60, 2),
             'images': record['data']['images'],
-            'holdout_l1_grey': last[0].get('holdout_l1_grey'),
-            'linear': last[0].get('holdout_l1_grey_linear'),
+            'holdout_l1_grey': last.get('holdout_l1_grey'),
+            'linear': last.get('holdout_l1_grey_linear'),
         }
     found = pd.DataFrame.from_dict(lines, orient='index').rename_axis('run')
     runs = pd.concat([known[~known.index.isin(found.index)], found]).sort_index()
