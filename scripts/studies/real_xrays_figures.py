@@ -32,9 +32,10 @@ METHODS = {
     'byol': 'BYOL',
     'swav': 'SwAV',
     'scratch': 'no pre-training',
-    'random': 'random encoder',
+    'random': 'no pre-training',
     'pixels': 'pixels',
 }
+TITLES = [*dict.fromkeys(METHODS.values())]
 EPOCHS = {0: ('scratch', 'linear_random'), 5: ('epochs5', 'linear_epochs5')}
 EPOCHS |= {20: ('epochs20', 'linear_epochs20'), 60: ('simmim', 'linear_simmim')}
 EPOCHS |= {150: ('epochs150', 'linear_epochs150')}
@@ -83,7 +84,7 @@ def draw_shares(path: Path, scores: pd.DataFrame, score: str) -> None:
                 prefix = '' if name == 'pixels' else mode
                 part = scores.reindex([f'{prefix}{name}_{share}' for share in SHARES])
                 places = [place + 0.08 * (number - (len(names) - 1) / 2) for place in range(3)]
-                draw_line(axis, places, part, METHODS[name], [*METHODS].index(name))
+                draw_line(axis, places, part, METHODS[name], TITLES.index(METHODS[name]))
             axis.set_title(title)
             axis.set_xticks(range(3), ['10 %', '50 %', '100 %'])
             axis.grid(axis='y')
