@@ -412,7 +412,7 @@ def check_fit(
         if names
     )
     if found:
-        raise ValueError(f'checkpoint of another model: {found}')
+        raise ValueError(f'the checkpoint is of another model: {found}')
 
 
 # Private helpers

@@ -120,7 +120,7 @@ def decode(data: bytes) -> Image.Image:
         if pixels is not None:
             return _from_16_bit(pixels) if pixels.itemsize == 2 else Image.fromarray(pixels)
         if image.mode in MODES_8_BIT and re.search(r';16[BLN]', str(image.tile)):
-            raise ValueError('16-bit colour or alpha would be cut to 8 bits; store 16-bit grey')
+            raise ValueError('16-bit colour or alpha is not read; save the image as 16-bit grey')
         ImageOps.exif_transpose(image, in_place=True)
         return _to_grey(image)
 
