@@ -319,7 +319,7 @@ def read_thresholds(
                 f'{names.file(file)}: the thresholds were chosen for {", ".join(then)}, but these '
                 f'scores are for {", ".join(now)}'
             )
-    return fitted, '; '.join(f'of {names.file(file)}' for file in files), warnings
+    return fitted, '; '.join(f'from {names.file(file)}' for file in files), warnings
 
 
 def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
