@@ -32,6 +32,14 @@ def test_a_part_that_takes_too_long_is_stopped(tmp_path) -> None:
     assert '5 s' in gpu_check.run_part('f: waiting for data', tmp_path, 5)['error']
 
 
+def test_on_a_gpu_every_measured_step_is_compiled_before(monkeypatch) -> None:
+    monkeypatch.setattr(gpu_check, 'ON_GPU', True)
+    together, alone = gpu_check.parts()
+    compiled = [name.replace('compile ', '') for name in together if 'compile' in name]
+    assert {*compiled, 'f: waiting for data'} == {*alone}
+    assert compiled[:2] == ['c: swin 512', 'c: vit 512']
+
+
 @pytest.mark.slow
 def test_parts_run_without_a_gpu_and_say_so(tmp_path) -> None:
     """Measurements of each stage; the other parts are tests that run here by themselves."""
