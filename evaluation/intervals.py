@@ -112,6 +112,7 @@ def components(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarr
 
     They are the negatives below each positive, [P], and the positives above each negative, [Q].
     """
+    probabilities = probabilities.astype(np.float64)  # SciPy 1.18 ranks float32 in float32
     positive, negative = probabilities[targets == 1], probabilities[targets == 0]
     ranks = rankdata(np.concatenate([positive, negative]))  # midranks
     wins = ranks[: positive.size] - rankdata(positive)

@@ -402,7 +402,7 @@ def _resize(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = (rankdata(one) - (one.size + 1) / 2 for one in (a, b))
+    a, b = (rankdata(one.astype(np.float64)) - (one.size + 1) / 2 for one in (a, b))
     if not a.any() or not b.any():
         return float(not a.any() and not b.any())
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))

@@ -85,10 +85,11 @@ def print_several(files: list[Path]) -> None:
     names = [*results[0]['test']]
     print('| seed | held-out L1: after, mean, linear | ' + ' | '.join(names) + ' |')
     print('| --- | --- |' + ' --- |' * len(names))
-    for result in results:
+    for file, result in zip(files, results, strict=True):
         _, after, mean, linear = result['held_out_l1_grey'].values()
         shown = ' | '.join(_show(table['mean_of_five']) for table in result['test'].values())
-        print(f'| {result["seed"]} | {after:.1f}, {mean:.1f}, {linear:.1f} | {shown} |')
+        seed = result.get('seed', file.stem)  # early files do not contain it
+        print(f'| {seed} | {after:.1f}, {mean:.1f}, {linear:.1f} | {shown} |')
     print(f"\nMean of {len(results)} seeds, 95 % interval by Student's t over the seeds")
     for other in names[1:]:
         pairs = [

@@ -1,6 +1,7 @@
-"""The documentation: links lead to files and headings, every option is listed, the site builds."""
+"""The documentation: links, files, options and examples exist, and the site builds."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ DOCS = ROOT / 'docs'
 SITE = sorted(DOCS.rglob('*.md'))
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *SITE]
 FENCED = re.compile(r'^```.*?^```', re.M | re.S)
+FOLDERS = 'configs|data|docs|engine|evaluation|models|notebooks|scripts|sweeps|tests'
+FILE = re.compile(rf'`((?:{FOLDERS})/[\w./-]+)`')
 LINK = re.compile(r'\]\(([^)\s]+)\)')
 
 
@@ -43,6 +46,30 @@ def broken_links(path: Path) -> list[str]:
 @pytest.mark.parametrize('path', PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings(path) -> None:
     assert broken_links(path) == []
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_of_the_project_that_a_page_names_exist(path) -> None:
+    assert [name for name in FILE.findall(prose(path)) if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ('heading', 'module', 'registry'),
+    [
+        ('A mask type with a fixed ratio', 'data.masking', 'MASKS'),
+        ('A head of two convolutions', 'models.simmim', 'HEADS'),
+        ('A label policy', 'data.labels', 'POLICIES'),
+        ('A metric', 'evaluation.metrics', 'METRICS'),
+    ],
+)
+def test_examples_of_new_parts_register_a_part(heading, module, registry) -> None:
+    page = (DOCS / 'howto' / 'extend.md').read_text(encoding='utf-8')
+    code = page.split(f'## {heading}\n')[1].split('```')[1].removeprefix('python\n')
+    names = vars(import_module(module))
+    before = set(names[registry])
+    exec(code, dict(names))
+    [added] = set(names[registry]) - before
+    del names[registry][added]
 
 
 def pages_in(entry: object) -> list[str]:

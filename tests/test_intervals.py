@@ -163,3 +163,9 @@ def test_too_few_of_a_class_is_undefined():
     for targets in ([1.0, 1, 1], [0.0, 0, NAN], [NAN] * 3):
         np.testing.assert_array_equal(delong_interval(scores, np.array(targets)), [NAN] * 3)
         assert np.isnan(delong_test(scores, scores, np.array(targets)))
+
+
+def test_float32_scores_give_the_same_interval_as_float64():
+    rng = np.random.default_rng(2)
+    scores, targets = rng.integers(0, 50, 2001).astype(np.float32), rng.integers(0, 2, 2001)
+    assert delong_interval(scores, targets) == delong_interval(scores.astype(float), targets)
