@@ -72,6 +72,7 @@ def fit(
     """
     train, logger = run.config.TRAIN, run.logger
     state = begin(run, model, loader)
+    wrap_model(run, state)
     run.scalars.forget_from(state.epoch if state.epoch or state.batch else -1)
     if state.epoch == train.EPOCHS:
         logger.warning(f'all {state.epoch} epochs are already trained: nothing is left to do')
@@ -100,7 +101,10 @@ def fit(
 
 
 def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
-    """Build the training state: optimizer, schedule, and a checkpoint or pre-trained weights."""
+    """Build the training state: optimizer, schedule, and a checkpoint or pre-trained weights.
+
+    The model is not wrapped yet (`wrap_model`), so it does not wait for other processes.
+    """
     config, logger = run.config, run.logger
     checkpoint = checkpoint_to_resume(config, run.folder, logger)
     saved = read_resumable(checkpoint) if checkpoint else None
@@ -128,8 +132,30 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
         f'epoch and process, {state.steps_per_epoch} steps of '
         f'{config.DATA.BATCH_SIZE * accumulation * distributed.world_size()} images'
     )
-    state.model = _wrap(run, model, state)
     return state
+
+
+def wrap_model(run: Run, state: TrainState) -> None:
+    """Wrap the model for several processes, and compile it according to TRAIN.COMPILE."""
+    config, logger, processes = run.config, run.logger, distributed.world_size()
+    how = config.TRAIN.COMPILE
+    state.model = wrap_parallel(config, state.model, run.device)
+    # Compiling gains little on a CPU: docs/explanation/speed.md.
+    if how == 'none' or (how == 'auto' and run.device.type == 'cpu'):
+        return
+    if run.stage == 'contrastive' and processes > 1:
+        logger.info(
+            'TRAIN.COMPILE: the model is not compiled, because contrastive pre-training in several '
+            'processes exchanges features in the forward pass'
+        )
+        return
+    state.model = Compiled(
+        state.model,
+        how,
+        num_images=config.TRAIN.EPOCHS * state.num_batches * config.DATA.BATCH_SIZE,
+        graphs=state.accumulation == processes == 1,
+        logger=logger,
+    )
 
 
 def train_one_epoch(
@@ -234,28 +260,6 @@ def flush_metrics(run: Run, state: TrainState) -> None:
 def shown_rate(run: Run, state: TrainState) -> float:
     """Return the logged learning rate: the first group's, or in fine-tuning the head's."""
     return state.optimizer.param_groups[0 if run.is_pretrain else -1]['lr']
-
-
-def _wrap(run: Run, model: nn.Module, state: TrainState) -> nn.Module:
-    """Wrap the model for several processes, and compile it according to TRAIN.COMPILE."""
-    config, logger, processes = run.config, run.logger, distributed.world_size()
-    model, how = wrap_parallel(config, model, run.device), config.TRAIN.COMPILE
-    # Compiling gains little on a CPU: docs/explanation/speed.md.
-    if how == 'none' or (how == 'auto' and run.device.type == 'cpu'):
-        return model
-    if run.stage == 'contrastive' and processes > 1:
-        logger.info(
-            'TRAIN.COMPILE: the model is not compiled, because contrastive pre-training in several '
-            'processes exchanges features in the forward pass'
-        )
-        return model
-    return Compiled(
-        model,
-        how,
-        num_images=config.TRAIN.EPOCHS * state.num_batches * config.DATA.BATCH_SIZE,
-        graphs=state.accumulation == processes == 1,
-        logger=logger,
-    )
 
 
 def _progress_bar(run: Run, state: TrainState) -> tqdm:

@@ -19,7 +19,7 @@ from engine import distributed
 from engine.clock import duration
 from engine.device import autocast, synchronized_time, to_device, views_of
 from engine.launch import EXIT_OTHER_PROCESS, explain
-from engine.loop import LossFunction, begin, train_one_batch
+from engine.loop import LossFunction, begin, train_one_batch, wrap_model
 from engine.run_record import Run, is_locked
 from engine.train_state import TrainState
 from logger import wrap
@@ -159,6 +159,7 @@ class Preflight:
         size = min(distributed.gather(size))
         if size:
             with self.attempt('speed'):
+                wrap_model(self.run, state)
                 batch = first_images(batch, size)
                 self._step(state, batch)
                 step = self._seconds(lambda: self._step(state, batch), NUM_STEPS) / size
@@ -181,22 +182,21 @@ class Preflight:
             Number of images in the step, or 0 if they do not fit into memory.
         """
         is_contrastive, size = self.run.stage == 'contrastive', len(batch[0])
-        alone = replace(state, model=state.module)
 
         def seconds(size: int) -> float:
-            return self._seconds(lambda: self._step(alone, first_images(batch, size)))
+            return self._seconds(lambda: self._step(state, first_images(batch, size)))
 
         # A contrastive loss needs the whole batch.
         if self.run.device.type == 'cpu' and not is_contrastive:
-            whole, size = size, 1
-            seconds(1)  # the first step takes longer
+            whole, size = size, min(2, size)  # batch norm may need two images
+            seconds(size)  # the first step takes longer
             while size < whole and seconds(size) < STEP_SECONDS / 2:
                 size = min(2 * size, whole)
         advice = 'lower --batch-size and raise --accumulation-steps, or use --use-checkpoint'
         if is_contrastive:
             advice = 'use more processes with a smaller --batch-size, or --use-checkpoint'
         try:
-            self._step(alone, first_images(batch, size))
+            self._step(state, first_images(batch, size))
         except torch.OutOfMemoryError:
             self.add('memory', f'a step of {size} images does not fit', advice, problem=True)
             return 0
@@ -208,7 +208,7 @@ class Preflight:
         if self.loss_fn is None:
             self.add('step', f'computed the features of {size} images')
             return size
-        progress = alone.progress
+        progress = state.progress
         loss, norm = progress.waiting_losses[-1].item(), progress.waiting_norms[-1][1].item()
         scaled = state.scaler.is_enabled()  # the first steps of a gradient scaler may overflow
         is_finite = math.isfinite(loss) and (math.isfinite(norm) or scaled)

@@ -213,7 +213,9 @@ def begin_run(
     folder = Path(tempfile.mkdtemp())
     run = Run(config, stage, folder, local_device(), LOGGER, ScalarLog(folder, enabled=False))
     model, loss_fn = build_task(config, stage)
-    return run, loop.begin(run, model.train(), range(num_batches)), loss_fn
+    state = loop.begin(run, model.train(), range(num_batches))
+    loop.wrap_model(run, state)
+    return run, state, loss_fn
 
 
 def build_task(config: Config, stage: str) -> tuple[nn.Module, loop.LossFunction]:

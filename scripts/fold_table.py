@@ -111,8 +111,10 @@ def table(args: argparse.Namespace) -> None:
     sweep = only_rows(sweep, args.row) if args.row else sweep
     samples = read_samples(args, [row.name for row in sweep.rows])
     rows = [*sweep_rows(sweep, samples)]
-    known = next(iter(next(iter(samples.values())).values()))
-    for score in args.scores or [MEAN, *[label for label in known if label != MEAN]]:
+    known = [*next(iter(next(iter(samples.values())).values()))]
+    if unknown := [score for score in args.scores if score not in known]:
+        raise ValueError(f'--scores must be among {known}, got {unknown}')
+    for score in args.scores or known:
         figures = compare_scores(rows, samples, score)
         path = write_table(
             args.save,
@@ -148,7 +150,8 @@ def read_samples(
             for label in cases.labels
             if (cases.of_label(label)[1] == 1).sum() >= args.positives
         ]
-        scores[MEAN] = np.mean([scores[label] for label in counted], axis=0)
+        if counted:
+            scores = {MEAN: np.mean([scores[label] for label in counted], axis=0)} | scores
         found.setdefault(name, {})[int(seed)] = scores
     if not found:
         raise ValueError(f'{args.predictions} has no predictions of the rows of {args.sweep}')
@@ -156,11 +159,15 @@ def read_samples(
 
 
 def sweep_rows(sweep: Sweep, samples: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield (row, labels, compared row or '') for each comparison, and then the pixel floor."""
+    """Yield (row, labels, compared row or '') for each comparison, and then the pixel floor.
+
+    Rows without a common seed are not compared.
+    """
     for row in sweep.rows:
         if row.name in samples:
             for other in row.against or ('',):
-                yield row.name, row.subset, other if other in samples else ''
+                shared = samples[row.name].keys() & samples.get(other, {}).keys()
+                yield row.name, row.subset, other if shared else ''
     for name in samples:
         if name.startswith(f'{PIXELS}_'):
             yield name, name.removeprefix(f'{PIXELS}_'), ''

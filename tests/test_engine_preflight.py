@@ -12,7 +12,7 @@ from tiny import arguments, run_folder, run_main, tiny_config
 import main_simmim
 from config import default_config
 from data.records import read_csv
-from engine import preflight
+from engine import loop, preflight
 from models import build_model
 
 ROW = re.compile(r'(ok|warning|problem) +(\w[\w: ]*?)  +(\S.*)')
@@ -145,3 +145,25 @@ def test_a_batch_that_does_not_fit_into_memory(phantom, tmp_path, check, monkeyp
     cfg = tiny_config(tmp_path / 'run.yaml', 'simmim')
     code, _, rows = check('simmim', arguments(cfg, phantom, tmp_path / 'out'))
     assert (code, problems(rows)) == (1, {'memory'})
+
+
+def test_the_tried_step_waits_for_no_other_process(phantom, tmp_path, check, monkeypatch):
+    """The batch norms of a wrapped model would wait, also for a rank whose step fails."""
+    order, try_step = [], preflight.Preflight.try_step
+
+    def wrap(_config, model: torch.nn.Module, _device) -> torch.nn.Module:
+        order.append('wrap')
+        return model
+
+    def tried(*args: object) -> int:
+        order.append('try')
+        return try_step(*args)
+
+    monkeypatch.setattr(loop, 'wrap_parallel', wrap)
+    monkeypatch.setattr(preflight.Preflight, 'try_step', tried)
+    # In the last layers a channel has one value per image, so batch norm rejects single images.
+    model = {'TYPE': 'timm', 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
+    cfg = tiny_config(tmp_path / 'run.yaml', 'finetune', model)
+    code, _, rows = check('finetune', arguments(cfg, phantom, tmp_path / 'out'))
+    assert code == 0 and not problems(rows)
+    assert order == ['try', 'wrap']

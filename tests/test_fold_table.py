@@ -140,3 +140,27 @@ def test_a_table_of_named_rows_leaves_out_the_others(joined: tuple) -> None:
     assert {*table['row']} == {'simmim_1', 'pixels_1'}
     assert table['against'].isna().all()
     assert run('table', *arguments, 'swav') == 2
+
+
+def test_a_mean_without_labels_and_unknown_scores_are_refused(joined: tuple, capsys) -> None:
+    sweep, _, _ = joined
+    folder = sweep.parent
+    arguments = ['--labels', folder / 'all.csv', '--save', folder / 't', '--resamples', 10]
+    arguments += ['--sweep', sweep, '--predictions', folder / 'p', '--positives', 1000]
+    assert run('table', *arguments) == 0
+    tables = sorted(path.name for path in (folder / 't').glob('*.csv'))
+    assert tables == ['mine_Edema.csv', 'mine_Pneumonia.csv']
+    for score in ('mean', 'Oedema'):
+        assert run('table', *arguments, '--scores', score) == 2
+        assert f"['Edema', 'Pneumonia'], got ['{score}']" in capsys.readouterr().err
+
+
+def test_rows_without_a_common_seed_are_not_compared(joined: tuple) -> None:
+    sweep, _, _ = joined
+    folder = sweep.parent
+    (folder / 'p/simmim_1_seed0.csv.gz').unlink()
+    (folder / 'p/scratch_1_seed1.csv.gz').unlink()
+    arguments = ['--labels', folder / 'all.csv', '--save', folder / 't', '--resamples', 10]
+    assert run('table', '--sweep', sweep, '--predictions', folder / 'p', *arguments) == 0
+    table = pd.read_csv(folder / 't/mine_mean.csv').set_index('row')
+    assert table['against'].isna().all() and {*table['seeds']} == {1, 2}

@@ -52,6 +52,7 @@ def training(folder: Path, model: dict, **options: object):
     module = build_model(config, is_pretrain=True)
     batches = Batches(module)
     state = loop.begin(run, module, batches)
+    loop.wrap_model(run, state)
     count = itertools.count()
 
     def step() -> torch.Tensor:
