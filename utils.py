@@ -351,17 +351,17 @@ def load_pretrained(
     if before != config.DATA.PREPROCESS:
         report.remarks.append(f'DATA.PREPROCESS is {config.DATA.PREPROCESS!r}, was {before!r}')
     logger.info(f'weights from {path}:\n{report.table()}')
-    for key, now in (
-        ('HOLDOUT_FRACTION', config.DATA.HOLDOUT_FRACTION),
-        ('FOLD', config.DATA.FOLD),
-    ):
-        before = trained.get(key, now)
-        if before < now if key == 'HOLDOUT_FRACTION' else now not in ('', before):
-            logger.warning(
-                f'{path} was trained with DATA.{key} {before!r}, and this run has {now!r}. If it '
-                'was trained on the same data set, it has seen some of the patients that are now '
-                'held out or scored, and their scores are too high.'
-            )
+    seen = []
+    if trained and trained['HOLDOUT_FRACTION'] < config.DATA.HOLDOUT_FRACTION:
+        seen.append('HOLDOUT_FRACTION')
+    if trained and config.DATA.FOLD not in ('', trained['FOLD']):
+        seen.append('FOLD')
+    for key in seen:
+        logger.warning(
+            f'{path} was trained with DATA.{key} {trained[key]!r}, and this run has '
+            f'{config.DATA[key]!r}. If it was trained on the same data set, it has seen some of '
+            'the patients that are now held out or scored, and their scores are too high.'
+        )
 
 
 def data_options(checkpoint: dict) -> dict[str, Any]:

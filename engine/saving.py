@@ -133,8 +133,8 @@ class CheckpointWriter:
         With `best`, the contents are first written as BEST_CHECKPOINT.
         """
         self.flush()
-        for older in [each for each in self._waiting if each not in (BEST_CHECKPOINT, name)]:
-            if name != BEST_CHECKPOINT:
+        if name != BEST_CHECKPOINT:
+            for older in self._waiting.keys() - {BEST_CHECKPOINT, name}:
                 self.logger.warning(f'{self.folder / older} was never written: {name} replaces it')
                 del self._waiting[older]
         names = (BEST_CHECKPOINT, name) if best else (name,)
