@@ -20,7 +20,6 @@ from engine.files import in_one_line
 # took 91 s and saves about half of the time. The decision depends only on the config, so that a run
 # computes in the same way after a restart.
 PAYS_FROM = 4e16
-MODES = {'auto': 'default', 'max': 'max-autotune'}  # TRAIN.COMPILE -> mode of torch.compile
 
 
 def local_device() -> torch.device:
@@ -74,13 +73,8 @@ def autocast(config: Config, device: torch.device) -> contextlib.AbstractContext
 def describe_precision(config: Config, device: torch.device) -> str:
     """Return a log line about the precision inside and outside autocast."""
     dtype = autocast_dtype(config, device)
-    switches = {'convolutions': torch.backends.cudnn, 'matrix products': torch.backends.cuda.matmul}
-    plain = ', '.join(
-        f'{name} in {"TF32" if device.type == "cuda" and switch.allow_tf32 else "float32"}'
-        for name, switch in switches.items()
-    )
     line = f'precision {config.AMP_OPT_LEVEL}: '
-    line += f'autocast to {dtype}, outside it {plain}' if dtype else plain
+    line += f'autocast to {dtype}, float32 without TF32 outside it' if dtype else 'float32'
     if config.AMP_OPT_LEVEL == 'O2':
         line += ' (O2 is treated as O1: apex.amp no longer exists, and PyTorch has only one level)'
     return line
@@ -170,10 +164,10 @@ class Compiled(nn.Module):
         return compiled
 
     def _mode(self, device: torch.device) -> str:
-        if device.type != 'cuda':
+        """Return the mode of torch.compile."""
+        if self.how == 'auto' or device.type != 'cuda':
             return 'default'
-        without_graphs = self.how == 'max' and not self.graphs
-        return 'max-autotune-no-cudagraphs' if without_graphs else MODES[self.how]
+        return 'max-autotune' if self.graphs else 'max-autotune-no-cudagraphs'
 
 
 def training_flops(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
