@@ -152,11 +152,12 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Merge tokens, [B, L, C] -> [B, L / 4, 2C]."""
         B, L, C = x.shape
         x = x.view(B, self.side, self.side, C)
         quarters = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         x = torch.cat(quarters, dim=-1).view(B, L // 4, 4 * C)
-        return self.reduction(self.norm(x))  # [B, L/4, 2C]
+        return self.reduction(self.norm(x))
 
 
 class BasicLayer(nn.Module):
@@ -193,6 +194,7 @@ class BasicLayer(nn.Module):
         self.downsample = nn.Identity() if is_last else PatchMerging(side, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Transform tokens, [B, L, C] -> [B, L / 4, 2C], or [B, L, C] in the last stage."""
         biases = gather_biases([block.attn for block in self.blocks])
         for block, bias in zip(self.blocks, biases, strict=True):
             x = run_block(block, x, bias, keeps=self.keeps)
