@@ -81,7 +81,7 @@ class WindowAttention(nn.Module):
     def forward(
         self, x: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Compute attention within windows of N tokens, [B, H, W, C] -> [B, H, W, C].
+        """Compute attention within windows of N tokens, [B, H, W, C] -> [B, H * W, C].
 
         Args:
             x: Grid of tokens, [B, H, W, C] with H = W.
@@ -102,7 +102,7 @@ class WindowAttention(nn.Module):
         x = window_reverse(x.transpose(2, 3).flatten(3), self.window_size, H)
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
-        return self.proj_drop(self.proj(x))
+        return self.proj_drop(self.proj(x.flatten(1, 2)))
 
 
 class SwinTransformerBlock(nn.Module):
@@ -138,7 +138,7 @@ class SwinTransformerBlock(nn.Module):
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """Transform tokens [B, L, C]. The bias [heads, N, N] is added to the attention logits."""
         grid = self.norm1(x).unflatten(1, (self.side, self.side))  # [B, H, W, C]
-        x = x + self.drop_path(self.attn(grid, bias, self.attn_mask).flatten(1, 2))
+        x = x + self.drop_path(self.attn(grid, bias, self.attn_mask))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
