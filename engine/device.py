@@ -73,8 +73,13 @@ def autocast(config: Config, device: torch.device) -> contextlib.AbstractContext
 def describe_precision(config: Config, device: torch.device) -> str:
     """Return a log line about the precision inside and outside autocast."""
     dtype = autocast_dtype(config, device)
+    switches = {'convolutions': torch.backends.cudnn, 'matrix products': torch.backends.cuda.matmul}
+    plain = ', '.join(
+        f'{name} in {"TF32" if device.type == "cuda" and switch.allow_tf32 else "float32"}'
+        for name, switch in switches.items()
+    )
     line = f'precision {config.AMP_OPT_LEVEL}: '
-    line += f'autocast to {dtype}, float32 without TF32 outside it' if dtype else 'float32'
+    line += f'autocast to {dtype}, outside it {plain}' if dtype else plain
     if config.AMP_OPT_LEVEL == 'O2':
         line += ' (O2 is treated as O1: apex.amp no longer exists, and PyTorch has only one level)'
     return line

@@ -520,12 +520,13 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 @in_float32
-def sinkhorn(scores: Tensor, *, epsilon: float) -> Tensor:
+def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
     """Compute soft assignments to prototypes in which all prototypes are used about equally.
 
     Args:
         scores: Cosine similarities of the samples on this process and the prototypes, [..., B, K].
         epsilon: Entropy regularisation. Smaller values give harder assignments.
+        iterations: Number of times that prototypes and then samples are normalised.
 
     Returns:
         Assignments without gradient, [..., B, K]. The row of a sample sums to 1. The column of a
@@ -534,7 +535,7 @@ def sinkhorn(scores: Tensor, *, epsilon: float) -> Tensor:
     Source: Caron et al. 2020, arXiv:2006.09882, appendix A; Cuturi 2013, arXiv:1306.0895.
     """
     shares = ((scores.detach() - 1) / epsilon).exp()  # minus 1 avoids an overflow
-    for _ in range(3):  # normalise prototypes, then samples, as often as SwAV does
+    for _ in range(iterations):
         shares = shares / distributed.all_reduce_sum(shares.sum(dim=-2, keepdim=True))
         shares = shares / shares.sum(dim=-1, keepdim=True)
     return shares

@@ -44,11 +44,14 @@ def test_precision_on_a_cpu(level, on_cpu, mode, dtype) -> None:
     assert product.dtype is (dtype or torch.float32)
 
 
-def test_float32_is_not_tf32(device, recwarn) -> None:
+def test_float32_is_not_tf32_and_the_log_names_both(device, recwarn) -> None:
     """PyTorch's default allows TF32 in convolutions; `device` restores what this test sets."""
+    config, cuda = SimpleNamespace(AMP_OPT_LEVEL='O0', AMP_ON_CPU=False), torch.device('cuda')
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    wanted = 'precision O0: convolutions in {0}, matrix products in {0}'
+    assert describe_precision(config, cuda) == wanted.format('TF32')
     module.local_device()
-    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    assert describe_precision(config, cuda) == wanted.format('float32')
     assert torch.get_float32_matmul_precision() == 'highest'
     assert not recwarn.list
 
