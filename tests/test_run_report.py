@@ -274,6 +274,16 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
     with pytest.raises(ValueError, match='trained with DATA.HOLDOUT_FRACTION'):
         check('DATA.HOLDOUT_FRACTION', 0.01)
     trained.EVAL.INTERNAL_SHARE = 0.0
+    trained.DATA.FOLD = '2/5'
+    torch.save({'model': {}, 'config': trained.dump()}, tmp_path / 'c.pth')
+    check('DATA.FOLD', '2/5')
+    for fold in ('', '0/5'):
+        with pytest.raises(ValueError, match=r"DATA\.FOLD '2/5'"):
+            check('DATA.FOLD', fold)
     assert not caplog.messages
+    trained.DATA.FOLD = ''
+    check('DATA.DATA_PATH', 'another_hospital')
+    assert "DATA.FOLD '2/5'" in caplog.text
+    trained.DATA.FOLD = '2/5'
     check('DATA.NORMALIZE', 'image')
     assert 'DATA.NORMALIZE' in caplog.text
