@@ -1,7 +1,6 @@
 """Checkpoints: atomic writes, checksums, the safe loader, which file a run resumes from."""
 
 import contextlib
-import errno
 import logging
 import os
 import pickle
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mistakes import no_space
 from tiny import ROOT
 from yacs.config import CfgNode
 
@@ -123,7 +123,7 @@ def test_an_error_at_any_moment_leaves_the_old_or_the_new_file(tmp_path, monkeyp
         nonlocal calls
         calls += 1
         if calls == number:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            no_space()
 
     while calls >= number:
         folder = tmp_path / str(number)
@@ -144,11 +144,7 @@ def test_a_full_disk_at_the_sync_leaves_the_old_file_with_its_checksum(
 ) -> None:
     (path,) = write(tmp_path, NAME)
     before = path.read_bytes(), checksum_file(path).read_bytes()
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, 'fsync', full)
+    monkeypatch.setattr(os, 'fsync', no_space)
     with pytest.raises(OSError, match='No space left'):
         save_checkpoint(path, state(2.0))
     assert (path.read_bytes(), checksum_file(path).read_bytes()) == before

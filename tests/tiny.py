@@ -1,9 +1,13 @@
 """The smallest runs of the mains: configs, and starting them in this process or in several."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import yaml
 
@@ -12,12 +16,14 @@ import main_finetune
 import main_simmim
 from engine.launch import launch
 
+DEADLINE = 240  # seconds; what tests wait for takes much less
 ROOT = Path(__file__).resolve().parents[1]
 MAINS = {
     'simmim': main_simmim.main,
     'contrastive': main_contrastive.main,
     'finetune': main_finetune.main,
 }
+LABELS_DECIDE = {'NUM_CLASSES': 1000}  # the default: as many outputs as there are labels
 SCRIPTS = {stage: f'main_{stage}.py' for stage in MAINS}
 
 SWIN = {
@@ -81,6 +87,15 @@ def run_folder(output: Path, stage: str) -> Path:
     return output / f'tiny_{stage}' / 'default'
 
 
+def finished_run(
+    stage: str, data: Path, folder: Path, *more: str, model: dict = SWIN, **sections: dict
+) -> Path:
+    """Make a tiny run to its end, with all its files below `folder`; returns the run folder."""
+    cfg = tiny_config(folder / f'{stage}.yaml', stage, model, **sections)
+    assert run_main(stage, arguments(cfg, data, folder, *more)) == 0
+    return run_folder(folder, stage)
+
+
 def torchrun(stage: str, argv: list[str], processes: int) -> subprocess.CompletedProcess:
     """The same over several processes (gloo on the CPU)."""
     command = [
@@ -91,3 +106,25 @@ def torchrun(stage: str, argv: list[str], processes: int) -> subprocess.Complete
     return subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def wait_until(condition: Callable[[], object], what: str = 'the condition') -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f'{what}: not within {DEADLINE} s'
+        time.sleep(0.05)
+
+
+def load_script(name: str | Path) -> ModuleType:
+    """A script below scripts/, named without its suffix, as a module."""
+    path = (ROOT / 'scripts' / name).with_suffix('.py')
+    spec = importlib.util.spec_from_file_location(f'script_{path.stem}', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_script(name: str, *words: object) -> int:
+    """Run a script in this process; returns the exit code."""
+    script = load_script(name)
+    return script.main(script.parse_args([*map(str, words)]))
