@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from csv_files import HEADER, image_path, row, write
-from tiny import run_script
+from tiny import config_with, run_script
 
-from config import Config, default_config
+from config import Config
 from data.describe import (
     KINDS,
     TABLES,
@@ -28,12 +28,7 @@ KIND_OF_CELL = {'1.0': 'positive', '-1.0': 'uncertain', '0.0': 'negative', '': '
 
 
 def options(root: Path, **changes: object) -> Config:
-    config = default_config()
-    pairs = {'DATA.DATA_PATH': str(root)} | {
-        key.replace('__', '.'): value for key, value in changes.items()
-    }
-    config.merge_from_list([item for pair in pairs.items() for item in pair])
-    return config
+    return config_with(DATA__DATA_PATH=str(root), **changes)
 
 
 def cells_of(rng: np.random.Generator, share: tuple[float, ...] = (0.2, 0.2, 0.3, 0.3)) -> dict:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from mistakes import no_space
-from tiny import ROOT
+from tiny import ROOT, config_with
 from yacs.config import CfgNode
 
 import engine.files
@@ -218,12 +218,6 @@ def test_the_newest_readable_checkpoint_is_found(tmp_path, log) -> None:
     nine.write_bytes(b'')
     with pytest.raises(ValueError, match=twelve.name):  # starting from scratch would overwrite them
         newest_good(tmp_path, LOGGER)
-
-
-def config_with(**options: object) -> CfgNode:
-    config = default_config()
-    config.merge_from_list([x for k, v in options.items() for x in (k.replace('__', '.'), v)])
-    return config
 
 
 def test_the_same_command_with_resume_continues_the_run_that_it_began(tmp_path) -> None:

@@ -14,6 +14,7 @@ import yaml
 import main_contrastive
 import main_finetune
 import main_simmim
+from config import Config, default_config
 from engine.launch import launch
 
 DEADLINE = 240  # seconds; what tests wait for takes much less
@@ -46,6 +47,14 @@ MAE = VIT | {
     'MAE': {'DECODER_EMBED_DIM': 16, 'DECODER_DEPTH': 1, 'DECODER_NUM_HEADS': 2},
 }
 FINETUNE_AUG = {'AUTO_AUGMENT': 'none', 'MIXUP': 0.0, 'CUTMIX': 0.0, 'HFLIP': 0.0}
+
+
+def config_with(**options: object) -> Config:
+    """The defaults with some options changed; `__` in a name stands for a dot."""
+    config = default_config()
+    for key, value in options.items():
+        config.merge_from_list([key.replace('__', '.'), value])
+    return config
 
 
 def tiny_config(path: Path, stage: str, model: dict = SWIN, **sections: dict) -> Path:
