@@ -45,8 +45,8 @@ def cfg(tmp_path) -> str:
     return write(tmp_path, 'run.yaml', 'TAG: default\n')
 
 
-def load(cfg: str, *words: str, stage: str = 'simmim'):
-    return get_config(build_parser(stage).parse_args(['--cfg', cfg, *words]))
+def load(cfg: str, *words: str):
+    return get_config(build_parser('simmim').parse_args(['--cfg', cfg, *words]))
 
 
 def changed(*pairs):

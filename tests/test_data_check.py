@@ -23,10 +23,6 @@ Found = tuple[str, str, float | None, str]  # kind, csv, row, file
 ONE_CLASS = ('label without a positive', 'label without a negative')
 
 
-def script(*words: object) -> int:
-    return run_script('check_data', *words)
-
-
 @pytest.fixture
 def check(tmp_path: Path) -> Callable[..., list[Found]]:
     """Runs the script on a folder; returns its list without the warnings of ONE_CLASS."""
@@ -34,7 +30,8 @@ def check(tmp_path: Path) -> Callable[..., list[Found]]:
     def run(root: Path, *options: str) -> list[Found]:
         output = tmp_path / 'lists' / 'problems.csv'
         words = ['--opts', *options] if options else []
-        code = script('--data-path', root, '--output', output, '--workers', 2, *words)
+        words = ['--data-path', root, '--output', output, '--workers', 2, *words]
+        code = run_script('check_data', *words)
         table = read_text(output)
         assert code == int('error' in set(table['severity']))
         table = table[~table['kind'].isin(ONE_CLASS)]
@@ -191,7 +188,8 @@ def test_wrong_calls_end_with_2(
     clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], part: str
 ) -> None:
     given = [argument.format(root=clean) for argument in arguments]
-    assert script('--data-path', clean, '--output', tmp_path / 'p.csv', *given) == 2
+    words = ['--data-path', clean, '--output', tmp_path / 'p.csv', *given]
+    assert run_script('check_data', *words) == 2
     assert part in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

@@ -72,11 +72,11 @@ def written_page(folder: Path, document: dict, *images: dict) -> Page:
     return Page(write_report(folder, document, *images).read_text(encoding='utf-8'))
 
 
-def some_cases(name: str = 'test', *, seed: int = 0, labels: tuple = LABELS, size: int = 150):
+def some_cases(name: str = 'test', *, seed: int = 0, labels: tuple = LABELS):
     """Draw cases of a model better than chance. Rows and targets do not depend on the seed."""
     rng = np.random.default_rng(9)
-    targets = (rng.random((size, len(labels))) < 0.4).astype(float)
-    sex = rng.choice(np.array(['Female', 'Male', HOSTILE], object), size)
+    targets = (rng.random((150, len(labels))) < 0.4).astype(float)
+    sex = rng.choice(np.array(['Female', 'Male', HOSTILE], object), len(targets))
     noise = np.random.default_rng(seed).normal(size=targets.shape)
     probabilities = 1 / (1 + np.exp(-(2 * targets - 1 + noise)))
     return make_cases(probabilities, targets, name=name, labels=labels, groups={'Sex': sex})
