@@ -234,6 +234,7 @@ def test_check_reports_a_run_on_sources_as_ready(phantoms, tmp_path):
     assert 'verdict: ready' in log
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_the_same_images(run, phantoms, tmp_path):
     """The images and masks of each step are the same, so that errors agree up to rounding."""
     done = torchrun('simmim', argv(phantoms, tmp_path, '--batch-size', '2'), 2)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import yaml
 
 import main_contrastive
@@ -136,4 +137,7 @@ def load_script(name: str | Path) -> ModuleType:
 def run_script(name: str, *words: object) -> int:
     """Run a script in this process; returns the exit code."""
     script = load_script(name)
-    return script.main(script.parse_args([*map(str, words)]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', [name, *map(str, words)])
+        args = script.parse_args()
+    return script.main(args)
