@@ -12,9 +12,9 @@ from engine import distributed
 REFERENCE_BATCH = 512  # effective batch size for which the config gives the learning rates
 LINEAR_END = 0.01  # final learning rate of the linear schedule, as a share of the base rate
 
-Decay = Callable[[int, float], float]  # (batch, base rate) -> rate after the warm-up
-# Each schedule is a function (config, batches per epoch, MIN_LR) -> Decay.
-SCHEDULES: dict[str, Callable[[Config, int, float], Decay]] = Registry('TRAIN.LR_SCHEDULER.NAME')
+Rate = Callable[[int, float], float]  # (batch of the run, base rate) -> learning rate
+# Each schedule is a function (config, batches per epoch, MIN_LR) -> Rate after the warm-up.
+SCHEDULES: dict[str, Callable[[Config, int, float], Rate]] = Registry('TRAIN.LR_SCHEDULER.NAME')
 
 
 class ScaledLR(NamedTuple):
@@ -37,55 +37,47 @@ class Scheduler:
     """Sets the learning rate of every parameter group as a function of the batch number.
 
     There is no state to save. The base rate of a group is its `lr` at construction, which already
-    includes the factor of its layer. All groups share the start of the warm-up and the minimum.
+    includes the factor of its layer.
+
+    Args:
+        optimizer: Optimizer whose parameter groups have their base rate as `lr`.
+        rate: Function (batch, base rate) -> learning rate after the batch.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        decay: Decay,
-        *,
-        warmup_steps: int,
-        warmup_lr: float,
-        warmup: Callable[[float, float, int, int], float],
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, rate: Rate) -> None:
         self.optimizer = optimizer
-        self.decay = decay
-        self.warmup_steps = warmup_steps
-        self.warmup_lr = warmup_lr
-        self.warmup = warmup
+        self.rate = rate
         self.base_rates = [group['lr'] for group in optimizer.param_groups]
-        for group, base in zip(optimizer.param_groups, self.base_rates, strict=True):
-            group['initial_lr'] = base
         self.step_update(0)
 
-    def rate(self, step: int, base: float) -> float:
-        """Return the learning rate of a group after batch `step` of the run, counted from 0."""
-        if step < self.warmup_steps:
-            return self.warmup(self.warmup_lr, base, step, self.warmup_steps)
-        return self.decay(step, base)
-
     def step_update(self, step: int) -> None:
-        """Set the learning rates of all groups after batch `step` of the run."""
+        """Set the learning rates of all groups after batch `step` of the run, counted from 0."""
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group['lr'] = self.rate(step, base)
 
 
 def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int) -> Scheduler:
-    """Build the learning rate schedule of TRAIN.LR_SCHEDULER."""
+    """Build the learning rate schedule of TRAIN.LR_SCHEDULER.
+
+    All parameter groups share the start of the warm-up and the minimum.
+    """
     name = config.TRAIN.LR_SCHEDULER.NAME
     rates = scaled_lr(config, distributed.world_size())
-    return Scheduler(
-        optimizer,
-        SCHEDULES[name](config, n_iter_per_epoch, rates.min),
-        warmup_steps=int(config.TRAIN.WARMUP_EPOCHS * n_iter_per_epoch),
-        warmup_lr=rates.warmup,
-        warmup=_half_cosine if name == 'onecycle' else _line,
-    )
+    warmup_steps = int(config.TRAIN.WARMUP_EPOCHS * n_iter_per_epoch)
+    decay = SCHEDULES[name](config, n_iter_per_epoch, rates.min)
+
+    def rate(step: int, base: float) -> float:
+        if step >= warmup_steps:
+            return decay(step, base)
+        if name == 'onecycle':
+            return _half_cosine(rates.warmup, base, step, warmup_steps)
+        return rates.warmup + step * (base - rates.warmup) / warmup_steps
+
+    return Scheduler(optimizer, rate)
 
 
 @SCHEDULES.register('cosine')
-def cosine(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
+def cosine(config: Config, n_iter_per_epoch: int, floor: float) -> Rate:
     """Follow half a cosine over the whole run, or with WARMUP_PREFIX from the end of the warm-up.
 
     Without WARMUP_PREFIX the cosine begins at step 0, as in SimMIM, so the learning rate drops
@@ -98,7 +90,7 @@ def cosine(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
 
 
 @SCHEDULES.register('linear')
-def linear(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
+def linear(config: Config, n_iter_per_epoch: int, floor: float) -> Rate:
     """Decrease linearly from the end of the warm-up to LINEAR_END times the base rate."""
     warmup = int(config.TRAIN.WARMUP_EPOCHS * n_iter_per_epoch)
     length = max(1, int(config.TRAIN.EPOCHS * n_iter_per_epoch) - warmup)
@@ -106,7 +98,7 @@ def linear(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
 
 
 @SCHEDULES.register('step')
-def step_decay(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
+def step_decay(config: Config, n_iter_per_epoch: int, floor: float) -> Rate:
     """Multiply by DECAY_RATE every DECAY_EPOCHS epochs."""
     interval = int(config.TRAIN.LR_SCHEDULER.DECAY_EPOCHS * n_iter_per_epoch)
     factor = config.TRAIN.LR_SCHEDULER.DECAY_RATE
@@ -114,7 +106,7 @@ def step_decay(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
 
 
 @SCHEDULES.register('multistep')
-def multistep(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
+def multistep(config: Config, n_iter_per_epoch: int, floor: float) -> Rate:
     """Multiply by GAMMA at each epoch in MULTISTEPS."""
     milestones = [epoch * n_iter_per_epoch for epoch in config.TRAIN.LR_SCHEDULER.MULTISTEPS]
     gamma = config.TRAIN.LR_SCHEDULER.GAMMA
@@ -122,7 +114,7 @@ def multistep(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
 
 
 @SCHEDULES.register('onecycle')
-def onecycle(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
+def onecycle(config: Config, n_iter_per_epoch: int, floor: float) -> Rate:
     """Follow half a cosine up during the warm-up, and half a cosine down after it.
 
     Source: Smith & Topin 2018, arXiv:1708.07120.
@@ -134,10 +126,6 @@ def onecycle(config: Config, n_iter_per_epoch: int, floor: float) -> Decay:
         return floor if step >= total else _half_cosine(base, floor, step - warmup, total - warmup)
 
     return decay
-
-
-def _line(start: float, end: float, step: int, length: int) -> float:
-    return start + step * (end - start) / length
 
 
 def _half_cosine(start: float, end: float, step: int, length: int) -> float:

@@ -1,7 +1,6 @@
 """Optimizer and parameter groups: weight decay and learning rates by layer."""
 
 import logging
-from functools import partial
 
 from torch import nn, optim
 
@@ -9,32 +8,26 @@ from config import Config, register_check, require
 from engine import distributed
 from lr_scheduler import scaled_lr
 
-# TRAIN.OPTIMIZER.NAME in lower case -> function from the options of the section to a constructor.
-OPTIMIZERS = {
-    'adamw': lambda options: partial(
-        optim.AdamW, eps=options.EPS, betas=tuple(options.BETAS), fused=True
-    ),
-    'sgd': lambda options: partial(optim.SGD, momentum=options.MOMENTUM, nesterov=True),
-}
+OPTIMIZERS = ('adamw', 'sgd')
 
 
 @register_check
 def check_optimizer(config: Config, stage: str | None = None) -> None:
     """Check TRAIN.OPTIMIZER.NAME, which may be upper or lower case as in SimMIM."""
     is_known = config.TRAIN.OPTIMIZER.NAME.lower() in OPTIMIZERS
-    require(is_known, config, 'TRAIN.OPTIMIZER.NAME', f'one of {list(OPTIMIZERS)}')
+    require(is_known, config, 'TRAIN.OPTIMIZER.NAME', f'one of {OPTIMIZERS}')
 
 
 def build_optimizer(
     config: Config, model: nn.Module, logger: logging.Logger, is_pretrain: bool
 ) -> optim.Optimizer:
     """Build the optimizer of TRAIN.OPTIMIZER with the parameter groups of the stage."""
-    name = config.TRAIN.OPTIMIZER.NAME.lower()
-    base_lr = scaled_lr(config, distributed.world_size()).base
+    options = config.TRAIN.OPTIMIZER
+    name = options.NAME.lower()
     groups = param_groups(
         model,
         weight_decay=config.TRAIN.WEIGHT_DECAY,
-        base_lr=base_lr,
+        base_lr=scaled_lr(config, distributed.world_size()).base,
         layer_decay=None if is_pretrain else config.TRAIN.LAYER_DECAY,
     )
     for group in groups:
@@ -43,8 +36,9 @@ def build_optimizer(
             f'weight decay {group["weight_decay"]:g}, base rate {group["lr"]:.6g}'
         )
     logger.info(_describe(name, groups))
-    build = OPTIMIZERS[name](config.TRAIN.OPTIMIZER)
-    return build(groups, lr=base_lr, weight_decay=config.TRAIN.WEIGHT_DECAY)
+    if name == 'sgd':
+        return optim.SGD(groups, momentum=options.MOMENTUM, nesterov=True)
+    return optim.AdamW(groups, eps=options.EPS, betas=options.BETAS, fused=True)
 
 
 def param_groups(
@@ -63,8 +57,7 @@ def param_groups(
         base_lr: Learning rate of the top layer.
         layer_decay: Factor between the learning rates of two layers; None in pre-training.
     """
-    # In pre-training the group with weight decay comes first.
-    groups = {(None, True): [], (None, False): []} if layer_decay is None else {}
+    groups = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             layer = None if layer_decay is None else model.get_layer_id(name)
@@ -72,8 +65,8 @@ def param_groups(
             groups.setdefault((layer, decays), []).append(parameter)
     if layer_decay is None:
         return [
-            {'params': params, 'weight_decay': weight_decay * decays, 'lr': base_lr}
-            for (_, decays), params in groups.items()
+            {'params': groups[None, decays], 'weight_decay': weight_decay * decays, 'lr': base_lr}
+            for decays in (True, False)
         ]
     top = model.get_num_layers() + 1
     return [

@@ -34,8 +34,8 @@ from engine.files import (
 BUFFERS = ('relative_position_index', 'attn_mask')  # computed by the model, never loaded
 NUM_LISTED = 6  # entries of each kind that an error message lists
 RESUME_KEYS = (
-    *('optimizer', 'scaler', 'epoch', 'batch', 'num_batches', 'finished', 'best_score'),
-    *('progress', 'rng', 'config'),
+    *('optimizer', 'scaler', 'epoch', 'batch', 'num_batches', 'accumulation', 'finished'),
+    *('best_score', 'progress', 'rng', 'config'),
 )
 
 
@@ -84,30 +84,26 @@ def checkpoint_bytes(config: Config, model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in model.state_dict().values()) + moments * trained
 
 
-def prune(folder: str | Path, keep: int, *, newest: str | None = None) -> list[Path]:
-    """Remove old checkpoints with their checksums, and the remains of interrupted writes.
+def prune(folder: str | Path, keep: int, newest: str) -> None:
+    """Remove old checkpoints with their checksums.
 
     Args:
-        folder: Run folder in which nothing is being written.
+        folder: Run folder.
         keep: Number of newest checkpoints to keep, in addition to ckpt_best.pth. 0 keeps all.
         newest: Name of the checkpoint just written. Later checkpoints are neither counted nor
             removed, because a run that resumed from an older checkpoint has not reached them yet.
-
-    Returns:
-        The checkpoints that were removed.
     """
-    for path in Path(folder).glob('ckpt_*.tmp'):
-        path.unlink(missing_ok=True)
-    if not keep:
-        return []
-    counted = newest_first(folder)
-    if newest:
-        limit = checkpoint_position(newest)
-        counted = [path for path in counted if checkpoint_position(path.name) <= limit]
-    for path in counted[keep:]:
+    limit = checkpoint_position(newest)
+    reached = [path for path in newest_first(folder) if checkpoint_position(path.name) <= limit]
+    for path in reached[keep:] if keep else []:
         checksum_file(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-    return counted[keep:]
+
+
+def remove_partial_files(folder: str | Path) -> None:
+    """Remove the remains of interrupted writes from a run folder in which nothing is written."""
+    for path in Path(folder).glob('ckpt_*.tmp'):
+        path.unlink(missing_ok=True)
 
 
 # Reading
@@ -355,17 +351,17 @@ def load_pretrained(
     if before != config.DATA.PREPROCESS:
         report.remarks.append(f'DATA.PREPROCESS is {config.DATA.PREPROCESS!r}, was {before!r}')
     logger.info(f'weights from {path}:\n{report.table()}')
-    for key, now in (
-        ('HOLDOUT_FRACTION', config.DATA.HOLDOUT_FRACTION),
-        ('FOLD', config.DATA.FOLD),
-    ):
-        before = trained.get(key, now)
-        if before < now if key == 'HOLDOUT_FRACTION' else now not in ('', before):
-            logger.warning(
-                f'{path} was trained with DATA.{key} {before!r}, and this run has {now!r}. If it '
-                'was trained on the same data set, it has seen some of the patients that are now '
-                'held out or scored, and their scores are too high.'
-            )
+    seen = []
+    if trained and trained['HOLDOUT_FRACTION'] < config.DATA.HOLDOUT_FRACTION:
+        seen.append('HOLDOUT_FRACTION')
+    if trained and config.DATA.FOLD not in ('', trained['FOLD']):
+        seen.append('FOLD')
+    for key in seen:
+        logger.warning(
+            f'{path} was trained with DATA.{key} {trained[key]!r}, and this run has '
+            f'{config.DATA[key]!r}. If it was trained on the same data set, it has seen some of '
+            'the patients that are now held out or scored, and their scores are too high.'
+        )
 
 
 def data_options(checkpoint: dict) -> dict[str, Any]:

@@ -453,7 +453,9 @@ def _log_at_end(batches: Iterator[Any], listed: BadImages) -> Iterator[Any]:
     listed.log()
 
 
-def _generator(seed: int, epoch: int, kind: int, row: int = 0, occurrence: int = 0) -> Any:
+def _generator(
+    seed: int, epoch: int, kind: int, row: int = 0, occurrence: int = 0
+) -> np.random.Generator:
     bits = np.random.Philox(key=[seed, epoch], counter=[0, row, kind, occurrence])
     return np.random.Generator(bits)
 

@@ -77,7 +77,7 @@ class MaskGenerator:
         mask = np.zeros(side**2, dtype=np.int64)
         mask[self.hidden_units(np.random if rng is None else rng, side, self.count)] = 1
         mask = mask.reshape(side, side)
-        return mask if scale == 1 else mask.repeat(scale, axis=0).repeat(scale, axis=1)
+        return mask.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 @MASKS.register('random')

@@ -20,7 +20,6 @@ from engine.files import in_one_line
 # took 91 s and saves about half of the time. The decision depends only on the config, so that a run
 # computes in the same way after a restart.
 PAYS_FROM = 4e16
-MODES = {'auto': 'default', 'max': 'max-autotune'}  # TRAIN.COMPILE -> mode of torch.compile
 
 
 def local_device() -> torch.device:
@@ -170,10 +169,10 @@ class Compiled(nn.Module):
         return compiled
 
     def _mode(self, device: torch.device) -> str:
-        if device.type != 'cuda':
+        """Return the mode of torch.compile."""
+        if self.how == 'auto' or device.type != 'cuda':
             return 'default'
-        without_graphs = self.how == 'max' and not self.graphs
-        return 'max-autotune-no-cudagraphs' if without_graphs else MODES[self.how]
+        return 'max-autotune' if self.graphs else 'max-autotune-no-cudagraphs'
 
 
 def training_flops(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:

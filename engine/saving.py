@@ -17,7 +17,7 @@ from engine.interruptions import Interruptions, Preempted
 from engine.run_record import Run
 from engine.train_state import TrainState
 from logger import DETAIL
-from utils import prune, rng_state, save_checkpoint
+from utils import prune, remove_partial_files, rng_state, save_checkpoint
 
 RETRY_SECONDS = 60.0
 
@@ -125,7 +125,7 @@ class CheckpointWriter:
         self._error = ''  # message of the last failed attempt
         self._writing: Future[None] | None = None
         self._retry_at = math.inf
-        prune(self.folder, 0)
+        remove_partial_files(self.folder)
 
     def save(self, name: str, state: dict, *, best: bool = False) -> None:
         """Copy the contents of a checkpoint and start writing, after the previous write has ended.
@@ -133,8 +133,8 @@ class CheckpointWriter:
         With `best`, the contents are first written as BEST_CHECKPOINT.
         """
         self.flush()
-        for older in [each for each in self._waiting if each not in (BEST_CHECKPOINT, name)]:
-            if name != BEST_CHECKPOINT:
+        if name != BEST_CHECKPOINT:
+            for older in self._waiting.keys() - {BEST_CHECKPOINT, name}:
                 self.logger.warning(f'{self.folder / older} was never written: {name} replaces it')
                 del self._waiting[older]
         names = (BEST_CHECKPOINT, name) if best else (name,)
@@ -190,7 +190,7 @@ class CheckpointWriter:
             self.logger.info(f'saved {name}', extra=DETAIL)
             if name != BEST_CHECKPOINT:
                 with suppress(OSError):  # the next save prunes again
-                    prune(self.folder, self.keep, newest=name)
+                    prune(self.folder, self.keep, name)
 
 
 def copy_state(value: Any) -> Any:

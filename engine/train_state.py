@@ -196,7 +196,7 @@ class TrainState:
                 f'(DATA.BATCH_SIZE), and now of {processes} x {config.DATA.BATCH_SIZE}. Keep the '
                 'number of images, or choose another --tag.'
             )
-        old, new = old * saved.get('accumulation', 1), new * self.accumulation
+        old, new = old * saved['accumulation'], new * self.accumulation
         if old != new:
             logger.warning(
                 f'the effective batch size was {old} on {before} process(es) and is now {new} on '

@@ -107,7 +107,7 @@ class Encoder(nn.Module, ABC):
         return set()
 
     def no_weight_decay_keywords(self) -> set[str]:
-        """Return substrings that exclude every parameter containing one from weight decay."""
+        """Return parts of dotted names. Parameters whose name has one of them do not decay."""
         return set()
 
     def saliency_layer(self) -> nn.Module | None:

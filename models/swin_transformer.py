@@ -24,36 +24,11 @@ def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
     return x.transpose(2, 3).reshape(-1, window_size**2, C)
 
 
-def window_order(side: int, window_size: int, shift: int) -> torch.Tensor:
-    """Return the token indices [side^2] of a grid rolled by -shift, one window after the other."""
-    grid = torch.arange(side**2).view(1, side, side, 1).roll((-shift, -shift), dims=(1, 2))
-    return window_partition(grid, window_size).flatten()
-
-
-class _Reorder(torch.autograd.Function):
-    """A permutation of tokens with a faster gradient: index_select instead of a sum."""
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        x: torch.Tensor,
-        order: torch.Tensor,
-        inverse: torch.Tensor,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(order, inverse)
-        return x.index_select(1, order)
-
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
-    ) -> tuple[torch.Tensor, None, None]:
-        order, inverse = ctx.saved_tensors
-        return reorder(grad, inverse, order), None, None
-
-
-def reorder(x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """Permute tokens x [B, L, C] so that token order[i] moves to i. `inverse` is for backward."""
-    return _Reorder.apply(x, order, inverse)
+def window_reverse(windows: torch.Tensor, window_size: int, side: int) -> torch.Tensor:
+    """Join windows to a grid, [B * windows, window_size^2, C] -> [B, side, side, C]."""
+    count, C = side // window_size, windows.shape[-1]
+    x = windows.view(-1, count, count, window_size, window_size, C)
+    return x.transpose(2, 3).reshape(-1, side, side, C)
 
 
 def shifted_window_mask(side: int, window_size: int, shift: int) -> torch.Tensor:
@@ -72,19 +47,25 @@ def shifted_window_mask(side: int, window_size: int, shift: int) -> torch.Tensor
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention within each window, with relative position bias."""
+    """Multi-head self-attention within windows that are shifted by `shift` tokens.
+
+    The relative position bias is added to the logits.
+    """
 
     def __init__(
         self,
         dim: int,
         window_size: int,
         num_heads: int,
+        shift: int = 0,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         proj_drop: float = 0.0,
         attention: str = 'auto',
     ) -> None:
         super().__init__()
+        self.window_size = window_size
+        self.shift = shift
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.attention = attention
@@ -98,41 +79,30 @@ class WindowAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(
-        self,
-        x: torch.Tensor,
-        bias: torch.Tensor,
-        *,
-        order: torch.Tensor,
-        inverse: torch.Tensor,
-        mask: torch.Tensor | None = None,
+        self, x: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Compute attention within windows of N tokens, [B, L, C] -> [B, L, C].
+        """Compute attention within windows of N tokens, [B, H, W, C] -> [B, H * W, C].
 
         Args:
-            x: Tokens in row-major order, [B, L, C].
+            x: Grid of tokens, [B, H, W, C] with H = W.
             bias: Relative position bias, [heads, N, N].
-            order: Token indices in the order of the windows, [L].
-            inverse: Inverse permutation of `order`, [L].
             mask: Mask that is added to the logits, [windows, N, N]. None for unshifted windows.
         """
-        qkv = self.qkv(reorder(x, order, inverse))
-        x = reorder(self._attend(qkv, bias, mask), inverse, order)
-        return self.proj_drop(self.proj(x))
-
-    def _attend(
-        self, qkv: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Compute attention [B, L, C] from queries, keys and values [B, L, 3C] in window order."""
-        B, L, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-        N = bias.shape[-1]
-        qkv = qkv.view(B, L // N, N, 3, self.num_heads, C // self.num_heads)
+        B, H, _, C = x.shape
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
+        qkv = self.qkv(window_partition(x, self.window_size))  # [B * windows, N, 3C]
+        qkv = qkv.view(B, -1, bias.shape[-1], 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each [B, windows, heads, N, C/heads]
         if mask is not None:
             bias = bias + mask[:, None]  # [windows, heads, N, N]
         x = attend(
             *(q, k, v), bias=bias, scale=self.scale, attention=self.attention, in_windows=True
         )
-        return x.transpose(2, 3).reshape(B, L, C)
+        x = window_reverse(x.transpose(2, 3).flatten(3), self.window_size, H)
+        if self.shift:
+            x = x.roll((self.shift, self.shift), dims=(1, 2))
+        return self.proj_drop(self.proj(x.flatten(1, 2)))
 
 
 class SwinTransformerBlock(nn.Module):
@@ -154,11 +124,9 @@ class SwinTransformerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.side = side
-        self.window_size = window_size
-        self.shift = shift
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(
-            dim, window_size, num_heads, qkv_bias, qk_scale, drop_rate, attention
+            dim, window_size, num_heads, shift, qkv_bias, qk_scale, drop_rate, attention
         )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim)
@@ -166,14 +134,11 @@ class SwinTransformerBlock(nn.Module):
         self.register_buffer(
             'attn_mask', shifted_window_mask(side, window_size, shift) if shift else None
         )
-        order = window_order(side, window_size, shift)
-        self.register_buffer('order', order, persistent=False)
-        self.register_buffer('inverse', order.argsort(), persistent=False)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """Transform tokens [B, L, C]. The bias [heads, N, N] is added to the attention logits."""
-        places = {'order': self.order, 'inverse': self.inverse, 'mask': self.attn_mask}
-        x = x + self.drop_path(self.attn(self.norm1(x), bias, **places))
+        grid = self.norm1(x).unflatten(1, (self.side, self.side))  # [B, H, W, C]
+        x = x + self.drop_path(self.attn(grid, bias, self.attn_mask))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -187,11 +152,12 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Merge tokens, [B, L, C] -> [B, L / 4, 2C]."""
         B, L, C = x.shape
         x = x.view(B, self.side, self.side, C)
         quarters = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         x = torch.cat(quarters, dim=-1).view(B, L // 4, 4 * C)
-        return self.reduction(self.norm(x))  # [B, L/4, 2C]
+        return self.reduction(self.norm(x))
 
 
 class BasicLayer(nn.Module):
@@ -228,6 +194,7 @@ class BasicLayer(nn.Module):
         self.downsample = nn.Identity() if is_last else PatchMerging(side, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Transform tokens, [B, L, C] -> [B, L / 4, 2C], or [B, L, C] in the last stage."""
         biases = gather_biases([block.attn for block in self.blocks])
         for block, bias in zip(self.blocks, biases, strict=True):
             x = run_block(block, x, bias, keeps=self.keeps)

@@ -56,10 +56,10 @@ def test_stages_are_swins_in_reverse(name: str, stride: int, side: int, stages: 
             first, *_ = blocks = layer.stage.blocks
             heads = first.attn.num_heads
             width = first.norm1.normalized_shape[0]
-            shapes.append((width, first.side, first.window_size, len(blocks), heads))
-            shifts = [block.shift for block in blocks]
-            alone = first.side == first.window_size
-            assert shifts == [0, 0 if alone else first.window_size // 2] * (len(blocks) // 2)
+            window = first.attn.window_size
+            shapes.append((width, first.side, window, len(blocks), heads))
+            shifts = [block.attn.shift for block in blocks]
+            assert shifts == [0, 0 if first.side == window else window // 2] * (len(blocks) // 2)
     assert shapes == stages
 
 

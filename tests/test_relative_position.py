@@ -8,10 +8,9 @@ from scipy.interpolate import RectBivariateSpline
 from models.relative_position import resize_table
 from models.swin_transformer import (
     WindowAttention,
-    reorder,
     shifted_window_mask,
-    window_order,
     window_partition,
+    window_reverse,
 )
 from models.vision_transformer import RelativePositionBias
 
@@ -108,20 +107,12 @@ def test_small_windows_repeat_their_edge() -> None:
     np.testing.assert_allclose(grown, want, atol=1e-6)
 
 
-@pytest.mark.parametrize('side, window, shift', [(4, 2, 1), (6, 3, 0)])
-def test_order_equals_a_rolled_and_partitioned_grid(side: int, window: int, shift: int) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(2, side**2, 3, dtype=torch.float64, requires_grad=True)
-    rolled = x.view(2, side, side, 3).roll((-shift, -shift), dims=(1, 2))
-    want = window_partition(rolled, window).view_as(x)
-    order = window_order(side, window, shift)
-    got = reorder(x, order, order.argsort())
-    assert torch.equal(got, want)
-    assert torch.equal(reorder(got, order.argsort(), order), x)
-    weights = torch.randn_like(x)
-    (want_gradient,) = torch.autograd.grad((want * weights).sum(), x)
-    (gradient,) = torch.autograd.grad((got * weights).sum(), x)
-    assert torch.equal(gradient, want_gradient)
+def test_windows_are_squares_in_row_major_order_and_join_to_the_grid() -> None:
+    grid = torch.arange(2 * 6 * 6).view(2, 6, 6, 1)
+    windows = window_partition(grid, 3)
+    assert windows.shape == (2 * 4, 9, 1)
+    assert torch.equal(windows[5].view(3, 3), grid[1, :3, 3:, 0])
+    assert torch.equal(window_reverse(windows, 3, 6), grid)
 
 
 @pytest.mark.parametrize('side, window, shift', [(4, 2, 1), (6, 3, 1)])

@@ -30,6 +30,7 @@ from utils import (
     newest_good,
     prune,
     read_checkpoint,
+    remove_partial_files,
     save_checkpoint,
 )
 
@@ -95,7 +96,7 @@ def value_after(folder: Path, old: float | None) -> float | None:
     assert found == (path if old or path.exists() else None)
     value = found and value_of(found)
     save_checkpoint(path, state(3.0))  # the remains are no obstacle
-    prune(folder, 0)
+    remove_partial_files(folder)
     assert value_of(path) == 3.0
     assert sorted(os.listdir(folder)) == [NAME, f'{NAME}.sha256']
     return value
@@ -190,15 +191,14 @@ def test_names_and_the_newest_by_epoch_and_step(tmp_path) -> None:
 @pytest.mark.parametrize(
     ('keep', 'newest', 'removed'),
     [
-        (2, None, ALL[:3]),
+        (2, ALL[4], ALL[:3]),
+        (0, ALL[4], []),
         (1, ALL[3], ALL[:3]),  # later checkpoints are from an earlier attempt
     ],
 )
 def test_prune_keeps_the_newest_and_the_best(tmp_path, keep, newest, removed) -> None:
     write(tmp_path, *ALL, *OTHERS)
-    (tmp_path / 'ckpt_epoch_4.pth.tmp').write_bytes(b'half')
-    gone = prune(tmp_path, keep, newest=newest)
-    assert sorted(path.name for path in gone) == sorted(removed)
+    prune(tmp_path, keep, newest)
     kept = [name for name in ALL + OTHERS if name not in removed]
     assert sorted(os.listdir(tmp_path)) == sorted([*kept, *(f'{name}.sha256' for name in kept)])
 
