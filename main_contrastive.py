@@ -40,6 +40,7 @@ LEAST_RANK = 2.0
 
 
 def views_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    """Return the loss of the views of B images, each [B, C, S, S]."""
     return model(*batch)
 
 

@@ -43,8 +43,8 @@ GIVEN_STATISTICS = '_given_patch_statistics'
 
 
 def reconstruction_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    images, masks = batch
-    return model(images, masks)
+    """Return the loss of images [B, C, S, S] with masks [B, h, w]."""
+    return model(*batch)
 
 
 class HeldOutReconstruction:

@@ -194,7 +194,7 @@ class EvalTransform:
         self.normalize = Normalize(config)
 
     def pixels(self, image: Image.Image) -> np.ndarray:  # [S, S]
-        """Return the view of an image without EVAL.TTA in grey levels."""
+        """Return the single view of an image, which EVAL.TTA does not change, in grey levels."""
         image = self.preprocess(image)
         if self.crop:
             return centre_crop(image, self.size, self.filter)

@@ -20,14 +20,17 @@ class Clock:
         self.start_epoch()
 
     def start_epoch(self) -> None:
+        """Start the clock of an epoch."""
         self.start = self.last = time.perf_counter()
         self.batches = 0
         self.batch_seconds = self.data_seconds = 0.0
 
     def data_ready(self) -> None:
+        """Add the time since the last batch to the time spent waiting for data."""
         self.data_seconds += time.perf_counter() - self.last
 
     def batch_done(self) -> None:
+        """Count a batch and its seconds."""
         now = time.perf_counter()
         self.batch_seconds, self.last = now - self.last, now
         self.batches += 1
@@ -37,10 +40,12 @@ class Clock:
         self._has_begun = True
 
     def mean_batch(self) -> float:
-        return (self.last - self.start) / max(1, self.batches)
+        """Return the mean seconds per batch of the epoch, including waiting for data."""
+        return (self.last - self.start) / self.batches
 
     def mean_data(self) -> float:
-        return self.data_seconds / max(1, self.batches)
+        """Return the mean seconds per batch of the epoch spent waiting for data."""
+        return self.data_seconds / self.batches
 
     @contextlib.contextmanager
     def between_epochs(self) -> Iterator[None]:

@@ -89,9 +89,9 @@ class Failures:
         with contextlib.suppress(OSError):  # the folder may be the cause; the log has the message
             replace_file(self.own, json.dumps(record))
 
-    def first_elsewhere(self, seconds: float) -> str:
-        """Return the earliest failure of another process, or '' if there is none in `seconds`."""
-        end = time.monotonic() + seconds
+    def first_elsewhere(self) -> str:
+        """Return the earliest failure of another process, or '' without one in LOOK_SECONDS."""
+        end = time.monotonic() + LOOK_SECONDS
         while not (records := self._elsewhere()):
             if time.monotonic() > end:
                 return ''
@@ -110,7 +110,7 @@ class Failures:
             while not self._elsewhere():
                 time.sleep(POLL_SECONDS)
             time.sleep(GRACE_SECONDS)
-            logger.error(self.first_elsewhere(LOOK_SECONDS))
+            logger.error(self.first_elsewhere())
             os._exit(EXIT_OTHER_PROCESS)
 
         threading.Thread(target=look, daemon=True).start()
@@ -298,7 +298,7 @@ def _fail(process: Process, error: BaseException) -> int:
     if run is not None and distributed.world_size() > 1:
         if code not in (EXIT_OTHER_PROCESS, EXIT_PREEMPTED):
             process.failures.record(message)
-        elif first := process.failures.first_elsewhere(LOOK_SECONDS):
+        elif first := process.failures.first_elsewhere():
             code, message = EXIT_OTHER_PROCESS, first
     _report_to_torchrun(message)
     unexpected = code == EXIT_UNEXPECTED

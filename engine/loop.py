@@ -368,7 +368,10 @@ def _time_left(run: Run, state: TrainState) -> str:
 
 
 def _log_epoch(run: Run, state: TrainState, loss: float, held_out: dict[str, Any]) -> None:
-    """Log the finished epochs, and the loss and the first held-out value of the last epoch."""
+    """Log the number of finished epochs, and the loss and a held-out value of the last one.
+
+    The value is the score that selects the checkpoint, or the first value if there is no score.
+    """
     parts, key = [f'loss {loss:.4f}'], 'score' if 'score' in held_out else next(iter(held_out), '')
     parts += [f'{key.replace("_", " ")} {held_out[key]:.4f}'] if key else []
     parts += [_time_left(run, state)] if state.epoch < run.config.TRAIN.EPOCHS else []

@@ -240,16 +240,19 @@ def check_scoring(run: Run, path: str | Path) -> None:
         return
     options = {key: (value_at(trained, key), value_at(config, key)) for key in PATIENT_OPTIONS}
     fold, (old, new), (before, share) = options.values()
-    if share > (before if old == new else 0) or fold[1] not in ('', fold[0]):
-        changes = [f'{key} {a} instead of {b}' for key, (a, b) in options.items() if a != b]
+    folders = {Path(value.DATA.DATA_PATH).resolve() for value in (trained, config)}
+    is_other_fold = fold[0] != fold[1] and (fold[1] or len(folders) == 1)
+    if share > (before if old == new else 0) or is_other_fold:
+        changes = [f'{key} {a!r} instead of {b!r}' for key, (a, b) in options.items() if a != b]
         raise ValueError(
             f'{path} was trained with {", ".join(changes)}, so --eval would score patients that '
-            'trained the model or selected the checkpoint'
+            'trained the model or selected the checkpoint. Use the values of the training. '
+            'DATA.FOLD may be empty if --data-path is another data set'
         )
     keys = 'TASK LABELS FOLD HOLDOUT_FRACTION MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'
     for key in keys.split():
         before, now = trained.DATA[key], config.DATA[key]
-        problem = f'{path} was trained with DATA.{key} {before}, but --eval uses {now}'
+        problem = f'{path} was trained with DATA.{key} {before!r}, but --eval uses {now!r}'
         if key in ('TASK', 'LABELS') and now != before:
             raise ValueError(problem)
         if key == 'HOLDOUT_FRACTION' and now > before:

@@ -71,6 +71,7 @@ class MAE(MaskedModel):
 
     @classmethod
     def check_options(cls, config: Any) -> None:
+        """Check that the encoder is a ViT with absolute positions, and the decoder's sizes."""
         vit, mae = config.MODEL.VIT, config.MODEL.MAE
         is_vit = ENCODERS[config.MODEL.TYPE] is VisionTransformer
         require(is_vit, config, 'MODEL.TYPE', "'vit' with MODEL.PRETRAIN 'mae'")

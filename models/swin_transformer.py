@@ -81,7 +81,7 @@ class WindowAttention(nn.Module):
     def forward(
         self, x: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Compute attention within windows of N tokens, [B, H, W, C] -> [B, H, W, C].
+        """Compute attention within windows of N tokens, [B, H, W, C] -> [B, H * W, C].
 
         Args:
             x: Grid of tokens, [B, H, W, C] with H = W.
@@ -102,7 +102,7 @@ class WindowAttention(nn.Module):
         x = window_reverse(x.transpose(2, 3).flatten(3), self.window_size, H)
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
-        return self.proj_drop(self.proj(x))
+        return self.proj_drop(self.proj(x.flatten(1, 2)))
 
 
 class SwinTransformerBlock(nn.Module):
@@ -138,7 +138,7 @@ class SwinTransformerBlock(nn.Module):
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """Transform tokens [B, L, C]. The bias [heads, N, N] is added to the attention logits."""
         grid = self.norm1(x).unflatten(1, (self.side, self.side))  # [B, H, W, C]
-        x = x + self.drop_path(self.attn(grid, bias, self.attn_mask).flatten(1, 2))
+        x = x + self.drop_path(self.attn(grid, bias, self.attn_mask))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -152,11 +152,12 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Merge tokens, [B, L, C] -> [B, L / 4, 2C]."""
         B, L, C = x.shape
         x = x.view(B, self.side, self.side, C)
         quarters = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         x = torch.cat(quarters, dim=-1).view(B, L // 4, 4 * C)
-        return self.reduction(self.norm(x))  # [B, L/4, 2C]
+        return self.reduction(self.norm(x))
 
 
 class BasicLayer(nn.Module):
@@ -193,6 +194,7 @@ class BasicLayer(nn.Module):
         self.downsample = nn.Identity() if is_last else PatchMerging(side, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Transform tokens, [B, L, C] -> [B, L / 4, 2C], or [B, L, C] in the last stage."""
         biases = gather_biases([block.attn for block in self.blocks])
         for block, bias in zip(self.blocks, biases, strict=True):
             x = run_block(block, x, bias, keeps=self.keeps)

@@ -28,6 +28,7 @@ class RelativePositionBias(nn.Module):
         self.register_buffer('relative_position_index', _grid_index(grid_size))
 
     def forward(self) -> torch.Tensor:
+        """Return the bias for N = 1 + patches tokens, [heads, N, N]."""
         return gather_bias(self.relative_position_bias_table, self.relative_position_index)
 
 
@@ -97,6 +98,7 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=(0.0, drop_rate))  # only after fc2
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Transform tokens [B, N, D]. The bias [heads, N, N] is added to the attention logits."""
         x = x + self.drop_path(self._scaled(self.gamma_1, self.attn(self.norm1(x), bias)))
         return x + self.drop_path(self._scaled(self.gamma_2, self.mlp(self.norm2(x))))
 
@@ -247,6 +249,7 @@ class VisionTransformer(PatchEncoder):
         return self.head(self.forward_features(x, kept))
 
     def forward_features(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute the features of images, [B, C, S, S] -> [B, D]. `encode` explains `kept`."""
         x = self.encode(self.patch_embed(x), kept)
         return x[:, 0] if self.fc_norm is None else self.fc_norm(x[:, 1:].mean(dim=1))
 

@@ -88,6 +88,25 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope='session')
+def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two data sets with the same names of files and other images, and a folder."""
+    import numpy as np
+    from PIL import Image
+    from xray_splits import write_split, xray
+
+    drive = tmp_path_factory.mktemp('drive')
+    for name, patients in (('A', 10), ('B', 6)):
+        (drive / name).mkdir()
+        write_split(drive / name, 'train', patients)
+    for path in (drive / 'B').rglob('*.png'):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    (drive / 'C' / 'deep').mkdir(parents=True)
+    for number in range(5):
+        xray(seed=number).save(drive / 'C' / 'deep' / f'{number}.png')
+    return drive
+
+
 @pytest.fixture
 def refused(capfd: pytest.CaptureFixture) -> Callable[..., None]:
     """Runs a main and checks that it ends in one error line that has all these parts."""

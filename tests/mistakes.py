@@ -1,6 +1,7 @@
 """What the tests of users' mistakes share: data to spoil, runs of one epoch, what they left."""
 
 import csv
+import errno
 import os
 import re
 import shutil
@@ -19,6 +20,11 @@ def exit_code(stage: str, argv: list[str]) -> int:
         return run_main(stage, argv)
     except SystemExit as error:  # the parser's own
         return error.code
+
+
+def no_space(*_: object, **__: object) -> None:
+    """Stands for a function that writes, on a full disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def results_in(folder: Path) -> list[Path]:

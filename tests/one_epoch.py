@@ -4,9 +4,9 @@ import logging
 from types import SimpleNamespace
 
 import torch
+from tiny import config_with
 from torch import nn
 
-from config import default_config
 from engine.launch import Run
 from engine.loop import train_one_epoch
 from engine.train_state import TrainState
@@ -55,8 +55,7 @@ def squares(model: nn.Module, batch: tuple[torch.Tensor]) -> torch.Tensor:
 
 def one_epoch(tmp_path, batches, loss_fn=squares, *, rate=0.1, wrap=lambda model: model, **keys):
     """Train a linear layer (weights 1, 2, 3; SGD) for epoch 7; returns (figures, state, steps)."""
-    config = default_config()
-    config.merge_from_list([x for k, v in keys.items() for x in (k.replace('__', '.'), v)])
+    config = config_with(**keys)
     model = Noting()
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 2.0, 3.0]]))

@@ -1,9 +1,9 @@
 """Commands of scripts/ablate.py, with runs as short as possible."""
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+
+from tiny import run_script
 
 from sweeps.files import ROOT, Job, load_sweep, plan
 
@@ -16,14 +16,6 @@ PRETRAIN = SHORT.split()
 FINETUNE = [*PRETRAIN, 'REPORT.WRITE', 'False']
 
 
-def load_script(name: str) -> ModuleType:
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'scripts' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def command(name: str, sweep: Path, output: Path, data: Path, *more: str) -> list[str]:
     words = ['scripts/ablate.py', name, '--sweep', str(sweep), '--output', str(output)]
     if name in ('budget', 'run', 'status'):
@@ -33,8 +25,7 @@ def command(name: str, sweep: Path, output: Path, data: Path, *more: str) -> lis
 
 
 def in_process(*arguments: object) -> int:
-    script = load_script('ablate')
-    return script.main(script.parse_args(command(*arguments)[2:]))
+    return run_script('ablate', *command(*arguments)[2:])
 
 
 def jobs_of(sweep: Path, output: Path, data: Path, seeds: int) -> list[Job]:

@@ -5,8 +5,7 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from sweep_commands import PRETRAIN, SWEEP, command, in_process, jobs_of, load_script
+from sweep_commands import PRETRAIN, SWEEP, command, in_process, jobs_of
 from sweep_runs import MadeRuns, methods_file, reference_files
+from tiny import DEADLINE, load_script, run_script, wait_until
 from warm_python import warm_python
 
 from config import config_text
@@ -24,7 +24,6 @@ from logger import read_metrics
 from models.simmim import SimMIM, SwinTransformerForSimMIM
 from sweeps.files import ROOT, load_sweep, run_folder
 
-DEADLINE = 240
 ENV = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 
@@ -32,13 +31,6 @@ ENV = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with warm_python(tmp_path_factory.mktemp('warm')) as path:
         yield path
-
-
-def wait_for(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -64,12 +56,12 @@ def test_a_sweep_that_is_killed_twice_loses_no_run_and_repeats_none(
     for number, least, code in ((signal.SIGKILL, 1, -9), (signal.SIGTERM, 2, 75), (None, 4, 0)):
         with subprocess.Popen(words, cwd=ROOT, env=env) as runner:
             if number is not None:
-                wait_for(lambda least=least: len(finished()) >= least and half_done())
+                wait_until(lambda least=least: len(finished()) >= least and half_done())
                 kept |= finished()
                 runner.send_signal(number)
             assert runner.wait(DEADLINE) == code
         if number is not None:  # the runs of a killed runner continue to their end
-            wait_for(lambda: not any(map(is_locked, folders)))
+            wait_until(lambda: not any(map(is_locked, folders)))
     assert len(finished()) == 4
     assert {f: data for f, data in finished().items() if f in kept} == kept
     for folder in folders:
@@ -179,8 +171,7 @@ def test_runs_with_other_options_count_as_finished(tmp_path, capsys) -> None:
     (job.folder / 'config.yaml').write_text(config_text(job.config))
     (job.folder / RECORD_FILE).write_text(json.dumps({'finished': 'now'}))
     words = ['status', '--sweep', str(SWEEP), '--output', str(tmp_path), '--seeds', '1']
-    script = load_script('ablate')
-    assert script.main(script.parse_args(words)) == 0  # without the options of the run
+    assert run_script('ablate', *words) == 0  # without the options of the run
     shown = capsys.readouterr().out
     assert f'{job.name:<50} finished *' in shown and '1 of 8 runs finished' in shown
     assert 'DATA.TRAIN_IMAGES' in shown

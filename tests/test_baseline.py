@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from sweep_commands import load_script
 from sweep_runs import MadeRuns
+from tiny import run_script
 from warm_python import warm_python
 
 from sweeps.files import ROOT, load_sweep, run_folder
@@ -17,13 +17,7 @@ from sweeps.files import ROOT, load_sweep, run_folder
 SWEEP = ROOT / 'scripts/comparison/baseline.yaml'
 
 
-def run_script(script: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    module = load_script(script)
-    monkeypatch.setattr(sys, 'argv', [script, *argv])
-    assert module.main(module.parse_args()) == 0
-
-
-def test_the_table_has_pixels_by_share_of_labels(tmp_path, monkeypatch) -> None:
+def test_the_table_has_pixels_by_share_of_labels(tmp_path) -> None:
     made = MadeRuns(tmp_path)
     for row in load_sweep(SWEEP).rows:
         made.add(row, 0)
@@ -34,7 +28,7 @@ def test_the_table_has_pixels_by_share_of_labels(tmp_path, monkeypatch) -> None:
         scores['test']['pixel_floor'] = floor
         assert ('REPORT.PIXEL_FLOOR' in row.changes['finetune']) == (row.method == 'scratch')
         file.write_text(json.dumps(scores))
-    run_script('baseline_table', ['--output', str(made.output)], monkeypatch)
+    assert run_script('baseline_table', '--output', made.output) == 0
     rows = json.loads((made.output / 'baseline.json').read_text())['rows']
     found = {row['name']: row['seeds'][0]['finetune']['figures']['scores'] for row in rows}
     assert len(found) == 4 * 3
@@ -43,15 +37,15 @@ def test_the_table_has_pixels_by_share_of_labels(tmp_path, monkeypatch) -> None:
     assert (made.output / 'baseline_shares.png').stat().st_size > 1000
 
 
-def test_demos_of_several_seeds_are_compared_in_pairs(tmp_path, monkeypatch, capsys) -> None:
+def test_demos_of_several_seeds_are_compared_in_pairs(tmp_path, capsys) -> None:
     losses = {'before': 70.0, 'after': 20.0, 'mean': 60.0, 'linear': 25.0}
     for seed, gain in ((20, 0.02), (21, 0.03), (22, 0.04)):
         test = {'pre-trained': {'mean_of_five': 0.7 + gain}, 'random': {'mean_of_five': 0.7}}
         demo = {'held_out_l1_grey': losses, 'test': test}
         demo |= {'seed': seed} if seed > 20 else {}  # early demos did not record their seed
         (tmp_path / f'demo_{seed}.json').write_text(json.dumps(demo))
-    files = [str(tmp_path / f'demo_{seed}.json') for seed in (20, 21, 22)]
-    run_script('demo_table', files, monkeypatch)
+    files = [tmp_path / f'demo_{seed}.json' for seed in (20, 21, 22)]
+    assert run_script('demo_table', *files) == 0
     shown = capsys.readouterr().out
     # 4.303 is the 0.975 quantile of Student's t with 2 degrees of freedom; SEM 0.01 / sqrt(3).
     assert '+0.0300 (+0.0052 to +0.0548)' in shown

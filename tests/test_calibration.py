@@ -21,10 +21,10 @@ NAN = np.nan
 CHOSEN = [rule for rule in THRESHOLD_RULES if rule != 'half']
 
 
-def overconfident(temperature, *, size, seed=0, spread=2.0):
+def overconfident(temperature, *, size):
     """Draw targets, and probabilities whose logits are `temperature` times too large."""
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(-1, spread, size)
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-1, 2.0, size)
     targets = (rng.random(size) < expit(logits)).astype(float)
     return expit(logits * temperature), targets
 

@@ -4,37 +4,27 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cases import NAN, make_cases
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from evaluation.cases import Cases
 from evaluation.compare import bootstrap_p, compare, holm
 from evaluation.intervals import Resamples, delong_test
 
-NAN = np.nan
 LABELS = ('Edema', 'Fracture', 'Cardiomegaly')
 
 
-def make_pair(*, size=80, rows_each=1, unknown=0.1, seed=0, noise=(0.5, 1.5)):
+def make_pair(*, rows_each=1, unknown=0.1):
     """Return two sets of cases with the same rows. The second has noisier predictions."""
-    rng = np.random.default_rng(seed)
-    patients = np.array([f'patient{i // rows_each:05d}' for i in range(size)], object)
-    paths = np.array([f'test/{name}/study{i}' for i, name in enumerate(patients)], object)
-    targets = (rng.random((size, len(LABELS))) < 0.4).astype(float)
+    rng = np.random.default_rng(0)
+    names = [f'test/patient{i // rows_each:05d}/study{i}' for i in range(80)]
+    targets = (rng.random((80, len(LABELS))) < 0.4).astype(float)
     shared = 1.5 * targets + rng.normal(0, 0.7, targets.shape)
     targets[rng.random(targets.shape) < unknown] = NAN
-    made = [expit(shared + rng.normal(0, spread, targets.shape)) for spread in noise]
+    given = {'labels': LABELS, 'study': np.array(names, object)}
     return [
-        Cases(
-            name=name,
-            labels=LABELS,
-            path=paths,
-            study=paths,
-            patient=patients,
-            probabilities=probabilities,
-            targets=targets,
-        )
-        for name, probabilities in zip(('first', 'second'), made, strict=True)
+        make_cases(expit(shared + rng.normal(0, noise, targets.shape)), targets, name=name, **given)
+        for name, noise in (('first', 0.5), ('second', 1.5))
     ]
 
 

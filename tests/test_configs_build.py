@@ -4,19 +4,15 @@ Those of the ablations are checked with their sweeps, in test_sweeps_files.py.
 """
 
 import argparse
-import logging
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from golden_cases import fill
 
-from config import build_parser, default_config, encoder_node, get_config
+from config import build_parser, default_config, get_config
 from models import build_model
 from models.contrastive import build_contrastive
-from models.losses import masked_bce
-from optimizer import build_optimizer
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted(
@@ -144,34 +140,3 @@ def test_chexpert_options_suit_grey_images_and_their_labels(path) -> None:
     assert aug.HFLIP == (0.5 if is_binary else 0.0)
     assert aug.CROP_AREA == [0.5, 1.0] and 0 < aug.COLOR_JITTER < default_config().AUG.COLOR_JITTER
     assert config.TEST.CROP is False
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('path', [path for path in CHEXPERT if '_tiny__' in path], ids=stem)
-def test_every_parameter_moves_in_one_step(path) -> None:
-    pretrain = is_pretrain(path)
-    config = load(path, None if pretrain else 'finetune')
-    torch.manual_seed(0)
-    model = build_model(config, is_pretrain=pretrain).train()
-    optimizer = build_optimizer(config, model, logging.getLogger('test'), pretrain)
-    size = config.DATA.IMG_SIZE
-    images = torch.from_numpy(fill.images(0, 2, 1, size))
-    if pretrain:
-        patch, unit = encoder_node(config).PATCH_SIZE, config.DATA.MASK_PATCH_SIZE
-        ratio = config.DATA.MASK_RATIO
-        masks = torch.from_numpy(fill.masks(1, 2, size, unit, patch, ratio))
-        loss = model(images, masks)
-    else:
-        targets = torch.zeros(2, config.MODEL.NUM_CLASSES)
-        targets[:, :5] = 1
-        targets[1, 7:8] = torch.nan
-        loss = masked_bce(model(images), targets)
-    loss.backward()
-    assert torch.isfinite(loss) and loss > 0
-    unused = [name for name, p in model.named_parameters() if p.grad is None]
-    assert unused == []
-    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.dim() > 1}
-    optimizer.step()
-    still = [name for name, p in model.named_parameters() if p.dim() > 1 and p.equal(before[name])]
-    assert still == []
-    assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -19,25 +19,24 @@ HEADS, DECODER_HEADS, PATCH = 4, 4, 8
 State = dict[str, torch.Tensor]
 
 
-def official_state(channels: int, *, seed: int = 0, decoder: bool = True) -> State:
+def official_state(channels: int) -> State:
     """Draw random weights with MAE's names: width 32, 2 blocks; decoder of width 16, 1 block."""
     shapes = {'cls_token': (1, 1, 32), 'patch_embed.proj.weight': (32, channels, PATCH, PATCH),
               'patch_embed.proj.bias': (32,), 'norm.weight': (32,), 'norm.bias': (32,)}  # fmt: skip
     for k in range(2):
         shapes |= block_shapes(f'blocks.{k}', 32)
-    if decoder:
-        shapes |= {'mask_token': (1, 1, 16), 'decoder_embed.weight': (16, 32),
-                   'decoder_embed.bias': (16,), 'decoder_norm.weight': (16,),
-                   'decoder_norm.bias': (16,), 'decoder_pred.bias': (PATCH**2 * channels,),
-                   'decoder_pred.weight': (PATCH**2 * channels, 16)}  # fmt: skip
-        shapes |= block_shapes('decoder_blocks.0', 16)
-    torch.manual_seed(seed)
+    shapes |= {'mask_token': (1, 1, 16), 'decoder_embed.weight': (16, 32),
+               'decoder_embed.bias': (16,), 'decoder_norm.weight': (16,),
+               'decoder_norm.bias': (16,), 'decoder_pred.bias': (PATCH**2 * channels,),
+               'decoder_pred.weight': (PATCH**2 * channels, 16)}  # fmt: skip
+    shapes |= block_shapes('decoder_blocks.0', 16)
+    torch.manual_seed(0)
     state = {key: torch.randn(shape) for key, shape in shapes.items()}
     for key, value in state.items():
         if value.ndim > 1 and key.endswith('weight'):
             value /= math.prod(value.shape[1:]) ** 0.5
-    state['pos_embed'] = sincos_positions(4, 32)
-    return state | ({'decoder_pos_embed': sincos_positions(4, 16)} if decoder else {})
+    positions = {'pos_embed': sincos_positions(4, 32), 'decoder_pos_embed': sincos_positions(4, 16)}
+    return state | positions
 
 
 def block_shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,5 @@
 """DATA.LABELS: runs that learn columns of the CSV files in place of the 14 observations."""
 
-import importlib.util
 import json
 import shutil
 from argparse import Namespace
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config
+from tiny import LABELS_DECIDE, VIT, arguments, finished_run, run_script, tiny_config
 from xray_splits import LOGGER, write_split
 
 from config import get_config
@@ -22,13 +21,6 @@ from utils import read_checkpoint, trained_config
 TIMING = {'seconds', 'data_seconds', 'images_per_second'}
 OWN = ['Pneumonia', 'Heart/size', 'No Finding']
 OPTS = ['DATA.LABELS', str(OWN), 'DATA.UNCERTAIN_BY_LABEL', "{'Heart/size': 'ones_smooth'}"]
-
-
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'scripts' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope='module')
@@ -48,17 +40,14 @@ def fine_tuned(own_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The folder of a run on a packed store."""
     folder = tmp_path_factory.mktemp('runs')
     pack(read_source(own_data), folder / 'store', Settings(size=32), workers=1)
-    return run(own_data.parent, folder / 'store', folder, 'full', 'TRAIN.EPOCHS', '1')
+    return run(folder / 'store', folder, 'full', 'TRAIN.EPOCHS', '1')
 
 
-def run(folder: Path, data: Path, output: Path, mode: str, *opts: str) -> Path:
+def run(data: Path, output: Path, mode: str, *opts: str) -> Path:
     given = {'TRAIN_IMAGES': 0, 'VIEWS': 'all'}
-    cfg = tiny_config(folder / f'{mode}.yaml', 'finetune', VIT, DATA=given, REPORT={'WRITE': True})
-    text = cfg.read_text().replace('  NUM_CLASSES: 14\n', '')
-    cfg.write_text(text)
     words = ['--opts', *OPTS, 'FINETUNE.MODE', mode, 'EVAL.RESAMPLES', '0', 'REPORT.MAPS', '1']
-    assert run_main('finetune', arguments(cfg, data, output, *words, *opts)) == 0
-    return run_folder(output, 'finetune')
+    sections = {'DATA': given, 'REPORT': {'WRITE': True}, 'MODEL': LABELS_DECIDE}
+    return finished_run('finetune', data, output, *words, *opts, model=VIT, **sections)
 
 
 def test_a_run_learns_scores_and_reports_these_labels(fine_tuned: Path) -> None:
@@ -82,21 +71,20 @@ def test_scripts_take_the_labels_from_the_checkpoint_and_the_predictions(
 ) -> None:
     checkpoint = str(fine_tuned / 'ckpt_best.pth')
     assert load_source(checkpoint, LOGGER).outputs == tuple(OWN)
-    predict, evaluate = script('predict'), script('evaluate')
-    words = ['--checkpoint', checkpoint, '--output', str(tmp_path / 'p.csv'), '--num-workers', '0']
-    assert predict.main(predict.parse_args([*words, str(own_data / 'valid')])) == 0
+    words = ['--checkpoint', checkpoint, '--output', tmp_path / 'p.csv', '--num-workers', 0]
+    assert run_script('predict', *words, own_data / 'valid') == 0
     assert list(pd.read_csv(tmp_path / 'p.csv')) == ['Path', *OWN]
     scored = fine_tuned / 'predictions_valid.csv'
-    words = ['--labels', str(own_data / 'valid.csv'), '--output', str(tmp_path), '--resamples', '0']
-    assert evaluate.main(evaluate.parse_args(['--predictions', str(scored), *words])) == 0
+    words = ['--labels', own_data / 'valid.csv', '--output', tmp_path, '--resamples', 0]
+    assert run_script('evaluate', '--predictions', scored, *words) == 0
     wanted = json.loads((fine_tuned / 'report.json').read_text())['headline']['score']['value']
     report = json.loads((tmp_path / 'report.json').read_text())
     assert report['headline']['score']['value'] == pytest.approx(wanted)
     # Predictions of another program have no JSON file.
     alone = tmp_path / 'alone.csv'
     alone.write_bytes(scored.read_bytes())
-    words += ['--predictions', str(alone), '--label-names', 'Heart/size']
-    assert evaluate.main(evaluate.parse_args(words)) == 0
+    words += ['--predictions', alone, '--label-names', 'Heart/size']
+    assert run_script('evaluate', *words) == 0
     report = json.loads((tmp_path / 'report.json').read_text())
     assert [entry['label'] for entry in report['sets'][0]['labels']] == ['Heart/size']
 
@@ -104,7 +92,7 @@ def test_scripts_take_the_labels_from_the_checkpoint_and_the_predictions(
 @pytest.mark.slow
 @pytest.mark.parametrize('mode', ['linear_probe', 'knn'])
 def test_probes_learn_these_labels(own_data: Path, tmp_path: Path, mode: str) -> None:
-    folder = run(tmp_path, own_data, tmp_path / 'out', mode, 'REPORT.WRITE', 'False')
+    folder = run(own_data, tmp_path / 'out', mode, 'REPORT.WRITE', 'False')
     assert list(pd.read_csv(folder / 'predictions_valid.csv')) == ['Path', *OWN]
 
 
@@ -128,8 +116,7 @@ def test_a_missing_label_column_is_named_with_those_that_there_are(
 
 def test_pre_training_needs_no_label_columns(own_data: Path, tmp_path: Path) -> None:
     given = {'TRAIN': {'EPOCHS': 1}, 'DATA': {'TRAIN_IMAGES': 0}}
-    cfg = tiny_config(tmp_path / 'c.yaml', 'simmim', VIT, **given)
-    assert run_main('simmim', arguments(cfg, own_data, tmp_path / 'out')) == 0
+    assert finished_run('simmim', own_data, tmp_path / 'out', model=VIT, **given)
 
 
 @pytest.mark.parametrize(
@@ -144,15 +131,13 @@ def test_pre_training_needs_no_label_columns(own_data: Path, tmp_path: Path) -> 
     ],
 )
 def test_labels_that_cannot_work_are_refused(tmp_path: Path, opts: list, key: str) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT)
-    cfg.write_text(cfg.read_text().replace('  NUM_CLASSES: 14\n', ''))
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, MODEL=LABELS_DECIDE)
     with pytest.raises(ValueError, match=key):
         get_config(Namespace(cfg=str(cfg), opts=opts, stage='finetune'))
 
 
 def test_the_task_sets_the_number_of_outputs(tmp_path: Path) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT)
-    cfg.write_text(cfg.read_text().replace('  NUM_CLASSES: 14\n', ''))
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, MODEL=LABELS_DECIDE)
     for opts, number in (([], 14), (['DATA.TASK', 'any_finding'], 1), (OPTS, 3)):
         config = get_config(Namespace(cfg=str(cfg), opts=opts, stage='finetune'))
         assert config.MODEL.NUM_CLASSES == number
@@ -178,12 +163,12 @@ def test_a_resumed_run_validates_the_same_epochs_and_selects_the_same_checkpoint
     own_data: Path, tmp_path: Path
 ) -> None:
     opts = ['EVAL.EVERY', '2', 'TRAIN.EPOCHS', '3', 'REPORT.WRITE', 'False']
-    whole = run(tmp_path, own_data, tmp_path / 'a', 'full', *opts)
+    whole = run(own_data, tmp_path / 'a', 'full', *opts)
     resumed = tmp_path / 'b' / whole.parent.name / whole.name
     shutil.copytree(whole, resumed)
     for name in ('ckpt_epoch_1.pth', 'ckpt_epoch_2.pth', 'ckpt_best.pth'):
         (resumed / name).unlink()
-    assert run(tmp_path, own_data, tmp_path / 'b', 'full', *opts) == resumed
+    assert run(own_data, tmp_path / 'b', 'full', *opts) == resumed
     records = read_metrics(resumed / 'metrics.jsonl')
     assert [r['epoch'] for r in records if 'score' in r] == [-1, 1, 2]
     for got, want in zip(records, read_metrics(whole / 'metrics.jsonl'), strict=True):

@@ -1,7 +1,6 @@
 """The data check: planted faults are found, each once, and nothing else; the script."""
 
 import os
-import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tiny import ROOT
+from tiny import run_script
 
 import data.check
 from data.check import look_at
@@ -24,20 +23,15 @@ Found = tuple[str, str, float | None, str]  # kind, csv, row, file
 ONE_CLASS = ('label without a positive', 'label without a negative')
 
 
-@pytest.fixture(scope='module')
-def script() -> Callable[..., int]:
-    names = runpy.run_path(str(ROOT / 'scripts/check_data.py'))
-    return lambda *arguments: names['main'](names['parse_args']([*map(str, arguments)]))
-
-
 @pytest.fixture
-def check(script: Callable[..., int], tmp_path: Path) -> Callable[..., list[Found]]:
+def check(tmp_path: Path) -> Callable[..., list[Found]]:
     """Runs the script on a folder; returns its list without the warnings of ONE_CLASS."""
 
     def run(root: Path, *options: str) -> list[Found]:
         output = tmp_path / 'lists' / 'problems.csv'
         words = ['--opts', *options] if options else []
-        code = script('--data-path', root, '--output', output, '--workers', 2, *words)
+        words = ['--data-path', root, '--output', output, '--workers', 2, *words]
+        code = run_script('check_data', *words)
         table = read_text(output)
         assert code == int('error' in set(table['severity']))
         table = table[~table['kind'].isin(ONE_CLASS)]
@@ -191,11 +185,11 @@ def test_faults_in_mimic(tmp_path: Path, check: Callable) -> None:
     ],
 )
 def test_wrong_calls_end_with_2(
-    clean: Path, tmp_path: Path, script: Callable, capsys: pytest.CaptureFixture,
-    arguments: list[str], part: str,
-) -> None:  # fmt: skip
+    clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], part: str
+) -> None:
     given = [argument.format(root=clean) for argument in arguments]
-    assert script('--data-path', clean, '--output', tmp_path / 'p.csv', *given) == 2
+    words = ['--data-path', clean, '--output', tmp_path / 'p.csv', *given]
+    assert run_script('check_data', *words) == 2
     assert part in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

@@ -1,13 +1,16 @@
 """What fine-tuning loads: targets, views, subsets, the splits there are; what it logs of them."""
 
+import itertools
 import logging
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from xray_splits import LOGGER, cells_of, make_config, write_split
 
 from data import build_loader
+from data.labels import LABELS, POLICIES
 
 
 def test_finetuning_batches_carry_targets_and_positions(data_path):
@@ -21,15 +24,29 @@ def test_finetuning_batches_carry_targets_and_positions(data_path):
             np.testing.assert_array_equal(target, wanted)
 
 
-@pytest.mark.parametrize('policy, value', [('ones', 1.0), ('ignore', np.nan)])
-def test_policies_are_for_training_alone(data_path, policy, value):
-    config = make_config(data_path, 'DATA.UNCERTAIN', policy)
-    loaders = build_loader(config, LOGGER, is_pretrain=False)
-    for name in ('train', 'holdout', 'valid'):
-        dataset = getattr(loaders, name).dataset
-        uncertain = dataset.targets[dataset.records.labels == -1]
-        np.testing.assert_array_equal(uncertain, value if name == 'train' else np.nan)
-        assert len(uncertain) > 0
+def test_no_policy_touches_what_is_scored(data_path, tmp_path):
+    predictions = pd.read_csv(data_path / 'train.csv')[['Path', *LABELS]]
+    predictions.assign(**dict.fromkeys(LABELS, 0.3)).to_csv(tmp_path / 'p.csv', index=False)
+    raw = pd.read_csv(data_path / 'valid.csv')[list(LABELS)].to_numpy()
+    assert (raw == -1).sum() > 30
+    trained = {}
+    for policy in POLICIES:
+        given = ['DATA.SELF_TRAIN_PREDICTIONS', str(tmp_path / 'p.csv')] * (policy == 'self_train')
+        config = make_config(data_path, 'DATA.UNCERTAIN', policy, *given)
+        loaders = build_loader(config, LOGGER, is_pretrain=False)
+        train, holdout, valid = (
+            each.dataset for each in (loaders.train, loaders.holdout, loaders.valid)
+        )
+        trained[policy] = train.targets
+        np.testing.assert_array_equal(np.isnan(holdout.targets), holdout.records.labels == -1)
+        np.testing.assert_array_equal(np.isnan(valid.targets), raw == -1)
+        for scored in (holdout, valid):
+            np.testing.assert_array_equal(scored.targets == 1, scored.records.labels == 1)
+    uncertain = train.records.labels == -1
+    assert (trained['ones'][uncertain] == 1).all() and np.isnan(trained['ignore'][uncertain]).all()
+    for one, other in itertools.combinations(trained, 2):
+        same = np.array_equal(trained[one], trained[other], equal_nan=True)
+        assert not same, f'{one} and {other} train on the same targets'
 
 
 def test_views_are_chosen_for_training_and_scoring_apart(data_path):

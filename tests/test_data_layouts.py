@@ -2,7 +2,6 @@
 
 import json
 import logging
-import runpy
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,18 +11,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config
+from tiny import LABELS_DECIDE, VIT, finished_run, run_script
 
 from config import default_config
 from data import Loaders
 from data.check import Findings, check_data
 from data.describe import build_description
-from data.images import load_image
 from data.labels import LABELS
-from data.layouts import SHIPPED, open_layout, read_layout
+from data.layouts import open_layout, read_layout
 from data.packing import Settings, pack, read_source
 from data.phantom import make_phantom
-from data.records import DATASETS, Records, may_be_absent, read_csv, read_split
+from data.records import DATASETS, Records, may_be_absent, read_split
 from engine.run_record import describe_data, run_changes
 
 LOGGER = logging.getLogger('test')
@@ -334,15 +332,6 @@ def test_other_codes_of_the_sex_are_mapped(tmp_path: Path) -> None:
     assert read(tmp_path, name, 'valid').sex.tolist() == ['Male']
 
 
-def test_four_channels_are_read_as_grey(tmp_path: Path) -> None:
-    grey = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
-    Image.fromarray(np.stack([grey] * 3 + [np.full_like(grey, 255)], axis=2)).save(
-        tmp_path / 'x.png'
-    )
-    assert Image.open(tmp_path / 'x.png').mode == 'RGBA'
-    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / 'x.png')), grey)
-
-
 def test_a_layout_is_described_and_checked(tmp_path: Path) -> None:
     make_phantom(tmp_path / 'nih', num_train=9, num_valid=1, num_test=3, size=40, layout='nih')
     config = default_config()
@@ -361,85 +350,13 @@ def test_a_layout_is_described_and_checked(tmp_path: Path) -> None:
     assert row.set_index('label')['positive'].to_dict() == found.sum().to_dict()
 
 
-FINDINGS = {'Pleural Effusion': 'Effusion', 'Pleural Other': 'Pleural_Thickening',
-            'Lung Lesion': 'Nodule', 'Lung Opacity': 'Infiltration'}  # fmt: skip
-
-
-@pytest.fixture(scope='module')
-def own_format(nih1000: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real X-rays in NIH's own format, written from their files in CheXpert's layout."""
-    root = tmp_path_factory.mktemp('nih1000')
-    (root / 'images_001' / 'images').mkdir(parents=True)
-    rows, lists = [], {'train': [], 'valid': []}
-    for split in lists:
-        for row in pd.read_csv(nih1000 / f'{split}.csv').itertuples(index=False):
-            patient, study = row.Path.split('/')[2:4]
-            name = f'{int(patient[7:]):08d}_{int(study[5:]):03d}.png'
-            source = nih1000.joinpath(*row.Path.split('/')[1:])
-            shutil.copy(source, root / 'images_001' / 'images' / name)
-            positive = [label for label, cell in zip(LABELS, row[5:], strict=True) if cell == 1]
-            if len(positive) > 1:  # implied by the others
-                positive = [label for label in positive if label != 'Lung Opacity']
-            found = '|'.join(FINDINGS.get(label, label) for label in positive)
-            # The patients have CheXpert's names, so that the same ones are held out.
-            cells = [name, found, int(study[5:]), patient, f'{row.Age:03d}Y', row.Sex[0], row[4]]
-            rows.append(cells)
-            lists[split].append(name)
-    columns = NIH.partition(',OriginalImage')[0].split(',')
-    pd.DataFrame(rows, columns=columns).to_csv(root / 'Data_Entry_2017.csv', index=False)
-    (root / 'train_val_list.txt').write_text('\n'.join(lists['train']))
-    (root / 'test_list.txt').write_text('\n'.join(lists['valid']))
-    return root
-
-
-def test_real_x_rays_have_the_same_labels_in_nihs_own_format(nih1000, own_format) -> None:
-    same = ['No Finding', 'Cardiomegaly', 'Edema', 'Consolidation', 'Pneumonia', 'Atelectasis',
-            'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Lung Lesion']  # fmt: skip
-    for theirs, ours in (('train', 'train'), ('valid', 'test')):
-        first = read_csv(nih1000, f'{theirs}.csv', labels=same)
-        names = [FINDINGS.get(label, label) for label in same]
-        second = read(own_format, 'nih', ours, tuple(names))
-        np.testing.assert_array_equal(first.labels, second.labels)
-        assert (first.labels == 1).sum() > 100
-        for name in ('patient', 'sex', 'view', 'ap_pa', 'age'):
-            assert getattr(first, name).tolist() == getattr(second, name).tolist()
-
-
-def test_real_x_rays_give_the_same_scores_in_nihs_own_format(
-    nih1000, own_format, tmp_path: Path
-) -> None:
-    scores = {}
-    for dataset, root, split in (('chexpert', nih1000, 'valid'), ('nih', own_format, 'test')):
-        data = {'DATASET': dataset, 'TRAIN_IMAGES': 40, 'LABELS': ['Pneumonia', 'Edema']}
-        sections = {
-            'DATA': data,
-            'EVAL': {'LEVEL': 'image', 'RESAMPLES': 0},
-            'TRAIN': {'EPOCHS': 1},
-        }
-        cfg = tiny_config(tmp_path / f'{dataset}.yaml', 'finetune', VIT, **sections)
-        cfg.write_text(cfg.read_text().replace('  NUM_CLASSES: 14\n', ''))
-        assert run_main('finetune', arguments(cfg, root, tmp_path / dataset)) == 0
-        folder = run_folder(tmp_path / dataset, 'finetune')
-        scores[dataset] = json.loads((folder / 'scores.json').read_text())[split]
-    assert scores['chexpert'] == scores['nih']
-
-
-def test_shipped_layouts_can_be_opened() -> None:
-    names = sorted(file.stem for file in SHIPPED.glob('*.yaml'))
-    assert 'nih' in names and set(names) <= set(DATASETS)
-    for name in names:
-        assert open_layout(name).split_names[0] == 'train'
-
-
 def test_fine_tuning_scores_nihs_official_test_split(tmp_path: Path) -> None:
     make_phantom(tmp_path / 'nih', num_train=24, num_valid=2, num_test=6, size=40, layout='nih')
     findings = ['Effusion', 'Edema', 'Infiltration', 'Hernia']
     data = {'DATASET': 'nih', 'LABELS': findings, 'TRAIN_IMAGES': 0}
-    more = {'DATA': data, 'EVAL': {'LEVEL': 'image', 'RESAMPLES': 20}}
-    cfg = tiny_config(tmp_path / 'ft.yaml', 'finetune', VIT, TRAIN={'EPOCHS': 1}, **more)
-    cfg.write_text(cfg.read_text().replace('  NUM_CLASSES: 14\n', ''))
-    assert run_main('finetune', arguments(cfg, tmp_path / 'nih', tmp_path / 'out')) == 0
-    folder = run_folder(tmp_path / 'out', 'finetune')
+    more = {'DATA': data, 'MODEL': LABELS_DECIDE, 'TRAIN': {'EPOCHS': 1}}
+    more['EVAL'] = {'LEVEL': 'image', 'RESAMPLES': 20}
+    folder = finished_run('finetune', tmp_path / 'nih', tmp_path / 'out', model=VIT, **more)
     predictions = pd.read_csv(folder / 'predictions_test.csv')
     listed = (tmp_path / 'nih' / 'test_list.txt').read_text().split()
     assert [Path(path).name for path in predictions['Path']] == listed
@@ -552,10 +469,9 @@ def test_the_check_of_a_layout_without_splits_needs_no_valid_split(tmp_path: Pat
     for name in ('u1', 'u2'):
         pixels = rng.integers(0, 256, (40, 40), dtype=np.uint8)
         Image.fromarray(pixels).save(root / 'stage_2_train_images' / f'{name}.png')
-    check = runpy.run_path(str(ROOT / 'scripts' / 'check_data.py'))
     words = ['--data-path', root, '--output', tmp_path / 'problems.csv', '--workers', 1, '--opts']
     words += ['DATA.DATASET', 'rsna', 'DATA.IMAGE_SUFFIX', '.png', 'DATA.LABELS', "['Pneumonia']"]
-    assert check['main'](check['parse_args']([*map(str, words)])) == 0
+    assert run_script('check_data', *words) == 0
     table = root / 'stage_2_train_labels.csv'
     table.write_text(table.read_text().replace('u2,1', 'u2,?'))
-    assert check['main'](check['parse_args']([*map(str, words)])) == 1
+    assert run_script('check_data', *words) == 1

@@ -1,6 +1,5 @@
 """The packed store: the same records and images as the folder, resumable, every change is found."""
 
-import errno
 import json
 import logging
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mistakes import no_space
 from packed_data import (
     SMALL,
     contents,
@@ -267,14 +267,11 @@ def test_the_script_packs_verifies_and_reports(root: Path, tmp_path: Path, capsy
 def test_a_full_disk_ends_the_script_and_the_same_command_resumes(
     root: Path, store: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    def full(self: ShardWriter) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     output = tmp_path / 'store'
     words = ['--data-path', str(root), '--output', str(output), '--size', '16', '--workers', '1']
     args = pack_script.parse_args([*words, '--shard-size', '1000'])
     with monkeypatch.context() as patch:
-        patch.setattr(ShardWriter, 'complete', full)
+        patch.setattr(ShardWriter, 'complete', no_space)
         assert pack_script.main(args) == 2
     assert str(output) in capsys.readouterr().err
     assert pack_script.main(args) == 0

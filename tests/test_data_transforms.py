@@ -11,13 +11,14 @@ import torch
 from PIL import Image, ImageOps
 from scipy import ndimage
 from timm.data.random_erasing import RandomErasing
+from tiny import config_with
 from torchvision.transforms import RandAugment as TorchvisionRandAugment
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
 from torchvision.transforms.v2 import functional as F2
 from xray_splits import xray
 
-from config import check_config, default_config
+from config import check_config
 from data.images import FULL_SIZE
 from data.loader import sample_rng
 from data.masking import MaskGenerator
@@ -45,12 +46,8 @@ BILINEAR = FILTERS['bilinear'][0]
 
 
 def make_config(channels: int = 1, **keys):
-    config = default_config()
-    config.merge_from_list(['DATA.IMG_SIZE', 64, 'MODEL.IN_CHANS', channels])
-    config.merge_from_list(['AUG.COLOR_JITTER', 0.0, 'AUG.REPROB', 0.0])
-    for key, value in keys.items():
-        config.merge_from_list([key.replace('__', '.'), value])
-    return config
+    small = {'DATA__IMG_SIZE': 64, 'MODEL__IN_CHANS': channels}
+    return config_with(**small, **{'AUG__COLOR_JITTER': 0.0, 'AUG__REPROB': 0.0} | keys)
 
 
 ALL_WARPS = {

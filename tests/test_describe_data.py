@@ -2,7 +2,6 @@
 
 import csv
 import json
-import runpy
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from csv_files import HEADER, image_path, row, write
+from tiny import config_with, run_script
 
-from config import Config, default_config
+from config import Config
 from data.describe import (
     KINDS,
     TABLES,
@@ -28,12 +28,7 @@ KIND_OF_CELL = {'1.0': 'positive', '-1.0': 'uncertain', '0.0': 'negative', '': '
 
 
 def options(root: Path, **changes: object) -> Config:
-    config = default_config()
-    pairs = {'DATA.DATA_PATH': str(root)} | {
-        key.replace('__', '.'): value for key, value in changes.items()
-    }
-    config.merge_from_list([item for pair in pairs.items() for item in pair])
-    return config
+    return config_with(DATA__DATA_PATH=str(root), **changes)
 
 
 def cells_of(rng: np.random.Generator, share: tuple[float, ...] = (0.2, 0.2, 0.3, 0.3)) -> dict:
@@ -204,14 +199,12 @@ def test_targets_of_a_binary_task(mixed: Path) -> None:
 def test_the_script_saves_tables_and_a_figure(
     mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    names = runpy.run_path(str(Path(__file__).parents[1] / 'scripts/describe_data.py'))
     (mixed / 'some.yaml').write_text('DATA:\n  UNCERTAIN: zeros\n')
     (mixed / 'demo.csv').write_text('PATIENT,RACE\npatient00001,White\n')
     out = tmp_path / 'new' / 'out'
 
     def run(*options: str) -> int:
-        where = ['--data-path', str(mixed), '--output', str(out)]
-        return names['main'](names['parse_args']([*where, *options]))
+        return run_script('describe_data', '--data-path', mixed, '--output', out, *options)
 
     more = ['DATA.BLANK', 'ignore', 'EVAL.GROUPS', "['RACE', 'Site']", 'DATA.DEMOGRAPHICS']
     assert run('--cfg', str(mixed / 'some.yaml'), '--opts', *more, 'demo.csv') == 0
@@ -231,11 +224,8 @@ def test_the_script_saves_tables_and_a_figure(
 def test_an_output_that_cannot_be_written_is_named_and_nothing_is_left(
     mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture, full_disk
 ) -> None:
-    names = runpy.run_path(str(Path(__file__).parents[1] / 'scripts/describe_data.py'))
-
     def run(output: Path) -> int:
-        where = ['--data-path', str(mixed), '--output', str(output)]
-        return names['main'](names['parse_args'](where))
+        return run_script('describe_data', '--data-path', mixed, '--output', output)
 
     (tmp_path / 'file').write_text('')
     assert run(tmp_path / 'file') == 2

@@ -16,7 +16,7 @@ import torch
 import yaml
 from one_epoch import five_batches, one_epoch
 from PIL import Image
-from tiny import ROOT, arguments, run_folder, run_main, tiny_config
+from tiny import ROOT, arguments, finished_run, run_folder, run_main, tiny_config
 from torch import nn
 
 import main_finetune
@@ -38,8 +38,7 @@ def trained(phantom, tmp_path_factory) -> dict[str, Path]:
     roots = {}
     for stage in ('simmim', 'finetune'):
         roots[stage] = tmp_path_factory.mktemp(stage)
-        cfg = tiny_config(roots[stage] / 'run.yaml', stage)
-        assert run_main(stage, arguments(cfg, phantom, roots[stage])) == 0
+        finished_run(stage, phantom, roots[stage])
     return roots
 
 
@@ -148,7 +147,7 @@ def test_a_resumed_run_learns_at_the_rate_of_its_config(phantom, copied):
     output = copied['simmim']
     opts = ('--opts', 'TRAIN.EPOCHS', '3', 'TRAIN.BASE_LR', '0.02', 'TRAIN.MIN_LR', '0.001')
     opts += ('TRAIN.WEIGHT_DECAY', '0.01')
-    assert run_main('simmim', arguments(output / 'run.yaml', phantom, output, *opts)) == 0
+    assert run_main('simmim', arguments(output / 'simmim.yaml', phantom, output, *opts)) == 0
     folder = run_folder(output, 'simmim')
     saved = read_checkpoint(folder / 'ckpt_epoch_2.pth')
     assert [group['weight_decay'] for group in saved['optimizer']['param_groups']] == [0.01, 0.0]
@@ -203,7 +202,7 @@ def test_eval_takes_the_given_checkpoint_without_training_data(phantom, copied, 
     first, before = folder / 'ckpt_epoch_0.pth', sorted(folder.glob('*.pth'))
     assert folder / 'ckpt_epoch_1.pth' in before
     words = ('--eval', '--resume', str(first))
-    assert run_main('finetune', arguments(output / 'run.yaml', data, output, *words)) == 0
+    assert run_main('finetune', arguments(output / 'finetune.yaml', data, output, *words)) == 0
     source = json.loads((folder / 'predictions_valid_eval.json').read_text())
     assert source['checkpoint'] == str(first)
     assert list(json.loads((folder / 'scores_eval.json').read_text())['valid']) == ['given']
@@ -212,7 +211,7 @@ def test_eval_takes_the_given_checkpoint_without_training_data(phantom, copied, 
 
 def test_eval_refuses_weights_without_the_classifier(phantom, copied, tmp_path, refused):
     encoder = run_folder(copied['simmim'], 'simmim') / 'ckpt_epoch_1.pth'
-    argv = arguments(copied['finetune'] / 'run.yaml', phantom, tmp_path / 'new', '--eval')
+    argv = arguments(copied['finetune'] / 'finetune.yaml', phantom, tmp_path / 'new', '--eval')
     refused('finetune', [*argv, '--pretrained', str(encoder)], encoder)
 
 

@@ -5,7 +5,6 @@ import re
 
 import pytest
 from one_epoch import five_batches, one_epoch
-from tiny import arguments, run_folder, run_main, tiny_config
 
 from engine import clock as module
 from engine.clock import Clock, duration
@@ -65,22 +64,3 @@ def test_lines_of_training_have_the_rest_of_the_run_and_fit_into_100_columns(tmp
     for record in lines:
         assert re.search(r'\teta [\d:]+ \(\d+ s left\) lr ', record.message)
         assert ' s left, ' in record.short and len(record.short) <= 91
-
-
-def test_a_resumed_run_logs_what_is_left_after_each_epoch(eight, tmp_path) -> None:
-    train, data = {'EPOCHS': 3, 'WARMUP_EPOCHS': 0}, {'TRAIN_IMAGES': 0}
-    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', TRAIN=train, DATA=data)
-    folder = run_folder(tmp_path, 'simmim')
-    assert run_main('simmim', arguments(cfg, eight, tmp_path)) == 0
-    (folder / 'ckpt_epoch_2.pth').unlink()
-    (folder / 'ckpt_epoch_1.pth').unlink()
-    (folder / 'log_rank0.txt').unlink()
-    assert run_main('simmim', arguments(cfg, eight, tmp_path)) == 0
-    text = (folder / 'log_rank0.txt').read_text()
-    lines = re.findall(
-        r'INFO (epoch \d of 3): loss [\d.]+(?:, holdout l1 [\d.]+)?(, .* left)?$', text, re.M
-    )
-    assert [(head, bool(left)) for head, left in lines] == [
-        ('epoch 2 of 3', True),
-        ('epoch 3 of 3', False),
-    ]

@@ -1,6 +1,5 @@
 """run.json and config.yaml: starts, data fingerprint, end, and when a folder holds another run."""
 
-import errno
 import hashlib
 import json
 import logging
@@ -10,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from mistakes import linked
+from mistakes import linked, no_space
 from tiny import VIT, arguments, run_folder, run_main, tiny_config
 
 import main_simmim
@@ -170,13 +169,10 @@ def test_a_damaged_record_is_replaced(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_a_warning_and_the_files_are_written_later(tmp_path, monkeypatch, log):
-    def full(path, data):
-        raise OSError(errno.ENOSPC, 'No space left on device')
-
     process = Process(tmp_path, monkeypatch)
     process.record.options = config_text(default_config())
     with monkeypatch.context() as patch:
-        patch.setattr(module, 'replace_file', full)
+        patch.setattr(module, 'replace_file', no_space)
         process.record.begin(None)
     for name, message in zip(('run.json', 'config.yaml'), log.messages, strict=True):
         assert str(tmp_path / name) in message

@@ -1,33 +1,24 @@
 """scripts/evaluate.py: prediction files of any program give the report of a run."""
 
 import json
-import runpy
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, recall_score, roc_auc_score
+from tiny import load_script, run_script
 
 from data.labels import COMPETITION_LABELS, LABELS
 
-SCRIPT = Path(__file__).resolve().parents[1] / 'scripts/evaluate.py'
 FIVE = list(COMPETITION_LABELS)
 NUM_STUDIES = 60
 
 
-@pytest.fixture(scope='module')
-def evaluate():
-    names = runpy.run_path(str(SCRIPT))
-
-    def run(folder: Path, *arguments: object, resamples: int = 0) -> dict:
-        """Evaluate with the report in a folder, and return the report."""
-        words = map(str, [*arguments, '--output', folder, '--resamples', resamples])
-        assert names['main'](names['parse_args']([*words])) == 0
-        return json.loads((folder / 'report.json').read_text())
-
-    run.names = names
-    return run
+def evaluate(folder: Path, *words: object, resamples: int = 0) -> dict:
+    """Evaluate with the report in a folder, and return the report."""
+    assert run_script('evaluate', *words, '--output', folder, '--resamples', resamples) == 0
+    return json.loads((folder / 'report.json').read_text())
 
 
 def studies(first: int = 1, number: int = NUM_STUDIES) -> list[str]:
@@ -78,7 +69,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     return ['--predictions', predictions, '--labels', write_labels(folder / 'l.csv', TRUTH, NAMES)]
 
 
-def test_scores_are_those_of_scikit_learn(evaluate, files, tmp_path, capsys):
+def test_scores_are_those_of_scikit_learn(files, tmp_path, capsys):
     report = evaluate(tmp_path, *files, resamples=50)
     entry, probabilities = report['sets'][0], aligned(files[1])
     assert (entry['name'], entry['rows'], entry['level']) == ('model', NUM_STUDIES, 'study')
@@ -99,7 +90,7 @@ def test_scores_are_those_of_scikit_learn(evaluate, files, tmp_path, capsys):
     assert 'Not for clinical use' in printed
 
 
-def test_thresholds_come_from_other_patients(evaluate, files, tmp_path):
+def test_thresholds_come_from_other_patients(files, tmp_path):
     """The held-out labels may have rows without predictions, as train.csv has."""
     held_out = write_predictions(tmp_path / 'held_out.csv', OTHER_TRUTH[:50], OTHER_NAMES[:50])
     other = write_labels(tmp_path / 'other.csv', OTHER_TRUTH, OTHER_NAMES)
@@ -135,9 +126,8 @@ def test_thresholds_come_from_other_patients(evaluate, files, tmp_path):
         part['threshold'] = None
     for document in (report, {'sets': []}):
         (tmp_path / 'other.json').write_text(json.dumps(document))
-        words = map(str, [*files, '--output', tmp_path / 'x', '--thresholds-from'])
-        words = [*words, str(tmp_path / 'other.json')]
-        assert evaluate.names['main'](evaluate.names['parse_args'](words)) == 2
+        words = ['--output', tmp_path / 'x', '--thresholds-from', tmp_path / 'other.json']
+        assert run_script('evaluate', *files, *words) == 2
 
 
 @pytest.mark.parametrize(
@@ -151,18 +141,18 @@ def test_thresholds_come_from_other_patients(evaluate, files, tmp_path):
         pytest.param('threshold', 10**400, id='threshold-400-digits'),
     ],
 )
-def test_impossible_thresholds_of_a_report_are_named(evaluate, files, tmp_path, capsys, key, value):
+def test_impossible_thresholds_of_a_report_are_named(files, tmp_path, capsys, key, value):
     path = tmp_path / 'other.json'
     parts = [{'label': FIVE[0], 'threshold': 0.5, 'temperature': 1, key: value}]
     entry = {'name': 'a', 'labels': parts, 'level': 'study', 'aggregate': 'max', 'views': 'all'}
     path.write_text(json.dumps({'sets': [entry], 'headline': {'set': 'a'}}))
-    words = [*files, '--output', tmp_path / 'x', '--thresholds-from', path]
-    assert evaluate.names['main'](evaluate.names['parse_args']([*map(str, words)])) == 2
+    words = ['--output', tmp_path / 'x', '--thresholds-from', path]
+    assert run_script('evaluate', *files, *words) == 2
     error = capsys.readouterr().err
     assert str(path) in error and key in error and FIVE[0] in error
 
 
-def test_several_files_are_compared_and_each_has_its_thresholds(evaluate, files, tmp_path):
+def test_several_files_are_compared_and_each_has_its_thresholds(files, tmp_path):
     paths = [tmp_path / folder / 'test.csv' for folder in ('good', 'bad')]
     held_out = [tmp_path / folder / 'held_out.csv' for folder in ('good', 'bad')]
     for position, noise in enumerate((0.5, 3.0)):
@@ -188,7 +178,7 @@ def test_several_files_are_compared_and_each_has_its_thresholds(evaluate, files,
     assert five['low'] > 0
 
 
-def test_files_with_different_rows_are_not_compared(evaluate, files, tmp_path):
+def test_files_with_different_rows_are_not_compared(files, tmp_path):
     """For one study, one of the models predicts only a lateral image."""
     paths = []
     for model, last in (('a', 'frontal'), ('b', 'lateral')):
@@ -203,7 +193,7 @@ def test_files_with_different_rows_are_not_compared(evaluate, files, tmp_path):
     assert [entry['rows'] for entry in report['sets']] == [NUM_STUDIES, NUM_STUDIES - 1]
 
 
-def test_groups_come_from_the_labels_and_the_demographics(evaluate, files, tmp_path):
+def test_groups_come_from_the_labels_and_the_demographics(files, tmp_path):
     half = NUM_STUDIES // 2
     sex, site = ['Male', 'Female'] * half, ['north'] * half + ['south'] * half
     race = [('one', 'two', '')[i % 3] for i in range(NUM_STUDIES)]
@@ -228,7 +218,7 @@ def test_groups_come_from_the_labels_and_the_demographics(evaluate, files, tmp_p
 
 
 @pytest.mark.parametrize('level, how', [('image', 'max'), ('study', 'max'), ('study', 'mean')])
-def test_images_are_scored_at_both_levels(evaluate, tmp_path, level, how):
+def test_images_are_scored_at_both_levels(tmp_path, level, how):
     """Every second study has two images; the scores are computed with pandas."""
     rng = np.random.default_rng(0)
     paths = [
@@ -257,11 +247,8 @@ def test_images_are_scored_at_both_levels(evaluate, tmp_path, level, how):
     'flag, value, part',
     [('--labels', 'nowhere.csv', 'nowhere.csv'), ('--groups', 'RACE', '--demographics')],
 )
-def test_mistakes_are_reported_and_write_nothing(
-    flag, value, part, evaluate, files, tmp_path, capsys
-):
-    words = map(str, [*files, '--output', tmp_path / 'out', flag, value])
-    assert evaluate.names['main'](evaluate.names['parse_args']([*words])) == 2
+def test_mistakes_are_reported_and_write_nothing(flag, value, part, files, tmp_path, capsys):
+    assert run_script('evaluate', *files, '--output', tmp_path / 'out', flag, value) == 2
     assert part in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
 
@@ -269,13 +256,13 @@ def test_mistakes_are_reported_and_write_nothing(
 @pytest.mark.parametrize(
     'words, part', [(['--resamples', '-1'], '--resamples'), (['--demographics', 'd'], '--groups')]
 )
-def test_flags_that_cannot_work_are_refused(words, part, evaluate, files, tmp_path, capsys):
+def test_flags_that_cannot_work_are_refused(words, part, files, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        evaluate.names['parse_args']([*map(str, files), '--output', str(tmp_path), *words])
+        load_script('evaluate').parse_args([*map(str, files), '--output', str(tmp_path), *words])
     assert part in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_an_anonymised_report_names_no_patient(evaluate, files, tmp_path):
+def test_an_anonymised_report_names_no_patient(files, tmp_path):
     paths = [write_predictions(tmp_path / m / 'p.csv', TRUTH, NAMES, extra=3) for m in 'ab']
     words = ['--predictions', *paths, *files[2:], '--thresholds-from', *paths, files[3]]
     report = evaluate(tmp_path / 'out', *words, '--anonymise')

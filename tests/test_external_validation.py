@@ -1,7 +1,6 @@
 """A model with one label set is scored on the common findings of another data set."""
 
 import json
-import runpy
 from itertools import product
 from pathlib import Path
 
@@ -10,24 +9,18 @@ import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from tiny import load_script, run_script
 
-from data.labels import LABELS, label_set, shared_labels
+from data.labels import LABELS, shared_labels
 from data.layouts import open_layout
 
-ROOT = Path(__file__).resolve().parents[1]
 FINDINGS = [name for name in open_layout('nih').labels['names'] if name != 'No Finding']
 OPACITIES = ['Atelectasis', 'Consolidation', 'Edema', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia']
 NUM_IMAGES = 60
 
 
-@pytest.fixture(scope='module')
-def evaluate():
-    return runpy.run_path(str(ROOT / 'scripts' / 'evaluate.py'))
-
-
-def report(evaluate: dict, folder: Path, *words: object) -> dict:
-    words = map(str, [*words, '--output', folder, '--resamples', 30])
-    assert evaluate['main'](evaluate['parse_args']([*words])) == 0
+def report(folder: Path, *words: object) -> dict:
+    assert run_script('evaluate', *words, '--output', folder, '--resamples', 30) == 0
     return json.loads((folder / 'report.json').read_text())
 
 
@@ -55,14 +48,14 @@ def nih(tmp_path: Path) -> tuple[Path, pd.DataFrame]:
     return root, truth
 
 
-def test_a_model_of_chexperts_labels_is_scored_on_nih(tmp_path: Path, evaluate, nih) -> None:
+def test_a_model_of_chexperts_labels_is_scored_on_nih(tmp_path: Path, nih) -> None:
     root, truth = nih
     scores = pd.DataFrame(np.random.default_rng(1).random((NUM_IMAGES, 14)), columns=LABELS)
     scores.insert(0, 'Path', [f'{root}/images/{name}' for name in truth.index])
     scores.to_csv(tmp_path / 'model.csv', index=False)
     words = ['--predictions', tmp_path / 'model.csv', '--labels', root, '--dataset', 'nih']
     words += ['--label-sets', 'chexpert', 'nih', '--level', 'image']
-    found = report(evaluate, tmp_path / 'out', *words)
+    found = report(tmp_path / 'out', *words)
     truth['Pleural Effusion'], truth['Pleural Other'] = (
         truth['Effusion'],
         truth['Pleural_Thickening'],
@@ -86,7 +79,7 @@ def test_a_model_of_chexperts_labels_is_scored_on_nih(tmp_path: Path, evaluate, 
     assert all(name in note for name in left) and 'Pneumothorax' not in note
 
 
-def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path, evaluate) -> None:
+def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     paths = [
         f'CheXpert/test/patient{i + 1:05d}/study1/view1_frontal.jpg' for i in range(NUM_IMAGES)
@@ -97,7 +90,7 @@ def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path, evaluate
     predicted = pd.concat([pd.Series(paths, name='Path'), scores], axis=1)
     predicted.to_csv(tmp_path / 'model.csv', index=False)
     words = ['--predictions', tmp_path / 'model.csv', '--labels', tmp_path / 'test.csv']
-    found = report(evaluate, tmp_path / 'out', *words, '--label-sets', 'nih', 'chexpert')
+    found = report(tmp_path / 'out', *words, '--label-sets', 'nih', 'chexpert')
     theirs = {'Effusion': 'Pleural Effusion', 'Pleural_Thickening': 'Pleural Other'}
     both = [name for name in FINDINGS if theirs.get(name, name) in LABELS]
     pairs = {name: (theirs.get(name, name), scores[name]) for name in both}
@@ -111,9 +104,7 @@ def test_a_model_of_nihs_findings_is_scored_on_chexpert(tmp_path: Path, evaluate
     assert aurocs(found) == pytest.approx(expected)
 
 
-def test_the_warning_states_why_a_combined_finding_has_no_threshold(
-    tmp_path: Path, evaluate
-) -> None:
+def test_the_warning_states_why_a_combined_finding_has_no_threshold(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     paths = pd.Series([f'patient{i:05d}/study1' for i in range(NUM_IMAGES)], name='Study')
     own = pd.DataFrame(rng.integers(0, 2, (NUM_IMAGES, len(FINDINGS))), columns=FINDINGS)
@@ -124,15 +115,15 @@ def test_the_warning_states_why_a_combined_finding_has_no_threshold(
     for file, table in ((model, scores), (own_file, own), (labels, theirs)):
         pd.concat([paths, table], axis=1).to_csv(file, index=False)
     words = ['--predictions', model, '--labels', own_file, '--label-names', *FINDINGS]
-    report(evaluate, tmp_path / 'own', *words, '--thresholds-from', model, own_file)
+    report(tmp_path / 'own', *words, '--thresholds-from', model, own_file)
     words = ['--predictions', model, '--labels', labels, '--label-sets', 'nih', 'chexpert']
     words += ['--thresholds-from', tmp_path / 'own' / 'report.json']
-    warnings = report(evaluate, tmp_path / 'out', *words)['warnings']
+    warnings = report(tmp_path / 'out', *words)['warnings']
     (line,) = [line for line in warnings if 'no threshold' in line]
     assert 'several labels' in line and line.endswith(': Edema, Lung Lesion, Lung Opacity')
 
 
-def test_thresholds_come_from_held_out_csv_files(tmp_path: Path, evaluate) -> None:
+def test_thresholds_come_from_held_out_csv_files(tmp_path: Path) -> None:
     """Files of held-out cases give Youden's threshold for each common label."""
     rng = np.random.default_rng(4)
     own = pd.DataFrame(rng.integers(0, 2, (NUM_IMAGES, len(FINDINGS))), columns=FINDINGS)
@@ -147,14 +138,14 @@ def test_thresholds_come_from_held_out_csv_files(tmp_path: Path, evaluate) -> No
     words = ['--predictions', files['scored'], '--labels', files['theirs']]
     words += ['--label-sets', 'nih', 'chexpert']
     words += ['--thresholds-from', files['held_out'], files['own']]
-    (entry,) = report(evaluate, tmp_path / 'out', *words)['sets']
+    (entry,) = report(tmp_path / 'out', *words)['sets']
     thresholds = {part['label']: part['threshold'] for part in entry['labels']}
     for label in ('Effusion', 'Pleural_Thickening', 'Edema', 'Pneumonia'):
         assert thresholds[label] == tables['held_out'][label][own[label] == 1].min()
     assert thresholds['Lung Lesion'] is None
 
 
-def test_a_finding_of_several_labels_is_unknown_if_one_of_them_is(tmp_path, evaluate) -> None:
+def test_a_finding_of_several_labels_is_unknown_if_one_of_them_is(tmp_path) -> None:
     marks = [*product([0, 1, -1], repeat=2)]
     paths = [f'patient{i:05d}/study1' for i in range(len(marks))]
     table = pd.DataFrame({'Study': paths, 'Clavicle fracture': 0, 'Rib fracture': 0})
@@ -163,7 +154,7 @@ def test_a_finding_of_several_labels_is_unknown_if_one_of_them_is(tmp_path, eval
     scores = np.linspace(0.1, 0.9, len(marks))
     pd.DataFrame({'Study': paths, 'Fracture': scores}).to_csv(tmp_path / 'model.csv', index=False)
     words = ['--predictions', tmp_path / 'model.csv', '--labels', tmp_path / 'labels.csv']
-    found = report(evaluate, tmp_path / 'out', *words, '--label-sets', 'chexpert', 'vindr')
+    found = report(tmp_path / 'out', *words, '--label-sets', 'chexpert', 'vindr')
     is_known = [1 in pair or -1 not in pair for pair in marks]
     truth = [1 in pair for pair in marks]
     wanted = roc_auc_score(np.array(truth)[is_known], scores[is_known])
@@ -172,7 +163,7 @@ def test_a_finding_of_several_labels_is_unknown_if_one_of_them_is(tmp_path, eval
 
 def test_the_images_of_a_split_are_predicted(nih) -> None:
     root, truth = nih
-    list_images = runpy.run_path(str(ROOT / 'scripts' / 'predict.py'))['list_images']
+    list_images = load_script('predict').list_images
     (root / 'test_list.txt').write_text('\n'.join(truth.index[:4]))
     found = list_images([str(root)], 'nih')
     assert found == [f'{root}/images/{name}' for name in truth.index[:4]]
@@ -180,8 +171,6 @@ def test_the_images_of_a_split_are_predicted(nih) -> None:
     assert len(list_images([str(root)])) == NUM_IMAGES + 1
 
 
-def test_the_label_sets_of_chexpert_and_nih_are_complete() -> None:
+def test_an_unknown_label_set_is_refused() -> None:
     with pytest.raises(ValueError, match='label-sets'):
         shared_labels('chexpert', 'imagenet')
-    assert {*label_set('chexpert')} == {*LABELS}
-    assert {*label_set('nih')} == {*FINDINGS, 'No Finding'}

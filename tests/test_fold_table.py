@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
+from sweep_runs import methods_file
 
 from data.records import write_predictions
 from evaluation.compare import holm
 from scripts import fold_table
-from tests.test_sweeps_files import methods_file
 
 LABELS = ('Edema', 'Pneumonia')
 FOLDS, PER_FOLD = 3, 40
@@ -72,6 +72,13 @@ def run(*words: object) -> int:
     return fold_table.main(fold_table.parse_args([*map(str, words)]))
 
 
+def table_of(sweep: Path, *more: object, resamples: int = 10) -> int:
+    """Write the tables of the joined predictions into the folder t."""
+    folder = sweep.parent
+    words = ['--labels', folder / 'all.csv', '--save', folder / 't', '--resamples', resamples]
+    return run('table', '--sweep', sweep, '--predictions', folder / 'p', *words, *more)
+
+
 def fold_ranks(values: np.ndarray) -> np.ndarray:
     """Ranks within each fold, by counting pairs."""
     parts = values.reshape(FOLDS, PER_FOLD, -1)
@@ -92,8 +99,7 @@ def test_joined_predictions_are_ranks_within_folds(joined: tuple) -> None:
 def test_the_table_has_the_differences_of_scikit_learn(joined: tuple) -> None:
     sweep, targets, values = joined
     folder = sweep.parent
-    arguments = ['--labels', folder / 'all.csv', '--save', folder / 't', '--resamples', 50]
-    assert run('table', '--sweep', sweep, '--predictions', folder / 'p', *arguments) == 0
+    assert table_of(sweep, resamples=50) == 0
 
     def area(name: str, seed: int) -> float:
         ranks = fold_ranks(values[name, seed])
@@ -132,26 +138,20 @@ def test_joined_files_do_not_depend_on_the_time(joined: tuple) -> None:
 
 def test_a_table_of_named_rows_leaves_out_the_others(joined: tuple) -> None:
     sweep, _, _ = joined
-    folder = sweep.parent
-    arguments = ['--labels', folder / 'all.csv', '--save', folder / 't', '--resamples', 50]
-    arguments += ['--sweep', sweep, '--predictions', folder / 'p', '--row', 'simmim_1']
-    assert run('table', *arguments) == 0
-    table = pd.read_csv(folder / 't/mine_mean.csv')
+    assert table_of(sweep, '--row', 'simmim_1') == 0
+    table = pd.read_csv(sweep.parent / 't/mine_mean.csv')
     assert {*table['row']} == {'simmim_1', 'pixels_1'}
     assert table['against'].isna().all()
-    assert run('table', *arguments, 'swav') == 2
+    assert table_of(sweep, '--row', 'simmim_1', 'swav') == 2
 
 
 def test_a_mean_without_labels_and_unknown_scores_are_refused(joined: tuple, capsys) -> None:
     sweep, _, _ = joined
-    folder = sweep.parent
-    arguments = ['--labels', folder / 'all.csv', '--save', folder / 't', '--resamples', 10]
-    arguments += ['--sweep', sweep, '--predictions', folder / 'p', '--positives', 1000]
-    assert run('table', *arguments) == 0
-    tables = sorted(path.name for path in (folder / 't').glob('*.csv'))
+    assert table_of(sweep, '--positives', 1000) == 0
+    tables = sorted(path.name for path in (sweep.parent / 't').glob('*.csv'))
     assert tables == ['mine_Edema.csv', 'mine_Pneumonia.csv']
     for score in ('mean', 'Oedema'):
-        assert run('table', *arguments, '--scores', score) == 2
+        assert table_of(sweep, '--positives', 1000, '--scores', score) == 2
         assert f"['Edema', 'Pneumonia'], got ['{score}']" in capsys.readouterr().err
 
 
@@ -160,7 +160,6 @@ def test_rows_without_a_common_seed_are_not_compared(joined: tuple) -> None:
     folder = sweep.parent
     (folder / 'p/simmim_1_seed0.csv.gz').unlink()
     (folder / 'p/scratch_1_seed1.csv.gz').unlink()
-    arguments = ['--labels', folder / 'all.csv', '--save', folder / 't', '--resamples', 10]
-    assert run('table', '--sweep', sweep, '--predictions', folder / 'p', *arguments) == 0
+    assert table_of(sweep) == 0
     table = pd.read_csv(folder / 't/mine_mean.csv').set_index('row')
     assert table['against'].isna().all() and {*table['seeds']} == {1, 2}

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from mistakes import no_space
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -120,14 +121,11 @@ def test_a_line_that_is_not_a_record_is_refused_by_file_and_number(line, tmp_pat
 
 
 def test_metrics_wait_for_space_and_keep_their_order(tmp_path, monkeypatch, log):
-    def full(*arguments, **options):
-        raise OSError(28, 'No space left on device')
-
     scalars = ScalarLog(tmp_path, logger=logging.getLogger('records'))
     for epoch in range(6):
         with monkeypatch.context() as patch:
             if epoch in (1, 2, 4):
-                patch.setattr(module, 'open', full, raising=False)
+                patch.setattr(module, 'open', no_space, raising=False)
             scalars.write_epoch({'epoch': epoch, 'loss': float(epoch)})
     scalars.close()
     assert [r['epoch'] for r in read_metrics(scalars.path)] == list(range(6))
@@ -137,11 +135,7 @@ def test_metrics_wait_for_space_and_keep_their_order(tmp_path, monkeypatch, log)
 
 def test_tensorboard_on_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch, log):
     scalars = ScalarLog(tmp_path, logger=logging.getLogger('records'))
-
-    def full(*arguments):
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(scalars._board, 'add_scalar', full)
+    monkeypatch.setattr(scalars._board, 'add_scalar', no_space)
     for epoch in (0, 1):
         scalars.write_epoch({'epoch': epoch, 'loss': 1.0})
     scalars.close()
@@ -164,8 +158,7 @@ def test_a_log_on_a_full_disk_does_not_end_the_run(tmp_path, capfd):
 
 def test_a_console_that_takes_nothing_does_not_end_the_run(tmp_path, monkeypatch, capfd):
     class Full(io.StringIO):
-        def write(self, text):
-            raise OSError(28, 'No space left on device')
+        write = no_space
 
     with monkeypatch.context() as patch:
         patch.setattr(sys, 'stdout', Full())

@@ -11,7 +11,6 @@ import pytest
 import torch
 from tiny import SWIN, arguments, run_folder, run_main, tiny_config, torchrun
 from torch import nn
-from transfers import load
 
 import main_contrastive
 from config import default_config, get_config
@@ -167,18 +166,6 @@ def test_two_ranks_equal_one(phantom, tmp_path) -> None:
     for got, want in zip(*records, strict=True):
         for key in set(want) - {'seconds', 'data_seconds', 'images_per_second'}:
             assert got[key] == pytest.approx(want[key], rel=1e-3), key
-
-
-# What comes after
-
-
-def test_fine_tuning_starts_from_it(simclr, tmp_path) -> None:
-    config = default_config()
-    config.merge_from_file(str(tiny_config(tmp_path / 'run.yaml', 'finetune')))
-    learned = weights(simclr)
-    tuned = load(learned, config, build_model(config, is_pretrain=False), tmp_path).state_dict()
-    for key in tuned.keys() - {'head.weight', 'head.bias'}:
-        assert torch.equal(tuned[key], learned[f'encoder.{key}']), key
 
 
 # Before a run

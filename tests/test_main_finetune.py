@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import MAE, SWIN, VIT, arguments, run_folder, run_main, tiny_config
+from tiny import MAE, SWIN, VIT, arguments, finished_run, run_folder, run_main, tiny_config
 
 import main_finetune
 from config import check_config, default_config
@@ -29,9 +29,7 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def finetune(phantom: Path, output: Path, *more: str) -> Path:
     train = {'EPOCHS': 3, 'WARMUP_EPOCHS': 0}
-    cfg = tiny_config(output.parent / 'c.yaml', 'finetune', VIT, TRAIN=train)
-    assert run_main('finetune', arguments(cfg, phantom, output, *more)) == 0
-    return run_folder(output, 'finetune')
+    return finished_run('finetune', phantom, output, *more, model=VIT, TRAIN=train)
 
 
 def scored(folder: Path) -> str:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_mae import mae_config
-from tiny import MAE, ROOT, arguments, run_folder, run_main, tiny_config
+from tiny import MAE, ROOT, arguments, finished_run, run_folder, run_main
 
 import main_simmim
 from config import check_config, get_config
@@ -67,11 +67,9 @@ def test_configs_have_the_sizes_and_rates_of_mae_and_their_stages_fit(pair: str)
 def pretrained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of MAE."""
     folder = tmp_path_factory.mktemp('mae')
-    cfg = tiny_config(folder / 'mae.yaml', 'simmim', MAE, TRAIN=TRAIN, EVAL=FEW)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(main_simmim, 'IN_TENSORBOARD', 2)
-        assert run_main('simmim', arguments(cfg, phantom, folder)) == 0
-    return run_folder(folder, 'simmim')
+        return finished_run('simmim', phantom, folder, model=MAE, TRAIN=TRAIN, EVAL=FEW)
 
 
 def test_mae_learns_and_draws_reconstructions(pretrained) -> None:
@@ -101,12 +99,10 @@ def test_fine_tuning_starts_from_the_encoder(pretrained, phantom, tmp_path) -> N
     train = {'EPOCHS': 1, 'BASE_LR': 1e-9, 'WARMUP_LR': 1e-9, 'MIN_LR': 1e-9}
     model = MAE | {'VIT': MAE['VIT'] | {'USE_MEAN_POOLING': True}}
     sections = {'TRAIN': train, 'EVAL': {'RESAMPLES': 0}}
-    cfg = tiny_config(tmp_path / 'tune.yaml', 'finetune', model, **sections)
-    learned = pretrained / 'ckpt_epoch_2.pth'
-    argv = arguments(cfg, phantom, tmp_path, '--pretrained', str(learned))
-    assert run_main('finetune', argv) == 0
-    learned = read_checkpoint(learned)['model']
-    tuned = read_checkpoint(run_folder(tmp_path, 'finetune') / 'ckpt_epoch_0.pth')['model']
+    words = ['--pretrained', str(pretrained / 'ckpt_epoch_2.pth')]
+    folder = finished_run('finetune', phantom, tmp_path, *words, model=model, **sections)
+    learned = read_checkpoint(pretrained / 'ckpt_epoch_2.pth')['model']
+    tuned = read_checkpoint(folder / 'ckpt_epoch_0.pth')['model']
     new = {key for key in tuned if f'encoder.{key}' not in learned}
     assert new == {'head.weight', 'head.bias', 'fc_norm.weight', 'fc_norm.bias'}
     for key in tuned.keys() - new:
@@ -125,11 +121,8 @@ def test_equal_masks_are_evaluated_once_and_only_in_validated_epochs(
 
     monkeypatch.setattr(main_simmim, 'reconstruct', counted)
     data = {'MASK_PATCH_SIZE': 4, 'TRAIN_IMAGES': 8}  # the reference's unit at 32 px
-    cfg = tiny_config(
-        tmp_path / 'c.yaml', 'simmim', DATA=data, TRAIN={'EPOCHS': 4}, EVAL=FEW | {'EVERY': 3}
-    )
-    assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
-    records = read_metrics(run_folder(tmp_path, 'simmim') / 'metrics.jsonl')
+    sections = {'DATA': data, 'TRAIN': {'EPOCHS': 4}, 'EVAL': FEW | {'EVERY': 3}}
+    records = read_metrics(finished_run('simmim', phantom, tmp_path, **sections) / 'metrics.jsonl')
     assert [r['epoch'] for r in records if 'holdout_l1' in r] == [-1, 2, 3]  # the last one, too
     assert ['loss' in r for r in records] == [False] + [True] * 4
     assert len(evaluated) == 3

@@ -20,7 +20,6 @@ from data.labels import COMPETITION_LABELS
 from evaluation.metrics import (
     METRICS,
     auroc_per_label,
-    describe_scores,
     label_scores,
     mean_summaries,
     score_table,
@@ -218,17 +217,6 @@ def test_selection_by_the_five_tasks_or_by_all_defined_labels(undefined, rule, w
     assert table['undefined'] == ([] if undefined is None else [labels[undefined]])
     assert table['rows'] == 2
     assert table['positives']['Edema'] == 1
-
-
-def test_a_log_line_names_the_defined_labels_and_their_mean():
-    targets = np.tile([[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]], (2, 1))
-    names, labels = ['a', 'b', 'c', 'd'], ['Edema', 'Fracture', 'Hernia']
-    table = score_table(targets, targets, names, labels=labels, level='image')
-    line = describe_scores(table | {'views': 'all', 'loss': 0.5})
-    assert 'mean of 2 labels 1.0000' in line
-    assert 'Hernia 1.0000' in line
-    assert 'Fracture' not in line
-    assert 'mean_of_five' not in table
 
 
 def test_the_selection_score_is_nan_without_a_defined_auroc():

@@ -1,6 +1,5 @@
 """Exports: timm, transformers, onnxruntime and torch.export compute the same outputs."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import MAE, ROOT, SWIN, VIT
+from tiny import MAE, SWIN, VIT, run_script
 from transfers import load_run, outputs_of, randomise, write_run
 
 from data.transforms import EvalTransform
@@ -275,26 +274,18 @@ def test_an_unsupported_model_raises_an_error(target, model, data, part, tmp_pat
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.fixture(scope='module')
-def script():
-    spec = importlib.util.spec_from_file_location('export_script', ROOT / 'scripts' / 'export.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda *words: module.main(module.parse_args([*map(str, words)]))
-
-
-def test_the_script_exports(script, tmp_path, capsys):
+def test_the_script_exports(tmp_path, capsys):
     path = tmp_path / 'a.safetensors'
     checkpoint = write_run(tmp_path, 'contrastive', VIT, CONTRASTIVE=SMALL)
-    assert script(checkpoint, '--to', 'timm', '--output', path) == 0
+    assert run_script('export', checkpoint, '--to', 'timm', '--output', path) == 0
     assert 'clinical' in capsys.readouterr().out and 'norm.weight' in load_file(path)
 
 
 @pytest.mark.parametrize('output', ['a.bin', 'b.safetensors'])
-def test_the_script_exits_with_2_and_one_line(output, script, tmp_path: Path, capsys):
+def test_the_script_exits_with_2_and_one_line(output, tmp_path: Path, capsys):
     save_checkpoint(tmp_path / 'a.pth', {'model': {'head.weight': torch.ones(2, 2)}})
     file = write_run(tmp_path, 'finetune') if output == 'a.bin' else tmp_path / 'a.pth'
-    assert script(file, '--to', 'timm', '--output', tmp_path / output) == 2
+    assert run_script('export', file, '--to', 'timm', '--output', tmp_path / output) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert ('--output' if output == 'a.bin' else 'a.pth') in error

@@ -69,28 +69,6 @@ def test_finetuning_groups_by_layer(config, decay, count, first, last, scale):  
         assert group['weight_decay'] == (0 if group['group_name'].endswith('_no_decay') else 0.05)
 
 
-def test_layers_learn_at_the_scale_of_their_depth():
-    model = make_model(swin(), is_pretrain=False)
-    scales = {
-        id(parameter): group['lr_scale']
-        for group in groups_of(model, 0.5)
-        for parameter in group['params']
-    }
-    expected = {
-        'patch_embed.proj.weight': 25,
-        'layers.0.blocks.0.norm1.weight': 24,
-        'layers.0.downsample.reduction.weight': 23,  # with the last block of its stage
-        'layers.1.blocks.0.attn.qkv.weight': 22,
-        'layers.2.blocks.17.mlp.fc2.bias': 3,
-        'layers.3.blocks.1.attn.proj.weight': 1,
-        'norm.weight': 0,
-        'head.bias': 0,
-    }
-    named = dict(model.named_parameters())
-    for name, depth in expected.items():
-        assert scales[id(named[name])] == 0.5**depth, name
-
-
 def test_swin_tables_decay_in_pretraining_and_not_in_finetuning():
     config = swin()
     pretraining = make_model(config, is_pretrain=True)

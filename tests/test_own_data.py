@@ -1,14 +1,13 @@
 """docs/howto/own_data.md: its lines of pandas make of a flat export what the project reads."""
 
 import re
-import runpy
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tiny import ROOT
+from tiny import ROOT, run_script
 
 from data.labels import LABELS
 from data.records import read_csv
@@ -63,7 +62,6 @@ def test_the_page_makes_a_data_set_of_a_flat_export(export, capsys):
                     assert np.isnan(value)
     assert len(seen) == len(export)
     assert len({pair[1:] for pair in seen}) == NUM_PATIENTS, 'a number is one patient'
-    check = runpy.run_path(str(ROOT / 'scripts' / 'check_data.py'))
     words = ['--data-path', 'MyHospital', '--output', 'problems.csv', '--workers', '1']
-    assert check['main'](check['parse_args'](words)) == 0
+    assert run_script('check_data', *words) == 0
     assert 'errors 0, ' in capsys.readouterr().out

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from golden_cases import assert_close, case_config, case_id, cases, fill, recorded
+from golden_cases import Worst, case_config, case_id, cases, fill, recorded
 from torch import nn
 
-from config import default_config
 from models import build_model
 from models.encoder import ENCODERS
 
@@ -22,31 +21,6 @@ CLASSIFIER_KINDS = ('swin_cls', 'vit_cls')
 
 def all_cases(*kinds: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize('case', cases(*kinds), ids=case_id)
-
-
-class Worst:
-    """Compare arrays, and record the largest error of each kind and quantity."""
-
-    def __init__(self) -> None:
-        self.errors: dict[tuple[str, str], tuple[float, float]] = {}
-
-    def close(self, case: dict, quantity: str, got: object, want: object, **limits: float) -> None:
-        """Check one array with limits (rtol, atol)."""
-        assert_close(got, want, what=f'{case["name"]} {quantity}', **limits)
-        error = np.abs(np.asarray(got, np.float64) - np.asarray(want, np.float64))
-        allowed = limits['atol'] + limits['rtol'] * np.abs(np.asarray(want, np.float64))
-        key = (case['kind'], quantity.split()[0])
-        before = self.errors.get(key, (0.0, 0.0))
-        self.errors[key] = (
-            max(before[0], error.max()),
-            max(before[1], (error / allowed).max()),
-        )
-
-    def report(self) -> str:
-        return '\n'.join(
-            f'{kind} {quantity}: worst error {error:.3g}, {share:.3g} of the tolerance'
-            for (kind, quantity), (error, share) in self.errors.items()
-        )
 
 
 @pytest.fixture(scope='module')
@@ -68,31 +42,22 @@ def filled_model(case: dict, device: torch.device, *, is_pretrain: bool) -> nn.M
     return model.to(device)
 
 
+def encoder_options(case: dict) -> dict:
+    config = case_config(case)
+    return ENCODERS[config.MODEL.TYPE].constructor_arguments(config)
+
+
 def case_images(case: dict) -> torch.Tensor:
-    options, inputs = (
-        ENCODERS[case_config(case).MODEL.TYPE].constructor_arguments(case_config(case)),
-        case['inputs'],
-    )
-    return torch.from_numpy(
-        fill.images(inputs['image_seed'], inputs['batch'], options['in_chans'], options['img_size'])
-    )
+    options, inputs = encoder_options(case), case['inputs']
+    shape = inputs['batch'], options['in_chans'], options['img_size']
+    return torch.from_numpy(fill.images(inputs['image_seed'], *shape))
 
 
 def case_mask(case: dict) -> torch.Tensor:
-    options, inputs = (
-        ENCODERS[case_config(case).MODEL.TYPE].constructor_arguments(case_config(case)),
-        case['inputs'],
-    )
-    return torch.from_numpy(
-        fill.masks(
-            inputs['mask_seed'],
-            inputs['batch'],
-            options['img_size'],
-            inputs['mask_patch'],
-            options['patch_size'],
-            inputs['mask_ratio'],
-        )
-    )
+    options, inputs = encoder_options(case), case['inputs']
+    sizes = options['img_size'], inputs['mask_patch'], options['patch_size']
+    masks = fill.masks(inputs['mask_seed'], inputs['batch'], *sizes, inputs['mask_ratio'])
+    return torch.from_numpy(masks)
 
 
 def shapes(model: nn.Module) -> dict[str, list[int]]:
@@ -215,47 +180,3 @@ def test_no_case_is_left_out() -> None:
     count = {'swin_simmim': 7, 'vit_simmim': 6, 'swin_cls': 2, 'vit_cls': 3, 'init': 4}
     count |= {'drop_path': 3, 'full_keys': 7}
     assert {kind: len(cases(kind)) for kind in count} == count
-
-
-SWIN_BASE = {'TYPE': 'swin', 'SWIN.EMBED_DIM': 128, 'SWIN.NUM_HEADS': [4, 8, 16, 32]}
-SWIN_LARGE = {'TYPE': 'swin', 'SWIN.EMBED_DIM': 192, 'SWIN.NUM_HEADS': [6, 12, 24, 48]}
-VIT_FINETUNE = {
-    'TYPE': 'vit',
-    'VIT.USE_RPB': True,
-    'VIT.USE_SHARED_RPB': False,
-    'VIT.USE_MEAN_POOLING': True,
-}
-
-
-@pytest.mark.parametrize(
-    'options, size, window, is_pretrain, parameters, tensors, entries',
-    [
-        (SWIN_BASE, 192, 6, True, 89_874_104, 330, 365),
-        (SWIN_LARGE, 192, 12, True, 199_881_204, 330, 356),
-        ({'TYPE': 'vit'}, 224, 7, True, 86_256_720, 189, 190),
-        (SWIN_BASE, 192, 6, False, 87_750_176, 329, 364),
-        (SWIN_BASE, 224, 7, False, 87_768_224, 329, 364),
-        (SWIN_LARGE, 224, 14, False, 196_794_556, 329, 355),
-        (VIT_FINETUNE, 224, 7, False, 86_530_984, 199, 211),
-    ],
-)
-def test_published_models_have_their_parameter_counts(
-    options: dict,
-    size: int,
-    window: int,
-    is_pretrain: bool,
-    parameters: int,
-    tensors: int,
-    entries: int,
-) -> None:
-    config = default_config()
-    common = {'SWIN.DEPTHS': [2, 2, 18, 2], 'SWIN.WINDOW_SIZE': window, 'NUM_CLASSES': 1000}
-    common |= {'IN_CHANS': 3}
-    for key, value in (common | options).items():
-        config.merge_from_list([f'MODEL.{key}', value])
-    config.DATA.IMG_SIZE = size
-    with torch.device('meta'):
-        model = build_model(config, is_pretrain=is_pretrain)
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert len(list(model.parameters())) == tensors
-    assert len(model.state_dict()) == entries

@@ -1,12 +1,11 @@
 """Recorded rates, parameter groups, pre-trained weights and short training runs of SimMIM."""
 
 import logging
-from collections import defaultdict
+import sys
 
-import numpy as np
 import pytest
 import torch
-from golden_cases import assert_close, case_config, case_id, cases, fill, recorded
+from golden_cases import Worst, case_config, case_id, cases, fill, recorded
 
 from config import encoder_node
 from lr_scheduler import build_scheduler, scaled_lr
@@ -16,25 +15,20 @@ from optimizer import build_optimizer
 from utils import load_pretrained
 
 LOGGER = logging.getLogger('parity')
-WORST = defaultdict(float)  # kind: largest error over its tolerance
+WORST = Worst()
 
 
 @pytest.fixture(scope='module', autouse=True)
 def _report():
-    """One line per kind at the end (shown by `pytest -s`)."""
+    """The largest errors at the end (shown by `pytest -s`)."""
     yield
-    for kind, worst in WORST.items():
-        print(f'\n{kind}: {len(cases(kind))} cases, worst error {worst:.2g} of its tolerance')  # noqa: T201
+    sys.stdout.write(f'\n{WORST.report()}\n')
 
 
 def check(case: dict, got, want, what: str, *, factor: float = 1.0, **tolerance: float) -> None:
     tolerance = case['tolerance'] | tolerance
-    rtol, atol = tolerance['rtol'] * factor, tolerance['atol'] * factor
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    if got.shape == want.shape:
-        share = np.max(np.abs(got - want) / (atol + rtol * np.abs(want) + 1e-30), initial=0.0)
-        WORST[case['kind']] = max(WORST[case['kind']], float(share))
-    assert_close(got, want, rtol=rtol, atol=atol, what=f'{case["name"]}: {what}')
+    limits = {key: tolerance[key] * factor for key in ('rtol', 'atol')}
+    WORST.close(case, what, got, want, **limits)
 
 
 def rates(optimizer, model, names: list[str]) -> dict[str, float]:
@@ -76,7 +70,7 @@ def test_rates(case):
         scheduler.step_update(step)
         history.append(rates(optimizer, model, names))
     for name, want in values['updates'].items():
-        check(case, [row[name] for row in history], want, name)
+        check(case, [row[name] for row in history], want, f'rate of {name}')
 
 
 @pytest.mark.parametrize('case', cases('param_groups'), ids=case_id)
@@ -92,7 +86,7 @@ def test_parameter_groups(case):
     }
     assert got.keys() == values.keys()
     for name, want in values.items():
-        check(case, got[name], (want['lr_scale'], want['weight_decay']), name)
+        check(case, got[name], (want['lr_scale'], want['weight_decay']), f'group of {name}')
 
 
 @pytest.mark.parametrize('case', cases('remap'), ids=case_id)
@@ -114,7 +108,7 @@ def test_pretrained_weights(case, tmp_path):
     tables = [key for key in after if key.endswith('relative_position_bias_table')]
     assert {key for key in arrays if key != 'logits'} == set(tables)
     for key in tables:
-        check(case, after[key], arrays[key], key)
+        check(case, after[key], arrays[key], f'table {key}')
     for key in values['loaded']:
         own = key if key in source else f'encoder.{key}'
         if own not in source:  # a block's copy of the shared table

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny import SWIN, VIT, arguments, run_folder, run_main, tiny_config
+from tiny import SWIN, VIT, finished_run, load_script, run_script
 from transfers import write_run
 
 from data.images import load_image
@@ -26,27 +25,23 @@ from evaluation.saliency import grad_cam
 from models.losses import positive_logits
 from utils import trained_config
 
-SCRIPT = Path(__file__).resolve().parents[1] / 'scripts/predict.py'
-
 
 @pytest.fixture(scope='module')
 def run(phantom, tmp_path_factory) -> Path:
     """The folder of a tiny run with the policy 'multiclass': three outputs per label."""
     output = tmp_path_factory.mktemp('run')
     data = {'UNCERTAIN': 'multiclass', 'PREPROCESS': 'equalize'}
-    cfg = tiny_config(output / 'run.yaml', 'finetune', DATA=data, EVAL={'TTA_FLIP': True})
-    assert run_main('finetune', arguments(cfg, phantom, output)) == 0
-    return run_folder(output, 'finetune')
+    return finished_run('finetune', phantom, output, DATA=data, EVAL={'TTA_FLIP': True})
 
 
 @pytest.fixture(scope='module')
 def predict():
-    names = runpy.run_path(str(SCRIPT), run_name='predict')
+    script = load_script('predict')
 
-    def run(*arguments: object) -> int:
-        return names['main'](names['parse_args']([*map(str, arguments)]))
+    def run(*words: object) -> int:
+        return script.main(script.parse_args([*map(str, words)]))
 
-    run.parse_args, run.names = names['parse_args'], names['main'].__globals__
+    run.script = script
     return run
 
 
@@ -80,14 +75,14 @@ def test_predicts_what_the_run_predicted(run, phantom, predict, tmp_path, capsys
 def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
     run, phantom, predict, tmp_path, monkeypatch, capsys
 ):
-    shown, draw = [], predict.names['plot_prediction']
+    shown, draw = [], predict.script.plot_prediction
 
     def record(path: Path, *parts: Any) -> None:
         shown.append((path, *parts))
         if len(shown) == 1:
             draw(path, *parts)
 
-    monkeypatch.setitem(predict.names, 'plot_prediction', record)
+    monkeypatch.setattr(predict.script, 'plot_prediction', record)
     images = sorted((phantom / 'valid').rglob('view1_frontal.jpg'))[:2]
     words = ['--checkpoint', checkpoint_of(run), '--output', tmp_path / 'p.csv', '--num-workers', 0]
     assert predict(*images, *words, '--maps', 'Pleural Effusion', 'Edema') == 0
@@ -182,9 +177,8 @@ def test_bad_images_are_skipped_and_listed_and_colour_is_warned_of(
 
 
 def test_a_defect_of_the_program_is_not_reported_as_a_mistake(predict, monkeypatch):
-    monkeypatch.setitem(
-        predict.names, 'predict_images', MagicMock(side_effect=RuntimeError('size'))
-    )
+    broken = MagicMock(side_effect=RuntimeError('size'))
+    monkeypatch.setattr(predict.script, 'predict_images', broken)
     with pytest.raises(RuntimeError, match='size'):
         predict('--checkpoint', 'c.pth', '--output', 'p.csv', 'images')
 
@@ -202,7 +196,7 @@ def test_flags_that_cannot_work_are_refused(words, predict, monkeypatch, capsys)
 def test_a_gpu_may_be_chosen(predict, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     words = ['--checkpoint', 'c.pth', '--output', 'p.csv', '--device', 'cuda:1', 'images']
-    assert predict.parse_args(words).device == torch.device('cuda', 1)
+    assert predict.script.parse_args(words).device == torch.device('cuda', 1)
 
 
 @pytest.mark.parametrize(
@@ -231,9 +225,8 @@ def test_options_of_a_checkpoint_that_cannot_work_are_named(
         node = node[section]
     node[name] = value
     torch.save(saved | {'config': yaml.safe_dump(options)}, tmp_path / 'bad.pth')
-    export = runpy.run_path(str(SCRIPT.with_name('export.py')), run_name='export')
-    words = [str(tmp_path / 'bad.pth'), '--to', 'timm', '--output', str(tmp_path / 'a.safetensors')]
-    assert export['main'](export['parse_args'](words)) == 2
+    words = [tmp_path / 'bad.pth', '--to', 'timm', '--output', tmp_path / 'a.safetensors']
+    assert run_script('export', *words) == 2
     words = ['--checkpoint', tmp_path / 'bad.pth', '--output', tmp_path / 'p.csv']
     assert predict(*words, phantom / 'valid') == 2
     for line in capsys.readouterr().err.splitlines():

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tiny import arguments, run_folder, run_main, tiny_config, torchrun
+from tiny import arguments, finished_run, run_folder, tiny_config, torchrun
 from torch import nn
 
 import main_finetune
@@ -196,9 +196,7 @@ def test_a_choice_at_the_edge_of_the_grid_gives_a_warning(
 
 
 def probe_run(phantom: Path, folder: Path, mode: str, **sections: dict) -> Path:
-    cfg = tiny_config(folder / 'c.yaml', 'finetune', FINETUNE={'MODE': mode}, **sections)
-    assert run_main('finetune', arguments(cfg, phantom, folder / 'o')) == 0
-    return run_folder(folder / 'o', 'finetune')
+    return finished_run('finetune', phantom, folder, FINETUNE={'MODE': mode}, **sections)
 
 
 def log_of(folder: Path) -> str:
@@ -226,7 +224,7 @@ def test_the_grid_is_scored_as_the_run_is(phantom: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_two_processes_probe_the_same_random_weights_as_one(phantom: Path, tmp_path: Path) -> None:
     one = probe_run(phantom, tmp_path, 'knn')
-    argv = arguments(tmp_path / 'c.yaml', phantom, tmp_path / 'two')
+    argv = arguments(tmp_path / 'finetune.yaml', phantom, tmp_path / 'two')
     done = torchrun('finetune', argv, processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
     two = run_folder(tmp_path / 'two', 'finetune')
@@ -250,11 +248,3 @@ def test_non_finite_features_raise_an_error(phantom: Path, tmp_path: Path, refus
     more = ['--pretrained', str(tmp_path / 'bad.pth')]
     argv = arguments(cfg, phantom, tmp_path / 'o', *more)
     refused('finetune', argv, 'train.csv', 'CheXpert')
-
-
-def test_a_probe_without_held_out_patients_raises_an_error(phantom: Path, tmp_path: Path, refused):
-    cfg = tiny_config(
-        tmp_path / 'c.yaml', 'finetune', FINETUNE={'MODE': 'knn'}, EVAL={'SELECT_ON': 'valid'}
-    )
-    argv = arguments(cfg, phantom, tmp_path / 'o', '--opts', 'DATA.HOLDOUT_FRACTION', '0.0')
-    refused('finetune', argv, 'FINETUNE.MODE', 'DATA.HOLDOUT_FRACTION')

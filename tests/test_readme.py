@@ -2,14 +2,13 @@
 
 import argparse
 import ast
-import importlib.util
 import re
 import shlex
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from tiny import load_script
 from torch.distributed.run import get_args_parser
 
 from config import build_parser, default_config, get_config, value_at
@@ -59,19 +58,12 @@ def all_commands() -> list[tuple[str, str]]:
     return [(name, command) for name, commands in found.items() for command in commands]
 
 
-def load_script(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f'script_{path.stem}', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def parse(path: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     """Parse the words with the program's own parser."""
     if stage := re.fullmatch(r'main_(\w+)\.py', path):
         return build_parser(stage[1]).parse_args(words)
     monkeypatch.setattr(sys, 'argv', [path, *words])
-    return load_script(Path(path)).parse_args()
+    return load_script(Path(path).resolve()).parse_args()
 
 
 @pytest.mark.parametrize(('source', 'command'), all_commands())

@@ -68,11 +68,15 @@ class Page(HTMLParser):
         return [text for tag, _, text in self.elements if tag in tags]
 
 
-def some_cases(name: str = 'test', *, seed: int = 0, labels: tuple = LABELS, size: int = 150):
+def written_page(folder: Path, document: dict, *images: dict) -> Page:
+    return Page(write_report(folder, document, *images).read_text(encoding='utf-8'))
+
+
+def some_cases(name: str = 'test', *, seed: int = 0, labels: tuple = LABELS):
     """Draw cases of a model better than chance. Rows and targets do not depend on the seed."""
     rng = np.random.default_rng(9)
-    targets = (rng.random((size, len(labels))) < 0.4).astype(float)
-    sex = rng.choice(np.array(['Female', 'Male', HOSTILE], object), size)
+    targets = (rng.random((150, len(labels))) < 0.4).astype(float)
+    sex = rng.choice(np.array(['Female', 'Male', HOSTILE], object), len(targets))
     noise = np.random.default_rng(seed).normal(size=targets.shape)
     probabilities = 1 / (1 + np.exp(-(2 * targets - 1 + noise)))
     return make_cases(probabilities, targets, name=name, labels=labels, groups={'Sex': sex})
@@ -123,7 +127,7 @@ def document(folder: Path) -> dict:
 
 @pytest.fixture(scope='module')
 def page(document: dict, folder: Path) -> Page:
-    return Page(write_report(folder, document).read_text(encoding='utf-8'))
+    return written_page(folder, document)
 
 
 @pytest.fixture(scope='module')
@@ -235,7 +239,7 @@ def test_a_set_with_one_class_shows_na_and_no_empty_section(tmp_path: Path) -> N
     cases = replace(some_cases(labels=('Fracture',)), groups={})
     cases.targets[:] = 0
     document = build_document([cases], None, PROTOCOL, run={})
-    page = Page(write_report(tmp_path, document).read_text(encoding='utf-8'))
+    page = written_page(tmp_path, document)
     assert page.texts('p')[0] == 'n/a'
     assert json.loads((tmp_path / 'report.json').read_text())['headline']['score']['value'] is None
     headings = ' '.join(page.texts('h2', 'h3'))
@@ -255,7 +259,7 @@ def test_few_positives_and_patients_in_two_splits_give_warnings(tmp_path: Path) 
     assert f'{LABELS[0]} (7)' in warnings
     assert '2 patient(s) are in both train and test' in warnings
     assert '7' in document['headline']['note']
-    page = Page(write_report(tmp_path, document).read_text(encoding='utf-8'))
+    page = written_page(tmp_path, document)
     marked = [text for text in page.texts('tr') if '▲\xa0few' in text]
     assert any(row.startswith(LABELS[0]) for row in marked)
 
@@ -284,7 +288,7 @@ def test_labels_of_one_class_are_listed_once_and_neither_scored_nor_counted(tmp_
     assert headline['score'] == mean['auroc']
     assert headline['note'] == ''  # labels without a positive do not count
     assert document['published'] == []
-    page = Page(write_report(tmp_path, document).read_text(encoding='utf-8'))
+    page = written_page(tmp_path, document)
     assert sum(text.count('Edema') for text in page.texts('body')) == 1
     assert '(mean of the five tasks)' not in (tmp_path / 'report_labels.csv').read_text()
 
@@ -295,7 +299,7 @@ def test_a_model_without_signal_gives_an_alert(tmp_path: Path) -> None:
     assert good['alerts'] == []
     cases.probabilities[:, 1] = 0.738 + 0.001 * np.random.default_rng(0).random(len(cases))
     document = build_document([cases], None, PROTOCOL, run={})
-    page = Page(write_report(tmp_path, document).read_text(encoding='utf-8'))
+    page = written_page(tmp_path, document)
     span, chance = json.loads((tmp_path / 'report.json').read_text())['alerts']
     assert '0.0010' in span and str(CHANCE) in chance
     for line in (span, chance):
@@ -330,7 +334,7 @@ def test_worst_errors_have_small_images_and_empty_maps_say_so(tmp_path: Path) ->
     )
     errors = document['sets'][0]['worst_errors']
     images = {('test', 'Edema', error['kind']): Image.new('L', (9, 7)) for error in errors}
-    page = Page(write_report(tmp_path, document, images).read_text(encoding='utf-8'))
+    page = written_page(tmp_path, document, images)
     sources = [el[1]['src'] for el in page.elements if el[1].get('class') == 'thumbnail']
     assert len(sources) == len(errors) == 2
     data = base64.b64decode(sources[0].partition(',')[2])
@@ -344,7 +348,7 @@ def test_the_pixel_floor_is_shown_next_to_the_model(tmp_path: Path) -> None:
     facts = {'images': 60, 'components': 30}
     part = floor_part([cases], {'test': floor}, PROTOCOL, facts=facts)
     document = build_document([cases], None, PROTOCOL, run={}, extras={'pixel_floor': part})
-    page = Page(write_report(tmp_path, document).read_text(encoding='utf-8'))
+    page = written_page(tmp_path, document)
     (entry,) = json.loads((tmp_path / 'report.json').read_text())['pixel_floor']['sets']
     area = roc_auc_score(cases.targets[:, 0], floor[:, 0])
     own = roc_auc_score(cases.targets[:, 0], cases.probabilities[:, 0])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import VIT, arguments, run_folder, run_main, tiny_config
+from tiny import VIT, finished_run, run_folder, run_main
 
 from engine.run_record import read_record
 from scripts import reproduce
@@ -20,9 +20,7 @@ LAST = 'ckpt_epoch_1.pth'
 def finished(phantom, tmp_path_factory) -> Path:
     """The folder of a finished run; tests work on copies."""
     root = tmp_path_factory.mktemp('finished')
-    cfg = tiny_config(root / 'run.yaml', 'finetune', VIT)
-    assert run_main('finetune', arguments(cfg, phantom, root)) == 0
-    return run_folder(root, 'finetune')
+    return finished_run('finetune', phantom, root, model=VIT)
 
 
 @pytest.fixture

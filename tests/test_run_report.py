@@ -13,7 +13,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import ROOT, arguments, run_folder, run_main, tiny_config
+from tiny import ROOT, finished_run
 
 from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
@@ -41,10 +41,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='module')
 def finished(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fine-tune and return the run folder."""
-    tmp_path = tmp_path_factory.mktemp('run')
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'VIEWS': 'all'}, **REPORT)
-    assert run_main('finetune', arguments(cfg, many, tmp_path / 'o')) == 0
-    return run_folder(tmp_path / 'o', 'finetune')
+    folder = tmp_path_factory.mktemp('run')
+    return finished_run('finetune', many, folder, DATA={'VIEWS': 'all'}, **REPORT)
 
 
 def studies(folder: Path, data: Path, split: str) -> pd.DataFrame:
@@ -175,11 +173,10 @@ def test_a_failure_of_the_pixel_floor_keeps_the_scores(
 def test_eval_of_the_same_checkpoint_gives_the_same_report_with_hashed_names(
     finished: Path, many: Path, tmp_path: Path
 ) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'VIEWS': 'all'}, **REPORT)
     more = ['--eval', '--resume', str(finished / 'ckpt_best.pth'), '--opts']
     more += ['REPORT.ANONYMISE', 'True']
-    assert run_main('finetune', arguments(cfg, many, tmp_path / 'o', *more)) == 0
-    folder = run_folder(tmp_path / 'o', 'finetune') / 'report_eval'
+    run = finished_run('finetune', many, tmp_path, *more, DATA={'VIEWS': 'all'}, **REPORT)
+    folder = run / 'report_eval'
     first, again = (json.loads((f / 'report.json').read_text()) for f in (finished, folder))
     for report in (first, again):
         for entry in [*report['maps'], *(e for s in report['sets'] for e in s['worst_errors'])]:
@@ -213,10 +210,9 @@ def test_an_ensemble_of_the_same_checkpoint_predicts_the_same(
     finished: Path, many: Path, tmp_path: Path
 ) -> None:
     paths = [str(finished / 'ckpt_best.pth')] * 2
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'VIEWS': 'all'})
     opts = ['--eval', '--opts', 'EVAL.ENSEMBLE', str(paths)]
-    assert run_main('finetune', arguments(cfg, many, tmp_path / 'o', *opts)) == 0
-    file = run_folder(tmp_path / 'o', 'finetune') / 'predictions_test_eval.csv'
+    run = finished_run('finetune', many, tmp_path, *opts, DATA={'VIEWS': 'all'})
+    file = run / 'predictions_test_eval.csv'
     tables = [pd.read_csv(f)[list(LABELS)] for f in (file, finished / 'predictions_test.csv')]
     np.testing.assert_allclose(*tables, rtol=1e-5)
 
@@ -224,10 +220,8 @@ def test_an_ensemble_of_the_same_checkpoint_predicts_the_same(
 @pytest.mark.slow
 def test_a_binary_task_from_end_to_end(many: Path, tmp_path: Path) -> None:
     task, label = 'any_finding', 'Any Finding'
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', DATA={'TASK': task}, **REPORT)
-    argv = arguments(cfg, many, tmp_path / 'o', '--opts', 'MODEL.NUM_CLASSES', '1')
-    assert run_main('finetune', argv) == 0
-    folder = run_folder(tmp_path / 'o', 'finetune')
+    opts = ['--opts', 'MODEL.NUM_CLASSES', '1']
+    folder = finished_run('finetune', many, tmp_path, *opts, DATA={'TASK': task}, **REPORT)
     predicted = pd.read_csv(folder / 'predictions_test.csv')
     assert list(predicted.columns) == ['Path', label]
     labels = pd.read_csv(many / 'test.csv').set_index('Path').loc[predicted['Path'], list(LABELS)]
@@ -274,6 +268,16 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
     with pytest.raises(ValueError, match='trained with DATA.HOLDOUT_FRACTION'):
         check('DATA.HOLDOUT_FRACTION', 0.01)
     trained.EVAL.INTERNAL_SHARE = 0.0
+    trained.DATA.FOLD = '2/5'
+    torch.save({'model': {}, 'config': trained.dump()}, tmp_path / 'c.pth')
+    check('DATA.FOLD', '2/5')
+    for fold in ('', '0/5'):
+        with pytest.raises(ValueError, match=r"DATA\.FOLD '2/5'"):
+            check('DATA.FOLD', fold)
     assert not caplog.messages
+    trained.DATA.FOLD = ''
+    check('DATA.DATA_PATH', 'another_hospital')
+    assert "DATA.FOLD '2/5'" in caplog.text
+    trained.DATA.FOLD = '2/5'
     check('DATA.NORMALIZE', 'image')
     assert 'DATA.NORMALIZE' in caplog.text

@@ -6,44 +6,18 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transfers import make_config
 
-from config import default_config
 from models import build_model
 from models.simmim import SimMIM, linear_head
 
-TINY = {
-    'swin': {
-        'MODEL.TYPE': 'swin',
-        'DATA.IMG_SIZE': 32,
-        'MODEL.DROP_PATH_RATE': 0.0,
-        'MODEL.SWIN.EMBED_DIM': 8,
-        'MODEL.SWIN.DEPTHS': [2, 2],
-        'MODEL.SWIN.NUM_HEADS': [2, 4],
-        'MODEL.SWIN.WINDOW_SIZE': 4,
-        'MODEL.IN_CHANS': 1,
-    },
-    'vit': {
-        'MODEL.TYPE': 'vit',
-        'DATA.IMG_SIZE': 32,
-        'MODEL.DROP_PATH_RATE': 0.0,
-        'MODEL.VIT.PATCH_SIZE': 8,
-        'MODEL.VIT.EMBED_DIM': 16,
-        'MODEL.VIT.DEPTH': 3,
-        'MODEL.VIT.NUM_HEADS': 4,
-        'MODEL.IN_CHANS': 1,
-    },
-}
 both_encoders = pytest.mark.parametrize('kind', ['swin', 'vit'])
 
 
-def tiny_model(kind: str, is_pretrain: bool = True, **overrides: object) -> nn.Module:
-    """Build a small seeded model. `__` in the names of overrides stands for a dot."""
-    config = default_config()
-    options = TINY[kind] | {key.replace('__', '.'): value for key, value in overrides.items()}
-    for key, value in options.items():
-        config.merge_from_list([key, value])
+def tiny_model(kind: str, is_pretrain: bool = True, **options: object) -> nn.Module:
+    """Build a small seeded model with stride 8 for 32 px images."""
     torch.manual_seed(0)
-    return build_model(config, is_pretrain=is_pretrain)
+    return build_model(make_config(kind, 1, **options), is_pretrain=is_pretrain)
 
 
 def enlarge_weights(model: nn.Module) -> nn.Module:
@@ -201,14 +175,9 @@ def test_checkpointing_changes_no_gradient(kind: str) -> None:
     """With dropout and stochastic depth, the second forward pass must draw the same numbers."""
     gradients = []
     for use_checkpoint in (False, True):
-        model = enlarge_weights(
-            tiny_model(
-                kind,
-                TRAIN__USE_CHECKPOINT=use_checkpoint,
-                MODEL__DROP_RATE=0.2,
-                MODEL__DROP_PATH_RATE=0.5,
-            )
-        ).train()
+        options = {'MODEL__DROP_RATE': 0.2, 'MODEL__DROP_PATH_RATE': 0.5}
+        model = tiny_model(kind, TRAIN__USE_CHECKPOINT=use_checkpoint, **options)
+        model = enlarge_weights(model).train()
         calls = []
         blocks = [m for name, m in model.named_modules() if name.split('.')[-2:-1] == ['blocks']]
         for block in blocks:
@@ -235,7 +204,8 @@ def test_wrong_sizes_are_named(kind: str) -> None:
 
 
 def test_layer_ids_follow_the_depth_of_swin() -> None:
-    model = tiny_model('swin', is_pretrain=False, MODEL__SWIN__APE=True)
+    options = {'MODEL__SWIN__APE': True, 'MODEL__SWIN__DEPTHS': [2, 2]}
+    model = tiny_model('swin', is_pretrain=False, **options)
     assert model.get_num_layers() == 4
     want = {
         'patch_embed.norm.weight': 0,

@@ -25,21 +25,6 @@ from scripts.pack import main as pack_main
 from scripts.pack import parse_args as pack_args
 
 
-@pytest.fixture(scope='module')
-def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two data sets with the same names of files and other images, and a folder."""
-    drive = tmp_path_factory.mktemp('drive')
-    for name, patients in (('A', 10), ('B', 6)):
-        (drive / name).mkdir()
-        write_split(drive / name, 'train', patients)
-    for path in (drive / 'B').rglob('*.png'):
-        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-    (drive / 'C' / 'deep').mkdir(parents=True)
-    for number in range(5):
-        xray(seed=number).save(drive / 'C' / 'deep' / f'{number}.png')
-    return drive
-
-
 def sources_file(folder: Path, *entries: dict) -> Path:
     file = folder / 'sources.yaml'
     file.write_text(yaml.safe_dump({'DATA': {'SOURCES': list(entries)}}))

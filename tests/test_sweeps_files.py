@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sweep_commands import load_script
 from sweep_runs import methods_file, reference_files
+from tiny import load_script
 
 from config import (
     build_parser,
@@ -86,15 +86,6 @@ def test_a_row_differs_from_the_reference_only_in_its_declared_keys() -> None:
                 assert {line.partition(':')[0] for line in lines} == set(row.changes[stage])
 
 
-def test_the_sweeps_hold_what_simmim_varied() -> None:
-    names = {name: [row.name for row in sweep.rows] for name, sweep in SWEEPS.items()}
-    assert names['mask_type'] == ['random', 'square', 'block']
-    assert names['mask_size'] == ['4', '8', '16', '32', '64']
-    assert names['mask_ratio'] == [f'0.{i}' for i in range(1, 10)]
-    assert names['target_size'] == ['6', '12', '24', '48', '96', '192']
-    assert set(names['loss']) == {'l1', 'l2', 'smooth_l1'}
-
-
 def test_from_scratch_has_the_options_of_the_pre_trained_rows_and_two_learning_rates() -> None:
     for name in ('label_share', 'subset', 'init', 'nano/pretraining'):
         rows = {row.name: row.changes['finetune'] for row in SWEEPS[name].rows}
@@ -124,11 +115,6 @@ def test_some_rows_of_a_sweep_bring_those_that_they_learn_from() -> None:
     assert {row.name for row in sweep.rows} == {'self_train', 'zeros', 'ignore'}
     with pytest.raises(ValueError, match='none'):
         only_rows(sweep, ['zeros', 'none'])
-
-
-def test_missing_weights_stop_the_plan() -> None:
-    with pytest.raises(ValueError, match='IMAGENET_WEIGHTS'):
-        plan(SWEEPS['init'], seeds=[0], data='/data', output='/runs')
 
 
 def test_weights_may_be_named_by_an_address() -> None:

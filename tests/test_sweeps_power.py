@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 from scipy.stats import ttest_1samp
-from sweep_commands import SWEEP, in_process, jobs_of, load_script
+from sweep_commands import SWEEP, in_process, jobs_of
 from sweep_runs import methods_file
+from tiny import run_script
 
 from engine.run_record import RECORD_FILE
 from evaluation.intervals import delong_test
@@ -78,8 +79,7 @@ def test_runs_are_listed_with_their_hours_without_the_data(tmp_path, capsys) -> 
     path = methods_file(tmp_path, scales={'full': scale | {'methods': ['simmim'], 'seeds': 1}})
     words = ['run', '--sweep', str(path), '--scale', 'full', '--output', str(tmp_path), '--list']
     words += ['--finetune-opts', 'EVAL.EVERY', '2']
-    script = load_script('ablate')
-    assert script.main(script.parse_args(words)) == 0
+    assert run_script('ablate', *words) == 0
     shown = capsys.readouterr().out
     # 2 % of the patients are held out. They count a third, in every second epoch.
     hours = [9800 * 300 / 20, (980 + 200 / 6) * 60 / 10, (9800 + 200 / 6) * 20 / 10]
@@ -91,9 +91,8 @@ def test_runs_are_listed_with_their_hours_without_the_data(tmp_path, capsys) -> 
 
 def test_runs_are_listed_without_the_data_if_nothing_is_stated_about_it(tmp_path, capsys) -> None:
     path = methods_file(tmp_path, scales={'tiny': {'methods': ['simmim'], 'seeds': 1}})
-    script = load_script('ablate')
-    words = ['run', '--sweep', str(path), '--scale', 'tiny', '--output', str(tmp_path), '--list']
-    assert script.main(script.parse_args(words)) == 0
+    words = ['run', '--sweep', path, '--scale', 'tiny', '--output', tmp_path, '--list']
+    assert run_script('ablate', *words) == 0
     shown = capsys.readouterr().out
     assert re.search(r'mine_simmim seed 0 .* unknown\n', shown)
     assert 'pretrain: 1 runs left\n' in shown and '--data-path' in shown and 'nan' not in shown

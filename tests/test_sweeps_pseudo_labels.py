@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
-from sweep_commands import load_script
-from tiny import VIT, tiny_config
+from tiny import VIT, run_script, tiny_config
 from warm_python import warm_python
 
 from data.labels import LABELS
@@ -19,7 +18,6 @@ from engine.run_record import RECORD_FILE, read_record
 from logger import read_metrics
 from sweeps.pseudo_labels import Rounds
 
-SCRIPT = load_script('pseudo_label')
 ROUNDS = ('round0', 'round1', 'round2')
 # Models are random: a low confidence keeps something, and the options leave many patients.
 OPTIONS = (
@@ -31,7 +29,7 @@ OPTIONS = (
 def main(cfg: Path, data: Path, output: Path, *more: str, confidence: str = '0.1') -> int:
     words = ['--cfg', str(cfg), '--data-path', str(data), '--output', str(output)]
     words += ['--confidence', confidence, *more, '--opts', *OPTIONS]
-    return SCRIPT.main(SCRIPT.parse_args(words))
+    return run_script('pseudo_label', *words)
 
 
 def with_scores(patch: pytest.MonkeyPatch, *scores: float) -> None:
@@ -195,7 +193,7 @@ def test_with_equal_steps_more_images_are_trained_for_fewer_epochs(
 def test_options_that_no_round_can_work_with_are_refused(
     options: list[str], key: str, cfg: Path, phantom: Path, tmp_path: Path, capsys
 ) -> None:
-    words = ['--cfg', str(cfg), '--data-path', str(phantom), '--output', str(tmp_path / 'o')]
-    assert SCRIPT.main(SCRIPT.parse_args([*words, '--opts', *OPTIONS, *options])) == 2
+    words = ['--cfg', cfg, '--data-path', phantom, '--output', tmp_path / 'o']
+    assert run_script('pseudo_label', *words, '--opts', *OPTIONS, *options) == 2
     assert key in capsys.readouterr().err
     assert not (tmp_path / 'o').exists()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import VIT, arguments, run_folder, run_main, tiny_config
+from tiny import VIT, finished_run, run_folder
 from torch import nn
 from transfers import make_config
 
@@ -138,9 +138,9 @@ def pretrain(phantom, tmp_path, **options: object) -> list[dict]:
     data = {'IMG_SIZE': 64, 'MASK_PATCH_SIZE': 16, 'TRAIN_IMAGES': 40}
     train = {'WARMUP_EPOCHS': 0, 'ACCUMULATION_STEPS': 1, 'BASE_LR': 0.5, 'EPOCHS': 3}
     model, few = VIT | {'SIMMIM': options, 'DROP_PATH_RATE': 0.0}, {'HOLDOUT_IMAGES': 6}
-    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', model, DATA=data, TRAIN=train, EVAL=few)
-    assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
-    return read_metrics(run_folder(tmp_path, 'simmim') / 'metrics.jsonl')
+    sections = {'DATA': data, 'TRAIN': train, 'EVAL': few}
+    folder = finished_run('simmim', phantom, tmp_path, model=model, **sections)
+    return read_metrics(folder / 'metrics.jsonl')
 
 
 @pytest.mark.slow

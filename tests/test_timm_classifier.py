@@ -1,14 +1,13 @@
 """Timm models as classifiers compute the same as in timm."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
 from timm.optim import param_groups_layer_decay
-from tiny import arguments, run_folder, run_main, tiny_config
+from tiny import finished_run
 from torch.nn import functional as F
 
 from config import check_config, default_config
@@ -19,7 +18,7 @@ from models.timm_classifier import TimmClassifier, find_layout
 from optimizer import build_optimizer
 from utils import read_checkpoint
 
-RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'resnet18'}}
+RESNET = {'TYPE': 'timm', 'DROP_PATH_RATE': 0.0, 'IN_CHANS': 1, 'TIMM': {'NAME': 'test_resnet'}}
 
 
 def images(size: int, count: int = 2, channels: int = 1, seed: int = 0) -> torch.Tensor:
@@ -148,20 +147,11 @@ def test_invalid_options_raise_an_error(key: str, options: dict) -> None:
 # Runs
 
 
-def fine_tune(name: str, folder: Path, phantom: Path, *options: str, **sections: dict) -> Path:
-    """Fine-tune in a tiny run and return the run folder."""
-    model = RESNET | {'TIMM': {'NAME': name}}
-    cfg = tiny_config(folder / 'run.yaml', 'finetune', model, **sections)
-    assert run_main('finetune', arguments(cfg, phantom, folder / 'out', *options)) == 0
-    return run_folder(folder / 'out', 'finetune')
-
-
 @pytest.mark.slow
 def test_a_resnet_learns_and_its_last_layer_alone(phantom, tmp_path) -> None:
     """The loss falls, and 'last_layer' changes neither encoder nor running statistics."""
-    name = 'test_resnet'
     train = {'EPOCHS': 3, 'WARMUP_EPOCHS': 0, 'BASE_LR': 0.5, 'ACCUMULATION_STEPS': 1}
-    full = fine_tune(name, tmp_path / 'full', phantom, TRAIN=train)
+    full = finished_run('finetune', phantom, tmp_path / 'full', model=RESNET, TRAIN=train)
     losses = [line['loss'] for line in read_metrics(full / 'metrics.jsonl') if 'loss' in line]
     assert losses[-1] < 0.8 * losses[0]
     before = read_checkpoint(full / 'ckpt_epoch_2.pth')['model']
@@ -169,7 +159,7 @@ def test_a_resnet_learns_and_its_last_layer_alone(phantom, tmp_path) -> None:
 
     weights = ('--pretrained', str(full / 'ckpt_epoch_2.pth'))
     mode = {'FINETUNE': {'MODE': 'last_layer'}, 'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}}
-    last = fine_tune(name, tmp_path / 'last', phantom, *weights, **mode)
+    last = finished_run('finetune', phantom, tmp_path / 'last', *weights, model=RESNET, **mode)
     after = read_checkpoint(last / 'ckpt_epoch_0.pth')['model']
     for key, value in before.items():
         assert torch.equal(after[key], value) != key.startswith('head.'), key

@@ -1,13 +1,12 @@
 """Data given as a training and a test file: every command works without valid.csv."""
 
 import json
-import runpy
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from mistakes import linked
-from tiny import ROOT, VIT, arguments, run_folder, run_main, tiny_config
+from mistakes import linked, results_in
+from tiny import VIT, arguments, finished_run, run_script
 
 from engine.run_record import read_record
 
@@ -27,15 +26,11 @@ def two_splits(phantom: Path, tmp_path: Path) -> Path:
 def test_held_out_patients_select_and_the_test_file_is_scored(
     two_splits: Path, tmp_path: Path, refused
 ) -> None:
-    words = [tmp_path / 'out', '--opts', *NAMES]
-    cfg = tiny_config(tmp_path / 'p.yaml', 'simmim', VIT, TRAIN=TRAIN)
-    assert run_main('simmim', arguments(cfg, two_splits, *words)) == 0
-    sections = {'TRAIN': TRAIN, 'REPORT': {'WRITE': True, 'MAPS': 0}, 'EVAL': {'RESAMPLES': 20}}
-    cfg = tiny_config(tmp_path / 'f.yaml', 'finetune', VIT, **sections)
-    pretrained = run_folder(tmp_path / 'out', 'simmim') / 'ckpt_epoch_0.pth'
-    more = ['--pretrained', str(pretrained)]
-    assert run_main('finetune', arguments(cfg, two_splits, words[0], *more, *words[1:])) == 0
-    folder = run_folder(tmp_path / 'out', 'finetune')
+    options = {'model': VIT, 'TRAIN': TRAIN}
+    learned = finished_run('simmim', two_splits, tmp_path / 'out', '--opts', *NAMES, **options)
+    options |= {'REPORT': {'WRITE': True, 'MAPS': 0}, 'EVAL': {'RESAMPLES': 20}}
+    words = ['--pretrained', str(learned / 'ckpt_epoch_0.pth'), '--opts', *NAMES]
+    folder = finished_run('finetune', two_splits, tmp_path / 'out', *words, **options)
     scores = json.loads((folder / 'scores.json').read_text())
     assert {name: set(found) for name, found in scores.items()} == {'test': {'last', 'selected'}}
     assert [part['name'] for part in json.loads((folder / 'report.json').read_text())['sets']] == [
@@ -51,19 +46,18 @@ def test_held_out_patients_select_and_the_test_file_is_scored(
     }
     assert predicted['test'] == frontal['Path'].tolist()
     assert predicted['holdout'] and set(predicted['holdout']) < set(tables['train']['Path'])
-    check = runpy.run_path(str(ROOT / 'scripts/check_data.py'))
     words = ['--data-path', two_splits, '--output', tmp_path / 'problems.csv', '--workers', '1']
-    assert check['main'](check['parse_args']([*map(str, words), '--opts', *NAMES])) == 0
-    more = ['EVAL.SELECT_ON', 'valid']
+    assert run_script('check_data', *words, '--opts', *NAMES) == 0
+    cfg, more = tmp_path / 'out' / 'finetune.yaml', ['EVAL.SELECT_ON', 'valid']
     refused('finetune', arguments(cfg, two_splits, tmp_path, '--opts', *NAMES, *more), 'valid.csv')
     (two_splits / 'test_split.csv').unlink()
-    refused('finetune', arguments(cfg, two_splits, tmp_path, '--opts', *NAMES), 'valid.csv')
+    argv = arguments(cfg, two_splits, tmp_path / 'none', '--opts', *NAMES)
+    refused('finetune', argv, two_splits / 'valid.csv', 'DATA.DATA_PATH', 'DATA.*_CSV')
+    assert not results_in(tmp_path / 'none')
 
 
 def test_the_check_of_a_cross_validation_needs_no_valid_csv(
     two_splits: Path, tmp_path: Path
 ) -> None:
     words = ['--data-path', two_splits, '--output', tmp_path / 'problems.csv', '--workers', '1']
-    check = runpy.run_path(str(ROOT / 'scripts/check_data.py'))
-    fold = ['--opts', *NAMES[:2], 'DATA.FOLD', '0/5']
-    assert check['main'](check['parse_args']([*map(str, words), *fold])) == 0
+    assert run_script('check_data', *words, '--opts', *NAMES[:2], 'DATA.FOLD', '0/5') == 0

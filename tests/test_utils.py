@@ -1,7 +1,6 @@
 """Checkpoints: atomic writes, checksums, the safe loader, which file a run resumes from."""
 
 import contextlib
-import errno
 import logging
 import os
 import pickle
@@ -16,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ROOT
+from mistakes import no_space
+from tiny import ROOT, config_with
 from yacs.config import CfgNode
 
 import engine.files
@@ -124,7 +124,7 @@ def test_an_error_at_any_moment_leaves_the_old_or_the_new_file(tmp_path, monkeyp
         nonlocal calls
         calls += 1
         if calls == number:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            no_space()
 
     while calls >= number:
         folder = tmp_path / str(number)
@@ -145,11 +145,7 @@ def test_a_full_disk_at_the_sync_leaves_the_old_file_with_its_checksum(
 ) -> None:
     (path,) = write(tmp_path, NAME)
     before = path.read_bytes(), checksum_file(path).read_bytes()
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, 'fsync', full)
+    monkeypatch.setattr(os, 'fsync', no_space)
     with pytest.raises(OSError, match='No space left'):
         save_checkpoint(path, state(2.0))
     assert (path.read_bytes(), checksum_file(path).read_bytes()) == before
@@ -222,12 +218,6 @@ def test_the_newest_readable_checkpoint_is_found(tmp_path, log) -> None:
     nine.write_bytes(b'')
     with pytest.raises(ValueError, match=twelve.name):  # starting from scratch would overwrite them
         newest_good(tmp_path, LOGGER)
-
-
-def config_with(**options: object) -> CfgNode:
-    config = default_config()
-    config.merge_from_list([x for k, v in options.items() for x in (k.replace('__', '.'), v)])
-    return config
 
 
 def test_the_same_command_with_resume_continues_the_run_that_it_began(tmp_path) -> None:

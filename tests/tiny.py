@@ -1,23 +1,31 @@
 """The smallest runs of the mains: configs, and starting them in this process or in several."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 import yaml
 
 import main_contrastive
 import main_finetune
 import main_simmim
+from config import Config, default_config
 from engine.launch import launch
 
+DEADLINE = 240  # seconds; what tests wait for takes much less
 ROOT = Path(__file__).resolve().parents[1]
 MAINS = {
     'simmim': main_simmim.main,
     'contrastive': main_contrastive.main,
     'finetune': main_finetune.main,
 }
+LABELS_DECIDE = {'NUM_CLASSES': 1000}  # the default: as many outputs as there are labels
 SCRIPTS = {stage: f'main_{stage}.py' for stage in MAINS}
 
 SWIN = {
@@ -40,6 +48,14 @@ MAE = VIT | {
     'MAE': {'DECODER_EMBED_DIM': 16, 'DECODER_DEPTH': 1, 'DECODER_NUM_HEADS': 2},
 }
 FINETUNE_AUG = {'AUTO_AUGMENT': 'none', 'MIXUP': 0.0, 'CUTMIX': 0.0, 'HFLIP': 0.0}
+
+
+def config_with(**options: object) -> Config:
+    """The defaults with some options changed; `__` in a name stands for a dot."""
+    config = default_config()
+    for key, value in options.items():
+        config.merge_from_list([key.replace('__', '.'), value])
+    return config
 
 
 def tiny_config(path: Path, stage: str, model: dict = SWIN, **sections: dict) -> Path:
@@ -81,6 +97,15 @@ def run_folder(output: Path, stage: str) -> Path:
     return output / f'tiny_{stage}' / 'default'
 
 
+def finished_run(
+    stage: str, data: Path, folder: Path, *more: str, model: dict = SWIN, **sections: dict
+) -> Path:
+    """Make a tiny run to its end, with all its files below `folder`; returns the run folder."""
+    cfg = tiny_config(folder / f'{stage}.yaml', stage, model, **sections)
+    assert run_main(stage, arguments(cfg, data, folder, *more)) == 0
+    return run_folder(folder, stage)
+
+
 def torchrun(stage: str, argv: list[str], processes: int) -> subprocess.CompletedProcess:
     """The same over several processes (gloo on the CPU)."""
     command = [
@@ -91,3 +116,28 @@ def torchrun(stage: str, argv: list[str], processes: int) -> subprocess.Complete
     return subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def wait_until(condition: Callable[[], object], what: str = 'the condition') -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f'{what}: not within {DEADLINE} s'
+        time.sleep(0.05)
+
+
+def load_script(name: str | Path) -> ModuleType:
+    """A script below scripts/, named without its suffix, as a module."""
+    path = (ROOT / 'scripts' / name).with_suffix('.py')
+    spec = importlib.util.spec_from_file_location(f'script_{path.stem}', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_script(name: str, *words: object) -> int:
+    """Run a script in this process; returns the exit code."""
+    script = load_script(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', [name, *map(str, words)])
+        args = script.parse_args()
+    return script.main(args)

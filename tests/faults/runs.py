@@ -7,16 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from tiny import ROOT, arguments, run_folder, tiny_config
+from tiny import DEADLINE, ROOT, arguments, run_folder, tiny_config
 
 MAIN = Path(__file__).with_name('faulty_main.py')
-DEADLINE = 120  # seconds; a step of the tests takes much less
 ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 
@@ -87,13 +85,6 @@ def log_lines(folder: Path, rank: int = 0) -> list[str]:
     path = run_folder(folder / 'out', 'simmim') / f'log_rank{rank}.txt'
     lines = path.read_text().splitlines() if path.exists() else []
     return [re.sub(r'^\[[^\]]*\] \([^)]*\): ', '', line) for line in lines]
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f'{what}: not within {DEADLINE} s'
-        time.sleep(0.05)
 
 
 def assert_same_weights(got: dict, want: dict) -> None:

@@ -6,8 +6,8 @@ import signal
 import subprocess
 
 import pytest
-from runs import Started, assert_same_weights, log_lines, started, tiny_arguments, wait_until
-from tiny import SCRIPTS, run_folder
+from runs import Started, assert_same_weights, log_lines, started, tiny_arguments
+from tiny import SCRIPTS, run_folder, wait_until
 
 from logger import read_metrics
 from utils import newest_good, read_checkpoint

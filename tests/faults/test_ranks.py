@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from runs import fault, log_lines, ranks, started, tiny_arguments, torchrun, wait_until
-from tiny import run_folder
+from runs import fault, log_lines, ranks, started, tiny_arguments, torchrun
+from tiny import run_folder, wait_until
 
 pytestmark = pytest.mark.slow
 BROKEN = 'the image of patient 7 is broken'

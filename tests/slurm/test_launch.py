@@ -7,9 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from faults.runs import wait_until
-from test_readme import load_script
-from tiny import ROOT
+from tiny import ROOT, load_script, wait_until
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 # Ends with CODE; with WORKER it has a child as torchrun has, and ends with its code. PyTorch sees
@@ -97,7 +95,7 @@ def test_a_signal_is_for_the_processes_alone(program: Path, tmp_path: Path) -> N
 def test_torchrun_ends_with_the_code_of_the_first_failure(
     exitcode: int, code: int, shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: object
 ) -> None:
-    module = load_script(ROOT / 'scripts/slurm/torchrun.py')
+    module = load_script('slurm/torchrun')
 
     def fail() -> None:
         first = SimpleNamespace(exitcode=exitcode)

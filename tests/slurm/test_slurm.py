@@ -11,9 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from faults.runs import wait_until
 from sweep_commands import PRETRAIN, SWEEP, in_process
-from tiny import ROOT
+from tiny import ROOT, wait_until
 
 pytestmark = pytest.mark.slow
 PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun')
