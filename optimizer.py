@@ -57,7 +57,8 @@ def param_groups(
         base_lr: Learning rate of the top layer.
         layer_decay: Factor between the learning rates of two layers; None in pre-training.
     """
-    groups = {}
+    # In pre-training the group with weight decay comes first.
+    groups = {(None, True): [], (None, False): []} if layer_decay is None else {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             layer = None if layer_decay is None else model.get_layer_id(name)
@@ -65,8 +66,8 @@ def param_groups(
             groups.setdefault((layer, decays), []).append(parameter)
     if layer_decay is None:
         return [
-            {'params': groups[None, decays], 'weight_decay': weight_decay * decays, 'lr': base_lr}
-            for decays in (True, False)
+            {'params': params, 'weight_decay': weight_decay * decays, 'lr': base_lr}
+            for (_, decays), params in groups.items()
         ]
     top = model.get_num_layers() + 1
     return [
