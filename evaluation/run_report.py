@@ -257,6 +257,8 @@ def check_scoring(run: Run, path: str | Path) -> None:
             raise ValueError(problem)
         if key == 'HOLDOUT_FRACTION' and now > before:
             raise ValueError(f'{problem}, which holds out patients that trained the model')
+        if key == 'FOLD' and now != before:
+            problem += ', so patients that trained the model are scored if the data are the same'
         if now != before:
             run.logger.warning(problem)
 

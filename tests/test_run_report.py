@@ -277,7 +277,7 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
     assert not caplog.messages
     trained.DATA.FOLD = ''
     check('DATA.DATA_PATH', 'another_hospital')
-    assert "DATA.FOLD '2/5'" in caplog.text
+    assert "DATA.FOLD '2/5'" in caplog.text and 'trained the model' in caplog.text
     trained.DATA.FOLD = '2/5'
     check('DATA.NORMALIZE', 'image')
     assert 'DATA.NORMALIZE' in caplog.text
