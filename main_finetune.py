@@ -141,8 +141,8 @@ def main(run: Run) -> int:
             finetune(run, model, loaders, loss_fn)
 
     def example() -> tuple[Tensor]:
-        images, *_ = next(iter(loaders.valid or loaders.test))
-        return (images[:, 0] if images.ndim == 5 else images,)  # one of the test-time views
+        images, *_ = next(iter(loaders.plain if is_probe else loaders.train))
+        return (images,)
 
     return run_stage(
         run,
