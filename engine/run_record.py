@@ -220,7 +220,8 @@ def weights_changes(folder: Path, config: Config, before: str) -> list[str]:
         return []
     if Path(given).is_file() or (is_probe and not given):
         return run_changes(record, {'pretrained': weights_checksum(given)})
-    return [f'PRETRAINED: {before} -> {given}'] if is_url(given) and before != given else []
+    is_other = is_url(given) and before != given
+    return [f'PRETRAINED: {before or "none"} -> {given}'] if is_other else []
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
@@ -327,6 +328,22 @@ def describe_data(config: Config, loaders: 'Loaders') -> dict[str, Any]:
     for image in images:
         total.update(b'\0' + image)
     return {'fingerprint': total.hexdigest(), 'files': files, 'images': len(images)}
+
+
+def is_data_of(trained: Config, folder: Path, data_path: str) -> bool:
+    """Return whether a data folder holds the data that a run was trained on.
+
+    It does if its path is the one in `trained`, the options of the run, or if it has an unchanged
+    table of the run, as a copy and a packed store have. The SHA-256 of each table is in run.json in
+    the run's `folder`.
+    """
+    data, root = trained.DATA, Path(data_path)
+    tables = _known_record(folder).get('data', {}).get('files', {})
+    # A folder without training patients can also have the test table and the demographics.
+    files = {root / name: tables[name] for name in {*tables} - {data.TEST_CSV, data.DEMOGRAPHICS}}
+    return root.resolve() == Path(data.DATA_PATH).resolve() or any(
+        file.is_file() and sha256(file) == known for file, known in files.items()
+    )
 
 
 def weights_checksum(path: str) -> str | None:

@@ -26,7 +26,7 @@ from data.records import (
 )
 from engine import distributed
 from engine.files import replace_file
-from engine.run_record import Run, code_version
+from engine.run_record import Run, code_version, is_data_of
 from evaluation.cases import Cases
 from evaluation.inference import predict
 from evaluation.metrics import Protocol, describe_scores, score_probabilities
@@ -232,22 +232,25 @@ def check_scoring(run: Run, path: str | Path) -> None:
     """Compare the options of --eval with the options that a checkpoint was trained with.
 
     Raises:
-        ValueError: If the checkpoint was trained for another task or other labels, or on patients
-            that would be scored now.
+        ValueError: If the checkpoint was trained for another task or other labels, or if patients
+            that trained the model would be scored or held out now, or patients that selected the
+            checkpoint would be scored.
     """
     config, trained = run.config, trained_config(path, 'finetune')
     if trained is None:
         return
     options = {key: (value_at(trained, key), value_at(config, key)) for key in PATIENT_OPTIONS}
-    fold, (old, new), (before, share) = options.values()
-    folders = {Path(value.DATA.DATA_PATH).resolve() for value in (trained, config)}
-    is_other_fold = fold[0] != fold[1] and (fold[1] or len(folders) == 1)
-    if share > (before if old == new else 0) or is_other_fold:
-        changes = [f'{key} {a!r} instead of {b!r}' for key, (a, b) in options.items() if a != b]
+    (old_fold, fold), (old_holdout, holdout), (old_share, share) = options.values()
+    is_other_fold = fold != old_fold and (
+        fold or is_data_of(trained, Path(path).parent, config.DATA.DATA_PATH)
+    )
+    most = old_share if holdout == old_holdout else 0
+    if is_other_fold or holdout > old_holdout or share > most:
+        changes = [f'{key} {a!r} (now {b!r})' for key, (a, b) in options.items() if a != b]
         raise ValueError(
-            f'{path} was trained with {", ".join(changes)}, so --eval would score patients that '
-            'trained the model or selected the checkpoint. Use the values of the training. '
-            'DATA.FOLD may be empty if --data-path is another data set'
+            f'{path} was trained with {", ".join(changes)}, so --eval would score or hold out '
+            'patients that trained the model or selected the checkpoint. Use the values of the '
+            'training. DATA.FOLD may be empty if --data-path is another data set'
         )
     keys = 'TASK LABELS FOLD HOLDOUT_FRACTION MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'
     for key in keys.split():
@@ -255,9 +258,7 @@ def check_scoring(run: Run, path: str | Path) -> None:
         problem = f'{path} was trained with DATA.{key} {before!r}, but --eval uses {now!r}'
         if key in ('TASK', 'LABELS') and now != before:
             raise ValueError(problem)
-        if key == 'HOLDOUT_FRACTION' and now > before:
-            raise ValueError(f'{problem}, which holds out patients that trained the model')
-        if key == 'FOLD' and now != before:
+        if key == 'FOLD':
             problem += ', so patients that trained the model are scored if the data are the same'
         if now != before:
             run.logger.warning(problem)
