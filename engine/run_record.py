@@ -209,9 +209,11 @@ def refuse_another_run(folder: Path, config: Config) -> None:
 
 
 def weights_changes(folder: Path, config: Config, before: str) -> list[str]:
-    """List how PRETRAINED differs from the initial weights of the run in a folder, if known.
+    """List how PRETRAINED of a config differs from the initial weights of the run in a folder.
 
-    `before` is PRETRAINED of this run. URLs are compared as text, because nothing is downloaded.
+    `before` is PRETRAINED of that run. Files are compared by SHA-256. URLs are compared as text,
+    because nothing is downloaded. The list is empty if the run began with a checkpoint, because
+    the weights that this checkpoint started from are unknown.
     """
     given, is_probe = config.PRETRAINED, config.FINETUNE.MODE in PROBES
     record = _known_record(folder)
@@ -275,7 +277,7 @@ def shown_checkpoint(folder: Path, checkpoint: str | Path) -> str:
 
 
 def code_version() -> str:
-    """Return the commit of this code, 'with changes' if files differ; 'unknown' without git."""
+    """Return the commit of this code, such as 'c0ffee with changes'; 'unknown' without git."""
     command = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty', '--tags']
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
@@ -406,7 +408,9 @@ def _changed_environment(before: dict[str, Any], now: dict[str, Any]) -> list[st
 
 _COMPARISONS: dict[str, Callable[[Any, Any], list[str]]] = {
     'options': _changed_options,
-    'pretrained': lambda old, new: [f'PRETRAINED: SHA-256 {str(old)[:8]} -> {str(new)[:8]}'],
+    'pretrained': lambda old, new: [
+        f'PRETRAINED: SHA-256 {(old or "none")[:8]} -> {(new or "none")[:8]}'
+    ],
     'code': lambda old, new: [f'code: {old} -> {new}'],
     'processes': lambda old, new: [f'processes: {old} -> {new}'],
     'environment': _changed_environment,
@@ -415,10 +419,10 @@ _COMPARISONS: dict[str, Callable[[Any, Any], list[str]]] = {
 
 
 def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:
-    """Yield name and path of each file except images that a run reads."""
+    """Yield the name and path of each table and layout that a run reads."""
     data, root = config.DATA, records[0].root
     yield from ((part.csv, root / part.csv) for part in records if part.csv)
-    if data.DATASET != 'chexpert':  # the other tables of CheXpert are not read
+    if data.DATASET != 'chexpert':  # CheXpert's `tables` lists CSV files that the run may not read
         for file in DATASETS[data.DATASET].tables(config, root):
             yield file.relative_to(root).as_posix(), file
     if DATASETS[data.DATASET].splits is not None:
