@@ -195,6 +195,24 @@ def test_eval_of_the_same_checkpoint_gives_the_same_report_with_hashed_names(
 
 
 @pytest.mark.slow
+def test_the_report_of_eval_names_the_split_that_selected_the_checkpoint(
+    phantom: Path, tmp_path: Path
+) -> None:
+    """Whatever EVAL.SELECT_ON --eval is given."""
+    evaluation = {'SELECT_ON': 'valid', 'RESAMPLES': 0}
+    options = {'REPORT': {'WRITE': True, 'MAPS': 0}, 'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}}
+    folder = finished_run('finetune', phantom, tmp_path, EVAL=evaluation, **options)
+    evaluation['SELECT_ON'] = 'holdout'
+    finished_run('finetune', phantom, tmp_path, '--eval', EVAL=evaluation, **options)
+    first, again = (
+        json.loads((folder / part / 'report.json').read_text()) for part in ('', 'report_eval')
+    )
+    assert again['training'] == first['training']
+    (epoch,) = (row['value'] for row in again['run'] if row['name'] == 'Selected epoch')
+    assert epoch.endswith('on valid')
+
+
+@pytest.mark.slow
 def test_only_predictions_and_reports_name_patients(finished: Path) -> None:
     assert list(finished.rglob('events.out.tfevents.*'))
     naming = {
@@ -281,8 +299,9 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
     check('DATA.DATA_PATH', 'another_hospital')
     assert "DATA.FOLD '2/5'" in caplog.text and 'trained the model' in caplog.text
     trained.DATA.FOLD = '2/5'
-    check('DATA.NORMALIZE', 'image')
-    assert 'DATA.NORMALIZE' in caplog.text
+    for key, value in {'DATA.NORMALIZE': 'image', 'DATA.TRAIN_CSV': 'fewer.csv'}.items():
+        check(key, value)
+        assert key in caplog.messages[-1]
 
 
 def test_a_copy_of_the_data_of_a_run_is_recognised_by_its_training_table(
