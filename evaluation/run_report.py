@@ -25,7 +25,7 @@ from data.records import (
     write_predictions,
 )
 from engine import distributed
-from engine.files import replace_file
+from engine.files import BEST_CHECKPOINT, replace_file
 from engine.run_record import Run, code_version, is_data_of
 from evaluation.cases import Cases
 from evaluation.inference import predict
@@ -35,7 +35,7 @@ from evaluation.report import Names, build_document, floor_part, rename_images, 
 from evaluation.saliency import write_maps
 from logger import json_safe, read_metrics
 from models.losses import masked_bce
-from utils import BEST_CHECKPOINT, trained_config
+from utils import trained_config
 
 INTERNAL = f'internal: these are held-out training patients, with {TRAINING_LABELS}'
 THUMBNAIL_PX = 112
