@@ -925,7 +925,7 @@ def config_changes(before: str, after: str) -> list[str]:
     added = {key: value for key, value in _flatten(_C) if key in old or key in new}
     old, new = {**added, **old}, {**added, **new}
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [f'{key}: {old.get(key)} -> {new.get(key)}' for key in keys]
+    return [f'{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}' for key in keys]
 
 
 def flat_options(text: str) -> dict[str, Any]:
@@ -948,6 +948,10 @@ def load_yaml(text: str) -> Any:
         return yaml.load(text, YAML_LOADER)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f'this is not plain YAML: {" ".join(str(error).split())}') from error
+
+
+def _shown(value: Any) -> str:
+    return str(value) or "''"
 
 
 def _read_options(text: str) -> dict[str, Any]:

@@ -101,9 +101,7 @@ def finetune(run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction
     split = config.EVAL.SELECT_ON
     loader = getattr(loaders, split)
     if split == 'valid':
-        logger.warning(
-            'EVAL.SELECT_ON valid: scores on valid are too high, as it selects the epoch'
-        )
+        logger.warning('EVAL.SELECT_ON valid: valid selects the epoch, so its scores are too high')
     selection = Selection(loader, split)
     state = fit(run, model, loaders.train, loss_fn, after_epoch=selection)
     model = state.module
@@ -141,8 +139,8 @@ def main(run: Run) -> int:
             finetune(run, model, loaders, loss_fn)
 
     def example() -> tuple[Tensor]:
-        images, *_ = next(iter(loaders.valid or loaders.test))
-        return (images[:, 0] if images.ndim == 5 else images,)  # one of the test-time views
+        images, *_ = next(iter(loaders.plain if is_probe else loaders.train))
+        return (images,)
 
     return run_stage(
         run,

@@ -90,7 +90,7 @@ class Failures:
             replace_file(self.own, json.dumps(record))
 
     def first_elsewhere(self) -> str:
-        """Return the earliest failure of another process, or '' without one in LOOK_SECONDS."""
+        """Return the earliest failure of another process; '' if none appears in LOOK_SECONDS."""
         end = time.monotonic() + LOOK_SECONDS
         while not (records := self._elsewhere()):
             if time.monotonic() > end:
@@ -164,7 +164,7 @@ class Process:
 def setup_run(args: Namespace, process: Process) -> None:
     """Read the config, join the process group, set the seeds, and open the run folder and the logs.
 
-    A run that does not train only writes its log.
+    Only a run that trains locks its folder and writes metrics, run.json and config.yaml.
 
     Raises:
         ValueError: On all ranks, if the config is invalid, or if the folder is not writable, is
@@ -246,7 +246,7 @@ def _reason(error: BaseException) -> str:
 
 def _facts(args: Namespace, seed: int, gpus: list[str]) -> dict[str, Any]:
     """Return the facts about the start of this process for `run.json`."""
-    program, *words = getattr(args, 'command', sys.argv)
+    program, *words = args.command
     return {
         'stage': args.stage,
         'command': [Path(program).name, *map(without_home, words)],
@@ -307,7 +307,7 @@ def _fail(process: Process, error: BaseException) -> int:
         run.logger.error(message)
     with contextlib.suppress(Exception):  # the last metrics may be impossible to write
         process.close()
-    if run is None or not distributed.is_main():  # no logger writes to the console
+    if run is None or not distributed.is_main():  # only the logger of rank 0 writes to the console
         if unexpected:
             traceback.print_exception(error)
         print(f'error: {message}', file=sys.stderr)  # noqa: T201

@@ -209,9 +209,11 @@ def refuse_another_run(folder: Path, config: Config) -> None:
 
 
 def weights_changes(folder: Path, config: Config, before: str) -> list[str]:
-    """List how PRETRAINED differs from the initial weights of the run in a folder, if known.
+    """List how PRETRAINED of a config differs from the initial weights of the run in a folder.
 
-    `before` is PRETRAINED of this run. URLs are compared as text, because nothing is downloaded.
+    `before` is PRETRAINED of that run. Files are compared by SHA-256. URLs are compared as text,
+    because nothing is downloaded. The list is empty if the run began with a checkpoint, because
+    the weights that this checkpoint started from are unknown.
     """
     given, is_probe = config.PRETRAINED, config.FINETUNE.MODE in PROBES
     record = _known_record(folder)
@@ -220,7 +222,8 @@ def weights_changes(folder: Path, config: Config, before: str) -> list[str]:
         return []
     if Path(given).is_file() or (is_probe and not given):
         return run_changes(record, {'pretrained': weights_checksum(given)})
-    return [f'PRETRAINED: {before} -> {given}'] if is_url(given) and before != given else []
+    is_other = is_url(given) and before != given
+    return [f'PRETRAINED: {before or "none"} -> {given}'] if is_other else []
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
@@ -274,7 +277,7 @@ def shown_checkpoint(folder: Path, checkpoint: str | Path) -> str:
 
 
 def code_version() -> str:
-    """Return the commit of this code, 'with changes' if files differ; 'unknown' without git."""
+    """Return the commit of this code, such as 'c0ffee with changes'; 'unknown' without git."""
     command = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty', '--tags']
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
@@ -327,6 +330,22 @@ def describe_data(config: Config, loaders: 'Loaders') -> dict[str, Any]:
     for image in images:
         total.update(b'\0' + image)
     return {'fingerprint': total.hexdigest(), 'files': files, 'images': len(images)}
+
+
+def is_data_of(trained: Config, folder: Path, data_path: str) -> bool:
+    """Return whether a data folder holds the data that a run was trained on.
+
+    It does if its path is the one in `trained`, the options of the run, or if it has an unchanged
+    table of the run, as a copy and a packed store have. The SHA-256 of each table is in run.json in
+    the run's `folder`.
+    """
+    data, root = trained.DATA, Path(data_path)
+    tables = _known_record(folder).get('data', {}).get('files', {})
+    # A folder without training patients can also have the test table and the demographics.
+    files = {root / name: tables[name] for name in {*tables} - {data.TEST_CSV, data.DEMOGRAPHICS}}
+    return root.resolve() == Path(data.DATA_PATH).resolve() or any(
+        file.is_file() and sha256(file) == known for file, known in files.items()
+    )
 
 
 def weights_checksum(path: str) -> str | None:
@@ -389,7 +408,9 @@ def _changed_environment(before: dict[str, Any], now: dict[str, Any]) -> list[st
 
 _COMPARISONS: dict[str, Callable[[Any, Any], list[str]]] = {
     'options': _changed_options,
-    'pretrained': lambda old, new: [f'PRETRAINED: SHA-256 {str(old)[:8]} -> {str(new)[:8]}'],
+    'pretrained': lambda old, new: [
+        f'PRETRAINED: SHA-256 {(old or "none")[:8]} -> {(new or "none")[:8]}'
+    ],
     'code': lambda old, new: [f'code: {old} -> {new}'],
     'processes': lambda old, new: [f'processes: {old} -> {new}'],
     'environment': _changed_environment,
@@ -398,10 +419,10 @@ _COMPARISONS: dict[str, Callable[[Any, Any], list[str]]] = {
 
 
 def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:
-    """Yield name and path of each file except images that a run reads."""
+    """Yield the name and path of each table and layout that a run reads."""
     data, root = config.DATA, records[0].root
     yield from ((part.csv, root / part.csv) for part in records if part.csv)
-    if data.DATASET != 'chexpert':  # the other tables of CheXpert are not read
+    if data.DATASET != 'chexpert':  # CheXpert's `tables` lists CSV files that the run may not read
         for file in DATASETS[data.DATASET].tables(config, root):
             yield file.relative_to(root).as_posix(), file
     if DATASETS[data.DATASET].splits is not None:

@@ -15,7 +15,7 @@ from evaluation.calibration import (
     fit_temperature,
     reliability_curve,
 )
-from evaluation.cases import Cases
+from evaluation.cases import Cases, choose_cases
 from evaluation.intervals import Resamples, delong_interval
 from evaluation.metrics import METRICS, Protocol, label_scores, mean_summaries, summaries
 from evaluation.published import RADIOLOGISTS, is_chexpert_test, points_below
@@ -64,7 +64,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     are in the order of their labels. Labels without both classes are listed but not scored.
     """
     rows = cases.at_level(protocol.level, protocol.aggregate)
-    has_both = [np.unique(target[~np.isnan(target)]).size == 2 for target in rows.targets.T]
+    has_both = rows.has_both_classes()
     undefined = [label for label, both in zip(rows.labels, has_both, strict=True) if not both]
     cases, rows = cases.with_labels(has_both), rows.with_labels(has_both)
     held_out = HeldOut(held_out.thresholds[has_both], held_out.temperatures[has_both])
@@ -118,22 +118,12 @@ def worst_errors(rows: Cases, thresholds: np.ndarray) -> list[dict[str, Any]]:
     found = []
     for label, threshold in zip(rows.labels, thresholds, strict=True):
         values, targets = rows.of_label(label)
-        wrong = {
-            'false positive': ((targets == 0) & (values >= threshold), np.argmax),
-            'false negative': ((targets == 1) & (values < threshold), np.argmin),
-        }
-        for kind, (mask, choose) in wrong.items():
-            if mask.any():
-                row = np.flatnonzero(mask)[choose(values[mask])]
-                found.append(
-                    {
-                        'label': label,
-                        'kind': kind,
-                        'path': rows.path[row],
-                        'probability': float(values[row]),
-                        'target': float(targets[row]),
-                    }
-                )
+        chosen = choose_cases(values, targets, threshold, 1)
+        for kind in ('false positive', 'false negative'):
+            for row in chosen[kind]:
+                entry = {'label': label, 'kind': kind, 'path': rows.path[row]}
+                entry |= {'probability': float(values[row]), 'target': float(targets[row])}
+                found.append(entry)
     return found
 
 

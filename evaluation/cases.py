@@ -51,6 +51,10 @@ class Cases:
         images = np.flatnonzero((self.path == name) | (self.study == name))
         return int(images[np.argmax(self.of_label(label)[0][images])])
 
+    def has_both_classes(self) -> np.ndarray:  # [K] bool
+        """Return whether each label has positive and negative rows."""
+        return (self.targets == 1).any(axis=0) & (self.targets == 0).any(axis=0)
+
     def with_labels(self, wanted: Sequence[bool]) -> 'Cases':
         """Select the labels for which `wanted` [K] is true."""
         columns = np.flatnonzero(wanted)
@@ -100,6 +104,34 @@ class Cases:
             return {}
         counts = self.uncertain.sum(axis=0).tolist()
         return {label: count for label, count in zip(self.labels, counts, strict=True) if count}
+
+
+def choose_cases(
+    probabilities: np.ndarray, targets: np.ndarray, threshold: float, count: int
+) -> dict[str, list[int]]:
+    """Choose the most confident correct and wrong predictions of one label.
+
+    Args:
+        probabilities: Probabilities, [N]. NaN is never chosen.
+        targets: 1 or 0, [N]. NaN is never chosen.
+        threshold: Lowest probability that is predicted positive. Nothing is chosen if it is NaN.
+        count: Largest number of cases of each kind.
+
+    Returns:
+        Kind -> row indices, the most confident first.
+    """
+    positive, negative = probabilities >= threshold, probabilities < threshold
+    kinds = {
+        'true positive': (positive & (targets == 1), -probabilities),
+        'false positive': (positive & (targets == 0), -probabilities),
+        'true negative': (negative & (targets == 0), probabilities),
+        'false negative': (negative & (targets == 1), probabilities),
+    }
+    chosen = {}
+    for kind, (fits, order) in kinds.items():
+        rows = np.flatnonzero(fits)
+        chosen[kind] = rows[np.argsort(order[rows], kind='stable')][:count].tolist()
+    return chosen
 
 
 def match(

@@ -28,9 +28,7 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
         the labels, from `p_delong` or otherwise `p_bootstrap`). `means` contains `five`, or
         `labels_with_both_classes` if one of the five labels is missing.
     """
-    counts = [np.unique(target[~np.isnan(target)]).size for target in a.targets.T]
-    defined = [label for label, count in zip(a.labels, counts, strict=True) if count == 2]
-    labels = [label for label in defined if label in b.labels]
+    labels = [label for label in a.with_labels(a.has_both_classes()).labels if label in b.labels]
     places = {path: row for row, path in enumerate(b.path)}
     b = b.select(np.array([places[path] for path in a.path], dtype=int))
     weights = Resamples(a.patient, resamples=resamples, seed=seed).score_weights(a.patient)

@@ -71,7 +71,7 @@ def delong_variance(probabilities: np.ndarray, targets: np.ndarray) -> tuple[flo
     wins, losses = components(probabilities, targets)
     if not (wins.size and losses.size):
         return float('nan'), float('nan')
-    return float(wins.mean() / losses.size), _variance_of_mean(wins, losses)
+    return float(wins.mean() / losses.size), variance_of_mean(wins, losses)
 
 
 def delong_interval(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, float, float]:
@@ -101,7 +101,7 @@ def delong_test(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> float:
     wins, losses = wins_a - wins_b, losses_a - losses_b
     if min(wins.size, losses.size) < 2:
         return float('nan')
-    difference, variance = wins.mean() / losses.size, _variance_of_mean(wins, losses)
+    difference, variance = wins.mean() / losses.size, variance_of_mean(wins, losses)
     if variance == 0:
         return 1.0 if difference == 0 else float('nan')
     return float(2 * norm.sf(abs(difference) / np.sqrt(variance)))
@@ -120,7 +120,7 @@ def components(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarr
     return wins, losses
 
 
-def _variance_of_mean(wins: np.ndarray, losses: np.ndarray) -> float:
+def variance_of_mean(wins: np.ndarray, losses: np.ndarray) -> float:
     """Compute the variance of an AUROC or a difference; NaN with fewer than two components."""
     num_positive, num_negative = wins.size, losses.size
     if min(num_positive, num_negative) < 2:

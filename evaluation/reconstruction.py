@@ -80,11 +80,9 @@ def hidden_error(item: Reconstruction, prediction: np.ndarray) -> np.ndarray:
 
 def plot_reconstructions(path: str | Path, items: Sequence[Reconstruction], title: str) -> None:
     """Plot input, masked input, reconstruction, and their combination in one PNG row per image."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 2.1 * len(items) + 0.8), layout='constrained')
-    FigureCanvasAgg(figure)
     axes = figure.subplots(len(items), len(COLUMNS), squeeze=False)
     for row, item in zip(axes, items, strict=True):
         image, prediction = item.grey(item.image), item.grey(item.prediction)

@@ -25,8 +25,8 @@ from data.records import (
     write_predictions,
 )
 from engine import distributed
-from engine.files import replace_file
-from engine.run_record import Run, code_version
+from engine.files import BEST_CHECKPOINT, replace_file
+from engine.run_record import Run, code_version, is_data_of
 from evaluation.cases import Cases
 from evaluation.inference import predict
 from evaluation.metrics import Protocol, describe_scores, score_probabilities
@@ -35,7 +35,7 @@ from evaluation.report import Names, build_document, floor_part, rename_images, 
 from evaluation.saliency import write_maps
 from logger import json_safe, read_metrics
 from models.losses import masked_bce
-from utils import BEST_CHECKPOINT, trained_config
+from utils import trained_config
 
 INTERNAL = f'internal: these are held-out training patients, with {TRAINING_LABELS}'
 THUMBNAIL_PX = 112
@@ -111,16 +111,13 @@ class FinalScores:
             return
         probabilities, count = pixel_floor(train, targets, np.concatenate([*pixels.values()]))
         self.floor = {'images': len(train), 'components': count}
+        about = f'logistic regression on pixels ({count} components of {len(train)} images)'
         ends = np.cumsum([len(values) for values in pixels.values()])[:-1]
         for split, values in zip(pixels, np.split(probabilities, ends), strict=True):
             scores = score(config, logit(values), self.scored[split]) | self.floor
-            logger.info(
-                f'{split}, logistic regression on pixels ({count} components of {len(train)} '
-                f'images): {describe_scores(scores)}'
-            )
+            logger.info(f'{split}, {about}: {describe_scores(scores)}')
             self.table[split]['pixel_floor'] = scores
             self.floor_probabilities[split] = values
-        about = f'logistic regression on pixels ({count} components of {len(train)} images)'
         self._write_predictions(self.floor_probabilities, about, kind='_pixels')
         self._write_scores()
 
@@ -162,9 +159,15 @@ class FinalScores:
         datasets = {name: loader.dataset for name, loader in (used | self.scored).items()}
         sets = [self._cases(name) for name in self.scored]
         trained = _training_config(run, sources)
-        selects_on_valid = (
-            trained and trained.EVAL.SELECT_ON == 'valid' and trained.FINETUNE.MODE not in PROBES
-        )
+        select_on = (trained or config).EVAL.SELECT_ON
+        trains_epochs = trained and trained.FINETUNE.MODE not in PROBES
+        warnings = {
+            SELECTED_ON_VALID: trains_epochs and select_on == 'valid',
+            INTERNAL: 'internal' in self.scored,
+            f'valid: part {config.DATA.FOLD} of the training patients, with {TRAINING_LABELS}': (
+                config.DATA.FOLD
+            ),
+        }
         names = Names(run.folder if config.REPORT.ANONYMISE else None)
         document = build_document(
             sets,
@@ -174,19 +177,16 @@ class FinalScores:
                 config,
                 sources,
                 _describe_training(trained, names)
-                | _describe_effort(run.folder, config, sources, used.get('train')),
+                | _describe_effort(run.folder, select_on, sources, used.get('train')),
                 names,
             ),
             policy=trained.DATA.UNCERTAIN if trained else '',
             patients={
                 split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
             },
-            warnings=[SELECTED_ON_VALID] * bool(selects_on_valid)
-            + [INTERNAL] * ('internal' in self.scored)
-            + [f'valid: part {config.DATA.FOLD} of the training patients, with {TRAINING_LABELS}']
-            * bool(config.DATA.FOLD),
+            warnings=[text for text, applies in warnings.items() if applies],
             extras={
-                'training': _training_curves(run.folder, config, sources),
+                'training': _training_curves(run.folder, select_on, sources),
                 'pixel_floor': floor_part(
                     sets, self.floor_probabilities, _protocol(config), facts=self.floor
                 ),
@@ -232,35 +232,38 @@ def check_scoring(run: Run, path: str | Path) -> None:
     """Compare the options of --eval with the options that a checkpoint was trained with.
 
     Raises:
-        ValueError: If the checkpoint was trained for another task or other labels, or on patients
-            that would be scored now.
+        ValueError: If the checkpoint was trained for another task or other labels, or if patients
+            that trained the model would be scored or held out now, or patients that selected the
+            checkpoint would be scored.
     """
     config, trained = run.config, trained_config(path, 'finetune')
     if trained is None:
         return
     options = {key: (value_at(trained, key), value_at(config, key)) for key in PATIENT_OPTIONS}
-    fold, (old, new), (before, share) = options.values()
-    folders = {Path(value.DATA.DATA_PATH).resolve() for value in (trained, config)}
-    is_other_fold = fold[0] != fold[1] and (fold[1] or len(folders) == 1)
-    if share > (before if old == new else 0) or is_other_fold:
-        changes = [f'{key} {a!r} instead of {b!r}' for key, (a, b) in options.items() if a != b]
+    (old_fold, fold), (old_holdout, holdout), (old_share, share) = options.values()
+    is_other_fold = fold != old_fold and (
+        fold or is_data_of(trained, Path(path).parent, config.DATA.DATA_PATH)
+    )
+    most_share = old_share if holdout == old_holdout else 0
+    if is_other_fold or holdout > old_holdout or share > most_share:
+        changes = [f'{key} {a!r} (now {b!r})' for key, (a, b) in options.items() if a != b]
         raise ValueError(
-            f'{path} was trained with {", ".join(changes)}, so --eval would score patients that '
-            'trained the model or selected the checkpoint. Use the values of the training. '
-            'DATA.FOLD may be empty if --data-path is another data set'
+            f'{path} was trained with {", ".join(changes)}, so --eval would score or hold out '
+            'patients that trained the model or selected the checkpoint. Use the values of the '
+            'training. DATA.FOLD may be empty if --data-path is another data set'
         )
-    keys = 'TASK LABELS FOLD HOLDOUT_FRACTION MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'
+    keys = 'TASK LABELS TRAIN_CSV FOLD HOLDOUT_FRACTION'
+    keys += ' MEAN STD NORMALIZE PREPROCESS IMG_SIZE INTERPOLATION'
     for key in keys.split():
         before, now = trained.DATA[key], config.DATA[key]
+        if now == before:
+            continue
         problem = f'{path} was trained with DATA.{key} {before!r}, but --eval uses {now!r}'
-        if key in ('TASK', 'LABELS') and now != before:
+        if key in ('TASK', 'LABELS'):
             raise ValueError(problem)
-        if key == 'HOLDOUT_FRACTION' and now > before:
-            raise ValueError(f'{problem}, which holds out patients that trained the model')
-        if key == 'FOLD' and now != before:
-            problem += ', so patients that trained the model are scored if the data are the same'
-        if now != before:
-            run.logger.warning(problem)
+        if key in ('TRAIN_CSV', 'FOLD'):
+            problem += '. Patients that trained the model may be scored if the data are the same'
+        run.logger.warning(problem)
 
 
 def describe_views(config: Config) -> str:
@@ -342,7 +345,7 @@ def _describe_training(trained: Config | None, names: Names) -> dict[str, str]:
 
 
 def _describe_effort(
-    folder: Path, config: Config, sources: list[str], train: DataLoader | None
+    folder: Path, select_on: str, sources: list[str], train: DataLoader | None
 ) -> dict[str, str]:
     """Return the number of training images, the selected epoch and the training time, if known."""
     rows, records = {}, _epochs(folder, sources)
@@ -354,7 +357,7 @@ def _describe_effort(
         best = max(scored, key=lambda record: record['score'])
         rows['Selected epoch'] = (
             f'{best["epoch"] + 1} of {records[-1]["epoch"] + 1}, mean AUROC {best["score"]:.4f} '
-            f'on {config.EVAL.SELECT_ON}'
+            f'on {select_on}'
         )
     if records:
         seconds = sum(record['seconds'] for record in records)
@@ -385,15 +388,15 @@ def _thumbnails(
     return found
 
 
-def _training_curves(folder: Path, config: Config, sources: list[str]) -> dict[str, Any] | None:
+def _training_curves(folder: Path, select_on: str, sources: list[str]) -> dict[str, Any] | None:
     """Return losses and selection score by epoch, if the model was trained in this folder."""
-    split, records = config.EVAL.SELECT_ON, _epochs(folder, sources)
+    records = _epochs(folder, sources)
     if not records:
         return None
     names = {
         'Training loss': 'loss',
-        f'Loss on {split} (binary cross-entropy)': f'{split}_loss',
-        f'Mean AUROC on {split}': 'score',
+        f'Loss on {select_on} (binary cross-entropy)': f'{select_on}_loss',
+        f'Mean AUROC on {select_on}': 'score',
     }
     curves = [
         {'name': name, 'values': [record.get(key) for record in records]}

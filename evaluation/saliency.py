@@ -19,7 +19,7 @@ from data.labels import file_name
 from data.loader import XrayDataset
 from data.transforms import EvalTransform
 from engine.files import atomic_writer
-from evaluation.cases import Cases
+from evaluation.cases import Cases, choose_cases
 from models.build import build_model
 from models.encoder import Encoder, eager_attention
 from models.losses import positive_logits
@@ -154,35 +154,6 @@ def randomised_check(
         others = make_maps(random_model, images).flatten(1).cpu().numpy()
         similarities += [_spearman(*pair) for pair in zip(maps, others, strict=True)]
     return float(np.mean(similarities))
-
-
-def choose_cases(
-    probabilities: np.ndarray, targets: np.ndarray, threshold: float, count: int
-) -> dict[str, list[int]]:
-    """Choose the most confident correct and wrong predictions of one label.
-
-    Args:
-        probabilities: Probabilities, [N]. NaN is never chosen.
-        targets: 1 or 0, [N]. NaN is never chosen.
-        threshold: Lowest probability that is predicted positive. Nothing is chosen if it is NaN.
-        count: Largest number of cases of each kind.
-
-    Returns:
-        Kind -> row indices, the most confident first.
-    """
-    probabilities, targets = np.asarray(probabilities, float), np.asarray(targets, float)
-    positive, negative = probabilities >= threshold, probabilities < threshold
-    kinds = {
-        'true positive': (positive & (targets == 1), -probabilities),
-        'false positive': (positive & (targets == 0), -probabilities),
-        'true negative': (negative & (targets == 0), probabilities),
-        'false negative': (negative & (targets == 1), probabilities),
-    }
-    chosen = {}
-    for kind, (fits, order) in kinds.items():
-        rows = np.flatnonzero(fits)
-        chosen[kind] = rows[np.argsort(order[rows], kind='stable')][:count].tolist()
-    return chosen
 
 
 def plot_map(path: str | Path, image: np.ndarray, saliency: np.ndarray) -> None:

@@ -17,6 +17,7 @@ from data.labels import COMPETITION_LABELS
 from engine.files import replace_file
 from logger import read_metrics
 from sweeps.comparison import t_interval
+from sweeps.tables import markdown_table, shown
 
 RUNS = {'pre-trained': 'pretrained', 'random weights': 'random'}
 
@@ -65,7 +66,7 @@ def print_one(folder: Path) -> None:
     defined = 14 - len(first['undefined'])
     rows[f'mean of {defined} labels'] = [t['mean_of_defined'] for t in scores.values()]
     for name, values in rows.items():
-        print(f'  {name:<24}' + ''.join(f'{_show(value):>16}' for value in values))
+        print(f'  {name:<24}' + ''.join(f'{shown(value, ".4f"):>16}' for value in values))
     print('  Synthetic images: these scores say nothing about patients. Not for clinical use.')
     images = sorted(
         folder.glob('runs/simmim_pretrain/demo/reconstructions/*.png'),
@@ -83,14 +84,16 @@ def print_several(files: list[Path]) -> None:
     """Print the mean-of-five AUROC of each demo, and the paired differences over all demos."""
     results = [json.loads(file.read_text()) for file in files]
     names = [*results[0]['test']]
-    print('| seed | held-out L1: after, mean, linear | ' + ' | '.join(names) + ' |')
-    print('| --- | --- |' + ' --- |' * len(names))
+    rows = []
     for file, result in zip(files, results, strict=True):
-        _, after, mean, linear = result['held_out_l1_grey'].values()
-        shown = ' | '.join(_show(table['mean_of_five']) for table in result['test'].values())
-        seed = result.get('seed', file.stem)  # early files do not contain it
-        print(f'| {seed} | {after:.1f}, {mean:.1f}, {linear:.1f} | {shown} |')
-    print(f"\nMean of {len(results)} seeds, 95 % interval by Student's t over the seeds")
+        _, *errors = result['held_out_l1_grey'].values()
+        seed = str(result.get('seed', file.stem))  # early files do not contain it
+        row = {'seed': seed}
+        row['held-out L1: after, mean, linear'] = ', '.join(f'{error:.1f}' for error in errors)
+        row |= {name: shown(result['test'][name]['mean_of_five'], '.4f') for name in names}
+        rows.append(row)
+    print(markdown_table(rows))
+    print(f"Mean of {len(results)} seeds, 95 % interval by Student's t over the seeds")
     for other in names[1:]:
         pairs = [
             [result['test'][name]['mean_of_five'] for name in (names[0], other)]
@@ -99,10 +102,6 @@ def print_several(files: list[Path]) -> None:
         differences = -np.diff(pairs)[:, 0]
         low, high = t_interval(differences)
         print(f'{names[0]} minus {other}: {differences.mean():+.4f} ({low:+.4f} to {high:+.4f})')
-
-
-def _show(value: float | None) -> str:
-    return 'n/a' if value is None else f'{value:.4f}'
 
 
 def main(args: argparse.Namespace) -> int:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -100,9 +99,9 @@ def save_ranks(path: Path, files: Sequence[Path]) -> None:
 
 def ranks(predictions: Predictions) -> pd.DataFrame:
     """Return the ranks of the predictions of each label, in (0, 1), indexed by image."""
-    values = (rankdata(predictions.probabilities, axis=0) - 0.5) / len(predictions.names)
     index = pd.Index(predictions.names, name=predictions.key)
-    return pd.DataFrame(values, index, predictions.labels)
+    table = pd.DataFrame(predictions.probabilities, index, predictions.labels)
+    return (table.rank() - 0.5) / len(table)
 
 
 def table(args: argparse.Namespace) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 
@@ -87,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(args.output)
+    figure.savefig(args.output)
     print(f'{args.output}: {", ".join(MASKS)}; units {args.units} px, ratios {args.ratios}')
     return 0
 

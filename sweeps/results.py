@@ -103,7 +103,8 @@ def collect(
         'differences_from_files': differences_from_files(sweep, seeds, output),
         'rows': [row | {'against': against[n]} | compared[n] for n, row in rows.items()],
     }
-    return json.loads(json.dumps(_rounded(json_safe(collected)), allow_nan=False))
+    text = json.dumps(json_safe(collected), allow_nan=False)
+    return json.loads(text, parse_float=lambda number: float(f'{float(number):.{DIGITS}g}'))
 
 
 def _published(sweep: Sweep, scored: Mapping[str, Mapping[int, Scored]]) -> dict[str, Any] | None:
@@ -317,14 +318,6 @@ def _l1_caveats(config: Config, reference: Config) -> Iterator[str]:
 
 def _held_out_changes(config: Config, reference: Config) -> list[str]:
     return [key for key in HELD_OUT_KEYS if value_at(config, key) != value_at(reference, key)]
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f'{value:.{DIGITS}g}') if isinstance(value, float) else value
 
 
 def differences_from_files(

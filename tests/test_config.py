@@ -361,7 +361,7 @@ def test_changes_between_two_texts_are_listed_by_key() -> None:
     assert older != before
     assert config_changes(older, before) == config_changes(before, older) == []
     fold = config_changes(older, config_text(changed('DATA.FOLD', '0/5')))
-    assert fold == ['DATA.FOLD:  -> 0/5']
+    assert fold == ["DATA.FOLD: '' -> 0/5"]
     assert flat_options(before)['TRAIN.OPTIMIZER.NAME'] == 'adamw'
 
 

@@ -24,6 +24,7 @@ from engine.run_record import (
     read_record,
     refuse_another_run,
     run_changes,
+    weights_changes,
     weights_checksum,
     without_home,
 )
@@ -197,6 +198,16 @@ def test_only_options_that_change_the_training_are_compared():
     assert changed('EVAL.INTERNAL_SHARE', 0.5) == ['EVAL.INTERNAL_SHARE']
     assert changed('SEED', 4, 'DATA.MASK_RATIO', 0.5) == ['DATA.MASK_RATIO', 'SEED']
     assert changed('DATA.UNCERTAIN_BY_LABEL', {'Edema': 'zeros'}) == ['DATA.UNCERTAIN_BY_LABEL']
+
+
+def test_an_empty_value_is_shown(tmp_path):
+    texts = ({'options': config_text(config_of('DATA.FOLD', fold))} for fold in ('', '1/5'))
+    assert run_changes(*texts) == ["DATA.FOLD: '' -> 1/5"]
+    sums = ({'pretrained': checksum} for checksum in (None, 'c0ffee' * 8))
+    assert run_changes(*sums) == ['PRETRAINED: SHA-256 none -> c0ffeec0']
+    address = 'https://example.invalid/a.pth'
+    changes = weights_changes(tmp_path, config_of('PRETRAINED', address), before='')
+    assert changes == [f'PRETRAINED: none -> {address}']
 
 
 def test_a_finished_run_may_be_trained_longer(tmp_path):

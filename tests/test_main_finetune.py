@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mistakes import edit, linked
 from tiny import MAE, SWIN, VIT, arguments, finished_run, run_folder, run_main, tiny_config
 
 import main_finetune
 from config import check_config, default_config
+from engine import stage
 from models.vision_transformer import Block, draw_kept
 from utils import read_checkpoint
 
@@ -119,3 +121,23 @@ def test_dropping_patches_is_refused_where_it_cannot_work(
     config.merge_from_file(tiny_config(tmp_path / 'c.yaml', 'finetune', model, **options))
     with pytest.raises(ValueError, match=r'FINETUNE\.MASK_RATIO'):
         check_config(config, 'finetune')
+
+
+@pytest.mark.parametrize('mode', ['full', 'linear_probe'])
+def test_throughput_is_measured_on_a_training_batch(
+    mode: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may have no validation images, and the others fewer than DATA.BATCH_SIZE."""
+    data = linked(phantom, tmp_path / 'CheXpert-phantom')
+    edit(data / 'valid.csv', lambda rows: rows.__delitem__(slice(2, None)))
+    shapes: list[torch.Size] = []
+
+    def measure(config, model, inputs, device):
+        shapes.append(*(images.shape for images in inputs))
+        return 1.0
+
+    monkeypatch.setattr(stage, 'throughput', measure)
+    options = {'FINETUNE': {'MODE': mode}, 'EVAL': {'TTA': 'crops'}}
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, **options)
+    assert run_main('finetune', [*arguments(cfg, data, tmp_path / 'out'), '--throughput']) == 0
+    assert shapes == [(4, 1, 32, 32)]

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -19,6 +20,7 @@ from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
 from data.phantom import make_phantom
 from data.records import SCORED_SPLITS, read_predictions
+from engine.files import sha256
 from evaluation import run_report
 from evaluation.run_report import FinalScores, check_scoring
 from logger import read_metrics
@@ -193,6 +195,24 @@ def test_eval_of_the_same_checkpoint_gives_the_same_report_with_hashed_names(
 
 
 @pytest.mark.slow
+def test_the_report_of_eval_names_the_split_that_selected_the_checkpoint(
+    phantom: Path, tmp_path: Path
+) -> None:
+    """Whatever EVAL.SELECT_ON --eval is given."""
+    evaluation = {'SELECT_ON': 'valid', 'RESAMPLES': 0}
+    options = {'REPORT': {'WRITE': True, 'MAPS': 0}, 'TRAIN': {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}}
+    folder = finished_run('finetune', phantom, tmp_path, EVAL=evaluation, **options)
+    evaluation['SELECT_ON'] = 'holdout'
+    finished_run('finetune', phantom, tmp_path, '--eval', EVAL=evaluation, **options)
+    first, again = (
+        json.loads((folder / part / 'report.json').read_text()) for part in ('', 'report_eval')
+    )
+    assert again['training'] == first['training']
+    (epoch,) = (row['value'] for row in again['run'] if row['name'] == 'Selected epoch')
+    assert epoch.endswith('on valid')
+
+
+@pytest.mark.slow
 def test_only_predictions_and_reports_name_patients(finished: Path) -> None:
     assert list(finished.rglob('events.out.tfevents.*'))
     naming = {
@@ -279,5 +299,33 @@ def test_eval_is_compared_with_the_options_of_the_checkpoint(
     check('DATA.DATA_PATH', 'another_hospital')
     assert "DATA.FOLD '2/5'" in caplog.text and 'trained the model' in caplog.text
     trained.DATA.FOLD = '2/5'
-    check('DATA.NORMALIZE', 'image')
-    assert 'DATA.NORMALIZE' in caplog.text
+    for key, value in {'DATA.NORMALIZE': 'image', 'DATA.TRAIN_CSV': 'fewer.csv'}.items():
+        check(key, value)
+        assert key in caplog.messages[-1]
+
+
+def test_a_copy_of_the_data_of_a_run_is_recognised_by_its_training_table(
+    many: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder copied or packed elsewhere; a test table alone names no training patients."""
+    trained = default_config()
+    trained.merge_from_file(str(ROOT / 'configs/base/chexpert_finetune.yaml'))
+    trained.MODEL.NUM_CLASSES = 14
+    trained.DATA.FOLD, trained.DATA.DATA_PATH = '2/5', 'elsewhere'
+    torch.save({'model': {}, 'config': trained.dump()}, tmp_path / 'c.pth')
+    files = {name: sha256(many / name) for name in ('train.csv', 'test.csv')}
+    files |= {'DATA.DATASET': '0'}
+    (tmp_path / 'run.json').write_text(json.dumps({'data': {'files': files}}))
+    config = trained.clone()
+    config.DATA.FOLD, config.DATA.DATA_PATH = '', str(tmp_path / 'copy')
+    run = SimpleNamespace(config=config, logger=logging.getLogger())
+    (tmp_path / 'copy').mkdir()
+    for name in ('train.csv', 'test.csv'):
+        shutil.copy(many / name, tmp_path / 'copy')
+    with pytest.raises(ValueError, match=r"DATA\.FOLD '2/5'"):
+        check_scoring(run, tmp_path / 'c.pth')
+    assert not caplog.messages
+    with (tmp_path / 'copy' / 'train.csv').open('a') as file:
+        file.write('\n')
+    check_scoring(run, tmp_path / 'c.pth')
+    assert "DATA.FOLD '2/5'" in caplog.text

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from config import get_config
 from data import build_loader
+from evaluation.cases import choose_cases
 from evaluation.saliency import (
     attention_rollout,
-    choose_cases,
     grad_cam,
     plot_map,
     randomised_check,

@@ -14,7 +14,7 @@ from scipy.stats import norm, t
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from evaluation.intervals import components
+from evaluation.intervals import components, variance_of_mean
 
 SHARED, OWN = 0.75, 0.1  # of the variance of a score
 SEEDS, TRIALS, LEVEL = 3, 400, 0.05
@@ -36,13 +36,10 @@ def finds(rng: np.random.Generator, targets: np.ndarray, areas: tuple, compariso
         ]
         of_seed = [components(values, targets) for values in scores]
         parts.append([after - before for before, after in zip(*of_seed, strict=True)])
-    negatives, positives = (targets == 0).sum(), (targets == 1).sum()
-    differences = [wins.mean() / negatives for wins, _ in parts]
+    differences = [wins.mean() / len(losses) for wins, losses in parts]
     wins, losses = (np.mean(column, axis=0) for column in zip(*parts, strict=True))
-    variance = wins.var(ddof=1) / negatives**2 / positives
-    variance += losses.var(ddof=1) / positives**2 / negatives
     mean, spread = np.mean(differences), np.std(differences, ddof=1) / np.sqrt(SEEDS)
-    p_value = 2 * norm.sf(mean / np.sqrt(variance))
+    p_value = 2 * norm.sf(mean / np.sqrt(variance_of_mean(wins, losses)))
     return p_value < LEVEL / comparisons and mean > t.isf(LEVEL / 2, SEEDS - 1) * spread
 
 
