@@ -12,15 +12,7 @@ from torch.utils.data import DataLoader
 
 from config import PROBES, Config
 from data import Loaders
-from data.labels import (
-    count_uncertain,
-    find_task,
-    label_policies,
-    scored_targets,
-    task_labels,
-    training_targets,
-    used_policies,
-)
+from data.labels import count_uncertain, scored_targets, task_labels, used_policies
 from data.loader import XrayDataset, bad_images, inverse_frequency_weights, make_loader
 from data.records import (
     Fault,
@@ -28,6 +20,7 @@ from data.records import (
     Records,
     describe_subset,
     group_columns,
+    learned_targets,
     look_up,
     may_be_absent,
     read_predictions,
@@ -106,22 +99,11 @@ def _training_loaders(
 
 
 def _training_targets(config: Config, records: Records) -> np.ndarray:  # [N, K]
-    data = config.DATA
-    if not find_task(data.TASK).uses_policies:
-        return scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
-    predictions = None
+    data, predictions = config.DATA, None
     if any(policy.needs_predictions for policy in used_policies(config)):
         file = read_predictions(data.SELF_TRAIN_PREDICTIONS, task=data.TASK, labels=data.LABELS)
         predictions = look_up(file, records.path, records.label_names).astype(np.float32)
-    return training_targets(
-        records.labels,
-        label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS),
-        blank=data.BLANK,
-        rows=records.row,
-        seed=config.SEED,
-        predictions=predictions,
-        names=records.label_names,
-    )
+    return learned_targets(config, records, predictions)
 
 
 def _scored_loader(config: Config, split: str, logger: logging.Logger) -> DataLoader | None:

@@ -21,15 +21,14 @@ from data.labels import (
     find_task,
     label_columns,
     label_policies,
-    scored_targets,
     task_labels,
-    training_targets,
 )
 from data.records import (
     DATASETS,
     Records,
     csv_names,
     group_columns,
+    learned_targets,
     split_holdout,
     standard_groups,
     training_records,
@@ -150,22 +149,11 @@ def count_ages(records: Records) -> pd.DataFrame:
 
 def count_targets(config: Config, records: Records) -> pd.DataFrame:
     """Count the targets of each label over the training images of a run."""
-    data = config.DATA
+    data, policies = config.DATA, ['none']
     if find_task(data.TASK).uses_policies:
         policies = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS)
-        targets = training_targets(
-            records.labels,
-            policies,
-            blank=data.BLANK,
-            rows=records.row,
-            seed=config.SEED,
-            # The values do not matter, because soft targets are only counted.
-            predictions=np.full(records.labels.shape, 0.5),
-            names=records.label_names,
-        )
-    else:
-        policies = ['none']
-        targets = scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
+    # The predictions do not matter, because soft targets are only counted.
+    targets = learned_targets(config, records, np.full(records.labels.shape, 0.5))
     kinds = (targets == 1, targets == 0, targets == UNCERTAIN_CLASS, np.isnan(targets))
     positive, negative, third_class, left_out = (kind.sum(axis=0) for kind in kinds)
     soft = len(targets) - positive - negative - third_class - left_out

@@ -836,7 +836,8 @@ def _studies(num_patients: int, split: str, seed: int) -> pd.DataFrame:
     table['num_lateral'] = (uniforms[:, 14] < lateral_share).astype(int)
     table['num_frontal'] = 1 + (uniforms[:, 15] < TWO_FRONTAL)
     is_train = split == 'train'
-    table[list(LABELS)] = _labels_of_reports(read, uniforms) if is_train else _labels_of_panel(read)
+    labels = _labels_of_reports(read, uniforms) if is_train else _labels_of_panel(read, thresholds)
+    table[list(LABELS)] = labels
     table[SEVERITIES] = severities.astype(np.float32)
     return table
 
@@ -857,9 +858,8 @@ def _labels_of_reports(read: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _labels_of_panel(read: np.ndarray) -> np.ndarray:
+def _labels_of_panel(read: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """Return the labels of a panel of readers: 1 or 0; a parent is 1 if a child is."""
-    thresholds = [_threshold(row[0] + row[1] / 2) for row in POPULATION.values()]
     labels = (read > thresholds).astype(float)
     for parent, children in CHILDREN.items():
         family = [LABELS.index(label) for label in (parent, *children)]

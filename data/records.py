@@ -26,7 +26,17 @@ import pandas as pd
 
 from config import CHOICES, Config, Registry, check_config, default_config, put, register_check
 from data.images import DICOM_SUFFIXES, refuse_link_out
-from data.labels import CELLS, LABELS, TASKS, find_task, label_columns, scored_targets, task_labels
+from data.labels import (
+    CELLS,
+    LABELS,
+    TASKS,
+    find_task,
+    label_columns,
+    label_policies,
+    scored_targets,
+    task_labels,
+    training_targets,
+)
 from data.store import (
     BAD_FILE,
     STORE_FILE,
@@ -678,10 +688,30 @@ def training_records(config: Config, records: Records) -> Records:
     data = config.DATA
     records = select_views(records, data.VIEWS)
     if not find_task(data.TASK).uses_policies:
-        targets = scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
-        records = records.select(~np.isnan(targets[:, 0]))
+        records = records.select(~np.isnan(learned_targets(config, records)[:, 0]))
     return take_subset(
         records, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
+    )
+
+
+def learned_targets(
+    config: Config, records: Records, predictions: np.ndarray | None = None
+) -> np.ndarray:  # [N, K] float32
+    """Return the targets of the training loss, see `training_targets` and `scored_targets`.
+
+    The predictions [N, K] are probabilities for the policies that need them.
+    """
+    data = config.DATA
+    if not find_task(data.TASK).uses_policies:
+        return scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
+    return training_targets(
+        records.labels,
+        label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS),
+        blank=data.BLANK,
+        rows=records.row,
+        seed=config.SEED,
+        predictions=predictions,
+        names=records.label_names,
     )
 
 
@@ -1002,7 +1032,7 @@ def _own_cells(records: Records) -> pd.DataFrame:
     if not records.csv:
         return pd.DataFrame()
     table = Table(records.root / records.csv)
-    if table.key == 'Study' and 'Study' in table:
+    if table.key == 'Study':
         return table.cells.set_index('Study', drop=False).loc[records.study]
     return table.cells.loc[records.row]
 

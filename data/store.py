@@ -35,7 +35,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from data.images import FULL_SIZE, PACKED_STEPS, BadImageError
+from data.images import FULL_RANGE_BITS, FULL_SIZE, PACKED_STEPS, BadImageError
 from engine.files import BLOCK_BYTES, atomic_writer, locked, replace_file
 
 VERSION = 2
@@ -63,7 +63,7 @@ ENTRY = np.dtype(
 # Mode 'F': integers 0..2**form - 1 for grey levels 0..255 (LEVEL_FORMS), or float32 grey levels
 # (FLOATS).
 BYTES, ROUNDED, FLOATS = 0, 1, 32
-LEVEL_FORMS = (8, 10, 12, 14, 16)
+LEVEL_FORMS = FULL_RANGE_BITS
 DTYPES = {BYTES: np.dtype('u1'), ROUNDED: np.dtype('u1'), FLOATS: np.dtype('<f4')}
 DTYPES |= dict.fromkeys(LEVEL_FORMS, np.dtype('<u2'))
 
