@@ -1,7 +1,5 @@
 """Paired comparisons of the rows of a sweep: intervals over seeds and patients, Holm, verdict."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -7,8 +7,6 @@ a YAML file and changed options for each stage, and `plan` turns a sweep into ru
 have `scales`, such as a small one for a CPU, which select rows and change options of all rows.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
