@@ -9,7 +9,7 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from data.sources import source_configs
 from data.store import Store
 from engine.files import allow_open_files
 
-COLUMNS = ('kind', 'detail', 'csv', 'row', 'file', 'severity')  # the fields of a fault
+COLUMNS = ['severity', 'kind', 'csv', 'row', 'file', 'detail']  # of a fault, in the list
 SEVERITIES = ('error', 'warning', 'note')
 EXAMPLES = 3  # of each kind, in the summary
 
@@ -62,9 +62,7 @@ class Findings:
 
     def table(self) -> pd.DataFrame:
         """Return a table with one row per fault; CSV files are named without their folder."""
-        table = pd.DataFrame([astuple(fault) for fault in self.faults], columns=COLUMNS)
-        table = table.astype({'row': 'Int64'})
-        return table[['severity', 'kind', 'csv', 'row', 'file', 'detail']]
+        return pd.DataFrame([*self.faults], columns=COLUMNS).astype({'row': 'Int64'})
 
     def count(self, severity: str) -> int:
         """Count the faults of a severity."""
@@ -157,17 +155,12 @@ def check_data(
 ) -> Checked:
     """Check the data set of a config, which may be a packed store, and collect all faults.
 
-    Args:
-        config: Run configuration.
-        findings: Receives the faults.
-        optional: Splits that may be absent.
-        workers: Number of processes that read images.
-        labelled: Whether labels are read.
+    Splits in `optional` may be absent. Labels are only read if `labelled` is set.
     """
     root, dataset, splits = Path(config.DATA.DATA_PATH), DATASETS[config.DATA.DATASET], {}
+    options = {'look_up': 'all', 'on_fault': findings.add}
+    options['labels'] = label_columns(config.DATA.LABELS) if labelled else ()
     for split in ('train', 'valid', 'test'):
-        options = {'look_up': 'all', 'logger': None, 'on_fault': findings.add}
-        options['labels'] = label_columns(config.DATA.LABELS) if labelled else ()
         try:
             records = dataset.read(config, root, split, optional=split in optional, **options)
         except ValueError as error:  # concerns the whole folder or store

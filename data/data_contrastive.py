@@ -131,10 +131,7 @@ def whole_batches(parts: dict[str, Records], config: Config) -> dict[str, Record
 
     The loss compares the images of a batch over all processes, so only batches of equal size are
     comparable. If there are too few images for full batches, each process has one smaller batch.
-
-    Args:
-        parts: Records by the name of their source.
-        config: Run configuration.
+    The records are given and returned by the name of their source.
     """
     processes, total = distributed.world_size(), sum(map(len, parts.values()))
     whole = processes * config.DATA.BATCH_SIZE

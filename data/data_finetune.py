@@ -23,6 +23,7 @@ from data.labels import (
 )
 from data.loader import XrayDataset, bad_images, inverse_frequency_weights, make_loader
 from data.records import (
+    Fault,
     Predictions,
     Records,
     describe_subset,
@@ -31,6 +32,7 @@ from data.records import (
     may_be_absent,
     read_predictions,
     read_split,
+    refuse,
     row_names,
     select_views,
     split_patients,
@@ -65,12 +67,8 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
 def unlabelled_records(config: Config, records: Records) -> Records:
     """Select the images of DATA.VIEWS of the patients outside the training subset.
 
-    Args:
-        config: Run configuration, which selects the labelled subset.
-        records: Records of all training images that are not held out.
-
-    Returns:
-        Records with their labels, which training must not use.
+    The records are all training images that are not held out. The selected records keep their
+    labels, which training must not use.
     """
     labelled = training_records(config, records).patient
     outside = ~pd.Index(records.patient).isin(labelled)
@@ -218,10 +216,8 @@ def _read_pseudo_labels(config: Config, records: Records) -> tuple[Records, np.n
 def _refuse_row(predictions: Predictions, bad: np.ndarray, problem: str) -> None:
     """Raise an error that names the first bad row, if there is one."""
     if bad.any():
-        row = predictions.row[np.argmax(bad)] + 2
-        raise ValueError(
-            f'DATA.PSEUDO_LABELS {predictions.file}, row {row} (the header is row 1): {problem}'
-        )
+        place = f'DATA.PSEUDO_LABELS {predictions.file}', int(predictions.row[np.argmax(bad)]) + 2
+        refuse(Fault('pseudo-label', problem, *place))
 
 
 def _joined(first: Records, second: Records) -> Records:

@@ -30,7 +30,6 @@ from data.records import (
     Records,
     csv_names,
     group_columns,
-    refuse,
     split_holdout,
     standard_groups,
     training_records,
@@ -301,11 +300,9 @@ def _read_sets(config: Config) -> dict[str, Records]:
         splits = [split for split, name in names if (Path(data.DATA_PATH) / name).is_file()]
     else:
         splits = dataset.splits(config)
-    options = {'labels': label_columns(data.LABELS), 'look_up': 'none', 'on_fault': refuse}
+    options = {'labels': label_columns(data.LABELS), 'look_up': 'none'}
     for split in splits:
-        records = dataset.read(
-            config, data.DATA_PATH, split, optional=False, logger=None, **options
-        )
+        records = dataset.read(config, data.DATA_PATH, split, **options)
         if split == 'train' and data.HOLDOUT_FRACTION:
             sets[BOTH] = records
             sets['train'], sets['holdout'] = split_holdout(records, data.HOLDOUT_FRACTION)

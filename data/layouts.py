@@ -240,9 +240,8 @@ def _read_rows(
     """Read a table and add the columns NAME, PATIENT and SPLIT (NaN for rows of no split)."""
     table = Table(find_file(root, layout.tables[part], hint=str(layout.file)), on_fault)
     own = () if 'column' in layout.labels else labels
-    table.require(
-        layout.columns, labels=[name for label in own for name in _names_in_file(layout, label)]
-    )
+    names = [name for label in own for name in _names_in_file(layout, label)]
+    table.require(*layout.columns, labels=names)
     prefix, *pieces = COLUMN.split(layout.image)  # text and columns in turn
     if not len(table):
         return table
@@ -383,9 +382,11 @@ def _read_listed_labels(
         good = np.array([name not in own for own in listed], bool)[codes]
         problem = f'lists {name!r}, which is not in the names of {layout.file}'
         table.check(column, good, 'value of a label', problem)
-    for label in set(labels) - (named or every):
-        there = ', '.join(sorted(named or every))
-        table.fault('missing label', f'no label {label} (see DATA.LABELS); there are: {there}')
+    known = named or every
+    for label in labels:
+        if label not in known:
+            there = ', '.join(sorted(known))
+            table.fault('missing label', f'no label {label} (see DATA.LABELS); there are: {there}')
     wanted = {*labels, NO_FINDING}
     is_other = np.array([bool(own) and wanted.isdisjoint(own) for own in listed], bool)[codes]
     if labels and not named and is_other.mean() > MANY_ROWS:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
 from data.images import BadImageError, load_image
-from data.records import Records
+from data.records import Fault, Records
 from data.store import BAD_FILE, Store, is_store, open_store
 from engine import distributed
 from engine.files import LOADER_FILES, allow_open_files
@@ -161,21 +161,20 @@ class XrayDataset(Dataset):
 
     def _list_bad_image(self, position: int, error: ValueError) -> None:
         """List an image that cannot be used; raise an error if the run does not allow that."""
-        records = self.records
-        place = str(records.root)
-        if records.csv:
-            row = records.row[position] + 2
-            place = f'{records.root / records.csv}, row {row} (the header is row 1)'
-        if self.bad_images is None:
-            raise ValueError(f'{place}: {error} ({HINT})') from error
-        is_missing = isinstance(error.__cause__, FileNotFoundError) and records.root.exists()
-        if not (is_missing or isinstance(error, BadImageError)):
-            raise ValueError(f'{place}: {error}') from error  # such as a lost network drive
+        records, problem = self.records, str(error)
         row = int(records.row[position]) + 2 if records.csv else None
-        try:
-            self.bad_images.add(records.file[position], row, str(error))
-        except ValueError as too_many:
-            raise ValueError(f'{place}: {too_many}') from error
+        is_missing = isinstance(error.__cause__, FileNotFoundError) and records.root.exists()
+        if self.bad_images is None:
+            problem = f'{problem} ({HINT})'
+        elif is_missing or isinstance(error, BadImageError):
+            try:
+                self.bad_images.add(records.file[position], row, problem)
+                return
+            except ValueError as too_many:
+                problem = str(too_many)
+        # Otherwise the image may be usable later, for example after a network drive was lost.
+        fault = Fault('unusable image', problem, str(records.root / records.csv), row)
+        raise ValueError(str(fault)) from error
 
 
 class JoinedDataset(Dataset):
@@ -399,11 +398,8 @@ def make_loader(
 ) -> DataLoader:
     """Build the DataLoader of this rank; `loader.batch_sampler.set_epoch` selects the epoch.
 
-    Args:
-        dataset: Dataset, whose seed determines the order of the images.
-        config: Run configuration.
-        shuffle: Whether this is training, see EpochSampler.
-        weights: Sampling weights [N] for drawing with replacement.
+    The seed of the dataset determines the order of the images. EpochSampler explains `shuffle` and
+    `weights`.
     """
     data = config.DATA
     allow_open_files(data.NUM_WORKERS, per_worker=LOADER_FILES)

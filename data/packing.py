@@ -29,7 +29,7 @@ from tqdm import tqdm
 from config import default_config
 from data.images import BadImageError, load_image
 from data.preprocess import apply_steps
-from data.records import DATASETS, SCORED_FILES, named_images, read_csv, read_folder, refuse
+from data.records import DATASETS, SCORED_FILES, named_images, read_csv, read_folder
 from data.store import (
     BAD_FILE,
     BYTES,
@@ -209,10 +209,8 @@ def _read_layout(
     """Return the images and tables of a layout, and whether some images are scored."""
     kind, config = DATASETS[dataset], default_config()
     config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset, image_suffix
-    options = {'labels': (), 'optional': False, 'logger': None, 'look_up': 'first'}
     splits = kind.splits(config)
-    parts = (kind.read(config, root, split, on_fault=refuse, **options) for split in splits)
-    files = {file for part in parts for file in part.file}
+    files = {file for split in splits for file in kind.read(config, root, split, labels=()).file}
     tables = {file.relative_to(root).as_posix(): file for file in kind.tables(config, root)}
     return files, tables, len(splits) > 1
 

@@ -14,12 +14,10 @@ import json
 import math
 import multiprocessing
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from statistics import NormalDist
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,6 +26,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from tqdm import tqdm
 
 from data.labels import LABELS, NO_FINDING
+from data.records import MIMIC_SPLITS
 from engine.files import atomic_writer, replace_file
 
 SETTINGS_FILE = 'phantom.json'
@@ -72,7 +71,6 @@ CHILDREN = {  # CheXpert's radiologists (valid and test) mark the parent togethe
 }
 
 # CSV files of MIMIC-CXR-JPG.
-MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
 MIMIC_VERSION = '2.0.0'
 # Shares of the uncertain and negative labels in which NegBio differs from CheXpert.
 UNCERTAIN_TO_POSITIVE, NEGATIVE_TO_BLANK = 0.25, 0.05
@@ -241,10 +239,10 @@ def make_scene(
 ) -> tuple[Scene, tuple[int, int], float]:
     """Return an empty scene that is large enough to be rotated, the image shape, and the angle."""
     short = round(size * min(max(rng.normal(0.82, 0.02), 0.75), 0.9))
-    wide = rng.random() < (0.8 if projection == 'AP' else 0.35) and view == 'frontal'
+    wide = rng.random() < (0.8 if projection == 'AP' else 0.35) and view == 'Frontal'
     height, width = (short, size) if wide else (size, short)
     zoom = math.exp(rng.normal(0.0, 0.06))
-    px = zoom * min(height / 2.15, width / (2.15 if view == 'frontal' else 1.7))
+    px = zoom * min(height / 2.15, width / (2.15 if view == 'Frontal' else 1.7))
     angle = min(max(rng.normal(0, 0.03), -0.09), 0.09)
     pad = 2 + 2 * math.ceil(abs(math.sin(angle)) * size / 2)
     x = (np.arange(width + pad, dtype=np.float32) - (width + pad - 1) / 2) / px
@@ -302,21 +300,11 @@ def _rotate(image: np.ndarray, shape: tuple[int, int], angle: float) -> np.ndarr
     return np.asarray(turned)
 
 
-class Subject(NamedTuple):
-    """A patient; the seeds determine the anatomy and the position of the signs of a study."""
-
-    sex: str
-    age: float
-    projection: str
-    anatomy_seed: int | list[int]
-    findings_seed: int | list[int]
-
-
-def make_body(subject: Subject) -> dict[str, float]:
+def make_body(rng: np.random.Generator, sex: str, age: float, projection: str) -> dict[str, float]:
     """Return the measures of a patient, which vary with sex, age and projection."""
-    n = np.random.default_rng(subject.anatomy_seed).standard_normal(20).tolist()
-    female, old = float(subject.sex == 'Female'), (subject.age - 55) / 20
-    supine = float(subject.projection == 'AP')
+    n = rng.standard_normal(20).tolist()
+    female, old = float(sex == 'Female'), (age - 55) / 20
+    supine = float(projection == 'AP')
     return {
         'half': 0.96 + 0.04 * n[0] - 0.04 * female,
         'base': 0.64 + 0.07 * n[1] - 0.12 * supine,
@@ -880,39 +868,7 @@ def _labels_of_panel(read: np.ndarray) -> np.ndarray:
     return labels
 
 
-VIEWS = {'frontal': frontal, 'lateral': lateral}
-
-
-def draw(
-    findings: Mapping[str, float],
-    subject: Subject,
-    rng: np.random.Generator,
-    *,
-    view: str = 'frontal',
-    size: int = 390,
-) -> np.ndarray:
-    """Draw one X-ray, uint8 [H, W].
-
-    Args:
-        findings: Severity in [0, 1] by label; 0.5 is the threshold of a positive label.
-        subject: Patient, whose seeds determine the anatomy and the position of the signs.
-        rng: Generator of the differences between images: position, exposure, noise and marker.
-        view: 'frontal' or 'lateral'.
-        size: Long side in pixels.
-    """
-    severity = {label: float(findings.get(label, 0)) for label in LABELS}
-    uniforms = np.random.default_rng(subject.findings_seed).random((len(LABELS), NUM_UNIFORMS))
-    where = dict(zip(LABELS, uniforms.tolist(), strict=True))
-    body = make_body(subject)
-    scene, shape, angle = make_scene(rng, view, subject.projection, size, where[NO_FINDING][:2])
-    VIEWS[view](scene, body, severity, where, rng.normal(0, 0.03))
-    scene.bare = np.zeros_like(scene.air)
-    for label, sign in SIGNS.items():
-        if severity[label] > 0.02:
-            sign(scene, severity[label], where[label])
-    add_vessels(scene, body)
-    add_marker(scene, rng)
-    return expose(scene, rng, shape, angle)
+VIEWS = {'Frontal': frontal, 'Lateral': lateral}
 
 
 def make_phantom(
@@ -1014,13 +970,24 @@ def draw_all(table: pd.DataFrame, output: Path, key: tuple[int, int, int], worke
 
 def _draw_one(task: tuple) -> None:
     """Draw and write the image of a task of `draw_all`."""
-    root, (split, seed, size), row, severity = task
+    root, (split, seed, size), row, severities = task
     path, sex, age, projection, patient, study, view, kind = row
     who = [split, seed, patient - FIRST_PATIENT[SPLITS[split]]]
-    subject = Subject(sex, age, projection, [2, *who], [3, *who, study])
+    body = make_body(np.random.default_rng([2, *who]), sex, age, projection)
+    # All views of a study show the same signs. Position, exposure, noise and marker differ.
+    uniforms = np.random.default_rng([3, *who, study]).random((len(LABELS), NUM_UNIFORMS))
     rng = np.random.default_rng([5, *who, study, view])
-    findings = dict(zip(LABELS, severity, strict=True))
-    image = Image.fromarray(draw(findings, subject, rng, view=kind.lower(), size=size))
+    severity = dict(zip(LABELS, severities.tolist(), strict=True))
+    where = dict(zip(LABELS, uniforms.tolist(), strict=True))
+    scene, shape, angle = make_scene(rng, kind, projection, size, where[NO_FINDING][:2])
+    VIEWS[kind](scene, body, severity, where, rng.normal(0, 0.03))
+    scene.bare = np.zeros_like(scene.air)
+    for label, sign in SIGNS.items():
+        if severity[label] > 0.02:
+            sign(scene, severity[label], where[label])
+    add_vessels(scene, body)
+    add_marker(scene, rng)
+    image = Image.fromarray(expose(scene, rng, shape, angle))
     if path.endswith('.png') and patient % FOUR_CHANNELS == 1:
         image = image.convert('RGBA')
     image.save(root / path, quality=90)
@@ -1072,12 +1039,12 @@ def _with_nih_names(table: pd.DataFrame, split: str, name: str) -> pd.DataFrame:
     table = table[table['Frontal/Lateral'] == 'Frontal'].reset_index(drop=True)
     number = table.groupby('index').cumcount()
     table['Follow-up #'], table['list'] = number, NIH_LISTS[split]
-    pairs = [*zip(table['index'], number, strict=True)]
+    pairs = zip(table['index'], number, strict=True)
     table['Image Index'] = [f'{patient:08d}_{count:03d}.png' for patient, count in pairs]
-    table['Path'] = [
-        f'{name}/images_{patient % NIH_FOLDERS + 1:03d}/images/{patient:08d}_{count:03d}.png'
-        for patient, count in pairs
+    folders = [
+        f'{name}/images_{patient % NIH_FOLDERS + 1:03d}/images/' for patient in table['index']
     ]
+    table['Path'] = folders + table['Image Index']
     return table
 
 

@@ -175,29 +175,25 @@ class Table:
             file = next((self[name].iloc[position] for name in (*KEYS, *IDS) if name in self), '')
         self.on_fault(Fault(kind, detail, str(self.file), row, file, severity))
 
-    def require(
-        self, columns: Sequence[str], one_of: Sequence[str] = (), labels: Sequence[str] = ()
-    ) -> None:
+    def require(self, *columns: str | Sequence[str], labels: Sequence[str] = ()) -> None:
         """Report the missing columns.
 
         A row without the column of a label can be used. If another column is missing, no row can.
 
         Args:
-            columns: Columns that must exist.
-            one_of: Columns of which at least one must exist.
+            columns: Columns that must exist; of a sequence of columns, one is enough.
             labels: Columns of labels.
         """
         if not len(self):
             return
-        missing = [name for name in columns if name not in self]
-        if one_of and not any(name in self for name in one_of):
-            missing = [' or '.join(one_of), *missing]
+        choices = [(column,) if isinstance(column, str) else column for column in columns]
+        missing = [' or '.join(names) for names in choices if not any(n in self for n in names)]
         unlabelled = [name for name in labels if name not in self]
-        for names in filter(None, (missing, unlabelled)):
-            found = ', '.join(self.cells)
-            hint = ' (see DATA.LABELS)' if names is unlabelled else ''
-            detail = f'there is no column {", ".join(names)}{hint}; found: {found}'
-            self.fault('missing column', detail)
+        for names, hint in ((missing, ''), (unlabelled, ' (see DATA.LABELS)')):
+            if names:
+                found = ', '.join(self.cells)
+                detail = f'there is no column {", ".join(names)}{hint}; found: {found}'
+                self.fault('missing column', detail)
         if missing:
             self.cells = self.cells[:0]
 
@@ -405,12 +401,11 @@ def read_csv(
         on_fault: Function that receives each fault; by default the first fault raises a ValueError.
     """
     root = Path(data_path)
-    _check_suffix(image_suffix)
     hint = ' (see DATA.DATA_PATH and DATA.*_CSV)'
     if not any(root.glob('*.csv')):
         hint += '; to pre-train on images without a CSV file, set DATA.DATASET folder'
     table = Table(root / csv_name, on_fault, hint)
-    table.require((), KEYS, labels)
+    table.require(KEYS, labels=labels)
     key, images = table.key, open_images(root, on_fault)
     inside = [not {'', '.', '..'} & set(path.split('/')) for path in table[key]]
     problem = 'must be a relative path without ..'
@@ -473,7 +468,9 @@ def read_folder(
         patient=paths.str.extract(PATIENT_PART)[0].fillna(paths).to_numpy(object),
         study=paths.str.extract(STUDY)['study'].fillna(paths).to_numpy(object),
         view=np.full(size, '', object),
-        **_unknown(size),
+        sex=np.full(size, 'Unknown', object),
+        age=np.full(size, np.nan),
+        ap_pa=np.full(size, '', object),
         labels=None,
     )
     if isinstance(images, Folder):
@@ -503,14 +500,13 @@ def read_mimic(  # noqa: PLR0913
         Records in the order of the split file; `row` is the 0-based row of this file. None for an
         optional split whose first image does not exist, or if no row can be used.
     """
-    _check_suffix(image_suffix)
     root, suffix = Path(data_path), image_suffix or '.jpg'
     table, metadata, of_studies = (
         Table(_mimic_file(root, kind), on_fault) for kind in ('split', 'metadata', labeller)
     )
-    table.require([*IDS, 'split'])
-    metadata.require([*IDS, 'ViewPosition'])
-    of_studies.require(['subject_id', 'study_id'], labels=labels)
+    table.require(*IDS, 'split')
+    metadata.require(*IDS, 'ViewPosition')
+    of_studies.require('subject_id', 'study_id', labels=labels)
     for name in IDS:
         good = table[name].str.fullmatch(r'[A-Za-z0-9_-]+')
         table.keep(name, good, 'form of an id', 'is not made of letters, digits, - and _')
@@ -528,24 +524,15 @@ def read_mimic(  # noqa: PLR0913
         detail = f'no image of the split {split!r} has a row in {of_studies.file.name}'
         table.fault('missing row', detail)
         return None
-    view = np.array([POSITIONS.get(name, '') for name in position[place >= 0]], object)
-    projection = np.where(view == 'frontal', position[place >= 0], '').astype(object)
+    view = pd.Series(position[place >= 0], table.cells.index).map(POSITIONS).fillna('')
     patient = 'p' + table['subject_id']
     study = 'files/' + patient.str[:3] + '/' + patient + '/s' + table['study_id']
     image = study + '/' + table['dicom_id']
-    records = Records(
-        root=root,
-        csv=table.file.name,
-        row=table.row,
-        path=(image + '.jpg').to_numpy(object),
-        file=(image + suffix).to_numpy(object),
-        patient=patient.to_numpy(object),
-        study=study.to_numpy(object),
-        view=view,
-        **_unknown(len(table)) | {'ap_pa': projection},
-        labels=_read_labels(of_studies, labels)[place[place >= 0]],
-        label_names=tuple(labels),
-    )
+    columns = {'Frontal/Lateral': view.str.capitalize(), 'patient': patient, 'study': study}
+    columns['AP/PA'] = np.where(view == 'frontal', position[place >= 0], '')
+    table.cells = table.cells.assign(path=image + '.jpg', file=image + suffix, **columns)
+    values = _read_labels(of_studies, labels)[place[place >= 0]]
+    records = replace(_records_of(table, ()), labels=values, label_names=tuple(labels))
     images = open_images(root, on_fault)
     if optional and not images.exists(records.file[0]):
         return None
@@ -553,7 +540,7 @@ def read_mimic(  # noqa: PLR0913
         logger.info(
             f'{table.file.name}, {split}: {len(records)} images with labels of '
             f'{of_studies.file.name}; {(place < 0).sum()} images have none, '
-            f'{(view == "").sum()} are neither frontal nor lateral'
+            f'{(records.view == "").sum()} are neither frontal nor lateral'
         )
     return existing_records(records, records.row, images, look_up, on_fault, logger)
 
@@ -734,7 +721,8 @@ def describe_subset(config: Config) -> str:
 class DataSet:
     """An entry of DATASETS."""
 
-    # Reader: (config, root, split, labels=, optional=, logger=, look_up=, on_fault=) -> Records
+    # Reader: (config, root, split, labels=, optional=, logger=, look_up=, on_fault=) -> Records.
+    # All but labels have the defaults of `read_mimic`.
     read: Callable[..., Records | None]
     labelled: bool  # whether images have labels
     # (config, root) -> existing files that are read, without the images
@@ -765,12 +753,12 @@ def _mimic_tables(config: Config, root: Path) -> list[Path]:
 
 @register_dataset('chexpert', labelled=True, tables=_chexpert_tables)
 def _read_chexpert(
-    config: Config, root: str | Path, split: str, *, optional: bool, **options: Any
+    config: Config, root: str | Path, split: str, *, optional: bool = False, **options: Any
 ) -> Records | None:
     csv_name = csv_names(config)[split]
     if optional and not (Path(root) / csv_name).is_file():
-        if options['logger'] and split == 'valid':
-            options['logger'].warning(f'{csv_name} does not exist, so only test is scored')
+        if split == 'valid' and (logger := options.get('logger')):
+            logger.warning(f'{csv_name} does not exist, so only test is scored')
         return None
     return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
 
@@ -786,7 +774,7 @@ def _read_mimic_split(
 # 'imagenet' is SimMIM's name for a folder of images.
 @register_dataset('folder', 'imagenet', labelled=False, tables=lambda config, root: [])
 def _read_unlabelled(
-    config: Config, root: str | Path, split: str, *, on_fault: OnFault, **options: Any
+    config: Config, root: str | Path, split: str, *, on_fault: OnFault = refuse, **options: Any
 ) -> Records | None:
     if split != 'train':
         return None
@@ -823,10 +811,10 @@ def read_split(
     valid is this fold of the training patients, and train are the other training patients.
     """
     root, dataset = data_root(config, logger), DATASETS[config.DATA.DATASET]
-    options = {'optional': optional, 'logger': logger, 'look_up': 'first', 'on_fault': refuse}
-    options['labels'] = label_columns(config.DATA.LABELS) if labelled else ()
+    labels = label_columns(config.DATA.LABELS) if labelled else ()
     fold = config.DATA.FOLD if split in ('train', 'valid') else ''
-    records = dataset.read(config, root, 'train' if fold else split, **options)
+    part = 'train' if fold else split
+    records = dataset.read(config, root, part, labels=labels, optional=optional, logger=logger)
     if not fold or records is None:
         return records
     return split_fold(records, fold)[split == 'valid']
@@ -1024,7 +1012,7 @@ def _own_cells(records: Records) -> pd.DataFrame:
 def _read_demographics(records: Records, file: Path) -> pd.DataFrame:
     """Read the demographics file and name its column of patients 'patient'."""
     table = Table(file)
-    table.require((), PATIENT_COLUMNS)
+    table.require(PATIENT_COLUMNS)
     key = next(column for column in PATIENT_COLUMNS if column in table)
     example = records.patient[0]
     if not table[key].str.startswith(example.rstrip('0123456789')).any():
@@ -1133,7 +1121,7 @@ def read_predictions(
     known = dict.fromkeys(label for task in TASKS.values() for label in task.labels)
     known |= dict.fromkeys(label for label in (*own, *labels) if label not in KEYS)
     labels = tuple(label for label in known if label in table)
-    table.require(() if labels else [' or '.join(known)], KEYS)
+    table.require(KEYS, known)
     _check_names(table)
     options = {'most': 1, 'can_be_empty': allow_empty}
     columns = [table.numbers(label, 'value of a probability', **options) for label in labels]
@@ -1197,9 +1185,7 @@ def read_label_file(
     table = Table(path)
     wanted, uses_columns = label_columns(labels), find_task(task).uses_policies
     missing = tuple(label for label in wanted if label not in table)
-    if len(missing) == len(wanted):
-        table.require([' or '.join(wanted)], KEYS)
-    table.require(() if uses_columns else missing, KEYS)
+    table.require(KEYS, *([wanted] if uses_columns else missing))
     _check_names(table)
     _add_studies(table)
     table.cells = table.cells.assign(path=table[table.key], file=table[table.key])
@@ -1370,19 +1356,6 @@ def _records_of(table: Table, labels: Sequence[str]) -> Records:
         labels=_read_labels(table, labels),
         label_names=tuple(labels),
     )
-
-
-def _unknown(size: int) -> dict[str, np.ndarray]:
-    return {
-        'sex': np.full(size, 'Unknown', object),
-        'age': np.full(size, np.nan),
-        'ap_pa': np.full(size, '', object),
-    }
-
-
-def _check_suffix(image_suffix: str) -> None:
-    if image_suffix and not re.fullmatch(r'\.\w+', image_suffix):
-        raise ValueError(f"DATA.IMAGE_SUFFIX must be like '.png', or empty, got {image_suffix!r}")
 
 
 def _patient_order(patients: np.ndarray, *, key: str) -> tuple[np.ndarray, int]:

@@ -130,7 +130,7 @@ def _left_out(config: Config) -> set[str]:
             refuse(fault)
 
     table = Table(config.DATA.LEAVE_OUT, on_fault, ' (see DATA.LEAVE_OUT)')
-    table.require(['file'])
+    table.require('file')
     return set(table['file'])
 
 

@@ -296,28 +296,22 @@ def statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def draw_crop(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    *,
-    area: tuple[float, float],
-    aspect: tuple[float, float] = CROP_ASPECT,
+    rng: np.random.Generator, height: int, width: int, *, area: tuple[float, float]
 ) -> Box:
     """Draw the box of a random resized crop by torchvision's rule.
 
     There are always 22 uniform draws: ten candidates (area, logarithm of the aspect) and one
     position. The first candidate that fits is taken, or else the largest centred box with an
-    allowed aspect.
+    aspect (width / height) in CROP_ASPECT.
 
     Args:
         rng: Random generator of the sample.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         area: Range of the share of the image that the box covers.
-        aspect: Range of width / height.
     """
     *candidates, top, left = rng.random(2 * CROP_ATTEMPTS + 2).tolist()
-    low, high = math.log(aspect[0]), math.log(aspect[1])
+    low, high = map(math.log, CROP_ASPECT)
     for share, log_aspect in zip(candidates[::2], candidates[1::2], strict=True):
         pixels = (area[0] + share * (area[1] - area[0])) * height * width
         ratio = math.exp(low + log_aspect * (high - low))
@@ -326,8 +320,8 @@ def draw_crop(
             top = int(top * (height - crop_height + 1))
             left = int(left * (width - crop_width + 1))
             return Box(top, left, crop_height, crop_width)
-    crop_width = min(width, round(height * aspect[1]))
-    crop_height = min(height, round(width / aspect[0]))
+    crop_width = min(width, round(height * CROP_ASPECT[1]))
+    crop_height = min(height, round(width / CROP_ASPECT[0]))
     return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 

@@ -231,6 +231,14 @@ def test_every_fault_is_collected_and_its_row_left_out(tmp_path: Path) -> None:
     assert records.row.tolist() == [0, 2] and records.labels.tolist() == [[0], [1]]
 
 
+def test_missing_labels_are_listed_in_their_order(tmp_path: Path) -> None:
+    faults, labels = [], tuple(f'Finding {number}' for number in range(9))
+    read(nih(tmp_path), 'nih', 'train', labels, on_fault=faults.append)
+    assert [fault.detail.partition(' (')[0] for fault in faults[:9]] == [
+        f'no label {label}' for label in labels
+    ]
+
+
 def test_an_image_in_two_folders_is_named_and_a_store_is_searched_like_a_folder(
     tmp_path: Path,
 ) -> None:
