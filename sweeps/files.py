@@ -33,9 +33,8 @@ from config import (
 )
 from engine.downloads import is_url
 from engine.files import checkpoint_name
-from engine.run_record import OPTIONS_FILE, run_changes
+from engine.run_record import OPTIONS_FILE, ROOT, run_changes
 
-ROOT = Path(__file__).resolve().parents[1]
 STAGES = ('simmim', 'contrastive', 'finetune')
 MAINS = {stage: f'main_{stage}.py' for stage in STAGES}
 # Section of a sweep file for each stage, and MODEL.NAME of each stage, which is also its folder.
