@@ -159,25 +159,36 @@ def _refuse_unknown(place: str, keys: Iterable[str], allowed: Sequence[str]) -> 
             raise ValueError(f'{place}: unknown key {key}; allowed: {", ".join(allowed)}')
 
 
-def read_layout(  # noqa: PLR0913
-    layout: Layout,
-    data_path: str | Path,
+def _files(config: Config, root: Path) -> list[Path]:
+    layout = open_layout(config.DATA.DATASET)
+    names = [*layout.tables.values(), *layout.lists.values()]
+    return [file for name in names for file in sorted(root.glob(name))]
+
+
+@register_dataset(
+    *sorted(file.stem for file in SHIPPED.glob(f'*{LAYOUT_SUFFIX}')),
+    labelled=True,
+    tables=_files,
+    splits=lambda config: open_layout(config.DATA.DATASET).split_names,
+)
+def read_layout(
+    config: Config,
+    root: str | Path,
     split: str,
     *,
-    image_suffix: str = '',
     labels: Sequence[str] = (),
     optional: bool = False,
     logger: logging.Logger | None = None,
     look_up: str = 'first',
     on_fault: OnFault = refuse,
 ) -> Records | None:
-    """Read and check one split of a data set that a layout describes; see `read_csv`.
+    """Read and check one split of a data set that a layout describes; see `read_mimic`.
 
     Returns:
         Records in the order of the table. `path` and `file` are the image files, relative to the
         data folder. None if an optional split is absent, or if no row can be used.
     """
-    root, images = Path(data_path), open_images(data_path, on_fault)
+    layout, root, images = open_layout(config.DATA.DATASET), Path(root), open_images(root, on_fault)
     own = split if split in layout.tables else ''
     is_there = {part: any(root.glob(name)) for part, name in layout.tables.items()}
     if optional and not (split in layout.split_names and is_there[own]):
@@ -209,8 +220,8 @@ def read_layout(  # noqa: PLR0913
         table.keep_first(layout.columns[0], 'duplicate image', table[NAME])
         values = values[is_first]
     files = table[NAME]
-    if image_suffix:
-        files = files.map(lambda file: os.path.splitext(file)[0] + image_suffix)
+    if suffix := config.DATA.IMAGE_SUFFIX:
+        files = files.map(lambda file: os.path.splitext(file)[0] + suffix)
     if '*' in layout.image:
         files = _locate(layout.image, files, images, on_fault)
     study = table[PATIENT] + '/' + table[layout.study] if layout.study else files
@@ -452,20 +463,3 @@ def _describe(layout: Layout, table: Table) -> dict[str, np.ndarray]:
 def _years(match: re.Match[str]) -> float:
     years = float(match[1]) / PER_YEAR[match[2]]
     return years if years <= OLDEST else np.nan
-
-
-def _files(config: Config, root: Path) -> list[Path]:
-    layout = open_layout(config.DATA.DATASET)
-    names = [*layout.tables.values(), *layout.lists.values()]
-    return [file for name in names for file in sorted(root.glob(name))]
-
-
-@register_dataset(
-    *sorted(file.stem for file in SHIPPED.glob(f'*{LAYOUT_SUFFIX}')),
-    labelled=True,
-    tables=_files,
-    splits=lambda config: open_layout(config.DATA.DATASET).split_names,
-)
-def _read_split(config: Config, root: str | Path, split: str, **options: Any) -> Records | None:
-    layout = open_layout(config.DATA.DATASET)
-    return read_layout(layout, root, split, image_suffix=config.DATA.IMAGE_SUFFIX, **options)

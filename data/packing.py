@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from config import default_config
+from config import Config, default_config
 from data.images import BadImageError, load_image
 from data.preprocess import apply_steps
 from data.records import DATASETS, SCORED_FILES, named_images, read_csv, read_folder
@@ -187,12 +187,14 @@ def read_source(
     for name in csv_names:
         if name not in tables:
             raise ValueError(f'--csv must name CSV files directly in {root}, got {name!r}')
+    config = default_config()
+    config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset, image_suffix
     named, scored = set(), any(name in tables for name in SCORED_FILES)
     if dataset and DATASETS[dataset].splits:
-        named, own_tables, scored = _read_layout(dataset, root, image_suffix)
+        named, own_tables, scored = _read_layout(config, root)
         tables |= own_tables
     elif not csv_names and any(root.glob('mimic-cxr-*-split.csv*')):
-        named |= named_images(root, image_suffix=image_suffix)
+        named |= named_images(config, root)
     else:
         for name in csv_names or [name for name in TABLES if name in tables]:
             named.update(read_csv(root, name, image_suffix=image_suffix, labels=()).file)
@@ -203,12 +205,9 @@ def read_source(
     return Source({'': root}, sorted(named, key=os.fsencode), tables, {'': scored})
 
 
-def _read_layout(
-    dataset: str, root: Path, image_suffix: str
-) -> tuple[set[str], dict[str, Path], bool]:
+def _read_layout(config: Config, root: Path) -> tuple[set[str], dict[str, Path], bool]:
     """Return the images and tables of a layout, and whether some images are scored."""
-    kind, config = DATASETS[dataset], default_config()
-    config.DATA.DATASET, config.DATA.IMAGE_SUFFIX = dataset, image_suffix
+    kind = DATASETS[config.DATA.DATASET]
     splits = kind.splits(config)
     files = {file for split in splits for file in kind.read(config, root, split, labels=()).file}
     tables = {file.relative_to(root).as_posix(): file for file in kind.tables(config, root)}

@@ -32,7 +32,6 @@ from data.store import (
     STORE_FILE,
     Store,
     copy_store,
-    describe_form,
     file_crc32,
     is_store,
     open_store,
@@ -478,19 +477,18 @@ def read_folder(
     return existing_records(records, records.row, images, 'all', on_fault)
 
 
-def read_mimic(  # noqa: PLR0913
-    data_path: str | Path,
+def read_mimic(
+    config: Config,
+    root: str | Path,
     split: str,
     *,
-    labeller: str,
-    image_suffix: str = '',
     labels: Sequence[str] = LABELS,
     optional: bool = False,
     logger: logging.Logger | None = None,
     look_up: str = 'first',
     on_fault: OnFault = refuse,
 ) -> Records | None:
-    """Read and check 'train', 'validate' or 'test' of MIMIC-CXR-JPG; see `read_csv`.
+    """Read and check a split of MIMIC-CXR-JPG with the labels of DATA.LABELLER; see `read_csv`.
 
     The folder holds mimic-cxr-*-split.csv, -metadata.csv and -<labeller>.csv (or .csv.gz), and the
     images files/p10/p10000032/s50414267/<dicom_id>.jpg. Sex and age are unknown, because these
@@ -500,10 +498,8 @@ def read_mimic(  # noqa: PLR0913
         Records in the order of the split file; `row` is the 0-based row of this file. None for an
         optional split whose first image does not exist, or if no row can be used.
     """
-    root, suffix = Path(data_path), image_suffix or '.jpg'
-    table, metadata, of_studies = (
-        Table(_mimic_file(root, kind), on_fault) for kind in ('split', 'metadata', labeller)
-    )
+    split, suffix = MIMIC_SPLITS[split], config.DATA.IMAGE_SUFFIX or '.jpg'
+    table, metadata, of_studies = (Table(file, on_fault) for file in _mimic_tables(config, root))
     table.require(*IDS, 'split')
     metadata.require(*IDS, 'ViewPosition')
     of_studies.require('subject_id', 'study_id', labels=labels)
@@ -545,16 +541,16 @@ def read_mimic(  # noqa: PLR0913
     return existing_records(records, records.row, images, look_up, on_fault, logger)
 
 
-def named_images(data_path: str | Path, *, image_suffix: str = '') -> set[str]:
+def named_images(config: Config, root: Path) -> set[str]:
     """Return the image files of all splits of MIMIC-CXR-JPG, for all label files that exist."""
-    root = Path(data_path)
-    splits = Table(_mimic_file(root, 'split'))['split'].unique()
+    listed, config = set(Table(_mimic_file(root, 'split'))['split']), config.clone()
     labellers = [name for name in LABELLERS if list(root.glob(f'mimic-cxr-*-{name}.csv*'))]
     named = set()
     for labeller in labellers or LABELLERS:
-        for split in splits:
-            options = {'labeller': labeller, 'image_suffix': image_suffix, 'labels': ()}
-            named.update(read_mimic(root, split, **options).file)
+        config.DATA.LABELLER = labeller
+        for split, name in MIMIC_SPLITS.items():
+            if name in listed:
+                named.update(read_mimic(config, root, split, labels=()).file)
     return named
 
 
@@ -568,10 +564,10 @@ def find_file(root: Path, *patterns: str, hint: str) -> Path:
     return found[0]
 
 
-def _mimic_file(root: Path, kind: str) -> Path:
+def _mimic_file(root: str | Path, kind: str) -> Path:
     """Find the MIMIC-CXR file of a kind, such as 'split', of any version."""
     pattern = f'mimic-cxr-*-{kind}.csv'
-    return find_file(root, pattern, f'{pattern}.gz', hint='DATA.DATA_PATH, DATA.LABELLER')
+    return find_file(Path(root), pattern, f'{pattern}.gz', hint='DATA.DATA_PATH, DATA.LABELLER')
 
 
 def open_images(root: str | Path, on_fault: OnFault = refuse) -> Store | Folder:
@@ -721,8 +717,7 @@ def describe_subset(config: Config) -> str:
 class DataSet:
     """An entry of DATASETS."""
 
-    # Reader: (config, root, split, labels=, optional=, logger=, look_up=, on_fault=) -> Records.
-    # All but labels have the defaults of `read_mimic`.
+    # Reader of a split, with the arguments of `read_mimic`.
     read: Callable[..., Records | None]
     labelled: bool  # whether images have labels
     # (config, root) -> existing files that are read, without the images
@@ -747,8 +742,11 @@ def _chexpert_tables(config: Config, root: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def _mimic_tables(config: Config, root: Path) -> list[Path]:
+def _mimic_tables(config: Config, root: str | Path) -> list[Path]:
     return [_mimic_file(root, kind) for kind in ('split', 'metadata', config.DATA.LABELLER)]
+
+
+register_dataset('mimic-cxr', labelled=True, tables=_mimic_tables)(read_mimic)
 
 
 @register_dataset('chexpert', labelled=True, tables=_chexpert_tables)
@@ -761,14 +759,6 @@ def _read_chexpert(
             logger.warning(f'{csv_name} does not exist, so only test is scored')
         return None
     return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
-
-
-@register_dataset('mimic-cxr', labelled=True, tables=_mimic_tables)
-def _read_mimic_split(
-    config: Config, root: str | Path, split: str, **options: Any
-) -> Records | None:
-    options |= {'labeller': config.DATA.LABELLER, 'image_suffix': config.DATA.IMAGE_SUFFIX}
-    return read_mimic(root, MIMIC_SPLITS[split], **options)
 
 
 # 'imagenet' is SimMIM's name for a folder of images.
@@ -903,7 +893,15 @@ def describe_images(data_path: str | Path) -> str:
     """Describe the form in which the images are read: as files or from a packed store."""
     if not is_store(data_path):
         return 'files'
-    return f'packed {describe_form(read_about(data_path)["settings"])}'
+    about = read_about(data_path)
+    size, steps = about['settings']['size'], packed_steps(about)
+    bits = 'more than 8 bits kept' if about['settings']['keep_16bit'] else '8 bits'
+    form = f'with a short side of at most {size} px, aspect kept'
+    if size is None:
+        form = 'at their own sizes'
+    elif about['settings']['square']:
+        form = f'squeezed to {size} x {size} px'
+    return ', '.join([f'packed {form}', bits, *steps])
 
 
 def log_store(config: Config, logger: logging.Logger) -> None:

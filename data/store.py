@@ -274,17 +274,6 @@ def packed_steps(about: dict[str, Any]) -> list[str]:
     return about['settings'].get('preprocess', [])  # absent in older stores
 
 
-def describe_form(settings: dict[str, Any]) -> str:
-    """Describe the form of the images in a store with these settings."""
-    size, bits = settings['size'], 'more than 8 bits kept' if settings['keep_16bit'] else '8 bits'
-    bits = ', '.join([bits, *settings.get('preprocess', [])])
-    if size is None:
-        return f'at their own sizes, {bits}'
-    if settings['square']:
-        return f'squeezed to {size} x {size} px, {bits}'
-    return f'with a short side of at most {size} px, aspect kept, {bits}'
-
-
 def file_problems(path: Path, about: dict[str, Any]) -> list[str]:
     """List missing and changed files of a store; only the size of shards is checked."""
     found = (

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from tiny import LABELS_DECIDE, VIT, finished_run, run_script
+from tiny import LABELS_DECIDE, VIT, config_with, finished_run, run_script
 
 from config import default_config
 from data import Loaders
@@ -73,7 +73,9 @@ def nih(root: Path, table: str = NIH, **lists: str) -> Path:
 
 
 def read(root: Path, layout: str, split: str, labels: tuple[str, ...] = (), **options) -> Records:
-    return read_layout(open_layout(layout), root, split, labels=labels, **options)
+    suffix = options.pop('image_suffix', '')
+    config = config_with(DATA__DATASET=layout, DATA__IMAGE_SUFFIX=suffix)
+    return read_layout(config, root, split, labels=labels, **options)
 
 
 def described(root: Path, text: str = MINE, table: str = EXPORT) -> str:

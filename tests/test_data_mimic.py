@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tiny import config_with
 
 from data.labels import LABELS
-from data.records import read_mimic
+from data.records import Records, read_mimic
 
 NAN = float('nan')
 # As the published label files order them.
@@ -59,6 +60,10 @@ def tables() -> Tables:
     return {'metadata': metadata, 'split': split, 'chexpert': labels, 'negbio': negbio}
 
 
+def read(root: Path, split: str, *, labeller: str = 'chexpert', **options) -> Records | None:
+    return read_mimic(config_with(DATA__LABELLER=labeller), root, split, **options)
+
+
 def write(root: Path, files: Tables, *, zipped: bool = False, version: str = '2.0.0') -> Path:
     root.mkdir(parents=True, exist_ok=True)
     for kind, rows in files.items():
@@ -79,7 +84,7 @@ def touch(root: Path, name: str) -> None:
 @pytest.mark.parametrize('zipped, version', [(False, '2.0.0'), (True, '2.1.0')])
 def test_a_folder_is_read_as_written(tmp_path: Path, zipped: bool, version: str) -> None:
     root = write(tmp_path / 'mimic', tables(), zipped=zipped, version=version)
-    records = read_mimic(root, 'train', labeller='chexpert')
+    records = read(root, 'train')
     first, second = 'files/p10/p10000032/s50414267', 'files/p10/p10000032/s53189527'
     third = 'files/p12/p12000764/s57375967'
     assert records.root == root
@@ -105,15 +110,15 @@ def test_a_folder_is_read_as_written(tmp_path: Path, zipped: bool, version: str)
 
 def test_each_split_and_labeller_has_its_own_rows_and_labels(tmp_path: Path) -> None:
     root = write(tmp_path, tables())
-    valid = read_mimic(root, 'validate', labeller='chexpert')
-    test = read_mimic(root, 'test', labeller='chexpert')
+    valid = read(root, 'valid')
+    test = read(root, 'test')
     assert (valid.row.tolist(), test.row.tolist()) == ([3], [8])
     assert valid.file.tolist() == ['files/p10/p10003000/s55000001/vv-1.jpg']
     assert np.flatnonzero(valid.labels[0] == 1).tolist() == [LABELS.index('Cardiomegaly')]
     assert np.flatnonzero(test.labels[0] == 1).tolist() == [LABELS.index('Support Devices')]
     edema = LABELS.index('Edema')
     for labeller, value in (('chexpert', -1), ('negbio', 1)):
-        labels = read_mimic(root, 'train', labeller=labeller).labels
+        labels = read(root, 'train', labeller=labeller).labels
         assert labels[3:, edema].tolist() == [value] * 4
 
 
@@ -123,17 +128,16 @@ def test_other_columns_than_the_observations_are_read_as_labels(tmp_path: Path) 
         files['chexpert'], ['Own', '-1.0', '1.0', '', '0.0', '', ''], strict=True
     ):
         row[-1] = value  # in place of the last observation
-    options = {'labeller': 'chexpert', 'labels': ('Own', 'Edema')}
-    records = read_mimic(write(tmp_path, files), 'train', **options)
+    records = read(write(tmp_path, files), 'train', labels=('Own', 'Edema'))
     assert records.label_names == ('Own', 'Edema')
     np.testing.assert_array_equal(records.labels[3:], [[-1, -1]] * 4)
     with pytest.raises(ValueError, match=r'Support Devices.*found.*Own'):
-        read_mimic(tmp_path, 'train', labeller='chexpert')
+        read(tmp_path, 'train')
 
 
 def test_the_log_names_no_patient(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     root = write(tmp_path, tables())
-    read_mimic(root, 'train', labeller='negbio', logger=logging.getLogger('mimic'))
+    read(root, 'train', labeller='negbio', logger=logging.getLogger('mimic'))
     assert '7 images' in log.text
     assert not any(name in log.text for name in ('10000032', '50414267', 'aa-1'))
 
@@ -141,7 +145,7 @@ def test_the_log_names_no_patient(tmp_path: Path, log: pytest.LogCaptureFixture)
 def refused(root: Path, files: Tables, *parts: str, split='train') -> None:
     write(root, files)
     with pytest.raises(ValueError) as error:
-        read_mimic(root, split, labeller='chexpert')
+        read(root, split)
     for part in parts:
         assert part in str(error.value)
 
@@ -171,7 +175,7 @@ def test_an_image_without_metadata_is_named(tmp_path: Path) -> None:
 def test_a_split_without_images_or_labels_is_refused(tmp_path: Path) -> None:
     files = tables()
     del files['split'][4], files['chexpert'][4]
-    refused(tmp_path, files, '2.0.0-split.csv', 'validate', split='validate')
+    refused(tmp_path, files, '2.0.0-split.csv', 'valid', split='valid')
     refused(tmp_path, files, '2.0.0-chexpert.csv', 'test', split='test')
 
 
@@ -179,9 +183,9 @@ def test_a_missing_image_folder_or_label_file_is_named(tmp_path: Path) -> None:
     root = write(tmp_path, tables())
     first = root / 'files/p10/p10000032/s50414267/aa-1.jpg'
     first.unlink()
-    assert read_mimic(root, 'train', labeller='chexpert', optional=True) is None
+    assert read(root, 'train', optional=True) is None
     with pytest.raises(ValueError, match=f'{first}.*DATA.IMAGE_SUFFIX'):
-        read_mimic(root, 'train', labeller='chexpert')
+        read(root, 'train')
     for path, labeller in ((root / 'nowhere', 'chexpert'), (root, 'visual')):
         with pytest.raises(ValueError, match=f'{path}.*DATA.DATA_PATH, DATA.LABELLER'):
-            read_mimic(path, 'train', labeller=labeller)
+            read(path, 'train', labeller=labeller)

@@ -27,6 +27,7 @@ from PIL import Image, ImageOps
 from xray_splits import LOGGER, make_config, xray
 
 import data.store
+from config import default_config
 from data.images import BadImageError, full_size, load_image
 from data.packing import Settings, ShardWriter, pack, read_source
 from data.phantom import make_phantom
@@ -129,13 +130,13 @@ def test_a_store_of_an_earlier_version_has_no_preprocessing(
 def test_mimic_records_are_those_of_the_folder(tmp_path: Path) -> None:
     root, store = tmp_path / 'mimic', tmp_path / 'store'
     make_phantom(root, num_train=3, num_valid=1, num_test=1, size=32, layout='mimic-cxr')
-    wanted = read_mimic(root, 'train', labeller='chexpert')
+    wanted = read_mimic(default_config(), root, 'train')
     damaged = wanted.file[2]
     (root / damaged).write_bytes(b'damaged')
     pack(read_source(root), store, SMALL, skip_bad=True)
     shutil.rmtree(root)
     assert_same_records(
-        read_mimic(store, 'train', labeller='chexpert'), wanted.select(wanted.file != damaged)
+        read_mimic(default_config(), store, 'train'), wanted.select(wanted.file != damaged)
     )
 
 

@@ -12,10 +12,11 @@ from packed_data import SMALL, file_of, killed_after, make_data
 from PIL import Image
 from test_data_layouts import nih
 from test_data_sources import HERE, LOOSE, THERE, loaders_of
+from tiny import config_with
 from xray_splits import samples_of, write_split, xray
 
 from data.check import SAME_XRAY, look_at
-from data.layouts import open_layout, read_layout
+from data.layouts import read_layout
 from data.packing import join_sources, pack, read_source
 from data.records import Folder, open_images, read_csv, read_folder
 from data.store import copy_store, is_store, open_store, read_about, verify
@@ -221,9 +222,9 @@ def test_a_data_set_with_a_layout_is_packed_with_its_tables_and_lists(tmp_path):
     shutil.copytree(root / 'images_001', tmp_path / 'C')
     argv = ['--data-path', str(tmp_path), '--sources', str(cfg), '--size', '16']
     assert pack_main(pack_args([*argv, '--output', str(tmp_path / 'joined')])) == 0
-    layout = open_layout('nih')
+    config = config_with(DATA__DATASET='nih')
     for store in (tmp_path / 'alone', tmp_path / 'joined' / 'n'):
         for split in ('train', 'test'):
-            records = read_layout(layout, store, split, look_up='all')
-            assert records.file.tolist() == read_layout(layout, root, split).file.tolist()
+            records = read_layout(config, store, split, look_up='all')
+            assert records.file.tolist() == read_layout(config, root, split).file.tolist()
         assert len(open_images(store).files) == 5
