@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from config import Config
 from data import Loaders
 from engine import distributed
 from engine.device import autocast, views_of
@@ -113,11 +112,9 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> nn.Module:
         The model with a fitted head ('linear_probe'), or a `KnnClassifier` ('knn').
 
     Raises:
-        ValueError: If there are no suitable held-out patients for choosing the hyperparameter, if
-            MODEL.RESUME is set, or if features are not finite.
+        ValueError: If the held-out patients lack a class of a label, or if features are not finite.
     """
     config, mode = run.config, run.config.FINETUNE.MODE
-    _check_options(config, loaders)
     if config.PRETRAINED:
         load_pretrained(config, model, run.logger, fit_pretrained)
     else:
@@ -183,21 +180,6 @@ def fit_linear_heads(
             weight[k] = model.coef_[0] / scaler.scale_
             bias[k] = model.intercept_[0] - weight[k] @ scaler.mean_
     return [(weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in heads]
-
-
-def _check_options(config: Config, loaders: Loaders) -> None:
-    """Raise a ValueError if an option does not suit a probe."""
-    mode = config.FINETUNE.MODE
-    if loaders.holdout is None:
-        raise ValueError(
-            f'DATA.HOLDOUT_FRACTION must be above 0 with FINETUNE.MODE {mode!r}, which is tuned on '
-            'held-out patients'
-        )
-    if config.MODEL.RESUME:
-        raise ValueError(
-            f'MODEL.RESUME must be empty with FINETUNE.MODE {mode!r}, which cannot resume, got '
-            f'{config.MODEL.RESUME}; use --pretrained to select the encoder'
-        )
 
 
 def _share_weights(model: nn.Module) -> None:

@@ -19,8 +19,8 @@ import main_finetune  # noqa: F401
 import main_simmim  # noqa: F401
 from config import FLAG_KEYS, LEGACY_KEYS, allowed_values, default_config, value_at
 from engine.files import replace_file
+from engine.run_record import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = 'reference/config.md'
 NEW = '[CheXpert] '  # marks a key that SimMIM does not have
 HEADER = """# Options

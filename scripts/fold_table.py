@@ -144,11 +144,8 @@ def read_samples(
                 *cases.of_label(label), threshold=None, weights=weights, names=['auroc']
             )
             scores[label] = part['auroc']
-        counted = [
-            label
-            for label in cases.labels
-            if (cases.of_label(label)[1] == 1).sum() >= args.positives
-        ]
+        has_enough = (cases.targets == 1).sum(axis=0) >= args.positives
+        counted = cases.with_labels(has_enough).labels
         if counted:
             scores = {MEAN: np.mean([scores[label] for label in counted], axis=0)} | scores
         found.setdefault(name, {})[int(seed)] = scores

@@ -24,14 +24,13 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import build_parser, get_config  # noqa: E402
-from engine.files import BEST_CHECKPOINT, checkpoint_name  # noqa: E402
-from engine.run_record import OPTIONS_FILE, RECORD_FILE, read_record, run_changes  # noqa: E402
-from logger import read_metrics  # noqa: E402
-from utils import read_checkpoint  # noqa: E402
+from config import build_parser, get_config
+from engine.files import BEST_CHECKPOINT, checkpoint_name
+from engine.run_record import OPTIONS_FILE, RECORD_FILE, ROOT, read_record, run_changes
+from logger import read_metrics
+from utils import read_checkpoint
 
 TIMINGS = ('seconds', 'data_seconds', 'images_per_second')
 

@@ -18,6 +18,7 @@ from data.images import load_image
 from data.loader import sample_rng
 from data.masking import MASKS, MaskGenerator, average_distance
 from data.transforms import FILTERS, centre_crop
+from evaluation.reconstruction import pixel_mask
 
 HIDDEN_COLOUR = np.array([38, 70, 108])
 CELL_INCHES = 1.75
@@ -39,8 +40,7 @@ def parse_args() -> argparse.Namespace:
 
 def cover(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:  # [S, S, 3] uint8
     """Return the image with all hidden tokens in one colour."""
-    scale = len(pixels) // len(mask)
-    hidden = mask.repeat(scale, axis=0).repeat(scale, axis=1)[..., None]
+    hidden = pixel_mask(mask, len(pixels) // len(mask))[..., None]
     return np.where(hidden, HIDDEN_COLOUR, pixels[..., None]).round().astype(np.uint8)
 
 

@@ -1,7 +1,5 @@
 """Paired comparisons of the rows of a sweep: intervals over seeds and patients, Holm, verdict."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from config import Config
 from data.labels import COMPETITION_LABELS, scored_targets, task_labels
-from data.records import look_up, read_predictions, scored_records
+from data.records import Records, look_up, read_predictions, scored_records
 from engine.run_record import without_home
 from evaluation.cases import Cases
 from evaluation.compare import bootstrap_p, holm
@@ -53,12 +52,7 @@ class ScoredPatients:
         self.level, self.aggregate = config.EVAL.LEVEL, config.EVAL.AGGREGATE
         self.labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
         self.records = scored_records(config, split, logging.getLogger(__name__))
-        self.targets = scored_targets(
-            self.records.labels,
-            task=config.DATA.TASK,
-            blank=config.DATA.BLANK,
-            names=self.records.label_names,
-        )
+        self.targets = real_targets(config, self.records)
         self.resamples = Resamples(self.records.patient, resamples=resamples, seed=seed)
         self._samples: dict[Path, dict[str, np.ndarray]] = {}
 
@@ -123,6 +117,12 @@ class ScoredPatients:
             probabilities=probabilities,
             targets=self.targets,
         ).at_level(self.level, self.aggregate)
+
+
+def real_targets(config: Config, records: Records) -> np.ndarray:  # [N, K]
+    """Return the real labels of records as they are scored."""
+    options = {'task': config.DATA.TASK, 'blank': config.DATA.BLANK, 'names': records.label_names}
+    return scored_targets(records.labels, **options)
 
 
 def enough_resamples(num_rows: int) -> int:

@@ -7,8 +7,6 @@ a YAML file and changed options for each stage, and `plan` turns a sweep into ru
 have `scales`, such as a small one for a CPU, which select rows and change options of all rows.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -35,9 +33,8 @@ from config import (
 )
 from engine.downloads import is_url
 from engine.files import checkpoint_name
-from engine.run_record import OPTIONS_FILE, run_changes
+from engine.run_record import OPTIONS_FILE, ROOT, run_changes
 
-ROOT = Path(__file__).resolve().parents[1]
 STAGES = ('simmim', 'contrastive', 'finetune')
 MAINS = {stage: f'main_{stage}.py' for stage in STAGES}
 # Section of a sweep file for each stage, and MODEL.NAME of each stage, which is also its folder.
@@ -190,7 +187,6 @@ class Job:
         config: Run configuration after these flags.
         needs: Folders of the runs that must finish first.
         processes: Number of processes of the run.
-        weights: Initial checkpoint if it does not come from another run of the sweep, or ''.
         fold: DATA.FOLD of a fine-tuning, or ''.
     """
 
@@ -202,7 +198,6 @@ class Job:
     config: Config = field(repr=False)
     needs: tuple[Path, ...] = ()
     processes: int = 1
-    weights: str = ''
     fold: str = ''
 
     @property
@@ -225,7 +220,7 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
     try:
         content = yaml.load(path.read_text(encoding='utf-8'), _NamesAsWritten)
         content, chosen = _at_scale(content, scale)
-        is_ablation = isinstance(content, dict) and 'methods' not in content
+        is_ablation = 'methods' not in content
         rows, reference = (_ablation_rows if is_ablation else _method_rows)(
             path.stem, content, chosen.options
         )
@@ -256,10 +251,10 @@ def load_sweep(path: str | Path, scale: str = '') -> Sweep:
     )
 
 
-def _at_scale(content: Any, name: str) -> tuple[Any, Scale]:
+def _at_scale(content: Any, name: str) -> tuple[dict[str, Any], Scale]:
     """Return the content of a sweep file at a scale, and the settings of the scale."""
     if not isinstance(content, dict):
-        return content, Scale()
+        raise ValueError(f'a sweep must be keys and values, got {content!r}')
     scales = dict(_named(content.get('scales') or {}))
     content = {key: value for key, value in content.items() if key != 'scales'}
     if not name:
@@ -420,8 +415,8 @@ def _refuse_unequal_training(rows: Sequence[Row]) -> None:
             )
 
 
-def _subset_kind(content: Any) -> str:
-    kinds = [kind for kind in SUBSETS if kind in (content or ())]
+def _subset_kind(content: Mapping[str, Any]) -> str:
+    kinds = [kind for kind in SUBSETS if kind in content]
     if len(kinds) != 1:
         raise ValueError(f'a sweep needs rows, or methods with one of {", ".join(SUBSETS)}')
     return kinds[0]
@@ -648,8 +643,7 @@ def plan(  # noqa: PLR0913
         folder = run_folder(output, stage, row, seed, fold)
         if folder is None or folder in jobs:
             continue
-        needs, weights, words = [], '', ['DATA.FOLD', fold] if fold else []
-        images = data
+        needs, images, words = [], data, ['DATA.FOLD', fold] if fold else []
         if stage != 'finetune' and unlabelled:
             images, words = unlabelled, ['DATA.DATASET', 'folder']
         arguments = ['--cfg', str(row.configs[stage]), '--data-path', images, '--output', output]
@@ -659,8 +653,7 @@ def plan(  # noqa: PLR0913
             checkpoint = source.folder / checkpoint_name(source.config.TRAIN.EPOCHS - 1)
             arguments += ['--pretrained', str(checkpoint)]
         elif row.weights:
-            weights = _weights(row, environment or {})
-            arguments += ['--pretrained', weights]
+            arguments += ['--pretrained', _weights(row, environment or {})]
         if stage == 'finetune' and row.learns_from:
             teacher = next(other for other in sweep.rows if other.name == row.learns_from)
             needs.append(run_folder(output, stage, teacher, seed, fold))
@@ -678,7 +671,6 @@ def plan(  # noqa: PLR0913
             config=config,
             needs=tuple(needs),
             processes=gpus,
-            weights=weights,
         )
     return list(jobs.values())
 

@@ -5,8 +5,6 @@ of `sweeps.results.collect`, and `score` is a score of the table, by default the
 unknown format, score or subset raises a ValueError.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence

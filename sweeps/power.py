@@ -17,10 +17,10 @@ from scipy.optimize import brentq
 from scipy.stats import nct, norm, t
 
 from config import Config
-from data.labels import COMPETITION_LABELS, scored_targets, task_labels
+from data.labels import COMPETITION_LABELS, task_labels
 from data.records import TRAINING_LABELS, scored_records
 from evaluation.metrics import study_level
-from sweeps.comparison import SIGNIFICANT
+from sweeps.comparison import SIGNIFICANT, real_targets
 from sweeps.results import SPLITS
 
 POWER = 0.8
@@ -53,15 +53,13 @@ def count_cases(config: Config, logger: logging.Logger, split: str = '') -> Case
         for name in ([split] if split else SPLITS)
     )
     split, records = next((name, part) for name, part in parts if part is not None)
-    data = config.DATA
-    targets = scored_targets(
-        records.labels, task=data.TASK, blank=data.BLANK, names=records.label_names
-    )
+    targets = real_targets(config, records)
     if config.EVAL.LEVEL == 'study':
         _, targets, _ = study_level(np.zeros(targets.shape), targets, records.study)
+    labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
     counts = {
         label: (int((column == 1).sum()), int((column == 0).sum()))
-        for label, column in zip(task_labels(data.TASK, data.LABELS), targets.T, strict=True)
+        for label, column in zip(labels, targets.T, strict=True)
     }
     unit = 'studies' if config.EVAL.LEVEL == 'study' else 'images'
     return CaseCounts(split, unit, len(targets), len(set(records.patient)), counts)

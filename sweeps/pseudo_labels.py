@@ -16,7 +16,7 @@ import numpy as np
 
 from config import build_parser, get_config
 from data.data_finetune import unlabelled_records
-from data.labels import scored_targets, task_labels
+from data.labels import task_labels
 from data.records import (
     Records,
     look_up,
@@ -38,7 +38,7 @@ from evaluation.metrics import (
 )
 from evaluation.pseudo_labels import audit, choose_values
 from logger import json_safe
-from sweeps.comparison import MEANS, ScoredPatients
+from sweeps.comparison import MEANS, ScoredPatients, real_targets
 from sweeps.files import MAINS, Job, share_steps, without_cache
 from sweeps.results import read_scores
 from sweeps.runner import Runner
@@ -133,7 +133,6 @@ class Rounds:
             arguments=[MAINS['finetune'], *arguments],
             config=config,
             processes=self.processes,
-            weights=self.pretrained,
         )
 
     def run(self, rounds: int) -> int:
@@ -177,7 +176,7 @@ class Rounds:
         held_out = select_views(self.held_out, self.config.DATA.VIEWS)
         values, cuts = choose_values(
             self.predicted(teacher, 'holdout', held_out),
-            self.real(held_out),
+            real_targets(self.config, held_out),
             self.predicted(teacher, 'train', self.unlabelled),
             keep=self.keep,
             confidence=self.confidence,
@@ -205,12 +204,6 @@ class Rounds:
                     file.replace(self.output / file.name)
         return int(kept.sum())
 
-    def real(self, records: Records) -> np.ndarray:  # [N, K]
-        """Return the real labels of records as they are scored."""
-        data = self.config.DATA
-        options = {'task': data.TASK, 'blank': data.BLANK, 'names': records.label_names}
-        return scored_targets(records.labels, **options)
-
     def predicted(self, job: Job, split: str, records: Records) -> np.ndarray:  # [N, K]
         """Return the predictions of a run for records, with NaN where there is no prediction."""
         return self._values(job.folder / f'predictions_{split}.csv', records)
@@ -220,14 +213,16 @@ class Rounds:
         options = self.config.EVAL
         records = select_views(self.held_out, options.VIEWS or self.config.DATA.VIEWS)
         probabilities = self.predicted(job, 'holdout', records)
-        table = score_probabilities(self.config, probabilities, self.real(records), records.study)
+        table = score_probabilities(
+            self.config, probabilities, real_targets(self.config, records), records.study
+        )
         return selection_score(table, options.SELECT)
 
     def labelled_score(self, job: Job) -> float:
         """Return the mean AUROC of a round on the labelled images of its training."""
         records = training_records(self.config, self.train)
         predicted = self.predicted(job, 'train', records)
-        return mean_defined(auroc_per_label(predicted, self.real(records)))
+        return mean_defined(auroc_per_label(predicted, real_targets(self.config, records)))
 
     def pseudo_figures(self, job: Job) -> dict[str, float]:
         """Return number, AUROC and correctness of the pseudo-labels that a round learned from."""
@@ -239,7 +234,7 @@ class Rounds:
             'pseudo_images': int(has_value.sum()),
             'auroc': mean_defined(areas),
             'auroc_labels': int((~np.isnan(areas)).sum()),
-            **audit(values, self.real(self.unlabelled)),
+            **audit(values, real_targets(self.config, self.unlabelled)),
         }
 
     def _values(self, file: str | Path, records: Records) -> np.ndarray:

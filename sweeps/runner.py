@@ -1,7 +1,5 @@
 """Run the jobs of a sweep as processes on this machine, several at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Tables of a sweep as Markdown and CSV files, and the summaries of rows that they show."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
