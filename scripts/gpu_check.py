@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -112,7 +113,8 @@ def run_steps(folder: Path, name: str, batch_size: int) -> dict:
         config = benchmark.training_config(args, [])
         cases['transformers'] = benchmark.published_steps(config, 'simmim', 1, HuggingFaceSwin)
     rows = benchmark.measure(cases, repeats=5 if ON_GPU else 1)
-    return {'rows': rows, 'kernels': {key: kernels(case) for key, case in cases.items()}}
+    found = {'rows': rows, 'waits_for_gpu': waits_for_gpu(cases['ours'])}
+    return found | {'kernels': {key: kernels(case) for key, case in cases.items()}}
 
 
 def compile_steps(folder: Path, name: str, batch_size: int) -> dict:
@@ -134,6 +136,22 @@ def kernels(case: benchmark.Case) -> list[tuple[str, float]]:
     most = sorted(times, key=times.get, reverse=True)[:12]
     total = sum(times.values()) or 1.0  # without a profiler of the GPU there are no kernels
     return [(name, times[name] / total) for name in most]
+
+
+def waits_for_gpu(case: benchmark.Case) -> str:
+    """Return the traceback of a call that waits for the GPU, or '' if there is none."""
+    if ON_GPU:
+        torch.cuda.set_sync_debug_mode('error')
+    try:
+        case()
+    except RuntimeError as error:
+        if 'synchroniz' not in str(error):
+            raise
+        return traceback.format_exc(limit=-4)
+    finally:
+        if ON_GPU:
+            torch.cuda.set_sync_debug_mode('default')
+    return ''
 
 
 def run_tests(folder: Path, words: list[str]) -> dict:
@@ -237,6 +255,7 @@ def table(found: dict) -> str:
         words = [
             f'{key} {value}' for key, value in part.get('values', {}).items() if key != 'losses'
         ]
+        words += ['waits for the GPU'] * bool(part.get('waits_for_gpu'))
         if error := part.get('error', '').strip():
             words = [f'FAILED: {error.splitlines()[-1]}']
         others.append(f'| {name} | {", ".join(words)[:400]} | {part.get("seconds", 0):.0f} |')

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from engine import device as compute
 from engine import loop
 from logger import read_metrics
 from scripts import benchmark
-from scripts.gpu_check import CONFIGS, ON_GPU, training_args
+from scripts.gpu_check import CONFIGS, ON_GPU, training_args, waits_for_gpu
 from utils import read_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
@@ -77,22 +76,6 @@ def test_losses_are_as_near_to_float32_as_those_of_eager_bfloat16(
     record_property('losses', json.dumps(curves))
     assert exact[-8:].mean() < exact[:8].mean() or not ON_GPU
     assert means['ours'] <= 1.5 * means['eager']
-
-
-def waits_for_gpu(case: benchmark.Case) -> str:
-    """Return the traceback of a call that waits for the GPU, or '' if there is none."""
-    if ON_GPU:
-        torch.cuda.set_sync_debug_mode('error')
-    try:
-        case()
-    except RuntimeError as error:
-        if 'synchroniz' not in str(error):
-            raise
-        return traceback.format_exc(limit=-4)
-    finally:
-        if ON_GPU:
-            torch.cuda.set_sync_debug_mode('default')
-    return ''
 
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if name != 'small'])
