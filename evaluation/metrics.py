@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from data.labels import COMPETITION_LABELS, task_labels
@@ -314,10 +313,18 @@ def study_level(
 
     Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (maximum over the views of a study).
     """
-    studies = np.asarray(studies)
-    joined = pd.DataFrame(probabilities, dtype=float).groupby(studies).agg(how)
-    known = pd.DataFrame(targets, dtype=float).groupby(studies).max()  # ignores NaN
-    return joined.to_numpy(), known.to_numpy(), joined.index.to_numpy()
+    names, study = np.unique(np.asarray(studies), return_inverse=True)
+    shape = names.size, probabilities.shape[1]
+    if how == 'mean':
+        joined = np.zeros(shape)
+        np.add.at(joined, study, probabilities)
+        joined /= np.bincount(study)[:, None]
+    else:
+        joined = np.full(shape, -np.inf)
+        np.maximum.at(joined, study, probabilities)
+    known = np.full(shape, np.nan)
+    np.fmax.at(known, study, targets)  # ignores NaN
+    return joined, known, names
 
 
 def auroc_per_label(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:

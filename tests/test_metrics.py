@@ -192,6 +192,9 @@ def test_a_study_combines_the_probabilities_and_has_the_greatest_target(how, wan
     assert names.tolist() == ['a', 'b']
     np.testing.assert_allclose(joined, wanted)
     np.testing.assert_array_equal(known, [[0.0, NAN], [1.0, 1.0]])
+    probabilities[0, 0] = NAN
+    joined, *_ = study_level(probabilities, targets, ['b', 'b', 'a', 'b'], how)
+    assert np.isnan(joined).tolist() == [[False, False], [True, False]]
 
 
 @pytest.mark.parametrize(
