@@ -1,4 +1,4 @@
-"""Record the runs of docs/studies/real_xrays.md, and draw its two figures.
+"""Record the runs of docs/studies/real_xrays.md, and draw its figures.
 
 python scripts/studies/real_xrays_figures.py --output OUT --results docs/results/real_xrays
 
@@ -35,7 +35,14 @@ METHODS = {
     'random': 'no pre-training',
     'pixels': 'pixels',
 }
-TITLES = [*dict.fromkeys(METHODS.values())]
+ENCODERS = {
+    'simmim': 'ViT, SimMIM',
+    'scratch': 'ViT, no pre-training',
+    'random': 'ViT, no pre-training',
+    'swin': 'Swin, SimMIM',
+    'scratch_swin': 'Swin, no pre-training',
+    'random_swin': 'Swin, no pre-training',
+}
 EPOCHS = {0: ('scratch', 'linear_random'), 5: ('epochs5', 'linear_epochs5')}
 EPOCHS |= {20: ('epochs20', 'linear_epochs20'), 60: ('simmim', 'linear_simmim')}
 EPOCHS |= {150: ('epochs150', 'linear_epochs150')}
@@ -72,19 +79,23 @@ def record_runs(output: Path, results: Path) -> pd.DataFrame:
     return runs
 
 
-def draw_shares(path: Path, scores: pd.DataFrame, score: str) -> None:
-    """Draw AUROC by labelled share for fine-tuning, linear probe and k-NN."""
+def draw_shares(path: Path, scores: pd.DataFrame, score: str, titles: dict[str, str]) -> None:
+    """Draw AUROC by labelled share for fine-tuning, linear probe and k-NN.
+
+    `titles` maps the names of rows to those in the legend.
+    """
+    numbers = {title: number for number, title in enumerate(dict.fromkeys(titles.values()))}
     with drawing(path, 3.2) as figure:
         panels = figure.subplots(1, len(MODES), sharey=True)
         for axis, (mode, title) in zip(panels, MODES.items(), strict=True):
-            names = [name for name in METHODS if f'{mode}{name}_1' in scores.index]
-            if mode == 'linear_':
+            names = [name for name in titles if f'{mode}{name}_1' in scores.index]
+            if mode == 'linear_' and 'pixels' in titles:
                 names.append('pixels')
             for number, name in enumerate(names):
                 prefix = '' if name == 'pixels' else mode
                 part = scores.reindex([f'{prefix}{name}_{share}' for share in SHARES])
                 places = [place + 0.08 * (number - (len(names) - 1) / 2) for place in range(3)]
-                draw_line(axis, places, part, METHODS[name], TITLES.index(METHODS[name]))
+                draw_line(axis, places, part, titles[name], numbers[titles[name]])
             axis.set_title(title)
             axis.set_xticks(range(3), ['10 %', '50 %', '100 %'])
             axis.grid(axis='y')
@@ -147,7 +158,8 @@ def main() -> None:
     for score in ('Pneumonia', 'mean'):
         scores = pd.read_csv(args.results / f'real_xrays_{score}.csv')
         scores = scores.drop_duplicates('row').set_index('row')
-        draw_shares(args.results / f'shares_{score}.png', scores, score)
+        draw_shares(args.results / f'shares_{score}.png', scores, score, METHODS)
+        draw_shares(args.results / f'encoders_{score}.png', scores, score, ENCODERS)
         draw_epochs(args.results / f'epochs_{score}.png', scores, runs, score)
 
 
