@@ -140,7 +140,9 @@ def _warn_of_one_class(logger: logging.Logger, loaders: Loaders, labels: tuple[s
             splits.setdefault(', '.join(np.array(labels)[~both]), []).append(name)
     found = [f'{", ".join(names)}: {missing}' for missing, names in splits.items() if missing]
     if found:
-        logger.warning(f'one class only, so not learned or scored there: {"; ".join(found)}')
+        logger.warning(
+            f'labels with one class in a split are not learned or scored there: {"; ".join(found)}'
+        )
 
 
 def _log_split(

@@ -72,7 +72,7 @@ VIEW_NAME = re.compile(r'_(frontal|lateral)\.[^./]+\Z')
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
 SAMPLE_PATHS = 100  # number of paths that decide how paths become files
 SCORED_SPLITS = ('internal', 'valid', 'test')  # in the order of reports
-TRAINING_LABELS = "labels of the training CSV (of CheXpert: a labeller's, not radiologists')"
+TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them, not radiologists)'
 
 # MIMIC-CXR-JPG: the values of its split column, and the view of each ViewPosition. Images with any
 # other ViewPosition are neither frontal nor lateral.
