@@ -36,6 +36,8 @@ def test_runs_of_earlier_parts_stay_in_the_list(tmp_path: Path) -> None:
 def test_figures_show_a_study_that_is_not_finished(tmp_path: Path, rows: tuple[str, str]) -> None:
     scores = pd.DataFrame({'value': [0.8, 0.7], 'low': [0.7, 0.6], 'high': [0.9, 0.8]}, index=rows)
     runs = pd.DataFrame(columns=['holdout_l1_grey', 'linear'], dtype=float)
-    figures.draw_shares(tmp_path / 'shares.png', scores, 'Pneumonia')
+    figures.draw_shares(tmp_path / 'shares.png', scores, 'Pneumonia', figures.METHODS)
+    figures.draw_shares(tmp_path / 'encoders.png', scores, 'Pneumonia', figures.ENCODERS)
     figures.draw_epochs(tmp_path / 'epochs.png', scores, runs, 'Pneumonia')
-    assert all((tmp_path / name).stat().st_size > 10_000 for name in ('shares.png', 'epochs.png'))
+    assert len([*tmp_path.glob('*.png')]) == 3
+    assert all(path.stat().st_size > 10_000 for path in tmp_path.glob('*.png'))
