@@ -38,13 +38,15 @@ def test_a_sweep_that_is_killed_twice_loses_no_run_and_repeats_none(
     python, phantom, tmp_path, capsys
 ) -> None:
     content = yaml.safe_load(SWEEP.read_text())
-    content['rows'] = {8: {}, 4: {'pretrain': {'DATA.MASK_PATCH_SIZE': 4}}}
+    # With four runs, the two that a killed runner leaves behind could be the last ones.
+    rows = {size: {'pretrain': {'DATA.MASK_PATCH_SIZE': size}} for size in (4, 16)}
+    content['rows'] = {8: {}} | rows
     sweep, output = tmp_path / 'mine.yaml', tmp_path / 'runs'
     sweep.write_text(yaml.safe_dump(content))
     env = os.environ | ENV | {'PYTHON': str(python)}
     words = command('run', sweep, output, phantom, '--seeds', '1', '--parallel', '2')
     folders = [job.folder for job in jobs_of(sweep, output, phantom, 1)]
-    assert len(folders) == 2 * 2
+    assert len(folders) == 3 * 2
 
     def finished() -> dict[Path, bytes]:
         return {f: (f / RECORD_FILE).read_bytes() for f in folders if is_finished(f)}
@@ -53,7 +55,7 @@ def test_a_sweep_that_is_killed_twice_loses_no_run_and_repeats_none(
         return any((f / 'ckpt_epoch_0.pth').is_file() and not is_finished(f) for f in folders)
 
     kept = {}
-    for number, least, code in ((signal.SIGKILL, 1, -9), (signal.SIGTERM, 2, 75), (None, 4, 0)):
+    for number, least, code in ((signal.SIGKILL, 1, -9), (signal.SIGTERM, 2, 75), (None, 6, 0)):
         with subprocess.Popen(words, cwd=ROOT, env=env) as runner:
             if number is not None:
                 wait_until(lambda least=least: len(finished()) >= least and half_done())
@@ -62,7 +64,7 @@ def test_a_sweep_that_is_killed_twice_loses_no_run_and_repeats_none(
             assert runner.wait(DEADLINE) == code
         if number is not None:  # the runs of a killed runner continue to their end
             wait_until(lambda: not any(map(is_locked, folders)))
-    assert len(finished()) == 4
+    assert len(finished()) == 6
     assert {f: data for f, data in finished().items() if f in kept} == kept
     for folder in folders:
         starts = read_record(folder)['starts']
@@ -70,7 +72,7 @@ def test_a_sweep_that_is_killed_twice_loses_no_run_and_repeats_none(
         epochs = [record['epoch'] for record in read_metrics(folder / 'metrics.jsonl')]
         assert epochs == [-1, 0, 1, 2]
     assert in_process('status', sweep, output, phantom, '--seeds', '1') == 0
-    assert '4 of 4 runs finished' in capsys.readouterr().out
+    assert '6 of 6 runs finished' in capsys.readouterr().out
     for name in ('table', 'plot'):
         assert in_process(name, sweep, output, phantom, '--seeds', '1') == 0
     assert (output / 'mine.csv').stat().st_size > 300 < (output / 'mine.png').stat().st_size
