@@ -125,7 +125,7 @@ def draw_epochs(path: Path, scores: pd.DataFrame, runs: pd.DataFrame, score: str
             rows = {epochs: row for epochs, row in rows.items() if row in scores.index}
             draw_line(left, [*map(str, rows)], scores.loc[[*rows.values()]], title, number)
         left.set_ylabel(f'AUROC, {score}')
-        left.legend()
+        left.legend(loc='lower right')
         for epochs, (name, _) in EPOCHS.items():
             errors = runs.filter(regex=f'^real_xrays_{name}_seed', axis=0)
             if epochs and len(errors):
