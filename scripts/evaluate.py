@@ -41,6 +41,7 @@ from data.records import (
 )
 from engine.run_record import code_version
 from evaluation.analysis import HeldOut, fit_held_out
+from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases, match, share_labels
 from evaluation.metrics import Protocol
 from evaluation.report import (
@@ -53,6 +54,9 @@ from evaluation.report import (
     scores_table,
     write_report,
 )
+
+# Possible values of `fit_held_out`.
+LIMITS = {'threshold': (0.0, 1.0), 'temperature': TEMPERATURES}
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -297,18 +301,17 @@ def read_thresholds(
     fitted, warnings = [], []
     for file, cases in zip(files, sets, strict=True):
         try:
-            report = json.loads(file.read_text(encoding='utf-8'))
+            # Integers with too many digits would raise an error.
+            report = json.loads(file.read_text(encoding='utf-8'), parse_int=float)
             (entry,) = (e for e in report['sets'] if e['name'] == report['headline']['set'])
             parts = {part['label']: part for part in entry['labels']}
             then = entry['level'], entry['aggregate'], entry['views']
-            chosen = [parts.get(label, {}) for label in cases.labels]
-            values = ([part.get(key) for part in chosen] for key in ('threshold', 'temperature'))
-            thresholds, temperatures = (np.array(column, float) for column in values)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{file} is not a report.json: {error!r}') from error
+        chosen = {label: parts.get(label, {}) for label in cases.labels}
         missing = tuple(label for label in cases.labels if label not in parts)
-        fitted.append(HeldOut(thresholds, temperatures, missing))
-        if np.isnan(thresholds).all():
+        fitted.append(HeldOut(*(_values_of(file, chosen, key) for key in LIMITS), missing))
+        if np.isnan(fitted[-1].thresholds).all():
             raise ValueError(f'{file} has no threshold for any of these labels')
         now = protocol.level, protocol.aggregate, protocol.views
         if then != now:
@@ -317,6 +320,18 @@ def read_thresholds(
                 f'scores are for {", ".join(now)}'
             )
     return fitted, '; '.join(f'from {names.file(file)}' for file in files), warnings
+
+
+def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
+    """Return thresholds or temperatures of labels from a report.json, with NaN where missing."""
+    low, high = LIMITS[key]
+    for label, part in chosen.items():
+        value = part.get(key)
+        if value is not None and not (type(value) is float and low <= value <= high):
+            raise ValueError(
+                f'{file}: {key} of {label!r} must be a number in [{low:g}, {high:g}], got {value!r}'
+            )
+    return np.array([part.get(key) for part in chosen.values()], float)
 
 
 def format_scores(document: dict[str, Any]) -> str:

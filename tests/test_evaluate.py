@@ -130,6 +130,28 @@ def test_thresholds_come_from_other_patients(files, tmp_path):
         assert run_script('evaluate', *files, *words) == 2
 
 
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('temperature', 0),
+        ('temperature', float('inf')),
+        ('temperature', '1.5'),
+        ('threshold', -3),
+        ('threshold', True),
+        pytest.param('threshold', 10**400, id='threshold-400-digits'),
+    ],
+)
+def test_impossible_thresholds_of_a_report_are_named(files, tmp_path, capsys, key, value):
+    path = tmp_path / 'other.json'
+    parts = [{'label': FIVE[0], 'threshold': 0.5, 'temperature': 1, key: value}]
+    entry = {'name': 'a', 'labels': parts, 'level': 'study', 'aggregate': 'max', 'views': 'all'}
+    path.write_text(json.dumps({'sets': [entry], 'headline': {'set': 'a'}}))
+    words = ['--output', tmp_path / 'x', '--thresholds-from', path]
+    assert run_script('evaluate', *files, *words) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error and key in error and FIVE[0] in error
+
+
 def test_several_files_are_compared_and_each_has_its_thresholds(files, tmp_path):
     paths = [tmp_path / folder / 'test.csv' for folder in ('good', 'bad')]
     held_out = [tmp_path / folder / 'held_out.csv' for folder in ('good', 'bad')]
