@@ -7,7 +7,7 @@ python scripts/fold_table.py table --sweep F --predictions P --labels DATA/all.c
 `join` writes P/ROW_seed0.csv.gz for each row and seed. It contains each image once, with the rank
 of the prediction among the images of the fold, from 0 to 1, because predictions of different models
 have no common scale. scripts/evaluate.py can also read these files. `table` compares each row with
-all rows in `against`.
+all rows in `against`, in which `pixels` is the logistic regression on pixels (REPORT.PIXEL_FLOOR).
 """
 
 import argparse
@@ -29,11 +29,10 @@ from evaluation.cases import match
 from evaluation.intervals import Resamples, interval
 from evaluation.metrics import label_scores
 from sweeps.comparison import compare_over_patients, compare_over_seeds, correct_comparisons
-from sweeps.files import Sweep, load_sweep, only_rows, run_folder
+from sweeps.files import PIXELS, Row, Sweep, load_sweep, only_rows, run_folder
 from sweeps.tables import NOT_FOR_CLINICAL_USE, markdown_table, shown, write_table
 
 MEAN = 'mean'  # score: mean over the labels with enough positives
-PIXELS = 'pixels'  # method: logistic regression on pixels, from runs with REPORT.PIXEL_FLOOR
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,7 +54,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             continue
         add('--predictions', type=Path, required=True, help='folder that join wrote')
         add('--labels', type=Path, required=True, help='CSV file with the labels of all images')
-        add('--row', nargs='+', default=[], help='only these rows, and Holm over their comparisons')
+        add('--row', nargs='+', default=[], help='only these rows, compared with each other')
+        add('--against', metavar='ROW', help='compare all rows with this one')
         add('--scores', nargs='+', default=[], help="labels, or 'mean'; default: all")
         add('--positives', type=int, default=20, help='positives that a label in the mean needs')
         add('--resamples', type=int, default=10_000, help='number of resamples of the patients')
@@ -109,7 +109,9 @@ def table(args: argparse.Namespace) -> None:
     sweep = load_sweep(args.sweep, args.scale)
     sweep = only_rows(sweep, args.row) if args.row else sweep
     samples = read_samples(args, [row.name for row in sweep.rows])
-    rows = [*sweep_rows(sweep, samples)]
+    if args.against and args.against not in samples:
+        raise ValueError(f'--against must be among {[*samples]}, got {args.against!r}')
+    rows = [*sweep_rows(sweep, samples, args)]
     known = [*next(iter(next(iter(samples.values())).values()))]
     if unknown := [score for score in args.scores if score not in known]:
         raise ValueError(f'--scores must be among {known}, got {unknown}')
@@ -154,19 +156,29 @@ def read_samples(
     return found
 
 
-def sweep_rows(sweep: Sweep, samples: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield (row, labels, compared row or '') for each comparison, and then the pixel floor.
+def sweep_rows(
+    sweep: Sweep, samples: Mapping[str, Any], args: argparse.Namespace
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (row, labels, compared row or '') for each comparison, and then the pixel baseline.
 
-    Rows without a common seed are not compared.
+    Rows without a common seed are not compared. With --row, a row is only compared with other named
+    rows.
     """
     for row in sweep.rows:
         if row.name in samples:
-            for other in row.against or ('',):
+            for other in compared_rows(row, args) or ('',):
                 shared = samples[row.name].keys() & samples.get(other, {}).keys()
                 yield row.name, row.subset, other if shared else ''
     for name in samples:
         if name.startswith(f'{PIXELS}_'):
             yield name, name.removeprefix(f'{PIXELS}_'), ''
+
+
+def compared_rows(row: Row, args: argparse.Namespace) -> Sequence[str]:
+    """Return the rows with which the flags and the sweep file compare a row."""
+    if args.against:
+        return [args.against] if args.against != row.name else []
+    return [name for name in row.against if not args.row or name in args.row]
 
 
 def compare_scores(

@@ -60,6 +60,7 @@ ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights', 'against'}
 # Keys whose values are names, or lists of names.
 NAMED_BY = ('reference', 'row', 'learns_from', 'against', *SELECTED)
+PIXELS = 'pixels'  # method: logistic regression on pixels, from runs with REPORT.PIXEL_FLOOR
 NAME = re.compile(r'[\w.-]+', re.ASCII)
 PUBLISHED_KEYS = {'source', 'measure', 'values', 'note', 'label'}
 
@@ -429,7 +430,8 @@ def _linked(rows: Sequence[Row], defaults: Mapping[str, str]) -> list[Row]:
     first: dict[str, str] = {}
     linked = []
     for row in rows:
-        if others := sorted({*row.against} - {*names}):
+        floor = f'{PIXELS}_{row.subset}'
+        if others := sorted({*row.against} - {*names, floor}):
             raise ValueError(f'row {row.name}: against must be of {names}, got {others[0]!r}')
         stage = row.pretraining
         start = str((row.configs.get(stage), row.changes.get(stage), row.weights))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from sklearn.metrics import roc_auc_score
 from sweep_runs import methods_file
 
@@ -163,3 +164,29 @@ def test_rows_without_a_common_seed_are_not_compared(joined: tuple) -> None:
     assert table_of(sweep) == 0
     table = pd.read_csv(folder / 't/mine_mean.csv').set_index('row')
     assert table['against'].isna().all() and {*table['seeds']} == {1, 2}
+
+
+def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(joined: tuple) -> None:
+    sweep, targets, values = joined
+    folder = sweep.parent
+    content = yaml.safe_load(sweep.read_text())
+    content['methods']['scratch']['against'] = ['simmim', 'pixels']
+    sweep.write_text(yaml.safe_dump(content))
+    assert table_of(sweep) == 0
+    table = pd.read_csv(folder / 't/mine_Edema.csv').set_index(['row', 'against'])
+    entry = table.loc[('scratch_1', 'pixels_1')]
+    own = [roc_auc_score(targets[:, 0], fold_ranks(values['scratch_1', s])[:, 0]) for s in range(2)]
+    assert entry['difference'] == pytest.approx(np.mean(own) - 0.5, abs=1e-3)
+    assert ('scratch_1', 'simmim_1') in table.index
+    assert table_of(sweep, '--row', 'scratch_1', 'simmim_1') == 0
+    named = pd.read_csv(folder / 't/mine_Edema.csv')
+    assert named['against'].dropna().tolist() == ['simmim_1']
+
+
+def test_a_flag_compares_all_rows_with_one(joined: tuple, capsys) -> None:
+    sweep, _, _ = joined
+    assert table_of(sweep, '--against', 'scratch_1') == 0
+    table = pd.read_csv(sweep.parent / 't/mine_Edema.csv').set_index('row')
+    assert table['against'].dropna().to_dict() == {'simmim_1': 'scratch_1'}
+    assert table_of(sweep, '--against', 'moco_1') == 2
+    assert 'moco_1' in capsys.readouterr().err

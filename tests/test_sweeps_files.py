@@ -457,15 +457,3 @@ def test_methods_are_compared_with_rows_of_the_same_encoder(name: str) -> None:
     assert len(compared) >= 6
     for one, other in compared:
         assert encoder(one) == encoder(other), (one, other)
-
-
-def test_methods_at_the_same_compute_have_the_operations_of_simmim() -> None:
-    """Epochs times the operations of an image, which the file states, to half an epoch."""
-    sweep = load_sweep(ROOT / 'scripts/comparison/methods_small.yaml', 'same_compute')
-    rows = {row.name: row for row in sweep.rows}
-    gflop = {'mae': 0.172, 'moco': 0.669, 'simclr': 1.003, 'byol': 1.387, 'swav': 1.009}
-    for method, each in gflop.items():
-        row = rows[f'{method}_same_compute_1']
-        epochs = expected_config(row, row.pretraining).TRAIN.EPOCHS
-        assert epochs == pytest.approx(60 * 0.504 / each, abs=0.5)
-        assert rows[f'{method}_1'].pretrain_run != row.pretrain_run
