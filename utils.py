@@ -131,7 +131,7 @@ def read_checkpoint(path: str | Path) -> dict:
     # The safe loader fills a plain dictionary where the file names a config class.
     allowed = [(OrderedDict, f'{kind.__module__}.{kind.__name__}') for kind in CHECKPOINT_GLOBALS]
     try:
-        _check_digest(file)
+        _check_contents(file)
         with torch.serialization.safe_globals(allowed):
             checkpoint = _load(file)
     except MemoryError:
@@ -480,23 +480,38 @@ class _HashedFile:
         return self.sha256.hexdigest()
 
 
-def _check_digest(path: Path) -> None:
-    """Compare a file with its checksum file. Files without one are accepted."""
-    checksum = checksum_file(path)
-    if checksum.is_file() and checksum.read_text('utf-8', 'replace').split()[:1] != [sha256(path)]:
-        raise ValueError(
-            f'SHA-256 differs from {checksum.name}; remove that file to load the checkpoint anyway'
-        )
+def _check_contents(path: Path) -> None:
+    """Compare a file with its checksum file, or else the entries of a ZIP with their CRC-32.
+
+    The formats before ZIP and safetensors have no checksums of their own.
+    """
+    checksum, is_archive = checksum_file(path), _is_archive(path)
+    if checksum.is_file():
+        if checksum.read_text('utf-8', 'replace').split()[:1] != [sha256(path)]:
+            raise ValueError(
+                f'SHA-256 differs from {checksum.name}; remove that file to load the checkpoint '
+                'anyway'
+            )
+    elif is_archive:
+        with zipfile.ZipFile(path) as archive:
+            if name := archive.testzip():
+                raise ValueError(f'the CRC-32 of its entry {name} differs')
+
+
+def _is_archive(path: Path) -> bool:
+    """Return whether a file is a ZIP archive without compression; older files are plain pickles."""
+    with open(path, 'rb') as file:
+        if file.read(4) != b'PK\3\4':
+            return False
+        entries = zipfile.ZipFile(file).infolist()
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError('compressed archives are not supported')
+    return True
 
 
 def _load(path: Path) -> object:
     if path.suffix == '.safetensors':
         return load_file(path)
-    with open(path, 'rb') as file:
-        if file.read(4) == b'PK\3\4':  # a zip archive; older files are plain pickles
-            entries = zipfile.ZipFile(file).infolist()
-            if sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise ValueError('compressed archives are not supported')
     return torch.load(path, map_location='cpu', weights_only=True)
 
 

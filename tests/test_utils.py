@@ -412,3 +412,19 @@ def test_weights_of_another_model_are_refused_and_nothing_is_loaded(change, name
     with pytest.raises(ValueError, match=rf'a\.pth.*{name}'):
         load_model_state(model, given, 'a.pth', LOGGER)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_changed_weights_without_a_digest_are_refused_at_every_byte(tmp_path: Path) -> None:
+    """A flipped bit is either refused or without effect, because it hit a header."""
+    (path,) = write(tmp_path, NAME)
+    checksum_file(path).unlink()
+    assert value_of(path) == 1.0
+    content, refused = path.read_bytes(), 0
+    for place in range(0, len(content), 97):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        try:
+            assert value_of(path) == 1.0
+        except ValueError as error:
+            assert path.name in str(error)
+            refused += 1
+    assert refused > 0.8 * len(content) / 97
