@@ -4,7 +4,9 @@ import logging
 import os
 import re
 import stat
+import struct
 import warnings
+import zlib
 from functools import lru_cache
 from io import BytesIO
 from os import PathLike
@@ -38,6 +40,15 @@ FULL_SIZE, PACKED_STEPS = ('full size',), ('packed steps',)
 
 # Metadata with one of these markers may rotate the image, so Pillow reads these files.
 ROTATION_MARKERS = (b'eXIf', b'Exif', b'exif', b'xmp', b'http://ns.adobe.com')
+
+PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+PNG_HEADER = struct.Struct('>IIBBBBB')  # width, height, bits, colour, two constants, interlacing
+PNG_CHUNK = struct.Struct('>I4s')  # size of the contents, kind
+PNG_PIXELS = (b'IHDR', b'PLTE', b'tRNS', b'IDAT')
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+# First column and row of each pass of an interlaced image, and the steps between pixels.
+PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
+PNG_PASSES += ((0, 1, 1, 2),)
 
 PYDICOM = "pip install 'pydicom>=3.0'"
 DECODERS = (
@@ -119,6 +130,8 @@ def decode(data: bytes) -> Image.Image:
         pixels = _decode_plain(data, image)
         if pixels is not None:
             return _from_16_bit(pixels) if pixels.itemsize == 2 else Image.fromarray(pixels)
+        if image.format == 'PNG':
+            _check_png(data)
         if image.mode in MODES_8_BIT and re.search(r';16[BLN]', str(image.tile)):
             raise ValueError('16-bit colour or alpha is not read; save the image as 16-bit grey')
         ImageOps.exif_transpose(image, in_place=True)
@@ -229,6 +242,33 @@ def _decode_plain(data: bytes, image: Image.Image) -> np.ndarray | None:
     except Exception:
         return None
     return None
+
+
+def _check_png(data: bytes) -> None:
+    """Check what Pillow does not: the CRC-32 of chunks with pixels, and that no row is missing.
+
+    Raises:
+        ValueError: If one of these chunks is damaged, or if rows are missing.
+
+    Source: ISO/IEC 15948 (PNG), sections 5.3 (chunks), 8.2 (interlacing) and 10.1 (zlib).
+    """
+    width, height, bits, colour, _, _, interlaced = PNG_HEADER.unpack_from(data, 16)
+    place, kind, stream = len(PNG_SIGNATURE), b'', bytearray()
+    while place + 12 <= len(data) and (not stream or kind == b'IDAT'):
+        size, kind = PNG_CHUNK.unpack_from(data, place)
+        body = data[place + 4 : place + 8 + size]  # with the kind, which the CRC-32 covers
+        crc = data[place + 8 + size : place + 12 + size]
+        if kind in PNG_PIXELS and crc != zlib.crc32(body).to_bytes(4, 'big'):
+            raise ValueError(f'the CRC-32 of a chunk {kind!r} differs')
+        stream += body[4:] if kind == b'IDAT' else b''
+        place += 12 + size
+    needed = 0
+    for x, y, across, down in PNG_PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - x) // across), -(-(height - y) // down)
+        needed += rows * (1 + -(-columns * bits * PNG_CHANNELS[colour] // 8)) if columns else 0
+    found = len(zlib.decompressobj().decompress(stream, needed))
+    if found < needed:
+        raise ValueError(f'rows are missing: {found:,} bytes of pixels instead of {needed:,}')
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
