@@ -36,7 +36,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.images import FULL_RANGE_BITS, FULL_SIZE, PACKED_STEPS, BadImageError
-from engine.files import BLOCK_BYTES, atomic_writer, locked, replace_file
+from engine.files import BLOCK_BYTES, atomic_writer, is_below, locked, replace_file
 
 VERSION = 2
 STORE_FILE = 'store.json'
@@ -254,6 +254,9 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     if crc != _checksum(about):
         raise ValueError(f'{file} was changed: the checksum differs')
+    for name in (*about['files'], *about['shards'], *about.get('sources', {})):
+        if not is_below(name):
+            raise ValueError(f'{file} names {name!r}, which is not a path below its folder')
     return about | about.get('sources', {}).get(source, {})
 
 

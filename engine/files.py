@@ -8,7 +8,7 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from filelock import FileLock, Timeout
@@ -20,6 +20,12 @@ OTHER_FILES = 64  # open files of a process without its workers
 LOADER_FILES = 16  # open files per worker of a training and a validation loader
 MANY_FILES = 4096  # limit that is set where the system permits it
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system has no locks
+
+
+def is_below(name: str) -> bool:
+    """Return whether a name is a path below a folder: relative, and without '..'."""
+    path = PurePath(name)
+    return bool(path.parts) and not path.is_absolute() and '..' not in path.parts
 
 
 def sha256(path: str | Path) -> str:

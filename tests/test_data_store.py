@@ -385,3 +385,19 @@ def test_a_run_reads_the_copy_in_cache_dir(store: Path, root: Path, tmp_path: Pa
     config = make_config(root, 'DATA.CACHE_DIR', str(tmp_path / 'cache'))
     with pytest.raises(ValueError, match='DATA.CACHE_DIR'):
         data_root(config, LOGGER)
+
+
+@pytest.mark.parametrize('name', ['../../victim/x', '/etc/hostname', 'a/../../b', ''])
+@pytest.mark.parametrize('entry', ['files', 'shards', 'sources'])
+def test_a_store_that_names_files_outside_its_folder_is_refused(
+    store: Path, tmp_path: Path, entry: str, name: str
+) -> None:
+    foreign = copied(store, tmp_path / 'foreign')
+    about = read_about(foreign)
+    about[entry] = about['shards'] + [name] if entry == 'shards' else {name: [0, 0]}
+    text = json.dumps({**about, 'crc32': data.store._checksum(about)})
+    (foreign / 'store.json').write_text(text)
+    target = tmp_path / 'cache' / 'store'
+    with pytest.raises(ValueError, match='store.json'):
+        copy_store(foreign, target)
+    assert not target.exists() and not (tmp_path / 'victim').exists()
