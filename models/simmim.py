@@ -336,7 +336,13 @@ def pixel_loss(
 
     The weight [B, 1, S, S] is 1 for counted pixels and 0 for others. Without counted pixels, the
     loss is 0. The error is one of LOSSES.
+
+    Raises:
+        ValueError: If reconstruction and image have different shapes, which would be broadcast.
     """
+    if reconstruction.shape != image.shape:
+        shapes = f'{[*reconstruction.shape]} and {[*image.shape]}'
+        raise ValueError(f'reconstruction and target must have one shape, got {shapes}')
     weight = weight.float()
     errors = error(reconstruction.float(), image.float(), reduction='none')
     return (errors * weight).sum() / (weight.sum() + 1e-5) / image.shape[1]

@@ -222,3 +222,10 @@ def test_layer_ids_follow_the_depth_of_swin() -> None:
         't': 5,
     }
     assert {name: model.get_layer_id(name) for name in want} == want
+
+
+@pytest.mark.parametrize('channels', [1, 2])
+def test_a_reconstruction_of_another_shape_is_not_broadcast(channels: int) -> None:
+    image, weight = torch.zeros(2, 3, 8, 8), torch.ones(2, 1, 8, 8)
+    with pytest.raises(ValueError, match=rf'\[2, {channels}, 8, 8\]'):
+        pixel_loss(image[:, :channels], image, weight)
