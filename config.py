@@ -510,6 +510,7 @@ NAME_LISTS = ('DATA.PREPROCESS',)
 CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
 # libyaml reads a config about ten times as fast as the loader in Python.
 YAML_LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
+YAML_LENGTH, YAML_DEPTH = 1_000_000, 20  # largest file in characters, and deepest nesting
 
 
 def default_config() -> Config:
@@ -938,14 +939,31 @@ def flat_options(text: str) -> dict[str, Any]:
     return {key: _current_value(key, value) for key, value in options.items()}
 
 
-def load_yaml(text: str) -> Any:
+def load_yaml(text: str, *, as_text: bool = False) -> Any:
     """Read YAML text as plain values.
 
+    Args:
+        text: YAML text without aliases, which could make a short text fill the memory.
+        as_text: Whether to leave all values as text, so that `yes` and `1.0` stay as written.
+
     Raises:
-        ValueError: If the text is not YAML or contains Python objects.
+        ValueError: If the text is not YAML, is too long or too deep, or contains aliases or Python
+            objects.
     """
+    loader, depth = yaml.BaseLoader if as_text else YAML_LOADER, 0
+    if len(text) > YAML_LENGTH:
+        raise ValueError(f'{len(text):,} characters of YAML; {YAML_LENGTH:,} are allowed')
     try:
-        return yaml.load(text, YAML_LOADER)
+        for event in yaml.parse(text, loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(
+                    f'*{event.anchor} is an alias; put text that begins with * in quotes'
+                )
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > YAML_DEPTH:
+                raise ValueError(f'more than {YAML_DEPTH} nested values')
+        return yaml.load(text, loader)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f'this is not plain YAML: {" ".join(str(error).split())}') from error
 

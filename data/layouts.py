@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from config import Config
+from config import Config, load_yaml
 from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
 from data.records import (
     LAYOUT_SUFFIX,
@@ -33,6 +32,7 @@ from data.records import (
     register_dataset,
 )
 from data.store import Store
+from engine.files import is_below
 
 SHIPPED = Path(__file__).resolve().parents[1] / 'configs' / 'datasets'
 SPLITS = ('train', 'valid', 'test')
@@ -64,6 +64,7 @@ KEYS = {
     'rename': (),
     'splits': ('column', *SPLITS),
 }
+NOT_CELLS = ('column', 'separator', 'names')  # keys of mappings whose values are not cells
 QUOTES = 'a value that starts with * or { must be in quotes'
 MANY_ROWS = 0.2  # share of rows without a known label above which the check lists their cells
 EXAMPLES = 5  # of cells in a warning
@@ -116,12 +117,10 @@ def open_layout(name: str) -> Layout:
     """Read and check a shipped layout by its name, or the YAML file at a path."""
     file = Path(name) if name.endswith(LAYOUT_SUFFIX) else SHIPPED / f'{name}{LAYOUT_SUFFIX}'
     try:
-        # This loader leaves all values as text, so that `yes` and `1.0` equal cells of a table.
-        given = yaml.load(file.read_text('utf-8'), yaml.BaseLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = ' '.join(str(error).split())
-        hint = f' ({QUOTES})' if isinstance(error, yaml.YAMLError) else ''
-        raise ValueError(f'DATA.DATASET: cannot read the layout {file}: {reason}{hint}') from error
+        given = load_yaml(file.read_text('utf-8'), as_text=True)
+    except (OSError, ValueError) as error:
+        reason = f'cannot read the layout {file}: {" ".join(str(error).split())} ({QUOTES})'
+        raise ValueError(f'DATA.DATASET: {reason}') from error
 
     def demand(holds: bool, key: str, allowed: str) -> None:
         if not holds:
@@ -135,11 +134,19 @@ def open_layout(name: str) -> Layout:
     for key, value in given.items():
         if key in KEYS and isinstance(value, dict):
             _refuse_unknown(f'{file}: {key}', value, KEYS[key] or [*value])
+            cells = _lists_of_cells(key, value)
+            texts = [v for name, v in value.items() if name not in {*cells, 'names'}]
+            listed = [cell for several in cells.values() for cell in _listed(several)]
+            texts += listed + _listed(value.get('names', []))
+            demand(all(isinstance(text, str) for text in texts), key, f'text or lists ({QUOTES})')
+            demand(len(listed) == len({*listed}), key, 'a mapping that lists each cell once')
         else:
             holds = isinstance(value, str) and key in ('table', 'views', *{*given} - {*KEYS})
             demand(holds, key, f'{"a mapping" if key in KEYS else "text"} ({QUOTES})')
     layout = Layout(file, **given)
     demand(layout.majority_vote in ('true', 'false'), 'majority_vote', 'true or false')
+    for key, names in (('table', layout.tables), ('splits', layout.lists)):
+        demand(all(map(is_below, names.values())), key, 'paths below the data folder')
     holds = IMAGE.fullmatch(layout.image) is not None
     demand(holds, 'image', 'a path with {columns}, and * for folders before them')
     holds = '{split}' not in layout.image or (layout.split_names != ['train'] and not layout.lists)
@@ -148,9 +155,17 @@ def open_layout(name: str) -> Layout:
     demand(holds, 'views', f'one of {", ".join(VIEWS)}, or a mapping from them to cells')
     holds = ('column' in layout.labels) == ('separator' in layout.labels)
     demand(holds, 'labels', 'with both column and separator, or with neither')
+    demand(layout.labels.get('separator') != '', 'labels', 'with a separator that is not empty')
     holds = not layout.splits or ('' in layout.tables and set(layout.splits) != {'column'})
     demand(holds, 'splits', 'for a layout with one table, and must name train, valid or test')
     return layout
+
+
+def _lists_of_cells(key: str, mapping: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a mapping that list cells of the table, and not files or names."""
+    if key in ('table', 'rename') or (key == 'splits' and 'column' not in mapping):
+        return {}
+    return {name: cells for name, cells in mapping.items() if name not in NOT_CELLS}
 
 
 def _refuse_unknown(place: str, keys: Iterable[str], allowed: Sequence[str]) -> None:
@@ -339,8 +354,8 @@ def _names_in_file(layout: Layout, label: str) -> list[str]:
     return [theirs for theirs, name in layout.rename.items() if name == label] or [label]
 
 
-def _listed(value: str | Sequence[str]) -> Sequence[str]:
-    return [value] if isinstance(value, str) else value
+def _listed(value: str | list[str]) -> list[str]:
+    return value if isinstance(value, list) else [value]
 
 
 def _by_cell(cells: Mapping[str, str | Sequence[str]]) -> dict[str, str]:

@@ -370,3 +370,12 @@ def test_saved_options_are_read_without_keys_that_no_longer_exist() -> None:
     assert (config.SEED, config.DATA.UNCERTAIN_BY_LABEL) == (7, {'Edema': 'zeros'})
     with pytest.raises(ValueError):
         config_from_text('7')
+
+
+def test_yaml_that_fills_the_memory_is_refused() -> None:
+    """Ten levels of ten aliases each have 10^10 elements in 400 bytes."""
+    levels = ['a0: &a0 [x, x, x, x, x, x, x, x, x, x]']
+    levels += [f'a{i}: &a{i} [{", ".join([f"*a{i - 1}"] * 10)}]' for i in range(1, 11)]
+    for text in ('\n'.join(levels), '[' * 1000, 'a: ' + 'b' * 1_000_001):
+        with pytest.raises(ValueError, match='YAML'):
+            config_from_text(text)

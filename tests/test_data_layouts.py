@@ -281,6 +281,21 @@ def test_a_missing_label_or_split_names_what_there_is(tmp_path: Path) -> None:
         ('patient: who', 'patient: {', 'quotes'),
         ('xrays/{file}', '*/{file}', 'quotes'),
         ('xrays/{file}', '{file}', 'quotes'),
+        ('lateral: [lat]', 'lateral: [pa, lat]', 'views'),
+        ('valid: c', 'valid: [b, c]', 'splits'),
+        (
+            '{column: findings, separator: ;}',
+            "{positive: ['1', 'y'], negative: ['0', '1']}",
+            'labels',
+        ),
+        ('separator: ;', 'separator: [;]', 'labels'),
+        ('separator: ;', "separator: ''", 'labels'),
+        ('normal: No Finding', 'normal: {a: b}', 'rename'),
+        ('lateral: [lat]', 'lateral: {lat: a}', 'views'),
+        ('table: export.csv', 'table: ../other/export.csv', 'table'),
+        ('table: export.csv', 'table: /etc/hostname', 'table'),
+        ('{column: part, train: [a, b], valid: c, test: d}', '{train: a/../../b.txt}', 'splits'),
+        ('patient: who', 'patient: &a who\nstudy: *a', 'quotes'),
     ],
 )
 def test_a_faulty_layout_names_its_file_and_key(
