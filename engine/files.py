@@ -1,6 +1,7 @@
 """File operations: atomic replacement, locks, checksums, and names of checkpoints."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -10,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import BinaryIO
-
-from filelock import FileLock, Timeout
 
 BLOCK_BYTES = 2**22  # bytes read at a time
 BEST_CHECKPOINT = 'ckpt_best.pth'  # a run never resumes from it automatically
@@ -88,28 +87,28 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: str | Path, *, wait: bool) -> Iterator[None]:
-    """Hold a lock file. The operating system releases the lock if the process dies.
+def locked(path: str | Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a lock file. The operating system releases the lock if the process or its node dies.
 
-    On file systems without locks, such as some network drives, the block runs without a lock.
+    Yields:
+        True, or False on file systems without locks, such as some network drives. There the block
+        runs without a lock. A file that marks the lock would outlive a node that dies.
 
     Raises:
         ValueError: If another process holds the lock and `wait` is False.
     """
-    path = Path(path)
+    path, has_locks = Path(path), True
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=-1 if wait else 0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f'another process is writing to {path.parent}') from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-    try:
-        yield
-    finally:
-        lock.release()
+    with open(path, 'ab') as file:  # closing the file releases the lock
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise ValueError(f'another process is writing to {path.parent}') from None
+            if error.errno not in NO_LOCKS:
+                raise
+            has_locks = False
+        yield has_locks
 
 
 def allow_open_files(workers: int, *, per_worker: int = 4) -> None:

@@ -182,14 +182,16 @@ def setup_run(args: Namespace, process: Process) -> None:
     folder = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG
     trains = not (config.EVAL_MODE or config.THROUGHPUT_MODE or config.CHECK_MODE)
     writes = trains and distributed.is_main()
-    problem = ''
+    problem, is_safe = '', True
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if writes:
-            process.lock.enter_context(run_lock(folder))
+            is_safe = process.lock.enter_context(run_lock(folder))
         if distributed.is_main() and (trains or config.CHECK_MODE):
             refuse_another_run(folder, config)
         logger = create_logger(folder, distributed.rank(), name=config.MODEL.NAME)
+        if not is_safe:
+            logger.warning(f'{folder} cannot be locked: do not start two runs with this --tag')
         scalars = ScalarLog(folder, enabled=writes, logger=logger)
     except OSError as error:
         problem = (

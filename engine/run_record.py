@@ -246,8 +246,8 @@ def is_finished(folder: str | Path) -> bool:
     return _known_record(folder).get('finished') is not None
 
 
-def run_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Lock a run folder against other runs.
+def run_lock(folder: Path) -> contextlib.AbstractContextManager[bool]:
+    """Lock a run folder against other runs, see `engine.files.locked`.
 
     Raises:
         ValueError: If another run is writing to the folder.

@@ -24,13 +24,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from filelock import FileLock
 from torch import nn
 
 from config import Config
 from data.packing import Settings, pack, read_source
 from data.phantom import make_phantom
-from engine.files import replace_file
+from engine.files import locked, replace_file
 from engine.run_record import ROOT, code_version, environment
 from logger import read_metrics
 from scripts import benchmark
@@ -120,7 +119,8 @@ def run_steps(folder: Path, name: str, batch_size: int) -> dict:
 def compile_steps(folder: Path, name: str, batch_size: int) -> dict:
     """Fill the compiler's cache. The largest batches take turns, because two may not fit."""
     is_large = batch_size == LARGEST
-    with FileLock(folder.parent / 'large.lock') if is_large else contextlib.nullcontext():
+    lock = locked(folder.parent / 'large.lock', wait=True)
+    with lock if is_large else contextlib.nullcontext():
         start = time.perf_counter()
         benchmark.training_cases(training_args(name, batch_size))['ours']()
         return {'values': {'first turn, s': time.perf_counter() - start}}

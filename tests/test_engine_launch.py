@@ -1,6 +1,8 @@
 """How a run starts and ends: exit codes, last line, determinism, the run folder and its lock."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -208,6 +210,20 @@ def test_a_second_run_in_the_folder_is_refused_until_the_first_one_ends(
     holder.wait()
     assert not is_locked(folder)
     assert launch('simmim', lambda run: None, argv) == 0
+
+
+def test_a_file_system_without_locks_never_refuses_a_requeued_run(argv, folder, monkeypatch):
+    """Whoever left a lock file there, such as a node that died, does not block the run."""
+
+    def flock(*_) -> None:
+        raise OSError(errno.ENOSYS, 'Function not implemented')
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    folder.mkdir(parents=True)
+    (folder / 'run.lock').write_text('4242\nnode-that-died\n')
+    assert launch('simmim', lambda run: None, argv) == 0
+    assert not is_locked(folder)
+    assert 'cannot be locked' in log_of(folder)
 
 
 def test_an_output_that_cannot_be_written(eight, tmp_path, refused):
