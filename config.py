@@ -893,6 +893,11 @@ FREE_OPTIONS = (
 REPORTED_SECTIONS = ('TEST', 'EVAL', 'REPORT')
 # Options that decide which patients train the model, choose a checkpoint and are scored.
 PATIENT_OPTIONS = ('DATA.FOLD', 'DATA.HOLDOUT_FRACTION', 'EVAL.INTERNAL_SHARE')
+# Options that decide what each output of a classifier means.
+OUTPUT_OPTIONS = ('DATA.TASK', 'DATA.LABELS')
+# Options that decide which score selects the checkpoint.
+SELECTION_OPTIONS = ('EVAL.SELECT', 'EVAL.SELECT_ON', 'EVAL.LEVEL', 'EVAL.AGGREGATE', 'EVAL.VIEWS')
+SELECTION_OPTIONS += ('EVAL.TTA', 'EVAL.TTA_FLIP', 'DATA.VIEWS', 'DATA.BLANK')
 
 
 def config_text(config: CfgNode) -> str:

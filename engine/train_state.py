@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from config import Config, config_changes, config_text, load_yaml
+from config import (
+    OUTPUT_OPTIONS,
+    SELECTION_OPTIONS,
+    Config,
+    config_changes,
+    config_text,
+    load_yaml,
+)
 from engine import distributed
 from engine.clock import Clock
 from engine.device import Compiled
@@ -158,8 +165,8 @@ class TrainState:
         """Resume from a checkpoint. Learning rates, weight decay and epochs come from the config.
 
         Raises:
-            ValueError: If the model, the batches of an unfinished epoch, or the number of images
-                that the loss compares have changed.
+            ValueError: If the model, the meaning of its outputs, the batches of an unfinished
+                epoch, or the number of images that the loss compares have changed.
         """
         self.source = source
         with name_damaged(source):
@@ -169,8 +176,7 @@ class TrainState:
             self.progress = Progress(**saved['progress'])
             self._set_position(saved, config)
             self._compare_images(saved, config, logger)
-            for line in config_changes(saved['config'], config_text(config)):
-                logger.warning(f'changed since the checkpoint: {line}')
+            self._compare_options(saved, config, logger)
             rng, processes = saved['rng'], distributed.world_size()
             if len(rng) == processes:
                 set_rng_state(rng[distributed.rank()])
@@ -180,6 +186,26 @@ class TrainState:
                     f'{processes}: dropout and drop path start from new random states'
                 )
         logger.info(f'resumed from {source}: epoch {self.epoch}, batch {self.batch}')
+
+    def _compare_options(self, saved: dict, config: Config, logger: logging.Logger) -> None:
+        """Log changed options, and forget the best score if another score selects now.
+
+        Raises:
+            ValueError: If the outputs of the model now have another meaning.
+        """
+        changes = config_changes(saved['config'], config_text(config))
+        if other := [line for line in changes if line.startswith(OUTPUT_OPTIONS)]:
+            raise ValueError(
+                f'{self.source} was trained with other labels ({"; ".join(other)}): choose another '
+                '--tag, or start from its weights with --pretrained'
+            )
+        for line in changes:
+            logger.warning(f'changed since the checkpoint: {line}')
+        if any(line.startswith(SELECTION_OPTIONS) for line in changes):
+            self.best_score = -math.inf
+            logger.warning(
+                'another score selects the checkpoint now, so earlier epochs no longer count'
+            )
 
     def _compare_images(self, saved: dict, config: Config, logger: logging.Logger) -> None:
         """Warn if the effective batch size has changed.

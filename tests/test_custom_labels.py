@@ -16,7 +16,7 @@ from data.labels import training_targets
 from data.packing import Settings, pack, read_source
 from logger import read_metrics
 from models.export import load_source
-from utils import read_checkpoint, trained_config
+from utils import read_checkpoint, save_checkpoint, trained_config
 
 TIMING = {'seconds', 'data_seconds', 'images_per_second'}
 OWN = ['Pneumonia', 'Heart/size', 'No Finding']
@@ -106,6 +106,36 @@ def test_evaluation_refuses_other_labels_than_those_of_the_checkpoint(
     refused('finetune', argv, 'ckpt_best.pth', 'DATA.LABELS')
     written = [path.name for path in (tmp_path / 'out').rglob('*') if path.is_file()]
     assert written == ['log_rank0.txt'], 'the refusal is logged, and nothing else is written'
+
+
+def test_a_run_does_not_resume_with_other_labels(
+    fine_tuned: Path, own_data: Path, tmp_path: Path, refused
+) -> None:
+    """Also with more epochs, and from a checkpoint of another folder."""
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, DATA={'VIEWS': 'all'})
+    opts = ['--opts', 'DATA.LABELS', str(OWN[::-1]), 'MODEL.NUM_CLASSES', '3', 'TRAIN.EPOCHS', '9']
+    copy = tmp_path / 'out' / fine_tuned.parent.name / fine_tuned.name
+    shutil.copytree(fine_tuned, copy)
+    before = (copy / 'predictions_valid.csv').read_bytes()
+    words = ['--tag', fine_tuned.name, *opts]
+    refused('finetune', arguments(cfg, own_data, tmp_path / 'out', *words), 'DATA.LABELS')
+    assert (copy / 'predictions_valid.csv').read_bytes() == before
+    words = ['--resume', str(next(fine_tuned.glob('ckpt_epoch_*.pth'))), *opts]
+    refused('finetune', arguments(cfg, own_data, tmp_path / 'other', *words), 'DATA.LABELS')
+
+
+@pytest.mark.slow
+def test_a_resumed_run_forgets_the_best_score_if_another_score_selects(
+    own_data: Path, tmp_path: Path
+) -> None:
+    opts = ['REPORT.WRITE', 'False', 'TRAIN.EPOCHS']
+    folder = run(own_data, tmp_path, 'full', *opts, '1')
+    path = folder / 'ckpt_epoch_0.pth'
+    save_checkpoint(path, read_checkpoint(path) | {'best_score': 2.0})  # which no epoch reaches
+    run(own_data, tmp_path, 'full', *opts, '2')
+    assert read_checkpoint(folder / 'ckpt_epoch_1.pth')['best_score'] == 2.0
+    run(own_data, tmp_path, 'full', *opts, '3', 'EVAL.LEVEL', 'image')
+    assert read_checkpoint(folder / 'ckpt_epoch_2.pth')['best_score'] <= 1.0
 
 
 def test_a_missing_label_column_is_named_with_those_that_there_are(
