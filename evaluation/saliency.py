@@ -21,7 +21,7 @@ from data.transforms import EvalTransform
 from engine.files import atomic_writer
 from evaluation.cases import Cases, choose_cases
 from models.build import build_model
-from models.encoder import Encoder, eager_attention
+from models.encoder import MAP_CELLS, Encoder, eager_attention
 from models.losses import positive_logits
 
 COLOUR_MAP = 'plasma'  # perceptually uniform, safe for colour-blind readers, without grey
@@ -31,6 +31,7 @@ FOLDER = 'maps'
 SIGNAL = 0.01  # smallest range of values of a map with a signal
 SMALLEST = torch.finfo(torch.float32).tiny  # avoids 0 / 0 in maps of zeros
 METHODS = Registry('REPORT.METHOD')
+NO_MAPS = f'no suitable layer with at least {MAP_CELLS} x {MAP_CELLS} cells'
 
 Score = Callable[[torch.Tensor], torch.Tensor]  # outputs [B, *] -> scores [B]
 
@@ -117,6 +118,20 @@ METHODS.register('grad_cam')(MapMethod('Grad-CAM', grad_cam))
 METHODS.register('rollout')(MapMethod('attention rollout', attention_rollout))
 
 
+def map_cells(model: nn.Module, images: torch.Tensor) -> int:
+    """Return the side of the grid of cells of a model's maps, which are enlarged to the image."""
+    shapes: list[int] = []
+    layer = model.saliency_layer()
+    with (
+        layer.register_forward_hook(
+            lambda _module, _inputs, features: shapes.append(_as_grid(features).shape[-1])
+        ),
+        torch.no_grad(),
+    ):
+        model.eval()(images)
+    return shapes[0]
+
+
 def randomised_check(
     model: nn.Module,
     make_model: Callable[[], nn.Module],
@@ -179,6 +194,8 @@ def plot_prediction(
     image: np.ndarray,
     maps: Mapping[str, np.ndarray],
     probabilities: Mapping[str, float],
+    *,
+    cells: int,
 ) -> None:
     """Plot an X-ray, maps of some labels, their overlays, and the probabilities of all labels.
 
@@ -187,12 +204,14 @@ def plot_prediction(
         image: X-ray, [S, S] uint8.
         maps: Label -> map in [0, 1], [S, S]. Each map is a row of the figure.
         probabilities: Label -> probability. The labels with maps are highlighted.
+        cells: Side of the grid of the maps before they were enlarged, see `map_cells`.
     """
     from matplotlib.figure import Figure
 
     height = max(2.5 * len(maps), 0.25 * len(probabilities), 2.5)
     figure = Figure(figsize=(12, height + 0.5), dpi=110, layout='constrained')
-    names = [('image', f'{label}: Grad-CAM', f'{label}: overlay', 'probability') for label in maps]
+    method = f'Grad-CAM, {cells} x {cells} cells'
+    names = [('image', f'{label}: {method}', f'{label}: overlay', 'probability') for label in maps]
     axes = figure.subplot_mosaic(names, width_ratios=(1, 1.1, 1, 1))
     for name, axis in axes.items():
         axis.set_title(name, fontsize=9)
@@ -273,10 +292,10 @@ def write_maps(
 
     Returns:
         `maps` and `maps_check` of the report. Both are empty if REPORT.MAPS is 0 or if the model
-        has no layer for maps, such as nearest neighbours.
+        has no layer for maps (`lacks_maps`).
     """
     count = config.REPORT.MAPS
-    if not count or not isinstance(model, Encoder) or model.saliency_layer() is None:
+    if not count or lacks_maps(model):
         return {'maps': [], 'maps_check': None}
     view, entries = EvalTransform(config), []
     device = next(model.parameters()).device
@@ -299,6 +318,11 @@ def write_maps(
             entries.append(entry | {'has_signal': bool(np.ptp(map_) >= SIGNAL)})
     check = _check_maps(config, model, view, dataset) if entries else None
     return {'maps': entries, 'maps_check': check}
+
+
+def lacks_maps(model: nn.Module) -> bool:
+    """Return whether a model has no layer for maps: nearest neighbours, or too few cells."""
+    return not isinstance(model, Encoder) or model.saliency_layer() is None
 
 
 def label_maps(
@@ -333,6 +357,7 @@ def _check_maps(
     )
     return {
         'method': METHODS[method].title,
+        'cells': map_cells(model, images[:1].to(next(model.parameters()).device)),
         'similarity': similarity,
         'note': (
             'the mean rank correlation with maps of the same model with random weights, over '

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from config import Registry, encoder_node
 
 ENCODERS = Registry('MODEL.TYPE')
+MAP_CELLS = 7  # smallest side of the grid of a saliency map
 
 # TRAIN.CHECKPOINT_KEEPS: activations that gradient checkpointing stores besides the block inputs.
 KEEPS = {
@@ -113,7 +114,9 @@ class Encoder(nn.Module, ABC):
     def saliency_layer(self) -> nn.Module | None:
         """Return the module whose output Grad-CAM explains, [B, F, h, w] or tokens [B, L, F].
 
-        None means that the encoder has no such module, and the report contains no saliency maps.
+        It is the last suitable one with at least MAP_CELLS x MAP_CELLS cells, because a coarser map
+        shows quarters of an image rather than regions. None means that the encoder has no such
+        module, and there are no saliency maps.
         """
         return None
 

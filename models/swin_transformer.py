@@ -11,7 +11,14 @@ from timm.layers import DropPath, Mlp, PatchEmbed, gen_relative_position_index
 from torch import nn
 
 from config import encoder_node, require
-from models.encoder import ENCODERS, PatchEncoder, attend, build_classifier_head, run_block
+from models.encoder import (
+    ENCODERS,
+    MAP_CELLS,
+    PatchEncoder,
+    attend,
+    build_classifier_head,
+    run_block,
+)
 from models.relative_position import gather_biases
 
 OTHER_REGION = -100.0  # added to logits between tokens that are only neighbours after the shift
@@ -334,6 +341,10 @@ class SwinTransformer(PatchEncoder):
     def no_weight_decay_keywords(self) -> set[str]:
         return {'relative_position_bias_table'}
 
-    def saliency_layer(self) -> nn.Module:
-        """Return the last block's input: after this block, a token may describe a whole window."""
-        return [self.pos_drop, *self.layers[:-1], *self.layers[-1].blocks][-2]
+    def saliency_layer(self) -> nn.Module | None:
+        """Return the last block with a grid of enough cells, but not the last block of all.
+
+        After that block, a token may describe a whole window.
+        """
+        blocks = [block for layer in self.layers for block in layer.blocks][:-1]
+        return next((block for block in reversed(blocks) if block.side >= MAP_CELLS), None)

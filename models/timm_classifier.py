@@ -11,7 +11,7 @@ from torch import nn
 
 from config import require
 from engine.files import in_one_line
-from models.encoder import ENCODERS, Encoder, build_classifier_head
+from models.encoder import ENCODERS, MAP_CELLS, Encoder, build_classifier_head
 
 
 class Layout(NamedTuple):
@@ -171,19 +171,20 @@ def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any
 def _look_inside(encoder: nn.Module, shape: tuple[int, ...]) -> tuple[int, str]:
     """Return the width of the pooled features and the name of the layer for saliency maps.
 
-    The layer is the last module that returns a square map [B, F, h, w] with more than one position.
+    The layer is the last module that returns a square map [B, F, h, w]. If the map has fewer than
+    MAP_CELLS x MAP_CELLS cells, it is the last stage in timm's `feature_info` with enough of them.
     If tokens follow (ViT), it is the last block but one, as in `VisionTransformer.saliency_layer`.
     Models that return maps [B, h, w, F] have no such layer.
     """
-    last, has_tokens = '', False
+    last, sides, tokens = '', {}, 0
 
     def watch(name: str) -> Callable:
         def look(_module: nn.Module, _inputs: tuple, result: object) -> None:
-            nonlocal last, has_tokens
+            nonlocal last, tokens
             dims = result.shape if isinstance(result, torch.Tensor) else ()
             if len(dims) == 4 and dims[2] == dims[3] > 1:
-                last, has_tokens = name, False
-            has_tokens = has_tokens or len(dims) == 3
+                last, sides[name], tokens = name, dims[2], 0
+            tokens = dims[1] if len(dims) == 3 else tokens
 
         return look
 
@@ -193,9 +194,14 @@ def _look_inside(encoder: nn.Module, shape: tuple[int, ...]) -> tuple[int, str]:
         handle.remove()
     if pooled.ndim != 2:
         raise RuntimeError(f'the output is {list(pooled.shape)}, not one vector per image')
-    if has_tokens:
+    if tokens:
         blocks = getattr(encoder, 'blocks', ())
-        last = f'blocks.{len(blocks) - 2}' if len(blocks) > 1 else ''
+        has_cells = tokens >= MAP_CELLS**2 and len(blocks) > 1
+        last = f'blocks.{len(blocks) - 2}' if has_cells else ''
     elif getattr(encoder, 'output_fmt', 'NCHW') != 'NCHW':
         last = ''
+    elif sides.get(last, 0) < MAP_CELLS:
+        stages = [stage['module'] for stage in getattr(encoder, 'feature_info', ())]
+        fine = [name for name in stages if sides.get(name, 0) >= MAP_CELLS]
+        last = fine[-1] if fine else ''
     return pooled.shape[1], last

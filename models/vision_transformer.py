@@ -15,7 +15,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import require
-from models.encoder import ENCODERS, PatchEncoder, attend, build_classifier_head, run_block
+from models.encoder import (
+    ENCODERS,
+    MAP_CELLS,
+    PatchEncoder,
+    attend,
+    build_classifier_head,
+    run_block,
+)
 from models.relative_position import CLASS_TOKEN_ROWS, gather_bias, gather_biases
 
 
@@ -267,13 +274,13 @@ class VisionTransformer(PatchEncoder):
     def no_weight_decay(self) -> set[str]:
         return {'pos_embed', 'cls_token'}
 
-    def saliency_layer(self) -> nn.Module:
-        """Return the module whose output enters the last block.
+    def saliency_layer(self) -> nn.Module | None:
+        """Return the module whose output enters the last block, if the grid has enough cells.
 
         The class token does not depend on the patch tokens that leave the last block, so their
         gradient would be 0.
         """
-        return [self.pos_drop, *self.blocks][-2]
+        return [self.pos_drop, *self.blocks][-2] if self.grid_size >= MAP_CELLS else None
 
 
 def sincos_positions(grid_size: int, width: int) -> torch.Tensor:

@@ -33,7 +33,7 @@ from engine.device import local_device
 from engine.files import LOADER_FILES, allow_open_files
 from engine.launch import EXIT_UNEXPECTED, explain
 from evaluation.inference import load_classifier, predict
-from evaluation.saliency import label_maps, plot_prediction, read_view
+from evaluation.saliency import NO_MAPS, label_maps, map_cells, plot_prediction, read_view
 from utils import read_checkpoint, trained_config
 
 MOST_IMAGES = 128  # maximum default batch size
@@ -154,7 +154,7 @@ def predict_images(args: argparse.Namespace) -> int:
     if unknown := set(args.maps) - set(labels):
         raise ValueError(f'--maps must be labels of {", ".join(labels)}; got {sorted(unknown)}')
     if args.maps and model.saliency_layer() is None:
-        raise ValueError(f'--maps: {args.checkpoint} has no layer for saliency maps')
+        raise ValueError(f'--maps: {args.checkpoint} has {NO_MAPS}')
     data, workers = config.DATA, args.num_workers
     workers = min(data.NUM_WORKERS, os.cpu_count()) if workers is None else workers
     allow_open_files(workers, per_worker=LOADER_FILES)
@@ -198,11 +198,13 @@ def write_figures(
     bar = tqdm(probabilities.iterrows(), 'maps', len(probabilities), unit='image', disable=None)
     for number, (path, row) in enumerate(bar, start=1):
         grey, image = read_view(view, load_image(path))
-        maps = {}
+        maps, cells = {}, map_cells(model, image.to(device))
         for label in args.maps:
             found = label_maps(config, model, image.to(device), row.index.get_loc(label))
             maps[label] = found[0].cpu().numpy()
-        plot_prediction(folder / f'{number:04d}_{Path(path).stem}.png', grey, maps, dict(row))
+        plot_prediction(
+            folder / f'{number:04d}_{Path(path).stem}.png', grey, maps, dict(row), cells=cells
+        )
     print(f'{len(probabilities)} figures in {folder}')
 
 

@@ -22,6 +22,8 @@ from evaluation.cases import choose_cases
 from evaluation.saliency import (
     attention_rollout,
     grad_cam,
+    lacks_maps,
+    map_cells,
     plot_map,
     randomised_check,
     write_maps,
@@ -33,7 +35,7 @@ from models.vision_transformer import VisionTransformer
 SIZE = 32
 SWIN = {'img_size': SIZE, 'patch_size': 2, 'in_chans': 1, 'num_classes': 3, 'embed_dim': 8,
         'depths': [2, 2], 'num_heads': [1, 2], 'window_size': 4}  # fmt: skip
-VIT = {'img_size': SIZE, 'patch_size': 8, 'in_chans': 1, 'num_classes': 3, 'embed_dim': 16,
+VIT = {'img_size': SIZE, 'patch_size': 4, 'in_chans': 1, 'num_classes': 3, 'embed_dim': 16,
        'depth': 3, 'num_heads': 2}  # fmt: skip
 
 
@@ -101,6 +103,20 @@ def test_grad_cam_of_an_encoder_equals_finite_differences(kind):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ('kind', 'size', 'cells'), [('swin', 32, 8), ('swin', 16, 8), ('swin', 8, 0), ('vit', 32, 8),
+                                ('vit', 24, 0)]
+)  # fmt: skip
+def test_maps_have_the_deepest_grid_with_enough_cells(kind, size, cells):
+    """At 16 px, the last stage of the Swin has 4 x 4 tokens and the first one 8 x 8."""
+    model = build(kind, img_size=size)
+    assert lacks_maps(model) == (cells == 0)
+    if cells:
+        assert map_cells(model, random_images(1, size)) == cells
+        maps = grad_cam(model, random_images(2, size), lambda outputs: outputs[:, 2])
+        assert maps.shape == (2, size, size) and (maps.amax((1, 2)) == 1).any()
+
+
 @pytest.mark.parametrize('kind', KINDS[1:])
 def test_rollout_equals_the_product_of_attentions_from_weights(kind):
     """The reference computes the attention from the weights of each block."""
@@ -112,7 +128,7 @@ def test_rollout_equals_the_product_of_attentions_from_weights(kind):
         model(images)
     for block in model.blocks:
         block.attn._forward_pre_hooks.clear()
-    product = np.eye(17)
+    product = np.eye(65)
     for attn, x in reversed(inputs):
         q, k = (
             (x @ weight.T + bias).unflatten(2, (2, 8)).transpose(1, 2).detach()
@@ -122,11 +138,11 @@ def test_rollout_equals_the_product_of_attentions_from_weights(kind):
         logits = (q @ k.transpose(2, 3) / math.sqrt(8) + bias).detach().double().numpy()
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
         attention = (weights / weights.sum(axis=-1, keepdims=True)).mean(axis=1)
-        product = product @ (attention + np.eye(17)) / 2
+        product = product @ (attention + np.eye(65)) / 2
     np.testing.assert_allclose(product.sum(axis=-1), 1)
     shares = product[:, 1:, 1:].mean(axis=1) if kind == 'vit' else product[:, 0, 1:]
     expected = F.interpolate(
-        torch.tensor(shares).view(2, 1, 4, 4), (SIZE, SIZE), mode='bilinear'
+        torch.tensor(shares).view(2, 1, 8, 8), (SIZE, SIZE), mode='bilinear'
     ).numpy()[:, 0]
     expected -= expected.min(axis=(1, 2), keepdims=True)
     expected /= expected.max(axis=(1, 2), keepdims=True)

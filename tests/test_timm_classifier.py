@@ -11,7 +11,7 @@ from tiny import finished_run
 from torch.nn import functional as F
 
 from config import check_config, default_config
-from evaluation.saliency import grad_cam
+from evaluation.saliency import grad_cam, map_cells
 from logger import read_metrics
 from models import build_model
 from models.timm_classifier import TimmClassifier, find_layout
@@ -96,11 +96,16 @@ def test_rates_and_decay_of_layers_are_timms() -> None:
 
 
 def test_grad_cam_of_a_resnet_is_computed_by_hand() -> None:
-    """At 64 px, the last map is 2 x 2, and the gradient is the weight of the head over 4."""
+    """At 64 px, the last map is 2 x 2, and the gradient is the weight of the head over 4.
+
+    This is too coarse, so that the default is the last stage with at least 7 x 7 cells.
+    """
     torch.manual_seed(0)
     model = TimmClassifier('resnet18', 64, 1, 3).eval()
     x = images(64)
-    assert model.saliency_layer() is model.encoder.layer4
+    assert model.saliency_layer() is model.encoder.layer2
+    assert map_cells(model, x) == 8
+    assert find_layout('resnet18', img_size=224, in_chans=1).map_layer == 'layer4'
     with torch.no_grad():
         features = model.encoder.forward_features(x).numpy()  # [B, 512, 2, 2]
     weights = model.head.weight.detach().numpy()[1] / 4
@@ -108,7 +113,10 @@ def test_grad_cam_of_a_resnet_is_computed_by_hand() -> None:
     drawn = F.interpolate(torch.from_numpy(maps)[:, None], (64, 64), mode='bilinear')[:, 0]
     expected = drawn / drawn.amax((1, 2), keepdim=True)
     torch.testing.assert_close(
-        grad_cam(model, x, lambda logits: logits[:, 1]), expected, rtol=1e-4, atol=1e-5
+        grad_cam(model, x, lambda logits: logits[:, 1], layer=model.encoder.layer4),
+        expected,
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
