@@ -348,13 +348,16 @@ _C.EVAL.VIEWS = ''
 _C.EVAL.LEVEL = 'study'
 # [CheXpert] Probability of a study: the 'max' or 'mean' over its images.
 _C.EVAL.AGGREGATE = 'max'
-# [CheXpert] Patients that choose the best checkpoint: 'holdout' or 'valid' (the report warns).
-_C.EVAL.SELECT_ON = 'holdout'
+# [CheXpert] Patients that choose the best checkpoint: 'holdout', 'valid' (the report warns), or
+# 'last' (no choice: the last epoch); 'auto': 'holdout' with at least 200 training images, else
+# 'last', because otherwise more labelled images would choose the epoch than train the model.
+_C.EVAL.SELECT_ON = 'auto'
 # [CheXpert] Share of the held-out patients that form the split 'internal', which is only scored
 # and chooses no checkpoint, threshold or probe. Its labels are the training labels.
 _C.EVAL.INTERNAL_SHARE = 0.0
 # [CheXpert] Mean AUROC that chooses the best checkpoint: over the 'five' competition tasks or
-# 'all' labels; 'auto': the five if all are defined.
+# 'all' labels; 'auto': the five if all are defined. Labels with fewer than 20 positives or
+# negatives among the patients that choose are left out; without any other, the last epoch is used.
 _C.EVAL.SELECT = 'auto'
 # [CheXpert] Held-out images of each data set that pre-training validates on; 0: all.
 _C.EVAL.HOLDOUT_IMAGES = 256
@@ -601,6 +604,7 @@ def num_hidden(units: int, mask_ratio: float, mask_type: str) -> int:
 
 PROBES = ('linear_probe', 'knn')  # modes that fit a classifier on features of a frozen encoder
 VIEWS = ('frontal', 'lateral', 'all')
+FEW_TRAINING_IMAGES = 200  # with fewer, EVAL.SELECT_ON 'auto' chooses no checkpoint
 FILTERS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
 
 # Allowed values of options that have no registry.
@@ -625,7 +629,7 @@ CHOICES = {
     'EVAL.LEVEL': ('study', 'image'),
     'EVAL.AGGREGATE': ('max', 'mean'),
     'EVAL.TTA': ('none', 'crops'),
-    'EVAL.SELECT_ON': ('holdout', 'valid'),
+    'EVAL.SELECT_ON': ('auto', 'holdout', 'valid', 'last'),
     'EVAL.SELECT': ('auto', 'five', 'all'),
     'FINETUNE.MODE': ('full', 'last_layer', *PROBES),
     'AMP_OPT_LEVEL': ('O0', 'O1', 'O2'),
@@ -876,6 +880,14 @@ def _check_finetuning(config: Config) -> None:
     holds = not config.FINETUNE.MASK_RATIO or (is_global and config.FINETUNE.MODE not in PROBES)
     allowed = "0 with a probe and for an encoder other than 'vit'"
     require(holds, config, 'FINETUNE.MASK_RATIO', allowed)
+
+
+def selecting_split(config: Config, num_images: int) -> str:
+    """Return the value of EVAL.SELECT_ON for a number of training images, with 'auto' resolved."""
+    if config.EVAL.SELECT_ON != 'auto':
+        return config.EVAL.SELECT_ON
+    chooses = config.DATA.HOLDOUT_FRACTION and num_images >= FEW_TRAINING_IMAGES
+    return 'holdout' if chooses else 'last'
 
 
 # Options as text ---------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 torchrun --nproc_per_node N main_finetune.py --cfg configs/... --data-path DIR --pretrained CKPT
 """
 
-from config import build_parser
+from config import PROBES, Config, build_parser, selecting_split
 
 if __name__ == '__main__':  # --help is answered before torch is imported, which takes seconds
     build_parser('finetune').parse_args()
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,13 @@ from engine.loop import LossFunction, fit
 from engine.run_record import Run
 from engine.stage import run_stage
 from evaluation.inference import load_classifier, predict
-from evaluation.metrics import describe_scores, selection_score
+from evaluation.metrics import (
+    FEW_CASES,
+    describe_scores,
+    labels_with_few_cases,
+    selecting_labels,
+    selection_score,
+)
 from evaluation.probes import build_probe, freeze_encoder
 from evaluation.run_report import FinalScores, check_scoring, score
 from logger import DETAIL
@@ -57,11 +64,49 @@ def label_loss(run: Run, loader: DataLoader) -> LossFunction:
 
 
 class Selection:
-    """Scores the model at each validation on the split that selects the checkpoint, if any."""
+    """Scores the model at each validation on the patients that select the checkpoint.
 
-    def __init__(self, loader: DataLoader | None, split: str) -> None:
-        self.loader = loader
-        self.split = split
+    Attributes:
+        split: Split that is scored, 'holdout' or 'valid'.
+        loader: Loader of the split; None if no patients are held out.
+        labels: Labels whose mean AUROC is the score, see `selecting_labels`.
+        name: The score in words, such as 'holdout mean AUROC of 3 labels', if it selects the
+            epoch; '' if the last epoch is used.
+        about: What selects the epoch, in one sentence.
+        warning: Labels of the split with few cases, in one sentence, or ''.
+    """
+
+    def __init__(self, config: Config, loaders: Loaders) -> None:
+        chosen = selecting_split(config, len((loaders.train or loaders.plain).dataset))
+        self.split = 'holdout' if chosen == 'last' else chosen
+        self.loader = getattr(loaders, self.split)
+        self.labels, self.name, self.warning = (), '', ''
+        if self.loader is not None:
+            targets = self.loader.dataset.targets
+            counts = score(config, np.zeros(targets.shape, np.float32), self.loader)
+            self.labels = selecting_labels(counts, config.EVAL.SELECT)
+            self.warning = self._warn(labels_with_few_cases(counts))
+        if config.FINETUNE.MODE in PROBES:
+            self.about = 'a probe has no epochs'
+        elif chosen == 'last':
+            self.about = f'EVAL.SELECT_ON {config.EVAL.SELECT_ON}: the last epoch is used'
+        elif not self.labels:
+            self.about = f'no label has enough cases in {self.split}: the last epoch is used'
+        else:
+            several = f'mean AUROC of {len(self.labels)} labels'
+            score_name = several if len(self.labels) > 1 else f'AUROC of {self.labels[0]}'
+            self.name = f'{self.split} {score_name}'
+            self.about = f'the {self.name} selects the epoch'
+
+    def _warn(self, few: Mapping[str, str]) -> str:
+        if not few:
+            return ''
+        return (
+            f'{self.split} has fewer than {FEW_CASES} cases of one class: '
+            f'{", ".join(f"{label} ({number})" for label, number in few.items())}. Such labels do '
+            'not select an epoch, and their thresholds are not reliable. DATA.HOLDOUT_FRACTION '
+            'holds out more patients'
+        )
 
     def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
         if self.loader is None:
@@ -72,7 +117,8 @@ class Selection:
         run.logger.info(line, extra=DETAIL if epoch >= 0 else None)
         keys = ('loss', 'mean_of_five', 'mean_of_defined', 'auroc')
         values = {f'{self.split}_{key}': scores[key] for key in keys if key in scores}
-        return values | {'score': selection_score(scores, run.config.EVAL.SELECT)}
+        rule = run.config.EVAL.SELECT
+        return values | ({'score': selection_score(scores, rule)} if self.labels else {})
 
 
 def evaluate(run: Run, loaders: Loaders) -> None:
@@ -95,15 +141,17 @@ def fit_probe(run: Run, model: nn.Module, loaders: Loaders) -> None:
     final.write([probe], [run.config.FINETUNE.MODE])
 
 
-def finetune(run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction) -> None:
+def finetune(
+    run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction, selection: Selection
+) -> None:
     """Train the classifier and score its last and its selected checkpoint."""
     config, logger, final = run.config, run.logger, FinalScores(run, loaders)
-    split = config.EVAL.SELECT_ON
-    loader = getattr(loaders, split)
-    if split == 'valid':
+    logger.info(selection.about)
+    if selection.split == 'valid':
         logger.warning('EVAL.SELECT_ON valid: valid selects the epoch, so its scores are too high')
-    selection = Selection(loader, split)
-    state = fit(run, model, loaders.train, loss_fn, after_epoch=selection)
+    state = fit(
+        run, model, loaders.train, loss_fn, after_epoch=selection, selects_by=selection.name
+    )
     model = state.module
     final.score('last', [model])
     source, best = checkpoint_name(config.TRAIN.EPOCHS - 1), run.folder / BEST_CHECKPOINT
@@ -111,12 +159,18 @@ def finetune(run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction
     # Otherwise the file belongs to epochs that were discarded when the run resumed.
     if saved.get('best_score') == state.best_score:
         load_model_state(model, saved['model'], str(best), logger)
-        final.score('selected', [model])
+        final.score(
+            'selected',
+            [model],
+            selected_on=selection.split,
+            selecting_images=len(selection.loader.dataset),
+            selecting_labels=[*selection.labels],
+        )
         source = best.name
-    else:
+    elif selection.name:
         logger.warning(
-            f'{run.folder} has no selected checkpoint: {split} has no score, or no checkpoint is '
-            'better than the one this run resumed from. Only the last checkpoint is scored.'
+            f'{run.folder} has no selected checkpoint: no checkpoint is better than the one this '
+            'run resumed from. Only the last checkpoint is scored.'
         )
     final.write([model], [str(run.folder / source)])
 
@@ -125,6 +179,7 @@ def main(run: Run) -> int:
     config = run.config
     loaders = build_loader(config, run.logger, is_pretrain=False)
     is_probe = loaders.plain is not None
+    selection = None if config.EVAL_MODE else Selection(config, loaders)
 
     def build() -> tuple[nn.Module, LossFunction | None]:
         model = build_model(config, is_pretrain=False).to(run.device)
@@ -133,10 +188,12 @@ def main(run: Run) -> int:
         return model, None if is_probe else label_loss(run, loaders.train)
 
     def train(model: nn.Module, loss_fn: LossFunction | None) -> None:
+        if selection.warning:
+            run.logger.warning(selection.warning)
         if is_probe:
             fit_probe(run, model, loaders)
         else:
-            finetune(run, model, loaders, loss_fn)
+            finetune(run, model, loaders, loss_fn, selection)
 
     def example() -> tuple[Tensor]:
         images, *_ = next(iter(loaders.plain if is_probe else loaders.train))
@@ -149,6 +206,7 @@ def main(run: Run) -> int:
         evaluate=lambda: evaluate(run, loaders),
         train=train,
         example=example,
+        findings=lambda: [('selection', selection.about, selection.warning)],
     )
 
 

@@ -55,6 +55,7 @@ def fit(
     loss_fn: LossFunction,
     *,
     after_epoch: Callable[[Run, nn.Module, int], dict[str, Any]],
+    selects_by: str = '',
 ) -> TrainState:
     """Train for TRAIN.EPOCHS epochs, starting from a checkpoint or pre-trained weights if given.
 
@@ -64,8 +65,9 @@ def fit(
         loader: Loader of the training batches (`data.loader.make_loader`).
         loss_fn: Function (model, batch on the device) -> scalar mean over the batch.
         after_epoch: Function (run, model, epoch) -> values for metrics.jsonl. It is called with
-            epoch -1 before training, after every EVAL.EVERY epochs and after the last epoch. The
-            epoch with the highest value `score` becomes ckpt_best.pth.
+            epoch -1 before training, after every EVAL.EVERY epochs and after the last epoch.
+        selects_by: What the value `score` is, for the log. The epoch with the highest score becomes
+            ckpt_best.pth. With '' there is no such checkpoint.
 
     Raises:
         Preempted: If a signal asked the run to stop, after a checkpoint was saved.
@@ -91,9 +93,10 @@ def fit(
                 if done % run.config.EVAL.EVERY == 0 or done == train.EPOCHS:
                     held_out = after_epoch(run, state.module, state.epoch)
                 run.scalars.write_epoch({'epoch': state.epoch, **figures, **held_out})
-                saver.after_epoch(state, held_out.get('score', -math.inf))
+                score = held_out.get('score', -math.inf) if selects_by else -math.inf
+                saver.after_epoch(state, score)
             state.next_epoch()
-            _log_epoch(run, state, figures['loss'], held_out)
+            _log_epoch(run, state, figures['loss'], held_out, selects_by)
         saver.close()
     distributed.barrier()  # all ranks can now read the files of rank 0
     logger.info(f'Training time {timedelta(seconds=int(time.time() - start))}')
@@ -367,13 +370,17 @@ def _time_left(run: Run, state: TrainState) -> str:
     return f'{duration(seconds)} left'
 
 
-def _log_epoch(run: Run, state: TrainState, loss: float, held_out: dict[str, Any]) -> None:
+def _log_epoch(
+    run: Run, state: TrainState, loss: float, held_out: dict[str, Any], selects_by: str
+) -> None:
     """Log the number of finished epochs, and the loss and a held-out value of the last one.
 
-    The value is the score that selects the checkpoint, or the first value if there is no score.
+    The value is the score that selects the checkpoint, or the first value if none does.
     """
-    parts, key = [f'loss {loss:.4f}'], 'score' if 'score' in held_out else next(iter(held_out), '')
-    parts += [f'{key.replace("_", " ")} {held_out[key]:.4f}'] if key else []
+    parts = [f'loss {loss:.4f}']
+    if held_out:
+        key = 'score' if selects_by else next(iter(held_out))
+        parts.append(f'{selects_by or key.replace("_", " ")} {held_out[key]:.4f}')
     parts += [_time_left(run, state)] if state.epoch < run.config.TRAIN.EPOCHS else []
     run.logger.info(f'epoch {state.epoch} of {run.config.TRAIN.EPOCHS}: {", ".join(parts)}')
 

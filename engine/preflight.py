@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -45,12 +45,17 @@ class Finding(NamedTuple):
 
 
 def preflight(
-    run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction | None = None
+    run: Run,
+    model: nn.Module,
+    loaders: Loaders,
+    loss_fn: LossFunction | None = None,
+    findings: Iterable[tuple[str, str, str]] = (),
 ) -> int:
     """Check and time a run, and log a table of findings and a verdict.
 
     The steps use the training code and real batches. The weights are discarded, and only the log is
-    written to the run folder. `loss_fn` is None for a probe, which trains nothing.
+    written to the run folder. `loss_fn` is None for a probe, which trains nothing. `findings` are
+    further lines of the table: (check, found, advice or '').
 
     Returns:
         Exit code: 0 if the run is ready, 1 if there is a problem.
@@ -60,6 +65,8 @@ def preflight(
     check.output()
     for name in check.loaders:
         check.read_batch(name)
+    for finding in findings:
+        check.add(*finding)
     state = check.weights()
     seconds = check.measure(state)
     if loss_fn is not None:
@@ -244,7 +251,7 @@ class Preflight:
         if self.loss_fn is not None:
             before = state.epoch == state.batch == 0  # a new run is validated before training
             epochs = self.config.TRAIN.EPOCHS - state.epoch - state.batch / state.num_batches
-        own = self.config.EVAL.SELECT_ON
+        own = 'valid' if self.config.EVAL.SELECT_ON == 'valid' else 'holdout'
         validated = ('holdout', 'reference') if self.run.is_pretrain else (own,)
         scored = {self.loaders[name] for name in validated if name in self.loaders}
         others = sum(len(loader.dataset) for loader in scored)

@@ -22,6 +22,7 @@ def run_stage(
     after_epoch: Callable[..., dict[str, Any]] | None = None,
     train: Callable[[nn.Module, LossFunction | None], None] | None = None,
     example: Callable[[], tuple[Tensor, ...]] | None = None,
+    findings: Callable[[], list[tuple[str, str, str]]] | None = None,
 ) -> int:
     """Run the mode that --eval, --throughput or --check selects, or else train.
 
@@ -34,6 +35,7 @@ def run_stage(
         after_epoch: Function that evaluates the model, see `engine.loop.fit`.
         train: Function that trains the model or fits a probe. The default is `engine.loop.fit`.
         example: Function that returns a batch of model inputs. The default is a training batch.
+        findings: Function that returns further findings of --check: (check, found, advice or '').
 
     Returns:
         Exit code.
@@ -58,7 +60,7 @@ def run_stage(
         run.logger.info(f'throughput {rate:.1f} images/s')
         return 0
     if config.CHECK_MODE:
-        return preflight(run, model, loaders, loss_fn)
+        return preflight(run, model, loaders, loss_fn, findings() if findings else ())
     run.record.describe(config, loaders)
     if train:
         train(model, loss_fn)

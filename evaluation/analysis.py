@@ -17,7 +17,14 @@ from evaluation.calibration import (
 )
 from evaluation.cases import Cases, choose_cases
 from evaluation.intervals import Resamples, delong_interval
-from evaluation.metrics import METRICS, Protocol, label_scores, mean_summaries, summaries
+from evaluation.metrics import (
+    METRICS,
+    Protocol,
+    few_cases,
+    label_scores,
+    mean_summaries,
+    summaries,
+)
 from evaluation.published import RADIOLOGISTS, is_chexpert_test, points_below
 from evaluation.subgroups import score_groups
 
@@ -32,6 +39,7 @@ class HeldOut:
     thresholds: np.ndarray  # [K]
     temperatures: np.ndarray  # [K]
     missing: tuple[str, ...] = ()  # labels that the held-out cases do not have
+    few: tuple[str, ...] = ()  # [K] `few_cases` of the held-out cases; () if they are unknown
 
 
 def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protocol) -> HeldOut:
@@ -44,17 +52,18 @@ def fit_held_out(holdout: Cases | None, labels: Sequence[str], protocol: Protoco
         thresholds[:] = THRESHOLD_RULES['half']
     if holdout is None:
         return HeldOut(thresholds, temperatures)
-    rows = holdout.at_level(protocol.level, protocol.aggregate)
+    rows, few = holdout.at_level(protocol.level, protocol.aggregate), [''] * len(labels)
     for k, label in enumerate(labels):
         if label in rows.labels:
             pair = rows.of_label(label)
+            few[k] = few_cases(*(int((pair[1] == value).sum()) for value in (1, 0)))
             if not is_fixed:
                 thresholds[k] = choose_threshold(
                     *pair, rule=protocol.threshold, sensitivity=protocol.sensitivity
                 )
             temperatures[k] = fit_temperature(*pair)
     missing = tuple(label for label in labels if label not in rows.labels)
-    return HeldOut(thresholds, temperatures, missing)
+    return HeldOut(thresholds, temperatures, missing, tuple(few))
 
 
 def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, Any]:
@@ -67,6 +76,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     has_both = rows.has_both_classes()
     undefined = [label for label, both in zip(rows.labels, has_both, strict=True) if not both]
     cases, rows = cases.with_labels(has_both), rows.with_labels(has_both)
+    few_held_out = np.array(held_out.few or [''] * len(has_both))[has_both].tolist()
     held_out = HeldOut(held_out.thresholds[has_both], held_out.temperatures[has_both])
     resamples = Resamples(rows.patient, resamples=protocol.resamples, seed=protocol.seed)
     weights = resamples.score_weights(rows.patient)
@@ -75,14 +85,17 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     scores, entries = {}, []
     for k, label in enumerate(rows.labels):
         pair, threshold = rows.of_label(label), held_out.thresholds[k]
+        positives, negatives = (int((pair[1] == value).sum()) for value in (1, 0))
         scores[label] = label_scores(*pair, threshold=threshold, weights=weights)
         entries.append(
             {
                 'label': label,
-                'n': int((~np.isnan(pair[1])).sum()),
-                'positives': int((pair[1] == 1).sum()),
+                'n': positives + negatives,
+                'positives': positives,
+                'few': few_cases(positives, negatives),
                 'scores': summaries(scores[label]),
                 'threshold': float(threshold),
+                'few_held_out': few_held_out[k],
                 **_calibration(*pair, held_out.temperatures[k], weights),
                 'confusion': _confusion(*pair, threshold),
                 'histogram': _histogram(*pair),

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from data.labels import COMPETITION_LABELS, task_labels
 from evaluation.intervals import interval
 
-FEW_POSITIVES = 20  # The report marks scores that are based on fewer positives.
+FEW_CASES = 20  # Fewer cases of the smaller class: scores are marked and select nothing.
 CALIBRATION_BINS = 15
 CHUNK = 2**15  # number of weights that are processed at a time and fit into a CPU cache
 
@@ -265,17 +265,26 @@ def summaries(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
 
 def mean_summaries(
     per_label: Mapping[str, Mapping[str, np.ndarray]], labels: Sequence[str]
-) -> dict[str, dict[str, float]] | None:
+) -> dict[str, dict[str, Any]] | None:
     """Average the results of `label_scores` over labels and summarise each metric.
+
+    A metric is averaged over the labels that have a value, because a rare label may lack a
+    threshold. `left_out` of a summary lists the others, if any label has a value.
 
     The result is None if `labels` is empty, or if a label is missing or has no AUROC.
     """
     if not labels or not set(labels) <= set(labels_with_both_classes(per_label)):
         return None
-    means = {
-        name: np.mean([per_label[label][name] for label in labels], axis=0) for name in METRICS
-    }
-    return summaries(means)
+    means = {}
+    for name in METRICS:
+        left_out = [label for label in labels if np.isnan(per_label[label][name][0])]
+        counted = [label for label in labels if label not in left_out]
+        means[name] = summary(
+            np.mean([per_label[label][name] for label in counted or labels], axis=0)
+        )
+        if counted and left_out:
+            means[name]['left_out'] = left_out
+    return means
 
 
 def labels_with_both_classes(per_label: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
@@ -368,15 +377,18 @@ def score_table(
         aggregate: Probability of a study, 'max' or 'mean' over the images.
 
     Returns:
-        `auroc` {label: area, NaN where undefined}, `positives` {label: number}, `mean_of_five` (NaN
-        if one of the five is undefined; missing if one is not among the labels), `mean_of_defined`,
-        `undefined` [labels], `rows`, `level`.
+        `auroc` {label: area, NaN where undefined}, `positives` and `negatives` {label: number},
+        `mean_of_five` (NaN if one of the five is undefined; missing if one is not among the
+        labels), `mean_of_defined`, `undefined` [labels], `rows`, `level`.
     """
     if level == 'study':
         probabilities, targets, _ = study_level(probabilities, targets, studies, aggregate)
     areas = auroc_per_label(probabilities, targets)
     area_of = dict(zip(labels, areas.tolist(), strict=True))
-    positives = np.nansum(targets, axis=0).astype(int).tolist()
+    counts = {
+        name: dict(zip(labels, (targets == value).sum(axis=0).tolist(), strict=True))
+        for name, value in (('positives', 1), ('negatives', 0))
+    }
     has_five = set(COMPETITION_LABELS) <= set(labels)
     # A mean over fewer than five labels would be a different quantity.
     five = float(np.mean([area_of[name] for name in COMPETITION_LABELS])) if has_five else np.nan
@@ -386,7 +398,7 @@ def score_table(
         **({'mean_of_five': five} if has_five else {}),
         'mean_of_defined': mean_defined(areas),
         'auroc': area_of,
-        'positives': dict(zip(labels, positives, strict=True)),
+        **counts,
         'undefined': [name for name, area in area_of.items() if np.isnan(area)],
     }
 
@@ -400,27 +412,54 @@ def score_probabilities(
     return score_table(probabilities, targets, studies, labels=labels, **options)
 
 
-def selection_score(scores: dict[str, Any], rule: str) -> float:
-    """Return the score that selects a checkpoint, from the result of `score_table`.
+def selecting_labels(scores: Mapping[str, Any], rule: str) -> tuple[str, ...]:
+    """Return the labels whose mean AUROC selects a checkpoint. Predictions do not change them.
 
-    The rule is 'five' (mean of the five tasks, NaN if one is undefined), 'all' (mean of all defined
-    labels), or 'auto' ('five' if all five are defined, otherwise 'all').
+    Args:
+        scores: Result of `score_table`.
+        rule: 'five' (the five tasks), 'all' (all defined labels), or 'auto' ('five' if all five are
+            defined, otherwise 'all'). Labels with few cases (`labels_with_few_cases`) are left out.
     """
-    of_five = scores.get('mean_of_five', np.nan)
-    takes_five = rule == 'five' or (rule == 'auto' and not np.isnan(of_five))
-    return of_five if takes_five else scores['mean_of_defined']
+    defined = [label for label in scores['auroc'] if label not in scores['undefined']]
+    of_rule = {'five': COMPETITION_LABELS, 'all': defined, 'auto': headline_labels(defined)}[rule]
+    few = labels_with_few_cases(scores)
+    return tuple(label for label in of_rule if label not in few)
 
 
-def describe_scores(scores: dict[str, Any]) -> str:
+def selection_score(scores: Mapping[str, Any], rule: str) -> float:
+    """Return the mean AUROC of the `selecting_labels`; NaN if there is none."""
+    labels = selecting_labels(scores, rule)
+    return float(np.mean([scores['auroc'][label] for label in labels])) if labels else np.nan
+
+
+def labels_with_few_cases(scores: Mapping[str, Any]) -> dict[str, str]:
+    """Return label -> `few_cases` for the labels of a `score_table` that have few cases."""
+    positives, negatives = scores['positives'], scores['negatives']
+    found = {label: few_cases(positives[label], negatives[label]) for label in scores['auroc']}
+    return {label: few for label, few in found.items() if few}
+
+
+def few_cases(positives: int, negatives: int) -> str:
+    """Return the smaller class if it has fewer than FEW_CASES cases, such as '2 positives'."""
+    number, name = min((positives, 'positive'), (negatives, 'negative'))
+    return f'{number} {name}{"s" * (number != 1)}' if number < FEW_CASES else ''
+
+
+def describe_scores(scores: Mapping[str, Any]) -> str:
     """Format the result of `score_table`, extended by `views` and `loss`, in one line."""
-    defined = {label: area for label, area in scores['auroc'].items() if not np.isnan(area)}
-    of_five, mean = headline_labels(defined) == COMPETITION_LABELS, selection_score(scores, 'auto')
+    defined = [label for label in scores['auroc'] if label not in scores['undefined']]
+    of_five = headline_labels(defined) == COMPETITION_LABELS
+    mean = scores['mean_of_five' if of_five else 'mean_of_defined']
     counted = 'five' if of_five else '1 label' if len(defined) == 1 else f'{len(defined)} labels'
+    few = labels_with_few_cases(scores)
+    parts = [
+        f'{label} {scores["auroc"][label]:.4f}' + (f' ({few[label]})' if label in few else '')
+        for label in defined
+    ]
     return (
         f'AUROC at {scores["level"]} level, {scores["views"]} views, n = {scores["rows"]}: '
         f'mean of {counted} {"n/a" if np.isnan(mean) else f"{mean:.4f}"}, '
-        f'loss {scores["loss"]:.4f}; '
-        f'{", ".join(f"{label} {area:.4f}" for label, area in defined.items())}'
+        f'loss {scores["loss"]:.4f}; {", ".join(parts)}'
     )
 
 

@@ -31,7 +31,7 @@ from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.cases import Cases
 from evaluation.compare import compare
-from evaluation.metrics import FEW_POSITIVES, METRICS, Protocol, headline_labels
+from evaluation.metrics import FEW_CASES, METRICS, Protocol, headline_labels
 from evaluation.published import MEAN_OF_FIVE, context_rows
 from logger import json_safe
 
@@ -325,11 +325,13 @@ def _headline(scored: Sequence[dict[str, Any]], has_intervals: bool) -> dict[str
         name = f'AUROC, {counted[0]}'
     mean = last['means'][key]
     score = mean['auroc'] if mean else dict.fromkeys(('value', 'low', 'high'), np.nan)
-    fewest = min((entries[label]['positives'] for label in counted), default=0)
+    few = [
+        f'{label} has only {entries[label]["few"]}' for label in counted if entries[label]['few']
+    ]
     if not counted:
         notes.append('no label has both classes')
-    elif fewest < FEW_POSITIVES:
-        notes.append(f'a label has only {fewest} positives, so the estimate is weak')
+    elif few:
+        notes.append(f'the estimate is weak: {", ".join(few)}')
     if has_intervals and counted and np.isnan(score['low']):
         notes.append(NO_INTERVAL)
     described = {key: last[key] for key in ('rows', 'patients', 'level', 'views')}
@@ -388,13 +390,12 @@ def _model_alerts(entry: dict[str, Any]) -> Iterator[str]:
 def _label_warnings(
     entry: dict[str, Any], *, has_holdout: bool, missing: Container[str] = ()
 ) -> Iterator[str]:
-    """Report labels without both classes, few positives, missing thresholds, and small groups."""
+    """Report labels without both classes, few cases, missing thresholds, and small groups."""
     undefined = entry['means']['undefined']
-    few = [
-        f'{part["label"]} ({part["positives"]})'
-        for part in entry['labels']
-        if part['positives'] < FEW_POSITIVES
-    ]
+    few, few_held_out = (
+        [f'{part["label"]} ({part[key]})' for part in entry['labels'] if part[key]]
+        for key in ('few', 'few_held_out')
+    )
     unset = [part['label'] for part in entry['labels'] if np.isnan(part['threshold'])]
     small = [
         f'{group["group"]} ({column["column"]})'
@@ -405,7 +406,14 @@ def _label_warnings(
     if undefined:
         yield f'labels without both classes are not scored: {", ".join(undefined)}'
     if few:
-        yield f'fewer than {FEW_POSITIVES} positives: {", ".join(few)}'
+        yield f'fewer than {FEW_CASES} cases of one class: {", ".join(few)}'
+    if few_held_out:
+        yield (
+            f'thresholds and temperatures chosen on fewer than {FEW_CASES} held-out cases of one '
+            f'class are not reliable: {", ".join(few_held_out)}'
+        )
+    for label, titles in _left_out(entry).items():
+        yield f'the means of {", ".join(titles)} leave out {label}, which has no value'
     one_class = [label for label in unset if label not in missing]
     unchosen = [label for label in unset if label in missing]
     if has_holdout and one_class:
@@ -416,7 +424,19 @@ def _label_warnings(
             f'combines several labels): {", ".join(unchosen)}'
         )
     if small:
-        yield f'groups with fewer than {FEW_POSITIVES} positives of every label: {", ".join(small)}'
+        yield (
+            f'groups with fewer than {FEW_CASES} cases of one class for every label: '
+            f'{", ".join(small)}'
+        )
+
+
+def _left_out(entry: dict[str, Any]) -> dict[str, list[str]]:
+    """Return label -> titles of the metrics whose mean over the labels does not contain it."""
+    found: dict[str, list[str]] = {}
+    for name, mean in (entry['means']['labels_with_both_classes'] or {}).items():
+        for label in mean.get('left_out', ()):
+            found.setdefault(label, []).append(METRICS[name].title)
+    return found
 
 
 def _labels(report: dict) -> Iterator[Row]:
@@ -428,9 +448,9 @@ def _labels(report: dict) -> Iterator[Row]:
             after = {f'{name}_scaled': label['scaled'].get(name) for name in scaled}
             yield {
                 **keys,
-                **{name: label[name] for name in ('label', 'n', 'positives')},
+                **{name: label[name] for name in ('label', 'n', 'positives', 'few')},
                 'uncertain_left_out': entry['uncertain'].get(label['label'], 0),
-                **{name: label[name] for name in ('threshold', 'temperature')},
+                **{name: label[name] for name in ('threshold', 'few_held_out', 'temperature')},
                 **(label['confusion'] or {}),
                 **_columns({**label['scores'], **after, 'auroc_delong': label['delong']}),
                 'radiologists_below': label['radiologists_below'],
@@ -534,7 +554,7 @@ def _render(
         },
         five=COMPETITION_LABELS,
         mean_of_five=MEAN_OF_FIVE,
-        few_positives=FEW_POSITIVES,
+        few_cases=FEW_CASES,
         few_labels=_few_labels,
     )
 
@@ -564,7 +584,7 @@ def _summary_columns() -> list[tuple[str, str]]:
 
 
 def _few_labels(group: dict, mean: str) -> list[str]:
-    """Return the labels of a mean that have few positives in a group."""
+    """Return the labels of a mean that have few cases in a group."""
     labels = group['labels']
     names = COMPETITION_LABELS if mean == 'five' else labels
     return [name for name in names if name in labels and labels[name]['few']]

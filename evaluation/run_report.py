@@ -32,7 +32,7 @@ from evaluation.inference import predict
 from evaluation.metrics import Protocol, describe_scores, score_probabilities
 from evaluation.pixel_floor import pixel_floor, read_pixels
 from evaluation.report import Names, build_document, floor_part, rename_images, write_report
-from evaluation.saliency import write_maps
+from evaluation.saliency import NO_MAPS, lacks_maps, write_maps
 from logger import json_safe, read_metrics
 from models.losses import masked_bce
 from utils import trained_config
@@ -65,13 +65,16 @@ class FinalScores:
         self.floor: dict[str, Any] = {}  # numbers of images and components of the pixel baseline
         self.floor_probabilities: dict[str, np.ndarray] = {}
 
-    def score(self, name: str, models: list[nn.Module]) -> None:
-        """Score the averaged predictions of the models on SCORED_SPLITS under this name."""
+    def score(self, name: str, models: list[nn.Module], **facts: Any) -> None:
+        """Score the averaged predictions of the models on SCORED_SPLITS under this name.
+
+        `facts` are further entries of scores.json, such as what selected the checkpoint.
+        """
         for split, loader in self.scored.items():
             self._predict(split, models, loader)
             scores = score(self.run.config, self.logits[split], loader)
             self.run.logger.info(f'{split}, {name} checkpoint: {describe_scores(scores)}')
-            self.table.setdefault(split, {})[name] = scores
+            self.table.setdefault(split, {})[name] = scores | facts
 
     def write(self, models: list[nn.Module], sources: list[str]) -> None:
         """Write all scores, and the predictions and the report of these models.
@@ -159,13 +162,16 @@ class FinalScores:
         datasets = {name: loader.dataset for name, loader in (used | self.scored).items()}
         sets = [self._cases(name) for name in self.scored]
         trained = _training_config(run, sources)
-        select_on = (trained or config).EVAL.SELECT_ON
+        select_on = _selected_on(trained or config, sources[0])
         trains_epochs = trained and trained.FINETUNE.MODE not in PROBES
         warnings = {
             SELECTED_ON_VALID: trains_epochs and select_on == 'valid',
             INTERNAL: 'internal' in self.scored,
             f'valid: part {config.DATA.FOLD} of the training patients, with {TRAINING_LABELS}': (
                 config.DATA.FOLD
+            ),
+            f'there are no saliency maps: the encoder has {NO_MAPS}': (
+                config.REPORT.MAPS and lacks_maps(models[0])
             ),
         }
         names = Names(run.folder if config.REPORT.ANONYMISE else None)
@@ -176,7 +182,7 @@ class FinalScores:
             run=_describe_run(
                 config,
                 sources,
-                _describe_training(trained, names)
+                _describe_training(trained, names, select_on)
                 | _describe_effort(run.folder, select_on, sources, used.get('train')),
                 names,
             ),
@@ -323,7 +329,15 @@ def _describe_run(
     }
 
 
-def _describe_training(trained: Config | None, names: Names) -> dict[str, str]:
+def _selected_on(trained: Config, source: str) -> str:
+    """Return the split that selected a checkpoint, or 'last'."""
+    chosen = trained.EVAL.SELECT_ON
+    if chosen == 'auto':
+        chosen = 'holdout' if Path(source).name == BEST_CHECKPOINT else 'last'
+    return chosen
+
+
+def _describe_training(trained: Config | None, names: Names, select_on: str) -> dict[str, str]:
     if trained is None:
         return {'Training': 'unknown'}
     data, is_probe = trained.DATA, trained.FINETUNE.MODE in PROBES
@@ -341,7 +355,8 @@ def _describe_training(trained: Config | None, names: Names) -> dict[str, str]:
         rows['Trained on'] += f', and pseudo-labels of {names.file(data.PSEUDO_LABELS)}'
     if is_probe:
         return rows | {'Grid chosen on': 'holdout'}
-    return rows | {'Loss': trained.LOSS.NAME, 'Selected on': trained.EVAL.SELECT_ON}
+    selected = 'not selected: the last epoch' if select_on == 'last' else select_on
+    return rows | {'Loss': trained.LOSS.NAME, 'Selected on': selected}
 
 
 def _describe_effort(
@@ -393,10 +408,11 @@ def _training_curves(folder: Path, select_on: str, sources: list[str]) -> dict[s
     records = _epochs(folder, sources)
     if not records:
         return None
+    split = 'holdout' if select_on == 'last' else select_on
     names = {
         'Training loss': 'loss',
-        f'Loss on {select_on} (binary cross-entropy)': f'{select_on}_loss',
-        f'Mean AUROC on {select_on}': 'score',
+        f'Loss on {split} (binary cross-entropy)': f'{split}_loss',
+        f'Mean AUROC on {split}': 'score',
     }
     curves = [
         {'name': name, 'values': [record.get(key) for record in records]}

@@ -11,8 +11,8 @@ from data.labels import COMPETITION_LABELS, NO_FINDING
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples
 from evaluation.metrics import (
-    FEW_POSITIVES,
     Protocol,
+    few_cases,
     label_scores,
     labels_with_both_classes,
     mean_summaries,
@@ -90,14 +90,14 @@ def _describe_group(
     labels = {}
     for k, (label, values) in enumerate(scores.items()):
         targets = rows.targets[:, k]
-        positives = int((targets == 1).sum())
+        positives, negatives = (int((targets == value).sum()) for value in (1, 0))
         standard = label_scores(
             *rows.of_label(label), threshold=None, weights=weights * shares[:, k]
         )
         labels[label] = {
-            'n': int((~np.isnan(targets)).sum()),
+            'n': positives + negatives,
             'positives': positives,
-            'few': positives < FEW_POSITIVES,
+            'few': few_cases(positives, negatives),
             'scores': summaries(values),
             'standardised_auroc': summary(standard['auroc']),
         }

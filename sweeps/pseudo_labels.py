@@ -30,6 +30,7 @@ from data.records import (
 from engine.files import sha256
 from engine.run_record import read_record
 from evaluation.metrics import (
+    FEW_CASES,
     auroc_per_label,
     mean_defined,
     score_probabilities,
@@ -147,6 +148,9 @@ class Rounds:
                 return code
             scores.append(self.held_out_score(self.jobs[number]))
             self.say(f'round {number}: held-out mean AUROC {scores[-1]:.4f}')
+            if np.isnan(scores[number]):
+                self.reason = f'no label has {FEW_CASES} held-out cases of each class to select by'
+                break
             if number and not scores[number] > scores[self.best]:
                 self.reason = f'round {number} does not raise the held-out score'
                 break

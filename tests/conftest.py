@@ -107,6 +107,14 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return drive
 
 
+@pytest.fixture(scope='module')
+def few_cases_select() -> Iterator[None]:
+    """In this module, a single case of each class lets a label of a phantom select the epoch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('evaluation.metrics.FEW_CASES', 1)
+        yield
+
+
 @pytest.fixture
 def refused(capfd: pytest.CaptureFixture) -> Callable[..., None]:
     """Runs a main and checks that it ends in one error line that has all these parts."""

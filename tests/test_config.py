@@ -26,6 +26,7 @@ from config import (
     default_config,
     flat_options,
     get_config,
+    selecting_split,
     value_at,
 )
 
@@ -294,7 +295,7 @@ def test_a_wide_swin_may_have_a_head_per_channel() -> None:
         ('DATA.DATASET', 'folder'), ('DATA.DATASET', 'imagenet'), ('MODEL.NUM_CLASSES', 5),
         ('MODEL.LABEL_SMOOTHING', 0.1), ('AUG.AUTO_AUGMENT', 'rand-m9-mstd0.5-inc1'),
         ('AUG.MIXUP', 0.8), ('AUG.CUTMIX', 1.0), ('AUG.CUTMIX_MINMAX', [0.2, 0.8]),
-        ('DATA.HOLDOUT_FRACTION', 0), ('REPORT.METHOD', 'rollout'),
+        ('REPORT.METHOD', 'rollout'),
     ],
 )  # fmt: skip
 def test_finetuning_rejects_what_does_not_suit_the_labels(key, value) -> None:
@@ -302,6 +303,29 @@ def test_finetuning_rejects_what_does_not_suit_the_labels(key, value) -> None:
     check_config(chexpert(key, value), 'simmim')
     with pytest.raises(ValueError, match=key):
         check_config(chexpert(key, value), 'finetune')
+
+
+@pytest.mark.parametrize(
+    'value, images, fraction, wanted',
+    [
+        ('auto', 199, 0.02, 'last'),
+        ('auto', 200, 0.02, 'holdout'),
+        ('auto', 200, 0.0, 'last'),
+        ('holdout', 10, 0.02, 'holdout'),
+        ('valid', 10, 0.0, 'valid'),
+        ('last', 1000, 0.02, 'last'),
+    ],
+)
+def test_few_training_images_select_no_epoch_by_default(value, images, fraction, wanted) -> None:
+    config = chexpert('EVAL.SELECT_ON', value, 'DATA.HOLDOUT_FRACTION', fraction)
+    check_config(config, 'finetune')
+    assert selecting_split(config, images) == wanted
+
+
+def test_selection_on_held_out_patients_needs_some() -> None:
+    options = ['EVAL.SELECT_ON', 'holdout', 'DATA.HOLDOUT_FRACTION', 0]
+    with pytest.raises(ValueError, match=r'DATA\.HOLDOUT_FRACTION'):
+        check_config(chexpert(*options), 'finetune')
 
 
 def test_a_probe_needs_held_out_patients_and_does_not_resume() -> None:

@@ -18,6 +18,7 @@ from logger import read_metrics
 from models.export import load_source
 from utils import read_checkpoint, save_checkpoint, trained_config
 
+pytestmark = pytest.mark.usefixtures('few_cases_select')
 TIMING = {'seconds', 'data_seconds', 'images_per_second'}
 OWN = ['Pneumonia', 'Heart/size', 'No Finding']
 OPTS = ['DATA.LABELS', str(OWN), 'DATA.UNCERTAIN_BY_LABEL', "{'Heart/size': 'ones_smooth'}"]

@@ -27,6 +27,8 @@ from engine.launch import Process, setup_run
 from logger import read_metrics
 from utils import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures('few_cases_select')
+
 MODULES = sorted(
     path for part in ('.', 'data', 'models', 'evaluation') for path in (ROOT / part).glob('*.py')
 )

@@ -5,6 +5,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mistakes import edit, linked
@@ -13,8 +14,11 @@ from tiny import MAE, SWIN, VIT, arguments, finished_run, run_folder, run_main, 
 import main_finetune
 from config import check_config, default_config
 from engine import stage
+from evaluation import metrics
 from models.vision_transformer import Block, draw_kept
 from utils import read_checkpoint
+
+pytestmark = pytest.mark.usefixtures('few_cases_select')
 
 
 @pytest.fixture
@@ -67,6 +71,59 @@ def test_an_epoch_without_a_score_does_not_end_the_selection(
     assert scored(folder) == 'ckpt_best.pth'
     assert read_checkpoint(folder / 'ckpt_best.pth')['epoch'] == 1
     assert read_checkpoint(folder / 'ckpt_epoch_2.pth')['best_score'] == 0.5
+
+
+def test_the_log_and_the_scores_say_what_selected_the_epoch(
+    phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = finetune(phantom, tmp_path / 'out')
+    scores = json.loads((folder / 'scores.json').read_text())['test']
+    record = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
+    counted = scores['selected']['selecting_labels']
+    held_out = json.loads((folder / 'predictions_holdout.json').read_text())
+    assert scores['selected']['selected_on'] == 'holdout'
+    assert scores['selected']['selecting_images'] == held_out['rows']
+    assert 'selected_on' not in scores['last']
+    assert record['score'] == pytest.approx(
+        np.mean([record['holdout_auroc'][label] for label in counted])
+    )
+    log = ' '.join(capsys.readouterr().out.split())
+    assert f'holdout mean AUROC of {len(counted)} labels {record["score"]:.4f}' in log
+
+
+@pytest.mark.parametrize('reason', ['cases', 'images'])
+def test_too_few_images_or_cases_use_the_last_epoch_and_say_so(
+    reason: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """The run learns from 28 images."""
+    more = ['--opts', 'EVAL.SELECT_ON', 'auto']
+    if reason == 'cases':
+        monkeypatch.setattr(metrics, 'FEW_CASES', 1000)
+        more = []
+    folder = finetune(phantom, tmp_path / 'out', *more)
+    assert not (folder / 'ckpt_best.pth').exists()
+    scores = json.loads((folder / 'scores.json').read_text())
+    assert {split: set(found) for split, found in scores.items()} == {
+        'valid': {'last'}, 'test': {'last'}
+    }  # fmt: skip
+    log = ' '.join(capsys.readouterr().out.split())
+    assert 'the last epoch is used' in log
+    assert ('Edema (' in log.split('last epoch is used')[0]) == (reason == 'cases')
+    records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    assert all(('score' in record) == (reason == 'images') for record in records)
+
+
+@pytest.mark.parametrize('mode', ['full', 'linear_probe'])
+def test_the_check_names_labels_with_few_held_out_cases(
+    mode: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(metrics, 'FEW_CASES', 20)
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, FINETUNE={'MODE': mode})
+    assert run_main('finetune', arguments(cfg, phantom, tmp_path, '--check')) == 0
+    log = ' '.join(capsys.readouterr().out.split())
+    assert 'warning selection' in log
+    assert 'DATA.HOLDOUT_FRACTION' in log
+    assert 'positives)' in log
 
 
 @pytest.mark.parametrize('mode', ['full', 'last_layer'])

@@ -18,11 +18,15 @@ from sklearn.metrics import (
 import evaluation.metrics
 from data.labels import COMPETITION_LABELS
 from evaluation.metrics import (
+    FEW_CASES,
     METRICS,
     auroc_per_label,
+    describe_scores,
+    few_cases,
     label_scores,
     mean_summaries,
     score_table,
+    selecting_labels,
     selection_score,
     study_level,
 )
@@ -171,7 +175,7 @@ def test_only_metrics_of_decisions_are_undefined_without_a_threshold():
     }
 
 
-def test_a_mean_over_labels_is_undefined_where_one_label_is():
+def test_a_mean_over_labels_is_undefined_without_the_auroc_of_a_label():
     values = {'a': [0.5, 0.7, 0.9], 'b': [0.7, 0.8, 1.0], 'c': [NAN, 0.1, 0.2]}
     per_label = {k: dict.fromkeys(METRICS, np.array(v)) for k, v in values.items()}
     means = mean_summaries(per_label, ['a', 'b'])
@@ -180,6 +184,19 @@ def test_a_mean_over_labels_is_undefined_where_one_label_is():
     assert means['f1'] == pytest.approx({'value': 0.6, 'low': low, 'high': high})
     for labels in (['a', 'c'], ['a', 'missing'], []):
         assert mean_summaries(per_label, labels) is None
+
+
+def test_a_mean_over_labels_leaves_out_labels_without_a_threshold_and_names_them():
+    per_label = {}
+    for name, threshold in (('a', 0.5), ('b', None), ('c', 0.4)):
+        probabilities, targets, _ = drawn_cases(ord(name), 80, 9)
+        per_label[name] = label_scores(probabilities, targets, threshold=threshold)
+    means = mean_summaries(per_label, ['a', 'b', 'c'])
+    for name, entry in METRICS.items():
+        counted = ['a', 'c'] if entry.needs_threshold else ['a', 'b', 'c']
+        wanted = np.mean([per_label[label][name][0] for label in counted])
+        assert means[name]['value'] == pytest.approx(wanted)
+        assert means[name].get('left_out', []) == ['b'] * entry.needs_threshold
 
 
 @pytest.mark.parametrize(
@@ -197,35 +214,69 @@ def test_a_study_combines_the_probabilities_and_has_the_greatest_target(how, wan
     assert np.isnan(joined).tolist() == [[False, False], [True, False]]
 
 
+def drawn_table(labels: list[str], positives: dict[str, int]) -> dict:
+    """Scores of random predictions for labels with FEW_CASES positives, or with these numbers."""
+    rng, rows = np.random.default_rng(0), 2 * FEW_CASES + 10
+    targets = np.zeros((rows, len(labels)))
+    for k, label in enumerate(labels):
+        targets[: positives.get(label, FEW_CASES), k] = 1
+    names = [str(row) for row in range(rows)]
+    return score_table(rng.random(targets.shape), targets, names, labels=labels, level='image')
+
+
+FIVE, SIX = [*COMPETITION_LABELS], [*COMPETITION_LABELS, 'Fracture']
+
+
 @pytest.mark.parametrize(
-    ('undefined', 'rule', 'wanted'),
+    ('positives', 'rule', 'candidates', 'left_out'),
     [
-        (5, 'five', 0.4),
-        (5, 'auto', 0.4),
-        (5, 'all', 2 / 5),
-        (0, 'five', NAN),
-        (0, 'auto', 0.6),
-        (None, 'all', 0.5),
+        ({}, 'five', FIVE, {}),
+        ({}, 'auto', FIVE, {}),
+        ({}, 'all', SIX, {}),
+        ({'Edema': 19}, 'five', FIVE, {'Edema': '19 positives'}),
+        ({'Edema': 2}, 'auto', FIVE, {'Edema': '2 positives'}),
+        ({'Edema': 0}, 'five', FIVE, {'Edema': '0 positives'}),
+        # Without one of the five, 'auto' takes all defined labels.
+        ({'Edema': 0}, 'auto', [x for x in SIX if x != 'Edema'], {}),
+        ({'Edema': 2 * FEW_CASES + 6}, 'all', SIX, {'Edema': '4 negatives'}),
+        (dict.fromkeys(SIX, 3), 'all', SIX, dict.fromkeys(SIX, '3 positives')),
     ],
 )
-def test_selection_by_the_five_tasks_or_by_all_defined_labels(undefined, rule, wanted):
-    """The first task has AUROC 0, the other four 1/2, and the sixth label 1."""
-    labels = [*COMPETITION_LABELS, 'Fracture']
-    probabilities = np.array([[0.9, 0.5, 0.5, 0.5, 0.5, 0.1], [0.1, 0.5, 0.5, 0.5, 0.5, 0.9]])
-    targets = np.array([[0.0] * 6, [1.0] * 6])
-    if undefined is not None:
-        targets[1, undefined] = 0
-    table = score_table(probabilities, targets, ['u', 'v'], labels=labels, level='image')
-    assert selection_score(table, rule) == pytest.approx(wanted, nan_ok=True)
-    assert table['undefined'] == ([] if undefined is None else [labels[undefined]])
-    assert table['rows'] == 2
-    assert table['positives']['Edema'] == 1
+def test_labels_with_few_cases_of_a_class_do_not_select(positives, rule, candidates, left_out):
+    table = drawn_table(SIX, positives)
+    wanted = tuple(label for label in candidates if label not in left_out)
+    assert selecting_labels(table, rule) == (wanted, left_out)
+    mean = np.mean([table['auroc'][label] for label in wanted]) if wanted else NAN
+    assert selection_score(table, rule) == pytest.approx(mean, nan_ok=True)
 
 
-def test_the_selection_score_is_nan_without_a_defined_auroc():
-    targets = np.ones((2, 1))
-    table = score_table(targets, targets, ['u', 'v'], labels=['Edema'], level='study')
-    assert all(np.isnan(selection_score(table, rule)) for rule in ('five', 'auto', 'all'))
+@pytest.mark.parametrize(
+    ('positives', 'negatives', 'wanted'),
+    [(20, 20, ''), (1, 80, '1 positive'), (137, 4, '4 negatives'), (0, 9, '0 positives')],
+)
+def test_few_cases_counts_the_smaller_class(positives, negatives, wanted):
+    assert few_cases(positives, negatives) == wanted
+
+
+def test_the_line_of_scores_marks_labels_with_few_cases():
+    table = drawn_table(['Edema', 'Fracture'], {'Fracture': 2 * FEW_CASES + 6})
+    line = describe_scores(table | {'loss': 0.5, 'views': 'all'})
+    assert f'Edema {table["auroc"]["Edema"]:.4f}, Fracture' in line
+    assert line.endswith('(4 negatives)')
+
+
+def test_the_score_table_counts_cases_and_lists_undefined_labels():
+    """The first task has AUROC 0, the next 1/2, and the last has no positives."""
+    probabilities = np.array([[0.9, 0.5, 0.5], [0.1, 0.5, 0.5], [0.1, 0.5, 0.5]])
+    targets = np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 0.0], [NAN, 1.0, NAN]])
+    table = score_table(probabilities, targets, [*'uvw'], labels=[*'abc'], level='image')
+    assert table['auroc'] == pytest.approx({'a': 0, 'b': 0.5, 'c': NAN}, nan_ok=True)
+    assert table['positives'] == {'a': 1, 'b': 2, 'c': 0}
+    assert table['negatives'] == {'a': 1, 'b': 1, 'c': 2}
+    assert table['undefined'] == ['c']
+    assert table['mean_of_defined'] == pytest.approx(0.25)
+    assert table['rows'] == 3
+    assert 'mean_of_five' not in table
 
 
 @pytest.mark.parametrize('name', METRICS)

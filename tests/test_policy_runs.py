@@ -58,14 +58,14 @@ def test_a_checkpoint_knows_its_three_outputs_per_label(phantom: Path, tmp_path:
     opts = ['DATA.DATA_PATH', str(phantom), 'DATA.UNCERTAIN', 'multiclass']
     config = get_config(Namespace(cfg=str(cfg), opts=opts, stage='finetune'))
     model = build_model(config, is_pretrain=False).eval()
-    model.load_state_dict(read_checkpoint(folder / 'ckpt_best.pth')['model'])
+    model.load_state_dict(read_checkpoint(folder / 'ckpt_epoch_0.pth')['model'])
     images, _, index = next(iter(build_loader(config, LOGGER, is_pretrain=False).valid))
     with torch.no_grad():
         outputs = model(images).reshape(len(images), len(LABELS), 3)
     pair = outputs[:, :, :2].softmax(dim=2)[:, :, 1]  # negative, positive
     np.testing.assert_allclose(pair, written[list(LABELS)].to_numpy()[index], rtol=1e-5)
     # The predictions are the same if the checkpoint is scored under another policy.
-    words = ['--eval', '--resume', str(folder / 'ckpt_best.pth')]
+    words = ['--eval', '--resume', str(folder / 'ckpt_epoch_0.pth')]
     other = finished_run('finetune', phantom, tmp_path / 'e', *words, model=VIT)
     again = pd.read_csv(other / 'predictions_valid_eval.csv')
     pd.testing.assert_frame_equal(again, written)

@@ -110,7 +110,7 @@ def make_document(folder: Path) -> dict:
                 'curves': [{'name': 'Training loss', 'values': [0.7, np.nan, 0.5]}],
             },
             'maps': [entry | {'probability': 0.9, 'threshold': 1e-5}],
-            'maps_check': {'method': 'Grad-CAM', 'similarity': 0.07, 'note': 'a note'},
+            'maps_check': {'method': 'Grad-CAM', 'cells': 8, 'similarity': 0.07, 'note': 'a note'},
         },
     )
 
@@ -247,21 +247,28 @@ def test_a_set_with_one_class_shows_na_and_no_empty_section(tmp_path: Path) -> N
         assert part not in headings
 
 
-def test_few_positives_and_patients_in_two_splits_give_warnings(tmp_path: Path) -> None:
+def test_few_cases_and_patients_in_two_splits_give_warnings(tmp_path: Path) -> None:
     cases = some_cases()
     cases.targets[:, 0] = np.arange(len(cases)) < 7
+    cases.targets[:, 1] = np.arange(len(cases)) >= 4
     holdout = some_cases('holdout', seed=5)
     holdout.targets[:, LABELS.index('Edema')] = 0
+    holdout.targets[:, 2] = np.arange(len(holdout)) < 2
     patients = {'train': ['p1', 'p2', 'p2'], 'valid': ['p3'], 'test': ['p2', 'p1', 'p4']}
     document = build_document([cases], holdout, PROTOCOL, run={}, patients=patients)
     warnings = '\n'.join(document['warnings'])
     assert 'no threshold because the held-out cases lack a class: Edema' in warnings
-    assert f'{LABELS[0]} (7)' in warnings
+    assert f'{LABELS[0]} (7 positives), {LABELS[1]} (4 negatives)' in warnings
+    assert f'{LABELS[2]} (2 positives)' in warnings
+    assert 'Accuracy leave out Edema' in warnings
     assert '2 patient(s) are in both train and test' in warnings
-    assert '7' in document['headline']['note']
+    assert '7 positives' in document['headline']['note']
     page = written_page(tmp_path, document)
     marked = [text for text in page.texts('tr') if '▲\xa0few' in text]
-    assert any(row.startswith(LABELS[0]) for row in marked)
+    for label, few in ((LABELS[0], '7 positives'), (LABELS[1], '4 negatives')):
+        assert any(row.startswith(label) and few in row for row in marked)
+    (chosen,) = (text for text in page.texts('tr') if '2 positives held out' in text)
+    assert chosen.startswith(LABELS[2])
 
 
 def test_a_full_disk_leaves_the_earlier_report_as_it_was(tmp_path: Path, full_disk) -> None:
@@ -399,7 +406,8 @@ def test_tables_show_small_p_values_and_missing_intervals(tmp_path: Path) -> Non
 
 def test_a_group_without_a_defined_label_is_not_small() -> None:
     group = {'group': 'F', 'labels': {}}
-    entry = {'means': {'undefined': []}, 'labels': [],
+    means = {'undefined': [], 'labels_with_both_classes': None}
+    entry = {'means': means, 'labels': [],
              'groups': [{'column': 'Sex', 'groups': [group]}]}  # fmt: skip
     assert not [*_label_warnings(entry, has_holdout=False)]
 

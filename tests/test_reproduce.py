@@ -13,6 +13,8 @@ from engine.run_record import read_record
 from scripts import reproduce
 from utils import read_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.usefixtures('few_cases_select')
+
 LAST = 'ckpt_epoch_1.pth'
 
 

@@ -25,6 +25,7 @@ from evaluation import run_report
 from evaluation.run_report import FinalScores, check_scoring
 from logger import read_metrics
 
+pytestmark = pytest.mark.usefixtures('few_cases_select')
 PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)
 REPORT = {
     'REPORT': {'WRITE': True, 'MAPS': 1, 'PIXEL_FLOOR': True},

@@ -10,6 +10,8 @@ from tiny import VIT, arguments, finished_run, run_script
 
 from engine.run_record import read_record
 
+pytestmark = pytest.mark.usefixtures('few_cases_select')
+
 NAMES = ['DATA.TRAIN_CSV', 'train_split.csv', 'DATA.TEST_CSV', 'test_split.csv']
 TRAIN = {'EPOCHS': 1, 'WARMUP_EPOCHS': 0}
 

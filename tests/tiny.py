@@ -76,6 +76,7 @@ def tiny_config(path: Path, stage: str, model: dict = SWIN, **sections: dict) ->
         config['AUG'] = dict(FINETUNE_AUG)
         config['TEST'] = {'CROP': False}
         config['REPORT'] = {'WRITE': False}
+        config['EVAL'] = {'SELECT_ON': 'holdout'}  # by default, few images select no epoch
     for section, values in sections.items():
         config.setdefault(section, {})
         config[section] = config[section] | values if isinstance(values, dict) else values
