@@ -66,13 +66,13 @@ def likeness(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> str:
     """Say why two models cannot differ in AUROC: their scored predictions are alike.
 
     Returns:
-        'identical' for the same numbers, 'same order' for numbers that rank the cases alike (a
-        rescaled copy, for example), and '' otherwise.
+        'identical' for the same numbers, 'same order of cases' for numbers that rank the cases
+        alike, such as a rescaled copy, and '' otherwise.
     """
     known = ~np.isnan(targets)
     if np.array_equal(a[known], b[known]):
         return 'identical'
-    return 'same order' if np.array_equal(rankdata(a[known]), rankdata(b[known])) else ''
+    return 'same order of cases' if np.array_equal(rankdata(a[known]), rankdata(b[known])) else ''
 
 
 def bootstrap_p(samples: np.ndarray) -> float:

@@ -77,11 +77,15 @@ def test_predictions_that_are_the_same_or_in_the_same_order_are_named():
         b.probabilities[:, k] = values
     b.probabilities[np.isnan(a.targets[:, 0]), 0] = 0.5  # not scored
     found = compare(a, b, resamples=50, seed=0)
-    assert [entry['same'] for entry in found['labels'].values()] == ['identical', 'same order', '']
+    assert [entry['same'] for entry in found['labels'].values()] == [
+        'identical',
+        'same order of cases',
+        '',
+    ]
     assert found['means']['labels_with_both_classes']['same'] == ''
     one, two = (cases.with_labels([True, True, False]) for cases in (a, b))
     mean = compare(one, two, resamples=50, seed=0)['means']['labels_with_both_classes']
-    assert mean['same'] == 'same order'
+    assert mean['same'] == 'same order of cases'
     assert mean['difference'] == dict.fromkeys(('value', 'low', 'high'), 0.0)
 
 
