@@ -5,6 +5,12 @@ from typing import Any
 
 from evaluation.intervals import LEVEL
 
+UNDEFINED = 'more than 5 of 100 resamples leave the score undefined'
+CAUSES = {  # of missing intervals, by the name of the part
+    'means': 'a label of the mean has none',
+    'delong': 'the variance is 0 or undefined',
+}
+
 
 class Footnotes:
     """The footnotes below one table, which are numbered in the order of their marks."""
@@ -23,38 +29,35 @@ class Footnotes:
         return lines
 
 
-def explain_intervals(part: Any, cause: str = 'too few cases of a label') -> None:
+def explain_intervals(part: Any, cause: str = UNDEFINED) -> None:
     """Add a `note` with the reason to every score that has no interval, in place.
 
     Args:
         part: Part of a report with resamples: a score (`value`, `low`, `high`), or a dictionary or
             list that contains scores.
-        cause: Cause of a missing interval, unless the part has its own `n` and `positives`.
+        cause: Cause of a missing interval, unless the part shows another one.
     """
     if isinstance(part, list):
         for entry in part:
             explain_intervals(entry, cause)
     elif isinstance(part, dict) and {'value', 'low'} <= part.keys():
         if math.isnan(part['low']) and not math.isnan(part['value']):
-            part['note'] = f'no interval, because of {cause}'
+            part['note'] = f'no interval, because {cause}'
     elif isinstance(part, dict):
         if {'n', 'positives'} <= part.keys():
             positives = part['positives']
-            cause = (
-                f'{positives} positives and {part["n"] - positives} negatives: more than 5 of 100 '
-                'resamples leave the score undefined'
-            )
+            cause = f'{UNDEFINED} ({positives} positives, {part["n"] - positives} negatives)'
         for name, entry in part.items():
-            explain_intervals(entry, 'a variance of 0' if name == 'delong' else cause)
+            explain_intervals(entry, CAUSES.get(name, cause))
 
 
-def too_few_resamples(num_labels: int, resamples: int) -> str:
+def too_few_resamples(num_labels: int, *, resamples: int) -> str:
     """Say that no corrected p-value of a comparison can be significant; '' if one can be."""
     smallest = num_labels * 2 / (resamples + 1)
     if not resamples or smallest < 1 - LEVEL:
         return ''
     needed = math.floor(2 * num_labels / (1 - LEVEL))
     return (
-        f'no p (Holm) can show a difference: with {resamples} resamples and {num_labels} labels it '
-        f'is at least {min(1.0, smallest):.3f}; {1 - LEVEL:.2f} needs more than {needed} resamples'
+        f'no corrected p can be below {1 - LEVEL:.2f}: with {resamples} resamples and {num_labels} '
+        f'labels it is at least {min(1.0, smallest):.3f}. This needs more than {needed} resamples.'
     )

@@ -201,7 +201,8 @@ def compare_sets(sets: Sequence[Cases], protocol: Protocol, *, name: str) -> lis
         entry = compare(a, b, **options)
         if protocol.resamples:
             explain_intervals(entry)
-        note = too_few_resamples(len(entry['labels']), protocol.resamples)
+        tested = sum(not np.isnan(part['p_holm']) for part in entry['labels'].values())
+        note = too_few_resamples(tested, resamples=protocol.resamples)
         found.append({'set': name, **entry, 'note': note})
     return found
 

@@ -203,8 +203,8 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
         if missing := [label for label in table.labels if label not in cases.labels]:
             lacking.setdefault(', '.join(missing), []).append(str(predictions.file))
     for missing, without in lacking.items():
-        which = ', '.join(without) if len(without) < len(sets) else 'every prediction file'
-        warnings.append(f'not scored, because there is no column in {which}: {missing}')
+        which = ', '.join(without) if len(without) < len(sets) else 'any prediction file'
+        warnings.append(f'labels without a column in {which} are not scored: {missing}')
     return sets, warnings
 
 
@@ -389,8 +389,8 @@ def format_scores(document: dict[str, Any]) -> str:
     blocks, notes = [], Footnotes()
     for entry in document['comparisons']:
         table = differences_table(entry, notes).to_string()
-        about = f'p (Holm) corrects p (bootstrap) for {len(entry["labels"])} labels'
-        lines = [f'{entry["a"]} minus {entry["b"]}: {about}', table, *notes.take()]
+        about = '(p of the bootstrap over patients; Holm corrects it for the number of labels)'
+        lines = [f'{entry["a"]} minus {entry["b"]} {about}', table, *notes.take()]
         blocks.append('\n'.join(lines))
     for entry in document['sets']:
         table = scores_table(entry, notes).to_string(na_rep='n/a')

@@ -341,7 +341,7 @@ def test_a_missing_interval_has_a_footnote_with_its_reason(tmp_path: Path) -> No
     document = make_comparison(models)
     page = written_page(tmp_path, document)
     edema, fracture = document['sets'][0]['labels']
-    assert '1 positives and 149 negatives' in edema['scores']['auroc']['note']
+    assert '1 positives, 149 negatives' in edema['scores']['auroc']['note']
     assert 'note' not in fracture['scores']['auroc']
     notes = Footnotes()
     table = scores_table(document['sets'][0], notes)['AUROC']
@@ -349,8 +349,8 @@ def test_a_missing_interval_has_a_footnote_with_its_reason(tmp_path: Path) -> No
     assert notes.take()[0] == f'note 1: {edema["scores"]["auroc"]["note"]}'
     assert notes.take() == []
     lines = [text for text in page.texts('p') if text.startswith('note ')]
-    assert any('1 positives and 149 negatives' in line for line in lines)
-    assert '1 positives and 149 negatives' in (tmp_path / 'report_scores.tex').read_text()
+    assert any('1 positives, 149 negatives' in line for line in lines)
+    assert '1 positives, 149 negatives' in (tmp_path / 'report_scores.tex').read_text()
 
 
 def test_too_few_resamples_for_a_corrected_p_have_a_footnote() -> None:
@@ -361,6 +361,10 @@ def test_too_few_resamples_for_a_corrected_p_have_a_footnote() -> None:
         cells = differences_table(entry, notes)['p (Holm)']
         assert ('(note 1)' in cells['Edema']) == has_note == bool(entry['note'])
         assert bool(notes.take()) == has_note
+    for cases in models:  # a label without an interval has no p and is not counted
+        cases.targets[:, 0] = np.arange(len(cases)) < 1
+    (entry,) = make_comparison(models, replace(PROTOCOL, resamples=278))['comparisons']
+    assert np.isnan(entry['labels'][LABELS[0]]['p_holm']) and not entry['note']
     document = make_comparison(models, replace(PROTOCOL, resamples=0))
     assert NO_RESAMPLES in document['warnings']
 
