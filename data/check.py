@@ -28,6 +28,7 @@ from data.sources import source_configs
 from data.store import Store
 from engine.files import allow_open_files
 
+LOOKS = ['file', 'split', 'patient', 'digest', 'thumbnail']  # columns of `Checked.looks`
 COLUMNS = ['severity', 'kind', 'csv', 'row', 'file', 'detail']  # of a fault, in the list
 SEVERITIES = ('error', 'warning', 'note')
 EXAMPLES = 3  # of each kind, in the summary
@@ -36,6 +37,8 @@ CHUNK_IMAGES = 32
 DIGEST_BYTES = 16
 FEW_LEVELS = 16  # an X-ray has more grey levels
 OPTIONAL = ('valid', 'test')  # splits that a source may lack, as pre-training reads neither
+SAME_PATIENT, SAME_PIXELS = 'patient in two splits', 'same pixels in two splits'
+SAME_LOOK = ('same X-ray in two splits', 'same X-ray in two sources')
 THUMBNAIL = 8
 # Largest difference between two thumbnails of one X-ray. For 600 real X-rays of 256 px, thumbnails
 # changed by up to 0.04 in JPEG files of quality 50 and by up to 0.12 at 150 x 140 px. Thumbnails of
@@ -90,13 +93,13 @@ class Checked:
     rows: dict[str, int]  # number of existing images by split
     images: int
     seconds: float  # time for the images
-    looks: pd.DataFrame  # file, split and thumbnail of each image that can be compared
+    looks: pd.DataFrame  # file, split, patient, digest and thumbnail (or None) of each image
 
 
 def check_sources(
     config: Config, findings: Findings, *, workers: int
 ) -> tuple[dict[str, Checked], pd.DataFrame]:
-    """Check each data set of DATA.SOURCES, and find X-rays that are in several of them.
+    """Check each data set of DATA.SOURCES, and find X-rays that are in several of them or splits.
 
     Returns:
         The extent of the check by source, and the table of `find_duplicates`.
@@ -106,43 +109,73 @@ def check_sources(
         options = {'optional': OPTIONAL, 'workers': workers, 'labelled': False}
         checked[findings.source] = check_data(own, findings, **options)
     findings.source = ''
+    return checked, list_duplicates(checked, findings)
+
+
+def list_duplicates(checked: dict[str, Checked], findings: Findings) -> pd.DataFrame:
+    """Return the table of `find_duplicates` for checked sources, and add its X-rays as warnings."""
     duplicates = find_duplicates({name: each.looks for name, each in checked.items()})
-    for entry in duplicates.itertuples():
-        detail = f'the X-ray is also in another source: {entry.same_as}'
-        findings.add(Fault('same X-ray in two sources', detail, '', None, entry.file, 'warning'))
-    return checked, duplicates
+    for entry in duplicates[duplicates['why'].isin(SAME_LOOK)].itertuples():
+        detail = f'{entry.same_as} shows the same X-ray'
+        findings.add(Fault(entry.why, detail, '', None, entry.file, 'warning'))
+    return duplicates
 
 
 def find_duplicates(looks: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Find training images whose X-ray is also in another source, by their thumbnails.
+    """Find images that are also in another split or source, and patients in two splits.
 
-    A training image is listed if another source scores the X-ray, or if an earlier source trains on
-    it. Without the listed images, one copy of each X-ray remains and no scored X-ray is trained on.
+    X-rays are compared by their thumbnails. A training image is listed if a scored split of any
+    source contains the X-ray, if an earlier source trains on it, or if its patient is also in a
+    scored split of its source. An image of valid is listed if its X-ray or its patient is also in
+    test. Without the listed images, one copy of each X-ray remains, no scored X-ray is trained on,
+    and each patient of a source is in one split.
 
     Args:
-        looks: Table with file, split and thumbnail by source.
+        looks: `Checked.looks` by source; the name of a single data set is ''.
 
     Returns:
-        Table for DATA.LEAVE_OUT with the columns `file` and `same_as`: names of images that begin
-        with the name of the source.
+        Table for DATA.LEAVE_OUT with the columns `file`, `same_as` (an image that remains) and
+        `why`. The names of images begin with the name of their source.
     """
-    named = [part.assign(file=f'{name}/' + part['file']) for name, part in looks.items()]
-    found = [pd.DataFrame(columns=['file', 'same_as'])]
-    for number, part in enumerate(named):
-        train = part[part['split'] == 'train']
-        others = pd.concat(
-            [other[other['split'] != 'train'] for k, other in enumerate(named) if k != number]
-            + named[:number]
-        )
-        if len(train) and len(others):
-            tree = cKDTree(np.stack(others['thumbnail']))
-            distance, place = tree.query(
-                np.stack(train['thumbnail']), p=np.inf, distance_upper_bound=SAME_XRAY
-            )
-            same = np.isfinite(distance)
-            same_as = others['file'].to_numpy()[place[same]]
-            found.append(pd.DataFrame({'file': train['file'][same], 'same_as': same_as}))
-    return pd.concat(found, ignore_index=True)
+    images = pd.concat(
+        part.assign(file=[os.path.join(name, file) for file in part['file']], source=number)
+        for number, (name, part) in enumerate(looks.items())
+    )
+    found = [pd.DataFrame(columns=['file', 'same_as', 'why'])]
+    for (source, split), part in images.groupby(['source', 'split']):
+        is_own = images['source'] == source
+        if split == 'train':
+            kept = (images['split'] != 'train') | (images['source'] < source)
+            found.append(_same_look(part, images[kept]))
+            found.append(_same_patient(part, images[is_own & (images['split'] != 'train')]))
+        elif split == 'valid':
+            kept = images[is_own & (images['split'] == 'test')]
+            found += [_same_look(part, kept), _same_patient(part, kept)]
+    return pd.concat(found, ignore_index=True).drop_duplicates('file', ignore_index=True)
+
+
+def _same_look(images: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """List the images that look like one of the others."""
+    images, others = images.dropna(), others.dropna()
+    if not (len(images) and len(others)):
+        return pd.DataFrame()
+    tree = cKDTree(np.stack(others['thumbnail']))
+    places = tree.query(np.stack(images['thumbnail']), p=np.inf, distance_upper_bound=SAME_XRAY)[1]
+    same = places < len(others)  # the number of others means that there is no neighbour
+    images, others = images[same], others.iloc[places[same]]
+    is_own, is_copy = (
+        images[key].to_numpy() == others[key].to_numpy() for key in ('source', 'digest')
+    )
+    why = np.select([is_own & is_copy, is_own], [SAME_PIXELS, SAME_LOOK[0]], SAME_LOOK[1])
+    return pd.DataFrame({'file': images['file'], 'same_as': others['file'].to_numpy(), 'why': why})
+
+
+def _same_patient(images: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """List the images of patients who also have one of the others."""
+    first = others.drop_duplicates('patient').set_index('patient')['file']
+    images = images[images['patient'].isin(first.index)]
+    same_as = first.loc[images['patient']].to_numpy()
+    return pd.DataFrame({'file': images['file'], 'same_as': same_as, 'why': SAME_PATIENT})
 
 
 def check_data(
@@ -171,7 +204,7 @@ def check_data(
             if dataset.labelled and labelled:
                 _check_labels(split, records, findings, blank=config.DATA.BLANK)
     if not splits:
-        return Checked({}, 0, 0.0, pd.DataFrame(columns=['file', 'split', 'thumbnail']))
+        return Checked({}, 0, 0.0, pd.DataFrame(columns=LOOKS))
     images = open_images(root)
     named = pd.concat(
         pd.DataFrame({'file': part.file, 'patient': part.patient, 'split': split, 'csv': part.csv})
@@ -184,9 +217,10 @@ def check_data(
     start = time.perf_counter()
     digests, thumbnails = _look_at_all(images, unique, findings, workers)
     seconds = time.perf_counter() - start
-    _compare_pixels(unique.assign(digest=digests), findings)
+    unique = unique.assign(digest=digests, thumbnail=thumbnails)
+    _compare_pixels(unique, findings)
     rows = {name: len(part) for name, part in splits.items()}
-    looks = unique[['file', 'split']].assign(thumbnail=thumbnails).dropna()
+    looks = named[['file', 'split', 'patient']].merge(unique[['file', 'digest', 'thumbnail']])
     return Checked(rows, len(unique), seconds, looks)
 
 
@@ -247,7 +281,7 @@ def _compare_patients(named: pd.DataFrame, findings: Findings) -> None:
     first = places.drop_duplicates('patient').set_index('patient')['split']
     for entry in places[places.duplicated('patient')].itertuples():
         detail = f'{entry.patient} of {entry.split} is also in {first[entry.patient]}'
-        findings.add(Fault('patient in two splits', detail, entry.csv, file=entry.file))
+        findings.add(Fault(SAME_PATIENT, detail, entry.csv, file=entry.file))
 
 
 def _find_unnamed(images: Store | Folder, named: set[str], findings: Findings) -> None:
@@ -292,7 +326,7 @@ def _compare_pixels(images: pd.DataFrame, findings: Findings) -> None:
     for entry in images[images.duplicated('digest')].itertuples():
         earlier = first.loc[entry.digest]
         is_leak = entry.split != earlier['split']
-        kind = 'same pixels in two splits' if is_leak else 'same pixels'
+        kind = SAME_PIXELS if is_leak else 'same pixels'
         detail = f'{earlier["file"]} has the same pixels'
         severity = 'error' if is_leak else 'warning'
         findings.add(Fault(kind, detail, entry.csv, None, entry.file, severity))

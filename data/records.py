@@ -1070,6 +1070,7 @@ class Predictions:
     names: np.ndarray  # [N] names of images or studies in the file
     labels: tuple[str, ...]  # in CheXpert's order, followed by labels of binary tasks and others
     probabilities: np.ndarray  # [N, K] in [0, 1]; NaN where empty, if that is allowed
+    trained_views: str = ''  # DATA.VIEWS of the training, if the JSON file next to it says so
 
 
 @dataclass(frozen=True, eq=False)
@@ -1138,12 +1139,13 @@ def read_predictions(
     try:
         about = json.loads(source.read_bytes()) if source.is_file() else {}
         found, own = about.get('task'), about.get('labels', [])
+        views = str(about.get('trained_views', ''))
         if not (isinstance(own, list) and all(isinstance(label, str) for label in own)):
             raise TypeError(f'labels must be a list of names, got {own!r:.100}')
     except (ValueError, AttributeError, TypeError) as error:
         if task:
             raise ValueError(f'{source} does not describe predictions: {error}') from error
-        found, own = None, []  # an unrelated file has this name
+        found, own, views = None, [], ''  # an unrelated file has this name
     if task and found not in (None, task):
         raise ValueError(f'{path}: the predictions are of DATA.TASK {found!r}, not {task!r}')
     known = dict.fromkeys(label for task in TASKS.values() for label in task.labels)
@@ -1160,6 +1162,7 @@ def read_predictions(
         names=table[table.key].to_numpy(object),
         labels=labels,
         probabilities=np.stack(columns, axis=1),
+        trained_views=views,
     )
 
 

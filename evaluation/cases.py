@@ -192,10 +192,8 @@ def match(
         groups=groups(records) if groups else {},
         uncertain=uncertain,
     )
-    unpredicted = [label for label in table.labels if label not in labels]
-    for file, missing in ((table.file, table.missing), (predictions.file, unpredicted)):
-        if missing:
-            notes.append(f'{file} has no column {", ".join(missing)}, which is not scored')
+    if table.missing:
+        notes.append(f'{table.file} has no column {", ".join(table.missing)}, which is not scored')
     return cases, notes
 
 

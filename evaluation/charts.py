@@ -275,8 +275,8 @@ def training_panels(training: dict) -> list[tuple[str, list[dict], Markup]]:
 
 def forest_axis(scores: Iterable[dict], reference: float) -> Axis:
     """Return the common axis of a forest plot, which includes the reference value."""
-    values = [v for score in scores for v in score.values() if v is not None]
-    return nice_axis([*values, reference])
+    values = [score[end] for score in scores for end in ('value', 'low', 'high')]
+    return nice_axis([*(v for v in values if v is not None), reference])
 
 
 def forest_row(score: dict, axis: Axis, reference: float, few: bool = False) -> Markup:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
@@ -23,10 +24,11 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
 
     Returns:
         Entry of the report's `comparisons` without its `set`. `a` and `b` are the names. `labels`
-        contains the common labels with both classes: `difference` (AUROC of a minus AUROC of b),
-        `p_bootstrap`, `p_delong` (NaN unless each patient has one row) and `p_holm` (adjusted over
-        the labels, from `p_delong` or otherwise `p_bootstrap`). `means` contains `five`, or
-        `labels_with_both_classes` if one of the five labels is missing.
+        contains the common labels with both classes: `n`, `positives`, `difference` (AUROC of a
+        minus AUROC of b), `p_bootstrap`, `p_holm` (`p_bootstrap` adjusted over the labels),
+        `p_delong` (not adjusted; NaN unless each patient has one row) and `same` (of `likeness`).
+        `means` contains `five`, or `labels_with_both_classes` if one of the five labels is missing:
+        `difference`, `p_bootstrap` and `same`.
     """
     labels = [label for label in a.with_labels(a.has_both_classes()).labels if label in b.labels]
     places = {path: row for row, path in enumerate(b.path)}
@@ -40,20 +42,37 @@ def compare(a: Cases, b: Cases, *, resamples: int, seed: int) -> dict[str, Any]:
             for values in (of_a, of_b)
         ]
         differences[label] = areas[0] - areas[1]
-        entries[label] = _summary(differences[label])
-        entries[label]['p_delong'] = _p_delong(of_a, of_b, targets, a.patient)
-    p_values = [
-        entry['p_bootstrap' if np.isnan(entry['p_delong']) else 'p_delong']
-        for entry in entries.values()
-    ]
+        entries[label] = {
+            'n': int((~np.isnan(targets)).sum()),
+            'positives': int((targets == 1).sum()),
+            **_summary(differences[label]),
+            'p_delong': _p_delong(of_a, of_b, targets, a.patient),
+            'same': likeness(of_a, of_b, targets),
+        }
+    p_values = [entry['p_bootstrap'] for entry in entries.values()]
     for entry, adjusted in zip(entries.values(), holm(p_values), strict=True):
         entry['p_holm'] = float(adjusted)
     counted = headline_labels(labels)
     key = 'five' if counted == COMPETITION_LABELS else 'labels_with_both_classes'
     means = {'five': None}
     if counted:
+        kinds = {entries[label]['same'] for label in counted}
         means[key] = _summary(np.mean([differences[label] for label in counted], axis=0))
+        means[key]['same'] = '' if '' in kinds else min(kinds - {'identical'}, default='identical')
     return {'a': a.name, 'b': b.name, 'labels': entries, 'means': means}
+
+
+def likeness(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> str:
+    """Say why two models cannot differ in AUROC: their scored predictions are alike.
+
+    Returns:
+        'identical' for the same numbers, 'same order of cases' for numbers that rank the cases
+        alike, such as a rescaled copy, and '' otherwise.
+    """
+    known = ~np.isnan(targets)
+    if np.array_equal(a[known], b[known]):
+        return 'identical'
+    return 'same order of cases' if np.array_equal(rankdata(a[known]), rankdata(b[known])) else ''
 
 
 def bootstrap_p(samples: np.ndarray) -> float:

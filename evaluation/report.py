@@ -31,6 +31,7 @@ from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.cases import Cases
 from evaluation.compare import compare
+from evaluation.footnotes import Footnotes, explain_intervals, too_few_resamples
 from evaluation.metrics import FEW_CASES, METRICS, Protocol, headline_labels
 from evaluation.published import MEAN_OF_FIVE, context_rows
 from logger import json_safe
@@ -53,6 +54,9 @@ NOT_COMPARABLE = (
 NO_HELD_OUT = (
     'there are no held-out training patients, so thresholds and temperatures cannot be chosen, and '
     'all scores that require them are n/a'
+)
+NO_RESAMPLES = (
+    'there are no intervals and no p-values of the bootstrap, because the number of resamples is 0'
 )
 SMALL_SPAN = 0.02  # a smaller range of the probabilities of a label raises an alert
 CHANCE = 0.5  # AUROC of random predictions
@@ -133,7 +137,8 @@ def build_document(
     """Score every set and assemble the report.
 
     Args:
-        sets: Sets of cases to score. The headline shows the last set.
+        sets: Sets of cases to score. The headline shows the last set, or no set if each of several
+            sets belongs to another model.
         holdout: Held-out training patients for choosing thresholds and temperatures, or values that
             were already fitted for each set, or None.
         protocol: Options for scoring.
@@ -141,8 +146,8 @@ def build_document(
         policy: Policy for uncertain labels, shown with the published scores; '' if unknown.
         patients: Split -> patients, used to detect patients in two splits.
         warnings: Additional warnings.
-        extras: Additional parts of the report: `comparisons`, `training`, `maps`, `maps_check`,
-            `pixel_floor`.
+        extras: Additional parts of the report: `training`, `maps`, `maps_check`, `pixel_floor`, and
+            `comparisons`, which is only given if each set belongs to another model.
     """
     if holdout is None or isinstance(holdout, Cases):
         fitted = [fit_held_out(holdout, cases.labels, protocol) for cases in sets]
@@ -153,21 +158,25 @@ def build_document(
     ]
     missing = {label for held_out in fitted for label in held_out.missing}
     label_warnings = partial(_label_warnings, has_holdout=holdout is not None, missing=missing)
-    headline = _headline(scored, protocol.resamples > 0)
-    context = context_rows(policy, headline['set'], protocol.level, protocol.views)
-    has_five = scored[-1]['means']['five'] is not None
+    if protocol.resamples:
+        explain_intervals(scored)
+    main = None if 'comparisons' in (extras or {}) and len(sets) > 1 else scored[-1]
+    context = []
+    if main and main['means']['five']:
+        context = context_rows(policy, main['name'], protocol.level, protocol.views)
     return {
         'format': FORMAT,
         'title': TITLE,
         'run': [{'name': name, 'value': str(value)} for name, value in run.items()],
-        'headline': headline,
+        'headline': _headline(main, protocol.resamples > 0) if main else None,
         'not_comparable': NOT_COMPARABLE,
-        'published': context if has_five else [],
+        'published': context,
         'alerts': _set_lines(scored, _model_alerts),
         'warnings': [
             *warnings,
             *_leak_warnings(patients or {}),
             *([NO_HELD_OUT] if holdout is None else []),
+            *([] if protocol.resamples else [NO_RESAMPLES]),
             *_set_lines(scored, label_warnings),
         ],
         'sets': scored,
@@ -187,8 +196,15 @@ def compare_sets(sets: Sequence[Cases], protocol: Protocol, *, name: str) -> lis
         for a, b in combinations(rows, 2)
         if set(a.path) == set(b.path) and set(a.labels) & set(b.labels)
     ]
-    options = {'resamples': protocol.resamples, 'seed': protocol.seed}
-    return [{'set': name, **compare(a, b, **options)} for a, b in pairs]
+    options, found = {'resamples': protocol.resamples, 'seed': protocol.seed}, []
+    for a, b in pairs:
+        entry = compare(a, b, **options)
+        if protocol.resamples:
+            explain_intervals(entry)
+        tested = sum(not np.isnan(part['p_holm']) for part in entry['labels'].values())
+        note = too_few_resamples(tested, resamples=protocol.resamples)
+        found.append({'set': name, **entry, 'note': note})
+    return found
 
 
 def floor_part(
@@ -209,6 +225,8 @@ def floor_part(
     for cases in sets:
         pixels = replace(cases, name=FLOOR, probabilities=floor[cases.name], groups={})
         scored = score_set(pixels, fit_held_out(None, cases.labels, protocol), protocol)
+        if protocol.resamples:
+            explain_intervals(scored)
         (compared,) = compare_sets(
             [replace(cases, name='model'), pixels], protocol, name=cases.name
         )
@@ -255,28 +273,42 @@ def write_report(
     return folder / 'report.html'
 
 
-def scores_table(entry: dict[str, Any]) -> pd.DataFrame:
-    """Format the main scores of a set with intervals, in one row for each label and mean."""
+def scores_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
+    """Format the main scores of a set with intervals, in one row for each label and mean.
+
+    Args:
+        entry: Entry of the report's `sets`.
+        notes: Footnotes to which the reasons for missing intervals are added.
+    """
     shown = {name: metric.title for name, metric in METRICS.items() if metric.in_summary}
     counts = {part['label']: [part['n'], part['positives']] for part in entry['labels']}
     scores = {part['label']: part['scores'] for part in entry['labels']}
     for key in ('five', 'labels_with_both_classes'):
         scores |= {MEAN_TITLES[key]: entry['means'][key]} if entry['means'][key] else {}
     rows = {
-        label: [*counts.get(label, ['', '']), *(_format_score(values[name]) for name in shown)]
+        label: [
+            *counts.get(label, ['', '']),
+            *(_format_score(values[name], notes) for name in shown),
+        ]
         for label, values in scores.items()
     }
     return pd.DataFrame.from_dict(rows, orient='index', columns=['n', 'positives', *shown.values()])
 
 
-def differences_table(entry: dict[str, Any]) -> pd.DataFrame:
-    """Format the differences of a comparison with intervals and p-values."""
+def differences_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
+    """Format the differences of a comparison with intervals and p-values.
+
+    Args:
+        entry: Entry of the report's `comparisons`.
+        notes: Footnotes to which the reasons for missing intervals and verdicts are added.
+    """
+    mark = f' ({notes.mark(entry["note"])})' if entry['note'] else ''
     parts = entry['labels'] | {MEAN_TITLES[key]: m for key, m in entry['means'].items() if m}
     rows = {
         label: [
-            _format_score(part['difference']),
+            f'0.000, {part["same"]}' if part['same'] else _format_score(part['difference'], notes),
             _format_p(part['p_bootstrap']),
-            _format_p(part['p_holm']) if 'p_holm' in part else '',
+            _format_p(part['p_holm']) + mark if 'p_holm' in part else '',
         ]
         for label, part in parts.items()
     }
@@ -288,42 +320,47 @@ def _format_p(value: float) -> str:
     return 'n/a' if np.isnan(value) else f'{value:.4f}' if value >= 1e-4 else '<0.0001'
 
 
-def _format_score(score: dict[str, float]) -> str:
+def _format_score(score: dict[str, Any], notes: Footnotes) -> str:
     if np.isnan(score['value']):
         return 'n/a'
-    interval = '' if np.isnan(score['low']) else f' [{score["low"]:.3f}, {score["high"]:.3f}]'
-    return f'{score["value"]:.3f}{interval}'
+    about = '' if np.isnan(score['low']) else f' [{score["low"]:.3f}, {score["high"]:.3f}]'
+    if 'note' in score:
+        about = f' ({notes.mark(score["note"])})'
+    return f'{score["value"]:.3f}{about}'
 
 
 def _latex(document: dict[str, Any]) -> str:
     """Format the tables of scores and differences in LaTeX with escaped special characters."""
-    tables = {'Scores': {entry['name']: scores_table(entry) for entry in document['sets']}}
-    tables['Differences in AUROC'] = {
-        f'{entry["a"]} minus {entry["b"]}': differences_table(entry)
-        for entry in document['comparisons']
+    notes = Footnotes()
+    tables = {
+        'Scores': {entry['name']: partial(scores_table, entry) for entry in document['sets']},
+        'Differences in AUROC': {
+            f'{entry["a"]} minus {entry["b"]}': partial(differences_table, entry)
+            for entry in document['comparisons']
+        },
     }
     parts = ['% For a document with \\usepackage{booktabs}. Not for clinical use.\n']
     for title, frames in tables.items():
         if frames:
-            table = pd.concat(frames)
+            table = pd.concat({name: format_table(notes) for name, format_table in frames.items()})
             has_intervals = table.map(lambda cell: '[' in str(cell)).any(axis=None)
-            note = ', with 95 \\% intervals over patients in brackets' * bool(has_intervals)
-            text = table.to_latex(caption=f'{title}{note}.', escape=True, multirow=False)
+            about = ', with 95 \\% intervals over patients in brackets' * bool(has_intervals)
+            caption = '. '.join([f'{title}{about}', *notes.take()]) + '.'
+            text = table.to_latex(caption=caption, escape=True, multirow=False)
             parts.append(text.replace('<', r'\textless{}'))
     return '\n'.join(parts)
 
 
-def _headline(scored: Sequence[dict[str, Any]], has_intervals: bool) -> dict[str, Any]:
-    """Return the mean AUROC of the last set over `headline_labels`, with notes."""
-    last, notes = scored[-1], []
-    entries = {entry['label']: entry for entry in last['labels']}
+def _headline(scored: dict[str, Any], has_intervals: bool) -> dict[str, Any]:
+    """Return the mean AUROC of a set over `headline_labels`, with notes."""
+    notes, entries = [], {entry['label']: entry for entry in scored['labels']}
     counted = headline_labels(entries)
     name, key = f'Mean AUROC of {len(counted)} labels', 'labels_with_both_classes'
     if counted == COMPETITION_LABELS:
         name, key = 'Mean AUROC of the five CheXpert tasks', 'five'
     elif len(counted) == 1:
         name = f'AUROC, {counted[0]}'
-    mean = last['means'][key]
+    mean = scored['means'][key]
     score = mean['auroc'] if mean else dict.fromkeys(('value', 'low', 'high'), np.nan)
     few = [
         f'{label} has only {entries[label]["few"]}' for label in counted if entries[label]['few']
@@ -334,8 +371,13 @@ def _headline(scored: Sequence[dict[str, Any]], has_intervals: bool) -> dict[str
         notes.append(f'the estimate is weak: {", ".join(few)}')
     if has_intervals and counted and np.isnan(score['low']):
         notes.append(NO_INTERVAL)
-    described = {key: last[key] for key in ('rows', 'patients', 'level', 'views')}
-    return {'set': last['name'], 'name': name, 'score': score, 'note': '; '.join(notes)} | described
+    described = {key: scored[key] for key in ('rows', 'patients', 'level', 'views')}
+    return {
+        'set': scored['name'],
+        'name': name,
+        'score': score,
+        'note': '; '.join(notes),
+    } | described
 
 
 def _leak_warnings(patients: Mapping[str, Sequence[str]]) -> list[str]:
@@ -370,9 +412,14 @@ def _model_alerts(entry: dict[str, Any]) -> Iterator[str]:
         part['label']: part['histogram']['high'] - part['histogram']['low']
         for part in entry['labels']
     }
-    constant = [label for label, span in spans.items() if span < SMALL_SPAN]
     by_chance = [
         part['label'] for part in entry['labels'] if part['scores']['auroc']['low'] <= CHANCE
+    ]
+    # Probabilities in a narrow range can rank the cases well, for example those of a rare finding.
+    constant = [
+        part['label']
+        for part in entry['labels']
+        if spans[part['label']] < SMALL_SPAN and not _shows_order(part['scores']['auroc'])
     ]
     if constant:
         widest = max(spans[label] for label in constant)
@@ -385,6 +432,11 @@ def _model_alerts(entry: dict[str, Any]) -> Iterator[str]:
             f'the model may not be better than chance, because the interval of the AUROC reaches '
             f'{CHANCE:g} or lies below: {", ".join(by_chance)}'
         )
+
+
+def _shows_order(auroc: dict[str, Any]) -> bool:
+    """Return whether an AUROC, with its interval if it has one, is above chance."""
+    return (auroc['value'] if np.isnan(auroc['low']) else auroc['low']) > CHANCE
 
 
 def _label_warnings(
@@ -533,7 +585,8 @@ def _render(
     script = (TEMPLATES / 'report.js').read_text(encoding='utf-8')
     return environment.get_template('report.html.j2').render(
         report=report,
-        sets=sorted(report['sets'], key=lambda entry: entry['name'] != report['headline']['set']),
+        sets=_main_first(report),
+        notes=Footnotes(),
         floor=report['pixel_floor'],
         names=[*names],
         means=MEAN_ROWS,
@@ -557,6 +610,12 @@ def _render(
         few_cases=FEW_CASES,
         few_labels=_few_labels,
     )
+
+
+def _main_first(report: dict) -> list[dict]:
+    """Return the sets in the order of the page, with the set of the headline first."""
+    main = report['headline'] and report['headline']['set']
+    return sorted(report['sets'], key=lambda entry: entry['name'] != main)
 
 
 def _ranking_columns() -> list[tuple[str, str, str]]:

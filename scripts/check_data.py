@@ -3,9 +3,10 @@ r"""Check a data set and list all faults of the CSV files, the splits and the im
 python scripts/check_data.py --data-path DIR --output problems.csv \
     [--cfg configs/... --opts KEY VALUE]
 
-DIR may also be a packed store, and is not changed. With DATA.SOURCES in the config, the paths of
-the sources are relative to DIR, and X-rays that are in several sources are found, too. The list has
-one row per finding. The exit code is 0 without errors, 1 with errors, and 2 if the check failed.
+DIR may also be a packed store, and is not changed. X-rays that are in two splits are found even if
+one is a smaller or compressed copy. With DATA.SOURCES in the config, the paths of the sources are
+relative to DIR, and X-rays that are in several sources are found, too. The list has one row per
+finding. The exit code is 0 without errors, 1 with errors, and 2 if the check failed.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, check_config, default_config, put
-from data.check import Checked, Findings, check_data, check_sources
+from data.check import Checked, Findings, check_data, check_sources, list_duplicates
 from data.records import DATASETS, csv_names, may_be_absent
 from data.sources import source_configs
 from engine.files import replace_file
@@ -30,7 +31,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--data-path', required=True, metavar='DIR', help='folder of the data set, or a store')
     findings = 'list of the findings (problems.csv)'
     add('--output', default='problems.csv', type=Path, metavar='FILE', help=findings)
-    names = 'list of training images that are also in another source, for DATA.LEAVE_OUT'
+    names = 'list of images that are also in another split or source, for DATA.LEAVE_OUT'
     add('--duplicates', type=Path, metavar='FILE', help=names)
     add('--workers', default=os.cpu_count(), type=int, metavar='N', help='number of processes')
     add('--cfg', default=argparse.SUPPRESS, metavar='FILE', help='YAML config (default options)')
@@ -73,8 +74,6 @@ def main(args: argparse.Namespace) -> int:
     findings = Findings()
     try:
         config = read_config(args)
-        if args.duplicates and not config.DATA.SOURCES:
-            raise ValueError('--duplicates needs a config with DATA.SOURCES')
         tables = {args.output: findings.table}
         for own in source_configs(config).values():
             for flag, file in (('--output', args.output), ('--duplicates', args.duplicates)):
@@ -82,7 +81,6 @@ def main(args: argparse.Namespace) -> int:
                     raise ValueError(f'{flag} {file} must lie outside {own.DATA.DATA_PATH}')
         if config.DATA.SOURCES:
             checked, duplicates = check_sources(config, findings, workers=args.workers)
-            tables |= {args.duplicates: lambda: duplicates} if args.duplicates else {}
         else:
             has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
             splits = DATASETS[config.DATA.DATASET].splits
@@ -90,6 +88,8 @@ def main(args: argparse.Namespace) -> int:
             needs_no_valid = config.DATA.FOLD or has_only_train or may_be_absent(config, 'valid')
             optional = ('test',) * has_default_test + ('valid',) * bool(needs_no_valid)
             checked = {'': check_data(config, findings, optional=optional, workers=args.workers)}
+            duplicates = list_duplicates(checked, findings)
+        tables |= {args.duplicates: lambda: duplicates} if args.duplicates else {}
         for file, table in tables.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             replace_file(file, table().to_csv(index=False).encode(errors='backslashreplace'))

@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import allowed_values, default_config
+from config import allowed_values, config_from_text, default_config
 from data.labels import TASKS, find_task, label_set, scored_targets, shared_labels
 from data.records import (
     LabelTable,
@@ -39,10 +39,11 @@ from data.records import (
     select_views,
     standard_groups,
 )
-from engine.run_record import code_version
+from engine.run_record import OPTIONS_FILE, code_version, read_record
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES
 from evaluation.cases import Cases, match, share_labels
+from evaluation.footnotes import Footnotes
 from evaluation.metrics import Protocol
 from evaluation.report import (
     SALT_FILE,
@@ -190,16 +191,48 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
         further = group_columns(records, args.groups, demographics=demographics)
         return standard_groups(records, default_config().EVAL.AGE_BANDS) | further
 
-    sets, warnings = [], []
-    for predictions, name in zip(files, set_names(args), strict=True):
-        predictions, table = replace(predictions, file=Path(names.file(predictions.file))), labels
+    sets, warnings, lacking = [], [], {}
+    for given, name in zip(files, set_names(args), strict=True):
+        predictions, table = replace(given, file=Path(names.file(given.file))), labels
         if shared:
             predictions, table, note = share_labels(predictions, labels, shared)
             warnings.append(note)
         cases, notes = match(predictions, table, name=name, level=args.level, groups=groups)
         sets.append(cases)
-        warnings += notes
+        warnings += [*notes, *_view_warnings(cases, predictions, trained_views(given))]
+        if missing := [label for label in table.labels if label not in cases.labels]:
+            lacking.setdefault(', '.join(missing), []).append(str(predictions.file))
+    for missing, without in lacking.items():
+        which = ', '.join(without) if len(without) < len(sets) else 'any prediction file'
+        warnings.append(f'labels without a column in {which} are not scored: {missing}')
     return sets, warnings
+
+
+def trained_views(predictions: Predictions) -> str:
+    """Return DATA.VIEWS of the training of a model; '' if it is unknown.
+
+    It is in the JSON file next to the predictions (`predict.py`) or in the options of the run.
+    """
+    folder = predictions.file.parent
+    if predictions.trained_views or read_record(folder) is None:
+        return predictions.trained_views
+    return config_from_text((folder / OPTIONS_FILE).read_text(encoding='utf-8')).DATA.VIEWS
+
+
+def _view_warnings(cases: Cases, predictions: Predictions, trained: str) -> list[str]:
+    """Warn of scored images whose view the model was not trained on, as far as that is known."""
+    if predictions.key == 'Study' or trained == 'all':
+        return []
+    wanted, other = ('lateral', 'frontal') if trained == 'lateral' else ('frontal', 'lateral')
+    count = sum(view.lower().startswith(other) for view in cases.groups['View'])
+    if not count:
+        return []
+    known = f'but the model was trained on {trained} images only'
+    unknown = 'and no file next to the predictions says on which views the model was trained'
+    return [
+        f'{predictions.file}: {count} of {len(cases)} scored images are {other}, '
+        f'{known if trained else unknown}. --views {wanted} leaves them out.'
+    ]
 
 
 def labels_of_data_set(args: argparse.Namespace, labels: Sequence[str]) -> LabelTable:
@@ -297,20 +330,25 @@ def fit_thresholds(
 def read_thresholds(
     files: Sequence[Path], sets: Sequence[Cases], protocol: Protocol, *, names: Names
 ) -> tuple[list[HeldOut], str, list[str]]:
-    """Read thresholds and temperatures from the headline set of one report.json per model."""
-    fitted, warnings = [], []
-    for file, cases in zip(files, sets, strict=True):
+    """Read thresholds and temperatures of one report.json per model.
+
+    They come from the set of the headline. In a report of several models, which has no headline,
+    they come from the model with the same name, or in the same place among as many models.
+    """
+    fitted, sources, warnings = [], [], []
+    for place, (file, cases) in enumerate(zip(files, sets, strict=True)):
         try:
             # Integers with too many digits would raise an error.
             report = json.loads(file.read_text(encoding='utf-8'), parse_int=float)
-            (entry,) = (e for e in report['sets'] if e['name'] == report['headline']['set'])
+            entry = _set_of(report, cases.name, place, len(sets))
             parts = {part['label']: part for part in entry['labels']}
             then = entry['level'], entry['aggregate'], entry['views']
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{file} is not a report.json: {error!r}') from error
+            raise ValueError(f'{file} is not a report.json for {cases.name}: {error!r}') from error
         chosen = {label: parts.get(label, {}) for label in cases.labels}
         missing = tuple(label for label in cases.labels if label not in parts)
-        fitted.append(HeldOut(*(_values_of(file, chosen, key) for key in LIMITS), missing))
+        few = tuple(str(part.get('few_held_out', '')) for part in chosen.values())
+        fitted.append(HeldOut(*(_values_of(file, chosen, key) for key in LIMITS), missing, few))
         if np.isnan(fitted[-1].thresholds).all():
             raise ValueError(f'{file} has no threshold for any of these labels')
         now = protocol.level, protocol.aggregate, protocol.views
@@ -319,7 +357,20 @@ def read_thresholds(
                 f'{names.file(file)}: the thresholds were chosen for {", ".join(then)}, but these '
                 f'scores are for {", ".join(now)}'
             )
-    return fitted, '; '.join(f'from {names.file(file)}' for file in files), warnings
+        sources.append(f'from {names.file(file)} ({entry["name"]})')
+    return fitted, '; '.join(sources), warnings
+
+
+def _set_of(report: dict[str, Any], name: str, place: int, num_models: int) -> dict[str, Any]:
+    """Return the set of a report from which a model takes its thresholds."""
+    entries = {entry['name']: entry for entry in report['sets']}
+    if report['headline']:
+        return entries[report['headline']['set']]
+    if name in entries:
+        return entries[name]
+    if len(entries) == num_models:
+        return report['sets'][place]
+    raise ValueError(f'its models are {", ".join(entries)}, but none is {name!r}')
 
 
 def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
@@ -335,18 +386,21 @@ def _values_of(file: Path, chosen: dict[str, dict], key: str) -> np.ndarray:
 
 
 def format_scores(document: dict[str, Any]) -> str:
-    """Format the scores of every set and the comparisons as tables, followed by the warnings."""
-    blocks = []
-    for entry in document['sets']:
-        table = scores_table(entry).to_string(na_rep='n/a')
-        note = ' (95 % intervals over patients)' * ('[' in table)
-        blocks.append(
-            f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '
-            f'n = {entry["rows"]}, {entry["patients"]} patients{note}\n{table}'
-        )
+    """Format the comparisons and the scores of every set as tables, followed by the warnings."""
+    blocks, notes = [], Footnotes()
     for entry in document['comparisons']:
-        table = differences_table(entry).to_string()
-        blocks.append(f'{entry["a"]} minus {entry["b"]}\n{table}')
+        table = differences_table(entry, notes).to_string()
+        about = '(p of the bootstrap over patients; Holm corrects it for the number of labels)'
+        lines = [f'{entry["a"]} minus {entry["b"]} {about}', table, *notes.take()]
+        blocks.append('\n'.join(lines))
+    for entry in document['sets']:
+        table = scores_table(entry, notes).to_string(na_rep='n/a')
+        about = ' (95 % intervals over patients)' * ('[' in table)
+        title = (
+            f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '
+            f'n = {entry["rows"]}, {entry["patients"]} patients{about}'
+        )
+        blocks.append('\n'.join([title, table, *notes.take()]))
     warnings = '\n'.join(
         f'warning: {line}' for line in [*document['alerts'], *document['warnings']]
     )

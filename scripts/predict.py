@@ -174,7 +174,12 @@ def predict_images(args: argparse.Namespace) -> int:
         probabilities,
         paths=paths_used,
         labels=labels,
-        source={'checkpoint': args.checkpoint, 'run': config.TAG, 'rows': len(used)},
+        source={
+            'checkpoint': args.checkpoint,
+            'run': config.TAG,
+            'trained_views': config.DATA.VIEWS,
+            'rows': len(used),
+        },
     )
     if args.maps:
         write_figures(args, config, model, pd.DataFrame(probabilities, paths_used, labels))

@@ -58,20 +58,35 @@ def test_equals_scikit_learn_on_resamples_written_out(rows_each):
         assert entry['p_bootstrap'] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 21))
 
 
-def test_delong_requires_one_row_per_patient_and_holm_uses_available_p_values():
-    for rows_each in (1, 2):
-        a, b = make_pair(rows_each=rows_each)
-        entries = compare(a, b, resamples=50, seed=0)['labels'].values()
-        p_values = [entry['p_bootstrap'] for entry in entries]
-        if rows_each == 1:
-            p_values = [
-                delong_test(a.probabilities[:, k], b.probabilities[:, k], a.targets[:, k])
-                for k in range(3)
-            ]
-            assert [entry['p_delong'] for entry in entries] == p_values
-        else:
-            assert np.isnan([entry['p_delong'] for entry in entries]).all()
-        assert [entry['p_holm'] for entry in entries] == holm(p_values).tolist()
+@pytest.mark.parametrize('rows_each', [1, 2])
+def test_holm_corrects_the_bootstrap_p_and_delong_needs_one_row_per_patient(rows_each):
+    a, b = make_pair(rows_each=rows_each)
+    entries = compare(a, b, resamples=50, seed=0)['labels'].values()
+    by_delong = [
+        delong_test(a.probabilities[:, k], b.probabilities[:, k], a.targets[:, k]) for k in range(3)
+    ]
+    wanted = by_delong if rows_each == 1 else [NAN] * 3
+    np.testing.assert_array_equal([entry['p_delong'] for entry in entries], wanted)
+    p_values = [entry['p_bootstrap'] for entry in entries]
+    assert [entry['p_holm'] for entry in entries] == holm(p_values).tolist()
+
+
+def test_predictions_that_are_the_same_or_in_the_same_order_are_named():
+    a, b = make_pair()
+    for k, values in enumerate((a.probabilities[:, 0], a.probabilities[:, 1] / 2)):
+        b.probabilities[:, k] = values
+    b.probabilities[np.isnan(a.targets[:, 0]), 0] = 0.5  # not scored
+    found = compare(a, b, resamples=50, seed=0)
+    assert [entry['same'] for entry in found['labels'].values()] == [
+        'identical',
+        'same order of cases',
+        '',
+    ]
+    assert found['means']['labels_with_both_classes']['same'] == ''
+    one, two = (cases.with_labels([True, True, False]) for cases in (a, b))
+    mean = compare(one, two, resamples=50, seed=0)['means']['labels_with_both_classes']
+    assert mean['same'] == 'same order of cases'
+    assert mean['difference'] == dict.fromkeys(('value', 'low', 'high'), 0.0)
 
 
 def test_rows_are_matched_by_path_and_labels_by_name():
@@ -104,7 +119,7 @@ def test_a_label_of_one_class_is_left_out_of_the_comparison_and_its_mean():
     assert not np.isnan(single['difference']['value'])
     assert np.isnan([single['difference']['low'], single['p_bootstrap'], single['p_delong']]).all()
     edema = found['labels']['Edema']
-    assert edema['p_holm'] == edema['p_delong']  # the other label does not count
+    assert edema['p_holm'] == edema['p_bootstrap']  # the other label does not count
     differences = [entry['difference']['value'] for entry in (edema, single)]
     mean = found['means']['labels_with_both_classes']['difference']
     assert mean['value'] == pytest.approx(np.mean(differences))

@@ -13,6 +13,7 @@ from data.labels import COMPETITION_LABELS, LABELS
 
 FIVE = list(COMPETITION_LABELS)
 NUM_STUDIES = 60
+MODELS = (('good', 0.5), ('bad', 3.0))  # names and noise
 
 
 def evaluate(folder: Path, *words: object, resamples: int = 0) -> dict:
@@ -191,6 +192,78 @@ def test_files_with_different_rows_are_not_compared(files, tmp_path):
     assert report['comparisons'] == []
     assert any(line.startswith('a and b ') for line in report['warnings'])
     assert [entry['rows'] for entry in report['sets']] == [NUM_STUDIES, NUM_STUDIES - 1]
+
+
+def test_thresholds_come_from_a_report_of_several_models(files, tmp_path, capsys):
+    """Each model takes its own, by name, or in the same place among as many models."""
+    paths = [write_predictions(tmp_path / f'{m}.csv', TRUTH, NAMES, noise=n) for m, n in MODELS]
+    held_out = [
+        write_predictions(tmp_path / f'held_{m}.csv', OTHER_TRUTH, OTHER_NAMES, noise=n)
+        for m, n in MODELS
+    ]
+    other = write_labels(tmp_path / 'other.csv', OTHER_TRUTH, OTHER_NAMES)
+    words = ['--predictions', *paths, *files[2:], '--thresholds-from', *held_out, other]
+    report = evaluate(tmp_path / 'both', *words)
+    assert report['headline'] is None
+    wanted = [[part['threshold'] for part in entry['labels']] for entry in report['sets']]
+    assert wanted[0] != wanted[1]
+    page = tmp_path / 'both/report.json'
+
+    def chosen(folder: str, *predictions: Path) -> list[list[float]]:
+        sources = ['--thresholds-from', *[page] * len(predictions)]
+        words = ['--predictions', *predictions, *files[2:], *sources]
+        again = evaluate(tmp_path / folder, *words)
+        return [[part['threshold'] for part in entry['labels']] for entry in again['sets']]
+
+    assert chosen('reversed', *reversed(paths)) == wanted[::-1]
+    assert chosen('single', paths[0]) == wanted[:1]
+    renamed = [path.rename(tmp_path / f'new_{path.name}') for path in paths]
+    assert chosen('renamed', *renamed) == wanted
+    words = ['--predictions', renamed[0], *files[2:], '--output', tmp_path / 'x']
+    assert run_script('evaluate', *words, '--thresholds-from', page) == 2
+    error = capsys.readouterr().err
+    assert str(page) in error and 'new_good' in error and 'bad' in error
+
+
+def test_a_column_that_no_model_has_is_named_once(files, tmp_path):
+    paths = [write_predictions(tmp_path / f'{m}.csv', TRUTH, NAMES, noise=n) for m, n in MODELS]
+    table = pd.read_csv(paths[1]).drop(columns='Edema')
+    labels = write_labels(tmp_path / 'l.csv', TRUTH, NAMES, Fracture=['1', '0'] * 30)
+
+    def lines(folder: str, label: str) -> list[str]:
+        words = ['--predictions', *paths, '--labels', labels]
+        warnings = evaluate(tmp_path / folder, *words)['warnings']
+        return [line for line in warnings if label in line and 'column' in line]
+
+    (line,) = lines('both', 'Fracture')
+    assert not [path for path in paths if str(path) in line]
+    table.to_csv(paths[1], index=False)
+    (line,) = lines('one', 'Edema')
+    assert str(paths[1]) in line and str(paths[0]) not in line
+
+
+@pytest.mark.parametrize('known', ['', 'json', 'run', 'all'])
+def test_lateral_images_of_a_model_trained_on_frontal_ones_give_a_warning(known, tmp_path):
+    folder, paths = tmp_path / 'run', [f'{name}/view1_frontal.jpg' for name in NAMES]
+    paths[::5] = [path.replace('frontal', 'lateral') for path in paths[::5]]
+    table = pd.DataFrame({'Path': paths, 'Edema': TRUTH[:, 0]} | dict.fromkeys(LABELS[:5], 0))
+    folder.mkdir()
+    table.to_csv(tmp_path / 'l.csv', index=False)
+    table.to_csv(folder / 'p.csv', index=False)
+    if known == 'json':
+        (folder / 'p.json').write_text(json.dumps({'trained_views': 'frontal'}))
+    elif known:
+        views = {'run': 'frontal', 'all': 'all'}[known]
+        (folder / 'run.json').write_text('{}')
+        (folder / 'config.yaml').write_text(f'DATA:\n  VIEWS: {views}\n')
+    words = ['--predictions', folder / 'p.csv', '--labels', tmp_path / 'l.csv']
+    warnings = evaluate(tmp_path / 'out', *words)['warnings']
+    found = [line for line in warnings if '12 of 60' in line]
+    assert len(found) == (known != 'all')
+    assert all(('trained on frontal' in line) == bool(known) for line in found)
+    assert all('--views frontal' in line for line in found)
+    warnings = evaluate(tmp_path / 'out', *words, '--views', 'frontal')['warnings']
+    assert not [line for line in warnings if '--views' in line]
 
 
 def test_groups_come_from_the_labels_and_the_demographics(files, tmp_path):

@@ -202,7 +202,7 @@ def test_only_the_labels_of_both_files_are_scored(tmp_path):
     files = csv_of(tmp_path / 'p.csv', predictions), csv_of(tmp_path / 'l.csv', labels)
     cases, notes = matched(*files)
     assert cases.labels == ('Edema',)
-    assert 'Cardiomegaly' in notes[-1] and str(files[0]) in notes[-1]
+    assert 'Fracture' in notes[-1] and str(files[1]) in notes[-1]
     other = csv_of(tmp_path / 'o.csv', {'Path': [image(1)], 'Pneumonia': [1]})
     assert 'Edema, Fracture' in refusal(files[0], other)
     other = csv_of(tmp_path / 'o.csv', {'Path': [image(77)], 'Edema': [1]})

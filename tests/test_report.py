@@ -21,10 +21,13 @@ from sklearn.metrics import roc_auc_score
 
 from data.labels import COMPETITION_LABELS
 from data.records import normalise_name
+from evaluation.footnotes import Footnotes
 from evaluation.metrics import METRICS, Protocol, Tally, metric, recall, specificity
 from evaluation.report import (
     CHANCE,
+    NO_RESAMPLES,
     SALT_FILE,
+    SMALL_SPAN,
     Names,
     _label_warnings,
     build_document,
@@ -32,6 +35,7 @@ from evaluation.report import (
     differences_table,
     floor_part,
     read_salt,
+    scores_table,
     write_report,
 )
 
@@ -96,7 +100,7 @@ def make_document(folder: Path) -> dict:
         'file': 'maps/1.png',
         'has_signal': True,
     }
-    return build_document(
+    document = build_document(
         [valid, test],
         some_cases('holdout', seed=3),
         PROTOCOL,
@@ -104,7 +108,6 @@ def make_document(folder: Path) -> dict:
         policy='ones',
         warnings=[HOSTILE],
         extras={
-            'comparisons': compare_sets([some_cases(seed=1), other], PROTOCOL, name='test'),
             'training': {
                 'epochs': [0, 1, 2],
                 'curves': [{'name': 'Training loss', 'values': [0.7, np.nan, 0.5]}],
@@ -113,6 +116,14 @@ def make_document(folder: Path) -> dict:
             'maps_check': {'method': 'Grad-CAM', 'cells': 8, 'similarity': 0.07, 'note': 'a note'},
         },
     )
+    comparisons = compare_sets([some_cases(seed=1), other], PROTOCOL, name='test')
+    return document | {'comparisons': comparisons}
+
+
+def make_comparison(models: list, protocol: Protocol = PROTOCOL) -> dict:
+    """Build the report of several models."""
+    extras = {'comparisons': compare_sets(models, protocol, name='test')}
+    return build_document(models, None, protocol, run={}, extras=extras)
 
 
 @pytest.fixture(scope='module')
@@ -315,10 +326,82 @@ def test_a_model_without_signal_gives_an_alert(tmp_path: Path) -> None:
     assert tags == ['li', 'h2'], 'the warning comes before the headline'
 
 
-def test_a_comparison_starts_with_all_models_in_one_table_and_one_chart(page: Page) -> None:
-    assert page.texts('h2')[0] == 'Models compared'
-    table = page.texts('table')[0]
-    assert all(name in table for name in ('valid', 'test', *COMPETITION_LABELS, 'Fracture'))
+def test_a_narrow_range_of_probabilities_that_rank_well_gives_no_alert() -> None:
+    cases = some_cases(labels=('Edema', 'Fracture'))
+    area = roc_auc_score(cases.targets[:, 0], cases.probabilities[:, 0])
+    narrow = replace(cases, probabilities=0.1 + cases.probabilities / 100)
+    for resamples in (20, 0):
+        document = build_document([narrow], None, replace(PROTOCOL, resamples=resamples), run={})
+        edema = document['sets'][0]['labels'][0]
+        assert edema['histogram']['high'] - edema['histogram']['low'] < SMALL_SPAN
+        assert edema['scores']['auroc']['value'] == pytest.approx(area) and area > 0.8
+        assert document['alerts'] == []
+    narrow.probabilities[:] = 0.1  # all the same, without an interval to show it
+    (alert,) = build_document([narrow], None, replace(PROTOCOL, resamples=0), run={})['alerts']
+    assert 'Edema' in alert and 'Fracture' in alert
+
+
+def test_a_missing_interval_has_a_footnote_with_its_reason(tmp_path: Path) -> None:
+    models = [some_cases(name, seed=i, labels=('Edema', 'Fracture')) for i, name in enumerate('ab')]
+    for cases in models:
+        cases.targets[:, 0] = np.arange(len(cases)) < 1  # a third of the resamples has none
+    document = make_comparison(models)
+    page = written_page(tmp_path, document)
+    edema, fracture = document['sets'][0]['labels']
+    assert '1 positives, 149 negatives' in edema['scores']['auroc']['note']
+    assert 'note' not in fracture['scores']['auroc']
+    notes = Footnotes()
+    table = scores_table(document['sets'][0], notes)['AUROC']
+    assert table['Edema'].endswith('(note 1)') and '[' in table['Fracture']
+    assert notes.take()[0] == f'note 1: {edema["scores"]["auroc"]["note"]}'
+    assert notes.take() == []
+    lines = [text for text in page.texts('p') if text.startswith('note ')]
+    assert any('1 positives, 149 negatives' in line for line in lines)
+    assert '1 positives, 149 negatives' in (tmp_path / 'report_scores.tex').read_text()
+
+
+def test_too_few_resamples_for_a_corrected_p_have_a_footnote() -> None:
+    models = [some_cases(name, seed=i) for i, name in enumerate('ab')]  # 7 labels: 2 * 7 / .05
+    for resamples, has_note in ((278, True), (280, False)):
+        document = make_comparison(models, replace(PROTOCOL, resamples=resamples))
+        (entry,), notes = document['comparisons'], Footnotes()
+        cells = differences_table(entry, notes)['p (Holm)']
+        assert ('(note 1)' in cells['Edema']) == has_note == bool(entry['note'])
+        assert bool(notes.take()) == has_note
+    for cases in models:  # a label without an interval has no p and is not counted
+        cases.targets[:, 0] = np.arange(len(cases)) < 1
+    (entry,) = make_comparison(models, replace(PROTOCOL, resamples=278))['comparisons']
+    assert np.isnan(entry['labels'][LABELS[0]]['p_holm']) and not entry['note']
+    document = make_comparison(models, replace(PROTOCOL, resamples=0))
+    assert NO_RESAMPLES in document['warnings']
+
+
+def test_equal_predictions_are_shown_as_identical(tmp_path: Path) -> None:
+    labels = ('Edema', 'Fracture')
+    one, two = (some_cases(name, seed=i, labels=labels) for i, name in enumerate('ab'))
+    two.probabilities[:, 0] = one.probabilities[:, 0]
+    document = make_comparison([one, two])
+    page = written_page(tmp_path, document)
+    cells = differences_table(document['comparisons'][0], Footnotes())['difference in AUROC']
+    assert 'identical' in cells['Edema'] and 'identical' not in cells['Fracture']
+    (row,) = [text for text in page.texts('tr') if 'identical' in text]
+    assert row.startswith('Edema')
+
+
+def test_a_comparison_starts_with_the_differences_and_has_no_headline(tmp_path: Path) -> None:
+    models = [some_cases(name, seed=i) for i, name in enumerate(('one', 'two', 'three'))]
+    document = make_comparison(models)
+    page = written_page(tmp_path, document)
+    assert json.loads((tmp_path / 'report.json').read_text())['headline'] is None
+    assert not [el for el in page.elements if el[1].get('class') == 'big']
+    headings = page.texts('h2')
+    assert headings[:2] == ['Differences between the models', 'Models compared']
+    assert '(headline)' not in ' '.join(headings)
+    first, table = page.texts('table')[0], page.texts('table')[4]  # 3 pairs have tables, too
+    for entry in document['comparisons']:
+        assert f'{entry["a"]} minus {entry["b"]}' in first
+        assert f'{abs(entry["means"]["five"]["difference"]["value"]):.3f}' in first
+    assert all(name in table for name in ('one', 'two', 'three', *COMPETITION_LABELS, 'Fracture'))
     first = next(text for text in page.texts('title') if text == 'ROC curves: Edema')
     chart = next(el for el in page.elements if el[0] == 'svg' and el[2].startswith(first))
     inside = page.elements[page.elements.index(chart) :]
@@ -398,7 +481,7 @@ def test_tables_show_small_p_values_and_missing_intervals(tmp_path: Path) -> Non
     other = replace(sure, name='b', probabilities=1 - sure.probabilities)
     comparisons = compare_sets([sure, other], protocol, name='test')
     comparisons[0]['labels']['Edema']['p_holm'] = 1e-9
-    assert differences_table(comparisons[0])['p (Holm)'].iloc[0] == '<0.0001'
+    assert differences_table(comparisons[0], Footnotes())['p (Holm)'].iloc[0] == '<0.0001'
     document = build_document([sure], None, protocol, run={}, extras={'comparisons': comparisons})
     write_report(tmp_path, document)
     assert 'intervals' not in (tmp_path / 'report_scores.tex').read_text()
