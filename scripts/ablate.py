@@ -176,7 +176,7 @@ def print_power(args: argparse.Namespace, jobs: list[Job]) -> None:
     sweep = sweep_of(args)
     configs = {(job.stage, job.run): job.config for job in jobs}
     config = without_cache(configs['finetune', sweep.reference.run])
-    comparisons = sum(bool(row.against) for row in sweep.rows)
+    comparisons = sum(len(row.against) + bool(row.against_best_of) for row in sweep.rows)
     try:
         cases = count_cases(config, logging.getLogger(__name__), sweep.split)
     except (ValueError, OSError) as error:

@@ -25,6 +25,7 @@ from sweeps.tables import (
     NOT_FOR_CLINICAL_USE,
     Collected,
     choose_scores,
+    distinct_rows,
     known_scores,
     row_title,
     score_of,
@@ -130,7 +131,7 @@ def plot_labels(path: str | Path, collected: Collected, subset: str | None = Non
     subset = subsets[-1] if subset is None else subset
     if subset not in subsets:
         raise ValueError(f'--subset must be one of {subsets}, got {subset!r}')
-    rows = [row for row in collected['rows'] if row['subset'] == subset]
+    rows = [row for row in distinct_rows(collected) if row['subset'] == subset]
     labels = [s for s in known_scores(collected) if is_compared(s) and s not in MEANS]
     scores = [*choose_scores(collected), *labels] if len(labels) != 1 else labels
     with drawing(path, 1.5 + 0.05 * (len(rows) + 3) * len(scores)) as figure:
@@ -158,7 +159,7 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
     (score,) = choose_scores(collected, [score] if score else None)
     is_share = collected['subsets'] == 'shares'
     methods: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(collected['rows'], key=lambda row: subset_size(row['subset'])):
+    for row in sorted(distinct_rows(collected), key=lambda row: subset_size(row['subset'])):
         methods.setdefault(row['method'], []).append(row)
     sizes = sorted({subset_size(row['subset']) for row in collected['rows']})
     known = [size * (100 if is_share else 1) for size in sizes if size < math.inf]
