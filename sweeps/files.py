@@ -724,6 +724,22 @@ def only_rows(sweep: Sweep, names: Sequence[str]) -> Sweep:
     return replace(sweep, rows=tuple(row for row in sweep.rows if row.name in kept))
 
 
+def only_subsets(sweep: Sweep, names: Sequence[str]) -> Sweep:
+    """Reduce a comparison of methods to some subsets of the labels.
+
+    Raises:
+        ValueError: If the sweep has no such subset.
+    """
+    known = [*dict.fromkeys(row.subset for row in sweep.rows)]
+    if others := [name for name in names if name not in known]:
+        allowed = known if sweep.subsets else 'left out, because the sweep has no subsets'
+        raise ValueError(f'--subsets must be of {allowed} ({sweep.path}), got {others[0]!r}')
+    rows = tuple(row for row in sweep.rows if row.subset in names)
+    methods = [row for row in rows if row.method == sweep.reference.method]
+    reference = max(methods, key=lambda row: subset_size(row.subset))
+    return replace(sweep, rows=rows, reference=reference)
+
+
 def share_steps(stage: str, arguments: list[str], gpus: int) -> tuple[list[str], Config]:
     """Return flags and options with which several GPUs share the images of an optimizer step.
 

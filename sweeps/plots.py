@@ -93,7 +93,8 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         for name, style in points.items():
             handles.append(Line2D([], [], linestyle='', label=name, **POINT | style))
         figure.legend(handles=handles, loc='outside upper center', ncols=5, columnspacing=1)
-        add_note(figure, f'Right of 0: better than the reference. {NOT_FOR_CLINICAL_USE}')
+        note = 'Right of 0: better than the row in brackets, or than the reference.'
+        add_note(figure, f'{note} {NOT_FOR_CLINICAL_USE}')
 
 
 def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:

@@ -27,6 +27,7 @@ from sweeps.files import (
     expected_config,
     load_sweep,
     only_rows,
+    only_subsets,
     pixel_row,
     plan,
     share_steps,
@@ -117,6 +118,16 @@ def test_some_rows_of_a_sweep_bring_those_that_they_learn_from() -> None:
     assert {row.name for row in sweep.rows} == {'self_train', 'zeros', 'ignore'}
     with pytest.raises(ValueError, match='none'):
         only_rows(sweep, ['zeros', 'none'])
+
+
+def test_some_subsets_keep_the_method_of_the_reference(tmp_path: Path) -> None:
+    sweep = only_subsets(load_sweep(methods_file(tmp_path)), ['0.1'])
+    assert {row.name for row in sweep.rows} == {'simmim_0.1', 'moco_0.1', 'scratch_0.1'}
+    assert sweep.reference.name == 'simmim_0.1'
+    for other, names in ((sweep, ['1']), (SWEEPS['uncertain'], ['0.1'])):
+        with pytest.raises(ValueError, match='--subsets') as caught:
+            only_subsets(other, names)
+        assert names[0] in str(caught.value)
 
 
 def test_weights_may_be_named_by_an_address() -> None:
