@@ -15,8 +15,10 @@ scale of the sweep file, such as `tiny`.
 import argparse
 import json
 import logging
+import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,8 +30,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.files import replace_file
 from engine.run_record import is_finished
-from sweeps.budget import describe_budget
-from sweeps.files import ROOT, SECTIONS, Job, Sweep, load_sweep, only_rows, plan, without_cache
+from sweeps.budget import describe_budget, describe_time, epochs_for
+from sweeps.files import (
+    ROOT,
+    SECTIONS,
+    Job,
+    Sweep,
+    load_sweep,
+    only_rows,
+    only_subsets,
+    plan,
+    without_cache,
+)
 from sweeps.plots import plot_curves, plot_labels, plot_losses, plot_masks, plot_subsets, plot_sweep
 from sweeps.power import count_cases, describe_power
 from sweeps.results import SPLITS, collect, read_collected, save_collected
@@ -42,12 +54,14 @@ from sweeps.tables import (
 )
 
 DEFAULT_SEEDS = 3
+QUOTES = ('"', "'")
 REASONS_SHOWN = 3  # maximum number of reasons for refused runs
 ARRAY_SCRIPT = ROOT / 'scripts' / 'slurm' / 'array.sbatch'
 SUBMITTED_FILE = 'submitted.json'  # in the output folder: run folder -> ID of the array task
 # Flags that every task of a job array receives, so that all have the same plan.
 PLAN_FLAGS = ('sweep', 'scale', 'output', 'data_path', 'processes', 'seeds', 'seed', 'row', 'keep',
-              'folds', 'unlabelled', 'pretrain_opts', 'finetune_opts')  # fmt: skip
+              'folds', 'unlabelled', 'subsets', 'images_seen', 'pretrain_opts',
+              'finetune_opts')  # fmt: skip
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,6 +74,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         add = command.add_argument
         add('--sweep', type=_path, required=True, metavar='F', help='sweep file')
         add('--scale', metavar='S', help='scale of the sweep file')
+        add('--subsets', nargs='+', default=[], metavar='S',
+            help='only these shares or numbers of labelled images (default: all)')  # fmt: skip
         if name == 'list':
             continue
         add('--output', type=_path, required=True, metavar='D', help='root of all run folders')
@@ -71,9 +87,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                 'pre-training, instead of --data-path')  # fmt: skip
             add('--folds', type=_count, metavar='N', help='cross-validation: fine-tune N times '
                 'with DATA.FOLD 0/N to N-1/N (table: scripts/fold_table.py)')  # fmt: skip
+            add('--images-seen', type=_count, metavar='N', help='pre-train for as many epochs as '
+                'show N images (at most 200), the first tenth as warm-up')  # fmt: skip
             for section in ('pretrain', 'finetune'):
                 add(f'--{section}-opts', nargs='+', default=[], metavar='KEY VALUE',
-                    help='options that override the YAML files of this stage')  # fmt: skip
+                    help='options that override the YAML files of this stage; also as a single '
+                    'text, in which a value with spaces has quotes')  # fmt: skip
         else:
             add('--scores', nargs='+', metavar='SCORE',
                 help='mean_of_five, mean_of_defined, a label, or METRIC:LABEL such as f1:Edema; '
@@ -107,6 +126,8 @@ def _add_run(add: Callable) -> None:
         'the selected checkpoint, or the one that fine-tuning starts from')  # fmt: skip
     add('--list', action='store_true', help='only show the runs: state, config, options and '
         'estimated GPU hours')  # fmt: skip
+    add('--estimate', action='store_true', help='first measure the speed with --check of one run '
+        'of each stage and batch size, and print the expected minutes')  # fmt: skip
     add('--slurm', nargs='*', metavar='OPTION', help='submit all unfinished runs as job arrays, '
         'with options of sbatch without dashes, such as partition=gpu')  # fmt: skip
     add('--job', type=int, metavar='I', help='only the run with number I of --list')
@@ -129,7 +150,8 @@ def _rate(text: str) -> float:
 
 
 def sweep_of(args: argparse.Namespace) -> Sweep:
-    return load_sweep(args.sweep, args.scale or '')
+    sweep = load_sweep(args.sweep, args.scale or '')
+    return only_subsets(sweep, args.subsets) if args.subsets else sweep
 
 
 def seeds_of(args: argparse.Namespace) -> list[int]:
@@ -138,7 +160,37 @@ def seeds_of(args: argparse.Namespace) -> list[int]:
     return list(range(args.seeds or sweep_of(args).scale.seeds or DEFAULT_SEEDS))
 
 
+def split_options(words: list[str]) -> list[str]:
+    """Split text such as 'KEY VALUE ...' where a key is expected. Values stay as they are.
+
+    Quotes around a value are removed, and quotes inside a value are kept.
+    """
+    found: list[str] = []
+    for word in words:
+        if len(found) % 2:
+            found.append(word)
+            continue
+        try:
+            parts = shlex.split(word, posix=False)
+        except ValueError as error:
+            raise ValueError(f'options {word!r}: {error}') from error
+        found += [part[1:-1] if part[:1] in QUOTES and part[-1:] == part[:1] else part
+                  for part in parts]  # fmt: skip
+    return found
+
+
 def jobs_of(args: argparse.Namespace) -> list[Job]:
+    given = {
+        name: split_options(getattr(args, f'{name}_opts')) for name in ('pretrain', 'finetune')
+    }
+    if args.images_seen:
+        epochs = epochs_for(planned(args, given), args.images_seen, logging.getLogger(__name__))
+        length = ['TRAIN.EPOCHS', str(epochs), 'TRAIN.WARMUP_EPOCHS', str(math.ceil(epochs / 10))]
+        given['pretrain'] = length + given['pretrain']
+    return planned(args, given)
+
+
+def planned(args: argparse.Namespace, options: dict[str, list[str]]) -> list[Job]:
     sweep, environment = sweep_of(args), dict(os.environ)
     if args.list:  # the weights do not have to exist
         environment = {row.weights: f'${row.weights}' for row in sweep.rows} | environment
@@ -148,7 +200,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         data=str(args.data_path or ''),
         output=str(args.output),
         gpus=args.processes,
-        options={stage: getattr(args, f'{section}_opts') for stage, section in SECTIONS.items()},
+        options={stage: options[section] for stage, section in SECTIONS.items()},
         environment=environment,
         folds=args.folds or 0,
         unlabelled=str(args.unlabelled or ''),
@@ -167,8 +219,11 @@ def run(args: argparse.Namespace) -> int:
         return submit(args, jobs)
     if args.job is not None:
         jobs = [_single(jobs, args.job)]
+    slots = _slots(args)
+    if args.estimate:
+        print_time(jobs, len(slots))
     logs = None if len(args.row or ()) == 1 else args.output / LOGS
-    return Runner(jobs, _slots(args), args.processes, logs, _say, args.keep).run()
+    return Runner(jobs, slots, args.processes, logs, _say, args.keep).run()
 
 
 def print_power(args: argparse.Namespace, jobs: list[Job]) -> None:
@@ -176,13 +231,22 @@ def print_power(args: argparse.Namespace, jobs: list[Job]) -> None:
     sweep = sweep_of(args)
     configs = {(job.stage, job.run): job.config for job in jobs}
     config = without_cache(configs['finetune', sweep.reference.run])
-    comparisons = sum(bool(row.against) for row in sweep.rows)
+    comparisons = sum(len(row.against) + bool(row.against_best_of) for row in sweep.rows)
     try:
         cases = count_cases(config, logging.getLogger(__name__), sweep.split)
     except (ValueError, OSError) as error:
         print(f'the smallest detectable difference is unknown: {error}')
         return
     print(*describe_power(cases, comparisons=comparisons, seeds=len(seeds_of(args))), sep='\n')
+
+
+def print_time(jobs: list[Job], parallel: int) -> None:
+    """Print the expected minutes, if they can be measured."""
+    try:
+        for line in describe_time(jobs, logging.getLogger(__name__), parallel=parallel):
+            _say(line)
+    except ValueError as error:
+        _say(f'time: unknown, because {error}')
 
 
 def _say(line: str) -> None:
@@ -332,8 +396,8 @@ def collected(args: argparse.Namespace) -> dict:
     if args.source is None:
         split = args.split or sweep.split
         return collect(sweep, seeds_of(args), args.output, split=split)
-    if args.seeds is not None or args.split:
-        raise ValueError('--seeds and --split cannot be used with --from')
+    if args.seeds is not None or args.split or args.subsets:
+        raise ValueError('--seeds, --split and --subsets cannot be used with --from')
     return read_collected(args.source, sweep.name)
 
 

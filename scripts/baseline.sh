@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # First scores on your own X-rays on a CPU: logistic regression on pixels, a small Swin from scratch,
 # and the same Swin pre-trained with SimMIM, with 1, 10 and 100 % of the labelled patients.
-#   bash scripts/baseline.sh DATA [OUT]      DATA in CheXpert's layout; OUT: default baseline_output
+#   bash scripts/baseline.sh DATA [OUT]      DATA in CheXpert's layout, or a packed store of it
 #   UNLABELLED=FOLDER bash scripts/baseline.sh DATA [OUT]    pre-trains only on the images in FOLDER
-# SEEDS=3: number of seeds (default 1). Other options: FINETUNE_OPTS='KEY VALUE ...', PRETRAIN_OPTS.
-# Writes OUT/baseline.md, .csv, .json and baseline_shares.png. The same command resumes after a stop.
+# OUT: default baseline_output. SEEDS=3: number of seeds (default 1). SHARES='0.1 1': shares of the
+# labelled patients, of 0.01, 0.05, 0.1, 0.25, 0.5 and 1. Other options: PRETRAIN_OPTS and
+# FINETUNE_OPTS='KEY VALUE ...', for example FINETUNE_OPTS="DATA.LABELS \"['Pleural Effusion']\"".
+# Writes OUT/baseline.md, .csv, .json and figures. The same command resumes after a stop.
 set -euo pipefail
 usage='usage: bash scripts/baseline.sh DATA [OUT]'
 data=$(realpath "${1:?$usage}")
@@ -15,29 +17,30 @@ cd "$(dirname "$0")/.."
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then export PYTHON=$PWD/.venv/bin/python; fi
 python=${PYTHON:-python}
 export OMP_NUM_THREADS=1 # two runs share two cores
-seeds=${SEEDS:-1}
+read -ra shares <<<"${SHARES:-0.01 0.1 1}"
+sweep=(--sweep scripts/comparison/baseline.yaml --output "$out" --seeds "${SEEDS:-1}"
+    --subsets "${shares[@]}")
 start=$SECONDS
 
 step() { echo; echo "== $1 [$(((SECONDS - start) / 60)) min so far]"; }
 
+store=$data images=$unlabelled # a store needs no packing
 step '1/3 packing the images at 80 px'
-$python scripts/pack.py --data-path "$data" --output "$out/store" --size 80 --skip-bad
-images=$out/store
-if [ -n "$unlabelled" ]; then
+if [ ! -f "$data/store.json" ]; then
+    store=$out/store
+    $python scripts/pack.py --data-path "$data" --output "$store" --size 80 --skip-bad
+fi
+if [ -n "$unlabelled" ] && [ ! -f "$unlabelled/store.json" ]; then
     images=$out/unlabelled
     $python scripts/pack.py --data-path "$unlabelled" --output "$images" --size 80 --skip-bad
 fi
-# Pre-training sees about 30,000 images, but fewer than 150 images are repeated only 200 times.
-count=$($python -c 'import json, sys; print(json.load(open(sys.argv[1]))["images"])' "$images/store.json")
-epochs=$((count > 30000 ? 1 : count < 150 ? 200 : 30000 / count))
-pretrain=(TRAIN.EPOCHS "$epochs" TRAIN.WARMUP_EPOCHS $(((epochs + 9) / 10)))
 
-step "2/3 pre-training on $count images, $epochs epochs; fine-tuning (logs: $out/ablate_logs)"
-$python scripts/ablate.py run --sweep scripts/comparison/baseline.yaml --output "$out" \
-    --data-path "$out/store" ${unlabelled:+--unlabelled "$images"} --seeds "$seeds" --parallel 2 \
-    --pretrain-opts "${pretrain[@]}" ${PRETRAIN_OPTS:-} \
-    --finetune-opts REPORT.WRITE False ${FINETUNE_OPTS:-}
+step "2/3 pre-training and fine-tuning (logs: $out/ablate_logs)"
+$python scripts/ablate.py run "${sweep[@]}" --data-path "$store" \
+    ${images:+--unlabelled "$images"} --parallel 2 --estimate --images-seen 30000 \
+    --pretrain-opts "${PRETRAIN_OPTS:-}" --finetune-opts REPORT.WRITE False "${FINETUNE_OPTS:-}"
 
-step '3/3 table and figure'
-$python scripts/baseline_table.py --output "$out" --seeds "$seeds"
+step '3/3 table and figures'
+$python scripts/ablate.py table "${sweep[@]}" --save "$out"
+$python scripts/ablate.py plot "${sweep[@]}"
 echo "baseline: done in $(((SECONDS - start + 30) / 60)) min"

@@ -13,6 +13,6 @@ if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then export PYTHON=$PWD/.ven
 shared=(--sweep "$sweep" --output "$output" --seeds "${SEEDS:-3}")
 
 "${PYTHON:-python}" scripts/ablate.py run "${shared[@]}" --data-path "$data" \
-    ${PRETRAIN_OPTS:+--pretrain-opts $PRETRAIN_OPTS} ${FINETUNE_OPTS:+--finetune-opts $FINETUNE_OPTS}
+    --pretrain-opts "${PRETRAIN_OPTS:-}" --finetune-opts "${FINETUNE_OPTS:-}"
 "${PYTHON:-python}" scripts/ablate.py table "${shared[@]}"
 "${PYTHON:-python}" scripts/ablate.py plot "${shared[@]}"

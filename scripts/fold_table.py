@@ -7,7 +7,8 @@ python scripts/fold_table.py table --sweep F --predictions P --labels DATA/all.c
 `join` writes P/ROW_seed0.csv.gz for each row and seed. It contains each image once, with the rank
 of the prediction among the images of the fold, from 0 to 1, because predictions of different models
 have no common scale. scripts/evaluate.py can also read these files. `table` compares each row with
-all rows in `against`, in which `pixels` is the logistic regression on pixels (REPORT.PIXEL_FLOOR).
+all rows in `against`, in which `pixels` is the logistic regression on pixels (REPORT.PIXEL_FLOOR),
+and with all in `against_best_of`, because the joined predictions have no held-out scores.
 """
 
 import argparse
@@ -29,9 +30,29 @@ from evaluation.cases import match
 from evaluation.intervals import Resamples, interval
 from evaluation.metrics import label_scores
 from sweeps.comparison import compare_over_patients, compare_over_seeds, correct_comparisons
-from sweeps.files import PIXELS, Row, Sweep, load_sweep, only_rows, run_folder
-from sweeps.tables import NOT_FOR_CLINICAL_USE, markdown_table, shown, write_table
+from sweeps.files import (
+    PIXELS,
+    Row,
+    Sweep,
+    comparable_rows,
+    load_sweep,
+    only_rows,
+    pixel_row,
+    run_folder,
+)
+from sweeps.tables import (
+    MISSING,
+    NOT_FOR_CLINICAL_USE,
+    ONE_SEED,
+    Footnotes,
+    markdown_table,
+    shown,
+    write_table,
+)
 
+FEW_RESAMPLES = (
+    'Too few cases: fewer than 95 % of the resamples have positives and negatives of every label.'
+)
 MEAN = 'mean'  # score: mean over the labels with enough positives
 
 
@@ -73,7 +94,7 @@ def join(args: argparse.Namespace) -> None:
             if missing := [folder for folder in folders if not is_finished(folder)]:
                 print(f'skipped {row.name} seed {seed}: {missing[0]} is not finished')
                 continue
-            for kind, name in (('', row.name), ('_pixels', f'{PIXELS}_{row.subset}')):
+            for kind, name in (('', row.name), ('_pixels', pixel_row(row))):
                 files = [folder / f'predictions_valid{kind}.csv' for folder in folders]
                 if kind == '' or files[0].is_file():
                     save_ranks(args.save / f'{name}_seed{seed}.csv.gz', files)
@@ -178,7 +199,7 @@ def compared_rows(row: Row, args: argparse.Namespace) -> Sequence[str]:
     """Return the rows with which the flags and the sweep file compare a row."""
     if args.against:
         return [args.against] if args.against != row.name else []
-    return [name for name in row.against if not args.row or name in args.row]
+    return [name for name in comparable_rows(row) if not args.row or name in args.row]
 
 
 def compare_scores(
@@ -222,26 +243,34 @@ def compare_scores(
 
 def page(score: str, figures: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> str:
     """Return the table of a score as Markdown."""
+    footnotes = Footnotes()
 
-    def bounds(entry: Mapping[str, Any], kind: str) -> str:
-        return f'{shown(entry[f"{kind}low"], "+.3f")} to {shown(entry[f"{kind}high"], "+.3f")}'
+    def bounds(entry: Mapping[str, Any], kind: str, form: str = '+.3f') -> str:
+        ends = [shown(entry[f'{kind}{end}'], form) for end in ('low', 'high')]
+        reason = ONE_SEED if kind == 'seeds_' else FEW_RESAMPLES
+        return footnotes.missing([reason]) if MISSING in ends else ' to '.join(ends)
 
     rows = []
     for entry in figures:
-        value = f'{shown(entry["value"], ".3f")} ± {shown(entry["sd"], ".3f")}'
+        sd = f' ± {entry["sd"]:.3f}' if entry['seeds'] > 1 else ''
+        is_compared = bool(entry['against'])
+        cells = [bounds(entry, kind) if is_compared else '' for kind in ('seeds_', 'patients_')]
+        verdict = entry.get('verdict', '')
+        marks = [cell.removeprefix(MISSING) for cell in cells if cell.startswith(MISSING)]
         rows.append({
             'row': entry['row'],
-            f'AUROC, {score}': value,
-            '95 % over patients': f'{shown(entry["low"], ".3f")} to {shown(entry["high"], ".3f")}',
+            f'AUROC, {score}': shown(entry['value'], '.3f') + sd,
+            '95 % over patients': bounds(entry, '', '.3f'),
             'against': entry['against'],
-            'difference': shown(entry['difference'], '+.3f') if entry['against'] else '',
-            'over seeds': bounds(entry, 'seeds_') if entry['against'] else '',
-            'over patients': bounds(entry, 'patients_') if entry['against'] else '',
-            'verdict': entry.get('verdict', ''),
+            'difference': shown(entry['difference'], '+.3f') if is_compared else '',
+            'over seeds': cells[0],
+            'over patients': cells[1],
+            'verdict': verdict + ''.join(marks) if verdict == MISSING else verdict,
         })  # fmt: skip
     compared = sum(bool(entry['against']) for entry in figures)
     mean = f'Mean: labels with at least {args.positives} positives. ' if score == MEAN else ''
     notes = (
+        *footnotes.lines,
         'Each image is scored by a model that was not trained on its patient, with the rank of the '
         f'prediction within the fold. {mean}Mean ± standard deviation over seeds.',
         f'Over patients: 95 % percentile interval from {args.resamples:,} resamples of the '

@@ -4,9 +4,12 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -19,6 +22,10 @@ from sweeps.files import ROOT, SECTIONS, Job, Scale, without_cache
 from sweeps.runner import folder_state
 
 EVALUATION = 1 / 3  # time of an evaluated image, as a share of the time of a training image
+MOST_EPOCHS = 200  # of pre-training on few images
+ERROR_SHOWN = 500  # characters of the output of a failed check
+# Images per second in the log of --check (`engine.preflight`).
+SPEED = re.compile(r'loader ([\d,.]+) images/s, model ([\d,.]+):')
 # Options that decide how many images a run trains on.
 SOURCE_KEYS = ('DATASET', 'DATA_PATH', 'FOLD')
 IMAGE_KEYS = ('VIEWS', 'HOLDOUT_FRACTION', 'TRAIN_FRACTION', 'TRAIN_IMAGES', 'TASK', 'BLANK')
@@ -111,6 +118,66 @@ def images_of(jobs: Sequence[Job], scale: Scale, logger: logging.Logger) -> dict
                 known[key] = len(pretrain_records(job.config, records)[0])
         found[job.folder] = known[key] * job.config.TRAIN.EPOCHS
     return found
+
+
+def epochs_for(jobs: Sequence[Job], images_seen: int, logger: logging.Logger) -> int:
+    """Return the epochs, rounded up, in which the first pre-training sees a number of images."""
+    members = [job for job in jobs if SECTIONS[job.stage] == 'pretrain']
+    if not members:
+        raise ValueError(f'--images-seen {images_seen}: the sweep has no pre-training')
+    return min(math.ceil(images_seen / _images_of_epoch(members[0], logger)), MOST_EPOCHS)
+
+
+def _images_of_epoch(job: Job, logger: logging.Logger) -> float:
+    return images_of([job], Scale(), logger)[job.folder] / job.config.TRAIN.EPOCHS
+
+
+def describe_time(jobs: Sequence[Job], logger: logging.Logger, *, parallel: int) -> Iterator[str]:
+    """Yield lines about the images of pre-training and the minutes that unfinished runs take.
+
+    One run of each stage and batch size is started with --check and random weights. Each run is
+    expected to take its number of images at the speed of this run, and once more the time of the
+    whole check, for the start and the final scores.
+    """
+    left = [job for job in jobs if folder_state(job.folder) != 'finished']
+    images, costs, minutes = images_of(jobs, Scale(), logger), {}, 0.0
+    for section in ('pretrain', 'finetune'):
+        seconds = []
+        members = [job for job in left if SECTIONS[job.stage] == section]
+        for job in members:
+            key = job.stage, job.config.DATA.BATCH_SIZE
+            costs[key] = costs.get(key) or _measured_cost(job)
+            start, per_image = costs[key]
+            seconds.append(start + images[job.folder] * per_image)
+        if members:
+            expected = max(max(seconds), sum(seconds) / parallel) / 60
+            minutes += expected
+            about = f'{section}: {len(members)} runs left, about {expected:,.1f} min'
+            if section == 'pretrain':
+                number, epochs = (
+                    _images_of_epoch(members[0], logger),
+                    members[0].config.TRAIN.EPOCHS,
+                )
+                about += f', {epochs} epochs of {number:,.0f} images'
+            yield about
+    yield f'time: about {math.ceil(minutes)} min with {parallel} runs at a time (estimated)'
+
+
+def _measured_cost(job: Job) -> tuple[float, float]:
+    """Return the seconds of a --check of a job, and the seconds per image that it measured."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [os.environ.get('PYTHON', sys.executable), *job.arguments]
+        command += ['--check', '--pretrained', '', '--output', folder]
+        done = subprocess.run(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+    seconds, text = time.monotonic() - start, ' '.join(f'{done.stdout} {done.stderr}'.split())
+    found = SPEED.search(text)
+    if found is None:
+        raise ValueError(f'the speed of {job.name} is unknown: {text[-ERROR_SHOWN:]}')
+    rates = (float(rate.replace(',', '')) for rate in found.groups())
+    return seconds, sum(1 / rate for rate in rates)
 
 
 def _stated_images(job: Job, totals: Mapping[str, int]) -> float:

@@ -29,10 +29,18 @@ TOLERANCE = 1e-4  # allowed difference of a recomputed AUROC; predictions have 9
 
 
 class Scored(NamedTuple):
-    """Folder and scores (see `sweeps.results.read_scores`) of a fine-tuned run."""
+    """Folder and scores (see `sweeps.results.read_scores`) of a fine-tuned run.
+
+    `kind` is '_pixels' for the logistic regression on pixels that the run has scored.
+    """
 
     folder: Path
     figures: dict[str, Any]
+    kind: str = ''
+
+    @property
+    def predictions(self) -> Path:
+        return self.folder / f'predictions_{self.figures["split"]}{self.kind}.csv'
 
 
 class ScoredPatients:
@@ -54,7 +62,7 @@ class ScoredPatients:
         self.records = scored_records(config, split, logging.getLogger(__name__))
         self.targets = real_targets(config, self.records)
         self.resamples = Resamples(self.records.patient, resamples=resamples, seed=seed)
-        self._samples: dict[Path, dict[str, np.ndarray]] = {}
+        self._samples: dict[tuple[Path, str], dict[str, np.ndarray]] = {}
 
     def samples(self, run: Scored) -> dict[str, np.ndarray]:
         """Return score -> [R], the AUROC of a run in each resample; NaN where a class is missing.
@@ -64,9 +72,10 @@ class ScoredPatients:
         Raises:
             ValueError: If the scores were not computed from the predictions in the run folder.
         """
-        if run.folder not in self._samples:
-            self._samples[run.folder] = self._resample(run)
-        return self._samples[run.folder]
+        key = run.folder, run.kind
+        if key not in self._samples:
+            self._samples[key] = self._resample(run)
+        return self._samples[key]
 
     def intervals(self, runs: Iterable[Scored]) -> dict[str, dict[str, float]]:
         """Return score -> {`low`, `high`}, the interval of the mean over the runs."""
@@ -76,7 +85,7 @@ class ScoredPatients:
         return {score: _bounds(interval(means[score])) for score in shared}
 
     def _resample(self, run: Scored) -> dict[str, np.ndarray]:
-        cases = self._cases(run.folder / f'predictions_{run.figures["split"]}.csv')
+        cases = self._cases(run.predictions)
         weights, samples = self.resamples.weights(cases.patient), {}
         for label, probabilities, targets in zip(
             cases.labels, cases.probabilities.T, cases.targets.T, strict=True
@@ -125,51 +134,58 @@ def real_targets(config: Config, records: Records) -> np.ndarray:  # [N, K]
     return scored_targets(records.labels, **options)
 
 
-def enough_resamples(num_rows: int) -> int:
-    """Return the number of resamples with which each of `num_rows` rows can be significant.
+def enough_resamples(num_comparisons: int) -> int:
+    """Return the number of resamples with which each of these comparisons can be significant.
 
     With R resamples the smallest possible p-value is 2 / (R + 1) (`bootstrap_p`), and after Holm's
-    correction it is this value times the number of rows.
+    correction it is this value times the number of comparisons.
     """
-    return max(LEAST_RESAMPLES, round(2 * REACH * num_rows / SIGNIFICANT))
+    return max(LEAST_RESAMPLES, round(2 * REACH * num_comparisons / SIGNIFICANT))
 
 
 def compare_rows(
-    rows: Mapping[str, Mapping[int, Scored]], against: Mapping[str, str], *, resamples: int
-) -> dict[str, dict[str, Any]]:
-    """Compare each row with another row over the seeds that both have.
+    rows: Mapping[str, Mapping[int, Scored]],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    resamples: int,
+) -> list[dict[str, Any]]:
+    """Compare pairs of rows over the seeds that both have.
 
     Args:
         rows: Name -> seed -> finished run.
-        against: Name -> name of the other row, or '' for none.
+        pairs: Names of a row and of the row to compare it with, or '' for none.
         resamples: Number of resamples of the patients, which all seeds, rows and scores share.
 
     Returns:
-        Name -> {`problem`, `over_patients`, `compared`}. `problem` is the reason why there is no
-        comparison or no interval over patients, or ''. `over_patients` has the interval of the
+        {`problem`, `over_patients`, `compared`} for each pair. `problem` is the reason why there is
+        no comparison or no interval over patients, or ''. `over_patients` has the interval of the
         row's own mean over the seeds, by score. `compared` has a comparison by score, see
         `compare_over_seeds`, `compare_over_patients` and `correct_comparisons`. NaN marks unknown
         values.
     """
     patients: dict[str, ScoredPatients] = {}
-    found: dict[str, dict[str, Any]] = {}
-    for name, runs in rows.items():
-        other = against[name] or name
-        entry = found[name] = {'problem': '', 'over_patients': {}, 'compared': {}}
+    found: list[dict[str, Any]] = []
+    for name, against in pairs:
+        runs, others = rows[name], rows[against or name]
+        entry = {'problem': '', 'over_patients': {}, 'compared': {}}
+        found.append(entry)
         try:
-            if against[name]:
-                entry['compared'] = _over_seeds(runs, rows[other], other)
-            if runs and other not in patients:  # labels are only read once per other row
-                first = next(iter(rows[other].values()))
-                patients[other] = ScoredPatients(first, resamples=resamples, seed=BOOTSTRAP_SEED)
-            if against[name]:
-                _over_patients(entry['compared'], runs, rows[other], patients[other])
-            if runs:  # this comes last because a seed without a pair may be damaged
-                entry['over_patients'] = patients[other].intervals(runs.values())
+            if against:
+                entry['compared'] = _over_seeds(runs, others, against)
+            if not runs:
+                continue
+            first = next(iter(others.values()))
+            cases = str([first.figures[key] for key in PROTOCOL])
+            if cases not in patients:  # rows with the same cases share labels and resamples
+                patients[cases] = ScoredPatients(first, resamples=resamples, seed=BOOTSTRAP_SEED)
+            if against:
+                _over_patients(entry['compared'], runs, others, patients[cases])
+            # This comes last because a seed without a pair may be damaged.
+            entry['over_patients'] = patients[cases].intervals(runs.values())
         except ValueError as error:
             entry['problem'] = without_home(str(error))
-    for score in {score: None for entry in found.values() for score in entry['compared']}:
-        parts = [entry['compared'][score] for entry in found.values() if score in entry['compared']]
+    for score in {score: None for entry in found for score in entry['compared']}:
+        parts = [entry['compared'][score] for entry in found if score in entry['compared']]
         correct_comparisons(parts)
     return found
 

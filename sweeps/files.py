@@ -56,10 +56,12 @@ FREE_KEYS = {'published', 'scores', 'split'}
 SELECTED = ('rows', 'methods', *SUBSETS)  # sections from which a scale selects entries
 SCALE_KEYS = {'seeds', 'pretrain', 'finetune', 'images_per_second', 'training_images'}
 REPLACED = ('reference', 'published')  # values that a scale replaces entirely
-ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from', 'against'}
-METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights', 'against'}
+COMPARED_BY = {'against', 'against_best_of'}
+ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from'} | COMPARED_BY
+METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights'}
+METHOD_KEYS |= COMPARED_BY
 # Keys whose values are names, or lists of names.
-NAMED_BY = ('reference', 'row', 'learns_from', 'against', *SELECTED)
+NAMED_BY = ('reference', 'row', 'learns_from', *COMPARED_BY, *SELECTED)
 PIXELS = 'pixels'  # method: logistic regression on pixels, from runs with REPORT.PIXEL_FLOOR
 NAME = re.compile(r'[\w.-]+', re.ASCII)
 PUBLISHED_KEYS = {'source', 'measure', 'values', 'note', 'label'}
@@ -77,8 +79,9 @@ class Row:
         pretrain_run: Name of the pre-training run, which several rows may share.
         weights: Environment variable with the checkpoint that the row starts from, or ''.
         learns_from: Row whose predictions on the training images are the targets, or ''.
-        against: Rows to compare with, usually one. Of several, the best on held-out patients is
-            used. () if this row is only a reference for others.
+        against: Rows to compare with, each on its own, usually one. () if this row is only a
+            reference for others.
+        against_best_of: Rows of which the one with the best mean held-out score is also compared.
         method: Name of the method in a comparison of methods, or ''.
         subset: Share or number of labelled images as written in the file, or ''.
         shared: Section -> options that a scale sets for all rows. `changes` override them.
@@ -92,6 +95,7 @@ class Row:
     weights: str = ''
     learns_from: str = ''
     against: tuple[str, ...] = ()
+    against_best_of: tuple[str, ...] = ()
     method: str = ''
     subset: str = ''
     shared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -332,7 +336,7 @@ def _ablation_rows(
         learns_from = str(entry.get('learns_from', ''))
         if learns_from and learns_from not in [row.name for row in rows]:
             raise ValueError(f'row {name}: learns_from must be an earlier row, got {learns_from!r}')
-        run = f'{prefix}{stem}_{name}' if set(entry) - {'against'} else reference
+        run = f'{prefix}{stem}_{name}' if set(entry) - COMPARED_BY else reference
         is_changed = entry.get('weights') or any(changes.get(s) for s in configs if s != 'finetune')
         row = Row(
             name=name,
@@ -342,7 +346,7 @@ def _ablation_rows(
             pretrain_run=run if is_changed else reference,
             weights=entry.get('weights', ''),
             learns_from=learns_from,
-            against=_against(entry),
+            **{key: _names(entry.get(key, [])) for key in COMPARED_BY},
             shared=shared,
         )
         rows.append(row)
@@ -385,7 +389,10 @@ def _method_rows(
                 changes=changes,
                 pretrain_run=f'{stem}_{method}',
                 weights=entry.get('weights', ''),
-                against=tuple(f'{other}_{subset}' for other in _against(entry)),
+                **{
+                    key: tuple(f'{other}_{subset}' for other in _names(entry.get(key, [])))
+                    for key in COMPARED_BY
+                },
                 method=method,
                 subset=subset,
                 shared=shared,
@@ -425,14 +432,11 @@ def _subset_kind(content: Mapping[str, Any]) -> str:
 
 def _linked(rows: Sequence[Row], defaults: Mapping[str, str]) -> list[Row]:
     """Complete the rows with shared pre-training runs and with the rows to compare with."""
-    names = [row.name for row in rows]
-    compared_with = {*defaults.values(), *(name for row in rows for name in row.against)}
+    compared_with = {*defaults.values(), *(name for row in rows for name in comparable_rows(row))}
     first: dict[str, str] = {}
     linked = []
     for row in rows:
-        floor = f'{PIXELS}_{row.subset}'
-        if others := sorted({*row.against} - {*names, floor}):
-            raise ValueError(f'row {row.name}: against must be of {names}, got {others[0]!r}')
+        _check_compared(row, rows)
         stage = row.pretraining
         start = str((row.configs.get(stage), row.changes.get(stage), row.weights))
         default = () if row.name in compared_with else (defaults[row.name],)
@@ -440,14 +444,44 @@ def _linked(rows: Sequence[Row], defaults: Mapping[str, str]) -> list[Row]:
             replace(
                 row,
                 pretrain_run=first.setdefault(start, row.pretrain_run),
-                against=row.against or default,
+                against=row.against if comparable_rows(row) else default,
             )
         )
     return linked
 
 
-def _against(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    names = entry.get('against', [])
+def comparable_rows(row: Row) -> tuple[str, ...]:
+    """Return all rows that a row may be compared with."""
+    return (*row.against, *row.against_best_of)
+
+
+def pixel_row(row: Row) -> str:
+    """Return the name of the logistic regression on pixels for the labels of a row."""
+    return f'{PIXELS}_{row.subset}'
+
+
+def scores_pixels(row: Row) -> bool:
+    """Return whether the runs of a row score the logistic regression on pixels."""
+    return bool(expected_config(row, 'finetune').REPORT.PIXEL_FLOOR)
+
+
+def _check_compared(row: Row, rows: Sequence[Row]) -> None:
+    """Refuse unknown rows to compare with, and pixels that no run of the subset scores."""
+    names = [other.name for other in rows]
+    for key, others in (('against', row.against), ('against_best_of', row.against_best_of)):
+        floor = {pixel_row(row)} if row.subset and key == 'against' else set()
+        if unknown := sorted({*others} - {*names, *floor}):
+            raise ValueError(f'row {row.name}: {key} must be of {names}, got {unknown[0]!r}')
+    same_labels = [other for other in rows if other.subset == row.subset]
+    if pixel_row(row) in row.against and not any(map(scores_pixels, same_labels)):
+        raise ValueError(
+            f'row {row.name}: against {PIXELS} needs REPORT.PIXEL_FLOOR True in a row with the '
+            'same labels, which then scores the logistic regression on pixels'
+        )
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    """Return a name or a list of names as a tuple."""
     return tuple(map(str, names if isinstance(names, list) else [names]))
 
 
@@ -688,6 +722,22 @@ def only_rows(sweep: Sweep, names: Sequence[str]) -> Sweep:
         raise ValueError(f'--row must be of {[*rows]} of {sweep.path}, got {others[0]!r}')
     kept = {*names, *(rows[name].learns_from for name in names)}
     return replace(sweep, rows=tuple(row for row in sweep.rows if row.name in kept))
+
+
+def only_subsets(sweep: Sweep, names: Sequence[str]) -> Sweep:
+    """Reduce a comparison of methods to some subsets of the labels.
+
+    Raises:
+        ValueError: If the sweep has no such subset.
+    """
+    known = [*dict.fromkeys(row.subset for row in sweep.rows)]
+    if others := [name for name in names if name not in known]:
+        allowed = known if sweep.subsets else 'left out, because the sweep has no subsets'
+        raise ValueError(f'--subsets must be of {allowed} ({sweep.path}), got {others[0]!r}')
+    rows = tuple(row for row in sweep.rows if row.subset in names)
+    methods = [row for row in rows if row.method == sweep.reference.method]
+    reference = max(methods, key=lambda row: subset_size(row.subset))
+    return replace(sweep, rows=rows, reference=reference)
 
 
 def share_steps(stage: str, arguments: list[str], gpus: int) -> tuple[list[str], Config]:

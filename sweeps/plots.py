@@ -25,6 +25,7 @@ from sweeps.tables import (
     NOT_FOR_CLINICAL_USE,
     Collected,
     choose_scores,
+    distinct_rows,
     known_scores,
     row_title,
     score_of,
@@ -92,7 +93,8 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         for name, style in points.items():
             handles.append(Line2D([], [], linestyle='', label=name, **POINT | style))
         figure.legend(handles=handles, loc='outside upper center', ncols=5, columnspacing=1)
-        add_note(figure, f'Right of 0: better than the reference. {NOT_FOR_CLINICAL_USE}')
+        note = 'Right of 0: better than the row in brackets, or than the reference.'
+        add_note(figure, f'{note} {NOT_FOR_CLINICAL_USE}')
 
 
 def plot_curves(path: str | Path, sweep: Sweep, seeds: Sequence[int], output: str | Path) -> None:
@@ -130,7 +132,7 @@ def plot_labels(path: str | Path, collected: Collected, subset: str | None = Non
     subset = subsets[-1] if subset is None else subset
     if subset not in subsets:
         raise ValueError(f'--subset must be one of {subsets}, got {subset!r}')
-    rows = [row for row in collected['rows'] if row['subset'] == subset]
+    rows = [row for row in distinct_rows(collected) if row['subset'] == subset]
     labels = [s for s in known_scores(collected) if is_compared(s) and s not in MEANS]
     scores = [*choose_scores(collected), *labels] if len(labels) != 1 else labels
     with drawing(path, 1.5 + 0.05 * (len(rows) + 3) * len(scores)) as figure:
@@ -158,7 +160,7 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
     (score,) = choose_scores(collected, [score] if score else None)
     is_share = collected['subsets'] == 'shares'
     methods: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(collected['rows'], key=lambda row: subset_size(row['subset'])):
+    for row in sorted(distinct_rows(collected), key=lambda row: subset_size(row['subset'])):
         methods.setdefault(row['method'], []).append(row)
     sizes = sorted({subset_size(row['subset']) for row in collected['rows']})
     known = [size * (100 if is_share else 1) for size in sizes if size < math.inf]

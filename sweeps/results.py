@@ -23,17 +23,21 @@ from logger import json_safe, read_metrics
 from sweeps.comparison import MEANS, Scored, compare_rows, enough_resamples
 from sweeps.files import (
     MASK_KEYS,
+    PIXELS,
     Row,
     Sweep,
     expected_config,
     load_config,
+    pixel_row,
     run_folder,
+    scores_pixels,
     training_changes,
 )
 from sweeps.tables import Collected
 
 SPLITS = tuple(sorted(SCORED_SPLITS))  # internal, test, valid: the first scored split is shown
 DIGITS = 6  # significant digits of saved values
+PIXEL_FILES, PIXEL_SCORES = '_pixels', 'pixel_floor'  # kind of predictions, key in scores.json
 
 NUM_MASKS, MASK_SEED = 200, 0  # masks for the mean distance to a visible pixel
 # Options that decide which images are held out and how they are read.
@@ -63,32 +67,30 @@ def collect(
             `enough_resamples`.
 
     Returns:
-        Facts about the sweep and `rows`. Each row has its name, the row to compare with
-        (`against`), the state, scores and provenance of both stages for each seed, and the result
-        of `compare_rows`.
+        Facts about the sweep and `rows`, with an entry for each row and each row that it is
+        compared with. An entry has the row's name, the row to compare with (`against`, or ''), the
+        state, scores and provenance of both stages for each seed, and the result of
+        `compare_rows`. The logistic regression on pixels is the last row of a subset.
 
     Raises:
         ValueError: If a file of a finished run cannot be read. The message names the file.
     """
     reference = _reference_config(sweep, seeds, output)
-    rows = {
-        row.name: _collect_row(sweep, row, seeds, output, reference)
-        | {'seeds': [_collect_seed(row, seed, output, split) for seed in seeds]}
-        for row in sweep.rows
-    }
-    scored = {
-        row.name: {
-            entry['seed']: Scored(
-                run_folder(output, 'finetune', row, entry['seed']), entry['finetune']['figures']
-            )
-            for entry in rows[row.name]['seeds']
-            if entry['finetune']['figures']
-        }
-        for row in sweep.rows
-    }
-    against = {row.name: _best_held_out(row.against, scored) for row in sweep.rows}
-    resamples = resamples or enough_resamples(sum(map(bool, against.values())))
-    compared = compare_rows(scored, against, resamples=resamples)
+    rows, scored = {}, {}
+    for row in sweep.rows:
+        rows[row.name] = _collect_row(sweep, row, seeds, output, reference)
+        rows[row.name]['seeds'] = [_collect_seed(row, seed, output, split) for seed in seeds]
+        scored[row.name] = _scored_runs(row, rows[row.name]['seeds'], output)
+    for row in _pixel_sources(sweep):
+        rows[pixel_row(row)] = _collect_pixels(row, rows[row.name], output)
+        seeds_of_row = rows[pixel_row(row)]['seeds']
+        scored[pixel_row(row)] = _scored_runs(row, seeds_of_row, output, kind=PIXEL_FILES)
+    pairs = [pair for row in sweep.rows for pair in _pairs(row, scored)]
+    pairs += [(name, '') for name in rows if name not in dict(pairs)]
+    subsets = [row.subset for row in sweep.rows]
+    pairs.sort(key=lambda pair: subsets.index(rows[pair[0]]['subset']))
+    resamples = resamples or enough_resamples(sum(bool(against) for _, against in pairs))
+    compared = compare_rows(scored, pairs, resamples=resamples)
     collected = {
         'sweep': sweep.name,
         'title': sweep.title,
@@ -99,7 +101,10 @@ def collect(
         'published': _published(sweep, scored),
         'resamples': resamples,
         'differences_from_files': differences_from_files(sweep, seeds, output),
-        'rows': [row | {'against': against[n]} | compared[n] for n, row in rows.items()],
+        'rows': [
+            rows[name] | {'against': against} | result
+            for (name, against), result in zip(pairs, compared, strict=True)
+        ],
     }
     text = json.dumps(json_safe(collected), allow_nan=False)
     return json.loads(text, parse_float=lambda number: float(f'{float(number):.{DIGITS}g}'))
@@ -114,8 +119,51 @@ def _published(sweep: Sweep, scored: Mapping[str, Mapping[int, Scored]]) -> dict
     return None if label and learned and label not in learned else sweep.published
 
 
+def _scored_runs(
+    row: Row, seeds: Sequence[Mapping[str, Any]], output: str | Path, kind: str = ''
+) -> dict[int, Scored]:
+    """Return seed -> finished run of a row, given the entries of `_collect_seed`."""
+    return {
+        entry['seed']: Scored(
+            run_folder(output, 'finetune', row, entry['seed']), entry['finetune']['figures'], kind
+        )
+        for entry in seeds
+        if entry['finetune']['figures']
+    }
+
+
+def _pairs(row: Row, scored: Mapping[str, Mapping[int, Scored]]) -> list[tuple[str, str]]:
+    """Return the row with each row that it is compared with, or with '' if there is none."""
+    best = _best_held_out(row.against_best_of, scored)
+    others = dict.fromkeys([*([best] if best else []), *row.against])
+    return [(row.name, other) for other in others or ('',)]
+
+
+def _pixel_sources(sweep: Sweep) -> list[Row]:
+    """Return the first row of each subset whose runs score the logistic regression on pixels."""
+    found: dict[str, Row] = {}
+    for row in sweep.rows if sweep.subsets else ():
+        if scores_pixels(row):
+            found.setdefault(row.subset, row)
+    return [*found.values()]
+
+
+def _collect_pixels(row: Row, collected: Mapping[str, Any], output: str | Path) -> dict[str, Any]:
+    """Return a row with the logistic regressions on pixels that the runs of a row have scored."""
+    entries = []
+    for entry in collected['seeds']:
+        run = entry['finetune']
+        if run['figures']:
+            folder = run_folder(output, 'finetune', row, entry['seed'])
+            pixels = read_pixel_scores(folder, run['figures']['split'])
+            run = run | {'figures': pixels, 'state': 'finished' if pixels else 'missing'}
+        entries.append(entry | {'pretrain': None, 'finetune': run})
+    own = {'name': pixel_row(row), 'method': PIXELS, 'pretraining': '', 'seeds': entries}
+    return {**collected, **own}
+
+
 def _best_held_out(names: Sequence[str], scored: Mapping[str, Mapping[int, Scored]]) -> str:
-    """Return the row with the best mean held-out score."""
+    """Return the row with the best mean held-out score, or '' without names."""
     means = {
         name: np.mean([run.figures['held_out'] for run in scored[name].values()] or -np.inf)
         for name in names
@@ -159,16 +207,14 @@ def read_scores(folder: Path, split: str = '') -> Scored:
         The run with `split`, `checkpoint`, `level`, `views`, `rows`, `positives` and `undefined`,
         with `thresholds` by label, and with `scores`: the AUROC by label and the MEANS, and the
         other metrics of report.json as 'metric:label', such as 'f1:Edema' or 'f1:mean_of_five'.
+        `last` has the AUROCs of the last checkpoint, or is empty if that was not scored.
         Undefined scores are None.
 
     Raises:
         ValueError: If scores.json or report.json cannot be read. The message names the folder.
     """
-    try:
-        table = json.loads((folder / 'scores.json').read_bytes())
-        known = [name for name in SPLITS if name in table]
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
+    table = _score_file(folder)
+    known = [name for name in SPLITS if name in table]
     if not known or split not in ('', *known):
         raise ValueError(
             f'{folder} has scores on {", ".join(known) or "no split"}, but not on '
@@ -177,17 +223,43 @@ def read_scores(folder: Path, split: str = '') -> Scored:
     split = split or known[0]
     try:
         checkpoint = 'selected' if table[split].get('selected') else 'last'
-        scores = table[split][checkpoint]
-        kept = ('level', 'views', 'rows', 'positives', 'undefined')
-        figures = {'split': split, 'checkpoint': checkpoint} | {key: scores[key] for key in kept}
+        figures = _protocol(split, checkpoint, table[split][checkpoint])
         report = _read_report(folder / 'report.json', split)
-        means = {name: scores[name] for name in MEANS if name in scores}
-        figures['scores'] = means | scores['auroc'] | _report_scores(report)
+        figures['scores'] = _areas(table[split][checkpoint]) | _report_scores(report)
+        figures['last'] = _areas(table[split]['last']) if table[split].get('last') else {}
         labels = report['labels'] if report else []
         figures['thresholds'] = {entry['label']: entry.get('threshold') for entry in labels}
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
     return Scored(folder, figures)
+
+
+def read_pixel_scores(folder: Path, split: str) -> dict[str, Any] | None:
+    """Read the scores of the logistic regression on pixels of a run as in `read_scores`.
+
+    The result is None if the run has not scored it.
+    """
+    scores = _score_file(folder)[split].get(PIXEL_SCORES)
+    return scores and _protocol(split, PIXELS, scores) | {'scores': _areas(scores)}
+
+
+def _score_file(folder: Path) -> dict[str, Any]:
+    """Read scores.json of a run: split -> checkpoint -> scores."""
+    try:
+        return dict(json.loads((folder / 'scores.json').read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
+
+
+def _protocol(split: str, checkpoint: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was scored and how, from a part of scores.json."""
+    kept = ('level', 'views', 'rows', 'positives', 'undefined')
+    return {'split': split, 'checkpoint': checkpoint} | {key: scores[key] for key in kept}
+
+
+def _areas(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the MEANS and the AUROC of each label from a part of scores.json."""
+    return {name: scores[name] for name in MEANS if name in scores} | scores['auroc']
 
 
 def _read_report(report: Path, split: str) -> dict[str, Any] | None:
@@ -255,13 +327,37 @@ def _entry(folder: Path | None, section: str, split: str = '') -> dict[str, Any]
     if section == 'pretrain':
         figures = pretraining_figures(read_metrics(folder / 'metrics.jsonl'))
     else:
-        epochs = read_metrics(folder / 'metrics.jsonl')
-        held_out = max((epoch.get('score') or -np.inf for epoch in epochs), default=-np.inf)
-        figures = read_scores(folder, split).figures | {'held_out': held_out}
+        figures = read_scores(folder, split).figures
+        figures |= _selection(folder, figures['checkpoint'])
     record = read_record(folder) or {}
     tables = (record.get('data') or {}).get('files') or {}
     provenance = {'code': record.get('code'), 'tables': tables}
     return {'state': 'finished', 'figures': figures, 'provenance': provenance}
+
+
+def _selection(folder: Path, checkpoint: str) -> dict[str, Any]:
+    """Return how the scored checkpoint of a fine-tuning run was selected.
+
+    Returns:
+        `held_out`, the best score of an epoch on the patients that select; `epochs`, the number of
+        epochs, 0 for a probe; and for a selected epoch `selected_epoch`, counted from 1, the split
+        that selected it (`selected_on`) and its number of images (`selecting_images`), or None
+        where unknown.
+    """
+    epochs = read_metrics(folder / 'metrics.jsonl')
+    trained = [epoch for epoch in epochs if epoch['epoch'] >= 0]
+    scored = {epoch['epoch'] + 1: epoch['score'] for epoch in trained if epoch.get('score')}
+    figures = {
+        'held_out': max(scored.values(), default=-np.inf),
+        'epochs': max((epoch['epoch'] + 1 for epoch in trained), default=0),
+    }
+    if checkpoint == 'last' or not figures['epochs']:
+        return figures
+    split = 'valid' if load_config(folder).EVAL.SELECT_ON == 'valid' else 'holdout'
+    file = folder / f'predictions_{split}.json'
+    images = json.loads(file.read_bytes())['rows'] if file.is_file() else None
+    best = max(scored, key=scored.get, default=None)
+    return figures | {'selected_epoch': best, 'selected_on': split, 'selecting_images': images}
 
 
 def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

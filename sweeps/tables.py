@@ -11,7 +11,7 @@ from data.records import TRAINING_LABELS
 from engine.files import replace_files
 from evaluation.metrics import METRICS
 from sweeps.comparison import MEANS, MISSING, SIGNIFICANT, is_compared
-from sweeps.files import subset_size
+from sweeps.files import PIXELS, subset_size
 
 Collected = Mapping[str, Any]  # see `sweeps.results.collect`
 
@@ -23,11 +23,43 @@ INTERNAL = (
     f'{TRAINING_LABELS}.'
 )
 NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
+SUPERSCRIPTS = str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹')
+ONE_SEED = 'A single seed has no interval over seeds, so it cannot show a difference.'
 
 
-def score_of(row: Mapping[str, Any], score: str) -> pd.Series:
-    """Return a score of a row for all seeds for which it is defined."""
-    values = [figures['scores'].get(score) for figures in _figures(row, 'finetune')]
+class Footnotes:
+    """Numbers the reasons why values are missing. Cells show the marks, and notes the reasons."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+    def mark(self, reason: str) -> str:
+        """Return the mark of a reason, such as '¹'."""
+        return self.reasons.setdefault(reason, str(len(self.reasons) + 1).translate(SUPERSCRIPTS))
+
+    def missing(self, reasons: Sequence[str]) -> str:
+        """Return a missing value with the marks of its reasons."""
+        return ' '.join([MISSING, *map(self.mark, reasons)])
+
+    @property
+    def lines(self) -> list[str]:
+        return [f'{mark} {reason}' for reason, mark in self.reasons.items()]
+
+
+def distinct_rows(collected: Collected) -> list[Mapping[str, Any]]:
+    """Return the first entry of each row, because a row has an entry for each comparison."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for row in collected['rows']:
+        found.setdefault(row['name'], row)
+    return [*found.values()]
+
+
+def score_of(row: Mapping[str, Any], score: str, kind: str = 'scores') -> pd.Series:
+    """Return a score of a row for all seeds for which it is defined.
+
+    `kind` is 'scores', or 'last' for the score of the last epoch.
+    """
+    values = [figures.get(kind, {}).get(score) for figures in _figures(row, 'finetune')]
     return pd.Series(values, dtype=float).dropna()
 
 
@@ -82,7 +114,8 @@ def row_title(collected: Collected, row: Mapping[str, Any]) -> str:
     reference, key = rows[collected['reference']], 'method' if row['method'] else 'name'
     other = rows[row['against']][key] if row['against'] else ''
     marks = ['reference'] if row[key] == reference[key] else []
-    if other not in ('', reference[key]):
+    has_others = sum(each['name'] == row['name'] for each in collected['rows']) > 1
+    if other and (has_others or other != reference[key]):
         marks.append(f'against {other}')
     return f'{row[key]} ({", ".join(marks)})' if marks else row[key]
 
@@ -157,8 +190,10 @@ def write_sweep_table(
 def sweep_markdown(collected: Collected, scores: Sequence[str] | None = None) -> str:
     """Return the Markdown table of a sweep with notes below."""
     scores = choose_scores(collected, scores)
-    cells = [dict(_row_cells(collected, row, scores)) for row in collected['rows']]
-    listed = ''.join(f'- {note}\n' for note in notes(collected))
+    footnotes = Footnotes()
+    cells = [dict(_row_cells(collected, row, scores, footnotes)) for row in collected['rows']]
+    others = [note for note in notes(collected) if note not in footnotes.reasons]
+    listed = ''.join(f'- {note}\n' for note in [*footnotes.lines, *others])
     return f'{markdown_table(cells)}\n{listed}'
 
 
@@ -170,8 +205,8 @@ def write_published_table(collected: Collected, scores: Sequence[str], folder: P
         scores: `Sweep.scores`.
         folder: Folder of the table.
     """
-    figures, cells = [], []
-    for row in collected['rows']:
+    figures, cells, footnotes = [], [], Footnotes()
+    for row in distinct_rows(collected):
         line = {'row': row['name']}
         cell = {collected['title']: row['method'], 'labels': subset_title(collected, row['subset'])}
         published = collected['published']['values'].get(row['name'], [None] * len(scores))
@@ -182,14 +217,17 @@ def write_published_table(collected: Collected, scores: Sequence[str], folder: P
             line |= {score: own, f'{score}_low': low, f'{score}_high': high}
             line[f'{score}_published'] = other
             cell[title] = with_interval(own, low, high, '.3f')
+            if None in (low, high) and own == own and is_compared(score):
+                cell[title] += footnotes.mark(_few_cases(row, score))
             cell[f'{title}, published'] = '' if other is None else shown(other, '.3f')
         figures.append(line)
         cells.append(cell)
     about = collected['published']
+    reasons = ''.join(f'{line}\n\n' for line in footnotes.lines)
     text = (
-        f'{markdown_table(cells)}\nMean over the finished seeds, with the 95 % percentile interval '
-        f'over patients of that mean. {PUBLISHED.capitalize()}: {about["measure"]}, '
-        f'{about["source"]}. {about["note"]} {NOT_FOR_CLINICAL_USE}\n'
+        f'{markdown_table(cells)}\n{reasons}Mean over the finished seeds, with the 95 % '
+        f'percentile interval over patients of that mean. {PUBLISHED.capitalize()}: '
+        f'{about["measure"]}, {about["source"]}. {about["note"]} {NOT_FOR_CLINICAL_USE}\n'
     )
     return write_table(folder, f'{collected["sweep"]}_published', figures, text)
 
@@ -197,7 +235,7 @@ def write_published_table(collected: Collected, scores: Sequence[str], folder: P
 def write_label_table(collected: Collected, folder: Path) -> Path:
     """Write the AUROC by label and method for the largest subset (see `write_table`)."""
     most = max((row['subset'] for row in collected['rows']), key=subset_size)
-    rows = [row for row in collected['rows'] if row['subset'] == most]
+    rows = [row for row in distinct_rows(collected) if row['subset'] == most]
     labels = [score for score in known_scores(collected) if is_compared(score)]
     values = {label: {row['method']: score_of(row, label) for row in rows} for label in labels}
     figures = [
@@ -217,14 +255,15 @@ def notes(collected: Collected) -> list[str]:
     found = [
         *_score_notes(collected),
         *_l1_notes(collected),
+        *_selection_notes(collected),
         'Mean ± standard deviation over the finished seeds. Differences are paired by seed, with '
         "the reference unless another row is named. Over seeds: 95 % interval by Student's t. Over "
         'patients: 95 % percentile interval of the difference of the means over seeds, with '
         f'{collected["resamples"]} paired resamples of the patients. Verdict: above or '
         'below if both intervals exclude 0 and the bootstrap p-value over patients, after '
-        f"Holm's correction over the rows of the table, is below {SIGNIFICANT}; not significant "
-        'after correction if both intervals exclude 0 but the p-value is not below; inside the '
-        'noise if an interval includes 0.',
+        f"Holm's correction over the comparisons of the table, is below {SIGNIFICANT}; not "
+        'significant after correction if both intervals exclude 0 but the p-value is not below; '
+        'inside the noise if an interval includes 0.',
         *_problem_notes(collected),
     ]
     if published := collected['published']:
@@ -241,11 +280,27 @@ def _score_notes(collected: Collected) -> Iterator[str]:
     for f in _all_scores(collected):
         rows = 'studies' if f['level'] == 'study' else 'images'
         kind = f'Scores on {f["split"]}: {f["rows"]} {rows}, {f["views"]} views'
-        kinds[f'{kind}, {f["checkpoint"]} checkpoint'] = f['undefined']
+        model = f'{f["checkpoint"]} checkpoint'
+        model = 'logistic regression on pixels' if f['checkpoint'] == PIXELS else model
+        kinds[f'{kind}, {model}'] = f['undefined']
     for kind, undefined in kinds.items():
         missing = f' Labels without both classes: {", ".join(undefined)}.' if undefined else ''
         about = f' {INTERNAL}' if 'on internal' in kind else ''
         yield f'{kind}. Higher is better.{missing}{about}'
+
+
+def _selection_notes(collected: Collected) -> Iterator[str]:
+    if _has_selection(collected):
+        yield (
+            'Scores and differences are those of the checkpoint in the column of that name. The '
+            'score of the last epoch shows what its selection changes; few held-out images select '
+            'almost by chance.'
+        )
+
+
+def _has_selection(collected: Collected) -> bool:
+    """Return whether the runs have epochs. Older files of results do not say so."""
+    return any(figures.get('epochs') for figures in _all_scores(collected))
 
 
 def _has_l1(collected: Collected) -> bool:
@@ -257,7 +312,7 @@ def _l1_notes(collected: Collected) -> Iterator[str]:
     if not _has_l1(collected):
         return
     # Older files of results do not contain `other_images`.
-    trivial, rows = [], [row for row in collected['rows'] if not row.get('other_images')]
+    trivial, rows = [], [row for row in distinct_rows(collected) if not row.get('other_images')]
     for name, title in (('mean', 'mean of the visible pixels'), ('linear', 'interpolation')):
         means = pd.Series([pretrain_figure(row, f'l1_{name}').mean() for row in rows], dtype=float)
         trivial.append(f'{title} {shown(means.mean(), ".2f")}')
@@ -266,14 +321,14 @@ def _l1_notes(collected: Collected) -> Iterator[str]:
         'with random masks that all rows share. Lower is better. Trivial predictors: '
         f'{", ".join(trivial)}.'
     )
-    for row in collected['rows']:
+    for row in distinct_rows(collected):
         if row['l1_caveat']:
             yield f'* The held-out L1 of {row["name"]} cannot be compared: {row["l1_caveat"]}.'
 
 
 def _problem_notes(collected: Collected) -> Iterator[str]:
     """Yield notes on unfinished runs, failed comparisons, and changes of code, data or options."""
-    for row in collected['rows']:
+    for row in distinct_rows(collected):
         lacking = [
             f'seed {entry["seed"]} ({", ".join(stages)})'
             for entry in row['seeds']
@@ -281,8 +336,9 @@ def _problem_notes(collected: Collected) -> Iterator[str]:
         ]
         if lacking:
             yield f'{row["name"]} is not finished: {"; ".join(lacking)}.'
-        if row['problem']:
-            yield f'{row["name"]}: {row["problem"]}.'
+    yield from dict.fromkeys(
+        f'{r["name"]}: {r["problem"]}.' for r in collected['rows'] if r['problem']
+    )
     runs = [e[s] for row in collected['rows'] for e in row['seeds'] for s in SECTIONS]
     finished = [run for run in runs if run and run['state'] == 'finished']
     codes = sorted({str(run['provenance']['code']) for run in finished})
@@ -323,8 +379,10 @@ def _row_figures(
             f'{name}_mean': round(seeds.mean(), DIGITS),
             f'{name}_sd': round(seeds.std(), DIGITS),
         }
+    line |= _selection_figures(row)
     for score in scores:
-        part = row['compared'].get(score, {})
+        part, last = row['compared'].get(score, {}), score_of(row, score, 'last')
+        line |= {f'{score}_last_mean': round(last.mean(), DIGITS)}
         line |= {f'{score}_{name}': part.get(name) for name in ('difference', 'verdict')}
         for noise in ('over_seeds', 'over_patients'):
             bounds = part.get(noise, {})
@@ -336,7 +394,7 @@ def _row_figures(
 
 
 def _row_cells(
-    collected: Collected, row: Mapping[str, Any], scores: Sequence[str]
+    collected: Collected, row: Mapping[str, Any], scores: Sequence[str], footnotes: Footnotes
 ) -> Iterator[tuple[str, str]]:
     """Yield title and text of each cell of a row."""
     yield collected['title'], row_title(collected, row)
@@ -353,21 +411,100 @@ def _row_cells(
         l1 = _with_sd(pretrain_figure(row, 'l1'), '.2f')
         l1 = l1 if row['pretraining'] == 'simmim' else 'none'
         yield 'held-out L1 (grey levels)', f'{l1} *' if row['l1_caveat'] else l1
+    if _has_selection(collected):
+        yield 'checkpoint', _checkpoint(row)
     for score in scores:
-        title, part = score_title(collected, score), row['compared'].get(score, {})
+        title = score_title(collected, score)
         yield title, _with_sd(score_of(row, score), '.3f')
         if not is_compared(score):
             continue
-        for name, noise in (('seeds', 'over_seeds'), ('patients', 'over_patients')):
-            bounds = part.get(noise, {})
-            cell = with_interval(part.get('difference'), *map(bounds.get, ('low', 'high')), '+.3f')
-            yield f'{title}: difference (95 % over {name})', cell if row['against'] else ''
-        yield f'{title}: verdict', part.get('verdict', MISSING) if row['against'] else ''
+        if _has_selection(collected):
+            yield f'{title}: last epoch', _last_epoch(row, score)
+        cells = _comparison_cells(row, score, footnotes) if row['against'] else [''] * 3
+        titles = 'difference (95 % over seeds)', 'difference (95 % over patients)', 'verdict'
+        yield from zip([f'{title}: {name}' for name in titles], cells, strict=True)
     yield 'finished seeds', f'{count_finished(row)} of {len(row["seeds"])}'
     if collected['published']:
         value = collected['published']['values'].get(row['name'])
         value = ', '.join(map(str, value)) if isinstance(value, list) else value
         yield PUBLISHED, '' if value is None else str(value)
+
+
+def _comparison_cells(row: Mapping[str, Any], score: str, footnotes: Footnotes) -> Iterator[str]:
+    """Yield the difference with each interval and the verdict, with marks where one is missing."""
+    part, reasons = row['compared'].get(score), []
+    if part is None:
+        problem = f'{row["name"]}: {row["problem"]}.' if row['problem'] else _one_class(row, score)
+        yield from [footnotes.missing([problem])] * 3
+        return
+    for noise in ('over_seeds', 'over_patients'):
+        low, high = (part[noise][end] for end in ('low', 'high'))
+        cell = with_interval(part['difference'], low, high, '+.3f')
+        if MISSING in (shown(low, ''), shown(high, '')):
+            is_one = noise == 'over_seeds'
+            reasons.append(ONE_SEED if is_one else _few_cases(row, score))
+            cell += f' {footnotes.mark(reasons[-1])}'
+        yield cell
+    is_missing = part['verdict'] == MISSING
+    yield footnotes.missing(reasons) if is_missing else part['verdict']
+
+
+def _one_class(row: Mapping[str, Any], score: str) -> str:
+    undefined = sorted({name for f in _figures(row, 'finetune') for name in f['undefined']})
+    return f'{score} is undefined, because labels have only one class: {", ".join(undefined)}.'
+
+
+def _few_cases(row: Mapping[str, Any], score: str) -> str:
+    """Return the reason for a missing interval over patients."""
+    if row['problem']:
+        return f'{row["name"]}: {row["problem"]}.'
+    figures, reason = _figures(row, 'finetune')[0], ''
+    positives = {score: figures['positives'].get(score)}
+    if score in MEANS:
+        positives = {k: n for k, n in figures['positives'].items() if k not in figures['undefined']}
+        reason = ' for every label'
+    label = min(positives, key=lambda name: min(positives[name], figures['rows'] - positives[name]))
+    return (
+        f'Too few cases: fewer than 95 % of the resamples have positives and negatives{reason}. '
+        f'{label} has {positives[label]} positives among {figures["rows"]} cases.'
+    )
+
+
+def _selection_figures(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return epochs, selected epochs and selecting images of all seeds as text for a CSV file."""
+    return {
+        name: ' '.join(map(str, _known(row, name)))
+        for name in ('epochs', 'selected_epoch', 'selecting_images')
+    }
+
+
+def _checkpoint(row: Mapping[str, Any]) -> str:
+    """Describe the scored checkpoint, such as 'epoch 3, 9 of 12, selected on 82 images'."""
+    epochs, selected = _known(row, 'epochs'), _known(row, 'selected_epoch')
+    if not any(epochs):
+        return 'no epochs' if epochs else ''
+    total = ', '.join(map(str, sorted({*epochs})))
+    if not selected:
+        return f'last of {total} epochs'
+    images = sorted({*_known(row, 'selecting_images')})
+    counted = ' to '.join(f'{number:,}' for number in sorted({*images[:1], *images[-1:]}))
+    split = 'valid' if 'valid' in _known(row, 'selected_on') else 'held-out'
+    epoch = f'epoch {", ".join(map(str, selected))} of {total}'
+    return f'{epoch}, selected on {counted or "unknown"} {split} images'
+
+
+def _last_epoch(row: Mapping[str, Any], score: str) -> str:
+    """Return the score of the last epoch of a row that has epochs."""
+    if not any(_known(row, 'epochs')):
+        return ''
+    last = score_of(row, score, 'last')
+    return _with_sd(last, '.3f') if len(last) else 'not scored'
+
+
+def _known(row: Mapping[str, Any], name: str) -> list[Any]:
+    """Return a fact about each fine-tuning run of a row that has it."""
+    values = [figures.get(name) for figures in _figures(row, 'finetune')]
+    return [value for value in values if value is not None]
 
 
 def _with_sd(values: pd.Series, form: str) -> str:

@@ -86,6 +86,31 @@ SWIN = (
 )
 
 
+LABELS_WITH_A_SPACE = "['Pleural Effusion', 'Edema']"
+
+
+@pytest.mark.parametrize(
+    ('words', 'wanted'),
+    [
+        (['A', '1', 'B', '2'], ['A', '1', 'B', '2']),
+        (['A 1  B 2'], ['A', '1', 'B', '2']),
+        (['A', 'False', f'L "{LABELS_WITH_A_SPACE}" B 2'],
+         ['A', 'False', 'L', LABELS_WITH_A_SPACE, 'B', '2']),
+        (['L', LABELS_WITH_A_SPACE], ['L', LABELS_WITH_A_SPACE]),
+        (["L ['Edema','Fracture']"], ['L', "['Edema','Fracture']"]),
+        (['A', '1', ''], ['A', '1']),
+    ],
+)  # fmt: skip
+def test_options_may_be_one_text_with_quoted_values(words, wanted) -> None:
+    assert load_script('ablate').split_options(words) == wanted
+
+
+def test_an_open_quote_in_the_options_is_refused(phantom, tmp_path, capsys) -> None:
+    words = ['--finetune-opts', "DATA.LABELS \"['Edema']"]
+    assert in_process('status', SWEEP, tmp_path / 'o', phantom, *words) == 2
+    assert 'DATA.LABELS' in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_script_of_a_row_runs_to_its_end(python, phantom, tmp_path) -> None:
     run = 'init_imagenet_then_xray'

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,28 +13,35 @@ from sweep_runs import MadeRuns
 from tiny import run_script
 from warm_python import warm_python
 
-from sweeps.files import ROOT, load_sweep, run_folder
+from sweeps.files import ROOT, load_sweep, only_subsets
 
 SWEEP = ROOT / 'scripts/comparison/baseline.yaml'
 
 
-def test_the_table_has_pixels_by_share_of_labels(tmp_path) -> None:
-    made = MadeRuns(tmp_path)
-    for row in load_sweep(SWEEP).rows:
+def test_the_table_has_the_difference_to_the_pixels_by_share_of_labels(tmp_path) -> None:
+    made, shares = MadeRuns(tmp_path), ['0.1', '1']
+    sweep = only_subsets(load_sweep(SWEEP), shares)
+    for row in sweep.rows:
         made.add(row, 0)
-        file = run_folder(made.output, 'finetune', row, 0) / 'scores.json'
-        scores = json.loads(file.read_text())
-        floor = made.scores(made.probabilities(float(row.subset), seed=5))
-        del floor['mean_of_five']  # as with own labels
-        scores['test']['pixel_floor'] = floor
         assert ('REPORT.PIXEL_FLOOR' in row.changes['finetune']) == (row.method == 'scratch')
-        file.write_text(json.dumps(scores))
-    assert run_script('baseline_table', '--output', made.output) == 0
+        if row.method == 'scratch':
+            made.add_pixels(row, 0, strength=float(row.subset))
+    words = ['--sweep', SWEEP, '--output', made.output, '--seeds', 1, '--subsets', *shares]
+    assert run_script('ablate', 'table', *words, '--save', made.output) == 0
     rows = json.loads((made.output / 'baseline.json').read_text())['rows']
-    found = {row['name']: row['seeds'][0]['finetune']['figures']['scores'] for row in rows}
-    assert len(found) == 4 * 3
-    assert found['pixels_1']['Edema'] == pytest.approx(floor['auroc']['Edema'], abs=1e-5)
-    assert found['pixels_0.01']['Edema'] < found['pixels_1']['Edema']
+    assert [row['name'] for row in rows if row['method'] == 'pixels'] == ['pixels_0.1', 'pixels_1']
+    pairs = {(row['name'], row['against']): row['compared'] for row in rows if row['against']}
+    assert [*pairs] == [
+        (f'simmim_{share}', f'{other}_{share}')
+        for share in shares
+        for other in ('scratch', 'pixels')
+    ]
+    scores = {row['name']: row['seeds'][0]['finetune']['figures']['scores'] for row in rows}
+    part = pairs['simmim_0.1', 'pixels_0.1']['Edema']
+    wanted = scores['simmim_0.1']['Edema'] - scores['pixels_0.1']['Edema']
+    assert part['difference'] == pytest.approx(wanted, abs=2e-6)
+    assert part['over_patients']['low'] < wanted < part['over_patients']['high']
+    assert run_script('ablate', 'plot', *words) == 0
     assert (made.output / 'baseline_shares.png').stat().st_size > 1000
 
 
@@ -56,6 +64,7 @@ def test_demos_of_several_seeds_are_compared_in_pairs(tmp_path, capsys) -> None:
 def test_baseline_runs_on_few_images_and_resumes(phantom, tmp_path) -> None:
     tiny = 'MODEL.SWIN.EMBED_DIM 8 MODEL.SWIN.DEPTHS [1,1] MODEL.SWIN.NUM_HEADS [1,1]'
     short = f'{tiny} DATA.BATCH_SIZE 1 TRAIN.WARMUP_EPOCHS 0 DATA.HOLDOUT_FRACTION 0.2'
+    labels = "['Pleural Effusion', 'Edema']"
     images = tmp_path / 'unlabelled'
     images.mkdir()
     for number, file in enumerate(sorted(phantom.glob('train/*/*/*.jpg'))[:12]):
@@ -67,12 +76,18 @@ def test_baseline_runs_on_few_images_and_resumes(phantom, tmp_path) -> None:
         python.chmod(0o755)
         env = os.environ | {
             'PYTHON': str(python), 'UNLABELLED': str(images), 'CUDA_VISIBLE_DEVICES': '',
-            'PRETRAIN_OPTS': f'{short} TRAIN.EPOCHS 2', 'FINETUNE_OPTS': f'{short} TRAIN.EPOCHS 1',
+            'PRETRAIN_OPTS': f'{short} TRAIN.EPOCHS 2', 'SHARES': '0.5 1',
+            'FINETUNE_OPTS': f'{short} TRAIN.EPOCHS 1 DATA.LABELS "{labels}"',
         }  # fmt: skip
-        words = ['bash', 'scripts/baseline.sh', str(phantom), str(tmp_path / 'out')]
-        for finished in (0, 10):  # the second start finds all of them finished
+        # The second start gets the packed store, and finds all runs finished.
+        for data, finished in ((phantom, 0), (tmp_path / 'out/store', 7)):
+            words = ['bash', 'scripts/baseline.sh', str(data), str(tmp_path / 'out')]
             done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
             assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-            assert f'10 runs, {finished} of them already finished' in done.stdout
+            assert f'7 runs, {finished} of them already finished' in done.stdout
+            assert re.search(r'time: about \d+ min', done.stdout)
+            if not finished:
+                assert 'pretrain: 1 runs left' in done.stdout
+                assert '2 epochs of 9 images' in done.stdout  # without those that are held out
     with open(tmp_path / 'out/baseline.csv', newline='') as file:
-        assert 'pixels' in Path(file.name).read_text() and len([*csv.reader(file)]) > 12
+        assert 'pixels' in Path(file.name).read_text() and len([*csv.reader(file)]) == 1 + 2 * 5

@@ -171,6 +171,7 @@ def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(joined: tu
     folder = sweep.parent
     content = yaml.safe_load(sweep.read_text())
     content['methods']['scratch']['against'] = ['simmim', 'pixels']
+    content['methods']['scratch']['finetune_options']['REPORT.PIXEL_FLOOR'] = True
     sweep.write_text(yaml.safe_dump(content))
     assert table_of(sweep) == 0
     table = pd.read_csv(folder / 't/mine_Edema.csv').set_index(['row', 'against'])
@@ -181,6 +182,17 @@ def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(joined: tu
     assert table_of(sweep, '--row', 'scratch_1', 'simmim_1') == 0
     named = pd.read_csv(folder / 't/mine_Edema.csv')
     assert named['against'].dropna().tolist() == ['simmim_1']
+
+
+def test_missing_values_have_the_mark_of_their_reason(joined: tuple) -> None:
+    sweep, _, _ = joined
+    for file in (sweep.parent / 'p').glob('*_seed1.csv.gz'):
+        file.unlink()
+    assert table_of(sweep, '--scores', 'Edema', '--against', 'pixels_1') == 0
+    lines = (sweep.parent / 't/mine_Edema.md').read_text().splitlines()
+    (scratch,) = [line for line in lines if line.startswith('| scratch_1')]
+    assert scratch.count('n/a ¹') == 2  # over seeds, and the verdict
+    assert any(line.startswith('- ¹ ') and 'seed' in line for line in lines)
 
 
 def test_a_flag_compares_all_rows_with_one(joined: tuple, capsys) -> None:

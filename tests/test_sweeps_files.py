@@ -27,6 +27,8 @@ from sweeps.files import (
     expected_config,
     load_sweep,
     only_rows,
+    only_subsets,
+    pixel_row,
     plan,
     share_steps,
 )
@@ -89,7 +91,8 @@ def test_a_row_differs_from_the_reference_only_in_its_declared_keys() -> None:
 def test_from_scratch_has_the_options_of_the_pre_trained_rows_and_two_learning_rates() -> None:
     for name in ('label_share', 'subset', 'init', 'nano/pretraining'):
         rows = {row.name: row.changes['finetune'] for row in SWEEPS[name].rows}
-        pairs = {(row.name, row.against) for row in SWEEPS[name].rows if len(row.against) > 1}
+        rows_of = SWEEPS[name].rows
+        pairs = {(row.name, row.against_best_of) for row in rows_of if row.against_best_of}
         assert pairs
         for pre_trained, (scratch, low_rate) in pairs:
             assert rows[scratch] == rows[pre_trained]
@@ -117,6 +120,16 @@ def test_some_rows_of_a_sweep_bring_those_that_they_learn_from() -> None:
         only_rows(sweep, ['zeros', 'none'])
 
 
+def test_some_subsets_keep_the_method_of_the_reference(tmp_path: Path) -> None:
+    sweep = only_subsets(load_sweep(methods_file(tmp_path)), ['0.1'])
+    assert {row.name for row in sweep.rows} == {'simmim_0.1', 'moco_0.1', 'scratch_0.1'}
+    assert sweep.reference.name == 'simmim_0.1'
+    for other, names in ((sweep, ['1']), (SWEEPS['uncertain'], ['0.1'])):
+        with pytest.raises(ValueError, match='--subsets') as caught:
+            only_subsets(other, names)
+        assert names[0] in str(caught.value)
+
+
 def test_weights_may_be_named_by_an_address() -> None:
     address = 'hf://owner/name'
     environment = {'IMAGENET_WEIGHTS': address}
@@ -133,6 +146,8 @@ def test_weights_may_be_named_by_an_address() -> None:
         ({'rows': {'a': {}, 'b': {'against': 'c', 'pretrain': 'none'}}}, 'against'),
         ({'reference': {'pretrain': 'no.yaml', 'finetune': 'no.yaml'}}, 'no.yaml'),
         ({'rows': {'a': {}, 'b': {'finetune': 'none'}}}, 'row b: finetune'),
+        ({'rows': {'a': {}, 'b': {'against_best_of': 'c', 'pretrain': 'none'}}}, 'against_best_of'),
+        ({'rows': {'a': {}, 'b': {'against': 'pixels', 'pretrain': 'none'}}}, 'pixels'),
         ({'rows': {'a/b': {}}}, 'a/b'),
         ({'reference': {'pretrain': PRETRAIN, 'finetune': FINETUNE, 'row': 'c'}}, 'c'),
         ({'reference': {'finetune': FINETUNE}}, 'row l2'),
@@ -294,6 +309,18 @@ def test_rows_are_methods_by_shares(tmp_path: Path) -> None:
         'TRAIN.LAYER_DECAY': 0.9, 'DATA.TRAIN_FRACTION': 0.1, 'TRAIN.EPOCHS': 60
     }  # fmt: skip
     assert sweep.reference.name == 'simmim_1'
+
+
+def test_rows_are_compared_with_the_pixels_only_if_a_run_scores_them(tmp_path: Path) -> None:
+    floor = {'REPORT.PIXEL_FLOOR': True}
+    scored = methods(b={'finetune': FINETUNE, 'finetune_options': floor, 'against': 'pixels'})
+    rows = {row.name: row for row in load_sweep(methods_file(tmp_path, methods=scored)).rows}
+    assert rows['b_0.1'].against == ('pixels_0.1',) == (pixel_row(rows['simmim_0.1']),)
+    for key, found in (('against', 'PIXEL_FLOOR'), ('against_best_of', 'against_best_of')):
+        unscored = methods(b={'finetune': FINETUNE, key: ['simmim', 'pixels']})
+        with pytest.raises(ValueError, match=r'mine\.yaml.*pixels') as caught:
+            load_sweep(methods_file(tmp_path, methods=unscored))
+        assert found in str(caught.value)
 
 
 def test_numbers_of_images_are_subsets_too(tmp_path: Path) -> None:

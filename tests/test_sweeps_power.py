@@ -1,6 +1,7 @@
 """What a sweep can detect and what it costs: against simulations and runs counted by hand."""
 
 import json
+import logging
 import re
 
 import numpy as np
@@ -15,7 +16,15 @@ from engine.run_record import RECORD_FILE
 from evaluation.intervals import delong_test
 from evaluation.metrics import auroc_per_label
 from models import build_model
-from sweeps.budget import checkpoint_sizes, kept_checkpoints, measured_rate
+from sweeps import budget
+from sweeps.budget import (
+    MOST_EPOCHS,
+    checkpoint_sizes,
+    describe_time,
+    epochs_for,
+    kept_checkpoints,
+    measured_rate,
+)
 from sweeps.power import (
     AREA,
     POWER,
@@ -96,6 +105,42 @@ def test_runs_are_listed_without_the_data_if_nothing_is_stated_about_it(tmp_path
     shown = capsys.readouterr().out
     assert re.search(r'mine_simmim seed 0 .* unknown\n', shown)
     assert 'pretrain: 1 runs left\n' in shown and '--data-path' in shown and 'nan' not in shown
+
+
+@pytest.mark.parametrize(('images', 'epochs'), [(24, 2), (25, 3), (1, 1), (10**6, MOST_EPOCHS)])
+def test_the_epochs_that_show_a_number_of_images_are_rounded_up(
+    images, epochs, phantom, tmp_path
+) -> None:
+    jobs = jobs_of(SWEEP, tmp_path, phantom, 1)  # 12 images in an epoch
+    assert epochs_for(jobs, images, logging.getLogger()) == epochs
+    fine_tuning = [job for job in jobs if job.stage == 'finetune']
+    with pytest.raises(ValueError, match='--images-seen'):
+        epochs_for(fine_tuning, images, logging.getLogger())
+
+
+def test_the_time_counts_all_images_and_the_start_of_each_run(
+    phantom, tmp_path, monkeypatch
+) -> None:
+    jobs, measured = jobs_of(SWEEP, tmp_path, phantom, 2), []
+    monkeypatch.setattr(budget, '_measured_cost', lambda job: measured.append(job) or (60.0, 10.0))
+    lines = [*describe_time(jobs, logging.getLogger(), parallel=2)]
+    assert [job.stage for job in measured] == ['simmim', 'finetune']
+    count = len(jobs) // 2
+    # 12 images in each of 3 epochs, 10 seconds per image, two runs at a time.
+    minutes = count * (60 + 10 * 36) / 2 / 60
+    assert lines[0] == (
+        f'pretrain: {count} runs left, about {minutes:,.1f} min, 3 epochs of 12 images'
+    )
+    assert re.fullmatch(r'time: about \d+ min with 2 runs at a time \(estimated\)', lines[-1])
+    assert float(re.search(r'about ([\d.]+)', lines[1])[1]) >= minutes  # and the held-out images
+
+
+def test_the_time_is_unknown_if_a_run_cannot_start(phantom, tmp_path) -> None:
+    job = jobs_of(SWEEP, tmp_path, phantom, 1)[0]
+    job.arguments[job.arguments.index('--data-path') + 1] = str(tmp_path / 'nowhere')
+    with pytest.raises(ValueError, match='nowhere') as caught:
+        budget._measured_cost(job)
+    assert job.name in str(caught.value)
 
 
 def test_the_speed_is_that_of_the_finished_runs(tmp_path) -> None:

@@ -176,7 +176,7 @@ def test_unfinished_and_missing_runs_are_listed(tmp_path):
 
 def test_rows_are_compared_with_the_best_of_the_rows_they_name(tmp_path):
     few = {'TRAIN.LAYER_DECAY': 1.0}
-    rows = {'all': {}, 'few': {'finetune': few, 'against': ['few_low', 'few_scratch']}}
+    rows = {'all': {}, 'few': {'finetune': few, 'against_best_of': ['few_low', 'few_scratch']}}
     rows['few_low'] = {'pretrain': 'none', 'finetune': few | {'TRAIN.LAYER_DECAY': 0.9}}
     rows['few_scratch'] = {'pretrain': 'none', 'finetune': few}
     made, sweep = MadeRuns(tmp_path), load_sweep(ablation_file(tmp_path, rows))
@@ -190,6 +190,162 @@ def test_rows_are_compared_with_the_best_of_the_rows_they_name(tmp_path):
     )
     assert few['seeds'][0]['pretrain']['figures']['l1'] == 20  # of the shared pre-training
     assert base['seeds'][0]['pretrain'] is None
+
+
+def test_rows_are_compared_with_each_of_the_rows_they_name(tmp_path):
+    rows = {'all': {}, 'low': {'pretrain': 'none'}, 'none': {'pretrain': 'none'}}
+    rows['none']['finetune'] = {'TRAIN.LAYER_DECAY': 1.0}
+    rows['low'] |= {'finetune': {'TRAIN.LAYER_DECAY': 0.9}, 'against': 'all'}
+    rows['all'] = {'against': ['low', 'none'], 'against_best_of': ['none', 'low']}
+    made, sweep = MadeRuns(tmp_path), load_sweep(ablation_file(tmp_path, rows))
+    for row, strength in zip(sweep.rows, (3.0, 0.1, 0.2), strict=True):
+        for seed in (0, 1):
+            made.add(row, seed, strength=strength)
+    collected = collect(sweep, [0, 1], made.output, resamples=50)
+    entries = [row for row in collected['rows'] if row['name'] == 'all']
+    # 'none' has the better held-out score; a row is not compared twice with the same row.
+    assert [entry['against'] for entry in entries] == ['none', 'low']
+    means = {row['name']: np.mean(scores_of(row, 'Edema')) for row in collected['rows']}
+    for entry in entries:
+        wanted = means['all'] - means[entry['against']]
+        assert entry['compared']['Edema']['difference'] == pytest.approx(wanted, abs=2e-6)
+    compared = [row['compared']['Edema'] for row in collected['rows'] if row['compared']]
+    patients = [part['over_patients'] for part in compared]
+    assert len(compared) == 3
+    adjusted = pytest.approx(holm([part['p'] for part in patients]), abs=1e-5)
+    assert [part['p_holm'] for part in patients] == adjusted
+    titles = [cells['Masked share'] for cells in cells_of(sweep_markdown(collected))]
+    assert titles[:2] == ['all (reference, against none)', 'all (reference, against low)']
+    assert sweep_markdown(collected).count('all is not finished') == 0
+
+
+def pixel_runs(folder, *, scored=True):
+    """Runs of a sweep whose rows are compared with the logistic regression on pixels."""
+    made = MadeRuns(folder, level='image')
+    files = {section: str(reference_files()[s]) for section, s in REFERENCE.items()}
+    scratch = {'finetune': files['finetune'], 'finetune_options': {'REPORT.PIXEL_FLOOR': True}}
+    methods = {'simmim': files | {'against': ['scratch', 'pixels']}, 'scratch': scratch}
+    changes = {'reference': 'scratch', 'methods': methods, 'shares': {1: {}}}
+    sweep, predicted = load_sweep(methods_file(folder, **changes)), {}
+    for row in sweep.rows:
+        for seed in (0, 1):
+            predicted[row.method, seed] = made.add(row, seed, strength=2.0)
+            if scored and row.method == 'scratch':
+                predicted['pixels', seed] = made.add_pixels(row, seed, strength=0.5)
+    return made, sweep, predicted
+
+
+def test_a_row_is_compared_with_the_pixels(tmp_path):
+    made, sweep, predicted = pixel_runs(tmp_path)
+    collected = collect(sweep, [0, 1], made.output, resamples=DRAWS)
+    names = [(row['name'], row['against']) for row in collected['rows']]
+    assert names == [
+        ('simmim_1', 'scratch_1'), ('simmim_1', 'pixels_1'), ('scratch_1', ''), ('pixels_1', '')
+    ]  # fmt: skip
+    part, edema = collected['rows'][1]['compared']['Edema'], LABELS.index('Edema')
+    drawn = [
+        np.mean([
+            roc_auc_score(made.targets[:, edema], values[:, edema], sample_weight=w) * sign
+            for (name, _), values in predicted.items()
+            if (sign := {'simmim': 2, 'pixels': -2, 'scratch': 0}[name])
+        ])
+        for w in Resamples(made.patients, resamples=DRAWS, seed=BOOTSTRAP_SEED).score_weights(
+            made.patients
+        )
+    ]  # fmt: skip
+    assert part['difference'] == pytest.approx(drawn[0], abs=1e-5)
+    found = [part['over_patients'][end] for end in ('low', 'high')]
+    assert found == pytest.approx(np.percentile(drawn[1:], [2.5, 97.5]), abs=1e-5)
+    lines = cells_of(sweep_markdown(collected))
+    assert [line['Method'] for line in lines][1:] == [
+        'simmim (against pixels)', 'scratch (reference)', 'pixels'
+    ]  # fmt: skip
+
+
+def test_pixels_that_no_run_has_scored_are_listed_as_missing(tmp_path):
+    made, sweep, _ = pixel_runs(tmp_path, scored=False)
+    collected = collect(sweep, [0, 1], made.output, resamples=2)
+    assert collected['rows'][1]['compared'] == {}
+    assert 'pixels_1' in collected['rows'][1]['problem']
+
+
+def test_the_table_shows_the_last_epoch_and_what_selected_the_checkpoint(tmp_path):
+    made, sweep = two_rows(tmp_path, seeds=(0, 1))
+    for seed, images in ((0, 82), (1, 84)):
+        folder = run_folder(made.output, 'finetune', sweep.rows[0], seed)
+        file = folder / 'scores.json'
+        scores = json.loads(file.read_text())
+        scores['test']['last'] = made.scores(made.probabilities(0.5, seed))
+        file.write_text(json.dumps(scores))
+        (folder / 'predictions_holdout.json').write_text(json.dumps({'rows': images}))
+        held_out = [{'epoch': -1, 'score': 0.9}, {'epoch': 0}]
+        held_out += [{'epoch': n, 'score': s} for n, s in ((1, 0.5 + seed / 4), (2, 0.6))]
+        text = ''.join(f'{json.dumps(record)}\n' for record in held_out)
+        (folder / 'metrics.jsonl').write_text(text)
+    collected = collect(sweep, [0, 1], made.output, resamples=2)
+    row, other = cells_of(sweep_markdown(collected, ['Edema']))
+    assert row['checkpoint'] == 'epoch 3, 2 of 3, selected on 82 to 84 held-out images'
+    last = [
+        entry['finetune']['figures']['last']['Edema'] for entry in collected['rows'][0]['seeds']
+    ]
+    assert row['AUROC, Edema: last epoch'] == f'{np.mean(last):.3f} ± {np.std(last, ddof=1):.3f}'
+    assert last != scores_of(collected['rows'][0], 'Edema')
+    assert other['AUROC, Edema: last epoch'] == 'not scored'
+    assert other['checkpoint'] == 'epoch 1, 1 of 2, selected on unknown held-out images'
+    path = write_sweep_table(collected, tmp_path, ['Edema'])
+    line = next(csv.DictReader(path.with_suffix('.csv').open()))
+    assert (line['selected_epoch'], line['selecting_images']) == ('3 2', '82 84')
+    assert float(line['Edema_last_mean']) == pytest.approx(np.mean(last), abs=1e-5)
+
+
+def test_a_run_without_a_selection_shows_its_last_epoch(tmp_path):
+    made, sweep = two_rows(tmp_path)
+    file = run_folder(made.output, 'finetune', sweep.rows[0], 0) / 'scores.json'
+    scores = json.loads(file.read_text())['test']
+    file.write_text(json.dumps({'test': {'last': scores['selected']}}))
+    row, _ = cells_of(sweep_markdown(collect(sweep, [0], made.output, resamples=2)))
+    assert row['checkpoint'] == 'last of 2 epochs'
+    assert row['AUROC, mean of five: last epoch'] == row['AUROC, mean of five']
+
+
+def test_a_probe_has_no_epochs(tmp_path):
+    made, sweep = two_rows(tmp_path)
+    (run_folder(made.output, 'finetune', sweep.rows[0], 0) / 'metrics.jsonl').write_text('')
+    row, _ = cells_of(sweep_markdown(collect(sweep, [0], made.output, resamples=2)))
+    assert (row['checkpoint'], row['AUROC, mean of five: last epoch']) == ('no epochs', '')
+
+
+def footnotes_of(text):
+    """Mark -> reason of the notes below a table."""
+    lines = [line.removeprefix('- ').partition(' ') for line in text.splitlines()]
+    return {mark: reason for mark, _, reason in lines if mark and mark in '¹²³'}
+
+
+def test_each_missing_interval_and_verdict_has_a_reason(five):
+    text, score = sweep_markdown(five), 'AUROC, mean of five'
+    rows, reasons = cells_of(text), footnotes_of(text)
+    one, none = rows[2], rows[4]  # a single seed; no finished run
+    assert one[f'{score}: difference (95 % over seeds)'].endswith(' ¹') and 'seed' in reasons['¹']
+    assert none[f'{score}: verdict'] == none[f'{score}: difference (95 % over patients)'] == 'n/a ²'
+    assert reasons['²'] == f'0.9: {row_of(five, "0.9")["problem"]}.'
+    assert text.count(reasons['²']) == 1
+
+
+def test_too_few_cases_are_the_reason_for_a_missing_interval(tmp_path):
+    made, sweep = two_rows(tmp_path, seeds=(0, 1))
+    collected = collect(sweep, [0, 1], made.output, resamples=20)
+    part = row_of(collected, '0.1')['compared']['Edema']
+    part['over_patients'] |= {'low': None, 'high': None}
+    part['verdict'] = 'n/a'
+    text = sweep_markdown(collected, ['Edema'])
+    row, reasons = cells_of(text)[0], footnotes_of(text)
+    assert row['AUROC, Edema: verdict'] == 'n/a ¹'
+    assert row['AUROC, Edema: difference (95 % over patients)'].endswith(' ¹')
+    positives = int(made.scores(made.probabilities(1, 0))['positives']['Edema'])
+    assert f'Edema has {positives} positives' in reasons['¹']
+    text = sweep_markdown(collected, ['Fracture'])  # has no positive
+    assert cells_of(text)[0]['AUROC, Fracture: verdict'] == 'n/a ¹'
+    assert 'Fracture' in footnotes_of(text)['¹']
 
 
 def test_rows_scored_on_other_cases_are_not_compared(tmp_path):
@@ -284,7 +440,7 @@ def test_the_markdown_table_shows_what_was_found(five):
     assert l1 == ['21.00 ± 1.00'] * 2 + ['20.00', '21.00 ± 1.00', 'n/a']
     score = 'AUROC, mean of five'
     verdicts = [row[f'{score}: verdict'] for row in rows]
-    assert verdicts == ['above', '', 'inside the noise', 'below', 'n/a']
+    assert verdicts == ['above', '', 'inside the noise', 'below', 'n/a ²']
     assert [row['finished seeds'][0] for row in rows] == ['3', '3', '1', '3', '0']
     assert [row['published, context only'] for row in rows] == ['82.8', '', '', '', '']
     values = scores_of(five['rows'][0], 'mean_of_five')

@@ -12,4 +12,4 @@ cd "$(dirname "$0")/../.."
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then export PYTHON=$PWD/.venv/bin/python; fi
 exec "${PYTHON:-python}" scripts/ablate.py run --sweep "$1" --row "$2" --data-path "$data" \
     --output "$output" --seed "${SEED:-0}" --processes "${5:-1}" \
-    ${PRETRAIN_OPTS:+--pretrain-opts $PRETRAIN_OPTS} ${FINETUNE_OPTS:+--finetune-opts $FINETUNE_OPTS}
+    --pretrain-opts "${PRETRAIN_OPTS:-}" --finetune-opts "${FINETUNE_OPTS:-}"
