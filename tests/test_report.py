@@ -355,8 +355,14 @@ def test_a_missing_interval_has_a_footnote_with_its_reason(tmp_path: Path) -> No
     assert table['Edema'].endswith('(note 1)') and '[' in table['Fracture']
     assert notes.take()[0] == f'note 1: {edema["scores"]["auroc"]["note"]}'
     assert notes.take() == []
-    lines = [text for text in page.texts('p') if text.startswith('note ')]
-    assert any('1 positives, 149 negatives' in line for line in lines)
+    parts = [
+        (tag, text) for tag, _, text in page.elements if tag == 'table' or 'note 1:' == text[:7]
+    ]
+    marked = [i for i, (tag, text) in enumerate(parts) if tag == 'table' and 'note 1' in text]
+    assert len(marked) > 3
+    for i in marked:  # the footnote is below its own table
+        assert parts[i + 1][0] == 'p', parts[i]
+    assert '1 positives, 149 negatives' in ' '.join(page.texts('p'))
     assert '1 positives, 149 negatives' in (tmp_path / 'report_scores.tex').read_text()
 
 
