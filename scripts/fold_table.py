@@ -6,7 +6,11 @@ python scripts/fold_table.py table --sweep F --predictions P --labels DATA/all.c
 
 `join` writes P/ROW_seed0.csv.gz for each row and seed. It contains each image once, with the rank
 of the prediction among the images of the fold, from 0 to 1, because predictions of different models
-have no common scale. scripts/evaluate.py can also read these files. `table` compares each row with
+have no common scale. scripts/evaluate.py can also read these files. With --tune, rows that only
+differ in fine-tuning become one row: each fold takes the predictions of the row with the highest
+mean AUROC on the patients of the other folds, and P/tuning.csv lists the choices.
+
+`table` compares each row with
 all rows in `against`, in which `pixels` is the logistic regression on pixels (REPORT.PIXEL_FLOOR),
 and with all in `against_best_of`, because the joined predictions have no held-out scores.
 """
@@ -14,12 +18,15 @@ and with all in `against_best_of`, because the joined predictions have no held-o
 import argparse
 import gzip
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,7 +35,7 @@ from engine.files import replace_file
 from engine.run_record import is_finished
 from evaluation.cases import match
 from evaluation.intervals import Resamples, interval
-from evaluation.metrics import label_scores
+from evaluation.metrics import FEW_CASES, auroc_per_label, label_scores
 from sweeps.comparison import compare_over_patients, compare_over_seeds, correct_comparisons
 from sweeps.files import (
     PIXELS,
@@ -53,7 +60,8 @@ from sweeps.tables import (
 FEW_RESAMPLES = (
     'Too few cases: fewer than 95 % of the resamples have positives and negatives of every label.'
 )
-MEAN = 'mean'  # score: mean over the labels with enough positives
+MEAN = 'mean'  # score: mean over the labels with enough cases
+Runs = dict[int, list[Path]]  # seed -> run folder of each fold
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -72,13 +80,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             add('--output', type=Path, required=True, help='root of the run folders')
             add('--folds', type=int, required=True, help='the same as for ablate.py run')
             add('--seeds', type=int, default=3, help='seeds 0 to N - 1')
+            add('--tune', type=Path, metavar='LABELS', help='join rows with the same pre-training, '
+                'given the CSV file with the labels of all images')  # fmt: skip
             continue
         add('--predictions', type=Path, required=True, help='folder that join wrote')
         add('--labels', type=Path, required=True, help='CSV file with the labels of all images')
         add('--row', nargs='+', default=[], help='only these rows, compared with each other')
         add('--against', metavar='ROW', help='compare all rows with this one')
         add('--scores', nargs='+', default=[], help="labels, or 'mean'; default: all")
-        add('--positives', type=int, default=20, help='positives that a label in the mean needs')
+        add('--cases', type=int, default=FEW_CASES, metavar='N',
+            help='positives and negatives that a label in the mean needs')  # fmt: skip
         add('--resamples', type=int, default=10_000, help='number of resamples of the patients')
         add('--seed', type=int, default=0, help='seed of the resamples')
     return parser.parse_args(argv)
@@ -86,7 +97,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def join(args: argparse.Namespace) -> None:
     """Write the joined predictions of every row and seed whose folds have all finished."""
-    sweep = load_sweep(args.sweep, args.scale)
+    sweep, runs = load_sweep(args.sweep, args.scale), {}
     for row in sweep.rows:
         for seed in range(args.seeds):
             parts = [f'{part}/{args.folds}' for part in range(args.folds)]
@@ -94,35 +105,101 @@ def join(args: argparse.Namespace) -> None:
             if missing := [folder for folder in folders if not is_finished(folder)]:
                 print(f'skipped {row.name} seed {seed}: {missing[0]} is not finished')
                 continue
+            runs.setdefault(row.name, {})[seed] = folders
+    runs = tune(sweep, runs, args) if args.tune else runs
+    for row in [row for row in sweep.rows if row.name in runs]:
+        for seed, folders in runs[row.name].items():
             for kind, name in (('', row.name), ('_pixels', pixel_row(row))):
                 files = [folder / f'predictions_valid{kind}.csv' for folder in folders]
                 if kind == '' or files[0].is_file():
                     save_ranks(args.save / f'{name}_seed{seed}.csv.gz', files)
 
 
-def save_ranks(path: Path, files: Sequence[Path]) -> None:
-    """Write the predictions of all folds as ranks in (0, 1) within their fold. Ties share a rank.
+def tune(sweep: Sweep, runs: Mapping[str, Runs], args: argparse.Namespace) -> dict[str, Runs]:
+    """Return one row for all rows with the same pre-training and labels, and write tuning.csv.
+
+    In each fold, it has the runs of the row with the highest mean AUROC over the seeds on the
+    patients of the other folds. The labels of a patient therefore never choose the runs by which
+    the patient is scored. The row has the name of the first of its rows.
 
     Raises:
-        ValueError: If an image is in two folds, or the folds have different labels.
+        ValueError: If rows that are tuned together have not finished the same seeds.
     """
-    parts = [ranks(read_predictions(file)) for file in files]
-    if len({tuple(part.columns) for part in parts}) > 1:
-        raise ValueError(f'{files[0]} and the files of the other folds have different labels')
-    joined = pd.concat(parts)
-    if joined.index.duplicated().any():
-        name = joined.index[joined.index.duplicated()][0]
-        raise ValueError(f'{name} is in two of the folds that begin with {files[0]}')
-    text = joined.sort_index().to_csv(float_format='%.4g').encode()
+    arms: dict[tuple[str, str], list[str]] = {}
+    for row in [row for row in sweep.rows if row.name in runs]:
+        learned = row.pretrain_run if row.pretraining else ''
+        arms.setdefault((learned, row.subset), []).append(row.name)
+    tuned: dict[str, Runs] = {}
+    choices = []
+    for names in arms.values():
+        first = names[0]
+        if unequal := [name for name in names if runs[name].keys() != runs[first].keys()]:
+            raise ValueError(f'{first} and {unequal[0]} have not finished the same seeds')
+        tuned[first] = {seed: [] for seed in runs[first]}
+        for fold in range(args.folds):
+            scores = {name: mean_score(runs[name], fold, args.tune) for name in names}
+            best = max(scores, key=scores.get)
+            for seed, folders in runs[best].items():
+                tuned[first][seed].append(folders[fold])
+            for name, score in scores.items():
+                choice = {'row': first, 'fold': fold, 'candidate': name, 'mean_auroc': score}
+                choices.append(choice | {'chosen': name == best})
+    args.save.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(choices).to_csv(index=False, float_format='%.4f')
+    replace_file(args.save / 'tuning.csv', table.encode())
+    return tuned
+
+
+def mean_score(runs: Runs, fold: int, labels_file: Path) -> float:
+    """Return the mean AUROC of a row over seeds and labels, on the patients of the other folds.
+
+    Labels with few cases of a class among these patients do not count.
+
+    Raises:
+        ValueError: If all labels have few cases.
+    """
+    scores = []
+    for folders in runs.values():
+        others = [folder for number, folder in enumerate(folders) if number != fold]
+        predictions = join_ranks([folder / 'predictions_valid.csv' for folder in others])
+        labels = read_label_file(labels_file, labels=predictions.labels)
+        cases, _ = match(predictions, labels, name='', level='image', complete=False)
+        counted = cases.with_labels(enough_cases(cases.targets, FEW_CASES))
+        if not counted.labels:
+            raise ValueError(f'{labels_file}: no label has {FEW_CASES} cases of each class to tune')
+        scores.append(auroc_per_label(counted.probabilities, counted.targets).mean())
+    return float(np.mean(scores))
+
+
+def enough_cases(targets: np.ndarray, number: int) -> np.ndarray:
+    """Return which labels have at least a number of positives and of negatives, [K] bool."""
+    return ((targets == 1).sum(axis=0) >= number) & ((targets == 0).sum(axis=0) >= number)
+
+
+def save_ranks(path: Path, files: Sequence[Path]) -> None:
+    """Write the predictions of all folds as ranks, see `join_ranks`."""
+    joined = join_ranks(files)
+    table = pd.DataFrame(joined.probabilities, joined.names, joined.labels)
+    text = table.rename_axis(joined.key).sort_index().to_csv(float_format='%.4g').encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, gzip.compress(text, mtime=0))  # without a time, the file is reproducible
 
 
-def ranks(predictions: Predictions) -> pd.DataFrame:
-    """Return the ranks of the predictions of each label, in (0, 1), indexed by image."""
-    index = pd.Index(predictions.names, name=predictions.key)
-    table = pd.DataFrame(predictions.probabilities, index, predictions.labels)
-    return (table.rank() - 0.5) / len(table)
+def join_ranks(files: Sequence[Path]) -> Predictions:
+    """Join predictions of several folds as ranks in (0, 1) within their fold. Ties share a rank.
+
+    Raises:
+        ValueError: If an image is in two folds, or the folds have different labels.
+    """
+    parts = [read_predictions(file) for file in files]
+    if len({part.labels for part in parts}) > 1:
+        raise ValueError(f'{files[0]} and the files of the other folds have different labels')
+    names = np.concatenate([part.names for part in parts])
+    if len(set(names)) < len(names):
+        name = next(name for name, count in Counter(names).items() if count > 1)
+        raise ValueError(f'{name} is in two of the folds that begin with {files[0]}')
+    ranks = [(rankdata(part.probabilities, axis=0) - 0.5) / len(part.names) for part in parts]
+    return replace(parts[0], names=names, probabilities=np.concatenate(ranks))
 
 
 def table(args: argparse.Namespace) -> None:
@@ -167,8 +244,7 @@ def read_samples(
                 *cases.of_label(label), threshold=None, weights=weights, names=['auroc']
             )
             scores[label] = part['auroc']
-        has_enough = (cases.targets == 1).sum(axis=0) >= args.positives
-        counted = cases.with_labels(has_enough).labels
+        counted = cases.with_labels(enough_cases(cases.targets, args.cases)).labels
         if counted:
             scores = {MEAN: np.mean([scores[label] for label in counted], axis=0)} | scores
         found.setdefault(name, {})[int(seed)] = scores
@@ -268,7 +344,7 @@ def page(score: str, figures: Sequence[Mapping[str, Any]], args: argparse.Namesp
             'verdict': verdict + ''.join(marks) if verdict == MISSING else verdict,
         })  # fmt: skip
     compared = sum(bool(entry['against']) for entry in figures)
-    mean = f'Mean: labels with at least {args.positives} positives. ' if score == MEAN else ''
+    mean = f'Mean: labels with at least {args.cases} cases of each class. ' if score == MEAN else ''
     notes = (
         *footnotes.lines,
         'Each image is scored by a model that was not trained on its patient, with the rank of the '

@@ -148,11 +148,11 @@ def test_a_table_of_named_rows_leaves_out_the_others(joined: tuple) -> None:
 
 def test_a_mean_without_labels_and_unknown_scores_are_refused(joined: tuple, capsys) -> None:
     sweep, _, _ = joined
-    assert table_of(sweep, '--positives', 1000) == 0
+    assert table_of(sweep, '--cases', 1000) == 0
     tables = sorted(path.name for path in (sweep.parent / 't').glob('*.csv'))
     assert tables == ['mine_Edema.csv', 'mine_Pneumonia.csv']
     for score in ('mean', 'Oedema'):
-        assert table_of(sweep, '--positives', 1000, '--scores', score) == 2
+        assert table_of(sweep, '--cases', 1000, '--scores', score) == 2
         assert f"['Edema', 'Pneumonia'], got ['{score}']" in capsys.readouterr().err
 
 
@@ -202,3 +202,68 @@ def test_a_flag_compares_all_rows_with_one(joined: tuple, capsys) -> None:
     assert table['against'].dropna().to_dict() == {'simmim_1': 'scratch_1'}
     assert table_of(sweep, '--against', 'moco_1') == 2
     assert 'moco_1' in capsys.readouterr().err
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray, dict]:
+    """Two settings of one pre-training: the first one is right on fold 0 and wrong elsewhere."""
+    sweep = methods_file(tmp_path)
+    content = yaml.safe_load(sweep.read_text())
+    simmim, scratch = content['methods']['simmim'], content['methods']['scratch']
+    low = simmim | {'finetune_options': {'TRAIN.BASE_LR': 0.001}}
+    content['methods'] = {'simmim': simmim, 'simmim_low': low, 'scratch': scratch}
+    sweep.write_text(yaml.safe_dump(content, sort_keys=False))
+    monkeypatch.setattr(fold_table, 'is_finished', Path.is_dir)
+    _, targets = draw(tmp_path)
+    first_fold = np.arange(len(targets))[:, None] < PER_FOLD
+    noise = np.random.default_rng(1).random(targets.shape) / 10
+    values = {
+        'simmim_1': np.where(first_fold, targets, 1 - targets) * 0.9 + noise,
+        'simmim_low_1': np.where(first_fold, 0.0, targets) * 0.9 + noise,
+        'scratch_1': noise,
+    }
+    for name in values:
+        for part in range(FOLDS):
+            for seed in range(2):
+                folder = tmp_path / f'simmim_finetune/mine_{name}_seed{seed}_fold{part}'
+                write_run(folder, values[name], part)
+    return sweep, targets, values
+
+
+def test_tuning_takes_for_each_fold_the_setting_that_is_best_on_the_others(settings: tuple) -> None:
+    """On fold 0 the first setting is perfect, but its patients must not choose it."""
+    sweep, targets, values = settings
+    folder = sweep.parent
+    words = ['--output', folder, '--folds', FOLDS, '--seeds', 2, '--save', folder / 'p']
+    assert run('join', '--sweep', sweep, *words, '--tune', folder / 'all.csv') == 0
+    files = {path.name for path in (folder / 'p').iterdir()}
+    assert files == {'tuning.csv'} | {
+        f'{row}_seed{seed}.csv.gz' for row in ('simmim_1', 'scratch_1') for seed in range(2)
+    }
+    table = pd.read_csv(folder / 'p/simmim_1_seed0.csv.gz').set_index('Path')
+    np.testing.assert_allclose(
+        table.loc[names(), [*LABELS]], fold_ranks(values['simmim_low_1']), atol=1e-4
+    )
+    choices = pd.read_csv(folder / 'p/tuning.csv')
+    assert set(choices[choices['chosen']]['candidate']) == {'simmim_low_1', 'scratch_1'}
+    for entry in choices.itertuples():
+        others = np.arange(len(targets)) // PER_FOLD != entry.fold
+        ranks = fold_ranks(values[entry.candidate])[others]
+        wanted = [roc_auc_score(targets[others, k], ranks[:, k]) for k in range(2)]
+        assert entry.mean_auroc == pytest.approx(np.mean(wanted), abs=1e-4)
+
+
+def test_tuning_needs_the_same_seeds_and_enough_cases(
+    settings: tuple, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    sweep, *_ = settings
+    folder = sweep.parent
+    words = ['--output', folder, '--folds', FOLDS, '--seeds', 2, '--save', folder / 'p']
+    words += ['--tune', folder / 'all.csv']
+    monkeypatch.setattr(fold_table, 'FEW_CASES', 1000)
+    assert run('join', '--sweep', sweep, *words) == 2
+    assert 'all.csv' in capsys.readouterr().err
+    (folder / 'simmim_finetune/mine_simmim_low_1_seed1_fold0').rename(folder / 'elsewhere')
+    assert run('join', '--sweep', sweep, *words) == 2
+    assert 'simmim_low_1' in capsys.readouterr().err
+    assert not (folder / 'p').exists()

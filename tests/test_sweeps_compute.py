@@ -57,3 +57,10 @@ def test_the_study_states_the_operations_of_its_methods() -> None:
     share = {name: n * other / (epochs * each) for name, (other, n) in found.items()}
     expected = {'mae_1': 1.42, 'moco_1': 0.99, 'simclr_1': 0.99, 'byol_1': 1.06, 'swav_1': 1.0}
     assert share == pytest.approx(expected | {'simmim_1': 1}, abs=0.005)
+
+
+def test_the_recipe_gives_mae_the_operations_of_simmim() -> None:
+    """To half an epoch."""
+    found = count(Path('comparison/simmim_mae.yaml'), 'cpu', ('simmim_0.1', 'mae_0.1'))
+    (each, epochs), (other, count_of_epochs) = found.values()
+    assert count_of_epochs == pytest.approx(epochs * each / other, abs=0.5)
