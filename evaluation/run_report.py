@@ -33,6 +33,7 @@ from evaluation.metrics import Protocol, describe_scores, score_probabilities
 from evaluation.pixel_floor import pixel_floor, read_pixels
 from evaluation.report import Names, build_document, floor_part, rename_images, write_report
 from evaluation.saliency import write_maps
+from evaluation.tuning import INVERSE_PENALTIES, log_choices
 from logger import json_safe, read_metrics
 from models.losses import masked_bce
 from utils import trained_config
@@ -65,13 +66,16 @@ class FinalScores:
         self.floor: dict[str, Any] = {}  # numbers of images and components of the pixel baseline
         self.floor_probabilities: dict[str, np.ndarray] = {}
 
-    def score(self, name: str, models: list[nn.Module]) -> None:
-        """Score the averaged predictions of the models on SCORED_SPLITS under this name."""
+    def score(self, name: str, models: list[nn.Module], **facts: Any) -> None:
+        """Score the averaged predictions of the models on SCORED_SPLITS under this name.
+
+        `facts` are further entries for scores.json.
+        """
         for split, loader in self.scored.items():
             self._predict(split, models, loader)
             scores = score(self.run.config, self.logits[split], loader)
             self.run.logger.info(f'{split}, {name} checkpoint: {describe_scores(scores)}')
-            self.table.setdefault(split, {})[name] = scores
+            self.table.setdefault(split, {})[name] = scores | facts
 
     def write(self, models: list[nn.Module], sources: list[str]) -> None:
         """Write all scores, and the predictions and the report of these models.
@@ -102,15 +106,19 @@ class FinalScores:
         if loader is None:
             logger.warning('REPORT.PIXEL_FLOOR is skipped, because --eval reads no training images')
             return
-        train, targets = read_pixels(config, loader.dataset)
+        train, targets, patients = read_pixels(config, loader.dataset)
         pixels = {
             split: read_pixels(config, scored.dataset, limit=len(scored.dataset))[0]
             for split, scored in self.scored.items()
         }
         if not distributed.is_main():
             return
-        probabilities, count = pixel_floor(train, targets, np.concatenate([*pixels.values()]))
-        self.floor = {'images': len(train), 'components': count}
+        test = np.concatenate([*pixels.values()])
+        probabilities, count, choices = pixel_floor(train, targets, patients, test)
+        labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
+        chosen = dict(zip(labels, choices, strict=True))
+        chosen = log_choices(logger, 'pixels', chosen, INVERSE_PENALTIES)
+        self.floor = {'images': len(train), 'components': count, 'chosen': chosen}
         about = f'logistic regression on pixels ({count} components of {len(train)} images)'
         ends = np.cumsum([len(values) for values in pixels.values()])[:-1]
         for split, values in zip(pixels, np.split(probabilities, ends), strict=True):
@@ -340,7 +348,7 @@ def _describe_training(trained: Config | None, names: Names) -> dict[str, str]:
     if data.PSEUDO_LABELS:
         rows['Trained on'] += f', and pseudo-labels of {names.file(data.PSEUDO_LABELS)}'
     if is_probe:
-        return rows | {'Grid chosen on': 'holdout'}
+        return rows | {'Grid chosen on': 'training patients, by cross-validation'}
     return rows | {'Loss': trained.LOSS.NAME, 'Selected on': trained.EVAL.SELECT_ON}
 
 
