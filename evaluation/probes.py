@@ -36,7 +36,7 @@ from models.pretrained import fit_pretrained
 from utils import load_pretrained
 
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200, 500, 1000)
-PLAIN_NUM_NEIGHBOURS = 50  # for labels that are too rare for a cross-validation
+PLAIN_NUM_NEIGHBOURS = 50  # for labels that a cross-validation cannot tune
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018, arXiv:1805.01978
 QUERIES = 256  # number of images that are compared with all training images at a time
 

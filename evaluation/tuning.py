@@ -2,8 +2,10 @@
 
 Probes and the baseline on pixels choose their hyperparameter for each label on the patients whose
 labels they learn from, so a run with few labels uses no others. The criterion is the log loss of
-the out-of-fold predictions. With few positives the AUROC of the same predictions has several
-maxima that hardly differ, and chooses less well: docs/howto/finetune.md has the measurement.
+the out-of-fold predictions. With few positives their AUROC has several maxima that hardly differ,
+and mostly chooses less well: docs/howto/finetune.md has the measurement. A label of which no value
+predicts more than the share of its positives gets a plain value, because the lowest log loss then
+belongs to the strongest penalty, whatever ranks best.
 """
 
 import logging
@@ -14,14 +16,14 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 INVERSE_PENALTIES = tuple(10.0**power for power in range(-6, 5))  # C of LogisticRegression
-PLAIN_INVERSE_PENALTY = 0.01  # for labels that are too rare for a cross-validation
+PLAIN_INVERSE_PENALTY = 0.01  # for labels that a cross-validation cannot tune
 FOLDS = 5
 PATIENCE = 4  # options in a row that are worse than the best one before a search ends
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Hyperparameter of a label, and its out-of-fold log loss; NaN without a cross-validation."""
+    """Hyperparameter of a label, and its out-of-fold log loss; NaN for a plain value."""
 
     value: float
     loss: float
@@ -65,18 +67,20 @@ def choose(
             PATIENCE options in a row are worse than the best one.
         target: Targets [N] in [0, 1], NaN where unknown.
         fold: Fold of each image, [N].
-        plain: Value for a label that has a class in fewer than two folds. Without this class in
-            another fold, the images of a fold cannot be predicted.
+        plain: Value for a label if no option has a lower log loss than the share of positives, or
+            if a class is in fewer than two folds, so that a fold cannot be predicted from others.
     """
     if min(np.unique(fold[target > 0]).size, np.unique(fold[target < 1]).size) < 2:
         return Choice(plain, float('nan'))
+    share = np.nanmean(target)
+    constant = -share * np.log(share) - (1 - share) * np.log(1 - share)
     losses = []
     for values in logits:
         losses.append(float(np.nanmean(np.logaddexp(0, values) - target * values)))
         if len(losses) - 1 - int(np.argmin(losses)) == PATIENCE:
             break
     best = int(np.argmin(losses))
-    return Choice(options[best], losses[best])
+    return Choice(options[best], losses[best]) if losses[best] < constant else Choice(plain, np.nan)
 
 
 def fit_logistic(
@@ -134,7 +138,7 @@ def log_choices(
     for label, choice in choices.items():
         line = f'{name}, {label}: selected {choice.value:g}'
         if np.isnan(choice.loss):
-            logger.warning(f'{line}, not tuned, because the label is too rare for {FOLDS} folds')
+            logger.info(f'{line}, because no value predicts more than the share of positives')
         elif choice.value in (options[0], options[-1]):
             logger.warning(
                 f'{line} (log loss {choice.loss:.4f} in {FOLDS} folds), at the edge of the grid '

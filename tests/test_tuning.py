@@ -27,7 +27,7 @@ def two_labels(num_patients: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     patients = np.repeat([f'patient{i}' for i in range(num_patients)], 2)
     features = rng.normal(size=(len(patients), 12))
     noise = rng.normal(size=len(patients))
-    clean, noisy = features[:, 0] > 0, features[:, 1] + 5 * noise > 0.5
+    clean, noisy = features[:, 0] > 0, features[:, 1] + 3 * noise > 0.5
     return features, np.stack([clean, noisy], axis=1).astype(np.float32), patients
 
 
@@ -66,7 +66,7 @@ def test_each_label_gets_the_penalty_with_the_lowest_log_loss_of_other_patients(
         want.fit(features, target)
         np.testing.assert_allclose(weight[k], want.coef_[0], rtol=1e-3, atol=1e-4)
         assert bias[k] == pytest.approx(want.intercept_[0], abs=1e-3)
-    assert choices[0].value > 0.1 > choices[1].value, 'the labels need different penalties'
+    assert choices[0].value > 0.1 >= choices[1].value, 'the labels need different penalties'
 
 
 def test_unknown_targets_do_not_count() -> None:
@@ -93,6 +93,15 @@ def test_a_label_of_one_patient_gets_the_plain_value(positive: tuple[str, ...]) 
     assert weight.any() == bool(positive), 'a label with one class has no weights'
 
 
+def test_a_label_that_no_penalty_predicts_gets_the_plain_value() -> None:
+    """Pairs of equal images with opposite labels: the log loss is at least log 2."""
+    features = np.repeat(np.random.default_rng(3).normal(size=(60, 4)), 2, axis=0)
+    targets, patients = np.tile([0.0, 1.0], 60)[:, None], np.arange(120).astype(str)
+    _, _, (choice,) = fit_logistic(features, targets, patients)
+    assert choice.value == PLAIN_INVERSE_PENALTY
+    assert np.isnan(choice.loss)
+
+
 def test_a_search_ends_after_options_in_a_row_that_are_worse() -> None:
     target, fold, computed = np.array([1.0, 0, 1, 0]), np.array([0, 0, 1, 1]), []
 
@@ -106,9 +115,9 @@ def test_a_search_ends_after_options_in_a_row_that_are_worse() -> None:
 
 
 @pytest.mark.parametrize(
-    'choice, warns', [((1, 0.5), 1), ((2, 0.5), 0), ((3, 0.5), 1), ((2, NAN), 1)]
+    'choice, warns', [((1, 0.5), 1), ((2, 0.5), 0), ((3, 0.5), 1), ((1, NAN), 0)]
 )
-def test_an_edge_of_the_grid_and_a_rare_label_give_a_warning(
+def test_a_value_at_the_edge_of_the_grid_that_was_chosen_gives_a_warning(
     choice: tuple[float, float], warns: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
