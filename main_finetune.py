@@ -136,8 +136,8 @@ def evaluate(run: Run, loaders: Loaders) -> None:
 def fit_probe(run: Run, model: nn.Module, loaders: Loaders) -> None:
     """Fit a probe on frozen features and score it."""
     final = FinalScores(run, loaders)
-    probe = build_probe(run, model, loaders)
-    final.score('selected', [probe])
+    probe, chosen = build_probe(run, model, loaders)
+    final.score('selected', [probe], chosen=chosen)
     final.write([probe], [run.config.FINETUNE.MODE])
 
 

@@ -45,8 +45,8 @@ def explain_intervals(part: Any, cause: str = UNDEFINED) -> None:
             part['note'] = f'no interval, because {cause}'
     elif isinstance(part, dict):
         if {'n', 'positives'} <= part.keys():
-            positives = part['positives']
-            cause = f'{UNDEFINED} ({positives} positives, {part["n"] - positives} negatives)'
+            negatives = part['n'] - part['positives']
+            cause = f'{UNDEFINED} (cases: {part["positives"]} positive, {negatives} negative)'
         for name, entry in part.items():
             explain_intervals(entry, CAUSES.get(name, cause))
 

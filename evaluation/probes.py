@@ -1,32 +1,42 @@
 """Probes of frozen features: logistic regression and nearest neighbours.
 
-Features are computed once. The best hyperparameter of a small grid is chosen on held-out training
-patients with the metric of the run, never on the data that is finally scored.
+Features are computed once, for the training images that the share of labels leaves. The
+hyperparameter of each label is chosen among them by cross-validation, and the probe is then fitted
+to all of them (`evaluation.tuning`). Held-out patients are not used, so that the thresholds and
+temperatures that are chosen on them later belong to images that the probe has not seen.
+
+The features are the mean over the tokens of the last stage. The mean discards where a token lies:
+a regression on all tokens, or on the pixels, can use positions that no probe here can.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from data import Loaders
+from data.labels import task_labels
 from engine import distributed
 from engine.device import autocast, views_of
 from engine.run_record import Run
-from evaluation.inference import SMALLEST_PROBABILITY, mean_logits, require_finite
-from evaluation.metrics import score_probabilities, selection_score
-from evaluation.pixel_floor import weighted_pairs
+from evaluation.inference import SMALLEST_PROBABILITY, require_finite
+from evaluation.tuning import (
+    INVERSE_PENALTIES,
+    Choice,
+    choose,
+    fit_logistic,
+    log_choices,
+    patient_folds,
+)
 from models.pretrained import fit_pretrained
 from utils import load_pretrained
 
-INVERSE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # C for standardised features
-NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200)
+NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200, 500, 1000)
+PLAIN_NUM_NEIGHBOURS = 50  # for labels that a cross-validation cannot tune
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018, arXiv:1805.01978
 QUERIES = 256  # number of images that are compared with all training images at a time
 
@@ -36,12 +46,17 @@ class KnnClassifier(nn.Module):
 
     A neighbour with cosine similarity s votes for its target with weight exp(s / 0.07). Neighbours
     with an unknown target do not vote on that label. The output is the logit of the positive share.
+    Each label has its own number of neighbours, [K].
 
     Source: Wu et al. 2018, arXiv:1805.01978.
     """
 
     def __init__(
-        self, encoder: nn.Module, features: np.ndarray, targets: np.ndarray, num_neighbours: int
+        self,
+        encoder: nn.Module,
+        features: np.ndarray,
+        targets: np.ndarray,
+        num_neighbours: Sequence[int],
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -50,7 +65,10 @@ class KnnClassifier(nn.Module):
         self.register_buffer('targets', torch.from_numpy(targets))  # [N, K]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:  # [B, K]
-        return self.votes(self.encoder.forward_features(images), [self.num_neighbours])[0]
+        counts = sorted({*self.num_neighbours})
+        votes = self.votes(self.encoder.forward_features(images), counts)  # [G, B, K]
+        columns = [votes[counts.index(own), :, k] for k, own in enumerate(self.num_neighbours)]
+        return torch.stack(columns, dim=1)
 
     def votes(self, features: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:  # [G, B, K]
         """Compute the logits of features [B, F] for each number of neighbours, in float32."""
@@ -78,43 +96,45 @@ def freeze_encoder(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def extract_features(run: Run, model: nn.Module, loader: DataLoader) -> np.ndarray:  # [T, N, F]
-    """Compute the features of each test-time view of each image, in order, on every rank.
+def extract_features(run: Run, model: nn.Module, loader: DataLoader) -> np.ndarray:  # [N, F]
+    """Compute the features of each image, in order, on every rank.
 
     Raises:
         ValueError: If a feature is not finite. The message names the first such image.
     """
     model.eval()
     dataset = loader.dataset
-    shape = dataset.transform.num_views, len(dataset), model.num_features
-    features = np.zeros(shape, np.float32)
+    features = np.zeros((len(dataset), model.num_features), np.float32)
     for images, _, index in loader:
-        for t, view in enumerate(views_of(images, run.device)):
-            with autocast(run.config, run.device):
-                values = model.forward_features(view)
-            features[t, index.cpu().numpy()] = values.float().cpu().numpy()
+        (view,) = views_of(images, run.device)
+        with autocast(run.config, run.device):
+            values = model.forward_features(view)
+        features[index.cpu().numpy()] = values.float().cpu().numpy()
     if distributed.world_size() > 1:  # each row is computed by one rank and is 0 on the others
         total = distributed.all_reduce_sum(torch.from_numpy(features).to(run.device))
         features = total.cpu().numpy()
-    require_finite(features.swapaxes(0, 1), dataset)
+    require_finite(features, dataset)
     return features
 
 
-def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> nn.Module:
+def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module, dict[str, float]]:
     """Fit the probe FINETUNE.MODE on the encoder of PRETRAINED, or on random weights.
+
+    Rank 0 chooses and fits, and the other ranks receive the result.
 
     Args:
         run: Run with config, device, logger and record.
         model: Encoder with a linear head.
-        loaders: Data loaders, of which `plain` and `holdout` are used.
+        loaders: Data loaders, of which `plain` is used.
 
     Returns:
-        The model with a fitted head ('linear_probe'), or a `KnnClassifier` ('knn').
+        The model with a fitted head ('linear_probe'), or a `KnnClassifier` ('knn'), and the chosen
+        hyperparameter of each label.
 
     Raises:
-        ValueError: If the held-out patients lack a class of a label, or if features are not finite.
+        ValueError: If features are not finite.
     """
-    config, mode = run.config, run.config.FINETUNE.MODE
+    config = run.config
     if config.PRETRAINED:
         load_pretrained(config, model, run.logger, fit_pretrained)
     else:
@@ -123,63 +143,58 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> nn.Module:
         )
     run.record.begin(None)
     _share_weights(model)
-    features = extract_features(run, model, loaders.plain)[0]
-    held_out = extract_features(run, model, loaders.holdout)
-    targets, is_main = loaders.plain.dataset.targets, distributed.is_main()
-    if mode == 'knn':
-        probe = KnnClassifier(model, features, targets, max(NUM_NEIGHBOURS)).to(run.device)
-        views = torch.from_numpy(held_out).to(run.device) if is_main else []
-        votes = [probe.votes(view, NUM_NEIGHBOURS).cpu().numpy() for view in views]
-        logits = mean_logits(votes) if is_main else []  # [G, N, K]
-        probe.num_neighbours = NUM_NEIGHBOURS[_choose(run, loaders, NUM_NEIGHBOURS, logits)]
-        return probe
-    grid = INVERSE_PENALTIES
-    heads = fit_linear_heads(features, targets, inverse_penalties=grid) if is_main else []
-    logits = [mean_logits(held_out @ weight.T + bias) for weight, bias in heads]
-    chosen = _choose(run, loaders, grid, logits)
-    weight, bias = distributed.broadcast(heads[chosen] if is_main else None)
-    with torch.no_grad():
-        model.head.weight.copy_(torch.from_numpy(weight))
-        model.head.bias.copy_(torch.from_numpy(bias))
-    return model
+    features, dataset = extract_features(run, model, loaders.plain), loaders.plain.dataset
+    targets, patients = dataset.targets, dataset.records.patient
+    is_main = distributed.is_main()
+    if config.FINETUNE.MODE == 'knn':
+        known = features, targets, patients
+        choices = distributed.broadcast(choose_neighbours(*known, run.device) if is_main else None)
+        counts = [choice.value for choice in choices]
+        probe, grid = KnnClassifier(model, features, targets, counts).to(run.device), NUM_NEIGHBOURS
+    else:
+        head = fit_linear_head(features, targets, patients) if is_main else None
+        weight, bias, choices = distributed.broadcast(head)
+        with torch.no_grad():
+            model.head.weight.copy_(torch.from_numpy(weight))
+            model.head.bias.copy_(torch.from_numpy(bias))
+        probe, grid = model, INVERSE_PENALTIES
+    labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
+    chosen = dict(zip(labels, choices, strict=True))
+    return probe, log_choices(run.logger, config.FINETUNE.MODE, chosen, grid)
 
 
-def fit_linear_heads(
-    features: np.ndarray, targets: np.ndarray, *, inverse_penalties: Sequence[float]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Fit logistic regressions on standardised features and return them as linear layers.
+def fit_linear_head(
+    features: np.ndarray, targets: np.ndarray, patients: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[Choice]]:
+    """Fit logistic regressions on standardised features and return them as a linear layer.
 
-    Newton's method needs about four steps per penalty. L-BFGS would need hundreds, because the
-    variances of the features differ by orders of magnitude. A tolerance of 1e-6 for the gradient
-    caused errors of up to 0.0006 in AUROCs.
-
-    Args:
-        features: Features, [N, F] float32.
-        targets: Targets in [0, 1], [N, K], NaN where unknown. A soft target y counts as a positive
-            with weight y and a negative with weight 1 - y.
-        inverse_penalties: Values of C for LogisticRegression in ascending order.
-
-    Returns:
-        Weight [K, F] and bias [K] for the original features and each C; zeros for a label without
-        both classes.
+    Arguments are as in `evaluation.tuning.fit_logistic`. Returns weight [K, F] and bias [K] for the
+    original features in float32, and the choice of C for each label.
     """
     scaler = StandardScaler()
     standard = scaler.fit_transform(features.astype(np.float64))
-    heads = [
-        (np.zeros((targets.shape[1], features.shape[1])), np.zeros(targets.shape[1]))
-        for _ in inverse_penalties
-    ]
-    for k, target in enumerate(targets.T):
-        rows, classes, weights = weighted_pairs(target)
-        if np.unique(classes).size < 2:
+    weight, bias, choices = fit_logistic(standard, targets, patients)
+    weight = weight / scaler.scale_
+    return weight.astype(np.float32), (bias - weight @ scaler.mean_).astype(np.float32), choices
+
+
+def choose_neighbours(
+    features: np.ndarray, targets: np.ndarray, patients: np.ndarray, device: torch.device
+) -> list[Choice]:
+    """Choose the number of neighbours of each label, as `evaluation.tuning.fit_logistic` does C."""
+    fold = patient_folds(targets, patients)
+    logits = np.zeros((len(NUM_NEIGHBOURS), *targets.shape))
+    for number in np.unique(fold):
+        own = fold == number
+        if own.all():
             continue
-        known = standard[rows]
-        model = LogisticRegression(solver='newton-cholesky', tol=1e-8, warm_start=True)
-        for penalty, (weight, bias) in zip(inverse_penalties, heads, strict=True):
-            model.set_params(C=penalty).fit(known, classes, sample_weight=weights)
-            weight[k] = model.coef_[0] / scaler.scale_
-            bias[k] = model.intercept_[0] - weight[k] @ scaler.mean_
-    return [(weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in heads]
+        others = KnnClassifier(nn.Identity(), features[~own], targets[~own], ()).to(device)
+        votes = others.votes(torch.from_numpy(features[own]).to(device), NUM_NEIGHBOURS)
+        logits[:, own] = votes.cpu().numpy()
+    return [
+        choose(NUM_NEIGHBOURS, logits[..., k], target=target, fold=fold, plain=PLAIN_NUM_NEIGHBOURS)
+        for k, target in enumerate(targets.T)
+    ]
 
 
 def _share_weights(model: nn.Module) -> None:
@@ -187,38 +202,3 @@ def _share_weights(model: nn.Module) -> None:
     if distributed.world_size() > 1:
         for parameter in model.parameters():
             torch.distributed.broadcast(parameter.data, src=0)
-
-
-def _choose(
-    run: Run, loaders: Loaders, options: Sequence[float], logits: Sequence[np.ndarray]
-) -> int:
-    """Return the index of the option whose logits [N, K] of the held-out images score best.
-
-    Only rank 0 needs to have the logits.
-    """
-    config, held_out = run.config, loaders.holdout.dataset
-    mode = config.FINETUNE.MODE
-    targets, studies = held_out.targets, held_out.records.study
-    tables = distributed.broadcast(
-        [
-            score_probabilities(config, expit(values.astype(np.float64)), targets, studies)
-            for values in logits
-        ]
-    )
-    scores = [selection_score(table, config.EVAL.SELECT) for table in tables]
-    if np.isnan(scores).any():
-        raise ValueError(
-            f'FINETUNE.MODE {mode!r} cannot be tuned with EVAL.SELECT {config.EVAL.SELECT!r}, '
-            f'because the {len(held_out)} held-out images lack a class of '
-            f'{", ".join(tables[0]["undefined"])}; increase DATA.HOLDOUT_FRACTION'
-        )
-    for option, score in zip(options, scores, strict=True):
-        run.logger.info(
-            f'{mode}, {option}: mean AUROC at {config.EVAL.LEVEL} level on held-out patients '
-            f'{score:.4f}'
-        )
-    chosen = int(np.argmax(scores))
-    run.logger.info(f'{mode}: selected {options[chosen]} from {list(options)}')
-    if chosen in (0, len(options) - 1):
-        run.logger.warning(f'{mode}: {options[chosen]} is at the edge of the grid {list(options)}')
-    return chosen

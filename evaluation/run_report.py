@@ -33,6 +33,7 @@ from evaluation.metrics import Protocol, describe_scores, score_probabilities
 from evaluation.pixel_floor import pixel_floor, read_pixels
 from evaluation.report import Names, build_document, floor_part, rename_images, write_report
 from evaluation.saliency import NO_MAPS, lacks_maps, write_maps
+from evaluation.tuning import INVERSE_PENALTIES, log_choices
 from logger import json_safe, read_metrics
 from models.losses import masked_bce
 from utils import trained_config
@@ -60,6 +61,7 @@ class FinalScores:
         self.suffix = '_eval' if run.config.EVAL_MODE else ''
         self.loaders = loaders
         self.scored = _present({name: getattr(loaders, name) for name in SCORED_SPLITS})
+        self.trained_views = ''
         self.table: dict[str, dict[str, Any]] = {}
         self.logits: dict[str, np.ndarray] = {}
         self.floor: dict[str, Any] = {}  # numbers of images and components of the pixel baseline
@@ -85,6 +87,8 @@ class FinalScores:
         others = _present({'holdout': self.loaders.holdout, 'train': self.loaders.whole})
         for split, loader in others.items():  # in the same order on all ranks
             self._predict(split, models, loader)
+        trained = _training_config(run, sources)
+        self.trained_views = trained.DATA.VIEWS if trained else ''
         is_main = distributed.is_main()
         if is_main:
             values = {s: expit(self.logits[s].astype(np.float64)) for s in self.scored | others}
@@ -105,15 +109,19 @@ class FinalScores:
         if loader is None:
             logger.warning('REPORT.PIXEL_FLOOR is skipped, because --eval reads no training images')
             return
-        train, targets = read_pixels(config, loader.dataset)
+        train, targets, patients = read_pixels(config, loader.dataset)
         pixels = {
             split: read_pixels(config, scored.dataset, limit=len(scored.dataset))[0]
             for split, scored in self.scored.items()
         }
         if not distributed.is_main():
             return
-        probabilities, count = pixel_floor(train, targets, np.concatenate([*pixels.values()]))
-        self.floor = {'images': len(train), 'components': count}
+        test = np.concatenate([*pixels.values()])
+        probabilities, count, choices = pixel_floor(train, targets, patients, test)
+        labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
+        chosen = dict(zip(labels, choices, strict=True))
+        chosen = log_choices(logger, 'pixels', chosen, INVERSE_PENALTIES)
+        self.floor = {'images': len(train), 'components': count, 'chosen': chosen}
         about = f'logistic regression on pixels ({count} components of {len(train)} images)'
         ends = np.cumsum([len(values) for values in pixels.values()])[:-1]
         for split, values in zip(pixels, np.split(probabilities, ends), strict=True):
@@ -139,6 +147,7 @@ class FinalScores:
             'run': f'{config.MODEL.NAME}/{config.TAG}',
             'task': config.DATA.TASK,
             'views': config.EVAL.VIEWS or config.DATA.VIEWS,
+            'trained_views': self.trained_views,
             'preprocess': config.DATA.PREPROCESS,
             'test_time_views': describe_views(config),
             'code': code_version(),
@@ -354,7 +363,7 @@ def _describe_training(trained: Config | None, names: Names, select_on: str) -> 
     if data.PSEUDO_LABELS:
         rows['Trained on'] += f', and pseudo-labels of {names.file(data.PSEUDO_LABELS)}'
     if is_probe:
-        return rows | {'Grid chosen on': 'holdout'}
+        return rows | {'Grid chosen on': 'training patients, by cross-validation'}
     selected = 'not selected: the last epoch' if select_on == 'last' else select_on
     return rows | {'Loss': trained.LOSS.NAME, 'Selected on': selected}
 

@@ -1,12 +1,10 @@
 """Probes: k-NN against brute force, linear heads against scikit-learn, unchanged encoders."""
 
 import json
-import logging
 import re
 import weakref
 from argparse import Namespace
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -27,7 +25,7 @@ from data.labels import LABELS
 from evaluation import pixel_floor as module
 from evaluation import probes
 from evaluation.pixel_floor import pixel_floor
-from evaluation.probes import KnnClassifier, fit_linear_heads
+from evaluation.probes import KnnClassifier, choose_neighbours, fit_linear_head
 from models import build_model
 
 NAN = float('nan')
@@ -38,24 +36,24 @@ def test_votes_equal_a_brute_force_count() -> None:
     features = rng.normal(size=(30, 5)).astype(np.float32)
     targets = rng.choice([0.0, 1.0, NAN], size=(30, 3), p=[0.5, 0.3, 0.2]).astype(np.float32)
     queries = rng.normal(size=(4, 5)).astype(np.float32)
-    shares = []
+    shares, counts = [], (7, 12, 7)
     for query in queries:
         similarity = [f @ query / np.linalg.norm(f) / np.linalg.norm(query) for f in features]
-        nearest = sorted(range(30), key=lambda i: -similarity[i])[:7]
+        nearest = sorted(range(30), key=lambda i: -similarity[i])
         row = []
-        for k in range(3):
-            votes = [(np.exp(similarity[i] / 0.07), targets[i, k]) for i in nearest]
+        for k, count in enumerate(counts):
+            votes = [(np.exp(similarity[i] / 0.07), targets[i, k]) for i in nearest[:count]]
             known = [(weight, target) for weight, target in votes if not np.isnan(target)]
             row.append(sum(w * t for w, t in known) / sum(w for w, _ in known))
         shares.append(row)
     encoder = nn.Identity()
     encoder.forward_features = encoder.forward
-    probe = KnnClassifier(encoder, features, targets, 7)
+    probe = KnnClassifier(encoder, features, targets, counts)
     found = probe(torch.from_numpy(queries)).sigmoid().numpy()
     np.testing.assert_allclose(found, shares, rtol=1e-5, atol=1e-9)
 
 
-def test_a_grid_of_linear_heads_is_at_scikit_learns_minima() -> None:
+def test_a_linear_head_is_at_scikit_learns_minima() -> None:
     """The variances of the features span four orders of magnitude."""
     rng = np.random.default_rng(4)
     mixing = np.linalg.qr(rng.normal(size=(20, 20)))[0]
@@ -65,35 +63,46 @@ def test_a_grid_of_linear_heads_is_at_scikit_learns_minima() -> None:
     z = features @ rng.normal(size=(20, 3))
     targets = ((z - z.mean(axis=0)) / z.std(axis=0) + rng.normal(size=z.shape) > [0, 1, 2]) * 1.0
     targets[rng.random(targets.shape) < 0.1] = NAN
-    one_class = np.zeros((300, 1))
-    penalties = (1e-6, 1e-3, 0.1)
-    all_targets = np.hstack([targets, one_class]).astype(np.float32)
-    heads = fit_linear_heads(features, all_targets, inverse_penalties=penalties)
+    all_targets = np.hstack([targets, np.zeros((300, 1))]).astype(np.float32)
+    weight, bias, choices = fit_linear_head(features, all_targets, np.arange(300).astype(str))
     np.testing.assert_array_equal(features, before)
+    assert not weight[3].any() and bias[3] == 0, 'a label with one class is not fitted'
     standard = StandardScaler().fit_transform(features.astype(np.float64))
-    for penalty, (weight, bias) in zip(penalties, heads, strict=True):
-        assert not weight[3].any() and bias[3] == 0, 'a label with one class is not fitted'
-        for k, target in enumerate(targets.T):
-            known = ~np.isnan(target)
-            want = LogisticRegression(C=penalty, tol=1e-10, max_iter=10_000)
-            want.fit(standard[known], target[known])
-            got = features @ weight[k] + bias[k]
-            np.testing.assert_allclose(got, want.decision_function(standard), rtol=0, atol=1e-3)
+    for k, target in enumerate(targets.T):
+        known = ~np.isnan(target)
+        want = LogisticRegression(C=choices[k].value, tol=1e-10, max_iter=10_000)
+        want.fit(standard[known], target[known])
+        got = features @ weight[k] + bias[k]
+        np.testing.assert_allclose(got, want.decision_function(standard), rtol=0, atol=1e-3)
 
 
 def test_a_soft_target_counts_as_both_classes() -> None:
     rng = np.random.default_rng(2)
     features = rng.normal(size=(60, 3)).astype(np.float32)
     soft = np.where(features[:, 0] > 0, 0.75, 0.0).astype(np.float32)
-    [(weight, bias)] = fit_linear_heads(features, soft[:, None], inverse_penalties=[1.0])
+    weight, bias, (choice,) = fit_linear_head(features, soft[:, None], np.arange(60).astype(str))
     standard = StandardScaler().fit_transform(features)
     rows = np.repeat(np.arange(60), 4)  # three in four positive
     classes = np.array([1, 1, 1, 0] * 60) * (soft[rows] > 0)
-    want = LogisticRegression(C=1.0)
+    want = LogisticRegression(C=choice.value, tol=1e-8)
     want.fit(standard[rows], classes, sample_weight=np.full(240, 0.25))
     np.testing.assert_allclose(
         features @ weight[0] + bias[0], want.decision_function(standard), atol=2e-3
     )
+
+
+def test_images_of_one_patient_do_not_choose_the_number_of_neighbours() -> None:
+    """Copies of an image would predict random labels with few neighbours."""
+    rng = np.random.default_rng(5)
+    features = np.repeat(rng.normal(size=(40, 6)), 6, axis=0).astype(np.float32)
+    targets = np.repeat(rng.permutation(np.arange(40) % 2), 6)[:, None].astype(np.float32)
+    device, copies = torch.device('cpu'), np.repeat(np.arange(40), 6).astype(str)
+    [grouped] = choose_neighbours(features, targets, copies, device)
+    [mixed] = choose_neighbours(features, targets, np.arange(240).astype(str), device)
+    assert mixed.value == 5
+    assert mixed.loss < 0.1
+    assert grouped.value == probes.PLAIN_NUM_NEIGHBOURS
+    assert np.isnan(grouped.loss)
 
 
 def shaded_images(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,13 +116,17 @@ def shaded_images(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     return images.astype(np.float32), target.astype(np.float32)[:, None]
 
 
+def patients(count: int) -> np.ndarray:
+    return np.arange(count).astype(str)
+
+
 @pytest.mark.parametrize('num_images, components', [(20, 10), (39, 19), (240, 100)])
 def test_the_pixel_floor_is_a_pipeline_of_scikit_learn(num_images, components) -> None:
     train, targets = shaded_images(1, num_images)
     test, truth = shaded_images(2, 200)
-    found, count = pixel_floor(train, targets, test)
+    found, count, (choice,) = pixel_floor(train, targets, patients(num_images), test)
     assert count == components
-    logistic = LogisticRegression(C=0.01, max_iter=2000)
+    logistic = LogisticRegression(C=choice.value, tol=1e-8, max_iter=10_000)
     reduce = PCA(components, svd_solver='full')
     want = make_pipeline(reduce, logistic).fit(train, targets[:, 0]).predict_proba(test)[:, 1]
     np.testing.assert_allclose(found[:, 0], want, atol=1e-3)
@@ -123,7 +136,7 @@ def test_the_pixel_floor_is_a_pipeline_of_scikit_learn(num_images, components) -
 def test_the_pixel_floor_has_no_component_without_variance() -> None:
     train, targets = shaded_images(1, 8)
     train, targets = np.repeat(train, 50, axis=0), np.repeat(targets, 50, axis=0)
-    found, count = pixel_floor(train, np.hstack([targets, 0 * targets]), train)
+    found, count, _ = pixel_floor(train, np.hstack([targets, 0 * targets]), patients(400), train)
     assert count == 7, 'eight different images span seven directions'
     assert found[targets[:, 0] == 1, 0].min() > 0.6 > 0.4 > found[targets[:, 0] == 0, 0].max()
     assert (found[:, 1] == 0.5).all(), 'one class'
@@ -131,10 +144,11 @@ def test_the_pixel_floor_has_no_component_without_variance() -> None:
 
 def test_the_pixel_floor_leaves_out_unknown_targets_and_a_third_class() -> None:
     train, targets = shaded_images(1, 60)
-    want, _ = pixel_floor(train, np.where(np.arange(60)[:, None] < 9, NAN, targets), train)
+    unknown = np.where(np.arange(60)[:, None] < 9, NAN, targets)
+    want = pixel_floor(train, unknown, patients(60), train)[0]
     third = targets.copy()
     third[:9] = 2
-    np.testing.assert_allclose(pixel_floor(train, third, train)[0], want)
+    np.testing.assert_allclose(pixel_floor(train, third, patients(60), train)[0], want)
 
 
 def test_pixels_are_copied_so_that_no_tensor_of_a_worker_stays_open(
@@ -154,8 +168,10 @@ def test_pixels_are_copied_so_that_no_tensor_of_a_worker_stays_open(
     monkeypatch.setattr(module, 'XrayDataset', MagicMock())
     dataset = MagicMock(targets=np.zeros((3, 2)))
     dataset.__len__.return_value = 3
-    pixels, _ = module.read_pixels(default_config(), dataset)
+    dataset.records.patient = np.array(['a', 'b', 'c'])
+    pixels, _, of = module.read_pixels(default_config(), dataset)
     np.testing.assert_allclose(pixels[:, 0] * 255, range(3), atol=1e-5)
+    assert of.tolist() == ['a', 'b', 'c']
 
 
 def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(
@@ -165,12 +181,17 @@ def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(
 
     def keep(run, model, loaders):
         kept['before'] = {k: v.clone() for k, v in model.state_dict().items()}
-        kept['probe'] = probes.build_probe(run, model, loaders)
-        return kept['probe']
+        without = loaders._replace(holdout=None, internal=None)  # the head must not see these
+        kept['probe'], kept['chosen'] = probes.build_probe(run, model, without)
+        return kept['probe'], kept['chosen']
 
     monkeypatch.setattr(main_finetune, 'build_probe', keep)
     folder = probe_run(phantom, tmp_path, 'linear_probe')
-    assert set(json.loads((folder / 'scores.json').read_text())) == {'valid', 'test'}
+    scores = json.loads((folder / 'scores.json').read_text())
+    assert set(scores) == {'valid', 'test'}
+    assert scores['test']['selected']['chosen'] == kept['chosen']
+    assert set(kept['chosen']) == set(LABELS)
+    assert all(f'linear_probe, {label}: selected' in log_of(folder) for label in LABELS)
     table = pd.read_csv(folder / 'predictions_valid.csv')
     assert list(table.columns) == ['Path', *LABELS]
     assert table[list(LABELS)].to_numpy().std() > 0
@@ -179,46 +200,12 @@ def test_a_linear_probe_writes_scores_and_leaves_the_encoder_alone(
     assert changed == {'head.weight', 'head.bias'}
 
 
-@pytest.mark.parametrize(('best', 'warnings'), [(0, 1), (1, 0), (2, 1)])
-def test_a_choice_at_the_edge_of_the_grid_gives_a_warning(
-    best: int, warnings: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    scores = iter([0.9 if place == best else 0.5 for place in range(3)])
-    monkeypatch.setattr(probes, 'score_probabilities', lambda *values: {})
-    monkeypatch.setattr(probes, 'selection_score', lambda *values: next(scores))
-    config = default_config()
-    config.FINETUNE.MODE = 'linear_probe'
-    run = SimpleNamespace(config=config, logger=logging.getLogger())
-    loaders = SimpleNamespace(holdout=SimpleNamespace(dataset=MagicMock()))
-    with caplog.at_level(logging.WARNING):
-        assert probes._choose(run, loaders, (0.01, 0.1, 1.0), 3 * [np.zeros((2, 2))]) == best
-    assert len(caplog.records) == warnings
-
-
 def probe_run(phantom: Path, folder: Path, mode: str, **sections: dict) -> Path:
     return finished_run('finetune', phantom, folder, FINETUNE={'MODE': mode}, **sections)
 
 
 def log_of(folder: Path) -> str:
     return (folder / 'log_rank0.txt').read_text()
-
-
-@pytest.mark.slow
-def test_the_grid_is_scored_as_the_run_is(phantom: Path, tmp_path: Path) -> None:
-    """The best logged score equals the score of the predictions with the EVAL options."""
-    options = {'LEVEL': 'study', 'AGGREGATE': 'mean', 'TTA_FLIP': True, 'SELECT': 'all'}
-    data = {'VIEWS': 'all', 'HOLDOUT_FRACTION': 0.4, 'TRAIN_IMAGES': 0, 'UNCERTAIN': 'ones'}
-    folder = probe_run(phantom, tmp_path, 'knn', EVAL=options, DATA=data)
-    scores = re.findall(r'knn, \d+: mean AUROC at study level .* ([\d.]+)\n', log_of(folder))
-    assert len(scores) == len(probes.NUM_NEIGHBOURS)
-    predicted = pd.read_csv(folder / 'predictions_holdout.csv').set_index('Path')
-    truth = pd.read_csv(phantom / 'train.csv').set_index('Path').loc[predicted.index, list(LABELS)]
-    truth = truth.fillna(0).where(lambda cells: cells != -1)
-    studies = predicted.index.str.rsplit('/', n=1).str[0]
-    p, y = predicted.groupby(studies).mean(), truth.groupby(studies).max()
-    known = {label: y[label].notna() for label in LABELS if y[label].nunique() == 2}
-    areas = [roc_auc_score(y.loc[rows, k], p.loc[rows, k]) for k, rows in known.items()]
-    assert max(map(float, scores)) == pytest.approx(np.mean(areas), abs=6e-5)
 
 
 @pytest.mark.slow
@@ -234,9 +221,9 @@ def test_two_processes_probe_the_same_random_weights_as_one(phantom: Path, tmp_p
             for folder in (one, two)
         )
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
-    scores = [re.findall(r'knn, .*: mean AUROC .* (.*)\n', log_of(run)) for run in (one, two)]
-    assert len(set(scores[0])) > 1
-    assert scores[1] == scores[0]
+    lines = [re.findall(r'knn, .*: selected .*\n', log_of(run)) for run in (one, two)]
+    assert len(lines[0]) == len(LABELS)
+    assert lines[1] == lines[0]
 
 
 @pytest.mark.slow

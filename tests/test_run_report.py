@@ -150,6 +150,7 @@ def test_the_pixel_floor_is_fitted_to_the_training_images_of_the_run(finished: P
     for part in report['sets']:
         table = scores[part['set']]['pixel_floor']
         assert table['loss'] > 0 and table['components'] == 14
+        assert table['chosen'] == report['chosen'] and set(table['chosen']) == set(table['auroc'])
         for label, score in part['auroc'].items():
             assert score['value'] == pytest.approx(table['auroc'][label])
         own = read_predictions(finished / f'predictions_{part["set"]}_pixels.csv')
