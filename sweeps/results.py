@@ -135,7 +135,7 @@ def _scored_runs(
 def _pairs(row: Row, scored: Mapping[str, Mapping[int, Scored]]) -> list[tuple[str, str]]:
     """Return the row with each row that it is compared with, or with '' if there is none."""
     best = _best_held_out(row.against_best_of, scored)
-    others = dict.fromkeys([*([best] if best else []), *row.against])
+    others = dict.fromkeys([*([best] if best else row.against_best_of), *row.against])
     return [(row.name, other) for other in others or ('',)]
 
 
@@ -163,12 +163,12 @@ def _collect_pixels(row: Row, collected: Mapping[str, Any], output: str | Path) 
 
 
 def _best_held_out(names: Sequence[str], scored: Mapping[str, Mapping[int, Scored]]) -> str:
-    """Return the row with the best mean held-out score, or '' without names."""
+    """Return the row with the best mean held-out score, or '' if no row has such scores."""
     means = {
         name: np.mean([run.figures['held_out'] for run in scored[name].values()] or -np.inf)
         for name in names
     }
-    return max(means, key=means.get, default='')
+    return max((name for name in means if means[name] > -np.inf), key=means.get, default='')
 
 
 def save_collected(collected: Collected, folder: str | Path) -> Path:
@@ -339,10 +339,10 @@ def _selection(folder: Path, checkpoint: str) -> dict[str, Any]:
     """Return how the scored checkpoint of a fine-tuning run was selected.
 
     Returns:
-        `held_out`, the best score of an epoch on the patients that select; `epochs`, the number of
-        epochs, 0 for a probe; and for a selected epoch `selected_epoch`, counted from 1, the split
-        that selected it (`selected_on`) and its number of images (`selecting_images`), or None
-        where unknown.
+        `held_out`, the score of this checkpoint on the held-out patients, -inf if there is none;
+        `epochs`, the number of epochs, 0 for a probe; and for a selected epoch `selected_epoch`,
+        counted from 1, the split that selected it (`selected_on`) and its number of images
+        (`selecting_images`), or None where unknown.
     """
     epochs = read_metrics(folder / 'metrics.jsonl')
     trained = [epoch for epoch in epochs if epoch['epoch'] >= 0]
@@ -352,7 +352,7 @@ def _selection(folder: Path, checkpoint: str) -> dict[str, Any]:
         'epochs': max((epoch['epoch'] + 1 for epoch in trained), default=0),
     }
     if checkpoint == 'last' or not figures['epochs']:
-        return figures
+        return figures | {'held_out': [-np.inf, *scored.values()][-1]}
     split = 'valid' if load_config(folder).EVAL.SELECT_ON == 'valid' else 'holdout'
     file = folder / f'predictions_{split}.json'
     images = json.loads(file.read_bytes())['rows'] if file.is_file() else None

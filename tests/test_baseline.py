@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from sweep_runs import MadeRuns
@@ -90,4 +89,7 @@ def test_baseline_runs_on_few_images_and_resumes(phantom, tmp_path) -> None:
                 assert 'pretrain: 1 runs left' in done.stdout
                 assert '2 epochs of 9 images' in done.stdout  # without those that are held out
     with open(tmp_path / 'out/baseline.csv', newline='') as file:
-        assert 'pixels' in Path(file.name).read_text() and len([*csv.reader(file)]) == 1 + 2 * 5
+        rows = [*csv.DictReader(file)]
+    assert {row['method'] for row in rows} == {'simmim', 'scratch', 'scratch_low_rate', 'pixels'}
+    compared = {(row['row'], row['against']) for row in rows}
+    assert {('simmim_0.5', 'pixels_0.5'), ('simmim_1', 'pixels_1')} <= compared

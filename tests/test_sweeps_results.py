@@ -192,6 +192,41 @@ def test_rows_are_compared_with_the_best_of_the_rows_they_name(tmp_path):
     assert base['seeds'][0]['pretrain'] is None
 
 
+def test_without_held_out_scores_each_of_several_rows_is_compared(tmp_path):
+    """With few held-out cases no score is written, and the better row is unknown."""
+    rows = {'all': {'against_best_of': ['low', 'none']}}
+    rows |= {
+        name: {'pretrain': 'none', 'finetune': {'TRAIN.LAYER_DECAY': decay}}
+        for name, decay in (('low', 0.9), ('none', 1.0))
+    }
+    made, sweep = MadeRuns(tmp_path), load_sweep(ablation_file(tmp_path, rows))
+    for row in sweep.rows:
+        made.add(row, 0)
+        file = run_folder(made.output, 'finetune', row, 0) / 'metrics.jsonl'
+        file.write_text(json.dumps({'epoch': 0}))
+    collected = collect(sweep, [0], made.output, resamples=2)
+    assert [row['against'] for row in collected['rows'] if row['against']] == ['low', 'none']
+
+
+def test_the_better_row_is_that_of_the_scored_epochs(tmp_path):
+    rows = {'all': {'against_best_of': ['low', 'none']}}
+    rows |= {
+        name: {'pretrain': 'none', 'finetune': {'TRAIN.LAYER_DECAY': decay}}
+        for name, decay in (('low', 0.9), ('none', 1.0))
+    }
+    made, sweep = MadeRuns(tmp_path), load_sweep(ablation_file(tmp_path, rows))
+    for row, scores in zip(sweep.rows, ((0.5, 0.5), (0.9, 0.6), (0.6, 0.7)), strict=True):
+        made.add(row, 0)
+        folder = run_folder(made.output, 'finetune', row, 0)
+        records = [json.dumps({'epoch': n, 'score': score}) for n, score in enumerate(scores)]
+        (folder / 'metrics.jsonl').write_text('\n'.join(records))
+    assert collect(sweep, [0], made.output, resamples=2)['rows'][0]['against'] == 'low'
+    for row in sweep.rows:  # without a selection, the last epoch counts
+        file = run_folder(made.output, 'finetune', row, 0) / 'scores.json'
+        file.write_text(file.read_text().replace('"last": null, "selected"', '"last"'))
+    assert collect(sweep, [0], made.output, resamples=2)['rows'][0]['against'] == 'none'
+
+
 def test_rows_are_compared_with_each_of_the_rows_they_name(tmp_path):
     rows = {'all': {}, 'low': {'pretrain': 'none'}, 'none': {'pretrain': 'none'}}
     rows['none']['finetune'] = {'TRAIN.LAYER_DECAY': 1.0}
