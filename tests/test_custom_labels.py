@@ -20,6 +20,7 @@ from utils import read_checkpoint, save_checkpoint, trained_config
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 TIMING = {'seconds', 'data_seconds', 'images_per_second'}
+FINE = VIT | {'VIT': VIT['VIT'] | {'PATCH_SIZE': 4}}  # 8 x 8 cells, enough for maps
 OWN = ['Pneumonia', 'Heart/size', 'No Finding']
 OPTS = ['DATA.LABELS', str(OWN), 'DATA.UNCERTAIN_BY_LABEL', "{'Heart/size': 'ones_smooth'}"]
 
@@ -48,7 +49,7 @@ def run(data: Path, output: Path, mode: str, *opts: str) -> Path:
     given = {'TRAIN_IMAGES': 0, 'VIEWS': 'all'}
     words = ['--opts', *OPTS, 'FINETUNE.MODE', mode, 'EVAL.RESAMPLES', '0', 'REPORT.MAPS', '1']
     sections = {'DATA': given, 'REPORT': {'WRITE': True}, 'MODEL': LABELS_DECIDE}
-    return finished_run('finetune', data, output, *words, *opts, model=VIT, **sections)
+    return finished_run('finetune', data, output, *words, *opts, model=FINE, **sections)
 
 
 def test_a_run_learns_scores_and_reports_these_labels(fine_tuned: Path) -> None:
@@ -100,7 +101,7 @@ def test_probes_learn_these_labels(own_data: Path, tmp_path: Path, mode: str) ->
 def test_evaluation_refuses_other_labels_than_those_of_the_checkpoint(
     fine_tuned: Path, own_data: Path, tmp_path: Path, refused
 ) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, DATA={'VIEWS': 'all'})
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINE, DATA={'VIEWS': 'all'})
     opts = ['--opts', 'DATA.LABELS', str(OWN[::-1]), 'MODEL.NUM_CLASSES', '3']
     words = ['--eval', '--resume', str(fine_tuned / 'ckpt_best.pth'), *opts]
     argv = arguments(cfg, own_data, tmp_path / 'out', *words)
@@ -113,7 +114,7 @@ def test_a_run_does_not_resume_with_other_labels(
     fine_tuned: Path, own_data: Path, tmp_path: Path, refused
 ) -> None:
     """Also with more epochs, and from a checkpoint of another folder."""
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, DATA={'VIEWS': 'all'})
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINE, DATA={'VIEWS': 'all'})
     opts = ['--opts', 'DATA.LABELS', str(OWN[::-1]), 'MODEL.NUM_CLASSES', '3', 'TRAIN.EPOCHS', '9']
     copy = tmp_path / 'out' / fine_tuned.parent.name / fine_tuned.name
     shutil.copytree(fine_tuned, copy)
@@ -142,7 +143,7 @@ def test_a_resumed_run_forgets_the_best_score_if_another_score_selects(
 def test_a_missing_label_column_is_named_with_those_that_there_are(
     own_data: Path, tmp_path: Path, refused
 ) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT)
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINE)
     argv = arguments(cfg, own_data, tmp_path / 'out')
     refused('finetune', argv, 'train.csv', 'Enlarged Cardiomediastinum', 'Heart/size')
 
@@ -164,13 +165,13 @@ def test_pre_training_needs_no_label_columns(own_data: Path, tmp_path: Path) -> 
     ],
 )
 def test_labels_that_cannot_work_are_refused(tmp_path: Path, opts: list, key: str) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, MODEL=LABELS_DECIDE)
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINE, MODEL=LABELS_DECIDE)
     with pytest.raises(ValueError, match=key):
         get_config(Namespace(cfg=str(cfg), opts=opts, stage='finetune'))
 
 
 def test_the_task_sets_the_number_of_outputs(tmp_path: Path) -> None:
-    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, MODEL=LABELS_DECIDE)
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINE, MODEL=LABELS_DECIDE)
     for opts, number in (([], 14), (['DATA.TASK', 'any_finding'], 1), (OPTS, 3)):
         config = get_config(Namespace(cfg=str(cfg), opts=opts, stage='finetune'))
         assert config.MODEL.NUM_CLASSES == number

@@ -348,7 +348,7 @@ def test_a_missing_interval_has_a_footnote_with_its_reason(tmp_path: Path) -> No
     document = make_comparison(models)
     page = written_page(tmp_path, document)
     edema, fracture = document['sets'][0]['labels']
-    assert '1 positives, 149 negatives' in edema['scores']['auroc']['note']
+    assert '1 positive, 149 negative' in edema['scores']['auroc']['note']
     assert 'note' not in fracture['scores']['auroc']
     notes = Footnotes()
     table = scores_table(document['sets'][0], notes)['AUROC']
@@ -362,8 +362,8 @@ def test_a_missing_interval_has_a_footnote_with_its_reason(tmp_path: Path) -> No
     assert len(marked) > 3
     for i in marked:  # the footnote is below its own table
         assert parts[i + 1][0] == 'p', parts[i]
-    assert '1 positives, 149 negatives' in ' '.join(page.texts('p'))
-    assert '1 positives, 149 negatives' in (tmp_path / 'report_scores.tex').read_text()
+    assert '1 positive, 149 negative' in ' '.join(page.texts('p'))
+    assert '1 positive, 149 negative' in (tmp_path / 'report_scores.tex').read_text()
 
 
 def test_too_few_resamples_for_a_corrected_p_have_a_footnote() -> None:

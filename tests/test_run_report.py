@@ -169,7 +169,7 @@ def test_a_failure_of_the_pixel_floor_keeps_the_scores(
     final.table = {'valid': {'last': {'loss': 0.5}}}
     monkeypatch.setattr(run_report, 'read_pixels', MagicMock(side_effect=OSError('disk')))
     with pytest.raises(OSError, match='disk'):
-        final.write([], [])
+        final.write([], ['one', 'other'])
     assert json.loads((tmp_path / 'scores.json').read_text()) == final.table
 
 
