@@ -263,9 +263,12 @@ def sweep_rows(
     """
     for row in sweep.rows:
         if row.name in samples:
-            for other in compared_rows(row, args) or ('',):
-                shared = samples[row.name].keys() & samples.get(other, {}).keys()
-                yield row.name, row.subset, other if shared else ''
+            own = samples[row.name].keys()
+            others = [
+                name for name in compared_rows(row, args) if own & samples.get(name, {}).keys()
+            ]
+            for other in others or ('',):
+                yield row.name, row.subset, other
     for name in samples:
         if name.startswith(f'{PIXELS}_'):
             yield name, name.removeprefix(f'{PIXELS}_'), ''

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# SimMIM against MAE on your own X-rays with 10 % of the labels, on a CPU: the same encoder, equal
+# compute, each fine-tuned with its own tuned rate. docs/howto/simmim_against_mae.md explains it.
+#   bash scripts/simmim_against_mae.sh LABELLED UNLABELLED [OUT]
+# LABELLED: CheXpert's layout; train.csv and valid.csv are joined. UNLABELLED: a folder or packed store.
+# OUT: default simmim_against_mae_output. SEEDS=5, FOLDS=5. PRETRAIN_OPTS and FINETUNE_OPTS: other
+# options as 'KEY VALUE ...', such as FINETUNE_OPTS="DATA.LABELS \"['Pneumonia', 'Edema']\"".
+# TRIAL=1 trains for a few steps only, to see whether your data work. The same command resumes.
+set -euo pipefail
+usage='usage: bash scripts/simmim_against_mae.sh LABELLED UNLABELLED [OUT]'
+labelled=$(realpath "${1:?$usage}")
+unlabelled=$(realpath "${2:?$usage}")
+out=${3:-simmim_against_mae_output}
+case $out in /*) ;; *) out=$PWD/$out ;; esac
+cd "$(dirname "$0")/.."
+if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then export PYTHON=$PWD/.venv/bin/python; fi
+python=${PYTHON:-python}
+export OMP_NUM_THREADS=1 # two runs share two cores
+sweep=(--sweep scripts/comparison/simmim_mae.yaml --scale cpu)
+seeds=(--seeds "${SEEDS:-5}" --folds "${FOLDS:-5}")
+pretrain=() finetune=()
+if [ -n "${TRIAL:-}" ]; then
+    pretrain=(TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0) finetune=(TRAIN.EPOCHS 2 TRAIN.WARMUP_EPOCHS 0)
+fi
+start=$SECONDS
+
+step() { echo; echo "== $1 [$(((SECONDS - start) / 60)) min so far]"; }
+
+step '1/3 packing the images at 64 px'
+store=$out/labelled images=$unlabelled
+$python scripts/pack.py --data-path "$labelled" --output "$store" --size 64 --skip-bad
+cat "$store/train.csv" > "$store/all.csv"
+if [ -f "$store/valid.csv" ]; then tail -n +2 "$store/valid.csv" >> "$store/all.csv"; fi
+if [ ! -f "$unlabelled/store.json" ]; then
+    images=$out/unlabelled
+    $python scripts/pack.py --data-path "$unlabelled" --output "$images" --size 64 --skip-bad
+fi
+
+step "2/3 pre-training and fine-tuning (logs: $out/ablate_logs)"
+$python scripts/ablate.py run "${sweep[@]}" "${seeds[@]}" --output "$out" --data-path "$store" \
+    --unlabelled "$images" --parallel 2 --estimate --keep best \
+    --pretrain-opts "${pretrain[@]}" "${PRETRAIN_OPTS:-}" \
+    --finetune-opts "${finetune[@]}" "${FINETUNE_OPTS:-}"
+
+step '3/3 tuned settings and tables'
+$python scripts/fold_table.py join "${sweep[@]}" "${seeds[@]}" --output "$out" \
+    --save "$out/predictions" --tune "$store/all.csv"
+$python scripts/fold_table.py table "${sweep[@]}" --predictions "$out/predictions" \
+    --labels "$store/all.csv" --save "$out/results"
+echo
+cat "$out/results/simmim_mae_mean.md"
+if [ -n "${TRIAL:-}" ]; then echo '- TRIAL=1: these scores mean nothing.'; fi
+echo "simmim_against_mae: done in $(((SECONDS - start + 30) / 60)) min; other labels: $out/results"
