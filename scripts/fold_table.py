@@ -34,6 +34,7 @@ from data.records import Predictions, read_label_file, read_predictions
 from engine.files import replace_file
 from engine.run_record import is_finished
 from evaluation.cases import match
+from evaluation.footnotes import Footnotes
 from evaluation.intervals import Resamples, interval
 from evaluation.metrics import FEW_CASES, auroc_per_label, label_scores
 from sweeps.comparison import compare_over_patients, compare_over_seeds, correct_comparisons
@@ -51,8 +52,8 @@ from sweeps.tables import (
     MISSING,
     NOT_FOR_CLINICAL_USE,
     ONE_SEED,
-    Footnotes,
     markdown_table,
+    missing_value,
     shown,
     write_table,
 )
@@ -327,7 +328,7 @@ def page(score: str, figures: Sequence[Mapping[str, Any]], args: argparse.Namesp
     def bounds(entry: Mapping[str, Any], kind: str, form: str = '+.3f') -> str:
         ends = [shown(entry[f'{kind}{end}'], form) for end in ('low', 'high')]
         reason = ONE_SEED if kind == 'seeds_' else FEW_RESAMPLES
-        return footnotes.missing([reason]) if MISSING in ends else ' to '.join(ends)
+        return missing_value(footnotes, [reason]) if MISSING in ends else ' to '.join(ends)
 
     rows = []
     for entry in figures:
@@ -349,7 +350,7 @@ def page(score: str, figures: Sequence[Mapping[str, Any]], args: argparse.Namesp
     compared = sum(bool(entry['against']) for entry in figures)
     mean = f'Mean: labels with at least {args.cases} cases of each class. ' if score == MEAN else ''
     notes = (
-        *footnotes.lines,
+        *footnotes.take(),
         'Each image is scored by a model that was not trained on its patient, with the rank of the '
         f'prediction within the fold. {mean}Mean ± standard deviation over seeds.',
         f'Over patients: 95 % percentile interval from {args.resamples:,} resamples of the '

@@ -205,6 +205,7 @@ def read_scores(folder: Path, split: str = '') -> Scored:
 
     Returns:
         The run with `split`, `checkpoint`, `level`, `views`, `rows`, `positives` and `undefined`,
+        for a selected checkpoint with `selected_on` and `selecting_images`, if they are known,
         with `thresholds` by label, and with `scores`: the AUROC by label and the MEANS, and the
         other metrics of report.json as 'metric:label', such as 'f1:Edema' or 'f1:mean_of_five'.
         `last` has the AUROCs of the last checkpoint, or is empty if that was not scored.
@@ -254,7 +255,9 @@ def _score_file(folder: Path) -> dict[str, Any]:
 def _protocol(split: str, checkpoint: str, scores: Mapping[str, Any]) -> dict[str, Any]:
     """Return what was scored and how, from a part of scores.json."""
     kept = ('level', 'views', 'rows', 'positives', 'undefined')
-    return {'split': split, 'checkpoint': checkpoint} | {key: scores[key] for key in kept}
+    selection = {key: scores[key] for key in ('selected_on', 'selecting_images') if key in scores}
+    own = {key: scores[key] for key in kept}
+    return {'split': split, 'checkpoint': checkpoint} | own | selection
 
 
 def _areas(scores: Mapping[str, Any]) -> dict[str, float | None]:
@@ -336,13 +339,12 @@ def _entry(folder: Path | None, section: str, split: str = '') -> dict[str, Any]
 
 
 def _selection(folder: Path, checkpoint: str) -> dict[str, Any]:
-    """Return how the scored checkpoint of a fine-tuning run was selected.
+    """Return which epoch of a fine-tuning run was scored.
 
     Returns:
         `held_out`, the score of this checkpoint on the held-out patients, -inf if there is none;
-        `epochs`, the number of epochs, 0 for a probe; and for a selected epoch `selected_epoch`,
-        counted from 1, the split that selected it (`selected_on`) and its number of images
-        (`selecting_images`), or None where unknown.
+        `epochs`, the number of epochs, 0 for a probe; and `selected_epoch`, counted from 1, if one
+        was selected.
     """
     epochs = read_metrics(folder / 'metrics.jsonl')
     trained = [epoch for epoch in epochs if epoch['epoch'] >= 0]
@@ -353,11 +355,7 @@ def _selection(folder: Path, checkpoint: str) -> dict[str, Any]:
     }
     if checkpoint == 'last' or not figures['epochs']:
         return figures | {'held_out': [-np.inf, *scored.values()][-1]}
-    split = 'valid' if load_config(folder).EVAL.SELECT_ON == 'valid' else 'holdout'
-    file = folder / f'predictions_{split}.json'
-    images = json.loads(file.read_bytes())['rows'] if file.is_file() else None
-    best = max(scored, key=scored.get, default=None)
-    return figures | {'selected_epoch': best, 'selected_on': split, 'selecting_images': images}
+    return figures | {'selected_epoch': max(scored, key=scored.get, default=None)}
 
 
 def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from data.records import TRAINING_LABELS
 from engine.files import replace_files
+from evaluation.footnotes import Footnotes
 from evaluation.metrics import METRICS
 from sweeps.comparison import MEANS, MISSING, SIGNIFICANT, is_compared
 from sweeps.files import PIXELS, subset_size
@@ -23,27 +24,12 @@ INTERNAL = (
     f'{TRAINING_LABELS}.'
 )
 NOT_FOR_CLINICAL_USE = 'Not for clinical use.'
-SUPERSCRIPTS = str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹')
 ONE_SEED = 'A single seed has no interval over seeds, so it cannot show a difference.'
 
 
-class Footnotes:
-    """Numbers the reasons why values are missing. Cells show the marks, and notes the reasons."""
-
-    def __init__(self) -> None:
-        self.reasons: dict[str, str] = {}
-
-    def mark(self, reason: str) -> str:
-        """Return the mark of a reason, such as '¹'."""
-        return self.reasons.setdefault(reason, str(len(self.reasons) + 1).translate(SUPERSCRIPTS))
-
-    def missing(self, reasons: Sequence[str]) -> str:
-        """Return a missing value with the marks of its reasons."""
-        return ' '.join([MISSING, *map(self.mark, reasons)])
-
-    @property
-    def lines(self) -> list[str]:
-        return [f'{mark} {reason}' for reason, mark in self.reasons.items()]
+def missing_value(footnotes: Footnotes, reasons: Sequence[str]) -> str:
+    """Return a missing value with the marks of its reasons."""
+    return f'{MISSING} ({", ".join(map(footnotes.mark, reasons))})'
 
 
 def distinct_rows(collected: Collected) -> list[Mapping[str, Any]]:
@@ -192,8 +178,9 @@ def sweep_markdown(collected: Collected, scores: Sequence[str] | None = None) ->
     scores = choose_scores(collected, scores)
     footnotes = Footnotes()
     cells = [dict(_row_cells(collected, row, scores, footnotes)) for row in collected['rows']]
-    others = [note for note in notes(collected) if note not in footnotes.reasons]
-    listed = ''.join(f'- {note}\n' for note in [*footnotes.lines, *others])
+    reasons = footnotes.take()
+    others = [note for note in notes(collected) if not any(r.endswith(note) for r in reasons)]
+    listed = ''.join(f'- {note}\n' for note in [*reasons, *others])
     return f'{markdown_table(cells)}\n{listed}'
 
 
@@ -218,12 +205,12 @@ def write_published_table(collected: Collected, scores: Sequence[str], folder: P
             line[f'{score}_published'] = other
             cell[title] = with_interval(own, low, high, '.3f')
             if None in (low, high) and own == own and is_compared(score):
-                cell[title] += footnotes.mark(_few_cases(row, score))
+                cell[title] += f' ({footnotes.mark(_few_cases(row, score))})'
             cell[f'{title}, published'] = '' if other is None else shown(other, '.3f')
         figures.append(line)
         cells.append(cell)
     about = collected['published']
-    reasons = ''.join(f'{line}\n\n' for line in footnotes.lines)
+    reasons = ''.join(f'{line}\n\n' for line in footnotes.take())
     text = (
         f'{markdown_table(cells)}\n{reasons}Mean over the finished seeds, with the 95 % '
         f'percentile interval over patients of that mean. {PUBLISHED.capitalize()}: '
@@ -435,7 +422,7 @@ def _comparison_cells(row: Mapping[str, Any], score: str, footnotes: Footnotes) 
     part, reasons = row['compared'].get(score), []
     if part is None:
         problem = f'{row["name"]}: {row["problem"]}.' if row['problem'] else _one_class(row, score)
-        yield from [footnotes.missing([problem])] * 3
+        yield from [missing_value(footnotes, [problem])] * 3
         return
     for noise in ('over_seeds', 'over_patients'):
         low, high = (part[noise][end] for end in ('low', 'high'))
@@ -443,10 +430,10 @@ def _comparison_cells(row: Mapping[str, Any], score: str, footnotes: Footnotes) 
         if MISSING in (shown(low, ''), shown(high, '')):
             is_one = noise == 'over_seeds'
             reasons.append(ONE_SEED if is_one else _few_cases(row, score))
-            cell += f' {footnotes.mark(reasons[-1])}'
+            cell += f' ({footnotes.mark(reasons[-1])})'
         yield cell
     is_missing = part['verdict'] == MISSING
-    yield footnotes.missing(reasons) if is_missing else part['verdict']
+    yield missing_value(footnotes, reasons) if is_missing else part['verdict']
 
 
 def _one_class(row: Mapping[str, Any], score: str) -> str:

@@ -191,8 +191,8 @@ def test_missing_values_have_the_mark_of_their_reason(joined: tuple) -> None:
     assert table_of(sweep, '--scores', 'Edema', '--against', 'pixels_1') == 0
     lines = (sweep.parent / 't/mine_Edema.md').read_text().splitlines()
     (scratch,) = [line for line in lines if line.startswith('| scratch_1')]
-    assert scratch.count('n/a ¹') == 2  # over seeds, and the verdict
-    assert any(line.startswith('- ¹ ') and 'seed' in line for line in lines)
+    assert scratch.count('n/a (note 1)') == 2  # over seeds, and the verdict
+    assert any(line.startswith('- note 1: ') and 'seed' in line for line in lines)
 
 
 def test_a_flag_compares_all_rows_with_one(joined: tuple, capsys) -> None:

@@ -311,8 +311,8 @@ def test_the_table_shows_the_last_epoch_and_what_selected_the_checkpoint(tmp_pat
         file = folder / 'scores.json'
         scores = json.loads(file.read_text())
         scores['test']['last'] = made.scores(made.probabilities(0.5, seed))
+        scores['test']['selected'] |= {'selected_on': 'holdout', 'selecting_images': images}
         file.write_text(json.dumps(scores))
-        (folder / 'predictions_holdout.json').write_text(json.dumps({'rows': images}))
         held_out = [{'epoch': -1, 'score': 0.9}, {'epoch': 0}]
         held_out += [{'epoch': n, 'score': s} for n, s in ((1, 0.5 + seed / 4), (2, 0.6))]
         text = ''.join(f'{json.dumps(record)}\n' for record in held_out)
@@ -352,18 +352,25 @@ def test_a_probe_has_no_epochs(tmp_path):
 
 def footnotes_of(text):
     """Mark -> reason of the notes below a table."""
-    lines = [line.removeprefix('- ').partition(' ') for line in text.splitlines()]
-    return {mark: reason for mark, _, reason in lines if mark and mark in '¹²³'}
+    lines = [line.removeprefix('- ').partition(': ') for line in text.splitlines()]
+    return {mark: reason for mark, _, reason in lines if mark.startswith('note ')}
 
 
 def test_each_missing_interval_and_verdict_has_a_reason(five):
     text, score = sweep_markdown(five), 'AUROC, mean of five'
     rows, reasons = cells_of(text), footnotes_of(text)
     one, none = rows[2], rows[4]  # a single seed; no finished run
-    assert one[f'{score}: difference (95 % over seeds)'].endswith(' ¹') and 'seed' in reasons['¹']
-    assert none[f'{score}: verdict'] == none[f'{score}: difference (95 % over patients)'] == 'n/a ²'
-    assert reasons['²'] == f'0.9: {row_of(five, "0.9")["problem"]}.'
-    assert text.count(reasons['²']) == 1
+    assert (
+        one[f'{score}: difference (95 % over seeds)'].endswith('(note 1)')
+        and 'seed' in reasons['note 1']
+    )
+    assert (
+        none[f'{score}: verdict']
+        == none[f'{score}: difference (95 % over patients)']
+        == 'n/a (note 2)'
+    )
+    assert reasons['note 2'] == f'0.9: {row_of(five, "0.9")["problem"]}.'
+    assert text.count(reasons['note 2']) == 1
 
 
 def test_too_few_cases_are_the_reason_for_a_missing_interval(tmp_path):
@@ -374,13 +381,13 @@ def test_too_few_cases_are_the_reason_for_a_missing_interval(tmp_path):
     part['verdict'] = 'n/a'
     text = sweep_markdown(collected, ['Edema'])
     row, reasons = cells_of(text)[0], footnotes_of(text)
-    assert row['AUROC, Edema: verdict'] == 'n/a ¹'
-    assert row['AUROC, Edema: difference (95 % over patients)'].endswith(' ¹')
+    assert row['AUROC, Edema: verdict'] == 'n/a (note 1)'
+    assert row['AUROC, Edema: difference (95 % over patients)'].endswith('(note 1)')
     positives = int(made.scores(made.probabilities(1, 0))['positives']['Edema'])
-    assert f'Edema has {positives} positives' in reasons['¹']
+    assert f'Edema has {positives} positives' in reasons['note 1']
     text = sweep_markdown(collected, ['Fracture'])  # has no positive
-    assert cells_of(text)[0]['AUROC, Fracture: verdict'] == 'n/a ¹'
-    assert 'Fracture' in footnotes_of(text)['¹']
+    assert cells_of(text)[0]['AUROC, Fracture: verdict'] == 'n/a (note 1)'
+    assert 'Fracture' in footnotes_of(text)['note 1']
 
 
 def test_rows_scored_on_other_cases_are_not_compared(tmp_path):
@@ -475,7 +482,7 @@ def test_the_markdown_table_shows_what_was_found(five):
     assert l1 == ['21.00 ± 1.00'] * 2 + ['20.00', '21.00 ± 1.00', 'n/a']
     score = 'AUROC, mean of five'
     verdicts = [row[f'{score}: verdict'] for row in rows]
-    assert verdicts == ['above', '', 'inside the noise', 'below', 'n/a ²']
+    assert verdicts == ['above', '', 'inside the noise', 'below', 'n/a (note 2)']
     assert [row['finished seeds'][0] for row in rows] == ['3', '3', '1', '3', '0']
     assert [row['published, context only'] for row in rows] == ['82.8', '', '', '', '']
     values = scores_of(five['rows'][0], 'mean_of_five')
