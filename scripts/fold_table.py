@@ -120,8 +120,8 @@ def tune(sweep: Sweep, runs: Mapping[str, Runs], args: argparse.Namespace) -> di
     """Return one row for all rows with the same pre-training and labels, and write tuning.csv.
 
     In each fold, it has the runs of the row with the highest mean AUROC over the seeds on the
-    patients of the other folds. The labels of a patient therefore never choose the runs by which
-    the patient is scored. The row has the name of the first of its rows.
+    patients of the other folds, so a patient is scored by a setting that other patients chose. The
+    row has the name of the first of its rows.
 
     Raises:
         ValueError: If rows that are tuned together have not finished the same seeds.
