@@ -22,8 +22,8 @@ out=${out:-$PWD/output/studies/${name}_$scale}
 setup requirements.txt
 python=.venv/bin/python
 sweep=(--sweep "scripts/studies/$name.yaml" --scale "$scale" --output "$out" ${SEEDS:+--seeds "$SEEDS"})
-run=("${sweep[@]}" ${PROCESSES:+--processes "$PROCESSES"} ${PRETRAIN_OPTS:+--pretrain-opts $PRETRAIN_OPTS}
-    ${FINETUNE_OPTS:+--finetune-opts $FINETUNE_OPTS})
+run=("${sweep[@]}" ${PROCESSES:+--processes "$PROCESSES"} --pretrain-opts "${PRETRAIN_OPTS:-}"
+    --finetune-opts "${FINETUNE_OPTS:-}")
 start=$SECONDS
 
 if [ "$data" = --list ]; then exec $python scripts/ablate.py run "${run[@]}" --list; fi
