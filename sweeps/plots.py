@@ -70,7 +70,8 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
     (score,) = choose_scores(collected, [score] if score else None)
     if not is_compared(score):
         raise ValueError(f'--scores: rows are compared by AUROC only, got {score!r}')
-    rows = collected['rows']
+    # With subsets, rows that are only compared with would repeat for each of them.
+    rows = [row for row in collected['rows'] if row['against'] or not collected['subsets']]
     with drawing(path, 1.1 + 0.28 * len(rows)) as figure:
         axis = figure.subplots()
         axis.axvline(0, color=GREY, linewidth=1.2, zorder=1)
@@ -93,7 +94,7 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         for name, style in points.items():
             handles.append(Line2D([], [], linestyle='', label=name, **POINT | style))
         figure.legend(handles=handles, loc='outside upper center', ncols=5, columnspacing=1)
-        note = 'Right of 0: better than the row in brackets, or than the reference.'
+        note = f'Right of 0: better than the row in brackets, or than {collected["reference"]}.'
         add_note(figure, f'{note} {NOT_FOR_CLINICAL_USE}')
 
 
@@ -156,7 +157,10 @@ def plot_labels(path: str | Path, collected: Collected, subset: str | None = Non
 
 
 def plot_subsets(path: str | Path, collected: Collected, score: str | None = None) -> None:
-    """Draw a score by the labelled share with one line per method and intervals over seeds."""
+    """Draw a score by the labelled share with one line per method and intervals.
+
+    The intervals are over seeds, or with a single seed over patients.
+    """
     (score,) = choose_scores(collected, [score] if score else None)
     is_share = collected['subsets'] == 'shares'
     methods: dict[str, list[Mapping[str, Any]]] = {}
@@ -165,20 +169,19 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
     sizes = sorted({subset_size(row['subset']) for row in collected['rows']})
     known = [size * (100 if is_share else 1) for size in sizes if size < math.inf]
     places = dict(zip(sizes, [*known, ALL_IMAGES * known[-1]], strict=False))
+    is_single = len(collected['seeds']) == 1
     with drawing(path, 4.2) as figure:
         axis = figure.subplots()
         axis.set_xscale('log')
         for number, rows in enumerate(methods.values()):
             moved = 1.04 ** (number - (len(methods) - 1) / 2)  # keeps bars apart
-            known = [
-                (places[subset_size(row['subset'])] * moved, score_of(row, score)) for row in rows
-            ]
-            known = [(x, values) for x, values in known if len(values)]
-            bounds = np.array([t_interval(values) for _, values in known]).reshape(-1, 2)
+            drawn = [row for row in rows if len(score_of(row, score))]
+            means = [score_of(row, score).mean() for row in drawn]
+            bars = [_bars(row, score, is_single=is_single) for row in drawn]
             axis.errorbar(
-                [x for x, _ in known],
-                [values.mean() for _, values in known],
-                yerr=(bounds[:, 1] - bounds[:, 0]) / 2,
+                [places[subset_size(row['subset'])] * moved for row in drawn],
+                means,
+                yerr=np.hstack(bars) if bars else None,
                 **_method_style(number, rows[0]) | {'linestyle': '-', 'linewidth': 1},
             )
         names = ['all' if size == math.inf else f'{place:,g}' for size, place in places.items()]
@@ -190,7 +193,8 @@ def plot_subsets(path: str | Path, collected: Collected, score: str | None = Non
         axis.set_xlabel('labelled patients (%)' if is_share else 'labelled images')
         axis.set_ylabel(score_title(collected, score))
         first = [rows[0] for rows in methods.values()]
-        _add_method_legend(figure, collected, first, "Bars: 95 % over seeds, by Student's t.")
+        noise = 'patients, with one seed' if is_single else "seeds, by Student's t"
+        _add_method_legend(figure, collected, first, f'Bars: 95 % over {noise}.')
 
 
 def plot_masks(
@@ -312,6 +316,16 @@ def _draw_curves(axis: Axes, row: Row, seeds: Sequence[int], output: str | Path)
     elif RANK in last[0]:
         rank, spread = (np.mean([r[name] for r in last]) for name in (RANK, SPREAD))
         axis.set_title(f'{axis.get_title()}\nrank {rank:.1f}, spread {spread:.2f}', fontsize=8)
+
+
+def _bars(row: Mapping[str, Any], score: str, *, is_single: bool) -> np.ndarray:
+    """Return the lengths [2, 1] of an error bar over patients or seeds, NaN if it is unknown."""
+    values = score_of(row, score)
+    if is_single:
+        bars = _patient_bars(values.mean(), row['over_patients'].get(score))
+        return np.full((2, 1), np.nan) if bars is None else bars
+    low, high = t_interval(values)
+    return np.full((2, 1), (high - low) / 2)
 
 
 def _patient_bars(mean: float, part: Mapping[str, float | None] | None) -> np.ndarray | None:

@@ -127,6 +127,27 @@ def test_the_figure_of_shares_shows_means_with_seed_intervals(methods, figures, 
             assert sorted(point[2][:, 1]) == pytest.approx(interval, abs=1e-5)
 
 
+def test_with_one_seed_the_figure_of_shares_shows_intervals_over_patients(
+    methods, figures, tmp_path
+):
+    rows = [row | {'seeds': row['seeds'][:1]} for row in methods['rows']]
+    plot_subsets(tmp_path / 'shares.png', methods | {'rows': rows, 'seeds': [0]}, 'Edema')
+    (axis,) = figures[0].axes
+    for number, method in enumerate(METHODS):
+        for point, subset in zip(points_of(axis, COLOURS[number]), ('0.1', '1'), strict=True):
+            part = row_of(methods, f'{method}_{subset}')['over_patients']['Edema']
+            ends = min(part['low'], point[1][1]), max(part['high'], point[1][1])
+            assert sorted(point[2][:, 1]) == pytest.approx(ends, abs=1e-5)
+
+
+def test_the_figure_of_differences_with_subsets_only_has_compared_rows(methods, figures, tmp_path):
+    plot_sweep(tmp_path / 'differences.png', methods)
+    (axis,) = figures[0].axes
+    compared = [row for row in methods['rows'] if row['against']]
+    assert 0 < len(compared) < len(methods['rows'])
+    assert len(axis.get_yticklabels()) == len(compared)
+
+
 def test_all_images_are_right_of_the_greatest_number(methods, figures, tmp_path):
     subsets = {'0.1': '1000', '1': 'all'}
     rows = [row | {'subset': subsets[row['subset']]} for row in methods['rows']]
