@@ -94,7 +94,8 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
         for name, style in points.items():
             handles.append(Line2D([], [], linestyle='', label=name, **POINT | style))
         figure.legend(handles=handles, loc='outside upper center', ncols=5, columnspacing=1)
-        note = f'Right of 0: better than the row in brackets, or than {collected["reference"]}.'
+        base = next(row for row in collected['rows'] if row['name'] == collected['reference'])
+        note = f'Right of 0: better than the row in brackets, or than {base["method"] or base["name"]}.'
         add_note(figure, f'{note} {NOT_FOR_CLINICAL_USE}')
 
 
