@@ -95,7 +95,8 @@ def plot_sweep(path: str | Path, collected: Collected, score: str | None = None)
             handles.append(Line2D([], [], linestyle='', label=name, **POINT | style))
         figure.legend(handles=handles, loc='outside upper center', ncols=5, columnspacing=1)
         base = next(row for row in collected['rows'] if row['name'] == collected['reference'])
-        note = f'Right of 0: better than the row in brackets, or than {base["method"] or base["name"]}.'
+        name = base['method'] or base['name']
+        note = f'Right of 0: better than the row in brackets, or than {name}.'
         add_note(figure, f'{note} {NOT_FOR_CLINICAL_USE}')
 
 
