@@ -6,28 +6,33 @@ python scripts/benchmark.py train --cfg CFG --batch-size 128 [--steps 20] [--jso
 
 `input` reads the same images through SimMIM's pipeline, rebuilt from torchvision, and through this
 project's pipeline from image files and from a packed store, in one process with one thread. `train`
-runs training steps on random images. The published code uses eager float16 autocast with a gradient
-scaler on a GPU and eager float32 on a CPU. Ours is the training loop with the precision, attention
-and compilation of the config. The cases take turns, so that a slow moment of the machine affects
-all of them.
+runs training steps on random images. The case `published` computes with our layers in the way of
+SimMIM's code: eager float16 autocast with a gradient scaler on a GPU and eager float32 on a CPU,
+plain attention, one gather of relative biases for each block, AdamW that is not fused, and a loss
+that is read after every step. Ours is the training loop with the precision, attention and
+compilation of the config. The cases take turns, so that a slow moment of the machine affects all of
+them.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import count
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional
+from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
@@ -45,9 +50,12 @@ from engine.preflight import endless_batches
 from engine.run_record import Run
 from engine.train_state import TrainState
 from logger import ScalarLog
+from models import swin_transformer, vision_transformer
 from models.build import build_model
 from models.contrastive import build_contrastive
+from models.relative_position import gather_bias
 from optimizer import build_optimizer
+from sweeps.comparison import t_interval
 
 LOGGER = logging.getLogger('benchmark')
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -88,20 +96,20 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--data-path', required=True, metavar='DIR', help='folder with train.csv and images')
     add('--store', metavar='STORE', help='the same data packed by scripts/pack.py')
     add('--size', default=192, type=int, metavar='PX', help='side of the crops')
-    _add_common(add, batch_size=64, repeats=5)
+    _add_common(add, batch_size=64)
     add = commands.add_parser('train', help='images per second of training steps').add_argument
     add('--cfg', required=True, metavar='FILE', help='YAML file of the stage')
     stages = ['simmim', 'contrastive', 'finetune']
     add('--stage', default='simmim', choices=stages, help='stage of the YAML file')
     add('--steps', default=20, type=int, metavar='N', help='optimizer steps per repeat')
     add('--opts', default=[], nargs='+', action='extend', metavar='KEY VALUE', help='options')
-    _add_common(add, batch_size=128, repeats=3)
+    _add_common(add, batch_size=128)
     return parser.parse_args(arguments)
 
 
-def _add_common(add: Callable, *, batch_size: int, repeats: int) -> None:
+def _add_common(add: Callable, *, batch_size: int) -> None:
     add('--batch-size', default=batch_size, type=int, metavar='N', help='images per batch')
-    add('--repeats', default=repeats, type=int, metavar='N', help='repeats of each case')
+    add('--repeats', default=5, type=int, metavar='N', help='repeats of each case (default: 5)')
     add('--json', type=Path, metavar='FILE', help='also write the table as JSON')
 
 
@@ -161,7 +169,7 @@ def training_config(args: argparse.Namespace, opts: list) -> Config:
 def published_steps(
     config: Config, stage: str, steps: int, build: Callable[[Config], nn.Module] | None = None
 ) -> Case:
-    """Return a case of eager steps in float16 with a gradient scaler, of the model from `build`."""
+    """Return a case of steps as in SimMIM's code, of the model from `build`."""
 
     @cache
     def begin() -> tuple:
@@ -169,6 +177,8 @@ def published_steps(
         model, loss_fn = build_task(config, stage)
         model = (build(config) if build else model).to(device).train()
         optimizer = build_optimizer(config, model, LOGGER, stage != 'finetune')
+        if isinstance(optimizer, AdamW):
+            optimizer = AdamW(optimizer.param_groups, fused=False)
         scaler = torch.amp.GradScaler(enabled=device.type == 'cuda')
         return model, loss_fn, optimizer, scaler, random_batch(config, stage, device)
 
@@ -178,16 +188,33 @@ def published_steps(
         for _ in range(steps):
             getattr(model, 'begin_step', int)()
             optimizer.zero_grad()
-            with torch.autocast('cuda', torch.float16, enabled=on_gpu):
+            with torch.autocast('cuda', torch.float16, enabled=on_gpu), separate_biases():
                 loss = loss_fn(model, batch)
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), config.TRAIN.CLIP_GRAD or 1e9)
             scaler.step(optimizer)
             scaler.update()
+            loss.item()
         return steps * len(batch[0])
 
     return train
+
+
+@contextlib.contextmanager
+def separate_biases() -> Iterator[None]:
+    """Gather the relative biases of each block on its own, as in SimMIM's code."""
+
+    def gather(attention: Sequence[nn.Module]) -> list[torch.Tensor]:
+        return [
+            gather_bias(module.relative_position_bias_table, module.relative_position_index)
+            for module in attention
+        ]
+
+    with contextlib.ExitStack() as stack:
+        for encoder in (swin_transformer, vision_transformer):
+            stack.enter_context(patch.object(encoder, 'gather_biases', gather))
+        yield
 
 
 def our_steps(config: Config, stage: str, steps: int) -> Case:
@@ -255,7 +282,8 @@ def measure(cases: dict[str, Case], repeats: int) -> list[dict]:
     """Measure each case, with its ratio to the published code, as medians over repeats.
 
     The first turn builds, compiles and warms up, and only its duration is reported. Memory that
-    other cases hold is subtracted.
+    other cases hold is subtracted. `ratio_interval` is the 95 % interval of the geometric mean of
+    the ratios, by Student's t.
     """
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     rates, firsts, own, peaks = {name: [] for name in cases}, {}, {}, {}
@@ -282,7 +310,7 @@ def measure(cases: dict[str, Case], repeats: int) -> list[dict]:
                 'lowest': min(found),
                 'highest': max(found),
                 'ratio': float(np.median(ratios)),
-                'ratio_range': [float(ratios.min()), float(ratios.max())],
+                'ratio_interval': np.exp(t_interval(np.log(ratios))).tolist(),
                 'first_turn_seconds': firsts[name],
                 'peak_gib': peaks[name] / 2**30,
             }
@@ -292,10 +320,16 @@ def measure(cases: dict[str, Case], repeats: int) -> list[dict]:
 
 def print_table(rows: list[dict]) -> None:
     """Print the rows as a Markdown table."""
-    print('| case | images/s (range) | ratio to published |\n| --- | --- | --- |')
+    print('| case | images/s (range) | ratio to published (95 %) |\n| --- | --- | --- |')
     for row in rows:
-        rate = f'{row["images_per_second"]:.0f} ({row["lowest"]:.0f} to {row["highest"]:.0f})'
-        print(f'| {row["case"]} | {rate} | {row["ratio"]:.2f} |')
+        rate, low, high = (digits(row[key]) for key in ('images_per_second', 'lowest', 'highest'))
+        bounds = ' to '.join(map(digits, row['ratio_interval']))
+        print(f'| {row["case"]} | {rate} ({low} to {high}) | {digits(row["ratio"])} ({bounds}) |')
+
+
+def digits(value: float) -> str:
+    """Format a number with at least three significant digits."""
+    return f'{value:,.0f}' if value >= 100 else f'{value:#.3g}'
 
 
 def main(args: argparse.Namespace) -> int:

@@ -241,12 +241,12 @@ def table(found: dict) -> str:
     """Return the results of all parts as Markdown."""
     where = ', '.join(found['environment']['gpus']) or 'no GPU: this says nothing about speed'
     lines = [f'{where}; torch {torch.__version__}, commit {found["commit"]}, {found["date"]}', '']
-    lines += ['| part | case | images/s (range) | to published (range) | peak GiB | first turn s |']
+    lines += ['| part | case | images/s (range) | to published (95 %) | peak GiB | first turn s |']
     lines += ['| --- | --- | ---: | ---: | ---: | ---: |']
     others = ['', '| part | found | s |', '| --- | --- | ---: |']
     for name, part in found['parts'].items():
         for row in part.get('rows', []):
-            (low, high), rates = row['ratio_range'], [row[k] for k in ('lowest', 'highest')]
+            (low, high), rates = row['ratio_interval'], [row[k] for k in ('lowest', 'highest')]
             lines.append(
                 f'| {name} | {row["case"]} | {row["images_per_second"]:.0f} ({rates[0]:.0f} to '
                 f'{rates[1]:.0f}) | {row["ratio"]:.2f} ({low:.2f} to {high:.2f}) | '

@@ -7,7 +7,7 @@ import pytest
 from scripts import gpu_check
 
 ROW = {'case': 'ours', 'images_per_second': 3.0, 'lowest': 2.0, 'highest': 4.0, 'ratio': 1.5}
-ROW |= {'ratio_range': [1.0, 2.0], 'first_turn_seconds': 60.0, 'peak_gib': 1.0}
+ROW |= {'ratio_interval': [1.0, 2.0], 'first_turn_seconds': 60.0, 'peak_gib': 1.0}
 
 
 def test_a_part_that_fails_is_named_and_stops_no_other(monkeypatch, tmp_path, capsys) -> None:
