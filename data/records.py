@@ -430,8 +430,7 @@ def read_csv(
     table.check(key, records.view != '', 'value of the view', problem)
     if key == 'Study':
         records = replace(records, row=np.arange(len(records)))
-    if look_up != 'none':
-        records = existing_records(records, table.row, images, look_up, on_fault, logger)
+    records = existing_records(records, table.row, images, look_up, on_fault, logger)
     if logger is not None:
         logger.info(f'{csv_name}: {len(records)} images')
         if absent := [name for name in DESCRIPTION if name not in table]:
@@ -506,7 +505,8 @@ def read_mimic(
 
     Returns:
         Records in the order of the split file; `row` is the 0-based row of this file. None for an
-        optional split whose first image does not exist, or if no row can be used.
+        optional split whose first image does not exist (unless no image is looked up), or if no row
+        can be used.
     """
     split, suffix = MIMIC_SPLITS[split], config.DATA.IMAGE_SUFFIX or '.jpg'
     table, metadata, of_studies = (Table(file, on_fault) for file in _mimic_tables(config, root))
@@ -540,7 +540,7 @@ def read_mimic(
     values = _read_labels(of_studies, labels)[place[place >= 0]]
     records = replace(_records_of(table, ()), labels=values, label_names=tuple(labels))
     images = open_images(root, on_fault)
-    if optional and not images.exists(records.file[0]):
+    if optional and look_up != 'none' and not images.exists(records.file[0]):
         return None
     if logger is not None:
         logger.info(
@@ -878,6 +878,16 @@ def scored_records(
     else:
         records = read_split(config, split, logger, optional=optional)
     return records and select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
+
+
+def detect_dataset(config: Config) -> str:
+    """Return DATA.DATASET, or what the files of DATA.DATA_PATH show if it has its default value."""
+    root, dataset = Path(config.DATA.DATA_PATH), config.DATA.DATASET
+    if dataset != default_config().DATA.DATASET:
+        return dataset
+    if any(root.glob('mimic-cxr-*-split.csv*')):
+        return 'mimic-cxr'
+    return 'chexpert' if _chexpert_tables(config, root) else 'folder'
 
 
 def csv_names(config: Config) -> dict[str, str]:
@@ -1327,6 +1337,8 @@ def existing_records(
         on_fault: Function that receives each fault.
         logger: Logger for the number of images that a store lacks.
     """
+    if look_up == 'none':
+        return records
     hint = '(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted)'
     csv_file = str(records.root / records.csv) if records.csv else ''
     keep = np.full(len(records), True)
