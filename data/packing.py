@@ -211,7 +211,7 @@ def _read_layout(config: Config, root: Path) -> tuple[set[str], dict[str, Path],
     splits = kind.splits(config)
     files = {file for split in splits for file in kind.read(config, root, split, labels=()).file}
     tables = {file.relative_to(root).as_posix(): file for file in kind.tables(config, root)}
-    return files, tables, len(splits) > 1
+    return files, tables, list(splits) != ['train']
 
 
 def join_sources(sources: dict[str, Source]) -> Source:

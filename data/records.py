@@ -90,6 +90,7 @@ STANDARD_GROUPS = ('Sex', 'Age', 'View')
 MOST_GROUPS = 50  # in one column
 
 LAYOUT_SUFFIX = '.yaml'  # of files that describe a data set
+VIEWS_HINT = "'views: frontal' in the layout, if all images are frontal"
 
 
 class _DataSets(Registry):
@@ -148,11 +149,13 @@ class Table:
 
     Attributes:
         cells: Usable rows by column; the index is the 0-based row below the header.
+        titles: What messages say instead of `column 'NAME'`, by column.
     """
 
     def __init__(self, file: str | Path, on_fault: OnFault = refuse, hint: str = '') -> None:
         self.file = Path(file)
         self.on_fault = on_fault
+        self.titles: dict[str, str] = {}
         self.cells = self._read(hint)
 
     def __contains__(self, column: str) -> bool:
@@ -211,8 +214,7 @@ class Table:
     ) -> None:
         """Report every cell of a column where `good` ([N] bool) is false."""
         for position in np.flatnonzero(~good).tolist():
-            detail = f'column {column!r}: {self[column].iloc[position]!r} {problem}'
-            self.fault(kind, detail, position, severity)
+            self.fault(kind, f'{self._cell(column, position)} {problem}', position, severity)
 
     def keep(
         self, column: str, good: Sequence[bool], kind: str, problem: str, severity: str = 'error'
@@ -228,11 +230,8 @@ class Table:
         later = values.duplicated().to_numpy()
         first_rows = dict(zip(values[~later], self.row[~later] + 2, strict=True))
         for position in np.flatnonzero(later).tolist():
-            row = first_rows[values[position]]
-            detail = (
-                f'column {column!r}: {self[column].iloc[position]!r} already occurs in row {row}'
-            )
-            self.fault(kind, detail, position)
+            problem = f'already occurs in row {first_rows[values[position]]}'
+            self.fault(kind, f'{self._cell(column, position)} {problem}', position)
         self.cells = self.cells[~later]
 
     def map(
@@ -262,6 +261,10 @@ class Table:
         if can_be_empty:
             meanings[''], allowed = np.nan, f'{allowed}, or empty'
         return self.map(column, meanings, kind, allowed=allowed)
+
+    def _cell(self, column: str, position: int) -> str:
+        title = self.titles.get(column, f'column {column!r}')
+        return f'{title}: {self[column].iloc[position]!r}'
 
     def _read(self, hint: str) -> pd.DataFrame:
         if not self.file.is_file():
@@ -594,9 +597,10 @@ def select_views(records: Records, views: str) -> Records:
         return records
     keep = records.view == views
     if len(records) and not keep.any():
+        hint = '' if records.view.any() else f'; their view is unknown: see {VIEWS_HINT}'
         raise ValueError(
             f'{records.root / records.csv}: none of the {len(records)} images is {views} '
-            '(DATA.VIEWS, EVAL.VIEWS)'
+            f'(DATA.VIEWS, EVAL.VIEWS){hint}'
         )
     return records.select(keep)
 

@@ -84,6 +84,7 @@ def main(args: argparse.Namespace) -> int:
             has_only_train = splits is not None and list(splits(config)) == ['train']
             needs_no_valid = config.DATA.FOLD or has_only_train or may_be_absent(config, 'valid')
             optional = ('test',) * has_default_test + ('valid',) * bool(needs_no_valid)
+            optional += ('train',) * (splits is not None and 'train' not in splits(config))
             checked = {'': check_data(config, findings, optional=optional, workers=args.workers)}
             duplicates = list_duplicates(checked, findings)
         tables |= {args.duplicates: lambda: duplicates} if args.duplicates else {}
