@@ -70,6 +70,7 @@ PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*|[^/]*\Z')  # or the name of
 PATIENT_PART = re.compile(r'(?:\A|/)(patient\d+)/')
 VIEW_NAME = re.compile(r'_(frontal|lateral)\.[^./]+\Z')
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
+SHOWN = 100  # number of characters of a cell in a message
 SAMPLE_PATHS = 100  # number of paths that decide how paths become files
 SCORED_SPLITS = ('internal', 'valid', 'test')  # in the order of reports
 TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them, not radiologists)'
@@ -263,8 +264,9 @@ class Table:
         return self.map(column, meanings, kind, allowed=allowed)
 
     def _cell(self, column: str, position: int) -> str:
-        title = self.titles.get(column, f'column {column!r}')
-        return f'{title}: {self[column].iloc[position]!r}'
+        title, cell = self.titles.get(column, f'column {column!r}'), self[column].iloc[position]
+        hint = ' (a quote that is not closed?)' if '\n' in cell else ''
+        return f'{title}: {cell!r:.{SHOWN}}{hint}'
 
     def _read(self, hint: str) -> pd.DataFrame:
         if not self.file.is_file():
