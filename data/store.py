@@ -14,8 +14,9 @@ A store of several sources has one folder of CSV files per source. The names of 
 the name of their source, and the folder STORE/<name> can be read like a store of this source alone.
 
 The index and the CSV files are checked when a store is opened, and an image when a process reads
-it for the first time (15 us for 256 x 256 pixels). Pixels are read and not memory-mapped, so that a
-truncated file causes a ValueError instead of a signal that kills the process.
+it for the first time (15 us for 256 x 256 pixels) or after its shard was modified. Pixels are read
+and not memory-mapped, so that a truncated file causes a ValueError instead of a signal that kills
+the process.
 """
 
 import json
@@ -160,7 +161,8 @@ class Store:
         own = _below(names, self.source) if self.source else slice(None)
         self.names, self.index = names[own], index[own]
         self._shards: dict[int, int] = {}  # descriptors of the open shards
-        self._checked = np.zeros(len(self.names), bool)
+        # Modification time of the shard when an image was checked, which costs less than a CRC-32.
+        self._checked = np.full(len(self.names), -1, np.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (str(self.path / self.source),)
@@ -224,16 +226,19 @@ class Store:
         size = height * width * dtype.itemsize
         file = self.path / self.about['shards'][shard]
         try:
-            data = os.pread(self._descriptor(shard, file), size, offset)
+            descriptor = self._descriptor(shard, file)
+            modified = os.fstat(descriptor).st_mtime_ns
+            data = os.pread(descriptor, size, offset)
         except OSError as error:
             raise ValueError(f'{file} cannot be read: {error.strerror}') from error
-        if len(data) < size or not self._checked[position] and zlib.crc32(data) != crc:
+        is_checked = self._checked[position] == modified
+        if len(data) < size or not is_checked and zlib.crc32(data) != crc:
             name = os.fsdecode(self.names[position])
             raise BadImageError(
                 f'{file} is damaged: the checksum of {name} ({size} bytes from byte {offset}) '
                 'differs; copy or pack the store again'
             )
-        self._checked[position] = True
+        self._checked[position] = modified
         return np.frombuffer(data, dtype).reshape(height, width)
 
     def _descriptor(self, shard: int, file: Path) -> int:

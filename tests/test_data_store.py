@@ -328,6 +328,18 @@ def test_reading_finds_damage_and_a_file_that_is_cut_short(store: Path, tmp_path
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
+def test_a_shard_that_changes_after_its_first_check_is_found(store: Path, tmp_path: Path) -> None:
+    changing = copied(store, tmp_path / 'changing')
+    opened, file = open_store(changing), changing / 'pixels_00001.bin'
+    before = opened.image(5).tobytes()
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # the same pixels
+    assert opened.image(5).tobytes() == before
+    flip_bit(file, 2 * 256 + 17, 5)
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # however coarse the clock is
+    with pytest.raises(BadImageError, match=opened.files[5]):
+        opened.image(5)
+
+
 def test_other_versions_and_folders_are_refused(root: Path, store: Path, tmp_path: Path) -> None:
     assert not is_store(root) and is_store(store)
     with pytest.raises(ValueError, match='store.json'):
