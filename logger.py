@@ -1,7 +1,8 @@
 """Text log (console on rank 0, one file per rank) and metrics (metrics.jsonl, TensorBoard).
 
-The console shows time and message in lines of at most 100 columns. The file also contains the date
-and the module. A full disk does not end a run: metrics are kept in memory and written later.
+The console shows time and message in lines of at most 100 columns, or of the width of a narrower
+terminal. The file also contains the date and the module. A full disk does not end a run: metrics
+are kept in memory and written later.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import copy
 import json
 import logging
 import math
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +25,7 @@ from tqdm import tqdm
 from engine.files import replace_file
 
 DATE_FORMAT, TIME_FORMAT = '%Y-%m-%d %H:%M:%S', '%H:%M:%S'
-COLUMNS = 100  # width of the console
+COLUMNS = 100  # width of the console; a terminal may be narrower
 # Passed as `extra` with messages within an epoch. A terminal shows the progress bar instead of
 # them. If `extra` also has the key 'short', the console shows this text instead of the message.
 DETAIL = {'is_detail': True}
@@ -169,11 +171,15 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def wrap(line: str, indent: str) -> str:
-    """Wrap a line at COLUMNS without breaking words or paths, and indent the following lines."""
+    """Wrap a line at COLUMNS, or at the width of a narrower terminal, and indent the other lines.
+
+    Words and paths are not broken.
+    """
     if len(line.split()) == 1:
         return line
+    width = min(COLUMNS, shutil.get_terminal_size((COLUMNS, 1)).columns)
     return textwrap.fill(
-        line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 

@@ -33,6 +33,7 @@ from engine.files import (
 
 BUFFERS = ('relative_position_index', 'attn_mask')  # computed by the model, never loaded
 NUM_LISTED = 6  # entries of each kind that an error message lists
+CHECKPOINT_FILES = ('*.pth', '*.safetensors')
 RESUME_KEYS = (
     *('optimizer', 'scaler', 'epoch', 'batch', 'num_batches', 'accumulation', 'finished'),
     *('best_score', 'progress', 'rng', 'config'),
@@ -110,9 +111,17 @@ def remove_partial_files(folder: str | Path) -> None:
 
 
 def check_exists(path: str | Path) -> None:
-    """Raise a ValueError if a checkpoint file does not exist. URLs are not checked."""
-    if not is_url(path) and not Path(path).is_file():
-        raise ValueError(f'{path}: there is no such checkpoint file')
+    """Raise a ValueError with the files that are there if a checkpoint does not exist.
+
+    URLs are not checked.
+    """
+    if is_url(path) or Path(path).is_file():
+        return
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    names = sorted(file.name for kind in CHECKPOINT_FILES for file in folder.glob(kind))
+    more = f' and {len(names) - NUM_LISTED} others' if len(names) > NUM_LISTED else ''
+    found = f'there are {", ".join(names[:NUM_LISTED])}{more}' if names else 'there are none'
+    raise ValueError(f'{path} is not a checkpoint file; in the folder {folder} {found}')
 
 
 def read_checkpoint(path: str | Path) -> dict:

@@ -263,12 +263,11 @@ def _check_labels(split: str, records: Records, findings: Findings, *, blank: st
     csv_file = str(records.root / records.csv)
     names = records.label_names
     targets = scored_targets(records.labels, task='observations', blank=blank, names=names)
-    for k, label in enumerate(names):
-        for name, value in (('positive', 1), ('negative', 0)):
-            if not (targets[:, k] == value).any():
-                kind = f'label without a {name}'
-                detail = f'{label}: no {name} in the {len(records):,} images of {split}'
-                findings.add(Fault(kind, detail, csv_file, severity='warning'))
+    for name, value in (('positive', 1), ('negative', 0)):
+        lacking = [names[k] for k in np.flatnonzero(~(targets == value).any(axis=0))]
+        if lacking:
+            detail = f'{", ".join(lacking)}: no {name} in the {len(records):,} images of {split}'
+            findings.add(Fault(f'labels without a {name}', detail, csv_file, severity='warning'))
     labels = pd.DataFrame(records.labels, columns=names)
     counts = labels.groupby(records.study).nunique(dropna=False)
     for study, differs in (counts[(counts > 1).any(axis=1)] > 1).iterrows():
@@ -302,7 +301,7 @@ def _look_at_all(
     allow_open_files(workers)
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
         looks = pool.map(partial(look_at, images), unique['file'], chunksize=CHUNK_IMAGES)
-        bar = tqdm(looks, desc='check', total=len(unique), unit='image')
+        bar = tqdm(looks, desc='check', total=len(unique), unit='image', disable=None)
         try:
             looked = zip(bar, unique.itertuples(), strict=True)
             for (digest, kind, detail, thumbnail), entry in looked:

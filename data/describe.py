@@ -29,6 +29,7 @@ from data.records import (
     csv_names,
     group_columns,
     learned_targets,
+    select_views,
     split_holdout,
     standard_groups,
     training_records,
@@ -55,13 +56,13 @@ class Description:
 
     splits: pd.DataFrame  # split, images, studies, patients, shares of these, views
     counts: pd.DataFrame  # split, level, column, group, label, then KINDS
-    targets: pd.DataFrame  # label, policy, then TARGETS of the training images
+    targets: pd.DataFrame  # split, label, policy, then TARGETS; see `_count_all_targets`
     ages: pd.DataFrame  # split, sex, age in years, number of images, without unknown ages
     notes: list[str]
 
 
 def build_description(config: Config) -> Description:
-    """Describe the CSV files of DATA.DATA_PATH.
+    """Describe the tables of the data set in DATA.DATA_PATH.
 
     The images need not exist, unless a CSV file has a column `Study` in place of `Path`.
     """
@@ -76,15 +77,9 @@ def build_description(config: Config) -> Description:
     ages = pd.concat({name: count_ages(records) for name, records in sets.items()}, names=['split'])
     ages = ages.reset_index('split').reset_index(drop=True)
     splits = {name: records for name, records in sets.items() if name != BOTH}
-    targets, notes = pd.DataFrame(), [_describe_shared(splits)]
-    if 'train' in splits:
-        data, records = config.DATA, training_records(config, splits['train'])
-        targets = count_targets(config, records)
-        notes.append(
-            f'training targets: {len(records):,} images of train (DATA.VIEWS {data.VIEWS}, '
-            f'DATA.TASK {data.TASK}, DATA.BLANK {data.BLANK}); soft: between 0 and 1, left out: '
-            'excluded from the loss'
-        )
+    targets, notes = _count_all_targets(config, splits), [_describe_shared(splits)]
+    if len(targets):
+        notes.append(_describe_targets(config))
     return Description(count_splits(splits), counts, targets, ages, notes)
 
 
@@ -148,7 +143,7 @@ def count_ages(records: Records) -> pd.DataFrame:
 
 
 def count_targets(config: Config, records: Records) -> pd.DataFrame:
-    """Count the targets of each label over the training images of a run."""
+    """Count the targets of each label over the images of a split."""
     data, policies = config.DATA, ['none']
     if find_task(data.TASK).uses_policies:
         policies = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS)
@@ -169,7 +164,7 @@ def format_description(description: Description) -> str:
     for (name, level), table in overall.groupby(['split', 'level'], sort=False):
         parts.append(f'{name}, {level} level\n{_label_rows(table[["label", *KINDS]])}')
     if len(description.targets):
-        parts.append(f'training targets\n{_label_rows(description.targets)}')
+        parts.append(f'targets\n{_label_rows(description.targets)}')
     return '\n\n'.join([*parts, '\n'.join(description.notes)])
 
 
@@ -282,15 +277,13 @@ def _png(figure: Any) -> bytes:
 def _read_sets(config: Config) -> dict[str, Records]:
     """Read the splits that exist, and BOTH if patients are held out."""
     data, sets, dataset = config.DATA, {}, DATASETS[config.DATA.DATASET]
-    if dataset.splits is None:
-        dataset = DATASETS['chexpert']
-        names = csv_names(config).items()
-        splits = [split for split, name in names if (Path(data.DATA_PATH) / name).is_file()]
-    else:
-        splits = dataset.splits(config)
+    splits = dataset.splits(config) if dataset.splits else ('train', 'valid', 'test')
     options = {'labels': label_columns(data.LABELS), 'look_up': 'none'}
-    for split in splits:
+    options['optional'] = dataset.splits is None
+    for split in splits if dataset.labelled else ():
         records = dataset.read(config, data.DATA_PATH, split, **options)
+        if records is None:
+            continue
         if split == 'train' and data.HOLDOUT_FRACTION:
             sets[BOTH] = records
             sets['train'], sets['holdout'] = split_holdout(records, data.HOLDOUT_FRACTION)
@@ -298,8 +291,38 @@ def _read_sets(config: Config) -> dict[str, Records]:
             sets[split] = records
     if not sets:
         names = ', '.join(csv_names(config).values())
-        raise ValueError(f'DATA.DATA_PATH {data.DATA_PATH} has none of {names}')
+        raise ValueError(
+            f'DATA.DATASET {data.DATASET}: DATA.DATA_PATH {data.DATA_PATH} has no labels to count '
+            f'({names}, or the tables of MIMIC-CXR or of a layout)'
+        )
     return sets
+
+
+def _count_all_targets(config: Config, splits: Mapping[str, Records]) -> pd.DataFrame:
+    """Count the targets of train and, in a binary task, of the scored splits."""
+    data, tables = config.DATA, [pd.DataFrame()]
+    for name, records in splits.items():
+        if name == 'train':
+            records = training_records(config, records)
+        elif find_task(data.TASK).uses_policies:
+            continue
+        else:
+            records = select_views(records, config.EVAL.VIEWS or data.VIEWS)
+        table = count_targets(config, records)
+        table.insert(0, 'split', name)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _describe_targets(config: Config) -> str:
+    data = config.DATA
+    views = f'DATA.VIEWS {data.VIEWS}' + f', EVAL.VIEWS {config.EVAL.VIEWS}' * bool(
+        config.EVAL.VIEWS
+    )
+    return (
+        f'targets: {views}, DATA.TASK {data.TASK}, DATA.BLANK {data.BLANK}; soft: between 0 and 1, '
+        'left out: excluded from the loss or from the scores'
+    )
 
 
 def _describe_shared(splits: Mapping[str, Records]) -> str:

@@ -65,6 +65,8 @@ TAGS = """
     RescaleIntercept RescaleSlope ModalityLUTSequence
     WindowCenter WindowWidth VOILUTFunction VOILUTSequence PixelData
 """.split()
+NEEDED_TAGS = ('SamplesPerPixel', 'PhotometricInterpretation', 'Rows', 'Columns')
+NEEDED_TAGS += ('BitsAllocated', 'BitsStored', 'PixelRepresentation')
 GREY = ('MONOCHROME1', 'MONOCHROME2')
 COLOURS = ('RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT')
 JPEG_END = b'\xff\xd9'
@@ -104,7 +106,10 @@ def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Ima
         if os.fspath(path).lower().endswith(DICOM_SUFFIXES):
             image = read_dicom(data)
         else:
-            image = decode(data)
+            with _open(data) as opened:
+                if fault := _fault_of_size(*opened.size):  # before memory is allocated
+                    raise ValueError(fault)
+                image = _decode(data, opened)
     except FileNotFoundError as error:
         raise ValueError(f'there is no image {path}') from error
     except (OSError, ImportError, MemoryError) as error:
@@ -120,22 +125,8 @@ def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Ima
 
 def decode(data: bytes) -> Image.Image:
     """Decode the contents of an image file, see `load_image`; may raise any exception."""
-    try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise ValueError(f'the format must be one of {", ".join(FORMATS)}') from None
-    with image:
-        if getattr(image, 'is_animated', False):
-            raise ValueError('the file holds several images; write each image to its own file')
-        pixels = _decode_plain(data, image)
-        if pixels is not None:
-            return _from_16_bit(pixels) if pixels.itemsize == 2 else Image.fromarray(pixels)
-        if image.format == 'PNG':
-            _check_png(data)
-        if image.mode in MODES_8_BIT and re.search(r';16[BLN]', str(image.tile)):
-            raise ValueError('16-bit colour or alpha is not read; save the image as 16-bit grey')
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_grey(image)
+    with _open(data) as image:
+        return _decode(data, image)
 
 
 def read_dicom(data: bytes) -> Image.Image:
@@ -221,6 +212,29 @@ def _read_regular(path: str | PathLike[str]) -> bytes:
         return file.read()
 
 
+def _open(data: bytes) -> Image.Image:
+    """Read the header of an image file."""
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f'the format must be one of {", ".join(FORMATS)}') from None
+
+
+def _decode(data: bytes, image: Image.Image) -> Image.Image:
+    """Decode a file whose header has been read (`image`)."""
+    if getattr(image, 'is_animated', False):
+        raise ValueError('the file holds several images; write each image to its own file')
+    pixels = _decode_plain(data, image)
+    if pixels is not None:
+        return _from_16_bit(pixels) if pixels.itemsize == 2 else Image.fromarray(pixels)
+    if image.format == 'PNG':
+        _check_png(data)
+    if image.mode in MODES_8_BIT and re.search(r';16[BLN]', str(image.tile)):
+        raise ValueError('16-bit colour or alpha is not read; save the image as 16-bit grey')
+    ImageOps.exif_transpose(image, in_place=True)
+    return _to_grey(image)
+
+
 def _decode_plain(data: bytes, image: Image.Image) -> np.ndarray | None:
     """Decode a plain grey PNG or JPEG with kornia-rs, which is up to 2.8 times as fast as Pillow.
 
@@ -293,11 +307,8 @@ def _from_16_bit(pixels: np.ndarray) -> Image.Image:
 def _fault(image: Image.Image) -> str:
     """Describe why an image is useless for training; '' for a usable image."""
     width, height = image.size
-    if min(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
-        return (
-            f'{width} x {height} pixels; sides must have at least {MIN_SIDE} pixels, and none may '
-            f'be longer than {MAX_ASPECT} times the other'
-        )
+    if fault := _fault_of_size(width, height):
+        return fault
     first = image.getpixel((0, 0))
     places = ((i * width // PROBES, i * height // PROBES) for i in range(1, PROBES))
     if all(image.getpixel(place) == first for place in places):
@@ -305,6 +316,16 @@ def _fault(image: Image.Image) -> str:
         if low == high:
             return f'all pixels are {low:g}'
     return ''
+
+
+def _fault_of_size(width: int, height: int) -> str:
+    short, long = sorted((width, height))
+    if short >= MIN_SIDE and long <= MAX_ASPECT * short:
+        return ''
+    return (
+        f'{width} x {height} pixels; sides must have at least {MIN_SIDE} pixels, and none may be '
+        f'longer than {MAX_ASPECT} times the other'
+    )
 
 
 @lru_cache(maxsize=8)
@@ -325,6 +346,8 @@ def _dicom_image(dataset: 'Dataset') -> Image.Image:
         raise _DicomError('the file has no pixel data, or ends before them')
     if (frames := int(dataset.get('NumberOfFrames') or 1)) > 1:
         raise _DicomError(f'the file has {frames} frames; write each frame to its own file')
+    if missing := [tag for tag in NEEDED_TAGS if dataset.get(tag) is None]:
+        raise _DicomError(f'the file has no value of {", ".join(missing)}')
     samples, bits = dataset.SamplesPerPixel, dataset.BitsStored
     kind = str(dataset.get('PhotometricInterpretation')).strip()
     if not (samples == 1 and kind in GREY or samples == 3 and kind in COLOURS and bits == 8):

@@ -20,6 +20,7 @@ from config import Config, load_yaml
 from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
 from data.records import (
     LAYOUT_SUFFIX,
+    VIEWS_HINT,
     Fault,
     Folder,
     OnFault,
@@ -63,6 +64,7 @@ KEYS = {
     'labels': ('column', 'separator', 'names', *MARKS),
     'rename': (),
     'splits': ('column', *SPLITS),
+    'where': (),
 }
 NOT_CELLS = ('column', 'separator', 'names')  # keys of mappings whose values are not cells
 QUOTES = 'a value that starts with * or { must be in quotes'
@@ -87,6 +89,7 @@ class Layout:
     labels: Mapping[str, Any] = field(default_factory=dict)
     rename: Mapping[str, str] = field(default_factory=dict)  # name in the file -> in DATA.LABELS
     splits: Mapping[str, Any] = field(default_factory=dict)  # split -> text file, or cells
+    where: Mapping[str, str | Sequence[str]] = field(default_factory=dict)  # column -> cells to use
     majority_vote: str = 'false'  # 'true' if an image has several rows, such as one per reader
 
     @property
@@ -110,6 +113,7 @@ class Layout:
         """Return the columns that the CSV file must have, except columns of labels."""
         names = [*COLUMN.findall(self.image), self.patient, self.study, self.view, self.sex]
         names += [self.age, self.labels.get('column', ''), self.splits.get('column', '')]
+        names += self.where
         return [name for name in dict.fromkeys(names) if name not in ('', 'split')]
 
 
@@ -139,7 +143,8 @@ def open_layout(name: str) -> Layout:
             listed = [cell for several in cells.values() for cell in _listed(several)]
             texts += listed + _listed(value.get('names', []))
             demand(all(isinstance(text, str) for text in texts), key, f'text or lists ({QUOTES})')
-            demand(len(listed) == len({*listed}), key, 'a mapping that lists each cell once')
+            is_clear = key == 'where' or len(listed) == len({*listed})
+            demand(is_clear, key, 'a mapping that lists each cell once')
         else:
             holds = isinstance(value, str) and key in ('table', 'views', *{*given} - {*KEYS})
             demand(holds, key, f'{"a mapping" if key in KEYS else "text"} ({QUOTES})')
@@ -165,6 +170,8 @@ def _lists_of_cells(key: str, mapping: dict[str, Any]) -> dict[str, Any]:
     """Return the entries of a mapping that list cells of the table, and not files or names."""
     if key in ('table', 'rename') or (key == 'splits' and 'column' not in mapping):
         return {}
+    if key == 'where':
+        return mapping
     return {name: cells for name, cells in mapping.items() if name not in NOT_CELLS}
 
 
@@ -232,7 +239,7 @@ def read_layout(
         values = _vote(values, pd.factorize(table[NAME])[0])
         table.cells = table.cells[is_first]
     else:
-        table.keep_first(layout.columns[0], 'duplicate image', table[NAME])
+        table.keep_first(NAME, 'duplicate image')
         values = values[is_first]
     files = table[NAME]
     if suffix := config.DATA.IMAGE_SUFFIX:
@@ -268,33 +275,65 @@ def _read_rows(
     own = () if 'column' in layout.labels else labels
     names = [name for label in own for name in _names_in_file(layout, label)]
     table.require(*layout.columns, labels=names)
-    prefix, *pieces = COLUMN.split(layout.image)  # text and columns in turn
+    if not len(table):
+        return table
+    others = _leave_out(layout, table)
     if not len(table):
         return table
     split = pd.Series(part or 'train', table.cells.index, object)
     if column := layout.splits.get('column'):
         cells = _by_cell({name: layout.splits.get(name, []) for name in SPLITS})
         split[:] = table.map(column, cells, 'value of the split', dtype=object)
-    name = pd.Series('', table.cells.index, object)
-    for column, text in zip(pieces[::2], pieces[1::2], strict=True):
-        name += (split if column == 'split' else table[column]) + text
+    name = _names_of_images(layout, table.cells, split)
     if layout.lists:
-        split = name.map(_read_lists(layout, root, set(name), on_fault))
+        known = {*name, *_names_of_images(layout, others, '')}
+        split = name.map(_read_lists(layout, root, known, on_fault))
     patient = table[layout.patient] if layout.patient else name
+    prefix = COLUMN.split(layout.image)[0]
     table.cells = table.cells.assign(**{NAME: prefix + name, PATIENT: patient, SPLIT: split})
+    columns = COLUMN.findall(layout.image)
+    table.titles[NAME] = f'column{"s" * (len(columns) > 1)} {", ".join(map(repr, columns))}'
     inside = [not {'', '.', '..'} & set(text.split('/')) for text in name.fillna('')]
-    table.keep(layout.columns[0], inside, 'name of an image', 'gives no path below the folder')
+    table.keep(NAME, inside, 'name of an image', 'is no path below the folder')
     has_patient = (table[PATIENT] != '').to_numpy(bool)
     table.keep(layout.patient, has_patient, 'missing patient', 'names no patient')
     _report_gaps(layout, table)
     return table
 
 
+def _leave_out(layout: Layout, table: Table) -> pd.DataFrame:
+    """Drop the rows that `where` does not select, report their number, and return their cells."""
+    keep = np.full(len(table), True)
+    for column, cells in layout.where.items():
+        keep &= table[column].isin(_listed(cells)).to_numpy(bool)
+    others, table.cells = table.cells[~keep], table.cells[keep]
+    if len(others) and len(table):
+        detail = f'where of {layout.file} leaves out {len(others):,} of {len(keep):,} rows'
+        table.fault('rows left out', detail, severity='note')
+    elif len(others):
+        found = (f'{name!r}: {_most_frequent(others[name])}' for name in layout.where)
+        detail = f'where of {layout.file} selects no row; there are {"; ".join(found)}'
+        table.fault('no row is selected', detail)
+    return others
+
+
+def _names_of_images(layout: Layout, cells: pd.DataFrame, split: pd.Series | str) -> pd.Series:
+    """Return the path of the image of each row [N], from the first column in its pattern on."""
+    pieces = COLUMN.split(layout.image)[1:]  # columns and text in turn
+    cells, name = cells.assign(split=split), pd.Series('', cells.index, object)
+    for column, text in zip(pieces[::2], pieces[1::2], strict=True):
+        name += cells[column] + text
+    return name
+
+
 def _report_gaps(layout: Layout, table: Table) -> None:
-    """Report that patients are unknown, and cells of the view column that have no meaning."""
+    """Report that patients or views are unknown, and cells of the view column without a meaning."""
     if not layout.patient:
         detail = f'{layout.file} has no key patient, so each image counts as its own patient'
         table.fault('unknown patients', f'{detail} and splits may share patients', severity='note')
+    if not layout.view and layout.views not in [*VIEWS]:
+        detail = f'{layout.file} has no key view, so no image is frontal: give the column, or'
+        table.fault('unknown view', f'{detail} {VIEWS_HINT}', severity='warning')
     unknown = table[layout.view][~table[layout.view].isin(_view_cells(layout))]
     if layout.view and len(unknown):
         detail = f'column {layout.view!r}: views of {layout.file} has no {_most_frequent(unknown)}'

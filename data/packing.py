@@ -7,7 +7,6 @@ complete shard.
 """
 
 import io
-import json
 import multiprocessing
 import os
 import signal
@@ -18,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,11 +42,15 @@ from data.store import (
     STORE_FILE,
     UNFINISHED_FILE,
     VERSION,
+    Progress,
+    Settings,
     copy_file,
     file_crc32,
     is_store,
     read_about,
+    read_json,
     write_about,
+    write_json,
 )
 from engine.files import allow_open_files, locked, replace_file
 
@@ -55,29 +58,6 @@ RESAMPLE = Image.Resampling.BICUBIC
 CHUNK_IMAGES = 16  # number of resized images that a worker returns at once
 TABLES = (*SCORED_FILES, 'test.csv')
 PARTIAL_INDEX_FILE = 'packing.npy'
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings that determine the bytes of a store.
-
-    Attributes:
-        size: Side of square images in pixels. If the aspect is kept, the short side, and smaller
-            images are not enlarged. None keeps the sizes of the images.
-        square: Whether images are squeezed to squares. Training crops undo the squeeze, because the
-            original height and width are stored.
-        keep_16bit: Whether to keep more than 8 bits instead of rounding to 8 bits.
-        shard_bytes: Largest size of a file of pixels.
-        image_suffix: Suffix of the image files (DATA.IMAGE_SUFFIX).
-        preprocess: Steps of DATA.PREPROCESS that are applied before resizing.
-    """
-
-    size: int | None
-    square: bool = True
-    keep_16bit: bool = False
-    shard_bytes: int = 10**9
-    image_suffix: str = ''
-    preprocess: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -211,7 +191,7 @@ def _read_layout(config: Config, root: Path) -> tuple[set[str], dict[str, Path],
     splits = kind.splits(config)
     files = {file for split in splits for file in kind.read(config, root, split, labels=()).file}
     tables = {file.relative_to(root).as_posix(): file for file in kind.tables(config, root)}
-    return files, tables, len(splits) > 1
+    return files, tables, list(splits) != ['train']
 
 
 def join_sources(sources: dict[str, Source]) -> Source:
@@ -272,7 +252,7 @@ class ShardWriter:
         self.shards: list[tuple[str, int, int]] = []
         self.done = 0
         if (folder / UNFINISHED_FILE).is_file():
-            self._resume(json.loads((folder / UNFINISHED_FILE).read_bytes()))
+            self._resume(read_json(folder / UNFINISHED_FILE, Progress))
         else:
             self._save()
         self._size = self._crc = 0  # of the open shard
@@ -315,19 +295,26 @@ class ShardWriter:
 
     def _save(self) -> None:
         replace_file(self.folder / PARTIAL_INDEX_FILE, _npy(self.index))
-        state = {'shards': self.shards, 'done': self.done, 'left_out': self.left_out}
-        replace_file(self.folder / UNFINISHED_FILE, json.dumps(self.job | state))
+        left_out = [*self.left_out.items()]
+        state = {'shards': self.shards, 'done': self.done, 'left_out': left_out}
+        write_json(self.folder / UNFINISHED_FILE, self.job | state)
 
     def _resume(self, found: dict[str, Any]) -> None:
         """Resume after the complete shards, or start from scratch if one of them is damaged."""
         _refuse_other(self.folder, found, self.job)
-        shards = found.get('shards')
-        if not shards or not all(self._is_intact(*shard) for shard in shards):
+        shards, index = found['shards'], self._load_index()
+        if index is None or not all(self._is_intact(*shard) for shard in shards):
             return
-        self.index = np.load(self.folder / PARTIAL_INDEX_FILE)
-        self.shards = [tuple(shard) for shard in found['shards']]
-        self.left_out = {int(position): text for position, text in found['left_out'].items()}
-        self.done = found['done']
+        self.index, self.shards, self.done = index, shards, found['done']
+        self.left_out = dict(found['left_out'])
+
+    def _load_index(self) -> np.ndarray | None:
+        """Read the index up to the last complete shard; None if the file is damaged."""
+        try:
+            index = np.load(self.folder / PARTIAL_INDEX_FILE)
+        except (OSError, ValueError, EOFError):
+            return None
+        return index if (index.dtype, index.shape) == (ENTRY, self.index.shape) else None
 
     def _is_intact(self, name: str, size: int, crc: int) -> bool:
         path = self.folder / name
@@ -344,8 +331,7 @@ def start_worker() -> None:
 
 def _refuse_other(output: Path, found: dict[str, Any], job: dict[str, Any]) -> None:
     """Refuse to resume if the settings or the source have changed."""
-    # Older stores have no 'preprocess'.
-    found, job = ({'preprocess': [], **d, **d['settings'], **d['source']} for d in (found, job))
+    found, job = ({**d, **d['settings'], **d['source']} for d in (found, job))
     for key in ('version', *job['settings'], *job['source']):
         if found[key] != job[key]:
             raise ValueError(

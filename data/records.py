@@ -70,6 +70,7 @@ PATIENT_AND_BELOW = re.compile(r'(?:patient|p)\d+/.*|[^/]*\Z')  # or the name of
 PATIENT_PART = re.compile(r'(?:\A|/)(patient\d+)/')
 VIEW_NAME = re.compile(r'_(frontal|lateral)\.[^./]+\Z')
 SUFFIX = re.compile(rf'(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})\Z', re.IGNORECASE)
+SHOWN = 100  # number of characters of a cell in a message
 SAMPLE_PATHS = 100  # number of paths that decide how paths become files
 SCORED_SPLITS = ('internal', 'valid', 'test')  # in the order of reports
 TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them, not radiologists)'
@@ -90,6 +91,7 @@ STANDARD_GROUPS = ('Sex', 'Age', 'View')
 MOST_GROUPS = 50  # in one column
 
 LAYOUT_SUFFIX = '.yaml'  # of files that describe a data set
+VIEWS_HINT = "'views: frontal' in the layout, if all images are frontal"
 
 
 class _DataSets(Registry):
@@ -148,11 +150,13 @@ class Table:
 
     Attributes:
         cells: Usable rows by column; the index is the 0-based row below the header.
+        titles: What messages say instead of `column 'NAME'`, by column.
     """
 
     def __init__(self, file: str | Path, on_fault: OnFault = refuse, hint: str = '') -> None:
         self.file = Path(file)
         self.on_fault = on_fault
+        self.titles: dict[str, str] = {}
         self.cells = self._read(hint)
 
     def __contains__(self, column: str) -> bool:
@@ -211,8 +215,7 @@ class Table:
     ) -> None:
         """Report every cell of a column where `good` ([N] bool) is false."""
         for position in np.flatnonzero(~good).tolist():
-            detail = f'column {column!r}: {self[column].iloc[position]!r} {problem}'
-            self.fault(kind, detail, position, severity)
+            self.fault(kind, f'{self._cell(column, position)} {problem}', position, severity)
 
     def keep(
         self, column: str, good: Sequence[bool], kind: str, problem: str, severity: str = 'error'
@@ -228,11 +231,8 @@ class Table:
         later = values.duplicated().to_numpy()
         first_rows = dict(zip(values[~later], self.row[~later] + 2, strict=True))
         for position in np.flatnonzero(later).tolist():
-            row = first_rows[values[position]]
-            detail = (
-                f'column {column!r}: {self[column].iloc[position]!r} already occurs in row {row}'
-            )
-            self.fault(kind, detail, position)
+            problem = f'already occurs in row {first_rows[values[position]]}'
+            self.fault(kind, f'{self._cell(column, position)} {problem}', position)
         self.cells = self.cells[~later]
 
     def map(
@@ -262,6 +262,11 @@ class Table:
         if can_be_empty:
             meanings[''], allowed = np.nan, f'{allowed}, or empty'
         return self.map(column, meanings, kind, allowed=allowed)
+
+    def _cell(self, column: str, position: int) -> str:
+        title, cell = self.titles.get(column, f'column {column!r}'), self[column].iloc[position]
+        hint = ' (a quote that is not closed?)' if '\n' in cell else ''
+        return f'{title}: {cell!r:.{SHOWN}}{hint}'
 
     def _read(self, hint: str) -> pd.DataFrame:
         if not self.file.is_file():
@@ -430,8 +435,7 @@ def read_csv(
     table.check(key, records.view != '', 'value of the view', problem)
     if key == 'Study':
         records = replace(records, row=np.arange(len(records)))
-    if look_up != 'none':
-        records = existing_records(records, table.row, images, look_up, on_fault, logger)
+    records = existing_records(records, table.row, images, look_up, on_fault, logger)
     if logger is not None:
         logger.info(f'{csv_name}: {len(records)} images')
         if absent := [name for name in DESCRIPTION if name not in table]:
@@ -506,7 +510,8 @@ def read_mimic(
 
     Returns:
         Records in the order of the split file; `row` is the 0-based row of this file. None for an
-        optional split whose first image does not exist, or if no row can be used.
+        optional split whose first image does not exist (unless no image is looked up), or if no row
+        can be used.
     """
     split, suffix = MIMIC_SPLITS[split], config.DATA.IMAGE_SUFFIX or '.jpg'
     table, metadata, of_studies = (Table(file, on_fault) for file in _mimic_tables(config, root))
@@ -540,7 +545,7 @@ def read_mimic(
     values = _read_labels(of_studies, labels)[place[place >= 0]]
     records = replace(_records_of(table, ()), labels=values, label_names=tuple(labels))
     images = open_images(root, on_fault)
-    if optional and not images.exists(records.file[0]):
+    if optional and look_up != 'none' and not images.exists(records.file[0]):
         return None
     if logger is not None:
         logger.info(
@@ -594,9 +599,10 @@ def select_views(records: Records, views: str) -> Records:
         return records
     keep = records.view == views
     if len(records) and not keep.any():
+        hint = '' if records.view.any() else f'; their view is unknown: see {VIEWS_HINT}'
         raise ValueError(
             f'{records.root / records.csv}: none of the {len(records)} images is {views} '
-            '(DATA.VIEWS, EVAL.VIEWS)'
+            f'(DATA.VIEWS, EVAL.VIEWS){hint}'
         )
     return records.select(keep)
 
@@ -878,6 +884,16 @@ def scored_records(
     else:
         records = read_split(config, split, logger, optional=optional)
     return records and select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
+
+
+def detect_dataset(config: Config) -> str:
+    """Return DATA.DATASET, or what the files of DATA.DATA_PATH show if it has its default value."""
+    root, dataset = Path(config.DATA.DATA_PATH), config.DATA.DATASET
+    if dataset != default_config().DATA.DATASET:
+        return dataset
+    if any(root.glob('mimic-cxr-*-split.csv*')):
+        return 'mimic-cxr'
+    return 'chexpert' if _chexpert_tables(config, root) else 'folder'
 
 
 def csv_names(config: Config) -> dict[str, str]:
@@ -1327,6 +1343,8 @@ def existing_records(
         on_fault: Function that receives each fault.
         logger: Logger for the number of images that a store lacks.
     """
+    if look_up == 'none':
+        return records
     hint = '(see DATA.DATA_PATH, and DATA.IMAGE_SUFFIX if the images were converted)'
     csv_file = str(records.root / records.csv) if records.csv else ''
     keep = np.full(len(records), True)

@@ -14,8 +14,9 @@ A store of several sources has one folder of CSV files per source. The names of 
 the name of their source, and the folder STORE/<name> can be read like a store of this source alone.
 
 The index and the CSV files are checked when a store is opened, and an image when a process reads
-it for the first time (15 us for 256 x 256 pixels). Pixels are read and not memory-mapped, so that a
-truncated file causes a ValueError instead of a signal that kills the process.
+it for the first time (15 us for 256 x 256 pixels) or after its shard was modified. Pixels are read
+and not memory-mapped, so that a truncated file causes a ValueError instead of a signal that kills
+the process.
 """
 
 import json
@@ -26,9 +27,11 @@ import weakref
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 import pandas as pd
@@ -68,6 +71,75 @@ DTYPES = {BYTES: np.dtype('u1'), ROUNDED: np.dtype('u1'), FLOATS: np.dtype('<f4'
 DTYPES |= dict.fromkeys(LEVEL_FORMS, np.dtype('<u2'))
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The settings that determine the bytes of a store.
+
+    Attributes:
+        size: Side of square images in pixels. If the aspect is kept, the short side, and smaller
+            images are not enlarged. None keeps the sizes of the images.
+        square: Whether images are squeezed to squares. Training crops undo the squeeze, because the
+            original height and width are stored.
+        keep_16bit: Whether to keep more than 8 bits instead of rounding to 8 bits.
+        shard_bytes: Largest size of a file of pixels.
+        image_suffix: Suffix of the image files (DATA.IMAGE_SUFFIX).
+        preprocess: Steps of DATA.PREPROCESS that are applied before resizing.
+    """
+
+    size: int | None
+    square: bool = True
+    keep_16bit: bool = False
+    shard_bytes: int = 10**9
+    image_suffix: str = ''
+    preprocess: list[str] = field(default_factory=list)
+
+
+class Signature(TypedDict):
+    """Checksums that identify the files that were packed."""
+
+    images: int
+    names_crc32: int
+    tables_crc32: dict[str, int]
+
+
+class Part(TypedDict):
+    """The entry of a source, or of the whole store."""
+
+    images: int
+    left_out: dict[str, str]  # reason by file
+    scored: bool  # whether `read_folder` refuses to train on all images
+
+
+class Job(TypedDict):
+    """What store.json and packing.json have in common."""
+
+    version: int
+    settings: Settings
+    source: Signature
+
+
+class Sources(TypedDict, total=False):
+    """The entry of a store of several sources."""
+
+    sources: dict[str, Part]
+
+
+class About(Job, Part, Sources):
+    """The contents of store.json."""
+
+    rounded: int  # number of images
+    shards: list[str]
+    files: dict[str, tuple[int, int]]  # size and CRC-32
+
+
+class Progress(Job):
+    """The contents of packing.json."""
+
+    shards: list[tuple[str, int, int]]  # name, size and CRC-32
+    done: int
+    left_out: list[tuple[int, str]]  # position and reason
+
+
 class Store:
     """An open store, or one source of a store; see `open_store`. It is pickled as a path.
 
@@ -85,14 +157,12 @@ class Store:
         self.about = read_about(path)
         if problems := file_problems(self.path, self.about):
             raise ValueError(problems[0])
-        # The names come first in all stores; earlier versions have other names for the index.
-        files = sorted(name for name in self.about['files'] if name.endswith('.npy'))
-        arrays = (np.load(self.path / name, mmap_mode='r') for name in files)
-        names, index = (array.view(np.ndarray) for array in arrays)
+        names, index = _load_index(self.path, self.about)
         own = _below(names, self.source) if self.source else slice(None)
         self.names, self.index = names[own], index[own]
         self._shards: dict[int, int] = {}  # descriptors of the open shards
-        self._checked = np.zeros(len(self.names), bool)
+        # Modification time of the shard when an image was checked, which costs less than a CRC-32.
+        self._checked = np.full(len(self.names), -1, np.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (str(self.path / self.source),)
@@ -156,16 +226,19 @@ class Store:
         size = height * width * dtype.itemsize
         file = self.path / self.about['shards'][shard]
         try:
-            data = os.pread(self._descriptor(shard, file), size, offset)
+            descriptor = self._descriptor(shard, file)
+            modified = os.fstat(descriptor).st_mtime_ns
+            data = os.pread(descriptor, size, offset)
         except OSError as error:
             raise ValueError(f'{file} cannot be read: {error.strerror}') from error
-        if len(data) < size or not self._checked[position] and zlib.crc32(data) != crc:
+        is_checked = self._checked[position] == modified
+        if len(data) < size or not is_checked and zlib.crc32(data) != crc:
             name = os.fsdecode(self.names[position])
             raise BadImageError(
                 f'{file} is damaged: the checksum of {name} ({size} bytes from byte {offset}) '
                 'differs; copy or pack the store again'
             )
-        self._checked[position] = True
+        self._checked[position] = modified
         return np.frombuffer(data, dtype).reshape(height, width)
 
     def _descriptor(self, shard: int, file: Path) -> int:
@@ -240,24 +313,45 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     folder, source = place_of(path)
     file = folder / STORE_FILE
-    try:
-        about = json.loads(file.read_bytes())
-        version, crc = about['version'], about.pop('crc32')
-    except FileNotFoundError:
-        raise ValueError(f'{path} is not a packed store: it has no {STORE_FILE}') from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ValueError(f'{file} cannot be read: {error!r}') from error
-    if version != VERSION:
-        raise ValueError(
-            f'{file} has version {version!r}, but this program reads version {VERSION}: pack the '
-            'images again, into a new folder'
-        )
-    if crc != _checksum(about):
-        raise ValueError(f'{file} was changed: the checksum differs')
+    if not file.is_file():
+        raise ValueError(f'{path} is not a packed store: it has no {STORE_FILE}')
+    about = read_json(file, About)
     for name in (*about['files'], *about['shards'], *about.get('sources', {})):
         if not is_below(name):
             raise ValueError(f'{file} names {name!r}, which is not a path below its folder')
     return about | about.get('sources', {}).get(source, {})
+
+
+def read_json(file: Path, kind: type) -> dict[str, Any]:
+    """Read a file that `write_json` wrote; settings that an older store lacks have their defaults.
+
+    Args:
+        file: File store.json or packing.json.
+        kind: Type of its contents, `About` or `Progress`.
+
+    Raises:
+        ValueError: If the file cannot be read, was changed, or has another version or other types.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+        version, crc = content['version'], content.pop('crc32')
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
+        raise ValueError(f'{file} cannot be read: {error!r:.200}') from error
+    if version != VERSION:
+        raise ValueError(
+            f'{file} has version {version!r:.100}, but this program reads version {VERSION}: pack '
+            'the images again, into a new folder'
+        )
+    if crc != _checksum(content):
+        raise ValueError(f'{file} was changed: the checksum differs')
+    if wrong := _wrong_entries(content, kind):
+        raise ValueError(f'{file} is damaged: {", ".join(wrong)} cannot have these values')
+    return content | {'settings': asdict(Settings(None)) | content['settings']}
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write store.json or packing.json with a checksum."""
+    replace_file(file, json.dumps({**content, 'crc32': _checksum(content)}, indent=1) + '\n')
 
 
 def write_about(folder: Path, about: dict[str, Any]) -> None:
@@ -268,13 +362,12 @@ def write_about(folder: Path, about: dict[str, Any]) -> None:
         replace_file(folder / BAD_FILE, text.encode('utf-8', 'backslashreplace'))
     for name in about.get('sources', {}):
         (folder / name).mkdir(exist_ok=True)  # a source may have no CSV file
-    data = json.dumps({**about, 'crc32': _checksum(about)}, indent=1) + '\n'
-    replace_file(folder / STORE_FILE, data)
+    write_json(folder / STORE_FILE, about)
 
 
 def packed_steps(about: dict[str, Any]) -> list[str]:
     """Return the steps of DATA.PREPROCESS that were applied to the images of a store."""
-    return about['settings'].get('preprocess', [])  # absent in older stores
+    return about['settings']['preprocess']
 
 
 def file_problems(path: Path, about: dict[str, Any]) -> list[str]:
@@ -357,6 +450,51 @@ def copy_file(source: Path, target: Path, size: int, crc32: int) -> None:
 @lru_cache(maxsize=OPEN_STORES)
 def _open_once(folder: Path, checksum: int) -> Store:
     return Store(folder)
+
+
+def _load_index(folder: Path, about: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Read the names [N] and the index [N], or raise a ValueError if they do not fit store.json."""
+    # The names come first in all stores; earlier versions have other names for the index.
+    files = sorted(name for name in about['files'] if name.endswith('.npy'))
+    try:
+        names, index = (np.load(folder / file, mmap_mode='r').view(np.ndarray) for file in files)
+        num_shards = int(index['shard'].max()) + 1
+        fits = (names.dtype.kind, index.dtype, len(names)) == ('S', ENTRY, len(index))
+        fits &= num_shards <= len(about['shards']) and {*np.unique(index['form'])} <= {*DTYPES}
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f'{folder}: the index {files} cannot be read: {error!r:.200}') from error
+    if not fits:
+        raise ValueError(f'{folder}: the index {files} does not fit {STORE_FILE}')
+    return names, index
+
+
+def _wrong_entries(content: dict[str, Any], kind: type) -> list[str]:
+    """Return the names of the entries that are missing or that have another type than in a class.
+
+    A field of a dataclass with a default may be missing.
+    """
+    needed = getattr(kind, '__required_keys__', ())
+    if is_dataclass(kind):
+        needed = [f.name for f in fields(kind) if MISSING is f.default is f.default_factory]
+    hints = {n: hint for n, hint in get_type_hints(kind).items() if n in needed or n in content}
+    return [name for name, hint in hints.items() if not _fits(content.get(name, MISSING), hint)]
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value of a JSON file has a type; a list may stand for a tuple."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if origin is dict:
+        return type(value) is dict and all(_fits(each, parts[1]) for each in value.values())
+    if origin is list:
+        return type(value) is list and all(_fits(each, parts[0]) for each in value)
+    if origin is tuple:
+        same_length = type(value) is list and len(value) == len(parts)
+        return same_length and all(map(_fits, value, parts))
+    if is_typeddict(kind) or is_dataclass(kind):
+        return type(value) is dict and not _wrong_entries(value, kind)
+    return type(value) is kind
 
 
 def _below(names: np.ndarray, folder: str) -> slice:

@@ -116,6 +116,7 @@ def metric(title: str, **options: bool) -> Callable[[Callable], Callable]:
     def register(function: Callable[[Tally], np.ndarray]) -> Callable[[Tally], np.ndarray]:
         explanation = (function.__doc__ or title).splitlines()[0]
         name = function.__name__
+        assert name not in METRICS, f'the metric {name!r} is registered twice'
         METRICS[name] = Metric(name, title, explanation, function, **options)
         return function
 

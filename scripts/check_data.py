@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, check_config, default_config, put
 from data.check import Checked, Findings, check_data, check_sources, list_duplicates
-from data.records import DATASETS, csv_names, may_be_absent
+from data.records import DATASETS, detect_dataset, may_be_absent
 from data.sources import source_configs
 from engine.files import replace_file
 
@@ -49,11 +49,8 @@ def read_config(args: argparse.Namespace) -> Config:
     root = Path(args.data_path)
     if not root.is_dir():
         raise ValueError(f'--data-path is not a folder: {root}')
-    if not config.DATA.SOURCES and config.DATA.DATASET == default_config().DATA.DATASET:
-        is_labelled = any((root / name).is_file() for name in csv_names(config).values())
-        config.DATA.DATASET = 'chexpert' if is_labelled else 'folder'
-        if any(root.glob('mimic-cxr-*-split.csv*')):
-            config.DATA.DATASET = 'mimic-cxr'
+    if not config.DATA.SOURCES:
+        config.DATA.DATASET = detect_dataset(config)
     check_config(config)
     return config
 
@@ -87,6 +84,7 @@ def main(args: argparse.Namespace) -> int:
             has_only_train = splits is not None and list(splits(config)) == ['train']
             needs_no_valid = config.DATA.FOLD or has_only_train or may_be_absent(config, 'valid')
             optional = ('test',) * has_default_test + ('valid',) * bool(needs_no_valid)
+            optional += ('train',) * (splits is not None and 'train' not in splits(config))
             checked = {'': check_data(config, findings, optional=optional, workers=args.workers)}
             duplicates = list_duplicates(checked, findings)
         tables |= {args.duplicates: lambda: duplicates} if args.duplicates else {}

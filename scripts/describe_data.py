@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, check_config, default_config, put
 from data.describe import TABLES, build_description, format_description, save_description
+from data.records import detect_dataset
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -18,7 +19,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('--data-path', required=True, metavar='DIR', help='folder with train.csv, valid.csv, ...')
+    add('--data-path', required=True, metavar='DIR', help='folder of the data set, or a store')
     add('--output', required=True, metavar='FOLDER', help='folder for tables and figures')
     add('--cfg', metavar='FILE', help='YAML file of options (default: the default options)')
     add('--opts', nargs='+', default=[], metavar='KEY VALUE', help='pairs of key and value')
@@ -26,11 +27,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_config(args: argparse.Namespace) -> Config:
+    """Return the config; unless DATA.DATASET is given, detect the data set from the files."""
     config = default_config()
     if args.cfg:
         config.merge_from_file(args.cfg)
     config.merge_from_list(args.opts)
     put(config, 'DATA.DATA_PATH', args.data_path, '--data-path')
+    config.DATA.DATASET = detect_dataset(config)
     check_config(config)
     return config
 

@@ -97,7 +97,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--batch-size', type=int, help='images per batch (default: as in the run, at most 128)')
     add('--num-workers', type=int, help='processes that load images (default: as in the run)')
     add('--maps', nargs='+', default=[], metavar='LABEL',
-        help='also write a figure per image with Grad-CAM of these labels to F_maps/')  # fmt: skip
+        help='also write a figure per image with Grad-CAM of these labels to F_maps')  # fmt: skip
     add('--skip-bad', action='store_true', help='skip unusable images and list them')
     add('--device', type=_device, help='cpu, cuda or cuda:N (default: a GPU if there is one)')
     args = parser.parse_args(arguments)
@@ -146,6 +146,11 @@ def read_config(path: str) -> Config:
 
 def predict_images(args: argparse.Namespace) -> int:
     """Write the predictions, report problems with images, and return the exit code."""
+    folder = maps_folder(args.output)
+    if args.maps and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(
+            f'--maps: the folder {folder} is not empty; remove it, or choose another --output'
+        )
     config, paths = read_config(args.checkpoint), list_images(args.images, args.dataset, args.split)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     device = args.device or local_device()
@@ -194,11 +199,24 @@ def predict_images(args: argparse.Namespace) -> int:
     return int(any(skipped))
 
 
+def maps_folder(output: Path) -> Path:
+    """Return the folder of the figures that belong to a file of predictions."""
+    return output.with_name(f'{output.stem}_maps')
+
+
+def figure_name(row: int, path: str) -> str:
+    """Return the file name of the figure of a row: its number, and the end of the image's path.
+
+    In CheXpert and MIMIC-CXR the last three parts of a path are patient, study and view.
+    """
+    return '_'.join([f'{row:04d}', *os.path.splitext(path)[0].split('/')[-3:]]) + '.png'
+
+
 def write_figures(
     args: argparse.Namespace, config: Config, model: nn.Module, probabilities: pd.DataFrame
 ) -> None:
     """Write a figure per image with Grad-CAM of the labels in --maps and all probabilities."""
-    folder = args.output.with_name(f'{args.output.stem}_maps')
+    folder = maps_folder(args.output)
     view, device = EvalTransform(config), next(model.parameters()).device
     bar = tqdm(probabilities.iterrows(), 'maps', len(probabilities), unit='image', disable=None)
     for number, (path, row) in enumerate(bar, start=1):
@@ -207,9 +225,7 @@ def write_figures(
         for label in args.maps:
             found = label_maps(config, model, image.to(device), row.index.get_loc(label))
             maps[label] = found[0].cpu().numpy()
-        plot_prediction(
-            folder / f'{number:04d}_{Path(path).stem}.png', grey, maps, dict(row), cells=cells
-        )
+        plot_prediction(folder / figure_name(number, path), grey, maps, dict(row), cells=cells)
     print(f'{len(probabilities)} figures in {folder}')
 
 

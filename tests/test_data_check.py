@@ -20,7 +20,7 @@ from data.records import Folder
 
 Found = tuple[str, str, float | None, str]  # kind, csv, row, file
 # Warnings on splits as a whole, which small ones always have: a test looks at them alone.
-ONE_CLASS = ('label without a positive', 'label without a negative')
+ONE_CLASS = ('labels without a positive', 'labels without a negative')
 
 
 @pytest.fixture
@@ -241,14 +241,20 @@ def test_digests_are_of_grey_levels_not_of_files(tmp_path: Path) -> None:
     assert same == {'a.png', 'b.bmp', 'c.tif', 'd.png'}
 
 
-def test_labels_of_one_class_are_found(spoilt: Path, tmp_path: Path, check: Callable) -> None:
+def test_labels_of_one_class_are_all_named(
+    spoilt: Path, tmp_path: Path, check: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    """In the list and in the summary, which has no progress bar unless it is on a terminal."""
     table = read_text(spoilt / 'train.csv')
     table['Fracture'], table['Edema'], table['Pneumonia'] = '', '1.0', '-1.0'
     table.to_csv(spoilt / 'train.csv', index=False)
     check(spoilt)
     rows = read_text(tmp_path / 'lists' / 'problems.csv')
     rows = rows[rows['kind'].isin(ONE_CLASS) & (rows['csv'] == 'train.csv')]
-    found = {(k.split()[-1], d.partition(':')[0]) for k, d in rows[['kind', 'detail']].to_numpy()}
+    details = dict(rows[['kind', 'detail']].to_numpy())
+    found = {(k.split()[-1], n) for k in details for n in details[k].partition(':')[0].split(', ')}
+    shown = capsys.readouterr()
+    assert all(detail in shown.out for detail in details.values()) and shown.err == ''
     for label in LABELS:
         values = pd.to_numeric(table[label]).fillna(0)
         for name, value in (('positive', 1), ('negative', 0)):

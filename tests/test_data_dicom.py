@@ -189,6 +189,14 @@ def test_headers_that_are_not_of_a_usable_x_ray_are_refused(path, tags):
     refusal(write(path, RAMP, **tags))
 
 
+@pytest.mark.parametrize('tag', ['BitsStored', 'PixelRepresentation', 'Rows', 'SamplesPerPixel'])
+def test_a_missing_element_is_named(path, tag):
+    dataset = pydicom.dcmread(write(path, RAMP))
+    delattr(dataset, tag)
+    dataset.save_as(path)
+    assert tag in refusal(path)
+
+
 def test_other_files_are_refused(path):
     path.write_bytes(jpeg(RAMP))
     assert 'DICOM' in refusal(path)

@@ -229,6 +229,13 @@ def test_bad_images_are_refused_with_their_path(kind, tmp_path):
         load_image(path)
 
 
+def test_the_size_is_refused_before_the_pixels_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, '_decode', None)
+    (tmp_path / 'x.tif').write_bytes(encode(xray(161, 16), 'TIFF'))
+    with pytest.raises(BadImageError, match='16 x 161'):
+        load_image(tmp_path / 'x.tif')
+
+
 def test_missing_and_unreadable_files_are_not_bad_images(tmp_path):
     for path in (tmp_path / 'no.png', tmp_path / ('x' * 300)):
         with pytest.raises(ValueError, match=re.escape(str(path))) as caught:

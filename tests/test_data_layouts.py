@@ -21,7 +21,7 @@ from data.labels import LABELS
 from data.layouts import open_layout, read_layout
 from data.packing import Settings, pack, read_source
 from data.phantom import make_phantom
-from data.records import DATASETS, Records, may_be_absent, read_split
+from data.records import DATASETS, Records, may_be_absent, read_split, select_views
 from engine.run_record import describe_data, run_changes
 
 LOGGER = logging.getLogger('test')
@@ -500,3 +500,93 @@ def test_the_check_of_a_layout_without_splits_needs_no_valid_split(tmp_path: Pat
     table = root / 'stage_2_train_labels.csv'
     table.write_text(table.read_text().replace('u2,1', 'u2,?'))
     assert run_script('check_data', *words) == 1
+
+
+def covid(root: Path, layout: str) -> list:
+    """X-rays and CTs in one table, whose CTs have no image file; words of the data check."""
+    lines = ['folder,file,patient,modality,finding']
+    for number in range(6):
+        lines.append(f'a{number},x.png,p{number},X-ray,{"Pneumonia" if number % 2 else "none"}')
+        (root / f'images/a{number}').mkdir(parents=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f'images/a{number}/x.png')
+    lines += ['a9,volume.nii,p9,CT,Pneumonia', 'a9,volume.nii,p9,CT,?']
+    (root / 'metadata.csv').write_text('\n'.join(lines) + '\n')
+    (root.parent / 'covid.yaml').write_text(layout)
+    words = ['--data-path', root, '--output', root.parent / 'problems.csv', '--workers', 1]
+    dataset = ['DATA.DATASET', root.parent / 'covid.yaml', 'DATA.LABELS', "['Pneumonia']"]
+    return [*words, '--opts', *dataset]
+
+
+COVID = """\
+table: metadata.csv
+image: images/{folder}/{file}
+patient: patient
+views: frontal
+labels: {column: finding, separator: /, names: [Pneumonia, none]}
+where: {modality: X-ray}
+"""
+
+
+def test_where_selects_the_rows_of_a_table(tmp_path: Path) -> None:
+    """Cells of other rows are not looked at, and official lists may name their images."""
+    words = covid(tmp_path / 'data', COVID)
+    assert run_script('check_data', *words) == 0
+    table = pd.read_csv(tmp_path / 'problems.csv')
+    (detail,) = table.loc[table['kind'] == 'rows left out', 'detail']
+    assert '2 of 8' in detail
+    records = read(tmp_path / 'data', str(tmp_path / 'covid.yaml'), 'train', ('Pneumonia',))
+    assert records.labels[:, 0].tolist() == [0, 1] * 3 and records.row.tolist() == [*range(6)]
+    names = ''.join(f'a{number}/x.png\n' for number in range(6)) + 'a9/volume.nii\n'
+    (tmp_path / 'data' / 'all.txt').write_text(names)
+    (tmp_path / 'covid.yaml').write_text(f'{COVID}splits: {{train: all.txt}}\n')
+    assert len(read(tmp_path / 'data', str(tmp_path / 'covid.yaml'), 'train')) == 6
+
+
+@pytest.mark.parametrize(
+    ('where', 'parts'),
+    [
+        ('{modality: [Xray, MR]}', ['metadata.csv', "'modality'", "'X-ray' (rows: 6)", 'where']),
+        ('{device: X-ray}', ['metadata.csv', 'device']),
+        ('X-ray', ['covid.yaml', 'where']),
+        ('{modality: {a: b}}', ['covid.yaml', 'where']),
+    ],
+)
+def test_what_is_wrong_in_where_is_named(
+    tmp_path: Path, where: str, parts: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    words = covid(tmp_path / 'data', COVID.replace('{modality: X-ray}', where))
+    assert run_script('check_data', *words) > 0
+    shown = ''.join(capsys.readouterr())
+    assert all(part in shown for part in parts), shown
+
+
+def test_a_layout_may_have_a_test_split_only(tmp_path: Path) -> None:
+    """All its images are scored: a folder reader may not train on a store of them."""
+    words = covid(tmp_path / 'data', COVID.replace('table: metadata.csv', 'table: {test: m*.csv}'))
+    assert run_script('check_data', *words) == 0
+    layout = str(tmp_path / 'covid.yaml')
+    store = pack(read_source(tmp_path / 'data', dataset=layout), tmp_path / 'store', Settings(16))
+    assert store['scored'] and store['images'] == 6
+
+
+def test_a_repeated_image_is_named_by_all_columns_of_its_path(tmp_path: Path) -> None:
+    covid(tmp_path / 'data', COVID)
+    table = tmp_path / 'data' / 'metadata.csv'
+    table.write_text(table.read_text() + 'a1,x.png,p1,X-ray,none\n')
+    with pytest.raises(ValueError) as error:
+        read(tmp_path / 'data', str(tmp_path / 'covid.yaml'), 'train')
+    parts = ['row 10', "'folder', 'file'", 'images/a1/x.png', 'row 3']
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_a_layout_without_views_is_warned_of_and_the_error_names_the_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = covid(tmp_path / 'data', COVID.replace('views: frontal\n', ''))
+    assert run_script('check_data', *words) == 0
+    shown = capsys.readouterr().out
+    assert 'warning: unknown view' in shown and 'views: frontal' in shown
+    records = read(tmp_path / 'data', str(tmp_path / 'covid.yaml'), 'train')
+    with pytest.raises(ValueError, match=r'metadata.csv.*views: frontal'):
+        select_views(records, 'frontal')

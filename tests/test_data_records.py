@@ -32,6 +32,20 @@ from data.records import (
 # ---- CheXpert: what is read
 
 
+def test_a_stray_quote_does_not_print_the_rest_of_the_file(tmp_path: Path) -> None:
+    """The rows up to the next quote are one cell."""
+    rows = [row(image_path(number), Edema='1.0') for number in range(1, 40)]
+    write(tmp_path / 'train.csv', rows, [*HEADER, 'last'])
+    lines = (tmp_path / 'train.csv').read_text().splitlines()
+    lines[2] = lines[2].replace(',1.0,', ',"1.0,', 1)
+    lines[30] = lines[30].replace(',1.0,', ',1.0",', 1)
+    (tmp_path / 'train.csv').write_text('\n'.join(lines) + '\n')
+    with pytest.raises(ValueError) as error:
+        read_csv(tmp_path, 'train.csv', look_up='none')
+    text = str(error.value)
+    assert 'row 3 ' in text and "'Edema'" in text and 'quote' in text and len(text) < 500
+
+
 def test_reads_every_field_by_name_whatever_the_order_of_columns(tmp_path: Path) -> None:
     rows = [
         row(image_path(1), Sex='Male', Age='0', Edema='1.0', Fracture='-1', Pneumonia='-1.0'),

@@ -7,6 +7,7 @@ import pickle
 import random
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -39,7 +40,15 @@ from data.records import (
     read_mimic,
     read_split,
 )
-from data.store import copy_store, is_store, open_store, read_about, verify
+from data.store import (
+    copy_store,
+    file_crc32,
+    is_store,
+    open_store,
+    read_about,
+    verify,
+    write_json,
+)
 from data.transforms import EvalTransform
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))
@@ -319,6 +328,18 @@ def test_reading_finds_damage_and_a_file_that_is_cut_short(store: Path, tmp_path
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
+def test_a_shard_that_changes_after_its_first_check_is_found(store: Path, tmp_path: Path) -> None:
+    changing = copied(store, tmp_path / 'changing')
+    opened, file = open_store(changing), changing / 'pixels_00001.bin'
+    before = opened.image(5).tobytes()
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # the same pixels
+    assert opened.image(5).tobytes() == before
+    flip_bit(file, 2 * 256 + 17, 5)
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # however coarse the clock is
+    with pytest.raises(BadImageError, match=opened.files[5]):
+        opened.image(5)
+
+
 def test_other_versions_and_folders_are_refused(root: Path, store: Path, tmp_path: Path) -> None:
     assert not is_store(root) and is_store(store)
     with pytest.raises(ValueError, match='store.json'):
@@ -394,10 +415,75 @@ def test_a_store_that_names_files_outside_its_folder_is_refused(
 ) -> None:
     foreign = copied(store, tmp_path / 'foreign')
     about = read_about(foreign)
-    about[entry] = about['shards'] + [name] if entry == 'shards' else {name: [0, 0]}
-    text = json.dumps({**about, 'crc32': data.store._checksum(about)})
-    (foreign / 'store.json').write_text(text)
+    part = {'images': 0, 'left_out': {}, 'scored': False}
+    entries = {'files': {name: [0, 0]}, 'shards': [*about['shards'], name], 'sources': {name: part}}
+    write_json(foreign / 'store.json', about | {entry: entries[entry]})
     target = tmp_path / 'cache' / 'store'
     with pytest.raises(ValueError, match='store.json'):
         copy_store(foreign, target)
     assert not target.exists() and not (tmp_path / 'victim').exists()
+
+
+WRONG = [None, [], {}, 'x', 1.5, True, [1], [[1]], {'x': [1]}, [['a', 'b', 'c']]]
+HAVE_DEFAULTS = ('square', 'keep_16bit', 'shard_bytes', 'image_suffix', 'preprocess')
+
+
+def changed(content: dict) -> Iterator[tuple[str, dict]]:
+    """Yield copies of a JSON object with an entry of another type, or without it."""
+    for name, value in content.items():
+        if name in ('settings', 'source'):
+            yield from ((name, content | {name: part}) for _, part in changed(value))
+        if name not in HAVE_DEFAULTS:
+            yield name, {key: each for key, each in content.items() if key != name}
+        for wrong in WRONG:
+            is_other = type(wrong) is not type(value) and (name, wrong) != ('size', None)
+            if is_other or (wrong and isinstance(wrong, dict | list)):
+                yield name, content | {name: wrong}
+
+
+@pytest.mark.parametrize('name', ['store.json', 'packing.json'])
+def test_an_entry_of_another_type_is_refused_and_the_file_named(
+    root: Path, store: Path, tmp_path: Path, name: str
+) -> None:
+    place, read = copied(store, tmp_path / 'store'), open_store
+    if name == 'packing.json':
+        with killed_after(7):
+            pack(read_source(root), tmp_path / 'cut', SMALL)
+        place, read = tmp_path / 'cut', lambda output: pack(read_source(root), output, SMALL)
+    before = json.loads((place / name).read_bytes())
+    del before['crc32']
+    assert len([*changed(before)]) > 100
+    for entry, content in changed(before):
+        write_json(place / name, content)
+        with pytest.raises(ValueError, match=f'{name} .*({entry}|version)'):
+            read(place)
+    for text in ('', '{', '[]', 'null', '[' * 100_000, json.dumps(before)):
+        (place / name).write_text(text)
+        with pytest.raises(ValueError, match=name):
+            read(place)
+
+
+def test_packing_starts_over_from_a_damaged_index(root: Path, store: Path, tmp_path: Path) -> None:
+    for text in (b'', b'damaged', (store / 'names_00000.npy').read_bytes()):
+        with killed_after(7):
+            pack(read_source(root), tmp_path / 'cut', SMALL)
+        (tmp_path / 'cut' / 'packing.npy').write_bytes(text)
+        assert contents(packed(root, tmp_path / 'cut')) == contents(store)
+        shutil.rmtree(tmp_path / 'cut')
+
+
+@pytest.mark.parametrize(
+    ('entry', 'value'), [('shard', 4), ('form', 99)], ids=['an unknown shard', 'an unknown form']
+)
+def test_an_index_that_does_not_fit_is_refused(
+    store: Path, tmp_path: Path, entry: str, value: int
+) -> None:
+    foreign = copied(store, tmp_path / 'foreign')
+    about, file = read_about(foreign), foreign / 'places_00000.npy'
+    index = np.load(file)
+    index[entry][3] = value
+    np.save(file, index)
+    about['files'][file.name] = [file.stat().st_size, file_crc32(file)]
+    write_json(foreign / 'store.json', about)
+    with pytest.raises(ValueError, match=file.name):
+        open_store(foreign)

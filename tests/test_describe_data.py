@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +23,14 @@ from data.describe import (
     plot_groups,
 )
 from data.labels import LABELS
+from data.phantom import make_phantom
 
 K = len(LABELS)
 KIND_OF_CELL = {'1.0': 'positive', '-1.0': 'uncertain', '0.0': 'negative', '': 'blank'}
 
 
 def options(root: Path, **changes: object) -> Config:
-    return config_with(DATA__DATA_PATH=str(root), **changes)
+    return config_with(DATA__DATA_PATH=str(root), DATA__DATASET='chexpert', **changes)
 
 
 def cells_of(rng: np.random.Generator, share: tuple[float, ...] = (0.2, 0.2, 0.3, 0.3)) -> dict:
@@ -181,16 +183,20 @@ def test_targets_of_the_images_that_are_trained_on(mixed: Path) -> None:
 def test_targets_of_a_binary_task(mixed: Path) -> None:
     changes = {'DATA__VIEWS': 'all', 'DATA__TASK': 'effusion', 'DATA__HOLDOUT_FRACTION': 0.0}
     config = options(mixed, **changes)
-    [found] = build_description(config).targets[list(TARGETS)].to_dict('records')
-    with open(mixed / 'train.csv', newline='') as file:
-        rows = list(csv.DictReader(file))
-    positive = sum(cells['Pleural Effusion'] == '1.0' for cells in rows)
-    negative = sum(
-        cells['Pleural Effusion'] != '1.0' and cells['No Finding'] == '1.0' for cells in rows
-    )
-    assert (found['positive'], found['negative']) == (positive, negative)
-    assert len(rows) > positive + negative, 'images that say nothing are no training images'
-    assert found['left out'] == found['soft'] == 0
+    table = build_description(config).targets.set_index('split')
+    assert list(table.index) == ['train', 'valid', 'test']
+    for split, found in table.iterrows():
+        with open(mixed / f'{split}.csv', newline='') as file:
+            rows = list(csv.DictReader(file))
+        positive = sum(cells['Pleural Effusion'] == '1.0' for cells in rows)
+        negative = sum(
+            cells['Pleural Effusion'] != '1.0' and cells['No Finding'] == '1.0' for cells in rows
+        )
+        assert (found['positive'], found['negative']) == (positive, negative)
+        rest = len(rows) - positive - negative
+        assert rest > 0 and found['soft'] == 0
+        # Images that say nothing are no training images, and are not scored.
+        assert found['left out'] == (0 if split == 'train' else rest)
 
 
 # ---- the script
@@ -219,6 +225,32 @@ def test_the_script_saves_tables_and_a_figure(
     capsys.readouterr()
     assert run('--opts', 'EVAL.GROUPS', "['Race']") == 2
     assert 'EVAL.GROUPS' in capsys.readouterr().err
+
+
+def test_mimic_is_found_and_counted_without_its_images(tmp_path: Path) -> None:
+    sizes = {'num_train': 12, 'num_valid': 3, 'num_test': 3, 'size': 32}
+    make_phantom(tmp_path / 'all', layout='mimic-cxr', **sizes)
+    (tmp_path / 'tables').mkdir()
+    for file in (tmp_path / 'all').glob('mimic-cxr-*'):
+        shutil.copy(file, tmp_path / 'tables')
+    words = ['--data-path', tmp_path / 'tables', '--output', tmp_path / 'out']
+    assert run_script('describe_data', *words, '--opts', 'DATA.TASK', 'any_finding') == 0
+    saved = json.loads((tmp_path / 'out' / 'description.json').read_text())
+    files = (tmp_path / 'all').glob('mimic-cxr-*-split.csv*')
+    wanted = pd.concat(map(pd.read_csv, files))['split'].value_counts()
+    found = {record['split']: record['images'] for record in saved['splits']}
+    assert found['train'] + found['holdout'] == wanted['train']
+    assert found['valid'] == wanted['validate'] and found['test'] == wanted['test']
+    assert {(r['split'], r['label']) for r in saved['targets']} == {
+        (split, 'Any Finding') for split in ('train', 'holdout', 'valid', 'test')
+    }
+
+
+def test_a_folder_without_labels_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ['--data-path', tmp_path, '--output', tmp_path / 'out']
+    assert run_script('describe_data', *words) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path) in error and 'DATA.DATASET' in error
 
 
 def test_an_output_that_cannot_be_written_is_named_and_nothing_is_left(

@@ -44,6 +44,15 @@ def test_the_console_shows_the_time_and_lines_of_100_columns(tmp_path, capsys):
     assert re.match(r'\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d lines\] \(test_logger.py \d+\)', written[0])
 
 
+def test_lines_are_not_wider_than_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('COLUMNS', '60')
+    create_logger(tmp_path, 0, name='narrow').info(LINE)
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 60
+    assert ' '.join([shown[0][9:], *map(str.strip, shown[1:])]) == LINE
+    assert (tmp_path / 'log_rank0.txt').read_text().splitlines()[0].endswith(LINE)
+
+
 def test_a_terminal_does_not_show_details(tmp_path, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):

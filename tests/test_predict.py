@@ -89,7 +89,10 @@ def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
     words = ['--checkpoint', checkpoint_of(run), '--output', tmp_path / 'p.csv', '--num-workers', 0]
     assert predict(*images, *words, '--maps', 'Pleural Effusion', 'Edema') == 0
     assert [path.parent for path, *_ in shown] == [tmp_path / 'p_maps'] * 2
-    assert shown[0][0] != shown[1][0] and Image.open(shown[0][0]).width > 1000
+    places = ['_'.join(image.with_suffix('').parts[-3:]) for image in images]
+    names = [f'0001_{places[0]}.png', f'0002_{places[1]}.png']
+    assert [path.name for path, *_ in shown] == names and 'patient' in names[0]
+    assert Image.open(shown[0][0]).width > 1000
     table, config = pd.read_csv(tmp_path / 'p.csv'), trained_config(checkpoint_of(run))
     model = load_classifier(config, checkpoint_of(run), torch.device('cpu'), logging.getLogger())
     view = EvalTransform(config, test_time_views=False)
@@ -103,6 +106,11 @@ def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
             expected = grad_cam(model, batch, lambda out, k=k: positive_logits(out, 14)[:, k])[0]
             np.testing.assert_allclose(found, expected, atol=1e-6)
     assert np.abs(maps['Edema'] - maps['Pleural Effusion']).max() > 1e-3
+    before = (tmp_path / 'p.csv').read_bytes()
+    assert predict(*reversed(images), *words, '--maps', 'Edema') == 2  # the folder has figures
+    assert str(tmp_path / 'p_maps') in capsys.readouterr().err
+    assert (tmp_path / 'p.csv').read_bytes() == before and len(shown) == 2
+    shutil.rmtree(tmp_path / 'p_maps')
     assert predict(*images, *words, '--maps', 'Oedema') == 2
     assert '--maps' in (error := capsys.readouterr().err) and 'Oedema' in error
 
