@@ -1,6 +1,5 @@
 """Sweep files: rows, plans of runs, what is refused, and the files generated from them."""
 
-import argparse
 import re
 from functools import cache
 from pathlib import Path
@@ -423,8 +422,9 @@ def test_pretrained_weights_fit_the_encoder_that_is_fine_tuned(row) -> None:
     """Everything is loaded but the classifier and, after masking, the norm of the pooling."""
 
     def config_of(stage: str):
-        opts = ['MODEL.VIT.DEPTH', '1']  # all blocks are alike
-        return get_config(argparse.Namespace(cfg=str(row.configs[stage]), stage=stage, opts=opts))
+        config = expected_config(row, stage)
+        config.MODEL.VIT.DEPTH = 1  # all blocks are alike
+        return config
 
     before, after = config_of(row.pretraining), config_of('finetune')
     for key in ('EMBED_DIM', 'NUM_HEADS', 'PATCH_SIZE', 'NAME', 'INIT_VALUES'):
