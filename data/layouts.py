@@ -376,7 +376,7 @@ def _refuse_shared_patients(layout: Layout, tables: Mapping[str, Table]) -> None
     column = layout.patient or layout.columns[0]
     for table in tables.values():
         other = first.reindex(table[PATIENT])
-        good = table[SPLIT].isna().to_numpy() | (table[SPLIT].array == other['split'].array)
+        good = (table[SPLIT].isna() | table[SPLIT].eq(other['split'].array)).to_numpy()
         for position in np.flatnonzero(~good).tolist():
             patient, place = table[PATIENT].iloc[position], other.iloc[position]
             detail = (

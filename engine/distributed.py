@@ -2,8 +2,9 @@
 
 When one process of a run fails, the others end within 40 s. The broken connection raises an error
 in the next collective operation, `launch.Failures.watch` notices the recorded failure on all nodes,
-and torchrun kills the other processes of its node 30 s after asking them to stop. If a process
-hangs or loses its network silently, the others wait for TRAIN.RANK_TIMEOUT_MINUTES.
+and torchrun kills the other processes of its node 30 s after asking them to stop. If a process or
+its node dies silently, `launch.Failures` notices it after 5 minutes. If a process hangs but lives,
+the others wait for TRAIN.RANK_TIMEOUT_MINUTES.
 """
 
 import os

@@ -44,8 +44,10 @@ from logger import ScalarLog, create_logger
 
 EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3
 FAILURE_FILE = 'failure_rank{rank}.json'
+ALIVE_FILE = 'alive_rank{rank}.txt'  # holds the host
 
 POLL_SECONDS = 2  # interval at which a process looks for failures of others
+SILENT_POLLS = 150  # polls (5 minutes) without a sign of life of another process
 GRACE_SECONDS = 15  # time for a process to end by itself after another one failed
 LOOK_SECONDS = 5  # time for the record of a failure to appear after a broken connection
 
@@ -71,14 +73,19 @@ class Failures:
     """Shares the failures of a run's processes through files `failure_rank<r>.json`.
 
     A process that fails only because another one is gone writes no file, so the earliest file
-    contains the cause. All ranks must create this object at the same time. `clear` removes the
-    files of an earlier run.
+    contains the cause. A process or node that dies silently is noticed because its file
+    `alive_rank<r>.txt` is no longer touched. All ranks must create this object at the same time.
+    `clear` removes the files of an earlier run.
     """
 
     def __init__(self, folder: Path, *, clear: bool) -> None:
         self.folder, self.own = folder, folder / FAILURE_FILE.format(rank=distributed.rank())
-        for path in folder.glob(FAILURE_FILE.format(rank='*')) if clear else []:
-            path.unlink(missing_ok=True)
+        for name in (FAILURE_FILE, ALIVE_FILE) if clear else ():
+            for path in folder.glob(name.format(rank='*')):
+                path.unlink(missing_ok=True)
+        self.alive = folder / ALIVE_FILE.format(rank=distributed.rank())
+        self.polls, self.signs = 0, {}  # rank -> its last sign of life, and our poll that saw it
+        self.watcher, self.ended = None, threading.Event()
         # Distinguishes this run from others in the folder, such as an evaluation.
         self.run = distributed.broadcast(f'{socket.gethostname()} {os.getpid()} {time.time_ns()}')
 
@@ -100,20 +107,61 @@ class Failures:
         return f'rank {first["rank"]} on host {first["host"]} failed first: {first["message"]}'
 
     def watch(self, logger: logging.Logger) -> None:
-        """Start a thread that ends this process after another one failed.
+        """Start a thread that ends this process after another one failed or fell silent.
 
         torchrun only ends the processes of its own node, and a process that waits for its GPU may
         not notice a broken connection.
         """
+        with contextlib.suppress(OSError):  # nobody waits for signs that never began
+            self.alive.write_text(socket.gethostname(), encoding='utf-8')
+        self.watcher = threading.Thread(target=self._watch, args=(logger,), daemon=True)
+        self.watcher.start()
 
-        def look() -> None:
-            while not self._elsewhere():
-                time.sleep(POLL_SECONDS)
-            time.sleep(GRACE_SECONDS)
-            logger.error(self.first_elsewhere())
-            os._exit(EXIT_OTHER_PROCESS)
+    def close(self) -> None:
+        """End the thread and the signs of life."""
+        if self.watcher is not None:
+            self.ended.set()
+            self.watcher.join()
+            self.alive.unlink(missing_ok=True)
 
-        threading.Thread(target=look, daemon=True).start()
+    def _watch(self, logger: logging.Logger) -> None:
+        message = ''
+        while not message:
+            if self.ended.wait(POLL_SECONDS):
+                return
+            if silent := self._silent():
+                message = f'{silent} gave no sign of life for {SILENT_POLLS * POLL_SECONDS} s'
+                self.record(message)
+            elif self._elsewhere():
+                time.sleep(GRACE_SECONDS)
+                message = self.first_elsewhere()
+        _report_to_torchrun(message)
+        logger.error(message)
+        os._exit(EXIT_OTHER_PROCESS)
+
+    def _silent(self) -> str:
+        """Give a sign of life, and return the rank and host of a process that gives none, or ''.
+
+        Rank 0 watches the others, and they watch rank 0. A sign needs no disk space and comes from
+        this thread, also while the process compiles, validates or saves. Polls of this process are
+        counted, not seconds: a suspended job or a folder that is slow for all is no failure.
+        """
+        self.polls += 1
+        with contextlib.suppress(OSError):
+            os.utime(self.alive)
+        for rank in (0,) if distributed.rank() else range(1, distributed.world_size()):
+            path = self.folder / ALIVE_FILE.format(rank=rank)
+            try:
+                host, sign = path.read_text('utf-8'), path.stat().st_mtime_ns
+            except OSError:  # the process has not begun or has ended
+                self.signs.pop(rank, None)
+                continue
+            last, seen = self.signs.get(rank, (None, 0))
+            if sign != last:
+                self.signs[rank] = sign, self.polls
+            elif self.polls - seen >= SILENT_POLLS:
+                return f'rank {rank} on host {host}'
+        return ''
 
     def _elsewhere(self) -> list[dict[str, Any]]:
         records = []
@@ -290,6 +338,7 @@ def _finish(process: Process, main: Callable[[Run], int | None]) -> int:
         code = EXIT_PREEMPTED
     process.close()
     distributed.destroy_process_group()
+    process.failures.close()
     return code
 
 

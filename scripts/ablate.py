@@ -295,9 +295,11 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
     tasks = json.loads(record.read_text('utf-8')) if record.is_file() else {}
     listed = _slurm(['squeue', '--me', '--array', '--noheader', '--format=%F_%K']).split()
     arrays, left_out = _arrays(jobs, {folder for folder, task in tasks.items() if task in listed})
-    before, count = '', 0
+    before, count, logs = '', 0, args.output / LOGS
+    logs.mkdir(parents=True, exist_ok=True)  # Slurm does not make the folder of --output
     for members in arrays:
         command = ['sbatch', '--parsable', f'--array={",".join(map(str, members))}']
+        command.append(f'--output={logs}/slurm-%A_%a.out')
         command += _resources(args.processes) if args.processes > 1 else []
         command += [f'--{option}' for option in args.slurm]
         if before:
@@ -306,7 +308,6 @@ def submit(args: argparse.Namespace, jobs: list[Job]) -> int:
         command += [str(ARRAY_SCRIPT), *_plan_flags(args)]
         before = _slurm(command).strip().partition(';')[0]
         tasks |= {str(jobs[number].folder): f'{before}_{number}' for number in members}
-        args.output.mkdir(parents=True, exist_ok=True)
         replace_file(record, json.dumps(tasks, indent=1))
         print(f'array {before}: {len(members)} runs, such as {jobs[members[0]].name}')
         count += len(members)

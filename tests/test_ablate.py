@@ -23,6 +23,7 @@ from engine.run_record import RECORD_FILE, is_finished, is_locked, read_record, 
 from logger import read_metrics
 from models.simmim import SimMIM, SwinTransformerForSimMIM
 from sweeps.files import ROOT, load_sweep, run_folder
+from sweeps.runner import LOGS
 
 ENV = {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
@@ -225,7 +226,10 @@ def test_job_arrays_wait_for_the_runs_they_need(submitted, tmp_path) -> None:
     more = ['--seeds', '1', '--slurm', 'partition=gpu']
     assert in_process('run', SWEEP, tmp_path / 'runs', tmp_path, *more) == 0
     first, second = submitted.read_text().splitlines()
-    assert '--array=0,1,2,3 --partition=gpu' in first and '--dependency' not in first
+    logs = tmp_path / 'runs' / LOGS
+    assert logs.is_dir()  # Slurm does not make it
+    options = f'--array=0,1,2,3 --output={logs}/slurm-%A_%a.out --partition=gpu'
+    assert options in first and '--dependency' not in first
     assert '--array=4,5,6,7' in second and '--dependency=afterany:101' in second
     # A task of the array makes the same plan.
     words = second.split()[second.split().index('--sweep') :]

@@ -139,6 +139,27 @@ def test_a_run_ends_with_its_code_and_one_line_and_frees_its_folder(
 # Several processes
 
 
+@pytest.mark.parametrize('rank, watched, other', [(0, 1, 2), (2, 0, 1)])
+def test_a_process_without_signs_of_life_is_noticed(rank, watched, other, tmp_path, monkeypatch):
+    """Rank 0 watches the others, and they watch rank 0; one that has ended is not missed."""
+    monkeypatch.setattr(distributed, 'rank', lambda: rank)
+    monkeypatch.setattr(distributed, 'world_size', lambda: 3)
+    monkeypatch.setattr(module, 'SILENT_POLLS', 3)
+    failures = Failures(tmp_path, clear=True)
+    path = tmp_path / module.ALIVE_FILE.format(rank=watched)
+    assert [failures._silent() for _ in range(5)] == [''] * 5  # it has not begun
+    path.write_text('node7')
+    for second in range(5):
+        os.utime(path, (second, second))
+        assert failures._silent() == ''
+    path.unlink()
+    assert failures._silent() == ''
+    path.write_text('node7')
+    (tmp_path / module.ALIVE_FILE.format(rank=other)).write_text('node8')
+    found = [failures._silent() for _ in range(4)]
+    assert found[:3] == [''] * 3 and f'rank {watched}' in found[3] and 'node7' in found[3]
+
+
 def test_a_process_that_does_not_notice_the_failure_of_another_is_ended(tmp_path, monkeypatch, log):
     ended, codes = threading.Event(), []
     monkeypatch.setattr(module, 'POLL_SECONDS', 0.01)

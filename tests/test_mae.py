@@ -106,7 +106,7 @@ def test_loss_and_pixels_equal_a_loop_over_patches(channels, normalised, unit) -
     images, errors = x.double().numpy(), []
     for b, row, column in np.ndindex(3, 4, 4):
         area = slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8)
-        patch = images[b][:, *area].transpose(1, 2, 0).flatten()
+        patch = images[(b, slice(None), *area)].transpose(1, 2, 0).flatten()
         mean = patch.mean() if normalised else 0.0
         variance = ((patch - patch.mean()) ** 2).sum() / (len(patch) - 1)
         deviation = (variance + 1e-6) ** 0.5 if normalised else 1.0
@@ -114,7 +114,7 @@ def test_loss_and_pixels_equal_a_loop_over_patches(channels, normalised, unit) -
         if masks[b, row, column]:
             errors.append(((output - (patch - mean) / deviation) ** 2).mean())
         for got, want in ((predicted, output), (shown, output * deviation + mean)):
-            got = got[b][:, *area].permute(1, 2, 0).flatten()
+            got = got[(b, slice(None), *area)].permute(1, 2, 0).flatten()
             np.testing.assert_allclose(got, want, atol=1e-4)
     assert len(errors) == 3 * 12
     assert loss.item() == pytest.approx(np.mean(errors), rel=1e-5)

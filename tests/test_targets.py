@@ -84,7 +84,7 @@ def test_normalised_patches_equal_maes_patches(channels: int, unit: int) -> None
     side = 32 // unit
     for b, row, column in np.ndindex(2, side, side):
         area = (slice(row * unit, (row + 1) * unit), slice(column * unit, (column + 1) * unit))
-        patch = got[b, :, *area].transpose(1, 2, 0).flatten()
+        patch = got[(b, slice(None), *area)].transpose(1, 2, 0).flatten()
         np.testing.assert_allclose(patch, want[b, row, column], atol=1e-4)
     assert not got[0, :, :16, :16].any()
 
@@ -103,7 +103,7 @@ def test_loss_of_normalised_patches_equals_a_loop() -> None:
     for b, row, column in np.ndindex(2, 4, 4):
         if mask[b, 2 * row, 2 * column]:
             area = slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side)
-            got = predicted[b][:, *area].transpose(1, 2, 0).flatten()
+            got = predicted[(b, slice(None), *area)].transpose(1, 2, 0).flatten()
             errors.append(np.abs(got - wanted[b, row, column]).mean())
     assert len(errors) == 8
     assert model(x, mask).item() == pytest.approx(np.mean(errors), rel=1e-4)

@@ -16,8 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import main_simmim
-from engine import distributed
-from engine.launch import launch
+from engine import distributed, launch
 
 
 def fail() -> None:
@@ -33,6 +32,7 @@ def hang() -> None:
 
 FAULTS = {
     'kill': lambda: os.kill(os.getpid(), signal.SIGKILL),
+    'stop': lambda: os.kill(os.getpid(), signal.SIGSTOP),
     'fail': fail,
     'hang': hang,
     'slow': lambda: time.sleep(3),
@@ -62,4 +62,6 @@ if __name__ == '__main__':
     main_simmim.reconstruction_loss = with_faults(
         main_simmim.reconstruction_loss, json.loads(sys.argv[1])
     )
-    sys.exit(launch('simmim', main_simmim.main, sys.argv[2:]))
+    if '"stop"' in sys.argv[1]:
+        launch.SILENT_POLLS = 3
+    sys.exit(launch.launch('simmim', main_simmim.main, sys.argv[2:]))

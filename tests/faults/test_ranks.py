@@ -35,6 +35,17 @@ def test_a_process_that_hangs_is_waited_for_as_long_as_the_config_says(phantom, 
     assert 'RANK_TIMEOUT_MINUTES' in log_lines(tmp_path, 0)[-1]
 
 
+@pytest.mark.parametrize('silent', [0, 1])
+def test_a_process_that_stops_silently_ends_the_other_soon(silent, phantom, tmp_path):
+    both = ranks(tmp_path, tiny_arguments(tmp_path, phantom), fault(silent, 3, 'stop'))
+    with started(*both):
+        assert both[1 - silent].wait() == 3
+        assert both[silent].process.poll() is None
+    last, record = log_lines(tmp_path, 1 - silent)[-1], folder_of(tmp_path)
+    record = json.loads((record / f'failure_rank{1 - silent}.json').read_text())
+    assert f'rank {silent}' in last and record['host'] in last and record['message'] in last
+
+
 def test_ranks_that_were_stopped_or_killed_resume(phantom, tmp_path):
     """SIGTERM to one process stops both; torchrun restarts both after one is killed."""
     argv, folder = tiny_arguments(tmp_path, phantom), folder_of(tmp_path)
@@ -50,4 +61,4 @@ def test_ranks_that_were_stopped_or_killed_resume(phantom, tmp_path):
     assert sum(line.startswith('INFO run folder') for line in lines) == 3
     assert sum(line.startswith('INFO resumed from') for line in lines) == 2
     assert (folder / 'ckpt_epoch_1.pth').exists()
-    assert not list(folder.glob('failure_rank*.json'))
+    assert not [*folder.glob('failure_rank*.json'), *folder.glob('alive_rank*')]
