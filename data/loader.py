@@ -12,10 +12,12 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -469,11 +471,23 @@ def _leave_signals_to_main_process(worker: int) -> None:
 
     The main process needs its workers until the current step and checkpoint are finished.
     """
+    sys.excepthook = _ignore_lost_connection
     for number in STOPS[1:]:
         signal.signal(number, signal.SIG_IGN)
     if CAN_WAIT:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_when_main_process_asks, daemon=True).start()
+
+
+def _ignore_lost_connection(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print an error, unless the main process hung up because a signal stopped it.
+
+    Errors of the data set do not come here: the loader raises them in the main process.
+    """
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_when_main_process_asks() -> None:

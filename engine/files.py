@@ -18,6 +18,8 @@ CHECKPOINT_NAME = re.compile(r'ckpt_epoch_(\d+)(?:_step_(\d+))?\.pth')
 OTHER_FILES = 64  # open files of a process without its workers
 LOADER_FILES = 16  # open files per worker of a training and a validation loader
 MANY_FILES = 4096  # limit that is set where the system permits it
+MOUNTS = Path('/proc/mounts')
+NETWORK_SYSTEMS = ('nfs', 'nfs4', 'lustre', 'gpfs', 'beegfs', 'cifs')
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system has no locks
 
 
@@ -25,6 +27,17 @@ def is_below(name: str) -> bool:
     """Return whether a name is a path below a folder: relative, and without '..'."""
     path = PurePath(name)
     return bool(path.parts) and not path.is_absolute() and '..' not in path.parts
+
+
+def file_system(path: str | Path) -> str:
+    """Return the type of the file system of a path, such as 'ext4', or '' outside Linux."""
+    path, found = Path(path).resolve(), ('', '')
+    for line in MOUNTS.read_bytes().splitlines() if MOUNTS.is_file() else ():
+        _, point, kind, *_ = line.split()
+        point = os.fsdecode(re.sub(rb'\\(\d{3})', lambda octal: bytes([int(octal[1], 8)]), point))
+        if path.is_relative_to(point) and len(point) >= len(found[0]):
+            found = point, kind.decode()  # the last one hides earlier ones in the same place
+    return found[1]
 
 
 def sha256(path: str | Path) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from config import build_parser, config_text, get_config
+from config import Config, build_parser, config_text, get_config
 from engine import distributed
 from engine.device import describe_precision, local_device
 from engine.files import replace_file
@@ -201,6 +201,7 @@ class Process:
     run: Run | None = None
     failures: Failures | None = None
     lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    made_folder: bool = False
 
     def close(self) -> None:
         """Close the run and release the lock of its folder."""
@@ -228,7 +229,8 @@ def setup_run(args: Namespace, process: Process) -> None:
     random.seed(seed)
 
     folder = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG
-    trains = not (config.EVAL_MODE or config.THROUGHPUT_MODE or config.CHECK_MODE)
+    trains = _trains(config)
+    process.made_folder = not folder.exists()
     writes = trains and distributed.is_main()
     problem, is_safe = '', True
     try:
@@ -261,11 +263,12 @@ def setup_run(args: Namespace, process: Process) -> None:
         faulthandler.enable()  # for crashes outside Python, such as NCCL aborting the process
 
 
-def explain(error: BaseException) -> tuple[int, str]:
+def explain(error: BaseException, *, trains: bool = True) -> tuple[int, str]:
     """Return the exit code for an error and a one-line message."""
     text = _reason(error)
     if isinstance(error, Terminated):
-        return EXIT_PREEMPTED, f'stopped by {text} outside training: the same command resumes'
+        again = 'resumes' if trains else 'begins again'
+        return EXIT_PREEMPTED, f'stopped by {text} outside training: the same command {again}'
     if isinstance(error, MISTAKES) or text.startswith(('DataLoader worker', NO_MEMORY)):
         return EXIT_MISTAKE, text
     if isinstance(error, RuntimeError) and 'have a deterministic implementation' in text:
@@ -345,7 +348,8 @@ def _finish(process: Process, main: Callable[[Run], int | None]) -> int:
 def _fail(process: Process, error: BaseException) -> int:
     """Report why this process or another process of the run failed, and return the exit code."""
     run = process.run
-    code, message = explain(error)
+    trains = run is None or _trains(run.config)
+    code, message = explain(error, trains=trains)
     if run is not None and distributed.world_size() > 1:
         if code not in (EXIT_OTHER_PROCESS, EXIT_PREEMPTED):
             process.failures.record(message)
@@ -362,7 +366,22 @@ def _fail(process: Process, error: BaseException) -> int:
         if unexpected:
             traceback.print_exception(error)
         print(f'error: {message}', file=sys.stderr)  # noqa: T201
+    if code == EXIT_MISTAKE and not trains and process.made_folder:
+        _remove_logs(run.folder)
     return code
+
+
+def _trains(config: Config) -> bool:
+    return not (config.EVAL_MODE or config.THROUGHPUT_MODE or config.CHECK_MODE)
+
+
+def _remove_logs(folder: Path) -> None:
+    """Remove a folder that a refused --eval made, and that has only its log."""
+    for path in folder.glob('log_rank*.txt'):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the folders may hold other files
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def _report_to_torchrun(message: str) -> None:

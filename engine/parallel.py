@@ -1,6 +1,6 @@
 """Training in several processes: DistributedDataParallel, and batch norm over all processes."""
 
-import warnings
+import inspect
 
 import torch
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
@@ -11,6 +11,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from config import Config
 from engine import distributed
+
+# Whether rank 0 sends its buffers before each forward pass; older versions have the second name.
+BUFFER_OPTION = 'forward_sync_buffers'
+if BUFFER_OPTION not in inspect.signature(DistributedDataParallel).parameters:
+    BUFFER_OPTION = 'broadcast_buffers'
 
 
 def wrap_parallel(config: Config, model: nn.Module, device: torch.device) -> nn.Module:
@@ -26,14 +31,12 @@ def wrap_parallel(config: Config, model: nn.Module, device: torch.device) -> nn.
         model = convert_sync_batchnorm(model)
     else:
         share_batch_norm(model)
-    with warnings.catch_warnings():  # older versions of PyTorch only know this name
-        warnings.filterwarnings('ignore', message='`broadcast_buffers` is deprecated')
-        model = DistributedDataParallel(
-            model,
-            device_ids=[device.index] if device.type == 'cuda' else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+    model = DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == 'cuda' else None,
+        gradient_as_bucket_view=True,
+        **{BUFFER_OPTION: False},
+    )
     for parameter in model.parameters():
         if parameter.ndim == 4 and parameter.requires_grad:
             parameter.register_hook(_contiguous_strides)

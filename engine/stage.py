@@ -6,7 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from data import Loaders
+from data.store import is_store
 from engine.device import throughput
+from engine.files import NETWORK_SYSTEMS, file_system
 from engine.loop import LossFunction, fit
 from engine.preflight import preflight
 from engine.run_record import Run
@@ -41,6 +43,7 @@ def run_stage(
         Exit code.
     """
     config = run.config
+    _warn_of_network(run)
     if config.EVAL_MODE and evaluate:
         evaluate()
         return 0
@@ -67,3 +70,13 @@ def run_stage(
     else:
         fit(run, model, loaders.train, loss_fn, after_epoch=after_epoch)
     return 0
+
+
+def _warn_of_network(run: Run) -> None:
+    """Warn if every epoch reads a packed store over the network."""
+    path, kind = run.config.DATA.DATA_PATH, file_system(run.config.DATA.DATA_PATH)
+    if kind in NETWORK_SYSTEMS and is_store(path) and not run.config.DATA.CACHE_DIR:
+        run.logger.warning(
+            f'every epoch reads the store {path} from a network file system ({kind}): copy it once '
+            'to a folder on the local disk with DATA.CACHE_DIR'
+        )

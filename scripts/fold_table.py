@@ -98,6 +98,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def join(args: argparse.Namespace) -> None:
     """Write the joined predictions of every row and seed whose folds have all finished."""
+    if min(args.folds, args.seeds) < 1:
+        raise ValueError(f'--folds {args.folds} and --seeds {args.seeds} must be at least 1')
     sweep, runs = load_sweep(args.sweep, args.scale), {}
     for row in sweep.rows:
         for seed in range(args.seeds):

@@ -12,7 +12,7 @@ from test_contrastive_methods import BUILD, assert_same_state, build_mixing, sgd
 from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.parallel import share_batch_norm
+from engine.parallel import BUFFER_OPTION, share_batch_norm
 
 
 def run_rank(rank: int, world_size: int, folder: Path) -> None:
@@ -26,7 +26,7 @@ def run_rank(rank: int, world_size: int, folder: Path) -> None:
         model = build_mixing(name)
         share_batch_norm(model)
         wrapped = DistributedDataParallel(
-            model, broadcast_buffers=False, gradient_as_bucket_view=True
+            model, gradient_as_bucket_view=True, **{BUFFER_OPTION: False}
         )
         results[name] = three_steps(
             name, wrapped, lambda view: view.chunk(world_size)[rank].contiguous()

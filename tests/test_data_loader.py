@@ -5,6 +5,8 @@ import errno
 import os
 import resource
 import signal
+import socket
+from multiprocessing import resource_sharer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -348,6 +350,32 @@ def test_a_worker_is_born_with_signals_blocked(monkeypatch):
     (blocked,) = loader
     assert set(data.loader.STOPS) <= {int(number[0]) for number in blocked}
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+class Sharing(Blocked):
+    """Where the worker waits for the process that loads."""
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[bytes]:
+        address, number = resource_sharer._resource_sharer.register(send_nothing, send_nothing)
+        return [f'{address}\n{number}'.encode()]
+
+
+def send_nothing(*_: object) -> None:
+    pass
+
+
+def test_a_worker_whose_main_process_hangs_up_prints_nothing(capfd):
+    """A signal that stops the main process may interrupt it while it receives a tensor."""
+    loader = make_loader(Sharing(), loader_config(4, workers=1), shuffle=False)
+    loader.multiprocessing_context, loader.collate_fn = 'fork', list
+    batches = iter(loader)
+    address, number = next(batches)[0].decode().split('\n')
+    with socket.socket(socket.AF_UNIX) as hanging_up:
+        hanging_up.connect(address)
+    # The worker answers one after the other.
+    resource_sharer._resource_sharer.get_connection((address, int(number))).close()
+    del batches
+    assert 'Traceback' not in capfd.readouterr().err
 
 
 # Open files

@@ -136,6 +136,22 @@ def test_a_run_ends_with_its_code_and_one_line_and_frees_its_folder(
     assert not is_locked(folder)
 
 
+@pytest.mark.parametrize('mode', ['--eval', '--throughput', '--check'])
+def test_what_does_not_train_resumes_nothing_and_leaves_nothing_if_refused(
+    mode, argv, folder, capfd
+):
+    def stop(run):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert launch('simmim', raising(ValueError('no checkpoint')), [*argv, mode]) == 2
+    assert 'no checkpoint' in capfd.readouterr().out and not folder.parent.exists()
+    assert launch('simmim', stop, [*argv, mode]) == 75
+    last = log_of(folder).splitlines()[-1]
+    assert 'SIGTERM' in last and 'resumes' not in last
+    assert launch('simmim', raising(ValueError('no checkpoint')), [*argv, mode]) == 2
+    assert 'no checkpoint' in log_of(folder)  # the log of an earlier command stays
+
+
 # Several processes
 
 

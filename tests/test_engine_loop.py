@@ -275,6 +275,11 @@ def test_gradients_have_the_strides_of_their_buckets(parallel, recwarn) -> None:
     assert torch.equal(model.module.weight.grad, alone.weight.grad)
 
 
+def test_wrapping_a_model_gives_no_warning_and_sends_no_buffers(parallel, recwarn) -> None:
+    model = wrap_parallel(default_config(), torch.nn.BatchNorm1d(3), torch.device('cpu'))
+    assert not recwarn.list and not model.broadcast_buffers
+
+
 def test_gradients_may_be_exchanged_in_half_precision(parallel) -> None:
     config, gradients = default_config(), []
     for kind in ('float32', 'bfloat16'):

@@ -131,6 +131,15 @@ def test_an_image_in_two_folds_is_refused(joined: tuple) -> None:
     assert 'fold0' in str(caught.value) and not (sweep.parent / 'x.csv.gz').exists()
 
 
+@pytest.mark.parametrize('option', ['--folds', '--seeds'])
+def test_no_folds_and_no_seeds_are_refused(option, joined: tuple, capsys) -> None:
+    sweep = joined[0]
+    words = ['join', '--sweep', sweep, '--output', sweep.parent, '--save', sweep.parent / 'none']
+    words += ['--folds', FOLDS, '--seeds', 2, option, 0]
+    assert fold_table.main(fold_table.parse_args([*map(str, words)])) == 2
+    assert f'{option} 0' in capsys.readouterr().err
+
+
 def test_joined_files_do_not_depend_on_the_time(joined: tuple) -> None:
     path = joined[0].parent / 'p/simmim_1_seed0.csv.gz'
     content = path.read_bytes()

@@ -141,4 +141,4 @@ def test_held_out_images_without_a_prediction_are_ignored(keep: str) -> None:
     )
     again, same = choose_values(held_out, targets, unlabelled, **options)
     np.testing.assert_array_equal(again, values)
-    np.testing.assert_equal(same, cuts)
+    assert repr(same) == repr(cuts)  # the share may be NaN
