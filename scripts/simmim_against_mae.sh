@@ -5,7 +5,8 @@
 # LABELLED: CheXpert's layout; train.csv and valid.csv are joined. UNLABELLED: a folder or packed store.
 # OUT: default simmim_against_mae_output. SEEDS=5, FOLDS=5. PRETRAIN_OPTS and FINETUNE_OPTS: other
 # options as 'KEY VALUE ...', such as FINETUNE_OPTS="DATA.LABELS \"['Pneumonia', 'Edema']\"".
-# TRIAL=1 trains for a few steps only, to see whether your data work. The same command resumes.
+# TRIAL=1 trains for a few steps only, to see whether your data work (use another OUT). The same
+# command resumes.
 set -euo pipefail
 usage='usage: bash scripts/simmim_against_mae.sh LABELLED UNLABELLED [OUT]'
 labelled=$(realpath "${1:?$usage}")
