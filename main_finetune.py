@@ -70,8 +70,8 @@ class Selection:
         split: Split that is scored, 'holdout' or 'valid'.
         loader: Loader of the split; None if no patients are held out.
         labels: Labels whose mean AUROC is the score, see `selecting_labels`.
-        name: The score in words, such as 'holdout mean AUROC of 3 labels', if it selects the
-            epoch; '' if the last epoch is used.
+        name: What the selecting score is, such as 'holdout mean AUROC of 3 labels'. It is '' if the
+            last epoch is used.
         about: What selects the epoch, in one sentence.
         warning: Labels of the split with few cases, in one sentence, or ''.
     """
