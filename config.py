@@ -448,8 +448,9 @@ _C.REPORT.ANONYMISE = False
 
 # Precision: 'O0' is float32; 'O1' and 'O2' are autocast. SimMIM's default '' has its flag's 'O1'.
 _C.AMP_OPT_LEVEL = 'O1'
-# [CheXpert] Whether autocast (bfloat16) is also used on a CPU.
-_C.AMP_ON_CPU = False
+# [CheXpert] Autocast to bfloat16 on a CPU: 'never', 'always', or 'auto', which is 'always' on a CPU
+# with instructions for bfloat16 (AVX512-BF16 or AMX). 'auto' gives other numbers on another CPU.
+_C.AMP_ON_CPU = 'auto'
 # Root of all run folders; a run writes to OUTPUT/MODEL.NAME/TAG. SimMIM's flag has this default.
 _C.OUTPUT = 'output'
 # Last part of the run folder.
@@ -509,6 +510,8 @@ FLAGS = {
 FLAG_KEYS = {flag: key for flag, (key, _) in FLAGS.items()}
 # Keys whose value is a list of names. Earlier versions wrote one name, or 'none' for an empty list.
 NAME_LISTS = ('DATA.PREPROCESS',)
+# Values that earlier versions wrote, as text, with the values that replace them.
+EARLIER_VALUES = {'AMP_ON_CPU': {'True': 'always', 'False': 'never'}}
 # Classes in the checkpoints of SimMIM and MAE that the safe loader must accept.
 CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
 # libyaml reads a config about ten times as fast as the loader in Python.
@@ -633,6 +636,7 @@ CHOICES = {
     'EVAL.SELECT': ('auto', 'five', 'all'),
     'FINETUNE.MODE': ('full', 'last_layer', *PROBES),
     'AMP_OPT_LEVEL': ('O0', 'O1', 'O2'),
+    'AMP_ON_CPU': ('auto', 'always', 'never'),
 }
 # Interval -> keys whose number, or every number of whose list, must lie in the interval.
 RANGES = {
@@ -1049,10 +1053,10 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
 
 
 def _current_value(key: str, value: Any) -> Any:
-    """Convert a single name, as earlier versions wrote NAME_LISTS, to a list."""
+    """Convert EARLIER_VALUES, and the single name that earlier versions wrote for NAME_LISTS."""
     if key in NAME_LISTS and isinstance(value, str):
         return [name for name in [value] if name != 'none']
-    return value
+    return EARLIER_VALUES[key].get(str(value), value) if key in EARLIER_VALUES else value
 
 
 def _as_type(value: Any, kind: type) -> Any:

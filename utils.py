@@ -202,8 +202,7 @@ def checkpoint_to_resume(config: Config, folder: Path, logger: logging.Logger) -
         The checkpoint, or None for a new run.
 
     Raises:
-        ValueError: On all ranks, if there are checkpoints but none can be read, or if the file
-            in MODEL.RESUME or PRETRAINED is needed and does not exist.
+        ValueError: On all ranks, if there are checkpoints but none can be read.
     """
     newest, problem, given = None, '', config.MODEL.RESUME
     if distributed.is_main():
@@ -212,8 +211,6 @@ def checkpoint_to_resume(config: Config, folder: Path, logger: logging.Logger) -
                 newest = _newest_begun_with(given, folder, logger)
             elif config.TRAIN.AUTO_RESUME:
                 newest = newest_good(folder, logger)
-            if newest is None and (given or config.PRETRAINED):
-                check_exists(given or config.PRETRAINED)
         except ValueError as error:
             problem = str(error)
     newest, problem = distributed.broadcast((newest, problem))

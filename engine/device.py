@@ -44,15 +44,24 @@ def to_device(batch: tuple[torch.Tensor, ...], device: torch.device) -> tuple[to
 def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
     """Return the data type of autocast under AMP_OPT_LEVEL O1 and O2; None for float32.
 
-    On the CPU this is float32 unless AMP_ON_CPU is set. Probes always use float32, because their
-    features are computed only once and rounding to bfloat16 changed AUROCs by up to 0.004.
+    On a CPU, AMP_ON_CPU decides. Probes always use float32, because their features are computed
+    only once and rounding to bfloat16 changed AUROCs by up to 0.004.
     """
     if config.AMP_OPT_LEVEL == 'O0' or config.FINETUNE.MODE in PROBES:
         return None
     if device.type == 'cpu':
-        return torch.bfloat16 if config.AMP_ON_CPU else None
+        wanted = {'always': True, 'never': False, 'auto': cpu_computes_bfloat16()}
+        return torch.bfloat16 if wanted[config.AMP_ON_CPU] else None
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bf16 else torch.float16
+
+
+def cpu_computes_bfloat16() -> bool:
+    """Return whether the CPU has instructions for matrix products in bfloat16.
+
+    Without them, PyTorch computes these products more slowly than those in float32.
+    """
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def views_of(images: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
@@ -80,6 +89,10 @@ def describe_precision(config: Config, device: torch.device) -> str:
     )
     line = f'precision {config.AMP_OPT_LEVEL}: '
     line += f'autocast to {dtype}, outside it {plain}' if dtype else plain
+    if device.type == 'cpu' and config.AMP_ON_CPU == 'auto' and config.AMP_OPT_LEVEL != 'O0':
+        line += (
+            f' (AMP_ON_CPU auto: this CPU has {"" if cpu_computes_bfloat16() else "no "}bfloat16)'
+        )
     if config.AMP_OPT_LEVEL == 'O2':
         line += ' (O2 is treated as O1: apex.amp no longer exists, and PyTorch has only one level)'
     return line

@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from config import Config, build_parser, config_text, get_config
 from engine import distributed
-from engine.device import describe_precision, local_device
+from engine.device import autocast_dtype, describe_precision, local_device
 from engine.files import replace_file
 from engine.interruptions import Preempted
 from engine.run_record import (
@@ -41,6 +41,7 @@ from engine.run_record import (
     without_home,
 )
 from logger import ScalarLog, create_logger
+from utils import check_exists
 
 EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3
 FAILURE_FILE = 'failure_rank{rank}.json'
@@ -217,7 +218,7 @@ def setup_run(args: Namespace, process: Process) -> None:
 
     Raises:
         ValueError: On all ranks, if the config is invalid, or if the folder is not writable, is
-            in use, or contains another run.
+            in use, or contains another run, or if the checkpoint to start from does not exist.
     """
     config = get_config(args)
     _set_determinism(config.TRAIN.DETERMINISTIC)
@@ -239,6 +240,9 @@ def setup_run(args: Namespace, process: Process) -> None:
             is_safe = process.lock.enter_context(run_lock(folder))
         if distributed.is_main() and (trains or config.CHECK_MODE):
             refuse_another_run(folder, config)
+        start = config.MODEL.RESUME or config.PRETRAINED
+        if writes and start and not any(folder.glob('ckpt_epoch_*.pth')):
+            check_exists(start)
         logger = create_logger(folder, distributed.rank(), name=config.MODEL.NAME)
         if not is_safe:
             logger.warning(f'{folder} cannot be locked: do not start two runs with this --tag')
@@ -253,9 +257,8 @@ def setup_run(args: Namespace, process: Process) -> None:
     if problems := [text for text in distributed.gather(problem) if text]:
         raise ValueError(problems[0])
     process.failures = Failures(folder, clear=writes)
-    gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
-    gpus = [name for name in distributed.gather(gpu) if name]
-    record = RunRecord(folder, _facts(args, config.SEED, gpus), logger) if writes else RunRecord()
+    facts = _facts(args, config, device)
+    record = RunRecord(folder, facts, logger) if writes else RunRecord()
     process.run = Run(config, args.stage, folder, device, logger, scalars, record)
     _log_start(process.run)
     if distributed.world_size() > 1:
@@ -297,15 +300,20 @@ def _reason(error: BaseException) -> str:
     return text or type(error).__name__
 
 
-def _facts(args: Namespace, seed: int, gpus: list[str]) -> dict[str, Any]:
-    """Return the facts about the start of this process for `run.json`."""
+def _facts(args: Namespace, config: Config, device: torch.device) -> dict[str, Any]:
+    """Return the facts about the start of the run for `run.json`. All processes must call this."""
     program, *words = args.command
+    gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
+    precision = str(autocast_dtype(config, device) or torch.float32).removeprefix('torch.')
+    gpus = [name for name in distributed.gather(gpu) if name]
+    precisions = sorted(set(distributed.gather(precision)))  # CPUs of nodes may differ
     return {
         'stage': args.stage,
         'command': [Path(program).name, *map(without_home, words)],
         'code': code_version(),
-        'seed': seed,
+        'seed': config.SEED,
         'processes': distributed.world_size(),
+        'precision': ', '.join(precisions),
         'environment': environment(gpus=gpus, threads=torch.get_num_threads()),
     }
 

@@ -78,7 +78,7 @@ class RunRecord:
             self.options, self.pretrained = config_text(config), config.PRETRAINED
 
     def begin(self, checkpoint: str | Path | None, *, done: bool = False) -> None:
-        """Record a start of the run, and warn if code or data have changed since the first start.
+        """Record a start, and warn if code, data or precision changed since the first start.
 
         Args:
             checkpoint: Checkpoint that the run resumes from; None for a new run.
@@ -110,9 +110,9 @@ class RunRecord:
             'finished': earlier.get('finished') if done else None,
             'seconds': self.seconds_before,
         }
-        now = {key: self.facts[key] for key in ('code', 'data')}
+        now = {key: self.facts[key] for key in ('code', 'data', 'precision')}
         if changes := run_changes(first, now):
-            self.logger.warning(f'code or data changed since the first start: {"; ".join(changes)}')
+            self.logger.warning(f'changed since the first start: {"; ".join(changes)}')
         self._write()
 
     def finish(self) -> None:
@@ -416,6 +416,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], list[str]]] = {
     ],
     'code': lambda old, new: [f'code: {old} -> {new}'],
     'processes': lambda old, new: [f'processes: {old} -> {new}'],
+    'precision': lambda old, new: [f'precision: {old} -> {new}'],
     'environment': _changed_environment,
     'data': _changed_data,
 }

@@ -268,3 +268,11 @@ def test_an_output_that_cannot_be_written(eight, tmp_path, refused):
     output = tmp_path / 'file' / 'runs'
     refused('simmim', arguments(config_of(tmp_path, 'simmim'), eight, output), 'OUTPUT', output)
     assert (tmp_path / 'file').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('flag', ['--pretrained', '--resume'])
+def test_a_missing_checkpoint_is_refused_before_the_data_are_read(flag, tmp_path, refused) -> None:
+    (tmp_path / 'ckpt_best.pth').touch()
+    argv = arguments(config_of(tmp_path, 'finetune'), tmp_path / 'no_data', tmp_path / 'out')
+    missing = tmp_path / 'missing.pth'
+    refused('finetune', [*argv, flag, str(missing)], missing, 'ckpt_best.pth')

@@ -65,8 +65,8 @@ def test_losses_are_as_near_to_float32_as_those_of_eager_bfloat16(
     curves, apart = {}, {'eager': [], 'ours': []}
     for seed in range(3 if ON_GPU else 1):
         exact = losses(*EAGER, 'AMP_OPT_LEVEL', 'O0', seed=seed)
-        found = {'eager': losses(*EAGER, 'AMP_ON_CPU', True, seed=seed)}
-        found['ours'] = losses('AMP_ON_CPU', True, seed=seed)
+        found = {'eager': losses(*EAGER, 'AMP_ON_CPU', 'always', seed=seed)}
+        found['ours'] = losses('AMP_ON_CPU', 'always', seed=seed)
         curves |= {f'{name}, seed {seed}': each.tolist() for name, each in found.items()}
         curves[f'float32, seed {seed}'] = exact.tolist()
         for name, each in found.items():

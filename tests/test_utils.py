@@ -234,12 +234,6 @@ def test_the_same_command_with_resume_continues_the_run_that_it_began(tmp_path) 
     assert checkpoint_to_resume(asked, run, LOGGER) == str(first)
 
 
-def test_a_file_to_start_from_that_is_missing_is_named(tmp_path) -> None:
-    missing = tmp_path / 'missing.pth'
-    with pytest.raises(ValueError, match=str(missing)):
-        checkpoint_to_resume(config_with(PRETRAINED=str(missing)), tmp_path, LOGGER)
-
-
 def test_a_missing_checkpoint_lists_those_that_are_there(tmp_path) -> None:
     names = ['ckpt_best.pth', *(f'ckpt_epoch_{epoch}.pth' for epoch in range(7))]
     write(tmp_path, *names)

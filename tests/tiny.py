@@ -70,7 +70,7 @@ def tiny_config(path: Path, stage: str, model: dict = SWIN, **sections: dict) ->
                  'TRAIN_IMAGES': 28},
         'TRAIN': {'EPOCHS': 2, 'WARMUP_EPOCHS': 1, 'BASE_LR': 0.05, 'WARMUP_LR': 1e-4,
                   'ACCUMULATION_STEPS': 2},
-        'PRINT_FREQ': 3,
+        'PRINT_FREQ': 3, 'AMP_ON_CPU': 'never',
     }  # fmt: skip
     if stage == 'finetune':
         config['AUG'] = dict(FINETUNE_AUG)
