@@ -85,7 +85,8 @@ class Selection:
             targets = self.loader.dataset.targets
             counts = score(config, np.zeros(targets.shape, np.float32), self.loader)
             self.labels = selecting_labels(counts, config.EVAL.SELECT)
-            self.warning = self._warn(labels_with_few_cases(counts))
+            selects = chosen != 'last' and config.FINETUNE.MODE not in PROBES
+            self.warning = self._warn(labels_with_few_cases(counts), selects)
         if config.FINETUNE.MODE in PROBES:
             self.about = 'a probe has no epochs'
         elif chosen == 'last':
@@ -98,14 +99,14 @@ class Selection:
             self.name = f'{self.split} {score_name}'
             self.about = f'the {self.name} selects the epoch'
 
-    def _warn(self, few: Mapping[str, str]) -> str:
+    def _warn(self, few: Mapping[str, str], selects: bool) -> str:
         if not few:
             return ''
+        effect = 'Such labels do not select an epoch, and their' if selects else 'Their'
         return (
             f'{self.split} has fewer than {FEW_CASES} cases of one class: '
-            f'{", ".join(f"{label} ({number})" for label, number in few.items())}. Such labels do '
-            'not select an epoch, and their thresholds are not reliable. DATA.HOLDOUT_FRACTION '
-            'holds out more patients'
+            f'{", ".join(f"{label} ({number})" for label, number in few.items())}. {effect} '
+            'thresholds are not reliable. DATA.HOLDOUT_FRACTION holds out more patients'
         )
 
     def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:

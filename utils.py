@@ -358,10 +358,16 @@ def load_pretrained(
         report.remarks.append(f'DATA.PREPROCESS is {config.DATA.PREPROCESS!r}, was {before!r}')
     logger.info(f'weights from {path}:\n{report.table()}')
     seen = []
-    if trained and trained['HOLDOUT_FRACTION'] < config.DATA.HOLDOUT_FRACTION:
-        seen.append('HOLDOUT_FRACTION')
-    if trained and config.DATA.FOLD not in ('', trained['FOLD']):
-        seen.append('FOLD')
+    if trained and trained['DATASET'] != config.DATA.DATASET:
+        logger.info(
+            f'{path} was trained on DATA.DATASET {trained["DATASET"]}, {trained["DATA_PATH"]}. If '
+            'these images show patients who are held out or scored here, their scores are too high.'
+        )
+    elif trained:
+        if trained['HOLDOUT_FRACTION'] < config.DATA.HOLDOUT_FRACTION:
+            seen.append('HOLDOUT_FRACTION')
+        if config.DATA.FOLD not in ('', trained['FOLD']):
+            seen.append('FOLD')
     for key in seen:
         logger.warning(
             f'{path} was trained with DATA.{key} {trained[key]!r}, and this run has '

@@ -963,9 +963,10 @@ def log_store(config: Config, logger: logging.Logger) -> None:
     size, side = config.DATA.IMG_SIZE, about['settings']['size']
     needed = int(256 / 224 * size) if config.TEST.CROP else size
     if side is not None and side < needed:
+        cut = f', from which views of {size} px are cut (TEST.CROP)' if config.TEST.CROP else ''
         logger.warning(
-            f'{path}: images of {side} px are enlarged, views of {size} px need {needed} px '
-            f'(DATA.IMG_SIZE, TEST.CROP): pack them with scripts/pack.py --size {needed} or more'
+            f'{path}: its images of {side} px are enlarged to {needed} px{cut}. For sharper images '
+            f'pack them with scripts/pack.py --size {needed} or more'
         )
 
 

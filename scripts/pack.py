@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> int:
         print('interrupted; the same command resumes from here', file=sys.stderr)
         return 130
     num_bytes = sum(size for size, _ in about['files'].values())
-    print(f'{args.output}: {about["images"]} images, {num_bytes / 1e9:.2f} GB')
+    print(f'{args.output}: {about["images"]} images, {num_bytes / 1e6:,.1f} MB')
     if about['rounded']:
         print(f'{about["rounded"]} images of more than 8 bits were rounded to 8 (--keep-16bit)')
     if about['left_out']:

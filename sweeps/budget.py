@@ -154,11 +154,9 @@ def describe_time(jobs: Sequence[Job], logger: logging.Logger, *, parallel: int)
             minutes += expected
             about = f'{section}: {len(members)} runs left, about {expected:,.1f} min'
             if section == 'pretrain':
-                number, epochs = (
-                    _images_of_epoch(members[0], logger),
-                    members[0].config.TRAIN.EPOCHS,
-                )
-                about += f', {epochs} epochs of {number:,.0f} images'
+                epochs = sorted({job.config.TRAIN.EPOCHS for job in members})
+                number = _images_of_epoch(members[0], logger)
+                about += f', {" or ".join(map(str, epochs))} epochs of {number:,.0f} images'
             yield about
     yield f'time: about {math.ceil(minutes)} min with {parallel} runs at a time (estimated)'
 

@@ -26,6 +26,7 @@ from engine.run_record import (
 from sweeps.files import ROOT, Job, load_config, option_changes, training_changes
 
 POLL_SECONDS = 0.5
+REPORT_SECONDS = 300  # between two lines about the epochs of running jobs
 LOGS = 'ablate_logs'  # folder below the output
 
 
@@ -84,6 +85,8 @@ def _sha256(path: Path, changed_ns: int) -> str:
 
 def progress(folder: Path) -> str:
     """Return the number of finished epochs of the run in a folder as text."""
+    if not (folder / OPTIONS_FILE).is_file():
+        return 'not begun'
     file = folder / 'metrics.jsonl'
     # The last line may be incomplete.
     lines = file.read_bytes().split(b'\n')[:-1] if file.is_file() else []
@@ -160,12 +163,17 @@ class Runner:
         return 1 if self.failed else 0
 
     def _run_waiting(self) -> None:
+        reported = time.monotonic()
         while (self.waiting and not self.signal) or self.running:
             if self.signal:
                 self._forward_signal()
             else:
                 self.waiting = [job for job in self.waiting if not self._start(job)]
             self._collect_ended()
+            if time.monotonic() - reported > REPORT_SECONDS:
+                reported = time.monotonic()
+                for job, *_ in self.running.values():
+                    self.say(f'running {job.name}: {progress(job.folder)}')
             if self.running or self.waiting:
                 time.sleep(POLL_SECONDS)
 
@@ -217,7 +225,9 @@ class Runner:
                 start_new_session=True,  # this process forwards Ctrl-C
             )
         self.running[slot] = (job, process, time.monotonic())
-        self.say(f'{"resumed" if newest_first(job.folder) else "started"} {job.name}')
+        resumes = newest_first(job.folder)
+        how = f'resumed from {resumes[0].name}:' if resumes else 'started'
+        self.say(f'{how} {job.name}')
 
     def _collect_ended(self) -> None:
         """Report the jobs that have ended, and queue stopped ones again."""

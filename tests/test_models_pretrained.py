@@ -1,5 +1,7 @@
 """Conversion of weights from other models, stages and numbers of channels."""
 
+import logging
+
 import pytest
 import torch
 from golden_cases import fill
@@ -166,6 +168,15 @@ def test_a_smaller_earlier_hold_out_or_another_fold_gives_a_warning(tmp_path, lo
         configs = (make_config('swin', 1, DATA__FOLD=fold) for fold in (before, now))
         transfer(*configs, tmp_path, own=True)
         assert sum('DATA.FOLD' in message for message in log.messages) == warned
+
+
+def test_weights_trained_on_another_kind_of_data_give_no_warning(tmp_path, log):
+    """Whether a folder of images shows patients of this run is unknown, so the log only asks."""
+    before = make_config('swin', 1, DATA__DATASET='folder', DATA__DATA_PATH='others')
+    now = make_config('swin', 1, DATA__FOLD='0/5', DATA__HOLDOUT_FRACTION=0.2)
+    transfer(before, now, tmp_path, own=True)
+    assert not [record for record in log.records if record.levelno >= logging.WARNING]
+    assert any('folder, others' in message for message in log.messages)
 
 
 # ViT's position tables
