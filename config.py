@@ -4,7 +4,7 @@ Options come from the defaults below, the BASE files of the YAML file, the YAML 
 `--opts KEY VALUE ...` and the other flags. Each source overrides the previous ones. `check_config`
 then rejects values and combinations that cannot work, and the config is frozen.
 
-Keys, defaults and meanings are SimMIM's. [CheXpert] marks the keys that SimMIM does not have.
+Keys, defaults and meanings are SimMIM's. `Own` declares a key that SimMIM does not have.
 """
 
 import argparse
@@ -12,6 +12,8 @@ import difflib
 import math
 from ast import literal_eval
 from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -32,458 +34,809 @@ class Config(CfgNode):
         _merge(self, dict(zip(cfg_list[::2], cfg_list[1::2], strict=True)), '--opts')
 
 
-_C = Config()
+@dataclass(frozen=True)
+class Option:
+    """An option: its default value, its meaning and its allowed values.
 
-# YAML files that are merged before this one, in order, as paths relative to its folder.
-_C.BASE = ['']
+    Args:
+        default: Value unless a source sets another one; its type is the type of all values. {} is
+            a mapping with names that the user chooses.
+        meaning: What the option does, as plain sentences with units.
+        one_of: Allowed values, or allowed elements of a list. If the option selects a part, these
+            are the names in its registry, which must be the same. (): all values of the type.
+        within: Interval of the number, or of each number of a list, such as '[0, 1)'.
+        or_none: Type of the values of an option that may also be None.
+        suffix: Text that ends in this suffix, such as the path of a file, is allowed, too.
+        any_case: Whether names may also be written in upper case.
+    """
 
-_C.DATA = CN()
-# Images per process and forward pass.
-_C.DATA.BATCH_SIZE = 128
-# Root folder of the CSV files and images, or of a tree of images ('folder').
-_C.DATA.DATA_PATH = ''
-# [CheXpert] Folder on each node's local disk to which a packed store is copied; '': no copy.
-_C.DATA.CACHE_DIR = ''
-# [CheXpert] Layout of DATA_PATH, or a YAML file that describes it, such as 'mine.yaml'. 'folder'
-# and 'imagenet' are trees of unlabelled images.
-_C.DATA.DATASET = 'imagenet'
-# [CheXpert] Pre-training on several data sets: list of mappings with name, dataset (as in DATASET),
-# path (relative to DATA_PATH) and optionally share (of the training patients) or images (at most);
-# []: only DATASET and DATA_PATH.
-_C.DATA.SOURCES = []
-# Side of the model's square input, in pixels.
-_C.DATA.IMG_SIZE = 224
-# Resize filter of fine-tuning: 'random', 'bilinear', 'bicubic', 'lanczos' or 'hamming'.
-_C.DATA.INTERPOLATION = 'bicubic'
-# Whether batches are placed in page-locked memory, which makes copies to a GPU faster.
-_C.DATA.PIN_MEMORY = True
-# Loader processes per training process; 0 loads in the training process.
-_C.DATA.NUM_WORKERS = 8
-# Side of a mask unit in pixels. It divides IMG_SIZE and is a multiple of the model's patch.
-_C.DATA.MASK_PATCH_SIZE = 32
-# Share of the mask units that are hidden, in (0, 1).
-_C.DATA.MASK_RATIO = 0.6
-# [CheXpert] Training labels, a file in DATA_PATH.
-_C.DATA.TRAIN_CSV = 'train.csv'
-# [CheXpert] Validation labels; may be absent if TEST_CSV is another file than 'test.csv'.
-_C.DATA.VALID_CSV = 'valid.csv'
-# [CheXpert] Test labels; this file may be absent.
-_C.DATA.TEST_CSV = 'test.csv'
-# [CheXpert] Suffix of the image files if it differs from the CSV's, such as '.png'; '': the CSV's.
-_C.DATA.IMAGE_SUFFIX = ''
-# [CheXpert] Views to train on: 'frontal', 'lateral' or 'all'.
-_C.DATA.VIEWS = 'frontal'
-# [CheXpert] Task of fine-tuning, such as 'observations' for all 14 labels.
-_C.DATA.TASK = 'observations'
-# [CheXpert] Columns of the CSV files that are the labels of 'observations'; []: all 14.
-_C.DATA.LABELS = []
-# [CheXpert] Policy for uncertain labels (-1) in training.
-_C.DATA.UNCERTAIN = 'ones'
-# [CheXpert] Policies of single labels, such as {'Edema': 'zeros'}. A later source replaces the
-# whole mapping.
-_C.DATA.UNCERTAIN_BY_LABEL = CN(new_allowed=True)
-# [CheXpert] 'self_train': CSV file with predictions of the training images by a run with 'ignore'.
-_C.DATA.SELF_TRAIN_PREDICTIONS = ''
-# [CheXpert] CSV file of pseudo-labels for training patients outside the subset; '': none.
-_C.DATA.PSEUDO_LABELS = ''
-# [CheXpert] Training target of a label that is not mentioned.
-_C.DATA.BLANK = 'negative'
-# [CheXpert] Share of the training patients to use, in (0, 1]. A smaller share is a subset of a
-# larger one.
-_C.DATA.TRAIN_FRACTION = 1.0
-# [CheXpert] Number of training images to use, patient by patient; 0: TRAIN_FRACTION decides.
-_C.DATA.TRAIN_IMAGES = 0
-# [CheXpert] Order of the images in fine-tuning: 'uniform', or 'weighted' by label frequency.
-_C.DATA.SAMPLER = 'uniform'
-# [CheXpert] Processing steps applied to every image first, in order, such as ['equalize'];
-# []: none.
-_C.DATA.PREPROCESS = []
-# [CheXpert] CSV or .xlsx file in DATA_PATH with columns per patient, such as race; '': none.
-_C.DATA.DEMOGRAPHICS = ''
-# [CheXpert] Label file of MIMIC-CXR: 'chexpert' or 'negbio'.
-_C.DATA.LABELLER = 'chexpert'
-# [CheXpert] Share of the training patients that all stages hold out, in [0, 1).
-_C.DATA.HOLDOUT_FRACTION = 0.02
-# [CheXpert] Cross-validation: 'k/n' excludes fold k (from 0) of n folds of the training patients
-# from all stages and scores it as the split valid instead of VALID_CSV; '': no folds.
-_C.DATA.FOLD = ''
-# [CheXpert] Pixel mean per channel, in [0, 1]; []: 0.503 for 1 channel, ImageNet's for 3.
-_C.DATA.MEAN = []
-# [CheXpert] Pixel standard deviation per channel, in (0, 1]; []: 0.292, ImageNet's for 3 channels.
-_C.DATA.STD = []
-# [CheXpert] Statistics that normalise an image: 'dataset' (MEAN, STD) or 'image' (its own).
-_C.DATA.NORMALIZE = 'dataset'
-# [CheXpert] Method that chooses the hidden mask units, such as 'random'.
-_C.DATA.MASK_TYPE = 'random'
-# [CheXpert] Pre-training: CSV file whose column `file` lists images to exclude, such as the
-# duplicates that check_data.py finds between DATA.SOURCES; '': none.
-_C.DATA.LEAVE_OUT = ''
-# [CheXpert] Whether DATASET 'folder' may pre-train on a folder with label files, and thereby on
-# the images that are scored later.
-_C.DATA.ALLOW_ALL_IMAGES = False
-# [CheXpert] Resize filter of pre-training: 'bilinear', 'bicubic', 'lanczos' or 'hamming'.
-_C.DATA.PRETRAIN_INTERPOLATION = 'bilinear'
-# [CheXpert] Unusable training images: 'error' stops the run, 'skip' uses another image instead.
-_C.DATA.BAD_IMAGE = 'error'
-# [CheXpert] With BAD_IMAGE 'skip', the run stops after this many different unusable images.
-_C.DATA.BAD_IMAGE_LIMIT = 100
+    default: Any
+    meaning: str
+    one_of: tuple = ()
+    within: str = ''
+    or_none: type | None = None
+    suffix: str = ''
+    any_case: bool = False
 
-_C.MODEL = CN()
-# Encoder: 'swin' (options in MODEL.SWIN), 'vit' (MODEL.VIT) or, not in SimMIM, 'timm' (MODEL.TIMM).
-_C.MODEL.TYPE = 'swin'
-# [CheXpert] Method of main_simmim.py: 'simmim', or 'mae' (ViT only).
-_C.MODEL.PRETRAIN = 'simmim'
-# Name of the folder below OUTPUT and of the logger; it does not select a model.
-_C.MODEL.NAME = 'swin_tiny_patch4_window7_224'
-# Checkpoint to resume from, a path or a URL; '': the newest in the run folder.
-_C.MODEL.RESUME = ''
-# Outputs of the classifier. Fine-tuning replaces the default by the number of labels.
-_C.MODEL.NUM_CLASSES = 1000
-# Input channels of the encoder: 1 (grey) or 3 (the grey channel is repeated).
-_C.MODEL.IN_CHANS = 3
-# Dropout after the embedding, attention and MLP, in [0, 1).
-_C.MODEL.DROP_RATE = 0.0
-# Stochastic depth rate of the last block, in [0, 1). It grows linearly from 0 at the first block.
-_C.MODEL.DROP_PATH_RATE = 0.1
-# Label smoothing, in [0, 1). It must be 0 for the CheXpert labels.
-_C.MODEL.LABEL_SMOOTHING = 0.1
-# [CheXpert] Attention: 'eager', 'sdpa' (fused), or 'auto' for the faster of the two.
-_C.MODEL.ATTENTION = 'auto'
+    @property
+    def kind(self) -> type:
+        """Type of the values other than None."""
+        return self.or_none or type(self.default)
 
-_C.MODEL.SWIN = CN()
-# Side of a token, in pixels.
-_C.MODEL.SWIN.PATCH_SIZE = 4
-# Width of the first stage. Every further stage doubles it.
-_C.MODEL.SWIN.EMBED_DIM = 96
-# Blocks per stage.
-_C.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
-# Attention heads per stage. The number divides the width of the stage.
-_C.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
-# Side of an attention window, in tokens.
-_C.MODEL.SWIN.WINDOW_SIZE = 7
-# Width of the MLP divided by the width of the block.
-_C.MODEL.SWIN.MLP_RATIO = 4.0
-# Whether queries, keys and values have a bias.
-_C.MODEL.SWIN.QKV_BIAS = True
-# Scale of the queries; None: 1 / sqrt(width of a head).
-_C.MODEL.SWIN.QK_SCALE = None
-# Whether an absolute position embedding is added.
-_C.MODEL.SWIN.APE = False
-# Whether the patch embedding ends with a LayerNorm.
-_C.MODEL.SWIN.PATCH_NORM = True
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words; '' for all values of the type."""
+        which = 'some of' if self.kind is list else 'one of'
+        names = f'{which} {[*self.one_of]}' if self.one_of else ''
+        path = f', or a path that ends in {self.suffix}' if self.suffix else ''
+        return names + path + (f'a number in {self.within}' if self.within else '')
 
-_C.MODEL.VIT = CN()
-# Side of a token, in pixels.
-_C.MODEL.VIT.PATCH_SIZE = 16
-# Width of the tokens.
-_C.MODEL.VIT.EMBED_DIM = 768
-# Number of blocks.
-_C.MODEL.VIT.DEPTH = 12
-# Attention heads. The number divides the width.
-_C.MODEL.VIT.NUM_HEADS = 12
-# Width of the MLP divided by the width of the block.
-_C.MODEL.VIT.MLP_RATIO = 4.0
-# Whether queries and values have a bias. Keys never have one.
-_C.MODEL.VIT.QKV_BIAS = True
-# Initial value of the layer scales; None: no layer scales.
-_C.MODEL.VIT.INIT_VALUES = 0.1
-# Whether an absolute position embedding is added.
-_C.MODEL.VIT.USE_APE = False
-# Whether the classifier reads the mean of the patch tokens instead of the class token.
-_C.MODEL.VIT.USE_MEAN_POOLING = False
-# Whether each block has its own relative position bias.
-_C.MODEL.VIT.USE_RPB = False
-# Whether all blocks share a relative position bias, in addition to the bias of USE_RPB.
-_C.MODEL.VIT.USE_SHARED_RPB = True
-# [CheXpert] Whether fixed sine-cosine positions are added, as in MAE.
-_C.MODEL.VIT.USE_SINCOS = False
+    def allows(self, value: Any) -> bool:
+        """Return whether a value of the right type is allowed."""
+        if value is None:
+            return self.or_none is not None
+        return all(map(self._allows, value if isinstance(value, (list, tuple)) else [value]))
 
-_C.MODEL.TIMM = CN()
-# [CheXpert] Name of a timm model, such as 'resnet50', 'densenet121' or 'vit_small_patch16_224'.
-_C.MODEL.TIMM.NAME = 'resnet50'
+    def _allows(self, value: Any) -> bool:
+        name = value.lower() if self.any_case else value
+        is_path = self.suffix and str(value).endswith(self.suffix)
+        is_named = not self.one_of or name in self.one_of or is_path
+        return is_named and (not self.within or is_inside(value, self.within))
 
-_C.MODEL.SIMMIM = CN()
-# [CheXpert] Prediction head: 'linear' (SimMIM), 'mlp', or an inverse Swin.
-_C.MODEL.SIMMIM.HEAD = 'linear'
-# [CheXpert] Distance between reconstruction and image, such as 'l1'.
-_C.MODEL.SIMMIM.LOSS = 'l1'
-# [CheXpert] Pixels in the loss: 'masked' or 'all'.
-_C.MODEL.SIMMIM.LOSS_PIXELS = 'masked'
-# [CheXpert] Side of the predicted image; smaller than DATA.IMG_SIZE, each value is the mean of
-# several pixels. 0: DATA.IMG_SIZE.
-_C.MODEL.SIMMIM.TARGET_SIZE = 0
-# [CheXpert] Prediction target, such as 'pixels' or 'patch_normalised' (standardised mask units).
-_C.MODEL.SIMMIM.TARGET = 'pixels'
 
-_C.MODEL.MAE = CN()
-# [CheXpert] Width of the decoder, a multiple of 4.
-_C.MODEL.MAE.DECODER_EMBED_DIM = 512
-# [CheXpert] Blocks of the decoder.
-_C.MODEL.MAE.DECODER_DEPTH = 8
-# [CheXpert] Attention heads of the decoder. The number divides the width of the decoder.
-_C.MODEL.MAE.DECODER_NUM_HEADS = 16
-# [CheXpert] Whether the target patches are standardised by their own mean and deviation.
-_C.MODEL.MAE.NORM_PIX_LOSS = False
+class Own(Option):
+    """An option that SimMIM does not have."""
 
-_C.TRAIN = CN()
-# Always 0. A resumed run continues where its checkpoint ended.
-_C.TRAIN.START_EPOCH = 0
-# Number of epochs, including warm-up.
-_C.TRAIN.EPOCHS = 300
-# Epochs of linear warm-up.
-_C.TRAIN.WARMUP_EPOCHS = 20
-# Weight decay. It is not applied to biases, norms, position tables and special tokens.
-_C.TRAIN.WEIGHT_DECAY = 0.05
-# Peak learning rate per 512 images of the effective batch.
-_C.TRAIN.BASE_LR = 5e-4
-# Learning rate at the start of the warm-up, per 512 images.
-_C.TRAIN.WARMUP_LR = 5e-7
-# Learning rate at the end of 'cosine' and 'onecycle', per 512 images. Other schedules ignore it.
-_C.TRAIN.MIN_LR = 5e-6
-# Maximum 2-norm of the gradient; 0: no clipping.
-_C.TRAIN.CLIP_GRAD = 5.0
-# Whether to resume from the newest checkpoint in the run folder.
-_C.TRAIN.AUTO_RESUME = True
-# Batches over which gradients are accumulated; 0 and 1: no accumulation.
-_C.TRAIN.ACCUMULATION_STEPS = 0
-# Whether blocks are recomputed in the backward pass, which saves memory.
-_C.TRAIN.USE_CHECKPOINT = False
-# [CheXpert] Results that USE_CHECKPOINT keeps: 'nothing', or the 'products' of linear layers.
-_C.TRAIN.CHECKPOINT_KEEPS = 'nothing'
-# [CheXpert] torch.compile: 'none', 'auto' (on a GPU if the run is long enough) or 'max' (always).
-_C.TRAIN.COMPILE = 'auto'
-# [CheXpert] Number format for the exchange of gradients: 'float32' or 'bfloat16'.
-_C.TRAIN.GRADIENT_EXCHANGE = 'float32'
-# Fine-tuning: ratio of the learning rates of a layer and the next layer, in (0, 1].
-_C.TRAIN.LAYER_DECAY = 1.0
-# [CheXpert] Optimizer steps between two checkpoints within an epoch; 0: none.
-_C.TRAIN.SAVE_EVERY_STEPS = 0
-# [CheXpert] Minutes between two checkpoints within an epoch; 0: none.
-_C.TRAIN.SAVE_EVERY_MINUTES = 0.0
-# [CheXpert] Non-finite loss or gradient: 'stop' ends the run, 'skip' skips the optimizer step.
-_C.TRAIN.ON_NAN = 'stop'
-# [CheXpert] With ON_NAN 'skip', the run stops after more than this many skipped steps.
-_C.TRAIN.NAN_LIMIT = 10
-# [CheXpert] Whether to use only deterministic algorithms, which are slower.
-_C.TRAIN.DETERMINISTIC = False
-# [CheXpert] Minutes that a process waits for the others before it fails.
-_C.TRAIN.RANK_TIMEOUT_MINUTES = 30.0
 
-_C.TRAIN.LR_SCHEDULER = CN()
-# Learning rate schedule: 'cosine', 'linear', 'step', 'multistep' or, not in SimMIM, 'onecycle'.
-_C.TRAIN.LR_SCHEDULER.NAME = 'cosine'
-# [CheXpert] 'cosine': whether the cosine begins at the end of the warm-up, as in MAE, and not at
-# step 0.
-_C.TRAIN.LR_SCHEDULER.WARMUP_PREFIX = False
-# 'step': epochs between two drops.
-_C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = 30
-# 'step': factor of each drop.
-_C.TRAIN.LR_SCHEDULER.DECAY_RATE = 0.1
-# 'multistep': factor of each drop.
-_C.TRAIN.LR_SCHEDULER.GAMMA = 0.1
-# 'multistep': epochs of the drops, ascending, the first one not before the end of the warm-up.
-_C.TRAIN.LR_SCHEDULER.MULTISTEPS = []
+class Section(dict):
+    """Options and sections by name, which are also attributes."""
 
-_C.TRAIN.OPTIMIZER = CN()
-# Optimizer: 'adamw' or 'sgd', in upper or lower case.
-_C.TRAIN.OPTIMIZER.NAME = 'adamw'
-# AdamW: constant added to the denominator.
-_C.TRAIN.OPTIMIZER.EPS = 1e-8
-# AdamW: decay rates of the first and second moment, each in [0, 1).
-_C.TRAIN.OPTIMIZER.BETAS = (0.9, 0.999)
-# SGD: Nesterov momentum, in (0, 1).
-_C.TRAIN.OPTIMIZER.MOMENTUM = 0.9
+    __getattr__ = dict.__getitem__
+    __setattr__ = dict.__setitem__
 
-_C.AUG = CN()
-# Brightness and contrast jitter; 0: none. Not for SimMIM and MAE, nor with AUTO_AUGMENT.
-_C.AUG.COLOR_JITTER = 0.4
-# timm's augmentation policy as in SimMIM. It must be 'none' for the CheXpert labels.
-_C.AUG.AUTO_AUGMENT = 'rand-m9-mstd0.5-inc1'
-# Fine-tuning: probability of random erasing.
-_C.AUG.REPROB = 0.25
-# Fill of an erased area: 'const' (0), 'rand' (a random value per area) or 'pixel' (per pixel).
-_C.AUG.REMODE = 'pixel'
-# Maximum number of erased areas per image, at least 1.
-_C.AUG.RECOUNT = 1
-# Beta parameter of Mixup. It must be 0 for the CheXpert labels.
-_C.AUG.MIXUP = 0.8
-# Beta parameter of CutMix. It must be 0 for the CheXpert labels.
-_C.AUG.CUTMIX = 1.0
-# Range [low, high] of CutMix's area ratio. It must be None for the CheXpert labels.
-_C.AUG.CUTMIX_MINMAX = None
-# Probability that a batch is mixed.
-_C.AUG.MIXUP_PROB = 1.0
-# Probability of CutMix if Mixup is also on.
-_C.AUG.MIXUP_SWITCH_PROB = 0.5
-# Unit that shares a mixing ratio: 'batch', 'pair' or 'elem'.
-_C.AUG.MIXUP_MODE = 'batch'
-# [CheXpert] Area of random crops [low, high] as a share of the image; []: [0.67, 1] in masked
-# pre-training, [0.3, 1] in contrastive pre-training, [0.08, 1] in fine-tuning.
-_C.AUG.CROP_AREA = []
-# [CheXpert] Probability of a horizontal flip, in all stages.
-_C.AUG.HFLIP = 0.5
-# [CheXpert] Maximum rotation in degrees; 0: none. Not for SimMIM and MAE.
-_C.AUG.ROTATION = 0.0
-# [CheXpert] Maximum shift as a share of the side; 0: none. Not for SimMIM and MAE.
-_C.AUG.TRANSLATE = 0.0
-# [CheXpert] Range of scale factors [low, high]; []: none. Not for SimMIM and MAE.
-_C.AUG.SCALE = []
-# [CheXpert] Maximum shear in degrees; 0: none. Not for SimMIM and MAE.
-_C.AUG.SHEAR = 0.0
-# [CheXpert] Maximum shift of a corner as a share of half the side; 0: none. Not for SimMIM and MAE.
-_C.AUG.DISTORTION = 0.0
-# [CheXpert] Fine-tuning: RandAugment as [number of operations, magnitude from 0 to 30]; []: none.
-_C.AUG.RANDAUGMENT = []
 
-_C.TEST = CN()
-# Evaluation: resize to 256/224 of the input and crop the centre; False: resize the whole image.
-_C.TEST.CROP = True
+PROBES = ('linear_probe', 'knn')  # modes that fit a classifier on features of a frozen encoder
+VIEWS = ('frontal', 'lateral', 'all')
+FILTERS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
+LAYOUT_SUFFIX = '.yaml'  # of files that describe a data set
 
-_C.EVAL = CN()
-# [CheXpert] Epochs between two validations, at least 1. The last epoch is always validated.
-_C.EVAL.EVERY = 1
-# [CheXpert] Views to evaluate: 'frontal', 'lateral' or 'all'; '': as DATA.VIEWS.
-_C.EVAL.VIEWS = ''
-# [CheXpert] Unit of evaluation: 'study' or 'image'.
-_C.EVAL.LEVEL = 'study'
-# [CheXpert] Probability of a study: the 'max' or 'mean' over its images.
-_C.EVAL.AGGREGATE = 'max'
-# [CheXpert] Patients that choose the best checkpoint: 'holdout', 'valid' (the report warns), or
-# 'last' (no choice: the last epoch); 'auto': 'holdout' with at least 200 training images, else
-# 'last', because otherwise more labelled images would choose the epoch than train the model.
-_C.EVAL.SELECT_ON = 'auto'
-# [CheXpert] Share of the held-out patients that form the split 'internal', which is only scored
-# and chooses no checkpoint, threshold or probe. Its labels are the training labels.
-_C.EVAL.INTERNAL_SHARE = 0.0
-# [CheXpert] Mean AUROC that chooses the best checkpoint: over the 'five' competition tasks or
-# 'all' labels; 'auto': the five if all are defined. Labels with fewer than 20 positives or
-# negatives among the patients that choose are left out; without any other, the last epoch is used.
-_C.EVAL.SELECT = 'auto'
-# [CheXpert] Held-out images of each data set that pre-training validates on; 0: all.
-_C.EVAL.HOLDOUT_IMAGES = 256
-# [CheXpert] Test-time augmentation: 'none', or 'crops' (mean over centre and corner crops).
-_C.EVAL.TTA = 'none'
-# [CheXpert] Whether predictions are averaged over the image and the mirrored image.
-_C.EVAL.TTA_FLIP = False
-# [CheXpert] Paths of checkpoints whose probabilities --eval averages; []: a single checkpoint.
-_C.EVAL.ENSEMBLE = []
-# [CheXpert] Whether predictions of the training images are also written.
-_C.EVAL.PREDICT_TRAIN = False
-# [CheXpert] Rule for the thresholds, which are set on the held-out patients; 'half' is always 0.5.
-_C.EVAL.THRESHOLD = 'youden'
-# [CheXpert] Sensitivity that the rule 'sensitivity' aims at, in (0, 1).
-_C.EVAL.SENSITIVITY = 0.9
-# [CheXpert] Bootstrap resamples of the patients for each interval; 0: no intervals.
-_C.EVAL.RESAMPLES = 1000
-# [CheXpert] Additional columns for subgroups, from the CSV files or DATA.DEMOGRAPHICS, such as
-# ['RACE'].
-_C.EVAL.GROUPS = []
-# [CheXpert] Lower ends of the age bands, in years.
-_C.EVAL.AGE_BANDS = [0, 40, 60, 80]
+_C = Section()
 
-_C.LOSS = CN()
-# [CheXpert] Loss of fine-tuning, such as 'bce'.
-_C.LOSS.NAME = 'bce'
-# [CheXpert] 'focal': exponent.
-_C.LOSS.GAMMA = 2.0
-# [CheXpert] 'focal': weight of positives, in [0, 1]; negatives get 1 - ALPHA. None: both 1.
-_C.LOSS.ALPHA = None
-# [CheXpert] 'asymmetric': exponent of positives.
-_C.LOSS.GAMMA_POS = 0.0
-# [CheXpert] 'asymmetric': exponent of negatives.
-_C.LOSS.GAMMA_NEG = 4.0
-# [CheXpert] 'asymmetric': negatives below this probability have no loss, in [0, 1).
-_C.LOSS.CLIP = 0.05
+_C.BASE = Option(
+    [''], 'YAML files that are merged before this one, in order, as paths relative to its folder.'
+)
 
-_C.CONTRASTIVE = CN()
-# [CheXpert] Method of main_contrastive.py.
-_C.CONTRASTIVE.METHOD = 'moco'
-# [CheXpert] Width of the projections; None: the default of the method.
-_C.CONTRASTIVE.DIM = None
-# [CheXpert] Temperature that divides cosines; None: the default of the method.
-_C.CONTRASTIVE.TEMPERATURE = None
-# [CheXpert] Momentum of the averaged encoder, in [0, 1); None: the published value of the method,
-# or in short runs a smaller value that leaves about 1 % of the initial weights.
-_C.CONTRASTIVE.MOMENTUM = None
-# [CheXpert] 'moco': keys in the queue, a multiple of the global batch.
-_C.CONTRASTIVE.QUEUE_SIZE = 4096
-# [CheXpert] 'moco': groups of a batch with separate batch norm statistics; divides BATCH_SIZE.
-_C.CONTRASTIVE.BN_GROUPS = 1
-# [CheXpert] 'swav': number of prototypes, at most twice the images of the global batch.
-_C.CONTRASTIVE.NUM_PROTOTYPES = 3000
-# [CheXpert] 'swav': optimizer steps at the start for which the prototypes are frozen.
-_C.CONTRASTIVE.FREEZE_PROTOTYPES_STEPS = 0
-# [CheXpert] 'swav': small crops per image in addition to the two views; 0: none.
-_C.CONTRASTIVE.LOCAL_CROPS = 0
-# [CheXpert] Area of a small crop [low, high] as a share of the image.
-_C.CONTRASTIVE.LOCAL_CROP_AREA = [0.05, 0.14]
-# [CheXpert] Side of a small crop in pixels; 0: DATA.IMG_SIZE, the only size for Swin and ViT.
-_C.CONTRASTIVE.LOCAL_SIZE = 0
-# [CheXpert] Probability that a view is blurred.
-_C.CONTRASTIVE.BLUR = 0.5
-# [CheXpert] Whether the second view is only cropped and flipped.
-_C.CONTRASTIVE.WEAK_VIEW = False
+_C.DATA = Section()
+_C.DATA.BATCH_SIZE = Option(128, 'Images per process and forward pass.', within='[1, inf)')
+_C.DATA.DATA_PATH = Option(
+    '', "Root folder of the CSV files and images, or of a tree of images ('folder')."
+)
+_C.DATA.CACHE_DIR = Own(
+    '', "Folder on each node's local disk to which a packed store is copied; '': no copy."
+)
+_C.DATA.DATASET = Own(
+    'imagenet',
+    "Layout of DATA_PATH, or a YAML file that describes it, such as 'mine.yaml'. 'folder' "
+    "and 'imagenet' are trees of unlabelled images.",
+    one_of=(
+        'mimic-cxr',
+        'chexpert',
+        'folder',
+        'imagenet',
+        'brax',
+        'nih',
+        'padchest',
+        'rsna',
+        'vindr',
+    ),
+    suffix=LAYOUT_SUFFIX,
+)
+_C.DATA.SOURCES = Own(
+    [],
+    'Pre-training on several data sets: list of mappings with name, dataset (as in '
+    'DATASET), path (relative to DATA_PATH) and optionally share (of the training patients)'
+    ' or images (at most); []: only DATASET and DATA_PATH.',
+)
+_C.DATA.IMG_SIZE = Option(224, "Side of the model's square input, in pixels.", within='[1, 8192]')
+_C.DATA.INTERPOLATION = Option(
+    'bicubic',
+    "Resize filter of fine-tuning: 'random', 'bilinear', 'bicubic', 'lanczos' or 'hamming'.",
+    one_of=('random', *FILTERS),
+)
+_C.DATA.PIN_MEMORY = Option(
+    True, 'Whether batches are placed in page-locked memory, which makes copies to a GPU faster.'
+)
+_C.DATA.NUM_WORKERS = Option(
+    8, 'Loader processes per training process; 0 loads in the training process.', within='[0, inf)'
+)
+_C.DATA.MASK_PATCH_SIZE = Option(
+    32,
+    "Side of a mask unit in pixels. It divides IMG_SIZE and is a multiple of the model's patch.",
+    within='[1, inf)',
+)
+_C.DATA.MASK_RATIO = Option(0.6, 'Share of the mask units that are hidden.', within='(0, 1)')
+_C.DATA.TRAIN_CSV = Own('train.csv', 'Training labels, a file in DATA_PATH.')
+_C.DATA.VALID_CSV = Own(
+    'valid.csv', "Validation labels; may be absent if TEST_CSV is another file than 'test.csv'."
+)
+_C.DATA.TEST_CSV = Own('test.csv', 'Test labels; this file may be absent.')
+_C.DATA.IMAGE_SUFFIX = Own(
+    '', "Suffix of the image files if it differs from the CSV's, such as '.png'; '': the CSV's."
+)
+_C.DATA.VIEWS = Own('frontal', "Views to train on: 'frontal', 'lateral' or 'all'.", one_of=VIEWS)
+_C.DATA.TASK = Own(
+    'observations',
+    "Task of fine-tuning, such as 'observations' for all 14 labels.",
+    one_of=('observations', 'any_finding', 'effusion'),
+)
+_C.DATA.LABELS = Own(
+    [], "Columns of the CSV files that are the labels of 'observations'; []: all 14."
+)
+_C.DATA.UNCERTAIN = Own(
+    'ones',
+    'Policy for uncertain labels (-1) in training.',
+    one_of=('zeros', 'ones', 'ignore', 'zeros_smooth', 'ones_smooth', 'multiclass', 'self_train'),
+)
+_C.DATA.UNCERTAIN_BY_LABEL = Own(
+    {},
+    "Policies of single labels, such as {'Edema': 'zeros'}. A later source replaces the "
+    'whole mapping.',
+)
+_C.DATA.SELF_TRAIN_PREDICTIONS = Own(
+    '', "'self_train': CSV file with predictions of the training images by a run with 'ignore'."
+)
+_C.DATA.PSEUDO_LABELS = Own(
+    '', "CSV file of pseudo-labels for training patients outside the subset; '': none."
+)
+_C.DATA.BLANK = Own(
+    'negative', 'Training target of a label that is not mentioned.', one_of=('negative', 'ignore')
+)
+_C.DATA.TRAIN_FRACTION = Own(
+    1.0,
+    'Share of the training patients to use. A smaller share is a subset of a larger one.',
+    within='(0, 1]',
+)
+_C.DATA.TRAIN_IMAGES = Own(
+    0,
+    'Number of training images to use, patient by patient; 0: TRAIN_FRACTION decides.',
+    within='[0, inf)',
+)
+_C.DATA.SAMPLER = Own(
+    'uniform',
+    "Order of the images in fine-tuning: 'uniform', or 'weighted' by label frequency.",
+    one_of=('uniform', 'weighted'),
+)
+_C.DATA.PREPROCESS = Own(
+    [],
+    "Processing steps applied to every image first, in order, such as ['equalize']; []: none.",
+    one_of=('equalize', 'clahe', 'denoise', 'non_local_means'),
+)
+_C.DATA.DEMOGRAPHICS = Own(
+    '', "CSV or .xlsx file in DATA_PATH with columns per patient, such as race; '': none."
+)
+_C.DATA.LABELLER = Own(
+    'chexpert', "Label file of MIMIC-CXR: 'chexpert' or 'negbio'.", one_of=('chexpert', 'negbio')
+)
+_C.DATA.HOLDOUT_FRACTION = Own(
+    0.02, 'Share of the training patients that all stages hold out.', within='[0, 1)'
+)
+_C.DATA.FOLD = Own(
+    '',
+    "Cross-validation: 'k/n' excludes fold k (from 0) of n folds of the training patients "
+    "from all stages and scores it as the split valid instead of VALID_CSV; '': no folds.",
+)
+_C.DATA.MEAN = Own(
+    [],
+    "Pixel mean per channel, in [0, 1]; []: 0.503 for 1 channel, ImageNet's for 3.",
+    within='[0, 1]',
+)
+_C.DATA.STD = Own(
+    [],
+    "Pixel standard deviation per channel, in (0, 1]; []: 0.292, ImageNet's for 3 channels.",
+    within='(0, 1]',
+)
+_C.DATA.NORMALIZE = Own(
+    'dataset',
+    "Statistics that normalise an image: 'dataset' (MEAN, STD) or 'image' (its own).",
+    one_of=('dataset', 'image'),
+)
+_C.DATA.MASK_TYPE = Own(
+    'random',
+    "Method that chooses the hidden mask units, such as 'random'.",
+    one_of=('random', 'square', 'block'),
+)
+_C.DATA.LEAVE_OUT = Own(
+    '',
+    'Pre-training: CSV file whose column `file` lists images to exclude, such as the '
+    "duplicates that check_data.py finds between DATA.SOURCES; '': none.",
+)
+_C.DATA.ALLOW_ALL_IMAGES = Own(
+    False,
+    "Whether DATASET 'folder' may pre-train on a folder with label files, and thereby on "
+    'the images that are scored later.',
+)
+_C.DATA.PRETRAIN_INTERPOLATION = Own(
+    'bilinear',
+    "Resize filter of pre-training: 'bilinear', 'bicubic', 'lanczos' or 'hamming'.",
+    one_of=FILTERS,
+)
+_C.DATA.BAD_IMAGE = Own(
+    'error',
+    "Unusable training images: 'error' stops the run, 'skip' uses another image instead.",
+    one_of=('error', 'skip'),
+)
+_C.DATA.BAD_IMAGE_LIMIT = Own(
+    100,
+    "With BAD_IMAGE 'skip', the run stops after this many different unusable images.",
+    within='[0, inf)',
+)
 
-_C.FINETUNE = CN()
-# [CheXpert] Trained part: the 'full' model, the 'last_layer', or a classifier ('linear_probe',
-# 'knn') on the features of the frozen encoder.
-_C.FINETUNE.MODE = 'full'
-# [CheXpert] Share of the patch tokens of a ViT that each training step drops, as MAE's encoder does
-# in pre-training, in [0, 1). Evaluation uses all tokens.
-_C.FINETUNE.MASK_RATIO = 0.0
+_C.MODEL = Section()
+_C.MODEL.TYPE = Option(
+    'swin',
+    "Encoder: 'swin' (options in MODEL.SWIN), 'vit' (MODEL.VIT) or, not in SimMIM, 'timm' "
+    '(MODEL.TIMM).',
+    one_of=('swin', 'vit', 'timm'),
+)
+_C.MODEL.PRETRAIN = Own(
+    'simmim', "Method of main_simmim.py: 'simmim', or 'mae' (ViT only).", one_of=('simmim', 'mae')
+)
+_C.MODEL.NAME = Option(
+    'swin_tiny_patch4_window7_224',
+    'Name of the folder below OUTPUT and of the logger; it does not select a model.',
+)
+_C.MODEL.RESUME = Option(
+    '', "Checkpoint to resume from, a path or a URL; '': the newest in the run folder."
+)
+_C.MODEL.NUM_CLASSES = Option(
+    1000,
+    'Outputs of the classifier. Fine-tuning replaces the default by the number of labels.',
+    within='[0, inf)',
+)
+_C.MODEL.IN_CHANS = Option(
+    3, 'Input channels of the encoder: 1 (grey) or 3 (the grey channel is repeated).', one_of=(1, 3)
+)
+_C.MODEL.DROP_RATE = Option(0.0, 'Dropout after the embedding, attention and MLP.', within='[0, 1)')
+_C.MODEL.DROP_PATH_RATE = Option(
+    0.1,
+    'Stochastic depth rate of the last block. It grows linearly from 0 at the first block.',
+    within='[0, 1)',
+)
+_C.MODEL.LABEL_SMOOTHING = Option(
+    0.1, 'Label smoothing. It must be 0 for the CheXpert labels.', within='[0, 1)'
+)
+_C.MODEL.ATTENTION = Own(
+    'auto',
+    "Attention: 'eager', 'sdpa' (fused), or 'auto' for the faster of the two.",
+    one_of=('auto', 'eager', 'sdpa'),
+)
 
-_C.REPORT = CN()
-# [CheXpert] Whether fine-tuning and --eval write report.html and its data.
-_C.REPORT.WRITE = True
-# [CheXpert] Saliency maps per label and kind of case (true or false, positive or negative); 0: the
-# report shows no X-rays at all, not even thumbnails of the worst errors.
-_C.REPORT.MAPS = 2
-# [CheXpert] Saliency method: 'grad_cam', or 'rollout' (ViT only, the same map for all labels).
-_C.REPORT.METHOD = 'grad_cam'
-# [CheXpert] Whether a logistic regression on pixels is scored next to the model. It reads up to
-# 20,000 training images and all scored images again.
-_C.REPORT.PIXEL_FLOOR = False
-# [CheXpert] Whether reports name images by salted hashes. predictions_*.csv keep the paths.
-_C.REPORT.ANONYMISE = False
+_C.MODEL.SWIN = Section()
+_C.MODEL.SWIN.PATCH_SIZE = Option(4, 'Side of a token, in pixels.', within='[1, inf)')
+_C.MODEL.SWIN.EMBED_DIM = Option(
+    96, 'Width of the first stage. Every further stage doubles it.', within='[1, inf)'
+)
+_C.MODEL.SWIN.DEPTHS = Option([2, 2, 6, 2], 'Blocks per stage.')
+_C.MODEL.SWIN.NUM_HEADS = Option(
+    [3, 6, 12, 24], 'Attention heads per stage. The number divides the width of the stage.'
+)
+_C.MODEL.SWIN.WINDOW_SIZE = Option(7, 'Side of an attention window, in tokens.', within='[1, inf)')
+_C.MODEL.SWIN.MLP_RATIO = Option(
+    4.0, 'Width of the MLP divided by the width of the block.', within='(0, inf)'
+)
+_C.MODEL.SWIN.QKV_BIAS = Option(True, 'Whether queries, keys and values have a bias.')
+_C.MODEL.SWIN.QK_SCALE = Option(
+    None, 'Scale of the queries; None: 1 / sqrt(width of a head).', within='(0, inf)', or_none=float
+)
+_C.MODEL.SWIN.APE = Option(False, 'Whether an absolute position embedding is added.')
+_C.MODEL.SWIN.PATCH_NORM = Option(True, 'Whether the patch embedding ends with a LayerNorm.')
 
-# Precision: 'O0' is float32; 'O1' and 'O2' are autocast. SimMIM's default '' has its flag's 'O1'.
-_C.AMP_OPT_LEVEL = 'O1'
-# [CheXpert] Autocast to bfloat16 on a CPU: 'never', 'always', or 'auto', which is 'always' on a CPU
-# with instructions for bfloat16 (AVX512-BF16 or AMX). 'auto' gives other numbers on another CPU.
-_C.AMP_ON_CPU = 'auto'
-# Root of all run folders; a run writes to OUTPUT/MODEL.NAME/TAG. SimMIM's flag has this default.
-_C.OUTPUT = 'output'
-# Last part of the run folder.
-_C.TAG = 'default'
-# Epochs between two checkpoints, at least 1.
-_C.SAVE_FREQ = 1
-# [CheXpert] Number of newest checkpoints that are kept in addition to the best one; 0: all.
-_C.SAVE_KEEP = 0
-# Batches between two log lines, at least 1.
-_C.PRINT_FREQ = 10
-# Seed of all random numbers, at least 0.
-_C.SEED = 0
-# Whether to only evaluate.
-_C.EVAL_MODE = False
-# Whether to only measure the throughput in images per second.
-_C.THROUGHPUT_MODE = False
-# [CheXpert] Whether to only check everything that the run needs.
-_C.CHECK_MODE = False
-# Checkpoint whose weights the run starts from, a path or a URL (https://, hf://); '': none.
-_C.PRETRAINED = ''
+_C.MODEL.VIT = Section()
+_C.MODEL.VIT.PATCH_SIZE = Option(16, 'Side of a token, in pixels.', within='[1, inf)')
+_C.MODEL.VIT.EMBED_DIM = Option(768, 'Width of the tokens.', within='[1, inf)')
+_C.MODEL.VIT.DEPTH = Option(12, 'Number of blocks.', within='[1, 200]')
+_C.MODEL.VIT.NUM_HEADS = Option(
+    12, 'Attention heads. The number divides the width.', within='[1, inf)'
+)
+_C.MODEL.VIT.MLP_RATIO = Option(
+    4.0, 'Width of the MLP divided by the width of the block.', within='(0, inf)'
+)
+_C.MODEL.VIT.QKV_BIAS = Option(True, 'Whether queries and values have a bias. Keys never have one.')
+_C.MODEL.VIT.INIT_VALUES = Option(
+    0.1,
+    'Initial value of the layer scales; None: no layer scales.',
+    within='[0, inf)',
+    or_none=float,
+)
+_C.MODEL.VIT.USE_APE = Option(False, 'Whether an absolute position embedding is added.')
+_C.MODEL.VIT.USE_MEAN_POOLING = Option(
+    False, 'Whether the classifier reads the mean of the patch tokens instead of the class token.'
+)
+_C.MODEL.VIT.USE_RPB = Option(False, 'Whether each block has its own relative position bias.')
+_C.MODEL.VIT.USE_SHARED_RPB = Option(
+    True, 'Whether all blocks share a relative position bias, in addition to the bias of USE_RPB.'
+)
+_C.MODEL.VIT.USE_SINCOS = Own(False, 'Whether fixed sine-cosine positions are added, as in MAE.')
 
-# Keys that may be None, with the type of all other values.
-OR_NONE = {
-    'MODEL.SWIN.QK_SCALE': float,
-    'MODEL.VIT.INIT_VALUES': float,
-    'AUG.CUTMIX_MINMAX': list,
-    'LOSS.ALPHA': float,
-    'CONTRASTIVE.DIM': int,
-    'CONTRASTIVE.TEMPERATURE': float,
-    'CONTRASTIVE.MOMENTUM': float,
-}
-# Keys whose value is a mapping with names that the user chooses.
-MAPPINGS = ('DATA.UNCERTAIN_BY_LABEL',)
+_C.MODEL.TIMM = Section()
+_C.MODEL.TIMM.NAME = Own(
+    'resnet50',
+    "Name of a timm model, such as 'resnet50', 'densenet121' or 'vit_small_patch16_224'.",
+)
+
+_C.MODEL.SIMMIM = Section()
+_C.MODEL.SIMMIM.HEAD = Own(
+    'linear',
+    "Prediction head: 'linear' (SimMIM), 'mlp', or an inverse Swin.",
+    one_of=('linear', 'mlp', 'inverse_swin_nano', 'inverse_swin_t', 'inverse_swin_b'),
+)
+_C.MODEL.SIMMIM.LOSS = Own(
+    'l1',
+    "Distance between reconstruction and image, such as 'l1'.",
+    one_of=('l1', 'l2', 'smooth_l1'),
+)
+_C.MODEL.SIMMIM.LOSS_PIXELS = Own(
+    'masked', "Pixels in the loss: 'masked' or 'all'.", one_of=('masked', 'all')
+)
+_C.MODEL.SIMMIM.TARGET_SIZE = Own(
+    0,
+    'Side of the predicted image; smaller than DATA.IMG_SIZE, each value is the mean of '
+    'several pixels. 0: DATA.IMG_SIZE.',
+    within='[0, inf)',
+)
+_C.MODEL.SIMMIM.TARGET = Own(
+    'pixels',
+    "Prediction target, such as 'pixels' or 'patch_normalised' (standardised mask units).",
+    one_of=('pixels', 'patch_normalised'),
+)
+
+_C.MODEL.MAE = Section()
+_C.MODEL.MAE.DECODER_EMBED_DIM = Own(
+    512, 'Width of the decoder, a multiple of 4.', within='[1, inf)'
+)
+_C.MODEL.MAE.DECODER_DEPTH = Own(8, 'Blocks of the decoder.', within='[1, 200]')
+_C.MODEL.MAE.DECODER_NUM_HEADS = Own(
+    16,
+    'Attention heads of the decoder. The number divides the width of the decoder.',
+    within='[1, inf)',
+)
+_C.MODEL.MAE.NORM_PIX_LOSS = Own(
+    False, 'Whether the target patches are standardised by their own mean and deviation.'
+)
+
+_C.TRAIN = Section()
+_C.TRAIN.START_EPOCH = Option(0, 'Always 0. A resumed run continues where its checkpoint ended.')
+_C.TRAIN.EPOCHS = Option(300, 'Number of epochs, including warm-up.', within='[1, inf)')
+_C.TRAIN.WARMUP_EPOCHS = Option(20, 'Epochs of linear warm-up.', within='[0, inf)')
+_C.TRAIN.WEIGHT_DECAY = Option(
+    0.05,
+    'Weight decay. It is not applied to biases, norms, position tables and special tokens.',
+    within='[0, inf)',
+)
+_C.TRAIN.BASE_LR = Option(
+    5e-4, 'Peak learning rate per 512 images of the effective batch.', within='(0, inf)'
+)
+_C.TRAIN.WARMUP_LR = Option(
+    5e-7, 'Learning rate at the start of the warm-up, per 512 images.', within='[0, inf)'
+)
+_C.TRAIN.MIN_LR = Option(
+    5e-6,
+    "Learning rate at the end of 'cosine' and 'onecycle', per 512 images. Other schedules "
+    'ignore it.',
+    within='[0, inf)',
+)
+_C.TRAIN.CLIP_GRAD = Option(
+    5.0, 'Maximum 2-norm of the gradient; 0: no clipping.', within='[0, inf)'
+)
+_C.TRAIN.AUTO_RESUME = Option(
+    True, 'Whether to resume from the newest checkpoint in the run folder.'
+)
+_C.TRAIN.ACCUMULATION_STEPS = Option(
+    0, 'Batches over which gradients are accumulated; 0 and 1: no accumulation.', within='[0, inf)'
+)
+_C.TRAIN.USE_CHECKPOINT = Option(
+    False, 'Whether blocks are recomputed in the backward pass, which saves memory.'
+)
+_C.TRAIN.CHECKPOINT_KEEPS = Own(
+    'nothing',
+    "Results that USE_CHECKPOINT keeps: 'nothing', or the 'products' of linear layers.",
+    one_of=('nothing', 'products'),
+)
+_C.TRAIN.COMPILE = Own(
+    'auto',
+    "torch.compile: 'none', 'auto' (on a GPU if the run is long enough) or 'max' (always).",
+    one_of=('none', 'auto', 'max'),
+)
+_C.TRAIN.GRADIENT_EXCHANGE = Own(
+    'float32',
+    "Number format for the exchange of gradients: 'float32' or 'bfloat16'.",
+    one_of=('float32', 'bfloat16'),
+)
+_C.TRAIN.LAYER_DECAY = Option(
+    1.0,
+    'Fine-tuning: ratio of the learning rates of a layer and the next layer.',
+    within='(0, 1]',
+)
+_C.TRAIN.SAVE_EVERY_STEPS = Own(
+    0, 'Optimizer steps between two checkpoints within an epoch; 0: none.', within='[0, inf)'
+)
+_C.TRAIN.SAVE_EVERY_MINUTES = Own(
+    0.0, 'Minutes between two checkpoints within an epoch; 0: none.', within='[0, inf)'
+)
+_C.TRAIN.ON_NAN = Own(
+    'stop',
+    "Non-finite loss or gradient: 'stop' ends the run, 'skip' skips the optimizer step.",
+    one_of=('stop', 'skip'),
+)
+_C.TRAIN.NAN_LIMIT = Own(
+    10,
+    "With ON_NAN 'skip', the run stops after more than this many skipped steps.",
+    within='[0, inf)',
+)
+_C.TRAIN.DETERMINISTIC = Own(
+    False, 'Whether to use only deterministic algorithms, which are slower.'
+)
+_C.TRAIN.RANK_TIMEOUT_MINUTES = Own(
+    30.0, 'Minutes that a process waits for the others before it fails.', within='(0, inf)'
+)
+
+_C.TRAIN.LR_SCHEDULER = Section()
+_C.TRAIN.LR_SCHEDULER.NAME = Option(
+    'cosine',
+    "Learning rate schedule: 'cosine', 'linear', 'step', 'multistep' or, not in SimMIM, "
+    "'onecycle'.",
+    one_of=('cosine', 'linear', 'step', 'multistep', 'onecycle'),
+)
+_C.TRAIN.LR_SCHEDULER.WARMUP_PREFIX = Own(
+    False,
+    "'cosine': whether the cosine begins at the end of the warm-up, as in MAE, and not at step 0.",
+)
+_C.TRAIN.LR_SCHEDULER.DECAY_EPOCHS = Option(
+    30, "'step': epochs between two drops.", within='[1, inf)'
+)
+_C.TRAIN.LR_SCHEDULER.DECAY_RATE = Option(0.1, "'step': factor of each drop.", within='(0, inf)')
+_C.TRAIN.LR_SCHEDULER.GAMMA = Option(0.1, "'multistep': factor of each drop.", within='(0, inf)')
+_C.TRAIN.LR_SCHEDULER.MULTISTEPS = Option(
+    [],
+    "'multistep': epochs of the drops, ascending, the first one not before the end of the warm-up.",
+)
+
+_C.TRAIN.OPTIMIZER = Section()
+_C.TRAIN.OPTIMIZER.NAME = Option(
+    'adamw',
+    "Optimizer: 'adamw' or 'sgd', in upper or lower case.",
+    one_of=('adamw', 'sgd'),
+    any_case=True,
+)
+_C.TRAIN.OPTIMIZER.EPS = Option(
+    1e-8, 'AdamW: constant added to the denominator.', within='(0, inf)'
+)
+_C.TRAIN.OPTIMIZER.BETAS = Option(
+    (0.9, 0.999),
+    'AdamW: decay rates of the first and second moment, each.',
+    within='[0, 1)',
+)
+_C.TRAIN.OPTIMIZER.MOMENTUM = Option(0.9, 'SGD: Nesterov momentum.', within='(0, 1)')
+
+_C.AUG = Section()
+_C.AUG.COLOR_JITTER = Option(
+    0.4,
+    'Brightness and contrast jitter; 0: none. Not for SimMIM and MAE, nor with AUTO_AUGMENT.',
+    within='[0, inf)',
+)
+_C.AUG.AUTO_AUGMENT = Option(
+    'rand-m9-mstd0.5-inc1',
+    "timm's augmentation policy as in SimMIM. It must be 'none' for the CheXpert labels.",
+)
+_C.AUG.REPROB = Option(0.25, 'Fine-tuning: probability of random erasing.', within='[0, 1]')
+_C.AUG.REMODE = Option(
+    'pixel',
+    "Fill of an erased area: 'const' (0), 'rand' (a random value per area) or 'pixel' (per pixel).",
+    one_of=('const', 'rand', 'pixel'),
+)
+_C.AUG.RECOUNT = Option(1, 'Maximum number of erased areas per image.', within='[1, inf)')
+_C.AUG.MIXUP = Option(
+    0.8, 'Beta parameter of Mixup. It must be 0 for the CheXpert labels.', within='[0, inf)'
+)
+_C.AUG.CUTMIX = Option(
+    1.0, 'Beta parameter of CutMix. It must be 0 for the CheXpert labels.', within='[0, inf)'
+)
+_C.AUG.CUTMIX_MINMAX = Option(
+    None,
+    "Range [low, high] of CutMix's area ratio. It must be None for the CheXpert labels.",
+    within='[0, 1]',
+    or_none=list,
+)
+_C.AUG.MIXUP_PROB = Option(1.0, 'Probability that a batch is mixed.', within='[0, 1]')
+_C.AUG.MIXUP_SWITCH_PROB = Option(
+    0.5, 'Probability of CutMix if Mixup is also on.', within='[0, 1]'
+)
+_C.AUG.MIXUP_MODE = Option(
+    'batch',
+    "Unit that shares a mixing ratio: 'batch', 'pair' or 'elem'.",
+    one_of=('batch', 'pair', 'elem'),
+)
+_C.AUG.CROP_AREA = Own(
+    [],
+    'Area of random crops [low, high] as a share of the image; []: [0.67, 1] in masked pre-'
+    'training, [0.3, 1] in contrastive pre-training, [0.08, 1] in fine-tuning.',
+    within='[0, 1]',
+)
+_C.AUG.HFLIP = Own(0.5, 'Probability of a horizontal flip, in all stages.', within='[0, 1]')
+_C.AUG.ROTATION = Own(
+    0.0, 'Maximum rotation in degrees; 0: none. Not for SimMIM and MAE.', within='[0, 180]'
+)
+_C.AUG.TRANSLATE = Own(
+    0.0, 'Maximum shift as a share of the side; 0: none. Not for SimMIM and MAE.', within='[0, 1)'
+)
+_C.AUG.SCALE = Own(
+    [], 'Range of scale factors [low, high]; []: none. Not for SimMIM and MAE.', within='(0, inf)'
+)
+_C.AUG.SHEAR = Own(
+    0.0, 'Maximum shear in degrees; 0: none. Not for SimMIM and MAE.', within='[0, 90)'
+)
+_C.AUG.DISTORTION = Own(
+    0.0,
+    'Maximum shift of a corner as a share of half the side; 0: none. Not for SimMIM and MAE.',
+    within='[0, 0.66]',
+)
+_C.AUG.RANDAUGMENT = Own(
+    [], 'Fine-tuning: RandAugment as [number of operations, magnitude from 0 to 30]; []: none.'
+)
+
+_C.TEST = Section()
+_C.TEST.CROP = Option(
+    True,
+    'Evaluation: resize to 256/224 of the input and crop the centre; False: resize the '
+    'whole image.',
+)
+
+_C.EVAL = Section()
+_C.EVAL.EVERY = Own(
+    1,
+    'Epochs between two validations. The last epoch is always validated.',
+    within='[1, inf)',
+)
+_C.EVAL.VIEWS = Own(
+    '', "Views to evaluate: 'frontal', 'lateral' or 'all'; '': as DATA.VIEWS.", one_of=('', *VIEWS)
+)
+_C.EVAL.LEVEL = Own('study', "Unit of evaluation: 'study' or 'image'.", one_of=('study', 'image'))
+_C.EVAL.AGGREGATE = Own(
+    'max', "Probability of a study: the 'max' or 'mean' over its images.", one_of=('max', 'mean')
+)
+_C.EVAL.SELECT_ON = Own(
+    'auto',
+    "Patients that choose the best checkpoint: 'holdout', 'valid' (the report warns), or "
+    "'last' (no choice: the last epoch); 'auto': 'holdout' with at least 200 training "
+    "images, else 'last', because otherwise more labelled images would choose the epoch "
+    'than train the model.',
+    one_of=('auto', 'holdout', 'valid', 'last'),
+)
+_C.EVAL.INTERNAL_SHARE = Own(
+    0.0,
+    "Share of the held-out patients that form the split 'internal', which is only scored "
+    'and chooses no checkpoint, threshold or probe. Its labels are the training labels.',
+    within='[0, 1)',
+)
+_C.EVAL.SELECT = Own(
+    'auto',
+    "Mean AUROC that chooses the best checkpoint: over the 'five' competition tasks or "
+    "'all' labels; 'auto': the five if all are defined. Labels with fewer than 20 positives"
+    ' or negatives among the patients that choose are left out; without any other, the last'
+    ' epoch is used.',
+    one_of=('auto', 'five', 'all'),
+)
+_C.EVAL.HOLDOUT_IMAGES = Own(
+    256,
+    'Held-out images of each data set that pre-training validates on; 0: all.',
+    within='[0, inf)',
+)
+_C.EVAL.TTA = Own(
+    'none',
+    "Test-time augmentation: 'none', or 'crops' (mean over centre and corner crops).",
+    one_of=('none', 'crops'),
+)
+_C.EVAL.TTA_FLIP = Own(
+    False, 'Whether predictions are averaged over the image and the mirrored image.'
+)
+_C.EVAL.ENSEMBLE = Own(
+    [], 'Paths of checkpoints whose probabilities --eval averages; []: a single checkpoint.'
+)
+_C.EVAL.PREDICT_TRAIN = Own(False, 'Whether predictions of the training images are also written.')
+_C.EVAL.THRESHOLD = Own(
+    'youden',
+    "Rule for the thresholds, which are set on the held-out patients; 'half' is always 0.5.",
+    one_of=('half', 'youden', 'f1', 'sensitivity'),
+)
+_C.EVAL.SENSITIVITY = Own(0.9, "Sensitivity that the rule 'sensitivity' aims at.", within='(0, 1)')
+_C.EVAL.RESAMPLES = Own(
+    1000,
+    'Bootstrap resamples of the patients for each interval; 0: no intervals.',
+    within='[0, inf)',
+)
+_C.EVAL.GROUPS = Own(
+    [],
+    "Additional columns for subgroups, from the CSV files or DATA.DEMOGRAPHICS, such as ['RACE'].",
+)
+_C.EVAL.AGE_BANDS = Own(
+    [0, 40, 60, 80], 'Lower ends of the age bands, in years.', within='[0, inf)'
+)
+
+_C.LOSS = Section()
+_C.LOSS.NAME = Own(
+    'bce',
+    "Loss of fine-tuning, such as 'bce'.",
+    one_of=('bce', 'weighted_bce', 'focal', 'asymmetric'),
+)
+_C.LOSS.GAMMA = Own(2.0, "'focal': exponent.", within='[0, inf)')
+_C.LOSS.ALPHA = Own(
+    None,
+    "'focal': weight of positives, in [0, 1]; negatives get 1 - ALPHA. None: both 1.",
+    within='[0, 1]',
+    or_none=float,
+)
+_C.LOSS.GAMMA_POS = Own(0.0, "'asymmetric': exponent of positives.", within='[0, inf)')
+_C.LOSS.GAMMA_NEG = Own(4.0, "'asymmetric': exponent of negatives.", within='[0, inf)')
+_C.LOSS.CLIP = Own(
+    0.05, "'asymmetric': negatives below this probability have no loss.", within='[0, 1)'
+)
+
+_C.CONTRASTIVE = Section()
+_C.CONTRASTIVE.METHOD = Own(
+    'moco', 'Method of main_contrastive.py.', one_of=('simclr', 'moco', 'byol', 'swav')
+)
+_C.CONTRASTIVE.DIM = Own(
+    None,
+    'Width of the projections; None: the default of the method.',
+    within='[1, inf)',
+    or_none=int,
+)
+_C.CONTRASTIVE.TEMPERATURE = Own(
+    None,
+    'Temperature that divides cosines; None: the default of the method.',
+    within='(0, inf)',
+    or_none=float,
+)
+_C.CONTRASTIVE.MOMENTUM = Own(
+    None,
+    'Momentum of the averaged encoder, in [0, 1); None: the published value of the method, '
+    'or in short runs a smaller value that leaves about 1 % of the initial weights.',
+    within='[0, 1)',
+    or_none=float,
+)
+_C.CONTRASTIVE.QUEUE_SIZE = Own(
+    4096, "'moco': keys in the queue, a multiple of the global batch.", within='[1, inf)'
+)
+_C.CONTRASTIVE.BN_GROUPS = Own(
+    1,
+    "'moco': groups of a batch with separate batch norm statistics; divides BATCH_SIZE.",
+    within='[1, inf)',
+)
+_C.CONTRASTIVE.NUM_PROTOTYPES = Own(
+    3000,
+    "'swav': number of prototypes, at most twice the images of the global batch.",
+    within='[1, inf)',
+)
+_C.CONTRASTIVE.FREEZE_PROTOTYPES_STEPS = Own(
+    0,
+    "'swav': optimizer steps at the start for which the prototypes are frozen.",
+    within='[0, inf)',
+)
+_C.CONTRASTIVE.LOCAL_CROPS = Own(
+    0, "'swav': small crops per image in addition to the two views; 0: none.", within='[0, inf)'
+)
+_C.CONTRASTIVE.LOCAL_CROP_AREA = Own(
+    [0.05, 0.14], 'Area of a small crop [low, high] as a share of the image.', within='[0, 1]'
+)
+_C.CONTRASTIVE.LOCAL_SIZE = Own(
+    0,
+    'Side of a small crop in pixels; 0: DATA.IMG_SIZE, the only size for Swin and ViT.',
+    within='[0, inf)',
+)
+_C.CONTRASTIVE.BLUR = Own(0.5, 'Probability that a view is blurred.', within='[0, 1]')
+_C.CONTRASTIVE.WEAK_VIEW = Own(False, 'Whether the second view is only cropped and flipped.')
+
+_C.FINETUNE = Section()
+_C.FINETUNE.MODE = Own(
+    'full',
+    "Trained part: the 'full' model, the 'last_layer', or a classifier ('linear_probe', "
+    "'knn') on the features of the frozen encoder.",
+    one_of=('full', 'last_layer', *PROBES),
+)
+_C.FINETUNE.MASK_RATIO = Own(
+    0.0,
+    "Share of the patch tokens of a ViT that each training step drops, as MAE's encoder "
+    'does in pre-training. Evaluation uses all tokens.',
+    within='[0, 1)',
+)
+
+_C.REPORT = Section()
+_C.REPORT.WRITE = Own(True, 'Whether fine-tuning and --eval write report.html and its data.')
+_C.REPORT.MAPS = Own(
+    2,
+    'Saliency maps per label and kind of case (true or false, positive or negative); 0: the'
+    ' report shows no X-rays at all, not even thumbnails of the worst errors.',
+    within='[0, inf)',
+)
+_C.REPORT.METHOD = Own(
+    'grad_cam',
+    "Saliency method: 'grad_cam', or 'rollout' (ViT only, the same map for all labels).",
+    one_of=('grad_cam', 'rollout'),
+)
+_C.REPORT.PIXEL_FLOOR = Own(
+    False,
+    'Whether a logistic regression on pixels is scored next to the model. It reads up to '
+    '20,000 training images and all scored images again.',
+)
+_C.REPORT.ANONYMISE = Own(
+    False, 'Whether reports name images by salted hashes. predictions_*.csv keep the paths.'
+)
+
+_C.AMP_OPT_LEVEL = Option(
+    'O1',
+    "Precision: 'O0' is float32; 'O1' and 'O2' are autocast. SimMIM's default '' has its "
+    "flag's 'O1'.",
+    one_of=('O0', 'O1', 'O2'),
+)
+_C.AMP_ON_CPU = Own(
+    'auto',
+    "Autocast to bfloat16 on a CPU: 'never', 'always', or 'auto', which is 'always' on a "
+    "CPU with instructions for bfloat16 (AVX512-BF16 or AMX). 'auto' gives other numbers on"
+    ' another CPU.',
+    one_of=('auto', 'always', 'never'),
+)
+_C.OUTPUT = Option(
+    'output',
+    "Root of all run folders; a run writes to OUTPUT/MODEL.NAME/TAG. SimMIM's flag has this"
+    ' default.',
+)
+_C.TAG = Option('default', 'Last part of the run folder.')
+_C.SAVE_FREQ = Option(1, 'Epochs between two checkpoints.', within='[1, inf)')
+_C.SAVE_KEEP = Own(
+    0,
+    'Number of newest checkpoints that are kept in addition to the best one; 0: all.',
+    within='[0, inf)',
+)
+_C.PRINT_FREQ = Option(10, 'Batches between two log lines.', within='[1, inf)')
+_C.SEED = Option(0, 'Seed of all random numbers.', within='[0, 9.2e18]')
+_C.EVAL_MODE = Option(False, 'Whether to only evaluate.')
+_C.THROUGHPUT_MODE = Option(False, 'Whether to only measure the throughput in images per second.')
+_C.CHECK_MODE = Own(False, 'Whether to only check everything that the run needs.')
+_C.PRETRAINED = Option(
+    '', "Checkpoint whose weights the run starts from, a path or a URL (https://, hf://); '': none."
+)
+
+OPTIONS: dict[str, Option] = {}  # by dotted key
+_DEFAULTS = Config()
+
+
+def _declare(options: dict[str, Any], node: CfgNode, section: str = '') -> None:
+    """Add options to OPTIONS, and their default values to the node of their section."""
+    for name, entry in options.items():
+        key = f'{section}{name}'
+        if isinstance(entry, Option):
+            OPTIONS[key] = entry
+            node[name] = CN(new_allowed=True) if entry.default == {} else entry.default
+        else:
+            node[name] = CN()
+            _declare(entry, node[name], f'{key}.')
+
+
+_declare(_C, _DEFAULTS)
+
+
+def add_options(section: str, options: dict[str, Option]) -> None:
+    """Declare the options of a part in the module of the part, before a config is read.
+
+    Args:
+        section: Key of a new or existing section, such as 'MODEL.CONVNEXT'.
+        options: Options by name.
+    """
+    parent, _, name = section.rpartition('.')
+    node = value_at(_DEFAULTS, parent) if parent else _DEFAULTS
+    _declare(options, node.setdefault(name, CN()), f'{section}.')
+
+
 # Keys of SimMIM that are still accepted, with their replacements; None: the key has no effect. An
 # encoder's IN_CHANS only has an effect if MODEL.TYPE selects the encoder.
 LEGACY_KEYS = {
@@ -508,10 +861,11 @@ FLAGS = {
     'check': ('CHECK_MODE', 'only check everything that the run needs'),
 }
 FLAG_KEYS = {flag: key for flag, (key, _) in FLAGS.items()}
-# Keys whose value is a list of names. Earlier versions wrote one name, or 'none' for an empty list.
-NAME_LISTS = ('DATA.PREPROCESS',)
 # Values that earlier versions wrote, as text, with the values that replace them.
-EARLIER_VALUES = {'AMP_ON_CPU': {'True': 'always', 'False': 'never'}}
+EARLIER_VALUES = {
+    'AMP_ON_CPU': {'True': 'always', 'False': 'never'},
+    'DATA.PREPROCESS': {'none': []},
+}
 # Classes in the checkpoints of SimMIM and MAE that the safe loader must accept.
 CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
 # libyaml reads a config about ten times as fast as the loader in Python.
@@ -521,7 +875,7 @@ YAML_LENGTH, YAML_DEPTH = 1_000_000, 20  # largest file in characters, and deepe
 
 def default_config() -> Config:
     """Return an unfrozen copy of the default options."""
-    return _C.clone()
+    return _DEFAULTS.clone()
 
 
 def get_config(args: argparse.Namespace) -> Config:
@@ -550,7 +904,7 @@ def get_config(args: argparse.Namespace) -> Config:
 def count_classes(config: Config, stage: str | None) -> None:
     """Set MODEL.NUM_CLASSES of a fine-tuning run to the number of labels, unless it was set."""
     tasks = REGISTRIES.get('DATA.TASK', {})
-    is_default = config.MODEL.NUM_CLASSES == _C.MODEL.NUM_CLASSES
+    is_default = config.MODEL.NUM_CLASSES == _DEFAULTS.MODEL.NUM_CLASSES
     if stage == 'finetune' and is_default and config.DATA.TASK in tasks:
         labels = config.DATA.LABELS or tasks[config.DATA.TASK].labels
         config.MODEL.NUM_CLASSES = len(labels)
@@ -572,8 +926,8 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     add('--cfg', required=True, metavar='FILE', help='YAML file of options')
     add('--opts', nargs='+', action='extend', metavar='KEY VALUE', help='pairs of key and value')
     for flag, (key, text) in FLAGS.items():
-        kind = type(value_at(_C, key))
-        value = {'type': kind, 'choices': CHOICES.get(key)}
+        kind = OPTIONS[key].kind
+        value = {'type': kind, 'choices': OPTIONS[key].one_of or None}
         options = {'action': 'store_const', 'const': True} if kind is bool else value
         add(f'--{flag.replace("_", "-")}', help=text, **options)
     add('--local_rank', '--local-rank', type=int, help='accepted and ignored')
@@ -603,83 +957,9 @@ def num_hidden(units: int, mask_ratio: float, mask_type: str) -> int:
     return math.ceil(units * getattr(draw, 'ratio', mask_ratio))
 
 
-# Allowed values ----------------------------------------------------------------------------------
+# Checks ------------------------------------------------------------------------------------------
 
-PROBES = ('linear_probe', 'knn')  # modes that fit a classifier on features of a frozen encoder
-VIEWS = ('frontal', 'lateral', 'all')
 FEW_TRAINING_IMAGES = 200  # with fewer, EVAL.SELECT_ON 'auto' chooses no checkpoint
-FILTERS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
-
-# Allowed values of options that have no registry.
-CHOICES = {
-    'DATA.SAMPLER': ('uniform', 'weighted'),
-    'DATA.LABELLER': ('chexpert', 'negbio'),
-    'DATA.INTERPOLATION': ('random', *FILTERS),
-    'DATA.PRETRAIN_INTERPOLATION': FILTERS,
-    'DATA.VIEWS': VIEWS,
-    'DATA.BAD_IMAGE': ('error', 'skip'),
-    'DATA.NORMALIZE': ('dataset', 'image'),
-    'MODEL.ATTENTION': ('auto', 'eager', 'sdpa'),
-    'MODEL.IN_CHANS': (1, 3),
-    'MODEL.SIMMIM.LOSS_PIXELS': ('masked', 'all'),
-    'TRAIN.ON_NAN': ('stop', 'skip'),
-    'TRAIN.CHECKPOINT_KEEPS': ('nothing', 'products'),
-    'TRAIN.COMPILE': ('none', 'auto', 'max'),
-    'TRAIN.GRADIENT_EXCHANGE': ('float32', 'bfloat16'),
-    'AUG.REMODE': ('const', 'rand', 'pixel'),
-    'AUG.MIXUP_MODE': ('batch', 'pair', 'elem'),
-    'EVAL.VIEWS': ('', *VIEWS),
-    'EVAL.LEVEL': ('study', 'image'),
-    'EVAL.AGGREGATE': ('max', 'mean'),
-    'EVAL.TTA': ('none', 'crops'),
-    'EVAL.SELECT_ON': ('auto', 'holdout', 'valid', 'last'),
-    'EVAL.SELECT': ('auto', 'five', 'all'),
-    'FINETUNE.MODE': ('full', 'last_layer', *PROBES),
-    'AMP_OPT_LEVEL': ('O0', 'O1', 'O2'),
-    'AMP_ON_CPU': ('auto', 'always', 'never'),
-}
-# Interval -> keys whose number, or every number of whose list, must lie in the interval.
-RANGES = {
-    '[1, inf)': (
-        'DATA.BATCH_SIZE DATA.MASK_PATCH_SIZE MODEL.SWIN.PATCH_SIZE '
-        'MODEL.SWIN.EMBED_DIM MODEL.SWIN.WINDOW_SIZE MODEL.VIT.PATCH_SIZE MODEL.VIT.EMBED_DIM '
-        'MODEL.VIT.NUM_HEADS TRAIN.EPOCHS TRAIN.LR_SCHEDULER.DECAY_EPOCHS '
-        'AUG.RECOUNT SAVE_FREQ PRINT_FREQ MODEL.MAE.DECODER_EMBED_DIM '
-        'MODEL.MAE.DECODER_NUM_HEADS CONTRASTIVE.DIM CONTRASTIVE.QUEUE_SIZE '
-        'CONTRASTIVE.NUM_PROTOTYPES CONTRASTIVE.BN_GROUPS EVAL.EVERY'
-    ),
-    '[0, inf)': (
-        'DATA.NUM_WORKERS DATA.TRAIN_IMAGES MODEL.NUM_CLASSES MODEL.VIT.INIT_VALUES '
-        'TRAIN.WARMUP_EPOCHS TRAIN.WEIGHT_DECAY TRAIN.WARMUP_LR TRAIN.MIN_LR '
-        'TRAIN.CLIP_GRAD TRAIN.ACCUMULATION_STEPS TRAIN.SAVE_EVERY_STEPS '
-        'TRAIN.SAVE_EVERY_MINUTES TRAIN.NAN_LIMIT DATA.BAD_IMAGE_LIMIT SAVE_KEEP AUG.COLOR_JITTER '
-        'AUG.MIXUP AUG.CUTMIX EVAL.HOLDOUT_IMAGES EVAL.RESAMPLES EVAL.AGE_BANDS LOSS.GAMMA '
-        'LOSS.GAMMA_POS LOSS.GAMMA_NEG MODEL.SIMMIM.TARGET_SIZE REPORT.MAPS '
-        'CONTRASTIVE.FREEZE_PROTOTYPES_STEPS CONTRASTIVE.LOCAL_CROPS CONTRASTIVE.LOCAL_SIZE'
-    ),
-    '(0, inf)': (
-        'MODEL.SWIN.MLP_RATIO MODEL.SWIN.QK_SCALE MODEL.VIT.MLP_RATIO TRAIN.BASE_LR '
-        'TRAIN.RANK_TIMEOUT_MINUTES TRAIN.OPTIMIZER.EPS TRAIN.LR_SCHEDULER.DECAY_RATE '
-        'TRAIN.LR_SCHEDULER.GAMMA AUG.SCALE CONTRASTIVE.TEMPERATURE'
-    ),
-    '(0, 1]': 'DATA.TRAIN_FRACTION DATA.STD TRAIN.LAYER_DECAY',
-    '(0, 1)': 'DATA.MASK_RATIO TRAIN.OPTIMIZER.MOMENTUM EVAL.SENSITIVITY',
-    '[0, 1)': (
-        'DATA.HOLDOUT_FRACTION EVAL.INTERNAL_SHARE MODEL.DROP_RATE MODEL.DROP_PATH_RATE '
-        'MODEL.LABEL_SMOOTHING TRAIN.OPTIMIZER.BETAS AUG.TRANSLATE LOSS.CLIP CONTRASTIVE.MOMENTUM '
-        'FINETUNE.MASK_RATIO'
-    ),
-    '[0, 1]': (
-        'DATA.MEAN AUG.REPROB AUG.MIXUP_PROB AUG.MIXUP_SWITCH_PROB AUG.HFLIP AUG.CROP_AREA '
-        'AUG.CUTMIX_MINMAX LOSS.ALPHA CONTRASTIVE.BLUR CONTRASTIVE.LOCAL_CROP_AREA'
-    ),
-    '[0, 0.66]': 'AUG.DISTORTION',
-    '[0, 180]': 'AUG.ROTATION',
-    '[0, 90)': 'AUG.SHEAR',
-    '[1, 200]': 'MODEL.VIT.DEPTH MODEL.MAE.DECODER_DEPTH',
-    '[1, 8192]': 'DATA.IMG_SIZE',
-    '[0, 9.2e18]': 'SEED',
-}
 # Options that mix images or targets, with the only value that works for CheXpert: an image has
 # several labels, and some are unknown.
 CHEXPERT_VALUES = {
@@ -714,6 +994,8 @@ class Registry(dict):
         """Return a decorator that adds a part under a name."""
 
         def add(part: Any) -> Any:
+            names = OPTIONS[self.key].one_of
+            assert name in names, f'add {name!r} to the values of {self.key} where it is declared'
             assert name not in self, f'{self.key} {name!r} is registered twice'
             self[name] = part
             return part
@@ -730,23 +1012,6 @@ def register_check(check: Check) -> Check:
     return check
 
 
-def add_options(section: str, options: dict[str, Any]) -> None:
-    """Declare the options of a part in the module of the part, before a config is read.
-
-    Args:
-        section: Key of a new or existing section, such as 'MODEL.CONVNEXT'.
-        options: Default values by name.
-    """
-    parent, _, name = section.rpartition('.')
-    node = value_at(_C, parent) if parent else _C
-    node.setdefault(name, CN()).update(options)
-
-
-def allowed_values(key: str) -> tuple | None:
-    """Return the allowed values of an option from its registry or CHOICES; None for any value."""
-    return tuple(REGISTRIES[key]) if key in REGISTRIES else CHOICES.get(key)
-
-
 def check_config(config: Config, stage: str | None = None) -> None:
     """Reject values and combinations of options that cannot work, before anything is built.
 
@@ -758,22 +1023,16 @@ def check_config(config: Config, stage: str | None = None) -> None:
         ValueError: At the first problem. The message names the key, the value and the allowed
             values.
     """
-    for key in {**CHOICES, **REGISTRIES}:
-        parts = REGISTRIES.get(key, CHOICES.get(key))
-        holds = all(name in parts for name in _chosen(config, key))
-        which, others = 'some' if key in NAME_LISTS else 'one', getattr(parts, 'others', '')
-        require(holds, config, key, f'{which} of {list(parts)}{others}')
-    for interval, keys in RANGES.items():
-        for key in keys.split():
-            holds = _is_inside(value_at(config, key), interval)
-            require(holds, config, key, f'a number in {interval}')
+    for key, option in OPTIONS.items():
+        require(option.allows(value_at(config, key)), config, key, option.allowed)
     _check_names(config)
     _check_data_options(config)
     _check_schedule(config)
     if stage == 'finetune':
         _check_finetuning(config)
     for key, parts in REGISTRIES.items():
-        for name in _chosen(config, key):
+        value = value_at(config, key)
+        for name in value if isinstance(value, list) else [value]:
             if hasattr(parts[name], 'check'):
                 parts[name].check(config, stage)
     for check in CHECKS:
@@ -786,16 +1045,8 @@ def require(holds: bool, config: CfgNode, key: str, allowed: str) -> None:
         raise ValueError(f'{key} must be {allowed}, got {value_at(config, key)!r}')
 
 
-def _chosen(config: CfgNode, key: str) -> list:
-    """Return the value of a key as a list of names."""
-    value = value_at(config, key)
-    return value if key in NAME_LISTS else [value]
-
-
-def _is_inside(value: Any, interval: str) -> bool:
+def is_inside(value: Any, interval: str) -> bool:
     """Return whether a number, or each number of a list, lies in an interval like '[0, 1)'."""
-    if value is None:
-        return True
     low, high = map(float, interval[1:-1].split(','))
     return all(
         type(number) in (int, float)
@@ -815,6 +1066,11 @@ def _check_names(config: Config) -> None:
         path = PurePath(value_at(config, key))
         holds = not path.is_absolute() and '..' not in path.parts
         require(holds, config, key, 'a relative path without .. below OUTPUT')
+    if config.MODEL.TYPE == 'timm':
+        import timm  # takes seconds
+
+        name = config.MODEL.TIMM.NAME
+        require(timm.is_model(name), config, 'MODEL.TIMM.NAME', "a timm model such as 'resnet50'")
     for key in ('EVAL.ENSEMBLE', 'EVAL.GROUPS'):
         holds = all(isinstance(name, str) and name for name in value_at(config, key))
         require(holds, config, key, 'a list of names')
@@ -858,7 +1114,7 @@ def _check_schedule(config: Config) -> None:
     latest = train.EPOCHS
     if schedule.NAME == 'multistep':
         steps = schedule.MULTISTEPS
-        holds = bool(steps) and _is_inside(steps, '[1, inf)') and steps == sorted(steps)
+        holds = bool(steps) and is_inside(steps, '[1, inf)') and steps == sorted(steps)
         require(holds, config, 'TRAIN.LR_SCHEDULER.MULTISTEPS', 'ascending epochs such as [700]')
         latest = min(latest, steps[0])
     allowed = f'at most {latest}, the number of epochs or the epoch of the first drop'
@@ -944,7 +1200,7 @@ def config_changes(before: str, after: str) -> list[str]:
     An option that did not exist yet when a text was written counts as having its default value.
     """
     old, new = flat_options(before), flat_options(after)
-    added = {key: value for key, value in _flatten(_C) if key in old or key in new}
+    added = {key: value for key, value in _flatten(_DEFAULTS) if key in old or key in new}
     old, new = {**added, **old}, {**added, **new}
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return [f'{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}' for key in keys]
@@ -956,7 +1212,7 @@ def flat_options(text: str) -> dict[str, Any]:
     Raises:
         ValueError: If the text is not a mapping.
     """
-    options = _with_current_keys(_read_options(text), _C.MODEL.TYPE)
+    options = _with_current_keys(_read_options(text), _DEFAULTS.MODEL.TYPE)
     return {key: _current_value(key, value) for key, value in options.items()}
 
 
@@ -1003,10 +1259,15 @@ def _read_options(text: str) -> dict[str, Any]:
 def _flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
     for name, value in node.items():
         key = f'{prefix}{name}'
-        if isinstance(value, dict) and key not in MAPPINGS:
+        if isinstance(value, dict) and not _is_mapping(key):
             yield from _flatten(value, f'{key}.')
         else:
             yield key, value
+
+
+def _is_mapping(key: str) -> bool:
+    """Return whether the value of an option is a mapping with names that the user chooses."""
+    return key in OPTIONS and OPTIONS[key].kind is dict
 
 
 def _with_current_keys(options: dict[str, Any], encoder: str) -> dict[str, Any]:
@@ -1040,11 +1301,12 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
     Raises:
         ValueError: If the key does not exist or the value has the wrong type.
     """
-    kind = OR_NONE.get(key) or type(_find(config, key, source))
+    found = _find(config, key, source)
+    kind = OPTIONS[key].kind if key in OPTIONS else type(found)
     typed = _current_value(key, _as_type(value, kind))
-    if key in MAPPINGS and isinstance(typed, dict):
+    if kind is dict and isinstance(typed, dict):
         typed = CN(dict(typed), new_allowed=True)
-    elif not (_has_type(typed, kind) or (typed is None and key in OR_NONE)):
+    elif not (_has_type(typed, kind) or (typed is None and OPTIONS[key].or_none)):
         allowed = 'a section of keys' if kind is CfgNode else kind.__name__
         got = f'{value!r:.100} ({type(value).__name__})'
         raise ValueError(f'{key} in {source} must be {allowed}, got {got}')
@@ -1053,10 +1315,12 @@ def put(config: CfgNode, key: str, value: Any, source: str) -> None:
 
 
 def _current_value(key: str, value: Any) -> Any:
-    """Convert EARLIER_VALUES, and the single name that earlier versions wrote for NAME_LISTS."""
-    if key in NAME_LISTS and isinstance(value, str):
-        return [name for name in [value] if name != 'none']
-    return EARLIER_VALUES[key].get(str(value), value) if key in EARLIER_VALUES else value
+    """Return a value of an earlier version as it is written now."""
+    earlier = EARLIER_VALUES.get(key, {})
+    if str(value) in earlier:
+        return copy(earlier[str(value)])
+    is_list = key in OPTIONS and OPTIONS[key].kind is list and OPTIONS[key].one_of
+    return [value] if is_list and isinstance(value, str) else value
 
 
 def _as_type(value: Any, kind: type) -> Any:

@@ -4,18 +4,9 @@ import logging
 
 from torch import nn, optim
 
-from config import Config, register_check, require
+from config import Config
 from engine import distributed
 from lr_scheduler import scaled_lr
-
-OPTIMIZERS = ('adamw', 'sgd')
-
-
-@register_check
-def check_optimizer(config: Config, stage: str | None = None) -> None:
-    """Check TRAIN.OPTIMIZER.NAME, which may be upper or lower case as in SimMIM."""
-    is_known = config.TRAIN.OPTIMIZER.NAME.lower() in OPTIMIZERS
-    require(is_known, config, 'TRAIN.OPTIMIZER.NAME', f'one of {OPTIMIZERS}')
 
 
 def build_optimizer(

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import Config, load_yaml
+from config import LAYOUT_SUFFIX, Config, load_yaml
 from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
 from data.records import (
-    LAYOUT_SUFFIX,
     VIEWS_HINT,
     Fault,
     Folder,

@@ -24,7 +24,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import CHOICES, Config, Registry, check_config, default_config, put, register_check
+from config import (
+    LAYOUT_SUFFIX,
+    OPTIONS,
+    Config,
+    Registry,
+    check_config,
+    default_config,
+    put,
+    register_check,
+)
 from data.images import DICOM_SUFFIXES, refuse_link_out
 from data.labels import (
     CELLS,
@@ -78,7 +87,7 @@ TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them
 # MIMIC-CXR-JPG: the values of its split column, and the view of each ViewPosition. Images with any
 # other ViewPosition are neither frontal nor lateral.
 MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
-LABELLERS = CHOICES['DATA.LABELLER']
+LABELLERS = OPTIONS['DATA.LABELLER'].one_of
 POSITIONS = {'AP': 'frontal', 'PA': 'frontal'}
 POSITIONS |= dict.fromkeys(('LATERAL', 'LL', 'RL', 'XTABLE LATERAL'), 'lateral')
 
@@ -90,17 +99,11 @@ PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id')
 STANDARD_GROUPS = ('Sex', 'Age', 'View')
 MOST_GROUPS = 50  # in one column
 
-LAYOUT_SUFFIX = '.yaml'  # of files that describe a data set
 VIEWS_HINT = "'views: frontal' in the layout, if all images are frontal"
 
 
 class _DataSets(Registry):
     """Registry of data sets; the path of a YAML file is a valid name, too (see `data.layouts`)."""
-
-    others = f', or the path of a layout that ends in {LAYOUT_SUFFIX}'
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or str(name).endswith(LAYOUT_SUFFIX)
 
     def __missing__(self, name: str) -> 'DataSet':
         if not name.endswith(LAYOUT_SUFFIX):

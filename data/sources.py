@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import Config, register_check, require
+from config import OPTIONS, Config, register_check, require
 from data.records import (
-    DATASETS,
     Fault,
     Records,
     Table,
@@ -32,7 +31,7 @@ LIMITS = ('share', 'images')  # optional keys, of which an entry may have one
 # Key of an entry -> check of the value, and allowed values. Keys outside LIMITS are required.
 RULES = {
     'name': (lambda v: re.fullmatch(r'[A-Za-z0-9_-]+', str(v)), 'made of letters, digits, - and _'),
-    'dataset': (lambda v: str(v) in DATASETS, f'one of {[*DATASETS]}{DATASETS.others}'),
+    'dataset': (OPTIONS['DATA.DATASET'].allows, OPTIONS['DATA.DATASET'].allowed),
     'path': (lambda v: isinstance(v, str) and v, 'a folder'),
     'share': (lambda v: type(v) in (int, float) and 0 < v <= 1, 'a number in (0, 1]'),
     'images': (lambda v: type(v) is int and v >= 1, 'a whole number from 1 on'),

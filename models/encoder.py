@@ -2,9 +2,9 @@
 
 To add an encoder, write one file and import it in models/build.py. The file declares its options
 with `config.add_options` and registers a subclass of `PatchEncoder` (or of `Encoder`, if it cannot
-hide patches) under the value of MODEL.TYPE:
+hide patches) under a value of MODEL.TYPE, which is listed in config.py:
 
-    add_options('MODEL.CONVNEXT', {'PATCH_SIZE': 4, 'EMBED_DIM': 96, 'DEPTHS': [3, 3, 9, 3]})
+    add_options('MODEL.CONVNEXT', {'PATCH_SIZE': Own(4, 'Side of a token, in pixels.')})
 
     @ENCODERS.register('convnext')
     class ConvNeXt(PatchEncoder): ...

@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import allowed_values, config_from_text, default_config
+from config import OPTIONS, config_from_text, default_config
 from data.labels import TASKS, find_task, label_set, scored_targets, shared_labels
 from data.records import (
     LabelTable,
@@ -67,7 +67,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add, default = parser.add_argument, default_config()
 
     def choice(flag: str, key: str, value: str, text: str) -> None:
-        add(flag, choices=allowed_values(key), default=value, help=f'{text} (%(default)s)')
+        add(flag, choices=OPTIONS[key].one_of, default=value, help=f'{text} (%(default)s)')
 
     files = 'prediction files, one per model'
     add('--predictions', nargs='+', type=Path, required=True, metavar='FILE', help=files)

@@ -16,10 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import check_config, default_config, put
+from config import OPTIONS, check_config, default_config, put
 from data.packing import Settings, Source, join_sources, pack, read_source
 from data.preprocess import PREPROCESS
-from data.records import DATASETS
 from data.sources import source_configs
 from data.store import BAD_FILE, verify
 
@@ -57,8 +56,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error('give either --data-path or --sources, or --verify')
     if args.sources and (args.csv or args.all_images or args.dataset):
         parser.error('--csv, --all-images and --dataset cannot be combined with --sources')
-    if args.dataset and args.dataset not in DATASETS:
-        parser.error(f'--dataset must be one of {[*DATASETS]}{DATASETS.others}')
+    names = OPTIONS['DATA.DATASET']
+    if args.dataset and not names.allows(args.dataset):
+        parser.error(f'--dataset must be {names.allowed}')
     if not (args.verify or args.size):
         parser.error('--size is missing')
     return args

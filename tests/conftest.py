@@ -34,6 +34,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
 
 
+@pytest.fixture(autouse=True)
+def float32_on_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With AMP_ON_CPU auto, runs in the process of the tests compute the same on all CPUs."""
+    monkeypatch.setattr('engine.device.cpu_computes_bfloat16', lambda: False)
+
+
 @pytest.fixture
 def device(pytestconfig: pytest.Config) -> Iterator[torch.device]:
     """Where recorded numbers are compared, in float32: `--device cuda` on a GPU."""

@@ -1,7 +1,6 @@
 """Options: defaults, sources and their precedence, checks, and the config as text."""
 
 import argparse
-import ast
 import re
 from functools import reduce
 from pathlib import Path
@@ -13,11 +12,11 @@ import main_contrastive  # noqa: F401  (the mains fill all registries)
 import main_finetune  # noqa: F401
 import main_simmim  # noqa: F401
 from config import (
-    CHOICES,
     FLAG_KEYS,
     LEGACY_KEYS,
+    OPTIONS,
     REGISTRIES,
-    allowed_values,
+    Own,
     build_parser,
     check_config,
     config_changes,
@@ -65,19 +64,9 @@ def chexpert(*pairs):
 # Defaults
 
 
-def test_every_key_has_a_comment_and_keys_beyond_simmims_are_marked() -> None:
-    source = (ROOT / 'config.py').read_text()
-    lines, marked = source.splitlines(), {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith('_C.'):
-            if ast.unparse(node.value) == 'CN()':
-                continue
-            start = node.lineno - 1
-            while lines[start - 1].startswith('# '):
-                start -= 1
-            key = ast.unparse(node.targets[0]).removeprefix('_C.')
-            marked[key] = '[CheXpert]' in ' '.join(lines[start : node.lineno - 1])
-            assert start < node.lineno - 1, f'{key} has no comment'
+def test_every_key_has_a_meaning_and_keys_beyond_simmims_are_marked() -> None:
+    assert all(option.meaning.endswith('.') for option in OPTIONS.values())
+    marked = {key: isinstance(option, Own) for key, option in OPTIONS.items()}
     golden = ROOT / 'tests' / 'golden' / 'configs' / 'configs_base_opts_flags.json'
     simmim = set(yaml.safe_load(golden.read_text())) | {'BASE', 'AMP_OPT_LEVEL', 'OUTPUT'}
     simmim = (simmim - set(LEGACY_KEYS)) | {'MODEL.IN_CHANS'}
@@ -239,14 +228,18 @@ def test_a_legacy_key_of_a_base_file_counts_when_a_later_file_selects_its_encode
 # Checks
 
 
-@pytest.mark.parametrize('key', sorted({*CHOICES, *REGISTRIES}))
+@pytest.mark.parametrize('key', sorted(key for key in OPTIONS if OPTIONS[key].one_of))
 def test_only_the_allowed_values_of_an_option_are_accepted(key) -> None:
     kind = int if key == 'MODEL.IN_CHANS' else str
     with pytest.raises(ValueError, match=re.escape(key)) as error:
         check_config(changed(key, 7 if kind is int else 'nonsense'))
-    assert all(repr(value) in str(error.value) for value in allowed_values(key))
-    default = value_at(default_config(), key)
-    assert not set(default if isinstance(default, list) else [default]) - {*allowed_values(key)}
+    assert all(repr(value) in str(error.value) for value in OPTIONS[key].one_of)
+    assert OPTIONS[key].allows(OPTIONS[key].default)
+
+
+@pytest.mark.parametrize('key', sorted(REGISTRIES))
+def test_each_value_of_an_option_selects_a_part(key) -> None:
+    assert set(OPTIONS[key].one_of) == {*REGISTRIES[key]}
 
 
 @pytest.mark.parametrize('name, steps', [('none', []), ('clahe', ['clahe'])])

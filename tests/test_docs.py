@@ -1,6 +1,7 @@
 """The documentation: links, files, options and examples exist, and the site builds."""
 
 import re
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from test_readme import ROOT
 
+import config
+from config import OPTIONS
 from scripts.config_reference import options_page
 
 DOCS = ROOT / 'docs'
@@ -62,10 +65,14 @@ def test_files_of_the_project_that_a_page_names_exist(path) -> None:
         ('A metric', 'evaluation.metrics', 'METRICS'),
     ],
 )
-def test_examples_of_new_parts_register_a_part(heading, module, registry) -> None:
+def test_examples_of_new_parts_register_a_part(heading, module, registry, monkeypatch) -> None:
     page = (DOCS / 'howto' / 'extend.md').read_text(encoding='utf-8')
     code = page.split(f'## {heading}\n')[1].split('```')[1].removeprefix('python\n')
     names = vars(import_module(module))
+    if key := getattr(names[registry], 'key', None):  # its option declares the name
+        name = re.search(r"register\w*\('(\w+)'\)", code)[1]
+        declared = replace(OPTIONS[key], one_of=(*OPTIONS[key].one_of, name))
+        monkeypatch.setitem(OPTIONS, key, declared)
     before = set(names[registry])
     exec(code, dict(names))
     [added] = set(names[registry]) - before
@@ -84,6 +91,22 @@ def test_the_navigation_lists_every_page_once() -> None:
     settings = yaml.safe_load((ROOT / 'mkdocs.yml').read_text(encoding='utf-8'))
     listed = sorted(pages_in(settings['nav']))
     assert listed == sorted(str(path.relative_to(DOCS)) for path in SITE)
+
+
+def test_options_of_parts_are_on_the_page(monkeypatch) -> None:
+    monkeypatch.setattr(config, 'OPTIONS', dict(OPTIONS))
+    monkeypatch.setattr(config, '_DEFAULTS', config.default_config())
+    monkeypatch.setattr('scripts.config_reference.OPTIONS', config.OPTIONS)
+    option = config.Own(4, 'Side of a token, in pixels.', within='[1, inf)')
+    config.add_options('MODEL.CONVNEXT', {'PATCH_SIZE': option})
+    assert '## `MODEL.CONVNEXT`' in options_page()
+    row = '| `MODEL.CONVNEXT.PATCH_SIZE` **own** | `4` | `[1, inf)` | Side of a token, in pixels. |'
+    assert row in options_page().splitlines()
+    options = config.default_config()
+    config.check_config(options)
+    options.merge_from_list(['MODEL.CONVNEXT.PATCH_SIZE', 0])
+    with pytest.raises(ValueError, match='MODEL.CONVNEXT.PATCH_SIZE'):
+        config.check_config(options)
 
 
 def test_the_page_of_options_lists_every_key() -> None:

@@ -14,6 +14,7 @@ from engine.device import (
     PAYS_FROM,
     Compiled,
     autocast_dtype,
+    cpu_computes_bfloat16,
     describe_precision,
     training_flops,
 )
@@ -49,6 +50,7 @@ def test_precision_on_a_cpu(level, on_cpu, mode, dtype) -> None:
 def test_autocast_follows_the_instructions_of_the_cpu(avx512, amx, monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: avx512)
     monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
+    monkeypatch.setattr(module, 'cpu_computes_bfloat16', cpu_computes_bfloat16)
     options = default_config()
     assert options.AMP_ON_CPU == 'auto'
     assert autocast_dtype(options, CPU) is (torch.bfloat16 if avx512 or amx else None)

@@ -1,4 +1,6 @@
-"""A new encoder, contrastive method, head and loss need only one file."""
+"""A new encoder, contrastive method, head and loss need one file, and a name in config.py."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images, in_grey_levels
 
 import config as config_module
-from config import REGISTRIES, add_options, default_config, encoder_node
+from config import OPTIONS, REGISTRIES, Own, add_options, default_config, encoder_node
 from models.build import build_model
 from models.contrastive import ContrastiveMethod, build_contrastive, in_float32, mlp_head
 from models.encoder import PatchEncoder, build_classifier_head, run_block
@@ -101,9 +103,13 @@ class TwoStepHead(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def parts():
-    """Register the parts for one test."""
-    add_options('MODEL.SOME_ENCODER', {'PATCH_SIZE': 4, 'EMBED_DIM': 8, 'DEPTHS': [1, 1]})
+def parts(monkeypatch):
+    """Declare and register the parts for one test."""
+    monkeypatch.setattr(config_module, 'OPTIONS', dict(OPTIONS))
+    monkeypatch.setattr(config_module, '_DEFAULTS', default_config())
+    options = {'PATCH_SIZE': 4, 'EMBED_DIM': 8, 'DEPTHS': [1, 1]}
+    options = {name: Own(default, f'{name} of the encoder.') for name, default in options.items()}
+    add_options('MODEL.SOME_ENCODER', options)
     added = {
         'MODEL.TYPE': ('some_encoder', ConvNeXt),
         'CONTRASTIVE.METHOD': ('some_method', BarlowTwins),
@@ -111,11 +117,12 @@ def parts():
         'LOSS.NAME': ('some_loss', lambda options, targets: squared_loss),
     }
     for key, (name, part) in added.items():
+        option = OPTIONS[key]
+        config_module.OPTIONS[key] = replace(option, one_of=(*option.one_of, name))
         REGISTRIES[key].register(name)(part)
     yield
     for key, (name, _) in added.items():
         del REGISTRIES[key][name]
-    del config_module._C.MODEL['SOME_ENCODER']
 
 
 def squared_loss(outputs, targets):
