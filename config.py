@@ -866,6 +866,8 @@ EARLIER_VALUES = {
     'AMP_ON_CPU': {'True': 'always', 'False': 'never'},
     'DATA.PREPROCESS': {'none': []},
 }
+GREY_STATISTICS = (0.503,), (0.292,)  # 870 images of CheXpert-v1.0-small
+IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Classes in the checkpoints of SimMIM and MAE that the safe loader must accept.
 CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
 # libyaml reads a config about ten times as fast as the loader in Python.
@@ -942,6 +944,17 @@ def encoder_node(config: CfgNode) -> CfgNode:
 def encoder_name(config: CfgNode) -> str:
     """Return MODEL.TYPE, or MODEL.TIMM.NAME for a timm model."""
     return config.MODEL.TIMM.NAME if config.MODEL.TYPE == 'timm' else config.MODEL.TYPE
+
+
+def pixel_statistics(config: CfgNode) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the standard deviation per channel, for pixels in [0, 1]."""
+    mean, std = GREY_STATISTICS if config.MODEL.IN_CHANS == 1 else IMAGENET_STATISTICS
+    return tuple(config.DATA.MEAN) or mean, tuple(config.DATA.STD) or std
+
+
+def enlarged_side(size: int) -> int:
+    """Return the short side in pixels of the images from which TEST.CROP cuts the centre."""
+    return int(256 / 224 * size)
 
 
 def mask_units(config: CfgNode) -> tuple[int, int]:

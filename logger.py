@@ -22,7 +22,7 @@ from PIL import Image
 from termcolor import colored
 from tqdm import tqdm
 
-from engine.files import replace_file
+from system.files import replace_file
 
 DATE_FORMAT, TIME_FORMAT = '%Y-%m-%d %H:%M:%S', '%H:%M:%S'
 COLUMNS = 100  # width of the console; a terminal may be narrower

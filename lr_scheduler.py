@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch.optim import Optimizer
 
 from config import Config, Registry
-from engine import distributed
+from system import distributed
 
 REFERENCE_BATCH = 512  # effective batch size for which the config gives the learning rates
 LINEAR_END = 0.01  # final learning rate of the linear schedule, as a share of the base rate

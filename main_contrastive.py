@@ -10,6 +10,7 @@ if __name__ == '__main__':  # --help is answered before torch is imported, which
 
 import math
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import build_loader
-from engine import distributed
-from engine.device import autocast, to_device
+from data.fingerprint import describe_data
 from engine.launch import launch
 from engine.loop import LossFunction
 from engine.run_record import Run
@@ -32,6 +32,9 @@ from models.contrastive import (
     feature_spread,
     features,
 )
+from models.pretrained import fit_pretrained
+from system import distributed
+from system.device import autocast, to_device
 
 # Below these values the features have collapsed. A spread of 1 means that they point in all
 # directions, and a rank of 1 means that they lie on one line.
@@ -98,10 +101,12 @@ class HeldOutViews:
 
 
 def main(run: Run) -> int:
+    run = replace(run, fit_weights=fit_pretrained)
     config, logger = run.config, run.logger
     if config.CHECK_MODE and distributed.world_size() > 1:
         raise ValueError('--check: contrastive pre-training can only be checked in one process')
-    loaders = build_loader(config, logger, is_pretrain=True, contrastive=True)
+    num_views = METHODS[config.CONTRASTIVE.METHOD].num_views(config)
+    loaders = build_loader(config, logger, is_pretrain=True, num_views=num_views)
     after_epoch = HeldOutViews(loaders.holdout)
 
     def build() -> tuple[nn.Module, LossFunction]:
@@ -112,7 +117,8 @@ def main(run: Run) -> int:
             logger.info(f'momentum of the averaged encoder {momentum:.6g} (CONTRASTIVE.MOMENTUM)')
         return model, views_loss
 
-    return run_stage(run, loaders, build=build, after_epoch=after_epoch)
+    run.record.describe(config, lambda: describe_data(config, loaders))
+    return run_stage(run, loaders._asdict(), build=build, after_epoch=after_epoch)
 
 
 if __name__ == '__main__':

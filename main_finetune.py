@@ -10,6 +10,7 @@ if __name__ == '__main__':  # --help is answered before torch is imported, which
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import Loaders, build_loader
+from data.fingerprint import describe_data
 from data.labels import used_policies
-from engine.files import BEST_CHECKPOINT, checkpoint_name
 from engine.launch import launch
 from engine.loop import LossFunction, fit
 from engine.run_record import Run
@@ -36,7 +37,9 @@ from evaluation.run_report import FinalScores, check_scoring, score
 from logger import DETAIL
 from models import build_model
 from models.losses import build_label_loss
+from models.pretrained import fit_pretrained
 from models.vision_transformer import draw_kept
+from system.files import BEST_CHECKPOINT, checkpoint_name
 from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
 
 
@@ -177,6 +180,7 @@ def finetune(
 
 
 def main(run: Run) -> int:
+    run = replace(run, fit_weights=fit_pretrained)
     config = run.config
     loaders = build_loader(config, run.logger, is_pretrain=False)
     is_probe = loaders.plain is not None
@@ -200,9 +204,10 @@ def main(run: Run) -> int:
         images, *_ = next(iter(loaders.plain if is_probe else loaders.train))
         return (images,)
 
+    run.record.describe(config, lambda: describe_data(config, loaders))
     return run_stage(
         run,
-        loaders,
+        loaders._asdict(),
         build=build,
         evaluate=lambda: evaluate(run, loaders),
         train=train,

@@ -12,6 +12,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import Loaders, build_loader
-from engine import distributed
-from engine.device import autocast, to_device
+from data.fingerprint import describe_data
 from engine.launch import launch
 from engine.loop import LossFunction
 from engine.run_record import Run
@@ -35,6 +35,9 @@ from evaluation.reconstruction import (
 )
 from logger import DETAIL
 from models import build_model
+from models.pretrained import fit_pretrained
+from system import distributed
+from system.device import autocast, to_device
 
 NUM_IMAGES = 6  # rows of reconstructions/epoch_N.png
 IN_TENSORBOARD = 40  # at most this many reconstruction images, because each takes a megabyte
@@ -154,6 +157,7 @@ def describe(name: str, values: dict[str, float], suffix: str = '') -> str:
 
 
 def main(run: Run) -> int:
+    run = replace(run, fit_weights=fit_pretrained)
     config, logger = run.config, run.logger
     loaders = build_loader(config, logger, is_pretrain=True)
     after_epoch = HeldOutReconstruction(loaders)
@@ -161,7 +165,8 @@ def main(run: Run) -> int:
     def build() -> tuple[nn.Module, LossFunction]:
         return build_model(config, is_pretrain=True), reconstruction_loss
 
-    return run_stage(run, loaders, build=build, after_epoch=after_epoch)
+    run.record.describe(config, lambda: describe_data(config, loaders))
+    return run_stage(run, loaders._asdict(), build=build, after_epoch=after_epoch)
 
 
 if __name__ == '__main__':

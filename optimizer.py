@@ -5,8 +5,8 @@ import logging
 from torch import nn, optim
 
 from config import Config
-from engine import distributed
 from lr_scheduler import scaled_lr
+from system import distributed
 
 
 def build_optimizer(

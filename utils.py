@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from config import CHECKPOINT_GLOBALS, Config, check_config, config_from_text, flat_options
-from engine import distributed
-from engine.downloads import is_url, local_path, log_download
-from engine.files import (
+from system import distributed
+from system.downloads import is_url, local_path, log_download
+from system.files import (
     BEST_CHECKPOINT,
     atomic_writer,
     checkpoint_position,

@@ -61,9 +61,16 @@ class Loaders(NamedTuple):
 
 
 def build_loader(
-    config: Config, logger: logging.Logger, is_pretrain: bool, *, contrastive: bool = False
+    config: Config,
+    logger: logging.Logger,
+    is_pretrain: bool,
+    *,
+    num_views: tuple[int, int] | None = None,
 ) -> Loaders:
-    """Build the loaders of pre-training, of contrastive pre-training or of fine-tuning."""
+    """Build the loaders of pre-training, of contrastive pre-training or of fine-tuning.
+
+    Contrastive pre-training needs the numbers of global views and of small crops of each image.
+    """
     if not (config.DATA.DATA_PATH or config.DATA.SOURCES):
         raise ValueError('DATA.DATA_PATH is empty: give the folder of the data with --data-path')
     # Imported here, because these modules import torch.
@@ -77,8 +84,8 @@ def build_loader(
         warnings.filterwarnings('ignore', message='This DataLoader will create')
     for own in source_configs(config).values():
         log_store(own, logger)
-    if contrastive:
-        return build_loader_contrastive(config, logger)
+    if num_views:
+        return build_loader_contrastive(config, logger, num_views)
     if is_pretrain:
         return build_loader_simmim(config, logger)
     return build_loader_finetune(config, logger)

@@ -26,7 +26,7 @@ from data.packing import start_worker
 from data.records import DATASETS, Fault, Folder, Records, open_images
 from data.sources import source_configs
 from data.store import Store
-from engine.files import allow_open_files
+from system.files import allow_open_files
 
 LOOKS = ['file', 'split', 'patient', 'digest', 'thumbnail']  # columns of `Checked.looks`
 COLUMNS = ['severity', 'kind', 'csv', 'row', 'file', 'detail']  # of a fault, in the list

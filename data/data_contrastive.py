@@ -26,8 +26,7 @@ from data.transforms import (
     jitter,
     resized_crop,
 )
-from engine import distributed
-from models.contrastive import METHODS
+from system import distributed
 
 GLOBAL_AREA = (0.3, 1.0)
 BLUR_SIGMA = (0.1, 2.0)  # for views of BLUR_SIZE px; other sizes have the same share of the side
@@ -53,7 +52,7 @@ class ViewsTransform:
     except for a weak view.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, num_views: tuple[int, int]) -> None:
         options, size = config.CONTRASTIVE, config.DATA.IMG_SIZE
         self.preprocess = Preprocess(config)
         self.hflip = config.AUG.HFLIP
@@ -62,7 +61,7 @@ class ViewsTransform:
         self.blur = options.BLUR
         self.warp = RandomWarp(config)
         self.normalize = Normalize(config)
-        num_global, num_local = METHODS[options.METHOD].num_views(config)
+        num_global, num_local = num_views
         self.views = num_global * [(size, tuple(config.AUG.CROP_AREA) or GLOBAL_AREA)]
         self.views += num_local * [(options.LOCAL_SIZE or size, tuple(options.LOCAL_CROP_AREA))]
         self.weak = [options.WEAK_VIEW and number == 1 for number in range(len(self.views))]
@@ -105,21 +104,25 @@ class ViewsTransform:
 class HoldoutViewsTransform:
     """Return an image [C, S, S] without augmentation, followed by views drawn from `rng`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, num_views: tuple[int, int]) -> None:
         interpolation = config.DATA.PRETRAIN_INTERPOLATION
         self.plain = EvalTransform(config, interpolation, test_time_views=False)
-        self.views = ViewsTransform(config)
+        self.views = ViewsTransform(config, num_views)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
         return self.plain(image, rng), *self.views(image, rng)
 
 
-def build_loader_contrastive(config: Config, logger: logging.Logger) -> Loaders:
+def build_loader_contrastive(
+    config: Config, logger: logging.Logger, num_views: tuple[int, int]
+) -> Loaders:
     """Build the loaders of contrastive pre-training (see data.Loaders): train and holdout."""
     train, holdout = read_sources(config, logger)
-    held_out = holdout_dataset(whole_batches(holdout, config), HoldoutViewsTransform(config))
+    held_out = holdout_dataset(
+        whole_batches(holdout, config), HoldoutViewsTransform(config, num_views)
+    )
     logger.info(f'{len(held_out)} held-out images are scored')
-    dataset = training_dataset(train, ViewsTransform(config), config, logger)
+    dataset = training_dataset(train, ViewsTransform(config, num_views), config, logger)
     return Loaders(
         train=make_loader(dataset, config, shuffle=True),
         holdout=make_loader(held_out, config, shuffle=False) if len(held_out) else None,

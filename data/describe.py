@@ -34,7 +34,7 @@ from data.records import (
     standard_groups,
     training_records,
 )
-from engine.files import replace_files
+from system.files import replace_files
 
 # Kinds of cells of the CSV file, with colours by Okabe and Ito for colour-blind readers.
 KINDS = {'positive': '#D55E00', 'uncertain': '#F0E442', 'negative': '#0072B2', 'blank': '#DDDDDD'}

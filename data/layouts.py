@@ -32,7 +32,7 @@ from data.records import (
     register_dataset,
 )
 from data.store import Store
-from engine.files import is_below
+from system.files import is_below
 
 SHIPPED = Path(__file__).resolve().parents[1] / 'configs' / 'datasets'
 SPLITS = ('train', 'valid', 'test')

@@ -30,8 +30,8 @@ from config import Config
 from data.images import BadImageError, load_image
 from data.records import Fault, Records
 from data.store import BAD_FILE, Store, is_store, open_store
-from engine import distributed
-from engine.files import LOADER_FILES, allow_open_files
+from system import distributed
+from system.files import LOADER_FILES, allow_open_files
 
 HEADER = ('file', 'row', 'reason')  # of bad_images.csv
 HINT = 'scripts/check_data.py finds all such images; DATA.BAD_IMAGE skip replaces them in training'

@@ -52,7 +52,7 @@ from data.store import (
     write_about,
     write_json,
 )
-from engine.files import allow_open_files, locked, replace_file
+from system.files import allow_open_files, locked, replace_file
 
 RESAMPLE = Image.Resampling.BICUBIC
 CHUNK_IMAGES = 16  # number of resized images that a worker returns at once

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from data.labels import LABELS, NO_FINDING
 from data.records import MIMIC_SPLITS
-from engine.files import atomic_writer, replace_file
+from system.files import atomic_writer, replace_file
 
 SETTINGS_FILE = 'phantom.json'
 LAYOUTS = ('chexpert', 'mimic-cxr', 'nih')

@@ -31,6 +31,7 @@ from config import (
     Registry,
     check_config,
     default_config,
+    enlarged_side,
     put,
     register_check,
 )
@@ -58,7 +59,7 @@ from data.store import (
     place_of,
     read_about,
 )
-from engine.files import replace_files
+from system.files import NETWORK_SYSTEMS, file_system, replace_files
 
 SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of these holds images to be scored
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', *DICOM_SUFFIXES)
@@ -954,17 +955,23 @@ def describe_images(data_path: str | Path) -> str:
 
 
 def log_store(config: Config, logger: logging.Logger) -> None:
-    """Log the form of the images of a store, and warn if views enlarge them."""
+    """Log the form of the images of a store, and warn of a network and if views enlarge them."""
     path = config.DATA.DATA_PATH
     if not is_store(path):
         return
     about = read_about(path)
     logger.info(f'{path}: {about["images"]} images, {describe_images(path)}')
+    kind = file_system(path)
+    if kind in NETWORK_SYSTEMS and not config.DATA.CACHE_DIR:
+        logger.warning(
+            f'every epoch reads the store {path} from a network file system ({kind}): copy it once '
+            'to a folder on the local disk with DATA.CACHE_DIR'
+        )
     if about['left_out']:
         count = len(about['left_out'])
         logger.warning(f'{path}: {count} images could not be read when it was packed ({BAD_FILE})')
     size, side = config.DATA.IMG_SIZE, about['settings']['size']
-    needed = int(256 / 224 * size) if config.TEST.CROP else size
+    needed = enlarged_side(size) if config.TEST.CROP else size
     if side is not None and side < needed:
         cut = f', from which views of {size} px are cut (TEST.CROP)' if config.TEST.CROP else ''
         logger.warning(

@@ -39,7 +39,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.images import FULL_RANGE_BITS, FULL_SIZE, PACKED_STEPS, BadImageError
-from engine.files import BLOCK_BYTES, atomic_writer, is_below, locked, replace_file
+from system.files import BLOCK_BYTES, atomic_writer, is_below, locked, replace_file
 
 VERSION = 2
 STORE_FILE = 'store.json'

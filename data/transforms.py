@@ -14,13 +14,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from config import Config
+from config import Config, enlarged_side, pixel_statistics
 from data.images import full_size
 from data.masking import MaskGenerator
 from data.preprocess import Preprocess
-
-GREY_STATISTICS = (0.503,), (0.292,)  # 870 images of CheXpert-v1.0-small
-IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 PRETRAIN_AREA = (0.67, 1.0)
 FINETUNE_AREA = (0.08, 1.0)
@@ -80,7 +77,7 @@ class Normalize:
     """
 
     def __init__(self, config: Config) -> None:
-        mean, std = statistics(config)
+        mean, std = pixel_statistics(config)
         self.by_image = config.DATA.NORMALIZE == 'image'
         self.offset = np.float32(255) * np.array(mean, np.float32)  # [C]
         self.scale = np.float32(255) * np.array(std, np.float32)  # [C]
@@ -289,12 +286,6 @@ class RandAugment:
         return np.asarray(image, np.float32)
 
 
-def statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and the standard deviation per channel, for pixels in [0, 1]."""
-    mean, std = GREY_STATISTICS if config.MODEL.IN_CHANS == 1 else IMAGENET_STATISTICS
-    return tuple(config.DATA.MEAN) or mean, tuple(config.DATA.STD) or std
-
-
 def draw_crop(
     rng: np.random.Generator, height: int, width: int, *, area: tuple[float, float]
 ) -> Box:
@@ -350,11 +341,6 @@ def centre_crop(
 ) -> np.ndarray:  # [size, size]
     """Resize the short side to 256/224 of the size, then cut out the centre."""
     return five_crops(_enlarge(image, size, resample, keep_aspect=True), size)[0]
-
-
-def enlarged_side(size: int) -> int:
-    """Return the short side in pixels to which `centre_crop` enlarges an image."""
-    return int(256 / 224 * size)
 
 
 def five_crops(pixels: np.ndarray, size: int) -> np.ndarray:  # [H, W] -> [5, size, size]

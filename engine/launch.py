@@ -26,9 +26,6 @@ import torch
 import torch.distributed as dist
 
 from config import Config, build_parser, config_text, get_config
-from engine import distributed
-from engine.device import autocast_dtype, describe_precision, local_device
-from engine.files import replace_file
 from engine.interruptions import Preempted
 from engine.run_record import (
     EXIT_PREEMPTED,
@@ -41,6 +38,9 @@ from engine.run_record import (
     without_home,
 )
 from logger import ScalarLog, create_logger
+from system import distributed
+from system.device import autocast_dtype, describe_precision, local_device
+from system.files import replace_file
 from utils import check_exists
 
 EXIT_UNEXPECTED, EXIT_MISTAKE, EXIT_OTHER_PROCESS = 1, 2, 3

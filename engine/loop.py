@@ -13,16 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from engine import distributed
 from engine.clock import Clock, duration
-from engine.device import (
-    Compiled,
-    autocast,
-    autocast_dtype,
-    copy_buffers,
-    restore_buffers,
-    to_device,
-)
+from engine.compilation import Compiled, copy_buffers, restore_buffers
 from engine.interruptions import Interruptions
 from engine.parallel import wrap_parallel
 from engine.run_record import Run
@@ -30,8 +22,13 @@ from engine.saving import Saver
 from engine.train_state import TrainState
 from logger import DETAIL
 from lr_scheduler import build_scheduler
-from models.pretrained import fit_pretrained
 from optimizer import build_optimizer
+from system import distributed
+from system.device import (
+    autocast,
+    autocast_dtype,
+    to_device,
+)
 from utils import checkpoint_to_resume, load_pretrained, read_resumable
 
 SMALLEST_SCALE = 2.0**-10  # a gradient scaler below this has seen only overflows for many steps
@@ -125,7 +122,7 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
         state.restore(saved, config, source=str(checkpoint), logger=logger)
     elif config.PRETRAINED:
         whole = getattr(model, 'whole_encoder', model)
-        load_pretrained(config, whole, logger, fit_pretrained)
+        load_pretrained(config, whole, logger, run.fit_weights)
         if run.stage == 'contrastive':
             model.encoder_loaded()
     run.record.begin(checkpoint, done=state.epoch >= config.TRAIN.EPOCHS)

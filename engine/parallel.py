@@ -10,7 +10,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from config import Config
-from engine import distributed
+from system import distributed
 
 # Whether rank 0 sends its buffers before each forward pass; older versions have the second name.
 BUFFER_OPTION = 'forward_sync_buffers'

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,15 +14,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from data import Loaders
-from engine import distributed
 from engine.clock import duration
-from engine.device import autocast, synchronized_time, to_device, views_of
 from engine.launch import EXIT_OTHER_PROCESS, explain
 from engine.loop import LossFunction, begin, train_one_batch, wrap_model
 from engine.run_record import Run, is_locked
 from engine.train_state import TrainState
 from logger import wrap
+from system import distributed
+from system.device import autocast, synchronized_time, to_device, views_of
 from utils import checkpoint_bytes
 
 Batch = tuple[torch.Tensor, ...]
@@ -47,7 +46,7 @@ class Finding(NamedTuple):
 def preflight(
     run: Run,
     model: nn.Module,
-    loaders: Loaders,
+    loaders: Mapping[str, DataLoader | None],
     loss_fn: LossFunction | None = None,
     findings: Iterable[tuple[str, str, str]] = (),
 ) -> int:
@@ -79,11 +78,15 @@ class Preflight:
     """Checks a run. Each method adds the findings of this rank."""
 
     def __init__(
-        self, run: Run, model: nn.Module, loaders: Loaders, loss_fn: LossFunction | None
+        self,
+        run: Run,
+        model: nn.Module,
+        loaders: Mapping[str, DataLoader | None],
+        loss_fn: LossFunction | None,
     ) -> None:
         self.run, self.config, self.model, self.loss_fn = run, run.config, model, loss_fn
-        self.loaders = {k: loader for k, loader in loaders._asdict().items() if loader is not None}
-        self.main = 'plain' if loaders.train is None else 'train'
+        self.loaders = {k: loader for k, loader in loaders.items() if loader is not None}
+        self.main = 'train' if 'train' in self.loaders else 'plain'
         self.batches: dict[str, Batch | None] = {}
         self.findings: list[Finding] = []
 

@@ -1,7 +1,6 @@
 """Runs: settings and folder, the record `run.json`, and the differences between two runs."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -9,7 +8,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -26,19 +25,12 @@ from config import (
     config_from_text,
     config_text,
 )
-from data.labels import used_policies
-from data.layouts import open_layout
-from data.records import DATASETS
-from data.sources import source_configs
-from data.store import STORE_FILE, is_store, place_of
-from engine.downloads import describe_weights, is_url
-from engine.files import checksum_file, locked, replace_file, sha256
 from logger import ScalarLog
+from system.downloads import describe_weights, is_url
+from system.files import checksum_file, locked, replace_file, sha256
 
 if TYPE_CHECKING:  # scripts that only read records do not need torch
     import torch
-
-    from data import Loaders
 
 RECORD_FILE = 'run.json'
 OPTIONS_FILE = 'config.yaml'
@@ -71,10 +63,13 @@ class RunRecord:
         self.start_time = 0.0
         self.seconds_before = 0.0
 
-    def describe(self, config: Config, loaders: 'Loaders') -> None:
-        """Store options, data and initial weights, without writing them yet."""
+    def describe(self, config: Config, fingerprint: Callable[[], dict[str, Any]]) -> None:
+        """Store options, data and initial weights, without writing them yet.
+
+        `fingerprint` describes the data, see `data.fingerprint.describe_data`.
+        """
         if self.folder is not None:
-            self.facts['data'] = describe_data(config, loaders)
+            self.facts['data'] = fingerprint()
             self.options, self.pretrained = config_text(config), config.PRETRAINED
 
     def begin(self, checkpoint: str | Path | None, *, done: bool = False) -> None:
@@ -150,6 +145,8 @@ class Run:
     logger: logging.Logger
     scalars: ScalarLog
     record: RunRecord = field(default_factory=RunRecord)
+    # Fits pre-trained weights to the model, see `utils.load_pretrained`.
+    fit_weights: Callable[..., Any] | None = None
 
     @property
     def is_pretrain(self) -> bool:
@@ -167,7 +164,7 @@ def run_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     Args:
         before: Facts about a run, such as the contents of run.json: `options` (text of
             config.yaml), `pretrained` (SHA-256 of the initial weights), `code`, `data` (see
-            `describe_data`), `processes` and `environment`.
+            `data.fingerprint`), `processes` and `environment`.
         now: Facts about the other run. Only facts that exist for both runs are compared.
 
     Returns:
@@ -250,7 +247,7 @@ def is_finished(folder: str | Path) -> bool:
 
 
 def run_lock(folder: Path) -> contextlib.AbstractContextManager[bool]:
-    """Lock a run folder against other runs, see `engine.files.locked`.
+    """Lock a run folder against other runs, see `system.files.locked`.
 
     Raises:
         ValueError: If another run is writing to the folder.
@@ -305,34 +302,6 @@ def environment(*, gpus: Iterable[str], threads: int) -> dict[str, Any]:
         'gpus': list(gpus),
         'packages': _packages(),
     }
-
-
-def describe_data(config: Config, loaders: 'Loaders') -> dict[str, Any]:
-    """Compute a fingerprint of the data of a run without opening any image.
-
-    The fingerprint covers the contents of all tables and layouts and the file names of all images.
-    For a packed store it covers `store.json`, which contains checksums of the packed files. It does
-    not cover the pixels of images in separate files.
-
-    Returns:
-        `fingerprint`, the SHA-256 of everything; `files`, the SHA-256 of each table and layout;
-        `images`, the number of different images. With DATA.SOURCES, file names begin with the
-        name of the source.
-    """
-    datasets = [loader.dataset for loader in loaders if loader is not None]
-    tables, names = {}, set()
-    for source, own in source_configs(config).items():
-        parts = [dataset.parts[source] for dataset in datasets if source in dataset.parts]
-        records = [part.records for part in parts]
-        own_tables = _tables(own, records, is_pretrain=not (loaders.valid or loaders.test))
-        tables |= {os.path.join(source, name): path for name, path in own_tables}
-        names |= {os.path.join(source, file) for part in records for file in part.file}
-    files = {name: sha256(path) for name, path in sorted(tables.items())}
-    images = sorted(map(os.fsencode, names))
-    total = hashlib.sha256(json.dumps(files).encode())
-    for image in images:
-        total.update(b'\0' + image)
-    return {'fingerprint': total.hexdigest(), 'files': files, 'images': len(images)}
 
 
 def is_data_of(trained: Config, folder: Path, data_path: str) -> bool:
@@ -420,28 +389,6 @@ _COMPARISONS: dict[str, Callable[[Any, Any], list[str]]] = {
     'environment': _changed_environment,
     'data': _changed_data,
 }
-
-
-def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:
-    """Yield the name and path of each table and layout that a run reads."""
-    data, root = config.DATA, records[0].root
-    yield from ((part.csv, root / part.csv) for part in records if part.csv)
-    if data.DATASET != 'chexpert':  # CheXpert's `tables` lists CSV files that the run may not read
-        for file in DATASETS[data.DATASET].tables(config, root):
-            yield file.relative_to(root).as_posix(), file
-    if DATASETS[data.DATASET].splits is not None:
-        yield 'DATA.DATASET', open_layout(data.DATASET).file
-    if is_store(root):
-        yield STORE_FILE, place_of(root)[0] / STORE_FILE
-    if is_pretrain:
-        return
-    demographics = root / data.DEMOGRAPHICS
-    if config.EVAL.GROUPS and demographics.is_file():
-        yield data.DEMOGRAPHICS, demographics
-    if any(policy.needs_predictions for policy in used_policies(config)):
-        yield 'DATA.SELF_TRAIN_PREDICTIONS', Path(data.SELF_TRAIN_PREDICTIONS)
-    if data.PSEUDO_LABELS:
-        yield 'DATA.PSEUDO_LABELS', Path(data.PSEUDO_LABELS)
 
 
 def _packages() -> dict[str, str | None]:

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from engine import distributed
-from engine.files import BEST_CHECKPOINT, checkpoint_name
 from engine.interruptions import Interruptions, Preempted
 from engine.run_record import Run
 from engine.train_state import TrainState
 from logger import DETAIL
+from system import distributed
+from system.files import BEST_CHECKPOINT, checkpoint_name
 from utils import prune, remove_partial_files, rng_state, save_checkpoint
 
 RETRY_SECONDS = 60.0

@@ -1,23 +1,23 @@
 """Modes that every main shares: evaluate, measure the throughput, check, or train."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from data import Loaders
-from data.store import is_store
-from engine.device import throughput
-from engine.files import NETWORK_SYSTEMS, file_system
+from config import Config
 from engine.loop import LossFunction, fit
 from engine.preflight import preflight
 from engine.run_record import Run
+from system.device import autocast, synchronized_time, to_device
 from utils import checkpoint_to_evaluate, load_model_state, read_checkpoint
 
 
 def run_stage(
     run: Run,
-    loaders: Loaders,
+    loaders: Mapping[str, DataLoader | None],
     *,
     build: Callable[[], tuple[nn.Module, LossFunction | None]],
     evaluate: Callable[[], None] | None = None,
@@ -30,7 +30,7 @@ def run_stage(
 
     Args:
         run: Run.
-        loaders: Loaders of all splits.
+        loaders: Loaders by split, see `data.Loaders`.
         build: Function that returns the model and its loss function, which is None for a probe.
         evaluate: Function that evaluates a checkpoint. By default `after_epoch` evaluates it on the
             held-out images.
@@ -43,11 +43,10 @@ def run_stage(
         Exit code.
     """
     config = run.config
-    _warn_of_network(run)
     if config.EVAL_MODE and evaluate:
         evaluate()
         return 0
-    if config.EVAL_MODE and loaders.holdout is None:
+    if config.EVAL_MODE and loaders['holdout'] is None:
         share = config.DATA.HOLDOUT_FRACTION
         raise ValueError(f'--eval: DATA.HOLDOUT_FRACTION {share} holds out too few images')
     model, loss_fn = build()
@@ -58,25 +57,30 @@ def run_stage(
         after_epoch(run, model, -1)
         return 0
     if config.THROUGHPUT_MODE:
-        inputs = example() if example else next(iter(loaders.train))
+        inputs = example() if example else next(iter(loaders['train']))
         rate = throughput(config, model, inputs, run.device)
         run.logger.info(f'throughput {rate:.1f} images/s')
         return 0
     if config.CHECK_MODE:
         return preflight(run, model, loaders, loss_fn, findings() if findings else ())
-    run.record.describe(config, loaders)
     if train:
         train(model, loss_fn)
     else:
-        fit(run, model, loaders.train, loss_fn, after_epoch=after_epoch)
+        fit(run, model, loaders['train'], loss_fn, after_epoch=after_epoch)
     return 0
 
 
-def _warn_of_network(run: Run) -> None:
-    """Warn if every epoch reads a packed store over the network."""
-    path, kind = run.config.DATA.DATA_PATH, file_system(run.config.DATA.DATA_PATH)
-    if kind in NETWORK_SYSTEMS and is_store(path) and not run.config.DATA.CACHE_DIR:
-        run.logger.warning(
-            f'every epoch reads the store {path} from a network file system ({kind}): copy it once '
-            'to a folder on the local disk with DATA.CACHE_DIR'
-        )
+@torch.no_grad()
+def throughput(
+    config: Config, model: nn.Module, inputs: tuple[torch.Tensor, ...], device: torch.device
+) -> float:
+    """Measure images per second of the forward pass in 30 passes, after 50 for warm-up."""
+    model.to(device).eval()
+    inputs = to_device(inputs, device)
+    for num_passes in (50, 30):
+        start = synchronized_time(device)
+        for _ in range(num_passes):
+            with autocast(config, device):
+                model(*inputs)
+        seconds = synchronized_time(device) - start
+    return num_passes * len(inputs[0]) / seconds

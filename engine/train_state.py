@@ -17,9 +17,9 @@ from config import (
     config_text,
     load_yaml,
 )
-from engine import distributed
 from engine.clock import Clock
-from engine.device import Compiled
+from engine.compilation import Compiled
+from system import distributed
 from utils import load_model_state, load_moments, name_damaged, set_rng_state
 
 EMA_DECAY = 0.98  # decay per batch of the logged moving average of the loss

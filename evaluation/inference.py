@@ -11,10 +11,10 @@ from scipy.special import expit, logit
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from engine import distributed
-from engine.device import autocast, views_of
 from models.build import build_saved_model
 from models.losses import positive_logits
+from system import distributed
+from system.device import autocast, views_of
 from utils import load_model_state, read_checkpoint
 
 SMALLEST_PROBABILITY = 1e-12  # lower limit of a mean probability before it becomes a logit

@@ -7,8 +7,8 @@ from sklearn.decomposition import PCA
 
 from config import Config
 from data.loader import XrayDataset, make_loader
-from engine import distributed
 from evaluation.tuning import Choice, fit_logistic
+from system import distributed
 
 # Side of the images, and largest number of training images and of principal components.
 FLOOR_SIDE_PX, FLOOR_IMAGES, FLOOR_COMPONENTS = 64, 20_000, 100

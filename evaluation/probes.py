@@ -20,8 +20,6 @@ from torch.utils.data import DataLoader
 
 from data import Loaders
 from data.labels import task_labels
-from engine import distributed
-from engine.device import autocast, views_of
 from engine.run_record import Run
 from evaluation.inference import SMALLEST_PROBABILITY, require_finite
 from evaluation.tuning import (
@@ -32,7 +30,8 @@ from evaluation.tuning import (
     log_choices,
     patient_folds,
 )
-from models.pretrained import fit_pretrained
+from system import distributed
+from system.device import autocast, views_of
 from utils import load_pretrained
 
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200, 500, 1000)
@@ -136,7 +135,7 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
     """
     config = run.config
     if config.PRETRAINED:
-        load_pretrained(config, model, run.logger, fit_pretrained)
+        load_pretrained(config, model, run.logger, run.fit_weights)
     else:
         run.logger.warning(
             '--pretrained is not given, so the probe uses an encoder with random weights'

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.interpolate import griddata
 
-from engine.files import atomic_writer
+from system.files import atomic_writer
 
 COLUMNS = ('input', 'masked', 'reconstruction', 'visible input +\nreconstruction')
 HIDDEN_COLOUR = (86, 135, 190)

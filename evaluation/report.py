@@ -26,7 +26,6 @@ from PIL import Image
 
 from data.labels import COMPETITION_LABELS
 from data.records import normalise_name
-from engine.files import atomic_writer, replace_files
 from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.cases import Cases
@@ -35,6 +34,7 @@ from evaluation.footnotes import Footnotes, explain_intervals, too_few_resamples
 from evaluation.metrics import FEW_CASES, METRICS, Protocol, headline_labels
 from evaluation.published import MEAN_OF_FIVE, context_rows
 from logger import json_safe
+from system.files import atomic_writer, replace_files
 
 FORMAT = 1
 TITLE = 'Chest X-ray classification report'

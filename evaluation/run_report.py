@@ -24,8 +24,6 @@ from data.records import (
     standard_groups,
     write_predictions,
 )
-from engine import distributed
-from engine.files import BEST_CHECKPOINT, replace_file
 from engine.run_record import Run, code_version, is_data_of
 from evaluation.cases import Cases
 from evaluation.inference import predict
@@ -36,6 +34,8 @@ from evaluation.saliency import NO_MAPS, lacks_maps, write_maps
 from evaluation.tuning import INVERSE_PENALTIES, log_choices
 from logger import json_safe, read_metrics
 from models.losses import masked_bce
+from system import distributed
+from system.files import BEST_CHECKPOINT, replace_file
 from utils import trained_config
 
 INTERNAL = f'internal: these are held-out training patients, with {TRAINING_LABELS}'

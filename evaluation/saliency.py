@@ -18,11 +18,11 @@ from config import Config, Registry
 from data.labels import file_name
 from data.loader import XrayDataset
 from data.transforms import EvalTransform
-from engine.files import atomic_writer
 from evaluation.cases import Cases, choose_cases
 from models.build import build_model
 from models.encoder import MAP_CELLS, Encoder, eager_attention
 from models.losses import positive_logits
+from system.files import atomic_writer
 
 COLOUR_MAP = 'plasma'  # perceptually uniform, safe for colour-blind readers, without grey
 OPACITY = 0.75  # opacity at importance 1; the opacity at importance 0 is 0

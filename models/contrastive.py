@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config import Registry, default_config, require
-from engine import distributed
 from models.encoder import ENCODERS, Encoder
+from system import distributed
 
 METHODS = Registry('CONTRASTIVE.METHOD')
 SHARE_LEFT = 0.01  # largest share of the initial weights left in a momentum encoder after a run

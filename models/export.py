@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
@@ -26,15 +27,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from config import Config, value_at
+from config import Config, enlarged_side, pixel_statistics, value_at
 from data.labels import task_labels
-from data.transforms import FILTERS, enlarged_side, statistics
-from engine.downloads import PROCESSOR
 from models.build import build_saved_model
 from models.contrastive import METHODS
 from models.convert import PREFIX, is_contrastive, to_huggingface
 from models.encoder import ENCODERS, Encoder
 from models.simmim import PRETRAINING
+from system.downloads import PROCESSOR
 from utils import drop_buffers, load_model_state, read_checkpoint, trained_config
 
 State = dict[str, Tensor]
@@ -191,7 +191,7 @@ def largest_difference(source: Source, run: Run, target: str) -> float:
 def facts(source: Source) -> dict[str, Any]:
     """Return the metadata that a program needs to prepare images and interpret the outputs."""
     config = source.config
-    mean, std = statistics(config)
+    mean, std = pixel_statistics(config)
     return {
         'input_size': [config.MODEL.IN_CHANS, config.DATA.IMG_SIZE, config.DATA.IMG_SIZE],
         'grey_levels': [0, 1],  # range of the pixels before mean and std are applied
@@ -210,7 +210,8 @@ def facts(source: Source) -> dict[str, Any]:
 def interpolation(source: Source) -> Any:
     """Return the Pillow filter that resizes images in evaluation."""
     data = source.config.DATA
-    return FILTERS[data.INTERPOLATION if source.outputs else data.PRETRAIN_INTERPOLATION][0]
+    name = data.INTERPOLATION if source.outputs else data.PRETRAIN_INTERPOLATION
+    return Image.Resampling['BILINEAR' if name == 'random' else name.upper()]
 
 
 def example_images(source: Source, count: int) -> Tensor:
@@ -490,7 +491,7 @@ def _processor_config(source: Source) -> dict[str, Any]:
         return {}
     size = config.DATA.IMG_SIZE
     square = {'height': size, 'width': size}
-    mean, std = statistics(config)
+    mean, std = pixel_statistics(config)
     return {
         'image_processor_type': 'CLIPImageProcessor',
         'do_resize': True,

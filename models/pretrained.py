@@ -5,9 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from config import Config, default_config
-from data.transforms import statistics
-from engine.downloads import PROCESSOR, local_path
+from config import Config, default_config, pixel_statistics
 from models.convert import (
     PREFIX,
     Report,
@@ -18,6 +16,7 @@ from models.convert import (
     is_huggingface,
 )
 from models.timm_classifier import TimmClassifier
+from system.downloads import PROCESSOR, local_path
 from utils import data_options
 
 
@@ -38,7 +37,7 @@ def fit_pretrained(
     Raises:
         ValueError: If entries are missing or do not fit.
     """
-    state, target_stats = checkpoint['model'], Statistics(*statistics(config))
+    state, target_stats = checkpoint['model'], Statistics(*pixel_statistics(config))
     trained, not_used = data_options(checkpoint), []
     is_theirs = is_huggingface(state)
     if is_theirs:
@@ -95,7 +94,7 @@ def _source_statistics(trained: dict[str, Any], channels: int | None) -> Statist
     config = default_config()
     config.MODEL.IN_CHANS = channels or config.MODEL.IN_CHANS
     config.DATA.MEAN, config.DATA.STD = trained.get('MEAN', []), trained.get('STD', [])
-    return Statistics(*statistics(config))
+    return Statistics(*pixel_statistics(config))
 
 
 def _neutral(stats: Statistics) -> Statistics:

@@ -10,8 +10,8 @@ from timm.models import group_parameters
 from torch import nn
 
 from config import require
-from engine.files import in_one_line
 from models.encoder import ENCODERS, MAP_CELLS, Encoder, build_classifier_head
+from system.files import in_one_line
 
 
 class Layout(NamedTuple):

@@ -28,7 +28,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.files import replace_file
 from engine.run_record import is_finished
 from sweeps.budget import describe_budget, describe_time, epochs_for
 from sweeps.files import (
@@ -52,6 +51,7 @@ from sweeps.tables import (
     write_published_table,
     write_sweep_table,
 )
+from system.files import replace_file
 
 DEFAULT_SEEDS = 3
 QUOTES = ('"', "'")

@@ -44,18 +44,18 @@ from data import build_loader
 from data.data_contrastive import ViewsTransform
 from data.masking import mask_generator
 from engine import loop
-from engine.device import local_device, synchronized_time, to_device
-from engine.files import replace_file
 from engine.preflight import endless_batches
 from engine.run_record import Run
 from engine.train_state import TrainState
 from logger import ScalarLog
 from models import swin_transformer, vision_transformer
 from models.build import build_model
-from models.contrastive import build_contrastive
+from models.contrastive import METHODS, build_contrastive
 from models.relative_position import gather_bias
 from optimizer import build_optimizer
 from sweeps.comparison import t_interval
+from system.device import local_device, synchronized_time, to_device
+from system.files import replace_file
 
 LOGGER = logging.getLogger('benchmark')
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -268,7 +268,8 @@ def random_batch(config: Config, stage: str, device: torch.device) -> tuple[torc
         return functional.interpolate(coarse, size, mode='bicubic')
 
     if stage == 'contrastive':
-        batch = tuple(draw(size) for size, _ in ViewsTransform(config).views)
+        num_views = METHODS[config.CONTRASTIVE.METHOD].num_views(config)
+        batch = tuple(draw(size) for size, _ in ViewsTransform(config, num_views).views)
     elif stage == 'simmim':
         masks = mask_generator(config)
         batch = draw(size), torch.from_numpy(np.stack([masks(rng) for _ in range(count)]))

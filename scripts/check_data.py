@@ -20,7 +20,7 @@ from config import Config, check_config, default_config, put
 from data.check import Checked, Findings, check_data, check_sources, list_duplicates
 from data.records import DATASETS, detect_dataset, may_be_absent
 from data.sources import source_configs
-from engine.files import replace_file
+from system.files import replace_file
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

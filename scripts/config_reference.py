@@ -17,8 +17,8 @@ import main_contrastive  # noqa: F401  (the mains import every part, which may a
 import main_finetune  # noqa: F401
 import main_simmim  # noqa: F401
 from config import FLAG_KEYS, LEGACY_KEYS, OPTIONS, Option, Own
-from engine.files import replace_file
 from engine.run_record import ROOT
+from system.files import replace_file
 
 PAGE = 'reference/config.md'
 HEADER = """# Options

@@ -14,10 +14,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.labels import COMPETITION_LABELS
-from engine.files import replace_file
 from logger import read_metrics
 from sweeps.comparison import t_interval
 from sweeps.tables import markdown_table, shown
+from system.files import replace_file
 
 RUNS = {'pre-trained': 'pretrained', 'random weights': 'random'}
 

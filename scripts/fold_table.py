@@ -31,7 +31,6 @@ from scipy.stats import rankdata
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.records import Predictions, read_label_file, read_predictions
-from engine.files import replace_file
 from engine.run_record import is_finished
 from evaluation.cases import match
 from evaluation.footnotes import Footnotes
@@ -57,6 +56,7 @@ from sweeps.tables import (
     shown,
     write_table,
 )
+from system.files import replace_file
 
 FEW_RESAMPLES = (
     'Too few cases: fewer than 95 % of the resamples have positives and negatives of every label.'

@@ -29,10 +29,10 @@ from torch import nn
 from config import Config
 from data.packing import Settings, pack, read_source
 from data.phantom import make_phantom
-from engine.files import locked, replace_file
 from engine.run_record import ROOT, code_version, environment
 from logger import read_metrics
 from scripts import benchmark
+from system.files import locked, replace_file
 
 ON_GPU = torch.cuda.is_available()
 TINY = 'swin_nano__demo/simmim_pretrain__swin_nano__img64_window4__demo'
@@ -67,8 +67,8 @@ LARGEST = 512  # batch with which the published step of Swin-B needs 51 GiB
 MAIN = """
 import sys
 import main_simmim
-from engine import device, launch
-device.PAYS_FROM = 0
+from engine import compilation, launch
+compilation.PAYS_FROM = 0
 sys.exit(launch.launch('simmim', main_simmim.main, sys.argv[1:]))
 """
 

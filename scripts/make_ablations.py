@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 
-from engine.files import replace_files
 from sweeps.files import ROOT, Row, Sweep, load_sweep
+from system.files import replace_files
 
 FOLDER = ROOT / 'scripts' / 'ablations'
 WRITTEN = 'Written by scripts/make_ablations.py.'

@@ -29,11 +29,11 @@ from data.images import COLOUR_LEVELS, BadImageError, colour_difference, load_im
 from data.labels import task_labels
 from data.records import read_data_set, read_folder, write_predictions
 from data.transforms import EvalTransform
-from engine.device import local_device
-from engine.files import LOADER_FILES, allow_open_files
 from engine.launch import EXIT_UNEXPECTED, explain
 from evaluation.inference import load_classifier, predict
 from evaluation.saliency import NO_MAPS, label_maps, map_cells, plot_prediction, read_view
+from system.device import local_device
+from system.files import LOADER_FILES, allow_open_files
 from utils import read_checkpoint, trained_config
 
 MOST_IMAGES = 128  # maximum default batch size

@@ -27,9 +27,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import build_parser, get_config
-from engine.files import BEST_CHECKPOINT, checkpoint_name
 from engine.run_record import OPTIONS_FILE, RECORD_FILE, ROOT, read_record, run_changes
 from logger import read_metrics
+from system.files import BEST_CHECKPOINT, checkpoint_name
 from utils import read_checkpoint
 
 TIMINGS = ('seconds', 'data_seconds', 'images_per_second')

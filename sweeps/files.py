@@ -31,9 +31,9 @@ from config import (
     put,
     value_at,
 )
-from engine.downloads import is_url
-from engine.files import checkpoint_name
 from engine.run_record import OPTIONS_FILE, ROOT, run_changes
+from system.downloads import is_url
+from system.files import checkpoint_name
 
 STAGES = ('simmim', 'contrastive', 'finetune')
 MAINS = {stage: f'main_{stage}.py' for stage in STAGES}

@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from engine.files import atomic_writer
 from logger import read_metrics
 from sweeps.comparison import MEANS, MISSING, is_compared, t_interval
 from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
@@ -32,6 +31,7 @@ from sweeps.tables import (
     score_title,
     subset_title,
 )
+from system.files import atomic_writer
 
 # Colours of Okabe and Ito, which colour-blind readers can distinguish, without yellow.
 COLOURS = (

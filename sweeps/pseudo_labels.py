@@ -27,7 +27,6 @@ from data.records import (
     training_records,
     write_predictions,
 )
-from engine.files import sha256
 from engine.run_record import read_record
 from evaluation.metrics import (
     FEW_CASES,
@@ -44,6 +43,7 @@ from sweeps.files import MAINS, Job, share_steps, without_cache
 from sweeps.results import read_scores
 from sweeps.runner import Runner
 from sweeps.tables import NOT_FOR_CLINICAL_USE, markdown_table, shown, with_interval, write_table
+from system.files import sha256
 
 LOGS = 'logs'  # folder below the output
 TABLE = 'rounds'  # name of the table without suffix

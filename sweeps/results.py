@@ -16,7 +16,6 @@ import numpy as np
 from config import Config, value_at
 from data.masking import average_distance, mask_generator
 from data.records import SCORED_SPLITS
-from engine.files import replace_file
 from engine.run_record import is_finished, read_record, without_home
 from evaluation.metrics import METRICS
 from logger import json_safe, read_metrics
@@ -34,6 +33,7 @@ from sweeps.files import (
     training_changes,
 )
 from sweeps.tables import Collected
+from system.files import replace_file
 
 SPLITS = tuple(sorted(SCORED_SPLITS))  # internal, test, valid: the first scored split is shown
 DIGITS = 6  # significant digits of saved values

@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 
-from engine.files import BEST_CHECKPOINT, checkpoint_name, checksum_file, newest_first, sha256
 from engine.run_record import (
     EXIT_PREEMPTED,
     OPTIONS_FILE,
@@ -24,6 +23,7 @@ from engine.run_record import (
     weights_changes,
 )
 from sweeps.files import ROOT, Job, load_config, option_changes, training_changes
+from system.files import BEST_CHECKPOINT, checkpoint_name, checksum_file, newest_first, sha256
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 300  # between two lines about the epochs of running jobs

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 
 from data.records import TRAINING_LABELS
-from engine.files import replace_files
 from evaluation.footnotes import Footnotes
 from evaluation.metrics import METRICS
 from sweeps.comparison import MEANS, MISSING, SIGNIFICANT, is_compared
 from sweeps.files import PIXELS, subset_size
+from system.files import replace_files
 
 Collected = Mapping[str, Any]  # see `sweeps.results.collect`
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from shared_material import SHARED
 
-from engine.device import local_device
+from system.device import local_device
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def float32_on_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """With AMP_ON_CPU auto, runs in the process of the tests compute the same on all CPUs."""
-    monkeypatch.setattr('engine.device.cpu_computes_bfloat16', lambda: False)
+    monkeypatch.setattr('system.device.cpu_computes_bfloat16', lambda: False)
 
 
 @pytest.fixture

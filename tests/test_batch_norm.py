@@ -10,8 +10,8 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from engine import distributed
 from engine.parallel import share_batch_norm
+from system import distributed
 
 EXACT = {'rtol': 1e-10, 'atol': 1e-12}
 

@@ -12,7 +12,8 @@ from data.data_contrastive import ViewsTransform, whole_batches
 from data.images import load_image
 from data.loader import sample_rng
 from data.transforms import EvalTransform
-from engine import distributed
+from models.contrastive import METHODS
+from system import distributed
 
 SIZE = 32
 PER_VIEW = 27  # uniforms
@@ -22,9 +23,17 @@ def config_of(data_path, *options):
     return make_config(data_path, 'DATA.IMG_SIZE', SIZE, *options)
 
 
+def views_of(config):
+    return METHODS[config.CONTRASTIVE.METHOD].num_views(config)
+
+
+def views_transform(config):
+    return ViewsTransform(config, views_of(config))
+
+
 def loaders_of(data_path, *options):
     config = config_of(data_path, *options)
-    return build_loader(config, LOGGER, is_pretrain=True, contrastive=True)
+    return build_loader(config, LOGGER, is_pretrain=True, num_views=views_of(config))
 
 
 def box_by_hand(uniforms: np.ndarray, height: int, width: int, low: float, high: float) -> tuple:
@@ -73,7 +82,7 @@ def noise(seed: int, height: int = 150, width: int = 120) -> Image.Image:
 def test_views_are_those_drawn_by_hand(data_path) -> None:
     """27 uniforms each; at 224 px blurs reach up to 6 pixels far."""
     size, kinds = 224, set()
-    transform = ViewsTransform(config_of(data_path, 'DATA.IMG_SIZE', size))
+    transform = views_transform(config_of(data_path, 'DATA.IMG_SIZE', size))
     for row in range(8):
         views = transform(noise(row), sample_rng(3, 5, row))
         uniforms = sample_rng(3, 5, row).random(2 * PER_VIEW).reshape(2, PER_VIEW)
@@ -92,7 +101,7 @@ def test_small_crops_follow_the_views_for_swav_alone(data_path, local_size, size
     views = {}
     for method in ('swav', 'byol'):
         config = config_of(data_path, 'CONTRASTIVE.METHOD', method, *small)
-        views[method] = ViewsTransform(config)(noise(0), sample_rng(3, 5, 0))
+        views[method] = views_transform(config)(noise(0), sample_rng(3, 5, 0))
     uniforms = sample_rng(3, 5, 0).random(5 * PER_VIEW).reshape(5, PER_VIEW)
     assert [view.shape[-1] for view in views['swav']] == [SIZE, SIZE, size, size, size]
     for view, own in zip(views['swav'][2:], uniforms[2:], strict=True):
@@ -104,7 +113,7 @@ def test_small_crops_follow_the_views_for_swav_alone(data_path, local_size, size
 
 def test_a_weak_second_view_is_only_cropped_and_flipped(data_path) -> None:
     options = ['AUG.ROTATION', 10.0, 'CONTRASTIVE.METHOD', 'byol', 'CONTRASTIVE.WEAK_VIEW']
-    both, weak = (ViewsTransform(config_of(data_path, *options, each)) for each in (False, True))
+    both, weak = (views_transform(config_of(data_path, *options, each)) for each in (False, True))
     draws = sample_rng(3, 5, 0)
     draws.random(PER_VIEW + 13)  # the first view and its warp
     uniforms = draws.random(PER_VIEW)
@@ -120,7 +129,7 @@ def test_a_weak_second_view_is_only_cropped_and_flipped(data_path) -> None:
 def test_images_are_those_of_pre_training(data_path) -> None:
     config = config_of(data_path, 'DATA.TRAIN_IMAGES', 20)
     masked = build_loader(config, LOGGER, is_pretrain=True)
-    views = build_loader(config, LOGGER, is_pretrain=True, contrastive=True)
+    views = build_loader(config, LOGGER, is_pretrain=True, num_views=views_of(config))
     for name in ('train', 'holdout'):
         masked_rows, rows = (getattr(each, name).dataset.records.row for each in (masked, views))
         assert rows.tolist() == masked_rows.tolist()
@@ -131,7 +140,7 @@ def test_images_are_those_of_pre_training(data_path) -> None:
 def test_held_out_views_are_fixed_whatever_the_seed(data_path, seed) -> None:
     config = config_of(data_path, 'SEED', seed)
     loader = loaders_of(data_path, 'SEED', seed).holdout
-    records, plain, views = loader.dataset.records, EvalTransform(config), ViewsTransform(config)
+    records, plain, views = loader.dataset.records, EvalTransform(config), views_transform(config)
     plain.filter = Image.Resampling.BILINEAR  # as in pre-training
     for epoch in (0, 3):
         for index, sample in enumerate(samples_of(loader, epoch)):

@@ -12,11 +12,12 @@ from tiny import SWIN, run_folder, run_main, tiny_config, torchrun
 from xray_splits import LOGGER, make_config, samples_of, xray
 
 from data import build_loader
+from data.fingerprint import describe_data
 from data.loader import sample_rng, source_seed
 from data.phantom import make_phantom
 from data.records import read_csv, split_holdout
 from data.sources import check_sources
-from engine.run_record import describe_data, read_record
+from engine.run_record import read_record
 from logger import read_metrics
 from utils import read_checkpoint
 
@@ -61,7 +62,7 @@ def test_share_and_images_limit_a_source_and_not_its_held_out_patients(drive):
 def test_contrastive_pre_training_reads_the_same_images(drive):
     config = config_of(drive, HERE, THERE, LOOSE)
     masked = build_loader(config, LOGGER, is_pretrain=True)
-    views = build_loader(config, LOGGER, is_pretrain=True, contrastive=True)
+    views = build_loader(config, LOGGER, is_pretrain=True, num_views=(2, 0))
     for name, part in masked.train.dataset.parts.items():
         assert part.records.file.tolist() == views.train.dataset.parts[name].records.file.tolist()
     assert [len(part) for part in views.holdout.dataset.parts.values()] == [4, 4]  # of 4, 4, 1

@@ -22,9 +22,10 @@ from torch import nn
 import main_finetune
 from config import build_parser, default_config
 from data.transforms import EvalTransform, TrainTransform
-from engine import distributed, loop
+from engine import loop
 from engine.launch import Process, setup_run
 from logger import read_metrics
+from system import distributed
 from utils import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')

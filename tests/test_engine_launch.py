@@ -19,11 +19,11 @@ import torch.distributed as dist
 from mistakes import config_of
 from tiny import ROOT, arguments, run_folder
 
-from engine import distributed
 from engine import launch as module
 from engine.interruptions import Preempted
 from engine.launch import Failures, Terminated, explain, launch
 from engine.run_record import is_locked
+from system import distributed
 
 HOLD = """
 import sys

@@ -17,10 +17,11 @@ from tiny import MAE, SWIN, VIT, arguments, run_folder, run_main, tiny_config, t
 
 import main_simmim
 from config import default_config
-from engine import distributed, loop
+from engine import loop
 from engine.parallel import wrap_parallel
 from engine.train_state import Progress
 from logger import read_metrics
+from system import distributed
 from utils import read_checkpoint, save_checkpoint
 
 TIMING = {'seconds', 'data_seconds', 'images_per_second'}

@@ -15,11 +15,11 @@ from tiny import VIT, arguments, run_folder, run_main, tiny_config
 import main_simmim
 from config import config_text, default_config
 from data import Loaders
+from data.fingerprint import describe_data
 from data.records import read_csv
 from engine import run_record as module
 from engine.run_record import (
     RunRecord,
-    describe_data,
     is_finished,
     read_record,
     refuse_another_run,
@@ -32,6 +32,7 @@ from engine.run_record import (
 LOGGER = logging.getLogger('test')
 DATA = {'fingerprint': 'a', 'files': {'train.csv': '1', 'valid.csv': '2'}, 'images': 8}
 FACTS = {
+    'precision': 'float32',
     'stage': 'simmim',
     'command': ['main_simmim.py', '--cfg', 'a.yaml'],
     'code': 'c0ffee',

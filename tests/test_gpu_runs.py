@@ -18,8 +18,7 @@ import torch
 from tiny import ROOT
 
 from data.phantom import make_phantom
-from engine import device as compute
-from engine import loop
+from engine import compilation, loop
 from logger import read_metrics
 from scripts import benchmark
 from scripts.gpu_check import CONFIGS, ON_GPU, training_args, waits_for_gpu
@@ -32,10 +31,10 @@ MAIN = """
 import sys
 import torch.distributed as dist
 import main_simmim
-from engine import device, launch
+from engine import compilation, launch
 join = dist.init_process_group
 dist.init_process_group = lambda backend, **options: join('gloo', **options)
-device.PAYS_FROM = 0
+compilation.PAYS_FROM = 0
 sys.exit(launch.launch('simmim', main_simmim.main, sys.argv[1:]))
 """
 
@@ -61,7 +60,7 @@ def test_losses_are_as_near_to_float32_as_those_of_eager_bfloat16(
     monkeypatch, record_property
 ) -> None:
     """The spread of eager bfloat16 is its distance from float32, step by step, over three seeds."""
-    monkeypatch.setattr(compute, 'PAYS_FROM', 0)
+    monkeypatch.setattr(compilation, 'PAYS_FROM', 0)
     curves, apart = {}, {'eager': [], 'ours': []}
     for seed in range(3 if ON_GPU else 1):
         exact = losses(*EAGER, 'AMP_OPT_LEVEL', 'O0', seed=seed)

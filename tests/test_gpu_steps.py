@@ -10,11 +10,11 @@ from tiny import MAE, SWIN, VIT, tiny_config
 
 from config import build_parser, get_config
 from engine import loop
-from engine.device import local_device, to_device
 from engine.run_record import Run
 from logger import ScalarLog
 from models import build_model
 from scripts.gpu_check import waits_for_gpu
+from system.device import local_device, to_device
 
 pytestmark = pytest.mark.gpu
 COMPILED = 'max' if torch.cuda.is_available() else 'none'  # which takes a minute on a CPU

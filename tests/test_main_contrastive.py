@@ -69,7 +69,7 @@ def test_simclr_learns(simclr) -> None:
 def test_held_out_figures_are_those_of_the_saved_weights(simclr, phantom) -> None:
     """By NumPy, from the features and embeddings of the last checkpoint."""
     config = config_of(simclr / 'config.yaml', phantom)
-    loaders = build_loader(config, logging.getLogger('test'), True, contrastive=True)
+    loaders = build_loader(config, logging.getLogger('test'), True, num_views=(2, 0))
     model = build_contrastive(config, total_steps=1).eval()
     model.load_state_dict(weights(simclr, 'ckpt_epoch_2.pth'))
     (batch,) = loaders.holdout

@@ -20,10 +20,10 @@ from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
 from data.phantom import make_phantom
 from data.records import SCORED_SPLITS, read_predictions
-from engine.files import sha256
 from evaluation import run_report
 from evaluation.run_report import FinalScores, check_scoring
 from logger import read_metrics
+from system.files import sha256
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
 PATIENT = re.compile(rb'patient[_ ]?\d+', re.IGNORECASE)

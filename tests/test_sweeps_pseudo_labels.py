@@ -13,10 +13,10 @@ from tiny import VIT, run_script, tiny_config
 from warm_python import warm_python
 
 from data.labels import LABELS
-from engine.files import sha256
 from engine.run_record import RECORD_FILE, read_record
 from logger import read_metrics
 from sweeps.pseudo_labels import Rounds
+from system.files import sha256
 
 ROUNDS = ('round0', 'round1', 'round2')
 # Models are random: a low confidence keeps something, and the options leave many patients.

@@ -19,10 +19,10 @@ from mistakes import no_space
 from tiny import ROOT, config_with
 from yacs.config import CfgNode
 
-import engine.files
+import system.files
 from config import config_text, default_config
-from engine.files import checkpoint_name, checksum_file, find_newest_checkpoint
 from models import build_model
+from system.files import checkpoint_name, checksum_file, find_newest_checkpoint
 from utils import (
     checkpoint_to_evaluate,
     checkpoint_to_resume,
@@ -83,7 +83,7 @@ def tap(monkeypatch: pytest.MonkeyPatch, before: Callable[[], None]) -> None:
 
         monkeypatch.setattr(owner, name, wrapped, raising=False)
 
-    wrap(engine.files, 'open', Tapped)
+    wrap(system.files, 'open', Tapped)
     wrap(os, 'fsync', lambda descriptor: None)
     wrap(os, 'replace', os.replace)
     wrap(Path, 'unlink', Path.unlink)

@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from engine.files import replace_file
 from engine.run_record import is_finished
 from logger import read_metrics
 from sweeps.plots import COLOURS, MARKERS, add_note, drawing
 from sweeps.tables import NOT_FOR_CLINICAL_USE
+from system.files import replace_file
 
 SHARES = ('0.1', '0.5', '1')
 MODES = {'': 'Fine-tuning', 'linear_': 'Linear probe', 'knn_': 'k-NN'}

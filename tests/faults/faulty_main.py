@@ -16,7 +16,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import main_simmim
-from engine import distributed, launch
+from engine import launch
+from system import distributed
 
 
 def fail() -> None:

@@ -19,7 +19,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
-from engine.files import BLOCK_BYTES, atomic_writer, in_one_line, locked, sha256
+from system.files import BLOCK_BYTES, atomic_writer, in_one_line, locked, sha256
 
 PROCESSOR = 'preprocessor_config.json'  # describes the input images of a model
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')  # the first one that exists is used

@@ -17,10 +17,10 @@ import torch
 from tiny import ROOT
 from transfers import make_config, make_model
 
-from engine import downloads
-from engine.downloads import PROCESSOR, describe_weights, fetch
 from engine.run_record import RunRecord, read_record
 from models.pretrained import fit_pretrained
+from system import downloads
+from system.downloads import PROCESSOR, describe_weights, fetch
 from utils import load_model_state, load_pretrained, read_checkpoint
 
 LOGGER = logging.getLogger('test')
@@ -155,7 +155,7 @@ def test_only_https_is_followed(server, tmp_path, scheme):
 
 def test_several_processes_download_one_file(server, tmp_path):
     server.files['/w.pth'] = weights(1, tmp_path), {}
-    code = 'import sys; from engine.downloads import fetch; fetch(sys.argv[1])'
+    code = 'import sys; from system.downloads import fetch; fetch(sys.argv[1])'
     command = [sys.executable, '-c', code, f'{server.address}/w.pth']
     for process in [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]:
         assert process.wait() == 0

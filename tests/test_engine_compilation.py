@@ -1,97 +1,20 @@
-"""Precision of a run, and compiled steps: same numbers, compiled once, and runs that continue."""
+"""Compiled steps: same numbers, compiled once, and runs that continue."""
 
 import logging
-from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import VIT, arguments, run_folder, run_main, tiny_config
 from torch import nn
 
-from config import build_parser, default_config, get_config
-from engine import device as module
-from engine.device import (
-    PAYS_FROM,
-    Compiled,
-    autocast_dtype,
-    cpu_computes_bfloat16,
-    describe_precision,
-    training_flops,
-)
-from engine.run_record import read_record
+from config import build_parser, get_config
+from engine import compilation
+from engine.compilation import PAYS_FROM, Compiled, training_flops
 from models import build_model
 from utils import read_checkpoint
 
 CPU = torch.device('cpu')
 LOGGER = logging.getLogger('compilation')
-
-
-# Precision
-
-
-@pytest.mark.parametrize(
-    ('level', 'on_cpu', 'mode', 'dtype'),
-    [('O1', 'never', 'full', None), ('O1', 'always', 'full', torch.bfloat16)]
-    + [('O0', 'always', 'full', None), ('O1', 'always', 'last_layer', torch.bfloat16)]
-    + [('O1', 'always', mode, None) for mode in ('linear_probe', 'knn')],
-)
-def test_precision_on_a_cpu(level, on_cpu, mode, dtype) -> None:
-    finetune = SimpleNamespace(MODE=mode)
-    options = SimpleNamespace(AMP_OPT_LEVEL=level, AMP_ON_CPU=on_cpu, FINETUNE=finetune)
-    assert autocast_dtype(options, CPU) is dtype
-    line = describe_precision(options, CPU)
-    assert level in line and ('bfloat16' if dtype else 'float32') in line
-    with module.autocast(options, CPU):
-        product = torch.ones(2, 2) @ torch.ones(2, 2)
-    assert product.dtype is (dtype or torch.float32)
-
-
-@pytest.mark.parametrize(('avx512', 'amx'), [(True, False), (False, True), (False, False)])
-def test_autocast_follows_the_instructions_of_the_cpu(avx512, amx, monkeypatch) -> None:
-    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: avx512)
-    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
-    monkeypatch.setattr(module, 'cpu_computes_bfloat16', cpu_computes_bfloat16)
-    options = default_config()
-    assert options.AMP_ON_CPU == 'auto'
-    assert autocast_dtype(options, CPU) is (torch.bfloat16 if avx512 or amx else None)
-    assert ('has bfloat16' if avx512 or amx else 'has no bfloat16') in describe_precision(
-        options, CPU
-    )
-
-
-def test_a_resume_on_another_cpu_warns(eight, tmp_path, monkeypatch, capfd) -> None:
-    cfg = tiny_config(
-        tmp_path / 'run.yaml',
-        'simmim',
-        AMP_ON_CPU='auto',
-        TRAIN={'EPOCHS': 1},
-        DATA={'TRAIN_IMAGES': 0},
-    )
-    monkeypatch.setattr(module, 'cpu_computes_bfloat16', lambda: False)
-    argv = arguments(cfg, eight, tmp_path)
-    assert run_main('simmim', argv) == 0
-    folder = run_folder(tmp_path, 'simmim')
-    assert read_record(folder)['precision'] == 'float32'
-    monkeypatch.setattr(module, 'cpu_computes_bfloat16', lambda: True)
-    capfd.readouterr()
-    assert run_main('simmim', [*argv, '--opts', 'TRAIN.EPOCHS', '2']) == 0
-    assert 'precision: float32 -> bfloat16' in capfd.readouterr().out
-    assert read_record(folder)['precision'] == 'float32'  # of the first start
-
-
-def test_float32_is_not_tf32_and_the_log_names_both(device, recwarn) -> None:
-    """PyTorch's default allows TF32 in convolutions; `device` restores what this test sets."""
-    config, cuda = SimpleNamespace(AMP_OPT_LEVEL='O0'), torch.device('cuda')
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    wanted = 'precision O0: convolutions in {0}, matrix products in {0}'
-    assert describe_precision(config, cuda) == wanted.format('TF32')
-    module.local_device()
-    assert describe_precision(config, cuda) == wanted.format('float32')
-    assert torch.get_float32_matmul_precision() == 'highest'
-    assert not recwarn.list
-
-
-# Compilation
 
 
 def test_flops_of_a_step_are_the_published_ones() -> None:
@@ -170,7 +93,7 @@ def test_trying_a_step_restores_random_state_gradients_and_statistics() -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    with module._restoring(model, CPU):
+    with compilation._restoring(model, CPU):
         model(torch.randn(5, 3)).sum().backward()
         assert model[1].num_batches_tracked == 1 and model[0].weight.grad is not None
         with torch.no_grad():

@@ -2,15 +2,14 @@
 
 import logging
 import os
-from types import SimpleNamespace
 
 import pytest
 from packed_data import make_data, packed
 
 from config import default_config
-from engine import files
-from engine.files import atomic_writer, file_system, replace_file, replace_files
-from engine.stage import _warn_of_network
+from data.records import log_store
+from system import files
+from system.files import atomic_writer, file_system, replace_file, replace_files
 
 
 @pytest.mark.parametrize('last', ['a', 'z'])
@@ -67,6 +66,7 @@ def test_a_store_on_a_network_drive_gives_a_warning_unless_it_is_copied(mounts, 
     for path, cache, warns in [(far, '', 1), (far, 'c', 0), (near, '', 0), (far.parent, '', 0)]:
         config.DATA.DATA_PATH, config.DATA.CACHE_DIR = str(path), cache
         caplog.clear()
-        _warn_of_network(SimpleNamespace(config=config, logger=logging.getLogger('network')))
-        assert len(caplog.messages) == warns
-        assert all('DATA.CACHE_DIR' in text and str(far) in text for text in caplog.messages)
+        log_store(config, logging.getLogger('network'))
+        found = [text for text in caplog.messages if 'DATA.CACHE_DIR' in text]
+        assert len(found) == warns
+        assert all(str(far) in text for text in found)

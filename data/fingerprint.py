@@ -1,0 +1,67 @@
+"""Describe the data of a run, so that a later run on other data is noticed."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from config import Config
+from data import Loaders
+from data.labels import used_policies
+from data.layouts import open_layout
+from data.records import DATASETS
+from data.sources import source_configs
+from data.store import STORE_FILE, is_store, place_of
+from system.files import sha256
+
+
+def describe_data(config: Config, loaders: Loaders) -> dict[str, Any]:
+    """Compute a fingerprint of the data of a run without opening any image.
+
+    The fingerprint covers the contents of all tables and layouts and the file names of all images.
+    For a packed store it covers `store.json`, which contains checksums of the packed files. It does
+    not cover the pixels of images in separate files.
+
+    Returns:
+        `fingerprint`, the SHA-256 of everything; `files`, the SHA-256 of each table and layout;
+        `images`, the number of different images. With DATA.SOURCES, file names begin with the
+        name of the source.
+    """
+    datasets = [loader.dataset for loader in loaders if loader is not None]
+    tables, names = {}, set()
+    for source, own in source_configs(config).items():
+        parts = [dataset.parts[source] for dataset in datasets if source in dataset.parts]
+        records = [part.records for part in parts]
+        own_tables = _tables(own, records, is_pretrain=not (loaders.valid or loaders.test))
+        tables |= {os.path.join(source, name): path for name, path in own_tables}
+        names |= {os.path.join(source, file) for part in records for file in part.file}
+    files = {name: sha256(path) for name, path in sorted(tables.items())}
+    images = sorted(map(os.fsencode, names))
+    total = hashlib.sha256(json.dumps(files).encode())
+    for image in images:
+        total.update(b'\0' + image)
+    return {'fingerprint': total.hexdigest(), 'files': files, 'images': len(images)}
+
+
+def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:
+    """Yield the name and path of each table and layout that a run reads."""
+    data, root = config.DATA, records[0].root
+    yield from ((part.csv, root / part.csv) for part in records if part.csv)
+    if data.DATASET != 'chexpert':  # CheXpert's `tables` lists CSV files that the run may not read
+        for file in DATASETS[data.DATASET].tables(config, root):
+            yield file.relative_to(root).as_posix(), file
+    if DATASETS[data.DATASET].splits is not None:
+        yield 'DATA.DATASET', open_layout(data.DATASET).file
+    if is_store(root):
+        yield STORE_FILE, place_of(root)[0] / STORE_FILE
+    if is_pretrain:
+        return
+    demographics = root / data.DEMOGRAPHICS
+    if config.EVAL.GROUPS and demographics.is_file():
+        yield data.DEMOGRAPHICS, demographics
+    if any(policy.needs_predictions for policy in used_policies(config)):
+        yield 'DATA.SELF_TRAIN_PREDICTIONS', Path(data.SELF_TRAIN_PREDICTIONS)
+    if data.PSEUDO_LABELS:
+        yield 'DATA.PSEUDO_LABELS', Path(data.PSEUDO_LABELS)
