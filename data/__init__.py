@@ -9,7 +9,6 @@ import logging
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
-import data.layouts  # noqa: F401 (registers the data sets that layouts describe)
 from config import Config
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def build_loader(
     from data.data_contrastive import build_loader_contrastive
     from data.data_finetune import build_loader_finetune
     from data.data_simmim import build_loader_simmim
-    from data.records import log_store
+    from data.reading import log_store
     from data.sources import source_configs
 
     if config.CHECK_MODE:  # its table reports the number of workers

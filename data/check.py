@@ -1,6 +1,6 @@
 """Check a whole data set and list all its faults.
 
-The readers of `data.records` collect the faults of the CSV files. Every image is decoded, and the
+The readers collect the faults of the CSV files. Every image is decoded, and the
 splits are compared by patient and by pixels.
 """
 
@@ -20,12 +20,14 @@ from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from config import Config
+from data.datasets import DATASETS
 from data.images import COLOUR_LEVELS, colour_difference, load_image
 from data.labels import label_columns, scored_targets
 from data.packing import start_worker
-from data.records import DATASETS, Fault, Folder, Records, open_images
+from data.records import Folder, Records, open_images
 from data.sources import source_configs
 from data.store import Store
+from data.table import Fault
 from system.files import allow_open_files
 
 LOOKS = ['file', 'split', 'patient', 'digest', 'thumbnail']  # columns of `Checked.looks`

@@ -12,25 +12,21 @@ from torch.utils.data import DataLoader
 
 from config import PROBES, Config
 from data import Loaders
+from data.groups import group_columns
 from data.labels import count_uncertain, scored_targets, task_labels, used_policies
 from data.loader import XrayDataset, bad_images, inverse_frequency_weights, make_loader
-from data.records import (
-    Fault,
-    Predictions,
-    Records,
+from data.names import row_names
+from data.predictions import Predictions, look_up, read_predictions
+from data.reading import may_be_absent, read_split
+from data.records import Records
+from data.splits import (
     describe_subset,
-    group_columns,
     learned_targets,
-    look_up,
-    may_be_absent,
-    read_predictions,
-    read_split,
-    refuse,
-    row_names,
     select_views,
     split_patients,
     training_records,
 )
+from data.table import Fault, refuse
 from data.transforms import EvalTransform, TrainTransform
 
 

@@ -13,6 +13,9 @@ import numpy as np
 import pandas as pd
 
 from config import Config
+from data.chexpert import csv_names
+from data.datasets import DATASETS
+from data.groups import group_columns, standard_groups
 from data.labels import (
     NEGATIVE,
     POSITIVE,
@@ -23,17 +26,8 @@ from data.labels import (
     label_policies,
     task_labels,
 )
-from data.records import (
-    DATASETS,
-    Records,
-    csv_names,
-    group_columns,
-    learned_targets,
-    select_views,
-    split_holdout,
-    standard_groups,
-    training_records,
-)
+from data.records import Records
+from data.splits import learned_targets, select_views, split_holdout, training_records
 from system.files import replace_files
 
 # Kinds of cells of the CSV file, with colours by Okabe and Ito for colour-blind readers.

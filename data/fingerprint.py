@@ -9,9 +9,9 @@ from typing import Any
 
 from config import Config
 from data import Loaders
+from data.datasets import DATASETS
 from data.labels import used_policies
 from data.layouts import open_layout
-from data.records import DATASETS
 from data.sources import source_configs
 from data.store import STORE_FILE, is_store, place_of
 from system.files import sha256

@@ -17,21 +17,12 @@ import numpy as np
 import pandas as pd
 
 from config import LAYOUT_SUFFIX, Config, load_yaml
+from data.datasets import register_dataset
 from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
-from data.records import (
-    VIEWS_HINT,
-    Fault,
-    Folder,
-    OnFault,
-    Records,
-    Table,
-    existing_records,
-    find_file,
-    open_images,
-    refuse,
-    register_dataset,
-)
+from data.records import Folder, Records, existing_records, open_images
+from data.splits import VIEWS_HINT
 from data.store import Store
+from data.table import Fault, OnFault, Table, find_file, refuse
 from system.files import is_below
 
 SHIPPED = Path(__file__).resolve().parents[1] / 'configs' / 'datasets'

@@ -28,8 +28,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
 from data.images import BadImageError, load_image
-from data.records import Fault, Records
+from data.records import Records
 from data.store import BAD_FILE, Store, is_store, open_store
+from data.table import Fault
 from system import distributed
 from system.files import LOADER_FILES, allow_open_files
 

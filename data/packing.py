@@ -26,9 +26,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from config import Config, default_config
+from data.chexpert import SCORED_FILES, read_csv, read_folder
+from data.datasets import DATASETS
 from data.images import BadImageError, load_image
+from data.mimic import named_images
 from data.preprocess import apply_steps
-from data.records import DATASETS, SCORED_FILES, named_images, read_csv, read_folder
 from data.store import (
     BAD_FILE,
     BYTES,

@@ -26,7 +26,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from tqdm import tqdm
 
 from data.labels import LABELS, NO_FINDING
-from data.records import MIMIC_SPLITS
+from data.mimic import MIMIC_SPLITS
 from system.files import atomic_writer, replace_file
 
 SETTINGS_FILE = 'phantom.json'

@@ -14,18 +14,11 @@ import numpy as np
 import pandas as pd
 
 from config import OPTIONS, Config, register_check, require
-from data.records import (
-    Fault,
-    Records,
-    Table,
-    check_dataset,
-    describe_subset,
-    pretrain_records,
-    read_split,
-    refuse,
-    take_subset,
-)
+from data.reading import check_dataset, read_split
+from data.records import Records
+from data.splits import describe_subset, pretrain_records, take_subset
 from data.store import is_store, read_about
+from data.table import Fault, Table, refuse
 
 LIMITS = ('share', 'images')  # optional keys, of which an entry may have one
 # Key of an entry -> check of the value, and allowed values. Keys outside LIMITS are required.

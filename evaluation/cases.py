@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 
 from data.labels import UNCERTAIN, SharedLabel, any_of
-from data.records import LabelTable, Predictions, Records, row_names, views_in_names
+from data.names import row_names, views_in_names
+from data.predictions import LabelTable, Predictions
+from data.records import Records
 from evaluation.metrics import study_level
 
 SHOWN = 3  # number of example names in a message

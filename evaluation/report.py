@@ -25,7 +25,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from data.labels import COMPETITION_LABELS
-from data.records import normalise_name
+from data.names import normalise_name
 from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.cases import Cases

@@ -14,16 +14,11 @@ from torch.utils.data import DataLoader
 
 from config import PATIENT_OPTIONS, PROBES, Config, encoder_name, value_at
 from data import Loaders
+from data.groups import group_columns, standard_groups
 from data.labels import UNCERTAIN, task_labels
 from data.loader import XrayDataset
-from data.records import (
-    SCORED_SPLITS,
-    TRAINING_LABELS,
-    describe_images,
-    group_columns,
-    standard_groups,
-    write_predictions,
-)
+from data.predictions import write_predictions
+from data.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
 from engine.run_record import Run, code_version, is_data_of
 from evaluation.cases import Cases
 from evaluation.inference import predict

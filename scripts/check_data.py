@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, check_config, default_config, put
 from data.check import Checked, Findings, check_data, check_sources, list_duplicates
-from data.records import DATASETS, detect_dataset, may_be_absent
+from data.datasets import DATASETS
+from data.reading import detect_dataset, may_be_absent
 from data.sources import source_configs
 from system.files import replace_file
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, check_config, default_config, put
 from data.describe import TABLES, build_description, format_description, save_description
-from data.records import detect_dataset
+from data.reading import detect_dataset
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -27,18 +27,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import OPTIONS, config_from_text, default_config
+from data.groups import group_columns, standard_groups
 from data.labels import TASKS, find_task, label_set, scored_targets, shared_labels
-from data.records import (
-    LabelTable,
-    Predictions,
-    Records,
-    group_columns,
-    read_data_set,
-    read_label_file,
-    read_predictions,
-    select_views,
-    standard_groups,
-)
+from data.predictions import LabelTable, Predictions, read_label_file, read_predictions
+from data.reading import read_data_set
+from data.records import Records
+from data.splits import select_views
 from engine.run_record import OPTIONS_FILE, code_version, read_record
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES

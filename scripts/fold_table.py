@@ -30,7 +30,7 @@ from scipy.stats import rankdata
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.records import Predictions, read_label_file, read_predictions
+from data.predictions import Predictions, read_label_file, read_predictions
 from engine.run_record import is_finished
 from evaluation.cases import match
 from evaluation.footnotes import Footnotes

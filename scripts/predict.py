@@ -25,9 +25,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
+from data.chexpert import read_folder
 from data.images import COLOUR_LEVELS, BadImageError, colour_difference, load_image
 from data.labels import task_labels
-from data.records import read_data_set, read_folder, write_predictions
+from data.predictions import write_predictions
+from data.reading import read_data_set
 from data.transforms import EvalTransform
 from engine.launch import EXIT_UNEXPECTED, explain
 from evaluation.inference import load_classifier, predict

@@ -15,7 +15,9 @@ from pathlib import Path
 from statistics import median
 
 from config import PROBES, Config, config_text
-from data.records import Records, pretrain_records, read_split, split_patients, training_records
+from data.reading import read_split
+from data.records import Records
+from data.splits import pretrain_records, split_patients, training_records
 from engine.run_record import read_record
 from logger import read_metrics
 from sweeps.files import ROOT, SECTIONS, Job, Scale, without_cache

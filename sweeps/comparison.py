@@ -10,7 +10,9 @@ from scipy import stats
 
 from config import Config
 from data.labels import COMPETITION_LABELS, scored_targets, task_labels
-from data.records import Records, look_up, read_predictions, scored_records
+from data.predictions import look_up, read_predictions
+from data.reading import scored_records
+from data.records import Records
 from engine.run_record import without_home
 from evaluation.cases import Cases
 from evaluation.compare import bootstrap_p, holm

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+import data.sources  # noqa: F401 (registers the checks of data sets and labels)
 from config import (
     FREE_OPTIONS,
     VIEWS,

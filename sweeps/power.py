@@ -18,7 +18,7 @@ from scipy.stats import nct, norm, t
 
 from config import Config
 from data.labels import COMPETITION_LABELS, task_labels
-from data.records import TRAINING_LABELS, scored_records
+from data.reading import TRAINING_LABELS, scored_records
 from evaluation.metrics import study_level
 from sweeps.comparison import SIGNIFICANT, real_targets
 from sweeps.results import SPLITS

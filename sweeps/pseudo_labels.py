@@ -17,16 +17,10 @@ import numpy as np
 from config import build_parser, get_config
 from data.data_finetune import unlabelled_records
 from data.labels import task_labels
-from data.records import (
-    Records,
-    look_up,
-    read_predictions,
-    read_split,
-    select_views,
-    split_patients,
-    training_records,
-    write_predictions,
-)
+from data.predictions import look_up, read_predictions, write_predictions
+from data.reading import read_split
+from data.records import Records
+from data.splits import select_views, split_patients, training_records
 from engine.run_record import read_record
 from evaluation.metrics import (
     FEW_CASES,

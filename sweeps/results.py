@@ -15,7 +15,7 @@ import numpy as np
 
 from config import Config, value_at
 from data.masking import average_distance, mask_generator
-from data.records import SCORED_SPLITS
+from data.reading import SCORED_SPLITS
 from engine.run_record import is_finished, read_record, without_home
 from evaluation.metrics import METRICS
 from logger import json_safe, read_metrics

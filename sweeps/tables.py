@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from data.records import TRAINING_LABELS
+from data.reading import TRAINING_LABELS
 from evaluation.footnotes import Footnotes
 from evaluation.metrics import METRICS
 from sweeps.comparison import MEANS, MISSING, SIGNIFICANT, is_compared

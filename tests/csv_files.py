@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from data.chexpert import read_csv
 from data.labels import LABELS
-from data.records import Records, read_csv
+from data.records import Records
 
 HEADER = ['Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *LABELS]
 PREFIX = 'CheXpert-v1.0-small/train'

@@ -13,7 +13,8 @@ from scipy.special import expit
 
 from config import config_text, default_config
 from data.labels import LABELS
-from data.records import DESCRIPTION, write_predictions
+from data.predictions import write_predictions
+from data.records import DESCRIPTION
 from evaluation.metrics import score_table
 from logger import json_safe
 from sweeps.files import ROOT, Row, Sweep, load_sweep, run_folder

@@ -9,7 +9,7 @@ from mistakes import config_of, edit, linked, results_in
 from tiny import arguments
 
 from config import default_config
-from data.records import check_dataset
+from data.reading import check_dataset
 from data.store import STORE_FILE
 
 

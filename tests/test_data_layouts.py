@@ -16,13 +16,16 @@ from tiny import LABELS_DECIDE, VIT, config_with, finished_run, run_script
 from config import default_config
 from data import Loaders
 from data.check import Findings, check_data
+from data.datasets import DATASETS
 from data.describe import build_description
 from data.fingerprint import describe_data
 from data.labels import LABELS
 from data.layouts import open_layout, read_layout
 from data.packing import Settings, pack, read_source
 from data.phantom import make_phantom
-from data.records import DATASETS, Records, may_be_absent, read_split, select_views
+from data.reading import may_be_absent, read_split
+from data.records import Records
+from data.splits import select_views
 from engine.run_record import run_changes
 
 LOGGER = logging.getLogger('test')

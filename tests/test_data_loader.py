@@ -23,6 +23,7 @@ from xray_splits import LOGGER, make_config, samples_of
 
 import data.loader
 from data import build_loader
+from data.chexpert import read_csv
 from data.images import load_image
 from data.loader import (
     BadImages,
@@ -34,7 +35,6 @@ from data.loader import (
     sample_rng,
     weighted_order,
 )
-from data.records import read_csv
 from data.transforms import TrainTransform
 
 NAN = float('nan')

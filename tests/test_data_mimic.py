@@ -11,7 +11,8 @@ import pytest
 from tiny import config_with
 
 from data.labels import LABELS
-from data.records import Records, read_mimic
+from data.mimic import read_mimic
+from data.records import Records
 
 NAN = float('nan')
 # As the published label files order them.

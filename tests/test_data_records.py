@@ -15,19 +15,11 @@ import pytest
 from csv_files import HEADER, image_path, message, read, row, touch, write
 
 from config import default_config
+from data.chexpert import read_csv, read_folder
+from data.groups import MOST_GROUPS, group_columns, standard_groups
 from data.labels import LABELS
-from data.records import (
-    MOST_GROUPS,
-    Records,
-    group_columns,
-    read_csv,
-    read_folder,
-    select_views,
-    split_holdout,
-    split_patients,
-    standard_groups,
-    take_subset,
-)
+from data.records import Records
+from data.splits import select_views, split_holdout, split_patients, take_subset
 
 # ---- CheXpert: what is read
 

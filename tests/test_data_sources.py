@@ -12,11 +12,12 @@ from tiny import SWIN, run_folder, run_main, tiny_config, torchrun
 from xray_splits import LOGGER, make_config, samples_of, xray
 
 from data import build_loader
+from data.chexpert import read_csv
 from data.fingerprint import describe_data
 from data.loader import sample_rng, source_seed
 from data.phantom import make_phantom
-from data.records import read_csv, split_holdout
 from data.sources import check_sources
+from data.splits import split_holdout
 from engine.run_record import read_record
 from logger import read_metrics
 from utils import read_checkpoint

@@ -14,41 +14,20 @@ import cv2
 import numpy as np
 import pytest
 from mistakes import no_space
-from packed_data import (
-    SMALL,
-    contents,
-    copied,
-    file_of,
-    flip_bit,
-    killed_after,
-    make_data,
-    packed,
-)
+from packed_data import SMALL, contents, copied, file_of, flip_bit, killed_after, make_data, packed
 from PIL import Image, ImageOps
 from xray_splits import LOGGER, make_config, xray
 
 import data.store
 from config import default_config
+from data.chexpert import read_csv, read_folder
 from data.images import BadImageError, full_size, load_image
+from data.mimic import read_mimic
 from data.packing import Settings, ShardWriter, pack, read_source
 from data.phantom import make_phantom
-from data.records import (
-    Records,
-    data_root,
-    read_csv,
-    read_folder,
-    read_mimic,
-    read_split,
-)
-from data.store import (
-    copy_store,
-    file_crc32,
-    is_store,
-    open_store,
-    read_about,
-    verify,
-    write_json,
-)
+from data.reading import data_root, read_split
+from data.records import Records
+from data.store import copy_store, file_crc32, is_store, open_store, read_about, verify, write_json
 from data.transforms import EvalTransform
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'scripts'))

@@ -11,7 +11,7 @@ from tiny import arguments, run_folder, run_main, tiny_config
 
 import main_simmim
 from config import default_config
-from data.records import read_csv
+from data.chexpert import read_csv
 from engine import loop, preflight
 from models import build_model
 

@@ -15,8 +15,8 @@ from tiny import VIT, arguments, run_folder, run_main, tiny_config
 import main_simmim
 from config import config_text, default_config
 from data import Loaders
+from data.chexpert import read_csv
 from data.fingerprint import describe_data
-from data.records import read_csv
 from engine import run_record as module
 from engine.run_record import (
     RunRecord,

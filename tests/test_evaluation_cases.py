@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from test_data_predictions import PREFIX, csv_of, image, study
 
+from data.groups import standard_groups
 from data.labels import LABELS
-from data.records import read_label_file, read_predictions, standard_groups
+from data.predictions import read_label_file, read_predictions
 from evaluation.cases import Cases, match
 
 NAN = float('nan')

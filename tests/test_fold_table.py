@@ -10,7 +10,7 @@ import yaml
 from sklearn.metrics import roc_auc_score
 from sweep_runs import methods_file
 
-from data.records import write_predictions
+from data.predictions import write_predictions
 from evaluation.compare import holm
 from scripts import fold_table
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from tiny import ROOT, run_script
 
+from data.chexpert import read_csv
 from data.labels import LABELS
-from data.records import read_csv
 
 PAGE = ROOT / 'docs' / 'howto' / 'own_data.md'
 NUM_PATIENTS = 20

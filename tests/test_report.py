@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from data.labels import COMPETITION_LABELS
-from data.records import normalise_name
+from data.names import normalise_name
 from evaluation.footnotes import Footnotes
 from evaluation.metrics import METRICS, Protocol, Tally, metric, recall, specificity
 from evaluation.report import (

@@ -19,7 +19,8 @@ from tiny import ROOT, finished_run
 from config import default_config
 from data.labels import COMPETITION_LABELS, LABELS
 from data.phantom import make_phantom
-from data.records import SCORED_SPLITS, read_predictions
+from data.predictions import read_predictions
+from data.reading import SCORED_SPLITS
 from evaluation import run_report
 from evaluation.run_report import FinalScores, check_scoring
 from logger import read_metrics

@@ -7,7 +7,7 @@ import pytest
 from packed_data import make_data, packed
 
 from config import default_config
-from data.records import log_store
+from data.reading import log_store
 from system import files
 from system.files import atomic_writer, file_system, replace_file, replace_files
 

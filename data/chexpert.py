@@ -1,0 +1,197 @@
+"""Read data sets in CheXpert's layout, and folders of images without labels."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from config import Config
+from data.datasets import register_dataset
+from data.labels import LABELS
+from data.names import IMAGE_SUFFIXES, PATIENT_PART, STUDY
+from data.records import (
+    DESCRIPTION,
+    Folder,
+    Records,
+    add_studies,
+    existing_records,
+    open_images,
+    records_of,
+)
+from data.store import STORE_FILE, Store
+from data.table import KEYS, Fault, OnFault, Table, refuse
+
+SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of these holds images to be scored
+SAMPLE_PATHS = 100  # number of paths that decide how paths become files
+
+
+def read_csv(
+    data_path: str | Path,
+    csv_name: str,
+    *,
+    image_suffix: str = '',
+    labels: Sequence[str] = LABELS,
+    logger: logging.Logger | None = None,
+    look_up: str = 'first',
+    on_fault: OnFault = refuse,
+) -> Records:
+    """Read and check a CSV file in CheXpert's layout.
+
+    Each row is an image (column `Path`) or a study (column `Study`, a folder with the images of the
+    study). The columns of `DESCRIPTION` are optional; a missing view is taken from the name of the
+    image.
+
+    Args:
+        data_path: Folder of the CSV file and the images, or a packed store of this folder.
+        csv_name: Name of the CSV file in `data_path`.
+        image_suffix: Suffix that replaces the suffix of the paths, such as '.png'; '' keeps it.
+        labels: Columns of the labels; may be empty.
+        logger: Logger for the number of images.
+        look_up: Images that must exist: 'first', 'all' (always the case in a store), or 'none'.
+        on_fault: Function that receives each fault; by default the first fault raises a ValueError.
+    """
+    root = Path(data_path)
+    hint = ' (see DATA.DATA_PATH and DATA.*_CSV)'
+    if not any(root.glob('*.csv')):
+        hint += '; to pre-train on images without a CSV file, set DATA.DATASET folder'
+    table = Table(root / csv_name, on_fault, hint)
+    table.require(KEYS, labels=labels)
+    key, images = table.key, open_images(root, on_fault)
+    inside = [not {'', '.', '..'} & set(path.split('/')) for path in table[key]]
+    problem = 'must be a relative path without ..'
+    table.keep(key, inside, 'path that leaves the folder', problem)
+    add_studies(table)
+    files = _files_of(table[key], images, image_suffix if key == 'Path' else '')
+    table.cells = table.cells.assign(path=table[key], file=files)
+    table.keep_first(key, 'duplicate path', table['file'])
+    if key == 'Study':
+        _add_images(table, images, image_suffix)
+    records = records_of(table, labels)
+    problem = 'has neither a view nor a name like view1_frontal.jpg'
+    table.check(key, records.view != '', 'value of the view', problem)
+    if key == 'Study':
+        records = replace(records, row=np.arange(len(records)))
+    records = existing_records(records, table.row, images, look_up, on_fault, logger)
+    if logger is not None:
+        logger.info(f'{csv_name}: {len(records)} images')
+        if absent := [name for name in DESCRIPTION if name not in table]:
+            logger.warning(f'{csv_name} has no column {", ".join(absent)}: the values are unknown')
+    return records
+
+
+def read_folder(
+    data_path: str | Path, *, allow_all_images: bool, on_fault: OnFault = refuse
+) -> Records:
+    """List every image below a folder or in a packed store, sorted, as records without labels.
+
+    Images that were left out when the store was packed are excluded. Unless `allow_all_images` is
+    set, a folder with train.csv or valid.csv is a fault, because it holds images that are scored.
+    """
+    root, images = Path(data_path), open_images(data_path, on_fault)
+    if isinstance(images, Folder):
+        if not root.is_dir():
+            raise ValueError(f'DATA.DATA_PATH is not a folder: {root}')
+        files = images.below('', (*IMAGE_SUFFIXES, *SCORED_FILES))
+        scored = [file for file in files if os.path.basename(file) in SCORED_FILES]
+        files = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
+    else:
+        files = sorted([*images.files, *images.left_out])
+        scored = [STORE_FILE] if images.about['scored'] else []
+    for file in () if allow_all_images else scored:
+        detail = (
+            f'the folder has {root / file}, so some of its images are scored later: train on the '
+            'folder of the training images alone, use DATA.DATASET chexpert, or set '
+            'DATA.ALLOW_ALL_IMAGES True'
+        )
+        on_fault(Fault('folder with scores', detail, file=file))
+    if not files:
+        detail = f'no image was found below {root} (looked for {", ".join(IMAGE_SUFFIXES)})'
+        on_fault(Fault('missing image', detail))
+    size, paths = len(files), pd.Series(files, dtype=object)
+    records = Records(
+        root=root,
+        csv='',
+        row=np.arange(size),
+        path=paths.to_numpy(),
+        file=paths.to_numpy(),
+        patient=paths.str.extract(PATIENT_PART)[0].fillna(paths).to_numpy(object),
+        study=paths.str.extract(STUDY)['study'].fillna(paths).to_numpy(object),
+        view=np.full(size, '', object),
+        sex=np.full(size, 'Unknown', object),
+        age=np.full(size, np.nan),
+        ap_pa=np.full(size, '', object),
+        labels=None,
+    )
+    if isinstance(images, Folder):
+        return records
+    return existing_records(records, records.row, images, 'all', on_fault)
+
+
+def chexpert_tables(config: Config, root: Path) -> list[Path]:
+    files = [root / name for name in csv_names(config).values()]
+    return [file for file in files if file.is_file()]
+
+
+@register_dataset('chexpert', labelled=True, tables=chexpert_tables)
+def _read_chexpert(
+    config: Config, root: str | Path, split: str, *, optional: bool = False, **options: Any
+) -> Records | None:
+    csv_name = csv_names(config)[split]
+    if optional and not (Path(root) / csv_name).is_file():
+        if split == 'valid' and (logger := options.get('logger')):
+            logger.warning(f'{csv_name} does not exist, so only test is scored')
+        return None
+    return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
+
+
+# 'imagenet' is SimMIM's name for a folder of images.
+@register_dataset('folder', 'imagenet', labelled=False, tables=lambda config, root: [])
+def _read_unlabelled(
+    config: Config, root: str | Path, split: str, *, on_fault: OnFault = refuse, **options: Any
+) -> Records | None:
+    if split != 'train':
+        return None
+    return read_folder(root, allow_all_images=config.DATA.ALLOW_ALL_IMAGES, on_fault=on_fault)
+
+
+def csv_names(config: Config) -> dict[str, str]:
+    """Return the name of the CSV file of each split in CheXpert's layout."""
+    data = config.DATA
+    return {'train': data.TRAIN_CSV, 'valid': data.VALID_CSV, 'test': data.TEST_CSV}
+
+
+def _files_of(paths: pd.Series, images: Store | Folder, suffix: str) -> pd.Series:
+    """Return the file of each path: the path itself, or without its first folder.
+
+    The first folder, such as CheXpert-v1.0-small, is removed from all paths or from none, depending
+    on which of the two finds more of the first files. The folder of a patient is never removed.
+    """
+    whole = paths.map(lambda path: os.path.splitext(path)[0] + suffix) if suffix else paths
+    if whole.str.match(PATIENT_PART).any():
+        return whole
+    shorter = whole.map(lambda file: file.partition('/')[2])
+    num_found = [sum(map(images.exists, files[:SAMPLE_PATHS])) for files in (shorter, whole)]
+    return whole if num_found[1] > num_found[0] else shorter
+
+
+def _add_images(table: Table, images: Store | Folder, image_suffix: str) -> None:
+    """Replace each row of a study by one row per image with its path and file."""
+    suffixes = (image_suffix.lower(),) if image_suffix else IMAGE_SUFFIXES
+    found = [
+        [file for file in images.below(place) if file.lower().endswith(suffixes)]
+        if images.exists(place)
+        else []
+        for place in table['file']
+    ]
+    table.cells = table.cells.assign(image=pd.Series(found, table.cells.index, object))
+    problem = f'has no image ({", ".join(suffixes)}) below {images.path}'
+    table.keep('Study', [bool(files) for files in found], 'missing image', problem)
+    cells = table.cells.explode('image')
+    pairs = zip(cells['image'], cells['file'], strict=True)
+    below = [image[len(place) :] for image, place in pairs]
+    table.cells = cells.assign(path=cells['Study'] + below, file=cells['image'])

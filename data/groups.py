@@ -1,0 +1,115 @@
+"""Groups of patients and images, for scores by group."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from data.records import Records
+from data.table import KEYS, Table
+
+PATIENT_COLUMNS = ('PATIENT', 'Patient', 'patient', 'patient_id')
+STANDARD_GROUPS = ('Sex', 'Age', 'View')
+MOST_GROUPS = 50  # in one column
+
+
+def standard_groups(records: Records, age_bands: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return the sex, age band and view of each image as text, '' if unknown.
+
+    Age 0 counts as unknown, because CheXpert's patients are adults and 0 is a missing age there.
+
+    Args:
+        records: Records of N images.
+        age_bands: First ages of the bands in years, ascending; the last band has no upper end.
+
+    Returns:
+        Arrays [N] by column: 'Sex'; 'Age', such as '40-59' or '80 and over'; and 'View', which is
+        'Lateral', 'Frontal', or 'Frontal AP' with a projection.
+    """
+    frontal = np.array([f'Frontal {name}'.strip() for name in records.ap_pa], object)
+    frontal = np.where(records.view == 'frontal', frontal, '')
+    ends = [f'{start}-{end - 1}' for start, end in zip(age_bands, age_bands[1:], strict=False)]
+    names = np.array([f'under {age_bands[0]}', *ends, f'{age_bands[-1]} and over'], object)
+    band = names[np.searchsorted(age_bands, np.nan_to_num(records.age), side='right')]
+    return {
+        'Sex': np.where(records.sex == 'Unknown', '', records.sex),
+        'Age': np.where(np.isnan(records.age) | (records.age == 0), '', band),
+        'View': np.where(records.view == 'lateral', 'Lateral', frontal),
+    }
+
+
+def group_columns(
+    records: Records, columns: Sequence[str], *, demographics: str = ''
+) -> dict[str, np.ndarray]:
+    """Return the text of each image in further columns, '' for an empty or missing cell.
+
+    A column is read from the CSV file of the records, by row, or else from the demographics file,
+    by patient. Patients who are not in the demographics file have ''.
+
+    Args:
+        records: Records of N images.
+        columns: Names of columns.
+        demographics: CSV or Excel file (.xlsx) in the data folder with one row per patient, such as
+            CheXpert's (PATIENT, GENDER, AGE_AT_CXR, PRIMARY_RACE, ETHNICITY).
+
+    Returns:
+        Text [N] by column, in the given order.
+
+    Raises:
+        ValueError: If a column is in neither file or does not form groups, or if the demographics
+            do not fit the records.
+    """
+    if not columns or not len(records):
+        return {name: np.array([], object) for name in columns}
+    found, own, more = {}, _own_cells(records), pd.DataFrame()
+    if demographics and not set(columns) <= set(own):
+        more = _read_demographics(records, records.root / demographics)
+    for name in columns:
+        if name in (*STANDARD_GROUPS, *KEYS, *records.label_names):
+            names = ', '.join(STANDARD_GROUPS)
+            raise ValueError(f'EVAL.GROUPS must not contain labels or {names}, got {name!r}')
+        if name not in own and name not in more:
+            there = ', '.join((*own, *more)) or 'none'
+            raise ValueError(
+                f'EVAL.GROUPS: there is no column {name!r}; found: {there}. A file of DATA.'
+                'DEMOGRAPHICS or --demographics may add columns'
+            )
+        values = own[name] if name in own else _by_patient(more, name).reindex(records.patient)
+        found[name] = values.fillna('').to_numpy(object)
+        count = len(set(found[name]) - {''})
+        if count > MOST_GROUPS:
+            raise ValueError(
+                f'EVAL.GROUPS: {name!r} has {count} values, at most {MOST_GROUPS} are allowed'
+            )
+    return found
+
+
+def _own_cells(records: Records) -> pd.DataFrame:
+    """Return the cells of the CSV file for each record; no column for a folder of images."""
+    if not records.csv:
+        return pd.DataFrame()
+    table = Table(records.root / records.csv)
+    if table.key == 'Study':
+        return table.cells.set_index('Study', drop=False).loc[records.study]
+    return table.cells.loc[records.row]
+
+
+def _read_demographics(records: Records, file: Path) -> pd.DataFrame:
+    """Read the demographics file and name its column of patients 'patient'."""
+    table = Table(file)
+    table.require(PATIENT_COLUMNS)
+    key = next(column for column in PATIENT_COLUMNS if column in table)
+    example = records.patient[0]
+    if not table[key].str.startswith(example.rstrip('0123456789')).any():
+        raise ValueError(f'{file}: no cell of the column {key!r} is a patient such as {example}')
+    return table.cells.rename(columns={key: 'patient'})
+
+
+def _by_patient(table: pd.DataFrame, column: str) -> pd.Series:
+    """Return the values of a column of the demographics, indexed by patient."""
+    pairs = table.drop_duplicates(['patient', column]).set_index('patient')[column]
+    again = pairs.index[pairs.index.duplicated()]
+    if len(again):
+        raise ValueError(f'DATA.DEMOGRAPHICS: {again[0]} has several values of {column!r}')
+    return pairs

@@ -1,0 +1,123 @@
+"""Read MIMIC-CXR-JPG."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from config import OPTIONS, Config
+from data.datasets import register_dataset
+from data.labels import LABELS
+from data.records import Records, existing_records, labels_of, open_images, records_of
+from data.table import IDS, OnFault, Table, find_file, refuse
+
+# MIMIC-CXR-JPG: the values of its split column, and the view of each ViewPosition. Images with any
+# other ViewPosition are neither frontal nor lateral.
+MIMIC_SPLITS = {'train': 'train', 'valid': 'validate', 'test': 'test'}
+LABELLERS = OPTIONS['DATA.LABELLER'].one_of
+POSITIONS = {'AP': 'frontal', 'PA': 'frontal'}
+POSITIONS |= dict.fromkeys(('LATERAL', 'LL', 'RL', 'XTABLE LATERAL'), 'lateral')
+
+
+def read_mimic(
+    config: Config,
+    root: str | Path,
+    split: str,
+    *,
+    labels: Sequence[str] = LABELS,
+    optional: bool = False,
+    logger: logging.Logger | None = None,
+    look_up: str = 'first',
+    on_fault: OnFault = refuse,
+) -> Records | None:
+    """Read and check a split of MIMIC-CXR-JPG with the labels of DATA.LABELLER; see `read_csv`.
+
+    The folder holds mimic-cxr-*-split.csv, -metadata.csv and -<labeller>.csv (or .csv.gz), and the
+    images files/p10/p10000032/s50414267/<dicom_id>.jpg. Sex and age are unknown, because these
+    files do not contain them. Images of studies without a row in the label file are excluded.
+
+    Returns:
+        Records in the order of the split file; `row` is the 0-based row of this file. None for an
+        optional split whose first image does not exist (unless no image is looked up), or if no row
+        can be used.
+    """
+    split, suffix = MIMIC_SPLITS[split], config.DATA.IMAGE_SUFFIX or '.jpg'
+    table, metadata, of_studies = (Table(file, on_fault) for file in _mimic_tables(config, root))
+    table.require(*IDS, 'split')
+    metadata.require(*IDS, 'ViewPosition')
+    of_studies.require('subject_id', 'study_id', labels=labels)
+    for name in IDS:
+        good = table[name].str.fullmatch(r'[A-Za-z0-9_-]+')
+        table.keep(name, good, 'form of an id', 'is not made of letters, digits, - and _')
+    table.keep_first('dicom_id', 'duplicate id')
+    splits = {name: name for name in MIMIC_SPLITS.values()}
+    splits = table.map('split', splits, 'value of the split', dtype=object)
+    table.cells = table.cells[splits == split]
+    place = _rows_of(table, metadata, IDS)
+    table.keep('dicom_id', place >= 0, 'missing row', f'has no row in {metadata.file.name}')
+    position = metadata['ViewPosition'].to_numpy(object)[place[place >= 0]]
+    place = _rows_of(table, of_studies, ['subject_id', 'study_id'])
+    problem = f'has no row in {of_studies.file.name}'
+    table.keep('study_id', place >= 0, 'study without labels', problem, 'warning')
+    if not len(table):
+        detail = f'no image of the split {split!r} has a row in {of_studies.file.name}'
+        table.fault('missing row', detail)
+        return None
+    view = pd.Series(position[place >= 0], table.cells.index).map(POSITIONS).fillna('')
+    patient = 'p' + table['subject_id']
+    study = 'files/' + patient.str[:3] + '/' + patient + '/s' + table['study_id']
+    image = study + '/' + table['dicom_id']
+    columns = {'Frontal/Lateral': view.str.capitalize(), 'patient': patient, 'study': study}
+    columns['AP/PA'] = np.where(view == 'frontal', position[place >= 0], '')
+    table.cells = table.cells.assign(path=image + '.jpg', file=image + suffix, **columns)
+    values = labels_of(of_studies, labels)[place[place >= 0]]
+    records = replace(records_of(table, ()), labels=values, label_names=tuple(labels))
+    images = open_images(root, on_fault)
+    if optional and look_up != 'none' and not images.exists(records.file[0]):
+        return None
+    if logger is not None:
+        logger.info(
+            f'{table.file.name}, {split}: {len(records)} images with labels of '
+            f'{of_studies.file.name}; {(place < 0).sum()} images have none, '
+            f'{(records.view == "").sum()} are neither frontal nor lateral'
+        )
+    return existing_records(records, records.row, images, look_up, on_fault, logger)
+
+
+def named_images(config: Config, root: Path) -> set[str]:
+    """Return the image files of all splits of MIMIC-CXR-JPG, for all label files that exist."""
+    listed, config = set(Table(_mimic_file(root, 'split'))['split']), config.clone()
+    labellers = [name for name in LABELLERS if list(root.glob(f'mimic-cxr-*-{name}.csv*'))]
+    named = set()
+    for labeller in labellers or LABELLERS:
+        config.DATA.LABELLER = labeller
+        for split, name in MIMIC_SPLITS.items():
+            if name in listed:
+                named.update(read_mimic(config, root, split, labels=()).file)
+    return named
+
+
+def _mimic_file(root: str | Path, kind: str) -> Path:
+    """Find the MIMIC-CXR file of a kind, such as 'split', of any version."""
+    pattern = f'mimic-cxr-*-{kind}.csv'
+    return find_file(Path(root), pattern, f'{pattern}.gz', hint='DATA.DATA_PATH, DATA.LABELLER')
+
+
+def _mimic_tables(config: Config, root: str | Path) -> list[Path]:
+    return [_mimic_file(root, kind) for kind in ('split', 'metadata', config.DATA.LABELLER)]
+
+
+register_dataset('mimic-cxr', labelled=True, tables=_mimic_tables)(read_mimic)
+
+
+def _rows_of(table: Table, other: Table, columns: Sequence[str]) -> np.ndarray:  # [N]
+    """Return the position of each row of a table in another by some columns; -1 if it is absent."""
+    if not len(table) or not len(other):
+        return np.full(len(table), -1)
+    names, wanted = (pd.MultiIndex.from_frame(part.cells[[*columns]]) for part in (other, table))
+    first = np.flatnonzero(~names.duplicated())
+    place = names[first].get_indexer(wanted)
+    return np.where(place >= 0, first[place], -1)

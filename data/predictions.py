@@ -1,0 +1,190 @@
+"""Read and write predictions, and read label files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from data.labels import LABELS, TASKS, find_task, label_columns, scored_targets, task_labels
+from data.names import row_names
+from data.records import Records, add_studies, records_of
+from data.splits import select_views
+from data.table import KEYS, Table
+from system.files import replace_files
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The predictions of a model for images or studies, one row each."""
+
+    file: Path
+    key: str  # 'Path' if a row is an image, 'Study' if it is a study
+    row: np.ndarray  # [N] 0-based row of the file
+    names: np.ndarray  # [N] names of images or studies in the file
+    labels: tuple[str, ...]  # in CheXpert's order, followed by labels of binary tasks and others
+    probabilities: np.ndarray  # [N, K] in [0, 1]; NaN where empty, if that is allowed
+    trained_views: str = ''  # DATA.VIEWS of the training, if the JSON file next to it says so
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """The labels of a CSV file."""
+
+    file: Path
+    key: str  # 'Path' if a row is an image, 'Study' if it is a study
+    task: str
+    views: str  # views of the images that are scored
+    records: Records  # one per row of the file: an image of these views, or a study
+    labels: tuple[str, ...]
+    targets: np.ndarray  # [N, K] 1, 0, or NaN where not scored
+    missing: tuple[str, ...]  # labels without a column in the file
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+def write_predictions(
+    path: str | Path,
+    probabilities: np.ndarray,
+    *,
+    paths: Sequence[str],
+    labels: Sequence[str],
+    source: dict[str, Any],
+) -> None:
+    """Write predictions as a CSV file, and their source as a JSON file; either both or none.
+
+    Args:
+        path: Path of the CSV file; the JSON file has the same name with the suffix `.json`.
+        probabilities: Probabilities [N, K] in [0, 1], written with 9 significant digits; NaN
+            becomes an empty cell.
+        paths: Paths [N] of the images in the CSV file of the data set.
+        labels: Names [K] of the columns.
+        source: Checkpoint, data, views and other facts about the predictions.
+    """
+    table = pd.DataFrame(probabilities, columns=list(labels))
+    table.insert(0, 'Path', list(paths))
+    source = {'labels': list(labels)} | source
+    # The bytes of a file name that is not UTF-8 are written unchanged.
+    rows = table.to_csv(index=False, float_format='%.9g').encode('utf-8', 'surrogateescape')
+    about = json.dumps(source, indent=1) + '\n'
+    replace_files({Path(path): rows, Path(path).with_suffix('.json'): about})
+
+
+def read_predictions(
+    path: str | Path, *, task: str = '', allow_empty: bool = False, labels: Sequence[str] = ()
+) -> Predictions:
+    """Read and check a CSV file with a column `Path` or `Study` and one column per label.
+
+    A column is a label if a task, the JSON file next to the CSV file or `labels` names it.
+
+    Args:
+        path: Path of the CSV file.
+        task: DATA.TASK that the JSON file must name, if it names one; '' accepts any task.
+        allow_empty: Whether cells may be empty.
+        labels: Names of further labels (DATA.LABELS).
+
+    Raises:
+        ValueError: If a name occurs twice (see `normalise_name`), if a cell is not a number from 0
+            to 1, or if the file has no such columns.
+    """
+    table = Table(path)
+    source = table.file.with_suffix('.json')
+    try:
+        about = json.loads(source.read_bytes()) if source.is_file() else {}
+        found, own = about.get('task'), about.get('labels', [])
+        views = str(about.get('trained_views', ''))
+        if not (isinstance(own, list) and all(isinstance(label, str) for label in own)):
+            raise TypeError(f'labels must be a list of names, got {own!r:.100}')
+    except (ValueError, AttributeError, TypeError) as error:
+        if task:
+            raise ValueError(f'{source} does not describe predictions: {error}') from error
+        found, own, views = None, [], ''  # an unrelated file has this name
+    if task and found not in (None, task):
+        raise ValueError(f'{path}: the predictions are of DATA.TASK {found!r}, not {task!r}')
+    known = dict.fromkeys(label for task in TASKS.values() for label in task.labels)
+    known |= dict.fromkeys(label for label in (*own, *labels) if label not in KEYS)
+    labels = tuple(label for label in known if label in table)
+    table.require(KEYS, known)
+    _check_names(table)
+    options = {'most': 1, 'can_be_empty': allow_empty}
+    columns = [table.numbers(label, 'value of a probability', **options) for label in labels]
+    return Predictions(
+        file=table.file,
+        key=table.key,
+        row=table.row,
+        names=table[table.key].to_numpy(object),
+        labels=labels,
+        probabilities=np.stack(columns, axis=1),
+        trained_views=views,
+    )
+
+
+def look_up(
+    predictions: Predictions, paths: Sequence[str], labels: Sequence[str] = LABELS
+) -> np.ndarray:
+    """Look up the probabilities of images, or of their studies in a file of studies.
+
+    Args:
+        predictions: Predictions of a model.
+        paths: Paths [N] of images, which are matched by `normalise_name`.
+        labels: Names [K] of labels.
+
+    Returns:
+        Probabilities [N, K], NaN for a missing row or column.
+    """
+    rows = row_names(predictions.names).get_indexer(row_names(paths, predictions.key))
+    found = np.full((len(paths), len(labels)), np.nan)
+    for k, label in enumerate(labels):
+        if label in predictions.labels:
+            column = predictions.probabilities[:, predictions.labels.index(label)]
+            found[:, k] = np.where(rows >= 0, column[rows], np.nan)
+    return found
+
+
+def read_label_file(
+    path: str | Path,
+    *,
+    task: str = 'observations',
+    blank: str = 'negative',
+    views: str = 'all',
+    labels: Sequence[str] = (),
+) -> LabelTable:
+    """Read and check a CSV file with a column `Path` or `Study` and one column per label.
+
+    The columns of `DESCRIPTION` are optional; a missing view is taken from the name of the image.
+
+    Args:
+        path: Path of the CSV file.
+        task: DATA.TASK; binary tasks need the columns of all observations.
+        blank: Target of a label that is not mentioned (DATA.BLANK).
+        views: Views of the images that are kept: 'frontal', 'lateral' or 'all'.
+        labels: Names of the labels (DATA.LABELS).
+    """
+    table = Table(path)
+    wanted, uses_columns = label_columns(labels), find_task(task).uses_policies
+    missing = tuple(label for label in wanted if label not in table)
+    table.require(KEYS, *([wanted] if uses_columns else missing))
+    _check_names(table)
+    add_studies(table)
+    table.cells = table.cells.assign(path=table[table.key], file=table[table.key])
+    records = records_of(table, wanted)
+    if views != 'all' and table.key == 'Path':
+        table.check('Path', records.view != '', 'value of the view', 'names no view')
+        records = select_views(records, views)
+    labels, columns = task_labels(task, labels), slice(None)
+    if uses_columns:
+        columns = [k for k, label in enumerate(labels) if label not in missing]
+        labels = tuple(labels[k] for k in columns)
+    targets = scored_targets(records.labels, task=task, blank=blank, names=wanted)[:, columns]
+    return LabelTable(table.file, table.key, task, views, records, labels, targets, missing)
+
+
+def _check_names(table: Table) -> None:
+    """Report empty names, and names that are equal after normalisation."""
+    names = row_names(table[table.key]).to_numpy()
+    table.check(table.key, names != '', 'form of a path', 'is not a name')
+    table.keep_first(table.key, 'duplicate path', names)

@@ -1,0 +1,191 @@
+"""Read the data set of a config."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import data.layouts  # noqa: F401 (modules of readers register their data sets)
+import data.mimic  # noqa: F401
+from config import Config, check_config, default_config, enlarged_side, put, register_check
+from data.chexpert import chexpert_tables
+from data.datasets import DATASETS
+from data.labels import label_columns
+from data.records import Records
+from data.splits import select_views, split_fold, split_patients
+from data.store import (
+    BAD_FILE,
+    STORE_FILE,
+    copy_store,
+    file_crc32,
+    is_store,
+    packed_steps,
+    place_of,
+    read_about,
+)
+from system.files import NETWORK_SYSTEMS, file_system
+
+SCORED_SPLITS = ('internal', 'valid', 'test')  # in the order of reports
+TRAINING_LABELS = 'labels of the training CSV (in CheXpert, a labeller made them, not radiologists)'
+
+
+@register_check
+def check_dataset(config: Config, stage: str | None) -> None:
+    """Refuse fine-tuning without labels, and an output folder inside the folder of images."""
+    dataset, root = config.DATA.DATASET, config.DATA.DATA_PATH
+    if stage == 'finetune' and not DATASETS[dataset].labelled:
+        names = ' or '.join(repr(name) for name, entry in DATASETS.items() if entry.labelled)
+        raise ValueError(f'DATA.DATASET must be {names} for fine-tuning, got {dataset!r}')
+    is_read = stage and root and not config.DATA.SOURCES
+    is_folder = is_read and not DATASETS[dataset].labelled and not is_store(root)
+    if is_folder and Path(config.OUTPUT).resolve().is_relative_to(Path(root).resolve()):
+        raise ValueError(
+            f'OUTPUT {config.OUTPUT} must lie outside DATA.DATA_PATH {root}: the next run would '
+            'train on the images that this run writes'
+        )
+
+
+def read_split(
+    config: Config,
+    split: str,
+    logger: logging.Logger,
+    *,
+    optional: bool = False,
+    labelled: bool = True,
+) -> Records | None:
+    """Read all records of 'train', 'valid' or 'test'; return None if an optional split is absent.
+
+    With `labelled=False` no labels are read, and their columns may be missing. With DATA.FOLD,
+    valid is this fold of the training patients, and train are the other training patients.
+    """
+    root, dataset = data_root(config, logger), DATASETS[config.DATA.DATASET]
+    labels = label_columns(config.DATA.LABELS) if labelled else ()
+    fold = config.DATA.FOLD if split in ('train', 'valid') else ''
+    part = 'train' if fold else split
+    records = dataset.read(config, root, part, labels=labels, optional=optional, logger=logger)
+    if not fold or records is None:
+        return records
+    return split_fold(records, fold)[split == 'valid']
+
+
+def read_data_set(dataset: str, root: str, split: str, labels: Sequence[str] = ()) -> Records:
+    """Read all records of a split outside a run; all other options have their defaults."""
+    config = default_config()
+    for name, value in {'DATASET': dataset, 'DATA_PATH': root, 'LABELS': list(labels)}.items():
+        put(config, f'DATA.{name}', value, '--dataset')
+    check_config(config)
+    return read_split(config, split, logging.getLogger(__name__), labelled=bool(labels))
+
+
+def may_be_absent(config: Config, split: str) -> bool:
+    """Return whether a split may be missing.
+
+    The test split may always be missing. The valid split may be missing if there is a test split:
+    in a layout, or in a CSV file other than the default that DATA.TEST_CSV names.
+    """
+    data, splits = config.DATA, DATASETS[config.DATA.DATASET].splits
+    is_given = data.TEST_CSV != default_config().DATA.TEST_CSV
+    has_test = is_given and (Path(data.DATA_PATH) / data.TEST_CSV).is_file()
+    if splits is not None:
+        has_test = set(splits(config)) & {'valid', 'test'} == {'test'}
+    return split == 'test' or (has_test and config.EVAL.SELECT_ON != 'valid')
+
+
+def scored_records(
+    config: Config, split: str, logger: logging.Logger, *, optional: bool = False
+) -> Records | None:
+    """Read the records of 'internal' (see `split_patients`), 'valid' or 'test' in EVAL.VIEWS.
+
+    Returns:
+        Records. None for an absent optional split, and for internal if EVAL.INTERNAL_SHARE is 0.
+    """
+    if split == 'internal':
+        if not config.EVAL.INTERNAL_SHARE:
+            return None
+        records = split_patients(config, read_split(config, 'train', logger))[2]
+    else:
+        records = read_split(config, split, logger, optional=optional)
+    return records and select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
+
+
+def detect_dataset(config: Config) -> str:
+    """Return DATA.DATASET, or what the files of DATA.DATA_PATH show if it has its default value."""
+    root, dataset = Path(config.DATA.DATA_PATH), config.DATA.DATASET
+    if dataset != default_config().DATA.DATASET:
+        return dataset
+    if any(root.glob('mimic-cxr-*-split.csv*')):
+        return 'mimic-cxr'
+    return 'chexpert' if chexpert_tables(config, root) else 'folder'
+
+
+def data_root(config: Config, logger: logging.Logger) -> str:
+    """Return the folder to read: DATA.DATA_PATH, or the copy of this store in DATA.CACHE_DIR.
+
+    The name of a copy contains the checksum of its contents, so several stores can share
+    DATA.CACHE_DIR.
+
+    Raises:
+        ValueError: If DATA.CACHE_DIR is set but DATA.DATA_PATH is not a store, if the copy fails,
+            or if the store was packed with other steps than DATA.PREPROCESS.
+    """
+    data = config.DATA
+    source = Path(data.DATA_PATH)
+    packed = packed_steps(read_about(source)) if is_store(source) else []
+    if packed and packed != data.PREPROCESS:
+        raise ValueError(
+            f'DATA.PREPROCESS must be {packed}, with which the store {source} was packed '
+            f'(scripts/pack.py --preprocess), got {data.PREPROCESS}'
+        )
+    if not data.CACHE_DIR:
+        return data.DATA_PATH
+    if not is_store(source):
+        raise ValueError(
+            f'DATA.CACHE_DIR is for packed stores, but DATA.DATA_PATH {source} is not a store: '
+            'pack it with scripts/pack.py, or leave DATA.CACHE_DIR empty'
+        )
+    source, part = place_of(source.resolve())
+    target = Path(data.CACHE_DIR) / f'{source.name}-{file_crc32(source / STORE_FILE):08x}'
+    try:
+        return str(copy_store(source, target, logger) / part)
+    except OSError as error:
+        raise ValueError(f'DATA.CACHE_DIR: cannot copy {source} to {target}: {error}') from error
+
+
+def describe_images(data_path: str | Path) -> str:
+    """Describe the form in which the images are read: as files or from a packed store."""
+    if not is_store(data_path):
+        return 'files'
+    about = read_about(data_path)
+    size, steps = about['settings']['size'], packed_steps(about)
+    bits = 'more than 8 bits kept' if about['settings']['keep_16bit'] else '8 bits'
+    form = f'with a short side of at most {size} px, aspect kept'
+    if size is None:
+        form = 'at their own sizes'
+    elif about['settings']['square']:
+        form = f'squeezed to {size} x {size} px'
+    return ', '.join([f'packed {form}', bits, *steps])
+
+
+def log_store(config: Config, logger: logging.Logger) -> None:
+    """Log the form of the images of a store, and warn of a network and if views enlarge them."""
+    path = config.DATA.DATA_PATH
+    if not is_store(path):
+        return
+    about = read_about(path)
+    logger.info(f'{path}: {about["images"]} images, {describe_images(path)}')
+    kind = file_system(path)
+    if kind in NETWORK_SYSTEMS and not config.DATA.CACHE_DIR:
+        logger.warning(
+            f'every epoch reads the store {path} from a network file system ({kind}): copy it once '
+            'to a folder on the local disk with DATA.CACHE_DIR'
+        )
+    if about['left_out']:
+        count = len(about['left_out'])
+        logger.warning(f'{path}: {count} images could not be read when it was packed ({BAD_FILE})')
+    size, side = config.DATA.IMG_SIZE, about['settings']['size']
+    needed = enlarged_side(size) if config.TEST.CROP else size
+    if side is not None and side < needed:
+        cut = f', from which views of {size} px are cut (TEST.CROP)' if config.TEST.CROP else ''
+        logger.warning(
+            f'{path}: its images of {side} px are enlarged to {needed} px{cut}. For sharper images '
+            f'pack them with scripts/pack.py --size {needed} or more'
+        )

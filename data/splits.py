@@ -1,0 +1,189 @@
+"""Split patients: hold-out, folds and subsets, and the images that a run trains on."""
+
+import hashlib
+import math
+import os
+
+import numpy as np
+import pandas as pd
+
+from config import Config
+from data.datasets import DATASETS
+from data.labels import find_task, label_policies, scored_targets, training_targets
+from data.records import Records
+
+VIEWS_HINT = "'views: frontal' in the layout, if all images are frontal"
+
+
+def select_views(records: Records, views: str) -> Records:
+    """Select the images of the views 'frontal', 'lateral' or 'all'."""
+    if views == 'all':
+        return records
+    keep = records.view == views
+    if len(records) and not keep.any():
+        hint = '' if records.view.any() else f'; their view is unknown: see {VIEWS_HINT}'
+        raise ValueError(
+            f'{records.root / records.csv}: none of the {len(records)} images is {views} '
+            f'(DATA.VIEWS, EVAL.VIEWS){hint}'
+        )
+    return records.select(keep)
+
+
+def split_fold(records: Records, fold: str) -> tuple[Records, Records]:
+    """Split off fold k of n of the patients, for a `fold` 'k/n'; return (the others, the fold).
+
+    The fold of a patient is a hash of the name modulo n. It depends neither on the seed nor on the
+    other patients, so two files that share some patients assign them to the same folds.
+    """
+    part, parts = map(int, fold.split('/'))
+    codes, hashes = _patient_hashes(records.patient, 'fold')
+    is_scored = np.array([int.from_bytes(h, 'big') % parts == part for h in hashes], bool)[codes]
+    if is_scored.all() or not is_scored.any():
+        raise ValueError(
+            f'DATA.FOLD {fold} contains {is_scored.sum()} of the {len(records)} images of '
+            f'{records.csv}: it must leave some to train on and some to score'
+        )
+    return records.select(~is_scored), records.select(is_scored)
+
+
+def split_holdout(records: Records, fraction: float) -> tuple[Records, Records]:
+    """Split off a fraction of the patients, which is the same for every seed.
+
+    Call this on all records of `read_split`, before views and subsets are selected, so that the
+    same patients are held out whatever is selected.
+
+    Returns:
+        (train, holdout): holdout has the first `fraction` of the patients, rounded up, in the order
+        of a hash of their names.
+    """
+    rank, num_patients = _patient_order(records.patient, key='holdout')
+    num_held_out = _share(fraction, num_patients)
+    if num_held_out >= num_patients:
+        raise ValueError(
+            f'DATA.HOLDOUT_FRACTION {fraction} leaves none of the {num_patients} patients of '
+            f'{records.csv} to train on'
+        )
+    return records.select(rank >= num_held_out), records.select(rank < num_held_out)
+
+
+def split_patients(config: Config, records: Records) -> tuple[Records, Records, Records]:
+    """Split the training CSV by patient, in the same way for every seed; see `split_holdout`.
+
+    Returns:
+        (train, holdout, internal): holdout chooses the checkpoint and the thresholds; internal, the
+        fraction EVAL.INTERNAL_SHARE of the held-out patients, is only scored.
+    """
+    train, held_out = split_holdout(records, config.DATA.HOLDOUT_FRACTION)
+    rank, num_patients = _patient_order(held_out.patient, key='internal')
+    share = config.EVAL.INTERNAL_SHARE
+    num_internal = _share(share, num_patients)
+    if share and not 0 < num_internal < num_patients:
+        raise ValueError(
+            f'EVAL.INTERNAL_SHARE {share} leaves none of the {num_patients} patients held out by '
+            f'DATA.HOLDOUT_FRACTION {config.DATA.HOLDOUT_FRACTION} to choose a checkpoint'
+        )
+    is_internal = rank < num_internal
+    return train, held_out.select(~is_internal), held_out.select(is_internal)
+
+
+def take_subset(records: Records, *, fraction: float, images: int, seed: int) -> Records:
+    """Select a share of the patients or a number of images; larger subsets contain smaller ones.
+
+    Args:
+        records: Records to select from; their order is kept.
+        fraction: Share of the patients, rounded up; 1 selects all (DATA.TRAIN_FRACTION).
+        images: Number of images, patient by patient; 0 selects all (DATA.TRAIN_IMAGES).
+        seed: Seed of the order of the patients.
+    """
+    if images == 0 and fraction == 1:
+        return records
+    if images > len(records):
+        raise ValueError(
+            f'DATA.TRAIN_IMAGES must be at most {len(records)}, the number of images, got {images}'
+        )
+    rank, num_patients = _patient_order(records.patient, key=str(seed))
+    if images:
+        return records.select(np.sort(np.argsort(rank, kind='stable')[:images]))
+    return records.select(rank < _share(fraction, num_patients))
+
+
+def training_records(config: Config, records: Records) -> Records:
+    """Select the images that fine-tuning learns from, out of all that are not held out.
+
+    Images of other views than DATA.VIEWS are dropped. In a binary task, images without a target are
+    dropped, too. Then the subset of DATA.TRAIN_FRACTION or DATA.TRAIN_IMAGES is taken.
+    """
+    data = config.DATA
+    records = select_views(records, data.VIEWS)
+    if not find_task(data.TASK).uses_policies:
+        records = records.select(~np.isnan(learned_targets(config, records)[:, 0]))
+    return take_subset(
+        records, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
+    )
+
+
+def learned_targets(
+    config: Config, records: Records, predictions: np.ndarray | None = None
+) -> np.ndarray:  # [N, K] float32
+    """Return the targets of the training loss, see `training_targets` and `scored_targets`.
+
+    The predictions [N, K] are probabilities for the policies that need them.
+    """
+    data = config.DATA
+    if not find_task(data.TASK).uses_policies:
+        return scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
+    return training_targets(
+        records.labels,
+        label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS),
+        blank=data.BLANK,
+        rows=records.row,
+        seed=config.SEED,
+        predictions=predictions,
+        names=records.label_names,
+    )
+
+
+def pretrain_records(config: Config, records: Records) -> tuple[Records, Records]:
+    """Split the images of the training CSV into images for pre-training and held-out images."""
+    data = config.DATA
+    train, holdout = split_holdout(records, data.HOLDOUT_FRACTION)
+    if DATASETS[data.DATASET].labelled:
+        train = select_views(train, data.VIEWS)
+        holdout = select_views(holdout, data.VIEWS) if len(holdout) else holdout
+    train = take_subset(
+        train, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
+    )
+    return train, holdout
+
+
+def describe_subset(config: Config) -> str:
+    """Describe the part of the training images that is used; '' for all of them."""
+    data, parts = config.DATA, []
+    if data.FOLD:
+        parts.append(f'without part {data.FOLD} of the patients: DATA.FOLD')
+    if data.TRAIN_IMAGES:
+        parts.append(f'{data.TRAIN_IMAGES} of the images: DATA.TRAIN_IMAGES')
+    if data.TRAIN_FRACTION < 1:
+        parts.append(f'{100 * data.TRAIN_FRACTION:g} % of the patients: DATA.TRAIN_FRACTION')
+    return ', '.join(parts)
+
+
+def _patient_order(patients: np.ndarray, *, key: str) -> tuple[np.ndarray, int]:
+    """Rank patients by a keyed hash; return the rank of each record [N] and their number."""
+    codes, hashes = _patient_hashes(patients, key)
+    order = sorted(range(len(hashes)), key=hashes.__getitem__)
+    rank = np.empty(len(hashes), np.int64)
+    rank[order] = np.arange(len(hashes))
+    return rank[codes], len(hashes)
+
+
+def _patient_hashes(patients: np.ndarray, key: str) -> tuple[np.ndarray, list[bytes]]:
+    """Return the number of the patient of each record [N], and a keyed hash of each patient."""
+    codes, names = pd.factorize(patients)
+    hashes = (hashlib.blake2b(os.fsencode(name), key=key.encode()) for name in names)
+    return codes, [each.digest() for each in hashes]
+
+
+def _share(fraction: float, count: int) -> int:
+    """Return a fraction of a count, rounded up; 0.07 of 100 is 7, without rounding errors."""
+    return math.ceil(fraction * count * (1 - 1e-12))

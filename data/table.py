@@ -1,0 +1,239 @@
+"""Read the cells of CSV and Excel files, and report faults with file, row and column.
+
+By default, the first fault in a file raises a ValueError that names the file, the row and the
+column. The data check passes a function `on_fault` to the readers instead. It collects all faults,
+and the readers return the rows that can be used.
+"""
+
+import csv
+import gzip
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+KEYS = ('Path', 'Study')  # column that names the image or the study of a row
+IDS = ('dicom_id', 'study_id', 'subject_id')  # columns of MIMIC-CXR
+NUMBER = re.compile(r'(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
+SHOWN = 100  # number of characters of a cell in a message
+# Exceptions that damaged CSV and Excel files raise; the XML parser raises a SyntaxError.
+UNREADABLE = (ValueError, OSError, EOFError, KeyError, SyntaxError)
+UNREADABLE += (zipfile.BadZipFile, zlib.error, csv.Error)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A problem of a data set; as text it is the message of an error."""
+
+    kind: str
+    detail: str
+    csv: str = ''  # path of the CSV file
+    row: int | None = None  # row of the CSV file; the header is row 1
+    file: str = ''  # image, study or other file
+    severity: str = 'error'  # 'error': a score would be wrong; 'warning', 'note': readers continue
+
+    def __str__(self) -> str:
+        row = f', row {self.row} (the header is row 1)' if self.row is not None else ''
+        return f'{self.csv}{row}: {self.detail}' if self.csv else self.detail
+
+
+OnFault = Callable[[Fault], None]
+
+
+def refuse(fault: Fault) -> None:
+    """Raise an error for a fault; warnings and notes are ignored."""
+    if fault.severity == 'error':
+        raise ValueError(str(fault))
+
+
+class Table:
+    """The text cells of a CSV file (.csv, .csv.gz or .xlsx).
+
+    A missing column reads as empty cells, and empty rows are ignored. A row that is wider or
+    narrower than the header is a fault, because the last row of a truncated file would otherwise
+    look like an image without labels.
+
+    Args:
+        file: Path of the file.
+        on_fault: Function that receives each fault.
+        hint: Text that is added to the message for a missing file.
+
+    Attributes:
+        cells: Usable rows by column; the index is the 0-based row below the header.
+        titles: What messages say instead of `column 'NAME'`, by column.
+    """
+
+    def __init__(self, file: str | Path, on_fault: OnFault = refuse, hint: str = '') -> None:
+        self.file = Path(file)
+        self.on_fault = on_fault
+        self.titles: dict[str, str] = {}
+        self.cells = self._read(hint)
+
+    def __contains__(self, column: str) -> bool:
+        return column in self.cells
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, column: str) -> pd.Series:
+        return self.cells.get(column, pd.Series('', self.cells.index, object))
+
+    @property
+    def key(self) -> str:
+        """Return 'Path' if each row is an image, and 'Study' if each row is a study."""
+        return 'Study' if 'Study' in self and 'Path' not in self else 'Path'
+
+    @property
+    def row(self) -> np.ndarray:
+        """Return the 0-based rows of the file, [N] int64."""
+        return self.cells.index.to_numpy(np.int64)
+
+    def fault(
+        self, kind: str, detail: str, position: int | None = None, severity: str = 'error'
+    ) -> None:
+        """Report a fault in the file, or in the row at a position."""
+        row, file = None, ''
+        if position is not None:
+            row = int(self.row[position]) + 2
+            file = next((self[name].iloc[position] for name in (*KEYS, *IDS) if name in self), '')
+        self.on_fault(Fault(kind, detail, str(self.file), row, file, severity))
+
+    def require(self, *columns: str | Sequence[str], labels: Sequence[str] = ()) -> None:
+        """Report the missing columns.
+
+        A row without the column of a label can be used. If another column is missing, no row can.
+
+        Args:
+            columns: Columns that must exist; of a sequence of columns, one is enough.
+            labels: Columns of labels.
+        """
+        if not len(self):
+            return
+        choices = [(column,) if isinstance(column, str) else column for column in columns]
+        missing = [' or '.join(names) for names in choices if not any(n in self for n in names)]
+        unlabelled = [name for name in labels if name not in self]
+        for names, hint in ((missing, ''), (unlabelled, ' (see DATA.LABELS)')):
+            if names:
+                found = ', '.join(self.cells)
+                detail = f'there is no column {", ".join(names)}{hint}; found: {found}'
+                self.fault('missing column', detail)
+        if missing:
+            self.cells = self.cells[:0]
+
+    def check(
+        self, column: str, good: np.ndarray, kind: str, problem: str, severity: str = 'error'
+    ) -> None:
+        """Report every cell of a column where `good` ([N] bool) is false."""
+        for position in np.flatnonzero(~good).tolist():
+            self.fault(kind, f'{self._cell(column, position)} {problem}', position, severity)
+
+    def keep(
+        self, column: str, good: Sequence[bool], kind: str, problem: str, severity: str = 'error'
+    ) -> None:
+        """Report and drop every row where `good` ([N] bool) is false."""
+        good = np.asarray(good, bool)
+        self.check(column, good, kind, problem, severity)
+        self.cells = self.cells[good]
+
+    def keep_first(self, column: str, kind: str, values: Sequence[str] | None = None) -> None:
+        """Report and drop every row whose cell (or value, [N]) occurs in an earlier row."""
+        values = pd.Series(np.asarray(self[column] if values is None else values, object))
+        later = values.duplicated().to_numpy()
+        first_rows = dict(zip(values[~later], self.row[~later] + 2, strict=True))
+        for position in np.flatnonzero(later).tolist():
+            problem = f'already occurs in row {first_rows[values[position]]}'
+            self.fault(kind, f'{self._cell(column, position)} {problem}', position)
+        self.cells = self.cells[~later]
+
+    def map(
+        self,
+        column: str,
+        meanings: Mapping[str, Any],
+        kind: str,
+        *,
+        allowed: str = '',
+        dtype: type = float,
+    ) -> np.ndarray:  # [N]
+        """Return the meaning of each cell; a cell without a meaning is a fault, read as empty."""
+        allowed = allowed or ', '.join(name or 'empty' for name in meanings)
+        codes, values = pd.factorize(self[column].to_numpy(object))
+        good = np.array([value in meanings for value in values], bool)[codes]
+        self.check(column, good, kind, f'is not allowed (allowed: {allowed})')
+        empty = meanings.get('', np.nan)
+        return np.array([meanings.get(value, empty) for value in values], dtype)[codes]
+
+    def numbers(
+        self, column: str, kind: str, *, most: float = math.inf, can_be_empty: bool = True
+    ) -> np.ndarray:  # [N]
+        """Return the cells as numbers from 0 to `most`, and NaN for empty cells."""
+        texts = [text for text in self[column].unique() if NUMBER.fullmatch(text)]
+        meanings = {text: float(text) for text in texts if float(text) <= most}
+        allowed = 'numbers from 0' if most == math.inf else f'numbers from 0 to {most}'
+        if can_be_empty:
+            meanings[''], allowed = np.nan, f'{allowed}, or empty'
+        return self.map(column, meanings, kind, allowed=allowed)
+
+    def _cell(self, column: str, position: int) -> str:
+        title, cell = self.titles.get(column, f'column {column!r}'), self[column].iloc[position]
+        hint = ' (a quote that is not closed?)' if '\n' in cell else ''
+        return f'{title}: {cell!r:.{SHOWN}}{hint}'
+
+    def _read(self, hint: str) -> pd.DataFrame:
+        if not self.file.is_file():
+            self.fault('missing file', f'the file does not exist{hint}')
+            return pd.DataFrame()
+        try:
+            header, *rows = _read_rows(self.file) or [[]]
+        except UNREADABLE as error:
+            hint = '; save it as UTF-8' if isinstance(error, UnicodeDecodeError) else ''
+            self.fault('unreadable table', f'it cannot be read: {error}{hint}')
+            return pd.DataFrame()
+        if len(header) == 1 and (separator := re.search('[;\t|]', header[0])):
+            detail = f'the columns are separated by {separator[0]!r}: save it with commas instead'
+            self.fault('unreadable table', detail)
+            return pd.DataFrame()
+        for name in {name for name in header if name and header.count(name) > 1}:
+            self.fault('repeated column', f'column {name} is given twice')
+        kept = {}
+        for number, row in enumerate(rows):
+            if len(row) == len(header):
+                kept[number] = row
+            elif any(row):
+                detail = f'{len(row)} fields, but the header has {len(header)}'
+                place = {'csv': str(self.file), 'row': number + 2}
+                self.on_fault(Fault('row of another width', detail, **place))
+        table = pd.DataFrame(list(kept.values()), list(kept), header, object)
+        table = table.loc[(table != '').any(axis=1), ~table.columns.duplicated()]
+        if table.empty:
+            self.fault('empty CSV', 'there is no usable row below the header')
+        return table
+
+
+def _read_rows(file: Path) -> list[list[str]]:
+    """Read the rows of a CSV file, or of the first sheet of an Excel file."""
+    if file.suffix == '.xlsx':
+        options = {'header': None, 'dtype': str, 'keep_default_na': False, 'engine': 'openpyxl'}
+        try:
+            return pd.read_excel(file, **options).to_numpy().tolist()
+        except ImportError as error:
+            raise ValueError(".xlsx needs openpyxl: pip install 'openpyxl>=3.1'") from error
+    opener = gzip.open if file.suffix == '.gz' else open
+    with opener(file, 'rt', encoding='utf-8-sig', newline='') as lines:
+        return list(csv.reader(lines))
+
+
+def find_file(root: Path, *patterns: str, hint: str) -> Path:
+    """Find the one file in a folder that matches one of the patterns."""
+    found = sorted(file for pattern in patterns for file in root.glob(pattern))
+    if len(found) != 1:
+        names = ', '.join(file.name for file in found) or 'none'
+        wanted = ' or '.join(patterns)
+        raise ValueError(f'{root} must have exactly one file {wanted}, found: {names} (see {hint})')
+    return found[0]
