@@ -37,7 +37,6 @@ from data.transforms import (
     erase,
     jitter,
     resized_crop,
-    statistics,
     warp,
     warp_matrix,
 )
@@ -178,7 +177,7 @@ def test_each_channel_has_its_own_statistics(channels):
     config = make_config(channels, TEST__CROP=False)
     image = Image.fromarray(np.full((50, 70), 100, np.uint8))
     got = EvalTransform(config)(image, sample_rng(0, 0, 0))
-    mean, std = statistics(config)
+    mean, std = pixel_statistics(config)
     assert got.shape == (channels, 64, 64)
     assert got.dtype == torch.float32
     for c in range(channels):
