@@ -18,7 +18,7 @@ from torchvision.transforms import functional as F
 from torchvision.transforms.v2 import functional as F2
 from xray_splits import xray
 
-from config import check_config
+from config import check_config, pixel_statistics
 from data.images import FULL_SIZE
 from data.loader import sample_rng
 from data.masking import MaskGenerator
