@@ -52,6 +52,7 @@ from sweeps.tables import (
     write_sweep_table,
 )
 from system.files import replace_file
+from system.tool import tool
 
 DEFAULT_SEEDS = 3
 QUOTES = ('"', "'")
@@ -464,12 +465,9 @@ COMMANDS = {
 }
 
 
+@tool
 def main(args: argparse.Namespace) -> int:
-    try:
-        return args.function(args)
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    return args.function(args)
 
 
 if __name__ == '__main__':

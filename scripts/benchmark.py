@@ -56,6 +56,7 @@ from optimizer import build_optimizer
 from sweeps.comparison import t_interval
 from system.device import local_device, synchronized_time, to_device
 from system.files import replace_file
+from system.tool import tool
 
 LOGGER = logging.getLogger('benchmark')
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -333,12 +334,9 @@ def digits(value: float) -> str:
     return f'{value:,.0f}' if value >= 100 else f'{value:#.3g}'
 
 
+@tool
 def main(args: argparse.Namespace) -> int:
-    try:
-        cases = (input_cases if args.command == 'input' else training_cases)(args)
-    except ValueError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    cases = (input_cases if args.command == 'input' else training_cases)(args)
     rows = measure(cases, args.repeats)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
     print(f'{where}, {time.strftime("%Y-%m-%d")}, PyTorch {torch.__version__}\n')

@@ -22,6 +22,7 @@ from data.datasets import DATASETS
 from data.reading import detect_dataset, may_be_absent
 from data.sources import source_configs
 from system.files import replace_file
+from system.tool import tool
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -68,36 +69,30 @@ def summary(config: Config, checked: dict[str, Checked], findings: Findings) -> 
     return '\n'.join(lines)
 
 
+@tool
 def main(args: argparse.Namespace) -> int:
     findings = Findings()
-    try:
-        config = read_config(args)
-        tables = {args.output: findings.table}
-        for own in source_configs(config).values():
-            for flag, file in (('--output', args.output), ('--duplicates', args.duplicates)):
-                if file and file.resolve().is_relative_to(Path(own.DATA.DATA_PATH).resolve()):
-                    raise ValueError(f'{flag} {file} must lie outside {own.DATA.DATA_PATH}')
-        if config.DATA.SOURCES:
-            checked, duplicates = check_sources(config, findings, workers=args.workers)
-        else:
-            has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
-            splits = DATASETS[config.DATA.DATASET].splits
-            has_only_train = splits is not None and list(splits(config)) == ['train']
-            needs_no_valid = config.DATA.FOLD or has_only_train or may_be_absent(config, 'valid')
-            optional = ('test',) * has_default_test + ('valid',) * bool(needs_no_valid)
-            optional += ('train',) * (splits is not None and 'train' not in splits(config))
-            checked = {'': check_data(config, findings, optional=optional, workers=args.workers)}
-            duplicates = list_duplicates(checked, findings)
-        tables |= {args.duplicates: lambda: duplicates} if args.duplicates else {}
-        for file, table in tables.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(file, table().to_csv(index=False).encode(errors='backslashreplace'))
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted; no list was written', file=sys.stderr)
-        return 130
+    config = read_config(args)
+    tables = {args.output: findings.table}
+    for own in source_configs(config).values():
+        for flag, file in (('--output', args.output), ('--duplicates', args.duplicates)):
+            if file and file.resolve().is_relative_to(Path(own.DATA.DATA_PATH).resolve()):
+                raise ValueError(f'{flag} {file} must lie outside {own.DATA.DATA_PATH}')
+    if config.DATA.SOURCES:
+        checked, duplicates = check_sources(config, findings, workers=args.workers)
+    else:
+        has_default_test = config.DATA.TEST_CSV == default_config().DATA.TEST_CSV
+        splits = DATASETS[config.DATA.DATASET].splits
+        has_only_train = splits is not None and list(splits(config)) == ['train']
+        needs_no_valid = config.DATA.FOLD or has_only_train or may_be_absent(config, 'valid')
+        optional = ('test',) * has_default_test + ('valid',) * bool(needs_no_valid)
+        optional += ('train',) * (splits is not None and 'train' not in splits(config))
+        checked = {'': check_data(config, findings, optional=optional, workers=args.workers)}
+        duplicates = list_duplicates(checked, findings)
+    tables |= {args.duplicates: lambda: duplicates} if args.duplicates else {}
+    for file, table in tables.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, table().to_csv(index=False).encode(errors='backslashreplace'))
     print(f'{summary(config, checked, findings)}\nall findings: {args.output}')
     return 1 if findings.count('error') else 0
 

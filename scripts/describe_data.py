@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config, check_config, default_config, put
 from data.describe import TABLES, build_description, format_description, save_description
 from data.reading import detect_dataset
+from system.tool import tool
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -38,14 +39,11 @@ def read_config(args: argparse.Namespace) -> Config:
     return config
 
 
+@tool
 def main(args: argparse.Namespace) -> int:
-    try:
-        description = build_description(read_config(args))
-        print(format_description(description))
-        save_description(description, args.output)
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    description = build_description(read_config(args))
+    print(format_description(description))
+    save_description(description, args.output)
     names = ', '.join((*TABLES, 'labels.png', 'groups.png', 'description.json'))
     print(f'\nsaved in {args.output}: {names}')
     return 0

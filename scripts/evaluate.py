@@ -49,6 +49,7 @@ from evaluation.report import (
     scores_table,
     write_report,
 )
+from system.tool import tool
 
 # Possible values of `fit_held_out`.
 LIMITS = {'threshold': (0.0, 1.0), 'temperature': TEMPERATURES}
@@ -114,13 +115,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@tool
 def main(args: argparse.Namespace) -> int:
-    try:
-        document = score_files(args)
-        page = write_report(args.output, document)
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    document = score_files(args)
+    page = write_report(args.output, document)
     print(format_scores(document))
     print(f'The report is {page}. Not for clinical use.')
     return 0

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.export import FORMATS, export, load_source
+from system.tool import tool
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -32,15 +33,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@tool
 def main(args: argparse.Namespace) -> int:
     # onnxscript warns about every simplification.
     logging.getLogger('onnxscript').setLevel(logging.ERROR)
+    source = load_source(args.checkpoint, logging.getLogger('export'))
     try:
-        source = load_source(args.checkpoint, logging.getLogger('export'))
         worst = export(source, args.to, args.output, overwrite=args.overwrite)
-    except (ValueError, OSError, RuntimeError) as error:  # PyTorch cannot trace every model
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    except RuntimeError as error:  # PyTorch cannot trace every model
+        raise ValueError(str(error)) from error
     outputs = f'{len(source.outputs)} logits' if source.outputs else source.gives
     print(f'{args.output}: {outputs}, at most {worst:.1e} from the checkpoint.')
     print('Not for clinical use.')

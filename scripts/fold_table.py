@@ -57,6 +57,7 @@ from sweeps.tables import (
     write_table,
 )
 from system.files import replace_file
+from system.tool import tool
 
 FEW_RESAMPLES = (
     'Too few cases: fewer than 95 % of the resamples have positives and negatives of every label.'
@@ -364,12 +365,9 @@ def page(score: str, figures: Sequence[Mapping[str, Any]], args: argparse.Namesp
     return markdown_table(rows) + ''.join(f'\n- {note}' for note in notes) + '\n'
 
 
+@tool
 def main(args: argparse.Namespace) -> int:
-    try:
-        args.function(args)
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    args.function(args)
     return 0
 
 

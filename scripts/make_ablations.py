@@ -15,6 +15,7 @@ import yaml
 
 from sweeps.files import ROOT, Row, Sweep, load_sweep
 from system.files import replace_files
+from system.tool import tool
 
 FOLDER = ROOT / 'scripts' / 'ablations'
 WRITTEN = 'Written by scripts/make_ablations.py.'
@@ -82,12 +83,9 @@ def _shown(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@tool
 def main(args: argparse.Namespace) -> int:
-    try:
-        files = all_files()
-    except ValueError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    files = all_files()
     replace_files(files)
     print(f'{len(files)} files written')
     return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.phantom import LAYOUTS, contact_sheet, make_phantom
+from system.tool import tool
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,24 +37,21 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@tool
 def main(args: argparse.Namespace) -> int:
     start = time.perf_counter()
-    try:
-        made = make_phantom(
-            args.output,
-            num_train=args.train,
-            num_valid=args.valid,
-            num_test=args.test,
-            seed=args.seed,
-            workers=args.workers,
-            size=args.size,
-            layout=args.layout,
-        )
-        if args.contact_sheet:
-            contact_sheet(args.output, args.contact_sheet)
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    made = make_phantom(
+        args.output,
+        num_train=args.train,
+        num_valid=args.valid,
+        num_test=args.test,
+        seed=args.seed,
+        workers=args.workers,
+        size=args.size,
+        layout=args.layout,
+    )
+    if args.contact_sheet:
+        contact_sheet(args.output, args.contact_sheet)
     seconds = time.perf_counter() - start
     rows = ', '.join(f'{split} {count}' for split, count in made['images'].items())
     print(f'{args.output}: images {rows}; drew {made["drawn"]} in {seconds:.1f} s')

@@ -21,6 +21,7 @@ from data.packing import Settings, Source, join_sources, pack, read_source
 from data.preprocess import PREPROCESS
 from data.sources import source_configs
 from data.store import BAD_FILE, verify
+from system.tool import tool
 
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
@@ -64,6 +65,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@tool
 def main(args: argparse.Namespace) -> int:
     if args.verify:
         problems = verify(args.output)
@@ -75,12 +77,8 @@ def main(args: argparse.Namespace) -> int:
         about = pack(
             read(args), args.output, settings(args), workers=args.workers, skip_bad=args.skip_bad
         )
-    except ValueError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
     except OSError as error:
-        print(f'error: {args.output}: {error}; run the same command again', file=sys.stderr)
-        return 2
+        raise ValueError(f'{args.output}: {error}; run the same command again') from error
     except KeyboardInterrupt:
         print('interrupted; the same command resumes from here', file=sys.stderr)
         return 130

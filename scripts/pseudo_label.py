@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.pseudo_labels import KEEP
 from sweeps.pseudo_labels import TABLE, Rounds
+from system.tool import tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -47,30 +48,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@tool
 def main(args: argparse.Namespace) -> int:
-    try:
-        rounds = Rounds(
-            cfg=os.path.abspath(args.cfg),
-            data=os.path.abspath(args.data_path),
-            output=Path(args.output).absolute(),
-            options=args.opts,
-            pretrained=os.path.abspath(args.pretrained) if args.pretrained else '',
-            processes=args.processes,
-            keep=args.keep,
-            confidence=args.confidence,
-            equal_steps=args.equal_steps,
-            say=lambda line: print(f'{time.strftime("%H:%M:%S")}  {line}', flush=True),
-        )
-        code = rounds.run(args.rounds)
-        if not code and args.all_labels:
-            code = rounds.run_all_labels()
-        if not code:
-            print((rounds.output / f'{TABLE}.md').read_text())
-            print(f'best: {rounds.jobs[rounds.best].folder}')
-        return code
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    rounds = Rounds(
+        cfg=os.path.abspath(args.cfg),
+        data=os.path.abspath(args.data_path),
+        output=Path(args.output).absolute(),
+        options=args.opts,
+        pretrained=os.path.abspath(args.pretrained) if args.pretrained else '',
+        processes=args.processes,
+        keep=args.keep,
+        confidence=args.confidence,
+        equal_steps=args.equal_steps,
+        say=lambda line: print(f'{time.strftime("%H:%M:%S")}  {line}', flush=True),
+    )
+    code = rounds.run(args.rounds)
+    if not code and args.all_labels:
+        code = rounds.run_all_labels()
+    if not code:
+        print((rounds.output / f'{TABLE}.md').read_text())
+        print(f'best: {rounds.jobs[rounds.best].folder}')
+    return code
 
 
 if __name__ == '__main__':

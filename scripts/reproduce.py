@@ -30,6 +30,7 @@ from config import build_parser, get_config
 from engine.run_record import OPTIONS_FILE, RECORD_FILE, ROOT, read_record, run_changes
 from logger import read_metrics
 from system.files import BEST_CHECKPOINT, checkpoint_name
+from system.tool import tool
 from utils import read_checkpoint
 
 TIMINGS = ('seconds', 'data_seconds', 'images_per_second')
@@ -56,13 +57,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@tool
 def main(args: argparse.Namespace) -> int:
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            return reproduce(args, args.output or Path(scratch))
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    with tempfile.TemporaryDirectory() as scratch:
+        return reproduce(args, args.output or Path(scratch))
 
 
 def reproduce(args: argparse.Namespace, output: Path) -> int:

@@ -19,6 +19,7 @@ from data.loader import sample_rng
 from data.masking import MASKS, MaskGenerator, average_distance
 from data.transforms import FILTERS, centre_crop
 from evaluation.reconstruction import pixel_mask
+from system.tool import tool
 
 HIDDEN_COLOUR = np.array([38, 70, 108])
 CELL_INCHES = 1.75
@@ -78,13 +79,10 @@ def _add_image(figure: Figure, place: SubplotSpec, image: np.ndarray) -> Axes:
     return ax
 
 
+@tool
 def main(args: argparse.Namespace) -> int:
-    try:
-        pixels = centre_crop(load_image(args.image), args.size, FILTERS['bilinear'][0])
-        figure = draw_grid(pixels, args)
-    except ValueError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    pixels = centre_crop(load_image(args.image), args.size, FILTERS['bilinear'][0])
+    figure = draw_grid(pixels, args)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.output)
     print(f'{args.output}: {", ".join(MASKS)}; units {args.units} px, ratios {args.ratios}')
