@@ -8,7 +8,8 @@ python scripts/fold_table.py table --sweep F --predictions P --labels DATA/all.c
 of the prediction among the images of the fold, from 0 to 1, because predictions of different models
 have no common scale. scripts/evaluate.py can also read these files. With --tune, rows that only
 differ in fine-tuning become one row: each fold takes the predictions of the row with the highest
-mean AUROC on the patients of the other folds, and P/tuning.csv lists the choices.
+mean AUROC on the training patients whom its runs did not learn from (EVAL.PREDICT_TRAIN), and
+P/tuning.csv lists the choices.
 
 `table` compares each row with
 all rows in `against`, in which `pixels` is the logistic regression on pixels (REPORT.PIXEL_FLOOR),
@@ -17,6 +18,7 @@ and with all in `against_best_of`, because the joined predictions have no held-o
 
 import argparse
 import gzip
+import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,22 +32,32 @@ from scipy.stats import rankdata
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.predictions import Predictions, read_label_file, read_predictions
+from data.labels import task_labels
+from data.predictions import Predictions, look_up, read_label_file, read_predictions
+from data.reading import read_split
+from data.splits import split_patients, unlabelled_records
 from engine.run_record import is_finished
 from evaluation.cases import match
 from evaluation.footnotes import Footnotes
 from evaluation.intervals import Resamples, interval
 from evaluation.metrics import FEW_CASES, auroc_per_label, label_scores
-from sweeps.comparison import compare_over_patients, compare_over_seeds, correct_comparisons
+from sweeps.comparison import (
+    compare_over_patients,
+    compare_over_seeds,
+    correct_comparisons,
+    real_targets,
+)
 from sweeps.files import (
     PIXELS,
     Row,
     Sweep,
     comparable_rows,
+    load_config,
     load_sweep,
     only_rows,
     pixel_row,
     run_folder,
+    without_cache,
 )
 from sweeps.tables import (
     MISSING,
@@ -59,6 +71,7 @@ from sweeps.tables import (
 from system.files import replace_file
 from system.tool import tool
 
+LOGGER = logging.getLogger('fold_table')
 FEW_RESAMPLES = (
     'Too few cases: fewer than 95 % of the resamples have positives and negatives of every label.'
 )
@@ -82,8 +95,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             add('--output', type=Path, required=True, help='root of the run folders')
             add('--folds', type=int, required=True, help='the same as for ablate.py run')
             add('--seeds', type=int, default=3, help='seeds 0 to N - 1')
-            add('--tune', type=Path, metavar='LABELS', help='join rows with the same pre-training, '
-                'given the CSV file with the labels of all images')  # fmt: skip
+            add('--tune', action='store_true', help='join rows with the same pre-training')
             continue
         add('--predictions', type=Path, required=True, help='folder that join wrote')
         add('--labels', type=Path, required=True, help='CSV file with the labels of all images')
@@ -122,9 +134,10 @@ def join(args: argparse.Namespace) -> None:
 def tune(sweep: Sweep, runs: Mapping[str, Runs], args: argparse.Namespace) -> dict[str, Runs]:
     """Return one row for all rows with the same pre-training and labels, and write tuning.csv.
 
-    In each fold, it has the runs of the row with the highest mean AUROC over the seeds on the
-    patients of the other folds, so a patient is scored by a setting that other patients chose. The
-    row has the name of the first of its rows.
+    In each fold, it has the runs of the row with the highest mean AUROC over the seeds on training
+    patients of the fold whom the runs did not learn from (`mean_score`). A patient is scored by a
+    setting that other patients chose, and these patients see the runs that are scored: a run that
+    fails is not chosen. The row has the name of the first of its rows.
 
     Raises:
         ValueError: If rows that are tuned together have not finished the same seeds.
@@ -141,7 +154,10 @@ def tune(sweep: Sweep, runs: Mapping[str, Runs], args: argparse.Namespace) -> di
             raise ValueError(f'{first} and {unequal[0]} have not finished the same seeds')
         tuned[first] = {seed: [] for seed in runs[first]}
         for fold in range(args.folds):
-            scores = {name: mean_score(runs[name], fold, args.tune) for name in names}
+            scores = {
+                name: mean_score([folders[fold] for folders in runs[name].values()])
+                for name in names
+            }
             best = max(scores, key=scores.get)
             for seed, folders in runs[best].items():
                 tuned[first][seed].append(folders[fold])
@@ -154,24 +170,31 @@ def tune(sweep: Sweep, runs: Mapping[str, Runs], args: argparse.Namespace) -> di
     return tuned
 
 
-def mean_score(runs: Runs, fold: int, labels_file: Path) -> float:
-    """Return the mean AUROC of a row over seeds and labels, on the patients of the other folds.
+def mean_score(folders: Sequence[Path]) -> float:
+    """Return the mean AUROC of runs over labels, on training patients whom they did not learn from.
 
-    Labels with few cases of a class among these patients do not count.
+    These are the patients outside the share of the labels. Labels with few cases of a class among
+    them do not count.
 
     Raises:
-        ValueError: If all labels have few cases.
+        ValueError: If there are no such patients, or all labels have few cases among them.
     """
     scores = []
-    for folders in runs.values():
-        others = [folder for number, folder in enumerate(folders) if number != fold]
-        predictions = join_ranks([folder / 'predictions_valid.csv' for folder in others])
-        labels = read_label_file(labels_file, labels=predictions.labels)
-        cases, _ = match(predictions, labels, name='', level='image', complete=False)
-        counted = cases.with_labels(enough_cases(cases.targets, FEW_CASES))
-        if not counted.labels:
-            raise ValueError(f'{labels_file}: no label has {FEW_CASES} cases of each class to tune')
-        scores.append(auroc_per_label(counted.probabilities, counted.targets).mean())
+    for folder in folders:
+        config = without_cache(load_config(folder))
+        train, *_ = split_patients(config, read_split(config, 'train', LOGGER))
+        records = unlabelled_records(config, train)
+        labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
+        predictions = read_predictions(folder / 'predictions_train.csv', labels=labels)
+        probabilities = look_up(predictions, records.path, labels)
+        targets = real_targets(config, records)
+        counted = enough_cases(targets, FEW_CASES)
+        if not counted.any():
+            raise ValueError(
+                f'{folder}: no label has {FEW_CASES} cases of each class among the '
+                f'{len(records)} training images that the run did not learn from'
+            )
+        scores.append(auroc_per_label(probabilities[:, counted], targets[:, counted]).mean())
     return float(np.mean(scores))
 
 
