@@ -291,16 +291,19 @@ def explain(error: BaseException, *, trains: bool = True) -> tuple[int, str]:
 
 def _reason(error: BaseException) -> str:
     """Return the message of an error, completed by the cause or place where Python omits it."""
-    text = str(error).strip()
+    text, frames = str(error).strip(), traceback.extract_tb(error.__traceback__)
+    place = Path(frames[-1].filename) if frames else Path()
+    is_connection = isinstance(error, ConnectionError | EOFError)
+    if is_connection and place.parts[-2:] == ('multiprocessing', 'connection.py'):
+        text = f'{LOST_WORKER} ended while it sent a batch'
     if text.startswith('Caught '):  # raised in a worker of the loader
         text = _WORKER.split(text)[-1].strip()
-    if isinstance(error, OSError) and error.filename is None:
-        for frame in traceback.extract_tb(error.__traceback__)[-1:]:
-            text += f' ({Path(frame.filename).name}, line {frame.lineno})'
     if text.startswith(LOST_WORKER):
         text += (
             '. If the machine ran out of memory (see dmesg), use fewer workers: DATA.NUM_WORKERS'
         )
+    elif isinstance(error, OSError) and error.filename is None and frames:
+        text += f' ({place.name}, line {frames[-1].lineno})'
     if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
         text = (
             f'{NO_MEMORY}: use a smaller --batch-size or fewer workers (DATA.NUM_WORKERS, '
