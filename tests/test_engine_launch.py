@@ -288,3 +288,22 @@ def test_a_worker_that_dies_while_it_sends_a_batch_is_named():
         ours.recv()
     code, line = explain(caught.value)
     assert code == 2 and line.startswith('DataLoader worker') and 'DATA.NUM_WORKERS' in line
+
+
+def test_a_worker_that_ends_while_an_error_is_reported_changes_nothing(monkeypatch, tmp_path):
+    """The loader's handler raises an error for such a worker, at any place."""
+
+    def lost_worker(number, frame):
+        raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.')
+
+    def explain_and_lose_a_worker(error, **options):
+        os.kill(os.getpid(), signal.SIGCHLD)
+        return explain(error, **options)
+
+    before = signal.signal(signal.SIGCHLD, lost_worker)
+    monkeypatch.setattr('engine.launch.explain', explain_and_lose_a_worker)
+    try:
+        assert launch('simmim', None, ['--cfg', str(tmp_path / 'none.yaml')]) == 2
+        assert signal.getsignal(signal.SIGCHLD) is lost_worker
+    finally:
+        signal.signal(signal.SIGCHLD, before)
