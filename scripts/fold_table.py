@@ -36,7 +36,7 @@ from data.labels import task_labels
 from data.predictions import Predictions, look_up, read_label_file, read_predictions
 from data.reading import read_split
 from data.splits import split_patients, unlabelled_records
-from engine.run_record import is_finished
+from engine.run_record import SHOWN
 from evaluation.cases import match
 from evaluation.footnotes import Footnotes
 from evaluation.intervals import Resamples, interval
@@ -59,6 +59,7 @@ from sweeps.files import (
     run_folder,
     without_cache,
 )
+from sweeps.runner import folder_state
 from sweeps.tables import (
     MISSING,
     NOT_FOR_CLINICAL_USE,
@@ -110,18 +111,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def join(args: argparse.Namespace) -> None:
-    """Write the joined predictions of every row and seed whose folds have all finished."""
+    """Write the joined predictions of every row and seed whose folds have all finished.
+
+    Raises:
+        ValueError: If there is no such row.
+    """
     if min(args.folds, args.seeds) < 1:
         raise ValueError(f'--folds {args.folds} and --seeds {args.seeds} must be at least 1')
-    sweep, runs = load_sweep(args.sweep, args.scale), {}
+    sweep, runs, skipped = load_sweep(args.sweep, args.scale), {}, []
     for row in sweep.rows:
         for seed in range(args.seeds):
             parts = [f'{part}/{args.folds}' for part in range(args.folds)]
             folders = [run_folder(args.output, 'finetune', row, seed, part) for part in parts]
-            if missing := [folder for folder in folders if not is_finished(folder)]:
-                print(f'skipped {row.name} seed {seed}: {missing[0]} is not finished')
+            states = zip(parts, map(folder_state, folders), strict=True)
+            if missing := [f'{part} {state}' for part, state in states if state != 'finished']:
+                skipped.append(f'{row.name} seed {seed} (fold {", ".join(missing)})')
+                print(f'skipped {skipped[-1]}')
                 continue
             runs.setdefault(row.name, {})[seed] = folders
+    if not runs:
+        raise ValueError(
+            f'--output {args.output}: no run of {args.sweep} has finished all {args.folds} folds: '
+            + '; '.join(skipped[:SHOWN])
+        )
     runs = tune(sweep, runs, args) if args.tune else runs
     for row in [row for row in sweep.rows if row.name in runs]:
         for seed, folders in runs[row.name].items():

@@ -51,6 +51,10 @@ def write_run(folder: Path, values: np.ndarray, part: int, kind: str = '') -> No
     )
 
 
+def state(folder: Path) -> str:
+    return 'finished' if folder.is_dir() else 'not started'
+
+
 @pytest.fixture
 def joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray, dict]:
     """A sweep whose rows have finished but one: sweep file, targets, predictions by row."""
@@ -69,7 +73,7 @@ def joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.nd
                 write_run(folder, values[name, seed], part)
                 if name == 'scratch_1':
                     write_run(folder, np.full_like(targets, 0.5), part, '_pixels')
-    monkeypatch.setattr(fold_table, 'is_finished', Path.is_dir)
+    monkeypatch.setattr(fold_table, 'folder_state', state)
     arguments = ['--output', tmp_path, '--folds', FOLDS, '--seeds', 2, '--save', tmp_path / 'p']
     assert run('join', '--sweep', sweep, *arguments) == 0
     return sweep, targets, values
@@ -144,6 +148,16 @@ def test_no_folds_and_no_seeds_are_refused(option, joined: tuple, capsys) -> Non
     words += ['--folds', FOLDS, '--seeds', 2, option, 0]
     assert fold_table.main(fold_table.parse_args([*map(str, words)])) == 2
     assert f'{option} 0' in capsys.readouterr().err
+
+
+def test_a_join_in_which_every_run_misses_a_fold_names_them(joined: tuple, capsys) -> None:
+    sweep, folder = joined[0], joined[0].parent
+    words = ['--output', folder, '--folds', FOLDS + 1, '--seeds', 2, '--save', folder / 'none']
+    assert run('join', '--sweep', sweep, *words) == 2
+    out, error = capsys.readouterr()
+    assert 'simmim_1 seed 0 (fold 3/4 not started)' in out
+    assert str(folder) in error and '3/4 not started' in error
+    assert not (folder / 'none').exists()
 
 
 def test_joined_files_do_not_depend_on_the_time(joined: tuple) -> None:
@@ -231,7 +245,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dic
     low = simmim | {'finetune_options': {'TRAIN.BASE_LR': 0.001}}
     content['methods'] = {'simmim': simmim, 'simmim_low': low, 'scratch': scratch}
     sweep.write_text(yaml.safe_dump(content, sort_keys=False))
-    monkeypatch.setattr(fold_table, 'is_finished', Path.is_dir)
+    monkeypatch.setattr(fold_table, 'folder_state', state)
     _, targets = draw(tmp_path)
     image = tmp_path / names()[0]
     image.parent.mkdir(parents=True)
