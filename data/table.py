@@ -7,8 +7,8 @@ and the readers return the rows that can be used.
 
 import csv
 import gzip
-import math
 import re
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +22,7 @@ import pandas as pd
 KEYS = ('Path', 'Study')  # column that names the image or the study of a row
 IDS = ('dicom_id', 'study_id', 'subject_id')  # columns of MIMIC-CXR
 NUMBER = re.compile(r'(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
+LARGEST = sys.float_info.max  # number that is not infinite
 SHOWN = 100  # number of characters of a cell in a message
 # Exceptions that damaged CSV and Excel files raise; the XML parser raises a SyntaxError.
 UNREADABLE = (ValueError, OSError, EOFError, KeyError, SyntaxError)
@@ -170,12 +171,12 @@ class Table:
         return np.array([meanings.get(value, empty) for value in values], dtype)[codes]
 
     def numbers(
-        self, column: str, kind: str, *, most: float = math.inf, can_be_empty: bool = True
+        self, column: str, kind: str, *, most: float = LARGEST, can_be_empty: bool = True
     ) -> np.ndarray:  # [N]
         """Return the cells as numbers from 0 to `most`, and NaN for empty cells."""
         texts = [text for text in self[column].unique() if NUMBER.fullmatch(text)]
         meanings = {text: float(text) for text in texts if float(text) <= most}
-        allowed = 'numbers from 0' if most == math.inf else f'numbers from 0 to {most}'
+        allowed = 'numbers from 0' if most == LARGEST else f'numbers from 0 to {most}'
         if can_be_empty:
             meanings[''], allowed = np.nan, f'{allowed}, or empty'
         return self.map(column, meanings, kind, allowed=allowed)
