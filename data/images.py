@@ -369,7 +369,7 @@ class _DicomError(ValueError):
 
 
 def _refuse_large_deflated(data: bytes) -> None:
-    """Refuse a deflated file that could fill the memory, because pydicom inflates the whole file."""
+    """Refuse a deflated file that could fill the memory: pydicom inflates the whole file."""
     from pydicom.filereader import read_dataset
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
