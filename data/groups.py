@@ -75,11 +75,10 @@ def group_columns(
                 f'EVAL.GROUPS: there is no column {name!r}; found: {there}. A file of DATA.'
                 'DEMOGRAPHICS or --demographics may add columns'
             )
-        values = (
-            own[name]
-            if name in own
-            else _by_patient(more, name, demographics).reindex(records.patient)
-        )
+        if name in own:
+            values = own[name]
+        else:
+            values = _by_patient(more, name, demographics).reindex(records.patient)
         found[name] = values.fillna('').to_numpy(object)
         count = len(set(found[name]) - {''})
         if count > MOST_GROUPS:
