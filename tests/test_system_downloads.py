@@ -164,7 +164,9 @@ def test_several_processes_download_one_file(server, tmp_path):
 
 def test_the_record_of_a_run_has_the_checksum_of_downloaded_weights(server, tmp_path):
     server.files['/w.pth'] = weights(1, tmp_path), {}
-    record = RunRecord(tmp_path, {'data': {'fingerprint': ''}, 'code': '', 'processes': 1}, LOGGER)
+    record = RunRecord(
+        tmp_path, {'data': {'fingerprint': ''}, 'code': '', 'processes': 1, 'precision': ''}, LOGGER
+    )
     record.facts['environment'] = {}
     record.pretrained = f'{server.address}/w.pth'
     record.begin(None)
