@@ -22,11 +22,13 @@ from sweep_runs import (
 from data.labels import COMPETITION_LABELS, LABELS
 from evaluation.compare import bootstrap_p, holm
 from evaluation.intervals import Resamples
-from sweeps.comparison import BOOTSTRAP_SEED, SIGNIFICANT, enough_resamples, verdict
+from sweeps.collected import known_scores, read_collected, save_collected
+from sweeps.comparison import SIGNIFICANT, enough_resamples, verdict
 from sweeps.files import ROOT, expected_config, load_sweep, run_folder
-from sweeps.results import collect, pretraining_figures, read_collected, save_collected
-from sweeps.tables import (
-    known_scores,
+from sweeps.results import collect
+from sweeps.run_scores import pretraining_figures
+from sweeps.scored_patients import BOOTSTRAP_SEED
+from sweeps.sweep_table import (
     notes,
     sweep_markdown,
     write_published_table,
