@@ -17,7 +17,7 @@ and with all in `against_best_of`, because the joined predictions have no held-o
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from evaluation.metrics import FEW_CASES, label_scores
 from sweeps.comparison import ENDS, SIGNIFICANT, LongTable, compare_rows, summarise
 from sweeps.files import (
     PIXELS,
-    Row,
     Sweep,
     comparable_rows,
     load_sweep,
@@ -123,13 +122,12 @@ def table(args: argparse.Namespace) -> None:
     samples = read_samples(args, [row.name for row in sweep.rows])
     if args.against and args.against not in samples:
         raise ValueError(f'--against must be among {[*samples]}, got {args.against!r}')
-    rows = [*sweep_rows(sweep, samples, args)]
+    pairs = compared_pairs(sweep, samples, args)
     known = [*next(iter(next(iter(samples.values())).values()))]
     if unknown := [score for score in args.scores if score not in known]:
         raise ValueError(f'--scores must be among {known}, got {unknown}')
     for score in args.scores or known:
-        name = f'{sweep.name}_{score}'.replace(' ', '_')
-        print(write_score(name, score, rows, samples, args))
+        print(write_score(sweep, score, pairs, samples, args))
 
 
 def read_samples(args: argparse.Namespace, names: Sequence[str]) -> LongTable:
@@ -159,64 +157,48 @@ def read_samples(args: argparse.Namespace, names: Sequence[str]) -> LongTable:
     return found
 
 
-def sweep_rows(
+def compared_pairs(
     sweep: Sweep, samples: LongTable, args: argparse.Namespace
-) -> Iterator[tuple[str, str, str]]:
-    """Yield (row, labels, compared row or '') for each comparison, and then the pixel baseline.
+) -> list[tuple[str, str]]:
+    """Return each row with each row to compare it with, or with '', and then the pixel baselines.
 
     Rows without a common seed are not compared. With --row, a row is only compared with other named
     rows.
     """
-    for row in sweep.rows:
-        if row.name in samples:
-            own = samples[row.name].keys()
-            others = [
-                name for name in compared_rows(row, args) if own & samples.get(name, {}).keys()
-            ]
-            for other in others or ('',):
-                yield row.name, row.subset, other
-    for name in samples:
-        if name.startswith(f'{PIXELS}_'):
-            yield name, name.removeprefix(f'{PIXELS}_'), ''
-
-
-def compared_rows(row: Row, args: argparse.Namespace) -> Sequence[str]:
-    """Return the rows with which the flags and the sweep file compare a row."""
-    if args.against:
-        return [args.against] if args.against != row.name else []
-    return [name for name in comparable_rows(row) if not args.row or name in args.row]
+    pairs = []
+    for row in [row for row in sweep.rows if row.name in samples]:
+        named = [name for name in comparable_rows(row) if not args.row or name in args.row]
+        others = [
+            name
+            for name in ([args.against] if args.against else named)
+            if name != row.name and samples[row.name].keys() & samples.get(name, {}).keys()
+        ]
+        pairs += [(row.name, other) for other in others or ['']]
+    return pairs + [(name, '') for name in samples if name.startswith(f'{PIXELS}_')]
 
 
 def write_score(
-    name: str,
+    sweep: Sweep,
     score: str,
-    rows: Sequence[tuple[str, str, str]],
+    pairs: Sequence[tuple[str, str]],
     samples: LongTable,
     args: argparse.Namespace,
 ) -> Path:
     """Write the table of a score, and return the path of the Markdown file."""
-    pairs = [(row, other) for row, _, other in rows]
+    subsets = {row.name: row.subset for row in sweep.rows}
     figures, cells, footnotes = [], [], Footnotes()
     compared = compare_rows(samples, pairs, score, by_seed=True)
-    for (row, labels, other), part in zip(rows, compared, strict=True):
+    for (row, other), part in zip(pairs, compared, strict=True):
         own = summarise(samples[row], score)
+        line = {'row': row, 'labels': subsets.get(row, row.removeprefix(f'{PIXELS}_'))}
+        line |= {'seeds': own['seeds'], 'score': score, **own, 'against': other}
         compared_figures, compared_cells = comparison(part, footnotes)
-        figures.append({
-            'row': row, 'labels': labels, 'seeds': own['seeds'], 'score': score,
-            **{key: own[key] for key in ('value', 'sd', 'low', 'high')}, 'against': other,
-            **compared_figures,
-        })  # fmt: skip
+        figures.append(line | compared_figures)
         sd = f' ± {own["sd"]:.3f}' if own['seeds'] > 1 else ''
         interval = interval_text(own, '.3f') or missing_value(footnotes, [FEW_RESAMPLES])
-        cells.append(
-            {
-                'row': row,
-                f'AUROC, {score}': shown(own['value'], '.3f') + sd,
-                '95 % over patients': interval,
-                'against': other,
-                **compared_cells,
-            }
-        )
+        cell = {'row': row, f'AUROC, {score}': shown(own['value'], '.3f') + sd}
+        cell |= {'95 % over patients': interval, 'against': other}
+        cells.append(cell | compared_cells)
     mean = f'Mean: labels with at least {args.cases} cases of each class. ' if score == MEAN else ''
     notes = (
         *footnotes.take(),
@@ -228,6 +210,7 @@ def write_score(
         f'{sum(map(bool, compared))} comparisons of this table, is below {SIGNIFICANT}.',
         NOT_FOR_CLINICAL_USE,
     )
+    name = f'{sweep.name}_{score}'.replace(' ', '_')
     return write_table(args.save, name, figures, with_notes(cells, notes))
 
 

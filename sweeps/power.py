@@ -21,8 +21,7 @@ from data.labels import COMPETITION_LABELS, task_labels
 from data.reading import TRAINING_LABELS, scored_records
 from evaluation.metrics import count_classes, study_level
 from sweeps.comparison import SIGNIFICANT
-from sweeps.run_scores import SPLITS
-from sweeps.scored_patients import real_targets
+from sweeps.run_scores import SPLITS, real_targets
 
 POWER = 0.8
 AREA = 0.85  # assumed AUROC of both rows

@@ -1,4 +1,4 @@
-"""Results of a sweep: `collect` reads the run folders of a sweep into plain JSON values."""
+"""Results of a sweep as JSON values: `collect` reads and compares its runs."""
 
 import json
 from collections import defaultdict
@@ -12,7 +12,7 @@ from config import Config, value_at
 from data.masking import average_distance, mask_generator
 from engine.run_record import is_finished, read_record, without_home
 from logger import json_safe, read_metrics
-from sweeps.comparison import enough_resamples
+from sweeps.comparison import ENDS, LongTable, Seeds, compare_rows, enough_resamples, summarise
 from sweeps.files import (
     MASK_KEYS,
     PIXELS,
@@ -28,13 +28,21 @@ from sweeps.files import (
 from sweeps.run_scores import (
     PIXEL_FILES,
     Scored,
+    ScoredPatients,
+    is_compared,
     pretraining_figures,
     read_pixel_scores,
     read_scores,
     selection_figures,
+    written_scores,
 )
-from sweeps.scored_patients import compare_runs
+from sweeps.sweep_table import Collected
+from system.files import replace_file
 
+Rows = Mapping[str, Mapping[int, Scored]]  # name -> seed -> finished run
+BOOTSTRAP_SEED = 0
+# Runs are scored on the same cases, and can be compared, only if these values agree.
+PROTOCOL = ('split', 'level', 'views', 'rows', 'undefined', 'positives')
 DIGITS = 6  # significant digits of saved values
 NUM_MASKS, MASK_SEED = 200, 0  # masks for the mean distance to a visible pixel
 # Options that decide which images are held out and how they are read.
@@ -105,6 +113,105 @@ def collect(
     }
     text = json.dumps(json_safe(collected), allow_nan=False)
     return json.loads(text, parse_float=lambda number: float(f'{float(number):.{DIGITS}g}'))
+
+
+def save_collected(collected: Collected, folder: str | Path) -> Path:
+    """Write the results of a sweep to `<sweep>.json`, for later tables and figures."""
+    path = Path(folder) / f'{collected["sweep"]}.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps(collected, indent=1, ensure_ascii=False) + '\n').encode())
+    return path
+
+
+def read_collected(folder: str | Path, sweep_name: str) -> dict[str, Any]:
+    """Read the results that `save_collected` wrote.
+
+    Raises:
+        ValueError: If the file is missing or does not contain the results of the sweep.
+    """
+    path = Path(folder) / f'{sweep_name}.json'
+    try:
+        found = json.loads(path.read_text('utf-8'))
+        is_known = found['sweep'] == sweep_name and 'subsets' in found
+        if not is_known or not all({'seeds', 'l1_caveat'} <= {*row} for row in found['rows']):
+            raise ValueError(f'it does not contain results of {sweep_name} from table --save')
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} cannot be read: {error!r}') from error
+    return found
+
+
+def compare_runs(
+    rows: Rows, pairs: Sequence[tuple[str, str]], *, resamples: int
+) -> list[dict[str, Any]]:
+    """Compare pairs of rows over the seeds that both have.
+
+    Args:
+        rows: Name -> seed -> finished run.
+        pairs: Names of a row and of the row to compare it with, or '' for none.
+        resamples: Number of resamples of the patients, which all seeds, rows and scores share.
+
+    Returns:
+        {`problem`, `over_patients`, `compared`} for each pair. `problem` is the reason why there is
+        no comparison or no interval over patients, or ''. `over_patients` has the interval of the
+        row's own mean over the seeds, by score. `compared` has the result of `compare_rows` by
+        score. NaN marks unknown values.
+    """
+    table, problems = _long_table(rows, pairs, resamples)
+    found, comparable = [], []
+    for name, other in pairs:
+        mismatch = _mismatch(rows[name], rows[other], other) if other else ''
+        comparable.append((name, '' if mismatch else other))
+        paired = [seed for seed in rows[name] if seed in rows[other or name]]
+        reasons = [problems[row].get(seed, '') for row in (name, other or name) for seed in paired]
+        # A damaged seed without a pair comes last, because it spares the comparison.
+        reasons += problems[name].values()
+        problem = mismatch or next(filter(None, reasons), '')
+        intervals = {} if problem else _own_intervals(table[name])
+        found.append({'problem': problem, 'over_patients': intervals, 'compared': {}})
+    runs = [run for seeds in rows.values() for run in seeds.values()]
+    for score in filter(is_compared, dict.fromkeys(s for run in runs for s in written_scores(run))):
+        for entry, part in zip(found, compare_rows(table, comparable, score), strict=True):
+            if part and not np.isnan(part['difference']):
+                entry['compared'][score] = part
+    return found
+
+
+def _long_table(
+    rows: Rows, pairs: Sequence[tuple[str, str]], resamples: int
+) -> tuple[LongTable, dict[str, dict[int, str]]]:
+    """Return the scores of all runs, and row -> seed -> reason for runs without resamples."""
+    table, problems = ({name: {} for name in rows} for _ in range(2))
+    patients: dict[str, ScoredPatients] = {}  # rows with the same cases share labels and resamples
+    for name in dict.fromkeys(name for pair in pairs for name in reversed(pair) if name):
+        for seed, run in rows[name].items():
+            first = next(iter(rows[name].values()))
+            cases = str([first.figures[key] for key in PROTOCOL])
+            try:
+                if cases not in patients:
+                    patients[cases] = ScoredPatients(first, resamples, BOOTSTRAP_SEED)
+                table[name][seed] = patients[cases].samples(run)
+            except ValueError as error:
+                table[name][seed] = written_scores(run)
+                problems[name][seed] = without_home(str(error))
+    return table, problems
+
+
+def _mismatch(runs: Mapping[int, Scored], others: Mapping[int, Scored], other: str) -> str:
+    """Return the reason why two rows cannot be compared, or ''."""
+    pairs = [(run, others[seed]) for seed, run in runs.items() if seed in others]
+    if not pairs:
+        return f'no seed is finished for this row and for {other}'
+    for key in PROTOCOL:
+        if len({str(run.figures[key]) for pair in pairs for run in pair}) > 1:
+            return f'the row was scored on other cases than {other} ({key})'
+    return ''
+
+
+def _own_intervals(row: Seeds) -> dict[str, dict[str, float]]:
+    """Return score -> {`low`, `high`} of a row, for the scores that all seeds have resamples of."""
+    first = next(iter(row.values()), {})
+    known = [s for s in first if all(len(scores.get(s, ())) > 1 for scores in row.values())]
+    return {s: {end: summarise(row, s)[end] for end in ENDS} for s in known}
 
 
 def _published(sweep: Sweep, scored: Mapping[str, Mapping[int, Scored]]) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
-"""Scores of a finished run, from its files scores.json, report.json and metrics.jsonl."""
+"""Scores of a finished run: as its files state them, and on resampled patients."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -8,14 +9,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.reading import SCORED_SPLITS
-from evaluation.metrics import METRICS
+from config import Config
+from data.labels import COMPETITION_LABELS, scored_targets, task_labels
+from data.predictions import look_up, read_predictions
+from data.reading import SCORED_SPLITS, scored_records
+from data.records import Records
+from evaluation.cases import Cases
+from evaluation.intervals import Resamples
+from evaluation.metrics import METRICS, label_scores
 from logger import read_metrics
-from sweeps.files import PIXELS
+from sweeps.files import PIXELS, load_config, without_cache
 
 SPLITS = tuple(sorted(SCORED_SPLITS))  # internal, test, valid: the first scored split is shown
 MEANS = ('mean_of_five', 'mean_of_defined')
 PIXEL_FILES, PIXEL_SCORES = '_pixels', 'pixel_floor'  # kind of predictions, key in scores.json
+TOLERANCE = 1e-4  # allowed difference of a recomputed AUROC; predictions have 9 digits
 
 
 class Scored(NamedTuple):
@@ -36,6 +44,87 @@ class Scored(NamedTuple):
 def is_compared(score: str) -> bool:
     """Return whether rows are compared by a score. Metrics other than AUROC are only shown."""
     return ':' not in score
+
+
+def written_scores(run: Scored) -> dict[str, np.ndarray]:
+    """Return the scores of a run as in a long table without resamples, score -> [1]."""
+    return {score: np.array([value], float) for score, value in run.figures['scores'].items()}
+
+
+class ScoredPatients:
+    """Resamples the patients that runs were scored on.
+
+    Args:
+        run: Run whose options decide which cases are scored and how.
+        resamples: Number of resamples R.
+        seed: Seed of the resamples.
+
+    Raises:
+        ValueError: If the labels cannot be read.
+    """
+
+    def __init__(self, run: Scored, resamples: int, seed: int) -> None:
+        config, split = without_cache(load_config(run.folder)), run.figures['split']
+        self.level, self.aggregate = config.EVAL.LEVEL, config.EVAL.AGGREGATE
+        self.labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
+        self.records = scored_records(config, split, logging.getLogger(__name__))
+        self.targets = real_targets(config, self.records)
+        self.resamples = Resamples(self.records.patient, resamples=resamples, seed=seed)
+
+    def samples(self, run: Scored) -> dict[str, np.ndarray]:
+        """Return the scores of a run as in a long table (`sweeps.comparison`), score -> [1 + R].
+
+        R is 0 for scores other than AUROC, unless there is a single label.
+
+        Raises:
+            ValueError: If the scores were not computed from the predictions in the run folder.
+        """
+        cases, thresholds = self._cases(run.predictions), run.figures.get('thresholds', {})
+        weights, samples = self.resamples.score_weights(cases.patient), {}
+        for label in cases.labels:
+            options = {'threshold': thresholds.get(label), 'weights': weights}
+            drawn = label_scores(*cases.of_label(label), **options)
+            samples[label] = drawn.pop('auroc')
+            area, written = samples[label][0], run.figures['scores'][label]
+            if not (np.isnan(area) if written is None else abs(area - written) <= TOLERANCE):
+                raise ValueError(
+                    f'{run.folder}: the AUROC of {label} is {area} from predictions and labels, '
+                    f'but {written} in scores.json. One of these files has changed.'
+                )
+            if len(cases.labels) == 1:  # with many labels they would fill the memory
+                for mean in (label, MEANS[1]):
+                    samples |= {f'{name}:{mean}': values for name, values in drawn.items()}
+        defined = [label for label in cases.labels if label not in run.figures['undefined']]
+        for mean, labels in zip(MEANS, (COMPETITION_LABELS, defined), strict=True):
+            if labels and set(labels) <= set(defined):
+                samples[mean] = np.mean([samples[label] for label in labels], axis=0)
+        for score, written in written_scores(run).items():
+            samples[score] = np.append(written, samples.get(score, written)[1:])
+        return samples
+
+    def _cases(self, file: Path) -> Cases:
+        predictions, records = read_predictions(file, labels=self.labels), self.records
+        probabilities = look_up(predictions, records.path, self.labels)
+        if len(predictions.names) != len(records.path) or np.isnan(probabilities).any():
+            raise ValueError(
+                f'{file}: the {len(predictions.names)} rows are not the {len(records.path)} images '
+                f'of {records.csv} that the other row was scored on'
+            )
+        return Cases(
+            name=str(file),
+            labels=self.labels,
+            path=records.path,
+            study=records.study,
+            patient=records.patient,
+            probabilities=probabilities,
+            targets=self.targets,
+        ).at_level(self.level, self.aggregate)
+
+
+def real_targets(config: Config, records: Records) -> np.ndarray:  # [N, K]
+    """Return the real labels of records as they are scored."""
+    options = {'task': config.DATA.TASK, 'blank': config.DATA.BLANK, 'names': records.label_names}
+    return scored_targets(records.labels, **options)
 
 
 def read_scores(folder: Path, split: str = '') -> Scored:

@@ -9,7 +9,6 @@ from scipy import stats
 from sweep_runs import SEEDS, MadeRuns, methods_file, row_of
 
 from data.labels import LABELS
-from sweeps.collected import read_collected
 from sweeps.files import ROOT, load_sweep, run_folder
 from sweeps.plots import (
     COLOURS,
@@ -22,6 +21,7 @@ from sweeps.plots import (
     plot_subsets,
     plot_sweep,
 )
+from sweeps.results import read_collected
 
 METHODS = ('simmim', 'mae', 'moco', 'simclr', 'byol', 'swav', 'scratch')
 

@@ -22,13 +22,12 @@ from sweep_runs import (
 from data.labels import COMPETITION_LABELS, LABELS
 from evaluation.compare import bootstrap_p, holm
 from evaluation.intervals import Resamples
-from sweeps.collected import known_scores, read_collected, save_collected
 from sweeps.comparison import SIGNIFICANT, enough_resamples, verdict
 from sweeps.files import ROOT, expected_config, load_sweep, run_folder
-from sweeps.results import collect
+from sweeps.results import BOOTSTRAP_SEED, collect, read_collected, save_collected
 from sweeps.run_scores import pretraining_figures
-from sweeps.scored_patients import BOOTSTRAP_SEED
 from sweeps.sweep_table import (
+    known_scores,
     notes,
     sweep_markdown,
     write_published_table,
