@@ -141,13 +141,13 @@ def distinct_rows(collected: Collected) -> list[Mapping[str, Any]]:
     return [*found.values()]
 
 
-def figures_of(row: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]:
+def _figures(row: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]:
     runs = [entry[section] for entry in row['seeds']]
     return [run['figures'] for run in runs if run and run['figures']]
 
 
-def all_scores(collected: Collected) -> list[Mapping[str, Any]]:
-    return [figures for row in collected['rows'] for figures in figures_of(row, 'finetune')]
+def _all_scores(collected: Collected) -> list[Mapping[str, Any]]:
+    return [figures for row in collected['rows'] for figures in _figures(row, 'finetune')]
 
 
 def score_of(row: Mapping[str, Any], score: str, kind: str = 'scores') -> pd.Series:
@@ -155,17 +155,17 @@ def score_of(row: Mapping[str, Any], score: str, kind: str = 'scores') -> pd.Ser
 
     `kind` is 'scores', or 'last' for the score of the last epoch.
     """
-    values = [figures.get(kind, {}).get(score) for figures in figures_of(row, 'finetune')]
+    values = [figures.get(kind, {}).get(score) for figures in _figures(row, 'finetune')]
     return pd.Series(values, dtype=float).dropna()
 
 
 def pretrain_figure(row: Mapping[str, Any], name: str) -> pd.Series:
     """Return one of `pretraining_figures` of a row for all seeds for which it is defined."""
-    values = [figures.get(name) for figures in figures_of(row, 'pretrain')]
+    values = [figures.get(name) for figures in _figures(row, 'pretrain')]
     return pd.Series(values, dtype=float).dropna()
 
 
-def unfinished_stages(entry: Mapping[str, Any]) -> list[str]:
+def _unfinished_stages(entry: Mapping[str, Any]) -> list[str]:
     """List the unfinished stages of a seed, such as 'fine-tuning missing'."""
     runs = {name: entry[section] for section, name in SECTIONS.items()}
     return [f'{name} {r["state"]}' for name, r in runs.items() if r and r['state'] != 'finished']
@@ -173,7 +173,7 @@ def unfinished_stages(entry: Mapping[str, Any]) -> list[str]:
 
 def count_finished(row: Mapping[str, Any]) -> int:
     """Return the number of seeds whose stages are all finished."""
-    return sum(not unfinished_stages(entry) for entry in row['seeds'])
+    return sum(not _unfinished_stages(entry) for entry in row['seeds'])
 
 
 def choose_scores(collected: Collected, scores: Sequence[str] | None = None) -> list[str]:
@@ -194,7 +194,7 @@ def choose_scores(collected: Collected, scores: Sequence[str] | None = None) -> 
 
 def known_scores(collected: Collected) -> list[str]:
     """Return all scores of the finished runs."""
-    return list({score: None for each in all_scores(collected) for score in each['scores']})
+    return list({score: None for each in _all_scores(collected) for score in each['scores']})
 
 
 def score_title(collected: Collected, score: str) -> str:
@@ -203,8 +203,8 @@ def score_title(collected: Collected, score: str) -> str:
     if label == 'mean_of_five':
         label = 'mean of five'
     if label == 'mean_of_defined':
-        names = {name for figures in all_scores(collected) for name in figures['positives']}
-        counts = {len(f['positives']) - len(f['undefined']) for f in all_scores(collected)}
+        names = {name for figures in _all_scores(collected) for name in figures['positives']}
+        counts = {len(f['positives']) - len(f['undefined']) for f in _all_scores(collected)}
         label = f'mean of {" or ".join(map(str, sorted(counts))) or "all"} labels'
         label = names.pop() if len(names) == 1 else label
     return f'{METRICS[name or "auroc"].title}, {label}'
@@ -231,7 +231,7 @@ def subset_title(collected: Collected, subset: str) -> str:
 
 def _score_notes(collected: Collected) -> Iterator[str]:
     kinds = {}
-    for f in all_scores(collected):
+    for f in _all_scores(collected):
         rows = 'studies' if f['level'] == 'study' else 'images'
         kind = f'Scores on {f["split"]}: {f["rows"]} {rows}, {f["views"]} views'
         model = f'{f["checkpoint"]} checkpoint'
@@ -254,7 +254,7 @@ def _selection_notes(collected: Collected) -> Iterator[str]:
 
 def _has_selection(collected: Collected) -> bool:
     """Return whether the runs have epochs. Older files of results do not say so."""
-    return any(figures.get('epochs') for figures in all_scores(collected))
+    return any(figures.get('epochs') for figures in _all_scores(collected))
 
 
 def _has_l1(collected: Collected) -> bool:
@@ -286,7 +286,7 @@ def _problem_notes(collected: Collected) -> Iterator[str]:
         lacking = [
             f'seed {entry["seed"]} ({", ".join(stages)})'
             for entry in row['seeds']
-            if (stages := unfinished_stages(entry))
+            if (stages := _unfinished_stages(entry))
         ]
         if lacking:
             yield f'{row["name"]} is not finished: {"; ".join(lacking)}.'
@@ -400,7 +400,7 @@ def _comparison_cells(row: Mapping[str, Any], score: str, footnotes: Footnotes) 
 
 
 def _one_class(row: Mapping[str, Any], score: str) -> str:
-    undefined = sorted({name for f in figures_of(row, 'finetune') for name in f['undefined']})
+    undefined = sorted({name for f in _figures(row, 'finetune') for name in f['undefined']})
     return f'{score} is undefined, because labels have only one class: {", ".join(undefined)}.'
 
 
@@ -408,7 +408,7 @@ def _few_cases(row: Mapping[str, Any], score: str) -> str:
     """Return the reason for a missing interval over patients."""
     if row['problem']:
         return f'{row["name"]}: {row["problem"]}.'
-    figures, reason = figures_of(row, 'finetune')[0], ''
+    figures, reason = _figures(row, 'finetune')[0], ''
     positives = {score: figures['positives'].get(score)}
     if score in MEANS:
         positives = {k: n for k, n in figures['positives'].items() if k not in figures['undefined']}
@@ -453,7 +453,7 @@ def _last_epoch(row: Mapping[str, Any], score: str) -> str:
 
 def _known(row: Mapping[str, Any], name: str) -> list[Any]:
     """Return a fact about each fine-tuning run of a row that has it."""
-    values = [figures.get(name) for figures in figures_of(row, 'finetune')]
+    values = [figures.get(name) for figures in _figures(row, 'finetune')]
     return [value for value in values if value is not None]
 
 
