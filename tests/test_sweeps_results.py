@@ -419,6 +419,16 @@ def test_a_damaged_seed_in_no_pair_spares_the_comparison(tmp_path):
     assert row['over_patients'] == {} and 'predictions_test.csv' in row['problem']
 
 
+def test_the_problem_names_the_run_that_keeps_rows_from_being_compared(tmp_path):
+    made, sweep = two_rows(tmp_path)
+    made.add(sweep.rows[0], 1, strength=3.0)
+    for row, seed in ((sweep.rows[0], 1), (sweep.reference, 0)):
+        folder = run_folder(made.output, 'finetune', row, seed)
+        (folder / 'predictions_test.csv').write_text('x')
+    row = row_of(collect(sweep, [0, 1], made.output), '0.1')
+    assert str(folder) in row['problem'] and row['compared']['Edema']['verdict'] == 'n/a'
+
+
 def test_a_damaged_file_of_a_finished_run_is_named(tmp_path):
     made, sweep = two_rows(tmp_path)
     folder = run_folder(made.output, 'finetune', sweep.reference, 0)
