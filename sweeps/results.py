@@ -169,7 +169,8 @@ def compare_runs(
         intervals = {} if problem else _own_intervals(table[name])
         found.append({'problem': problem, 'over_patients': intervals, 'compared': {}})
     runs = [run for seeds in rows.values() for run in seeds.values()]
-    for score in filter(is_compared, dict.fromkeys(s for run in runs for s in written_scores(run))):
+    scores = dict.fromkeys(score for run in runs for score in run.figures['scores'])
+    for score in filter(is_compared, scores):
         for entry, part in zip(found, compare_rows(table, comparable, score), strict=True):
             if part and not np.isnan(part['difference']):
                 entry['compared'][score] = part
