@@ -872,7 +872,7 @@ IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHECKPOINT_GLOBALS = [CfgNode, argparse.Namespace]
 # libyaml reads a config about ten times as fast as the loader in Python.
 YAML_LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
-YAML_LENGTH, YAML_DEPTH = 1_000_000, 20  # largest file in characters, and deepest nesting
+YAML_LENGTH, YAML_DEPTH = 250_000, 20  # largest file in characters, and deepest nesting
 
 
 def default_config() -> Config:

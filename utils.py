@@ -414,13 +414,18 @@ def check_fit(
             if key in target and value.shape != target[key].shape
         ],
     }
+    problems['of another type'] = [
+        f'{key} {value.dtype} for {target[key].dtype}'
+        for key, value in state.items()
+        if key in target and value.is_floating_point() != target[key].is_floating_point()
+    ]
     found = '; '.join(
         f'{len(names)} {problem} ({", ".join(names[:NUM_LISTED])})'
         for problem, names in problems.items()
         if names
     )
     if found:
-        raise ValueError(f'the checkpoint is of another model: {found}')
+        raise ValueError(f'the checkpoint is of another model: {" ".join(found.split())}')
 
 
 # Private helpers
@@ -528,7 +533,15 @@ def _load(path: Path) -> object:
 
 
 def _are_weights(values: object) -> bool:
-    return isinstance(values, dict) and all(isinstance(value, Tensor) for value in values.values())
+    return isinstance(values, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) and _has_values(value)
+        for key, value in values.items()
+    )
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Return whether a tensor is neither sparse nor on the meta device."""
+    return tensor.layout == torch.strided and not tensor.is_meta
 
 
 def _reason(error: Exception) -> str:

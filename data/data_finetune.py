@@ -7,7 +7,6 @@ import logging
 from dataclasses import fields, replace
 
 import numpy as np
-import pandas as pd
 from torch.utils.data import DataLoader
 
 from config import PROBES, Config
@@ -25,6 +24,7 @@ from data.splits import (
     select_views,
     split_patients,
     training_records,
+    unlabelled_records,
 )
 from data.table import Fault, refuse
 from data.transforms import EvalTransform, TrainTransform
@@ -51,17 +51,6 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
     labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
     _warn_of_one_class(logger, loaders, labels)
     return loaders
-
-
-def unlabelled_records(config: Config, records: Records) -> Records:
-    """Select the images of DATA.VIEWS of the patients outside the training subset.
-
-    The records are all training images that are not held out. The selected records keep their
-    labels, which training must not use.
-    """
-    labelled = training_records(config, records).patient
-    outside = ~pd.Index(records.patient).isin(labelled)
-    return select_views(records.select(outside), config.DATA.VIEWS)
 
 
 def _training_loaders(

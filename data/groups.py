@@ -75,7 +75,10 @@ def group_columns(
                 f'EVAL.GROUPS: there is no column {name!r}; found: {there}. A file of DATA.'
                 'DEMOGRAPHICS or --demographics may add columns'
             )
-        values = own[name] if name in own else _by_patient(more, name).reindex(records.patient)
+        if name in own:
+            values = own[name]
+        else:
+            values = _by_patient(more, name, demographics).reindex(records.patient)
         found[name] = values.fillna('').to_numpy(object)
         count = len(set(found[name]) - {''})
         if count > MOST_GROUPS:
@@ -106,10 +109,10 @@ def _read_demographics(records: Records, file: Path) -> pd.DataFrame:
     return table.cells.rename(columns={key: 'patient'})
 
 
-def _by_patient(table: pd.DataFrame, column: str) -> pd.Series:
+def _by_patient(table: pd.DataFrame, column: str, file: str) -> pd.Series:
     """Return the values of a column of the demographics, indexed by patient."""
     pairs = table.drop_duplicates(['patient', column]).set_index('patient')[column]
     again = pairs.index[pairs.index.duplicated()]
     if len(again):
-        raise ValueError(f'DATA.DEMOGRAPHICS: {again[0]} has several values of {column!r}')
+        raise ValueError(f'DATA.DEMOGRAPHICS {file}: {again[0]} has several values of {column!r}')
     return pairs

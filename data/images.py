@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MAX_BYTES = 2**30  # largest image file; the DICOM file of an X-ray has at most some hundred MB
 MIN_SIDE = 16  # in pixels
 MAX_ASPECT = 10  # long side / short side; a chest is about as wide as it is high
+MAX_PIXELS = 2**26  # twice those of the largest X-rays; a few kilobytes can decode to any number
+MAX_SCANS = 100  # of a JPEG, as in libtiff; usual are 1 to 10, and each may cost a whole decoding
 COLOUR_LEVELS = 8  # difference between channels that JPEG compression of grey images can cause
 PROBES = 16  # number of pixels that are compared before all pixels are
 
@@ -44,7 +46,6 @@ ROTATION_MARKERS = (b'eXIf', b'Exif', b'exif', b'xmp', b'http://ns.adobe.com')
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 PNG_HEADER = struct.Struct('>IIBBBBB')  # width, height, bits, colour, two constants, interlacing
 PNG_CHUNK = struct.Struct('>I4s')  # size of the contents, kind
-PNG_PIXELS = (b'IHDR', b'PLTE', b'tRNS', b'IDAT')
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 # First column and row of each pass of an interlaced image, and the steps between pixels.
 PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
@@ -69,7 +70,9 @@ NEEDED_TAGS = ('SamplesPerPixel', 'PhotometricInterpretation', 'Rows', 'Columns'
 NEEDED_TAGS += ('BitsAllocated', 'BitsStored', 'PixelRepresentation')
 GREY = ('MONOCHROME1', 'MONOCHROME2')
 COLOURS = ('RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT')
-JPEG_END = b'\xff\xd9'
+JPEG_SCAN, JPEG_END = b'\xff\xda', b'\xff\xd9'
+DICOM_PREAMBLE = 132  # bytes before the header
+DEFLATED_BYTES = 2**28  # largest data set of a deflated file
 WHOLE = 1e-6  # grey levels this close to whole numbers count as whole numbers
 
 
@@ -95,7 +98,8 @@ def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Ima
 
     Raises:
         BadImageError: If the file is damaged, is not a regular file, is larger than MAX_BYTES,
-            leaves the root, or is useless for training (one grey level, tiny, or a narrow strip).
+            leaves the root, or is useless for training (one grey level, tiny, huge, or a narrow
+            strip).
         ValueError: If the file is missing or cannot be read at the moment. The `__cause__` is the
             system error.
     """
@@ -161,6 +165,7 @@ def read_dicom(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
+            _refuse_large_deflated(data)
             dataset = dcmread(BytesIO(data), specific_tags=TAGS)
             return _dicom_image(dataset)
     except InvalidDicomError:
@@ -224,11 +229,14 @@ def _decode(data: bytes, image: Image.Image) -> Image.Image:
     """Decode a file whose header has been read (`image`)."""
     if getattr(image, 'is_animated', False):
         raise ValueError('the file holds several images; write each image to its own file')
+    if image.format == 'JPEG' and (fault := _fault_of_scans(data)):
+        raise ValueError(fault)
+    compressed = _checked_png(data) if image.format == 'PNG' else b''
     pixels = _decode_plain(data, image)
     if pixels is not None:
         return _from_16_bit(pixels) if pixels.itemsize == 2 else Image.fromarray(pixels)
     if image.format == 'PNG':
-        _check_png(data)
+        _refuse_missing_rows(data, compressed)
     if image.mode in MODES_8_BIT and re.search(r';16[BLN]', str(image.tile)):
         raise ValueError('16-bit colour or alpha is not read; save the image as 16-bit grey')
     ImageOps.exif_transpose(image, in_place=True)
@@ -258,29 +266,48 @@ def _decode_plain(data: bytes, image: Image.Image) -> np.ndarray | None:
     return None
 
 
-def _check_png(data: bytes) -> None:
-    """Check what Pillow does not: the CRC-32 of chunks with pixels, and that no row is missing.
+def _fault_of_scans(data: bytes) -> str:
+    """Describe a JPEG with too many scans; no marker occurs by chance within its pixels."""
+    count = data.count(JPEG_SCAN)
+    return f'it has {count:,} scans; {MAX_SCANS} are allowed' if count > MAX_SCANS else ''
+
+
+def _checked_png(data: bytes) -> bytes:
+    """Return the compressed pixels of a PNG after checking all chunks.
+
+    Decoders ignore damage in chunks after the pixels, where the rotation may be.
 
     Raises:
-        ValueError: If one of these chunks is damaged, or if rows are missing.
+        ValueError: If the CRC-32 of a chunk differs, or if the file ends before the last chunk.
 
-    Source: ISO/IEC 15948 (PNG), sections 5.3 (chunks), 8.2 (interlacing) and 10.1 (zlib).
+    Source: ISO/IEC 15948 (PNG), section 5.3 (chunks).
     """
-    width, height, bits, colour, _, _, interlaced = PNG_HEADER.unpack_from(data, 16)
-    place, kind, stream = len(PNG_SIGNATURE), b'', bytearray()
-    while place + 12 <= len(data) and (not stream or kind == b'IDAT'):
-        size, kind = PNG_CHUNK.unpack_from(data, place)
+    place, kind, pixels = len(PNG_SIGNATURE), b'', []
+    while kind != b'IEND':
+        if place + 12 > len(data):
+            raise ValueError('the end of the file is missing')
+        before, (size, kind) = kind, PNG_CHUNK.unpack_from(data, place)
         body = data[place + 4 : place + 8 + size]  # with the kind, which the CRC-32 covers
         crc = data[place + 8 + size : place + 12 + size]
-        if kind in PNG_PIXELS and crc != zlib.crc32(body).to_bytes(4, 'big'):
+        if crc != zlib.crc32(body).to_bytes(4, 'big'):
             raise ValueError(f'the CRC-32 of a chunk {kind!r} differs')
-        stream += body[4:] if kind == b'IDAT' else b''
+        if kind == b'IDAT' and (before == kind or not pixels):  # Pillow ignores later ones
+            pixels.append(body[4:])
         place += 12 + size
+    return b''.join(pixels)
+
+
+def _refuse_missing_rows(data: bytes, compressed: bytes) -> None:
+    """Refuse a PNG that lacks rows, which Pillow does not notice.
+
+    Source: ISO/IEC 15948 (PNG), sections 8.2 (interlacing) and 10.1 (zlib).
+    """
+    width, height, bits, colour, _, _, interlaced = PNG_HEADER.unpack_from(data, 16)
     needed = 0
     for x, y, across, down in PNG_PASSES if interlaced else ((0, 0, 1, 1),):
         columns, rows = -(-(width - x) // across), -(-(height - y) // down)
         needed += rows * (1 + -(-columns * bits * PNG_CHANNELS[colour] // 8)) if columns else 0
-    found = len(zlib.decompressobj().decompress(stream, needed))
+    found = len(zlib.decompressobj().decompress(compressed, needed))
     if found < needed:
         raise ValueError(f'rows are missing: {found:,} bytes of pixels instead of {needed:,}')
 
@@ -320,11 +347,11 @@ def _fault(image: Image.Image) -> str:
 
 def _fault_of_size(width: int, height: int) -> str:
     short, long = sorted((width, height))
-    if short >= MIN_SIDE and long <= MAX_ASPECT * short:
+    if short >= MIN_SIDE and long <= MAX_ASPECT * short and width * height <= MAX_PIXELS:
         return ''
     return (
-        f'{width} x {height} pixels; sides must have at least {MIN_SIDE} pixels, and none may be '
-        f'longer than {MAX_ASPECT} times the other'
+        f'{width} x {height} pixels; sides must have at least {MIN_SIDE} pixels, none may be '
+        f'longer than {MAX_ASPECT} times the other, and {MAX_PIXELS:,} pixels are allowed'
     )
 
 
@@ -339,6 +366,22 @@ def _real_root(root: str) -> str:
 
 class _DicomError(ValueError):
     """Raised for a faulty DICOM file; the message quotes no text of the file."""
+
+
+def _refuse_large_deflated(data: bytes) -> None:
+    """Refuse a deflated file that could fill the memory: pydicom inflates the whole file."""
+    from pydicom.filereader import read_dataset
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    if DeflatedExplicitVRLittleEndian.encode() not in data:
+        return
+    stream = BytesIO(data)
+    stream.seek(DICOM_PREAMBLE)
+    read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != 2)  # the header
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflater.decompress(stream.read(), DEFLATED_BYTES)
+    if inflater.unconsumed_tail:
+        raise _DicomError(f'the deflated data set has more than {DEFLATED_BYTES:,} bytes')
 
 
 def _dicom_image(dataset: 'Dataset') -> Image.Image:
@@ -359,6 +402,8 @@ def _dicom_image(dataset: 'Dataset') -> Image.Image:
         raise _DicomError('BitsAllocated must be 1, 8 or 16')
     if dataset.get('HighBit', bits - 1) != bits - 1:
         raise _DicomError(f'HighBit must be BitsStored - 1, which is {bits - 1}')
+    if dataset.Rows * dataset.Columns > MAX_PIXELS:  # before memory is allocated
+        raise _DicomError(f'{dataset.Columns} x {dataset.Rows} pixels; {MAX_PIXELS:,} are allowed')
     pixels = _dicom_pixels(dataset)
     if pixels.ndim == 3:
         return Image.fromarray(pixels).convert('L')
@@ -391,6 +436,8 @@ def _dicom_pixels(dataset: 'Dataset') -> np.ndarray:  # [H, W], or [H, W, 3] RGB
         # Some decoders invent the missing end of a frame. Padding may follow the end.
         if syntax != RLELossless and JPEG_END not in frame.rstrip(b'\0')[-16:]:
             raise _DicomError('the compressed frame is truncated')
+        if syntax != RLELossless and (fault := _fault_of_scans(frame)):
+            raise _DicomError(fault)
     options = {'decoding_plugin': plugin, 'view_only': True, 'correct_unused_bits': False}
     pixels = pixel_array(dataset, index=0, **options)
     if pixels.shape[:2] != (dataset.Rows, dataset.Columns):

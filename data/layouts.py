@@ -60,6 +60,7 @@ NOT_CELLS = ('column', 'separator', 'names')  # keys of mappings whose values ar
 QUOTES = 'a value that starts with * or { must be in quotes'
 MANY_ROWS = 0.2  # share of rows without a known label above which the check lists their cells
 EXAMPLES = 5  # of cells in a warning
+LONGEST = 200  # characters of a path in a layout; each folder in it is a level of recursion
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ def open_layout(name: str) -> Layout:
     layout = Layout(file, **given)
     demand(layout.majority_vote in ('true', 'false'), 'majority_vote', 'true or false')
     for key, names in (('table', layout.tables), ('splits', layout.lists)):
-        demand(all(map(is_below, names.values())), key, 'paths below the data folder')
+        holds = all(is_below(name) and len(name) <= LONGEST for name in names.values())
+        demand(holds, key, f'paths below the data folder of at most {LONGEST} characters')
     holds = IMAGE.fullmatch(layout.image) is not None
     demand(holds, 'image', 'a path with {columns}, and * for folders before them')
     holds = '{split}' not in layout.image or (layout.split_names != ['train'] and not layout.lists)
@@ -343,7 +345,11 @@ def _read_lists(layout: Layout, root: Path, known: set[str], on_fault: OnFault) 
     found: dict[str, str] = {}
     for split, pattern in layout.lists.items():
         file = find_file(root, pattern, hint=str(layout.file))
-        for number, line in enumerate(file.read_text('utf-8').splitlines(), start=1):
+        try:
+            lines = file.read_text('utf-8').splitlines()
+        except (OSError, ValueError) as error:
+            raise ValueError(f'{file} cannot be read: {error}; save it as UTF-8') from error
+        for number, line in enumerate(lines, start=1):
             name = line.strip()
             if name in found:
                 detail = f'line {number}: {name} is already in the list of {found[name]}'

@@ -9,7 +9,7 @@ number of previous occurrences is passed as well.
 import csv
 import hashlib
 import logging
-import multiprocessing
+import multiprocessing.queues
 import os
 import signal
 import sys
@@ -419,7 +419,7 @@ def make_loader(
         dataset,
         batch_sampler=sampler,
         num_workers=data.NUM_WORKERS,
-        worker_init_fn=_leave_signals_to_main_process,
+        worker_init_fn=_prepare_worker,
         pin_memory=data.PIN_MEMORY and torch.cuda.is_available(),
         # Evaluation is short, and its workers would stay idle.
         persistent_workers=shuffle and data.NUM_WORKERS > 0,
@@ -467,12 +467,17 @@ def _read_packed(store: Store, positions: np.ndarray, position: int) -> Image.Im
     return store.image(int(positions[position]))
 
 
-def _leave_signals_to_main_process(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
+    sys.excepthook = _ignore_lost_connection
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_without_batch)
+    _leave_signals_to_main_process()
+
+
+def _leave_signals_to_main_process() -> None:
     """Keep a worker alive when a cluster sends a signal to the whole process group.
 
     The main process needs its workers until the current step and checkpoint are finished.
     """
-    sys.excepthook = _ignore_lost_connection
     for number in STOPS[1:]:
         signal.signal(number, signal.SIG_IGN)
     if CAN_WAIT:
@@ -489,6 +494,18 @@ def _ignore_lost_connection(
     """
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
+
+
+def _end_without_batch(error: Exception, batch: Any) -> None:
+    """End a worker that cannot send a batch, for example without memory or open files.
+
+    Python only prints the error, and the main process would wait for the batch forever. When it
+    needs the batch, it finds that the worker has ended, whatever the exit code. Another code would
+    interrupt it at any place.
+    """
+    _ignore_lost_connection(type(error), error, error.__traceback__)
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _end_when_main_process_asks() -> None:

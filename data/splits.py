@@ -122,6 +122,17 @@ def training_records(config: Config, records: Records) -> Records:
     )
 
 
+def unlabelled_records(config: Config, records: Records) -> Records:
+    """Select the images of DATA.VIEWS of the patients outside the training subset.
+
+    The records are all training images that are not held out. The selected records keep their
+    labels, which training must not use.
+    """
+    labelled = training_records(config, records).patient
+    outside = ~pd.Index(records.patient).isin(labelled)
+    return select_views(records.select(outside), config.DATA.VIEWS)
+
+
 def learned_targets(
     config: Config, records: Records, predictions: np.ndarray | None = None
 ) -> np.ndarray:  # [N, K] float32

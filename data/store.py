@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import weakref
 import zlib
 from collections.abc import Sequence
@@ -458,14 +459,22 @@ def _load_index(folder: Path, about: dict[str, Any]) -> tuple[np.ndarray, np.nda
     files = sorted(name for name in about['files'] if name.endswith('.npy'))
     try:
         names, index = (np.load(folder / file, mmap_mode='r').view(np.ndarray) for file in files)
-        num_shards = int(index['shard'].max()) + 1
         fits = (names.dtype.kind, index.dtype, len(names)) == ('S', ENTRY, len(index))
-        fits &= num_shards <= len(about['shards']) and {*np.unique(index['form'])} <= {*DTYPES}
-    except (ValueError, LookupError, TypeError) as error:
+        fits &= bool((names[1:] > names[:-1]).all()) and _entries_fit(index, about)
+    except Exception as error:  # a damaged file makes NumPy raise almost anything
         raise ValueError(f'{folder}: the index {files} cannot be read: {error!r:.200}') from error
     if not fits:
         raise ValueError(f'{folder}: the index {files} does not fit {STORE_FILE}')
     return names, index
+
+
+def _entries_fit(index: np.ndarray, about: dict[str, Any]) -> bool:
+    """Return whether all images have pixels, and whether these lie within the shards."""
+    shards = np.array([about['files'][name][0] for name in about['shards']])
+    bytes_of = np.array([dtype.itemsize for dtype in map(DTYPES.get, index['form'].tolist())])
+    ends = index['offset'] + bytes_of * index['height'].astype(float) * index['width']
+    sides = (index[name].min() for name in ('height', 'width', 'full_height', 'full_width'))
+    return all(side > 0 for side in sides) and bool((ends <= shards[index['shard']]).all())
 
 
 def _wrong_entries(content: dict[str, Any], kind: type) -> list[str]:
@@ -517,11 +526,11 @@ def _is_copied(target: Path, about: dict[str, Any]) -> bool:
 def _file_problem(path: Path, size: int, crc: int | None) -> str:
     """Describe the problem of a file, '' if there is none; `crc` None only checks the size."""
     try:
-        found = os.stat(path).st_size
+        found = os.stat(path)
     except OSError as error:
         return f'{path} cannot be read: {error.strerror}'
-    if found != size:
-        return f'{path} has {found} bytes, but {size} were written'
+    if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+        return f'{path} has {found.st_size} bytes, but {size} were written'
     if crc is not None and file_crc32(path) != crc:
         return f'{path} was changed: the checksum differs'
     return ''

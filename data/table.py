@@ -7,12 +7,15 @@ and the readers return the rows that can be used.
 
 import csv
 import gzip
-import math
+import io
 import re
+import sys
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,12 @@ import pandas as pd
 KEYS = ('Path', 'Study')  # column that names the image or the study of a row
 IDS = ('dicom_id', 'study_id', 'subject_id')  # columns of MIMIC-CXR
 NUMBER = re.compile(r'(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
+LARGEST = sys.float_info.max  # number that is not infinite
 SHOWN = 100  # number of characters of a cell in a message
-# Exceptions that damaged CSV and Excel files raise; the XML parser raises a SyntaxError.
-UNREADABLE = (ValueError, OSError, EOFError, KeyError, SyntaxError)
-UNREADABLE += (zipfile.BadZipFile, zlib.error, csv.Error)
+UNREADABLE = (ValueError, OSError, EOFError, zlib.error, csv.Error)  # what damaged files raise
+# A table in a compressed file may be this much larger; real ones are 5 to 30 times as large.
+MAX_RATIO, MIN_LIMIT = 100, 2**20  # the second in bytes
+MAX_ROWS, MAX_CELLS = 2**20, 2**23  # of an Excel file, with the empty ones before its cells
 
 
 @dataclass(frozen=True)
@@ -170,12 +175,12 @@ class Table:
         return np.array([meanings.get(value, empty) for value in values], dtype)[codes]
 
     def numbers(
-        self, column: str, kind: str, *, most: float = math.inf, can_be_empty: bool = True
+        self, column: str, kind: str, *, most: float = LARGEST, can_be_empty: bool = True
     ) -> np.ndarray:  # [N]
         """Return the cells as numbers from 0 to `most`, and NaN for empty cells."""
         texts = [text for text in self[column].unique() if NUMBER.fullmatch(text)]
         meanings = {text: float(text) for text in texts if float(text) <= most}
-        allowed = 'numbers from 0' if most == math.inf else f'numbers from 0 to {most}'
+        allowed = 'numbers from 0' if most == LARGEST else f'numbers from 0 to {most}'
         if can_be_empty:
             meanings[''], allowed = np.nan, f'{allowed}, or empty'
         return self.map(column, meanings, kind, allowed=allowed)
@@ -203,14 +208,14 @@ class Table:
             self.fault('repeated column', f'column {name} is given twice')
         kept = {}
         for number, row in enumerate(rows):
-            if len(row) == len(header):
+            if any(row) and len(row) == len(header):
                 kept[number] = row
             elif any(row):
                 detail = f'{len(row)} fields, but the header has {len(header)}'
                 place = {'csv': str(self.file), 'row': number + 2}
                 self.on_fault(Fault('row of another width', detail, **place))
         table = pd.DataFrame(list(kept.values()), list(kept), header, object)
-        table = table.loc[(table != '').any(axis=1), ~table.columns.duplicated()]
+        table = table.loc[:, ~table.columns.duplicated()]
         if table.empty:
             self.fault('empty CSV', 'there is no usable row below the header')
         return table
@@ -219,14 +224,54 @@ class Table:
 def _read_rows(file: Path) -> list[list[str]]:
     """Read the rows of a CSV file, or of the first sheet of an Excel file."""
     if file.suffix == '.xlsx':
-        options = {'header': None, 'dtype': str, 'keep_default_na': False, 'engine': 'openpyxl'}
-        try:
-            return pd.read_excel(file, **options).to_numpy().tolist()
-        except ImportError as error:
-            raise ValueError(".xlsx needs openpyxl: pip install 'openpyxl>=3.1'") from error
-    opener = gzip.open if file.suffix == '.gz' else open
-    with opener(file, 'rt', encoding='utf-8-sig', newline='') as lines:
-        return list(csv.reader(lines))
+        return _read_excel(file)
+    limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
+    with (gzip.open if file.suffix == '.gz' else open)(file, 'rb') as opened:
+        data = opened.read(limit + 1)
+    _refuse_bomb(len(data), limit)
+    return list(csv.reader(io.StringIO(data.decode('utf-8-sig'), newline='')))
+
+
+def _refuse_bomb(size: int, limit: int) -> None:
+    if size > limit:
+        raise ValueError(f'it has more than {limit:,} bytes when it is decompressed')
+
+
+def _read_excel(file: Path) -> list[list[str]]:
+    """Read the first sheet, below and including its first row and as wide as this row."""
+    try:
+        from openpyxl import load_workbook
+    except ImportError as error:
+        raise ValueError(".xlsx needs openpyxl: pip install 'openpyxl>=3.1'") from error
+    limit = max(MIN_LIMIT, MAX_RATIO * file.stat().st_size)
+    try:
+        with warnings.catch_warnings(), zipfile.ZipFile(file) as archive:
+            warnings.simplefilter('ignore')
+            _refuse_bomb(sum(entry.file_size for entry in archive.infolist()), limit)
+            sheet = load_workbook(file, read_only=True, data_only=True).worksheets[0]
+            sheet.reset_dimensions()  # the file states them, and they may be wrong
+            width = len(_trimmed(next(sheet.iter_rows(values_only=True), ())))
+            width, limit = max(width, 1), min(MAX_ROWS, MAX_CELLS // max(width, 1))
+            rows = sheet.iter_rows(max_col=width, values_only=True)
+            cells = [[_text(cell) for cell in row] for row in islice(rows, limit + 1)]
+    except Exception as error:  # a damaged file makes openpyxl raise almost anything
+        raise ValueError(' '.join(f'{type(error).__name__}: {error}'.split())) from error
+    if len(cells) > limit:
+        raise ValueError(f'it has more than {limit:,} rows of {width:,} cells')
+    return [row + [''] * (width - len(row)) for row in cells]
+
+
+def _trimmed(row: Sequence[Any]) -> Sequence[Any]:
+    """Return a row without the empty cells at its end."""
+    width = max((number for number, cell in enumerate(row, 1) if cell is not None), default=0)
+    return row[:width]
+
+
+def _text(cell: Any) -> str:
+    """Return the cell of an Excel file as text; a whole number has no decimal point."""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return '' if cell is None else str(cell)
 
 
 def find_file(root: Path, *patterns: str, hint: str) -> Path:

@@ -54,6 +54,8 @@ LOOK_SECONDS = 5  # time for the record of a failure to appear after a broken co
 
 MISTAKES = (ValueError, FloatingPointError, OSError, torch.OutOfMemoryError)
 NO_MEMORY = 'not enough main memory'
+OUT_OF_MEMORY = ("can't allocate memory", 'Cannot allocate memory')  # of PyTorch, of the system
+LOST_WORKER = 'DataLoader worker'
 _WORKER = re.compile(r'\n\w[\w.]*: |\n\w*Error$')  # precedes the message in a worker's traceback
 _CONNECTION = re.compile(
     r'clos|reset|refused|broken pipe|remote|network|unreachable|no route|aborted|recv', re.I
@@ -184,12 +186,15 @@ def launch(stage: str, main: Callable[[Run], int | None], argv: list[str] | None
     args = build_parser(stage).parse_args(argv)
     args.command = sys.argv if argv is None else [f'main_{stage}.py', *argv]
     process = Process()
-    with _on_stop(_terminate):
+    with _handled(_terminate, SIGTERM, SIGUSR1):
         try:
             setup_run(args, process)
             return _finish(process, main)
         except (Exception, Terminated) as error:
-            with _on_stop(signal.SIG_IGN):  # torchrun sends SIGTERM after another process failed
+            # torchrun sends SIGTERM after another process failed. The handler of the loader raises
+            # whenever a worker ends.
+            ignored = _handled(signal.SIG_IGN, SIGTERM, SIGUSR1)
+            with ignored, _handled(signal.SIG_DFL, signal.SIGCHLD):
                 return _fail(process, error)
         finally:
             process.lock.close()  # also after a second Ctrl-C, for example in a notebook
@@ -272,7 +277,7 @@ def explain(error: BaseException, *, trains: bool = True) -> tuple[int, str]:
     if isinstance(error, Terminated):
         again = 'resumes' if trains else 'begins again'
         return EXIT_PREEMPTED, f'stopped by {text} outside training: the same command {again}'
-    if isinstance(error, MISTAKES) or text.startswith(('DataLoader worker', NO_MEMORY)):
+    if isinstance(error, MISTAKES) or text.startswith((LOST_WORKER, NO_MEMORY)):
         return EXIT_MISTAKE, text
     if isinstance(error, RuntimeError) and 'have a deterministic implementation' in text:
         return EXIT_MISTAKE, f'TRAIN.DETERMINISTIC: {text}'
@@ -286,13 +291,20 @@ def explain(error: BaseException, *, trains: bool = True) -> tuple[int, str]:
 
 def _reason(error: BaseException) -> str:
     """Return the message of an error, completed by the cause or place where Python omits it."""
-    text = str(error).strip()
+    text, frames = str(error).strip(), traceback.extract_tb(error.__traceback__)
+    place = Path(frames[-1].filename) if frames else Path()
+    is_connection = isinstance(error, ConnectionError | EOFError)
+    if is_connection and place.parts[-2:] == ('multiprocessing', 'connection.py'):
+        text = f'{LOST_WORKER} ended while it sent a batch'
     if text.startswith('Caught '):  # raised in a worker of the loader
         text = _WORKER.split(text)[-1].strip()
-    if isinstance(error, OSError) and error.filename is None:
-        for frame in traceback.extract_tb(error.__traceback__)[-1:]:
-            text += f' ({Path(frame.filename).name}, line {frame.lineno})'
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+    if text.startswith(LOST_WORKER):
+        text += (
+            '. If the machine ran out of memory (see dmesg), use fewer workers: DATA.NUM_WORKERS'
+        )
+    elif isinstance(error, OSError) and error.filename is None and frames:
+        text += f' ({place.name}, line {frames[-1].lineno})'
+    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
         text = (
             f'{NO_MEMORY}: use a smaller --batch-size or fewer workers (DATA.NUM_WORKERS, '
             f'--num-workers). {text}'
@@ -343,7 +355,7 @@ def _finish(process: Process, main: Callable[[Run], int | None]) -> int:
         code = main(run) or 0
         run.record.finish()
     except Preempted as stop:
-        with _on_stop(signal.SIG_IGN):  # the state is already saved
+        with _handled(signal.SIG_IGN, SIGTERM, SIGUSR1):  # the state is already saved
             distributed.barrier()  # torchrun ends all processes soon after the first one exits
         run.logger.warning(str(stop))
         code = EXIT_PREEMPTED
@@ -405,9 +417,9 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def _on_stop(handler: Callable | signal.Handlers) -> Iterator[None]:
-    """Handle SIGTERM and SIGUSR1 with `handler` inside the block."""
-    before = {number: signal.signal(number, handler) for number in (SIGTERM, SIGUSR1)}
+def _handled(handler: Callable | signal.Handlers, *numbers: int) -> Iterator[None]:
+    """Handle signals with `handler` inside the block."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

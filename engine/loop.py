@@ -75,7 +75,7 @@ def fit(
     run.scalars.forget_from(state.epoch if state.epoch or state.batch else -1)
     if state.epoch == train.EPOCHS:
         logger.warning(f'all {state.epoch} epochs are already trained: nothing is left to do')
-    start = time.time()
+    start = time.perf_counter()
     with (
         Interruptions(train.SAVE_EVERY_MINUTES, train.RANK_TIMEOUT_MINUTES) as interruptions,
         Saver(run, interruptions) as saver,
@@ -96,7 +96,7 @@ def fit(
             _log_epoch(run, state, figures['loss'], held_out, selects_by)
         saver.close()
     distributed.barrier()  # all ranks can now read the files of rank 0
-    logger.info(f'Training time {timedelta(seconds=int(time.time() - start))}')
+    logger.info(f'Training time {timedelta(seconds=int(time.perf_counter() - start))}')
     return state
 
 

@@ -8,7 +8,8 @@ python scripts/fold_table.py table --sweep F --predictions P --labels DATA/all.c
 of the prediction among the images of the fold, from 0 to 1, because predictions of different models
 have no common scale. scripts/evaluate.py can also read these files. With --tune, rows that only
 differ in fine-tuning become one row: each fold takes the predictions of the row with the highest
-mean AUROC on the patients of the other folds, and P/tuning.csv lists the choices.
+mean AUROC on the training patients whom its runs did not learn from (EVAL.PREDICT_TRAIN), and
+P/tuning.csv lists the choices.
 
 `table` compares each row with
 all rows in `against`, in which `pixels` is the logistic regression on pixels (REPORT.PIXEL_FLOOR),
@@ -26,11 +27,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.predictions import read_label_file, read_predictions
-from engine.run_record import is_finished
+from engine.run_record import SHOWN
 from evaluation.cases import match
 from evaluation.footnotes import Footnotes
 from evaluation.intervals import Resamples
-from evaluation.metrics import FEW_CASES, label_scores
+from evaluation.metrics import FEW_CASES, count_classes, label_scores, labels_with_few_cases
 from sweeps.comparison import ENDS, SIGNIFICANT, LongTable, compare_rows, summarise
 from sweeps.files import (
     PIXELS,
@@ -41,7 +42,8 @@ from sweeps.files import (
     pixel_row,
     run_folder,
 )
-from sweeps.folds import Runs, save_ranks, tune, with_enough_cases
+from sweeps.folds import Runs, save_ranks, tune
+from sweeps.runner import folder_state
 from sweeps.tables import (
     NOT_FOR_CLINICAL_USE,
     interval_text,
@@ -76,8 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             add('--output', type=Path, required=True, help='root of the run folders')
             add('--folds', type=int, required=True, help='the same as for ablate.py run')
             add('--seeds', type=int, default=3, help='seeds 0 to N - 1')
-            add('--tune', type=Path, metavar='LABELS', help='join rows with the same pre-training, '
-                'given the CSV file with the labels of all images')  # fmt: skip
+            add('--tune', action='store_true', help='join rows with the same pre-training')
             continue
         add('--predictions', type=Path, required=True, help='folder that join wrote')
         add('--labels', type=Path, required=True, help='CSV file with the labels of all images')
@@ -96,23 +97,40 @@ def join(args: argparse.Namespace) -> None:
     if min(args.folds, args.seeds) < 1:
         raise ValueError(f'--folds {args.folds} and --seeds {args.seeds} must be at least 1')
     sweep = load_sweep(args.sweep, args.scale)
-    runs: dict[str, Runs] = {}
-    for row in sweep.rows:
-        for seed in range(args.seeds):
-            parts = [f'{part}/{args.folds}' for part in range(args.folds)]
-            folders = [run_folder(args.output, 'finetune', row, seed, part) for part in parts]
-            if missing := [folder for folder in folders if not is_finished(folder)]:
-                print(f'skipped {row.name} seed {seed}: {missing[0]} is not finished')
-                continue
-            runs.setdefault(row.name, {})[seed] = folders
-    if args.tune:
-        runs = tune(sweep, runs, folds=args.folds, labels=args.tune, save=args.save)
+    runs = finished_runs(sweep, args)
+    runs = tune(sweep, runs, folds=args.folds, save=args.save) if args.tune else runs
     for row in [row for row in sweep.rows if row.name in runs]:
         for seed, folders in runs[row.name].items():
             for kind, name in (('', row.name), ('_pixels', pixel_row(row))):
                 files = [folder / f'predictions_valid{kind}.csv' for folder in folders]
                 if kind == '' or files[0].is_file():
                     save_ranks(args.save / f'{name}_seed{seed}.csv.gz', files)
+
+
+def finished_runs(sweep: Sweep, args: argparse.Namespace) -> dict[str, Runs]:
+    """Return the runs of every row and seed whose folds have all finished, and print the others.
+
+    Raises:
+        ValueError: If there is no such row.
+    """
+    runs: dict[str, Runs] = {}
+    skipped = []
+    for row in sweep.rows:
+        for seed in range(args.seeds):
+            parts = [f'{part}/{args.folds}' for part in range(args.folds)]
+            folders = [run_folder(args.output, 'finetune', row, seed, part) for part in parts]
+            states = zip(parts, map(folder_state, folders), strict=True)
+            if missing := [f'{part} {state}' for part, state in states if state != 'finished']:
+                skipped.append(f'{row.name} seed {seed} (fold {", ".join(missing)})')
+                print(f'skipped {skipped[-1]}')
+                continue
+            runs.setdefault(row.name, {})[seed] = folders
+    if not runs:
+        raise ValueError(
+            f'--output {args.output}: no run of {args.sweep} has finished all {args.folds} folds: '
+            + '; '.join(skipped[:SHOWN])
+        )
+    return runs
 
 
 def table(args: argparse.Namespace) -> None:
@@ -148,8 +166,8 @@ def read_samples(args: argparse.Namespace, names: Sequence[str]) -> LongTable:
                 *cases.of_label(label), threshold=None, weights=weights, names=['auroc']
             )
             scores[label] = part['auroc']
-        counted = with_enough_cases(cases, args.cases).labels
-        if counted:
+        few = labels_with_few_cases(count_classes(cases.targets, cases.labels), args.cases)
+        if counted := [label for label in cases.labels if label not in few]:
             scores = {MEAN: np.mean([scores[label] for label in counted], axis=0)} | scores
         found.setdefault(name, {})[int(seed)] = scores
     if not found:

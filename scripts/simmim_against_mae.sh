@@ -45,7 +45,7 @@ $python scripts/ablate.py run "${sweep[@]}" "${seeds[@]}" --output "$out" --data
 
 step '3/3 tuned settings and tables'
 $python scripts/fold_table.py join "${sweep[@]}" "${seeds[@]}" --output "$out" \
-    --save "$out/predictions" --tune "$store/all.csv"
+    --save "$out/predictions" --tune
 $python scripts/fold_table.py table "${sweep[@]}" --predictions "$out/predictions" \
     --labels "$store/all.csv" --save "$out/results"
 echo

@@ -1,6 +1,7 @@
 """Predictions of the folds of a cross-validated sweep: join them by rank, and tune by fold."""
 
 import gzip
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,17 +11,16 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from data.predictions import Predictions, read_label_file, read_predictions
-from evaluation.cases import Cases, match
-from evaluation.metrics import (
-    FEW_CASES,
-    auroc_per_label,
-    count_classes,
-    labels_with_few_cases,
-)
-from sweeps.files import Sweep
+from data.labels import task_labels
+from data.predictions import Predictions, look_up, read_predictions
+from data.reading import read_split
+from data.splits import split_patients, unlabelled_records
+from evaluation.metrics import FEW_CASES, auroc_per_label, count_classes, labels_with_few_cases
+from sweeps.files import Sweep, load_config, without_cache
+from sweeps.run_scores import real_targets
 from system.files import replace_file
 
+LOGGER = logging.getLogger(__name__)
 Runs = dict[int, list[Path]]  # seed -> run folder of each fold
 
 
@@ -50,14 +50,13 @@ def join_ranks(files: Sequence[Path]) -> Predictions:
     return replace(parts[0], names=names, probabilities=np.concatenate(ranks))
 
 
-def tune(
-    sweep: Sweep, runs: Mapping[str, Runs], *, folds: int, labels: Path, save: Path
-) -> dict[str, Runs]:
+def tune(sweep: Sweep, runs: Mapping[str, Runs], *, folds: int, save: Path) -> dict[str, Runs]:
     """Return one row for all rows with the same pre-training and labels, and write save/tuning.csv.
 
-    In each fold, it has the runs of the row with the highest mean AUROC over the seeds on the
-    patients of the other folds, so a patient is scored by a setting that other patients chose. The
-    row has the name of the first of its rows.
+    In each fold, it has the runs of the row with the highest mean AUROC over the seeds on training
+    patients of the fold whom the runs did not learn from (`mean_score`). A patient is scored by a
+    setting that other patients chose, and these patients see the runs that are scored: a run that
+    fails is not chosen. The row has the name of the first of its rows.
 
     Raises:
         ValueError: If rows that are tuned together have not finished the same seeds.
@@ -74,7 +73,10 @@ def tune(
             raise ValueError(f'{first} and {unequal[0]} have not finished the same seeds')
         tuned[first] = {seed: [] for seed in runs[first]}
         for fold in range(folds):
-            scores = {name: mean_score(runs[name], fold, labels) for name in names}
+            scores = {
+                name: mean_score([folders[fold] for folders in runs[name].values()])
+                for name in names
+            }
             best = max(scores, key=scores.get)
             for seed, folders in runs[best].items():
                 tuned[first][seed].append(folders[fold])
@@ -87,28 +89,30 @@ def tune(
     return tuned
 
 
-def mean_score(runs: Runs, fold: int, labels_file: Path) -> float:
-    """Return the mean AUROC of a row over seeds and labels, on the patients of the other folds.
+def mean_score(folders: Sequence[Path]) -> float:
+    """Return the mean AUROC of runs over labels, on training patients whom they did not learn from.
 
-    Labels with few cases of a class among these patients do not count.
+    These are the patients outside the share of the labels. Labels with few cases of a class among
+    them do not count.
 
     Raises:
-        ValueError: If all labels have few cases.
+        ValueError: If there are no such patients, or all labels have few cases among them.
     """
     scores = []
-    for folders in runs.values():
-        others = [folder for number, folder in enumerate(folders) if number != fold]
-        predictions = join_ranks([folder / 'predictions_valid.csv' for folder in others])
-        labels = read_label_file(labels_file, labels=predictions.labels)
-        cases, _ = match(predictions, labels, name='', level='image', complete=False)
-        counted = with_enough_cases(cases)
-        if not counted.labels:
-            raise ValueError(f'{labels_file}: no label has {FEW_CASES} cases of each class to tune')
-        scores.append(auroc_per_label(counted.probabilities, counted.targets).mean())
+    for folder in folders:
+        config = without_cache(load_config(folder))
+        train, *_ = split_patients(config, read_split(config, 'train', LOGGER))
+        records = unlabelled_records(config, train)
+        labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
+        predictions = read_predictions(folder / 'predictions_train.csv', labels=labels)
+        probabilities = look_up(predictions, records.path, labels)
+        targets = real_targets(config, records)
+        few = labels_with_few_cases(count_classes(targets, labels))
+        counted = [label not in few for label in labels]
+        if not any(counted):
+            raise ValueError(
+                f'{folder}: no label has {FEW_CASES} cases of each class among the '
+                f'{len(records)} training images that the run did not learn from'
+            )
+        scores.append(auroc_per_label(probabilities[:, counted], targets[:, counted]).mean())
     return float(np.mean(scores))
-
-
-def with_enough_cases(cases: Cases, enough: int | None = None) -> Cases:
-    """Select the labels without few cases (see `few_cases`)."""
-    few = labels_with_few_cases(count_classes(cases.targets, cases.labels), enough)
-    return cases.with_labels([label not in few for label in cases.labels])

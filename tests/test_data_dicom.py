@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import images
 from data.images import BadImageError, load_image, read_dicom
 
 pydicom = pytest.importorskip('pydicom', minversion='3.0', reason='pydicom is not installed')
@@ -250,6 +251,21 @@ def test_files_that_are_cut_off_are_refused(path, share):
         refusal(path)
     options['data'] = [frame[: int(share * len(frame))] + bytes(9)]
     refusal(write(path, RAMP, **options))
+
+
+def test_files_that_take_minutes_or_all_memory_are_refused(path, monkeypatch):
+    monkeypatch.setattr(images, 'DEFLATED_BYTES', 2**16)
+    syntax = 'DeflatedExplicitVRLittleEndian'
+    assert levels(write(path, SQUARE, syntax=syntax)).shape == SQUARE.shape
+    assert '65,536' in refusal(write(path, np.zeros((300, 300), np.uint8), syntax=syntax))
+    frame = jpeg(SQUARE)
+    scan = frame[frame.index(images.JPEG_SCAN) : -2]
+    many = frame[:-2] + scan * images.MAX_SCANS + frame[-2:]
+    assert 'scans' in refusal(write(path, SQUARE, syntax='JPEGBaseline8Bit', data=[many]))
+    dataset = pydicom.dcmread(write(path, SQUARE, syntax='RLELossless', data=[b'12']))
+    dataset.Rows = dataset.Columns = 2**13 + 1
+    dataset.save_as(path)
+    assert '8193 x 8193' in refusal(path)
 
 
 def test_every_file_that_comes_with_pydicom_is_read_or_refused():

@@ -94,7 +94,7 @@ def test_whole_pngs_are_read_and_those_without_the_last_row_are_refused(mode, si
     pixels = Image.fromarray(rng.integers(0, 255, (size[1], size[0]), np.uint8))
     image = DEEP.crop((0, 0, *size)) if mode == 'I;16' else pixels.convert(mode)
     whole = encode(image, 'PNG')
-    images._check_png(whole)
+    images._refuse_missing_rows(whole, images._checked_png(whole))
     body = zlib.decompress(whole[(at := whole.index(b'IDAT') + 4) : at + whole_size(whole, at)])
     start = whole[: at - 8]
     for kept in (body, body[:-1]):
@@ -139,7 +139,25 @@ def test_damaged_files_are_read_or_refused_as_by_pillow(kind, monkeypatch):
     got = [outcome(data) for data in damaged]
     monkeypatch.setattr(images, 'decode_image_png_u8', None)
     assert got == [outcome(data) for data in damaged]
-    assert 1 < sum(bool(pixels) for _, pixels in got) < 200  # damaged PNGs are mostly refused
+    accepted = sum(bool(pixels) for _, pixels in got)
+    assert accepted > 1 if kind == 'JPEG' else accepted < 3  # PNG has checksums
+
+
+@pytest.mark.parametrize('damage', ['cut off', 'other kind', 'other contents'])
+def test_damage_after_the_pixels_of_a_png_does_not_hide_the_rotation(damage):
+    whole = encode(GREY, 'PNG', exif=quarter_turn())
+    start, kind = whole.index(b'eXIf') - 4, whole.index(b'eXIf')
+    end = kind + 8 + whole_size(whole, kind + 4)
+    rotation, rest = whole[start:end], whole[:start] + whole[end:]
+    last = len(rest) - 12  # IEND
+    late = rest[:last] + rotation + rest[last:]
+    assert outcome(late) == outcome(whole)
+    damaged = {
+        'cut off': late[: last + 10],
+        'other kind': late.replace(b'eXIf', b'eXIg'),
+        'other contents': late[:-14] + bytes([late[-14] ^ 1]) + late[-13:],
+    }
+    assert outcome(damaged[damage]) == ('ValueError', b'')
 
 
 # Grey levels
@@ -192,9 +210,9 @@ def test_exif_rotation_is_applied(tmp_path, dtype, orientation, turn):
 # Unusable files
 
 
-def png(colour_type: int, channels: int) -> bytes:
-    """A PNG of 20 x 1 pixels with 16 bits per channel."""
-    header = struct.pack('>2I5B', 20, 1, 16, colour_type, 0, 0, 0)
+def png(colour_type: int, channels: int, width: int = 20, height: int = 1) -> bytes:
+    """A PNG with 16 bits per channel; only 20 x 1 pixels have contents."""
+    header = struct.pack('>2I5B', width, height, 16, colour_type, 0, 0, 0)
     pixels = zlib.compress(bytes([0, *range(40 * channels)]))
     parts = [
         struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body))
@@ -265,6 +283,18 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
     with pytest.raises(BadImageError, match='decompression bomb'):
         load_image(path)
+
+
+def test_files_that_take_minutes_or_all_memory_are_refused_by_their_header(tmp_path, monkeypatch):
+    whole = encode(GREY, 'JPEG', progressive=True)
+    scan = whole[whole.rindex(images.JPEG_SCAN) : -2]
+    many = whole[:-2] + scan * images.MAX_SCANS + whole[-2:]
+    bombs = {'scans': many, 'pixels': png(0, 1, 2**13 + 1, 2**13)}
+    monkeypatch.setattr(images, '_decode_plain', None)
+    for word, data in bombs.items():
+        (tmp_path / 'x.png').write_bytes(data)
+        with pytest.raises(BadImageError, match=word):
+            load_image(tmp_path / 'x.png')
 
 
 # Links

@@ -594,3 +594,22 @@ def test_a_layout_without_views_is_warned_of_and_the_error_names_the_key(
     records = read(tmp_path / 'data', str(tmp_path / 'covid.yaml'), 'train')
     with pytest.raises(ValueError, match=r'metadata.csv.*views: frontal'):
         select_views(records, 'frontal')
+
+
+@pytest.mark.parametrize('table', ['x' * 300, '*/' * 2000 + 'x.csv'])
+def test_a_path_that_no_system_can_look_up_is_refused(table, tmp_path):
+    file = tmp_path / 'long.yaml'
+    file.write_text(f"table: '{table}'\nimage: '{{file}}'\n")
+    with pytest.raises(ValueError, match=r'long\.yaml: table'):
+        open_layout(str(file))
+
+
+def test_a_list_of_images_that_is_not_text_is_named(tmp_path):
+    (tmp_path / 'table.csv').write_text('file\na.png\n')
+    (tmp_path / 'list.txt').write_bytes(b'\xff\xfe')
+    file = tmp_path / 'listed.yaml'
+    file.write_text("table: table.csv\nimage: '{file}'\nsplits: {train: list.txt}\n")
+    config = default_config()
+    config.DATA.DATASET = str(file)
+    with pytest.raises(ValueError, match=r'list\.txt'):
+        read_layout(config, tmp_path, 'train')

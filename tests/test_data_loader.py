@@ -343,7 +343,7 @@ class Blocked(Dataset):
 @pytest.mark.skipif(not data.loader.CAN_WAIT, reason='signals cannot be waited for here')
 def test_a_worker_is_born_with_signals_blocked(monkeypatch):
     """A signal to all processes would end it before it runs any code of the loader."""
-    monkeypatch.setattr(data.loader, '_leave_signals_to_main_process', None)
+    monkeypatch.setattr(data.loader, '_prepare_worker', None)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     loader = make_loader(Blocked(), loader_config(4, workers=1), shuffle=False)
     loader.multiprocessing_context = 'fork'
@@ -376,6 +376,24 @@ def test_a_worker_whose_main_process_hangs_up_prints_nothing(capfd):
     resource_sharer._resource_sharer.get_connection((address, int(number))).close()
     del batches
     assert 'Traceback' not in capfd.readouterr().err
+
+
+class Unsendable(Blocked):
+    """Samples that a worker has, but cannot send, as without memory or open files."""
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list['Unsendable']:
+        return [self]
+
+    def __reduce__(self) -> tuple:
+        raise RuntimeError('unable to mmap 32 bytes: Cannot allocate memory (12)')
+
+
+def test_a_worker_that_cannot_send_a_batch_ends_the_pass(capfd):
+    loader = make_loader(Unsendable(), loader_config(4, workers=1), shuffle=False)
+    loader.multiprocessing_context, loader.collate_fn, loader.timeout = 'fork', list, 60
+    with pytest.raises(RuntimeError, match='DataLoader worker .* exited'):
+        next(iter(loader))
+    assert 'Cannot allocate memory' in capfd.readouterr().err
 
 
 # Open files

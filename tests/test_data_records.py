@@ -1,12 +1,15 @@
 """Readers of CSV files and folders: values, paths, splits, groups, and faults that users meet."""
 
+import gzip
 import hashlib
 import io
 import logging
 import math
+import re
 import sys
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +17,14 @@ import pandas as pd
 import pytest
 from csv_files import HEADER, image_path, message, read, row, touch, write
 
+import data.table
 from config import default_config
 from data.chexpert import read_csv, read_folder
 from data.groups import MOST_GROUPS, group_columns, standard_groups
 from data.labels import LABELS
 from data.records import Records
 from data.splits import select_views, split_holdout, split_patients, take_subset
+from data.table import Table
 
 # ---- CheXpert: what is read
 
@@ -193,6 +198,7 @@ def test_bad_study_is_refused(tmp_path: Path, name: str, place: str) -> None:
     [
         ('Sex', 'male'),
         ('Age', '-1'),
+        ('Age', '1e999'),
         ('Edema', '2.0'),
         ('Path', '../train/patient00001/study1/view1_frontal.jpg'),
         ('Path', '/etc/patient00001/study1/view1_frontal.jpg'),
@@ -428,6 +434,25 @@ def test_groups_come_from_the_own_file_by_row_or_from_demographics_by_patient(
         groups_of(grouped, ['AGE'], *lines)
 
 
+def rewritten(file: Path, part: str, change: Callable[[str], str]) -> bytes:
+    """Return an Excel file with another text in the files whose name contains a pattern."""
+    copy = io.BytesIO()
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, 'w', zipfile.ZIP_DEFLATED) as new:
+        for name in archive.namelist():
+            text = archive.read(name).decode()
+            new.writestr(name, change(text) if re.search(part, name) else text)
+    return copy.getvalue()
+
+
+def test_a_compressed_table_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    for name, count in (('real', 3), ('bomb', 2**21)):
+        file = tmp_path / f'{name}.csv.gz'
+        file.write_bytes(gzip.compress(b'a,b\n1,2\n' + b'\n' * count))
+    assert len(Table(tmp_path / 'real.csv.gz')) == 1
+    with pytest.raises(ValueError, match=r'bomb\.csv\.gz'):
+        Table(tmp_path / 'bomb.csv.gz')
+
+
 def test_an_excel_file_reads_like_the_csv_file(
     grouped: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,7 +473,15 @@ def test_an_excel_file_reads_like_the_csv_file(
     with zipfile.ZipFile(file) as archive, zipfile.ZipFile(broken, 'w') as copy:
         for name in archive.namelist():
             copy.writestr(name, '<' if name.endswith('sheet1.xml') else archive.read(name))
-    for damaged in (b'no archive', file.read_bytes()[:-40], broken.getvalue()):
+    types = rewritten(file, r'\[Content_Types\]', lambda text: text.replace('ContentType', 'x'))
+    far = '<row r="999999999"><c r="A999999999"><v>1</v></c></row></sheetData>'
+    long = rewritten(file, 'sheet1', lambda text: text.replace('</sheetData>', far))
+    wide = rewritten(file, 'sheet1', lambda text: re.sub('r="[A-C]([0-9])"', r'r="XFD\1"', text))
+    bomb = rewritten(file, 'sheet1', lambda text: text + ' ' * 2**22)
+    whole = file.read_bytes()
+    monkeypatch.setattr(data.table, 'MAX_ROWS', 2**10)
+    monkeypatch.setattr(data.table, 'MAX_CELLS', 2**15)
+    for damaged in (b'no archive', whole[:-40], broken.getvalue(), types, long, wide, bomb):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=r'demo\.xlsx'):
             group_columns(grouped, columns, demographics=file.name)

@@ -452,7 +452,9 @@ def test_packing_starts_over_from_a_damaged_index(root: Path, store: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ('entry', 'value'), [('shard', 4), ('form', 99)], ids=['an unknown shard', 'an unknown form']
+    ('entry', 'value'),
+    [('shard', 4), ('form', 99), ('offset', 2**63), ('offset', 800), ('height', 2**31)]
+    + [('width', 0), ('full_height', 0)],
 )
 def test_an_index_that_does_not_fit_is_refused(
     store: Path, tmp_path: Path, entry: str, value: int
@@ -465,4 +467,30 @@ def test_an_index_that_does_not_fit_is_refused(
     about['files'][file.name] = [file.stat().st_size, file_crc32(file)]
     write_json(foreign / 'store.json', about)
     with pytest.raises(ValueError, match=file.name):
+        open_store(foreign)
+
+
+@pytest.mark.parametrize('names', [[3, 1, 2], [1, 1, 2]], ids=['unsorted', 'repeated'])
+def test_names_that_cannot_be_looked_up_are_refused(
+    store: Path, tmp_path: Path, names: list[int]
+) -> None:
+    foreign = copied(store, tmp_path / 'foreign')
+    about, file = read_about(foreign), foreign / 'names_00000.npy'
+    found = np.load(file)
+    found[1:4] = found[names]
+    np.save(file, found)
+    about['files'][file.name] = [file.stat().st_size, file_crc32(file)]
+    write_json(foreign / 'store.json', about)
+    with pytest.raises(ValueError, match=file.name):
+        open_store(foreign)
+
+
+def test_a_pipe_in_a_store_is_not_waited_for(store: Path, tmp_path: Path) -> None:
+    foreign = copied(store, tmp_path / 'foreign')
+    about, file = read_about(foreign), foreign / 'train.csv'
+    file.unlink()
+    os.mkfifo(file)
+    about['files'][file.name] = [0, 0]
+    write_json(foreign / 'store.json', about)
+    with pytest.raises(ValueError, match='train.csv'):
         open_store(foreign)

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -91,6 +92,7 @@ def raised(error):
         (FileNotFoundError(2, 'No such file', 'a.jpg'), 2, 'a.jpg'),
         (torch.OutOfMemoryError('CUDA out of memory.'), 2, 'CUDA out of memory.'),
         (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), 2, 'pid 7'),
+        (RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly'), 2, 'DATA.NUM_WORKERS'),
         (RuntimeError(NOT_DETERMINISTIC), 2, 'TRAIN.DETERMINISTIC: x_backward'),
         (RuntimeError(GLOO + 'Read error: Connection reset by peer'), 3, 'log_rank'),
         (dist.DistBackendError('Watchdog caught collective timeout'), 3, 'RANK_TIMEOUT_MINUTES'),
@@ -99,6 +101,7 @@ def raised(error):
         (MemoryError(), 2, 'memory'),
         (MemoryError('Caught MemoryError in w.\nTraceback:\n  x\nMemoryError'), 2, 'memory'),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 2, '9 bytes'),
+        (RuntimeError('unable to mmap 9 bytes: Cannot allocate memory (12)'), 2, 'NUM_WORKERS'),
         (raised(OSError(28, 'No space left on device')), 2, 'test_engine_launch.py'),
         (OSError(), 2, 'OSError'),
         (KeyError('x'), 1, "KeyError: 'x'"),
@@ -276,3 +279,31 @@ def test_a_missing_checkpoint_is_refused_before_the_data_are_read(flag, tmp_path
     argv = arguments(config_of(tmp_path, 'finetune'), tmp_path / 'no_data', tmp_path / 'out')
     missing = tmp_path / 'missing.pth'
     refused('finetune', [*argv, flag, str(missing)], missing, 'ckpt_best.pth')
+
+
+def test_a_worker_that_dies_while_it_sends_a_batch_is_named():
+    ours, of_worker = multiprocessing.Pipe()
+    of_worker.close()
+    with pytest.raises(EOFError) as caught:
+        ours.recv()
+    code, line = explain(caught.value)
+    assert code == 2 and line.startswith('DataLoader worker') and 'DATA.NUM_WORKERS' in line
+
+
+def test_a_worker_that_ends_while_an_error_is_reported_changes_nothing(monkeypatch, tmp_path):
+    """The loader's handler raises an error for such a worker, at any place."""
+
+    def lost_worker(number, frame):
+        raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.')
+
+    def explain_and_lose_a_worker(error, **options):
+        os.kill(os.getpid(), signal.SIGCHLD)
+        return explain(error, **options)
+
+    before = signal.signal(signal.SIGCHLD, lost_worker)
+    monkeypatch.setattr('engine.launch.explain', explain_and_lose_a_worker)
+    try:
+        assert launch('simmim', None, ['--cfg', str(tmp_path / 'none.yaml')]) == 2
+        assert signal.getsignal(signal.SIGCHLD) is lost_worker
+    finally:
+        signal.signal(signal.SIGCHLD, before)

@@ -1,6 +1,7 @@
 """Training: steps by hand, non-finite losses, bit-exact resume, and several processes as one."""
 
 import copy
+import itertools
 import logging
 import math
 import re
@@ -291,3 +292,14 @@ def test_gradients_may_be_exchanged_in_half_precision(parallel) -> None:
         gradients.append(model.module.weight.grad)
     assert torch.equal(gradients[1], gradients[0].bfloat16().float())
     assert not torch.equal(*gradients)
+
+
+def test_a_clock_that_is_set_back_gives_no_negative_times(phantom, tmp_path, monkeypatch) -> None:
+    clock = itertools.count(1e9, -3600)
+    monkeypatch.setattr('time.time', lambda: next(clock))
+    cfg = tiny_config(tmp_path / 'run.yaml', 'simmim', EVAL={'HOLDOUT_IMAGES': 2})
+    assert run_main('simmim', arguments(cfg, phantom, tmp_path)) == 0
+    folder = run_folder(tmp_path, 'simmim')
+    assert 'Training time 0:0' in (folder / 'log_rank0.txt').read_text()
+    for record in read_metrics(folder / 'metrics.jsonl')[1:]:
+        assert record['seconds'] > 0 and record['images_per_second'] > 0

@@ -1,21 +1,27 @@
 """The table of a cross-validated sweep: joined ranks, differences and intervals."""
 
 import gzip
+import logging
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 from sweep_runs import methods_file
 
+from config import Config, config_text, default_config
 from data.predictions import write_predictions
+from data.reading import read_split
+from data.splits import training_records
 from evaluation import metrics
 from evaluation.compare import holm
 from scripts import fold_table
 from sweeps.folds import save_ranks
 
+LOGGER = logging.getLogger('fold_table')
 LABELS = ('Edema', 'Pneumonia')
 FOLDS, PER_FOLD = 3, 40
 
@@ -47,6 +53,10 @@ def write_run(folder: Path, values: np.ndarray, part: int, kind: str = '') -> No
     )
 
 
+def state(folder: Path) -> str:
+    return 'finished' if folder.is_dir() else 'not started'
+
+
 @pytest.fixture
 def joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray, dict]:
     """A sweep whose rows have finished but one: sweep file, targets, predictions by row."""
@@ -65,7 +75,7 @@ def joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.nd
                 write_run(folder, values[name, seed], part)
                 if name == 'scratch_1':
                     write_run(folder, np.full_like(targets, 0.5), part, '_pixels')
-    monkeypatch.setattr(fold_table, 'is_finished', Path.is_dir)
+    monkeypatch.setattr(fold_table, 'folder_state', state)
     arguments = ['--output', tmp_path, '--folds', FOLDS, '--seeds', 2, '--save', tmp_path / 'p']
     assert run('join', '--sweep', sweep, *arguments) == 0
     return sweep, targets, values
@@ -142,6 +152,16 @@ def test_no_folds_and_no_seeds_are_refused(option, joined: tuple, capsys) -> Non
     assert f'{option} 0' in capsys.readouterr().err
 
 
+def test_a_join_in_which_every_run_misses_a_fold_names_them(joined: tuple, capsys) -> None:
+    sweep, folder = joined[0], joined[0].parent
+    words = ['--output', folder, '--folds', FOLDS + 1, '--seeds', 2, '--save', folder / 'none']
+    assert run('join', '--sweep', sweep, *words) == 2
+    out, error = capsys.readouterr()
+    assert 'simmim_1 seed 0 (fold 3/4 not started)' in out
+    assert str(folder) in error and '3/4 not started' in error
+    assert not (folder / 'none').exists()
+
+
 def test_joined_files_do_not_depend_on_the_time(joined: tuple) -> None:
     path = joined[0].parent / 'p/simmim_1_seed0.csv.gz'
     content = path.read_bytes()
@@ -216,64 +236,112 @@ def test_a_flag_compares_all_rows_with_one(joined: tuple, capsys) -> None:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray, dict]:
-    """Two settings of one pre-training: the first one is right on fold 0 and wrong elsewhere."""
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict]:
+    """Two settings of one pre-training; on fold 0 each one is right about the other's patients.
+
+    Returns the sweep file and row -> predictions of all images by the runs of each fold.
+    """
     sweep = methods_file(tmp_path)
     content = yaml.safe_load(sweep.read_text())
     simmim, scratch = content['methods']['simmim'], content['methods']['scratch']
     low = simmim | {'finetune_options': {'TRAIN.BASE_LR': 0.001}}
     content['methods'] = {'simmim': simmim, 'simmim_low': low, 'scratch': scratch}
     sweep.write_text(yaml.safe_dump(content, sort_keys=False))
-    monkeypatch.setattr(fold_table, 'is_finished', Path.is_dir)
+    monkeypatch.setattr(fold_table, 'folder_state', state)
     _, targets = draw(tmp_path)
-    first_fold = np.arange(len(targets))[:, None] < PER_FOLD
-    noise = np.random.default_rng(1).random(targets.shape) / 10
+    image = tmp_path / names()[0]
+    image.parent.mkdir(parents=True)
+    image.touch()
+    (valid, _), noise = folds_of(tmp_path, 0), np.random.default_rng(1).random(targets.shape) / 10
+    is_valid = np.isin(names(), valid)[:, None]
+    right, wrong = targets * 0.9 + noise, (1 - targets) * 0.9 + noise
     values = {
-        'simmim_1': np.where(first_fold, targets, 1 - targets) * 0.9 + noise,
-        'simmim_low_1': np.where(first_fold, 0.0, targets) * 0.9 + noise,
-        'scratch_1': noise,
+        'simmim_1': [np.where(is_valid, right, wrong), right, right],
+        'simmim_low_1': [np.where(is_valid, wrong, right), wrong, wrong],
+        'scratch_1': [noise] * FOLDS,
     }
-    for name in values:
+    for name, by_fold in values.items():
         for part in range(FOLDS):
             for seed in range(2):
                 folder = tmp_path / f'simmim_finetune/mine_{name}_seed{seed}_fold{part}'
-                write_run(folder, values[name], part)
-    return sweep, targets, values
+                folder.mkdir(parents=True)
+                (folder / 'config.yaml').write_text(config_text(config_of(tmp_path, part)))
+                for split, wanted in zip(('valid', 'train'), folds_of(tmp_path, part), strict=True):
+                    chosen = np.flatnonzero(np.isin(names(), wanted))
+                    paths = np.array(names())[chosen]
+                    file = folder / f'predictions_{split}.csv'
+                    write_predictions(
+                        file, by_fold[part][chosen], paths=paths, labels=LABELS, source={}
+                    )
+    return sweep, values
 
 
-def test_tuning_takes_for_each_fold_the_setting_that_is_best_on_the_others(settings: tuple) -> None:
-    """On fold 0 the first setting is perfect, but its patients must not choose it."""
-    sweep, targets, values = settings
+def config_of(folder: Path, part: int) -> Config:
+    """The options of a run that learned from a third of the training patients."""
+    config = default_config()
+    options = {'DATA_PATH': str(folder), 'DATASET': 'chexpert', 'TRAIN_CSV': 'all.csv'}
+    options |= {'LABELS': list(LABELS), 'FOLD': f'{part}/{FOLDS}', 'TRAIN_FRACTION': 0.34}
+    for key, value in (options | {'VIEWS': 'all', 'HOLDOUT_FRACTION': 0.0}).items():
+        config.DATA[key] = value
+    return config
+
+
+def folds_of(folder: Path, part: int) -> list[np.ndarray]:
+    """The images of the patients who are scored in a fold, and of all the others."""
+    config = config_of(folder, part)
+    return [read_split(config, split, LOGGER).path for split in ('valid', 'train')]
+
+
+def test_tuning_takes_the_setting_that_is_best_on_patients_who_were_not_learned(
+    settings: tuple,
+) -> None:
+    """In fold 0 the first setting is only right about patients whom it scores."""
+    sweep, values = settings
     folder = sweep.parent
-    words = ['--output', folder, '--folds', FOLDS, '--seeds', 2, '--save', folder / 'p']
-    assert run('join', '--sweep', sweep, *words, '--tune', folder / 'all.csv') == 0
+    words = ['--output', folder, '--folds', FOLDS, '--seeds', 2, '--save', folder / 'p', '--tune']
+    assert run('join', '--sweep', sweep, *words) == 0
     files = {path.name for path in (folder / 'p').iterdir()}
     assert files == {'tuning.csv'} | {
         f'{row}_seed{seed}.csv.gz' for row in ('simmim_1', 'scratch_1') for seed in range(2)
     }
-    table = pd.read_csv(folder / 'p/simmim_1_seed0.csv.gz').set_index('Path')
-    np.testing.assert_allclose(
-        table.loc[names(), [*LABELS]], fold_ranks(values['simmim_low_1']), atol=1e-4
-    )
     choices = pd.read_csv(folder / 'p/tuning.csv')
-    assert set(choices[choices['chosen']]['candidate']) == {'simmim_low_1', 'scratch_1'}
-    for entry in choices.itertuples():
-        others = np.arange(len(targets)) // PER_FOLD != entry.fold
-        ranks = fold_ranks(values[entry.candidate])[others]
-        wanted = [roc_auc_score(targets[others, k], ranks[:, k]) for k in range(2)]
-        assert entry.mean_auroc == pytest.approx(np.mean(wanted), abs=1e-4)
+    taken = ['simmim_low_1', 'simmim_1', 'simmim_1', *['scratch_1'] * FOLDS]
+    assert list(choices[choices['chosen']]['candidate']) == taken
+    table = pd.read_csv(folder / 'p/simmim_1_seed0.csv.gz').set_index('Path')
+    for part, name in enumerate(taken[:FOLDS]):
+        valid, _ = folds_of(folder, part)
+        own = values[name][part][np.isin(names(), valid)]
+        paths = np.array(names())[np.isin(names(), valid)]
+        wanted = (rankdata(own, axis=0) - 0.5) / len(own)
+        np.testing.assert_allclose(table.loc[paths, [*LABELS]], wanted, atol=1e-4)
+    targets = pd.read_csv(folder / 'all.csv').set_index('Path')
+    config = config_of(folder, 1)
+    train = read_split(config, 'train', LOGGER)
+    learned = training_records(config, train).path
+    others = np.array([path for path in train.path if path not in set(learned)])
+    assert len(learned) >= 20 and len(others) >= 40
+    scores = [
+        roc_auc_score(targets.loc[others, label], noise_of(values, others, k))
+        for k, label in enumerate(LABELS)
+    ]
+    entry = choices[(choices['fold'] == 1) & (choices['candidate'] == 'scratch_1')]
+    assert entry['mean_auroc'].item() == pytest.approx(np.mean(scores), abs=1e-4)
+
+
+def noise_of(values: dict, paths: np.ndarray, label: int) -> np.ndarray:
+    place = {name: row for row, name in enumerate(names())}
+    return values['scratch_1'][1][[place[path] for path in paths], label]
 
 
 def test_tuning_needs_the_same_seeds_and_enough_cases(
     settings: tuple, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    sweep, *_ = settings
+    sweep, _ = settings
     folder = sweep.parent
-    words = ['--output', folder, '--folds', FOLDS, '--seeds', 2, '--save', folder / 'p']
-    words += ['--tune', folder / 'all.csv']
+    words = ['--output', folder, '--folds', FOLDS, '--seeds', 2, '--save', folder / 'p', '--tune']
     monkeypatch.setattr(metrics, 'FEW_CASES', 1000)
     assert run('join', '--sweep', sweep, *words) == 2
-    assert 'all.csv' in capsys.readouterr().err
+    assert 'simmim_1_seed0_fold0' in capsys.readouterr().err
     (folder / 'simmim_finetune/mine_simmim_low_1_seed1_fold0').rename(folder / 'elsewhere')
     assert run('join', '--sweep', sweep, *words) == 2
     assert 'simmim_low_1' in capsys.readouterr().err

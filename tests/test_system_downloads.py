@@ -72,7 +72,7 @@ def server(certificate, tmp_path, monkeypatch):
 
 
 def weights(value: float, folder: Path) -> bytes:
-    torch.save({'model': {'weight': torch.full((1000,), value)}}, folder / 'made.pth')
+    torch.save({'model': {'weight': torch.full((1000,), float(value))}}, folder / 'made.pth')
     return (folder / 'made.pth').read_bytes()
 
 

@@ -435,3 +435,26 @@ def test_changed_weights_without_a_digest_are_refused_at_every_byte(tmp_path: Pa
             assert path.name in str(error)
             refused += 1
     assert refused > 0.8 * len(content) / 97
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda weights: {number: weight for number, weight in enumerate(weights.values())},
+        lambda weights: {name: weight.to('meta') for name, weight in weights.items()},
+        lambda weights: {name: weight.to_sparse() for name, weight in weights.items()},
+        lambda weights: {name: weight > 0 for name, weight in weights.items()},
+        lambda weights: {name: weight.to(torch.int8) for name, weight in weights.items()},
+        lambda weights: weights | {'more\nlines': torch.zeros(1)},
+    ],
+    ids=['no names', 'meta', 'sparse', 'bool', 'int8', 'two lines'],
+)
+def test_entries_that_are_no_weights_are_refused_in_one_line(change, tmp_path):
+    model = torch.nn.Linear(2, 3)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    path = tmp_path / NAME
+    save_checkpoint(path, {'model': change(dict(before))})
+    with pytest.raises(ValueError, match=NAME) as caught:
+        load_model_state(model, read_checkpoint(path)['model'], str(path), LOGGER)
+    assert '\n' not in str(caught.value)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
