@@ -386,10 +386,6 @@ def score_table(
         probabilities, targets, _ = study_level(probabilities, targets, studies, aggregate)
     areas = auroc_per_label(probabilities, targets)
     area_of = dict(zip(labels, areas.tolist(), strict=True))
-    counts = {
-        name: dict(zip(labels, (targets == value).sum(axis=0).tolist(), strict=True))
-        for name, value in (('positives', 1), ('negatives', 0))
-    }
     has_five = set(COMPETITION_LABELS) <= set(labels)
     # A mean over fewer than five labels would be a different quantity.
     five = float(np.mean([area_of[name] for name in COMPETITION_LABELS])) if has_five else np.nan
@@ -399,7 +395,7 @@ def score_table(
         **({'mean_of_five': five} if has_five else {}),
         'mean_of_defined': mean_defined(areas),
         'auroc': area_of,
-        **counts,
+        **count_classes(targets, labels),
         'undefined': [name for name, area in area_of.items() if np.isnan(area)],
     }
 
@@ -433,17 +429,29 @@ def selection_score(scores: Mapping[str, Any], rule: str) -> float:
     return float(np.mean([scores['auroc'][label] for label in labels])) if labels else np.nan
 
 
-def labels_with_few_cases(scores: Mapping[str, Any]) -> dict[str, str]:
-    """Return label -> `few_cases` for the labels of a `score_table` that have few cases."""
-    positives, negatives = scores['positives'], scores['negatives']
-    found = {label: few_cases(positives[label], negatives[label]) for label in scores['auroc']}
+def count_classes(targets: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return `positives` and `negatives` {label: number} of targets [N, K]."""
+    return {
+        name: dict(zip(labels, (targets == value).sum(axis=0).tolist(), strict=True))
+        for name, value in (('positives', 1), ('negatives', 0))
+    }
+
+
+def labels_with_few_cases(counts: Mapping[str, Any], enough: int | None = None) -> dict[str, str]:
+    """Return label -> `few_cases` for the labels with few cases, given their `count_classes`."""
+    positives, negatives = counts['positives'], counts['negatives']
+    found = {label: few_cases(positives[label], negatives[label], enough) for label in positives}
     return {label: few for label, few in found.items() if few}
 
 
-def few_cases(positives: int, negatives: int) -> str:
-    """Return the smaller class if it has fewer than FEW_CASES cases, such as '2 positives'."""
+def few_cases(positives: int, negatives: int, enough: int | None = None) -> str:
+    """Return the smaller class if it has few cases, such as '2 positives', and otherwise ''.
+
+    `enough` is the smallest number that is not few, by default FEW_CASES.
+    """
     number, name = min((positives, 'positive'), (negatives, 'negative'))
-    return f'{number} {name}{"s" * (number != 1)}' if number < FEW_CASES else ''
+    is_few = number < (FEW_CASES if enough is None else enough)
+    return f'{number} {name}{"s" * (number != 1)}' if is_few else ''
 
 
 def describe_scores(scores: Mapping[str, Any]) -> str:

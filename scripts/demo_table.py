@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.labels import COMPETITION_LABELS
 from logger import read_metrics
-from sweeps.comparison import t_interval
+from sweeps.comparison import compare_rows
 from sweeps.tables import markdown_table, shown
 from system.files import replace_file
 
+SCORE = 'mean_of_five'
 RUNS = {'pre-trained': 'pretrained', 'random weights': 'random'}
 
 
@@ -62,7 +63,7 @@ def print_one(folder: Path) -> None:
     )
     print(f'  {"":<24}' + ''.join(f'{name:>16}' for name in scores))
     rows = {label: [t['auroc'][label] for t in scores.values()] for label in COMPETITION_LABELS}
-    rows['mean of these five'] = [t['mean_of_five'] for t in scores.values()]
+    rows['mean of these five'] = [t[SCORE] for t in scores.values()]
     defined = 14 - len(first['undefined'])
     rows[f'mean of {defined} labels'] = [t['mean_of_defined'] for t in scores.values()]
     for name, values in rows.items():
@@ -90,18 +91,21 @@ def print_several(files: list[Path]) -> None:
         seed = str(result.get('seed', file.stem))  # early files do not contain it
         row = {'seed': seed}
         row['held-out L1: after, mean, linear'] = ', '.join(f'{error:.1f}' for error in errors)
-        row |= {name: shown(result['test'][name]['mean_of_five'], '.4f') for name in names}
+        row |= {name: shown(result['test'][name][SCORE], '.4f') for name in names}
         rows.append(row)
     print(markdown_table(rows))
     print(f"Mean of {len(results)} seeds, 95 % interval by Student's t over the seeds")
-    for other in names[1:]:
-        pairs = [
-            [result['test'][name]['mean_of_five'] for name in (names[0], other)]
-            for result in results
-        ]
-        differences = -np.diff(pairs)[:, 0]
-        low, high = t_interval(differences)
-        print(f'{names[0]} minus {other}: {differences.mean():+.4f} ({low:+.4f} to {high:+.4f})')
+    table = {
+        name: {
+            number: {SCORE: np.array([result['test'][name][SCORE]])}
+            for number, result in enumerate(results)
+        }
+        for name in names
+    }
+    pairs = [(names[0], other) for other in names[1:]]
+    for (first, other), part in zip(pairs, compare_rows(table, pairs, SCORE), strict=True):
+        low, high = part['over_seeds'].values()
+        print(f'{first} minus {other}: {part["difference"]:+.4f} ({low:+.4f} to {high:+.4f})')
 
 
 def main(args: argparse.Namespace) -> int:

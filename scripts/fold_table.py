@@ -17,67 +17,49 @@ and with all in `against_best_of`, because the joined predictions have no held-o
 """
 
 import argparse
-import gzip
-import logging
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from scipy.stats import rankdata
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.labels import task_labels
-from data.predictions import Predictions, look_up, read_label_file, read_predictions
-from data.reading import read_split
-from data.splits import split_patients, unlabelled_records
+from data.predictions import read_label_file, read_predictions
 from engine.run_record import SHOWN
 from evaluation.cases import match
 from evaluation.footnotes import Footnotes
-from evaluation.intervals import Resamples, interval
-from evaluation.metrics import FEW_CASES, auroc_per_label, label_scores
-from sweeps.comparison import (
-    compare_over_patients,
-    compare_over_seeds,
-    correct_comparisons,
-    real_targets,
-)
+from evaluation.intervals import Resamples
+from evaluation.metrics import FEW_CASES, count_classes, label_scores, labels_with_few_cases
+from sweeps.comparison import ENDS, SIGNIFICANT, LongTable, compare_rows, summarise
 from sweeps.files import (
     PIXELS,
-    Row,
     Sweep,
     comparable_rows,
-    load_config,
     load_sweep,
     only_rows,
     pixel_row,
     run_folder,
-    without_cache,
 )
+from sweeps.folds import Runs, save_ranks, tune
 from sweeps.runner import folder_state
 from sweeps.tables import (
-    MISSING,
     NOT_FOR_CLINICAL_USE,
-    ONE_SEED,
-    markdown_table,
+    interval_text,
+    missing_intervals,
     missing_value,
     shown,
+    verdict_text,
+    with_notes,
     write_table,
 )
-from system.files import replace_file
 from system.tool import tool
 
-LOGGER = logging.getLogger('fold_table')
 FEW_RESAMPLES = (
     'Too few cases: fewer than 95 % of the resamples have positives and negatives of every label.'
 )
 MEAN = 'mean'  # score: mean over the labels with enough cases
-Runs = dict[int, list[Path]]  # seed -> run folder of each fold
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -111,14 +93,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def join(args: argparse.Namespace) -> None:
-    """Write the joined predictions of every row and seed whose folds have all finished.
+    """Write the joined predictions of every row and seed whose folds have all finished."""
+    if min(args.folds, args.seeds) < 1:
+        raise ValueError(f'--folds {args.folds} and --seeds {args.seeds} must be at least 1')
+    sweep = load_sweep(args.sweep, args.scale)
+    runs = finished_runs(sweep, args)
+    runs = tune(sweep, runs, folds=args.folds, save=args.save) if args.tune else runs
+    for row in [row for row in sweep.rows if row.name in runs]:
+        for seed, folders in runs[row.name].items():
+            for kind, name in (('', row.name), ('_pixels', pixel_row(row))):
+                files = [folder / f'predictions_valid{kind}.csv' for folder in folders]
+                if kind == '' or files[0].is_file():
+                    save_ranks(args.save / f'{name}_seed{seed}.csv.gz', files)
+
+
+def finished_runs(sweep: Sweep, args: argparse.Namespace) -> dict[str, Runs]:
+    """Return the runs of every row and seed whose folds have all finished, and print the others.
 
     Raises:
         ValueError: If there is no such row.
     """
-    if min(args.folds, args.seeds) < 1:
-        raise ValueError(f'--folds {args.folds} and --seeds {args.seeds} must be at least 1')
-    sweep, runs, skipped = load_sweep(args.sweep, args.scale), {}, []
+    runs: dict[str, Runs] = {}
+    skipped = []
     for row in sweep.rows:
         for seed in range(args.seeds):
             parts = [f'{part}/{args.folds}' for part in range(args.folds)]
@@ -134,111 +130,7 @@ def join(args: argparse.Namespace) -> None:
             f'--output {args.output}: no run of {args.sweep} has finished all {args.folds} folds: '
             + '; '.join(skipped[:SHOWN])
         )
-    runs = tune(sweep, runs, args) if args.tune else runs
-    for row in [row for row in sweep.rows if row.name in runs]:
-        for seed, folders in runs[row.name].items():
-            for kind, name in (('', row.name), ('_pixels', pixel_row(row))):
-                files = [folder / f'predictions_valid{kind}.csv' for folder in folders]
-                if kind == '' or files[0].is_file():
-                    save_ranks(args.save / f'{name}_seed{seed}.csv.gz', files)
-
-
-def tune(sweep: Sweep, runs: Mapping[str, Runs], args: argparse.Namespace) -> dict[str, Runs]:
-    """Return one row for all rows with the same pre-training and labels, and write tuning.csv.
-
-    In each fold, it has the runs of the row with the highest mean AUROC over the seeds on training
-    patients of the fold whom the runs did not learn from (`mean_score`). A patient is scored by a
-    setting that other patients chose, and these patients see the runs that are scored: a run that
-    fails is not chosen. The row has the name of the first of its rows.
-
-    Raises:
-        ValueError: If rows that are tuned together have not finished the same seeds.
-    """
-    arms: dict[tuple[str, str], list[str]] = {}
-    for row in [row for row in sweep.rows if row.name in runs]:
-        learned = row.pretrain_run if row.pretraining else ''
-        arms.setdefault((learned, row.subset), []).append(row.name)
-    tuned: dict[str, Runs] = {}
-    choices = []
-    for names in arms.values():
-        first = names[0]
-        if unequal := [name for name in names if runs[name].keys() != runs[first].keys()]:
-            raise ValueError(f'{first} and {unequal[0]} have not finished the same seeds')
-        tuned[first] = {seed: [] for seed in runs[first]}
-        for fold in range(args.folds):
-            scores = {
-                name: mean_score([folders[fold] for folders in runs[name].values()])
-                for name in names
-            }
-            best = max(scores, key=scores.get)
-            for seed, folders in runs[best].items():
-                tuned[first][seed].append(folders[fold])
-            for name, score in scores.items():
-                choice = {'row': first, 'fold': fold, 'candidate': name, 'mean_auroc': score}
-                choices.append(choice | {'chosen': name == best})
-    args.save.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame(choices).to_csv(index=False, float_format='%.4f')
-    replace_file(args.save / 'tuning.csv', table.encode())
-    return tuned
-
-
-def mean_score(folders: Sequence[Path]) -> float:
-    """Return the mean AUROC of runs over labels, on training patients whom they did not learn from.
-
-    These are the patients outside the share of the labels. Labels with few cases of a class among
-    them do not count.
-
-    Raises:
-        ValueError: If there are no such patients, or all labels have few cases among them.
-    """
-    scores = []
-    for folder in folders:
-        config = without_cache(load_config(folder))
-        train, *_ = split_patients(config, read_split(config, 'train', LOGGER))
-        records = unlabelled_records(config, train)
-        labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
-        predictions = read_predictions(folder / 'predictions_train.csv', labels=labels)
-        probabilities = look_up(predictions, records.path, labels)
-        targets = real_targets(config, records)
-        counted = enough_cases(targets, FEW_CASES)
-        if not counted.any():
-            raise ValueError(
-                f'{folder}: no label has {FEW_CASES} cases of each class among the '
-                f'{len(records)} training images that the run did not learn from'
-            )
-        scores.append(auroc_per_label(probabilities[:, counted], targets[:, counted]).mean())
-    return float(np.mean(scores))
-
-
-def enough_cases(targets: np.ndarray, number: int) -> np.ndarray:
-    """Return which labels have at least a number of positives and of negatives, [K] bool."""
-    return ((targets == 1).sum(axis=0) >= number) & ((targets == 0).sum(axis=0) >= number)
-
-
-def save_ranks(path: Path, files: Sequence[Path]) -> None:
-    """Write the predictions of all folds as ranks, see `join_ranks`."""
-    joined = join_ranks(files)
-    table = pd.DataFrame(joined.probabilities, joined.names, joined.labels)
-    text = table.rename_axis(joined.key).sort_index().to_csv(float_format='%.4g').encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, gzip.compress(text, mtime=0))  # without a time, the file is reproducible
-
-
-def join_ranks(files: Sequence[Path]) -> Predictions:
-    """Join predictions of several folds as ranks in (0, 1) within their fold. Ties share a rank.
-
-    Raises:
-        ValueError: If an image is in two folds, or the folds have different labels.
-    """
-    parts = [read_predictions(file) for file in files]
-    if len({part.labels for part in parts}) > 1:
-        raise ValueError(f'{files[0]} and the files of the other folds have different labels')
-    names = np.concatenate([part.names for part in parts])
-    if len(set(names)) < len(names):
-        name = next(name for name, count in Counter(names).items() if count > 1)
-        raise ValueError(f'{name} is in two of the folds that begin with {files[0]}')
-    ranks = [(rankdata(part.probabilities, axis=0) - 0.5) / len(part.names) for part in parts]
-    return replace(parts[0], names=names, probabilities=np.concatenate(ranks))
+    return runs
 
 
 def table(args: argparse.Namespace) -> None:
@@ -248,25 +140,16 @@ def table(args: argparse.Namespace) -> None:
     samples = read_samples(args, [row.name for row in sweep.rows])
     if args.against and args.against not in samples:
         raise ValueError(f'--against must be among {[*samples]}, got {args.against!r}')
-    rows = [*sweep_rows(sweep, samples, args)]
+    pairs = compared_pairs(sweep, samples, args)
     known = [*next(iter(next(iter(samples.values())).values()))]
     if unknown := [score for score in args.scores if score not in known]:
         raise ValueError(f'--scores must be among {known}, got {unknown}')
     for score in args.scores or known:
-        figures = compare_scores(rows, samples, score)
-        path = write_table(
-            args.save,
-            f'{sweep.name}_{score}'.replace(' ', '_'),
-            figures,
-            page(score, figures, args),
-        )
-        print(path)
+        print(write_score(sweep, score, pairs, samples, args))
 
 
-def read_samples(
-    args: argparse.Namespace, names: Sequence[str]
-) -> dict[str, dict[int, dict[str, np.ndarray]]]:
-    """Return row -> seed -> score -> [1 + R], the AUROC of all patients and of each resample."""
+def read_samples(args: argparse.Namespace, names: Sequence[str]) -> LongTable:
+    """Return the AUROCs of the joined predictions of all rows and seeds."""
     found: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     draws: Resamples | None = None
     for file in sorted(args.predictions.glob('*_seed*.csv.gz')):
@@ -283,8 +166,8 @@ def read_samples(
                 *cases.of_label(label), threshold=None, weights=weights, names=['auroc']
             )
             scores[label] = part['auroc']
-        counted = cases.with_labels(enough_cases(cases.targets, args.cases)).labels
-        if counted:
+        few = labels_with_few_cases(count_classes(cases.targets, cases.labels), args.cases)
+        if counted := [label for label in cases.labels if label not in few]:
             scores = {MEAN: np.mean([scores[label] for label in counted], axis=0)} | scores
         found.setdefault(name, {})[int(seed)] = scores
     if not found:
@@ -292,100 +175,48 @@ def read_samples(
     return found
 
 
-def sweep_rows(
-    sweep: Sweep, samples: Mapping[str, Any], args: argparse.Namespace
-) -> Iterator[tuple[str, str, str]]:
-    """Yield (row, labels, compared row or '') for each comparison, and then the pixel baseline.
+def compared_pairs(
+    sweep: Sweep, samples: LongTable, args: argparse.Namespace
+) -> list[tuple[str, str]]:
+    """Return each row with each row to compare it with, or with '', and then the pixel baselines.
 
     Rows without a common seed are not compared. With --row, a row is only compared with other named
     rows.
     """
-    for row in sweep.rows:
-        if row.name in samples:
-            own = samples[row.name].keys()
-            others = [
-                name for name in compared_rows(row, args) if own & samples.get(name, {}).keys()
-            ]
-            for other in others or ('',):
-                yield row.name, row.subset, other
-    for name in samples:
-        if name.startswith(f'{PIXELS}_'):
-            yield name, name.removeprefix(f'{PIXELS}_'), ''
+    pairs = []
+    for row in [row for row in sweep.rows if row.name in samples]:
+        named = [name for name in comparable_rows(row) if not args.row or name in args.row]
+        others = [
+            name
+            for name in ([args.against] if args.against else named)
+            if name != row.name and samples[row.name].keys() & samples.get(name, {}).keys()
+        ]
+        pairs += [(row.name, other) for other in others or ['']]
+    return pairs + [(name, '') for name in samples if name.startswith(f'{PIXELS}_')]
 
 
-def compared_rows(row: Row, args: argparse.Namespace) -> Sequence[str]:
-    """Return the rows with which the flags and the sweep file compare a row."""
-    if args.against:
-        return [args.against] if args.against != row.name else []
-    return [name for name in comparable_rows(row) if not args.row or name in args.row]
-
-
-def compare_scores(
-    rows: Sequence[tuple[str, str, str]],
-    samples: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
+def write_score(
+    sweep: Sweep,
     score: str,
-) -> list[dict[str, Any]]:
-    """Return a table row for each row and comparison, corrected by Holm over all comparisons."""
-    figures, parts = [], {}
-    for place, (name, subset, other) in enumerate(rows):
-        values = np.array([scores[score] for scores in samples[name].values()])  # [seeds, 1 + R]
-        low, high = interval(values.mean(axis=0)[1:])
-        entry = {
-            'row': name,
-            'labels': subset,
-            'seeds': len(values),
-            'score': score,
-            'value': values[:, 0].mean(),
-            'sd': values[:, 0].std(ddof=1) if len(values) > 1 else np.nan,
-            'low': low,
-            'high': high,
-            'against': other,
-        }
-        if other:
-            seeds = [seed for seed in samples[name] if seed in samples[other]]
-            paired = np.array([samples[name][s][score] - samples[other][s][score] for s in seeds])
-            parts[place] = compare_over_seeds(paired[:, 0])
-            parts[place]['over_patients'] |= compare_over_patients(paired.mean(axis=0)[1:])
-        figures.append(entry)
-    correct_comparisons(list(parts.values()))
-    for place, part in parts.items():
-        figures[place] |= {
-            'difference': part['difference'],
-            **{f'seeds_{end}': part['over_seeds'][end] for end in ('low', 'high')},
-            **{f'patients_{end}': part['over_patients'][end] for end in ('low', 'high')},
-            **{name: part['over_patients'][name] for name in ('p', 'p_holm')},
-            'verdict': part['verdict'],
-        }
-    return figures
-
-
-def page(score: str, figures: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> str:
-    """Return the table of a score as Markdown."""
-    footnotes = Footnotes()
-
-    def bounds(entry: Mapping[str, Any], kind: str, form: str = '+.3f') -> str:
-        ends = [shown(entry[f'{kind}{end}'], form) for end in ('low', 'high')]
-        reason = ONE_SEED if kind == 'seeds_' else FEW_RESAMPLES
-        return missing_value(footnotes, [reason]) if MISSING in ends else ' to '.join(ends)
-
-    rows = []
-    for entry in figures:
-        sd = f' ± {entry["sd"]:.3f}' if entry['seeds'] > 1 else ''
-        is_compared = bool(entry['against'])
-        cells = [bounds(entry, kind) if is_compared else '' for kind in ('seeds_', 'patients_')]
-        verdict = entry.get('verdict', '')
-        marks = [cell.removeprefix(MISSING) for cell in cells if cell.startswith(MISSING)]
-        rows.append({
-            'row': entry['row'],
-            f'AUROC, {score}': shown(entry['value'], '.3f') + sd,
-            '95 % over patients': bounds(entry, '', '.3f'),
-            'against': entry['against'],
-            'difference': shown(entry['difference'], '+.3f') if is_compared else '',
-            'over seeds': cells[0],
-            'over patients': cells[1],
-            'verdict': verdict + ''.join(marks) if verdict == MISSING else verdict,
-        })  # fmt: skip
-    compared = sum(bool(entry['against']) for entry in figures)
+    pairs: Sequence[tuple[str, str]],
+    samples: LongTable,
+    args: argparse.Namespace,
+) -> Path:
+    """Write the table of a score, and return the path of the Markdown file."""
+    subsets = {row.name: row.subset for row in sweep.rows}
+    figures, cells, footnotes = [], [], Footnotes()
+    compared = compare_rows(samples, pairs, score, by_seed=True)
+    for (row, other), part in zip(pairs, compared, strict=True):
+        own = summarise(samples[row], score)
+        line = {'row': row, 'labels': subsets.get(row, row.removeprefix(f'{PIXELS}_'))}
+        line |= {'seeds': own['seeds'], 'score': score, **own, 'against': other}
+        compared_figures, compared_cells = comparison(part, footnotes)
+        figures.append(line | compared_figures)
+        sd = f' ± {own["sd"]:.3f}' if own['seeds'] > 1 else ''
+        interval = interval_text(own, '.3f') or missing_value(footnotes, [FEW_RESAMPLES])
+        cell = {'row': row, f'AUROC, {score}': shown(own['value'], '.3f') + sd}
+        cell |= {'95 % over patients': interval, 'against': other}
+        cells.append(cell | compared_cells)
     mean = f'Mean: labels with at least {args.cases} cases of each class. ' if score == MEAN else ''
     notes = (
         *footnotes.take(),
@@ -394,10 +225,30 @@ def page(score: str, figures: Sequence[Mapping[str, Any]], args: argparse.Namesp
         f'Over patients: 95 % percentile interval from {args.resamples:,} resamples of the '
         f"patients, seed {args.seed}. Over seeds: 95 % interval by Student's t. Verdict: above or "
         'below if both intervals exclude 0 and the bootstrap p-value, corrected by Holm over the '
-        f'{compared} comparisons of this table, is below 0.05.',
+        f'{sum(map(bool, compared))} comparisons of this table, is below {SIGNIFICANT}.',
         NOT_FOR_CLINICAL_USE,
     )
-    return markdown_table(rows) + ''.join(f'\n- {note}' for note in notes) + '\n'
+    name = f'{sweep.name}_{score}'.replace(' ', '_')
+    return write_table(args.save, name, figures, with_notes(cells, notes))
+
+
+def comparison(
+    part: Mapping[str, Any] | None, footnotes: Footnotes
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the columns of a comparison in the CSV file, and its cells."""
+    titles = ('difference', 'over seeds', 'over patients', 'verdict')
+    if part is None:
+        return {}, dict.fromkeys(titles, '')
+    figures, cells = {'difference': part['difference']}, [shown(part['difference'], '+.3f')]
+    missing = missing_intervals(part, FEW_RESAMPLES)
+    for noise in ('over_seeds', 'over_patients'):
+        figures |= {f'{noise[5:]}_{end}': part[noise][end] for end in ENDS}
+        text = interval_text(part[noise], '+.3f')
+        cells.append(text or missing_value(footnotes, [missing[noise]]))
+    figures |= {key: part['over_patients'][key] for key in ('p', 'p_holm')}
+    figures['verdict'] = part['verdict']
+    cells.append(verdict_text(part, missing, footnotes))
+    return figures, dict(zip(titles, cells, strict=True))
 
 
 @tool

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from logger import read_metrics
-from sweeps.comparison import MEANS, MISSING, is_compared, t_interval
+from sweeps.comparison import MISSING, t_interval
 from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
-from sweeps.tables import (
-    NOT_FOR_CLINICAL_USE,
+from sweeps.run_scores import MEANS, is_compared
+from sweeps.sweep_table import (
     Collected,
     choose_scores,
     distinct_rows,
@@ -31,6 +31,7 @@ from sweeps.tables import (
     score_title,
     subset_title,
 )
+from sweeps.tables import NOT_FOR_CLINICAL_USE
 from system.files import atomic_writer
 
 # Colours of Okabe and Ito, which colour-blind readers can distinguish, without yellow.

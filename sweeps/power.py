@@ -19,9 +19,9 @@ from scipy.stats import nct, norm, t
 from config import Config
 from data.labels import COMPETITION_LABELS, task_labels
 from data.reading import TRAINING_LABELS, scored_records
-from evaluation.metrics import study_level
-from sweeps.comparison import SIGNIFICANT, real_targets
-from sweeps.results import SPLITS
+from evaluation.metrics import count_classes, study_level
+from sweeps.comparison import SIGNIFICANT
+from sweeps.run_scores import SPLITS, real_targets
 
 POWER = 0.8
 AREA = 0.85  # assumed AUROC of both rows
@@ -57,10 +57,8 @@ def count_cases(config: Config, logger: logging.Logger, split: str = '') -> Case
     if config.EVAL.LEVEL == 'study':
         _, targets, _ = study_level(np.zeros(targets.shape), targets, records.study)
     labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
-    counts = {
-        label: (int((column == 1).sum()), int((column == 0).sum()))
-        for label, column in zip(labels, targets.T, strict=True)
-    }
+    positives, negatives = count_classes(targets, labels).values()
+    counts = {label: (positives[label], negatives[label]) for label in labels}
     unit = 'studies' if config.EVAL.LEVEL == 'study' else 'images'
     return CaseCounts(split, unit, len(targets), len(set(records.patient)), counts)
 

@@ -27,22 +27,27 @@ from evaluation.metrics import (
     mean_defined,
     score_probabilities,
     selection_score,
-    summary,
 )
 from evaluation.pseudo_labels import audit, choose_values
 from logger import json_safe
-from sweeps.comparison import MEANS, ScoredPatients, real_targets
+from sweeps.comparison import ENDS, compare_rows, summarise
 from sweeps.files import MAINS, Job, share_steps, without_cache
-from sweeps.results import read_scores
+from sweeps.run_scores import MEANS, ScoredPatients, read_scores, real_targets
 from sweeps.runner import Runner
-from sweeps.tables import NOT_FOR_CLINICAL_USE, markdown_table, shown, with_interval, write_table
+from sweeps.tables import (
+    NOT_FOR_CLINICAL_USE,
+    columns,
+    markdown_table,
+    shown,
+    with_interval,
+    write_table,
+)
 from system.files import sha256
 
 LOGS = 'logs'  # folder below the output
 TABLE = 'rounds'  # name of the table without suffix
 ALL_LABELS = {'DATA.TRAIN_FRACTION': '1.0', 'DATA.TRAIN_IMAGES': '0'}
 SIDES = ('positive', 'negative')
-ENDS = {'value': '', 'low': '_low', 'high': '_high'}  # suffixes of the columns of a score
 
 
 @dataclass
@@ -315,26 +320,25 @@ def _add_scores(rows: list[dict[str, Any]], rounds: Rounds, split: str) -> None:
     runs = [read_scores(job.folder, split) for job in rounds.jobs]
     resamples, seed = rounds.config.EVAL.RESAMPLES, rounds.config.SEED
     patients = ScoredPatients(runs[0], resamples=resamples, seed=seed)
-    for mean in MEANS:
-        # For each run [1 + R]: the score and its value in each resample, if defined.
-        drawn = [
-            [run.figures['scores'][mean], *patients.samples(run).get(mean, ())] for run in runs
-        ]
-        first = np.array(drawn[0], float)
-        for i, (row, samples) in enumerate(zip(rows, drawn, strict=True)):
-            scores = {f'{split}_{mean}': np.array(samples, float)}
-            if i:
-                scores[f'{split}_{mean}_minus_round0'] = np.array(samples, float) - first
-            for name, values in scores.items():
-                row |= {f'{name}{ENDS[key]}': figure for key, figure in summary(values).items()}
+    table = {
+        job.run: {seed: patients.samples(run)} for job, run in zip(rounds.jobs, runs, strict=True)
+    }
+    first, *others = table
+    pairs = [(first, ''), *((other, first) for other in others)]
+    for mean in (mean for mean in MEANS if mean in runs[0].figures['scores']):
+        for row, part in zip(rows, compare_rows(table, pairs, mean), strict=True):
+            own, name = summarise(table[row['run']], mean), f'{split}_{mean}'
+            row |= columns(name, own['value'], own)
+            if part:
+                row |= columns(f'{name}_minus_round0', part['difference'], part['over_patients'])
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     """Return the cells of a row of the Markdown table. Missing values are empty."""
 
     def cell(name: str, form: str) -> str:
-        found = [row.get(f'{name}{end}') for end in ENDS.values()]
-        return with_interval(*found, form) if name in row else ''
+        bounds = {end: row.get(f'{name}_{end}') for end in ENDS}
+        return with_interval(row[name], bounds, form) if name in row else ''
 
     cells = {
         'run': f'**{row["run"]}**' if row['best'] else row['run'],

@@ -1,25 +1,18 @@
-"""Results of a sweep: `collect` reads the run folders of a sweep into plain JSON values.
-
-`sweeps.comparison` compares the rows, `sweeps.tables` writes tables, and `sweeps.plots` draws
-figures.
-"""
+"""Results of a sweep as JSON values: `collect` reads and compares its runs."""
 
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 from config import Config, value_at
 from data.masking import average_distance, mask_generator
-from data.reading import SCORED_SPLITS
 from engine.run_record import is_finished, read_record, without_home
-from evaluation.metrics import METRICS
 from logger import json_safe, read_metrics
-from sweeps.comparison import MEANS, Scored, compare_rows, enough_resamples
+from sweeps.comparison import ENDS, LongTable, Seeds, compare_rows, enough_resamples, summarise
 from sweeps.files import (
     MASK_KEYS,
     PIXELS,
@@ -32,13 +25,25 @@ from sweeps.files import (
     scores_pixels,
     training_changes,
 )
-from sweeps.tables import Collected
+from sweeps.run_scores import (
+    PIXEL_FILES,
+    Scored,
+    ScoredPatients,
+    is_compared,
+    pretraining_figures,
+    read_pixel_scores,
+    read_scores,
+    selection_figures,
+    written_scores,
+)
+from sweeps.sweep_table import Collected
 from system.files import replace_file
 
-SPLITS = tuple(sorted(SCORED_SPLITS))  # internal, test, valid: the first scored split is shown
+Rows = Mapping[str, Mapping[int, Scored]]  # name -> seed -> finished run
+BOOTSTRAP_SEED = 0
+# Runs are scored on the same cases, and can be compared, only if these values agree.
+PROTOCOL = ('split', 'level', 'views', 'rows', 'undefined', 'positives')
 DIGITS = 6  # significant digits of saved values
-PIXEL_FILES, PIXEL_SCORES = '_pixels', 'pixel_floor'  # kind of predictions, key in scores.json
-
 NUM_MASKS, MASK_SEED = 200, 0  # masks for the mean distance to a visible pixel
 # Options that decide which images are held out and how they are read.
 HELD_OUT_KEYS = (
@@ -70,7 +75,7 @@ def collect(
         Facts about the sweep and `rows`, with an entry for each row and each row that it is
         compared with. An entry has the row's name, the row to compare with (`against`, or ''), the
         state, scores and provenance of both stages for each seed, and the result of
-        `compare_rows`. The logistic regression on pixels is the last row of a subset.
+        `compare_runs`. The logistic regression on pixels is the last row of a subset.
 
     Raises:
         ValueError: If a file of a finished run cannot be read. The message names the file.
@@ -90,7 +95,7 @@ def collect(
     subsets = [row.subset for row in sweep.rows]
     pairs.sort(key=lambda pair: subsets.index(rows[pair[0]]['subset']))
     resamples = resamples or enough_resamples(sum(bool(against) for _, against in pairs))
-    compared = compare_rows(scored, pairs, resamples=resamples)
+    compared = compare_runs(scored, pairs, resamples=resamples)
     collected = {
         'sweep': sweep.name,
         'title': sweep.title,
@@ -108,6 +113,106 @@ def collect(
     }
     text = json.dumps(json_safe(collected), allow_nan=False)
     return json.loads(text, parse_float=lambda number: float(f'{float(number):.{DIGITS}g}'))
+
+
+def save_collected(collected: Collected, folder: str | Path) -> Path:
+    """Write the results of a sweep to `<sweep>.json`, for later tables and figures."""
+    path = Path(folder) / f'{collected["sweep"]}.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps(collected, indent=1, ensure_ascii=False) + '\n').encode())
+    return path
+
+
+def read_collected(folder: str | Path, sweep_name: str) -> dict[str, Any]:
+    """Read the results that `save_collected` wrote.
+
+    Raises:
+        ValueError: If the file is missing or does not contain the results of the sweep.
+    """
+    path = Path(folder) / f'{sweep_name}.json'
+    try:
+        found = json.loads(path.read_text('utf-8'))
+        is_known = found['sweep'] == sweep_name and 'subsets' in found
+        if not is_known or not all({'seeds', 'l1_caveat'} <= {*row} for row in found['rows']):
+            raise ValueError(f'it does not contain results of {sweep_name} from table --save')
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} cannot be read: {error!r}') from error
+    return found
+
+
+def compare_runs(
+    rows: Rows, pairs: Sequence[tuple[str, str]], *, resamples: int
+) -> list[dict[str, Any]]:
+    """Compare pairs of rows over the seeds that both have.
+
+    Args:
+        rows: Name -> seed -> finished run.
+        pairs: Names of a row and of the row to compare it with, or '' for none.
+        resamples: Number of resamples of the patients, which all seeds, rows and scores share.
+
+    Returns:
+        {`problem`, `over_patients`, `compared`} for each pair. `problem` is the reason why there is
+        no comparison or no interval over patients, or ''. `over_patients` has the interval of the
+        row's own mean over the seeds, by score. `compared` has the result of `compare_rows` by
+        score. NaN marks unknown values.
+    """
+    table, problems = _long_table(rows, pairs, resamples)
+    found, comparable = [], []
+    for name, other in pairs:
+        mismatch = _mismatch(rows[name], rows[other], other) if other else ''
+        comparable.append((name, '' if mismatch else other))
+        paired = [seed for seed in rows[name] if seed in rows[other or name]]
+        reasons = [problems[row].get(seed, '') for row in (name, other or name) for seed in paired]
+        # A damaged seed without a pair comes last, because it spares the comparison.
+        reasons += problems[name].values()
+        problem = mismatch or next(filter(None, reasons), '')
+        intervals = {} if problem else _own_intervals(table[name])
+        found.append({'problem': problem, 'over_patients': intervals, 'compared': {}})
+    runs = [run for seeds in rows.values() for run in seeds.values()]
+    scores = dict.fromkeys(score for run in runs for score in run.figures['scores'])
+    for score in filter(is_compared, scores):
+        for entry, part in zip(found, compare_rows(table, comparable, score), strict=True):
+            if part and not np.isnan(part['difference']):
+                entry['compared'][score] = part
+    return found
+
+
+def _long_table(
+    rows: Rows, pairs: Sequence[tuple[str, str]], resamples: int
+) -> tuple[LongTable, dict[str, dict[int, str]]]:
+    """Return the scores of all runs, and row -> seed -> reason for runs without resamples."""
+    table, problems = ({name: {} for name in rows} for _ in range(2))
+    patients: dict[str, ScoredPatients] = {}  # rows with the same cases share labels and resamples
+    for name in dict.fromkeys(name for pair in pairs for name in reversed(pair) if name):
+        for seed, run in rows[name].items():
+            first = next(iter(rows[name].values()))
+            cases = str([first.figures[key] for key in PROTOCOL])
+            try:
+                if cases not in patients:
+                    patients[cases] = ScoredPatients(first, resamples, BOOTSTRAP_SEED)
+                table[name][seed] = patients[cases].samples(run)
+            except ValueError as error:
+                table[name][seed] = written_scores(run)
+                problems[name][seed] = without_home(str(error))
+    return table, problems
+
+
+def _mismatch(runs: Mapping[int, Scored], others: Mapping[int, Scored], other: str) -> str:
+    """Return the reason why two rows cannot be compared, or ''."""
+    pairs = [(run, others[seed]) for seed, run in runs.items() if seed in others]
+    if not pairs:
+        return f'no seed is finished for this row and for {other}'
+    for key in PROTOCOL:
+        if len({str(run.figures[key]) for pair in pairs for run in pair}) > 1:
+            return f'the row was scored on other cases than {other} ({key})'
+    return ''
+
+
+def _own_intervals(row: Seeds) -> dict[str, dict[str, float]]:
+    """Return score -> {`low`, `high`} of a row, for the scores that all seeds have resamples of."""
+    first = next(iter(row.values()), {})
+    known = [s for s in first if all(len(scores.get(s, ())) > 1 for scores in row.values())]
+    return {s: {end: summarise(row, s)[end] for end in ENDS} for s in known}
 
 
 def _published(sweep: Sweep, scored: Mapping[str, Mapping[int, Scored]]) -> dict[str, Any] | None:
@@ -171,122 +276,6 @@ def _best_held_out(names: Sequence[str], scored: Mapping[str, Mapping[int, Score
     return max((name for name in means if means[name] > -np.inf), key=means.get, default='')
 
 
-def save_collected(collected: Collected, folder: str | Path) -> Path:
-    """Write the results of a sweep to `<sweep>.json`, for later tables and figures."""
-    path = Path(folder) / f'{collected["sweep"]}.json'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(collected, indent=1, ensure_ascii=False) + '\n').encode())
-    return path
-
-
-def read_collected(folder: str | Path, sweep_name: str) -> dict[str, Any]:
-    """Read the results that `save_collected` wrote.
-
-    Raises:
-        ValueError: If the file is missing or does not contain the results of the sweep.
-    """
-    path = Path(folder) / f'{sweep_name}.json'
-    try:
-        found = json.loads(path.read_text('utf-8'))
-        is_known = found['sweep'] == sweep_name and 'subsets' in found
-        if not is_known or not all({'seeds', 'l1_caveat'} <= {*row} for row in found['rows']):
-            raise ValueError(f'it does not contain results of {sweep_name} from table --save')
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path} cannot be read: {error!r}') from error
-    return found
-
-
-def read_scores(folder: Path, split: str = '') -> Scored:
-    """Read the scores of a finished fine-tuning run for the selected or else the last checkpoint.
-
-    Args:
-        folder: Run folder.
-        split: One of SPLITS, or '' for the first of them that was scored.
-
-    Returns:
-        The run with `split`, `checkpoint`, `level`, `views`, `rows`, `positives` and `undefined`,
-        for a selected checkpoint with `selected_on` and `selecting_images`, if they are known,
-        with `thresholds` by label, and with `scores`: the AUROC by label and the MEANS, and the
-        other metrics of report.json as 'metric:label', such as 'f1:Edema' or 'f1:mean_of_five'.
-        `last` has the AUROCs of the last checkpoint, or is empty if that was not scored.
-        Undefined scores are None.
-
-    Raises:
-        ValueError: If scores.json or report.json cannot be read. The message names the folder.
-    """
-    table = _score_file(folder)
-    known = [name for name in SPLITS if name in table]
-    if not known or split not in ('', *known):
-        raise ValueError(
-            f'{folder} has scores on {", ".join(known) or "no split"}, but not on '
-            f'{split or " or ".join(SPLITS)} (--split)'
-        )
-    split = split or known[0]
-    try:
-        checkpoint = 'selected' if table[split].get('selected') else 'last'
-        figures = _protocol(split, checkpoint, table[split][checkpoint])
-        report = _read_report(folder / 'report.json', split)
-        figures['scores'] = _areas(table[split][checkpoint]) | _report_scores(report)
-        figures['last'] = _areas(table[split]['last']) if table[split].get('last') else {}
-        labels = report['labels'] if report else []
-        figures['thresholds'] = {entry['label']: entry.get('threshold') for entry in labels}
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
-    return Scored(folder, figures)
-
-
-def read_pixel_scores(folder: Path, split: str) -> dict[str, Any] | None:
-    """Read the scores of the logistic regression on pixels of a run as in `read_scores`.
-
-    The result is None if the run has not scored it.
-    """
-    scores = _score_file(folder)[split].get(PIXEL_SCORES)
-    return scores and _protocol(split, PIXELS, scores) | {'scores': _areas(scores)}
-
-
-def _score_file(folder: Path) -> dict[str, Any]:
-    """Read scores.json of a run: split -> checkpoint -> scores."""
-    try:
-        return dict(json.loads((folder / 'scores.json').read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f'the scores in {folder} cannot be read: {error!r}') from error
-
-
-def _protocol(split: str, checkpoint: str, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was scored and how, from a part of scores.json."""
-    kept = ('level', 'views', 'rows', 'positives', 'undefined')
-    selection = {key: scores[key] for key in ('selected_on', 'selecting_images') if key in scores}
-    own = {key: scores[key] for key in kept}
-    return {'split': split, 'checkpoint': checkpoint} | own | selection
-
-
-def _areas(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the MEANS and the AUROC of each label from a part of scores.json."""
-    return {name: scores[name] for name in MEANS if name in scores} | scores['auroc']
-
-
-def _read_report(report: Path, split: str) -> dict[str, Any] | None:
-    """Read the part of a report on a split, or return None if there is none."""
-    sets = json.loads(report.read_bytes())['sets'] if report.is_file() else []
-    return next((part for part in sets if part['name'] == split), None)
-
-
-def _report_scores(report: Mapping[str, Any] | None) -> dict[str, float | None]:
-    """Return the metrics other than AUROC from a part of a report."""
-    scores: dict[str, Mapping[str, Any] | None] = {}
-    if report:
-        scores |= {entry['label']: entry['scores'] for entry in report['labels']}
-        means = report['means']['five'], report['means']['labels_with_both_classes']
-        scores |= dict(zip(MEANS, means, strict=True))
-    return {
-        f'{name}:{label}': score['value']
-        for label, values in scores.items()
-        for name in METRICS
-        if name != 'auroc' and METRICS[name].higher_is_better
-        if values and (score := values.get(name)) is not None
-    }
-
-
 def _collect_row(
     sweep: Sweep, row: Row, seeds: Sequence[int], output: str | Path, reference: Config | None
 ) -> dict[str, Any]:
@@ -331,52 +320,11 @@ def _entry(folder: Path | None, section: str, split: str = '') -> dict[str, Any]
         figures = pretraining_figures(read_metrics(folder / 'metrics.jsonl'))
     else:
         figures = read_scores(folder, split).figures
-        figures |= _selection(folder, figures['checkpoint'])
+        figures |= selection_figures(folder, figures['checkpoint'])
     record = read_record(folder) or {}
     tables = (record.get('data') or {}).get('files') or {}
     provenance = {'code': record.get('code'), 'tables': tables}
     return {'state': 'finished', 'figures': figures, 'provenance': provenance}
-
-
-def _selection(folder: Path, checkpoint: str) -> dict[str, Any]:
-    """Return which epoch of a fine-tuning run was scored.
-
-    Returns:
-        `held_out`, the score of this checkpoint on the held-out patients, -inf if there is none;
-        `epochs`, the number of epochs, 0 for a probe; and `selected_epoch`, counted from 1, if one
-        was selected.
-    """
-    epochs = read_metrics(folder / 'metrics.jsonl')
-    trained = [epoch for epoch in epochs if epoch['epoch'] >= 0]
-    scored = {epoch['epoch'] + 1: epoch['score'] for epoch in trained if epoch.get('score')}
-    figures = {
-        'held_out': max(scored.values(), default=-np.inf),
-        'epochs': max((epoch['epoch'] + 1 for epoch in trained), default=0),
-    }
-    if checkpoint == 'last' or not figures['epochs']:
-        return figures | {'held_out': [-np.inf, *scored.values()][-1]}
-    return figures | {'selected_epoch': max(scored, key=scored.get, default=None)}
-
-
-def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Compute the results of a pre-training run from the records of metrics.jsonl.
-
-    Returns:
-        `l1`, the final held-out L1 in grey levels under the masks that all runs share; `l1_mean`
-        and `l1_linear`, the same for the trivial predictors; `images`, the number of seen images;
-        and `seconds`, the number of epochs times the median epoch without evaluation. The record of
-        an interrupted epoch only covers its end, so it counts as a whole epoch at the same rate.
-    """
-    last, key = records[-1] if records else {}, 'reference_l1_grey'
-    figures = {'l1': last.get(key)}
-    figures |= {f'l1_{name}': last.get(f'{key}_{name}') for name in ('mean', 'linear')}
-    timed = [r for r in records if r['epoch'] >= 0 and r.get('seconds') and r['images_per_second']]
-    if timed:
-        images = max(round(r['images_per_second'] * r['seconds']) for r in timed)
-        epochs = sum(record['epoch'] >= 0 for record in records)
-        seconds = median(images / record['images_per_second'] for record in timed)
-        figures |= {'images': epochs * images, 'seconds': epochs * seconds}
-    return figures
 
 
 def _reference_config(sweep: Sweep, seeds: Sequence[int], output: str | Path) -> Config | None:

@@ -16,8 +16,10 @@ from config import Config, config_text, default_config
 from data.predictions import write_predictions
 from data.reading import read_split
 from data.splits import training_records
+from evaluation import metrics
 from evaluation.compare import holm
 from scripts import fold_table
+from sweeps.folds import save_ranks
 
 LOGGER = logging.getLogger('fold_table')
 LABELS = ('Edema', 'Pneumonia')
@@ -137,7 +139,7 @@ def test_an_image_in_two_folds_is_refused(joined: tuple) -> None:
     first = sweep.parent / 'simmim_finetune/mine_simmim_1_seed0_fold0/predictions_valid.csv'
     files = [first, folder / 'predictions_valid.csv']
     with pytest.raises(ValueError, match='patient00000') as caught:
-        fold_table.save_ranks(sweep.parent / 'x.csv.gz', files)
+        save_ranks(sweep.parent / 'x.csv.gz', files)
     assert 'fold0' in str(caught.value) and not (sweep.parent / 'x.csv.gz').exists()
 
 
@@ -337,7 +339,7 @@ def test_tuning_needs_the_same_seeds_and_enough_cases(
     sweep, _ = settings
     folder = sweep.parent
     words = ['--output', folder, '--folds', FOLDS, '--seeds', 2, '--save', folder / 'p', '--tune']
-    monkeypatch.setattr(fold_table, 'FEW_CASES', 1000)
+    monkeypatch.setattr(metrics, 'FEW_CASES', 1000)
     assert run('join', '--sweep', sweep, *words) == 2
     assert 'simmim_1_seed0_fold0' in capsys.readouterr().err
     (folder / 'simmim_finetune/mine_simmim_low_1_seed1_fold0').rename(folder / 'elsewhere')

@@ -21,6 +21,7 @@ from evaluation.metrics import (
     FEW_CASES,
     METRICS,
     auroc_per_label,
+    count_classes,
     describe_scores,
     few_cases,
     label_scores,
@@ -259,6 +260,13 @@ def test_labels_with_few_cases_of_a_class_do_not_select(positives, rule, candida
 )
 def test_few_cases_counts_the_smaller_class(positives, negatives, wanted):
     assert few_cases(positives, negatives) == wanted
+
+
+def test_a_number_of_cases_that_is_enough_can_be_given():
+    counts = count_classes(np.array([[1, 0], [0, 0], [1, 1], [0, np.nan]]), ['Edema', 'Fracture'])
+    assert counts['positives'] == {'Edema': 2, 'Fracture': 1}
+    assert labels_with_few_cases(counts, 2) == {'Fracture': '1 positive'}
+    assert labels_with_few_cases(counts, 0) == {}
 
 
 def test_the_line_of_scores_marks_labels_with_few_cases():

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from warm_python import warm_python
 from data.labels import LABELS
 from engine.run_record import RECORD_FILE, read_record
 from logger import read_metrics
+from sweeps import pseudo_labels
 from sweeps.pseudo_labels import Rounds
 from system.files import sha256
 
@@ -170,6 +172,28 @@ def test_the_held_out_score_is_the_one_that_selects_checkpoints(
     job = rounds.round(0)
     best = max(record.get('score', 0) for record in read_metrics(job.folder / 'metrics.jsonl')[1:])
     assert rounds.held_out_score(job) == pytest.approx(best, abs=1e-6)
+
+
+def test_means_that_the_labels_do_not_have_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the five labels of the competition, scores.json has no mean of five."""
+    run = SimpleNamespace(figures={'scores': {'mean_of_defined': 0.7}})
+    samples = {'mean_of_defined': np.array([0.7, 0.6, 0.8])}
+    patients = SimpleNamespace(samples=lambda run: samples)
+    monkeypatch.setattr(pseudo_labels, 'read_scores', lambda folder, split: run)
+    monkeypatch.setattr(pseudo_labels, 'ScoredPatients', lambda *_, **__: patients)
+    config = SimpleNamespace(EVAL=SimpleNamespace(RESAMPLES=2), SEED=0)
+    names = ('round0', 'round1')
+    jobs = [SimpleNamespace(run=name, folder=Path(name)) for name in names]
+    rows = [{'run': name} for name in names]
+    pseudo_labels._add_scores(rows, SimpleNamespace(jobs=jobs, config=config), 'valid')
+    assert rows[0] == {
+        'run': 'round0',
+        'valid_mean_of_defined': 0.7,
+        'valid_mean_of_defined_low': pytest.approx(0.605),
+        'valid_mean_of_defined_high': pytest.approx(0.795),
+    }
+    assert rows[1]['valid_mean_of_defined_minus_round0_high'] == 0
+    assert 'valid_mean_of_defined_minus_round0' not in rows[0]
 
 
 def test_with_equal_steps_more_images_are_trained_for_fewer_epochs(

@@ -22,10 +22,11 @@ from sweep_runs import (
 from data.labels import COMPETITION_LABELS, LABELS
 from evaluation.compare import bootstrap_p, holm
 from evaluation.intervals import Resamples
-from sweeps.comparison import BOOTSTRAP_SEED, SIGNIFICANT, enough_resamples, verdict
+from sweeps.comparison import SIGNIFICANT, enough_resamples, verdict
 from sweeps.files import ROOT, expected_config, load_sweep, run_folder
-from sweeps.results import collect, pretraining_figures, read_collected, save_collected
-from sweeps.tables import (
+from sweeps.results import BOOTSTRAP_SEED, collect, read_collected, save_collected
+from sweeps.run_scores import pretraining_figures
+from sweeps.sweep_table import (
     known_scores,
     notes,
     sweep_markdown,
@@ -416,6 +417,16 @@ def test_a_damaged_seed_in_no_pair_spares_the_comparison(tmp_path):
     row = row_of(collect(sweep, [0, 1], made.output), '0.1')
     assert row['compared']['mean_of_five']['over_patients']['p'] < SIGNIFICANT
     assert row['over_patients'] == {} and 'predictions_test.csv' in row['problem']
+
+
+def test_the_problem_names_the_run_that_keeps_rows_from_being_compared(tmp_path):
+    made, sweep = two_rows(tmp_path)
+    made.add(sweep.rows[0], 1, strength=3.0)
+    for row, seed in ((sweep.rows[0], 1), (sweep.reference, 0)):
+        folder = run_folder(made.output, 'finetune', row, seed)
+        (folder / 'predictions_test.csv').write_text('x')
+    row = row_of(collect(sweep, [0, 1], made.output), '0.1')
+    assert str(folder) in row['problem'] and row['compared']['Edema']['verdict'] == 'n/a'
 
 
 def test_a_damaged_file_of_a_finished_run_is_named(tmp_path):

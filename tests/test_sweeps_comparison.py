@@ -1,0 +1,59 @@
+"""Comparison of rows of a long table, and the cells that show it."""
+
+import numpy as np
+import pytest
+
+from evaluation.compare import bootstrap_p, holm
+from evaluation.footnotes import Footnotes
+from sweeps.comparison import compare_rows, summarise
+from sweeps.tables import missing_intervals, verdict_text
+
+RESAMPLES = 200
+
+
+def seeds(mean: float, *, number: int = 3) -> dict[int, dict[str, np.ndarray]]:
+    """A row whose score differs by seed and resample."""
+    rng = np.random.default_rng(round(1000 * mean))
+    return {n: {'Edema': mean + rng.normal(scale=0.02, size=1 + RESAMPLES)} for n in range(number)}
+
+
+def test_rows_are_compared_by_the_seeds_that_both_have() -> None:
+    table = {'a': seeds(0.8), 'b': seeds(0.7), 'c': seeds(0.79)}
+    del table['a'][0]
+    first, none, last = compare_rows(table, [('a', 'b'), ('b', ''), ('c', 'b')], 'Edema')
+    assert none is None
+    paired = np.mean([table['a'][n]['Edema'] - table['b'][n]['Edema'] for n in (1, 2)], axis=0)
+    assert (first['seeds'], last['seeds']) == (2, 3)
+    assert first['difference'] == pytest.approx(paired[0])
+    ends = [first['over_patients'][end] for end in ('low', 'high')]
+    assert ends == pytest.approx(np.percentile(paired[1:], [2.5, 97.5]))
+    assert first['over_patients']['p'] == pytest.approx(bootstrap_p(paired[1:]))
+    parts = [part['over_patients'] for part in (first, last)]
+    assert [part['p_holm'] for part in parts] == list(holm([part['p'] for part in parts]))
+
+
+def test_rows_without_a_common_seed_are_not_compared() -> None:
+    table = {'a': seeds(0.8, number=1), 'b': {1: seeds(0.7)[1]}}
+    assert compare_rows(table, [('a', 'b')], 'Edema') == [None]
+
+
+def test_a_seed_without_resamples_leaves_only_the_interval_over_seeds() -> None:
+    table = {'a': seeds(0.8), 'b': seeds(0.5)}
+    table['a'][1]['Edema'] = table['a'][1]['Edema'][:1]
+    (part,) = compare_rows(table, [('a', 'b')], 'Edema')
+    assert part['over_seeds']['low'] > 0
+    assert np.isnan([*part['over_patients'].values()]).all() and part['verdict'] == 'n/a'
+    own = summarise(table['a'], 'Edema')
+    assert np.isnan(own['low']) and own['value'] > 0.7
+
+
+def test_a_missing_verdict_has_the_marks_of_all_reasons() -> None:
+    table = {'a': {0: {'Edema': np.array([0.8])}}, 'b': seeds(0.5)}
+    (part,) = compare_rows(table, [('a', 'b')], 'Edema')
+    footnotes = Footnotes()
+    missing = missing_intervals(part, 'few cases')
+    assert missing['over_patients'] == 'few cases' != missing['over_seeds']
+    assert verdict_text(part, missing, footnotes) == 'n/a (note 1, note 2)'
+    undefined = {'a': {n: {'Edema': np.array([np.nan])} for n in range(3)}, 'b': seeds(0.5)}
+    (part,) = compare_rows(undefined, [('a', 'b')], 'Edema')
+    assert missing_intervals(part, 'few cases') == dict.fromkeys(missing, 'few cases')
