@@ -17,11 +17,10 @@ from data.loader import XrayDataset, bad_images, inverse_frequency_weights, make
 from data.names import row_names
 from data.predictions import Predictions, look_up, read_predictions
 from data.reading import may_be_absent, read_split
-from data.records import Records
+from data.records import Records, select_views
 from data.splits import (
     describe_subset,
     learned_targets,
-    select_views,
     split_patients,
     training_records,
     unlabelled_records,

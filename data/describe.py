@@ -26,8 +26,8 @@ from data.labels import (
     label_policies,
     task_labels,
 )
-from data.records import Records
-from data.splits import learned_targets, select_views, split_holdout, training_records
+from data.records import Records, select_views
+from data.splits import learned_targets, split_holdout, training_records
 from system.files import replace_files
 
 # Kinds of cells of the CSV file, with colours by Okabe and Ito for colour-blind readers.

@@ -19,8 +19,7 @@ import pandas as pd
 from config import LAYOUT_SUFFIX, Config, load_yaml
 from data.datasets import register_dataset
 from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
-from data.records import Folder, Records, existing_records, open_images
-from data.splits import VIEWS_HINT
+from data.records import VIEWS_HINT, Folder, Records, existing_records, open_images
 from data.store import Store
 from data.table import Fault, OnFault, Table, find_file, refuse
 from system.files import is_below

@@ -11,8 +11,7 @@ import pandas as pd
 
 from data.labels import LABELS, TASKS, find_task, label_columns, scored_targets, task_labels
 from data.names import row_names
-from data.records import Records, add_studies, records_of
-from data.splits import select_views
+from data.records import Records, add_studies, records_of, select_views
 from data.table import KEYS, Table
 from system.files import replace_files
 

@@ -10,8 +10,8 @@ from config import Config, check_config, default_config, enlarged_side, put, reg
 from data.chexpert import chexpert_tables
 from data.datasets import DATASETS
 from data.labels import label_columns
-from data.records import Records
-from data.splits import select_views, split_fold, split_patients
+from data.records import Records, select_views
+from data.splits import split_fold, split_patients
 from data.store import (
     BAD_FILE,
     STORE_FILE,

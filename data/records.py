@@ -19,6 +19,7 @@ DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
 SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'}
 VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral', '': ''}
 PROJECTIONS = {name: name for name in ('AP', 'PA', 'LL', 'RL', '')}
+VIEWS_HINT = "'views: frontal' in the layout, if all images are frontal"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +94,20 @@ class Folder:
             self.on_fault(Fault('link that leaves the folder', str(error), csv, row, file))
             return False
         return True
+
+
+def select_views(records: Records, views: str) -> Records:
+    """Select the images of the views 'frontal', 'lateral' or 'all'."""
+    if views == 'all':
+        return records
+    keep = records.view == views
+    if len(records) and not keep.any():
+        hint = '' if records.view.any() else f'; their view is unknown: see {VIEWS_HINT}'
+        raise ValueError(
+            f'{records.root / records.csv}: none of the {len(records)} images is {views} '
+            f'(DATA.VIEWS, EVAL.VIEWS){hint}'
+        )
+    return records.select(keep)
 
 
 def open_images(root: str | Path, on_fault: OnFault = refuse) -> Store | Folder:

@@ -10,23 +10,7 @@ import pandas as pd
 from config import Config
 from data.datasets import DATASETS
 from data.labels import find_task, label_policies, scored_targets, training_targets
-from data.records import Records
-
-VIEWS_HINT = "'views: frontal' in the layout, if all images are frontal"
-
-
-def select_views(records: Records, views: str) -> Records:
-    """Select the images of the views 'frontal', 'lateral' or 'all'."""
-    if views == 'all':
-        return records
-    keep = records.view == views
-    if len(records) and not keep.any():
-        hint = '' if records.view.any() else f'; their view is unknown: see {VIEWS_HINT}'
-        raise ValueError(
-            f'{records.root / records.csv}: none of the {len(records)} images is {views} '
-            f'(DATA.VIEWS, EVAL.VIEWS){hint}'
-        )
-    return records.select(keep)
+from data.records import Records, select_views
 
 
 def split_fold(records: Records, fold: str) -> tuple[Records, Records]:

@@ -31,8 +31,7 @@ from data.groups import group_columns, standard_groups
 from data.labels import TASKS, find_task, label_set, scored_targets, shared_labels
 from data.predictions import LabelTable, Predictions, read_label_file, read_predictions
 from data.reading import read_data_set
-from data.records import Records
-from data.splits import select_views
+from data.records import Records, select_views
 from engine.run_record import OPTIONS_FILE, code_version, read_record
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES

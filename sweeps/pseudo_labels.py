@@ -18,8 +18,8 @@ from config import build_parser, get_config
 from data.labels import task_labels
 from data.predictions import look_up, read_predictions, write_predictions
 from data.reading import read_split
-from data.records import Records
-from data.splits import select_views, split_patients, training_records, unlabelled_records
+from data.records import Records, select_views
+from data.splits import split_patients, training_records, unlabelled_records
 from engine.run_record import read_record
 from evaluation.metrics import (
     FEW_CASES,

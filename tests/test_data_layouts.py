@@ -24,8 +24,7 @@ from data.layouts import open_layout, read_layout
 from data.packing import Settings, pack, read_source
 from data.phantom import make_phantom
 from data.reading import may_be_absent, read_split
-from data.records import Records
-from data.splits import select_views
+from data.records import Records, select_views
 from engine.run_record import run_changes
 
 LOGGER = logging.getLogger('test')

@@ -22,8 +22,8 @@ from config import default_config
 from data.chexpert import read_csv, read_folder
 from data.groups import MOST_GROUPS, group_columns, standard_groups
 from data.labels import LABELS
-from data.records import Records
-from data.splits import select_views, split_holdout, split_patients, take_subset
+from data.records import Records, select_views
+from data.splits import split_holdout, split_patients, take_subset
 from data.table import Table
 
 # ---- CheXpert: what is read
