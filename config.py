@@ -65,7 +65,7 @@ class Option:
 
     @property
     def allowed(self) -> str:
-        """The allowed values in words; '' for all values of the type."""
+        """Description of the allowed values; '' if all values of the type are allowed."""
         which = 'some of' if self.kind is list else 'one of'
         names = f'{which} {[*self.one_of]}' if self.one_of else ''
         path = f', or a path that ends in {self.suffix}' if self.suffix else ''
