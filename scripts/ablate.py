@@ -44,9 +44,14 @@ from sweeps.files import (
 from sweeps.plots import plot_curves, plot_labels, plot_losses, plot_masks, plot_subsets, plot_sweep
 from sweeps.power import count_cases, describe_power
 from sweeps.results import collect, read_collected, save_collected
-from sweeps.run_scores import SPLITS
+from sweeps.run_scores import SPLITS, is_compared
 from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
-from sweeps.sweep_table import write_label_table, write_published_table, write_sweep_table
+from sweeps.sweep_table import (
+    known_scores,
+    write_label_table,
+    write_published_table,
+    write_sweep_table,
+)
 from system.files import replace_file
 from system.tool import tool
 
@@ -416,7 +421,9 @@ def table(args: argparse.Namespace) -> int:
     scores = args.scores or sweep_of(args).scores or None
     path = write_sweep_table(results, args.output, scores)
     print(path.read_text('utf-8'))
-    paths = [path, write_label_table(results, args.output)] if results['subsets'] else [path]
+    paths = [path]
+    if results['subsets'] and any(map(is_compared, known_scores(results))):  # a run is finished
+        paths.append(write_label_table(results, args.output))
     published = results['published']
     if published and any(isinstance(value, list) for value in published['values'].values()):
         paths.append(write_published_table(results, sweep_of(args).scores, args.output))

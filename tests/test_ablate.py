@@ -112,6 +112,16 @@ def test_an_open_quote_in_the_options_is_refused(phantom, tmp_path, capsys) -> N
     assert 'DATA.LABELS' in capsys.readouterr().err
 
 
+def test_the_table_of_methods_without_a_finished_run_lists_what_is_missing(
+    phantom, tmp_path, capsys
+) -> None:
+    sweep = ROOT / 'scripts/comparison/methods_small.yaml'
+    assert in_process('table', sweep, tmp_path / 'o', phantom) == 0
+    table = (tmp_path / 'o' / 'methods_small.md').read_text()
+    assert '| simmim' in table and 'pre-training missing' in table
+    assert not (tmp_path / 'o' / 'methods_small_labels.md').exists()
+
+
 @pytest.mark.slow
 def test_the_script_of_a_row_runs_to_its_end(python, phantom, tmp_path) -> None:
     run = 'init_imagenet_then_xray'
