@@ -101,39 +101,6 @@ class Rounds:
         self.unlabelled = unlabelled_records(self.config, self.train)
         self.real_images = len(training_records(self.config, self.train))
 
-    def file(self, number: int) -> str:
-        """Return the file with the pseudo-labels of a round, or '' for round 0."""
-        return str(self.output / f'pseudo_labels_round{number}.csv') if number else ''
-
-    def round(self, number: int, *, growth: float = 1.0) -> Job:
-        """Return the run of a round with `growth` times the images of round 0."""
-        changes = {'EVAL.PREDICT_TRAIN': 'True', 'DATA.PSEUDO_LABELS': self.file(number)}
-        return self._job(f'round{number}', changes, growth)
-
-    def all_labels(self, *, growth: float = 1.0) -> Job:
-        """Return the run that learns from the real labels of all training patients."""
-        return self._job('all_labels', ALL_LABELS, growth)
-
-    def _job(self, tag: str, changes: Mapping[str, str], growth: float) -> Job:
-        arguments = ['--cfg', self.cfg, '--data-path', self.data, '--output', str(self.output)]
-        arguments += ['--pretrained', self.pretrained] if self.pretrained else []
-        arguments += ['--tag', tag, '--opts', *self.options]
-        arguments += [word for pair in changes.items() for word in pair]
-        if self.equal_steps:
-            train = get_config(build_parser('finetune').parse_args(arguments)).TRAIN
-            arguments += ['TRAIN.EPOCHS', str(max(1, round(train.EPOCHS / growth)))]
-            arguments += ['TRAIN.WARMUP_EPOCHS', str(round(train.WARMUP_EPOCHS / growth))]
-        arguments, config = share_steps('finetune', arguments, self.processes)
-        return Job(
-            stage='finetune',
-            run=tag,
-            seed=config.SEED,
-            folder=Path(config.OUTPUT) / config.MODEL.NAME / tag,
-            arguments=[MAINS['finetune'], *arguments],
-            config=config,
-            processes=self.processes,
-        )
-
     def run(self, rounds: int) -> int:
         """Run round 0 and at most `rounds` further rounds, and return the last exit code."""
         scores = []
@@ -206,6 +173,45 @@ class Rounds:
                     file.replace(self.output / file.name)
         return int(kept.sum())
 
+    def _run(self, job: Job) -> int:
+        code = Runner([job], [{}], self.processes, self.output / LOGS, self.say).run()
+        if not code:
+            self.jobs.append(job)
+        return code
+
+    def file(self, number: int) -> str:
+        """Return the file with the pseudo-labels of a round, or '' for round 0."""
+        return str(self.output / f'pseudo_labels_round{number}.csv') if number else ''
+
+    def round(self, number: int, *, growth: float = 1.0) -> Job:
+        """Return the run of a round with `growth` times the images of round 0."""
+        changes = {'EVAL.PREDICT_TRAIN': 'True', 'DATA.PSEUDO_LABELS': self.file(number)}
+        return self._job(f'round{number}', changes, growth)
+
+    def all_labels(self, *, growth: float = 1.0) -> Job:
+        """Return the run that learns from the real labels of all training patients."""
+        return self._job('all_labels', ALL_LABELS, growth)
+
+    def _job(self, tag: str, changes: Mapping[str, str], growth: float) -> Job:
+        arguments = ['--cfg', self.cfg, '--data-path', self.data, '--output', str(self.output)]
+        arguments += ['--pretrained', self.pretrained] if self.pretrained else []
+        arguments += ['--tag', tag, '--opts', *self.options]
+        arguments += [word for pair in changes.items() for word in pair]
+        if self.equal_steps:
+            train = get_config(build_parser('finetune').parse_args(arguments)).TRAIN
+            arguments += ['TRAIN.EPOCHS', str(max(1, round(train.EPOCHS / growth)))]
+            arguments += ['TRAIN.WARMUP_EPOCHS', str(round(train.WARMUP_EPOCHS / growth))]
+        arguments, config = share_steps('finetune', arguments, self.processes)
+        return Job(
+            stage='finetune',
+            run=tag,
+            seed=config.SEED,
+            folder=Path(config.OUTPUT) / config.MODEL.NAME / tag,
+            arguments=[MAINS['finetune'], *arguments],
+            config=config,
+            processes=self.processes,
+        )
+
     def predicted(self, job: Job, split: str, records: Records) -> np.ndarray:  # [N, K]
         """Return the predictions of a run for records, with NaN where there is no prediction."""
         return self._values(job.folder / f'predictions_{split}.csv', records)
@@ -242,12 +248,6 @@ class Rounds:
     def _values(self, file: str | Path, records: Records) -> np.ndarray:
         predictions = read_predictions(file, allow_empty=True, labels=self.labels)
         return look_up(predictions, records.path, self.labels)
-
-    def _run(self, job: Job) -> int:
-        code = Runner([job], [{}], self.processes, self.output / LOGS, self.say).run()
-        if not code:
-            self.jobs.append(job)
-        return code
 
 
 def _refuse_others(folder: Path, chosen: Path) -> None:
