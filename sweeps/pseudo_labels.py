@@ -152,26 +152,33 @@ class Rounds:
         )
         kept = ~np.isnan(values).all(axis=1)
         if kept.any():
-            source = {
-                'task': self.config.DATA.TASK,
-                'teacher': teacher.run,
-                'predictions': sha256(teacher.folder / 'predictions_train.csv'),
-                'keep': self.keep,
-                'confidence': self.confidence,
-                'cuts': {
-                    label: dict(zip(SIDES, map(asdict, pair), strict=True))
-                    for label, pair in zip(self.labels, cuts, strict=True)
-                },
-            }
-            paths = self.unlabelled.path[kept]
-            options = {'paths': paths, 'labels': self.labels, 'source': json_safe(source)}
-            with tempfile.TemporaryDirectory(dir=self.output) as folder:
-                chosen = Path(folder) / Path(self.file(number)).name
-                write_predictions(chosen, values[kept], **options)
-                _refuse_others(self.round(number).folder, chosen)
-                for file in (chosen.with_suffix('.json'), chosen):
-                    file.replace(self.output / file.name)
+            self._write_values(number, values, kept, cuts)
         return int(kept.sum())
+
+    def _write_values(
+        self, number: int, values: np.ndarray, kept: np.ndarray, cuts: Sequence[tuple]
+    ) -> None:
+        """Write the kept rows of the pseudo-labels of a round."""
+        teacher = self.jobs[number - 1]
+        source = {
+            'task': self.config.DATA.TASK,
+            'teacher': teacher.run,
+            'predictions': sha256(teacher.folder / 'predictions_train.csv'),
+            'keep': self.keep,
+            'confidence': self.confidence,
+            'cuts': {
+                label: dict(zip(SIDES, map(asdict, pair), strict=True))
+                for label, pair in zip(self.labels, cuts, strict=True)
+            },
+        }
+        paths = self.unlabelled.path[kept]
+        options = {'paths': paths, 'labels': self.labels, 'source': json_safe(source)}
+        with tempfile.TemporaryDirectory(dir=self.output) as folder:
+            chosen = Path(folder) / Path(self.file(number)).name
+            write_predictions(chosen, values[kept], **options)
+            _refuse_others(self.round(number).folder, chosen)
+            for file in (chosen.with_suffix('.json'), chosen):
+                file.replace(self.output / file.name)
 
     def _run(self, job: Job) -> int:
         code = Runner([job], [{}], self.processes, self.output / LOGS, self.say).run()
