@@ -14,6 +14,7 @@ from scipy import stats
 from evaluation.compare import bootstrap_p, holm
 from evaluation.intervals import interval
 
+MEANS = ('mean_of_five', 'mean_of_defined')  # scores that are means over labels
 MISSING = 'n/a'
 SIGNIFICANT = 0.05
 LEAST_RESAMPLES = 1000
@@ -31,6 +32,11 @@ def enough_resamples(num_comparisons: int) -> int:
     correction it is this value times the number of comparisons.
     """
     return max(LEAST_RESAMPLES, round(2 * REACH * num_comparisons / SIGNIFICANT))
+
+
+def is_compared(score: str) -> bool:
+    """Return whether rows are compared by a score. Metrics other than AUROC are only shown."""
+    return ':' not in score
 
 
 def summarise(row: Seeds, score: str) -> dict[str, Any]:

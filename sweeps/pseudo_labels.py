@@ -30,9 +30,9 @@ from evaluation.metrics import (
 )
 from evaluation.pseudo_labels import audit, choose_values
 from logger import json_safe
-from sweeps.comparison import ENDS, compare_rows, summarise
+from sweeps.comparison import ENDS, MEANS, compare_rows, summarise
 from sweeps.files import MAINS, Job, share_steps, without_cache
-from sweeps.run_scores import MEANS, ScoredPatients, read_scores, real_targets
+from sweeps.run_scores import ScoredPatients, read_scores, real_targets
 from sweeps.runner import Runner
 from sweeps.tables import (
     NOT_FOR_CLINICAL_USE,

@@ -12,7 +12,15 @@ from config import Config, value_at
 from data.masking import average_distance, mask_generator
 from engine.run_record import is_finished, read_record, without_home
 from logger import json_safe, read_metrics
-from sweeps.comparison import ENDS, LongTable, Seeds, compare_rows, enough_resamples, summarise
+from sweeps.comparison import (
+    ENDS,
+    LongTable,
+    Seeds,
+    compare_rows,
+    enough_resamples,
+    is_compared,
+    summarise,
+)
 from sweeps.files import (
     MASK_KEYS,
     PIXELS,
@@ -29,7 +37,6 @@ from sweeps.run_scores import (
     PIXEL_FILES,
     Scored,
     ScoredPatients,
-    is_compared,
     pretraining_figures,
     read_pixel_scores,
     read_scores,
