@@ -20,7 +20,7 @@ from data.predictions import look_up, read_predictions, write_predictions
 from data.reading import read_split
 from data.records import Records, select_views
 from data.splits import split_patients, training_records, unlabelled_records
-from engine.run_record import read_record
+from engine.run_record import files_read, read_record
 from evaluation.metrics import (
     FEW_CASES,
     auroc_per_label,
@@ -259,8 +259,7 @@ class Rounds:
 
 def _refuse_others(folder: Path, chosen: Path) -> None:
     """Raise a ValueError if a run has learned from other pseudo-labels than those in a file."""
-    record = read_record(folder) or {}
-    learned = record.get('data', {}).get('files', {}).get('DATA.PSEUDO_LABELS')
+    learned = files_read(read_record(folder)).get('DATA.PSEUDO_LABELS')
     if learned and learned != sha256(chosen):
         raise ValueError(
             f'{folder} learned from other pseudo-labels than the present options choose: give the '
