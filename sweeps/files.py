@@ -10,7 +10,7 @@ have `scales`, such as a small one for a CPU, which select rows and change optio
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -681,26 +681,32 @@ def plan(  # noqa: PLR0913
             '--data-path it would learn from images that are scored.'
         )
     rows = {row.name: row for row in sweep.rows}
+    parts = [f'{part}/{folds}' for part in range(folds)] or ['']
+    steps = [
+        (seed, stage, fold, row)
+        for seed in seeds
+        for stage in STAGES
+        for fold in (parts if stage == 'finetune' else [''])
+        for row in sweep.rows
+    ]
     jobs: dict[Path, Job] = {}
-    for seed, stage, fold, row in _run_order(sweep, seeds, folds):
+    for seed, stage, fold, row in steps:
         folder = run_folder(output, stage, row, seed, fold)
         if folder is None or folder in jobs:
             continue
-        is_pretraining = stage != 'finetune'
-        images, needs, weights = data, [], ''
         words = ['SEED', str(seed), *_words(row.options(stage))]
-        if is_pretraining and unlabelled:
+        words += ['DATA.FOLD', fold] if fold else []
+        images, needs, weights = data, [], ''
+        if stage != 'finetune' and unlabelled:
             images = unlabelled
             words += ['DATA.DATASET', 'folder']
-        if fold:
-            words += ['DATA.FOLD', fold]
-        if row.pretraining and not is_pretraining:
+        if stage == 'finetune' and row.pretraining:
             source = jobs[run_folder(output, row.pretraining, row, seed)]
             needs.append(source.folder)
             weights = str(source.folder / checkpoint_name(source.config.TRAIN.EPOCHS - 1))
         elif row.weights:
             weights = _weights(row, environment or {})
-        if row.learns_from and not is_pretraining:
+        if stage == 'finetune' and row.learns_from:
             teacher = run_folder(output, stage, rows[row.learns_from], seed, fold)
             needs.append(teacher)
             words += [SOFT_TARGETS, str(teacher / 'predictions_train.csv')]
@@ -721,18 +727,6 @@ def plan(  # noqa: PLR0913
             processes=gpus,
         )
     return list(jobs.values())
-
-
-def _run_order(
-    sweep: Sweep, seeds: Sequence[int], folds: int
-) -> Iterator[tuple[int, str, str, Row]]:
-    """Yield (seed, stage, fold, row): all seeds in turn, and in each the stages one by one."""
-    parts = [f'{part}/{folds}' for part in range(folds)] or ['']
-    for seed in seeds:
-        for stage in STAGES:
-            for fold in parts if stage == 'finetune' else ['']:
-                for row in sweep.rows:
-                    yield seed, stage, fold, row
 
 
 def only_rows(sweep: Sweep, names: Sequence[str]) -> Sweep:
