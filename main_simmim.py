@@ -100,24 +100,32 @@ class HeldOutReconstruction:
         the trivial predictors.
         """
         dataset, is_first = loader.dataset, loader not in self.trivial_sums
-        trivial = TRIVIAL_PREDICTORS.values() if is_first else ()
-        sums = {source: np.zeros((1 + len(trivial), 3)) for source in dataset.parts}
+        sums = {source: np.zeros((1, 3)) for source in dataset.parts}
+        trivial = {source: np.zeros((len(TRIVIAL_PREDICTORS), 3)) for source in dataset.parts}
         examples = {source: [] for source in dataset.parts}
         keys = itertools.chain.from_iterable(loader.batch_sampler)
         for item, (_, index) in zip(reconstruct(run, model, loader), keys, strict=True):
             source, _ = dataset.place(index)
-            guesses = [item.prediction, *(guess(item.image, item.hidden) for guess in trivial)]
-            sums[source] += [hidden_error(item, guess) for guess in guesses]
-            examples[source] += [item] if len(examples[source]) < NUM_IMAGES else []
-        gathered = distributed.gather(sums)
-        sums = {source: sum(each[source] for each in gathered) for source in sums}
+            sums[source] += hidden_error(item, item.prediction)
+            if is_first:
+                guesses = (guess(item.image, item.hidden) for guess in TRIVIAL_PREDICTORS.values())
+                trivial[source] += [hidden_error(item, guess) for guess in guesses]
+            if len(examples[source]) < NUM_IMAGES:
+                examples[source].append(item)
+        sums = _over_ranks(sums)
         if is_first:
-            self.trivial_sums[loader] = {source: each[1:] for source, each in sums.items()}
+            self.trivial_sums[loader] = _over_ranks(trivial)
         before = self.trivial_sums[loader]
-        sums = {source: np.concatenate([each[:1], before[source]]) for source, each in sums.items()}
+        sums = {source: np.concatenate([each, before[source]]) for source, each in sums.items()}
         # The sources take turns, so that each one is shown.
         shown = itertools.chain.from_iterable(itertools.zip_longest(*examples.values()))
         return sums, [item for item in shown if item][:NUM_IMAGES]
+
+
+def _over_ranks(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Add up the errors of each source over all ranks."""
+    gathered = distributed.gather(sums)
+    return {source: sum(each[source] for each in gathered) for source in sums}
 
 
 @torch.no_grad()

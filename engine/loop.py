@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from engine.clock import Clock, duration
-from engine.compilation import Compiled, copy_buffers, restore_buffers
+from engine.compilation import Compiled
 from engine.interruptions import Interruptions
 from engine.parallel import wrap_parallel
 from engine.run_record import Run
@@ -33,16 +33,6 @@ from utils import checkpoint_to_resume, load_pretrained, read_resumable
 
 SMALLEST_SCALE = 2.0**-10  # a gradient scaler below this has seen only overflows for many steps
 LossFunction = Callable[[nn.Module, Any], Tensor]
-
-
-class NotFiniteError(FloatingPointError):
-    """Raised if a loss or gradient norm of the step that contains a batch is not finite."""
-
-    def __init__(self, run: Run, state: TrainState, batch: int) -> None:
-        super().__init__(
-            f'the loss or its gradient is not finite in epoch {state.epoch}, batch {batch}, with '
-            f'learning rate {shown_rate(run, state):.4e}'
-        )
 
 
 def fit(
@@ -185,20 +175,15 @@ def train_one_epoch(
     loader.batch_sampler.set_epoch(epoch, first_batch=state.batch)
     clock = state.clock
     clock.start_epoch()
-    try:
-        with _progress_bar(run, state) as bar:
-            for i, batch in enumerate(loader, start=state.batch):
-                clock.data_ready()
-                _train_batch_and_log(run, state, batch, loss_fn, i, bar)
-                ends_step = state.batch % state.accumulation == 0 or i + 1 == state.num_batches
-                if ends_step and saver and saver.is_due(state):
-                    flush_metrics(run, state)  # a non-finite loss must not be saved
-                    saver.save_step(state)
-    except NotFiniteError as error:
-        raise FloatingPointError(
-            f'{error}; no checkpoint contains these weights. Lower TRAIN.BASE_LR, raise '
-            'TRAIN.WARMUP_EPOCHS, or use --amp-opt-level O0.'
-        ) from error
+    with _progress_bar(run, state) as bar:
+        for i, batch in enumerate(loader, start=state.batch):
+            clock.data_ready()
+            train_one_batch(run, state, batch, loss_fn, i)
+            _log_batch(run, state, i, bar)
+            ends_step = state.batch % state.accumulation == 0 or i + 1 == state.num_batches
+            if ends_step and saver and saver.is_due(state):
+                flush_metrics(run, state)  # a non-finite loss must not be saved
+                saver.save_step(state)
     seconds = time.perf_counter() - clock.start
     run.logger.debug(f'EPOCH {epoch} training takes {timedelta(seconds=int(seconds))}')
     images = clock.batches * config.DATA.BATCH_SIZE * distributed.world_size()
@@ -211,7 +196,7 @@ def train_one_epoch(
         'seconds': seconds,
     }
     if config.TRAIN.ON_NAN == 'skip':
-        figures['skipped_steps'] = state.progress.num_skipped
+        figures['skipped_steps'] = state.skipped.count
     return figures
 
 
@@ -219,32 +204,30 @@ def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFuncti
     """Run forward and backward passes of batch `i`, and the optimizer step after the last batch.
 
     Raises:
-        NotFiniteError: With TRAIN.ON_NAN 'skip', if the step is not finite and was not made.
+        FloatingPointError: After more than TRAIN.NAN_LIMIT skipped steps.
     """
     start = i - i % state.accumulation
     size = min(state.accumulation, state.num_batches - start)
     if i == start:
-        _begin_step(run, state)
+        state.skipped.begin_step(run, state.module)
+        if hasattr(state.module, 'begin_step'):
+            state.module.begin_step()
     ends_step = i + 1 == start + size
     loss = _backward(run, state, batch, loss_fn, group_size=size, exchange=ends_step)
-    state.step_losses.append(loss)
-    if run.config.TRAIN.ON_NAN == 'stop':  # with 'skip', losses count once the step is made
-        state.progress.waiting_losses.append(loss)
-    try:
-        if ends_step:
-            _optimizer_step(run, state)
-    finally:  # also after a skipped step
-        state.batch = i + 1
-        if ends_step:
-            state.step_losses.clear()
-            state.scheduler.step_update(state.epoch * state.num_batches + i)
+    is_held = run.config.TRAIN.ON_NAN == 'skip'  # the loss counts once the step is made
+    losses = state.skipped.losses if is_held else state.progress.waiting_losses
+    losses.append(loss)
+    if ends_step:
+        _optimizer_step(run, state)
+        state.scheduler.step_update(state.epoch * state.num_batches + i)
+    state.batch = i + 1
 
 
 def flush_metrics(run: Run, state: TrainState) -> None:
     """Add the waiting losses and norms to the metrics of the epoch.
 
     Raises:
-        NotFiniteError: If a loss or norm is not finite.
+        FloatingPointError: If a loss or norm is not finite.
     """
     first_waiting = state.batch - len(state.progress.waiting_losses)
     bad = state.progress.flush(overflow_is_handled=state.scaler.is_enabled())
@@ -254,7 +237,10 @@ def flush_metrics(run: Run, state: TrainState) -> None:
         batch = first_waiting + bad
         start = batch - batch % state.accumulation
         state.scheduler.step_update(max(0, state.epoch * state.num_batches + start - 1))
-        raise NotFiniteError(run, state, batch)
+        raise FloatingPointError(
+            f'{_not_finite(run, state, batch)}; no checkpoint contains these weights. Lower '
+            'TRAIN.BASE_LR, raise TRAIN.WARMUP_EPOCHS, or use --amp-opt-level O0.'
+        )
 
 
 def shown_rate(run: Run, state: TrainState) -> float:
@@ -276,13 +262,8 @@ def _progress_bar(run: Run, state: TrainState) -> tqdm:
     )
 
 
-def _train_batch_and_log(
-    run: Run, state: TrainState, batch: Any, loss_fn: LossFunction, i: int, bar: tqdm
-) -> None:
-    try:
-        train_one_batch(run, state, batch, loss_fn, i)
-    except NotFiniteError as error:
-        _skip_step(run, state, error)
+def _log_batch(run: Run, state: TrainState, i: int, bar: tqdm) -> None:
+    """Update the progress bar, and write the log line of batch `i` if it is due."""
     is_due = i % run.config.PRINT_FREQ == 0 or i + 1 == state.num_batches
     progress = state.progress
     is_due = is_due and bool(progress.num_losses or progress.waiting_losses)
@@ -293,14 +274,6 @@ def _train_batch_and_log(
         _log_line(run, state, i)
     bar.set_postfix_str(f'loss {state.progress.last_loss:.4f}, {_time_left(run, state)}', False)
     bar.update()
-
-
-def _begin_step(run: Run, state: TrainState) -> None:
-    """Copy the buffers that a skipped step must not change, and call the model's `begin_step`."""
-    if run.config.TRAIN.ON_NAN == 'skip':
-        state.before_step = copy_buffers(state.module)
-    if hasattr(state.module, 'begin_step'):
-        state.module.begin_step()
 
 
 def _backward(
@@ -322,42 +295,27 @@ def _backward(
 
 
 def _optimizer_step(run: Run, state: TrainState) -> None:
-    """Clip the gradients, make the optimizer step and clear the gradients.
-
-    Raises:
-        NotFiniteError: With TRAIN.ON_NAN 'skip', if the step is not finite and was not made.
-    """
+    """Clip the gradients, make or skip the optimizer step and clear the gradients."""
     state.scaler.unscale_(state.optimizer)
     limit = run.config.TRAIN.CLIP_GRAD or math.inf
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
-    skips = run.config.TRAIN.ON_NAN == 'skip'  # with 'stop', flush_metrics checks the values
-    is_made = not skips or _is_finite(state, norm)
-    if is_made:
+    if state.skipped.must_skip(run, None if state.scaler.is_enabled() else norm):
+        first_batch = state.batch - state.batch % state.accumulation
+        state.skipped.skip(run, _not_finite(run, state, first_batch))
+    else:
         state.scaler.step(state.optimizer)
-        state.progress.waiting_losses += state.step_losses if skips else []
+        state.progress.waiting_losses += state.skipped.losses
         state.progress.waiting_norms.append((len(state.progress.waiting_losses), norm))
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    if not is_made:
-        raise NotFiniteError(run, state, state.batch + 1 - len(state.step_losses))
 
 
-def _is_finite(state: TrainState, norm: Tensor) -> bool:
-    """Return whether a step is finite on all ranks. This waits for the device."""
-    values = torch.stack(state.step_losses)
-    if not state.scaler.is_enabled():  # a scaler skips overflowing steps itself
-        values = torch.cat([values, norm.reshape(1).to(values)])
-    return not distributed.all_reduce_sum((~values.isfinite()).sum())
-
-
-def _skip_step(run: Run, state: TrainState, error: NotFiniteError) -> None:
-    """Restore the buffers after a skipped step, and stop the run after too many of them."""
-    restore_buffers(state.before_step)
-    state.progress.num_skipped += 1
-    skipped, limit = state.progress.num_skipped, run.config.TRAIN.NAN_LIMIT
-    if skipped > limit:
-        raise FloatingPointError(f'{error}; more than TRAIN.NAN_LIMIT {limit} steps were skipped')
-    run.logger.warning(f'{error}: the step is skipped ({skipped} of at most {limit})')
+def _not_finite(run: Run, state: TrainState, batch: int) -> str:
+    """Describe a step that is not finite by the place of a batch in it."""
+    return (
+        f'the loss or its gradient is not finite in epoch {state.epoch}, batch {batch}, with '
+        f'learning rate {shown_rate(run, state):.4e}'
+    )
 
 
 def _time_left(run: Run, state: TrainState) -> str:

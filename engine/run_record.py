@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -241,6 +241,11 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
         raise ValueError(f'{path} cannot be read: {error}') from error
 
 
+def files_read(record: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the SHA-256 of each table that a run read, from the contents of its run.json."""
+    return ((record or {}).get('data') or {}).get('files') or {}
+
+
 def is_finished(folder: str | Path) -> bool:
     """Return whether the run in this folder has finished, including scores and report."""
     return _known_record(folder).get('finished') is not None
@@ -312,7 +317,7 @@ def is_data_of(trained: Config, folder: Path, data_path: str) -> bool:
     the run's `folder`.
     """
     data, root = trained.DATA, Path(data_path)
-    tables = _known_record(folder).get('data', {}).get('files', {})
+    tables = files_read(_known_record(folder))
     # A folder without training patients can also have the test table and the demographics.
     files = {root / name: tables[name] for name in {*tables} - {data.TEST_CSV, data.DEMOGRAPHICS}}
     return root.resolve() == Path(data.DATA_PATH).resolve() or any(

@@ -19,6 +19,7 @@ from config import (
 )
 from engine.clock import Clock
 from engine.compilation import Compiled
+from engine.skipping import SkippedSteps
 from system import distributed
 from utils import load_model_state, load_moments, name_damaged, set_rng_state
 
@@ -39,7 +40,6 @@ class Progress:
     loss_ema: float = math.nan
     last_loss: float = math.nan
     last_norm: float = math.nan
-    num_skipped: int = 0  # skipped steps of the whole run under TRAIN.ON_NAN 'skip'
     waiting_losses: list[Tensor] = field(default_factory=list)
     # (number of waiting losses up to the end of the step, norm of the step)
     waiting_norms: list[tuple[int, Tensor]] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Progress:
 
     def next_epoch(self) -> 'Progress':
         """Return the initial progress of the next epoch."""
-        return Progress(loss_ema=self.loss_ema, num_skipped=self.num_skipped)
+        return Progress(loss_ema=self.loss_ema)
 
     def numbers(self) -> dict[str, float]:
         """Return the values for a checkpoint."""
@@ -111,8 +111,7 @@ class TrainState:
     compares_images: bool = False  # whether the loss compares the images of a batch
     progress: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
-    step_losses: list[Tensor] = field(default_factory=list)  # losses of the current step
-    before_step: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (buffer, copy)
+    skipped: SkippedSteps = field(default_factory=SkippedSteps)
 
     @property
     def parallel(self) -> DistributedDataParallel | None:
@@ -156,7 +155,7 @@ class TrainState:
             'accumulation': self.accumulation,
             'finished': finished,
             'best_score': self.best_score,
-            'progress': self.progress.numbers(),
+            'progress': {**self.progress.numbers(), 'num_skipped': self.skipped.count},
             'rng': rng,
             'config': config_text(config),
         }
@@ -173,7 +172,9 @@ class TrainState:
             load_model_state(self.module, saved['model'], source, logger)
             load_moments(saved, self.optimizer, self.scaler, source)
             self.best_score = saved['best_score']
-            self.progress = Progress(**saved['progress'])
+            progress = dict(saved['progress'])
+            self.skipped.count = progress.pop('num_skipped', 0)
+            self.progress = Progress(**progress)
             self._set_position(saved, config)
             self._compare_images(saved, config, logger)
             self._compare_options(saved, config, logger)

@@ -160,48 +160,37 @@ class FinalScores:
 
     def _write_report(self, models: list[nn.Module], sources: list[str]) -> Path:
         """Write report.html, report.json, the tables, and saliency maps of the first model."""
-        run, config, loaders = self.run, self.run.config, self.loaders
+        run, config = self.run, self.run.config
         folder = run.folder / 'report_eval' if config.EVAL_MODE else run.folder
-        used = _present({'train': loaders.train or loaders.plain, 'holdout': loaders.holdout})
-        datasets = {name: loader.dataset for name, loader in (used | self.scored).items()}
+        names = Names(run.folder if config.REPORT.ANONYMISE else None)
+        train = self.loaders.train or self.loaders.plain
+        others = _present({'train': train, 'holdout': self.loaders.holdout})
+        datasets = {name: loader.dataset for name, loader in (others | self.scored).items()}
         sets = [self._cases(name) for name in self.scored]
+
         trained = _training_config(run, sources)
         select_on = _selected_on(trained or config, sources[0])
-        trains_epochs = trained and trained.FINETUNE.MODE not in PROBES
-        warnings = {
-            SELECTED_ON_VALID: trains_epochs and select_on == 'valid',
-            INTERNAL: 'internal' in self.scored,
-            f'valid: part {config.DATA.FOLD} of the training patients, with {TRAINING_LABELS}': (
-                config.DATA.FOLD
-            ),
-            f'there are no saliency maps: the encoder has {NO_MAPS}': (
-                config.REPORT.MAPS and lacks_maps(models[0])
-            ),
-        }
-        names = Names(run.folder if config.REPORT.ANONYMISE else None)
+        training = _describe_training(trained, names, select_on)
+        training |= _describe_effort(run.folder, select_on, sources, train)
+        protocol = _protocol(config)
         document = build_document(
             sets,
-            self._cases('holdout') if loaders.holdout else None,
-            _protocol(config),
-            run=_describe_run(
-                config,
-                sources,
-                _describe_training(trained, names, select_on)
-                | _describe_effort(run.folder, select_on, sources, used.get('train')),
-                names,
-            ),
+            self._cases('holdout') if self.loaders.holdout else None,
+            protocol,
+            run=_describe_run(config, sources, training, names),
             policy=trained.DATA.UNCERTAIN if trained else '',
             patients={
                 split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
             },
-            warnings=[text for text, applies in warnings.items() if applies],
+            warnings=self._warnings(trained, select_on, models[0]),
             extras={
                 'training': _training_curves(run.folder, select_on, sources),
                 'pixel_floor': floor_part(
-                    sets, self.floor_probabilities, _protocol(config), facts=self.floor
+                    sets, self.floor_probabilities, protocol, facts=self.floor
                 ),
             },
         )
+
         thresholds = {part['label']: part['threshold'] for part in document['sets'][-1]['labels']}
         shown = datasets[sets[-1].name]
         document |= write_maps(
@@ -215,6 +204,19 @@ class FinalScores:
         thumbnails = _thumbnails(config, datasets, sets, document)
         rename_images(document, names)
         return write_report(folder, document, thumbnails)
+
+    def _warnings(self, trained: Config | None, select_on: str, model: nn.Module) -> list[str]:
+        """Return what a reader of the report must know about its scores."""
+        config, warnings = self.run.config, []
+        if trained and trained.FINETUNE.MODE not in PROBES and select_on == 'valid':
+            warnings.append(SELECTED_ON_VALID)
+        if 'internal' in self.scored:
+            warnings.append(INTERNAL)
+        if fold := config.DATA.FOLD:
+            warnings.append(f'valid: part {fold} of the training patients, with {TRAINING_LABELS}')
+        if config.REPORT.MAPS and lacks_maps(model):
+            warnings.append(f'there are no saliency maps: the encoder has {NO_MAPS}')
+        return warnings
 
     def _cases(self, name: str) -> Cases:
         """Return the cases of a split, with groups if the split is scored."""

@@ -205,7 +205,7 @@ def write_score(
     """Write the table of a score, and return the path of the Markdown file."""
     subsets = {row.name: row.subset for row in sweep.rows}
     figures, cells, footnotes = [], [], Footnotes()
-    compared = compare_rows(samples, pairs, score, by_seed=True)
+    compared = compare_rows(samples, pairs, score)
     for (row, other), part in zip(pairs, compared, strict=True):
         own = summarise(samples[row], score)
         line = {'row': row, 'labels': subsets.get(row, row.removeprefix(f'{PIXELS}_'))}

@@ -58,40 +58,47 @@ def describe_budget(
     states = {job.folder: folder_state(job.folder) for job in jobs}
     finished = [job for job in jobs if states[job.folder] == 'finished']
     yield f'{len(jobs)} runs, {len(finished)} of them already finished'
-    images, hours = images_of(jobs, scale, logger), []
+    images, stage_hours = images_of(jobs, scale, logger), []
     for place, section in enumerate(('pretrain', 'finetune')):
         members = [job for job in jobs if SECTIONS[job.stage] == section]
-        measured = None if given else measured_rate([job for job in members if job in finished])
-        stated = given or scale.images_per_second
-        rate = measured or (stated[min(place, len(stated) - 1)] if stated else None)
-        for job in members if each else ():
-            words = job.arguments[job.arguments.index('--opts') + 1 :]
-            time = images[job.folder] / rate / 3600 if rate else math.nan
-            time = 'unknown' if math.isnan(time) else f'{time:,.2f} GPU hours'
-            yield f'{jobs.index(job):4d}  {job.name:<50} {states[job.folder]:<12} {time}'
-            yield f'      {os.path.relpath(job.arguments[2], ROOT)}: {" ".join(words)}'
         left = [job for job in members if job not in finished]
+        measured = None if given else measured_rate([job for job in members if job in finished])
+        stated = given or scale.images_per_second or (math.nan,)
+        rate = measured or stated[min(place, len(stated) - 1)]
+        if each:
+            for job in members:
+                hours = images[job.folder] / rate / 3600
+                yield from _describe_run(jobs.index(job), job, states[job.folder], hours)
         total = sum(images[job.folder] for job in left)
+        hours = total / rate / 3600
         line = f'{section}: {len(left)} runs left'
-        line += '' if math.isnan(total) else f', {total:,.0f} images'
-        if left:
-            hours.append(total / rate / 3600 if rate else math.nan)
-        if left and not math.isnan(hours[-1]):
+        if not math.isnan(total):
+            line += f', {total:,.0f} images'
+        if left and not math.isnan(hours):
             source = 'measured' if measured else 'stated'
-            line += f', {hours[-1]:,.1f} GPU hours at {rate:,.0f} images/s per GPU ({source})'
+            line += f', {hours:,.1f} GPU hours at {rate:,.0f} images/s per GPU ({source})'
         yield line
+        stage_hours += [hours] if left else []
     if any(map(math.isnan, images.values())):
         yield 'GPU hours: unknown, because counting the images needs --data-path'
-    elif any(map(math.isnan, hours)):
+    elif any(map(math.isnan, stage_hours)):
         yield 'GPU hours: unknown. Finish a run of each stage, or give --images-per-second (as '
         yield 'reported by --check of a main script, divided by the number of GPUs).'
     else:
         yield (
-            f'GPU hours: {sum(hours):,.1f}, computed, not measured (without the time of scoring '
-            'and reports)'
+            f'GPU hours: {sum(stage_hours):,.1f}, computed, not measured (without the time of '
+            'scoring and reports)'
         )
     if not each:
         yield from _describe_disk(jobs)
+
+
+def _describe_run(number: int, job: Job, state: str, hours: float) -> Iterator[str]:
+    """Yield two lines about a run: its state and GPU hours, and its config and options."""
+    time = 'unknown' if math.isnan(hours) else f'{hours:,.2f} GPU hours'
+    words = job.arguments[job.arguments.index('--opts') + 1 :]
+    yield f'{number:4d}  {job.name:<50} {state:<12} {time}'
+    yield f'      {os.path.relpath(job.arguments[2], ROOT)}: {" ".join(words)}'
 
 
 def images_of(jobs: Sequence[Job], scale: Scale, logger: logging.Logger) -> dict[Path, float]:

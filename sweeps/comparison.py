@@ -14,6 +14,7 @@ from scipy import stats
 from evaluation.compare import bootstrap_p, holm
 from evaluation.intervals import interval
 
+MEANS = ('mean_of_five', 'mean_of_defined')  # scores that are means over labels
 MISSING = 'n/a'
 SIGNIFICANT = 0.05
 LEAST_RESAMPLES = 1000
@@ -33,6 +34,11 @@ def enough_resamples(num_comparisons: int) -> int:
     return max(LEAST_RESAMPLES, round(2 * REACH * num_comparisons / SIGNIFICANT))
 
 
+def is_compared(score: str) -> bool:
+    """Return whether rows are compared by a score. Metrics other than AUROC are only shown."""
+    return ':' not in score
+
+
 def summarise(row: Seeds, score: str) -> dict[str, Any]:
     """Return the number of `seeds`, the mean `value` and `sd` over them, and its `low` and `high`.
 
@@ -49,7 +55,7 @@ def summarise(row: Seeds, score: str) -> dict[str, Any]:
 
 
 def compare_rows(
-    table: LongTable, pairs: Sequence[tuple[str, str]], score: str, *, by_seed: bool = False
+    table: LongTable, pairs: Sequence[tuple[str, str]], score: str
 ) -> list[dict[str, Any] | None]:
     """Compare pairs of rows by a score over the seeds that both have.
 
@@ -57,8 +63,6 @@ def compare_rows(
         table: Long table.
         pairs: Names of a row and of the row to compare it with, or '' for none.
         score: Score of the table.
-        by_seed: Whether the differences in a resample are averaged over the seeds, instead of
-            subtracting the averages. Only rounding differs, which keeps published tables the same.
 
     Returns:
         A comparison for each pair, or None without a row or a seed to compare with: `difference`,
@@ -67,9 +71,7 @@ def compare_rows(
         (`bootstrap_p`) and `p_holm`, corrected over all pairs; and `verdict`. NaN marks unknown
         values.
     """
-    compared = [
-        _compare(table[name], table.get(against, {}), score, by_seed) for name, against in pairs
-    ]
+    compared = [_compare(table[name], table.get(against, {}), score) for name, against in pairs]
     parts = [part for part in compared if part]
     adjusted = holm([part['over_patients']['p'] for part in parts])
     for part, p_value in zip(parts, adjusted, strict=True):
@@ -106,21 +108,19 @@ def t_interval(differences: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(differences) - half), float(np.mean(differences) + half)
 
 
-def _compare(row: Seeds, other: Seeds, score: str, by_seed: bool) -> dict[str, Any] | None:
+def _compare(row: Seeds, other: Seeds, score: str) -> dict[str, Any] | None:
     """Compare two rows without correction; None if they have no common seed with this score."""
     seeds = [seed for seed in row if score in row[seed] and score in other.get(seed, {})]
     if not seeds:
         return None
     own, base = (_samples([each[seed] for seed in seeds], score) for each in (row, other))
     known = min(own.shape[1], base.shape[1])
-    own, base = own[:, :known], base[:, :known]
-    differences = own[:, 0] - base[:, 0]
-    means = (own - base).mean(axis=0) if by_seed else own.mean(axis=0) - base.mean(axis=0)
-    over_patients = means[1:]
+    differences = own[:, :known] - base[:, :known]  # [S, 1 + R]
+    by_seed, over_patients = differences[:, 0], differences.mean(axis=0)[1:]
     return {
-        'difference': float(differences.mean()),
+        'difference': float(by_seed.mean()),
         'seeds': len(seeds),
-        'over_seeds': _bounds(t_interval(differences)),
+        'over_seeds': _bounds(t_interval(by_seed)),
         'over_patients': _bounds(interval(over_patients)) | {'p': bootstrap_p(over_patients)},
     }
 

@@ -324,41 +324,54 @@ def _ablation_rows(
     prefix = reference.removesuffix('reference').removeprefix(f'{stem}_')
     keys = content['keys'] or {}
     _check_keys(keys, {'pretrain', 'finetune'}, 'keys')
-    rows: list[Row] = []
+    rows: dict[str, Row] = {}
     for name, entry in _named(content['rows']):
-        _check_keys(entry, allowed, f'row {name}')
-        changes = {}
-        for stage in configs:
-            section = SECTIONS[stage]
-            options = entry.get(section, {})
-            if (section, options) != ('pretrain', 'none'):
-                _check_keys(options, keys.get(section) or [], f'row {name}: {section}')
-                changes[stage] = _checked(options, f'row {name}: {section}')
+        where = f'row {name}'
+        _check_keys(entry, allowed, where)
+        changes = _row_changes(entry, configs, keys, where)
         learns_from = str(entry.get('learns_from', ''))
-        if learns_from and learns_from not in [row.name for row in rows]:
-            raise ValueError(f'row {name}: learns_from must be an earlier row, got {learns_from!r}')
+        if learns_from and learns_from not in rows:
+            raise ValueError(f'{where}: learns_from must be an earlier row, got {learns_from!r}')
         run = f'{prefix}{stem}_{name}' if set(entry) - COMPARED_BY else reference
-        is_changed = entry.get('weights') or any(changes.get(s) for s in configs if s != 'finetune')
-        row = Row(
+        has_own_pretraining = entry.get('weights') or any(
+            options for stage, options in changes.items() if stage != 'finetune'
+        )
+        rows[name] = Row(
             name=name,
             run=run,
             configs={stage: configs[stage] for stage in changes},
             changes=changes,
-            pretrain_run=run if is_changed else reference,
+            pretrain_run=run if has_own_pretraining else reference,
             weights=entry.get('weights', ''),
             learns_from=learns_from,
             **{key: _names(entry.get(key, [])) for key in COMPARED_BY},
             shared=shared,
         )
-        rows.append(row)
-    names = [row.name for row in rows]
-    bare = [row.name for row in rows if row.run == reference]
-    if len(bare) > 1 or not (bare or 'row' in start):
-        raise ValueError(f'exactly one row must have no changes, got {len(bare)} such rows')
-    base = str(start.get('row', *bare))
-    if base not in names:
-        raise ValueError(f'reference: row must be one of {names}, got {base!r}')
-    return _linked(rows, dict.fromkeys(names, base)), base
+    unchanged = [row.name for row in rows.values() if row.run == reference]
+    if len(unchanged) > 1 or not (unchanged or 'row' in start):
+        raise ValueError(f'exactly one row must have no changes, got {len(unchanged)} such rows')
+    base = str(start.get('row', *unchanged))
+    if base not in rows:
+        raise ValueError(f'reference: row must be one of {[*rows]}, got {base!r}')
+    return _linked([*rows.values()], dict.fromkeys(rows, base)), base
+
+
+def _row_changes(
+    entry: Mapping[str, Any], configs: Iterable[str], keys: Mapping[str, Any], where: str
+) -> dict[str, dict[str, Any]]:
+    """Return the options that a row of an ablation changes, for each of its stages.
+
+    A row with `pretrain: none` has no pre-training.
+    """
+    changes = {}
+    for stage in configs:
+        section = SECTIONS[stage]
+        options = entry.get(section, {})
+        if section == 'pretrain' and options == 'none':
+            continue
+        _check_keys(options, keys.get(section) or [], f'{where}: {section}')
+        changes[stage] = _checked(options, f'{where}: {section}')
+    return changes
 
 
 def _method_rows(
@@ -667,7 +680,7 @@ def plan(  # noqa: PLR0913
             '--folds needs --unlabelled, because all folds share one pre-training run. With '
             '--data-path it would learn from images that are scored.'
         )
-    jobs: dict[Path, Job] = {}
+    rows = {row.name: row for row in sweep.rows}
     parts = [f'{part}/{folds}' for part in range(folds)] or ['']
     steps = [
         (seed, stage, fold, row)
@@ -676,27 +689,31 @@ def plan(  # noqa: PLR0913
         for fold in (parts if stage == 'finetune' else [''])
         for row in sweep.rows
     ]
+    jobs: dict[Path, Job] = {}
     for seed, stage, fold, row in steps:
         folder = run_folder(output, stage, row, seed, fold)
         if folder is None or folder in jobs:
             continue
-        needs, images, words = [], data, ['DATA.FOLD', fold] if fold else []
+        words = ['SEED', str(seed), *_words(row.options(stage))]
+        words += ['DATA.FOLD', fold] if fold else []
+        images, needs, weights = data, [], ''
         if stage != 'finetune' and unlabelled:
-            images, words = unlabelled, ['DATA.DATASET', 'folder']
-        arguments = ['--cfg', str(row.configs[stage]), '--data-path', images, '--output', output]
+            images = unlabelled
+            words += ['DATA.DATASET', 'folder']
         if stage == 'finetune' and row.pretraining:
             source = jobs[run_folder(output, row.pretraining, row, seed)]
             needs.append(source.folder)
-            checkpoint = source.folder / checkpoint_name(source.config.TRAIN.EPOCHS - 1)
-            arguments += ['--pretrained', str(checkpoint)]
+            weights = str(source.folder / checkpoint_name(source.config.TRAIN.EPOCHS - 1))
         elif row.weights:
-            arguments += ['--pretrained', _weights(row, environment or {})]
+            weights = _weights(row, environment or {})
         if stage == 'finetune' and row.learns_from:
-            teacher = next(other for other in sweep.rows if other.name == row.learns_from)
-            needs.append(run_folder(output, stage, teacher, seed, fold))
-            words += [SOFT_TARGETS, str(needs[-1] / 'predictions_train.csv')]
-        words = ['SEED', str(seed), *_words(row.options(stage)), *words]
-        arguments += ['--tag', folder.name, '--opts', *words, *(options or {}).get(stage, [])]
+            teacher = run_folder(output, stage, rows[row.learns_from], seed, fold)
+            needs.append(teacher)
+            words += [SOFT_TARGETS, str(teacher / 'predictions_train.csv')]
+        words += (options or {}).get(stage, [])
+        arguments = ['--cfg', str(row.configs[stage]), '--data-path', images, '--output', output]
+        arguments += ['--pretrained', weights] if weights else []
+        arguments += ['--tag', folder.name, '--opts', *words]
         arguments, config = share_steps(stage, arguments, gpus)
         jobs[folder] = Job(
             stage=stage,

@@ -18,9 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from logger import read_metrics
-from sweeps.comparison import MISSING, t_interval
+from sweeps.comparison import MEANS, MISSING, is_compared, t_interval
 from sweeps.files import Row, Sweep, expected_config, run_folder, subset_size
-from sweeps.run_scores import MEANS, is_compared
 from sweeps.sweep_table import (
     Collected,
     choose_scores,

@@ -20,7 +20,7 @@ from data.predictions import look_up, read_predictions, write_predictions
 from data.reading import read_split
 from data.records import Records, select_views
 from data.splits import split_patients, training_records, unlabelled_records
-from engine.run_record import read_record
+from engine.run_record import files_read, read_record
 from evaluation.metrics import (
     FEW_CASES,
     auroc_per_label,
@@ -30,9 +30,9 @@ from evaluation.metrics import (
 )
 from evaluation.pseudo_labels import audit, choose_values
 from logger import json_safe
-from sweeps.comparison import ENDS, compare_rows, summarise
+from sweeps.comparison import ENDS, MEANS, compare_rows, summarise
 from sweeps.files import MAINS, Job, share_steps, without_cache
-from sweeps.run_scores import MEANS, ScoredPatients, read_scores, real_targets
+from sweeps.run_scores import ScoredPatients, read_scores, real_targets
 from sweeps.runner import Runner
 from sweeps.tables import (
     NOT_FOR_CLINICAL_USE,
@@ -101,39 +101,6 @@ class Rounds:
         self.unlabelled = unlabelled_records(self.config, self.train)
         self.real_images = len(training_records(self.config, self.train))
 
-    def file(self, number: int) -> str:
-        """Return the file with the pseudo-labels of a round, or '' for round 0."""
-        return str(self.output / f'pseudo_labels_round{number}.csv') if number else ''
-
-    def round(self, number: int, *, growth: float = 1.0) -> Job:
-        """Return the run of a round with `growth` times the images of round 0."""
-        changes = {'EVAL.PREDICT_TRAIN': 'True', 'DATA.PSEUDO_LABELS': self.file(number)}
-        return self._job(f'round{number}', changes, growth)
-
-    def all_labels(self, *, growth: float = 1.0) -> Job:
-        """Return the run that learns from the real labels of all training patients."""
-        return self._job('all_labels', ALL_LABELS, growth)
-
-    def _job(self, tag: str, changes: Mapping[str, str], growth: float) -> Job:
-        arguments = ['--cfg', self.cfg, '--data-path', self.data, '--output', str(self.output)]
-        arguments += ['--pretrained', self.pretrained] if self.pretrained else []
-        arguments += ['--tag', tag, '--opts', *self.options]
-        arguments += [word for pair in changes.items() for word in pair]
-        if self.equal_steps:
-            train = get_config(build_parser('finetune').parse_args(arguments)).TRAIN
-            arguments += ['TRAIN.EPOCHS', str(max(1, round(train.EPOCHS / growth)))]
-            arguments += ['TRAIN.WARMUP_EPOCHS', str(round(train.WARMUP_EPOCHS / growth))]
-        arguments, config = share_steps('finetune', arguments, self.processes)
-        return Job(
-            stage='finetune',
-            run=tag,
-            seed=config.SEED,
-            folder=Path(config.OUTPUT) / config.MODEL.NAME / tag,
-            arguments=[MAINS['finetune'], *arguments],
-            config=config,
-            processes=self.processes,
-        )
-
     def run(self, rounds: int) -> int:
         """Run round 0 and at most `rounds` further rounds, and return the last exit code."""
         scores = []
@@ -185,26 +152,72 @@ class Rounds:
         )
         kept = ~np.isnan(values).all(axis=1)
         if kept.any():
-            source = {
-                'task': self.config.DATA.TASK,
-                'teacher': teacher.run,
-                'predictions': sha256(teacher.folder / 'predictions_train.csv'),
-                'keep': self.keep,
-                'confidence': self.confidence,
-                'cuts': {
-                    label: dict(zip(SIDES, map(asdict, pair), strict=True))
-                    for label, pair in zip(self.labels, cuts, strict=True)
-                },
-            }
-            paths = self.unlabelled.path[kept]
-            options = {'paths': paths, 'labels': self.labels, 'source': json_safe(source)}
-            with tempfile.TemporaryDirectory(dir=self.output) as folder:
-                chosen = Path(folder) / Path(self.file(number)).name
-                write_predictions(chosen, values[kept], **options)
-                _refuse_others(self.round(number).folder, chosen)
-                for file in (chosen.with_suffix('.json'), chosen):
-                    file.replace(self.output / file.name)
+            self._write_values(number, values, kept, cuts)
         return int(kept.sum())
+
+    def _write_values(
+        self, number: int, values: np.ndarray, kept: np.ndarray, cuts: Sequence[tuple]
+    ) -> None:
+        """Write the kept rows of the pseudo-labels of a round."""
+        teacher = self.jobs[number - 1]
+        source = {
+            'task': self.config.DATA.TASK,
+            'teacher': teacher.run,
+            'predictions': sha256(teacher.folder / 'predictions_train.csv'),
+            'keep': self.keep,
+            'confidence': self.confidence,
+            'cuts': {
+                label: dict(zip(SIDES, map(asdict, pair), strict=True))
+                for label, pair in zip(self.labels, cuts, strict=True)
+            },
+        }
+        paths = self.unlabelled.path[kept]
+        options = {'paths': paths, 'labels': self.labels, 'source': json_safe(source)}
+        with tempfile.TemporaryDirectory(dir=self.output) as folder:
+            chosen = Path(folder) / Path(self.file(number)).name
+            write_predictions(chosen, values[kept], **options)
+            _refuse_others(self.round(number).folder, chosen)
+            for file in (chosen.with_suffix('.json'), chosen):
+                file.replace(self.output / file.name)
+
+    def _run(self, job: Job) -> int:
+        code = Runner([job], [{}], self.processes, self.output / LOGS, self.say).run()
+        if not code:
+            self.jobs.append(job)
+        return code
+
+    def file(self, number: int) -> str:
+        """Return the file with the pseudo-labels of a round, or '' for round 0."""
+        return str(self.output / f'pseudo_labels_round{number}.csv') if number else ''
+
+    def round(self, number: int, *, growth: float = 1.0) -> Job:
+        """Return the run of a round with `growth` times the images of round 0."""
+        changes = {'EVAL.PREDICT_TRAIN': 'True', 'DATA.PSEUDO_LABELS': self.file(number)}
+        return self._job(f'round{number}', changes, growth)
+
+    def all_labels(self, *, growth: float = 1.0) -> Job:
+        """Return the run that learns from the real labels of all training patients."""
+        return self._job('all_labels', ALL_LABELS, growth)
+
+    def _job(self, tag: str, changes: Mapping[str, str], growth: float) -> Job:
+        arguments = ['--cfg', self.cfg, '--data-path', self.data, '--output', str(self.output)]
+        arguments += ['--pretrained', self.pretrained] if self.pretrained else []
+        arguments += ['--tag', tag, '--opts', *self.options]
+        arguments += [word for pair in changes.items() for word in pair]
+        if self.equal_steps:
+            train = get_config(build_parser('finetune').parse_args(arguments)).TRAIN
+            arguments += ['TRAIN.EPOCHS', str(max(1, round(train.EPOCHS / growth)))]
+            arguments += ['TRAIN.WARMUP_EPOCHS', str(round(train.WARMUP_EPOCHS / growth))]
+        arguments, config = share_steps('finetune', arguments, self.processes)
+        return Job(
+            stage='finetune',
+            run=tag,
+            seed=config.SEED,
+            folder=Path(config.OUTPUT) / config.MODEL.NAME / tag,
+            arguments=[MAINS['finetune'], *arguments],
+            config=config,
+            processes=self.processes,
+        )
 
     def predicted(self, job: Job, split: str, records: Records) -> np.ndarray:  # [N, K]
         """Return the predictions of a run for records, with NaN where there is no prediction."""
@@ -243,17 +256,10 @@ class Rounds:
         predictions = read_predictions(file, allow_empty=True, labels=self.labels)
         return look_up(predictions, records.path, self.labels)
 
-    def _run(self, job: Job) -> int:
-        code = Runner([job], [{}], self.processes, self.output / LOGS, self.say).run()
-        if not code:
-            self.jobs.append(job)
-        return code
-
 
 def _refuse_others(folder: Path, chosen: Path) -> None:
     """Raise a ValueError if a run has learned from other pseudo-labels than those in a file."""
-    record = read_record(folder) or {}
-    learned = record.get('data', {}).get('files', {}).get('DATA.PSEUDO_LABELS')
+    learned = files_read(read_record(folder)).get('DATA.PSEUDO_LABELS')
     if learned and learned != sha256(chosen):
         raise ValueError(
             f'{folder} learned from other pseudo-labels than the present options choose: give the '

@@ -10,9 +10,17 @@ import numpy as np
 
 from config import Config, value_at
 from data.masking import average_distance, mask_generator
-from engine.run_record import is_finished, read_record, without_home
+from engine.run_record import files_read, is_finished, read_record, without_home
 from logger import json_safe, read_metrics
-from sweeps.comparison import ENDS, LongTable, Seeds, compare_rows, enough_resamples, summarise
+from sweeps.comparison import (
+    ENDS,
+    LongTable,
+    Seeds,
+    compare_rows,
+    enough_resamples,
+    is_compared,
+    summarise,
+)
 from sweeps.files import (
     MASK_KEYS,
     PIXELS,
@@ -29,7 +37,6 @@ from sweeps.run_scores import (
     PIXEL_FILES,
     Scored,
     ScoredPatients,
-    is_compared,
     pretraining_figures,
     read_pixel_scores,
     read_scores,
@@ -322,8 +329,7 @@ def _entry(folder: Path | None, section: str, split: str = '') -> dict[str, Any]
         figures = read_scores(folder, split).figures
         figures |= selection_figures(folder, figures['checkpoint'])
     record = read_record(folder) or {}
-    tables = (record.get('data') or {}).get('files') or {}
-    provenance = {'code': record.get('code'), 'tables': tables}
+    provenance = {'code': record.get('code'), 'tables': files_read(record)}
     return {'state': 'finished', 'figures': figures, 'provenance': provenance}
 
 

@@ -18,10 +18,10 @@ from evaluation.cases import Cases
 from evaluation.intervals import Resamples
 from evaluation.metrics import METRICS, label_scores
 from logger import read_metrics
+from sweeps.comparison import MEANS
 from sweeps.files import PIXELS, load_config, without_cache
 
 SPLITS = tuple(sorted(SCORED_SPLITS))  # internal, test, valid: the first scored split is shown
-MEANS = ('mean_of_five', 'mean_of_defined')
 PIXEL_FILES, PIXEL_SCORES = '_pixels', 'pixel_floor'  # kind of predictions, key in scores.json
 TOLERANCE = 1e-4  # allowed difference of a recomputed AUROC; predictions have 9 digits
 
@@ -39,11 +39,6 @@ class Scored(NamedTuple):
     @property
     def predictions(self) -> Path:
         return self.folder / f'predictions_{self.figures["split"]}{self.kind}.csv'
-
-
-def is_compared(score: str) -> bool:
-    """Return whether rows are compared by a score. Metrics other than AUROC are only shown."""
-    return ':' not in score
 
 
 def written_scores(run: Scored) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from engine.run_record import (
     EXIT_PREEMPTED,
     OPTIONS_FILE,
     SHOWN,
+    files_read,
     is_finished,
     is_locked,
     read_record,
@@ -66,7 +67,7 @@ def differences(job: Job) -> list[str]:
     lines = training_changes(job.stage, (config, record), now)
     data = job.config.DATA
     for name in (data.TRAIN_CSV, data.VALID_CSV, data.TEST_CSV) if data.DATA_PATH else ():
-        known = record.get('data', {}).get('files', {}).get(name)
+        known = files_read(record).get(name)
         if known and known != _checksum(Path(data.DATA_PATH) / name):
             lines.append(f'data: {name} of {data.DATA_PATH} is another file')
     return lines + weights_changes(job.folder, job.config, config.PRETRAINED)

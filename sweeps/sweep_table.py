@@ -10,9 +10,8 @@ import pandas as pd
 from data.reading import TRAINING_LABELS
 from evaluation.footnotes import Footnotes
 from evaluation.metrics import METRICS
-from sweeps.comparison import ENDS, SIGNIFICANT
+from sweeps.comparison import ENDS, MEANS, SIGNIFICANT, is_compared
 from sweeps.files import PIXELS, subset_size
-from sweeps.run_scores import MEANS, is_compared
 from sweeps.tables import (
     NOT_FOR_CLINICAL_USE,
     columns,

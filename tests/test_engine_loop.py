@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from one_epoch import five_batches, one_epoch
-from tiny import MAE, SWIN, VIT, arguments, run_folder, run_main, tiny_config, torchrun
+from tiny import MAE, SWIN, VIT, arguments, config_with, run_folder, run_main, tiny_config, torchrun
 
 import main_simmim
 from config import default_config
 from engine import loop
 from engine.parallel import wrap_parallel
+from engine.skipping import SkippedSteps
 from engine.train_state import Progress
 from logger import read_metrics
 from system import distributed
-from utils import read_checkpoint, save_checkpoint
+from utils import read_checkpoint, rng_state, save_checkpoint
 
 TIMING = {'seconds', 'data_seconds', 'images_per_second'}
 
@@ -81,6 +83,11 @@ def test_a_skipped_step_leaves_no_trace(tmp_path) -> None:
     assert (figures['loss'], figures['grad_norm']) == (want['loss'], want['grad_norm'])
     assert (figures['skipped_steps'], want['skipped_steps']) == (1, 0)
     assert updates == [1, 3, 4], 'the schedule continues'
+    config = config_with(TRAIN__OPTIMIZER__NAME='sgd')
+    contents = state.contents(config, [rng_state()], finished=False)
+    resumed = replace(state, skipped=SkippedSteps())
+    resumed.restore(contents, config, source='', logger=logging.getLogger())
+    assert resumed.skipped.count == contents['progress']['num_skipped'] == 1
 
 
 def test_too_many_skipped_steps_stop_the_run(tmp_path) -> None:
