@@ -413,6 +413,12 @@ _C.TRAIN.WEIGHT_DECAY = Option(
     'Weight decay. It is not applied to biases, norms, position tables and special tokens.',
     within='[0, inf)',
 )
+_C.TRAIN.WEIGHT_DECAY_END = Own(
+    None,
+    'Weight decay at the end of the run, reached along half a cosine; None: it is constant.',
+    within='[0, inf)',
+    or_none=float,
+)
 _C.TRAIN.BASE_LR = Option(
     5e-4, 'Peak learning rate per 512 images of the effective batch.', within='(0, inf)'
 )
@@ -504,16 +510,16 @@ _C.TRAIN.LR_SCHEDULER.MULTISTEPS = Option(
 _C.TRAIN.OPTIMIZER = Section()
 _C.TRAIN.OPTIMIZER.NAME = Option(
     'adamw',
-    "Optimizer: 'adamw' or 'sgd', in upper or lower case.",
-    one_of=('adamw', 'sgd'),
+    "Optimizer, such as 'adamw', in upper or lower case.",
+    one_of=('adamw', 'sgd', 'lamb'),
     any_case=True,
 )
 _C.TRAIN.OPTIMIZER.EPS = Option(
-    1e-8, 'AdamW: constant added to the denominator.', within='(0, inf)'
+    1e-8, 'AdamW and LAMB: constant added to the denominator.', within='(0, inf)'
 )
 _C.TRAIN.OPTIMIZER.BETAS = Option(
     (0.9, 0.999),
-    'AdamW: decay rates of the first and second moment, each.',
+    'AdamW and LAMB: decay rates of the first and second moment, each.',
     within='[0, 1)',
 )
 _C.TRAIN.OPTIMIZER.MOMENTUM = Option(0.9, 'SGD: Nesterov momentum.', within='(0, 1)')
@@ -1132,6 +1138,9 @@ def _check_schedule(config: Config) -> None:
         latest = min(latest, steps[0])
     allowed = f'at most {latest}, the number of epochs or the epoch of the first drop'
     require(train.WARMUP_EPOCHS <= latest, config, 'TRAIN.WARMUP_EPOCHS', allowed)
+    holds = train.WEIGHT_DECAY_END is None or train.WEIGHT_DECAY > 0
+    allowed = 'above 0 with TRAIN.WEIGHT_DECAY_END, which weights without weight decay ignore'
+    require(holds, config, 'TRAIN.WEIGHT_DECAY', allowed)
 
 
 def _check_finetuning(config: Config) -> None:

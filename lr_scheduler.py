@@ -1,4 +1,4 @@
-"""Learning rates: scaled with the effective batch size, and scheduled per batch."""
+"""Learning rates, scaled with the effective batch size, and weight decay, scheduled per batch."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def scaled_lr(config: Config, world_size: int) -> ScaledLR:
 
 
 class Scheduler:
-    """Sets the learning rate of every parameter group as a function of the batch number.
+    """Sets learning rate and weight decay of every parameter group as functions of the batch.
 
     There is no state to save. The base rate of a group is its `lr` at construction, which already
     includes the factor of its layer.
@@ -42,24 +42,32 @@ class Scheduler:
     Args:
         optimizer: Optimizer whose parameter groups have their base rate as `lr`.
         rate: Function (batch, base rate) -> learning rate after the batch.
+        decay: Function of the batch -> weight decay after the batch, for the groups with weight
+            decay. None keeps it constant.
     """
 
-    def __init__(self, optimizer: Optimizer, rate: Rate) -> None:
+    def __init__(
+        self, optimizer: Optimizer, rate: Rate, decay: Callable[[int], float] | None = None
+    ) -> None:
         self.optimizer = optimizer
-        self.rate = rate
+        self.rate, self.decay = rate, decay
         self.base_rates = [group['lr'] for group in optimizer.param_groups]
+        self.decayed = [group for group in optimizer.param_groups if group['weight_decay'] > 0]
         self.step_update(0)
 
     def step_update(self, step: int) -> None:
-        """Set the learning rates of all groups after batch `step` of the run, counted from 0."""
+        """Set rates and weight decay of all groups after batch `step` of the run, from 0 on."""
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group['lr'] = self.rate(step, base)
+        for group in self.decayed if self.decay else ():
+            group['weight_decay'] = self.decay(step)
 
 
 def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int) -> Scheduler:
-    """Build the learning rate schedule of TRAIN.LR_SCHEDULER.
+    """Build the schedules of TRAIN.LR_SCHEDULER and TRAIN.WEIGHT_DECAY_END.
 
-    All parameter groups share the start of the warm-up and the minimum.
+    All parameter groups share the start of the warm-up and the minimum. Weight decay follows half a
+    cosine over the whole run, as in DINO (Caron et al. 2021, arXiv:2104.14294).
     """
     name = config.TRAIN.LR_SCHEDULER.NAME
     rates = scaled_lr(config, distributed.world_size())
@@ -73,7 +81,13 @@ def build_scheduler(config: Config, optimizer: Optimizer, n_iter_per_epoch: int)
             return _half_cosine(rates.warmup, base, step, warmup_steps)
         return rates.warmup + step * (base - rates.warmup) / warmup_steps
 
-    return Scheduler(optimizer, rate)
+    def weight_decay(step: int) -> float:
+        start, end = config.TRAIN.WEIGHT_DECAY, config.TRAIN.WEIGHT_DECAY_END
+        total = int(config.TRAIN.EPOCHS * n_iter_per_epoch)
+        return end if step >= total else _half_cosine(start, end, step, total)
+
+    is_constant = config.TRAIN.WEIGHT_DECAY_END is None
+    return Scheduler(optimizer, rate, None if is_constant else weight_decay)
 
 
 @SCHEDULES.register('cosine')

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from config import CHECKPOINT_GLOBALS, Config, check_config, config_from_text, flat_options
+from optimizer import OPTIMIZERS
 from system import distributed
 from system.downloads import is_url, local_path, log_download
 from system.files import (
@@ -80,7 +81,7 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
 
 def checkpoint_bytes(config: Config, model: nn.Module) -> int:
     """Estimate the size of a checkpoint in bytes: the model and the optimizer's moments."""
-    moments = 2 if config.TRAIN.OPTIMIZER.NAME.lower() == 'adamw' else 1
+    moments = OPTIMIZERS[config.TRAIN.OPTIMIZER.NAME.lower()].moments
     trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
     return sum(tensor.nbytes for tensor in model.state_dict().values()) + moments * trained
 
@@ -289,7 +290,8 @@ def load_moments(
 ) -> None:
     """Load the optimizer's moments and the gradient scale from a resumable checkpoint.
 
-    The parameter groups keep the learning rates, weight decay and other options of the config.
+    The parameter groups keep the learning rates, weight decay and other options of the config. The
+    rest, such as LAMB's number of steps, comes from the checkpoint.
 
     Raises:
         ValueError: If the moments belong to another optimizer or to other parameters.
@@ -310,6 +312,9 @@ def load_moments(
             f'{source} has moments of {before} tensors, and this run trains {now} (has '
             'FINETUNE.MODE changed?): start from its weights with --pretrained and another --tag'
         )
+    groups = [
+        old | own for old, own in zip(saved['optimizer']['param_groups'], groups, strict=True)
+    ]
     optimizer.load_state_dict({'state': saved['optimizer']['state'], 'param_groups': groups})
     if saved['scaler']:
         scaler.load_state_dict(saved['scaler'])

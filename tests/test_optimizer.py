@@ -1,11 +1,13 @@
+import copy
 import logging
 
 import pytest
 import torch
 
-from config import default_config
+from config import config_text, default_config
 from models import build_model
-from optimizer import build_optimizer, param_groups
+from optimizer import OPTIMIZERS, build_optimizer, param_groups
+from utils import load_moments
 
 LOGGER = logging.getLogger('test')
 
@@ -115,3 +117,52 @@ def test_sgd_is_nesterov_without_dampening():
     assert type(optimizer) is torch.optim.SGD
     group = optimizer.param_groups[0]
     assert (group['momentum'], group['nesterov'], group['dampening']) == (0.8, True, 0)
+
+
+def step_with(optimizer, parameters, value):
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, value)
+    optimizer.step()
+
+
+def in_two_groups(name, *pairs):
+    """An optimizer of two tensors, of which one has weight decay."""
+    parameters = [torch.nn.Parameter(torch.linspace(-1, 1, 6)) for _ in range(2)]
+    groups = [
+        {'params': [parameter], 'lr': 0.1, 'weight_decay': decay}
+        for parameter, decay in zip(parameters, (0.05, 0.0), strict=True)
+    ]
+    options = make_config(*pairs).TRAIN.OPTIMIZER
+    return parameters, OPTIMIZERS[name].build(groups, options)
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_an_optimizer_names_its_moments_and_resumes_exactly(name):
+    parameters, optimizer = in_two_groups(name)
+    for value in (0.5, -2.0):
+        step_with(optimizer, parameters, value)
+    state = optimizer.state[parameters[0]].values()
+    moments = [value for value in state if torch.is_tensor(value) and value.shape == (6,)]
+    assert len(moments) == OPTIMIZERS[name].moments
+
+    saved = {
+        'config': config_text(make_config('TRAIN.OPTIMIZER.NAME', name)),
+        'optimizer': copy.deepcopy(optimizer.state_dict()),
+        'scaler': {},
+    }
+    others, resumed = in_two_groups(name)
+    for parameter, other in zip(parameters, others, strict=True):
+        other.data.copy_(parameter.data)
+    load_moments(saved, resumed, torch.amp.GradScaler(enabled=False), 'file')
+    for which, of in ((optimizer, parameters), (resumed, others)):
+        step_with(which, of, 1.0)
+    assert all(map(torch.equal, parameters, others))
+
+
+def test_lamb_moves_by_the_norm_of_the_weights():
+    """You et al. 2019, algorithm 2: the first step has the length rate * |weights|."""
+    parameters, optimizer = in_two_groups('lamb', 'TRAIN.OPTIMIZER.EPS', 1e-12)
+    before = parameters[0].detach().clone()
+    step_with(optimizer, parameters, 1e3)  # no gradient is clipped
+    moved = (parameters[0] - before).norm().item()
+    assert moved == pytest.approx(0.1 * before.norm().item(), rel=1e-5)
