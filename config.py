@@ -803,6 +803,11 @@ _C.SAVE_KEEP = Own(
     'Number of newest checkpoints that are kept in addition to the best one; 0: all.',
     within='[0, inf)',
 )
+_C.LOGGER = Own(
+    ['tensorboard'],
+    "Programs that show the metrics: 'tensorboard', 'wandb' (Weights & Biases), both, or [].",
+    one_of=('tensorboard', 'wandb'),
+)
 _C.PRINT_FREQ = Option(10, 'Batches between two log lines.', within='[1, inf)')
 _C.SEED = Option(0, 'Seed of all random numbers.', within='[0, 9.2e18]')
 _C.EVAL_MODE = Option(False, 'Whether to only evaluate.')
@@ -1181,7 +1186,7 @@ FREE_OPTIONS = (
     *('DATA.PIN_MEMORY', 'DATA.SELF_TRAIN_PREDICTIONS', 'DATA.BATCH_SIZE', 'SAVE_FREQ'),
     *('TRAIN.ACCUMULATION_STEPS', 'PRINT_FREQ', 'SAVE_KEEP', 'TRAIN.SAVE_EVERY_STEPS'),
     *('TRAIN.SAVE_EVERY_MINUTES', 'TRAIN.RANK_TIMEOUT_MINUTES', 'EVAL_MODE', 'THROUGHPUT_MODE'),
-    'CHECK_MODE',
+    *('CHECK_MODE', 'LOGGER'),
 )
 # Sections that only affect evaluation and the report.
 REPORTED_SECTIONS = ('TEST', 'EVAL', 'REPORT')

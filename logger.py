@@ -1,8 +1,10 @@
-"""Text log (console on rank 0, one file per rank) and metrics (metrics.jsonl, TensorBoard).
+"""Text log (console on rank 0, one file per rank) and metrics (metrics.jsonl, LOGGER).
 
 The console shows time and message in lines of at most 100 columns, or of the width of a narrower
 terminal. The file also contains the date and the module. A full disk does not end a run: metrics
 are kept in memory and written later.
+
+To add a program that shows the metrics (LOGGER), register one subclass of `Writer`.
 """
 
 import contextlib
@@ -13,22 +15,29 @@ import math
 import shutil
 import sys
 import textwrap
+import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
 from termcolor import colored
 from tqdm import tqdm
 
-from system.files import replace_file
+from config import Config, Registry, config_text, default_config, load_yaml
+from system.files import in_one_line, replace_file
 
 DATE_FORMAT, TIME_FORMAT = '%Y-%m-%d %H:%M:%S', '%H:%M:%S'
 COLUMNS = 100  # width of the console; a terminal may be narrower
 # Passed as `extra` with messages within an epoch. A terminal shows the progress bar instead of
 # them. If `extra` also has the key 'short', the console shows this text instead of the message.
 DETAIL = {'is_detail': True}
+WRITERS = Registry('LOGGER')
+WANDB_ID = 'wandb_id.txt'  # file in the run folder
+WANDB_SECONDS = 30  # longest wait for the last uploads; a preempted run has little time
 
 
 def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') -> logging.Logger:
@@ -60,30 +69,142 @@ def create_logger(output_dir: str | Path, dist_rank: int = 0, name: str = '') ->
     return logger
 
 
+class Writer(ABC):
+    """Shows the metrics of a run in another program. Its first error ends the writer, not the run.
+
+    Args:
+        folder: Run folder.
+        config: Run configuration.
+        logger: For messages to the user.
+    """
+
+    @abstractmethod
+    def __init__(self, folder: Path, config: Config, logger: logging.Logger) -> None: ...
+
+    @abstractmethod
+    def write_scalars(self, scalars: dict[str, float], step: int) -> None:
+        """Write values at an epoch (names with 'epoch/') or batch (names with 'step/')."""
+
+    @abstractmethod
+    def write_image(self, tag: str, path: Path, step: int) -> None:
+        """Copy an image file."""
+
+    @abstractmethod
+    def write_file(self, path: Path) -> None:
+        """Keep a result, such as the report, with the run, if the program can."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+@WRITERS.register('tensorboard')
+class TensorBoard(Writer):
+    """Curves and images in RUN/tensorboard."""
+
+    def __init__(self, folder: Path, config: Config, logger: logging.Logger) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds, and only rank 0 needs it
+
+        self.board = SummaryWriter(str(folder / 'tensorboard'))
+
+    def write_scalars(self, scalars: dict[str, float], step: int) -> None:
+        for tag, value in scalars.items():
+            self.board.add_scalar(tag, value, step)
+
+    def write_image(self, tag: str, path: Path, step: int) -> None:
+        pixels = np.asarray(Image.open(path).convert('RGB'))
+        self.board.add_image(tag, pixels, step, dataformats='HWC')
+
+    def write_file(self, path: Path) -> None:
+        """TensorBoard has no files."""
+
+    def close(self) -> None:
+        self.board.close()
+
+
+@WRITERS.register('wandb')
+class WeightsAndBiases(Writer):
+    """Curves, images, options and report at Weights & Biases, with its package `wandb`.
+
+    A resumed run continues, because the run folder keeps its id. The environment variables of wandb
+    apply, such as WANDB_PROJECT. WANDB_MODE=offline sends nothing.
+    """
+
+    def __init__(self, folder: Path, config: Config, logger: logging.Logger) -> None:
+        import wandb
+
+        path = folder / WANDB_ID
+        if not path.exists():
+            replace_file(path, uuid4().hex)
+        self.wandb = wandb
+        self.run = wandb.init(
+            id=path.read_text('utf-8'),
+            resume='allow',
+            dir=folder,
+            name=f'{config.MODEL.NAME}/{config.TAG}',
+            config=load_yaml(config_text(config)),
+            settings=wandb.Settings(console='off'),
+        )
+        for kind in ('epoch', 'step'):
+            self.run.define_metric(f'{kind}/*', step_metric=kind)
+        if not self.run.offline:
+            logger.warning(
+                f'LOGGER wandb sends options, metrics, reconstructions and maps of X-rays, and the '
+                f'report to {self.run.url}. If your data must not leave your institution, set '
+                'WANDB_MODE=offline'
+            )
+
+    def write_scalars(self, scalars: dict[str, float], step: int) -> None:
+        if scalars:
+            kind = next(iter(scalars)).split('/')[0]
+            self.run.log({**scalars, kind: step})
+
+    def write_image(self, tag: str, path: Path, step: int) -> None:
+        self.run.log({f'epoch/{tag}': self.wandb.Image(str(path)), 'epoch': step})
+
+    def write_file(self, path: Path) -> None:
+        self.run.log_artifact(path, name=f'{self.run.id}-{path.stem}', type=path.stem)
+
+    def close(self) -> None:
+        # Without network, the last uploads would wait without end.
+        ending = threading.Thread(target=self.run.finish, daemon=True)
+        ending.start()
+        ending.join(WANDB_SECONDS)
+
+
 class ScalarLog:
-    """Writes the metrics of a run: one JSON object per epoch to `metrics.jsonl`, and TensorBoard.
+    """Writes the metrics of a run: one JSON object per epoch to `metrics.jsonl`, and to LOGGER.
 
     Non-finite values are written as null. Failed writes are logged as warnings. Only rank 0 is
     `enabled`.
 
     Raises:
-        OSError: If the files cannot be created.
+        ValueError: If LOGGER needs a package that is missing.
     """
 
     def __init__(
-        self, folder: str | Path, enabled: bool = True, *, logger: logging.Logger | None = None
+        self,
+        folder: str | Path,
+        enabled: bool = True,
+        *,
+        config: Config | None = None,
+        logger: logging.Logger | None = None,
     ) -> None:
         self.path = Path(folder) / 'metrics.jsonl'
         self.enabled = enabled
         self.logger = logger or logging.getLogger(__name__)
         self._waiting = b''  # records that are not written yet
         self._has_warned = False
-        self._board = None
-        if enabled:
-            # The import takes seconds, and only rank 0 needs it.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.path.parent / 'tensorboard'))
+        self._writers: dict[str, Writer] = {}
+        config = config or default_config()
+        for name in config.LOGGER if enabled else ():
+            try:
+                self._writers[name] = WRITERS[name](self.path.parent, config, self.logger)
+            except ModuleNotFoundError as error:
+                raise ValueError(
+                    f'LOGGER {name} needs the package {error.name}: pip install {error.name}'
+                ) from error
+            except Exception as error:
+                self._warn(name, error)
 
     def forget_from(self, epoch: int) -> None:
         """Remove the records from `epoch` on, which a resumed run writes again.
@@ -108,30 +229,29 @@ class ScalarLog:
         for key, value in record.items():  # such as the AUROC by label
             if isinstance(value, dict):
                 scalars |= {f'{key}/{name}': item for name, item in value.items()}
-        numbers = {k: v for k, v in scalars.items() if isinstance(v, int | float)}
-        self._write_curves({f'epoch/{key}': v for key, v in numbers.items()}, record['epoch'])
+        numbers = {f'epoch/{k}': v for k, v in scalars.items() if isinstance(v, int | float)}
+        self._write(lambda writer: writer.write_scalars(numbers, record['epoch']))
 
     def write_step(self, values: dict[str, float], step: int) -> None:
-        """Write values within an epoch to TensorBoard. `step` counts batches over the whole run."""
-        self._write_curves({f'step/{key}': value for key, value in values.items()}, step)
+        """Write values within an epoch to LOGGER. `step` counts batches over the whole run."""
+        scalars = {f'step/{key}': value for key, value in values.items()}
+        self._write(lambda writer: writer.write_scalars(scalars, step))
 
     def write_image(self, tag: str, path: Path, step: int) -> None:
-        """Copy an image file to TensorBoard."""
-        self._write_board(
-            lambda board: board.add_image(
-                tag, np.asarray(Image.open(path).convert('RGB')), step, dataformats='HWC'
-            )
-        )
+        """Copy an image file to LOGGER."""
+        self._write(lambda writer: writer.write_image(tag, path, step))
+
+    def write_file(self, path: Path) -> None:
+        """Keep a result, such as the report, with the run in LOGGER."""
+        self._write(lambda writer: writer.write_file(path))
 
     def close(self) -> None:
         """Write the remaining records, and warn if that fails."""
         self._write_waiting()
         if self._waiting:
             self.logger.warning(f'{self.path}: the last records cannot be written')
-        if self._board is not None:
-            with contextlib.suppress(OSError):
-                self._board.close()
-            self._board = None
+        self._write(lambda writer: writer.close())
+        self._writers = {}
 
     def _write_waiting(self) -> None:
         if not self._waiting:
@@ -145,20 +265,19 @@ class ScalarLog:
                 self._has_warned = True
                 self.logger.warning(f'{self.path} cannot be written ({error.strerror})')
 
-    def _write_curves(self, scalars: dict[str, float], step: int) -> None:
-        self._write_board(
-            lambda board: [board.add_scalar(tag, value, step) for tag, value in scalars.items()]
-        )
+    def _write(self, write: Callable[[Writer], object]) -> None:
+        """Write with each writer until its first error, such as a full disk."""
+        for name, writer in list(self._writers.items()):
+            try:
+                write(writer)
+            except Exception as error:
+                del self._writers[name]
+                self._warn(name, error)
 
-    def _write_board(self, write: Callable[[Any], object]) -> None:
-        """Write to TensorBoard until the first error, such as a full disk."""
-        if self._board is None:
-            return
-        try:
-            write(self._board)
-        except OSError as error:
-            self._board = None
-            self.logger.warning(f'writing to tensorboard/ has stopped ({error.strerror})')
+    def _warn(self, name: str, error: Exception) -> None:
+        self.logger.warning(
+            f'LOGGER {name} has stopped ({in_one_line(error)}); metrics.jsonl has all metrics'
+        )
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -251,7 +251,7 @@ def setup_run(args: Namespace, process: Process) -> None:
         logger = create_logger(folder, distributed.rank(), name=config.MODEL.NAME)
         if not is_safe:
             logger.warning(f'{folder} cannot be locked: do not start two runs with this --tag')
-        scalars = ScalarLog(folder, enabled=writes, logger=logger)
+        scalars = ScalarLog(folder, writes, config=config, logger=logger)
     except OSError as error:
         problem = (
             f'OUTPUT: the folder {folder} cannot be written ({error.strerror}): choose another '

@@ -203,7 +203,9 @@ class FinalScores:
             run.logger.warning(line)
         thumbnails = _thumbnails(config, datasets, sets, document)
         rename_images(document, names)
-        return write_report(folder, document, thumbnails)
+        report = write_report(folder, document, thumbnails)
+        run.scalars.write_file(report)
+        return report
 
     def _warnings(self, trained: Config | None, select_on: str, model: nn.Module) -> list[str]:
         """Return what a reader of the report must know about its scores."""

@@ -12,9 +12,10 @@ import pytest
 from mistakes import no_space
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import config_with
 
 import logger as module
-from logger import DETAIL, ScalarLog, create_logger, read_metrics
+from logger import DETAIL, WRITERS, ScalarLog, TensorBoard, create_logger, read_metrics
 
 
 def test_every_rank_writes_a_file_and_only_rank_0_writes_to_the_console(tmp_path, capsys):
@@ -144,7 +145,7 @@ def test_metrics_wait_for_space_and_keep_their_order(tmp_path, monkeypatch, log)
 
 def test_tensorboard_on_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch, log):
     scalars = ScalarLog(tmp_path, logger=logging.getLogger('records'))
-    monkeypatch.setattr(scalars._board, 'add_scalar', no_space)
+    monkeypatch.setattr(scalars._writers['tensorboard'].board, 'add_scalar', no_space)
     for epoch in (0, 1):
         scalars.write_epoch({'epoch': epoch, 'loss': 1.0})
     scalars.close()
@@ -176,3 +177,46 @@ def test_a_console_that_takes_nothing_does_not_end_the_run(tmp_path, monkeypatch
             log.info(f'line {number}')
     assert capfd.readouterr().err == ''
     assert 'line 2' in (tmp_path / 'log_rank0.txt').read_text()
+
+
+def test_weights_and_biases_offline_has_curves_images_and_files_and_resumes(tmp_path, monkeypatch):
+    pytest.importorskip('wandb', reason='needs the package wandb')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    Image.new('L', (4, 4)).save(tmp_path / 'map.png')
+    (tmp_path / 'report.html').write_text('<p>report</p>')
+    config = config_with(LOGGER=['wandb'], SEED=7)
+    for epoch in (0, 1):  # the second one is the resumed run
+        scalars = ScalarLog(tmp_path, config=config)
+        scalars.write_epoch({'epoch': epoch, 'loss': 0.5 + epoch, 'auroc': {'a': None, 'b': 0.75}})
+        scalars.write_image('maps/edema', tmp_path / 'map.png', epoch)
+        scalars.write_file(tmp_path / 'report.html')
+        scalars.close()
+
+    name = (tmp_path / 'wandb_id.txt').read_text()
+    files = sorted((tmp_path / 'wandb').glob(f'offline-run-*/run-{name}.wandb'))
+    assert len(files) == 2, 'both have the id of the run'
+    for epoch, file in enumerate(files):
+        sent = file.read_bytes()  # records of protobuf, in which text is readable
+        assert all(text in sent for text in (b'epoch/loss', f'{0.5 + epoch}'.encode(), b'0.75'))
+        assert b'epoch/maps/edema' in sent and b'report.html' in sent and b'DATA_PATH' in sent
+
+
+def test_a_program_that_is_missing_or_fails(tmp_path, monkeypatch, log):
+    class Failing(TensorBoard):
+        def write_scalars(self, scalars, step):
+            raise ConnectionError('the server is away')
+
+    config = config_with(LOGGER=['tensorboard', 'wandb'])
+    monkeypatch.setitem(WRITERS, 'wandb', Failing)
+    scalars = ScalarLog(tmp_path, config=config, logger=logging.getLogger('records'))
+    for epoch in (0, 1):
+        scalars.write_epoch({'epoch': epoch, 'loss': 1.0})
+    scalars.close()
+    (warning,) = log.messages
+    assert 'LOGGER wandb' in warning and 'the server is away' in warning
+    assert [r['epoch'] for r in read_metrics(scalars.path)] == [0, 1]
+
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    with pytest.raises(ValueError, match='LOGGER wandb needs the package'):
+        ScalarLog(tmp_path, config=config)
