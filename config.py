@@ -380,14 +380,14 @@ _C.MODEL.SIMMIM.LOSS_PIXELS = Own(
 )
 _C.MODEL.SIMMIM.TARGET_SIZE = Own(
     0,
-    'Side of the predicted image; smaller than DATA.IMG_SIZE, each value is the mean of '
-    'several pixels. 0: DATA.IMG_SIZE.',
+    'Cells of the target along a side. Of pixels, each cell is the mean. 0: a cell per pixel, or '
+    "of 8 px for 'hog'.",
     within='[0, inf)',
 )
 _C.MODEL.SIMMIM.TARGET = Own(
     'pixels',
-    "Prediction target, such as 'pixels' or 'patch_normalised' (standardised mask units).",
-    one_of=('pixels', 'patch_normalised'),
+    "Target: 'pixels', 'patch_normalised' (standardised mask units), or 'hog' (MaskFeat).",
+    one_of=('pixels', 'patch_normalised', 'hog'),
 )
 
 _C.MODEL.MAE = Section()

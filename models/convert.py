@@ -20,6 +20,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from models.relative_position import resize_table
+from models.simmim import ImageTarget
 from models.timm_classifier import TimmClassifier
 from utils import check_fit, drop_buffers
 
@@ -161,7 +162,8 @@ def convert(
     kept = _spread_shared_table(kept, target, report)
     kept = _resize_positions(kept, target, report)
     kept = _fold_first_layer(kept, model, source_stats, target_stats, report)
-    kept = _convert_decoder(kept, target, source_stats, target_stats, report)
+    stats = (source_stats, target_stats) if _predicts_pixels(model) else ()
+    kept = _convert_decoder(kept, target, stats, report)
     kept = _select(kept, target, report)
     return {key if key in own else PREFIX + key: kept[key] for key in kept}, report
 
@@ -439,16 +441,24 @@ def _norm_after(encoder: nn.Module, layer: str) -> str:
     return following[0] if fits else ''
 
 
+def _predicts_pixels(model: nn.Module) -> bool:
+    """Return whether the outputs of the decoder are channels of the image."""
+    return isinstance(getattr(model, 'target', None), ImageTarget)
+
+
 def _convert_decoder(
-    state: State, target: State, source_stats: Statistics, target_stats: Statistics, report: Report
+    state: State, target: State, stats: tuple[Statistics, ...], report: Report
 ) -> State:
-    """Convert the decoder to the model's channels, or drop it if the model has another one."""
+    """Convert the decoder to the model's channels, or drop it if the model has another one.
+
+    `stats` are those of the checkpoint and of the model; () if the channels cannot be converted.
+    """
     decoder = {key: value for key, value in state.items() if key.startswith(DECODER)}
     own = {key: value for key, value in target.items() if key.startswith(DECODER)}
     if not decoder:
         return state
     if own.keys() == decoder.keys():
-        folded = _fold_last_layer(decoder, own, source_stats, target_stats)
+        folded = _fold_last_layer(decoder, own, *stats) if stats else {}
         if all(value.shape == own[key].shape for key, value in (decoder | folded).items()):
             report.folded += folded
             return state | folded

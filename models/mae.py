@@ -49,7 +49,7 @@ class MAE(MaskedModel):
         self.patch_size = encoder.patch_size
         self.num_visible = num_visible
         kind = 'patch_normalised' if norm_pix_loss else 'pixels'
-        self.target = TARGETS[kind](unit=encoder.patch_size)
+        self.target = TARGETS[kind](encoder.in_chans, unit=encoder.patch_size)
         self.encoder = encoder
         self.decoder = Decoder(
             encoder, decoder_embed_dim, decoder_depth, decoder_num_heads, attention
@@ -106,10 +106,6 @@ class MAE(MaskedModel):
         predictions = self.predict(x, mask, self.num_visible)
         return pixel_loss(predictions, self.target.of(x), weight, LOSSES['l2'])
 
-    def reconstruct(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Predict all pixels. The mask ratio may differ from the one in training."""
-        return self.target.to_images(self.predict(x, mask), x)
-
     def predict(
         self, x: torch.Tensor, mask: torch.Tensor, num_visible: int | None = None
     ) -> torch.Tensor:
@@ -118,7 +114,8 @@ class MAE(MaskedModel):
         Args:
             x: Images, [B, C, S, S].
             mask: Masks, [B, h, w], 1 where a patch is hidden.
-            num_visible: Number of visible patches in each mask. None counts them.
+            num_visible: Number of visible patches in each mask. None counts them, as in
+                reconstruction, where the mask ratio may differ from the one in training.
         """
         check_mask(mask, self.encoder.grid_size)
         order = mask.flatten(1).argsort(dim=1, stable=True)  # [B, L], visible patches first

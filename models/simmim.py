@@ -3,13 +3,15 @@
 Xie et al. 2022, arXiv:2111.09886.
 
 To add a head, target or loss, register one function or class. A head takes the encoder and the
-keywords `cell` and `use_checkpoint`, and returns a module that maps features [B, F, h, w] to
-[B, C, S / cell, S / cell]. The rows of the last layer are ordered by channel first, as for
-nn.PixelShuffle, so that models/convert.py can convert the number of channels. A head that upsamples
-in several stages also has a static method `output_patch(stride)`, which returns the side in pixels
-of one position in the last stage. A loss has the signature of torch.nn.functional.l1_loss.
+keywords `channels`, `cell` and `use_checkpoint`, and returns a module that maps features
+[B, F, h, w] to [B, channels, S / cell, S / cell]. The rows of the last layer are ordered by channel
+first, as for nn.PixelShuffle, so that models/convert.py can convert the number of channels. A head
+that upsamples in several stages also has a static method `output_patch(stride)`, which returns the
+side in pixels of one position in the last stage. A loss has the signature of
+torch.nn.functional.l1_loss.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -38,6 +40,8 @@ LOSSES.register('smooth_l1')(F.smooth_l1_loss)
 SwinTransformerForSimMIM = masked_version(SwinTransformer)
 VisionTransformerForSimMIM = masked_version(VisionTransformer)
 
+HOG_BINS = 9  # orientations
+HOG_EPS = 1e-5  # in the norm of a histogram
 VARIANCE_EPS = 1e-6  # added to the variance of a unit, as in MAE
 MAX_STAGES = 4
 FINEST_PATCH = 4  # side of a patch in pixels at which an inverse Swin stops upsampling
@@ -53,7 +57,8 @@ class MaskedModel(nn.Module, ABC):
         section: Config section with the method's own options.
         in_chans: Number of image channels.
         patch_size: Side in pixels of one mask entry.
-        target: Prediction target.
+        target: What `predict` predicts; None for a method that predicts nothing of an image, such
+            as features of another network. Such a method needs `held_out_features`.
         encoder: Encoder without a head.
     """
 
@@ -61,7 +66,7 @@ class MaskedModel(nn.Module, ABC):
     section: ClassVar[str]
     in_chans: int
     patch_size: int
-    target: 'Target'
+    target: 'Target | None'
     encoder: PatchEncoder
 
     @classmethod
@@ -101,9 +106,20 @@ class MaskedModel(nn.Module, ABC):
         The masks [B, h, w] are 1 where a patch is hidden.
         """
 
-    @abstractmethod
+    def predict(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Predict the target of images from their visible pixels, [B, T, S / cell, S / cell]."""
+        raise NotImplementedError(f'{self.title} has no target')
+
     def reconstruct(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Predict all pixels from the visible ones, [B, C, S, S], with the normalisation of x."""
+        """Predict all pixels from the visible ones, [B, C, S, S], with the normalisation of x.
+
+        Only for an `ImageTarget`.
+        """
+        return self.target.to_images(self.predict(x, mask), x)
+
+    def held_out_features(self, x: Tensor) -> Tensor:
+        """Return features [B, F] of whole images, by which validation notices a collapse."""
+        raise NotImplementedError(f'{self.title} is validated by its target')
 
     def no_weight_decay(self) -> set[str]:
         return {f'encoder.{name}' for name in self.encoder.no_weight_decay()}
@@ -114,34 +130,45 @@ class MaskedModel(nn.Module, ABC):
 
 
 class Target(ABC):
-    """Convert images to prediction targets, and predictions back to images.
+    """What is predicted of an image: T values for each cell.
 
     Args:
-        cell: Side in pixels of the squares that are averaged to one target value.
+        in_chans: Number of image channels C.
+        cell: Side of a cell in pixels.
         unit: Side of a masking unit in pixels, a multiple of `cell`.
 
     Attributes:
+        own_cell: Side of a cell with MODEL.SIMMIM.TARGET_SIZE 0 (class attribute).
+        name: Name of the values in metrics.jsonl; '' for pixels (class attribute).
+        channels: Number of values T. The head has as many outputs for each cell.
         uses_true_statistics: Whether `to_images` uses statistics of the hidden pixels. A masking
-            unit must then contain more than one target value.
+            unit must then contain more than one cell.
     """
 
+    own_cell: ClassVar[int] = 1
+    name: ClassVar[str] = ''
     uses_true_statistics: ClassVar[bool] = False
 
-    def __init__(self, *, cell: int = 1, unit: int = 1) -> None:
+    def __init__(self, in_chans: int = 1, *, cell: int = 1, unit: int = 1) -> None:
+        self.channels = in_chans
         self.cell = cell
         self.unit = unit
 
     @abstractmethod
     def of(self, images: Tensor) -> Tensor:
-        """Compute the target of images, [B, C, S, S] -> [B, C, S / cell, S / cell]."""
+        """Compute the target of images, [B, C, S, S] -> [B, T, S / cell, S / cell]."""
+
+
+class ImageTarget(Target):
+    """A target from which images can be reconstructed."""
 
     @abstractmethod
     def to_images(self, predictions: Tensor, images: Tensor) -> Tensor:
-        """Convert predictions for `images`, [B, C, S / cell, S / cell], to images [B, C, S, S]."""
+        """Convert predictions for `images`, [B, T, S / cell, S / cell], to images [B, C, S, S]."""
 
 
 @TARGETS.register('pixels')
-class PixelTarget(Target):
+class PixelTarget(ImageTarget):
     """Predict pixels, or their averages over cells."""
 
     def of(self, images: Tensor) -> Tensor:
@@ -152,7 +179,7 @@ class PixelTarget(Target):
 
 
 @TARGETS.register('patch_normalised')
-class NormalisedTarget(Target):
+class NormalisedTarget(ImageTarget):
     """Predict pixels normalised by the mean and standard deviation of each masking unit.
 
     `to_images` uses the true mean and standard deviation of each unit, whether hidden or not.
@@ -173,21 +200,53 @@ class NormalisedTarget(Target):
         return repeat(predictions * std + mean, self.cell)
 
 
+@TARGETS.register('hog')
+class HogTarget(Target):
+    """Predict histograms of oriented gradients (HOG), the target of MaskFeat.
+
+    A histogram weights HOG_BINS orientations from 0 to 180 degrees by the length of the gradient in
+    a cell, separately for each channel, and has the 2-norm 1. The values are those of
+    skimage.feature.hog with cells_per_block=(1, 1) and block_norm='L2'.
+
+    Source: Wei et al. 2022, arXiv:2112.09133; Dalal & Triggs 2005.
+    """
+
+    own_cell = 8
+    name = 'hog'
+
+    def __init__(self, in_chans: int = 1, *, cell: int = 8, unit: int = 8) -> None:
+        super().__init__(in_chans, cell=cell, unit=unit)
+        self.channels = HOG_BINS * in_chans
+
+    def of(self, images: Tensor) -> Tensor:
+        # Central differences, and 0 at the border.
+        down = F.pad(images[:, :, 2:] - images[:, :, :-2], (0, 0, 1, 1))
+        right = F.pad(images[..., 2:] - images[..., :-2], (1, 1))
+        length = torch.hypot(right, down)
+        turns = torch.atan2(down, right) % math.pi / math.pi
+        bins = (turns * HOG_BINS).long() % HOG_BINS  # 180 degrees are 0 degrees
+        sums = [average_cells(length * (bins == k), self.cell) for k in range(HOG_BINS)]
+        histograms = torch.stack(sums, dim=2)  # [B, C, HOG_BINS, h, w]
+        norm = (histograms.square().sum(dim=2, keepdim=True) + HOG_EPS**2).sqrt()
+        return (histograms / norm).flatten(1, 2)
+
+
 @HEADS.register('linear')
 def linear_head(
-    encoder: PatchEncoder, *, cell: int = 1, use_checkpoint: bool = False
+    encoder: PatchEncoder, *, channels: int = 1, cell: int = 1, use_checkpoint: bool = False
 ) -> nn.Sequential:
     """Build a 1x1 convolution followed by a pixel shuffle, as in SimMIM."""
-    return _to_pixels(encoder.num_features, encoder.stride // cell, encoder.in_chans)
+    return _to_cells(encoder.num_features, encoder.stride // cell, channels)
 
 
 @HEADS.register('mlp')
 def mlp_head(
-    encoder: PatchEncoder, *, cell: int = 1, use_checkpoint: bool = False
+    encoder: PatchEncoder, *, channels: int = 1, cell: int = 1, use_checkpoint: bool = False
 ) -> nn.Sequential:
     """Build the linear head after a hidden layer with the width of the features."""
     width = encoder.num_features
-    return nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), *linear_head(encoder, cell=cell))
+    last = linear_head(encoder, channels=channels, cell=cell)
+    return nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), *last)
 
 
 class InverseSwin(nn.Sequential):
@@ -202,7 +261,12 @@ class InverseSwin(nn.Sequential):
     num_heads: ClassVar[tuple[int, ...]]
 
     def __init__(
-        self, encoder: PatchEncoder, *, cell: int = 1, use_checkpoint: bool = False
+        self,
+        encoder: PatchEncoder,
+        *,
+        channels: int = 1,
+        cell: int = 1,
+        use_checkpoint: bool = False,
     ) -> None:
         stride = encoder.stride
         side = encoder.grid_size * encoder.patch_size // stride
@@ -222,8 +286,8 @@ class InverseSwin(nn.Sequential):
                 use_checkpoint=use_checkpoint,
             )
             layers.append(_OnGrid(stage))
-        to_pixels = _to_pixels(dim, patches[-1] // cell, encoder.in_chans)
-        super().__init__(*layers, LayerNorm2d(dim, NORM_EPS), *to_pixels)
+        to_cells = _to_cells(dim, patches[-1] // cell, channels)
+        super().__init__(*layers, LayerNorm2d(dim, NORM_EPS), *to_cells)
         self.apply(init_linear_or_table)
 
     @staticmethod
@@ -256,8 +320,8 @@ class SimMIM(MaskedModel):
         loss: Name in LOSSES.
         loss_pixels: Pixels that the loss averages over, 'masked' or 'all'.
         target: Name in TARGETS.
-        target_cell: Side in pixels of the cells whose averages are predicted. It must divide the
-            masking unit and the patch that the head predicts at once.
+        target_cell: Side in pixels of the cells of the target. It must divide the masking unit and
+            the patch that the head predicts at once.
         mask_patch_size: Side of a masking unit in pixels. Only normalised targets use it.
         use_checkpoint: Whether the head uses gradient checkpointing.
     """
@@ -283,24 +347,35 @@ class SimMIM(MaskedModel):
         self.encoder_stride = encoder.stride
         self.loss = LOSSES[loss]
         self.loss_pixels = loss_pixels
-        self.target = TARGETS[target](cell=target_cell, unit=mask_patch_size)
+        self.target = TARGETS[target](encoder.in_chans, cell=target_cell, unit=mask_patch_size)
         self.encoder = encoder
-        self.decoder = HEADS[head](encoder, cell=target_cell, use_checkpoint=use_checkpoint)
+        self.decoder = HEADS[head](
+            encoder,
+            channels=self.target.channels,
+            cell=target_cell,
+            use_checkpoint=use_checkpoint,
+        )
 
     @classmethod
     def from_config(cls, config: Any) -> 'SimMIM':
-        encoder = ENCODERS[config.MODEL.TYPE]
-        options, size = config.MODEL.SIMMIM, config.DATA.IMG_SIZE
+        encoder, options = ENCODERS[config.MODEL.TYPE], config.MODEL.SIMMIM
         return cls(
             masked_version(encoder)(**encoder.constructor_arguments(config)),
             head=options.HEAD,
             loss=options.LOSS,
             loss_pixels=options.LOSS_PIXELS,
             target=options.TARGET,
-            target_cell=size // (options.TARGET_SIZE or size),
+            target_cell=cls.target_cell(config),
             mask_patch_size=config.DATA.MASK_PATCH_SIZE,
             use_checkpoint=config.TRAIN.USE_CHECKPOINT,
         )
+
+    @classmethod
+    def target_cell(cls, config: Any) -> int:
+        """Return the side in pixels of a cell of the target."""
+        options, size = config.MODEL.SIMMIM, config.DATA.IMG_SIZE
+        own = TARGETS[options.TARGET].own_cell
+        return size // options.TARGET_SIZE if options.TARGET_SIZE else own
 
     @classmethod
     def check_options(cls, config: Any) -> None:
@@ -311,22 +386,23 @@ class SimMIM(MaskedModel):
             patch = HEADS[options.HEAD].output_patch(patch)
         cells = [cell for cell in range(1, patch + 1) if patch % cell == 0 and unit % cell == 0]
         sizes = [size // cell for cell in reversed(cells)]
-        allowed = f'0 or one of {sizes}, so that neither the head nor a mask divides a cell'
-        require(options.TARGET_SIZE in (0, *sizes), config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
-        cell = size // (options.TARGET_SIZE or size)
-        holds = cell < unit or not TARGETS[options.TARGET].uses_true_statistics
+        target, cell = TARGETS[options.TARGET], cls.target_cell(config)
+        sizes = [0, *sizes] if target.own_cell in cells else sizes
+        allowed = f'one of {sizes}, so that neither the head nor a mask divides a cell'
+        require(options.TARGET_SIZE in sizes, config, 'MODEL.SIMMIM.TARGET_SIZE', allowed)
+        holds = cell < unit or not target.uses_true_statistics
         allowed = f'a target without statistics if a masking unit is a single cell of {cell} px'
         require(holds, config, 'MODEL.SIMMIM.TARGET', allowed)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        predictions = self.decoder(self.encoder(x, mask))
+        predictions = self.predict(x, mask)
         counted = mask if self.loss_pixels == 'masked' else torch.ones_like(mask)
         counted = repeat(counted.unsqueeze(1).float(), self.patch_size)  # [B, 1, S, S]
         weight = average_cells(counted, self.target.cell)  # 0 or 1: units are whole cells
         return pixel_loss(predictions, self.target.of(x), weight, self.loss)
 
-    def reconstruct(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.target.to_images(self.decoder(self.encoder(x, mask)), x)
+    def predict(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x, mask))
 
 
 def pixel_loss(
@@ -403,6 +479,6 @@ def _patch_expanding(dim: int) -> nn.Sequential:
     return nn.Sequential(expand, nn.PixelShuffle(2), LayerNorm2d(dim // 2, NORM_EPS))
 
 
-def _to_pixels(width: int, stride: int, in_chans: int) -> nn.Sequential:
-    """Build a layer to pixels, [B, width, h, w] -> [B, in_chans, h * stride, w * stride]."""
-    return nn.Sequential(nn.Conv2d(width, stride**2 * in_chans, 1), nn.PixelShuffle(stride))
+def _to_cells(width: int, stride: int, channels: int) -> nn.Sequential:
+    """Build a layer to cells, [B, width, h, w] -> [B, channels, h * stride, w * stride]."""
+    return nn.Sequential(nn.Conv2d(width, stride**2 * channels, 1), nn.PixelShuffle(stride))

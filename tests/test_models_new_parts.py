@@ -92,10 +92,10 @@ def cross_correlation_loss(z1, z2):
 class TwoStepHead(nn.Module):
     """A head whose children have names."""
 
-    def __init__(self, encoder, *, cell=1, use_checkpoint=False):
+    def __init__(self, encoder, *, channels, cell=1, use_checkpoint=False):
         super().__init__()
         self.bottleneck = nn.Conv2d(encoder.num_features, 8, 1)
-        self.pixels = nn.Conv2d(8, (encoder.stride // cell) ** 2 * encoder.in_chans, 1)
+        self.pixels = nn.Conv2d(8, (encoder.stride // cell) ** 2 * channels, 1)
         self.shuffle = nn.PixelShuffle(encoder.stride // cell)
 
     def forward(self, x):

@@ -94,8 +94,8 @@ def test_loss_equals_a_loop_over_pixels(loss: str, pixels: str, channels: int) -
 
 def test_head_puts_channels_where_the_shuffle_expects_them() -> None:
     """Channel c s^2 + a s + b of token (y, x) is pixel (y s + a, x s + b), with s the stride."""
-    encoder = SimpleNamespace(num_features=5, stride=4, in_chans=2)
-    head = linear_head(encoder)
+    encoder = SimpleNamespace(num_features=5, stride=4)
+    head = linear_head(encoder, channels=2)
     features = torch.randn(1, 5, 2, 3)
     with torch.no_grad():
         got = head(features)

@@ -11,7 +11,7 @@ from transfers import make_config
 from config import check_config
 from logger import read_metrics
 from models import build_model
-from models.simmim import TARGETS, NormalisedTarget, average_cells
+from models.simmim import TARGETS, HogTarget, NormalisedTarget, average_cells
 
 GIVEN = '_given_patch_statistics'
 
@@ -114,14 +114,45 @@ def test_loss_of_normalised_patches_equals_a_loop() -> None:
 def test_a_perfect_prediction_becomes_the_image(kind: str, cell: int) -> None:
     torch.manual_seed(4)
     x = torch.randn(2, 3, 16, 16)
-    target = TARGETS[kind](cell=cell, unit=8)
+    target = TARGETS[kind](3, cell=cell, unit=8)
     want = average_cells(x, cell).repeat_interleave(cell, dim=2).repeat_interleave(cell, dim=3)
     torch.testing.assert_close(target.to_images(target.of(x), x), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(('size', 'cell'), [(32, 8), (24, 4)])
+def test_histograms_of_gradients_are_those_of_scikit_image(size: int, cell: int) -> None:
+    hog = pytest.importorskip('skimage.feature', reason='needs scikit-image').hog
+    torch.manual_seed(5)
+    x = torch.randn(2, 2, size, size, dtype=torch.float64)
+    x[0, 0, :, 5:] = x[0, 0, :, 5:6]  # exact directions and areas without a gradient
+    x[0, 1] = torch.linspace(-1, 1, size)[:, None]
+    got = HogTarget(2, cell=cell).of(x)
+    assert got.shape == (2, 18, size // cell, size // cell)
+    shape = {'pixels_per_cell': (cell, cell), 'cells_per_block': (1, 1), 'block_norm': 'L2'}
+    for b, c in np.ndindex(2, 2):
+        want = hog(x[b, c].numpy(), orientations=9, feature_vector=False, **shape)
+        want = want[:, :, 0, 0].transpose(2, 0, 1)
+        np.testing.assert_allclose(got[b, 9 * c : 9 * c + 9].numpy(), want, atol=1e-6)
+
+
+@pytest.mark.parametrize('kind, head', [('swin', 'mlp'), ('vit', 'inverse_swin_nano')])
+def test_a_head_predicts_as_many_values_as_the_target_has(kind: str, head: str) -> None:
+    options = {'TARGET': 'hog', 'HEAD': head, 'TARGET_SIZE': 0 if head == 'mlp' else 8}
+    model = seeded(kind, 3, **{f'MODEL__SIMMIM__{key}': value for key, value in options.items()})
+    x, mask = batch(model)
+    cell = 8 if head == 'mlp' else 4
+    predicted, wanted = predictions(model, x, mask), HogTarget(3, cell=cell).of(x).numpy()
+    assert predicted.shape == wanted.shape == (2, 27, 32 // cell, 32 // cell)
+    hidden = mask.repeat_interleave(model.patch_size, 1).repeat_interleave(model.patch_size, 2)
+    hidden = hidden[:, ::cell, ::cell].bool().numpy()
+    error = np.abs(predicted - wanted).transpose(0, 2, 3, 1)[hidden].mean()
+    assert model(x, mask).item() == pytest.approx(error, rel=1e-4)
 
 
 @pytest.mark.parametrize(
     'key, options',
     [
+        ('TARGET_SIZE', {'TARGET': 'hog', 'HEAD': 'inverse_swin_nano'}),
         ('TARGET_SIZE', {'TARGET_SIZE': 5}),
         ('TARGET_SIZE', {'TARGET_SIZE': 2}),
         ('TARGET_SIZE', {'TARGET_SIZE': 4, 'HEAD': 'inverse_swin_nano'}),
