@@ -278,6 +278,11 @@ _C.MODEL.TYPE = Option(
     '(MODEL.TIMM).',
     one_of=('swin', 'vit', 'timm'),
 )
+_C.MODEL.HEAD = Own(
+    'linear',
+    "Head of the classifier: 'linear' on pooled features, or 'attention' on all tokens (not timm).",
+    one_of=('linear', 'attention'),
+)
 _C.MODEL.PRETRAIN = Own(
     'simmim', "Method of main_simmim.py: 'simmim', or 'mae' (ViT only).", one_of=('simmim', 'mae')
 )

@@ -15,6 +15,8 @@ import models.mae
 import models.swin_transformer
 import models.timm_classifier
 import models.vision_transformer  # noqa: F401
+from config import require
+from models.classifier_heads import CLASSIFIER_HEADS
 from models.encoder import ENCODERS
 from models.losses import count_outputs
 from models.simmim import PRETRAINING
@@ -37,7 +39,10 @@ def build_model(
     if is_pretrain:
         return PRETRAINING[config.MODEL.PRETRAIN].from_config(config)
     num_outputs = count_outputs(config) if num_outputs is None else num_outputs
-    return encoder(**encoder.constructor_arguments(config), num_classes=num_outputs)
+    model = encoder(**encoder.constructor_arguments(config), num_classes=num_outputs)
+    holds = not num_outputs or type(model.head) is CLASSIFIER_HEADS[config.MODEL.HEAD]
+    require(holds, config, 'MODEL.HEAD', f"'linear' with MODEL.TYPE {config.MODEL.TYPE!r}")
+    return model
 
 
 def build_saved_model(

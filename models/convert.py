@@ -31,10 +31,10 @@ DECODER = 'decoder.'
 TABLE = 'relative_position_bias_table'
 SHARED_TABLE = f'rel_pos_bias.{TABLE}'
 POSITIONS = ('absolute_pos_embed', 'pos_embed')
-HEAD = ('head.weight', 'head.bias')
+HEAD = 'head.'
 PATCH_WEIGHT = 'patch_embed.proj.weight'
 NORM, POOLED_NORM = ('norm.weight', 'norm.bias'), ('fc_norm.weight', 'fc_norm.bias')
-MAY_BE_NEW = (DECODER, *HEAD, *POOLED_NORM, 'mask_token')
+MAY_BE_NEW = (DECODER, HEAD, *POOLED_NORM, 'mask_token')
 MAE_TOKEN = 'decoder.mask_token'
 MAE_QKV_BIAS = re.compile(r'((?:decoder[_.])?blocks\.\d+\.attn\.)qkv\.bias')
 MAE_DECODER = re.compile(r'^decoder_(embed|pos_embed|blocks|norm|pred)\b')
@@ -183,7 +183,7 @@ def strip_prefix(state: State) -> State:
     """
     if not any(key.startswith(PREFIX) for key in state):
         return dict(state)
-    inside = {key: state[key] for key in state if key.startswith((PREFIX, DECODER, *HEAD))}
+    inside = {key: state[key] for key in state if key.startswith((PREFIX, DECODER, HEAD))}
     if not is_contrastive(state):
         check_fit(state, inside)
     return {key.removeprefix(PREFIX): value for key, value in inside.items()}
@@ -494,8 +494,11 @@ def _fold_last_layer(
 
 def _select(state: State, target: State, report: Report) -> State:
     """Select the entries that fit, record the others, and raise if no rule allows them."""
-    head = [key for key in HEAD if key in state]
-    if any(key not in target or state[key].shape != target[key].shape for key in head):
+    head, own = (
+        {key: tensors[key].shape for key in tensors if key.startswith(HEAD)}
+        for tensors in (state, target)
+    )
+    if head != own:  # another kind of head, or other labels
         report.unused += head
         state = {key: value for key, value in state.items() if key not in head}
     left = [key for key in state if key not in target]

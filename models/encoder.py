@@ -42,8 +42,8 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         in_chans: Number of input channels.
-        num_features: Width of the output of `forward_features`.
-        head: Result of `build_classifier_head`.
+        num_features: Width of the output of `forward_features`, and of the tokens.
+        head: Result of `models.classifier_heads.build_classifier_head`.
         hides_patches: Whether masked pre-training can use the encoder (class attribute).
         attends_globally: Whether attention rollout supports the encoder: in all `blocks`, all
             tokens attend to each other, and the first is a class token (class attribute).
@@ -66,6 +66,7 @@ class Encoder(nn.Module, ABC):
             'use_checkpoint': config.TRAIN.USE_CHECKPOINT,
             'checkpoint_keeps': config.TRAIN.CHECKPOINT_KEEPS,
             'attention': config.MODEL.ATTENTION,
+            'head': config.MODEL.HEAD,
             **{key.lower(): value for key, value in encoder_node(config).items()},
         }
 
@@ -84,11 +85,17 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        """Compute the pooled features for the head, [B, C, S, S] -> [B, F]."""
+        """Compute the pooled features of images, [B, C, S, S] -> [B, F]."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_tokens(self, x: Tensor) -> Tensor:
+        """Compute the tokens of the last stage without class token, [B, C, S, S] -> [B, L, F]."""
+        raise NotImplementedError(f'{type(self).__name__} has no tokens')
+
+    def forward(self, x: Tensor, *options: Tensor | None) -> Tensor:
         """Compute the logits of images, [B, C, S, S] -> [B, K]."""
-        return self.head(self.forward_features(x))
+        takes_tokens = getattr(self.head, 'takes_tokens', False)
+        features = self.forward_tokens if takes_tokens else self.forward_features
+        return self.head(features(x, *options))
 
     @property
     def backbone(self) -> nn.Module:
@@ -164,8 +171,16 @@ class PatchEncoder(Encoder):
         """Initialise a weight or the mask token."""
         nn.init.normal_(tensor, std=0.02)
 
+    @property
+    def output_side(self) -> int:
+        """Return the number of output tokens along a side of the image."""
+        return self.grid_size * self.patch_size // self.stride
+
     def forward_features(self, x: Tensor) -> Tensor:
         return self.encode(self.patch_embed(x)).mean(dim=1)
+
+    def forward_tokens(self, x: Tensor) -> Tensor:
+        return self.encode(self.patch_embed(x))[:, -(self.output_side**2) :]
 
     def no_weight_decay(self) -> set[str]:
         return {'mask_token'}
@@ -195,7 +210,7 @@ class MaskedEncoder:
         tokens = self.patch_embed(x)  # [B, L, D]
         hidden = mask.flatten(1).unsqueeze(-1).bool()
         tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
-        side = self.grid_size * self.patch_size // self.stride
+        side = self.output_side
         tokens = self.encode(tokens)[:, -(side**2) :]  # without class tokens
         return tokens.transpose(1, 2).unflatten(2, (side, side))
 
@@ -213,26 +228,6 @@ def check_mask(mask: Tensor, grid_size: int) -> None:
 def masked_version(encoder: type[PatchEncoder]) -> type[PatchEncoder]:
     """Return the class that encodes images with hidden patches (`MaskedEncoder`)."""
     return type(encoder)(f'{encoder.__name__}ForSimMIM', (MaskedEncoder, encoder), {})
-
-
-class ClassifierHead(nn.Linear):
-    """A linear head, [B, F] -> [B, K], that computes in float32 during evaluation.
-
-    Logits in bfloat16 have only 8 significant bits, so images tie and the AUROC changes in the
-    third or fourth decimal. During training, autocast selects the precision.
-    """
-
-    def forward(self, features: Tensor) -> Tensor:
-        device = features.device.type
-        if self.training or not torch.amp.is_autocast_available(device):
-            return super().forward(features)
-        with torch.autocast(device, enabled=False):
-            return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
-
-
-def build_classifier_head(num_features: int, num_classes: int) -> nn.Module:
-    """Return a `ClassifierHead`, or nn.Identity for 0 classes."""
-    return ClassifierHead(num_features, num_classes) if num_classes > 0 else nn.Identity()
 
 
 def attend(

@@ -11,12 +11,12 @@ from timm.layers import DropPath, Mlp, PatchEmbed, gen_relative_position_index
 from torch import nn
 
 from config import encoder_node, require
+from models.classifier_heads import build_classifier_head
 from models.encoder import (
     ENCODERS,
     MAP_CELLS,
     PatchEncoder,
     attend,
-    build_classifier_head,
     run_block,
 )
 from models.relative_position import gather_biases
@@ -220,7 +220,7 @@ def init_linear_or_table(module: nn.Module) -> None:
 
 @ENCODERS.register('swin')
 class SwinTransformer(PatchEncoder):
-    """Swin with a linear head on the mean of the tokens of the last stage."""
+    """Swin with a head on the mean of the tokens of the last stage, or on these tokens."""
 
     def __init__(
         self,
@@ -242,6 +242,7 @@ class SwinTransformer(PatchEncoder):
         use_checkpoint: bool = False,
         checkpoint_keeps: str = 'nothing',
         attention: str = 'auto',
+        head: str = 'linear',
     ) -> None:
         super().__init__()
         last = len(depths) - 1
@@ -278,7 +279,7 @@ class SwinTransformer(PatchEncoder):
             for i in range(len(depths))
         )
         self.norm = nn.LayerNorm(self.num_features)
-        self.head = build_classifier_head(self.num_features, num_classes)
+        self.head = build_classifier_head(self.num_features, num_classes, head)
         for module in self.modules():
             init_linear_or_table(module)
         if self.absolute_pos_embed is not None:

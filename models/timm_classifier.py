@@ -10,7 +10,8 @@ from timm.models import group_parameters
 from torch import nn
 
 from config import require
-from models.encoder import ENCODERS, MAP_CELLS, Encoder, build_classifier_head
+from models.classifier_heads import CLASSIFIER_HEADS, build_classifier_head
+from models.encoder import ENCODERS, MAP_CELLS, Encoder
 from system.files import in_one_line
 
 
@@ -49,6 +50,7 @@ class TimmClassifier(Encoder):
         in_chans: int = 3,
         num_classes: int = 1000,
         use_checkpoint: bool = False,
+        head: str = 'linear',
         **rates: float,
     ) -> None:
         super().__init__()
@@ -63,7 +65,7 @@ class TimmClassifier(Encoder):
                 raise ValueError(
                     f"TRAIN.USE_CHECKPOINT must be False for timm's {name}, got True"
                 ) from None
-        self.head = build_classifier_head(self.num_features, num_classes)
+        self.head = build_classifier_head(self.num_features, num_classes, head)
         if num_classes > 0:
             nn.init.normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
@@ -84,6 +86,8 @@ class TimmClassifier(Encoder):
         why = f"for timm's {name}"
         require(attention, config, 'MODEL.ATTENTION', f"'auto' {why}, which has its own attention")
         require(keeps, config, 'TRAIN.CHECKPOINT_KEEPS', f"'nothing' {why}")
+        holds = not CLASSIFIER_HEADS[config.MODEL.HEAD].takes_tokens
+        require(holds, config, 'MODEL.HEAD', f'a head on pooled features {why}')
         if stage == 'finetune':
             holds = train.LAYER_DECAY == 1.0 or bool(layout.layer_ids)
             require(holds, config, 'TRAIN.LAYER_DECAY', f'1.0 {why}, whose layers are not grouped')

@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import require
+from models.classifier_heads import CLASSIFIER_HEADS, build_classifier_head
 from models.encoder import (
     ENCODERS,
     MAP_CELLS,
     PatchEncoder,
     attend,
-    build_classifier_head,
     run_block,
 )
 from models.relative_position import CLASS_TOKEN_ROWS, gather_bias, gather_biases
@@ -116,7 +116,7 @@ class Block(nn.Module):
 
 @ENCODERS.register('vit')
 class VisionTransformer(PatchEncoder):
-    """ViT with a linear head on the class token, or on the mean of the patch tokens.
+    """ViT with a head on the class token, on the mean of the patch tokens, or on these tokens.
 
     The version for masked images does not pool, and its initial weights are truncated at one
     standard deviation, as in SimMIM.
@@ -146,6 +146,7 @@ class VisionTransformer(PatchEncoder):
         use_checkpoint: bool = False,
         checkpoint_keeps: str = 'nothing',
         attention: str = 'auto',
+        head: str = 'linear',
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
@@ -178,11 +179,12 @@ class VisionTransformer(PatchEncoder):
             for rate in np.linspace(0, drop_path_rate, depth).tolist()
         )
         norm_layer = partial(nn.LayerNorm, eps=1e-6)
+        use_mean_pooling = use_mean_pooling and not CLASSIFIER_HEADS[head].takes_tokens
         self.norm = nn.Identity() if use_mean_pooling else norm_layer(embed_dim)
         # DistributedDataParallel rejects parameters without gradient, so no unused norm is built.
         pools = use_mean_pooling and not self.is_masked
         self.fc_norm = norm_layer(embed_dim) if pools else None
-        self.head = build_classifier_head(embed_dim, num_classes)
+        self.head = build_classifier_head(embed_dim, num_classes, head)
         self._init_weights()
 
     @classmethod
@@ -251,14 +253,14 @@ class VisionTransformer(PatchEncoder):
         own = gather_biases(attention)
         return own if shared is None else [bias + shared for bias in own]
 
-    def forward(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute the logits of images [B, C, S, S]. `encode` explains `kept`."""
-        return self.head(self.forward_features(x, kept))
-
     def forward_features(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
         """Compute the features of images, [B, C, S, S] -> [B, D]. `encode` explains `kept`."""
         x = self.encode(self.patch_embed(x), kept)
         return x[:, 0] if self.fc_norm is None else self.fc_norm(x[:, 1:].mean(dim=1))
+
+    def forward_tokens(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute the patch tokens of images, [B, C, S, S] -> [B, L, D], or `kept` of them."""
+        return self.encode(self.patch_embed(x), kept)[:, 1:]
 
     def get_num_layers(self) -> int:
         return len(self.blocks)

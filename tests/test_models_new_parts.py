@@ -12,8 +12,9 @@ from transfers import GREY, IMAGENET, LOGGER, assert_same, grey_images, in_grey_
 import config as config_module
 from config import OPTIONS, REGISTRIES, Own, add_options, default_config, encoder_node
 from models.build import build_model
+from models.classifier_heads import build_classifier_head
 from models.contrastive import ContrastiveMethod, build_contrastive, in_float32, mlp_head
-from models.encoder import PatchEncoder, build_classifier_head, run_block
+from models.encoder import PatchEncoder, run_block
 from models.pretrained import fit_pretrained
 from utils import load_pretrained
 
