@@ -95,7 +95,8 @@ class Section(dict):
     __setattr__ = dict.__setitem__
 
 
-PROBES = ('linear_probe', 'knn')  # modes that fit a classifier on features of a frozen encoder
+# Modes that fit a classifier on features of a frozen encoder.
+PROBES = ('linear_probe', 'knn', 'attentive_probe')
 VIEWS = ('frontal', 'lateral', 'all')
 FILTERS = ('bilinear', 'bicubic', 'lanczos', 'hamming')
 LAYOUT_SUFFIX = '.yaml'  # of files that describe a data set
@@ -750,8 +751,8 @@ _C.CONTRASTIVE.WEAK_VIEW = Own(False, 'Whether the second view is only cropped a
 _C.FINETUNE = Section()
 _C.FINETUNE.MODE = Own(
     'full',
-    "Trained part: the 'full' model, the 'last_layer', or a classifier ('linear_probe', "
-    "'knn') on the features of the frozen encoder.",
+    "Trained part: the 'full' model, the 'last_layer' (its head), or a classifier ('linear_probe', "
+    "'knn', 'attentive_probe') on the features of the frozen encoder.",
     one_of=('full', 'last_layer', *PROBES),
 )
 _C.FINETUNE.MASK_RATIO = Own(
@@ -1164,6 +1165,10 @@ def _check_finetuning(config: Config) -> None:
     holds = not (is_probe and config.MODEL.RESUME)
     allowed = 'empty with a probe (use --pretrained for the encoder)'
     require(holds, config, 'MODEL.RESUME', allowed)
+    if is_probe:
+        head = 'attention' if config.FINETUNE.MODE == 'attentive_probe' else 'linear'
+        allowed = f'{head!r} with FINETUNE.MODE {config.FINETUNE.MODE!r}'
+        require(config.MODEL.HEAD == head, config, 'MODEL.HEAD', allowed)
     encoder = REGISTRIES.get('MODEL.TYPE', {}).get(config.MODEL.TYPE)
     is_global = getattr(encoder, 'attends_globally', True)
     holds = config.REPORT.METHOD == 'grad_cam' or is_global

@@ -1,12 +1,12 @@
-"""Probes of frozen features: logistic regression and nearest neighbours.
+"""Probes of frozen features: logistic regression, nearest neighbours, and an attention head.
 
 Features are computed once, for the training images that the share of labels leaves. The
 hyperparameter of each label is chosen among them by cross-validation, and the probe is then fitted
 to all of them (`evaluation.tuning`). Held-out patients are not used, so that the thresholds and
 temperatures that are chosen on them later belong to images that the probe has not seen.
 
-The features are the mean over the tokens of the last stage. The mean discards where a token lies:
-a regression on all tokens, or on the pixels, can use positions that no probe here can.
+The features are the mean over the tokens of the last stage, which discards where a token lies. The
+attentive probe (`evaluation.attentive`) takes all tokens.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from data import Loaders
 from data.labels import task_labels
 from engine.run_record import Run
+from evaluation.attentive import RATES, fit_attention_head
 from evaluation.inference import SMALLEST_PROBABILITY, require_finite
 from evaluation.tuning import (
     INVERSE_PENALTIES,
@@ -30,6 +31,7 @@ from evaluation.tuning import (
     log_choices,
     patient_folds,
 )
+from models.classifier_heads import build_classifier_head
 from system import distributed
 from system.device import autocast, views_of
 from utils import load_pretrained
@@ -95,20 +97,24 @@ def freeze_encoder(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def extract_features(run: Run, model: nn.Module, loader: DataLoader) -> np.ndarray:  # [N, F]
-    """Compute the features of each image, in order, on every rank.
+def extract_features(
+    run: Run, model: nn.Module, loader: DataLoader, *, tokens: bool = False
+) -> np.ndarray:
+    """Compute the features [N, F] of each image, in order, on every rank; or its tokens [N, L, F].
 
     Raises:
         ValueError: If a feature is not finite. The message names the first such image.
     """
     model.eval()
-    dataset = loader.dataset
-    features = np.zeros((len(dataset), model.num_features), np.float32)
+    dataset, compute, shape = loader.dataset, model.forward_features, (model.num_features,)
+    if tokens:
+        compute, shape = model.forward_tokens, (model.output_side**2, model.num_features)
+    features = np.zeros((len(dataset), *shape), np.float32)
     for images, _, index in loader:
         (view,) = views_of(images, run.device)
         with autocast(run.config, run.device):
-            values = model.forward_features(view)
-        features[index.cpu().numpy()] = values.float().cpu().numpy()
+            values = compute(view).float().cpu().numpy()
+        features[index.cpu().numpy()] = values
     if distributed.world_size() > 1:  # each row is computed by one rank and is 0 on the others
         total = distributed.all_reduce_sum(torch.from_numpy(features).to(run.device))
         features = total.cpu().numpy()
@@ -123,12 +129,12 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
 
     Args:
         run: Run with config, device, logger and record.
-        model: Encoder with a linear head.
+        model: Encoder with a head.
         loaders: Data loaders, of which `plain` is used.
 
     Returns:
-        The model with a fitted head ('linear_probe'), or a `KnnClassifier` ('knn'), and the chosen
-        hyperparameter of each label.
+        The model with a fitted head, or a `KnnClassifier` ('knn'), and the chosen hyperparameter of
+        each label.
 
     Raises:
         ValueError: If features are not finite.
@@ -142,16 +148,22 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
         )
     run.record.begin(None)
     _share_weights(model)
-    features, dataset = extract_features(run, model, loaders.plain), loaders.plain.dataset
-    targets, patients = dataset.targets, dataset.records.patient
-    is_main = distributed.is_main()
-    if config.FINETUNE.MODE == 'knn':
-        known = features, targets, patients
+    takes_tokens = config.FINETUNE.MODE == 'attentive_probe'
+    features = extract_features(run, model, loaders.plain, tokens=takes_tokens)
+    dataset = loaders.plain.dataset
+    known = features, dataset.targets, dataset.records.patient
+    targets, is_main = dataset.targets, distributed.is_main()
+    if takes_tokens:
+        head, choices = _fit_attention(run, model, known) if is_main else (None, None)
+        state, choices = distributed.broadcast((head, choices))
+        model.head.load_state_dict(state)
+        probe, grid = model, RATES
+    elif config.FINETUNE.MODE == 'knn':
         choices = distributed.broadcast(choose_neighbours(*known, run.device) if is_main else None)
         counts = [choice.value for choice in choices]
         probe, grid = KnnClassifier(model, features, targets, counts).to(run.device), NUM_NEIGHBOURS
     else:
-        head = fit_linear_head(features, targets, patients) if is_main else None
+        head = fit_linear_head(*known) if is_main else None
         weight, bias, choices = distributed.broadcast(head)
         with torch.no_grad():
             model.head.weight.copy_(torch.from_numpy(weight))
@@ -194,6 +206,19 @@ def choose_neighbours(
         choose(NUM_NEIGHBOURS, logits[..., k], target=target, fold=fold, plain=PLAIN_NUM_NEIGHBOURS)
         for k, target in enumerate(targets.T)
     ]
+
+
+def _fit_attention(
+    run: Run, model: nn.Module, known: tuple[np.ndarray, ...]
+) -> tuple[dict[str, torch.Tensor], list[Choice]]:
+    """Return the state of a fitted attention head on the CPU, and the choices."""
+
+    def make_head() -> nn.Module:
+        outputs = len(model.head.weight)
+        return build_classifier_head(model.num_features, outputs, run.config.MODEL.HEAD)
+
+    head, choices = fit_attention_head(make_head, *known, device=run.device, seed=run.config.SEED)
+    return {key: value.cpu() for key, value in head.state_dict().items()}, choices
 
 
 def _share_weights(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import weakref
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -16,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tiny import arguments, finished_run, run_folder, tiny_config, torchrun
+from tiny import SWIN, arguments, finished_run, run_folder, tiny_config, torchrun
 from torch import nn
 
 import main_finetune
@@ -24,9 +25,11 @@ from config import default_config, get_config
 from data.labels import LABELS
 from evaluation import pixel_floor as module
 from evaluation import probes
+from evaluation.attentive import fit_attention_head
 from evaluation.pixel_floor import pixel_floor
 from evaluation.probes import KnnClassifier, choose_neighbours, fit_linear_head
 from models import build_model
+from models.classifier_heads import AttentionHead
 
 NAN = float('nan')
 
@@ -103,6 +106,43 @@ def test_images_of_one_patient_do_not_choose_the_number_of_neighbours() -> None:
     assert mixed.loss < 0.1
     assert grouped.value == probes.PLAIN_NUM_NEIGHBOURS
     assert np.isnan(grouped.loss)
+
+
+def hidden_findings(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw 16 tokens per image, one of which has a marked direction and the sign of the label."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.normal(scale=0.5, size=(count, 16, 16)).astype(np.float32)
+    target = np.arange(count) % 2
+    place = rng.integers(16, size=count)
+    tokens[np.arange(count), place, 0] += 6  # here the second direction has a meaning
+    tokens[:, :, 1] = rng.normal(scale=3, size=(count, 16))
+    tokens[np.arange(count), place, 1] = 3 * (2 * target - 1)
+    return tokens, target[:, None].astype(np.float32)
+
+
+def test_an_attention_head_finds_what_the_mean_of_the_tokens_hides(monkeypatch) -> None:
+    train, targets = hidden_findings(0, 300)
+    test, truth = hidden_findings(1, 300)
+    monkeypatch.setattr('evaluation.attentive.RATES', (1e-6, 3e-2))
+    monkeypatch.setattr('evaluation.attentive.EPOCHS', 12)
+    monkeypatch.setattr('evaluation.tuning.FOLDS', 2)
+    monkeypatch.setattr('evaluation.attentive.BATCH_SIZE', 32)
+    device = torch.device('cpu')
+
+    def fit() -> tuple[AttentionHead, list]:
+        make_head = partial(AttentionHead, 16, 1)
+        return fit_attention_head(make_head, train, targets, patients(300), device=device)
+
+    head, (choice,) = fit()
+    assert choice.value == 3e-2
+    scores = head(torch.from_numpy(test))[:, 0].detach()
+    weight, bias, _ = fit_linear_head(train.mean(axis=1), targets, patients(300))
+    mean = test.mean(axis=1) @ weight[0] + bias[0]
+    assert roc_auc_score(truth[:, 0], scores) > 0.95
+    assert roc_auc_score(truth[:, 0], mean) < 0.8
+    torch.manual_seed(5)  # the result depends only on the seed of the arguments
+    again = fit()[0]
+    assert all(map(torch.equal, head.parameters(), again.parameters()))
 
 
 def shaded_images(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -209,8 +249,12 @@ def log_of(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_two_processes_probe_the_same_random_weights_as_one(phantom: Path, tmp_path: Path) -> None:
-    one = probe_run(phantom, tmp_path, 'knn')
+@pytest.mark.parametrize('mode', ['knn', 'attentive_probe'])
+def test_two_processes_probe_the_same_random_weights_as_one(
+    mode: str, phantom: Path, tmp_path: Path
+) -> None:
+    head = {'HEAD': 'attention' if mode == 'attentive_probe' else 'linear'}
+    one = probe_run(phantom, tmp_path, mode, model=SWIN | head)
     argv = arguments(tmp_path / 'finetune.yaml', phantom, tmp_path / 'two')
     done = torchrun('finetune', argv, processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -221,7 +265,7 @@ def test_two_processes_probe_the_same_random_weights_as_one(phantom: Path, tmp_p
             for folder in (one, two)
         )
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
-    lines = [re.findall(r'knn, .*: selected .*\n', log_of(run)) for run in (one, two)]
+    lines = [re.findall(rf'{mode}, .*: selected .*\n', log_of(run)) for run in (one, two)]
     assert len(lines[0]) == len(LABELS)
     assert lines[1] == lines[0]
 
