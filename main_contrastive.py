@@ -8,7 +8,6 @@ from config import build_parser
 if __name__ == '__main__':  # --help is answered before torch is imported, which takes seconds
     build_parser('contrastive').parse_args()
 
-import math
 import sys
 from dataclasses import replace
 from typing import Any
@@ -20,26 +19,19 @@ from torch.utils.data import DataLoader
 from data import build_loader
 from data.fingerprint import describe_data
 from engine.launch import launch
-from engine.loop import LossFunction
+from engine.loop import LossFunction, total_steps
 from engine.run_record import Run
 from engine.stage import run_stage
-from logger import DETAIL
+from evaluation.collapse import held_out_figures
 from models.contrastive import (
     METHODS,
     MomentumMethod,
     build_contrastive,
-    effective_rank,
-    feature_spread,
     features,
 )
 from models.pretrained import fit_pretrained
 from system import distributed
 from system.device import autocast, to_device
-
-# Below these values the features have collapsed. A spread of 1 means that they point in all
-# directions, and a rank of 1 means that they lie on one line.
-LEAST_SPREAD = 0.05
-LEAST_RANK = 2.0
 
 
 def views_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -50,9 +42,7 @@ def views_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 class HeldOutViews:
     """Computes the loss on views of held-out patients, and warns if the features collapse.
 
-    The views are the same in all epochs. Feature spread and effective rank are computed over all
-    processes, from the encoder's features of the images without augmentation. The effective rank
-    uses the deviations of the features from their mean.
+    The views are the same in all epochs.
     """
 
     def __init__(self, loader: DataLoader | None) -> None:
@@ -62,29 +52,12 @@ class HeldOutViews:
         if self.loader is None:
             return {}
         losses, z = self._score(run, model)
-        values = {
-            'holdout_loss': sum(losses) / len(losses),
-            'holdout_feature_spread': float(feature_spread(z)),
-            'holdout_effective_rank': float(effective_rank(z - z.mean(dim=0))),
-            'holdout_images_compared': len(z) * distributed.world_size() // len(losses),
-        }
-        loss, spread, rank, compared = values.values()
+        values = held_out_figures(run, sum(losses) / len(losses), z, epoch)
+        compared = len(z) * distributed.world_size() // len(losses)
+        values['holdout_images_compared'] = compared
         options = run.config.CONTRASTIVE
         chance = METHODS[options.METHOD].chance_loss(options, compared)
-        if chance is not None:
-            values['holdout_loss_chance'] = chance
-        most = min(len(z) - 1, z.shape[1])
-        run.logger.info(
-            f'holdout loss {loss:.4f}, feature spread {spread:.3f}, '
-            f'effective rank {rank:.1f} of {most}',
-            extra=DETAIL if epoch >= 0 else None,
-        )
-        has_collapsed = spread < LEAST_SPREAD or rank < LEAST_RANK
-        if has_collapsed and (epoch >= 0 or run.config.EVAL_MODE):  # not before training
-            run.logger.warning(
-                'the features have collapsed: lower TRAIN.BASE_LR or use larger batches'
-            )
-        return values
+        return values if chance is None else values | {'holdout_loss_chance': chance}
 
     @torch.no_grad()
     def _score(self, run: Run, model: nn.Module) -> tuple[list[float], Tensor]:
@@ -110,8 +83,7 @@ def main(run: Run) -> int:
     after_epoch = HeldOutViews(loaders.holdout)
 
     def build() -> tuple[nn.Module, LossFunction]:
-        steps = math.ceil(len(loaders.train) / max(1, config.TRAIN.ACCUMULATION_STEPS))
-        model = build_contrastive(config, total_steps=config.TRAIN.EPOCHS * steps)
+        model = build_contrastive(config, total_steps=total_steps(config, loaders.train))
         if isinstance(model, MomentumMethod):
             momentum = float(model.momentum())
             logger.info(f'momentum of the averaged encoder {momentum:.6g} (CONTRASTIVE.MOMENTUM)')

@@ -1,4 +1,4 @@
-"""Pre-train SimMIM or MAE on unlabelled chest X-rays.
+"""Pre-train SimMIM, MAE or another masked method on unlabelled chest X-rays.
 
 torchrun --nproc_per_node N main_simmim.py --cfg configs/... --data-path DIR [--opts KEY VALUE ...]
 """
@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ from torch.utils.data import DataLoader
 from data import Loaders, build_loader
 from data.fingerprint import describe_data
 from engine.launch import launch
-from engine.loop import LossFunction
+from engine.loop import LossFunction, total_steps
 from engine.run_record import Run
 from engine.stage import run_stage
+from evaluation.collapse import held_out_figures
 from evaluation.reconstruction import (
     TRIVIAL_PREDICTORS,
     Reconstruction,
@@ -36,6 +38,7 @@ from evaluation.reconstruction import (
 from logger import DETAIL
 from models import build_model
 from models.pretrained import fit_pretrained
+from models.simmim import ImageTarget, Target
 from system import distributed
 from system.device import autocast, to_device
 
@@ -57,7 +60,8 @@ class HeldOutReconstruction:
     so that runs with different masks or losses can be compared. With DATA.SOURCES, both are means
     over the images of all sources, and each source also has its own value, `holdout_<source>`. A
     model that predicts normalised patches receives the true mean and deviation of the hidden
-    patches, so its values carry the suffix GIVEN_STATISTICS.
+    patches, so its values carry the suffix GIVEN_STATISTICS. The error of a target other than an
+    image is in the units of the target, and so are those of the trivial predictors.
     """
 
     def __init__(self, loaders: Loaders) -> None:
@@ -66,30 +70,41 @@ class HeldOutReconstruction:
         self.trivial_sums = {}  # loader -> sums, computed once because they never change
 
     def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
+        if model.target is None:
+            return self._without_target(run, model, epoch)
         values, results = {}, {}
-        own = GIVEN_STATISTICS if model.target.uses_true_statistics else ''
         for name, loader in self.loaders.items():
             if loader not in results:  # holdout and reference may share a loader
                 results[loader] = self._sums(run, model, loader)
             by_source, examples = results[loader]
-            values |= mean_errors(name, sum(by_source.values()), own)
-            line = describe(name, values, own)
+            values |= mean_errors(name, sum(by_source.values()), model.target)
+            line = describe(name, values, model.target)
             lines = [line]
             for source in filter(None, by_source):
-                values |= mean_errors(f'{name}_{source}', by_source[source], own)
-                lines.append(describe(f'{name}_{source}', values, own))
+                values |= mean_errors(f'{name}_{source}', by_source[source], model.target)
+                lines.append(describe(f'{name}_{source}', values, model.target))
             for text in lines:
                 run.logger.info(text, extra=DETAIL if epoch >= 0 else None)
-            if name == 'holdout' and distributed.is_main() and epoch >= 0:
-                path = run.folder / 'reconstructions' / f'epoch_{epoch}.png'
-                try:
-                    plot_reconstructions(path, examples, f'epoch {epoch}, {line}')
-                    done, epochs = epoch + 1, run.config.TRAIN.EPOCHS
-                    if done % math.ceil(epochs / IN_TENSORBOARD) == 0 or done == epochs:
-                        run.scalars.write_image('reconstructions', path, epoch)
-                except OSError as error:  # a full disk does not stop training
-                    run.logger.warning(f'{path} cannot be written ({error.strerror})')
+            if name == 'holdout' and distributed.is_main() and epoch >= 0 and examples:
+                _write_figure(run, examples, epoch, line)
         return values
+
+    @torch.no_grad()
+    def _without_target(self, run: Run, model: nn.Module, epoch: int) -> dict[str, float]:
+        """Return the loss of a method without target, and whether its features collapse."""
+        if 'holdout' not in self.loaders:
+            return {}
+        model.eval()
+        losses, rows = [], []
+        for batch in self.loaders['holdout']:
+            images, masks = to_device(batch[:2], run.device)
+            with autocast(run.config, run.device):
+                losses.append(float(model(images, masks)))
+                rows.append(model.held_out_features(images).float().cpu())
+        gathered = distributed.gather((losses, torch.cat(rows)))
+        losses = sum((each for each, _ in gathered), [])
+        z = torch.cat([each for _, each in gathered])
+        return held_out_figures(run, sum(losses) / len(losses), z, epoch)
 
     def _sums(
         self, run: Run, model: nn.Module, loader: DataLoader
@@ -109,8 +124,8 @@ class HeldOutReconstruction:
             sums[source] += hidden_error(item, item.prediction)
             if is_first:
                 guesses = (guess(item.image, item.hidden) for guess in TRIVIAL_PREDICTORS.values())
-                trivial[source] += [hidden_error(item, guess) for guess in guesses]
-            if len(examples[source]) < NUM_IMAGES:
+                trivial[source] += [hidden_error(item, item.measured(guess)) for guess in guesses]
+            if item.target_of is None and len(examples[source]) < NUM_IMAGES:
                 examples[source].append(item)
         sums = _over_ranks(sums)
         if is_first:
@@ -130,38 +145,68 @@ def _over_ranks(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def reconstruct(run: Run, model: nn.Module, loader: DataLoader) -> Iterator[Reconstruction]:
-    """Yield the reconstruction of each held-out image of this rank under its fixed mask."""
+    """Yield the prediction for each held-out image of this rank under its fixed mask."""
     model.eval()
+    is_image = isinstance(model.target, ImageTarget)
+    predict = model.reconstruct if is_image else model.predict
+    target_of = None if is_image else partial(_target_of, model.target)
     for batch in loader:
         images, masks, scales, offsets = (item.cpu().numpy() for item in batch)
         with autocast(run.config, run.device):
-            predictions = model.reconstruct(*to_device(batch[:2], run.device)).float().cpu().numpy()
+            predictions = predict(*to_device(batch[:2], run.device)).float().cpu().numpy()
         hidden = (pixel_mask(mask, model.patch_size) for mask in masks)
-        yield from map(Reconstruction, images, hidden, predictions, scales, offsets)
+        for item in zip(images, hidden, predictions, scales, offsets, strict=True):
+            yield Reconstruction(*item, target_of)
 
 
-def mean_errors(name: str, sums: np.ndarray, suffix: str) -> dict[str, float]:
+def _target_of(target: Target, image: np.ndarray) -> np.ndarray:
+    return target.of(torch.from_numpy(image)[None])[0].numpy()
+
+
+def _write_figure(run: Run, examples: list[Reconstruction], epoch: int, line: str) -> None:
+    path = run.folder / 'reconstructions' / f'epoch_{epoch}.png'
+    try:
+        plot_reconstructions(path, examples, f'epoch {epoch}, {line}')
+        done, epochs = epoch + 1, run.config.TRAIN.EPOCHS
+        if done % math.ceil(epochs / IN_TENSORBOARD) == 0 or done == epochs:
+            run.scalars.write_image('reconstructions', path, epoch)
+    except OSError as error:  # a full disk does not stop training
+        run.logger.warning(f'{path} cannot be written ({error.strerror})')
+
+
+def mean_errors(name: str, sums: np.ndarray, target: Target) -> dict[str, float]:
     """Compute the mean errors of the model and of the trivial predictors.
 
-    The sums [P, 3] are the normalised error, the error in grey levels and the number of pixels, for
-    the model and then for each trivial predictor. `name` is the prefix of the names of all values,
-    and `suffix` the suffix for the model.
+    The sums [P, 3] are those of `hidden_error`, for the model and then for each trivial predictor.
+    `name` is the prefix of the names of all values. Errors of images are in normalised units and in
+    grey levels, and other errors in the units of the target.
     """
-    suffixes = [suffix, *(f'_{predictor}' for predictor in TRIVIAL_PREDICTORS)]
     values = {}
-    for (normalised, grey, num_pixels), end in zip(sums, suffixes, strict=True):
-        values[f'{name}_l1{end}'] = float(normalised / num_pixels)
-        values[f'{name}_l1_grey{end}'] = float(grey / num_pixels)
+    ends = [_model_suffix(target), *(f'_{predictor}' for predictor in TRIVIAL_PREDICTORS)]
+    for (error, grey, count), end in zip(sums, ends, strict=True):
+        if isinstance(target, ImageTarget):
+            values[f'{name}_l1{end}'] = float(error / count)
+            values[f'{name}_l1_grey{end}'] = float(grey / count)
+        else:
+            values[f'{name}_l1_{target.name}{end}'] = float(error / count)
     return values
 
 
-def describe(name: str, values: dict[str, float], suffix: str = '') -> str:
-    """Return a log line with the model's error in both units and the trivial predictors' errors."""
-    trivial = ', '.join(f'{k} {values[f"{name}_l1_grey_{k}"]:.2f}' for k in TRIVIAL_PREDICTORS)
-    return (
-        f'{name} masked L1{suffix.replace("_", " ")}: {values[f"{name}_l1{suffix}"]:.4f}, '
-        f'{values[f"{name}_l1_grey{suffix}"]:.2f} of 255 grey levels (trivial: {trivial})'
-    )
+def describe(name: str, values: dict[str, float], target: Target) -> str:
+    """Return a log line with the model's error and the trivial predictors' errors."""
+    suffix = _model_suffix(target)
+    unit = '_grey' if isinstance(target, ImageTarget) else f'_{target.name}'
+    form = '.2f' if isinstance(target, ImageTarget) else '.4f'
+    trivial = ', '.join(f'{k} {values[f"{name}_l1{unit}_{k}"]:{form}}' for k in TRIVIAL_PREDICTORS)
+    error = f'{values[f"{name}_l1{unit}{suffix}"]:{form}}'
+    if isinstance(target, ImageTarget):
+        error = f'{values[f"{name}_l1{suffix}"]:.4f}, {error} of 255 grey levels'
+        return f'{name} masked L1{suffix.replace("_", " ")}: {error} (trivial: {trivial})'
+    return f'{name} masked L1 of {target.name}: {error} (trivial: {trivial})'
+
+
+def _model_suffix(target: Target) -> str:
+    return GIVEN_STATISTICS if target.uses_true_statistics else ''
 
 
 def main(run: Run) -> int:
@@ -171,7 +216,8 @@ def main(run: Run) -> int:
     after_epoch = HeldOutReconstruction(loaders)
 
     def build() -> tuple[nn.Module, LossFunction]:
-        return build_model(config, is_pretrain=True), reconstruction_loss
+        steps = total_steps(config, loaders.train)
+        return build_model(config, is_pretrain=True, total_steps=steps), reconstruction_loss
 
     run.record.describe(config, lambda: describe_data(config, loaders))
     return run_stage(run, loaders._asdict(), build=build, after_epoch=after_epoch)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from config import Config
 from engine.clock import Clock, duration
 from engine.compilation import Compiled
 from engine.interruptions import Interruptions
@@ -90,6 +91,11 @@ def fit(
     return state
 
 
+def total_steps(config: Config, loader: DataLoader) -> int:
+    """Return the number of optimizer steps of a run."""
+    return config.TRAIN.EPOCHS * math.ceil(len(loader) / max(1, config.TRAIN.ACCUMULATION_STEPS))
+
+
 def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     """Build the training state: optimizer, schedule, and a checkpoint or pre-trained weights.
 
@@ -113,7 +119,7 @@ def begin(run: Run, model: nn.Module, loader: DataLoader) -> TrainState:
     elif config.PRETRAINED:
         whole = getattr(model, 'whole_encoder', model)
         load_pretrained(config, whole, logger, run.fit_weights)
-        if run.stage == 'contrastive':
+        if hasattr(model, 'encoder_loaded'):
             model.encoder_loaded()
     run.record.begin(checkpoint, done=state.epoch >= config.TRAIN.EPOCHS)
     num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)

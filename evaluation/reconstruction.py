@@ -1,7 +1,7 @@
-"""Trivial predictors, errors on hidden pixels, and figures for masked reconstruction."""
+"""Trivial predictors, errors where the image is hidden, and figures for masked pre-training."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +51,10 @@ class Reconstruction:
     Attributes:
         image: Normalised image, [C, H, W].
         hidden: Mask of the hidden pixels, [H, W] bool.
-        prediction: Normalised prediction, [C, H, W].
+        prediction: Normalised image [C, H, W], or another target of the image, [T, h, w].
         grey_scale: Factor of each channel from normalised values to grey levels (0 to 255), [C].
         grey_offset: Offset that is added after this factor, [C].
+        target_of: Function from an image to its target, [C, H, W] -> [T, h, w]; None for images.
     """
 
     image: np.ndarray
@@ -61,6 +62,11 @@ class Reconstruction:
     prediction: np.ndarray
     grey_scale: np.ndarray
     grey_offset: np.ndarray
+    target_of: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def measured(self, image: np.ndarray) -> np.ndarray:
+        """Convert an image [C, H, W] to what the model predicts of it, with its shape."""
+        return image if self.target_of is None else self.target_of(image)
 
     def grey(self, values: np.ndarray) -> np.ndarray:
         """Convert normalised values [C, H, W] to one image [H, W] in grey levels."""
@@ -68,14 +74,23 @@ class Reconstruction:
         return levels.mean(axis=0)
 
 
-def hidden_error(item: Reconstruction, prediction: np.ndarray) -> np.ndarray:
-    """Sum the absolute error of a prediction [C, H, W] over the hidden pixels.
+def hidden_error(item: Reconstruction, values: np.ndarray) -> np.ndarray:
+    """Sum the absolute error of a prediction where the image is hidden.
+
+    Args:
+        item: Image and mask.
+        values: Prediction with the shape of `item.prediction`.
 
     Returns:
-        Mean error over channels in normalised units and in grey levels, and number of pixels, [3].
+        Mean error over the values of a pixel (or of a cell of the target), for images also in grey
+        levels, otherwise NaN, and number of hidden pixels (or cells), [3].
     """
-    error = np.abs(prediction - item.image)[:, item.hidden].sum(axis=1, dtype=np.float64)
-    return np.array([error.mean(), (error * item.grey_scale).mean(), item.hidden.sum()])
+    wanted = item.measured(item.image)
+    cell = item.image.shape[-1] // wanted.shape[-1]
+    hidden = item.hidden[::cell, ::cell]
+    error = np.abs(values - wanted)[:, hidden].sum(axis=1, dtype=np.float64)
+    grey = np.nan if item.target_of else (error * item.grey_scale).mean()
+    return np.array([error.mean(), grey, hidden.sum()])
 
 
 def plot_reconstructions(path: str | Path, items: Sequence[Reconstruction], title: str) -> None:

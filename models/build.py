@@ -24,7 +24,11 @@ from utils import name_damaged, same_entries
 
 
 def build_model(
-    config: Any, is_pretrain: bool = True, *, num_outputs: int | None = None
+    config: Any,
+    is_pretrain: bool = True,
+    *,
+    num_outputs: int | None = None,
+    total_steps: int = 1,
 ) -> nn.Module:
     """Build the model of a training stage.
 
@@ -34,10 +38,11 @@ def build_model(
             the encoder with a classification head.
         num_outputs: Number of outputs of the classification head. None derives the number from the
             labels; 0 builds no head, for contrastive pre-training.
+        total_steps: Number of optimizer steps of masked pre-training, for methods with a schedule.
     """
     encoder = ENCODERS[config.MODEL.TYPE]
     if is_pretrain:
-        return PRETRAINING[config.MODEL.PRETRAIN].from_config(config)
+        return PRETRAINING[config.MODEL.PRETRAIN].from_config(config, total_steps=total_steps)
     num_outputs = count_outputs(config) if num_outputs is None else num_outputs
     model = encoder(**encoder.constructor_arguments(config), num_classes=num_outputs)
     holds = not num_outputs or type(model.head) is CLASSIFIER_HEADS[config.MODEL.HEAD]

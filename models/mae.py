@@ -57,7 +57,7 @@ class MAE(MaskedModel):
         self._init_weights()
 
     @classmethod
-    def from_config(cls, config: Any) -> 'MAE':
+    def from_config(cls, config: Any, *, total_steps: int = 1) -> 'MAE':
         # MAE does not pool, so the encoder ends with a norm even if the classifier will pool.
         arguments = VisionTransformer.constructor_arguments(config)
         encoder = VisionTransformer(**arguments | {'use_mean_pooling': False, 'num_classes': 0})

@@ -52,6 +52,9 @@ NORM_EPS = 1e-5  # the default of nn.LayerNorm
 class MaskedModel(nn.Module, ABC):
     """Base class of the methods of masked pre-training (MODEL.PRETRAIN).
 
+    As for contrastive methods, the engine calls `begin_step` before each optimizer step and
+    `encoder_loaded` after pre-trained weights were loaded, if a method has them.
+
     Attributes:
         title: Name of the method for model cards.
         section: Config section with the method's own options.
@@ -78,8 +81,11 @@ class MaskedModel(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def from_config(cls, config: Any) -> 'MaskedModel':
-        """Build the model around the encoder that the configuration selects."""
+    def from_config(cls, config: Any, *, total_steps: int = 1) -> 'MaskedModel':
+        """Build the model around the encoder that the configuration selects.
+
+        `total_steps` is the number of optimizer steps of the run, for methods with a schedule.
+        """
 
     @classmethod
     @abstractmethod
@@ -357,7 +363,7 @@ class SimMIM(MaskedModel):
         )
 
     @classmethod
-    def from_config(cls, config: Any) -> 'SimMIM':
+    def from_config(cls, config: Any, *, total_steps: int = 1) -> 'SimMIM':
         encoder, options = ENCODERS[config.MODEL.TYPE], config.MODEL.SIMMIM
         return cls(
             masked_version(encoder)(**encoder.constructor_arguments(config)),

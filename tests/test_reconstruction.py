@@ -48,6 +48,22 @@ def test_error_is_summed_over_hidden_pixels_in_both_units(hidden):
     assert (normalised, grey, pixels) == (16 * 1.0, 16 * (5 + 150) / 2, 16)
 
 
+def test_errors_of_another_target_are_in_its_cells_and_units(hidden):
+    def means(image: np.ndarray) -> np.ndarray:  # cells of 4 pixels, two values for each
+        cells = image[0].reshape(3, 4, 3, 4).mean(axis=(1, 3))
+        return np.stack([cells, 10 * cells])
+
+    units = np.zeros((3, 3), bool)
+    units[1, 2] = True
+    image = np.arange(144.0).reshape(1, 12, 12)
+    prediction = means(image) + np.array([2.0, 4.0])[:, None, None]
+    hidden = pixel_mask(units, 4)
+    item = Reconstruction(image, hidden, prediction, np.ones(1), np.zeros(1), means)
+    error, grey, cells = hidden_error(item, prediction)
+    assert error == 3.0 and np.isnan(grey) and cells == 1
+    assert hidden_error(item, item.measured(image - 1))[0] == pytest.approx((1 + 10) / 2)
+
+
 def test_the_figure_shows_input_mask_prediction_and_both_joined(hidden, tmp_path):
     image, prediction = np.full((1, 12, 12), 200.0), np.full((1, 12, 12), 40.0)
     item = Reconstruction(image, hidden, prediction, np.ones(1), np.zeros(1))

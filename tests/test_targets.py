@@ -194,3 +194,19 @@ def test_normalised_targets_are_learned_and_logged_under_separate_names(phantom,
     assert 'masked L1: ' not in log
     with Image.open(folder / 'reconstructions' / 'epoch_2.png') as image:
         image.verify()
+
+
+@pytest.mark.slow
+def test_histograms_are_learned_and_scored_next_to_those_of_trivial_images(
+    phantom, tmp_path
+) -> None:
+    before, *epochs = pretrain(phantom, tmp_path, TARGET='hog')
+    assert epochs[-1]['loss'] < epochs[0]['loss']
+    for name in ('holdout', 'reference'):
+        names = {key for key in before if key.startswith(name)}
+        assert names == {f'{name}_l1_hog{end}' for end in ('', '_mean', '_linear')}
+        assert epochs[-1][f'{name}_l1_hog'] < before[f'{name}_l1_hog']
+        assert 0 < before[f'{name}_l1_hog_linear'] == epochs[-1][f'{name}_l1_hog_linear']
+    folder = run_folder(tmp_path, 'simmim')
+    assert 'holdout masked L1 of hog: ' in (folder / 'log_rank0.txt').read_text()
+    assert not (folder / 'reconstructions').exists(), 'histograms are no images'
