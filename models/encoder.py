@@ -161,10 +161,12 @@ class PatchEncoder(Encoder):
         return encoder_node(config).PATCH_SIZE
 
     @abstractmethod
-    def encode(self, tokens: Tensor) -> Tensor:
+    def encode(self, tokens: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Encode patch tokens [B, L, D] to normalised output tokens [B, l, F].
 
-        Tokens are in row-major order. Class tokens come first, if there are any.
+        Tokens are in row-major order. Class tokens come first, if there are any. In masked
+        pre-training, `hidden` [B, L] is True for hidden patches, whose tokens are mask tokens. A
+        convolutional encoder can use it to keep them from its features, as ConvNeXt V2 does.
         """
 
     def init_normal_(self, tensor: Tensor) -> None:
@@ -208,10 +210,10 @@ class MaskedEncoder:
         """
         check_mask(mask, self.grid_size)
         tokens = self.patch_embed(x)  # [B, L, D]
-        hidden = mask.flatten(1).unsqueeze(-1).bool()
-        tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
+        hidden = mask.flatten(1).bool()
+        tokens = torch.where(hidden.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
         side = self.output_side
-        tokens = self.encode(tokens)[:, -(side**2) :]  # without class tokens
+        tokens = self.encode(tokens, hidden)[:, -(side**2) :]  # without class tokens
         return tokens.transpose(1, 2).unflatten(2, (side, side))
 
 

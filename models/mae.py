@@ -120,7 +120,7 @@ class MAE(MaskedModel):
         check_mask(mask, self.encoder.grid_size)
         order = mask.flatten(1).argsort(dim=1, stable=True)  # [B, L], visible patches first
         num_visible = int((mask[0] == 0).sum()) if num_visible is None else num_visible
-        tokens = self.encoder.encode(self.encoder.patch_embed(x), order[:, :num_visible])
+        tokens = self.encoder.encode(self.encoder.patch_embed(x), kept=order[:, :num_visible])
         patches = self.decoder(tokens, order)
         side, patch = self.encoder.grid_size, self.patch_size
         pixels = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (side, side))

@@ -313,7 +313,7 @@ class SwinTransformer(PatchEncoder):
         allowed = f'a divisor of the side of each larger stage; the sides are {sides} tokens'
         require(fits, config, 'MODEL.SWIN.WINDOW_SIZE', allowed)
 
-    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+    def encode(self, tokens: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
         """Encode patch tokens [B, L, D] to normalised tokens of the last stage, [B, l, F]."""
         if self.absolute_pos_embed is not None:
             tokens = tokens + self.absolute_pos_embed

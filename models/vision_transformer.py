@@ -228,7 +228,13 @@ class VisionTransformer(PatchEncoder):
         else:
             nn.init.normal_(tensor, std=0.02)
 
-    def encode(self, tokens: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+    def encode(
+        self,
+        tokens: torch.Tensor,
+        hidden: torch.Tensor | None = None,
+        *,
+        kept: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Encode patch tokens [B, L, D] to normalised tokens [B, 1 + L, D], class token first.
 
         If positions `kept` [B, V] are given, the other patches are dropped after the position
@@ -255,12 +261,12 @@ class VisionTransformer(PatchEncoder):
 
     def forward_features(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
         """Compute the features of images, [B, C, S, S] -> [B, D]. `encode` explains `kept`."""
-        x = self.encode(self.patch_embed(x), kept)
+        x = self.encode(self.patch_embed(x), kept=kept)
         return x[:, 0] if self.fc_norm is None else self.fc_norm(x[:, 1:].mean(dim=1))
 
     def forward_tokens(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
         """Compute the patch tokens of images, [B, C, S, S] -> [B, L, D], or `kept` of them."""
-        return self.encode(self.patch_embed(x), kept)[:, 1:]
+        return self.encode(self.patch_embed(x), kept=kept)[:, 1:]
 
     def get_num_layers(self) -> int:
         return len(self.blocks)

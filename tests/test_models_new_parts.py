@@ -53,7 +53,7 @@ class ConvNeXt(PatchEncoder):
     def stride_of(cls, config):
         return 2 * encoder_node(config).PATCH_SIZE
 
-    def encode(self, tokens):
+    def encode(self, tokens, hidden=None):
         x = tokens.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
         for stage, blocks in enumerate(self.stages):
             x = self.downsample(x) if stage else x
