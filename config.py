@@ -772,8 +772,9 @@ _C.REPORT.MAPS = Own(
 )
 _C.REPORT.METHOD = Own(
     'grad_cam',
-    "Saliency method: 'grad_cam', or 'rollout' (ViT only, the same map for all labels).",
-    one_of=('grad_cam', 'rollout'),
+    "Saliency method: 'grad_cam'; 'rollout' (ViT only, the same map for all labels); 'attention' "
+    "(MODEL.HEAD 'attention' only).",
+    one_of=('grad_cam', 'rollout', 'attention'),
 )
 _C.REPORT.PIXEL_FLOOR = Own(
     False,
@@ -1171,9 +1172,10 @@ def _check_finetuning(config: Config) -> None:
         require(config.MODEL.HEAD == head, config, 'MODEL.HEAD', allowed)
     encoder = REGISTRIES.get('MODEL.TYPE', {}).get(config.MODEL.TYPE)
     is_global = getattr(encoder, 'attends_globally', True)
-    holds = config.REPORT.METHOD == 'grad_cam' or is_global
-    allowed = "'grad_cam' for an encoder without global attention"
-    require(holds, config, 'REPORT.METHOD', allowed)
+    attends = config.MODEL.HEAD == 'attention'
+    methods = ['grad_cam', *(['attention'] if attends else ['rollout'] if is_global else [])]
+    allowed = f'one of {methods} with this encoder and MODEL.HEAD {config.MODEL.HEAD!r}'
+    require(config.REPORT.METHOD in methods, config, 'REPORT.METHOD', allowed)
     holds = not config.FINETUNE.MASK_RATIO or (is_global and config.FINETUNE.MODE not in PROBES)
     allowed = "0 with a probe and for an encoder other than 'vit'"
     require(holds, config, 'FINETUNE.MASK_RATIO', allowed)

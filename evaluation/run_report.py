@@ -216,7 +216,7 @@ class FinalScores:
             warnings.append(INTERNAL)
         if fold := config.DATA.FOLD:
             warnings.append(f'valid: part {fold} of the training patients, with {TRAINING_LABELS}')
-        if config.REPORT.MAPS and lacks_maps(model):
+        if config.REPORT.MAPS and lacks_maps(model, config.REPORT.METHOD):
             warnings.append(f'there are no saliency maps: the encoder has {NO_MAPS}')
         return warnings
 

@@ -1,4 +1,4 @@
-"""Saliency maps by Grad-CAM and attention rollout, figures of them, and a check of the method."""
+"""Saliency maps by Grad-CAM and attention, figures of them, and a check of the method."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -37,10 +37,16 @@ Score = Callable[[torch.Tensor], torch.Tensor]  # outputs [B, *] -> scores [B]
 
 
 class MapMethod(NamedTuple):
-    """A method (REPORT.METHOD): the name in the report, and the function that computes maps."""
+    """A method (REPORT.METHOD).
+
+    Attributes:
+        title: Name in the report.
+        make_maps: Function (model, images [B, C, S, S], score, output) -> maps in [0, 1],
+            [B, S, S]. The score is that of the label whose number among the outputs is given, too.
+    """
 
     title: str
-    make_maps: Callable[[nn.Module, torch.Tensor, Score], torch.Tensor]
+    make_maps: Callable[[nn.Module, torch.Tensor, Score, int], torch.Tensor]
 
 
 def grad_cam(
@@ -81,9 +87,7 @@ def grad_cam(
     return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(SMALLEST)
 
 
-def attention_rollout(
-    model: nn.Module, images: torch.Tensor, score: Score | None = None
-) -> torch.Tensor:
+def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Compute attention rollout maps, which show how much each patch contributes to the output.
 
     In each block, the attention averaged over heads and the identity (for the residual connection)
@@ -93,10 +97,9 @@ def attention_rollout(
     Args:
         model: ViT. It is set to evaluation mode.
         images: Images, [B, C, S, S].
-        score: Not used, because the maps are the same for all labels.
 
     Returns:
-        Maps, [B, S, S], each scaled to [0, 1].
+        Maps, [B, S, S], each scaled to [0, 1]. They are the same for all labels.
 
     Source: Abnar and Zuidema 2020, arXiv:2005.00928.
     """
@@ -114,12 +117,40 @@ def attention_rollout(
     return (maps - low) / (high - low).clamp_min(SMALLEST)
 
 
-METHODS.register('grad_cam')(MapMethod('Grad-CAM', grad_cam))
-METHODS.register('rollout')(MapMethod('attention rollout', attention_rollout))
+@torch.no_grad()
+def head_attention(model: nn.Module, images: torch.Tensor, output: int) -> torch.Tensor:
+    """Return the attention of the query of an output in an `AttentionHead`, [B, S, S], at most 1.
+
+    It is averaged over the attention heads and divided by its maximum. It shows where the head
+    looks, not whether this speaks for or against the label.
+    """
+    model.eval()
+    attention, _ = model.head.attend(model.forward_tokens(images))  # [B, heads, K, L]
+    of_query = attention.float().mean(dim=1)[:, output]
+    maps = _resize(_as_grid(of_query[:, :, None])[:, 0], images)
+    return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(SMALLEST)
 
 
-def map_cells(model: nn.Module, images: torch.Tensor) -> int:
+METHODS.register('grad_cam')(
+    MapMethod('Grad-CAM', lambda model, images, score, output: grad_cam(model, images, score))
+)
+METHODS.register('rollout')(
+    MapMethod(
+        'attention rollout', lambda model, images, score, output: attention_rollout(model, images)
+    )
+)
+METHODS.register('attention')(
+    MapMethod(
+        'attention of the head',
+        lambda model, images, score, output: head_attention(model, images, output),
+    )
+)
+
+
+def map_cells(model: nn.Module, images: torch.Tensor, method: str = 'grad_cam') -> int:
     """Return the side of the grid of cells of a model's maps, which are enlarged to the image."""
+    if method == 'attention':
+        return model.output_side
     shapes: list[int] = []
     layer = model.saliency_layer()
     with (
@@ -196,6 +227,7 @@ def plot_prediction(
     probabilities: Mapping[str, float],
     *,
     cells: int,
+    method: str = 'grad_cam',
 ) -> None:
     """Plot an X-ray, maps of some labels, their overlays, and the probabilities of all labels.
 
@@ -205,13 +237,14 @@ def plot_prediction(
         maps: Label -> map in [0, 1], [S, S]. Each map is a row of the figure.
         probabilities: Label -> probability. The labels with maps are highlighted.
         cells: Side of the grid of the maps before they were enlarged, see `map_cells`.
+        method: Name in METHODS.
     """
     from matplotlib.figure import Figure
 
     height = max(2.5 * len(maps), 0.25 * len(probabilities), 2.5)
     figure = Figure(figsize=(12, height + 0.5), dpi=110, layout='constrained')
-    method = f'Grad-CAM, {cells} x {cells} cells'
-    names = [('image', f'{label}: {method}', f'{label}: overlay', 'probability') for label in maps]
+    title = f'{METHODS[method].title}, {cells} x {cells} cells'
+    names = [('image', f'{label}: {title}', f'{label}: overlay', 'probability') for label in maps]
     axes = figure.subplot_mosaic(names, width_ratios=(1, 1.1, 1, 1))
     for name, axis in axes.items():
         axis.set_title(name, fontsize=9)
@@ -295,7 +328,7 @@ def write_maps(
         has no layer for maps (`lacks_maps`).
     """
     count = config.REPORT.MAPS
-    if not count or lacks_maps(model):
+    if not count or lacks_maps(model, config.REPORT.METHOD):
         return {'maps': [], 'maps_check': None}
     view, entries = EvalTransform(config), []
     device = next(model.parameters()).device
@@ -320,8 +353,10 @@ def write_maps(
     return {'maps': entries, 'maps_check': check}
 
 
-def lacks_maps(model: nn.Module) -> bool:
+def lacks_maps(model: nn.Module, method: str = 'grad_cam') -> bool:
     """Return whether a model has no layer for maps: nearest neighbours, or too few cells."""
+    if method == 'attention':
+        return model.output_side < MAP_CELLS
     return not isinstance(model, Encoder) or model.saliency_layer() is None
 
 
@@ -330,8 +365,11 @@ def label_maps(
 ) -> torch.Tensor:
     """Compute the maps [B, S, S] of label k."""
     num_labels = config.MODEL.NUM_CLASSES
-    make_maps = METHODS[method].make_maps
-    return make_maps(model, images, lambda outputs: positive_logits(outputs, num_labels)[:, k])
+    outputs_each = len(model.head.weight) // num_labels
+    output = k if outputs_each == 1 else k * outputs_each + 1  # `positive_logits`
+    return METHODS[method].make_maps(
+        model, images, lambda outputs: positive_logits(outputs, num_labels)[:, k], output
+    )
 
 
 def read_view(view: EvalTransform, image: Image.Image) -> tuple[np.ndarray, torch.Tensor]:
@@ -357,7 +395,7 @@ def _check_maps(
     )
     return {
         'method': METHODS[method].title,
-        'cells': map_cells(model, images[:1].to(next(model.parameters()).device)),
+        'cells': map_cells(model, images[:1].to(next(model.parameters()).device), method),
         'similarity': similarity,
         'note': (
             'the mean rank correlation with maps of the same model with random weights, over '

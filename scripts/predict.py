@@ -33,7 +33,14 @@ from data.reading import read_data_set
 from data.transforms import EvalTransform
 from engine.launch import EXIT_UNEXPECTED, explain
 from evaluation.inference import load_classifier, predict
-from evaluation.saliency import NO_MAPS, label_maps, map_cells, plot_prediction, read_view
+from evaluation.saliency import (
+    NO_MAPS,
+    label_maps,
+    lacks_maps,
+    map_cells,
+    plot_prediction,
+    read_view,
+)
 from system.device import local_device
 from system.files import LOADER_FILES, allow_open_files
 from utils import read_checkpoint, trained_config
@@ -99,7 +106,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--batch-size', type=int, help='images per batch (default: as in the run, at most 128)')
     add('--num-workers', type=int, help='processes that load images (default: as in the run)')
     add('--maps', nargs='+', default=[], metavar='LABEL',
-        help='also write a figure per image with Grad-CAM of these labels to F_maps')  # fmt: skip
+        help='also write a figure per image to F_maps, with Grad-CAM of these labels, or with '
+        'the attention of the head MODEL.HEAD attention')  # fmt: skip
     add('--skip-bad', action='store_true', help='skip unusable images and list them')
     add('--device', type=_device, help='cpu, cuda or cuda:N (default: a GPU if there is one)')
     args = parser.parse_args(arguments)
@@ -160,7 +168,8 @@ def predict_images(args: argparse.Namespace) -> int:
     labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
     if unknown := set(args.maps) - set(labels):
         raise ValueError(f'--maps must be labels of {", ".join(labels)}; got {sorted(unknown)}')
-    if args.maps and model.saliency_layer() is None:
+    method = 'attention' if config.MODEL.HEAD == 'attention' else 'grad_cam'
+    if args.maps and lacks_maps(model, method):
         raise ValueError(f'--maps: {args.checkpoint} has {NO_MAPS}')
     data, workers = config.DATA, args.num_workers
     workers = min(data.NUM_WORKERS, os.cpu_count()) if workers is None else workers
@@ -189,7 +198,8 @@ def predict_images(args: argparse.Namespace) -> int:
         },
     )
     if args.maps:
-        write_figures(args, config, model, pd.DataFrame(probabilities, paths_used, labels))
+        table = pd.DataFrame(probabilities, paths_used, labels)
+        write_figures(args, config, model, table, method)
     for note in (note for note in loader.notes if note.startswith(SKIPPED)):
         print(note, file=sys.stderr)
     coloured = [paths[i] for i, note in enumerate(loader.notes) if note == COLOURED]
@@ -215,19 +225,30 @@ def figure_name(row: int, path: str) -> str:
 
 
 def write_figures(
-    args: argparse.Namespace, config: Config, model: nn.Module, probabilities: pd.DataFrame
+    args: argparse.Namespace,
+    config: Config,
+    model: nn.Module,
+    probabilities: pd.DataFrame,
+    method: str,
 ) -> None:
-    """Write a figure per image with Grad-CAM of the labels in --maps and all probabilities."""
+    """Write a figure per image with maps of the labels in --maps and all probabilities."""
     folder = maps_folder(args.output)
     view, device = EvalTransform(config), next(model.parameters()).device
     bar = tqdm(probabilities.iterrows(), 'maps', len(probabilities), unit='image', disable=None)
     for number, (path, row) in enumerate(bar, start=1):
         grey, image = read_view(view, load_image(path))
-        maps, cells = {}, map_cells(model, image.to(device))
+        image, maps = image.to(device), {}
         for label in args.maps:
-            found = label_maps(config, model, image.to(device), row.index.get_loc(label))
+            found = label_maps(config, model, image, row.index.get_loc(label), method=method)
             maps[label] = found[0].cpu().numpy()
-        plot_prediction(folder / figure_name(number, path), grey, maps, dict(row), cells=cells)
+        plot_prediction(
+            folder / figure_name(number, path),
+            grey,
+            maps,
+            dict(row),
+            cells=map_cells(model, image, method),
+            method=method,
+        )
     print(f'{len(probabilities)} figures in {folder}')
 
 

@@ -78,11 +78,11 @@ def test_maps_are_grad_cam_of_the_chosen_labels_and_a_figure_per_image(
 ):
     shown, draw = [], predict.script.plot_prediction
 
-    def record(path: Path, *parts: Any, cells: int) -> None:
+    def record(path: Path, *parts: Any, cells: int, method: str) -> None:
         shown.append((path, *parts))
-        assert cells == 8  # of the last stage of the Swin at 32 px
+        assert (cells, method) == (8, 'grad_cam')  # the last stage of the Swin at 32 px
         if len(shown) == 1:
-            draw(path, *parts, cells=cells)
+            draw(path, *parts, cells=cells, method=method)
 
     monkeypatch.setattr(predict.script, 'plot_prediction', record)
     images = sorted((phantom / 'valid').rglob('view1_frontal.jpg'))[:2]

@@ -5,6 +5,7 @@ import math
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from evaluation.cases import choose_cases
 from evaluation.saliency import (
     attention_rollout,
     grad_cam,
+    label_maps,
     lacks_maps,
     map_cells,
     plot_map,
@@ -115,6 +117,24 @@ def test_maps_have_the_deepest_grid_with_enough_cells(kind, size, cells):
         assert map_cells(model, random_images(1, size)) == cells
         maps = grad_cam(model, random_images(2, size), lambda outputs: outputs[:, 2])
         assert maps.shape == (2, size, size) and (maps.amax((1, 2)) == 1).any()
+
+
+@pytest.mark.parametrize('kind', ['swin', 'vit'])
+@pytest.mark.parametrize('outputs', [3, 9])
+def test_the_attention_of_a_head_is_shown_where_its_tokens_lie(kind, outputs):
+    model, images = build(kind, num_classes=outputs, head='attention').eval(), random_images(2)
+    config = SimpleNamespace(MODEL=SimpleNamespace(NUM_CLASSES=3))
+    found = label_maps(config, model, images, 1, method='attention')
+    with torch.no_grad():
+        tokens = model.forward_tokens(images)
+        attention, _ = model.head.attend(tokens)
+    output = {3: 1, 9: 4}[outputs]  # with three classes, the second one is positive
+    shares = attention[:, :, output].mean(dim=1).view(2, 1, 8, 8)
+    wanted = F.interpolate(shares, (SIZE, SIZE), mode='bilinear')[:, 0]
+    wanted /= wanted.amax(dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(found, wanted)
+    assert map_cells(model, images, 'attention') == 8 and not lacks_maps(model, 'attention')
+    assert lacks_maps(build('swin', img_size=8, head='attention'), 'attention')
 
 
 @pytest.mark.parametrize('kind', KINDS[1:])
