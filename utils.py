@@ -286,21 +286,26 @@ def same_entries(
 
 
 def load_moments(
-    saved: dict, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, source: str | Path
+    saved: dict,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    *,
+    name: str,
+    source: str | Path,
 ) -> None:
     """Load the optimizer's moments and the gradient scale from a resumable checkpoint.
 
-    The parameter groups keep the learning rates, weight decay and other options of the config. The
-    rest, such as LAMB's number of steps, comes from the checkpoint.
+    `name` is TRAIN.OPTIMIZER.NAME. The parameter groups keep the learning rates, weight decay and
+    other options of the config. The rest, such as LAMB's number of steps, comes from the checkpoint.
 
     Raises:
         ValueError: If the moments belong to another optimizer or to other parameters.
     """
-    name = flat_options(saved['config'])['TRAIN.OPTIMIZER.NAME'].lower()
-    if name != type(optimizer).__name__.lower():
+    old = flat_options(saved['config'])['TRAIN.OPTIMIZER.NAME'].lower()
+    if old != name.lower():
         raise ValueError(
-            f'{source} was trained with TRAIN.OPTIMIZER.NAME {name}, whose moments do not fit '
-            f'{type(optimizer).__name__}: start from its weights with --pretrained'
+            f'{source} was trained with TRAIN.OPTIMIZER.NAME {old}, whose moments do not fit '
+            f'{name.lower()}: start from its weights with --pretrained'
         )
     groups = optimizer.state_dict()['param_groups']
     before, now = (

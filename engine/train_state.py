@@ -170,7 +170,8 @@ class TrainState:
         self.source = source
         with name_damaged(source):
             load_model_state(self.module, saved['model'], source, logger)
-            load_moments(saved, self.optimizer, self.scaler, source)
+            name = config.TRAIN.OPTIMIZER.NAME
+            load_moments(saved, self.optimizer, self.scaler, name=name, source=source)
             self.best_score = saved['best_score']
             progress = dict(saved['progress'])
             self.skipped.count = progress.pop('num_skipped', 0)

@@ -61,7 +61,12 @@ def test_files_of_the_project_that_a_page_names_exist(path) -> None:
     [
         ('A mask type with a fixed ratio', 'data.masking', 'MASKS'),
         ('A head of two convolutions', 'models.simmim', 'HEADS'),
+        ('A prediction target', 'models.simmim', 'TARGETS'),
+        ('A head of the classifier', 'models.classifier_heads', 'CLASSIFIER_HEADS'),
         ('A label policy', 'data.labels', 'POLICIES'),
+        ('An optimizer', 'optimizer', 'OPTIMIZERS'),
+        ('A schedule', 'lr_scheduler', 'SCHEDULES'),
+        ('A logger', 'logger', 'WRITERS'),
         ('A metric', 'evaluation.metrics', 'METRICS'),
     ],
 )
@@ -70,7 +75,7 @@ def test_examples_of_new_parts_register_a_part(heading, module, registry, monkey
     code = page.split(f'## {heading}\n')[1].split('```')[1].removeprefix('python\n')
     names = vars(import_module(module))
     if key := getattr(names[registry], 'key', None):  # its option declares the name
-        name = re.search(r"register\w*\('(\w+)'\)", code)[1]
+        name = re.search(r"register\w*\('(\w+)'", code)[1]
         declared = replace(OPTIONS[key], one_of=(*OPTIONS[key].one_of, name))
         monkeypatch.setitem(OPTIONS, key, declared)
     before = set(names[registry])

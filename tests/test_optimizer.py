@@ -153,7 +153,7 @@ def test_an_optimizer_names_its_moments_and_resumes_exactly(name):
     others, resumed = in_two_groups(name)
     for parameter, other in zip(parameters, others, strict=True):
         other.data.copy_(parameter.data)
-    load_moments(saved, resumed, torch.amp.GradScaler(enabled=False), 'file')
+    load_moments(saved, resumed, torch.amp.GradScaler(enabled=False), name=name, source='file')
     for which, of in ((optimizer, parameters), (resumed, others)):
         step_with(which, of, 1.0)
     assert all(map(torch.equal, parameters, others))
