@@ -296,7 +296,7 @@ def load_moments(
     """Load the optimizer's moments and the gradient scale from a resumable checkpoint.
 
     `name` is TRAIN.OPTIMIZER.NAME. The parameter groups keep the learning rates, weight decay and
-    other options of the config. The rest, such as LAMB's number of steps, comes from the checkpoint.
+    other options of the config. The rest, such as LAMB's number of steps, is the checkpoint's.
 
     Raises:
         ValueError: If the moments belong to another optimizer or to other parameters.
