@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from config import Config
 from data import Loaders
 from data.datasets import DATASETS
-from data.labels import used_policies
+from data.labels import task_labels, used_policies
 from data.layouts import open_layout
 from data.sources import source_configs
 from data.store import STORE_FILE, is_store, place_of
@@ -26,8 +28,9 @@ def describe_data(config: Config, loaders: Loaders) -> dict[str, Any]:
 
     Returns:
         `fingerprint`, the SHA-256 of everything; `files`, the SHA-256 of each table and layout;
-        `images`, the number of different images. With DATA.SOURCES, file names begin with the
-        name of the source.
+        `images`, the number of different images; in fine-tuning, `training`, the number of training
+        images with the `positives` and `negatives` of each label. With DATA.SOURCES, file names
+        begin with the name of the source.
     """
     datasets = [loader.dataset for loader in loaders if loader is not None]
     tables, names = {}, set()
@@ -42,7 +45,23 @@ def describe_data(config: Config, loaders: Loaders) -> dict[str, Any]:
     total = hashlib.sha256(json.dumps(files).encode())
     for image in images:
         total.update(b'\0' + image)
-    return {'fingerprint': total.hexdigest(), 'files': files, 'images': len(images)}
+    described = {'fingerprint': total.hexdigest(), 'files': files, 'images': len(images)}
+    learned = loaders.train or loaders.plain
+    targets = None if learned is None else getattr(learned.dataset, 'targets', None)
+    if targets is not None:
+        described['training'] = _count_targets(config, targets)
+    return described
+
+
+def _count_targets(config: Config, targets: np.ndarray) -> dict[str, Any]:
+    """Count training images, and their positive (from 0.5 to 1) and negative targets by label."""
+    labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
+    sides = {'positives': (targets >= 0.5) & (targets <= 1), 'negatives': targets < 0.5}
+    counts = {
+        name: dict(zip(labels, side.sum(axis=0).tolist(), strict=True))
+        for name, side in sides.items()
+    }
+    return {'images': len(targets), **counts}
 
 
 def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterator[tuple[str, Path]]:

@@ -330,7 +330,9 @@ def _entry(folder: Path | None, section: str, split: str = '') -> dict[str, Any]
         figures |= selection_figures(folder, figures['checkpoint'])
     record = read_record(folder) or {}
     provenance = {'code': record.get('code'), 'tables': files_read(record)}
-    return {'state': 'finished', 'figures': figures, 'provenance': provenance}
+    entry = {'state': 'finished', 'figures': figures, 'provenance': provenance}
+    training = (record.get('data') or {}).get('training')
+    return entry | ({'training': training} if training else {})
 
 
 def _reference_config(sweep: Sweep, seeds: Sequence[int], output: str | Path) -> Config | None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from data.reading import TRAINING_LABELS
 from evaluation.footnotes import Footnotes
-from evaluation.metrics import METRICS
+from evaluation.metrics import METRICS, labels_with_few_cases
 from sweeps.comparison import ENDS, MEANS, SIGNIFICANT, is_compared
 from sweeps.files import PIXELS, subset_size
 from sweeps.tables import (
@@ -111,6 +111,7 @@ def notes(collected: Collected) -> list[str]:
     """Return the notes below a table, one paragraph each."""
     found = [
         *_score_notes(collected),
+        *_training_notes(collected),
         *_l1_notes(collected),
         *_selection_notes(collected),
         'Mean ± standard deviation over the finished seeds. Differences are paired by seed, with '
@@ -240,6 +241,28 @@ def _score_notes(collected: Collected) -> Iterator[str]:
         missing = f' Labels without both classes: {", ".join(undefined)}.' if undefined else ''
         about = f' {INTERNAL}' if 'on internal' in kind else ''
         yield f'{kind}. Higher is better.{missing}{about}'
+
+
+def _training_notes(collected: Collected) -> Iterator[str]:
+    """Yield the numbers of training images, with the labels of which they have few cases."""
+    parts = []
+    for subset in dict.fromkeys(row['subset'] for row in collected['rows']):
+        rows = [row for row in distinct_rows(collected) if row['subset'] == subset]
+        runs = [entry['finetune'] or {} for row in rows for entry in row['seeds']]
+        known = [run['training'] for run in runs if 'training' in run]  # not in older files
+        if known:
+            numbers = sorted({counts['images'] for counts in known})
+            images = ' to '.join(f'{number:,}' for number in (numbers[0], numbers[-1]))
+            images = images if len(numbers) > 1 else f'{numbers[0]:,}'
+            few = labels_with_few_cases(min(known, key=lambda counts: counts['images']))
+            named = ', '.join(f'{label} {number}' for label, number in few.items())
+            title = f'{subset_title(collected, subset)}: ' if subset else ''
+            parts.append(title + images + (f' (few cases: {named})' if named else ''))
+    if parts:
+        yield (
+            f'Labelled training images: {"; ".join(parts)}. With few cases, the draw and the seed '
+            'decide more than the method.'
+        )
 
 
 def _selection_notes(collected: Collected) -> Iterator[str]:

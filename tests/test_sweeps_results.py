@@ -22,6 +22,7 @@ from sweep_runs import (
 from data.labels import COMPETITION_LABELS, LABELS
 from evaluation.compare import bootstrap_p, holm
 from evaluation.intervals import Resamples
+from sweeps import sweep_table
 from sweeps.comparison import SIGNIFICANT, enough_resamples, verdict
 from sweeps.files import ROOT, expected_config, load_sweep, run_folder
 from sweeps.results import BOOTSTRAP_SEED, collect, read_collected, save_collected
@@ -173,6 +174,27 @@ def test_unfinished_and_missing_runs_are_listed(tmp_path):
     ]  # fmt: skip
     assert row['compared'] == {} and row['problem']
     assert any('0.1' in note and 'seed 1' in note for note in notes(collected))
+
+
+def test_a_note_states_the_training_images_of_each_share_and_marks_few_cases(tmp_path):
+    def runs(subset, counts):
+        training = [
+            {'images': n, 'positives': {'Edema': few}, 'negatives': {'Edema': n - few}}
+            for n, few in counts
+        ]
+        seeds = [{'finetune': {'training': each}} for each in training]
+        older = {'finetune': {'state': 'finished'}}  # of a file without counts
+        return {
+            'name': f'a_{subset}',
+            'subset': subset,
+            'seeds': [*seeds, older, {'finetune': None}],
+        }
+
+    rows = [runs('0.01', [(14, 3), (12, 1)]), runs('1', [(718, 90)]), runs('0.5', [])]
+    collected = {'subsets': 'shares', 'rows': rows}
+    (note,) = sweep_table._training_notes(collected)
+    assert '1 %: 12 to 14 (few cases: Edema 1 positive)' in note
+    assert '100 %: 718.' in note and '50 %' not in note
 
 
 def test_rows_are_compared_with_the_best_of_the_rows_they_name(tmp_path):
