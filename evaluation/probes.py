@@ -9,6 +9,8 @@ The features are the mean over the tokens of the last stage, which discards wher
 attentive probe (`evaluation.attentive`) takes all tokens.
 """
 
+import math
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,6 +41,7 @@ from utils import load_pretrained
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100, 200, 500, 1000)
 PLAIN_NUM_NEIGHBOURS = 50  # for labels that a cross-validation cannot tune
 KNN_TEMPERATURE = 0.07  # Wu et al. 2018, arXiv:1805.01978
+EXCHANGED = 1024  # images whose features the processes exchange at a time
 QUERIES = 256  # number of images that are compared with all training images at a time
 
 
@@ -103,12 +106,14 @@ def extract_features(
     """Compute the features [N, F] of each image, in order, on every rank; or its tokens [N, L, F].
 
     Raises:
-        ValueError: If a feature is not finite. The message names the first such image.
+        ValueError: If a feature is not finite; the message names the first such image. Also if the
+            tokens do not fit into the memory.
     """
     model.eval()
     dataset, compute, shape = loader.dataset, model.forward_features, (model.num_features,)
     if tokens:
         compute, shape = model.forward_tokens, (model.output_side**2, model.num_features)
+        _check_memory(4 * len(dataset) * math.prod(shape))
     features = np.zeros((len(dataset), *shape), np.float32)
     for images, _, index in loader:
         (view,) = views_of(images, run.device)
@@ -116,10 +121,22 @@ def extract_features(
             values = compute(view).float().cpu().numpy()
         features[index.cpu().numpy()] = values
     if distributed.world_size() > 1:  # each row is computed by one rank and is 0 on the others
-        total = distributed.all_reduce_sum(torch.from_numpy(features).to(run.device))
-        features = total.cpu().numpy()
+        for start in range(0, len(features), EXCHANGED):
+            part = torch.from_numpy(features[start : start + EXCHANGED])
+            part.copy_(distributed.all_reduce_sum(part.to(run.device)))
     require_finite(features, dataset)
     return features
+
+
+def _check_memory(needed: int) -> None:
+    """Raise a ValueError if the tokens of all images would fill most of the machine's memory."""
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    if needed * int(os.environ.get('LOCAL_WORLD_SIZE', '1')) > memory / 2:
+        raise ValueError(
+            f'FINETUNE.MODE attentive_probe keeps {needed / 1e9:.1f} GB of tokens in memory per '
+            f'process, and this machine has {memory / 1e9:.1f} GB: use fewer labelled images '
+            '(DATA.TRAIN_IMAGES), or FINETUNE.MODE last_layer with MODEL.HEAD attention'
+        )
 
 
 def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module, dict[str, float]]:

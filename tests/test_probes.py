@@ -145,6 +145,14 @@ def test_an_attention_head_finds_what_the_mean_of_the_tokens_hides(monkeypatch) 
     assert all(map(torch.equal, head.parameters(), again.parameters()))
 
 
+def test_tokens_that_would_fill_the_memory_are_refused(phantom, tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(probes.os, 'sysconf', lambda name: 100)
+    section = {'MODE': 'attentive_probe'}
+    model = SWIN | {'HEAD': 'attention'}
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', model, FINETUNE=section)
+    refused('finetune', arguments(cfg, phantom, tmp_path / 'o'), 'attentive_probe', 'TRAIN_IMAGES')
+
+
 def shaded_images(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw images [N, 1024] with noise that are brighter on the left if the label is 1."""
     rng = np.random.default_rng(seed)
