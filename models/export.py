@@ -336,6 +336,9 @@ def _by_encoder(source: Source, target: str, builders: dict[str, Callable]) -> A
         raise ValueError(
             f'--to {target}: MODEL.TYPE must be one of {list(builders)}, got {kind!r}; {ANY_MODEL}'
         )
+    head = source.config.MODEL.HEAD
+    if source.outputs and head != 'linear':
+        raise ValueError(f"--to {target}: MODEL.HEAD must be 'linear', got {head!r}; {ANY_MODEL}")
     for key, plain in PLAIN_SWIN.items() if kind == 'swin' else ():
         if options[key] != plain:
             raise ValueError(

@@ -262,6 +262,7 @@ def test_a_failed_export_leaves_the_old_one(tmp_path, monkeypatch):
         ('timm', swin(APE=True), {}, 'MODEL.SWIN.APE'),
         ('huggingface', swin(WINDOW_SIZE=16), {}, 'MODEL.SWIN.WINDOW_SIZE'),
         ('huggingface', SWIN, {'UNCERTAIN': 'multiclass'}, 'DATA.UNCERTAIN'),
+        ('timm', VIT | {'HEAD': 'attention'}, {}, 'MODEL.HEAD'),
     ],
 )
 def test_an_unsupported_model_raises_an_error(target, model, data, part, tmp_path):
