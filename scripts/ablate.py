@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.run_record import is_finished
 from sweeps.budget import describe_budget, describe_time, epochs_for
+from sweeps.comparison import is_compared
 from sweeps.files import (
     ROOT,
     SECTIONS,
@@ -44,7 +45,7 @@ from sweeps.files import (
 from sweeps.plots import plot_curves, plot_labels, plot_losses, plot_masks, plot_subsets, plot_sweep
 from sweeps.power import count_cases, describe_power
 from sweeps.results import collect, read_collected, save_collected
-from sweeps.run_scores import SPLITS, is_compared
+from sweeps.run_scores import SPLITS
 from sweeps.runner import LOGS, Runner, folder_state, progress, state_of
 from sweeps.sweep_table import (
     known_scores,
