@@ -160,7 +160,7 @@ def finetune(
     final.score('last', [model])
     source, best = checkpoint_name(config.TRAIN.EPOCHS - 1), run.folder / BEST_CHECKPOINT
     saved = read_checkpoint(best) if best.exists() else {}
-    # Otherwise the file belongs to epochs that were discarded when the run resumed.
+    # A file with another score is of epochs that were discarded when the run resumed.
     if saved.get('best_score') == state.best_score:
         load_model_state(model, saved['model'], str(best), logger)
         final.score(

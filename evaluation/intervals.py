@@ -115,9 +115,9 @@ def components(probabilities: np.ndarray, targets: np.ndarray) -> tuple[np.ndarr
     probabilities = probabilities.astype(np.float64)  # SciPy 1.18 ranks float32 in float32
     positive, negative = probabilities[targets == 1], probabilities[targets == 0]
     ranks = rankdata(np.concatenate([positive, negative]))  # midranks
-    wins = ranks[: positive.size] - rankdata(positive)
-    losses = positive.size - (ranks[positive.size :] - rankdata(negative))
-    return wins, losses
+    below = ranks[: positive.size] - rankdata(positive)
+    above = positive.size - (ranks[positive.size :] - rankdata(negative))
+    return below, above
 
 
 def variance_of_mean(wins: np.ndarray, losses: np.ndarray) -> float:

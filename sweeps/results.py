@@ -190,7 +190,8 @@ def _long_table(
     """Return the scores of all runs, and row -> seed -> reason for runs without resamples."""
     table, problems = ({name: {} for name in rows} for _ in range(2))
     patients: dict[str, ScoredPatients] = {}  # rows with the same cases share labels and resamples
-    for name in dict.fromkeys(name for pair in pairs for name in reversed(pair) if name):
+    names = [name for row, against in pairs for name in (against, row)]
+    for name in dict.fromkeys(filter(None, names)):
         for seed, run in rows[name].items():
             first = next(iter(rows[name].values()))
             cases = str([first.figures[key] for key in PROTOCOL])
