@@ -139,7 +139,7 @@ class WeightsAndBiases(Writer):
         self.run = wandb.init(
             id=path.read_text('utf-8'),
             resume='allow',
-            dir=folder,
+            dir=str(folder),
             name=f'{config.MODEL.NAME}/{config.TAG}',
             config=load_yaml(config_text(config)),
             settings=wandb.Settings(console='off'),
