@@ -167,11 +167,18 @@ _C.DATA.IMAGE_SUFFIX = Own(
 _C.DATA.VIEWS = Own('frontal', "Views to train on: 'frontal', 'lateral' or 'all'.", one_of=VIEWS)
 _C.DATA.TASK = Own(
     'observations',
-    "Task of fine-tuning, such as 'observations' for all 14 labels.",
-    one_of=('observations', 'any_finding', 'effusion'),
+    "What fine-tuning learns: 'observations': each label on its own; 'any_finding' and 'effusion': "
+    "one finding against No Finding; 'single_label': the class of an image; 'regression': numbers.",
+    one_of=('observations', 'any_finding', 'effusion', 'single_label', 'regression'),
 )
 _C.DATA.LABELS = Own(
-    [], "Columns of the CSV files that are the labels of 'observations'; []: all 14."
+    [],
+    "Columns of the CSV files that are the labels of 'observations' ([]: all 14), the classes of "
+    "'single_label', or the numbers of 'regression' ('Age': the age of the patients).",
+)
+_C.DATA.LABEL_COLUMN = Own(
+    '',
+    "'single_label': column with the name of the class of each row; '': the classes have columns.",
 )
 _C.DATA.UNCERTAIN = Own(
     'ones',
@@ -677,8 +684,13 @@ _C.EVAL.AGE_BANDS = Own(
 _C.LOSS = Section()
 _C.LOSS.NAME = Own(
     'bce',
-    "Loss of fine-tuning, such as 'bce'.",
-    one_of=('bce', 'weighted_bce', 'focal', 'asymmetric'),
+    "Loss of fine-tuning. 'bce' to 'asymmetric' are for labels learned on their own; the next two "
+    "are for 'single_label' (default 'cross_entropy'), and 'l1' and 'l2' are for 'regression' "
+    "(default 'l1').",
+    one_of=(
+        *('bce', 'weighted_bce', 'focal', 'asymmetric'),
+        *('cross_entropy', 'weighted_cross_entropy', 'l1', 'l2'),
+    ),
 )
 _C.LOSS.GAMMA = Own(2.0, "'focal': exponent.", within='[0, inf)')
 _C.LOSS.ALPHA = Own(
@@ -915,19 +927,21 @@ def get_config(args: argparse.Namespace) -> Config:
         if value is not None:
             put(config, key, value, '--' + flag.replace('_', '-'))
     stage = getattr(args, 'stage', None)
-    count_classes(config, stage)
+    fit_to_task(config, stage)
     check_config(config, stage)
     config.freeze()
     return config
 
 
-def count_classes(config: Config, stage: str | None) -> None:
-    """Set MODEL.NUM_CLASSES of a fine-tuning run to the number of labels, unless it was set."""
-    tasks = REGISTRIES.get('DATA.TASK', {})
-    is_default = config.MODEL.NUM_CLASSES == _DEFAULTS.MODEL.NUM_CLASSES
-    if stage == 'finetune' and is_default and config.DATA.TASK in tasks:
-        labels = config.DATA.LABELS or tasks[config.DATA.TASK].labels
-        config.MODEL.NUM_CLASSES = len(labels)
+def fit_to_task(config: Config, stage: str | None) -> None:
+    """Set MODEL.NUM_CLASSES and LOSS.NAME of a fine-tuning run by its task, unless they are set."""
+    task = REGISTRIES.get('DATA.TASK', {}).get(config.DATA.TASK)
+    if stage != 'finetune' or task is None:
+        return
+    if config.MODEL.NUM_CLASSES == _DEFAULTS.MODEL.NUM_CLASSES:
+        config.MODEL.NUM_CLASSES = len(task(names=tuple(config.DATA.LABELS)).labels)
+    if config.LOSS.NAME == _DEFAULTS.LOSS.NAME:
+        config.LOSS.NAME = task.losses[0]
 
 
 def build_parser(stage: str) -> argparse.ArgumentParser:

@@ -19,21 +19,16 @@ from torch.utils.data import DataLoader
 
 from data import Loaders, build_loader
 from data.fingerprint import describe_data
-from data.labels import used_policies
+from data.tasks import NUMBERS, task_of
 from engine.launch import launch
 from engine.loop import LossFunction, fit
 from engine.run_record import Run
 from engine.stage import run_stage
+from evaluation.families import family_of, score
 from evaluation.inference import load_classifier, predict
-from evaluation.metrics import (
-    FEW_CASES,
-    describe_scores,
-    labels_with_few_cases,
-    selecting_labels,
-    selection_score,
-)
+from evaluation.metrics import FEW_CASES
 from evaluation.probes import build_probe, freeze_encoder
-from evaluation.run_report import FinalScores, check_scoring, score
+from evaluation.run_report import FinalScores, check_scoring
 from logger import DETAIL
 from models import build_model
 from models.losses import build_label_loss
@@ -49,9 +44,7 @@ def label_loss(run: Run, loader: DataLoader) -> LossFunction:
     With FINETUNE.MODE 'last_layer' it keeps the model in evaluation mode, so that the frozen
     encoder applies neither dropout nor drop path.
     """
-    targets = loader.dataset.targets
-    multiclass = np.array([policy.third_class for policy in used_policies(run.config)], bool)
-    loss_fn = build_label_loss(run.config, targets, multiclass=multiclass)
+    loss_fn = build_label_loss(run.config, loader.dataset.targets)
     is_frozen = run.config.FINETUNE.MODE == 'last_layer'
     ratio = run.config.FINETUNE.MASK_RATIO
     num_patches = (run.config.DATA.IMG_SIZE // run.config.MODEL.VIT.PATCH_SIZE) ** 2
@@ -72,7 +65,8 @@ class Selection:
     Attributes:
         split: Split that is scored, 'holdout' or 'valid'.
         loader: Loader of the split; None if no patients are held out.
-        labels: Labels whose mean AUROC is the score, see `selecting_labels`.
+        family: Metrics of the task.
+        labels: Labels whose mean is the score, see `Family.selecting`.
         name: What the selecting score is, such as 'holdout mean AUROC of 3 labels'. It is '' if the
             last epoch is used.
         about: What selects the epoch, in one sentence.
@@ -82,14 +76,14 @@ class Selection:
     def __init__(self, config: Config, loaders: Loaders) -> None:
         chosen = selecting_split(config, len((loaders.train or loaders.plain).dataset))
         self.split = 'holdout' if chosen == 'last' else chosen
-        self.loader = getattr(loaders, self.split)
+        self.loader, self.family = getattr(loaders, self.split), family_of(config)
         self.labels, self.name, self.warning = (), '', ''
         if self.loader is not None:
             targets = self.loader.dataset.targets
             counts = score(config, np.zeros(targets.shape, np.float32), self.loader)
-            self.labels = selecting_labels(counts, config.EVAL.SELECT)
+            self.labels = self.family.selecting(counts, config.EVAL.SELECT)
             selects = chosen != 'last' and config.FINETUNE.MODE not in PROBES
-            self.warning = self._warn(labels_with_few_cases(counts), selects)
+            self.warning = self._warn(self.family.few(counts), selects)
         if config.FINETUNE.MODE in PROBES:
             self.about = 'a probe has no epochs'
         elif chosen == 'last':
@@ -97,32 +91,36 @@ class Selection:
         elif not self.labels:
             self.about = f'no label has enough cases in {self.split}: the last epoch is used'
         else:
-            several = f'mean AUROC of {len(self.labels)} labels'
-            score_name = several if len(self.labels) > 1 else f'AUROC of {self.labels[0]}'
+            measure = self.family.measure
+            several = f'mean {measure} of {len(self.labels)} labels'
+            score_name = several if len(self.labels) > 1 else f'{measure} of {self.labels[0]}'
             self.name = f'{self.split} {score_name}'
             self.about = f'the {self.name} selects the epoch'
 
     def _warn(self, few: Mapping[str, str], selects: bool) -> str:
         if not few:
             return ''
-        effect = 'Such labels do not select an epoch, and their' if selects else 'Their'
+        effects = ['do not select an epoch'] if selects else []
+        if self.family.has_thresholds:
+            effects.append('have no reliable threshold')
+        named = ', '.join(f'{label} ({number})' for label, number in few.items())
+        about = f' Such labels {" and ".join(effects)}.' if effects else ''
         return (
-            f'{self.split} has fewer than {FEW_CASES} cases of one class: '
-            f'{", ".join(f"{label} ({number})" for label, number in few.items())}. {effect} '
-            'thresholds are not reliable. DATA.HOLDOUT_FRACTION holds out more patients'
+            f'{self.split} has fewer than {FEW_CASES} {self.family.unit}: {named}.{about} '
+            'DATA.HOLDOUT_FRACTION holds out more patients'
         )
 
     def __call__(self, run: Run, model: nn.Module, epoch: int) -> dict[str, Any]:
         if self.loader is None:
             return {}
-        logits = predict(run.config, run.device, model, self.loader)
-        scores = score(run.config, logits, self.loader)
-        line = f'{self.split}: {describe_scores(scores)}'
+        values = predict(run.config, run.device, model, self.loader)
+        scores = score(run.config, values, self.loader)
+        line = f'{self.split}: {self.family.describe(scores)}'
         run.logger.info(line, extra=DETAIL if epoch >= 0 else None)
-        keys = ('loss', 'mean_of_five', 'mean_of_defined', 'auroc')
-        values = {f'{self.split}_{key}': scores[key] for key in keys if key in scores}
-        rule = run.config.EVAL.SELECT
-        return values | ({'score': selection_score(scores, rule)} if self.labels else {})
+        keys = [key for key in ('loss', *self.family.logged) if key in scores]
+        selecting = self.family.select(scores, run.config.EVAL.SELECT) if self.labels else None
+        found = {f'{self.split}_{key}': scores[key] for key in keys}
+        return found | ({} if selecting is None else {'score': selecting})
 
 
 def evaluate(run: Run, loaders: Loaders) -> None:
@@ -190,6 +188,8 @@ def main(run: Run) -> int:
         model = build_model(config, is_pretrain=False).to(run.device)
         if config.FINETUNE.MODE == 'last_layer':
             freeze_encoder(model)
+        if loaders.train is not None and task_of(config).kind == NUMBERS:
+            model.head.set_units(loaders.train.dataset.targets)
         return model, None if is_probe else label_loss(run, loaders.train)
 
     def train(model: nn.Module, loss_fn: LossFunction | None) -> None:

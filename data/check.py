@@ -22,12 +22,13 @@ from tqdm import tqdm
 from config import Config
 from data.datasets import DATASETS
 from data.images import COLOUR_LEVELS, colour_difference, load_image
-from data.labels import label_columns, scored_targets
+from data.labels import evaluation_targets
 from data.packing import start_worker
 from data.records import Folder, Records, open_images
 from data.sources import source_configs
 from data.store import Store
 from data.table import Fault
+from data.tasks import CLASSES, NUMBERS, task_of
 from system.files import allow_open_files
 
 LOOKS = ['file', 'split', 'patient', 'digest', 'thumbnail']  # columns of `Checked.looks`
@@ -193,8 +194,9 @@ def check_data(
     Splits in `optional` may be absent. Labels are only read if `labelled` is set.
     """
     root, dataset, splits = Path(config.DATA.DATA_PATH), DATASETS[config.DATA.DATASET], {}
+    task = task_of(config)
     options = {'look_up': 'all', 'on_fault': findings.add}
-    options['labels'] = label_columns(config.DATA.LABELS) if labelled else ()
+    options['labels'] = task.columns if labelled else ()
     for split in ('train', 'valid', 'test'):
         try:
             records = dataset.read(config, root, split, optional=split in optional, **options)
@@ -203,8 +205,13 @@ def check_data(
             continue
         if records is not None and len(records):
             splits[split] = records
-            if dataset.labelled and labelled:
+            if dataset.labelled and labelled and task.kind != NUMBERS:
                 _check_labels(split, records, findings, blank=config.DATA.BLANK)
+            if dataset.labelled and labelled and task.kind == CLASSES:
+                try:
+                    task.scored(records)
+                except ValueError as error:
+                    findings.add(Fault('several classes', str(error)))
     if not splits:
         return Checked({}, 0, 0.0, pd.DataFrame(columns=LOOKS))
     images = open_images(root)
@@ -264,7 +271,7 @@ def _check_labels(split: str, records: Records, findings: Findings, *, blank: st
     """Report labels with one class only, and studies whose images have different labels."""
     csv_file = str(records.root / records.csv)
     names = records.label_names
-    targets = scored_targets(records.labels, task='observations', blank=blank, names=names)
+    targets = evaluation_targets(records.labels, blank, names)
     for name, value in (('positive', 1), ('negative', 0)):
         lacking = [names[k] for k in np.flatnonzero(~(targets == value).any(axis=0))]
         if lacking:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from config import Config
 from data.datasets import register_dataset
-from data.labels import LABELS
+from data.labels import LABELS, MARKS, Cells
 from data.names import IMAGE_SUFFIXES, PATIENT_PART, STUDY
 from data.records import (
     DESCRIPTION,
@@ -25,6 +25,7 @@ from data.records import (
 )
 from data.store import STORE_FILE, Store
 from data.table import KEYS, Fault, OnFault, Table, refuse
+from data.tasks import task_of
 
 SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of these holds images to be scored
 SAMPLE_PATHS = 100  # number of paths that decide how paths become files
@@ -36,6 +37,7 @@ def read_csv(
     *,
     image_suffix: str = '',
     labels: Sequence[str] = LABELS,
+    cells: Cells = MARKS,
     logger: logging.Logger | None = None,
     look_up: str = 'first',
     on_fault: OnFault = refuse,
@@ -50,7 +52,8 @@ def read_csv(
         data_path: Folder of the CSV file and the images, or a packed store of this folder.
         csv_name: Name of the CSV file in `data_path`.
         image_suffix: Suffix that replaces the suffix of the paths, such as '.png'; '' keeps it.
-        labels: Columns of the labels; may be empty.
+        labels: Names of the labels; may be empty.
+        cells: How the table states the labels.
         logger: Logger for the number of images.
         look_up: Images that must exist: 'first', 'all' (always the case in a store), or 'none'.
         on_fault: Function that receives each fault; by default the first fault raises a ValueError.
@@ -60,7 +63,7 @@ def read_csv(
     if not any(root.glob('*.csv')):
         hint += '; to pre-train on images without a CSV file, set DATA.DATASET folder'
     table = Table(root / csv_name, on_fault, hint)
-    table.require(KEYS, labels=labels)
+    table.require(KEYS, labels=[cells.column] if labels and cells.column else labels)
     key, images = table.key, open_images(root, on_fault)
     inside = [not {'', '.', '..'} & set(path.split('/')) for path in table[key]]
     problem = 'must be a relative path without ..'
@@ -71,7 +74,7 @@ def read_csv(
     table.keep_first(key, 'duplicate path', table['file'])
     if key == 'Study':
         _add_images(table, images, image_suffix)
-    records = records_of(table, labels)
+    records = records_of(table, labels, cells)
     problem = 'has neither a view nor a name like view1_frontal.jpg'
     table.check(key, records.view != '', 'value of the view', problem)
     if key == 'Study':
@@ -146,6 +149,7 @@ def _read_chexpert(
         if split == 'valid' and (logger := options.get('logger')):
             logger.warning(f'{csv_name} does not exist, so only test is scored')
         return None
+    options['cells'] = task_of(config).cells
     return read_csv(root, csv_name, image_suffix=config.DATA.IMAGE_SUFFIX, **options)
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from config import PROBES, Config
 from data import Loaders
 from data.groups import group_columns
-from data.labels import count_uncertain, scored_targets, task_labels, used_policies
+from data.labels import count_uncertain
 from data.loader import XrayDataset, bad_images, inverse_frequency_weights, make_loader
 from data.names import row_names
 from data.predictions import Predictions, look_up, read_predictions
@@ -20,12 +20,12 @@ from data.reading import may_be_absent, read_split
 from data.records import Records, select_views
 from data.splits import (
     describe_subset,
-    learned_targets,
     split_patients,
     training_records,
     unlabelled_records,
 )
 from data.table import Fault, refuse
+from data.tasks import NUMBERS, task_of
 from data.transforms import EvalTransform, TrainTransform
 
 
@@ -47,8 +47,8 @@ def build_loader_finetune(config: Config, logger: logging.Logger) -> Loaders:
                 parts[split] = _eval_loader(config, split, records, logger)
     valid, test = (_scored_loader(config, split, logger) for split in ('valid', 'test'))
     loaders = Loaders(valid=valid, test=test, **parts)
-    labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
-    _warn_of_one_class(logger, loaders, labels)
+    if task_of(config).kind != NUMBERS:
+        _warn_of_one_class(logger, loaders, task_of(config).labels)
     return loaders
 
 
@@ -83,11 +83,11 @@ def _training_loaders(
 
 
 def _training_targets(config: Config, records: Records) -> np.ndarray:  # [N, K]
-    data, predictions = config.DATA, None
-    if any(policy.needs_predictions for policy in used_policies(config)):
+    data, task, predictions = config.DATA, task_of(config), None
+    if task.needs_predictions:
         file = read_predictions(data.SELF_TRAIN_PREDICTIONS, task=data.TASK, labels=data.LABELS)
         predictions = look_up(file, records.path, records.label_names).astype(np.float32)
-    return learned_targets(config, records, predictions)
+    return task.learned(records, predictions)
 
 
 def _scored_loader(config: Config, split: str, logger: logging.Logger) -> DataLoader | None:
@@ -103,12 +103,15 @@ def _eval_loader(
     config: Config, split: str, records: Records, logger: logging.Logger
 ) -> DataLoader:
     records = select_views(records, config.EVAL.VIEWS or config.DATA.VIEWS)
-    task = config.DATA.TASK
-    names = records.label_names
-    targets = scored_targets(records.labels, task=task, blank=config.DATA.BLANK, names=names)
-    uncertain = count_uncertain(records.labels, names) if task == 'observations' else {}
-    named = ', '.join(f'{label} {count}' for label, count in uncertain.items())
-    _log_split(logger, split, records, f'uncertain and left out: {named}' if named else '')
+    task = task_of(config)
+    targets, remark = task.scored(records), ''
+    if task.has_policies:
+        uncertain = count_uncertain(records.labels, records.label_names)
+        named = ', '.join(f'{label} {count}' for label, count in uncertain.items())
+        remark = f'uncertain and left out: {named}' if named else ''
+    elif unknown := np.isnan(targets).all(axis=1).sum():
+        remark = f'{unknown} images without a target are left out'
+    _log_split(logger, split, records, remark)
     dataset = XrayDataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
     return make_loader(dataset, config, shuffle=False)
 
@@ -156,7 +159,8 @@ def _read_pseudo_labels(config: Config, records: Records) -> tuple[Records, np.n
             between 0 and 1.
     """
     data, file = config.DATA, config.DATA.PSEUDO_LABELS
-    labels = task_labels(data.TASK, data.LABELS)
+    task = task_of(config)
+    labels = task.labels
     predictions = read_predictions(file, task=data.TASK, allow_empty=True, labels=labels)
     unlabelled = unlabelled_records(config, records)
     own, wanted = row_names(predictions.names), row_names(unlabelled.path, predictions.key)
@@ -167,8 +171,7 @@ def _read_pseudo_labels(config: Config, records: Records) -> tuple[Records, np.n
         'patient outside the subset of DATA.TRAIN_FRACTION or DATA.TRAIN_IMAGES',
     )
     values = predictions.probabilities
-    pairs = zip(labels, used_policies(config), strict=False)  # a binary task has no policies
-    third_class = [label for label, policy in pairs if policy.third_class]
+    third_class = np.array(labels)[task.third_class]
     soft = np.isin(predictions.labels, third_class) & (values > 0) & (values < 1)
     for k, label in enumerate(predictions.labels):
         problem = f'{label} must be 0, 1 or empty, because uncertain is a third class'

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from config import Config
+from config import Config, require
 from data.chexpert import csv_names
 from data.datasets import DATASETS
 from data.groups import group_columns, standard_groups
@@ -21,13 +21,10 @@ from data.labels import (
     POSITIVE,
     UNCERTAIN,
     UNCERTAIN_CLASS,
-    find_task,
-    label_columns,
-    label_policies,
-    task_labels,
 )
 from data.records import Records, select_views
-from data.splits import learned_targets, split_holdout, training_records
+from data.splits import split_holdout, training_records
+from data.tasks import NUMBERS, task_of
 from system.files import replace_files
 
 # Kinds of cells of the CSV file, with colours by Okabe and Ito for colour-blind readers.
@@ -138,16 +135,15 @@ def count_ages(records: Records) -> pd.DataFrame:
 
 def count_targets(config: Config, records: Records) -> pd.DataFrame:
     """Count the targets of each label over the images of a split."""
-    data, policies = config.DATA, ['none']
-    if find_task(data.TASK).uses_policies:
-        policies = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS)
+    task = task_of(config)
     # The predictions do not matter, because soft targets are only counted.
-    targets = learned_targets(config, records, np.full(records.labels.shape, 0.5))
+    targets = task.learned(records, np.full(records.labels.shape, 0.5))
     kinds = (targets == 1, targets == 0, targets == UNCERTAIN_CLASS, np.isnan(targets))
     positive, negative, third_class, left_out = (kind.sum(axis=0) for kind in kinds)
     soft = len(targets) - positive - negative - third_class - left_out
     counts = (positive, negative, soft, third_class, left_out)
-    names = {'label': task_labels(data.TASK, data.LABELS), 'policy': policies}
+    policies = [task.policies.get(label, 'none') for label in task.labels]
+    names = {'label': task.labels, 'policy': policies}
     return pd.DataFrame(names | dict(zip(TARGETS, counts, strict=True)))
 
 
@@ -271,8 +267,10 @@ def _png(figure: Any) -> bytes:
 def _read_sets(config: Config) -> dict[str, Records]:
     """Read the splits that exist, and BOTH if patients are held out."""
     data, sets, dataset = config.DATA, {}, DATASETS[config.DATA.DATASET]
+    holds = task_of(config).kind != NUMBERS
+    require(holds, config, 'DATA.TASK', "another task than 'regression': only labels are counted")
     splits = dataset.splits(config) if dataset.splits else ('train', 'valid', 'test')
-    options = {'labels': label_columns(data.LABELS), 'look_up': 'none'}
+    options = {'labels': task_of(config).columns, 'look_up': 'none'}
     options['optional'] = dataset.splits is None
     for split in splits if dataset.labelled else ():
         records = dataset.read(config, data.DATA_PATH, split, **options)
@@ -298,7 +296,7 @@ def _count_all_targets(config: Config, splits: Mapping[str, Records]) -> pd.Data
     for name, records in splits.items():
         if name == 'train':
             records = training_records(config, records)
-        elif find_task(data.TASK).uses_policies:
+        elif task_of(config).has_policies:
             continue
         else:
             records = select_views(records, config.EVAL.VIEWS or data.VIEWS)

@@ -12,10 +12,10 @@ import numpy as np
 from config import Config
 from data import Loaders
 from data.datasets import DATASETS
-from data.labels import task_labels, used_policies
 from data.layouts import open_layout
 from data.sources import source_configs
 from data.store import STORE_FILE, is_store, place_of
+from data.tasks import NUMBERS, task_of
 from system.files import sha256
 
 
@@ -54,9 +54,15 @@ def describe_data(config: Config, loaders: Loaders) -> dict[str, Any]:
 
 
 def _count_targets(config: Config, targets: np.ndarray) -> dict[str, Any]:
-    """Count training images, and their positive (from 0.5 to 1) and negative targets by label."""
-    labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
+    """Count training images, and their positive (from 0.5 to 1) and negative targets by label.
+
+    Numbers are neither positive nor negative, so only the known ones are counted.
+    """
+    task = task_of(config)
+    labels = task.labels
     sides = {'positives': (targets >= 0.5) & (targets <= 1), 'negatives': targets < 0.5}
+    if task.kind == NUMBERS:
+        sides = {'known': ~np.isnan(targets)}
     counts = {
         name: dict(zip(labels, side.sum(axis=0).tolist(), strict=True))
         for name, side in sides.items()
@@ -80,7 +86,7 @@ def _tables(config: Config, records: list[Any], *, is_pretrain: bool) -> Iterato
     demographics = root / data.DEMOGRAPHICS
     if config.EVAL.GROUPS and demographics.is_file():
         yield data.DEMOGRAPHICS, demographics
-    if any(policy.needs_predictions for policy in used_policies(config)):
+    if task_of(config).needs_predictions:
         yield 'DATA.SELF_TRAIN_PREDICTIONS', Path(data.SELF_TRAIN_PREDICTIONS)
     if data.PSEUDO_LABELS:
         yield 'DATA.PSEUDO_LABELS', Path(data.PSEUDO_LABELS)

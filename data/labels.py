@@ -1,7 +1,6 @@
-"""Define the names of labels, the targets for uncertain and blank labels, and the tasks.
+"""Define the names of labels, and the targets for uncertain and blank labels.
 
 To add a policy for uncertain labels (DATA.UNCERTAIN), write one function with `@register_policy`.
-To add a task (DATA.TASK), write one function with `@register_task`.
 """
 
 import re
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import PROBES, Config, Registry, load_yaml, register_check, require
+from config import Registry, load_yaml
 
 NO_FINDING = 'No Finding'
 LABELS = (
@@ -50,7 +49,6 @@ CELLS = {
 LABEL_SETS = Path(__file__).with_name('label_sets.yaml')
 
 POLICIES = Registry('DATA.UNCERTAIN')
-TASKS = Registry('DATA.TASK')
 BLANKS = Registry('DATA.BLANK')  # target of a label that is not mentioned
 BLANKS.update(negative=NEGATIVE, ignore=np.nan)
 
@@ -75,14 +73,14 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A task of fine-tuning: its labels and their targets."""
+class Cells:
+    """How a table states labels; by default each has a column of the marks in CELLS."""
 
-    labels: tuple[str, ...]
-    # (labels [N, C], blank, names [C] of their columns) -> targets [N, K]
-    scored: Callable[[np.ndarray, str, Sequence[str]], np.ndarray]
-    # Whether policies give the training targets instead of `scored`, and DATA.LABELS is allowed.
-    uses_policies: bool = False
+    numbers: bool = False  # each label has a column of numbers
+    column: str = ''  # one column names the class of each row
+
+
+MARKS = Cells()
 
 
 @dataclass(frozen=True)
@@ -99,16 +97,6 @@ def register_policy(name: str, **facts: bool) -> Callable:
 
     def add(function: Callable) -> Callable:
         POLICIES.register(name)(Policy(function, **facts))
-        return function
-
-    return add
-
-
-def register_task(name: str, labels: Sequence[str], **facts: bool) -> Callable:
-    """Return a decorator that registers a function as a task; see `Task.scored`."""
-
-    def add(function: Callable) -> Callable:
-        TASKS.register(name)(Task(tuple(labels), function, **facts))
         return function
 
     return add
@@ -167,30 +155,9 @@ def self_train(images: UncertainImages) -> np.ndarray:
     return images.predictions
 
 
-@register_task('observations', LABELS, uses_policies=True)
 def evaluation_targets(labels: np.ndarray, blank: str, names: Sequence[str] = LABELS) -> np.ndarray:
     """Return the targets of the metrics, [N, K] float32, with NaN for uncertain labels."""
     return np.where(labels == UNCERTAIN, np.float32(np.nan), _fill_blank(labels, blank, names))
-
-
-# In the binary tasks an observation takes precedence over No Finding: an image with both is
-# positive (CheXpert's No Finding may occur together with Support Devices).
-
-
-@register_task('any_finding', ('Any Finding',))
-def any_finding_targets(labels: np.ndarray, blank: str, names: Sequence[str]) -> np.ndarray:
-    """Score any of the 13 observations, with Support Devices, against No Finding.
-
-    Source: Fradkin and Boxer 2023.
-    """
-    found = np.delete(labels == POSITIVE, LABELS.index(NO_FINDING), axis=1)
-    return _against_no_finding(labels, found.any(axis=1))
-
-
-@register_task('effusion', ('Pleural Effusion',))
-def effusion_targets(labels: np.ndarray, blank: str, names: Sequence[str]) -> np.ndarray:
-    """Score Pleural Effusion against No Finding."""
-    return _against_no_finding(labels, labels[:, LABELS.index('Pleural Effusion')] == POSITIVE)
 
 
 def training_targets(
@@ -203,11 +170,11 @@ def training_targets(
     predictions: np.ndarray | None = None,
     names: Sequence[str] = LABELS,
 ) -> np.ndarray:
-    """Return the targets of the training loss for a task with policies.
+    """Return the targets of the training loss, with a policy for each label.
 
     Args:
         labels: Labels [N, K]: 1 present, 0 absent, -1 uncertain, NaN not mentioned.
-        policies: Names [K] of policies, see `label_policies`.
+        policies: Names [K] of policies.
         blank: Target of NaN, 'negative' or 'ignore'. No Finding, which is never 0 in CheXpert, is
             negative in both cases.
         rows: Sample ids [N] (`Records.row`), which determine random targets.
@@ -230,34 +197,6 @@ def training_targets(
         images = UncertainImages(names[k], rows[which], seed, predicted)
         targets[which, k] = policy.targets(images)
     return targets
-
-
-def scored_targets(
-    labels: np.ndarray, *, task: str, blank: str, names: Sequence[str] = LABELS
-) -> np.ndarray:
-    """Return the targets of the metrics, [N, K] float32; a binary task also trains on them."""
-    return find_task(task).scored(labels, blank, names)
-
-
-def label_policies(
-    uncertain: str, by_label: Mapping[str, str], labels: Sequence[str] = ()
-) -> list[str]:
-    """Return the name of the policy of each label; `labels` is DATA.LABELS."""
-    columns = label_columns(labels)
-    _check_name('DATA.UNCERTAIN', uncertain, POLICIES)
-    for label, policy in by_label.items():
-        _check_name('DATA.UNCERTAIN_BY_LABEL', label, columns)
-        _check_name(f'DATA.UNCERTAIN_BY_LABEL[{label!r}]', policy, POLICIES)
-    return [by_label.get(label, uncertain) for label in columns]
-
-
-def used_policies(config: Config) -> list[Policy]:
-    """Return the policy of each label in a config; [] for a task without policies."""
-    if not find_task(config.DATA.TASK).uses_policies:
-        return []
-    data = config.DATA
-    names = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS)
-    return [POLICIES[name] for name in names]
 
 
 def any_of(values: np.ndarray) -> np.ndarray:  # [..., S] -> [...] float32
@@ -289,7 +228,7 @@ def shared_labels(predicted: str, labelled: str) -> list[SharedLabel]:
 def _read_label_sets(name: str) -> list[tuple[str, ...]]:
     """Read the labels of a label set for each finding (line) of LABEL_SETS."""
     rows = load_yaml(LABEL_SETS.read_text('utf-8'))
-    _check_name('--label-sets', name, list(dict.fromkeys(key for row in rows for key in row)))
+    check_name('--label-sets', name, list(dict.fromkeys(key for row in rows for key in row)))
     found = [row.get(name, []) for row in rows]
     return [(labels,) if isinstance(labels, str) else tuple(labels) for labels in found]
 
@@ -299,59 +238,10 @@ def file_name(label: str) -> str:
     return re.sub(r'\W+', '_', label.lower())
 
 
-def find_task(name: str) -> Task:
-    """Return a task by its name; raise a ValueError if it is unknown."""
-    _check_name('DATA.TASK', name, TASKS)
-    return TASKS[name]
-
-
-def task_labels(task: str, labels: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the names of the labels that a task learns; `labels` is DATA.LABELS."""
-    return tuple(labels) or find_task(task).labels
-
-
-def label_columns(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the columns of labels that are read from a CSV file; `labels` is DATA.LABELS."""
-    return tuple(labels) or LABELS
-
-
 def count_uncertain(labels: np.ndarray, names: Sequence[str] = LABELS) -> dict[str, int]:
     """Count the uncertain labels, which evaluation excludes; labels without any are not listed."""
     counts = (labels == UNCERTAIN).sum(axis=0)
     return {label: int(count) for label, count in zip(names, counts, strict=True) if count}
-
-
-@register_check
-def check_label_options(config: Config, stage: str | None) -> None:
-    """Check the options that depend on the label settings."""
-    data, task = config.DATA, find_task(config.DATA.TASK)
-    files = {file_name(label) for label in data.LABELS if isinstance(label, str)}
-    holds = len(files) == len(data.LABELS) and not files & {'', 'path', 'study'}
-    require(holds, config, 'DATA.LABELS', 'different names of columns other than Path and Study')
-    holds = task.uses_policies or not data.LABELS
-    require(holds, config, 'DATA.LABELS', f'[] with DATA.TASK {data.TASK!r}')
-    names = label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS)
-    if stage != 'finetune':
-        return
-    labels = task_labels(data.TASK, data.LABELS)
-    allowed = f'left out, or {len(labels)}, the number of labels of DATA.TASK and DATA.LABELS'
-    require(config.MODEL.NUM_CLASSES == len(labels), config, 'MODEL.NUM_CLASSES', allowed)
-    holds = config.EVAL.SELECT != 'five' or set(COMPETITION_LABELS) <= set(labels)
-    require(holds, config, 'EVAL.SELECT', "'auto' or 'all' if not all of the five are learned")
-    if any(POLICIES[name].third_class for name in names):
-        because = 'with a policy for which uncertain is a third class'
-        require(task.uses_policies, config, 'DATA.TASK', f'a task with label policies {because}')
-        require(config.LOSS.NAME == 'bce', config, 'LOSS.NAME', f"'bce' {because}")
-        holds = config.FINETUNE.MODE not in PROBES
-        require(holds, config, 'FINETUNE.MODE', f'a mode that trains the head {because}')
-    if config.EVAL_MODE:
-        return
-    holds = data.SELF_TRAIN_PREDICTIONS or not any(POLICIES[n].needs_predictions for n in names)
-    allowed = "predictions of the training images, see the policy 'self_train' in the docs"
-    require(holds, config, 'DATA.SELF_TRAIN_PREDICTIONS', allowed)
-    holds = data.TRAIN_FRACTION < 1 or data.TRAIN_IMAGES or not data.PSEUDO_LABELS
-    allowed = 'below 1 (or DATA.TRAIN_IMAGES above 0) with DATA.PSEUDO_LABELS'
-    require(holds, config, 'DATA.TRAIN_FRACTION', allowed)
 
 
 def _uniform(images: UncertainImages) -> np.ndarray:
@@ -369,19 +259,13 @@ def _uniform(images: UncertainImages) -> np.ndarray:
     return (bits[images.rows] >> np.uint64(11)) * 2.0**-53
 
 
-def _against_no_finding(labels: np.ndarray, positive: np.ndarray) -> np.ndarray:  # [N, 1] float32
-    """Return 1 for positive images, 0 for other images with No Finding, and NaN for the rest."""
-    negative = labels[:, LABELS.index(NO_FINDING)] == POSITIVE
-    targets = np.where(positive, POSITIVE, np.where(negative, NEGATIVE, np.nan))
-    return targets.astype(np.float32)[:, None]
-
-
 def _fill_blank(labels: np.ndarray, blank: str, names: Sequence[str]) -> np.ndarray:
-    _check_name('DATA.BLANK', blank, BLANKS)
+    check_name('DATA.BLANK', blank, BLANKS)
     values = [NEGATIVE if name == NO_FINDING else BLANKS[blank] for name in names]
     return np.where(np.isnan(labels), np.array(values, np.float32), labels)
 
 
-def _check_name(key: str, name: str, allowed: Sequence[str] | Mapping[str, object]) -> None:
+def check_name(key: str, name: str, allowed: Sequence[str] | Mapping[str, object]) -> None:
+    """Raise a ValueError that names the option if a name is unknown."""
     if name not in allowed:
         raise ValueError(f'{key} must be one of {", ".join(allowed)}, got {name!r}')

@@ -21,7 +21,8 @@ from data.datasets import register_dataset
 from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
 from data.records import VIEWS_HINT, Folder, Records, existing_records, open_images
 from data.store import Store
-from data.table import Fault, OnFault, Table, find_file, refuse
+from data.table import LARGEST, Fault, OnFault, Table, find_file, refuse
+from data.tasks import task_of
 from system.files import is_below
 
 SHIPPED = Path(__file__).resolve().parents[1] / 'configs' / 'datasets'
@@ -220,7 +221,8 @@ def read_layout(
     table = tables[own]
     if not len(table):  # the reason has been reported
         return None
-    values, is_wanted = _read_labels(layout, table, labels), (table[SPLIT] == split).to_numpy(bool)
+    values = _read_labels(layout, table, labels, numbers=task_of(config).cells.numbers)
+    is_wanted = (table[SPLIT] == split).to_numpy(bool)
     table.cells, values = table.cells[is_wanted], values[is_wanted]
     if not len(table):
         table.fault('empty split', f'it has no usable row of the split {split}')
@@ -402,9 +404,15 @@ def _view_cells(layout: Layout) -> dict[str, str]:
     return _by_cell(layout.views) if isinstance(layout.views, dict) else VIEW_CELLS
 
 
-def _read_labels(layout: Layout, table: Table, labels: Sequence[str]) -> np.ndarray:
-    """Read the labels as [N, K] float32: 1, 0, -1 uncertain, NaN blank."""
-    if 'column' in layout.labels:
+def _read_labels(
+    layout: Layout, table: Table, labels: Sequence[str], *, numbers: bool
+) -> np.ndarray:
+    """Read the labels as [N, K] float32: 1, 0, -1 uncertain, NaN blank; or `numbers`."""
+    if numbers:
+        own, names = [_names_in_file(layout, label)[0] for label in labels], {*table.cells}
+        table.require(labels=own)
+        columns = [table.numbers(name, 'value of a label', least=-LARGEST) for name in own]
+    elif 'column' in layout.labels:
         columns, names = _read_listed_labels(layout, table, labels)
     else:
         columns, names = _read_label_columns(layout, table, labels), {*table.cells}

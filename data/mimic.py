@@ -13,6 +13,7 @@ from data.datasets import register_dataset
 from data.labels import LABELS
 from data.records import Records, existing_records, labels_of, open_images, records_of
 from data.table import IDS, OnFault, Table, find_file, refuse
+from data.tasks import task_of
 
 # MIMIC-CXR-JPG: the values of its split column, and the view of each ViewPosition. Images with any
 # other ViewPosition are neither frontal nor lateral.
@@ -73,7 +74,7 @@ def read_mimic(
     columns = {'Frontal/Lateral': view.str.capitalize(), 'patient': patient, 'study': study}
     columns['AP/PA'] = np.where(view == 'frontal', position[place >= 0], '')
     table.cells = table.cells.assign(path=image + '.jpg', file=image + suffix, **columns)
-    values = labels_of(of_studies, labels)[place[place >= 0]]
+    values = labels_of(of_studies, labels, task_of(config).cells)[place[place >= 0]]
     records = replace(records_of(table, ()), labels=values, label_names=tuple(labels))
     images = open_images(root, on_fault)
     if optional and look_up != 'none' and not images.exists(records.file[0]):

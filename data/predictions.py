@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.labels import LABELS, TASKS, find_task, label_columns, scored_targets, task_labels
+from data.labels import LABELS
 from data.names import row_names
 from data.records import Records, add_studies, records_of, select_views
-from data.table import KEYS, Table
+from data.table import KEYS, LARGEST, Table
+from data.tasks import FINDINGS, NUMBERS, TASKS, make_task
 from system.files import replace_files
 
 
@@ -24,8 +25,8 @@ class Predictions:
     key: str  # 'Path' if a row is an image, 'Study' if it is a study
     row: np.ndarray  # [N] 0-based row of the file
     names: np.ndarray  # [N] names of images or studies in the file
-    labels: tuple[str, ...]  # in CheXpert's order, followed by labels of binary tasks and others
-    probabilities: np.ndarray  # [N, K] in [0, 1]; NaN where empty, if that is allowed
+    labels: tuple[str, ...]  # findings in CheXpert's order, then others in the order of the file
+    probabilities: np.ndarray  # [N, K] in [0, 1], or numbers; NaN where empty, if that is allowed
     trained_views: str = ''  # DATA.VIEWS of the training, if the JSON file next to it says so
 
 
@@ -82,7 +83,8 @@ def read_predictions(
 
     Args:
         path: Path of the CSV file.
-        task: DATA.TASK that the JSON file must name, if it names one; '' accepts any task.
+        task: DATA.TASK that the JSON file must name, if it names one; '' accepts any task. With a
+            task of numbers the cells may be any numbers.
         allow_empty: Whether cells may be empty.
         labels: Names of further labels (DATA.LABELS).
 
@@ -104,13 +106,17 @@ def read_predictions(
         found, own, views = None, [], ''  # an unrelated file has this name
     if task and found not in (None, task):
         raise ValueError(f'{path}: the predictions are of DATA.TASK {found!r}, not {task!r}')
-    known = dict.fromkeys(label for task in TASKS.values() for label in task.labels)
+    is_known = isinstance(found, str) and found in TASKS
+    kind = TASKS[task or (found if is_known else 'observations')].kind
+    known = dict.fromkeys(standard_labels() if kind == FINDINGS else ())
     known |= dict.fromkeys(label for label in (*own, *labels) if label not in KEYS)
     labels = tuple(label for label in known if label in table)
     table.require(KEYS, known)
     _check_names(table)
     options = {'most': 1, 'can_be_empty': allow_empty}
-    columns = [table.numbers(label, 'value of a probability', **options) for label in labels]
+    if kind == NUMBERS:
+        options = {'least': -LARGEST, 'can_be_empty': allow_empty}
+    columns = [table.numbers(label, 'value of a prediction', **options) for label in labels]
     return Predictions(
         file=table.file,
         key=table.key,
@@ -120,6 +126,11 @@ def read_predictions(
         probabilities=np.stack(columns, axis=1),
         trained_views=views,
     )
+
+
+def standard_labels() -> list[str]:
+    """Return the labels of all tasks that DATA.LABELS does not choose or may leave out."""
+    return [label for name in TASKS for label in make_task(name).labels]
 
 
 def look_up(
@@ -151,6 +162,7 @@ def read_label_file(
     blank: str = 'negative',
     views: str = 'all',
     labels: Sequence[str] = (),
+    column: str = '',
 ) -> LabelTable:
     """Read and check a CSV file with a column `Path` or `Study` and one column per label.
 
@@ -158,27 +170,25 @@ def read_label_file(
 
     Args:
         path: Path of the CSV file.
-        task: DATA.TASK; binary tasks need the columns of all observations.
+        task: DATA.TASK; 'observations' does not need the columns of all labels.
         blank: Target of a label that is not mentioned (DATA.BLANK).
         views: Views of the images that are kept: 'frontal', 'lateral' or 'all'.
         labels: Names of the labels (DATA.LABELS).
+        column: Column that names the class of each row (DATA.LABEL_COLUMN).
     """
-    table = Table(path)
-    wanted, uses_columns = label_columns(labels), find_task(task).uses_policies
+    table, made = Table(path), make_task(task, names=tuple(labels), blank=blank, column=column)
+    wanted = [column] if column else made.columns
     missing = tuple(label for label in wanted if label not in table)
-    table.require(KEYS, *([wanted] if uses_columns else missing))
+    table.require(KEYS, *([wanted] if made.has_policies else missing))
     _check_names(table)
     add_studies(table)
     table.cells = table.cells.assign(path=table[table.key], file=table[table.key])
-    records = records_of(table, wanted)
+    records = records_of(table, made.columns, made.cells)
     if views != 'all' and table.key == 'Path':
         table.check('Path', records.view != '', 'value of the view', 'names no view')
         records = select_views(records, views)
-    labels, columns = task_labels(task, labels), slice(None)
-    if uses_columns:
-        columns = [k for k, label in enumerate(labels) if label not in missing]
-        labels = tuple(labels[k] for k in columns)
-    targets = scored_targets(records.labels, task=task, blank=blank, names=wanted)[:, columns]
+    columns = [k for k, label in enumerate(made.labels) if label not in missing]
+    labels, targets = tuple(made.labels[k] for k in columns), made.scored(records)[:, columns]
     return LabelTable(table.file, table.key, task, views, records, labels, targets, missing)
 
 

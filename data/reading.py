@@ -9,7 +9,6 @@ import data.mimic  # noqa: F401
 from config import Config, check_config, default_config, enlarged_side, put, register_check
 from data.chexpert import chexpert_tables
 from data.datasets import DATASETS
-from data.labels import label_columns
 from data.records import Records, select_views
 from data.splits import split_fold, split_patients
 from data.store import (
@@ -22,6 +21,7 @@ from data.store import (
     place_of,
     read_about,
 )
+from data.tasks import task_of
 from system.files import NETWORK_SYSTEMS, file_system
 
 SCORED_SPLITS = ('internal', 'valid', 'test')  # in the order of reports
@@ -58,7 +58,7 @@ def read_split(
     valid is this fold of the training patients, and train are the other training patients.
     """
     root, dataset = data_root(config, logger), DATASETS[config.DATA.DATASET]
-    labels = label_columns(config.DATA.LABELS) if labelled else ()
+    labels = task_of(config).columns if labelled else ()
     fold = config.DATA.FOLD if split in ('train', 'valid') else ''
     part = 'train' if fold else split
     records = dataset.read(config, root, part, labels=labels, optional=optional, logger=logger)
@@ -67,10 +67,13 @@ def read_split(
     return split_fold(records, fold)[split == 'valid']
 
 
-def read_data_set(dataset: str, root: str, split: str, labels: Sequence[str] = ()) -> Records:
+def read_data_set(
+    dataset: str, root: str, split: str, labels: Sequence[str] = (), *, task: str = 'observations'
+) -> Records:
     """Read all records of a split outside a run; all other options have their defaults."""
     config = default_config()
-    for name, value in {'DATASET': dataset, 'DATA_PATH': root, 'LABELS': list(labels)}.items():
+    options = {'DATASET': dataset, 'DATA_PATH': root, 'LABELS': list(labels), 'TASK': task}
+    for name, value in options.items():
         put(config, f'DATA.{name}', value, '--dataset')
     check_config(config)
     return read_split(config, split, logging.getLogger(__name__), labelled=bool(labels))

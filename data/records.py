@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from data.images import refuse_link_out
-from data.labels import CELLS, LABELS
+from data.labels import BLANK, CELLS, LABELS, MARKS, Cells
 from data.names import IMAGE_SUFFIXES, PATIENT_AND_BELOW, STUDY, views_in_names
 from data.store import BAD_FILE, Store, is_store, open_store
-from data.table import Fault, OnFault, Table, refuse
+from data.table import LARGEST, Fault, OnFault, Table, refuse
 
 DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
 SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'}
@@ -174,13 +174,22 @@ def existing_records(
     return records if keep.all() else records.select(keep)
 
 
-def labels_of(table: Table, labels: Sequence[str]) -> np.ndarray:  # [N, K] float32
-    columns = [table.map(label, CELLS, 'value of a label') for label in labels]
+def labels_of(table: Table, labels: Sequence[str], cells: Cells = MARKS) -> np.ndarray:
+    """Read labels, [N, K] float32: 1, 0, -1 uncertain, NaN blank; or numbers, NaN where empty."""
+    kind = 'value of a label'
+    if cells.column:
+        classes = {label: number for number, label in enumerate(labels)} | {'': np.nan}
+        own = table.map(cells.column, classes, kind)[:, None]
+        return np.where(np.isnan(own), BLANK, own == np.arange(len(labels))).astype(np.float32)
+    if cells.numbers:
+        columns = [table.numbers(label, kind, least=-LARGEST) for label in labels]
+    else:
+        columns = [table.map(label, CELLS, kind) for label in labels]
     stacked = np.array(columns, np.float32).reshape(len(labels), len(table))
     return np.ascontiguousarray(stacked.T)
 
 
-def records_of(table: Table, labels: Sequence[str]) -> Records:
+def records_of(table: Table, labels: Sequence[str], cells: Cells = MARKS) -> Records:
     """Build the records of a table to which path, file, patient and study have been added."""
     view = table.map('Frontal/Lateral', VIEW_CELLS, 'value of the view', dtype=object)
     names = ('path', 'file', 'patient', 'study')
@@ -193,6 +202,6 @@ def records_of(table: Table, labels: Sequence[str]) -> Records:
         sex=table.map('Sex', SEXES, 'value of the sex', dtype=object),
         age=table.numbers('Age', 'value of the age'),
         ap_pa=table.map('AP/PA', PROJECTIONS, 'value of the projection', dtype=object),
-        labels=labels_of(table, labels),
+        labels=labels_of(table, labels, cells),
         label_names=tuple(labels),
     )

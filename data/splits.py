@@ -9,8 +9,8 @@ import pandas as pd
 
 from config import Config
 from data.datasets import DATASETS
-from data.labels import find_task, label_policies, scored_targets, training_targets
 from data.records import Records, select_views
+from data.tasks import task_of
 
 
 def split_fold(records: Records, fold: str) -> tuple[Records, Records]:
@@ -94,13 +94,14 @@ def take_subset(records: Records, *, fraction: float, images: int, seed: int) ->
 def training_records(config: Config, records: Records) -> Records:
     """Select the images that fine-tuning learns from, out of all that are not held out.
 
-    Images of other views than DATA.VIEWS are dropped. In a binary task, images without a target are
-    dropped, too. Then the subset of DATA.TRAIN_FRACTION or DATA.TRAIN_IMAGES is taken.
+    Images of other views than DATA.VIEWS are dropped. In a task without policies for uncertain
+    labels, images without a target are dropped, too. Then the subset of DATA.TRAIN_FRACTION or
+    DATA.TRAIN_IMAGES is taken.
     """
-    data = config.DATA
+    data, task = config.DATA, task_of(config)
     records = select_views(records, data.VIEWS)
-    if not find_task(data.TASK).uses_policies:
-        records = records.select(~np.isnan(learned_targets(config, records)[:, 0]))
+    if not task.has_policies:
+        records = records.select(~np.isnan(task.learned(records)).all(axis=1))
     return take_subset(
         records, fraction=data.TRAIN_FRACTION, images=data.TRAIN_IMAGES, seed=config.SEED
     )
@@ -115,27 +116,6 @@ def unlabelled_records(config: Config, records: Records) -> Records:
     labelled = training_records(config, records).patient
     outside = ~pd.Index(records.patient).isin(labelled)
     return select_views(records.select(outside), config.DATA.VIEWS)
-
-
-def learned_targets(
-    config: Config, records: Records, predictions: np.ndarray | None = None
-) -> np.ndarray:  # [N, K] float32
-    """Return the targets of the training loss, see `training_targets` and `scored_targets`.
-
-    The predictions [N, K] are probabilities for the policies that need them.
-    """
-    data = config.DATA
-    if not find_task(data.TASK).uses_policies:
-        return scored_targets(records.labels, task=data.TASK, blank=data.BLANK)
-    return training_targets(
-        records.labels,
-        label_policies(data.UNCERTAIN, data.UNCERTAIN_BY_LABEL, data.LABELS),
-        blank=data.BLANK,
-        rows=records.row,
-        seed=config.SEED,
-        predictions=predictions,
-        names=records.label_names,
-    )
 
 
 def pretrain_records(config: Config, records: Records) -> tuple[Records, Records]:

@@ -24,7 +24,7 @@ import pandas as pd
 
 KEYS = ('Path', 'Study')  # column that names the image or the study of a row
 IDS = ('dicom_id', 'study_id', 'subject_id')  # columns of MIMIC-CXR
-NUMBER = re.compile(r'(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
+NUMBER = re.compile(r'-?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
 LARGEST = sys.float_info.max  # number that is not infinite
 SHOWN = 100  # number of characters of a cell in a message
 UNREADABLE = (ValueError, OSError, EOFError, zlib.error, csv.Error)  # what damaged files raise
@@ -175,12 +175,20 @@ class Table:
         return np.array([meanings.get(value, empty) for value in values], dtype)[codes]
 
     def numbers(
-        self, column: str, kind: str, *, most: float = LARGEST, can_be_empty: bool = True
+        self,
+        column: str,
+        kind: str,
+        *,
+        least: float = 0,
+        most: float = LARGEST,
+        can_be_empty: bool = True,
     ) -> np.ndarray:  # [N]
-        """Return the cells as numbers from 0 to `most`, and NaN for empty cells."""
+        """Return the cells as numbers from `least` to `most`, and NaN for empty cells."""
         texts = [text for text in self[column].unique() if NUMBER.fullmatch(text)]
-        meanings = {text: float(text) for text in texts if float(text) <= most}
-        allowed = 'numbers from 0' if most == LARGEST else f'numbers from 0 to {most}'
+        meanings = {text: float(text) for text in texts if least <= float(text) <= most}
+        allowed = f'numbers from {least}' if most == LARGEST else f'numbers from {least} to {most}'
+        if least == -LARGEST:
+            allowed = 'numbers'
         if can_be_empty:
             meanings[''], allowed = np.nan, f'{allowed}, or empty'
         return self.map(column, meanings, kind, allowed=allowed)

@@ -16,6 +16,7 @@ from evaluation.calibration import (
     reliability_curve,
 )
 from evaluation.cases import Cases, choose_cases
+from evaluation.classes import score_classes
 from evaluation.intervals import Resamples, delong_interval
 from evaluation.metrics import (
     METRICS,
@@ -75,6 +76,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
     rows = cases.at_level(protocol.level, protocol.aggregate)
     has_both = rows.has_both_classes()
     undefined = [label for label, both in zip(rows.labels, has_both, strict=True) if not both]
+    every = rows
     cases, rows = cases.with_labels(has_both), rows.with_labels(has_both)
     few_held_out = np.array(held_out.few or [''] * len(has_both))[has_both].tolist()
     held_out = HeldOut(held_out.thresholds[has_both], held_out.temperatures[has_both])
@@ -114,6 +116,7 @@ def score_set(cases: Cases, held_out: HeldOut, protocol: Protocol) -> dict[str, 
         'aggregate': protocol.aggregate,
         'views': protocol.views,
         'uncertain': rows.count_uncertain(),
+        **({'classes': score_classes(every, weights)} if rows.exclusive else {}),
         'labels': entries,
         'means': {
             'five': mean_summaries(scores, COMPETITION_LABELS),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.tuning import Choice, patient_folds
-from models.losses import masked_bce
+from models.losses import LabelLoss
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # learning rates of AdamW
 EPOCHS, BATCH_SIZE = 30, 64
@@ -24,44 +24,44 @@ def fit_attention_head(
     targets: np.ndarray,
     patients: np.ndarray,
     *,
+    loss_fn: LabelLoss,
     device: torch.device,
     seed: int = 0,
-) -> tuple[nn.Module, list[Choice]]:
+) -> tuple[nn.Module, Choice]:
     """Train a head on all images, with the learning rate that cross-validation chooses.
 
-    All labels share the rate, because they share weights. The criterion is the mean of their
-    out-of-fold log losses. Training takes EPOCHS epochs with half a cosine of the rate.
+    All labels share the rate, because they share weights. The criterion is the loss of the
+    out-of-fold outputs. Training takes EPOCHS epochs with half a cosine of the rate.
 
     Args:
         make_head: Function that builds the head with initial weights.
         tokens: Tokens of each image, [N, L, F].
-        targets: Targets [N, K] in [0, 1], NaN where unknown.
+        targets: Targets [N, K], NaN where unknown.
         patients: Patient of each image, [N].
+        loss_fn: Loss of outputs [B, K] and targets [B, K].
         device: Where to train.
         seed: Seed of the initial weights and the order of the images.
 
     Returns:
-        The head, and for each label the rate and its out-of-fold log loss.
+        The head, and the rate with its out-of-fold loss.
     """
     fold, given = patient_folds(targets, patients), torch.from_numpy(tokens)
     known = torch.from_numpy(targets)
 
     def train(rows: np.ndarray, rate: float) -> nn.Module:
-        return _train(make_head, given[rows], known[rows], rate=rate, device=device, seed=seed)
+        options = {'loss_fn': loss_fn, 'rate': rate, 'device': device, 'seed': seed}
+        return _train(make_head, given[rows], known[rows], **options)
 
     losses = []
     for rate in RATES:
-        logits = np.zeros(targets.shape)
+        outputs = torch.zeros(targets.shape)
         for number in np.unique(fold):
             own = fold == number
             if not own.all():
-                logits[own] = _predict(train(~own, rate), given[own], device)
-        errors = np.logaddexp(0, logits) - targets * logits
-        counts = (~np.isnan(errors)).sum(axis=0)
-        losses.append(np.nansum(errors, axis=0) / np.maximum(counts, 1))
-    best = int(np.argmin(np.mean(losses, axis=1)))
-    head = train(np.ones(len(targets), bool), RATES[best])
-    return head, [Choice(RATES[best], float(loss)) for loss in losses[best]]
+                outputs[own] = _predict(train(~own, rate), given[own], device)
+        losses.append(loss_fn(outputs, known).item())
+    best = int(np.argmin(losses))
+    return train(np.ones(len(targets), bool), RATES[best]), Choice(RATES[best], losses[best])
 
 
 def _train(
@@ -69,6 +69,7 @@ def _train(
     tokens: Tensor,
     targets: Tensor,
     *,
+    loss_fn: LabelLoss,
     rate: float,
     device: torch.device,
     seed: int,
@@ -82,7 +83,7 @@ def _train(
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(tokens), generator=order).split(BATCH_SIZE):
-            loss = masked_bce(head(tokens[rows].to(device).float()), targets[rows].to(device))
+            loss = loss_fn(head(tokens[rows].to(device).float()), targets[rows].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -91,6 +92,5 @@ def _train(
 
 
 @torch.no_grad()
-def _predict(head: nn.Module, tokens: Tensor, device: torch.device) -> np.ndarray:  # [N, K]
-    logits = [head(batch.to(device).float()).cpu() for batch in tokens.split(BATCH_SIZE)]
-    return torch.cat(logits).double().numpy()
+def _predict(head: nn.Module, tokens: Tensor, device: torch.device) -> Tensor:  # [N, K]
+    return torch.cat([head(batch.to(device).float()).cpu() for batch in tokens.split(BATCH_SIZE)])

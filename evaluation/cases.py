@@ -9,6 +9,7 @@ from data.labels import UNCERTAIN, SharedLabel, any_of
 from data.names import row_names, views_in_names
 from data.predictions import LabelTable, Predictions
 from data.records import Records
+from data.tasks import CLASSES, TASKS
 from evaluation.metrics import study_level
 
 SHOWN = 3  # number of example names in a message
@@ -28,6 +29,7 @@ class Cases:
         targets: 1, 0, or NaN where the label is not scored, [N, K].
         groups: Column ('Sex', 'Age' bands, 'View', ...) -> group of each row, [N], '' if unknown.
         uncertain: Mask of labels that are not scored because they are uncertain, [N, K], or None.
+        exclusive: Whether the labels are classes, of which each row has one.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Cases:
     targets: np.ndarray
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
     uncertain: np.ndarray | None = None
+    exclusive: bool = False
 
     def __len__(self) -> int:
         return len(self.path)
@@ -85,7 +88,7 @@ class Cases:
         if level == 'image':
             return self
         probabilities, targets, names = study_level(
-            self.probabilities, self.targets, self.study, how
+            self.probabilities, self.targets, self.study, how, exclusive=self.exclusive
         )
         first = self.select(np.unique(self.study.astype(str), return_index=True)[1])
         uncertain = self.uncertain
@@ -172,6 +175,12 @@ def match(
             f'{predictions.file} ({", ".join(predictions.labels)}) and {table.file} (task '
             f'{table.task}: {", ".join(table.labels)}) have no label in common'
         )
+    uncertain, task = None, TASKS[table.task]
+    if task.kind == CLASSES and {*predictions.labels} != {*table.labels}:
+        raise ValueError(
+            f'{predictions.file} has the classes {", ".join(predictions.labels)}, but {table.file} '
+            f'is read with {", ".join(table.labels)}: they must be the same'
+        )
     of_predictions, of_table, notes = _pair_rows(predictions, table, complete)
     records = table.records.select(of_table)
     if table.key == 'Study' and predictions.key == 'Path':
@@ -179,8 +188,7 @@ def match(
         records = replace(records, path=names, view=views_in_names(names))
     columns = [predictions.labels.index(label) for label in labels]
     kept = [table.labels.index(label) for label in labels]
-    uncertain = None
-    if table.task == 'observations':
+    if task.has_policies:
         columns_read = [records.label_names.index(label) for label in labels]
         uncertain = records.labels[:, columns_read] == UNCERTAIN
     cases = Cases(
@@ -193,6 +201,7 @@ def match(
         targets=table.targets[of_table][:, kept],
         groups=groups(records) if groups else {},
         uncertain=uncertain,
+        exclusive=task.kind == CLASSES,
     )
     if table.missing:
         notes.append(f'{table.file} has no column {", ".join(table.missing)}, which is not scored')

@@ -248,6 +248,17 @@ def calibration(label: dict, key: str) -> Markup:
     return panel.svg(f'{key}-calibration', f'Calibration: {label["label"]}', words)
 
 
+def scatter(part: dict, key: str) -> Markup:
+    """Draw predicted against true numbers, with the same range on both axes."""
+    xs, ys = part['points']['x'], part['points']['y']
+    axis = nice_axis([*xs, *ys], 'True number')
+    panel = Panel(axis, replace(axis, title='Prediction'))
+    panel.line((axis.low, axis.high), (axis.low, axis.high), 'chance')
+    panel.marks(xs, ys, 'mark series-0 dense', marker='circle')
+    words = 'Predicted against true numbers. On the dashed line, both are equal.'
+    return panel.svg(f'{key}-scatter', f'Predictions: {part["label"]}', words)
+
+
 def training_panels(training: dict) -> list[tuple[str, list[dict], Markup]]:
     """Return the title, the curves and the chart of each panel of training curves.
 

@@ -1,4 +1,4 @@
-"""Load a classifier from a checkpoint, and compute the logits of one or several models."""
+"""Load a classifier from a checkpoint, and compute the scores of one or several models."""
 
 import logging
 from collections.abc import Sequence
@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import expit, logit
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from data.tasks import task_of
 from models.build import build_saved_model
-from models.losses import positive_logits
+from models.outputs import OUTPUTS
 from system import distributed
 from system.device import autocast, views_of
 from utils import load_model_state, read_checkpoint
-
-SMALLEST_PROBABILITY = 1e-12  # lower limit of a mean probability before it becomes a logit
 
 
 def load_classifier(
@@ -40,37 +38,28 @@ def load_classifier(
 def predict(
     config: Any, device: torch.device, models: nn.Module | Sequence[nn.Module], loader: DataLoader
 ) -> np.ndarray:  # [N, K]
-    """Compute the logits [N, K] of a split in the order of the records, on every rank.
+    """Compute the scores [N, K] of a split (`Outputs`) in the order of the records, on every rank.
 
-    For a label with three outputs, the logit is that of the softmax over positive and negative.
-    For several models or several test-time views, it is the logit of the mean probability. A
-    logit that is not finite raises a ValueError that names the image.
+    For several models or several test-time views, they are the scores of the mean prediction. A
+    score that is not finite raises a ValueError that names the image.
     """
     models = [models] if isinstance(models, nn.Module) else models
     for model in models:
         model.eval()
-    num_labels, parts = config.MODEL.NUM_CLASSES, []
+    num_labels, parts, kind = config.MODEL.NUM_CLASSES, [], OUTPUTS[task_of(config).kind]
     for images, _, index in loader:
         outputs = []
         for view in views_of(images, device):
             with autocast(config, device):
                 outputs += [model(view) for model in models]
-        logits = [positive_logits(output.float(), num_labels).cpu().numpy() for output in outputs]
-        parts.append((index.cpu().numpy(), mean_logits(logits)))
-    logits = np.full((len(loader.dataset), num_labels), np.nan, np.float32)
+        scores = [kind.scores(output.float(), num_labels).cpu().numpy() for output in outputs]
+        parts.append((index.cpu().numpy(), kind.mean(scores)))
+    scores = np.full((len(loader.dataset), num_labels), np.nan, np.float32)
     for rank_parts in distributed.gather(parts):
         for index, values in rank_parts:
-            logits[index] = values
-    require_finite(logits, loader.dataset)
-    return logits
-
-
-def mean_logits(logits: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the logit of the mean probability. A single prediction does not change."""
-    if len(logits) == 1:
-        return logits[0]
-    mean = np.mean([expit(values.astype(np.float64)) for values in logits], axis=0)
-    return logit(np.clip(mean, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
+            scores[index] = values
+    require_finite(scores, loader.dataset)
+    return scores
 
 
 def require_finite(values: np.ndarray, dataset: Dataset) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from data.labels import COMPETITION_LABELS, task_labels
+from data.labels import COMPETITION_LABELS
 from evaluation.intervals import interval
 
 FEW_CASES = 20  # Fewer cases of the smaller class: scores are marked and select nothing.
@@ -307,7 +307,12 @@ def calibration_bins(mass: np.ndarray) -> np.ndarray:  # [R, G] int
 
 
 def study_level(
-    probabilities: np.ndarray, targets: np.ndarray, studies: Sequence[str], how: str = 'max'
+    probabilities: np.ndarray,
+    targets: np.ndarray,
+    studies: Sequence[str],
+    how: str = 'max',
+    *,
+    exclusive: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Combine the images of each study into one row.
 
@@ -316,6 +321,8 @@ def study_level(
         targets: 1, 0, or NaN where the label is not scored, [N, K].
         studies: Study of each image, [N].
         how: Rule for probabilities, 'max' (as in CheXpert) or 'mean'.
+        exclusive: Whether the labels are classes, of which a case has one. The probabilities of a
+            study then have the sum 1, and a study whose images have several classes is not scored.
 
     Returns:
         Probabilities [S, K], the largest known targets [S, K] (NaN if no image has one), and the
@@ -334,6 +341,9 @@ def study_level(
         np.maximum.at(joined, study, probabilities)
     known = np.full(shape, np.nan)
     np.fmax.at(known, study, targets)  # ignores NaN
+    if exclusive:
+        joined /= joined.sum(axis=1, keepdims=True)
+        known[known.sum(axis=1) != 1] = np.nan
     return joined, known, names
 
 
@@ -366,6 +376,7 @@ def score_table(
     labels: Sequence[str],
     level: str,
     aggregate: str = 'max',
+    exclusive: bool = False,
 ) -> dict[str, Any]:
     """Compute the AUROC of every label and the means.
 
@@ -376,6 +387,7 @@ def score_table(
         labels: Label names, [K].
         level: Level of the scores, 'study' or 'image'.
         aggregate: Probability of a study, 'max' or 'mean' over the images.
+        exclusive: Whether the labels are classes, see `study_level`.
 
     Returns:
         `auroc` {label: area, NaN where undefined}, `positives` and `negatives` {label: number},
@@ -383,7 +395,9 @@ def score_table(
         labels), `mean_of_defined`, `undefined` [labels], `rows`, `level`.
     """
     if level == 'study':
-        probabilities, targets, _ = study_level(probabilities, targets, studies, aggregate)
+        probabilities, targets, _ = study_level(
+            probabilities, targets, studies, aggregate, exclusive=exclusive
+        )
     areas = auroc_per_label(probabilities, targets)
     area_of = dict(zip(labels, areas.tolist(), strict=True))
     has_five = set(COMPETITION_LABELS) <= set(labels)
@@ -398,15 +412,6 @@ def score_table(
         **count_classes(targets, labels),
         'undefined': [name for name, area in area_of.items() if np.isnan(area)],
     }
-
-
-def score_probabilities(
-    config: Any, probabilities: np.ndarray, targets: np.ndarray, studies: np.ndarray
-) -> dict[str, Any]:
-    """Compute the `score_table` of images with the EVAL options of the config."""
-    options = {'level': config.EVAL.LEVEL, 'aggregate': config.EVAL.AGGREGATE}
-    labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
-    return score_table(probabilities, targets, studies, labels=labels, **options)
 
 
 def selecting_labels(scores: Mapping[str, Any], rule: str) -> tuple[str, ...]:
@@ -452,6 +457,11 @@ def few_cases(positives: int, negatives: int, enough: int | None = None) -> str:
     number, name = min((positives, 'positive'), (negatives, 'negative'))
     is_few = number < (FEW_CASES if enough is None else enough)
     return f'{number} {name}{"s" * (number != 1)}' if is_few else ''
+
+
+def few_in_all(count: int) -> str:
+    """Return the number of cases, such as '5 cases', if they are few, and otherwise ''."""
+    return f'{count} case{"s" * (count != 1)}' if count < FEW_CASES else ''
 
 
 def describe_scores(scores: Mapping[str, Any]) -> str:

@@ -1,13 +1,13 @@
-"""Baseline for any trained model: logistic regressions on the pixels of small images."""
+"""Baseline for any trained model: a linear model of the pixels of small images."""
 
 import numpy as np
 from PIL import Image
-from scipy.special import expit
 from sklearn.decomposition import PCA
 
 from config import Config
 from data.loader import XrayDataset, make_loader
-from evaluation.tuning import Choice, fit_logistic
+from data.tasks import FINDINGS
+from evaluation.tuning import LINEAR_FITS, Choice
 from system import distributed
 
 # Side of the images, and largest number of training images and of principal components.
@@ -44,9 +44,14 @@ def read_pixels(
 
 
 def pixel_floor(
-    train: np.ndarray, targets: np.ndarray, patients: np.ndarray, test: np.ndarray
+    train: np.ndarray,
+    targets: np.ndarray,
+    patients: np.ndarray,
+    test: np.ndarray,
+    *,
+    kind: str = FINDINGS,
 ) -> tuple[np.ndarray, int, list[Choice]]:
-    """Fit a logistic regression on principal components for each label, with its own C.
+    """Fit the linear model of a kind of task on principal components, with its own C.
 
     The number of components is at most half the number of images, and components without variance
     are dropped. There is no whitening, because it would amplify noise. The components keep where
@@ -54,22 +59,23 @@ def pixel_floor(
 
     Args:
         train: Pixels of the training images in [0, 1], [N, P].
-        targets: Targets in [0, 1], [N, K], NaN where unknown. Soft targets are used as in
-            `evaluation.tuning.fit_logistic`. Values above 1 (a third class) count as unknown.
+        targets: Targets [N, K], NaN where unknown, as in `evaluation.tuning.LINEAR_FITS`. For
+            findings, values above 1 (a third class) count as unknown.
         patients: Patients of the training images, [N].
         test: Pixels of the images to score, [M, P].
+        kind: Kind of the predictions of the task (`data.tasks`).
 
     Returns:
-        Probabilities [M, K], 0.5 for a label without both classes in `targets`, the number of
-        components, and the choice of C for each label.
+        Scores [M, K] (`models.outputs.Outputs`), which are logits of 0 for a finding without both
+        classes in `targets`, the number of components, and the choice of C for each label.
     """
     components = PCA(min(FLOOR_COMPONENTS, len(train) // 2), svd_solver='full')
     reduced = components.fit_transform(train)
     variances = components.explained_variance_
     kept = int((variances > np.finfo(variances.dtype).eps * variances[:1]).sum())
-    known = np.where(targets > 1, np.nan, targets)
-    weight, bias, choices = fit_logistic(reduced[:, :kept], known, patients)
-    return expit(components.transform(test)[:, :kept] @ weight.T + bias), kept, choices
+    known = np.where(targets > 1, np.nan, targets) if kind == FINDINGS else targets
+    weight, bias, choices = LINEAR_FITS[kind](reduced[:, :kept], known, patients)
+    return components.transform(test)[:, :kept] @ weight.T + bias, kept, choices
 
 
 def _small_image(image: Image.Image, _rng: np.random.Generator) -> np.ndarray:

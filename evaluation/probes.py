@@ -15,25 +15,29 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.special import log_expit
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from data import Loaders
-from data.labels import task_labels
+from data.tasks import CLASSES, FINDINGS, NUMBERS, task_of
 from engine.run_record import Run
 from evaluation.attentive import RATES, fit_attention_head
-from evaluation.inference import SMALLEST_PROBABILITY, require_finite
+from evaluation.inference import require_finite
 from evaluation.tuning import (
     INVERSE_PENALTIES,
+    LINEAR_FITS,
     Choice,
     choose,
-    fit_logistic,
+    choose_lowest,
     log_choices,
     patient_folds,
 )
 from models.classifier_heads import build_classifier_head
+from models.losses import LABEL_LOSSES
+from models.outputs import SMALLEST_PROBABILITY
 from system import distributed
 from system.device import autocast, views_of
 from utils import load_pretrained
@@ -50,7 +54,8 @@ class KnnClassifier(nn.Module):
 
     A neighbour with cosine similarity s votes for its target with weight exp(s / 0.07). Neighbours
     with an unknown target do not vote on that label. The output is the logit of the positive share.
-    Each label has its own number of neighbours, [K].
+    Each label has its own number of neighbours, [K]. For classes, which share it, the output is the
+    logarithm of the share.
 
     Source: Wu et al. 2018, arXiv:1805.01978.
     """
@@ -61,10 +66,12 @@ class KnnClassifier(nn.Module):
         features: np.ndarray,
         targets: np.ndarray,
         num_neighbours: Sequence[int],
+        *,
+        of_classes: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.num_neighbours = num_neighbours
+        self.num_neighbours, self.of_classes = num_neighbours, of_classes
         self.register_buffer('bank', F.normalize(torch.from_numpy(features), dim=1))  # [N, F]
         self.register_buffer('targets', torch.from_numpy(targets))  # [N, K]
 
@@ -72,7 +79,8 @@ class KnnClassifier(nn.Module):
         counts = sorted({*self.num_neighbours})
         votes = self.votes(self.encoder.forward_features(images), counts)  # [G, B, K]
         columns = [votes[counts.index(own), :, k] for k, own in enumerate(self.num_neighbours)]
-        return torch.stack(columns, dim=1)
+        logits = torch.stack(columns, dim=1)
+        return F.logsigmoid(logits) if self.of_classes else logits
 
     def votes(self, features: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:  # [G, B, K]
         """Compute the logits of features [B, F] for each number of neighbours, in float32."""
@@ -156,7 +164,7 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
     Raises:
         ValueError: If features are not finite.
     """
-    config = run.config
+    config, task = run.config, task_of(run.config)
     if config.PRETRAINED:
         load_pretrained(config, model, run.logger, run.fit_weights)
     else:
@@ -171,45 +179,54 @@ def build_probe(run: Run, model: nn.Module, loaders: Loaders) -> tuple[nn.Module
     known = features, dataset.targets, dataset.records.patient
     targets, is_main = dataset.targets, distributed.is_main()
     if takes_tokens:
-        head, choices = _fit_attention(run, model, known) if is_main else (None, None)
-        state, choices = distributed.broadcast((head, choices))
+        found = _fit_attention(run, model, known) if is_main else (None, None)
+        state, choice = distributed.broadcast(found)
         model.head.load_state_dict(state)
-        probe, grid = model, RATES
+        probe, grid, choices = model, RATES, [choice] * targets.shape[1]
     elif config.FINETUNE.MODE == 'knn':
-        choices = distributed.broadcast(choose_neighbours(*known, run.device) if is_main else None)
+        chosen = choose_neighbours(*known, run.device, kind=task.kind) if is_main else None
+        choices = distributed.broadcast(chosen)
         counts = [choice.value for choice in choices]
-        probe, grid = KnnClassifier(model, features, targets, counts).to(run.device), NUM_NEIGHBOURS
+        probe = KnnClassifier(model, features, targets, counts, of_classes=task.kind == CLASSES)
+        probe, grid = probe.to(run.device), NUM_NEIGHBOURS
     else:
-        head = fit_linear_head(*known) if is_main else None
+        head = fit_linear_head(*known, kind=task.kind) if is_main else None
         weight, bias, choices = distributed.broadcast(head)
         with torch.no_grad():
             model.head.weight.copy_(torch.from_numpy(weight))
             model.head.bias.copy_(torch.from_numpy(bias))
         probe, grid = model, INVERSE_PENALTIES
-    labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
-    chosen = dict(zip(labels, choices, strict=True))
+    chosen = dict(zip(task.labels, choices, strict=True))
     return probe, log_choices(run.logger, config.FINETUNE.MODE, chosen, grid)
 
 
 def fit_linear_head(
-    features: np.ndarray, targets: np.ndarray, patients: np.ndarray
+    features: np.ndarray, targets: np.ndarray, patients: np.ndarray, *, kind: str = FINDINGS
 ) -> tuple[np.ndarray, np.ndarray, list[Choice]]:
-    """Fit logistic regressions on standardised features and return them as a linear layer.
+    """Fit the linear model of a kind of task on standardised features; return it as a linear layer.
 
     Arguments are as in `evaluation.tuning.fit_logistic`. Returns weight [K, F] and bias [K] for the
     original features in float32, and the choice of C for each label.
     """
     scaler = StandardScaler()
     standard = scaler.fit_transform(features.astype(np.float64))
-    weight, bias, choices = fit_logistic(standard, targets, patients)
+    weight, bias, choices = LINEAR_FITS[kind](standard, targets, patients)
     weight = weight / scaler.scale_
     return weight.astype(np.float32), (bias - weight @ scaler.mean_).astype(np.float32), choices
 
 
 def choose_neighbours(
-    features: np.ndarray, targets: np.ndarray, patients: np.ndarray, device: torch.device
+    features: np.ndarray,
+    targets: np.ndarray,
+    patients: np.ndarray,
+    device: torch.device,
+    *,
+    kind: str = FINDINGS,
 ) -> list[Choice]:
-    """Choose the number of neighbours of each label, as `evaluation.tuning.fit_logistic` does C."""
+    """Choose the number of neighbours of each label, as `evaluation.tuning` chooses C.
+
+    Classes share the number, so that their shares of the votes have the sum 1.
+    """
     fold = patient_folds(targets, patients)
     logits = np.zeros((len(NUM_NEIGHBOURS), *targets.shape))
     for number in np.unique(fold):
@@ -219,6 +236,13 @@ def choose_neighbours(
         others = KnnClassifier(nn.Identity(), features[~own], targets[~own], ()).to(device)
         votes = others.votes(torch.from_numpy(features[own]).to(device), NUM_NEIGHBOURS)
         logits[:, own] = votes.cpu().numpy()
+    if kind == CLASSES:
+        known = ~np.isnan(targets).any(axis=1)
+        shares = targets[known].mean(axis=0)
+        constant = -np.sum(shares * np.log(np.where(shares > 0, shares, 1)))
+        losses = (-(targets * log_expit(each))[known].sum(axis=1).mean() for each in logits)
+        options = {'constant': constant, 'plain': PLAIN_NUM_NEIGHBOURS}
+        return [choose_lowest(NUM_NEIGHBOURS, losses, **options)] * targets.shape[1]
     return [
         choose(NUM_NEIGHBOURS, logits[..., k], target=target, fold=fold, plain=PLAIN_NUM_NEIGHBOURS)
         for k, target in enumerate(targets.T)
@@ -227,15 +251,22 @@ def choose_neighbours(
 
 def _fit_attention(
     run: Run, model: nn.Module, known: tuple[np.ndarray, ...]
-) -> tuple[dict[str, torch.Tensor], list[Choice]]:
-    """Return the state of a fitted attention head on the CPU, and the choices."""
+) -> tuple[dict[str, torch.Tensor], Choice]:
+    """Return the state of a fitted attention head on the CPU, and the choice."""
+    task, targets = task_of(run.config), known[1]
 
     def make_head() -> nn.Module:
         outputs = len(model.head.weight)
-        return build_classifier_head(model.num_features, outputs, run.config.MODEL.HEAD)
+        head = build_classifier_head(model.num_features, outputs, run.config.MODEL.HEAD)
+        if task.kind == NUMBERS:
+            head.add_units()
+            head.set_units(targets)
+        return head
 
-    head, choices = fit_attention_head(make_head, *known, device=run.device, seed=run.config.SEED)
-    return {key: value.cpu() for key, value in head.state_dict().items()}, choices
+    loss_fn = LABEL_LOSSES[task.losses[0]](run.config.LOSS, targets)
+    options = {'loss_fn': loss_fn, 'device': run.device, 'seed': run.config.SEED}
+    head, choice = fit_attention_head(make_head, *known, **options)
+    return {key: value.cpu() for key, value in head.state_dict().items()}, choice
 
 
 def _share_weights(model: nn.Module) -> None:

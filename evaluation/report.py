@@ -29,15 +29,18 @@ from data.names import normalise_name
 from evaluation import charts
 from evaluation.analysis import HeldOut, fit_held_out, score_set
 from evaluation.cases import Cases
+from evaluation.classes import CLASS_METRICS
 from evaluation.compare import compare
 from evaluation.footnotes import Footnotes, explain_intervals, too_few_resamples
 from evaluation.metrics import FEW_CASES, METRICS, Protocol, headline_labels
+from evaluation.numbers import NUMBER_METRICS, compare_numbers, number_rows, score_numbers
 from evaluation.published import MEAN_OF_FIVE, context_rows
 from logger import json_safe
 from system.files import atomic_writer, replace_files
 
 FORMAT = 1
 TITLE = 'Chest X-ray classification report'
+TITLE_OF_NUMBERS = 'Chest X-ray regression report'
 TEMPLATES = Path(__file__).parent / 'templates'
 JPEG_QUALITY = 88  # for images in the page; the PNG files of the maps are lossless
 SALT_FILE = 'anonymise_salt'
@@ -51,6 +54,11 @@ NOT_COMPARABLE = (
     'than the intervals show nothing. A score from one hospital does not apply to another '
     'hospital. Not for clinical use.'
 )
+NUMBERS_NOT_COMPARABLE = (
+    'These scores are valid for the images and views of this report. R² and the correlation depend '
+    'on the spread of the true numbers, so they must not be compared between data sets with '
+    'another spread. Differences smaller than the intervals show nothing. Not for clinical use.'
+)
 NO_HELD_OUT = (
     'there are no held-out training patients, so thresholds and temperatures cannot be chosen, and '
     'all scores that require them are n/a'
@@ -58,6 +66,7 @@ NO_HELD_OUT = (
 NO_RESAMPLES = (
     'there are no intervals and no p-values of the bootstrap, because the number of resamples is 0'
 )
+SMALL_SPREAD = 0.05  # a smaller SD of predicted numbers, in SDs of the true ones, raises an alert
 SMALL_SPAN = 0.02  # a smaller range of the probabilities of a label raises an alert
 CHANCE = 0.5  # AUROC of random predictions
 FLOOR = 'logistic regression on pixels'
@@ -119,6 +128,7 @@ def read_salt(folder: Path) -> bytes:
 def rename_images(document: dict[str, Any], name: Callable[[str], str]) -> None:
     """Rename every image and study in a report, in place."""
     entries = [error for scored in document['sets'] for error in scored['worst_errors']]
+    entries += [error for scored in document.get('numbers', []) for error in scored['errors']]
     for entry in [*entries, *document['maps']]:
         entry['path'] = name(entry['path'])
 
@@ -164,12 +174,8 @@ def build_document(
     context = []
     if main and main['means']['five']:
         context = context_rows(policy, main['name'], protocol.level, protocol.views)
-    return {
-        'format': FORMAT,
-        'title': TITLE,
-        'run': [{'name': name, 'value': str(value)} for name, value in run.items()],
+    return _empty_document(run) | {
         'headline': _headline(main, protocol.resamples > 0) if main else None,
-        'not_comparable': NOT_COMPARABLE,
         'published': context,
         'alerts': _set_lines(scored, _model_alerts),
         'warnings': [
@@ -180,8 +186,55 @@ def build_document(
             *_set_lines(scored, label_warnings),
         ],
         'sets': scored,
-        **dict.fromkeys(('training', 'maps_check', 'pixel_floor')),
-        **{'comparisons': [], 'maps': [], **(extras or {})},
+        **(extras or {}),
+    }
+
+
+def build_number_document(
+    sets: Sequence[Cases],
+    protocol: Protocol,
+    *,
+    run: Mapping[str, str],
+    patients: Mapping[str, Sequence[str]] | None = None,
+    warnings: Sequence[str] = (),
+    baseline: Mapping[str, float] | None = None,
+    compared: bool = False,
+    extras: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Score every set and assemble the report of predicted numbers.
+
+    Args:
+        sets: Sets of cases to score.
+        protocol: Options for scoring, see `score_numbers`.
+        run: Details of the run, name -> value, in the order of the report.
+        patients: Split -> patients, used to detect patients in two splits.
+        warnings: Additional warnings.
+        baseline: Label -> mean of the training targets, if it is known.
+        compared: Whether each set belongs to another model, and those with the same rows are
+            compared.
+        extras: Additional parts of the report, such as `training`.
+    """
+    entries = [score_numbers(cases, protocol, baseline=baseline) for cases in sets]
+    rows = [number_rows(cases, protocol.level) for cases in sets] if compared else []
+    pairs = [(a, b) for a, b in combinations(rows, 2) if {*a.path} == {*b.path}]
+    return _empty_document(run) | {
+        'title': TITLE_OF_NUMBERS,
+        'not_comparable': NUMBERS_NOT_COMPARABLE,
+        'alerts': [line for entry in entries for line in _number_alerts(entry)],
+        'warnings': [
+            *warnings,
+            *_leak_warnings(patients or {}),
+            *([] if protocol.resamples else [NO_RESAMPLES]),
+            *(
+                f'{entry["name"]}: fewer than {FEW_CASES} cases: {part["label"]} ({part["few"]})'
+                for entry in entries
+                for part in entry['labels']
+                if part['few']
+            ),
+        ],
+        'numbers': entries,
+        'differences': [compare_numbers(a, b, protocol) for a, b in pairs],
+        **(extras or {}),
     }
 
 
@@ -295,6 +348,32 @@ def scores_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient='index', columns=['n', 'positives', *shown.values()])
 
 
+def numbers_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
+    """Format the scores of predicted numbers with intervals, in one row for each label.
+
+    Arguments are as in `scores_table`; the entry is one of the report's `numbers`.
+    """
+    rows = {
+        part['label']: [
+            part['n'],
+            *(_format_score(part['scores'][name], notes) for name in NUMBER_METRICS),
+            'n/a' if np.isnan(part['constant_mae']) else f'{part["constant_mae"]:.3f}',
+        ]
+        for part in entry['labels']
+    }
+    columns = ['n', *(metric.title for metric in NUMBER_METRICS.values()), 'MAE of a constant']
+    return pd.DataFrame.from_dict(rows, orient='index', columns=columns)
+
+
+def classes_line(entry: dict[str, Any]) -> str:
+    """Format the scores of the class decisions of a set in one line, '' if it has none."""
+    if 'classes' not in entry:
+        return ''
+    scores, notes = entry['classes']['scores'], Footnotes()
+    titles = {name: metric.title for name, metric in CLASS_METRICS.items()}
+    return ', '.join(f'{titles[name]} {_format_score(scores[name], notes)}' for name in titles)
+
+
 def differences_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
     """Format the differences of a comparison with intervals and p-values.
 
@@ -334,6 +413,9 @@ def _latex(document: dict[str, Any]) -> str:
     notes = Footnotes()
     tables = {
         'Scores': {entry['name']: partial(scores_table, entry) for entry in document['sets']},
+        'Errors': {
+            entry['name']: partial(numbers_table, entry) for entry in document.get('numbers', [])
+        },
         'Differences in AUROC': {
             f'{entry["a"]} minus {entry["b"]}': partial(differences_table, entry)
             for entry in document['comparisons']
@@ -349,6 +431,18 @@ def _latex(document: dict[str, Any]) -> str:
             text = table.to_latex(caption=caption, escape=True, multirow=False)
             parts.append(text.replace('<', r'\textless{}'))
     return '\n'.join(parts)
+
+
+def _empty_document(run: Mapping[str, str]) -> dict[str, Any]:
+    """Return a report without scores."""
+    return {
+        'format': FORMAT,
+        'title': TITLE,
+        'run': [{'name': name, 'value': str(value)} for name, value in run.items()],
+        'not_comparable': NOT_COMPARABLE,
+        **dict.fromkeys(('headline', 'training', 'maps_check', 'pixel_floor')),
+        **{key: [] for key in ('published', 'alerts', 'warnings', 'sets', 'comparisons', 'maps')},
+    }
 
 
 def _headline(scored: dict[str, Any], has_intervals: bool) -> dict[str, Any]:
@@ -434,6 +528,24 @@ def _model_alerts(entry: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def _number_alerts(entry: dict[str, Any]) -> list[str]:
+    """Describe labels that the model hardly predicts."""
+    lines = []
+    for part in entry['labels']:
+        name, score = f'{entry["name"]}: {part["label"]}', part['scores']['r2']
+        if part['predicted_sd'] < SMALL_SPREAD * part['sd']:
+            lines.append(
+                f'{name}: the predictions hardly vary (SD {part["predicted_sd"]:.3g}, of the true '
+                f'numbers {part["sd"]:.3g})'
+            )
+        elif score['low'] <= 0:
+            lines.append(
+                f'{name}: the model may not be better than a constant, because the interval of R² '
+                'reaches 0 or lies below'
+            )
+    return lines
+
+
 def _shows_order(auroc: dict[str, Any]) -> bool:
     """Return whether an AUROC, with its interval if it has one, is above chance."""
     return (auroc['value'] if np.isnan(auroc['low']) else auroc['low']) > CHANCE
@@ -494,8 +606,16 @@ def _left_out(entry: dict[str, Any]) -> dict[str, list[str]]:
 def _labels(report: dict) -> Iterator[Row]:
     """Yield one row for each set and label, and the means of the set."""
     scaled = [name for name, entry in METRICS.items() if entry.is_calibration]
+    for entry in report.get('numbers', []):
+        keys = {'set': entry['name'], 'level': entry['level'], 'views': entry['views']}
+        for part in entry['labels']:
+            own = {name: part[name] for name in ('label', 'n', 'few', 'mean', 'sd', 'constant_mae')}
+            yield keys | own | _columns({**part['scores'], 'mean_error': part['mean_error']})
     for entry in report['sets']:
         keys = {'set': entry['name'], 'level': entry['level'], 'views': entry['views']}
+        if 'classes' in entry:
+            own = {'label': '(class decisions)', 'n': entry['classes']['n']}
+            yield keys | own | _columns(entry['classes']['scores'])
         for label in entry['labels']:
             after = {f'{name}_scaled': label['scaled'].get(name) for name in scaled}
             yield {
@@ -514,6 +634,15 @@ def _labels(report: dict) -> Iterator[Row]:
 
 def _groups(report: dict) -> Iterator[Row]:
     """Yield one row for each group and label, the means of the group, and the gaps."""
+    for entry in report.get('numbers', []):
+        for column in entry['groups']:
+            keys = {'set': entry['name'], 'column': column['column']}
+            for group in column['groups']:
+                own = {name: group[name] for name in ('group', 'rows', 'patients')}
+                for label, part in group['labels'].items():
+                    scores = {name: part[name] for name in ('mae', 'mean_error')}
+                    counts = {name: part[name] for name in ('n', 'few')}
+                    yield {**keys, **own, 'label': label, **counts, **_columns(scores)}
     for entry in report['sets']:
         for column in entry['groups']:
             keys = {'set': entry['name'], 'column': column['column']}
@@ -600,10 +729,12 @@ def _render(
         decisions=[entry for entry in METRICS.values() if entry.needs_threshold],
         ranking_columns=_ranking_columns(),
         summary_columns=_summary_columns(),
+        number_metrics=[*NUMBER_METRICS.values()],
+        class_metrics=[*CLASS_METRICS.values()],
         explanations={
             entry.title: f'{entry.explanation} {"Higher" if entry.higher_is_better else "Lower"} '
             'is better.'
-            for entry in METRICS.values()
+            for entry in (*METRICS.values(), *NUMBER_METRICS.values())
         },
         five=COMPETITION_LABELS,
         mean_of_five=MEAN_OF_FIVE,

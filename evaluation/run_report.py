@@ -1,34 +1,43 @@
 """Write the scores, the predictions and the report of a fine-tuning run to the run folder."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from scipy.special import expit, logit
 from torch import nn
 from torch.utils.data import DataLoader
 
 from config import PATIENT_OPTIONS, PROBES, Config, encoder_name, value_at
 from data import Loaders
 from data.groups import group_columns, standard_groups
-from data.labels import UNCERTAIN, task_labels
+from data.labels import UNCERTAIN
 from data.loader import XrayDataset
 from data.predictions import write_predictions
 from data.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
+from data.tasks import CLASSES, NUMBERS, task_of
 from engine.run_record import Run, code_version, is_data_of
 from evaluation.cases import Cases
+from evaluation.families import family_of, score
 from evaluation.inference import predict
-from evaluation.metrics import Protocol, describe_scores, score_probabilities
+from evaluation.metrics import Protocol
 from evaluation.pixel_floor import pixel_floor, read_pixels
-from evaluation.report import Names, build_document, floor_part, rename_images, write_report
+from evaluation.report import (
+    Names,
+    build_document,
+    build_number_document,
+    floor_part,
+    rename_images,
+    write_report,
+)
 from evaluation.saliency import NO_MAPS, lacks_maps, write_maps
 from evaluation.tuning import INVERSE_PENALTIES, log_choices
 from logger import json_safe, read_metrics
-from models.losses import masked_bce
+from models.losses import scales
+from models.outputs import OUTPUTS
 from system import distributed
 from system.files import BEST_CHECKPOINT, replace_file
 from utils import trained_config
@@ -38,29 +47,20 @@ THUMBNAIL_PX = 112
 SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
 
 
-def score(config: Any, logits: np.ndarray, loader: DataLoader) -> dict[str, Any]:
-    """Compute the scores of one split: `score_probabilities`, the loss and the views."""
-    dataset = loader.dataset
-    probabilities = expit(logits.astype(np.float64))
-    scores = score_probabilities(config, probabilities, dataset.targets, dataset.records.study)
-    scores['loss'] = masked_bce(torch.from_numpy(logits), torch.from_numpy(dataset.targets)).item()
-    scores['views'] = config.EVAL.VIEWS or config.DATA.VIEWS
-    return scores
-
-
 class FinalScores:
     """Collect the scores and predictions of a run, and write them and the report."""
 
     def __init__(self, run: Run, loaders: Loaders) -> None:
-        self.run = run
+        self.run, self.task = run, task_of(run.config)
+        self.outputs, self.family = OUTPUTS[self.task.kind], family_of(run.config)
         self.suffix = '_eval' if run.config.EVAL_MODE else ''
         self.loaders = loaders
         self.scored = _present({name: getattr(loaders, name) for name in SCORED_SPLITS})
         self.trained_views = ''
         self.table: dict[str, dict[str, Any]] = {}
-        self.logits: dict[str, np.ndarray] = {}
+        self.values: dict[str, np.ndarray] = {}  # scores of the images, see `Outputs`
         self.floor: dict[str, Any] = {}  # numbers of images and components of the pixel baseline
-        self.floor_probabilities: dict[str, np.ndarray] = {}
+        self.floor_predictions: dict[str, np.ndarray] = {}
 
     def score(self, name: str, models: list[nn.Module], **facts: Any) -> None:
         """Score the averaged predictions of the models on SCORED_SPLITS under this name.
@@ -69,8 +69,8 @@ class FinalScores:
         """
         for split, loader in self.scored.items():
             self._predict(split, models, loader)
-            scores = score(self.run.config, self.logits[split], loader)
-            self.run.logger.info(f'{split}, {name} checkpoint: {describe_scores(scores)}')
+            scores = score(self.run.config, self.values[split], loader)
+            self.run.logger.info(f'{split}, {name} checkpoint: {self.family.describe(scores)}')
             self.table.setdefault(split, {})[name] = scores | facts
 
     def write(self, models: list[nn.Module], sources: list[str]) -> None:
@@ -86,8 +86,8 @@ class FinalScores:
         self.trained_views = trained.DATA.VIEWS if trained else ''
         is_main = distributed.is_main()
         if is_main:
-            values = {s: expit(self.logits[s].astype(np.float64)) for s in self.scored | others}
-            self._write_predictions(values, ', '.join(sources))
+            found = {s: self.outputs.predictions(self.values[s]) for s in self.scored | others}
+            self._write_predictions(found, ', '.join(sources))
             run.logger.info(f'scores in {self._write_scores()}. Not for clinical use.')
         if run.config.REPORT.PIXEL_FLOOR:  # after the scores, so that a failure does not lose them
             self._score_floor()
@@ -95,7 +95,7 @@ class FinalScores:
             run.logger.info(f'report in {self._write_report(models, sources)}')
 
     def _predict(self, split: str, models: list[nn.Module], loader: DataLoader) -> None:
-        self.logits[split] = predict(self.run.config, self.run.device, models, loader)
+        self.values[split] = predict(self.run.config, self.run.device, models, loader)
 
     def _score_floor(self) -> None:
         """Fit and score the baseline on pixels. All ranks read images, and rank 0 fits."""
@@ -112,19 +112,20 @@ class FinalScores:
         if not distributed.is_main():
             return
         test = np.concatenate([*pixels.values()])
-        probabilities, count, choices = pixel_floor(train, targets, patients, test)
-        labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
-        chosen = dict(zip(labels, choices, strict=True))
+        kind = self.task.kind
+        found, count, choices = pixel_floor(train, targets, patients, test, kind=kind)
+        chosen = dict(zip(self.task.labels, choices, strict=True))
         chosen = log_choices(logger, 'pixels', chosen, INVERSE_PENALTIES)
         self.floor = {'images': len(train), 'components': count, 'chosen': chosen}
-        about = f'logistic regression on pixels ({count} components of {len(train)} images)'
+        model = 'ridge' if kind == NUMBERS else 'logistic'
+        about = f'{model} regression on pixels ({count} components of {len(train)} images)'
         ends = np.cumsum([len(values) for values in pixels.values()])[:-1]
-        for split, values in zip(pixels, np.split(probabilities, ends), strict=True):
-            scores = score(config, logit(values), self.scored[split]) | self.floor
-            logger.info(f'{split}, {about}: {describe_scores(scores)}')
+        for split, values in zip(pixels, np.split(found, ends), strict=True):
+            scores = score(config, values, self.scored[split]) | self.floor
+            logger.info(f'{split}, {about}: {self.family.describe(scores)}')
             self.table[split]['pixel_floor'] = scores
-            self.floor_probabilities[split] = values
-        self._write_predictions(self.floor_probabilities, about, kind='_pixels')
+            self.floor_predictions[split] = self.outputs.predictions(values)
+        self._write_predictions(self.floor_predictions, about, kind='_pixels')
         self._write_scores()
 
     def _write_scores(self) -> Path:
@@ -133,9 +134,9 @@ class FinalScores:
         return file
 
     def _write_predictions(
-        self, probabilities: dict[str, np.ndarray], checkpoint: str, *, kind: str = ''
+        self, predictions: dict[str, np.ndarray], checkpoint: str, *, kind: str = ''
     ) -> None:
-        """Write predictions_<split><kind>.csv for the probabilities [N, K] of each split."""
+        """Write predictions_<split><kind>.csv for the predictions [N, K] of each split."""
         config = self.run.config
         source = {
             'checkpoint': checkpoint,
@@ -148,13 +149,13 @@ class FinalScores:
             'code': code_version(),
         }
         loaders = self.scored | {'holdout': self.loaders.holdout, 'train': self.loaders.whole}
-        for split, values in probabilities.items():
+        for split, values in predictions.items():
             records = loaders[split].dataset.records
             write_predictions(
                 self.run.folder / f'predictions_{split}{kind}{self.suffix}.csv',
                 values,
                 paths=records.path,
-                labels=task_labels(config.DATA.TASK, config.DATA.LABELS),
+                labels=self.task.labels,
                 source=source | {'csv': records.csv, 'rows': len(records)},
             )
 
@@ -171,41 +172,89 @@ class FinalScores:
         trained = _training_config(run, sources)
         select_on = _selected_on(trained or config, sources[0])
         training = _describe_training(trained, names, select_on)
-        training |= _describe_effort(run.folder, select_on, sources, train)
-        protocol = _protocol(config)
-        document = build_document(
-            sets,
-            self._cases('holdout') if self.loaders.holdout else None,
-            protocol,
-            run=_describe_run(config, sources, training, names),
-            policy=trained.DATA.UNCERTAIN if trained else '',
-            patients={
+        training |= _describe_effort(run.folder, select_on, sources, train, self.family.measure)
+        about = {
+            'run': _describe_run(config, sources, training, names),
+            'patients': {
                 split: [*map(names, dataset.records.patient)] for split, dataset in datasets.items()
             },
-            warnings=self._warnings(trained, select_on, models[0]),
-            extras={
-                'training': _training_curves(run.folder, select_on, sources),
-                'pixel_floor': floor_part(
-                    sets, self.floor_probabilities, protocol, facts=self.floor
-                ),
-            },
-        )
-
-        thresholds = {part['label']: part['threshold'] for part in document['sets'][-1]['labels']}
-        shown = datasets[sets[-1].name]
-        document |= write_maps(
-            config, models[0], shown, sets[-1], thresholds=thresholds, folder=folder
-        )
-        for entry in document['maps']:
-            file = folder / entry['file']
-            run.scalars.write_image(f'maps/{file.stem}', file, config.TRAIN.EPOCHS - 1)
+            'warnings': self._warnings(trained, select_on, models[0]),
+        }
+        extras = {'training': self._training_curves(select_on, sources)}
+        thumbnails, protocol = {}, _protocol(config)
+        if self.task.kind == NUMBERS:
+            baseline = self._means_of(train.dataset.targets) if train else None
+            pixels = [
+                replace(
+                    cases,
+                    name=f'{cases.name}, ridge regression on pixels',
+                    groups={},
+                    probabilities=self.floor_predictions[cases.name],
+                )
+                for cases in sets
+                if cases.name in self.floor_predictions
+            ]
+            document = build_number_document(
+                [*sets, *pixels], protocol, baseline=baseline, compared=True, extras=extras, **about
+            )
+        else:
+            floor = floor_part(sets, self.floor_predictions, protocol, facts=self.floor)
+            document = build_document(
+                sets,
+                self._cases('holdout') if self.loaders.holdout else None,
+                protocol,
+                policy=trained.DATA.UNCERTAIN if trained else '',
+                extras=extras | {'pixel_floor': floor},
+                **about,
+            )
+            document |= self._write_maps(models[0], datasets, sets[-1], document, folder)
+            thumbnails = _thumbnails(config, datasets, sets, document)
         for line in document['alerts']:
             run.logger.warning(line)
-        thumbnails = _thumbnails(config, datasets, sets, document)
         rename_images(document, names)
         report = write_report(folder, document, thumbnails)
         run.scalars.write_file(report)
         return report
+
+    def _write_maps(
+        self,
+        model: nn.Module,
+        datasets: dict[str, XrayDataset],
+        cases: Cases,
+        document: dict[str, Any],
+        folder: Path,
+    ) -> dict[str, Any]:
+        """Write saliency maps of a set of cases, the last of the document; return their part."""
+        config = self.run.config
+        thresholds = {part['label']: part['threshold'] for part in document['sets'][-1]['labels']}
+        found = write_maps(
+            config, model, datasets[cases.name], cases, thresholds=thresholds, folder=folder
+        )
+        for entry in found['maps']:
+            file = folder / entry['file']
+            self.run.scalars.write_image(f'maps/{file.stem}', file, config.TRAIN.EPOCHS - 1)
+        return found
+
+    def _means_of(self, targets: np.ndarray) -> dict[str, float]:
+        """Return label -> mean of its known targets [N, K]."""
+        return dict(zip(self.task.labels, scales(targets)[0].tolist(), strict=True))
+
+    def _training_curves(self, select_on: str, sources: list[str]) -> dict[str, Any] | None:
+        """Return losses and selection score by epoch, if the model was trained in this folder."""
+        records = _epochs(self.run.folder, sources)
+        if not records:
+            return None
+        split = 'holdout' if select_on == 'last' else select_on
+        names = {
+            'Training loss': 'loss',
+            f'Loss on {split} ({self.outputs.loss_name})': f'{split}_loss',
+            f'Mean {self.family.measure} on {split}': 'score',
+        }
+        curves = [
+            {'name': name, 'values': [record.get(key) for record in records]}
+            for name, key in names.items()
+        ]
+        return {'epochs': [record['epoch'] for record in records], 'curves': curves}
 
     def _warnings(self, trained: Config | None, select_on: str, model: nn.Module) -> list[str]:
         """Return what a reader of the report must know about its scores."""
@@ -228,17 +277,18 @@ class FinalScores:
             groups = standard_groups(records, config.EVAL.AGE_BANDS) | group_columns(
                 records, config.EVAL.GROUPS, demographics=config.DATA.DEMOGRAPHICS
             )
-        has_uncertain = config.DATA.TASK == 'observations'
+        is_uncertain = records.labels == UNCERTAIN if self.task.has_policies else None
         return Cases(
             name=name,
-            labels=task_labels(config.DATA.TASK, config.DATA.LABELS),
+            labels=self.task.labels,
             path=records.path,
             study=records.study,
             patient=records.patient,
-            probabilities=expit(self.logits[name].astype(np.float64)),
+            probabilities=self.outputs.predictions(self.values[name]),
             targets=dataset.targets,
             groups=groups,
-            uncertain=records.labels == UNCERTAIN if has_uncertain else None,
+            uncertain=is_uncertain,
+            exclusive=self.task.kind == CLASSES,
         )
 
 
@@ -357,7 +407,7 @@ def _describe_training(trained: Config | None, names: Names, select_on: str) -> 
         'Fitted': trained.FINETUNE.MODE,
         'Started from': names.file(start) if start else 'random weights',
         'Trained on': f'{data.TRAIN_IMAGES} images' if data.TRAIN_IMAGES else by_share,
-        'Uncertain labels in training': policy if data.TASK == 'observations' else 'left out',
+        'Uncertain labels in training': policy if task_of(trained).has_policies else 'left out',
     }
     if data.PSEUDO_LABELS:
         rows['Trained on'] += f', and pseudo-labels of {names.file(data.PSEUDO_LABELS)}'
@@ -368,7 +418,7 @@ def _describe_training(trained: Config | None, names: Names, select_on: str) -> 
 
 
 def _describe_effort(
-    folder: Path, select_on: str, sources: list[str], train: DataLoader | None
+    folder: Path, select_on: str, sources: list[str], train: DataLoader | None, measure: str
 ) -> dict[str, str]:
     """Return the number of training images, the selected epoch and the training time, if known."""
     rows, records = {}, _epochs(folder, sources)
@@ -379,8 +429,8 @@ def _describe_effort(
     if scored and Path(sources[0]).name == BEST_CHECKPOINT:
         best = max(scored, key=lambda record: record['score'])
         rows['Selected epoch'] = (
-            f'{best["epoch"] + 1} of {records[-1]["epoch"] + 1}, mean AUROC {best["score"]:.4f} '
-            f'on {select_on}'
+            f'{best["epoch"] + 1} of {records[-1]["epoch"] + 1}, mean {measure} '
+            f'{best["score"]:.4f} on {select_on}'
         )
     if records:
         seconds = sum(record['seconds'] for record in records)
@@ -409,21 +459,3 @@ def _thumbnails(
             small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
             found[cases.name, label, kind] = small
     return found
-
-
-def _training_curves(folder: Path, select_on: str, sources: list[str]) -> dict[str, Any] | None:
-    """Return losses and selection score by epoch, if the model was trained in this folder."""
-    records = _epochs(folder, sources)
-    if not records:
-        return None
-    split = 'holdout' if select_on == 'last' else select_on
-    names = {
-        'Training loss': 'loss',
-        f'Loss on {split} (binary cross-entropy)': f'{split}_loss',
-        f'Mean AUROC on {split}': 'score',
-    }
-    curves = [
-        {'name': name, 'values': [record.get(key) for record in records]}
-        for name, key in names.items()
-    ]
-    return {'epochs': [record['epoch'] for record in records], 'curves': curves}

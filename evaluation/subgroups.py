@@ -37,7 +37,7 @@ def score_groups(
     for column, values in cases.groups.items():
         strata = [name for name in STANDARD_COLUMNS if name != column and name in cases.groups]
         groups, areas = [], {}
-        for name in sorted(set(values) - {''}, key=_natural_order):
+        for name in sorted(set(values) - {''}, key=natural_order):
             rows = cases.select(values == name).at_level(protocol.level, protocol.aggregate)
             weights = resamples.score_weights(rows.patient)
             scores = {
@@ -147,7 +147,7 @@ def _gaps(
     return gaps
 
 
-def _natural_order(name: str) -> list[tuple[int, str]]:
+def natural_order(name: str) -> list[tuple[int, str]]:
     """Return a sort key that orders numbers in a name by value: '5-9' before '10-14'."""
     parts = re.findall(r'\d+|\D+', name)
     return [(int(part), '') if part.isdecimal() else (-1, part) for part in parts]

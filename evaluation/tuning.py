@@ -1,11 +1,11 @@
-"""Logistic regressions, one per label, and the choice of a hyperparameter by cross-validation.
+"""Linear models of features, and the choice of their hyperparameter by cross-validation.
 
 Probes and the baseline on pixels choose their hyperparameter for each label on the patients whose
 labels they learn from, so a run with few labels uses no others. The criterion is the log loss of
-the out-of-fold predictions. With few positives their AUROC has several maxima that hardly differ,
-and mostly chooses less well: docs/howto/finetune.md has the measurement. A label of which no value
-predicts more than the share of its positives gets a plain value, because the lowest log loss then
-belongs to the strongest penalty, whatever ranks best.
+the out-of-fold predictions, and the squared error for numbers. With few positives their AUROC has
+several maxima that hardly differ, and mostly chooses less well: docs/howto/finetune.md has the
+measurement. A label of which no value predicts more than a constant gets a plain value, because the
+lowest loss then belongs to the strongest penalty, whatever ranks best.
 """
 
 import logging
@@ -13,17 +13,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from data.tasks import CLASSES, FINDINGS, NUMBERS
 
 INVERSE_PENALTIES = tuple(10.0**power for power in range(-6, 5))  # C of LogisticRegression
 PLAIN_INVERSE_PENALTY = 0.01  # for labels that a cross-validation cannot tune
 FOLDS = 5
+ABSENT = 1e-12  # probability of a class without images
 PATIENCE = 4  # options in a row that are worse than the best one before a search ends
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Hyperparameter of a label, and its out-of-fold log loss; NaN for a plain value."""
+    """Hyperparameter of a label, and its out-of-fold loss; NaN for a plain value."""
 
     value: float
     loss: float
@@ -74,13 +77,25 @@ def choose(
         return Choice(plain, float('nan'))
     share = np.nanmean(target)
     constant = -share * np.log(share) - (1 - share) * np.log(1 - share)
-    losses = []
-    for values in logits:
-        losses.append(float(np.nanmean(np.logaddexp(0, values) - target * values)))
-        if len(losses) - 1 - int(np.argmin(losses)) == PATIENCE:
+    losses = (np.nanmean(np.logaddexp(0, values) - target * values) for values in logits)
+    return choose_lowest(options, losses, constant=constant, plain=plain)
+
+
+def choose_lowest(
+    options: Sequence[float], losses: Iterable[float], *, constant: float, plain: float
+) -> Choice:
+    """Choose the option with the lowest loss, or `plain` if none is below that of a constant.
+
+    The losses are computed on demand. The search ends when PATIENCE options in a row are worse than
+    the best one.
+    """
+    found: list[float] = []
+    for loss in losses:
+        found.append(float(loss))
+        if len(found) - 1 - int(np.argmin(found)) == PATIENCE:
             break
-    best = int(np.argmin(losses))
-    return Choice(options[best], losses[best]) if losses[best] < constant else Choice(plain, np.nan)
+    best = int(np.argmin(found))
+    return Choice(options[best], found[best]) if found[best] < constant else Choice(plain, np.nan)
 
 
 def fit_logistic(
@@ -118,6 +133,88 @@ def fit_logistic(
     return weight, bias, choices
 
 
+def fit_softmax(
+    features: np.ndarray, targets: np.ndarray, patients: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[Choice]]:
+    """Fit one multinomial logistic regression; arguments and result are as in `fit_logistic`.
+
+    The targets are one-hot, with rows of NaN for images without a class. All classes share the
+    penalty. A class without images gets a probability of ABSENT.
+    """
+    features, fold = features.astype(np.float64), patient_folds(targets, patients)
+    known, classes = ~np.isnan(targets).any(axis=1), np.nan_to_num(targets).argmax(axis=1)
+    num_classes = targets.shape[1]
+    weight, bias = np.zeros((num_classes, features.shape[1])), np.full(num_classes, np.log(ABSENT))
+    plain = Choice(PLAIN_INVERSE_PENALTY, float('nan'))
+    present = [k for k in range(num_classes) if (classes[known] == k).any()]
+    if len(present) < 2:
+        bias[present] = 0
+        return weight, bias, [plain] * num_classes
+
+    def losses() -> Iterator[float]:
+        for penalty in INVERSE_PENALTIES:
+            chances = np.full(targets.shape, ABSENT)
+            for number in np.unique(fold):
+                own, others = fold == number, known & (fold != number)
+                model = _multinomial(penalty).fit(features[others], classes[others])
+                chances[np.ix_(own, model.classes_)] = model.predict_proba(features[own])
+            yield -np.log(np.maximum(chances[known, classes[known]], ABSENT)).mean()
+
+    choice = plain
+    if all(np.unique(fold[known & (classes == k)]).size > 1 for k in present):
+        shares = np.bincount(classes[known])[present] / known.sum()
+        constant = -(shares * np.log(shares)).sum()
+        choice = choose_lowest(
+            INVERSE_PENALTIES, losses(), constant=constant, plain=PLAIN_INVERSE_PENALTY
+        )
+    model = _multinomial(choice.value).fit(features[known], classes[known])
+    is_binary = len(present) == 2  # scikit-learn then has one row, for the second class
+    weight[present] = np.concatenate([0 * model.coef_, model.coef_]) if is_binary else model.coef_
+    bias[present] = [0, *model.intercept_] if is_binary else model.intercept_
+    return weight, bias, [choice] * num_classes
+
+
+def fit_ridge(
+    features: np.ndarray, targets: np.ndarray, patients: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[Choice]]:
+    """Fit a ridge regression for each label; arguments and result are as in `fit_logistic`.
+
+    The targets are numbers, NaN where unknown. They are standardised for the penalty 1 / C, and
+    weight and bias are in their units. Weight and bias are those of the mean for a constant label,
+    and zero for a label without known targets.
+    """
+    features, fold = features.astype(np.float64), patient_folds(targets, patients)
+    weight, bias = np.zeros((targets.shape[1], features.shape[1])), np.zeros(targets.shape[1])
+    choices = [Choice(PLAIN_INVERSE_PENALTY, float('nan'))] * targets.shape[1]
+    for k, target in enumerate(targets.T.astype(np.float64)):
+        known = ~np.isnan(target)
+        if not known.any():
+            continue
+        bias[k], spread = target[known].mean(), target[known].std()
+        standard = (target - bias[k]) / (spread or 1)
+
+        def losses(standard: np.ndarray = standard, known: np.ndarray = known) -> Iterator[float]:
+            for penalty in INVERSE_PENALTIES:
+                predicted = np.empty(len(standard))
+                for number in np.unique(fold):
+                    own, others = fold == number, known & (fold != number)
+                    model = Ridge(1 / penalty).fit(features[others], standard[others])
+                    predicted[own] = model.predict(features[own])
+                yield np.mean((predicted - standard)[known] ** 2)
+
+        if spread > 0 and np.unique(fold[known]).size > 1:
+            choices[k] = choose_lowest(
+                INVERSE_PENALTIES, losses(), constant=1.0, plain=PLAIN_INVERSE_PENALTY
+            )
+        model = Ridge(1 / choices[k].value).fit(features[known], standard[known])
+        weight[k], bias[k] = spread * model.coef_, bias[k] + spread * model.intercept_
+    return weight, bias, choices
+
+
+# Linear model of each kind of task.
+LINEAR_FITS = {FINDINGS: fit_logistic, CLASSES: fit_softmax, NUMBERS: fit_ridge}
+
+
 def log_choices(
     logger: logging.Logger,
     name: str,
@@ -138,15 +235,19 @@ def log_choices(
     for label, choice in choices.items():
         line = f'{name}, {label}: selected {choice.value:g}'
         if np.isnan(choice.loss):
-            logger.info(f'{line}, because no value predicts more than the share of positives')
+            logger.info(f'{line}, because no value predicts more than a constant')
         elif choice.value in (options[0], options[-1]):
             logger.warning(
-                f'{line} (log loss {choice.loss:.4f} in {FOLDS} folds), at the edge of the grid '
+                f'{line} (loss {choice.loss:.4f} in {FOLDS} folds), at the edge of the grid '
                 f'from {options[0]:g} to {options[-1]:g}'
             )
         else:
-            logger.info(f'{line} (log loss {choice.loss:.4f} in {FOLDS} folds)')
+            logger.info(f'{line} (loss {choice.loss:.4f} in {FOLDS} folds)')
     return {label: choice.value for label, choice in choices.items()}
+
+
+def _multinomial(penalty: float) -> LogisticRegression:
+    return LogisticRegression(solver='newton-cg', tol=1e-6, max_iter=1000, C=penalty)
 
 
 def _newton() -> LogisticRegression:

@@ -16,6 +16,7 @@ import models.swin_transformer
 import models.timm_classifier
 import models.vision_transformer  # noqa: F401
 from config import require
+from data.tasks import NUMBERS, task_of
 from models.classifier_heads import CLASSIFIER_HEADS
 from models.encoder import ENCODERS
 from models.losses import count_outputs
@@ -47,6 +48,8 @@ def build_model(
     model = encoder(**encoder.constructor_arguments(config), num_classes=num_outputs)
     holds = not num_outputs or type(model.head) is CLASSIFIER_HEADS[config.MODEL.HEAD]
     require(holds, config, 'MODEL.HEAD', f"'linear' with MODEL.TYPE {config.MODEL.TYPE!r}")
+    if num_outputs and task_of(config).kind == NUMBERS:
+        model.head.add_units()
     return model
 
 

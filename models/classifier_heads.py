@@ -7,11 +7,13 @@ features and the number K of outputs, and its parameter `weight` has K rows.
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config import Registry
+from models.losses import scales
 
 CLASSIFIER_HEADS = Registry('MODEL.HEAD')
 HEAD_DIM = 64  # width of an attention head, as in a ViT
@@ -30,17 +32,44 @@ class ClassifierHead(nn.Module, ABC):
 
     takes_tokens: ClassVar[bool] = False
     weight: Tensor
+    has_units = False
 
     @abstractmethod
     def logits(self, inputs: Tensor) -> Tensor:
         """Compute the logits, [B, K]."""
 
+    def add_units(self) -> None:
+        """Give each output a mean and a standard deviation, 0 and 1, that belong to the weights.
+
+        The outputs are then numbers in the units of the labels, while training works on
+        standardised ones.
+        """
+        self.has_units = True
+        self.register_buffer('mean', self.weight.new_zeros(len(self.weight)))
+        self.register_buffer('std', self.weight.new_ones(len(self.weight)))
+
+    def set_units(self, targets: np.ndarray) -> None:
+        """Set the mean and the standard deviation of the outputs to those of targets [N, K]."""
+        for unit, values in zip((self.mean, self.std), scales(targets), strict=True):
+            unit.copy_(torch.from_numpy(values))
+
+    @torch.no_grad()
+    def fold_units(self) -> None:
+        """Multiply the units into weight and bias, which gives the same outputs without units."""
+        self.weight.mul_(self.std[:, None])
+        self.bias.mul_(self.std).add_(self.mean)
+        self.has_units = False
+        del self.mean, self.std
+
     def forward(self, inputs: Tensor) -> Tensor:
         device = inputs.device.type
         if self.training or not torch.amp.is_autocast_available(device):
-            return self.logits(inputs)
+            return self._in_units(self.logits(inputs))
         with torch.autocast(device, enabled=False):
-            return self.logits(inputs.to(self.weight.dtype))
+            return self._in_units(self.logits(inputs.to(self.weight.dtype)))
+
+    def _in_units(self, outputs: Tensor) -> Tensor:
+        return outputs.float() * self.std + self.mean if self.has_units else outputs
 
 
 @CLASSIFIER_HEADS.register('linear')

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from config import Config, enlarged_side, pixel_statistics, value_at
-from data.labels import task_labels
+from data.tasks import CLASSES, FINDINGS, NUMBERS, task_of
 from models.build import build_saved_model
 from models.contrastive import METHODS
 from models.convert import PREFIX, is_contrastive, to_huggingface
@@ -40,7 +40,7 @@ from utils import drop_buffers, load_model_state, read_checkpoint, trained_confi
 State = dict[str, Tensor]
 Run = Callable[[Tensor], Tensor]  # images [B, C, S, S] to outputs
 
-CLASSES = ('negative', 'positive', 'uncertain')  # order of the three outputs of a label
+THREE_OUTPUTS = ('negative', 'positive', 'uncertain')  # order of the three outputs of a label
 LARGEST_DIFFERENCE = 1e-4  # tolerance between the outputs of an export and of the checkpoint
 PLAIN_SWIN = {'APE': False, 'PATCH_NORM': True, 'QK_SCALE': None}  # fixed in timm and transformers
 ANY_MODEL = '--to onnx and --to torch_export support any model'
@@ -53,6 +53,13 @@ HUGGINGFACE_OUTPUTS = {
     'tokens': 'last_hidden_state',
     'features': 'pooler_output',
 }
+# Names of kinds of predictions in transformers, and what makes predictions of the outputs.
+PROBLEM_TYPES = {
+    FINDINGS: 'multi_label_classification',
+    CLASSES: 'single_label_classification',
+    NUMBERS: 'regression',
+}
+ACTIVATIONS = {FINDINGS: 'sigmoid', CLASSES: 'softmax', NUMBERS: 'none'}
 CONFIG, WEIGHTS, CARD = 'config.json', 'model.safetensors', 'README.md'
 FOLDER_FILES = {CONFIG, WEIGHTS, CARD, PROCESSOR}
 EXAMPLES = 2  # batch size for tracing; a program traced with one image would accept only one
@@ -120,10 +127,10 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
     config.TRAIN.USE_CHECKPOINT = False
     kind = {'is_pretrain': stage == 'simmim'}
     if stage == 'finetune':
-        outputs, gives = task_labels(config.DATA.TASK, config.DATA.LABELS), 'logits'
+        outputs, gives = task_of(config).labels, 'logits'
         kind['num_outputs'] = len(state['head.weight'])
         if kind['num_outputs'] != len(outputs):
-            outputs = tuple(f'{label}: {name}' for label in outputs for name in CLASSES)
+            outputs = tuple(f'{label}: {name}' for label in outputs for name in THREE_OUTPUTS)
     elif stage == 'contrastive':
         has_prefix = ENCODERS[config.MODEL.TYPE].backbone is not Encoder.backbone  # timm models
         prefix = '' if has_prefix else PREFIX
@@ -131,6 +138,8 @@ def load_source(path: str | Path, logger: logging.Logger) -> Source:
         gives, kind['num_outputs'] = 'features', 0
     model = build_saved_model(config, state, path, **kind)
     load_model_state(model, state, str(path), logger)
+    if outputs and task_of(config).kind == NUMBERS:
+        model.head.fold_units()
     encoder = model.encoder if gives == 'tokens' else model
     network = Tokens(encoder) if gives == 'tokens' else model
     return Source(config, encoder, network.eval(), outputs, gives)
@@ -202,9 +211,14 @@ def facts(source: Source) -> dict[str, Any]:
         'interpolation': interpolation(source).name.lower(),
         'centre_crop': config.TEST.CROP,
         'outputs': list(source.outputs) or source.gives,
+        **({'activation': _activation(source)} if source.outputs else {}),
         'run': config.TAG,
         'use': 'research, not for clinical use',
     }
+
+
+def _activation(source: Source) -> str:
+    return ACTIVATIONS[task_of(source.config).kind]
 
 
 def interpolation(source: Source) -> Any:
@@ -240,6 +254,7 @@ def model_card(source: Source, *, has_processor: bool) -> str:
         facts=facts(source),
         labels=source.outputs,
         gives=source.gives,
+        activation=_activation(source),
         method=method,
         options=[(key, _option(config, key)) for key in (*SHARED_OPTIONS, *keys, 'PRETRAINED')],
         has_processor=has_processor,
@@ -481,7 +496,7 @@ def _label_config(source: Source) -> dict[str, Any]:
             'outputs per label; use another format'
         )
     return {
-        'problem_type': 'multi_label_classification',
+        'problem_type': PROBLEM_TYPES[task_of(source.config).kind],
         'id2label': {str(k): label for k, label in enumerate(source.outputs)},
         'label2id': {label: k for k, label in enumerate(source.outputs)},
     }

@@ -1,8 +1,9 @@
-"""Multi-label losses that ignore unknown targets.
+"""Losses of fine-tuning that ignore unknown targets.
 
-Each loss is the sum over all known targets divided by (images x labels), in float32. The divisor
-does not depend on how many targets are known. The losses of equally large batches or ranks
-therefore average to the loss of the whole batch.
+Each loss is the sum over all known targets divided by (images x labels), in float32; for classes
+the sum over all images with a class divided by the number of images. The divisor does not depend on
+how many targets are known. The losses of equally large batches or ranks therefore average to the
+loss of the whole batch.
 
 To add a loss, register a function that takes the section LOSS of the configuration and the training
 targets [N, K], and that returns a function (outputs, targets [B, K]) -> scalar.
@@ -18,33 +19,30 @@ import torch
 from torch.nn import functional as F
 
 from config import Registry
-from data.labels import used_policies
+from data.tasks import task_of
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LABEL_LOSSES = Registry('LOSS.NAME')
 TINY = torch.finfo(torch.float32).tiny
 
 
-def build_label_loss(
-    config: Any, targets: np.ndarray, *, multiclass: np.ndarray | None = None
-) -> LabelLoss:
+def build_label_loss(config: Any, targets: np.ndarray) -> LabelLoss:
     """Return the loss function (outputs, targets [B, K]) -> scalar of a run.
 
     Args:
-        config: Run configuration.
+        config: Run configuration. If uncertain is a third class of any label, the model has outputs
+            [B, 3K].
         targets: Targets of the training images, [N, K], NaN where unknown.
-        multiclass: Mask of the labels with the policy 'multiclass', [K] bool, or None. If any label
-            has this policy, the model has outputs [B, 3K].
     """
-    if multiclass is not None and multiclass.any():
-        return partial(masked_multiclass, multiclass=torch.from_numpy(multiclass))
+    third_class = task_of(config).third_class
+    if third_class.any():
+        return partial(masked_multiclass, multiclass=torch.from_numpy(third_class))
     return LABEL_LOSSES[config.LOSS.NAME](config.LOSS, targets)
 
 
 def count_outputs(config: Any) -> int:
     """Return the number of outputs: one per label, or three if 'uncertain' is a class."""
-    has_third_class = any(policy.third_class for policy in used_policies(config))
-    return config.MODEL.NUM_CLASSES * (3 if has_third_class else 1)
+    return config.MODEL.NUM_CLASSES * (3 if task_of(config).third_class.any() else 1)
 
 
 @LABEL_LOSSES.register('bce')
@@ -67,6 +65,26 @@ def _focal(options: Any, targets: np.ndarray) -> LabelLoss:
 def _asymmetric(options: Any, targets: np.ndarray) -> LabelLoss:
     gammas = {'gamma_pos': options.GAMMA_POS, 'gamma_neg': options.GAMMA_NEG}
     return partial(masked_asymmetric, **gammas, clip=options.CLIP)
+
+
+@LABEL_LOSSES.register('cross_entropy')
+def _cross_entropy(options: Any, targets: np.ndarray) -> LabelLoss:
+    return masked_cross_entropy
+
+
+@LABEL_LOSSES.register('weighted_cross_entropy')
+def _weighted_cross_entropy(options: Any, targets: np.ndarray) -> LabelLoss:
+    return partial(masked_cross_entropy, class_weight=torch.from_numpy(class_weights(targets)))
+
+
+@LABEL_LOSSES.register('l1')
+def _l1(options: Any, targets: np.ndarray) -> LabelLoss:
+    return partial(masked_error, power=1, scale=torch.from_numpy(scales(targets)[1]))
+
+
+@LABEL_LOSSES.register('l2')
+def _l2(options: Any, targets: np.ndarray) -> LabelLoss:
+    return partial(masked_error, power=2, scale=torch.from_numpy(scales(targets)[1]))
 
 
 def masked_bce(
@@ -154,6 +172,44 @@ def masked_multiclass(
     return _over_known(torch.where(multiclass, three.view_as(two), two), targets)
 
 
+def masked_cross_entropy(
+    outputs: torch.Tensor, targets: torch.Tensor, class_weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Compute the cross-entropy of the softmax.
+
+    Args:
+        outputs: Logits, [B, K].
+        targets: One-hot targets, [B, K]; a row of NaN has no class.
+        class_weight: Weight of the images of each class, [K]; None means 1.
+
+    Returns:
+        Loss, a float32 scalar: the sum over the images with a class divided by B.
+    """
+    losses = -targets.float().nan_to_num() * outputs.float().log_softmax(dim=1)
+    if class_weight is not None:
+        losses = losses * class_weight.to(outputs.device, non_blocking=True)
+    return losses.sum() / len(losses)
+
+
+def masked_error(
+    outputs: torch.Tensor, targets: torch.Tensor, *, power: int, scale: torch.Tensor
+) -> torch.Tensor:
+    """Compute the absolute (power 1) or squared error (power 2) of numbers in units of `scale`.
+
+    Args:
+        outputs: Predicted numbers, [B, K].
+        targets: Numbers, [B, K], NaN where unknown.
+        power: 1 or 2.
+        scale: Positive unit of each label, [K], such as the standard deviation of its targets.
+
+    Returns:
+        Loss, a float32 scalar.
+    """
+    scale = scale.to(outputs.device, non_blocking=True)
+    errors = ((outputs.float() - targets.float().nan_to_num()) / scale).abs() ** power
+    return _over_known(errors, targets)
+
+
 def positive_logits(outputs: torch.Tensor, num_labels: int) -> torch.Tensor:
     """Return the logits [B, K] whose sigmoid is the probability of each label.
 
@@ -177,6 +233,31 @@ def positive_weights(targets: np.ndarray) -> np.ndarray:
     both = (positives > 0) & (negatives > 0)
     weights = np.divide(negatives, positives, out=np.ones_like(positives), where=both)
     return weights.astype(np.float32)
+
+
+def class_weights(targets: np.ndarray) -> np.ndarray:
+    """Return N / (K' x images of the class), [K] float32, for one-hot targets [N, K].
+
+    N counts the images with a class and K' the classes that occur, so the mean weight of an image
+    is 1. Rows of NaN have no class, and the weight of a class without images is 1. This is
+    scikit-learn's 'balanced' weight.
+    """
+    counts = np.nansum(targets, axis=0, dtype=np.float64)
+    present = counts > 0
+    weights = np.ones(len(counts))
+    weights[present] = counts.sum() / (present.sum() * counts[present])
+    return weights.astype(np.float32)
+
+
+def scales(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of each label, [K] float32, ignoring NaN.
+
+    They are 0 and 1 for a label without known targets, and the standard deviation of a constant
+    label is 1.
+    """
+    values = np.ma.masked_invalid(targets.astype(np.float64))
+    mean, std = values.mean(axis=0).filled(0), values.std(axis=0).filled(1)
+    return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
 
 
 def _over_known(losses: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

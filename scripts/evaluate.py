@@ -28,10 +28,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import OPTIONS, config_from_text, default_config
 from data.groups import group_columns, standard_groups
-from data.labels import TASKS, find_task, label_set, scored_targets, shared_labels
-from data.predictions import LabelTable, Predictions, read_label_file, read_predictions
+from data.labels import label_set, shared_labels
+from data.predictions import (
+    LabelTable,
+    Predictions,
+    read_label_file,
+    read_predictions,
+    standard_labels,
+)
 from data.reading import read_data_set
 from data.records import Records, select_views
+from data.tasks import FINDINGS, NUMBERS, TASKS, make_task
 from engine.run_record import OPTIONS_FILE, code_version, read_record
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES
@@ -42,8 +49,11 @@ from evaluation.report import (
     SALT_FILE,
     Names,
     build_document,
+    build_number_document,
+    classes_line,
     compare_sets,
     differences_table,
+    numbers_table,
     rename_images,
     scores_table,
     write_report,
@@ -74,6 +84,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add('--output', type=Path, required=True, metavar='DIR', help='folder of the report')
     names = 'columns of the labels, as in DATA.LABELS (default: see above)'
     add('--label-names', nargs='+', default=[], metavar='NAME', help=names)
+    column = 'column with the name of the class of each row, as in DATA.LABEL_COLUMN'
+    add('--label-column', default='', metavar='NAME', help=column)
     add(
         '--thresholds-from',
         nargs='+',
@@ -107,8 +119,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error('--sensitivity must be above 0 and at most 1')
     if args.resamples < 0:
         parser.error(f'--resamples must be 0 or greater, got {args.resamples}')
-    if args.dataset and args.task != default.DATA.TASK:
-        parser.error(f'--dataset needs --task {default.DATA.TASK}')
+    if args.dataset and not TASKS[args.task].takes_names:
+        parser.error(f'--dataset needs a --task that takes DATA.LABELS, not {args.task}')
     if args.demographics and not args.groups:
         parser.error('--demographics needs --groups with the columns for subgroups')
     return args
@@ -136,6 +148,27 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
     )
     names = Names(args.output if args.anonymise else None)
     sets, warnings = read_cases(args, names)
+    files = zip(sets, args.predictions, strict=True)
+    run = {
+        'Predictions': '; '.join(f'{cases.name}: {names.file(file)}' for cases, file in files),
+        'Labels': names.file(args.labels),
+        'Task': args.task,
+        'Blank labels': args.blank,
+        'Resamples': args.resamples,
+        'Seed': args.seed,
+    }
+    if TASKS[args.task].kind == NUMBERS:
+        if args.thresholds_from:
+            raise ValueError('--thresholds-from is for labels, and numbers have no threshold')
+        document = build_number_document(
+            sets,
+            protocol,
+            run=run | {'Code': code_version()},
+            warnings=list(dict.fromkeys(warnings)),
+            compared=True,
+        )
+        rename_images(document, names)
+        return document
     fitted, source, notes = fit_thresholds(args, sets, protocol, names=names)
     comparisons = compare_sets(sets, protocol, name=args.labels.stem)
     compared = {(entry['a'], entry['b']) for entry in comparisons}
@@ -143,21 +176,11 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
         if pair not in compared:
             names_of_pair = ' and '.join(pair)
             notes.append(f'{names_of_pair} are not compared, because their rows or labels differ')
-    files = zip(sets, args.predictions, strict=True)
     document = build_document(
         sets,
         fitted,
         protocol,
-        run={
-            'Predictions': '; '.join(f'{cases.name}: {names.file(file)}' for cases, file in files),
-            'Labels': names.file(args.labels),
-            'Task': args.task,
-            'Blank labels': args.blank,
-            'Resamples': args.resamples,
-            'Seed': args.seed,
-            'Thresholds': source,
-            'Code': code_version(),
-        },
+        run=run | {'Thresholds': source, 'Code': code_version()},
         warnings=list(dict.fromkeys([*warnings, *notes])),
         extras={'comparisons': comparisons},
     )
@@ -170,7 +193,8 @@ def read_cases(args: argparse.Namespace, names: Names) -> tuple[list[Cases], lis
     shared = shared_labels(*args.label_sets) if args.label_sets else []
     predicted, wanted = map(label_set, args.label_sets) if shared else ((), ())
     predicted = [*args.label_names, *predicted]
-    files = [read_predictions(file, labels=predicted) for file in args.predictions]
+    task = args.task if TASKS[args.task].kind != FINDINGS else ''
+    files = [read_predictions(file, task=task, labels=predicted) for file in args.predictions]
     if args.dataset:
         labels = labels_of_data_set(args, wanted or files[0].labels)
         files = [relative_to(predictions, args.labels) for predictions in files]
@@ -228,9 +252,9 @@ def _view_warnings(cases: Cases, predictions: Predictions, trained: str) -> list
 
 def labels_of_data_set(args: argparse.Namespace, labels: Sequence[str]) -> LabelTable:
     """Read the labels of a split of --dataset."""
-    records = read_data_set(args.dataset, str(args.labels), args.split, labels)
+    records = read_data_set(args.dataset, str(args.labels), args.split, labels, task=args.task)
     records = select_views(records, args.views)
-    targets = scored_targets(records.labels, task=args.task, blank=args.blank, names=labels)
+    targets = make_task(args.task, names=tuple(labels), blank=args.blank).scored(records)
     file = args.labels / records.csv
     return LabelTable(file, 'Path', args.task, args.views, records, tuple(labels), targets, ())
 
@@ -259,10 +283,11 @@ def read_labels(
         wanted: Labels to read; () for --label-names or the predicted labels.
     """
     given = dict.fromkeys(label for part in predicted for label in part.labels)
-    known = {label for task in TASKS.values() for label in task.labels}
-    labels = wanted or args.label_names or (() if set(given) <= known else tuple(given))
-    labels = labels if find_task(args.task).uses_policies else ()
+    is_standard = set(given) <= {*standard_labels()} and TASKS[args.task].has_policies
+    labels = wanted or args.label_names or (() if is_standard else tuple(given))
+    labels = labels if TASKS[args.task].takes_names else ()
     options = {'blank': args.blank, 'views': args.views, 'labels': labels}
+    options['column'] = args.label_column
     table = read_label_file(file, task=args.task, **options)
     return replace(table, file=Path(names.file(file)))
 
@@ -301,7 +326,8 @@ def fit_thresholds(
     labels = read_labels(args, files[-1], names, sets)
     predicted = args.label_names or (label_set(args.label_sets[0]) if args.label_sets else ())
     for file, cases in zip(files[:-1], sets, strict=True):
-        predictions = read_predictions(file, labels=predicted)
+        task = args.task if TASKS[args.task].kind != FINDINGS else ''
+        predictions = read_predictions(file, task=task, labels=predicted)
         held_out, _ = match(predictions, labels, name='held-out', level=args.level, complete=False)
         fitted.append(fit_held_out(held_out, cases.labels, protocol))
         patients, scored = set(held_out.patient), set(cases.patient)
@@ -384,14 +410,25 @@ def format_scores(document: dict[str, Any]) -> str:
         about = '(p of the bootstrap over patients; Holm corrects it for the number of labels)'
         lines = [f'{entry["a"]} minus {entry["b"]} {about}', table, *notes.take()]
         blocks.append('\n'.join(lines))
-    for entry in document['sets']:
-        table = scores_table(entry, notes).to_string(na_rep='n/a')
+    for entry in document.get('differences', []):
+        lines = [f'MAE of {entry["a"]} minus MAE of {entry["b"]} (below 0, {entry["a"]} is better)']
+        for label, row in entry['labels'].items():
+            score = row['difference']
+            lines.append(
+                f'{label}: {score["value"]:.3f} [{score["low"]:.3f}, {score["high"]:.3f}], '
+                f'p (Holm) {row["p_holm"]:.4f}'
+            )
+        blocks.append('\n'.join(lines))
+    for entry in (*document['sets'], *document.get('numbers', [])):
+        format_table = numbers_table if entry in document.get('numbers', []) else scores_table
+        table = format_table(entry, notes).to_string(na_rep='n/a')
         about = ' (95 % intervals over patients)' * ('[' in table)
         title = (
             f'{entry["name"]}: {entry["level"]} level, {entry["views"]} views, '
             f'n = {entry["rows"]}, {entry["patients"]} patients{about}'
         )
-        blocks.append('\n'.join([title, table, *notes.take()]))
+        decisions = [line for line in [classes_line(entry)] if line]
+        blocks.append('\n'.join([title, *decisions, table, *notes.take()]))
     warnings = '\n'.join(
         f'warning: {line}' for line in [*document['alerts'], *document['warnings']]
     )

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from scipy.special import expit
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -27,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from data.chexpert import read_folder
 from data.images import COLOUR_LEVELS, BadImageError, colour_difference, load_image
-from data.labels import task_labels
 from data.predictions import write_predictions
 from data.reading import read_data_set
+from data.tasks import task_of
 from data.transforms import EvalTransform
 from engine.launch import EXIT_UNEXPECTED, explain
 from evaluation.inference import load_classifier, predict
@@ -41,6 +40,7 @@ from evaluation.saliency import (
     plot_prediction,
     read_view,
 )
+from models.outputs import OUTPUTS
 from system.device import local_device
 from system.files import LOADER_FILES, allow_open_files
 from utils import read_checkpoint, trained_config
@@ -165,7 +165,8 @@ def predict_images(args: argparse.Namespace) -> int:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     device = args.device or local_device()
     model = load_classifier(config, args.checkpoint, device, logging.getLogger('predict'))
-    labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
+    task = task_of(config)
+    labels = task.labels
     if unknown := set(args.maps) - set(labels):
         raise ValueError(f'--maps must be labels of {", ".join(labels)}; got {sorted(unknown)}')
     method = 'attention' if config.MODEL.HEAD == 'attention' else 'grad_cam'
@@ -179,26 +180,28 @@ def predict_images(args: argparse.Namespace) -> int:
         batch_size=args.batch_size or min(data.BATCH_SIZE, MOST_IMAGES),
         num_workers=workers,
     )
-    logits = predict(config, device, model, loader)
+    scores = predict(config, device, model, loader)
     skipped = [note.startswith(SKIPPED) for note in loader.notes]
     if all(skipped):
         raise ValueError(f'none of the {len(paths)} images can be used: {loader.notes[0]}')
     used = np.flatnonzero(~np.array(skipped))
-    probabilities, paths_used = expit(logits[used].astype('float64')), [paths[i] for i in used]
+    predictions = OUTPUTS[task.kind].predictions(scores[used])
+    paths_used = [paths[i] for i in used]
     write_predictions(
         args.output,
-        probabilities,
+        predictions,
         paths=paths_used,
         labels=labels,
         source={
             'checkpoint': args.checkpoint,
             'run': config.TAG,
+            'task': config.DATA.TASK,
             'trained_views': config.DATA.VIEWS,
             'rows': len(used),
         },
     )
     if args.maps:
-        table = pd.DataFrame(probabilities, paths_used, labels)
+        table = pd.DataFrame(predictions, paths_used, labels)
         write_figures(args, config, model, table, method)
     for note in (note for note in loader.notes if note.startswith(SKIPPED)):
         print(note, file=sys.stderr)
@@ -207,7 +210,7 @@ def predict_images(args: argparse.Namespace) -> int:
         names = ', '.join(coloured[:NAMED]) + (' ...' if len(coloured) > NAMED else '')
         print(f'warning: {len(coloured)} coloured image(s) read as grey: {names}', file=sys.stderr)
     rest = f'; {sum(skipped)} were skipped' if any(skipped) else ''
-    print(f'{args.output}: probabilities of {len(used)} images{rest}. Not for clinical use.')
+    print(f'{args.output}: predictions for {len(used)} images{rest}. Not for clinical use.')
     return int(any(skipped))
 
 

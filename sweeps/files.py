@@ -26,10 +26,11 @@ from config import (
     Config,
     build_parser,
     config_text,
-    count_classes,
     default_config,
+    fit_to_task,
     get_config,
     put,
+    require,
     value_at,
 )
 from engine.run_record import OPTIONS_FILE, ROOT, run_changes
@@ -571,7 +572,9 @@ def expected_config(row: Row, stage: str) -> Config:
     """Return the options of a stage of a row according to the sweep file, without flags."""
     config = _options_of(row.configs[stage]).clone()
     config.merge_from_list(_words(row.options(stage)))
-    count_classes(config, stage)
+    fit_to_task(config, stage)
+    holds = config.DATA.TASK != 'regression'
+    require(holds, config, 'DATA.TASK', "another task than 'regression': tables compare AUROCs")
     return config
 
 

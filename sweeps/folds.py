@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from data.labels import task_labels
 from data.predictions import Predictions, look_up, read_predictions
 from data.reading import read_split
 from data.splits import split_patients, unlabelled_records
+from data.tasks import task_of
 from evaluation.metrics import FEW_CASES, auroc_per_label, count_classes, labels_with_few_cases
 from sweeps.files import Sweep, load_config, without_cache
-from sweeps.run_scores import real_targets
 from system.files import replace_file
 
 LOGGER = logging.getLogger(__name__)
@@ -103,10 +102,11 @@ def mean_score(folders: Sequence[Path]) -> float:
         config = without_cache(load_config(folder))
         train, *_ = split_patients(config, read_split(config, 'train', LOGGER))
         records = unlabelled_records(config, train)
-        labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
+        task = task_of(config)
+        labels = task.labels
         predictions = read_predictions(folder / 'predictions_train.csv', labels=labels)
         probabilities = look_up(predictions, records.path, labels)
-        targets = real_targets(config, records)
+        targets = task.scored(records)
         few = labels_with_few_cases(count_classes(targets, labels))
         counted = [label not in few for label in labels]
         if not any(counted):

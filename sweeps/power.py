@@ -17,11 +17,12 @@ from scipy.optimize import brentq
 from scipy.stats import nct, norm, t
 
 from config import Config
-from data.labels import COMPETITION_LABELS, task_labels
+from data.labels import COMPETITION_LABELS
 from data.reading import TRAINING_LABELS, scored_records
+from data.tasks import task_of
 from evaluation.metrics import count_classes, study_level
 from sweeps.comparison import SIGNIFICANT
-from sweeps.run_scores import SPLITS, real_targets
+from sweeps.run_scores import SPLITS
 
 POWER = 0.8
 AREA = 0.85  # assumed AUROC of both rows
@@ -53,10 +54,11 @@ def count_cases(config: Config, logger: logging.Logger, split: str = '') -> Case
         for name in ([split] if split else SPLITS)
     )
     split, records = next((name, part) for name, part in parts if part is not None)
-    targets = real_targets(config, records)
+    task = task_of(config)
+    targets = task.scored(records)
     if config.EVAL.LEVEL == 'study':
         _, targets, _ = study_level(np.zeros(targets.shape), targets, records.study)
-    labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
+    labels = task.labels
     positives, negatives = count_classes(targets, labels).values()
     counts = {label: (positives[label], negatives[label]) for label in labels}
     unit = 'studies' if config.EVAL.LEVEL == 'study' else 'images'

@@ -15,24 +15,24 @@ from typing import Any
 import numpy as np
 
 from config import build_parser, get_config
-from data.labels import task_labels
 from data.predictions import look_up, read_predictions, write_predictions
 from data.reading import read_split
 from data.records import Records, select_views
 from data.splits import split_patients, training_records, unlabelled_records
+from data.tasks import task_of
 from engine.run_record import files_read, read_record
 from evaluation.metrics import (
     FEW_CASES,
     auroc_per_label,
     mean_defined,
-    score_probabilities,
+    score_table,
     selection_score,
 )
 from evaluation.pseudo_labels import audit, choose_values
 from logger import json_safe
 from sweeps.comparison import ENDS, MEANS, compare_rows, summarise
 from sweeps.files import MAINS, Job, share_steps, without_cache
-from sweeps.run_scores import ScoredPatients, read_scores, real_targets
+from sweeps.run_scores import ScoredPatients, read_scores
 from sweeps.runner import Runner
 from sweeps.tables import (
     NOT_FOR_CLINICAL_USE,
@@ -95,7 +95,8 @@ class Rounds:
                 'DATA.HOLDOUT_FRACTION must be above 0, got 0.0: held-out patients select the '
                 'predictions and the round'
             )
-        self.labels = task_labels(self.config.DATA.TASK, self.config.DATA.LABELS)
+        self.task = task_of(self.config)
+        self.labels = self.task.labels
         everything = read_split(self.config, 'train', logging.getLogger(__name__))
         self.train, self.held_out, _ = split_patients(self.config, everything)
         self.unlabelled = unlabelled_records(self.config, self.train)
@@ -145,7 +146,7 @@ class Rounds:
         held_out = select_views(self.held_out, self.config.DATA.VIEWS)
         values, cuts = choose_values(
             self.predicted(teacher, 'holdout', held_out),
-            real_targets(self.config, held_out),
+            self.task.scored(held_out),
             self.predicted(teacher, 'train', self.unlabelled),
             keep=self.keep,
             confidence=self.confidence,
@@ -228,8 +229,13 @@ class Rounds:
         options = self.config.EVAL
         records = select_views(self.held_out, options.VIEWS or self.config.DATA.VIEWS)
         probabilities = self.predicted(job, 'holdout', records)
-        table = score_probabilities(
-            self.config, probabilities, real_targets(self.config, records), records.study
+        table = score_table(
+            probabilities,
+            self.task.scored(records),
+            records.study,
+            labels=self.labels,
+            level=options.LEVEL,
+            aggregate=options.AGGREGATE,
         )
         return selection_score(table, options.SELECT)
 
@@ -237,7 +243,7 @@ class Rounds:
         """Return the mean AUROC of a round on the labelled images of its training."""
         records = training_records(self.config, self.train)
         predicted = self.predicted(job, 'train', records)
-        return mean_defined(auroc_per_label(predicted, real_targets(self.config, records)))
+        return mean_defined(auroc_per_label(predicted, self.task.scored(records)))
 
     def pseudo_figures(self, job: Job) -> dict[str, float]:
         """Return number, AUROC and correctness of the pseudo-labels that a round learned from."""
@@ -249,7 +255,7 @@ class Rounds:
             'pseudo_images': int(has_value.sum()),
             'auroc': mean_defined(areas),
             'auroc_labels': int((~np.isnan(areas)).sum()),
-            **audit(values, real_targets(self.config, self.unlabelled)),
+            **audit(values, self.task.scored(self.unlabelled)),
         }
 
     def _values(self, file: str | Path, records: Records) -> np.ndarray:

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from config import Config
-from data.labels import COMPETITION_LABELS, scored_targets, task_labels
+from data.labels import COMPETITION_LABELS
 from data.predictions import look_up, read_predictions
 from data.reading import SCORED_SPLITS, scored_records
-from data.records import Records
+from data.tasks import CLASSES, task_of
 from evaluation.cases import Cases
 from evaluation.intervals import Resamples
 from evaluation.metrics import METRICS, label_scores
@@ -61,9 +60,10 @@ class ScoredPatients:
     def __init__(self, run: Scored, resamples: int, seed: int) -> None:
         config, split = without_cache(load_config(run.folder)), run.figures['split']
         self.level, self.aggregate = config.EVAL.LEVEL, config.EVAL.AGGREGATE
-        self.labels = task_labels(config.DATA.TASK, config.DATA.LABELS)
+        self.task = task_of(config)
+        self.labels = self.task.labels
         self.records = scored_records(config, split, logging.getLogger(__name__))
-        self.targets = real_targets(config, self.records)
+        self.targets = self.task.scored(self.records)
         self.resamples = Resamples(self.records.patient, resamples=resamples, seed=seed)
 
     def samples(self, run: Scored) -> dict[str, np.ndarray]:
@@ -113,13 +113,8 @@ class ScoredPatients:
             patient=records.patient,
             probabilities=probabilities,
             targets=self.targets,
+            exclusive=self.task.kind == CLASSES,
         ).at_level(self.level, self.aggregate)
-
-
-def real_targets(config: Config, records: Records) -> np.ndarray:  # [N, K]
-    """Return the real labels of records as they are scored."""
-    options = {'task': config.DATA.TASK, 'blank': config.DATA.BLANK, 'names': records.label_names}
-    return scored_targets(records.labels, **options)
 
 
 def read_scores(folder: Path, split: str = '') -> Scored:

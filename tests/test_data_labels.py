@@ -16,11 +16,9 @@ from data.labels import (
     UNCERTAIN_CLASS,
     count_uncertain,
     evaluation_targets,
-    label_policies,
-    scored_targets,
-    task_labels,
     training_targets,
 )
+from data.tasks import make_task
 
 NAN = np.nan
 K = len(LABELS)
@@ -34,7 +32,7 @@ def targets_of(labels: np.ndarray, uncertain: str, blank: str, **by_label: str) 
     """Targets under any policy; rows 0, 1, ..., seed 0, every prediction 0.9."""
     return training_targets(
         labels,
-        label_policies(uncertain, by_label),
+        [*make_task('observations', uncertain=uncertain, by_label=by_label).policies.values()],
         blank=blank,
         rows=np.arange(len(labels)),
         predictions=np.full(labels.shape, 0.9, np.float32),
@@ -109,8 +107,9 @@ def test_self_train_reads_predictions_only_where_uncertain() -> None:
 
 def test_targets_of_the_binary_tasks_for_every_pair_of_values() -> None:
     """No Finding and one other observation, all values; effusion reads Pleural Effusion alone."""
-    assert task_labels('any_finding') == ('Any Finding',)
-    assert task_labels('effusion') == ('Pleural Effusion',)
+    tasks = {name: make_task(name) for name in ('any_finding', 'effusion')}
+    assert tasks['any_finding'].labels == ('Any Finding',)
+    assert tasks['effusion'].labels == ('Pleural Effusion',)
     for k in range(1, K):
         for no_finding in (1, 0, -1, NAN):
             for value in (1, 0, -1, NAN):
@@ -120,7 +119,7 @@ def test_targets_of_the_binary_tasks_for_every_pair_of_values() -> None:
                 any_finding = 1 if value == 1 else negative
                 effusion = any_finding if LABELS[k] == 'Pleural Effusion' else negative
                 for task, expected in (('any_finding', any_finding), ('effusion', effusion)):
-                    targets = scored_targets(labels, task=task, blank='negative')
+                    targets = tasks[task].scored(Namespace(labels=labels))
                     assert targets.shape == (1, 1) and targets.dtype == np.float32
                     np.testing.assert_array_equal(targets[0, 0], expected, err_msg=LABELS[k])
 

@@ -31,7 +31,8 @@ ROWS = [
 ROW = {package: number for number, row in enumerate(ROWS) for package in row}
 # What the engine needs of models and data is passed in.
 NEVER = {'engine': {'models', 'data'}}
-ONLY = {'models': {'data.labels', 'data.masking'}}  # modules of `data` that models may import
+# Modules of `data` that models may import.
+ONLY = {'models': {'data.labels', 'data.masking', 'data.tasks'}}
 # build_loader imports the loader of its stage, so that `data` can be imported without torch.
 LAZY = {'data'}
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from config import default_config
-from data.labels import LABELS, used_policies
+from data.labels import LABELS
 from models.losses import build_label_loss, masked_bce, positive_logits, positive_weights
 
 NAN = float('nan')
@@ -34,8 +34,7 @@ def build(*options, targets=None):
         section, name = key.split('.')
         config[section][name] = value
     targets = make_targets(100) if targets is None else targets
-    multiclass = np.array([policy.third_class for policy in used_policies(config)])
-    return build_label_loss(config, targets.numpy(), multiclass=multiclass)
+    return build_label_loss(config, targets.numpy())
 
 
 def make_targets(num_images: int, seed: int = 9) -> torch.Tensor:

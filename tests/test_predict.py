@@ -68,7 +68,8 @@ def test_predicts_what_the_run_predicted(run, phantom, predict, tmp_path, capsys
     np.testing.assert_allclose(found, expected[list(LABELS)], rtol=0, atol=1e-6)
     source = json.loads(output.with_suffix('.json').read_text())
     assert source.pop('labels') == list(LABELS)
-    about = {'checkpoint': checkpoint_of(run), 'run': 'default', 'trained_views': 'frontal'}
+    about = {'checkpoint': checkpoint_of(run), 'run': 'default', 'task': 'observations'}
+    about |= {'trained_views': 'frontal'}
     assert source == about | {'rows': len(images)}
     assert 'Not for clinical use' in capsys.readouterr().out
 

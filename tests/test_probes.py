@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import expit
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -28,8 +29,10 @@ from evaluation import probes
 from evaluation.attentive import fit_attention_head
 from evaluation.pixel_floor import pixel_floor
 from evaluation.probes import KnnClassifier, choose_neighbours, fit_linear_head
+from evaluation.tuning import Choice
 from models import build_model
 from models.classifier_heads import AttentionHead
+from models.losses import masked_bce
 
 NAN = float('nan')
 
@@ -129,11 +132,12 @@ def test_an_attention_head_finds_what_the_mean_of_the_tokens_hides(monkeypatch) 
     monkeypatch.setattr('evaluation.attentive.BATCH_SIZE', 32)
     device = torch.device('cpu')
 
-    def fit() -> tuple[AttentionHead, list]:
+    def fit() -> tuple[AttentionHead, Choice]:
         make_head = partial(AttentionHead, 16, 1)
-        return fit_attention_head(make_head, train, targets, patients(300), device=device)
+        options = {'loss_fn': masked_bce, 'device': device}
+        return fit_attention_head(make_head, train, targets, patients(300), **options)
 
-    head, (choice,) = fit()
+    head, choice = fit()
     assert choice.value == 3e-2
     scores = head(torch.from_numpy(test))[:, 0].detach()
     weight, bias, _ = fit_linear_head(train.mean(axis=1), targets, patients(300))
@@ -177,7 +181,7 @@ def test_the_pixel_floor_is_a_pipeline_of_scikit_learn(num_images, components) -
     logistic = LogisticRegression(C=choice.value, tol=1e-8, max_iter=10_000)
     reduce = PCA(components, svd_solver='full')
     want = make_pipeline(reduce, logistic).fit(train, targets[:, 0]).predict_proba(test)[:, 1]
-    np.testing.assert_allclose(found[:, 0], want, atol=1e-3)
+    np.testing.assert_allclose(expit(found[:, 0]), want, atol=1e-3)
     assert roc_auc_score(truth[:, 0], found[:, 0]) > 0.9
 
 
@@ -186,8 +190,9 @@ def test_the_pixel_floor_has_no_component_without_variance() -> None:
     train, targets = np.repeat(train, 50, axis=0), np.repeat(targets, 50, axis=0)
     found, count, _ = pixel_floor(train, np.hstack([targets, 0 * targets]), patients(400), train)
     assert count == 7, 'eight different images span seven directions'
-    assert found[targets[:, 0] == 1, 0].min() > 0.6 > 0.4 > found[targets[:, 0] == 0, 0].max()
-    assert (found[:, 1] == 0.5).all(), 'one class'
+    chances = expit(found)
+    assert chances[targets[:, 0] == 1, 0].min() > 0.6 > 0.4 > chances[targets[:, 0] == 0, 0].max()
+    assert (found[:, 1] == 0).all(), 'one class'
 
 
 def test_the_pixel_floor_leaves_out_unknown_targets_and_a_third_class() -> None:

@@ -1,0 +1,332 @@
+"""Tasks of fine-tuning (DATA.TASK): what is learned, from which columns, and what is scored.
+
+To add a task, write one subclass of `Task` with `@TASKS.register`. Its `kind` decides how the
+outputs of a model become predictions (`models.outputs`) and which metrics score them
+(`evaluation.families`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from config import PROBES, Config, Registry, register_check, require
+from data.labels import (
+    COMPETITION_LABELS,
+    LABELS,
+    MARKS,
+    NO_FINDING,
+    POLICIES,
+    POSITIVE,
+    Cells,
+    check_name,
+    evaluation_targets,
+    file_name,
+    training_targets,
+)
+
+if TYPE_CHECKING:
+    from data.records import Records
+
+TASKS = Registry('DATA.TASK')
+AGE = 'Age'  # label of the task 'regression' that is read like the age of the patients
+# Kinds of predictions.
+FINDINGS, CLASSES, NUMBERS = 'findings', 'classes', 'numbers'
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """The labels of a run and their targets, made from the options of a config.
+
+    Attributes:
+        names: DATA.LABELS.
+        column: DATA.LABEL_COLUMN.
+        blank: DATA.BLANK.
+        uncertain: DATA.UNCERTAIN.
+        by_label: DATA.UNCERTAIN_BY_LABEL.
+        seed: SEED, which determines random targets.
+        kind: Kind of the predictions: independent probabilities of 'findings', probabilities of
+            'classes' with the sum 1, or 'numbers' (class attribute).
+        losses: Values of LOSS.NAME; the first one is the default (class attribute).
+        has_policies: Whether uncertain labels have policies in training and are never scored, and
+            whether images without a target are kept (class attribute).
+        takes_names: Whether DATA.LABELS chooses the labels (class attribute).
+    """
+
+    names: tuple[str, ...] = ()
+    column: str = ''
+    blank: str = 'negative'
+    uncertain: str = 'ones'
+    by_label: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+    kind: ClassVar[str] = FINDINGS
+    losses: ClassVar[tuple[str, ...]] = ('bce', 'weighted_bce', 'focal', 'asymmetric')
+    has_policies: ClassVar[bool] = False
+    takes_names: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[str, ...]:
+        """Return the names [K] of the predictions."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the names [C] of the labels that are read (`Records.label_names`)."""
+        return LABELS
+
+    @property
+    def cells(self) -> Cells:
+        """Return how a table states the labels."""
+        return MARKS
+
+    @property
+    def policies(self) -> dict[str, str]:
+        """Return label -> name of its policy for uncertain labels; {} without policies."""
+        return {}
+
+    @cached_property
+    def third_class(self) -> np.ndarray:  # [K] bool
+        """Return whether uncertain is a third class of each label."""
+        own = [POLICIES[name] for name in self.policies.values()]
+        return np.array([policy.third_class for policy in own] or [False] * len(self.labels), bool)
+
+    @property
+    def needs_predictions(self) -> bool:
+        """Return whether a policy reads the file of DATA.SELF_TRAIN_PREDICTIONS."""
+        return any(POLICIES[name].needs_predictions for name in self.policies.values())
+
+    @abstractmethod
+    def scored(self, records: 'Records') -> np.ndarray:
+        """Return the targets of the metrics, [N, K] float32, NaN where nothing is scored."""
+
+    def learned(self, records: 'Records', predictions: np.ndarray | None = None) -> np.ndarray:
+        """Return the targets of the training loss, [N, K] float32, NaN where nothing is learned.
+
+        The predictions [N, K] are probabilities for the policies that need them.
+        """
+        return self.scored(records)
+
+
+@TASKS.register('observations')
+class Observations(Task):
+    """Learn each label on its own: the 14 observations, or the columns of DATA.LABELS."""
+
+    has_policies = True
+    takes_names = True
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.names or LABELS
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.labels
+
+    @property
+    def policies(self) -> dict[str, str]:
+        check_name('DATA.UNCERTAIN', self.uncertain, POLICIES)
+        for label, policy in self.by_label.items():
+            check_name('DATA.UNCERTAIN_BY_LABEL', label, self.labels)
+            check_name(f'DATA.UNCERTAIN_BY_LABEL[{label!r}]', policy, POLICIES)
+        return {label: self.by_label.get(label, self.uncertain) for label in self.labels}
+
+    def scored(self, records: 'Records') -> np.ndarray:
+        return evaluation_targets(records.labels, self.blank, records.label_names)
+
+    def learned(self, records: 'Records', predictions: np.ndarray | None = None) -> np.ndarray:
+        return training_targets(
+            records.labels,
+            [*self.policies.values()],
+            blank=self.blank,
+            rows=records.row,
+            seed=self.seed,
+            predictions=predictions,
+            names=records.label_names,
+        )
+
+
+class AgainstNoFinding(Task):
+    """Learn one finding against No Finding; images with neither are left out.
+
+    An observation takes precedence over No Finding: an image with both is positive. CheXpert's No
+    Finding may occur together with Support Devices.
+    """
+
+    @abstractmethod
+    def is_positive(self, labels: np.ndarray) -> np.ndarray:
+        """Return whether each image has the finding, [N] bool; the labels are [N, 14]."""
+
+    def scored(self, records: 'Records') -> np.ndarray:
+        negative = records.labels[:, LABELS.index(NO_FINDING)] == POSITIVE
+        targets = np.where(self.is_positive(records.labels), 1, np.where(negative, 0, np.nan))
+        return targets.astype(np.float32)[:, None]
+
+
+@TASKS.register('any_finding')
+class AnyFinding(AgainstNoFinding):
+    """Learn any of the 13 observations, with Support Devices, against No Finding.
+
+    Source: Fradkin and Boxer 2023.
+    """
+
+    labels = ('Any Finding',)
+
+    def is_positive(self, labels: np.ndarray) -> np.ndarray:
+        return np.delete(labels == POSITIVE, LABELS.index(NO_FINDING), axis=1).any(axis=1)
+
+
+@TASKS.register('effusion')
+class Effusion(AgainstNoFinding):
+    """Learn Pleural Effusion against No Finding."""
+
+    labels = ('Pleural Effusion',)
+
+    def is_positive(self, labels: np.ndarray) -> np.ndarray:
+        return labels[:, LABELS.index('Pleural Effusion')] == POSITIVE
+
+
+@TASKS.register('single_label')
+class SingleLabel(Task):
+    """Learn which one of the classes DATA.LABELS an image has; images without one are left out.
+
+    The classes have one column each, or the column DATA.LABEL_COLUMN names the class of each row.
+    """
+
+    kind = CLASSES
+    losses = ('cross_entropy', 'weighted_cross_entropy')
+    takes_names = True
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.names
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.names
+
+    @property
+    def cells(self) -> Cells:
+        return Cells(column=self.column)
+
+    def scored(self, records: 'Records') -> np.ndarray:
+        """Return one-hot targets, [N, K] float32, and rows of NaN for images without a class.
+
+        Raises:
+            ValueError: If an image has several classes.
+        """
+        has_class = records.labels == POSITIVE
+        count = has_class.sum(axis=1)
+        if (count > 1).any():
+            first = int(np.argmax(count > 1))
+            names = ', '.join(np.array(self.labels, object)[has_class[first]])
+            raise ValueError(
+                f'{records.root / records.csv}: {records.path[first]} has the classes {names}, but '
+                "with DATA.TASK 'single_label' an image has one class (see DATA.LABELS); "
+                f'{(count > 1).sum()} of {len(count)} images have several'
+            )
+        return np.where(count[:, None] == 1, has_class, np.nan).astype(np.float32)
+
+
+@TASKS.register('regression')
+class Regression(Task):
+    """Learn the numbers in the columns DATA.LABELS, such as an age; empty cells are left out.
+
+    The label Age is the age of the patients in years, whatever the layout of the data. Age 0 is
+    unknown, as in CheXpert.
+    """
+
+    kind = NUMBERS
+    losses = ('l1', 'l2')
+    takes_names = True
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.names
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(name for name in self.names if name != AGE)
+
+    @property
+    def cells(self) -> Cells:
+        return Cells(numbers=True)
+
+    def scored(self, records: 'Records') -> np.ndarray:
+        values = dict(zip(records.label_names, records.labels.T, strict=True))
+        values[AGE] = np.where(records.age > 0, records.age, np.nan)
+        return np.stack([values[name] for name in self.labels], axis=1).astype(np.float32)
+
+
+def task_of(config: Config) -> Task:
+    """Return the task of a config."""
+    data = config.DATA
+    return make_task(
+        data.TASK,
+        names=tuple(data.LABELS),
+        column=data.LABEL_COLUMN,
+        blank=data.BLANK,
+        uncertain=data.UNCERTAIN,
+        by_label=dict(data.UNCERTAIN_BY_LABEL),
+        seed=config.SEED,
+    )
+
+
+def make_task(name: str, **options: object) -> Task:
+    """Return a task by its name, with the fields of `Task`; raise a ValueError if unknown."""
+    check_name('DATA.TASK', name, TASKS)
+    return TASKS[name](**options)
+
+
+@register_check
+def check_label_options(config: Config, stage: str | None) -> None:
+    """Check the options that depend on the label settings."""
+    data, task = config.DATA, task_of(config)
+    files = {file_name(label) for label in data.LABELS if isinstance(label, str)}
+    holds = len(files) == len(data.LABELS) and not files & {'', 'path', 'study'}
+    require(holds, config, 'DATA.LABELS', 'different names of columns other than Path and Study')
+    of_task = f'with DATA.TASK {data.TASK!r}'
+    holds = task.takes_names or not data.LABELS
+    require(holds, config, 'DATA.LABELS', f'[] {of_task}')
+    least = {CLASSES: 2, NUMBERS: 1}.get(task.kind, 0)
+    allowed = f'at least {least} name{"s" * (least > 1)} {of_task}'
+    require(len(data.LABELS) >= least, config, 'DATA.LABELS', allowed)
+    holds = not data.LABEL_COLUMN or (task.kind == CLASSES and data.DATASET == 'chexpert')
+    allowed = "'' unless DATA.TASK is 'single_label' and DATA.DATASET is 'chexpert'"
+    require(holds, config, 'DATA.LABEL_COLUMN', allowed)
+    policies = [POLICIES[name] for name in task.policies.values()]  # checks the names
+    if not task.has_policies:
+        own = POLICIES.get(data.UNCERTAIN)
+        holds = own and not (own.third_class or own.needs_predictions)
+        require(holds, config, 'DATA.UNCERTAIN', f'left out {of_task}')
+        require(not data.UNCERTAIN_BY_LABEL, config, 'DATA.UNCERTAIN_BY_LABEL', f'{{}} {of_task}')
+    if stage != 'finetune':
+        return
+    allowed = f'left out, or {len(task.labels)}, the number of labels of DATA.TASK and DATA.LABELS'
+    require(config.MODEL.NUM_CLASSES == len(task.labels), config, 'MODEL.NUM_CLASSES', allowed)
+    allowed = f'one of {", ".join(map(repr, task.losses))} {of_task}'
+    require(config.LOSS.NAME in task.losses, config, 'LOSS.NAME', allowed)
+    holds = config.EVAL.SELECT != 'five' or set(COMPETITION_LABELS) <= set(task.labels)
+    require(holds, config, 'EVAL.SELECT', "'auto' or 'all' if not all of the five are learned")
+    if task.third_class.any():
+        because = 'with a policy for which uncertain is a third class'
+        require(config.LOSS.NAME == 'bce', config, 'LOSS.NAME', f"'bce' {because}")
+        holds = config.FINETUNE.MODE not in PROBES
+        require(holds, config, 'FINETUNE.MODE', f'a mode that trains the head {because}')
+    if task.kind != FINDINGS:
+        require(not data.PSEUDO_LABELS, config, 'DATA.PSEUDO_LABELS', f"'' {of_task}")
+    if task.kind == NUMBERS:
+        holds = config.FINETUNE.MODE != 'knn'
+        require(holds, config, 'FINETUNE.MODE', f"a mode other than 'knn' {of_task}")
+        require(data.SAMPLER != 'weighted', config, 'DATA.SAMPLER', f"not 'weighted' {of_task}")
+    if config.EVAL_MODE:
+        return
+    holds = data.SELF_TRAIN_PREDICTIONS or not any(each.needs_predictions for each in policies)
+    allowed = "predictions of the training images, see the policy 'self_train' in the docs"
+    require(holds, config, 'DATA.SELF_TRAIN_PREDICTIONS', allowed)
+    holds = data.TRAIN_FRACTION < 1 or data.TRAIN_IMAGES or not data.PSEUDO_LABELS
+    allowed = 'below 1 (or DATA.TRAIN_IMAGES above 0) with DATA.PSEUDO_LABELS'
+    require(holds, config, 'DATA.TRAIN_FRACTION', allowed)

@@ -1,0 +1,136 @@
+"""Metrics of single-label predictions, for which each case has one of several classes.
+
+The decision is the class with the highest probability, the first of equal ones. To add a metric,
+write one function and decorate it with `@class_metric`. It receives confusion matrices [R, K, K],
+true classes in the rows and decisions in the columns, and returns [R] values, NaN where undefined.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluation.cases import Cases
+from evaluation.metrics import describe_scores, score_table, study_level, summaries
+
+
+@dataclass(frozen=True)
+class ClassMetric:
+    """One entry of CLASS_METRICS; a higher value is better."""
+
+    name: str  # key in scores.json and report.json
+    title: str
+    explanation: str  # the report shows it as tooltip of the title
+    compute: Callable[[np.ndarray], np.ndarray]
+
+
+CLASS_METRICS: dict[str, ClassMetric] = {}
+
+
+def class_metric(title: str) -> Callable[[Callable], Callable]:
+    """Decorate a function to add it to CLASS_METRICS under its name.
+
+    The first line of the function's docstring explains the metric in the report.
+    """
+
+    def register(function: Callable[[np.ndarray], np.ndarray]) -> Callable:
+        name, explanation = function.__name__, (function.__doc__ or title).splitlines()[0]
+        assert name not in CLASS_METRICS, f'the metric {name!r} is registered twice'
+        CLASS_METRICS[name] = ClassMetric(name, title, explanation, function)
+        return function
+
+    return register
+
+
+@class_metric('Accuracy')
+def accuracy(confusion: np.ndarray) -> np.ndarray:
+    """Share of the cases whose class is decided correctly."""
+    return _ratio(_diagonal(confusion).sum(axis=1), confusion.sum(axis=(1, 2)))
+
+
+@class_metric('Balanced accuracy')
+def balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
+    """Mean, over the classes with cases, of the share of their cases that is decided correctly."""
+    return _mean(_ratio(_diagonal(confusion), confusion.sum(axis=2)))
+
+
+@class_metric('Macro F1')
+def macro_f1(confusion: np.ndarray) -> np.ndarray:
+    """Mean of the F1 of each class over the classes with cases or decisions."""
+    return _mean(_ratio(2 * _diagonal(confusion), confusion.sum(axis=2) + confusion.sum(axis=1)))
+
+
+def confusion_matrices(
+    probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray
+) -> np.ndarray:  # [R, K, K]
+    """Compute weighted confusion matrices.
+
+    Args:
+        probabilities: Probabilities of the classes, [N, K].
+        targets: One-hot targets, [N, K]; rows of NaN are not counted.
+        weights: Weights of the cases, [R, N].
+    """
+    known, num_classes = ~np.isnan(targets).any(axis=1), targets.shape[1]
+    truth, decision = np.nan_to_num(targets).argmax(axis=1), probabilities.argmax(axis=1)
+    code = truth * num_classes + decision
+    cells = [
+        weights[:, known & (code == cell)].sum(axis=1, dtype=np.float64)
+        for cell in range(num_classes**2)
+    ]
+    return np.stack(cells, axis=1).reshape(len(weights), num_classes, num_classes)
+
+
+def score_classes(rows: Cases, weights: np.ndarray) -> dict[str, Any]:
+    """Return the part `classes` of a set in the report: counts, decisions, and metrics.
+
+    The first of the weights [1 + R, N] are ones, followed by those of the bootstrap.
+    """
+    matrices = confusion_matrices(rows.probabilities, rows.targets, weights)
+    scores = {name: entry.compute(matrices) for name, entry in CLASS_METRICS.items()}
+    return {
+        'labels': list(rows.labels),
+        'n': int(matrices[0].sum()),
+        'confusion': matrices[0].astype(int).tolist(),
+        'scores': summaries(scores),
+    }
+
+
+def class_table(
+    probabilities: np.ndarray,
+    targets: np.ndarray,
+    studies: Sequence[str],
+    *,
+    labels: Sequence[str],
+    level: str,
+    aggregate: str = 'max',
+) -> dict[str, Any]:
+    """Compute CLASS_METRICS, and the `score_table` of each class against the others."""
+    options = {'labels': labels, 'level': level, 'aggregate': aggregate, 'exclusive': True}
+    table = score_table(probabilities, targets, studies, **options)
+    if level == 'study':
+        probabilities, targets, _ = study_level(
+            probabilities, targets, studies, aggregate, exclusive=True
+        )
+    matrices = confusion_matrices(probabilities, targets, np.ones((1, len(targets))))
+    return table | {name: float(m.compute(matrices)[0]) for name, m in CLASS_METRICS.items()}
+
+
+def describe_classes(scores: Mapping[str, Any]) -> str:
+    """Format the result of `class_table`, extended by `views` and `loss`, in one line."""
+    own = (f'{m.title.lower()} {scores[name]:.4f}' for name, m in CLASS_METRICS.items())
+    return f'{", ".join(own)}; one class against the others: {describe_scores(scores)}'
+
+
+def _diagonal(confusion: np.ndarray) -> np.ndarray:  # [R, K]
+    return np.diagonal(confusion, axis1=1, axis2=2)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    shape = np.broadcast(numerator, denominator).shape
+    return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator > 0)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:  # [R, K] -> [R]
+    """Average the values that are not NaN."""
+    return _ratio(np.nansum(values, axis=1), (~np.isnan(values)).sum(axis=1))

@@ -1,0 +1,118 @@
+"""How each kind of predictions is scored: the scores of a split, and what selects a checkpoint."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from config import Config
+from data.tasks import CLASSES, FINDINGS, NUMBERS, task_of
+from evaluation.classes import CLASS_METRICS, class_table, describe_classes
+from evaluation.metrics import (
+    describe_scores,
+    labels_with_few_cases,
+    score_table,
+    selecting_labels,
+    selection_score,
+)
+from evaluation.numbers import (
+    NUMBER_METRICS,
+    describe_numbers,
+    labels_with_few_numbers,
+    number_selection_score,
+    number_table,
+    selecting_numbers,
+)
+from models.outputs import OUTPUTS
+
+Scores = Mapping[str, Any]  # of a split, as in scores.json
+
+
+@dataclass(frozen=True)
+class Family:
+    """The metrics of one kind of predictions.
+
+    Attributes:
+        measure: What the mean over labels selects a checkpoint by; higher is better.
+        table: Function (predictions [N, K], targets [N, K], studies [N], *, labels, level,
+            aggregate) -> scores of a split.
+        describe: Function from scores to one line.
+        few: Function from scores to label -> what it has few of.
+        unit: What FEW_CASES counts.
+        has_thresholds: Whether held-out patients choose thresholds.
+        selecting: Function (scores, EVAL.SELECT) -> labels that select a checkpoint.
+        select: Function (scores, EVAL.SELECT) -> selecting score, NaN if there is none.
+        logged: Scores that are written for each epoch.
+    """
+
+    measure: str
+    table: Callable[..., dict[str, Any]]
+    describe: Callable[[Scores], str]
+    few: Callable[[Scores], dict[str, str]]
+    unit: str
+    has_thresholds: bool
+    selecting: Callable[[Scores, str], tuple[str, ...]]
+    select: Callable[[Scores, str], float]
+    logged: tuple[str, ...]
+
+
+OF_AUROC = {
+    'measure': 'AUROC',
+    'few': labels_with_few_cases,
+    'unit': 'cases of one class',
+    'has_thresholds': True,
+    'selecting': selecting_labels,
+    'select': selection_score,
+}
+MEANS_AND_AREAS = ('mean_of_five', 'mean_of_defined', 'auroc')
+FAMILIES = {
+    FINDINGS: Family(
+        table=score_table, describe=describe_scores, logged=MEANS_AND_AREAS, **OF_AUROC
+    ),
+    CLASSES: Family(
+        table=class_table,
+        describe=describe_classes,
+        logged=(*CLASS_METRICS, *MEANS_AND_AREAS),
+        **OF_AUROC,
+    ),
+    NUMBERS: Family(
+        measure='R²',
+        table=number_table,
+        describe=describe_numbers,
+        few=labels_with_few_numbers,
+        unit='cases',
+        has_thresholds=False,
+        selecting=selecting_numbers,
+        select=number_selection_score,
+        logged=tuple(NUMBER_METRICS),
+    ),
+}
+
+
+def family_of(config: Config) -> Family:
+    """Return the metrics of the task of a config."""
+    return FAMILIES[task_of(config).kind]
+
+
+def score(config: Config, scores: np.ndarray, loader: DataLoader) -> dict[str, Any]:
+    """Compute the scores of one split, with its loss and its views.
+
+    Args:
+        config: Run configuration.
+        scores: Scores of the images as `models.outputs.Outputs` defines them, [N, K].
+        loader: Loader of the split.
+    """
+    dataset, outputs = loader.dataset, OUTPUTS[task_of(config).kind]
+    found = family_of(config).table(
+        outputs.predictions(scores),
+        dataset.targets,
+        dataset.records.study,
+        labels=task_of(config).labels,
+        level=config.EVAL.LEVEL,
+        aggregate=config.EVAL.AGGREGATE,
+    )
+    loss = outputs.loss(torch.from_numpy(scores), torch.from_numpy(dataset.targets))
+    return found | {'loss': loss.item(), 'views': config.EVAL.VIEWS or config.DATA.VIEWS}

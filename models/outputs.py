@@ -1,0 +1,79 @@
+"""How the outputs of a classifier become predictions, for each kind of task.
+
+To add a kind of predictions, register one instance of `Outputs` under the `kind` of its task.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from scipy.special import expit, log_softmax, logit
+
+from data.tasks import CLASSES, FINDINGS, NUMBERS
+from models.losses import masked_bce, masked_cross_entropy, masked_error, positive_logits
+
+SMALLEST_PROBABILITY = 1e-12  # lower limit of a mean probability before it becomes a logit
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Functions from the outputs of a model to predictions.
+
+    A score is what a metric could rank by and a loss can use: a logit, a log-probability, or a
+    number. Several scores of an image, of test-time views or of models, have the score of their
+    mean prediction.
+
+    Attributes:
+        scores: (outputs [B, O], number K of labels) -> scores [B, K].
+        predictions: Scores [N, K] -> predictions [N, K] float64.
+        inverse: Predictions -> scores.
+        loss: Plain loss of scores [B, K] and targets [B, K].
+        loss_name: Name of the plain loss.
+    """
+
+    scores: Callable[[torch.Tensor, int], torch.Tensor]
+    predictions: Callable[[np.ndarray], np.ndarray]
+    inverse: Callable[[np.ndarray], np.ndarray]
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    loss_name: str
+
+    def mean(self, scores: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the score of the mean prediction. A single score does not change."""
+        if len(scores) == 1:
+            return scores[0]
+        return self.inverse(np.mean([self.predictions(each) for each in scores], axis=0))
+
+
+def _logit(probabilities: np.ndarray) -> np.ndarray:
+    return logit(np.clip(probabilities, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.clip(probabilities, SMALLEST_PROBABILITY, 1))
+
+
+OUTPUTS = {
+    FINDINGS: Outputs(
+        scores=positive_logits,
+        predictions=lambda scores: expit(scores.astype(np.float64)),
+        inverse=_logit,
+        loss=masked_bce,
+        loss_name='binary cross-entropy',
+    ),
+    CLASSES: Outputs(
+        scores=lambda outputs, num_labels: outputs.log_softmax(dim=1),
+        predictions=lambda scores: np.exp(log_softmax(scores.astype(np.float64), axis=1)),
+        inverse=_log,
+        loss=masked_cross_entropy,
+        loss_name='cross-entropy',
+    ),
+    NUMBERS: Outputs(
+        scores=lambda outputs, num_labels: outputs,
+        predictions=lambda scores: scores.astype(np.float64),
+        inverse=lambda numbers: numbers,
+        loss=partial(masked_error, power=1, scale=torch.ones(1)),
+        loss_name='absolute error',
+    ),
+}

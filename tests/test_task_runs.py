@@ -1,0 +1,107 @@
+"""Runs that learn one class per image, or numbers, with their reports, predictions and exports."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import LABELS_DECIDE, VIT, arguments, finished_run, run_script, tiny_config
+from xray_splits import LOGGER, write_split
+
+from models.export import export, facts, load_source
+
+pytestmark = pytest.mark.usefixtures('few_cases_select')
+NAMES = ('Normal', 'Pneumonia', 'Covid')
+FINE = VIT | {'VIT': VIT['VIT'] | {'PATCH_SIZE': 4}}  # 8 x 8 cells, enough for maps
+
+
+@pytest.fixture(scope='module')
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with a class and an age for each image."""
+    root = tmp_path_factory.mktemp('classes')
+    for split, patients in (('train', 24), ('valid', 12)):
+        write_split(root, split, patients)
+        table = pd.read_csv(root / f'{split}.csv')
+        patient = table['Path'].str.extract(r'patient(\d+)')[0].astype(int)
+        table['Finding'] = [NAMES[i % 3] for i in patient]
+        table['Age'] = [20 + 7 * (i % 10) for i in patient]
+        table.to_csv(root / f'{split}.csv', index=False)
+    return root
+
+
+SINGLE = ['DATA.TASK', 'single_label', 'DATA.LABELS', str([*NAMES]), 'DATA.LABEL_COLUMN', 'Finding']
+AGES = ['DATA.TASK', 'regression', 'DATA.LABELS', "['Age']"]
+
+
+def run(data: Path, folder: Path, opts: list[str], mode: str = 'full') -> Path:
+    words = ['--opts', *opts, 'FINETUNE.MODE', mode, 'EVAL.RESAMPLES', '20', 'REPORT.MAPS', '1']
+    words += ['TRAIN.EPOCHS', '1', 'REPORT.PIXEL_FLOOR', 'True']
+    given = {'TRAIN_IMAGES': 0, 'VIEWS': 'all'}
+    sections = {'DATA': given, 'REPORT': {'WRITE': True}, 'MODEL': LABELS_DECIDE}
+    return finished_run('finetune', data, folder, *words, model=FINE, **sections)
+
+
+def evaluated(run_folder: Path, data: Path, output: Path, *words: str) -> dict:
+    """The report of scripts/evaluate.py on the predictions of a run."""
+    files = ['--predictions', run_folder / 'predictions_valid.csv', '--labels', data / 'valid.csv']
+    options = ['--output', output, '--level', 'study', '--resamples', '20', *words]
+    assert run_script('evaluate', *files, *options) == 0
+    return json.loads((output / 'report.json').read_text())
+
+
+@pytest.mark.parametrize('mode', ['full', 'linear_probe', 'knn'])
+def test_a_run_learns_classes(labelled: Path, tmp_path: Path, mode: str, capsys) -> None:
+    folder = run(labelled, tmp_path, SINGLE, mode)
+    table = pd.read_csv(folder / 'predictions_valid.csv', index_col='Path')
+    assert table.columns.tolist() == [*NAMES]
+    np.testing.assert_allclose(table.sum(axis=1), 1, rtol=1e-6)
+    scores = json.loads((folder / 'scores.json').read_text())['valid']
+    assert {'accuracy', 'balanced_accuracy', 'macro_f1', 'auroc'} <= {*scores['selected']}
+    assert {'pixel_floor'} <= {*scores}
+    report = json.loads((folder / 'report.json').read_text())
+    classes = report['sets'][-1]['classes']
+    assert np.sum(classes['confusion']) == classes['n'] == scores['selected']['rows']
+    assert classes['scores']['accuracy']['value'] == scores['selected']['accuracy']
+    assert 'Confusion matrix' in (folder / 'report.html').read_text()
+    options = ['--task', 'single_label', '--label-column', 'Finding']
+    again = evaluated(folder, labelled, tmp_path / 'again', *options)
+    assert again['sets'][0]['classes']['confusion'] == classes['confusion']
+    assert 'Balanced accuracy' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('mode', ['full', 'linear_probe'])
+def test_a_run_learns_numbers(labelled: Path, tmp_path: Path, mode: str) -> None:
+    folder = run(labelled, tmp_path, AGES, mode)
+    table = pd.read_csv(folder / 'predictions_valid.csv')
+    assert 20 < table['Age'].mean() < 90, 'in years'
+    scores = json.loads((folder / 'scores.json').read_text())['valid']
+    assert {'mae', 'r2'} <= {*scores['selected']} and 'pixel_floor' in scores
+    report = json.loads((folder / 'report.json').read_text())
+    assert [entry['name'] for entry in report['numbers']][-1].endswith('pixels')
+    assert len(report['differences']) == 1
+    again = evaluated(folder, labelled, tmp_path / 'again', *['--task', 'regression'])
+    (part,) = again['numbers'][0]['labels']
+    assert part['scores']['mae']['value'] == pytest.approx(scores['selected']['mae']['Age'])
+
+
+def test_predictions_and_exports_are_in_the_units_of_the_labels(labelled, tmp_path) -> None:
+    folder = run(labelled, tmp_path, AGES)
+    checkpoint, output = folder / 'ckpt_best.pth', tmp_path / 'p.csv'
+    words = [labelled / 'valid', '--checkpoint', checkpoint, '--output', output]
+    assert run_script('predict', *words, '--num-workers', 0) == 0
+    found = pd.read_csv(output)['Age'].sort_values().to_numpy()
+    wanted = pd.read_csv(folder / 'predictions_valid.csv')['Age'].sort_values().to_numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    source = load_source(checkpoint, LOGGER)
+    assert export(source, 'torch_export', tmp_path / 'm.pt2', overwrite=False) < 1e-4
+    assert facts(source)['activation'] == 'none'
+
+
+def test_data_with_several_classes_per_image_are_an_error_of_the_check(labelled, tmp_path, refused):
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', FINE, MODEL=LABELS_DECIDE)
+    names = ['DATA.TASK', 'single_label', 'DATA.LABELS', "['Edema', 'Pneumonia']"]
+    table = pd.read_csv(labelled / 'train.csv').assign(Edema=1.0, Pneumonia=1.0)
+    table.to_csv(labelled / 'both.csv', index=False)
+    opts = ['--opts', *names, 'DATA.TRAIN_CSV', 'both.csv']
+    refused('finetune', arguments(cfg, labelled, tmp_path, *opts), 'both.csv', 'Edema, Pneumonia')

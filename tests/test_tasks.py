@@ -1,0 +1,317 @@
+"""Tasks with one class per image and with numbers: targets, losses, metrics, probes, and runs."""
+
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.special import log_softmax, softmax
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+)
+from sklearn.utils.class_weight import compute_class_weight
+from tiny import LABELS_DECIDE, VIT, config_with, tiny_config
+from torch.nn import functional as F
+from xray_splits import write_split
+
+from config import get_config
+from data.chexpert import read_csv
+from data.labels import Cells
+from data.tasks import CLASSES, NUMBERS, make_task
+from evaluation.cases import Cases
+from evaluation.classes import CLASS_METRICS, class_table, confusion_matrices
+from evaluation.metrics import study_level
+from evaluation.probes import KnnClassifier, choose_neighbours, fit_linear_head
+from evaluation.tuning import fit_ridge, fit_softmax
+from models.classifier_heads import build_classifier_head
+from models.losses import build_label_loss, class_weights, scales
+from models.outputs import OUTPUTS
+
+pytestmark = pytest.mark.usefixtures('few_cases_select')
+NAN = np.nan
+NAMES = ('Normal', 'Pneumonia', 'Covid')
+FINE = VIT | {'VIT': VIT['VIT'] | {'PATCH_SIZE': 4}}
+
+
+def one_hot(classes: list[int], num_classes: int = 3) -> np.ndarray:
+    """Targets [N, K]; class -1 is unknown."""
+    rows = np.eye(num_classes + 1, dtype=np.float32)[np.array(classes)][:, :num_classes]
+    rows[np.array(classes) < 0] = NAN
+    return rows
+
+
+def records(labels: np.ndarray, **more: object) -> Namespace:
+    paths = [f'{i}.png' for i in range(len(labels))]
+    return Namespace(labels=labels, root=Path('root'), csv='a.csv', path=paths, **more)
+
+
+# ---- Targets
+
+
+def test_a_single_label_is_one_hot_and_several_classes_are_refused() -> None:
+    task = make_task('single_label', names=NAMES)
+    labels = np.array([[0, 1, 0], [NAN, NAN, 1], [0, 0, NAN], [-1, NAN, 0], [-1, 1, 0]], np.float32)
+    np.testing.assert_array_equal(task.scored(records(labels)), one_hot([1, 2, -1, -1, 1]))
+    labels[2] = 1
+    with pytest.raises(ValueError, match=r'a\.csv: 2\.png.*Normal, Pneumonia, Covid.*1 of 5'):
+        task.learned(records(labels))
+
+
+def test_one_column_may_name_the_class(tmp_path: Path) -> None:
+    write_split(tmp_path, 'train', 2)
+    table = pd.read_csv(tmp_path / 'train.csv')
+    table['Diagnosis'] = [*NAMES, ''] * (len(table) // 4)
+    table.to_csv(tmp_path / 'train.csv', index=False)
+    options = {'labels': NAMES, 'cells': Cells(column='Diagnosis')}
+    found = read_csv(tmp_path, 'train.csv', **options)
+    task = make_task('single_label', names=NAMES, column='Diagnosis')
+    np.testing.assert_array_equal(task.scored(found)[:4], one_hot([0, 1, 2, -1]))
+    table.loc[1, 'Diagnosis'] = 'Pneumonie'
+    table.to_csv(tmp_path / 'train.csv', index=False)
+    with pytest.raises(ValueError, match=r"row 3.*'Diagnosis'.*Pneumonie.*Normal, Pneumonia, Cov"):
+        read_csv(tmp_path, 'train.csv', **options)
+
+
+def test_numbers_may_be_negative_and_age_zero_is_unknown(tmp_path: Path) -> None:
+    write_split(tmp_path, 'train', 2)
+    table = pd.read_csv(tmp_path / 'train.csv').iloc[:3]
+    table['Age'], table['Index'] = [61, 0, 20], ['-1.5', '', '2e1']
+    table.to_csv(tmp_path / 'train.csv', index=False)
+    task = make_task('regression', names=('Index', 'Age'))
+    assert task.columns == ('Index',)
+    found = task.scored(read_csv(tmp_path, 'train.csv', labels=task.columns, cells=task.cells))
+    np.testing.assert_array_equal(found, np.float32([[-1.5, 61], [NAN, NAN], [20, 20]]))
+    table['Index'] = ['high', '1', '2']
+    table.to_csv(tmp_path / 'train.csv', index=False)
+    with pytest.raises(ValueError, match="row 2.*'Index'.*high.*numbers"):
+        read_csv(tmp_path, 'train.csv', labels=task.columns, cells=task.cells)
+
+
+@pytest.mark.parametrize(
+    'options, key',
+    [
+        (['DATA.TASK', 'single_label'], 'DATA.LABELS'),
+        (['DATA.TASK', 'regression'], 'DATA.LABELS'),
+        (['DATA.LABEL_COLUMN', 'Finding'], 'DATA.LABEL_COLUMN'),
+        (['DATA.TASK', 'effusion', 'DATA.UNCERTAIN', 'multiclass'], 'DATA.UNCERTAIN'),
+        (['DATA.TASK', 'effusion', 'DATA.UNCERTAIN_BY_LABEL', "{'Edema': 'ones'}"], 'BY_LABEL'),
+        (['DATA.TASK', 'single_label', 'DATA.LABELS', "['a', 'b']", 'LOSS.NAME', 'focal'], 'focal'),
+        (['DATA.TASK', 'regression', 'DATA.LABELS', "['Age']", 'FINETUNE.MODE', 'knn'], 'knn'),
+        (['DATA.TASK', 'regression', 'DATA.LABELS', "['Age']", 'DATA.SAMPLER', 'weighted'], 'SAMP'),
+    ],
+)
+def test_options_that_do_not_fit_a_task_are_refused(tmp_path, options, key) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, MODEL=LABELS_DECIDE)
+    with pytest.raises(ValueError, match=key):
+        get_config(Namespace(cfg=str(cfg), stage='finetune', opts=options))
+
+
+def test_the_task_decides_the_loss_and_the_number_of_outputs(tmp_path) -> None:
+    cfg = tiny_config(tmp_path / 'c.yaml', 'finetune', VIT, MODEL=LABELS_DECIDE)
+    for task, labels, loss in (
+        ('single_label', [*NAMES], 'cross_entropy'),
+        ('regression', ['Age'], 'l1'),
+    ):
+        options = ['DATA.TASK', task, 'DATA.LABELS', str(labels)]
+        config = get_config(Namespace(cfg=str(cfg), stage='finetune', opts=options))
+        assert (config.LOSS.NAME, config.MODEL.NUM_CLASSES) == (loss, len(labels))
+
+
+# ---- Losses and outputs
+
+
+def test_cross_entropy_is_torchs_and_ignores_images_without_a_class() -> None:
+    classes = [0, 1, 2, 2, -1, 1, 1, 1]
+    outputs, targets = torch.randn(8, 3), torch.from_numpy(one_hot(classes))
+    config = config_with(DATA__TASK='single_label', DATA__LABELS=[*NAMES])
+    known, want = torch.tensor(classes) >= 0, torch.tensor(classes)
+    for name, weight in (
+        ('cross_entropy', None),
+        ('weighted_cross_entropy', [7 / 3, 7 / 12, 7 / 6]),
+    ):
+        config.LOSS.NAME = name
+        loss = build_label_loss(config, targets.numpy())(outputs, targets)
+        given = None if weight is None else torch.tensor(weight)
+        total = F.cross_entropy(outputs[known], want[known], given, reduction='sum')
+        torch.testing.assert_close(loss, total / 8)
+    balanced = compute_class_weight('balanced', classes=np.arange(3), y=want[known].numpy())
+    np.testing.assert_allclose(class_weights(targets.numpy()), balanced, rtol=1e-6)
+
+
+@pytest.mark.parametrize('name, power', [('l1', 1), ('l2', 2)])
+def test_the_losses_of_numbers_are_in_standard_deviations(name: str, power: int) -> None:
+    targets = torch.tensor([[20.0, NAN], [60.0, 5.0], [40.0, 5.0]])
+    config = config_with(DATA__TASK='regression', DATA__LABELS=['Age', 'x'], LOSS__NAME=name)
+    loss_fn = build_label_loss(config, targets.numpy())
+    outputs = torch.tensor([[30.0, 9.0], [60.0, 6.0], [10.0, 5.0]], requires_grad=True)
+    std = np.std([20, 60, 40])
+    want = ((10 / std) ** power + (30 / std) ** power + 1) / 6
+    loss = loss_fn(outputs, targets)
+    assert loss.item() == pytest.approx(want)
+    loss.backward()
+    assert outputs.grad[0, 1] == 0 and outputs.grad.isfinite().all()
+
+
+def test_units_standardise_training_and_can_be_folded_into_the_weights() -> None:
+    targets = np.float32([[20, NAN], [60, 5], [40, 5]])
+    for name, shape in (('linear', (4, 16)), ('attention', (4, 9, 16))):
+        head, inputs = build_classifier_head(16, 2, name).eval(), torch.randn(shape)
+        plain = head(inputs)
+        head.add_units()
+        torch.testing.assert_close(head(inputs), plain)
+        head.set_units(targets)
+        in_units = plain * torch.tensor([np.std([20, 60, 40]), 1.0]) + torch.tensor([40.0, 5.0])
+        torch.testing.assert_close(head(inputs), in_units.float())
+        assert {'mean', 'std'} <= {*head.state_dict()}
+        head.fold_units()
+        torch.testing.assert_close(head(inputs), in_units.float(), rtol=1e-5, atol=1e-4)
+        assert not {'mean', 'std'} & {*head.state_dict()}
+    assert [each.tolist() for each in scales(np.full((2, 1), NAN, np.float32))] == [[0], [1]]
+
+
+def test_several_views_or_models_have_the_score_of_their_mean_prediction() -> None:
+    first, second = np.random.default_rng(0).normal(size=(2, 5, 3))
+    of_classes = OUTPUTS[CLASSES]
+    mean = of_classes.predictions(of_classes.mean([first, second]))
+    np.testing.assert_allclose(mean, (softmax(first, 1) + softmax(second, 1)) / 2)
+    np.testing.assert_allclose(mean.sum(axis=1), 1)
+    np.testing.assert_allclose(OUTPUTS[NUMBERS].mean([first, second]), (first + second) / 2)
+    outputs = torch.from_numpy(first).float()
+    np.testing.assert_allclose(of_classes.scores(outputs, 3), log_softmax(first, 1), rtol=1e-5)
+
+
+# ---- Metrics of classes
+
+
+def drawn(num_cases: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw probabilities, one-hot targets with unknown rows, and weights of resamples."""
+    rng = np.random.default_rng(3)
+    classes = rng.choice([0, 1, 2, -1], num_cases, p=[0.5, 0.3, 0.1, 0.1])
+    scores = rng.normal(size=(num_cases, 3)) + np.nan_to_num(one_hot([*classes]))
+    return softmax(scores, axis=1), one_hot([*classes]), rng.integers(0, 4, (5, num_cases))
+
+
+def test_the_metrics_of_classes_are_those_of_scikit_learn() -> None:
+    probabilities, targets, weights = drawn()
+    known = ~np.isnan(targets[:, 0])
+    truth, decided = targets[known].argmax(axis=1), probabilities[known].argmax(axis=1)
+    matrices = confusion_matrices(probabilities, targets, weights)
+    wanted = {
+        'accuracy': accuracy_score,
+        'balanced_accuracy': balanced_accuracy_score,
+        'macro_f1': partial(f1_score, average='macro'),
+    }
+    assert {*CLASS_METRICS} == {*wanted}
+    for row, weight in enumerate(weights[:, known]):
+        options = {'sample_weight': weight}
+        np.testing.assert_allclose(matrices[row], confusion_matrix(truth, decided, **options))
+        for name, function in wanted.items():
+            found = CLASS_METRICS[name].compute(matrices[row : row + 1])
+            np.testing.assert_allclose(found, function(truth, decided, **options))
+
+
+def test_a_class_without_cases_is_left_out_of_the_means() -> None:
+    probabilities, targets = softmax(np.eye(3)[[0, 0, 1, 2]] * 3, axis=1), one_hot([0, 1, 1, 0])
+    matrix = confusion_matrices(probabilities, targets, np.ones((1, 4)))
+    assert CLASS_METRICS['balanced_accuracy'].compute(matrix) == [0.5]
+    f1 = f1_score([0, 1, 1, 0], [0, 0, 1, 2], average='macro', labels=[0, 1, 2], zero_division=0)
+    np.testing.assert_allclose(CLASS_METRICS['macro_f1'].compute(matrix), f1)
+    nobody = confusion_matrices(probabilities, one_hot([-1] * 4), np.ones((1, 4)))
+    assert all(np.isnan(metric.compute(nobody)[0]) for metric in CLASS_METRICS.values())
+
+
+@pytest.mark.parametrize('how', ['max', 'mean'])
+def test_the_probabilities_of_a_study_sum_to_one(how: str) -> None:
+    probabilities, targets, _ = drawn(6)
+    targets[:] = one_hot([0, 0, 1, 2, -1, 2])
+    studies = np.array(['a', 'a', 'b', 'b', 'c', 'd'])
+    joined, known, names = study_level(probabilities, targets, studies, how, exclusive=True)
+    np.testing.assert_allclose(joined.sum(axis=1), 1)
+    combine = {'max': np.max, 'mean': np.mean}[how](probabilities[:2], axis=0)
+    np.testing.assert_allclose(joined[0], combine / combine.sum())
+    np.testing.assert_array_equal(known, one_hot([0, -1, -1, 2]), 'images of b have two classes')
+    assert names.tolist() == [*'abcd']
+    options = {'labels': NAMES, 'level': 'study', 'aggregate': how}
+    table = class_table(probabilities, targets, studies, **options)
+    rows = Cases('x', NAMES, studies, studies, studies, probabilities, targets, exclusive=True)
+    scored = rows.at_level('study', how)
+    right = scored.probabilities.argmax(axis=1) == np.nan_to_num(scored.targets).argmax(axis=1)
+    assert table['accuracy'] == right[[0, 3]].mean()
+    assert (table['rows'], table['positives']) == (4, {'Normal': 1, 'Pneumonia': 0, 'Covid': 1})
+
+
+# ---- Probes
+
+
+def separable(kind: str, num_images: int = 90) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(5)
+    features = rng.normal(size=(num_images, 4))
+    if kind == CLASSES:
+        targets = one_hot([*(features[:, :3] + rng.normal(size=(num_images, 3))).argmax(axis=1)])
+    else:
+        targets = 50 + 10 * features[:, :1] + rng.normal(size=(num_images, 1))
+    targets[::9] = NAN
+    return features, targets.astype(np.float32), np.arange(num_images).astype(str)
+
+
+@pytest.mark.parametrize('num_classes', [3, 2])
+def test_the_linear_probe_of_classes_is_scikit_learns(num_classes: int) -> None:
+    features, targets, patients = separable(CLASSES)
+    if num_classes == 2:
+        targets = np.concatenate([targets[:, :1], 1 - targets[:, :1]], axis=1)
+    weight, bias, choices = fit_softmax(features, targets, patients)
+    known = ~np.isnan(targets[:, 0])
+    model = LogisticRegression(C=choices[0].value, tol=1e-8, max_iter=10_000)
+    model.fit(features[known], targets[known].argmax(axis=1))
+    found = softmax(features @ weight.T + bias, axis=1)
+    np.testing.assert_allclose(found, model.predict_proba(features), atol=1e-4)
+    assert len({*choices}) == 1 and choices[0].loss < np.log(num_classes)
+
+
+def test_a_class_without_images_is_never_predicted() -> None:
+    features, targets, patients = separable(CLASSES)
+    targets[targets[:, 2] == 1] = NAN
+    weight, bias, choices = fit_softmax(features, targets, patients)
+    assert softmax(features @ weight.T + bias, axis=1)[:, 2].max() < 1e-9
+    targets[targets[:, 1] == 1] = NAN
+    weight, bias, choices = fit_softmax(features, targets, patients)
+    assert softmax(features @ weight.T + bias, axis=1)[:, 0].min() > 0.999
+    assert np.isnan(choices[0].loss)
+
+
+def test_the_linear_probe_of_numbers_is_scikit_learns() -> None:
+    features, targets, patients = separable(NUMBERS)
+    weight, bias, (choice,) = fit_ridge(features, targets, patients)
+    known = ~np.isnan(targets[:, 0])
+    spread = targets[known].std()
+    model = Ridge(1 / choice.value).fit(features[known], targets[known, 0] / spread)
+    np.testing.assert_allclose(features @ weight[0] + bias, spread * model.predict(features), 1e-5)
+    assert choice.loss < 0.1
+    weight, bias, (choice,) = fit_ridge(features, np.full_like(targets, 7), patients)
+    assert (bias, np.abs(weight).max()) == (7, 0) and np.isnan(choice.loss)
+    standard = fit_linear_head(3 * features + 1, targets, patients, kind=NUMBERS)
+    np.testing.assert_allclose((3 * features + 1) @ standard[0].T + standard[1], 50, atol=40)
+
+
+def test_neighbours_of_classes_share_their_number_and_vote_probabilities(device) -> None:
+    features, targets, patients = separable(CLASSES)
+    features = features.astype(np.float32)
+    choices = choose_neighbours(features, targets, patients, device, kind=CLASSES)
+    assert len({*choices}) == 1 and len(choices) == 3
+    encoder = Namespace(forward_features=lambda images: images)
+    encoder = torch.nn.Identity()
+    encoder.forward_features = encoder.forward
+    knn = KnnClassifier(encoder, features, targets, [5] * 3, of_classes=True)
+    scores = knn(torch.from_numpy(features)).numpy()
+    shares = OUTPUTS[CLASSES].predictions(scores)
+    np.testing.assert_allclose(shares, np.exp(scores), atol=1e-6)
+    known = ~np.isnan(targets[:, 0])
+    assert log_loss(targets[known], shares[known]) < np.log(3)
