@@ -19,6 +19,7 @@ import pandas as pd
 from config import LAYOUT_SUFFIX, Config, load_yaml
 from data.datasets import register_dataset
 from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
+from data.names import IMAGE_SUFFIXES
 from data.records import VIEWS_HINT, Folder, Records, existing_records, open_images
 from data.store import Store
 from data.table import LARGEST, Fault, OnFault, Table, find_file, refuse
@@ -44,8 +45,10 @@ PER_YEAR = {'': 1.0, 'Y': 1.0, 'M': 12.0, 'W': 52.18, 'D': 365.25}
 OLDEST = 120  # years; a greater age, such as NIH's 412, is a typing error and counts as unknown
 COLUMN = re.compile(r'\{([^{}]+)\}')
 IMAGE = re.compile(r'([^{]*\*/)?[^*]*\{[^{}*]+\}[^*]*')  # folders with *, then columns
+SUFFIX_PATTERN = rf'(?i:{"|".join(map(re.escape, IMAGE_SUFFIXES))})'
 # Columns that the reader adds; the * keeps them apart from the columns of the file.
 NAME, PATIENT, SPLIT = '*name', '*patient', '*split'
+PATH = 'Path'  # column with the path of the image in a table that is made of paths
 # Allowed keys of the mappings in a layout; an empty tuple allows any key.
 KEYS = {
     'table': SPLITS,
@@ -68,8 +71,9 @@ class Layout:
     """The content of a YAML file that describes a data set; values are text, or lists of text."""
 
     file: Path
-    table: str | Mapping[str, str]  # pattern of the CSV file; or split -> pattern
-    image: str  # path below the data folder: {column} is a cell of the row, * any folders
+    # Pattern of the CSV file; or split -> pattern; '': the {columns} are read from the paths.
+    table: str | Mapping[str, str] = ''
+    image: str = ''  # path below the data folder: {column} is a cell of the row, * any folders
     patient: str = ''  # name of a column, like the next four
     study: str = ''
     view: str = ''
@@ -105,7 +109,8 @@ class Layout:
         names = [*COLUMN.findall(self.image), self.patient, self.study, self.view, self.sex]
         names += [self.age, self.labels.get('column', ''), self.splits.get('column', '')]
         names += self.where
-        return [name for name in dict.fromkeys(names) if name not in ('', 'split')]
+        given = {'', 'split'} if self.table else {''}  # `split` is filled in
+        return [name for name in dict.fromkeys(names) if name not in given]
 
 
 def open_layout(name: str) -> Layout:
@@ -124,8 +129,7 @@ def open_layout(name: str) -> Layout:
     if not isinstance(given, dict):
         raise ValueError(f'{file}: a layout must have keys such as table and image')
     _refuse_unknown(str(file), given, [entry.name for entry in fields(Layout)[1:]])
-    for key in ('table', 'image'):
-        demand(key in given, key, 'given')
+    demand('image' in given, 'image', 'given')
     for key, value in given.items():
         if key in KEYS and isinstance(value, dict):
             _refuse_unknown(f'{file}: {key}', value, KEYS[key] or [*value])
@@ -142,16 +146,24 @@ def open_layout(name: str) -> Layout:
     layout = Layout(file, **given)
     demand(layout.majority_vote in ('true', 'false'), 'majority_vote', 'true or false')
     for key, names in (('table', layout.tables), ('splits', layout.lists)):
-        holds = all(is_below(name) and len(name) <= LONGEST for name in names.values())
+        holds = all(is_below(name) and len(name) <= LONGEST for name in names.values() if name)
         demand(holds, key, f'paths below the data folder of at most {LONGEST} characters')
     holds = IMAGE.fullmatch(layout.image) is not None
     demand(holds, 'image', 'a path with {columns}, and * for folders before them')
-    holds = '{split}' not in layout.image or (layout.split_names != ['train'] and not layout.lists)
+    if not layout.table:
+        names = COLUMN.findall(layout.image)
+        holds = '*' not in layout.image and len(names) == len({*names})
+        demand(holds, 'image', 'without *, and with each column once, if there is no table')
+        missing = ', '.join(name for name in layout.columns if name not in names)
+        demand(not missing, 'image', f'a path with {{{missing}}}, because there is no table')
+        demand(not layout.lists, 'splits', 'a column and its cells, if there is no table')
+    has_splits = layout.split_names != ['train'] and not layout.lists
+    holds = not layout.table or '{split}' not in layout.image or has_splits
     demand(holds, 'image', 'without {split}, which needs a table or a cell for each split')
     holds = not isinstance(layout.views, str) or layout.views in ('', *VIEWS)
     demand(holds, 'views', f'one of {", ".join(VIEWS)}, or a mapping from them to cells')
-    holds = ('column' in layout.labels) == ('separator' in layout.labels)
-    demand(holds, 'labels', 'with both column and separator, or with neither')
+    holds = 'column' in layout.labels or 'separator' not in layout.labels
+    demand(holds, 'labels', 'with the column that separator belongs to')
     demand(layout.labels.get('separator') != '', 'labels', 'with a separator that is not empty')
     holds = not layout.splits or ('' in layout.tables and set(layout.splits) != {'column'})
     demand(holds, 'splits', 'for a layout with one table, and must name train, valid or test')
@@ -175,7 +187,7 @@ def _refuse_unknown(place: str, keys: Iterable[str], allowed: Sequence[str]) -> 
 
 def _files(config: Config, root: Path) -> list[Path]:
     layout = open_layout(config.DATA.DATASET)
-    names = [*layout.tables.values(), *layout.lists.values()]
+    names = [*filter(None, layout.tables.values()), *layout.lists.values()]
     return [file for name in names for file in sorted(root.glob(name))]
 
 
@@ -204,7 +216,7 @@ def read_layout(
     """
     layout, root, images = open_layout(config.DATA.DATASET), Path(root), open_images(root, on_fault)
     own = split if split in layout.tables else ''
-    is_there = {part: any(root.glob(name)) for part, name in layout.tables.items()}
+    is_there = {part: not name or any(root.glob(name)) for part, name in layout.tables.items()}
     if optional and not (split in layout.split_names and is_there[own]):
         return None
     if split not in layout.split_names:
@@ -213,7 +225,7 @@ def read_layout(
             "it there, or choose patients to score by DATA.FOLD, such as '0/5'"
         )
     tables = {
-        part: _read_rows(layout, root, part, labels=labels, on_fault=on_fault)
+        part: _read_rows(layout, images, part, labels=labels, on_fault=on_fault)
         for part in layout.tables
         if part == own or is_there[part]
     }
@@ -242,7 +254,7 @@ def read_layout(
     study = table[PATIENT] + '/' + table[layout.study] if layout.study else files
     records = Records(
         root=root,
-        csv=table.file.relative_to(root).as_posix(),
+        csv=table.file.relative_to(root).as_posix() if layout.table else '',
         row=table.row,
         path=files.to_numpy(object),
         file=files.to_numpy(object),
@@ -256,15 +268,20 @@ def read_layout(
         return None
     if logger is not None:
         unknown = f'{(records.view == "").sum()} are neither frontal nor lateral'
-        logger.info(f'{records.csv}, {split}: {len(records)} images; {unknown}')
+        source = records.csv or layout.file.name
+        logger.info(f'{source}, {split}: {len(records)} images; {unknown}')
     return existing_records(records, table.row, images, look_up, on_fault, logger)
 
 
 def _read_rows(
-    layout: Layout, root: Path, part: str, *, labels: Sequence[str], on_fault: OnFault
+    layout: Layout, images: Store | Folder, part: str, *, labels: Sequence[str], on_fault: OnFault
 ) -> Table:
     """Read a table and add the columns NAME, PATIENT and SPLIT (NaN for rows of no split)."""
-    table = Table(find_file(root, layout.tables[part], hint=str(layout.file)), on_fault)
+    root = images.path
+    if layout.table:
+        table = Table(find_file(root, layout.tables[part], hint=str(layout.file)), on_fault)
+    else:
+        table = _table_of_paths(layout, images, on_fault)
     own = () if 'column' in layout.labels else labels
     names = [name for label in own for name in _names_in_file(layout, label)]
     table.require(*layout.columns, labels=names)
@@ -282,8 +299,8 @@ def _read_rows(
         known = {*name, *_names_of_images(layout, others, '')}
         split = name.map(_read_lists(layout, root, known, on_fault))
     patient = table[layout.patient] if layout.patient else name
-    prefix = COLUMN.split(layout.image)[0]
-    table.cells = table.cells.assign(**{NAME: prefix + name, PATIENT: patient, SPLIT: split})
+    name = COLUMN.split(layout.image)[0] + name if layout.table else table[PATH]
+    table.cells = table.cells.assign(**{NAME: name, PATIENT: patient, SPLIT: split})
     columns = COLUMN.findall(layout.image)
     table.titles[NAME] = f'column{"s" * (len(columns) > 1)} {", ".join(map(repr, columns))}'
     inside = [not {'', '.', '..'} & set(text.split('/')) for text in name.fillna('')]
@@ -292,6 +309,30 @@ def _read_rows(
     table.keep(layout.patient, has_patient, 'missing patient', 'names no patient')
     _report_gaps(layout, table)
     return table
+
+
+def _table_of_paths(layout: Layout, images: Store | Folder, on_fault: OnFault) -> Table:
+    """Return a table whose rows are the images and whose columns are read from their paths.
+
+    An image whose path does not have the form of the layout is a fault.
+    """
+    texts, names = COLUMN.split(layout.image)[::2], COLUMN.findall(layout.image)
+    parts = [f'{re.escape(text)}([^/]+?)' for text in texts[:-1]] + [re.escape(texts[-1])]
+    form = re.compile(f'{"".join(parts)}{SUFFIX_PATTERN}?')
+    is_folder = isinstance(images, Folder)
+    files = images.below() if is_folder else sorted([*images.files, *images.left_out])
+    found = {file: match for file in files if (match := form.fullmatch(file))}
+    others = [file for file in files if file not in found]
+    if others or not files:
+        shown = ', '.join(others[:EXAMPLES]) + ', ...' * (len(others) > EXAMPLES)
+        detail = (
+            f'{images.path}: {len(others):,} of {len(files):,} images do not have a path of the '
+            f'form {layout.image} ({layout.file}): {shown}'
+        )
+        on_fault(Fault('path of another form', detail if files else f'{images.path} has no image'))
+    rows = [match.groups() for match in found.values()]
+    cells = pd.DataFrame(rows, columns=names, dtype=object).assign(**{PATH: [*found]})
+    return Table(layout.file, on_fault, cells=cells)
 
 
 def _leave_out(layout: Layout, table: Table) -> pd.DataFrame:
@@ -366,10 +407,10 @@ def _read_lists(layout: Layout, root: Path, known: set[str], on_fault: OnFault) 
 def _refuse_shared_patients(layout: Layout, tables: Mapping[str, Table]) -> None:
     """Report and drop the rows of patients who are already in another split of the tables."""
     every = pd.concat(
-        pd.DataFrame({'patient': table[PATIENT], 'split': table[SPLIT], 'file': table.file.name})
+        pd.DataFrame({'patient': table[PATIENT], 'split': table[SPLIT], 'place': table.places()})
         for table in tables.values()
     ).dropna()
-    first = every.assign(row=every.index + 2).drop_duplicates('patient').set_index('patient')
+    first = every.drop_duplicates('patient').set_index('patient')
     column = layout.patient or layout.columns[0]
     for table in tables.values():
         other = first.reindex(table[PATIENT])
@@ -378,8 +419,8 @@ def _refuse_shared_patients(layout: Layout, tables: Mapping[str, Table]) -> None
             patient, place = table[PATIENT].iloc[position], other.iloc[position]
             detail = (
                 f'column {column!r}: {patient!r} is in the split {table[SPLIT].iloc[position]} and '
-                f'in {place["split"]} (row {place["row"]:.0f} of {place["file"]}); all images of a '
-                'patient must be in one split'
+                f'in {place["split"]} ({place["place"]}); all images of a patient must be in one '
+                'split'
             )
             table.fault('patient in two splits', detail, position)
         table.cells = table.cells[good]
@@ -440,7 +481,7 @@ def _read_listed_labels(
     layout: Layout, table: Table, labels: Sequence[str]
 ) -> tuple[list[np.ndarray], set[str]]:
     """Read labels, each [N], that one column lists; return them with all names in that column."""
-    column, separator = layout.labels['column'], layout.labels['separator']
+    column, separator = layout.labels['column'], layout.labels.get('separator', '')
     codes, cells = pd.factorize(table[column].to_numpy(object))
     names = [_names_in_cell(cell, separator) for cell in cells]
     listed = [{layout.rename.get(name, name) for name in own} for own in names]
@@ -469,7 +510,9 @@ def _read_listed_labels(
 
 
 def _names_in_cell(cell: str, separator: str) -> set[str]:
-    """Split a cell such as A|B or ['a', 'b'] into labels."""
+    """Split a cell such as A|B or ['a', 'b'] into labels; without a separator it is one label."""
+    if not separator:
+        return {cell} - {''}
     names = (name.strip(' \'"') for name in cell.strip('[] ').split(separator))
     return {name for name in names if name}
 

@@ -69,17 +69,27 @@ class Table:
         file: Path of the file.
         on_fault: Function that receives each fault.
         hint: Text that is added to the message for a missing file.
+        cells: Cells of a table without a CSV file, whose rows are the images in the column Path;
+            `file` then describes them.
 
     Attributes:
         cells: Usable rows by column; the index is the 0-based row below the header.
         titles: What messages say instead of `column 'NAME'`, by column.
     """
 
-    def __init__(self, file: str | Path, on_fault: OnFault = refuse, hint: str = '') -> None:
+    def __init__(
+        self,
+        file: str | Path,
+        on_fault: OnFault = refuse,
+        hint: str = '',
+        *,
+        cells: pd.DataFrame | None = None,
+    ) -> None:
         self.file = Path(file)
         self.on_fault = on_fault
         self.titles: dict[str, str] = {}
-        self.cells = self._read(hint)
+        self.has_rows = cells is None
+        self.cells = self._read(hint) if cells is None else cells
 
     def __contains__(self, column: str) -> bool:
         return column in self.cells
@@ -106,9 +116,16 @@ class Table:
         """Report a fault in the file, or in the row at a position."""
         row, file = None, ''
         if position is not None:
-            row = int(self.row[position]) + 2
+            row = int(self.row[position]) + 2 if self.has_rows else None
             file = next((self[name].iloc[position] for name in (*KEYS, *IDS) if name in self), '')
+            detail = detail if self.has_rows else f'{file}: {detail}'
         self.on_fault(Fault(kind, detail, str(self.file), row, file, severity))
+
+    def places(self) -> list[str]:
+        """Describe where each row is, [N]."""
+        if not self.has_rows:
+            return self['Path'].tolist()
+        return [f'row {row} of {self.file.name}' for row in (self.row + 2).tolist()]
 
     def require(self, *columns: str | Sequence[str], labels: Sequence[str] = ()) -> None:
         """Report the missing columns.

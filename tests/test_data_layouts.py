@@ -278,7 +278,6 @@ def test_a_missing_label_or_split_names_what_there_is(tmp_path: Path) -> None:
         ('{file}', 'x.png', 'image'),
         ('xrays/{file}', '{split}/*/{file}', 'image'),
         ('lateral: [lat]', 'oblique: [lat]', 'views: unknown key oblique; allowed: frontal'),
-        ('separator: ;', 'names: [a]', 'labels'),
         ('column: part, train: [a, b], valid: c, test: d', 'column: part', 'splits'),
         ('patient: who', 'majority_vote: 2', 'majority_vote'),
         ('patient: who', 'patient: {', 'quotes'),

@@ -1,0 +1,150 @@
+"""Layouts without a table: folders whose names say the class, the split and the patient."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import LABELS_DECIDE, VIT, finished_run
+
+from config import config_text, get_config
+from data.check import Findings, check_data
+from data.layouts import open_layout, read_layout
+from data.packing import Settings, pack, read_source
+from data.tasks import task_of
+
+NAMES = ['NORMAL', 'PNEUMONIA', 'COVID']
+SPLITS = """
+image: '{set}/{class}/{patient}_{number}'
+patient: patient
+views: frontal
+labels: {column: class}
+splits: {column: set, train: train, valid: val, test: test}
+"""
+FILES = [
+    *(f'train/{name}/p{i}_{k}.png' for i, name in enumerate(NAMES * 7) for k in range(2)),
+    *(f'val/{name}/v{i}_0.jpeg' for i, name in enumerate(NAMES[:2] * 2)),
+    'test/COVID/odd name#1_0.PNG',
+]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    root = tmp_path / 'data'
+    for number, file in enumerate(FILES):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        grey = np.random.default_rng(number).integers(0, 255, (40, 40), np.uint8)
+        Image.fromarray(grey).save(root / file)
+    (root / 'train' / '.hidden.png').write_bytes(b'')
+    (root / 'train' / 'readme.txt').write_text('no image')
+    return root
+
+
+def config_of(tmp_path: Path, text: str = SPLITS, **options: object) -> Namespace:
+    (tmp_path / 'folders.yaml').write_text(text)
+    given = {'DATASET': str(tmp_path / 'folders.yaml'), 'LABELS': NAMES, 'TASK': 'single_label'}
+    (tmp_path / 'c.yaml').write_text(json.dumps({'DATA': given | options}))
+    return get_config(Namespace(cfg=str(tmp_path / 'c.yaml')))
+
+
+def test_classes_splits_and_patients_come_from_the_paths(folders, tmp_path) -> None:
+    config = config_of(tmp_path)
+    train, valid, test = (
+        read_layout(config, folders, split, labels=NAMES) for split in ('train', 'valid', 'test')
+    )
+    assert train.file.tolist() == sorted(file for file in FILES if file.startswith('train/'))
+    assert train.csv == '' and set(train.view) == {'frontal'}
+    assert len(set(train.patient)) == 21, 'the two images of a patient belong together'
+    classes = np.array([NAMES.index(file.split('/')[1]) for file in train.file])
+    np.testing.assert_array_equal(task_of(config).scored(train), np.eye(3)[classes])
+    np.testing.assert_array_equal(valid.labels.sum(axis=0), [2, 2, 0])
+    assert test.file.tolist() == ['test/COVID/odd name#1_0.PNG']
+    assert test.patient.tolist() == ['odd name#1']
+
+
+def test_a_packed_store_is_read_like_the_folder(folders, tmp_path) -> None:
+    config = config_of(tmp_path)
+    pack(
+        read_source(folders, dataset=config.DATA.DATASET),
+        tmp_path / 'store',
+        Settings(size=32),
+        workers=1,
+    )
+    for split in ('train', 'valid', 'test'):
+        packed, plain = (
+            read_layout(config, root, split, labels=NAMES) for root in (tmp_path / 'store', folders)
+        )
+        assert packed.file.tolist() == plain.file.tolist()
+        np.testing.assert_array_equal(packed.labels, plain.labels)
+
+
+def test_images_with_another_form_of_path_are_an_error(folders, tmp_path) -> None:
+    other = folders / 'train' / 'NORMAL' / 'scan.png'
+    Image.new('L', (9, 9)).save(other)
+    config = config_of(tmp_path)
+    with pytest.raises(ValueError, match=r'1 of 48 images.*folders\.yaml.*train/NORMAL/scan\.png'):
+        read_layout(config, folders, 'train', labels=NAMES)
+    found = Findings()
+    config.defrost()
+    config.DATA.DATA_PATH = str(folders)
+    check_data(config, found, optional=(), workers=1)
+    assert 'path of another form' in {fault.kind for fault in found.faults}
+
+
+def test_a_patient_in_two_splits_is_an_error_that_names_the_image(folders, tmp_path) -> None:
+    (folders / 'val' / 'NORMAL' / 'v0_0.jpeg').rename(folders / 'val' / 'NORMAL' / 'p0_0.jpeg')
+    with pytest.raises(ValueError, match=r"val/NORMAL/p0_0\.jpeg.*'p0'.*train/NORMAL/p0_0\.png"):
+        read_layout(config_of(tmp_path), folders, 'valid', labels=NAMES)
+
+
+def test_a_class_that_does_not_occur_is_an_error(folders, tmp_path) -> None:
+    with pytest.raises(ValueError, match='NORMAL'):
+        read_layout(config_of(tmp_path), folders, 'train', labels=['NORMAL', 'Pneumonia'])
+
+
+def test_folders_that_are_classes_alone_need_no_split(tmp_path: Path) -> None:
+    for name in NAMES:
+        (tmp_path / 'data' / name).mkdir(parents=True)
+        Image.new('L', (9, 9)).save(tmp_path / 'data' / name / 'a.png')
+    text = "image: '{class}/{name}'\nviews: frontal\nlabels: {column: class}\n"
+    found = read_layout(config_of(tmp_path, text), tmp_path / 'data', 'train', labels=NAMES)
+    np.testing.assert_array_equal(found.labels, np.eye(3)[[2, 0, 1]])
+    assert found.patient.tolist() == ['COVID/a', 'NORMAL/a', 'PNEUMONIA/a']
+
+
+@pytest.mark.parametrize(
+    'old, new, key',
+    [
+        ("'{set}/{class}/{patient}_{number}'", "'*/{class}/{patient}'", 'image'),
+        ("'{set}/{class}/{patient}_{number}'", "'{set}/{class}/{class}'", 'image'),
+        ('patient: patient', 'patient: person', 'person'),
+        ('{column: set, train: train, valid: val, test: test}', '{train: list.txt}', 'splits'),
+    ],
+)
+def test_a_layout_without_a_table_that_cannot_work_is_refused(tmp_path, old, new, key) -> None:
+    assert old in SPLITS
+    (tmp_path / 'folders.yaml').write_text(SPLITS.replace(old, new))
+    with pytest.raises(ValueError, match=f'folders.yaml: .*{key}'):
+        open_layout(str(tmp_path / 'folders.yaml'))
+
+
+def test_links_that_leave_the_folder_are_refused(folders, tmp_path) -> None:
+    Image.new('L', (9, 9)).save(tmp_path / 'other.png')
+    (folders / 'train' / 'COVID' / 'p99_0.png').symlink_to(tmp_path / 'other.png')
+    with pytest.raises(ValueError, match='p99_0.png'):
+        read_layout(config_of(tmp_path), folders, 'train', labels=NAMES)
+
+
+def test_a_run_learns_the_classes_of_folders(folders, tmp_path, few_cases_select) -> None:
+    config = config_of(tmp_path)
+    given = {'DATASET': config.DATA.DATASET, 'LABELS': NAMES, 'TASK': 'single_label'}
+    sections = {'DATA': given | {'TRAIN_IMAGES': 0}, 'MODEL': LABELS_DECIDE}
+    folder = finished_run('finetune', folders, tmp_path / 'runs', model=VIT, **sections)
+    scores = json.loads((folder / 'scores.json').read_text())
+    assert scores['valid']['last']['positives'] == {'NORMAL': 2, 'PNEUMONIA': 2, 'COVID': 0}
+    assert scores['test']['last']['accuracy'] in (0, 1)
+    record = json.loads((folder / 'run.json').read_text())
+    assert [*record['data']['files']] == ['DATA.DATASET'], 'the layout'
+    assert 'single_label' in config_text(config)
