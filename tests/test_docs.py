@@ -64,6 +64,7 @@ def test_files_of_the_project_that_a_page_names_exist(path) -> None:
         ('A prediction target', 'models.simmim', 'TARGETS'),
         ('A head of the classifier', 'models.classifier_heads', 'CLASSIFIER_HEADS'),
         ('A label policy', 'data.labels', 'POLICIES'),
+        ('A task', 'data.tasks', 'TASKS'),
         ('An optimizer', 'optimizer', 'OPTIMIZERS'),
         ('A schedule', 'lr_scheduler', 'SCHEDULES'),
         ('A logger', 'logger', 'WRITERS'),
