@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,9 +28,6 @@ from data.labels import (
     training_targets,
 )
 
-if TYPE_CHECKING:
-    from data.records import Records
-
 TASKS = Registry('DATA.TASK')
 AGE = 'Age'  # label of the task 'regression' that is read like the age of the patients
 # Kinds of predictions.
@@ -40,6 +37,8 @@ FINDINGS, CLASSES, NUMBERS = 'findings', 'classes', 'numbers'
 @dataclass(frozen=True)
 class Task(ABC):
     """The labels of a run and their targets, made from the options of a config.
+
+    The records of its methods are `data.records.Records`.
 
     Attributes:
         names: DATA.LABELS.
@@ -100,10 +99,10 @@ class Task(ABC):
         return any(POLICIES[name].needs_predictions for name in self.policies.values())
 
     @abstractmethod
-    def scored(self, records: 'Records') -> np.ndarray:
+    def scored(self, records: Any) -> np.ndarray:
         """Return the targets of the metrics, [N, K] float32, NaN where nothing is scored."""
 
-    def learned(self, records: 'Records', predictions: np.ndarray | None = None) -> np.ndarray:
+    def learned(self, records: Any, predictions: np.ndarray | None = None) -> np.ndarray:
         """Return the targets of the training loss, [N, K] float32, NaN where nothing is learned.
 
         The predictions [N, K] are probabilities for the policies that need them.
@@ -134,10 +133,10 @@ class Observations(Task):
             check_name(f'DATA.UNCERTAIN_BY_LABEL[{label!r}]', policy, POLICIES)
         return {label: self.by_label.get(label, self.uncertain) for label in self.labels}
 
-    def scored(self, records: 'Records') -> np.ndarray:
+    def scored(self, records: Any) -> np.ndarray:
         return evaluation_targets(records.labels, self.blank, records.label_names)
 
-    def learned(self, records: 'Records', predictions: np.ndarray | None = None) -> np.ndarray:
+    def learned(self, records: Any, predictions: np.ndarray | None = None) -> np.ndarray:
         return training_targets(
             records.labels,
             [*self.policies.values()],
@@ -160,7 +159,7 @@ class AgainstNoFinding(Task):
     def is_positive(self, labels: np.ndarray) -> np.ndarray:
         """Return whether each image has the finding, [N] bool; the labels are [N, 14]."""
 
-    def scored(self, records: 'Records') -> np.ndarray:
+    def scored(self, records: Any) -> np.ndarray:
         negative = records.labels[:, LABELS.index(NO_FINDING)] == POSITIVE
         targets = np.where(self.is_positive(records.labels), 1, np.where(negative, 0, np.nan))
         return targets.astype(np.float32)[:, None]
@@ -212,7 +211,7 @@ class SingleLabel(Task):
     def cells(self) -> Cells:
         return Cells(column=self.column)
 
-    def scored(self, records: 'Records') -> np.ndarray:
+    def scored(self, records: Any) -> np.ndarray:
         """Return one-hot targets, [N, K] float32, and rows of NaN for images without a class.
 
         Raises:
@@ -255,7 +254,7 @@ class Regression(Task):
     def cells(self) -> Cells:
         return Cells(numbers=True)
 
-    def scored(self, records: 'Records') -> np.ndarray:
+    def scored(self, records: Any) -> np.ndarray:
         values = dict(zip(records.label_names, records.labels.T, strict=True))
         values[AGE] = np.where(records.age > 0, records.age, np.nan)
         return np.stack([values[name] for name in self.labels], axis=1).astype(np.float32)

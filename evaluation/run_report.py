@@ -36,7 +36,7 @@ from evaluation.report import (
 from evaluation.saliency import NO_MAPS, lacks_maps, write_maps
 from evaluation.tuning import INVERSE_PENALTIES, log_choices
 from logger import json_safe, read_metrics
-from models.losses import scales
+from models.classifier_heads import scales
 from models.outputs import OUTPUTS
 from system import distributed
 from system.files import BEST_CHECKPOINT, replace_file

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config import Registry
-from models.losses import scales
 
 CLASSIFIER_HEADS = Registry('MODEL.HEAD')
 HEAD_DIM = 64  # width of an attention head, as in a ViT
@@ -118,6 +117,17 @@ class AttentionHead(ClassifierHead):
         attention, values = self.attend(inputs)
         found = torch.einsum('bhkl,blhd->bkhd', attention, values).flatten(2)  # [B, K, F]
         return (found * self.weight).sum(dim=2) + self.bias
+
+
+def scales(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of each label, [K] float32, ignoring NaN.
+
+    They are 0 and 1 for a label without known targets, and the standard deviation of a constant
+    label is 1.
+    """
+    values = np.ma.masked_invalid(targets.astype(np.float64))
+    mean, std = values.mean(axis=0).filled(0), values.std(axis=0).filled(1)
+    return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
 
 
 def build_classifier_head(num_features: int, num_classes: int, name: str = 'linear') -> nn.Module:

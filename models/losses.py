@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from config import Registry
 from data.tasks import task_of
+from models.classifier_heads import scales
 
 LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LABEL_LOSSES = Registry('LOSS.NAME')
@@ -247,17 +248,6 @@ def class_weights(targets: np.ndarray) -> np.ndarray:
     weights = np.ones(len(counts))
     weights[present] = counts.sum() / (present.sum() * counts[present])
     return weights.astype(np.float32)
-
-
-def scales(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the standard deviation of each label, [K] float32, ignoring NaN.
-
-    They are 0 and 1 for a label without known targets, and the standard deviation of a constant
-    label is 1.
-    """
-    values = np.ma.masked_invalid(targets.astype(np.float64))
-    mean, std = values.mean(axis=0).filled(0), values.std(axis=0).filled(1)
-    return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
 
 
 def _over_known(losses: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -31,8 +31,8 @@ from evaluation.classes import CLASS_METRICS, class_table, confusion_matrices
 from evaluation.metrics import study_level
 from evaluation.probes import KnnClassifier, choose_neighbours, fit_linear_head
 from evaluation.tuning import fit_ridge, fit_softmax
-from models.classifier_heads import build_classifier_head
-from models.losses import build_label_loss, class_weights, scales
+from models.classifier_heads import build_classifier_head, scales
+from models.losses import build_label_loss, class_weights
 from models.outputs import OUTPUTS
 
 pytestmark = pytest.mark.usefixtures('few_cases_select')
