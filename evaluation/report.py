@@ -377,12 +377,13 @@ def numbers_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
         entry: Entry of the report's `numbers`.
         notes: Footnotes to which the reasons for missing intervals are added.
     """
+    show = charts.significant
     rows = {
         part['label']: [
             part['n'],
-            *(charts.significant(part[name]) for name in ('mean', 'sd')),
-            *(_format_score(part['scores'][name], notes) for name in NUMBER_METRICS),
-            _format_score(part['constant']['scores']['mae'], notes),
+            *(show(part[name]) for name in ('mean', 'sd')),
+            *(_format_score(part['scores'][name], notes, show) for name in NUMBER_METRICS),
+            _format_score(part['constant']['scores']['mae'], notes, show),
         ]
         for part in entry['labels']
     }
@@ -400,9 +401,12 @@ def differences_table(entry: dict[str, Any], notes: Footnotes) -> pd.DataFrame:
     """
     mark = f' ({notes.mark(entry["note"])})' if entry['note'] else ''
     parts = entry['labels'] | {MEAN_TITLES[key]: m for key, m in entry['means'].items() if m}
+    show = '{:.3f}'.format if _compared(entry) == 'AUROC' else charts.significant
     rows = {
         label: [
-            f'0.000, {part["same"]}' if part['same'] else _format_score(part['difference'], notes),
+            f'0.000, {part["same"]}'
+            if part['same']
+            else _format_score(part['difference'], notes, show),
             _format_p(part['p_bootstrap']),
             _format_p(part['p_holm']) + mark if 'p_holm' in part else '',
         ]
@@ -421,13 +425,16 @@ def _format_p(value: float) -> str:
     return 'n/a' if np.isnan(value) else f'{value:.4f}' if value >= 1e-4 else '<0.0001'
 
 
-def _format_score(score: dict[str, Any], notes: Footnotes) -> str:
+def _format_score(
+    score: dict[str, Any], notes: Footnotes, show: Callable[[float], str] = '{:.3f}'.format
+) -> str:
+    """Format a score with its interval, or with the mark of a footnote."""
     if np.isnan(score['value']):
         return 'n/a'
-    about = '' if np.isnan(score['low']) else f' [{score["low"]:.3f}, {score["high"]:.3f}]'
+    about = '' if np.isnan(score['low']) else f' [{show(score["low"])}, {show(score["high"])}]'
     if 'note' in score:
         about = f' ({notes.mark(score["note"])})'
-    return f'{score["value"]:.3f}{about}'
+    return f'{show(score["value"])}{about}'
 
 
 def _latex(document: dict[str, Any]) -> str:

@@ -289,7 +289,7 @@ def test_the_report_has_every_file_with_the_scores(tmp_path: Path):
     assert len(pd.read_csv(tmp_path / 'report_comparisons.csv')) == 2
     tex = (tmp_path / 'report_scores.tex').read_text()
     assert 'Differences in MAE' in tex
-    assert f'{mae["value"]:.3f}' in tex
+    assert f'{mae["value"]:.2f} [{mae["low"]:.2f}, ' in tex
     assert page.count('class="point"') >= 4 * 198
     assert 'MAE of the first model minus MAE of the second' in page
     assert 'AUROC' not in page
