@@ -29,6 +29,7 @@ from evaluation.report import (
     Names,
     build_document,
     build_number_document,
+    compare_number_sets,
     floor_part,
     rename_images,
     write_report,
@@ -44,6 +45,7 @@ from utils import trained_config
 
 INTERNAL = f'internal: these are held-out training patients, with {TRAINING_LABELS}'
 THUMBNAIL_PX = 112
+PIXELS = 'ridge regression on pixels'
 SELECTED_ON_VALID = 'the checkpoint was selected on valid, so the scores on valid are optimistic'
 
 
@@ -184,18 +186,9 @@ class FinalScores:
         thumbnails, protocol = {}, _protocol(config)
         if self.task.kind == NUMBERS:
             baseline = self._means_of(train.dataset.targets) if train else None
-            pixels = [
-                replace(
-                    cases,
-                    name=f'{cases.name}, ridge regression on pixels',
-                    groups={},
-                    probabilities=self.floor_predictions[cases.name],
-                )
-                for cases in sets
-                if cases.name in self.floor_predictions
-            ]
+            extras['comparisons'] = self._compare_with_pixels(sets[-1], protocol)
             document = build_number_document(
-                [*sets, *pixels], protocol, baseline=baseline, compared=True, extras=extras, **about
+                sets, protocol, baseline=baseline, extras=extras, **about
             )
         else:
             floor = floor_part(sets, self.floor_predictions, protocol, facts=self.floor)
@@ -234,6 +227,14 @@ class FinalScores:
             file = folder / entry['file']
             self.run.scalars.write_image(f'maps/{file.stem}', file, config.TRAIN.EPOCHS - 1)
         return found
+
+    def _compare_with_pixels(self, cases: Cases, protocol: Protocol) -> list[dict[str, Any]]:
+        """Compare the errors of predicted numbers with those of the baseline on pixels."""
+        if cases.name not in self.floor_predictions:
+            return []
+        pixels = replace(cases, name=PIXELS, probabilities=self.floor_predictions[cases.name])
+        models = [replace(cases, name='model'), pixels]
+        return compare_number_sets(models, protocol, name=cases.name)
 
     def _means_of(self, targets: np.ndarray) -> dict[str, float]:
         """Return label -> mean of its known targets [N, K]."""

@@ -51,6 +51,7 @@ from evaluation.report import (
     build_document,
     build_number_document,
     classes_line,
+    compare_number_sets,
     compare_sets,
     differences_table,
     numbers_table,
@@ -165,7 +166,7 @@ def score_files(args: argparse.Namespace) -> dict[str, Any]:
             protocol,
             run=run | {'Code': code_version()},
             warnings=list(dict.fromkeys(warnings)),
-            compared=True,
+            extras={'comparisons': compare_number_sets(sets, protocol, name=args.labels.stem)},
         )
         rename_images(document, names)
         return document
@@ -409,15 +410,6 @@ def format_scores(document: dict[str, Any]) -> str:
         table = differences_table(entry, notes).to_string()
         about = '(p of the bootstrap over patients; Holm corrects it for the number of labels)'
         lines = [f'{entry["a"]} minus {entry["b"]} {about}', table, *notes.take()]
-        blocks.append('\n'.join(lines))
-    for entry in document.get('differences', []):
-        lines = [f'MAE of {entry["a"]} minus MAE of {entry["b"]} (below 0, {entry["a"]} is better)']
-        for label, row in entry['labels'].items():
-            score = row['difference']
-            lines.append(
-                f'{label}: {score["value"]:.3f} [{score["low"]:.3f}, {score["high"]:.3f}], '
-                f'p (Holm) {row["p_holm"]:.4f}'
-            )
         blocks.append('\n'.join(lines))
     for entry in (*document['sets'], *document.get('numbers', [])):
         format_table = numbers_table if entry in document.get('numbers', []) else scores_table

@@ -78,8 +78,8 @@ def test_a_run_learns_numbers(labelled: Path, tmp_path: Path, mode: str) -> None
     scores = json.loads((folder / 'scores.json').read_text())['valid']
     assert {'mae', 'r2'} <= {*scores['selected']} and 'pixel_floor' in scores
     report = json.loads((folder / 'report.json').read_text())
-    assert [entry['name'] for entry in report['numbers']][-1].endswith('pixels')
-    assert len(report['differences']) == 1
+    (compared,) = report['comparisons']
+    assert (compared['score'], compared['b']) == ('MAE', 'ridge regression on pixels')
     again = evaluated(folder, labelled, tmp_path / 'again', *['--task', 'regression'])
     (part,) = again['numbers'][0]['labels']
     assert part['scores']['mae']['value'] == pytest.approx(scores['selected']['mae']['Age'])
