@@ -7,6 +7,7 @@ import logging
 from dataclasses import fields, replace
 
 import numpy as np
+import pandas as pd
 from torch.utils.data import DataLoader
 
 from config import PROBES, Config
@@ -25,7 +26,7 @@ from data.splits import (
     unlabelled_records,
 )
 from data.table import Fault, refuse
-from data.tasks import NUMBERS, task_of
+from data.tasks import CLASSES, NUMBERS, task_of
 from data.transforms import EvalTransform, TrainTransform
 
 
@@ -112,8 +113,23 @@ def _eval_loader(
     elif unknown := np.isnan(targets).all(axis=1).sum():
         remark = f'{unknown} images without a target are left out'
     _log_split(logger, split, records, remark)
+    if task.kind == CLASSES and config.EVAL.LEVEL == 'study':
+        _warn_of_several_classes(logger, split, records, targets)
     dataset = XrayDataset(records, EvalTransform(config), seed=config.SEED, targets=targets)
     return make_loader(dataset, config, shuffle=False)
+
+
+def _warn_of_several_classes(
+    logger: logging.Logger, split: str, records: Records, targets: np.ndarray
+) -> None:
+    """Log how many studies are not scored, because their images have several classes."""
+    known = ~np.isnan(targets).any(axis=1)
+    classes = pd.Series(targets[known].argmax(axis=1)).groupby(records.study[known]).nunique()
+    if several := (classes > 1).sum():
+        logger.warning(
+            f'{split}: {several} of {len(classes)} studies have images of several classes and are '
+            'not scored; EVAL.LEVEL image scores each image'
+        )
 
 
 def _warn_of_one_class(logger: logging.Logger, loaders: Loaders, labels: tuple[str, ...]) -> None:

@@ -480,7 +480,8 @@ def _headline(scored: dict[str, Any], has_intervals: bool) -> dict[str, Any]:
     """Return the mean AUROC of a set over `headline_labels`, with notes."""
     notes, entries = [], {entry['label']: entry for entry in scored['labels']}
     counted = headline_labels(entries)
-    name, key = f'Mean AUROC of {len(counted)} labels', 'labels_with_both_classes'
+    kinds = 'classes, each against the others' if 'classes' in scored else 'labels'
+    name, key = f'Mean AUROC of {len(counted)} {kinds}', 'labels_with_both_classes'
     if counted == COMPETITION_LABELS:
         name, key = 'Mean AUROC of the five CheXpert tasks', 'five'
     elif len(counted) == 1:

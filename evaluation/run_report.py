@@ -378,7 +378,7 @@ def _describe_run(
         'Checkpoint': f'mean of {checkpoint}' if len(sources) > 1 else checkpoint,
         **training,
         'Data': data_set if config.REPORT.ANONYMISE else f'{data.DATA_PATH} ({data_set})',
-        'Blank labels': data.BLANK,
+        **({'Blank labels': data.BLANK} if task_of(config).has_policies else {}),
         'Images': describe_images(data.DATA_PATH),
         'Pixels': f'preprocessing {steps}, normalised by {data.NORMALIZE}',
         'Threshold rule': config.EVAL.THRESHOLD,
@@ -408,7 +408,7 @@ def _describe_training(trained: Config | None, names: Names, select_on: str) -> 
         'Fitted': trained.FINETUNE.MODE,
         'Started from': names.file(start) if start else 'random weights',
         'Trained on': f'{data.TRAIN_IMAGES} images' if data.TRAIN_IMAGES else by_share,
-        'Uncertain labels in training': policy if task_of(trained).has_policies else 'left out',
+        **({'Uncertain labels in training': policy} if task_of(trained).has_policies else {}),
     }
     if data.PSEUDO_LABELS:
         rows['Trained on'] += f', and pseudo-labels of {names.file(data.PSEUDO_LABELS)}'

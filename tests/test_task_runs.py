@@ -105,3 +105,14 @@ def test_data_with_several_classes_per_image_are_an_error_of_the_check(labelled,
     table.to_csv(labelled / 'both.csv', index=False)
     opts = ['--opts', *names, 'DATA.TRAIN_CSV', 'both.csv']
     refused('finetune', arguments(cfg, labelled, tmp_path, *opts), 'both.csv', 'Edema, Pneumonia')
+
+
+def test_studies_with_several_classes_are_counted(labelled, tmp_path) -> None:
+    table = pd.read_csv(labelled / 'valid.csv')
+    table['Finding'] = [NAMES[i % 2] for i in range(len(table))]
+    table.to_csv(labelled / 'mixed.csv', index=False)
+    folder = run(labelled, tmp_path, [*SINGLE, 'DATA.VALID_CSV', 'mixed.csv'])
+    log = ' '.join((folder / 'log_rank0.txt').read_text().split())
+    assert 'valid: 12 of 12 studies have images of several classes' in log
+    report = json.loads((folder / 'report.json').read_text())
+    assert report['sets'][-1]['classes']['n'] == 0
