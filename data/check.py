@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from config import Config
 from data.datasets import DATASETS
-from data.images import COLOUR_LEVELS, colour_difference, load_image
+from data.image_source import ImageSource
+from data.images import COLOUR_LEVELS
 from data.labels import evaluation_targets
 from data.packing import start_worker
-from data.records import Folder, Records, open_images
+from data.records import Records, open_images
 from data.sources import source_configs
-from data.store import Store
-from data.table import Fault
+from data.table import Fault, ignore
 from data.tasks import CLASSES, NUMBERS, task_of
 from system.files import allow_open_files
 
@@ -214,7 +214,7 @@ def check_data(
                     findings.add(Fault('several classes', str(error)))
     if not splits:
         return Checked({}, 0, 0.0, pd.DataFrame(columns=LOOKS))
-    images = open_images(root)
+    images = open_images(root, ignore)  # faults of links have been reported
     named = pd.concat(
         pd.DataFrame({'file': part.file, 'patient': part.patient, 'split': split, 'csv': part.csv})
         for split, part in splits.items()
@@ -233,7 +233,7 @@ def check_data(
     return Checked(rows, len(unique), seconds, looks)
 
 
-def look_at(images: Store | Folder, file: str) -> tuple[bytes, str, str, np.ndarray | None]:
+def look_at(images: ImageSource, file: str) -> tuple[bytes, str, str, np.ndarray | None]:
     """Read an image to find faults and copies of it.
 
     Returns:
@@ -243,10 +243,7 @@ def look_at(images: Store | Folder, file: str) -> tuple[bytes, str, str, np.ndar
         size, brightness and contrast of the image do not change; None for few grey levels.
     """
     try:
-        if isinstance(images, Store):
-            image = images.image(int(images.position([file])[0]))
-        else:
-            image = load_image(images.path / file, images.path)
+        image = images.reader([file])(0)
     except ValueError as error:
         return b'', 'unusable image', str(error), None
     levels = np.rint(np.clip(np.asarray(image), 0, 255)).astype(np.uint8)
@@ -259,11 +256,10 @@ def look_at(images: Store | Folder, file: str) -> tuple[bytes, str, str, np.ndar
     small = image.convert('F').resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     small = np.asarray(small).ravel()
     small = (small - small.mean()) / max(small.std(), 1.0)
-    if isinstance(images, Folder):
-        levels_apart = colour_difference(images.path / file)
-        if levels_apart > COLOUR_LEVELS:
-            detail = f'the colour channels differ by up to {levels_apart} levels'
-            return digest.digest(), 'colour image', detail, small
+    levels_apart = images.colour_difference(file)
+    if levels_apart > COLOUR_LEVELS:
+        detail = f'the colour channels differ by up to {levels_apart} levels'
+        return digest.digest(), 'colour image', detail, small
     return digest.digest(), '', '', small
 
 
@@ -292,18 +288,15 @@ def _compare_patients(named: pd.DataFrame, findings: Findings) -> None:
         findings.add(Fault(SAME_PATIENT, detail, entry.csv, file=entry.file))
 
 
-def _find_unnamed(images: Store | Folder, named: set[str], findings: Findings) -> None:
-    """Report images that no CSV file names; links out of the folder are ignored here."""
-    if isinstance(images, Folder):
-        images = Folder(images.path, lambda fault: None)
-    files = images.below() if isinstance(images, Folder) else images.files
-    for file in sorted(set(files) - named):
+def _find_unnamed(images: ImageSource, named: set[str], findings: Findings) -> None:
+    """Report images that no CSV file names."""
+    for file in sorted({*images.below()} - {*images.left_out} - named):
         detail = 'no usable row of a CSV file names it'
         findings.add(Fault('image that no CSV names', detail, file=file, severity='note'))
 
 
 def _look_at_all(
-    images: Store | Folder, unique: pd.DataFrame, findings: Findings, workers: int
+    images: ImageSource, unique: pd.DataFrame, findings: Findings, workers: int
 ) -> tuple[list[bytes], list[np.ndarray | None]]:
     """Look at all images in parallel, and return their digests and thumbnails."""
     digests, thumbnails = [], []

@@ -23,11 +23,10 @@ from data.records import (
     open_images,
     records_of,
 )
-from data.store import STORE_FILE, Store
+from data.store import Store
 from data.table import KEYS, Fault, OnFault, Table, refuse
 from data.tasks import task_of
 
-SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of these holds images to be scored
 SAMPLE_PATHS = 100  # number of paths that decide how paths become files
 
 
@@ -96,15 +95,7 @@ def read_folder(
     set, a folder with train.csv or valid.csv is a fault, because it holds images that are scored.
     """
     root, images = Path(data_path), open_images(data_path, on_fault)
-    if isinstance(images, Folder):
-        if not root.is_dir():
-            raise ValueError(f'DATA.DATA_PATH is not a folder: {root}')
-        files = images.below('', (*IMAGE_SUFFIXES, *SCORED_FILES))
-        scored = [file for file in files if os.path.basename(file) in SCORED_FILES]
-        files = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
-    else:
-        files = sorted([*images.files, *images.left_out])
-        scored = [STORE_FILE] if images.about['scored'] else []
+    files, scored = images.scan()
     for file in () if allow_all_images else scored:
         detail = (
             f'the folder has {root / file}, so some of its images are scored later: train on the '
@@ -130,7 +121,7 @@ def read_folder(
         ap_pa=np.full(size, '', object),
         labels=None,
     )
-    if isinstance(images, Folder):
+    if not images.left_out:
         return records
     return existing_records(records, records.row, images, 'all', on_fault)
 

@@ -18,10 +18,10 @@ import pandas as pd
 
 from config import LAYOUT_SUFFIX, Config, load_yaml
 from data.datasets import register_dataset
+from data.image_source import ImageSource
 from data.labels import BLANK, CELLS, NEGATIVE, NO_FINDING, POSITIVE, UNCERTAIN, any_of
 from data.names import IMAGE_SUFFIXES
-from data.records import VIEWS_HINT, Folder, Records, existing_records, open_images
-from data.store import Store
+from data.records import VIEWS_HINT, Records, existing_records, open_images
 from data.table import LARGEST, Fault, OnFault, Table, find_file, refuse
 from data.tasks import task_of
 from system.files import is_below
@@ -225,7 +225,7 @@ def read_layout(
             "it there, or choose patients to score by DATA.FOLD, such as '0/5'"
         )
     tables = {
-        part: _read_rows(layout, images, part, labels=labels, on_fault=on_fault)
+        part: _read_rows(layout, root, images, part=part, labels=labels, on_fault=on_fault)
         for part in layout.tables
         if part == own or is_there[part]
     }
@@ -274,10 +274,15 @@ def read_layout(
 
 
 def _read_rows(
-    layout: Layout, images: Store | Folder, part: str, *, labels: Sequence[str], on_fault: OnFault
+    layout: Layout,
+    root: Path,
+    images: ImageSource,
+    *,
+    part: str,
+    labels: Sequence[str],
+    on_fault: OnFault,
 ) -> Table:
     """Read a table and add the columns NAME, PATIENT and SPLIT (NaN for rows of no split)."""
-    root = images.path
     if layout.table:
         table = Table(find_file(root, layout.tables[part], hint=str(layout.file)), on_fault)
     else:
@@ -311,7 +316,7 @@ def _read_rows(
     return table
 
 
-def _table_of_paths(layout: Layout, images: Store | Folder, on_fault: OnFault) -> Table:
+def _table_of_paths(layout: Layout, images: ImageSource, on_fault: OnFault) -> Table:
     """Return a table whose rows are the images and whose columns are read from their paths.
 
     An image whose path does not have the form of the layout is a fault.
@@ -319,8 +324,7 @@ def _table_of_paths(layout: Layout, images: Store | Folder, on_fault: OnFault) -
     texts, names = COLUMN.split(layout.image)[::2], COLUMN.findall(layout.image)
     parts = [f'{re.escape(text)}([^/]+?)' for text in texts[:-1]] + [re.escape(texts[-1])]
     form = re.compile(f'{"".join(parts)}{SUFFIX_PATTERN}?')
-    is_folder = isinstance(images, Folder)
-    files = images.below() if is_folder else sorted([*images.files, *images.left_out])
+    files = images.below()
     found = {file: match for file in files if (match := form.fullmatch(file))}
     others = [file for file in files if file not in found]
     if others or not files:
@@ -526,15 +530,15 @@ def _vote(values: np.ndarray, image: np.ndarray) -> np.ndarray:
     return np.select(conditions, [POSITIVE, NEGATIVE, UNCERTAIN], BLANK).astype(np.float32)
 
 
-def _locate(pattern: str, files: pd.Series, images: Store | Folder, on_fault: OnFault) -> pd.Series:
+def _locate(pattern: str, files: pd.Series, images: ImageSource, on_fault: OnFault) -> pd.Series:
     """Replace the `*` folders in names of files by the folders in which the files are.
 
     The name of a file that is not found keeps its `*`.
     """
     start, _, end = pattern.rpartition('*')
     depth, wanted = end.count('/'), files.str.rpartition('*/')[2]
-    is_folder, is_named, places = isinstance(images, Folder), set(wanted), {}
-    for file in images.below() if is_folder else sorted([*images.files, *images.left_out]):
+    is_named, places = set(wanted), {}
+    for file in images.below():
         folder, name = file.rsplit('/', depth)[0], '/'.join(file.split('/')[-depth:])
         if name not in is_named or not fnmatchcase(folder, f'{start}*'):
             continue

@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,9 +26,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
-from data.images import BadImageError, load_image
-from data.records import Records
-from data.store import BAD_FILE, Store, is_store, open_store
+from data.images import BadImageError
+from data.records import Records, open_images
+from data.store import BAD_FILE
 from data.table import Fault
 from system import distributed
 from system.files import LOADER_FILES, allow_open_files
@@ -375,13 +374,8 @@ def inverse_frequency_weights(targets: np.ndarray) -> np.ndarray:
 
 
 def image_reader(records: Records) -> Callable[[int], Image.Image]:
-    """Return a function that reads the image of a record by its position, from file or store."""
-    if is_store(records.root):
-        store = open_store(records.root)
-        return partial(_read_packed, store, store.position(records.file))
-    # One block of memory, which workers share; they would copy a list of strings.
-    files = np.array([os.fsencode(file) for file in records.file], bytes)
-    return partial(_read_file, records.root, files)
+    """Return a function that reads the image of a record by its position."""
+    return open_images(records.root).reader(records.file)
 
 
 def bad_images(config: Config, logger: logging.Logger, source: str = '') -> BadImages | None:
@@ -457,14 +451,6 @@ def _generator(
 ) -> np.random.Generator:
     bits = np.random.Philox(key=[seed, epoch], counter=[0, row, kind, occurrence])
     return np.random.Generator(bits)
-
-
-def _read_file(root: Path, files: np.ndarray, position: int) -> Image.Image:
-    return load_image(root / os.fsdecode(files[position]), root)
-
-
-def _read_packed(store: Store, positions: np.ndarray, position: int) -> Image.Image:
-    return store.image(int(positions[position]))
 
 
 def _prepare_worker(worker: int) -> None:

@@ -1,18 +1,17 @@
 """Records: the images of a table with their labels, patients and views."""
 
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from data.images import refuse_link_out
+from data.image_source import Folder, ImageSource
 from data.labels import BLANK, CELLS, LABELS, MARKS, Cells
-from data.names import IMAGE_SUFFIXES, PATIENT_AND_BELOW, STUDY, views_in_names
-from data.store import BAD_FILE, Store, is_store, open_store
+from data.names import PATIENT_AND_BELOW, STUDY, views_in_names
+from data.store import BAD_FILE, is_store, open_store
 from data.table import LARGEST, Fault, OnFault, Table, refuse
 
 DESCRIPTION = ('Sex', 'Age', 'Frontal/Lateral', 'AP/PA')  # optional columns
@@ -50,52 +49,6 @@ class Records:
         return replace(self, **arrays)
 
 
-class Folder:
-    """The image files below a folder, with the methods of a `Store` that look up images."""
-
-    left_out: Mapping[str, str] = {}
-
-    def __init__(self, root: str | Path, on_fault: OnFault = refuse) -> None:
-        self.path = Path(root)
-        self.on_fault = on_fault
-
-    def exists(self, file: str) -> bool:
-        """Return whether a file or folder exists."""
-        return os.path.exists(self.path / file)
-
-    def below(self, place: str = '', suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
-        """List the files below a folder that have one of the suffixes, sorted, as paths below root.
-
-        Hidden files and folders are ignored. Links within the root are ignored, too, because their
-        targets are listed. A link that leaves the root is a fault.
-        """
-        files, places = [], [place] if self.is_inside(place) else []
-        while places:
-            place = places.pop()
-            with os.scandir(self.path / place) as found:
-                entries = [entry for entry in found if not entry.name.startswith('.')]
-            for entry in entries:
-                file = f'{place}/{entry.name}' if place else entry.name
-                is_wanted = entry.name.lower().endswith(suffixes)
-                if entry.is_symlink():
-                    if is_wanted or os.path.isdir(self.path / file):
-                        self.is_inside(file)
-                elif entry.is_dir():
-                    places.append(file)
-                elif is_wanted and entry.is_file():
-                    files.append(file)
-        return sorted(files)
-
-    def is_inside(self, file: str, csv: str = '', row: int | None = None) -> bool:
-        """Return whether a path stays below the root when links are followed; if not, report it."""
-        try:
-            refuse_link_out(self.path, self.path / file)
-        except ValueError as error:
-            self.on_fault(Fault('link that leaves the folder', str(error), csv, row, file))
-            return False
-        return True
-
-
 def select_views(records: Records, views: str) -> Records:
     """Select the images of the views 'frontal', 'lateral' or 'all'."""
     if views == 'all':
@@ -110,8 +63,8 @@ def select_views(records: Records, views: str) -> Records:
     return records.select(keep)
 
 
-def open_images(root: str | Path, on_fault: OnFault = refuse) -> Store | Folder:
-    """Return the object that looks up the images of a data set: a packed store or a folder."""
+def open_images(root: str | Path, on_fault: OnFault = refuse) -> ImageSource:
+    """Open the images of a data set: a packed store or a folder."""
     return open_store(root) if is_store(root) else Folder(root, on_fault)
 
 
@@ -128,7 +81,7 @@ def add_studies(table: Table) -> None:
 def existing_records(
     records: Records,
     rows: np.ndarray,
-    images: Store | Folder,
+    images: ImageSource,
     look_up: str,
     on_fault: OnFault,
     logger: logging.Logger | None = None,
@@ -150,16 +103,14 @@ def existing_records(
     csv_file = str(records.root / records.csv) if records.csv else ''
     keep = np.full(len(records), True)
     parts = pd.Series(records.file, dtype=object).str.replace(PATIENT_AND_BELOW, '', regex=True)
-    looked_up = np.flatnonzero((look_up == 'all') | ~parts.duplicated())
-    if isinstance(images, Store):
-        keep = images.position(records.file) >= 0
-        looked_up = np.flatnonzero(~keep)
-    for position in looked_up.tolist():
+    wanted = (look_up == 'all') | ~parts.duplicated().to_numpy()
+    for position in images.to_look_up(records.file, wanted).tolist():
         file = records.file[position]
         place = (csv_file, int(rows[position]) + 2 if csv_file else None, file)
         if file in images.left_out:
             on_fault(Fault('left out of the store', images.left_out[file], *place, 'warning'))
-        elif isinstance(images, Store) or not images.exists(file):
+            keep[position] = False
+        elif not images.has_image(file):
             detail = f'the image {images.path / file} does not exist {hint}'
             on_fault(Fault('missing image', detail, *place))
             keep[position] = False

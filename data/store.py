@@ -26,10 +26,10 @@ import shutil
 import stat
 import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
@@ -39,6 +39,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from data.image_source import ImageSource
 from data.images import FULL_RANGE_BITS, FULL_SIZE, PACKED_STEPS, BadImageError
 from system.files import BLOCK_BYTES, atomic_writer, is_below, locked, replace_file
 
@@ -141,7 +142,7 @@ class Progress(Job):
     left_out: list[tuple[int, str]]  # position and reason
 
 
-class Store:
+class Store(ImageSource):
     """An open store, or one source of a store; see `open_store`. It is pickled as a path.
 
     Attributes:
@@ -187,15 +188,33 @@ class Store:
         return np.where(self.names[place] == wanted, place, -1).astype(np.int64)
 
     def exists(self, file: str) -> bool:
-        """Return whether a name is an image, packed or left out, or a folder of images."""
         is_image = file in self.left_out or self.position([file])[0] >= 0
         return bool(is_image or self.below(file))
 
-    def below(self, folder: str) -> list[str]:
-        """Return the sorted image files in a folder, including those left out."""
-        names = self.names[_below(self.names, self.prefix + folder)].tolist()
+    def has_image(self, file: str) -> bool:
+        return bool(self.position([file])[0] >= 0)
+
+    def below(self, place: str = '') -> list[str]:
+        if not place:
+            return sorted([*self.files, *self.left_out])
+        names = self.names[_below(self.names, self.prefix + place)].tolist()
         packed = [os.fsdecode(name)[len(self.prefix) :] for name in names]
-        return sorted([*packed, *(f for f in self.left_out if f.startswith(f'{folder}/'))])
+        return sorted([*packed, *(f for f in self.left_out if f.startswith(f'{place}/'))])
+
+    def scan(self) -> tuple[list[str], list[str]]:
+        return self.below(), [STORE_FILE] if self.about['scored'] else []
+
+    def to_look_up(self, files: Sequence[str], wanted: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(self.position(files) < 0)
+
+    def is_inside(self, file: str, csv: str = '', row: int | None = None) -> bool:
+        return True
+
+    def reader(self, files: Sequence[str]) -> Callable[[int], Image.Image]:
+        return partial(_read_packed, self, self.position(files))
+
+    def colour_difference(self, file: str) -> float:
+        return 0.0
 
     def image(self, position: int) -> Image.Image:
         """Return an image at its packed size, in the modes of `load_image`.
@@ -534,3 +553,7 @@ def _file_problem(path: Path, size: int, crc: int | None) -> str:
     if crc is not None and file_crc32(path) != crc:
         return f'{path} was changed: the checksum differs'
     return ''
+
+
+def _read_packed(store: Store, positions: np.ndarray, position: int) -> Image.Image:
+    return store.image(int(positions[position]))

@@ -58,6 +58,10 @@ def refuse(fault: Fault) -> None:
         raise ValueError(str(fault))
 
 
+def ignore(fault: Fault) -> None:
+    """Ignore a fault that has already been reported."""
+
+
 class Table:
     """The text cells of a CSV file (.csv, .csv.gz or .xlsx).
 

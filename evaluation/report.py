@@ -775,7 +775,7 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    numbers = report.get('numbers', [])
+    numbers = report.get('numbers', [])[::-1]  # the last set is the most important one
     scored = [*report['sets'], *numbers]
     names = dict.fromkeys(label['label'] for entry in scored for label in entry['labels'])
     environment.filters |= {

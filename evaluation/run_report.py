@@ -365,7 +365,7 @@ def _describe_run(
     config: Config, sources: list[str], training: dict[str, str], names: Names
 ) -> dict[str, str]:
     """Return the table of run details for the first screen of the report."""
-    data = config.DATA
+    data, family = config.DATA, family_of(config)
     checkpoint = ', '.join(names.file(source) for source in sources)
     labeller = f', labels of {data.LABELLER}' if data.DATASET == 'mimic-cxr' else ''
     data_set = f'{data.DATASET}{labeller}'
@@ -381,7 +381,7 @@ def _describe_run(
         **({'Blank labels': data.BLANK} if task_of(config).has_policies else {}),
         'Images': describe_images(data.DATA_PATH),
         'Pixels': f'preprocessing {steps}, normalised by {data.NORMALIZE}',
-        'Threshold rule': config.EVAL.THRESHOLD,
+        **({'Threshold rule': config.EVAL.THRESHOLD} if family.has_thresholds else {}),
         'Test-time views': describe_views(config),
         'Seed': str(config.SEED),
         'Code': code_version(),
