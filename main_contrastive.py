@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data import build_loader
+from data.build import build_loader
 from data.fingerprint import describe_data
 from engine.launch import launch
 from engine.loop import LossFunction, total_steps

@@ -17,8 +17,9 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data import Loaders, build_loader
+from data.build import build_loader
 from data.fingerprint import describe_data
+from data.loader import Loaders
 from data.tasks import NUMBERS, task_of
 from engine.launch import launch
 from engine.loop import LossFunction, fit

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data import Loaders, build_loader
+from data.build import build_loader
 from data.fingerprint import describe_data
+from data.loader import Loaders
 from engine.launch import launch
 from engine.loop import LossFunction, total_steps
 from engine.run_record import Run

@@ -11,9 +11,8 @@ from PIL import Image
 from scipy import ndimage
 
 from config import Config
-from data import Loaders
 from data.images import full_size
-from data.loader import holdout_dataset, make_loader, training_dataset
+from data.loader import Loaders, holdout_dataset, make_loader, training_dataset
 from data.preprocess import Preprocess
 from data.records import Records
 from data.sources import read_sources

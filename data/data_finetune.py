@@ -11,10 +11,9 @@ import pandas as pd
 from torch.utils.data import DataLoader
 
 from config import PROBES, Config
-from data import Loaders
 from data.groups import group_columns
 from data.labels import count_uncertain
-from data.loader import XrayDataset, bad_images, inverse_frequency_weights, make_loader
+from data.loader import Loaders, XrayDataset, bad_images, inverse_frequency_weights, make_loader
 from data.names import row_names
 from data.predictions import Predictions, look_up, read_predictions
 from data.reading import may_be_absent, read_split

@@ -5,8 +5,7 @@ import logging
 from torch.utils.data import DataLoader
 
 from config import Config, encoder_node
-from data import Loaders
-from data.loader import holdout_dataset, make_loader, training_dataset
+from data.loader import Loaders, holdout_dataset, make_loader, training_dataset
 from data.masking import MaskGenerator, mask_generator
 from data.records import Records
 from data.sources import read_sources

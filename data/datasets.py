@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from config import LAYOUT_SUFFIX, Config, Registry
-from data.records import Records
 
 
 class _DataSets(Registry):
@@ -26,7 +25,7 @@ class DataSet:
     """An entry of DATASETS."""
 
     # Reader of a split, with the arguments of `read_mimic`.
-    read: Callable[..., Records | None]
+    read: Callable[..., Any]  # -> Records | None
     labelled: bool  # whether images have labels
     # (config, root) -> existing files that are read, without the images
     tables: Callable[[Config, Path], list[Path]]

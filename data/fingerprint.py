@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from config import Config
-from data import Loaders
 from data.datasets import DATASETS
 from data.layouts import open_layout
+from data.loader import Loaders
 from data.sources import source_configs
 from data.store import STORE_FILE, is_store, place_of
 from data.tasks import NUMBERS, task_of

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,50 @@ SAMPLE, ORDER, WEIGHTED, REPLACEMENT = 0, 1, 2, 4
 HOLDOUT_SEED = 0  # not SEED, so that all runs are scored on the same masks and views
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 CAN_WAIT = hasattr(signal, 'sigwaitinfo')  # not on macOS
+
+
+class Loaders(NamedTuple):
+    """The loaders of a stage; None for a split that the stage does not have.
+
+    The sources of the images are in `dataset.records` of a loader (with DATA.SOURCES, of each of
+    `dataset.parts`), and the targets in `dataset.targets`. Shapes: B images, C channels, side S,
+    h x w tokens, K labels.
+
+    Pre-training:
+        train: (images [B, C, S, S], masks [B, h, w]), augmented, with new masks in each epoch.
+        holdout: (images, masks, scale [B, C], offset [B, C]) of held-out patients, with the mask
+            type of the run and the same masks in each epoch. images * scale + offset restores the
+            grey levels in [0, 255].
+        reference: The same images with masks that do not depend on the run: random, 0.6 hidden,
+            units of 32 px, or an eighth of the side for images below 128 px. None if the masks do
+            not fit the image or the patches of the model; holdout itself if the masks are equal.
+
+    Contrastive pre-training:
+        train: One tensor [B, C, S, S] per view, with new views in each epoch. SwAV's small crops
+            come last and may be smaller.
+        holdout: (images [B, C, S, S] without augmentation, views ...) of held-out patients, with
+            the same views in each epoch and the same number of batches on every rank.
+
+    Fine-tuning:
+        train: (images, targets [B, K], index [B]), augmented. NaN targets are ignored.
+        holdout, internal, valid, test: The same without augmentation, each image once over all
+            ranks. internal has the held-out patients of EVAL.INTERNAL_SHARE. NaN targets are not
+            scored. index is the position in dataset.records. Images with test-time views are
+            [B, T, C, S, S].
+        plain: Training images without augmentation, in order, which replace train with
+            FINETUNE.MODE 'linear_probe' and 'knn'.
+        whole: All training images, before a subset is taken, without augmentation
+            (EVAL.PREDICT_TRAIN).
+    """
+
+    train: DataLoader | None = None
+    holdout: DataLoader | None = None
+    reference: DataLoader | None = None
+    valid: DataLoader | None = None
+    test: DataLoader | None = None
+    plain: DataLoader | None = None
+    whole: DataLoader | None = None
+    internal: DataLoader | None = None
 
 
 class BadImages:

@@ -28,10 +28,10 @@ from tqdm import tqdm
 from config import Config, default_config
 from data.chexpert import read_csv, read_folder
 from data.datasets import DATASETS
-from data.image_source import SCORED_FILES
 from data.images import BadImageError, load_image
 from data.mimic import named_images
 from data.preprocess import apply_steps
+from data.records import SCORED_FILES
 from data.store import (
     BAD_FILE,
     BYTES,

@@ -1,16 +1,20 @@
 """Records: the images of a table with their labels, patients and views."""
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from data.image_source import Folder, ImageSource
+from data.image_source import ImageSource
+from data.images import colour_difference, load_image, refuse_link_out
 from data.labels import BLANK, CELLS, LABELS, MARKS, Cells
-from data.names import PATIENT_AND_BELOW, STUDY, views_in_names
+from data.names import IMAGE_SUFFIXES, PATIENT_AND_BELOW, STUDY, views_in_names
 from data.store import BAD_FILE, is_store, open_store
 from data.table import LARGEST, Fault, OnFault, Table, refuse
 
@@ -19,6 +23,7 @@ SEXES = {'Male': 'Male', 'Female': 'Female', 'Unknown': 'Unknown', '': 'Unknown'
 VIEW_CELLS = {'Frontal': 'frontal', 'Lateral': 'lateral', '': ''}
 PROJECTIONS = {name: name for name in ('AP', 'PA', 'LL', 'RL', '')}
 VIEWS_HINT = "'views: frontal' in the layout, if all images are frontal"
+SCORED_FILES = ('train.csv', 'valid.csv')  # a folder with one of these holds images to be scored
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,68 @@ class Records:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         arrays = {name: v[indices] for name, v in values.items() if isinstance(v, np.ndarray)}
         return replace(self, **arrays)
+
+
+class Folder(ImageSource):
+    """The image files below a folder; links that leave it are faults."""
+
+    left_out: Mapping[str, str] = {}
+
+    def __init__(self, root: str | Path, on_fault: OnFault = refuse) -> None:
+        self.path = Path(root)
+        self.on_fault = on_fault
+
+    def exists(self, file: str) -> bool:
+        return os.path.exists(self.path / file)
+
+    def below(self, place: str = '', suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
+        """List the files below a folder that have one of the suffixes, sorted, as paths below root.
+
+        Hidden files and folders are ignored. Links within the root are ignored, too, because their
+        targets are listed. A link that leaves the root is a fault.
+        """
+        if not self.path.is_dir():
+            raise ValueError(f'DATA.DATA_PATH is not a folder: {self.path}')
+        files, places = [], [place] if self.is_inside(place) else []
+        while places:
+            place = places.pop()
+            with os.scandir(self.path / place) as found:
+                entries = [entry for entry in found if not entry.name.startswith('.')]
+            for entry in entries:
+                file = f'{place}/{entry.name}' if place else entry.name
+                is_wanted = entry.name.lower().endswith(suffixes)
+                if entry.is_symlink():
+                    if is_wanted or os.path.isdir(self.path / file):
+                        self.is_inside(file)
+                elif entry.is_dir():
+                    places.append(file)
+                elif is_wanted and entry.is_file():
+                    files.append(file)
+        return sorted(files)
+
+    def scan(self) -> tuple[list[str], list[str]]:
+        files = self.below(suffixes=(*IMAGE_SUFFIXES, *SCORED_FILES))
+        scored = [file for file in files if os.path.basename(file) in SCORED_FILES]
+        return [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)], scored
+
+    def to_look_up(self, files: Sequence[str], wanted: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(wanted)
+
+    def is_inside(self, file: str, csv: str = '', row: int | None = None) -> bool:
+        try:
+            refuse_link_out(self.path, self.path / file)
+        except ValueError as error:
+            self.on_fault(Fault('link that leaves the folder', str(error), csv, row, file))
+            return False
+        return True
+
+    def reader(self, files: Sequence[str]) -> Callable[[int], Image.Image]:
+        # One block of memory, which workers share; they would copy a list of strings.
+        names = np.array([os.fsencode(file) for file in files], bytes)
+        return partial(_read_file, self.path, names)
+
+    def colour_difference(self, file: str) -> float:
+        return colour_difference(self.path / file)
 
 
 def select_views(records: Records, views: str) -> Records:
@@ -156,3 +223,7 @@ def records_of(table: Table, labels: Sequence[str], cells: Cells = MARKS) -> Rec
         labels=labels_of(table, labels, cells),
         label_names=tuple(labels),
     )
+
+
+def _read_file(root: Path, files: np.ndarray, position: int) -> Image.Image:
+    return load_image(root / os.fsdecode(files[position]), root)

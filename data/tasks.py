@@ -49,7 +49,7 @@ class Task(ABC):
         seed: SEED, which determines random targets.
         kind: Kind of the predictions: independent probabilities of 'findings', probabilities of
             'classes' with the sum 1, or 'numbers' (class attribute).
-        losses: Values of LOSS.NAME; the first one is the default (class attribute).
+        losses: Values of LOSS.NAME for this kind; the first one is the default (class attribute).
         has_policies: Whether uncertain labels have policies in training and are never scored, and
             whether images without a target are kept (class attribute).
         takes_names: Whether DATA.LABELS chooses the labels (class attribute).
@@ -306,8 +306,9 @@ def check_label_options(config: Config, stage: str | None) -> None:
         return
     allowed = f'left out, or {len(task.labels)}, the number of labels of DATA.TASK and DATA.LABELS'
     require(config.MODEL.NUM_CLASSES == len(task.labels), config, 'MODEL.NUM_CLASSES', allowed)
+    of_others = {name for other in TASKS.values() for name in other.losses} - {*task.losses}
     allowed = f'one of {", ".join(map(repr, task.losses))} {of_task}'
-    require(config.LOSS.NAME in task.losses, config, 'LOSS.NAME', allowed)
+    require(config.LOSS.NAME not in of_others, config, 'LOSS.NAME', allowed)
     holds = config.EVAL.SELECT != 'five' or set(COMPETITION_LABELS) <= set(task.labels)
     require(holds, config, 'EVAL.SELECT', "'auto' or 'all' if not all of the five are learned")
     if task.third_class.any():

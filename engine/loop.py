@@ -215,7 +215,7 @@ def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFuncti
     start = i - i % state.accumulation
     size = min(state.accumulation, state.num_batches - start)
     if i == start:
-        state.skipped.begin_step(run, state.module)
+        state.skipped.begin_step(run.config, state.module)
         if hasattr(state.module, 'begin_step'):
             state.module.begin_step()
     ends_step = i + 1 == start + size
@@ -305,9 +305,9 @@ def _optimizer_step(run: Run, state: TrainState) -> None:
     state.scaler.unscale_(state.optimizer)
     limit = run.config.TRAIN.CLIP_GRAD or math.inf
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
-    if state.skipped.must_skip(run, None if state.scaler.is_enabled() else norm):
+    if state.skipped.must_skip(run.config, None if state.scaler.is_enabled() else norm):
         first_batch = state.batch - state.batch % state.accumulation
-        state.skipped.skip(run, _not_finite(run, state, first_batch))
+        state.skipped.skip(run.config, run.logger, _not_finite(run, state, first_batch))
     else:
         state.scaler.step(state.optimizer)
         state.progress.waiting_losses += state.skipped.losses

@@ -1,12 +1,13 @@
 """Skipping of optimizer steps whose loss or gradient is not finite (TRAIN.ON_NAN 'skip')."""
 
+import logging
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from config import Config
 from engine.compilation import copy_buffers, restore_buffers
-from engine.run_record import Run
 from system import distributed
 
 
@@ -27,25 +28,25 @@ class SkippedSteps:
     losses: list[Tensor] = field(default_factory=list)
     before: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def begin_step(self, run: Run, module: nn.Module) -> None:
+    def begin_step(self, config: Config, module: nn.Module) -> None:
         """Forget the losses of the last step, and copy what a skipped step must not change."""
         self.losses = []
-        if run.config.TRAIN.ON_NAN == 'skip':
+        if config.TRAIN.ON_NAN == 'skip':
             self.before = copy_buffers(module)
 
-    def must_skip(self, run: Run, norm: Tensor | None) -> bool:
+    def must_skip(self, config: Config, norm: Tensor | None) -> bool:
         """Return whether a loss or the norm of the step is not finite on any rank.
 
         `norm` is None with a gradient scaler, which skips overflowing steps itself.
         """
-        if run.config.TRAIN.ON_NAN == 'stop':
+        if config.TRAIN.ON_NAN == 'stop':
             return False
         values = torch.stack(self.losses)
         if norm is not None:
             values = torch.cat([values, norm.reshape(1).to(values)])
         return bool(distributed.all_reduce_sum((~values.isfinite()).sum()))  # waits for the device
 
-    def skip(self, run: Run, problem: str) -> None:
+    def skip(self, config: Config, logger: logging.Logger, problem: str) -> None:
         """Restore the buffers and count the step.
 
         Raises:
@@ -53,9 +54,9 @@ class SkippedSteps:
         """
         restore_buffers(self.before)
         self.count += 1
-        limit = run.config.TRAIN.NAN_LIMIT
+        limit = config.TRAIN.NAN_LIMIT
         if self.count > limit:
             raise FloatingPointError(
                 f'{problem}; more than TRAIN.NAN_LIMIT {limit} steps were skipped'
             )
-        run.logger.warning(f'{problem}: the step is skipped ({self.count} of at most {limit})')
+        logger.warning(f'{problem}: the step is skipped ({self.count} of at most {limit})')

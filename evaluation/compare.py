@@ -1,6 +1,5 @@
 """Paired comparison of two models: differences in AUROC with intervals and p-values."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ from scipy.stats import rankdata
 
 from data.labels import COMPETITION_LABELS
 from evaluation.cases import Cases
-from evaluation.intervals import Resamples, delong_test, interval
+from evaluation.intervals import Resamples, bootstrap_p, delong_test, holm
 from evaluation.metrics import headline_labels, label_scores, summary
 
 
@@ -73,34 +72,6 @@ def likeness(a: np.ndarray, b: np.ndarray, targets: np.ndarray) -> str:
     if np.array_equal(a[known], b[known]):
         return 'identical'
     return 'same order of cases' if np.array_equal(rankdata(a[known]), rankdata(b[known])) else ''
-
-
-def bootstrap_p(samples: np.ndarray) -> float:
-    """Return the two-sided bootstrap p-value of the hypothesis that a difference is 0.
-
-    The p-value is twice the smaller share of the resamples [R] on one side of 0, at most 1. Each
-    count and the number of resamples are increased by one, so the smallest p-value is 2 / (R + 1).
-    It is NaN if the interval is undefined.
-
-    Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 4.2.
-    """
-    if np.isnan(interval(samples)[0]):
-        return float('nan')
-    defined = samples[~np.isnan(samples)]
-    fewer = min(np.sum(defined <= 0), np.sum(defined >= 0))
-    return min(1.0, float(2 * (1 + fewer) / (1 + defined.size)))
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Adjust p-values by Holm's step-down method, ignoring NaN.
-
-    Source: Holm 1979, Scandinavian Journal of Statistics 6(2), 65-70.
-    """
-    adjusted = np.array(p_values, dtype=float)
-    order = np.argsort(adjusted)[: np.sum(~np.isnan(adjusted))]  # NaN sorts last
-    steps = np.arange(order.size, 0, -1) * adjusted[order]
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
-    return adjusted
 
 
 def _summary(samples: np.ndarray) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Confidence intervals of scores: bootstrap over patients, and DeLong's variance of the AUROC.
+"""Confidence intervals and p-values: bootstrap over patients, and DeLong's variance of the AUROC.
 
 DeLong's variance is only valid if each patient appears once. Otherwise, use the bootstrap. DeLong's
 estimate can be 0, for example for perfectly separated classes. This does not mean that the AUROC is
@@ -59,6 +59,34 @@ def interval(values: np.ndarray) -> tuple[float, float]:
         return float('nan'), float('nan')
     low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)
+
+
+def bootstrap_p(samples: np.ndarray) -> float:
+    """Return the two-sided bootstrap p-value of the hypothesis that a difference is 0.
+
+    The p-value is twice the smaller share of the resamples [R] on one side of 0, at most 1. Each
+    count and the number of resamples are increased by one, so the smallest p-value is 2 / (R + 1).
+    It is NaN if the interval is undefined.
+
+    Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 4.2.
+    """
+    if np.isnan(interval(samples)[0]):
+        return float('nan')
+    defined = samples[~np.isnan(samples)]
+    fewer = min(np.sum(defined <= 0), np.sum(defined >= 0))
+    return min(1.0, float(2 * (1 + fewer) / (1 + defined.size)))
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Adjust p-values by Holm's step-down method, ignoring NaN.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6(2), 65-70.
+    """
+    adjusted = np.array(p_values, dtype=float)
+    order = np.argsort(adjusted)[: np.sum(~np.isnan(adjusted))]  # NaN sorts last
+    steps = np.arange(order.size, 0, -1) * adjusted[order]
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return adjusted
 
 
 def delong_variance(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, float]:

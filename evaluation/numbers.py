@@ -14,8 +14,7 @@ import numpy as np
 
 from evaluation.cases import Cases
 from evaluation.charts import significant
-from evaluation.compare import bootstrap_p, holm
-from evaluation.intervals import Resamples
+from evaluation.intervals import Resamples, bootstrap_p, holm
 from evaluation.metrics import (
     CHUNK,
     Protocol,

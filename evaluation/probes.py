@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from data import Loaders
+from data.loader import Loaders
 from data.tasks import CLASSES, FINDINGS, NUMBERS, task_of
 from engine.run_record import Run
 from evaluation.attentive import RATES, fit_attention_head

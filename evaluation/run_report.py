@@ -12,10 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from config import PATIENT_OPTIONS, PROBES, Config, encoder_name, value_at
-from data import Loaders
 from data.groups import group_columns, standard_groups
 from data.labels import UNCERTAIN
-from data.loader import XrayDataset
+from data.loader import Loaders, XrayDataset
 from data.predictions import write_predictions
 from data.reading import SCORED_SPLITS, TRAINING_LABELS, describe_images
 from data.tasks import CLASSES, NUMBERS, task_of

@@ -40,7 +40,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config, default_config, get_config
-from data import build_loader
+from data.build import build_loader
 from data.data_contrastive import ViewsTransform
 from data.masking import mask_generator
 from engine import loop

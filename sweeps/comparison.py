@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from evaluation.compare import bootstrap_p, holm
-from evaluation.intervals import interval
+from evaluation.intervals import bootstrap_p, holm, interval
 
 MEANS = ('mean_of_five', 'mean_of_defined')  # scores that are means over labels
 MISSING = 'n/a'

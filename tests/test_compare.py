@@ -8,8 +8,8 @@ from cases import NAN, make_cases
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from evaluation.compare import bootstrap_p, compare, holm
-from evaluation.intervals import Resamples, delong_test
+from evaluation.compare import compare
+from evaluation.intervals import Resamples, bootstrap_p, delong_test, holm
 
 LABELS = ('Edema', 'Fracture', 'Cardiomegaly')
 

@@ -13,10 +13,10 @@ from tiny import run_script
 
 import data.check
 from data.check import look_at
-from data.image_source import Folder
 from data.labels import LABELS
 from data.packing import Settings, pack, read_source
 from data.phantom import make_phantom
+from data.records import Folder
 
 Found = tuple[str, str, float | None, str]  # kind, csv, row, file
 # Warnings on splits as a whole, which small ones always have: a test looks at them alone.
@@ -262,7 +262,7 @@ def test_labels_of_one_class_are_all_named(
 
 
 def test_what_was_found_is_listed_if_a_worker_is_killed(clean: Path, check, monkeypatch) -> None:
-    monkeypatch.setattr('data.image_source.load_image', lambda *_: os._exit(9))
+    monkeypatch.setattr('data.records.load_image', lambda *_: os._exit(9))
     assert [kind for kind, *_ in check(clean)] == ['images that were not checked']
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision.transforms.functional import gaussian_blur
 from xray_splits import LOGGER, make_config, samples_of
 
-from data import build_loader
+from data.build import build_loader
 from data.data_contrastive import ViewsTransform, whole_batches
 from data.images import load_image
 from data.loader import sample_rng

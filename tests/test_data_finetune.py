@@ -9,7 +9,7 @@ import pytest
 import torch
 from xray_splits import LOGGER, cells_of, make_config, write_split
 
-from data import build_loader
+from data.build import build_loader
 from data.labels import LABELS, POLICIES
 
 

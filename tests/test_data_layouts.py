@@ -14,13 +14,13 @@ from sklearn.metrics import roc_auc_score
 from tiny import LABELS_DECIDE, VIT, config_with, finished_run, run_script
 
 from config import default_config
-from data import Loaders
 from data.check import Findings, check_data
 from data.datasets import DATASETS
 from data.describe import build_description
 from data.fingerprint import describe_data
 from data.labels import LABELS
 from data.layouts import open_layout, read_layout
+from data.loader import Loaders
 from data.packing import Settings, pack, read_source
 from data.phantom import make_phantom
 from data.reading import may_be_absent, read_split

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from xray_splits import LOGGER, make_config, samples_of
 
 import data.loader
-from data import build_loader
+from data.build import build_loader
 from data.chexpert import read_csv
 from data.images import load_image
 from data.loader import (

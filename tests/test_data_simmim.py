@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from xray_splits import LOGGER, make_config, samples_of
 
-from data import build_loader
+from data.build import build_loader
 from data.loader import sample_rng
 from data.masking import MaskGenerator
 

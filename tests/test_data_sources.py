@@ -11,7 +11,7 @@ from test_data_loader import assert_same
 from tiny import SWIN, run_folder, run_main, tiny_config, torchrun
 from xray_splits import LOGGER, make_config, samples_of, xray
 
-from data import build_loader
+from data.build import build_loader
 from data.chexpert import read_csv
 from data.fingerprint import describe_data
 from data.loader import sample_rng, source_seed

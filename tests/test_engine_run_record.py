@@ -15,9 +15,9 @@ from tiny import VIT, arguments, run_folder, run_main, tiny_config
 
 import main_simmim
 from config import config_text, default_config
-from data import Loaders
 from data.chexpert import read_csv
 from data.fingerprint import describe_data
+from data.loader import Loaders
 from engine import run_record as module
 from engine.run_record import (
     RunRecord,

@@ -17,7 +17,7 @@ from data.predictions import write_predictions
 from data.reading import read_split
 from data.splits import training_records
 from evaluation import metrics
-from evaluation.compare import holm
+from evaluation.intervals import holm
 from scripts import fold_table
 from sweeps.folds import save_ranks
 

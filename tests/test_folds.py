@@ -7,7 +7,7 @@ import pytest
 import torch
 from xray_splits import LOGGER, make_config, write_split
 
-from data import build_loader
+from data.build import build_loader
 
 PARTS = 3
 

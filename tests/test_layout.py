@@ -33,8 +33,6 @@ ROW = {package: number for number, row in enumerate(ROWS) for package in row}
 NEVER = {'engine': {'models', 'data'}}
 # Modules of `data` that models may import.
 ONLY = {'models': {'data.labels', 'data.masking', 'data.tasks'}}
-# build_loader imports the loader of its stage, so that `data` can be imported without torch.
-LAZY = {'data'}
 
 
 def module_name(path: Path) -> str:
@@ -77,7 +75,7 @@ def test_imports_go_one_way_and_none_is_inside_a_function() -> None:
             other = target.partition('.')[0]
             is_wrong = ROW[other] > ROW[package] or other in NEVER.get(package, ())
             is_wrong |= package in ONLY and other == 'data' and target not in ONLY[package]
-            if is_wrong or (in_function and name not in LAZY):
+            if is_wrong or in_function:
                 wrong.append(f'{name}: {target}')
     assert wrong == []
 
@@ -88,9 +86,8 @@ def test_imports_form_no_cycle() -> None:
     def visit(name: str, path: tuple[str, ...]) -> None:
         assert name not in path, ' -> '.join([*path, name])
         if name not in done:
-            for target, in_function in imports(name):
-                if not (in_function and name in LAZY):
-                    visit(target, (*path, name))
+            for target, _ in imports(name):
+                visit(target, (*path, name))
             done.add(name)
 
     for name in MODULES:

@@ -14,7 +14,7 @@ from torch import nn
 
 import main_contrastive
 from config import default_config, get_config
-from data import build_loader
+from data.build import build_loader
 from engine import preflight as preflight_bench
 from logger import read_metrics
 from models import build_model

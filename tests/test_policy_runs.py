@@ -11,7 +11,7 @@ import torch
 from tiny import VIT, finished_run, tiny_config
 
 from config import get_config
-from data import build_loader
+from data.build import build_loader
 from data.labels import LABELS
 from models import build_model
 from utils import read_checkpoint

@@ -9,7 +9,7 @@ import pytest
 from mistakes import edit, linked
 from xray_splits import LOGGER, make_config
 
-from data import build_loader
+from data.build import build_loader
 from data.labels import LABELS
 from data.phantom import make_phantom
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import get_config
-from data import build_loader
+from data.build import build_loader
 from evaluation.cases import choose_cases
 from evaluation.saliency import (
     attention_rollout,

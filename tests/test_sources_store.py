@@ -17,10 +17,9 @@ from xray_splits import samples_of, write_split, xray
 
 from data.check import SAME_XRAY, look_at
 from data.chexpert import read_csv, read_folder
-from data.image_source import Folder
 from data.layouts import read_layout
 from data.packing import join_sources, pack, read_source
-from data.records import open_images
+from data.records import Folder, open_images
 from data.store import copy_store, is_store, open_store, read_about, verify
 from scripts.check_data import main as check
 from scripts.check_data import parse_args as check_args

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from evaluation.compare import bootstrap_p, holm
 from evaluation.footnotes import Footnotes
+from evaluation.intervals import bootstrap_p, holm
 from sweeps.comparison import compare_rows, summarise
 from sweeps.tables import missing_intervals, verdict_text
 

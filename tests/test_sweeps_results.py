@@ -20,8 +20,7 @@ from sweep_runs import (
 )
 
 from data.labels import COMPETITION_LABELS, LABELS
-from evaluation.compare import bootstrap_p, holm
-from evaluation.intervals import Resamples
+from evaluation.intervals import Resamples, bootstrap_p, holm
 from sweeps import sweep_table
 from sweeps.comparison import SIGNIFICANT, enough_resamples, verdict
 from sweeps.files import ROOT, expected_config, load_sweep, run_folder
