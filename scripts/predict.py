@@ -28,7 +28,7 @@ from data.chexpert import read_folder
 from data.images import COLOUR_LEVELS, BadImageError, colour_difference, load_image
 from data.predictions import write_predictions
 from data.reading import read_data_set
-from data.tasks import task_of
+from data.tasks import NUMBERS, task_of
 from data.transforms import EvalTransform
 from engine.launch import EXIT_UNEXPECTED, explain
 from evaluation.inference import load_classifier, predict
@@ -169,6 +169,10 @@ def predict_images(args: argparse.Namespace) -> int:
     labels = task.labels
     if unknown := set(args.maps) - set(labels):
         raise ValueError(f'--maps must be labels of {", ".join(labels)}; got {sorted(unknown)}')
+    if args.maps and task.kind == NUMBERS:
+        raise ValueError(
+            f'--maps shows probabilities of labels; {args.checkpoint} predicts numbers'
+        )
     method = 'attention' if config.MODEL.HEAD == 'attention' else 'grad_cam'
     if args.maps and lacks_maps(model, method):
         raise ValueError(f'--maps: {args.checkpoint} has {NO_MAPS}')

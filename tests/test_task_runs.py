@@ -93,6 +93,8 @@ def test_predictions_and_exports_are_in_the_units_of_the_labels(labelled, tmp_pa
     found = pd.read_csv(output)['Age'].sort_values().to_numpy()
     wanted = pd.read_csv(folder / 'predictions_valid.csv')['Age'].sort_values().to_numpy()
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    options = ['--num-workers', 0, '--maps', 'Age']
+    assert run_script('predict', *words[:-1], tmp_path / 'q.csv', *options) == 2
     source = load_source(checkpoint, LOGGER)
     assert export(source, 'torch_export', tmp_path / 'm.pt2', overwrite=False) < 1e-4
     assert facts(source)['activation'] == 'none'
