@@ -54,12 +54,16 @@ def lamb(groups: list[dict], options: Any) -> optim.Optimizer:
     return Lamb(groups, eps=options.EPS, betas=options.BETAS, max_grad_norm=None)
 
 
+def optimizer_kind(config: Config) -> OptimizerKind:
+    """Return the entry of TRAIN.OPTIMIZER.NAME."""
+    return OPTIMIZERS[config.TRAIN.OPTIMIZER.NAME.lower()]
+
+
 def build_optimizer(
     config: Config, model: nn.Module, logger: logging.Logger, is_pretrain: bool
 ) -> optim.Optimizer:
     """Build the optimizer of TRAIN.OPTIMIZER with the parameter groups of the stage."""
     options = config.TRAIN.OPTIMIZER
-    name = options.NAME.lower()
     groups = param_groups(
         model,
         weight_decay=config.TRAIN.WEIGHT_DECAY,
@@ -71,8 +75,8 @@ def build_optimizer(
             f'{group.get("group_name", "group")}: {len(group["params"])} tensors, '
             f'weight decay {group["weight_decay"]:g}, base rate {group["lr"]:.6g}'
         )
-    logger.info(_describe(name, groups))
-    return OPTIMIZERS[name].build(groups, options)
+    logger.info(_describe(options.NAME.lower(), groups))
+    return optimizer_kind(config).build(groups, options)
 
 
 def param_groups(

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from config import CHECKPOINT_GLOBALS, Config, check_config, config_from_text, flat_options
-from optimizer import OPTIMIZERS
 from system import distributed
 from system.downloads import is_url, local_path, log_download
 from system.files import (
@@ -79,9 +78,11 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
     replace_file(checksum, f'{digest}  {path.name}\n')
 
 
-def checkpoint_bytes(config: Config, model: nn.Module) -> int:
-    """Estimate the size of a checkpoint in bytes: the model and the optimizer's moments."""
-    moments = OPTIMIZERS[config.TRAIN.OPTIMIZER.NAME.lower()].moments
+def checkpoint_bytes(model: nn.Module, moments: int) -> int:
+    """Estimate the size of a checkpoint in bytes: the model and the moments of its optimizer.
+
+    `moments` is the number of tensors that the optimizer keeps for each trained weight.
+    """
     trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
     return sum(tensor.nbytes for tensor in model.state_dict().values()) + moments * trained
 

@@ -20,6 +20,7 @@ from engine.loop import LossFunction, begin, train_one_batch, wrap_model
 from engine.run_record import Run, is_locked
 from engine.train_state import TrainState
 from logger import wrap
+from optimizer import optimizer_kind
 from system import distributed
 from system.device import autocast, synchronized_time, to_device, views_of
 from utils import checkpoint_bytes
@@ -286,7 +287,7 @@ class Preflight:
             count += len(epochs) * state.steps_per_epoch // train.SAVE_EVERY_STEPS
         # The best checkpoint, and the next one before an old one is removed, also need space.
         count = min(count, config.SAVE_KEEP or count) + (not self.run.is_pretrain) + 1
-        needed = count * checkpoint_bytes(config, state.module)
+        needed = count * checkpoint_bytes(state.module, optimizer_kind(config).moments)
         free = shutil.disk_usage(self.run.folder).free
         found = f'up to {count:,} checkpoints need {format_bytes(needed)}, '
         found += f'{format_bytes(free)} are free'

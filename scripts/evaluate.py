@@ -42,8 +42,9 @@ from data.tasks import FINDINGS, NUMBERS, TASKS, make_task
 from engine.run_record import OPTIONS_FILE, code_version, read_record
 from evaluation.analysis import HeldOut, fit_held_out
 from evaluation.calibration import TEMPERATURES
-from evaluation.cases import Cases, match, share_labels
+from evaluation.cases import Cases
 from evaluation.footnotes import Footnotes
+from evaluation.matching import match, share_labels
 from evaluation.metrics import Protocol
 from evaluation.report import (
     SALT_FILE,

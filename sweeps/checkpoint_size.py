@@ -12,6 +12,7 @@ import torch
 from config import config_from_text
 from models.build import build_model
 from models.contrastive import build_contrastive
+from optimizer import optimizer_kind
 from utils import checkpoint_bytes
 
 if __name__ == '__main__':
@@ -23,5 +24,5 @@ if __name__ == '__main__':
                 model = build_contrastive(config, total_steps=1)
             else:
                 model = build_model(config, is_pretrain=stage == 'simmim')
-            sizes.append(checkpoint_bytes(config, model))
+            sizes.append(checkpoint_bytes(model, optimizer_kind(config).moments))
     sys.stdout.write(json.dumps(sizes))

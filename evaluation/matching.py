@@ -1,0 +1,205 @@
+"""Match files of predictions with files of labels, by the names of images or studies."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from data.labels import UNCERTAIN, SharedLabel, any_of
+from data.names import row_names, views_in_names
+from data.predictions import LabelTable, Predictions
+from data.records import Records
+from data.tasks import CLASSES, TASKS
+from evaluation.cases import Cases
+
+SHOWN = 3  # number of example names in a message
+
+
+def match(
+    predictions: Predictions,
+    table: LabelTable,
+    *,
+    name: str,
+    level: str,
+    complete: bool = True,
+    groups: Callable[[Records], Mapping[str, np.ndarray]] | None = None,
+) -> tuple[Cases, list[str]]:
+    """Match predictions and labels by the names of images or studies.
+
+    If only the labels or only the predictions belong to studies, each image gets the labels or the
+    prediction of its study.
+
+    Args:
+        predictions: Predictions of one model.
+        table: Labels of the images or studies.
+        name: Name of the resulting set.
+        level: Level of the scores. 'image' requires labels and predictions of images.
+        complete: Whether each labelled row must have a prediction.
+        groups: Function from records to the groups of the cases.
+
+    Returns:
+        The cases, and notes about rows and labels that are not scored.
+
+    Raises:
+        ValueError: If the files have no label or no row in common, if labelled rows have no
+            prediction, or if the files do not support this level or these views.
+    """
+    _check_kinds(predictions, table, level)
+    labels = tuple(label for label in table.labels if label in predictions.labels)
+    if not labels:
+        raise ValueError(
+            f'{predictions.file} ({", ".join(predictions.labels)}) and {table.file} (task '
+            f'{table.task}: {", ".join(table.labels)}) have no label in common'
+        )
+    uncertain, task = None, TASKS[table.task]
+    if task.kind == CLASSES and {*predictions.labels} != {*table.labels}:
+        raise ValueError(
+            f'{predictions.file} has the classes {", ".join(predictions.labels)}, but {table.file} '
+            f'is read with {", ".join(table.labels)}: they must be the same'
+        )
+    of_predictions, of_table, notes = _pair_rows(predictions, table, complete)
+    records = table.records.select(of_table)
+    if table.key == 'Study' and predictions.key == 'Path':
+        names = predictions.names[of_predictions]
+        records = replace(records, path=names, view=views_in_names(names))
+    columns = [predictions.labels.index(label) for label in labels]
+    kept = [table.labels.index(label) for label in labels]
+    if task.has_policies:
+        columns_read = [records.label_names.index(label) for label in labels]
+        uncertain = records.labels[:, columns_read] == UNCERTAIN
+    cases = Cases(
+        name=name,
+        labels=labels,
+        path=records.path,
+        study=records.study,
+        patient=records.patient,
+        probabilities=predictions.probabilities[of_predictions][:, columns],
+        targets=table.targets[of_table][:, kept],
+        groups=groups(records) if groups else {},
+        uncertain=uncertain,
+        exclusive=task.kind == CLASSES,
+    )
+    if table.missing:
+        notes.append(f'{table.file} has no column {", ".join(table.missing)}, which is not scored')
+    return cases, notes
+
+
+def share_labels(
+    predictions: Predictions, table: LabelTable, shared: Sequence[SharedLabel]
+) -> tuple[Predictions, LabelTable, str]:
+    """Reduce predictions and labels to the findings that both contain.
+
+    The probability of a finding with several labels is their maximum. The finding is present if one
+    of these labels is present. Otherwise it is not scored if one of these labels is not scored. The
+    last result is a note that lists the remaining labels.
+
+    Raises:
+        ValueError: If there is no common finding.
+    """
+    both = [
+        label
+        for label in shared
+        if {*label.predicted} <= {*predictions.labels} and {*label.labelled} <= {*table.labels}
+    ]
+    if not both:
+        raise ValueError(
+            f'{predictions.file} ({", ".join(predictions.labels)}) and {table.file} '
+            f'({", ".join(table.labels)}) have no finding in common'
+        )
+    marks = np.where(np.isnan(table.targets), UNCERTAIN, table.targets)
+    probabilities, values = [], []
+    for label in both:
+        columns = [predictions.labels.index(name) for name in label.predicted]
+        probabilities.append(predictions.probabilities[:, columns].max(axis=1))
+        values.append(any_of(marks[:, [table.labels.index(name) for name in label.labelled]]))
+    names, values = tuple(label.name for label in both), np.stack(values, axis=1)
+    predicted = {name for label in both for name in label.predicted}
+    labelled = {name for label in both for name in label.labelled}
+    left_out = (
+        ', '.join(name for name in part.labels if name not in used) or 'none'
+        for part, used in ((predictions, predicted), (table, labelled))
+    )
+    note = '{}: labels without a counterpart are left out: predictions of {}; labels of {}'
+    return (
+        replace(predictions, labels=names, probabilities=np.stack(probabilities, axis=1)),
+        replace(
+            table,
+            records=replace(table.records, labels=values, label_names=names),
+            labels=names,
+            targets=np.where(values == UNCERTAIN, np.float32(np.nan), values),
+            missing=(),
+        ),
+        note.format(predictions.file, *left_out),
+    )
+
+
+def _check_kinds(predictions: Predictions, table: LabelTable, level: str) -> None:
+    of_studies = [part.file for part in (predictions, table) if part.key == 'Study']
+    if level == 'image' and of_studies:
+        raise ValueError(f'level image requires images (Path), but {of_studies[0]} has studies')
+    if table.views != 'all' and predictions.key == 'Study':
+        raise ValueError(
+            f'views {table.views} requires images (Path), but {predictions.file} has studies'
+        )
+
+
+def _pair_rows(
+    predictions: Predictions, table: LabelTable, complete: bool
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Match the rows of both files, by study if either file has studies, otherwise by image.
+
+    Returns row indices [M] of predictions and of labels, and notes about the unmatched rows.
+    """
+    key = 'Study' if 'Study' in (predictions.key, table.key) else 'Path'
+    given, wanted = row_names(predictions.names, key), row_names(table.records.path, key)
+    if table.key == 'Path':  # the prediction of a study may belong to several images
+        of_table, of_predictions = np.arange(len(wanted)), given.get_indexer(wanted)
+    else:
+        of_predictions = _of_wanted_views(predictions, table.views)
+        of_table = wanted.get_indexer(given[of_predictions])
+    paired = (of_predictions >= 0) & (of_table >= 0)
+    of_predictions, of_table = of_predictions[paired], of_table[paired]
+    if not len(of_table):
+        raise ValueError(
+            f'{predictions.file} ({_examples(predictions.names)}) and {table.file} '
+            f'({_examples(table.records.path)}) have no row in common'
+        )
+    notes, of_views = [], '' if table.views == 'all' else f' of {table.views} views'
+    if ignored := len(given) - len(set(of_predictions)):
+        notes.append(
+            f'{predictions.file}: {ignored} of {len(given)} rows have no labelled row{of_views} in '
+            f'{table.file} and are ignored'
+        )
+    unpredicted = np.setdiff1d(np.arange(len(wanted)), of_table)
+    has_other_views = wanted[unpredicted].isin(given)
+    if has_other_views.any():
+        notes.append(
+            f'{table.file}: {has_other_views.sum()} of {len(wanted)} studies have no prediction'
+            f'{of_views} and are left out'
+        )
+    missing = table.records.path[unpredicted[~has_other_views]]
+    if complete and len(missing):
+        raise ValueError(
+            f'{predictions.file} has no prediction for {len(missing)} of the {len(table)} labelled '
+            f'rows{of_views} of {table.file}: {_examples(missing)}'
+        )
+    return of_predictions, of_table, notes
+
+
+def _of_wanted_views(predictions: Predictions, wanted: str) -> np.ndarray:
+    """Return the rows of the images with these views, which the file names must contain."""
+    if wanted == 'all':
+        return np.arange(len(predictions.names))
+    views = views_in_names(predictions.names)
+    if (views == '').any():
+        unknown = predictions.names[np.argmax(views == '')]
+        raise ValueError(
+            f'{predictions.file}: views {wanted} cannot be selected, because the name {unknown!r} '
+            'does not contain a view'
+        )
+    return np.flatnonzero(views == wanted)
+
+
+def _examples(names: Sequence[str]) -> str:
+    """List the first few names for a message."""
+    return ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
