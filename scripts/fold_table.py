@@ -7,9 +7,10 @@ python scripts/fold_table.py table --sweep F --predictions P --labels DATA/all.c
 `join` writes P/ROW_seed0.csv.gz for each row and seed. It contains each image once, with the rank
 of the prediction among the images of the fold, from 0 to 1, because predictions of different models
 have no common scale. scripts/evaluate.py can also read these files. With --tune, rows that only
-differ in fine-tuning become one row: each fold takes the predictions of the row with the highest
-mean AUROC on the training patients whom its runs did not learn from (EVAL.PREDICT_TRAIN), and
-P/tuning.csv lists the choices.
+differ in TRAIN.BASE_LR become one row: each fold takes the predictions of the row with the highest
+mean AUROC on the training patients whom its runs did not learn from, and P/tuning.csv lists the
+choices. These patients are those outside the share of the labels (EVAL.PREDICT_TRAIN) and, with
+EVAL.SELECT_ON last, the held-out patients.
 
 `table` compares each row with
 all rows in `against`, in which `pixels` is the logistic regression on pixels (REPORT.PIXEL_FLOOR),
@@ -28,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.predictions import read_label_file, read_predictions
 from engine.run_record import SHOWN
-from evaluation.cases import match
 from evaluation.footnotes import Footnotes
 from evaluation.intervals import Resamples
+from evaluation.matching import match
 from evaluation.metrics import FEW_CASES, count_classes, label_scores, labels_with_few_cases
 from sweeps.comparison import ENDS, SIGNIFICANT, LongTable, compare_rows, summarise
 from sweeps.files import (
@@ -78,7 +79,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             add('--output', type=Path, required=True, help='root of the run folders')
             add('--folds', type=int, required=True, help='the same as for ablate.py run')
             add('--seeds', type=int, default=3, help='seeds 0 to N - 1')
-            add('--tune', action='store_true', help='join rows with the same pre-training')
+            add('--tune', action='store_true', help='join rows that differ in TRAIN.BASE_LR alone')
             continue
         add('--predictions', type=Path, required=True, help='folder that join wrote')
         add('--labels', type=Path, required=True, help='CSV file with the labels of all images')

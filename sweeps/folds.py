@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 
 from data.predictions import Predictions, look_up, read_predictions
 from data.reading import read_split
+from data.records import select_views
 from data.splits import split_patients, unlabelled_records
 from data.tasks import task_of
 from evaluation.metrics import FEW_CASES, auroc_per_label, count_classes, labels_with_few_cases
@@ -20,6 +21,7 @@ from sweeps.files import Sweep, load_config, without_cache
 from system.files import replace_file
 
 LOGGER = logging.getLogger(__name__)
+RATE = 'TRAIN.BASE_LR'
 Runs = dict[int, list[Path]]  # seed -> run folder of each fold
 
 
@@ -50,20 +52,22 @@ def join_ranks(files: Sequence[Path]) -> Predictions:
 
 
 def tune(sweep: Sweep, runs: Mapping[str, Runs], *, folds: int, save: Path) -> dict[str, Runs]:
-    """Return one row for all rows with the same pre-training and labels, and write save/tuning.csv.
+    """Return one row for all rows that differ in TRAIN.BASE_LR alone, and write save/tuning.csv.
 
     In each fold, it has the runs of the row with the highest mean AUROC over the seeds on training
     patients of the fold whom the runs did not learn from (`mean_score`). A patient is scored by a
-    setting that other patients chose, and these patients see the runs that are scored: a run that
+    rate that other patients chose, and these patients see the runs that are scored: a run that
     fails is not chosen. The row has the name of the first of its rows.
 
     Raises:
         ValueError: If rows that are tuned together have not finished the same seeds.
     """
-    arms: dict[tuple[str, str], list[str]] = {}
+    arms: dict[tuple[str, ...], list[str]] = {}
     for row in [row for row in sweep.rows if row.name in runs]:
+        options = {**row.options('finetune'), RATE: None}
         learned = row.pretrain_run if row.pretraining else ''
-        arms.setdefault((learned, row.subset), []).append(row.name)
+        arm = learned, str(row.configs['finetune']), row.subset, repr(sorted(options.items()))
+        arms.setdefault(arm, []).append(row.name)
     tuned: dict[str, Runs] = {}
     choices = []
     for names in arms.values():
@@ -91,28 +95,39 @@ def tune(sweep: Sweep, runs: Mapping[str, Runs], *, folds: int, save: Path) -> d
 def mean_score(folders: Sequence[Path]) -> float:
     """Return the mean AUROC of runs over labels, on training patients whom they did not learn from.
 
-    These are the patients outside the share of the labels. Labels with few cases of a class among
-    them do not count.
+    These are the patients outside the share of the labels and, with EVAL.SELECT_ON 'last', the
+    held-out patients. Labels with few cases of a class among them do not count.
 
     Raises:
         ValueError: If there are no such patients, or all labels have few cases among them.
     """
     scores = []
     for folder in folders:
-        config = without_cache(load_config(folder))
-        train, *_ = split_patients(config, read_split(config, 'train', LOGGER))
-        records = unlabelled_records(config, train)
-        task = task_of(config)
-        labels = task.labels
-        predictions = read_predictions(folder / 'predictions_train.csv', labels=labels)
-        probabilities = look_up(predictions, records.path, labels)
-        targets = task.scored(records)
+        labels, probabilities, targets = _not_learned(folder)
         few = labels_with_few_cases(count_classes(targets, labels))
         counted = [label not in few for label in labels]
         if not any(counted):
             raise ValueError(
                 f'{folder}: no label has {FEW_CASES} cases of each class among the '
-                f'{len(records)} training images that the run did not learn from'
+                f'{len(targets)} training images that the run did not learn from'
             )
         scores.append(auroc_per_label(probabilities[:, counted], targets[:, counted]).mean())
     return float(np.mean(scores))
+
+
+def _not_learned(folder: Path) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Return labels [K], probabilities [N, K] and targets [N, K] of patients not learned from."""
+    config = without_cache(load_config(folder))
+    task = task_of(config)
+    train, held_out, _ = split_patients(config, read_split(config, 'train', LOGGER))
+    parts = {'train': unlabelled_records(config, train)}
+    if config.EVAL.SELECT_ON == 'last':
+        parts['holdout'] = select_views(held_out, config.EVAL.VIEWS or config.DATA.VIEWS)
+    probabilities, targets = [np.empty((0, len(task.labels)))], [np.empty((0, len(task.labels)))]
+    for split, records in parts.items():
+        if len(records):
+            file = folder / f'predictions_{split}.csv'
+            predictions = read_predictions(file, labels=task.labels)
+            probabilities.append(look_up(predictions, records.path, task.labels))
+            targets.append(task.scored(records))
+    return task.labels, np.concatenate(probabilities), np.concatenate(targets)

@@ -15,11 +15,11 @@ from sweep_runs import methods_file
 from config import Config, config_text, default_config
 from data.predictions import write_predictions
 from data.reading import read_split
-from data.splits import training_records
+from data.splits import split_patients, training_records
 from evaluation import metrics
 from evaluation.intervals import holm
 from scripts import fold_table
-from sweeps.folds import save_ranks
+from sweeps.folds import mean_score, save_ranks
 
 LOGGER = logging.getLogger('fold_table')
 LABELS = ('Edema', 'Pneumonia')
@@ -245,7 +245,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dic
     content = yaml.safe_load(sweep.read_text())
     simmim, scratch = content['methods']['simmim'], content['methods']['scratch']
     low = simmim | {'finetune_options': {'TRAIN.BASE_LR': 0.001}}
-    content['methods'] = {'simmim': simmim, 'simmim_low': low, 'scratch': scratch}
+    other = simmim | {'finetune_options': {'MODEL.HEAD': 'attention'}}  # more than another rate
+    content['methods'] = {'simmim': simmim, 'simmim_low': low, 'other': other, 'scratch': scratch}
     sweep.write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.setattr(fold_table, 'folder_state', state)
     _, targets = draw(tmp_path)
@@ -258,6 +259,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dic
     values = {
         'simmim_1': [np.where(is_valid, right, wrong), right, right],
         'simmim_low_1': [np.where(is_valid, wrong, right), wrong, wrong],
+        'other_1': [noise] * FOLDS,
         'scratch_1': [noise] * FOLDS,
     }
     for name, by_fold in values.items():
@@ -302,10 +304,12 @@ def test_tuning_takes_the_setting_that_is_best_on_patients_who_were_not_learned(
     assert run('join', '--sweep', sweep, *words) == 0
     files = {path.name for path in (folder / 'p').iterdir()}
     assert files == {'tuning.csv'} | {
-        f'{row}_seed{seed}.csv.gz' for row in ('simmim_1', 'scratch_1') for seed in range(2)
+        f'{row}_seed{seed}.csv.gz'
+        for row in ('simmim_1', 'other_1', 'scratch_1')
+        for seed in range(2)
     }
     choices = pd.read_csv(folder / 'p/tuning.csv')
-    taken = ['simmim_low_1', 'simmim_1', 'simmim_1', *['scratch_1'] * FOLDS]
+    taken = ['simmim_low_1', 'simmim_1', 'simmim_1', *['other_1'] * FOLDS, *['scratch_1'] * FOLDS]
     assert list(choices[choices['chosen']]['candidate']) == taken
     table = pd.read_csv(folder / 'p/simmim_1_seed0.csv.gz').set_index('Path')
     for part, name in enumerate(taken[:FOLDS]):
@@ -326,6 +330,37 @@ def test_tuning_takes_the_setting_that_is_best_on_patients_who_were_not_learned(
     ]
     entry = choices[(choices['fold'] == 1) & (choices['candidate'] == 'scratch_1')]
     assert entry['mean_auroc'].item() == pytest.approx(np.mean(scores), abs=1e-4)
+
+
+@pytest.mark.parametrize(('select_on', 'fraction'), [('last', 0.34), ('last', 1), ('auto', 0.34)])
+def test_held_out_patients_count_in_tuning_if_they_select_no_epoch(
+    settings: tuple, select_on: str, fraction: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, 'FEW_CASES', 5)
+    sweep, _ = settings
+    folder = sweep.parent
+    config = config_of(folder, 0)
+    config.EVAL.SELECT_ON, config.DATA.TRAIN_FRACTION = select_on, fraction
+    config.DATA.HOLDOUT_FRACTION = 0.4
+    train, held_out, _ = split_patients(config, read_split(config, 'train', LOGGER))
+    learned = training_records(config, train).path
+    seen = np.concatenate([train.path[~np.isin(train.path, learned)], held_out.path])
+    seen = seen if select_on == 'last' else np.setdiff1d(seen, held_out.path)
+    run = folder / 'simmim_finetune/mine_scratch_1_seed0_fold0'
+    (run / 'config.yaml').write_text(config_text(config))
+    noise = np.random.default_rng(2).random((len(names()), len(LABELS)))
+    for split, paths in (('train', train.path), ('holdout', held_out.path)):
+        own = noise[[names().index(path) for path in paths]]
+        write_predictions(
+            run / f'predictions_{split}.csv', own, paths=paths, labels=LABELS, source={}
+        )
+    targets = pd.read_csv(folder / 'all.csv').set_index('Path').loc[seen, [*LABELS]].to_numpy()
+    scores = [
+        roc_auc_score(targets[:, k], noise[[names().index(path) for path in seen], k])
+        for k in range(len(LABELS))
+        if min(targets[:, k].sum(), (1 - targets[:, k]).sum()) >= 5
+    ]
+    assert scores and mean_score([run]) == pytest.approx(np.mean(scores), abs=1e-6)
 
 
 def noise_of(values: dict, paths: np.ndarray, label: int) -> np.ndarray:

@@ -20,6 +20,6 @@ $python scripts/pack.py --data-path "$labelled" --csv all.csv --output "$out/lab
 $python scripts/pack.py --data-path "$unlabelled" --output "$out/unlabelled" --size 64
 $python scripts/ablate.py run "${sweep[@]}" --folds 5 --parallel "${PARALLEL:-2}" --keep best \
     --data-path "$out/labelled" --unlabelled "$out/unlabelled" --output "$out"
-$python scripts/fold_table.py join "${sweep[@]}" --folds 5 --output "$out" --save "$out/results/predictions"
+$python scripts/fold_table.py join "${sweep[@]}" --folds 5 --output "$out" --save "$out/results/predictions" --tune
 $python scripts/fold_table.py table "${sweep[@]}" --predictions "$out/results/predictions" --labels "$labelled/all.csv" \
     --scores mean Pneumonia --save "$out/results"
