@@ -77,8 +77,8 @@ def read_csv(
     problem = 'has neither a view nor a name like view1_frontal.jpg'
     table.check(key, records.view != '', 'value of the view', problem)
     if key == 'Study':
-        records = replace(records, row=np.arange(len(records)))
-    records = existing_records(records, table.row, images, look_up, on_fault, logger)
+        records = replace(records, sample=np.arange(len(records)))
+    records = existing_records(records, images, look_up, on_fault, logger)
     if logger is not None:
         logger.info(f'{csv_name}: {len(records)} images')
         if absent := [name for name in DESCRIPTION if name not in table]:
@@ -111,6 +111,7 @@ def read_folder(
         root=root,
         csv='',
         row=np.arange(size),
+        sample=np.arange(size),
         path=paths.to_numpy(),
         file=paths.to_numpy(),
         patient=paths.str.extract(PATIENT_PART)[0].fillna(paths).to_numpy(object),
@@ -123,7 +124,7 @@ def read_folder(
     )
     if not images.left_out:
         return records
-    return existing_records(records, records.row, images, 'all', on_fault)
+    return existing_records(records, images, 'all', on_fault)
 
 
 def chexpert_tables(config: Config, root: Path) -> list[Path]:

@@ -92,10 +92,7 @@ def _own_cells(records: Records) -> pd.DataFrame:
     """Return the cells of the CSV file for each record; no column for a folder of images."""
     if not records.csv:
         return pd.DataFrame()
-    table = Table(records.root / records.csv)
-    if table.key == 'Study':
-        return table.cells.set_index('Study', drop=False).loc[records.study]
-    return table.cells.loc[records.row]
+    return Table(records.root / records.csv).cells.loc[records.row]
 
 
 def _read_demographics(records: Records, file: Path) -> pd.DataFrame:

@@ -85,7 +85,7 @@ MARKS = Cells()
 
 @dataclass(frozen=True)
 class SharedLabel:
-    """A finding of two label sets; in each set, any of its labels stands for the finding."""
+    """A finding that two label sets share; in each set, one positive label of several is enough."""
 
     name: str
     predicted: tuple[str, ...]
@@ -177,7 +177,7 @@ def training_targets(
         policies: Names [K] of policies.
         blank: Target of NaN, 'negative' or 'ignore'. No Finding, which is never 0 in CheXpert, is
             negative in both cases.
-        rows: Sample ids [N] (`Records.row`), which determine random targets.
+        rows: Sample ids [N] (`Records.sample`), which determine random targets.
         seed: SEED of the config, which determines random targets.
         predictions: Probabilities [N, K] for policies that need them.
         names: Names [K] of the labels.

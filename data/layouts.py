@@ -256,6 +256,7 @@ def read_layout(
         root=root,
         csv=table.file.relative_to(root).as_posix() if layout.table else '',
         row=table.row,
+        sample=table.row,
         path=files.to_numpy(object),
         file=files.to_numpy(object),
         patient=table[PATIENT].to_numpy(object),
@@ -270,7 +271,7 @@ def read_layout(
         unknown = f'{(records.view == "").sum()} are neither frontal nor lateral'
         source = records.csv or layout.file.name
         logger.info(f'{source}, {split}: {len(records)} images; {unknown}')
-    return existing_records(records, table.row, images, look_up, on_fault, logger)
+    return existing_records(records, images, look_up, on_fault, logger)
 
 
 def _read_rows(

@@ -184,9 +184,9 @@ class XrayDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, ...]) -> Any:
         epoch, index, *occurrence = key
-        row = int(self.records.row[index])
+        number = int(self.records.sample[index])
         image, index = self._usable_image(epoch, index)
-        sample = self.transform(image, sample_rng(self.seed, epoch, row, *occurrence))
+        sample = self.transform(image, sample_rng(self.seed, epoch, number, *occurrence))
         return sample if self.targets is None else (sample, self.targets[index], index)
 
     def _usable_image(self, epoch: int, index: int) -> tuple[Image.Image, int]:
@@ -201,8 +201,8 @@ class XrayDataset(Dataset):
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         """Yield a position, and then all others in an order that depends on the sample."""
         yield index
-        row = int(self.records.row[index])
-        others = _generator(self.seed, epoch, REPLACEMENT, row).permutation(len(self))
+        number = int(self.records.sample[index])
+        others = _generator(self.seed, epoch, REPLACEMENT, number).permutation(len(self))
         yield from others[others != index].tolist()
 
     def _list_bad_image(self, position: int, error: ValueError) -> None:

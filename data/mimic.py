@@ -85,7 +85,7 @@ def read_mimic(
             f'{of_studies.file.name}; {(place < 0).sum()} images have none, '
             f'{(records.view == "").sum()} are neither frontal nor lateral'
         )
-    return existing_records(records, records.row, images, look_up, on_fault, logger)
+    return existing_records(records, images, look_up, on_fault, logger)
 
 
 def named_images(config: Config, root: Path) -> set[str]:

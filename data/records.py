@@ -32,7 +32,8 @@ class Records:
 
     root: Path
     csv: str  # name of the CSV file; '' for a folder of images
-    row: np.ndarray  # [N] int64, sample id: 0-based row of the CSV (`Study` files: number of image)
+    row: np.ndarray  # [N] int64, 0-based row of the CSV file; images of a study may share it
+    sample: np.ndarray  # [N] int64, a number of the image, which determines random numbers
     path: np.ndarray  # [N] path in the CSV
     file: np.ndarray  # [N] path relative to root
     patient: np.ndarray  # [N]
@@ -147,7 +148,6 @@ def add_studies(table: Table) -> None:
 
 def existing_records(
     records: Records,
-    rows: np.ndarray,
     images: ImageSource,
     look_up: str,
     on_fault: OnFault,
@@ -157,7 +157,6 @@ def existing_records(
 
     Args:
         records: Records of N images.
-        rows: 0-based rows [N] of the CSV file.
         images: Store or folder with the images.
         look_up: 'all', 'none', or 'first': the first image of each folder such as `train/`. In a
             store, all images are looked up.
@@ -173,7 +172,7 @@ def existing_records(
     wanted = (look_up == 'all') | ~parts.duplicated().to_numpy()
     for position in images.to_look_up(records.file, wanted).tolist():
         file = records.file[position]
-        place = (csv_file, int(rows[position]) + 2 if csv_file else None, file)
+        place = (csv_file, int(records.row[position]) + 2 if csv_file else None, file)
         if file in images.left_out:
             on_fault(Fault('left out of the store', images.left_out[file], *place, 'warning'))
             keep[position] = False
@@ -215,6 +214,7 @@ def records_of(table: Table, labels: Sequence[str], cells: Cells = MARKS) -> Rec
         root=table.file.parent,
         csv=table.file.name,
         row=table.row,
+        sample=table.row,
         **{name: table[name].to_numpy(object) for name in names},
         view=np.where(view == '', views_in_names(table['path']), view),
         sex=table.map('Sex', SEXES, 'value of the sex', dtype=object),

@@ -90,8 +90,9 @@ class Task(ABC):
     @cached_property
     def third_class(self) -> np.ndarray:  # [K] bool
         """Return whether uncertain is a third class of each label."""
-        own = [POLICIES[name] for name in self.policies.values()]
-        return np.array([policy.third_class for policy in own] or [False] * len(self.labels), bool)
+        if not self.policies:
+            return np.zeros(len(self.labels), bool)
+        return np.array([POLICIES[name].third_class for name in self.policies.values()])
 
     @property
     def needs_predictions(self) -> bool:
@@ -141,7 +142,7 @@ class Observations(Task):
             records.labels,
             [*self.policies.values()],
             blank=self.blank,
-            rows=records.row,
+            rows=records.sample,
             seed=self.seed,
             predictions=predictions,
             names=records.label_names,

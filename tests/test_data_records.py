@@ -172,7 +172,8 @@ def test_labels_by_study_are_those_of_all_its_images(tmp_path: Path) -> None:
     assert records.study.tolist() == [names[0], names[0], names[1]]
     assert records.patient.tolist() == ['patient00009', 'patient00009', 'patient00002']
     assert records.view.tolist() == ['frontal', 'lateral', 'frontal']
-    assert records.row.tolist() == [0, 1, 2] and records.labels[:, 5].tolist() == [1, 1, 1]
+    assert records.row.tolist() == [0, 0, 1] and records.sample.tolist() == [0, 1, 2]
+    assert records.labels[:, 5].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
