@@ -160,7 +160,8 @@ def finetune(
     source, best = checkpoint_name(config.TRAIN.EPOCHS - 1), run.folder / BEST_CHECKPOINT
     saved = read_checkpoint(best) if best.exists() else {}
     # A file with another score is of epochs that were discarded when the run resumed.
-    if saved.get('best_score') == state.best_score:
+    is_of_this_run = saved.get('best_score') == state.best_score
+    if is_of_this_run:
         load_model_state(model, saved['model'], str(best), logger)
         final.score(
             'selected',

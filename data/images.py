@@ -127,12 +127,6 @@ def load_image(path: str | PathLike[str], root: str | PathLike[str] = '') -> Ima
     return image
 
 
-def decode(data: bytes) -> Image.Image:
-    """Decode the contents of an image file, see `load_image`; may raise any exception."""
-    with _open(data) as image:
-        return _decode(data, image)
-
-
 def read_dicom(data: bytes) -> Image.Image:
     """Decode the one image of a DICOM file as the grey levels that a viewer would show.
 

@@ -82,8 +82,8 @@ def read_data_set(
 def may_be_absent(config: Config, split: str) -> bool:
     """Return whether a split may be missing.
 
-    The test split may always be missing. The valid split may be missing if there is a test split:
-    in a layout, or in a CSV file other than the default that DATA.TEST_CSV names.
+    The test split may always be missing. The valid split may be missing if a layout describes a
+    test split, or if DATA.TEST_CSV was changed and its file exists.
     """
     data, splits = config.DATA, DATASETS[config.DATA.DATASET].splits
     is_given = data.TEST_CSV != default_config().DATA.TEST_CSV

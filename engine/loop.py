@@ -54,8 +54,8 @@ def fit(
         loss_fn: Function (model, batch on the device) -> scalar mean over the batch.
         after_epoch: Function (run, model, epoch) -> values for metrics.jsonl. It is called with
             epoch -1 before training, after every EVAL.EVERY epochs and after the last epoch.
-        selects_by: What the value `score` is, for the log. The epoch with the highest score becomes
-            ckpt_best.pth. With '' there is no such checkpoint.
+        selects_by: Name of the score whose highest value selects ckpt_best.pth. With '' nothing is
+            selected, and there is no such checkpoint.
 
     Raises:
         Preempted: If a signal asked the run to stop, after a checkpoint was saved.
@@ -172,7 +172,7 @@ def train_one_epoch(
         With TRAIN.ON_NAN 'skip' also skipped_steps, counted over the whole run.
 
     Raises:
-        FloatingPointError: If a loss, or a gradient norm without gradient scaler, is not finite.
+        FloatingPointError: If a loss is not finite or, without a gradient scaler, a gradient norm.
             With TRAIN.ON_NAN 'skip' only after more than TRAIN.NAN_LIMIT skipped steps.
         Preempted: If a signal asked the run to stop (see `Saver`).
     """
@@ -224,7 +224,7 @@ def train_one_batch(run: Run, state: TrainState, batch: Any, loss_fn: LossFuncti
     losses = state.skipped.losses if is_held else state.progress.waiting_losses
     losses.append(loss)
     if ends_step:
-        _optimizer_step(run, state)
+        _optimizer_step(run, state, first_batch=start)
         state.scheduler.step_update(state.epoch * state.num_batches + i)
     state.batch = i + 1
 
@@ -300,17 +300,16 @@ def _backward(
     return loss.detach().clone()  # CUDA graphs overwrite the loss in the next forward pass
 
 
-def _optimizer_step(run: Run, state: TrainState) -> None:
+def _optimizer_step(run: Run, state: TrainState, *, first_batch: int) -> None:
     """Clip the gradients, make or skip the optimizer step and clear the gradients."""
     state.scaler.unscale_(state.optimizer)
     limit = run.config.TRAIN.CLIP_GRAD or math.inf
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
     if state.skipped.must_skip(run.config, None if state.scaler.is_enabled() else norm):
-        first_batch = state.batch - state.batch % state.accumulation
         state.skipped.skip(run.config, run.logger, _not_finite(run, state, first_batch))
     else:
         state.scaler.step(state.optimizer)
-        state.progress.waiting_losses += state.skipped.losses
+        state.progress.waiting_losses += state.skipped.losses  # held back with TRAIN.ON_NAN 'skip'
         state.progress.waiting_norms.append((len(state.progress.waiting_losses), norm))
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

@@ -66,7 +66,7 @@ class Saver:
         """
         config, epoch = self.run.config, state.epoch
         is_best = score > state.best_score
-        if is_best:  # False for NaN, which no later score could exceed
+        if is_best:  # never for NaN: no later score would exceed it
             state.best_score = score
         stops, _ = self.interruptions.due(wait=True)
         is_last = epoch + 1 == config.TRAIN.EPOCHS

@@ -97,22 +97,22 @@ def family_of(config: Config) -> Family:
     return FAMILIES[task_of(config).kind]
 
 
-def score(config: Config, scores: np.ndarray, loader: DataLoader) -> dict[str, Any]:
+def score(config: Config, outputs: np.ndarray, loader: DataLoader) -> dict[str, Any]:
     """Compute the scores of one split, with its loss and its views.
 
     Args:
         config: Run configuration.
-        scores: Scores of the images as `models.outputs.Outputs` defines them, [N, K].
+        outputs: Outputs of the model [N, K], as `models.outputs.Outputs` defines them.
         loader: Loader of the split.
     """
-    dataset, outputs = loader.dataset, OUTPUTS[task_of(config).kind]
+    dataset, kind = loader.dataset, OUTPUTS[task_of(config).kind]
     found = family_of(config).table(
-        outputs.predictions(scores),
+        kind.predictions(outputs),
         dataset.targets,
         dataset.records.study,
         labels=task_of(config).labels,
         level=config.EVAL.LEVEL,
         aggregate=config.EVAL.AGGREGATE,
     )
-    loss = outputs.loss(torch.from_numpy(scores), torch.from_numpy(dataset.targets))
+    loss = kind.loss(torch.from_numpy(outputs), torch.from_numpy(dataset.targets))
     return found | {'loss': loss.item(), 'views': config.EVAL.VIEWS or config.DATA.VIEWS}

@@ -124,7 +124,7 @@ class MaskedModel(nn.Module, ABC):
         return self.target.to_images(self.predict(x, mask), x)
 
     def held_out_features(self, x: Tensor) -> Tensor:
-        """Return features [B, F] of whole images, by which validation notices a collapse."""
+        """Return features [B, F] of whole images. Validation uses them to detect a collapse."""
         raise NotImplementedError(f'{self.title} is validated by its target')
 
     def no_weight_decay(self) -> set[str]:
@@ -412,22 +412,25 @@ class SimMIM(MaskedModel):
 
 
 def pixel_loss(
-    reconstruction: Tensor, image: Tensor, weight: Tensor, error: Callable[..., Tensor] = F.l1_loss
+    predictions: Tensor, targets: Tensor, weight: Tensor, error: Callable[..., Tensor] = F.l1_loss
 ) -> Tensor:
-    """Compute the mean error of pixels [B, C, S, S] over channels and counted pixels, in float32.
+    """Compute the mean error over channels and counted cells, in float32.
 
-    The weight [B, 1, S, S] is 1 for counted pixels and 0 for others. Without counted pixels, the
-    loss is 0. The error is one of LOSSES.
+    Args:
+        predictions: [B, C, S, S], one value per channel and cell; a cell of pixels is one pixel.
+        targets: [B, C, S, S].
+        weight: [B, 1, S, S], 1 for counted cells and 0 for others. If none counts, the loss is 0.
+        error: One of LOSSES.
 
     Raises:
-        ValueError: If reconstruction and image have different shapes, which would be broadcast.
+        ValueError: If predictions and targets have different shapes, which would be broadcast.
     """
-    if reconstruction.shape != image.shape:
-        shapes = f'{[*reconstruction.shape]} and {[*image.shape]}'
-        raise ValueError(f'reconstruction and target must have one shape, got {shapes}')
+    if predictions.shape != targets.shape:
+        shapes = f'{[*predictions.shape]} and {[*targets.shape]}'
+        raise ValueError(f'predictions and targets must have one shape, got {shapes}')
     weight = weight.float()
-    errors = error(reconstruction.float(), image.float(), reduction='none')
-    return (errors * weight).sum() / (weight.sum() + 1e-5) / image.shape[1]
+    errors = error(predictions.float(), targets.float(), reduction='none')
+    return (errors * weight).sum() / (weight.sum() + 1e-5) / targets.shape[1]
 
 
 def average_cells(values: Tensor, cell: int) -> Tensor:

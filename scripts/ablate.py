@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -40,6 +40,7 @@ from sweeps.files import (
     only_rows,
     only_subsets,
     plan,
+    run_folder,
     without_cache,
 )
 from sweeps.plots import plot_curves, plot_labels, plot_losses, plot_masks, plot_subsets, plot_sweep
@@ -399,10 +400,25 @@ def collected(args: argparse.Namespace) -> dict:
     sweep = sweep_of(args)
     if args.source is None:
         split = args.split or sweep.split
+        refuse_folds(sweep, seeds_of(args), args.output)
         return collect(sweep, seeds_of(args), args.output, split=split)
     if args.seeds is not None or args.split or args.subsets:
         raise ValueError('--seeds, --split and --subsets cannot be used with --from')
     return read_collected(args.source, sweep.name)
+
+
+def refuse_folds(sweep: Sweep, seeds: Sequence[int], output: Path) -> None:
+    """Raise a ValueError if there are runs of a cross-validation and no others."""
+    runs = [(row, seed) for row in sweep.rows for seed in seeds]
+    whole, first = (
+        [folder for run in runs if (folder := run_folder(output, 'finetune', *run, fold)).is_dir()]
+        for fold in ('', '0/1')
+    )
+    if first and not whole:
+        raise ValueError(
+            f'--output {output}: {first[0].name} is a fold of a cross-validation: join the folds '
+            'and make their table with scripts/fold_table.py'
+        )
 
 
 def budget(args: argparse.Namespace) -> int:

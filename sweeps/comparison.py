@@ -25,7 +25,7 @@ LongTable = Mapping[str, Seeds]
 
 
 def enough_resamples(num_comparisons: int) -> int:
-    """Return the number of resamples with which each of these comparisons can be significant.
+    """Return how many resamples are needed so that a corrected p-value can be significant.
 
     With R resamples the smallest possible p-value is 2 / (R + 1) (`bootstrap_p`), and after Holm's
     correction it is this value times the number of comparisons.

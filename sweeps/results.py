@@ -170,7 +170,7 @@ def compare_runs(
         comparable.append((name, '' if mismatch else other))
         paired = [seed for seed in rows[name] if seed in rows[other or name]]
         reasons = [problems[row].get(seed, '') for row in (name, other or name) for seed in paired]
-        # A damaged seed without a pair comes last, because it spares the comparison.
+        # A damaged seed that the other row lacks does not affect the comparison: it comes last.
         reasons += problems[name].values()
         problem = mismatch or next(filter(None, reasons), '')
         intervals = {} if problem else _own_intervals(table[name])

@@ -191,8 +191,8 @@ def pretraining_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float
     Returns:
         `l1`, the final held-out L1 in grey levels under the masks that all runs share; `l1_mean`
         and `l1_linear`, the same for the trivial predictors; `images`, the number of seen images;
-        and `seconds`, the number of epochs times the median epoch without evaluation. The record of
-        an interrupted epoch only covers its end, so it counts as a whole epoch at the same rate.
+        and `seconds`, the number of epochs times the median epoch without evaluation. After a
+        resume, a record times only the rest of its epoch; its speed counts for the whole epoch.
     """
     last, key = records[-1] if records else {}, 'reference_l1_grey'
     figures = {'l1': last.get(key)}

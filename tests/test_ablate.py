@@ -203,6 +203,17 @@ def test_a_table_of_methods_comes_with_one_by_label(tmp_path) -> None:
     assert [*table.columns] == ['a_mean', 'b_mean']
 
 
+def test_the_table_of_a_cross_validated_sweep_is_refused_and_the_right_tool_named(
+    tmp_path, capsys
+) -> None:
+    folder = tmp_path / 'simmim_finetune' / f'{load_sweep(SWEEP).rows[0].run}_seed0_fold0'
+    folder.mkdir(parents=True)
+    words = ['table', '--sweep', str(SWEEP), '--output', str(tmp_path), '--seeds', '1']
+    assert run_script('ablate', *words) == 2
+    shown = capsys.readouterr().err
+    assert folder.name in shown and 'fold_table.py' in shown
+
+
 def test_runs_with_other_options_count_as_finished(tmp_path, capsys) -> None:
     job = jobs_of(SWEEP, tmp_path, tmp_path, 1)[0]
     job.folder.mkdir(parents=True)

@@ -143,11 +143,11 @@ def test_a_killed_run_resumes_bit_for_bit(whole, phantom, tmp_path, monkeypatch)
     cfg, folder = whole
     step, calls = loop._optimizer_step, []
 
-    def killed_in_step_7(*args: object) -> None:
+    def killed_in_step_7(*args: object, **options: object) -> None:
         calls.append(0)
         if len(calls) == 7:
             raise KeyboardInterrupt
-        return step(*args)
+        return step(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, '_optimizer_step', killed_in_step_7)
