@@ -599,6 +599,12 @@ _C.AUG.DISTORTION = Own(
     'Maximum shift of a corner as a share of half the side; 0: none. Not for SimMIM and MAE.',
     within='[0, 0.66]',
 )
+_C.AUG.NOISE = Own(
+    0.0,
+    'SimMIM and MAE: standard deviation of Gaussian noise in grey levels of 255; 0: none. The '
+    'target has the same noise.',
+    within='[0, 255]',
+)
 _C.AUG.RANDAUGMENT = Own(
     [], 'Fine-tuning: RandAugment as [number of operations, magnitude from 0 to 30]; []: none.'
 )

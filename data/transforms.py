@@ -132,6 +132,7 @@ class PretrainTransform(RandomCrop):
     def __init__(self, config: Config, mask_generator: MaskGenerator) -> None:
         super().__init__(config, config.DATA.PRETRAIN_INTERPOLATION, PRETRAIN_AREA)
         self.mask_generator = mask_generator
+        self.noise = config.AUG.NOISE
 
     def __call__(
         self, image: Image.Image, rng: np.random.Generator
@@ -139,6 +140,8 @@ class PretrainTransform(RandomCrop):
         drawn = self.draw(image, rng)
         mask = self.mask_generator(rng)
         pixels = self.cut(*drawn, rng)
+        if self.noise:
+            pixels = pixels + self.noise * rng.standard_normal(pixels.shape, np.float32)
         return torch.from_numpy(self.normalize(pixels)[0]), torch.from_numpy(mask)
 
 

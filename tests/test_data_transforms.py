@@ -226,6 +226,20 @@ def test_pretraining_draws_crop_then_flip_then_mask():
     assert 18 <= flips <= 42
 
 
+def test_noise_in_pretraining_has_its_deviation_and_changes_neither_crop_nor_mask():
+    generator = MaskGenerator(64, 16, 4, 0.6)
+    plain, noisy = (
+        PretrainTransform(make_config(AUG__NOISE=noise), generator) for noise in (0.0, 5.0)
+    )
+    added = []
+    for index in range(20):
+        clean, mask = plain(xray(), sample_rng(5, 2, index))
+        changed, same_mask = noisy(xray(), sample_rng(5, 2, index))
+        assert np.array_equal(mask, same_mask)
+        added.append((changed - clean).numpy() * 0.292 * 255)
+    assert np.std(added) == pytest.approx(5, rel=0.01) and abs(np.mean(added)) < 0.05
+
+
 @pytest.mark.parametrize(
     'shape, keep_aspect, flip', [((320, 390), True, True), ((390, 320), False, False)]
 )
