@@ -83,7 +83,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             continue
         add('--predictions', type=Path, required=True, help='folder that join wrote')
         add('--labels', type=Path, required=True, help='CSV file with the labels of all images')
-        add('--row', nargs='+', default=[], help='only these rows, compared with each other')
+        add(
+            '--row',
+            nargs='+',
+            default=[],
+            help='only these rows, compared with each other; pixels_1 names a baseline',
+        )
         add('--against', metavar='ROW', help='compare all rows with this one')
         add('--scores', nargs='+', default=[], help="labels, or 'mean'; default: all")
         add('--cases', type=int, default=FEW_CASES, metavar='N',
@@ -137,7 +142,8 @@ def finished_runs(sweep: Sweep, args: argparse.Namespace) -> dict[str, Runs]:
 def table(args: argparse.Namespace) -> None:
     """Write a table of each score as Markdown and CSV files."""
     sweep = load_sweep(args.sweep, args.scale)
-    sweep = only_rows(sweep, args.row) if args.row else sweep
+    rows = [name for name in args.row if not name.startswith(f'{PIXELS}_')]
+    sweep = only_rows(sweep, rows) if rows else sweep
     samples = read_samples(args, [row.name for row in sweep.rows])
     if args.against and args.against not in samples:
         raise ValueError(f'--against must be among {[*samples]}, got {args.against!r}')
@@ -182,7 +188,7 @@ def compared_pairs(
     """Return each row with each row to compare it with, or with '', and then the pixel baselines.
 
     Rows without a common seed are not compared. With --row, a row is only compared with other named
-    rows.
+    rows, also with the pixels only if they are named.
     """
     pairs = []
     for row in [row for row in sweep.rows if row.name in samples]:

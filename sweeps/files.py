@@ -61,7 +61,7 @@ REPLACED = ('reference', 'published')  # values that a scale replaces entirely
 COMPARED_BY = {'against', 'against_best_of'}
 ROW_KEYS = {'pretrain', 'finetune', 'weights', 'learns_from'} | COMPARED_BY
 METHOD_KEYS = {'pretrain', 'finetune', 'pretrain_options', 'finetune_options', 'weights'}
-METHOD_KEYS |= COMPARED_BY
+METHOD_KEYS |= {'schedule', *COMPARED_BY}
 # Keys whose values are names, or lists of names.
 NAMED_BY = ('reference', 'row', 'learns_from', *COMPARED_BY, *SELECTED)
 PIXELS = 'pixels'  # method: logistic regression on pixels, from runs with REPORT.PIXEL_FLOOR
@@ -396,7 +396,9 @@ def _method_rows(
             for stage in configs:
                 key = f'{SECTIONS[stage]}_options'
                 changes[stage] = _checked(entry.get(key), f'method {method}: {key}')
-            changes['finetune'] = changes['finetune'] | size | _checked(options, f'{kind} {subset}')
+            own = _checked(entry.get('schedule'), f'method {method}: schedule')
+            options_of_subset = _checked(options, f'{kind} {subset}')
+            changes['finetune'] = changes['finetune'] | size | options_of_subset | own
             row = Row(
                 name=f'{method}_{subset}',
                 run=f'{stem}_{method}_{subset}',
@@ -414,7 +416,7 @@ def _method_rows(
             )
             rows.append(row)
             defaults[row.name] = f'{reference}_{subset}'
-    _refuse_unequal_training(rows)
+    _refuse_unequal_training([row for row in rows if 'schedule' not in methods[row.method]])
     most = max((row.subset for row in rows), key=subset_size)
     return _linked(rows, defaults), f'{reference}_{most}'
 

@@ -213,6 +213,9 @@ def test_rows_are_compared_with_the_pixels_unless_only_named_rows_are(joined: tu
     assert table_of(sweep, '--row', 'scratch_1', 'simmim_1') == 0
     named = pd.read_csv(folder / 't/mine_Edema.csv')
     assert named['against'].dropna().tolist() == ['simmim_1']
+    assert table_of(sweep, '--row', 'scratch_1', 'pixels_1') == 0
+    named = pd.read_csv(folder / 't/mine_Edema.csv')
+    assert named['against'].dropna().tolist() == ['pixels_1']
 
 
 def test_missing_values_have_the_mark_of_their_reason(joined: tuple) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scripts.studies import power
 from scripts.studies import real_xrays_figures as figures
-from scripts.studies import real_xrays_power as power
 from sweeps.comparison import t_interval
 
 
@@ -53,6 +53,10 @@ def test_deviations_between_seeds_are_those_of_the_intervals() -> None:
     rows = [{'row': 'mae_1', **line}, {'row': 'linear_mae_1', **line}, {'row': 'knn_mae_1'}]
     found = power.observed_deviations(pd.DataFrame(rows))
     assert found.to_dict() == pytest.approx({'fine-tuning': 2**0.5, 'linear': 2**0.5})
+    found = power.observed_deviations(pd.DataFrame(rows), ['mae_1'])
+    assert found.to_dict() == pytest.approx({'mae_1': 2**0.5})
+    with pytest.raises(ValueError, match='knn_mae_1'):
+        power.observed_deviations(pd.DataFrame(rows), ['knn_mae_1'])
 
 
 def test_seeds_that_move_the_whole_model_hide_a_difference() -> None:
@@ -61,7 +65,8 @@ def test_seeds_that_move_the_whole_model_hide_a_difference() -> None:
     for moves in (0.0, 0.05):
         rng = np.random.default_rng(0)
         options = {'area': 0.85, 'difference': 0.06, 'moves': moves}
+        options |= {'seeds': (3, 10), 'comparisons': (6, 123)}
         found[moves] = np.mean([power.finds(rng, targets, **options) for _ in range(40)], axis=0)
-    three, ten = power.SEEDS.index(3), power.SEEDS.index(10)
+    three, ten = found[0.05]
     assert found[0.0].min() > 0.9
-    assert found[0.05][three].max() < 0.5 < found[0.05][ten].min()
+    assert three.max() < 0.5 < ten.min()

@@ -98,6 +98,19 @@ def test_from_scratch_has_the_options_of_the_pre_trained_rows_and_two_learning_r
             assert {*rows[low_rate]} - {*rows[pre_trained]} == {'TRAIN.BASE_LR'}
 
 
+def test_only_a_method_with_its_own_schedule_may_train_for_other_epochs(tmp_path: Path) -> None:
+    longer = {'TRAIN.EPOCHS': 77, 'TRAIN.WARMUP_EPOCHS': 7}
+    scratch = {'finetune': FINETUNE}
+    sections = {'reference': 'simmim', 'shares': {1: {'TRAIN.EPOCHS': 5}}}
+    own = methods(scratch=scratch, scratch77=scratch | {'schedule': longer})
+    rows = load_sweep(methods_file(tmp_path, **sections, methods=own)).rows
+    epochs = {row.name: expected_config(row, 'finetune').TRAIN.EPOCHS for row in rows}
+    assert epochs == {'simmim_1': 5, 'scratch_1': 5, 'scratch77_1': 77}
+    unequal = methods(scratch=scratch | {'finetune_options': {'DATA.BATCH_SIZE': 3}})
+    with pytest.raises(ValueError, match='scratch_1'):
+        load_sweep(methods_file(tmp_path, **sections, methods=unequal))
+
+
 def test_a_plan_has_each_run_once_after_what_it_needs() -> None:
     jobs = plan(SWEEPS['uncertain'], seeds=[0, 1], data='/data', output='/runs')
     folders = [job.folder for job in jobs]

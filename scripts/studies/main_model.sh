@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Does SimMIM help the Swin, and would MAE help more? docs/studies/main_model.md has the design.
+#   bash scripts/studies/main_model.sh LABELLED UNLABELLED OUT
+# LABELLED: CheXpert's layout with one CSV file, all.csv. UNLABELLED: a folder of images.
+# PARTS='primary probes': only these parts. PARALLEL=2: runs at a time, one CPU core each.
+# About 24 core-hours in all (estimated). Run again after a stop, it resumes.
+set -euo pipefail
+usage='usage: bash scripts/studies/main_model.sh LABELLED UNLABELLED OUT'
+labelled=$(cd "${1:?$usage}" && pwd)
+unlabelled=$(cd "${2:?$usage}" && pwd)
+out=${3:?$usage}
+case $out in /*) ;; *) out=$PWD/$out ;; esac
+cd "$(dirname "$0")/../.."
+. scripts/setup.sh
+setup requirements.txt
+python=.venv/bin/python
+export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
+sweep=(--sweep scripts/studies/main_model.yaml --scale all)
+variants='normalised hog ratio75 unit16 crops20 noise'
+
+# part NAME SEEDS 'METHOD ...' 'SHARE ...': run these rows if the part is wanted.
+part() {
+    case " ${PARTS:-primary probes vit longer exploratory} " in *" $1 "*) ;; *) return 0 ;; esac
+    local method share rows=()
+    for method in $3; do for share in $4; do rows+=("${method}_$share"); done; done
+    echo "main_model: part $1"
+    $python scripts/ablate.py run "${sweep[@]}" --seeds "$2" --row "${rows[@]}" --folds 5 --keep best \
+        --parallel "${PARALLEL:-2}" --data-path "$out/labelled" --unlabelled "$out/unlabelled" --output "$out"
+}
+
+$python scripts/pack.py --data-path "$labelled" --csv all.csv --output "$out/labelled" --size 64
+$python scripts/pack.py --data-path "$unlabelled" --output "$out/unlabelled" --size 64
+part primary 10 "$(echo {,scratch_}swin{,_low})" '1 0.1'
+part probes 5 "$(echo {linear,attentive}_{,random_}swin)" '1 0.1'
+part vit 5 "$(echo {mae,simmim,scratch}{,_low,_high} {linear,attentive}_{mae,simmim,random})" '1 0.1'
+part longer 3 "$(echo scratch{60,120}{,_low})" 1
+for name in swin20 $variants epochs150; do part exploratory 3 "$name ${name}_low attentive_$name" 1; done
+part exploratory 3 "$(echo images{3000,1500}{,_low})" 1
+
+results=$out/results
+$python scripts/fold_table.py join "${sweep[@]}" --folds 5 --seeds 10 --tune --output "$out" --save "$results/predictions"
+table=("$python" scripts/fold_table.py table "${sweep[@]}" --predictions "$results/predictions"
+    --labels "$labelled/all.csv" --scores Pneumonia mean)
+"${table[@]}" --save "$results/primary" --row {swin,scratch_swin}_{1,0.1}
+"${table[@]}" --save "$results/secondary" --row \
+    {swin,scratch_swin,{linear,attentive}_{,random_}swin,pixels}_{1,0.1} \
+    {mae,simmim,scratch,{linear,attentive}_{mae,simmim,random}}_{1,0.1} scratch{60,120}_1
+# shellcheck disable=SC2086 # several words
+"${table[@]}" --save "$results/exploratory" --row swin_1 scratch_swin_1 attentive_swin_1 \
+    $(for name in swin20 $variants epochs150; do echo "${name}_1 attentive_${name}_1"; done) images{3000,1500}_1

@@ -1,0 +1,131 @@
+"""Simulate which differences in AUROC a study on 1,000 labelled X-rays can detect.
+
+python scripts/studies/power.py                                                   # real_xrays.md
+python scripts/studies/power.py --rows swin_1 swin_0.1 --seeds 10 --comparisons 2 # main_model.md
+
+For each design it prints the share of trials that find a difference. The score of an image is
+normal: most of its variance is shared by two methods, and the rest is a method's own. Each seed
+moves the whole model: it changes the difference between the two methods on all images, with the
+standard deviation that the study docs/studies/real_xrays.md observed for the rows, or by default
+with the median of all rows of a mode. A difference is found if the intervals over images (DeLong)
+and over seeds (Student's t) exclude 0, the former with the level of the first step of Holm's
+correction.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm, t
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from evaluation.intervals import components, variance_of_mean
+
+TABLE = Path(__file__).resolve().parents[2] / 'docs/results/real_xrays/real_xrays_Pneumonia.csv'
+SHARED, OWN = 5 / 6, 1 / 6  # of the variance of a score
+TRIALS, LEVEL, POWER = 400, 0.05, 0.8
+DIFFERENCES = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add('--rows', nargs='+', default=[], help='rows that state deviations; default: all, by mode')
+    add('--seeds', nargs='+', type=int, default=[3, 10], help='numbers of seeds')
+    add('--comparisons', nargs='+', type=int, default=[6, 123], help='sizes of the family of Holm')
+    return parser.parse_args(argv)
+
+
+def observed_deviations(table: pd.DataFrame, rows: Sequence[str] = ()) -> pd.Series:
+    """Return standard deviations of a difference between seeds: of rows, or the median of a mode.
+
+    The table is the one of scripts/fold_table.py. Its intervals over seeds give the deviations. A
+    row that is compared with several others has the median.
+
+    Raises:
+        ValueError: If a row is not compared in the table.
+    """
+    compared = table[table['seeds_low'].notna()]
+    half = (compared['seeds_high'] - compared['seeds_low']) / 2
+    deviations = half * np.sqrt(compared['seeds']) / t.isf(LEVEL / 2, compared['seeds'] - 1)
+    if rows:
+        if unknown := [row for row in rows if row not in set(compared['row'])]:
+            raise ValueError(f'--rows must be compared in {TABLE}, got {unknown[0]!r}')
+        return deviations.groupby(compared['row']).median()[[*rows]]
+    modes = compared['row'].str.extract('^(linear|knn)_')[0].fillna('fine-tuning')
+    return deviations.groupby(modes).median()
+
+
+def finds(
+    rng: np.random.Generator,
+    targets: np.ndarray,
+    *,
+    area: float,
+    difference: float,
+    moves: float,
+    seeds: Sequence[int],
+    comparisons: Sequence[int],
+) -> np.ndarray:  # [number of `seeds`, number of `comparisons`] bool
+    """Whether a trial finds that the second method is better.
+
+    Args:
+        rng: Random generator.
+        targets: [N], 1 or 0.
+        area: AUROC of the first method.
+        difference: True difference in AUROC.
+        moves: Standard deviation of the difference between seeds.
+        seeds: Numbers of seeds.
+        comparisons: Numbers of comparisons that Holm's method corrects.
+    """
+    shared, *own = (np.sqrt(part) * rng.normal(size=targets.size) for part in (SHARED, OWN, OWN))
+    parts = []
+    for moved in difference + moves * rng.normal(size=max(seeds)):
+        areas = np.clip((area, area + moved), 0.01, 0.99)
+        means = np.sqrt(2) * norm.ppf(areas)
+        of_seed = [
+            components(mean * targets + shared + each, targets)
+            for mean, each in zip(means, own, strict=True)
+        ]
+        parts.append([after - before for before, after in zip(*of_seed, strict=True)])
+    found = []
+    for count in seeds:
+        differences = [wins.mean() / len(losses) for wins, losses in parts[:count]]
+        wins, losses = (np.mean(column, axis=0) for column in zip(*parts[:count], strict=True))
+        mean, error = np.mean(differences), np.std(differences, ddof=1) / np.sqrt(count)
+        p_value = 2 * norm.sf(mean / np.sqrt(variance_of_mean(wins, losses)))
+        over_seeds = mean > t.isf(LEVEL / 2, count - 1) * error
+        found.append([over_seeds and p_value < LEVEL / number for number in comparisons])
+    return np.array(found)
+
+
+def main(args: argparse.Namespace) -> int:
+    rng = np.random.default_rng(0)
+    deviations = observed_deviations(pd.read_csv(TABLE), args.rows)
+    designs = [(500, 0.85, name) for name in deviations.index]
+    if not args.rows:
+        designs += [(500, 0.75, 'fine-tuning'), (96, 0.75, 'fine-tuning')]
+    families = {'seeds': args.seeds, 'comparisons': args.comparisons}
+    for positives, area, name in designs:
+        targets = np.repeat([1.0, 0.0], [positives, 1000 - positives])
+        options = {'area': area, 'moves': deviations[name], **families}
+        trials = [
+            [finds(rng, targets, difference=each, **options) for _ in range(TRIALS)]
+            for each in DIFFERENCES
+        ]
+        shares = np.mean(trials, axis=1)  # [differences, seeds, comparisons]
+        print(f'{positives} positives, AUROC {area}, {name} (SD of seeds {deviations[name]:.4f})')
+        for s, seeds in enumerate(args.seeds):
+            for c, number in enumerate(args.comparisons):
+                enough = np.flatnonzero(shares[:, s, c] >= POWER)
+                least = f'{DIFFERENCES[enough[0]]:g}' if enough.size else f'above {DIFFERENCES[-1]}'
+                found = ' '.join(f'{share:.2f}' for share in shares[:, s, c])
+                print(f'  {seeds} seeds, {number} comparisons: {least} ({found})')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(parse_args()))
